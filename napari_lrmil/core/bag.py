@@ -1,0 +1,180 @@
+"""A bag: the embeddings of one slide's patches, where each patch lies, and how they were made. On disk as TRIDENT has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_lrmil.core.errors import BagError
+from napari_lrmil.core.files import whole
+from napari_lrmil.core.geometry import Int64, Lattice, Mpp
+
+Features = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class BagOrigin:
+    """How the instances of a bag were made; everything that must agree before two bags may be used together.
+
+    Attributes
+    ----------
+    slide
+        Name of the slide.
+    slide_fingerprint
+        Tells the slide's content from others.
+    mpp0
+        µm per level-0 pixel.
+    target_mpp, patch_px
+        Resolution (µm per pixel) and side of the patches that the encoder saw.
+    patch_level0
+        Width and height of a patch in level-0 pixels.
+    origin_level0
+        Level-0 pixel on which the grid hangs.
+    level0_size
+        Width and height of the slide.
+    encoder, encoder_sha256
+        Name and hash of the encoder's weights.
+    """
+
+    slide: str
+    slide_fingerprint: str
+    mpp0: float
+    target_mpp: float
+    patch_px: int
+    patch_level0: tuple[int, int]
+    origin_level0: tuple[int, int]
+    level0_size: tuple[int, int]
+    encoder: str
+    encoder_sha256: str
+
+    def lattice(self, n: int) -> Lattice:
+        """Return the lattice on which patches of this origin lie, `n` x `n` of them to a parent."""
+        (x, y), (width, height) = self.origin_level0, self.patch_level0
+        columns = -(-(self.level0_size[0] - x) // (width * n)) * n
+        rows = -(-(self.level0_size[1] - y) // (height * n)) * n
+        return Lattice(self.origin_level0, self.patch_level0, columns, rows, n, Mpp(self.mpp0, self.mpp0, "features"))
+
+    @property
+    def patch_um(self) -> float:
+        """Side of a patch in µm, as it really is on this slide."""
+        return self.patch_level0[0] * self.mpp0
+
+
+@dataclass(frozen=True)
+class Bag:
+    """The instances of one slide.
+
+    Attributes
+    ----------
+    features
+        (N, D) float32.
+    coords
+        (N, 2) int64 level-0 corner of each patch, x then y.
+    origin
+        How they were made.
+    layers
+        Layer name -> (N, D_l) float32 pooled embedding at that layer; empty unless asked for.
+    """
+
+    features: Features
+    coords: Int64
+    origin: BagOrigin
+    layers: Mapping[str, Features] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        arrays = {"features": self.features, **self.layers}
+        for name, array in arrays.items():
+            if len(array) != len(self.coords):
+                raise BagError(self.origin.slide, f"{len(array)} rows of {name}, but {len(self.coords)} coordinates")
+            if not np.isfinite(array).all():
+                raise BagError(self.origin.slide, f"{name} hold a NaN or an infinity; the encoder or its input is broken")
+
+    def __len__(self) -> int:
+        return len(self.coords)
+
+
+def write_bag(path: Path, bag: Bag) -> None:
+    """Write a bag as HDF5 in TRIDENT's layout with our extra attributes, whole or not at all."""
+    import h5py
+
+    with whole(path) as partial:
+        with h5py.File(partial, "w") as file:
+            coords = file.create_dataset("coords", data=bag.coords.astype(np.int64))
+            coords.attrs.update(coords_attributes(bag.origin))
+            features = file.create_dataset("features", data=bag.features.astype(np.float32))
+            features.attrs.update({"name": bag.origin.slide, "savetodir": "None", "encoder": bag.origin.encoder})
+            for name, array in bag.layers.items():
+                file.create_dataset(f"layers/{name}", data=array.astype(np.float32))
+            file.attrs["complete"] = True
+
+
+def coords_attributes(origin: BagOrigin) -> dict[str, Any]:
+    """Return the attributes of ``coords``: TRIDENT's, then ours (mpp, µm, hashes)."""
+    width, height = origin.level0_size
+    theirs = {
+        "patch_size": origin.patch_px,
+        "patch_size_level0": origin.patch_level0[0],
+        "level0_magnification": round(10 / origin.mpp0),
+        "target_magnification": 10 / origin.target_mpp,
+        "overlap": 0,
+        "level0_width": width,
+        "level0_height": height,
+        "name": origin.slide,
+        "savetodir": "None",
+    }
+    ours = {
+        "mpp0": origin.mpp0,
+        "target_mpp": origin.target_mpp,
+        "patch_um": origin.patch_um,
+        "patch_level0_xy": origin.patch_level0,
+        "origin_level0": origin.origin_level0,
+        "encoder": origin.encoder,
+        "encoder_sha256": origin.encoder_sha256,
+        "slide_fingerprint": origin.slide_fingerprint,
+    }
+    return theirs | ours
+
+
+def read_bag(path: Path) -> Bag:
+    """Return a bag that `write_bag` wrote.
+
+    Raises
+    ------
+    BagError
+        Where the file is missing, broken, incomplete, or was not written here.
+    """
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            if not file.attrs.get("complete", False):
+                raise BagError(path, "the file was never finished, or another program wrote it; make the features again")
+            layers = {name: np.asarray(file["layers"][name]) for name in file.get("layers", ())}
+            origin = _origin(dict(file["coords"].attrs))
+            return Bag(np.asarray(file["features"]), np.asarray(file["coords"]), origin, layers)
+    except (OSError, KeyError) as error:
+        raise BagError(path, f"not a readable feature file ({error}); delete it and make the features again") from error
+
+
+def _origin(a: Mapping[str, Any]) -> BagOrigin:
+    return BagOrigin(
+        slide=str(a["name"]),
+        slide_fingerprint=str(a["slide_fingerprint"]),
+        mpp0=float(a["mpp0"]),
+        target_mpp=float(a["target_mpp"]),
+        patch_px=int(a["patch_size"]),
+        patch_level0=_ints(a["patch_level0_xy"]),
+        origin_level0=_ints(a["origin_level0"]),
+        level0_size=(int(a["level0_width"]), int(a["level0_height"])),
+        encoder=str(a["encoder"]),
+        encoder_sha256=str(a["encoder_sha256"]),
+    )
+
+
+def _ints(pair: Any) -> tuple[int, int]:
+    return int(pair[0]), int(pair[1])

@@ -1,0 +1,270 @@
+"""A bundle: a folder with everything that inference needs, and the physics that a slide must match. Never pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from napari_lrmil import __version__
+from napari_lrmil.core.encoders import (
+    AlignedEncoder,
+    EncoderSpec,
+    MobileNetV2Encoder,
+    build_encoder,
+    file_sha256,
+    half_tensors,
+    load_weights,
+)
+from napari_lrmil.core.errors import BundleError, EncoderError
+from napari_lrmil.core.files import whole, write_json, write_text
+from napari_lrmil.core.geometry import PatchPlan
+from napari_lrmil.core.mil import GatedAttentionMil
+from napari_lrmil.core.tissue import TissueConfig
+
+SCHEMA_VERSION = 1
+CARD, STUDENT, TEACHER, README = "lrmil.json", "student.safetensors", "teacher.safetensors", "README.md"
+SHIPPED = Path(__file__).parent.parent / "bundles"
+
+
+class NetworkCard(BaseModel):
+    """How one of the two networks is built."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    encoder: EncoderSpec  # architecture, name and licence of the encoder
+    dim: int  # width of an instance as its MIL sees it
+    hidden: int  # width of the attention's gate
+
+
+class Card(BaseModel):
+    """What ``lrmil.json`` says."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int
+    name: str
+    version: str  # of napari-lrmil that wrote it
+    classes: tuple[str, ...]
+    hr_mpp: float  # µm per pixel of the teacher's patches
+    lr_mpp: float  # µm per pixel of the student's patches
+    hr_patch_px: int
+    lr_patch_px: int
+    student_input_px: int | None = None  # side to which LR patches are enlarged before encoding; None: as read
+    normalisation: str = "RGB, x / 127.5 - 1, inside the encoder"
+    tissue: TissueConfig = TissueConfig()  # the mask that training used
+    temperature: float | None = None  # divides the student's logits; None: not calibrated
+    teacher_temperature: float | None = None
+    student: NetworkCard
+    teacher: NetworkCard | None = None
+    cohort: dict[str, Any] = Field(default_factory=dict)  # where it was trained: counts per split and class
+    metrics: dict[str, Any] = Field(default_factory=dict)  # summary of metrics.json
+    hashes: dict[str, str]  # file name -> SHA-256
+
+    @property
+    def plan(self) -> PatchPlan:
+        """The two resolutions."""
+        return PatchPlan(self.hr_mpp, self.lr_mpp, self.hr_patch_px, self.lr_patch_px)
+
+
+class StudentNetwork(nn.Module):
+    """LR encoder, distilled, and its MIL."""
+
+    def __init__(self, encoder: AlignedEncoder, mil: GatedAttentionMil) -> None:
+        super().__init__()
+        self.encoder, self.mil = encoder, mil
+
+
+class TeacherNetwork(nn.Module):
+    """HR encoder, frozen, and its MIL."""
+
+    def __init__(self, encoder: MobileNetV2Encoder, mil: GatedAttentionMil) -> None:
+        super().__init__()
+        self.encoder, self.mil = encoder, mil
+
+
+class Bundle:
+    """An opened bundle. Weights are read when first asked for: a student's run never touches the teacher's file.
+
+    Parameters
+    ----------
+    where
+        A folder, or the name of a shipped bundle (``demo``).
+
+    Raises
+    ------
+    BundleError
+        Where the folder is no bundle, or one of another schema version.
+    """
+
+    def __init__(self, where: str | Path) -> None:
+        self.path = find_bundle(where)
+        self.card = _read_card(self.path)
+
+    @property
+    def name(self) -> str:
+        """The bundle's own name."""
+        return self.card.name
+
+    @property
+    def sha256(self) -> str:
+        """Hash over the hashes of the weights: tells this model from any other."""
+        return hashlib.sha256(json.dumps(self.card.hashes, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the bundle brings its HR teacher."""
+        return self.card.teacher is not None
+
+    @cached_property
+    def student(self) -> StudentNetwork:
+        """The student, in evaluation mode on the CPU.
+
+        Raises
+        ------
+        BundleError
+            Where the weights are missing, do not match their hash, or do not fit.
+        """
+        card = self.card.student
+        encoder = AlignedEncoder(build_encoder(card.encoder), card.dim)
+        network = StudentNetwork(encoder, GatedAttentionMil(card.dim, len(self.card.classes), card.hidden))
+        self._fill(network, STUDENT)
+        return network
+
+    @cached_property
+    def teacher(self) -> TeacherNetwork:
+        """The HR teacher, in evaluation mode on the CPU.
+
+        Raises
+        ------
+        BundleError
+            Where the bundle has none, or its weights are missing, do not match their hash, or do not fit.
+        """
+        card = self.card.teacher
+        if card is None:
+            raise BundleError(self.path, "teacher", "the bundle brings no teacher; run without --teacher")
+        encoder = build_encoder(card.encoder)
+        network = TeacherNetwork(encoder, GatedAttentionMil(card.dim, len(self.card.classes), card.hidden))
+        self._fill(network, TEACHER)
+        return network
+
+    def _fill(self, network: nn.Module, file: str) -> None:
+        try:
+            load_weights(network, self.tensors(file), self.path / file)
+        except EncoderError as error:
+            raise BundleError(self.path, file, str(error)) from error
+        network.eval().requires_grad_(False)
+
+    def tensors(self, file: str) -> dict[str, Tensor]:
+        """Return the tensors of one of the bundle's files, after checking its hash."""
+        from safetensors.torch import load_file
+
+        path = self.path / file
+        if not path.is_file():
+            raise BundleError(self.path, file, f"{file} is missing; the bundle is incomplete, copy it again")
+        if file_sha256(path) != self.card.hashes.get(file):
+            raise BundleError(self.path, file, f"{file} does not match the hash in {CARD}; it was altered, copy it again")
+        return load_file(path)
+
+
+def find_bundle(where: str | Path) -> Path:
+    """Return the folder of a bundle given as a folder or as the name of a shipped one."""
+    path = Path(where)
+    if path.is_dir():
+        return path
+    if (SHIPPED / str(where) / CARD).is_file():
+        return SHIPPED / str(where)
+    shipped = ", ".join(sorted(p.parent.name for p in SHIPPED.glob(f"*/{CARD}")))
+    raise BundleError(path, CARD, f"no bundle here; expected a folder with {CARD}, or a shipped bundle ({shipped or 'none'})")
+
+
+def _read_card(path: Path) -> Card:
+    file = path / CARD
+    if not file.is_file():
+        raise BundleError(path, CARD, f"a folder without {CARD}; expected the folder of a trained bundle")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        found = content.get("schema_version")
+        if found != SCHEMA_VERSION:
+            raise BundleError(
+                path,
+                "schema_version",
+                f"the bundle has schema version {found}, this program reads {SCHEMA_VERSION}; "
+                "train or export it again, or install the version that wrote it",
+            )
+        return Card(**content)
+    except (ValidationError, ValueError, AttributeError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise BundleError(path, CARD, f"{CARD} cannot be read ({reason}); the bundle is damaged, copy it again") from error
+
+
+def write_bundle(folder: Path, card: Mapping[str, Any], student: StudentNetwork, teacher: TeacherNetwork | None) -> Bundle:
+    """Write a bundle and return it opened; `lrmil.json` comes last, so a folder that has it is complete.
+
+    Parameters
+    ----------
+    folder
+        Where to write.
+    card
+        Fields of `Card`, without version, networks and hashes, which are filled in here.
+    student, teacher
+        The networks; their weights are stored as float16 (see `round_to_half`).
+    """
+    from safetensors.torch import save_file
+
+    networks: dict[str, StudentNetwork | TeacherNetwork] = {STUDENT: student}
+    if teacher is not None:
+        networks[TEACHER] = teacher
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CARD).unlink(missing_ok=True)
+    for file, network in networks.items():
+        with whole(folder / file) as partial:
+            save_file(half_tensors(network), partial)
+    full = Card(
+        schema_version=SCHEMA_VERSION,
+        version=__version__,
+        hashes={file: file_sha256(folder / file) for file in networks},
+        student=_network_card(student),
+        teacher=_network_card(teacher) if teacher is not None else None,
+        **card,
+    )
+    write_text(folder / README, card_text(full))
+    write_json(folder / CARD, full.model_dump(mode="json"))
+    return Bundle(folder)
+
+
+def _network_card(network: StudentNetwork | TeacherNetwork) -> NetworkCard:
+    return NetworkCard(encoder=network.encoder.spec, dim=network.mil.dim, hidden=network.mil.hidden)
+
+
+def card_text(card: Card) -> str:
+    """Return the model card that people read."""
+    teacher = card.teacher
+    licences = {card.student.encoder.licence, *((teacher.encoder.licence,) if teacher else ())}
+    lines = [
+        f"# {card.name}",
+        "",
+        "A model of napari-lrmil: a low-resolution student distilled from a high-resolution teacher (arXiv 2606.06864).",
+        "**Research use only. Not a diagnosis.**",
+        "",
+        f"- Classes: {', '.join(card.classes)}",
+        f"- Student: {card.lr_mpp:g} µm per pixel, patches of {card.lr_patch_px} px ({card.plan.lr_um:g} µm)",
+        f"- Teacher: {card.hr_mpp:g} µm per pixel, patches of {card.hr_patch_px} px ({card.plan.hr_um:g} µm)",
+        f"- Encoders: student {card.student.encoder.name}; teacher {teacher.encoder.name if teacher else 'not included'}",
+        f"- Licence of the encoders' weights: {', '.join(sorted(licences))}",
+        f"- Probabilities: {'calibrated on validation slides' if card.temperature else 'not calibrated'}",
+        "",
+        *_summary("Cohort", card.cohort),
+        *_summary("Figures", card.metrics),
+    ]
+    return "\n".join(lines)
+
+
+def _summary(title: str, values: Mapping[str, Any]) -> list[str]:
+    return [f"## {title}", "", *(f"- {key}: {value}" for key, value in values.items()), ""] if values else []

@@ -1,0 +1,164 @@
+"""Embeddings of a slide's patches: read, batch, encode, collect."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from napari_lrmil.core.bag import Features
+from napari_lrmil.core.encoders import Encoded
+from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.events import Event, Progress
+from napari_lrmil.core.geometry import BoxLevel0, Int64
+from napari_lrmil.core.slide import Slide
+
+BATCH = 32
+
+
+class Embedder(Protocol):
+    """What `embed` calls: (B, 3, h, w) uint8 pixels in, `Encoded` out. Every encoder is one."""
+
+    def __call__(self, pixels: Tensor, layers: Sequence[str] = ()) -> Encoded:
+        """Encode a batch."""
+        ...
+
+
+@dataclass(frozen=True)
+class PatchSet:
+    """Patches of one size: level-0 corners, width and height there, and the side in pixels that the encoder gets.
+
+    Attributes
+    ----------
+    corners
+        (N, 2) level-0 pixels, x then y.
+    size_level0
+        Width and height in level-0 pixels.
+    patch_px
+        Side of the patch as read.
+    input_px
+        Side as fed to the encoder, where it is enlarged; None leaves it.
+    """
+
+    corners: Int64
+    size_level0: tuple[int, int]
+    patch_px: int
+    input_px: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.corners)
+
+    def read(self, slide: Slide, rows: slice) -> NDArray[np.uint8]:
+        """Return (B, patch_px, patch_px, 3) pixels of some of the patches."""
+        boxes = [BoxLevel0(float(x), float(y), *self.size_level0) for x, y in self.corners[rows]]
+        return np.stack([slide.read(box, (self.patch_px, self.patch_px)) for box in boxes])
+
+
+@dataclass
+class Embeddings:
+    """(N, D) features, pooled layers, and the seconds that reading and encoding took."""
+
+    features: Features
+    layers: dict[str, Features] = field(default_factory=dict)
+    seconds_read: float = 0.0
+    seconds_encode: float = 0.0
+
+
+def embed(
+    slide: Slide,
+    patches: PatchSet,
+    encoder: Embedder,
+    *,
+    device: torch.device,
+    layers: Sequence[str] = (),
+    stage: str = "encode",
+) -> Generator[Event, None, Embeddings]:
+    """Yield `Progress` after every batch and return the embeddings.
+
+    Reading runs one batch ahead in a thread of its own; closing the generator ends it after the batch under way.
+
+    Raises
+    ------
+    SlideError
+        Where a patch cannot be read.
+    """
+    result = Embeddings(np.zeros((0, 0), np.float32))
+    pooled: dict[str, list[NDArray[np.float32]]] = {name: [] for name in ("", *layers)}
+    starts = list(range(0, len(patches), BATCH))
+    with ThreadPoolExecutor(1, "patches") as pool:
+        ahead: Future[tuple[NDArray[np.uint8], float]] | None = None
+        for i, start in enumerate(starts):
+            ahead = ahead or pool.submit(_timed_read, slide, patches, start)
+            pixels, seconds = ahead.result()
+            ahead = pool.submit(_timed_read, slide, patches, starts[i + 1]) if i + 1 < len(starts) else None
+            result.seconds_read += seconds
+            began = time.perf_counter()
+            encoded = encode(encoder, pixels, patches.input_px, device, layers)
+            pooled[""].append(to_numpy(encoded.embedding))
+            for name in layers:
+                pooled[name].append(to_numpy(encoded.maps[name].mean(dim=(2, 3))))
+            result.seconds_encode += time.perf_counter() - began
+            yield Progress(stage, min(start + BATCH, len(patches)), len(patches))
+    result.features = np.concatenate(pooled.pop(""))
+    result.layers = {name: np.concatenate(parts) for name, parts in pooled.items()}
+    return result
+
+
+def _timed_read(slide: Slide, patches: PatchSet, start: int) -> tuple[NDArray[np.uint8], float]:
+    began = time.perf_counter()
+    return patches.read(slide, slice(start, start + BATCH)), time.perf_counter() - began
+
+
+def encode(
+    encoder: Embedder,
+    pixels: NDArray[np.uint8],
+    input_px: int | None,
+    device: torch.device,
+    layers: Sequence[str] = (),
+) -> Encoded:
+    """Encode (B, h, w, 3) uint8 pixels without gradients; uint8 travels to the device, not float."""
+    with torch.inference_mode():
+        batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device)  # (B, 3, h, w)
+        return encoder(enlarge(batch, input_px), layers)
+
+
+def enlarge(batch: Tensor, input_px: int | None) -> Tensor:
+    """Return (B, 3, h, w) uint8 pixels resized to `input_px`, bilinearly; unchanged where that is None or their size."""
+    if input_px is None or batch.shape[-1] == input_px:
+        return batch
+    size = (input_px, input_px)
+    big = torch.nn.functional.interpolate(batch.float(), size=size, mode="bilinear", align_corners=False)
+    return big.round().clamp(0, 255).to(torch.uint8)
+
+
+def to_numpy(tensor: Tensor) -> NDArray[np.float32]:
+    """Return a tensor as float32 in memory."""
+    array: NDArray[np.float32] = tensor.float().cpu().numpy()
+    return array
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device that `name` means: auto takes CUDA, then Apple's MPS, then the CPU.
+
+    Also leaves one core to everything else: on a busy machine a thread per core spends its time waiting for the last.
+
+    Raises
+    ------
+    LrmilError
+        Where the device is unknown or not here.
+    """
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(d for d in ("cuda", "mps", "cpu") if here[d]))
+    if not here.get(name, False):
+        raise LrmilError(f"no device '{name}' on this machine; here: auto, {', '.join(d for d, there in here.items() if there)}")
+    return torch.device(name)

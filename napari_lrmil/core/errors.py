@@ -1,0 +1,75 @@
+"""One family of errors. Each message is a sentence: what was seen, what was expected, what to do."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+Path = str | PathLike[str]
+
+
+class LrmilError(Exception):
+    """An error whose message is meant for the user; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class SlideError(LrmilError):
+    """A slide cannot be opened or read; `path` names it."""
+
+    def __init__(self, path: Path, message: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = path
+
+
+class ResolutionError(SlideError):
+    """A slide has no resolution, or too coarse a one for what was asked."""
+
+
+class TissueError(SlideError):
+    """A slide has no patch with enough tissue."""
+
+
+class GeometryError(LrmilError):
+    """Resolutions and patch sizes that do not nest."""
+
+    exit_code = 2
+
+
+class EncoderError(LrmilError):
+    """An encoder is unknown, or its weights do not fit it."""
+
+    exit_code = 2
+
+
+class BagError(LrmilError):
+    """A feature file is broken, incomplete, or made for something else; `path` names it."""
+
+    def __init__(self, path: Path, message: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = path
+
+
+class BundleError(LrmilError):
+    """A bundle is of another schema, incomplete, or altered; `field` names the entry at fault."""
+
+    exit_code = 2
+
+    def __init__(self, path: Path, field: str, message: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path, self.field = path, field
+
+
+class CohortError(LrmilError):
+    """A cohort table cannot be used as it is; `path` names it."""
+
+    exit_code = 2
+
+    def __init__(self, path: Path, message: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = path
+
+
+class ConfigError(LrmilError):
+    """A configuration key or value that means nothing here."""
+
+    exit_code = 2

@@ -1,0 +1,62 @@
+"""Long work is a stream of typed events, the same for the command line, the window and the tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` of `total` units of `stage` are ready; `unit` says what is counted (patches, slides, epochs)."""
+
+    stage: str
+    done: int
+    total: int
+    unit: str = "patches"
+
+
+@dataclass(frozen=True)
+class StageDone:
+    """A stage ended well after `seconds` of wall time."""
+
+    stage: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A named figure of a training stage, at `step` (an epoch unless the stage says otherwise)."""
+
+    stage: str
+    name: str
+    value: float
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Caution:
+    """Something the user should know that does not stop the work; `subject` names the slide or file."""
+
+    message: str
+    subject: str = ""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The work is done; `result` is what it made."""
+
+    result: Any = None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The work, or one slide of it, failed at `step` for the reason in `message` (one sentence)."""
+
+    message: str
+    subject: str = ""
+    step: str = ""
+    error: BaseException | None = field(default=None, repr=False, compare=False)
+
+
+Event = Progress | StageDone | Metric | Caution | Finished | Failed

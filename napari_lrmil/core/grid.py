@@ -1,0 +1,111 @@
+"""The nested grids: HR patches with enough tissue, and the LR patches that are their parents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_lrmil.core.errors import ResolutionError, TissueError
+from napari_lrmil.core.geometry import MPP_TOLERANCE, Int64, Lattice, PatchPlan
+from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.tissue import Tissue, TissueConfig, find_tissue
+
+
+@dataclass(frozen=True)
+class NestedGrid:
+    """Kept patches of both resolutions.
+
+    Attributes
+    ----------
+    lattice
+        Where the cells lie.
+    hr_index
+        (K, 2) column then row of the kept HR cells, in reading order.
+    lr_index
+        (N, 2) column then row of the kept LR cells, in reading order.
+    parent
+        (K,) for each HR patch the row of `lr_index` that holds it.
+    """
+
+    lattice: Lattice
+    hr_index: Int64
+    lr_index: Int64
+    parent: Int64
+
+    def __post_init__(self) -> None:
+        if len(self.parent) != len(self.hr_index):
+            raise ValueError(f"{len(self.hr_index)} HR patches, but {len(self.parent)} parents")
+
+    @property
+    def hr_corners(self) -> Int64:
+        """(K, 2) level-0 pixels, x then y."""
+        return self.lattice.hr_corners(self.hr_index)
+
+    @property
+    def lr_corners(self) -> Int64:
+        """(N, 2) level-0 pixels, x then y."""
+        return self.lattice.lr_corners(self.lr_index)
+
+    @property
+    def child(self) -> Int64:
+        """(K,) place of each HR patch among the n * n cells of its parent, row by row."""
+        inside = self.hr_index % self.lattice.n
+        return inside[:, 1] * self.lattice.n + inside[:, 0]
+
+    @property
+    def patch_ratio(self) -> float:
+        """HR patches per LR patch: the bound on what low resolution can save."""
+        return len(self.hr_index) / len(self.lr_index)
+
+
+def nest(lattice: Lattice, shares: NDArray[np.float32], min_share: float) -> NestedGrid:
+    """Return the grids for given tissue shares (rows, columns) of the HR cells.
+
+    An LR patch is kept when at least one of its HR cells is, so that no HR patch lacks a parent (METHOD.md section 1).
+    """
+    rows, columns = np.nonzero(shares >= min_share)
+    return nest_cells(lattice, np.stack([columns, rows], axis=1).astype(np.int64))
+
+
+def nest_cells(lattice: Lattice, hr_index: Int64) -> NestedGrid:
+    """Return the grids for (K, 2) kept HR cells: parents by integer division, never by a search."""
+    lr_columns = lattice.columns // lattice.n
+    key = (hr_index[:, 1] // lattice.n) * lr_columns + hr_index[:, 0] // lattice.n
+    kept, parent = np.unique(key, return_inverse=True)
+    lr_index = np.stack([kept % lr_columns, kept // lr_columns], axis=1).astype(np.int64)
+    return NestedGrid(lattice, hr_index, lr_index, parent.astype(np.int64))
+
+
+def grid_of(slide: Slide, plan: PatchPlan, config: TissueConfig | None = None) -> NestedGrid:
+    """Return the nested grids of `slide`.
+
+    Raises
+    ------
+    ResolutionError
+        Where the slide is too coarse for LR patches.
+    TissueError
+        Where no patch has enough tissue.
+    """
+    config = config or TissueConfig()
+    require_resolution(slide, plan.lr_mpp, "student (LR)")
+    tissue: Tissue = find_tissue(slide, plan.lattice(slide.bounds, slide.mpp), config)
+    grid = nest(tissue.lattice, tissue.shares(), config.min_share)
+    if len(grid.lr_index) == 0:
+        raise TissueError(
+            slide.path,
+            f"no LR patch with enough tissue: no cell of {tissue.lattice.hr_um:.0f} µm is at least "
+            f"{config.min_share:.0%} tissue; is this a stained brightfield slide?",
+        )
+    return grid
+
+
+def require_resolution(slide: Slide, wanted_mpp: float, who: str) -> None:
+    """Raise `ResolutionError` where the base of `slide` is more than 5 % coarser than `wanted_mpp`."""
+    if slide.mpp.mean > wanted_mpp * (1 + MPP_TOLERANCE):
+        raise ResolutionError(
+            slide.path,
+            f"the slide has {slide.mpp.mean:.4g} µm per pixel at best, too coarse for the {who}, which needs "
+            f"{wanted_mpp:g} or finer; use a scan of higher resolution",
+        )

@@ -1,0 +1,88 @@
+"""Gated attention MIL (Ilse et al. 2018) with named results, and the exact evidence of every patch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class MilOutput:
+    """What the network says of one bag of N instances.
+
+    Attributes
+    ----------
+    logits
+        (C,) raw class scores.
+    bag
+        (D,) attention-pooled embedding ``Z``, in standardised units.
+    attention
+        (N,) softmax of the scores; sums to 1.
+    scores
+        (N,) attention scores ``s`` before the softmax.
+    """
+
+    logits: Tensor
+    bag: Tensor
+    attention: Tensor
+    scores: Tensor
+
+
+class GatedAttentionMil(nn.Module):
+    """Gated attention MIL, METHOD.md section 2.2: ``s_k = w·(tanh(V t_k) ⊙ σ(U t_k))``, ``Z = Σ a_k t_k``, ``WZ + b``.
+
+    Parameters
+    ----------
+    dim
+        Width D of an instance.
+    classes
+        Number of classes C.
+    hidden
+        Width of the gate.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, dim: int, classes: int, hidden: int = 64) -> None:
+        super().__init__()
+        self.dim, self.classes, self.hidden = dim, classes, hidden
+        self.V = nn.Linear(dim, hidden)
+        self.U = nn.Linear(dim, hidden)
+        self.w = nn.Linear(hidden, 1, bias=False)  # a constant added to all scores changes nothing
+        self.classifier = nn.Linear(dim, classes)
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("deviation", torch.ones(dim))
+
+    def set_standard(self, mean: Tensor, deviation: Tensor) -> None:
+        """Standardise instances by these per-dimension statistics of the training set from now on."""
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation)
+
+    def standardise(self, instances: Tensor) -> Tensor:
+        """Return (N, D) instances in units of the training set's deviation."""
+        return (instances - self.mean) / self.deviation
+
+    def forward(self, instances: Tensor) -> MilOutput:
+        """Pool (N, D) instances of one bag."""
+        t = self.standardise(instances)  # (N, D)
+        scores = self.w(torch.tanh(self.V(t)) * torch.sigmoid(self.U(t))).squeeze(-1)  # (N,)
+        attention = torch.softmax(scores, dim=0)  # (N,)
+        bag = attention @ t  # (D,)
+        return MilOutput(self.classifier(bag), bag, attention, scores)
+
+    def evidence(self, instances: Tensor, attention: Tensor) -> Tensor:
+        """Return (N, C): how much each instance adds to each class's centred logit (METHOD.md section 3).
+
+        ``e_{r,c} = a_r (w_c − w̄)·z_r``; summed over r and with ``b_c − b̄`` added it is the centred logit exactly.
+        """
+        weight = self.classifier.weight  # (C, D)
+        centred = weight - weight.mean(dim=0)
+        return attention[:, None] * (self.standardise(instances) @ centred.T)
+
+    @property
+    def centred_bias(self) -> Tensor:
+        """(C,) what the centred logit would be without any evidence."""
+        return self.classifier.bias - self.classifier.bias.mean()

@@ -1,0 +1,128 @@
+"""Attention as a picture: one pixel per patch, in units that a student and its teacher share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_lrmil.core.files import whole
+from napari_lrmil.core.geometry import BoxLevel0
+from napari_lrmil.core.predict import Prediction, Reading
+from napari_lrmil.core.slide import Slide
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLORMAP = "inferno"  # perceptually uniform and readable without colour vision
+LEGEND = "attention, times the slide's average"
+THUMBNAIL_PX = 1200  # longer side of the pictures that leave the program
+RESEARCH_USE = "Research use only. Not a diagnosis."
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """A raster with one pixel per patch, NaN where there is none.
+
+    Attributes
+    ----------
+    image
+        (rows, columns) float32, attention relative to the slide's average: 1 is what every patch would have if the
+        network looked everywhere alike, so that grids of different fineness share a scale.
+    origin_level0
+        Level-0 corner of the raster, x then y.
+    pixel_level0
+        Width and height of one raster pixel in level-0 pixels.
+    """
+
+    image: NDArray[np.float32]
+    origin_level0: tuple[int, int]
+    pixel_level0: tuple[int, int]
+
+
+def heatmap(reading: Reading) -> Heatmap:
+    """Return the attention of a reading as a raster over the patches there are."""
+    first = reading.coords.min(axis=0)
+    columns, rows = ((reading.coords - first) // np.array(reading.patch_level0)).T
+    image = np.full((rows.max() + 1, columns.max() + 1), np.nan, dtype=np.float32)
+    image[rows, columns] = reading.attention * len(reading.attention)
+    return Heatmap(image, (int(first[0]), int(first[1])), reading.patch_level0)
+
+
+def limits(readings: Sequence[Reading]) -> tuple[float, float]:
+    """Return the colour limits for maps shown side by side: from 0 to the highest of their 99th percentiles."""
+    tops = [float(np.percentile(r.attention * len(r.attention), 99)) for r in readings]
+    return 0.0, max(1.0, *tops)
+
+
+def draw_overlay(path: Path, slide: Slide, prediction: Prediction) -> None:
+    """Write a PNG: the slide, where the student looked, and where the teacher looked if it ran; one legend."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    readings = [r for r in (prediction.student, prediction.teacher) if r is not None]
+    titles = ("Student (LR)", "Teacher (HR)")
+    thumbnail, box = _thumbnail(slide)
+    shape = thumbnail.shape[0] / thumbnail.shape[1]
+    panels = 1 + len(readings)
+    figure = Figure(figsize=(4.4 * panels + 1.0, 4.4 * shape + 1.5), layout="constrained", dpi=110)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    low, high = limits(readings)
+    for axis in axes:
+        _show_slide(axis, thumbnail, box, slide)
+    axes[0].set_title(slide.name, fontsize=10)
+    for axis, title, reading in zip(axes[1:], titles, readings, strict=False):
+        axis.set_title(f"{title}: {_probabilities(reading)}", fontsize=10)
+        shown = _show_attention(axis, heatmap(reading), low, high)
+    figure.colorbar(shown, ax=list(axes), shrink=0.8, label=LEGEND)
+    figure.suptitle(f"Where the model looked (attention) · {prediction.bundle}", fontsize=11)
+    figure.supxlabel(f"{RESEARCH_USE} Probabilities {_calibration(prediction)}.", fontsize=9)
+    with whole(path) as partial:
+        figure.savefig(partial, format="png")
+
+
+def _probabilities(reading: Reading) -> str:
+    return ", ".join(f"{c} {p:.2f}" for c, p in reading.probabilities.items())
+
+
+def _calibration(prediction: Prediction) -> str:
+    return "calibrated on validation slides" if prediction.calibrated else "not calibrated"
+
+
+def _thumbnail(slide: Slide) -> tuple[NDArray[np.uint8], BoxLevel0]:
+    b = slide.bounds
+    scale = max(1.0, max(b.width, b.height) / THUMBNAIL_PX)
+    box = BoxLevel0(float(b.x), float(b.y), float(b.width), float(b.height))
+    return slide.read(box, (max(1, round(b.width / scale)), max(1, round(b.height / scale)))), box
+
+
+def _show_slide(axis: Axes, thumbnail: NDArray[np.uint8], box: BoxLevel0, slide: Slide) -> None:
+    extent = (box.x, box.x + box.width, box.y + box.height, box.y)
+    axis.imshow(thumbnail, extent=extent, interpolation="antialiased")
+    axis.set_xlim(extent[:2])
+    axis.set_ylim(extent[2:])
+    axis.set_xticks([])
+    axis.set_yticks([])
+    length_um = _round_length(box.width * slide.mpp.x / 4)
+    x, y = box.x + 0.04 * box.width, box.y + 0.96 * box.height
+    axis.plot([x, x + length_um / slide.mpp.x], [y, y], color="black", linewidth=3, solid_capstyle="butt")
+    label = f"{length_um:g} µm" if length_um < 1000 else f"{length_um / 1000:g} mm"
+    axis.text(x, y - 0.015 * box.height, label, fontsize=8, va="bottom")
+
+
+def _round_length(um: float) -> float:
+    """Return the largest 1, 2 or 5 times a power of ten that is not longer."""
+    power = 10.0 ** np.floor(np.log10(um))
+    return float(max(m * power for m in (1, 2, 5) if m * power <= um))
+
+
+def _show_attention(axis: Axes, heat: Heatmap, low: float, high: float) -> Any:
+    (x, y), (width, height) = heat.origin_level0, heat.pixel_level0
+    rows, columns = heat.image.shape
+    extent = (x, x + columns * width, y + rows * height, y)
+    return axis.imshow(heat.image, cmap=COLORMAP, vmin=low, vmax=high, alpha=0.6, extent=extent, interpolation="nearest")

@@ -1,0 +1,123 @@
+"""Where the tissue is: one mask per slide, on a raster that the HR lattice divides exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_lrmil.core.geometry import BoxLevel0, Lattice, choose_level
+from napari_lrmil.core.slide import Pixels, Slide
+
+Mask = NDArray[np.bool_]
+
+BLOCK_PX = 2048  # native pixels along a side of one read: 16 MiB as RGBA
+
+
+@dataclass(frozen=True)
+class TissueConfig:
+    """How tissue is told from glass.
+
+    Attributes
+    ----------
+    mask_um
+        Wanted side of a mask pixel in µm. 8: a few cells across, and a level that every pyramid has.
+    lowest_chroma, highest_chroma
+        Grey levels between which the threshold on colourfulness (max - min of RGB) must lie. Otsu's choice is
+        clipped to them, so that a slide full of tissue is not cut in two and glass noise is not taken for tissue.
+    darkest
+        Mean grey level below which nothing is tissue: pen, tape, the black of fluorescence.
+    smallest_um2
+        Specks and holes below this area are ignored.
+    min_share
+        An HR patch is kept when at least this share of it is tissue.
+    """
+
+    mask_um: float = 8.0
+    lowest_chroma: float = 12.0
+    highest_chroma: float = 28.0
+    darkest: float = 30.0
+    smallest_um2: float = 3000.0
+    min_share: float = 0.25
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """The tissue mask of a slide.
+
+    Attributes
+    ----------
+    mask
+        (rows * k, columns * k): `k` x `k` mask pixels to an HR cell of `lattice`.
+    lattice
+        The lattice on which the mask hangs.
+    threshold
+        Colourfulness (grey levels) above which a pixel counted as tissue.
+    """
+
+    mask: Mask
+    lattice: Lattice
+    threshold: float
+
+    def __post_init__(self) -> None:
+        rows, columns = self.mask.shape
+        if rows % self.lattice.rows or columns % self.lattice.columns:
+            raise ValueError(f"a mask of {rows} x {columns} does not divide into {self.lattice.rows} x {self.lattice.columns}")
+
+    def shares(self) -> NDArray[np.float32]:
+        """Return (rows, columns): the share of each HR cell that is tissue."""
+        k = self.mask.shape[0] // self.lattice.rows
+        cells = self.mask.reshape(self.lattice.rows, k, self.lattice.columns, k)
+        return np.asarray(cells.mean(axis=(1, 3)), dtype=np.float32)
+
+
+def find_tissue(slide: Slide, lattice: Lattice, config: TissueConfig | None = None) -> Tissue:
+    """Return the tissue of `slide`, read at about `config.mask_um` per pixel from the level that is just fine enough."""
+    config = config or TissueConfig()
+    k = max(4, round(lattice.hr_um / config.mask_um))
+    chroma = np.zeros((lattice.rows * k, lattice.columns * k), dtype=np.uint8)
+    dark = np.zeros(chroma.shape, dtype=bool)
+    for rows, columns, pixels in _blocks(slide, lattice, k):
+        chroma[rows, columns] = pixels.max(axis=2) - pixels.min(axis=2)
+        dark[rows, columns] = pixels.mean(axis=2) < config.darkest
+    smooth = _smooth(chroma)
+    threshold = _threshold(smooth, config)
+    mask = _tidy((smooth > threshold) & ~dark, config.smallest_um2 / (lattice.hr_um / k) ** 2)
+    return Tissue(mask, lattice, threshold)
+
+
+def _blocks(slide: Slide, lattice: Lattice, k: int) -> Iterator[tuple[slice, slice, Pixels]]:
+    """Yield the overview in blocks, so that memory grows neither with the slide nor where coarse levels are missing."""
+    level = choose_level(slide.levels, slide.mpp, lattice.hr_um / k)
+    cells = max(1, int(BLOCK_PX * level.downsample / max(lattice.cell)))
+    for row in range(0, lattice.rows, cells):
+        for column in range(0, lattice.columns, cells):
+            height, width = min(cells, lattice.rows - row), min(cells, lattice.columns - column)
+            x, y = lattice.hr_corners(np.array([column, row]))
+            box = BoxLevel0(float(x), float(y), width * lattice.cell[0], height * lattice.cell[1])
+            where = slice(row * k, (row + height) * k), slice(column * k, (column + width) * k)
+            yield *where, slide.read(box, (width * k, height * k))
+
+
+def _smooth(chroma: NDArray[np.uint8]) -> NDArray[np.float32]:
+    from scipy.ndimage import gaussian_filter
+
+    smooth: NDArray[np.float32] = gaussian_filter(chroma.astype(np.float32), 1.0)
+    return smooth
+
+
+def _threshold(chroma: NDArray[np.float32], config: TissueConfig) -> float:
+    from skimage.filters import threshold_otsu
+
+    found = float(threshold_otsu(chroma)) if np.ptp(chroma) > 0 else config.highest_chroma
+    return float(np.clip(found, config.lowest_chroma, config.highest_chroma))
+
+
+def _tidy(mask: Mask, smallest_px: float) -> Mask:
+    from skimage.morphology import remove_small_holes, remove_small_objects
+
+    size = int(smallest_px)
+    tidy: Mask = remove_small_holes(remove_small_objects(mask, max_size=size), max_size=size)
+    return tidy

@@ -1,0 +1,125 @@
+"""Which layers lie in which view: one view of a slide, or student and teacher side by side with linked cameras.
+
+napari's grid fills its cells with runs of `stride` layers from the bottom of the list, left to right, and one camera drives
+all of them. So the layers of the student's view come first, those of the teacher's second, and both are equally many.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from napari_lrmil.plugin.layers import LayerData, add, attention_layers, ours, remove, tag_of, twin
+
+if TYPE_CHECKING:
+    from napari.components import ViewerModel
+    from napari.layers import Image, Layer
+
+    from napari_lrmil.core.predict import Prediction
+    from napari_lrmil.plugin.session import SlideChoice
+
+ROLES = ("underlay", "slide", "attention")  # bottom first
+SPACING_PX = 6
+
+
+@dataclass(frozen=True)
+class Views:
+    """The layers of the two views, bottom first, role by role the same."""
+
+    student: tuple[Image, ...]
+    teacher: tuple[Image, ...]
+
+    @property
+    def layers(self) -> tuple[Image, ...]:
+        """All of them in the order in which the grid wants them."""
+        return self.student + self.teacher
+
+
+def find_views(viewer: ViewerModel) -> Views | None:
+    """Return the two views where a slide has a student's and a teacher's attention, else None."""
+    for attention in ours(viewer, role="attention", side="teacher"):
+        path = _path(attention)
+        pairs = [(_first(viewer, path, role, "student"), _first(viewer, path, role, "teacher")) for role in ROLES]
+        whole = [(s, t) for s, t in pairs if s is not None and t is not None]
+        if pairs[1] in whole and pairs[2] in whole:
+            return Views(tuple(s for s, _ in whole), tuple(t for _, t in whole))
+    return None
+
+
+def _path(layer: Layer) -> Path | None:
+    tag = tag_of(layer)
+    return tag.path if tag else None
+
+
+def _first(viewer: ViewerModel, path: Path | None, role: str, side: str) -> Image | None:
+    return next(iter(ours(viewer, path, role=role, side=side)), None)
+
+
+def arrange(viewer: ViewerModel) -> None:
+    """Bring order and grid in line with the layers there are; call it whenever layers came or went."""
+    views = find_views(viewer)
+    if views is None:
+        _leave_grid(viewer)
+        return
+    _order(viewer, views.layers)
+    for layer in ours(viewer):
+        if layer not in views.layers:
+            layer.visible = False  # a visible one would open a third view
+    if viewer.grid.stride != len(views.student):
+        viewer.grid.stride = len(views.student)
+    viewer.grid.shape = (1, -1)
+    viewer.grid.spacing = SPACING_PX
+    viewer.grid.enabled = True
+
+
+def _leave_grid(viewer: ViewerModel) -> None:
+    """Take what only the teacher's view needed away; a grid that is not ours stays as it is."""
+    lonely = [*ours(viewer, role="underlay", side="teacher"), *ours(viewer, role="slide", side="teacher")]
+    if lonely:
+        remove(viewer, lonely)
+        viewer.grid.enabled = False
+
+
+def _order(viewer: ViewerModel, wanted: tuple[Image, ...]) -> None:
+    now = [layer for layer in viewer.layers if layer in wanted]
+    if list(viewer.layers[: len(wanted)]) != list(wanted) or now != list(wanted):
+        rest = [layer for layer in viewer.layers if layer not in wanted]
+        viewer.layers.move_multiple([viewer.layers.index(layer) for layer in (*wanted, *rest)], 0)
+
+
+def show(viewer: ViewerModel, prediction: Prediction, slide: SlideChoice) -> None:
+    """Lay the attention over its slide, and the teacher's beside it where it ran; what was there before goes."""
+    forget(viewer, slide.path)
+    made = attention_layers(prediction, slide.mpp, slide.given_mpp)
+    for layer in ours(viewer, slide.path):
+        layer.visible = True
+    shown = add(viewer, [made["student"]])
+    if "teacher" in made:
+        slides = [layer for role in ROLES[:2] for layer in ours(viewer, slide.path, role=role, side="student")]
+        copies: list[LayerData] = [twin(layer) for layer in slides]
+        shown += add(viewer, [*copies, made["teacher"]])[-1:]
+    arrange(viewer)
+    _label(viewer, shown)
+    viewer.layers.selection.active = shown[0]
+    viewer.reset_view()
+
+
+def forget(viewer: ViewerModel, path: Path) -> None:
+    """Take the results of an earlier run away."""
+    remove(viewer, ours(viewer, path, role="attention"))
+    arrange(viewer)
+
+
+def _label(viewer: ViewerModel, shown: list[Image]) -> None:
+    """Name each view, and give the last one the legend that holds for all."""
+    from napari_lrmil.core.overlay import LEGEND
+
+    for layer in shown:
+        layer.name_overlay.visible = True
+        layer.name_overlay.font_size = 12
+    bar = shown[-1].colorbar
+    bar.visible, bar.size, bar.font_size = True, (22, 180), 10
+    viewer.text_overlay.text = LEGEND
+    viewer.text_overlay.position = "top_right"
+    viewer.text_overlay.visible = True

@@ -1,0 +1,167 @@
+"""A cohort: slides with patients, labels and splits. Splits go by patient; a patient on two sides is an error."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from napari_lrmil.core.errors import CohortError
+from napari_lrmil.core.slide import Slide
+
+SPLITS = ("train", "val", "test")
+NEEDED = ("slide", "patient", "label")
+SHARES = (0.6, 0.2, 0.2)  # of patients, where the table proposes no split
+
+
+@dataclass(frozen=True)
+class CohortSlide:
+    """One row of the table."""
+
+    path: Path
+    patient: str
+    label: str
+    split: str
+    mpp: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The slide's file name without its ending."""
+        return self.path.stem
+
+    @property
+    def lesions(self) -> Path:
+        """Where lesion outlines lie, if there are any."""
+        return self.path.with_name(f"{self.path.stem}_lesions.geojson")
+
+    def open(self) -> Slide:
+        """Return the opened slide."""
+        return Slide(self.path, mpp=self.mpp)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """All slides of a table; `classes` in the order that logits have."""
+
+    path: Path
+    slides: tuple[CohortSlide, ...]
+    classes: tuple[str, ...]
+
+    def of(self, split: str) -> tuple[CohortSlide, ...]:
+        """Return the slides of one split."""
+        return tuple(s for s in self.slides if s.split == split)
+
+    def target(self, slide: CohortSlide) -> int:
+        """Return the index of the slide's class."""
+        return self.classes.index(slide.label)
+
+    def without(self, names: set[str]) -> Cohort:
+        """Return the cohort less some slides."""
+        return replace(self, slides=tuple(s for s in self.slides if s.name not in names))
+
+    def summary(self) -> dict[str, dict[str, int]]:
+        """Return slides per split and class."""
+        return {split: dict(Counter(s.label for s in self.of(split))) for split in SPLITS if self.of(split)}
+
+
+def read_cohort(path: Path, *, seed: int = 0) -> Cohort:
+    """Return a checked cohort. Without a ``split`` column, patients are dealt out 60/20/20, stratified by label.
+
+    Raises
+    ------
+    CohortError
+        Where the table or a slide is missing, a split unknown, or two slides share a name.
+    """
+    rows = _rows(path)
+    slides = [_slide(path, i, row) for i, row in enumerate(rows, start=2)]
+    missing = [s.path.name for s in slides if not s.path.exists()]
+    if missing:
+        raise CohortError(path, f"{len(missing)} of {len(slides)} slides are not there, first {missing[0]}; paths are relative to the table")
+    twice = [name for name, count in Counter(s.name for s in slides).items() if count > 1]
+    if twice:
+        raise CohortError(path, f"two slides are named {twice[0]}; their features would overwrite each other, rename one")
+    if not any(s.split for s in slides):
+        slides = deal_splits(slides, seed)
+    refuse_leaks(path, slides)
+    return Cohort(path, tuple(slides), tuple(dict.fromkeys(_class_order(slides))))
+
+
+def _class_order(slides: Sequence[CohortSlide]) -> list[str]:
+    """Return labels with the ordinary one first where it is called so: bars and logits read alike in every cohort."""
+    ordinary = ("normal", "benign", "negative", "0")
+    return sorted({s.label for s in slides}, key=lambda label: (label.lower() not in ordinary, label))
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise CohortError(path, f"not a readable table ({error}); expected CSV with columns {', '.join(NEEDED)}") from error
+    lacking = [column for column in NEEDED if column not in (reader.fieldnames or ())]
+    if lacking or not rows:
+        what = f"no column {', '.join(lacking)}" if lacking else "no slide"
+        raise CohortError(path, f"{what}; expected a row per slide with columns {', '.join(NEEDED)} and optional split, mpp")
+    return rows
+
+
+def _slide(table: Path, line: int, row: dict[str, str]) -> CohortSlide:
+    cells = {key: (row.get(key) or "").strip() for key in (*NEEDED, "split", "mpp")}
+    empty = [key for key in NEEDED if not cells[key]]
+    if empty:
+        raise CohortError(table, f"line {line} has no {', '.join(empty)}; fill it in or drop the line")
+    if cells["split"] not in ("", *SPLITS):
+        raise CohortError(table, f"line {line} has the unknown split '{cells['split']}'; expected {', '.join(SPLITS)}")
+    try:
+        mpp = float(cells["mpp"]) if cells["mpp"] else None
+    except ValueError as error:
+        raise CohortError(table, f"line {line} has the mpp '{cells['mpp']}'; expected µm per pixel, such as 0.5") from error
+    return CohortSlide(table.parent / cells["slide"], cells["patient"], cells["label"], cells["split"], mpp)
+
+
+def refuse_leaks(path: Path, slides: Sequence[CohortSlide]) -> None:
+    """Raise `CohortError` where a patient is on two sides; a pseudo-patient such as ``2+5`` counts as both."""
+    unsplit = [s.name for s in slides if not s.split]
+    if unsplit:
+        raise CohortError(path, f"{len(unsplit)} slides have no split while others do, first {unsplit[0]}; fill in all or none")
+    sides: dict[str, set[str]] = {}
+    for s in slides:
+        for part in s.patient.split("+"):
+            sides.setdefault(part, set()).add(s.split)
+    leaks = {p: side for p, side in sides.items() if len(side) > 1}
+    if leaks:
+        patient, side = next(iter(leaks.items()))
+        raise CohortError(
+            path,
+            f"patient {patient} is in {' and '.join(sorted(side))} ({len(leaks)} such patients); "
+            "all slides of a patient must be in one split",
+        )
+
+
+def require_classes(cohort: Cohort, splits: Sequence[str]) -> None:
+    """Raise `CohortError` where one of `splits` lacks a class, so that nothing could be learned or measured."""
+    for split in splits:
+        lacking = set(cohort.classes) - {s.label for s in cohort.of(split)}
+        if lacking or len(cohort.classes) < 2:
+            has = ", ".join(sorted({s.label for s in cohort.of(split)})) or "no slide"
+            needs = ", ".join(cohort.classes) if len(cohort.classes) > 1 else "two classes"
+            raise CohortError(cohort.path, f"split {split} has {has} only; expected slides of {needs}, add some or move patients")
+
+
+def deal_splits(slides: Sequence[CohortSlide], seed: int) -> list[CohortSlide]:
+    """Return the slides with splits dealt by patient, stratified by label."""
+    rng = np.random.default_rng(seed)
+    labels = {s.patient: s.label for s in slides}
+    side: dict[str, str] = {}
+    for label in sorted(set(labels.values())):
+        patients = sorted(p for p, its in labels.items() if its == label)
+        order = rng.permutation(len(patients))
+        ends = np.round(np.cumsum(SHARES) * len(patients)).astype(int)
+        for rank, i in enumerate(order):
+            side[patients[i]] = SPLITS[int(np.searchsorted(ends, rank, side="right"))]
+    return [replace(s, split=side[s.patient]) for s in slides]

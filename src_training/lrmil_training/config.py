@@ -1,0 +1,145 @@
+"""What a training run is told: frozen values, one comment per field with meaning, unit and why this default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from napari_lrmil.core.errors import ConfigError
+from napari_lrmil.core.geometry import PatchPlan
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EncoderConfig(_Frozen):
+    """Which networks look at patches."""
+
+    teacher: str = "demo"  # .safetensors file of the frozen HR encoder, or the name of a shipped bundle that brings one
+    student: str = "teacher"  # "teacher": start as a copy of it (the paper's choice); or a .safetensors file
+
+
+class TeacherConfig(_Frozen):
+    """The HR teacher's MIL."""
+
+    epochs: int = Field(60, ge=1)  # upper bound; early stopping usually ends sooner
+    lr: float = Field(1e-3, gt=0)  # Adam; METHOD.md section 6
+    aggregator: Literal["gated_attention"] = "gated_attention"  # the paper's; the only one so far
+    hidden: int = Field(64, ge=1)  # width of the attention's gate
+    weight_decay: float = Field(1e-4, ge=0)  # bags are few and wide
+    min_epochs: int = Field(15, ge=0)  # no selection before: early AUROC on few slides is luck (METHOD.md section 6)
+    patience: int = Field(15, ge=1)  # epochs without a better validation figure before stopping
+    ema: float = Field(0.97, ge=0, lt=1)  # weight averaging per step; 0.97 gave stable selection (METHOD.md section 6)
+
+
+class Stage1Config(_Frozen):
+    """Patch-level distillation."""
+
+    epochs: int = Field(6, ge=0)  # 6 passes over 2,400 LR patches were enough (METHOD.md section 6); 0 leaves it out
+    lr: float = Field(4e-4, gt=0)  # peak of a one-cycle schedule
+    batch_size: int = Field(32, ge=2)  # LR patches
+    layers: tuple[str, ...] = ("block_12",)  # maps that the layer term compares: an intermediate one does no harm
+    lambda_layer: float = Field(0.1, ge=0)  # weight of the layer term
+    lambda_attn: float = Field(1.0, ge=0)  # weight of the attention-weighted embedding term
+    weight_decay: float = Field(1e-2, ge=0)  # AdamW
+    augment: bool = True  # mirror and quarter-turn LR patch and children together
+
+
+class Stage2Config(_Frozen):
+    """Slide-level distillation."""
+
+    epochs: int = Field(60, ge=1)  # upper bound
+    lr: float = Field(3e-4, gt=0)  # lower than the teacher's: it starts from the teacher's head
+    lambda_ce: float = Field(1.0, ge=0)  # labels
+    lambda_bag: float = Field(1.0, ge=0)  # teacher's class probabilities
+    lambda_soft: float = Field(1.0, ge=0)  # teacher's attention
+    lambda_hard: float = Field(0.0, ge=0)  # top against bottom patches; did nothing in METHOD.md section 6
+    temperature_bag: float = Field(2.0, gt=0)  # softens class probabilities; 1 = unchanged
+    temperature_attn: float = Field(2.0, gt=0)  # softens attention on both sides; 2 was best (METHOD.md section 6)
+    topk: int = Field(4, ge=1)  # patches on either side of the hard term
+    attention_transfer: Literal["logsumexp", "mean", "max"] = "logsumexp"  # children to parent; exact at temperature 1
+    init: Literal["teacher", "fresh", "frozen_head"] = "teacher"  # frozen_head: the teacher's head as it is, no stage 2
+    weight_decay: float = Field(1e-4, ge=0)
+    min_epochs: int = Field(15, ge=0)
+    patience: int = Field(15, ge=1)
+    ema: float = Field(0.97, ge=0, lt=1)
+
+
+class TrainConfig(_Frozen):
+    """A training run."""
+
+    name: str = "lrmil"  # of the bundle
+    seed: int = 0  # of weights, order and augmentation
+    hr_mpp: float = Field(0.5, gt=0)  # µm per pixel of the teacher's patches: 20x
+    lr_mpp: float = Field(2.0, gt=0)  # µm per pixel of the student's patches: 5x
+    hr_patch_px: int = Field(256, ge=32)  # side of an HR patch
+    lr_patch_px: int = Field(256, ge=32)  # side of an LR patch
+    student_input_px: int | None = Field(None, ge=32)  # side to which LR patches are enlarged; None: as read
+    encoder: EncoderConfig = EncoderConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    stage1: Stage1Config = Stage1Config()
+    stage2: Stage2Config = Stage2Config()
+    baselines: tuple[Literal["labels_only"], ...] = ("labels_only",)  # LR, frozen encoder, labels alone
+    bootstrap: int = Field(2000, ge=100)  # resamples behind every interval
+
+    @property
+    def plan(self) -> PatchPlan:
+        """The two resolutions; raises `GeometryError` where they do not nest."""
+        return PatchPlan(self.hr_mpp, self.lr_mpp, self.hr_patch_px, self.lr_patch_px)
+
+
+def load_config(path: Path | None = None, settings: Sequence[str] = ()) -> TrainConfig:
+    """Return the configuration of a YAML file with ``key=value`` settings laid over it.
+
+    Raises
+    ------
+    ConfigError
+        Where a key is unknown, a value impossible, or the file not YAML.
+    GeometryError
+        Where the two resolutions do not nest.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path}: not a readable YAML file ({error})") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: expected YAML with keys and values, found {type(values).__name__}")
+    for setting in settings:
+        _lay_over(values, setting)
+    return build_config(values)
+
+
+def build_config(values: Mapping[str, Any]) -> TrainConfig:
+    """Return a checked configuration; see `load_config`."""
+    try:
+        config = TrainConfig(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"configuration key '{key}': {first['msg']}; see the documented keys of train") from error
+    assert config.plan.n  # built, hence checked
+    return config
+
+
+def _lay_over(values: dict[str, Any], setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {setting}: expected key=value, such as stage1.lambda_attn=0.5")
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {setting}: {parent} is a value, not a group of keys")
+    values[last] = yaml.safe_load(text)
+
+
+def dump_config(config: TrainConfig) -> str:
+    """Return the resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -1,0 +1,53 @@
+"""From a finished run to a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lrmil_training.cohort import Cohort
+from lrmil_training.config import TrainConfig
+from lrmil_training.evaluation import Results, temperature_of
+from napari_lrmil.core.bundle import Bundle, StudentNetwork, TeacherNetwork, write_bundle
+from napari_lrmil.core.mil import GatedAttentionMil
+
+
+def export_bundle(
+    folder: Path,
+    config: TrainConfig,
+    cohort: Cohort,
+    encoders: Mapping[str, Any],
+    mils: Mapping[str, GatedAttentionMil],
+    results: Results,
+    metrics: Mapping[str, Any],
+) -> Bundle:
+    """Write the bundle of a run: both networks, their temperatures, and what they were trained and measured on."""
+    card = {
+        "name": config.name,
+        "classes": cohort.classes,
+        "hr_mpp": config.hr_mpp,
+        "lr_mpp": config.lr_mpp,
+        "hr_patch_px": config.hr_patch_px,
+        "lr_patch_px": config.lr_patch_px,
+        "student_input_px": config.student_input_px,
+        "temperature": temperature_of(cohort, results["student"]),
+        "teacher_temperature": temperature_of(cohort, results["teacher"]),
+        "cohort": {f"{split} slides": counts for split, counts in cohort.summary().items()},
+        "metrics": summary(metrics),
+    }
+    student = StudentNetwork(encoders["student"], mils["student"])
+    teacher = TeacherNetwork(encoders["teacher"].cpu(), mils["teacher"])
+    return write_bundle(folder, card, student, teacher)
+
+
+def summary(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Return one line per method and split: AUROC with interval and what the interval is over."""
+    lines = {}
+    for method, splits in metrics.items():
+        for split, figures in splits.items():
+            auroc = figures["auroc"]
+            if auroc["value"] is not None and auroc["low"] is not None:
+                span = f"{auroc['value']:.3f} ({auroc['low']:.3f} to {auroc['high']:.3f})"
+                lines[f"{method}, {split}: AUROC"] = f"{span}, {auroc['n_slides']} slides, interval over {auroc['interval']}"
+    return lines

@@ -1,0 +1,147 @@
+"""Features of a cohort: one file per slide, made once, made again only where slide, encoder or grid changed."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lrmil_training.cohort import CohortSlide
+from napari_lrmil.core.bag import Bag, BagOrigin, read_bag, write_bag
+from napari_lrmil.core.bundle import Bundle
+from napari_lrmil.core.embed import Embedder, PatchSet, embed
+from napari_lrmil.core.encoders import LoadedEncoder, load_encoder
+from napari_lrmil.core.errors import BagError, LrmilError
+from napari_lrmil.core.events import Caution, Event, Failed, Progress
+from napari_lrmil.core.geometry import PatchPlan
+from napari_lrmil.core.grid import NestedGrid, grid_of, require_resolution
+from napari_lrmil.core.slide import Slide
+
+
+@dataclass(frozen=True)
+class FeatureRequest:
+    """What to embed and where to keep it.
+
+    Attributes
+    ----------
+    encoder
+        The network.
+    encoder_name, encoder_sha256
+        What the files say about it.
+    plan
+        The two resolutions.
+    high
+        HR patches if true, LR patches otherwise.
+    layers
+        Maps whose pooled embeddings are kept too.
+    folder
+        Where the files go, in TRIDENT's layout.
+    input_px
+        Side to which LR patches are enlarged; None leaves them.
+    """
+
+    encoder: Embedder
+    encoder_name: str
+    encoder_sha256: str
+    plan: PatchPlan
+    high: bool
+    folder: Path
+    layers: tuple[str, ...] = ()
+    input_px: int | None = None
+
+    @property
+    def mpp(self) -> float:
+        """µm per pixel of the patches."""
+        return self.plan.hr_mpp if self.high else self.plan.lr_mpp
+
+    @property
+    def patch_px(self) -> int:
+        """Side of the patches in pixels."""
+        return self.plan.hr_patch_px if self.high else self.plan.lr_patch_px
+
+    def path(self, slide: CohortSlide) -> Path:
+        """Return the feature file of a slide."""
+        grid = f"{10 / self.mpp:g}x_{self.patch_px}px_0px_overlap"
+        return self.folder / grid / f"features_{self.encoder_name}" / f"{slide.name}.h5"
+
+
+def find_encoder(name: str) -> LoadedEncoder:
+    """Return a frozen HR encoder by its file, or that of a shipped bundle's teacher by the bundle's name."""
+    if name.endswith(".safetensors") or Path(name).exists():
+        return load_encoder(name)
+    bundle = Bundle(name)
+    return LoadedEncoder(bundle.teacher.encoder, bundle.card.hashes["teacher.safetensors"])
+
+
+def make_features(
+    slides: Sequence[CohortSlide], request: FeatureRequest, device: torch.device
+) -> Generator[Event, None, dict[str, str]]:
+    """Make the missing feature files; return slide name -> reason for those that failed. One bad slide stops nobody."""
+    failures: dict[str, str] = {}
+    stage = "HR features" if request.high else "LR features"
+    for done, row in enumerate(slides):
+        yield Progress(stage, done, len(slides), "slides")
+        try:
+            yield from _one(row, request, device)
+        except LrmilError as error:
+            failures[row.name] = str(error)
+            yield Failed(str(error), row.name, "features", error)
+    yield Progress(stage, len(slides), len(slides), "slides")
+    return failures
+
+
+def _one(row: CohortSlide, request: FeatureRequest, device: torch.device) -> Generator[Event, None, None]:
+    path = request.path(row)
+    with row.open() as slide:
+        if is_current(path, slide, request):
+            return
+        yield from (Caution(text, row.name) for text in slide.warnings)
+        if request.high:
+            require_resolution(slide, request.plan.hr_mpp, "teacher (HR)")
+        grid = grid_of(slide, request.plan)
+        patches = patch_set(grid, request)
+        embedded = yield from embed(slide, patches, request.encoder, device=device, layers=request.layers, stage=row.name)
+        origin = origin_of(slide, patches, grid, request)
+        write_bag(path, Bag(embedded.features, patches.corners, origin, embedded.layers))
+
+
+def patch_set(grid: NestedGrid, request: FeatureRequest) -> PatchSet:
+    """Return the patches of the grid that the request is about."""
+    if request.high:
+        return PatchSet(grid.hr_corners, grid.lattice.cell, request.patch_px)
+    return PatchSet(grid.lr_corners, grid.lattice.lr_cell, request.patch_px, request.input_px)
+
+
+def origin_of(slide: Slide, patches: PatchSet, grid: NestedGrid, request: FeatureRequest) -> BagOrigin:
+    """Return how a bag was made."""
+    return BagOrigin(
+        slide=slide.name,
+        slide_fingerprint=slide.fingerprint,
+        mpp0=slide.mpp.mean,
+        target_mpp=request.mpp,
+        patch_px=request.patch_px,
+        patch_level0=patches.size_level0,
+        origin_level0=grid.lattice.origin,
+        level0_size=(slide.width, slide.height),
+        encoder=request.encoder_name,
+        encoder_sha256=request.encoder_sha256,
+    )
+
+
+def is_current(path: Path, slide: Slide, request: FeatureRequest) -> bool:
+    """Return whether a complete file of this very slide, encoder and patch size is there already."""
+    if not path.exists():
+        return False
+    try:
+        bag = read_bag(path)
+    except BagError:
+        return False  # broken or foreign: it is made again, whole, under the same name
+    o = bag.origin
+    return (
+        (o.slide_fingerprint, o.encoder_sha256, o.patch_px) == (slide.fingerprint, request.encoder_sha256, request.patch_px)
+        and abs(o.target_mpp - request.mpp) < 1e-9
+        and abs(o.mpp0 - slide.mpp.mean) < 1e-9
+        and set(request.layers) <= set(bag.layers)
+    )

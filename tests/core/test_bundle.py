@@ -1,0 +1,225 @@
+"""Bundles: round trip, hashes, schema, damaged files, and a student that never touches its teacher's file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from napari_lrmil.core.bundle import (
+    CARD,
+    README,
+    SCHEMA_VERSION,
+    STUDENT,
+    TEACHER,
+    Bundle,
+    StudentNetwork,
+    TeacherNetwork,
+    card_text,
+    find_bundle,
+    write_bundle,
+)
+from napari_lrmil.core.encoders import AlignedEncoder, file_sha256, round_to_half
+from napari_lrmil.core.errors import BundleError, LrmilError
+from napari_lrmil.core.geometry import PatchPlan
+from napari_lrmil.core.mil import GatedAttentionMil
+from napari_lrmil.core.tissue import TissueConfig
+from tests.core.fake_slides import lively, one_sentence
+from tests.networks import CLASSES, untrained_bundle, untrained_encoder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return untrained_bundle(tmp_path / "b").path
+
+
+def edit_card(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    change(content)
+    (folder / CARD).write_text(json.dumps(content), encoding="utf-8")
+
+
+def check_refused(action: Callable[[], object], match: str, field: str | None = None) -> None:
+    with pytest.raises(BundleError, match=match) as caught:
+        action()
+    assert one_sentence(caught.value) and caught.value.exit_code == 2
+    if field is not None:
+        assert caught.value.field == field
+
+
+def test_what_is_written_is_what_is_opened(tmp_path: Path) -> None:
+    encoder = lively(untrained_encoder())
+    student = StudentNetwork(AlignedEncoder(encoder, 5), GatedAttentionMil(5, 3, hidden=7))
+    teacher = TeacherNetwork(lively(untrained_encoder(), 1), GatedAttentionMil(encoder.dim, 3, hidden=9))
+    for network in (student, teacher):
+        round_to_half(network.eval())
+    card = {
+        "name": "rt", "classes": ("a", "b", "c"), "hr_mpp": 0.5, "lr_mpp": 4.0, "hr_patch_px": 64, "lr_patch_px": 32,
+        "student_input_px": 96, "tissue": TissueConfig(min_share=0.4), "temperature": 1.7, "cohort": {"train": 12},
+        "metrics": {"auroc": 0.9},
+    }  # fmt: skip
+    write_bundle(tmp_path / "deep" / "b", card, student, teacher)
+    bundle = Bundle(tmp_path / "deep" / "b")
+    assert {k: getattr(bundle.card, k) for k in card} == card
+    assert bundle.card.plan == PatchPlan(0.5, 4.0, 64, 32) and bundle.card.schema_version == SCHEMA_VERSION
+    assert bundle.name == "rt" and bundle.has_teacher
+    pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        for ours, theirs in ((bundle.student, student), (bundle.teacher, teacher)):
+            embedding = theirs.encoder(pixels).embedding
+            assert torch.equal(ours.encoder(pixels).embedding, embedding)
+            assert torch.equal(ours.mil(embedding).logits, theirs.mil(embedding).logits)
+            assert embedding.std() > 0.01, "weights that answer nothing would hide a difference"
+    assert sorted(p.name for p in bundle.path.iterdir()) == sorted([CARD, README, STUDENT, TEACHER])
+
+
+def test_networks_arrive_frozen_and_in_evaluation_mode(folder: Path) -> None:
+    bundle = Bundle(folder)
+    for network in (bundle.student, bundle.teacher):
+        assert not any(m.training for m in network.modules())
+        assert not any(p.requires_grad for p in network.parameters())
+
+
+def test_the_student_works_without_the_teachers_file(folder: Path) -> None:
+    """No HR weight is loaded for a student: its file may as well be gone."""
+    (folder / TEACHER).unlink()
+    bundle = Bundle(folder)
+    assert bundle.student.mil.classes == 2
+    check_refused(lambda: bundle.teacher, r"teacher\.safetensors is missing", TEACHER)
+
+
+def test_a_bundle_without_a_teacher_says_so(tmp_path: Path) -> None:
+    bundle = untrained_bundle(tmp_path / "b", teacher=False)
+    assert not bundle.has_teacher and not (bundle.path / TEACHER).exists()
+    check_refused(lambda: bundle.teacher, "brings no teacher", "teacher")
+
+
+@pytest.mark.parametrize("version", [0, SCHEMA_VERSION + 1, "1", None])
+def test_another_schema_version_is_refused_with_both_numbers(folder: Path, version: object) -> None:
+    edit_card(folder, lambda c: c.update(schema_version=version))
+    check_refused(lambda: Bundle(folder), f"schema version {version}, this program reads {SCHEMA_VERSION}", "schema_version")
+
+
+def test_another_schema_version_is_told_before_unknown_keys(folder: Path) -> None:
+    edit_card(folder, lambda c: c.update(schema_version=SCHEMA_VERSION + 1, brand_new=1))
+    check_refused(lambda: Bundle(folder), "schema version", "schema_version")
+
+
+@pytest.mark.parametrize("file", [STUDENT, TEACHER])
+def test_altered_weights_do_not_match_their_hash(folder: Path, file: str) -> None:
+    tensors = load_file(folder / file)
+    tensors["mil.classifier.bias"] += 1
+    save_file(tensors, folder / file)
+    bundle = Bundle(folder)
+    check_refused(lambda: bundle.student if file == STUDENT else bundle.teacher, f"{file} does not match the hash", file)
+    other = bundle.teacher if file == STUDENT else bundle.student
+    assert other.mil.classes == 2, "the other network is untouched"
+
+
+def test_one_flipped_byte_is_seen(folder: Path) -> None:
+    content = bytearray((folder / STUDENT).read_bytes())
+    content[-1] ^= 1
+    (folder / STUDENT).write_bytes(content)
+    check_refused(lambda: Bundle(folder).student, "does not match the hash", STUDENT)
+
+
+def test_a_hash_that_is_not_listed_is_no_match(folder: Path) -> None:
+    edit_card(folder, lambda c: c["hashes"].pop(STUDENT))
+    check_refused(lambda: Bundle(folder).student, "does not match the hash", STUDENT)
+
+
+def test_missing_weights_are_one_sentence(folder: Path) -> None:
+    (folder / STUDENT).unlink()
+    check_refused(lambda: Bundle(folder).student, r"student\.safetensors is missing", STUDENT)
+
+
+def test_weights_that_do_not_fit_the_card_are_refused(folder: Path) -> None:
+    edit_card(folder, lambda c: c.update(classes=["a", "b", "c"]))
+    check_refused(lambda: Bundle(folder).student, "do not fit", STUDENT)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", '{"schema_version": 1}', "\x00"])
+def test_a_damaged_card_is_one_sentence(folder: Path, text: str) -> None:
+    (folder / CARD).write_text(text)
+    check_refused(lambda: Bundle(folder), r"lrmil\.json cannot be read.*damaged", CARD)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.update(unknown=1),
+        lambda c: c.update(classes=3),
+        lambda c: c.pop("lr_mpp"),
+        lambda c: c["student"].update(dim="wide"),
+        pytest.param(lambda c: c["student"]["encoder"].update(family="vit"), id="family"),
+    ],
+)
+def test_a_card_that_means_nothing_here_is_one_sentence(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    edit_card(folder, change)
+    check_refused(lambda: Bundle(folder), "cannot be read", CARD)
+
+
+def test_a_folder_that_is_no_bundle_and_a_name_that_is_none(tmp_path: Path) -> None:
+    check_refused(lambda: Bundle(tmp_path), r"without lrmil\.json", CARD)
+    check_refused(lambda: Bundle(tmp_path / "nowhere"), "no bundle here", CARD)
+    check_refused(lambda: find_bundle("no-such-bundle"), "shipped bundle", CARD)
+
+
+def test_a_folder_of_a_shipped_bundles_name_does_not_hide_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`napari-lrmil demo --out demo` makes a folder `demo`; `--bundle demo` still means the shipped bundle."""
+    shipped = untrained_bundle(tmp_path / "shipped" / "demo").path
+    monkeypatch.setattr("napari_lrmil.core.bundle.SHIPPED", shipped.parent)
+    (tmp_path / "work" / "demo").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    assert find_bundle("demo") == shipped
+
+
+def test_an_interrupted_write_leaves_no_card_so_no_half_bundle_opens(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    bundle = Bundle(folder)
+    student, teacher = bundle.student, bundle.teacher
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_bundle(folder, {"name": "x", "classes": CLASSES}, student, teacher)
+    check_refused(lambda: Bundle(folder), r"without lrmil\.json", CARD)
+    assert not list(folder.glob(".*")), "no temporary files"
+
+
+def test_hashes_are_those_of_the_files_and_tell_models_apart(tmp_path: Path) -> None:
+    one, other = untrained_bundle(tmp_path / "a"), untrained_bundle(tmp_path / "b", teacher=False)
+    assert one.card.hashes == {f: file_sha256(one.path / f) for f in (STUDENT, TEACHER)}
+    assert len(one.sha256) == 64 and one.sha256 != other.sha256
+    assert Bundle(one.path).sha256 == one.sha256
+
+
+@pytest.mark.parametrize("change", [{"temperature": 2.0}, {"lr_mpp": 4.0}, {"classes": ("lesion", "normal")}])
+def test_what_changes_a_prediction_changes_the_bundles_hash(tmp_path: Path, change: dict[str, Any]) -> None:
+    """A result is reused by this hash: calibration, resolution and class names belong to the model as its weights do."""
+    assert untrained_bundle(tmp_path / "a").sha256 != untrained_bundle(tmp_path / "b", **change).sha256
+
+
+def test_no_pickle_in_a_bundle(folder: Path) -> None:
+    assert {p.suffix for p in folder.iterdir()} == {".json", ".md", ".safetensors"}
+
+
+def test_the_card_says_research_use_licence_and_whether_it_is_calibrated(folder: Path, tmp_path: Path) -> None:
+    text = (folder / README).read_text(encoding="utf-8")
+    assert text == card_text(Bundle(folder).card)
+    assert "Research use only" in text and "BSD-3-Clause" in text and "Licence" in text
+    assert "normal, lesion" in text and "not calibrated" in text and "2 µm per pixel" in text
+    calibrated = untrained_bundle(tmp_path / "c", temperature=1.3, cohort={"train slides": 12})
+    text = card_text(calibrated.card)
+    assert "calibrated on validation slides" in text and "train slides: 12" in text
+
+
+def test_every_bundle_error_is_the_families(folder: Path) -> None:
+    (folder / CARD).unlink()
+    with pytest.raises(LrmilError):
+        Bundle(folder)

@@ -1,0 +1,219 @@
+"""Agreement of attention by hand-computed figures; outlines, lesion shares and lesion AUROC."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from napari_lrmil.core.compare import (
+    auroc,
+    jaccard_top,
+    js_divergence,
+    lesion_auroc,
+    lesion_shares,
+    measure_agreement,
+    read_outlines,
+    spearman,
+    to_lr,
+)
+from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.geometry import Bounds, Mpp, PatchPlan
+from napari_lrmil.core.grid import NestedGrid, nest_cells
+from tests.core.fake_slides import one_sentence
+
+
+def a(*values: float) -> np.ndarray:
+    return np.array(values, dtype=np.float64)
+
+
+def grid() -> NestedGrid:
+    """Three LR patches with 2, 1 and 3 kept children; n = 2."""
+    lattice = PatchPlan(0.5, 1.0, 64, 64).lattice(Bounds(0, 0, 400, 200), Mpp(0.5, 0.5))
+    return nest_cells(lattice, np.array([[0, 0], [1, 0], [4, 0], [0, 2], [1, 2], [1, 3]]))
+
+
+# ---------------------------------------------------------------- agreement
+
+
+def test_teacher_attention_is_summed_over_the_children_of_each_lr_patch() -> None:
+    """Student attention is compared at LR coordinates, not HR."""
+    g = grid()
+    assert g.lr_index.tolist() == [[0, 0], [2, 0], [0, 1]]
+    assert to_lr(g, a(0.1, 0.2, 0.05, 0.3, 0.15, 0.2)).tolist() == pytest.approx([0.3, 0.05, 0.65])
+
+
+@given(hnp.arrays(np.float64, 6, elements=st.floats(0, 1)))
+def test_carrying_to_the_lr_grid_keeps_the_sum(values: np.ndarray) -> None:
+    assert to_lr(grid(), values).sum() == pytest.approx(values.sum())
+
+
+def test_measure_agreement_by_hand() -> None:
+    found = measure_agreement(grid(), a(0.2, 0.1, 0.7), a(0.1, 0.2, 0.05, 0.3, 0.15, 0.2))
+    assert found.spearman == pytest.approx(1.0) and found.jaccard_top10 == 1.0 and found.n_patches == 3
+    p, q = a(0.2, 0.1, 0.7), a(0.3, 0.05, 0.65)
+    m = (p + q) / 2
+    assert found.js_divergence == pytest.approx(float((p * np.log2(p / m) + q * np.log2(q / m)).sum() / 2))
+
+
+def test_spearman_by_hand_with_ties() -> None:
+    """Ranks 1, 2.5, 2.5, 4 against 1, 3, 2, 4: covariance 4.5, deviations² 4.5 and 5."""
+    assert spearman(a(1, 5, 5, 9), a(10, 30, 20, 40)) == pytest.approx(4.5 / np.sqrt(4.5 * 5))
+    assert spearman(a(1, 2, 3), a(9, 4, 1)) == pytest.approx(-1.0)
+    assert spearman(a(1, 2, 3, 4), a(1, 100, 1000, 1e9)) == pytest.approx(1.0), "ranks, not values"
+
+
+@pytest.mark.parametrize(("x", "y"), [((1, 1, 1), (1, 2, 3)), ((1, 2, 3), (4, 4, 4)), ((1, 2), (2, 1)), ((), ())])
+def test_spearman_is_undefined_on_a_constant_or_too_few(x: tuple[float, ...], y: tuple[float, ...]) -> None:
+    assert spearman(a(*x), a(*y)) is None
+
+
+def test_jaccard_by_hand() -> None:
+    """Top 3 of 10: {7, 8, 9} against {6, 8, 9}: two of four."""
+    x, y = a(*range(10)), a(0, 1, 2, 3, 4, 5, 9, 6, 7, 8)
+    assert jaccard_top(x, y, 0.3) == 0.5
+    assert jaccard_top(x, x, 0.1) == 1.0 and jaccard_top(x, -x, 0.1) == 0.0
+    assert jaccard_top(x[:3], y[:3], 0.1) == 1.0, "at least one patch from each side"
+
+
+def test_js_divergence_by_hand() -> None:
+    assert js_divergence(a(1, 0), a(0, 1)) == 1.0
+    assert js_divergence(a(0.25, 0.75), a(1, 3)) == 0.0, "each is scaled to sum to 1"
+    m = a(0.75, 0.25)
+    by_hand = (1 * np.log2(1 / m[0]) + 0.5 * np.log2(0.5 / m[0]) + 0.5 * np.log2(0.5 / m[1])) / 2
+    assert js_divergence(a(1, 0), a(0.5, 0.5)) == pytest.approx(by_hand)
+
+
+distributions = hnp.arrays(np.float64, 7, elements=st.floats(1e-6, 1))
+
+
+@given(distributions, distributions)
+def test_js_divergence_is_symmetric_and_between_zero_and_one(p: np.ndarray, q: np.ndarray) -> None:
+    found = js_divergence(p, q)
+    assert 0 <= found <= 1 and found == pytest.approx(js_divergence(q, p), abs=1e-12)
+
+
+@given(distributions, distributions)
+def test_agreement_is_what_scipy_says(p: np.ndarray, q: np.ndarray) -> None:
+    from scipy.spatial.distance import jensenshannon
+    from scipy.stats import spearmanr
+
+    assert js_divergence(p, q) == pytest.approx(float(jensenshannon(p, q, base=2)) ** 2, abs=1e-6)
+    if np.ptp(p) > 0 and np.ptp(q) > 0:
+        assert spearman(p, q) == pytest.approx(float(spearmanr(p, q).statistic), abs=1e-9)
+
+
+# ---------------------------------------------------------------- AUROC
+
+
+@given(
+    hnp.arrays(np.float64, 30, elements=st.sampled_from([0.0, 0.1, 0.2, 0.5, 0.7])),
+    hnp.arrays(np.bool_, 30),
+)
+def test_auroc_equals_scikit_learn_ties_and_all(values: np.ndarray, positive: np.ndarray) -> None:
+    from sklearn.metrics import roc_auc_score
+
+    if positive.all() or not positive.any():
+        assert auroc(values, positive) is None, "undefined, not 0 and not 0.5"
+    else:
+        assert auroc(values, positive) == pytest.approx(roc_auc_score(positive, values))
+
+
+def test_lesion_auroc_leaves_out_patches_with_a_little_lesion() -> None:
+    """0.25 and 0.9 are lesion, 0 is none, 0.1 and 0.2499 are neither: pairs 3 of 4 right, whatever the neither say."""
+    shares = a(0.25, 0.9, 0.0, 0.0, 0.1, 0.2499)
+    for neither in (a(99, 99), a(-99, -99)):
+        values = np.concatenate([a(0.3, 0.8, 0.5, 0.1), neither])
+        assert lesion_auroc(values, shares) == pytest.approx(3 / 4)
+
+
+@pytest.mark.parametrize("shares", [(0.0, 0.0, 0.1), (0.5, 1.0, 0.1)])
+def test_lesion_auroc_is_undefined_without_one_of_the_sides(shares: tuple[float, ...]) -> None:
+    assert lesion_auroc(a(1, 2, 3), a(*shares)) is None
+
+
+# ---------------------------------------------------------------- lesions
+
+
+def test_lesion_shares_are_shares_of_area() -> None:
+    """Patches 100 wide, 50 high; a lesion over half of the first and a tenth of the second; overlap counts once."""
+    corners = np.array([[0, 0], [100, 0], [0, 50]])
+    lesion = a(50, 0, 110, 0, 110, 50, 50, 50, 50, 0).reshape(-1, 2)
+    inner = a(60, 10, 70, 10, 70, 20, 60, 20).reshape(-1, 2)
+    assert lesion_shares(corners, (100, 50), [lesion]).tolist() == pytest.approx([0.5, 0.1, 0])
+    assert lesion_shares(corners, (100, 50), [lesion, inner]).tolist() == pytest.approx([0.5, 0.1, 0])
+    assert lesion_shares(corners, (100, 50), []).tolist() == [0, 0, 0]
+
+
+def test_a_self_crossing_outline_is_mended() -> None:
+    bow = a(0, 0, 100, 50, 100, 0, 0, 50).reshape(-1, 2)
+    assert lesion_shares(np.array([[0, 0]]), (100, 50), [bow])[0] == pytest.approx(0.5)
+
+
+# ---------------------------------------------------------------- GeoJSON
+
+RING = [[10, 20], [40, 20], [40, 30], [10, 20]]
+HOLE = [[30, 22], [35, 22], [35, 24], [30, 22]]
+POLYGON = {"type": "Polygon", "coordinates": [RING, HOLE]}
+MULTI = {"type": "MultiPolygon", "coordinates": [[RING], [[[0, 0], [5, 0], [5, 7], [0, 0]]]]}
+
+
+def feature(geometry: Any) -> dict[str, Any]:
+    return {"type": "Feature", "properties": {}, "geometry": geometry}
+
+
+@pytest.mark.parametrize(
+    ("content", "count"),
+    [
+        ({"type": "FeatureCollection", "features": [feature(POLYGON), feature(POLYGON)]}, 2),
+        ([feature(POLYGON)], 1),
+        (feature(POLYGON), 1),
+        (feature(MULTI), 2),
+        ([feature(MULTI), feature({"type": "Point", "coordinates": [1, 2]}), feature(POLYGON)], 3),
+        ({"type": "FeatureCollection", "features": []}, 0),
+        ([], 0),
+    ],
+)
+def test_geojson_as_collection_list_or_bare_feature(tmp_path: Path, content: Any, count: int) -> None:
+    (tmp_path / "a.geojson").write_text(json.dumps(content))
+    outlines = read_outlines(tmp_path / "a.geojson")
+    assert len(outlines) == count
+    if count:
+        assert outlines[0].tolist() == RING, "x then y, the outer ring"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "no json", "3", '"text"', "{}", "[1]", '{"features": 3}', '[{"type": "Feature", "geometry": {"type": "Polygon"}}]',
+             '[{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]}}]']
+)  # fmt: skip
+def test_garbage_is_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.geojson").write_text(text)
+    with pytest.raises(LrmilError, match="not GeoJSON") as caught:
+        read_outlines(tmp_path / "a.geojson")
+    assert str(tmp_path) in str(caught.value) and one_sentence(caught.value)
+
+
+def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(LrmilError) as caught:
+        read_outlines(tmp_path / "none.geojson")
+    assert one_sentence(caught.value)
+
+
+def test_an_annotation_without_geometry_does_not_hide_the_others(tmp_path: Path) -> None:
+    """RFC 7946 section 3.2: a Feature's geometry may be null."""
+    (tmp_path / "a.geojson").write_text(json.dumps([feature(None), feature(POLYGON)]))
+    assert len(read_outlines(tmp_path / "a.geojson")) == 1
+
+
+def test_qupaths_own_files_are_read(shared_data: Path) -> None:
+    folder = shared_data / "annotations" / "wsidicom_tests"
+    counts = {p.stem: len(read_outlines(p)) for p in sorted((folder / "qupath_geojson").glob("*.json"))}
+    assert counts["qupath-polygon"] == counts["qupath-rectangle"] == counts["qupath-ellipse"] == 1
+    assert counts["qupath-point"] == counts["qupath-line"] == 0
+    assert len(read_outlines(next((folder / "qupath_geojson_advanced").glob("*.json")))) > 1

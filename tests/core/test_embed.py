@@ -1,0 +1,134 @@
+"""Embeddings: every patch once, in order, read where it lies; events, cancelling, no gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from napari_lrmil.core.embed import BATCH, Embeddings, PatchSet, embed, encode, enlarge, resolve_device
+from napari_lrmil.core.encoders import Encoded
+from napari_lrmil.core.errors import LrmilError, SlideError
+from napari_lrmil.core.events import Event, Progress
+from tests.core.fake_slides import FakeSlide, fake_slide, lively, one_sentence, speckled
+from tests.networks import untrained_encoder
+
+CPU = torch.device("cpu")
+
+
+class MeanColour:
+    """Stands in for an encoder: the embedding is the mean colour, the map `half` the colour of left and right half."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, ...]] = []
+        self.dtypes: set[torch.dtype] = set()
+        self.gradients = False
+
+    def __call__(self, pixels: Tensor, layers: Sequence[str] = ()) -> Encoded:
+        self.batches.append(tuple(pixels.shape))
+        self.dtypes.add(pixels.dtype)
+        self.gradients |= torch.is_grad_enabled()
+        x = pixels.float()
+        middle = x.shape[-1] // 2
+        halves = torch.stack([x[..., :middle].mean(dim=(2, 3)), x[..., middle:].mean(dim=(2, 3))], dim=2)[:, :, None]
+        return Encoded(x.mean(dim=(2, 3)), dict.fromkeys(layers, halves))
+
+
+def drain(events: object) -> tuple[list[Event], Embeddings]:
+    seen: list[Event] = []
+    while True:
+        try:
+            seen.append(next(events))  # type: ignore[call-overload]  # a generator
+        except StopIteration as stop:
+            return seen, stop.value
+
+
+def corners(count: int) -> np.ndarray:
+    index = np.arange(count)
+    return np.stack([(index % 10) * 80, (index // 10) * 48], axis=1).astype(np.int64)
+
+
+def test_every_patch_is_embedded_once_in_order_from_where_it_lies(tmp_path: Path) -> None:
+    count, base, encoder = 2 * BATCH + 5, speckled(900, 420), MeanColour()
+    patches = PatchSet(corners(count), (80, 48), 16)
+    with fake_slide(tmp_path, FakeSlide(base)) as slide:
+        events, result = drain(embed(slide, patches, encoder, device=CPU, layers=("half",), stage="here"))
+    expected = [base[y : y + 48, x : x + 80].mean(axis=(0, 1)) for x, y in patches.corners]
+    assert result.features.shape == (count, 3) and result.features.dtype == np.float32
+    np.testing.assert_allclose(result.features, expected, atol=0.6)
+    np.testing.assert_allclose(result.layers["half"], expected, atol=0.6)
+    assert [(e.stage, e.done, e.total) for e in events if isinstance(e, Progress)] == [
+        ("here", BATCH, count), ("here", 2 * BATCH, count), ("here", count, count)
+    ]  # fmt: skip
+    assert encoder.batches == [(BATCH, 3, 16, 16), (BATCH, 3, 16, 16), (5, 3, 16, 16)]
+
+
+def test_encoders_get_bytes_and_no_gradients(tmp_path: Path) -> None:
+    encoder = MeanColour()
+    with fake_slide(tmp_path, FakeSlide(speckled(200, 100))) as slide:
+        drain(embed(slide, PatchSet(corners(2), (80, 48), 16), encoder, device=CPU))
+    assert encoder.dtypes == {torch.uint8} and not encoder.gradients
+
+
+def test_batches_do_not_change_what_a_patch_embeds_to(tmp_path: Path) -> None:
+    """Evaluation mode: a patch alone and a patch among others are the same, as batch norm in train mode would not be."""
+    encoder = lively(untrained_encoder())
+    patches = PatchSet(corners(9), (80, 48), 32)
+    with fake_slide(tmp_path, FakeSlide(speckled(900, 100))) as slide:
+        _, together = drain(embed(slide, patches, encoder, device=CPU))
+        _, alone = drain(embed(slide, PatchSet(patches.corners[4:5], (80, 48), 32), encoder, device=CPU))
+    np.testing.assert_allclose(together.features[4], alone.features[0], atol=1e-5)
+    assert np.abs(together.features[4] - together.features[5]).max() > 1e-4
+
+
+def test_closing_the_stream_stops_reading(tmp_path: Path) -> None:
+    fake = FakeSlide(speckled(900, 420))
+    with fake_slide(tmp_path, fake) as slide:
+        events = embed(slide, PatchSet(corners(80), (80, 48), 16), MeanColour(), device=CPU)
+        next(events)
+        events.close()
+        done = len(fake.reads)
+        assert done <= 2 * BATCH, "one batch ahead at most"
+    assert len(fake.reads) == done
+
+
+def test_a_read_that_fails_surfaces_as_its_sentence(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise OSError("disk gone")
+
+    fake = FakeSlide(speckled(900, 420))
+    with fake_slide(tmp_path, fake) as slide:
+        fake.before_read = fail
+        with pytest.raises(SlideError, match="disk gone"):
+            drain(embed(slide, PatchSet(corners(3), (80, 48), 16), MeanColour(), device=CPU))
+
+
+def test_enlarging_is_bilinear_bytes_in_bytes_out() -> None:
+    batch = torch.tensor([[[[0, 100], [200, 255]]]], dtype=torch.uint8).expand(1, 3, 2, 2)
+    big = enlarge(batch, 4)
+    assert big.dtype == torch.uint8 and big.shape == (1, 3, 4, 4)
+    assert big[0, 0, 0].tolist() == [0, 25, 75, 100]
+    assert big[0, 0, :, 0].tolist() == [0, 50, 150, 200]
+    assert enlarge(batch, None) is batch and enlarge(batch, 2) is batch
+
+
+def test_the_student_sees_enlarged_patches(tmp_path: Path) -> None:
+    encoder = MeanColour()
+    encode(encoder, np.zeros((2, 16, 16, 3), np.uint8), 24, CPU)
+    assert encoder.batches == [(2, 3, 24, 24)]
+
+
+def test_devices_are_resolved_or_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert resolve_device("auto") == resolve_device("cpu") == CPU
+    for name in ("cuda", "mps", "abacus"):
+        with pytest.raises(LrmilError, match=f"no device '{name}'.*auto, cpu") as caught:
+            resolve_device(name)
+        assert one_sentence(caught.value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_device("auto").type == "cuda"

@@ -1,0 +1,136 @@
+"""The tissue mask: an L lies where it lies, in shares of HR cells, whatever the level it was read from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from napari_lrmil.core.geometry import Bounds, Lattice, Mpp, PatchPlan
+from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.tissue import BLOCK_PX, Tissue, TissueConfig, find_tissue
+from tests.core.fake_slides import TISSUE, FakeSlide, fake_slide, glass, l_shape, resolution, write_tiff
+
+PLAN = PatchPlan(0.5, 2.0, 64, 64)  # HR 32 µm, LR 128 µm
+
+
+def lattice_of(slide: Slide, plan: PatchPlan = PLAN) -> Lattice:
+    return plan.lattice(slide.bounds, slide.mpp)
+
+
+@pytest.mark.parametrize("downsamples", [(1.0,), (1.0, 4.002, 16.05)])
+def test_an_l_of_tissue_is_found_at_its_cells_and_its_edges_in_shares(tmp_path: Path, downsamples: tuple[float, ...]) -> None:
+    """HR cells are 64 x 80 px (mpp 0.5 x 0.4). The upright ends at x = 288 (4.5 cells), the foot starts at y = 760 (9.5)."""
+    fake = FakeSlide(l_shape(1024, 1280, (288, 520)), downsamples, resolution(0.5, 0.4))
+    with fake_slide(tmp_path, fake) as slide:
+        lattice = lattice_of(slide)
+        shares = find_tissue(slide, lattice).shares()
+    assert lattice.cell == (64, 80) and shares.shape == (16, 16)
+    assert (shares[:9, :4] > 0.99).all() and (shares[10:, :] > 0.95).all()
+    assert (shares[:9, 5:] < 0.01).all()
+    np.testing.assert_allclose(shares[:9, 4], 0.5, atol=0.15)
+    np.testing.assert_allclose(shares[9, 6:15], 0.5, atol=0.15)
+
+
+def test_tissue_through_real_openslide(tmp_path: Path) -> None:
+    with Slide(write_tiff(tmp_path / "a.tif", l_shape(1024, 768, (256, 128)), (1.0, 4.0), mpp=(0.5, 0.5))) as slide:
+        shares = find_tissue(slide, lattice_of(slide)).shares()
+    kept = shares >= 0.25
+    expected = np.zeros((12, 16), bool)
+    expected[:, :4] = True
+    expected[10:, :] = True
+    assert kept.tolist() == expected.tolist()
+
+
+def test_glass_alone_has_no_tissue_however_its_noise_is_cut(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    base = (glass(1024, 512).astype(int) + rng.integers(-3, 4, (512, 1024, 3))).astype(np.uint8)
+    with fake_slide(tmp_path, FakeSlide(base, (1.0, 4.0), resolution(0.5))) as slide:
+        assert find_tissue(slide, lattice_of(slide)).shares().max() == 0
+
+
+def test_uniform_glass_has_no_tissue(tmp_path: Path) -> None:
+    with fake_slide(tmp_path, FakeSlide(glass(600, 300), properties=resolution(0.5))) as slide:
+        assert not find_tissue(slide, lattice_of(slide)).mask.any()
+
+
+def test_a_slide_full_of_tissue_is_not_cut_in_two(tmp_path: Path) -> None:
+    base = np.empty((512, 768, 3), np.uint8)
+    base[:, :400], base[:, 400:] = TISSUE, (150, 70, 130)
+    with fake_slide(tmp_path, FakeSlide(base, properties=resolution(0.5))) as slide:
+        tissue = find_tissue(slide, lattice_of(slide))
+    assert tissue.shares().min() > 0.9
+    assert tissue.threshold <= TissueConfig().highest_chroma
+
+
+def test_black_and_grey_are_no_tissue(tmp_path: Path) -> None:
+    """Pen, tape and the black of fluorescence: dark, or without colour."""
+    base = l_shape(1024, 512, (256, 128))
+    base[:256, 512:768] = (12, 3, 40)
+    base[:256, 768:] = (120, 120, 122)
+    with fake_slide(tmp_path, FakeSlide(base, properties=resolution(0.5))) as slide:
+        shares = find_tissue(slide, lattice_of(slide)).shares()
+    assert shares[:3, 9:].max() == 0
+    assert shares[:, :3].min() > 0.9
+
+
+def test_specks_are_dust_and_small_holes_are_lumen(tmp_path: Path) -> None:
+    base = l_shape(1024, 512, (512, 128))
+    base[100:160, 700:760] = TISSUE  # 30 x 30 µm: 900 µm²
+    base[200:260, 100:160] = 244
+    with fake_slide(tmp_path, FakeSlide(base, properties=resolution(0.5))) as slide:
+        shares = find_tissue(slide, lattice_of(slide)).shares()
+    assert shares[:5, 9:].max() == 0
+    assert shares[:, :7].min() > 0.95
+
+
+def test_past_the_slides_edge_is_no_tissue(tmp_path: Path) -> None:
+    """900 px are 14.06 cells: the lattice reaches on to 16."""
+    base = np.full((512, 900, 3), TISSUE, np.uint8)
+    with fake_slide(tmp_path, FakeSlide(base, properties=resolution(0.5))) as slide:
+        shares = find_tissue(slide, lattice_of(slide)).shares()
+    assert shares.shape == (8, 16)
+    assert shares[:, :14].min() > 0.9 and shares[:, 15:].max() == 0
+
+
+@pytest.mark.parametrize(("width", "height"), [(6400, 700), (700, 6400)])
+def test_single_level_slides_are_read_in_bounded_blocks_without_seams(tmp_path: Path, width: int, height: int) -> None:
+    base = np.full((height, width, 3), TISSUE, np.uint8)
+    fake = FakeSlide(base, properties=resolution(0.5))
+    with fake_slide(tmp_path, fake) as slide:
+        shares = find_tissue(slide, lattice_of(slide)).shares()
+    assert len(fake.reads) > 2
+    assert max(max(size) for _, _, size in fake.reads) <= BLOCK_PX + 2
+    assert shares[: height // 64, : width // 64].min() > 0.95
+
+
+def test_the_mask_is_read_from_a_coarse_level_where_there_is_one(tmp_path: Path) -> None:
+    fake = FakeSlide(l_shape(2048, 1024, (512, 256)), (1.0, 4.0, 16.0), resolution(0.5))
+    with fake_slide(tmp_path, fake) as slide:
+        find_tissue(slide, lattice_of(slide))
+    assert {level for _, level, _ in fake.reads} == {2}
+
+
+def test_a_mask_that_does_not_divide_into_the_lattice_is_refused_with_both_shapes() -> None:
+    lattice = PLAN.lattice(Bounds(0, 0, 512, 256), Mpp(0.5, 0.5))
+    with pytest.raises(ValueError, match=r"17 x 32.*4 x 8"):
+        Tissue(np.zeros((17, 32), bool), lattice, 10.0)
+
+
+def test_shares_are_means_of_each_cells_own_mask_pixels() -> None:
+    lattice = PLAN.lattice(Bounds(0, 0, 512, 256), Mpp(0.5, 0.5))
+    mask = np.zeros((16, 32), bool)
+    mask[4:8, 8:10] = True  # cell of row 1, column 2: 4 x 2 of 4 x 4
+    shares = Tissue(mask, lattice, 10.0).shares()
+    assert shares[1, 2] == 0.5 and shares.sum() == 0.5
+
+
+def test_the_shared_slides_tissue_is_found(shared_data: Path) -> None:
+    """The svs (one level) and the pyramid of it have the same tissue, and it is neither nothing nor everything."""
+    found = []
+    for name in ("CMU-1-Small-Region.svs", "derived/CMU-1-Small-Region_pyramid_aperio.svs"):
+        with Slide(shared_data / "slides" / name) as slide:
+            found.append(find_tissue(slide, lattice_of(slide)).shares() >= 0.25)
+    assert 0.3 < found[0].mean() < 0.98
+    assert (found[0] != found[1]).mean() < 0.02

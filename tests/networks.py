@@ -1,0 +1,34 @@
+"""Small untrained networks and bundles for tests: seeded, so every test sees the same ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from napari_lrmil.core.bundle import Bundle, StudentNetwork, TeacherNetwork, write_bundle
+from napari_lrmil.core.encoders import AlignedEncoder, EncoderSpec, MobileNetV2Encoder, round_to_half
+from napari_lrmil.core.mil import GatedAttentionMil
+
+SMALL = EncoderSpec(depth_multiplier=0.25, wide_head=False, licence="BSD-3-Clause", name="untrained")
+CLASSES = ("normal", "lesion")
+
+
+def untrained_encoder(seed: int = 0) -> MobileNetV2Encoder:
+    """Return a small encoder with seeded weights, in evaluation mode."""
+    torch.manual_seed(seed)
+    encoder = MobileNetV2Encoder(SMALL)
+    round_to_half(encoder)
+    return encoder.eval()
+
+
+def untrained_bundle(folder: Path, *, teacher: bool = True, **card: Any) -> Bundle:
+    """Write a bundle of untrained networks with patches of 128 px and return it opened."""
+    encoder = untrained_encoder(1)
+    student = StudentNetwork(AlignedEncoder(encoder, encoder.dim), GatedAttentionMil(encoder.dim, 2))
+    other = TeacherNetwork(untrained_encoder(2), GatedAttentionMil(encoder.dim, 2)) if teacher else None
+    for network in filter(None, (student, other)):
+        round_to_half(network)
+    fields = {"name": "untrained", "classes": CLASSES, "hr_mpp": 0.5, "lr_mpp": 2.0, "hr_patch_px": 128, "lr_patch_px": 128}
+    return write_bundle(folder, fields | card, student, other)

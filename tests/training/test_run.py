@@ -1,0 +1,231 @@
+"""A whole run on tiny phantom slides, learning on planted signal, and what a run leaves on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lrmil_training.bagfit import BagItem, distillation_loss, fit_mil, label_loss, seeded_mil
+from lrmil_training.config import Stage2Config, TeacherConfig, TrainConfig, build_config
+from lrmil_training.fitting import FitPlan
+from lrmil_training.metrics import ranking_auroc
+from lrmil_training.pairs import PairDataset, TaughtSlide, grid_from_bag
+from lrmil_training.run import train
+from networks import untrained_encoder
+
+from napari_lrmil.core.bag import read_bag
+from napari_lrmil.core.bundle import Bundle
+from napari_lrmil.core.encoders import save_encoder
+from napari_lrmil.core.errors import CohortError, ConfigError, EncoderError
+from napari_lrmil.core.events import Event, Failed, Finished, Progress, StageDone
+from napari_lrmil.core.mil import GatedAttentionMil
+from napari_lrmil.core.phantom import make_cohort
+from napari_lrmil.core.predict import predict
+from napari_lrmil.core.slide import Slide
+
+CPU = torch.device("cpu")
+TINY = {"hr_patch_px": 64, "lr_patch_px": 64, "bootstrap": 100}
+SHORT = {"teacher": {"epochs": 2, "min_epochs": 1}, "stage1": {"epochs": 1}, "stage2": {"epochs": 2, "min_epochs": 1}}
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the table of sixteen phantom slides of 1024 x 768 px."""
+    folder = tmp_path_factory.mktemp("cohort")
+    for split, count, seed in (("train", 8, 1), ("val", 4, 2), ("test", 4, 3)):
+        list(make_cohort(folder, count, (1024, 768), seed, split=split))
+    return folder / "cohort.csv"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """Return a configuration that ends within seconds."""
+    file = tmp_path_factory.mktemp("encoder") / "untrained.safetensors"
+    save_encoder(file, untrained_encoder())
+    return build_config(TINY | SHORT | {"encoder": {"teacher": str(file)}})
+
+
+@pytest.fixture(scope="module")
+def run(cohort: Path, config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event]]:
+    """Return a finished run and its events."""
+    folder = tmp_path_factory.mktemp("run")
+    return folder, list(train(cohort, folder, config, CPU))
+
+
+def test_stages_run_in_an_order_that_can(run: tuple[Path, list[Event]]) -> None:
+    """Stage 1 needs the teacher's attention: the documented order of the research code cannot run."""
+    done = [e.stage for e in run[1] if isinstance(e, StageDone)]
+    assert done == ["teacher", "stage1", "stage2", "labels_only", "evaluation"]
+    assert isinstance(run[1][-1], Finished)
+
+
+def test_run_folder_is_complete(run: tuple[Path, list[Event]]) -> None:
+    """Everything that DESIGN names is there, and no temporary file."""
+    folder = run[0]
+    there = {p.name for p in folder.iterdir()}
+    assert {"config.yaml", "events.jsonl", "features", "checkpoints", "metrics.json", "bundle"} <= there
+    assert not list(folder.rglob("*.partial"))
+    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert [line["seq"] for line in lines] == list(range(len(lines)))
+
+
+def test_metrics_name_methods_splits_and_intervals(run: tuple[Path, list[Event]]) -> None:
+    """``metrics.json`` has the keys that scripts rely on."""
+    metrics = json.loads((run[0] / "metrics.json").read_text())
+    assert set(metrics) == {"teacher", "student", "labels_only"}
+    figures = metrics["student"]["test"]
+    assert set(figures["auroc"]) >= {"value", "low", "high", "n_slides", "n_patients", "interval"}
+    assert {"balanced_accuracy", "f1", "ece", "brier", "per_class", "agreement", "lesion_auroc", "cost"} <= set(figures)
+    assert figures["cost"]["patches_per_slide"] < metrics["teacher"]["test"]["cost"]["patches_per_slide"]
+
+
+def test_bundle_predicts_what_the_run_measured(run: tuple[Path, list[Event]], cohort: Path) -> None:
+    """The shared bundle holds exactly the weights that were evaluated."""
+    bundle = Bundle(run[0] / "bundle")
+    slide_file = next(cohort.parent.glob("*.tif"))
+    with Slide(slide_file) as slide:
+        *_, last = predict(slide, bundle, device=CPU)
+    assert isinstance(last, Finished)
+    stored = next((run[0] / "features").rglob(f"features_student/{slide_file.stem}.h5"))
+    with torch.inference_mode():
+        logits = bundle.student.mil(torch.from_numpy(read_bag(stored).features)).logits
+    assert list(last.result.student.logits.values()) == pytest.approx(logits.tolist(), abs=1e-5)
+
+
+def test_second_call_makes_no_feature_again(
+    run: tuple[Path, list[Event]], cohort: Path, config: TrainConfig
+) -> None:
+    """Features that are there are used: their files keep their time stamps."""
+    before = {p: p.stat().st_mtime_ns for p in (run[0] / "features").glob("20x*/**/*.h5")}
+    stream = train(cohort, run[0], config, CPU)
+    for event in stream:
+        if isinstance(event, Progress) and event.stage == "teacher":
+            break
+    stream.close()
+    assert before
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_another_configuration_is_refused_in_the_same_folder(
+    run: tuple[Path, list[Event]], cohort: Path, config: TrainConfig
+) -> None:
+    """A run folder holds one run."""
+    with pytest.raises(ConfigError, match="another configuration"):
+        next(iter(train(cohort, run[0], config.model_copy(update={"seed": 9}), CPU)))
+
+
+def test_wrong_calls_leave_nothing(cohort: Path, config: TrainConfig, tmp_path: Path) -> None:
+    """A layer that does not exist lists those that do, and no folder is begun."""
+    wrong = build_config(config.model_dump() | {"stage1": {"layers": ("block_99",)}})
+    with pytest.raises(EncoderError, match="no layer block_99 .* there are: block_1, "):
+        next(iter(train(cohort, tmp_path / "run", wrong, CPU)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_broken_slide_is_listed_and_the_rest_goes_on(cohort: Path, config: TrainConfig, tmp_path: Path) -> None:
+    """One bad slide stops nobody: it has a line in ``failures.csv`` with its reason."""
+    for row in cohort.read_text().splitlines()[1:]:
+        name = row.split(",")[0]
+        (tmp_path / name).symlink_to(cohort.parent / name)
+    broken = tmp_path / "broken.tif"
+    broken.write_bytes(b"no slide at all")
+    table = tmp_path / "cohort.csv"
+    table.write_text(cohort.read_text() + "broken.tif,p_broken,normal,train\n")
+    events = []
+    stream = train(table, tmp_path / "run", config, CPU)
+    for event in stream:
+        events.append(event)
+        if isinstance(event, Progress) and event.stage == "teacher":
+            break
+    stream.close()
+    assert [e.subject for e in events if isinstance(e, Failed)] == ["broken"]
+    assert "broken,features," in (tmp_path / "run" / "failures.csv").read_text()
+
+
+def test_one_class_is_refused_before_any_work(cohort: Path, config: TrainConfig, tmp_path: Path) -> None:
+    """The sentence says which split lacks what."""
+    table = cohort.parent / "one_class.csv"
+    lines = cohort.read_text().splitlines()
+    table.write_text("\n".join([lines[0], *(line for line in lines[1:] if ",lesion," in line)]))
+    with pytest.raises(CohortError, match="lesion only"):
+        next(iter(train(table, tmp_path / "run", config, CPU)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_turning_keeps_patch_and_children_together(run: tuple[Path, list[Event]], cohort: Path) -> None:
+    """Children hold the mean grey of their own pixels: after any turn the pairs still match."""
+    slide_file = next(cohort.parent.glob("*.tif"))
+    bag = read_bag(next((run[0] / "features").rglob(f"20x*/**/{slide_file.stem}.h5")))
+    grid = grid_from_bag(bag, 4)
+    with Slide(slide_file) as slide:
+        from napari_lrmil.core.geometry import BoxLevel0
+
+        boxes = [BoxLevel0(float(x), float(y), *grid.lattice.cell) for x, y in grid.hr_corners]
+        grey = torch.tensor([[slide.read(box, (64, 64)).mean()] for box in boxes], dtype=torch.float32)
+    from lrmil_training.cohort import CohortSlide
+
+    row = CohortSlide(slide_file, "p", "normal", "train")
+    taught = TaughtSlide(row, grid, grey, {}, torch.zeros(len(grey)), torch.zeros(2))
+    plan = build_config(TINY).plan
+    data = PairDataset([taught], plan, augment=True, seed=5)
+    for epoch in range(4):
+        data.epoch = epoch
+        for index in range(len(data)):
+            pair = data[index]
+            blocks = pair.pixels.float().reshape(3, 4, 16, 4, 16).mean((0, 2, 4)).flatten()
+            assert torch.allclose(blocks[pair.present], pair.targets[pair.present, 0], atol=2.5)
+    data.close()
+
+
+def _planted(n: int, seed: int) -> list[BagItem]:
+    """Return bags of 30 instances; in positive ones three carry a signal in a direction of their own."""
+    rng = np.random.default_rng(seed)
+    items = []
+    for i in range(n):
+        x = rng.standard_normal((30, 12)).astype(np.float32)
+        if i % 2:
+            x[:3, 0] += 4.0
+        items.append(BagItem(torch.from_numpy(x), i % 2))
+    return items
+
+
+def _auroc(mil: GatedAttentionMil, items: list[BagItem]) -> float:
+    logits = torch.stack([mil(item.instances).logits for item in items])
+    value = ranking_auroc(torch.softmax(logits, 1).numpy(), np.array([item.target for item in items]))
+    assert value is not None
+    return value
+
+
+def _drain(stream: object) -> GatedAttentionMil:
+    while True:
+        try:
+            next(stream)  # type: ignore[call-overload]
+        except StopIteration as end:
+            mil: GatedAttentionMil = end.value
+            return mil
+
+
+def test_mil_learns_planted_signal_and_passes_its_attention_on(tmp_path: Path) -> None:
+    """Learning is tested by learning: the teacher finds the planted instances, the student its attention."""
+    items = {"train": _planted(60, 1), "val": _planted(30, 2)}
+    plan: Callable[[str], FitPlan] = lambda stage: FitPlan(stage, 25, 25, 3, tmp_path, CPU, 0.9)  # noqa: E731
+    settings = TeacherConfig(epochs=25, min_epochs=5, lr=5e-3)
+    teacher = _drain(fit_mil(seeded_mil(12, 2, 16, 3), label_loss, items, settings, plan("teacher")))
+    test = _planted(40, 4)
+    assert _auroc(teacher, test) > 0.95
+    assert np.mean([teacher(i.instances).attention[:3].sum() for i in test if i.target]) > 0.5
+
+    def taught(item: BagItem) -> BagItem:
+        out = teacher(item.instances)
+        return BagItem(item.instances, item.target, out.logits, out.scores)
+
+    distil = Stage2Config(epochs=25, min_epochs=5, lr=5e-3, lambda_ce=0.0, init="fresh")
+    pairs = {side: [taught(i) for i in its] for side, its in items.items()}
+    student = _drain(fit_mil(seeded_mil(12, 2, 16, 8), distillation_loss(distil), pairs, distil, plan("stage2")))
+    assert _auroc(student, test) > 0.95
+    assert not student.training
+    assert all(not p.requires_grad for p in student.parameters())
