@@ -35,7 +35,9 @@ def main() -> None:
     """Run the steps that are not done yet."""
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--out", type=Path, required=True, help="folder for cohort, run and bundle")
-    p.add_argument("--slides", type=lambda t: tuple(map(int, t.split(","))), default=(80, 30, 100), help="train,val,test")
+    p.add_argument(
+        "--slides", type=lambda t: tuple(map(int, t.split(","))), default=(80, 30, 100), help="train,val,test"
+    )
     p.add_argument("--test-seed", type=int, default=SEEDS["test"], help="seed of the test slides")
     p.add_argument("--workers", type=int, default=2)
     p.add_argument("--ship", action="store_true", help="copy the bundle into the package")
@@ -72,7 +74,7 @@ def _returned(work: Generator[Event, None, Any]) -> Generator[Event, None, None]
 def table(metrics: dict[str, Any]) -> str:
     """Return the figures of the test side as a table."""
     lines = [
-        "| method | AUROC (95 %) | less teacher | less labels only | ρ with teacher | lesion AUROC | patches per slide |",
+        "| method | AUROC (95 %) | less teacher | less labels only | ρ with teacher | lesion AUROC | patches a slide |",
         "|---|---|---|---|---|---|---|",
     ]
     for method, splits in metrics.items():

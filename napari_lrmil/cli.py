@@ -35,7 +35,9 @@ SOME_FAILED, WRONG_CALL, FAILED, CANCELLED = 3, 2, 1, 130
 SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".tif", ".tiff", ".dcm")
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps")]
-MppOption = Annotated[float | None, typer.Option("--mpp", min=0.0, help="µm per level-0 pixel, where the slide does not say")]
+MppOption = Annotated[
+    float | None, typer.Option("--mpp", min=0.0, help="µm per level-0 pixel, where the slide does not say")
+]
 BundleOption = Annotated[str, typer.Option("--bundle", help="folder of a bundle, or a shipped one (demo)")]
 Out = Annotated[Path, typer.Option("--out", help="folder for the results")]
 
@@ -81,7 +83,8 @@ def slide_facts(slide: Any) -> dict[str, Any]:
         "mpp source": mpp.source if mpp else None,
         "objective": slide.objective_power,
         "levels": [
-            f"{level.width} x {level.height}" + (f" at {level.mpp(mpp):.4g} µm" if mpp else f" ({level.downsample:.4g} times)")
+            f"{level.width} x {level.height}"
+            + (f" at {level.mpp(mpp):.4g} µm" if mpp else f" ({level.downsample:.4g} times)")
             for level in slide.levels
         ],
         "bounds": [slide.bounds.x, slide.bounds.y, slide.bounds.width, slide.bounds.height],
@@ -134,7 +137,9 @@ def _predict_one(path: Path, model: Any, device: Any, mpp: float | None, teacher
     began = time.perf_counter()
     with Slide(path, mpp=mpp) as slide:
         opened = time.perf_counter() - began
-        prediction: Prediction = follow(run(slide, model, device=device, teacher=teacher, seconds_open=opened), path.name)
+        prediction: Prediction = follow(
+            run(slide, model, device=device, teacher=teacher, seconds_open=opened), path.name
+        )
         where = write_prediction(folder, slide, prediction)
     shown = ", ".join(f"{c} {p:.3f}" for c, p in prediction.student.probabilities.items())
     agreement = prediction.agreement
@@ -153,7 +158,9 @@ def expand(slides: Sequence[Path]) -> list[Path]:
         elif path.is_dir() and not any(path.glob("*.dcm")):
             inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SLIDE_ENDINGS)
             if not inside:
-                raise typer.BadParameter(f"{path} holds no slide; expected files such as {', '.join(SLIDE_ENDINGS[:5])}")
+                raise typer.BadParameter(
+                    f"{path} holds no slide; expected files such as {', '.join(SLIDE_ENDINGS[:5])}"
+                )
             found += inside
         else:
             found.append(path)
@@ -243,7 +250,11 @@ def features(
     request = FeatureRequest(network, loaded.spec.name, loaded.sha256, plan, high=False, folder=folder)
     failures: dict[str, str] = follow(_returned(make_features(table.slides, request, chosen)), "features")
     write_failures(folder, failures)
-    out.print(f"{len(table.slides) - len(failures)} of {len(table.slides)} slides -> {folder}", highlight=False, soft_wrap=True)
+    out.print(
+        f"{len(table.slides) - len(failures)} of {len(table.slides)} slides -> {folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
     if failures:
         raise typer.Exit(SOME_FAILED)
 
@@ -283,7 +294,9 @@ def view(
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Option("--out", help="folder for the phantom slide, the results and demo.png")] = Path("demo"),
+    folder: Annotated[
+        Path, typer.Option("--out", help="folder for the phantom slide, the results and demo.png")
+    ] = Path("demo"),
     headless: Annotated[bool, typer.Option("--headless", help="render off-screen to OUT/demo.png")] = False,
     slide: Annotated[Path | None, typer.Option(help="your own slide instead of the phantom")] = None,
     bundle: BundleOption = "demo",
@@ -339,8 +352,15 @@ class _Bars:
     def __init__(self) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"))
-        self.progress = Progress(*columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+        )
+        self.progress = Progress(
+            *columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal
+        )
         self.tasks: dict[str, Any] = {}
 
     def show(self, stage: str, done: int, total: int, unit: str) -> None:

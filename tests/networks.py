@@ -30,5 +30,12 @@ def untrained_bundle(folder: Path, *, teacher: bool = True, **card: Any) -> Bund
     other = TeacherNetwork(untrained_encoder(2), GatedAttentionMil(encoder.dim, 2)) if teacher else None
     for network in filter(None, (student, other)):
         round_to_half(network)
-    fields = {"name": "untrained", "classes": CLASSES, "hr_mpp": 0.5, "lr_mpp": 2.0, "hr_patch_px": 128, "lr_patch_px": 128}
+    fields = {
+        "name": "untrained",
+        "classes": CLASSES,
+        "hr_mpp": 0.5,
+        "lr_mpp": 2.0,
+        "hr_patch_px": 128,
+        "lr_patch_px": 128,
+    }
     return write_bundle(folder, fields | card, student, other)

@@ -1,4 +1,4 @@
-"""A bag: the embeddings of one slide's patches, where each patch lies, and how they were made. On disk as TRIDENT has it."""
+"""A bag: embeddings of one slide's patches, where each lies, how they were made. On disk as TRIDENT has it."""
 
 from __future__ import annotations
 
@@ -92,7 +92,9 @@ class Bag:
             if len(array) != len(self.coords):
                 raise BagError(self.origin.slide, f"{len(array)} rows of {name}, but {len(self.coords)} coordinates")
             if not np.isfinite(array).all():
-                raise BagError(self.origin.slide, f"{name} hold a NaN or an infinity; the encoder or its input is broken")
+                raise BagError(
+                    self.origin.slide, f"{name} hold a NaN or an infinity; the encoder or its input is broken"
+                )
 
     def __len__(self) -> int:
         return len(self.coords)
@@ -102,15 +104,14 @@ def write_bag(path: Path, bag: Bag) -> None:
     """Write a bag as HDF5 in TRIDENT's layout with our extra attributes, whole or not at all."""
     import h5py
 
-    with whole(path) as partial:
-        with h5py.File(partial, "w") as file:
-            coords = file.create_dataset("coords", data=bag.coords.astype(np.int64))
-            coords.attrs.update(coords_attributes(bag.origin))
-            features = file.create_dataset("features", data=bag.features.astype(np.float32))
-            features.attrs.update({"name": bag.origin.slide, "savetodir": "None", "encoder": bag.origin.encoder})
-            for name, array in bag.layers.items():
-                file.create_dataset(f"layers/{name}", data=array.astype(np.float32))
-            file.attrs["complete"] = True
+    with whole(path) as partial, h5py.File(partial, "w") as file:
+        coords = file.create_dataset("coords", data=bag.coords.astype(np.int64))
+        coords.attrs.update(coords_attributes(bag.origin))
+        features = file.create_dataset("features", data=bag.features.astype(np.float32))
+        features.attrs.update({"name": bag.origin.slide, "savetodir": "None", "encoder": bag.origin.encoder})
+        for name, array in bag.layers.items():
+            file.create_dataset(f"layers/{name}", data=array.astype(np.float32))
+        file.attrs["complete"] = True
 
 
 def coords_attributes(origin: BagOrigin) -> dict[str, Any]:
@@ -153,7 +154,9 @@ def read_bag(path: Path) -> Bag:
     try:
         with h5py.File(path, "r") as file:
             if not file.attrs.get("complete", False):
-                raise BagError(path, "the file was never finished, or another program wrote it; make the features again")
+                raise BagError(
+                    path, "the file was never finished, or another program wrote it; make the features again"
+                )
             layers = {name: np.asarray(file["layers"][name]) for name in file.get("layers", ())}
             origin = _origin(dict(file["coords"].attrs))
             return Bag(np.asarray(file["features"]), np.asarray(file["coords"]), origin, layers)

@@ -169,7 +169,9 @@ class Bundle:
         if not path.is_file():
             raise BundleError(self.path, file, f"{file} is missing; the bundle is incomplete, copy it again")
         if file_sha256(path) != self.card.hashes.get(file):
-            raise BundleError(self.path, file, f"{file} does not match the hash in {CARD}; it was altered, copy it again")
+            raise BundleError(
+                self.path, file, f"{file} does not match the hash in {CARD}; it was altered, copy it again"
+            )
         return load_file(path)
 
 
@@ -181,7 +183,9 @@ def find_bundle(where: str | Path) -> Path:
     if (SHIPPED / str(where) / CARD).is_file():
         return SHIPPED / str(where)
     shipped = ", ".join(sorted(p.parent.name for p in SHIPPED.glob(f"*/{CARD}")))
-    raise BundleError(path, CARD, f"no bundle here; expected a folder with {CARD}, or a shipped bundle ({shipped or 'none'})")
+    raise BundleError(
+        path, CARD, f"no bundle here; expected a folder with {CARD}, or a shipped bundle ({shipped or 'none'})"
+    )
 
 
 def _read_card(path: Path) -> Card:
@@ -201,10 +205,14 @@ def _read_card(path: Path) -> Card:
         return Card(**content)
     except (ValidationError, ValueError, AttributeError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise BundleError(path, CARD, f"{CARD} cannot be read ({reason}); the bundle is damaged, copy it again") from error
+        raise BundleError(
+            path, CARD, f"{CARD} cannot be read ({reason}); the bundle is damaged, copy it again"
+        ) from error
 
 
-def write_bundle(folder: Path, card: Mapping[str, Any], student: StudentNetwork, teacher: TeacherNetwork | None) -> Bundle:
+def write_bundle(
+    folder: Path, card: Mapping[str, Any], student: StudentNetwork, teacher: TeacherNetwork | None
+) -> Bundle:
     """Write a bundle and return it opened; `lrmil.json` comes last, so a folder that has it is complete.
 
     Parameters
@@ -250,13 +258,13 @@ def card_text(card: Card) -> str:
     lines = [
         f"# {card.name}",
         "",
-        "A model of napari-lrmil: a low-resolution student distilled from a high-resolution teacher (arXiv 2606.06864).",
+        "A model of napari-lrmil: an LR student distilled from an HR teacher (arXiv 2606.06864).",
         "**Research use only. Not a diagnosis.**",
         "",
         f"- Classes: {', '.join(card.classes)}",
         f"- Student: {card.lr_mpp:g} µm per pixel, patches of {card.lr_patch_px} px ({card.plan.lr_um:g} µm)",
         f"- Teacher: {card.hr_mpp:g} µm per pixel, patches of {card.hr_patch_px} px ({card.plan.hr_um:g} µm)",
-        f"- Encoders: student {card.student.encoder.name}; teacher {teacher.encoder.name if teacher else 'not included'}",
+        f"- Encoders: student {card.student.encoder.name}; teacher {teacher.encoder.name if teacher else 'left out'}",
         f"- Licence of the encoders' weights: {', '.join(sorted(licences))}",
         f"- Probabilities: {'calibrated on validation slides' if card.temperature else 'not calibrated'}",
         "",

@@ -119,7 +119,7 @@ def lesion_shares(corners: Int64, size: tuple[int, int], outlines: Sequence[Outl
 
 
 def lesion_auroc(values: Values, shares: NDArray[np.float64]) -> float | None:
-    """Return how well (N,) values tell lesion patches (a quarter or more) from those without any; None if one is missing.
+    """Return how well (N,) values tell lesion patches (a quarter or more) from those without any; None if undefined.
 
     Patches with a little lesion count on neither side (METHOD.md section 3).
     """

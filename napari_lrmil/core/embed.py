@@ -131,7 +131,7 @@ def encode(
 
 
 def enlarge(batch: Tensor, input_px: int | None) -> Tensor:
-    """Return (B, 3, h, w) uint8 pixels resized to `input_px`, bilinearly; unchanged where that is None or their size."""
+    """Return (B, 3, h, w) uint8 pixels resized bilinearly to `input_px`; unchanged where that is None."""
     if input_px is None or batch.shape[-1] == input_px:
         return batch
     size = (input_px, input_px)
@@ -160,5 +160,7 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device(next(d for d in ("cuda", "mps", "cpu") if here[d]))
     if not here.get(name, False):
-        raise LrmilError(f"no device '{name}' on this machine; here: auto, {', '.join(d for d, there in here.items() if there)}")
+        raise LrmilError(
+            f"no device '{name}' on this machine; here: auto, {', '.join(d for d, there in here.items() if there)}"
+        )
     return torch.device(name)

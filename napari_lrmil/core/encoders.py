@@ -169,7 +169,9 @@ def require_layers(encoder: Encoder, layers: Sequence[str]) -> None:
     """Raise `EncoderError` naming the layers that exist, where one of `layers` does not."""
     unknown = [name for name in layers if name not in encoder.layers]
     if unknown:
-        raise EncoderError(f"no layer {', '.join(unknown)} in {encoder.spec.name}; there are: {', '.join(encoder.layers)}")
+        raise EncoderError(
+            f"no layer {', '.join(unknown)} in {encoder.spec.name}; there are: {', '.join(encoder.layers)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -263,7 +265,9 @@ def _folded(path: Path, tensors: dict[str, Tensor]) -> MobileNetV2Encoder:
     names = dict(_folded_names(len(encoder.net.layer)))
     if {key.rsplit(".", 1)[0] for key in tensors} != set(names):
         found = ", ".join(sorted(tensors)[:3])
-        raise EncoderError(f"{path}: no known encoder holds the tensors {found} …; expected an LRMIL encoder or MobileNetV2")
+        raise EncoderError(
+            f"{path}: no known encoder holds the tensors {found} …; expected an LRMIL encoder or MobileNetV2"
+        )
     state = encoder.net.state_dict()
     for source, target in names.items():
         weight, bias = tensors[f"{source}.weight"].float(), tensors[f"{source}.bias"].float()
@@ -280,7 +284,11 @@ def _convolution_alone(target: str, weight: Tensor, bias: Tensor, eps: float) ->
 
 def _folded_names(blocks: int) -> list[tuple[str, str]]:
     """Return (name in the folded file, name in ``transformers``) of every convolution."""
-    names = [("stem", "conv_stem.first_conv"), ("blocks.0.0", "conv_stem.conv_3x3"), ("blocks.0.1", "conv_stem.reduce_1x1")]
+    names = [
+        ("stem", "conv_stem.first_conv"),
+        ("blocks.0.0", "conv_stem.conv_3x3"),
+        ("blocks.0.1", "conv_stem.reduce_1x1"),
+    ]
     parts = ("expand_1x1", "conv_3x3", "reduce_1x1")
     names += [(f"blocks.{i + 1}.{j}", f"layer.{i}.{part}") for i in range(blocks) for j, part in enumerate(parts)]
     return [*names, ("head", "conv_1x1")]

@@ -177,8 +177,8 @@ class PatchPlan:
         ratio = self.lr_um / self.hr_um
         if ratio < 1 - 1e-6 or abs(ratio - round(ratio)) > 1e-6 * ratio:
             raise GeometryError(
-                f"an LR patch of {self.lr_um:g} µm does not hold a whole number of HR patches of {self.hr_um:g} µm along "
-                f"one side (ratio {ratio:g}); choose resolutions and patch sizes whose ratio is a whole number, such as 4"
+                f"an LR patch of {self.lr_um:g} µm does not hold a whole number of HR patches of {self.hr_um:g} µm along one "
+                f"side (ratio {ratio:g}); choose resolutions and patch sizes whose ratio is a whole number, such as 4"
             )
 
     @property

@@ -125,4 +125,6 @@ def _show_attention(axis: Axes, heat: Heatmap, low: float, high: float) -> Any:
     (x, y), (width, height) = heat.origin_level0, heat.pixel_level0
     rows, columns = heat.image.shape
     extent = (x, x + columns * width, y + rows * height, y)
-    return axis.imshow(heat.image, cmap=COLORMAP, vmin=low, vmax=high, alpha=0.6, extent=extent, interpolation="nearest")
+    return axis.imshow(
+        heat.image, cmap=COLORMAP, vmin=low, vmax=high, alpha=0.6, extent=extent, interpolation="nearest"
+    )

@@ -27,7 +27,6 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
-from skimage.measure import points_in_poly
 
 from napari_lrmil.core.errors import CohortError, GeometryError
 from napari_lrmil.core.events import Event, Finished, Progress
@@ -52,7 +51,7 @@ _BAND = 256  # rows painted at a time, which bounds memory
 _LAYER_UNIT = 0.01  # optical density that one grey level of the nuclear layer stands for
 _TILE = 1024  # texels along a side of the noise tiles; a power of two, so that they wrap by a bit mask
 _ANGLES = 16  # directions of the nuclei in a stamp library, over half a turn
-_STAMPS = 24 * _ANGLES  # nuclei in a stamp library
+_STAMPS = 20 * _ANGLES  # nuclei in a stamp library
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ class _Plan:
     across: Field  # µm across the fibres
     along: Field  # µm along the fibres
     thickness: Field  # relative to the mean
-    foci: tuple[Outline, ...]  # µm
+    foci: tuple[_Blob, ...]
 
 
 @dataclass(frozen=True)
@@ -153,17 +152,18 @@ class _Nuclei:
     xy: Outline  # (n, 2), µm
     angle: NDArray[np.float64]  # (n,), of the long axis, radians from x towards y
 
-    def within(self, foci: Sequence[Outline]) -> NDArray[np.bool_]:
+    def within(self, foci: Sequence[_Blob]) -> NDArray[np.bool_]:
         """Return which nuclei have their centre in a focus."""
         inside = np.zeros(len(self.xy), dtype=bool)
-        for outline in foci:
-            inside |= points_in_poly(self.xy, outline)  # type: ignore[no-untyped-call]
+        for focus in foci:
+            dx, dy = (self.xy - focus.centre).T
+            inside |= np.hypot(dx, dy) < focus.reach(np.arctan2(dy, dx))
         return inside
 
 
 @dataclass(frozen=True)
-class _Gland:
-    """A closed outline: a circle with ripples."""
+class _Blob:
+    """A gland or a focus: a circle with ripples."""
 
     centre: tuple[float, float]  # x, y in µm
     radius: float  # µm
@@ -196,7 +196,7 @@ def paint(slide: PhantomSlide, look: PhantomLook = PhantomLook()) -> Phantom:
     foci = plan.foci if slide.label == LESION else ()
     layers = _stamp_all(nuclei, goblets, foci, slide, look, rng["stamps"])
     pixels = _develop(plan, layers, slide, look, rng["light"])
-    lesions = tuple(outline / slide.mpp for outline in foci)
+    lesions = tuple(focus.outline() / slide.mpp for focus in foci)
     return Phantom(pixels, lesions, _composition(plan, nuclei, slide))
 
 
@@ -218,7 +218,7 @@ def _noise(rng: np.random.Generator, shape: tuple[int, int], wavelength: float) 
 # ---------------------------------------------------------------- the plan
 
 
-def _lay_out(slide: PhantomSlide, look: PhantomLook, rng: np.random.Generator) -> tuple[list[_Gland], _Plan]:
+def _lay_out(slide: PhantomSlide, look: PhantomLook, rng: np.random.Generator) -> tuple[list[_Blob], _Plan]:
     cell = _PLAN_PX * slide.mpp
     shape = (math.ceil(slide.size[1] / _PLAN_PX), math.ceil(slide.size[0] / _PLAN_PX))
     y, x = (np.arange(n, dtype=np.float32)[:, None] * cell + cell / 2 for n in shape)
@@ -229,7 +229,7 @@ def _lay_out(slide: PhantomSlide, look: PhantomLook, rng: np.random.Generator) -
     wall = look.wall_um + 2.5 * _noise(rng, shape, 22 / cell)
     across, along = _fibres(x.T, y, gland, cell, rng)
     thickness = 1 + look.thickness_sd * _noise(rng, shape, 300 / cell)
-    return glands, _Plan(tissue, gland, gland - wall, across, along, thickness, tuple(f.outline() for f in foci))
+    return glands, _Plan(tissue, gland, gland - wall, across, along, thickness, tuple(foci))
 
 
 def _tissue(x: Field, y: Field, slide: PhantomSlide, look: PhantomLook, rng: np.random.Generator) -> Field:
@@ -252,20 +252,20 @@ def _waves(rng: np.random.Generator, depth: float, orders: Sequence[int] = (2, 3
     return tuple((k, float(rng.normal(0, depth)) * 2 / k, float(rng.uniform(0, 2 * np.pi))) for k in orders)
 
 
-def _place_foci(tissue: Field, cell: float, look: PhantomLook, rng: np.random.Generator) -> list[_Gland]:
+def _place_foci(tissue: Field, cell: float, look: PhantomLook, rng: np.random.Generator) -> list[_Blob]:
     """Return disjoint round blobs well within the tissue that together cover a drawn share of it."""
     area = float((tissue > 0).sum()) * cell**2 * rng.uniform(*look.lesion_share)
     wanted = int(rng.integers(look.foci[0], look.foci[1] + 1))
     count = max(1, min(wanted, int(area / (np.pi / 4 * look.focus_across[0] ** 2))))
     radius = min(math.sqrt(area / count / np.pi), look.focus_across[1] / 2)
     room = tissue.copy()
-    foci: list[_Gland] = []
+    foci: list[_Blob] = []
     for _ in range(count):
         if foci and room.max() < 0.8 * radius:
             break
         rows, cols = np.nonzero(room >= min(1.1 * radius, 0.97 * float(room.max())))
         pick = int(rng.integers(len(rows)))
-        focus = _Gland(((cols[pick] + 0.5) * cell, (rows[pick] + 0.5) * cell), radius, _waves(rng, 0.05))
+        focus = _Blob(((cols[pick] + 0.5) * cell, (rows[pick] + 0.5) * cell), radius, _waves(rng, 0.05))
         foci.append(focus)
         np.minimum(room, _distance(focus.centre, tissue.shape, cell) - radius, out=room)
     return foci
@@ -277,7 +277,7 @@ def _distance(centre: tuple[float, float], shape: tuple[int, ...], cell: float) 
     return np.asarray(distance, dtype=np.float32)
 
 
-def _place_glands(tissue: Field, cell: float, look: PhantomLook, rng: np.random.Generator) -> list[_Gland]:
+def _place_glands(tissue: Field, cell: float, look: PhantomLook, rng: np.random.Generator) -> list[_Blob]:
     """Return glands on a jittered hexagonal lattice, with patches left out for plain stroma."""
     step = look.gland_spacing
     scarce = _noise(rng, (tissue.shape[0], tissue.shape[1]), 260 / cell)
@@ -287,7 +287,7 @@ def _place_glands(tissue: Field, cell: float, look: PhantomLook, rng: np.random.
         for x in np.arange(0, tissue.shape[1] * cell, step) + step / 2 * (row % 2):
             dx, dy = rng.normal(0, look.gland_jitter * step, 2)
             centre = (float(x + dx), float(y + dy))
-            gland = _Gland(centre, step / 2 * rng.uniform(*look.gland_fill), _waves(rng, look.gland_ripple))
+            gland = _Blob(centre, step / 2 * rng.uniform(*look.gland_fill), _waves(rng, look.gland_ripple))
             i, j = int(centre[1] / cell), int(centre[0] / cell)
             fits = 0 <= i < tissue.shape[0] and 0 <= j < tissue.shape[1] and tissue[i, j] > gland.radius * 1.05
             if fits and scarce[i, j] < limit:
@@ -295,7 +295,7 @@ def _place_glands(tissue: Field, cell: float, look: PhantomLook, rng: np.random.
     return glands
 
 
-def _gland_depth(glands: Sequence[_Gland], shape: tuple[int, int], cell: float, around: float = 60.0) -> Field:
+def _gland_depth(glands: Sequence[_Blob], shape: tuple[int, int], cell: float, around: float = 60.0) -> Field:
     """Return the depth within the nearest gland, µm; exact to within `around` outside of it."""
     depth = np.full(shape, -around, dtype=np.float32)
     for gland in glands:
@@ -323,7 +323,7 @@ def _fibres(x: Field, y: Field, gland: Field, cell: float, rng: np.random.Genera
 
 
 def _populate(
-    plan: _Plan, glands: Sequence[_Gland], slide: PhantomSlide, look: PhantomLook, rng: np.random.Generator
+    plan: _Plan, glands: Sequence[_Blob], slide: PhantomSlide, look: PhantomLook, rng: np.random.Generator
 ) -> tuple[dict[str, _Nuclei], _Nuclei]:
     """Return the nuclei of each ordinary kind, and the goblet vacuoles."""
     cell = _PLAN_PX * slide.mpp
@@ -354,7 +354,7 @@ def _fibre_angle(across: Field, xy: Outline, cell: float) -> NDArray[np.float64]
     return np.asarray(np.arctan2(slope_y, slope_x) + np.pi / 2, dtype=np.float64)
 
 
-def _line_walls(glands: Sequence[_Gland], look: PhantomLook, rng: np.random.Generator) -> tuple[_Nuclei, _Nuclei]:
+def _line_walls(glands: Sequence[_Blob], look: PhantomLook, rng: np.random.Generator) -> tuple[_Nuclei, _Nuclei]:
     """Return columnar nuclei near the basement membrane of each gland, and vacuoles above some of them."""
     none = _Nuclei(np.zeros((0, 2)), np.zeros(0))
     parts, vacuoles = [none], [none]
@@ -367,7 +367,7 @@ def _line_walls(glands: Sequence[_Gland], look: PhantomLook, rng: np.random.Gene
     return _join(parts), _join(vacuoles)
 
 
-def _on_wall(gland: _Gland, angle: NDArray[np.float64], depth: NDArray[np.float64]) -> _Nuclei:
+def _on_wall(gland: _Blob, angle: NDArray[np.float64], depth: NDArray[np.float64]) -> _Nuclei:
     away = gland.reach(angle) - np.maximum(depth, 3.5)
     xy = np.stack([np.cos(angle), np.sin(angle)], axis=1) * away[:, None] + gland.centre
     return _Nuclei(xy, angle)
@@ -428,7 +428,8 @@ def _stamps(kind: NucleusLook, mpp: float) -> _Stamps:
     scale = np.minimum(scale / np.sqrt(np.mean(scale[0] * scale[1])), 1 + 3.2 * kind.size_sd)
     radius, angle = _polar(side, mpp, scale * np.array([[kind.length / 2], [kind.width / 2]]))
     for order in (2, 3, 5):
-        phase, depth = rng.uniform(0, 2 * np.pi, (_STAMPS, 1, 1)), rng.normal(0, kind.ripple, (_STAMPS, 1, 1))
+        depth = np.float32(kind.ripple) * rng.standard_normal((_STAMPS, 1, 1), dtype=np.float32)
+        phase = np.float32(2 * np.pi) * rng.random((_STAMPS, 1, 1), dtype=np.float32)
         radius = radius * (1 + depth * np.cos(order * angle + phase))
     mask = np.clip((1 - radius) * kind.width / 2 / 0.9 + 0.5, 0, 1)  # the edge is blurred over 0.9 µm
     chromatin = _chromatin(kind, radius, mpp, rng) * mask
@@ -438,8 +439,9 @@ def _stamps(kind: NucleusLook, mpp: float) -> _Stamps:
 
 def _polar(side: int, mpp: float, axes: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the radius, 1 on the outline, and angle of each pixel in ellipses of semi-axes (2, n) µm."""
-    turn = (np.arange(axes.shape[1]) % _ANGLES * np.pi / _ANGLES)[:, None, None]
-    y, x = (np.mgrid[:side, :side] - (side - 1) / 2) * mpp
+    turn = (np.arange(axes.shape[1], dtype=np.float32) % _ANGLES * (np.pi / _ANGLES))[:, None, None]
+    y, x = ((np.mgrid[:side, :side] - (side - 1) / 2) * mpp).astype(np.float32)
+    axes = axes.astype(np.float32)
     u, v = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
     u, v = u / axes[0][:, None, None], v / axes[1][:, None, None]
     return np.hypot(u, v), np.arctan2(v, u)
@@ -447,22 +449,21 @@ def _polar(side: int, mpp: float, axes: NDArray[Any]) -> tuple[NDArray[Any], NDA
 
 def _chromatin(kind: NucleusLook, radius: NDArray[Any], mpp: float, rng: np.random.Generator) -> NDArray[Any]:
     """Return chromatin relative to its mean: grain or clumps, more of it at the membrane, and nucleoli."""
-    white, fine = rng.standard_normal(radius.shape), kind.grain_um / mpp
+    white, fine = rng.standard_normal(radius.shape, dtype=np.float32), kind.grain_um / mpp
     grain = gaussian_filter(white, (0, fine, fine)) - gaussian_filter(white, (0, 2 * fine, 2 * fine))
     grain /= grain.std()
     chromatin = 1 + kind.grain * grain + kind.rim * np.exp(-(((radius - 0.86) / 0.13) ** 2))
     side = radius.shape[1]
-    y, x = np.mgrid[:side, :side]
-    for _ in range(2):
-        reach = 0.18 * kind.width / mpp
-        cy, cx = rng.normal((side - 1) / 2, reach, (2, _STAMPS, 1, 1))
+    y, x = np.mgrid[:side, :side].astype(np.float32)
+    for _ in range(2 if kind.nucleoli else 0):
+        cy, cx = rng.normal((side - 1) / 2, 0.18 * kind.width / mpp, (2, _STAMPS, 1, 1)).astype(np.float32)
         there = rng.random((_STAMPS, 1, 1)) < kind.nucleoli / 2
         blob = np.exp(-((np.hypot(y - cy, x - cx) * mpp / kind.nucleolus_um) ** 4))
         chromatin = chromatin + 1.2 * there * blob
     return np.maximum(chromatin, 0.12)
 
 
-def _calibrate(chromatin: NDArray[Any], mask: NDArray[Any], density: float, steps: int = 8) -> NDArray[Any]:
+def _calibrate(chromatin: NDArray[Any], mask: NDArray[Any], density: float, steps: int = 6) -> NDArray[Any]:
     """Scale each nucleus until it absorbs the light that a flat one of `density` absorbs.
 
     Light, not density, is what a coarse pixel averages; with equal density a clumped nucleus would look paler at 5x.
@@ -482,7 +483,7 @@ def _calibrate(chromatin: NDArray[Any], mask: NDArray[Any], density: float, step
 def _stamp_all(
     nuclei: Mapping[str, _Nuclei],
     goblets: _Nuclei,
-    foci: Sequence[Outline],
+    foci: Sequence[_Blob],
     slide: PhantomSlide,
     look: PhantomLook,
     rng: np.random.Generator,

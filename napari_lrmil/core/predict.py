@@ -168,7 +168,9 @@ def _student(
     card = bundle.card
     network = bundle.student.to(device)
     patches = PatchSet(grid.lr_corners, grid.lattice.lr_cell, card.lr_patch_px, card.student_input_px)
-    reading = yield from _read(slide, network, patches, device, "student (LR)", card.temperature, card.classes, card.lr_mpp)
+    reading = yield from _read(
+        slide, network, patches, device, "student (LR)", card.temperature, card.classes, card.lr_mpp
+    )
     reading.seconds.update(seconds | reading.seconds)
     reading.seconds["total"] = sum(reading.seconds[k] for k in ("open", "tissue", "total"))
     return _with_pixels(reading, slide.pixels_decoded - decoded)

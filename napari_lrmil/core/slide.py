@@ -30,20 +30,20 @@ FINGERPRINT_BYTES = 1 << 20  # read from each end of a file that has no quick ha
 
 
 class Handle(Protocol):
-    """The part of ``openslide.OpenSlide`` that a `Slide` needs; tests pass their own."""
+    """The part of ``openslide.OpenSlide`` that a `Slide` needs; OpenSlide documents it, tests pass their own."""
 
     @property
-    def dimensions(self) -> tuple[int, int]: ...
+    def dimensions(self) -> tuple[int, int]: ...  # noqa: D102
     @property
-    def level_dimensions(self) -> tuple[tuple[int, int], ...]: ...
+    def level_dimensions(self) -> tuple[tuple[int, int], ...]: ...  # noqa: D102
     @property
-    def level_downsamples(self) -> tuple[float, ...]: ...
+    def level_downsamples(self) -> tuple[float, ...]: ...  # noqa: D102
     @property
-    def properties(self) -> Mapping[str, str]: ...
+    def properties(self) -> Mapping[str, str]: ...  # noqa: D102
     @property
-    def associated_images(self) -> Mapping[str, Any]: ...
-    def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image: ...
-    def close(self) -> None: ...
+    def associated_images(self) -> Mapping[str, Any]: ...  # noqa: D102
+    def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
 
 
 Opener = Callable[[Path], Handle]
@@ -122,7 +122,7 @@ class Slide:
         if self._mpp is None:
             raise ResolutionError(
                 self.path,
-                "no microns per pixel in the file (no OpenSlide mpp, TIFF resolution, vendor comment or objective power); "
+                "no microns per pixel in the file (neither OpenSlide, TIFF tags, vendor comment nor objective power say it); "
                 "pass --mpp (mpp= in Python) if you know it, for example 0.5 for a 20x scan",
             )
         return self._mpp
@@ -321,9 +321,13 @@ def mpp_warnings(mpp: Mpp) -> tuple[str, ...]:
     found = []
     nominal = 0.5 * 2.0 ** round(math.log2(mpp.mean / 0.5))
     if abs(mpp.mean / nominal - 1) > NOMINAL_DEVIATION:
-        found.append(f"{mpp.mean:.4g} µm per pixel is more than 15 % from the nominal {nominal:g}; check it, or pass --mpp")
+        found.append(
+            f"{mpp.mean:.4g} µm per pixel is more than 15 % from the nominal {nominal:g}; check it, or pass --mpp"
+        )
     if mpp.source == "objective power":
-        found.append(f"resolution taken from the objective power ({mpp.mean:g} µm per pixel); pass --mpp if you know it")
+        found.append(
+            f"resolution taken from the objective power ({mpp.mean:g} µm per pixel); pass --mpp if you know it"
+        )
     return tuple(found)
 
 

@@ -64,7 +64,9 @@ class Tissue:
     def __post_init__(self) -> None:
         rows, columns = self.mask.shape
         if rows % self.lattice.rows or columns % self.lattice.columns:
-            raise ValueError(f"a mask of {rows} x {columns} does not divide into {self.lattice.rows} x {self.lattice.columns}")
+            raise ValueError(
+                f"a mask of {rows} x {columns} does not divide into {self.lattice.rows} x {self.lattice.columns}"
+            )
 
     def shares(self) -> NDArray[np.float32]:
         """Return (rows, columns): the share of each HR cell that is tissue."""
@@ -74,7 +76,7 @@ class Tissue:
 
 
 def find_tissue(slide: Slide, lattice: Lattice, config: TissueConfig | None = None) -> Tissue:
-    """Return the tissue of `slide`, read at about `config.mask_um` per pixel from the level that is just fine enough."""
+    """Return the tissue of `slide`, read at about `config.mask_um` per pixel from a level just fine enough."""
     config = config or TissueConfig()
     k = max(4, round(lattice.hr_um / config.mask_um))
     chroma = np.zeros((lattice.rows * k, lattice.columns * k), dtype=np.uint8)

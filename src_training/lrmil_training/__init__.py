@@ -1,1 +1,1 @@
-"""Training of LRMIL: cohort -> features -> teacher -> stage 1 -> stage 2 -> evaluation -> bundle. It knows no window."""
+"""Training: cohort -> features -> teacher -> stage 1 -> stage 2 -> evaluation -> bundle. It knows no window."""

@@ -1,4 +1,4 @@
-"""Fitting a MIL on bags: the teacher, the student's stage 2 and the labels-only baseline differ in their losses alone."""
+"""Fitting a MIL on bags: teacher, stage 2 and the labels-only baseline differ in their losses alone."""
 
 from __future__ import annotations
 
@@ -64,7 +64,10 @@ def distillation_loss(config: Stage2Config) -> Loss:
         terms = {
             "ce": (config.lambda_ce, lambda: label_loss(output, item)["ce"]),
             "bag": (config.lambda_bag, lambda: bag_kl(output.logits, item.teacher_logits, config.temperature_bag)),
-            "soft": (config.lambda_soft, lambda: attention_kl(output.scores, item.teacher_scores, config.temperature_attn)),
+            "soft": (
+                config.lambda_soft,
+                lambda: attention_kl(output.scores, item.teacher_scores, config.temperature_attn),
+            ),
             "hard": (config.lambda_hard, lambda: hard_attention(output.scores, item.teacher_scores, config.topk)),
         }
         return {name: weight * value() for name, (weight, value) in terms.items() if weight > 0}

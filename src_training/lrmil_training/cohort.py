@@ -80,10 +80,15 @@ def read_cohort(path: Path, *, seed: int = 0) -> Cohort:
     slides = [_slide(path, i, row) for i, row in enumerate(rows, start=2)]
     missing = [s.path.name for s in slides if not s.path.exists()]
     if missing:
-        raise CohortError(path, f"{len(missing)} of {len(slides)} slides are not there, first {missing[0]}; paths are relative to the table")
+        raise CohortError(
+            path,
+            f"{len(missing)} of {len(slides)} slides are not there, first {missing[0]}; paths start at the table",
+        )
     twice = [name for name, count in Counter(s.name for s in slides).items() if count > 1]
     if twice:
-        raise CohortError(path, f"two slides are named {twice[0]}; their features would overwrite each other, rename one")
+        raise CohortError(
+            path, f"two slides are named {twice[0]}; their features would overwrite each other, rename one"
+        )
     if not any(s.split for s in slides):
         slides = deal_splits(slides, seed)
     refuse_leaks(path, slides)
@@ -102,11 +107,15 @@ def _rows(path: Path) -> list[dict[str, str]]:
             reader = csv.DictReader(file)
             rows = list(reader)
     except (OSError, UnicodeDecodeError) as error:
-        raise CohortError(path, f"not a readable table ({error}); expected CSV with columns {', '.join(NEEDED)}") from error
+        raise CohortError(
+            path, f"not a readable table ({error}); expected CSV with columns {', '.join(NEEDED)}"
+        ) from error
     lacking = [column for column in NEEDED if column not in (reader.fieldnames or ())]
     if lacking or not rows:
         what = f"no column {', '.join(lacking)}" if lacking else "no slide"
-        raise CohortError(path, f"{what}; expected a row per slide with columns {', '.join(NEEDED)} and optional split, mpp")
+        raise CohortError(
+            path, f"{what}; expected a row per slide with columns {', '.join(NEEDED)} and optional split, mpp"
+        )
     return rows
 
 
@@ -120,7 +129,9 @@ def _slide(table: Path, line: int, row: dict[str, str]) -> CohortSlide:
     try:
         mpp = float(cells["mpp"]) if cells["mpp"] else None
     except ValueError as error:
-        raise CohortError(table, f"line {line} has the mpp '{cells['mpp']}'; expected µm per pixel, such as 0.5") from error
+        raise CohortError(
+            table, f"line {line} has the mpp '{cells['mpp']}'; expected µm per pixel, such as 0.5"
+        ) from error
     return CohortSlide(table.parent / cells["slide"], cells["patient"], cells["label"], cells["split"], mpp)
 
 
@@ -128,7 +139,9 @@ def refuse_leaks(path: Path, slides: Sequence[CohortSlide]) -> None:
     """Raise `CohortError` where a patient is on two sides; a pseudo-patient such as ``2+5`` counts as both."""
     unsplit = [s.name for s in slides if not s.split]
     if unsplit:
-        raise CohortError(path, f"{len(unsplit)} slides have no split while others do, first {unsplit[0]}; fill in all or none")
+        raise CohortError(
+            path, f"{len(unsplit)} slides have no split while others do, first {unsplit[0]}; fill in all or none"
+        )
     sides: dict[str, set[str]] = {}
     for s in slides:
         for part in s.patient.split("+"):
@@ -150,7 +163,9 @@ def require_classes(cohort: Cohort, splits: Sequence[str]) -> None:
         if lacking or len(cohort.classes) < 2:
             has = ", ".join(sorted({s.label for s in cohort.of(split)})) or "no slide"
             needs = ", ".join(cohort.classes) if len(cohort.classes) > 1 else "two classes"
-            raise CohortError(cohort.path, f"split {split} has {has} only; expected slides of {needs}, add some or move patients")
+            raise CohortError(
+                cohort.path, f"split {split} has {has} only; expected slides of {needs}, add some or move patients"
+            )
 
 
 def deal_splits(slides: Sequence[CohortSlide], seed: int) -> list[CohortSlide]:

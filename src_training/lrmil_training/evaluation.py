@@ -101,8 +101,10 @@ def _scored(cohort: Cohort, results: Sequence[SlideResult], temperature: float) 
 
 
 def _agreement(results: Sequence[SlideResult], teacher: Sequence[SlideResult]) -> dict[str, float | None]:
-    """Return mean agreement with the teacher over slides; slides where a figure is undefined are left out of its mean."""
-    found = [asdict(measure_agreement(r.grid, r.lr_attention, t.attention)) for r, t in zip(results, teacher, strict=True)]
+    """Return mean agreement with the teacher over slides; where a figure is undefined a slide does not count."""
+    found = [
+        asdict(measure_agreement(r.grid, r.lr_attention, t.attention)) for r, t in zip(results, teacher, strict=True)
+    ]
     return {key: _mean([one[key] for one in found]) for key in ("spearman", "jaccard_top10", "js_divergence")}
 
 

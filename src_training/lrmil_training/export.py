@@ -49,5 +49,7 @@ def summary(metrics: Mapping[str, Any]) -> dict[str, str]:
             auroc = figures["auroc"]
             if auroc["value"] is not None and auroc["low"] is not None:
                 span = f"{auroc['value']:.3f} ({auroc['low']:.3f} to {auroc['high']:.3f})"
-                lines[f"{method}, {split}: AUROC"] = f"{span}, {auroc['n_slides']} slides, interval over {auroc['interval']}"
+                lines[f"{method}, {split}: AUROC"] = (
+                    f"{span}, {auroc['n_slides']} slides, interval over {auroc['interval']}"
+                )
     return lines

@@ -102,7 +102,9 @@ def _one(row: CohortSlide, request: FeatureRequest, device: torch.device) -> Gen
             require_resolution(slide, request.plan.hr_mpp, "teacher (HR)")
         grid = grid_of(slide, request.plan)
         patches = patch_set(grid, request)
-        embedded = yield from embed(slide, patches, request.encoder, device=device, layers=request.layers, stage=row.name)
+        embedded = yield from embed(
+            slide, patches, request.encoder, device=device, layers=request.layers, stage=row.name
+        )
         origin = origin_of(slide, patches, grid, request)
         write_bag(path, Bag(embedded.features, patches.corners, origin, embedded.layers))
 
@@ -140,7 +142,8 @@ def is_current(path: Path, slide: Slide, request: FeatureRequest) -> bool:
         return False  # broken or foreign: it is made again, whole, under the same name
     o = bag.origin
     return (
-        (o.slide_fingerprint, o.encoder_sha256, o.patch_px) == (slide.fingerprint, request.encoder_sha256, request.patch_px)
+        (o.slide_fingerprint, o.encoder_sha256, o.patch_px)
+        == (slide.fingerprint, request.encoder_sha256, request.patch_px)
         and abs(o.target_mpp - request.mpp) < 1e-9
         and abs(o.mpp0 - slide.mpp.mean) < 1e-9
         and set(request.layers) <= set(bag.layers)

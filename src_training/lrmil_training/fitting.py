@@ -56,7 +56,7 @@ class FitPlan:
         return self.folder / f"{self.stage}.ckpt"
 
 
-class _Cancelled(Exception):
+class _CancelledError(Exception):
     """The consumer closed the stream of events."""
 
 
@@ -68,7 +68,7 @@ class _Report(Callback):
 
     def on_train_batch_start(self, *_: Any) -> None:
         if self.cancel.is_set():
-            raise _Cancelled
+            raise _CancelledError
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
         for name, value in trainer.callback_metrics.items():
@@ -119,7 +119,7 @@ def _work(make: Callable[..., Any], plan: FitPlan, events: queue.Queue[Any], can
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")  # advice on workers and loggers, not for users here
             _trainer(plan, events, cancel).fit(module, train, val)
-    except _Cancelled:
+    except _CancelledError:
         pass
     except BaseException as error:  # handed over: the consumer's thread raises it
         events.put(error)
@@ -153,7 +153,9 @@ def _trainer(plan: FitPlan, events: queue.Queue[Any], cancel: threading.Event) -
 def require_finite(term: str, value: torch.Tensor, batch: int) -> None:
     """Raise `LrmilError` where a loss term is not finite: it says which, and the last good checkpoint stays."""
     if not torch.isfinite(value):
-        raise LrmilError(f"the loss term '{term}' is {float(value)} at batch {batch}; lower the learning rate and start again")
+        raise LrmilError(
+            f"the loss term '{term}' is {float(value)} at batch {batch}; lower the learning rate and start again"
+        )
 
 
 def set_epoch(loader: Any, epoch: int) -> None:

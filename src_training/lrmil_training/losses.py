@@ -1,4 +1,4 @@
-"""The losses of both distillation stages (METHOD.md section 2, arXiv 2606.06864). Shapes: B batch, n² children, D width."""
+"""The losses of both distillation stages (arXiv 2606.06864). Shapes: B batch, n² children, D width."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def blocks(tokens: Tensor, n: int) -> Tensor:
 
 
 def layer(projected: Tensor, targets: Tensor, present: Tensor) -> Tensor:
-    """Return one layer's term of ``L_layer = mean_k ‖P_l(mean_{j∈B_k} z_{r,j}) − t_k^l‖² / D``, over children that exist.
+    """Return one layer's ``L_layer = mean_k ‖P_l(mean_{j∈B_k} z_{r,j}) − t_k^l‖² / D`` over children that exist.
 
     Parameters
     ----------

@@ -137,7 +137,12 @@ def classification(scored: Scored, classes: Sequence[str]) -> dict[str, Any]:
         scored.targets, predicted, labels=labels, zero_division=np.nan
     )
     per_class = {
-        name: {"precision": _known(precision[i]), "recall": _known(recall[i]), "f1": _known(f1[i]), "n": int(support[i])}
+        name: {
+            "precision": _known(precision[i]),
+            "recall": _known(recall[i]),
+            "f1": _known(f1[i]),
+            "n": int(support[i]),
+        }
         for i, name in enumerate(classes)
     }
     average = {"average": "binary"} if len(classes) == 2 else {"average": "macro"}

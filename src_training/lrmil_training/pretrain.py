@@ -1,4 +1,4 @@
-"""A small HR encoder for the demo, pretrained on what phantom slides are made of; it never sees a lesion or its label."""
+"""A small HR encoder for the demo, pretrained on what phantom slides are made of; it never sees a lesion."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -116,11 +116,15 @@ class Pretraining(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def pretrain(out: Path, spec: EncoderSpec, config: PretrainConfig, device: torch.device) -> Generator[Event, None, Path]:
+def pretrain(
+    out: Path, spec: EncoderSpec, config: PretrainConfig, device: torch.device
+) -> Generator[Event, None, Path]:
     """Pretrain an HR encoder on normal phantom slides and write it to ``out/<name>.safetensors``; return that path."""
     sides = []
     for first, count in ((0, config.slides), (config.slides, config.val_slides)):
-        slides = [PhantomSlide(f"pretrain_{i}", NORMAL, config.seed + i, config.size) for i in range(first, first + count)]
+        slides = [
+            PhantomSlide(f"pretrain_{i}", NORMAL, config.seed + i, config.size) for i in range(first, first + count)
+        ]
         sides.append((yield from _draw(slides, config)))
     scale = sides[0].made_of.mean(axis=0), sides[0].made_of.std(axis=0) + 1e-6
     train, val = (Tissue(s.pixels, ((s.made_of - scale[0]) / scale[1]).astype(np.float32)) for s in sides)

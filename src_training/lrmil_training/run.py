@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lrmil_training.bagfit import BagItem, distillation_loss, fit_mil, label_loss, seeded_mil, stage_seed
-from lrmil_training.cohort import SPLITS, Cohort, CohortSlide, read_cohort, require_classes
+from lrmil_training.cohort import Cohort, CohortSlide, read_cohort, require_classes
 from lrmil_training.config import TrainConfig, dump_config
 from lrmil_training.evaluation import SlideResult, evaluate
 from lrmil_training.export import export_bundle
@@ -26,7 +26,7 @@ from lrmil_training.stage1 import fit_stage1
 from napari_lrmil.core.bag import Bag, read_bag
 from napari_lrmil.core.encoders import AlignedEncoder, LoadedEncoder, require_layers, round_to_half
 from napari_lrmil.core.errors import CohortError, ConfigError
-from napari_lrmil.core.events import Event, Failed, Finished, StageDone
+from napari_lrmil.core.events import Event, Finished, StageDone
 from napari_lrmil.core.files import write_json, write_text
 from napari_lrmil.core.mil import GatedAttentionMil
 from napari_lrmil.core.predict import pool
@@ -127,7 +127,9 @@ def _prepare(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.dev
     stored = out / CONFIG
     text = dump_config(config)
     if stored.exists() and stored.read_text(encoding="utf-8") != text:
-        raise ConfigError(f"{out}: the folder holds a run with another configuration; choose another --out, or delete it")
+        raise ConfigError(
+            f"{out}: the folder holds a run with another configuration; choose another --out, or delete it"
+        )
     out.mkdir(parents=True, exist_ok=True)
     write_text(stored, text)
     return Run(config, cohort, out, device, encoder)
@@ -279,7 +281,9 @@ def _stage2(
 
     def item(s: CohortSlide) -> BagItem:
         t = taught[s.name]
-        scores = parent_scores(t.scores, torch.from_numpy(t.grid.parent), len(t.grid.lr_index), settings.attention_transfer)
+        scores = parent_scores(
+            t.scores, torch.from_numpy(t.grid.parent), len(t.grid.lr_index), settings.attention_transfer
+        )
         return BagItem(torch.from_numpy(lr_bags[s.name].features), run.cohort.target(s), t.logits, scores)
 
     return (yield from _rounded(fit_mil(mil, distillation_loss(settings), _sides(run, item), settings, plan)))

@@ -36,8 +36,10 @@ class Stage1(L.LightningModule):
         super().__init__()
         require_layers(student.encoder, tuple(widths))
         self.student, self.settings = student, config
-        # Learned even where the widths agree: an identity on a late map pins the embedding to the children's plain mean.
-        self.projections = nn.ModuleDict({name: nn.Linear(student.layers[name], width) for name, width in widths.items()})
+        # Learned even where widths agree: an identity on a late map pins the embedding to the children's plain mean.
+        self.projections = nn.ModuleDict(
+            {name: nn.Linear(student.layers[name], width) for name, width in widths.items()}
+        )
 
     def terms(self, batch: Pair) -> dict[str, Tensor]:
         """Return the weighted loss terms of a batch."""

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from lrmil_training.cohort import read_cohort, require_classes
 
+from lrmil_training.cohort import read_cohort, require_classes
 from napari_lrmil.core.errors import CohortError
 
 Table = Callable[..., Path]
@@ -72,7 +72,9 @@ def test_missing_slide_is_named(table: Table) -> None:
 
 def test_missing_column_and_file(table: Table, tmp_path: Path) -> None:
     """The sentence lists the columns that are expected."""
-    with pytest.raises(CohortError, match="no column label; expected a row per slide with columns slide, patient, label"):
+    with pytest.raises(
+        CohortError, match="no column label; expected a row per slide with columns slide, patient, label"
+    ):
         read_cohort(table([r[:2] for r in GOOD], HEADER[:2]))
     with pytest.raises(CohortError, match="not a readable table"):
         read_cohort(tmp_path / "absent.csv")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from lrmil_training.config import TrainConfig, build_config, dump_config, load_config
 
+from lrmil_training.config import TrainConfig, build_config, dump_config, load_config
 from napari_lrmil.core.errors import ConfigError, GeometryError
 
 
@@ -50,7 +50,7 @@ def test_resolutions_that_do_not_nest_are_refused() -> None:
 
 @pytest.mark.parametrize("n", [2, 4, 8])
 def test_ratios_of_the_method(n: int) -> None:
-    """n = 2, 4 and 8 follow from resolution and patch size."""
+    """N = 2, 4 and 8 follow from resolution and patch size."""
     assert TrainConfig(lr_mpp=0.5 * n).plan.n == n
 
 

@@ -9,14 +9,14 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lrmil_training import losses
-from lrmil_training.cohort import read_cohort
-from lrmil_training.fitting import SELECT, FitPlan, fit
-from lrmil_training.metrics import Resampler, Scored, auroc_with_interval, ranking_auroc
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
+from lrmil_training import losses
+from lrmil_training.cohort import read_cohort
+from lrmil_training.fitting import SELECT, FitPlan, fit
+from lrmil_training.metrics import Resampler, Scored, auroc_with_interval, ranking_auroc
 from napari_lrmil.core.compare import to_lr
 from napari_lrmil.core.geometry import Bounds, Mpp, PatchPlan
 from napari_lrmil.core.grid import nest
@@ -39,7 +39,7 @@ def test_attention_and_bag_are_not_swapped() -> None:
 
 
 def test_attention_kl_does_not_fade_on_large_slides() -> None:
-    """A slide four times as large with the same disagreement keeps its loss; ``batchmean`` over patches divides it by 4."""
+    """A slide four times as large with the same disagreement keeps its loss; ``batchmean`` divides it by 4."""
     teacher, student = torch.tensor([2.0, 0.0, -1.0]), torch.tensor([0.0, 1.0, 0.5])
 
     def faulty(s: Tensor, t: Tensor, temperature: float) -> Tensor:
@@ -130,7 +130,7 @@ def test_hard_loss_reaches_the_mil() -> None:
 
 
 def test_parent_scores_carry_probability_not_averaged_logits() -> None:
-    """softmax(S) is the teacher's attention summed over children; mean logits with zeros for absent children are not."""
+    """softmax(S) is the teacher's attention summed over children; mean logits with zeros for absent ones are not."""
     scores, parent = torch.tensor([3.0, -4.0, -4.0, 1.0]), torch.tensor([0, 0, 1, 1])
     wanted = torch.zeros(2).index_add(0, parent, torch.softmax(scores, 0))
 

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
+
 from lrmil_training import losses
 from lrmil_training.bagfit import BagItem, distillation_loss
 from lrmil_training.config import Stage2Config
-
 from napari_lrmil.core.mil import MilOutput
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from lrmil_training.metrics import (
     OVER_PATIENTS,
     OVER_SLIDES,
@@ -36,7 +37,9 @@ def test_auroc_is_sklearns_for_two_and_three_classes() -> None:
     p = scores / scores.sum(axis=1, keepdims=True)
     assert ranking_auroc(p, targets) == pytest.approx(roc_auc_score(targets, p, multi_class="ovr"))
     two = _scored()
-    assert ranking_auroc(two.probabilities, two.targets) == pytest.approx(roc_auc_score(two.targets, two.probabilities[:, 1]))
+    assert ranking_auroc(two.probabilities, two.targets) == pytest.approx(
+        roc_auc_score(two.targets, two.probabilities[:, 1])
+    )
 
 
 def test_interval_holds_the_value_and_says_what_it_is_over() -> None:

@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from lrmil_training.bagfit import BagItem, distillation_loss, fit_mil, label_loss, seeded_mil
 from lrmil_training.config import Stage2Config, TeacherConfig, TrainConfig, build_config
 from lrmil_training.fitting import FitPlan
 from lrmil_training.metrics import ranking_auroc
 from lrmil_training.pairs import PairDataset, TaughtSlide, grid_from_bag
 from lrmil_training.run import train
-from networks import untrained_encoder
-
 from napari_lrmil.core.bag import read_bag
 from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.encoders import save_encoder
@@ -26,6 +25,7 @@ from napari_lrmil.core.mil import GatedAttentionMil
 from napari_lrmil.core.phantom import make_cohort
 from napari_lrmil.core.predict import predict
 from napari_lrmil.core.slide import Slide
+from networks import untrained_encoder
 
 CPU = torch.device("cpu")
 TINY = {"hr_patch_px": 64, "lr_patch_px": 64, "bootstrap": 100}
@@ -96,9 +96,7 @@ def test_bundle_predicts_what_the_run_measured(run: tuple[Path, list[Event]], co
     assert list(last.result.student.logits.values()) == pytest.approx(logits.tolist(), abs=1e-5)
 
 
-def test_second_call_makes_no_feature_again(
-    run: tuple[Path, list[Event]], cohort: Path, config: TrainConfig
-) -> None:
+def test_second_call_makes_no_feature_again(run: tuple[Path, list[Event]], cohort: Path, config: TrainConfig) -> None:
     """Features that are there are used: their files keep their time stamps."""
     before = {p: p.stat().st_mtime_ns for p in (run[0] / "features").glob("20x*/**/*.h5")}
     stream = train(cohort, run[0], config, CPU)
@@ -121,7 +119,7 @@ def test_another_configuration_is_refused_in_the_same_folder(
 def test_wrong_calls_leave_nothing(cohort: Path, config: TrainConfig, tmp_path: Path) -> None:
     """A layer that does not exist lists those that do, and no folder is begun."""
     wrong = build_config(config.model_dump() | {"stage1": {"layers": ("block_99",)}})
-    with pytest.raises(EncoderError, match="no layer block_99 .* there are: block_1, "):
+    with pytest.raises(EncoderError, match=r"no layer block_99 .* there are: block_1, "):
         next(iter(train(cohort, tmp_path / "run", wrong, CPU)))
     assert not (tmp_path / "run").exists()
 

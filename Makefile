@@ -1,0 +1,29 @@
+# The README's two commands are `make demo` and `make test`; each starts from a bare checkout.
+PYTHON ?= python3
+BIN = .venv/bin
+SLIDE ?=
+
+.PHONY: demo test lint types contract check clean
+
+.venv/.ready: pyproject.toml constraints.txt napari.yaml scripts/bootstrap.sh
+	PYTHON="$(PYTHON)" sh scripts/bootstrap.sh
+
+demo: .venv/.ready
+	sh scripts/on_screen.sh $(BIN)/napari-lrmil demo --out demo $(if $(SLIDE),--slide "$(SLIDE)")
+
+test: .venv/.ready
+	sh scripts/on_screen.sh $(BIN)/python -m pytest -n 2
+
+lint: .venv/.ready
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: .venv/.ready
+	$(BIN)/mypy
+
+contract: .venv/.ready
+	$(BIN)/lint-imports
+
+check: lint types contract test
+
+clean:
+	rm -rf .venv demo
