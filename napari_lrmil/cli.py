@@ -107,12 +107,11 @@ def predict(
     """Run the LR student on slides: probabilities, attention, overlay. One bad slide stops nobody."""
     from napari_lrmil.core.bundle import Bundle
     from napari_lrmil.core.embed import resolve_device
+    from napari_lrmil.core.predict import require_choice
 
     model, chosen = Bundle(bundle), resolve_device(device)
-    network = model.student  # a broken bundle is a wrong call, not the fault of any slide
-    if teacher != "none":
-        network = model.teacher  # type: ignore[assignment]  # same reason, only to load and check it
-    del network
+    require_choice(teacher)
+    _ = model.student, model.teacher if teacher != "none" else None  # a broken bundle is no slide's fault: load it now
     done: list[Prediction] = []
     failures: list[tuple[str, str, str]] = []
     for path in expand(slides):

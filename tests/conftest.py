@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,3 +29,24 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the development data (shared/data beside the repository) is not on this machine")
     return SHARED
+
+
+@pytest.fixture(autouse=True)
+def _no_window_left() -> Iterator[None]:
+    """Fail a test that leaves a window, or one of our widgets without a parent; Qt is not loaded to find out."""
+    before = _windows()
+    yield
+    left = [repr(widget) for widget in _windows() if widget not in before]
+    assert not left, f"left after the test: {', '.join(left)}"
+
+
+def _windows() -> list[Any]:
+    """Return the top-level widgets that are ours or visible; napari itself keeps a few hidden menus."""
+    qt = sys.modules.get("PySide6.QtWidgets") or sys.modules.get("PyQt6.QtWidgets")
+    app = qt.QApplication.instance() if qt else None
+    if app is None or qt is None:
+        return []
+    core = sys.modules[qt.__name__.replace("QtWidgets", "QtCore")]
+    app.sendPostedEvents(None, core.QEvent.Type.DeferredDelete)  # closed widgets that wait for their deletion
+    widgets: list[Any] = qt.QApplication.topLevelWidgets()
+    return [widget for widget in widgets if widget.isVisible() or type(widget).__module__.startswith("napari_lrmil")]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from napari_lrmil.core.bag import Features
 from napari_lrmil.core.encoders import Encoded
-from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.events import Event, Progress
 from napari_lrmil.core.geometry import BoxLevel0, Int64
 from napari_lrmil.core.slide import Slide
@@ -152,7 +152,7 @@ def resolve_device(name: str) -> torch.device:
 
     Raises
     ------
-    LrmilError
+    ConfigError
         Where the device is unknown or not here.
     """
     torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
@@ -160,7 +160,7 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device(next(d for d in ("cuda", "mps", "cpu") if here[d]))
     if not here.get(name, False):
-        raise LrmilError(
+        raise ConfigError(
             f"no device '{name}' on this machine; here: auto, {', '.join(d for d, there in here.items() if there)}"
         )
     return torch.device(name)

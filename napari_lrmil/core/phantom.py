@@ -1,8 +1,8 @@
 """Phantom slides: procedural H&E-like tissue whose classes differ in the fine structure of nuclei, and in little else.
 
-A slide is an L of fibrous stroma with glands on noisy glass. On a lesion slide a few foci hold epithelial nuclei of coarse,
-marginated chromatin; they lie where the ordinary ones would, are as many, and absorb as much light. So a 20x network
-tells a focus from its surroundings at once, and a 5x network only by what is left of the texture after averaging.
+A slide is an L of fibrous stroma with glands on noisy glass. On a lesion slide a few foci hold epithelial nuclei of
+coarse chromatin; they lie where the ordinary ones would, are as many, and absorb as much light. So a 20x network tells
+a focus from its surroundings at once, and a 5x network only by what is left of the texture after averaging.
 
 Everything is laid out on a coarse plan, then painted band by band as amounts of haematoxylin and eosin and turned into
 light by Beer and Lambert's law. Lengths are micrometres unless a name says otherwise.
@@ -75,7 +75,7 @@ class NucleusLook:
 class PhantomLook:
     """How a phantom looks; the defaults are tuned so that a lesion is plain at 20x and faint at 5x."""
 
-    margin: float = 0.05  # glass round the tissue, share of the slide's side
+    margin: float = 0.05  # glass round the tissue, share of the slide's side, and no less than `edge_um`
     notch: tuple[float, float] = (0.42, 0.50)  # sides of the corner missing from the L, share of width and height
     edge_um: float = 26.0  # depth of the raggedness of the tissue edge
     gland_spacing: float = 104.0  # µm between gland centres; sets the number of epithelial nuclei
@@ -235,13 +235,12 @@ def _lay_out(slide: PhantomSlide, look: PhantomLook, rng: np.random.Generator) -
 def _tissue(x: Field, y: Field, slide: PhantomSlide, look: PhantomLook, rng: np.random.Generator) -> Field:
     """Return the depth within an L whose notch lies top right or bottom left: a swap of x and y would move it."""
     width, height = (s * slide.mpp for s in slide.size)
-    left, top = width * look.margin, height * look.margin
+    left, top = (max(look.margin * side, look.edge_um) for side in (width, height))
     notch_x, notch_y = width * (1 - look.notch[0]), height * look.notch[1]
     if rng.random() < 0.5:  # turn the L by half a turn
         x, y = width - x, height - y
-    side = np.minimum(x - left, width - left - x)
-    end = np.minimum(y - top, height - top - y)
-    depth = np.minimum(np.minimum(side, end), np.maximum(notch_x - x, y - notch_y))
+    within = np.minimum(np.minimum(x - left, width - left - x), np.minimum(y - top, height - top - y))
+    depth = np.minimum(within, np.maximum(notch_x - x, y - notch_y))
     cell = _PLAN_PX * slide.mpp
     for share, wavelength in ((0.7, 220.0), (0.28, 60.0), (0.10, 14.0)):
         depth = depth + share * look.edge_um * _noise(rng, (depth.shape[0], depth.shape[1]), wavelength / cell)

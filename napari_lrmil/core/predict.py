@@ -17,7 +17,7 @@ from napari_lrmil.core.bag import Features
 from napari_lrmil.core.bundle import Bundle, StudentNetwork, TeacherNetwork
 from napari_lrmil.core.compare import Agreement, measure_agreement
 from napari_lrmil.core.embed import PatchSet, embed, to_numpy
-from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.events import Caution, Event, Finished, Progress, StageDone
 from napari_lrmil.core.geometry import Int64
 from napari_lrmil.core.grid import NestedGrid, grid_of, require_resolution
@@ -146,8 +146,7 @@ def predict(
     LrmilError
         Where the slide is too coarse, has no tissue, cannot be read, or the bundle is broken.
     """
-    if teacher not in TEACHER_CHOICES:
-        raise LrmilError(f"unknown choice --teacher {teacher}; expected {' or '.join(TEACHER_CHOICES)}")
+    require_choice(teacher)
     if teacher == "all":
         require_resolution(slide, bundle.card.hr_mpp, "teacher (HR)")
     warnings = list(slide.warnings)
@@ -160,6 +159,12 @@ def predict(
     student = yield from _student(slide, bundle, grid, device, seconds, decoded)
     beside = (yield from _teacher(slide, bundle, grid, device)) if teacher == "all" else None
     yield Finished(_prediction(slide, bundle, grid, (student, beside), str(device), warnings))
+
+
+def require_choice(teacher: str) -> None:
+    """Raise `ConfigError` where `teacher` is no known choice."""
+    if teacher not in TEACHER_CHOICES:
+        raise ConfigError(f"unknown choice --teacher {teacher}; expected {' or '.join(TEACHER_CHOICES)}")
 
 
 def _student(

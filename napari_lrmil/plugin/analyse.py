@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,8 @@ import napari.viewer
 from magicgui import widgets
 from napari.utils.notifications import show_error, show_warning
 from qtpy.QtCore import Qt, QTimer
-from qtpy.QtGui import QCloseEvent, QKeySequence
-from qtpy.QtWidgets import QFileDialog, QFrame, QHBoxLayout, QLabel, QScrollArea, QShortcut, QVBoxLayout, QWidget
+from qtpy.QtGui import QCloseEvent, QKeySequence, QShowEvent
+from qtpy.QtWidgets import QFileDialog, QFrame, QLabel, QScrollArea, QShortcut, QVBoxLayout, QWidget
 
 from napari_lrmil.plugin.bars import ProbabilityBars
 from napari_lrmil.plugin.layers import ours, tag_of
@@ -60,7 +61,15 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.progress = widgets.ProgressBar(max=100, visible=False)
         self.note = _text("note")
         self.results = self._results()
-        column = (self.about, _line(), self.form.native, self.run_button.native, self.progress.native, self.note, self.results)
+        column = (
+            self.about,
+            _line(),
+            self.form.native,
+            self.run_button.native,
+            self.progress.native,
+            self.note,
+            self.results,
+        )
         self._lay_out(column, _text("footer", self._research_use(), small=True))
 
     def _form(self) -> widgets.Container[Any]:
@@ -80,7 +89,7 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     def _bar_devices(self) -> None:
         """Grey out devices that this machine has not."""
-        model = self.device.native.findChild(QWidget) and self.device._widget._qwidget.model()
+        model = self.device.native.model()
         for row, name in enumerate(DEVICES):
             if name not in self._devices:
                 model.item(row).setEnabled(False)
@@ -89,7 +98,11 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
     def _results(self) -> QWidget:
         self.student, self.teacher = ProbabilityBars(), ProbabilityBars()
         self.student_title, self.teacher_title = _text("student", bold=True), _text("teacher", bold=True)
-        self.calibration, self.agreement, self.legend = _text("calibration", small=True), _text("agreement"), _text("legend")
+        self.calibration, self.agreement, self.legend = (
+            _text("calibration", small=True),
+            _text("agreement"),
+            _text("legend"),
+        )
         box = QWidget()
         column = QVBoxLayout(box)
         column.setContentsMargins(0, 0, 0, 0)
@@ -132,23 +145,33 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.run_button.changed.connect(self._run_or_cancel)
         self._escape = QShortcut(QKeySequence("Escape"), self, activated=self.cancel)
         self._escape.setContext(Qt.ShortcutContext.WindowShortcut)
-        self.session.changed.connect(self._refresh)
-        self.session.finished.connect(self._finished)
-        self.session.failed.connect(show_error)
-        self.session.cautioned.connect(show_warning)
-        for event in (self._viewer.layers.events.inserted, self._viewer.layers.events.removed):
-            event.connect(self._layers_changed)
         self._settle = QTimer(self)  # napari is still in the middle of the change when it tells of it
         self._settle.setSingleShot(True)
         self._settle.timeout.connect(self._layers_settled)
+        self._subscribe()
 
-    def _disconnect(self) -> None:
-        self.session.changed.disconnect(self._refresh)
-        self.session.finished.disconnect(self._finished)
-        self.session.failed.disconnect(show_error)
-        self.session.cautioned.disconnect(show_warning)
-        for event in (self._viewer.layers.events.inserted, self._viewer.layers.events.removed):
-            event.disconnect(self._layers_changed)
+    def _subscribe(self) -> None:
+        """Listen to what outlives the dock, until the dock goes."""
+        layers = self._viewer.layers.events
+        heard = [
+            (self.session.changed, self._refresh),
+            (self.session.finished, self._finished),
+            (self.session.failed, show_error),
+            (self.session.cautioned, show_warning),
+            (layers.inserted, self._layers_changed),
+            (layers.removed, self._layers_changed),
+        ]
+        for signal, callback in heard:
+            signal.connect(callback)
+        self.destroyed.connect(partial(_unsubscribe, heard))
+
+    def showEvent(self, event: QShowEvent) -> None:  # noqa: N802  # Qt's name
+        """Line the fields up, now that the theme has set the fonts."""
+        super().showEvent(event)
+        labels = self.form.native.findChildren(QLabel)
+        widest = max(label.sizeHint().width() for label in labels)
+        for label in labels:
+            label.setFixedWidth(widest)
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802  # Qt's name
         """Cancel what is under way."""
@@ -164,7 +187,9 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     def _slides_changed(self) -> None:
         tags = [(layer.name, tag_of(layer)) for layer in ours(self._viewer, role="slide", side="student")]
-        self.session.offer([SlideChoice(name, tag.path, tag.mpp, tag.given_mpp) for name, tag in tags if tag is not None])
+        self.session.offer(
+            [SlideChoice(name, tag.path, tag.mpp, tag.given_mpp) for name, tag in tags if tag is not None]
+        )
 
     def _model_chosen(self, where: str | None) -> None:
         self.session.choose_bundle(where)
@@ -172,11 +197,11 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
     def _folder_asked(self) -> None:
         folder = QFileDialog.getExistingDirectory(self, "Folder of a trained model")
         if folder:
-            self.open_model(Path(folder))
+            self.open_model(folder)
 
-    def open_model(self, folder: Path) -> None:
-        """Offer the model in `folder` and choose it."""
-        text = str(folder)
+    def open_model(self, where: str | Path) -> None:
+        """Offer a model, a folder or a shipped one by its name, and choose it."""
+        text = str(where)
         if text not in self.model.choices:
             self.model.choices = [*(c for c in self.model.choices if c is not None), text]
         if self.model.value == text:
@@ -227,12 +252,16 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         with self.slide.changed.blocked():
             self.slide.choices = [(s.name, s) for s in session.slides]
             self.slide.value = session.slide
+        with self.beside.changed.blocked():
+            self.beside.value = session.runs_teacher
         barred = session.teacher_blocked_by
         for widget in (self.slide, self.model, self.folder, self.device, self.beside):
             widget.enabled = not session.busy
         self.slide.enabled = self.slide.enabled and bool(session.slides)
         self.beside.enabled = self.beside.enabled and not barred
-        self.beside.tooltip = barred or "Also reads every high-resolution patch: slower, shows how far the student agrees"
+        self.beside.tooltip = (
+            barred or "Also reads every high-resolution patch: slower, shows how far the student agrees"
+        )
 
     def _summary(self) -> str:
         slide, bundle = self.session.slide, self.session.bundle
@@ -277,7 +306,7 @@ def agreement_text(agreement: Agreement) -> str:
     """Return one line on how far student and teacher look at the same places."""
     rho = "not defined here" if agreement.spearman is None else f"{agreement.spearman:.2f}"
     return (
-        f"They look at the same places: rank correlation ρ {rho}, top-10 % overlap {agreement.jaccard_top10:.2f}, "
+        f"Agreement on where they looked: rank correlation ρ {rho}, top-10 % overlap {agreement.jaccard_top10:.2f}, "
         f"JS divergence {agreement.js_divergence:.2f} ({agreement.n_patches} patches)."
     )
 
@@ -290,6 +319,11 @@ def _legend(prediction: Prediction) -> str:
         f"Where the model looked (attention): colours show {LEGEND}. {len(grid.lr_index)} patches of "
         f"{grid.lattice.lr_um:.0f} µm, read in {prediction.student.seconds['total']:.1f} s on {prediction.device}."
     )
+
+
+def _unsubscribe(heard: list[tuple[Any, Any]], _: Any = None) -> None:
+    for signal, callback in heard:
+        signal.disconnect(callback)
 
 
 def _text(name: str, text: str = "", *, bold: bool = False, small: bool = False) -> QLabel:

@@ -9,7 +9,8 @@ from qtpy.QtWidgets import QGridLayout, QLabel, QProgressBar, QWidget
 
 STEPS = 1000
 STYLE = """
-QProgressBar {{ border: none; border-radius: 3px; background: rgba(128, 128, 128, 70); max-height: 12px; min-height: 12px; }}
+QProgressBar {{ border: none; border-radius: 3px; min-height: 12px; max-height: 12px;
+    background: rgba(128, 128, 128, 70); }}
 QProgressBar::chunk {{ border-radius: 3px; background: {colour}; }}
 """
 TOP, OTHER = "#e8892c", "#8a8f98"  # readable on dark and on light, and without colour vision

@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from napari_lrmil.core.errors import LrmilError
@@ -19,8 +21,12 @@ if TYPE_CHECKING:
 
 TITLE = "napari-lrmil"
 PICTURE_PX = (1600, 900)
+LIGHT_BOX = "#dcdcde"  # a little darker than glass, so that the edge of a slide shows
 XVFB = ("xvfb-run", "-a", "-s", "-screen 0 1920x1200x24 +extension GLX")
-PACKAGES = "xvfb xauth libgl1 libgl1-mesa-dri libglx-mesa0 libegl1 libxkbcommon-x11-0 libxcb-cursor0 libxcb-icccm4 libxcb-keysyms1"
+PACKAGES = (
+    "xvfb xauth libgl1 libgl1-mesa-dri libglx-mesa0 libegl1 libxkbcommon-x11-0 libxcb-cursor0 libxcb-icccm4 "
+    "libxcb-image0 libxcb-keysyms1 libxcb-render-util0 libxcb-shape0 libxcb-xkb1"
+)
 
 
 def view(paths: Sequence[Path], bundle: str | Path | None, mpp: float | None) -> None:
@@ -41,7 +47,9 @@ def view(paths: Sequence[Path], bundle: str | Path | None, mpp: float | None) ->
         Where there is no screen, or a slide or the bundle cannot be opened.
     """
     if not has_display():
-        raise LrmilError("there is no screen to open a window on; run it where there is one, or take the commands predict and demo")
+        raise LrmilError(
+            "there is no screen to open a window on; run it where there is one, or take the commands predict and demo"
+        )
     napari = _load_napari(asynchronous=True)
     viewer = napari.Viewer(title=TITLE)
     try:
@@ -88,8 +96,8 @@ def demo(out: Path, slide: Path | None, bundle: str | Path, headless: bool) -> P
     try:
         dock = _dock(viewer, bundle, out)
         _open(viewer, path, None)
-        dock.session.choose_beside(True)
-        dock.run()
+        _make_room(viewer)
+        _begin(dock)
         if headless:
             return _picture(viewer, dock, out / "demo.png")
     except BaseException:
@@ -102,3 +110,103 @@ def demo(out: Path, slide: Path | None, bundle: str | Path, headless: bool) -> P
 def has_display() -> bool:
     """Whether a window can be opened; only Linux may have no screen."""
     return not sys.platform.startswith("linux") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def _load_napari(*, asynchronous: bool) -> ModuleType:
+    """Return napari. torch comes first, or it does not load beside Qt on Windows."""
+    os.environ["NAPARI_ASYNC"] = "1" if asynchronous else "0"
+    import_module("torch")
+    napari: ModuleType = import_module("napari")
+    return napari
+
+
+def _dock(viewer: Viewer, bundle: str | Path | None, out: Path | None = None) -> AnalyseWidget:
+    from napari_lrmil.core.bundle import Bundle
+    from napari_lrmil.plugin.analyse import AnalyseWidget
+    from napari_lrmil.plugin.session import Session
+
+    if bundle is not None:
+        Bundle(bundle)  # a wrong one ends the command, not just the choice
+    dock = AnalyseWidget(viewer, Session(out=out))
+    viewer.window.add_dock_widget(dock, name=TITLE, area="right")
+    if bundle is not None:
+        dock.open_model(bundle)
+    return dock
+
+
+def _open(viewer: Viewer, path: Path, mpp: float | None) -> None:
+    from napari_lrmil.plugin.layers import add
+    from napari_lrmil.plugin.reader import read_slides
+
+    add(viewer, read_slides(path, mpp))
+    viewer.canvas.overlays.scale_bar.visible = True
+    viewer.canvas.background_color_override = LIGHT_BOX
+
+
+def _make_room(viewer: Viewer) -> None:
+    """Leave the window to the two views; napari's Window menu brings its panels back."""
+    for panel in (viewer.window._qt_viewer.dockLayerList, viewer.window._qt_viewer.dockLayerControls):
+        panel.setVisible(False)
+
+
+def _begin(dock: AnalyseWidget) -> None:
+    from qtpy.QtWidgets import QApplication
+
+    QApplication.processEvents()  # the dock takes new layers up once napari has finished with them
+    if dock.session.run_blocked_by:
+        raise LrmilError(dock.session.run_blocked_by)
+    dock.session.choose_beside(True)
+    dock.run()
+
+
+def _picture(viewer: Viewer, dock: AnalyseWidget, path: Path) -> Path:
+    """Wait for the run and save what the window shows, whole or not at all."""
+    from napari_lrmil.plugin.session import State
+
+    viewer.window._qt_window.resize(*PICTURE_PX)
+    _wait(dock)
+    if dock.session.state is not State.DONE:
+        raise LrmilError(dock.session.message or "the analysis ended without a result")
+    viewer.reset_view()
+    save_picture(viewer, path)
+    viewer.close()
+    return path
+
+
+def _wait(dock: AnalyseWidget) -> None:
+    from qtpy.QtCore import QEventLoop
+
+    loop = QEventLoop()
+    dock.session.changed.connect(lambda: None if dock.session.busy else loop.quit())
+    if dock.session.busy:
+        loop.exec_()
+
+
+def save_picture(viewer: Viewer, path: Path) -> None:
+    """Save the whole window as PNG, whole or not at all."""
+    from PIL import Image
+    from qtpy.QtWidgets import QApplication
+
+    from napari_lrmil.core.files import whole
+
+    for _ in range(5):  # layout, then drawing, then what drawing asked for
+        QApplication.processEvents()
+    pixels = viewer.screenshot(canvas_only=False, flash=False)
+    with whole(path) as partial:
+        Image.fromarray(pixels).convert("RGB").save(partial, format="PNG")
+
+
+def _under_xvfb(out: Path, slide: Path | None, bundle: str | Path) -> Path:
+    """Run the same demo again in a process with a virtual screen."""
+    if not (shutil.which("xvfb-run") and shutil.which("xauth")):
+        raise LrmilError(f"there is no screen, and no virtual one to draw on; install the Debian packages {PACKAGES}")
+    demo_again = [sys.executable, "-m", "napari_lrmil", "demo", "--headless"]
+    call = [*XVFB, *demo_again, "--out", str(out), "--bundle", str(bundle)]
+    call += ["--slide", str(slide)] if slide else []
+    environment = {k: v for k, v in os.environ.items() if k not in ("QT_QPA_PLATFORM", "WAYLAND_DISPLAY")}
+    picture = out / "demo.png"
+    picture.unlink(missing_ok=True)
+    code = subprocess.run(call, env=environment, check=False).returncode
+    if code != 0 or not picture.is_file():
+        raise LrmilError(f"drawing on a virtual screen ended with exit code {code}; see above for the reason")
+    return picture

@@ -1,7 +1,7 @@
 """What layers look like: slides, attention, and where they lie in the viewer's world. Only this file adds layers.
 
-The world is micrometres from the corner of the slide's level-0 pixel (0, 0). napari puts the *centre* of a layer's first
-pixel at `translate`, so a layer of large pixels needs a larger shift than one of small pixels.
+The world is micrometres from the corner of the slide's level-0 pixel (0, 0). napari puts the *centre* of a layer's
+first pixel at `translate`, so a layer of large pixels needs a larger shift than one of small pixels.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 KEY = "napari_lrmil"  # our entry in a layer's metadata
 UNITS = ("um", "um")
-OPACITY = 0.6
+OPACITY = 0.5  # the tissue has to stay readable where attention is low, which is dark
 
 LayerData = tuple[Any, dict[str, Any], str]
 Role = Literal["underlay", "slide", "attention"]
@@ -56,7 +56,15 @@ class Tag:
 
     def as_metadata(self) -> dict[str, Any]:
         """Return the tag as an entry of a layer's metadata."""
-        return {KEY: {"path": str(self.path), "mpp": self.mpp, "mpp_given": self.given_mpp, "role": self.role, "side": self.side}}
+        return {
+            KEY: {
+                "path": str(self.path),
+                "mpp": self.mpp,
+                "mpp_given": self.given_mpp,
+                "role": self.role,
+                "side": self.side,
+            }
+        }
 
 
 def tag_of(layer: Layer) -> Tag | None:
@@ -68,7 +76,7 @@ def tag_of(layer: Layer) -> Tag | None:
 
 
 def placement(origin_level0: tuple[float, float], pixel_level0: tuple[float, float], mpp: Mpp) -> dict[str, Any]:
-    """Return scale, translate and units of a layer whose first pixel's corner lies at a level-0 pixel; all given x, y."""
+    """Return scale, translate and units of a layer whose first corner is a level-0 pixel; arguments are x, y."""
     (x, y), (width, height) = origin_level0, pixel_level0
     return {
         "scale": (height * mpp.y, width * mpp.x),
@@ -107,7 +115,11 @@ def _pyramid(screen: ScreenSlide, tag: Tag) -> LayerData:
 
 def _underlay(screen: ScreenSlide, tag: Tag) -> LayerData:
     last = len(screen.levels) - 1
-    return screen.array(last), {**_look(screen, last, tag), "cache": False, "name": f"{screen.slide.name} (overview)"}, "image"
+    return (
+        screen.array(last),
+        {**_look(screen, last, tag), "cache": False, "name": f"{screen.slide.name} (overview)"},
+        "image",
+    )
 
 
 def _look(screen: ScreenSlide, level: int, tag: Tag) -> dict[str, Any]:
@@ -124,9 +136,16 @@ def twin(layer: Image) -> LayerData:
     """Return a second layer of the same slide for the teacher's view; it shares the arrays and their cache."""
     tag = _tagged(layer)
     data, options, kind = layer.as_layer_data_tuple()
-    kept = {k: options[k] for k in ("rgb", "multiscale", "contrast_limits", "scale", "translate", "units", "opacity", "gamma")}
+    kept = {
+        k: options[k]
+        for k in ("rgb", "multiscale", "contrast_limits", "scale", "translate", "units", "opacity", "gamma")
+    }
     other = Tag(tag.role, tag.path, tag.mpp, tag.given_mpp, "teacher")
-    return data, {**kept, "cache": False, "name": f"{layer.name} (teacher's view)", "metadata": other.as_metadata()}, kind
+    return (
+        data,
+        {**kept, "cache": False, "name": f"{layer.name} (teacher's view)", "metadata": other.as_metadata()},
+        kind,
+    )
 
 
 def _tagged(layer: Layer) -> Tag:
@@ -162,7 +181,7 @@ def _attention(reading: Reading, mpp: Mpp, tag: Tag, colours: tuple[float, float
 
     heat = heatmap(reading)
     options = {
-        "name": f"{TITLES[tag.side]} · where it looked (attention)",
+        "name": f"{TITLES[tag.side]} attention",
         "colormap": COLORMAP,
         "contrast_limits": colours,
         "opacity": OPACITY,

@@ -1,7 +1,7 @@
-"""What the dock knows: what is chosen, how far the work is, what came out. No Qt, no napari: it is tested without a screen.
+"""What the dock knows: what is chosen, how far the work is, what came out. No Qt, no napari, so tests need no screen.
 
-The dock shows a session and passes the user's wishes to it; the session never touches the dock. Threads are no concern of
-it either: it hands out the work and takes events, whoever carries them.
+The dock shows a session and passes the user's wishes to it; the session never touches the dock. Threads are no concern
+of it either: it hands out the work and takes events, whoever carries them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class SlideChoice:
-    """A slide that may be analysed: its name on the screen, its file, its µm per pixel, and that which the user gave."""
+    """A slide that may be analysed: its layer's name, its file, its µm per pixel, and those that the user gave."""
 
     name: str
     path: Path
@@ -138,7 +138,7 @@ class Session:
         self.changed.emit()
 
     def choose_bundle(self, where: str | Path | None) -> None:
-        """Take the model: a folder, or the name of a shipped one. One that cannot be used is told, and none is chosen."""
+        """Take the model: a folder, or the name of a shipped one. Where it cannot be used, none is chosen."""
         from napari_lrmil.core.bundle import Bundle
 
         self.message = ""
@@ -187,7 +187,8 @@ class Session:
     def _too_coarse(self, wanted: float, who: str) -> str:
         if self.slide is None or self.slide.mpp <= wanted * (1 + MPP_TOLERANCE):
             return ""
-        return f"The slide has {self.slide.mpp:.3g} µm per pixel at best, too coarse for the {who}, which needs {wanted:g} or finer."
+        seen = f"The slide has {self.slide.mpp:.3g} µm per pixel at best"
+        return f"{seen}, too coarse for the {who}, which needs {wanted:g} or finer."
 
     @property
     def runs_teacher(self) -> bool:
@@ -269,6 +270,7 @@ class _Request:
         from napari_lrmil.core.embed import resolve_device
         from napari_lrmil.core.predict import predict
 
+        _leave_a_core()
         began = time.perf_counter()
         with self.open_slide(self.slide.path, self.slide.given_mpp) as slide:
             seconds, device = time.perf_counter() - began, resolve_device(self.device)
@@ -285,6 +287,13 @@ class _Request:
             from napari_lrmil.core.results import write_prediction
 
             write_prediction(self.out, slide, prediction)
+
+
+def _leave_a_core() -> None:
+    """Keep one core free for the window. OpenMP counts threads for the calling thread alone."""
+    import torch
+
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 2) - 1)))
 
 
 def devices_here() -> dict[str, str]:

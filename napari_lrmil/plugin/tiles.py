@@ -195,4 +195,3 @@ def _overlap(index: int, start: int, stop: int) -> tuple[slice, slice]:
 
 def _chunks(length: int) -> tuple[int, ...]:
     return tuple(min(TILE_PX, length - at) for at in range(0, length, TILE_PX))
-

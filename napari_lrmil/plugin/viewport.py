@@ -1,7 +1,7 @@
 """Which layers lie in which view: one view of a slide, or student and teacher side by side with linked cameras.
 
-napari's grid fills its cells with runs of `stride` layers from the bottom of the list, left to right, and one camera drives
-all of them. So the layers of the student's view come first, those of the teacher's second, and both are equally many.
+napari's grid fills its cells with runs of `stride` layers from the bottom of the list, left to right, and one camera
+drives all of them. So the student's layers come first, the teacher's second, and both are equally many.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def _first(viewer: ViewerModel, path: Path | None, role: str, side: str) -> Imag
 
 def arrange(viewer: ViewerModel) -> None:
     """Bring order and grid in line with the layers there are; call it whenever layers came or went."""
+    _tie_underlays(viewer)
     views = find_views(viewer)
     if views is None:
         _leave_grid(viewer)
@@ -71,6 +72,17 @@ def arrange(viewer: ViewerModel) -> None:
     viewer.grid.shape = (1, -1)
     viewer.grid.spacing = SPACING_PX
     viewer.grid.enabled = True
+
+
+def _tie_underlays(viewer: ViewerModel) -> None:
+    """Let a slide and the coarse layer beneath it show and hide together."""
+    from napari.experimental import link_layers
+
+    for underlay in ours(viewer, role="underlay"):
+        tag = tag_of(underlay)
+        slide = _first(viewer, tag.path, "slide", tag.side) if tag else None
+        if slide is not None:
+            link_layers([underlay, slide], ("visible", "opacity"))
 
 
 def _leave_grid(viewer: ViewerModel) -> None:
@@ -116,10 +128,8 @@ def _label(viewer: ViewerModel, shown: list[Image]) -> None:
     from napari_lrmil.core.overlay import LEGEND
 
     for layer in shown:
-        layer.name_overlay.visible = True
-        layer.name_overlay.font_size = 12
+        layer.name_overlay.font_size, layer.name_overlay.visible = 10, True
     bar = shown[-1].colorbar
-    bar.visible, bar.size, bar.font_size = True, (22, 180), 10
-    viewer.text_overlay.text = LEGEND
-    viewer.text_overlay.position = "top_right"
-    viewer.text_overlay.visible = True
+    bar.position, bar.size, bar.font_size, bar.visible = "top_right", (18, 150), 9, True
+    caption = viewer.canvas.overlays.text
+    caption.text, caption.position, caption.font_size, caption.visible = f"Colour: {LEGEND}", "bottom_left", 8, True

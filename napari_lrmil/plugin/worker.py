@@ -60,7 +60,9 @@ class Run:
         Deliveries end with it, and the work is cancelled.
     """
 
-    def __init__(self, work: Work, on_event: Callable[[Event], None], on_end: Callable[[], None], parent: QObject) -> None:
+    def __init__(
+        self, work: Work, on_event: Callable[[Event], None], on_end: Callable[[], None], parent: QObject
+    ) -> None:
         self._queue: SimpleQueue[Event | None] = SimpleQueue()  # None: the end
         self._cancelled = threading.Event()
         self._on_event, self._on_end = on_event, on_end

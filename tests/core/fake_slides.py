@@ -1,4 +1,4 @@
-"""Slides for tests: a numpy array behind the `Handle` protocol that reads as OpenSlide does, and TIFFs for the real one."""
+"""Slides for tests: an array behind the `Handle` protocol that reads as OpenSlide does, and TIFFs for the real one."""
 
 from __future__ import annotations
 
@@ -15,14 +15,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from napari_lrmil.core.bundle import Bundle, Card, NetworkCard, StudentNetwork, TeacherNetwork, write_bundle
+from napari_lrmil.core.encoders import AlignedEncoder, Encoded, round_to_half
+from napari_lrmil.core.mil import GatedAttentionMil
 from napari_lrmil.core.slide import Slide
+from networks import CLASSES, SMALL, untrained_encoder
 
 Array = NDArray[Any]
 Network = TypeVar("Network", bound=nn.Module)
 
 GLASS = (244, 243, 245)
 TISSUE = (214, 140, 188)
-OPENED: Counter[str] = Counter()  # file name -> how often a fake was opened; survives pickling, unlike the fake's own state
+OPENED: Counter[str] = (
+    Counter()
+)  # file name -> how often a fake was opened; survives pickling, unlike the fake's own state
 
 
 def span_means(length: int, edges: Sequence[float] | Array) -> Array:
@@ -90,6 +96,7 @@ class FakeSlide:
         return self.handles[-1]
 
     def __getstate__(self) -> dict[str, Any]:
+        """Let copies and pickles share the pixels and nothing that was recorded."""
         return {**self.__dict__, "handles": [], "reads": [], "before_read": None}
 
 
@@ -126,12 +133,24 @@ class FakeHandle:
         at = [v / self.fake.downsamples[level] for v in location]
         whole = [int(np.floor(v + 1e-9)) for v in at]
         x, y = (max(0.0, a - w) for a, w in zip(at, whole, strict=True))
+        if x == y == 0 and self.fake.base.shape[2] == 3:
+            return self._opaque(self.fake.levels[level], whole, size)
         patch = self._premultiplied(self.fake.levels[level], whole, size)
         patch = (1 - y) * patch[:-1] + y * patch[1:]
         patch = (1 - x) * patch[:, :-1] + x * patch[:, 1:]
         alpha = patch[..., 3:]
         rgb = np.divide(patch[..., :3] * 255, alpha, out=np.zeros_like(patch[..., :3]), where=alpha > 0)
         return np.rint(np.concatenate([rgb, alpha], axis=2)).clip(0, 255).astype(np.uint8)
+
+    def _opaque(self, pixels: Array, corner: Sequence[int], size: tuple[int, int]) -> Array:
+        """Return the same on whole pixels without transparency, for speed."""
+        out = np.zeros((size[1], size[0], 4), dtype=np.uint8)
+        (x, y), (height, width) = corner, pixels.shape[:2]
+        left, top, right, bottom = max(0, x), max(0, y), min(width, x + size[0]), min(height, y + size[1])
+        if right > left and bottom > top:
+            out[top - y : bottom - y, left - x : right - x, :3] = pixels[top:bottom, left:right]
+            out[top - y : bottom - y, left - x : right - x, 3] = 255
+        return out
 
     def _premultiplied(self, pixels: Array, corner: Sequence[int], size: tuple[int, int]) -> Array:
         out = np.zeros((size[1] + 1, size[0] + 1, 4), dtype=np.float64)
@@ -141,7 +160,9 @@ class FakeHandle:
         if right > left and bottom > top:
             part = pixels[top:bottom, left:right].astype(np.float64)
             alpha = part[..., 3:] if part.shape[2] == 4 else np.full((*part.shape[:2], 1), 255.0)
-            out[top - y : bottom - y, left - x : right - x] = np.concatenate([part[..., :3] * alpha / 255, alpha], axis=2)
+            out[top - y : bottom - y, left - x : right - x] = np.concatenate(
+                [part[..., :3] * alpha / 255, alpha], axis=2
+            )
         return out
 
     def close(self) -> None:
@@ -161,7 +182,9 @@ def resolution(x: float, y: float | None = None) -> dict[str, str]:
     return {"openslide.mpp-x": str(x), "openslide.mpp-y": str(y or x), "openslide.quickhash-1": "f" * 64}
 
 
-def write_tiff(path: Path, base: Array, downsamples: Sequence[float] = (1.0,), mpp: tuple[float, float] | None = None) -> Path:
+def write_tiff(
+    path: Path, base: Array, downsamples: Sequence[float] = (1.0,), mpp: tuple[float, float] | None = None
+) -> Path:
     """Write a lossless pyramidal TIFF that OpenSlide opens; `mpp` goes into the resolution tags."""
     import tifffile
 
@@ -198,12 +221,61 @@ def speckled(width: int, height: int, seed: int = 0) -> Array:
 
 
 def lively(network: Network, seed: int = 0) -> Network:
-    """Return a network whose untrained weights keep a signal alive; as built, MobileNetV2 answers 1e-26 to everything."""
+    """Return a network whose untrained weights keep a signal alive; as built, MobileNetV2 answers 1e-26 to all."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, generator=generator)
     return network
+
+
+def lively_bundle(folder: Path, *, teacher: bool = True, **card: Any) -> Bundle:
+    """Write a bundle of seeded networks that do react to their pixels: HR and LR patches of 64 px, n = 4."""
+    torch.manual_seed(7)
+    encoder = lively(untrained_encoder(1), 1)
+    student = StudentNetwork(AlignedEncoder(encoder, encoder.dim), GatedAttentionMil(encoder.dim, 2))
+    other = TeacherNetwork(lively(untrained_encoder(2), 2), GatedAttentionMil(encoder.dim, 2)) if teacher else None
+    for network in filter(None, (student, other)):
+        round_to_half(network)
+    fields = {"name": "lively", "classes": CLASSES, "hr_mpp": 0.5, "lr_mpp": 2.0, "hr_patch_px": 64, "lr_patch_px": 64}
+    return write_bundle(folder, fields | card, student, other)
+
+
+class Darkness(nn.Module):
+    """Stands in for an encoder: how dark a patch is, and how bright."""
+
+    def forward(self, pixels: torch.Tensor, layers: Sequence[str] = ()) -> Encoded:
+        bright = pixels.float().mean(dim=(1, 2, 3)) / 255
+        return Encoded(torch.stack([1 - bright, bright], dim=1), {})
+
+
+class DarknessBundle:
+    """Stands in for a bundle: attention grows with the darkness of the patch, and so does the class `lesion`."""
+
+    name, sha256, has_teacher = "darkness", "d" * 64, True
+
+    def __init__(self, **card: Any) -> None:
+        network = NetworkCard(encoder=SMALL, dim=2, hidden=1)
+        fields = {
+            "hr_mpp": 0.5,
+            "lr_mpp": 2.0,
+            "hr_patch_px": 64,
+            "lr_patch_px": 64,
+            "student": network,
+            "teacher": network,
+        }
+        self.card = Card(schema_version=1, name="darkness", version="0", classes=CLASSES, hashes={}, **fields | card)
+        mil = GatedAttentionMil(2, 2, 1)
+        with torch.no_grad():
+            mil.V.weight.copy_(torch.tensor([[1.0, 0.0]]))
+            mil.U.weight.zero_()
+            mil.V.bias.zero_()
+            mil.U.bias.fill_(9.0)
+            mil.w.weight.fill_(40.0)
+            mil.classifier.weight.copy_(torch.tensor([[0.0, 1.0], [3.0, 0.0]]))
+            mil.classifier.bias.copy_(torch.tensor([0.3, -0.4]))
+        self.student = StudentNetwork(Darkness(), mil).eval()  # type: ignore[arg-type]  # a stand-in
+        self.teacher = TeacherNetwork(Darkness(), mil).eval()  # type: ignore[arg-type]  # a stand-in
 
 
 def one_sentence(error: BaseException) -> bool:

@@ -9,10 +9,10 @@ import h5py
 import numpy as np
 import pytest
 
+from core.fake_slides import one_sentence
 from napari_lrmil.core.bag import Bag, BagOrigin, read_bag, write_bag
 from napari_lrmil.core.errors import BagError
 from napari_lrmil.core.geometry import Bounds, Mpp, PatchPlan
-from tests.core.fake_slides import one_sentence
 
 ORIGIN = BagOrigin(
     slide="s1", slide_fingerprint="f" * 32, mpp0=0.2649, target_mpp=0.5, patch_px=256, patch_level0=(483, 480),
@@ -73,7 +73,7 @@ def test_a_nan_never_enters_a_bag(value: float) -> None:
 
 
 def test_the_footprint_is_that_of_the_lattice_on_oblong_pixels() -> None:
-    """mpp 0.5 x 0.25: 256 x 512 level-0 pixels are 128 µm; the bag keeps one mean mpp and both sides."""
+    """Mpp 0.5 x 0.25: 256 x 512 level-0 pixels are 128 µm; the bag keeps one mean mpp and both sides."""
     mpp = Mpp(0.5, 0.25)
     lattice = PatchPlan().lattice(Bounds(0, 0, 5000, 4000), mpp)
     origin = replace(ORIGIN, mpp0=mpp.mean, patch_level0=lattice.cell)

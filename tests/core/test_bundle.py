@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from core.fake_slides import lively, one_sentence
 from napari_lrmil.core.bundle import (
     CARD,
     README,
@@ -29,8 +30,7 @@ from napari_lrmil.core.errors import BundleError, LrmilError
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.mil import GatedAttentionMil
 from napari_lrmil.core.tissue import TissueConfig
-from tests.core.fake_slides import lively, one_sentence
-from tests.networks import CLASSES, untrained_bundle, untrained_encoder
+from networks import CLASSES, untrained_bundle, untrained_encoder
 
 
 @pytest.fixture
@@ -102,7 +102,9 @@ def test_a_bundle_without_a_teacher_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", [0, SCHEMA_VERSION + 1, "1", None])
 def test_another_schema_version_is_refused_with_both_numbers(folder: Path, version: object) -> None:
     edit_card(folder, lambda c: c.update(schema_version=version))
-    check_refused(lambda: Bundle(folder), f"schema version {version}, this program reads {SCHEMA_VERSION}", "schema_version")
+    check_refused(
+        lambda: Bundle(folder), f"schema version {version}, this program reads {SCHEMA_VERSION}", "schema_version"
+    )
 
 
 def test_another_schema_version_is_told_before_unknown_keys(folder: Path) -> None:
@@ -116,7 +118,9 @@ def test_altered_weights_do_not_match_their_hash(folder: Path, file: str) -> Non
     tensors["mil.classifier.bias"] += 1
     save_file(tensors, folder / file)
     bundle = Bundle(folder)
-    check_refused(lambda: bundle.student if file == STUDENT else bundle.teacher, f"{file} does not match the hash", file)
+    check_refused(
+        lambda: bundle.student if file == STUDENT else bundle.teacher, f"{file} does not match the hash", file
+    )
     other = bundle.teacher if file == STUDENT else bundle.student
     assert other.mil.classes == 2, "the other network is untouched"
 
@@ -159,7 +163,9 @@ def test_a_damaged_card_is_one_sentence(folder: Path, text: str) -> None:
         pytest.param(lambda c: c["student"]["encoder"].update(family="vit"), id="family"),
     ],
 )
-def test_a_card_that_means_nothing_here_is_one_sentence(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+def test_a_card_that_means_nothing_here_is_one_sentence(
+    folder: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
     edit_card(folder, change)
     check_refused(lambda: Bundle(folder), "cannot be read", CARD)
 
@@ -179,7 +185,9 @@ def test_a_folder_of_a_shipped_bundles_name_does_not_hide_it(tmp_path: Path, mon
     assert find_bundle("demo") == shipped
 
 
-def test_an_interrupted_write_leaves_no_card_so_no_half_bundle_opens(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_leaves_no_card_so_no_half_bundle_opens(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
@@ -201,7 +209,7 @@ def test_hashes_are_those_of_the_files_and_tell_models_apart(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("change", [{"temperature": 2.0}, {"lr_mpp": 4.0}, {"classes": ("lesion", "normal")}])
 def test_what_changes_a_prediction_changes_the_bundles_hash(tmp_path: Path, change: dict[str, Any]) -> None:
-    """A result is reused by this hash: calibration, resolution and class names belong to the model as its weights do."""
+    """A result is reused by this hash: calibration, resolution and class names belong to the model too."""
     assert untrained_bundle(tmp_path / "a").sha256 != untrained_bundle(tmp_path / "b", **change).sha256
 
 

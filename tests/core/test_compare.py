@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from core.fake_slides import one_sentence
 from napari_lrmil.core.compare import (
     auroc,
     jaccard_top,
@@ -26,7 +27,6 @@ from napari_lrmil.core.compare import (
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.geometry import Bounds, Mpp, PatchPlan
 from napari_lrmil.core.grid import NestedGrid, nest_cells
-from tests.core.fake_slides import one_sentence
 
 
 def a(*values: float) -> np.ndarray:
@@ -49,6 +49,7 @@ def test_teacher_attention_is_summed_over_the_children_of_each_lr_patch() -> Non
     assert to_lr(g, a(0.1, 0.2, 0.05, 0.3, 0.15, 0.2)).tolist() == pytest.approx([0.3, 0.05, 0.65])
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.float64, 6, elements=st.floats(0, 1)))
 def test_carrying_to_the_lr_grid_keeps_the_sum(values: np.ndarray) -> None:
     assert to_lr(grid(), values).sum() == pytest.approx(values.sum())
@@ -93,12 +94,14 @@ def test_js_divergence_by_hand() -> None:
 distributions = hnp.arrays(np.float64, 7, elements=st.floats(1e-6, 1))
 
 
+@settings(deadline=None)
 @given(distributions, distributions)
 def test_js_divergence_is_symmetric_and_between_zero_and_one(p: np.ndarray, q: np.ndarray) -> None:
     found = js_divergence(p, q)
     assert 0 <= found <= 1 and found == pytest.approx(js_divergence(q, p), abs=1e-12)
 
 
+@settings(deadline=None)
 @given(distributions, distributions)
 def test_agreement_is_what_scipy_says(p: np.ndarray, q: np.ndarray) -> None:
     from scipy.spatial.distance import jensenshannon
@@ -112,6 +115,7 @@ def test_agreement_is_what_scipy_says(p: np.ndarray, q: np.ndarray) -> None:
 # ---------------------------------------------------------------- AUROC
 
 
+@settings(deadline=None)
 @given(
     hnp.arrays(np.float64, 30, elements=st.sampled_from([0.0, 0.1, 0.2, 0.5, 0.7])),
     hnp.arrays(np.bool_, 30),
@@ -189,7 +193,8 @@ def test_geojson_as_collection_list_or_bare_feature(tmp_path: Path, content: Any
 
 
 @pytest.mark.parametrize(
-    "text", ["", "no json", "3", '"text"', "{}", "[1]", '{"features": 3}', '[{"type": "Feature", "geometry": {"type": "Polygon"}}]',
+    "text", ["", "no json", "3", '"text"', "{}", "[1]", '{"features": 3}',
+             '[{"type": "Feature", "geometry": {"type": "Polygon"}}]',
              '[{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]}}]']
 )  # fmt: skip
 def test_garbage_is_one_sentence(tmp_path: Path, text: str) -> None:

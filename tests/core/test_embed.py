@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from core.fake_slides import FakeSlide, fake_slide, lively, one_sentence, speckled
 from napari_lrmil.core.embed import BATCH, Embeddings, PatchSet, embed, encode, enlarge, resolve_device
 from napari_lrmil.core.encoders import Encoded
 from napari_lrmil.core.errors import LrmilError, SlideError
 from napari_lrmil.core.events import Event, Progress
-from tests.core.fake_slides import FakeSlide, fake_slide, lively, one_sentence, speckled
-from tests.networks import untrained_encoder
+from networks import untrained_encoder
 
 CPU = torch.device("cpu")
 
@@ -75,7 +75,7 @@ def test_encoders_get_bytes_and_no_gradients(tmp_path: Path) -> None:
 
 
 def test_batches_do_not_change_what_a_patch_embeds_to(tmp_path: Path) -> None:
-    """Evaluation mode: a patch alone and a patch among others are the same, as batch norm in train mode would not be."""
+    """Evaluation mode: a patch alone and a patch among others are the same; batch norm in train mode would differ."""
     encoder = lively(untrained_encoder())
     patches = PatchSet(corners(9), (80, 48), 32)
     with fake_slide(tmp_path, FakeSlide(speckled(900, 100))) as slide:

@@ -1,4 +1,4 @@
-"""Encoders: the shared weights give the published embeddings; files round trip; named layers; a student in the teacher's space."""
+"""Encoders: reference embeddings of the shared weights, files, named layers, a student in the teacher's space."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from core.fake_slides import one_sentence
 from napari_lrmil.core.encoders import (
     METADATA_KEY,
     AlignedEncoder,
@@ -25,8 +26,7 @@ from napari_lrmil.core.encoders import (
     save_encoder,
 )
 from napari_lrmil.core.errors import EncoderError
-from tests.core.fake_slides import one_sentence
-from tests.networks import SMALL, untrained_encoder
+from networks import SMALL, untrained_encoder
 
 WEIGHTS = "mobilenet_v2_1.0_imagenet_from_coral_ptq_backbone_fp16.safetensors"
 
@@ -37,7 +37,9 @@ def encoder() -> MobileNetV2Encoder:
 
 
 def pixels(count: int = 2, height: int = 96, width: int = 64) -> torch.Tensor:
-    return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (count, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 # ---------------------------------------------------------------- the shared weights
@@ -209,7 +211,9 @@ def test_weights_that_do_not_fit_are_refused_and_name_the_file(tmp_path: Path, c
 # ---------------------------------------------------------------- a student in the teacher's space
 
 
-def test_where_widths_agree_the_projection_is_the_identity_and_statistics_standardise(encoder: MobileNetV2Encoder) -> None:
+def test_where_widths_agree_the_projection_is_the_identity_and_statistics_standardise(
+    encoder: MobileNetV2Encoder,
+) -> None:
     aligned = AlignedEncoder(encoder, encoder.dim).eval()
     mean, deviation = torch.linspace(-1, 1, encoder.dim), torch.linspace(0.5, 2, encoder.dim)
     with torch.no_grad():

@@ -23,9 +23,14 @@ def test_a_finished_block_leaves_the_file_and_nothing_beside_it(tmp_path: Path) 
 def test_a_broken_block_leaves_the_old_content_and_no_temporary(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(error), whole(path) as partial:
-        partial.write_text("half")
-        raise error
+
+    def break_off() -> None:
+        with whole(path) as partial:
+            partial.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        break_off()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
@@ -43,7 +48,7 @@ def test_text_is_utf8_on_every_platform(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_nan_never_reaches_a_json_file(tmp_path: Path, value: float) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"auroc": value})
     assert not list(tmp_path.iterdir())
 

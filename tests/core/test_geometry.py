@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from napari_lrmil.core.errors import GeometryError
@@ -68,6 +68,7 @@ def test_the_coarsest_level_that_is_fine_enough_within_five_percent(mpp0: float,
     assert choose_level(levels(*CMU), Mpp(mpp0, mpp0), wanted).index == index
 
 
+@settings(deadline=None)
 @given(st.floats(0.1, 2.0), st.floats(0.1, 40.0))
 def test_no_level_between_the_chosen_one_and_the_wish_is_left_out(mpp0: float, wanted: float) -> None:
     mpp, pyramid = Mpp(mpp0, mpp0), levels(*CMU)
@@ -89,6 +90,7 @@ boxes = st.builds(
 downsamples = st.one_of(st.sampled_from([1.0, 2.0, 4.0, *CMU, 16.062397, 63.7]), st.floats(1.0, 70.0))
 
 
+@settings(deadline=None)
 @given(boxes, downsamples)
 def test_a_window_covers_its_box_and_remembers_the_fractions(box: BoxLevel0, downsample: float) -> None:
     window = LevelWindow.around(box, Level(0, 10**6, 10**6, downsample))
@@ -97,7 +99,9 @@ def test_a_window_covers_its_box_and_remembers_the_fractions(box: BoxLevel0, dow
     assert window.location[1] / downsample + window.top == pytest.approx(box.y / downsample, abs=1e-5)
     assert window.location[0] / downsample + window.right == pytest.approx((box.x + box.width) / downsample, abs=1e-5)
     assert window.location[1] / downsample + window.bottom == pytest.approx((box.y + box.height) / downsample, abs=1e-5)
-    assert 0 <= window.left < 2 and 0 <= window.top < 2, "more than a pixel and a corner's rounding would be decoded in vain"
+    assert 0 <= window.left < 2 and 0 <= window.top < 2, (
+        "more than a pixel and a corner's rounding would be decoded in vain"
+    )
     assert window.right <= window.size[0] + 1e-5 and window.bottom <= window.size[1] + 1e-5
     assert window.size[0] < window.right + 1 and window.size[1] < window.bottom + 1
 
@@ -156,6 +160,7 @@ def test_lattice_cells_follow_each_axis_own_mpp_and_hang_on_the_bounds() -> None
     assert lattice.lr_corners(np.array([[1, 2]])).tolist() == [[100 + 1024, 70 + 2 * 1280]]
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from([2, 3, 4, 8]),
     st.floats(0.1, 1.1),
@@ -164,7 +169,9 @@ def test_lattice_cells_follow_each_axis_own_mpp_and_hang_on_the_bounds() -> None
     st.integers(1, 30_000),
     st.integers(1, 20_000),
 )
-def test_lattices_cover_the_bounds_in_whole_lr_cells(n: int, mx: float, my: float, at: int, width: int, height: int) -> None:
+def test_lattices_cover_the_bounds_in_whole_lr_cells(
+    n: int, mx: float, my: float, at: int, width: int, height: int
+) -> None:
     lattice = PatchPlan(lr_mpp=0.5 * n).lattice(Bounds(at, at // 2, width, height), Mpp(mx, my))
     assert lattice.columns % n == 0 and lattice.rows % n == 0
     assert lattice.lr_cell == (n * lattice.cell[0], n * lattice.cell[1]), "an LR cell is exactly n HR cells, unrounded"

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from core.fake_slides import TISSUE, FakeSlide, fake_slide, glass, l_shape, one_sentence, resolution, write_tiff
 from napari_lrmil.core.errors import ResolutionError, TissueError
 from napari_lrmil.core.geometry import Bounds, Lattice, Mpp, PatchPlan
 from napari_lrmil.core.grid import NestedGrid, grid_of, nest, nest_cells, require_resolution
 from napari_lrmil.core.slide import Slide
-from tests.core.fake_slides import TISSUE, FakeSlide, fake_slide, glass, l_shape, one_sentence, resolution, write_tiff
 
 PLAN = PatchPlan(0.5, 2.0, 64, 64)  # HR 32 µm, LR 128 µm
 
@@ -42,6 +42,7 @@ def shares_on_lattices(draw: st.DrawFn) -> tuple[Lattice, np.ndarray]:
     return Lattice(origin, cell, columns, rows, n, Mpp(0.5, 0.4)), shares
 
 
+@settings(deadline=None)
 @given(shares_on_lattices())
 def test_parents_by_integer_division_equal_a_search_by_containment(case: tuple[Lattice, np.ndarray]) -> None:
     """Every HR patch lies wholly inside exactly one LR patch, and that one is its parent."""
@@ -49,6 +50,7 @@ def test_parents_by_integer_division_equal_a_search_by_containment(case: tuple[L
     assert brute_force_parents(grid) == [[p] for p in grid.parent.tolist()]
 
 
+@settings(deadline=None)
 @given(shares_on_lattices())
 def test_lr_patches_are_kept_exactly_where_a_child_is_kept(case: tuple[Lattice, np.ndarray]) -> None:
     lattice, shares = case
@@ -61,6 +63,7 @@ def test_lr_patches_are_kept_exactly_where_a_child_is_kept(case: tuple[Lattice, 
     assert set(grid.parent.tolist()) == set(range(len(grid.lr_index))), "no LR patch without a child"
 
 
+@settings(deadline=None)
 @given(shares_on_lattices())
 def test_child_and_parent_together_give_back_the_hr_cell(case: tuple[Lattice, np.ndarray]) -> None:
     grid = nest(*case, min_share=0.1)
@@ -124,9 +127,9 @@ def test_grids_hang_on_the_bounds(tmp_path: Path) -> None:
 
 
 def test_without_tissue_there_is_one_sentence_that_says_what_was_looked_for(tmp_path: Path) -> None:
-    with Slide(write_tiff(tmp_path / "a.tif", glass(900, 600), mpp=(0.5, 0.5))) as slide:
-        with pytest.raises(TissueError, match="no LR patch with enough tissue") as caught:
-            grid_of(slide, PLAN)
+    path = write_tiff(tmp_path / "a.tif", glass(900, 600), mpp=(0.5, 0.5))
+    with Slide(path) as slide, pytest.raises(TissueError, match="no LR patch with enough tissue") as caught:
+        grid_of(slide, PLAN)
     assert one_sentence(caught.value) and str(tmp_path) in str(caught.value)
     assert "32 µm" in str(caught.value) and "25%" in str(caught.value)
 

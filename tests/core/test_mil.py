@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from napari_lrmil.core.mil import GatedAttentionMil
 
@@ -84,7 +83,9 @@ def test_the_order_of_patches_changes_nothing_but_the_order(seed: int, count: in
         straight, mixed = mil(x), mil(x[order])
         assert torch.allclose(mixed.attention, straight.attention[order], atol=1e-5)
         assert torch.allclose(mixed.logits, straight.logits, atol=1e-4)
-        assert torch.allclose(mil.evidence(x[order], mixed.attention), mil.evidence(x, straight.attention)[order], atol=1e-4)
+        assert torch.allclose(
+            mil.evidence(x[order], mixed.attention), mil.evidence(x, straight.attention)[order], atol=1e-4
+        )
 
 
 @settings(deadline=None, max_examples=30)
@@ -142,28 +143,3 @@ def test_large_scores_do_not_overflow() -> None:
         mil.w.weight.mul_(1e4)
     out = mil(instances(10, 50))
     assert torch.isfinite(out.attention).all() and out.attention.sum().item() == pytest.approx(1, abs=1e-5)
-
-
-def test_it_agrees_with_torchmils_gated_attention() -> None:
-    """An independent witness, where it is installed."""
-    abmil = pytest.importorskip("torchmil.models", reason="torchmil is not installed").ABMIL
-    ours = seeded(11, classes=1)
-    ours.set_standard(torch.zeros(6), torch.ones(6))
-    theirs = abmil(in_shape=(6,), att_dim=5, att_act="tanh", gated=True, criterion=nn.BCEWithLogitsLoss()).eval()
-    pool, state = theirs.pool, ours.state_dict()
-    by_shape = [p for p in pool.parameters() if p.shape == (5, 6)]
-    if len(by_shape) != 2:
-        pytest.skip("torchmil's pool is built otherwise than expected")
-    names = dict(pool.named_parameters())
-    pairs = {"fc1.weight": "V.weight", "fc1.bias": "V.bias", "fc_gated.weight": "U.weight", "fc_gated.bias": "U.bias"}
-    if not set(pairs) <= set(names):
-        pytest.skip(f"torchmil's pool has other names: {sorted(names)}")
-    x = instances(12, 8)
-    with torch.no_grad():
-        for target, source in pairs.items():
-            names[target].copy_(state[source])
-        names["fc2.weight"].copy_(state["w.weight"])
-        pooled, attention = pool(x[None], return_att=True)
-        out = ours(x)
-    assert torch.allclose(torch.softmax(attention[0], 0), out.attention, atol=1e-5)
-    assert torch.allclose(pooled[0], out.bag, atol=1e-5)

@@ -12,7 +12,7 @@ import numpy as np
 import openslide
 import pytest
 from numpy.typing import NDArray
-from skimage.draw import polygon2mask
+from PIL import Image, ImageDraw
 
 from napari_lrmil.core.errors import CohortError, GeometryError
 from napari_lrmil.core.events import Event, Finished, Progress
@@ -43,16 +43,17 @@ def lesion() -> Phantom:
 
 @pytest.fixture(scope="module")
 def twin() -> Phantom:
-    """The same tissue without lesional nuclei."""
+    """Paint the same tissue without lesional nuclei."""
     return paint(PhantomSlide("a", NORMAL, 11, SIZE))
 
 
 @pytest.fixture(scope="module")
 def focus(lesion: Phantom) -> NDArray[np.bool_]:
     """(height, width): True in a lesion."""
-    shape = lesion.pixels.shape[:2]
-    masks = [polygon2mask(shape, outline[:, ::-1]) for outline in lesion.lesions]  # type: ignore[no-untyped-call]
-    return np.any(masks, axis=0)
+    mask = Image.new("1", SIZE)
+    for outline in lesion.lesions:
+        ImageDraw.Draw(mask).polygon([(float(x), float(y)) for x, y in outline], fill=1)
+    return np.asarray(mask)
 
 
 def averaged(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.float64]:
@@ -98,7 +99,7 @@ def test_pixels_look_like_glass_and_eosin_where_the_composition_says_so(lesion: 
     glass, stroma = cells[lesion.composition[..., 0] == 1], cells[lesion.composition[..., 1] > 0.99]
     assert len(glass) > 20 and len(stroma) > 2
     assert (glass.min(axis=0) > 235).all() and (np.ptp(glass, axis=1) < 8).all()
-    assert (stroma[:, 0] - stroma[:, 1] > 30).all() and (stroma[:, 2] - stroma[:, 1] > 10).all()
+    assert (stroma.argmin(axis=1) == 1).all() and stroma.mean(0)[0] - stroma.mean(0)[1] > 35
 
 
 def test_only_lesion_slides_have_lesions_and_they_cover_a_minor_share(
@@ -158,15 +159,14 @@ def test_openslide_reads_resolution_and_native_levels(tmp_path: Path) -> None:
         assert slide.properties["openslide.vendor"] == "aperio"
         assert [float(slide.properties[f"openslide.mpp-{axis}"]) for axis in "xy"] == [0.5, 0.5]
         assert slide.level_downsamples == (1, 2, 4, 8, 16)
-        glass = np.asarray(slide.read_region((0, 0), 2, (8, 8)))[..., :3]
-    assert glass.min() > 230 and np.ptp(glass.reshape(-1, 3).mean(0)) < 8  # YCbCr under a false name would be green
+        small = np.asarray(slide.read_region((0, 0), 2, slide.level_dimensions[2]))[..., :3].reshape(-1, 3)
+    glass = small[small.sum(1) >= np.percentile(small.sum(1), 80)].mean(0)
+    assert glass.min() > 230 and np.ptp(glass) < 8  # YCbCr under a false name would be green
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tif", "a_lesions.geojson"]
 
 
 @pytest.mark.parametrize(("mpp", "mpp_y", "container"), [(0.25, None, "aperio"), (0.2649, 0.31, "generic")])
-def test_any_array_is_written_where_it_belongs(
-    tmp_path: Path, mpp: float, mpp_y: float | None, container: str
-) -> None:
+def test_any_array_is_written_where_it_belongs(tmp_path: Path, mpp: float, mpp_y: float | None, container: str) -> None:
     """A planted square is found at its place on each level, and both resolutions survive."""
     level0 = np.full((700, 901, 3), 240, dtype=np.uint8)
     level0[128:256, 512:768] = (200, 40, 120)
@@ -183,12 +183,13 @@ def test_any_array_is_written_where_it_belongs(
             assert outside == pytest.approx((240, 240, 240), abs=3)
 
 
-def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slide is there whole or not at all, and an older one survives."""
     path = tmp_path / "a.tif"
     path.write_bytes(b"older")
-    with pytest.raises(Exception, match=""):  # whatever tifffile makes of pixels that are no pixels
-        write_pyramid(path, np.zeros((300, 300), dtype=np.uint8), 0.5)
+    monkeypatch.setattr("napari_lrmil.core.phantom._halve", lambda image: 1 / 0)  # fails once level 0 is in the file
+    with pytest.raises(ZeroDivisionError):
+        write_pyramid(path, np.zeros((300, 300, 3), dtype=np.uint8), 0.5)
     assert [p.name for p in tmp_path.iterdir()] == ["a.tif"]
     assert path.read_bytes() == b"older"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from napari_lrmil.core.errors import GeometryError, ResolutionError, SlideError
-from napari_lrmil.core.geometry import Bounds, BoxLevel0, BoxUm, Mpp
-from napari_lrmil.core.slide import Slide, find_mpp, mpp_warnings
-from tests.core.fake_slides import (
+from core.fake_slides import (
     GLASS,
     OPENED,
     Array,
@@ -29,6 +28,9 @@ from tests.core.fake_slides import (
     resolution,
     write_tiff,
 )
+from napari_lrmil.core.errors import GeometryError, ResolutionError, SlideError
+from napari_lrmil.core.geometry import Bounds, BoxLevel0, BoxUm, Mpp
+from napari_lrmil.core.slide import Slide, find_mpp, mpp_warnings
 
 NON_INTEGER = (1.0, 2.0003, 4.002, 8.017)
 
@@ -37,11 +39,29 @@ def noise(width: int, height: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+@lru_cache
 def waves(width: int, height: int) -> Array:
     """Smooth, different along x, y and per colour: bilinear reads of shifted levels must reproduce it."""
     x, y = np.arange(width)[None, :] + 0.5, np.arange(height)[:, None] + 0.5
     planes = [np.sin(x / 61 + 0.3) * np.cos(y / 83), np.sin(y / 47), np.cos(x / 97 + y / 71)]
     return np.rint(127.5 + 110 * np.stack([p + 0 * x + 0 * y for p in planes], axis=2)).astype(np.uint8)
+
+
+@lru_cache
+def wave_levels(properties: bool) -> FakeSlide:
+    return FakeSlide(waves(1500, 1100), NON_INTEGER, resolution(0.5, 0.4) if properties else {})
+
+
+def wave_slide(*, properties: bool = False) -> FakeSlide:
+    """Return smooth pixels at levels 1, 2.0003, 4.002 and 8.017."""
+    return copy(wave_levels(properties))
+
+
+@pytest.fixture(scope="module")
+def wave_tiff(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a lossless pyramid whose levels OpenSlide itself finds at 2.002 and 4.004; unequal sides and mpp."""
+    folder = tmp_path_factory.mktemp("waves")
+    return write_tiff(folder / "a.tif", waves(2002, 1001), (1.0, 2.002, 4.004), mpp=(0.5, 0.4))
 
 
 # ---------------------------------------------------------------- resolution
@@ -108,7 +128,9 @@ def test_implausible_openslide_values_fall_through_to_the_next_source() -> None:
     assert found == Mpp(0.46, 0.46, "vendor comment")
 
 
-@pytest.mark.parametrize("comment", ["a|MPP = 0.252|b", "mpp=0.252", "microns per pixel: 0.252", "Microns_per_pixel = .252"])
+@pytest.mark.parametrize(
+    "comment", ["a|MPP = 0.252|b", "mpp=0.252", "microns per pixel: 0.252", "Microns_per_pixel = .252"]
+)
 def test_vendor_comments_in_several_spellings(comment: str) -> None:
     for key in ("openslide.comment", "tiff.ImageDescription"):
         assert find_mpp({key: comment}) == Mpp(0.252, 0.252, "vendor comment")
@@ -197,13 +219,14 @@ def shift(found: Array, expected: Array, step: float) -> Array:
 
 @pytest.mark.parametrize("wanted", [2.0, 4.0, 8.0, 9.7])
 @pytest.mark.parametrize("corner", [(0, 0), (483, 322), (1101, 735), (1000.5, 123.25)])
-def test_non_integer_downsamples_do_not_shift_the_picture(tmp_path: Path, wanted: float, corner: tuple[float, float]) -> None:
+def test_non_integer_downsamples_do_not_shift_the_picture(
+    tmp_path: Path, wanted: float, corner: tuple[float, float]
+) -> None:
     """Levels at 2.0003, 4.002 and 8.017 agree with level 0; taking 8.017 for 8 would be 2 px off at pixel 1000."""
-    base = waves(1500, 1100)
     box = (*corner, 40 * wanted, 33 * wanted)
-    with fake_slide(tmp_path, FakeSlide(base, NON_INTEGER)) as slide:
+    with fake_slide(tmp_path, wave_slide()) as slide:
         found = slide.read(BoxLevel0(*box), (40, 33))
-    expected = area_reference(base, box, (40, 33))
+    expected = area_reference(waves(1500, 1100), box, (40, 33))
     np.testing.assert_allclose(found, expected, atol=3.0)  # two roundings to 8 bits, one bilinear step
     assert np.abs(shift(found, expected, wanted)).max() < max(0.3, wanted / 20)
 
@@ -217,15 +240,12 @@ def test_the_measure_of_shift_sees_a_tenth_of_a_pixel() -> None:
 
 @pytest.mark.parametrize("wanted", [1.0, 2.0, 4.0])
 @pytest.mark.parametrize("corner", [(301.0, 203.0), (1717.0, 777.0)])
-def test_area_averages_through_real_openslide(tmp_path: Path, wanted: float, corner: tuple[float, float]) -> None:
-    """A lossless pyramid whose levels OpenSlide itself finds at 2.002 and 4.004; unequal sides and mpp."""
-    base = waves(2002, 1001)
-    path = write_tiff(tmp_path / "a.tif", base, (1.0, 2.002, 4.004), mpp=(0.5, 0.4))
+def test_area_averages_through_real_openslide(wave_tiff: Path, wanted: float, corner: tuple[float, float]) -> None:
     box = (*corner, 64 * wanted, 48 * wanted)
-    with Slide(path) as slide:
+    with Slide(wave_tiff) as slide:
         assert [level.downsample for level in slide.levels] == pytest.approx([1.0, 2.002, 4.004])
         found = slide.read(BoxLevel0(*box), (64, 48))
-    expected = area_reference(base, box, (64, 48))
+    expected = area_reference(waves(2002, 1001), box, (64, 48))
     np.testing.assert_allclose(found, expected, atol=3.0)  # OpenSlide cuts fractions off where it interpolates
     assert np.abs(shift(found, expected, wanted)).max() < 0.3
 
@@ -242,15 +262,22 @@ def test_noise_on_level_zero_through_real_openslide_is_exact(tmp_path: Path) -> 
 
 
 def test_reading_uses_the_coarsest_level_that_is_fine_enough(tmp_path: Path) -> None:
-    fake = FakeSlide(waves(1500, 1100), NON_INTEGER, resolution(0.5, 0.4))
+    fake = wave_slide(properties=True)
     with fake_slide(tmp_path, fake) as slide:
-        for size, level in (((256, 256), 0), ((128, 128), 1), ((64, 64), 2), ((32, 32), 3), ((16, 16), 3), ((70, 70), 1)):
+        for size, level in (
+            ((256, 256), 0),
+            ((128, 128), 1),
+            ((64, 64), 2),
+            ((32, 32), 3),
+            ((16, 16), 3),
+            ((70, 70), 1),
+        ):
             slide.read(BoxLevel0(0, 0, 256, 256), size)
             assert fake.reads[-1][1] == level, f"{256 / size[0]} level-0 px per pixel"
 
 
 def test_regions_in_micrometres_and_level0_pixels_agree(tmp_path: Path) -> None:
-    with fake_slide(tmp_path, FakeSlide(waves(1500, 1100), NON_INTEGER, resolution(0.5, 0.4))) as slide:
+    with fake_slide(tmp_path, wave_slide(properties=True)) as slide:
         um = slide.read_at(BoxUm(100, 80, 128, 64), 2.0)
         level0 = slide.read_at(BoxLevel0(200, 200, 256, 160), 2.0)
     assert um.shape == (32, 64, 3)
@@ -259,7 +286,7 @@ def test_regions_in_micrometres_and_level0_pixels_agree(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("level", [0, 1, 2, 3])
 def test_reading_a_level_returns_that_levels_own_pixels(tmp_path: Path, level: int) -> None:
-    fake = FakeSlide(waves(1500, 1100), NON_INTEGER)
+    fake = wave_slide()
     with fake_slide(tmp_path, fake) as slide:
         found = slide.read_level(level, 30, 41, 90, 60)
     np.testing.assert_allclose(found, fake.levels[level][41:101, 30:120], atol=1.5)
@@ -311,7 +338,9 @@ def test_pixels_decoded_counts_native_pixels_of_the_file_and_no_padding(tmp_path
 
 def test_bounds_come_from_the_file_else_from_level_zero(tmp_path: Path) -> None:
     scanned = {"bounds-x": "37", "bounds-y": "11", "bounds-width": "200", "bounds-height": "150"}
-    with fake_slide(tmp_path, FakeSlide(glass(300, 200), properties={f"openslide.{k}": v for k, v in scanned.items()})) as s:
+    with fake_slide(
+        tmp_path, FakeSlide(glass(300, 200), properties={f"openslide.{k}": v for k, v in scanned.items()})
+    ) as s:
         assert s.bounds == Bounds(37, 11, 200, 150)
     with fake_slide(tmp_path, FakeSlide(glass(300, 200))) as s:
         assert s.bounds == Bounds(0, 0, 300, 200)
@@ -446,7 +475,9 @@ def test_an_empty_folder_is_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [0.02, 0.5, 0.95])
-def test_a_truncated_slide_is_one_sentence_on_opening_or_on_the_read_that_meets_the_end(tmp_path: Path, kept: float) -> None:
+def test_a_truncated_slide_is_one_sentence_on_opening_or_on_the_read_that_meets_the_end(
+    tmp_path: Path, kept: float
+) -> None:
     whole = write_tiff(tmp_path / "whole.tif", noise(900, 700), mpp=(0.5, 0.5)).read_bytes()
     (tmp_path / "cut.tif").write_bytes(whole[: int(len(whole) * kept)])
     with pytest.raises(SlideError) as caught, Slide(tmp_path / "cut.tif") as slide:

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from core.fake_slides import TISSUE, FakeSlide, fake_slide, glass, l_shape, resolution, write_tiff
 from napari_lrmil.core.geometry import Bounds, Lattice, Mpp, PatchPlan
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.core.tissue import BLOCK_PX, Tissue, TissueConfig, find_tissue
-from tests.core.fake_slides import TISSUE, FakeSlide, fake_slide, glass, l_shape, resolution, write_tiff
 
 PLAN = PatchPlan(0.5, 2.0, 64, 64)  # HR 32 µm, LR 128 µm
 
@@ -20,8 +20,10 @@ def lattice_of(slide: Slide, plan: PatchPlan = PLAN) -> Lattice:
 
 
 @pytest.mark.parametrize("downsamples", [(1.0,), (1.0, 4.002, 16.05)])
-def test_an_l_of_tissue_is_found_at_its_cells_and_its_edges_in_shares(tmp_path: Path, downsamples: tuple[float, ...]) -> None:
-    """HR cells are 64 x 80 px (mpp 0.5 x 0.4). The upright ends at x = 288 (4.5 cells), the foot starts at y = 760 (9.5)."""
+def test_an_l_of_tissue_is_found_at_its_cells_and_its_edges_in_shares(
+    tmp_path: Path, downsamples: tuple[float, ...]
+) -> None:
+    """HR cells are 64 x 80 px (mpp 0.5 x 0.4); the upright ends at x = 288, 4.5 cells, the foot starts at y = 760."""
     fake = FakeSlide(l_shape(1024, 1280, (288, 520)), downsamples, resolution(0.5, 0.4))
     with fake_slide(tmp_path, fake) as slide:
         lattice = lattice_of(slide)

@@ -1,0 +1,325 @@
+"""Prediction on a whole slide: what is read and loaded, sums, cancelling, the teacher beside it, real slides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import copy
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from core.fake_slides import (
+    DarknessBundle,
+    FakeSlide,
+    fake_slide,
+    glass,
+    lively_bundle,
+    one_sentence,
+    resolution,
+    speckled,
+)
+from napari_lrmil.core.bundle import TEACHER, Bundle
+from napari_lrmil.core.compare import measure_agreement, to_lr
+from napari_lrmil.core.errors import BundleError, LrmilError, ResolutionError, TissueError
+from napari_lrmil.core.events import Caution, Event, Finished, Progress, StageDone
+from napari_lrmil.core.predict import Prediction, Reading, pool, predict, probabilities
+from napari_lrmil.core.slide import Slide
+from networks import CLASSES
+
+CPU = torch.device("cpu")
+PYRAMID = (1.0, 2.0, 4.002, 16.0)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return lively_bundle(tmp_path_factory.mktemp("bundle") / "b")
+
+
+@lru_cache
+def levels(width: int, height: int, mpp: tuple[float, float]) -> FakeSlide:
+    base = speckled(width, height)
+    base[: height // 2, width // 2 :] = 244
+    return FakeSlide(base, PYRAMID, resolution(*mpp))
+
+
+def pyramid(width: int = 1300, height: int = 800, mpp: tuple[float, float] = (0.5, 0.4)) -> FakeSlide:
+    """Return an L of uneven tissue: the right upper quarter is glass."""
+    return copy(levels(width, height, mpp))
+
+
+def result(events: Iterator[Event]) -> Prediction:
+    *_, last = events
+    assert isinstance(last, Finished) and isinstance(last.result, Prediction)
+    return last.result
+
+
+def run(slide: Slide, model: Bundle | DarknessBundle, teacher: str = "none") -> Prediction:
+    return result(predict(slide, model, device=CPU, teacher=teacher))  # type: ignore[arg-type]  # a stand-in
+
+
+def check_sums(reading: Reading, classifier_bias: torch.Tensor) -> None:
+    """Attention sums to 1; evidence and centred bias give the centred logit, both to 1e-4."""
+    assert reading.attention.sum(dtype=np.float64) == pytest.approx(1, abs=1e-4)
+    assert (reading.attention >= 0).all() and len(reading.attention) == len(reading.coords)
+    logits, bias = np.array(list(reading.logits.values())), classifier_bias.numpy().astype(float)
+    total = reading.evidence.sum(axis=0, dtype=np.float64) + bias - bias.mean()
+    np.testing.assert_allclose(total, logits - logits.mean(), atol=1e-4)
+    assert sum(reading.probabilities.values()) == pytest.approx(1)
+
+
+def test_the_sums_hold_and_everything_is_named(tmp_path: Path, bundle: Bundle) -> None:
+    fake = pyramid()
+    with fake_slide(tmp_path, fake) as slide:
+        found = run(slide, bundle)
+        decoded = slide.pixels_decoded
+    check_sums(found.student, bundle.student.mil.classifier.bias)
+    assert found.teacher is None and found.agreement is None
+    assert found.slide == "fake" and found.bundle == "lively"
+    assert found.bundle_sha256 == bundle.sha256
+    assert found.slide_fingerprint == "f" * 32 and found.classes == CLASSES and found.level0_size == (1300, 800)
+    assert found.student.predicted == max(CLASSES, key=lambda c: found.student.probabilities[c])
+    assert found.student.patch_level0 == (256, 320) and found.student.target_mpp == 2.0
+    assert found.student.evidence.shape == (len(found.student.coords), 2)
+    assert np.ptp(found.student.attention) > 1e-6, "a network that looks everywhere alike would hide a mix-up"
+    assert found.student.pixels_decoded == decoded > 0
+    assert set(found.student.seconds) == {"open", "tissue", "read", "encode", "mil", "total"}
+
+
+def test_hr_patches_that_a_teacher_would_read_are_counted(tmp_path: Path, bundle: Bundle) -> None:
+    with fake_slide(tmp_path, pyramid()) as slide:
+        found = run(slide, bundle)
+    json = found.as_json()
+    assert json["n_patches"] == len(found.student.coords) == len(found.grid.lr_index)
+    assert json["n_hr_patches"] == len(found.grid.hr_index)
+    assert json["n_patches"] < json["n_hr_patches"] <= 16 * json["n_patches"]
+    corners = {tuple(c) for c in found.student.coords.tolist()}
+    assert (0, 0) in corners and (1024, 0) not in corners and (1024, 640) in corners, (
+        "patches lie where the tissue lies"
+    )
+
+
+def test_without_a_teacher_no_finer_pixel_is_read_and_no_teachers_weight_loaded(tmp_path: Path) -> None:
+    """Every read is recorded: none at a level finer than LR, and the teacher's file may be gone."""
+    bundle = lively_bundle(tmp_path / "b")
+    (bundle.path / TEACHER).unlink()
+    fake = pyramid()
+    with fake_slide(tmp_path, fake) as slide:
+        found = run(slide, Bundle(bundle.path))
+        mpp = [slide.mpp.mean * fake.downsamples[level] for _, level, _ in fake.reads]
+    assert found.teacher is None and len(mpp) >= len(found.student.coords)
+    assert min(mpp) >= 2.0 / 1.12, "levels of 0.45 and 0.89 µm are there; only 1.79 µm and coarser may be touched"
+    assert "teacher" not in vars(Bundle(bundle.path))
+
+
+def test_the_teacher_beside_the_student_changes_nothing_for_the_student(tmp_path: Path, bundle: Bundle) -> None:
+    fake = pyramid()
+    with fake_slide(tmp_path, fake) as slide:
+        alone = run(slide, bundle)
+        assert {level for _, level, _ in fake.reads} <= {2, 3}
+        both = run(slide, bundle, teacher="all")
+    assert 0 in {level for _, level, _ in fake.reads}, "the teacher reads level 0"
+    np.testing.assert_array_equal(alone.student.attention, both.student.attention)
+    assert alone.student.logits == both.student.logits
+    assert alone.student.pixels_decoded == both.student.pixels_decoded
+
+
+def test_the_teacher_runs_on_the_hr_grid_and_is_compared_on_the_lr_grid(tmp_path: Path, bundle: Bundle) -> None:
+    with fake_slide(tmp_path, pyramid()) as slide:
+        found = run(slide, bundle, teacher="all")
+    teacher = found.teacher
+    assert teacher is not None and found.agreement is not None
+    check_sums(teacher, bundle.teacher.mil.classifier.bias)
+    np.testing.assert_array_equal(teacher.coords, found.grid.hr_corners)
+    assert teacher.patch_level0 == (64, 80) and teacher.target_mpp == 0.5
+    assert found.agreement == measure_agreement(found.grid, found.student.attention, teacher.attention)
+    assert found.agreement.n_patches == len(found.student.coords)
+    assert teacher.pixels_decoded >= 0.8 * len(teacher.coords) * 64 * 80
+    assert set(found.as_json()["teacher"]) >= {"probabilities", "logits"}
+
+
+def test_two_networks_that_look_for_the_same_agree_on_the_darkest_patch(tmp_path: Path) -> None:
+    """Teacher attention carried to the LR grid lands on the patch where the student finds the same dark square."""
+    base = speckled(1300, 800)
+    base[400 + 30 : 400 + 110, 300:390] = (70, 30, 90)
+    with fake_slide(tmp_path, FakeSlide(base, PYRAMID, resolution(0.5, 0.4))) as slide:
+        found = run(slide, DarknessBundle(), teacher="all")
+    assert found.student.coords[found.student.attention.argmax()].tolist() == [256, 320]
+    assert found.teacher is not None and found.agreement is not None
+    carried = to_lr(found.grid, found.teacher.attention)
+    assert carried.argmax() == found.student.attention.argmax() and carried.sum() == pytest.approx(1, abs=1e-4)
+    left, top = found.teacher.coords[found.teacher.attention.argmax()].tolist()
+    assert 256 <= left < 390 and 400 <= top < 510
+
+
+def test_calibration_divides_the_logits_and_is_told(tmp_path: Path) -> None:
+    with fake_slide(tmp_path, pyramid()) as slide:
+        raw = run(slide, DarknessBundle())
+        calibrated = run(slide, DarknessBundle(temperature=2.5, teacher_temperature=0.5), teacher="all")
+    assert not raw.calibrated and calibrated.calibrated
+    assert raw.student.logits == calibrated.student.logits, "logits stay raw"
+    difference = raw.student.logits["lesion"] - raw.student.logits["normal"]
+    assert raw.student.probabilities["lesion"] == pytest.approx(1 / (1 + np.exp(-difference)))
+    assert calibrated.student.probabilities["lesion"] == pytest.approx(1 / (1 + np.exp(-difference / 2.5)))
+    assert calibrated.teacher is not None
+    logits = calibrated.teacher.logits
+    assert calibrated.teacher.probabilities == pytest.approx(probabilities(logits, 0.5)), "by its own temperature"
+
+
+def test_probabilities_do_not_overflow() -> None:
+    assert probabilities({"a": 1000.0, "b": 0.0}, None) == pytest.approx({"a": 1.0, "b": 0.0})
+
+
+def test_pooling_keeps_no_gradients(bundle: Bundle) -> None:
+    dim = bundle.student.mil.dim
+    pooled = pool(bundle.student.mil.requires_grad_(True), np.ones((3, dim), np.float32), CPU)
+    bundle.student.mil.requires_grad_(False)
+    assert pooled.attention.tolist() == pytest.approx([1 / 3] * 3) and pooled.evidence.shape == (3, 2)
+
+
+# ---------------------------------------------------------------- the stream
+
+
+def test_events_come_in_order_and_count_up(tmp_path: Path) -> None:
+    with fake_slide(tmp_path, pyramid(2100, 1700)) as slide:
+        events = list(predict(slide, DarknessBundle(), device=CPU, teacher="all"))  # type: ignore[arg-type]  # a stand-in
+    assert [e.stage for e in events if isinstance(e, StageDone)] == ["tissue", "student (LR)", "teacher (HR)"]
+    assert isinstance(events[-1], Finished) and sum(isinstance(e, Finished) for e in events) == 1
+    for stage in ("student (LR)", "teacher (HR)"):
+        steps = [(e.done, e.total) for e in events if isinstance(e, Progress) and e.stage == stage]
+        assert len(steps) > 1 and steps == sorted(set(steps)) and steps[-1][0] == steps[-1][1]
+
+
+def test_an_odd_resolution_is_a_caution_and_a_warning_in_the_result(tmp_path: Path) -> None:
+    with fake_slide(tmp_path, pyramid(mpp=(0.36, 0.35))) as slide:
+        events = list(predict(slide, DarknessBundle(), device=CPU))  # type: ignore[arg-type]  # a stand-in
+    cautions = [e for e in events if isinstance(e, Caution)]
+    assert len(cautions) == 1 and cautions[0].subject == "fake" and "15 %" in cautions[0].message
+    assert events[-1].result.warnings == (cautions[0].message,)  # type: ignore[union-attr]  # Finished
+
+
+@pytest.mark.parametrize("stage", ["tissue", "student (LR)", "teacher (HR)"])
+def test_closing_the_stream_cancels_and_the_slide_stays_usable(tmp_path: Path, stage: str) -> None:
+    fake = pyramid(2100, 1700)
+    with fake_slide(tmp_path, fake) as slide:
+        events = predict(slide, DarknessBundle(), device=CPU, teacher="all")  # type: ignore[arg-type]  # a stand-in
+        for event in events:
+            if isinstance(event, Progress) and event.stage == stage:
+                assert event.done < event.total
+                break
+        events.close()  # type: ignore[attr-defined]  # a generator
+        reads = len(fake.reads)
+        assert list(events) == []
+        assert run(slide, DarknessBundle()).student.attention.sum() == pytest.approx(1, abs=1e-4)
+        assert len(fake.reads) > reads
+    assert all(handle.closed and not handle.closed_while_reading for handle in fake.handles)
+
+
+def test_after_closing_nothing_more_is_read(tmp_path: Path) -> None:
+    fake = pyramid(2100, 1700)
+    slide = fake_slide(tmp_path, fake)
+    events = predict(slide, DarknessBundle(), device=CPU)  # type: ignore[arg-type]  # a stand-in
+    while not (isinstance(event := next(events), Progress) and event.stage == "student (LR)"):
+        pass
+    events.close()  # type: ignore[attr-defined]  # a generator
+    reads = len(fake.reads)
+    slide.close()  # waits for any read under way
+    assert len(fake.reads) == reads
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_an_unknown_teacher_choice_is_refused_before_anything_is_read(tmp_path: Path, bundle: Bundle) -> None:
+    fake = pyramid()
+    with fake_slide(tmp_path, fake) as slide, pytest.raises(LrmilError, match=r"some.*none or all"):
+        run(slide, bundle, teacher="some")
+    assert fake.reads == []
+
+
+def test_a_bundle_without_teacher_is_told_before_the_student_has_worked(tmp_path: Path) -> None:
+    bundle, fake = lively_bundle(tmp_path / "b", teacher=False), pyramid()
+    with fake_slide(tmp_path, fake) as slide, pytest.raises(BundleError, match="no teacher"):
+        run(slide, bundle, teacher="all")
+    assert fake.reads == [], "minutes of reading on a real slide, then lost"
+
+
+def test_a_slide_between_lr_and_hr_has_a_student_but_no_teacher(tmp_path: Path, bundle: Bundle) -> None:
+    fake = FakeSlide(speckled(600, 500), (1.0, 4.0), resolution(1.0))
+    with fake_slide(tmp_path, fake) as slide:
+        with pytest.raises(ResolutionError, match=r"too coarse for the teacher \(HR\), which needs 0\.5") as caught:
+            run(slide, bundle, teacher="all")
+        assert fake.reads == [] and one_sentence(caught.value)
+        assert run(slide, bundle).student.attention.sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_no_tissue_and_too_coarse_are_one_sentence_each(tmp_path: Path, bundle: Bundle) -> None:
+    empty = FakeSlide(glass(900, 500), properties=resolution(0.5))
+    with fake_slide(tmp_path, empty) as slide, pytest.raises(TissueError, match="no LR patch with enough") as no_tissue:
+        run(slide, bundle)
+    coarse = FakeSlide(speckled(400, 300), properties=resolution(4.0))
+    with (
+        fake_slide(tmp_path, coarse) as slide,
+        pytest.raises(ResolutionError, match="too coarse for the") as too_coarse,
+    ):
+        run(slide, bundle)
+    assert one_sentence(no_tissue.value) and one_sentence(too_coarse.value)
+
+
+def test_altered_weights_stop_the_run_with_their_sentence(tmp_path: Path) -> None:
+    bundle = lively_bundle(tmp_path / "b")
+    content = bytearray((bundle.path / "student.safetensors").read_bytes())
+    content[-3] ^= 8
+    (bundle.path / "student.safetensors").write_bytes(content)
+    with fake_slide(tmp_path, pyramid()) as slide, pytest.raises(BundleError, match="does not match the hash"):
+        run(slide, Bundle(bundle.path))
+
+
+# ---------------------------------------------------------------- real slides
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["CMU-1-Small-Region.svs", "CMU-1-Small-Region_dicom", "derived/CMU-1-Small-Region_pyramid_aperio.svs"],
+)
+def test_cmu_1_as_svs_dicom_and_pyramid(shared_data: Path, bundle: Bundle, name: str) -> None:
+    with Slide(shared_data / "slides" / name) as slide:
+        found = run(slide, bundle)
+    check_sums(found.student, bundle.student.mil.classifier.bias)
+    assert found.student.patch_level0 == (256, 256)
+    assert 50 <= len(found.student.coords) <= 9 * 12
+
+
+def test_the_same_slide_in_three_containers_is_seen_alike(shared_data: Path) -> None:
+    """The same patches, and attention that ranks them alike, whichever way the 5x pixels were come by."""
+    found = []
+    for name in ("CMU-1-Small-Region.svs", "CMU-1-Small-Region_dicom", "derived/CMU-1-Small-Region_pyramid_aperio.svs"):
+        with Slide(shared_data / "slides" / name) as slide:
+            found.append(run(slide, DarknessBundle()).student)
+    common = set.intersection(*({tuple(c) for c in r.coords.tolist()} for r in found))
+    assert len(common) >= 0.9 * max(len(r.coords) for r in found)
+    maps = [{tuple(c): a for c, a in zip(r.coords.tolist(), r.attention, strict=True)} for r in found]
+    values = np.array([[m[c] for c in sorted(common)] for m in maps])
+    assert np.corrcoef(values).min() > 0.98
+    assert found[0].pixels_decoded > 10 * found[2].pixels_decoded, "native 5x pixels are the saving"
+
+
+@pytest.mark.parametrize("name", ["monuseg_TCGA-A7-A13E_40x_aperio.svs", "monuseg_TCGA-A7-A13E_40x_generic.tif"])
+def test_a_slide_of_250_micrometres_is_predicted_from_the_patches_there_are(
+    shared_data: Path, bundle: Bundle, name: str
+) -> None:
+    with Slide(shared_data / "slides" / "derived" / name) as slide:
+        found = run(slide, bundle)  # 250 µm: 1.95 patches of 128 µm, all of it tissue
+        check_sums(found.student, bundle.student.mil.classifier.bias)
+        assert found.student.coords.tolist() == [[0, 0], [512, 0], [0, 512], [512, 512]]
+
+
+def test_fluorescence_and_an_overview_are_refused_with_a_reason(shared_data: Path, bundle: Bundle) -> None:
+    slides = shared_data / "slides"
+    no_tissue, coarse = r"no LR patch with enough tissue.*stained brightfield", r"28\.97 µm per pixel .* too coarse"
+    with Slide(slides / "test3-TRITC 2 (560).ndpi") as slide, pytest.raises(TissueError, match=no_tissue):
+        run(slide, bundle)
+    with Slide(slides / "camelyon_overview_jpeg") as slide, pytest.raises(ResolutionError, match=coarse):
+        run(slide, bundle)

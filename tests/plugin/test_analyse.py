@@ -1,0 +1,285 @@
+"""The dock in a real napari window, driven as a user does: through its widgets."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from core.fake_slides import FakeSlide, fake_slide, glass, one_sentence, resolution, speckled, write_tiff
+from napari_lrmil.core.bundle import Bundle
+from napari_lrmil.core.overlay import RESEARCH_USE
+from napari_lrmil.core.predict import Prediction, predict
+from napari_lrmil.core.slide import Slide
+from napari_lrmil.plugin.layers import add, ours, slide_layers, tag_of
+from napari_lrmil.plugin.reader import read_slides
+
+WAIT_MS = 60_000
+
+MakeDock = Callable[..., Any]
+
+
+@pytest.fixture
+def make_dock(viewer: Any, bundle: Bundle, qtbot: Any) -> MakeDock:
+    """Return what docks a widget into the window, with the model chosen and a slide opened."""
+    from napari_lrmil.plugin.analyse import AnalyseWidget
+
+    def make(slide: Path | None, session: Any = None) -> Any:
+        dock = AnalyseWidget(viewer, session)
+        viewer.window.add_dock_widget(dock, name="napari-lrmil", area="right")
+        dock.open_model(bundle.path)
+        if slide is not None:
+            add(viewer, read_slides(slide))
+            qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=5000)
+        return dock
+
+    return make
+
+
+def _run(dock: Any, qtbot: Any) -> None:
+    dock.run_button.native.click()
+    assert dock.run_button.text == "Cancel"
+    qtbot.waitUntil(lambda: not dock.session.busy, timeout=WAIT_MS)
+
+
+def _of_core(path: Path, bundle: Bundle, teacher: str) -> Prediction:
+    with Slide(path) as slide:
+        *_, last = predict(slide, bundle, device=torch.device("cpu"), teacher=teacher)
+    result: Prediction = last.result  # type: ignore[union-attr]  # the last event carries it
+    return result
+
+
+def test_a_run_shows_what_the_engine_says(
+    make_dock: MakeDock, viewer: Any, slide_path: Path, bundle: Bundle, qtbot: Any
+) -> None:
+    dock = make_dock(slide_path)
+    assert "tissue" in dock.about.text() and "lively" in dock.about.text() and "CPU" in dock.about.text()
+    _run(dock, qtbot)
+    expected = _of_core(slide_path, bundle, "none")
+    shown = dock.student.value()
+    assert shown == pytest.approx(expected.student.probabilities, abs=1e-5)
+    [layer] = ours(viewer, role="attention")
+    assert np.nansum(layer.data) / len(expected.student.attention) == pytest.approx(1, abs=1e-4)
+    assert not viewer.grid.enabled
+    assert layer.colorbar.visible
+    assert dock.results.isVisible() and "not calibrated" in dock.calibration.text()
+    assert not dock.agreement.isVisible() and not dock.teacher.isVisible()
+    assert dock.run_button.text == "Run" and dock.run_button.enabled
+
+
+def test_with_the_teacher_beside_it_two_linked_views_share_one_legend(
+    make_dock: MakeDock, viewer: Any, slide_path: Path, bundle: Bundle, qtbot: Any
+) -> None:
+    dock = make_dock(slide_path)
+    dock.beside.native.click()
+    _run(dock, qtbot)
+    qtbot.wait(50)
+    assert dock.teacher.value() == pytest.approx(_of_core(slide_path, bundle, "all").teacher.probabilities, abs=1e-5)  # type: ignore[union-attr]  # it ran
+    assert "rank correlation" in dock.agreement.text() and dock.agreement.isVisible()
+    assert _cells(viewer) == [
+        [("slide", "student"), ("attention", "student")],
+        [("slide", "teacher"), ("attention", "teacher")],
+    ]
+    student, teacher = (ours(viewer, role="attention", side=s)[0] for s in ("student", "teacher"))
+    assert student.contrast_limits == teacher.contrast_limits
+    assert [layer.name for layer in viewer.layers if layer.colorbar.visible] == [teacher.name]
+    assert "Student (LR)" in student.name and "Teacher (HR)" in teacher.name
+    _check_halves(viewer, student, teacher)
+
+
+def _cells(viewer: Any) -> list[list[tuple[str, str]]]:
+    """Return role and side of the layers of each cell of the grid, left to right."""
+    assert viewer.grid.enabled
+    cells = []
+    for _, indices in viewer.grid.iter_viewboxes(viewer.layers):
+        tags = [tag_of(viewer.layers[i]) for i in indices]
+        cells.append([(tag.role, tag.side) for tag in tags if tag is not None])
+    return cells
+
+
+def _check_halves(viewer: Any, student: Any, teacher: Any) -> None:
+    """Hide the maps in turn: only the half of the picture changes on which that map lies."""
+    before = viewer.screenshot(flash=False).astype(int)
+    middle = before.shape[1] // 2
+    for layer, changed, kept in (
+        (student, slice(0, middle), slice(middle, None)),
+        (teacher, slice(middle, None), slice(0, middle)),
+    ):
+        layer.opacity = 0.0
+        difference = np.abs(viewer.screenshot(flash=False).astype(int) - before).sum(axis=2)
+        assert difference[:, changed].max() > 30 and difference[:, kept].max() == 0
+        layer.opacity = 0.5
+
+
+def test_leaving_the_teacher_out_again_gives_one_view(
+    make_dock: MakeDock, viewer: Any, slide_path: Path, qtbot: Any
+) -> None:
+    dock = make_dock(slide_path)
+    dock.beside.native.click()
+    _run(dock, qtbot)
+    assert len(viewer.layers) == 4
+    dock.beside.native.click()
+    _run(dock, qtbot)
+    assert not viewer.grid.enabled
+    assert [tag_of(layer).role for layer in viewer.layers] == ["slide", "attention"]  # type: ignore[union-attr]  # all ours
+
+
+def test_removing_the_teachers_map_gives_one_view(
+    make_dock: MakeDock, viewer: Any, slide_path: Path, qtbot: Any
+) -> None:
+    dock = make_dock(slide_path)
+    dock.beside.native.click()
+    _run(dock, qtbot)
+    viewer.layers.remove(ours(viewer, role="attention", side="teacher")[0])
+    qtbot.waitUntil(lambda: not viewer.grid.enabled, timeout=5000)
+    assert len(viewer.layers) == 2
+
+
+def test_another_layer_does_not_mix_the_views(make_dock: MakeDock, viewer: Any, slide_path: Path, qtbot: Any) -> None:
+    dock = make_dock(slide_path)
+    viewer.add_points(np.zeros((1, 2)), name="mine")
+    dock.beside.native.click()
+    _run(dock, qtbot)
+    assert _cells(viewer)[:2] == [
+        [("slide", "student"), ("attention", "student")],
+        [("slide", "teacher"), ("attention", "teacher")],
+    ]
+
+
+class Slow:
+    """Opens a slide whose reads take a while, and keeps what it opened."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.slides = folder, []
+
+    def __call__(self, path: Path, mpp: float | None) -> Slide:
+        import time
+
+        fake = FakeSlide(speckled(1280, 1000), (1.0, 4.0), resolution(0.5), before_read=lambda: time.sleep(0.05))
+        self.slides.append(fake_slide(self.folder, fake))
+        return self.slides[-1]
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Slow:
+    return Slow(tmp_path)
+
+
+def test_cancel_answers_and_leaves_nothing_but_a_usable_dock(
+    make_dock: MakeDock, viewer: Any, slide_path: Path, slow: Slow, qtbot: Any
+) -> None:
+    from napari_lrmil.plugin.session import Session, State
+
+    dock = make_dock(slide_path, Session(open_slide=slow))
+    dock.run_button.native.click()
+    qtbot.waitUntil(
+        lambda: dock.session.pace is not None and dock.session.pace.stage.startswith("student"), timeout=WAIT_MS
+    )
+    assert dock.progress.visible and not dock.slide.enabled
+    dock.run_button.native.click()
+    assert dock.run_button.text == "Cancelling…" and not dock.run_button.enabled
+    qtbot.waitUntil(lambda: not dock.session.busy, timeout=WAIT_MS)
+    assert dock.session.state is State.IDLE and not ours(viewer, role="attention")
+    assert not dock.progress.visible and dock.run_button.text == "Run" and dock.slide.enabled
+    with pytest.raises(Exception, match="closed"):
+        slow.slides[0].read_level(0, 0, 0, 10, 10)
+    _run(dock, qtbot)
+    assert dock.session.state is State.DONE
+
+
+def test_escape_cancels(make_dock: MakeDock, slide_path: Path, slow: Slow, qtbot: Any) -> None:
+    from qtpy.QtCore import Qt
+
+    from napari_lrmil.plugin.session import Session, State
+
+    dock = make_dock(slide_path, Session(open_slide=slow))
+    dock.run_button.native.click()
+    qtbot.waitUntil(lambda: dock.session.pace is not None, timeout=WAIT_MS)
+    dock.window().activateWindow()
+    qtbot.waitUntil(dock.isActiveWindow, timeout=5000)
+    qtbot.keyClick(dock, Qt.Key.Key_Escape)
+    assert dock.session.state is State.CANCELLING
+    qtbot.waitUntil(lambda: not dock.session.busy, timeout=WAIT_MS)
+
+
+def test_closing_the_window_during_a_run_ends_it(
+    make_dock: MakeDock, viewer: Any, slide_path: Path, slow: Slow, qtbot: Any
+) -> None:
+    from napari_lrmil.plugin.session import Session
+
+    session = Session(open_slide=slow)
+    dock = make_dock(slide_path, session)
+    dock.run_button.native.click()
+    qtbot.waitUntil(lambda: session.pace is not None, timeout=WAIT_MS)
+    run = dock._run
+    del dock
+    viewer.close()
+    gc.collect()
+    qtbot.waitUntil(lambda: run.wait(0), timeout=WAIT_MS)
+    assert session.prediction is None
+    with pytest.raises(Exception, match="closed"):
+        slow.slides[0].read_level(0, 0, 0, 10, 10)
+
+
+def test_what_cannot_work_is_not_enabled_and_says_why(
+    make_dock: MakeDock, viewer: Any, tmp_path: Path, qtbot: Any
+) -> None:
+    dock = make_dock(None)
+    assert not dock.run_button.enabled and "slide" in dock.run_button.tooltip
+    coarse = write_tiff(tmp_path / "coarse.tif", speckled(600, 400), (1.0,), mpp=(4.0, 4.0))
+    add(viewer, read_slides(coarse))
+    qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=5000)
+    assert not dock.run_button.enabled and "too coarse for the student" in dock.run_button.tooltip
+    assert one_sentence(Exception(dock.note.text())) and dock.note.isVisible()
+    assert not dock.beside.enabled and "too coarse for the teacher" in dock.beside.tooltip
+    from napari_lrmil.plugin.session import DEVICES
+
+    items = dock.device.native.model()
+    there = [items.item(row).isEnabled() for row in range(len(DEVICES))]
+    assert there[:2] == [True, True] and there[2] == torch.cuda.is_available()
+
+
+def test_a_failure_is_one_sentence_in_the_dock(make_dock: MakeDock, viewer: Any, tmp_path: Path, qtbot: Any) -> None:
+    empty = write_tiff(tmp_path / "empty.tif", glass(1280, 1000), (1.0, 4.0), mpp=(0.5, 0.5))
+    dock = make_dock(empty)
+    _run(dock, qtbot)
+    assert "no LR patch with enough tissue" in dock.note.text() and one_sentence(Exception(dock.note.text()))
+    assert not ours(viewer, role="attention") and dock.run_button.enabled
+
+
+def test_the_dock_says_research_use_only_and_follows_the_slides(
+    make_dock: MakeDock, viewer: Any, slide_path: Path, qtbot: Any
+) -> None:
+    from qtpy.QtWidgets import QLabel
+
+    dock = make_dock(slide_path)
+    footer = dock.findChild(QLabel, "footer")
+    assert footer.text() == RESEARCH_USE and footer.isVisible()
+    viewer.layers.clear()
+    qtbot.waitUntil(lambda: dock.session.slide is None, timeout=5000)
+    assert not dock.run_button.enabled
+
+
+def test_napari_draws_every_level_at_the_same_place(viewer: Any, tmp_path: Path, qtbot: Any) -> None:
+    from test_layers import plant
+
+    planted = plant((0.5, 0.5))
+    [layer] = add(viewer, slide_layers(fake_slide(tmp_path, planted.fake), underlay=False))
+    viewer.reset_view()
+    centres = [_drawn_centre(viewer, layer, level) for level in range(len(layer.data))]
+    per_pixel = viewer.camera.zoom * 0.5  # screen pixels per level-0 pixel
+    for centre in centres[1:]:
+        assert np.abs(centre - centres[0]).max() < max(1.0, per_pixel)
+
+
+def _drawn_centre(viewer: Any, layer: Any, level: int) -> Any:
+    layer.locked_data_level = level
+    picture = viewer.screenshot(flash=False).astype(int)
+    dark = (np.abs(picture[..., :3] - (60, 20, 80)).sum(axis=2)) < 90
+    assert dark.sum() > 100
+    return np.argwhere(dark).mean(axis=0)

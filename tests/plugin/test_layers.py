@@ -1,0 +1,141 @@
+"""Where things lie in napari's world: µm from the slide's level-0 corner, whatever the resolution, bounds and level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from core.fake_slides import GLASS, TISSUE, DarknessBundle, FakeSlide, fake_slide, resolution
+from napari_lrmil.core.geometry import Mpp
+from napari_lrmil.core.predict import Prediction, predict
+from napari_lrmil.plugin.layers import attention_layers, placement, slide_layers
+
+DARK = (60, 20, 80)
+LR_UM = 128.0  # of DarknessBundle
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A dark square on tissue: the slide, and where the square's centre lies in µm, x then y."""
+
+    fake: FakeSlide
+    centre_um: tuple[float, float]
+    mpp: tuple[float, float]
+
+
+def plant(mpp: tuple[float, float], origin: tuple[int, int] = (0, 0)) -> Planted:
+    """Return 0.6 x 0.4 mm of tissue with a square of 90 µm within one LR patch; `origin` is where the scan begins."""
+    width, height = round(600 / mpp[0]), round(400 / mpp[1])
+    x, y = (round(v / m) for v, m in zip((3 * LR_UM + 15, LR_UM + 22), mpp, strict=True))
+    w, h = (round(90 / m) for m in mpp)
+    base = np.full((height + origin[1], width + origin[0], 3), GLASS, np.uint8)
+    base[origin[1] :, origin[0] :] = TISSUE
+    base[origin[1] + y : origin[1] + y + h, origin[0] + x : origin[0] + x + w] = DARK
+    properties = resolution(*mpp)
+    if origin != (0, 0):
+        names = ("bounds-x", "bounds-y", "bounds-width", "bounds-height")
+        sizes = (*origin, width, height)
+        properties |= {f"openslide.{name}": str(v) for name, v in zip(names, sizes, strict=True)}
+    centre = ((origin[0] + x + w / 2) * mpp[0], (origin[1] + y + h / 2) * mpp[1])
+    return Planted(FakeSlide(base, (1.0, 4.0, 8.02), properties), centre, mpp)
+
+
+CASES = {
+    "20x": ((0.5, 0.5), (0, 0)),
+    "40x": ((0.25, 0.25), (0, 0)),
+    "0.2649": ((0.2649, 0.2649), (0, 0)),
+    "bounds": ((0.5, 0.5), (301, 77)),
+    "oblong pixels": ((0.5, 0.46), (0, 0)),
+}
+
+
+@pytest.fixture(scope="module", params=list(CASES))
+def planted(request: pytest.FixtureRequest) -> Planted:
+    return plant(*CASES[request.param])
+
+
+def _layer(made: Any) -> Any:
+    from napari.layers import Image
+
+    data, options, _ = made
+    return Image(data, **options)
+
+
+def _prediction(folder: Path, planted: Planted, teacher: str = "all") -> Prediction:
+    with fake_slide(folder, planted.fake) as slide:
+        *_, last = predict(slide, DarknessBundle(), device=torch.device("cpu"), teacher=teacher)  # type: ignore[arg-type]  # a stand-in
+    result: Prediction = last.result  # type: ignore[union-attr]  # the last event carries it
+    return result
+
+
+def test_placement_puts_a_corner_not_a_centre_at_the_given_pixel() -> None:
+    placed = placement((100, 40), (8, 4), Mpp(0.5, 0.25))
+    assert placed["scale"] == (1.0, 4.0)
+    assert placed["translate"] == (10.5, 52.0)
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_attention_peaks_on_the_square_within_half_an_lr_patch(planted: Planted, side: Any, tmp_path: Path) -> None:
+    layer = _layer(attention_layers(_prediction(tmp_path, planted), 0.5, None)[side])
+    x, y = planted.centre_um
+    peak = np.unravel_index(np.nanargmax(layer.data), layer.data.shape)
+    world_y, world_x = layer.data_to_world(peak)
+    assert abs(world_x - x) <= LR_UM / 2 and abs(world_y - y) <= LR_UM / 2
+    if side == "student":
+        assert tuple(np.round(layer.world_to_data((y, x))).astype(int)) == peak
+
+
+def test_every_level_of_the_slide_shows_the_square_at_its_place(planted: Planted, tmp_path: Path) -> None:
+    layer = _layer(slide_layers(fake_slide(tmp_path, planted.fake), underlay=False)[0])
+    assert len(layer.data) > 2
+    for level, factor in zip(layer.data, layer.downsample_factors, strict=True):
+        # napari draws pixel i of a level over [i, i + 1] * factor - 0.5 of the finest level's pixels
+        at = (_centroid(np.asarray(level)) + 0.5) * factor[:2] - 0.5
+        world = layer.data_to_world(at)
+        assert world == pytest.approx(planted.centre_um[::-1], abs=min(planted.mpp))
+
+
+def test_the_underlay_lies_where_the_slide_lies(planted: Planted, tmp_path: Path) -> None:
+    under, over = (_layer(m) for m in slide_layers(fake_slide(tmp_path, planted.fake), underlay=True))
+    assert under.data_to_world(_centroid(np.asarray(under.data))) == pytest.approx(
+        planted.centre_um[::-1], abs=min(planted.mpp)
+    )
+    half_under, half_over = (np.asarray(layer.scale) / 2 for layer in (under, over))
+    first, last = under.extent.world, over.extent.world
+    assert first[0] - half_under == pytest.approx(last[0] - half_over, abs=1e-6)
+    assert first[1] + half_under == pytest.approx(last[1] + half_over, abs=1e-6)
+
+
+def _centroid(pixels: Any) -> Any:
+    """Return row and column of the middle of what is darker than tissue, weighted, so that blurred edges count right."""
+    darkness = np.clip((TISSUE[0] - pixels[..., 0].astype(float)) / (TISSUE[0] - DARK[0]), 0, 1)
+    darkness[darkness < 0.04] = 0  # rounding
+    rows, columns = np.indices(darkness.shape)
+    return np.array([(rows * darkness).sum(), (columns * darkness).sum()]) / darkness.sum()
+
+
+def test_attention_is_that_of_the_prediction_and_both_maps_share_their_colours(tmp_path: Path) -> None:
+    prediction = _prediction(tmp_path, plant((0.5, 0.5)))
+    made = attention_layers(prediction, 0.5, None)
+    student, teacher = made["student"], made["teacher"]
+    assert np.nansum(student[0]) / len(prediction.student.attention) == pytest.approx(1, abs=1e-5)
+    assert student[1]["contrast_limits"] == teacher[1]["contrast_limits"]
+    assert student[1]["colormap"] == teacher[1]["colormap"]
+    assert student[1]["units"] == teacher[1]["units"] == ("um", "um")
+
+
+def test_off_the_tissue_there_is_no_colour(tmp_path: Path) -> None:
+    planted = plant((0.5, 0.5))
+    planted.fake.levels[0][:, :300] = GLASS
+    for level, downsample in zip(planted.fake.levels[1:], planted.fake.downsamples[1:], strict=True):
+        level[:, : int(300 / downsample)] = GLASS
+    prediction = _prediction(tmp_path, planted)
+    layer = _layer(attention_layers(prediction, 0.5, None)["teacher"])
+    assert np.isnan(layer.world_to_data((200.0, 20.0))).sum() == 0
+    assert layer.extent.world[0][1] > 100
+    assert layer.colormap.map(np.array([np.nan]))[0, 3] == 0

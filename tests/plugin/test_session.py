@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.fake_slides import one_sentence
+from napari_lrmil.core.bundle import Bundle
+from napari_lrmil.core.events import Caution, Event, Failed, Finished, Progress
+from napari_lrmil.plugin.session import Session, SlideChoice, State
+
+PATH = Path("slide.tif")
+
+
+class Clock:
+    """A clock that goes on when told."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def session(bundle: Bundle) -> Session:
+    ready = Session()
+    ready.offer([SlideChoice("slide", PATH, 0.5)])
+    ready.choose_bundle(bundle.path)
+    return ready
+
+
+def test_it_needs_neither_qt_nor_napari() -> None:
+    blocked = "import sys; sys.modules.update(dict.fromkeys(('qtpy', 'napari', 'magicgui')))"
+    code = f"{blocked}; from napari_lrmil.plugin.session import Session; assert Session().run_blocked_by"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_it_says_what_is_missing_before_a_run(bundle: Bundle) -> None:
+    session = Session()
+    assert "slide" in session.run_blocked_by
+    session.offer([SlideChoice("slide", PATH, 0.5)])
+    assert "model" in session.run_blocked_by
+    session.choose_bundle(bundle.path)
+    assert session.run_blocked_by == ""
+    session.offer([SlideChoice("slide", PATH, 2.5)])
+    assert "too coarse for the student" in session.run_blocked_by
+    with pytest.raises(RuntimeError, match="too coarse"):
+        session.start()
+
+
+def test_a_broken_model_is_told_in_one_sentence_and_not_chosen(session: Session, tmp_path: Path) -> None:
+    told: list[str] = []
+    session.failed.connect(told.append)
+    session.choose_bundle(tmp_path)
+    assert session.bundle is None and len(told) == 1
+    assert one_sentence(Exception(told[0]))
+    assert session.run_blocked_by == told[0]
+
+
+def test_the_teacher_is_barred_on_a_slide_too_coarse_for_it(session: Session) -> None:
+    session.choose_beside(True)
+    assert session.runs_teacher
+    session.offer([SlideChoice("coarse", PATH, 1.0)])
+    assert "too coarse for the teacher" in session.teacher_blocked_by
+    assert session.run_blocked_by == "" and not session.runs_teacher
+    session.start()
+    assert "Only the student runs" in session.cautions[0]
+
+
+def test_the_chosen_slide_stays_chosen_while_it_is_there(session: Session) -> None:
+    first, second = SlideChoice("a", Path("a"), 0.5), SlideChoice("b", Path("b"), 0.5)
+    session.offer([first, second])
+    session.choose_slide(first)
+    session.offer([first, second, SlideChoice("c", Path("c"), 0.5)])
+    assert session.slide == first
+    session.offer([])
+    assert session.slide is None
+
+
+def test_events_become_state(bundle: Bundle) -> None:
+    clock = Clock()
+    session = Session(clock=clock)
+    session.offer([SlideChoice("slide", PATH, 0.5)])
+    session.choose_bundle(bundle.path)
+    session.start()
+    session.handle(Progress("student (LR)", 0, 100))
+    clock.now = 10.0
+    session.handle(Progress("student (LR)", 25, 100))
+    assert session.pace is not None
+    assert session.pace.text == "student (LR) · 25% · 30 s left"
+    session.handle(Caution("colours differ"))
+    assert session.cautions == ("colours differ",)
+    done: list[Any] = []
+    session.finished.connect(done.append)
+    session.handle(Finished("a prediction"))
+    session.end()
+    assert session.state is State.DONE and done == ["a prediction"] and session.pace is None
+
+
+def test_after_a_cancel_nothing_arrives_and_a_new_run_can_start(session: Session) -> None:
+    done: list[Any] = []
+    session.finished.connect(done.append)
+    session.start()
+    session.cancel()
+    session.handle(Finished("late"))
+    assert session.state is State.CANCELLING and session.busy
+    session.end()
+    assert session.state is State.IDLE and done == [] and session.prediction is None
+    session.start()
+    assert session.state is State.RUNNING
+
+
+def test_a_failure_is_told_and_the_session_stays_usable(session: Session) -> None:
+    told: list[str] = []
+    session.failed.connect(told.append)
+    session.start()
+    session.handle(Failed("no tissue"))
+    session.end()
+    assert session.state is State.FAILED and told == ["no tissue"] and session.message == "no tissue"
+    session.start()
+    assert session.message == ""
+
+
+def test_work_that_ends_without_a_word_is_a_failure(session: Session) -> None:
+    session.start()
+    session.end()
+    assert session.state is State.FAILED and "without a result" in session.message
+
+
+def test_a_run_gives_events_and_writes_where_asked(bundle: Bundle, slide_path: Path, tmp_path: Path) -> None:
+    session = Session(out=tmp_path)
+    session.offer([SlideChoice("slide", slide_path, 0.5)])
+    session.choose_bundle(bundle.path)
+    events: Iterator[Event] = session.start()()
+    *_, last = events
+    assert isinstance(last, Finished)
+    assert (tmp_path / "tissue" / "prediction.json").is_file()

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.events import Event, Failed, Finished, Progress
+from napari_lrmil.plugin.worker import Run, pump
+
+
+def _collect(work: Any) -> list[Event]:
+    got: list[Event] = []
+    pump(work, threading.Event(), got.append)
+    return got
+
+
+def test_events_pass_in_order() -> None:
+    assert _collect(lambda: iter_of(Progress("a", 1, 2), Finished(3))) == [Progress("a", 1, 2), Finished(3)]
+
+
+def iter_of(*events: Event) -> Iterator[Event]:
+    yield from events
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (LrmilError("slide.svs: no tissue"), "slide.svs: no tissue"),
+        (RuntimeError("CUDA error"), "RuntimeError: CUDA error"),
+    ],
+)
+def test_every_exception_becomes_a_failure(error: Exception, said: str) -> None:
+    def work() -> Iterator[Event]:
+        yield Progress("a", 0, 1)
+        raise error
+
+    *_, last = _collect(work)
+    assert isinstance(last, Failed) and last.message.startswith(said) and last.error is error
+
+
+def test_work_that_cannot_even_begin_is_a_failure() -> None:
+    def work() -> Iterator[Event]:
+        raise LrmilError("no such slide")
+
+    assert _collect(work) == [Failed("no such slide")]
+
+
+def test_a_cancelled_run_closes_its_work_and_passes_nothing_on() -> None:
+    cancelled, closed, got = threading.Event(), threading.Event(), []
+
+    def work() -> Iterator[Event]:
+        try:
+            yield Progress("a", 0, 2)
+            cancelled.set()
+            yield Finished("late")
+        finally:
+            closed.set()
+
+    pump(work, cancelled, got.append)
+    assert closed.is_set() and got == [Progress("a", 0, 2)]
+
+
+def test_events_arrive_in_the_windows_thread_and_the_end_is_told_once(qtbot: Any) -> None:
+    from qtpy.QtCore import QObject
+
+    parent, threads, ends = QObject(), [], []
+    run = Run(
+        lambda: iter_of(Finished(1)),
+        lambda _: threads.append(threading.current_thread()),
+        lambda: ends.append(1),
+        parent,
+    )
+    run.start()
+    qtbot.waitUntil(lambda: bool(ends), timeout=5000)
+    assert threads == [threading.main_thread()] and ends == [1]
+    assert run.wait(5)
+
+
+def test_the_work_ends_when_its_window_goes(qtbot: Any) -> None:
+    from qtpy.QtCore import QObject
+
+    parent, going, told = QObject(), threading.Event(), []
+
+    def work() -> Iterator[Event]:
+        while True:
+            going.wait(0.01)
+            yield Progress("a", 0, 1)
+
+    run = Run(work, told.append, lambda: told.append(None), parent)
+    run.start()
+    qtbot.waitUntil(lambda: len(told) > 2, timeout=5000)
+    parent.deleteLater()
+    del parent
+    qtbot.waitUntil(lambda: run.wait(0), timeout=5000)
+    assert None not in told

@@ -1,0 +1,242 @@
+"""The command line: what it writes, and one clear sentence with the right exit code for every bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from networks import untrained_bundle
+
+from napari_lrmil import cli
+from napari_lrmil.core.phantom import LESION, NORMAL, PhantomSlide, write_pyramid, write_slide
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
+    """Return a function that runs the command line in this process: exit code, standard output, standard error."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["napari-lrmil", *map(str, words)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capfd.readouterr()
+        return int(end.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of an untrained bundle."""
+    return untrained_bundle(tmp_path_factory.mktemp("bundle")).path
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a small phantom slide."""
+    return write_slide(tmp_path_factory.mktemp("slide"), PhantomSlide("phantom", LESION, 5, (1536, 1024)))
+
+
+def one_sentence(err: str) -> bool:
+    """Return whether an error is told in one line, without a traceback."""
+    return "Traceback" not in err and len([line for line in err.splitlines() if line.strip()]) == 1
+
+
+def test_predict_writes_everything(call: Call, slide: Path, bundle: Path, tmp_path: Path) -> None:
+    """The files that DESIGN names, the table, and nothing under a temporary name."""
+    code, out, _ = call("predict", slide, "--bundle", bundle, "--out", tmp_path, "--teacher", "all", "--device", "cpu")
+    assert code == 0
+    assert "phantom.tif" in out
+    assert {p.name for p in (tmp_path / "phantom").iterdir()} == {
+        "prediction.json",
+        "attention.h5",
+        "teacher_attention.h5",
+        "agreement.json",
+        "overlay.png",
+    }
+    with (tmp_path / "predictions.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    stored = json.loads((tmp_path / "phantom" / "prediction.json").read_text())
+    assert float(row["probability_lesion"]) == pytest.approx(stored["probabilities"]["lesion"], abs=1e-6)
+
+
+def test_info_tells_resolution_and_its_source(call: Call, slide: Path) -> None:
+    """JSON for scripts, lines for people."""
+    code, out, _ = call("info", slide, "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["mpp"] == [0.5, 0.5]
+    assert facts["mpp source"] == "openslide"
+    assert "1536 x 1024" in call("info", slide)[1]
+
+
+def _not_a_slide(folder: Path) -> Path:
+    path = folder / "text.svs"
+    path.write_text("not a slide")
+    return path
+
+
+def _truncated(folder: Path) -> Path:
+    whole = write_slide(folder, PhantomSlide("whole", NORMAL, 1, (768, 512)))
+    path = folder / "truncated.tif"
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    return path
+
+
+def _no_mpp(folder: Path) -> Path:
+    import tifffile
+
+    path = folder / "no_mpp.tif"
+    tifffile.imwrite(path, np.full((512, 768, 3), 200, np.uint8), tile=(256, 256), photometric="rgb", metadata=None)
+    return path
+
+
+def _glass(folder: Path) -> Path:
+    path = folder / "glass.tif"
+    write_pyramid(path, np.full((1024, 1536, 3), 242, np.uint8), 0.5)
+    return path
+
+
+def _too_coarse(folder: Path) -> Path:
+    path = folder / "coarse.tif"
+    write_pyramid(path, np.full((512, 768, 3), 180, np.uint8), 8.0)
+    return path
+
+
+BAD_SLIDES = [
+    (_not_a_slide, "not a slide that OpenSlide can open"),
+    (_truncated, "cut short"),
+    (_no_mpp, "pass --mpp"),
+    (_glass, "no LR patch with enough tissue"),
+    (_too_coarse, "too coarse for the student"),
+    (lambda folder: folder / "absent.svs", "no such file"),
+]
+
+
+@pytest.mark.parametrize(("make", "said"), BAD_SLIDES)
+def test_bad_slides_are_listed_with_their_reason(
+    call: Call, bundle: Path, tmp_path: Path, make: Callable[[Path], Path], said: str
+) -> None:
+    """Exit code 3, one line in ``failures.csv``, one sentence on the screen, nothing half-written."""
+    path = make(tmp_path)
+    code, _, err = call("predict", path, "--bundle", bundle, "--out", tmp_path / "out", "--device", "cpu")
+    assert code == 3
+    assert said in err
+    assert one_sentence(err)
+    with (tmp_path / "out" / "failures.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["slide"] == path.name
+    assert said in row["reason"]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"failures.csv"}
+
+
+def test_teacher_needs_a_fine_scan(call: Call, bundle: Path, tmp_path: Path) -> None:
+    """A 5x scan has a student, but no teacher, and says so."""
+    path = tmp_path / "five.tif"
+    write_pyramid(path, np.random.default_rng(0).integers(90, 230, (768, 1024, 3)).astype(np.uint8), 2.0)
+    assert call("predict", path, "--bundle", bundle, "--out", tmp_path / "a", "--device", "cpu")[0] == 0
+    code, _, err = call("predict", path, "--bundle", bundle, "--out", tmp_path / "b", "--teacher", "all")
+    assert code == 3
+    assert "too coarse for the teacher" in err
+
+
+def test_no_mpp_is_mended_by_the_option_that_the_error_names(call: Call, bundle: Path, tmp_path: Path) -> None:
+    """The same slide opens once its resolution is given."""
+    path = _no_mpp(tmp_path)
+    assert "not known" in call("info", path)[1]
+    code, out, _ = call("info", path, "--mpp", "0.5", "--json")
+    assert code == 0
+    assert json.loads(out)["mpp source"] == "override"
+
+
+def test_one_bad_slide_stops_nobody(call: Call, slide: Path, bundle: Path, tmp_path: Path) -> None:
+    """The good slide is predicted, the bad one is listed, the exit code says that some failed."""
+    bad = _not_a_slide(tmp_path)
+    code, _, _ = call("predict", bad, slide, "--bundle", bundle, "--out", tmp_path / "out", "--device", "cpu")
+    assert code == 3
+    assert (tmp_path / "out" / "phantom" / "prediction.json").exists()
+    assert (tmp_path / "out" / "failures.csv").exists()
+
+
+def test_a_damaged_bundle_is_a_wrong_call(call: Call, slide: Path, tmp_path: Path) -> None:
+    """Another schema version, and weights that do not match their hash: exit code 2 and nothing written."""
+    folder = untrained_bundle(tmp_path / "bundle").path
+    weights = folder / "student.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    code, _, err = call("predict", slide, "--bundle", folder, "--out", tmp_path / "out")
+    assert (code, one_sentence(err)) == (2, True)
+    assert "does not match the hash" in err
+    card = json.loads((folder / "lrmil.json").read_text())
+    (folder / "lrmil.json").write_text(json.dumps(card | {"schema_version": 99}))
+    code, _, err = call("predict", slide, "--bundle", folder, "--out", tmp_path / "out")
+    assert (code, one_sentence(err)) == (2, True)
+    assert "schema version 99" in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (["absent.tif,p1,normal,train"], "are not there"),
+        (["{slide},p1,normal,dev"], "unknown split 'dev'"),
+        (["{slide},p1,normal,train"], "normal only"),
+        (["{slide},p1,normal,train", "{other},p1,lesion,val"], "patient p1 is in train and val"),
+    ],
+)
+def test_unusable_cohorts_are_wrong_calls(call: Call, slide: Path, tmp_path: Path, rows: list[str], said: str) -> None:
+    """Exit code 2, one sentence, no run folder."""
+    other = tmp_path / "other.tif"
+    other.touch()
+    table = tmp_path / "cohort.csv"
+    table.write_text("\n".join(["slide,patient,label,split", *rows]).format(slide=slide, other=other))
+    code, _, err = call("train", table, "--out", tmp_path / "run")
+    assert (code, one_sentence(err)) == (2, True)
+    assert said in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_device_and_choice(call: Call, slide: Path, bundle: Path, tmp_path: Path) -> None:
+    """What there is on this machine is listed."""
+    code, _, err = call("predict", slide, "--bundle", bundle, "--out", tmp_path, "--device", "tpu")
+    assert (code, one_sentence(err)) == (2, True)
+    assert "here: auto, cpu" in err
+    code, _, err = call("predict", slide, "--bundle", bundle, "--out", tmp_path, "--teacher", "some")
+    assert (code, one_sentence(err)) == (2, True)
+    assert "none or all" in err
+
+
+def test_phantom_and_features(call: Call, tmp_path: Path) -> None:
+    """A phantom cohort and its features in TRIDENT's layout; a second call finds them there."""
+    code, out, _ = call("phantom", tmp_path / "cohort", "--slides", 3, "--size", "1024x768", "--seed", 4)
+    assert code == 0
+    from napari_lrmil.core.encoders import save_encoder
+    from networks import untrained_encoder
+
+    weights = tmp_path / "untrained.safetensors"
+    save_encoder(weights, untrained_encoder())
+    words = ("features", tmp_path / "cohort" / "cohort.csv", "--encoder", weights, "--patch-px", 128, "--out", tmp_path / "f")
+    code, out, _ = call(*words)
+    assert (code, "3 of 3 slides" in out) == (0, True)
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "f").rglob("*.h5")}
+    assert {p.parent.name for p in made} == {"features_untrained"}
+    assert {p.parent.parent.name for p in made} == {"20x_128px_0px_overlap"}
+    assert call(*words)[0] == 0
+    assert made == {p: p.stat().st_mtime_ns for p in made}
+
+
+@pytest.mark.parametrize("size", ["4096", "0x3", "axb"])
+def test_impossible_phantom_size(call: Call, tmp_path: Path, size: str) -> None:
+    """A size is width x height."""
+    code, _, err = call("phantom", tmp_path / "c", "--size", size)
+    assert code == 2
+    assert "width x height" in " ".join(err.replace("│", " ").split())
