@@ -21,7 +21,7 @@ from lrmil_training.pretrain import PretrainConfig, pretrain
 from lrmil_training.run import METRICS, train
 from napari_lrmil.cli import follow
 from napari_lrmil.core.bundle import SHIPPED
-from napari_lrmil.core.embed import resolve_device
+from napari_lrmil.core.embed import leave_a_core, resolve_device
 from napari_lrmil.core.encoders import EncoderSpec
 from napari_lrmil.core.events import Event, Finished
 from napari_lrmil.core.phantom import make_cohort
@@ -43,6 +43,7 @@ def main() -> None:
     p.add_argument("--ship", action="store_true", help="copy the bundle into the package")
     args = p.parse_args()
     began = time.process_time()
+    leave_a_core()
     device = resolve_device("cpu")
     encoder = args.out / f"{SPEC.name}.safetensors"
     if not encoder.exists():

@@ -20,6 +20,8 @@ from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Caution, Event, Failed, Finished, Metric, Progress, StageDone
 
 if TYPE_CHECKING:
+    import torch
+
     from napari_lrmil.core.predict import Prediction
 
 app = typer.Typer(
@@ -106,10 +108,9 @@ def predict(
 ) -> None:
     """Run the LR student on slides: probabilities, attention, overlay. One bad slide stops nobody."""
     from napari_lrmil.core.bundle import Bundle
-    from napari_lrmil.core.embed import resolve_device
     from napari_lrmil.core.predict import require_choice
 
-    model, chosen = Bundle(bundle), resolve_device(device)
+    model, chosen = Bundle(bundle), _device(device)
     require_choice(teacher)
     _ = model.student, model.teacher if teacher != "none" else None  # a broken bundle is no slide's fault: load it now
     done: list[Prediction] = []
@@ -240,10 +241,9 @@ def features(
     from lrmil_training.cohort import read_cohort
     from lrmil_training.features import FeatureRequest, find_encoder, make_features
     from lrmil_training.run import write_failures
-    from napari_lrmil.core.embed import resolve_device
     from napari_lrmil.core.geometry import PatchPlan
 
-    table, loaded, chosen = read_cohort(cohort), find_encoder(encoder), resolve_device(device)
+    table, loaded, chosen = read_cohort(cohort), find_encoder(encoder), _device(device)
     plan = PatchPlan(hr_mpp=mpp, lr_mpp=mpp, hr_patch_px=patch_px, lr_patch_px=patch_px)
     network = loaded.encoder.to(chosen)
     request = FeatureRequest(network, loaded.spec.name, loaded.sha256, plan, high=False, folder=folder)
@@ -269,10 +269,9 @@ def train(
     """Train teacher and student through both distillation stages, evaluate, and write a bundle."""
     from lrmil_training.config import load_config
     from lrmil_training.run import train as run
-    from napari_lrmil.core.embed import resolve_device
 
     resolved = load_config(config, settings or ())
-    where = follow(run(cohort, folder, resolved, resolve_device(device)), "train", quiet=False)
+    where = follow(run(cohort, folder, resolved, _device(device)), "train", quiet=False)
     out.print(f"metrics, checkpoints and bundle -> {where}", highlight=False, soft_wrap=True)
 
 
@@ -306,6 +305,14 @@ def demo(
     picture = launch(folder, slide, bundle, headless)
     if picture is not None:
         out.print(f"picture -> {picture}", highlight=False, soft_wrap=True)
+
+
+def _device(name: str) -> torch.device:
+    """Return the device to work on; one core stays free for everything else."""
+    from napari_lrmil.core.embed import leave_a_core, resolve_device
+
+    leave_a_core()
+    return resolve_device(name)
 
 
 # ---------------------------------------------------------------- events

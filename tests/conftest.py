@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ def _no_window_left() -> Iterator[None]:
     """Fail a test that leaves a window, or one of our widgets without a parent; Qt is not loaded to find out."""
     before = _windows()
     yield
+    if any(widget not in before for widget in _windows()):
+        gc.collect()  # a removed dock without a parent lives until its reference cycle is found
     left = [repr(widget) for widget in _windows() if widget not in before]
     assert not left, f"left after the test: {', '.join(left)}"
 

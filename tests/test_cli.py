@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from networks import untrained_bundle
 
 from napari_lrmil import cli
 from napari_lrmil.core.phantom import LESION, NORMAL, PhantomSlide, write_pyramid, write_slide
+from networks import untrained_bundle
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -224,7 +224,8 @@ def test_phantom_and_features(call: Call, tmp_path: Path) -> None:
 
     weights = tmp_path / "untrained.safetensors"
     save_encoder(weights, untrained_encoder())
-    words = ("features", tmp_path / "cohort" / "cohort.csv", "--encoder", weights, "--patch-px", 128, "--out", tmp_path / "f")
+    table = tmp_path / "cohort" / "cohort.csv"
+    words = ("features", table, "--encoder", weights, "--patch-px", 128, "--out", tmp_path / "f")
     code, out, _ = call(*words)
     assert (code, "3 of 3 slides" in out) == (0, True)
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "f").rglob("*.h5")}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from napari_lrmil.core.errors import BagError
 from napari_lrmil.core.files import whole
-from napari_lrmil.core.geometry import Int64, Lattice, Mpp
+from napari_lrmil.core.geometry import Int64, Lattice, Mpp, footprint_um, nominal_magnification
 
 Features = NDArray[np.float32]
 
@@ -62,7 +62,7 @@ class BagOrigin:
     @property
     def patch_um(self) -> float:
         """Side of a patch in µm, as it really is on this slide."""
-        return self.patch_level0[0] * self.mpp0
+        return footprint_um(self.patch_level0, self.mpp0)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def coords_attributes(origin: BagOrigin) -> dict[str, Any]:
     theirs = {
         "patch_size": origin.patch_px,
         "patch_size_level0": origin.patch_level0[0],
-        "level0_magnification": round(10 / origin.mpp0),
+        "level0_magnification": nominal_magnification(origin.mpp0),
         "target_magnification": 10 / origin.target_mpp,
         "overlap": 0,
         "level0_width": width,
@@ -160,7 +160,7 @@ def read_bag(path: Path) -> Bag:
             layers = {name: np.asarray(file["layers"][name]) for name in file.get("layers", ())}
             origin = _origin(dict(file["coords"].attrs))
             return Bag(np.asarray(file["features"]), np.asarray(file["coords"]), origin, layers)
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, ValueError, TypeError, IndexError) as error:
         raise BagError(path, f"not a readable feature file ({error}); delete it and make the features again") from error
 
 

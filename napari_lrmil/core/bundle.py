@@ -22,7 +22,7 @@ from napari_lrmil.core.encoders import (
     half_tensors,
     load_weights,
 )
-from napari_lrmil.core.errors import BundleError, EncoderError
+from napari_lrmil.core.errors import BundleError, EncoderError, GeometryError
 from napari_lrmil.core.files import whole, write_json, write_text
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.mil import GatedAttentionMil
@@ -59,8 +59,8 @@ class Card(BaseModel):
     student_input_px: int | None = None  # side to which LR patches are enlarged before encoding; None: as read
     normalisation: str = "RGB, x / 127.5 - 1, inside the encoder"
     tissue: TissueConfig = TissueConfig()  # the mask that training used
-    temperature: float | None = None  # divides the student's logits; None: not calibrated
-    teacher_temperature: float | None = None
+    temperature: float | None = Field(None, gt=0)  # divides the student's logits; None: not calibrated
+    teacher_temperature: float | None = Field(None, gt=0)
     student: NetworkCard
     teacher: NetworkCard | None = None
     cohort: dict[str, Any] = Field(default_factory=dict)  # where it was trained: counts per split and class
@@ -114,13 +114,20 @@ class Bundle:
 
     @property
     def sha256(self) -> str:
-        """Hash over the hashes of the weights: tells this model from any other."""
-        return hashlib.sha256(json.dumps(self.card.hashes, sort_keys=True).encode()).hexdigest()
+        """Hash over the weights' hashes and all else that inference depends on: tells this model from any other."""
+        told = self.card.model_dump(mode="json", exclude={"metrics", "cohort", "version"})
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     @property
     def has_teacher(self) -> bool:
         """Whether the bundle brings its HR teacher."""
         return self.card.teacher is not None
+
+    def require_teacher(self) -> NetworkCard:
+        """Return the teacher's card; raise `BundleError` where the bundle brings none."""
+        if self.card.teacher is None:
+            raise BundleError(self.path, "teacher", "the bundle brings no teacher; run without --teacher")
+        return self.card.teacher
 
     @cached_property
     def student(self) -> StudentNetwork:
@@ -146,9 +153,7 @@ class Bundle:
         BundleError
             Where the bundle has none, or its weights are missing, do not match their hash, or do not fit.
         """
-        card = self.card.teacher
-        if card is None:
-            raise BundleError(self.path, "teacher", "the bundle brings no teacher; run without --teacher")
+        card = self.require_teacher()
         encoder = build_encoder(card.encoder)
         network = TeacherNetwork(encoder, GatedAttentionMil(card.dim, len(self.card.classes), card.hidden))
         self._fill(network, TEACHER)
@@ -156,9 +161,9 @@ class Bundle:
 
     def _fill(self, network: nn.Module, file: str) -> None:
         try:
-            load_weights(network, self.tensors(file), self.path / file)
+            load_weights(network, self.tensors(file))
         except EncoderError as error:
-            raise BundleError(self.path, file, str(error)) from error
+            raise BundleError(self.path, file, f"{file}: {error}; the bundle is damaged, copy it again") from error
         network.eval().requires_grad_(False)
 
     def tensors(self, file: str) -> dict[str, Tensor]:
@@ -178,10 +183,11 @@ class Bundle:
 def find_bundle(where: str | Path) -> Path:
     """Return the folder of a bundle given as a folder or as the name of a shipped one."""
     path = Path(where)
+    for folder in (path, SHIPPED / path):  # a folder that only happens to be called like a shipped bundle is none
+        if (folder / CARD).is_file():
+            return folder
     if path.is_dir():
         return path
-    if (SHIPPED / str(where) / CARD).is_file():
-        return SHIPPED / str(where)
     shipped = ", ".join(sorted(p.parent.name for p in SHIPPED.glob(f"*/{CARD}")))
     raise BundleError(
         path, CARD, f"no bundle here; expected a folder with {CARD}, or a shipped bundle ({shipped or 'none'})"
@@ -202,8 +208,10 @@ def _read_card(path: Path) -> Card:
                 f"the bundle has schema version {found}, this program reads {SCHEMA_VERSION}; "
                 "train or export it again, or install the version that wrote it",
             )
-        return Card(**content)
-    except (ValidationError, ValueError, AttributeError) as error:
+        card = Card(**content)
+        _ = card.plan  # built, hence checked
+        return card
+    except (ValidationError, ValueError, AttributeError, EncoderError, GeometryError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise BundleError(
             path, CARD, f"{CARD} cannot be read ({reason}); the bundle is damaged, copy it again"
@@ -230,7 +238,8 @@ def write_bundle(
     if teacher is not None:
         networks[TEACHER] = teacher
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CARD).unlink(missing_ok=True)
+    for old in (CARD, STUDENT, TEACHER):
+        (folder / old).unlink(missing_ok=True)
     for file, network in networks.items():
         with whole(folder / file) as partial:
             save_file(half_tensors(network), partial)

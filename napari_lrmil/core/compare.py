@@ -101,7 +101,10 @@ def read_outlines(path: Path) -> list[Outline]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         features = content if isinstance(content, list) else content.get("features", [content])
-        shapes = [shape(f["geometry"]) for f in features]
+        geometries = [f["geometry"] if f["type"] == "Feature" else f for f in features]
+        shapes = [shape(g) for g in geometries if g is not None]
+    except OSError as error:
+        raise LrmilError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise LrmilError(f"{path}: not GeoJSON ({error}); expected a FeatureCollection of polygons") from error
     polygons = [p for s in shapes for p in getattr(s, "geoms", [s]) if p.geom_type == "Polygon"]

@@ -145,17 +145,23 @@ def to_numpy(tensor: Tensor) -> NDArray[np.float32]:
     return array
 
 
+def leave_a_core() -> None:
+    """Let torch use one core less than there are, for the whole process.
+
+    For programs to call at their start: on a busy machine a thread per core spends its time waiting for the last, and
+    the window needs one too.
+    """
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
+
+
 def resolve_device(name: str) -> torch.device:
     """Return the device that `name` means: auto takes CUDA, then Apple's MPS, then the CPU.
-
-    Also leaves one core to everything else: on a busy machine a thread per core spends its time waiting for the last.
 
     Raises
     ------
     ConfigError
         Where the device is unknown or not here.
     """
-    torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
     here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return torch.device(next(d for d in ("cuda", "mps", "cpu") if here[d]))

@@ -246,24 +246,29 @@ def file_sha256(path: Path) -> str:
 
 
 def _described(path: Path, described: str, tensors: dict[str, Tensor]) -> MobileNetV2Encoder:
-    encoder = build_encoder(EncoderSpec(**json.loads(described)))
-    load_weights(encoder, tensors, path)
+    try:
+        encoder = build_encoder(EncoderSpec(**json.loads(described)))
+        load_weights(encoder, tensors)
+    except (TypeError, ValueError, EncoderError) as error:
+        raise EncoderError(f"{path}: the file's description of its encoder cannot be used ({error})") from error
     return encoder
 
 
-def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Fill `module` with `tensors`, cast to its own precision; raise `EncoderError` where names or shapes differ."""
-    try:
-        module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
-    except RuntimeError as error:
-        raise EncoderError(f"{path}: the weights do not fit the network they claim to be for ({error})") from error
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if differing:
+        raise EncoderError(f"the weights do not fit the network: {len(differing)} tensors differ, first {differing[0]}")
+    module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
 
 
 def _folded(path: Path, tensors: dict[str, Tensor]) -> MobileNetV2Encoder:
     """Return MobileNetV2 from convolutions with batch norm folded in: the batch norm left in place does nothing."""
     encoder = MobileNetV2Encoder(EncoderSpec(name=path.stem, licence="see the source of the weights"))
     names = dict(_folded_names(len(encoder.net.layer)))
-    if {key.rsplit(".", 1)[0] for key in tensors} != set(names):
+    if set(tensors) != {f"{name}.{part}" for name in names for part in ("weight", "bias")}:
         found = ", ".join(sorted(tensors)[:3])
         raise EncoderError(
             f"{path}: no known encoder holds the tensors {found} …; expected an LRMIL encoder or MobileNetV2"
@@ -272,7 +277,7 @@ def _folded(path: Path, tensors: dict[str, Tensor]) -> MobileNetV2Encoder:
     for source, target in names.items():
         weight, bias = tensors[f"{source}.weight"].float(), tensors[f"{source}.bias"].float()
         state.update(_convolution_alone(target, weight, bias, encoder.net.config.layer_norm_eps))
-    load_weights(encoder.net, state, path)
+    load_weights(encoder.net, state)
     return encoder
 
 

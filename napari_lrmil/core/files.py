@@ -17,10 +17,16 @@ def whole(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
-        partial.chmod(0o644)  # some writers make private files, and results are shared
+        partial.chmod(0o666 & ~_umask())  # safetensors makes private files; results are shared as others are
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_text(path: Path, text: str) -> None:

@@ -38,6 +38,16 @@ class Mpp:
         return math.sqrt(self.x * self.y)
 
 
+def footprint_um(size_level0: tuple[int, int], mpp: float) -> float:
+    """Return the side in µm of the square as large as a patch of `size_level0` pixels of `mpp` µm."""
+    return math.sqrt(size_level0[0] * size_level0[1]) * mpp
+
+
+def nominal_magnification(mpp: float) -> int:
+    """Return the objective's magnification nearest to `mpp` µm per pixel: 0.5 is 20, 0.25 and 0.2282 are 40."""
+    return max(1, round(20 * 2.0 ** -round(math.log2(mpp / 0.5))))
+
+
 @dataclass(frozen=True)
 class Bounds:
     """The scanned part of a slide in whole level-0 pixels."""
@@ -177,7 +187,7 @@ class PatchPlan:
         ratio = self.lr_um / self.hr_um
         if ratio < 1 - 1e-6 or abs(ratio - round(ratio)) > 1e-6 * ratio:
             raise GeometryError(
-                f"an LR patch of {self.lr_um:g} µm does not hold a whole number of HR patches of {self.hr_um:g} µm along one "
+                f"an LR patch of {self.lr_um:g} µm holds no whole number of HR patches of {self.hr_um:g} µm along one "
                 f"side (ratio {ratio:g}); choose resolutions and patch sizes whose ratio is a whole number, such as 4"
             )
 

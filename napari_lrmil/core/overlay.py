@@ -18,7 +18,7 @@ from napari_lrmil.core.slide import Slide
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLORMAP = "inferno"  # perceptually uniform and readable without colour vision
+COLORMAP = "viridis"  # perceptually uniform and readable without colour vision
 LEGEND = "attention, times the slide's average"
 THUMBNAIL_PX = 1200  # longer side of the pictures that leave the program
 RESEARCH_USE = "Research use only. Not a diagnosis."
@@ -56,7 +56,7 @@ def heatmap(reading: Reading) -> Heatmap:
 def limits(readings: Sequence[Reading]) -> tuple[float, float]:
     """Return the colour limits for maps shown side by side: from 0 to the highest of their 99th percentiles."""
     tops = [float(np.percentile(r.attention * len(r.attention), 99)) for r in readings]
-    return 0.0, max(1.0, *tops)
+    return 0.0, max(2.0, *tops)  # never less than twice the average: noise must not look like a finding
 
 
 def draw_overlay(path: Path, slide: Slide, prediction: Prediction) -> None:
@@ -98,7 +98,11 @@ def _thumbnail(slide: Slide) -> tuple[NDArray[np.uint8], BoxLevel0]:
     b = slide.bounds
     scale = max(1.0, max(b.width, b.height) / THUMBNAIL_PX)
     box = BoxLevel0(float(b.x), float(b.y), float(b.width), float(b.height))
-    return slide.read(box, (max(1, round(b.width / scale)), max(1, round(b.height / scale)))), box
+    size = (max(1, round(b.width / scale)), max(1, round(b.height / scale)))
+    thumbnail = np.empty((size[1], size[0], 3), np.uint8)
+    for rows, columns, pixels in slide.read_blocks(box, size):
+        thumbnail[rows, columns] = pixels
+    return thumbnail, box
 
 
 def _show_slide(axis: Axes, thumbnail: NDArray[np.uint8], box: BoxLevel0, slide: Slide) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,9 @@ class Reading:
     target_mpp
         µm per pixel that the network saw.
     pixels_decoded
-        Native pixels read from the file for it.
+        Native pixels read from the file for it, the tissue mask included.
     seconds
-        Step -> wall seconds.
+        Step -> wall seconds; ``total`` is from opening the slide, loading the weights included, as if it had run alone.
     """
 
     coords: Int64
@@ -59,7 +59,7 @@ class Reading:
     probabilities: dict[str, float]
     target_mpp: float
     pixels_decoded: int
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float]
 
     @property
     def predicted(self) -> str:
@@ -148,16 +148,17 @@ def predict(
     """
     require_choice(teacher)
     if teacher == "all":
+        bundle.require_teacher()
         require_resolution(slide, bundle.card.hr_mpp, "teacher (HR)")
     warnings = list(slide.warnings)
     yield from (Caution(text, slide.name) for text in warnings)
     yield Progress("tissue", 0, 1, "slide")
     began, decoded = time.perf_counter(), slide.pixels_decoded
     grid = grid_of(slide, bundle.card.plan, bundle.card.tissue)
-    seconds = {"open": seconds_open, "tissue": time.perf_counter() - began}
-    yield StageDone("tissue", seconds["tissue"])
-    student = yield from _student(slide, bundle, grid, device, seconds, decoded)
-    beside = (yield from _teacher(slide, bundle, grid, device)) if teacher == "all" else None
+    before = Before({"open": seconds_open, "tissue": time.perf_counter() - began}, slide.pixels_decoded - decoded)
+    yield StageDone("tissue", before.seconds["tissue"])
+    student = yield from _student(slide, bundle, grid, device, before)
+    beside = (yield from _teacher(slide, bundle, grid, device, before)) if teacher == "all" else None
     yield Finished(_prediction(slide, bundle, grid, (student, beside), str(device), warnings))
 
 
@@ -167,67 +168,73 @@ def require_choice(teacher: str) -> None:
         raise ConfigError(f"unknown choice --teacher {teacher}; expected {' or '.join(TEACHER_CHOICES)}")
 
 
+@dataclass(frozen=True)
+class Before:
+    """What either network needs before it begins: seconds of opening and tissue, pixels decoded for the latter."""
+
+    seconds: dict[str, float]
+    pixels: int
+
+
 def _student(
-    slide: Slide, bundle: Bundle, grid: NestedGrid, device: torch.device, seconds: dict[str, float], decoded: int
+    slide: Slide, bundle: Bundle, grid: NestedGrid, device: torch.device, before: Before
 ) -> Generator[Event, None, Reading]:
     card = bundle.card
-    network = bundle.student.to(device)
     patches = PatchSet(grid.lr_corners, grid.lattice.lr_cell, card.lr_patch_px, card.student_input_px)
-    reading = yield from _read(
-        slide, network, patches, device, "student (LR)", card.temperature, card.classes, card.lr_mpp
-    )
-    reading.seconds.update(seconds | reading.seconds)
-    reading.seconds["total"] = sum(reading.seconds[k] for k in ("open", "tissue", "total"))
-    return _with_pixels(reading, slide.pixels_decoded - decoded)
+    look = _Look("student (LR)", patches, card.temperature, card.classes, card.lr_mpp)
+    return (yield from _read(slide, lambda: bundle.student.to(device), look, device, before))
 
 
-def _teacher(slide: Slide, bundle: Bundle, grid: NestedGrid, device: torch.device) -> Generator[Event, None, Reading]:
-    card, decoded = bundle.card, slide.pixels_decoded
-    network = bundle.teacher.to(device)
+def _teacher(
+    slide: Slide, bundle: Bundle, grid: NestedGrid, device: torch.device, before: Before
+) -> Generator[Event, None, Reading]:
+    card = bundle.card
     patches = PatchSet(grid.hr_corners, grid.lattice.cell, card.hr_patch_px)
-    t = card.teacher_temperature
-    reading = yield from _read(slide, network, patches, device, "teacher (HR)", t, card.classes, card.hr_mpp)
-    return _with_pixels(reading, slide.pixels_decoded - decoded)
+    look = _Look("teacher (HR)", patches, card.teacher_temperature, card.classes, card.hr_mpp)
+    return (yield from _read(slide, lambda: bundle.teacher.to(device), look, device, before))
 
 
-def _with_pixels(reading: Reading, pixels: int) -> Reading:
-    from dataclasses import replace
+@dataclass(frozen=True)
+class _Look:
+    """Which patches a network reads, and how its logits are to be told."""
 
-    return replace(reading, pixels_decoded=pixels)
+    stage: str
+    patches: PatchSet
+    temperature: float | None
+    classes: tuple[str, ...]
+    target_mpp: float
 
 
 def _read(
     slide: Slide,
-    network: StudentNetwork | TeacherNetwork,
-    patches: PatchSet,
+    load: Callable[[], StudentNetwork | TeacherNetwork],
+    look: _Look,
     device: torch.device,
-    stage: str,
-    temperature: float | None,
-    classes: tuple[str, ...],
-    target_mpp: float,
+    before: Before,
 ) -> Generator[Event, None, Reading]:
-    began = time.perf_counter()
-    embedded = yield from embed(slide, patches, network.encoder, device=device, stage=stage)
+    began, decoded = time.perf_counter(), slide.pixels_decoded
+    network = load()
+    embedded = yield from embed(slide, look.patches, network.encoder, device=device, stage=look.stage)
     at_mil = time.perf_counter()
     pooled = pool(network.mil, embedded.features, device)
-    logits = dict(zip(classes, pooled.logits.tolist(), strict=True))
+    logits = dict(zip(look.classes, pooled.logits.tolist(), strict=True))
     end = time.perf_counter()
-    seconds = {
+    seconds = before.seconds | {
         "read": embedded.seconds_read,
         "encode": embedded.seconds_encode,
         "mil": end - at_mil,
-        "total": end - began,
+        "total": sum(before.seconds.values()) + end - began,
     }
-    yield StageDone(stage, seconds["total"])
+    yield StageDone(look.stage, end - began)
     return Reading(
-        coords=patches.corners,
-        patch_level0=patches.size_level0,
+        coords=look.patches.corners,
+        patch_level0=look.patches.size_level0,
         attention=pooled.attention,
         evidence=pooled.evidence,
         logits=logits,
-        probabilities=probabilities(logits, temperature),
-        target_mpp=target_mpp,
-        pixels_decoded=0,
+        probabilities=probabilities(logits, look.temperature),
+        target_mpp=look.target_mpp,
+        pixels_decoded=before.pixels + slide.pixels_decoded - decoded,
         seconds=seconds,
     )
 

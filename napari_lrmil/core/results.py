@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from napari_lrmil.core.files import whole, write_json
+from napari_lrmil.core.geometry import footprint_um, nominal_magnification
 from napari_lrmil.core.overlay import draw_overlay
 from napari_lrmil.core.predict import Prediction, Reading
 from napari_lrmil.core.slide import Slide
@@ -16,7 +17,8 @@ def write_prediction(out: Path, slide: Slide, prediction: Prediction) -> Path:
     """Write everything about one slide into ``out/<slide>`` and return that folder."""
     folder = out / prediction.slide
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "prediction.json").unlink(missing_ok=True)
+    for name in ("prediction.json", "teacher_attention.h5", "agreement.json"):  # an earlier run's must not stay beside
+        (folder / name).unlink(missing_ok=True)
     write_attention(folder / "attention.h5", prediction, prediction.student)
     if prediction.teacher is not None:
         write_attention(folder / "teacher_attention.h5", prediction, prediction.teacher)
@@ -33,10 +35,10 @@ def write_attention(path: Path, prediction: Prediction, reading: Reading) -> Non
     mpp = prediction.grid.lattice.mpp
     width, height = prediction.level0_size
     attributes = {
-        "patch_size": round(reading.patch_level0[0] * mpp.x / reading.target_mpp),
+        "patch_size": round(footprint_um(reading.patch_level0, mpp.mean) / reading.target_mpp),
         "patch_size_level0": reading.patch_level0[0],
         "patch_level0_xy": reading.patch_level0,
-        "level0_magnification": round(10 / mpp.mean),
+        "level0_magnification": nominal_magnification(mpp.mean),
         "target_magnification": 10 / reading.target_mpp,
         "overlap": 0,
         "level0_width": width,
@@ -45,7 +47,7 @@ def write_attention(path: Path, prediction: Prediction, reading: Reading) -> Non
         "savetodir": "None",
         "mpp0": mpp.mean,
         "target_mpp": reading.target_mpp,
-        "patch_um": reading.patch_level0[0] * mpp.x,
+        "patch_um": footprint_um(reading.patch_level0, mpp.mean),
         "slide_fingerprint": prediction.slide_fingerprint,
         "bundle_sha256": prediction.bundle_sha256,
     }

@@ -22,10 +22,12 @@ from napari_lrmil.core.geometry import Bounds, BoxLevel0, BoxUm, Level, LevelWin
 
 Pixels = NDArray[np.uint8]  # (height, width, 3), RGB
 
-PLAUSIBLE_MPP = (0.02, 100.0)  # outside of it a TIFF resolution is a screen's (72 dpi is 353 µm), not a scanner's
+PLAUSIBLE_MPP = (0.02, 100.0)
+PLAUSIBLE_TIFF_MPP = (0.02, 30.0)  # beyond, TIFF tags speak of paper (300 dpi is 85 µm, 72 dpi 353 µm), not of a scan
 POWER_TIMES_MPP = 10.0  # a 20x objective is nominally 0.5 µm per pixel
 NOMINAL_DEVIATION = 0.15  # PAINS.md 1: farther from 0.25, 0.5, 1 … than this deserves a warning
 UM_PER_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
+BLOCK_PX = 2048  # native pixels along a side of one read of an overview: 16 MiB as RGBA
 FINGERPRINT_BYTES = 1 << 20  # read from each end of a file that has no quick hash
 
 
@@ -80,15 +82,15 @@ class Slide:
             self.properties = dict(handle.properties)
             self.levels = _levels(handle)
             self.associated = tuple(handle.associated_images)
-        self.bounds = _bounds(self.properties, self.levels[0])
-        self._mpp = find_mpp(self.properties, override=mpp)
+            self.bounds = _bounds(self.properties, self.levels[0])
+            self._mpp = find_mpp(self.properties, override=mpp)
 
     # ------------------------------------------------------------ facts
 
     @property
     def name(self) -> str:
-        """The file's name without its ending."""
-        return self.path.stem
+        """The file's name without its ending; a folder's whole name, which may be a DICOM number full of dots."""
+        return self.path.name if self.path.is_dir() else self.path.stem
 
     @property
     def vendor(self) -> str:
@@ -122,7 +124,7 @@ class Slide:
         if self._mpp is None:
             raise ResolutionError(
                 self.path,
-                "no microns per pixel in the file (neither OpenSlide, TIFF tags, vendor comment nor objective power say it); "
+                "no microns per pixel in the file (OpenSlide, TIFF tags, vendor comment and power are silent); "
                 "pass --mpp (mpp= in Python) if you know it, for example 0.5 for a 20x scan",
             )
         return self._mpp
@@ -155,6 +157,21 @@ class Slide:
         level = choose_level(self.levels, Mpp(1.0, 1.0), wanted)
         window = LevelWindow.around(box, level)
         return area_average(self._read_window(window), window, size)
+
+    def read_blocks(self, box: BoxLevel0, size: tuple[int, int]) -> Iterator[tuple[slice, slice, Pixels]]:
+        """Yield `box` at `size` (width, height) in blocks as (rows, columns, pixels); see `read`.
+
+        A block asks the file for about `BLOCK_PX` pixels a side at most, so that memory does not grow with the slide,
+        nor where coarse levels are missing.
+        """
+        across, down = box.width / size[0], box.height / size[1]  # level-0 pixels to one of the result
+        level = choose_level(self.levels, Mpp(1.0, 1.0), math.sqrt(across * down))
+        step = max(1, int(BLOCK_PX * level.downsample / max(across, down)))
+        for y in range(0, size[1], step):
+            for x in range(0, size[0], step):
+                width, height = min(step, size[0] - x), min(step, size[1] - y)
+                part = BoxLevel0(box.x + x * across, box.y + y * down, width * across, height * down)
+                yield slice(y, y + height), slice(x, x + width), self.read(part, (width, height))
 
     def read_at(self, region: BoxLevel0 | BoxUm, mpp: float) -> Pixels:
         """Return `region` at `mpp` µm per pixel; see `read`."""
@@ -311,7 +328,8 @@ def find_mpp(properties: Mapping[str, str], *, override: float | None = None) ->
         return Mpp(override, override, "override")
     for source, find in _SOURCES:
         pair = find(properties)
-        if pair is not None and all(PLAUSIBLE_MPP[0] <= v <= PLAUSIBLE_MPP[1] for v in pair):
+        low, high = PLAUSIBLE_TIFF_MPP if source == "tiff resolution" else PLAUSIBLE_MPP
+        if pair is not None and all(low <= v <= high for v in pair):
             return Mpp(*pair, source)
     return None
 
@@ -410,7 +428,7 @@ def area_average(pixels: Pixels, window: LevelWindow, size: tuple[int, int]) -> 
 def _weights(start: float, stop: float, n_out: int, n_in: int) -> Any | None:
     """Return a sparse (n_out, n_in) matrix of area shares; None where pixels map one to one."""
     step = (stop - start) / n_out
-    if abs(step - 1) < 1e-4 and abs(start - round(start)) < 1e-3 and round(start) + n_out <= n_in:
+    if abs(step - 1) * n_out < 1e-3 and abs(start - round(start)) < 1e-3 and round(start) + n_out <= n_in:
         return None
     return _area_matrix(np.linspace(start, stop, n_out + 1), n_in)
 

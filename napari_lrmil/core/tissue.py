@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_lrmil.core.geometry import BoxLevel0, Lattice, choose_level
-from napari_lrmil.core.slide import Pixels, Slide
+from napari_lrmil.core.geometry import Lattice
+from napari_lrmil.core.slide import Slide
 
 Mask = NDArray[np.bool_]
-
-BLOCK_PX = 2048  # native pixels along a side of one read: 16 MiB as RGBA
 
 
 @dataclass(frozen=True)
@@ -81,26 +78,14 @@ def find_tissue(slide: Slide, lattice: Lattice, config: TissueConfig | None = No
     k = max(4, round(lattice.hr_um / config.mask_um))
     chroma = np.zeros((lattice.rows * k, lattice.columns * k), dtype=np.uint8)
     dark = np.zeros(chroma.shape, dtype=bool)
-    for rows, columns, pixels in _blocks(slide, lattice, k):
+    size = (chroma.shape[1], chroma.shape[0])
+    for rows, columns, pixels in slide.read_blocks(lattice.box, size):
         chroma[rows, columns] = pixels.max(axis=2) - pixels.min(axis=2)
         dark[rows, columns] = pixels.mean(axis=2) < config.darkest
     smooth = _smooth(chroma)
     threshold = _threshold(smooth, config)
     mask = _tidy((smooth > threshold) & ~dark, config.smallest_um2 / (lattice.hr_um / k) ** 2)
     return Tissue(mask, lattice, threshold)
-
-
-def _blocks(slide: Slide, lattice: Lattice, k: int) -> Iterator[tuple[slice, slice, Pixels]]:
-    """Yield the overview in blocks, so that memory grows neither with the slide nor where coarse levels are missing."""
-    level = choose_level(slide.levels, slide.mpp, lattice.hr_um / k)
-    cells = max(1, int(BLOCK_PX * level.downsample / max(lattice.cell)))
-    for row in range(0, lattice.rows, cells):
-        for column in range(0, lattice.columns, cells):
-            height, width = min(cells, lattice.rows - row), min(cells, lattice.columns - column)
-            x, y = lattice.hr_corners(np.array([column, row]))
-            box = BoxLevel0(float(x), float(y), width * lattice.cell[0], height * lattice.cell[1])
-            where = slice(row * k, (row + height) * k), slice(column * k, (column + width) * k)
-            yield *where, slide.read(box, (width * k, height * k))
 
 
 def _smooth(chroma: NDArray[np.uint8]) -> NDArray[np.float32]:

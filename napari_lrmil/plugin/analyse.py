@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakMethod
 
 import napari.viewer
 from magicgui import widgets
 from napari.utils.notifications import show_error, show_warning
-from qtpy.QtCore import Qt, QTimer
+from qtpy.QtCore import QEvent, Qt, QTimer
 from qtpy.QtGui import QCloseEvent, QKeySequence, QShowEvent
 from qtpy.QtWidgets import QFileDialog, QFrame, QLabel, QScrollArea, QShortcut, QVBoxLayout, QWidget
 
@@ -153,17 +155,18 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
     def _subscribe(self) -> None:
         """Listen to what outlives the dock, until the dock goes."""
         layers = self._viewer.layers.events
-        heard = [
+        heard: list[tuple[Any, Callable[..., None]]] = [
             (self.session.changed, self._refresh),
             (self.session.finished, self._finished),
-            (self.session.failed, show_error),
-            (self.session.cautioned, show_warning),
+            (self.session.failed, self._show_error),
+            (self.session.cautioned, self._show_warning),
             (layers.inserted, self._layers_changed),
             (layers.removed, self._layers_changed),
         ]
         for signal, callback in heard:
             signal.connect(callback)
-        self.destroyed.connect(partial(_unsubscribe, heard))
+        mine = [(signal, WeakMethod(callback)) for signal, callback in heard]
+        self.destroyed.connect(partial(_unsubscribe, mine))
 
     def showEvent(self, event: QShowEvent) -> None:  # noqa: N802  # Qt's name
         """Line the fields up, now that the theme has set the fonts."""
@@ -177,6 +180,12 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         """Cancel what is under way."""
         self.cancel()
         super().closeEvent(event)
+
+    def changeEvent(self, event: QEvent) -> None:  # noqa: N802  # Qt's name
+        """Cancel what is under way where napari has taken the dock out of its window."""
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
+            self.cancel()
 
     def _layers_changed(self, _: Any = None) -> None:
         self._settle.start(0)
@@ -226,6 +235,12 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         if self._run is not None and self.session.busy:
             self._run.cancel()
             self.session.cancel()
+
+    def _show_error(self, sentence: str) -> None:
+        show_error(sentence)
+
+    def _show_warning(self, sentence: str) -> None:
+        show_warning(sentence)
 
     def _finished(self, prediction: Prediction) -> None:
         chosen = next((s for s in self.session.slides if s.path == prediction.path), None)
@@ -321,9 +336,11 @@ def _legend(prediction: Prediction) -> str:
     )
 
 
-def _unsubscribe(heard: list[tuple[Any, Any]], _: Any = None) -> None:
+def _unsubscribe(heard: list[tuple[Any, WeakMethod[Any]]], _: Any = None) -> None:
+    """Forget a dock that Qt has deleted, though Python may still know it."""
     for signal, callback in heard:
-        signal.disconnect(callback)
+        if (alive := callback()) is not None:
+            signal.disconnect(alive)
 
 
 def _text(name: str, text: str = "", *, bold: bool = False, small: bool = False) -> QLabel:

@@ -267,10 +267,11 @@ class _Request:
 
     def events(self) -> Iterator[Event]:
         """Open the slide, analyse it, write the result where asked, and close the slide, however it ends."""
-        from napari_lrmil.core.embed import resolve_device
+        from napari_lrmil.core.embed import leave_a_core, resolve_device
         from napari_lrmil.core.predict import predict
 
         _leave_a_core()
+        leave_a_core()
         began = time.perf_counter()
         with self.open_slide(self.slide.path, self.slide.given_mpp) as slide:
             seconds, device = time.perf_counter() - began, resolve_device(self.device)

@@ -67,11 +67,11 @@ def arrange(viewer: ViewerModel) -> None:
     for layer in ours(viewer):
         if layer not in views.layers:
             layer.visible = False  # a visible one would open a third view
-    if viewer.grid.stride != len(views.student):
-        viewer.grid.stride = len(views.student)
-    viewer.grid.shape = (1, -1)
-    viewer.grid.spacing = SPACING_PX
-    viewer.grid.enabled = True
+    if viewer.canvas.grid.stride != len(views.student):
+        viewer.canvas.grid.stride = len(views.student)
+    viewer.canvas.grid.shape = (1, -1)
+    viewer.canvas.grid.spacing = SPACING_PX
+    viewer.canvas.grid.enabled = True
 
 
 def _tie_underlays(viewer: ViewerModel) -> None:
@@ -90,7 +90,7 @@ def _leave_grid(viewer: ViewerModel) -> None:
     lonely = [*ours(viewer, role="underlay", side="teacher"), *ours(viewer, role="slide", side="teacher")]
     if lonely:
         remove(viewer, lonely)
-        viewer.grid.enabled = False
+        viewer.canvas.grid.enabled = False
 
 
 def _order(viewer: ViewerModel, wanted: tuple[Image, ...]) -> None:

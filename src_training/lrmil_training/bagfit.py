@@ -61,16 +61,17 @@ def distillation_loss(config: Stage2Config) -> Loss:
     """Return ``L_stage2 = λ_ce L_pre + λ_bag L_bag + λ_soft L_soft + λ_hard L_hard`` (METHOD.md section 2.5)."""
 
     def loss(output: MilOutput, item: BagItem) -> Mapping[str, Tensor]:
-        terms = {
-            "ce": (config.lambda_ce, lambda: label_loss(output, item)["ce"]),
-            "bag": (config.lambda_bag, lambda: bag_kl(output.logits, item.teacher_logits, config.temperature_bag)),
-            "soft": (
-                config.lambda_soft,
-                lambda: attention_kl(output.scores, item.teacher_scores, config.temperature_attn),
-            ),
-            "hard": (config.lambda_hard, lambda: hard_attention(output.scores, item.teacher_scores, config.topk)),
-        }
-        return {name: weight * value() for name, (weight, value) in terms.items() if weight > 0}
+        terms = {}
+        if config.lambda_ce > 0:
+            terms["ce"] = config.lambda_ce * label_loss(output, item)["ce"]
+        if config.lambda_bag > 0:
+            terms["bag"] = config.lambda_bag * bag_kl(output.logits, item.teacher_logits, config.temperature_bag)
+        if config.lambda_soft > 0:
+            kl = attention_kl(output.scores, item.teacher_scores, config.temperature_attn)
+            terms["soft"] = config.lambda_soft * kl
+        if config.lambda_hard > 0:
+            terms["hard"] = config.lambda_hard * hard_attention(output.scores, item.teacher_scores, config.topk)
+        return terms
 
     return loss
 

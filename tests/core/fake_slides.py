@@ -277,6 +277,11 @@ class DarknessBundle:
         self.student = StudentNetwork(Darkness(), mil).eval()  # type: ignore[arg-type]  # a stand-in
         self.teacher = TeacherNetwork(Darkness(), mil).eval()  # type: ignore[arg-type]  # a stand-in
 
+    def require_teacher(self) -> NetworkCard:
+        """Return the teacher's card."""
+        assert self.card.teacher is not None
+        return self.card.teacher
+
 
 def one_sentence(error: BaseException) -> bool:
     """Whether a message is something to show: one line, not a wall of text, no traceback or object address."""

@@ -129,7 +129,7 @@ def test_ratios_two_four_and_eight_nest(n: int) -> None:
 
 @pytest.mark.parametrize("values", [{"lr_mpp": 1.25}, {"lr_patch_px": 250}, {"hr_mpp": 0.3}, {"lr_mpp": 0.25}])
 def test_ratios_that_are_no_whole_number_are_refused_with_both_footprints(values: dict[str, float]) -> None:
-    with pytest.raises(GeometryError, match="µm does not hold a whole number of HR patches of") as caught:
+    with pytest.raises(GeometryError, match="µm holds no whole number of HR patches of") as caught:
         PatchPlan(**values)  # type: ignore[arg-type]  # a dict of numbers
     assert "ratio" in str(caught.value)
 

@@ -9,8 +9,8 @@ import pytest
 
 from core.fake_slides import TISSUE, FakeSlide, fake_slide, glass, l_shape, resolution, write_tiff
 from napari_lrmil.core.geometry import Bounds, Lattice, Mpp, PatchPlan
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.tissue import BLOCK_PX, Tissue, TissueConfig, find_tissue
+from napari_lrmil.core.slide import BLOCK_PX, Slide
+from napari_lrmil.core.tissue import Tissue, TissueConfig, find_tissue
 
 PLAN = PatchPlan(0.5, 2.0, 64, 64)  # HR 32 µm, LR 128 µm
 

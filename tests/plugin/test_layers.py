@@ -95,14 +95,14 @@ def test_every_level_of_the_slide_shows_the_square_at_its_place(planted: Planted
     assert len(layer.data) > 2
     for level, factor in zip(layer.data, layer.downsample_factors, strict=True):
         # napari draws pixel i of a level over [i, i + 1] * factor - 0.5 of the finest level's pixels
-        at = (_centroid(np.asarray(level)) + 0.5) * factor[:2] - 0.5
+        at = (centroid(np.asarray(level)) + 0.5) * factor[:2] - 0.5
         world = layer.data_to_world(at)
         assert world == pytest.approx(planted.centre_um[::-1], abs=min(planted.mpp))
 
 
 def test_the_underlay_lies_where_the_slide_lies(planted: Planted, tmp_path: Path) -> None:
     under, over = (_layer(m) for m in slide_layers(fake_slide(tmp_path, planted.fake), underlay=True))
-    assert under.data_to_world(_centroid(np.asarray(under.data))) == pytest.approx(
+    assert under.data_to_world(centroid(np.asarray(under.data))) == pytest.approx(
         planted.centre_um[::-1], abs=min(planted.mpp)
     )
     half_under, half_over = (np.asarray(layer.scale) / 2 for layer in (under, over))
@@ -111,8 +111,8 @@ def test_the_underlay_lies_where_the_slide_lies(planted: Planted, tmp_path: Path
     assert first[1] + half_under == pytest.approx(last[1] + half_over, abs=1e-6)
 
 
-def _centroid(pixels: Any) -> Any:
-    """Return row and column of the middle of what is darker than tissue, weighted, so that blurred edges count right."""
+def centroid(pixels: Any) -> Any:
+    """Return row and column of the middle of what is darker than tissue; blurred edges count by their share."""
     darkness = np.clip((TISSUE[0] - pixels[..., 0].astype(float)) / (TISSUE[0] - DARK[0]), 0, 1)
     darkness[darkness < 0.04] = 0  # rounding
     rows, columns = np.indices(darkness.shape)

@@ -1,3 +1,5 @@
+"""What the reader claims, what it leaves to others, and that it opens without reading."""
+
 from __future__ import annotations
 
 import shutil

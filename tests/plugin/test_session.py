@@ -1,3 +1,5 @@
+"""The dock's logic, without a screen."""
+
 from __future__ import annotations
 
 import subprocess

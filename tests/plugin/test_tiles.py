@@ -1,6 +1,9 @@
+"""The screen's pixels: lazy, exact, bounded in memory, closed when nobody looks."""
+
 from __future__ import annotations
 
 import gc
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +47,7 @@ def test_levels_end_small_and_no_step_is_large(downsamples: tuple[float, ...]) -
     planned = plan_levels(levels, Bounds(0, 0, *size))
     widths = [level.width for level in planned]
     assert max(planned[-1].width, planned[-1].height) <= COARSEST_PX
-    assert all(a / b < LARGEST_STEP * 1.1 for a, b in zip(widths, widths[1:], strict=False))
+    assert all(a / b < LARGEST_STEP * 1.1 for a, b in pairwise(widths))
     assert [round(size[0] / level.width) for level in planned if level.in_file] == [round(d) for d in downsamples]
 
 

@@ -1,3 +1,5 @@
+"""Events cross from the thread to the window, and the thread ends with the window."""
+
 from __future__ import annotations
 
 import threading

@@ -1,0 +1,95 @@
+"""`view` and `demo`: what they need, and the picture that the demo leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from window import HAS_SCREEN
+
+from core.fake_slides import one_sentence, speckled, write_tiff
+from napari_lrmil.core.bundle import Bundle
+from napari_lrmil.core.errors import BundleError, LrmilError
+from napari_lrmil.plugin import launch
+
+
+@pytest.fixture
+def no_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend to be a Linux machine without a screen."""
+    monkeypatch.setattr(launch.sys, "platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("no_screen")
+def test_without_a_screen_view_says_so() -> None:
+    with pytest.raises(LrmilError, match="no screen") as refused:
+        launch.view([], None, None)
+    assert one_sentence(refused.value)
+
+
+@pytest.mark.usefixtures("no_screen")
+def test_without_any_screen_the_demo_names_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch.shutil, "which", lambda _: None)
+    with pytest.raises(LrmilError, match="xvfb xauth libgl1") as refused:
+        launch.demo(tmp_path, None, "demo", headless=True)
+    assert one_sentence(refused.value)
+
+
+@pytest.mark.usefixtures("no_screen")
+def test_without_a_screen_the_demo_calls_itself_on_a_virtual_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[list[str]] = []
+
+    class Done:
+        returncode = 0
+
+    def run(call: list[str], **_: object) -> Done:
+        calls.append(call)
+        (tmp_path / "demo.png").touch()
+        return Done()
+
+    monkeypatch.setattr(launch.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(launch.subprocess, "run", run)
+    assert launch.demo(tmp_path, Path("a.svs"), "demo", headless=False) == tmp_path / "demo.png"
+    [call] = calls
+    assert call[0] == "xvfb-run" and "--headless" in call and call[-2:] == ["--slide", "a.svs"]
+
+
+@pytest.fixture
+def screen(qapp: object) -> None:
+    """Skip where there is no screen."""
+    if not HAS_SCREEN:
+        pytest.skip("no screen: run under xvfb-run -a -s '-screen 0 1920x1200x24 +extension GLX'")
+
+
+@pytest.mark.usefixtures("screen")
+def test_the_demo_leaves_a_picture_and_the_predictions_files(tmp_path: Path, slide_path: Path, bundle: Bundle) -> None:
+    picture = launch.demo(tmp_path, slide_path, bundle.path, headless=True)
+    assert picture == tmp_path / "demo.png"
+    pixels = np.asarray(Image.open(picture))
+    assert pixels.shape == (900, 1600, 3) and pixels.std() > 20
+    written = {p.name for p in (tmp_path / "tissue").iterdir()}
+    assert {"prediction.json", "attention.h5", "teacher_attention.h5", "agreement.json", "overlay.png"} <= written
+
+
+@pytest.mark.usefixtures("screen")
+def test_where_the_teacher_cannot_run_the_demo_shows_the_student(tmp_path: Path, bundle: Bundle) -> None:
+    slide = write_tiff(tmp_path / "coarse.tif", speckled(640, 512), (1.0,), mpp=(1.0, 1.0))
+    launch.demo(tmp_path, slide, bundle.path, headless=True)
+    found = json.loads((tmp_path / "coarse" / "prediction.json").read_text())
+    assert "teacher" not in found and not (tmp_path / "coarse" / "teacher_attention.h5").exists()
+
+
+@pytest.mark.usefixtures("screen")
+def test_a_wrong_bundle_or_slide_ends_the_demo_in_one_sentence(tmp_path: Path, bundle: Bundle) -> None:
+    slide = write_tiff(tmp_path / "far.tif", speckled(640, 512), (1.0,), mpp=(8.0, 8.0))
+    with pytest.raises(BundleError, match="bundle"):
+        launch.demo(tmp_path, slide, tmp_path / "nothing", headless=True)
+    with pytest.raises(LrmilError, match="too coarse for the student"):
+        launch.demo(tmp_path, slide, bundle.path, headless=True)
+    assert not (tmp_path / "demo.png").exists()

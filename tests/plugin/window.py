@@ -1,0 +1,22 @@
+"""A real napari window for tests."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import pytest
+
+HAS_SCREEN = not sys.platform.startswith("linux") or bool(os.environ.get("DISPLAY"))
+
+
+def open_window() -> Any:
+    """Open a real napari window; skip where there is no screen."""
+    if not HAS_SCREEN:
+        pytest.skip("no screen: run under xvfb-run -a -s '-screen 0 1920x1200x24 +extension GLX'")
+    import napari
+
+    opened = napari.Viewer(show=True)
+    opened.window._qt_window.resize(1280, 800)
+    return opened
