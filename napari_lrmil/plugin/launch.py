@@ -141,6 +141,16 @@ def _open(viewer: Viewer, path: Path, mpp: float | None) -> None:
     add(viewer, read_slides(path, mpp))
     viewer.canvas.overlays.scale_bar.visible = True
     viewer.canvas.background_color_override = LIGHT_BOX
+    _fit(viewer)
+
+
+def _fit(viewer: Viewer) -> None:
+    """Let the window lay itself out, and the dock take up new layers, then show all of the slide."""
+    from qtpy.QtWidgets import QApplication
+
+    for _ in range(3):
+        QApplication.processEvents()
+    viewer.reset_view()
 
 
 def _make_room(viewer: Viewer) -> None:
@@ -150,9 +160,6 @@ def _make_room(viewer: Viewer) -> None:
 
 
 def _begin(dock: AnalyseWidget) -> None:
-    from qtpy.QtWidgets import QApplication
-
-    QApplication.processEvents()  # the dock takes new layers up once napari has finished with them
     if dock.session.run_blocked_by:
         raise LrmilError(dock.session.run_blocked_by)
     dock.session.choose_beside(True)
@@ -167,7 +174,7 @@ def _picture(viewer: Viewer, dock: AnalyseWidget, path: Path) -> Path:
     _wait(dock)
     if dock.session.state is not State.DONE:
         raise LrmilError(dock.session.message or "the analysis ended without a result")
-    viewer.reset_view()
+    _fit(viewer)
     save_picture(viewer, path)
     viewer.close()
     return path
@@ -185,12 +192,9 @@ def _wait(dock: AnalyseWidget) -> None:
 def save_picture(viewer: Viewer, path: Path) -> None:
     """Save the whole window as PNG, whole or not at all."""
     from PIL import Image
-    from qtpy.QtWidgets import QApplication
 
     from napari_lrmil.core.files import whole
 
-    for _ in range(5):  # layout, then drawing, then what drawing asked for
-        QApplication.processEvents()
     pixels = viewer.screenshot(canvas_only=False, flash=False)
     with whole(path) as partial:
         Image.fromarray(pixels).convert("RGB").save(partial, format="PNG")
@@ -206,7 +210,7 @@ def _under_xvfb(out: Path, slide: Path | None, bundle: str | Path) -> Path:
     environment = {k: v for k, v in os.environ.items() if k not in ("QT_QPA_PLATFORM", "WAYLAND_DISPLAY")}
     picture = out / "demo.png"
     picture.unlink(missing_ok=True)
-    code = subprocess.run(call, env=environment, check=False).returncode
+    code = subprocess.run(call, env=environment, check=False, stdout=subprocess.DEVNULL).returncode
     if code != 0 or not picture.is_file():
         raise LrmilError(f"drawing on a virtual screen ended with exit code {code}; see above for the reason")
     return picture

@@ -104,12 +104,12 @@ def show(viewer: ViewerModel, prediction: Prediction, slide: SlideChoice) -> Non
     """Lay the attention over its slide, and the teacher's beside it where it ran; what was there before goes."""
     forget(viewer, slide.path)
     made = attention_layers(prediction, slide.mpp, slide.given_mpp)
-    for layer in ours(viewer, slide.path):
-        layer.visible = True
+    for layer in ours(viewer):
+        layer.visible = _path(layer) == slide.path  # slides share their corner, so another one would lie over this one
     shown = add(viewer, [made["student"]])
     if "teacher" in made:
-        slides = [layer for role in ROLES[:2] for layer in ours(viewer, slide.path, role=role, side="student")]
-        copies: list[LayerData] = [twin(layer) for layer in slides]
+        found = [_first(viewer, slide.path, role, "student") for role in ROLES[:2]]
+        copies: list[LayerData] = [twin(layer) for layer in found if layer is not None]
         shown += add(viewer, [*copies, made["teacher"]])[-1:]
     arrange(viewer)
     _label(viewer, shown)

@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAverag
 
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Metric, Progress, StageDone
+from napari_lrmil.core.files import write_text
 
 SELECT = "select"  # the figure that modules log for selection on validation; higher is better
 
@@ -40,6 +41,8 @@ class FitPlan:
         ``cpu``, ``cuda`` or ``mps``.
     ema
         Decay of the weight average that validation sees; 0 leaves it out.
+    key
+        Hash of all that the result depends on; a stage that ended under the same key is not fitted again.
     """
 
     stage: str
@@ -49,11 +52,23 @@ class FitPlan:
     folder: Path
     device: torch.device
     ema: float = 0.0
+    key: str = ""
 
     @property
     def checkpoint(self) -> Path:
         """Where the best state lies after fitting."""
         return self.folder / f"{self.stage}.ckpt"
+
+    @property
+    def mark(self) -> Path:
+        """Where it is written that the stage has ended, and under which key."""
+        return self.folder / f"{self.stage}.done"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether this very stage has ended before."""
+        there = self.mark.exists() and self.checkpoint.exists()
+        return bool(self.key) and there and self.mark.read_text(encoding="utf-8") == self.key
 
 
 class _CancelledError(Exception):
@@ -93,7 +108,11 @@ def fit(
     LrmilError
         Where the loss is not finite.
     """
+    if plan.is_done:
+        yield StageDone(plan.stage, 0.0)
+        return _best(plan)
     began = time.perf_counter()
+    plan.mark.unlink(missing_ok=True)
     events: queue.Queue[Event | BaseException | None] = queue.Queue()
     cancel = threading.Event()
     thread = threading.Thread(target=_work, args=(make, plan, events, cancel), name=plan.stage, daemon=True)
@@ -106,7 +125,12 @@ def fit(
     finally:
         cancel.set()
         thread.join()
+    write_text(plan.mark, plan.key)
     yield StageDone(plan.stage, time.perf_counter() - began)
+    return _best(plan)
+
+
+def _best(plan: FitPlan) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = torch.load(plan.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     return state
 

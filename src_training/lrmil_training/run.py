@@ -55,7 +55,13 @@ class Run:
         """Return how to fit a stage."""
         patience = getattr(settings, "patience", settings.epochs)
         seed = stage_seed(self.config.seed, stage)
-        return FitPlan(stage, settings.epochs, patience, seed, self.checkpoints, self.device, ema)
+        return FitPlan(stage, settings.epochs, patience, seed, self.checkpoints, self.device, ema, self._key())
+
+    def _key(self) -> str:
+        """Return a hash of what every stage depends on: settings, encoder, and the slides that are learned from."""
+        learned = [(s.name, s.patient, s.label, s.split) for side in ("train", "val") for s in self.cohort.of(side)]
+        told = [dump_config(self.config), self.encoder.sha256, learned]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     def hr_request(self) -> FeatureRequest:
         """Return the request for the teacher's features."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from window import open_window
+from window import open_window, require_screen
 
 from core.fake_slides import lively_bundle, speckled, write_tiff
 from napari_lrmil.core.bundle import Bundle
@@ -24,6 +24,15 @@ def slide_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a pyramid that OpenSlide opens: 0.64 x 0.5 mm of tissue at 0.5 µm, 5 x 4 LR patches."""
     folder = tmp_path_factory.mktemp("slide")
     return write_tiff(folder / "tissue.tif", speckled(1280, 1000), (1.0, 4.0), mpp=(0.5, 0.5))
+
+
+@pytest.fixture(scope="session")
+def qapp_cls() -> Any:
+    """Return what pytest-qt starts as the application, where there is a screen for one."""
+    require_screen()
+    from qtpy.QtWidgets import QApplication
+
+    return QApplication
 
 
 @pytest.fixture(scope="session")

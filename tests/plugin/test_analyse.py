@@ -147,6 +147,20 @@ def test_another_layer_does_not_mix_the_views(make_dock: MakeDock, viewer: Any, 
     assert _cells(viewer)[:2] == CELLS
 
 
+def test_of_several_slides_the_analysed_one_is_seen(
+    make_dock: MakeDock, viewer: Any, slide_path: Path, tmp_path: Path, qtbot: Any
+) -> None:
+    dock = make_dock(slide_path)
+    other = write_tiff(tmp_path / "other.tif", speckled(640, 512, seed=1), (1.0,), mpp=(0.5, 0.5))
+    add(viewer, read_slides(other))
+    qtbot.waitUntil(lambda: len(dock.session.slides) == 2, timeout=5000)
+    dock.slide.value = next(s for s in dock.session.slides if s.path == slide_path)
+    dock.beside.native.click()
+    _run(dock, qtbot)
+    assert {tag_of(layer).path for layer in viewer.layers if layer.visible} == {slide_path}  # type: ignore[union-attr]  # all ours
+    assert _cells(viewer) == CELLS
+
+
 class Slow:
     """Opens a slide whose reads take a while, and keeps what it opened."""
 

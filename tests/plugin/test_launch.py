@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from window import HAS_SCREEN
 
 from core.fake_slides import one_sentence, speckled, write_tiff
 from napari_lrmil.core.bundle import Bundle
@@ -60,14 +59,7 @@ def test_without_a_screen_the_demo_calls_itself_on_a_virtual_one(
     assert call[0] == "xvfb-run" and "--headless" in call and call[-2:] == ["--slide", "a.svs"]
 
 
-@pytest.fixture
-def screen(qapp: object) -> None:
-    """Skip where there is no screen."""
-    if not HAS_SCREEN:
-        pytest.skip("no screen: run under xvfb-run -a -s '-screen 0 1920x1200x24 +extension GLX'")
-
-
-@pytest.mark.usefixtures("screen")
+@pytest.mark.usefixtures("qapp")
 def test_the_demo_leaves_a_picture_and_the_predictions_files(tmp_path: Path, slide_path: Path, bundle: Bundle) -> None:
     picture = launch.demo(tmp_path, slide_path, bundle.path, headless=True)
     assert picture == tmp_path / "demo.png"
@@ -77,7 +69,7 @@ def test_the_demo_leaves_a_picture_and_the_predictions_files(tmp_path: Path, sli
     assert {"prediction.json", "attention.h5", "teacher_attention.h5", "agreement.json", "overlay.png"} <= written
 
 
-@pytest.mark.usefixtures("screen")
+@pytest.mark.usefixtures("qapp")
 def test_where_the_teacher_cannot_run_the_demo_shows_the_student(tmp_path: Path, bundle: Bundle) -> None:
     slide = write_tiff(tmp_path / "coarse.tif", speckled(640, 512), (1.0,), mpp=(1.0, 1.0))
     launch.demo(tmp_path, slide, bundle.path, headless=True)
@@ -85,7 +77,7 @@ def test_where_the_teacher_cannot_run_the_demo_shows_the_student(tmp_path: Path,
     assert "teacher" not in found and not (tmp_path / "coarse" / "teacher_attention.h5").exists()
 
 
-@pytest.mark.usefixtures("screen")
+@pytest.mark.usefixtures("qapp")
 def test_a_wrong_bundle_or_slide_ends_the_demo_in_one_sentence(tmp_path: Path, bundle: Bundle) -> None:
     slide = write_tiff(tmp_path / "far.tif", speckled(640, 512), (1.0,), mpp=(8.0, 8.0))
     with pytest.raises(BundleError, match="bundle"):

@@ -11,10 +11,14 @@ import pytest
 HAS_SCREEN = not sys.platform.startswith("linux") or bool(os.environ.get("DISPLAY"))
 
 
-def open_window() -> Any:
-    """Open a real napari window; skip where there is no screen."""
+def require_screen() -> None:
+    """Skip where there is no screen; Qt would end the whole process."""
     if not HAS_SCREEN:
         pytest.skip("no screen: run under xvfb-run -a -s '-screen 0 1920x1200x24 +extension GLX'")
+
+
+def open_window() -> Any:
+    """Open a real napari window."""
     import napari
 
     opened = napari.Viewer(show=True)
