@@ -54,9 +54,13 @@ def heatmap(reading: Reading) -> Heatmap:
 
 
 def limits(readings: Sequence[Reading]) -> tuple[float, float]:
-    """Return the colour limits for maps shown side by side: from 0 to the highest of their 99th percentiles."""
+    """Return the colour limits for maps shown side by side: from 0 to the lowest of their 99th percentiles.
+
+    The lowest, or the peaks of a fine grid would leave nothing to see on a coarse one; what lies above looks like the
+    limit. Never less than twice the average, or noise would look like a finding.
+    """
     tops = [float(np.percentile(r.attention * len(r.attention), 99)) for r in readings]
-    return 0.0, max(2.0, *tops)  # never less than twice the average: noise must not look like a finding
+    return 0.0, max(2.0, min(tops))
 
 
 def draw_overlay(path: Path, slide: Slide, prediction: Prediction) -> None:
