@@ -50,6 +50,7 @@ class Card(BaseModel):
 
     schema_version: int
     name: str
+    about: str = ""  # a sentence or two: what it is, and what it is not
     version: str  # of napari-lrmil that wrote it
     classes: tuple[str, ...]
     hr_mpp: float  # µm per pixel of the teacher's patches
@@ -270,6 +271,7 @@ def card_text(card: Card) -> str:
         "A model of napari-lrmil: an LR student distilled from an HR teacher (arXiv 2606.06864).",
         "**Research use only. Not a diagnosis.**",
         "",
+        *([card.about, ""] if card.about else []),
         f"- Classes: {', '.join(card.classes)}",
         f"- Student: {card.lr_mpp:g} µm per pixel, patches of {card.lr_patch_px} px ({card.plan.lr_um:g} µm)",
         f"- Teacher: {card.hr_mpp:g} µm per pixel, patches of {card.hr_patch_px} px ({card.plan.hr_um:g} µm)",

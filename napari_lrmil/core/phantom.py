@@ -1,8 +1,8 @@
 """Phantom slides: procedural H&E-like tissue whose classes differ in the fine structure of nuclei, and in little else.
 
 A slide is an L of fibrous stroma with glands on noisy glass. On a lesion slide a few foci hold epithelial nuclei of
-coarse chromatin; they lie where the ordinary ones would, are as many, and absorb as much light. So a 20x network tells
-a focus from its surroundings at once, and a 5x network only by what is left of the texture after averaging.
+coarse chromatin and unequal darkness; they lie where the ordinary ones would, are as many, and absorb as much light. So
+a 20x network tells a focus from its surroundings at once; at 5x only the unequal darkness of dots is left.
 
 Everything is laid out on a coarse plan, then painted band by band as amounts of haematoxylin and eosin and turned into
 light by Beer and Lambert's law. Lengths are micrometres unless a name says otherwise.
@@ -73,7 +73,7 @@ class NucleusLook:
 
 @dataclass(frozen=True)
 class PhantomLook:
-    """How a phantom looks; the defaults are tuned so that a lesion is plain at 20x and faint at 5x."""
+    """How a phantom looks; the defaults make a lesion plain at 20x and faint at 5x (docs/benchmarks.md)."""
 
     margin: float = 0.05  # glass round the tissue, share of the slide's side, and no less than `edge_um`
     notch: tuple[float, float] = (0.42, 0.50)  # sides of the corner missing from the L, share of width and height
@@ -91,8 +91,8 @@ class PhantomLook:
     lymphocytes: float = 900.0  # per mm² of stroma, gathered in patches
     epithelial: NucleusLook = NucleusLook(9.6, 6.6, 0.80, grain=0.15, grain_um=0.25, rim=0.35, nucleoli=0.3)
     lesional: NucleusLook = NucleusLook(
-        9.6, 6.6, 0.80, size_sd=0.12, density_sd=0.11, ripple=0.06,
-        grain=0.50, grain_um=0.32, rim=0.40, nucleoli=0.6, nucleolus_um=0.5,
+        9.6, 6.6, 0.80, size_sd=0.26, density_sd=0.32, ripple=0.06,
+        grain=0.70, grain_um=0.65, rim=0.40, nucleoli=0.6, nucleolus_um=0.5,
     )  # fmt: skip
     fibroblast: NucleusLook = NucleusLook(15.0, 3.0, 1.05, size_sd=0.18, ripple=0.10, grain=0.10, rim=0.1, nucleoli=0)
     lymphocyte: NucleusLook = NucleusLook(6.4, 6.0, 1.25, size_sd=0.07, grain=0.40, grain_um=0.6, rim=0.3, nucleoli=0)

@@ -74,6 +74,7 @@ class TrainConfig(_Frozen):
     """A training run."""
 
     name: str = "lrmil"  # of the bundle
+    about: str = ""  # a sentence or two for its card: what it is, and what it is not
     seed: int = 0  # of weights, order and augmentation
     hr_mpp: float = Field(0.5, gt=0)  # µm per pixel of the teacher's patches: 20x
     lr_mpp: float = Field(2.0, gt=0)  # µm per pixel of the student's patches: 5x

@@ -25,6 +25,7 @@ def export_bundle(
     """Write the bundle of a run: both networks, their temperatures, and what they were trained and measured on."""
     card = {
         "name": config.name,
+        "about": config.about,
         "classes": cohort.classes,
         "hr_mpp": config.hr_mpp,
         "lr_mpp": config.lr_mpp,
@@ -33,12 +34,16 @@ def export_bundle(
         "student_input_px": config.student_input_px,
         "temperature": temperature_of(cohort, results["student"]),
         "teacher_temperature": temperature_of(cohort, results["teacher"]),
-        "cohort": {f"{split} slides": counts for split, counts in cohort.summary().items()},
+        "cohort": {f"{split} slides": _counts(counts) for split, counts in cohort.summary().items()},
         "metrics": summary(metrics),
     }
     student = StudentNetwork(encoders["student"], mils["student"])
     teacher = TeacherNetwork(encoders["teacher"].cpu(), mils["teacher"])
     return write_bundle(folder, card, student, teacher)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
 
 
 def summary(metrics: Mapping[str, Any]) -> dict[str, str]:
