@@ -139,8 +139,6 @@ def test_the_difference_is_fine_structure(lesion: Phantom, twin: Phantom, focus:
     coarse = roughness(averaged(lesion.pixels, 4), coarse_nuclei) / roughness(averaged(twin.pixels, 4), coarse_nuclei)
     assert fine > 1.25
     assert coarse > 1.25
-    inside = lesion.pixels[nuclei].mean(0), twin.pixels[nuclei].mean(0)
-    assert np.abs(inside[0] - inside[1]).max() < 4  # but not in darkness on the whole
 
 
 def roughness(image: NDArray[np.float64], where: NDArray[np.bool_]) -> float:
