@@ -10,7 +10,7 @@ from weakref import WeakMethod
 
 import napari.viewer
 from magicgui import widgets
-from napari.utils.notifications import show_error, show_warning
+from napari.utils.notifications import show_error
 from qtpy.QtCore import QEvent, Qt, QTimer
 from qtpy.QtGui import QCloseEvent, QKeySequence, QShowEvent
 from qtpy.QtWidgets import QFileDialog, QFrame, QLabel, QScrollArea, QShortcut, QVBoxLayout, QWidget
@@ -159,7 +159,6 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
             (self.session.changed, self._refresh),
             (self.session.finished, self._finished),
             (self.session.failed, self._show_error),
-            (self.session.cautioned, self._show_warning),
             (layers.inserted, self._layers_changed),
             (layers.removed, self._layers_changed),
         ]
@@ -238,9 +237,6 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     def _show_error(self, sentence: str) -> None:
         show_error(sentence)
-
-    def _show_warning(self, sentence: str) -> None:
-        show_warning(sentence)
 
     def _finished(self, prediction: Prediction) -> None:
         chosen = next((s for s in self.session.slides if s.path == prediction.path), None)

@@ -132,7 +132,7 @@ def test_twins_differ_in_the_foci_only_and_not_in_mean_colour(
 
 
 def test_the_difference_is_fine_structure(lesion: Phantom, twin: Phantom, focus: NDArray[np.bool_]) -> None:
-    """Lesional nuclei are rougher than the same nuclei of the twin; at 5x they still differ in darkness from each other."""
+    """Lesional nuclei are rougher than the twin's; at 5x they still differ in darkness from each other."""
     nuclei = (twin.pixels[..., 0] < 170) & focus
     fine = roughness(lesion.pixels.astype(float), nuclei) / roughness(twin.pixels.astype(float), nuclei)
     coarse_nuclei = averaged(np.repeat(nuclei[..., None], 3, 2).astype(np.uint8), 4)[..., 0] > 0.5
@@ -187,7 +187,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     """A slide is there whole or not at all, and an older one survives."""
     path = tmp_path / "a.tif"
     path.write_bytes(b"older")
-    monkeypatch.setattr("napari_lrmil.core.phantom._halve", lambda image: 1 / 0)  # fails once level 0 is in the file
+    monkeypatch.setattr("napari_lrmil.core.phantom.pyramid._halve", lambda image: 1 / 0)  # fails after level 0
     with pytest.raises(ZeroDivisionError):
         write_pyramid(path, np.zeros((300, 300, 3), dtype=np.uint8), 0.5)
     assert [p.name for p in tmp_path.iterdir()] == ["a.tif"]
@@ -242,7 +242,7 @@ def test_without_a_split_slides_are_split_60_20_20_within_each_class(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each split has both classes, and the order of slides does not follow the label."""
-    monkeypatch.setattr("napari_lrmil.core.phantom.write_slide", lambda folder, slide, look: folder / slide.name)
+    monkeypatch.setattr("napari_lrmil.core.phantom.cohort.write_slide", lambda folder, slide, look: folder / slide.name)
     rows = read(result(list(make_cohort(tmp_path, 20, TINY, 5))))
     counts = {(r["split"], r["label"]): 0 for r in rows}
     for row in rows:

@@ -1,0 +1,120 @@
+"""Cohorts of phantom slides: labels and splits dealt out, slides written in parallel, one table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from napari_lrmil.core.errors import CohortError
+from napari_lrmil.core.events import Event, Finished, Progress
+from napari_lrmil.core.files import write_text
+from napari_lrmil.core.phantom.look import CLASSES, DEFAULT_LOOK, PhantomLook, PhantomSlide
+from napari_lrmil.core.phantom.slide import write_slide
+
+COHORT_COLUMNS = ("slide", "patient", "label", "split")
+
+
+def make_cohort(
+    out: Path,
+    slides: int,
+    size: tuple[int, int],
+    seed: int,
+    *,
+    split: str | None = None,
+    workers: int = 1,
+    look: PhantomLook = DEFAULT_LOOK,
+) -> Iterator[Event]:
+    """Write a cohort, half of it lesion slides, and yield how far it is; several calls may fill one folder.
+
+    Parameters
+    ----------
+    out
+        Folder of the slides and of ``cohort.csv``; rows of earlier calls stay, rows of the same slides are replaced.
+    slides
+        How many. Each has a patient of its own.
+    size
+        Width and height of each, level-0 px of 0.5 µm.
+    seed
+        With `split` it fixes every pixel, however many `workers` there are.
+    split
+        For all of these slides; without it they are split 60/20/20 within each class.
+    workers
+        Processes that paint.
+    look
+        How they look.
+
+    Yields
+    ------
+    Progress
+        After each slide.
+    Finished
+        With the path of ``cohort.csv``.
+    """
+    plan, splits = _plan_cohort(slides, size, seed, split)
+    for done, _ in enumerate(_write_all(Path(out), plan, look, workers), start=1):
+        yield Progress("phantom", done, slides, unit="slides")
+    rows = [(f"{s.name}.tif", f"P-{s.name}", s.label, part) for s, part in zip(plan, splits, strict=True)]
+    yield Finished(_merge_table(Path(out) / "cohort.csv", rows))
+
+
+def _plan_cohort(
+    count: int, size: tuple[int, int], seed: int, split: str | None
+) -> tuple[list[PhantomSlide], list[str]]:
+    """Return the slides and their splits. Names hold the call and a number, which the shuffled labels do not follow."""
+    call = zlib.crc32((split or "").encode())  # other splits of the same seed hold other slides
+    rng = np.random.default_rng([seed, call])
+    labels = [CLASSES[int(i)] for i in rng.permutation(np.arange(count) % 2)]
+    seeds = rng.integers(2**62, size=count)
+    plan = [
+        PhantomSlide(f"{split or 'slide'}-{seed}-{i:03d}", label, int(seeds[i]), size) for i, label in enumerate(labels)
+    ]
+    return plan, [split] * count if split else _stratify(labels)
+
+
+def _stratify(labels: Sequence[str]) -> list[str]:
+    """Return splits dealt out in turn within each class, so that few slides still reach all three."""
+    turn, seen = ("train", "val", "test", "train", "train"), dict.fromkeys(CLASSES, -1)
+    splits = []
+    for label in labels:
+        seen[label] += 1
+        splits.append(turn[seen[label] % len(turn)])
+    return splits
+
+
+def _write_all(out: Path, plan: Sequence[PhantomSlide], look: PhantomLook, workers: int) -> Iterator[Path]:
+    if workers <= 1:
+        yield from (write_slide(out, slide, look) for slide in plan)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        jobs = [pool.submit(write_slide, out, slide, look) for slide in plan]
+        try:
+            yield from (job.result() for job in jobs)
+        finally:
+            for job in jobs:  # a caller that stops early does not wait for the rest
+                job.cancel()
+
+
+def _merge_table(path: Path, rows: Sequence[tuple[str, ...]]) -> Path:
+    """Add rows to the cohort table, in place of older rows of the same slides, and return its path."""
+    table = {row[0]: row for row in [*_read_table(path), *rows]}
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([COHORT_COLUMNS, *(table[name] for name in sorted(table))])
+    write_text(path, text.getvalue())
+    return path
+
+
+def _read_table(path: Path) -> list[tuple[str, ...]]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as handle:
+        table = csv.DictReader(handle)
+        if tuple(table.fieldnames or ()) != COHORT_COLUMNS:
+            raise CohortError(path, f"is no table of phantoms (columns {table.fieldnames}); choose another folder")
+        return [tuple(row[column] for column in COHORT_COLUMNS) for row in table]

@@ -1,0 +1,93 @@
+"""What a phantom slide holds and how it looks: label, seed and size; colours and tuned quantities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_lrmil.core.errors import CohortError, GeometryError
+
+Pixels = NDArray[np.uint8]  # (height, width, 3), RGB
+Outline = NDArray[np.float64]  # (points, 2), x then y
+Field = NDArray[np.float32]  # (rows, cols)
+
+NORMAL, LESION = "normal", "lesion"
+CLASSES = (NORMAL, LESION)
+
+# Optical density of red, green and blue per unit of stain, from the colours of routine sections.
+HAEMATOXYLIN = np.array([0.55, 0.74, 0.38], dtype=np.float32)
+EOSIN = np.array([0.20, 0.84, 0.50], dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class NucleusLook:
+    """One kind of nucleus."""
+
+    length: float  # long axis, µm
+    width: float  # short axis, µm
+    density: float  # haematoxylin of a flat nucleus that absorbs as much light, optical density
+    size_sd: float = 0.10  # relative sd of both axes; the mean area does not depend on it
+    density_sd: float = 0.10  # relative sd of the density between nuclei
+    ripple: float = 0.05  # relative depth of dents in the outline
+    grain: float = 0.2  # sd of chromatin relative to its mean
+    grain_um: float = 0.3  # size of the grains: inner sd of a band pass, which a 5x pixel averages out
+    rim: float = 0.3  # chromatin at the membrane over that within
+    nucleoli: float = 0.3  # expected nucleoli per nucleus
+    nucleolus_um: float = 0.5  # their radius, µm
+
+
+@dataclass(frozen=True)
+class PhantomLook:
+    """How a phantom looks; the defaults make a lesion plain at 20x and faint at 5x (docs/benchmarks.md)."""
+
+    margin: float = 0.05  # glass round the tissue, share of the slide's side, and no less than `edge_um`
+    notch: tuple[float, float] = (0.42, 0.50)  # sides of the corner missing from the L, share of width and height
+    edge_um: float = 26.0  # depth of the raggedness of the tissue edge
+    gland_spacing: float = 104.0  # µm between gland centres; sets the number of epithelial nuclei
+    gland_jitter: float = 0.07  # sd of a gland's place off the lattice, share of the spacing
+    gland_fill: tuple[float, float] = (0.74, 0.98)  # gland diameter over the spacing
+    gland_gaps: float = 0.12  # share of glands missing, in patches of plain stroma
+    gland_ripple: float = 0.08  # relative depth of dents in a gland's outline
+    wall_um: float = 25.0  # height of the columnar epithelium
+    nucleus_depth: tuple[float, float] = (8.0, 2.2)  # mean and sd of a nucleus' distance from the basement membrane
+    nucleus_step: float = 6.6  # µm between epithelial nuclei along the wall
+    goblets: float = 0.35  # goblet vacuoles per epithelial nucleus
+    fibroblasts: float = 1400.0  # per mm² of stroma
+    lymphocytes: float = 900.0  # per mm² of stroma, gathered in patches
+    epithelial: NucleusLook = NucleusLook(9.6, 6.6, 0.80, grain=0.15, grain_um=0.25, rim=0.35, nucleoli=0.3)
+    lesional: NucleusLook = NucleusLook(
+        9.6, 6.6, 0.80, size_sd=0.26, density_sd=0.32, ripple=0.06,
+        grain=0.70, grain_um=0.65, rim=0.40, nucleoli=0.6, nucleolus_um=0.5,
+    )  # fmt: skip
+    fibroblast: NucleusLook = NucleusLook(15.0, 3.0, 1.05, size_sd=0.18, ripple=0.10, grain=0.10, rim=0.1, nucleoli=0)
+    lymphocyte: NucleusLook = NucleusLook(6.4, 6.0, 1.25, size_sd=0.07, grain=0.40, grain_um=0.6, rim=0.3, nucleoli=0)
+    foci: tuple[int, int] = (1, 3)  # foci on a lesion slide, fewer where they would be too small
+    focus_across: tuple[float, float] = (320.0, 1100.0)  # µm; a 5x patch should fit into one
+    lesion_share: tuple[float, float] = (0.12, 0.20)  # of the tissue
+    stain_sd: float = 0.05  # relative sd of the amount of each stain between slides
+    thickness_sd: float = 0.04  # relative sd of the section's thickness within a slide
+    lamp: float = 243.0  # grey of empty glass
+    lamp_sd: float = 1.2  # of each channel between slides
+    noise_sd: float = 1.6  # grey levels, camera noise
+
+
+DEFAULT_LOOK = PhantomLook()
+
+
+@dataclass(frozen=True)
+class PhantomSlide:
+    """What a slide will hold; equal values give equal pixels, and only a focus depends on the label."""
+
+    name: str
+    label: str
+    seed: int
+    size: tuple[int, int]  # width, height in px
+    mpp: float = 0.5  # µm per px; 0.5 is 20x
+
+    def __post_init__(self) -> None:
+        if self.label not in CLASSES:
+            raise CohortError(self.name, f"the label is {self.label!r}; expected one of {', '.join(CLASSES)}")
+        if min(self.size) * self.mpp < 200:
+            raise GeometryError(f"{self.name}: {self.size} px of {self.mpp} µm hold no gland; use 200 µm or more")

@@ -1,0 +1,147 @@
+"""Libraries of nuclei drawn beforehand, and the layers of level-0 pixels that they are stamped on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from napari_lrmil.core.phantom.layout import Blob
+from napari_lrmil.core.phantom.look import HAEMATOXYLIN, NucleusLook, Outline, PhantomLook, PhantomSlide, Pixels
+from napari_lrmil.core.phantom.nuclei import Nuclei
+
+LAYER_UNIT = 0.01  # optical density that one grey level of the nuclear layer stands for
+_ANGLES = 16  # directions of the nuclei in a stamp library, over half a turn
+_STAMPS = 20 * _ANGLES  # nuclei in a stamp library
+
+
+@dataclass(frozen=True)
+class _Stamps:
+    """Nuclei drawn beforehand; number i points in direction i modulo `_ANGLES`."""
+
+    density: Pixels  # (n, side, side), in units of `LAYER_UNIT`
+    mask: Pixels  # (n, side, side), 255 within
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What is stamped on the slide, at level 0."""
+
+    density: Pixels  # (height, width) haematoxylin of nuclei, in units of `LAYER_UNIT`
+    mask: Pixels  # (height, width) 255 within a nucleus
+    mucin: Pixels  # (height, width) 255 within a vacuole
+
+
+@lru_cache(maxsize=16)
+def _stamps(kind: NucleusLook, mpp: float) -> _Stamps:
+    """Return a library of nuclei of one kind. Its seed is fixed: slides differ by which they use and where."""
+    rng = np.random.default_rng(20)
+    side = 2 * math.ceil(0.5 * kind.length * (1 + 3.2 * kind.size_sd) / mpp + 2)
+    scale = np.exp(rng.normal(0, kind.size_sd, (2, _STAMPS)))
+    scale = np.minimum(scale / np.sqrt(np.mean(scale[0] * scale[1])), 1 + 3.2 * kind.size_sd)
+    radius, angle = _polar(side, mpp, scale * np.array([[kind.length / 2], [kind.width / 2]]))
+    for order in (2, 3, 5):
+        depth = np.float32(kind.ripple) * rng.standard_normal((_STAMPS, 1, 1), dtype=np.float32)
+        phase = np.float32(2 * np.pi) * rng.random((_STAMPS, 1, 1), dtype=np.float32)
+        radius = radius * (1 + depth * np.cos(order * angle + phase))
+    mask = np.clip((1 - radius) * kind.width / 2 / 0.9 + 0.5, 0, 1)  # the edge is blurred over 0.9 µm
+    chromatin = _chromatin(kind, radius, mpp, rng) * mask
+    density = np.clip(_calibrate(chromatin, mask, kind.density), 0, 255 * LAYER_UNIT)
+    return _Stamps(np.rint(density / LAYER_UNIT).astype(np.uint8), np.rint(mask * 255).astype(np.uint8))
+
+
+def _polar(side: int, mpp: float, axes: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the radius, 1 on the outline, and angle of each pixel in ellipses of semi-axes (2, n) µm."""
+    turn = (np.arange(axes.shape[1], dtype=np.float32) % _ANGLES * (np.pi / _ANGLES))[:, None, None]
+    y, x = ((np.mgrid[:side, :side] - (side - 1) / 2) * mpp).astype(np.float32)
+    axes = axes.astype(np.float32)
+    u, v = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
+    u, v = u / axes[0][:, None, None], v / axes[1][:, None, None]
+    return np.hypot(u, v), np.arctan2(v, u)
+
+
+def _chromatin(kind: NucleusLook, radius: NDArray[Any], mpp: float, rng: np.random.Generator) -> NDArray[Any]:
+    """Return chromatin relative to its mean: grain or clumps, more of it at the membrane, and nucleoli."""
+    white, fine = rng.standard_normal(radius.shape, dtype=np.float32), kind.grain_um / mpp
+    grain = gaussian_filter(white, (0, fine, fine)) - gaussian_filter(white, (0, 2 * fine, 2 * fine))
+    grain /= grain.std()
+    chromatin = 1 + kind.grain * grain + kind.rim * np.exp(-(((radius - 0.86) / 0.13) ** 2))
+    side = radius.shape[1]
+    y, x = np.mgrid[:side, :side].astype(np.float32)
+    for _ in range(2 if kind.nucleoli else 0):
+        cy, cx = rng.normal((side - 1) / 2, 0.18 * kind.width / mpp, (2, _STAMPS, 1, 1)).astype(np.float32)
+        there = rng.random((_STAMPS, 1, 1)) < kind.nucleoli / 2
+        blob = np.exp(-((np.hypot(y - cy, x - cx) * mpp / kind.nucleolus_um) ** 4))
+        chromatin = chromatin + 1.2 * there * blob
+    return np.maximum(chromatin, 0.12)
+
+
+def _calibrate(chromatin: NDArray[Any], mask: NDArray[Any], density: float, steps: int = 6) -> NDArray[Any]:
+    """Scale each nucleus until it absorbs the light that a flat one of `density` absorbs.
+
+    Light, not density, is what a coarse pixel averages; with equal density a clumped nucleus would look paler at 5x.
+    """
+
+    def absorbed(amount: NDArray[Any]) -> NDArray[Any]:
+        passed = [np.exp(-amount * stain).sum((1, 2), keepdims=True) for stain in HAEMATOXYLIN]
+        return np.asarray(amount[0].size * len(passed) - sum(passed))
+
+    wanted = absorbed(mask * density)
+    amount = chromatin * density
+    for _ in range(steps):
+        amount = amount * (wanted / absorbed(amount)) ** 1.3  # 1.3 hastens the approach: absorption is concave
+    return amount
+
+
+def stamp_all(
+    nuclei: Mapping[str, Nuclei],
+    goblets: Nuclei,
+    foci: Sequence[Blob],
+    slide: PhantomSlide,
+    look: PhantomLook,
+    rng: np.random.Generator,
+) -> Layers:
+    """Return the slide stamped with its nuclei and vacuoles; epithelial ones within `foci` are lesional."""
+    width, height = slide.size
+    density, mask, mucin = (np.zeros((height, width), dtype=np.uint8) for _ in range(3))
+    looks = {"epithelial_nuclei": look.epithelial, "fibroblasts": look.fibroblast, "lymphocytes": look.lymphocyte}
+    vacuole = NucleusLook(9.5, 7.5, 0.5, size_sd=0.18, grain=0.0, rim=0.0, nucleoli=0)
+    for name, kind in looks.items():
+        group = nuclei[name]
+        changed = group.within(foci if kind is look.epithelial else ())
+        picks, gains = _draw_stamps(group, rng)
+        for here, used in ((~changed, kind), (changed, look.lesional)):
+            stamps = _stamps(used, slide.mpp)
+            _blit(density, stamps.density, group.xy[here] / slide.mpp, picks[here], 1 + used.density_sd * gains[here])
+            _blit(mask, stamps.mask, group.xy[here] / slide.mpp, picks[here], None)
+    picks, _ = _draw_stamps(goblets, rng)
+    _blit(mucin, _stamps(vacuole, slide.mpp).mask, goblets.xy / slide.mpp, picks, None)
+    return Layers(density, mask, mucin)
+
+
+def _draw_stamps(group: Nuclei, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return a stamp that points the right way for each nucleus, and how many sd its density is off."""
+    direction = np.rint(group.angle / (np.pi / _ANGLES)).astype(int) % _ANGLES
+    picks = rng.integers(_STAMPS // _ANGLES, size=len(direction)) * _ANGLES + direction
+    return picks, np.clip(rng.normal(size=len(direction)), -2.5, 2.5)
+
+
+def _blit(
+    layer: Pixels, stamps: Pixels, xy: Outline, picks: NDArray[np.int64], gains: NDArray[np.float64] | None
+) -> None:
+    """Stamp with the maximum of old and new: nuclei that overlap in a thin section do not add up."""
+    side = stamps.shape[1]
+    corners = np.rint(xy - side / 2).astype(int)
+    for i, (x, y) in enumerate(corners.tolist()):
+        x0, y0 = max(x, 0), max(y, 0)
+        view = layer[y0 : max(y + side, 0), x0 : max(x + side, 0)]
+        stamp = stamps[picks[i], y0 - y : y0 - y + view.shape[0], x0 - x : x0 - x + view.shape[1]]
+        if gains is not None:
+            stamp = np.minimum(stamp * np.float32(gains[i]) + np.float32(0.5), 255).astype(np.uint8)
+        np.maximum(view, stamp, out=view)
