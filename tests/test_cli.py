@@ -51,7 +51,7 @@ def one_sentence(err: str) -> bool:
 
 
 def test_predict_writes_everything(call: Call, slide: Path, bundle: Path, tmp_path: Path) -> None:
-    """The files that DESIGN names, the table, and nothing under a temporary name."""
+    """The files that users rely on, the table, and nothing under a temporary name."""
     code, out, _ = call("predict", slide, "--bundle", bundle, "--out", tmp_path, "--teacher", "all", "--device", "cpu")
     assert code == 0
     assert "phantom.tif" in out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,14 +18,10 @@ from PIL import Image
 
 from napari_lrmil.core.errors import ResolutionError, SlideError
 from napari_lrmil.core.geometry import Bounds, BoxLevel0, BoxUm, Level, LevelWindow, Mpp, choose_level
+from napari_lrmil.core.resolution import find_mpp, mpp_warnings, number
 
 Pixels = NDArray[np.uint8]  # (height, width, 3), RGB
 
-PLAUSIBLE_MPP = (0.02, 100.0)
-PLAUSIBLE_TIFF_MPP = (0.02, 30.0)  # beyond, TIFF tags speak of paper (300 dpi is 85 µm, 72 dpi 353 µm), not of a scan
-POWER_TIMES_MPP = 10.0  # a 20x objective is nominally 0.5 µm per pixel
-NOMINAL_DEVIATION = 0.15  # PAINS.md 1: farther from 0.25, 0.5, 1 … than this deserves a warning
-UM_PER_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
 BLOCK_PX = 2048  # native pixels along a side of one read of an overview: 16 MiB as RGBA
 FINGERPRINT_BYTES = 1 << 20  # read from each end of a file that has no quick hash
 
@@ -132,7 +127,7 @@ class Slide:
     @property
     def objective_power(self) -> float | None:
         """The objective's magnification, where the file states it."""
-        return _number(self.properties.get("openslide.objective-power"))
+        return number(self.properties.get("openslide.objective-power"))
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -301,7 +296,7 @@ def _levels(handle: Handle) -> tuple[Level, ...]:
 def _bounds(properties: Mapping[str, str], level0: Level) -> Bounds:
     """Return the scanned part where the format states it (MRXS, some DICOM), else all of level 0."""
     names = ("bounds-x", "bounds-y", "bounds-width", "bounds-height")
-    values = [_number(properties.get(f"openslide.{name}")) for name in names]
+    values = [number(properties.get(f"openslide.{name}")) for name in names]
     if any(v is None for v in values[2:]):
         return Bounds(0, 0, level0.width, level0.height)
     x, y, width, height = (int(v or 0) for v in values)
@@ -317,80 +312,6 @@ def _file_hash(path: Path) -> str:
         handle.seek(max(0, size - FINGERPRINT_BYTES))
         digest.update(handle.read(FINGERPRINT_BYTES))
     return digest.hexdigest()[:32]
-
-
-# ---------------------------------------------------------------- resolution
-
-
-def find_mpp(properties: Mapping[str, str], *, override: float | None = None) -> Mpp | None:
-    """Return the resolution by order of belief: override, OpenSlide, TIFF tags, vendor comment, objective power."""
-    if override is not None:
-        return Mpp(override, override, "override")
-    for source, find in _SOURCES:
-        pair = find(properties)
-        low, high = PLAUSIBLE_TIFF_MPP if source == "tiff resolution" else PLAUSIBLE_MPP
-        if pair is not None and all(low <= v <= high for v in pair):
-            return Mpp(*pair, source)
-    return None
-
-
-def mpp_warnings(mpp: Mpp) -> tuple[str, ...]:
-    """Return a sentence for each thing about `mpp` that deserves a second look."""
-    found = []
-    nominal = 0.5 * 2.0 ** round(math.log2(mpp.mean / 0.5))
-    if abs(mpp.mean / nominal - 1) > NOMINAL_DEVIATION:
-        found.append(
-            f"{mpp.mean:.4g} µm per pixel is more than 15 % from the nominal {nominal:g}; check it, or pass --mpp"
-        )
-    if mpp.source == "objective power":
-        found.append(
-            f"resolution taken from the objective power ({mpp.mean:g} µm per pixel); pass --mpp if you know it"
-        )
-    return tuple(found)
-
-
-def _from_openslide(properties: Mapping[str, str]) -> tuple[float, float] | None:
-    return _pair(_number(properties.get("openslide.mpp-x")), _number(properties.get("openslide.mpp-y")))
-
-
-def _from_tiff(properties: Mapping[str, str]) -> tuple[float, float] | None:
-    unit = UM_PER_UNIT.get(properties.get("tiff.ResolutionUnit", "").lower())
-    per_unit = [_number(properties.get(f"tiff.{axis}Resolution")) for axis in "XY"]
-    if unit is None or not all(per_unit):
-        return None
-    return _pair(*(unit / v if v else None for v in per_unit))
-
-
-def _from_comment(properties: Mapping[str, str]) -> tuple[float, float] | None:
-    text = "\n".join(properties.get(k, "") for k in ("openslide.comment", "tiff.ImageDescription"))
-    found = re.search(r"(?:MPP|microns?[ _]?per[ _]?pixel)\s*[=:]\s*([0-9]*\.?[0-9]+)", text, re.IGNORECASE)
-    return _pair(float(found[1]), float(found[1])) if found else None
-
-
-def _from_power(properties: Mapping[str, str]) -> tuple[float, float] | None:
-    power = _number(properties.get("openslide.objective-power"))
-    return (POWER_TIMES_MPP / power, POWER_TIMES_MPP / power) if power else None
-
-
-_SOURCES: tuple[tuple[str, Callable[[Mapping[str, str]], tuple[float, float] | None]], ...] = (
-    ("openslide", _from_openslide),
-    ("tiff resolution", _from_tiff),
-    ("vendor comment", _from_comment),
-    ("objective power", _from_power),
-)
-
-
-def _pair(x: float | None, y: float | None) -> tuple[float, float] | None:
-    return (x, y) if x and y else None
-
-
-def _number(text: str | None) -> float | None:
-    """Return a finite number, or None for what is none (some scanners write a comma)."""
-    try:
-        value = float((text or "").replace(",", "."))
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 # ---------------------------------------------------------------- pixels

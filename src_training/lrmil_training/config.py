@@ -28,19 +28,19 @@ class TeacherConfig(_Frozen):
     """The HR teacher's MIL."""
 
     epochs: int = Field(60, ge=1)  # upper bound; early stopping usually ends sooner
-    lr: float = Field(1e-3, gt=0)  # Adam; METHOD.md section 6
+    lr: float = Field(1e-3, gt=0)  # Adam; docs/method.md 5
     aggregator: Literal["gated_attention"] = "gated_attention"  # the paper's; the only one so far
     hidden: int = Field(64, ge=1)  # width of the attention's gate
     weight_decay: float = Field(1e-4, ge=0)  # bags are few and wide
-    min_epochs: int = Field(15, ge=0)  # no selection before: early AUROC on few slides is luck (METHOD.md section 6)
+    min_epochs: int = Field(15, ge=0)  # no selection before: early AUROC on few slides is luck (docs/method.md 5)
     patience: int = Field(15, ge=1)  # epochs without a better validation figure before stopping
-    ema: float = Field(0.97, ge=0, lt=1)  # weight averaging per step; 0.97 gave stable selection (METHOD.md section 6)
+    ema: float = Field(0.97, ge=0, lt=1)  # weight averaging per step; 0.97 gave stable selection (docs/method.md 5)
 
 
 class Stage1Config(_Frozen):
     """Patch-level distillation."""
 
-    epochs: int = Field(6, ge=0)  # 6 passes over 2,400 LR patches were enough (METHOD.md section 6); 0 leaves it out
+    epochs: int = Field(6, ge=0)  # 6 passes over 2,400 LR patches were enough (docs/method.md 5); 0 leaves it out
     lr: float = Field(4e-4, gt=0)  # peak of a one-cycle schedule
     batch_size: int = Field(32, ge=2)  # LR patches
     layers: tuple[str, ...] = ("block_12",)  # maps that the layer term compares: an intermediate one does no harm
@@ -58,9 +58,9 @@ class Stage2Config(_Frozen):
     lambda_ce: float = Field(1.0, ge=0)  # labels
     lambda_bag: float = Field(1.0, ge=0)  # teacher's class probabilities
     lambda_soft: float = Field(1.0, ge=0)  # teacher's attention
-    lambda_hard: float = Field(0.0, ge=0)  # top against bottom patches; did nothing in METHOD.md section 6
+    lambda_hard: float = Field(0.0, ge=0)  # top against bottom patches; did nothing in docs/method.md 5
     temperature_bag: float = Field(2.0, gt=0)  # softens class probabilities; 1 = unchanged
-    temperature_attn: float = Field(2.0, gt=0)  # softens attention on both sides; 2 was best (METHOD.md section 6)
+    temperature_attn: float = Field(2.0, gt=0)  # softens attention on both sides; 2 was best (docs/method.md 5)
     topk: int = Field(4, ge=1)  # patches on either side of the hard term
     attention_transfer: Literal["logsumexp", "mean", "max"] = "logsumexp"  # children to parent; exact at temperature 1
     init: Literal["teacher", "fresh", "frozen_head"] = "teacher"  # frozen_head: the teacher's head as it is, no stage 2

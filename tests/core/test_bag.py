@@ -40,7 +40,7 @@ def test_a_written_bag_reads_back_exactly(tmp_path: Path) -> None:
 
 
 def test_the_file_has_tridents_names_and_attributes(tmp_path: Path) -> None:
-    """What TRIDENT's and CLAM's readers look up, with their meanings (FORMATS.md)."""
+    """What TRIDENT's and CLAM's readers look up, with their meanings."""
     write_bag(tmp_path / "s1.h5", bag())
     with h5py.File(tmp_path / "s1.h5") as file:
         coords, features = file["coords"], file["features"]

@@ -27,7 +27,7 @@ from napari_lrmil.core.predict import Prediction, predict
 from napari_lrmil.core.results import agreement_json, write_prediction
 from napari_lrmil.core.slide import Slide
 
-# DESIGN.md: users' scripts rely on them
+# Users' scripts rely on them
 KEYS = {
     "slide", "slide_fingerprint", "bundle", "bundle_sha256", "classes", "probabilities", "calibrated", "logits",
     "predicted", "lr_mpp", "patch_um", "n_patches", "n_hr_patches", "pixels_decoded", "device", "seconds", "warnings",

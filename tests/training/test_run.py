@@ -64,7 +64,7 @@ def test_stages_run_in_an_order_that_can(run: tuple[Path, list[Event]]) -> None:
 
 
 def test_run_folder_is_complete(run: tuple[Path, list[Event]]) -> None:
-    """Everything that DESIGN names is there, and no temporary file."""
+    """Everything that users rely on is there, and no temporary file."""
     folder = run[0]
     there = {p.name for p in folder.iterdir()}
     assert {"config.yaml", "events.jsonl", "features", "checkpoints", "metrics.json", "bundle"} <= there
