@@ -79,8 +79,9 @@ def main() -> None:
     args = p.parse_args()
     leave_a_core()
     bundle = Bundle(args.bundle)
-    _run(expand(args.slides)[0], bundle, "all")  # the first call loads weights and libraries
-    print(table([measure(path, bundle) for path in expand(args.slides)]))
+    slides = [path for path, _ in expand(args.slides)]
+    _run(slides[0], bundle, "all")  # the first call loads weights and libraries
+    print(table([measure(path, bundle) for path in slides]))
 
 
 if __name__ == "__main__":

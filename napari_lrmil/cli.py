@@ -7,7 +7,7 @@ import io
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,6 +34,7 @@ app = typer.Typer(
 out, err = Console(), Console(stderr=True)
 
 SOME_FAILED, WRONG_CALL, FAILED, CANCELLED = 3, 2, 1, 130
+FEW_SLIDES = 30  # in a split, below which figures are more luck than measure
 SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".tif", ".tiff", ".dcm")
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps")]
@@ -113,23 +114,49 @@ def predict(
     model, chosen = Bundle(bundle), _device(device)
     require_choice(teacher)
     _ = model.student, model.teacher if teacher != "none" else None  # a broken bundle is no slide's fault: load it now
-    done: list[Prediction] = []
-    failures: list[tuple[str, str, str]] = []
-    for path in expand(slides):
-        try:
-            done.append(_predict_one(path, model, chosen, mpp, teacher, folder))
-        except LrmilError as error:
-            failures.append((path.name, "predict", str(error)))
-            err.print(f"[red]{escape(path.name)}[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
-    if done:
-        _write_table(folder / "predictions.csv", _prediction_rows(done))
+    _usable(folder)
+    failures: dict[str, str] = {}
+    named: dict[str, Path] = {}
+    told: set[str] = set()
+    chosen_slides = expand(slides)
+    try:
+        for path, own_mpp in chosen_slides:
+            try:
+                _refuse_same_name(named, path)
+                _predict_one(path, model, chosen, mpp or own_mpp, teacher, folder, told)
+            except (LrmilError, OSError) as error:
+                failures[path.name] = str(error)
+                err.print(f"[red]{escape(path.name)}[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+    finally:  # also after Ctrl-C: what is done stays, and is listed
+        _write_predictions(folder)
+        _write_failures(folder, failures, {path.name for path, _ in chosen_slides})
     if failures:
-        _write_table(folder / "failures.csv", [("slide", "step", "reason"), *failures])
         raise typer.Exit(SOME_FAILED)
-    (folder / "failures.csv").unlink(missing_ok=True)
 
 
-def _predict_one(path: Path, model: Any, device: Any, mpp: float | None, teacher: str, folder: Path) -> Prediction:
+def _usable(folder: Path) -> None:
+    """Raise `ConfigError` where results cannot be written, before any work is done."""
+    from napari_lrmil.core.errors import ConfigError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {folder}: no folder can be made there ({error.strerror}); choose another") from error
+
+
+def _refuse_same_name(named: dict[str, Path], path: Path) -> None:
+    """Raise `SlideError` where a slide's results would overwrite those of another slide of this call."""
+    from napari_lrmil.core.errors import SlideError
+
+    name = path.name if path.is_dir() else path.stem
+    if name in named:
+        raise SlideError(path, f"its results would overwrite those of {named[name]}; rename one, or use another --out")
+    named[name] = path
+
+
+def _predict_one(
+    path: Path, model: Any, device: Any, mpp: float | None, teacher: str, folder: Path, told: set[str]
+) -> None:
     from napari_lrmil.core.predict import predict as run
     from napari_lrmil.core.results import write_prediction
     from napari_lrmil.core.slide import Slide
@@ -138,20 +165,22 @@ def _predict_one(path: Path, model: Any, device: Any, mpp: float | None, teacher
     with Slide(path, mpp=mpp) as slide:
         opened = time.perf_counter() - began
         prediction: Prediction = follow(
-            run(slide, model, device=device, teacher=teacher, seconds_open=opened), path.name
+            run(slide, model, device=device, teacher=teacher, seconds_open=opened), path.name, told=told
         )
         where = write_prediction(folder, slide, prediction)
     shown = ", ".join(f"{c} {p:.3f}" for c, p in prediction.student.probabilities.items())
     agreement = prediction.agreement
     beside = f"; with the teacher: ρ {agreement.spearman:.2f}" if agreement and agreement.spearman is not None else ""
-    patches = f"{len(prediction.grid.lr_index)} LR patches for {len(prediction.grid.hr_index)} HR"
+    patches = f"{len(prediction.grid.lr_index)} LR patches in place of {len(prediction.grid.hr_index)} HR"
     out.print(f"{path.name}: {shown} ({patches}{beside}) -> {where}", highlight=False, soft_wrap=True)
-    return prediction
 
 
-def expand(slides: Sequence[Path]) -> list[Path]:
-    """Return the slides meant by files, folders and cohort tables; a folder of DICOM files is one slide."""
-    found: list[Path] = []
+def expand(slides: Sequence[Path]) -> list[tuple[Path, float | None]]:
+    """Return the slides meant by files, folders and cohort tables, each with the resolution that a table gives.
+
+    A folder of DICOM files is one slide.
+    """
+    found: list[tuple[Path, float | None]] = []
     for path in slides:
         if path.suffix.lower() == ".csv":
             found += _cohort_slides(path)
@@ -161,35 +190,52 @@ def expand(slides: Sequence[Path]) -> list[Path]:
                 raise typer.BadParameter(
                     f"{path} holds no slide; expected files such as {', '.join(SLIDE_ENDINGS[:5])}"
                 )
-            found += inside
+            found += [(p, None) for p in inside]
         else:
-            found.append(path)
+            found.append((path, None))
     return found
 
 
-def _cohort_slides(path: Path) -> list[Path]:
+def _cohort_slides(path: Path) -> list[tuple[Path, float | None]]:
     from lrmil_training.cohort import read_cohort
 
-    return [slide.path for slide in read_cohort(path).slides]
+    return [(slide.path, slide.mpp) for slide in read_cohort(path).slides]
 
 
-def _prediction_rows(done: Sequence[Prediction]) -> list[tuple[Any, ...]]:
-    classes = done[0].classes
+def _write_predictions(folder: Path) -> None:
+    """Write ``predictions.csv`` from all results in the folder, this call's and earlier ones'."""
+    import json
+
+    stored = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*/prediction.json"))]
+    classes = list(dict.fromkeys(c for one in stored for c in one["classes"]))
     header = ("slide", "predicted", *(f"probability_{c}" for c in classes), "n_patches", "n_hr_patches", "seconds")
-    return [
-        header,
-        *(
-            (
-                p.slide,
-                p.student.predicted,
-                *(f"{p.student.probabilities[c]:.6f}" for c in classes),
-                len(p.grid.lr_index),
-                len(p.grid.hr_index),
-                f"{p.student.seconds['total']:.3f}",
-            )
-            for p in done
-        ),
+    rows = [
+        (
+            one["slide"],
+            one["predicted"],
+            *(f"{one['probabilities'][c]:.6f}" if c in one["probabilities"] else "" for c in classes),
+            one["n_patches"],
+            one["n_hr_patches"],
+            f"{one['seconds']['total']:.3f}",
+        )
+        for one in stored
     ]
+    if rows:
+        _write_table(folder / "predictions.csv", [header, *rows])
+
+
+def _write_failures(folder: Path, failures: Mapping[str, str], called: set[str]) -> None:
+    """Write ``failures.csv``: this call's, and those of earlier calls whose slides were not asked for again."""
+    path = folder / "failures.csv"
+    rows: list[Sequence[str]] = []
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in list(csv.reader(file))[1:] if row and row[0] not in called]
+    rows += [(name, "predict", reason) for name, reason in failures.items()]
+    if rows:
+        _write_table(path, [("slide", "step", "reason"), *rows])
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _write_table(path: Path, rows: Sequence[Sequence[Any]]) -> None:
@@ -272,7 +318,25 @@ def train(
 
     resolved = load_config(config, settings or ())
     where = follow(run(cohort, folder, resolved, _device(device)), "train", quiet=False)
+    _show_metrics(where)
     out.print(f"metrics, checkpoints and bundle -> {where}", highlight=False, soft_wrap=True)
+
+
+def _show_metrics(run: Path) -> None:
+    """Print AUROC by method and split, and say where slides were too few to tell."""
+    import json
+
+    found = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    for split in ("val", "test"):
+        for method, splits in found.items():
+            if split not in splits:
+                continue
+            a = splits[split]["auroc"]
+            span = f" ({a['low']:.3f} to {a['high']:.3f})" if a["low"] is not None else ""
+            value = "undefined" if a["value"] is None else f"{a['value']:.3f}{span}"
+            out.print(f"{split:5} {method:12} AUROC {value}, {a['n_slides']} slides", highlight=False)
+            if a["n_slides"] < FEW_SLIDES and method == "student":
+                out.print(f"      {a['n_slides']} slides tell little: expect these figures to move", highlight=False)
 
 
 # ---------------------------------------------------------------- window
@@ -318,16 +382,21 @@ def _device(name: str) -> torch.device:
 # ---------------------------------------------------------------- events
 
 
-def follow(events: Iterator[Event], title: str, *, quiet: bool = True) -> Any:
-    """Print a stream of events and return what it finished with; figures of training are printed unless `quiet`."""
+def follow(events: Iterator[Event], title: str, *, quiet: bool = True, told: set[str] | None = None) -> Any:
+    """Print a stream of events and return what it finished with; figures of training are printed unless `quiet`.
+
+    Cautions in `told` are not said again, and those said are added to it: a model's own holds for every slide.
+    """
+    told = set() if told is None else told
     result: Any = None
     try:
         with closing(events), _bars() as bars:  # type: ignore[type-var]  # generators close
             for event in events:
                 if isinstance(event, Finished):
                     result = event.result
-                else:
+                elif not (isinstance(event, Caution) and event.message in told):
                     _show(event, title, bars, quiet)
+                    told |= {event.message} if isinstance(event, Caution) else set()
     except KeyboardInterrupt:
         err.print("cancelled")
         raise typer.Exit(CANCELLED) from None
@@ -393,7 +462,9 @@ def main() -> None:
         _report(error, str(error))
         sys.exit(error.exit_code)
     except Exception as error:
-        _report(error, f"{type(error).__name__}: {error}; this was not expected, run again with --debug and report it")
+        _report(
+            error, f"{type(error).__name__}: {error}; this was not expected; run napari-lrmil --debug … and report it"
+        )
         sys.exit(FAILED)
 
 

@@ -242,3 +242,47 @@ def test_impossible_phantom_size(call: Call, tmp_path: Path, size: str) -> None:
     code, _, err = call("phantom", tmp_path / "c", "--size", size)
     assert code == 2
     assert "width x height" in " ".join(err.replace("│", " ").split())
+
+
+def test_two_slides_of_one_name_do_not_overwrite_each_other(
+    call: Call, slide: Path, bundle: Path, tmp_path: Path
+) -> None:
+    """The second is a failure with its reason; the first one's result stays."""
+    other = tmp_path / "other" / slide.name
+    other.parent.mkdir()
+    other.symlink_to(slide)
+    code, _, err = call("predict", slide, other, "--bundle", bundle, "--out", tmp_path / "out", "--device", "cpu")
+    assert code == 3
+    assert "would overwrite" in err
+    assert (tmp_path / "out" / "phantom" / "prediction.json").exists()
+
+
+def test_tables_keep_what_earlier_calls_did(call: Call, slide: Path, bundle: Path, tmp_path: Path) -> None:
+    """A second call into the same folder adds to both tables; a slide that is mended leaves the failures."""
+    bad, words = _not_a_slide(tmp_path), ("--bundle", bundle, "--out", tmp_path / "out", "--device", "cpu")
+    assert call("predict", bad, *words)[0] == 3
+    assert call("predict", slide, *words)[0] == 0
+    with (tmp_path / "out" / "failures.csv").open() as file:
+        assert [row["slide"] for row in csv.DictReader(file)] == ["text.svs"]
+    with (tmp_path / "out" / "predictions.csv").open() as file:
+        assert [row["slide"] for row in csv.DictReader(file)] == ["phantom"]
+    bad.unlink()
+    bad.symlink_to(slide)
+    assert call("predict", bad, *words)[0] == 0
+    assert not (tmp_path / "out" / "failures.csv").exists()
+
+
+def test_a_cohort_table_gives_the_resolution(call: Call, bundle: Path, tmp_path: Path) -> None:
+    """The column ``mpp`` counts for predict as it does for train."""
+    table = tmp_path / "cohort.csv"
+    table.write_text(f"slide,patient,label,mpp\n{_no_mpp(tmp_path).name},p1,normal,0.5\n")
+    _, _, err = call("predict", table, "--bundle", bundle, "--out", tmp_path / "out", "--device", "cpu")
+    assert "no LR patch with enough tissue" in err  # grey, but its resolution was taken
+
+
+def test_an_unusable_folder_is_told_before_any_work(call: Call, slide: Path, bundle: Path, tmp_path: Path) -> None:
+    """A file in the place of the results' folder is a wrong call."""
+    (tmp_path / "out").touch()
+    code, out, err = call("predict", slide, "--bundle", bundle, "--out", tmp_path / "out")
+    assert (code, out, one_sentence(err)) == (2, "", True)
+    assert "choose another" in err

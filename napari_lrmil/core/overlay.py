@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLORMAP = "viridis"  # perceptually uniform and readable without colour vision
-LEGEND = "attention, times the slide's average"
+LEGEND = "attention, times the slide's average (brightest: this or more)"
 THUMBNAIL_PX = 1200  # longer side of the pictures that leave the program
 RESEARCH_USE = "Research use only. Not a diagnosis."
 
@@ -83,9 +84,10 @@ def draw_overlay(path: Path, slide: Slide, prediction: Prediction) -> None:
     for axis, title, reading in zip(axes[1:], titles, readings, strict=False):
         axis.set_title(f"{title}: {_probabilities(reading)}", fontsize=10)
         shown = _show_attention(axis, heatmap(reading), low, high)
-    figure.colorbar(shown, ax=list(axes), shrink=0.8, label=LEGEND)
+    figure.colorbar(shown, ax=list(axes), shrink=0.8, label=LEGEND, extend="max")
     figure.suptitle(f"Where the model looked (attention) · {prediction.bundle}", fontsize=11)
-    figure.supxlabel(f"{RESEARCH_USE} Probabilities {_calibration(prediction)}.", fontsize=9)
+    told = [f"{RESEARCH_USE} Probabilities {_calibration(prediction)}.", *prediction.warnings]
+    figure.supxlabel("\n".join(fill(sentence, 45 * panels) for sentence in told), fontsize=8)
     with whole(path) as partial:
         figure.savefig(partial, format="png")
 

@@ -33,7 +33,7 @@ def mpp_warnings(mpp: Mpp) -> tuple[str, ...]:
     nominal = 0.5 * 2.0 ** round(math.log2(mpp.mean / 0.5))
     if abs(mpp.mean / nominal - 1) > NOMINAL_DEVIATION:
         found.append(
-            f"{mpp.mean:.4g} µm per pixel is more than 15 % from the nominal {nominal:g}; check it, or pass --mpp"
+            f"{mpp.mean:.4g} µm per pixel ({mpp.source}) is more than 15 % from the nominal {nominal:g}; check --mpp"
         )
     if mpp.source == "objective power":
         found.append(

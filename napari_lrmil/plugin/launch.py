@@ -86,6 +86,7 @@ def demo(out: Path, slide: Path | None, bundle: str | Path, headless: bool) -> P
     LrmilError
         Where the slide or the bundle cannot be used, or nothing can draw a window.
     """
+    (out / "demo.png").unlink(missing_ok=True)  # an earlier one must not be taken for this one's
     if not has_display():
         return _under_xvfb(out, slide, bundle)
     from napari_lrmil.plugin.sample_data import sample_slide
@@ -209,7 +210,6 @@ def _under_xvfb(out: Path, slide: Path | None, bundle: str | Path) -> Path:
     call += ["--slide", str(slide)] if slide else []
     environment = {k: v for k, v in os.environ.items() if k not in ("QT_QPA_PLATFORM", "WAYLAND_DISPLAY")}
     picture = out / "demo.png"
-    picture.unlink(missing_ok=True)
     code = subprocess.run(call, env=environment, check=False, stdout=subprocess.DEVNULL).returncode
     if code != 0 or not picture.is_file():
         raise LrmilError(f"drawing on a virtual screen ended with exit code {code}; see above for the reason")

@@ -102,6 +102,8 @@ def _class_order(slides: Sequence[CohortSlide]) -> list[str]:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        raise CohortError(path, "there is no such file; expected a CSV table of slides")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -161,10 +163,11 @@ def require_classes(cohort: Cohort, splits: Sequence[str]) -> None:
     for split in splits:
         lacking = set(cohort.classes) - {s.label for s in cohort.of(split)}
         if lacking or len(cohort.classes) < 2:
-            has = ", ".join(sorted({s.label for s in cohort.of(split)})) or "no slide"
+            labels = sorted({s.label for s in cohort.of(split)})
+            has = f"{', '.join(labels)} only" if labels else "no slide at all"
             needs = ", ".join(cohort.classes) if len(cohort.classes) > 1 else "two classes"
             raise CohortError(
-                cohort.path, f"split {split} has {has} only; expected slides of {needs}, add some or move patients"
+                cohort.path, f"split {split} has {has}; expected slides of {needs}, add some or move patients"
             )
 
 

@@ -124,9 +124,18 @@ def build_config(values: Mapping[str, Any]) -> TrainConfig:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"configuration key '{key}': {first['msg']}; see the documented keys of train") from error
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(f"configuration key '{key}' is unknown; there are: {', '.join(known_keys())}") from error
+        raise ConfigError(f"configuration key '{key}': {first['msg']}, got {first['input']!r}") from error
     assert config.plan.n  # built, hence checked
     return config
+
+
+def known_keys() -> list[str]:
+    """Return all configuration keys as ``--set`` takes them."""
+    groups = {name: type(value) for name, value in TrainConfig() if isinstance(value, _Frozen)}
+    flat = [name for name in TrainConfig.model_fields if name not in groups]
+    return flat + [f"{group}.{name}" for group, model in groups.items() for name in model.model_fields]
 
 
 def _lay_over(values: dict[str, Any], setting: str) -> None:
@@ -138,7 +147,12 @@ def _lay_over(values: dict[str, Any], setting: str) -> None:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise ConfigError(f"--set {setting}: {parent} is a value, not a group of keys")
-    values[last] = yaml.safe_load(text)
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"--set {setting}: the value is not readable as YAML; quote it if it holds brackets"
+        ) from error
 
 
 def dump_config(config: TrainConfig) -> str:

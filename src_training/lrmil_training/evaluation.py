@@ -58,8 +58,8 @@ class SlideResult:
 Results = Mapping[str, Sequence[SlideResult]]  # method -> slides
 
 
-def temperature_of(cohort: Cohort, results: Sequence[SlideResult]) -> float:
-    """Return the calibration temperature of a method, fitted on validation slides."""
+def temperature_of(cohort: Cohort, results: Sequence[SlideResult]) -> float | None:
+    """Return the calibration temperature of a method, fitted on validation slides; None where they cannot tell it."""
     val = [r for r in results if r.row.split == "val"]
     logits = np.array([r.logits for r in val], dtype=np.float64)
     return fit_temperature(logits, np.array([cohort.target(r.row) for r in val]))
@@ -94,10 +94,10 @@ def _split(cohort: Cohort, results: Results, split: str, bootstrap: int) -> dict
     return found
 
 
-def _scored(cohort: Cohort, results: Sequence[SlideResult], temperature: float) -> Scored:
+def _scored(cohort: Cohort, results: Sequence[SlideResult], temperature: float | None) -> Scored:
     logits = np.array([r.logits for r in results], dtype=np.float64)
     targets = np.array([cohort.target(r.row) for r in results])
-    return Scored(softmax(logits / temperature, axis=1), targets, tuple(r.row.patient for r in results))
+    return Scored(softmax(logits / (temperature or 1.0), axis=1), targets, tuple(r.row.patient for r in results))
 
 
 def _agreement(results: Sequence[SlideResult], teacher: Sequence[SlideResult]) -> dict[str, float | None]:

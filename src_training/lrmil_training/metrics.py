@@ -18,6 +18,8 @@ FEWEST_CLUSTERS = 5  # patients of each class below which a bootstrap over patie
 OVER_PATIENTS, OVER_SLIDES = "patients", "slides (patient uncertainty not covered)"
 BINS = 10  # of equal mass, for the calibration error
 LEVEL = 0.95
+FEWEST_TO_CALIBRATE = 10  # validation slides
+TEMPERATURES = (0.25, 10.0)  # bounds of the search
 
 
 @dataclass(frozen=True)
@@ -168,10 +170,11 @@ def calibration_error(probabilities: Float, targets: Int) -> float:
     return float(np.sum(gaps) / len(targets))
 
 
-def fit_temperature(logits: Float, targets: Int) -> float:
-    """Return the temperature that minimises cross-entropy on validation slides, between 0.25 and 10.
+def fit_temperature(logits: Float, targets: Int) -> float | None:
+    """Return the temperature that minimises cross-entropy on validation slides; None where they cannot tell it.
 
-    The bounds keep a validation side without errors from asking for certainty.
+    They cannot where they are fewer than `FEWEST_TO_CALIBRATE`, or where the best temperature lies on the bounds of the
+    search: without a single error they ask for certainty, and with logits that say nothing for none at all.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
@@ -180,5 +183,9 @@ def fit_temperature(logits: Float, targets: Int) -> float:
         chosen = log_softmax(logits / np.exp(log_temperature), axis=1)[np.arange(len(targets)), targets]
         return float(-chosen.mean())
 
-    found = minimize_scalar(entropy, bounds=(np.log(0.25), np.log(10.0)), method="bounded")
-    return float(np.exp(found.x))
+    if len(targets) < FEWEST_TO_CALIBRATE:
+        return None
+    low, high = np.log(TEMPERATURES)
+    found = minimize_scalar(entropy, bounds=(low, high), method="bounded")
+    on_bound = min(found.x - low, high - found.x) < 0.01 * (high - low)
+    return None if on_bound else float(np.exp(found.x))

@@ -76,7 +76,7 @@ def test_missing_column_and_file(table: Table, tmp_path: Path) -> None:
         CohortError, match="no column label; expected a row per slide with columns slide, patient, label"
     ):
         read_cohort(table([r[:2] for r in GOOD], HEADER[:2]))
-    with pytest.raises(CohortError, match="not a readable table"):
+    with pytest.raises(CohortError, match="no such file"):
         read_cohort(tmp_path / "absent.csv")
 
 

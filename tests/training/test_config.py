@@ -34,6 +34,8 @@ def test_settings_win_over_the_file(tmp_path: Path) -> None:
         ("teacher.epochs=0", "key 'teacher.epochs'"),
         ("stage1", "expected key=value"),
         ("seed.x=1", "key 'seed'"),
+        ("name=[", "not readable as YAML"),
+        ("stage1.epoch=3", "'stage1.epoch' is unknown; there are: .*stage1.epochs"),
     ],
 )
 def test_unknown_and_impossible_settings_are_refused(setting: str, said: str) -> None:

@@ -103,3 +103,11 @@ def test_temperature_undoes_overconfidence() -> None:
     logits = np.stack([np.zeros(4000), np.log(p / (1 - p))], axis=1)
     assert fit_temperature(logits, targets) == pytest.approx(1.0, rel=0.1)
     assert fit_temperature(3 * logits, targets) == pytest.approx(3.0, rel=0.1)
+
+
+def test_temperature_is_not_told_by_few_or_faultless_slides() -> None:
+    """Five slides, or logits that separate the classes without an error, leave a model uncalibrated."""
+    targets = np.arange(40) % 2
+    apart = np.stack([np.zeros(40), np.where(targets == 1, 3.0, -3.0)], axis=1)
+    assert fit_temperature(apart, targets) is None
+    assert fit_temperature(apart[:5], targets[:5]) is None
