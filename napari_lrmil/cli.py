@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -110,6 +108,7 @@ def predict(
     """Run the LR student on slides: probabilities, attention, overlay. One bad slide stops nobody."""
     from napari_lrmil.core.bundle import Bundle
     from napari_lrmil.core.predict import require_choice
+    from napari_lrmil.core.tables import write_failures, write_predictions
 
     model, chosen = Bundle(bundle), _device(device)
     require_choice(teacher)
@@ -128,8 +127,8 @@ def predict(
                 failures[path.name] = str(error)
                 err.print(f"[red]{escape(path.name)}[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
     finally:  # also after Ctrl-C: what is done stays, and is listed
-        _write_predictions(folder)
-        _write_failures(folder, failures, {path.name for path, _ in chosen_slides})
+        write_predictions(folder)
+        write_failures(folder, "predict", failures, {path.name for path, _ in chosen_slides})
     if failures:
         raise typer.Exit(SOME_FAILED)
 
@@ -202,50 +201,6 @@ def _cohort_slides(path: Path) -> list[tuple[Path, float | None]]:
     return [(slide.path, slide.mpp) for slide in read_cohort(path).slides]
 
 
-def _write_predictions(folder: Path) -> None:
-    """Write ``predictions.csv`` from all results in the folder, this call's and earlier ones'."""
-    import json
-
-    stored = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*/prediction.json"))]
-    classes = list(dict.fromkeys(c for one in stored for c in one["classes"]))
-    header = ("slide", "predicted", *(f"probability_{c}" for c in classes), "n_patches", "n_hr_patches", "seconds")
-    rows = [
-        (
-            one["slide"],
-            one["predicted"],
-            *(f"{one['probabilities'][c]:.6f}" if c in one["probabilities"] else "" for c in classes),
-            one["n_patches"],
-            one["n_hr_patches"],
-            f"{one['seconds']['total']:.3f}",
-        )
-        for one in stored
-    ]
-    if rows:
-        _write_table(folder / "predictions.csv", [header, *rows])
-
-
-def _write_failures(folder: Path, failures: Mapping[str, str], called: set[str]) -> None:
-    """Write ``failures.csv``: this call's, and those of earlier calls whose slides were not asked for again."""
-    path = folder / "failures.csv"
-    rows: list[Sequence[str]] = []
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in list(csv.reader(file))[1:] if row and row[0] not in called]
-    rows += [(name, "predict", reason) for name, reason in failures.items()]
-    if rows:
-        _write_table(path, [("slide", "step", "reason"), *rows])
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _write_table(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    from napari_lrmil.core.files import write_text
-
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_text(path, text.getvalue())
-
-
 # ---------------------------------------------------------------- training
 
 
@@ -286,15 +241,15 @@ def features(
     """Embed the patches of a cohort, one HDF5 file per slide in TRIDENT's layout. Files that are there stay."""
     from lrmil_training.cohort import read_cohort
     from lrmil_training.features import FeatureRequest, find_encoder, make_features
-    from lrmil_training.run import write_failures
     from napari_lrmil.core.geometry import PatchPlan
+    from napari_lrmil.core.tables import write_failures
 
     table, loaded, chosen = read_cohort(cohort), find_encoder(encoder), _device(device)
     plan = PatchPlan(hr_mpp=mpp, lr_mpp=mpp, hr_patch_px=patch_px, lr_patch_px=patch_px)
     network = loaded.encoder.to(chosen)
     request = FeatureRequest(network, loaded.spec.name, loaded.sha256, plan, high=False, folder=folder)
     failures: dict[str, str] = follow(_returned(make_features(table.slides, request, chosen)), "features")
-    write_failures(folder, failures)
+    write_failures(folder, "features", failures, {slide.name for slide in table.slides})
     out.print(
         f"{len(table.slides) - len(failures)} of {len(table.slides)} slides -> {folder}",
         highlight=False,

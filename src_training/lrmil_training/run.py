@@ -30,6 +30,7 @@ from napari_lrmil.core.events import Event, Finished, StageDone
 from napari_lrmil.core.files import write_json, write_text
 from napari_lrmil.core.mil import GatedAttentionMil
 from napari_lrmil.core.predict import pool
+from napari_lrmil.core.tables import write_failures
 
 FEATURES, CHECKPOINTS, BUNDLE = "features", "checkpoints", "bundle"
 EVENTS, METRICS, CONFIG = "events.jsonl", "metrics.json", "config.yaml"
@@ -172,23 +173,10 @@ def _hr_features(run: Run) -> Generator[Event, None, dict[str, Bag]]:
     request = run.hr_request()
     run.encoder.encoder.to(run.device)
     run.failures |= yield from make_features(run.cohort.slides, request, run.device)
+    write_failures(run.folder, "features", run.failures, {s.name for s in run.cohort.slides})
     run.cohort = run.cohort.without(set(run.failures))
-    write_failures(run.folder, run.failures)
     require_classes(run.cohort, ("train", "val"))
     return {s.name: read_bag(request.path(s)) for s in run.cohort.slides}
-
-
-def write_failures(folder: Path, failures: dict[str, str], step: str = "features") -> None:
-    """Write ``failures.csv``, or take it away where nothing failed."""
-    import csv
-    import io
-
-    if not failures:
-        (folder / "failures.csv").unlink(missing_ok=True)
-        return
-    text = io.StringIO()
-    csv.writer(text).writerows([("slide", "step", "reason"), *((name, step, why) for name, why in failures.items())])
-    write_text(folder / "failures.csv", text.getvalue())
 
 
 def _lr_features(run: Run, encoder: AlignedEncoder, name: str) -> Generator[Event, None, dict[str, Bag]]:
