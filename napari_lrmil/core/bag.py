@@ -151,17 +151,53 @@ def read_bag(path: Path) -> Bag:
     """
     import h5py
 
+    origin, coords = read_origin(path)
+    try:
+        with h5py.File(path, "r") as file:
+            layers = {name: np.asarray(file["layers"][name]) for name in file.get("layers", ())}
+            return Bag(np.asarray(file["features"]), coords, origin, layers)
+    except (OSError, KeyError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def read_origin(path: Path) -> tuple[BagOrigin, Int64]:
+    """Return how a bag was made and its (N, 2) coordinates, without its features; raises as `read_bag` does."""
+    import h5py
+
     try:
         with h5py.File(path, "r") as file:
             if not file.attrs.get("complete", False):
                 raise BagError(
                     path, "the file was never finished, or another program wrote it; make the features again"
                 )
-            layers = {name: np.asarray(file["layers"][name]) for name in file.get("layers", ())}
-            origin = _origin(dict(file["coords"].attrs))
-            return Bag(np.asarray(file["features"]), np.asarray(file["coords"]), origin, layers)
+            return _origin(dict(file["coords"].attrs)), np.asarray(file["coords"])
     except (OSError, KeyError, ValueError, TypeError, IndexError) as error:
-        raise BagError(path, f"not a readable feature file ({error}); delete it and make the features again") from error
+        raise _unreadable(path, error) from error
+
+
+def contiguous_at(path: Path, name: str) -> tuple[int, tuple[int, int]]:
+    """Return byte offset and shape of an array of a bag's file, so that rows of it can be read without the rest.
+
+    Raises
+    ------
+    BagError
+        Where the file has no such array, or holds it in chunks as other programs do.
+    """
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            array = file[name]
+            offset, shape = array.id.get_offset(), (int(array.shape[0]), int(array.shape[1]))
+            if offset is None or array.dtype != np.float32:
+                raise BagError(path, f"{name} is not one block of float32; make the features again with this program")
+            return int(offset), shape
+    except (OSError, KeyError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> BagError:
+    return BagError(path, f"not a readable feature file ({error}); delete it and make the features again")
 
 
 def _origin(a: Mapping[str, Any]) -> BagOrigin:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import lightning as L
 import numpy as np
@@ -12,10 +13,11 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from lrmil_training.config import Stage2Config, TeacherConfig
-from lrmil_training.fitting import SELECT, FitPlan, fit, require_finite
+from lrmil_training.config import Stage2Config, Stage3Config, TeacherConfig
+from lrmil_training.fitting import SELECT, FitPlan, fit, require_finite, set_epoch
 from lrmil_training.losses import attention_kl, bag_kl, hard_attention
 from lrmil_training.metrics import ranking_auroc
+from lrmil_training.stored import StoredRows
 from napari_lrmil.core.events import Event
 from napari_lrmil.core.mil import GatedAttentionMil, MilOutput
 
@@ -36,6 +38,8 @@ class BagItem:
         (C,) where the teacher teaches.
     teacher_scores
         (N,) its scores carried to these instances.
+    weight
+        Of the slide's class in the label term.
     """
 
     instances: Tensor
@@ -43,18 +47,54 @@ class BagItem:
     teacher_logits: Tensor = field(default_factory=lambda: torch.empty(0))
     teacher_scores: Tensor = field(default_factory=lambda: torch.empty(0))
 
+    weight: float = 1.0
+
     def to(self, device: torch.device) -> BagItem:
         """Return the item on another device, as Lightning asks for it."""
         taught = self.teacher_logits.to(device), self.teacher_scores.to(device)
-        return BagItem(self.instances.to(device), self.target, *taught)
+        return BagItem(self.instances.to(device), self.target, *taught, self.weight)
+
+    def load(self) -> BagItem:
+        """Return the item: it is in memory already."""
+        return self
+
+    def taking(self, rows: Tensor) -> BagItem:
+        """Return the item with some of its instances only."""
+        scores = self.teacher_scores[rows] if len(self.teacher_scores) else self.teacher_scores
+        instances = self.instances[rows] if len(self.instances) else self.instances
+        return replace(self, instances=instances, teacher_scores=scores)
+
+
+@dataclass(frozen=True)
+class StoredBag:
+    """A `BagItem` whose instances are on disk until they are needed."""
+
+    rows: StoredRows
+    item: BagItem
+
+    def load(self) -> BagItem:
+        """Return the item with its instances."""
+        return replace(self.item, instances=torch.from_numpy(self.rows()))
+
+
+class Loadable(Protocol):
+    """A bag in memory or on disk."""
+
+    def load(self) -> BagItem:
+        """Return the bag with its instances."""
+        ...
 
 
 Loss = Callable[[MilOutput, BagItem], Mapping[str, Tensor]]  # term -> weighted value
 
 
 def label_loss(output: MilOutput, item: BagItem) -> Mapping[str, Tensor]:
-    """Return cross-entropy with the slide's label: all that the teacher and the labels-only baseline learn from."""
-    return {"ce": functional.cross_entropy(output.logits, torch.tensor(item.target, device=output.logits.device))}
+    """Return cross-entropy with the slide's label: all that the teacher and the labels-only baseline learn from.
+
+    Weighted by the slide's class, so that a rare class counts as much as a common one.
+    """
+    target = torch.tensor(item.target, device=output.logits.device)
+    return {"ce": item.weight * functional.cross_entropy(output.logits, target)}
 
 
 def distillation_loss(config: Stage2Config) -> Loss:
@@ -76,36 +116,57 @@ def distillation_loss(config: Stage2Config) -> Loss:
     return loss
 
 
-class _Items(Dataset[BagItem]):
-    def __init__(self, items: Sequence[BagItem]) -> None:
-        self.items = items
+def class_weights(targets: Sequence[int], classes: int, mode: str) -> list[float]:
+    """Return the weight of each class: inverse to its share where `mode` is balanced, so that they average to 1."""
+    counts = np.bincount(targets, minlength=classes)
+    if mode == "none":
+        return [1.0] * classes
+    return [float(len(targets) / (classes * max(1, count))) for count in counts]
+
+
+class Bags(Dataset[BagItem]):
+    """Bags of one side, loaded one at a time; `dropout` leaves out a share of each, anew in every epoch."""
+
+    def __init__(self, bags: Sequence[Loadable], dropout: float = 0.0, seed: int = 0) -> None:
+        self.bags, self.dropout, self.seed = bags, dropout, seed
+        self.epoch = 0
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.bags)
 
     def __getitem__(self, index: int) -> BagItem:
-        return self.items[index]
+        item = self.bags[index].load()
+        if self.dropout == 0:
+            return item
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        kept = np.flatnonzero(rng.random(len(item.instances)) >= self.dropout)
+        return item.taking(torch.from_numpy(kept)) if len(kept) else item
 
 
-class BagFitting(L.LightningModule):
-    """Lightning's view of a MIL: one bag a step, selection by validation AUROC, ties by cross-entropy."""
+class SelectingModule(L.LightningModule):
+    """What every module on whole slides shares: selection by validation AUROC, ties by cross-entropy.
 
-    def __init__(self, mil: GatedAttentionMil, loss: Loss, config: TeacherConfig | Stage2Config) -> None:
+    Parameters
+    ----------
+    config
+        Stage settings: ``epochs``, ``min_epochs``.
+    """
+
+    def __init__(self, config: TeacherConfig | Stage2Config | Stage3Config) -> None:
         super().__init__()
-        self.mil, self.loss, self.config = mil, loss, config
+        self.config = config
         self._seen: list[tuple[Tensor, int]] = []
 
-    def training_step(self, item: BagItem, index: int) -> Tensor:
-        """Return the weighted sum of the loss terms of one bag."""
-        terms = self.loss(self.mil(item.instances), item)
+    def keep(self, logits: Tensor, target: int) -> None:
+        """Note what the network says of one validation slide."""
+        self._seen.append((logits, target))
+
+    def total(self, terms: Mapping[str, Tensor], index: int) -> Tensor:
+        """Log the loss terms of one step and return their sum."""
         for name, value in terms.items():
             require_finite(name, value, index)
             self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=1)
         return torch.stack(list(terms.values())).sum()
-
-    def validation_step(self, item: BagItem, index: int) -> None:
-        """Keep what the MIL says of one bag."""
-        self._seen.append((self.mil(item.instances).logits, item.target))
 
     def on_validation_epoch_end(self) -> None:
         """Log AUROC, cross-entropy and the selection figure."""
@@ -120,24 +181,46 @@ class BagFitting(L.LightningModule):
         select = auroc - 1e-3 * min(ce, 10.0) if ready else waiting
         self.log_dict({"val/auroc": auroc, "val/ce": ce, SELECT: select}, batch_size=1)
 
+    def on_train_epoch_start(self) -> None:
+        """Tell the data which epoch it is: every draw is a function of seed, epoch and slide."""
+        set_epoch(self.trainer.train_dataloader, self.current_epoch)
+
+
+class BagFitting(SelectingModule):
+    """Lightning's view of a MIL: one bag a step."""
+
+    def __init__(self, mil: GatedAttentionMil, loss: Loss, config: TeacherConfig | Stage2Config) -> None:
+        super().__init__(config)
+        self.mil, self.loss = mil, loss
+        self.settings = config
+
+    def training_step(self, item: BagItem, index: int) -> Tensor:
+        """Return the weighted sum of the loss terms of one bag."""
+        return self.total(self.loss(self.mil(item.instances), item), index)
+
+    def validation_step(self, item: BagItem, index: int) -> None:
+        """Keep what the MIL says of one bag."""
+        self.keep(self.mil(item.instances).logits, item.target)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return Adam over what is not frozen."""
-        return torch.optim.Adam(self.mil.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay)
+        return torch.optim.Adam(self.mil.parameters(), lr=self.settings.lr, weight_decay=self.settings.weight_decay)
 
 
 def fit_mil(
     mil: GatedAttentionMil,
     loss: Loss,
-    items: Mapping[str, Sequence[BagItem]],
+    bags: Mapping[str, Sequence[Loadable]],
     config: TeacherConfig | Stage2Config,
     plan: FitPlan,
 ) -> Generator[Event, None, GatedAttentionMil]:
-    """Fit `mil` on ``items["train"]``, select on ``items["val"]``, and return it in its best state, frozen."""
+    """Fit `mil` on ``bags["train"]``, select on ``bags["val"]``, and return it in its best state, frozen."""
 
     def make() -> tuple[BagFitting, DataLoader[BagItem], DataLoader[BagItem]]:
         order = torch.Generator().manual_seed(plan.seed)
-        train = DataLoader(_Items(items["train"]), batch_size=None, shuffle=True, generator=order)
-        return BagFitting(mil, loss, config), train, DataLoader(_Items(items["val"]), batch_size=None)
+        data = Bags(bags["train"], config.patch_dropout, plan.seed)
+        train = DataLoader(data, batch_size=None, shuffle=True, generator=order)
+        return BagFitting(mil, loss, config), train, DataLoader(Bags(bags["val"]), batch_size=None)
 
     state = yield from fit(make, plan)
     mil.load_state_dict({name.removeprefix("mil."): value for name, value in state.items()})

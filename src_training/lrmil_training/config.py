@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.geometry import PatchPlan
@@ -20,8 +21,10 @@ class _Frozen(BaseModel):
 class EncoderConfig(_Frozen):
     """Which networks look at patches."""
 
-    teacher: str = "demo"  # .safetensors file of the frozen HR encoder, or the name of a shipped bundle that brings one
-    student: str = "teacher"  # "teacher": start as a copy of it (the paper's choice); or a .safetensors file
+    teacher: str = (
+        "demo"  # frozen HR encoder: a .safetensors file, a folder, hf:owner/name, lazyslide:name, or a bundle
+    )
+    student: str = "teacher"  # "teacher": start as a copy of it (the paper's choice); or another encoder, as above
 
 
 class TeacherConfig(_Frozen):
@@ -35,6 +38,7 @@ class TeacherConfig(_Frozen):
     min_epochs: int = Field(15, ge=0)  # no selection before: early AUROC on few slides is luck (docs/method.md 5)
     patience: int = Field(15, ge=1)  # epochs without a better validation figure before stopping
     ema: float = Field(0.97, ge=0, lt=1)  # weight averaging per step; 0.97 gave stable selection (docs/method.md 5)
+    patch_dropout: float = Field(0.0, ge=0, lt=1)  # share of patches left out at random each step; 0 until it helps
 
 
 class Stage1Config(_Frozen):
@@ -43,11 +47,27 @@ class Stage1Config(_Frozen):
     epochs: int = Field(6, ge=0)  # 6 passes over 2,400 LR patches were enough (docs/method.md 5); 0 leaves it out
     lr: float = Field(4e-4, gt=0)  # peak of a one-cycle schedule
     batch_size: int = Field(32, ge=2)  # LR patches
-    layers: tuple[str, ...] = ("block_12",)  # maps that the layer term compares: an intermediate one does no harm
+    patches_per_slide: int | None = Field(None, ge=1)  # drawn anew each epoch; None takes all, for small slides
+    # Maps that the layer term compares: an intermediate one does no harm. Where the student is another architecture,
+    # teacher's:student's, such as block_12:block_9.
+    layers: tuple[str, ...] = ("block_12",)
+    projection: Literal["learned", "identity"] = "learned"  # identity on a late map works against the attention term
     lambda_layer: float = Field(0.1, ge=0)  # weight of the layer term
     lambda_attn: float = Field(1.0, ge=0)  # weight of the attention-weighted embedding term
+    attention: Literal["teacher", "uniform"] = "teacher"  # weights of the children; uniform is a control
+    targets: Literal["stored", "on_the_fly"] = "stored"  # HR embeddings from disk, or of the augmented HR pixels
     weight_decay: float = Field(1e-2, ge=0)  # AdamW
     augment: bool = True  # mirror and quarter-turn LR patch and children together
+    stain_sd: float = Field(0.0, ge=0)  # relative change of each stain in LR and HR alike; needs targets on_the_fly
+
+    @model_validator(mode="after")
+    def _stain_reaches_the_teacher(self) -> Stage1Config:
+        if self.stain_sd > 0 and self.targets == "stored":
+            raise ValueError(
+                "stain augmentation changes LR and HR pixels alike, which stored targets cannot follow; "
+                "set stage1.targets=on_the_fly or stage1.stain_sd=0"
+            )
+        return self
 
 
 class Stage2Config(_Frozen):
@@ -64,10 +84,42 @@ class Stage2Config(_Frozen):
     topk: int = Field(4, ge=1)  # patches on either side of the hard term
     attention_transfer: Literal["logsumexp", "mean", "max"] = "logsumexp"  # children to parent; exact at temperature 1
     init: Literal["teacher", "fresh", "frozen_head"] = "teacher"  # frozen_head: the teacher's head as it is, no stage 2
+    features: Literal["stored", "on_the_fly"] = "stored"  # on_the_fly encodes augmented pixels in every epoch: slower
+    patch_dropout: float = Field(0.0, ge=0, lt=1)  # share of patches left out at random each step
     weight_decay: float = Field(1e-4, ge=0)
     min_epochs: int = Field(15, ge=0)
     patience: int = Field(15, ge=1)
     ema: float = Field(0.97, ge=0, lt=1)
+
+
+class Stage3Config(_Frozen):
+    """End-to-end fine-tuning of the student's encoder through its MIL."""
+
+    epochs: int = Field(0, ge=0)  # 0 leaves it out; 15 gave 450 updates on 60 slides (docs/method.md 5)
+    lr: tuple[float, ...] = Field((3e-5, 1e-4, 3e-4), min_length=1)  # AdamW; several: validation chooses, it is fragile
+    patches_per_slide: int = Field(24, ge=1)  # drawn anew at each step: bounds memory
+    slides_per_step: int = Field(2, ge=1)  # slides whose gradients make an update
+    keep_stage2_terms: bool = True  # go on distilling attention and probabilities; false: labels alone
+    weight_decay: float = Field(1e-2, ge=0)
+    augment: bool = True  # mirror and quarter-turn every patch
+    min_epochs: int = Field(5, ge=0)  # no selection before
+    patience: int = Field(15, ge=1)
+    ema: float = Field(0.97, ge=0, lt=1)
+
+    @field_validator("lr", mode="before")
+    @classmethod
+    def _one_is_a_list_too(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int | float) else value
+
+    @field_validator("lr")
+    @classmethod
+    def _positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if min(value) <= 0:
+            raise ValueError("learning rates must be above 0")
+        return value
+
+
+Baseline = Literal["labels_only", "labels_only_finetuned", "stage1_only", "stage2_only", "both"]
 
 
 class TrainConfig(_Frozen):
@@ -75,7 +127,10 @@ class TrainConfig(_Frozen):
 
     name: str = "lrmil"  # of the bundle
     about: str = ""  # a sentence or two for its card: what it is, and what it is not
-    seed: int = 0  # of weights, order and augmentation
+    seed: int = Field(0, ge=0)  # of weights, order and augmentation
+    seeds: int = Field(1, ge=1)  # how many runs, with seed, seed + 1, …; figures of one seed are partly luck
+    folds: int = Field(0, ge=0)  # 0: the cohort's fixed split; k: every patient is tested once in k runs
+    by_site: bool = False  # folds keep the slides of a site together, where the table has a column site
     hr_mpp: float = Field(0.5, gt=0)  # µm per pixel of the teacher's patches: 20x
     lr_mpp: float = Field(2.0, gt=0)  # µm per pixel of the student's patches: 5x
     hr_patch_px: int = Field(256, ge=32)  # side of an HR patch
@@ -85,8 +140,15 @@ class TrainConfig(_Frozen):
     teacher: TeacherConfig = TeacherConfig()
     stage1: Stage1Config = Stage1Config()
     stage2: Stage2Config = Stage2Config()
-    baselines: tuple[Literal["labels_only"], ...] = ("labels_only",)  # LR, frozen encoder, labels alone
+    stage3: Stage3Config = Stage3Config()
+    class_weights: Literal["balanced", "none"] = "balanced"  # labels' loss by inverse frequency: rare classes count
+    baselines: tuple[Baseline, ...] = ("labels_only",)  # LR, frozen encoder, labels alone: what distillation must beat
+    ablation: bool = False  # also every loss term off in turn
     bootstrap: int = Field(2000, ge=100)  # resamples behind every interval
+    features: Path | None = None  # folder of patch features that several runs share; None: in the run folder
+    devices: int = Field(1, ge=1)  # processes that train together; gradients are averaged over them
+    precision: Literal["auto", "32", "bf16"] = "auto"  # auto: bf16 on CUDA, where it is twice as fast, else fp32
+    loggers: tuple[Literal["csv", "tensorboard", "wandb", "mlflow"], ...] = ()  # besides events.jsonl, always written
 
     @property
     def plan(self) -> PatchPlan:
@@ -94,8 +156,25 @@ class TrainConfig(_Frozen):
         return PatchPlan(self.hr_mpp, self.lr_mpp, self.hr_patch_px, self.lr_patch_px)
 
 
-def load_config(path: Path | None = None, settings: Sequence[str] = ()) -> TrainConfig:
-    """Return the configuration of a YAML file with ``key=value`` settings laid over it.
+# The paper's choices as far as docs/method.md records them: 256 px patches at 20x and 5x, both stages with every term,
+# the student a copy of the teacher, nothing after stage 2. What it leaves open stays at our defaults.
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {
+        "hr_mpp": 0.5,
+        "lr_mpp": 2.0,
+        "hr_patch_px": 256,
+        "lr_patch_px": 256,
+        "encoder": {"student": "teacher"},
+        "stage1": {"lambda_layer": 1.0, "lambda_attn": 1.0},
+        "stage2": {"lambda_hard": 1.0, "init": "teacher"},
+        "stage3": {"epochs": 0},
+    },
+}
+
+
+def load_config(path: Path | str | None = None, settings: Sequence[str] = ()) -> TrainConfig:
+    """Return the configuration of a YAML file or a preset's name, with ``key=value`` settings laid over it.
 
     Raises
     ------
@@ -104,17 +183,23 @@ def load_config(path: Path | None = None, settings: Sequence[str] = ()) -> Train
     GeometryError
         Where the two resolutions do not nest.
     """
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: not a readable YAML file ({error})") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path}: expected YAML with keys and values, found {type(values).__name__}")
+    values = copy.deepcopy(PRESETS[str(path)]) if str(path) in PRESETS else _read(path)
     for setting in settings:
         _lay_over(values, setting)
     return build_config(values)
+
+
+def _read(path: Path | str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        presets = ", ".join(PRESETS)
+        raise ConfigError(f"{path}: not a readable YAML file ({error}), nor one of the presets {presets}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected YAML with keys and values, found {type(values).__name__}")
+    return values
 
 
 def build_config(values: Mapping[str, Any]) -> TrainConfig:

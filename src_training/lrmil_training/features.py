@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 
-from lrmil_training.cohort import CohortSlide
-from napari_lrmil.core.bag import Bag, BagOrigin, read_bag, write_bag
+from lrmil_training.cohort import Cohort, CohortSlide
+from lrmil_training.stored import StoredRows
+from napari_lrmil.core.bag import Bag, BagOrigin, contiguous_at, read_origin, write_bag
 from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.embed import Embedder, PatchSet, embed
-from napari_lrmil.core.encoders import LoadedEncoder, load_encoder
-from napari_lrmil.core.errors import BagError, LrmilError
+from napari_lrmil.core.encoders import AlignedEncoder, LoadedEncoder, load_encoder
+from napari_lrmil.core.errors import BagError, CohortError, LrmilError
 from napari_lrmil.core.events import Caution, Event, Failed, Progress
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.grid import NestedGrid, grid_of, require_resolution
@@ -92,6 +93,25 @@ def make_features(
     return failures
 
 
+def make_lr_features(
+    cohort: Cohort, request: FeatureRequest, encoder: AlignedEncoder, device: torch.device
+) -> Generator[Event, None, dict[str, StoredRows]]:
+    """Make the missing LR features of slides that have HR features, and return them by slide.
+
+    Raises
+    ------
+    CohortError
+        Where a slide cannot be read any more.
+    """
+    encoder.to(device)
+    failures = yield from make_features(cohort.slides, request, device)
+    encoder.cpu()
+    if failures:
+        slide, reason = next(iter(failures.items()))
+        raise CohortError(cohort.path, f"slide {slide} gave HR but no LR features ({reason})")
+    return {s.name: StoredRows.of(request.path(s)) for s in cohort.slides}
+
+
 def _one(row: CohortSlide, request: FeatureRequest, device: torch.device) -> Generator[Event, None, None]:
     path = request.path(row)
     with row.open() as slide:
@@ -113,7 +133,12 @@ def patch_set(grid: NestedGrid, request: FeatureRequest) -> PatchSet:
     """Return the patches of the grid that the request is about."""
     if request.high:
         return PatchSet(grid.hr_corners, grid.lattice.cell, request.patch_px)
-    return PatchSet(grid.lr_corners, grid.lattice.lr_cell, request.patch_px, request.input_px)
+    return lr_patches(grid, request.plan, request.input_px)
+
+
+def lr_patches(grid: NestedGrid, plan: PatchPlan, input_px: int | None) -> PatchSet:
+    """Return the LR patches of a slide."""
+    return PatchSet(grid.lr_corners, grid.lattice.lr_cell, plan.lr_patch_px, input_px)
 
 
 def origin_of(slide: Slide, patches: PatchSet, grid: NestedGrid, request: FeatureRequest) -> BagOrigin:
@@ -137,14 +162,14 @@ def is_current(path: Path, slide: Slide, request: FeatureRequest) -> bool:
     if not path.exists():
         return False
     try:
-        bag = read_bag(path)
+        o = read_origin(path)[0]
+        arrays = [contiguous_at(path, name) for name in ("features", *(f"layers/{name}" for name in request.layers))]
     except BagError:
-        return False  # broken or foreign: it is made again, whole, under the same name
-    o = bag.origin
+        return False  # broken, foreign, or without a layer: it is made again, whole, under the same name
     return (
-        (o.slide_fingerprint, o.encoder_sha256, o.patch_px)
+        bool(arrays)
+        and (o.slide_fingerprint, o.encoder_sha256, o.patch_px)
         == (slide.fingerprint, request.encoder_sha256, request.patch_px)
         and abs(o.target_mpp - request.mpp) < 1e-9
         and abs(o.mpp0 - slide.mpp.mean) < 1e-9
-        and set(request.layers) <= set(bag.layers)
     )

@@ -72,7 +72,7 @@ def layer(projected: Tensor, targets: Tensor, present: Tensor) -> Tensor:
         (B, n²) bool.
     """
     squared = (projected - targets).square().mean(dim=-1)  # (B, n²)
-    share = present.float() / present.sum(dim=-1, keepdim=True)
+    share = present.to(squared) / present.sum(dim=-1, keepdim=True)
     return (squared * share).sum(dim=-1).mean()
 
 
@@ -105,7 +105,7 @@ def attention_kl(student_scores: Tensor, teacher_scores: Tensor, temperature: fl
 
 
 def _tempered_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    target = torch.log_softmax(teacher / temperature, dim=-1)
+    target = torch.log_softmax(teacher / temperature, dim=-1).clamp(min=torch.finfo(teacher.dtype).min)  # 0 log 0 is 0
     given = torch.log_softmax(student / temperature, dim=-1)
     return temperature**2 * functional.kl_div(given, target, reduction="sum", log_target=True)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -14,15 +14,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lrmil_training.cohort import CohortSlide
-from napari_lrmil.core.bag import Bag, Features
+from lrmil_training.handles import SlideHandles
+from lrmil_training.stored import StoredRows
+from napari_lrmil.core.bag import BagOrigin, Features
 from napari_lrmil.core.embed import PatchSet
 from napari_lrmil.core.geometry import Int64, PatchPlan
 from napari_lrmil.core.grid import NestedGrid, nest_cells
-from napari_lrmil.core.slide import Slide
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
-OPEN_SLIDES = 32  # handles kept open while stage 1 reads patches in random order
+EMBEDDING = "features"  # the name of the final embedding among the stored arrays
 SMALLEST_DEVIATION = 1e-4  # a dimension that never varies is left as it is, not blown up
 
 
@@ -33,16 +34,26 @@ class Standard:
     mean: Tensor
     deviation: Tensor
 
-    def apply(self, features: Features) -> Tensor:
-        """Return (K, D) features in units of the deviation."""
-        return (torch.from_numpy(features) - self.mean) / self.deviation
+    def apply(self, features: Tensor) -> Tensor:
+        """Return (…, D) features in units of the deviation."""
+        return (features - self.mean) / self.deviation
+
+    def to(self, device: torch.device) -> Standard:
+        """Return the statistics on another device."""
+        return Standard(self.mean.to(device), self.deviation.to(device))
 
 
-def standard_of(arrays: Sequence[Features]) -> Standard:
-    """Return the statistics over the rows of all arrays, summed up slide by slide."""
-    count = sum(len(a) for a in arrays)
-    mean = np.sum([a.sum(axis=0, dtype=np.float64) for a in arrays], axis=0) / count
-    variance = np.sum([np.square(a - mean).sum(axis=0) for a in arrays], axis=0) / count
+def standard_of(arrays: Sequence[Callable[[], Features]]) -> Standard:
+    """Return the statistics over the rows of all arrays; one array is in memory at a time.
+
+    Two passes, since the difference of large sums loses what a small deviation has.
+    """
+    count, total = 0, np.float64(0.0)
+    for array in arrays:
+        rows = array()
+        count, total = count + len(rows), total + rows.sum(axis=0, dtype=np.float64)
+    mean = total / count
+    variance = np.sum([np.square(array() - mean).sum(axis=0) for array in arrays], axis=0) / count
     deviation = np.sqrt(variance)
     deviation[deviation < SMALLEST_DEVIATION] = 1.0
     return Standard(torch.tensor(mean, dtype=torch.float32), torch.tensor(deviation, dtype=torch.float32))
@@ -58,10 +69,10 @@ class TaughtSlide:
         The slide.
     grid
         Its nested grids, rebuilt from the stored HR coordinates.
-    targets
-        (K, D) standardised HR embeddings.
-    layers
-        Layer name -> (K, D_l) standardised pooled embeddings.
+    arrays
+        ``features`` and layer name -> stored HR embeddings, (K, D) and (K, D_l).
+    standards
+        The same names -> the teacher's training statistics.
     scores
         (K,) attention scores.
     logits
@@ -70,22 +81,41 @@ class TaughtSlide:
 
     row: CohortSlide
     grid: NestedGrid
-    targets: Tensor
-    layers: Mapping[str, Tensor]
+    arrays: Mapping[str, StoredRows]
+    standards: Mapping[str, Standard]
     scores: Tensor
     logits: Tensor
 
-    def children(self) -> Int64:
-        """Return (N, n²): for each LR patch the rows of its children, -1 where there is none."""
+    @property
+    def layers(self) -> dict[str, int]:
+        """Names of the stored layers, with the widths of their embeddings."""
+        return {name: array.shape[1] for name, array in self.arrays.items() if name != EMBEDDING}
+
+    def standardised(self, name: str, rows: Tensor) -> Tensor:
+        """Return (R, D) standardised embeddings of some HR patches, zero where the row is -1."""
+        there = rows >= 0
+        found = torch.zeros(len(rows), self.arrays[name].shape[1])
+        if there.any():
+            found[there] = self.standards[name].apply(torch.from_numpy(self.arrays[name](rows[there].numpy())))
+        return found
+
+    @cached_property
+    def _children(self) -> Int64:
+        """(N, n²): for each LR patch the rows of its children, -1 where there is none."""
         table = np.full((len(self.grid.lr_index), self.grid.lattice.n**2), -1, dtype=np.int64)
         table[self.grid.parent, self.grid.child] = np.arange(len(self.grid.parent))
         return table
 
+    def children_of(self, r: int) -> Int64:
+        """Return (n²,) rows of the children of LR patch `r`, -1 where there is none."""
+        rows: Int64 = self._children[r]
+        return rows
 
-def grid_from_bag(bag: Bag, n: int) -> NestedGrid:
-    """Return the nested grids behind a bag of HR features."""
-    lattice = bag.origin.lattice(n)
-    index = (bag.coords - np.asarray(lattice.origin)) // np.asarray(lattice.cell)
+
+def grid_of_coords(origin: BagOrigin, coords: Int64, n: int) -> NestedGrid:
+    """Return the nested grids behind the stored coordinates of HR features."""
+    lattice = origin.lattice(n)
+    index = (coords - np.asarray(lattice.origin)) // np.asarray(lattice.cell)
     return nest_cells(lattice, index)
 
 
@@ -105,6 +135,8 @@ class Pair:
         (n²,) teacher's attention scores.
     present
         (n²,) bool.
+    hr_pixels
+        (n², 3, q, q) uint8 of the children, augmented like the patch; empty where stored targets serve.
     """
 
     pixels: Tensor
@@ -112,6 +144,7 @@ class Pair:
     layers: dict[str, Tensor]
     scores: Tensor
     present: Tensor
+    hr_pixels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
 
     def to(self, device: torch.device) -> Pair:
         """Return the pair on another device, as Lightning asks for it."""
@@ -121,6 +154,7 @@ class Pair:
             {name: values.to(device) for name, values in self.layers.items()},
             self.scores.to(device),
             self.present.to(device),
+            self.hr_pixels.to(device),
         )
 
 
@@ -132,11 +166,28 @@ def collate(pairs: Sequence[Pair]) -> Pair:
         layers={name: torch.stack([p.layers[name] for p in pairs]) for name in pairs[0].layers},
         scores=torch.stack([p.scores for p in pairs]),
         present=torch.stack([p.present for p in pairs]),
+        hr_pixels=torch.stack([p.hr_pixels for p in pairs]),
     )
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """What changes from epoch to epoch, as a function of (seed, epoch, slide, patch): a broken run equals a whole one.
+
+    Attributes
+    ----------
+    turn
+        Whether to mirror and turn an LR patch together with the order of its children.
+    stain_sd
+        Relative change of each stain, the same in the LR patch and its children.
+    """
+
+    turn: bool = True
+    stain_sd: float = 0.0
+
+
 class PairDataset(Dataset[Pair]):
-    """Pairs of a list of slides; pixels are read from the slides as they are asked for.
+    """Pairs of a list of slides; pixels and targets are read as they are asked for.
 
     Parameters
     ----------
@@ -144,57 +195,88 @@ class PairDataset(Dataset[Pair]):
         Taught slides.
     plan
         The two resolutions.
-    augment
-        Whether to mirror and turn an LR patch together with the order of its children.
+    augmentation
+        None: every patch as it is.
     seed
-        With the epoch and the index it fixes every turn.
+        With epoch, slide and patch it fixes every draw.
+    per_slide
+        Patches drawn of a slide in each epoch; None takes all.
+    with_hr_pixels
+        Whether the children's pixels come along, for targets computed on the fly.
     """
 
-    def __init__(self, slides: Sequence[TaughtSlide], plan: PatchPlan, *, augment: bool, seed: int) -> None:
-        self.slides, self.plan, self.augment, self.seed = slides, plan, augment, seed
+    def __init__(
+        self,
+        slides: Sequence[TaughtSlide],
+        plan: PatchPlan,
+        *,
+        augmentation: Augmentation | None,
+        seed: int,
+        per_slide: int | None = None,
+        with_hr_pixels: bool = False,
+    ) -> None:
+        self.slides, self.plan, self.augmentation, self.seed = slides, plan, augmentation, seed
+        self.with_hr_pixels = with_hr_pixels
         self.epoch = 0
-        self._children = [s.children() for s in slides]
-        self._where = [(i, r) for i, s in enumerate(slides) for r in range(len(s.grid.lr_index))]
-        self._open: OrderedDict[int, Slide] = OrderedDict()
+        counts = [len(s.grid.lr_index) for s in slides]
+        taken = [count if per_slide is None else min(per_slide, count) for count in counts]
+        self._ends = np.cumsum(taken)
+        self._handles = SlideHandles()
 
     def __len__(self) -> int:
-        return len(self._where)
+        return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, index: int) -> Pair:
-        i, r = self._where[index]
+        i = int(np.searchsorted(self._ends, index, side="right"))
+        rank = index - (int(self._ends[i - 1]) if i else 0)
+        r = self._drawn(i, rank)
         taught, n = self.slides[i], self.plan.n
-        pixels, rows = self._pixels(i, r), self._children[i][r].reshape(n, n)
-        if self.augment:
-            turn = int(np.random.default_rng([self.seed, self.epoch, index]).integers(8))
-            pixels, rows = turned(pixels, turn), turned(rows, turn)
+        pixels, rows = self._lr_pixels(taught, r), taught.children_of(r).reshape(n, n)
+        hr = self._hr_pixels(taught, r) if self.with_hr_pixels else np.zeros((n, n, 0, 0, 3), np.uint8)
+        if self.augmentation is not None:
+            rng = np.random.default_rng([self.seed, self.epoch, i, r])
+            turn = int(rng.integers(8)) if self.augmentation.turn else 0
+            pixels, rows, hr = turned(pixels, turn), turned(rows, turn), _turned_children(hr, turn)
+            if self.augmentation.stain_sd:
+                factors = 1 + self.augmentation.stain_sd * rng.standard_normal(3)
+                pixels, hr = restained(pixels, factors), restained(hr, factors)
         flat = torch.from_numpy(np.ascontiguousarray(rows).reshape(-1))
-        present = flat >= 0
         return Pair(
-            pixels=torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1),
-            targets=_picked(taught.targets, flat),
-            layers={name: _picked(values, flat) for name, values in taught.layers.items()},
+            pixels=_channels_first(pixels),
+            targets=taught.standardised(EMBEDDING, flat),
+            layers={name: taught.standardised(name, flat) for name in taught.layers},
             scores=taught.scores[flat.clamp(min=0)],
-            present=present,
+            present=flat >= 0,
+            hr_pixels=_channels_first(hr.reshape(n * n, *hr.shape[2:])),
         )
 
-    def _pixels(self, i: int, r: int) -> NDArray[np.uint8]:
-        grid = self.slides[i].grid
+    def _drawn(self, i: int, rank: int) -> int:
+        """Return the LR patch at `rank` of what this epoch draws of slide `i`."""
+        count = len(self.slides[i].grid.lr_index)
+        taken = int(self._ends[i] - (self._ends[i - 1] if i else 0))
+        if taken == count:
+            return rank
+        return int(np.random.default_rng([self.seed, self.epoch, i]).permutation(count)[rank])
+
+    def _lr_pixels(self, taught: TaughtSlide, r: int) -> NDArray[np.uint8]:
+        grid = taught.grid
         patches = PatchSet(grid.lr_corners[r : r + 1], grid.lattice.lr_cell, self.plan.lr_patch_px)
-        pixels: NDArray[np.uint8] = patches.read(self._slide(i), slice(0, 1))[0]
+        pixels: NDArray[np.uint8] = patches.read(self._handles.of(taught.row), slice(0, 1))[0]
         return pixels
 
-    def _slide(self, i: int) -> Slide:
-        if i not in self._open:
-            if len(self._open) >= OPEN_SLIDES:
-                self._open.popitem(last=False)[1].close()
-            self._open[i] = self.slides[i].row.open()
-        self._open.move_to_end(i)
-        return self._open[i]
+    def _hr_pixels(self, taught: TaughtSlide, r: int) -> NDArray[np.uint8]:
+        """Return (n, n, q, q, 3) pixels of the children, white where there is none."""
+        n, side, grid = self.plan.n, self.plan.hr_patch_px, taught.grid
+        found = np.full((n * n, side, side, 3), 255, np.uint8)
+        rows = taught.children_of(r)
+        there = np.flatnonzero(rows >= 0)
+        patches = PatchSet(grid.hr_corners[rows[there]], grid.lattice.cell, side)
+        found[there] = patches.read(self._handles.of(taught.row), slice(None))
+        return found.reshape(n, n, side, side, 3)
 
     def close(self) -> None:
         """Give all slides back."""
-        while self._open:
-            self._open.popitem()[1].close()
+        self._handles.close()
 
 
 def turned(array: NDArray[_Scalar], turn: int) -> NDArray[_Scalar]:
@@ -203,6 +285,25 @@ def turned(array: NDArray[_Scalar], turn: int) -> NDArray[_Scalar]:
     return array[:: -1 if turn & 2 else 1, :: -1 if turn & 1 else 1]
 
 
-def _picked(values: Tensor, rows: Tensor) -> Tensor:
-    """Return (n², D) rows, zero where the row is -1."""
-    return values[rows.clamp(min=0)] * (rows >= 0)[:, None]
+def _turned_children(children: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
+    """Return (n, n, q, q, 3) children turned as a whole: their order and the pixels of each."""
+    order = turned(children, turn)
+    return turned(order.transpose(2, 3, 0, 1, 4), turn).transpose(2, 3, 0, 1, 4)
+
+
+def restained(pixels: NDArray[np.uint8], factors: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Return (…, 3) RGB pixels with the amount of haematoxylin, eosin and residual multiplied by (3,) `factors`.
+
+    Colour deconvolution after Ruifrok and Johnston (2001), as scikit-image has it.
+    """
+    from skimage.color import hed2rgb, rgb2hed
+
+    if pixels.size == 0:
+        return pixels
+    rgb = hed2rgb(rgb2hed(pixels) * factors)
+    changed: NDArray[np.uint8] = np.round(np.clip(rgb, 0, 1) * 255).astype(np.uint8)
+    return changed
+
+
+def _channels_first(pixels: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels)).movedim(-1, -3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
 
 import lightning as L
 import torch
@@ -13,10 +14,30 @@ from torch.utils.data import DataLoader
 from lrmil_training import losses
 from lrmil_training.config import TrainConfig
 from lrmil_training.fitting import SELECT, FitPlan, fit, require_finite, set_epoch
-from lrmil_training.pairs import Pair, PairDataset, TaughtSlide, collate
+from lrmil_training.pairs import EMBEDDING, Augmentation, Pair, PairDataset, Standard, TaughtSlide, collate
 from napari_lrmil.core.embed import enlarge
-from napari_lrmil.core.encoders import AlignedEncoder, require_layers
+from napari_lrmil.core.encoders import AlignedEncoder, Encoder, require_layers
+from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.events import Event
+
+
+@dataclass(frozen=True)
+class Watched:
+    """The frozen teacher encoder, where targets are computed as training goes; no part of what is trained or stored."""
+
+    encoder: Encoder
+    standards: Mapping[str, Standard]
+
+    def targets(self, hr_pixels: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        """Return ``features`` and layer name -> (B, n², D) standardised embeddings of (B, n², 3, q, q) pixels."""
+        batch, children = hr_pixels.shape[:2]
+        with torch.no_grad():
+            encoded = self.encoder(hr_pixels.flatten(0, 1), layers)
+        found = {EMBEDDING: encoded.embedding, **{name: encoded.maps[name].mean(dim=(2, 3)) for name in layers}}
+        return {
+            name: self.standards[name].to(value.device).apply(value).reshape(batch, children, -1)
+            for name, value in found.items()
+        }
 
 
 class Stage1(L.LightningModule):
@@ -30,26 +51,56 @@ class Stage1(L.LightningModule):
         Layer name -> width of the teacher's pooled embedding there.
     config
         The run's configuration.
+    watched
+        The teacher's encoder, where targets are computed of the augmented HR pixels.
+
+    Raises
+    ------
+    ConfigError
+        Where an identity projection is asked for and the widths differ.
     """
 
-    def __init__(self, student: AlignedEncoder, widths: Mapping[str, int], config: TrainConfig) -> None:
+    def __init__(
+        self,
+        student: AlignedEncoder,
+        widths: Mapping[str, int],
+        config: TrainConfig,
+        watched: Watched | None = None,
+    ) -> None:
         super().__init__()
-        require_layers(student.encoder, tuple(widths))
+        self.twins = {name: student_layer(name, config.stage1.layers) for name in widths}
+        require_layers(student.encoder, tuple(self.twins.values()))
         self.student, self.settings = student, config
-        # Learned even where widths agree: an identity on a late map pins the embedding to the children's plain mean.
+        self._watched = (watched,)  # in a tuple: not a submodule, whose weights every checkpoint would hold
+        learned = config.stage1.projection == "learned"
+        own = {name: student.layers[twin] for name, twin in self.twins.items()}
         self.projections = nn.ModuleDict(
-            {name: nn.Linear(student.layers[name], width) for name, width in widths.items()}
+            {name: _projection(name, own[name], width, learned) for name, width in widths.items()}
         )
+
+    def train(self, mode: bool = True) -> Stage1:
+        """Set training mode, but for batch norm, which keeps the statistics that the weights were made with."""
+        super().train(mode)
+        freeze_norms(self.student)
+        return self
 
     def terms(self, batch: Pair) -> dict[str, Tensor]:
         """Return the weighted loss terms of a batch."""
         stage, n = self.settings.stage1, self.settings.plan.n
-        encoded = self.student(enlarge(batch.pixels, self.settings.student_input_px), tuple(self.projections))
-        weights = losses.children_weights(batch.scores, batch.present)
-        found = {"attn": stage.lambda_attn * losses.attention_weighted(encoded.embedding, batch.targets, weights)}
+        names = tuple(self.projections)
+        encoded = self.student(enlarge(batch.pixels, self.settings.student_input_px), tuple(self.twins.values()))
+        watched = self._watched[0]
+        fresh = watched.targets(batch.hr_pixels, names) if watched and batch.hr_pixels.numel() else {}
+        targets = {EMBEDDING: batch.targets, **batch.layers} | fresh
+        scores = batch.scores if stage.attention == "teacher" else torch.zeros_like(batch.scores)
+        found = {}
+        if stage.lambda_attn > 0:
+            weights = losses.children_weights(scores, batch.present)
+            term = losses.attention_weighted(encoded.embedding, targets[EMBEDDING], weights)
+            found["attn"] = stage.lambda_attn * term
         for name, projection in self.projections.items():
-            projected = projection(losses.blocks(encoded.maps[name], n))
-            term = losses.layer(projected, batch.layers[name], batch.present)
+            projected = projection(losses.blocks(encoded.maps[self.twins[name]], n))
+            term = losses.layer(projected, targets[name], batch.present)
             found[f"layer_{name}"] = stage.lambda_layer * term / len(self.projections)
         return found
 
@@ -82,21 +133,71 @@ class Stage1(L.LightningModule):
         set_epoch(self.trainer.train_dataloader, self.current_epoch)
 
 
+def teacher_layers(config: TrainConfig) -> tuple[str, ...]:
+    """Return the teacher's layers that the layer term needs; none where it is off."""
+    stage = config.stage1
+    return tuple(name.partition(":")[0] for name in stage.layers) if stage.lambda_layer > 0 and stage.epochs else ()
+
+
+def student_layer(teacher_layer: str, layers: Sequence[str]) -> str:
+    """Return the student's layer for one of the teacher's: its own name, or what follows the colon in ``a:b``."""
+    twins = {one: other or one for one, _, other in (name.partition(":") for name in layers)}
+    return twins[teacher_layer]
+
+
+def _projection(name: str, own: int, wanted: int, learned: bool) -> nn.Module:
+    if learned:
+        return nn.Linear(own, wanted)
+    if own != wanted:
+        raise ConfigError(
+            f"stage1.projection=identity: layer {name} has {own} channels in the student and {wanted} in the teacher; "
+            "use learned, or a student of the teacher's architecture"
+        )
+    return nn.Identity()
+
+
+def freeze_norms(module: nn.Module) -> None:
+    """Let batch norms use their stored statistics: those of small batches of one stain would undo what is learned."""
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.eval()
+
+
+def pair_datasets(
+    taught: Mapping[str, Sequence[TaughtSlide]], config: TrainConfig, seed: int
+) -> dict[str, PairDataset]:
+    """Return training pairs, augmented as configured, and validation pairs as they are."""
+    stage = config.stage1
+    return {
+        "train": PairDataset(
+            taught["train"],
+            config.plan,
+            augmentation=Augmentation(stage.augment, stage.stain_sd),
+            seed=seed,
+            per_slide=stage.patches_per_slide,
+            with_hr_pixels=stage.targets == "on_the_fly",
+        ),
+        "val": PairDataset(taught["val"], config.plan, augmentation=None, seed=seed, per_slide=stage.patches_per_slide),
+    }
+
+
 def fit_stage1(
-    student: AlignedEncoder, taught: Mapping[str, Sequence[TaughtSlide]], config: TrainConfig, plan: FitPlan
+    student: AlignedEncoder,
+    taught: Mapping[str, Sequence[TaughtSlide]],
+    config: TrainConfig,
+    plan: FitPlan,
+    teacher: Encoder,
 ) -> Generator[Event, None, AlignedEncoder]:
     """Distil into `student` and return it in its best state on validation, frozen."""
-    data = {
-        side: PairDataset(taught[side], config.plan, augment=config.stage1.augment and side == "train", seed=plan.seed)
-        for side in ("train", "val")
-    }
-    widths = {name: values.shape[1] for name, values in taught["train"][0].layers.items()}
+    data = pair_datasets(taught, config, plan.seed)
+    first = taught["train"][0]
+    watched = Watched(teacher, first.standards) if config.stage1.targets == "on_the_fly" else None
 
     def make() -> tuple[Stage1, DataLoader[Pair], DataLoader[Pair]]:
         order = torch.Generator().manual_seed(plan.seed)
         size = min(config.stage1.batch_size, len(data["train"]))
         train = DataLoader(data["train"], size, shuffle=True, generator=order, collate_fn=collate, drop_last=True)
-        module = Stage1(student.requires_grad_(True), widths, config)
+        module = Stage1(student.requires_grad_(True), first.layers, config, watched)
         return module, train, DataLoader(data["val"], config.stage1.batch_size, collate_fn=collate)
 
     try:

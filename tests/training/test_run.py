@@ -14,9 +14,10 @@ from lrmil_training.bagfit import BagItem, distillation_loss, fit_mil, label_los
 from lrmil_training.config import Stage2Config, TeacherConfig, TrainConfig, build_config
 from lrmil_training.fitting import FitPlan
 from lrmil_training.metrics import ranking_auroc
-from lrmil_training.pairs import PairDataset, TaughtSlide, grid_from_bag
+from lrmil_training.pairs import EMBEDDING, Augmentation, PairDataset, Standard, TaughtSlide, grid_of_coords
 from lrmil_training.run import train
-from napari_lrmil.core.bag import read_bag
+from lrmil_training.stored import StoredRows
+from napari_lrmil.core.bag import Bag, read_bag, write_bag
 from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.encoders import save_encoder
 from napari_lrmil.core.errors import CohortError, ConfigError, EncoderError
@@ -90,10 +91,12 @@ def test_bundle_predicts_what_the_run_measured(run: tuple[Path, list[Event]], co
     with Slide(slide_file) as slide:
         *_, last = predict(slide, bundle, device=CPU)
     assert isinstance(last, Finished)
-    stored = next((run[0] / "features").rglob(f"features_student/{slide_file.stem}.h5"))
+    stored = sorted((run[0] / "features").rglob(f"5x*/**/{slide_file.stem}.h5"))
     with torch.inference_mode():
-        logits = bundle.student.mil(torch.from_numpy(read_bag(stored).features)).logits
-    assert list(last.result.student.logits.values()) == pytest.approx(logits.tolist(), abs=1e-5)
+        logits = [bundle.student.mil(torch.from_numpy(read_bag(path).features)).logits.tolist() for path in stored]
+    predicted = list(last.result.student.logits.values())
+    assert len(logits) == 2  # the student's encoder, and that of the labels-only baseline
+    assert any(one == pytest.approx(predicted, abs=1e-5) for one in logits)
 
 
 def test_second_call_does_nothing_again(run: tuple[Path, list[Event]], cohort: Path, config: TrainConfig) -> None:
@@ -153,28 +156,33 @@ def test_one_class_is_refused_before_any_work(cohort: Path, config: TrainConfig,
     assert not (tmp_path / "run").exists()
 
 
-def test_turning_keeps_patch_and_children_together(run: tuple[Path, list[Event]], cohort: Path) -> None:
+def test_turning_keeps_patch_and_children_together(run: tuple[Path, list[Event]], cohort: Path, tmp_path: Path) -> None:
     """Children hold the mean grey of their own pixels: after any turn the pairs still match."""
     slide_file = next(cohort.parent.glob("*.tif"))
     bag = read_bag(next((run[0] / "features").rglob(f"20x*/**/{slide_file.stem}.h5")))
-    grid = grid_from_bag(bag, 4)
+    grid = grid_of_coords(bag.origin, bag.coords, 4)
     with Slide(slide_file) as slide:
         from napari_lrmil.core.geometry import BoxLevel0
 
         boxes = [BoxLevel0(float(x), float(y), *grid.lattice.cell) for x, y in grid.hr_corners]
-        grey = torch.tensor([[slide.read(box, (64, 64)).mean()] for box in boxes], dtype=torch.float32)
+        grey = np.array([[slide.read(box, (64, 64)).mean()] for box in boxes], dtype=np.float32)
+    write_bag(tmp_path / "grey.h5", Bag(grey, bag.coords, bag.origin))
+    arrays = {EMBEDDING: StoredRows.of(tmp_path / "grey.h5")}
+    standards = {EMBEDDING: Standard(torch.zeros(1), torch.ones(1))}
     from lrmil_training.cohort import CohortSlide
 
     row = CohortSlide(slide_file, "p", "normal", "train")
-    taught = TaughtSlide(row, grid, grey, {}, torch.zeros(len(grey)), torch.zeros(2))
+    taught = TaughtSlide(row, grid, arrays, standards, torch.zeros(len(grey)), torch.zeros(2))
     plan = build_config(TINY).plan
-    data = PairDataset([taught], plan, augment=True, seed=5)
+    data = PairDataset([taught], plan, augmentation=Augmentation(), seed=5, with_hr_pixels=True)
     for epoch in range(4):
         data.epoch = epoch
         for index in range(len(data)):
             pair = data[index]
             blocks = pair.pixels.float().reshape(3, 4, 16, 4, 16).mean((0, 2, 4)).flatten()
             assert torch.allclose(blocks[pair.present], pair.targets[pair.present, 0], atol=2.5)
+            own = pair.hr_pixels.float().mean((1, 2, 3))
+            assert torch.allclose(own[pair.present], pair.targets[pair.present, 0], atol=0.5)
     data.close()
 
 

@@ -1,0 +1,137 @@
+"""The state of an unfinished stage, written whole at every epoch end; the last but one stays as a fallback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from lrmil_training.fitplan import FitPlan
+from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.files import whole
+
+KEY, SCALE = "lrmil_key", "lrmil_scale"  # entries of a checkpoint beside Lightning's own
+
+
+@dataclass(frozen=True)
+class Resumable:
+    """A checkpoint to go on from.
+
+    Attributes
+    ----------
+    path
+        The file.
+    epoch
+        How many epochs have ended.
+    scale
+        Share of the batch size that they were fitted with.
+    """
+
+    path: Path
+    epoch: int
+    scale: float
+
+
+def last_files(plan: FitPlan) -> tuple[Path, Path]:
+    """Return where the state at the last epoch end and at the one before it lie."""
+    return plan.folder / f"{plan.stage}.last.ckpt", plan.folder / f"{plan.stage}.prev.ckpt"
+
+
+def newest(plan: FitPlan) -> Resumable | None:
+    """Return the newest checkpoint that can be read and was made under the plan's key."""
+    for path in last_files(plan) if plan.key else ():
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            if found[KEY] == plan.key:
+                return Resumable(path, int(found["epoch"]), float(found[SCALE]))
+        except Exception:  # absent, half-written or foreign: torch has many errors for a broken file
+            continue
+    return None
+
+
+def discard(plan: FitPlan) -> None:
+    """Remove the states of an unfinished stage, and what a killed process left half-written."""
+    for path in last_files(plan):
+        path.unlink(missing_ok=True)
+        _partial(path).unlink(missing_ok=True)
+
+
+def write_best(plan: FitPlan, state: dict[str, torch.Tensor]) -> None:
+    """Write the best state of a stage that has ended."""
+    try:
+        with whole(plan.checkpoint) as partial:
+            torch.save({"state_dict": state}, partial)
+    except (OSError, RuntimeError) as error:
+        raise _not_written(plan.checkpoint, error) from error
+
+
+def read_best(plan: FitPlan) -> dict[str, torch.Tensor]:
+    """Return the best state of a stage that has ended."""
+    state: dict[str, torch.Tensor] = torch.load(plan.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    return state
+
+
+class KeepLast(Callback):
+    """Write everything that is needed to go on, whole or not at all.
+
+    It does so as the next epoch begins: only then have the schedulers made their step, and Lightning counts the
+    epoch as complete.
+
+    Parameters
+    ----------
+    plan
+        Whose folder and key are used.
+    scale
+        Share of the batch size in use.
+    resumed
+        Epochs that had ended when fitting began.
+    """
+
+    def __init__(self, plan: FitPlan, scale: float, resumed: int) -> None:
+        self.plan, self.scale, self.written = plan, scale, resumed
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add under which key and with which batch size the state was reached."""
+        checkpoint[KEY], checkpoint[SCALE] = self.plan.key, self.scale
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Write the state at the end of the epoch before."""
+        if not self.plan.key or trainer.current_epoch == self.written:
+            return
+        last, previous = last_files(self.plan)
+        partial = _partial(last)
+        try:
+            trainer.save_checkpoint(partial)  # all processes take part, the first one writes
+            if trainer.is_global_zero:
+                if last.exists():
+                    os.replace(last, previous)
+                os.replace(partial, last)
+        except (OSError, RuntimeError) as error:
+            raise _not_written(last, error) from error
+        finally:
+            if trainer.is_global_zero:
+                partial.unlink(missing_ok=True)
+        self.written = trainer.current_epoch
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")  # no pid: all processes of a stage name the same file
+
+
+def _not_written(path: Path, error: Exception) -> LrmilError:
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(path.parent).free // 2**20
+        reason = f"no space is left on the disk ({free} MB free)"
+    else:
+        reason = str(error)
+    return LrmilError(
+        f"{path}: the checkpoint could not be written, {reason}; "
+        "make room and start the same command again, it goes on from the last whole epoch"
+    )

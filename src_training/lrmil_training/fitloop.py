@@ -1,0 +1,238 @@
+"""Lightning's part in fitting a stage: the trainer and what it calls back."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.strategies import DDPStrategy
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from lrmil_training.checkpoints import KeepLast, newest, write_best
+from lrmil_training.epochs import EpochSampler, average_buffers, epoch_seed, ranks
+from lrmil_training.fitplan import SELECT, FitPlan, StoppedError
+from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.events import Event, Metric, Progress
+
+LOOK_S = 0.2  # between looks for the stop file: on a network drive each costs more than a small bag
+
+Make = Callable[..., tuple[L.LightningModule, Any, Any]]
+State = dict[str, torch.Tensor]
+
+
+class CancelledError(Exception):
+    """The consumer closed the stream of events."""
+
+
+class _Average(WeightAveraging):
+    """Exponential moving average of all weights in one pass: Lightning's own goes tensor by tensor."""
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+
+    def weights(self) -> State:
+        """Return the averaged weights."""
+        assert self._average_model is not None
+        state: State = self._average_model.module.state_dict()
+        return state
+
+
+class _Selection(Callback):
+    """Keep the state of the best epoch on validation, and end when it gets no better.
+
+    Lightning's own callbacks keep the best state in a second file and its name in the checkpoint: killed between
+    the two they disagree, and a run folder that was moved loses its best state.
+    """
+
+    def __init__(self, patience: int, average: _Average | None) -> None:
+        self.patience, self.average = patience, average
+        self.score, self.waited = -math.inf, 0
+        self.best: State = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"score": self.score, "waited": self.waited, "best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.score, self.waited, self.best = state_dict["score"], state_dict["waited"], state_dict["best"]
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        score = float(trainer.strategy.broadcast(float(trainer.callback_metrics[SELECT])))  # one decision for all
+        if not math.isfinite(score):
+            raise LrmilError(
+                f"the validation figure is {score} in epoch {trainer.current_epoch + 1}; "
+                "lower the learning rate and start again"
+            )
+        if score > self.score:
+            weights = self.average.weights() if self.average else module.state_dict()
+            self.best = {name: value.detach().cpu().clone() for name, value in weights.items()}
+            self.score, self.waited = score, 0
+        else:
+            self.waited += 1
+            trainer.should_stop = trainer.should_stop or self.waited >= self.patience
+
+
+class _Reseed(Callback):
+    """Start every epoch from its own seed, and give all processes the same running statistics."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        average_buffers(module)
+        L.seed_everything(epoch_seed(self.seed, trainer.current_epoch, ranks()[0]), verbose=False)
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        average_buffers(module)  # comes after the weight average, so these are the averaged ones
+
+
+class _Report(Callback):
+    """Turn what Lightning knows into events; end after the batch where the stream is closed or asked to stop."""
+
+    def __init__(self, plan: FitPlan, emit: Callable[[Event], None], cancelled: Callable[[], bool]) -> None:
+        self.plan, self.emit, self.cancelled = plan, emit, cancelled
+        self._waiting: list[Event] = []
+        self._looked = 0.0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._end_if_asked()
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        self._end_if_asked()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        done, stage = trainer.current_epoch, self.plan.stage
+        self._waiting = [Metric(stage, name, float(v), done) for name, v in trainer.callback_metrics.items()]
+        self._waiting.append(Progress(stage, done + 1, self.plan.epochs, "epochs"))
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self._flush()  # now the checkpoint is on disk: what was reported is not done again
+
+    def on_train_end(self, *_: Any) -> None:
+        self._flush()
+
+    def _flush(self) -> None:
+        for event in self._waiting:
+            self.emit(event)
+        self._waiting = []
+
+    def _end_if_asked(self) -> None:
+        if self.cancelled():
+            raise CancelledError
+        now = time.monotonic()
+        if self.plan.stop is not None and now - self._looked > LOOK_S:
+            self._looked = now
+            if self.plan.stop.exists():
+                raise StoppedError(
+                    f"{self.plan.stage} was stopped because the file {self.plan.stop} is there; "
+                    "start the same command again to go on from the last whole epoch"
+                )
+
+
+def run_stage(
+    make: Make,
+    plan: FitPlan,
+    scale: float,
+    initial: State,
+    emit: Callable[[Event], None],
+    cancelled: Callable[[], bool],
+) -> None:
+    """Fit a stage to its end and write its best state.
+
+    Parameters
+    ----------
+    make
+        See `fitting.fit`.
+    plan
+        How to fit.
+    scale
+        Share of the batch size to use.
+    initial
+        Weights to begin with, from an earlier call that broke off; filled in where it is empty.
+    emit
+        Gets the events.
+    cancelled
+        Whether to end after the batch.
+    """
+    L.seed_everything(plan.seed, verbose=False)
+    module, train, val = make(scale=scale) if can_scale(make) else make()
+    if initial:
+        module.load_state_dict(initial)
+    elif can_scale(make):  # `make` may hand out the same network again, by then with weights of the broken attempt
+        initial |= {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+    _require_shared(plan, train, val)
+    _quiet()
+    resume = newest(plan)
+    selection, trainer = _trainer(plan, scale, resume.epoch if resume else 0, emit, cancelled)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")  # advice on workers and loggers, not for users here
+        trainer.fit(module, train, val, ckpt_path=resume.path if resume else None, weights_only=True)
+    if trainer.is_global_zero:
+        write_best(plan, selection.best)
+
+
+def can_scale(make: Make) -> bool:
+    """Return whether `make` takes a share of the batch size."""
+    return "scale" in inspect.signature(make).parameters
+
+
+def _require_shared(plan: FitPlan, *loaders: Any) -> None:
+    for loader in loaders:
+        if plan.devices > 1 and not isinstance(loader.sampler, EpochSampler):
+            raise TypeError(f"{plan.stage}: loaders for several devices need an EpochSampler, found {loader.sampler}")
+
+
+def _quiet() -> None:
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _trainer(
+    plan: FitPlan, scale: float, resumed: int, emit: Callable[[Event], None], cancelled: Callable[[], bool]
+) -> tuple[_Selection, L.Trainer]:
+    average = _Average(plan.ema) if plan.ema else None
+    selection = _Selection(plan.patience, average)
+    last = KeepLast(plan, scale, resumed)
+    callbacks = [*([average] if average else []), _Reseed(plan.seed), selection, last, _Report(plan, emit, cancelled)]
+    trainer = L.Trainer(
+        accelerator={"cuda": "gpu"}.get(plan.device.type, plan.device.type),
+        max_epochs=plan.epochs,
+        callbacks=callbacks,
+        precision=_precision(plan),
+        plugins=[LightningEnvironment()],  # a scheduler's variables, such as Slurm's, do not tell who fits here
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        **_where(plan),
+    )
+    return selection, trainer
+
+
+def _where(plan: FitPlan) -> dict[str, Any]:
+    if not plan.in_processes:
+        one = [plan.device.index] if plan.device.type == "cuda" and plan.device.index else 1
+        return {"devices": one}
+    strategy = DDPStrategy(
+        process_group_backend="nccl" if plan.device.type == "cuda" else "gloo",
+        find_unused_parameters=True,  # a loss without labels leaves the classifier without gradient
+        broadcast_buffers=False,  # would be done in validation too, where processes have unequal numbers of batches
+    )
+    return {"devices": plan.devices, "strategy": strategy}
+
+
+def _precision(plan: FitPlan) -> Any:
+    if plan.precision == "auto":
+        native = plan.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16-mixed" if native else "32-true"
+    return {"bf16": "bf16-mixed", "32": "32-true"}[plan.precision]

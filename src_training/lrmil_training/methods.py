@@ -1,0 +1,281 @@
+"""What one run compares: the configured student, its baselines, and every loss term off in turn.
+
+A method is a configuration that differs from the run's in a few settings, and whether it may look at the teacher.
+Stages are stored under a hash of what they depend on, so methods that share a stage fit it once.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lrmil_training.bagfit import (
+    BagItem,
+    Loss,
+    StoredBag,
+    distillation_loss,
+    fit_mil,
+    label_loss,
+    seeded_mil,
+    stage_seed,
+)
+from lrmil_training.cohort import CohortSlide
+from lrmil_training.config import TrainConfig
+from lrmil_training.features import lr_patches, make_lr_features
+from lrmil_training.fitting import SELECT, FitPlan
+from lrmil_training.losses import parent_scores
+from lrmil_training.pairs import EMBEDDING, TaughtSlide
+from lrmil_training.runstate import Run
+from lrmil_training.stage1 import fit_stage1
+from lrmil_training.stage3 import PixelBag, fit_end_to_end
+from lrmil_training.stored import StoredRows
+from napari_lrmil.core.encoders import AlignedEncoder, round_to_half
+from napari_lrmil.core.events import Event, Metric
+from napari_lrmil.core.files import write_json
+from napari_lrmil.core.mil import GatedAttentionMil
+
+STUDENT = "student"
+FINETUNING_EPOCHS = 15  # of the fine-tuned baseline where stage 3 is off: 450 updates on 60 slides (docs/method.md 5)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the results.
+
+    Attributes
+    ----------
+    name
+        In ``metrics.json``.
+    config
+        The run's, but for what makes this method.
+    taught
+        Whether it learns from the teacher; else from labels alone, with a fresh MIL.
+    """
+
+    name: str
+    config: TrainConfig
+    taught: bool = True
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the teacher has to say: its MIL, and for every slide its view of it."""
+
+    mil: GatedAttentionMil
+    slides: Mapping[str, TaughtSlide]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A method's networks, and slide name -> the stored LR features of its encoder."""
+
+    encoder: AlignedEncoder
+    mil: GatedAttentionMil
+    features: Mapping[str, StoredRows]
+
+
+def methods(config: TrainConfig) -> list[Method]:
+    """Return what a run trains at low resolution: the student first, then baselines, then the ablation."""
+    found = [Method(STUDENT, config)]
+    found += [_baseline(name, config) for name in config.baselines]
+    if config.ablation:
+        found += _ablation(config)
+    return found
+
+
+def _baseline(name: str, config: TrainConfig) -> Method:
+    no_stage1, no_stage3 = {"stage1": {"epochs": 0}}, {"stage3": {"epochs": 0}}
+    fine = {"epochs": config.stage3.epochs or FINETUNING_EPOCHS, "keep_stage2_terms": False}
+    told: dict[str, tuple[dict[str, Any], bool]] = {
+        "labels_only": (no_stage1 | no_stage3, False),
+        "labels_only_finetuned": (no_stage1 | {"stage3": fine}, False),
+        "stage1_only": (no_stage3 | {"stage2": {"init": "frozen_head"}}, True),
+        "stage2_only": (no_stage1 | no_stage3, True),
+        "both": (no_stage3, True),
+    }
+    changes, taught = told[name]
+    return Method(name, changed(config, changes), taught)
+
+
+def _ablation(config: TrainConfig) -> list[Method]:
+    found = []
+    for stage, terms in (("stage1", ("layer", "attn")), ("stage2", ("ce", "bag", "soft", "hard"))):
+        for term in terms:
+            if getattr(getattr(config, stage), f"lambda_{term}") > 0:
+                found.append(Method(f"without_{term}", changed(config, {stage: {f"lambda_{term}": 0.0}})))
+    return found
+
+
+def changed(config: TrainConfig, changes: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
+    """Return `config` with some settings of its groups changed."""
+    groups = {group: getattr(config, group).model_copy(update=dict(values)) for group, values in changes.items()}
+    return config.model_copy(update=groups)
+
+
+def train_method(run: Run, method: Method, lesson: Lesson) -> Generator[Event, None, Trained]:
+    """Fit one method's stages and return its networks, rounded to what a bundle holds, with its features."""
+    encoder = yield from _stage1(run, method, lesson)
+    if method.config.stage3.epochs and not method.taught:
+        mil = _fresh_mil(run, method, "labels_only_mil")  # fine-tuning on labels starts from the frozen encoder alone
+    else:
+        features = yield from make_lr_features(run.cohort, run.lr_request(encoder), encoder, run.device)
+        mil = yield from _slide_level(run, method, lesson, encoder, features)
+    if method.config.stage3.epochs:
+        encoder, mil = yield from _stage3(run, method, lesson, (encoder, mil))
+        features = yield from make_lr_features(run.cohort, run.lr_request(encoder), encoder, run.device)
+    return Trained(encoder, mil, features)
+
+
+# ---------------------------------------------------------------- stages
+
+
+def _stage1(run: Run, method: Method, lesson: Lesson) -> Generator[Event, None, AlignedEncoder]:
+    encoder = run.fresh_student()
+    if method.config.stage1.epochs > 0 and method.taught:
+        sides = {side: [lesson.slides[s.name] for s in run.cohort.of(side)] for side in ("train", "val")}
+        plan = run.plan("stage1", method.config.stage1, _depends(run, method, 1))
+        teacher = run.encoder.encoder
+        encoder = yield from fit_stage1(encoder, sides, method.config, plan, teacher)
+    round_to_half(encoder)
+    return encoder
+
+
+def _slide_level(
+    run: Run, method: Method, lesson: Lesson, encoder: AlignedEncoder, features: Mapping[str, StoredRows]
+) -> Generator[Event, None, GatedAttentionMil]:
+    """Fit the MIL on the frozen encoder: stage 2, or the labels-only baseline with the teacher's settings."""
+    config = method.config
+    bags = _sides(run, lambda s: StoredBag(features[s.name], _item(run, method, lesson, s)))
+    if not method.taught:
+        mil = _fresh_mil(run, method, "labels_only")
+        plan = run.plan("labels_only", config.teacher, _depends(run, method, 2))
+        return (yield from rounded(fit_mil(mil, label_loss, bags, config.teacher, plan)))
+    settings = config.stage2
+    mil = _fresh_mil(run, method, "stage2")
+    if settings.init != "fresh":  # student instances come standardised, so the teacher's own statistics stay behind
+        mil.load_state_dict(lesson.mil.state_dict() | {"mean": mil.mean, "deviation": mil.deviation})
+    if settings.init == "frozen_head":
+        return mil.eval().requires_grad_(False)
+    plan = run.plan("stage2", settings, _depends(run, method, 2))
+    if settings.features == "stored":
+        return (yield from rounded(fit_mil(mil, distillation_loss(settings), bags, settings, plan)))
+    fitting = fit_end_to_end(
+        (encoder, mil),
+        distillation_loss(settings),
+        _pixel_sides(run, method, lesson),
+        settings,
+        plan,
+        settings.lr,
+        config.student_input_px,
+    )
+    mil = (yield from fitting)[1]
+    round_to_half(mil)
+    return mil
+
+
+def _stage3(
+    run: Run, method: Method, lesson: Lesson, networks: tuple[AlignedEncoder, GatedAttentionMil]
+) -> Generator[Event, None, tuple[AlignedEncoder, GatedAttentionMil]]:
+    """Fine-tune end to end with each learning rate, and return what validation likes best."""
+    settings = method.config.stage3
+    distil = method.taught and settings.keep_stage2_terms
+    loss: Loss = distillation_loss(method.config.stage2) if distil else label_loss
+    found: list[tuple[float, tuple[AlignedEncoder, GatedAttentionMil]]] = []
+    for lr in settings.lr:
+        stage = "stage3" if method.taught else "finetuned"
+        plan = run.plan(stage, settings, [*_depends(run, method, 3), lr])
+        copies = copy.deepcopy(networks[0]), copy.deepcopy(networks[1])
+        bags = _pixel_sides(run, method, lesson)
+        fitting = fit_end_to_end(copies, loss, bags, settings, plan, lr, method.config.student_input_px)
+        figure, fitted = yield from _with_figure(fitting, plan)
+        yield Metric(stage, f"lr {lr:g}", figure)
+        found.append((figure, fitted))
+    encoder, mil = max(found, key=lambda pair: pair[0])[1]
+    round_to_half(encoder)
+    round_to_half(mil)
+    return encoder, mil
+
+
+def _with_figure(
+    fitting: Generator[Event, None, tuple[AlignedEncoder, GatedAttentionMil]], plan: FitPlan
+) -> Generator[Event, None, tuple[float, tuple[AlignedEncoder, GatedAttentionMil]]]:
+    """Return the stage's best figure on validation with its result; kept in a file for stages that have ended."""
+    kept: Path = plan.folder / "select.json"
+    figure = -float("inf")
+    while True:
+        try:
+            event = next(fitting)
+        except StopIteration as end:
+            if figure == -float("inf"):
+                figure = float(json.loads(kept.read_text(encoding="utf-8"))[SELECT])
+            write_json(kept, {SELECT: figure})
+            return figure, end.value
+        if isinstance(event, Metric) and event.name == SELECT:
+            figure = max(figure, event.value)
+        yield event
+
+
+# ---------------------------------------------------------------- what stages read
+
+
+def _depends(run: Run, method: Method, stage: int) -> list[Any]:
+    """Return the settings that a stage's result depends on, beyond those of the run."""
+    c = method.config
+    told: list[Any] = [method.taught, c.encoder.student, c.student_input_px, c.lr_mpp, c.lr_patch_px]
+    groups = [c.stage1] if stage == 1 else [c.stage1, c.stage2, c.teacher]
+    told += [group.model_dump(mode="json") for group in groups if method.taught or group is c.teacher]
+    if stage == 3:
+        told.append(c.stage3.model_dump(mode="json", exclude={"lr"}))
+    return told
+
+
+def _fresh_mil(run: Run, method: Method, stage: str) -> GatedAttentionMil:
+    dim, classes = run.encoder.encoder.dim, len(run.cohort.classes)
+    return seeded_mil(dim, classes, method.config.teacher.hidden, stage_seed(run.config.seed, stage))
+
+
+def _item(run: Run, method: Method, lesson: Lesson, s: CohortSlide) -> BagItem:
+    """Return all but the instances of a slide's LR bag."""
+    target, nothing = run.cohort.target(s), torch.empty(0)
+    weight = run.weights[target]
+    if not method.taught:
+        return BagItem(nothing, target, weight=weight)
+    t = lesson.slides[s.name]
+    transfer = method.config.stage2.attention_transfer
+    scores = parent_scores(t.scores, torch.from_numpy(t.grid.parent), len(t.grid.lr_index), transfer)
+    return BagItem(nothing, target, t.logits, scores, weight)
+
+
+def _pixel_sides(run: Run, method: Method, lesson: Lesson) -> dict[str, list[PixelBag]]:
+    plan, input_px = method.config.plan, method.config.student_input_px
+    return _sides(
+        run,
+        lambda s: PixelBag(s, lr_patches(lesson.slides[s.name].grid, plan, input_px), _item(run, method, lesson, s)),
+    )
+
+
+def _sides(run: Run, make: Callable[[CohortSlide], Any]) -> dict[str, list[Any]]:
+    return {side: [make(s) for s in run.cohort.of(side)] for side in ("train", "val")}
+
+
+def rounded(fitting: Generator[Event, None, GatedAttentionMil]) -> Generator[Event, None, GatedAttentionMil]:
+    """Round what was fitted to what the bundle will hold, so that what is measured is what is shared."""
+    mil = yield from fitting
+    round_to_half(mil)
+    return mil
+
+
+def teacher_bags(run: Run, arrays: Mapping[str, Mapping[str, StoredRows]]) -> dict[str, list[StoredBag]]:
+    """Return the HR bags that the teacher's MIL learns from."""
+
+    def bag(s: CohortSlide) -> StoredBag:
+        target = run.cohort.target(s)
+        return StoredBag(arrays[s.name][EMBEDDING], BagItem(torch.empty(0), target, weight=run.weights[target]))
+
+    return _sides(run, bag)

@@ -1,0 +1,110 @@
+"""What the stages of one run share: configuration, cohort, folder, device, encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lrmil_training.bagfit import class_weights, stage_seed
+from lrmil_training.cohort import Cohort
+from lrmil_training.config import TrainConfig
+from lrmil_training.features import FeatureRequest, find_encoder
+from lrmil_training.fitting import FitPlan
+from lrmil_training.pairs import Standard
+from lrmil_training.stage1 import teacher_layers
+from napari_lrmil.core.encoders import AlignedEncoder, LoadedEncoder
+
+FEATURES, CHECKPOINTS, BUNDLE = "features", "checkpoints", "bundle"
+
+
+@dataclass
+class Run:
+    """One run: a seed on one split of a cohort."""
+
+    config: TrainConfig
+    cohort: Cohort
+    folder: Path
+    device: torch.device
+    encoder: LoadedEncoder
+    standard: Standard | None = None
+    failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def features(self) -> Path:
+        """Where patch features lie; several runs may share a folder, files are told apart by their encoder."""
+        return self.config.features or self.folder / FEATURES
+
+    @cached_property
+    def weights(self) -> list[float]:
+        """Weight of each class in the label terms, from the training slides."""
+        targets = [self.cohort.target(s) for s in self.cohort.of("train")]
+        return class_weights(targets, len(self.cohort.classes), self.config.class_weights)
+
+    def plan(self, stage: str, settings: Any, depends: list[Any]) -> FitPlan:
+        """Return how to fit a stage; `depends` is what its result depends on beyond the run's own settings."""
+        seed = stage_seed(self.config.seed, stage)
+        key = self._key([stage, settings.model_dump(mode="json"), depends])
+        patience, ema = getattr(settings, "patience", settings.epochs), getattr(settings, "ema", 0.0)
+        folder = self.folder / CHECKPOINTS / f"{stage}-{key[:8]}"
+        return FitPlan(stage, settings.epochs, patience, seed, folder, self.device, ema, key)
+
+    def _key(self, told: list[Any]) -> str:
+        """Return a hash of what a stage depends on: seed, grids, encoder, teacher, the slides that are learned from."""
+        c = self.config
+        learned = [(s.name, s.patient, s.label, s.split) for side in ("train", "val") for s in self.cohort.of(side)]
+        shared = [c.seed, c.hr_mpp, c.hr_patch_px, c.plan.n, c.class_weights, c.teacher.model_dump(mode="json")]
+        return hashlib.sha256(json.dumps([told, shared, self.encoder.sha256, learned]).encode()).hexdigest()
+
+    def hr_request(self) -> FeatureRequest:
+        """Return the request for the teacher's features."""
+        return FeatureRequest(
+            encoder=self.encoder.encoder,
+            encoder_name=self.encoder.spec.name,
+            encoder_sha256=self.encoder.sha256,
+            plan=self.config.plan,
+            high=True,
+            folder=self.features,
+            layers=teacher_layers(self.config),
+        )
+
+    def lr_request(self, encoder: AlignedEncoder) -> FeatureRequest:
+        """Return the request for LR features by a frozen encoder; its weights' hash is part of their folder's name."""
+        sha256 = weights_sha256(encoder)
+        return FeatureRequest(
+            encoder=encoder,
+            encoder_name=f"student-{sha256[:8]}",
+            encoder_sha256=sha256,
+            plan=self.config.plan,
+            high=False,
+            folder=self.folder / FEATURES,
+            input_px=self.config.student_input_px,
+        )
+
+    def fresh_student(self) -> AlignedEncoder:
+        """Return the student before distillation: a copy of the teacher's encoder, or another network."""
+        name = self.config.encoder.student
+        source = self.encoder if name == "teacher" else find_encoder(name)
+        copy = type(source.encoder)(source.spec)
+        copy.load_state_dict(source.encoder.state_dict())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stage_seed(self.config.seed, "student"))
+            student = AlignedEncoder(copy, self.encoder.encoder.dim)
+        if self.standard is not None:
+            student.set_standard(self.standard.mean, self.standard.deviation)
+        return student.eval()
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Return a hash of a network's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

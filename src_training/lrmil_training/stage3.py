@@ -1,0 +1,209 @@
+"""Training through the encoder: bags of pixels, of which a part is drawn at each step (docs/method.md 2.6).
+
+An LR bag has hundreds of patches, not tens of thousands, so that gradients can reach the encoder. Stage 2 uses the same
+loop with a frozen encoder where its features are computed as it goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lrmil_training.bagfit import BagItem, Loss, SelectingModule
+from lrmil_training.cohort import CohortSlide
+from lrmil_training.config import Stage2Config, Stage3Config
+from lrmil_training.fitting import FitPlan, fit
+from lrmil_training.handles import SlideHandles
+from lrmil_training.pairs import turned
+from lrmil_training.stage1 import freeze_norms
+from napari_lrmil.core.embed import PatchSet, enlarge
+from napari_lrmil.core.encoders import AlignedEncoder
+from napari_lrmil.core.events import Event
+from napari_lrmil.core.geometry import Int64
+from napari_lrmil.core.mil import GatedAttentionMil
+
+BATCH = 64  # patches encoded at once on validation
+
+
+@dataclass(frozen=True)
+class PixelBag:
+    """A slide whose patches are read when they are needed.
+
+    Attributes
+    ----------
+    row
+        The slide.
+    patches
+        Its LR patches.
+    item
+        Target and what the teacher says; without instances.
+    """
+
+    row: CohortSlide
+    patches: PatchSet
+    item: BagItem
+
+    def read(self, handles: SlideHandles, rows: Int64) -> Tensor:
+        """Return (R, 3, p, p) uint8 pixels of some patches."""
+        some = replace(self.patches, corners=self.patches.corners[rows])
+        pixels = some.read(handles.of(self.row), slice(None))
+        return torch.from_numpy(pixels).movedim(-1, -3)
+
+
+@dataclass(frozen=True)
+class DrawnBag:
+    """Pixels of the patches drawn of one slide, with what is known of them."""
+
+    pixels: Tensor
+    item: BagItem
+
+    def to(self, device: torch.device) -> DrawnBag:
+        """Return the bag on another device, as Lightning asks for it."""
+        return DrawnBag(self.pixels.to(device), self.item.to(device))
+
+
+class DrawnBags(Dataset[Any]):
+    """Bags of pixels; `most` patches are drawn of each, anew in every epoch. None takes all, as they are.
+
+    Parameters
+    ----------
+    bags
+        Slides of one side.
+    handles
+        Where slides are kept open.
+    most
+        Patches drawn of a slide; None for validation.
+    augment
+        Whether to mirror and turn every patch.
+    seed
+        With epoch and slide it fixes every draw.
+    """
+
+    def __init__(
+        self, bags: Sequence[PixelBag], handles: SlideHandles, most: int | None, *, augment: bool, seed: int
+    ) -> None:
+        self.bags, self.handles, self.most, self.augment, self.seed = bags, handles, most, augment, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.bags)
+
+    def __getitem__(self, index: int) -> DrawnBag:
+        bag = self.bags[index]
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        count = len(bag.patches)
+        taken = count if self.most is None else min(self.most, count)
+        rows = np.arange(count) if taken == count else np.sort(rng.permutation(count)[:taken])
+        pixels = bag.read(self.handles, rows)
+        if self.augment:
+            pixels = torch.stack([_turned(one, int(rng.integers(8))) for one in pixels])
+        return DrawnBag(pixels, bag.item.taking(torch.from_numpy(rows)))
+
+
+def _turned(pixels: Tensor, turn: int) -> Tensor:
+    array = turned(pixels.movedim(0, -1).numpy(), turn)
+    return torch.from_numpy(np.ascontiguousarray(array)).movedim(-1, 0)
+
+
+class EndToEnd(SelectingModule):
+    """Encoder and MIL on bags of pixels.
+
+    Parameters
+    ----------
+    student, mil
+        The networks.
+    loss
+        Of a bag.
+    config
+        Stage 3's settings, or stage 2's for a frozen encoder.
+    lr
+        Learning rate.
+    input_px
+        Side to which patches are enlarged; None leaves them.
+    """
+
+    def __init__(
+        self,
+        student: AlignedEncoder,
+        mil: GatedAttentionMil,
+        loss: Loss,
+        config: Stage2Config | Stage3Config,
+        lr: float,
+        input_px: int | None,
+    ) -> None:
+        super().__init__(config)
+        self.student, self.mil, self.loss = student, mil, loss
+        self.lr, self.input_px = lr, input_px
+
+    def train(self, mode: bool = True) -> EndToEnd:
+        """Set training mode, but for batch norm, which keeps the statistics that the weights were made with."""
+        super().train(mode)
+        freeze_norms(self.student)
+        return self
+
+    def training_step(self, batch: Sequence[DrawnBag], index: int) -> Tensor:
+        """Return the loss of some slides: one pass of the encoder over all their patches, a pool for each."""
+        pixels = torch.cat([enlarge(one.pixels, self.input_px) for one in batch])
+        embeddings = self.student(pixels).embedding.split([len(one.pixels) for one in batch])
+        terms: dict[str, Tensor] = {}
+        for one, instances in zip(batch, embeddings, strict=True):
+            for name, value in self.loss(self.mil(instances), one.item).items():
+                terms[name] = terms.get(name, torch.zeros_like(value)) + value / len(batch)
+        return self.total(terms, index)
+
+    def validation_step(self, batch: Sequence[DrawnBag], index: int) -> None:
+        """Keep what the networks say of whole slides."""
+        for one in batch:
+            parts = [self.student(enlarge(part, self.input_px)).embedding for part in torch.split(one.pixels, BATCH)]
+            self.keep(self.mil(torch.cat(parts)).logits, one.item.target)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return AdamW over what is not frozen."""
+        learning = [p for p in self.parameters() if p.requires_grad]
+        return torch.optim.AdamW(learning, lr=self.lr, weight_decay=self.config.weight_decay)
+
+
+def fit_end_to_end(
+    networks: tuple[AlignedEncoder, GatedAttentionMil],
+    loss: Loss,
+    bags: Mapping[str, Sequence[PixelBag]],
+    config: Stage2Config | Stage3Config,
+    plan: FitPlan,
+    lr: float,
+    input_px: int | None,
+) -> Generator[Event, None, tuple[AlignedEncoder, GatedAttentionMil]]:
+    """Fit through the encoder and return both networks in their best state on validation, frozen.
+
+    With stage 2's settings the encoder stays as it is, and every patch of a slide is encoded anew in each epoch.
+    """
+    student, mil = networks
+    tuned = isinstance(config, Stage3Config)
+    most = config.patches_per_slide if isinstance(config, Stage3Config) else None
+    slides = config.slides_per_step if isinstance(config, Stage3Config) else 1
+    augment = config.augment if isinstance(config, Stage3Config) else True
+    handles = SlideHandles()
+
+    def make() -> tuple[EndToEnd, DataLoader[Any], DataLoader[Any]]:
+        order = torch.Generator().manual_seed(plan.seed)
+        data = DrawnBags(bags["train"], handles, most, augment=augment, seed=plan.seed)
+        train: DataLoader[Any] = DataLoader(
+            data, slides, shuffle=True, generator=order, collate_fn=list, drop_last=len(data) >= slides
+        )
+        val = DrawnBags(bags["val"], handles, None, augment=False, seed=plan.seed)
+        module = EndToEnd(student.requires_grad_(tuned), mil.requires_grad_(True), loss, config, lr, input_px)
+        return module, train, DataLoader(val, 1, collate_fn=list)
+
+    try:
+        state = yield from fit(make, plan)
+    finally:
+        handles.close()
+    for prefix, network in (("student.", student), ("mil.", mil)):
+        network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        network.cpu().eval().requires_grad_(False)
+    return student, mil
