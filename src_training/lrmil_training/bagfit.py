@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from lrmil_training.config import Stage2Config, Stage3Config, TeacherConfig
-from lrmil_training.fitting import SELECT, FitPlan, fit, require_finite, set_epoch
+from lrmil_training.fitting import SELECT, EpochMeans, EpochSampler, FitPlan, fit, gathered, set_epoch
 from lrmil_training.losses import attention_kl, bag_kl, hard_attention
 from lrmil_training.metrics import ranking_auroc
 from lrmil_training.stored import StoredRows
@@ -156,23 +156,26 @@ class SelectingModule(L.LightningModule):
         super().__init__()
         self.config = config
         self._seen: list[tuple[Tensor, int]] = []
+        self._means = EpochMeans("train")
 
     def keep(self, logits: Tensor, target: int) -> None:
         """Note what the network says of one validation slide."""
-        self._seen.append((logits, target))
+        self._seen.append((logits.detach().float().cpu(), target))
 
     def total(self, terms: Mapping[str, Tensor], index: int) -> Tensor:
-        """Log the loss terms of one step and return their sum."""
-        for name, value in terms.items():
-            require_finite(name, value, index)
-            self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=1)
+        """Note the loss terms of one step and return their sum."""
+        self._means.add(terms, 1, index)
         return torch.stack(list(terms.values())).sum()
+
+    def on_train_epoch_end(self) -> None:
+        """Log the mean of every loss term."""
+        self.log_dict(self._means.take(), batch_size=1)
 
     def on_validation_epoch_end(self) -> None:
         """Log AUROC, cross-entropy and the selection figure."""
-        logits = torch.stack([seen for seen, _ in self._seen]).float().cpu()
-        targets = torch.tensor([target for _, target in self._seen])
+        seen = gathered(self._seen)
         self._seen.clear()
+        logits, targets = torch.stack([one for one, _ in seen]), torch.tensor([target for _, target in seen])
         ce = float(functional.cross_entropy(logits, targets))
         value = ranking_auroc(torch.softmax(logits, dim=1).numpy(), targets.numpy())
         auroc = float("nan") if value is None else value  # cohorts with a class missing were refused before
@@ -217,10 +220,10 @@ def fit_mil(
     """Fit `mil` on ``bags["train"]``, select on ``bags["val"]``, and return it in its best state, frozen."""
 
     def make() -> tuple[BagFitting, DataLoader[BagItem], DataLoader[BagItem]]:
-        order = torch.Generator().manual_seed(plan.seed)
-        data = Bags(bags["train"], config.patch_dropout, plan.seed)
-        train = DataLoader(data, batch_size=None, shuffle=True, generator=order)
-        return BagFitting(mil, loss, config), train, DataLoader(Bags(bags["val"]), batch_size=None)
+        data, held_out = Bags(bags["train"], config.patch_dropout, plan.seed), Bags(bags["val"])
+        train = DataLoader(data, batch_size=None, sampler=EpochSampler(len(data), plan.seed))
+        val = DataLoader(held_out, batch_size=None, sampler=EpochSampler(len(held_out), plan.seed, shuffle=False))
+        return BagFitting(mil, loss, config), train, val
 
     state = yield from fit(make, plan)
     mil.load_state_dict({name.removeprefix("mil."): value for name, value in state.items()})

@@ -81,8 +81,9 @@ def read_best(plan: FitPlan) -> dict[str, torch.Tensor]:
 class KeepLast(Callback):
     """Write everything that is needed to go on, whole or not at all.
 
-    It does so as the next epoch begins: only then have the schedulers made their step, and Lightning counts the
-    epoch as complete.
+    It does so as the next epoch begins: only then have the schedulers made their step. Of Lightning's loops it keeps
+    two counts and not their own state, which at this point resumes within the epoch that has ended, and with the
+    sample order of the first one.
 
     Parameters
     ----------
@@ -100,6 +101,15 @@ class KeepLast(Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add under which key and with which batch size the state was reached."""
         checkpoint[KEY], checkpoint[SCALE] = self.plan.key, self.scale
+        del checkpoint["loops"]
+
+    def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Begin with the next epoch."""
+        epochs, steps = trainer.fit_loop.epoch_progress, trainer.fit_loop.epoch_loop.automatic_optimization
+        for count in (epochs.current, epochs.total):
+            count.ready = count.started = count.processed = count.completed = checkpoint["epoch"]
+        done = steps.optim_progress.optimizer.step.total
+        done.ready = done.completed = checkpoint["global_step"]
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Write the state at the end of the epoch before."""

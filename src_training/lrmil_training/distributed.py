@@ -132,7 +132,7 @@ def _died(plan: FitPlan, rank: int, process: BaseProcess) -> str:
 @contextmanager
 def _payload(make: Make, plan: FitPlan) -> Iterator[Path]:
     """Lend a private file that holds `make` and the tensors it captured."""
-    import cloudpickle
+    import cloudpickle  # type: ignore[import-untyped]
 
     with tempfile.TemporaryDirectory(prefix=f".{plan.stage}.", dir=plan.folder) as folder:
         file = Path(folder) / "make.pt"

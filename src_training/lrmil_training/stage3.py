@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from lrmil_training.bagfit import BagItem, Loss, SelectingModule
 from lrmil_training.cohort import CohortSlide
 from lrmil_training.config import Stage2Config, Stage3Config
-from lrmil_training.fitting import FitPlan, fit
+from lrmil_training.fitting import EpochSampler, FitPlan, fit
 from lrmil_training.handles import SlideHandles
 from lrmil_training.pairs import turned
 from lrmil_training.stage1 import freeze_norms
@@ -190,14 +190,13 @@ def fit_end_to_end(
     handles = SlideHandles()
 
     def make() -> tuple[EndToEnd, DataLoader[Any], DataLoader[Any]]:
-        order = torch.Generator().manual_seed(plan.seed)
         data = DrawnBags(bags["train"], handles, most, augment=augment, seed=plan.seed)
-        train: DataLoader[Any] = DataLoader(
-            data, slides, shuffle=True, generator=order, collate_fn=list, drop_last=len(data) >= slides
-        )
+        order, whole = EpochSampler(len(data), plan.seed), len(data) >= slides
+        train: DataLoader[Any] = DataLoader(data, slides, sampler=order, collate_fn=list, drop_last=whole)
         val = DrawnBags(bags["val"], handles, None, augment=False, seed=plan.seed)
         module = EndToEnd(student.requires_grad_(tuned), mil.requires_grad_(True), loss, config, lr, input_px)
-        return module, train, DataLoader(val, 1, collate_fn=list)
+        each = EpochSampler(len(val), plan.seed, shuffle=False)
+        return module, train, DataLoader(val, 1, sampler=each, collate_fn=list)
 
     try:
         state = yield from fit(make, plan)
