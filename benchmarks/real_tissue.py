@@ -1,0 +1,285 @@
+"""Does distillation beat labels alone on real tissue? Every row, fold, seed and control of docs/benchmarks.md.
+
+    python benchmarks/real_tissue.py --shared SHARED --work WORK [--results FOLDER] [--only NAME…] [--workers N]
+
+`SHARED` is the folder with the development data, which is not part of this repository. Slides, features and runs go to
+`WORK` and may be deleted; what was measured goes to `FOLDER`, a small JSON file per cell. A cell that is there is not
+measured again, so the command goes on where it stopped. ``--table`` prints the tables of what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from real_tissue_table import print_tables
+
+FOLDS = (  # patients of train, val, test: both classes on every side
+    ("2,4,8,13", "10,12", "3,5,16"),
+    ("3,5,8,16", "10,12", "2,4,13"),
+    ("2,4,5,13", "3,16", "8,10,12"),
+)
+SLIDES = {"train": 60, "val": 20, "test": 40}
+SHARES = {"default": "0.10,0.20", "harder": "0.02,0.04", "matched": "0.10,0.20"}
+THIRD = 20  # training slides of the cohort with few of them
+# An LR patch has a footprint of 512 level-0 px, so that four HR patches of 128 px lie along its side.
+RESOLUTIONS: dict[str, dict[str, Any]] = {
+    "2.5x": {"lr_mpp": 4.0, "lr_patch_px": 64},
+    "2.5x enlarged": {"lr_mpp": 4.0, "lr_patch_px": 64, "student_input_px": 128},
+    "5x": {"lr_mpp": 2.0, "lr_patch_px": 128},
+}
+RATES = (3e-5, 1e-4, 3e-4)  # of fine-tuning; chosen on validation with a fold's first seed
+ROWS = ("labels_only", "labels_only_finetuned", "stage1_only", "stage2_only", "both")
+BASE: dict[str, Any] = {
+    "hr_patch_px": 128,
+    "bootstrap": 1000,
+    "stage1": {"patches_per_slide": 40},
+    "stage3": {"epochs": 15, "lr": list(RATES)},
+    "baselines": list(ROWS),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a cohort, a fold, a resolution, a seed, and what is trained there."""
+
+    kind: str  # headline, ablation, or the name of a control
+    cohort: str
+    fold: int
+    resolution: str
+    seed: int
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """File name of its figures."""
+        return f"{self.kind}-{self.cohort}-{self.resolution.replace(' ', '_')}-fold{self.fold}-seed{self.seed}"
+
+
+def cells() -> Iterator[Cell]:
+    """Yield all cells; what answers the question first comes first."""
+    ablation = {"ablation": True, "baselines": [], "stage3": {"epochs": 0}}
+    uniform = {"stage1": {**BASE["stage1"], "attention": "uniform"}, "baselines": ["stage1_only"]}
+    for seed in range(5):
+        for fold in range(len(FOLDS)):
+            yield Cell("headline", "default", fold, "2.5x", seed)
+            if seed < 3:
+                yield Cell("headline", "harder", fold, "2.5x", seed)
+                yield Cell("headline", "third", fold, "2.5x", seed)
+            if seed < 2:
+                yield Cell("ablation", "default", fold, "2.5x", seed, ablation)
+                yield Cell("uniform", "default", fold, "2.5x", seed, uniform | {"stage3": {"epochs": 0}})
+                yield Cell("stain_matched", "matched", fold, "2.5x", seed)
+    for seed in range(5):
+        for resolution in ("5x", "2.5x enlarged"):
+            for fold in range(len(FOLDS)):
+                yield Cell("headline", "default", fold, resolution, seed)
+    for seed in range(10):
+        for fold in range(len(FOLDS)):
+            nothing = {"baselines": [], "stage1": {"epochs": 0}, "stage2": {"init": "frozen_head"}}
+            changes = nothing | {"stage3": {"epochs": 0}}
+            yield Cell("permuted", f"permuted_{seed}", fold, "2.5x", seed, changes)
+
+
+def main() -> None:
+    """Measure the cells that are missing, or print the tables."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with data and tools")
+    p.add_argument("--work", type=Path, help="folder for slides, features and runs")
+    p.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "real_tissue")
+    p.add_argument("--only", nargs="*", default=(), help="parts of the names of the cells to measure")
+    p.add_argument("--workers", type=int, default=2, help="cells at a time, each with one thread")
+    p.add_argument("--table", action="store_true", help="only print the tables")
+    args = p.parse_args()
+    if not args.table:
+        if args.work is None:
+            p.error("--work is needed, for slides, features and runs")
+        measure(args)
+    print_tables(args.results)
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Measure what is missing, several cells at a time; one that fails is told and stops no other."""
+    args.results.mkdir(parents=True, exist_ok=True)
+    wanted = [c for c in cells() if not args.only or any(part in c.name for part in args.only)]
+    missing = [c for c in wanted if not (args.results / f"{c.name}.json").exists()]
+    print(f"{len(wanted)} cells, {len(missing)} of them not measured yet", flush=True)
+    for cohort in dict.fromkeys((c.cohort, c.fold) for c in missing):
+        make_cohort(args, *cohort)
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by the worker processes: two threads on shared cores are slower than one
+    for turn in ([c for c in missing if c.seed == 0], [c for c in missing if c.seed > 0]):  # the first chooses rates
+        with ProcessPoolExecutor(args.workers) as pool:
+            running = {pool.submit(measure_cell, args, c): c for c in turn}
+            for done in as_completed(running):
+                error = done.exception()
+                print(f"{running[done].name}: {error or 'done'}", flush=True)
+
+
+# ---------------------------------------------------------------- cohorts
+
+
+def make_cohort(args: argparse.Namespace, cohort: str, fold: int) -> None:
+    """Make the slides of a fold, or a table over those of another cohort."""
+    folder = cohort_folder(args, cohort, fold)
+    if (folder / "cohort.csv").exists() and (folder / ".whole").exists():
+        return
+    if cohort in SHARES:
+        _paint(args, folder, cohort, fold)
+    elif cohort == "third":
+        _table(args, "default", fold, folder, _fewer)
+    else:
+        seed = int(cohort.removeprefix("permuted_"))
+        _table(args, "default", fold, folder, lambda rows: _permuted(rows, seed))
+    (folder / ".whole").touch()
+
+
+def cohort_folder(args: argparse.Namespace, cohort: str, fold: int) -> Path:
+    """Return where the slides and the table of a cohort lie."""
+    folder: Path = args.work / "cohorts" / cohort / f"fold_{fold}"
+    return folder
+
+
+def _paint(args: argparse.Namespace, folder: Path, cohort: str, fold: int) -> None:
+    source = args.shared / "data" / "patches" / "glas"
+    images = _matched(source, args.work / "images") if cohort == "matched" else source
+    for split, patients in zip(SLIDES, FOLDS[fold], strict=True):
+        call = [sys.executable, args.shared / "tools" / "make_tissue_cohort.py", "--images", images]
+        call += ["--labels", source / "labels.csv", "--patients", patients, "--split", split, "--out", folder]
+        call += ["--n", SLIDES[split], "--lesion-share", SHARES[cohort], "--workers", args.workers]
+        subprocess.run([str(part) for part in call], check=True, stdout=subprocess.DEVNULL)
+
+
+def _matched(source: Path, folder: Path) -> Path:
+    """Return a copy of the images in which every one has the same mean and deviation of colour (Reinhard et al. 2001).
+
+    Patients differ in colour; what is left after this is not the colour of a patient.
+    """
+    import numpy as np
+    from skimage.color import lab2rgb, rgb2lab
+    from skimage.io import imread, imsave
+
+    files = sorted(source.rglob("*.png"))
+    if (folder / ".whole").exists():
+        return folder
+    moments = [(lab.mean((0, 1)), lab.std((0, 1))) for lab in (rgb2lab(imread(f)[..., :3]) for f in files)]
+    mean, deviation = np.mean([m for m, _ in moments], axis=0), np.mean([d for _, d in moments], axis=0)
+    for file, (own_mean, own_deviation) in zip(files, moments, strict=True):
+        lab = (rgb2lab(imread(file)[..., :3]) - own_mean) / own_deviation * deviation + mean
+        target = folder / file.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        imsave(target, np.round(np.clip(lab2rgb(lab), 0, 1) * 255).astype(np.uint8), check_contrast=False)
+    (folder / ".whole").touch()
+    return folder
+
+
+def _table(args: argparse.Namespace, source: str, fold: int, folder: Path, change: Any) -> None:
+    """Write a table over the slides of another cohort, with some rows changed or left out."""
+    import pandas as pd
+
+    make_cohort(args, source, fold)
+    there = cohort_folder(args, source, fold)
+    rows = change(pd.read_csv(there / "cohort.csv", dtype=str))
+    rows["slide"] = [os.path.relpath(there / name, folder) for name in rows["slide"]]
+    folder.mkdir(parents=True, exist_ok=True)
+    rows.to_csv(folder / "cohort.csv", index=False)
+
+
+def _fewer(rows: Any) -> Any:
+    """Return a third of the training slides, half of each class, as they come; validation and test stay."""
+    train = rows[rows["split"] == "train"]
+    kept = train.groupby("label").head(THIRD // 2).index
+    return rows[(rows["split"] != "train") | rows.index.isin(kept)].copy()
+
+
+def _permuted(rows: Any, seed: int) -> Any:
+    """Return the table with labels permuted within training and within validation; the test labels stay true."""
+    import numpy as np
+
+    rng = np.random.default_rng([seed, 77])
+    changed = rows.copy()
+    for split in ("train", "val"):
+        side = changed.index[changed["split"] == split]
+        changed.loc[side, "label"] = rng.permutation(changed.loc[side, "label"].to_numpy())
+    return changed
+
+
+# ---------------------------------------------------------------- cells
+
+
+def measure_cell(args: argparse.Namespace, cell: Cell) -> None:
+    """Train what a cell compares and write its figures."""
+    import torch
+
+    from lrmil_training.config import build_config
+    from lrmil_training.run import METRICS, train
+
+    torch.set_num_threads(1)
+    run: Path = args.work / "runs" / cell.name
+    shared = "default" if cell.cohort == "third" or cell.cohort.startswith("permuted") else cell.cohort
+    values = {
+        **BASE,
+        **RESOLUTIONS[cell.resolution],
+        **cell.changes,
+        "seed": cell.seed,
+        "features": str(args.work / "features" / shared / f"fold_{cell.fold}"),
+        "encoder": {"teacher": str(next((args.shared / "data" / "weights").glob("*.safetensors")))},
+    }
+    rates = chosen_rates(args.results, cell)
+    if rates and values["stage3"]["epochs"]:
+        values["stage3"] = {**values["stage3"], "lr": rates}
+    _reuse_teacher(args, cell, run)
+    began, wall = time.process_time(), time.perf_counter()
+    figures: dict[str, dict[str, float]] = {}
+    for event in train(cohort_folder(args, cell.cohort, cell.fold) / "cohort.csv", run, build_config(values), _cpu()):
+        if type(event).__name__ == "Metric" and event.name.startswith("lr "):
+            figures.setdefault(event.stage, {})[event.name[3:]] = event.value
+    found = {
+        "cell": {k: v for k, v in cell.__dict__.items() if k != "changes"},
+        "rates": figures,
+        "cpu_seconds": time.process_time() - began,
+        "wall_seconds": time.perf_counter() - wall,
+        "metrics": json.loads((run / METRICS).read_text()),
+    }
+    partial = args.results / f".{cell.name}.partial"
+    partial.write_text(json.dumps(found, indent=1))
+    partial.replace(args.results / f"{cell.name}.json")
+    shutil.rmtree(run / "features", ignore_errors=True)  # LR features of every encoder: large, and made again if needed
+
+
+def _cpu() -> Any:
+    import torch
+
+    return torch.device("cpu")
+
+
+def chosen_rates(results: Path, cell: Cell) -> list[float]:
+    """Return the learning rates that validation chose with the fold's first seed; none before that."""
+    first = Cell(cell.kind, cell.cohort, cell.fold, cell.resolution, 0)
+    file = results / f"{first.name}.json"
+    if cell.seed == 0 or not file.exists():
+        return []
+    told = json.loads(file.read_text())["rates"]
+    return sorted({float(max(rates, key=rates.get)) for rates in told.values()})
+
+
+def _reuse_teacher(args: argparse.Namespace, cell: Cell, run: Path) -> None:
+    """Take the teacher of a finished cell on the same slides with the same seed; its folder is named by a hash of both."""
+    for other in (args.work / "runs").glob(f"*-fold{cell.fold}-seed{cell.seed}"):
+        for folder in (other / "checkpoints").glob("teacher-*"):
+            target = run / "checkpoints" / folder.name
+            if not target.exists() and list(folder.glob("*.done")):
+                shutil.copytree(folder, target)
+
+
+if __name__ == "__main__":
+    main()
