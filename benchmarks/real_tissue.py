@@ -221,7 +221,8 @@ def measure_cell(args: argparse.Namespace, cell: Cell) -> None:
     import torch
 
     from lrmil_training.config import build_config
-    from lrmil_training.run import METRICS, train
+    from lrmil_training.run import train
+    from lrmil_training.runstate import METRICS
 
     torch.set_num_threads(1)
     run: Path = args.work / "runs" / cell.name
@@ -273,7 +274,7 @@ def chosen_rates(results: Path, cell: Cell) -> list[float]:
 
 
 def _reuse_teacher(args: argparse.Namespace, cell: Cell, run: Path) -> None:
-    """Take the teacher of a finished cell on the same slides with the same seed; its folder is named by a hash of both."""
+    """Take the teacher of a finished cell on the same slides with the same seed: its folder is a hash of both."""
     for other in (args.work / "runs").glob(f"*-fold{cell.fold}-seed{cell.seed}"):
         for folder in (other / "checkpoints").glob("teacher-*"):
             target = run / "checkpoints" / folder.name

@@ -106,10 +106,8 @@ class KeepLast(Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Begin with the next epoch."""
         epochs, steps = trainer.fit_loop.epoch_progress, trainer.fit_loop.epoch_loop.automatic_optimization
-        for count in (epochs.current, epochs.total):
-            count.ready = count.started = count.processed = count.completed = checkpoint["epoch"]
-        done = steps.optim_progress.optimizer.step.total
-        done.ready = done.completed = checkpoint["global_step"]
+        epochs.increment_by(checkpoint["epoch"])
+        steps.optim_progress.optimizer.step.increment_by(checkpoint["global_step"])
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Write the state at the end of the epoch before."""

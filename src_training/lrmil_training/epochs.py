@@ -137,7 +137,7 @@ def require_finite(term: str, value: Tensor, batch: int) -> None:
     """Raise `LrmilError` where a loss term is not finite: it says which, and the last good checkpoint stays."""
     if not torch.isfinite(value):
         raise LrmilError(
-            f"the loss term '{term}' is {float(value)} at batch {batch}; lower the learning rate and start again"
+            f"the loss term '{term}' is {float(value.detach())} at batch {batch}; lower the learning rate and start again"
         )
 
 

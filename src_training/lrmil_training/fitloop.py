@@ -99,7 +99,7 @@ class _Report(Callback):
 
     def __init__(self, plan: FitPlan, emit: Callable[[Event], None], cancelled: Callable[[], bool]) -> None:
         self.plan, self.emit, self.cancelled = plan, emit, cancelled
-        self._waiting: list[Event] = []
+        self._ended: int | None = None  # the epoch that is to be reported
         self._looked = 0.0
 
     def on_train_batch_start(self, *_: Any) -> None:
@@ -109,20 +109,21 @@ class _Report(Callback):
         self._end_if_asked()
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        done, stage = trainer.current_epoch, self.plan.stage
-        self._waiting = [Metric(stage, name, float(v), done) for name, v in trainer.callback_metrics.items()]
-        self._waiting.append(Progress(stage, done + 1, self.plan.epochs, "epochs"))
+        self._ended = trainer.current_epoch  # the module has yet to log the means of this epoch
 
-    def on_train_epoch_start(self, *_: Any) -> None:
-        self._flush()  # now the checkpoint is on disk: what was reported is not done again
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self._report(trainer)  # now the checkpoint is on disk: what is reported is not done again
 
-    def on_train_end(self, *_: Any) -> None:
-        self._flush()
+    def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self._report(trainer)
 
-    def _flush(self) -> None:
-        for event in self._waiting:
-            self.emit(event)
-        self._waiting = []
+    def _report(self, trainer: L.Trainer) -> None:
+        if self._ended is None:
+            return
+        for name, value in trainer.callback_metrics.items():
+            self.emit(Metric(self.plan.stage, name, float(value), self._ended))
+        self.emit(Progress(self.plan.stage, self._ended + 1, self.plan.epochs, "epochs"))
+        self._ended = None
 
     def _end_if_asked(self) -> None:
         if self.cancelled():

@@ -17,11 +17,14 @@ from lrmil_training.cohort import Cohort
 from lrmil_training.config import TrainConfig
 from lrmil_training.features import FeatureRequest, find_encoder
 from lrmil_training.fitting import FitPlan
+from lrmil_training.loggers import make_loggers
 from lrmil_training.pairs import Standard
+from lrmil_training.runlock import STOP
 from lrmil_training.stage1 import teacher_layers
 from napari_lrmil.core.encoders import AlignedEncoder, LoadedEncoder
 
-FEATURES, CHECKPOINTS, BUNDLE = "features", "checkpoints", "bundle"
+FEATURES, CHECKPOINTS, LOGS, BUNDLE = "features", "checkpoints", "logs", "bundle"
+METRICS, CONFIG = "metrics.json", "config.yaml"
 
 
 @dataclass
@@ -53,7 +56,20 @@ class Run:
         key = self._key([stage, settings.model_dump(mode="json"), depends])
         patience, ema = getattr(settings, "patience", settings.epochs), getattr(settings, "ema", 0.0)
         folder = self.folder / CHECKPOINTS / f"{stage}-{key[:8]}"
-        return FitPlan(stage, settings.epochs, patience, seed, folder, self.device, ema, key)
+        return FitPlan(
+            stage=stage,
+            epochs=settings.epochs,
+            patience=patience,
+            seed=seed,
+            folder=folder,
+            device=self.device,
+            ema=ema,
+            key=key,
+            devices=self.config.devices,
+            precision=self.config.precision,
+            stop=self.folder / STOP,
+            loggers=make_loggers(self.config.loggers, self.folder / LOGS, stage, self.config.name),
+        )
 
     def _key(self, told: list[Any]) -> str:
         """Return a hash of what a stage depends on: seed, grids, encoder, teacher, the slides that are learned from."""

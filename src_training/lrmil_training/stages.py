@@ -1,0 +1,114 @@
+"""The stages of one run, in order: HR features, the teacher, every method at low resolution, evaluation, bundle."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+
+import torch
+
+from lrmil_training.bagfit import fit_mil, label_loss, seeded_mil
+from lrmil_training.cohort import CohortSlide, require_classes
+from lrmil_training.evaluation import SlideResult, evaluate
+from lrmil_training.export import export_bundle
+from lrmil_training.features import make_features
+from lrmil_training.methods import STUDENT, Lesson, Trained, methods, rounded, teacher_bags, train_method
+from lrmil_training.pairs import EMBEDDING, Standard, TaughtSlide, grid_of_coords, standard_of
+from lrmil_training.runstate import BUNDLE, METRICS, Run
+from lrmil_training.stored import StoredRows
+from napari_lrmil.core.bag import read_origin
+from napari_lrmil.core.events import Event, Finished, StageDone
+from napari_lrmil.core.files import write_json
+from napari_lrmil.core.mil import GatedAttentionMil
+from napari_lrmil.core.predict import pool
+from napari_lrmil.core.tables import write_failures
+
+
+def run_stages(run: Run) -> Generator[Event, None, None]:
+    """Run all stages and write what a run folder holds; stages that have ended are not run again."""
+    arrays = yield from _hr_features(run)
+    standards = _standards(run, arrays)
+    run.standard = standards[EMBEDDING]
+    lesson = yield from _teacher(run, arrays, standards)
+    results = {"teacher": _read_teacher(run, lesson)}
+    trained = {}
+    for method in methods(run.config):
+        trained[method.name] = yield from train_method(run, method, lesson)
+        results[method.name] = _read_lr(run, lesson, trained[method.name])
+    began = time.perf_counter()
+    metrics = evaluate(run.cohort, results, run.config.bootstrap)
+    write_json(run.folder / METRICS, metrics)
+    yield StageDone("evaluation", time.perf_counter() - began)
+    student = trained[STUDENT]
+    encoders = {"teacher": run.encoder.encoder, "student": student.encoder}
+    mils = {"teacher": lesson.mil, "student": student.mil}
+    export_bundle(run.folder / BUNDLE, run.config, run.cohort, encoders, mils, results, metrics)
+    yield Finished(run.folder)
+
+
+def _hr_features(run: Run) -> Generator[Event, None, dict[str, dict[str, StoredRows]]]:
+    """Return slide name -> the teacher's embeddings, final and by layer, as they lie on disk."""
+    request = run.hr_request()
+    run.encoder.encoder.to(run.device)
+    run.failures |= yield from make_features(run.cohort.slides, request, run.device)
+    write_failures(run.folder, "features", run.failures, {s.name for s in run.cohort.slides})
+    run.cohort = run.cohort.without(set(run.failures))
+    require_classes(run.cohort, ("train", "val"))
+    stored = {}
+    for s in run.cohort.slides:
+        path = request.path(s)
+        layers = {name: StoredRows.of(path, f"layers/{name}") for name in request.layers}
+        stored[s.name] = {EMBEDDING: StoredRows.of(path)} | layers
+    return stored
+
+
+def _standards(run: Run, arrays: dict[str, dict[str, StoredRows]]) -> dict[str, Standard]:
+    """Return the teacher's training statistics of embeddings and of each layer."""
+    train = [arrays[s.name] for s in run.cohort.of("train")]
+    return {name: standard_of([of_slide[name] for of_slide in train]) for name in train[0]}
+
+
+def _teacher(
+    run: Run, arrays: dict[str, dict[str, StoredRows]], standards: dict[str, Standard]
+) -> Generator[Event, None, Lesson]:
+    """Fit the teacher's MIL and return what it says of every slide."""
+    settings = run.config.teacher
+    plan = run.plan("teacher", settings, [])
+    mil = seeded_mil(run.encoder.encoder.dim, len(run.cohort.classes), settings.hidden, plan.seed)
+    mil.set_standard(standards[EMBEDDING].mean, standards[EMBEDDING].deviation)
+    mil = yield from rounded(fit_mil(mil, label_loss, teacher_bags(run, arrays), settings, plan))
+    return Lesson(mil, {s.name: _taught(run, s, mil, arrays[s.name], standards) for s in run.cohort.slides})
+
+
+def _taught(
+    run: Run,
+    row: CohortSlide,
+    teacher: GatedAttentionMil,
+    arrays: dict[str, StoredRows],
+    standards: dict[str, Standard],
+) -> TaughtSlide:
+    """Return what the frozen teacher says of a slide."""
+    origin, coords = read_origin(arrays[EMBEDDING].path)
+    pooled = pool(teacher, arrays[EMBEDDING](), torch.device("cpu"))
+    grid = grid_of_coords(origin, coords, run.config.plan.n)
+    scores, logits = torch.from_numpy(pooled.scores), torch.from_numpy(pooled.logits)
+    return TaughtSlide(row, grid, arrays, standards, scores, logits)
+
+
+# ---------------------------------------------------------------- results
+
+
+def _read_teacher(run: Run, lesson: Lesson) -> list[SlideResult]:
+    found = []
+    for s in run.cohort.slides:
+        t = lesson.slides[s.name]
+        found.append(SlideResult(s, t.grid, t.logits.numpy(), torch.softmax(t.scores, 0).numpy(), high=True))
+    return found
+
+
+def _read_lr(run: Run, lesson: Lesson, trained: Trained) -> list[SlideResult]:
+    found = []
+    for s in run.cohort.slides:
+        pooled = pool(trained.mil, trained.features[s.name](), torch.device("cpu"))
+        found.append(SlideResult(s, lesson.slides[s.name].grid, pooled.logits, pooled.attention, high=False))
+    return found
