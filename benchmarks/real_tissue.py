@@ -47,6 +47,14 @@ BASE: dict[str, Any] = {
     "stage3": {"epochs": 15, "lr": list(RATES)},
     "baselines": list(ROWS),
 }
+# The teacher without a student that learns.
+ALONE: dict[str, Any] = {
+    "baselines": [],
+    "stage1": {"epochs": 0},
+    "stage2": {"init": "frozen_head"},
+    "stage3": {"epochs": 0},
+}
+TEACHERS = ((3e-4, 64), (1e-3, 64), (1e-3, 128), (3e-3, 64))  # learning rate, width of the gate
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,10 @@ class Cell:
 
 def cells() -> Iterator[Cell]:
     """Yield all cells; what answers the question first comes first."""
+    for lr, hidden in TEACHERS:  # settled on validation before any student is trained
+        for fold in range(len(FOLDS)):
+            changes = ALONE | {"teacher": {"lr": lr, "hidden": hidden}}
+            yield Cell(f"teacher_lr{lr:g}_hidden{hidden}", "default", fold, "2.5x", 0, changes)
     ablation = {"ablation": True, "baselines": [], "stage3": {"epochs": 0}}
     uniform = {"stage1": {**BASE["stage1"], "attention": "uniform"}, "baselines": ["stage1_only"]}
     for seed in range(5):
@@ -86,9 +98,7 @@ def cells() -> Iterator[Cell]:
                 yield Cell("headline", "default", fold, resolution, seed)
     for seed in range(10):
         for fold in range(len(FOLDS)):
-            nothing = {"baselines": [], "stage1": {"epochs": 0}, "stage2": {"init": "frozen_head"}}
-            changes = nothing | {"stage3": {"epochs": 0}}
-            yield Cell("permuted", f"permuted_{seed}", fold, "2.5x", seed, changes)
+            yield Cell("permuted", f"permuted_{seed}", fold, "2.5x", seed, ALONE)
 
 
 def main() -> None:

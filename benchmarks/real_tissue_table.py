@@ -34,15 +34,16 @@ def _methods(cells: Sequence[dict[str, Any]]) -> None:
     """Print a row per method: AUROC of every fold, mean and deviation over runs, agreement, lesions, differences."""
     methods = list(dict.fromkeys(m for c in cells for m in c["metrics"] if "test" in c["metrics"][m]))
     folds = sorted({c["cell"]["fold"] for c in cells})
-    print(
-        "| method | " + " | ".join(f"fold {f}" for f in folds) + " | test AUROC | ρ | lesion AUROC | less labels_only |"
-    )
-    print("|---" * (len(folds) + 5) + "|")
+    told = ("val AUROC", "test AUROC", "ρ", "lesion AUROC", "less labels_only")
+    head = ["method", *(f"test, fold {f}" for f in folds), *told]
+    print("| " + " | ".join(head) + " |")
+    print("|---" * len(head) + "|")
     for method in methods:
         per_fold = [_spread([_auroc(c, method) for c in cells if c["cell"]["fold"] == f]) for f in folds]
         row = [
             method,
             *per_fold,
+            _spread([_auroc(c, method, "val") for c in cells]),
             _spread([_auroc(c, method) for c in cells]),
             _spread([_figure(c, method, lambda m: (m["agreement"] or {}).get("spearman")) for c in cells]),
             _spread([_figure(c, method, lambda m: m["lesion_auroc"]) for c in cells]),
@@ -51,12 +52,14 @@ def _methods(cells: Sequence[dict[str, Any]]) -> None:
         print("| " + " | ".join(row) + " |")
 
 
-def _auroc(cell: dict[str, Any], method: str) -> float | None:
-    return _figure(cell, method, lambda m: m["auroc"]["value"])
+def _auroc(cell: dict[str, Any], method: str, split: str = "test") -> float | None:
+    return _figure(cell, method, lambda m: m["auroc"]["value"], split)
 
 
-def _figure(cell: dict[str, Any], method: str, read: Callable[[dict[str, Any]], float | None]) -> float | None:
-    figures = cell["metrics"].get(method, {}).get("test")
+def _figure(
+    cell: dict[str, Any], method: str, read: Callable[[dict[str, Any]], float | None], split: str = "test"
+) -> float | None:
+    figures = cell["metrics"].get(method, {}).get(split)
     return None if figures is None else read(figures)
 
 
