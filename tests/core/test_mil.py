@@ -89,6 +89,41 @@ def test_the_order_of_patches_changes_nothing_but_the_order(seed: int, count: in
 
 
 @settings(deadline=None, max_examples=30)
+@given(seeds, st.integers(1, 40), st.integers(2, 5))
+def test_every_patch_several_times_over_shares_its_attention(seed: int, count: int, times: int) -> None:
+    """The bag is a mean by attention: it does not grow with the number of patches."""
+    mil, x = seeded(seed), instances(seed + 1, count)
+    with torch.no_grad():
+        once, often = mil(x), mil(x.repeat(times, 1))
+    assert torch.allclose(often.attention, once.attention.repeat(times) / times, atol=1e-6)
+    assert torch.allclose(often.scores, once.scores.repeat(times), atol=1e-5)
+    assert torch.allclose(often.logits, once.logits, atol=1e-4)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seeds, st.integers(1, 40), st.integers(1, 60), st.booleans())
+def test_patches_without_attention_change_nothing(seed: int, count: int, padding: int, first: bool) -> None:
+    """Dimension 0 opens one gate unit that takes 300 from the score: such rows fill a bag and leave the rest alone."""
+    mil, x = seeded(seed), instances(seed + 1, count)
+    mil.set_standard(torch.zeros(6), torch.ones(6))
+    with torch.no_grad():
+        for gate in (mil.V, mil.U):
+            gate.weight[0] = torch.tensor([100.0, 0, 0, 0, 0, 0])
+            gate.bias[0] = 0
+        mil.w.weight[0, 0] = -300
+        x[:, 0] = 0
+        filler = instances(seed + 2, padding)
+        filler[:, 0] = 1
+        plain = mil(x)
+        padded = mil(torch.cat([filler, x] if first else [x, filler]))
+        kept = torch.arange(count) + (padding if first else 0)
+        assert padded.attention.count_nonzero() == padded.attention[kept].count_nonzero() == count
+        assert torch.allclose(padded.attention[kept], plain.attention, atol=1e-6)
+        assert torch.allclose(padded.logits, plain.logits, atol=1e-5)
+        assert torch.allclose(padded.bag, plain.bag, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=30)
 @given(seeds, st.integers(1, 300))
 def test_evidence_and_centred_bias_add_up_to_the_centred_logit(seed: int, count: int) -> None:
     mil, x = seeded(seed), instances(seed + 1, count)
