@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from lrmil_training import losses
 from lrmil_training.config import TrainConfig
-from lrmil_training.fitting import SELECT, FitPlan, fit, require_finite, set_epoch
+from lrmil_training.fitting import SELECT, EpochMeans, EpochSampler, FitPlan, fit, set_epoch
 from lrmil_training.pairs import EMBEDDING, Augmentation, Pair, PairDataset, Standard, TaughtSlide, collate
 from napari_lrmil.core.embed import enlarge
 from napari_lrmil.core.encoders import AlignedEncoder, Encoder, require_layers
@@ -71,6 +71,7 @@ class Stage1(L.LightningModule):
         self.twins = {name: student_layer(name, config.stage1.layers) for name in widths}
         require_layers(student.encoder, tuple(self.twins.values()))
         self.student, self.settings = student, config
+        self._means = {side: EpochMeans(side) for side in ("train", "val")}
         self._watched = (watched,)  # in a tuple: not a submodule, whose weights every checkpoint would hold
         learned = config.stage1.projection == "learned"
         own = {name: student.layers[twin] for name, twin in self.twins.items()}
@@ -106,19 +107,25 @@ class Stage1(L.LightningModule):
 
     def training_step(self, batch: Pair, index: int) -> Tensor:
         """Return the loss of a batch."""
-        return self._logged("train", batch, index)
+        return self._noted("train", batch, index)
 
     def validation_step(self, batch: Pair, index: int) -> None:
-        """Log the loss on held-out patients, per layer, and the selection figure."""
-        total = self._logged("val", batch, index)
-        self.log(SELECT, -total, batch_size=len(batch.pixels))
+        """Note the loss on held-out patients, per layer."""
+        self._noted("val", batch, index)
 
-    def _logged(self, side: str, batch: Pair, index: int) -> Tensor:
+    def _noted(self, side: str, batch: Pair, index: int) -> Tensor:
         terms = self.terms(batch)
-        for name, value in terms.items():
-            require_finite(name, value, index)
-            self.log(f"{side}/{name}", value, on_step=False, on_epoch=True, batch_size=len(batch.pixels))
+        self._means[side].add(terms, len(batch.pixels), index)
         return torch.stack(list(terms.values())).sum()
+
+    def on_train_epoch_end(self) -> None:
+        """Log the mean of every loss term."""
+        self.log_dict(self._means["train"].take(), batch_size=1)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the same for held-out patients, and its sum for selection."""
+        terms = self._means["val"].take()
+        self.log_dict(terms | {SELECT: -sum(terms.values())}, batch_size=1)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW with a one-cycle schedule."""
@@ -194,11 +201,11 @@ def fit_stage1(
     watched = Watched(teacher, first.standards) if config.stage1.targets == "on_the_fly" else None
 
     def make() -> tuple[Stage1, DataLoader[Pair], DataLoader[Pair]]:
-        order = torch.Generator().manual_seed(plan.seed)
         size = min(config.stage1.batch_size, len(data["train"]))
-        train = DataLoader(data["train"], size, shuffle=True, generator=order, collate_fn=collate, drop_last=True)
+        order = {side: EpochSampler(len(one), plan.seed, shuffle=side == "train") for side, one in data.items()}
+        train = DataLoader(data["train"], size, sampler=order["train"], collate_fn=collate, drop_last=True)
         module = Stage1(student.requires_grad_(True), first.layers, config, watched)
-        return module, train, DataLoader(data["val"], config.stage1.batch_size, collate_fn=collate)
+        return module, train, DataLoader(data["val"], size, sampler=order["val"], collate_fn=collate)
 
     try:
         state = yield from fit(make, plan)

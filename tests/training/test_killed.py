@@ -1,0 +1,95 @@
+"""A run killed in any stage and started again ends with the figures of one that was never killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lrmil_training.eventlog import EVENTS, read_events
+from napari_lrmil.core.encoders import save_encoder
+from napari_lrmil.core.phantom import make_cohort
+from networks import untrained_encoder
+
+STAGES = ("teacher", "stage1", "stage2", "stage3")
+CONFIG: dict[str, Any] = {
+    "hr_patch_px": 64,
+    "lr_patch_px": 64,
+    "bootstrap": 100,
+    "baselines": [],
+    "class_weights": "none",
+    "teacher": {"epochs": 12, "min_epochs": 3, "patch_dropout": 0.2},
+    "stage1": {"epochs": 5, "patches_per_slide": 8},
+    "stage2": {"epochs": 12, "min_epochs": 3},
+    "stage3": {"epochs": 5, "min_epochs": 2, "patches_per_slide": 6, "lr": [1e-4]},
+}
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a cohort of phantom slides and a configuration."""
+    folder = tmp_path_factory.mktemp("killed")
+    for split, count, seed in (("train", 6, 1), ("val", 4, 2), ("test", 4, 3)):
+        list(make_cohort(folder, count, (1024, 768), seed, split=split))
+    save_encoder(folder / "untrained.safetensors", untrained_encoder())
+    shared = {"encoder": {"teacher": str(folder / "untrained.safetensors")}, "features": str(folder / "features")}
+    (folder / "config.yaml").write_text(json.dumps(CONFIG | shared))  # JSON is YAML
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken(ground: Path) -> Any:
+    """Return the figures of a run that nobody disturbed."""
+    assert _start(ground, ground / "unbroken").wait() == 0
+    return json.loads((ground / "unbroken" / "metrics.json").read_text())
+
+
+def _start(ground: Path, out: Path) -> subprocess.Popen[bytes]:
+    call = [sys.executable, "-m", "napari_lrmil", "train", str(ground / "cohort.csv"), "--out", str(out)]
+    call += ["--config", str(ground / "config.yaml"), "--device", "cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(call, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _epochs(out: Path, stage: str) -> int:
+    """Return how many epochs of a stage the log tells of."""
+    return max(_progress(out, stage), default=0)
+
+
+def _progress(out: Path, stage: str, attempt: int | None = None) -> list[int]:
+    lines = read_events(out / EVENTS, attempt=attempt)
+    return [line["done"] for line in lines if line["event"] == "Progress" and line["stage"] == stage]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_and_resumed_equals_unbroken(ground: Path, unbroken: Any, stage: str) -> None:
+    """SIGKILL leaves no time to tidy up; the second start goes on from the last whole epoch, not from the first."""
+    out = ground / f"killed_in_{stage}"
+    first = _start(ground, out)
+    while _epochs(out, stage) < 2:
+        assert first.poll() is None, f"the run ended before two epochs of {stage}"
+        time.sleep(0.01)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    done = _epochs(out, stage)
+    assert not (out / "metrics.json").exists()
+    assert _start(ground, out).wait() == 0
+    again = _progress(out, stage, attempt=1)
+    assert min(again) > 1, f"{done} epochs were done, but the first was fitted again"
+    assert _flat(json.loads((out / "metrics.json").read_text())) == pytest.approx(_flat(unbroken), abs=1e-6)
+
+
+def _flat(figures: Any, name: str = "") -> dict[str, float]:
+    if isinstance(figures, dict):
+        return {k: v for key, value in figures.items() for k, v in _flat(value, f"{name}/{key}").items()}
+    if isinstance(figures, list):
+        return {k: v for i, value in enumerate(figures) for k, v in _flat(value, f"{name}/{i}").items()}
+    return {name: float(figures)} if isinstance(figures, int | float) else {}
