@@ -263,7 +263,9 @@ def features(
 def train(
     cohort: Annotated[Path, typer.Argument(metavar="COHORT.csv")],
     folder: Annotated[Path, typer.Option("--out", help="run folder; the same call goes on where it stopped")],
-    config: Annotated[Path | None, typer.Option(help="YAML with configuration keys")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML with configuration keys, or a preset: default, paper")
+    ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, such as stage1.epochs=6")] = None,
     device: Device = "auto",
 ) -> None:
@@ -282,6 +284,9 @@ def _show_metrics(run: Path) -> None:
     import json
 
     found = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    if "summary" in found:
+        _show_summary(found["summary"])
+        return
     for split in ("val", "test"):
         for method, splits in found.items():
             if split not in splits:
@@ -292,6 +297,16 @@ def _show_metrics(run: Path) -> None:
             out.print(f"{split:5} {method:12} AUROC {value}, {a['n_slides']} slides", highlight=False)
             if a["n_slides"] < FEW_SLIDES and method == "student":
                 out.print(f"      {a['n_slides']} slides tell little: expect these figures to move", highlight=False)
+
+
+def _show_summary(found: dict[str, Any]) -> None:
+    """Print mean and spread of AUROC over the runs of a series, by method."""
+    for method, splits in found.items():
+        for split, figures in splits.items():
+            a = figures["auroc"]
+            spread = "" if a["sd"] is None else f" ± {a['sd']:.3f}"
+            value = "undefined" if a["mean"] is None else f"{a['mean']:.3f}{spread}"
+            out.print(f"{split:5} {method:12} AUROC {value}, mean ± sd over {a['n_runs']} runs", highlight=False)
 
 
 # ---------------------------------------------------------------- window

@@ -58,9 +58,17 @@ def newest(plan: FitPlan) -> Resumable | None:
 
 def discard(plan: FitPlan) -> None:
     """Remove the states of an unfinished stage, and what a killed process left half-written."""
-    for path in last_files(plan):
-        path.unlink(missing_ok=True)
-        _partial(path).unlink(missing_ok=True)
+    left = [*plan.folder.glob(f".{plan.stage}.*.partial"), *plan.folder.glob(f"{travelling(plan)}*")]
+    for path in [*last_files(plan), *left]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def travelling(plan: FitPlan) -> str:
+    """Return how folders begin that carry a stage to processes of its own."""
+    return f".{plan.stage}.ranks."
 
 
 def write_best(plan: FitPlan, state: dict[str, torch.Tensor]) -> None:

@@ -10,23 +10,41 @@ from pathlib import Path
 
 import numpy as np
 
+from lrmil_training.patients import clusters, parts
 from napari_lrmil.core.errors import CohortError
 from napari_lrmil.core.slide import Slide
 
 SPLITS = ("train", "val", "test")
 NEEDED = ("slide", "patient", "label")
+OPTIONAL = ("split", "mpp", "site")
 SHARES = (0.6, 0.2, 0.2)  # of patients, where the table proposes no split
 
 
 @dataclass(frozen=True)
 class CohortSlide:
-    """One row of the table."""
+    """One row of the table.
+
+    Attributes
+    ----------
+    path
+        The slide.
+    patient, label, split
+        As the table has them; a pseudo-patient such as ``2+5`` holds tissue of both.
+    mpp
+        µm per level-0 pixel, where the table tells it.
+    site
+        Where the slide was made, where the table tells it; empty where not.
+    extra
+        Name and content of every further column.
+    """
 
     path: Path
     patient: str
     label: str
     split: str
     mpp: float | None = None
+    site: str = ""
+    extra: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -116,13 +134,14 @@ def _rows(path: Path) -> list[dict[str, str]]:
     if lacking or not rows:
         what = f"no column {', '.join(lacking)}" if lacking else "no slide"
         raise CohortError(
-            path, f"{what}; expected a row per slide with columns {', '.join(NEEDED)} and optional split, mpp"
+            path,
+            f"{what}; expected a row per slide with columns {', '.join(NEEDED)} and optional {', '.join(OPTIONAL)}",
         )
     return rows
 
 
 def _slide(table: Path, line: int, row: dict[str, str]) -> CohortSlide:
-    cells = {key: (row.get(key) or "").strip() for key in (*NEEDED, "split", "mpp")}
+    cells = {key: (row.get(key) or "").strip() for key in (*NEEDED, *OPTIONAL)}
     empty = [key for key in NEEDED if not cells[key]]
     if empty:
         raise CohortError(table, f"line {line} has no {', '.join(empty)}; fill it in or drop the line")
@@ -134,7 +153,9 @@ def _slide(table: Path, line: int, row: dict[str, str]) -> CohortSlide:
         raise CohortError(
             table, f"line {line} has the mpp '{cells['mpp']}'; expected µm per pixel, such as 0.5"
         ) from error
-    return CohortSlide(table.parent / cells["slide"], cells["patient"], cells["label"], cells["split"], mpp)
+    extra = tuple((k, v or "") for k, v in row.items() if isinstance(k, str) and k not in cells)  # None: spare cells
+    where = table.parent / cells["slide"]
+    return CohortSlide(where, cells["patient"], cells["label"], cells["split"], mpp, cells["site"], extra)
 
 
 def refuse_leaks(path: Path, slides: Sequence[CohortSlide]) -> None:
@@ -146,7 +167,7 @@ def refuse_leaks(path: Path, slides: Sequence[CohortSlide]) -> None:
         )
     sides: dict[str, set[str]] = {}
     for s in slides:
-        for part in s.patient.split("+"):
+        for part in parts(s.patient):
             sides.setdefault(part, set()).add(s.split)
     leaks = {p: side for p, side in sides.items() if len(side) > 1}
     if leaks:
@@ -172,9 +193,10 @@ def require_classes(cohort: Cohort, splits: Sequence[str]) -> None:
 
 
 def deal_splits(slides: Sequence[CohortSlide], seed: int) -> list[CohortSlide]:
-    """Return the slides with splits dealt by patient, stratified by label."""
+    """Return the slides with splits dealt by patient, stratified by label; pseudo-patients go with their parts."""
     rng = np.random.default_rng(seed)
-    labels = {s.patient: s.label for s in slides}
+    groups = clusters([s.patient for s in slides])
+    labels = {group: s.label for group, s in zip(groups, slides, strict=True)}
     side: dict[str, str] = {}
     for label in sorted(set(labels.values())):
         patients = sorted(p for p, its in labels.items() if its == label)
@@ -182,4 +204,4 @@ def deal_splits(slides: Sequence[CohortSlide], seed: int) -> list[CohortSlide]:
         ends = np.round(np.cumsum(SHARES) * len(patients)).astype(int)
         for rank, i in enumerate(order):
             side[patients[i]] = SPLITS[int(np.searchsorted(ends, rank, side="right"))]
-    return [replace(s, split=side[s.patient]) for s in slides]
+    return [replace(s, split=side[group]) for s, group in zip(slides, groups, strict=True)]

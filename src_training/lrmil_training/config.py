@@ -91,6 +91,13 @@ class Stage2Config(_Frozen):
     patience: int = Field(15, ge=1)
     ema: float = Field(0.97, ge=0, lt=1)
 
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> Stage2Config:
+        terms = (self.lambda_ce, self.lambda_bag, self.lambda_soft, self.lambda_hard)
+        if self.init != "frozen_head" and not any(terms):
+            raise ValueError("every weight is 0; raise one of lambda_ce, lambda_bag, lambda_soft, lambda_hard")
+        return self
+
 
 class Stage3Config(_Frozen):
     """End-to-end fine-tuning of the student's encoder through its MIL."""

@@ -7,31 +7,29 @@ all files but checkpoints, and can end ranks at any time, because checkpoints ar
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
-import os
-import signal
 import socket
 import tempfile
-import threading
+import time
 import traceback
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
+from lrmil_training.checkpoints import travelling
 from lrmil_training.fitloop import Make, State, run_stage
 from lrmil_training.fitplan import FitPlan, StoppedError
+from lrmil_training.rank import enter
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event
 
 SECOND_WORD_S = 2.0  # when one rank fails the others fail at the broken connection; the first reason may come later
-JOIN_S = 30.0  # for the group to take leave
 
 
 class OutOfMemoryError(Exception):
@@ -50,9 +48,18 @@ class _Problem:
     kind: str
     message: str
 
+    @property
+    def is_told(self) -> bool:
+        """Whether it is a reason of its own, and not what follows from another rank's end."""
+        return self.kind != "unexpected"
+
     def error(self) -> Exception:
         kinds = {"memory": OutOfMemoryError, "stopped": StoppedError, "user": LrmilError}
         return kinds.get(self.kind, RuntimeError)(self.message)
+
+
+class _Done:
+    """Last word of a rank that came to its end."""
 
 
 def _problem(error: BaseException) -> _Problem:
@@ -68,75 +75,77 @@ def run_in_processes(make: Make, plan: FitPlan, scale: float) -> Generator[Event
 
     `make` travels as a file that all ranks map into memory, so bags are held once, not once a rank.
     """
-    with _payload(make, plan) as file:
+    with _payload(make, plan, scale) as file:
         context = multiprocessing.get_context("spawn")
-        processes, pipes = [], []
-        port = _free_port()
+        ranks: dict[Connection, BaseProcess] = {}
+        port, threads = _free_port(), max(1, torch.get_num_threads() // plan.devices)
         for rank in range(plan.devices):
             receive, send = context.Pipe(duplex=False)
-            arguments = (rank, port, file, replace(plan, loggers=()), scale, send)
-            processes.append(context.Process(target=_rank, args=arguments, name=f"{plan.stage}-{rank}", daemon=True))
-            processes[-1].start()
+            arguments = (rank, plan.devices, port, threads, file, send)
+            name = f"process {rank + 1} of {plan.devices}"
+            ranks[receive] = context.Process(target=enter, args=arguments, name=name, daemon=True)
+            ranks[receive].start()
             send.close()  # so that the end of the process ends the pipe
-            pipes.append(receive)
         try:
-            yield from _followed(plan, pipes)
-            for rank, process in enumerate(processes):
-                process.join(JOIN_S)
-                if process.exitcode != 0:
-                    raise LrmilError(_died(plan, rank, process))
+            yield from _followed(plan, ranks)
         finally:
-            for process in processes:
-                process.kill()  # no farewell: a rank that waits for another would never hear it
+            for pipe, process in ranks.items():
+                process.kill()  # no farewell: one that is done has nothing to add, one that waits would not hear it
                 process.join()
-            for pipe in pipes:
                 pipe.close()
 
 
-def _followed(plan: FitPlan, pipes: list[Connection]) -> Generator[Event, None, None]:
-    """Yield events until all ranks have closed their pipes; raise what the first of them met."""
-    waiting = list(pipes)
+def _followed(plan: FitPlan, ranks: Mapping[Connection, BaseProcess]) -> Generator[Event, None, None]:
+    """Yield events until all ranks have said that they are done; raise the first reason where one has not."""
+    waiting = dict(ranks)
     while waiting:
         for pipe in _ready(waiting):
-            try:
-                word = pipe.recv()
-            except (EOFError, ConnectionResetError):
-                waiting.remove(pipe)
-                continue
-            if not isinstance(word, _Problem):
+            word = _word(plan, pipe, waiting[pipe])
+            if isinstance(word, _Done):
+                del waiting[pipe]
+            elif isinstance(word, _Problem):
+                del waiting[pipe]
+                raise (word if word.is_told else _first_reason(plan, waiting) or word).error()
+            else:
                 yield word
-                continue
-            problems = [word, *_second_words([one for one in waiting if one is not pipe])]
-            raise min(problems, key=lambda p: p.kind == "unexpected").error()
 
 
-def _ready(pipes: list[Connection], timeout: float | None = None) -> list[Connection]:
-    return cast(list[Connection], wait(pipes, timeout))
-
-
-def _second_words(pipes: list[Connection]) -> Iterator[_Problem]:
-    for pipe in _ready(pipes, SECOND_WORD_S):
-        with contextlib.suppress(EOFError, ConnectionResetError):
-            word = pipe.recv()
+def _first_reason(plan: FitPlan, waiting: dict[Connection, BaseProcess]) -> _Problem | None:
+    end = time.monotonic() + SECOND_WORD_S
+    while waiting and time.monotonic() < end:
+        for pipe in _ready(waiting, SECOND_WORD_S):
+            word = _word(plan, pipe, waiting[pipe])
             if isinstance(word, _Problem):
-                yield word
+                del waiting[pipe]
+                if word.is_told:
+                    return word
+    return None
 
 
-def _died(plan: FitPlan, rank: int, process: BaseProcess) -> str:
-    return (
-        f"{plan.stage}: process {rank + 1} of {plan.devices} ended with code {process.exitcode} and no reason, as when "
-        "the system's memory runs out; start the same command again to go on, on fewer devices if it happens again"
-    )
+def _ready(waiting: Mapping[Connection, BaseProcess], timeout: float | None = None) -> list[Connection]:
+    return cast(list[Connection], wait(list(waiting), timeout))
+
+
+def _word(plan: FitPlan, pipe: Connection, process: BaseProcess) -> Any:
+    try:
+        return pipe.recv()
+    except (EOFError, ConnectionResetError):
+        process.join(SECOND_WORD_S)
+        return _Problem(
+            "user",
+            f"{plan.stage}: {process.name} ended with code {process.exitcode} and no reason, as when the system's "
+            "memory runs out; start the same command again to go on, on fewer devices if it happens again",
+        )
 
 
 @contextmanager
-def _payload(make: Make, plan: FitPlan) -> Iterator[Path]:
-    """Lend a private file that holds `make` and the tensors it captured."""
+def _payload(make: Make, plan: FitPlan, scale: float) -> Iterator[Path]:
+    """Lend a private file that holds what a rank needs, with the tensors that `make` captured."""
     import cloudpickle  # type: ignore[import-untyped]
 
-    with tempfile.TemporaryDirectory(prefix=f".{plan.stage}.", dir=plan.folder) as folder:
+    with tempfile.TemporaryDirectory(prefix=travelling(plan), dir=plan.folder) as folder:
         file = Path(folder) / "make.pt"
-        torch.save(make, file, pickle_module=cloudpickle)
+        torch.save((make, replace(plan, loggers=()), scale), file, pickle_module=cloudpickle)
         yield file
 
 
@@ -146,24 +155,14 @@ def _free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def _rank(rank: int, port: int, file: Path, plan: FitPlan, scale: float, pipe: Connection) -> None:
-    """Be one of the processes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asked hears it too, and decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    group = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": plan.devices, "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in group.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    torch.set_num_threads(max(1, torch.get_num_threads() // plan.devices))
+def fit_rank(rank: int, payload: Path, pipe: Connection) -> None:
+    """Do a rank's part; the first one tells of the events."""
     try:
-        make = torch.load(file, map_location="cpu", weights_only=False, mmap=True)  # made by us a moment ago
+        made = torch.load(payload, map_location="cpu", weights_only=False, mmap=True)  # ours, of a moment ago
+        make, plan, scale = made
         run_stage(make, plan, scale, State(), pipe.send if rank == 0 else lambda _: None, lambda: False)
+        pipe.send(_Done())
     except BaseException as error:
         pipe.send(_problem(error))
     finally:
         pipe.close()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

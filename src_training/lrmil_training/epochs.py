@@ -136,9 +136,8 @@ def average_buffers(module: torch.nn.Module) -> None:
 def require_finite(term: str, value: Tensor, batch: int) -> None:
     """Raise `LrmilError` where a loss term is not finite: it says which, and the last good checkpoint stays."""
     if not torch.isfinite(value):
-        raise LrmilError(
-            f"the loss term '{term}' is {float(value.detach())} at batch {batch}; lower the learning rate and start again"
-        )
+        seen = float(value.detach())
+        raise LrmilError(f"the loss term '{term}' is {seen} at batch {batch}; lower the learning rate and start again")
 
 
 def set_epoch(loader: Any, epoch: int) -> None:

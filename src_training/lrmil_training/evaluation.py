@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from lrmil_training.cohort import SPLITS, Cohort, CohortSlide
+from lrmil_training.comparison import delong_paired, non_inferiority
 from lrmil_training.metrics import (
     Resampler,
     Scored,
@@ -19,10 +20,13 @@ from lrmil_training.metrics import (
     fit_temperature,
     paired_difference,
 )
+from lrmil_training.summary import summarise as summarise
 from napari_lrmil.core.compare import lesion_auroc, lesion_shares, measure_agreement, read_outlines, to_lr
 from napari_lrmil.core.grid import NestedGrid
 
-REFERENCE = "teacher"  # the method that agreement is measured against
+REFERENCE = "teacher"  # the method that agreement and "not worse" are measured against
+AGREEMENT = ("spearman", "jaccard_top10", "js_divergence")
+MEASURED = SPLITS[1:]
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,10 @@ class SlideResult:
         (K,) on the HR grid where `high`, else (N,) on the LR grid.
     high
         Whether the method reads HR patches.
+    pixels
+        Native pixels decoded for it, where they were counted.
+    cpu_seconds
+        What it took from opening the slide to its logits, over all threads, where it was measured.
     """
 
     row: CohortSlide
@@ -48,6 +56,8 @@ class SlideResult:
     logits: NDArray[np.float32]
     attention: NDArray[np.float32]
     high: bool
+    pixels: int | None = None
+    cpu_seconds: float | None = None
 
     @property
     def lr_attention(self) -> NDArray[np.float64]:
@@ -56,6 +66,7 @@ class SlideResult:
 
 
 Results = Mapping[str, Sequence[SlideResult]]  # method -> slides
+Temperatures = Mapping[str, float | None]
 
 
 def temperature_of(cohort: Cohort, results: Sequence[SlideResult]) -> float | None:
@@ -65,65 +76,180 @@ def temperature_of(cohort: Cohort, results: Sequence[SlideResult]) -> float | No
     return fit_temperature(logits, np.array([cohort.target(r.row) for r in val]))
 
 
-def evaluate(cohort: Cohort, results: Results, bootstrap: int) -> dict[str, Any]:
-    """Return the content of ``metrics.json``: method -> split -> figures."""
+def temperatures_of(cohort: Cohort, results: Results) -> dict[str, float | None]:
+    """Return `temperature_of` every method."""
+    return {method: temperature_of(cohort, its) for method, its in results.items()}
+
+
+def protocol(folds: int, seeds: int) -> dict[str, Any]:
+    """Return what ``metrics.json`` says of how slides were parted; the two kinds never share a table."""
+    kind = "k-fold cross-validation" if folds else "fixed split"
+    return {"kind": kind, "folds": folds, "seeds": seeds}
+
+
+def evaluate(
+    cohort: Cohort,
+    results: Results,
+    bootstrap: int,
+    *,
+    splits: Sequence[str] = MEASURED,
+    temperatures: Temperatures | None = None,
+) -> dict[str, Any]:
+    """Return method -> split -> figures, which ``metrics.json`` holds.
+
+    Parameters
+    ----------
+    cohort
+        Slides, classes and splits.
+    results
+        What each method says of each slide; all methods of the same slides in the same order.
+    bootstrap
+        Resamples behind each interval.
+    splits
+        Which splits to measure.
+    temperatures
+        Method -> calibration temperature; fitted on validation slides where not given.
+    """
+    fitted = temperatures_of(cohort, results) if temperatures is None else temperatures
     metrics: dict[str, Any] = {method: {} for method in results}
-    for split in SPLITS[1:]:
+    for split in splits:
         if cohort.of(split):
-            for method, figures in _split(cohort, results, split, bootstrap).items():
+            for method, figures in _split(cohort, results, split, bootstrap, fitted).items():
                 metrics[method][split] = figures
     return metrics
 
 
-def _split(cohort: Cohort, results: Results, split: str, bootstrap: int) -> dict[str, dict[str, Any]]:
+def _split(
+    cohort: Cohort, results: Results, split: str, bootstrap: int, temperatures: Temperatures
+) -> dict[str, dict[str, Any]]:
     rows = {method: [r for r in its if r.row.split == split] for method, its in results.items()}
-    scored = {m: _scored(cohort, its, temperature_of(cohort, results[m])) for m, its in rows.items()}
+    scored = {method: _scored(cohort, its, temperatures[method]) for method, its in rows.items()}
     first = next(iter(scored.values()))
     resampler = Resampler(first.targets, first.patients, bootstrap)
     found = {}
     for method, its in rows.items():
-        others = [other for other in rows if other != method]
         found[method] = {
             "auroc": auroc_with_interval(scored[method], resampler),
             **classification(scored[method], cohort.classes),
-            "paired": {other: paired_difference(scored[method], scored[other], resampler) for other in others},
-            "agreement": None if method == REFERENCE else _agreement(its, rows[REFERENCE]),
-            "lesion_auroc": _lesions(its),
+            "calibrated": temperatures[method] is not None,
+            **_against_others(method, scored, resampler),
+            "agreement": _mean_agreement(its, rows[REFERENCE]) if _has_reference(method, rows) else None,
+            "lesion_auroc": _mean([_lesions(r) for r in its]),
             "cost": _cost(its),
         }
     return found
 
 
+def _has_reference(method: str, results: Mapping[str, Any]) -> bool:
+    return method != REFERENCE and REFERENCE in results
+
+
+def _against_others(method: str, scored: Mapping[str, Scored], resampler: Resampler) -> dict[str, Any]:
+    others = [other for other in scored if other != method]
+    paired = {other: paired_difference(scored[method], scored[other], resampler) for other in others}
+    verdict = non_inferiority(paired[REFERENCE], resampler.interval) if _has_reference(method, scored) else None
+    tests = {other: delong_paired(scored[method], scored[other]) for other in others}
+    return {"paired": paired, "delong": tests, "non_inferiority": verdict}
+
+
 def _scored(cohort: Cohort, results: Sequence[SlideResult], temperature: float | None) -> Scored:
-    logits = np.array([r.logits for r in results], dtype=np.float64)
     targets = np.array([cohort.target(r.row) for r in results])
-    return Scored(softmax(logits / (temperature or 1.0), axis=1), targets, tuple(r.row.patient for r in results))
+    probabilities = np.array([_probabilities(r, temperature) for r in results])
+    return Scored(probabilities, targets, tuple(r.row.patient for r in results))
 
 
-def _agreement(results: Sequence[SlideResult], teacher: Sequence[SlideResult]) -> dict[str, float | None]:
+def _probabilities(result: SlideResult, temperature: float | None) -> NDArray[np.float64]:
+    return np.asarray(softmax(result.logits.astype(np.float64) / (temperature or 1.0)), dtype=np.float64)
+
+
+# ---------------------------------------------------------------- slide by slide
+
+
+def slide_table(cohort: Cohort, results: Results, temperatures: Temperatures | None = None) -> list[dict[str, Any]]:
+    """Return a row per slide with what each method says of it, which ``slides.json`` holds.
+
+    Parameters
+    ----------
+    cohort, results, temperatures
+        As for `evaluate`.
+    """
+    fitted = temperatures_of(cohort, results) if temperatures is None else temperatures
+    by_slide = {method: {r.row.name: r for r in its} for method, its in results.items()}
+    rows = []
+    for slide in cohort.slides:
+        its = {method: found[slide.name] for method, found in by_slide.items() if slide.name in found}
+        if its:
+            said = {m: _told(cohort, r, its.get(REFERENCE), fitted[m]) for m, r in its.items()}
+            grid = next(iter(its.values())).grid
+            rows.append(
+                {
+                    "slide": slide.name,
+                    "patient": slide.patient,
+                    "label": slide.label,
+                    "split": slide.split,
+                    **({"site": slide.site} if slide.site else {}),
+                    "n_patches": len(grid.lr_index),
+                    "n_hr_patches": len(grid.hr_index),
+                    "methods": said,
+                }
+            )
+    return rows
+
+
+def _told(
+    cohort: Cohort, result: SlideResult, teacher: SlideResult | None, temperature: float | None
+) -> dict[str, Any]:
+    reference = None if teacher is None or teacher is result else _agreement(result, teacher)
+    return {
+        "logits": _by_class(cohort, result.logits),
+        "probabilities": _by_class(cohort, _probabilities(result, temperature)),
+        "agreement": reference,
+        "lesion_auroc": _lesions(result),
+    }
+
+
+def _by_class(cohort: Cohort, values: NDArray[np.floating[Any]]) -> dict[str, float]:
+    return dict(zip(cohort.classes, values.tolist(), strict=True))
+
+
+def _mean_agreement(results: Sequence[SlideResult], teacher: Sequence[SlideResult]) -> dict[str, float | None]:
     """Return mean agreement with the teacher over slides; where a figure is undefined a slide does not count."""
-    found = [
-        asdict(measure_agreement(r.grid, r.lr_attention, t.attention)) for r, t in zip(results, teacher, strict=True)
-    ]
-    return {key: _mean([one[key] for one in found]) for key in ("spearman", "jaccard_top10", "js_divergence")}
+    found = [_agreement(r, t) for r, t in zip(results, teacher, strict=True)]
+    return {key: _mean([one[key] for one in found]) for key in AGREEMENT}
 
 
-def _lesions(results: Sequence[SlideResult]) -> float | None:
-    """Return the mean over slides with outlines of how well attention on the LR grid finds them."""
-    values = []
-    for r in results:
-        if r.row.lesions.exists() and (outlines := read_outlines(r.row.lesions)):
-            lattice = r.grid.lattice
-            values.append(lesion_auroc(r.lr_attention, lesion_shares(r.grid.lr_corners, lattice.lr_cell, outlines)))
-    return _mean(values)
+def _agreement(result: SlideResult, teacher: SlideResult) -> dict[str, float | None]:
+    """Return how far a method looks where the teacher does, both on the LR grid."""
+    found = asdict(measure_agreement(result.grid, result.lr_attention, teacher.attention))
+    return {key: found[key] for key in AGREEMENT}
 
 
-def _cost(results: Sequence[SlideResult]) -> dict[str, float]:
-    """Return patches per slide that the method encodes: the part of the cost that does not depend on the machine."""
+def _lesions(result: SlideResult) -> float | None:
+    """Return how well attention on the LR grid finds the outlined lesions; None without, or where it is undefined."""
+    path = result.row.lesions
+    outlines = read_outlines(path) if path.exists() else []
+    if not outlines:
+        return None
+    shares = lesion_shares(result.grid.lr_corners, result.grid.lattice.lr_cell, outlines)
+    return lesion_auroc(result.lr_attention, shares)
+
+
+def _cost(results: Sequence[SlideResult]) -> dict[str, float | None]:
+    """Return what a slide costs: patches, which do not depend on the machine; pixels and time where they are known."""
     patches = [len(r.grid.hr_index if r.high else r.grid.lr_index) for r in results]
-    return {"patches_per_slide": float(np.mean(patches)), "patches_total": float(np.sum(patches))}
+    return {
+        "patches_per_slide": float(np.mean(patches)),
+        "patches_total": float(np.sum(patches)),
+        "pixels_per_slide": _mean_of_all([r.pixels for r in results]),
+        "cpu_seconds_per_slide": _mean_of_all([r.cpu_seconds for r in results]),
+    }
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [v for v in values if v is not None]
     return float(np.mean(known)) if known else None
+
+
+def _mean_of_all(values: Sequence[float | None]) -> float | None:
+    """Return the mean where every value is known: a mean over some slides would be compared with one over others."""
+    return None if None in values else _mean(values)

@@ -170,6 +170,8 @@ def run_stage(
     elif can_scale(make):  # `make` may hand out the same network again, by then with weights of the broken attempt
         initial |= {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
     _require_shared(plan, train, val)
+    if len(train) == 0:
+        raise LrmilError(f"{plan.stage}: there is not one whole batch to learn from; use a smaller batch size")
     _quiet()
     resume = newest(plan)
     selection, trainer = _trainer(plan, scale, resume.epoch if resume else 0, emit, cancelled)

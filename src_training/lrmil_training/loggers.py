@@ -16,6 +16,13 @@ from napari_lrmil.core.errors import ConfigError
 
 PROJECT = "napari-lrmil"
 TABLE = "metrics.csv"
+TRACKING = "MLFLOW_TRACKING_URI"
+PACKAGES = {  # logger -> module that it needs, and what to install for it
+    "csv": ("csv", ""),
+    "tensorboard": ("tensorboard", "tensorboard"),
+    "wandb": ("wandb", "wandb"),
+    "mlflow": ("mlflow", "mlflow-skinny"),
+}
 
 
 class TableLogger(Logger):
@@ -56,7 +63,8 @@ def make_loggers(names: Sequence[str], folder: Path, stage: str, run_name: str) 
     """Return the loggers that are asked for by name: ``csv``, ``tensorboard``, ``wandb``, ``mlflow``.
 
     They write below ``folder`` and send nothing. Weights & Biases follows ``WANDB_MODE`` where that is set, MLflow
-    ``MLFLOW_TRACKING_URI``; both take their credentials from their own settings, never from ours.
+    ``MLFLOW_TRACKING_URI``; both take their credentials from their own settings, never from ours. A stage that is
+    continued goes on in the same table and curve, in MLflow as another run of the same name.
 
     Parameters
     ----------
@@ -74,18 +82,23 @@ def make_loggers(names: Sequence[str], folder: Path, stage: str, run_name: str) 
     ConfigError
         Where a name is unknown or its package is not installed.
     """
+    require_loggers(names)
     makers = {"csv": _table, "tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
-    for name in names:
-        if name not in makers:
-            raise ConfigError(f"loggers: '{name}' is unknown; there are: {', '.join(makers)}")
     return tuple(makers[name](folder, stage, run_name) for name in names)
 
 
-def _require(name: str, packages: Mapping[str, str]) -> None:
-    """Raise where none of the modules is there; `packages` maps modules to what is to be installed for them."""
-    if not any(find_spec(module) for module in packages):
-        install = " or ".join(f"pip install {package}" for package in packages.values())
-        raise ConfigError(f"loggers: '{name}' needs a package that is not installed; {install}, or leave it out")
+def require_loggers(names: Sequence[str]) -> None:
+    """Raise `ConfigError` where a name is unknown or its package is not installed; nothing is made."""
+    for name in names:
+        if name not in PACKAGES:
+            raise ConfigError(f"loggers: '{name}' is unknown; there are: {', '.join(PACKAGES)}")
+        module, package = PACKAGES[name]
+        if find_spec(module) is None:
+            raise ConfigError(
+                f"loggers: '{name}' needs a package that is not installed; pip install {package}, or leave it out"
+            )
+    if "mlflow" in names and TRACKING not in os.environ and find_spec("sqlalchemy") is None:
+        raise ConfigError(f"loggers: 'mlflow' needs {TRACKING}, or a database of its own; pip install mlflow")
 
 
 def _table(folder: Path, stage: str, run_name: str) -> Logger:
@@ -93,12 +106,10 @@ def _table(folder: Path, stage: str, run_name: str) -> Logger:
 
 
 def _tensorboard(folder: Path, stage: str, run_name: str) -> Logger:
-    _require("tensorboard", {"tensorboard": "tensorboard", "tensorboardX": "tensorboardX"})
     return TensorBoardLogger(folder, name="tensorboard", version=stage, default_hp_metric=False)
 
 
 def _wandb(folder: Path, stage: str, run_name: str) -> Logger:
-    _require("wandb", {"wandb": "wandb"})
     mode: Any = os.environ.get("WANDB_MODE", "offline")
     folder.mkdir(parents=True, exist_ok=True)
     return WandbLogger(
@@ -113,11 +124,10 @@ def _wandb(folder: Path, stage: str, run_name: str) -> Logger:
 
 
 def _mlflow(folder: Path, stage: str, run_name: str) -> Logger:
-    _require("mlflow", {"mlflow": "mlflow-skinny"})
-    local = (folder / "mlruns").absolute().as_uri()
-    return MLFlowLogger(
-        experiment_name=PROJECT,
-        run_name=f"{run_name} {stage}",
-        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", local),
-        tags={"run": run_name, "stage": stage},
-    )
+    where: dict[str, Any] = {"tracking_uri": os.environ.get(TRACKING)}
+    if TRACKING not in os.environ:  # the database serves from any working folder; MLflow gave up plain files
+        folder.mkdir(parents=True, exist_ok=True)
+        where["tracking_uri"] = f"sqlite:///{(folder / 'mlflow.db').absolute().as_posix()}"
+        where["artifact_location"] = (folder / "mlruns").absolute().as_uri()
+    told = {"run": run_name, "stage": stage}
+    return MLFlowLogger(experiment_name=PROJECT, run_name=f"{run_name} {stage}", tags=told, **where)

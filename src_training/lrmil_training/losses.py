@@ -48,7 +48,8 @@ def blocks(tokens: Tensor, n: int) -> Tensor:
     Parameters
     ----------
     tokens
-        (B, C, h, w) spatial map. One too coarse for n x n blocks is resampled bilinearly to n x n cells.
+        (B, C, h, w) spatial map. One too coarse for n x n blocks is resampled bilinearly to n x n cells; where a
+        side is no multiple of n, blocks share their tokens on the border.
     n
         Children along a side.
     """
@@ -82,12 +83,15 @@ def parent_scores(scores: Tensor, parent: Tensor, parents: int, transfer: Transf
     ``logsumexp`` makes softmax(S) the sum of the teacher's attention over the children, exactly.
     """
     if transfer == "mean":
-        totals = torch.zeros(parents, dtype=scores.dtype).index_add(0, parent, scores)
-        return totals / torch.bincount(parent, minlength=parents)
-    top = torch.full((parents,), -torch.inf, dtype=scores.dtype).scatter_reduce(0, parent, scores, "amax")
+        totals, counts = (
+            scores.new_zeros(parents).index_add(0, parent, scores),
+            torch.bincount(parent, minlength=parents),
+        )
+        return torch.where(counts > 0, totals / counts.clamp(min=1), -torch.inf)
+    top = scores.new_full((parents,), -torch.inf).scatter_reduce(0, parent, scores, "amax")
     if transfer == "max":
         return top
-    sums = torch.zeros(parents, dtype=scores.dtype).index_add(0, parent, torch.exp(scores - top[parent]))
+    sums = scores.new_zeros(parents).index_add(0, parent, torch.exp(scores - top[parent]))
     return top + torch.log(sums)
 
 
@@ -119,7 +123,7 @@ def hard_attention(student_scores: Tensor, teacher_scores: Tensor, k: int) -> Te
     k = min(k, len(teacher_scores) // 2)
     if k == 0:
         return student_scores.sum() * 0.0
-    order = torch.argsort(teacher_scores, descending=True)
+    order = torch.argsort(teacher_scores, descending=True, stable=True)
     centred = student_scores - student_scores.mean()
     picked = torch.cat([centred[order[:k]], centred[order[-k:]]])
     wanted = torch.cat([torch.ones(k), torch.zeros(k)]).to(picked)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lrmil_training.patients import clusters
 from napari_lrmil.core.compare import auroc
 
 Float = NDArray[np.float64]
@@ -55,6 +56,9 @@ def ranking_auroc(probabilities: NDArray[np.floating[Any]], targets: NDArray[np.
 class Resampler:
     """Class-stratified bootstrap over patients; over slides where a class has too few patients.
 
+    Patients that share a part, such as ``2+5`` and ``5+12``, are one cluster and are drawn together or not at all. A
+    cluster with slides of several classes counts for each of them, and is drawn among those of its rarest.
+
     Parameters
     ----------
     targets, patients
@@ -66,37 +70,59 @@ class Resampler:
     """
 
     def __init__(self, targets: Int, patients: Sequence[str], times: int, seed: int = 0) -> None:
-        groups = _clusters(targets, patients)
-        enough = all(len(of_class) >= FEWEST_CLUSTERS for of_class in groups.values())
+        rows = _rows_of(clusters(patients))
+        self.n_clusters = len(rows)
+        held = [sum(bool((targets[its] == c).any()) for its in rows) for c in np.unique(targets)]
+        enough = all(count >= FEWEST_CLUSTERS for count in held)
         self.interval = OVER_PATIENTS if enough else OVER_SLIDES
-        if not enough:
-            groups = _clusters(targets, [str(i) for i in range(len(targets))])
+        strata = _strata(targets, rows if enough else [np.array([i]) for i in range(len(targets))])
         rng = np.random.default_rng(seed)
-        self.draws = [_draw(groups, rng) for _ in range(times)]
+        self.draws = [_draw(strata, rng) for _ in range(times)]
+        self._kept: dict[int, tuple[Scored, Float]] = {}
 
     def bounds(self, figure: Callable[[Int], float | None]) -> tuple[float, float] | None:
         """Return the percentile interval of a figure of row indices; None where it is undefined in any resample."""
-        values = [figure(rows) for rows in self.draws]
-        known = np.array([v for v in values if v is not None])
-        if len(known) < len(values):
-            return None
-        low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        return float(low), float(high)
+        return percentiles(np.array([_or_nan(figure(rows)) for rows in self.draws]))
+
+    def aurocs(self, scored: Scored) -> Float:
+        """Return the AUROC in every resample, NaN where it is undefined; kept, as many pairs of methods ask for it."""
+        if id(scored) not in self._kept:
+            found = [ranking_auroc(scored.probabilities[rows], scored.targets[rows]) for rows in self.draws]
+            self._kept[id(scored)] = scored, np.array([_or_nan(value) for value in found])
+        return self._kept[id(scored)][1]
 
 
-def _clusters(targets: Int, patients: Sequence[str]) -> dict[int, list[Int]]:
-    """Return class -> rows of each of its patients; a patient counts with the class of the first slide."""
+def percentiles(values: Float) -> tuple[float, float] | None:
+    """Return the bounds that hold `LEVEL` of the values; None where one of them is NaN."""
+    if len(values) == 0 or np.isnan(values).any():
+        return None
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _rows_of(names: Sequence[str]) -> list[Int]:
+    """Return the rows of each name, in order of first appearance."""
     rows: dict[str, list[int]] = {}
-    for row, patient in enumerate(patients):
-        rows.setdefault(patient, []).append(row)
-    groups: dict[int, list[Int]] = {}
-    for its in rows.values():
-        groups.setdefault(int(targets[its[0]]), []).append(np.array(its))
-    return groups
+    for row, name in enumerate(names):
+        rows.setdefault(name, []).append(row)
+    return [np.array(its) for its in rows.values()]
 
 
-def _draw(groups: dict[int, list[Int]], rng: np.random.Generator) -> Int:
-    drawn = [of_class[i] for of_class in groups.values() for i in rng.integers(len(of_class), size=len(of_class))]
+def _strata(targets: Int, rows: Sequence[Int]) -> list[list[Int]]:
+    """Return the clusters by class; a mixed one goes with the class that has fewest slides, or draws might lack it."""
+    counts = np.bincount(targets)
+    strata: dict[int, list[Int]] = {}
+    for its in rows:
+        strata.setdefault(min(targets[its].tolist(), key=lambda c: (counts[c], c)), []).append(its)
+    return list(strata.values())
+
+
+def _draw(strata: Sequence[Sequence[Int]], rng: np.random.Generator) -> Int:
+    drawn = [its[i] for its in strata for i in rng.integers(len(its), size=len(its))]
     return np.concatenate(drawn)
 
 
@@ -109,35 +135,36 @@ def auroc_with_interval(scored: Scored, resampler: Resampler) -> dict[str, Any]:
         "high": None,
         "n_slides": len(scored.targets),
         "n_patients": len(set(scored.patients)),
+        "n_clusters": resampler.n_clusters,
         "interval": resampler.interval,
     }
     if value is None:
         return found | {"reason": "a class is missing in this split"}
-    bounds = resampler.bounds(lambda rows: ranking_auroc(scored.probabilities[rows], scored.targets[rows]))
+    bounds = percentiles(resampler.aurocs(scored))
     return found | ({"low": bounds[0], "high": bounds[1]} if bounds else {"reason": "a resample lacked a class"})
 
 
 def paired_difference(a: Scored, b: Scored, resampler: Resampler) -> dict[str, float | None]:
     """Return AUROC of `a` less that of `b` on the same slides, with the bounds of the paired bootstrap."""
-
-    def difference(rows: Int) -> float | None:
-        one = ranking_auroc(a.probabilities[rows], a.targets[rows])
-        other = ranking_auroc(b.probabilities[rows], b.targets[rows])
-        return None if one is None or other is None else one - other
-
-    value, bounds = difference(np.arange(len(a.targets))), resampler.bounds(difference)
+    one, other = ranking_auroc(a.probabilities, a.targets), ranking_auroc(b.probabilities, b.targets)
+    value = None if one is None or other is None else one - other
+    bounds = None if value is None else percentiles(resampler.aurocs(a) - resampler.aurocs(b))
     return {"value": value, "low": bounds[0] if bounds else None, "high": bounds[1] if bounds else None}
 
 
 def classification(scored: Scored, classes: Sequence[str]) -> dict[str, Any]:
-    """Return balanced accuracy, F1, ECE, Brier score and figures per class."""
-    from sklearn.metrics import balanced_accuracy_score, f1_score, precision_recall_fscore_support
+    """Return balanced accuracy, F1, confusion matrix, calibration and figures per class, each with its slide count.
+
+    ``confusion`` has true classes as rows and predicted ones as columns, both in the order of `classes`; ``f1`` is that
+    of class 1 where there are two, the mean over classes where there are more. A figure without a slide it could be
+    measured on is None.
+    """
+    from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 
     predicted = scored.probabilities.argmax(axis=1)
     labels = list(range(len(classes)))
-    precision, recall, f1, support = precision_recall_fscore_support(
-        scored.targets, predicted, labels=labels, zero_division=np.nan
-    )
+    told: dict[str, Any] = {"labels": labels, "zero_division": np.nan}
+    precision, recall, f1, support = precision_recall_fscore_support(scored.targets, predicted, **told)
     per_class = {
         name: {
             "precision": _known(precision[i]),
@@ -147,13 +174,19 @@ def classification(scored: Scored, classes: Sequence[str]) -> dict[str, Any]:
         }
         for i, name in enumerate(classes)
     }
-    average = {"average": "binary"} if len(classes) == 2 else {"average": "macro"}
+    if len(classes) == 2:
+        told = {"pos_label": 1, "average": "binary", "zero_division": np.nan}
+    else:
+        told |= {"average": "macro"}
     return {
-        "balanced_accuracy": float(balanced_accuracy_score(scored.targets, predicted)),
-        "f1": float(f1_score(scored.targets, predicted, zero_division=0.0, **average)),
+        "balanced_accuracy": _known(recall[support > 0].mean()),  # of the classes that are there
+        "f1": _known(f1_score(scored.targets, predicted, **told)),
         "ece": calibration_error(scored.probabilities, scored.targets),
         "brier": float(np.square(scored.probabilities - np.eye(len(classes))[scored.targets]).sum(axis=1).mean()),
         "per_class": per_class,
+        "class_counts": {name: int(support[i]) for i, name in enumerate(classes)},
+        "confusion": confusion_matrix(scored.targets, predicted, labels=labels).tolist(),
+        "reliability": reliability_bins(scored.probabilities, scored.targets),
     }
 
 
@@ -161,13 +194,21 @@ def _known(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def calibration_error(probabilities: Float, targets: Int) -> float:
-    """Return the expected calibration error of the predicted class over ten bins of equal mass."""
+def reliability_bins(probabilities: Float, targets: Int) -> list[dict[str, float]]:
+    """Return ten bins of equal mass of the predicted class: slides, mean probability, and the share that is right."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == targets
     order = np.argsort(confidence, kind="stable")
     bins = [rows for rows in np.array_split(order, BINS) if len(rows)]
-    gaps = [len(rows) * abs(confidence[rows].mean() - right[rows].mean()) for rows in bins]
-    return float(np.sum(gaps) / len(targets))
+    return [
+        {"n": len(rows), "confidence": float(confidence[rows].mean()), "accuracy": float(right[rows].mean())}
+        for rows in bins
+    ]
+
+
+def calibration_error(probabilities: Float, targets: Int) -> float:
+    """Return the expected calibration error of the predicted class over ten bins of equal mass."""
+    bins = reliability_bins(probabilities, targets)
+    return float(sum(b["n"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / len(targets))
 
 
 def fit_temperature(logits: Float, targets: Int) -> float | None:

@@ -15,6 +15,7 @@ from lrmil_training.features import find_encoder
 from lrmil_training.loggers import make_loggers
 from lrmil_training.runlock import clear_stop, hold
 from lrmil_training.runstate import CONFIG, Run
+from lrmil_training.series import is_series, parts_of, run_series
 from lrmil_training.stage1 import teacher_layers
 from lrmil_training.stages import run_stages
 from napari_lrmil.core.encoders import require_layers
@@ -37,7 +38,8 @@ def train(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.device
         Where the file ``stop`` appeared in the folder; the same call goes on from the last whole epoch.
     """
     run = _prepare(cohort_csv, out, config, device)
-    with hold(out) as held, EventLog(out) as log, closing(run_stages(run)) as events:
+    work = run_series(run) if is_series(run) else run_stages(run)
+    with hold(out) as held, EventLog(out) as log, closing(work) as events:
         clear_stop(out)
         for event in events:
             held.check()
@@ -48,7 +50,6 @@ def train(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.device
 def _prepare(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.device) -> Run:
     """Check everything that can be checked before any work, so that nothing half-written is left by a wrong call."""
     cohort = read_cohort(cohort_csv, seed=config.seed)
-    require_classes(cohort, ("train", "val"))
     encoder = find_encoder(config.encoder.teacher)
     require_layers(encoder.encoder, teacher_layers(config))
     make_loggers(config.loggers, out, "", config.name)  # a package that is missing is told now, not after an hour
@@ -58,6 +59,11 @@ def _prepare(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.dev
         raise ConfigError(
             f"{out}: the folder holds a run with another configuration; choose another --out, or delete it"
         )
+    run = Run(config, cohort, out, device, encoder)
+    if is_series(run):
+        parts_of(run)  # refuses what cannot be dealt
+    else:
+        require_classes(cohort, ("train", "val"))
     out.mkdir(parents=True, exist_ok=True)
     write_text(stored, text)
-    return Run(config, cohort, out, device, encoder)
+    return run

@@ -18,6 +18,7 @@ from napari_lrmil.core.files import write_text
 
 LOCK, STOP = "lock", "stop"  # file names in a run folder
 BEAT_S = 5.0  # often enough to notice a dead writer soon, seldom enough for a network drive
+GUARD_S = 30.0  # taking a lock over lasts milliseconds; a guard of this age belongs to a killed process
 MISSED = 6  # beats after which a writer of another machine counts as gone
 
 
@@ -120,11 +121,13 @@ def hold(folder: Path, beat_s: float = BEAT_S) -> Iterator[Hold]:
     owner = Owner(socket.gethostname(), os.getpid(), _space(), time.time(), uuid.uuid4().hex)
     while not _created(path, owner):
         other = _read(path)
-        if other is None and not path.exists():
-            continue  # given free this moment
+        if other is None and _age(path) < beat_s * MISSED:
+            time.sleep(0.02)  # it is being written, or was given free, at this moment
+            continue
         if other is not None and not other.is_dead and _lives(path, other, beat_s):
             raise LockedError(_sentence(folder, other), other)
-        _remove_stale(path, other)
+        if _taken_over(path, other, owner):
+            break
     held = Hold(path, owner, beat_s)
     try:
         yield held
@@ -186,7 +189,7 @@ def _lives(path: Path, owner: Owner, beat_s: float) -> bool:
 
     By the file's time where that is recent; else by waiting for the next beats, for clocks of two machines may differ.
     """
-    if time.time() - path.stat().st_mtime < beat_s * MISSED:
+    if _age(path) < beat_s * MISSED:
         return True
     end = time.monotonic() + 2 * beat_s
     while time.monotonic() < end:
@@ -196,16 +199,31 @@ def _lives(path: Path, owner: Owner, beat_s: float) -> bool:
     return False
 
 
-def _remove_stale(path: Path, stale: Owner | None) -> None:
-    """Remove a lock that nobody holds; of several who try, one succeeds, and a lock made meanwhile stays."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+def _taken_over(path: Path, stale: Owner | None, owner: Owner) -> bool:
+    """Replace a lock that nobody holds; of several who try, one succeeds, and a lock made meanwhile stays."""
+    guard = path.with_name(f".{path.name}.takeover")
+    if _age(guard) > GUARD_S:
+        guard.unlink(missing_ok=True)
     try:
-        os.rename(path, aside)
+        guard.open("x").close()
+    except FileExistsError:
+        time.sleep(0.02)
+        return False
+    try:
+        if not path.exists() or _read(path) != stale:
+            return False
+        _write(path, owner)  # in one step: there is no moment without a lock, in which another could be made
+        return True
+    finally:
+        guard.unlink(missing_ok=True)
+
+
+def _age(path: Path) -> float:
+    """Return seconds since a file was written; 0 where there is none."""
+    try:
+        return time.time() - path.stat().st_mtime
     except FileNotFoundError:
-        return
-    if _read(aside) != stale and not path.exists():  # not the one that was looked at: put it back
-        os.rename(aside, path)
-    aside.unlink(missing_ok=True)
+        return 0.0
 
 
 def _sentence(folder: Path, owner: Owner) -> str:

@@ -29,7 +29,19 @@ METRICS, CONFIG = "metrics.json", "config.yaml"
 
 @dataclass
 class Run:
-    """One run: a seed on one split of a cohort."""
+    """One run: a seed on one split of a cohort.
+
+    Attributes
+    ----------
+    config, cohort, folder, device, encoder
+        What it is told.
+    standard
+        The teacher's training statistics, once they are known.
+    stop
+        The file that ends it; in its own folder unless it is part of a series.
+    failures
+        Slide name -> reason, of slides that gave no features.
+    """
 
     config: TrainConfig
     cohort: Cohort
@@ -37,6 +49,7 @@ class Run:
     device: torch.device
     encoder: LoadedEncoder
     standard: Standard | None = None
+    stop: Path | None = None
     failures: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -67,7 +80,7 @@ class Run:
             key=key,
             devices=self.config.devices,
             precision=self.config.precision,
-            stop=self.folder / STOP,
+            stop=self.stop or self.folder / STOP,
             loggers=make_loggers(self.config.loggers, self.folder / LOGS, stage, self.config.name),
         )
 

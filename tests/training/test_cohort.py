@@ -45,6 +45,22 @@ def test_extra_columns_are_no_fault(table: Table) -> None:
     rows = [(*row, "0.5", "a note") for row in GOOD]
     cohort = read_cohort(table(rows, (*HEADER, "mpp", "remark")))
     assert cohort.slides[0].mpp == 0.5
+    assert cohort.slides[0].extra == (("remark", "a note"),)
+
+
+def test_sites_are_read(table: Table) -> None:
+    """Where there is a column site, folds can keep sites together; without it the site is empty."""
+    cohort = read_cohort(table([(*row, "ward 3") for row in GOOD], (*HEADER, "site")))
+    assert {s.site for s in cohort.slides} == {"ward 3"}
+    assert read_cohort(table(GOOD)).slides[0].site == ""
+
+
+def test_dealt_splits_keep_pseudo_patients_with_their_parts(table: Table) -> None:
+    """p0+p1 is on the side of p0 and of p1; splitting them would be refused as a leak."""
+    rows = [(f"s{i}.tif", f"p{i}", "normal" if i % 2 else "lesion") for i in range(20)]
+    rows += [("s20.tif", "p0+p1", "lesion"), ("s21.tif", "p1+p7", "normal")]
+    sides = {s.name: s.split for s in read_cohort(table(rows, HEADER[:3])).slides}
+    assert sides["s0"] == sides["s1"] == sides["s7"] == sides["s20"] == sides["s21"]
 
 
 @pytest.mark.parametrize(

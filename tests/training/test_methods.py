@@ -117,3 +117,40 @@ def test_default_is_the_preset() -> None:
 
     assert load_config("default") == TrainConfig()
     assert load_config("paper").stage1.lambda_layer == 1.0
+
+
+def test_a_series_keeps_folds_apart_and_goes_on(cohort: Path, encoder: str, tmp_path: Path) -> None:
+    """Three folds: every slide is tested once, figures are never pooled, and a second call measures nothing again."""
+    short = {"stage3": {"epochs": 0}, "stage2": {"init": "frozen_head"}, "stage1": {"epochs": 0}, "baselines": []}
+    config = build_config(TINY | short | {"encoder": {"teacher": encoder}, "folds": 3})
+    events = list(train(cohort, tmp_path, config, CPU))
+    told = json.loads((tmp_path / "metrics.json").read_text())
+    assert told["protocol"] == {"kind": "k-fold cross-validation", "folds": 3, "seeds": 1}
+    assert [(run["fold"], run["seed"]) for run in told["runs"]] == [(0, 0), (1, 0), (2, 0)]
+    assert sum(run["student"]["test"]["auroc"]["n_slides"] for run in told["runs"]) == 10
+    assert "student" in told["summary"]
+    assert (tmp_path / "bundle" / "lrmil.json").exists()
+    assert [type(e).__name__ for e in events].count("Finished") == 1
+    again = list(train(cohort, tmp_path, config, CPU))
+    assert not [e for e in again if isinstance(e, StageDone)]
+
+
+def test_seeds_differ_and_share_features(cohort: Path, encoder: str, tmp_path: Path) -> None:
+    """Two seeds on the fixed split: one set of HR features, two teachers."""
+    short = {"stage3": {"epochs": 0}, "stage2": {"init": "frozen_head"}, "stage1": {"epochs": 0}, "baselines": []}
+    config = build_config(TINY | short | {"encoder": {"teacher": encoder}, "seeds": 2, "seed": 4})
+    list(train(cohort, tmp_path, config, CPU))
+    told = json.loads((tmp_path / "metrics.json").read_text())
+    assert told["protocol"]["kind"] == "fixed split"
+    assert [run["seed"] for run in told["runs"]] == [4, 5]
+    assert len(list((tmp_path / "features").rglob("*.h5"))) == 10
+    briers = {run["teacher"]["test"]["brier"] for run in told["runs"]}
+    assert len(briers) == 2
+
+
+def test_a_stage_2_that_learns_from_nothing_is_refused() -> None:
+    """Without any weight there is nothing to learn from; the sentence names what to raise."""
+    nothing = {"lambda_ce": 0, "lambda_bag": 0, "lambda_soft": 0}
+    with pytest.raises(ConfigError, match="raise one of lambda_ce"):
+        build_config({"stage2": nothing})
+    build_config({"stage2": nothing | {"init": "frozen_head"}})

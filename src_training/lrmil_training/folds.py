@@ -1,0 +1,95 @@
+"""K folds of a cohort by patient: every slide is tested exactly once, and no patient is on two sides of a fold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrmil_training.cohort import Cohort
+from lrmil_training.patients import clusters
+from napari_lrmil.core.errors import CohortError
+
+FEWEST_FOLDS = 3  # one to test, one to select, one to learn from
+TRIES = 20  # orders that are dealt before we say that no fold division holds every class everywhere
+
+
+def deal_folds(cohort: Cohort, k: int, seed: int, *, by_site: bool = False) -> list[Cohort]:
+    """Return `k` cohorts of the same slides: fold i is the test side of the i-th, the next fold its validation side.
+
+    Parameters
+    ----------
+    cohort
+        What to deal; its own splits do not matter.
+    k
+        How many folds, three at least.
+    seed
+        Fixes who is in which fold.
+    by_site
+        Whether slides of one site stay together as well, so that every site is met for the first time when tested.
+
+    Raises
+    ------
+    CohortError
+        Where there are too few patients, or sites, of a class for every fold to have one.
+    """
+    if k < FEWEST_FOLDS:
+        raise CohortError(
+            cohort.path,
+            f"{k} folds leave nothing to learn from; take {FEWEST_FOLDS} or more, or the table's fixed split",
+        )
+    groups = _groups(cohort, by_site)
+    _require_groups(cohort, groups, k, by_site)
+    fold = _dealt(cohort, groups, k, seed)
+    return [_with_sides(cohort, fold, i, k) for i in range(k)]
+
+
+def _groups(cohort: Cohort, by_site: bool) -> list[str]:
+    patients = [s.patient for s in cohort.slides]
+    if not by_site:
+        return clusters(patients)
+    nameless = [s.name for s in cohort.slides if not s.site]
+    if nameless:
+        raise CohortError(
+            cohort.path,
+            f"{len(nameless)} slides have no site, first {nameless[0]}; fill in that column, or do not deal by site",
+        )
+    return clusters(patients, [s.site for s in cohort.slides])
+
+
+def _require_groups(cohort: Cohort, groups: Sequence[str], k: int, by_site: bool) -> None:
+    what = "groups of patients and sites" if by_site else "patients"
+    for label in cohort.classes:
+        its = {group for group, s in zip(groups, cohort.slides, strict=True) if s.label == label}
+        if len(its) < k:
+            raise CohortError(
+                cohort.path,
+                f"class {label} has slides of {len(its)} {what} that share nothing with each other, too few for {k} "
+                f"folds; take {len(its)} folds or fewer, or add patients",
+            )
+
+
+def _dealt(cohort: Cohort, groups: Sequence[str], k: int, seed: int) -> NDArray[np.int64]:
+    """Return (N,) the fold of each slide, every class in every fold."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    targets = np.array([cohort.target(s) for s in cohort.slides])
+    for attempt in range(TRIES):  # the library balances shares of slides, and may leave a fold without a rare class
+        order = int(np.random.default_rng([seed, attempt]).integers(2**31))
+        splitter = StratifiedGroupKFold(k, shuffle=True, random_state=order)
+        fold = np.empty(len(targets), dtype=np.int64)
+        for i, (_, test) in enumerate(splitter.split(np.zeros(len(targets)), targets, list(groups))):
+            fold[test] = i
+        if all(set(targets[fold == i]) == set(targets) for i in range(k)):
+            return fold
+    raise CohortError(
+        cohort.path, f"no way was found to deal {k} folds that all hold every class; take fewer folds, or add patients"
+    )
+
+
+def _with_sides(cohort: Cohort, fold: NDArray[np.int64], i: int, k: int) -> Cohort:
+    side: Mapping[int, str] = {i: "test", (i + 1) % k: "val"}
+    slides = (replace(s, split=side.get(int(f), "train")) for s, f in zip(cohort.slides, fold, strict=True))
+    return replace(cohort, slides=tuple(slides))

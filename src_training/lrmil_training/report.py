@@ -1,0 +1,293 @@
+"""A run's report: one HTML file without any request to the outside, made from what the run folder holds."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lrmil_training.comparison import MARGIN
+from lrmil_training.reportdata import (
+    RunRecord,
+    by_disagreement,
+    classes_of,
+    cohort_counts,
+    disagreement,
+    name_of,
+    read_curves,
+    read_run,
+)
+from lrmil_training.reportplots import agreement, colour, draw, forest, reliability, roc, run_dots, training
+from lrmil_training.reportslides import make_thumbnails, pictures
+from napari_lrmil import __version__
+from napari_lrmil.core.files import write_text
+from napari_lrmil.core.overlay import RESEARCH_USE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+REPORT = "report.html"
+TEMPLATES = Path(__file__).parent / "templates"
+SHOWN = 12  # slides with pictures; all are in the table below them
+FEW_SLIDES = 30  # in a split, below which figures are more luck than measure
+IMBALANCED = 3.0  # times as many slides of the commonest class as of the rarest, from which it is said
+PACKAGES = ("torch", "lightning", "numpy", "scipy", "scikit-learn", "openslide-python", "tifffile")
+
+Context = dict[str, Any]
+
+
+def write_report(folder: Path, cohort_csv: Path | None = None, *, title: str | None = None) -> Path:
+    """Write ``report.html`` from the files of a run folder and return its path.
+
+    What a broken-off run did not come to write is left out, and the report says that the run has not finished.
+
+    Parameters
+    ----------
+    folder
+        With ``config.yaml``, ``events.jsonl``, ``metrics.json``, ``slides.json``, and where there are
+        ``thumbnails/<slide>.jpg`` and ``attention/<method>/<slide>.h5``.
+    cohort_csv
+        The run's cohort, from whose slides missing thumbnails are made; ``cohort.csv`` in the folder if not given.
+    title
+        What to call it; the configuration's name if not given.
+
+    Raises
+    ------
+    LrmilError
+        Where one of the files is there and cannot be understood.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    record = read_run(folder)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"figure": figure_text, "signed": signed_text, "share": _share, "name": name_of}
+    page = environment.get_template("report.html.j2").render(
+        _context(record, cohort_csv or folder / "cohort.csv") | ({"title": title} if title else {})
+    )
+    write_text(folder / REPORT, page)
+    return folder / REPORT
+
+
+def figure_text(value: float | None, digits: int = 3) -> str:
+    """Return a figure for a table; a dash where it is undefined."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def signed_text(value: float | None) -> str:
+    """Return a difference with its sign."""
+    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.0f} %"
+
+
+def _context(record: RunRecord, cohort_csv: Path) -> Context:
+    """Return all that the template shows."""
+    main = record.splits[0] if record.splits else None
+    colours = {m: colour(m, record.names) for m in record.names}
+    return {
+        "title": record.config.get("name") or record.folder.name,
+        "research_use": RESEARCH_USE,
+        "record": record,
+        "colours": colours,
+        "when": _when(record),
+        "protocol": _protocol(record),
+        "cohort": cohort_counts(record),
+        "classes": classes_of(record),
+        "imbalance": _imbalance(cohort_counts(record)),
+        "splits": [_split(record, split) for split in record.splits if record.methods],
+        "over_runs": [_over_runs(record, split) for split in record.splits if record.summary],
+        "parts": _parts(record.folder),
+        "slides": _slides(record, main, cohort_csv) if main else None,
+        "curves": [_curve(c) for c in read_curves(record.events)],
+        "cost": _cost(record, main),
+        "failures": _failures(record.folder),
+        "versions": _versions(),
+        "margin": MARGIN,
+    }
+
+
+# ---------------------------------------------------------------- results
+
+
+def _split(record: RunRecord, split: str) -> Context:
+    """Return figures and plots of one split of a run with a fixed split."""
+    figures = {m: record.methods[m][split] for m in record.names if split in record.methods.get(m, {})}
+    first = next(iter(figures.values()))
+    pairs = _pairs(figures)
+    measured = [p for p in pairs if p["value"] is not None]
+    n = first["auroc"]["n_slides"]
+    return {
+        "split": split,
+        "figures": figures,
+        "n_slides": n,
+        "n_patients": first["auroc"]["n_patients"],
+        "few": n < FEW_SLIDES,
+        "interval": first["auroc"]["interval"],
+        "pairs": pairs,
+        "forest": _drawn(forest(measured, record.names) if measured else None, 6.6, 0.75 + 0.27 * len(measured)),
+        "roc": _drawn(roc(record, split), 4.1, 3.9),
+        "reliability": _drawn(reliability(record, split), 4.1, 3.9),
+        "verdicts": {m: verdict(f["non_inferiority"]) for m, f in figures.items() if f.get("non_inferiority")},
+        "agreement": _drawn(agreement(record, split), 8.4, 1.0 + 0.36 * len(figures)),
+    }
+
+
+def _drawn(make: Callable[[Figure], None] | None, width: float, height: float) -> str | None:
+    return None if make is None else draw(make, width, height)
+
+
+def _pairs(figures: Mapping[str, Mapping[str, Any]]) -> list[Context]:
+    """Return the differences that a reader asks for: student less every other, then every other less the teacher."""
+    asked = [("student", other) for other in figures if other != "student"]
+    asked += [(method, "teacher") for method in figures if method not in ("student", "teacher")]
+    return [
+        {
+            "method": method,
+            "other": other,
+            **figures[method]["paired"][other],
+            "delong": (figures[method].get("delong") or {}).get(other),
+        }
+        for method, other in asked
+        if other in figures.get(method, {}).get("paired", {})
+    ]
+
+
+def verdict(found: Mapping[str, Any]) -> str:
+    """Return a non-inferiority result in words."""
+    beyond = f" ({found['reason']})" if found.get("reason") else ""
+    if found["holds"] is None:
+        return f"cannot be told{beyond}"
+    low = signed_text(found["low"])
+    bound = f"the lower 95 % bound of the paired difference is {low}, margin {signed_text(-found['margin'])}"
+    said = "not worse than the teacher" if found["holds"] else "not shown to be as good as the teacher"
+    return f"{said}: {bound}{beyond}"
+
+
+def _over_runs(record: RunRecord, split: str) -> Context:
+    """Return figures over folds and seeds: each run measured by itself, nothing pooled."""
+    figures = {m: record.summary[m][split] for m in record.names if split in record.summary.get(m, {})}
+    asked = [("student", other) for other in figures if other != "student"]
+    pairs = [
+        {"method": m, "other": o, **figures[m]["paired"][o]}
+        for m, o in asked
+        if o in figures.get(m, {}).get("paired", {})
+    ]
+    return {
+        "split": split,
+        "figures": figures,
+        "pairs": pairs,
+        "dots": draw(run_dots(record, split), 6.6, 0.8 + 0.42 * len(figures)),
+    }
+
+
+def _parts(folder: Path) -> list[tuple[str, bool]]:
+    """Return the folders of a series' single runs, and whether each has a report of its own."""
+    return [(path.name, (path / REPORT).exists()) for path in sorted(folder.glob("runs/*")) if path.is_dir()]
+
+
+def _cost(record: RunRecord, split: str | None) -> list[Context]:
+    """Return what a slide costs by method, and how many times less than the teacher."""
+    found = {m: its[split]["cost"] for m, its in record.methods.items() if split is not None and split in its}
+    teacher = found.get("teacher", {}).get("patches_per_slide")
+    return [
+        {"method": m, **found[m], "times": teacher / found[m]["patches_per_slide"] if teacher else None}
+        for m in record.names
+        if m in found
+    ]
+
+
+# ---------------------------------------------------------------- cohort, slides, training
+
+
+def _imbalance(rows: Sequence[Context]) -> str | None:
+    """Return a sentence on classes of very unequal size; None where they are not."""
+    totals: dict[str, int] = {}
+    for row in rows:
+        for label, count in row["classes"].items():
+            totals[label] = totals.get(label, 0) + count
+    if not totals:
+        return None
+    most, least = max(totals, key=lambda c: totals[c]), min(totals, key=lambda c: totals[c])
+    told = f"{totals[most]} slides of {most}, {totals[least]} of {least}"
+    if totals[least] * IMBALANCED <= totals[most]:
+        return f"The classes are imbalanced: {told}. Read balanced accuracy and the figures per class, not F1 alone."
+    return f"The classes are of similar size: {told}."
+
+
+def _slides(record: RunRecord, split: str, cohort_csv: Path) -> Context:
+    """Return the slides of a split by disagreement, the first of them with pictures."""
+    ordered = by_disagreement(record, split)
+    shown = ordered[:SHOWN]
+    make_thumbnails(record.folder, cohort_csv, [s["slide"] for s in shown])
+    beside = [m for m in ("teacher", "student") if m in record.names]
+    cards = [{"slide": s, "apart": disagreement(s), "pictures": pictures(record.folder, s, beside)} for s in shown]
+    return {"split": split, "cards": cards, "all": [{"slide": s, "apart": disagreement(s)} for s in ordered]}
+
+
+def _curve(curve: Any) -> Context:
+    epochs = max(len(series) for series in curve.series.values())
+    best = None if curve.chosen is None else curve.chosen + 1
+    return {"title": curve.title, "epochs": epochs, "chosen": best, "plot": draw(training(curve), 7.4, 2.2)}
+
+
+def _failures(folder: Path) -> list[Mapping[str, str]]:
+    import csv
+
+    path = folder / "failures.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+# ---------------------------------------------------------------- the run itself
+
+
+def _protocol(record: RunRecord) -> str:
+    """Return how slides were parted, in words."""
+    told = record.protocol
+    if told is None:
+        return "fixed split" if not record.runs else f"{len(record.runs)} runs"
+    seeds = f", {told['seeds']} seeds" if (told.get("seeds") or 1) > 1 else ""
+    return (f"{told['folds']}-fold cross-validation" if told.get("folds") else str(told["kind"])) + seeds
+
+
+def _when(record: RunRecord) -> Context:
+    """Return when the run began and ended, how often it was begun, and whether it came to its end."""
+    times = [line["time"] for line in record.events if "time" in line]
+    attempts = {line.get("attempt", 0) for line in record.events}
+    stages = [str(line["stage"]) for line in record.events if line.get("stage")]
+    return {
+        "began": _clock(times[0]) if times else None,
+        "ended": _clock(times[-1]) if times else None,
+        "hours": (times[-1] - times[0]) / 3600 if times else None,
+        "attempts": len(attempts),
+        "finished": record.finished,
+        "last": stages[-1] if stages else None,
+    }
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds)) + " UTC"
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of the program that writes the report."""
+    found = {"napari-lrmil": __version__, "Python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,106 @@
+"""Several runs in one call: every fold with every seed, each a folder of its own, and a summary that pools no folds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lrmil_training.cohort import Cohort, require_classes
+from lrmil_training.config import dump_config
+from lrmil_training.evaluation import protocol
+from lrmil_training.folds import deal_folds
+from lrmil_training.methods import STUDENT
+from lrmil_training.runlock import STOP
+from lrmil_training.runstate import BUNDLE, CONFIG, METRICS, Run
+from lrmil_training.stages import run_stages
+from lrmil_training.summary import summarise
+from napari_lrmil.core.events import Event, Finished, Progress
+from napari_lrmil.core.files import write_json, write_text
+
+RUNS = "runs"  # folder of the single runs
+
+
+@dataclass(frozen=True)
+class Part:
+    """One run of a series: a seed on one fold; fold None is the cohort's fixed split."""
+
+    fold: int | None
+    seed: int
+    cohort: Cohort
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return f"seed{self.seed}" if self.fold is None else f"fold{self.fold}-seed{self.seed}"
+
+
+def is_series(run: Run) -> bool:
+    """Return whether the configuration asks for more than one run."""
+    return run.config.seeds > 1 or run.config.folds > 0
+
+
+def parts_of(run: Run) -> list[Part]:
+    """Return the runs of a series; folds are dealt by the first seed alone, so that all seeds see the same.
+
+    Raises
+    ------
+    CohortError
+        Where there are too few patients for the folds, or a side lacks a class.
+    """
+    config = run.config
+    folds: list[tuple[int | None, Cohort]] = [(None, run.cohort)]
+    if config.folds:
+        folds = list(enumerate(deal_folds(run.cohort, config.folds, config.seed, by_site=config.by_site)))
+    for _, cohort in folds:
+        require_classes(cohort, ("train", "val"))
+    seeds = range(config.seed, config.seed + config.seeds)
+    return [Part(fold, seed, cohort) for seed in seeds for fold, cohort in folds]
+
+
+def run_series(run: Run) -> Generator[Event, None, None]:
+    """Run what is missing of a series, and write the figures of all and their summary."""
+    done = []
+    parts = parts_of(run)
+    for count, part in enumerate(parts):
+        yield Progress("runs", count, len(parts), "runs")
+        one = _single(run, part)
+        yield from _missing(one)
+        metrics = json.loads((one.folder / METRICS).read_text(encoding="utf-8"))
+        done.append({"fold": part.fold, "seed": part.seed, "metrics": metrics})
+    yield Progress("runs", len(parts), len(parts), "runs")
+    flat = [{"fold": one["fold"], "seed": one["seed"], **one["metrics"]} for one in done]
+    write_json(
+        run.folder / METRICS,
+        {"protocol": protocol(run.config.folds, run.config.seeds), "runs": flat, "summary": summarise(done)},
+    )
+    best = max(zip(parts, done, strict=True), key=lambda pair: _validation(pair[1]["metrics"]))[0]
+    shutil.copytree(run.folder / RUNS / best.name / BUNDLE, run.folder / BUNDLE, dirs_exist_ok=True)
+    yield Finished(run.folder)
+
+
+def _validation(metrics: dict[str, Any]) -> float:
+    """Return the student's AUROC on validation slides: what chooses the run whose bundle is shared."""
+    value = metrics[STUDENT]["val"]["auroc"]["value"]
+    return -1.0 if value is None else float(value)
+
+
+def _single(run: Run, part: Part) -> Run:
+    """Return one run of the series; HR features are shared, for they depend on neither fold nor seed."""
+    alone = {"seed": part.seed, "seeds": 1, "folds": 0, "features": run.features}
+    config = run.config.model_copy(update=alone)
+    folder, stop = run.folder / RUNS / part.name, run.folder / STOP
+    return replace(run, config=config, cohort=part.cohort, folder=folder, stop=stop, failures={})
+
+
+def _missing(run: Run) -> Iterator[Event]:
+    stored, text = run.folder / CONFIG, dump_config(run.config)
+    if (run.folder / METRICS).exists() and stored.exists() and stored.read_text(encoding="utf-8") == text:
+        return
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_text(stored, text)
+    for event in run_stages(run):
+        if not isinstance(event, Finished):
+            yield event

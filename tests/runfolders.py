@@ -1,0 +1,106 @@
+"""A run folder as a run leaves it, made up: figures come from our own evaluation of drawn logits on small grids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lrmil_training.cohort import Cohort, CohortSlide
+from lrmil_training.evaluation import SlideResult, evaluate, protocol, slide_table
+from napari_lrmil.core.files import write_json
+from napari_lrmil.core.geometry import Lattice, Mpp
+from napari_lrmil.core.grid import NestedGrid, nest_cells
+
+CLASSES = ("normal", "lesion")
+SIGNAL = {"teacher": 2.2, "student": 1.9, "labels_only": 0.9, "stage2_only": 1.4}
+
+
+def made_cohort(folder: Path, counts: Mapping[str, int], classes: Sequence[str] = CLASSES) -> Cohort:
+    """Return a cohort of slides that need not exist, two of every third patient, one of the others."""
+    slides = []
+    for split, count in counts.items():
+        for i in range(count):
+            patient = f"{split}{i - 1 if i % 4 == 1 else i}"
+            label = classes[(i // 2) % len(classes)]
+            slides.append(CohortSlide(folder / f"{split}_{i:02}.tif", patient, label, split))
+    return Cohort(folder / "cohort.csv", tuple(slides), tuple(classes))
+
+
+def made_grid(size: tuple[int, int] = (12, 8), seed: int = 0) -> NestedGrid:
+    """Return nested grids of that many HR columns and rows, with an L of tissue and a few holes."""
+    lattice = Lattice((0, 0), (256, 256), size[0], size[1], 4, Mpp(0.5, 0.5, "test"))
+    cells = [(x, y) for y in range(size[1]) for x in range(size[0]) if x < size[0] // 2 or y < size[1] // 2]
+    rng = np.random.default_rng(seed)
+    return nest_cells(lattice, np.array([c for c in cells if rng.random() < 0.9], dtype=np.int64))
+
+
+def made_results(cohort: Cohort, methods: Mapping[str, float] = SIGNAL) -> dict[str, list[SlideResult]]:
+    """Return what each method says: the teacher looks at one place, students near it, the more so the better."""
+    found: dict[str, list[SlideResult]] = {method: [] for method in methods}
+    for number, row in enumerate(cohort.slides):
+        rng = np.random.default_rng([5, number])
+        grid, hidden = made_grid((24, 16), number), rng.standard_normal(len(cohort.classes))
+        truth = np.eye(len(cohort.classes))[cohort.target(row)]
+        centre = rng.random(2) * (10, 7)
+        for method, signal in methods.items():
+            index = grid.hr_index if method == "teacher" else grid.lr_index * 4 + 1.5
+            near = -np.square((index - centre) / 4).sum(1) + 1.5 / signal * rng.standard_normal(len(index))
+            attention = np.exp(near) / np.exp(near).sum()
+            logits = signal * truth + 0.7 * hidden + 0.8 * rng.standard_normal(len(truth))
+            high = method == "teacher"
+            pixels = 256 * 256 * len(index)
+            found[method].append(
+                SlideResult(
+                    row, grid, logits.astype(np.float32), attention.astype(np.float32), high, pixels, len(index) / 40
+                )
+            )
+    return found
+
+
+def write_events(folder: Path, stages: Sequence[str] = ("teacher", "stage1", "stage2", "labels_only")) -> None:
+    """Write a log of two attempts; the first breaks off in the second stage, in the middle of a line."""
+    rng = np.random.default_rng(1)
+    lines: list[dict[str, Any]] = []
+
+    def put(attempt: int, **event: Any) -> None:
+        lines.append({"seq": len(lines), "attempt": attempt, "time": 1.7e9 + 40 * len(lines), **event})
+
+    def fit(attempt: int, stage: str, steps: range) -> None:
+        for step in steps:
+            fall = float(np.exp(-step / 5))
+            terms = {"layer": 0.9, "attn": 0.4} if stage == "stage1" else {"ce": 0.7, "bag": 0.3, "soft": 1.8}
+            terms = {"ce": 0.7} if stage in ("teacher", "labels_only") else terms
+            figures = {f"train/{name}": top * fall + 0.05 + 0.01 * rng.random() for name, top in terms.items()}
+            figures |= {f"val/{name}": top * fall + 0.12 + 0.03 * rng.random() for name, top in terms.items()}
+            auroc = 0.92 - 0.35 * fall + 0.02 * float(rng.standard_normal())
+            figures |= {"val/auroc": auroc, "select": auroc} if stage != "stage1" else {"select": -figures["val/attn"]}
+            for name, value in figures.items():
+                put(attempt, event="Metric", stage=stage, name=name, value=value, step=step)
+            put(attempt, event="Progress", stage=stage, done=step + 1, total=20, unit="epochs")
+
+    fit(0, stages[0], range(20))
+    put(0, event="StageDone", stage=stages[0], seconds=12.0)
+    fit(0, stages[1], range(4))
+    for i, stage in enumerate(stages):
+        if i:
+            fit(1, stage, range(3 if i == 1 else 0, 20))
+        put(1, event="StageDone", stage=stage, seconds=12.0)
+    put(1, event="Finished", result="run")
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "events.jsonl").write_text(text + '{"seq": 99999, "attempt": 1, "ti')
+
+
+def write_run(folder: Path, counts: Mapping[str, int], classes: Sequence[str] = CLASSES) -> Path:
+    """Write a whole run folder, but for pictures, and return it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cohort = made_cohort(folder, counts, classes)
+    results = made_results(cohort)
+    write_json(folder / "metrics.json", {"protocol": protocol(0, 1), **evaluate(cohort, results, 300)})
+    write_json(folder / "slides.json", {"slides": slide_table(cohort, results)})
+    (folder / "config.yaml").write_text("name: made up\nseed: 0\nstage1:\n  epochs: 20\n  lambda_attn: 1.0\n")
+    write_events(folder)
+    return folder

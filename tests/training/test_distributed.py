@@ -1,0 +1,90 @@
+"""Two processes on one machine: the same problem, the same answer within noise, and ends that are clean."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fits import Toy, drained, figures, maker, plan
+from lrmil_training.checkpoints import newest
+from lrmil_training.fitting import fit
+from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.events import Caution, Progress
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no process groups")
+
+
+def test_two_processes_learn_what_one_learns_and_continue(tmp_path: Path) -> None:
+    """Validation sees every sample once; broken off and resumed it ends where it would have."""
+    alone, _ = drained(fit(maker(5), plan(tmp_path / "one")))
+    two = plan(tmp_path / "two", devices=2)
+    stream = fit(maker(5), two)
+    first = []
+    for event in stream:
+        first.append(event)
+        if isinstance(event, Progress) and event.done == 3:
+            break
+    stream.close()
+    assert not multiprocessing.active_children()
+    rest, state = drained(fit(maker(5), two))
+    both = figures(first) | figures(rest)
+    assert min(e.done for e in rest if isinstance(e, Progress)) == 4
+    assert {v for (name, _), v in both.items() if name == "val/n"} == {47.0}
+    best = [max(v for (name, _), v in found.items() if name == "val/auroc") for found in (figures(alone), both)]
+    assert best[0] > 0.8
+    assert best[1] == pytest.approx(best[0], abs=0.05)
+    assert len(both) == 4 * max(e.done for e in rest if isinstance(e, Progress))
+    assert set(state) == set(Toy().state_dict())
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {"toy.ckpt", "toy.done"}
+
+
+class _Faulty(Toy):
+    """Fails in the second process only."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        self.fault = fault
+
+    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+        if self.global_rank == 1 and (self.current_epoch, index) == (1, 1) and len(batch[0]) > 8:
+            if self.fault == "dies":
+                os._exit(7)
+            if self.fault == "memory":
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            batch = [batch[0] * float("nan"), batch[1]]
+        return super().training_step(batch, index)
+
+
+def test_the_first_reason_is_told(tmp_path: Path) -> None:
+    """A rank that fails takes the others with it: what they then complain of is not the reason."""
+    told = plan(tmp_path, devices=2)
+    with pytest.raises(LrmilError, match="'ce' is nan at batch 1"):
+        drained(fit(maker(5, _Faulty, fault="nan"), told))
+    found = newest(told)
+    assert found is not None and found.epoch == 1
+    with pytest.raises(LrmilError, match="toy: process 2 of 2 ended with code 7 and no reason"):
+        drained(fit(maker(5, _Faulty, fault="dies"), told))
+    assert not multiprocessing.active_children()
+
+
+def test_memory_that_runs_out_in_one_process_halves_the_batch_of_all(tmp_path: Path) -> None:
+    """Steps must stay in step."""
+    events, _ = drained(fit(maker(5, _Faulty, fault="memory"), plan(tmp_path, devices=2, epochs=2)))
+    assert [e.message.rpartition(" with ")[2] for e in events if isinstance(e, Caution)] == ["0.5 of the batch size"]
+
+
+def test_processes_end_with_the_one_that_asked(tmp_path: Path) -> None:
+    """Closing the stream does not wait for the epoch, and one device can be asked to run in a process too."""
+    stream = fit(maker(5), replace(plan(tmp_path, epochs=5000, patience=5000), strategy="ddp"))
+    next(e for e in stream if isinstance(e, Progress))
+    began = time.monotonic()
+    stream.close()
+    assert time.monotonic() - began < 5
+    assert not multiprocessing.active_children()

@@ -1,0 +1,73 @@
+"""Figures of every epoch in other places; two of them are optional packages."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fits import drained, figures, maker, plan
+from lrmil_training import loggers
+from lrmil_training.fitting import fit
+from lrmil_training.loggers import make_loggers
+from napari_lrmil.core.errors import ConfigError
+from napari_lrmil.core.events import Progress
+
+
+def _rows(folder: Path) -> dict[tuple[str, int], float]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = {(row["name"], int(row["epoch"])): float(row["value"]) for row in rows}
+    assert len(found) == len(rows)
+    assert {row["stage"] for row in rows} == {"toy"}
+    return found
+
+
+def test_table_holds_every_figure_once_though_the_run_was_broken_off(tmp_path: Path) -> None:
+    """The first epochs are not lost, nor written twice."""
+    told = plan(tmp_path, loggers=make_loggers(["csv"], tmp_path / "logs", "toy", "run"))
+    stream = fit(maker(5), told)
+    next(e for e in stream if isinstance(e, Progress) and e.done == 2)
+    stream.close()
+    drained(fit(maker(5), told))
+    events, _ = drained(fit(maker(5), plan(tmp_path / "whole")))
+    assert _rows(tmp_path / "logs") == pytest.approx(figures(events), abs=1e-6)
+
+
+def test_unknown_and_missing_ones_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The sentence names the package to install."""
+    with pytest.raises(ConfigError, match="'excel' is unknown; there are: csv, tensorboard, wandb, mlflow"):
+        make_loggers(["excel"], tmp_path, "toy", "run")
+    monkeypatch.setattr(loggers, "find_spec", lambda module: None)
+    for name, package in (("tensorboard", "tensorboard"), ("wandb", "wandb"), ("mlflow", "mlflow-skinny")):
+        with pytest.raises(ConfigError, match=f"'{name}' needs a package .* pip install {package}"):
+            make_loggers([name], tmp_path, "toy", "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_sent_unless_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Weights & Biases is offline without ``WANDB_MODE``, MLflow writes to a folder without its own variable."""
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(loggers, "find_spec", lambda module: SimpleNamespace())
+    monkeypatch.setattr(loggers, "WandbLogger", lambda **settings: told.append(settings))
+    monkeypatch.setattr(loggers, "MLFlowLogger", lambda **settings: told.append(settings))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    make_loggers(["wandb", "mlflow"], tmp_path, "toy", "my run")
+    monkeypatch.setenv("WANDB_MODE", "online")
+    make_loggers(["wandb"], tmp_path, "toy", "my run")
+    assert [one.get("mode") for one in told] == ["offline", None, "online"]
+    assert told[0]["id"] == "my-run-toy"
+    assert told[1]["tracking_uri"] == f"sqlite:///{tmp_path.as_posix()}/mlflow.db"
+    assert not any("key" in name or "token" in name for one in told for name in one)
+
+
+def test_tensorboard_writes_curves(tmp_path: Path) -> None:
+    """One folder of curves a stage."""
+    pytest.importorskip("tensorboard")
+    told = plan(tmp_path, epochs=2, loggers=make_loggers(["tensorboard"], tmp_path / "logs", "toy", "run"))
+    drained(fit(maker(5), told))
+    assert list((tmp_path / "logs" / "tensorboard" / "toy").glob("events.out.*"))

@@ -1,0 +1,158 @@
+"""A broken run equals a whole one: killed, stopped, cancelled, out of disk, with half-written checkpoints."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+
+import fits
+from fits import Stepped, Toy, drained, figures, maker, plan
+from lrmil_training.checkpoints import last_files, newest
+from lrmil_training.fitting import StoppedError, fit
+from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.events import Progress
+
+KINDS = {"Toy": Toy, "Stepped": Stepped}
+
+
+def _killed(folder: Path, kind: str, after: int) -> dict[tuple[str, int], float]:
+    """Fit in a process of its own, kill it after an epoch, and return what it had reported."""
+    command = [sys.executable, str(Path(fits.__file__)), str(folder), kind, "0.01"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    found = {}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            told = json.loads(line)
+            if "name" in told:
+                found[told["name"], told["step"]] = told["value"]
+            elif told["done"] == after:
+                os.kill(process.pid, signal.SIGKILL)
+                break
+    return found
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_twice_and_resumed_equals_unbroken(tmp_path: Path, kind: str) -> None:
+    """Weights, optimizer, schedule, average, best state and patience go on as if nothing had happened."""
+    events, whole = drained(fit(maker(5, KINDS[kind]), plan(tmp_path / "whole")))
+    rng = random.Random(os.getpid())
+    first = rng.randint(1, 3)
+    broken = _killed(tmp_path / "broken", kind, first)
+    broken |= _killed(tmp_path / "broken", kind, first + rng.randint(1, 3))
+    rest, resumed = drained(fit(maker(5, KINDS[kind]), plan(tmp_path / "broken")))
+    assert any(isinstance(e, Progress) and e.done > first for e in rest)
+    assert not any(isinstance(e, Progress) and e.done <= first for e in rest)
+    assert figures(events) == pytest.approx(broken | figures(rest), abs=1e-6)
+    assert all(torch.allclose(whole[name].float(), resumed[name].float(), atol=1e-6) for name in whole)
+
+
+def _broken_off(folder: Path, after: int, **settings: object) -> None:
+    stream = fit(maker(5), plan(folder, **settings))
+    for event in stream:
+        if isinstance(event, Progress) and event.done == after:
+            break
+    stream.close()
+
+
+def test_best_epoch_before_the_kill_is_kept(tmp_path: Path) -> None:
+    """The state returned is that of the best epoch, though the process that saw it is gone."""
+    settings = {"lr": 0.3}  # gets worse soon
+
+    def selected(folder: Path, stop_after: int) -> tuple[int, dict[str, torch.Tensor]]:
+        if stop_after:
+            stream = fit(maker(5, **settings), plan(folder))
+            next(e for e in stream if isinstance(e, Progress) and e.done == stop_after)
+            stream.close()
+        events, state = drained(fit(maker(5, **settings), plan(folder)))
+        last = max(e.done for e in events if isinstance(e, Progress))
+        return last, state
+
+    end, whole = selected(tmp_path / "whole", 0)
+    assert end < 9  # it ended early, so the best epoch lies `patience` before
+    ended, resumed = selected(tmp_path / "broken", end - 2)
+    assert ended == end
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_half_written_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
+    """A file cut short is passed over; where both are broken the stage starts afresh."""
+    _broken_off(tmp_path, 4)
+    (tmp_path / ".toy.last.ckpt.partial").write_bytes(b"left by a killed process")
+    (tmp_path / ".toy.ranks.abc").mkdir()
+    last, previous = last_files(plan(tmp_path))
+    last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+    found = newest(plan(tmp_path))
+    assert found is not None and found.path == previous and found.epoch == 3
+    events, state = drained(fit(maker(5), plan(tmp_path)))
+    _, whole = drained(fit(maker(5), plan(tmp_path / "whole")))
+    assert min(e.done for e in events if isinstance(e, Progress)) == 4
+    assert all(torch.equal(whole[name], state[name]) for name in whole)
+    assert {path.name for path in tmp_path.iterdir()} == {"toy.ckpt", "toy.done", "whole"}
+
+
+def test_another_key_starts_afresh(tmp_path: Path) -> None:
+    """A checkpoint made under other settings is never continued, and a finished stage is fitted again."""
+    _broken_off(tmp_path, 3)
+    assert newest(plan(tmp_path, key="other")) is None
+    events, _ = drained(fit(maker(5), plan(tmp_path, key="other")))
+    assert min(e.done for e in events if isinstance(e, Progress)) == 1
+    again, _ = drained(fit(maker(5), plan(tmp_path, key="other")))
+    assert not [e for e in again if isinstance(e, Progress)]
+    anew, _ = drained(fit(maker(5), plan(tmp_path)))
+    assert [e for e in anew if isinstance(e, Progress)]
+
+
+def test_stop_file_ends_after_the_batch(tmp_path: Path) -> None:
+    """No signals: Windows has none. The sentence says how to go on."""
+    stop = tmp_path / "stop"
+    stream = fit(maker(5), plan(tmp_path, stop=stop, epochs=400, patience=400))
+    next(e for e in stream if isinstance(e, Progress) and e.done == 2)
+    stop.touch()
+    with pytest.raises(StoppedError, match=r"toy was stopped because the file .* same command again"):
+        drained(stream)
+    found = newest(plan(tmp_path))
+    assert found is not None and found.epoch >= 2
+
+
+def test_full_disk_is_one_sentence_and_keeps_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was there stays there, nothing half-written is left, and there is a way on."""
+    save = L.Trainer.save_checkpoint
+
+    def full(trainer: L.Trainer, path: Path, *args: object) -> None:
+        if trainer.current_epoch == 3:
+            Path(path).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(trainer, path)
+
+    monkeypatch.setattr(L.Trainer, "save_checkpoint", full)
+    with pytest.raises(LrmilError, match=r"toy\.last\.ckpt: .* no space is left on the disk .* same command again"):
+        drained(fit(maker(5), plan(tmp_path)))
+    assert not list(tmp_path.glob(".*"))
+    found = newest(plan(tmp_path))
+    assert found is not None and found.epoch == 2
+    monkeypatch.undo()
+    _, state = drained(fit(maker(5), plan(tmp_path)))
+    _, whole = drained(fit(maker(5), plan(tmp_path / "whole")))
+    assert all(torch.equal(whole[name], state[name]) for name in whole)
+
+
+def test_nan_says_term_and_batch_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    """The last good checkpoint is that of the epoch before."""
+    with pytest.raises(LrmilError, match="loss term 'ce' is nan at batch 2; lower the learning rate"):
+        drained(fit(maker(5, bad_batch=302), plan(tmp_path)))
+    found = newest(plan(tmp_path))
+    assert found is not None and found.epoch == 3
