@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from napari_lrmil.cli import expand, follow
+from napari_lrmil.cli.console import follow
+from napari_lrmil.cli.slides import expand
 from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.embed import leave_a_core, resolve_device
 from napari_lrmil.core.predict import Prediction, predict

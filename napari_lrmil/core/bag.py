@@ -39,6 +39,8 @@ class BagOrigin:
         Width and height of the slide.
     encoder, encoder_sha256
         Name and hash of the encoder's weights.
+    pixels_decoded, cpu_seconds
+        What it cost, from opening the slide to the last embedding, over all threads; None where it was not counted.
     """
 
     slide: str
@@ -51,6 +53,8 @@ class BagOrigin:
     level0_size: tuple[int, int]
     encoder: str
     encoder_sha256: str
+    pixels_decoded: int | None = None
+    cpu_seconds: float | None = None
 
     def lattice(self, n: int) -> Lattice:
         """Return the lattice on which patches of this origin lie, `n` x `n` of them to a parent."""
@@ -138,7 +142,8 @@ def coords_attributes(origin: BagOrigin) -> dict[str, Any]:
         "encoder_sha256": origin.encoder_sha256,
         "slide_fingerprint": origin.slide_fingerprint,
     }
-    return theirs | ours
+    cost = {"pixels_decoded": origin.pixels_decoded, "cpu_seconds": origin.cpu_seconds}
+    return theirs | ours | {name: value for name, value in cost.items() if value is not None}
 
 
 def read_bag(path: Path) -> Bag:
@@ -212,6 +217,8 @@ def _origin(a: Mapping[str, Any]) -> BagOrigin:
         level0_size=(int(a["level0_width"]), int(a["level0_height"])),
         encoder=str(a["encoder"]),
         encoder_sha256=str(a["encoder_sha256"]),
+        pixels_decoded=int(a["pixels_decoded"]) if "pixels_decoded" in a else None,
+        cpu_seconds=float(a["cpu_seconds"]) if "cpu_seconds" in a else None,
     )
 
 

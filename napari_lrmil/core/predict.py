@@ -49,6 +49,8 @@ class Reading:
         Native pixels read from the file for it, the tissue mask included.
     seconds
         Step -> wall seconds; ``total`` is from opening the slide, loading the weights included, as if it had run alone.
+    cpu_seconds
+        What the process computed for it, over all threads, the tissue mask included.
     """
 
     coords: Int64
@@ -60,6 +62,7 @@ class Reading:
     target_mpp: float
     pixels_decoded: int
     seconds: dict[str, float]
+    cpu_seconds: float
 
     @property
     def predicted(self) -> str:
@@ -153,9 +156,10 @@ def predict(
     warnings = [*slide.warnings, *filter(None, [bundle.card.about])]  # what a model is not goes with its every answer
     yield from (Caution(text, slide.name) for text in warnings)
     yield Progress("tissue", 0, 1, "slide")
-    began, decoded = time.perf_counter(), slide.pixels_decoded
+    began, cpu, decoded = time.perf_counter(), time.process_time(), slide.pixels_decoded
     grid = grid_of(slide, bundle.card.plan, bundle.card.tissue)
-    before = Before({"open": seconds_open, "tissue": time.perf_counter() - began}, slide.pixels_decoded - decoded)
+    seconds = {"open": seconds_open, "tissue": time.perf_counter() - began}
+    before = Before(seconds, slide.pixels_decoded - decoded, time.process_time() - cpu)
     yield StageDone("tissue", before.seconds["tissue"])
     student = yield from _student(slide, bundle, grid, device, before)
     beside = (yield from _teacher(slide, bundle, grid, device, before)) if teacher == "all" else None
@@ -170,10 +174,11 @@ def require_choice(teacher: str) -> None:
 
 @dataclass(frozen=True)
 class Before:
-    """What either network needs before it begins: seconds of opening and tissue, pixels decoded for the latter."""
+    """What either network needs before it begins: seconds of opening and tissue, pixels and CPU for the latter."""
 
     seconds: dict[str, float]
     pixels: int
+    cpu_seconds: float
 
 
 def _student(
@@ -212,7 +217,7 @@ def _read(
     device: torch.device,
     before: Before,
 ) -> Generator[Event, None, Reading]:
-    began, decoded = time.perf_counter(), slide.pixels_decoded
+    began, cpu, decoded = time.perf_counter(), time.process_time(), slide.pixels_decoded
     network = load()
     embedded = yield from embed(slide, look.patches, network.encoder, device=device, stage=look.stage)
     at_mil = time.perf_counter()
@@ -236,6 +241,7 @@ def _read(
         target_mpp=look.target_mpp,
         pixels_decoded=before.pixels + slide.pixels_decoded - decoded,
         seconds=seconds,
+        cpu_seconds=before.cpu_seconds + time.process_time() - cpu,
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -114,6 +115,7 @@ def make_lr_features(
 
 def _one(row: CohortSlide, request: FeatureRequest, device: torch.device) -> Generator[Event, None, None]:
     path = request.path(row)
+    began = time.process_time()
     with row.open() as slide:
         if is_current(path, slide, request):
             return
@@ -125,7 +127,11 @@ def _one(row: CohortSlide, request: FeatureRequest, device: torch.device) -> Gen
         embedded = yield from embed(
             slide, patches, request.encoder, device=device, layers=request.layers, stage=row.name
         )
-        origin = origin_of(slide, patches, grid, request)
+        origin = replace(
+            origin_of(slide, patches, grid, request),
+            pixels_decoded=slide.pixels_decoded,
+            cpu_seconds=time.process_time() - began,
+        )
         write_bag(path, Bag(embedded.features, patches.corners, origin, embedded.layers))
 
 

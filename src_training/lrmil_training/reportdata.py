@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from lrmil_training.eventlog import EVENTS, read_events
+from lrmil_training.runstate import CONFIG, METRICS, SLIDES
 from lrmil_training.summary import is_method
 from napari_lrmil.core.errors import LrmilError
 
-METRICS, SLIDES, CONFIG = "metrics.json", "slides.json", "config.yaml"
 SIDES = ("test", "all", "val", "train")  # in the order of what a reader wants first
 NAMES = {
     "teacher": "HR teacher",

@@ -13,6 +13,7 @@ from lrmil_training.config import TrainConfig, dump_config
 from lrmil_training.eventlog import EventLog
 from lrmil_training.features import find_encoder
 from lrmil_training.loggers import make_loggers
+from lrmil_training.report import write_report
 from lrmil_training.runlock import clear_stop, hold
 from lrmil_training.runstate import CONFIG, Run
 from lrmil_training.series import is_series, parts_of, run_series
@@ -20,7 +21,7 @@ from lrmil_training.stage1 import teacher_layers
 from lrmil_training.stages import run_stages
 from napari_lrmil.core.encoders import require_layers
 from napari_lrmil.core.errors import ConfigError
-from napari_lrmil.core.events import Event
+from napari_lrmil.core.events import Event, Finished
 from napari_lrmil.core.files import write_text
 
 
@@ -44,6 +45,8 @@ def train(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.device
         for event in events:
             held.check()
             log.write(event)
+            if isinstance(event, Finished):
+                write_report(out, cohort_csv)  # now that the log has all it tells
             yield event
 
 

@@ -24,7 +24,7 @@ from lrmil_training.stage1 import teacher_layers
 from napari_lrmil.core.encoders import AlignedEncoder, LoadedEncoder
 
 FEATURES, CHECKPOINTS, LOGS, BUNDLE = "features", "checkpoints", "logs", "bundle"
-METRICS, CONFIG = "metrics.json", "config.yaml"
+METRICS, SLIDES, CONFIG = "metrics.json", "slides.json", "config.yaml"
 
 
 @dataclass

@@ -11,8 +11,10 @@ from typing import Any
 from lrmil_training.cohort import Cohort, require_classes
 from lrmil_training.config import dump_config
 from lrmil_training.evaluation import protocol
+from lrmil_training.eventlog import EventLog
 from lrmil_training.folds import deal_folds
 from lrmil_training.methods import STUDENT
+from lrmil_training.report import write_report
 from lrmil_training.runlock import STOP
 from lrmil_training.runstate import BUNDLE, CONFIG, METRICS, Run
 from lrmil_training.stages import run_stages
@@ -101,6 +103,9 @@ def _missing(run: Run) -> Iterator[Event]:
         return
     run.folder.mkdir(parents=True, exist_ok=True)
     write_text(stored, text)
-    for event in run_stages(run):
-        if not isinstance(event, Finished):
-            yield event
+    with EventLog(run.folder) as log:
+        for event in run_stages(run):
+            log.write(event)
+            if not isinstance(event, Finished):
+                yield event
+    write_report(run.folder, run.cohort.path)

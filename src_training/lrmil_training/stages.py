@@ -5,19 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lrmil_training.bagfit import fit_mil, label_loss, seeded_mil
 from lrmil_training.cohort import CohortSlide, require_classes
-from lrmil_training.evaluation import SlideResult, evaluate
+from lrmil_training.evaluation import MEASURED, SlideResult, evaluate, slide_table
 from lrmil_training.export import export_bundle
 from lrmil_training.features import make_features
+from lrmil_training.maps import write_maps
 from lrmil_training.methods import STUDENT, Lesson, Trained, methods, rounded, teacher_bags, train_method
 from lrmil_training.pairs import EMBEDDING, Standard, TaughtSlide, grid_of_coords, standard_of
-from lrmil_training.runstate import BUNDLE, METRICS, Run
+from lrmil_training.runstate import BUNDLE, METRICS, SLIDES, Run
 from lrmil_training.stored import StoredRows
 from napari_lrmil.core.bag import read_origin
-from napari_lrmil.core.events import Event, Finished, StageDone
+from napari_lrmil.core.events import Event, Finished, Progress, StageDone
 from napari_lrmil.core.files import write_json
 from napari_lrmil.core.mil import GatedAttentionMil
 from napari_lrmil.core.predict import pool
@@ -36,14 +39,21 @@ def run_stages(run: Run) -> Generator[Event, None, None]:
         trained[method.name] = yield from train_method(run, method, lesson)
         results[method.name] = _read_lr(run, lesson, trained[method.name])
     began = time.perf_counter()
+    yield Progress("evaluation", 0, 1, "report")
     metrics = evaluate(run.cohort, results, run.config.bootstrap)
     write_json(run.folder / METRICS, metrics)
+    write_json(run.folder / SLIDES, {"slides": slide_table(run.cohort, results)})
+    write_maps(run.folder, {method: _measured(results[method]) for method in ("teacher", STUDENT)})
     yield StageDone("evaluation", time.perf_counter() - began)
     student = trained[STUDENT]
     encoders = {"teacher": run.encoder.encoder, "student": student.encoder}
     mils = {"teacher": lesson.mil, "student": student.mil}
     export_bundle(run.folder / BUNDLE, run.config, run.cohort, encoders, mils, results, metrics)
     yield Finished(run.folder)
+
+
+def _measured(results: list[SlideResult]) -> list[SlideResult]:
+    return [r for r in results if r.row.split in MEASURED]
 
 
 def _hr_features(run: Run) -> Generator[Event, None, dict[str, dict[str, StoredRows]]]:
@@ -102,13 +112,29 @@ def _read_teacher(run: Run, lesson: Lesson) -> list[SlideResult]:
     found = []
     for s in run.cohort.slides:
         t = lesson.slides[s.name]
-        found.append(SlideResult(s, t.grid, t.logits.numpy(), torch.softmax(t.scores, 0).numpy(), high=True))
+        attention = torch.softmax(t.scores, 0).numpy()
+        found.append(_result(s, t, t.arrays[EMBEDDING], t.logits.numpy(), attention, high=True))
     return found
 
 
 def _read_lr(run: Run, lesson: Lesson, trained: Trained) -> list[SlideResult]:
     found = []
     for s in run.cohort.slides:
-        pooled = pool(trained.mil, trained.features[s.name](), torch.device("cpu"))
-        found.append(SlideResult(s, lesson.slides[s.name].grid, pooled.logits, pooled.attention, high=False))
+        rows = trained.features[s.name]
+        pooled = pool(trained.mil, rows(), torch.device("cpu"))
+        found.append(_result(s, lesson.slides[s.name], rows, pooled.logits, pooled.attention, high=False))
     return found
+
+
+def _result(
+    row: CohortSlide,
+    taught: TaughtSlide,
+    rows: StoredRows,
+    logits: NDArray[np.float32],
+    attention: NDArray[np.float32],
+    *,
+    high: bool,
+) -> SlideResult:
+    """Return what a method says of a slide, and what its features cost."""
+    made = read_origin(rows.path)[0]
+    return SlideResult(row, taught.grid, logits, attention, high, made.pixels_decoded, made.cpu_seconds)

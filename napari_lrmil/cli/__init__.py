@@ -1,0 +1,57 @@
+"""The command line: a loop over the same events that the window consumes. Heavy libraries load inside the commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from napari_lrmil.cli.console import FAILED, err
+from napari_lrmil.cli.slides import info, predict
+from napari_lrmil.cli.training import evaluate, features, phantom, train
+from napari_lrmil.cli.window import demo, view
+from napari_lrmil.core.errors import LrmilError
+
+app = typer.Typer(
+    name="napari-lrmil",
+    help="Low-resolution MIL for whole-slide images, distilled from a high-resolution teacher. Research use only.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="show a traceback on errors")] = False,
+) -> None:
+    context.obj = debug
+
+
+for _command in (demo, view, info, predict, phantom, features, train, evaluate):
+    app.command()(_command)
+
+
+def main() -> None:
+    """Run the command line; errors are one sentence and an exit code."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched unless asked
+    try:
+        app()
+    except LrmilError as error:
+        _report(error, str(error))
+        sys.exit(error.exit_code)
+    except Exception as error:
+        _report(
+            error, f"{type(error).__name__}: {error}; this was not expected; run napari-lrmil --debug … and report it"
+        )
+        sys.exit(FAILED)
+
+
+def _report(error: Exception, sentence: str) -> None:
+    if "--debug" in sys.argv:
+        raise error
+    err.print(f"[red]error:[/red] {escape(sentence)}", highlight=False, soft_wrap=True)

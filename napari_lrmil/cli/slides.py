@@ -1,0 +1,164 @@
+"""Commands on slides: what they are, and what the student says of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from napari_lrmil.cli.console import SOME_FAILED, BundleOption, Device, MppOption, Out, chosen_device, err, follow, out
+from napari_lrmil.core.errors import LrmilError
+
+if TYPE_CHECKING:
+    from napari_lrmil.core.predict import Prediction
+
+SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".tif", ".tiff", ".dcm")
+
+
+def info(
+    slide: Annotated[Path, typer.Argument(help="slide, or folder of one DICOM slide")],
+    mpp: MppOption = None,
+    json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Say what a slide is: vendor, levels, resolution and where it came from, bounds, ICC, associated images."""
+    from napari_lrmil.core.slide import Slide
+
+    with Slide(slide, mpp=mpp) as opened:
+        facts = slide_facts(opened)
+    if json:
+        out.print_json(data=facts)
+        return
+    for key, value in facts.items():
+        shown = ("; ".join(map(str, value)) or "none") if isinstance(value, list) else value
+        out.print(f"{key:12} {'not known' if shown is None else shown}", highlight=False, soft_wrap=True)
+
+
+def slide_facts(slide: Any) -> dict[str, Any]:
+    """Return what `info` tells, ready for JSON."""
+    mpp = slide.mpp if slide.has_mpp else None
+    return {
+        "slide": slide.path.name,
+        "vendor": slide.vendor,
+        "size": f"{slide.width} x {slide.height} px",
+        "mpp": [mpp.x, mpp.y] if mpp else None,
+        "mpp source": mpp.source if mpp else None,
+        "objective": slide.objective_power,
+        "levels": [
+            f"{level.width} x {level.height}"
+            + (f" at {level.mpp(mpp):.4g} µm" if mpp else f" ({level.downsample:.4g} times)")
+            for level in slide.levels
+        ],
+        "bounds": [slide.bounds.x, slide.bounds.y, slide.bounds.width, slide.bounds.height],
+        "icc profile": bool(slide.properties.get("openslide.icc-size")),
+        "associated": list(slide.associated),
+        "fingerprint": slide.fingerprint,
+        "warnings": list(slide.warnings),
+    }
+
+
+def predict(
+    slides: Annotated[list[Path], typer.Argument(help="slides, a folder of slides, or a cohort CSV")],
+    bundle: BundleOption = "demo",
+    folder: Out = Path("predictions"),
+    device: Device = "auto",
+    mpp: MppOption = None,
+    teacher: Annotated[str, typer.Option(help="none, or all: run the HR teacher beside the student")] = "none",
+) -> None:
+    """Run the LR student on slides: probabilities, attention, overlay. One bad slide stops nobody."""
+    from napari_lrmil.core.bundle import Bundle
+    from napari_lrmil.core.predict import require_choice
+    from napari_lrmil.core.tables import write_failures, write_predictions
+
+    model, chosen = Bundle(bundle), chosen_device(device)
+    require_choice(teacher)
+    _ = model.student, model.teacher if teacher != "none" else None  # a broken bundle is no slide's fault: load it now
+    _usable(folder)
+    failures: dict[str, str] = {}
+    named: dict[str, Path] = {}
+    told: set[str] = set()
+    chosen_slides = expand(slides)
+    try:
+        for path, own_mpp in chosen_slides:
+            try:
+                _refuse_same_name(named, path)
+                _predict_one(path, model, chosen, mpp or own_mpp, teacher, folder, told)
+            except (LrmilError, OSError) as error:
+                failures[path.name] = str(error)
+                err.print(f"[red]{escape(path.name)}[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+    finally:  # also after Ctrl-C: what is done stays, and is listed
+        write_predictions(folder)
+        write_failures(folder, "predict", failures, {path.name for path, _ in chosen_slides})
+    if failures:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _usable(folder: Path) -> None:
+    """Raise `ConfigError` where results cannot be written, before any work is done."""
+    from napari_lrmil.core.errors import ConfigError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {folder}: no folder can be made there ({error.strerror}); choose another") from error
+
+
+def _refuse_same_name(named: dict[str, Path], path: Path) -> None:
+    """Raise `SlideError` where a slide's results would overwrite those of another slide of this call."""
+    from napari_lrmil.core.errors import SlideError
+
+    name = path.name if path.is_dir() else path.stem
+    if name in named:
+        raise SlideError(path, f"its results would overwrite those of {named[name]}; rename one, or use another --out")
+    named[name] = path
+
+
+def _predict_one(
+    path: Path, model: Any, device: Any, mpp: float | None, teacher: str, folder: Path, told: set[str]
+) -> None:
+    from napari_lrmil.core.predict import predict as run
+    from napari_lrmil.core.results import write_prediction
+    from napari_lrmil.core.slide import Slide
+
+    began = time.perf_counter()
+    with Slide(path, mpp=mpp) as slide:
+        opened = time.perf_counter() - began
+        prediction: Prediction = follow(
+            run(slide, model, device=device, teacher=teacher, seconds_open=opened), path.name, told=told
+        )
+        where = write_prediction(folder, slide, prediction)
+    shown = ", ".join(f"{c} {p:.3f}" for c, p in prediction.student.probabilities.items())
+    agreement = prediction.agreement
+    beside = f"; with the teacher: ρ {agreement.spearman:.2f}" if agreement and agreement.spearman is not None else ""
+    patches = f"{len(prediction.grid.lr_index)} LR patches in place of {len(prediction.grid.hr_index)} HR"
+    out.print(f"{path.name}: {shown} ({patches}{beside}) -> {where}", highlight=False, soft_wrap=True)
+
+
+def expand(slides: Sequence[Path]) -> list[tuple[Path, float | None]]:
+    """Return the slides meant by files, folders and cohort tables, each with the resolution that a table gives.
+
+    A folder of DICOM files is one slide.
+    """
+    found: list[tuple[Path, float | None]] = []
+    for path in slides:
+        if path.suffix.lower() == ".csv":
+            found += _cohort_slides(path)
+        elif path.is_dir() and not any(path.glob("*.dcm")):
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SLIDE_ENDINGS)
+            if not inside:
+                raise typer.BadParameter(
+                    f"{path} holds no slide; expected files such as {', '.join(SLIDE_ENDINGS[:5])}"
+                )
+            found += [(p, None) for p in inside]
+        else:
+            found.append((path, None))
+    return found
+
+
+def _cohort_slides(path: Path) -> list[tuple[Path, float | None]]:
+    from lrmil_training.cohort import read_cohort
+
+    return [(slide.path, slide.mpp) for slide in read_cohort(path).slides]

@@ -1,0 +1,138 @@
+"""Commands on cohorts: phantoms, features, training, evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from napari_lrmil.cli.console import SOME_FAILED, BundleOption, Device, Out, chosen_device, err, follow, out, returned
+
+FEW_SLIDES = 30  # in a split, below which figures are more luck than measure
+
+
+def phantom(
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="folder for the cohort")],
+    slides: Annotated[int, typer.Option(min=1, help="how many")] = 20,
+    size: Annotated[str, typer.Option(help="width x height in px at 20x")] = "4096x3072",
+    seed: Annotated[int, typer.Option(help="fixes every pixel")] = 0,
+    split: Annotated[str | None, typer.Option(help="train, val or test for all; left out: 60/20/20 by patient")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="processes")] = 1,
+) -> None:
+    """Make synthetic slides with known lesions: pyramids, cohort.csv, lesion outlines."""
+    from napari_lrmil.core.phantom import make_cohort
+
+    if split not in (None, "train", "val", "test"):
+        raise typer.BadParameter(f"--split {split}: expected train, val or test")
+    table = follow(make_cohort(folder, slides, _size(size), seed, split=split, workers=workers), "phantom slides")
+    out.print(f"{slides} slides -> {table}", highlight=False, soft_wrap=True)
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise typer.BadParameter(f"--size {text}: expected width x height in pixels, such as 4096x3072")
+    return int(width), int(height)
+
+
+def features(
+    cohort: Annotated[Path, typer.Argument(metavar="COHORT.csv")],
+    encoder: Annotated[str, typer.Option(help=".safetensors file, or a shipped bundle whose teacher's encoder to use")],
+    folder: Out,
+    mpp: Annotated[float, typer.Option(help="µm per pixel of the patches")] = 0.5,
+    patch_px: Annotated[int, typer.Option("--patch-px", min=32, help="side of a patch in those pixels")] = 256,
+    device: Device = "auto",
+) -> None:
+    """Embed the patches of a cohort, one HDF5 file per slide in TRIDENT's layout. Files that are there stay."""
+    from lrmil_training.cohort import read_cohort
+    from lrmil_training.features import FeatureRequest, find_encoder, make_features
+    from napari_lrmil.core.geometry import PatchPlan
+    from napari_lrmil.core.tables import write_failures
+
+    table, loaded, chosen = read_cohort(cohort), find_encoder(encoder), chosen_device(device)
+    plan = PatchPlan(hr_mpp=mpp, lr_mpp=mpp, hr_patch_px=patch_px, lr_patch_px=patch_px)
+    network = loaded.encoder.to(chosen)
+    request = FeatureRequest(network, loaded.spec.name, loaded.sha256, plan, high=False, folder=folder)
+    failures: dict[str, str] = follow(returned(make_features(table.slides, request, chosen)), "features")
+    write_failures(folder, "features", failures, {slide.name for slide in table.slides})
+    out.print(
+        f"{len(table.slides) - len(failures)} of {len(table.slides)} slides -> {folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if failures:
+        raise typer.Exit(SOME_FAILED)
+
+
+def train(
+    cohort: Annotated[Path, typer.Argument(metavar="COHORT.csv")],
+    folder: Annotated[Path, typer.Option("--out", help="run folder; the same call goes on where it stopped")],
+    config: Annotated[
+        Path | None, typer.Option(help="YAML with configuration keys, or a preset: default, paper")
+    ] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, such as stage1.epochs=6")] = None,
+    device: Device = "auto",
+) -> None:
+    """Train teacher and student through both distillation stages, evaluate, and write a bundle."""
+    from lrmil_training.config import load_config
+    from lrmil_training.run import train as run
+
+    resolved = load_config(config, settings or ())
+    where = follow(run(cohort, folder, resolved, chosen_device(device)), "train", quiet=False)
+    _show_metrics(where)
+    out.print(f"metrics, checkpoints, bundle and report.html -> {where}", highlight=False, soft_wrap=True)
+
+
+def evaluate(
+    cohort: Annotated[Path, typer.Argument(metavar="COHORT.csv")],
+    folder: Annotated[Path, typer.Option("--out", help="folder for metrics.json and report.html")],
+    bundle: BundleOption = "demo",
+    split: Annotated[str, typer.Option(help="train, val, test, or all slides of the table")] = "test",
+    teacher: Annotated[bool, typer.Option(help="measure the HR teacher beside the student")] = True,
+    device: Device = "auto",
+) -> None:
+    """Measure a bundle on a cohort: figures with intervals, agreement with its teacher, cost, and a report."""
+    from lrmil_training.external import Question, evaluate_bundle
+    from napari_lrmil.core.bundle import Bundle
+
+    model = Bundle(bundle)
+    if teacher and not model.has_teacher:
+        err.print("the bundle brings no teacher; the student is measured alone")
+    _ = model.student, model.teacher if teacher and model.has_teacher else None  # a broken bundle is no slide's fault
+    question = Question(model, split, teacher and model.has_teacher, chosen_device(device))
+    failures: dict[str, str] = follow(returned(evaluate_bundle(cohort, folder, question)), "evaluate")
+    _show_metrics(folder)
+    out.print(f"metrics and report -> {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    if failures:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _show_metrics(run: Path) -> None:
+    """Print AUROC by method and split, and say where slides were too few to tell."""
+    import json
+
+    found = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    if "summary" in found:
+        _show_summary(found["summary"])
+        return
+    for split in ("train", "val", "test", "all"):
+        for method, splits in found.items():
+            if split not in splits:
+                continue
+            a = splits[split]["auroc"]
+            span = f" ({a['low']:.3f} to {a['high']:.3f})" if a["low"] is not None else ""
+            value = "undefined" if a["value"] is None else f"{a['value']:.3f}{span}"
+            out.print(f"{split:5} {method:21} AUROC {value}, {a['n_slides']} slides", highlight=False)
+            if a["n_slides"] < FEW_SLIDES and method == "student":
+                out.print(f"      {a['n_slides']} slides tell little: expect these figures to move", highlight=False)
+
+
+def _show_summary(found: dict[str, Any]) -> None:
+    """Print mean and spread of AUROC over the runs of a series, by method."""
+    for method, splits in found.items():
+        for split, figures in splits.items():
+            a = figures["auroc"]
+            spread = "" if a["sd"] is None else f" ± {a['sd']:.3f}"
+            value = "undefined" if a["mean"] is None else f"{a['mean']:.3f}{spread}"
+            out.print(f"{split:5} {method:21} AUROC {value}, mean ± sd over {a['n_runs']} runs", highlight=False)

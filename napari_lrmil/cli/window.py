@@ -1,0 +1,37 @@
+"""Commands that open a window."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from napari_lrmil.cli.console import BundleOption, MppOption, out
+
+
+def view(
+    slides: Annotated[list[Path] | None, typer.Argument(help="slides to open")] = None,
+    bundle: BundleOption = "demo",
+    mpp: MppOption = None,
+) -> None:
+    """Open napari with slides and the dock."""
+    from napari_lrmil.plugin.launch import view as launch
+
+    launch(slides or [], bundle, mpp)
+
+
+def demo(
+    folder: Annotated[
+        Path, typer.Option("--out", help="folder for the phantom slide, the results and demo.png")
+    ] = Path("demo"),
+    headless: Annotated[bool, typer.Option("--headless", help="render off-screen to OUT/demo.png")] = False,
+    slide: Annotated[Path | None, typer.Option(help="your own slide instead of the phantom")] = None,
+    bundle: BundleOption = "demo",
+) -> None:
+    """Show where the LR student looks beside its HR teacher, on a phantom slide or on yours."""
+    from napari_lrmil.plugin.launch import demo as launch
+
+    picture = launch(folder, slide, bundle, headless)
+    if picture is not None:
+        out.print(f"picture -> {picture}", highlight=False, soft_wrap=True)
