@@ -42,6 +42,7 @@ RATES = (3e-5, 1e-4, 3e-4)  # of fine-tuning; chosen on validation with a fold's
 ROWS = ("labels_only", "labels_only_finetuned", "stage1_only", "stage2_only", "both")
 BASE: dict[str, Any] = {
     "hr_patch_px": 128,
+    "teacher": {"lr": 3e-3, "hidden": 64},  # what validation favours among TEACHERS
     "bootstrap": 1000,
     "stage1": {"patches_per_slide": 40},
     "stage3": {"epochs": 15, "lr": list(RATES)},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from napari_lrmil import cli
-from napari_lrmil.core.phantom import LESION, NORMAL, PhantomSlide, write_pyramid, write_slide
+from napari_lrmil.core.phantom import LESION, NORMAL, PhantomSlide, make_cohort, write_pyramid, write_slide
 from networks import untrained_bundle
 
 Call = Callable[..., tuple[int, str, str]]
@@ -286,3 +287,75 @@ def test_an_unusable_folder_is_told_before_any_work(call: Call, slide: Path, bun
     code, out, err = call("predict", slide, "--bundle", bundle, "--out", tmp_path / "out")
     assert (code, out, one_sentence(err)) == (2, "", True)
     assert "choose another" in err
+
+
+# ---------------------------------------------------------------- evaluate
+
+
+@pytest.fixture(scope="module")
+def small_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the table of six phantom slides: four for test, two for validation."""
+    folder = tmp_path_factory.mktemp("cohort")
+    for split, count, seed in (("test", 4, 3), ("val", 2, 4)):
+        list(make_cohort(folder, count, (1024, 768), seed, split=split))
+    return folder / "cohort.csv"
+
+
+def test_evaluate_measures_both_networks(call: Call, small_cohort: Path, bundle: Path, tmp_path: Path) -> None:
+    """Figures of the asked split alone, with agreement and cost; nothing is fitted on it; a report."""
+    code, out, _ = call("evaluate", small_cohort, "--bundle", bundle, "--out", tmp_path, "--device", "cpu")
+    assert code == 0
+    assert "report.html" in out
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert {method: list(splits) for method, splits in found.items()} == {"teacher": ["test"], "student": ["test"]}
+    student, teacher = found["student"]["test"], found["teacher"]["test"]
+    assert student["auroc"]["n_slides"] == 4
+    assert not student["calibrated"]  # the bundle has no temperature, and none is fitted on test slides
+    assert student["agreement"]["spearman"] is not None
+    for counted in ("patches_per_slide", "pixels_per_slide", "cpu_seconds_per_slide"):
+        assert 0 < student["cost"][counted] < teacher["cost"][counted]
+    assert "LR student" in (tmp_path / "report.html").read_text()
+
+
+def test_evaluate_all_slides_without_the_teacher(call: Call, small_cohort: Path, bundle: Path, tmp_path: Path) -> None:
+    """Every slide of the table counts once, whatever its split."""
+    words = ["--out", tmp_path, "--device", "cpu", "--split", "all", "--no-teacher"]
+    assert call("evaluate", small_cohort, "--bundle", bundle, *words)[0] == 0
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert list(found) == ["student"]
+    assert found["student"]["all"]["auroc"]["n_slides"] == 6
+
+
+def test_evaluate_goes_on_past_a_broken_slide(call: Call, small_cohort: Path, bundle: Path, tmp_path: Path) -> None:
+    """The others are measured, the broken one is listed with its reason."""
+    folder = tmp_path / "cohort"
+    shutil.copytree(small_cohort.parent, folder)
+    broken = sorted(folder.glob("test*.tif"))[0]
+    broken.write_bytes(b"no slide")
+    out = tmp_path / "out"
+    code, _, err = call("evaluate", folder / "cohort.csv", "--bundle", bundle, "--out", out, "--device", "cpu")
+    assert code == 3
+    assert broken.stem in err
+    assert broken.stem in (out / "failures.csv").read_text()
+    assert json.loads((out / "metrics.json").read_text())["student"]["test"]["auroc"]["n_slides"] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "label", "said"),
+    [
+        (["--split", "train"], "normal", "there are val, test"),
+        (["--split", "everything"], "normal", "no slide of split everything"),
+        ([], "carcinoma", "labelled carcinoma"),
+    ],
+)
+def test_evaluate_refuses_what_cannot_be_measured(
+    call: Call, small_cohort: Path, bundle: Path, tmp_path: Path, words: list[str], label: str, said: str
+) -> None:
+    """One sentence, nothing written."""
+    table = small_cohort.with_name(f"{label}.csv")
+    table.write_text(small_cohort.read_text().replace(",normal,", f",{label},"))
+    code, _, err = call("evaluate", table, "--bundle", bundle, "--out", tmp_path / "out", *words)
+    assert code not in (0, 3)
+    assert one_sentence(err)
+    assert said in err
+    assert not (tmp_path / "out").exists()

@@ -59,15 +59,13 @@ def non_inferiority(paired: Mapping[str, float | None], interval: str) -> dict[s
     Returns
     -------
     dict
-        ``holds`` is None where there is no lower bound; ``reason`` says why, or what the verdict leaves out.
+        ``holds`` is None where no lower bound can be told; ``reason`` says why, or what the verdict leaves out.
     """
     low = paired["low"]
     found: dict[str, Any] = {"margin": MARGIN, "low": low, "holds": None, "interval": interval}
     if low is None:
         return found | {"reason": "the paired difference has no interval"}
-    reason = None
     if low == paired["high"]:
-        reason = "every resample has the same difference: the interval has no width and says less than it seems to"
-    elif interval == OVER_SLIDES:
-        reason = "the interval is over slides: patient uncertainty not covered"
+        return found | {"reason": "every resample has the same difference, so the interval has no width"}
+    reason = "the interval is over slides: patient uncertainty not covered" if interval == OVER_SLIDES else None
     return found | {"holds": low > -MARGIN, "reason": reason}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,10 +69,28 @@ def test_run_folder_is_complete(run: tuple[Path, list[Event]]) -> None:
     """Everything that users rely on is there, and no temporary file."""
     folder = run[0]
     there = {p.name for p in folder.iterdir()}
-    assert {"config.yaml", "events.jsonl", "features", "checkpoints", "metrics.json", "bundle"} <= there
+    assert {"config.yaml", "events.jsonl", "features", "checkpoints", "metrics.json", "slides.json", "bundle"} <= there
     assert not list(folder.rglob("*.partial"))
     lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     assert [line["seq"] for line in lines] == list(range(len(lines)))
+
+
+def test_the_report_is_one_page_of_its_own(run: tuple[Path, list[Event]]) -> None:
+    """It needs nothing from elsewhere, shows every method, the slides and the training, and knows that it finished."""
+    page = (run[0] / "report.html").read_text()
+    assert not re.search(r"""(src|href)=["']?(https?:)?//|url\(http|<script""", page)
+    for shown in ("HR teacher", "LR student", "labels only", "stage1", "data:image/jpeg", "Research use only"):
+        assert shown in page, shown
+    assert "not finished" not in page
+    stored = json.loads((run[0] / "slides.json").read_text())["slides"]
+    assert {row["slide"] for row in stored if row["split"] == "test"} <= set(re.findall(r"[\w-]+", page))
+
+
+def test_cost_is_counted(run: tuple[Path, list[Event]]) -> None:
+    """Fewer patches, pixels and CPU-seconds than the teacher; nothing is estimated."""
+    cost = {m: its["test"]["cost"] for m, its in json.loads((run[0] / "metrics.json").read_text()).items()}
+    for counted in ("patches_per_slide", "pixels_per_slide", "cpu_seconds_per_slide"):
+        assert 0 < cost["student"][counted] < cost["teacher"][counted]
 
 
 def test_metrics_name_methods_splits_and_intervals(run: tuple[Path, list[Event]]) -> None:
@@ -101,7 +120,8 @@ def test_bundle_predicts_what_the_run_measured(run: tuple[Path, list[Event]], co
 
 def test_second_call_does_nothing_again(run: tuple[Path, list[Event]], cohort: Path, config: TrainConfig) -> None:
     """Features and ended stages are used as they are, and the figures are the same to the last digit."""
-    before = {p: p.stat().st_mtime_ns for p in run[0].rglob("*") if p.suffix in (".h5", ".ckpt")}
+    kept = [*(run[0] / "features").rglob("*.h5"), *run[0].rglob("*.ckpt")]
+    before = {p: p.stat().st_mtime_ns for p in kept}
     metrics = (run[0] / "metrics.json").read_text()
     events = list(train(cohort, run[0], config, CPU))
     assert before
