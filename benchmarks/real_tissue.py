@@ -134,6 +134,10 @@ def measure(args: argparse.Namespace) -> None:
             for done in as_completed(running):
                 error = done.exception()
                 print(f"{running[done].name}: {error or 'done'}", flush=True)
+    for cell in wanted:
+        if cell.kind == "headline":
+            measure_ceiling(args, cell)
+            measure_cost(args, cell)
 
 
 # ---------------------------------------------------------------- cohorts
@@ -262,10 +266,76 @@ def measure_cell(args: argparse.Namespace, cell: Cell) -> None:
         "wall_seconds": time.perf_counter() - wall,
         "metrics": json.loads((run / METRICS).read_text()),
     }
-    partial = args.results / f".{cell.name}.partial"
-    partial.write_text(json.dumps(found, indent=1))
-    partial.replace(args.results / f"{cell.name}.json")
+    _write(args.results / f"{cell.name}.json", found)
     shutil.rmtree(run / "features", ignore_errors=True)  # LR features of every encoder: large, and made again if needed
+
+
+# ---------------------------------------------------------------- agreement of teachers, cost
+
+
+def measure_ceiling(args: argparse.Namespace, cell: Cell) -> None:
+    """Write how far teachers of different seeds agree with each other on a fold's test slides, on the LR grid."""
+    from itertools import combinations
+
+    file = args.results / f"ceiling-{cell.cohort}-{cell.resolution.replace(' ', '_')}-fold{cell.fold}.json"
+    same = [Cell(**{**cell.__dict__, "seed": seed}) for seed in range(5)]
+    runs = [args.work / "runs" / one.name for one in same if (args.results / f"{one.name}.json").exists()]
+    maps = [run / "attention" / "teacher" for run in runs if (run / "attention" / "teacher").is_dir()]
+    pairs = list(combinations(maps, 2))
+    if not pairs or (file.exists() and json.loads(file.read_text())["teachers"] == len(maps)):
+        return
+    found = [_agreement(args, cell, a, b) for a, b in pairs]
+    mean = {name: sum(one[name] for one in found) / len(found) for name in found[0]}
+    told = {k: v for k, v in cell.__dict__.items() if k in ("cohort", "fold", "resolution")}
+    _write(file, {"cell": told | {"kind": "ceiling"}, "teachers": len(maps), "agreement": mean})
+
+
+def _agreement(args: argparse.Namespace, cell: Cell, a: Path, b: Path) -> dict[str, float]:
+    """Return mean agreement of two teachers over test slides, that of the LR grid of the cell's resolution."""
+    import numpy as np
+
+    from lrmil_training.cohort import read_cohort
+    from lrmil_training.config import build_config
+    from lrmil_training.maps import read_map
+    from napari_lrmil.core.compare import measure_agreement, to_lr
+    from napari_lrmil.core.grid import grid_of
+
+    plan = build_config({**BASE, **RESOLUTIONS[cell.resolution]}).plan
+    found = []
+    for row in read_cohort(cohort_folder(args, cell.cohort, cell.fold) / "cohort.csv").of("test"):
+        one, other = (read_map(folder / f"{row.name}.h5") for folder in (a, b))
+        assert one is not None and other is not None
+        with row.open() as slide:
+            grid = grid_of(slide, plan)
+        told = measure_agreement(grid, to_lr(grid, one.attention), other.attention)
+        found.append((told.spearman, told.jaccard_top10, told.js_divergence))
+    means = np.nanmean(np.array(found, dtype=float), axis=0).tolist()
+    return dict(zip(("spearman", "jaccard_top10", "js_divergence"), means, strict=True))
+
+
+def measure_cost(args: argparse.Namespace, cell: Cell) -> None:
+    """Write what a slide costs at a resolution, student and teacher alone: of the first run's bundle, one thread."""
+    from lrmil_training.external import Question, evaluate_bundle
+    from lrmil_training.runstate import BUNDLE
+    from napari_lrmil.core.bundle import Bundle
+
+    file = args.results / f"cost-{cell.resolution.replace(' ', '_')}.json"
+    bundle = args.work / "runs" / cell.name / BUNDLE
+    if file.exists() or not bundle.exists():
+        return
+    question = Question(Bundle(bundle), "test", teacher=True, device=_cpu())
+    out = args.work / "cost" / cell.resolution.replace(" ", "_")
+    for _ in evaluate_bundle(cohort_folder(args, cell.cohort, cell.fold) / "cohort.csv", out, question):
+        pass
+    figures = json.loads((out / "metrics.json").read_text())
+    cost = {method: splits["test"]["cost"] for method, splits in figures.items()}
+    _write(file, {"cell": {"kind": "cost", "resolution": cell.resolution}, "cost": cost})
+
+
+def _write(file: Path, found: dict[str, Any]) -> None:
+    partial = file.with_name(f".{file.stem}.partial")
+    partial.write_text(json.dumps(found, indent=1))
+    partial.replace(file)
 
 
 def _cpu() -> Any:
