@@ -6,13 +6,15 @@ import csv
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from napari_lrmil import cli
+from napari_lrmil.cli import console
+from napari_lrmil.core.events import Event, Finished, Metric, Progress
 from napari_lrmil.core.phantom import LESION, NORMAL, PhantomSlide, make_cohort, write_pyramid, write_slide
 from networks import untrained_bundle
 
@@ -359,3 +361,24 @@ def test_evaluate_refuses_what_cannot_be_measured(
     assert one_sentence(err)
     assert said in err
     assert not (tmp_path / "out").exists()
+
+
+def test_long_work_leaves_notes_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Stage, how far, and the last figure; nothing of the patches of a single slide, and nothing at all when quiet."""
+    monkeypatch.setattr(console, "NOTE_S", -1.0)
+    events = [Progress("stage2", 1, 9, "epochs"), Progress("slide_3", 5, 8), Metric("stage2", "val/auroc", 0.875, 1)]
+    events += [Progress("stage2", 2, 9, "epochs"), Finished("run")]
+    assert console.follow(iter_closing(events), "train", quiet=False) == "run"
+    notes = capfd.readouterr().err
+    assert "stage2: 1 of 9 epochs\n" in notes
+    assert "stage2: 2 of 9 epochs, validation AUROC 0.875\n" in notes
+    assert "slide_3" not in notes
+    assert console.follow(iter_closing(events), "predict") == "run"
+    assert capfd.readouterr().err == ""
+
+
+def iter_closing(events: list[Event]) -> Iterator[Event]:
+    """Return a stream that can be closed, as all work is."""
+    yield from events

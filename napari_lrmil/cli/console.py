@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 out, err = Console(), Console(stderr=True)
 
+NOTE_S = 20.0  # between notes of long work, where there is no terminal to draw on
 SOME_FAILED, WRONG_CALL, FAILED, CANCELLED = 3, 2, 1, 130
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps")]
@@ -37,14 +39,14 @@ def chosen_device(name: str) -> torch.device:
 
 
 def follow(events: Iterator[Event], title: str, *, quiet: bool = True, told: set[str] | None = None) -> Any:
-    """Print a stream of events and return what it finished with; figures of training are printed unless `quiet`.
+    """Print a stream of events and return what it finished with; the ends of stages are printed unless `quiet`.
 
     Cautions in `told` are not said again, and those said are added to it: a model's own holds for every slide.
     """
     told = set() if told is None else told
     result: Any = None
     try:
-        with closing(events), _bars() as bars:  # type: ignore[type-var]  # generators close
+        with closing(events), _bars(quiet) as bars:  # type: ignore[type-var]  # generators close
             for event in events:
                 if isinstance(event, Finished):
                     result = event.result
@@ -63,8 +65,8 @@ def _show(event: Event, title: str, bars: _Bars, quiet: bool) -> None:
             bars.show(f"{title} · {stage}", done, total, unit)
         case Caution(message, subject) | Failed(message, subject):
             err.print(f"[yellow]{escape(subject)}[/yellow] {escape(message)}", highlight=False, soft_wrap=True)
-        case Metric(stage, name, value, step) if not quiet and name.startswith("val/"):
-            err.print(f"{stage} epoch {step + 1}: {name} {value:.4f}", highlight=False)
+        case Metric(_, "val/auroc", value, _):
+            bars.figure = f", validation AUROC {value:.3f}"
         case StageDone(stage, seconds) if not quiet:
             err.print(f"{stage}: done in {seconds:.1f} s", highlight=False)
 
@@ -76,9 +78,9 @@ def returned(work: Any) -> Iterator[Event]:
 
 
 class _Bars:
-    """One line of progress per stage on a terminal; nothing but notes where output goes to a file."""
+    """A line of progress for the stage and one for the slide within it; a note at times where there is no terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (
@@ -90,18 +92,29 @@ class _Bars:
         self.progress = Progress(
             *columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal
         )
-        self.tasks: dict[str, Any] = {}
+        self.tasks: dict[bool, tuple[str, Any]] = {}  # whether within a slide -> name and bar
+        self.figure = ""  # how good the last epoch was
+        self.quiet = quiet
+        self.noted = time.monotonic()
 
     def show(self, stage: str, done: int, total: int, unit: str) -> None:
-        if stage not in self.tasks:
-            for old in self.tasks.values():
-                self.progress.update(old, visible=False)
-            self.tasks[stage] = self.progress.add_task(stage, total=total, unit=unit)
-        self.progress.update(self.tasks[stage], completed=done, total=total, unit=unit)
+        """Show how far a stage is."""
+        within = unit == "patches"
+        if self.tasks.get(within, ("",))[0] != stage:
+            for gone in (True,) if within else (True, False):  # a new stage has no slide yet
+                if gone in self.tasks:
+                    self.progress.remove_task(self.tasks.pop(gone)[1])
+            self.figure = "" if not within else self.figure
+            self.tasks[within] = stage, self.progress.add_task(stage, total=total, unit=unit)
+        told = unit if within else f"{unit}{self.figure}"
+        self.progress.update(self.tasks[within][1], completed=done, total=total, unit=told)
+        if not (within or self.quiet or err.is_terminal) and time.monotonic() - self.noted > NOTE_S:
+            self.noted = time.monotonic()
+            err.print(f"{stage}: {done} of {total} {told}", highlight=False)
 
 
 @contextmanager
-def _bars() -> Iterator[_Bars]:
-    bars = _Bars()
+def _bars(quiet: bool) -> Iterator[_Bars]:
+    bars = _Bars(quiet)
     with bars.progress:
         yield bars
