@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from napari_lrmil import cli
+from napari_lrmil import __version__, cli
 from napari_lrmil.cli import console
+from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Finished, Metric, Progress
 from napari_lrmil.core.phantom import LESION, NORMAL, PhantomSlide, make_cohort, write_pyramid, write_slide
 from networks import untrained_bundle
@@ -382,3 +383,16 @@ def test_long_work_leaves_notes_where_there_is_no_terminal(
 def iter_closing(events: list[Event]) -> Iterator[Event]:
     """Return a stream that can be closed, as all work is."""
     yield from events
+
+
+def test_version_and_debug(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The version is told; a traceback comes with --debug, before or after the command."""
+    assert call("--version")[:2] == (0, f"napari-lrmil {__version__}\n")
+    missing = tmp_path / "missing.svs"
+    for words in (["--debug", "info", missing], ["info", missing, "--debug"]):
+        monkeypatch.setattr(sys, "argv", ["napari-lrmil", *map(str, words)])
+        with pytest.raises(LrmilError):
+            cli.main()
+    code, _, err = call("info", missing)
+    assert code != 0
+    assert one_sentence(err)

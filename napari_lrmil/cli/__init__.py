@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from napari_lrmil.cli.console import FAILED, err
+from napari_lrmil import __version__
+from napari_lrmil.cli.console import FAILED, err, out
 from napari_lrmil.cli.slides import info, predict
 from napari_lrmil.cli.training import evaluate, features, phantom, train
 from napari_lrmil.cli.window import demo, view
@@ -19,6 +20,7 @@ app = typer.Typer(
     name="napari-lrmil",
     help="Low-resolution MIL for whole-slide images, distilled from a high-resolution teacher. Research use only.",
     no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
@@ -26,10 +28,12 @@ app = typer.Typer(
 
 @app.callback()
 def _options(
-    context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="show a traceback on errors")] = False,
+    version: Annotated[bool, typer.Option("--version", help="print the version", is_eager=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show a traceback on errors; also after a command")] = False,
 ) -> None:
-    context.obj = debug
+    if version:
+        out.print(f"napari-lrmil {__version__}", highlight=False)
+        raise typer.Exit
 
 
 for _command in (demo, view, info, predict, phantom, features, train, evaluate):
@@ -39,19 +43,20 @@ for _command in (demo, view, info, predict, phantom, features, train, evaluate):
 def main() -> None:
     """Run the command line; errors are one sentence and an exit code."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched unless asked
+    words = [word for word in sys.argv[1:] if word != "--debug"]  # people add it at the end
+    debug = len(words) < len(sys.argv) - 1
     try:
-        app()
+        app(words)
     except LrmilError as error:
-        _report(error, str(error))
+        _report(error, str(error), debug)
         sys.exit(error.exit_code)
     except Exception as error:
-        _report(
-            error, f"{type(error).__name__}: {error}; this was not expected; run napari-lrmil --debug … and report it"
-        )
+        unforeseen = f"{type(error).__name__}: {error}; this was not expected; call it again with --debug and report it"
+        _report(error, unforeseen, debug)
         sys.exit(FAILED)
 
 
-def _report(error: Exception, sentence: str) -> None:
-    if "--debug" in sys.argv:
+def _report(error: Exception, sentence: str, debug: bool) -> None:
+    if debug:
         raise error
     err.print(f"[red]error:[/red] {escape(sentence)}", highlight=False, soft_wrap=True)
