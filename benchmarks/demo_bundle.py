@@ -27,7 +27,8 @@ from napari_lrmil.core.encoders import EncoderSpec
 from napari_lrmil.core.events import Event, Finished
 from napari_lrmil.core.phantom import make_cohort
 
-SPEC = EncoderSpec(depth_multiplier=0.35, wide_head=False, licence="BSD-3-Clause", name="phantom-hr")
+NETWORK = {"depth_multiplier": 0.35, "finegrained_output": False}
+SPEC = EncoderSpec("mobilenet_v2", NETWORK, licence="BSD-3-Clause", name="phantom-hr")
 SIZE = (3072, 2560)
 SEEDS = {"train": 11_000, "val": 12_000, "test": 13_000}
 

@@ -11,7 +11,8 @@ from napari_lrmil.core.bundle import Bundle, StudentNetwork, TeacherNetwork, wri
 from napari_lrmil.core.encoders import AlignedEncoder, EncoderSpec, MobileNetV2Encoder, round_to_half
 from napari_lrmil.core.mil import GatedAttentionMil
 
-SMALL = EncoderSpec(depth_multiplier=0.25, wide_head=False, licence="BSD-3-Clause", name="untrained")
+SMALL_SETTINGS = {"depth_multiplier": 0.25, "finegrained_output": False}
+SMALL = EncoderSpec("mobilenet_v2", SMALL_SETTINGS, licence="BSD-3-Clause", name="untrained")
 CLASSES = ("normal", "lesion")
 
 

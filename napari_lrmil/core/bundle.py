@@ -16,7 +16,7 @@ from napari_lrmil import __version__
 from napari_lrmil.core.encoders import (
     AlignedEncoder,
     EncoderSpec,
-    MobileNetV2Encoder,
+    NetworkEncoder,
     build_encoder,
     file_sha256,
     half_tensors,
@@ -58,7 +58,8 @@ class Card(BaseModel):
     hr_patch_px: int
     lr_patch_px: int
     student_input_px: int | None = None  # side to which LR patches are enlarged before encoding; None: as read
-    normalisation: str = "RGB, x / 127.5 - 1, inside the encoder"
+    normalisation: str = "RGB, (x / 255 - mean) / deviation, inside the encoder"
+    licence: str = "unknown"  # of the encoders that it comes from, the teacher's included where that is left out
     tissue: TissueConfig = TissueConfig()  # the mask that training used
     temperature: float | None = Field(None, gt=0)  # divides the student's logits; None: not calibrated
     teacher_temperature: float | None = Field(None, gt=0)
@@ -85,7 +86,7 @@ class StudentNetwork(nn.Module):
 class TeacherNetwork(nn.Module):
     """HR encoder, frozen, and its MIL."""
 
-    def __init__(self, encoder: MobileNetV2Encoder, mil: GatedAttentionMil) -> None:
+    def __init__(self, encoder: NetworkEncoder, mil: GatedAttentionMil) -> None:
         super().__init__()
         self.encoder, self.mil = encoder, mil
 
@@ -250,11 +251,15 @@ def write_bundle(
         hashes={file: file_sha256(folder / file) for file in networks},
         student=_network_card(student),
         teacher=_network_card(teacher) if teacher is not None else None,
-        **card,
+        **({"licence": _licences(student, teacher)} | dict(card)),
     )
     write_text(folder / README, card_text(full))
     write_json(folder / CARD, full.model_dump(mode="json"))
     return Bundle(folder)
+
+
+def _licences(*networks: StudentNetwork | TeacherNetwork | None) -> str:
+    return ", ".join(sorted({network.encoder.spec.licence for network in networks if network is not None}))
 
 
 def _network_card(network: StudentNetwork | TeacherNetwork) -> NetworkCard:
@@ -264,7 +269,6 @@ def _network_card(network: StudentNetwork | TeacherNetwork) -> NetworkCard:
 def card_text(card: Card) -> str:
     """Return the model card that people read."""
     teacher = card.teacher
-    licences = {card.student.encoder.licence, *((teacher.encoder.licence,) if teacher else ())}
     lines = [
         f"# {card.name}",
         "",
@@ -276,7 +280,8 @@ def card_text(card: Card) -> str:
         f"- Student: {card.lr_mpp:g} µm per pixel, patches of {card.lr_patch_px} px ({card.plan.lr_um:g} µm)",
         f"- Teacher: {card.hr_mpp:g} µm per pixel, patches of {card.hr_patch_px} px ({card.plan.hr_um:g} µm)",
         f"- Encoders: student {card.student.encoder.name}; teacher {teacher.encoder.name if teacher else 'left out'}",
-        f"- Licence of the encoders' weights: {', '.join(sorted(licences))}",
+        f"- Licence: {card.licence}. The student was distilled from its teacher's encoder, whose terms hold for it, "
+        "even where the teacher is left out.",
         f"- Probabilities: {'calibrated on validation slides' if card.temperature else 'not calibrated'}",
         "",
         *_summary("Cohort", card.cohort),

@@ -14,8 +14,8 @@ from lrmil_training.stored import StoredRows
 from napari_lrmil.core.bag import Bag, BagOrigin, contiguous_at, read_origin, write_bag
 from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.embed import Embedder, PatchSet, embed
-from napari_lrmil.core.encoders import AlignedEncoder, LoadedEncoder, load_encoder
-from napari_lrmil.core.errors import BagError, CohortError, LrmilError
+from napari_lrmil.core.encoders import KINDS, AlignedEncoder, LoadedEncoder, encoder_at
+from napari_lrmil.core.errors import BagError, BundleError, CohortError, EncoderError, LrmilError
 from napari_lrmil.core.events import Caution, Event, Failed, Progress
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.grid import NestedGrid, grid_of, require_resolution
@@ -70,10 +70,20 @@ class FeatureRequest:
 
 
 def find_encoder(name: str) -> LoadedEncoder:
-    """Return a frozen HR encoder by its file, or that of a shipped bundle's teacher by the bundle's name."""
-    if name.endswith(".safetensors") or Path(name).exists():
-        return load_encoder(name)
-    bundle = Bundle(name)
+    """Return a frozen HR encoder: of a file, folder or hub id, or that of a bundle's teacher by the bundle's name.
+
+    Raises
+    ------
+    LrmilError
+        Where the name means nothing, or what it means cannot be used.
+    """
+    found = encoder_at(name)
+    if found is not None:
+        return found
+    try:
+        bundle = Bundle(name)
+    except BundleError as error:
+        raise EncoderError(f"no encoder '{name}'; expected {KINDS}") from error
     return LoadedEncoder(bundle.teacher.encoder, bundle.card.hashes["teacher.safetensors"])
 
 

@@ -21,7 +21,7 @@ from lrmil_training.loggers import make_loggers
 from lrmil_training.pairs import Standard
 from lrmil_training.runlock import STOP
 from lrmil_training.stage1 import teacher_layers
-from napari_lrmil.core.encoders import AlignedEncoder, LoadedEncoder
+from napari_lrmil.core.encoders import AlignedEncoder, LoadedEncoder, build_encoder
 
 FEATURES, CHECKPOINTS, LOGS, BUNDLE = "features", "checkpoints", "logs", "bundle"
 METRICS, SLIDES, CONFIG = "metrics.json", "slides.json", "config.yaml"
@@ -120,7 +120,7 @@ class Run:
         """Return the student before distillation: a copy of the teacher's encoder, or another network."""
         name = self.config.encoder.student
         source = self.encoder if name == "teacher" else find_encoder(name)
-        copy = type(source.encoder)(source.spec)
+        copy = build_encoder(source.spec)
         copy.load_state_dict(source.encoder.state_dict())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stage_seed(self.config.seed, "student"))

@@ -1,0 +1,226 @@
+"""The architectures that can be trained, through ``transformers``: two convolutional ones, two of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from napari_lrmil.core.encoders.spec import TRAINABLE, Encoded, EncoderSpec, require_layers
+from napari_lrmil.core.errors import EncoderError
+
+
+class NetworkEncoder(nn.Module):
+    """What all families share: normalisation, and maps taken where named modules put them out.
+
+    Parameters
+    ----------
+    spec
+        How the network is built.
+
+    Raises
+    ------
+    EncoderError
+        Where the settings are no configuration of the family.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    net: Any  # of transformers, which tells no types
+    dim: int
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        for name, values in (("mean", spec.mean), ("deviation", spec.deviation)):  # no weights: the spec holds them
+            self.register_buffer(name, 255 * torch.tensor(values).reshape(3, 1, 1), persistent=False)
+
+    @property
+    def layers(self) -> dict[str, int]:
+        """Names of the layers that have a map, with their widths."""
+        raise NotImplementedError
+
+    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> Encoded:
+        """Encode (B, 3, h, w) uint8 RGB pixels.
+
+        Raises
+        ------
+        EncoderError
+            Where a layer does not exist.
+        """
+        raise NotImplementedError
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Return (B, 3, h, w) float pixels as the weights expect them."""
+        return (pixels.to(self.mean.dtype) - self.mean) / self.deviation
+
+
+def _configured(kind: Any, spec: EncoderSpec) -> Any:
+    """Return the ``transformers`` configuration of a spec; a setting that it does not have is an error."""
+    defaults = kind()
+    unknown = [name for name in spec.settings if not hasattr(defaults, name)]
+    if unknown:
+        raise EncoderError(f"{spec.name}: {spec.family} has no setting {', '.join(unknown)}")
+    try:
+        return kind(**spec.settings)
+    except (ValueError, TypeError) as error:  # pydantic-like checks of transformers
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise EncoderError(f"{spec.name}: the settings of {spec.family} do not go together ({reason})") from error
+
+
+class MobileNetV2Encoder(NetworkEncoder):
+    """MobileNetV2 (Sandler et al. 2018); maps ``block_1`` … ``block_16`` and ``head``, embedding their mean."""
+
+    def __init__(self, spec: EncoderSpec | None = None) -> None:
+        from transformers import MobileNetV2Config, MobileNetV2Model
+
+        super().__init__(spec or EncoderSpec())
+        config = _configured(MobileNetV2Config, self.spec)
+        # Channels last: half the time on a CPU, and the same numbers but for rounding.
+        self.net = MobileNetV2Model(config, add_pooling_layer=False).to(memory_format=torch.channels_last)
+        self.dim: int = self.net.conv_1x1.convolution.out_channels
+
+    @property
+    def layers(self) -> dict[str, int]:
+        """Names of the layers that have a map, with their widths."""
+        ends = [block.reduce_1x1.convolution for block in self.net.layer]
+        return {f"block_{i}": end.out_channels for i, end in enumerate(ends, start=1)} | {"head": self.dim}
+
+    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> Encoded:
+        """Encode (B, 3, h, w) uint8 RGB pixels; see `NetworkEncoder.forward`."""
+        require_layers(self, layers)
+        x = self.normalised(pixels).contiguous(memory_format=torch.channels_last)
+        at = {name: self.net.layer[int(name[6:]) - 1] for name in layers if name != "head"}
+        with _taken(at) as maps:
+            head = self.net(pixel_values=x).last_hidden_state  # (B, D, h/32, w/32)
+        found = {name: head if name == "head" else maps[name] for name in layers}
+        return Encoded(head.mean(dim=(2, 3)), found)
+
+
+class ConvNextEncoder(NetworkEncoder):
+    """ConvNeXt (Liu et al. 2022); maps ``stage_1`` … ``stage_4``, embedding the normalised mean of the last."""
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        from transformers import ConvNextConfig, ConvNextModel
+
+        super().__init__(spec)
+        config = _configured(ConvNextConfig, spec)
+        self.net = ConvNextModel(config).to(memory_format=torch.channels_last)
+        self._widths = list(config.hidden_sizes)
+        self._least_px = config.patch_size * 2 ** (len(self._widths) - 1)
+        self.dim = self._widths[-1]
+
+    @property
+    def layers(self) -> dict[str, int]:
+        """Names of the layers that have a map, with their widths."""
+        return {f"stage_{i}": width for i, width in enumerate(self._widths, start=1)}
+
+    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> Encoded:
+        """Encode (B, 3, h, w) uint8 RGB pixels; see `NetworkEncoder.forward`."""
+        require_layers(self, layers)
+        if min(pixels.shape[-2:]) < self._least_px:
+            height, width = pixels.shape[-2:]
+            raise EncoderError(
+                f"{self.spec.name} needs patches of {self._least_px} px or more, found {width} x {height}; "
+                "set student_input_px, or use larger patches"
+            )
+        x = self.normalised(pixels).contiguous(memory_format=torch.channels_last)
+        with _taken({name: self.net.get_submodule(f"encoder.stages.{int(name[6:]) - 1}") for name in layers}) as maps:
+            embedding = self.net(pixel_values=x).pooler_output
+        return Encoded(embedding, {name: maps[name] for name in layers})
+
+
+class TokenEncoder(NetworkEncoder):
+    """ViT (Dosovitskiy et al. 2021) or DINOv2 (Oquab et al. 2023); maps ``block_1`` …, embedding the class token.
+
+    Patches whose side is no multiple of the network's token are resized to the nearest; position embeddings are
+    interpolated to their size, so a network trained on 224 px reads 64 px too.
+    """
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        super().__init__(spec)
+        config, self.net, blocks = _token_network(spec)
+        self._blocks = f"{blocks}."
+        self._count: int = config.num_hidden_layers
+        self._token_px: int = config.patch_size
+        self._before = 1 + getattr(config, "num_register_tokens", 0)  # tokens that stand for no place
+        self.dim: int = config.hidden_size
+
+    @property
+    def layers(self) -> dict[str, int]:
+        """Names of the layers that have a map, with their widths."""
+        return {f"block_{i}": self.dim for i in range(1, self._count + 1)}
+
+    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> Encoded:
+        """Encode (B, 3, h, w) uint8 RGB pixels; see `NetworkEncoder.forward`."""
+        require_layers(self, layers)
+        x = self.normalised(pixels)
+        rows, columns = (max(1, round(side / self._token_px)) for side in x.shape[-2:])
+        size = (rows * self._token_px, columns * self._token_px)
+        if x.shape[-2:] != size:
+            x = functional.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
+        more = {"interpolate_pos_encoding": True} if self.spec.family == "vit" else {}  # DINOv2 always does
+        at = {name: self.net.get_submodule(f"{self._blocks}{int(name[6:]) - 1}") for name in layers}
+        with _taken(at) as tokens:
+            embedding = self.net(pixel_values=x, **more).last_hidden_state[:, 0]
+        return Encoded(embedding, {name: self._map(tokens[name], rows, columns) for name in layers})
+
+    def _map(self, tokens: Tensor, rows: int, columns: int) -> Tensor:
+        """Return (B, D, rows, columns) of the (B, T, D) tokens that stand for a place."""
+        return tokens[:, self._before :].transpose(1, 2).reshape(len(tokens), self.dim, rows, columns)
+
+
+def _token_network(spec: EncoderSpec) -> tuple[Any, nn.Module, str]:
+    """Return configuration, network and where its blocks are."""
+    import transformers as t
+
+    if spec.family == "vit":
+        config = _configured(t.ViTConfig, spec)
+        return config, t.ViTModel(config, add_pooling_layer=False), "layers"
+    kinds: dict[str, tuple[Any, Any]] = {
+        "dinov2": (t.Dinov2Config, t.Dinov2Model),
+        "dinov2_with_registers": (t.Dinov2WithRegistersConfig, t.Dinov2WithRegistersModel),
+    }
+    config = _configured(kinds[spec.family][0], spec)
+    return config, kinds[spec.family][1](config), "encoder.layer"
+
+
+@contextmanager
+def _taken(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Collect what modules put out while the network runs: name -> tensor."""
+    found: dict[str, Tensor] = {}
+
+    def keeper(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def keep(_: nn.Module, __: Any, output: Any) -> None:
+            found[name] = output[0] if isinstance(output, tuple) else output
+
+        return keep
+
+    hooks = [module.register_forward_hook(keeper(name)) for name, module in modules.items()]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def build_encoder(spec: EncoderSpec) -> NetworkEncoder:
+    """Return an encoder of `spec` with fresh weights.
+
+    Raises
+    ------
+    EncoderError
+        Where the family is none that can be built here, or its settings cannot be.
+    """
+    match spec.family:
+        case "mobilenet_v2":
+            return MobileNetV2Encoder(spec)
+        case "convnext":
+            return ConvNextEncoder(spec)
+        case "vit" | "dinov2" | "dinov2_with_registers":
+            return TokenEncoder(spec)
+    raise EncoderError(f"{spec.name} can be a frozen teacher only; a student is one of {', '.join(TRAINABLE)}")
