@@ -61,13 +61,15 @@ class NetworkEncoder(nn.Module):
 
 def _configured(kind: Any, spec: EncoderSpec) -> Any:
     """Return the ``transformers`` configuration of a spec; a setting that it does not have is an error."""
+    from huggingface_hub.errors import StrictDataclassError
+
     defaults = kind()
     unknown = [name for name in spec.settings if not hasattr(defaults, name)]
     if unknown:
         raise EncoderError(f"{spec.name}: {spec.family} has no setting {', '.join(unknown)}")
     try:
         return kind(**spec.settings)
-    except (ValueError, TypeError) as error:  # pydantic-like checks of transformers
+    except (ValueError, TypeError, StrictDataclassError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise EncoderError(f"{spec.name}: the settings of {spec.family} do not go together ({reason})") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,10 +22,8 @@ from napari_lrmil.core.errors import EncoderError
 HUB = "hf:"
 CONFIG, PREPROCESSOR, README = "config.json", "preprocessor_config.json", "README.md"
 IMAGENET: tuple[Rgb, Rgb] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+OUTPUTS = ("out_features", "out_indices", "stage_names", "apply_layernorm", "reshape_hidden_states")  # of a backbone
 FETCHED = (CONFIG, PREPROCESSOR, README, "*.safetensors", "*.safetensors.index.json")
-# Entries of a published configuration that say nothing of the architecture.
-ASIDE = {"architectures", "dtype", "torch_dtype", "id2label", "label2id", "transformers_version", "model_type"}
-ASIDE |= {"stage_names", "out_features", "out_indices", "apply_layernorm", "reshape_hidden_states", "_name_or_path"}
 
 
 def load_published(folder: Path, weights: Path | None = None, *, name: str = "") -> LoadedEncoder:
@@ -79,28 +78,29 @@ def _spec(path: Path, name: str) -> EncoderSpec:
             f"{path}: model_type is '{family}', which is not supported; expected one of {', '.join(TRAINABLE)}"
         )
     mean, deviation = _normalisation(path.parent / PREPROCESSOR, family)
-    settings = {key: value for key, value in config.items() if key not in ASIDE and not key.startswith("_")}
-    return EncoderSpec(family, _known(settings, family), _licence(path.parent / README), name, mean, deviation)
+    return EncoderSpec(family, _architecture(config, family), _licence(path.parent / README), name, mean, deviation)
 
 
 def _mapping(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)  # YAML reads 1e-06 as text
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise EncoderError(f"{path}: not a readable configuration ({error}); expected JSON or YAML") from error
     if not isinstance(found, dict):
         raise EncoderError(f"{path}: expected a configuration with keys and values, found {type(found).__name__}")
     return found
 
 
-def _known(settings: Mapping[str, Any], family: str) -> dict[str, Any]:
-    """Return the settings that differ from the family's defaults; those it does not have are of a head or a task."""
-    from transformers import CONFIG_MAPPING
+def _architecture(config: Mapping[str, Any], family: str) -> dict[str, Any]:
+    """Return the entries that shape the network and differ from its defaults; the rest is of a head or a task."""
+    from transformers import CONFIG_MAPPING, PretrainedConfig
 
-    defaults = CONFIG_MAPPING[family]()
-    return {key: value for key, value in settings.items() if hasattr(defaults, key) and getattr(defaults, key) != value}
+    defaults, every = CONFIG_MAPPING[family](), PretrainedConfig()
+    own = {key: value for key, value in config.items() if hasattr(defaults, key) and not hasattr(every, key)}
+    return {key: value for key, value in own.items() if getattr(defaults, key) != value and key not in OUTPUTS}
 
 
 def _normalisation(path: Path, family: str) -> tuple[Rgb, Rgb]:
