@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 SLIDE ?=
 
-.PHONY: demo test lint types contract check clean
+.PHONY: demo test test-encoders lint types contract check clean
 
 .venv/.ready: pyproject.toml constraints.txt napari.yaml scripts/bootstrap.sh
 	PYTHON="$(PYTHON)" sh scripts/bootstrap.sh
@@ -13,6 +13,12 @@ demo: .venv/.ready
 
 test: .venv/.ready
 	sh scripts/on_screen.sh $(BIN)/python -m pytest -n 2
+
+# Foundation encoders with random weights, in an environment of their own: see docs/encoders.md.
+test-encoders:
+	[ -x .venv-encoders/bin/python ] || "$(PYTHON)" -m venv .venv-encoders
+	.venv-encoders/bin/pip install --quiet -c constraints.txt -e ".[train,encoders]" pytest pytest-timeout
+	HF_HUB_OFFLINE=1 .venv-encoders/bin/python -m pytest tests/encoders_extra -o addopts="-ra" -o filterwarnings=
 
 lint: .venv/.ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -26,4 +32,4 @@ contract: .venv/.ready
 check: lint types contract test
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv .venv-encoders demo

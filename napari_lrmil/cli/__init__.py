@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from napari_lrmil import __version__
 from napari_lrmil.cli.console import FAILED, err, out
+from napari_lrmil.cli.encoders import encoders
 from napari_lrmil.cli.slides import info, predict
 from napari_lrmil.cli.training import evaluate, features, phantom, train
 from napari_lrmil.cli.window import demo, view
@@ -36,13 +37,13 @@ def _options(
         raise typer.Exit
 
 
-for _command in (demo, view, info, predict, phantom, features, train, evaluate):
+for _command in (demo, view, info, predict, phantom, features, train, evaluate, encoders):
     app.command()(_command)
 
 
 def main() -> None:
     """Run the command line; errors are one sentence and an exit code."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched unless asked
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     words = [word for word in sys.argv[1:] if word != "--debug"]  # people add it at the end
     debug = len(words) < len(sys.argv) - 1
     try:

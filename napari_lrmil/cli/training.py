@@ -38,7 +38,9 @@ def _size(text: str) -> tuple[int, int]:
 
 def features(
     cohort: Annotated[Path, typer.Argument(metavar="COHORT.csv")],
-    encoder: Annotated[str, typer.Option(help=".safetensors file, or a shipped bundle whose teacher's encoder to use")],
+    encoder: Annotated[
+        str, typer.Option(help="file, folder, hf:owner/name, lazyslide:NAME, or a bundle whose teacher's to use")
+    ],
     folder: Out,
     mpp: Annotated[float, typer.Option(help="µm per pixel of the patches")] = 0.5,
     patch_px: Annotated[int, typer.Option("--patch-px", min=32, help="side of a patch in those pixels")] = 256,
@@ -47,9 +49,13 @@ def features(
     """Embed the patches of a cohort, one HDF5 file per slide in TRIDENT's layout. Files that are there stay."""
     from lrmil_training.cohort import read_cohort
     from lrmil_training.features import FeatureRequest, find_encoder, make_features
+    from napari_lrmil.core.encoders import notice
     from napari_lrmil.core.geometry import PatchPlan
     from napari_lrmil.core.tables import write_failures
 
+    told = notice(encoder)
+    if told:
+        err.print(told, highlight=False)
     table, loaded, chosen = read_cohort(cohort), find_encoder(encoder), chosen_device(device)
     plan = PatchPlan(hr_mpp=mpp, lr_mpp=mpp, hr_patch_px=patch_px, lr_patch_px=patch_px)
     network = loaded.encoder.to(chosen)

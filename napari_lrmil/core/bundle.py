@@ -14,13 +14,16 @@ from torch import Tensor, nn
 
 from napari_lrmil import __version__
 from napari_lrmil.core.encoders import (
+    FROZEN,
     AlignedEncoder,
     EncoderSpec,
     NetworkEncoder,
     build_encoder,
+    encoder_at,
     file_sha256,
     half_tensors,
     load_weights,
+    module_sha256,
 )
 from napari_lrmil.core.errors import BundleError, EncoderError, GeometryError
 from napari_lrmil.core.files import whole, write_json, write_text
@@ -41,6 +44,7 @@ class NetworkCard(BaseModel):
     encoder: EncoderSpec  # architecture, name and licence of the encoder
     dim: int  # width of an instance as its MIL sees it
     hidden: int  # width of the attention's gate
+    encoder_sha256: str = ""  # of an encoder that the bundle only names
 
 
 class Card(BaseModel):
@@ -156,10 +160,20 @@ class Bundle:
             Where the bundle has none, or its weights are missing, do not match their hash, or do not fit.
         """
         card = self.require_teacher()
-        encoder = build_encoder(card.encoder)
-        network = TeacherNetwork(encoder, GatedAttentionMil(card.dim, len(self.card.classes), card.hidden))
+        mil = GatedAttentionMil(card.dim, len(self.card.classes), card.hidden)
+        if card.encoder.family == FROZEN:  # its weights are not ours to share: the bundle names them
+            self._fill(nn.ModuleDict({"mil": mil}), TEACHER)
+            return TeacherNetwork(self._pointed_at(card), mil)
+        network = TeacherNetwork(build_encoder(card.encoder), mil)
         self._fill(network, TEACHER)
         return network
+
+    def _pointed_at(self, card: NetworkCard) -> NetworkEncoder:
+        found = encoder_at(card.encoder.name)
+        if found is None or found.sha256 != card.encoder_sha256:
+            told = f"{card.encoder.name} is not the encoder that this bundle was made with; run without --teacher"
+            raise BundleError(self.path, TEACHER, told)
+        return found.encoder
 
     def _fill(self, network: nn.Module, file: str) -> None:
         try:
@@ -243,8 +257,9 @@ def write_bundle(
     for old in (CARD, STUDENT, TEACHER):
         (folder / old).unlink(missing_ok=True)
     for file, network in networks.items():
+        shared = nn.ModuleDict({"mil": network.mil}) if network.encoder.spec.family == FROZEN else network
         with whole(folder / file) as partial:
-            save_file(half_tensors(network), partial)
+            save_file(half_tensors(shared), partial)
     full = Card(
         schema_version=SCHEMA_VERSION,
         version=__version__,
@@ -263,7 +278,9 @@ def _licences(*networks: StudentNetwork | TeacherNetwork | None) -> str:
 
 
 def _network_card(network: StudentNetwork | TeacherNetwork) -> NetworkCard:
-    return NetworkCard(encoder=network.encoder.spec, dim=network.mil.dim, hidden=network.mil.hidden)
+    spec = network.encoder.spec
+    pointed_at = module_sha256(network.encoder.get_submodule("net")) if spec.family == FROZEN else ""
+    return NetworkCard(encoder=spec, dim=network.mil.dim, hidden=network.mil.hidden, encoder_sha256=pointed_at)
 
 
 def card_text(card: Card) -> str:

@@ -19,9 +19,9 @@ from lrmil_training.runstate import CONFIG, Run
 from lrmil_training.series import is_series, parts_of, run_series
 from lrmil_training.stage1 import teacher_layers
 from lrmil_training.stages import run_stages
-from napari_lrmil.core.encoders import require_layers
+from napari_lrmil.core.encoders import FROZEN, TRAINABLE, notice, require_layers
 from napari_lrmil.core.errors import ConfigError
-from napari_lrmil.core.events import Event, Finished
+from napari_lrmil.core.events import Caution, Event, Finished
 from napari_lrmil.core.files import write_text
 
 
@@ -38,6 +38,10 @@ def train(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.device
     StoppedError
         Where the file ``stop`` appeared in the folder; the same call goes on from the last whole epoch.
     """
+    for name in dict.fromkeys((config.encoder.teacher, config.encoder.student)):
+        told = notice(name)
+        if told:
+            yield Caution(told)
     run = _prepare(cohort_csv, out, config, device)
     work = run_series(run) if is_series(run) else run_stages(run)
     with hold(out) as held, EventLog(out) as log, closing(work) as events:
@@ -55,6 +59,11 @@ def _prepare(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.dev
     cohort = read_cohort(cohort_csv, seed=config.seed)
     encoder = find_encoder(config.encoder.teacher)
     require_layers(encoder.encoder, teacher_layers(config))
+    if config.encoder.student == "teacher" and encoder.spec.family == FROZEN:
+        raise ConfigError(
+            f"{encoder.spec.name} can be a frozen teacher only; set encoder.student to a file, folder or configuration "
+            f"of {', '.join(TRAINABLE)}"
+        )
     make_loggers(config.loggers, out, "", config.name)  # a package that is missing is told now, not after an hour
     stored = out / CONFIG
     text = dump_config(config)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from lrmil_training.bagfit import class_weights, stage_seed
 from lrmil_training.cohort import Cohort
@@ -21,7 +20,7 @@ from lrmil_training.loggers import make_loggers
 from lrmil_training.pairs import Standard
 from lrmil_training.runlock import STOP
 from lrmil_training.stage1 import teacher_layers
-from napari_lrmil.core.encoders import AlignedEncoder, LoadedEncoder, build_encoder
+from napari_lrmil.core.encoders import AlignedEncoder, LoadedEncoder, build_encoder, module_sha256
 
 FEATURES, CHECKPOINTS, LOGS, BUNDLE = "features", "checkpoints", "logs", "bundle"
 METRICS, SLIDES, CONFIG = "metrics.json", "slides.json", "config.yaml"
@@ -105,7 +104,7 @@ class Run:
 
     def lr_request(self, encoder: AlignedEncoder) -> FeatureRequest:
         """Return the request for LR features by a frozen encoder; its weights' hash is part of their folder's name."""
-        sha256 = weights_sha256(encoder)
+        sha256 = module_sha256(encoder)
         return FeatureRequest(
             encoder=encoder,
             encoder_name=f"student-{sha256[:8]}",
@@ -128,12 +127,3 @@ class Run:
         if self.standard is not None:
             student.set_standard(self.standard.mean, self.standard.deviation)
         return student.eval()
-
-
-def weights_sha256(module: nn.Module) -> str:
-    """Return a hash of a network's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

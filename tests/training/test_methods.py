@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from lrmil_training import features
+from lrmil_training import run as run_module
 from lrmil_training.config import TrainConfig, build_config
 from lrmil_training.methods import methods
 from lrmil_training.run import train
-from napari_lrmil.core.encoders import save_encoder
-from napari_lrmil.core.errors import ConfigError
-from napari_lrmil.core.events import StageDone
+from napari_lrmil.core import bundle as bundle_module
+from napari_lrmil.core.bundle import Bundle
+from napari_lrmil.core.encoders import (
+    Encoded,
+    EncoderSpec,
+    LoadedEncoder,
+    NetworkEncoder,
+    encoder_at,
+    module_sha256,
+    save_encoder,
+)
+from napari_lrmil.core.errors import BundleError, ConfigError, EncoderError
+from napari_lrmil.core.events import Caution, Finished, StageDone
 from napari_lrmil.core.phantom import make_cohort
+from napari_lrmil.core.predict import predict
+from napari_lrmil.core.slide import Slide
 from networks import untrained_encoder
 
 CPU = torch.device("cpu")
@@ -154,3 +169,108 @@ def test_a_stage_2_that_learns_from_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="raise one of lambda_ce"):
         build_config({"stage2": nothing})
     build_config({"stage2": nothing | {"init": "frozen_head"}})
+
+
+# ---------------------------------------------------------------- other architectures
+
+TOKENS = {
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "patch_size": 16,
+}
+CONVOLUTIONS = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 12, 16, 20]}
+
+
+def configured(folder: Path, family: str, **settings: object) -> str:
+    """Return the file of a network's configuration: random weights, the same every time."""
+    path = folder / f"{family}.json"
+    path.write_text(json.dumps({"model_type": family, **settings}))
+    return str(path)
+
+
+@pytest.mark.parametrize("family", ["vit", "convnext"])
+def test_a_student_of_another_architecture(cohort: Path, encoder: str, tmp_path: Path, family: str) -> None:
+    """Of another width, with layers of other names; its bundle says what it is and predicts as the run measured."""
+    own = configured(tmp_path, family, **(TOKENS if family == "vit" else CONVOLUTIONS))
+    layer = "block_12:block_2" if family == "vit" else "block_12:stage_3"
+    changes = {"encoder": {"teacher": encoder, "student": own}, "baselines": []}
+    config = build_config(TINY | changes | {"stage1": {"epochs": 1, "layers": [layer], "lambda_layer": 0.5}})
+    list(train(cohort, tmp_path / "run", config, CPU))
+    bundle = Bundle(tmp_path / "run" / "bundle")
+    assert bundle.card.student.encoder.family == family
+    assert bundle.card.teacher is not None
+    assert bundle.card.teacher.encoder.family == "mobilenet_v2"
+    rows = json.loads((tmp_path / "run" / "slides.json").read_text())["slides"]
+    row = next(r for r in rows if r["split"] == "test")
+    with Slide(cohort.parent / f"{row['slide']}.tif") as slide:
+        *_, last = predict(slide, bundle, device=CPU)
+    assert isinstance(last, Finished)
+    assert last.result.student.logits == pytest.approx(row["methods"]["student"]["logits"], abs=1e-4)
+
+
+def test_a_teacher_of_another_architecture(cohort: Path, tmp_path: Path) -> None:
+    """The student begins as its copy; layers are chosen by the names it has."""
+    teacher = configured(tmp_path, "convnext", **CONVOLUTIONS)
+    changes = {"encoder": {"teacher": teacher}, "baselines": [], "stage3": {"epochs": 0}}
+    wrong = build_config(TINY | changes)
+    with pytest.raises(EncoderError, match="no layer block_12 in convnext .*; there are: stage_1, stage_2"):
+        list(train(cohort, tmp_path / "run", wrong, CPU))
+    right = build_config(TINY | changes | {"stage1": {"epochs": 1, "layers": ["stage_3"]}})
+    list(train(cohort, tmp_path / "run", right, CPU))
+    card = Bundle(tmp_path / "run" / "bundle").card
+    assert card.teacher is not None
+    assert card.student.encoder == card.teacher.encoder
+
+
+class Borrowed(NetworkEncoder):
+    """A frozen encoder whose weights are not ours to share, as the registry's are."""
+
+    def __init__(self) -> None:
+        super().__init__(EncoderSpec("lazyslide", {"key": "x"}, "CC-BY-NC-ND-4.0", "lazyslide:x"))
+        self.own = untrained_encoder(4)
+        self.net, self.dim = self.own.net, self.own.dim
+
+    @property
+    def layers(self) -> dict[str, int]:
+        return {}
+
+    def forward(self, pixels: torch.Tensor, layers: Sequence[str] = ()) -> Encoded:
+        with torch.inference_mode():
+            embedding = self.own(pixels).embedding
+        return Encoded(embedding.clone(), {})
+
+
+def test_a_borrowed_teacher_is_named_not_copied(
+    cohort: Path, encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without layers, without its weights in the bundle, with its licence on it; found again by its name and hash."""
+    loaded = LoadedEncoder(Borrowed(), module_sha256(Borrowed().net))
+    other = LoadedEncoder(Borrowed(), "another")
+    monkeypatch.setattr(features, "encoder_at", lambda name: loaded if name == "lazyslide:x" else encoder_at(name))
+    monkeypatch.setattr(run_module, "notice", lambda name: "its terms" if name == "lazyslide:x" else None)
+    changes = {"encoder": {"teacher": "lazyslide:x"}, "baselines": [], "stage3": {"epochs": 0}}
+    base = TINY | changes | {"stage1": {"epochs": 1, "lambda_layer": 0.0, "patches_per_slide": 4}}
+    with pytest.raises(ConfigError, match=r"lazyslide:x can be a frozen teacher only; set encoder\.student"):
+        list(train(cohort, tmp_path / "run", build_config(base), CPU))
+    config = build_config(base | {"encoder": {"teacher": "lazyslide:x", "student": encoder}})
+    events = list(train(cohort, tmp_path / "run", config, CPU))
+    assert events[0] == Caution("its terms")
+    folder = tmp_path / "run" / "bundle"
+    assert (folder / "teacher.safetensors").stat().st_size < (folder / "student.safetensors").stat().st_size / 5
+    assert "CC-BY-NC-ND-4.0" in Bundle(folder).card.licence
+    assert "CC-BY-NC-ND-4.0" in (folder / "README.md").read_text()
+    slide_file = next(cohort.parent.glob("*.tif"))
+    for found, works in ((loaded, True), (other, False), (None, False)):
+        monkeypatch.setattr(bundle_module, "encoder_at", lambda _, found=found: found)
+        with Slide(slide_file) as slide:
+            if works:
+                *_, last = predict(slide, Bundle(folder), device=CPU, teacher="all")
+                assert isinstance(last, Finished)
+                assert last.result.teacher is not None
+            else:
+                with pytest.raises(BundleError, match="not the encoder that this bundle was made with"):
+                    list(predict(slide, Bundle(folder), device=CPU, teacher="all"))
+                *_, last = predict(slide, Bundle(folder), device=CPU)  # the student needs no teacher
+                assert isinstance(last, Finished)

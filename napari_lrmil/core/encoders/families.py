@@ -97,7 +97,7 @@ class MobileNetV2Encoder(NetworkEncoder):
         require_layers(self, layers)
         x = self.normalised(pixels).contiguous(memory_format=torch.channels_last)
         at = {name: self.net.layer[int(name[6:]) - 1] for name in layers if name != "head"}
-        with _taken(at) as maps:
+        with taken(at) as maps:
             head = self.net(pixel_values=x).last_hidden_state  # (B, D, h/32, w/32)
         found = {name: head if name == "head" else maps[name] for name in layers}
         return Encoded(head.mean(dim=(2, 3)), found)
@@ -131,7 +131,7 @@ class ConvNextEncoder(NetworkEncoder):
                 "set student_input_px, or use larger patches"
             )
         x = self.normalised(pixels).contiguous(memory_format=torch.channels_last)
-        with _taken({name: self.net.get_submodule(f"encoder.stages.{int(name[6:]) - 1}") for name in layers}) as maps:
+        with taken({name: self.net.get_submodule(f"encoder.stages.{int(name[6:]) - 1}") for name in layers}) as maps:
             embedding = self.net(pixel_values=x).pooler_output
         return Encoded(embedding, {name: maps[name] for name in layers})
 
@@ -167,7 +167,7 @@ class TokenEncoder(NetworkEncoder):
             x = functional.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
         more = {"interpolate_pos_encoding": True} if self.spec.family == "vit" else {}  # DINOv2 always does
         at = {name: self.net.get_submodule(f"{self._blocks}{int(name[6:]) - 1}") for name in layers}
-        with _taken(at) as tokens:
+        with taken(at) as tokens:
             embedding = self.net(pixel_values=x, **more).last_hidden_state[:, 0]
         return Encoded(embedding, {name: self._map(tokens[name], rows, columns) for name in layers})
 
@@ -192,7 +192,7 @@ def _token_network(spec: EncoderSpec) -> tuple[Any, nn.Module, str]:
 
 
 @contextmanager
-def _taken(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+def taken(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
     """Collect what modules put out while the network runs: name -> tensor."""
     found: dict[str, Tensor] = {}
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from napari_lrmil.core.encoders.files import METADATA_KEY, LoadedEncoder, load_encoder, read_tensors
+from napari_lrmil.core.encoders.foundation import PREFIX, foundation_card, load_foundation
 from napari_lrmil.core.encoders.published import CONFIG, HUB, hub_notice, load_from_hub, load_published, untrained
 from napari_lrmil.core.errors import EncoderError
 
 KINDS = (
     "a .safetensors file, the folder of a model with config.json, a configuration (.json, .yaml) for random weights, "
-    f"{HUB}owner/name, lazyslide:NAME, or a shipped bundle's name"
+    f"{HUB}owner/name, lazyslide:NAME (`napari-lrmil encoders` lists them), or a shipped bundle's name"
 )
 
 
@@ -24,6 +25,8 @@ def encoder_at(name: str) -> LoadedEncoder | None:
     """
     if name.startswith(HUB):
         return load_from_hub(name)
+    if name.startswith(PREFIX):
+        return load_foundation(name)
     path = Path(name)
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
         raise EncoderError(f"{path}: a pickle, which could run code when it is read; expected {KINDS}")
@@ -44,5 +47,7 @@ def _file(path: Path) -> LoadedEncoder:
 
 
 def notice(name: str) -> str | None:
-    """Return what a user should know before an encoder is fetched: licence and terms; None where nothing is fetched."""
+    """Return licence and terms of an encoder that others made; None where there is nothing to say."""
+    if name.startswith(PREFIX):
+        return foundation_card(name.removeprefix(PREFIX).partition("@")[0]).notice
     return hub_notice(name) if name.startswith(HUB) else None

@@ -40,3 +40,12 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     if differing:
         raise EncoderError(f"the weights do not fit the network: {len(differing)} tensors differ, first {differing[0]}")
     module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+
+
+def module_sha256(module: nn.Module) -> str:
+    """Return a hash of a network's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
