@@ -173,13 +173,8 @@ def test_a_stage_2_that_learns_from_nothing_is_refused() -> None:
 
 # ---------------------------------------------------------------- other architectures
 
-TOKENS = {
-    "hidden_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 48,
-    "patch_size": 16,
-}
+SMALL = {"hidden_size": 24, "intermediate_size": 48, "patch_size": 16}
+TOKENS = SMALL | {"num_hidden_layers": 3, "num_attention_heads": 2}
 CONVOLUTIONS = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 12, 16, 20]}
 
 
@@ -215,7 +210,7 @@ def test_a_teacher_of_another_architecture(cohort: Path, tmp_path: Path) -> None
     teacher = configured(tmp_path, "convnext", **CONVOLUTIONS)
     changes = {"encoder": {"teacher": teacher}, "baselines": [], "stage3": {"epochs": 0}}
     wrong = build_config(TINY | changes)
-    with pytest.raises(EncoderError, match="no layer block_12 in convnext .*; there are: stage_1, stage_2"):
+    with pytest.raises(EncoderError, match=r"no layer block_12 in convnext .*; there are: stage_1, stage_2"):
         list(train(cohort, tmp_path / "run", wrong, CPU))
     right = build_config(TINY | changes | {"stage1": {"epochs": 1, "layers": ["stage_3"]}})
     list(train(cohort, tmp_path / "run", right, CPU))
