@@ -16,8 +16,8 @@ from torch import Tensor
 
 from napari_lrmil.core.bag import Features
 from napari_lrmil.core.encoders import Encoded
-from napari_lrmil.core.errors import ConfigError
-from napari_lrmil.core.events import Event, Progress
+from napari_lrmil.core.errors import ConfigError, LrmilError
+from napari_lrmil.core.events import Caution, Event, Progress
 from napari_lrmil.core.geometry import BoxLevel0, Int64
 from napari_lrmil.core.slide import Slide
 
@@ -89,10 +89,13 @@ def embed(
     ------
     SlideError
         Where a patch cannot be read.
+    LrmilError
+        Where the device's memory does not hold a single patch.
     """
     result = Embeddings(np.zeros((0, 0), np.float32))
     pooled: dict[str, list[NDArray[np.float32]]] = {name: [] for name in ("", *layers)}
     starts = list(range(0, len(patches), BATCH))
+    size = BATCH  # patches at once on the device
     with ThreadPoolExecutor(1, "patches") as pool:
         ahead: Future[tuple[NDArray[np.uint8], float]] | None = None
         for i, start in enumerate(starts):
@@ -101,15 +104,51 @@ def embed(
             ahead = pool.submit(_timed_read, slide, patches, starts[i + 1]) if i + 1 < len(starts) else None
             result.seconds_read += seconds
             began = time.perf_counter()
-            encoded = encode(encoder, pixels, patches.input_px, device, layers)
-            pooled[""].append(to_numpy(encoded.embedding))
-            for name in layers:
-                pooled[name].append(to_numpy(encoded.maps[name].mean(dim=(2, 3))))
+            size = yield from _encode(encoder, pixels, patches.input_px, device, pooled, size)
             result.seconds_encode += time.perf_counter() - began
             yield Progress(stage, min(start + BATCH, len(patches)), len(patches))
     result.features = np.concatenate(pooled.pop(""))
     result.layers = {name: np.concatenate(parts) for name, parts in pooled.items()}
     return result
+
+
+def _encode(
+    encoder: Embedder,
+    pixels: NDArray[np.uint8],
+    input_px: int | None,
+    device: torch.device,
+    pooled: dict[str, list[NDArray[np.float32]]],
+    size: int,
+) -> Generator[Event, None, int]:
+    """Add a batch's embeddings to `pooled`, `size` patches at once; halve that where memory runs out, and return it."""
+    layers = [name for name in pooled if name]
+    start = 0
+    while start < len(pixels):
+        try:
+            encoded = encode(encoder, pixels[start : start + size], input_px, device, layers)
+            found = [to_numpy(encoded.embedding), *(to_numpy(encoded.maps[name].mean(dim=(2, 3))) for name in layers)]
+        except Exception as error:
+            if not memory_ran_out(error):
+                raise
+            if size == 1:
+                raise LrmilError(
+                    f"the memory of {device} does not hold a single patch; close other programs, or use --device cpu"
+                ) from error
+            size //= 2
+        else:
+            for parts, one in zip(pooled.values(), found, strict=True):
+                parts.append(one)
+            start += size
+            continue
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        yield Caution(f"the memory of {device} ran out: {size} patches at once from now on")
+    return size
+
+
+def memory_ran_out(error: BaseException) -> bool:
+    """Return whether an error says that a device's memory ran out; Apple's says so in words only."""
+    return isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in str(error)
 
 
 def _timed_read(slide: Slide, patches: PatchSet, start: int) -> tuple[NDArray[np.uint8], float]:

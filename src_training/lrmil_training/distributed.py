@@ -26,6 +26,7 @@ from lrmil_training.checkpoints import travelling
 from lrmil_training.fitloop import Make, State, run_stage
 from lrmil_training.fitplan import FitPlan, StoppedError
 from lrmil_training.rank import enter
+from napari_lrmil.core.embed import memory_ran_out
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event
 
@@ -34,11 +35,6 @@ SECOND_WORD_S = 2.0  # when one rank fails the others fail at the broken connect
 
 class OutOfMemoryError(Exception):
     """A device's memory ran out."""
-
-
-def memory_ran_out(error: BaseException) -> bool:
-    """Return whether an error says that a device's memory ran out; Apple's says so in words only."""
-    return isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in str(error)
 
 
 @dataclass(frozen=True)

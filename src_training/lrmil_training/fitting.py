@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from lrmil_training.checkpoints import discard, newest, read_best
-from lrmil_training.distributed import OutOfMemoryError, memory_ran_out, run_in_processes
+from lrmil_training.distributed import OutOfMemoryError, run_in_processes
 from lrmil_training.epochs import EpochMeans, EpochSampler, gathered, require_finite, set_epoch
 from lrmil_training.fitloop import CancelledError, Make, State, can_scale, run_stage
 from lrmil_training.fitplan import SELECT, FitPlan, StoppedError
+from napari_lrmil.core.embed import memory_ran_out
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Caution, Event, Metric, StageDone
 from napari_lrmil.core.files import write_text

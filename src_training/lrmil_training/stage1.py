@@ -200,8 +200,8 @@ def fit_stage1(
     first = taught["train"][0]
     watched = Watched(teacher, first.standards) if config.stage1.targets == "on_the_fly" else None
 
-    def make() -> tuple[Stage1, DataLoader[Pair], DataLoader[Pair]]:
-        size = min(config.stage1.batch_size, len(data["train"]))
+    def make(scale: float = 1.0) -> tuple[Stage1, DataLoader[Pair], DataLoader[Pair]]:
+        size = max(1, int(scale * min(config.stage1.batch_size, len(data["train"]))))
         order = {side: EpochSampler(len(one), plan.seed, shuffle=side == "train") for side, one in data.items()}
         train = DataLoader(data["train"], size, sampler=order["train"], collate_fn=collate, drop_last=True)
         module = Stage1(student.requires_grad_(True), first.layers, config, watched)

@@ -126,6 +126,8 @@ class EndToEnd(SelectingModule):
         Learning rate.
     input_px
         Side to which patches are enlarged; None leaves them.
+    chunk
+        Patches encoded at once where no gradient goes through the encoder.
     """
 
     def __init__(
@@ -136,10 +138,11 @@ class EndToEnd(SelectingModule):
         config: Stage2Config | Stage3Config,
         lr: float,
         input_px: int | None,
+        chunk: int = BATCH,
     ) -> None:
         super().__init__(config)
         self.student, self.mil, self.loss = student, mil, loss
-        self.lr, self.input_px = lr, input_px
+        self.lr, self.input_px, self.chunk = lr, input_px, chunk
 
     def train(self, mode: bool = True) -> EndToEnd:
         """Set training mode, but for batch norm, which keeps the statistics that the weights were made with."""
@@ -149,8 +152,8 @@ class EndToEnd(SelectingModule):
 
     def training_step(self, batch: Sequence[DrawnBag], index: int) -> Tensor:
         """Return the loss of some slides: one pass of the encoder over all their patches, a pool for each."""
-        pixels = torch.cat([enlarge(one.pixels, self.input_px) for one in batch])
-        embeddings = self.student(pixels).embedding.split([len(one.pixels) for one in batch])
+        pixels = torch.cat([one.pixels for one in batch])
+        embeddings = torch.split(self.embedded(pixels), [len(one.pixels) for one in batch])
         terms: dict[str, Tensor] = {}
         for one, instances in zip(batch, embeddings, strict=True):
             for name, value in self.loss(self.mil(instances), one.item).items():
@@ -160,13 +163,30 @@ class EndToEnd(SelectingModule):
     def validation_step(self, batch: Sequence[DrawnBag], index: int) -> None:
         """Keep what the networks say of whole slides."""
         for one in batch:
-            parts = [self.student(enlarge(part, self.input_px)).embedding for part in torch.split(one.pixels, BATCH)]
-            self.keep(self.mil(torch.cat(parts)).logits, one.item.target)
+            self.keep(self.mil(self.embedded(one.pixels)).logits, one.item.target)
+
+    def embedded(self, pixels: Tensor) -> Tensor:
+        """Return (N, D) embeddings of (N, 3, p, p) uint8 pixels; all at once only where gradients need it."""
+        learning = torch.is_grad_enabled() and any(p.requires_grad for p in self.student.parameters())
+        if learning:
+            found: Tensor = self.student(enlarge(pixels, self.input_px)).embedding
+            return found
+        with torch.no_grad():
+            parts = [self.student(enlarge(part, self.input_px)).embedding for part in torch.split(pixels, self.chunk)]
+        return torch.cat(parts)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return AdamW over what is not frozen."""
         learning = [p for p in self.parameters() if p.requires_grad]
         return torch.optim.AdamW(learning, lr=self.lr, weight_decay=self.config.weight_decay)
+
+
+def scaled(slides: int, most: int | None, scale: float) -> tuple[int, int | None]:
+    """Return slides a step and patches a slide for a share of the memory: fewer slides first, then fewer patches."""
+    together = max(1, int(slides * scale))
+    if most is None:
+        return together, None
+    return together, max(1, int(most * min(1.0, scale * slides / together)))
 
 
 def fit_end_to_end(
@@ -189,12 +209,14 @@ def fit_end_to_end(
     augment = config.augment if isinstance(config, Stage3Config) else True
     handles = SlideHandles()
 
-    def make() -> tuple[EndToEnd, DataLoader[Any], DataLoader[Any]]:
-        data = DrawnBags(bags["train"], handles, most, augment=augment, seed=plan.seed)
-        order, whole = EpochSampler(len(data), plan.seed), len(data) >= slides
-        train: DataLoader[Any] = DataLoader(data, slides, sampler=order, collate_fn=list, drop_last=whole)
+    def make(scale: float = 1.0) -> tuple[EndToEnd, DataLoader[Any], DataLoader[Any]]:
+        together, drawn = scaled(slides, most, scale)
+        data = DrawnBags(bags["train"], handles, drawn, augment=augment, seed=plan.seed)
+        order, whole = EpochSampler(len(data), plan.seed), len(data) >= together
+        train: DataLoader[Any] = DataLoader(data, together, sampler=order, collate_fn=list, drop_last=whole)
         val = DrawnBags(bags["val"], handles, None, augment=False, seed=plan.seed)
-        module = EndToEnd(student.requires_grad_(tuned), mil.requires_grad_(True), loss, config, lr, input_px)
+        chunk = max(1, int(BATCH * scale))
+        module = EndToEnd(student.requires_grad_(tuned), mil.requires_grad_(True), loss, config, lr, input_px, chunk)
         each = EpochSampler(len(val), plan.seed, shuffle=False)
         return module, train, DataLoader(val, 1, sampler=each, collate_fn=list)
 

@@ -14,7 +14,7 @@ from core.fake_slides import FakeSlide, fake_slide, lively, one_sentence, speckl
 from napari_lrmil.core.embed import BATCH, Embeddings, PatchSet, embed, encode, enlarge, resolve_device
 from napari_lrmil.core.encoders import Encoded
 from napari_lrmil.core.errors import LrmilError, SlideError
-from napari_lrmil.core.events import Event, Progress
+from napari_lrmil.core.events import Caution, Event, Progress
 from networks import untrained_encoder
 
 CPU = torch.device("cpu")
@@ -132,3 +132,36 @@ def test_devices_are_resolved_or_refused_by_name(monkeypatch: pytest.MonkeyPatch
         assert one_sentence(caught.value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert resolve_device("auto").type == "cuda"
+
+
+class Narrow(MeanColour):
+    """A device that holds `most` patches at once."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def __call__(self, pixels: Tensor, layers: Sequence[str] = ()) -> Encoded:
+        if len(pixels) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().__call__(pixels, layers)
+
+
+def test_memory_that_runs_out_halves_the_batch_and_loses_no_patch(tmp_path: Path) -> None:
+    """It says so once, goes on with what fits, and the embeddings are those of a device with room."""
+    patches = PatchSet(corners(2 * BATCH + 3), (80, 48), 16)
+    with fake_slide(tmp_path, FakeSlide(speckled(900, 420))) as slide:
+        events, found = drain(embed(slide, patches, Narrow(9), device=CPU, layers=("half",)))
+        _, whole = drain(embed(slide, patches, MeanColour(), device=CPU, layers=("half",)))
+    np.testing.assert_array_equal(found.features, whole.features)
+    np.testing.assert_array_equal(found.layers["half"], whole.layers["half"])
+    said = [e.message for e in events if isinstance(e, Caution)]
+    assert said == [f"the memory of cpu ran out: {size} patches at once from now on" for size in (16, 8)]
+
+
+def test_memory_for_not_even_one_patch_is_one_sentence(tmp_path: Path) -> None:
+    with fake_slide(tmp_path, FakeSlide(speckled(200, 100))) as slide:
+        events = embed(slide, PatchSet(corners(2), (80, 48), 16), Narrow(0), device=CPU)
+        with pytest.raises(LrmilError, match="does not hold a single patch; close other programs") as caught:
+            drain(events)
+    assert one_sentence(caught.value)

@@ -14,9 +14,11 @@ from lrmil_training import run as run_module
 from lrmil_training.config import TrainConfig, build_config
 from lrmil_training.methods import methods
 from lrmil_training.run import train
+from lrmil_training.stage3 import scaled
 from napari_lrmil.core import bundle as bundle_module
 from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.encoders import (
+    AlignedEncoder,
     Encoded,
     EncoderSpec,
     LoadedEncoder,
@@ -169,6 +171,37 @@ def test_a_stage_2_that_learns_from_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="raise one of lambda_ce"):
         build_config({"stage2": nothing})
     build_config({"stage2": nothing | {"init": "frozen_head"}})
+
+
+def test_memory_that_runs_out_halves_stages_1_and_3(
+    cohort: Path, encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that trains four patches at once: it says so, and the run comes to its end."""
+    forward, most = AlignedEncoder.forward, []
+
+    def limited(self: AlignedEncoder, pixels: torch.Tensor, layers: Sequence[str] = ()) -> Encoded:
+        if torch.is_grad_enabled():
+            most.append(len(pixels))
+            if len(pixels) > 4:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, pixels, layers)
+
+    monkeypatch.setattr(AlignedEncoder, "forward", limited)
+    config = build_config(TINY | {"encoder": {"teacher": encoder}, "baselines": []})
+    events = list(train(cohort, tmp_path, config, CPU))
+    said = [e.message for e in events if isinstance(e, Caution) and "memory ran out" in e.message]
+    assert {m.split(":")[1].split()[0] for m in said} == {"stage1", "stage3"}
+    assert [m for m in said if "stage1" in m][-1].endswith("0.25 of the batch size")
+    assert max(most) == 16
+    assert isinstance(events[-1], Finished)
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"), [(1.0, (4, 24)), (0.5, (2, 24)), (0.25, (1, 24)), (0.125, (1, 12)), (0.015625, (1, 1))]
+)
+def test_a_smaller_step_has_fewer_slides_then_fewer_patches(scale: float, expected: tuple[int, int]) -> None:
+    assert scaled(4, 24, scale) == expected
+    assert scaled(4, None, scale) == (expected[0], None)
 
 
 # ---------------------------------------------------------------- other architectures
