@@ -180,6 +180,17 @@ def read_origin(path: Path) -> tuple[BagOrigin, Int64]:
         raise _unreadable(path, error) from error
 
 
+def is_whole(path: Path) -> bool:
+    """Return whether a file is HDF5 with features, whoever wrote it."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            return "features" in file and bool(file.attrs.get("complete", True))
+    except OSError:
+        return False
+
+
 def contiguous_at(path: Path, name: str) -> tuple[int, tuple[int, int]]:
     """Return byte offset and shape of an array of a bag's file, so that rows of it can be read without the rest.
 

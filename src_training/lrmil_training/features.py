@@ -11,7 +11,7 @@ import torch
 
 from lrmil_training.cohort import Cohort, CohortSlide
 from lrmil_training.stored import StoredRows
-from napari_lrmil.core.bag import Bag, BagOrigin, contiguous_at, read_origin, write_bag
+from napari_lrmil.core.bag import Bag, BagOrigin, contiguous_at, is_whole, read_origin, write_bag
 from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.embed import Embedder, PatchSet, embed
 from napari_lrmil.core.encoders import KINDS, AlignedEncoder, LoadedEncoder, encoder_at
@@ -90,7 +90,15 @@ def find_encoder(name: str) -> LoadedEncoder:
 def make_features(
     slides: Sequence[CohortSlide], request: FeatureRequest, device: torch.device
 ) -> Generator[Event, None, dict[str, str]]:
-    """Make the missing feature files; return slide name -> reason for those that failed. One bad slide stops nobody."""
+    """Make the missing feature files; return slide name -> reason for those that failed. One bad slide stops nobody.
+
+    Raises
+    ------
+    BagError
+        Where a file that is in the way was made with another encoder, resolution or program: it may be somebody's work.
+    """
+    for row in slides:
+        _refuse_others(request.path(row), request)
     failures: dict[str, str] = {}
     stage = "HR features" if request.high else "LR features"
     for done, row in enumerate(slides):
@@ -145,6 +153,26 @@ def _one(row: CohortSlide, request: FeatureRequest, device: torch.device) -> Gen
         write_bag(path, Bag(embedded.features, patches.corners, origin, embedded.layers))
 
 
+def _refuse_others(path: Path, request: FeatureRequest) -> None:
+    """Raise `BagError` where a whole file of other features lies where ours should; a broken one is made again."""
+    if not path.exists() or not is_whole(path):
+        return
+    leave = "use another folder for features, or move the file away"
+    try:
+        o = read_origin(path)[0]
+    except BagError as error:
+        raise BagError(path, f"another program wrote these features, and they would be overwritten; {leave}") from error
+    if o.encoder_sha256 != request.encoder_sha256:
+        raise BagError(
+            path,
+            f"features of encoder {o.encoder} ({o.encoder_sha256[:8]}), expected {request.encoder_name} "
+            f"({request.encoder_sha256[:8]}); {leave}",
+        )
+    if abs(o.target_mpp - request.mpp) > 1e-9 or o.patch_px != request.patch_px:
+        found, expected = f"{o.patch_px} px of {o.target_mpp:g} µm", f"{request.patch_px} px of {request.mpp:g} µm"
+        raise BagError(path, f"features of patches of {found}, expected {expected}; {leave}")
+
+
 def patch_set(grid: NestedGrid, request: FeatureRequest) -> PatchSet:
     """Return the patches of the grid that the request is about."""
     if request.high:
@@ -174,18 +202,13 @@ def origin_of(slide: Slide, patches: PatchSet, grid: NestedGrid, request: Featur
 
 
 def is_current(path: Path, slide: Slide, request: FeatureRequest) -> bool:
-    """Return whether a complete file of this very slide, encoder and patch size is there already."""
+    """Return whether a complete file of this very slide is there already; see `_refuse_others` for the rest."""
     if not path.exists():
         return False
     try:
         o = read_origin(path)[0]
         arrays = [contiguous_at(path, name) for name in ("features", *(f"layers/{name}" for name in request.layers))]
     except BagError:
-        return False  # broken, foreign, or without a layer: it is made again, whole, under the same name
-    return (
-        bool(arrays)
-        and (o.slide_fingerprint, o.encoder_sha256, o.patch_px)
-        == (slide.fingerprint, request.encoder_sha256, request.patch_px)
-        and abs(o.target_mpp - request.mpp) < 1e-9
-        and abs(o.mpp0 - slide.mpp.mean) < 1e-9
-    )
+        return False  # broken, or without a layer: it is made again, whole, under the same name
+    same_slide = o.slide_fingerprint == slide.fingerprint and abs(o.mpp0 - slide.mpp.mean) < 1e-9
+    return bool(arrays) and same_slide

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,7 @@ from lrmil_training.stored import StoredRows
 from napari_lrmil.core.bag import Bag, read_bag, write_bag
 from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.encoders import save_encoder
-from napari_lrmil.core.errors import CohortError, ConfigError, EncoderError
+from napari_lrmil.core.errors import BagError, CohortError, ConfigError, EncoderError
 from napari_lrmil.core.events import Event, Failed, Finished, Progress, StageDone
 from napari_lrmil.core.mil import GatedAttentionMil
 from napari_lrmil.core.phantom import make_cohort
@@ -254,3 +256,37 @@ def test_mil_learns_planted_signal_and_passes_its_attention_on(tmp_path: Path) -
     assert _auroc(student, test) > 0.95
     assert not student.training
     assert all(not p.requires_grad for p in student.parameters())
+
+
+def test_features_of_others_are_refused_and_stay(cohort: Path, config: TrainConfig, tmp_path: Path) -> None:
+    """Made with another encoder, resolution or program: one sentence, and nobody's work is overwritten."""
+    shared = tmp_path / "shared"
+    first = config.model_copy(update={"features": shared})
+    list(train(cohort, tmp_path / "first", first, CPU))
+    (file,) = shared.rglob(f"20x_64px*/*/{next(cohort.parent.glob('train*.tif')).stem}.h5")
+    bag = read_bag(file)
+    origins = {
+        "another encoder": (replace(bag.origin, encoder_sha256="f" * 64), "features of encoder .*expected"),
+        "another mpp": (replace(bag.origin, target_mpp=0.7), "patches of 64 px of 0.7 µm, expected 64 px of 0.5 µm"),
+    }
+    for name, (origin, said) in origins.items():
+        write_bag(file, replace(bag, origin=origin))
+        with pytest.raises(BagError, match=said):
+            list(train(cohort, tmp_path / name, first, CPU))
+        assert read_bag(file).origin == origin
+    with h5py.File(file, "w") as foreign:
+        foreign["features"], foreign["coords"] = bag.features, bag.coords
+    content = file.read_bytes()
+    with pytest.raises(BagError, match="another program wrote these features"):
+        list(train(cohort, tmp_path / "foreign", first, CPU))
+    assert file.read_bytes() == content
+
+
+def test_a_broken_feature_file_is_made_again(cohort: Path, config: TrainConfig, tmp_path: Path) -> None:
+    """A disk that lost half of it is no reason to stop."""
+    list(train(cohort, tmp_path, config, CPU))
+    file = next((tmp_path / "features").rglob("20x*/*/*.h5"))
+    before = read_bag(file).features
+    file.write_bytes(file.read_bytes()[:500])
+    list(train(cohort, tmp_path, config, CPU))
+    np.testing.assert_array_equal(read_bag(file).features, before)
