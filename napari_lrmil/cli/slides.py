@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from napari_lrmil.cli.console import SOME_FAILED, BundleOption, Device, MppOption, Out, chosen_device, err, follow, out
-from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.errors import DiskFullError, LrmilError
 
 if TYPE_CHECKING:
     from napari_lrmil.core.predict import Prediction
@@ -86,6 +86,8 @@ def predict(
             try:
                 _refuse_same_name(named, path)
                 _predict_one(path, model, chosen, mpp or own_mpp, teacher, folder, told)
+            except DiskFullError:
+                raise
             except (LrmilError, OSError) as error:
                 failures[path.name] = str(error)
                 err.print(f"[red]{escape(path.name)}[/red] {escape(str(error))}", highlight=False, soft_wrap=True)

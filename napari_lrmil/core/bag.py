@@ -108,7 +108,8 @@ def write_bag(path: Path, bag: Bag) -> None:
     """Write a bag as HDF5 in TRIDENT's layout with our extra attributes, whole or not at all."""
     import h5py
 
-    with whole(path) as partial, h5py.File(partial, "w") as file:
+    needed = sum(array.size * 4 for array in (bag.features, *bag.layers.values())) + bag.coords.size * 8
+    with whole(path, needed) as partial, h5py.File(partial, "w") as file:
         coords = file.create_dataset("coords", data=bag.coords.astype(np.int64))
         coords.attrs.update(coords_attributes(bag.origin))
         features = file.create_dataset("features", data=bag.features.astype(np.float32))

@@ -13,6 +13,10 @@ class LrmilError(Exception):
     exit_code = 1
 
 
+class DiskFullError(LrmilError):
+    """No space is left where something was to be written; no other slide would fare better."""
+
+
 class SlideError(LrmilError):
     """A slide cannot be opened or read; `path` names it."""
 

@@ -2,25 +2,66 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from napari_lrmil.core.errors import DiskFullError, LrmilError
+
+NEARLY_FULL = 2**16  # bytes: HDF5, torch and safetensors tell of a full disk in words only
+
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Lend a temporary name beside `path`; it becomes `path` if the block ends well and vanishes if not."""
+def whole(path: Path, needed: int = 0) -> Iterator[Path]:
+    """Lend a temporary name beside `path`; it becomes `path` if the block ends well and vanishes if not.
+
+    Parameters
+    ----------
+    path
+        What will be there.
+    needed
+        Bytes that will be written, where that is known: HDF5 does not survive a disk that is full.
+
+    Raises
+    ------
+    DiskFullError
+        Where there is no space, or the block failed because none was left.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if needed and shutil.disk_usage(path.parent).free < needed + NEARLY_FULL:
+        raise _full(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
         partial.chmod(0o666 & ~_umask())  # safetensors makes private files; results are shared as others are
         os.replace(partial, path)
+    except Exception as error:  # every library that writes has an error of its own for it
+        raise_if_full(path, error)
+        raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def raise_if_full(path: Path, error: BaseException) -> None:
+    """Raise `DiskFullError` where an error in writing `path` came of a full disk."""
+    if isinstance(error, LrmilError):
+        return
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    if full or shutil.disk_usage(path.parent).free < NEARLY_FULL:
+        raise _full(path) from error
+
+
+def _full(path: Path) -> DiskFullError:
+    free = shutil.disk_usage(path.parent).free / 2**20
+    return DiskFullError(
+        f"{path} could not be written: no space is left on the disk ({free:.1f} MB free); "
+        "make room and start the same command again, what is whole is used as it is"
+    )
 
 
 def _umask() -> int:

@@ -51,7 +51,8 @@ def write_attention(path: Path, prediction: Prediction, reading: Reading) -> Non
         "slide_fingerprint": prediction.slide_fingerprint,
         "bundle_sha256": prediction.bundle_sha256,
     }
-    with whole(path) as partial, h5py.File(partial, "w") as file:
+    needed = sum(array.nbytes for array in (reading.coords, reading.attention, reading.evidence))
+    with whole(path, needed) as partial, h5py.File(partial, "w") as file:
         coords = file.create_dataset("coords", data=reading.coords)
         coords.attrs.update(attributes)
         file.create_dataset("attention", data=reading.attention)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from dataclasses import dataclass
@@ -14,8 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lrmil_training.fitplan import FitPlan
-from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.core.files import whole
+from napari_lrmil.core.files import raise_if_full, whole
 
 KEY, SCALE = "lrmil_key", "lrmil_scale"  # entries of a checkpoint beside Lightning's own
 
@@ -73,11 +71,8 @@ def travelling(plan: FitPlan) -> str:
 
 def write_best(plan: FitPlan, state: dict[str, torch.Tensor]) -> None:
     """Write the best state of a stage that has ended."""
-    try:
-        with whole(plan.checkpoint) as partial:
-            torch.save({"state_dict": state}, partial)
-    except (OSError, RuntimeError) as error:
-        raise _not_written(plan.checkpoint, error) from error
+    with whole(plan.checkpoint) as partial:
+        torch.save({"state_dict": state}, partial)
 
 
 def read_best(plan: FitPlan) -> dict[str, torch.Tensor]:
@@ -130,7 +125,8 @@ class KeepLast(Callback):
                     os.replace(last, previous)
                 os.replace(partial, last)
         except (OSError, RuntimeError) as error:
-            raise _not_written(last, error) from error
+            raise_if_full(last, error)
+            raise
         finally:
             if trainer.is_global_zero:
                 partial.unlink(missing_ok=True)
@@ -139,15 +135,3 @@ class KeepLast(Callback):
 
 def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")  # no pid: all processes of a stage name the same file
-
-
-def _not_written(path: Path, error: Exception) -> LrmilError:
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(path.parent).free // 2**20
-        reason = f"no space is left on the disk ({free} MB free)"
-    else:
-        reason = str(error)
-    return LrmilError(
-        f"{path}: the checkpoint could not be written, {reason}; "
-        "make room and start the same command again, it goes on from the last whole epoch"
-    )

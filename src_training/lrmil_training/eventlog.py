@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from napari_lrmil.core.events import Event, Finished
+from napari_lrmil.core.files import raise_if_full
 
 EVENTS = "events.jsonl"  # file name in a run folder
 
@@ -40,13 +41,17 @@ class EventLog:
         last = max(read_events(path), key=lambda line: int(line.get("seq", -1)), default={})
         self.attempt = int(last.get("attempt", -1)) + 1
         self._next = int(last.get("seq", -1)) + 1
-        self._file = path.open("a", encoding="utf-8")
+        self._path, self._file = path, path.open("a", encoding="utf-8")
 
     def write(self, event: Event) -> None:
         """Append an event."""
         line = {"seq": self._next, "attempt": self.attempt, "time": time.time(), **event_json(event)}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise_if_full(self._path, error)
+            raise
         self._next += 1
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from napari_lrmil.core.bag import Bag, BagOrigin, contiguous_at, is_whole, read_
 from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.embed import Embedder, PatchSet, embed
 from napari_lrmil.core.encoders import KINDS, AlignedEncoder, LoadedEncoder, encoder_at
-from napari_lrmil.core.errors import BagError, BundleError, CohortError, EncoderError, LrmilError
+from napari_lrmil.core.errors import BagError, BundleError, CohortError, DiskFullError, EncoderError, LrmilError
 from napari_lrmil.core.events import Caution, Event, Failed, Progress
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.grid import NestedGrid, grid_of, require_resolution
@@ -105,6 +105,8 @@ def make_features(
         yield Progress(stage, done, len(slides), "slides")
         try:
             yield from _one(row, request, device)
+        except DiskFullError:
+            raise
         except LrmilError as error:
             failures[row.name] = str(error)
             yield Failed(str(error), row.name, "features", error)

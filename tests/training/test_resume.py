@@ -139,7 +139,7 @@ def test_full_disk_is_one_sentence_and_keeps_the_checkpoint_before(
         save(trainer, path)
 
     monkeypatch.setattr(L.Trainer, "save_checkpoint", full)
-    with pytest.raises(LrmilError, match=r"toy\.last\.ckpt: .* no space is left on the disk .* same command again"):
+    with pytest.raises(LrmilError, match=r"toy\.last\.ckpt .*: no space is left on the disk .* same command again"):
         drained(fit(maker(5), plan(tmp_path)))
     assert not list(tmp_path.glob(".*"))
     found = newest(plan(tmp_path))

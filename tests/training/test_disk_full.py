@@ -1,0 +1,68 @@
+"""A disk that is full: one sentence, nothing half-written, and the same command goes on once there is room."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from napari_lrmil.core.encoders import save_encoder
+from napari_lrmil.core.errors import DiskFullError, LrmilError
+from napari_lrmil.core.files import whole
+from napari_lrmil.core.phantom import make_cohort
+from networks import untrained_encoder
+
+SETTINGS = (
+    "hr_patch_px=64",
+    "lr_patch_px=64",
+    "bootstrap=100",
+    "teacher.epochs=2",
+    "stage1.epochs=1",
+    "stage2.epochs=2",
+)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Return a disk of 1 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip("a small disk can be mounted by root on Linux only")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_what_does_not_fit_is_told_and_leaves_nothing(small_disk: Path) -> None:
+    """Of whatever library; an error of ours stays what it is."""
+    said = r"no space is left on the disk \(\d\.\d MB free\); make room"
+    with pytest.raises(DiskFullError, match=said), whole(small_disk / "large") as partial:
+        partial.write_bytes(bytes(2**21))
+    with pytest.raises(DiskFullError, match=said), whole(small_disk / "large", 2**21):
+        pytest.fail("it was known before")
+    assert not list(small_disk.iterdir())
+    (small_disk / "ballast").write_bytes(bytes(2**20))
+    with pytest.raises(LrmilError, match="ours"), whole(small_disk / "x"):
+        raise LrmilError("ours")
+
+
+def test_training_goes_on_when_there_is_room(small_disk: Path, tmp_path: Path) -> None:
+    """From the command line, as a user meets it."""
+    for split, count, seed in (("train", 4, 1), ("val", 2, 2), ("test", 2, 3)):
+        list(make_cohort(tmp_path / "cohort", count, (1024, 768), seed, split=split))
+    save_encoder(tmp_path / "e.safetensors", untrained_encoder())
+    settings = [*SETTINGS, f"encoder.teacher={tmp_path / 'e.safetensors'}"]
+    command = [sys.executable, "-m", "napari_lrmil", "train", tmp_path / "cohort" / "cohort.csv"]
+    command += ["--out", small_disk / "run", "--device", "cpu", *(word for s in settings for word in ("--set", s))]
+    full = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    assert full.returncode == 1
+    assert "no space is left on the disk" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert not list(small_disk.rglob("*.partial"))
+    subprocess.run(["mount", "-o", "remount,size=200m", small_disk], check=True)
+    subprocess.run([str(word) for word in command], capture_output=True, check=True)
+    assert (small_disk / "run" / "bundle" / "lrmil.json").exists()
