@@ -44,6 +44,7 @@ class Handle(Protocol):
 
 
 Opener = Callable[[Path], Handle]
+CACHE_BYTES = 64 * 2**20  # of decoded tiles, for all open slides together
 
 
 class Slide:
@@ -268,8 +269,18 @@ class Slide:
 def _open_with_openslide(path: Path) -> Handle:
     import openslide
 
-    handle: Handle = openslide.OpenSlide(slide_file(path))
-    return handle
+    handle = openslide.OpenSlide(slide_file(path))
+    handle.set_cache(_shared_cache())
+    opened: Handle = handle
+    return opened
+
+
+@lru_cache(maxsize=1)
+def _shared_cache() -> Any:
+    """Return the one cache of decoded tiles; a cache for each handle would make memory grow with the slides open."""
+    import openslide
+
+    return openslide.OpenSlideCache(CACHE_BYTES)
 
 
 def slide_file(path: Path) -> Path:

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from lrmil_training.cohort import CohortSlide
 from napari_lrmil.core.slide import Slide
 
-OPEN_SLIDES = 64  # each keeps a cache of decoded tiles of up to 32 MB
+OPEN_SLIDES = 64  # each is an open file with its tables of tiles
 
 
 class SlideHandles:
