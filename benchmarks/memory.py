@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py --out FOLDER [--slides 10,100]
 
-Prints a row per cohort: slides, features on disk, peak of the memory that only this process holds (RssAnon), peak of all
-that was resident, which counts pages of files that the system may drop.
+Prints a row per cohort: slides, features on disk, peak of the memory that only this process holds (RssAnon), peak of
+all that was resident, which counts pages of files that the system may drop.
 """
 
 from __future__ import annotations

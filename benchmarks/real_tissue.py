@@ -16,8 +16,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Collection, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,23 +83,23 @@ def cells() -> Iterator[Cell]:
             yield Cell(f"teacher_lr{lr:g}_hidden{hidden}", "default", fold, "2.5x", 0, changes)
     ablation = {"ablation": True, "baselines": [], "stage3": {"epochs": 0}}
     uniform = {"stage1": {**BASE["stage1"], "attention": "uniform"}, "baselines": ["stage1_only"]}
-    for seed in range(5):
-        for fold in range(len(FOLDS)):
-            yield Cell("headline", "default", fold, "2.5x", seed)
-            if seed < 3:
-                yield Cell("headline", "harder", fold, "2.5x", seed)
-                yield Cell("headline", "third", fold, "2.5x", seed)
-            if seed < 2:
-                yield Cell("ablation", "default", fold, "2.5x", seed, ablation)
-                yield Cell("uniform", "default", fold, "2.5x", seed, uniform | {"stage3": {"epochs": 0}})
-                yield Cell("stain_matched", "matched", fold, "2.5x", seed)
-    for seed in range(5):
-        for resolution in ("5x", "2.5x enlarged"):
-            for fold in range(len(FOLDS)):
-                yield Cell("headline", "default", fold, resolution, seed)
     for seed in range(10):
         for fold in range(len(FOLDS)):
+            if seed < 5:
+                yield Cell("headline", "default", fold, "2.5x", seed)
+            if seed < 3:
+                yield Cell("headline", "third", fold, "2.5x", seed)
+                yield Cell("headline", "harder", fold, "2.5x", seed)
+            if seed < 2:
+                yield Cell("uniform", "default", fold, "2.5x", seed, uniform | {"stage3": {"epochs": 0}})
+                yield Cell("ablation", "default", fold, "2.5x", seed, ablation)
             yield Cell("permuted", f"permuted_{seed}", fold, "2.5x", seed, ALONE)
+    for seed in range(5):  # patches of 128 px, the costliest, last
+        for fold in range(len(FOLDS)):
+            yield Cell("headline", "default", fold, "2.5x enlarged", seed)
+            yield Cell("headline", "default", fold, "5x", seed)
+            if seed < 2:
+                yield Cell("stain_matched", "matched", fold, "2.5x", seed)
 
 
 def main() -> None:
@@ -128,16 +128,37 @@ def measure(args: argparse.Namespace) -> None:
     for cohort in dict.fromkeys((c.cohort, c.fold) for c in missing):
         make_cohort(args, *cohort)
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the worker processes: two threads on shared cores are slower than one
-    for turn in ([c for c in missing if c.seed == 0], [c for c in missing if c.seed > 0]):  # the first chooses rates
-        with ProcessPoolExecutor(args.workers) as pool:
-            running = {pool.submit(measure_cell, args, c): c for c in turn}
-            for done in as_completed(running):
-                error = done.exception()
-                print(f"{running[done].name}: {error or 'done'}", flush=True)
+    measure_side_by_side(args, missing)
     for cell in wanted:
         if cell.kind == "headline":
             measure_ceiling(args, cell)
             measure_cost(args, cell)
+
+
+def measure_side_by_side(args: argparse.Namespace, missing: list[Cell]) -> None:
+    """Measure cells in their order, as many at a time as there are workers, each when what it needs is there."""
+    waiting, running = list(missing), {}
+    with ProcessPoolExecutor(args.workers) as pool:
+        while waiting or running:
+            for cell in [*waiting]:
+                if len(running) < args.workers and _may_start(args, cell, running.values(), waiting):
+                    waiting.remove(cell)
+                    running[pool.submit(measure_cell, args, cell)] = cell
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for one in done:
+                cell, error = running.pop(one), one.exception()
+                if error is None:
+                    _features(args, cell).with_suffix(".whole").touch()
+                print(f"{cell.name}: {error or 'done'}", flush=True)
+
+
+def _may_start(args: argparse.Namespace, cell: Cell, running: Collection[Cell], waiting: Collection[Cell]) -> bool:
+    """Return whether nobody is making the HR features of `cell`, and whoever chooses its learning rates is done."""
+    features = _features(args, cell)
+    making = {_features(args, other) for other in running}
+    chooser = _chooser(cell)
+    undecided = {other.name for other in (*running, *waiting)} - {cell.name}
+    return (features not in making or features.with_suffix(".whole").exists()) and chooser.name not in undecided
 
 
 # ---------------------------------------------------------------- cohorts
@@ -241,13 +262,12 @@ def measure_cell(args: argparse.Namespace, cell: Cell) -> None:
 
     torch.set_num_threads(1)
     run: Path = args.work / "runs" / cell.name
-    shared = "default" if cell.cohort == "third" or cell.cohort.startswith("permuted") else cell.cohort
     values = {
         **BASE,
         **RESOLUTIONS[cell.resolution],
         **cell.changes,
         "seed": cell.seed,
-        "features": str(args.work / "features" / shared / f"fold_{cell.fold}"),
+        "features": str(_features(args, cell)),
         "encoder": {"teacher": str(next((args.shared / "data" / "weights").glob("*.safetensors")))},
     }
     rates = chosen_rates(args.results, cell)
@@ -268,6 +288,13 @@ def measure_cell(args: argparse.Namespace, cell: Cell) -> None:
     }
     _write(args.results / f"{cell.name}.json", found)
     shutil.rmtree(run / "features", ignore_errors=True)  # LR features of every encoder: large, and made again if needed
+
+
+def _features(args: argparse.Namespace, cell: Cell) -> Path:
+    """Return where the HR features of a cell's slides lie; tables over the same slides share them."""
+    shared = cell.cohort if cell.cohort in SHARES else "default"
+    folder: Path = args.work / "features" / shared / f"fold_{cell.fold}"
+    return folder
 
 
 # ---------------------------------------------------------------- agreement of teachers, cost
@@ -345,13 +372,20 @@ def _cpu() -> Any:
 
 
 def chosen_rates(results: Path, cell: Cell) -> list[float]:
-    """Return the learning rates that validation chose with the fold's first seed; none before that."""
-    first = Cell(cell.kind, cell.cohort, cell.fold, cell.resolution, 0)
-    file = results / f"{first.name}.json"
-    if cell.seed == 0 or not file.exists():
+    """Return the learning rates that validation chose; none where this cell is the one to choose."""
+    file = results / f"{_chooser(cell).name}.json"
+    if _chooser(cell).name == cell.name or not file.exists():
         return []
     told = json.loads(file.read_text())["rates"]
     return sorted({float(max(rates, key=rates.get)) for rates in told.values()})
+
+
+def _chooser(cell: Cell) -> Cell:
+    """Return the cell that tries all learning rates for this one: the first seed, at 2.5x as it is read.
+
+    Patches of 128 px cost four times as much to train on; the same encoder, fold and slides tell the rate for them.
+    """
+    return Cell(cell.kind, cell.cohort, cell.fold, "2.5x", 0)
 
 
 def _reuse_teacher(args: argparse.Namespace, cell: Cell, run: Path) -> None:
