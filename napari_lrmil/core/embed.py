@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -64,12 +64,13 @@ class PatchSet:
 
 @dataclass
 class Embeddings:
-    """(N, D) features, pooled layers, and the seconds that reading and encoding took."""
+    """(N, D) features, pooled layers, the seconds that reading and encoding took, and the patches that were encoded."""
 
     features: Features
     layers: dict[str, Features] = field(default_factory=dict)
     seconds_read: float = 0.0
     seconds_encode: float = 0.0
+    encoded: int = 0
 
 
 def embed(
@@ -80,10 +81,12 @@ def embed(
     device: torch.device,
     layers: Sequence[str] = (),
     stage: str = "encode",
+    keep: Callable[[slice, Features], None] | None = None,
 ) -> Generator[Event, None, Embeddings]:
     """Yield `Progress` after every batch and return the embeddings.
 
-    Reading runs one batch ahead in a thread of its own; closing the generator ends it after the batch under way.
+    Reading runs one batch ahead in a thread of its own; closing the generator ends it after the batch under way. `keep`
+    is given the rows and embeddings of every batch at once, so that work which is broken off is not lost.
 
     Raises
     ------
@@ -104,8 +107,12 @@ def embed(
             ahead = pool.submit(_timed_read, slide, patches, starts[i + 1]) if i + 1 < len(starts) else None
             result.seconds_read += seconds
             began = time.perf_counter()
+            before = len(pooled[""])
             size = yield from _encode(encoder, pixels, patches.input_px, device, pooled, size)
             result.seconds_encode += time.perf_counter() - began
+            result.encoded += len(pixels)
+            if keep is not None:
+                keep(slice(start, start + len(pixels)), np.concatenate(pooled[""][before:]))
             yield Progress(stage, min(start + BATCH, len(patches)), len(patches))
     result.features = np.concatenate(pooled.pop(""))
     result.layers = {name: np.concatenate(parts) for name, parts in pooled.items()}

@@ -43,6 +43,13 @@ class Caution:
 
 
 @dataclass(frozen=True)
+class Partial:
+    """Something to show before the work is done; `result` is of the kind that the work will end with."""
+
+    result: Any = None
+
+
+@dataclass(frozen=True)
 class Finished:
     """The work is done; `result` is what it made."""
 
@@ -59,4 +66,4 @@ class Failed:
     error: BaseException | None = field(default=None, repr=False, compare=False)
 
 
-Event = Progress | StageDone | Metric | Caution | Finished | Failed
+Event = Progress | StageDone | Metric | Caution | Partial | Finished | Failed

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from napari_lrmil.core.errors import ResolutionError, TissueError
 from napari_lrmil.core.geometry import MPP_TOLERANCE, Int64, Lattice, PatchPlan
 from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.tissue import Tissue, TissueConfig, find_tissue
+from napari_lrmil.core.tissue import Mask, Tissue, TissueConfig, find_tissue
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,12 @@ class NestedGrid:
         """HR patches per LR patch: the bound on what low resolution can save."""
         return len(self.hr_index) / len(self.lr_index)
 
+    def only(self, kept: NDArray[np.bool_]) -> NestedGrid:
+        """Return the grid of the LR patches that `kept` (N,) marks, and of their HR patches."""
+        children = kept[self.parent]
+        row = np.cumsum(kept) - 1  # of an LR patch among those kept
+        return NestedGrid(self.lattice, self.hr_index[children], self.lr_index[kept], row[self.parent[children]])
+
 
 def nest(lattice: Lattice, shares: NDArray[np.float32], min_share: float) -> NestedGrid:
     """Return the grids for given tissue shares (rows, columns) of the HR cells.
@@ -79,7 +86,31 @@ def nest_cells(lattice: Lattice, hr_index: Int64) -> NestedGrid:
 
 
 def grid_of(slide: Slide, plan: PatchPlan, config: TissueConfig | None = None) -> NestedGrid:
-    """Return the nested grids of `slide`.
+    """Return the nested grids of `slide`; see `ground_of`."""
+    return ground_of(slide, plan, config).grid
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Where a slide's tissue is, and the patches that it gives.
+
+    Attributes
+    ----------
+    tissue
+        The mask, on the lattice of the patches.
+    grid
+        Kept patches of both resolutions.
+    edited
+        Whether somebody changed the mask by hand.
+    """
+
+    tissue: Tissue
+    grid: NestedGrid
+    edited: bool = False
+
+
+def ground_of(slide: Slide, plan: PatchPlan, config: TissueConfig | None = None) -> Ground:
+    """Return the tissue of `slide` and its nested grids.
 
     Raises
     ------
@@ -90,11 +121,22 @@ def grid_of(slide: Slide, plan: PatchPlan, config: TissueConfig | None = None) -
     """
     config = config or TissueConfig()
     require_resolution(slide, plan.lr_mpp, "student (LR)")
-    tissue: Tissue = find_tissue(slide, plan.lattice(slide.bounds, slide.mpp), config)
+    tissue = find_tissue(slide, plan.lattice(slide.bounds, slide.mpp), config)
+    return Ground(tissue, nest_tissue(slide.path, tissue, config))
+
+
+def edited_ground(path: Path, ground: Ground, mask: Mask, config: TissueConfig) -> Ground:
+    """Return what a mask of the same raster gives that somebody changed by hand; raises `TissueError` as above."""
+    tissue = replace(ground.tissue, mask=mask)
+    return Ground(tissue, nest_tissue(path, tissue, config), edited=True)
+
+
+def nest_tissue(path: Path, tissue: Tissue, config: TissueConfig) -> NestedGrid:
+    """Return the grids that a tissue mask gives; `path` names the slide in the error."""
     grid = nest(tissue.lattice, tissue.shares(), config.min_share)
     if len(grid.lr_index) == 0:
         raise TissueError(
-            slide.path,
+            path,
             f"no LR patch with enough tissue: no cell of {tissue.lattice.hr_um:.0f} µm is at least "
             f"{config.min_share:.0%} tissue; is this a stained brightfield slide?",
         )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_lrmil.core.bag import Features
 from napari_lrmil.core.files import whole
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.predict import Prediction, Reading
@@ -32,7 +33,7 @@ class Heatmap:
     Attributes
     ----------
     image
-        (rows, columns) float32, attention relative to the slide's average: 1 is what every patch would have if the
+        (rows, columns) float32. Attention is relative to the slide's average: 1 is what every patch would have if the
         network looked everywhere alike, so that grids of different fineness share a scale.
     origin_level0
         Level-0 corner of the raster, x then y.
@@ -46,11 +47,16 @@ class Heatmap:
 
 
 def heatmap(reading: Reading) -> Heatmap:
-    """Return the attention of a reading as a raster over the patches there are."""
+    """Return the attention of a reading, relative to the average, as a raster over the patches there are."""
+    return raster(reading, reading.attention * len(reading.attention))
+
+
+def raster(reading: Reading, values: Features) -> Heatmap:
+    """Return (N,) values of a reading's patches as a raster."""
     first = reading.coords.min(axis=0)
     columns, rows = ((reading.coords - first) // np.array(reading.patch_level0)).T
     image = np.full((rows.max() + 1, columns.max() + 1), np.nan, dtype=np.float32)
-    image[rows, columns] = reading.attention * len(reading.attention)
+    image[rows, columns] = values
     return Heatmap(image, (int(first[0]), int(first[1])), reading.patch_level0)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ from numpy.typing import NDArray
 from napari_lrmil import __version__
 from napari_lrmil.core.bag import Features
 from napari_lrmil.core.bundle import Bundle, StudentNetwork, TeacherNetwork
+from napari_lrmil.core.cache import CacheKey, EmbeddingCache
 from napari_lrmil.core.compare import Agreement, measure_agreement
-from napari_lrmil.core.embed import PatchSet, embed, to_numpy
+from napari_lrmil.core.embed import Embeddings, PatchSet, embed, to_numpy
 from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.events import Caution, Event, Finished, Progress, StageDone
 from napari_lrmil.core.geometry import Int64
-from napari_lrmil.core.grid import NestedGrid, grid_of, require_resolution
+from napari_lrmil.core.grid import Ground, NestedGrid, ground_of, require_resolution
 from napari_lrmil.core.mil import GatedAttentionMil
+from napari_lrmil.core.scope import WHOLE, Scope
 from napari_lrmil.core.slide import Slide
 
 TEACHER_CHOICES = ("none", "all")
@@ -51,6 +54,8 @@ class Reading:
         Step -> wall seconds; ``total`` is from opening the slide, loading the weights included, as if it had run alone.
     cpu_seconds
         What the process computed for it, over all threads, the tissue mask included.
+    patches_encoded
+        Patches that were not in the cache.
     """
 
     coords: Int64
@@ -63,6 +68,7 @@ class Reading:
     pixels_decoded: int
     seconds: dict[str, float]
     cpu_seconds: float
+    patches_encoded: int = 0
 
     @property
     def predicted(self) -> str:
@@ -88,6 +94,7 @@ class Prediction:
     agreement: Agreement | None
     device: str
     warnings: tuple[str, ...]
+    scope: Scope = WHOLE
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of ``prediction.json``."""
@@ -107,6 +114,7 @@ class Prediction:
             "n_patches": len(self.grid.lr_index),
             "n_hr_patches": len(self.grid.hr_index),
             "pixels_decoded": s.pixels_decoded,
+            "scope": self.scope.text,
             "device": self.device,
             "seconds": s.seconds,
             "warnings": list(self.warnings),
@@ -124,12 +132,21 @@ class Prediction:
 
 
 def predict(
-    slide: Slide, bundle: Bundle, *, device: torch.device, teacher: str = "none", seconds_open: float = 0.0
+    slide: Slide,
+    bundle: Bundle,
+    *,
+    device: torch.device,
+    teacher: str = "none",
+    seconds_open: float = 0.0,
+    scope: Scope = WHOLE,
+    ground: Ground | None = None,
+    cache: EmbeddingCache | None = None,
 ) -> Iterator[Event]:
-    """Run the LR student on a whole slide, and the HR teacher beside it where asked.
+    """Run the LR student on a slide or a part of it, and the HR teacher beside it where asked.
 
     Yields `Progress`, `StageDone` and `Caution`, and last `Finished` with a `Prediction`. Closing the iterator cancels.
     Without a teacher no pixel finer than the student's level is read and no weight of the teacher is loaded.
+    Calibration was fitted on whole slides: what is said of a part is a region score, not calibrated.
 
     Parameters
     ----------
@@ -143,6 +160,12 @@ def predict(
         ``none`` or ``all``.
     seconds_open
         What opening the slide took, to be reported.
+    scope
+        Which part is asked about.
+    ground
+        The slide's tissue and grids, where they are known already or were edited.
+    cache
+        Where embeddings are taken from, and left for the next question.
 
     Raises
     ------
@@ -157,13 +180,15 @@ def predict(
     yield from (Caution(text, slide.name) for text in warnings)
     yield Progress("tissue", 0, 1, "slide")
     began, cpu, decoded = time.perf_counter(), time.process_time(), slide.pixels_decoded
-    grid = grid_of(slide, bundle.card.plan, bundle.card.tissue)
+    ground = ground or ground_of(slide, bundle.card.plan, bundle.card.tissue)
+    scope = replace(scope, edited=ground.edited)
+    asked = _Asked(slide, bundle, scope.of(ground.grid, slide.path), scope, device, cache)
     seconds = {"open": seconds_open, "tissue": time.perf_counter() - began}
     before = Before(seconds, slide.pixels_decoded - decoded, time.process_time() - cpu)
     yield StageDone("tissue", before.seconds["tissue"])
-    student = yield from _student(slide, bundle, grid, device, before)
-    beside = (yield from _teacher(slide, bundle, grid, device, before)) if teacher == "all" else None
-    yield Finished(_prediction(slide, bundle, grid, (student, beside), str(device), warnings))
+    student = yield from _student(asked, before)
+    beside = (yield from _teacher(asked, before)) if teacher == "all" else None
+    yield Finished(_prediction(asked, (student, beside), warnings))
 
 
 def require_choice(teacher: str) -> None:
@@ -181,48 +206,53 @@ class Before:
     cpu_seconds: float
 
 
-def _student(
-    slide: Slide, bundle: Bundle, grid: NestedGrid, device: torch.device, before: Before
-) -> Generator[Event, None, Reading]:
-    card = bundle.card
-    patches = PatchSet(grid.lr_corners, grid.lattice.lr_cell, card.lr_patch_px, card.student_input_px)
-    look = _Look("student (LR)", patches, card.temperature, card.classes, card.lr_mpp)
-    return (yield from _read(slide, lambda: bundle.student.to(device), look, device, before))
+@dataclass(frozen=True)
+class _Asked:
+    """A question: the slide and the model, the patches that are meant, and where to compute."""
 
-
-def _teacher(
-    slide: Slide, bundle: Bundle, grid: NestedGrid, device: torch.device, before: Before
-) -> Generator[Event, None, Reading]:
-    card = bundle.card
-    patches = PatchSet(grid.hr_corners, grid.lattice.cell, card.hr_patch_px)
-    look = _Look("teacher (HR)", patches, card.teacher_temperature, card.classes, card.hr_mpp)
-    return (yield from _read(slide, lambda: bundle.teacher.to(device), look, device, before))
+    slide: Slide
+    bundle: Bundle
+    grid: NestedGrid
+    scope: Scope
+    device: torch.device
+    cache: EmbeddingCache | None
 
 
 @dataclass(frozen=True)
 class _Look:
-    """Which patches a network reads, and how its logits are to be told."""
+    """Which patches a network reads, where they lie on their grid, and how its logits are to be told."""
 
     stage: str
+    network: str
     patches: PatchSet
+    index: Int64
     temperature: float | None
-    classes: tuple[str, ...]
     target_mpp: float
 
 
+def _student(asked: _Asked, before: Before) -> Generator[Event, None, Reading]:
+    card, grid = asked.bundle.card, asked.grid
+    patches = PatchSet(grid.lr_corners, grid.lattice.lr_cell, card.lr_patch_px, card.student_input_px)
+    look = _Look("student (LR)", "student", patches, grid.lr_index, card.temperature, card.lr_mpp)
+    return (yield from _read(asked, lambda: asked.bundle.student.to(asked.device), look, before))
+
+
+def _teacher(asked: _Asked, before: Before) -> Generator[Event, None, Reading]:
+    card, grid = asked.bundle.card, asked.grid
+    patches = PatchSet(grid.hr_corners, grid.lattice.cell, card.hr_patch_px)
+    look = _Look("teacher (HR)", "teacher", patches, grid.hr_index, card.teacher_temperature, card.hr_mpp)
+    return (yield from _read(asked, lambda: asked.bundle.teacher.to(asked.device), look, before))
+
+
 def _read(
-    slide: Slide,
-    load: Callable[[], StudentNetwork | TeacherNetwork],
-    look: _Look,
-    device: torch.device,
-    before: Before,
+    asked: _Asked, load: Callable[[], StudentNetwork | TeacherNetwork], look: _Look, before: Before
 ) -> Generator[Event, None, Reading]:
-    began, cpu, decoded = time.perf_counter(), time.process_time(), slide.pixels_decoded
+    began, cpu, decoded = time.perf_counter(), time.process_time(), asked.slide.pixels_decoded
     network = load()
-    embedded = yield from embed(slide, look.patches, network.encoder, device=device, stage=look.stage)
+    embedded = yield from _embedded(asked, network, look)
     at_mil = time.perf_counter()
-    pooled = pool(network.mil, embedded.features, device)
-    logits = dict(zip(look.classes, pooled.logits.tolist(), strict=True))
+    pooled = pool(network.mil, embedded.features, asked.device)
+    logits = dict(zip(asked.bundle.card.classes, pooled.logits.tolist(), strict=True))
     end = time.perf_counter()
     seconds = before.seconds | {
         "read": embedded.seconds_read,
@@ -237,12 +267,70 @@ def _read(
         attention=pooled.attention,
         evidence=pooled.evidence,
         logits=logits,
-        probabilities=probabilities(logits, look.temperature),
+        probabilities=probabilities(logits, look.temperature if asked.scope.whole else None),
         target_mpp=look.target_mpp,
-        pixels_decoded=before.pixels + slide.pixels_decoded - decoded,
+        pixels_decoded=before.pixels + asked.slide.pixels_decoded - decoded,
         seconds=seconds,
         cpu_seconds=before.cpu_seconds + time.process_time() - cpu,
+        patches_encoded=embedded.encoded,
     )
+
+
+def _embedded(
+    asked: _Asked, network: StudentNetwork | TeacherNetwork, look: _Look
+) -> Generator[Event, None, Embeddings]:
+    """Embed what the cache does not have, the middle first, for that is what people look at; the rest is there."""
+    if asked.cache is None:
+        return (yield from embed(asked.slide, look.patches, network.encoder, device=asked.device, stage=look.stage))
+    cache, key = asked.cache, cache_key(asked.slide, asked.bundle, asked.grid, look.network)
+    found = cache.get(key, look.index)
+    missing = from_the_middle(look.patches.corners, np.flatnonzero(~found.rows))
+    if len(missing) == 0:
+        return Embeddings(found.features, encoded=0)
+    some = replace(look.patches, corners=look.patches.corners[missing])
+    keep = partial(_keep, cache, key, look.index[missing])
+    made = yield from embed(asked.slide, some, network.encoder, device=asked.device, stage=look.stage, keep=keep)
+    features = np.empty((len(look.index), made.features.shape[1]), np.float32)
+    features[missing] = made.features
+    if found.rows.any():
+        features[found.rows] = found.features
+    return replace(made, features=features)
+
+
+def _keep(cache: EmbeddingCache, key: CacheKey, index: Int64, rows: slice, features: Features) -> None:
+    cache.put(key, index[rows], features)
+
+
+def cache_key(slide: Slide, bundle: Bundle, grid: NestedGrid, network: str) -> CacheKey:
+    """Return the key under which a slide's embeddings by one of the bundle's networks are kept.
+
+    Parameters
+    ----------
+    slide, bundle, grid
+        What is asked about.
+    network
+        ``student`` or ``teacher``.
+    """
+    card, lattice = bundle.card, grid.lattice
+    lr = network == "student"
+    return CacheKey(
+        slide_fingerprint=slide.fingerprint,
+        origin_level0=lattice.origin,
+        cell_level0=lattice.lr_cell if lr else lattice.cell,
+        target_mpp=card.lr_mpp if lr else card.hr_mpp,
+        patch_px=card.lr_patch_px if lr else card.hr_patch_px,
+        input_px=card.student_input_px if lr else None,
+        network=f"{bundle.sha256} {network}",
+    )
+
+
+def from_the_middle(corners: Int64, rows: Int64) -> Int64:
+    """Return `rows` of (N, 2) corners, those nearest to the middle of them all first."""
+    if len(rows) == 0:
+        return rows
+    middle = (corners.min(axis=0) + corners.max(axis=0)) / 2
+    distance = ((corners[rows] - middle) ** 2).sum(axis=1)
+    return rows[np.argsort(distance, kind="stable")]
 
 
 @dataclass(frozen=True)
@@ -271,16 +359,10 @@ def probabilities(logits: dict[str, float], temperature: float | None) -> dict[s
     return dict(zip(logits, (shares / shares.sum()).tolist(), strict=True))
 
 
-def _prediction(
-    slide: Slide,
-    bundle: Bundle,
-    grid: NestedGrid,
-    readings: tuple[Reading, Reading | None],
-    device: str,
-    warnings: list[str],
-) -> Prediction:
+def _prediction(asked: _Asked, readings: tuple[Reading, Reading | None], warnings: list[str]) -> Prediction:
     student, teacher = readings
-    agreement = measure_agreement(grid, student.attention, teacher.attention) if teacher else None
+    slide, bundle = asked.slide, asked.bundle
+    agreement = measure_agreement(asked.grid, student.attention, teacher.attention) if teacher else None
     return Prediction(
         slide=slide.name,
         path=slide.path,
@@ -288,12 +370,13 @@ def _prediction(
         bundle=bundle.name,
         bundle_sha256=bundle.sha256,
         classes=bundle.card.classes,
-        calibrated=bundle.card.temperature is not None,
-        grid=grid,
+        calibrated=bundle.card.temperature is not None and asked.scope.whole,
+        grid=asked.grid,
         level0_size=(slide.width, slide.height),
         student=student,
         teacher=teacher,
         agreement=agreement,
-        device=device,
+        device=str(asked.device),
         warnings=tuple(warnings),
+        scope=asked.scope,
     )

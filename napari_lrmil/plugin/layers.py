@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from napari_lrmil.core.geometry import Mpp
 from napari_lrmil.core.slide import Slide
@@ -18,7 +21,11 @@ from napari_lrmil.plugin.tiles import ScreenSlide
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Image, Layer
+    from napari.utils import Colormap
 
+    from napari_lrmil.core.grid import Ground
+    from napari_lrmil.core.modes import Mode
+    from napari_lrmil.core.overlay import Heatmap
     from napari_lrmil.core.predict import Prediction, Reading
 
 KEY = "napari_lrmil"  # our entry in a layer's metadata
@@ -26,7 +33,7 @@ UNITS = ("um", "um")
 OPACITY = 0.5  # the tissue has to stay readable where attention is low, which is dark
 
 LayerData = tuple[Any, dict[str, Any], str]
-Role = Literal["underlay", "slide", "attention"]
+Role = Literal["underlay", "slide", "attention", "evidence", "drawn", "tissue"]
 Side = Literal["student", "teacher"]
 
 
@@ -37,7 +44,7 @@ class Tag:
     Attributes
     ----------
     role
-        Drawing order within a view: the coarse underlay, the slide, the attention.
+        What it shows; underlay, slide and attention lie in this order within a view.
     path
         The slide's file.
     mpp
@@ -158,39 +165,137 @@ def _tagged(layer: Layer) -> Tag:
 # ---------------------------------------------------------------- attention
 
 
-def attention_layers(prediction: Prediction, mpp: float, given_mpp: float | None) -> dict[Side, LayerData]:
-    """Return the attention of the student, and of the teacher where it ran, with the same colour limits."""
-    from napari_lrmil.core.overlay import limits
+@dataclass(frozen=True)
+class Look:
+    """How attention is to look.
 
+    Attributes
+    ----------
+    mode
+        As it is, as a percentile, or in powers of ten.
+    smooth
+        Whether colours run into each other; never unless asked, for a patch is what the network saw.
+    opacity
+        0 to 1.
+    """
+
+    mode: Mode = "raw"
+    smooth: bool = False
+    opacity: float = OPACITY
+
+
+def attention_layers(
+    prediction: Prediction, mpp: float, given_mpp: float | None, look: Look | None = None
+) -> dict[Side, LayerData]:
+    """Return the attention of the student, and of the teacher where it ran, with the same colour limits."""
+    from napari_lrmil.core.modes import attention_limits, attention_values
+    from napari_lrmil.core.overlay import raster
+
+    look = look or Look()
     readings: dict[Side, Reading] = {"student": prediction.student}
     if prediction.teacher is not None:
         readings["teacher"] = prediction.teacher
-    colours = limits(list(readings.values()))
+    shown = {side: attention_values(reading.attention, look.mode) for side, reading in readings.items()}
+    colours = attention_limits(list(shown.values()), look.mode)
     made: dict[Side, LayerData] = {}
     for side, reading in readings.items():
-        tag = Tag("attention", prediction.path, mpp, given_mpp, side)
-        made[side] = _attention(reading, prediction.grid.lattice.mpp, tag, colours)
+        heat = raster(reading, shown[side])
+        options = {
+            "name": f"{TITLES[side]} attention",
+            "colormap": attention_colours(),
+            "contrast_limits": colours,
+            "opacity": look.opacity,
+            **_map_options(heat, prediction, Tag("attention", prediction.path, mpp, given_mpp, side)),
+            "interpolation2d": "linear" if look.smooth else "nearest",
+        }
+        made[side] = heat.image, options, "image"
     return made
 
 
 TITLES: dict[Side, str] = {"student": "Student (LR)", "teacher": "Teacher (HR)"}
 
 
-def _attention(reading: Reading, mpp: Mpp, tag: Tag, colours: tuple[float, float]) -> LayerData:
-    from napari_lrmil.core.overlay import COLORMAP, heatmap
+def evidence_layer(prediction: Prediction, name: str, mpp: float, given_mpp: float | None) -> LayerData:
+    """Return what each patch adds to the logit of the class `name`, blue against it and orange for it."""
+    from napari_lrmil.core.modes import evidence_limits
+    from napari_lrmil.core.overlay import raster
 
-    heat = heatmap(reading)
+    values = prediction.student.evidence[:, prediction.classes.index(name)]
+    heat = raster(prediction.student, values)
     options = {
-        "name": f"{TITLES[tag.side]} attention",
-        "colormap": COLORMAP,
-        "contrast_limits": colours,
-        "opacity": OPACITY,
-        "blending": "translucent",
+        "name": f"Evidence for {name}",
+        "colormap": evidence_colours(),
+        "contrast_limits": evidence_limits(values),
+        "opacity": 0.8,
+        **_map_options(heat, prediction, Tag("evidence", prediction.path, mpp, given_mpp)),
         "interpolation2d": "nearest",
-        "metadata": tag.as_metadata(),
-        **placement(heat.origin_level0, heat.pixel_level0, mpp),
     }
     return heat.image, options, "image"
+
+
+def _map_options(heat: Heatmap, prediction: Prediction, tag: Tag) -> dict[str, Any]:
+    return {
+        "blending": "translucent",
+        "metadata": tag.as_metadata(),
+        **placement(heat.origin_level0, heat.pixel_level0, prediction.grid.lattice.mpp),
+    }
+
+
+@cache
+def attention_colours() -> Colormap:
+    """Return the map for attention: its dark end lets the tissue through, for there is little to see there."""
+    from matplotlib import colormaps
+    from napari.utils import Colormap
+
+    from napari_lrmil.core.overlay import COLORMAP
+
+    colours = colormaps[COLORMAP](np.linspace(0, 1, 64))
+    colours[:, 3] = np.linspace(0.35, 1.0, 64)
+    return Colormap(colours, name="attention")
+
+
+@cache
+def evidence_colours() -> Colormap:
+    """Return the map for evidence: blue against, orange for, nothing where there is none; readable without red."""
+    from napari.utils import Colormap
+
+    against, none, for_it = (0.13, 0.40, 0.67), (0.97, 0.97, 0.97), (0.90, 0.38, 0.00)
+    steps = np.linspace(-1, 1, 65)[:, None]
+    ends = np.where(steps < 0, against, for_it)
+    colours = np.concatenate([none + (ends - none) * np.abs(steps) ** 0.7, 0.1 + 0.9 * np.abs(steps)], axis=1)
+    return Colormap(colours, name="evidence")
+
+
+# ---------------------------------------------------------------- drawn by hand
+
+
+def drawing_layer(slide: Tag) -> LayerData:
+    """Return an empty layer of shapes, in µm, to draw regions of a slide on."""
+    tag = Tag("drawn", slide.path, slide.mpp, slide.given_mpp)
+    options = {
+        "name": "Regions",
+        "ndim": 2,
+        "edge_color": "#ffcc33",
+        "face_color": [1.0, 0.8, 0.2, 0.12],
+        "edge_width": 20.0,
+        "units": UNITS,
+        "metadata": tag.as_metadata(),
+    }
+    return [], options, "shapes"
+
+
+def tissue_layer(ground: Ground, slide: Tag) -> LayerData:
+    """Return a slide's tissue mask as labels that can be painted: 1 is tissue."""
+    lattice, mask = ground.tissue.lattice, ground.tissue.mask
+    pixel = lattice.box.width / mask.shape[1], lattice.box.height / mask.shape[0]
+    tag = Tag("tissue", slide.path, slide.mpp, slide.given_mpp)
+    options = {
+        "name": "Tissue (paint 1, erase 0)",
+        "opacity": 0.35,
+        "metadata": tag.as_metadata(),
+        **placement((float(lattice.origin[0]), float(lattice.origin[1])), pixel, lattice.mpp),
+    }
+    return mask.astype(np.uint8), options, "labels"
 
 
 # ---------------------------------------------------------------- adding
@@ -198,7 +303,15 @@ def _attention(reading: Reading, mpp: Mpp, tag: Tag, colours: tuple[float, float
 
 def add(viewer: ViewerModel, made: Iterable[LayerData]) -> list[Image]:
     """Add layers to the viewer, in drawing order, and return them."""
-    return [viewer.add_image(data, **options) for data, options, _ in made]
+    return [getattr(viewer, f"add_{kind}")(data, **options) for data, options, kind in made]
+
+
+def restyle(layer: Image, made: LayerData) -> None:
+    """Let a layer show what `made` says; its place in the list, and whether it is shown, stay."""
+    data, options, _ = made
+    layer.data = data
+    for name in ("scale", "translate", "contrast_limits", "opacity", "interpolation2d", "metadata"):
+        setattr(layer, name, options[name])
 
 
 def ours(viewer: ViewerModel, path: Path | None = None, **wanted: str) -> list[Image]:

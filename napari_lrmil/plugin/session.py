@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -18,18 +17,25 @@ from typing import TYPE_CHECKING
 from psygnal import Signal
 
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.core.events import Caution, Event, Failed, Finished, Progress
-from napari_lrmil.core.geometry import MPP_TOLERANCE
+from napari_lrmil.core.events import Caution, Event, Failed, Finished, Partial, Progress
+from napari_lrmil.core.geometry import MPP_TOLERANCE, BoxLevel0
+from napari_lrmil.core.regions import Region, box_region
+from napari_lrmil.core.remembered import Remembered
+from napari_lrmil.core.scope import Kind, Scope
 from napari_lrmil.core.slide import Slide
+from napari_lrmil.plugin.shelf import OpenSlide, Shelf, SlideChoice
+from napari_lrmil.plugin.work import GroundWork, Question
 
 if TYPE_CHECKING:
     from napari_lrmil.core.bundle import Bundle
+    from napari_lrmil.core.grid import Ground
     from napari_lrmil.core.predict import Prediction
+    from napari_lrmil.core.tissue import Mask
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 ETA_AFTER_S = 2.0  # before that the pace of a stage is not known
 
-OpenSlide = Callable[[Path, float | None], Slide]
+Work = Callable[[], Iterator[Event]]
 
 
 class State(Enum):
@@ -40,16 +46,6 @@ class State(Enum):
     CANCELLING = "cancelling"
     DONE = "done"
     FAILED = "failed"
-
-
-@dataclass(frozen=True)
-class SlideChoice:
-    """A slide that may be analysed: its layer's name, its file, its µm per pixel, and those that the user gave."""
-
-    name: str
-    path: Path
-    mpp: float
-    given_mpp: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +71,30 @@ class Pace:
         return f"{self.stage} · {self.share:.0%}{shown}"
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would read: LR patches, HR patches of a teacher, and the seconds that it should take, where known."""
+
+    patches: int
+    hr_patches: int
+    seconds: float | None
+
+    @property
+    def text(self) -> str:
+        """One line for the user, before a run."""
+        hr = f" + {self.hr_patches} of the teacher" if self.hr_patches else ""
+        time_needed = f"about {_seconds(self.seconds)}" if self.seconds is not None else "time not known yet"
+        return f"{self.patches} patches{hr} · {time_needed}"
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """Drawn regions that are left out, and those outside which all is left out."""
+
+    excluded: tuple[Region, ...] = ()
+    kept: tuple[Region, ...] = ()
+
+
 class Session:
     """One analysis at a time of one slide with one model.
 
@@ -86,6 +106,8 @@ class Session:
         Folder in which each result is written; None writes nothing.
     clock
         Seconds that only go forward.
+    remembered
+        What this machine's last runs took.
 
     Attributes
     ----------
@@ -93,6 +115,8 @@ class Session:
         Something that the dock shows has changed.
     finished
         A prediction is there.
+    answered
+        A prediction is there that takes the last one's place: of the moving view, or of a what-if.
     failed
         A sentence that says why there is none.
     cautioned
@@ -101,6 +125,7 @@ class Session:
 
     changed = Signal()
     finished = Signal(object)
+    answered = Signal(object)
     failed = Signal(str)
     cautioned = Signal(str)
 
@@ -109,31 +134,51 @@ class Session:
         open_slide: OpenSlide = lambda path, mpp: Slide(path, mpp=mpp),
         out: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
+        remembered: Remembered | None = None,
     ) -> None:
-        self._open_slide, self._out, self._clock = open_slide, out, clock
+        from napari_lrmil.core.cache import EmbeddingCache
+
+        self._out, self._clock = out, clock
+        self.remembered = remembered or Remembered()
+        self.shelf, self.cache = Shelf(open_slide), EmbeddingCache()
         self.state = State.IDLE
         self.slides: tuple[SlideChoice, ...] = ()
         self.slide: SlideChoice | None = None
         self.bundle: Bundle | None = None
         self.device = "auto"
         self.beside = False
+        self.follow = False
+        self.kind: Kind = "slide"
+        self.view: BoxLevel0 | None = None
+        self.regions: tuple[Region, ...] = ()
         self.pace: Pace | None = None
         self.cautions: tuple[str, ...] = ()
         self.message = ""  # why there is no result or no model; empty where all is well
         self.prediction: Prediction | None = None
+        self._steps: tuple[WhatIf, ...] = (WhatIf(),)  # the last one holds
+        self._asked: Question | None = None
+        self._answered: tuple[object, ...] = ()  # what the live view last asked
         self._stage_began = 0.0
+
+    def close(self) -> None:
+        """Give the slides back."""
+        self.shelf.close()
 
     # ------------------------------------------------------------ choices
 
     def offer(self, slides: Sequence[SlideChoice]) -> None:
-        """Take the slides there are; the chosen one stays chosen while it is among them."""
+        """Take the slides there are; the chosen one stays chosen while it is among them, others are closed."""
         self.slides = tuple(slides)
         if self.slide not in self.slides:
-            self.slide = self.slides[-1] if self.slides else None
+            self.choose_slide(self.slides[-1] if self.slides else None)
+        self.shelf.keep_only(self.slides)
         self.changed.emit()
 
     def choose_slide(self, slide: SlideChoice | None) -> None:
-        """Take the slide to analyse."""
+        """Take the slide to analyse; what was drawn on another does not hold for it."""
+        if slide != self.slide:
+            self.view, self.regions, self._steps, self.prediction = None, (), (WhatIf(),), None
+            self._answered = ()
         self.slide = slide
         self.changed.emit()
 
@@ -159,6 +204,27 @@ class Session:
         self.beside = beside
         self.changed.emit()
 
+    def choose_kind(self, kind: Kind) -> None:
+        """Take what a run is to be about: the slide, what is visible, or the drawn regions."""
+        self.kind = kind
+        self.changed.emit()
+
+    def choose_follow(self, follow: bool) -> None:
+        """Take whether the student follows the view."""
+        self.follow, self._answered = follow, ()
+        self.changed.emit()
+
+    def look_at(self, box: BoxLevel0) -> None:
+        """Take what is visible now, in level-0 pixels of the chosen slide."""
+        self.view = box
+        if self.kind == "view":
+            self.changed.emit()
+
+    def draw(self, regions: Sequence[Region]) -> None:
+        """Take the regions that are drawn on the chosen slide."""
+        self.regions = tuple(regions)
+        self.changed.emit()
+
     # ------------------------------------------------------------ what can be done
 
     @property
@@ -167,13 +233,43 @@ class Session:
         return self.state in (State.RUNNING, State.CANCELLING)
 
     @property
+    def ground(self) -> Ground | None:
+        """Where the tissue of the chosen slide is, once it was found."""
+        if self.slide is None or self.bundle is None:
+            return None
+        return self.shelf.known(self.slide, self.bundle)
+
+    @property
+    def scope(self) -> Scope:
+        """What a run would be about."""
+        if self.kind == "view" and self.view is not None:
+            return self._scope("view", (box_region(self.view, "view"),))
+        if self.kind == "region" and self.regions:
+            return self._scope("region", self.regions)
+        return self._scope("slide", ())
+
+    def _scope(self, kind: Kind, regions: tuple[Region, ...]) -> Scope:
+        what_if = self._steps[-1]
+        return Scope(kind, regions, what_if.kept, what_if.excluded)
+
+    @property
     def run_blocked_by(self) -> str:
         """Why nothing can be run; empty where it can."""
         if self.slide is None:
             return "No slide is open: drop one on the window, or take File > Open Sample."
         if self.bundle is None:
             return self.message or "No model is chosen."
-        return self._too_coarse(self.bundle.card.lr_mpp, "student (LR)")
+        return self._too_coarse(self.bundle.card.lr_mpp, "student (LR)") or self._nothing_meant()
+
+    def _nothing_meant(self) -> str:
+        if self.kind == "region" and not self.regions:
+            return "No region is drawn: draw one with the button below, or import regions."
+        if self.kind == "view" and self.view is None:
+            return "The visible region is not known yet: move the view."
+        ground = self.ground
+        if ground is not None and not self.scope.keeps(ground.grid).any():
+            return f"The {self.scope.text} lies off the tissue: choose a part with tissue."
+        return ""
 
     @property
     def teacher_blocked_by(self) -> str:
@@ -195,18 +291,48 @@ class Session:
         """Whether a run would include the teacher."""
         return self.beside and not self.teacher_blocked_by
 
+    @property
+    def estimate(self) -> Estimate | None:
+        """What a run would cost; None before the tissue was found."""
+        ground = self.ground
+        if ground is None or self.bundle is None:
+            return None
+        meant = self.scope.keeps(ground.grid)
+        patches, hr = int(meant.sum()), int(meant[ground.grid.parent].sum()) if self.runs_teacher else 0
+        told = [self._expected("student", patches), self._expected("teacher", hr) if hr else 0.0]
+        known = [seconds for seconds in told if seconds is not None]
+        return Estimate(patches, hr, sum(known) if len(known) == len(told) else None)
+
+    def _expected(self, network: str, patches: int) -> float | None:
+        if self.bundle is None:
+            return None
+        return self.remembered.expected_seconds((self.bundle.sha256, self.device, network), patches)
+
     # ------------------------------------------------------------ a run
 
-    def start(self) -> Callable[[], Iterator[Event]]:
+    def find_tissue(self) -> Work | None:
+        """Return the work of finding the chosen slide's tissue; None where it is found, or cannot be."""
+        if self.slide is None or self.bundle is None or self.ground is not None:
+            return None
+        if self._too_coarse(self.bundle.card.lr_mpp, "student (LR)"):
+            return None
+        return GroundWork(self.slide, self.bundle, self.shelf).events
+
+    def start(self) -> Work:
         """Return the work to be done, to be called in whatever thread; the choices are fixed now."""
         if self.busy or self.run_blocked_by or self.slide is None or self.bundle is None:
             raise RuntimeError(f"nothing can be started now: {self.run_blocked_by or self.state.value}")
-        request = _Request(self.slide, self.bundle, self.device, self.runs_teacher, self._open_slide, self._out)
+        self._asked = self._question(self.scope, self.runs_teacher, self._out)
         self.state, self.pace, self.cautions, self.message, self.prediction = State.RUNNING, None, (), "", None
         if self.beside and self.teacher_blocked_by:
             self._caution(f"{self.teacher_blocked_by} Only the student runs.")
         self.changed.emit()
-        return request.events
+        return self._asked.events
+
+    def _question(self, scope: Scope, teacher: bool = False, out: Path | None = None) -> Question:
+        if self.slide is None or self.bundle is None:
+            raise RuntimeError("a question needs a slide and a model")
+        return Question(self.slide, self.bundle, self.device, self.shelf, self.cache, scope, teacher, out)
 
     def cancel(self) -> None:
         """Stop listening to the run; `end` follows when the work has let go."""
@@ -227,6 +353,7 @@ class Session:
                 self._fail(message)
             case Finished(result):
                 self.state, self.prediction = State.DONE, result
+                self._learn_pace(result)
                 self.finished.emit(result)
         self.changed.emit()
 
@@ -245,6 +372,13 @@ class Session:
             self._stage_began = now
         self.pace = Pace(stage, done, total, unit, now - self._stage_began)
 
+    def _learn_pace(self, prediction: Prediction) -> None:
+        """Remember what a patch took, for the next estimate; answers from the cache teach nothing."""
+        for network, reading in (("student", prediction.student), ("teacher", prediction.teacher)):
+            if reading is not None and reading.seconds["encode"] > 0:
+                key = (prediction.bundle_sha256, self.device, network)
+                self.remembered.remember_pace(key, reading.seconds["total"], reading.patches_encoded)
+
     def _caution(self, message: str) -> None:
         self.cautions = (*self.cautions, message)
         self.cautioned.emit(message)
@@ -253,48 +387,93 @@ class Session:
         self.state, self.message = State.FAILED, message
         self.failed.emit(message)
 
+    # ------------------------------------------------------------ following the view
 
-@dataclass(frozen=True)
-class _Request:
-    """What a run needs, fixed when it starts."""
+    def follow_view(self) -> Work | None:
+        """Return the work that answers what is visible now; None where that was answered, or nothing can be.
 
-    slide: SlideChoice
-    bundle: Bundle
-    device: str
-    teacher: bool
-    open_slide: OpenSlide
-    out: Path | None
+        Moving within the same patches asks nothing anew.
+        """
+        ground = self.ground
+        if not self.follow or self.busy or ground is None or self.view is None:
+            return None
+        scope = self._scope("view", (box_region(self.view, "view"),))
+        rows = scope.keeps(ground.grid)
+        asked = (self.slide, self.bundle, self.device, ground, self._steps[-1], rows.tobytes())
+        if asked == self._answered or not rows.any():
+            return None
+        self._answered = asked
+        return self._question(scope).live
 
-    def events(self) -> Iterator[Event]:
-        """Open the slide, analyse it, write the result where asked, and close the slide, however it ends."""
-        from napari_lrmil.core.embed import leave_a_core, resolve_device
-        from napari_lrmil.core.predict import predict
+    def forget_view(self) -> None:
+        """Take that the view's last question was broken off, so that it may be asked again."""
+        self._answered = ()
 
-        _leave_a_core()
-        leave_a_core()
-        began = time.perf_counter()
-        with self.open_slide(self.slide.path, self.slide.given_mpp) as slide:
-            seconds, device = time.perf_counter() - began, resolve_device(self.device)
-            teacher = "all" if self.teacher else "none"
-            stream = predict(slide, self.bundle, device=device, teacher=teacher, seconds_open=seconds)
-            with closing(stream) as events:  # type: ignore[type-var]  # generators close
-                for event in events:
-                    if isinstance(event, Finished):
-                        self._write(slide, event.result)
-                    yield event
+    def handle_answer(self, event: Event) -> None:
+        """Take an event of the live view or of a what-if."""
+        match event:
+            case Partial(result) | Finished(result):
+                self.prediction = result
+                self.answered.emit(result)
+                self.changed.emit()
+            case Failed(message):
+                self.failed.emit(message)
 
-    def _write(self, slide: Slide, prediction: Prediction) -> None:
-        if self.out is not None:
-            from napari_lrmil.core.results import write_prediction
+    # ------------------------------------------------------------ what if
 
-            write_prediction(self.out, slide, prediction)
+    @property
+    def what_if(self) -> WhatIf:
+        """What is left out at present."""
+        return self._steps[-1]
+
+    @property
+    def can_undo(self) -> bool:
+        """Whether there is a what-if to take back."""
+        return len(self._steps) > 1
+
+    def exclude(self, regions: Sequence[Region]) -> None:
+        """Leave regions out, beside what is left out already."""
+        now = self._steps[-1]
+        self._step(WhatIf((*now.excluded, *regions), now.kept))
+
+    def keep_only(self, regions: Sequence[Region]) -> None:
+        """Leave out everything outside of regions."""
+        self._step(WhatIf(self._steps[-1].excluded, tuple(regions)))
+
+    def undo(self) -> None:
+        """Take the last step back."""
+        if self.can_undo:
+            self._steps = self._steps[:-1]
+            self.changed.emit()
+
+    def _step(self, what_if: WhatIf) -> None:
+        self._steps = (*self._steps, what_if)
+        self.changed.emit()
+
+    def pool_again(self) -> Work | None:
+        """Return the work that answers the last question with the present what-if; None where nothing was asked."""
+        if self.busy or self.prediction is None or self.slide is None or self.bundle is None:
+            return None
+        last = self.prediction.scope
+        return self._question(self._scope(last.kind, last.regions)).events
+
+    def edit_tissue(self, mask: Mask | None) -> None:
+        """Take a tissue mask changed by hand, in the raster of `ground`; None goes back to the one that was found."""
+        if self.slide is None or self.bundle is None:
+            return
+        self._answered = ()
+        if mask is None:
+            self.shelf.forget_edit(self.slide, self.bundle)
+        else:
+            try:
+                self.shelf.edit(self.slide, self.bundle, mask)
+            except LrmilError as error:
+                self.failed.emit(str(error))
+        self.changed.emit()
 
 
-def _leave_a_core() -> None:
-    """Keep one core free for the window. OpenMP counts threads for the calling thread alone."""
-    import torch
-
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 2) - 1)))
+def _seconds(value: float) -> str:
+    return "a second" if value < 1.5 else f"{value:.0f} s" if value < 90 else f"{value / 60:.0f} min"
 
 
 def devices_here() -> dict[str, str]:

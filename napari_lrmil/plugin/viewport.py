@@ -10,14 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from napari_lrmil.plugin.layers import LayerData, add, attention_layers, ours, remove, tag_of, twin
+from napari_lrmil.plugin.layers import (
+    LayerData,
+    Look,
+    add,
+    attention_layers,
+    evidence_layer,
+    ours,
+    remove,
+    restyle,
+    tag_of,
+    twin,
+)
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Image, Layer
 
     from napari_lrmil.core.predict import Prediction
-    from napari_lrmil.plugin.session import SlideChoice
+    from napari_lrmil.plugin.shelf import SlideChoice
 
 ROLES = ("underlay", "slide", "attention")  # bottom first
 SPACING_PX = 6
@@ -100,36 +111,80 @@ def _order(viewer: ViewerModel, wanted: tuple[Image, ...]) -> None:
         viewer.layers.move_multiple([viewer.layers.index(layer) for layer in (*wanted, *rest)], 0)
 
 
-def show(viewer: ViewerModel, prediction: Prediction, slide: SlideChoice) -> None:
+def show(viewer: ViewerModel, prediction: Prediction, slide: SlideChoice, look: Look | None = None) -> None:
     """Lay the attention over its slide, and the teacher's beside it where it ran; what was there before goes."""
     forget(viewer, slide.path)
-    made = attention_layers(prediction, slide.mpp, slide.given_mpp)
+    made = attention_layers(prediction, slide.mpp, slide.given_mpp, look)
     for layer in ours(viewer):
         layer.visible = _path(layer) == slide.path  # slides share their corner, so another one would lie over this one
+    was_beside = bool(viewer.canvas.grid.enabled)
     shown = add(viewer, [made["student"]])
     if "teacher" in made:
         found = [_first(viewer, slide.path, role, "student") for role in ROLES[:2]]
         copies: list[LayerData] = [twin(layer) for layer in found if layer is not None]
         shown += add(viewer, [*copies, made["teacher"]])[-1:]
     arrange(viewer)
-    _label(viewer, shown)
+    _label(viewer, shown, look)
     viewer.layers.selection.active = shown[0]
-    viewer.reset_view()
+    if was_beside != bool(viewer.canvas.grid.enabled):
+        viewer.reset_view()
 
 
 def forget(viewer: ViewerModel, path: Path) -> None:
     """Take the results of an earlier run away."""
-    remove(viewer, ours(viewer, path, role="attention"))
+    remove(viewer, [*ours(viewer, path, role="attention"), *ours(viewer, path, role="evidence")])
     arrange(viewer)
 
 
-def _label(viewer: ViewerModel, shown: list[Image]) -> None:
-    """Name each view, and give the last one the legend that holds for all."""
-    from napari_lrmil.core.overlay import LEGEND
+def refresh(viewer: ViewerModel, prediction: Prediction, slide: SlideChoice, look: Look | None = None) -> None:
+    """Show a prediction in the layers of the last one where there are any: nothing flickers, the camera stays."""
+    there = {side: _first(viewer, slide.path, "attention", side) for side in ("student", "teacher")}
+    made = attention_layers(prediction, slide.mpp, slide.given_mpp, look)
+    if {side for side, layer in there.items() if layer is not None} != set(made):
+        show(viewer, prediction, slide, look)
+        return
+    for side, one in made.items():
+        layer = there[side]
+        if layer is not None:
+            restyle(layer, one)
+    _caption(viewer, look)
 
+
+def show_evidence(viewer: ViewerModel, prediction: Prediction, slide: SlideChoice, name: str | None) -> None:
+    """Show the evidence for a class in place of the student's attention; None shows the attention again."""
+    there = _first(viewer, slide.path, "evidence", "student")
+    attention = _first(viewer, slide.path, "attention", "student")
+    if attention is not None:
+        attention.visible = name is None
+    if name is None:
+        remove(viewer, [there] if there is not None else [])
+        return
+    made = evidence_layer(prediction, name, slide.mpp, slide.given_mpp)
+    if there is None:
+        [there] = add(viewer, [made])
+        _bar(there)
+    else:
+        restyle(there, made)
+    there.name = made[1]["name"]
+    viewer.canvas.overlays.text.text = f"Colour: evidence for {name} (logit), blue against, orange for"
+
+
+def _label(viewer: ViewerModel, shown: list[Image], look: Look | None) -> None:
+    """Name each view, and give the last one the legend that holds for all."""
     for layer in shown:
         layer.name_overlay.font_size, layer.name_overlay.visible = 10, True
-    bar = shown[-1].colorbar
+    _bar(shown[-1])
+    _caption(viewer, look)
+
+
+def _bar(layer: Image) -> None:
+    bar = layer.colorbar
     bar.position, bar.size, bar.font_size, bar.visible = "top_right", (18, 150), 9, True
+
+
+def _caption(viewer: ViewerModel, look: Look | None) -> None:
+    from napari_lrmil.core.modes import LEGENDS
+
     caption = viewer.canvas.overlays.text
-    caption.text, caption.position, caption.font_size, caption.visible = f"Colour: {LEGEND}", "bottom_left", 8, True
+    caption.text = f"Colour: {LEGENDS[look.mode if look else 'raw']}"
+    caption.position, caption.font_size, caption.visible = "bottom_left", 8, True

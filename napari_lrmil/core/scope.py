@@ -1,0 +1,89 @@
+"""What of a slide is asked about: all of it, what is visible, drawn regions; and what is left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_lrmil.core.errors import TissueError
+from napari_lrmil.core.grid import NestedGrid
+from napari_lrmil.core.regions import Region, inside
+
+Kind = Literal["slide", "view", "region"]
+WORDS: dict[Kind, str] = {"slide": "whole slide", "view": "visible region", "region": "drawn region"}
+
+
+@dataclass(frozen=True)
+class Scope:
+    """A question to one slide.
+
+    Attributes
+    ----------
+    kind
+        All of the slide, the visible part, or drawn regions.
+    regions
+        What is asked about, in level-0 pixels; none for the whole slide.
+    kept
+        Where there are any, what lies outside them is left out.
+    excluded
+        What is left out: a pen mark, a fold, an artefact.
+    edited
+        Whether somebody changed the tissue mask by hand.
+    """
+
+    kind: Kind = "slide"
+    regions: tuple[Region, ...] = ()
+    kept: tuple[Region, ...] = ()
+    excluded: tuple[Region, ...] = ()
+    edited: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.kind == "slide") != (not self.regions):
+            raise ValueError(f"a question about the {WORDS[self.kind]} with {len(self.regions)} regions")
+
+    @property
+    def whole(self) -> bool:
+        """Whether this is the slide as a model was calibrated for: all of it, as it is."""
+        return self.kind == "slide" and not (self.kept or self.excluded or self.edited)
+
+    @property
+    def text(self) -> str:
+        """The scope in words."""
+        some = f"{len(self.regions)} drawn regions" if len(self.regions) > 1 else WORDS[self.kind]
+        parts = [
+            ", only what was kept" if self.kept else "",
+            f", without {len(self.excluded)} excluded" if self.excluded else "",
+            ", tissue edited" if self.edited else "",
+        ]
+        return some + "".join(parts)
+
+    def keeps(self, grid: NestedGrid) -> NDArray[np.bool_]:
+        """Return (N,) which LR patches of a slide's grid are meant."""
+        corners, size = grid.lr_corners, grid.lattice.lr_cell
+        meant = np.ones(len(corners), dtype=bool)
+        for regions in filter(None, (self.regions, self.kept)):
+            meant &= inside(corners, size, regions)
+        return meant & ~inside(corners, size, self.excluded) if self.excluded else meant
+
+    def of(self, grid: NestedGrid, slide: Path) -> NestedGrid:
+        """Return the part of a slide's grid that is meant.
+
+        Raises
+        ------
+        TissueError
+            Where no patch is left; `slide` names the file.
+        """
+        kept = self.keeps(grid)
+        if not kept.any():
+            left = "is excluded" if self.excluded else "lies off the tissue"
+            raise TissueError(
+                slide, f"the {self.text} holds no LR patch: everything there {left}; choose a part with tissue"
+            )
+        return grid if kept.all() else grid.only(kept)
+
+
+WHOLE = Scope()

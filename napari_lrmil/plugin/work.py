@@ -1,0 +1,132 @@
+"""Work that the window asks for, as streams of events: find the tissue, analyse, follow the view. No Qt, no napari."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from napari_lrmil.core.events import Caution, Event, Finished, Partial, Progress
+from napari_lrmil.core.scope import WHOLE, Scope
+from napari_lrmil.plugin.shelf import Shelf, SlideChoice
+
+if TYPE_CHECKING:
+    from napari_lrmil.core.bundle import Bundle
+    from napari_lrmil.core.cache import EmbeddingCache
+    from napari_lrmil.core.predict import Prediction
+
+PARTIAL_S = 0.4  # between pictures of an answer that is still growing
+
+
+@dataclass(frozen=True)
+class GroundWork:
+    """Find a slide's tissue, so that the patches can be counted before anything is run."""
+
+    slide: SlideChoice
+    bundle: Bundle
+    shelf: Shelf
+
+    def events(self) -> Iterator[Event]:
+        """Yield how far it is, and last where the tissue is."""
+        yield Progress("tissue", 0, 1, "slide")
+        yield Finished(self.shelf.ground(self.slide, self.bundle))
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a run needs, fixed when it starts.
+
+    Attributes
+    ----------
+    slide, bundle, device
+        What is asked of whom, and where it is computed.
+    shelf, cache
+        Open slides and their tissue; embeddings made before.
+    scope
+        Which part of the slide.
+    teacher
+        Whether the teacher runs beside the student.
+    out
+        Folder in which the result is written; None writes nothing.
+    """
+
+    slide: SlideChoice
+    bundle: Bundle
+    device: str
+    shelf: Shelf
+    cache: EmbeddingCache
+    scope: Scope = WHOLE
+    teacher: bool = False
+    out: Path | None = None
+
+    def events(self) -> Iterator[Event]:
+        """Analyse the slide, and write the result where asked."""
+        from napari_lrmil.core.embed import resolve_device
+        from napari_lrmil.core.predict import predict
+
+        leave_a_core()
+        began = time.perf_counter()
+        slide = self.shelf.slide(self.slide)
+        seconds, device = time.perf_counter() - began, resolve_device(self.device)
+        yield Progress("tissue", 0, 1, "slide")
+        stream = predict(
+            slide,
+            self.bundle,
+            device=device,
+            teacher="all" if self.teacher else "none",
+            seconds_open=seconds,
+            scope=self.scope,
+            ground=self.shelf.ground(self.slide, self.bundle),
+            cache=self.cache,
+        )
+        with closing(stream) as events:  # type: ignore[type-var]  # generators close
+            for event in events:
+                if isinstance(event, Finished):
+                    self._write(event.result)
+                yield event
+
+    def live(self) -> Iterator[Event]:
+        """Answer as `events` does, and now and then on the way from what is embedded so far."""
+        shown = time.monotonic()
+        with closing(self.events()) as events:  # type: ignore[type-var]  # generators close
+            for event in events:
+                if isinstance(event, Progress) and event.unit == "patches" and time.monotonic() - shown > PARTIAL_S:
+                    yield from self._so_far()
+                    shown = time.monotonic()
+                if not isinstance(event, Caution):  # the same with every step of the view
+                    yield event
+
+    def _so_far(self) -> Iterator[Event]:
+        """Answer from the patches that are embedded by now."""
+        from napari_lrmil.core.embed import resolve_device
+        from napari_lrmil.core.predict import cache_key, predict
+
+        slide, ground = self.shelf.slide(self.slide), self.shelf.ground(self.slide, self.bundle)
+        there = self.cache.has(cache_key(slide, self.bundle, ground.grid, "student"), ground.grid.lr_index)
+        there &= self.scope.keeps(ground.grid)
+        if there.any():
+            part = replace(ground, grid=ground.grid.only(there))
+            device = resolve_device(self.device)
+            *_, last = predict(slide, self.bundle, device=device, scope=self.scope, ground=part, cache=self.cache)
+            if isinstance(last, Finished):
+                yield Partial(last.result)
+
+    def _write(self, prediction: Prediction) -> None:
+        if self.out is not None:
+            from napari_lrmil.core.results import write_prediction
+
+            write_prediction(self.out, self.shelf.slide(self.slide), prediction)
+
+
+def leave_a_core() -> None:
+    """Keep one core free for the window. OpenMP counts threads for the calling thread alone."""
+    import torch
+
+    from napari_lrmil.core.embed import leave_a_core as leave
+
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 2) - 1)))
+    leave()
