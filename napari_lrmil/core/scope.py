@@ -61,6 +61,12 @@ class Scope:
         ]
         return some + "".join(parts)
 
+    @property
+    def files(self) -> dict[str, tuple[Region, ...]]:
+        """Option of the command line -> the regions that it has to be given to ask the same."""
+        named = {"roi": self.regions, "keep": self.kept, "exclude": self.excluded}
+        return {name: regions for name, regions in named.items() if regions}
+
     def keeps(self, grid: NestedGrid) -> NDArray[np.bool_]:
         """Return (N,) which LR patches of a slide's grid are meant."""
         corners, size = grid.lr_corners, grid.lattice.lr_cell

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from napari_lrmil.core.errors import TissueError
 from napari_lrmil.core.geometry import Lattice
 from napari_lrmil.core.slide import Slide
 
@@ -86,6 +89,33 @@ def find_tissue(slide: Slide, lattice: Lattice, config: TissueConfig | None = No
     threshold = _threshold(smooth, config)
     mask = _tidy((smooth > threshold) & ~dark, config.smallest_um2 / (lattice.hr_um / k) ** 2)
     return Tissue(mask, lattice, threshold)
+
+
+def write_mask(path: Path, mask: Mask) -> None:
+    """Write a mask as a PNG of one bit, whole or not at all."""
+    from napari_lrmil.core.files import whole
+
+    with whole(path) as partial:
+        Image.fromarray(mask).save(partial, format="PNG")
+
+
+def read_mask(path: Path, like: Tissue) -> Mask:
+    """Return a mask that was written for the same slide and patches.
+
+    Raises
+    ------
+    TissueError
+        Where it is no picture, or one of another raster than `like`.
+    """
+    try:
+        with Image.open(path) as picture:
+            mask = np.asarray(picture.convert("1"), dtype=np.bool_)
+    except (OSError, ValueError) as error:
+        raise TissueError(path, f"not a mask that can be read ({error}); expected the PNG that was saved") from error
+    if mask.shape != like.mask.shape:
+        seen, wanted = (" x ".join(map(str, m.shape[::-1])) for m in (mask, like.mask))
+        raise TissueError(path, f"a mask of {seen} px, where this slide and model have {wanted}; edit it on this slide")
+    return mask
 
 
 def _smooth(chroma: NDArray[np.uint8]) -> NDArray[np.float32]:

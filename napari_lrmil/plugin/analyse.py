@@ -1,31 +1,50 @@
-"""The dock: choose slide, model and device, run, and read what came out."""
+"""The dock: choose slide, model and device, ask about a part or all of a slide, and read what comes out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakMethod
 
 import napari.viewer
 from magicgui import widgets
-from napari.utils.notifications import show_error
+from napari.utils.notifications import show_error, show_info, show_warning
 from qtpy.QtCore import QEvent, Qt, QTimer
-from qtpy.QtGui import QCloseEvent, QKeySequence, QShowEvent
+from qtpy.QtGui import QCloseEvent, QGuiApplication, QKeySequence, QShowEvent
 from qtpy.QtWidgets import QFileDialog, QFrame, QLabel, QScrollArea, QShortcut, QVBoxLayout, QWidget
 
+from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.events import Event, Partial
+from napari_lrmil.plugin.answer import Answer, agreement_text
 from napari_lrmil.plugin.bars import ProbabilityBars
-from napari_lrmil.plugin.layers import ours, tag_of
+from napari_lrmil.plugin.layers import Look, ours, recolour, screen_of, tag_of
+from napari_lrmil.plugin.listening import listen
+from napari_lrmil.plugin.live import Follower, Latest
+from napari_lrmil.plugin.navigate import fly_to
+from napari_lrmil.plugin.plain import slide_opener
+from napari_lrmil.plugin.pointer import Pointer
+from napari_lrmil.plugin.sections.edits import TissueSection, WhatIfSection
+from napari_lrmil.plugin.sections.gallery import GallerySection, read_gallery
+from napari_lrmil.plugin.sections.keeping import KeepSection
+from napari_lrmil.plugin.sections.maps import AttentionSection, EvidenceSection
+from napari_lrmil.plugin.sections.navigation import NavigationSection
+from napari_lrmil.plugin.sections.parts import Section, label, rule
+from napari_lrmil.plugin.sections.scope import ScopeForm
 from napari_lrmil.plugin.session import DEVICES, Session, SlideChoice, State, devices_here, shipped_bundles
-from napari_lrmil.plugin.viewport import arrange, show
+from napari_lrmil.plugin.viewport import arrange, refresh, show, show_evidence
+from napari_lrmil.plugin.wishes import GALLERY, Wishes
 from napari_lrmil.plugin.worker import Run
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.compare import Agreement
+    from napari_lrmil.core.gallery import GalleryPatch
     from napari_lrmil.core.predict import Prediction
+    from napari_lrmil.core.regions import Region
+    from napari_lrmil.plugin.tiles import ScreenSlide
 
 WIDTH_PX = 340
+SAVE_SETTINGS_MS = 600
 DEVICE_WORDS = {"auto": "best there is", "cpu": "CPU", "cuda": "GPU (CUDA)", "mps": "GPU (Apple)"}
 
 
@@ -42,10 +61,16 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     def __init__(self, viewer: napari.viewer.Viewer, session: Session | None = None) -> None:
         super().__init__()
-        self._viewer, self.session = viewer, session or Session()
+        self._viewer = viewer
+        self.session = session or Session(open_slide=slide_opener(viewer))
+        self.wishes = Wishes(viewer, self.session)
         self._run: Run | None = None
         self._devices = devices_here()
+        self._settings = self.session.remembered.load_settings()
+        self._answer: Answer | None = None
+        self._watched: Any = None  # the drawing that is listened to
         self._build()
+        self._restore()
         self._connect()
         if self.session.bundle is None:
             self.session.choose_bundle(next(iter(shipped_bundles()), None))
@@ -56,23 +81,25 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     def _build(self) -> None:
         self.setMinimumWidth(WIDTH_PX)
-        self.about = _text("about", bold=True)
-        self.form = self._form()
+        self.about, self.note = label("about", bold=True), label("note")
+        self.form, self.scope = self._form(), ScopeForm()
         self.run_button = widgets.PushButton(text="Run")
         self.run_button.native.setMinimumHeight(30)
         self.progress = widgets.ProgressBar(max=100, visible=False)
-        self.note = _text("note")
         self.results = self._results()
-        column = (
-            self.about,
-            _line(),
-            self.form.native,
-            self.run_button.native,
-            self.progress.native,
-            self.note,
-            self.results,
-        )
-        self._lay_out(column, _text("footer", self._research_use(), small=True))
+        self.navigation = NavigationSection(self._viewer)
+        self.attention, self.evidence, self.gallery = AttentionSection(), EvidenceSection(), GallerySection()
+        self.what_if, self.tissue, self.keep = WhatIfSection(), TissueSection(), KeepSection()
+        self.hover = label("hover", "Point at the map to read a patch.", small=True)
+        running = (self.run_button.native, self.progress.native, self.note)
+        column = (self.about, self.navigation, self.form.native, self.scope, *running, self.results, *self.sections[1:])
+        self._lay_out(column, (self.hover, label("footer", self._research_use(), small=True)))
+
+    @property
+    def sections(self) -> tuple[Section, ...]:
+        """The parts that fold, from top to bottom."""
+        maps = (self.attention, self.evidence, self.gallery)
+        return (self.navigation, *maps, self.what_if, self.tissue, self.keep)
 
     def _form(self) -> widgets.Container[Any]:
         self.slide = widgets.ComboBox(label="Slide", choices=[], nullable=True)
@@ -99,24 +126,22 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     def _results(self) -> QWidget:
         self.student, self.teacher = ProbabilityBars(), ProbabilityBars()
-        self.student_title, self.teacher_title = _text("student", bold=True), _text("teacher", bold=True)
-        self.calibration, self.agreement, self.legend = (
-            _text("calibration", small=True),
-            _text("agreement"),
-            _text("legend"),
-        )
+        self.student_title, self.teacher_title = label("student", bold=True), label("teacher", bold=True)
+        self.calibration, self.basis = label("calibration", small=True), label("basis", small=True)
+        self.agreement = label("agreement")
         box = QWidget()
         column = QVBoxLayout(box)
         column.setContentsMargins(0, 0, 0, 0)
-        parts = (_line(), self.student_title, self.student, self.teacher_title, self.teacher)
-        for part in (*parts, self.calibration, self.agreement, self.legend):
+        parts = (rule(), self.student_title, self.student, self.teacher_title, self.teacher)
+        for part in (*parts, self.calibration, self.basis, self.agreement):
             column.addWidget(part)
         box.setVisible(False)
         return box
 
-    def _lay_out(self, parts: tuple[QWidget, ...], footer: QWidget) -> None:
+    def _lay_out(self, parts: tuple[QWidget, ...], below: tuple[QWidget, ...]) -> None:
         inner = QWidget()
         column = QVBoxLayout(inner)
+        column.setSpacing(5)
         for part in parts:
             column.addWidget(part)
         column.addStretch(1)
@@ -128,7 +153,8 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         outer = QVBoxLayout(self)
         outer.setContentsMargins(0, 0, 0, 0)
         outer.addWidget(scroll, 1)
-        outer.addWidget(footer)
+        for part in below:
+            outer.addWidget(part)
 
     @staticmethod
     def _research_use() -> str:
@@ -136,71 +162,151 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
 
         return RESEARCH_USE
 
+    # ------------------------------------------------------------ settings
+
+    def _restore(self) -> None:
+        """Show the dock as the user left it."""
+        told = self._settings
+        self.attention.set_value(Look(told.attention_mode, told.smooth, told.opacity))
+        for section in self.sections:
+            if section.name in told.sections_open:
+                section.expand(animate=False)
+        if told.device in self._devices:
+            self.device.value = told.device
+            self.session.choose_device(told.device)
+
+    def _save_settings(self) -> None:
+        look = self.attention.value()
+        self._settings = replace(
+            self._settings,
+            device=self.session.device,
+            attention_mode=look.mode,
+            opacity=look.opacity,
+            smooth=look.smooth,
+            sections_open=tuple(s.name for s in self.sections if s.isExpanded()),
+        )
+        self.session.remembered.save_settings(self._settings)
+
     # ------------------------------------------------------------ wishes and news
 
     def _connect(self) -> None:
-        self.slide.changed.connect(self.session.choose_slide)
-        self.model.changed.connect(self._model_chosen)
+        session = self.session
+        self.slide.changed.connect(session.choose_slide)
+        self.model.changed.connect(session.choose_bundle)
         self.folder.changed.connect(self._folder_asked)
-        self.device.changed.connect(self.session.choose_device)
-        self.beside.changed.connect(self.session.choose_beside)
+        self.device.changed.connect(session.choose_device)
+        self.beside.changed.connect(session.choose_beside)
         self.run_button.changed.connect(self._run_or_cancel)
-        self._escape = QShortcut(QKeySequence("Escape"), self, activated=self.cancel)
-        self._escape.setContext(Qt.ShortcutContext.WindowShortcut)
-        self._settle = QTimer(self)  # napari is still in the middle of the change when it tells of it
-        self._settle.setSingleShot(True)
-        self._settle.timeout.connect(self._layers_settled)
+        self.follower = Follower(self._viewer, session, self)
+        self._pictures = Latest(self._picture_read, self)
+        self._connect_sections()
+        self._keys = [
+            QShortcut(QKeySequence("Escape"), self, activated=self.cancel),
+            QShortcut(QKeySequence("Ctrl+R"), self, activated=self._run_or_cancel),
+            QShortcut(QKeySequence("Ctrl+L"), self, activated=lambda: self._follow(not session.follow)),
+        ]
+        for key in self._keys:
+            key.setContext(Qt.ShortcutContext.WindowShortcut)
+        self._settle = self._timer(0, self._layers_settled)  # napari is still in the middle of it when it tells of it
+        self._drawn = self._timer(50, self._take_drawn)
+        self._store = self._timer(SAVE_SETTINGS_MS, self._save_settings)
         self._subscribe()
+
+    def _timer(self, ms: int, callback: Callable[[], None]) -> QTimer:
+        timer = QTimer(self)
+        timer.setSingleShot(True)
+        timer.setInterval(ms)
+        timer.timeout.connect(callback)
+        return timer
+
+    def _connect_sections(self) -> None:
+        told: tuple[tuple[Any, Callable[..., None]], ...] = (
+            (self.scope.kind_chosen, self._kind_chosen),
+            (self.scope.follow_chosen, self._follow),
+            (self.scope.drawing_wanted, self._draw),
+            (self.scope.import_wanted, self._import_asked),
+            (self.scope.export_wanted, self._export_asked),
+            (self.attention.changed, self._look_changed),
+            (self.evidence.chosen, self._show_evidence),
+            (self.gallery.flown_to, self._fly),
+            (self.gallery.resolution_chosen, self._read_pictures),
+            (self.what_if.exclude_wanted, lambda: self._what_if(self.session.exclude)),
+            (self.what_if.keep_wanted, lambda: self._what_if(self.session.keep_only)),
+            (self.what_if.undo_wanted, self._undo),
+            (self.tissue.edit_wanted, self.wishes.edit_tissue),
+            (self.tissue.use_wanted, lambda: self._tissue_changed(self.wishes.use_tissue)),
+            (self.tissue.back_wanted, lambda: self._tissue_changed(self.wishes.found_tissue)),
+            (self.keep.all_wanted, self._save_asked),
+            (self.keep.view_wanted, self._view_asked),
+            (self.keep.report_wanted, self._report_asked),
+            (self.keep.command_wanted, self._copy_command),
+            (self.navigation.icc_chosen, self._icc_chosen),
+            (self.navigation.label_wanted, self._label_asked),
+        )
+        for signal, callback in told:
+            signal.connect(callback)
+        for section in self.sections:
+            section.folded.connect(lambda *_: self._store.start())
 
     def _subscribe(self) -> None:
         """Listen to what outlives the dock, until the dock goes."""
         layers = self._viewer.layers.events
-        heard: list[tuple[Any, Callable[..., None]]] = [
-            (self.session.changed, self._refresh),
-            (self.session.finished, self._finished),
-            (self.session.failed, self._show_error),
-            (layers.inserted, self._layers_changed),
-            (layers.removed, self._layers_changed),
-        ]
-        for signal, callback in heard:
-            signal.connect(callback)
-        mine = [(signal, WeakMethod(callback)) for signal, callback in heard]
-        self.destroyed.connect(partial(_unsubscribe, mine))
+        listen(
+            self,
+            [
+                (self.session.changed, self._refresh),
+                (self.session.finished, self._finished),
+                (self.session.answered, self._answered),
+                (self.session.failed, self._show_error),
+                (layers.inserted, self._layers_changed),
+                (layers.removed, self._layers_changed),
+            ],
+        )
+        self._pointer = Pointer(self._viewer, self._pointed, self)
 
     def showEvent(self, event: QShowEvent) -> None:  # noqa: N802  # Qt's name
         """Line the fields up, now that the theme has set the fonts."""
         super().showEvent(event)
         labels = self.form.native.findChildren(QLabel)
         widest = max(label.sizeHint().width() for label in labels)
-        for label in labels:
-            label.setFixedWidth(widest)
+        for one in labels:
+            one.setFixedWidth(widest)
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802  # Qt's name
-        """Cancel what is under way."""
-        self.cancel()
+        """Cancel what is under way, and give the slides back."""
+        self._leave()
         super().closeEvent(event)
 
     def changeEvent(self, event: QEvent) -> None:  # noqa: N802  # Qt's name
-        """Cancel what is under way where napari has taken the dock out of its window."""
+        """Do so where napari has taken the dock out of its window, too."""
         super().changeEvent(event)
         if event.type() == QEvent.Type.ParentChange and self.parent() is None:
-            self.cancel()
+            self._leave()
+
+    def _leave(self) -> None:
+        self.cancel()
+        self.follower.stop()
+        self._pictures.stop()
+        self.session.close()
 
     def _layers_changed(self, _: Any = None) -> None:
-        self._settle.start(0)
+        self._settle.start()
 
     def _layers_settled(self) -> None:
         arrange(self._viewer)
         self._slides_changed()
+        drawing = self.wishes.drawing()
+        if drawing is not None and drawing is not self._watched:
+            drawing.events.data.connect(self._drawing_changed)
+            self._watched = drawing
+        self._take_drawn()
 
     def _slides_changed(self) -> None:
         tags = [(layer.name, tag_of(layer)) for layer in ours(self._viewer, role="slide", side="student")]
         self.session.offer(
             [SlideChoice(name, tag.path, tag.mpp, tag.given_mpp) for name, tag in tags if tag is not None]
         )
-
-    def _model_chosen(self, where: str | None) -> None:
-        self.session.choose_bundle(where)
+        self._show_slide()
 
     def _folder_asked(self) -> None:
         folder = QFileDialog.getExistingDirectory(self, "Folder of a trained model")
@@ -216,16 +322,58 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
             self.session.choose_bundle(text)
         self.model.value = text
 
+    # ------------------------------------------------------------ scope and regions
+
+    def _kind_chosen(self, kind: str) -> None:
+        self.follower.look()
+        self.session.choose_kind(kind)
+
+    def _follow(self, follow: bool) -> None:
+        self.session.choose_follow(follow)
+        if follow:
+            self.follower.look()
+        else:
+            self.follower.answers.stop()
+
+    def _draw(self) -> None:
+        self._try(self.wishes.draw)
+        self.session.choose_kind("region")
+
+    def _drawing_changed(self, _: Any = None) -> None:
+        self._drawn.start()
+
+    def _take_drawn(self) -> None:
+        if self.session.slide is not None:
+            self._try(self.wishes.take_drawn)
+
+    def _import_asked(self) -> None:
+        name, _ = QFileDialog.getOpenFileName(self, "Regions", "", "QuPath, ASAP (*.geojson *.json *.xml)")
+        if name:
+            self.import_regions(Path(name))
+
+    def import_regions(self, path: Path) -> None:
+        """Add the regions of a file to those drawn, and let the next run be about them."""
+        caution = self._try(partial(self.wishes.import_regions, path))
+        if caution:
+            show_warning(caution)
+        self.session.choose_kind("region" if self.session.regions else "slide")
+
+    def _export_asked(self) -> None:
+        name, _ = QFileDialog.getSaveFileName(self, "Regions", "regions.geojson", "GeoJSON (*.geojson)")
+        if name:
+            self._try(partial(self.wishes.export_regions, Path(name)))
+
     # ------------------------------------------------------------ a run
 
     def _run_or_cancel(self) -> None:
         if self.session.busy:
             self.cancel()
-        else:
+        elif not self.session.run_blocked_by:
             self.run()
 
     def run(self) -> None:
         """Begin the analysis of what is chosen."""
+        self.follower.answers.stop()
         self._run = Run(self.session.start(), self.session.handle, self.session.end, self)
         self._run.start()
 
@@ -238,10 +386,156 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
     def _show_error(self, sentence: str) -> None:
         show_error(sentence)
 
+    def _try(self, wish: Callable[[], Any]) -> Any:
+        """Carry out a wish; what goes wrong is a sentence in napari's notifications."""
+        try:
+            return wish()
+        except LrmilError as error:
+            show_error(str(error))
+            return None
+
     def _finished(self, prediction: Prediction) -> None:
-        chosen = next((s for s in self.session.slides if s.path == prediction.path), None)
+        chosen = self._choice_of(prediction)
         if chosen is not None:
-            show(self._viewer, prediction, chosen)
+            show(self._viewer, prediction, chosen, self.attention.value())
+            self._take_answer(prediction)
+            self._show_evidence(self.evidence.value())
+
+    def _answered(self, prediction: Prediction) -> None:
+        chosen = self._choice_of(prediction)
+        if chosen is not None:
+            refresh(self._viewer, prediction, chosen, self.attention.value())
+            self._take_answer(prediction)
+            if self.evidence.value() is not None:
+                self._show_evidence(self.evidence.value())
+
+    def _choice_of(self, prediction: Prediction) -> SlideChoice | None:
+        return next((s for s in self.session.slides if s.path == prediction.path), None)
+
+    def _take_answer(self, prediction: Prediction) -> None:
+        self._answer = Answer(prediction)
+        self.evidence.show_answer(self._answer)
+        if self.gallery.isExpanded():
+            self._show_gallery()
+
+    # ------------------------------------------------------------ maps
+
+    def _look_changed(self) -> None:
+        self._store.start()
+        prediction = self.session.prediction
+        chosen = self._choice_of(prediction) if prediction is not None else None
+        if prediction is not None and chosen is not None:
+            refresh(self._viewer, prediction, chosen, self.attention.value())
+
+    def _show_evidence(self, name: str | None) -> None:
+        prediction = self.session.prediction
+        chosen = self._choice_of(prediction) if prediction is not None else None
+        if prediction is not None and chosen is not None:
+            show_evidence(self._viewer, prediction, chosen, name)
+            self.evidence.show_answer(self._answer)
+            if name is None:
+                refresh(self._viewer, prediction, chosen, self.attention.value())
+
+    def _pointed(self, x_um: float, y_um: float) -> None:
+        if self._answer is not None and self.session.prediction is not None:
+            self.hover.setText(self._answer.text_at(x_um, y_um))
+
+    # ------------------------------------------------------------ patches that counted
+
+    def _show_gallery(self) -> None:
+        from napari_lrmil.core.gallery import top_and_bottom
+
+        prediction = self.session.prediction
+        self.gallery.show_patches(top_and_bottom(prediction, GALLERY) if prediction is not None else ())
+        self._read_pictures()
+
+    def _read_pictures(self) -> None:
+        prediction, bundle = self.session.prediction, self.session.bundle
+        if prediction is None or bundle is None or self.session.slide is None:
+            return
+        mpp = bundle.card.hr_mpp if self.gallery.fine else bundle.card.lr_mpp
+        slide, patches = self.session.opened, self.gallery.patches
+        self._pictures.ask(partial(read_gallery, slide, prediction, patches, mpp))
+
+    def _picture_read(self, event: Event) -> None:
+        if isinstance(event, Partial):
+            self.gallery.show_pixels(*event.result)
+
+    def _fly(self, patch: GalleryPatch) -> None:
+        fly_to(self._viewer, patch.centre_um)
+
+    # ------------------------------------------------------------ what if
+
+    def _what_if(self, step: Callable[[Sequence[Region]], None]) -> None:
+        step(self.session.regions)
+        self.follower.answers.ask(self.session.pool_again())
+
+    def _undo(self) -> None:
+        self.session.undo()
+        self.follower.answers.ask(self.session.pool_again())
+
+    def _tissue_changed(self, change: Callable[[], None]) -> None:
+        self._try(change)
+        self.follower.prepare()
+        self.follower.answers.ask(self.session.pool_again())
+
+    # ------------------------------------------------------------ keep
+
+    def _save_asked(self) -> None:
+        folder = QFileDialog.getExistingDirectory(self, "Folder for the results")
+        if folder:
+            self.save_all(Path(folder))
+
+    def save_all(self, folder: Path) -> None:
+        """Write everything about the last answer below `folder`."""
+        where = self._try(partial(self.wishes.save_all, folder))
+        if where:
+            show_info(f"Saved in {where}")
+
+    def _view_asked(self) -> None:
+        name, _ = QFileDialog.getSaveFileName(self, "View", "view.png", "PNG (*.png)")
+        if name:
+            self.save_view(Path(name))
+
+    def save_view(self, path: Path) -> None:
+        """Write what the canvas shows, with legend and scale bar."""
+        self._try(partial(self.wishes.save_view, path))
+
+    def _report_asked(self) -> None:
+        name, _ = QFileDialog.getSaveFileName(self, "Report", "report.html", "HTML (*.html)")
+        if name:
+            self._try(partial(self.wishes.save_report, Path(name)))
+
+    def _copy_command(self) -> None:
+        told = self._try(self.wishes.command)
+        if told:
+            QGuiApplication.clipboard().setText(told)
+
+    # ------------------------------------------------------------ the slide on the screen
+
+    def _icc_chosen(self, true_colours: bool) -> None:
+        from napari_lrmil.core.colour import icc_transform
+
+        slide = self.session.slide
+        if slide is not None:
+            recolour(self._viewer, slide.path, icc_transform(self.session.opened) if true_colours else None)
+
+    def _label_asked(self) -> None:
+        from napari_lrmil.plugin.associated import associated_images, show_associated
+
+        slide = self.session.opened
+        for name in associated_images(slide):
+            show_associated(slide, name, self)
+
+    def _show_slide(self) -> None:
+        screen = self._screen()
+        images = tuple(screen.slide.associated) if screen is not None else ()
+        self.navigation.show_slide(screen is not None and screen.slide.icc_profile is not None, images)
+
+    def _screen(self) -> ScreenSlide | None:
+        chosen = self.session.slide
+        layers = ours(self._viewer, chosen.path, role="slide") if chosen is not None else []
+        return screen_of(layers[0]) if layers else None
 
     # ------------------------------------------------------------ showing the session
 
@@ -252,11 +546,17 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         blocked = session.run_blocked_by
         self.run_button.text = {State.RUNNING: "Cancel", State.CANCELLING: "Cancelling…"}.get(session.state, "Run")
         self.run_button.enabled = session.state is not State.CANCELLING and (session.busy or not blocked)
-        self.run_button.tooltip = blocked or ("Esc cancels too" if session.busy else "Read the slide with the model")
-        self._escape.setEnabled(session.state is State.RUNNING)
+        self.run_button.tooltip = blocked or ("Esc cancels too" if session.busy else "Ask the model (Ctrl+R)")
+        self._keys[0].setEnabled(session.state is State.RUNNING)
         self._show_progress()
         self._show_notes(blocked)
         self._show_results(session.prediction)
+        self.scope.show_session(session)
+        self.what_if.show_session(session)
+        self.tissue.show_session(session, self.wishes.editing() is not None)
+        answer = session.prediction is not None
+        self.keep.show_state(session.slide is not None, answer, self._try(self.wishes.command) if answer else "")
+        self.follower.prepare()
 
     def _show_choices(self) -> None:
         session = self.session
@@ -300,60 +600,13 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.results.setVisible(prediction is not None)
         if prediction is None:
             return
-        teacher = prediction.teacher
+        answer, teacher = Answer(prediction), prediction.teacher
         self.student_title.setText(f"Student (LR), {prediction.student.target_mpp:g} µm per pixel")
         self.student.set_value(prediction.student.probabilities)
         self.teacher_title.setText(f"Teacher (HR), {teacher.target_mpp:g} µm per pixel" if teacher else "")
         self.teacher.set_value(teacher.probabilities if teacher else {})
         for widget in (self.teacher_title, self.teacher, self.agreement):
             widget.setVisible(teacher is not None)
-        known = "calibrated on validation slides" if prediction.calibrated else "not calibrated"
-        self.calibration.setText(f"Probabilities, {known}.")
+        self.calibration.setText(answer.trust)
+        self.basis.setText(answer.basis)
         self.agreement.setText(agreement_text(prediction.agreement) if prediction.agreement else "")
-        self.legend.setText(_legend(prediction))
-
-
-def agreement_text(agreement: Agreement) -> str:
-    """Return one line on how far student and teacher look at the same places."""
-    rho = "not defined here" if agreement.spearman is None else f"{agreement.spearman:.2f}"
-    return (
-        f"Agreement on where they looked: rank correlation ρ {rho}, top-10 % overlap {agreement.jaccard_top10:.2f}, "
-        f"JS divergence {agreement.js_divergence:.2f} ({agreement.n_patches} patches)."
-    )
-
-
-def _legend(prediction: Prediction) -> str:
-    from napari_lrmil.core.overlay import LEGEND
-
-    grid = prediction.grid
-    return (
-        f"Where the model looked (attention): colours show {LEGEND}. {len(grid.lr_index)} patches of "
-        f"{grid.lattice.lr_um:.0f} µm, read in {prediction.student.seconds['total']:.1f} s on {prediction.device}."
-    )
-
-
-def _unsubscribe(heard: list[tuple[Any, WeakMethod[Any]]], _: Any = None) -> None:
-    """Forget a dock that Qt has deleted, though Python may still know it."""
-    for signal, callback in heard:
-        if (alive := callback()) is not None:
-            signal.disconnect(alive)
-
-
-def _text(name: str, text: str = "", *, bold: bool = False, small: bool = False) -> QLabel:
-    label = QLabel(text)
-    label.setObjectName(name)
-    label.setWordWrap(True)
-    label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-    font = label.font()
-    font.setBold(bold)
-    if small:
-        font.setPointSizeF(font.pointSizeF() * 0.9)
-        font.setItalic(True)
-    label.setFont(font)
-    return label
-
-
-def _line() -> QFrame:
-    line = QFrame()
-    line.setFrameShape(QFrame.Shape.HLine)
-    return line

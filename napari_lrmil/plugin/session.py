@@ -145,6 +145,7 @@ class Session:
         self.slides: tuple[SlideChoice, ...] = ()
         self.slide: SlideChoice | None = None
         self.bundle: Bundle | None = None
+        self.bundle_named = ""  # as the user gave it: a folder, or the name of a shipped one
         self.device = "auto"
         self.beside = False
         self.follow = False
@@ -158,6 +159,7 @@ class Session:
         self._steps: tuple[WhatIf, ...] = (WhatIf(),)  # the last one holds
         self._asked: Question | None = None
         self._answered: tuple[object, ...] = ()  # what the live view last asked
+        self._sought: tuple[object, ...] = ()  # whose tissue was last looked for
         self._stage_began = 0.0
 
     def close(self) -> None:
@@ -189,6 +191,7 @@ class Session:
         self.message = ""
         try:
             self.bundle = Bundle(where) if where is not None else None
+            self.bundle_named = str(where or "")
         except LrmilError as error:
             self.bundle, self.message = None, str(error)
             self.failed.emit(self.message)
@@ -238,6 +241,19 @@ class Session:
         if self.slide is None or self.bundle is None:
             return None
         return self.shelf.known(self.slide, self.bundle)
+
+    @property
+    def opened(self) -> Slide:
+        """The chosen slide, open for analysis.
+
+        Raises
+        ------
+        LrmilError
+            Where none is chosen, or it cannot be opened any more.
+        """
+        if self.slide is None:
+            raise LrmilError("no slide is open; drop one on the window")
+        return self.shelf.slide(self.slide)
 
     @property
     def scope(self) -> Scope:
@@ -314,8 +330,10 @@ class Session:
         """Return the work of finding the chosen slide's tissue; None where it is found, or cannot be."""
         if self.slide is None or self.bundle is None or self.ground is not None:
             return None
-        if self._too_coarse(self.bundle.card.lr_mpp, "student (LR)"):
-            return None
+        sought = (self.slide, self.bundle.sha256)
+        if sought == self._sought or self._too_coarse(self.bundle.card.lr_mpp, "student (LR)"):
+            return None  # once for each choice: a slide without tissue would be searched for ever
+        self._sought = sought
         return GroundWork(self.slide, self.bundle, self.shelf).events
 
     def start(self) -> Work:
@@ -419,6 +437,11 @@ class Session:
             case Failed(message):
                 self.failed.emit(message)
 
+    def handle_ground(self, event: Event) -> None:
+        """Take an event of finding the tissue; that there is none is told when somebody asks for an answer."""
+        if isinstance(event, Finished | Failed):
+            self.changed.emit()
+
     # ------------------------------------------------------------ what if
 
     @property
@@ -464,6 +487,7 @@ class Session:
         self._answered = ()
         if mask is None:
             self.shelf.forget_edit(self.slide, self.bundle)
+            self._sought = ()
         else:
             try:
                 self.shelf.edit(self.slide, self.bundle, mask)

@@ -1,0 +1,1 @@
+"""The parts of the Analyse dock: thin widgets that show a session and tell what the user wants."""

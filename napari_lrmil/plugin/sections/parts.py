@@ -1,0 +1,85 @@
+"""What all parts of the dock are made of."""
+
+from __future__ import annotations
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import QFrame, QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
+from superqt import QCollapsible
+
+
+class Section(QCollapsible):  # type: ignore[misc]  # superqt has no types
+    """A part of the dock that can be folded; `toggled_open` tells its name and whether it is open.
+
+    Parameters
+    ----------
+    name
+        What it is remembered by.
+    title
+        What it is called on the screen: the words of a pathologist first, the term of the method second.
+    """
+
+    folded = Signal(str, bool)
+
+    def __init__(self, name: str, title: str, parent: QWidget | None = None) -> None:
+        super().__init__(title, parent)
+        self.name = name
+        self.setDuration(0)  # a fold that moves slowly hides what one is about to read
+        self._inner = QWidget()
+        self._column = QVBoxLayout(self._inner)
+        self._column.setContentsMargins(6, 2, 0, 4)
+        self._column.setSpacing(4)
+        self.setContent(self._inner)
+        self.toggled.connect(self._tell)
+
+    def _tell(self, open_: bool) -> None:
+        self.folded.emit(self.name, open_)
+
+    def add(self, *widgets: QWidget) -> None:
+        """Add a row of widgets."""
+        self._column.addWidget(widgets[0] if len(widgets) == 1 else row(*widgets))
+
+
+def row(*widgets: QWidget) -> QWidget:
+    """Return widgets side by side."""
+    box = QWidget()
+    line = QHBoxLayout(box)
+    line.setContentsMargins(0, 0, 0, 0)
+    line.setSpacing(4)
+    for widget in widgets:
+        line.addWidget(widget, 1 if isinstance(widget, QPushButton) else 0)
+    return box
+
+
+def button(text: str, tip: str) -> QPushButton:
+    """Return a button that says what it does."""
+    made = QPushButton(text)
+    made.setToolTip(tip)
+    return made
+
+
+def label(name: str, text: str = "", *, bold: bool = False, small: bool = False) -> QLabel:
+    """Return text that wraps and can be copied."""
+    made = QLabel(text)
+    made.setObjectName(name)
+    made.setWordWrap(True)
+    made.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+    font = made.font()
+    font.setBold(bold)
+    if small:
+        font.setPointSizeF(font.pointSizeF() * 0.9)
+        font.setItalic(True)
+    made.setFont(font)
+    return made
+
+
+def rule() -> QFrame:
+    """Return a thin line across."""
+    line = QFrame()
+    line.setFrameShape(QFrame.Shape.HLine)
+    return line
+
+
+def bar(widget: QWidget, reason: str, tip: str) -> None:
+    """Enable a widget, or disable it and say why."""
+    widget.setEnabled(not reason)
+    widget.setToolTip(reason or tip)

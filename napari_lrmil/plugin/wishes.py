@@ -1,0 +1,250 @@
+"""What the dock's buttons do to viewer, session and disk; without buttons, so that scripts may call it too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.geometry import Mpp
+from napari_lrmil.core.regions import read_regions, write_regions
+from napari_lrmil.plugin.answer import Answer
+from napari_lrmil.plugin.drawing import drawn_regions, shapes_of
+from napari_lrmil.plugin.layers import Tag, add, drawing_layer, ours, remove, tag_of, tissue_layer
+
+if TYPE_CHECKING:
+    from napari.components import ViewerModel
+    from napari.layers import Labels, Shapes
+
+    from napari_lrmil.core.predict import Prediction
+    from napari_lrmil.core.slide import Pixels
+    from napari_lrmil.core.viewpicture import ColourLegend
+    from napari_lrmil.plugin.session import Session
+
+GALLERY = 5  # patches of either end in a report
+
+
+class Wishes:
+    """Carries out what a user wants of the chosen slide.
+
+    Parameters
+    ----------
+    viewer
+        Where slides are shown and regions drawn.
+    session
+        What is chosen and known.
+    """
+
+    def __init__(self, viewer: ViewerModel, session: Session) -> None:
+        self._viewer, self._session = viewer, session
+
+    # ------------------------------------------------------------ regions
+
+    def drawing(self) -> Shapes | None:
+        """Return the layer on which the regions of the chosen slide are drawn; None where there is none."""
+        return self._layer("drawn")
+
+    def draw(self) -> Shapes:
+        """Return the layer to draw on, made if need be, with the polygon tool in hand."""
+        layer = self.drawing() or add(self._viewer, [drawing_layer(self._tag())])[0]
+        self._viewer.layers.selection.active = layer
+        layer.mode = "add_polygon"
+        return layer
+
+    def take_drawn(self) -> None:
+        """Tell the session what is drawn."""
+        layer = self.drawing()
+        self._session.draw(drawn_regions(layer, self.mpp) if layer is not None else ())
+
+    def import_regions(self, path: Path) -> str | None:
+        """Add the regions of a file to those drawn, and return a sentence about what was left out, if anything was.
+
+        Raises
+        ------
+        LrmilError
+            Where the file holds no regions.
+        """
+        found = read_regions(path, self._session.opened.bounds)
+        layer = self.draw()
+        layer.mode = "pan_zoom"
+        for corners, kind in shapes_of(found.regions, self.mpp):
+            layer.add(corners, shape_type=kind)
+        self.take_drawn()
+        return found.caution
+
+    def export_regions(self, path: Path) -> None:
+        """Write the drawn regions for QuPath."""
+        write_regions(path, self._session.regions, self._session.opened.bounds)
+
+    # ------------------------------------------------------------ tissue
+
+    def editing(self) -> Labels | None:
+        """Return the mask that is being edited; None where none is."""
+        return self._layer("tissue")
+
+    def edit_tissue(self) -> None:
+        """Lay the tissue mask over the slide, with the brush in hand."""
+        ground = self._session.ground
+        if ground is None or self.editing() is not None:
+            return
+        [layer] = add(self._viewer, [tissue_layer(ground, self._tag())])
+        layer.mode, layer.brush_size, layer.selected_label = "paint", 12, 1
+
+    def use_tissue(self) -> None:
+        """Take the mask as it was painted, and put it away."""
+        layer = self.editing()
+        if layer is not None:
+            self._session.edit_tissue(np.asarray(layer.data) > 0)
+            remove(self._viewer, [layer])
+
+    def found_tissue(self) -> None:
+        """Go back to the mask as it was found by colour."""
+        layer = self.editing()
+        if layer is not None:
+            remove(self._viewer, [layer])
+        self._session.edit_tissue(None)
+
+    # ------------------------------------------------------------ keep
+
+    def save_all(self, folder: Path) -> Path:
+        """Write everything that `predict` writes, the report, and the regions that the command line needs.
+
+        Raises
+        ------
+        LrmilError
+            Where it cannot be written; what was there before stays whole.
+        """
+        from napari_lrmil.core.results import write_prediction
+
+        prediction = self._prediction
+        with _disk(folder):
+            where = write_prediction(folder, self._session.opened, prediction)
+            self._write_scope(where, prediction)
+            self.save_report(where / "report.html", folder)
+        return where
+
+    def save_report(self, path: Path, out: Path | None = None) -> Path:
+        """Write the slide's report."""
+        from napari_lrmil.core.gallery import top_and_bottom
+        from napari_lrmil.core.slidereport import write_slide_report
+
+        bundle = self._session.bundle
+        if bundle is None:
+            raise LrmilError("the model is no longer chosen; choose it again to write a report")
+        gallery = top_and_bottom(self._prediction, GALLERY)
+        told = self.command(out or path.parent)
+        with _disk(path.parent):
+            return write_slide_report(
+                path, self._session.opened, self._prediction, gallery, told, hr_mpp=bundle.card.hr_mpp
+            )
+
+    def save_view(self, path: Path) -> None:
+        """Write what the canvas shows as PNG, with legend, scale bar and what it may be used for."""
+        from napari_lrmil.core.viewpicture import compose_view, write_view
+        from napari_lrmil.plugin.navigate import um_per_unit
+
+        pixels = _canvas(self._viewer)
+        legend, session = _legend(self._viewer), self._session
+        um = um_per_unit(self._viewer) / self._viewer.scene.camera.zoom * self._viewer.canvas.size[1] / pixels.shape[1]
+        title = session.slide.name if session.slide is not None else ""
+        told = session.prediction
+        footer = f"{told.bundle} · {told.scope.text} · {Answer(told).trust}" if told is not None else ""
+        with _disk(path.parent):
+            write_view(path, compose_view(pixels, um, legend, title, footer))
+
+    def _write_scope(self, folder: Path, prediction: Prediction) -> None:
+        """Write what the command line needs to ask the same question."""
+        from napari_lrmil.core.tissue import write_mask
+
+        for name, regions in prediction.scope.files.items():
+            write_regions(folder / f"{name}.geojson", regions, self._session.opened.bounds)
+        if prediction.scope.edited and self._session.ground is not None:
+            write_mask(folder / "tissue.png", self._session.ground.tissue.mask)
+
+    def command(self, out: Path = Path("predictions")) -> str:
+        """Return the command line that gives the same numbers; the files that it names are those of `save_all`."""
+        from napari_lrmil.core.commandline import predict_command
+
+        prediction, session = self._prediction, self._session
+        if session.bundle is None or session.slide is None:
+            return ""
+        folder, scope = out / prediction.slide, prediction.scope
+        files = {name: folder / f"{name}.geojson" for name in scope.files}
+        return predict_command(
+            prediction.path,
+            bundle=session.bundle_named,
+            out=out,
+            device=prediction.device,
+            mpp=session.slide.given_mpp,
+            teacher="all" if prediction.teacher else "none",
+            **files,
+            tissue=folder / "tissue.png" if scope.edited else None,
+        )
+
+    # ------------------------------------------------------------ the chosen slide
+
+    @property
+    def mpp(self) -> Mpp:
+        """µm per level-0 pixel of the chosen slide."""
+        return self._session.opened.mpp
+
+    @property
+    def _prediction(self) -> Prediction:
+        if self._session.prediction is None:
+            raise LrmilError("nothing was analysed yet; press Run first")
+        return self._session.prediction
+
+    def _tag(self) -> Tag:
+        chosen = self._session.slide
+        if chosen is None:
+            raise LrmilError("no slide is open; drop one on the window")
+        layers = ours(self._viewer, chosen.path, role="slide")
+        tag = tag_of(layers[0]) if layers else None
+        return tag or Tag("slide", chosen.path, chosen.mpp, chosen.given_mpp)
+
+    def _layer(self, role: str) -> Labels | Shapes | None:
+        chosen = self._session.slide
+        return next(iter(ours(self._viewer, chosen.path, role=role)), None) if chosen is not None else None
+
+
+@contextmanager
+def _disk(folder: Path) -> Iterator[None]:
+    """Turn what a disk says into a sentence; a full one says so by itself (`DiskFullError`)."""
+    try:
+        yield
+    except OSError as error:
+        raise LrmilError(
+            f"{folder}: nothing can be written there ({error.strerror or error}); choose another folder"
+        ) from error
+
+
+def _canvas(viewer: ViewerModel) -> Pixels:
+    """Return what the canvas shows, without the overlays that the picture gets of its own."""
+    overlays = viewer.canvas.overlays
+    shown = [overlay for overlay in (overlays.scale_bar, overlays.text) if overlay.visible]
+    bars = [layer.colorbar for layer in viewer.layers if getattr(layer, "colorbar", None) and layer.colorbar.visible]
+    for one in (*shown, *bars):
+        one.visible = False
+    try:
+        pixels: Pixels = np.ascontiguousarray(viewer.screenshot(canvas_only=True, flash=False)[..., :3])
+    finally:
+        for one in (*shown, *bars):
+            one.visible = True
+    return pixels
+
+
+def _legend(viewer: ViewerModel) -> ColourLegend | None:
+    """Return what the colours of the topmost visible map mean."""
+    from napari_lrmil.core.viewpicture import ColourLegend
+
+    for layer in reversed(viewer.layers):
+        tag = tag_of(layer)
+        if tag is not None and tag.role in ("attention", "evidence") and layer.visible:
+            low, high = layer.contrast_limits
+            label = viewer.canvas.overlays.text.text.removeprefix("Colour: ")
+            return ColourLegend(low, high, np.asarray(layer.colormap.colors), label)
+    return None
