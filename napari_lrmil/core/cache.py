@@ -91,6 +91,12 @@ class EmbeddingCache:
         rows = np.array([vector is not None for vector in vectors], dtype=bool)
         return Found(rows, np.stack(there) if there else np.zeros((0, 0), np.float32))
 
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._vectors.clear()
+            self.bytes = 0
+
     def put(self, key: CacheKey, index: Int64, features: Features) -> None:
         """Keep (N, D) embeddings of (N, 2) cells and drop the ones that were not used for longest."""
         with self._lock:
