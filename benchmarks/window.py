@@ -162,7 +162,7 @@ def cancel(dock: Any) -> None:
 
 
 def live(viewer: Any, dock: Any, heart: Heart) -> dict[str, float]:
-    """Follow the view: a new one, one moved by a column of patches, and the first again; CPU-ms and the longest block."""
+    """Follow the view: a new one, one a column of patches further, the first again; CPU-ms and the longest block."""
     dock.session.cache.clear()
     lattice = dock.session.ground.grid.lattice
     x, y = dock.session.ground.grid.lr_corners.mean(axis=0) * (lattice.mpp.x, lattice.mpp.y)

@@ -4,41 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import napari.viewer
 from magicgui import widgets
-from napari.utils.notifications import show_error, show_info, show_warning
+from napari.utils.notifications import show_error
 from qtpy.QtCore import QEvent, Qt, QTimer
-from qtpy.QtGui import QCloseEvent, QGuiApplication, QKeySequence, QShowEvent
+from qtpy.QtGui import QCloseEvent, QKeySequence, QShowEvent
 from qtpy.QtWidgets import QFileDialog, QFrame, QLabel, QScrollArea, QShortcut, QVBoxLayout, QWidget
 
-from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.core.events import Event, Partial
-from napari_lrmil.plugin.answer import Answer, agreement_text
-from napari_lrmil.plugin.bars import ProbabilityBars
+from napari_lrmil.plugin.files import Files, attempt
 from napari_lrmil.plugin.layers import Look, ours, recolour, screen_of, tag_of
 from napari_lrmil.plugin.listening import listen
-from napari_lrmil.plugin.live import Follower, Latest
-from napari_lrmil.plugin.navigate import fly_to
+from napari_lrmil.plugin.live import Follower
+from napari_lrmil.plugin.offers import DEVICES, devices_here, shipped_bundles
 from napari_lrmil.plugin.plain import slide_opener
-from napari_lrmil.plugin.pointer import Pointer
+from napari_lrmil.plugin.reading import Reading
 from napari_lrmil.plugin.sections.edits import TissueSection, WhatIfSection
-from napari_lrmil.plugin.sections.gallery import GallerySection, read_gallery
 from napari_lrmil.plugin.sections.keeping import KeepSection
-from napari_lrmil.plugin.sections.maps import AttentionSection, EvidenceSection
 from napari_lrmil.plugin.sections.navigation import NavigationSection
-from napari_lrmil.plugin.sections.parts import Section, label, rule
+from napari_lrmil.plugin.sections.parts import Section, label
+from napari_lrmil.plugin.sections.results import ResultsBox
 from napari_lrmil.plugin.sections.scope import ScopeForm
-from napari_lrmil.plugin.session import DEVICES, Session, SlideChoice, State, devices_here, shipped_bundles
-from napari_lrmil.plugin.viewport import arrange, refresh, show, show_evidence
-from napari_lrmil.plugin.wishes import GALLERY, Wishes
+from napari_lrmil.plugin.session import Session, State
+from napari_lrmil.plugin.shelf import SlideChoice
+from napari_lrmil.plugin.viewport import arrange
+from napari_lrmil.plugin.wishes import Wishes
 from napari_lrmil.plugin.worker import Run
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.gallery import GalleryPatch
     from napari_lrmil.core.predict import Prediction
     from napari_lrmil.core.regions import Region
     from napari_lrmil.plugin.tiles import ScreenSlide
@@ -64,10 +59,10 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         self._viewer = viewer
         self.session = session or Session(open_slide=slide_opener(viewer))
         self.wishes = Wishes(viewer, self.session)
+        self.files = Files(self.wishes, self.session, self)
         self._run: Run | None = None
         self._devices = devices_here()
         self._settings = self.session.remembered.load_settings()
-        self._answer: Answer | None = None
         self._watched: Any = None  # the drawing that is listened to
         self._build()
         self._restore()
@@ -86,20 +81,18 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.run_button = widgets.PushButton(text="Run")
         self.run_button.native.setMinimumHeight(30)
         self.progress = widgets.ProgressBar(max=100, visible=False)
-        self.results = self._results()
+        self.results = ResultsBox()
         self.navigation = NavigationSection(self._viewer)
-        self.attention, self.evidence, self.gallery = AttentionSection(), EvidenceSection(), GallerySection()
+        self.reading = Reading(self._viewer, self.session)
         self.what_if, self.tissue, self.keep = WhatIfSection(), TissueSection(), KeepSection()
-        self.hover = label("hover", "Point at the map to read a patch.", small=True)
         running = (self.run_button.native, self.progress.native, self.note)
         column = (self.about, self.navigation, self.form.native, self.scope, *running, self.results, *self.sections[1:])
-        self._lay_out(column, (self.hover, label("footer", self._research_use(), small=True)))
+        self._lay_out(column, (self.reading.hover, label("footer", self._research_use(), small=True)))
 
     @property
     def sections(self) -> tuple[Section, ...]:
         """The parts that fold, from top to bottom."""
-        maps = (self.attention, self.evidence, self.gallery)
-        return (self.navigation, *maps, self.what_if, self.tissue, self.keep)
+        return (self.navigation, *self.reading.sections, self.what_if, self.tissue, self.keep)
 
     def _form(self) -> widgets.Container[Any]:
         self.slide = widgets.ComboBox(label="Slide", choices=[], nullable=True)
@@ -123,20 +116,6 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
             if name not in self._devices:
                 model.item(row).setEnabled(False)
                 model.item(row).setToolTip(f"{DEVICE_WORDS[name]} is not available on this machine")
-
-    def _results(self) -> QWidget:
-        self.student, self.teacher = ProbabilityBars(), ProbabilityBars()
-        self.student_title, self.teacher_title = label("student", bold=True), label("teacher", bold=True)
-        self.calibration, self.basis = label("calibration", small=True), label("basis", small=True)
-        self.agreement = label("agreement")
-        box = QWidget()
-        column = QVBoxLayout(box)
-        column.setContentsMargins(0, 0, 0, 0)
-        parts = (rule(), self.student_title, self.student, self.teacher_title, self.teacher)
-        for part in (*parts, self.calibration, self.basis, self.agreement):
-            column.addWidget(part)
-        box.setVisible(False)
-        return box
 
     def _lay_out(self, parts: tuple[QWidget, ...], below: tuple[QWidget, ...]) -> None:
         inner = QWidget()
@@ -167,7 +146,7 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
     def _restore(self) -> None:
         """Show the dock as the user left it."""
         told = self._settings
-        self.attention.set_value(Look(told.attention_mode, told.smooth, told.opacity))
+        self.reading.attention.set_value(Look(told.attention_mode, told.smooth, told.opacity))
         for section in self.sections:
             if section.name in told.sections_open:
                 section.expand(animate=False)
@@ -176,7 +155,7 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
             self.session.choose_device(told.device)
 
     def _save_settings(self) -> None:
-        look = self.attention.value()
+        look = self.reading.attention.value()
         self._settings = replace(
             self._settings,
             device=self.session.device,
@@ -198,7 +177,7 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.beside.changed.connect(session.choose_beside)
         self.run_button.changed.connect(self._run_or_cancel)
         self.follower = Follower(self._viewer, session, self)
-        self._pictures = Latest(self._picture_read, self)
+        self._store = self._timer(SAVE_SETTINGS_MS, self._save_settings)
         self._connect_sections()
         self._keys = [
             QShortcut(QKeySequence("Escape"), self, activated=self.cancel),
@@ -209,7 +188,6 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
             key.setContext(Qt.ShortcutContext.WindowShortcut)
         self._settle = self._timer(0, self._layers_settled)  # napari is still in the middle of it when it tells of it
         self._drawn = self._timer(50, self._take_drawn)
-        self._store = self._timer(SAVE_SETTINGS_MS, self._save_settings)
         self._subscribe()
 
     def _timer(self, ms: int, callback: Callable[[], None]) -> QTimer:
@@ -224,22 +202,19 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
             (self.scope.kind_chosen, self._kind_chosen),
             (self.scope.follow_chosen, self._follow),
             (self.scope.drawing_wanted, self._draw),
-            (self.scope.import_wanted, self._import_asked),
-            (self.scope.export_wanted, self._export_asked),
-            (self.attention.changed, self._look_changed),
-            (self.evidence.chosen, self._show_evidence),
-            (self.gallery.flown_to, self._fly),
-            (self.gallery.resolution_chosen, self._read_pictures),
+            (self.scope.import_wanted, self.files.ask_import),
+            (self.scope.export_wanted, self.files.ask_export),
+            (self.reading.attention.changed, self._store.start),
             (self.what_if.exclude_wanted, lambda: self._what_if(self.session.exclude)),
             (self.what_if.keep_wanted, lambda: self._what_if(self.session.keep_only)),
             (self.what_if.undo_wanted, self._undo),
             (self.tissue.edit_wanted, self.wishes.edit_tissue),
             (self.tissue.use_wanted, lambda: self._tissue_changed(self.wishes.use_tissue)),
             (self.tissue.back_wanted, lambda: self._tissue_changed(self.wishes.found_tissue)),
-            (self.keep.all_wanted, self._save_asked),
-            (self.keep.view_wanted, self._view_asked),
-            (self.keep.report_wanted, self._report_asked),
-            (self.keep.command_wanted, self._copy_command),
+            (self.keep.all_wanted, self.files.ask_all),
+            (self.keep.view_wanted, self.files.ask_view),
+            (self.keep.report_wanted, self.files.ask_report),
+            (self.keep.command_wanted, self.files.copy_command),
             (self.navigation.icc_chosen, self._icc_chosen),
             (self.navigation.label_wanted, self._label_asked),
         )
@@ -262,7 +237,6 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
                 (layers.removed, self._layers_changed),
             ],
         )
-        self._pointer = Pointer(self._viewer, self._pointed, self)
 
     def showEvent(self, event: QShowEvent) -> None:  # noqa: N802  # Qt's name
         """Line the fields up, now that the theme has set the fonts."""
@@ -286,7 +260,7 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
     def _leave(self) -> None:
         self.cancel()
         self.follower.stop()
-        self._pictures.stop()
+        self.reading.stop()
         self.session.close()
 
     def _layers_changed(self, _: Any = None) -> None:
@@ -336,7 +310,7 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
             self.follower.answers.stop()
 
     def _draw(self) -> None:
-        self._try(self.wishes.draw)
+        attempt(self.wishes.draw)
         self.session.choose_kind("region")
 
     def _drawing_changed(self, _: Any = None) -> None:
@@ -344,24 +318,7 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     def _take_drawn(self) -> None:
         if self.session.slide is not None:
-            self._try(self.wishes.take_drawn)
-
-    def _import_asked(self) -> None:
-        name, _ = QFileDialog.getOpenFileName(self, "Regions", "", "QuPath, ASAP (*.geojson *.json *.xml)")
-        if name:
-            self.import_regions(Path(name))
-
-    def import_regions(self, path: Path) -> None:
-        """Add the regions of a file to those drawn, and let the next run be about them."""
-        caution = self._try(partial(self.wishes.import_regions, path))
-        if caution:
-            show_warning(caution)
-        self.session.choose_kind("region" if self.session.regions else "slide")
-
-    def _export_asked(self) -> None:
-        name, _ = QFileDialog.getSaveFileName(self, "Regions", "regions.geojson", "GeoJSON (*.geojson)")
-        if name:
-            self._try(partial(self.wishes.export_regions, Path(name)))
+            attempt(self.wishes.take_drawn)
 
     # ------------------------------------------------------------ a run
 
@@ -386,83 +343,18 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
     def _show_error(self, sentence: str) -> None:
         show_error(sentence)
 
-    def _try(self, wish: Callable[[], Any]) -> Any:
-        """Carry out a wish; what goes wrong is a sentence in napari's notifications."""
-        try:
-            return wish()
-        except LrmilError as error:
-            show_error(str(error))
-            return None
-
     def _finished(self, prediction: Prediction) -> None:
         chosen = self._choice_of(prediction)
         if chosen is not None:
-            show(self._viewer, prediction, chosen, self.attention.value())
-            self._take_answer(prediction)
-            self._show_evidence(self.evidence.value())
+            self.reading.show_new(prediction, chosen)
 
     def _answered(self, prediction: Prediction) -> None:
         chosen = self._choice_of(prediction)
         if chosen is not None:
-            refresh(self._viewer, prediction, chosen, self.attention.value())
-            self._take_answer(prediction)
-            if self.evidence.value() is not None:
-                self._show_evidence(self.evidence.value())
+            self.reading.show_changed(prediction, chosen)
 
     def _choice_of(self, prediction: Prediction) -> SlideChoice | None:
         return next((s for s in self.session.slides if s.path == prediction.path), None)
-
-    def _take_answer(self, prediction: Prediction) -> None:
-        self._answer = Answer(prediction)
-        self.evidence.show_answer(self._answer)
-        if self.gallery.isExpanded():
-            self._show_gallery()
-
-    # ------------------------------------------------------------ maps
-
-    def _look_changed(self) -> None:
-        self._store.start()
-        prediction = self.session.prediction
-        chosen = self._choice_of(prediction) if prediction is not None else None
-        if prediction is not None and chosen is not None:
-            refresh(self._viewer, prediction, chosen, self.attention.value())
-
-    def _show_evidence(self, name: str | None) -> None:
-        prediction = self.session.prediction
-        chosen = self._choice_of(prediction) if prediction is not None else None
-        if prediction is not None and chosen is not None:
-            show_evidence(self._viewer, prediction, chosen, name)
-            self.evidence.show_answer(self._answer)
-            if name is None:
-                refresh(self._viewer, prediction, chosen, self.attention.value())
-
-    def _pointed(self, x_um: float, y_um: float) -> None:
-        if self._answer is not None and self.session.prediction is not None:
-            self.hover.setText(self._answer.text_at(x_um, y_um))
-
-    # ------------------------------------------------------------ patches that counted
-
-    def _show_gallery(self) -> None:
-        from napari_lrmil.core.gallery import top_and_bottom
-
-        prediction = self.session.prediction
-        self.gallery.show_patches(top_and_bottom(prediction, GALLERY) if prediction is not None else ())
-        self._read_pictures()
-
-    def _read_pictures(self) -> None:
-        prediction, bundle = self.session.prediction, self.session.bundle
-        if prediction is None or bundle is None or self.session.slide is None:
-            return
-        mpp = bundle.card.hr_mpp if self.gallery.fine else bundle.card.lr_mpp
-        slide, patches = self.session.opened, self.gallery.patches
-        self._pictures.ask(partial(read_gallery, slide, prediction, patches, mpp))
-
-    def _picture_read(self, event: Event) -> None:
-        if isinstance(event, Partial):
-            self.gallery.show_pixels(*event.result)
-
-    def _fly(self, patch: GalleryPatch) -> None:
-        fly_to(self._viewer, patch.centre_um)
 
     # ------------------------------------------------------------ what if
 
@@ -475,41 +367,9 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.follower.answers.ask(self.session.pool_again())
 
     def _tissue_changed(self, change: Callable[[], None]) -> None:
-        self._try(change)
+        attempt(change)
         self.follower.prepare()
         self.follower.answers.ask(self.session.pool_again())
-
-    # ------------------------------------------------------------ keep
-
-    def _save_asked(self) -> None:
-        folder = QFileDialog.getExistingDirectory(self, "Folder for the results")
-        if folder:
-            self.save_all(Path(folder))
-
-    def save_all(self, folder: Path) -> None:
-        """Write everything about the last answer below `folder`."""
-        where = self._try(partial(self.wishes.save_all, folder))
-        if where:
-            show_info(f"Saved in {where}")
-
-    def _view_asked(self) -> None:
-        name, _ = QFileDialog.getSaveFileName(self, "View", "view.png", "PNG (*.png)")
-        if name:
-            self.save_view(Path(name))
-
-    def save_view(self, path: Path) -> None:
-        """Write what the canvas shows, with legend and scale bar."""
-        self._try(partial(self.wishes.save_view, path))
-
-    def _report_asked(self) -> None:
-        name, _ = QFileDialog.getSaveFileName(self, "Report", "report.html", "HTML (*.html)")
-        if name:
-            self._try(partial(self.wishes.save_report, Path(name)))
-
-    def _copy_command(self) -> None:
-        told = self._try(self.wishes.command)
-        if told:
-            QGuiApplication.clipboard().setText(told)
 
     # ------------------------------------------------------------ the slide on the screen
 
@@ -550,12 +410,12 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         self._keys[0].setEnabled(session.state is State.RUNNING)
         self._show_progress()
         self._show_notes(blocked)
-        self._show_results(session.prediction)
+        self.results.show_prediction(session.prediction)
         self.scope.show_session(session)
         self.what_if.show_session(session)
         self.tissue.show_session(session, self.wishes.editing() is not None)
         answer = session.prediction is not None
-        self.keep.show_state(session.slide is not None, answer, self._try(self.wishes.command) if answer else "")
+        self.keep.show_state(session.slide is not None, answer, attempt(self.wishes.command) if answer else "")
         self.follower.prepare()
 
     def _show_choices(self) -> None:
@@ -595,18 +455,3 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         lines += [f"⚠ {text}" for text in session.cautions]
         self.note.setText("\n".join(lines))
         self.note.setVisible(bool(lines))
-
-    def _show_results(self, prediction: Prediction | None) -> None:
-        self.results.setVisible(prediction is not None)
-        if prediction is None:
-            return
-        answer, teacher = Answer(prediction), prediction.teacher
-        self.student_title.setText(f"Student (LR), {prediction.student.target_mpp:g} µm per pixel")
-        self.student.set_value(prediction.student.probabilities)
-        self.teacher_title.setText(f"Teacher (HR), {teacher.target_mpp:g} µm per pixel" if teacher else "")
-        self.teacher.set_value(teacher.probabilities if teacher else {})
-        for widget in (self.teacher_title, self.teacher, self.agreement):
-            widget.setVisible(teacher is not None)
-        self.calibration.setText(answer.trust)
-        self.basis.setText(answer.basis)
-        self.agreement.setText(agreement_text(prediction.agreement) if prediction.agreement else "")

@@ -6,10 +6,8 @@ of it either: it hands out the work and takes events, whoever carries them.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +21,9 @@ from napari_lrmil.core.regions import Region, box_region
 from napari_lrmil.core.remembered import Remembered
 from napari_lrmil.core.scope import Kind, Scope
 from napari_lrmil.core.slide import Slide
+from napari_lrmil.plugin.pace import Estimate, Pace
 from napari_lrmil.plugin.shelf import OpenSlide, Shelf, SlideChoice
+from napari_lrmil.plugin.whatif import WhatIf
 from napari_lrmil.plugin.work import GroundWork, Question
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from napari_lrmil.core.predict import Prediction
     from napari_lrmil.core.tissue import Mask
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
-ETA_AFTER_S = 2.0  # before that the pace of a stage is not known
 
 Work = Callable[[], Iterator[Event]]
 
@@ -46,53 +44,6 @@ class State(Enum):
     CANCELLING = "cancelling"
     DONE = "done"
     FAILED = "failed"
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How far a stage is: units done, units in all, seconds since the stage began."""
-
-    stage: str
-    done: int
-    total: int
-    unit: str
-    seconds: float
-
-    @property
-    def share(self) -> float:
-        """0 to 1."""
-        return self.done / self.total if self.total else 0.0
-
-    @property
-    def text(self) -> str:
-        """One line: the stage, the share, and the time left where it is known."""
-        left = self.seconds * (self.total - self.done) / self.done if self.done else 0.0
-        shown = f" · {left:.0f} s left" if self.seconds > ETA_AFTER_S and left >= 1 else ""
-        return f"{self.stage} · {self.share:.0%}{shown}"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a run would read: LR patches, HR patches of a teacher, and the seconds that it should take, where known."""
-
-    patches: int
-    hr_patches: int
-    seconds: float | None
-
-    @property
-    def text(self) -> str:
-        """One line for the user, before a run."""
-        hr = f" + {self.hr_patches} of the teacher" if self.hr_patches else ""
-        time_needed = f"about {_seconds(self.seconds)}" if self.seconds is not None else "time not known yet"
-        return f"{self.patches} patches{hr} · {time_needed}"
-
-
-@dataclass(frozen=True)
-class WhatIf:
-    """Drawn regions that are left out, and those outside which all is left out."""
-
-    excluded: tuple[Region, ...] = ()
-    kept: tuple[Region, ...] = ()
 
 
 class Session:
@@ -456,12 +407,11 @@ class Session:
 
     def exclude(self, regions: Sequence[Region]) -> None:
         """Leave regions out, beside what is left out already."""
-        now = self._steps[-1]
-        self._step(WhatIf((*now.excluded, *regions), now.kept))
+        self._step(self.what_if.without(regions))
 
     def keep_only(self, regions: Sequence[Region]) -> None:
         """Leave out everything outside of regions."""
-        self._step(WhatIf(self._steps[-1].excluded, tuple(regions)))
+        self._step(self.what_if.only(regions))
 
     def undo(self) -> None:
         """Take the last step back."""
@@ -494,28 +444,3 @@ class Session:
             except LrmilError as error:
                 self.failed.emit(str(error))
         self.changed.emit()
-
-
-def _seconds(value: float) -> str:
-    return "a second" if value < 1.5 else f"{value:.0f} s" if value < 90 else f"{value / 60:.0f} min"
-
-
-def devices_here() -> dict[str, str]:
-    """Return the devices of this machine and what to call them; loads torch."""
-    import torch
-
-    cores = f"CPU, {os.cpu_count() or 1} cores"
-    found = {"cpu": cores}
-    if torch.cuda.is_available():
-        found["cuda"] = f"GPU 0 · {torch.cuda.get_device_name(0)}"
-    if torch.backends.mps.is_available():
-        found["mps"] = "GPU · Apple"
-    best = next(name for name in ("cuda", "mps", "cpu") if name in found)
-    return {"auto": found[best], **found}
-
-
-def shipped_bundles() -> tuple[str, ...]:
-    """Return the names of the models that come with the program; loads torch."""
-    from napari_lrmil.core.bundle import CARD, SHIPPED
-
-    return tuple(sorted(p.parent.name for p in SHIPPED.glob(f"*/{CARD}")))

@@ -1,0 +1,132 @@
+"""Reading an answer: its maps on the slide, what lies under the mouse, and the patches that counted."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from qtpy.QtWidgets import QWidget
+
+from napari_lrmil.core.events import Event, Partial
+from napari_lrmil.plugin.answer import Answer
+from napari_lrmil.plugin.live import Latest
+from napari_lrmil.plugin.navigate import fly_to
+from napari_lrmil.plugin.pointer import Pointer
+from napari_lrmil.plugin.sections.gallery import EACH, GallerySection, read_gallery
+from napari_lrmil.plugin.sections.maps import AttentionSection, EvidenceSection
+from napari_lrmil.plugin.sections.parts import Section, label
+from napari_lrmil.plugin.viewport import refresh, show, show_evidence
+
+if TYPE_CHECKING:
+    from napari.components import ViewerModel
+
+    from napari_lrmil.core.gallery import GalleryPatch
+    from napari_lrmil.core.predict import Prediction
+    from napari_lrmil.plugin.session import Session
+    from napari_lrmil.plugin.shelf import SlideChoice
+
+POINT = "Point at the map to read a patch."
+
+
+class Reading(QWidget):  # type: ignore[misc]  # qtpy has no types
+    """Owns the sections that show an answer; itself it shows nothing.
+
+    Parameters
+    ----------
+    viewer
+        Where the maps lie.
+    session
+        Whose answers are shown.
+    """
+
+    def __init__(self, viewer: ViewerModel, session: Session, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setVisible(False)
+        self._viewer, self._session = viewer, session
+        self._answer: Answer | None = None
+        self._slide: SlideChoice | None = None
+        self.attention, self.evidence, self.gallery = AttentionSection(), EvidenceSection(), GallerySection()
+        self.hover = label("hover", POINT, small=True)
+        self._pictures = Latest(self._picture_read, self)
+        self._pointer = Pointer(viewer, self._pointed, self)
+        self.attention.changed.connect(self._draw_again)
+        self.evidence.chosen.connect(self._draw_again)
+        self.gallery.flown_to.connect(self._fly)
+        self.gallery.resolution_chosen.connect(self._read_pictures)
+        self.gallery.folded.connect(self._gallery_folded)
+
+    @property
+    def sections(self) -> tuple[Section, ...]:
+        """What it shows, from top to bottom."""
+        return self.attention, self.evidence, self.gallery
+
+    def stop(self) -> None:
+        """Drop what is being read."""
+        self._pictures.stop()
+
+    # ------------------------------------------------------------ answers
+
+    def show_new(self, prediction: Prediction, slide: SlideChoice) -> None:
+        """Show the answer of a run in layers of its own."""
+        self._take(prediction, slide)
+        show(self._viewer, prediction, slide, self.attention.value())
+        self._draw_evidence()
+
+    def show_changed(self, prediction: Prediction, slide: SlideChoice) -> None:
+        """Show an answer in place of the last one."""
+        self._take(prediction, slide)
+        self._draw_again()
+
+    def clear(self) -> None:
+        """Show that there is no answer any more."""
+        self._answer = None
+        self.evidence.show_answer(None)
+        self.gallery.show_patches(())
+        self.hover.setText(POINT)
+
+    def _take(self, prediction: Prediction, slide: SlideChoice) -> None:
+        self._answer, self._slide = Answer(prediction), slide
+        self.evidence.show_answer(self._answer)
+        self._show_gallery()
+
+    def _draw_again(self, _: object = None) -> None:
+        if self._answer is not None and self._slide is not None:
+            refresh(self._viewer, self._answer.prediction, self._slide, self.attention.value())
+            self._draw_evidence()
+
+    def _draw_evidence(self) -> None:
+        if self._answer is not None and self._slide is not None:
+            show_evidence(self._viewer, self._answer.prediction, self._slide, self.evidence.value())
+            self.evidence.show_answer(self._answer)
+
+    def _pointed(self, x_um: float, y_um: float) -> None:
+        if self._answer is not None:
+            self.hover.setText(self._answer.text_at(x_um, y_um))
+
+    # ------------------------------------------------------------ patches that counted
+
+    def _gallery_folded(self, _: str, open_: bool) -> None:
+        if open_:
+            self._show_gallery()
+
+    def _show_gallery(self) -> None:
+        from napari_lrmil.core.gallery import top_and_bottom
+
+        if self._answer is not None and self.gallery.isExpanded():
+            self.gallery.show_patches(top_and_bottom(self._answer.prediction, EACH))
+            self._read_pictures()
+
+    def _read_pictures(self) -> None:
+        bundle = self._session.bundle
+        if self._answer is None or bundle is None or self._session.slide is None:
+            return
+        mpp = bundle.card.hr_mpp if self.gallery.fine else bundle.card.lr_mpp
+        slide = self._session.opened
+        self._pictures.ask(partial(read_gallery, slide, self._answer.prediction, self.gallery.patches, mpp))
+
+    def _picture_read(self, event: Event) -> None:
+        if isinstance(event, Partial):
+            self.gallery.show_pixels(*event.result)
+
+    def _fly(self, patch: GalleryPatch) -> None:
+        fly_to(self._viewer, patch.centre_um)

@@ -1,0 +1,24 @@
+"""What if a part of the slide had not been there: regions left out, regions kept, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from napari_lrmil.core.regions import Region
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """Drawn regions that are left out, and those outside which all is left out."""
+
+    excluded: tuple[Region, ...] = ()
+    kept: tuple[Region, ...] = ()
+
+    def without(self, regions: Sequence[Region]) -> WhatIf:
+        """Return the same with more regions left out."""
+        return WhatIf((*self.excluded, *regions), self.kept)
+
+    def only(self, regions: Sequence[Region]) -> WhatIf:
+        """Return the same with all left out but `regions`."""
+        return WhatIf(self.excluded, tuple(regions))
