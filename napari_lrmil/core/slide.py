@@ -181,6 +181,15 @@ class Slide:
         window = LevelWindow.around(box, self.levels[level])
         return area_average(self._read_window(window), window, (width, height))
 
+    def associated_image(self, name: str) -> Pixels:
+        """Return one of `associated`, for a person who asked to see it: labels carry names, so nothing may save it."""
+        with self._reading() as handle:
+            images = handle.associated_images
+            if name not in images:
+                known = ", ".join(self.associated) or "none"
+                raise SlideError(self.path, f"has no associated image {name}; there are: {known}")
+            return on_white(images[name])
+
     def _read_window(self, window: LevelWindow) -> Pixels:
         with self._reading() as handle:
             try:
@@ -224,8 +233,6 @@ class Slide:
             raise
 
     def _opened(self) -> Handle:
-        if not self.path.exists():
-            raise SlideError(self.path, "there is no such file; check the path")
         try:
             return self._opener(self.path)
         except SlideError:
@@ -236,6 +243,10 @@ class Slide:
                 f"not a slide that OpenSlide can open ({error}); expected SVS, NDPI, MRXS, SCN, tiled TIFF or DICOM, "
                 "whole and not cut short",
             ) from error
+
+    def another(self, mpp: float | None = None) -> Slide:
+        """Return the same slide, opened apart from this one, with the same override unless another is given."""
+        return Slide(self.path, mpp=self._override if mpp is None else mpp, opener=self._opener)
 
     def close(self) -> None:
         """Give the file back. Waits for reads under way; later reads raise `SlideError`."""
@@ -269,6 +280,8 @@ class Slide:
 def _open_with_openslide(path: Path) -> Handle:
     import openslide
 
+    if not path.exists():  # another opener may need no file
+        raise SlideError(path, "there is no such file; check the path")
     handle = openslide.OpenSlide(slide_file(path))
     handle.set_cache(_shared_cache())
     opened: Handle = handle

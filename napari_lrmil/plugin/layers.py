@@ -16,7 +16,7 @@ import numpy as np
 
 from napari_lrmil.core.geometry import Mpp
 from napari_lrmil.core.slide import Slide
-from napari_lrmil.plugin.tiles import ScreenSlide
+from napari_lrmil.plugin.tiles import CACHE_BYTES, Colour, ScreenSlide, TileCache
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from napari_lrmil.core.predict import Prediction, Reading
 
 KEY = "napari_lrmil"  # our entry in a layer's metadata
+SCREEN_KEY = "napari_lrmil_screen"  # the open slide behind a layer
 UNITS = ("um", "um")
 OPACITY = 0.5  # the tissue has to stay readable where attention is low, which is dark
 
@@ -82,6 +83,12 @@ def tag_of(layer: Layer) -> Tag | None:
     return Tag(found["role"], Path(found["path"]), found["mpp"], found["mpp_given"], found["side"])
 
 
+def screen_of(layer: Layer) -> ScreenSlide | None:
+    """Return the open slide that a layer shows; None for layers that show none."""
+    found = layer.metadata.get(SCREEN_KEY)
+    return found if isinstance(found, ScreenSlide) else None
+
+
 def placement(origin_level0: tuple[float, float], pixel_level0: tuple[float, float], mpp: Mpp) -> dict[str, Any]:
     """Return scale, translate and units of a layer whose first corner is a level-0 pixel; arguments are x, y."""
     (x, y), (width, height) = origin_level0, pixel_level0
@@ -95,7 +102,9 @@ def placement(origin_level0: tuple[float, float], pixel_level0: tuple[float, flo
 # ---------------------------------------------------------------- slides
 
 
-def slide_layers(slide: Slide, *, underlay: bool) -> list[LayerData]:
+def slide_layers(
+    slide: Slide, *, underlay: bool, cache_bytes: int = CACHE_BYTES, colour: Colour | None = None
+) -> list[LayerData]:
     """Return the layer of a slide, and under it its coarsest level where asked.
 
     Parameters
@@ -104,8 +113,12 @@ def slide_layers(slide: Slide, *, underlay: bool) -> list[LayerData]:
         An open slide; the layers own it from now on.
     underlay
         Asynchronous slicing leaves the canvas bare while tiles load, unless something coarse lies beneath.
+    cache_bytes
+        The most that decoded tiles of this slide may take, all its layers together.
+    colour
+        Changes the colours of what the file holds.
     """
-    screen = ScreenSlide(slide)
+    screen = ScreenSlide(slide, TileCache(cache_bytes), colour)
     given = slide.mpp.mean if slide.mpp.source == "override" else None
     tag = Tag("slide", slide.path, slide.mpp.mean, given)
     found = [_pyramid(screen, tag)]
@@ -134,7 +147,7 @@ def _look(screen: ScreenSlide, level: int, tag: Tag) -> dict[str, Any]:
     return {
         "rgb": True,
         "contrast_limits": (0, 255),
-        "metadata": tag.as_metadata(),
+        "metadata": {**tag.as_metadata(), SCREEN_KEY: screen},
         **placement((bounds.x, bounds.y), screen.pixel_level0(level), screen.slide.mpp),
     }
 
@@ -148,9 +161,10 @@ def twin(layer: Image) -> LayerData:
         for k in ("rgb", "multiscale", "contrast_limits", "scale", "translate", "units", "opacity", "gamma")
     }
     other = Tag(tag.role, tag.path, tag.mpp, tag.given_mpp, "teacher")
+    metadata = {**other.as_metadata(), SCREEN_KEY: screen_of(layer)}
     return (
         data,
-        {**kept, "cache": False, "name": f"{layer.name} (teacher's view)", "metadata": other.as_metadata()},
+        {**kept, "cache": False, "name": f"{layer.name} (teacher's view)", "metadata": metadata},
         kind,
     )
 
@@ -322,6 +336,15 @@ def ours(viewer: ViewerModel, path: Path | None = None, **wanted: str) -> list[I
         for layer, tag in tags
         if tag is not None and path in (None, tag.path) and all(getattr(tag, k) == v for k, v in wanted.items())
     ]
+
+
+def recolour(viewer: ViewerModel, path: Path, colour: Colour | None) -> None:
+    """Show a slide in other colours, or as the file has them, in all its layers."""
+    shown = [(layer, screen) for layer in ours(viewer, path) if (screen := screen_of(layer)) is not None]
+    for screen in {id(screen): screen for _, screen in shown}.values():
+        screen.set_colour(colour)
+    for layer, _ in shown:
+        layer.refresh()
 
 
 def remove(viewer: ViewerModel, layers: Sequence[Layer]) -> None:

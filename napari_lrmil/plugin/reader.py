@@ -1,69 +1,216 @@
-"""Slides dropped on the window become layers."""
+"""Slides dropped on the window become layers; a DICOM series, which is many files, becomes one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from napari_lrmil.core.errors import SlideError
-from napari_lrmil.core.slide import Slide, slide_file
+from napari_lrmil.core.slide import Slide
+from napari_lrmil.plugin.askmpp import Answer, Ask, RememberedMpp, mpp_for
+from napari_lrmil.plugin.tiles import CACHE_BYTES
 
 if TYPE_CHECKING:
+    from napari.components import ViewerModel
+
     from napari_lrmil.plugin.layers import LayerData
 
 Paths = str | Path | Sequence[str | Path]
+SERIES = "dicom.SeriesInstanceUID"
+NOTHING: list[Any] = [(None,)]  # how a reader tells napari that it did well and made no layer
 
 
 def get_reader(path: Paths) -> Callable[[Paths], list[LayerData]] | None:
     """Return a reader where every path is a slide that OpenSlide knows; None leaves the file to other readers."""
-    return read_slides if all(is_slide(p) for p in _paths(path)) else None
+    return open_slides if all(is_slide(p) for p in _paths(path)) else None
 
 
-def read_slides(path: Paths, mpp: float | None = None) -> list[LayerData]:
-    """Return the layers of one or more slides; pixels are read when they are looked at.
+def open_slides(path: Paths) -> list[LayerData]:
+    """Return the layers of slides for the window that is open: it asks for what a file does not say.
+
+    napari hands over dropped files one by one, so files of a DICOM series that is already shown give no layer.
 
     Raises
     ------
     SlideError
         Where a slide cannot be opened.
     ResolutionError
-        Where neither the file nor `mpp` says how large a pixel is.
+        Where no window is open that could ask how large a pixel is.
     """
-    return [layer for one in _paths(path) for layer in _read(one, mpp)]
+    from napari import current_viewer
+
+    viewer = current_viewer()
+    shown = _series_shown(viewer) if viewer is not None else frozenset()
+    made = read_slides(path, ask=_ask_in_window if viewer is not None else None, shown=shown)
+    return made or NOTHING
 
 
-def _read(path: Path, mpp: float | None) -> list[LayerData]:
+def read_slides(
+    path: Paths,
+    mpp: float | None = None,
+    *,
+    ask: Ask | None = None,
+    memory: RememberedMpp | None = None,
+    shown: Iterable[str] = (),
+    cache_bytes: int = CACHE_BYTES,
+) -> list[LayerData]:
+    """Return the layers of one or more slides; pixels are read when they are looked at.
+
+    Parameters
+    ----------
+    path
+        Slides; a folder of DICOM files holds one slide for each series.
+    mpp
+        µm per level-0 pixel, believed above what the files say.
+    ask
+        Asks for the resolution that a file lacks. A slide for which there is no answer is left out, with a sentence.
+    memory
+        What was answered before; by default the user's.
+    shown
+        DICOM series that are open already and left out.
+    cache_bytes
+        The most that decoded tiles may take, for each slide.
+
+    Raises
+    ------
+    SlideError
+        Where a slide cannot be opened.
+    ResolutionError
+        Where neither the file nor `mpp` says how large a pixel is, and nobody can be asked.
+    """
+    found = [_known(one, mpp, ask, memory) for one in one_per_slide(_paths(path), shown)]
+    return [layer for slide in found if slide is not None for layer in _layers(slide, cache_bytes)]
+
+
+def _known(path: Path, mpp: float | None, ask: Ask | None, memory: RememberedMpp | None) -> Slide | None:
+    """Return the open slide with a resolution, if anyone says it; None where the user would not."""
+    slide = Slide(path, mpp=mpp)
+    if slide.has_mpp or ask is None:
+        return slide
+    try:
+        answered = mpp_for(slide, ask, memory or RememberedMpp())
+    finally:
+        slide.close()
+    if answered is None:
+        _tell(f"{path.name} was not opened: how large its pixels are is not known.")
+        return None
+    return Slide(path, mpp=answered)
+
+
+def _layers(slide: Slide, cache_bytes: int) -> list[LayerData]:
     from napari_lrmil.plugin.layers import slide_layers
 
-    slide = Slide(path, mpp=mpp)
     try:
-        return slide_layers(slide, underlay=_slices_asynchronously())
+        return slide_layers(slide, underlay=slices_asynchronously(), cache_bytes=cache_bytes)
     except BaseException:
         slide.close()
         raise
 
 
-def _slices_asynchronously() -> bool:
+def slices_asynchronously() -> bool:
+    """Whether napari loads tiles in the background."""
     from napari.settings import get_settings
 
     return bool(get_settings().experimental.async_)
+
+
+def _ask_in_window(slide: Slide) -> Answer | None:
+    from napari_lrmil.plugin.mppdialog import ask_in_window
+
+    return ask_in_window(slide)
+
+
+def _tell(sentence: str) -> None:
+    from napari.utils.notifications import show_info
+
+    show_info(sentence)
 
 
 def _paths(path: Paths) -> list[Path]:
     return [Path(path)] if isinstance(path, str | Path) else [Path(p) for p in path]
 
 
-def is_slide(path: Path) -> bool:
-    """Whether a file, or a folder of DICOM files, is a slide; looks at the file's head only."""
+# ---------------------------------------------------------------- one slide per DICOM series
+
+
+def one_per_slide(paths: Iterable[Path], shown: Iterable[str] = ()) -> list[Path]:
+    """Return one path for each slide, in the order in which they came.
+
+    Files of one DICOM series are one slide, whichever of them is opened; a folder with several series gives one file
+    of each.
+
+    Parameters
+    ----------
+    paths
+        Files and folders.
+    shown
+        Series to leave out.
+    """
+    seen, kept = set(shown), []
+    for path in paths:
+        for one, series in _slides_at(path):
+            if series is None or series not in seen:
+                kept.append(one)
+            if series is not None:
+                seen.add(series)
+    return kept
+
+
+def _slides_at(path: Path) -> list[tuple[Path, str | None]]:
+    """Return what to open at a path, each with its DICOM series if it has one."""
+    if not path.is_dir():
+        return [(path, _series(path))]
+    first: dict[str, Path] = {}
+    for file in _dicom_files(path):
+        first.setdefault(_series(file) or str(file), file)
+    if len(first) > 1:
+        return [(file, series) for series, file in first.items()]
+    return [(path, next(iter(first), None))]  # by its folder, which has a name that a person gave it
+
+
+def _series(file: Path) -> str | None:
+    """Return the DICOM series of a file; None for other formats, and for broken files, of which `Slide` will tell."""
     import openslide
 
     try:
-        file = slide_file(path)
-        vendor = openslide.OpenSlide.detect_format(file)
-    except (SlideError, OSError, openslide.OpenSlideError):
+        if openslide.OpenSlide.detect_format(file) != "dicom":
+            return None
+        with openslide.OpenSlide(file) as handle:
+            found: str | None = handle.properties.get(SERIES)
+            return found
+    except (OSError, openslide.OpenSlideError):
+        return None
+
+
+def _series_shown(viewer: ViewerModel) -> frozenset[str]:
+    from napari_lrmil.plugin.layers import ours, screen_of
+
+    screens = [screen_of(layer) for layer in ours(viewer, role="slide")]
+    return frozenset(s.slide.properties[SERIES] for s in screens if s is not None and SERIES in s.slide.properties)
+
+
+# ---------------------------------------------------------------- what is a slide
+
+
+def is_slide(path: Path) -> bool:
+    """Whether a file, or a folder of DICOM files, is a slide; looks at the files' heads only."""
+    if path.is_dir():
+        return bool(_dicom_files(path))
+    return _is_slide_file(path)
+
+
+def _dicom_files(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.glob("*.dcm")) if _is_slide_file(file)]
+
+
+def _is_slide_file(path: Path) -> bool:
+    import openslide
+
+    try:
+        vendor = openslide.OpenSlide.detect_format(path)
+    except (OSError, openslide.OpenSlideError):
         return False
-    return vendor is not None and (vendor != "generic-tiff" or _is_colour(file))
+    return vendor is not None and (vendor != "generic-tiff" or _is_colour(path))
 
 
 def _is_colour(file: Path) -> bool:

@@ -9,14 +9,15 @@ import math
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import numpy as np
+from psygnal import Signal
 
-from napari_lrmil.core.geometry import Bounds, BoxLevel0, Level, LevelWindow
+from napari_lrmil.core.geometry import Bounds, BoxLevel0, BoxUm, Level, LevelWindow
 from napari_lrmil.core.slide import Pixels, Slide, area_average
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ COARSEST_PX = 1024  # napari keeps the coarsest level whole, so it has to be sma
 LARGEST_STEP = 4  # between neighbouring levels; napari loads a view at up to this many times the screen's pixels
 
 Key = tuple[int, int, int]  # level, tile row, tile column
+Colour = Callable[[Pixels], Pixels]  # the same shape in other colours; called from several threads
 
 
 class TileCache:
@@ -56,6 +58,12 @@ class TileCache:
             while self.bytes > self.max_bytes:
                 _, dropped = self._tiles.popitem(last=False)
                 self.bytes -= dropped.nbytes
+
+    def clear(self) -> None:
+        """Forget all tiles."""
+        with self._lock:
+            self._tiles.clear()
+            self.bytes = 0
 
 
 @dataclass(frozen=True)
@@ -110,14 +118,43 @@ class ScreenSlide:
         An open slide with a known resolution.
     cache
         Where tiles are kept; shared by all arrays made here.
+    colour
+        Changes the colours of what the file holds, such as an ICC profile would; None leaves them.
+
+    Attributes
+    ----------
+    colour_changed
+        Tiles look different from now on; who shows some has to ask for them again.
     """
 
-    def __init__(self, slide: Slide, cache: TileCache | None = None) -> None:
+    colour_changed = Signal()
+
+    def __init__(self, slide: Slide, cache: TileCache | None = None, colour: Colour | None = None) -> None:
         self.slide = slide
         self.cache = cache or TileCache()
         self.levels = plan_levels(slide.levels, slide.bounds)
+        self._colour = colour
+        self._recolouring = threading.Lock()  # no tile in old colours may reach the cache after a change
         self._id = uuid4().hex  # dask tells arrays apart by name
         weakref.finalize(self, slide.close)
+
+    @property
+    def extent_um(self) -> BoxUm:
+        """Where the scanned part lies in the viewer's world."""
+        bounds, mpp = self.slide.bounds, self.slide.mpp
+        return BoxUm(bounds.x * mpp.x, bounds.y * mpp.y, bounds.width * mpp.x, bounds.height * mpp.y)
+
+    @property
+    def colour(self) -> Colour | None:
+        """What changes the colours, if anything does."""
+        return self._colour
+
+    def set_colour(self, colour: Colour | None) -> None:
+        """Show other colours from now on; kept tiles are forgotten."""
+        with self._recolouring:
+            self._colour = colour
+            self.cache.clear()
+        self.colour_changed.emit()
 
     def pixel_level0(self, level: int) -> tuple[float, float]:
         """Return width and height of a pixel of `level` in level-0 pixels, exactly."""
@@ -150,11 +187,14 @@ class ScreenSlide:
         """Return a tile of at most `TILE_PX` squared, from the cache or from the file."""
         tile = self.cache.get(key)
         if tile is None:
-            tile = self._make(key)
-            self.cache.put(key, tile)
+            colour = self._colour
+            tile = self._make(key, colour)
+            with self._recolouring:
+                if colour is self._colour:
+                    self.cache.put(key, tile)
         return tile
 
-    def _make(self, key: Key) -> Pixels:
+    def _make(self, key: Key, colour: Colour | None) -> Pixels:
         level, row, column = key
         at = self.levels[level]
         x, y = column * TILE_PX, row * TILE_PX
@@ -163,7 +203,9 @@ class ScreenSlide:
             return self._averaged(level, (x, y), size)
         fx, fy = self.pixel_level0(level)
         bounds = self.slide.bounds
-        return self.slide.read(BoxLevel0(bounds.x + x * fx, bounds.y + y * fy, size[0] * fx, size[1] * fy), size)
+        box = BoxLevel0(bounds.x + x * fx, bounds.y + y * fy, size[0] * fx, size[1] * fy)
+        pixels = self.slide.read(box, size)
+        return pixels if colour is None else colour(pixels)
 
     def _averaged(self, level: int, corner: tuple[int, int], size: tuple[int, int]) -> Pixels:
         """Return a rectangle of a missing level as exact means over the tiles of the level above."""

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from core.fake_slides import GLASS, TISSUE, DarknessBundle, FakeSlide, fake_slide, resolution
+from core.fake_slides import GLASS, TISSUE, DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 from napari_lrmil.core.geometry import Mpp
 from napari_lrmil.core.predict import Prediction, predict
-from napari_lrmil.plugin.layers import attention_layers, placement, slide_layers
+from napari_lrmil.plugin.layers import add, attention_layers, placement, recolour, screen_of, slide_layers, twin
 
 DARK = (60, 20, 80)
 LR_UM = 128.0  # of DarknessBundle
@@ -139,3 +139,32 @@ def test_off_the_tissue_there_is_no_colour(tmp_path: Path) -> None:
     assert np.isnan(layer.world_to_data((200.0, 20.0))).sum() == 0
     assert layer.extent.world[0][1] > 100
     assert layer.colormap.map(np.array([np.nan]))[0, 3] == 0
+
+
+def test_all_layers_of_a_slide_share_one_cache_of_the_size_that_was_asked_for(tmp_path: Path) -> None:
+    from napari.components import ViewerModel
+
+    fake = FakeSlide(speckled(1500, 1100), (1.0, 4.0), resolution(0.5))
+    viewer = ViewerModel()
+    layers = add(viewer, slide_layers(fake_slide(tmp_path, fake), underlay=True, cache_bytes=1 << 20))
+    layers += add(viewer, [twin(layers[-1])])
+    screens = [screen_of(layer) for layer in layers]
+    assert screens[0] is not None and all(s is screens[0] for s in screens)
+    for layer in layers[1:]:
+        np.asarray(layer.data[0])
+    assert 0 < screens[0].cache.bytes <= 1 << 20
+
+
+def test_other_colours_reach_every_layer_of_the_slide_and_no_other(tmp_path: Path) -> None:
+    from napari.components import ViewerModel
+
+    viewer, fakes = ViewerModel(), [FakeSlide(speckled(700, 500, i), (1.0,), resolution(0.5)) for i in range(2)]
+    paths = [tmp_path / f"{i}.svs" for i in range(2)]
+    layers = [add(viewer, slide_layers(fake_slide(tmp_path, fakes[i], f"{i}.svs"), underlay=False))[0] for i in (0, 1)]
+    layers += add(viewer, [twin(layers[0])])
+    recolour(viewer, paths[0], lambda pixels: 255 - pixels)
+    shown = [np.asarray(layer.data) for layer in layers]
+    assert np.array_equal(shown[0], 255 - fakes[0].base) and np.array_equal(shown[2], shown[0])
+    assert np.array_equal(shown[1], fakes[1].base)
+    seen = np.asarray(layers[0]._slice.image.view)
+    assert seen[3, 5].tolist() == (255 - fakes[0].base)[3, 5].tolist(), "the canvas was told"

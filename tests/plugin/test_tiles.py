@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from core.fake_slides import FakeSlide, area_reference, fake_slide, resolution, speckled
-from napari_lrmil.core.geometry import Bounds, Level
+from napari_lrmil.core.geometry import Bounds, BoxUm, Level
 from napari_lrmil.plugin.tiles import COARSEST_PX, LARGEST_STEP, ScreenSlide, TileCache, plan_levels
 
 WIDTH, HEIGHT = 1500, 1111  # neither is a multiple of a tile or of a downsample
@@ -99,6 +99,35 @@ def test_only_the_scanned_part_is_shown(tmp_path: Path) -> None:
     properties = resolution(0.5) | {f"openslide.{k}": str(v) for k, v in bounds.items()}
     screen = ScreenSlide(fake_slide(tmp_path, FakeSlide(base, (1.0, 4.0), properties)))
     assert np.array_equal(np.asarray(screen.array(0)), base[77:877, 301:1201])
+
+
+def test_other_colours_hold_for_every_level_and_for_tiles_that_were_kept(tmp_path: Path) -> None:
+    base = speckled(WIDTH, HEIGHT)
+    screen = ScreenSlide(fake_slide(tmp_path, FakeSlide(base, (1.0,), resolution(0.5))))
+    told: list[bool] = []
+    screen.colour_changed.connect(lambda: told.append(True))
+    before = [np.asarray(array) for array in screen.arrays()]
+    screen.set_colour(lambda pixels: 255 - pixels)
+    assert told == [True] and screen.cache.bytes == 0
+    assert np.array_equal(np.asarray(screen.array(0)), 255 - before[0])
+    assert np.abs(np.asarray(screen.array(1)).astype(int) - (255 - before[1])).max() <= 1, "averaged once, not twice"
+    screen.set_colour(None)
+    assert all(np.array_equal(np.asarray(a), b) for a, b in zip(screen.arrays(), before, strict=True))
+
+
+def test_a_tile_that_was_read_in_the_old_colours_is_not_kept(tmp_path: Path) -> None:
+    fake = FakeSlide(speckled(700, 600), (1.0,), resolution(0.5))
+    screen = ScreenSlide(fake_slide(tmp_path, fake))
+    fake.before_read = lambda: screen.set_colour(np.zeros_like) if screen.colour is None else None
+    assert screen.tile((0, 0, 0)).any(), "this one was under way"
+    assert not screen.tile((0, 0, 0)).any()
+
+
+def test_the_extent_is_where_the_scan_lies_in_the_world(tmp_path: Path) -> None:
+    bounds = {"bounds-x": 300, "bounds-y": 70, "bounds-width": 900, "bounds-height": 800}
+    properties = resolution(0.5, 0.25) | {f"openslide.{k}": str(v) for k, v in bounds.items()}
+    screen = ScreenSlide(fake_slide(tmp_path, FakeSlide(speckled(WIDTH, HEIGHT), (1.0,), properties)))
+    assert screen.extent_um == BoxUm(150, 17.5, 450, 200)
 
 
 def test_the_slide_is_closed_when_the_last_array_is_gone(tmp_path: Path) -> None:

@@ -1,0 +1,73 @@
+"""Label and macro images, on request only, in a window of their own: never a layer, so no export can hold one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from qtpy.QtCore import Qt
+from qtpy.QtGui import QImage, QPixmap
+from qtpy.QtWidgets import QDialog, QDialogButtonBox, QLabel, QVBoxLayout, QWidget
+
+if TYPE_CHECKING:
+    from napari_lrmil.core.slide import Pixels, Slide
+
+PRIVATE = "Labels may carry patient names: not part of any export or screenshot."
+LARGEST_PX = (900, 560)
+
+
+def associated_images(slide: Slide) -> tuple[str, ...]:
+    """Return the names of a slide's label, macro and other images; reads none of them."""
+    return slide.associated
+
+
+def show_associated(slide: Slide, name: str, parent: QWidget | None = None) -> AssociatedImage:
+    """Show one of a slide's images in a window of its own, which forgets it when it is closed.
+
+    Raises
+    ------
+    SlideError
+        Where the slide has no such image, or it cannot be read.
+    """
+    window = AssociatedImage(f"{name} of {slide.name}", slide.associated_image(name), parent)
+    window.show()
+    return window
+
+
+class AssociatedImage(QDialog):  # type: ignore[misc]  # qtpy has no types
+    """A picture that came with the slide, and what to keep in mind about it.
+
+    Parameters
+    ----------
+    title
+        Which picture it is.
+    pixels
+        (height, width, 3) RGB.
+    """
+
+    def __init__(self, title: str, pixels: Pixels, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        self.setWindowTitle(title)
+        column = QVBoxLayout(self)
+        self.picture = QLabel()
+        self.picture.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        self.picture.setPixmap(_fitting(pixels))
+        self.picture.setAccessibleName(title)
+        self.warning = QLabel(PRIVATE)
+        self.warning.setWordWrap(True)
+        close = QDialogButtonBox(QDialogButtonBox.StandardButton.Close)
+        close.rejected.connect(self.close)
+        for part in (self.picture, self.warning, close):
+            column.addWidget(part)
+
+
+def _fitting(pixels: Pixels) -> QPixmap:
+    height, width, _ = pixels.shape
+    data = np.ascontiguousarray(pixels)
+    image = QImage(data.data, width, height, 3 * width, QImage.Format.Format_RGB888).copy()
+    if width > LARGEST_PX[0] or height > LARGEST_PX[1]:
+        image = image.scaled(
+            *LARGEST_PX, Qt.AspectRatioMode.KeepAspectRatio, Qt.TransformationMode.SmoothTransformation
+        )
+    return QPixmap.fromImage(image)

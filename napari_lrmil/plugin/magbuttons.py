@@ -1,0 +1,115 @@
+"""A row of magnifications, 1.25x to 40x, on buttons and on the keys 1 to 6."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import Qt, QTimer
+from qtpy.QtGui import QKeySequence
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QPushButton, QShortcut, QWidget
+
+from napari_lrmil.plugin.listening import listen
+from napari_lrmil.plugin.navigate import (
+    MAGNIFICATIONS,
+    current_magnification,
+    current_mpp,
+    magnification_blocked_by,
+    set_magnification,
+    um_per_pixel,
+)
+
+if TYPE_CHECKING:
+    from napari.components import ViewerModel
+
+REFRESH_MS = 30
+SAME = 0.01  # as near as this counts as the button's magnification
+STYLE = "QPushButton { padding: 3px 0px; min-width: 34px; } QPushButton:checked { font-weight: bold; }"
+
+
+class MagnificationRow(QWidget):  # type: ignore[misc]  # qtpy has no types
+    """Buttons that show the slide at a magnification, and the one that it has now.
+
+    Parameters
+    ----------
+    viewer
+        The viewer that is looked through.
+    """
+
+    def __init__(self, viewer: ViewerModel, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._viewer = viewer
+        self.buttons: dict[float, QPushButton] = {}
+        self._shortcuts: dict[float, QShortcut] = {}
+        self._build()
+        self._refresh_soon = QTimer(self)  # napari tells of a layer in the middle of adding it
+        self._refresh_soon.setSingleShot(True)
+        self._refresh_soon.setInterval(REFRESH_MS)
+        self._refresh_soon.timeout.connect(self._refresh)
+        self._subscribe()
+        self._refresh()
+
+    def _build(self) -> None:
+        row = QHBoxLayout(self)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.setSpacing(2)
+        for key, magnification in enumerate(MAGNIFICATIONS, start=1):
+            button = QPushButton(f"{magnification:g}x")
+            button.setCheckable(True)
+            button.setStyleSheet(STYLE)
+            button.clicked.connect(partial(self._chosen, magnification))
+            row.addWidget(button, 1)
+            self.buttons[magnification] = button
+            self._shortcuts[magnification] = self._shortcut(str(key), magnification)
+        self.now = QLabel()
+        self.now.setObjectName("magnification")
+        self.now.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+        self.now.setMinimumWidth(self.now.fontMetrics().horizontalAdvance(" 88.8x "))
+        self.now.setToolTip("Magnification now: at 20x a pixel of the screen shows 0.5 µm")
+        row.addWidget(self.now)
+
+    def _shortcut(self, key: str, magnification: float) -> QShortcut:
+        shortcut = QShortcut(QKeySequence(key), self)
+        shortcut.setContext(Qt.ShortcutContext.WindowShortcut)
+        shortcut.activated.connect(partial(self._chosen, magnification))
+        return shortcut
+
+    def _subscribe(self) -> None:
+        viewer, layers = self._viewer, self._viewer.layers
+        news = [
+            viewer.scene.camera.events.zoom,
+            layers.events.inserted,
+            layers.events.removed,
+            layers.selection.events.active,
+        ]
+        listen(self, [(emitter, self._news) for emitter in news])
+
+    def value(self) -> float:
+        """Return the magnification that is shown."""
+        return current_magnification(self._viewer, self.devicePixelRatioF())
+
+    def _chosen(self, magnification: float, _: bool = False) -> None:
+        set_magnification(self._viewer, magnification, self.devicePixelRatioF())
+        self._refresh()
+
+    def _news(self, _: Any = None) -> None:
+        if not self._refresh_soon.isActive():
+            self._refresh_soon.start()
+
+    def _refresh(self) -> None:
+        now, mpp, keys_free = self.value(), current_mpp(self._viewer), self._keys_are_free()
+        self.now.setText(f"{now:.3g}x" if mpp is not None else "")
+        for key, (magnification, button) in enumerate(self.buttons.items(), start=1):
+            blocked = magnification_blocked_by(magnification, mpp)
+            button.setEnabled(not blocked)
+            button.setChecked(not blocked and abs(now / magnification - 1) < SAME)
+            offer = f"{magnification:g}x: a pixel of the screen shows {um_per_pixel(magnification):g} µm (key {key})"
+            button.setToolTip(blocked or offer)
+            self._shortcuts[magnification].setEnabled(not blocked and keys_free)
+
+    def _keys_are_free(self) -> bool:
+        """Whether the digits are ours: on layers that are drawn on they choose napari's tools."""
+        from napari.layers import Image
+
+        active = self._viewer.layers.selection.active
+        return active is None or isinstance(active, Image)

@@ -1,0 +1,199 @@
+"""An ordinary picture as a slide of one level, so that it can be analysed like any other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from napari_lrmil.core.errors import SlideError
+from napari_lrmil.core.slide import Slide
+from napari_lrmil.plugin.askmpp import Ask, RememberedMpp, mpp_for
+from napari_lrmil.plugin.layers import add, ours, remove, screen_of, slide_layers, tag_of
+from napari_lrmil.plugin.navigate import um_in
+from napari_lrmil.plugin.reader import slices_asynchronously
+
+if TYPE_CHECKING:
+    from napari import layers
+    from napari.components import ViewerModel
+
+VENDOR = "picture"
+ROWS = 512  # hashed at a time, for an array may be lazy
+
+
+class Array(Protocol):
+    """What a layer keeps: an array of NumPy, dask, zarr …, (height, width, 3 or 4), uint8."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def dtype(self) -> np.dtype[Any]: ...  # noqa: D102
+    def __getitem__(self, item: Any) -> Any: ...
+
+
+class ArrayHandle:
+    """An array behind the `Handle` protocol; past its edge it is transparent.
+
+    Parameters
+    ----------
+    array
+        (height, width, 3 or 4) uint8.
+    properties
+        As OpenSlide would give them.
+    """
+
+    level_downsamples = (1.0,)
+
+    def __init__(self, array: Array, properties: Mapping[str, str]) -> None:
+        self._array = array
+        self.properties = properties
+        self.dimensions = (array.shape[1], array.shape[0])
+        self.level_dimensions = (self.dimensions,)
+        self.associated_images: Mapping[str, Any] = {}
+
+    def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
+        """Return a rectangle as RGBA."""
+        (x, y), (width, height) = location, size
+        out = np.zeros((height, width, 4), np.uint8)
+        left, top = max(0, x), max(0, y)
+        right, bottom = min(self.dimensions[0], x + width), min(self.dimensions[1], y + height)
+        if right > left and bottom > top:
+            part = np.asarray(self._array[top:bottom, left:right])
+            inside = out[top - y : bottom - y, left - x : right - x]
+            inside[..., 3] = 255
+            inside[..., : part.shape[2]] = part
+        return Image.fromarray(out, "RGBA")
+
+    def close(self) -> None:
+        """Nothing is held that would have to be given back."""
+
+
+@dataclass(frozen=True, eq=False)  # arrays do not compare to one truth
+class ArrayOpener:
+    """Opens an array in place of a file.
+
+    Attributes
+    ----------
+    array
+        (height, width, 3 or 4) uint8.
+    mpp
+        µm per pixel along x and y, where the layer says it.
+    """
+
+    array: Array
+    mpp: tuple[float, float] | None = None
+
+    def __call__(self, path: Path) -> ArrayHandle:
+        """Return a handle; the path only names it."""
+        properties = {"openslide.vendor": VENDOR, "openslide.quickhash-1": self.fingerprint}
+        if self.mpp is not None:
+            properties |= {"openslide.mpp-x": repr(self.mpp[0]), "openslide.mpp-y": repr(self.mpp[1])}
+        return ArrayHandle(self.array, properties)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the shape and of every byte."""
+        digest = hashlib.sha256(repr(tuple(self.array.shape)).encode())
+        for row in range(0, self.array.shape[0], ROWS):
+            digest.update(np.ascontiguousarray(self.array[row : row + ROWS]).tobytes())
+        return digest.hexdigest()
+
+
+# ---------------------------------------------------------------- from layers
+
+
+def no_slide_because(layer: layers.Layer) -> str:
+    """Return in one sentence why a layer cannot be taken for a slide; empty where it can."""
+    if tag_of(layer) is not None:
+        return f"{layer.name} is a slide's layer already."
+    kind = type(layer).__name__
+    if kind != "Image":
+        return f"{layer.name} is a {kind} layer; expected an RGB image layer."
+    if not layer.rgb:
+        return (
+            f"{layer.name} is a grey image of {_extent(_finest(layer).shape)}; expected RGB. Stains cannot be told "
+            "apart without colour: open the colour image."
+        )
+    array = _finest(layer)
+    if len(array.shape) != 3:
+        return f"{layer.name} is a stack of {_extent(array.shape[:-1])} pixels; expected one plane of RGB: split it."
+    if array.dtype != np.uint8:
+        return f"{layer.name} holds {array.dtype} values; expected 8 bits per colour, 0 to 255: convert it to uint8."
+    return ""
+
+
+def plain_slide(layer: layers.Image, mpp: float | None = None) -> Slide:
+    """Return an ordinary image layer as a slide of one level, of `mpp` or else of what the layer's scale says.
+
+    Raises
+    ------
+    SlideError
+        Where the layer is no picture of 8-bit RGB.
+    """
+    reason, path = no_slide_because(layer), _path(layer)
+    if reason:
+        raise SlideError(path, reason)
+    return Slide(path, mpp=mpp, opener=ArrayOpener(_finest(layer), _layer_mpp(layer)))
+
+
+def adopt(
+    viewer: ViewerModel, layer: layers.Image, ask: Ask, memory: RememberedMpp | None = None
+) -> list[layers.Image]:
+    """Put a slide in the place of an ordinary image layer, and return its layers; none where the user will not say mpp.
+
+    Raises
+    ------
+    SlideError
+        Where the layer is no picture of 8-bit RGB.
+    """
+    slide = plain_slide(layer)
+    mpp = mpp_for(slide, ask, memory)
+    if mpp is None:
+        return []
+    if not slide.has_mpp:
+        slide = plain_slide(layer, mpp)
+    added = add(viewer, slide_layers(slide, underlay=slices_asynchronously()))
+    remove(viewer, [layer])
+    return added
+
+
+def slide_opener(viewer: ViewerModel) -> Callable[[Path, float | None], Slide]:
+    """Return what opens a slide for the analysis: a file, or the array behind a picture that became a slide."""
+
+    def open_slide(path: Path, mpp: float | None) -> Slide:
+        for layer in ours(viewer, path, role="slide"):
+            screen, tag = screen_of(layer), tag_of(layer)
+            if screen is not None and tag is not None and screen.slide.vendor == VENDOR:
+                return screen.slide.another(mpp)
+        return Slide(path, mpp=mpp)
+
+    return open_slide
+
+
+def _finest(layer: layers.Image) -> Array:
+    array: Array = layer.data[0] if layer.multiscale else layer.data
+    return array
+
+
+def _path(layer: layers.Layer) -> Path:
+    """Return the layer's file, where it has one, else its name; it names the slide in results."""
+    source = layer.source.path
+    return Path(source) if source else Path(layer.name.replace("/", "_"))
+
+
+def _layer_mpp(layer: layers.Image) -> tuple[float, float] | None:
+    """Return µm per pixel, x then y, where the layer's units are lengths; pixels say nothing."""
+    y, x = (um_in(unit) for unit in layer.units[-2:])
+    if x is None or y is None:
+        return None
+    return x * float(layer.scale[-1]), y * float(layer.scale[-2])
+
+
+def _extent(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(n) for n in shape)
