@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from napari.components import ViewerModel
 from PIL import Image
 
 from core.fake_slides import one_sentence, speckled, write_tiff
 from napari_lrmil.core.errors import ResolutionError, SlideError
 from napari_lrmil.core.slide import Slide
-from napari_lrmil.plugin.reader import get_reader, read_slides
+from napari_lrmil.plugin import reader
+from napari_lrmil.plugin.askmpp import Answer, RememberedMpp
+from napari_lrmil.plugin.layers import ours
+from napari_lrmil.plugin.reader import get_reader, one_per_slide, read_slides
 
 
 def test_a_slide_opens_without_decoding_a_pixel_at_its_size_in_um(
@@ -22,9 +26,9 @@ def test_a_slide_opens_without_decoding_a_pixel_at_its_size_in_um(
     opened: list[Slide] = []
     initialise = Slide.__init__
     monkeypatch.setattr(Slide, "__init__", lambda self, *a, **k: (opened.append(self), initialise(self, *a, **k))[1])
-    reader = get_reader(str(slide_path))
-    assert reader is not None
-    [(data, options, kind)] = reader(str(slide_path))
+    opener = get_reader(str(slide_path))
+    assert opener is not None
+    [(data, options, kind)] = opener(str(slide_path))
     assert kind == "image" and options["rgb"] and options["multiscale"]
     assert options["scale"] == (0.5, 0.5) and options["units"] == ("um", "um")
     assert [level.shape for level in data] == [(1000, 1280, 3), (250, 320, 3)]
@@ -33,9 +37,9 @@ def test_a_slide_opens_without_decoding_a_pixel_at_its_size_in_um(
 
 def test_several_slides_become_several_layers(slide_path: Path) -> None:
     paths = [str(slide_path), str(slide_path)]
-    reader = get_reader(paths)
-    assert reader is not None
-    assert len(reader(paths)) == 2
+    opener = get_reader(paths)
+    assert opener is not None
+    assert len(opener(paths)) == 2
 
 
 def test_ordinary_pictures_are_left_to_other_readers(tmp_path: Path, slide_path: Path) -> None:
@@ -50,12 +54,15 @@ def test_ordinary_pictures_are_left_to_other_readers(tmp_path: Path, slide_path:
     assert get_reader([str(slide_path), str(tmp_path / "photo.png")]) is None
 
 
-def test_a_slide_without_resolution_is_refused_in_one_sentence(tmp_path: Path) -> None:
+def test_a_slide_without_resolution_is_refused_in_one_sentence_where_nobody_can_be_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_tiff(tmp_path / "bare.tif", speckled(600, 400))
-    reader = get_reader(path)
-    assert reader is not None
+    monkeypatch.setattr("napari.current_viewer", lambda: None)
+    opener = get_reader(path)
+    assert opener is not None
     with pytest.raises(ResolutionError, match="microns per pixel") as refused:
-        reader(path)
+        opener(path)
     assert one_sentence(refused.value)
     [(_, options, _)] = read_slides(path, mpp=0.25)
     assert options["scale"] == (0.25, 0.25)
@@ -71,9 +78,9 @@ def test_a_slide_that_is_cut_short_is_refused_in_one_sentence(tmp_path: Path, sl
 
 def test_real_slides_open(shared_data: Path, tmp_path: Path) -> None:
     path = shared_data / "slides" / "derived" / "CMU-1-Small-Region_pyramid_aperio.svs"
-    reader = get_reader(path)
-    assert reader is not None
-    [(data, options, _)] = reader(path)
+    opener = get_reader(path)
+    assert opener is not None
+    [(data, options, _)] = opener(path)
     assert options["scale"] == pytest.approx((0.499, 0.499))
     assert np.asarray(data[-1]).std() > 5
     copy = tmp_path / "dicom"
@@ -81,3 +88,85 @@ def test_real_slides_open(shared_data: Path, tmp_path: Path) -> None:
     if files:
         shutil.copytree(files[0].parent, copy)
         assert get_reader(copy) is not None
+
+
+# ---------------------------------------------------------------- resolution
+
+
+def test_a_slide_without_resolution_is_asked_about_and_opened_with_the_answer(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "bare.tif", speckled(600, 400))
+    memory, asked = RememberedMpp(tmp_path / "mpp.json"), []
+
+    def ask(slide: Slide) -> Answer:
+        asked.append(slide.name)
+        return Answer(0.25)
+
+    for _ in range(2):
+        [(_, options, _)] = read_slides(path, ask=ask, memory=memory)
+        assert options["scale"] == (0.25, 0.25)
+    assert asked == ["bare"]
+
+
+def test_a_slide_that_nobody_can_size_is_left_out_with_a_sentence_and_closed(
+    tmp_path: Path, slide_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_tiff(tmp_path / "bare.tif", speckled(600, 400))
+    told: list[str] = []
+    monkeypatch.setattr(reader, "_tell", told.append)
+    made = read_slides([path, slide_path], ask=lambda _: None, memory=RememberedMpp(tmp_path / "mpp.json"))
+    assert [options["name"] for _, options, _ in made] == ["tissue"]
+    [sentence] = told
+    assert sentence.startswith("bare.tif was not opened") and "\n" not in sentence
+
+
+def test_napari_takes_a_cancelled_dialog_for_no_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tiff(tmp_path / "bare.tif", speckled(600, 400))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr(reader, "_tell", lambda _: None)
+    monkeypatch.setattr(reader, "_ask_in_window", lambda _: None)
+    monkeypatch.setattr("napari.current_viewer", ViewerModel)
+    opener = get_reader(path)
+    assert opener is not None and opener(path) == [(None,)]
+
+
+# ---------------------------------------------------------------- DICOM
+
+
+@pytest.fixture
+def dicom(shared_data: Path) -> Path:
+    return shared_data / "slides" / "CMU-1-Small-Region_dicom"
+
+
+def test_files_of_one_dicom_series_are_one_slide(dicom: Path, slide_path: Path) -> None:
+    files = sorted(dicom.glob("*.dcm"))
+    assert len(files) == 4
+    assert one_per_slide([files[2], slide_path, *files, dicom]) == [files[2], slide_path]
+    [(data, options, _)] = read_slides(files)
+    assert data.shape == (2967, 2220, 3) if hasattr(data, "shape") else data[0].shape == (2967, 2220, 3)
+    assert options["scale"] == pytest.approx((0.499, 0.499))
+
+
+def test_a_folder_of_one_series_is_one_slide_by_its_name_and_of_two_series_two(
+    dicom: Path, shared_data: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "study"
+    shutil.copytree(dicom, folder)
+    assert one_per_slide([folder]) == [folder]
+    assert [options["name"] for _, options, _ in read_slides(folder)] == ["study"]
+    shutil.copy(shared_data / "slides" / "camelyon_overview_jpeg" / "overview.dcm", folder / "overview.dcm")
+    (folder / "broken.dcm").write_bytes(b"DICM")
+    found = one_per_slide([folder])
+    assert len(found) == 2 and found[1] == folder / "overview.dcm"
+    assert get_reader(folder) is not None
+
+
+def test_dropped_one_by_one_as_napari_does_the_series_comes_once(
+    dicom: Path, slide_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    viewer = ViewerModel()
+    monkeypatch.setattr("napari.current_viewer", lambda: viewer)
+    viewer.open([*sorted(dicom.glob("*.dcm")), slide_path], plugin="napari-lrmil")
+    assert len(ours(viewer, role="slide")) == 2
+    viewer.layers.clear()
+    viewer.open(sorted(dicom.glob("*.dcm"))[1], plugin="napari-lrmil")
+    assert len(ours(viewer, role="slide")) == 1, "a slide that was closed can be opened again"
