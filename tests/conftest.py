@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # or each look-up waits for a network that is not there
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test processes share the cores
+os.environ["NAPARI_LRMIL_CONFIG"] = tempfile.mkdtemp(prefix="napari-lrmil-")  # nothing of the user's is read or changed
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

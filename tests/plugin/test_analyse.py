@@ -64,14 +64,14 @@ def test_a_run_shows_what_the_engine_says(
     assert "tissue" in dock.about.text() and "lively" in dock.about.text() and "CPU" in dock.about.text()
     _run(dock, qtbot)
     expected = _of_core(slide_path, bundle, "none")
-    shown = dock.student.value()
+    shown = dock.results.student.value()
     assert shown == pytest.approx(expected.student.probabilities, abs=1e-5)
     [layer] = ours(viewer, role="attention")
     assert np.nansum(layer.data) / len(expected.student.attention) == pytest.approx(1, abs=1e-4)
     assert not viewer.canvas.grid.enabled
     assert layer.colorbar.visible
-    assert dock.results.isVisible() and "not calibrated" in dock.calibration.text()
-    assert not dock.agreement.isVisible() and not dock.teacher.isVisible()
+    assert dock.results.isVisible() and "not calibrated" in dock.results.calibration.text()
+    assert not dock.results.agreement.isVisible() and not dock.results.teacher.isVisible()
     assert dock.run_button.text == "Run" and dock.run_button.enabled
 
 
@@ -83,8 +83,8 @@ def test_with_the_teacher_beside_it_two_linked_views_share_one_legend(
     _run(dock, qtbot)
     qtbot.wait(50)
     expected = _of_core(slide_path, bundle, "all").teacher
-    assert expected is not None and dock.teacher.value() == pytest.approx(expected.probabilities, abs=1e-5)
-    assert "rank correlation" in dock.agreement.text() and dock.agreement.isVisible()
+    assert expected is not None and dock.results.teacher.value() == pytest.approx(expected.probabilities, abs=1e-5)
+    assert "rank correlation" in dock.results.agreement.text() and dock.results.agreement.isVisible()
     assert _cells(viewer) == CELLS
     student, teacher = (ours(viewer, role="attention", side=s)[0] for s in ("student", "teacher"))
     assert student.contrast_limits == teacher.contrast_limits
@@ -266,7 +266,7 @@ def test_what_cannot_work_is_not_enabled_and_says_why(
     assert not dock.run_button.enabled and "too coarse for the student" in dock.run_button.tooltip
     assert one_sentence(Exception(dock.note.text())) and dock.note.isVisible()
     assert not dock.beside.enabled and "too coarse for the teacher" in dock.beside.tooltip
-    from napari_lrmil.plugin.session import DEVICES
+    from napari_lrmil.plugin.offers import DEVICES
 
     items = dock.device.native.model()
     there = [items.item(row).isEnabled() for row in range(len(DEVICES))]

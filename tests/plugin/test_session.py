@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ import pytest
 from core.fake_slides import one_sentence
 from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.events import Caution, Event, Failed, Finished, Progress
-from napari_lrmil.plugin.session import Session, SlideChoice, State
+from napari_lrmil.plugin.session import Session, State
+from napari_lrmil.plugin.shelf import SlideChoice
 
 PATH = Path("slide.tif")
 
@@ -98,9 +100,10 @@ def test_events_become_state(bundle: Bundle) -> None:
     assert session.cautions == ("colours differ",)
     done: list[Any] = []
     session.finished.connect(done.append)
-    session.handle(Finished("a prediction"))
+    told = SimpleNamespace(student=SimpleNamespace(seconds={"encode": 0.0}), teacher=None)
+    session.handle(Finished(told))
     session.end()
-    assert session.state is State.DONE and done == ["a prediction"] and session.pace is None
+    assert session.state is State.DONE and done == [told] and session.pace is None
 
 
 def test_after_a_cancel_nothing_arrives_and_a_new_run_can_start(session: Session) -> None:

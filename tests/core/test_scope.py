@@ -1,0 +1,122 @@
+"""Questions about a part of a slide: which patches are meant, and that answers are those of the patches alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from core.fake_slides import DarknessBundle, FakeSlide, fake_slide, one_sentence, resolution, speckled
+from napari_lrmil.core.cache import EmbeddingCache
+from napari_lrmil.core.errors import TissueError
+from napari_lrmil.core.geometry import BoxLevel0
+from napari_lrmil.core.grid import ground_of
+from napari_lrmil.core.predict import Prediction, predict
+from napari_lrmil.core.regions import box_region
+from napari_lrmil.core.scope import WHOLE, Scope
+from napari_lrmil.core.slide import Slide
+
+CPU = torch.device("cpu")
+LEFT = box_region(BoxLevel0(0, 0, 700, 900), "left")
+CORNER = box_region(BoxLevel0(0, 0, 300, 300), "corner")
+
+
+@pytest.fixture
+def slide(tmp_path: Path) -> Slide:
+    return fake_slide(tmp_path, FakeSlide(speckled(1536, 1024), (1.0, 4.0), resolution(0.5)))
+
+
+def ask(slide: Slide, bundle: Any = None, **how: Any) -> Prediction:
+    *_, last = predict(slide, bundle or DarknessBundle(), device=CPU, **how)
+    result: Prediction = last.result  # type: ignore[union-attr]  # the last event carries it
+    return result
+
+
+def test_a_region_is_answered_by_its_patches_alone(slide: Slide) -> None:
+    bundle = DarknessBundle()
+    whole, part = ask(slide, bundle), ask(slide, bundle, scope=Scope("region", (LEFT,)))
+    meant = Scope("region", (LEFT,)).keeps(whole.grid)
+    assert 0 < meant.sum() < len(meant)
+    np.testing.assert_array_equal(part.student.coords, whole.student.coords[meant])
+    assert part.student.attention.sum() == pytest.approx(1, abs=1e-5)
+    expected = whole.student.attention[meant] / whole.student.attention[meant].sum()
+    np.testing.assert_allclose(part.student.attention, expected, rtol=1e-4)
+
+
+def test_a_part_is_never_called_calibrated(slide: Slide) -> None:
+    bundle = DarknessBundle(temperature=2.0)
+    whole, part = ask(slide, bundle), ask(slide, bundle, scope=Scope("region", (LEFT,)))
+    assert whole.calibrated and not part.calibrated
+    logits = np.array(list(part.student.logits.values()))
+    np.testing.assert_allclose(list(part.student.probabilities.values()), np.exp(logits) / np.exp(logits).sum())
+    assert not ask(slide, bundle, scope=Scope(excluded=(CORNER,))).calibrated
+
+
+def test_leaving_out_and_keeping_are_each_others_opposite(slide: Slide) -> None:
+    grid = ask(slide).grid
+    out, kept = Scope(excluded=(LEFT,)).keeps(grid), Scope(kept=(LEFT,)).keeps(grid)
+    np.testing.assert_array_equal(out, ~kept)
+    both = Scope("region", (LEFT,), excluded=(CORNER,)).keeps(grid)
+    assert both.sum() == kept.sum() - Scope("region", (CORNER,)).keeps(grid).sum()
+
+
+def test_hr_patches_follow_their_parents(slide: Slide) -> None:
+    part = ask(slide, scope=Scope("region", (LEFT,)), teacher="all")
+    grid = part.grid
+    np.testing.assert_array_equal(grid.hr_index // grid.lattice.n, grid.lr_index[grid.parent])
+    assert part.teacher is not None and len(part.teacher.attention) == len(grid.hr_index)
+
+
+def test_where_nothing_is_left_it_says_so(slide: Slide) -> None:
+    nowhere = box_region(BoxLevel0(9000, 9000, 50, 50), "glass")
+    for scope in (Scope("region", (nowhere,)), Scope(excluded=(box_region(BoxLevel0(-9, -9, 9999, 9999), "all"),))):
+        with pytest.raises(TissueError) as caught:
+            ask(slide, scope=scope)
+        assert one_sentence(caught.value)
+    with pytest.raises(ValueError, match="0 regions"):
+        Scope("region")
+
+
+def test_what_was_seen_is_neither_read_nor_encoded_again(slide: Slide) -> None:
+    bundle, cache = DarknessBundle(), EmbeddingCache()
+    ground = ground_of(slide, bundle.card.plan, bundle.card.tissue)
+    part = ask(slide, bundle, scope=Scope("region", (LEFT,)), ground=ground, cache=cache)
+    assert part.student.patches_encoded == len(part.grid.lr_index)
+    whole = ask(slide, bundle, ground=ground, cache=cache)
+    assert whole.student.patches_encoded == len(whole.grid.lr_index) - len(part.grid.lr_index)
+    before = slide.pixels_decoded
+    again = ask(slide, bundle, scope=Scope(excluded=(CORNER,)), ground=ground, cache=cache)
+    assert slide.pixels_decoded == before and again.student.patches_encoded == 0
+    reference = ask(slide, bundle)
+    np.testing.assert_allclose(whole.student.attention, reference.student.attention, atol=1e-6)
+    assert whole.student.probabilities == pytest.approx(reference.student.probabilities, abs=1e-6)
+
+
+def test_broken_off_work_is_kept(tmp_path: Path) -> None:
+    slide = fake_slide(tmp_path, FakeSlide(speckled(2560, 1536), (1.0, 4.0), resolution(0.5)))
+    bundle, cache = DarknessBundle(), EmbeddingCache()
+    ground = ground_of(slide, bundle.card.plan, bundle.card.tissue)
+    events = predict(slide, bundle, device=CPU, cache=cache, ground=ground)  # type: ignore[arg-type]  # a stand-in
+    for event in events:
+        if getattr(event, "unit", "") == "patches":
+            break
+    events.close()  # type: ignore[attr-defined]  # a generator
+    assert 0 < len(cache) < len(ground.grid.lr_index)
+
+
+def test_evidence_of_a_part_sums_to_its_logit(slide: Slide) -> None:
+    bundle = DarknessBundle()
+    part = ask(slide, bundle, scope=Scope("region", (LEFT,)))
+    logits = np.array(list(part.student.logits.values()))
+    bias = bundle.student.mil.centred_bias.detach().numpy()
+    np.testing.assert_allclose(part.student.evidence.sum(axis=0) + bias, logits - logits.mean(), atol=1e-4)
+
+
+def test_words() -> None:
+    assert WHOLE.whole and WHOLE.text == "whole slide"
+    scope = Scope("region", (LEFT, CORNER), excluded=(CORNER,), edited=True)
+    assert scope.text == "2 drawn regions, without 1 excluded, tissue edited" and not scope.whole
+    assert Scope(kept=(LEFT,)).files == {"keep": (LEFT,)}

@@ -1,0 +1,57 @@
+"""The words of an answer are the engine's numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from core.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
+from napari_lrmil.core.geometry import BoxLevel0
+from napari_lrmil.core.predict import Prediction, predict
+from napari_lrmil.core.regions import box_region
+from napari_lrmil.core.scope import WHOLE, Scope
+from napari_lrmil.plugin.answer import Answer
+
+LEFT = Scope("region", (box_region(BoxLevel0(0, 0, 700, 900), "left"),))
+
+
+def ask(folder: Path, scope: Scope = WHOLE, temperature: float | None = None) -> Prediction:
+    with fake_slide(folder, FakeSlide(speckled(1536, 1024), (1.0, 4.0), resolution(0.5, 0.25))) as slide:
+        bundle = DarknessBundle(temperature=temperature)
+        *_, last = predict(slide, bundle, device=torch.device("cpu"), scope=scope)  # type: ignore[arg-type]  # a stand-in
+    result: Prediction = last.result  # type: ignore[union-attr]  # the last event carries it
+    return result
+
+
+def test_under_the_cursor_is_the_patch_that_lies_there(tmp_path: Path) -> None:
+    prediction = ask(tmp_path)
+    answer, student, lattice = Answer(prediction), prediction.student, prediction.grid.lattice
+    row = int(np.argmax(student.attention))
+    x, y = (student.coords[row] + np.array(lattice.lr_cell) * (0.9, 0.1)) * (0.5, 0.25)
+    assert answer.row_at(x, y) == row
+    text = answer.text_at(x, y)
+    assert f"rank 1 of {len(student.attention)}" in text and f"{student.evidence[row][0]:+.3f}" in text
+    assert f"{student.attention[row] * len(student.attention):.2f} times" in text
+    assert "no patch here" in answer.text_at(-5, 10)
+
+
+def test_evidence_and_bias_make_the_logit(tmp_path: Path) -> None:
+    prediction = ask(tmp_path)
+    name = prediction.classes[1]
+    total, bias, logit = (
+        float(word.strip(",:")) for word in Answer(prediction).evidence_sum(name).split() if word[0] in "+-"
+    )
+    logits = np.array(list(prediction.student.logits.values()))
+    assert total + bias == pytest.approx(logit, abs=0.011)
+    assert logit == pytest.approx(logits[1] - logits.mean(), abs=0.006)
+
+
+def test_it_says_what_kind_of_figures_they_are(tmp_path: Path) -> None:
+    assert Answer(ask(tmp_path)).trust == "Probabilities, not calibrated."
+    assert "calibrated on validation slides" in Answer(ask(tmp_path, temperature=2.0)).trust
+    part = Answer(ask(tmp_path, LEFT, temperature=2.0))
+    assert part.trust == "Region score of the drawn region, uncalibrated."
+    assert f"{len(part.prediction.grid.lr_index)} patches" in part.basis
