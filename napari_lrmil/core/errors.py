@@ -39,6 +39,16 @@ class GeometryError(LrmilError):
     exit_code = 2
 
 
+class RegionError(LrmilError):
+    """An area of a slide cannot be used, or a file of areas cannot be read; then `path` names the file."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, path: Path | None = None) -> None:
+        super().__init__(message if path is None else f"{path}: {message}")
+        self.path = path
+
+
 class EncoderError(LrmilError):
     """An encoder is unknown, or its weights do not fit it."""
 
