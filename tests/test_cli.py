@@ -62,6 +62,8 @@ def test_predict_writes_everything(call: Call, slide: Path, bundle: Path, tmp_pa
     assert {p.name for p in (tmp_path / "phantom").iterdir()} == {
         "prediction.json",
         "attention.h5",
+        "attention.ome.tif",
+        "attention.geojson",
         "teacher_attention.h5",
         "agreement.json",
         "overlay.png",

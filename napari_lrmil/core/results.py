@@ -6,23 +6,34 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from napari_lrmil.core.exports import write_attention_geojson, write_attention_ome
 from napari_lrmil.core.files import whole, write_json
 from napari_lrmil.core.geometry import footprint_um, nominal_magnification
 from napari_lrmil.core.overlay import draw_overlay
 from napari_lrmil.core.predict import Prediction, Reading
 from napari_lrmil.core.slide import Slide
 
+STALE = (  # an earlier run's must not stay beside
+    "prediction.json",
+    "teacher_attention.h5",
+    "agreement.json",
+    "attention.ome.tif",
+    "attention.geojson",
+)
+
 
 def write_prediction(out: Path, slide: Slide, prediction: Prediction) -> Path:
     """Write everything about one slide into ``out/<slide>`` and return that folder."""
     folder = out / prediction.slide
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("prediction.json", "teacher_attention.h5", "agreement.json"):  # an earlier run's must not stay beside
+    for name in STALE:
         (folder / name).unlink(missing_ok=True)
     write_attention(folder / "attention.h5", prediction, prediction.student)
     if prediction.teacher is not None:
         write_attention(folder / "teacher_attention.h5", prediction, prediction.teacher)
         write_json(folder / "agreement.json", agreement_json(prediction))
+    write_attention_ome(folder / "attention.ome.tif", prediction)
+    write_attention_geojson(folder / "attention.geojson", prediction, slide.bounds)
     draw_overlay(folder / "overlay.png", slide, prediction)
     write_json(folder / "prediction.json", prediction.as_json())
     return folder

@@ -38,6 +38,8 @@ AGREEMENT = {
     "seconds_student", "seconds_teacher",
 }  # fmt: skip
 
+ALONE = ["attention.geojson", "attention.h5", "attention.ome.tif", "overlay.png", "prediction.json"]
+
 
 def predicted(slide: Slide, teacher: str = "none", **card: Any) -> Prediction:
     *_, last = predict(slide, DarknessBundle(**card), device=torch.device("cpu"), teacher=teacher)  # type: ignore[arg-type]
@@ -135,7 +137,7 @@ def test_without_a_teacher_the_files_are_these_and_complete(tmp_path: Path) -> N
         found = predicted(slide)
         folder = write_prediction(tmp_path / "out", slide, found)
     assert folder == tmp_path / "out" / "s 1"
-    assert sorted(p.name for p in folder.iterdir()) == ["attention.h5", "overlay.png", "prediction.json"]
+    assert sorted(p.name for p in folder.iterdir()) == ALONE
     content = json.loads((folder / "prediction.json").read_text(encoding="utf-8"))
     assert set(content) == KEYS
     assert set(content["seconds"]) == {"open", "tissue", "read", "encode", "mil", "total"}
@@ -151,9 +153,7 @@ def test_with_a_teacher_its_attention_and_the_agreement_lie_beside(tmp_path: Pat
     with uneven(tmp_path) as slide:
         found = predicted(slide, teacher="all")
         folder = write_prediction(tmp_path / "out", slide, found)
-    assert sorted(p.name for p in folder.iterdir()) == [
-        "agreement.json", "attention.h5", "overlay.png", "prediction.json", "teacher_attention.h5"
-    ]  # fmt: skip
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*ALONE, "agreement.json", "teacher_attention.h5"])
     content = json.loads((folder / "prediction.json").read_text(encoding="utf-8"))
     assert set(content) == KEYS | {"teacher"}
     agreement = json.loads((folder / "agreement.json").read_text(encoding="utf-8"))
@@ -213,7 +213,9 @@ def test_two_footprints_of_one_slide_do_not_disagree(tmp_path: Path) -> None:
         assert file["coords"].attrs["patch_um"] == pytest.approx(content["patch_um"])
 
 
-@pytest.mark.parametrize("step", ["write_attention", "draw_overlay", "write_json"])
+@pytest.mark.parametrize(
+    "step", ["write_attention", "write_attention_ome", "write_attention_geojson", "draw_overlay", "write_json"]
+)
 def test_a_failure_midway_leaves_no_prediction_and_no_temporary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -232,11 +234,49 @@ def test_a_failure_midway_leaves_no_prediction_and_no_temporary(
     assert not [p for p in folder.iterdir() if p.name.startswith(".") or "partial" in p.name]
 
 
+def test_a_failure_leaves_no_export_of_an_earlier_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QuPath would show it beside a new run's files as if it were theirs."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    with uneven(tmp_path) as slide:
+        found = predicted(slide)
+        folder = write_prediction(tmp_path / "out", slide, found)
+        monkeypatch.setattr("napari_lrmil.core.results.write_attention_ome", fail)
+        with pytest.raises(OSError, match="disk full"):
+            write_prediction(tmp_path / "out", slide, found)
+    assert sorted(p.name for p in folder.iterdir()) == ["attention.h5", "overlay.png"]
+
+
+def test_everything_is_there_before_prediction_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on skips what has a `prediction.json`: whatever came after it would never be written."""
+    there: list[list[str]] = []
+
+    def look(path: Path, _: object) -> None:
+        there.append(sorted(p.name for p in path.parent.iterdir()))
+
+    with uneven(tmp_path) as slide:
+        monkeypatch.setattr("napari_lrmil.core.results.write_json", look)
+        write_prediction(tmp_path / "out", slide, predicted(slide))
+    assert there == [ALONE[:-1]]
+
+
+def test_the_exports_of_a_slide_with_bounds_are_in_qupaths_frame(tmp_path: Path) -> None:
+    slide, _ = with_bounds(tmp_path)
+    with slide:
+        found = predicted(slide)
+        folder = write_prediction(tmp_path / "out", slide, found)
+    tiles = json.loads((folder / "attention.geojson").read_text(encoding="utf-8"))["features"]
+    first = tiles[0]["geometry"]["coordinates"][0][0]
+    assert first == [found.student.coords[0, 0] - 333, found.student.coords[0, 1] - 217]
+
+
 def test_a_run_without_teacher_leaves_no_teacher_of_an_earlier_run(tmp_path: Path) -> None:
     with uneven(tmp_path) as slide:
         write_prediction(tmp_path / "out", slide, predicted(slide, teacher="all"))
         folder = write_prediction(tmp_path / "out", slide, predicted(slide))
-    assert sorted(p.name for p in folder.iterdir()) == ["attention.h5", "overlay.png", "prediction.json"]
+    assert sorted(p.name for p in folder.iterdir()) == ALONE
 
 
 def test_agreement_without_a_teacher_is_refused(tmp_path: Path) -> None:
