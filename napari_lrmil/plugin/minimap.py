@@ -185,6 +185,12 @@ class Minimap(QWidget):  # type: ignore[misc]  # qtpy has no types
     def paintEvent(self, _: QPaintEvent) -> None:  # noqa: N802  # Qt's name
         """Draw the slide and the frame."""
         painter = QPainter(self)
+        try:
+            self._draw(painter)
+        finally:
+            painter.end()  # Qt does not survive a painter that outlives its event
+
+    def _draw(self, painter: QPainter) -> None:
         painter.setRenderHints(QPainter.RenderHint.Antialiasing | QPainter.RenderHint.SmoothPixmapTransform)
         fit = self.fit
         if fit is None:
@@ -192,7 +198,6 @@ class Minimap(QWidget):  # type: ignore[misc]  # qtpy has no types
         else:
             self._draw_slide(painter, fit)
             self._draw_frame(painter, fit)
-        painter.end()
 
     def _draw_slide(self, painter: QPainter, fit: Fit) -> None:
         area = QRectF(*fit.to_px(fit.extent))
@@ -208,7 +213,9 @@ class Minimap(QWidget):  # type: ignore[misc]  # qtpy has no types
     def _draw_frame(self, painter: QPainter, fit: Fit) -> None:
         frame = QRectF(*fit.frame(visible_um(self._viewer)))
         for colour, width in ((HALO, 4.0), (FRAME, 2.0)):  # seen on dark and on light tissue
-            painter.setPen(QPen(QColor(colour), width, join=Qt.PenJoinStyle.MiterJoin))
+            pen = QPen(QColor(colour), width)
+            pen.setJoinStyle(Qt.PenJoinStyle.MiterJoin)
+            painter.setPen(pen)
             painter.drawRect(frame)
 
     def _write(self, painter: QPainter, text: str) -> None:

@@ -163,6 +163,9 @@ def test_a_folder_of_one_series_is_one_slide_by_its_name_and_of_two_series_two(
 def test_dropped_one_by_one_as_napari_does_the_series_comes_once(
     dicom: Path, slide_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from napari.plugins import _initialize_plugins
+
+    _initialize_plugins()
     viewer = ViewerModel()
     monkeypatch.setattr("napari.current_viewer", lambda: viewer)
     viewer.open([*sorted(dicom.glob("*.dcm")), slide_path], plugin="napari-lrmil")

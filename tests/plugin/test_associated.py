@@ -1,0 +1,63 @@
+"""Label and macro images: named without being read, shown on request, in no layer and in no screenshot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from window import require_screen
+
+from core.fake_slides import FakeSlide, fake_slide, one_sentence, resolution, speckled
+from napari_lrmil.core.errors import SlideError
+from napari_lrmil.core.slide import Slide
+from napari_lrmil.plugin.layers import add, slide_layers
+
+require_screen()
+
+from napari_lrmil.plugin.associated import PRIVATE, associated_images, show_associated  # noqa: E402  # needs the screen
+
+LABEL = (3, 251, 7)  # a green that nothing else has
+
+
+@pytest.fixture
+def slide(tmp_path: Path) -> Slide:
+    fake = FakeSlide(speckled(700, 500), (1.0,), resolution(0.5))
+    opened = fake_slide(tmp_path, fake)
+    label = Image.new("RGBA", (1300, 400), (*LABEL, 255))
+    fake.handles[0].associated_images = {"label": label, "macro": Image.new("RGB", (90, 40))}
+    opened.associated = ("label", "macro")
+    return opened
+
+
+def _green(pixels: Any) -> int:
+    return int((np.abs(np.asarray(pixels)[..., :3].astype(int) - LABEL) < 12).all(axis=-1).sum())
+
+
+def test_it_is_shown_in_a_window_of_its_own_and_gets_into_no_layer_and_no_screenshot(
+    slide: Slide, viewer: Any, qtbot: Any
+) -> None:
+    add(viewer, slide_layers(slide, underlay=False))
+    before = list(viewer.layers)
+    assert associated_images(slide) == ("label", "macro")
+    window = show_associated(slide, "label", viewer.window._qt_window)
+    qtbot.waitExposed(window)
+    assert window.isVisible() and not window.isModal()
+    assert PRIVATE in window.warning.text() and window.warning.isVisible()
+    size = window.picture.pixmap().size()
+    assert size.width() <= 900 and size.width() / size.height() == pytest.approx(1300 / 400, rel=0.02)
+    shown = window.picture.pixmap().toImage()
+    assert shown.pixelColor(5, 5).green() == LABEL[1]
+    assert list(viewer.layers) == before
+    for canvas_only in (True, False):
+        assert _green(viewer.screenshot(canvas_only=canvas_only, flash=False)) == 0
+    assert all(_green(layer.data) == 0 for layer in viewer.layers)
+    window.close()
+
+
+def test_an_image_that_is_not_there_is_one_sentence(slide: Slide) -> None:
+    with pytest.raises(SlideError, match="label, macro") as refused:
+        show_associated(slide, "thumbnail")
+    assert one_sentence(refused.value)

@@ -1,0 +1,162 @@
+"""The overview in a real window: the picture, the frame, and where a click leads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from window import require_screen
+
+from core.fake_slides import write_tiff
+from napari_lrmil.core.geometry import BoxUm
+from napari_lrmil.plugin.layers import add, recolour
+from napari_lrmil.plugin.navigate import fly_to, visible_um
+from napari_lrmil.plugin.reader import read_slides
+
+require_screen()
+
+from qtpy.QtCore import QPoint, Qt  # noqa: E402  # Qt needs the screen
+from qtpy.QtGui import QColor, QImage  # noqa: E402
+
+from napari_lrmil.plugin import minimap as module  # noqa: E402
+from napari_lrmil.plugin.minimap import Fit, Minimap  # noqa: E402
+
+WAIT_MS = 20_000
+
+
+@pytest.fixture(scope="module")
+def half_dark(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a slide of 640 x 500 µm whose left half is dark."""
+    pixels = np.full((1000, 1280, 3), 230, np.uint8)
+    pixels[:, :640] = (90, 30, 60)
+    return write_tiff(tmp_path_factory.mktemp("half") / "half.tif", pixels, (1.0, 4.0), mpp=(0.5, 0.5))
+
+
+@pytest.fixture
+def minimap(viewer: Any, qtbot: Any) -> Any:
+    made = Minimap(viewer)
+    viewer.window.add_dock_widget(made, name="overview", area="right")
+    qtbot.wait(20)
+    return made
+
+
+def _open(viewer: Any, minimap: Any, path: Path, qtbot: Any) -> Any:
+    layers = add(viewer, read_slides(path))
+    qtbot.waitUntil(lambda: minimap.picture is not None, timeout=WAIT_MS)
+    return layers[-1]
+
+
+def _shot(minimap: Any) -> QImage:
+    image: QImage = minimap.grab().toImage()
+    return image
+
+
+def _at(minimap: Any, um: tuple[float, float]) -> QPoint:
+    left, top, *_ = minimap.fit.to_px(BoxUm(*um, 1, 1))
+    return QPoint(round(left), round(top))
+
+
+def test_fit_keeps_shape_and_finds_its_way_back() -> None:
+    fit = Fit.within(BoxUm(100, 40, 600, 200), 306, 206)
+    assert fit.to_px(fit.extent) == pytest.approx((3, 53, 300, 100))
+    assert fit.to_um(3 + 150, 53 + 25) == pytest.approx((400, 90))
+    assert fit.to_um(-50, 900) == pytest.approx((100, 240)), "beside the slide is its edge"
+
+
+def test_the_frame_ends_at_the_slide_and_is_never_too_small_to_see() -> None:
+    fit = Fit.within(BoxUm(0, 0, 600, 200), 306, 206)
+    assert fit.frame(BoxUm(-900, 50, 1000, 100)) == pytest.approx((3, 78, 50, 50))
+    left, top, width, height = fit.frame(BoxUm(300, 100, 1, 1))
+    assert (width, height) == (module.SMALLEST_FRAME_PX,) * 2
+    assert (left + width / 2, top + height / 2) == pytest.approx((3 + 150.25, 53 + 50.25))
+
+
+def test_it_shows_the_slide_and_where_one_is(minimap: Any, viewer: Any, half_dark: Path, qtbot: Any) -> None:
+    _open(viewer, minimap, half_dark, qtbot)
+    fly_to(viewer, (480.0, 330.0), magnification=80)
+    qtbot.wait(100)
+    image = _shot(minimap)
+    dark, light = (QColor(image.pixel(_at(minimap, p))) for p in ((150.0, 60.0), (560.0, 60.0)))
+    assert dark.red() < 110 and light.red() > 210
+    x, y, width, _ = minimap.fit.frame(visible_um(viewer))
+    edge = QColor(image.pixel(round(x + width / 2), round(y)))
+    assert edge.blue() > edge.red() + 100, "the frame is blue"
+
+
+def test_a_click_and_a_drag_move_the_view(minimap: Any, viewer: Any, half_dark: Path, qtbot: Any) -> None:
+    _open(viewer, minimap, half_dark, qtbot)
+    left = Qt.MouseButton.LeftButton
+    um = 2 / minimap.fit.px_per_um
+    qtbot.mousePress(minimap, left, pos=_at(minimap, (480, 100)))
+    assert viewer.scene.camera.center[-2:] == pytest.approx((100, 480), abs=um)
+    qtbot.mouseMove(minimap, _at(minimap, (120, 300)))
+    qtbot.waitUntil(lambda: abs(viewer.scene.camera.center[-1] - 120) < um, timeout=2000)
+    qtbot.mouseRelease(minimap, left, pos=_at(minimap, (120, 300)))
+    assert viewer.scene.camera.center[-2:] == pytest.approx((300, 120), abs=um)
+
+
+def test_the_arrow_keys_move_the_view_by_half_of_it(minimap: Any, viewer: Any, half_dark: Path, qtbot: Any) -> None:
+    _open(viewer, minimap, half_dark, qtbot)
+    fly_to(viewer, (200.0, 300.0), magnification=80)
+    before = visible_um(viewer)
+    qtbot.keyClick(minimap, Qt.Key.Key_Right)
+    qtbot.keyClick(minimap, Qt.Key.Key_Up)
+    after = visible_um(viewer)
+    assert after.x - before.x == pytest.approx(before.width / 2)
+    assert before.y - after.y == pytest.approx(before.height / 2)
+
+
+def test_many_moves_are_few_drawings(
+    minimap: Any, viewer: Any, half_dark: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _open(viewer, minimap, half_dark, qtbot)
+    qtbot.wait(100)
+    drawn: list[int] = []
+    draw = Minimap._draw_frame
+    monkeypatch.setattr(Minimap, "_draw_frame", lambda self, *a: (drawn.append(1), draw(self, *a))[1])
+    for step in range(200):
+        viewer.scene.camera.center = (0, 100 + step, 100)
+    qtbot.wait(150)
+    assert 1 <= len(drawn) <= 3
+
+
+def test_other_colours_and_another_slide_are_shown(
+    minimap: Any, viewer: Any, half_dark: Path, slide_path: Path, qtbot: Any
+) -> None:
+    _open(viewer, minimap, half_dark, qtbot)
+    recolour(viewer, half_dark, lambda pixels: 255 - pixels)
+    qtbot.waitUntil(lambda: QColor(minimap.picture.pixel(3, 3)).red() > 150, timeout=WAIT_MS)
+    first = minimap.picture
+    add(viewer, read_slides(slide_path))
+    qtbot.waitUntil(lambda: minimap.picture is not None and minimap.picture is not first, timeout=WAIT_MS)
+    viewer.layers.clear()
+    qtbot.waitUntil(lambda: minimap.fit is None, timeout=2000)
+    assert minimap.picture is None
+
+
+def test_what_it_reads_is_the_slide_never_its_label(
+    minimap: Any, viewer: Any, half_dark: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from napari_lrmil.core.slide import Slide
+
+    monkeypatch.setattr(Slide, "associated_image", lambda *_: pytest.fail("a label was read"))
+    layer = _open(viewer, minimap, half_dark, qtbot)
+    assert (minimap.picture.width(), minimap.picture.height()) == layer.data[-1].shape[1::-1]
+
+
+def test_it_stops_listening_when_it_goes(minimap: Any, viewer: Any, half_dark: Path, qtbot: Any) -> None:
+    _open(viewer, minimap, half_dark, qtbot)
+    camera = viewer.scene.camera.events.center
+    mine = [c for c in camera.callbacks if _belongs_to(c, minimap)]
+    assert len(mine) == 1
+    viewer.window.remove_dock_widget(minimap)
+    minimap.deleteLater()
+    qtbot.wait(50)
+    assert not [c for c in camera.callbacks if _belongs_to(c, minimap)]
+    fly_to(viewer, (10.0, 20.0))
+
+
+def _belongs_to(callback: Any, widget: Any) -> bool:
+    return isinstance(callback, tuple) and callback[0]() is widget

@@ -1,0 +1,125 @@
+"""The dialog that asks for a resolution."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from window import require_screen
+
+require_screen()
+
+from qtpy.QtCore import Qt, QTimer  # noqa: E402  # Qt needs the screen
+from qtpy.QtWidgets import QApplication  # noqa: E402
+
+from core.fake_slides import FakeSlide, fake_slide, speckled  # noqa: E402
+from napari_lrmil.plugin.askmpp import Answer  # noqa: E402
+from napari_lrmil.plugin.mppdialog import MppDialog, ask_in_window  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Found:
+    """An estimate."""
+
+    mpp: float = 0.27
+    low: float = 0.22
+    high: float = 0.33
+
+
+@pytest.fixture
+def slide(tmp_path: Any) -> Any:
+    return fake_slide(tmp_path, FakeSlide(speckled(90, 70), (1.0,), {}), "bare.svs")
+
+
+def _while_open(do: Any) -> None:
+    """Call `do` with the dialog once it is open."""
+
+    def look() -> None:
+        dialog = QApplication.activeModalWidget()
+        if isinstance(dialog, MppDialog):
+            do(dialog)
+        else:
+            QTimer.singleShot(20, look)
+
+    QTimer.singleShot(0, look)
+
+
+def _left(button: Any, qtbot: Any) -> None:
+    qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
+
+
+@pytest.mark.parametrize(("name", "mpp"), [("20x", 0.5), ("40x", 0.25)])
+def test_a_button_fills_in_and_open_answers(slide: Any, qtbot: Any, name: str, mpp: float) -> None:
+    def answer(dialog: MppDialog) -> None:
+        assert not dialog.open_button.isEnabled(), "no default, for that would be a guess"
+        assert dialog.remember.isChecked()
+        _left(dialog.common[name], qtbot)
+        _left(dialog.open_button, qtbot)
+
+    _while_open(answer)
+    assert ask_in_window(slide) == Answer(mpp, remember=True)
+
+
+def test_a_number_can_be_typed_and_need_not_be_remembered(slide: Any, qtbot: Any) -> None:
+    def answer(dialog: MppDialog) -> None:
+        dialog.field.selectAll()
+        qtbot.keyClicks(dialog.field, dialog.field.locale().toString(0.2649, "f", 4))
+        dialog.remember.setChecked(False)
+        _left(dialog.open_button, qtbot)
+
+    _while_open(answer)
+    assert ask_in_window(slide) == Answer(0.2649, remember=False)
+
+
+def test_cancelling_is_no_answer(slide: Any, qtbot: Any) -> None:
+    _while_open(lambda dialog: _left(dialog.cancel_button, qtbot))
+    assert ask_in_window(slide) is None
+    _while_open(lambda dialog: qtbot.keyClick(dialog, Qt.Key.Key_Escape))
+    assert ask_in_window(slide) is None
+
+
+def test_the_estimate_is_made_in_a_thread_and_offered_with_its_range(slide: Any, qtbot: Any) -> None:
+    go, threads = threading.Event(), []
+
+    def estimate() -> Found:
+        threads.append(threading.current_thread())
+        go.wait(10)
+        return Found()
+
+    def answer(dialog: MppDialog) -> None:
+        assert dialog.estimate_busy.isVisible() and not dialog.use_estimate.isVisible()
+        go.set()
+        qtbot.waitUntil(dialog.use_estimate.isVisible, timeout=5000)
+        assert "about 0.27 (0.22 to 0.33)" in dialog.estimate_text.text()
+        qtbot.waitUntil(lambda: not dialog.estimate_busy.isVisible(), timeout=5000)
+        _left(dialog.use_estimate, qtbot)
+        _left(dialog.open_button, qtbot)
+
+    _while_open(answer)
+    assert ask_in_window(slide, estimate) == Answer(0.27)
+    assert threads[0] is not threading.main_thread()
+
+
+@pytest.mark.parametrize("outcome", [None, RuntimeError("no nuclei")])
+def test_where_there_is_no_estimate_it_says_so(slide: Any, qtbot: Any, outcome: Exception | None) -> None:
+    def estimate() -> None:
+        if outcome is not None:
+            raise outcome
+
+    def answer(dialog: MppDialog) -> None:
+        qtbot.waitUntil(lambda: "no estimate" in dialog.estimate_text.text(), timeout=5000)
+        assert not dialog.use_estimate.isVisible()
+        _left(dialog.cancel_button, qtbot)
+
+    _while_open(answer)
+    assert ask_in_window(slide, estimate) is None
+
+
+def test_closing_it_does_not_wait_for_the_estimate(slide: Any, qtbot: Any) -> None:
+    go = threading.Event()
+    _while_open(lambda dialog: _left(dialog.cancel_button, qtbot))
+    assert ask_in_window(slide, lambda: Found() if go.wait(20) else None) is None
+    assert not go.is_set()
+    go.set()
