@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 
 from napari_lrmil.core.bag import Features
 from napari_lrmil.core.files import whole
-from napari_lrmil.core.geometry import BoxLevel0
+from napari_lrmil.core.geometry import BoxLevel0, Int64
 from napari_lrmil.core.predict import Prediction, Reading
-from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.slide import Pixels, Slide
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLORMAP = "viridis"  # perceptually uniform and readable without colour vision
 LEGEND = "attention, times the slide's average (brightest: this or more)"
+OPACITY = 0.6  # the tissue stays readable beneath
 THUMBNAIL_PX = 1200  # longer side of the pictures that leave the program
 RESEARCH_USE = "Research use only. Not a diagnosis."
 
@@ -70,6 +71,28 @@ def limits(readings: Sequence[Reading]) -> tuple[float, float]:
     return 0.0, max(2.0, min(tops))
 
 
+def blended(thumbnail: Pixels, box: BoxLevel0, heat: Heatmap, colour_limits: tuple[float, float]) -> Pixels:
+    """Return a thumbnail of `box` with the attention laid over it; the tissue stays as it is where no patch lies."""
+    from matplotlib import colormaps
+
+    height, width = thumbnail.shape[:2]
+    rows = _raster_index(box.y, box.height, height, heat.origin_level0[1], heat.pixel_level0[1])
+    columns = _raster_index(box.x, box.width, width, heat.origin_level0[0], heat.pixel_level0[0])
+    there_y, there_x = ((at >= 0) & (at < n) for at, n in zip((rows, columns), heat.image.shape, strict=True))
+    values = np.full((height, width), np.nan, np.float32)
+    values[np.ix_(there_y, there_x)] = heat.image[np.ix_(rows[there_y], columns[there_x])]
+    low, high = colour_limits
+    colour = 255 * colormaps[COLORMAP](np.nan_to_num((values - low) / (high - low)))[..., :3]  # (height, width, 3)
+    there = np.isfinite(values)[..., None]
+    return np.where(there, np.rint(OPACITY * colour + (1 - OPACITY) * thumbnail), thumbnail).astype(np.uint8)
+
+
+def _raster_index(start: float, length: float, pixels: int, origin: int, step: int) -> Int64:
+    """Return (pixels,) the raster row or column in which each pixel's middle lies; outside the raster: out of range."""
+    middles = start + (np.arange(pixels) + 0.5) * length / pixels
+    return np.floor((middles - origin) / step).astype(np.int64)
+
+
 def draw_overlay(path: Path, slide: Slide, prediction: Prediction) -> None:
     """Write a PNG: the slide, where the student looked, and where the teacher looked if it ran; one legend."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -77,7 +100,7 @@ def draw_overlay(path: Path, slide: Slide, prediction: Prediction) -> None:
 
     readings = [r for r in (prediction.student, prediction.teacher) if r is not None]
     titles = ("Student (LR)", "Teacher (HR)")
-    thumbnail, box = _thumbnail(slide)
+    thumbnail, box = slide_thumbnail(slide)
     shape = thumbnail.shape[0] / thumbnail.shape[1]
     panels = 1 + len(readings)
     figure = Figure(figsize=(4.4 * panels + 1.0, 4.4 * shape + 1.5), layout="constrained", dpi=110)
@@ -92,7 +115,7 @@ def draw_overlay(path: Path, slide: Slide, prediction: Prediction) -> None:
         shown = _show_attention(axis, heatmap(reading), low, high)
     figure.colorbar(shown, ax=list(axes), shrink=0.8, label=LEGEND, extend="max")
     figure.suptitle(f"Where the model looked (attention) · {prediction.bundle}", fontsize=11)
-    told = [f"{RESEARCH_USE} Probabilities {_calibration(prediction)}.", *prediction.warnings]
+    told = [f"{RESEARCH_USE} {calibration_text(prediction)}.", *prediction.warnings]
     figure.supxlabel("\n".join(fill(sentence, 45 * panels) for sentence in told), fontsize=8)
     with whole(path) as partial:
         figure.savefig(partial, format="png")
@@ -102,11 +125,16 @@ def _probabilities(reading: Reading) -> str:
     return ", ".join(f"{c} {p:.2f}" for c, p in reading.probabilities.items())
 
 
-def _calibration(prediction: Prediction) -> str:
-    return "calibrated on validation slides" if prediction.calibrated else "not calibrated"
+def calibration_text(prediction: Prediction) -> str:
+    """Return what the probabilities are worth: a temperature holds for whole slides only (docs/method.md 3)."""
+    scope = getattr(prediction, "scope", None)
+    if scope is not None and scope.kind != "slide":
+        return "Region score, uncalibrated"
+    return "Probabilities calibrated on validation slides" if prediction.calibrated else "Probabilities not calibrated"
 
 
-def _thumbnail(slide: Slide) -> tuple[NDArray[np.uint8], BoxLevel0]:
+def slide_thumbnail(slide: Slide) -> tuple[Pixels, BoxLevel0]:
+    """Return the scanned part of a slide at most `THUMBNAIL_PX` long, and the level-0 box that it shows."""
     b = slide.bounds
     scale = max(1.0, max(b.width, b.height) / THUMBNAIL_PX)
     box = BoxLevel0(float(b.x), float(b.y), float(b.width), float(b.height))
@@ -117,24 +145,28 @@ def _thumbnail(slide: Slide) -> tuple[NDArray[np.uint8], BoxLevel0]:
     return thumbnail, box
 
 
-def _show_slide(axis: Axes, thumbnail: NDArray[np.uint8], box: BoxLevel0, slide: Slide) -> None:
+def _show_slide(axis: Axes, thumbnail: Pixels, box: BoxLevel0, slide: Slide) -> None:
     extent = (box.x, box.x + box.width, box.y + box.height, box.y)
     axis.imshow(thumbnail, extent=extent, interpolation="antialiased")
     axis.set_xlim(extent[:2])
     axis.set_ylim(extent[2:])
     axis.set_xticks([])
     axis.set_yticks([])
-    length_um = _round_length(box.width * slide.mpp.x / 4)
+    length_um = round_length(box.width * slide.mpp.x / 4)
     x, y = box.x + 0.04 * box.width, box.y + 0.96 * box.height
     axis.plot([x, x + length_um / slide.mpp.x], [y, y], color="black", linewidth=3, solid_capstyle="butt")
-    label = f"{length_um:g} µm" if length_um < 1000 else f"{length_um / 1000:g} mm"
-    axis.text(x, y - 0.015 * box.height, label, fontsize=8, va="bottom")
+    axis.text(x, y - 0.015 * box.height, length_text(length_um), fontsize=8, va="bottom")
 
 
-def _round_length(um: float) -> float:
+def round_length(um: float) -> float:
     """Return the largest 1, 2 or 5 times a power of ten that is not longer."""
     power = 10.0 ** np.floor(np.log10(um))
     return float(max(m * power for m in (1, 2, 5) if m * power <= um))
+
+
+def length_text(um: float) -> str:
+    """Return a length as people write it."""
+    return f"{um:g} µm" if um < 1000 else f"{um / 1000:g} mm"
 
 
 def _show_attention(axis: Axes, heat: Heatmap, low: float, high: float) -> Any:
@@ -142,5 +174,5 @@ def _show_attention(axis: Axes, heat: Heatmap, low: float, high: float) -> Any:
     rows, columns = heat.image.shape
     extent = (x, x + columns * width, y + rows * height, y)
     return axis.imshow(
-        heat.image, cmap=COLORMAP, vmin=low, vmax=high, alpha=0.6, extent=extent, interpolation="nearest"
+        heat.image, cmap=COLORMAP, vmin=low, vmax=high, alpha=OPACITY, extent=extent, interpolation="nearest"
     )

@@ -11,7 +11,8 @@ from PIL import Image
 
 from core.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 from napari_lrmil.core.events import Finished
-from napari_lrmil.core.overlay import RESEARCH_USE, draw_overlay, heatmap, limits
+from napari_lrmil.core.geometry import BoxLevel0
+from napari_lrmil.core.overlay import RESEARCH_USE, Heatmap, blended, draw_overlay, heatmap, limits
 from napari_lrmil.core.predict import Prediction, Reading, predict
 from napari_lrmil.core.slide import Slide
 
@@ -21,7 +22,7 @@ def reading(coords: list[list[int]], attention: list[float], size: tuple[int, in
         coords=np.array(coords, dtype=np.int64), patch_level0=size, attention=np.array(attention, dtype=np.float32),
         evidence=np.zeros((len(coords), 2), np.float32), logits={"a": 0.0, "b": 1.0},
         probabilities={"a": 0.27, "b": 0.73},
-        target_mpp=2.0, pixels_decoded=0, seconds={},
+        target_mpp=2.0, pixels_decoded=0, seconds={}, cpu_seconds=0.0,
     )  # fmt: skip
 
 
@@ -118,7 +119,7 @@ def test_attention_is_drawn_over_its_own_tissue(tmp_path: Path) -> None:
     with fake_slide(tmp_path, FakeSlide(base, (1.0, 4.0), properties)) as slide:
         heat = heatmap(prediction_of(slide).student)
         axes = Figure().subplots()
-        overlay._show_slide(axes, *overlay._thumbnail(slide), slide)
+        overlay._show_slide(axes, *overlay.slide_thumbnail(slide), slide)
         shown = overlay._show_attention(axes, heat, 0.0, 5.0)
     assert axes.get_xlim() == (333, 1333) and axes.get_ylim() == (817, 217), "y grows downwards"
     left, right, bottom, top = shown.get_extent()
@@ -137,3 +138,17 @@ def test_the_thumbnail_of_a_single_level_slide_is_read_in_bounded_blocks(tmp_pat
         fake.reads.clear()
         draw_overlay(tmp_path / "a.png", slide, prediction)
     assert max(width * height for _, _, (width, height) in fake.reads) <= 2100 * 2100
+
+
+def test_blended_attention_lies_over_its_own_patch_and_nothing_else_changes() -> None:
+    """A thumbnail of 2 level-0 px per pixel along x and 4 along y, of a box that begins at (100, 40)."""
+    thumbnail = np.full((60, 90, 3), 200, np.uint8)
+    heat = Heatmap(np.array([[np.nan, 3.0, 0.0]], np.float32), (90, 80), (40, 80))
+    seen = blended(thumbnail, BoxLevel0(100.0, 40.0, 180.0, 240.0), heat, (0.0, 3.0))
+    changed = (seen != 200).any(axis=2)
+    rows, columns = np.nonzero(changed)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (10, 29, 15, 54)
+    assert changed[10:30, 15:55].all()
+    bright, dark = seen[15, 20].astype(int), seen[15, 40].astype(int)
+    np.testing.assert_allclose(bright, 0.6 * np.array([253, 231, 37]) + 80, atol=1.5)
+    np.testing.assert_allclose(dark, 0.6 * np.array([68, 1, 84]) + 80, atol=1.5)
