@@ -74,6 +74,15 @@ def test_predict_writes_everything(call: Call, slide: Path, bundle: Path, tmp_pa
     assert float(row["probability_lesion"]) == pytest.approx(stored["probabilities"]["lesion"], abs=1e-6)
 
 
+def test_a_report_tells_the_call_that_made_it(call: Call, slide: Path, bundle: Path, tmp_path: Path) -> None:
+    words = ("predict", slide, "--bundle", bundle, "--device", "cpu", "--mpp", "0.5", "--teacher", "none")
+    assert call(*words, "--out", tmp_path / "a", "--report")[0] == 0
+    page = (tmp_path / "a" / "phantom" / "report.html").read_text(encoding="utf-8")
+    assert f"{' '.join(map(str, words))} --out {tmp_path / 'a'} --report" in page
+    assert call(*words, "--out", tmp_path / "b")[0] == 0
+    assert not (tmp_path / "b" / "phantom" / "report.html").exists()
+
+
 def test_info_tells_resolution_and_its_source(call: Call, slide: Path) -> None:
     """JSON for scripts, lines for people."""
     code, out, _ = call("info", slide, "--json")

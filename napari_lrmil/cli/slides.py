@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,7 @@ from napari_lrmil.core.errors import DiskFullError, LrmilError
 
 if TYPE_CHECKING:
     from napari_lrmil.core.predict import Prediction
+    from napari_lrmil.core.slidereport import ReportRequest
 
 SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".tif", ".tiff", ".dcm")
 
@@ -67,6 +68,7 @@ def predict(
     device: Device = "auto",
     mpp: MppOption = None,
     teacher: Annotated[str, typer.Option(help="none, or all: run the HR teacher beside the student")] = "none",
+    report: Annotated[bool, typer.Option("--report", help="write report.html for each slide too")] = False,
 ) -> None:
     """Run the LR student on slides: probabilities, attention, overlay. One bad slide stops nobody."""
     from napari_lrmil.core.bundle import Bundle
@@ -85,7 +87,9 @@ def predict(
         for path, own_mpp in chosen_slides:
             try:
                 _refuse_same_name(named, path)
-                _predict_one(path, model, chosen, mpp or own_mpp, teacher, folder, told)
+                words = {"bundle": bundle, "out": folder, "mpp": mpp or own_mpp, "teacher": teacher}
+                request = _report_request(path, model, chosen, words) if report else None
+                _predict_one(path, model, chosen, mpp or own_mpp, teacher, folder, told, request)
             except DiskFullError:
                 raise
             except (LrmilError, OSError) as error:
@@ -118,8 +122,23 @@ def _refuse_same_name(named: dict[str, Path], path: Path) -> None:
     named[name] = path
 
 
+def _report_request(path: Path, model: Any, device: Any, words: Mapping[str, Any]) -> ReportRequest:
+    """Return what a slide's report needs; the device is the one that was chosen, so that the numbers come again."""
+    from napari_lrmil.core.commandline import predict_command
+    from napari_lrmil.core.slidereport import ReportRequest
+
+    return ReportRequest(predict_command(path, device=str(device), report=True, **words), model.card.hr_mpp)
+
+
 def _predict_one(
-    path: Path, model: Any, device: Any, mpp: float | None, teacher: str, folder: Path, told: set[str]
+    path: Path,
+    model: Any,
+    device: Any,
+    mpp: float | None,
+    teacher: str,
+    folder: Path,
+    told: set[str],
+    report: ReportRequest | None,
 ) -> None:
     from napari_lrmil.core.predict import predict as run
     from napari_lrmil.core.results import write_prediction
@@ -131,7 +150,7 @@ def _predict_one(
         prediction: Prediction = follow(
             run(slide, model, device=device, teacher=teacher, seconds_open=opened), path.name, told=told
         )
-        where = write_prediction(folder, slide, prediction)
+        where = write_prediction(folder, slide, prediction, report=report)
     shown = ", ".join(f"{c} {p:.3f}" for c, p in prediction.student.probabilities.items())
     agreement = prediction.agreement
     beside = f"; with the teacher: ρ {agreement.spearman:.2f}" if agreement and agreement.spearman is not None else ""

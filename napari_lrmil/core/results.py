@@ -8,10 +8,12 @@ from typing import Any
 
 from napari_lrmil.core.exports import write_attention_geojson, write_attention_ome
 from napari_lrmil.core.files import whole, write_json
+from napari_lrmil.core.gallery import top_and_bottom
 from napari_lrmil.core.geometry import footprint_um, nominal_magnification
 from napari_lrmil.core.overlay import draw_overlay
 from napari_lrmil.core.predict import Prediction, Reading
 from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.slidereport import REPORT, ReportRequest, write_slide_report
 
 STALE = (  # an earlier run's must not stay beside
     "prediction.json",
@@ -19,11 +21,12 @@ STALE = (  # an earlier run's must not stay beside
     "agreement.json",
     "attention.ome.tif",
     "attention.geojson",
+    REPORT,
 )
 
 
-def write_prediction(out: Path, slide: Slide, prediction: Prediction) -> Path:
-    """Write everything about one slide into ``out/<slide>`` and return that folder."""
+def write_prediction(out: Path, slide: Slide, prediction: Prediction, *, report: ReportRequest | None = None) -> Path:
+    """Write everything about one slide into ``out/<slide>``, its report where asked, and return that folder."""
     folder = out / prediction.slide
     folder.mkdir(parents=True, exist_ok=True)
     for name in STALE:
@@ -35,6 +38,9 @@ def write_prediction(out: Path, slide: Slide, prediction: Prediction) -> Path:
     write_attention_ome(folder / "attention.ome.tif", prediction)
     write_attention_geojson(folder / "attention.geojson", prediction, slide.bounds)
     draw_overlay(folder / "overlay.png", slide, prediction)
+    if report is not None:
+        patches = top_and_bottom(prediction, report.k)
+        write_slide_report(folder / REPORT, slide, prediction, patches, report.command, hr_mpp=report.hr_mpp)
     write_json(folder / "prediction.json", prediction.as_json())
     return folder
 

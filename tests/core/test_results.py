@@ -26,6 +26,7 @@ from napari_lrmil.core.events import Finished
 from napari_lrmil.core.predict import Prediction, predict
 from napari_lrmil.core.results import agreement_json, write_prediction
 from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.slidereport import ReportRequest
 
 # Users' scripts rely on them
 KEYS = {
@@ -277,6 +278,18 @@ def test_a_run_without_teacher_leaves_no_teacher_of_an_earlier_run(tmp_path: Pat
         write_prediction(tmp_path / "out", slide, predicted(slide, teacher="all"))
         folder = write_prediction(tmp_path / "out", slide, predicted(slide))
     assert sorted(p.name for p in folder.iterdir()) == ALONE
+
+
+def test_a_report_is_written_where_asked_and_goes_with_the_next_run(tmp_path: Path) -> None:
+    with uneven(tmp_path) as slide:
+        found = predicted(slide)
+        folder = write_prediction(
+            tmp_path / "out", slide, found, report=ReportRequest("napari-lrmil predict x", 0.5, 2)
+        )
+        page = (folder / "report.html").read_text(encoding="utf-8")
+        assert "napari-lrmil predict x" in page and page.count("data:image/png") == 4
+        write_prediction(tmp_path / "out", slide, found)
+    assert not (folder / "report.html").exists(), "it would tell of another run"
 
 
 def test_agreement_without_a_teacher_is_refused(tmp_path: Path) -> None:

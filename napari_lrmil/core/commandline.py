@@ -1,0 +1,50 @@
+"""The command line that does the same as what was just done in the window."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+PROGRAM = "napari-lrmil"
+
+
+def predict_command(
+    slide: Path,
+    *,
+    bundle: str | Path,
+    out: Path,
+    device: str = "auto",
+    mpp: float | None = None,
+    teacher: str = "none",
+    roi: Path | None = None,
+    report: bool = False,
+) -> str:
+    """Return the ``predict`` call that gives the same numbers, quoted for a POSIX shell.
+
+    Parameters
+    ----------
+    slide
+        The slide's file, or the folder of a DICOM slide.
+    bundle
+        Folder of the bundle, or name of a shipped one.
+    out
+        Where the results go.
+    device
+        ``auto``, ``cpu``, ``cuda`` or ``mps``; a device's number is left out, as the command knows none.
+    mpp
+        µm per level-0 pixel, only where the user gave it in place of the slide's own.
+    teacher
+        ``none``, ``all``, or whatever else ``--teacher`` takes.
+    roi
+        GeoJSON file of the region that was analysed, if not the whole slide.
+    report
+        Whether the report is written too.
+    """
+    path = str(slide)
+    words = [PROGRAM, "predict", f"./{path}" if path.startswith("-") else path]  # or it would read as an option
+    words += ["--bundle", str(bundle), "--device", device.partition(":")[0]]
+    words += ["--mpp", repr(float(mpp))] if mpp is not None else []  # every digit, or the grid may differ
+    words += ["--roi", str(roi)] if roi is not None else []
+    words += ["--teacher", teacher, "--out", str(out)]
+    words += ["--report"] if report else []
+    return shlex.join(words)

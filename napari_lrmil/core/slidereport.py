@@ -1,0 +1,269 @@
+"""A slide's report: one HTML file without any request to the outside, to be read on screen and on paper.
+
+Its pictures come from the slide's pixels only, never from its label or macro image: labels carry patients' names.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from napari_lrmil import __version__
+from napari_lrmil.core.files import write_text
+from napari_lrmil.core.gallery import GalleryPatch, read_patch
+from napari_lrmil.core.geometry import BoxLevel0, nominal_magnification
+from napari_lrmil.core.overlay import (
+    COLORMAP,
+    RESEARCH_USE,
+    blended,
+    calibration_text,
+    heatmap,
+    limits,
+    slide_thumbnail,
+)
+from napari_lrmil.core.predict import Prediction, Reading
+from napari_lrmil.core.slide import Pixels, Slide
+from napari_lrmil.core.viewpicture import ColourLegend, compose_view, font
+
+REPORT = "report.html"
+TEMPLATES = Path(__file__).parent / "templates"
+LEGEND = "attention, times the average"
+PANEL_PX, PANEL_HEIGHT_PX = 470, 640  # at most, of a thumbnail on the page, in CSS pixels
+PANEL_TEXT_PX = 12
+JPEG_QUALITY = 85
+EVIDENCE_CLASSES = 4  # named beside a patch; of many classes those with the most evidence for or against
+STEPS = {
+    "open": "opening the slide",
+    "tissue": "finding tissue",
+    "read": "reading patches",
+    "encode": "encoding",
+    "mil": "attention and answer",
+    "total": "in all",
+}
+
+Context = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ReportRequest:
+    """What a report needs beyond the prediction.
+
+    Attributes
+    ----------
+    command
+        The command line that gives the same numbers.
+    hr_mpp
+        µm per pixel at which the bundle's teacher sees, for the gallery.
+    k
+        Patches shown from the top, and from the bottom.
+    """
+
+    command: str
+    hr_mpp: float
+    k: int = 6
+
+
+def write_slide_report(
+    path: Path,
+    slide: Slide,
+    prediction: Prediction,
+    gallery: Sequence[GalleryPatch],
+    command: str,
+    *,
+    hr_mpp: float,
+) -> Path:
+    """Write the report of one prediction as a single HTML file and return its path.
+
+    Parameters
+    ----------
+    path
+        Where; written whole or not at all.
+    slide
+        The slide, open.
+    prediction
+        What was found out about it.
+    gallery
+        Patches to show, as `gallery.top_and_bottom` gives them.
+    command
+        The command line that gives the same numbers.
+    hr_mpp
+        µm per pixel at which the bundle's teacher sees.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "signed": signed_text,
+        "grouped": grouped_text,
+        "significant": significant_text,
+        "probability": probability_text,
+    }
+    page = environment.get_template("slidereport.html.j2").render(
+        _context(slide, prediction, gallery, command), gallery=_gallery(slide, prediction, gallery, hr_mpp)
+    )
+    write_text(path, page)
+    return path
+
+
+def signed_text(value: float) -> str:
+    """Return a figure with its sign."""
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def grouped_text(value: float) -> str:
+    """Return a whole number with its thousands apart."""
+    return f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def significant_text(value: float) -> str:
+    """Return a figure with three significant digits, never as a power of ten."""
+    digits = 2 if value == 0 else max(0, 2 - int(np.floor(np.log10(abs(value)))))
+    return f"{value:.{min(digits, 6)}f}"
+
+
+def probability_text(value: float) -> str:
+    """Return a probability, or a difference of two; none is told as certain because its digits ran out."""
+    if value < 0.0005:
+        return "< 0.001"
+    return "> 0.999" if value >= 0.9995 else f"{value:.3f}"
+
+
+def margin_of(probabilities: Mapping[str, float]) -> float:
+    """Return the difference between the two largest probabilities; one class alone has nothing beside it."""
+    first, second, *_ = *sorted(probabilities.values(), reverse=True), 0.0
+    return first - second
+
+
+def _context(slide: Slide, prediction: Prediction, gallery: Sequence[GalleryPatch], command: str) -> Context:
+    student, teacher, grid = prediction.student, prediction.teacher, prediction.grid
+    scope = getattr(prediction, "scope", None)
+    region = scope is not None and scope.kind != "slide"
+    return {
+        "name": prediction.slide,
+        "research_use": RESEARCH_USE,
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "version": __version__,
+        "prediction": prediction,
+        "scope": scope.text if scope is not None and region else None,
+        "score": "Region score" if region else "Probability",
+        "calibration": calibration_text(prediction),
+        "margin": margin_of(student.probabilities),
+        "lr_um": grid.lattice.lr_um,
+        "n_lr": len(grid.lr_index),
+        "n_hr": len(grid.hr_index),
+        "ratio": grid.patch_ratio,
+        "networks": [
+            {"name": name, "reading": r, "rows": _classes(r, prediction.classes), "pixels": r.pixels_decoded / 1e6}
+            for name, r in (("Student (LR)", student), ("Teacher (HR)", teacher))
+            if r is not None
+        ],
+        "steps": {step: text for step, text in STEPS.items() if step in student.seconds},
+        "panels": _panels(slide, prediction, gallery),
+        "mpp": slide.mpp,
+        "magnification": nominal_magnification(slide.mpp.mean),
+        "size_mm": (slide.width * slide.mpp.x / 1000, slide.height * slide.mpp.y / 1000),
+        "slide": slide,
+        "command": command,
+    }
+
+
+def _classes(reading: Reading, classes: Sequence[str]) -> list[Context]:
+    """Return a row per class, the most probable first; evidence and rest add up to the centred logit."""
+    evidence = dict(zip(classes, reading.evidence.sum(axis=0, dtype=np.float64).tolist(), strict=True))
+    mean = sum(reading.logits.values()) / len(reading.logits)
+    rest = {c: logit - mean - evidence[c] for c, logit in reading.logits.items()}
+    by_probability = sorted(reading.probabilities.items(), key=lambda item: -item[1])
+    return [{"name": c, "probability": p, "evidence": evidence[c], "rest": rest[c]} for c, p in by_probability]
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def _panels(slide: Slide, prediction: Prediction, gallery: Sequence[GalleryPatch]) -> list[str]:
+    """Return the slide's thumbnail and a copy with each network's attention, as data addresses."""
+    thumbnail, box = slide_thumbnail(slide)
+    um_per_px = box.width * slide.mpp.x / thumbnail.shape[1]
+    text_px = _text_px(thumbnail)
+    readings = [r for r in (prediction.student, prediction.teacher) if r is not None]
+    low, high = limits(readings)
+    legend = ColourLegend(low, high, COLORMAP, LEGEND)
+    found = [compose_view(thumbnail, um_per_px, None, prediction.slide, "", text_px=text_px)]
+    for title, reading in zip(("Where the student looked", "Where the teacher looked"), readings, strict=False):
+        pixels = _marked(blended(thumbnail, box, heatmap(reading), (low, high)), box, gallery, text_px)
+        found.append(compose_view(pixels, um_per_px, legend, title, "", text_px=text_px))
+    return [data_address(picture) for picture in found]
+
+
+def _text_px(thumbnail: Pixels) -> int:
+    """Return the height of a text that is `PANEL_TEXT_PX` high once the picture has its size on the page."""
+    height, width = thumbnail.shape[:2]
+    shown: float = min(PANEL_PX / width, PANEL_HEIGHT_PX / height, 1.0)
+    return max(1, round(PANEL_TEXT_PX / shown))
+
+
+def _marked(pixels: Pixels, box: BoxLevel0, gallery: Sequence[GalleryPatch], text_px: int) -> Pixels:
+    """Return a picture of `box` with the places of the top patches outlined and numbered by rank."""
+    image = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(image)
+    across, down = image.width / box.width, image.height / box.height
+    edge, halo = max(2, text_px // 7), max(2, text_px // 8)
+    for patch in [p for p in gallery if p.side == "top"][::-1]:  # the first on top of the others
+        left, top = (patch.box.x - box.x) * across, (patch.box.y - box.y) * down
+        width, height = patch.box.width * across, patch.box.height * down
+        draw.rectangle((left, top, left + width - 1, top + height - 1), outline="white", width=edge)
+        middle, number = (left + width / 2, top + height / 2), str(patch.rank)
+        draw.text(middle, number, "white", font(round(1.25 * text_px)), "mm", stroke_width=halo, stroke_fill="black")
+    return np.asarray(image)
+
+
+def _gallery(
+    slide: Slide, prediction: Prediction, gallery: Sequence[GalleryPatch], hr_mpp: float
+) -> dict[str, list[Context]]:
+    """Return side -> what the page shows of each of its patches."""
+    found: dict[str, list[Context]] = {"top": [], "bottom": []}
+    for patch in gallery:
+        lr, hr = (
+            Image.fromarray(read_patch(slide, prediction, patch.row, mpp=mpp))
+            for mpp in (prediction.student.target_mpp, hr_mpp)
+        )
+        found[patch.side].append(
+            {
+                "patch": patch,
+                "lr": data_address(lr, lossless=True),
+                "hr": data_address(hr),
+                "hr_mpp": patch.box.width * slide.mpp.x / hr.width,
+                "evidence": _strongest(patch.evidence, prediction.student.probabilities),
+            }
+        )
+    return found
+
+
+def _strongest(evidence: Mapping[str, float], probabilities: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Return the classes with the most evidence for or against, in the order of the answer."""
+    kept = sorted(evidence, key=lambda c: -abs(evidence[c]))[:EVIDENCE_CLASSES]
+    return [(c, evidence[c]) for c in sorted(kept, key=lambda c: -probabilities[c])]
+
+
+def data_address(picture: Image.Image, *, lossless: bool = False) -> str:
+    """Return a picture as an address that needs no file: JPEG, or PNG where every pixel is to be seen as it is."""
+    target = io.BytesIO()
+    if lossless:
+        picture.save(target, "PNG", optimize=True)
+    else:
+        picture.save(target, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    kind = "png" if lossless else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(target.getvalue()).decode()}"

@@ -1,0 +1,237 @@
+"""A slide's report: complete, honest about what its figures are worth, self-contained, and never with a label."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from core.fake_slides import DarknessBundle, FakeHandle, FakeSlide, fake_slide, resolution, speckled
+from napari_lrmil import __version__
+from napari_lrmil.core.events import Finished
+from napari_lrmil.core.gallery import PATCH_MAX_PX, read_patch, top_and_bottom
+from napari_lrmil.core.overlay import RESEARCH_USE
+from napari_lrmil.core.predict import Prediction, predict
+from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.slidereport import margin_of, probability_text, significant_text, write_slide_report
+
+LOADING = {"script", "link", "iframe", "object", "embed", "audio", "video", "source", "base"}
+
+
+@dataclass
+class Page(HTMLParser):
+    """What is in a page: tags, the addresses of its pictures, and the text that people see."""
+
+    html: str
+    tags: Counter[str] = field(default_factory=Counter)
+    sources: list[str] = field(default_factory=list)
+    attributes: list[tuple[str, str]] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self._style = False
+        self.feed(self.html)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self._style = tag == "style"
+        self.sources += [v or "" for k, v in attrs if k == "src"]
+        self.attributes += [(k, v or "") for k, v in attrs if k != "src"]
+
+    def handle_endtag(self, tag: str) -> None:
+        self._style = False
+
+    def handle_data(self, data: str) -> None:
+        if not self._style:
+            self.words.append(data)
+
+    @property
+    def pictures(self) -> list[Image.Image]:
+        return [Image.open(io.BytesIO(base64.b64decode(s.partition(",")[2]))) for s in self.sources]
+
+
+class Untouchable(dict[str, Any]):
+    """Associated images that may be listed and never read."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("label", "macro"))
+
+    def __getitem__(self, key: str) -> Any:
+        raise AssertionError(f"the report read the {key} image")
+
+    get = items = values = __getitem__  # type: ignore[assignment]  # reading in any way
+
+
+class WithLabel(FakeSlide):
+    """A slide with a label."""
+
+    def __call__(self, path: Path) -> FakeHandle:
+        handle = super().__call__(path)
+        handle.associated_images = Untouchable()
+        return handle
+
+
+def opened(folder: Path, name: str = "s 1.svs") -> Slide:
+    return fake_slide(folder, WithLabel(speckled(1300, 800), (1.0, 4.0), resolution(0.5, 0.4)), name)
+
+
+def predicted(slide: Slide, teacher: str = "none", **card: Any) -> Prediction:
+    *_, last = predict(slide, DarknessBundle(**card), device=torch.device("cpu"), teacher=teacher)  # type: ignore[arg-type]
+    assert isinstance(last, Finished)
+    return last.result  # type: ignore[no-any-return]  # Finished carries anything
+
+
+def page_of(folder: Path, slide: Slide, prediction: Prediction, command: str = "napari-lrmil predict x") -> Page:
+    path = folder / "out" / "report.html"
+    gallery = top_and_bottom(prediction, 3)
+    assert write_slide_report(path, slide, prediction, gallery, command, hr_mpp=0.5) == path
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"], "nothing beside it, no temporary either"
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_nothing_is_loaded_from_elsewhere_and_no_label_is_read(tmp_path: Path) -> None:
+    with opened(tmp_path) as slide:
+        assert slide.associated == ("label", "macro")
+        page = page_of(tmp_path, slide, predicted(slide, "all"))
+    assert not LOADING & set(page.tags)
+    assert page.sources and all(s.startswith("data:image/") for s in page.sources)
+    assert "url(" not in page.html and "@import" not in page.html
+    assert not [a for a in page.attributes if a[0].startswith("on") or "://" in a[1]]
+
+
+@pytest.mark.parametrize(("teacher", "panels"), [("none", 2), ("all", 3)])
+def test_every_picture_opens_and_patches_are_bounded(tmp_path: Path, teacher: str, panels: int) -> None:
+    with opened(tmp_path) as slide:
+        prediction = predicted(slide, teacher)
+        page = page_of(tmp_path, slide, prediction)
+        gallery = top_and_bottom(prediction, 3)
+        lr = read_patch(slide, prediction, gallery[0].row, mpp=2.0)
+    pictures = page.pictures
+    assert len(pictures) == panels + 2 * len(gallery)
+    patches = pictures[panels:]
+    assert max(max(p.size) for p in patches) <= PATCH_MAX_PX
+    assert all(hr.width > 3 * lr.width for lr, hr in zip(patches[::2], patches[1::2], strict=True))
+    np.testing.assert_array_equal(np.asarray(patches[0]), lr, "as the student saw it, to the last bit")
+
+
+def test_it_tells_everything_that_was_found_out(tmp_path: Path) -> None:
+    with opened(tmp_path) as slide:
+        prediction = replace(predicted(slide), warnings=("the colour is far from the training slides",))
+        page = page_of(tmp_path, slide, prediction)
+        first = top_and_bottom(prediction, 3)[0]
+    assert page.text.index(RESEARCH_USE) < page.text.index("Whole slide"), "said before anything else is"
+    probabilities = prediction.student.probabilities
+    told = (
+        "s 1", "the colour is far from the training slides", "lesion", "normal", "Probabilities not calibrated",
+        f"Margin {abs(probabilities['lesion'] - probabilities['normal']):.3f}", "would read (HR) "
+        f"{len(prediction.grid.hr_index)} patches", f"Patches read (LR) {len(prediction.grid.lr_index)}",
+        f"Rank {first.rank}", f"centre x {first.centre_um[0]:.0f}, y {first.centre_um[1]:.0f} µm",
+        __version__, "darkness", "d" * 64, "f" * 32, "0.5 × 0.4 µm per pixel, source: openslide", "cpu",
+        "opening the slide", "encoding", "napari-lrmil predict x",
+    )  # fmt: skip
+    assert not [t for t in told if t not in page.text]
+    assert "teacher look" not in page.text, "no teacher ran"
+
+
+def test_evidence_and_what_is_left_without_patches_add_up_to_the_centred_logit(tmp_path: Path) -> None:
+    with opened(tmp_path) as slide:
+        prediction = predicted(slide)
+        page = page_of(tmp_path, slide, prediction)
+    logits = prediction.student.logits
+    centred = logits["lesion"] - sum(logits.values()) / 2
+    bias = (-0.4 - 0.3) / 2  # of the stand-in's classifier
+    evidence = f"{centred - bias:+.3f} {bias:+.3f} {centred:+.3f}".replace("-", "−")
+    assert f"lesion {evidence}" in page.text
+
+
+def test_the_teacher_stands_beside_with_their_agreement(tmp_path: Path) -> None:
+    with opened(tmp_path) as slide:
+        prediction = predicted(slide, "all")
+        page = page_of(tmp_path, slide, prediction)
+    agreement, teacher = prediction.agreement, prediction.teacher
+    assert agreement is not None and agreement.spearman is not None and teacher is not None
+    assert f"(1: the same order) {agreement.spearman:.2f}" in page.text
+    assert f"(1: the same patches) {agreement.jaccard_top10:.2f}" in page.text
+    assert f"(0: the same, 1: nothing shared) {agreement.js_divergence:.2f}" in page.text
+    told = " ".join(f"{c} {p:.3f}" for c, p in sorted(teacher.probabilities.items(), key=lambda item: -item[1]))
+    assert f"Teacher (HR): probability {told}" in page.text, "the most probable first"
+    assert "The teacher read (HR)" in page.text and "× average, teacher" in page.text
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Stands in for what part of a slide was asked about."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Scoped(Prediction):
+    """A prediction about a part of a slide."""
+
+    scope: Scope | None = None
+
+
+@pytest.mark.parametrize(
+    ("scope", "temperature", "told"),
+    [
+        (None, None, "Probabilities not calibrated."),
+        (None, 1.7, "Probabilities calibrated on validation slides."),
+        (Scope("slide", "whole slide"), 1.7, "Probabilities calibrated on validation slides."),
+        (Scope("region", "2 drawn regions"), 1.7, "Region score, uncalibrated."),
+        (Scope("view", "what was in view"), None, "Region score, uncalibrated."),
+    ],
+)
+def test_it_says_what_the_probabilities_are_worth(
+    tmp_path: Path, scope: Scope | None, temperature: float | None, told: str
+) -> None:
+    """A temperature was fitted on whole slides; of a region it says nothing."""
+    with opened(tmp_path) as slide:
+        found = predicted(slide, temperature=temperature)
+        page = page_of(tmp_path, slide, Scoped(**vars(found), scope=scope))
+    assert told in page.text
+    part = scope is not None and scope.kind != "slide"
+    assert ("Region: " in page.text) == part and ("Whole slide" in page.text) == (not part)
+    assert ("calibrated on validation" in page.text) == ("calibrated on" in told)
+    if part and scope is not None:
+        assert f"Region: {scope.text}" in page.text and "Highest region score" in page.text
+
+
+def test_names_are_text_whatever_is_in_them(tmp_path: Path) -> None:
+    with opened(tmp_path, "<script>alert(1)<img src=x>.svs") as slide:
+        found = predicted(slide)
+        hostile = replace(found, bundle="<b onload=x>", warnings=("<iframe src='http://x'>",))
+        page = page_of(tmp_path, slide, hostile, "predict '<script>' && \"x\"")
+    assert not LOADING & set(page.tags) and page.tags["b"] == 4, "the four tiles"
+    assert all(s.startswith("data:") for s in page.sources)
+    assert "<script>alert(1)<img src=x>" in page.text and "predict '<script>' && \"x\"" in page.text
+
+
+def test_a_slide_of_one_patch_has_nothing_at_the_bottom(tmp_path: Path) -> None:
+    fake = FakeSlide(speckled(250, 310), (1.0,), resolution(0.5, 0.4))
+    with fake_slide(tmp_path, fake) as slide:
+        page = page_of(tmp_path, slide, predicted(slide, "all"))
+    assert "counted most" in page.text and "counted least" not in page.text
+    assert "not defined here" in page.text, "a rank correlation of one patch"
+
+
+def test_figures_never_say_more_than_they_know() -> None:
+    assert probability_text(1.0) == "> 0.999" and probability_text(0.0004) == "< 0.001"
+    assert probability_text(0.9994) == "0.999" and probability_text(0.5) == "0.500"
+    assert [significant_text(v) for v in (0.0, 12.345, 1.9349, 0.01234, 123.4)] == [
+        "0.00", "12.3", "1.93", "0.0123", "123"
+    ]  # fmt: skip
+    assert margin_of({"a": 0.2, "b": 0.7, "c": 0.1}) == pytest.approx(0.5) and margin_of({"a": 1.0}) == 1.0
