@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,12 @@ from napari_lrmil.cli.console import SOME_FAILED, BundleOption, Device, MppOptio
 from napari_lrmil.core.errors import DiskFullError, LrmilError
 
 if TYPE_CHECKING:
+    import torch
+
+    from napari_lrmil.core.bundle import Bundle
+    from napari_lrmil.core.grid import Ground
     from napari_lrmil.core.predict import Prediction
+    from napari_lrmil.core.slide import Slide
     from napari_lrmil.core.slidereport import ReportRequest
 
 SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".tif", ".tiff", ".dcm")
@@ -68,6 +74,10 @@ def predict(
     device: Device = "auto",
     mpp: MppOption = None,
     teacher: Annotated[str, typer.Option(help="none, or all: run the HR teacher beside the student")] = "none",
+    roi: Annotated[Path | None, typer.Option(help="only these regions: GeoJSON of QuPath, or ASAP's XML")] = None,
+    keep: Annotated[Path | None, typer.Option(help="leave out all but these regions")] = None,
+    exclude: Annotated[Path | None, typer.Option(help="leave these regions out")] = None,
+    tissue: Annotated[Path | None, typer.Option(help="a tissue mask (PNG) saved from the window")] = None,
     report: Annotated[bool, typer.Option("--report", help="write report.html for each slide too")] = False,
 ) -> None:
     """Run the LR student on slides: probabilities, attention, overlay. One bad slide stops nobody."""
@@ -75,21 +85,21 @@ def predict(
     from napari_lrmil.core.predict import require_choice
     from napari_lrmil.core.tables import write_failures, write_predictions
 
-    model, chosen = Bundle(bundle), chosen_device(device)
     require_choice(teacher)
+    files = {"roi": roi, "keep": keep, "exclude": exclude, "tissue": tissue}
+    asked = _Asked(Bundle(bundle), str(bundle), chosen_device(device), folder, teacher, report, files)
+    model = asked.model
     _ = model.student, model.teacher if teacher != "none" else None  # a broken bundle is no slide's fault: load it now
     _usable(folder)
     failures: dict[str, str] = {}
     named: dict[str, Path] = {}
-    told: set[str] = set()
     chosen_slides = expand(slides)
+    _one_slide_for_parts(chosen_slides, files)
     try:
         for path, own_mpp in chosen_slides:
             try:
                 _refuse_same_name(named, path)
-                words = {"bundle": bundle, "out": folder, "mpp": mpp or own_mpp, "teacher": teacher}
-                request = _report_request(path, model, chosen, words) if report else None
-                _predict_one(path, model, chosen, mpp or own_mpp, teacher, folder, told, request)
+                _predict_one(path, mpp or own_mpp, asked)
             except DiskFullError:
                 raise
             except (LrmilError, OSError) as error:
@@ -100,6 +110,31 @@ def predict(
         write_failures(folder, "predict", failures, {path.name for path, _ in chosen_slides})
     if failures:
         raise typer.Exit(SOME_FAILED)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What every slide of a call is asked: by which model, where, with what beside it, about which part."""
+
+    model: Bundle
+    named: str
+    device: torch.device
+    folder: Path
+    teacher: str
+    report: bool
+    files: Mapping[str, Path | None]
+    told: set[str] = field(default_factory=set)  # cautions that were said already
+
+
+def _one_slide_for_parts(slides: Sequence[tuple[Path, float | None]], files: Mapping[str, Path | None]) -> None:
+    """Raise `ConfigError` where regions of one slide would be taken for those of another."""
+    from napari_lrmil.core.errors import ConfigError
+
+    given = [f"--{name}" for name, file in files.items() if file is not None]
+    if given and len(slides) > 1:
+        raise ConfigError(
+            f"{', '.join(given)} is about one slide, and {len(slides)} were given; call it for each slide"
+        )
 
 
 def _usable(folder: Path) -> None:
@@ -122,40 +157,56 @@ def _refuse_same_name(named: dict[str, Path], path: Path) -> None:
     named[name] = path
 
 
-def _report_request(path: Path, model: Any, device: Any, words: Mapping[str, Any]) -> ReportRequest:
-    """Return what a slide's report needs; the device is the one that was chosen, so that the numbers come again."""
-    from napari_lrmil.core.commandline import predict_command
-    from napari_lrmil.core.slidereport import ReportRequest
-
-    return ReportRequest(predict_command(path, device=str(device), report=True, **words), model.card.hr_mpp)
-
-
-def _predict_one(
-    path: Path,
-    model: Any,
-    device: Any,
-    mpp: float | None,
-    teacher: str,
-    folder: Path,
-    told: set[str],
-    report: ReportRequest | None,
-) -> None:
+def _predict_one(path: Path, mpp: float | None, asked: _Asked) -> None:
     from napari_lrmil.core.predict import predict as run
     from napari_lrmil.core.results import write_prediction
+    from napari_lrmil.core.scope import read_scope
     from napari_lrmil.core.slide import Slide
 
     began = time.perf_counter()
     with Slide(path, mpp=mpp) as slide:
         opened = time.perf_counter() - began
-        prediction: Prediction = follow(
-            run(slide, model, device=device, teacher=teacher, seconds_open=opened), path.name, told=told
+        stream = run(
+            slide,
+            asked.model,
+            device=asked.device,
+            teacher=asked.teacher,
+            seconds_open=opened,
+            scope=read_scope({k: v for k, v in asked.files.items() if k != "tissue"}, slide.bounds),
+            ground=_edited(slide, asked),
         )
-        where = write_prediction(folder, slide, prediction, report=report)
+        prediction: Prediction = follow(stream, path.name, told=asked.told)
+        where = write_prediction(asked.folder, slide, prediction, report=_report_request(path, mpp, asked))
     shown = ", ".join(f"{c} {p:.3f}" for c, p in prediction.student.probabilities.items())
     agreement = prediction.agreement
     beside = f"; with the teacher: ρ {agreement.spearman:.2f}" if agreement and agreement.spearman is not None else ""
     patches = f"{len(prediction.grid.lr_index)} LR patches in place of {len(prediction.grid.hr_index)} HR"
-    out.print(f"{path.name}: {shown} ({patches}{beside}) -> {where}", highlight=False, soft_wrap=True)
+    part = "" if prediction.scope.whole else f"{prediction.scope.text}, region score: "
+    out.print(f"{path.name}: {part}{shown} ({patches}{beside}) -> {where}", highlight=False, soft_wrap=True)
+
+
+def _edited(slide: Slide, asked: _Asked) -> Ground | None:
+    """Return the tissue of a mask that was changed by hand; None where there is none."""
+    from napari_lrmil.core.grid import edited_ground, ground_of
+    from napari_lrmil.core.tissue import read_mask
+
+    file, card = asked.files["tissue"], asked.model.card
+    if file is None:
+        return None
+    found = ground_of(slide, card.plan, card.tissue)
+    return edited_ground(slide.path, found, read_mask(file, found.tissue), card.tissue)
+
+
+def _report_request(path: Path, mpp: float | None, asked: _Asked) -> ReportRequest | None:
+    """Return what a slide's report needs; the device is the one that was chosen, so that the numbers come again."""
+    from napari_lrmil.core.commandline import predict_command
+    from napari_lrmil.core.slidereport import ReportRequest
+
+    if not asked.report:
+        return None
+    words = {"bundle": asked.named, "out": asked.folder, "device": str(asked.device), "mpp": mpp}
+    command = predict_command(path, teacher=asked.teacher, report=True, **words, **asked.files)  # type: ignore[arg-type]  # a type each
+    return ReportRequest(command, asked.model.card.hr_mpp)
 
 
 def expand(slides: Sequence[Path]) -> list[tuple[Path, float | None]]:

@@ -17,6 +17,9 @@ def predict_command(
     mpp: float | None = None,
     teacher: str = "none",
     roi: Path | None = None,
+    keep: Path | None = None,
+    exclude: Path | None = None,
+    tissue: Path | None = None,
     report: bool = False,
 ) -> str:
     """Return the ``predict`` call that gives the same numbers, quoted for a POSIX shell.
@@ -37,6 +40,10 @@ def predict_command(
         ``none``, ``all``, or whatever else ``--teacher`` takes.
     roi
         GeoJSON file of the region that was analysed, if not the whole slide.
+    keep, exclude
+        GeoJSON files of regions outside which all was left out, and of those that were left out.
+    tissue
+        PNG file of a tissue mask changed by hand.
     report
         Whether the report is written too.
     """
@@ -44,7 +51,8 @@ def predict_command(
     words = [PROGRAM, "predict", f"./{path}" if path.startswith("-") else path]  # or it would read as an option
     words += ["--bundle", str(bundle), "--device", device.partition(":")[0]]
     words += ["--mpp", repr(float(mpp))] if mpp is not None else []  # every digit, or the grid may differ
-    words += ["--roi", str(roi)] if roi is not None else []
+    for option, file in (("--roi", roi), ("--keep", keep), ("--exclude", exclude), ("--tissue", tissue)):
+        words += [option, str(file)] if file is not None else []
     words += ["--teacher", teacher, "--out", str(out)]
     words += ["--report"] if report else []
     return shlex.join(words)

@@ -127,8 +127,7 @@ def _probabilities(reading: Reading) -> str:
 
 def calibration_text(prediction: Prediction) -> str:
     """Return what the probabilities are worth: a temperature holds for whole slides only (docs/method.md 3)."""
-    scope = getattr(prediction, "scope", None)
-    if scope is not None and scope.kind != "slide":
+    if not prediction.scope.whole:
         return "Region score, uncalibrated"
     return "Probabilities calibrated on validation slides" if prediction.calibrated else "Probabilities not calibrated"
 

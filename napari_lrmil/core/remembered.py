@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from napari_lrmil.core.files import write_json
 
@@ -39,7 +39,7 @@ class Settings:
 
     tile_cache_mb: int = 256
     device: str = "auto"
-    attention_mode: str = "raw"
+    attention_mode: Literal["raw", "percentile", "log"] = "raw"
     opacity: float = 0.5
     smooth: bool = False
     sections_open: tuple[str, ...] = ("navigation", "attention")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_lrmil.core.errors import TissueError
+from napari_lrmil.core.geometry import Bounds
 from napari_lrmil.core.grid import NestedGrid
-from napari_lrmil.core.regions import Region, inside
+from napari_lrmil.core.regions import Region, inside, read_regions
 
 Kind = Literal["slide", "view", "region"]
 WORDS: dict[Kind, str] = {"slide": "whole slide", "view": "visible region", "region": "drawn region"}
@@ -93,3 +95,16 @@ class Scope:
 
 
 WHOLE = Scope()
+
+
+def read_scope(files: Mapping[str, Path | None], bounds: Bounds) -> Scope:
+    """Return the scope that files of regions make; keys are those of `Scope.files`, None where there is no file.
+
+    Raises
+    ------
+    RegionError
+        Where a file holds no regions.
+    """
+    found = {name: read_regions(file, bounds).regions for name, file in files.items() if file is not None}
+    regions = found.get("roi", ())
+    return Scope("region" if regions else "slide", regions, found.get("keep", ()), found.get("exclude", ()))

@@ -150,8 +150,8 @@ def margin_of(probabilities: Mapping[str, float]) -> float:
 
 def _context(slide: Slide, prediction: Prediction, gallery: Sequence[GalleryPatch], command: str) -> Context:
     student, teacher, grid = prediction.student, prediction.teacher, prediction.grid
-    scope = getattr(prediction, "scope", None)
-    region = scope is not None and scope.kind != "slide"
+    scope = prediction.scope
+    region = not scope.whole
     return {
         "name": prediction.slide,
         "research_use": RESEARCH_USE,

@@ -36,6 +36,7 @@ from napari_lrmil.plugin.worker import Run
 if TYPE_CHECKING:
     from napari_lrmil.core.predict import Prediction
     from napari_lrmil.core.regions import Region
+    from napari_lrmil.core.scope import Kind
     from napari_lrmil.plugin.tiles import ScreenSlide
 
 WIDTH_PX = 340
@@ -298,7 +299,7 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     # ------------------------------------------------------------ scope and regions
 
-    def _kind_chosen(self, kind: str) -> None:
+    def _kind_chosen(self, kind: Kind) -> None:
         self.follower.look()
         self.session.choose_kind(kind)
 
@@ -415,7 +416,8 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.what_if.show_session(session)
         self.tissue.show_session(session, self.wishes.editing() is not None)
         answer = session.prediction is not None
-        self.keep.show_state(session.slide is not None, answer, attempt(self.wishes.command) if answer else "")
+        told = attempt(self.wishes.command) if answer else None
+        self.keep.show_state(session.slide is not None, answer, told or "")
         self.follower.prepare()
 
     def _show_choices(self) -> None:

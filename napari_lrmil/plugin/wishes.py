@@ -20,12 +20,11 @@ if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Labels, Shapes
 
+    from napari_lrmil.core.bundle import Bundle
     from napari_lrmil.core.predict import Prediction
     from napari_lrmil.core.slide import Pixels
     from napari_lrmil.core.viewpicture import ColourLegend
     from napari_lrmil.plugin.session import Session
-
-GALLERY = 5  # patches of either end in a report
 
 
 class Wishes:
@@ -119,28 +118,24 @@ class Wishes:
             Where it cannot be written; what was there before stays whole.
         """
         from napari_lrmil.core.results import write_prediction
+        from napari_lrmil.core.slidereport import ReportRequest
 
         prediction = self._prediction
         with _disk(folder):
-            where = write_prediction(folder, self._session.opened, prediction)
+            report = ReportRequest(self.command(folder), self._model.card.hr_mpp)
+            where = write_prediction(folder, self._session.opened, prediction, report=report)
             self._write_scope(where, prediction)
-            self.save_report(where / "report.html", folder)
         return where
 
-    def save_report(self, path: Path, out: Path | None = None) -> Path:
+    def save_report(self, path: Path) -> Path:
         """Write the slide's report."""
         from napari_lrmil.core.gallery import top_and_bottom
-        from napari_lrmil.core.slidereport import write_slide_report
+        from napari_lrmil.core.slidereport import ReportRequest, write_slide_report
 
-        bundle = self._session.bundle
-        if bundle is None:
-            raise LrmilError("the model is no longer chosen; choose it again to write a report")
-        gallery = top_and_bottom(self._prediction, GALLERY)
-        told = self.command(out or path.parent)
+        request = ReportRequest(self.command(path.parent), self._model.card.hr_mpp)
+        patches, slide = top_and_bottom(self._prediction, request.k), self._session.opened
         with _disk(path.parent):
-            return write_slide_report(
-                path, self._session.opened, self._prediction, gallery, told, hr_mpp=bundle.card.hr_mpp
-            )
+            return write_slide_report(path, slide, self._prediction, patches, request.command, hr_mpp=request.hr_mpp)
 
     def save_view(self, path: Path) -> None:
         """Write what the canvas shows as PNG, with legend, scale bar and what it may be used for."""
@@ -183,6 +178,7 @@ class Wishes:
             teacher="all" if prediction.teacher else "none",
             **files,
             tissue=folder / "tissue.png" if scope.edited else None,
+            report=True,
         )
 
     # ------------------------------------------------------------ the chosen slide
@@ -197,6 +193,12 @@ class Wishes:
         if self._session.prediction is None:
             raise LrmilError("nothing was analysed yet; press Run first")
         return self._session.prediction
+
+    @property
+    def _model(self) -> Bundle:
+        if self._session.bundle is None:
+            raise LrmilError("no model is chosen; choose one first")
+        return self._session.bundle
 
     def _tag(self) -> Tag:
         chosen = self._session.slide

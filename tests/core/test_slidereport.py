@@ -20,8 +20,11 @@ from core.fake_slides import DarknessBundle, FakeHandle, FakeSlide, fake_slide, 
 from napari_lrmil import __version__
 from napari_lrmil.core.events import Finished
 from napari_lrmil.core.gallery import PATCH_MAX_PX, read_patch, top_and_bottom
+from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.overlay import RESEARCH_USE
 from napari_lrmil.core.predict import Prediction, predict
+from napari_lrmil.core.regions import box_region
+from napari_lrmil.core.scope import WHOLE, Scope
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.core.slidereport import margin_of, probability_text, significant_text, write_slide_report
 
@@ -170,43 +173,29 @@ def test_the_teacher_stands_beside_with_their_agreement(tmp_path: Path) -> None:
     assert "The teacher read (HR)" in page.text and "× average, teacher" in page.text
 
 
-@dataclass(frozen=True)
-class Scope:
-    """Stands in for what part of a slide was asked about."""
-
-    kind: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Scoped(Prediction):
-    """A prediction about a part of a slide."""
-
-    scope: Scope | None = None
+REGION = box_region(BoxLevel0(0, 0, 500, 400), "drawn")
 
 
 @pytest.mark.parametrize(
     ("scope", "temperature", "told"),
     [
-        (None, None, "Probabilities not calibrated."),
-        (None, 1.7, "Probabilities calibrated on validation slides."),
-        (Scope("slide", "whole slide"), 1.7, "Probabilities calibrated on validation slides."),
-        (Scope("region", "2 drawn regions"), 1.7, "Region score, uncalibrated."),
-        (Scope("view", "what was in view"), None, "Region score, uncalibrated."),
+        (WHOLE, None, "Probabilities not calibrated."),
+        (WHOLE, 1.7, "Probabilities calibrated on validation slides."),
+        (Scope("region", (REGION, REGION)), 1.7, "Region score, uncalibrated."),
+        (Scope("view", (REGION,)), None, "Region score, uncalibrated."),
+        (Scope(excluded=(REGION,)), 1.7, "Region score, uncalibrated."),
     ],
 )
 def test_it_says_what_the_probabilities_are_worth(
-    tmp_path: Path, scope: Scope | None, temperature: float | None, told: str
+    tmp_path: Path, scope: Scope, temperature: float | None, told: str
 ) -> None:
     """A temperature was fitted on whole slides; of a region it says nothing."""
     with opened(tmp_path) as slide:
-        found = predicted(slide, temperature=temperature)
-        page = page_of(tmp_path, slide, Scoped(**vars(found), scope=scope))
+        page = page_of(tmp_path, slide, replace(predicted(slide, temperature=temperature), scope=scope))
     assert told in page.text
-    part = scope is not None and scope.kind != "slide"
-    assert ("Region: " in page.text) == part and ("Whole slide" in page.text) == (not part)
+    assert ("Region: " in page.text) == (not scope.whole) and ("Whole slide" in page.text) == scope.whole
     assert ("calibrated on validation" in page.text) == ("calibrated on" in told)
-    if part and scope is not None:
+    if not scope.whole:
         assert f"Region: {scope.text}" in page.text and "Highest region score" in page.text
 
 

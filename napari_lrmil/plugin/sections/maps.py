@@ -59,8 +59,8 @@ class EvidenceSection(Section):
         self.shown.setToolTip("What each patch adds to the class's logit: blue against it, orange for it")
         self.of = QComboBox()
         self.total = label("evidence sum", small=True)
-        self.shown.toggled.connect(self._tell)
-        self.of.currentIndexChanged.connect(self._tell)
+        self.shown.toggled.connect(self._choose)
+        self.of.currentIndexChanged.connect(self._choose)
         self.add(self.shown, self.of)
         self.add(self.total)
 
@@ -81,5 +81,5 @@ class EvidenceSection(Section):
         self.setEnabled(answer is not None)
         self.total.setText(answer.evidence_sum(self.of.currentText()) if answer else "")
 
-    def _tell(self) -> None:
+    def _choose(self) -> None:
         self.chosen.emit(self.value())
