@@ -56,6 +56,7 @@ def view(paths: Sequence[Path], bundle: str | Path | None, mpp: float | None) ->
         _dock(viewer, bundle)
         for path in paths:
             _open(viewer, path, mpp)
+        _make_room(viewer)
     except BaseException:
         viewer.close()
         raise
@@ -155,7 +156,7 @@ def _fit(viewer: Viewer) -> None:
 
 
 def _make_room(viewer: Viewer) -> None:
-    """Leave the window to the two views; napari's Window menu brings its panels back."""
+    """Leave the window to slide and dock; napari's Window menu brings its own panels back."""
     for panel in (viewer.window._qt_viewer.dockLayerList, viewer.window._qt_viewer.dockLayerControls):
         panel.setVisible(False)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from window import open_window, require_screen
+from window import MakeDock, open_window, require_screen
 
 from core.fake_slides import lively_bundle, speckled, write_tiff
 from napari_lrmil.core.bundle import Bundle
@@ -53,3 +53,22 @@ def viewer(_window: Any, qtbot: Any) -> Iterator[Any]:
         _window.window.remove_dock_widget(dock)  # napari leaves the widget itself to its owner
         dock.deleteLater()
     qtbot.wait(20)
+
+
+@pytest.fixture
+def make_dock(viewer: Any, bundle: Bundle, qtbot: Any) -> MakeDock:
+    """Return what docks a widget into the window, with the model chosen and a slide opened."""
+    from napari_lrmil.plugin.analyse import AnalyseWidget
+    from napari_lrmil.plugin.layers import add
+    from napari_lrmil.plugin.reader import read_slides
+
+    def make(slide: Path | None, session: Any = None) -> Any:
+        dock = AnalyseWidget(viewer, session)
+        viewer.window.add_dock_widget(dock, name="napari-lrmil", area="right")
+        dock.open_model(bundle.path)
+        if slide is not None:
+            add(viewer, read_slides(slide))
+            qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=5000)
+        return dock
+
+    return make

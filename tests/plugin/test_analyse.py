@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from test_layers import DARK, centroid, plant
-from window import open_window
+from window import MakeDock, open_window
 
 from core.fake_slides import FakeSlide, fake_slide, glass, one_sentence, resolution, speckled, write_tiff
 from napari_lrmil.core.bundle import Bundle
@@ -23,25 +22,6 @@ from napari_lrmil.plugin.reader import read_slides
 
 WAIT_MS = 60_000
 CELLS = [[("slide", "student"), ("attention", "student")], [("slide", "teacher"), ("attention", "teacher")]]
-
-MakeDock = Callable[..., Any]
-
-
-@pytest.fixture
-def make_dock(viewer: Any, bundle: Bundle, qtbot: Any) -> MakeDock:
-    """Return what docks a widget into the window, with the model chosen and a slide opened."""
-    from napari_lrmil.plugin.analyse import AnalyseWidget
-
-    def make(slide: Path | None, session: Any = None) -> Any:
-        dock = AnalyseWidget(viewer, session)
-        viewer.window.add_dock_widget(dock, name="napari-lrmil", area="right")
-        dock.open_model(bundle.path)
-        if slide is not None:
-            add(viewer, read_slides(slide))
-            qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=5000)
-        return dock
-
-    return make
 
 
 def _run(dock: Any, qtbot: Any) -> None:

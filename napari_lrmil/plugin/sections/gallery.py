@@ -56,7 +56,7 @@ class GallerySection(Section):
         super().__init__("gallery", "Patches that counted", parent)
         self.patches: tuple[GalleryPatch, ...] = ()
         self.thumbs: list[Thumb] = []
-        self.lr, self.hr = QRadioButton("as the student saw them (LR)"), QRadioButton("finer (HR)")
+        self.lr, self.hr = QRadioButton("as seen (LR)"), QRadioButton("finer (HR)")
         self.lr.setChecked(True)
         self.lr.toggled.connect(lambda _: self.resolution_chosen.emit())
         box = QWidget()

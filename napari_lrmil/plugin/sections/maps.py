@@ -34,8 +34,8 @@ class AttentionSection(Section):
         self.mode.currentIndexChanged.connect(self.changed)
         self.opacity.valueChanged.connect(self.changed)
         self.smooth.toggled.connect(self.changed)
-        self.add(QLabel("Shown"), self.mode, self.smooth)
-        self.add(QLabel("Opacity"), self.opacity)
+        self.add(QLabel("Shown"), self.mode)
+        self.add(QLabel("Opacity"), self.opacity, self.smooth)
 
     def value(self) -> Look:
         """Return how attention is to look."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QFrame, QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QComboBox, QFrame, QHBoxLayout, QLabel, QPushButton, QSlider, QVBoxLayout, QWidget
 from superqt import QCollapsible
 
 
@@ -46,7 +46,7 @@ def row(*widgets: QWidget) -> QWidget:
     line.setContentsMargins(0, 0, 0, 0)
     line.setSpacing(4)
     for widget in widgets:
-        line.addWidget(widget, 1 if isinstance(widget, QPushButton) else 0)
+        line.addWidget(widget, 1 if isinstance(widget, QPushButton | QComboBox | QSlider) else 0)
     return box
 
 

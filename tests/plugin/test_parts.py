@@ -1,0 +1,313 @@
+"""The parts of the dock in a real window, driven through their widgets: scope, live view, maps, what if, tissue, keep."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from window import MakeDock
+
+from core.fake_slides import one_sentence
+from napari_lrmil.core.bundle import Bundle
+from napari_lrmil.core.predict import Prediction, predict
+from napari_lrmil.core.slide import Slide
+from napari_lrmil.plugin.layers import ours
+
+WAIT_MS = 60_000
+
+
+@pytest.fixture
+def dock(make_dock: MakeDock, slide_path: Path, viewer: Any, qtbot: Any) -> Any:
+    """Return a dock with a slide whose tissue is known, the whole of it in view."""
+    made = make_dock(slide_path)
+    viewer.reset_view()
+    qtbot.waitUntil(lambda: made.session.ground is not None, timeout=WAIT_MS)
+    qtbot.wait(200)
+    return made
+
+
+def run(dock: Any, qtbot: Any) -> Prediction:
+    dock.run_button.native.click()
+    qtbot.waitUntil(lambda: not dock.session.busy, timeout=WAIT_MS)
+    found: Prediction = dock.session.prediction
+    assert found is not None, dock.session.message
+    return found
+
+
+def draw(dock: Any, qtbot: Any, corners_um: list[tuple[float, float]]) -> None:
+    """Draw a polygon, given as x, y in µm, on the layer that the button makes."""
+    dock.scope.draw.click()
+    dock.wishes.drawing().add(np.array(corners_um)[:, ::-1], shape_type="polygon")
+    qtbot.waitUntil(lambda: bool(dock.session.regions), timeout=5000)
+
+
+LEFT = [(0, 0), (300, 0), (300, 500), (0, 500)]
+
+
+# ---------------------------------------------------------------- scope
+
+
+def test_before_a_run_the_cost_is_told_and_after_one_the_time(dock: Any, qtbot: Any) -> None:
+    patches = len(dock.session.ground.grid.lr_index)
+    assert f"{patches} patches" in dock.scope.estimate.text() and "not known yet" in dock.scope.estimate.text()
+    run(dock, qtbot)
+    assert "about" in dock.scope.estimate.text()
+
+
+def test_a_drawn_region_is_asked_about_alone(dock: Any, qtbot: Any) -> None:
+    draw(dock, qtbot, LEFT)
+    assert dock.scope.kinds["region"].isChecked() and "drawn region" in dock.scope.estimate.text()
+    found = run(dock, qtbot)
+    assert 0 < len(found.grid.lr_index) < len(dock.session.ground.grid.lr_index)
+    assert (found.grid.lr_corners[:, 0] * 0.5 < 300).all()
+    assert "Region score" in dock.results.calibration.text() and "uncalibrated" in dock.results.calibration.text()
+
+
+def test_a_region_off_the_tissue_is_said_and_nothing_runs(dock: Any, qtbot: Any) -> None:
+    draw(dock, qtbot, [(5000, 5000), (5100, 5000), (5100, 5100)])
+    assert not dock.run_button.enabled
+    assert "off the tissue" in dock.run_button.tooltip and one_sentence(Exception(dock.run_button.tooltip))
+
+
+def test_the_view_is_what_is_seen(dock: Any, viewer: Any, qtbot: Any) -> None:
+    zoom(viewer, (100, 100), across_um=260)
+    qtbot.wait(300)
+    dock.scope.kinds["view"].click()
+    found = run(dock, qtbot)
+    assert found.scope.kind == "view" and 0 < len(found.grid.lr_index) < len(dock.session.ground.grid.lr_index)
+
+
+def zoom(viewer: Any, centre_um: tuple[float, float], across_um: float) -> None:
+    viewer.scene.camera.zoom = viewer.canvas.size[1] / across_um
+    viewer.scene.camera.center = (0, centre_um[1], centre_um[0])
+
+
+def test_regions_go_out_and_come_back(dock: Any, qtbot: Any, viewer: Any, tmp_path: Path) -> None:
+    draw(dock, qtbot, LEFT)
+    asked = dock.session.regions
+    dock.files._wishes.export_regions(tmp_path / "regions.geojson")
+    viewer.layers.remove(dock.wishes.drawing())
+    qtbot.waitUntil(lambda: not dock.session.regions, timeout=5000)
+    dock.files.import_regions(tmp_path / "regions.geojson")
+    qtbot.waitUntil(lambda: bool(dock.session.regions), timeout=5000)
+    assert dock.session.regions[0].geometry.symmetric_difference(asked[0].geometry).area < 1
+    assert dock.session.kind == "region"
+
+
+# ---------------------------------------------------------------- live view
+
+
+def test_the_student_follows_the_view_and_what_was_seen_costs_nothing(dock: Any, viewer: Any, qtbot: Any) -> None:
+    zoom(viewer, (130, 130), across_um=300)
+    qtbot.wait(300)
+    dock.scope.follow.click()
+    settled(dock, qtbot)
+    first = dock.session.prediction
+    assert first.scope.kind == "view" and first.student.patches_encoded == len(first.grid.lr_index)
+    zoom(viewer, (500, 350), across_um=300)
+    qtbot.waitUntil(lambda: dock.session.prediction is not first, timeout=WAIT_MS)
+    settled(dock, qtbot)
+    second = dock.session.prediction
+    zoom(viewer, (130, 130), across_um=300)
+    qtbot.waitUntil(lambda: dock.session.prediction is not second, timeout=WAIT_MS)
+    settled(dock, qtbot)
+    again = dock.session.prediction
+    assert again.student.patches_encoded == 0
+    assert again.student.probabilities == pytest.approx(first.student.probabilities, abs=1e-6)
+    [layer] = ours(viewer, role="attention")
+    assert np.isfinite(layer.data).sum() == len(again.grid.lr_index)
+
+
+def settled(dock: Any, qtbot: Any) -> None:
+    qtbot.wait(250)
+    qtbot.waitUntil(lambda: not dock.follower.answers.busy, timeout=WAIT_MS)
+    assert dock.session.prediction is not None
+
+
+def test_moving_within_the_same_patches_asks_nothing(dock: Any, viewer: Any, qtbot: Any) -> None:
+    zoom(viewer, (320, 250), across_um=5000)
+    qtbot.wait(300)
+    dock.scope.follow.click()
+    settled(dock, qtbot)
+    seen = dock.session.prediction
+    zoom(viewer, (330, 255), across_um=5100)
+    settled(dock, qtbot)
+    assert dock.session.prediction is seen
+
+
+def test_dock_command_line_and_live_view_say_the_same_of_the_slide(
+    dock: Any, viewer: Any, qtbot: Any, bundle: Bundle, slide_path: Path
+) -> None:
+    with Slide(slide_path) as slide:
+        *_, last = predict(slide, bundle, device=torch.device("cpu"))
+    expected = last.result.student.probabilities  # type: ignore[union-attr]  # the last event carries it
+    assert run(dock, qtbot).student.probabilities == pytest.approx(expected, abs=1e-5)
+    dock.session.cache.clear()
+    zoom(viewer, (320, 250), across_um=5000)
+    dock.scope.follow.click()
+    settled(dock, qtbot)
+    live = dock.session.prediction
+    assert live.scope.kind == "view" and live.student.probabilities == pytest.approx(expected, abs=1e-5)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def test_attention_in_percentiles_and_powers_of_ten_is_never_smoothed_unasked(
+    dock: Any, viewer: Any, qtbot: Any
+) -> None:
+    found = run(dock, qtbot)
+    [layer] = ours(viewer, role="attention")
+    assert layer.interpolation2d == "nearest"
+    modes = dock.reading.attention.mode
+    modes.setCurrentIndex(modes.findData("percentile"))
+    values = layer.data[np.isfinite(layer.data)]
+    assert layer.contrast_limits == [0, 100] and values.mean() == pytest.approx(50, abs=1e-3)
+    modes.setCurrentIndex(modes.findData("log"))
+    top = np.log10(found.student.attention.max() * len(found.student.attention))
+    assert np.nanmax(layer.data) == pytest.approx(top, abs=1e-4)
+    assert "power of ten" in viewer.canvas.overlays.text.text
+    dock.reading.attention.smooth.click()
+    assert layer.interpolation2d == "linear"
+    dock.reading.attention.opacity.setValue(20)
+    assert layer.opacity == pytest.approx(0.2)
+
+
+def test_evidence_takes_the_place_of_attention_and_tells_its_sum(dock: Any, viewer: Any, qtbot: Any) -> None:
+    found = run(dock, qtbot)
+    dock.reading.evidence.shown.click()
+    [layer] = ours(viewer, role="evidence")
+    name = dock.reading.evidence.of.currentText()
+    total = found.student.evidence[:, found.classes.index(name)].sum()
+    assert np.nansum(layer.data) == pytest.approx(total, abs=1e-4)
+    assert f"Σ {total:+.2f}" in dock.reading.evidence.total.text()
+    assert layer.contrast_limits[0] == -layer.contrast_limits[1]
+    assert not ours(viewer, role="attention")[0].visible
+    dock.reading.evidence.shown.click()
+    assert not ours(viewer, role="evidence") and ours(viewer, role="attention")[0].visible
+
+
+def test_pointing_at_a_patch_reads_it(dock: Any, viewer: Any, qtbot: Any) -> None:
+    found = run(dock, qtbot)
+    row = int(np.argmax(found.student.attention))
+    x, y = (found.student.coords[row] + 20) * 0.5
+    viewer.cursor.position = (y, x)
+    qtbot.waitUntil(lambda: "rank 1 of" in dock.reading.hover.text(), timeout=5000)
+
+
+def test_the_gallery_shows_patches_and_leads_to_them(dock: Any, viewer: Any, qtbot: Any) -> None:
+    from qtpy.QtCore import Qt
+
+    gallery = dock.reading.gallery
+    gallery.expand(animate=False)
+    run(dock, qtbot)
+    assert len(gallery.thumbs) == 10
+    qtbot.waitUntil(lambda: all(not thumb.icon().isNull() for thumb in gallery.thumbs), timeout=WAIT_MS)
+    gallery.thumbs[2].click()
+    assert tuple(viewer.scene.camera.center[-2:])[::-1] == pytest.approx(gallery.patches[2].centre_um)
+    qtbot.keyClick(gallery.thumbs[2], Qt.Key.Key_Right)
+    assert tuple(viewer.scene.camera.center[-2:])[::-1] == pytest.approx(gallery.patches[3].centre_um)
+    gallery.collapse(animate=False)
+
+
+# ---------------------------------------------------------------- what if
+
+
+def test_leaving_a_region_out_answers_from_what_was_seen_and_can_be_undone(dock: Any, qtbot: Any) -> None:
+    before = run(dock, qtbot)
+    draw(dock, qtbot, LEFT)
+    dock.what_if.exclude.click()
+    qtbot.waitUntil(lambda: dock.session.prediction is not before, timeout=WAIT_MS)
+    without = dock.session.prediction
+    assert without.student.patches_encoded == 0 and "without 1 excluded" in dock.results.calibration.text()
+    assert (without.grid.lr_corners[:, 0] * 0.5 > 150).all()
+    kept = ~without.scope.keeps(before.grid)
+    assert len(without.grid.lr_index) == (~kept).sum() < len(before.grid.lr_index)
+    dock.what_if.undo.click()
+    qtbot.waitUntil(lambda: dock.session.prediction is not without, timeout=WAIT_MS)
+    assert dock.session.prediction.student.probabilities == pytest.approx(before.student.probabilities, abs=1e-6)
+    assert not dock.what_if.undo.isEnabled()
+
+
+def test_the_mask_can_be_painted_and_found_again(dock: Any, viewer: Any, qtbot: Any) -> None:
+    before = run(dock, qtbot)
+    dock.tissue.edit.click()
+    layer = dock.wishes.editing()
+    painted = layer.data.copy()
+    painted[:, : painted.shape[1] // 2] = 0
+    layer.data = painted
+    dock.tissue.use.click()
+    qtbot.waitUntil(lambda: dock.session.prediction is not before, timeout=WAIT_MS)
+    edited = dock.session.prediction
+    assert edited.scope.edited and not edited.calibrated and len(edited.grid.lr_index) < len(before.grid.lr_index)
+    assert dock.wishes.editing() is None
+    dock.tissue.back.click()
+    qtbot.waitUntil(lambda: dock.session.ground is not None and not dock.session.ground.edited, timeout=WAIT_MS)
+
+
+# ---------------------------------------------------------------- keep
+
+
+def test_everything_is_saved_and_the_command_line_gives_the_same(
+    dock: Any, qtbot: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from napari_lrmil.cli import app
+
+    run(dock, qtbot)
+    draw(dock, qtbot, LEFT)
+    shown = dock.session.prediction
+    dock.what_if.exclude.click()
+    qtbot.waitUntil(lambda: dock.session.prediction is not shown, timeout=WAIT_MS)
+    dock.files.save_all(tmp_path / "window")
+    folder = tmp_path / "window" / dock.session.prediction.slide
+    wanted = ("prediction.json", "attention.h5", "attention.ome.tif", "attention.geojson", "overlay.png", "report.html")
+    assert all((folder / name).is_file() for name in (*wanted, "exclude.geojson"))
+    saved = json.loads((folder / "prediction.json").read_text())
+    words = shlex.split(dock.wishes.command(tmp_path / "window"))
+    words[words.index("--out") + 1] = str(tmp_path / "again")
+    done = CliRunner().invoke(app, words[1:])
+    assert done.exit_code == 0, done.output
+    again = json.loads((tmp_path / "again" / folder.name / "prediction.json").read_text())
+    assert again["probabilities"] == pytest.approx(saved["probabilities"], abs=1e-5)
+    assert again["scope"] == saved["scope"] and again["n_patches"] == saved["n_patches"]
+
+
+def test_the_view_is_saved_with_legend_and_scale(dock: Any, viewer: Any, qtbot: Any, tmp_path: Path) -> None:
+    from PIL import Image
+
+    run(dock, qtbot)
+    dock.files.save_view(tmp_path / "view.png")
+    with Image.open(tmp_path / "view.png") as picture:
+        assert picture.width >= viewer.canvas.size[1] and picture.height > viewer.canvas.size[0]
+    assert ours(viewer, role="attention")[0].colorbar.visible and viewer.canvas.overlays.text.visible
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(dock: Any, qtbot: Any, tmp_path: Path, capsys: Any) -> None:
+    run(dock, qtbot)
+    (tmp_path / "file").write_text("in the way")
+    from napari.utils.notifications import notification_manager
+
+    dock.files.save_all(tmp_path / "file")
+    told = str(notification_manager.records[-1].message)
+    assert "nothing can be written there" in told and one_sentence(Exception(told))
+    assert run(dock, qtbot) is not None
+
+
+def test_the_dock_is_as_it_was_left(dock: Any, make_dock: MakeDock, viewer: Any, qtbot: Any) -> None:
+    dock.reading.attention.opacity.setValue(33)
+    dock.what_if.expand(animate=False)
+    dock._save_settings()
+    viewer.window.remove_dock_widget(dock)
+    dock.deleteLater()
+    again = make_dock(None)
+    assert again.reading.attention.opacity.value() == 33 and again.what_if.isExpanded()
+    again.what_if.collapse(animate=False)
+    again.reading.attention.opacity.setValue(50)
+    again._save_settings()
