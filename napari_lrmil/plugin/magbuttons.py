@@ -28,7 +28,7 @@ STYLE = "QPushButton { padding: 3px 0px; min-width: 34px; } QPushButton:checked 
 
 
 class MagnificationRow(QWidget):  # type: ignore[misc]  # qtpy has no types
-    """Buttons that show the slide at a magnification, and the one that it has now.
+    """Buttons that show the slide at a magnification, and the one that it has where that is between theirs.
 
     Parameters
     ----------
@@ -98,7 +98,6 @@ class MagnificationRow(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     def _refresh(self) -> None:
         now, mpp, keys_free = self.value(), current_mpp(self._viewer), self._keys_are_free()
-        self.now.setText(f"{now:.3g}x" if mpp is not None else "")
         for key, (magnification, button) in enumerate(self.buttons.items(), start=1):
             blocked = magnification_blocked_by(magnification, mpp)
             button.setEnabled(not blocked)
@@ -106,6 +105,8 @@ class MagnificationRow(QWidget):  # type: ignore[misc]  # qtpy has no types
             offer = f"{magnification:g}x: a pixel of the screen shows {um_per_pixel(magnification):g} µm (key {key})"
             button.setToolTip(blocked or offer)
             self._shortcuts[magnification].setEnabled(not blocked and keys_free)
+        between = mpp is not None and not any(button.isChecked() for button in self.buttons.values())
+        self.now.setText(f"{now:.3g}x" if between else "")
 
     def _keys_are_free(self) -> bool:
         """Whether the digits are ours: on layers that are drawn on they choose napari's tools."""

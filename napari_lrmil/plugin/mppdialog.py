@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
+from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import (
     QCheckBox,
     QDialog,
@@ -67,6 +68,7 @@ class MppDialog(QDialog):  # type: ignore[misc]  # qtpy has no types
         column.setSpacing(10)
         text = QLabel(WHY.format(name=name))
         text.setWordWrap(True)
+        text.setContentsMargins(0, 0, 0, 6)
         column.addWidget(text)
         column.addLayout(self._entry())
         column.addWidget(self._estimate_box())
@@ -127,6 +129,11 @@ class MppDialog(QDialog):  # type: ignore[misc]  # qtpy has no types
         box.accepted.connect(self.accept)
         box.rejected.connect(self.reject)
         return box
+
+    def showEvent(self, event: QShowEvent) -> None:  # noqa: N802  # Qt's name
+        """Make room for all lines of the text, now that the theme has set the fonts."""
+        super().showEvent(event)
+        self.resize(self.width(), self.layout().totalHeightForWidth(self.width()))
 
     def value(self) -> Answer:
         """Return what is filled in."""
