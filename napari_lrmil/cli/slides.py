@@ -32,9 +32,10 @@ def info(
     json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Say what a slide is: vendor, levels, resolution and where it came from, bounds, ICC, associated images."""
+    from napari_lrmil.core.remembered import Remembered
     from napari_lrmil.core.slide import Slide
 
-    with Slide(slide, mpp=mpp) as opened:
+    with Slide(slide, mpp=mpp, remembered=Remembered().remembered_mpp) as opened:
         facts = slide_facts(opened)
     if json:
         out.print_json(data=facts)
@@ -159,12 +160,13 @@ def _refuse_same_name(named: dict[str, Path], path: Path) -> None:
 
 def _predict_one(path: Path, mpp: float | None, asked: _Asked) -> None:
     from napari_lrmil.core.predict import predict as run
+    from napari_lrmil.core.remembered import Remembered
     from napari_lrmil.core.results import write_prediction
     from napari_lrmil.core.scope import read_scope
     from napari_lrmil.core.slide import Slide
 
     began = time.perf_counter()
-    with Slide(path, mpp=mpp) as slide:
+    with Slide(path, mpp=mpp, remembered=Remembered().remembered_mpp) as slide:
         opened = time.perf_counter() - began
         stream = run(
             slide,

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from napari_lrmil import __version__
+from napari_lrmil.core.colour import CohortColour
 from napari_lrmil.core.encoders import (
     FROZEN,
     AlignedEncoder,
@@ -71,6 +72,7 @@ class Card(BaseModel):
     teacher: NetworkCard | None = None
     cohort: dict[str, Any] = Field(default_factory=dict)  # where it was trained: counts per split and class
     metrics: dict[str, Any] = Field(default_factory=dict)  # summary of metrics.json
+    colour: CohortColour | None = None  # of the training slides; None: not measured, and no slide is called far from it
     hashes: dict[str, str]  # file name -> SHA-256
 
     @property
@@ -120,8 +122,12 @@ class Bundle:
 
     @property
     def sha256(self) -> str:
-        """Hash over the weights' hashes and all else that inference depends on: tells this model from any other."""
-        told = self.card.model_dump(mode="json", exclude={"metrics", "cohort", "version"})
+        """Hash over the weights' hashes and all else that inference depends on: tells this model from any other.
+
+        Colour is left out as figures and cohort are: it changes a warning, never a probability, and a bundle that was
+        written before it was measured keeps its hash.
+        """
+        told = self.card.model_dump(mode="json", exclude={"metrics", "cohort", "version", "colour"})
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     @property

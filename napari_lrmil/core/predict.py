@@ -17,6 +17,7 @@ from napari_lrmil import __version__
 from napari_lrmil.core.bag import Features
 from napari_lrmil.core.bundle import Bundle, StudentNetwork, TeacherNetwork
 from napari_lrmil.core.cache import CacheKey, EmbeddingCache
+from napari_lrmil.core.cautions import slide_warnings
 from napari_lrmil.core.compare import Agreement, measure_agreement
 from napari_lrmil.core.embed import Embeddings, PatchSet, embed, to_numpy
 from napari_lrmil.core.errors import ConfigError
@@ -183,12 +184,14 @@ def predict(
     ground = ground or ground_of(slide, bundle.card.plan, bundle.card.tissue)
     scope = replace(scope, edited=ground.edited)
     asked = _Asked(slide, bundle, scope.of(ground.grid, slide.path), scope, device, cache)
+    doubts = slide_warnings(slide, asked.grid, bundle.card) if scope.kind == "slide" else ()
+    yield from (Caution(text, slide.name) for text in doubts)
     seconds = {"open": seconds_open, "tissue": time.perf_counter() - began}
     before = Before(seconds, slide.pixels_decoded - decoded, time.process_time() - cpu)
     yield StageDone("tissue", before.seconds["tissue"])
     student = yield from _student(asked, before)
     beside = (yield from _teacher(asked, before)) if teacher == "all" else None
-    yield Finished(_prediction(asked, (student, beside), warnings))
+    yield Finished(_prediction(asked, (student, beside), [*warnings, *doubts]))
 
 
 def require_choice(teacher: str) -> None:

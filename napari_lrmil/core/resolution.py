@@ -12,11 +12,20 @@ PLAUSIBLE_MPP = (0.02, 100.0)
 PLAUSIBLE_TIFF_MPP = (0.02, 30.0)  # beyond, TIFF tags speak of paper (300 dpi is 85 µm, 72 dpi 353 µm), not of a scan
 POWER_TIMES_MPP = 10.0  # a 20x objective is nominally 0.5 µm per pixel
 NOMINAL_DEVIATION = 0.15  # farther from 0.25, 0.5, 1 … than this deserves a warning
+REMEMBERED = "remembered"  # the source of a resolution that the user gave earlier
 UM_PER_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
 
 
-def find_mpp(properties: Mapping[str, str], *, override: float | None = None) -> Mpp | None:
-    """Return the resolution by order of belief: override, OpenSlide, TIFF tags, vendor comment, objective power."""
+def find_mpp(
+    properties: Mapping[str, str],
+    *,
+    override: float | None = None,
+    remembered: Callable[[], float | None] | None = None,
+) -> Mpp | None:
+    """Return the resolution by order of belief: override, OpenSlide, TIFF tags, vendor comment, objective power.
+
+    Only where all of these are silent is `remembered` asked for what the user said of the slide earlier.
+    """
     if override is not None:
         return Mpp(override, override, "override")
     for source, find in _SOURCES:
@@ -24,7 +33,8 @@ def find_mpp(properties: Mapping[str, str], *, override: float | None = None) ->
         low, high = PLAUSIBLE_TIFF_MPP if source == "tiff resolution" else PLAUSIBLE_MPP
         if pair is not None and all(low <= v <= high for v in pair):
             return Mpp(*pair, source)
-    return None
+    told = remembered() if remembered is not None else None
+    return None if told is None else Mpp(told, told, REMEMBERED)
 
 
 def mpp_warnings(mpp: Mpp) -> tuple[str, ...]:
@@ -39,6 +49,8 @@ def mpp_warnings(mpp: Mpp) -> tuple[str, ...]:
         found.append(
             f"resolution taken from the objective power ({mpp.mean:g} µm per pixel); pass --mpp if you know it"
         )
+    if mpp.source == REMEMBERED:
+        found.append(f"resolution as you gave it earlier for this slide ({mpp.mean:g} µm per pixel); --mpp changes it")
     return tuple(found)
 
 

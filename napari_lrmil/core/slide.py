@@ -26,6 +26,12 @@ BLOCK_PX = 2048  # native pixels along a side of one read of an overview: 16 MiB
 FINGERPRINT_BYTES = 1 << 20  # read from each end of a file that has no quick hash
 
 
+class ColourProfile(Protocol):
+    """The part of ``PIL.ImageCms.ImageCmsProfile`` that a `Slide` needs."""
+
+    def tobytes(self) -> bytes: ...  # noqa: D102
+
+
 class Handle(Protocol):
     """The part of ``openslide.OpenSlide`` that a `Slide` needs; OpenSlide documents it, tests pass their own."""
 
@@ -39,6 +45,8 @@ class Handle(Protocol):
     def properties(self) -> Mapping[str, str]: ...  # noqa: D102
     @property
     def associated_images(self) -> Mapping[str, Any]: ...  # noqa: D102
+    @property
+    def color_profile(self) -> ColourProfile | None: ...  # noqa: D102
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image: ...  # noqa: D102
     def close(self) -> None: ...  # noqa: D102
 
@@ -56,6 +64,9 @@ class Slide:
         A file that OpenSlide knows, or a folder that holds one DICOM slide.
     mpp
         Micrometres per level-0 pixel, believed above anything that the file says.
+    remembered
+        Fingerprint -> what the user said of that slide earlier (`Remembered.remembered_mpp`); asked only where neither
+        `mpp` nor the file tells the resolution.
     opener
         Replaces OpenSlide, for tests.
 
@@ -65,7 +76,14 @@ class Slide:
         Where the file is missing, or OpenSlide cannot read it.
     """
 
-    def __init__(self, path: str | Path, *, mpp: float | None = None, opener: Opener | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        mpp: float | None = None,
+        remembered: Callable[[str], float | None] | None = None,
+        opener: Opener | None = None,
+    ) -> None:
         self.path = Path(path)
         self._override = mpp
         self._opener = opener or _open_with_openslide
@@ -79,7 +97,8 @@ class Slide:
             self.levels = _levels(handle)
             self.associated = tuple(handle.associated_images)
             self.bounds = _bounds(self.properties, self.levels[0])
-            self._mpp = find_mpp(self.properties, override=mpp)
+            asked = (lambda: remembered(self.fingerprint)) if remembered is not None else None
+            self._mpp = find_mpp(self.properties, override=mpp, remembered=asked)
 
     # ------------------------------------------------------------ facts
 
@@ -140,6 +159,13 @@ class Slide:
         """A short hash that tells this slide from others; OpenSlide's quick hash where the format has one."""
         quick = self.properties.get("openslide.quickhash-1")
         return quick[:32] if quick else _file_hash(self.path)
+
+    @property
+    def icc_profile(self) -> bytes | None:
+        """The ICC profile that the scanner left in the file, where there is one."""
+        with self._reading() as handle:
+            profile = handle.color_profile
+            return None if profile is None else profile.tobytes()
 
     # ------------------------------------------------------------ pixels
 

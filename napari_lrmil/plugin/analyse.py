@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import napari.viewer
 from magicgui import widgets
-from napari.utils.notifications import show_error
+from napari.utils.notifications import show_error, show_warning
 from qtpy.QtCore import QEvent, Qt, QTimer
 from qtpy.QtGui import QCloseEvent, QKeySequence, QShowEvent
 from qtpy.QtWidgets import QFileDialog, QFrame, QLabel, QScrollArea, QShortcut, QVBoxLayout, QWidget
@@ -63,7 +64,10 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.files = Files(self.wishes, self.session, self)
         self._run: Run | None = None
         self._devices = devices_here()
-        self._settings = self.session.remembered.load_settings()
+        loaded = self.session.remembered.load_settings()
+        self._settings = loaded.settings
+        if loaded.caution is not None:
+            show_warning(loaded.caution.message)
         self._watched: Any = None  # the drawing that is listened to
         self._build()
         self._restore()
@@ -157,7 +161,7 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     def _save_settings(self) -> None:
         look = self.reading.attention.value()
-        self._settings = replace(
+        settings = replace(
             self._settings,
             device=self.session.device,
             attention_mode=look.mode,
@@ -165,7 +169,9 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
             smooth=look.smooth,
             sections_open=tuple(s.name for s in self.sections if s.isExpanded()),
         )
-        self.session.remembered.save_settings(self._settings)
+        if settings != self._settings:
+            self._settings = settings
+            attempt(partial(self.session.remembered.save_settings, settings))
 
     # ------------------------------------------------------------ wishes and news
 

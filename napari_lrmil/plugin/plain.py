@@ -56,6 +56,7 @@ class ArrayHandle:
         self.dimensions = (array.shape[1], array.shape[0])
         self.level_dimensions = (self.dimensions,)
         self.associated_images: Mapping[str, Any] = {}
+        self.color_profile = None
 
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
         """Return a rectangle as RGBA."""

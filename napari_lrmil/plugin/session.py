@@ -12,13 +12,15 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
 from psygnal import Signal
 
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Caution, Event, Failed, Finished, Partial, Progress
 from napari_lrmil.core.geometry import MPP_TOLERANCE, BoxLevel0
 from napari_lrmil.core.regions import Region, box_region
-from napari_lrmil.core.remembered import Remembered
+from napari_lrmil.core.remembered import PaceKey, Remembered
 from napari_lrmil.core.scope import Kind, Scope
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.plugin.pace import Estimate, Pace
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from napari_lrmil.core.predict import Prediction
     from napari_lrmil.core.tissue import Mask
 
+
+MANY = 1000  # patches of which the pace is asked
 
 Work = Callable[[], Iterator[Event]]
 
@@ -82,7 +86,7 @@ class Session:
 
     def __init__(
         self,
-        open_slide: OpenSlide = lambda path, mpp: Slide(path, mpp=mpp),
+        open_slide: OpenSlide | None = None,
         out: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
         remembered: Remembered | None = None,
@@ -91,7 +95,7 @@ class Session:
 
         self._out, self._clock = out, clock
         self.remembered = remembered or Remembered()
-        self.shelf, self.cache = Shelf(open_slide), EmbeddingCache()
+        self.shelf, self.cache = Shelf(open_slide or self._open), EmbeddingCache()
         self.state = State.IDLE
         self.slides: tuple[SlideChoice, ...] = ()
         self.slide: SlideChoice | None = None
@@ -111,7 +115,12 @@ class Session:
         self._asked: Question | None = None
         self._answered: tuple[object, ...] = ()  # what the live view last asked
         self._sought: tuple[object, ...] = ()  # whose tissue was last looked for
+        self._last_meant: tuple[tuple[object, ...], NDArray[np.bool_]] | None = None
+        self._paces: dict[PaceKey, float] = {}  # seconds for `MANY` patches; 0 where nothing is known
         self._stage_began = 0.0
+
+    def _open(self, path: Path, mpp: float | None) -> Slide:
+        return Slide(path, mpp=mpp, remembered=self.remembered.remembered_mpp)
 
     def close(self) -> None:
         """Give the slides back."""
@@ -234,7 +243,7 @@ class Session:
         if self.kind == "view" and self.view is None:
             return "The visible region is not known yet: move the view."
         ground = self.ground
-        if ground is not None and not self.scope.keeps(ground.grid).any():
+        if ground is not None and not self._meant(ground).any():
             return f"The {self.scope.text} lies off the tissue: choose a part with tissue."
         return ""
 
@@ -264,16 +273,26 @@ class Session:
         ground = self.ground
         if ground is None or self.bundle is None:
             return None
-        meant = self.scope.keeps(ground.grid)
+        meant = self._meant(ground)
         patches, hr = int(meant.sum()), int(meant[ground.grid.parent].sum()) if self.runs_teacher else 0
         told = [self._expected("student", patches), self._expected("teacher", hr) if hr else 0.0]
         known = [seconds for seconds in told if seconds is not None]
         return Estimate(patches, hr, sum(known) if len(known) == len(told) else None)
 
+    def _meant(self, ground: Ground) -> NDArray[np.bool_]:
+        """Return which patches a run would be about; found once for each choice, for the dock asks often."""
+        asked = (ground, self.kind, self.view, self.regions, self._steps[-1])
+        if self._last_meant is None or self._last_meant[0] != asked:
+            self._last_meant = asked, self.scope.keeps(ground.grid)
+        return self._last_meant[1]
+
     def _expected(self, network: str, patches: int) -> float | None:
         if self.bundle is None:
             return None
-        return self.remembered.expected_seconds((self.bundle.sha256, self.device, network), patches)
+        key = PaceKey(self.bundle.sha256, self.device, network)
+        if key not in self._paces:
+            self._paces[key] = self.remembered.expected_seconds(key, MANY) or 0.0
+        return self._paces[key] / MANY * patches or None
 
     # ------------------------------------------------------------ a run
 
@@ -345,8 +364,12 @@ class Session:
         """Remember what a patch took, for the next estimate; answers from the cache teach nothing."""
         for network, reading in (("student", prediction.student), ("teacher", prediction.teacher)):
             if reading is not None and reading.seconds["encode"] > 0:
-                key = (prediction.bundle_sha256, self.device, network)
-                self.remembered.remember_pace(key, reading.seconds["total"], reading.patches_encoded)
+                key = PaceKey(prediction.bundle_sha256, self.device, network)
+                try:
+                    self.remembered.remember_pace(key, reading.seconds["total"], reading.patches_encoded)
+                except LrmilError as error:  # the answer is there all the same
+                    self._caution(str(error))
+        self._paces.clear()
 
     def _caution(self, message: str) -> None:
         self.cautions = (*self.cautions, message)

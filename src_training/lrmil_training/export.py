@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lrmil_training.cohort import Cohort
 from lrmil_training.config import TrainConfig
-from lrmil_training.evaluation import Results, temperature_of
+from lrmil_training.evaluation import Results, SlideResult, temperature_of
 from napari_lrmil.core.bundle import Bundle, StudentNetwork, TeacherNetwork, write_bundle
+from napari_lrmil.core.colour import FEWEST_SLIDES, CohortColour, cohort_colour, colour_of
+from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.mil import GatedAttentionMil
 
 
@@ -36,10 +39,25 @@ def export_bundle(
         "teacher_temperature": temperature_of(cohort, results["teacher"]),
         "cohort": {f"{split} slides": _counts(counts) for split, counts in cohort.summary().items()},
         "metrics": summary(metrics),
+        "colour": training_colour(results["student"]),
     }
     student = StudentNetwork(encoders["student"], mils["student"])
     teacher = TeacherNetwork(encoders["teacher"].cpu(), mils["teacher"])
     return write_bundle(folder, card, student, teacher)
+
+
+def training_colour(results: Sequence[SlideResult]) -> CohortColour | None:
+    """Return the colour of the training slides, or None where too few of them are (still) there to tell a spread.
+
+    By now features stand for the slides, and a disk that is unplugged since must not cost the run its bundle; how many
+    slides were measured is part of what is returned.
+    """
+    found = []
+    for result in results:
+        if result.row.split == "train":
+            with suppress(SlideError), result.row.open() as slide:
+                found.append(colour_of(slide, result.grid))
+    return cohort_colour(found) if len(found) >= FEWEST_SLIDES else None
 
 
 def _counts(counts: Mapping[str, int]) -> str:

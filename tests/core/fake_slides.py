@@ -78,6 +78,8 @@ class FakeSlide:
         Every (location, level, size) that was asked of any of its handles.
     before_read
         Called before each read, in the reading thread.
+    color_profile
+        ICC profile, as ``PIL.ImageCms`` has it.
     """
 
     base: Array
@@ -86,6 +88,7 @@ class FakeSlide:
     reads: list[tuple[tuple[int, int], int, tuple[int, int]]] = field(default_factory=list)
     before_read: Callable[[], None] | None = None
     handles: list[FakeHandle] = field(default_factory=list)
+    color_profile: Any = None
 
     def __post_init__(self) -> None:
         self.levels = [self.base if d == 1 else reduced(self.base, d) for d in self.downsamples]
@@ -114,6 +117,7 @@ class FakeHandle:
         self.level_downsamples = fake.downsamples
         self.properties = fake.properties
         self.associated_images: dict[str, Any] = {}
+        self.color_profile = fake.color_profile
 
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
         with self._lock:
@@ -170,11 +174,13 @@ class FakeHandle:
         self.closed = True
 
 
-def fake_slide(folder: Path, fake: FakeSlide, name: str = "fake.svs", mpp: float | None = None) -> Slide:
+def fake_slide(
+    folder: Path, fake: FakeSlide, name: str = "fake.svs", mpp: float | None = None, **options: Any
+) -> Slide:
     """Return an open `Slide` on a fake; the file exists, so that its path can be checked."""
     path = folder / name
     path.touch()
-    return Slide(path, opener=fake, mpp=mpp)
+    return Slide(path, opener=fake, mpp=mpp, **options)
 
 
 def resolution(x: float, y: float | None = None) -> dict[str, str]:

@@ -175,11 +175,14 @@ def test_cancel_answers_and_leaves_nothing_but_a_usable_dock(
     qtbot.waitUntil(lambda: not dock.session.busy, timeout=WAIT_MS)
     assert dock.session.state is State.IDLE and not ours(viewer, role="attention")
     assert not dock.progress.visible and dock.run_button.text == "Run" and dock.slide.enabled
-    with pytest.raises(Exception, match="closed"):
-        slow.slides[0].read_level(0, 0, 0, 10, 10)
     dock.beside.native.click()
     _run(dock, qtbot)
     assert dock.session.state is State.DONE
+    viewer.layers.clear()
+    qtbot.waitUntil(lambda: dock.session.slide is None, timeout=5000)
+    assert len(slow.slides) == 1
+    with pytest.raises(Exception, match="closed"):
+        slow.slides[0].read_level(0, 0, 0, 10, 10)
 
 
 def test_escape_cancels(make_dock: MakeDock, slide_path: Path, slow: Slow, qtbot: Any) -> None:

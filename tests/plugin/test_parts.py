@@ -1,4 +1,4 @@
-"""The parts of the dock in a real window, driven through their widgets: scope, live view, maps, what if, tissue, keep."""
+"""The parts of the dock in a real window, driven through their widgets."""
 
 from __future__ import annotations
 

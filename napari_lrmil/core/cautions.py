@@ -1,0 +1,33 @@
+"""What makes an answer doubtful though nothing failed: colour that the model has not seen, little tissue."""
+
+from __future__ import annotations
+
+from napari_lrmil.core.bundle import Card
+from napari_lrmil.core.colour import colour_distance, colour_of
+from napari_lrmil.core.grid import NestedGrid
+from napari_lrmil.core.slide import Slide
+
+FAR_COLOUR = 4.0  # in units of the spread between training slides
+LITTLE_TISSUE = 10  # LR patches
+
+
+def slide_warnings(slide: Slide, grid: NestedGrid, card: Card) -> tuple[str, ...]:
+    """Return a sentence for each thing about the tissue of `slide` that makes this model's answer doubtful.
+
+    Reads a few coarse pixels where the card tells the colour of the training slides, and none where it does not.
+    """
+    found = []
+    if card.colour is not None:
+        distance = colour_distance(colour_of(slide, grid), card.colour)
+        if distance > FAR_COLOUR:
+            found.append(
+                f"colour differs from the training slides, {distance:.1f} times as much as they differ from one "
+                "another; check stain and scanner before believing the probabilities"
+            )
+    patches = len(grid.lr_index)
+    if patches < LITTLE_TISSUE:
+        found.append(
+            f"little tissue: {patches} LR {'patch' if patches == 1 else 'patches'}, fewer than {LITTLE_TISSUE}; "
+            "the answer rests on few places"
+        )
+    return tuple(found)
