@@ -19,13 +19,24 @@ def phantom(
     seed: Annotated[int, typer.Option(help="fixes every pixel")] = 0,
     split: Annotated[str | None, typer.Option(help="train, val or test for all; left out: 60/20/20 by patient")] = None,
     workers: Annotated[int, typer.Option(min=1, help="processes")] = 1,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(help="40x, no-mpp, fold, pen, pen-blue, pen-black, bounds, svs, generic, ome; several combine"),
+    ] = None,
+    tissue_share: Annotated[
+        float | None, typer.Option(help="share of the slide that is tissue, in pieces; left out: one piece, or 0.5")
+    ] = None,
 ) -> None:
     """Make synthetic slides with known lesions: pyramids, cohort.csv, lesion outlines."""
-    from napari_lrmil.core.phantom import make_cohort
+    from napari_lrmil.core.phantom import PhantomLook, make_cohort
 
     if split not in (None, "train", "val", "test"):
         raise typer.BadParameter(f"--split {split}: expected train, val or test")
-    table = follow(make_cohort(folder, slides, _size(size), seed, split=split, workers=workers), "phantom slides")
+    look = PhantomLook(tissue_share=tissue_share)
+    made = make_cohort(
+        folder, slides, _size(size), seed, split=split, workers=workers, look=look, variants=variant or ()
+    )
+    table = follow(made, "phantom slides")
     out.print(f"{slides} slides -> {table}", highlight=False, soft_wrap=True)
 
 

@@ -17,6 +17,7 @@ from napari_lrmil.core.events import Event, Finished, Progress
 from napari_lrmil.core.files import write_text
 from napari_lrmil.core.phantom.look import CLASSES, DEFAULT_LOOK, PhantomLook, PhantomSlide
 from napari_lrmil.core.phantom.slide import write_slide
+from napari_lrmil.core.phantom.variants import combine
 
 COHORT_COLUMNS = ("slide", "patient", "label", "split")
 
@@ -30,6 +31,7 @@ def make_cohort(
     split: str | None = None,
     workers: int = 1,
     look: PhantomLook = DEFAULT_LOOK,
+    variants: Sequence[str] = (),
 ) -> Iterator[Event]:
     """Write a cohort, half of it lesion slides, and yield how far it is; several calls may fill one folder.
 
@@ -40,7 +42,7 @@ def make_cohort(
     slides
         How many. Each has a patient of its own.
     size
-        Width and height of each, level-0 px of 0.5 µm.
+        Width and height of each, px of 0.5 µm.
     seed
         With `split` it fixes every pixel, however many `workers` there are.
     split
@@ -49,6 +51,8 @@ def make_cohort(
         Processes that paint.
     look
         How they look.
+    variants
+        Names of `VARIANTS`, all of which every slide is.
 
     Yields
     ------
@@ -58,9 +62,12 @@ def make_cohort(
         With the path of ``cohort.csv``.
     """
     plan, splits = _plan_cohort(slides, size, seed, split)
-    for done, _ in enumerate(_write_all(Path(out), plan, look, workers), start=1):
+    combine(variants)  # a wrong name is told before anything is painted
+    files = []
+    for done, path in enumerate(_write_all(Path(out), plan, look, variants, workers), start=1):
+        files.append(path.name)
         yield Progress("phantom", done, slides, unit="slides")
-    rows = [(f"{s.name}.tif", f"P-{s.name}", s.label, part) for s, part in zip(plan, splits, strict=True)]
+    rows = [(f, f"P-{s.name}", s.label, part) for f, s, part in zip(files, plan, splits, strict=True)]
     yield Finished(_merge_table(Path(out) / "cohort.csv", rows))
 
 
@@ -88,12 +95,14 @@ def _stratify(labels: Sequence[str]) -> list[str]:
     return splits
 
 
-def _write_all(out: Path, plan: Sequence[PhantomSlide], look: PhantomLook, workers: int) -> Iterator[Path]:
+def _write_all(
+    out: Path, plan: Sequence[PhantomSlide], look: PhantomLook, variants: Sequence[str], workers: int
+) -> Iterator[Path]:
     if workers <= 1:
-        yield from (write_slide(out, slide, look) for slide in plan)
+        yield from (write_slide(out, slide, look, variants=variants) for slide in plan)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(write_slide, out, slide, look) for slide in plan]
+        jobs = [pool.submit(write_slide, out, slide, look, variants=variants) for slide in plan]
         try:
             yield from (job.result() for job in jobs)
         finally:

@@ -14,12 +14,12 @@ from scipy.ndimage import gaussian_filter
 
 from napari_lrmil.core.phantom.look import Field, Outline, PhantomLook, PhantomSlide
 
-PLAN_PX = 4  # level-0 pixels per cell of the plan
+PLAN_UM = 2.0  # µm along a side of one cell of the plan, whatever the resolution of the slide
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Where everything lies; fields have one value per `PLAN_PX` level-0 pixels."""
+    """Where everything lies; fields have one value per `PLAN_UM`."""
 
     tissue: Field  # µm within the tissue, negative on glass
     gland: Field  # µm within a gland, negative in the stroma
@@ -53,8 +53,8 @@ class Blob:
 
 def lay_out(slide: PhantomSlide, look: PhantomLook, rng: np.random.Generator) -> tuple[list[Blob], Plan]:
     """Return the glands of a slide, and its plan, which has foci whatever the label."""
-    cell = PLAN_PX * slide.mpp
-    shape = (math.ceil(slide.size[1] / PLAN_PX), math.ceil(slide.size[0] / PLAN_PX))
+    cell, px = PLAN_UM, PLAN_UM / slide.mpp
+    shape = (math.ceil(slide.size[1] / px), math.ceil(slide.size[0] / px))
     y, x = (np.arange(n, dtype=np.float32)[:, None] * cell + cell / 2 for n in shape)
     tissue = _tissue(x.T, y, slide, look, rng)
     foci = _place_foci(tissue, cell, look, rng)
@@ -75,7 +75,7 @@ def _tissue(x: Field, y: Field, slide: PhantomSlide, look: PhantomLook, rng: np.
         x, y = width - x, height - y
     within = np.minimum(np.minimum(x - left, width - left - x), np.minimum(y - top, height - top - y))
     depth = np.minimum(within, np.maximum(notch_x - x, y - notch_y))
-    cell = PLAN_PX * slide.mpp
+    cell = PLAN_UM
     for share, wavelength in ((0.7, 220.0), (0.28, 60.0), (0.10, 14.0)):
         depth = depth + share * look.edge_um * noise(rng, (depth.shape[0], depth.shape[1]), wavelength / cell)
     return np.asarray(depth, dtype=np.float32)

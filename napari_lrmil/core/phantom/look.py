@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_lrmil.core.errors import CohortError, GeometryError
+from napari_lrmil.core.errors import CohortError, ConfigError, GeometryError
 
 Pixels = NDArray[np.uint8]  # (height, width, 3), RGB
 Outline = NDArray[np.float64]  # (points, 2), x then y
@@ -19,6 +19,11 @@ CLASSES = (NORMAL, LESION)
 # Optical density of red, green and blue per unit of stain, from the colours of routine sections.
 HAEMATOXYLIN = np.array([0.55, 0.74, 0.38], dtype=np.float32)
 EOSIN = np.array([0.20, 0.84, 0.50], dtype=np.float32)
+INKS = {
+    "green": (0.25, 0.66, 0.40),
+    "blue": (0.20, 0.36, 0.75),
+    "black": (0.09, 0.09, 0.10),
+}  # share of light let through
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,15 @@ class PhantomLook:
     lamp: float = 243.0  # grey of empty glass
     lamp_sd: float = 1.2  # of each channel between slides
     noise_sd: float = 1.6  # grey levels, camera noise
+    tissue_share: float | None = (
+        None  # of the slide, in several pieces; None: one piece that fills it, if it is not huge
+    )
+    fold: bool = False  # whether a band of each piece lies double
+    pen: str | None = None  # ink of a marker stroke over tissue and glass, one of `INKS`
+
+    def __post_init__(self) -> None:
+        if self.pen is not None and self.pen not in INKS:
+            raise ConfigError(f"there is no ink {self.pen!r}; choose one of {', '.join(INKS)}")
 
 
 DEFAULT_LOOK = PhantomLook()
@@ -91,3 +105,8 @@ class PhantomSlide:
             raise CohortError(self.name, f"the label is {self.label!r}; expected one of {', '.join(CLASSES)}")
         if min(self.size) * self.mpp < 200:
             raise GeometryError(f"{self.name}: {self.size} px of {self.mpp} µm hold no gland; use 200 µm or more")
+
+    def zoomed(self, factor: int) -> PhantomSlide:
+        """Return the same tissue under an objective of `factor` times the power, so with as many more pixels."""
+        width, height = self.size
+        return replace(self, size=(width * factor, height * factor), mpp=self.mpp / factor)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_lrmil.core.phantom.layout import PLAN_PX, Blob, Plan, noise
-from napari_lrmil.core.phantom.look import Field, Outline, PhantomLook, PhantomSlide
+from napari_lrmil.core.phantom.layout import PLAN_UM, Blob, Plan, noise
+from napari_lrmil.core.phantom.look import Field, Outline, PhantomLook
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Nuclei:
 
 
 def populate(
-    plan: Plan, glands: Sequence[Blob], slide: PhantomSlide, look: PhantomLook, rng: np.random.Generator
+    plan: Plan, glands: Sequence[Blob], look: PhantomLook, rng: np.random.Generator
 ) -> tuple[dict[str, Nuclei], Nuclei]:
     """Return the nuclei of each ordinary kind, and the goblet vacuoles."""
-    cell = PLAN_PX * slide.mpp
+    cell = PLAN_UM
     stroma = np.clip(-plan.gland / 2 - 0.6, 0, 1) * (plan.tissue > 4)
     clustered = stroma * np.exp(1.3 * noise(rng, (stroma.shape[0], stroma.shape[1]), 170 / cell))
     clustered *= stroma.sum() / max(float(clustered.sum()), 1e-6)

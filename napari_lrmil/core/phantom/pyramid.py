@@ -1,21 +1,32 @@
-"""Pyramids of JPEG tiles that OpenSlide opens; they know nothing of phantoms but the pixels."""
+"""Pyramids of JPEG tiles that OpenSlide opens, written while their pixels come in; they know nothing of phantoms."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 import tifffile
 
 from napari_lrmil.core.errors import GeometryError
 from napari_lrmil.core.files import whole
+from napari_lrmil.core.phantom.containers import CONTAINERS, Facts
 from napari_lrmil.core.phantom.look import Pixels
+
+_TILE = 256  # px along a side of a tile
+_IN_MEMORY = 8 * 2**20  # bytes of a lower level kept in memory; more goes to an unnamed file beside the slide
+_ENCODED_AT_ONCE = 16 * 2**20  # bytes of tiles that wait for the JPEG encoder
+_CLASSIC_TIFF = 2**32 - 2**25  # bytes that 32-bit offsets reach, less room for tags
 
 
 def write_pyramid(
     path: Path,
     level0: Pixels,
-    mpp: float,
+    mpp: float | None,
     *,
     container: str = "aperio",
     levels: int = 5,
@@ -31,55 +42,142 @@ def write_pyramid(
     level0
         (height, width, 3) uint8 RGB.
     mpp
-        Micrometres per level-0 pixel, across; down too unless `mpp_y` says otherwise.
+        Micrometres per level-0 pixel, across; down too unless `mpp_y` says otherwise. None: the file does not say it.
     container
-        ``aperio`` as an SVS holds it, or ``generic``: a plain pyramidal TIFF, whose resolution stands in its tags.
+        ``aperio`` as an SVS holds it; ``generic``: a plain pyramidal TIFF, whose resolution stands in its tags;
+        ``leica``: an SCN, which has bounds; ``ome``: an OME-TIFF, whose lower levels hang below level 0.
     levels
         At most so many; five give 20x, 10x, 5x, 2.5x and 1.25x of a 20x slide.
     quality
         Of the JPEG tiles.
     mpp_y
-        Micrometres per level-0 pixel down, for a generic container: Aperio's has one resolution only.
+        Micrometres per level-0 pixel down: Aperio's and Leica's have one resolution only.
     """
-    if container not in ("aperio", "generic"):
-        raise GeometryError(f"{path}: container {container!r} is unknown; use aperio or generic")
-    if container == "aperio" and mpp_y not in (None, mpp):
-        raise GeometryError(f"{path}: an Aperio slide states one resolution; write {mpp} x {mpp_y} µm as generic")
-    image = np.ascontiguousarray(level0)
-    with whole(Path(path)) as partial, tifffile.TiffWriter(partial) as writer:
-        for level in range(levels):
-            if level and min(image.shape[:2]) < 2:
-                break
-            image = image if level == 0 else _halve(image)
-            description = _aperio(level0, image, mpp, quality) if container == "aperio" else None
-            per_cm = tuple(1e4 / (m * 2**level) for m in (mpp, mpp_y or mpp))
+    size = (level0.shape[1], level0.shape[0])
+    write_bands(path, [level0], size, mpp, container=container, levels=levels, quality=quality, mpp_y=mpp_y)
+
+
+def write_bands(
+    path: Path,
+    bands: Iterable[Pixels],
+    size: tuple[int, int],
+    mpp: float | None,
+    *,
+    container: str = "aperio",
+    levels: int = 5,
+    quality: int = 90,
+    mpp_y: float | None = None,
+) -> None:
+    """Write a pyramid of `size` (width, height) from bands of whole rows, top to bottom; see `write_pyramid`.
+
+    Level 0 is never held: lower levels gather while it is encoded, in files without a name where they are large.
+    """
+    if container not in CONTAINERS:
+        raise GeometryError(f"{path}: container {container!r} is unknown; use {', '.join(CONTAINERS)}")
+    kind = CONTAINERS[container]
+    facts = Facts(_level_sizes(size, levels), mpp, mpp if mpp_y is None else mpp_y, quality)
+    kind.check(path, facts)
+    big = kind.always_big or 4 * facts.width * facts.height > _CLASSIC_TIFF  # 3 bytes each, a third more below
+    with whole(Path(path)) as partial, ExitStack() as stack:
+        writer = stack.enter_context(tifffile.TiffWriter(partial, bigtiff=big, ome=kind.is_ome))
+        lower = [stack.enter_context(_Reduced(w, partial.parent)) for w, _ in facts.sizes[1:]]
+        sources = [_feed(bands, lower), *(level.bands() for level in lower)]
+        for level, source in enumerate(sources):
+            width, height = facts.sizes[level]
             writer.write(
-                image,
+                _tiles(source, width),
+                shape=(height, width, 3),
+                dtype=np.uint8,
                 photometric="rgb",  # tifffile makes it YCbCr for JPEG itself
                 compression="jpeg",
                 compressionargs={"level": quality},
                 subsampling=(2, 2),
-                tile=(256, 256),
-                description=description,
-                subfiletype=int(level > 0 and container == "generic"),  # how OpenSlide tells generic levels from pages
-                resolution=per_cm,
-                resolutionunit="CENTIMETER",
+                tile=(_TILE, _TILE),
                 software=False,
-                metadata=None,
+                buffersize=_ENCODED_AT_ONCE,
+                **kind.tags(facts, level),
             )
 
 
+def _level_sizes(size: tuple[int, int], levels: int) -> tuple[tuple[int, int], ...]:
+    """Return width and height of each level; an odd last row or column is left out, as scanners do."""
+    sizes = [size]
+    while len(sizes) < levels and min(sizes[-1]) >= 2:
+        sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
+    return tuple(sizes)
+
+
+def _feed(bands: Iterable[Pixels], lower: Sequence[_Reduced]) -> Iterator[Pixels]:
+    """Pass bands on, and leave their means with every lower level."""
+    for band in bands:
+        rows = band
+        for level in lower:
+            rows = level.add(rows)
+        yield band
+
+
+def _tiles(bands: Iterable[Pixels], width: int) -> Iterator[Pixels]:
+    """Yield tiles row by row; those at the right and lower edge are cut, and tifffile pads them."""
+    for rows in _tile_rows(bands):
+        for x in range(0, width, _TILE):
+            yield rows[:, x : x + _TILE]
+
+
+def _tile_rows(bands: Iterable[Pixels]) -> Iterator[Pixels]:
+    """Yield bands of `_TILE` rows, the last maybe fewer, from bands of any height."""
+    rest: list[Pixels] = []
+    for band in bands:
+        start = 0
+        while start < len(band):
+            taken = band[start : start + _TILE - sum(map(len, rest))]
+            start += len(taken)
+            rest.append(taken)
+            if sum(map(len, rest)) == _TILE:
+                yield rest[0] if len(rest) == 1 else np.concatenate(rest)
+                rest = []
+    if rest:
+        yield np.concatenate(rest)
+
+
+class _Reduced:
+    """A level below level 0: gathered row by row, then read back from the top."""
+
+    def __init__(self, width: int, folder: Path) -> None:
+        self._width = width
+        self._rows = SpooledTemporaryFile(_IN_MEMORY, dir=str(folder))  # noqa: SIM115  # closed on exit
+        self._odd: Pixels | None = None  # a last row of the level above that waits for its fellow
+
+    def add(self, above: Pixels) -> Pixels:
+        """Keep the means of rows of the level above, and return them; there are none of a single row."""
+        if self._odd is not None:
+            above = np.concatenate([self._odd, above])
+        even = len(above) // 2 * 2
+        self._odd = above[even:].copy() if even < len(above) else None
+        halved = _halve(above[:even])
+        self._rows.write(halved.tobytes())
+        return halved
+
+    def bands(self) -> Iterator[Pixels]:
+        """Yield the rows that were kept, some at a time."""
+        self._rows.seek(0)
+        while rows := self._rows.read(_TILE * self._width * 3):
+            yield np.frombuffer(rows, dtype=np.uint8).reshape(-1, self._width, 3)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._rows.close()
+
+
 def _halve(image: Pixels) -> Pixels:
-    """Return means of 2 x 2 pixels; an odd last row or column is left out, as scanners do."""
+    """Return means of 2 x 2 pixels; an odd last row or column is left out."""
     height, width = (n // 2 * 2 for n in image.shape[:2])
-    a = image[:height, :width].astype(np.uint16)
-    total = a[0::2, 0::2] + a[1::2, 0::2] + a[0::2, 1::2] + a[1::2, 1::2]
-    return ((total + 2) >> 2).astype(np.uint8)
-
-
-def _aperio(level0: Pixels, image: Pixels, mpp: float, quality: int) -> str:
-    """Return an image description as OpenSlide's Aperio reader expects it: vendor, then facts between bars."""
-    (height, width), (rows, cols) = level0.shape[:2], image.shape[:2]
-    size = f"{width}x{height}" if image.shape == level0.shape else f"{width}x{height} -> {cols}x{rows}"
-    facts = f"AppMag = {10 / mpp:g}|MPP = {mpp:.6g}"
-    return f"Aperio Image Library v12 (phantom)\r\n{size} [0,0 {cols}x{rows}] JPEG/RGB Q={quality}|{facts}"
+    a = image[:height, :width]
+    total = a[0::2, 0::2].astype(np.uint16) + 2  # so that the shift rounds
+    for part in (a[1::2, 0::2], a[0::2, 1::2], a[1::2, 1::2]):
+        total += part
+    total >>= 2
+    return total.astype(np.uint8)

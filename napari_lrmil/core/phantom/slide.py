@@ -1,8 +1,9 @@
-"""One phantom slide: paint it, and write it with the outlines of its lesions."""
+"""One phantom slide: paint it band by band, and write it with the outlines of its lesions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,17 @@ from typing import Any
 import numpy as np
 
 from napari_lrmil.core.files import write_json
-from napari_lrmil.core.phantom.composition import measure_composition
-from napari_lrmil.core.phantom.layout import lay_out
-from napari_lrmil.core.phantom.look import DEFAULT_LOOK, LESION, Field, Outline, PhantomLook, PhantomSlide, Pixels
-from napari_lrmil.core.phantom.nuclei import populate
-from napari_lrmil.core.phantom.pyramid import write_pyramid
-from napari_lrmil.core.phantom.stain import develop
-from napari_lrmil.core.phantom.stamps import stamp_all
+from napari_lrmil.core.phantom.composition import CELL_UM, compose
+from napari_lrmil.core.phantom.containers import CONTAINERS
+from napari_lrmil.core.phantom.look import DEFAULT_LOOK, Field, Outline, PhantomLook, PhantomSlide, Pixels
+from napari_lrmil.core.phantom.pieces import Piece, find_spots, make_piece, streams
+from napari_lrmil.core.phantom.pyramid import write_bands
+from napari_lrmil.core.phantom.stain import Exposure
+from napari_lrmil.core.phantom.strokes import pen_of
+from napari_lrmil.core.phantom.variants import combine
+
+DEFAULT_CONTAINER = "aperio"
+_BAND = 256  # rows painted at a time, which bounds memory
 
 
 @dataclass(frozen=True)
@@ -28,45 +33,116 @@ class Phantom:
     composition: Field  # (rows, cols, len(COMPOSITION)): shares, then counts; the same whether lesional or not
 
 
+@dataclass(frozen=True)
+class Band:
+    """Some rows of a slide, and the pieces of tissue that begin in them."""
+
+    pixels: Pixels  # (rows, width, 3)
+    begun: tuple[Piece, ...]
+
+
 def paint(slide: PhantomSlide, look: PhantomLook = DEFAULT_LOOK) -> Phantom:
     """Return the pixels, lesions and composition of a slide.
 
     The same seed under the other label gives a twin: the same tissue, with or without lesional nuclei in the foci.
     """
-    rng = _streams(slide.seed)
-    glands, plan = lay_out(slide, look, rng["plan"])
-    nuclei, goblets = populate(plan, glands, slide, look, rng["nuclei"])
-    foci = plan.foci if slide.label == LESION else ()
-    layers = stamp_all(nuclei, goblets, foci, slide, look, rng["stamps"])
-    pixels = develop(plan, layers, slide, look, rng["light"])
-    lesions = tuple(focus.outline() / slide.mpp for focus in foci)
-    return Phantom(pixels, lesions, measure_composition(plan, nuclei, slide))
+    bands = list(paint_bands(slide, look))
+    pieces = [piece for band in bands for piece in band.begun]
+    cells = (math.ceil(slide.size[1] * slide.mpp / CELL_UM), math.ceil(slide.size[0] * slide.mpp / CELL_UM))
+    lesions = tuple(outline for piece in pieces for outline in piece.lesions)
+    pixels = np.concatenate([band.pixels for band in bands])
+    return Phantom(pixels, lesions, compose(cells, [piece.composition() for piece in pieces]))
 
 
-def _streams(seed: int) -> dict[str, np.random.Generator]:
-    """Return one random stream per step, so that a draw in one step moves nothing in another."""
-    steps = ("plan", "nuclei", "stamps", "light")
-    return {step: np.random.default_rng([seed, i]) for i, step in enumerate(steps)}
+def paint_bands(slide: PhantomSlide, look: PhantomLook = DEFAULT_LOOK) -> Iterator[Band]:
+    """Yield a slide from top to bottom; no more of it is held than a band and the plans of the tissue that it cuts."""
+    rng = streams(slide.seed)["light"]
+    exposure = Exposure.draw(slide, look, rng)
+    waiting = find_spots(slide, look)
+    pieces: list[Piece] = []
+    for top in range(0, slide.size[1], _BAND):
+        rows = slice(top, min(top + _BAND, slide.size[1]))
+        pieces = [piece for piece in pieces if piece.spot.rows.stop > top]
+        begun = [make_piece(spot, look) for spot in waiting if spot.rows.start < rows.stop]
+        waiting = waiting[len(begun) :]
+        pieces += begun
+        yield Band(exposure.develop(pieces, rows, rng), tuple(begun))
 
 
-def write_slide(folder: Path, slide: PhantomSlide, look: PhantomLook = DEFAULT_LOOK) -> Path:
-    """Paint a slide, write ``<name>.tif`` and ``<name>_lesions.geojson`` into `folder`, and return the slide's path."""
-    phantom = paint(slide, look)
-    path = Path(folder) / f"{slide.name}.tif"
-    write_pyramid(path, phantom.pixels, slide.mpp)
-    write_json(path.with_name(f"{slide.name}_lesions.geojson"), lesions_geojson(phantom.lesions))
+def write_slide(
+    folder: Path, slide: PhantomSlide, look: PhantomLook = DEFAULT_LOOK, *, variants: Sequence[str] = ()
+) -> Path:
+    """Paint a slide into `folder` while it is written, and return its path.
+
+    Beside it lie ``<stem>_lesions.geojson`` and, of a fold or a pen's stroke, ``<stem>_artefacts.geojson``.
+
+    Parameters
+    ----------
+    folder
+        Where to; it is made.
+    slide
+        What to paint, at 20x.
+    look
+        How it looks.
+    variants
+        Names of `VARIANTS`, each of which changes one thing about the slide or its file.
+    """
+    variant = combine(variants)
+    slide, look = slide.zoomed(variant.zoom), variant.apply(look)
+    container, planted = variant.container or DEFAULT_CONTAINER, _Planted([], [], [])
+    path = Path(folder) / f"{slide.name}{CONTAINERS[variant.container].suffix if variant.container else '.tif'}"
+    mpp = slide.mpp if variant.states_mpp else None
+    write_bands(path, planted.note(paint_bands(slide, look)), slide.size, mpp, container=container)
+    if look.pen:
+        width, height = (n * slide.mpp for n in slide.size)
+        planted.pens.append(pen_of(width, height).outline() / slide.mpp)
+    moved = planted.moved(CONTAINERS[container].offset)
+    write_json(path.with_name(f"{path.stem}_lesions.geojson"), lesions_geojson(moved.lesions))
+    if moved.folds or moved.pens:
+        write_json(path.with_name(f"{path.stem}_artefacts.geojson"), artefacts_geojson(moved.folds, moved.pens))
     return path
+
+
+@dataclass(frozen=True)
+class _Planted:
+    """Outlines of what a slide holds, noted while it is painted; level-0 px."""
+
+    lesions: list[Outline]
+    folds: list[Outline]
+    pens: list[Outline]
+
+    def note(self, bands: Iterable[Band]) -> Iterator[Pixels]:
+        """Yield the pixels of bands, and keep the outlines of what begins in them."""
+        for band in bands:
+            for piece in band.begun:
+                self.lesions.extend(piece.lesions)
+                self.folds.extend(piece.folds)
+            yield band.pixels
+
+    def moved(self, offset: tuple[int, int]) -> _Planted:
+        """Return the outlines where the painted part begins at `offset` px."""
+        return _Planted(*([outline + offset for outline in kind] for kind in (self.lesions, self.folds, self.pens)))
 
 
 def lesions_geojson(outlines: Sequence[Outline]) -> dict[str, Any]:
     """Return outlines (points, 2) in level-0 px as a QuPath feature collection of tumour annotations."""
-    return {"type": "FeatureCollection", "features": [_feature(outline) for outline in outlines]}
+    return _collection([_feature(outline, "Tumor", (200, 0, 0)) for outline in outlines])
 
 
-def _feature(outline: Outline) -> dict[str, Any]:
+def artefacts_geojson(folds: Sequence[Outline], pens: Sequence[Outline]) -> dict[str, Any]:
+    """Return outlines of folds and of a pen's strokes as annotations of these classes."""
+    features = [_feature(outline, "Fold", (120, 0, 160)) for outline in folds]
+    return _collection([*features, *(_feature(outline, "Pen", (0, 120, 60)) for outline in pens)])
+
+
+def _collection(features: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"type": "FeatureCollection", "features": features}
+
+
+def _feature(outline: Outline, name: str, colour: tuple[int, int, int]) -> dict[str, Any]:
     ring = [[round(float(x), 1), round(float(y), 1)] for x, y in (*outline, outline[0])]
     return {
         "type": "Feature",
         "geometry": {"type": "Polygon", "coordinates": [ring]},
-        "properties": {"objectType": "annotation", "classification": {"name": "Tumor", "color": [200, 0, 0]}},
+        "properties": {"objectType": "annotation", "classification": {"name": name, "color": list(colour)}},
     }

@@ -1,18 +1,22 @@
-"""Amounts of haematoxylin and eosin, band by band, and the light that they let through."""
+"""Amounts of haematoxylin and eosin in a band of rows, and the light that they let through."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from napari_lrmil.core.phantom.layout import PLAN_PX, Plan
-from napari_lrmil.core.phantom.look import EOSIN, HAEMATOXYLIN, Field, PhantomLook, PhantomSlide, Pixels
-from napari_lrmil.core.phantom.stamps import LAYER_UNIT, Layers
+from napari_lrmil.core.phantom.layout import PLAN_UM
+from napari_lrmil.core.phantom.look import EOSIN, HAEMATOXYLIN, INKS, Field, PhantomLook, PhantomSlide, Pixels
+from napari_lrmil.core.phantom.pieces import Piece
+from napari_lrmil.core.phantom.stamps import LAYER_UNIT, stamp
+from napari_lrmil.core.phantom.strokes import pen_of
 
-_BAND = 256  # rows painted at a time, which bounds memory
 _TILE = 1024  # texels along a side of the noise tiles; a power of two, so that they wrap by a bit mask
 
 
@@ -24,45 +28,106 @@ def _tile(sigma_across: float, sigma_along: float) -> Field:
     return np.asarray(smooth / smooth.std(), dtype=np.float32)
 
 
-def develop(plan: Plan, layers: Layers, slide: PhantomSlide, look: PhantomLook, rng: np.random.Generator) -> Pixels:
-    """Return the light that a lamp sends through the section."""
-    width, height = slide.size
-    stains = rng.normal(1, look.stain_sd, 2).astype(np.float32)
-    lamp = rng.normal(look.lamp, look.lamp_sd, 3).astype(np.float32)
-    pixels = np.empty((height, width, 3), dtype=np.uint8)
-    for top in range(0, height, _BAND):
-        rows = slice(top, min(top + _BAND, height))
-        haem, eosin = _stain(plan, layers, rows, slide)
-        noise = look.noise_sd * rng.standard_normal(haem.shape, dtype=np.float32) + np.float32(0.5)
+@dataclass(frozen=True)
+class Exposure:
+    """What is the same all over a slide: its stains, its light and its pen."""
+
+    slide: PhantomSlide
+    look: PhantomLook
+    stains: NDArray[np.float32]  # (2,) amounts of haematoxylin and eosin relative to the usual
+    lamp: NDArray[np.float32]  # (3,) grey of empty glass
+
+    @classmethod
+    def draw(cls, slide: PhantomSlide, look: PhantomLook, rng: np.random.Generator) -> Exposure:
+        """Return the exposure of one slide."""
+        stains = rng.normal(1, look.stain_sd, 2).astype(np.float32)
+        return cls(slide, look, stains, rng.normal(look.lamp, look.lamp_sd, 3).astype(np.float32))
+
+    def develop(self, pieces: Sequence[Piece], rows: slice, rng: np.random.Generator) -> Pixels:
+        """Return the light that the lamp sends through a band of the slide, and the camera's noise."""
+        shape = (rows.stop - rows.start, self.slide.size[0])
+        stained = [_Stained.of(piece, rows) for piece in pieces]
+        ink = self._ink(rows)
+        noise = rng.standard_normal(shape, dtype=np.float32)
+        noise *= self.look.noise_sd
+        noise += np.float32(0.5)
+        pixels = np.empty((*shape, 3), dtype=np.uint8)
         for channel in range(3):
-            density = haem * (stains[0] * HAEMATOXYLIN[channel]) + eosin * (stains[1] * EOSIN[channel])
-            pixels[rows, :, channel] = np.clip(lamp[channel] * np.exp(-density) + noise, 0, 255)
-    return pixels
+            light = np.full(shape, self.lamp[channel])
+            for part in stained:
+                density = part.haem * (self.stains[0] * HAEMATOXYLIN[channel])
+                density += part.eosin * (self.stains[1] * EOSIN[channel])
+                light[part.window] *= np.exp(-density)
+            if ink is not None and self.look.pen:
+                light *= 1 - ink * np.float32(1 - INKS[self.look.pen][channel])
+            light += noise
+            pixels[..., channel] = np.clip(light, 0, 255, out=light)
+        return pixels
+
+    def _ink(self, rows: slice) -> Field | None:
+        """Return how much of each pixel of a band the pen has covered; None where it has not been."""
+        if self.look.pen is None:
+            return None
+        mpp = self.slide.mpp
+        x, y = ((np.arange(n, dtype=np.float32) + np.float32(0.5)) * np.float32(mpp) for n in self.slide.size)
+        width, height = (n * mpp for n in self.slide.size)
+        return _edge(pen_of(width, height).depth(x, y[rows, None]), 4.0)
 
 
-def _stain(plan: Plan, layers: Layers, rows: slice, slide: PhantomSlide) -> tuple[Field, Field]:
-    """Return the amounts of haematoxylin and eosin in a band of rows."""
-    tissue, gland, lumen, across, along, thickness = (
-        _enlarge(f, rows, slide.size[0])
-        for f in (plan.tissue, plan.gland, plan.lumen, plan.across, plan.along, plan.thickness)
-    )
-    grain = _grain(rows, slide.size[0])
-    haem, eosin = _stroma(across, along, grain)
+@dataclass(frozen=True)
+class _Stained:
+    """The stains of a piece of tissue in a band of the slide."""
+
+    window: tuple[slice, slice]  # of the band that the piece takes
+    haem: Field
+    eosin: Field
+
+    @classmethod
+    def of(cls, piece: Piece, rows: slice) -> _Stained:
+        """Return what a piece has of a band of rows, which must meet it."""
+        top = piece.spot.rows.start
+        own = slice(max(rows.start, top) - top, min(rows.stop, piece.spot.rows.stop) - top)
+        haem, eosin = _stain(piece, own)
+        return cls((slice(own.start + top - rows.start, own.stop + top - rows.start), piece.spot.columns), haem, eosin)
+
+
+def _stain(piece: Piece, rows: slice) -> tuple[Field, Field]:
+    """Return the amounts of haematoxylin and eosin in a band of the rows of a piece. Fields live while they are needed."""
+    plan, width, mpp = piece.plan, piece.spot.piece.size[0], piece.spot.piece.mpp
+    grain = _grain(rows, width)
+    fibre = _fibre(_enlarge(plan.across, rows, width, mpp), _enlarge(plan.along, rows, width, mpp))
+    haem, eosin = _stroma(fibre, grain)
+    del fibre
+    gland = _enlarge(plan.gland, rows, width, mpp)
     membrane = 0.10 * np.exp(-((gland / 1.6) ** 2))
     _mix(haem, eosin, _edge(gland, 1.2), 0.20 + 0.03 * grain, 0.30 + 0.03 * grain + membrane)
-    _mix(haem, eosin, layers.mucin[rows] * np.float32(0.8 / 255), 0.10 + 0.01 * grain, 0.04)
-    _mix(haem, eosin, _edge(lumen, 2.0), 0.03 + 0.015 * grain, 0.03)
-    mask = layers.mask[rows] * np.float32(1 / 255)
-    _mix(haem, eosin, mask, 0.05, 0.16)
-    haem += layers.density[rows] * np.float32(LAYER_UNIT)
+    del gland, membrane
+    layers = stamp(piece.imprints, rows, width)
+    _mix(haem, eosin, layers.mucin * np.float32(0.8 / 255), 0.10 + 0.01 * grain, 0.04)
+    _mix(haem, eosin, _edge(_enlarge(plan.lumen, rows, width, mpp), 2.0), 0.03 + 0.015 * grain, 0.03)
+    _mix(haem, eosin, layers.mask * np.float32(1 / 255), 0.05, 0.16)
+    haem += layers.density * np.float32(LAYER_UNIT)
+    section = _section(piece, rows)
+    haem *= section
+    eosin *= section
+    return haem, eosin
+
+
+def _section(piece: Piece, rows: slice) -> Field:
+    """Return the thickness of tissue relative to the mean: 0 on glass, and about 2 in a fold."""
+    (width, _), mpp = piece.spot.piece.size, piece.spot.piece.mpp
+    tissue, thickness = (_enlarge(f, rows, width, mpp) for f in (piece.plan.tissue, piece.plan.thickness))
     section = _edge(tissue, 2.5) * thickness
-    return haem * section, eosin * section
+    if piece.fold is not None:
+        x, y = (np.arange(a, b, dtype=np.float32) * np.float32(mpp) for a, b in ((0, width), (rows.start, rows.stop)))
+        section *= 1 + _edge(piece.fold.depth(x, y[:, None]), 3.0)
+    return section
 
 
-def _enlarge(field: Field, rows: slice, width: int) -> Field:
+def _enlarge(field: Field, rows: slice, width: int, mpp: float) -> Field:
     """Return a band of level-0 pixels of a field of the plan."""
-    box = (0.0, rows.start / PLAN_PX, width / PLAN_PX, rows.stop / PLAN_PX)
-    size = (width, rows.stop - rows.start)
+    px, size = PLAN_UM / mpp, (width, rows.stop - rows.start)
+    box = (0.0, rows.start / px, width / px, rows.stop / px)
     return np.asarray(Image.fromarray(field).resize(size, Image.Resampling.BILINEAR, box=box))
 
 
@@ -84,10 +149,14 @@ def _grain(rows: slice, width: int) -> Field:
     return np.asarray(tile[i[:, None], j])
 
 
-def _stroma(across: Field, along: Field, grain: Field) -> tuple[Field, Field]:
-    """Return collagen: pink fibres, paler between, with clefts."""
+def _fibre(across: Field, along: Field) -> Field:
+    """Return the density of collagen about its mean: fine fibres in coarse bundles."""
     i, j = (across * 2).astype(np.int32) & (_TILE - 1), along.astype(np.int32) & (_TILE - 1)
-    fibre = 0.75 * _tile(1.7, 9.0)[i, j] + 0.6 * _tile(7.0, 16.0)[i, j]
+    return np.asarray(0.75 * _tile(1.7, 9.0)[i, j] + 0.6 * _tile(7.0, 16.0)[i, j])
+
+
+def _stroma(fibre: Field, grain: Field) -> tuple[Field, Field]:
+    """Return collagen: pink fibres, paler between, with clefts."""
     cleft = np.clip(-0.9 * fibre - 1.0, 0, 1)
     eosin = (0.40 + 0.10 * fibre + 0.02 * grain) * (1 - 0.75 * cleft)
     return (0.07 + 0.02 * fibre) * (1 - cleft), eosin

@@ -31,11 +31,29 @@ class _Stamps:
 
 @dataclass(frozen=True)
 class Layers:
-    """What is stamped on the slide, at level 0."""
+    """What is stamped on a band of level-0 rows."""
 
-    density: Pixels  # (height, width) haematoxylin of nuclei, in units of `LAYER_UNIT`
-    mask: Pixels  # (height, width) 255 within a nucleus
-    mucin: Pixels  # (height, width) 255 within a vacuole
+    density: Pixels  # (rows, width) haematoxylin of nuclei, in units of `LAYER_UNIT`
+    mask: Pixels  # (rows, width) 255 within a nucleus
+    mucin: Pixels  # (rows, width) 255 within a vacuole
+
+
+@dataclass(frozen=True)
+class Imprint:
+    """Where the stamps of a library are to be set; sorted from top to bottom, so that a band finds its own."""
+
+    layer: str  # of `Layers`
+    stamps: Pixels  # (m, side, side)
+    corners: NDArray[np.int64]  # (n, 2), px, x then y
+    picks: NDArray[np.int64]  # (n,) which stamp
+    gains: NDArray[np.float64] | None  # (n,) by which it is darker
+
+    def within(self, rows: slice) -> Imprint:
+        """Return the stamps that reach into a band, corners counted from its first row."""
+        top, side = self.corners[:, 1], self.stamps.shape[1]
+        chosen = slice(*np.searchsorted(top, (rows.start - side + 1, rows.stop)))
+        gains = None if self.gains is None else self.gains[chosen]
+        return Imprint(self.layer, self.stamps, self.corners[chosen] - (0, rows.start), self.picks[chosen], gains)
 
 
 @lru_cache(maxsize=16)
@@ -99,30 +117,46 @@ def _calibrate(chromatin: NDArray[Any], mask: NDArray[Any], density: float, step
     return amount
 
 
-def stamp_all(
+def imprint(
     nuclei: Mapping[str, Nuclei],
     goblets: Nuclei,
     foci: Sequence[Blob],
     slide: PhantomSlide,
     look: PhantomLook,
     rng: np.random.Generator,
-) -> Layers:
-    """Return the slide stamped with its nuclei and vacuoles; epithelial ones within `foci` are lesional."""
-    width, height = slide.size
-    density, mask, mucin = (np.zeros((height, width), dtype=np.uint8) for _ in range(3))
+) -> list[Imprint]:
+    """Return where nuclei and vacuoles are stamped; epithelial nuclei within `foci` are lesional."""
     looks = {"epithelial_nuclei": look.epithelial, "fibroblasts": look.fibroblast, "lymphocytes": look.lymphocyte}
     vacuole = NucleusLook(9.5, 7.5, 0.5, size_sd=0.18, grain=0.0, rim=0.0, nucleoli=0)
+    imprints = []
     for name, kind in looks.items():
         group = nuclei[name]
         changed = group.within(foci if kind is look.epithelial else ())
         picks, gains = _draw_stamps(group, rng)
         for here, used in ((~changed, kind), (changed, look.lesional)):
-            stamps = _stamps(used, slide.mpp)
-            _blit(density, stamps.density, group.xy[here] / slide.mpp, picks[here], 1 + used.density_sd * gains[here])
-            _blit(mask, stamps.mask, group.xy[here] / slide.mpp, picks[here], None)
+            stamps, xy = _stamps(used, slide.mpp), group.xy[here] / slide.mpp
+            darker = 1 + used.density_sd * gains[here]
+            imprints.append(_sorted("density", stamps.density, xy, picks[here], darker))
+            imprints.append(_sorted("mask", stamps.mask, xy, picks[here]))
     picks, _ = _draw_stamps(goblets, rng)
-    _blit(mucin, _stamps(vacuole, slide.mpp).mask, goblets.xy / slide.mpp, picks, None)
-    return Layers(density, mask, mucin)
+    return [*imprints, _sorted("mucin", _stamps(vacuole, slide.mpp).mask, goblets.xy / slide.mpp, picks)]
+
+
+def _sorted(
+    layer: str, stamps: Pixels, xy: Outline, picks: NDArray[np.int64], gains: NDArray[np.float64] | None = None
+) -> Imprint:
+    """Return an imprint of stamps centred at (n, 2) px."""
+    corners = np.rint(xy - stamps.shape[1] / 2).astype(int)
+    order = np.argsort(corners[:, 1], kind="stable")
+    return Imprint(layer, stamps, corners[order], picks[order], None if gains is None else gains[order])
+
+
+def stamp(imprints: Sequence[Imprint], rows: slice, width: int) -> Layers:
+    """Return a band of rows stamped with what reaches into it."""
+    layers = Layers(*(np.zeros((rows.stop - rows.start, width), dtype=np.uint8) for _ in range(3)))
+    for one in imprints:
+        _blit(getattr(layers, one.layer), one.within(rows))
+    return layers
 
 
 def _draw_stamps(group: Nuclei, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -132,16 +166,13 @@ def _draw_stamps(group: Nuclei, rng: np.random.Generator) -> tuple[NDArray[np.in
     return picks, np.clip(rng.normal(size=len(direction)), -2.5, 2.5)
 
 
-def _blit(
-    layer: Pixels, stamps: Pixels, xy: Outline, picks: NDArray[np.int64], gains: NDArray[np.float64] | None
-) -> None:
+def _blit(layer: Pixels, prints: Imprint) -> None:
     """Stamp with the maximum of old and new: nuclei that overlap in a thin section do not add up."""
-    side = stamps.shape[1]
-    corners = np.rint(xy - side / 2).astype(int)
-    for i, (x, y) in enumerate(corners.tolist()):
+    stamps, side = prints.stamps, prints.stamps.shape[1]
+    for i, (x, y) in enumerate(prints.corners.tolist()):
         x0, y0 = max(x, 0), max(y, 0)
         view = layer[y0 : max(y + side, 0), x0 : max(x + side, 0)]
-        stamp = stamps[picks[i], y0 - y : y0 - y + view.shape[0], x0 - x : x0 - x + view.shape[1]]
-        if gains is not None:
-            stamp = np.minimum(stamp * np.float32(gains[i]) + np.float32(0.5), 255).astype(np.uint8)
-        np.maximum(view, stamp, out=view)
+        drawn = stamps[prints.picks[i], y0 - y : y0 - y + view.shape[0], x0 - x : x0 - x + view.shape[1]]
+        if prints.gains is not None:
+            drawn = np.minimum(drawn * np.float32(prints.gains[i]) + np.float32(0.5), 255).astype(np.uint8)
+        np.maximum(view, drawn, out=view)

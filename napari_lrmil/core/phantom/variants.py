@@ -1,0 +1,69 @@
+"""Slides as scanners and laboratories make them: finer, silent, spoilt, or in another kind of file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from napari_lrmil.core.errors import ConfigError
+from napari_lrmil.core.phantom.look import PhantomLook
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is unlike an ordinary phantom."""
+
+    about: str
+    zoom: int = 1  # pixels along a side for each of the 20x slide
+    container: str | None = None  # one of `CONTAINERS`; None: Aperio's
+    states_mpp: bool = True  # whether the file tells its resolution
+    fold: bool = False
+    pen: str | None = None  # its ink
+
+    def apply(self, look: PhantomLook) -> PhantomLook:
+        """Return a look with the fold and the pen of this variant beside its own."""
+        return replace(look, fold=look.fold or self.fold, pen=self.pen or look.pen)
+
+
+VARIANTS = {
+    "40x": Variant("0.25 µm: the same tissue in twice the pixels each way", zoom=2),
+    "no-mpp": Variant("a file that does not tell its resolution", states_mpp=False),
+    "fold": Variant("a dark band of tissue that lies double", fold=True),
+    "pen": Variant("a green marker's stroke over tissue and glass", pen="green"),
+    "pen-blue": Variant("a blue one", pen="blue"),
+    "pen-black": Variant("a black one", pen="black"),
+    "bounds": Variant("a Leica SCN whose scan lies off the corner of the slide", container="leica"),
+    "svs": Variant("an Aperio SVS by name", container="aperio"),
+    "generic": Variant("a plain pyramidal TIFF", container="generic"),
+    "ome": Variant("an OME-TIFF, of which OpenSlide sees level 0 only", container="ome"),
+}
+
+
+def combine(names: Sequence[str]) -> Variant:
+    """Return one variant that is all of `names` at once.
+
+    Raises
+    ------
+    ConfigError
+        Where a name is unknown, or two want another container, or another ink.
+    """
+    unknown = [name for name in names if name not in VARIANTS]
+    if unknown:
+        raise ConfigError(f"there is no variant {unknown[0]!r}; choose among {', '.join(VARIANTS)}")
+    chosen = [VARIANTS[name] for name in names]
+    return Variant(
+        ", ".join(names),
+        zoom=max((v.zoom for v in chosen), default=1),
+        container=_only([v.container for v in chosen], names),
+        states_mpp=all(v.states_mpp for v in chosen),
+        fold=any(v.fold for v in chosen),
+        pen=_only([v.pen for v in chosen], names),
+    )
+
+
+def _only(wishes: Sequence[str | None], names: Sequence[str]) -> str | None:
+    """Return the one wish that there is, or None."""
+    found = {wish for wish in wishes if wish is not None}
+    if len(found) > 1:
+        raise ConfigError(f"the variants {', '.join(names)} exclude each other: {' and '.join(sorted(found))}")
+    return found.pop() if found else None
