@@ -251,6 +251,19 @@ def test_phantom_and_features(call: Call, tmp_path: Path) -> None:
     assert made == {p: p.stat().st_mtime_ns for p in made}
 
 
+def test_phantom_variants(call: Call, tmp_path: Path) -> None:
+    """Variants combine on each slide, and the table names the files as they are; a wrong one is told first."""
+    words = ("phantom", tmp_path / "c", "--slides", 1, "--size", "640x448", "--seed", 4)
+    code, _, _ = call(*words, "--variant", "40x", "--variant", "bounds")
+    assert code == 0
+    (row,) = csv.DictReader((tmp_path / "c" / "cohort.csv").read_text().splitlines())
+    code, out, _ = call("info", tmp_path / "c" / row["slide"], "--json")
+    assert row["slide"].endswith(".scn")
+    assert (code, json.loads(out)["vendor"]) == (0, "leica")
+    code, _, err = call(*words, "--variant", "fax")
+    assert (code, one_sentence(err), "'fax'" in err) == (2, True, True)
+
+
 @pytest.mark.parametrize("size", ["4096", "0x3", "axb"])
 def test_impossible_phantom_size(call: Call, tmp_path: Path, size: str) -> None:
     """A size is width x height."""

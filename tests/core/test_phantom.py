@@ -187,7 +187,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     """A slide is there whole or not at all, and an older one survives."""
     path = tmp_path / "a.tif"
     path.write_bytes(b"older")
-    monkeypatch.setattr("napari_lrmil.core.phantom.pyramid._halve", lambda image: 1 / 0)  # fails after level 0
+    monkeypatch.setattr("napari_lrmil.core.phantom.pyramid._halve", lambda image: 1 / 0)  # fails within level 0
     with pytest.raises(ZeroDivisionError):
         write_pyramid(path, np.zeros((300, 300, 3), dtype=np.uint8), 0.5)
     assert [p.name for p in tmp_path.iterdir()] == ["a.tif"]
@@ -242,7 +242,9 @@ def test_without_a_split_slides_are_split_60_20_20_within_each_class(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each split has both classes, and the order of slides does not follow the label."""
-    monkeypatch.setattr("napari_lrmil.core.phantom.cohort.write_slide", lambda folder, slide, look: folder / slide.name)
+    monkeypatch.setattr(
+        "napari_lrmil.core.phantom.cohort.write_slide", lambda folder, slide, look, variants: folder / slide.name
+    )
     rows = read(result(list(make_cohort(tmp_path, 20, TINY, 5))))
     counts = {(r["split"], r["label"]): 0 for r in rows}
     for row in rows:

@@ -92,7 +92,7 @@ class _Stained:
 
 
 def _stain(piece: Piece, rows: slice) -> tuple[Field, Field]:
-    """Return the amounts of haematoxylin and eosin in a band of the rows of a piece. Fields live while they are needed."""
+    """Return the amounts of haematoxylin and eosin in a band of rows of a piece; no field lives longer than needed."""
     plan, width, mpp = piece.plan, piece.spot.piece.size[0], piece.spot.piece.mpp
     grain = _grain(rows, width)
     fibre = _fibre(_enlarge(plan.across, rows, width, mpp), _enlarge(plan.along, rows, width, mpp))
