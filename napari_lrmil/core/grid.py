@@ -90,7 +90,7 @@ def grid_of(slide: Slide, plan: PatchPlan, config: TissueConfig | None = None) -
     return ground_of(slide, plan, config).grid
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one is not compared with another but taken for itself: its arrays are large
 class Ground:
     """Where a slide's tissue is, and the patches that it gives.
 

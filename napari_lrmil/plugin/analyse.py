@@ -88,7 +88,7 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.progress = widgets.ProgressBar(max=100, visible=False)
         self.results = ResultsBox()
         self.navigation = NavigationSection(self._viewer)
-        self.reading = Reading(self._viewer, self.session)
+        self.reading = Reading(self._viewer, self.session, self)
         self.what_if, self.tissue, self.keep = WhatIfSection(), TissueSection(), KeepSection()
         running = (self.run_button.native, self.progress.native, self.note)
         column = (self.about, self.navigation, self.form.native, self.scope, *running, self.results, *self.sections[1:])
@@ -196,6 +196,7 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         self._settle = self._timer(0, self._layers_settled)  # napari is still in the middle of it when it tells of it
         self._drawn = self._timer(50, self._take_drawn)
         self._subscribe()
+        self.destroyed.connect(session.close)  # where the window goes, docks get no close event
 
     def _timer(self, ms: int, callback: Callable[[], None]) -> QTimer:
         timer = QTimer(self)
@@ -215,7 +216,7 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
             (self.what_if.exclude_wanted, lambda: self._what_if(self.session.exclude)),
             (self.what_if.keep_wanted, lambda: self._what_if(self.session.keep_only)),
             (self.what_if.undo_wanted, self._undo),
-            (self.tissue.edit_wanted, self.wishes.edit_tissue),
+            (self.tissue.edit_wanted, self._edit_tissue),
             (self.tissue.use_wanted, lambda: self._tissue_changed(self.wishes.use_tissue)),
             (self.tissue.back_wanted, lambda: self._tissue_changed(self.wishes.found_tissue)),
             (self.keep.all_wanted, self.files.ask_all),
@@ -372,6 +373,10 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
     def _undo(self) -> None:
         self.session.undo()
         self.follower.answers.ask(self.session.pool_again())
+
+    def _edit_tissue(self) -> None:
+        self.wishes.edit_tissue()
+        self._refresh()
 
     def _tissue_changed(self, change: Callable[[], None]) -> None:
         attempt(change)

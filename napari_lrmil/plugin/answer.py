@@ -49,9 +49,7 @@ class Answer:
         c = self.prediction.classes.index(name)
         logits = np.array(list(self.prediction.student.logits.values()))
         total, logit = float(self.prediction.student.evidence[:, c].sum()), float(logits[c] - logits.mean())
-        return (
-            f"Σ evidence {total:+.2f}, with the bias {logit - total:+.2f} = logit {logit:+.2f} (centred, uncalibrated)"
-        )
+        return f"Σ {total:+.2f}, bias {logit - total:+.2f}: centred, uncalibrated logit {logit:+.2f}"
 
     # ------------------------------------------------------------ under the cursor
 
