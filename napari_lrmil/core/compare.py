@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,10 @@ from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.geometry import Int64
 from napari_lrmil.core.grid import NestedGrid
 
+if TYPE_CHECKING:
+    from shapely import Polygon
+
 Values = NDArray[np.float32] | NDArray[np.float64]
-Outline = NDArray[np.float64]  # (points, 2) level-0 pixels, x then y
 
 TOP_SHARE = 0.10  # "top 10 %" of the patches
 LESION_SHARE = 0.25  # docs/method.md 3: a patch counts as lesion from a quarter of its area on
@@ -88,8 +91,8 @@ def _kl2(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
     return float(np.sum(p[there] * np.log2(p[there] / q[there])))
 
 
-def read_outlines(path: Path) -> list[Outline]:
-    """Return the outer outlines of the polygons in a GeoJSON file, level-0 pixels.
+def read_outlines(path: Path) -> list[Polygon]:
+    """Return the polygons in a GeoJSON file, holes and all, level-0 pixels.
 
     Raises
     ------
@@ -107,16 +110,18 @@ def read_outlines(path: Path) -> list[Outline]:
         raise LrmilError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise LrmilError(f"{path}: not GeoJSON ({error}); expected a FeatureCollection of polygons") from error
-    polygons = [p for s in shapes for p in getattr(s, "geoms", [s]) if p.geom_type == "Polygon"]
-    return [np.asarray(p.exterior.coords, dtype=np.float64) for p in polygons]
+    return [p for s in shapes for p in getattr(s, "geoms", [s]) if p.geom_type == "Polygon"]
 
 
-def lesion_shares(corners: Int64, size: tuple[int, int], outlines: Sequence[Outline]) -> NDArray[np.float64]:
-    """Return (N,) the share of each patch's area that lies in a lesion. All in level-0 pixels."""
+def lesion_shares(corners: Int64, size: tuple[int, int], outlines: Sequence[Polygon]) -> NDArray[np.float64]:
+    """Return (N,) the share of each patch's area that lies in a lesion. All in level-0 pixels.
+
+    The hole of a ring is no lesion, unless another outline covers it.
+    """
     import shapely
 
     boxes = shapely.box(corners[:, 0], corners[:, 1], corners[:, 0] + size[0], corners[:, 1] + size[1])
-    lesions = shapely.union_all([shapely.make_valid(shapely.Polygon(o)) for o in outlines])
+    lesions = shapely.union_all([shapely.make_valid(o) for o in outlines])
     shares: NDArray[np.float64] = shapely.area(shapely.intersection(boxes, lesions)) / (size[0] * size[1])
     return shares
 
