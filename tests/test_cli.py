@@ -316,6 +316,30 @@ def test_an_unusable_folder_is_told_before_any_work(call: Call, slide: Path, bun
     assert "choose another" in err
 
 
+# ---------------------------------------------------------------- train
+
+
+def test_train_says_that_some_slides_failed(call: Call, small_cohort: Path, tmp_path: Path) -> None:
+    """Exit code 3, and the folder of a series lists what failed in its runs, each slide once."""
+    from napari_lrmil.core.encoders import save_encoder
+    from networks import untrained_encoder
+
+    shutil.copytree(small_cohort.parent, tmp_path / "cohort")
+    table, out = tmp_path / "cohort" / "cohort.csv", tmp_path / "run"
+    table.write_text(table.read_text().replace(",test", ",train") + "broken.tif,p_broken,normal,train\n")
+    (tmp_path / "cohort" / "broken.tif").write_bytes(b"no slide")
+    save_encoder(tmp_path / "untrained.safetensors", untrained_encoder())
+    keys = f"""encoder.teacher={tmp_path / "untrained.safetensors"} hr_patch_px=64 lr_patch_px=64 bootstrap=100 seeds=2
+        teacher.epochs=1 teacher.min_epochs=1 stage1.epochs=0 stage2.init=frozen_head baselines=[]"""
+    words = [word for key in keys.split() for word in ("--set", key)]
+    code, _, err = call("train", table, "--out", out, "--device", "cpu", *words)
+    assert (code, "1 slide could not be used" in err) == (3, True)
+    single = [(out / "runs" / name / "failures.csv").read_text() for name in ("seed0", "seed1")]
+    assert single[0].startswith("slide,step,reason\nbroken,features,")
+    assert (out / "failures.csv").read_text() == single[0] == single[1]
+    assert "could not be used" in (out / "report.html").read_text()
+
+
 # ---------------------------------------------------------------- evaluate
 
 

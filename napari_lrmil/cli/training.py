@@ -108,11 +108,17 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, val, test, or all slides of the table")] = "test",
     teacher: Annotated[bool, typer.Option(help="measure the HR teacher beside the student")] = True,
     device: Device = "auto",
+    from napari_lrmil.core.tables import FAILURES, read_failures
 ) -> None:
     """Measure a bundle on a cohort: figures with intervals, agreement with its teacher, cost, and a report."""
     from lrmil_training.external import Question, evaluate_bundle
     from napari_lrmil.core.bundle import Bundle
 
+    failed = len({slide for slide, *_ in read_failures(where)})
+    if failed:
+        told = f"{failed} slide{'s' if failed > 1 else ''} could not be used; see {where / FAILURES}"
+        err.print(told, highlight=False, soft_wrap=True)
+        raise typer.Exit(SOME_FAILED)
     model = Bundle(bundle)
     if teacher and not model.has_teacher:
         err.print("the bundle brings no teacher; the student is measured alone")

@@ -11,6 +11,7 @@ from typing import Any
 
 from napari_lrmil.core.files import write_text
 
+FAILURES = "failures.csv"
 FAILURE_COLUMNS = ("slide", "step", "reason")
 
 
@@ -48,16 +49,29 @@ def write_failures(folder: Path, step: str, failures: Mapping[str, str], called:
     called
         Slides of this call; what earlier calls said of them no longer counts.
     """
-    path = folder / "failures.csv"
-    rows: list[Sequence[str]] = []
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in list(csv.reader(file))[1:] if row and row[0] not in called]
-    rows += [(name, step, reason) for name, reason in failures.items()]
+    rows: list[Sequence[str]] = [row for row in read_failures(folder) if row[0] not in called]
+    _write_failures(folder, [*rows, *((name, step, reason) for name, reason in failures.items())])
+
+
+def gather_failures(folder: Path, parts: Sequence[Path]) -> None:
+    """Write ``failures.csv`` from those of the folders of `parts`; what failed alike in several is one line."""
+    _write_failures(folder, list(dict.fromkeys(row for part in parts for row in read_failures(part))))
+
+
+def read_failures(folder: Path) -> list[tuple[str, ...]]:
+    """Return slide, step and reason of each line of ``failures.csv``; nothing where there is none."""
+    path = folder / FAILURES
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [tuple(row) for row in list(csv.reader(file))[1:] if row]
+
+
+def _write_failures(folder: Path, rows: Sequence[Sequence[str]]) -> None:
     if rows:
-        _write(path, [FAILURE_COLUMNS, *rows])
+        _write(folder / FAILURES, [FAILURE_COLUMNS, *rows])
     else:
-        path.unlink(missing_ok=True)
+        (folder / FAILURES).unlink(missing_ok=True)
 
 
 def _write(path: Path, rows: Sequence[Sequence[Any]]) -> None:

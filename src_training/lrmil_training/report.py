@@ -25,6 +25,7 @@ from lrmil_training.reportslides import make_thumbnails, pictures
 from napari_lrmil import __version__
 from napari_lrmil.core.files import write_text
 from napari_lrmil.core.overlay import RESEARCH_USE
+from napari_lrmil.core.tables import FAILURE_COLUMNS, read_failures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -242,13 +243,7 @@ def _curve(curve: Any) -> Context:
 
 
 def _failures(folder: Path) -> list[Mapping[str, str]]:
-    import csv
-
-    path = folder / "failures.csv"
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return [dict(zip(FAILURE_COLUMNS, row, strict=True)) for row in read_failures(folder)]
 
 
 # ---------------------------------------------------------------- the run itself

@@ -21,6 +21,7 @@ from lrmil_training.stages import run_stages
 from lrmil_training.summary import summarise
 from napari_lrmil.core.events import Event, Finished, Progress
 from napari_lrmil.core.files import write_json, write_text
+from napari_lrmil.core.tables import gather_failures
 
 RUNS = "runs"  # folder of the single runs
 
@@ -70,6 +71,7 @@ def run_series(run: Run) -> Generator[Event, None, None]:
         yield Progress("runs", count, len(parts), "runs")
         one = _single(run, part)
         yield from _missing(one)
+        gather_failures(run.folder, [run.folder / RUNS / begun.name for begun in parts[: count + 1]])
         metrics = json.loads((one.folder / METRICS).read_text(encoding="utf-8"))
         done.append({"fold": part.fold, "seed": part.seed, "metrics": metrics})
     yield Progress("runs", len(parts), len(parts), "runs")
