@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from napari_lrmil.core.bundle import Bundle, StudentNetwork, TeacherNetwork, write_bundle
-from napari_lrmil.core.encoders import AlignedEncoder, EncoderSpec, MobileNetV2Encoder, round_to_half
+from napari_lrmil.core.encoders import (
+    AlignedEncoder,
+    Encoded,
+    EncoderSpec,
+    MobileNetV2Encoder,
+    NetworkEncoder,
+    round_to_half,
+)
 from napari_lrmil.core.mil import GatedAttentionMil
 
 SMALL_SETTINGS = {"depth_multiplier": 0.25, "finegrained_output": False}
@@ -27,11 +35,31 @@ def untrained_encoder(seed: int = 0) -> MobileNetV2Encoder:
     return encoder.eval()
 
 
-def untrained_bundle(folder: Path, *, teacher: bool = True, **card: Any) -> Bundle:
+class Borrowed(NetworkEncoder):
+    """A frozen encoder whose weights are not ours to share, as the registry's are."""
+
+    def __init__(self) -> None:
+        super().__init__(EncoderSpec("lazyslide", {"key": "x"}, "CC-BY-NC-ND-4.0", "lazyslide:x"))
+        self.own = untrained_encoder(4)
+        self.net, self.dim = self.own.net, self.own.dim
+
+    @property
+    def layers(self) -> dict[str, int]:
+        return {}
+
+    def forward(self, pixels: torch.Tensor, layers: Sequence[str] = ()) -> Encoded:
+        with torch.inference_mode():
+            embedding = self.own(pixels).embedding
+        return Encoded(embedding.clone(), {})
+
+
+def untrained_bundle(
+    folder: Path, *, teacher: bool = True, teachers: NetworkEncoder | None = None, **card: Any
+) -> Bundle:
     """Write a bundle of untrained networks with patches of 128 px and return it opened."""
     encoder = untrained_encoder(1)
     student = StudentNetwork(AlignedEncoder(encoder, encoder.dim), GatedAttentionMil(encoder.dim, 2))
-    other = TeacherNetwork(untrained_encoder(2), GatedAttentionMil(encoder.dim, 2)) if teacher else None
+    other = TeacherNetwork(teachers or untrained_encoder(2), GatedAttentionMil(encoder.dim, 2)) if teacher else None
     for network in filter(None, (student, other)):
         round_to_half(network)
     fields = {

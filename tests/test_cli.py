@@ -14,10 +14,10 @@ import pytest
 
 from napari_lrmil import __version__, cli
 from napari_lrmil.cli import console
-from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.errors import EncoderError, LrmilError
 from napari_lrmil.core.events import Event, Finished, Metric, Progress
 from napari_lrmil.core.phantom import LESION, NORMAL, PhantomSlide, make_cohort, write_pyramid, write_slide
-from networks import untrained_bundle
+from networks import Borrowed, untrained_bundle
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -375,6 +375,27 @@ def test_evaluate_all_slides_without_the_teacher(call: Call, small_cohort: Path,
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert list(found) == ["student"]
     assert found["student"]["all"]["auroc"]["n_slides"] == 6
+
+
+def test_nothing_is_fetched_for_a_teacher_that_was_not_asked_for(
+    call: Call, small_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle that only names its teacher's encoder: the student alone, unless asked; then its terms come first."""
+    from napari_lrmil.core import bundle as bundle_module
+
+    def fetch(name: str) -> None:
+        raise EncoderError(f"looking for {name}")
+
+    monkeypatch.setattr(bundle_module, "notice", lambda name: f"{name}: its terms")
+    monkeypatch.setattr(bundle_module, "encoder_at", fetch)
+    named = untrained_bundle(tmp_path / "b", teachers=Borrowed()).path
+    words = ["evaluate", small_cohort, "--bundle", named, "--out", tmp_path / "out", "--device", "cpu"]
+    code, _, err = call(*words)
+    assert code == 0 and "does not bring it: the student is measured alone" in err
+    assert list(json.loads((tmp_path / "out" / "metrics.json").read_text())) == ["student"]
+    for asking in ([*words, "--teacher"], ["predict", small_cohort, "--bundle", named, "--teacher", "all"]):
+        code, _, err = call(*asking)
+        assert code == 2 and err.index("lazyslide:x: its terms") < err.index("looking for lazyslide:x")
 
 
 def test_evaluate_goes_on_past_a_broken_slide(call: Call, small_cohort: Path, bundle: Path, tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from napari_lrmil.core.events import Caution, Event, Failed, Finished, Metric, P
 if TYPE_CHECKING:
     import torch
 
+    from napari_lrmil.core.bundle import Bundle
+
 out, err = Console(), Console(stderr=True)
 
 NOTE_S = 20.0  # between notes of long work, where there is no terminal to draw on
@@ -69,6 +71,18 @@ def _show(event: Event, title: str, bars: _Bars, quiet: bool) -> None:
             bars.figure = f", validation AUROC {value:.3f}"
         case StageDone(stage, seconds) if not quiet:
             err.print(f"{stage}: done in {seconds:.1f} s", highlight=False)
+
+
+def load_networks(model: Bundle, *, teacher: bool) -> set[str]:
+    """Load a bundle's networks before any slide, for a broken bundle is no slide's fault; return what was said.
+
+    The terms of a teacher that the bundle only names are told first, because its weights may be fetched.
+    """
+    said = {terms for terms in [model.teacher_notice if teacher else None] if terms}
+    for terms in said:
+        err.print(terms, markup=False, highlight=False, soft_wrap=True)
+    _ = model.student, model.teacher if teacher else None
+    return said
 
 
 def returned(work: Any) -> Iterator[Event]:

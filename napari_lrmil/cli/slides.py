@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from napari_lrmil.cli.console import SOME_FAILED, BundleOption, Device, MppOption, Out, chosen_device, err, follow, out
+from napari_lrmil.cli.console import (
+    SOME_FAILED,
+    BundleOption,
+    Device,
+    MppOption,
+    Out,
+    chosen_device,
+    err,
+    follow,
+    load_networks,
+    out,
+)
 from napari_lrmil.core.errors import DiskFullError, LrmilError
 
 if TYPE_CHECKING:
@@ -87,10 +98,9 @@ def predict(
     from napari_lrmil.core.tables import write_failures, write_predictions
 
     require_choice(teacher)
-    files = {"roi": roi, "keep": keep, "exclude": exclude, "tissue": tissue}
-    asked = _Asked(Bundle(bundle), str(bundle), chosen_device(device), folder, teacher, report, files)
-    model = asked.model
-    _ = model.student, model.teacher if teacher != "none" else None  # a broken bundle is no slide's fault: load it now
+    model, files = Bundle(bundle), {"roi": roi, "keep": keep, "exclude": exclude, "tissue": tissue}
+    told = load_networks(model, teacher=teacher != "none")  # a broken bundle is no slide's fault: load it now
+    asked = _Asked(model, str(bundle), chosen_device(device), folder, teacher, report, files, told)
     _usable(folder)
     failures: dict[str, str] = {}
     named: dict[str, Path] = {}
@@ -124,7 +134,7 @@ class _Asked:
     teacher: str
     report: bool
     files: Mapping[str, Path | None]
-    told: set[str] = field(default_factory=set)  # cautions that were said already
+    told: set[str]  # cautions that were said already
 
 
 def _one_slide_for_parts(slides: Sequence[tuple[Path, float | None]], files: Mapping[str, Path | None]) -> None:

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from napari_lrmil.cli.console import SOME_FAILED, BundleOption, Device, Out, chosen_device, err, follow, out, returned
+from napari_lrmil.cli.console import (
+    SOME_FAILED,
+    BundleOption,
+    Device,
+    Out,
+    chosen_device,
+    err,
+    follow,
+    load_networks,
+    out,
+    returned,
+)
+
+if TYPE_CHECKING:
+    from napari_lrmil.core.bundle import Bundle
 
 FEW_SLIDES = 30  # in a split, below which figures are more luck than measure
 
@@ -94,11 +108,17 @@ def train(
     """Train teacher and student through both distillation stages, evaluate, and write a bundle."""
     from lrmil_training.config import load_config
     from lrmil_training.run import train as run
+    from napari_lrmil.core.tables import FAILURES, read_failures
 
     resolved = load_config(config, settings or ())
     where = follow(run(cohort, folder, resolved, chosen_device(device)), "train", quiet=False)
     _show_metrics(where)
     out.print(f"metrics, checkpoints, bundle and report.html -> {where}", highlight=False, soft_wrap=True)
+    failed = len({slide for slide, *_ in read_failures(where)})
+    if failed:
+        told = f"{failed} slide{'s' if failed > 1 else ''} could not be used; see {where / FAILURES}"
+        err.print(told, highlight=False, soft_wrap=True)
+        raise typer.Exit(SOME_FAILED)
 
 
 def evaluate(
@@ -106,29 +126,43 @@ def evaluate(
     folder: Annotated[Path, typer.Option("--out", help="folder for metrics.json and report.html")],
     bundle: BundleOption = "demo",
     split: Annotated[str, typer.Option(help="train, val, test, or all slides of the table")] = "test",
-    teacher: Annotated[bool, typer.Option(help="measure the HR teacher beside the student")] = True,
+    teacher: Annotated[
+        bool | None,
+        typer.Option(
+            "--teacher/--no-teacher",
+            help="measure the HR teacher beside the student; left out: where the bundle brings it whole",
+        ),
+    ] = None,
     device: Device = "auto",
-    from napari_lrmil.core.tables import FAILURES, read_failures
 ) -> None:
     """Measure a bundle on a cohort: figures with intervals, agreement with its teacher, cost, and a report."""
     from lrmil_training.external import Question, evaluate_bundle
     from napari_lrmil.core.bundle import Bundle
 
-    failed = len({slide for slide, *_ in read_failures(where)})
-    if failed:
-        told = f"{failed} slide{'s' if failed > 1 else ''} could not be used; see {where / FAILURES}"
-        err.print(told, highlight=False, soft_wrap=True)
-        raise typer.Exit(SOME_FAILED)
     model = Bundle(bundle)
-    if teacher and not model.has_teacher:
-        err.print("the bundle brings no teacher; the student is measured alone")
-    _ = model.student, model.teacher if teacher and model.has_teacher else None  # a broken bundle is no slide's fault
-    question = Question(model, split, teacher and model.has_teacher, chosen_device(device))
-    failures: dict[str, str] = follow(returned(evaluate_bundle(cohort, folder, question)), "evaluate")
+    both = _with_teacher(model, teacher)
+    told = load_networks(model, teacher=both)
+    question = Question(model, split, both, chosen_device(device))
+    failures: dict[str, str] = follow(returned(evaluate_bundle(cohort, folder, question)), "evaluate", told=told)
     _show_metrics(folder)
     out.print(f"metrics and report -> {folder / 'report.html'}", highlight=False, soft_wrap=True)
     if failures:
         raise typer.Exit(SOME_FAILED)
+
+
+def _with_teacher(model: Bundle, asked: bool | None) -> bool:
+    """Return whether the teacher is measured too: nothing is fetched for it unless it was asked for."""
+    if asked is False:
+        return False
+    if not model.has_teacher:
+        err.print("the bundle brings no teacher; the student is measured alone")
+        return False
+    if asked is None and model.names_teacher:
+        name = model.require_teacher().encoder.name
+        told = f"the bundle names its teacher's encoder, {name}, and does not bring it: the student is measured alone"
+        err.print(f"{told}; --teacher looks for the encoder, and fetches it", highlight=False, soft_wrap=True)
+        return False
+    return True
 
 
 def _show_metrics(run: Path) -> None:

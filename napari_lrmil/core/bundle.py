@@ -25,6 +25,7 @@ from napari_lrmil.core.encoders import (
     half_tensors,
     load_weights,
     module_sha256,
+    notice,
 )
 from napari_lrmil.core.errors import BundleError, EncoderError, GeometryError
 from napari_lrmil.core.files import whole, write_json, write_text
@@ -139,6 +140,22 @@ class Bundle:
         """Return the teacher's card; raise `BundleError` where the bundle brings none."""
         if self.card.teacher is None:
             raise BundleError(self.path, "teacher", "the bundle brings no teacher; run without --teacher")
+    @property
+    def names_teacher(self) -> bool:
+        """Whether the bundle only names its teacher's encoder, so that loading it may fetch weights."""
+        return self.card.teacher is not None and self.card.teacher.encoder.family == FROZEN
+
+    @property
+    def teacher_notice(self) -> str | None:
+        """Licence and terms of an encoder that the bundle only names, to be told before it is loaded.
+
+        Raises
+        ------
+        EncoderError
+            Where it is not known here: the extra `encoders` is not installed.
+        """
+        return notice(self.require_teacher().encoder.name) if self.names_teacher else None
+
         return self.card.teacher
 
     @cached_property

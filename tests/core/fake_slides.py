@@ -258,7 +258,7 @@ class Darkness(nn.Module):
 class DarknessBundle:
     """Stands in for a bundle: attention grows with the darkness of the patch, and so does the class `lesion`."""
 
-    name, sha256, has_teacher = "darkness", "d" * 64, True
+    name, sha256, has_teacher, teacher_notice = "darkness", "d" * 64, True, None
 
     def __init__(self, **card: Any) -> None:
         network = NetworkCard(encoder=SMALL, dim=2, hidden=1)

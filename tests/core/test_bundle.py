@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core.fake_slides import lively, one_sentence
+from napari_lrmil.core import bundle as bundle_module
 from napari_lrmil.core.bundle import (
     CARD,
     README,
@@ -25,12 +26,16 @@ from napari_lrmil.core.bundle import (
     find_bundle,
     write_bundle,
 )
-from napari_lrmil.core.encoders import AlignedEncoder, file_sha256, round_to_half
+from napari_lrmil.core.encoders import AlignedEncoder, LoadedEncoder, file_sha256, module_sha256, round_to_half
 from napari_lrmil.core.errors import BundleError, LrmilError
+from napari_lrmil.core.events import Caution, Finished
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.mil import GatedAttentionMil
+from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
+from napari_lrmil.core.predict import predict
+from napari_lrmil.core.slide import Slide
 from napari_lrmil.core.tissue import TissueConfig
-from networks import CLASSES, untrained_bundle, untrained_encoder
+from networks import CLASSES, Borrowed, untrained_bundle, untrained_encoder
 
 
 @pytest.fixture
@@ -97,6 +102,38 @@ def test_a_bundle_without_a_teacher_says_so(tmp_path: Path) -> None:
     bundle = untrained_bundle(tmp_path / "b", teacher=False)
     assert not bundle.has_teacher and not (bundle.path / TEACHER).exists()
     check_refused(lambda: bundle.teacher, "brings no teacher", "teacher")
+
+
+def test_terms_of_a_teacher_that_is_only_named_are_told_before_it_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking for it may fetch it: licence and gating come first, and a student alone asks for neither."""
+    asked: list[str] = []
+    monkeypatch.setattr(bundle_module, "notice", lambda name: f"{name}: gated, its licence")
+
+    def found(name: str) -> LoadedEncoder:
+        asked.append(name)
+        return LoadedEncoder(Borrowed(), module_sha256(Borrowed().net))
+
+    monkeypatch.setattr(bundle_module, "encoder_at", found)
+    bundle = untrained_bundle(tmp_path / "b", teachers=Borrowed())
+    with Slide(write_slide(tmp_path, PhantomSlide("phantom", LESION, 5, (1024, 768)))) as slide:
+        alone = list(predict(slide, bundle, device=torch.device("cpu")))
+        assert not asked and not [e for e in alone if isinstance(e, Caution) and "licence" in e.message]
+        stream = predict(slide, bundle, device=torch.device("cpu"), teacher="all")
+        assert next(e for e in stream if isinstance(e, Caution)).message == "lazyslide:x: gated, its licence"
+        assert not asked
+        assert isinstance(list(stream)[-1], Finished) and asked == ["lazyslide:x"]
+
+
+def test_a_teacher_that_is_in_the_bundle_has_no_terms_to_tell(folder: Path, tmp_path: Path) -> None:
+    whole, none = Bundle(folder), untrained_bundle(tmp_path / "s", teacher=False)
+    assert (whole.names_teacher, whole.teacher_notice, none.names_teacher, none.teacher_notice) == (
+        False,
+        None,
+        False,
+        None,
+    )
 
 
 @pytest.mark.parametrize("version", [0, SCHEMA_VERSION + 1, "1", None])

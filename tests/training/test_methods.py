@@ -20,9 +20,7 @@ from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.encoders import (
     AlignedEncoder,
     Encoded,
-    EncoderSpec,
     LoadedEncoder,
-    NetworkEncoder,
     encoder_at,
     module_sha256,
     save_encoder,
@@ -32,7 +30,7 @@ from napari_lrmil.core.events import Caution, Finished, StageDone
 from napari_lrmil.core.phantom import make_cohort
 from napari_lrmil.core.predict import predict
 from napari_lrmil.core.slide import Slide
-from networks import untrained_encoder
+from networks import Borrowed, untrained_encoder
 
 CPU = torch.device("cpu")
 ALL = ("labels_only", "labels_only_finetuned", "stage1_only", "stage2_only", "both")
@@ -252,24 +250,6 @@ def test_a_teacher_of_another_architecture(cohort: Path, tmp_path: Path) -> None
     assert card.student.encoder == card.teacher.encoder
 
 
-class Borrowed(NetworkEncoder):
-    """A frozen encoder whose weights are not ours to share, as the registry's are."""
-
-    def __init__(self) -> None:
-        super().__init__(EncoderSpec("lazyslide", {"key": "x"}, "CC-BY-NC-ND-4.0", "lazyslide:x"))
-        self.own = untrained_encoder(4)
-        self.net, self.dim = self.own.net, self.own.dim
-
-    @property
-    def layers(self) -> dict[str, int]:
-        return {}
-
-    def forward(self, pixels: torch.Tensor, layers: Sequence[str] = ()) -> Encoded:
-        with torch.inference_mode():
-            embedding = self.own(pixels).embedding
-        return Encoded(embedding.clone(), {})
-
-
 def test_a_borrowed_teacher_is_named_not_copied(
     cohort: Path, encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,7 +257,8 @@ def test_a_borrowed_teacher_is_named_not_copied(
     loaded = LoadedEncoder(Borrowed(), module_sha256(Borrowed().net))
     other = LoadedEncoder(Borrowed(), "another")
     monkeypatch.setattr(features, "encoder_at", lambda name: loaded if name == "lazyslide:x" else encoder_at(name))
-    monkeypatch.setattr(run_module, "notice", lambda name: "its terms" if name == "lazyslide:x" else None)
+    for module in (run_module, bundle_module):
+        monkeypatch.setattr(module, "notice", lambda name: "its terms" if name == "lazyslide:x" else None)
     changes = {"encoder": {"teacher": "lazyslide:x"}, "baselines": [], "stage3": {"epochs": 0}}
     base = TINY | changes | {"stage1": {"epochs": 1, "lambda_layer": 0.0, "patches_per_slide": 4}}
     with pytest.raises(ConfigError, match=r"lazyslide:x can be a frozen teacher only; set encoder\.student"):
