@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import os
 import re
+import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from napari_lrmil.core.errors import ConfigError
+from napari_lrmil.core.files import write_text
 
 PROJECT = "napari-lrmil"
-TABLE = "metrics.csv"
+TABLE, ID = "metrics.csv", "id.txt"
+COLUMNS = ("stage", "fit", "epoch", "name", "value")
 TRACKING = "MLFLOW_TRACKING_URI"
 PACKAGES = {  # logger -> module that it needs, and what to install for it
     "csv": ("csv", ""),
@@ -25,20 +29,61 @@ PACKAGES = {  # logger -> module that it needs, and what to install for it
 }
 
 
+@dataclass(frozen=True)
+class FitName:
+    """Which fit figures are of: methods, learning rates, seeds and folds fit a stage of one name several times.
+
+    Attributes
+    ----------
+    folder
+        Of logs, in the folder of one run: of one seed on one fold.
+    run
+        The run's name, which others may bear too.
+    stage
+        That is fitted.
+    fit
+        Hash of what its result depends on; empty where there is only one.
+    """
+
+    folder: Path
+    run: str
+    stage: str
+    fit: str = ""
+
+    @property
+    def short(self) -> str:
+        """Stage and hash; tells the fits of one run apart."""
+        return f"{self.stage}-{self.fit}" if self.fit else self.stage
+
+    @property
+    def title(self) -> str:
+        """For people: the run, its folder, which for a part of a series is seed and fold, and the fit."""
+        return f"{self.run} {self.folder.absolute().parent.name} {self.short}"
+
+    @property
+    def run_id(self) -> str:
+        """Drawn once and kept in the folder: runs of one name, even of one path at other times, are others."""
+        file = self.folder / ID
+        if not file.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(file, secrets.token_hex(4))
+        return file.read_text(encoding="utf-8").strip()
+
+
 class TableLogger(Logger):
-    """Append figures to a table with the columns stage, epoch, name and value.
+    """Append figures to a table with the columns stage, fit, epoch, name and value.
 
     Lightning's own begins anew at every start, so that a continued run would lose its first epochs.
     """
 
-    def __init__(self, folder: Path, stage: str) -> None:
+    def __init__(self, fit: FitName) -> None:
         super().__init__()
-        self.path, self.stage = folder / TABLE, stage
+        self.path, self.fit = fit.folder / TABLE, fit
 
     @property
     def name(self) -> str:
-        """Return the stage."""
-        return self.stage
+        """Return the fit."""
+        return self.fit.short
 
     @property
     def version(self) -> int:
@@ -55,27 +100,23 @@ class TableLogger(Logger):
         with self.path.open("a", newline="", encoding="utf-8") as file:
             rows = csv.writer(file)
             if not begun:
-                rows.writerow(["stage", "epoch", "name", "value"])
-            rows.writerows([self.stage, step, name, value] for name, value in metrics.items())
+                rows.writerow(COLUMNS)
+            rows.writerows([self.fit.stage, self.fit.fit, step, name, value] for name, value in metrics.items())
 
 
-def make_loggers(names: Sequence[str], folder: Path, stage: str, run_name: str) -> tuple[Logger, ...]:
+def make_loggers(names: Sequence[str], fit: FitName) -> tuple[Logger, ...]:
     """Return the loggers that are asked for by name: ``csv``, ``tensorboard``, ``wandb``, ``mlflow``.
 
-    They write below ``folder`` and send nothing. Weights & Biases follows ``WANDB_MODE`` where that is set, MLflow
-    ``MLFLOW_TRACKING_URI``; both take their credentials from their own settings, never from ours. A stage that is
-    continued goes on in the same table and curve, in MLflow as another run of the same name.
+    They write below the fit's folder and send nothing. Weights & Biases follows ``WANDB_MODE`` where that is set,
+    MLflow ``MLFLOW_TRACKING_URI``; both take their credentials from their own settings, never from ours. A stage that
+    is continued goes on in the same table and curve, in MLflow as another run of the same name.
 
     Parameters
     ----------
     names
         Which.
-    folder
-        Of logs.
-    stage
-        Goes into the names of curves and runs.
-    run_name
-        Under which the stages of a run are grouped.
+    fit
+        What the figures are of: names curves and runs.
 
     Raises
     ------
@@ -84,7 +125,7 @@ def make_loggers(names: Sequence[str], folder: Path, stage: str, run_name: str) 
     """
     require_loggers(names)
     makers = {"csv": _table, "tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
-    return tuple(makers[name](folder, stage, run_name) for name in names)
+    return tuple(makers[name](fit) for name in names)
 
 
 def require_loggers(names: Sequence[str]) -> None:
@@ -101,33 +142,33 @@ def require_loggers(names: Sequence[str]) -> None:
         raise ConfigError(f"loggers: 'mlflow' needs {TRACKING}, or a database of its own; pip install mlflow")
 
 
-def _table(folder: Path, stage: str, run_name: str) -> Logger:
-    return TableLogger(folder, stage)
+def _table(fit: FitName) -> Logger:
+    return TableLogger(fit)
 
 
-def _tensorboard(folder: Path, stage: str, run_name: str) -> Logger:
-    return TensorBoardLogger(folder, name="tensorboard", version=stage, default_hp_metric=False)
+def _tensorboard(fit: FitName) -> Logger:
+    return TensorBoardLogger(fit.folder, name="tensorboard", version=fit.short, default_hp_metric=False)
 
 
-def _wandb(folder: Path, stage: str, run_name: str) -> Logger:
+def _wandb(fit: FitName) -> Logger:
     mode: Any = os.environ.get("WANDB_MODE", "offline")
-    folder.mkdir(parents=True, exist_ok=True)
+    fit.folder.mkdir(parents=True, exist_ok=True)
     return WandbLogger(
-        name=f"{run_name} {stage}",
-        save_dir=folder,
+        name=fit.title,
+        save_dir=fit.folder,
         project=os.environ.get("WANDB_PROJECT", PROJECT),
-        id=re.sub(r"\W+", "-", f"{run_name}-{stage}"),  # a continued stage goes on in the same curve
-        group=run_name,
+        id=re.sub(r"\W+", "-", f"{fit.run_id}-{fit.short}"),  # a continued stage goes on in the same curve
+        group=fit.run,
         resume="allow",
         mode=mode,
     )
 
 
-def _mlflow(folder: Path, stage: str, run_name: str) -> Logger:
+def _mlflow(fit: FitName) -> Logger:
     where: dict[str, Any] = {"tracking_uri": os.environ.get(TRACKING)}
     if TRACKING not in os.environ:  # the database serves from any working folder; MLflow gave up plain files
-        folder.mkdir(parents=True, exist_ok=True)
-        where["tracking_uri"] = f"sqlite:///{(folder / 'mlflow.db').absolute().as_posix()}"
-        where["artifact_location"] = (folder / "mlruns").absolute().as_uri()
-    told = {"run": run_name, "stage": stage}
-    return MLFlowLogger(experiment_name=PROJECT, run_name=f"{run_name} {stage}", tags=told, **where)
+        fit.folder.mkdir(parents=True, exist_ok=True)
+        where["tracking_uri"] = f"sqlite:///{(fit.folder / 'mlflow.db').absolute().as_posix()}"
+        where["artifact_location"] = (fit.folder / "mlruns").absolute().as_uri()
+    told = {"run": fit.run, "run_id": fit.run_id, "stage": fit.stage, "fit": fit.fit}
+    return MLFlowLogger(experiment_name=PROJECT, run_name=fit.title, tags=told, **where)

@@ -12,7 +12,7 @@ from lrmil_training.cohort import read_cohort, require_classes
 from lrmil_training.config import TrainConfig, dump_config
 from lrmil_training.eventlog import EventLog
 from lrmil_training.features import find_encoder
-from lrmil_training.loggers import make_loggers
+from lrmil_training.loggers import require_loggers
 from lrmil_training.report import write_report
 from lrmil_training.runlock import clear_stop, hold
 from lrmil_training.runstate import CONFIG, Run
@@ -64,7 +64,7 @@ def _prepare(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.dev
             f"{encoder.spec.name} can be a frozen teacher only; set encoder.student to a file, folder or configuration "
             f"of {', '.join(TRAINABLE)}"
         )
-    make_loggers(config.loggers, out, "", config.name)  # a package that is missing is told now, not after an hour
+    require_loggers(config.loggers)  # a package that is missing is told now, not after an hour
     stored = out / CONFIG
     text = dump_config(config)
     if stored.exists() and stored.read_text(encoding="utf-8") != text:

@@ -16,7 +16,7 @@ from lrmil_training.cohort import Cohort
 from lrmil_training.config import TrainConfig
 from lrmil_training.features import FeatureRequest, find_encoder
 from lrmil_training.fitting import FitPlan
-from lrmil_training.loggers import make_loggers
+from lrmil_training.loggers import FitName, make_loggers
 from lrmil_training.pairs import Standard
 from lrmil_training.runlock import STOP
 from lrmil_training.stage1 import teacher_layers
@@ -80,7 +80,7 @@ class Run:
             devices=self.config.devices,
             precision=self.config.precision,
             stop=self.stop or self.folder / STOP,
-            loggers=make_loggers(self.config.loggers, self.folder / LOGS, stage, self.config.name),
+            loggers=make_loggers(self.config.loggers, FitName(self.folder / LOGS, self.config.name, stage, key[:8])),
         )
 
     def _key(self, told: list[Any]) -> str:

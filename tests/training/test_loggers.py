@@ -12,7 +12,7 @@ import pytest
 from fits import drained, figures, maker, plan
 from lrmil_training import loggers
 from lrmil_training.fitting import fit
-from lrmil_training.loggers import make_loggers
+from lrmil_training.loggers import FitName, make_loggers
 from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.events import Progress
 
@@ -28,7 +28,7 @@ def _rows(folder: Path) -> dict[tuple[str, int], float]:
 
 def test_table_holds_every_figure_once_though_the_run_was_broken_off(tmp_path: Path) -> None:
     """The first epochs are not lost, nor written twice."""
-    told = plan(tmp_path, loggers=make_loggers(["csv"], tmp_path / "logs", "toy", "run"))
+    told = plan(tmp_path, loggers=make_loggers(["csv"], FitName(tmp_path / "logs", "run", "toy")))
     stream = fit(maker(5), told)
     next(e for e in stream if isinstance(e, Progress) and e.done == 2)
     stream.close()
@@ -40,11 +40,11 @@ def test_table_holds_every_figure_once_though_the_run_was_broken_off(tmp_path: P
 def test_unknown_and_missing_ones_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The sentence names the package to install."""
     with pytest.raises(ConfigError, match="'excel' is unknown; there are: csv, tensorboard, wandb, mlflow"):
-        make_loggers(["excel"], tmp_path, "toy", "run")
+        make_loggers(["excel"], FitName(tmp_path, "run", "toy"))
     monkeypatch.setattr(loggers, "find_spec", lambda module: None)
     for name, package in (("tensorboard", "tensorboard"), ("wandb", "wandb"), ("mlflow", "mlflow-skinny")):
         with pytest.raises(ConfigError, match=f"'{name}' needs a package .* pip install {package}"):
-            make_loggers([name], tmp_path, "toy", "run")
+            make_loggers([name], FitName(tmp_path, "run", "toy"))
     assert not list(tmp_path.iterdir())
 
 
@@ -56,18 +56,53 @@ def test_nothing_is_sent_unless_asked(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(loggers, "MLFlowLogger", lambda **settings: told.append(settings))
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    make_loggers(["wandb", "mlflow"], tmp_path, "toy", "my run")
+    make_loggers(["wandb", "mlflow"], FitName(tmp_path, "my run", "toy"))
     monkeypatch.setenv("WANDB_MODE", "online")
-    make_loggers(["wandb"], tmp_path, "toy", "my run")
+    make_loggers(["wandb"], FitName(tmp_path, "my run", "toy"))
     assert [one.get("mode") for one in told] == ["offline", None, "online"]
-    assert told[0]["id"] == "my-run-toy"
+    assert told[0]["id"] == told[2]["id"] != ""
     assert told[1]["tracking_uri"] == f"sqlite:///{tmp_path.as_posix()}/mlflow.db"
     assert not any("key" in name or "token" in name for one in told for name in one)
+
+
+def test_fits_of_one_stage_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Student and ablation, two learning rates, two seeds, two runs of one name: a curve and an id each."""
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(loggers, "find_spec", lambda module: SimpleNamespace())
+    monkeypatch.setattr(loggers, "WandbLogger", lambda **settings: told.append(settings))
+    monkeypatch.setattr(loggers, "MLFlowLogger", lambda **settings: told.append(settings))
+    monkeypatch.setattr(
+        loggers, "TensorBoardLogger", lambda folder, **s: told.append({"id": f"{folder}/{s['version']}"})
+    )
+    parts = [tmp_path / run / "runs" / seed / "logs" for run in ("a", "b") for seed in ("seed0", "seed1")]
+    fits = [FitName(part, "lrmil", "stage3", key) for part in parts for key in ("1a2b", "3c4d")]
+    for name, ids in (("wandb", "id"), ("tensorboard", "id"), ("mlflow", "run_name")):
+        told.clear()
+        for one in fits:
+            make_loggers([name], one)
+        seen = {(one[ids], *sorted(one.get("tags", {}).items())) for one in told}
+        assert len(seen) == len(fits), name
+        again = [dict(one) for one in told]
+        told.clear()
+        for one in fits:
+            make_loggers([name], one)
+        assert told == again, "a fit that is continued goes on under its name"
+    assert told[0]["run_name"] == "lrmil seed0 stage3-1a2b"
+
+
+def test_the_table_says_which_fit_a_figure_is_of(tmp_path: Path) -> None:
+    for key, value in (("1a2b", 0.5), ("3c4d", 0.7)):
+        make_loggers(["csv"], FitName(tmp_path, "lrmil", "stage3", key))[0].log_metrics({"val/auroc": value}, 4)
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = [tuple(row.values()) for row in csv.DictReader(file)]
+    assert rows == [("stage3", "1a2b", "4", "val/auroc", "0.5"), ("stage3", "3c4d", "4", "val/auroc", "0.7")]
 
 
 def test_tensorboard_writes_curves(tmp_path: Path) -> None:
     """One folder of curves a stage."""
     pytest.importorskip("tensorboard")
-    told = plan(tmp_path, epochs=2, loggers=make_loggers(["tensorboard"], tmp_path / "logs", "toy", "run"))
+    told = plan(
+        tmp_path, epochs=2, loggers=make_loggers(["tensorboard"], FitName(tmp_path / "logs", "run", "toy", "1a2b"))
+    )
     drained(fit(maker(5), told))
-    assert list((tmp_path / "logs" / "tensorboard" / "toy").glob("events.out.*"))
+    assert list((tmp_path / "logs" / "tensorboard" / "toy-1a2b").glob("events.out.*"))
