@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lrmil_training.cohort import Cohort, CohortSlide
-from lrmil_training.evaluation import SlideResult, evaluate, protocol, slide_table
+from lrmil_training.evaluation import SlideResult, evaluate, protocol, slide_table, summarise
 from napari_lrmil.core.files import write_json
 from napari_lrmil.core.geometry import Lattice, Mpp
 from napari_lrmil.core.grid import NestedGrid, nest_cells
@@ -19,12 +19,14 @@ CLASSES = ("normal", "lesion")
 SIGNAL = {"teacher": 2.2, "student": 1.9, "labels_only": 0.9, "stage2_only": 1.4}
 
 
-def made_cohort(folder: Path, counts: Mapping[str, int], classes: Sequence[str] = CLASSES) -> Cohort:
-    """Return a cohort of slides that need not exist, two of every third patient, one of the others."""
+def made_cohort(
+    folder: Path, counts: Mapping[str, int], classes: Sequence[str] = CLASSES, *, alone: bool = False
+) -> Cohort:
+    """Return a cohort of slides that need not exist, two of every third patient, unless `alone` one of each."""
     slides = []
     for split, count in counts.items():
         for i in range(count):
-            patient = f"{split}{i - 1 if i % 4 == 1 else i}"
+            patient = f"{split}{i - 1 if i % 4 == 1 and not alone else i}"
             label = classes[(i // 2) % len(classes)]
             slides.append(CohortSlide(folder / f"{split}_{i:02}.tif", patient, label, split))
     return Cohort(folder / "cohort.csv", tuple(slides), tuple(classes))
@@ -38,11 +40,11 @@ def made_grid(size: tuple[int, int] = (12, 8), seed: int = 0) -> NestedGrid:
     return nest_cells(lattice, np.array([c for c in cells if rng.random() < 0.9], dtype=np.int64))
 
 
-def made_results(cohort: Cohort, methods: Mapping[str, float] = SIGNAL) -> dict[str, list[SlideResult]]:
+def made_results(cohort: Cohort, methods: Mapping[str, float] = SIGNAL, seed: int = 5) -> dict[str, list[SlideResult]]:
     """Return what each method says: the teacher looks at one place, students near it, the more so the better."""
     found: dict[str, list[SlideResult]] = {method: [] for method in methods}
     for number, row in enumerate(cohort.slides):
-        rng = np.random.default_rng([5, number])
+        rng = np.random.default_rng([seed, number])
         grid, hidden = made_grid((24, 16), number), rng.standard_normal(len(cohort.classes))
         truth = np.eye(len(cohort.classes))[cohort.target(row)]
         centre = rng.random(2) * (10, 7)
@@ -94,13 +96,32 @@ def write_events(folder: Path, stages: Sequence[str] = ("teacher", "stage1", "st
     (folder / "events.jsonl").write_text(text + '{"seq": 99999, "attempt": 1, "ti')
 
 
-def write_run(folder: Path, counts: Mapping[str, int], classes: Sequence[str] = CLASSES) -> Path:
+def write_run(
+    folder: Path, counts: Mapping[str, int], classes: Sequence[str] = CLASSES, *, alone: bool = False
+) -> Path:
     """Write a whole run folder, but for pictures, and return it."""
     folder.mkdir(parents=True, exist_ok=True)
-    cohort = made_cohort(folder, counts, classes)
+    cohort = made_cohort(folder, counts, classes, alone=alone)
     results = made_results(cohort)
     write_json(folder / "metrics.json", {"protocol": protocol(0, 1), **evaluate(cohort, results, 300)})
     write_json(folder / "slides.json", {"slides": slide_table(cohort, results)})
-    (folder / "config.yaml").write_text("name: made up\nseed: 0\nstage1:\n  epochs: 20\n  lambda_attn: 1.0\n")
+    (folder / "config.yaml").write_text(
+        "name: made up\nseed: 0\nclass_weights: balanced\nstage1:\n  epochs: 20\n  lambda_attn: 1.0\n"
+    )
     write_events(folder)
+    return folder
+
+
+def write_series(folder: Path, counts: Mapping[str, int], folds: int, seeds: int = 1) -> Path:
+    """Write the top folder of a series, of folds or, where there are none, of seeds, and return it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cohort = made_cohort(folder, counts)
+    runs: list[dict[str, Any]] = []
+    for seed in range(seeds):
+        for fold in range(folds) if folds else [None]:
+            results = made_results(cohort, seed=10 * seed + (fold or 0))
+            runs.append({"fold": fold, "seed": seed, "metrics": evaluate(cohort, results, 100)})
+    flat = [{"fold": one["fold"], "seed": one["seed"], **one["metrics"]} for one in runs]
+    write_json(folder / "metrics.json", {"protocol": protocol(folds, seeds), "runs": flat, "summary": summarise(runs)})
+    (folder / "config.yaml").write_text(f"name: made up\nfolds: {folds}\nclass_weights: none\n")
     return folder

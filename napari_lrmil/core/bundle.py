@@ -35,6 +35,10 @@ from napari_lrmil.core.tissue import TissueConfig
 
 SCHEMA_VERSION = 1
 CARD, STUDENT, TEACHER, README = "lrmil.json", "student.safetensors", "teacher.safetensors", "README.md"
+CALIBRATED = (
+    "calibrated on validation slides by one temperature, which does not restore the shares of classes that training "
+    "weighed to count alike"
+)
 SHIPPED = Path(__file__).parent.parent / "bundles"
 
 
@@ -136,10 +140,6 @@ class Bundle:
         """Whether the bundle brings its HR teacher."""
         return self.card.teacher is not None
 
-    def require_teacher(self) -> NetworkCard:
-        """Return the teacher's card; raise `BundleError` where the bundle brings none."""
-        if self.card.teacher is None:
-            raise BundleError(self.path, "teacher", "the bundle brings no teacher; run without --teacher")
     @property
     def names_teacher(self) -> bool:
         """Whether the bundle only names its teacher's encoder, so that loading it may fetch weights."""
@@ -156,6 +156,10 @@ class Bundle:
         """
         return notice(self.require_teacher().encoder.name) if self.names_teacher else None
 
+    def require_teacher(self) -> NetworkCard:
+        """Return the teacher's card; raise `BundleError` where the bundle brings none."""
+        if self.card.teacher is None:
+            raise BundleError(self.path, "teacher", "the bundle brings no teacher; run without --teacher")
         return self.card.teacher
 
     @cached_property
@@ -322,7 +326,7 @@ def card_text(card: Card) -> str:
         f"- Encoders: student {card.student.encoder.name}; teacher {teacher.encoder.name if teacher else 'left out'}",
         f"- Licence: {card.licence}. The student was distilled from its teacher's encoder, whose terms hold for it, "
         "even where the teacher is left out.",
-        f"- Probabilities: {'calibrated on validation slides' if card.temperature else 'not calibrated'}",
+        f"- Probabilities: {CALIBRATED if card.temperature else 'not calibrated'}",
         "",
         *_summary("Cohort", card.cohort),
         *_summary("Figures", card.metrics),

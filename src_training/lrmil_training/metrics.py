@@ -156,8 +156,9 @@ def classification(scored: Scored, classes: Sequence[str]) -> dict[str, Any]:
     """Return balanced accuracy, F1, confusion matrix, calibration and figures per class, each with its slide count.
 
     ``confusion`` has true classes as rows and predicted ones as columns, both in the order of `classes`; ``f1`` is that
-    of class 1 where there are two, the mean over classes where there are more. A figure without a slide it could be
-    measured on is None.
+    of class 1 where there are two, the mean over classes where there are more. ``brier`` is Brier's own score, the
+    squared error summed over all classes, 0 to 2: with two classes twice scikit-learn's ``brier_score_loss``. A figure
+    without a slide it could be measured on is None.
     """
     from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 

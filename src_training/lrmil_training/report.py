@@ -30,7 +30,7 @@ from napari_lrmil.core.tables import FAILURE_COLUMNS, read_failures
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-REPORT = "report.html"
+REPORT, RUNS = "report.html", "runs"  # the page, and the folder of a series' single runs
 TEMPLATES = Path(__file__).parent / "templates"
 SHOWN = 12  # slides with pictures; all are in the table below them
 FEW_SLIDES = 30  # in a split, below which figures are more luck than measure
@@ -106,6 +106,7 @@ def _context(record: RunRecord, cohort_csv: Path) -> Context:
         "cohort": cohort_counts(record),
         "classes": classes_of(record),
         "imbalance": _imbalance(cohort_counts(record)),
+        "weighting": weighting(record),
         "splits": [_split(record, split) for split in record.splits if record.methods],
         "over_runs": [_over_runs(record, split) for split in record.splits if record.summary],
         "parts": _parts(record.folder),
@@ -184,8 +185,11 @@ def _over_runs(record: RunRecord, split: str) -> Context:
         for m, o in asked
         if o in figures.get(m, {}).get("paired", {})
     ]
+    folds = (record.protocol or {}).get("folds")
+    side = f"Cross-validated {split} figures" if folds else f"{split.capitalize()} figures on the fixed split"
     return {
         "split": split,
+        "title": f"{side}, over {len(record.runs)} runs",
         "figures": figures,
         "pairs": pairs,
         "dots": draw(run_dots(record, split), 6.6, 0.8 + 0.42 * len(figures)),
@@ -194,7 +198,7 @@ def _over_runs(record: RunRecord, split: str) -> Context:
 
 def _parts(folder: Path) -> list[tuple[str, bool]]:
     """Return the folders of a series' single runs, and whether each has a report of its own."""
-    return [(path.name, (path / REPORT).exists()) for path in sorted(folder.glob("runs/*")) if path.is_dir()]
+    return [(path.name, (path / REPORT).exists()) for path in sorted(folder.glob(f"{RUNS}/*")) if path.is_dir()]
 
 
 def _cost(record: RunRecord, split: str | None) -> list[Context]:
@@ -226,6 +230,23 @@ def _imbalance(rows: Sequence[Context]) -> str | None:
     return f"The classes are of similar size: {told}."
 
 
+def weighting(record: RunRecord) -> str | None:
+    """Return how imbalance was handled in training, with each class's weight; None where the run does not say."""
+    from lrmil_training.bagfit import class_weights
+
+    how = record.config.get("class_weights")
+    if how is None:
+        return None
+    if how != "balanced":
+        return f"In training every slide counted alike (class_weights: {how})."
+    told = "In training classes were weighted by inverse frequency (class_weights: balanced)"
+    train = next((row["classes"] for row in cohort_counts(record) if row["split"] == "train"), None)
+    if not train:
+        return f"{told}."
+    weights = class_weights([i for i, count in enumerate(train.values()) for _ in range(count)], len(train), how)
+    return f"{told}: {', '.join(f'{c} {w:.2f}' for c, w in zip(train, weights, strict=True))}."
+
+
 def _slides(record: RunRecord, split: str, cohort_csv: Path) -> Context:
     """Return the slides of a split by disagreement, the first of them with pictures."""
     ordered = by_disagreement(record, split)
@@ -252,6 +273,8 @@ def _failures(folder: Path) -> list[Mapping[str, str]]:
 def _protocol(record: RunRecord) -> str:
     """Return how slides were parted, in words."""
     told = record.protocol
+    if told is None and record.folder.absolute().parent.name == RUNS:  # its split may be a fold's
+        return f"one run of a series, {record.folder.name}"
     if told is None:
         return "fixed split" if not record.runs else f"{len(record.runs)} runs"
     seeds = f", {told['seeds']} seeds" if (told.get("seeds") or 1) > 1 else ""

@@ -1,0 +1,103 @@
+"""Evaluation of made-up results: what is compared with what, on which grid, and what stays undefined."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lrmil_training.evaluation import evaluate, slide_table, temperature_of
+from napari_lrmil.core.compare import to_lr
+from runfolders import made_cohort, made_results
+
+COUNTS = {"train": 4, "val": 6, "test": 12}
+
+
+def test_methods_are_compared_on_the_same_slides(tmp_path: Path) -> None:
+    """Differences are those of the AUROCs, antisymmetric, and the teacher has neither verdict nor agreement."""
+    cohort = made_cohort(tmp_path, COUNTS)
+    found = evaluate(cohort, made_results(cohort), 100)
+    assert {m: set(its) for m, its in found.items()} == {m: {"val", "test"} for m in made_results(cohort)}
+    student, teacher = found["student"]["test"], found["teacher"]["test"]
+    difference = student["auroc"]["value"] - teacher["auroc"]["value"]
+    assert student["paired"]["teacher"]["value"] == pytest.approx(difference)
+    assert teacher["paired"]["student"]["value"] == pytest.approx(-difference)
+    assert student["non_inferiority"]["margin"] == 0.03
+    assert teacher["non_inferiority"] is None and teacher["agreement"] is None
+    assert "teacher" not in teacher["paired"]
+    assert student["auroc"]["n_slides"] == 12 and student["auroc"]["n_patients"] == 9
+
+
+def test_delong_needs_one_slide_a_patient(tmp_path: Path) -> None:
+    for alone, reason in ((False, "some patients have several slides"), (True, None)):
+        cohort = made_cohort(tmp_path, COUNTS | {"test": 40}, alone=alone)
+        told = evaluate(cohort, made_results(cohort), 100, splits=("test",))["student"]["test"]["delong"]["labels_only"]
+        assert (told["p"] is None) == (reason is not None)
+        assert reason is None or told["reason"].startswith(reason)
+
+
+def test_agreement_is_with_the_teachers_attention_carried_to_the_lr_grid(tmp_path: Path) -> None:
+    """A student that looks where the teacher's children do agrees wholly; the opposite order is -1."""
+    cohort = made_cohort(tmp_path, {"test": 4})
+    results = made_results(cohort, {"teacher": 2.0, "student": 1.0})
+    teacher = results["teacher"]
+    same = [
+        replace(r, attention=to_lr(t.grid, t.attention).astype(np.float32))
+        for r, t in zip(results["student"], teacher, strict=True)
+    ]
+    turned = [replace(r, attention=(1 - r.attention) / (1 - r.attention).sum()) for r in same]
+    made = {"teacher": teacher, "student": same, "turned": turned}
+    found = evaluate(cohort, made, 100, splits=("test",), temperatures=dict.fromkeys(made))
+    assert found["student"]["test"]["agreement"]["spearman"] == pytest.approx(1, abs=1e-6)
+    assert found["student"]["test"]["agreement"]["js_divergence"] == pytest.approx(0, abs=1e-6)
+    assert found["turned"]["test"]["agreement"]["spearman"] == pytest.approx(-1, abs=1e-6)
+    told = slide_table(cohort, made, dict.fromkeys(made))
+    assert told[0]["methods"]["student"]["agreement"]["spearman"] == pytest.approx(1, abs=1e-6)
+
+
+def test_lesions_are_measured_where_outlines_lie_beside_the_slide(tmp_path: Path) -> None:
+    """All attention on the outlined patch is 1, on another 0 where only that one is outlined; without outlines None."""
+    cohort = made_cohort(tmp_path, {"test": 4})
+    results = made_results(cohort, {"student": 1.0})["student"]
+    first = results[0]
+    x, y = first.grid.lr_corners[2].tolist()
+    side = first.grid.lattice.lr_cell[0]
+    ring = [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
+    first.row.lesions.write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+    for hot, expected in ((2, 1.0), (0, (len(first.grid.lr_index) - 2) / 2 / (len(first.grid.lr_index) - 1))):
+        attention = np.zeros(len(first.grid.lr_index), np.float32)
+        attention[hot] = 1
+        made = {"student": [replace(first, attention=attention), *results[1:]]}
+        found = evaluate(cohort, made, 100, splits=("test",), temperatures={"student": None})
+        assert found["student"]["test"]["lesion_auroc"] == pytest.approx(expected)
+    rows = slide_table(cohort, made, {"student": None})
+    assert [row["methods"]["student"]["lesion_auroc"] is None for row in rows] == [False, True, True, True]
+
+
+def test_calibration_is_fitted_on_validation_slides_and_leaves_the_ranking(tmp_path: Path) -> None:
+    cohort = made_cohort(tmp_path, {"val": 40, "test": 12})
+    results = made_results(cohort, {"student": 1.0})
+    loud = {"student": [replace(r, logits=5 * r.logits) for r in results["student"]]}
+    one, five = temperature_of(cohort, results["student"]), temperature_of(cohort, loud["student"])
+    assert one is not None and five == pytest.approx(5 * one, rel=1e-2)
+    plain, calibrated = (
+        evaluate(cohort, loud, 100, splits=("test",), temperatures={"student": temperature})["student"]["test"]
+        for temperature in (None, five)
+    )
+    assert (plain["calibrated"], calibrated["calibrated"]) == (False, True)
+    assert plain["auroc"]["value"] == calibrated["auroc"]["value"]
+    assert plain["brier"] > calibrated["brier"]
+
+
+def test_cost_is_a_mean_over_all_slides_or_none(tmp_path: Path) -> None:
+    cohort = made_cohort(tmp_path, {"test": 4})
+    results = made_results(cohort, {"teacher": 1.0, "student": 1.0})
+    cost = {m: its["test"]["cost"] for m, its in evaluate(cohort, results, 100, splits=("test",)).items()}
+    assert cost["teacher"]["patches_per_slide"] == np.mean([len(r.grid.hr_index) for r in results["teacher"]])
+    assert cost["student"]["patches_per_slide"] == np.mean([len(r.grid.lr_index) for r in results["student"]])
+    results["student"][3] = replace(results["student"][3], pixels=None)
+    cost = evaluate(cohort, results, 100, splits=("test",))["student"]["test"]["cost"]
+    assert cost["pixels_per_slide"] is None and cost["cpu_seconds_per_slide"] is not None
