@@ -9,6 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from real_tissue_verdicts import (
+    NATIVE,
+    Rows,
+    expectation_rows,
+    expectations,
+    interval_note,
+    mean,
+    not_worse_rows,
+    paired_rows,
+    seeds_of,
+)
 
 Cells = Sequence[dict[str, Any]]
 Read = Callable[[dict[str, Any]], float | None]
@@ -34,7 +45,13 @@ def print_tables(folder: Path) -> None:
         print(f"\n### {', '.join(key)}\n")
         _auroc_table(found[key])
         if key[0] == "headline":
+            _table(paired_rows(found[key]))
+            _table(not_worse_rows(found[key]))
+            print(f"{interval_note(found[key]) or ''}\n")
             _attention_table(found[key], ceilings[key[1:]])
+    print(f"\n### Hoped for, {NATIVE} as it is read\n")
+    ceiling = mean([c["agreement"]["spearman"] for c in ceilings["default", NATIVE]])
+    _table(expectation_rows(expectations(found, ceiling)))
     _cost_table(costs)
     hours = sum(told["cpu_seconds"] for cells in found.values() for told in cells) / 3600
     print(f"\n{sum(map(len, found.values()))} cells, {hours:.1f} CPU-hours")
@@ -44,11 +61,11 @@ def _auroc_table(cells: Cells) -> None:
     """Print a row per method: test AUROC of every fold, mean over runs, differences within runs; validation last."""
     folds = sorted({c["cell"]["fold"] for c in cells})
     shown = [o for o in OTHERS if any(o in c["metrics"] for c in cells)]
-    head = ["method", *(f"fold {f}" for f in folds), "mean", *(f"less {o}" for o in shown), "validation"]
+    head = ["method", "seeds", *(f"fold {f}" for f in folds), "mean", *(f"less {o}" for o in shown), "validation"]
     _row(head)
     print("|---" * len(head) + "|")
     for method in _methods(cells):
-        row = [method]
+        row = [method, seeds_of(cells, method)]
         row += [_with_interval([c for c in cells if c["cell"]["fold"] == f], method) for f in folds]
         row += [_spread([_auroc(c, method) for c in cells])]
         row += [_difference(cells, method, other) for other in shown]
@@ -87,6 +104,15 @@ def _cost_table(costs: Cells) -> None:
         for network, cost in told["cost"].items():
             figures = cost["patches_per_slide"], cost["pixels_per_slide"] / 1e6, cost["cpu_seconds_per_slide"]
             _row([told["cell"]["resolution"], network, f"{figures[0]:.0f}", f"{figures[1]:.2f}", f"{figures[2]:.2f}"])
+
+
+def _table(rows: Rows) -> None:
+    """Print head and rows."""
+    _row(rows[0])
+    print("|---" * len(rows[0]) + "|")
+    for row in rows[1:]:
+        _row(row)
+    print()
 
 
 def _row(cells: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,3 +141,127 @@ def test_an_easy_signal_is_learned_and_written_down(
     assert np.shape(found["accuracies"]) == (2, 4) and found["mean"] == pytest.approx(np.mean(found["accuracies"]))
     assert found["settings"]["optimizer"] == "adam" and found["sd_runs"] >= 0
     assert f"accuracy {found['mean']:.3f} (published 0.900 ± 0.050)" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- tables of the real-tissue benchmark
+
+BARE = {"agreement": None, "lesion_auroc": None, "cost": {"patches_per_slide": 9.0}}
+SLIDES_ONLY = "slides (patient uncertainty not covered)"
+
+
+@pytest.fixture
+def verdicts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("real_tissue_verdicts")
+
+
+def cell(
+    fold: int, seed: int, cohort: str = "default", **methods: dict[str, tuple[float | None, ...]]
+) -> dict[str, Any]:
+    """Return a headline cell: method -> other -> value, low and high of the paired difference on test slides."""
+    found = {}
+    for method, paired in methods.items():
+        bounds = {other: dict(zip(("value", "low", "high"), told, strict=True)) for other, told in paired.items()}
+        auroc = {"value": 0.5, "low": 0.4, "high": 0.6, "interval": SLIDES_ONLY}
+        found[method] = {"test": {"auroc": auroc, "paired": bounds, **BARE}, "val": {"auroc": auroc}}
+    told = {"kind": "headline", "cohort": cohort, "fold": fold, "resolution": "2.5x", "seed": seed}
+    return {"cell": told, "cpu_seconds": 360.0, "metrics": found}
+
+
+def test_differences_are_means_over_seeds_then_over_folds(verdicts: ModuleType) -> None:
+    """Fold 0 has two seeds and fold 1 one: the mean is that of .2 and .5, not of the three runs."""
+    cells = [
+        cell(0, 0, student={"teacher": (0.1, -0.04, 0.2)}, teacher={}),
+        cell(0, 1, student={"teacher": (0.3, 0.02, 0.6)}, teacher={}),
+        cell(1, 0, student={"teacher": (0.5, -0.1, 0.7)}, teacher={}),
+    ]
+    assert verdicts.paired_rows(cells) == [
+        ["difference", "fold 0", "fold 1", "mean over folds"],
+        ["student less teacher", "+0.200 (-0.010 to +0.400)", "+0.500 (-0.100 to +0.700)", "+0.350"],
+    ]
+    assert verdicts.not_worse_rows(cells)[1] == ["student", "yes (1 of 2 runs)", "not shown (0 of 1 runs)"]
+    assert verdicts.seeds_of(cells, "student") == "2/1"
+    assert verdicts.seeds_of(cells[:2], "student") == "2"
+
+
+def test_a_difference_without_interval_is_no_verdict(verdicts: ModuleType) -> None:
+    cells = [cell(0, 0, both={"teacher": (0.1, None, None)}, teacher={})]
+    assert verdicts.paired_rows(cells)[1] == ["both less teacher", "+0.100", "+0.100"]
+    assert verdicts.not_worse_rows(cells)[1] == ["both", "cannot be told"]
+
+
+@pytest.mark.parametrize(("low", "words"), [(-0.0301, "not shown"), (-0.03, "not shown"), (-0.0299, "yes")])
+def test_not_worse_is_a_bound_above_the_margin(verdicts: ModuleType, low: float, words: str) -> None:
+    cells = [cell(0, 0, student={"teacher": (0.1, low, 0.2)}, teacher={})]
+    assert verdicts.not_worse_rows(cells)[1][1].startswith(words)
+
+
+def test_intervals_over_slides_are_called_so(verdicts: ModuleType) -> None:
+    cells = [cell(0, 0, student={})]
+    assert verdicts.interval_note(cells) == "Intervals are over slides: patient uncertainty not covered."
+    cells[0]["metrics"]["student"]["test"]["auroc"]["interval"] = "patients"
+    assert verdicts.interval_note(cells) is None
+
+
+def hoped(verdicts: ModuleType, cells: list[dict[str, Any]], ceiling: float | None = None) -> dict[str, Any]:
+    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for one in cells:
+        found.setdefault(("headline", one["cell"]["cohort"], "2.5x"), []).append(one)
+    return {e.statement: e for e in verdicts.expectations(found, ceiling)}
+
+
+def test_what_was_hoped_for_is_held_against_the_figures(verdicts: ModuleType) -> None:
+    """`both` gains .1 over folds, is not worse than the teacher on one of two; agreement .4, lesions .89."""
+    gains = {0: (0.15, 0.0, 0.3), 1: (0.05, -0.2, 0.1)}
+    cells = [cell(f, 0, both={"labels_only": gain, "teacher": gain}, teacher={}) for f, gain in gains.items()]
+    for one, rho in zip(cells, (0.3, 0.5), strict=True):
+        one["metrics"]["both"]["test"] |= {"agreement": {"spearman": rho}, "lesion_auroc": 0.89}
+    told = hoped(verdicts, cells, 0.61)
+    gain = told["both at least labels_only +0.10, default"]
+    assert (gain.measured, gain.held) == ("+0.100; runs: 2, folds: 2", True)
+    teacher = told["both not worse than teacher, default"]
+    assert (teacher.measured, teacher.held) == ("lower bounds +0.000, -0.200; runs: 2, folds: 2", False)
+    rho = told["both, Spearman with the teacher at least 0.35, default"]
+    assert (rho.measured, rho.held) == ("0.400 (teacher against teacher 0.61); runs: 2, folds: 2", True)
+    assert told["both, lesion AUROC at least 0.90, default"].held is False
+    assert told["student, lesion AUROC at least 0.90, default"].held is None
+    assert told["both not worse than labels_only_finetuned, harder"].measured == "-"
+    rows = verdicts.expectation_rows(list(told.values()))
+    assert {row[2] for row in rows[1:]} == {"held", "did not hold", "not measured"}
+
+
+@pytest.mark.parametrize(
+    ("both", "student", "third", "held"),
+    [
+        (0.0, 0.06, 0.06, True),  # one of the two is enough
+        (0.0, 0.04, 0.06, False),  # neither is better by 0.05 where lesions are small
+        (0.0, 0.06, None, None),  # not measured with a third of the slides, which decides
+        (0.0, 0.04, None, False),  # what is not measured would change nothing
+    ],
+)
+def test_one_of_the_two_students_must_hold_everywhere(
+    verdicts: ModuleType, both: float, student: float, third: float | None, held: bool | None
+) -> None:
+    """Against the fine-tuned student that learned from labels alone: not worse anywhere, better where it is hard."""
+
+    def one(cohort: str, value: float) -> dict[str, Any]:
+        fine = {m: {"labels_only_finetuned": (v, -0.01, 0.2)} for m, v in (("both", both), ("student", value))}
+        return cell(0, 0, cohort, **fine, labels_only_finetuned={})
+
+    cells = [one("default", 0.0), one("harder", student), *([] if third is None else [one("third", third)])]
+    told = hoped(verdicts, cells)
+    assert told["both, or student, all of the statements against labels_only_finetuned"].held is held
+
+
+def test_the_tables_print_it_all(verdicts: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the files of cells: seeds in their column, differences, the note, and what was hoped for."""
+    methods = {"student": {"teacher": (0.1, 0.0, 0.2)}, "teacher": {"student": (-0.1, -0.2, 0.0)}}
+    for seed in range(3):
+        (tmp_path / f"{seed}.json").write_text(json.dumps(cell(0, seed, **methods)))
+    importlib.import_module("real_tissue_table").print_tables(tmp_path)
+    out = capsys.readouterr().out
+    assert "| method | seeds | fold 0 |" in out and "| student | 3 | 0.500" in out
+    assert "| student less teacher | +0.100 (+0.000 to +0.200) | +0.100 |" in out
+    assert "| student | yes (3 of 3 runs) |" in out and "patient uncertainty not covered." in out
+    assert "| both at least labels_only +0.10, default | - | not measured |" in out
+    assert "3 cells, 0.3 CPU-hours" in out
