@@ -80,7 +80,7 @@ def load_networks(model: Bundle, *, teacher: bool) -> set[str]:
     """
     said = {terms for terms in [model.teacher_notice if teacher else None] if terms}
     for terms in said:
-        err.print(terms, markup=False, highlight=False, soft_wrap=True)
+        err.print(terms, markup=False, emoji=False, highlight=False, soft_wrap=True)  # its colons are no emoji
     _ = model.student, model.teacher if teacher else None
     return said
 
