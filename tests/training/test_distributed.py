@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import time
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +15,19 @@ import torch
 from torch import Tensor
 
 from fits import Toy, drained, figures, maker, plan
+from lrmil_training import fitting
 from lrmil_training.checkpoints import newest
+from lrmil_training.config import build_config
+from lrmil_training.distributed import run_in_processes
+from lrmil_training.fitloop import Make
+from lrmil_training.fitplan import FitPlan
 from lrmil_training.fitting import fit
+from lrmil_training.run import train
+from napari_lrmil.core.encoders import save_encoder
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.core.events import Caution, Progress
+from napari_lrmil.core.events import Caution, Event, Finished, Progress
+from napari_lrmil.core.phantom import make_cohort
+from networks import untrained_encoder
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no process groups")
 
@@ -88,3 +99,48 @@ def test_processes_end_with_the_one_that_asked(tmp_path: Path) -> None:
     stream.close()
     assert time.monotonic() - began < 5
     assert not multiprocessing.active_children()
+
+
+def _keys(figures: object, where: str = "") -> set[str]:
+    """Return the paths of all figures."""
+    if not isinstance(figures, dict):
+        return {where}
+    return {path for key, value in figures.items() for path in _keys(value, f"{where}/{key}")}
+
+
+@pytest.mark.timeout(600)  # four times two processes start, slowly on a busy machine
+def test_a_whole_run_trains_every_stage_in_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Teacher, stages 1, 2 and 3 of an epoch each: as many processes as asked, and the same figures measured."""
+    for split, count, seed in (("train", 4, 1), ("val", 2, 2), ("test", 2, 3)):
+        list(make_cohort(tmp_path, count, (1024, 768), seed, split=split))
+    save_encoder(tmp_path / "untrained.safetensors", untrained_encoder())
+    short = {"epochs": 1, "min_epochs": 1}
+    settings = {
+        "hr_patch_px": 64,
+        "lr_patch_px": 64,
+        "bootstrap": 100,
+        "baselines": [],
+        "features": str(tmp_path / "features"),
+        "encoder": {"teacher": str(tmp_path / "untrained.safetensors")},
+        "teacher": short,
+        "stage1": {"epochs": 1, "patches_per_slide": 4, "batch_size": 4},
+        "stage2": short,
+        "stage3": short | {"patches_per_slide": 4, "lr": 1e-4},
+    }
+    started: list[tuple[str, int]] = []
+
+    def noted(make: Make, plan: FitPlan, scale: float) -> Generator[Event, None, None]:
+        started.append((plan.stage, plan.devices))
+        return run_in_processes(make, plan, scale)
+
+    monkeypatch.setattr(fitting, "run_in_processes", noted)
+    found, cpu = {}, torch.device("cpu")
+    for devices in (1, 2):
+        run = tmp_path / f"run{devices}"
+        *_, last = train(tmp_path / "cohort.csv", run, build_config(settings | {"devices": devices}), cpu)
+        assert isinstance(last, Finished)
+        found[devices] = json.loads((run / "metrics.json").read_text())
+    assert started == [(stage, 2) for stage in ("teacher", "stage1", "stage2", "stage3")]
+    assert not multiprocessing.active_children()
+    assert _keys(found[1]) == _keys(found[2]) and "/student/test/paired/teacher/value" in _keys(found[2])
+    assert found[1] != found[2], "two processes take half the steps"
