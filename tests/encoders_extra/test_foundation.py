@@ -132,6 +132,40 @@ def test_patches_go_in_and_embeddings_and_maps_come_out(name: str) -> None:
     assert student.grad is not None
 
 
+def test_phikon_v2_with_random_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its class builds a DINOv2 of transformers and hands pixels to an image processor: both made here."""
+    import transformers
+
+    size = {"hidden_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 16, "patch_size": 16, "image_size": 224}
+    torch.manual_seed(0)
+    network = transformers.Dinov2Model(transformers.Dinov2Config(**size)).eval()
+    processor = transformers.BitImageProcessor(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224})
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", lambda *_, **__: network)
+    monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", lambda *_, **__: processor)
+    encoder = load_foundation("lazyslide:phikonv2").encoder
+    assert encoder.layers == {"block_1": 1024, "block_2": 1024}
+    found = encoder(torch.randint(0, 256, (2, 3, 128, 128), dtype=torch.uint8), ["block_2"])
+    assert found.embedding.shape == (2, 1024) and found.maps["block_2"].shape == (2, 1024, 14, 14)
+
+
+@pytest.mark.parametrize("name", ["ctranspath", "chief"])
+def test_an_exported_program_is_used_as_it_is(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CTransPath and CHIEF come as programs of torch.export, which cannot be told to evaluate; here a small one."""
+    import huggingface_hub
+
+    program = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 768, 16, 16), torch.nn.BatchNorm2d(768), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    ).eval()
+    batch = {0: torch.export.Dim.DYNAMIC}
+    exported = torch.export.export(program, (torch.zeros(2, 3, 224, 224),), dynamic_shapes=(batch,))
+    torch.export.save(exported, tmp_path / "program.pt2")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(tmp_path / "program.pt2"))
+    encoder = load_foundation(f"lazyslide:{name}").encoder
+    assert not encoder.train().eval().training and encoder.layers == {}
+    found = encoder(torch.randint(0, 256, (3, 3, 128, 128), dtype=torch.uint8))
+    assert found.embedding.shape == (3, 768) and found.embedding.isfinite().all()
+
+
 @pytest.mark.usefixtures("without_weights")
 def test_maps_keep_rows_before_columns() -> None:
     """A change in the upper right corner shows most in the map's upper right."""

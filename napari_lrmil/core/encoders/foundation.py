@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from napari_lrmil.core.encoders.families import NetworkEncoder, taken
@@ -103,12 +104,17 @@ class FoundationEncoder(NetworkEncoder):
         if not isinstance(getattr(model, "model", None), nn.Module):
             raise EncoderError(f"{spec.name} holds no torch network; choose another encoder of the registry")
         self._model = (model,)  # in a tuple: what it holds is the network below, which is moved and hashed
-        self.net = model.model.eval().requires_grad_(False)
+        self.net = _frozen(model.model)
+        self.training = False
         self._prepare: Callable[[Any], Any] | None = model.get_transform()
         self._places = _places(self.net)
         probe = self._encoded(torch.zeros(1, 3, PROBE_PX, PROBE_PX, dtype=torch.uint8), tuple(self._places))
         self.dim = probe.embedding.shape[1]
         self._widths = {name: found.shape[1] for name, found in probe.maps.items()}
+
+    def train(self, mode: bool = True) -> FoundationEncoder:
+        """Stay as it is: it is frozen, and an exported program refuses to be told."""
+        return self
 
     @property
     def layers(self) -> dict[str, int]:
@@ -191,6 +197,13 @@ def _timm_from(folder: Path) -> Iterator[list[str]]:
         yield asked
     finally:
         timm.create_model = create
+
+
+def _frozen(network: nn.Module) -> nn.Module:
+    """Return the network without gradients, as for inference; a program of torch.export was saved so."""
+    if not isinstance(network, torch.fx.GraphModule):
+        network.eval()
+    return network.requires_grad_(False)
 
 
 def _places(network: nn.Module) -> dict[str, tuple[nn.Module, int]]:
