@@ -13,9 +13,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lrmil_training.fitplan import FitPlan
+from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.files import raise_if_full, whole
 
 KEY, SCALE = "lrmil_key", "lrmil_scale"  # entries of a checkpoint beside Lightning's own
+SCORE = "lrmil_score"  # entry of a stage's best state
 
 
 @dataclass(frozen=True)
@@ -69,16 +71,33 @@ def travelling(plan: FitPlan) -> str:
     return f".{plan.stage}.ranks."
 
 
-def write_best(plan: FitPlan, state: dict[str, torch.Tensor]) -> None:
-    """Write the best state of a stage that has ended."""
+def write_best(plan: FitPlan, state: dict[str, torch.Tensor], score: float) -> None:
+    """Write the best state of a stage that has ended, and the selection figure that made it the best."""
     with whole(plan.checkpoint) as partial:
-        torch.save({"state_dict": state}, partial)
+        torch.save({"state_dict": state, SCORE: score}, partial)
 
 
 def read_best(plan: FitPlan) -> dict[str, torch.Tensor]:
     """Return the best state of a stage that has ended."""
     state: dict[str, torch.Tensor] = torch.load(plan.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     return state
+
+
+def read_score(plan: FitPlan) -> float:
+    """Return the selection figure of the best state, over all epochs of the attempt that ended.
+
+    Raises
+    ------
+    LrmilError
+        Where an earlier version wrote the file, without the figure.
+    """
+    found = torch.load(plan.checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    if SCORE not in found:
+        raise LrmilError(
+            f"{plan.checkpoint}: an earlier version wrote this stage without its selection figure; "
+            f"delete {plan.folder} to fit the stage again"
+        )
+    return float(found[SCORE])
 
 
 class KeepLast(Callback):

@@ -179,7 +179,7 @@ def run_stage(
         warnings.filterwarnings("ignore", module="lightning")  # advice on workers and loggers, not for users here
         trainer.fit(module, train, val, ckpt_path=resume.path if resume else None, weights_only=True)
     if trainer.is_global_zero:
-        write_best(plan, selection.best)
+        write_best(plan, selection.best, selection.score)
 
 
 def can_scale(make: Make) -> bool:

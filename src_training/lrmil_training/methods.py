@@ -7,10 +7,8 @@ Stages are stored under a hash of what they depend on, so methods that share a s
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,10 +23,10 @@ from lrmil_training.bagfit import (
     seeded_mil,
     stage_seed,
 )
+from lrmil_training.checkpoints import read_score
 from lrmil_training.cohort import CohortSlide
 from lrmil_training.config import TrainConfig
 from lrmil_training.features import lr_patches, make_lr_features
-from lrmil_training.fitting import SELECT, FitPlan
 from lrmil_training.losses import parent_scores
 from lrmil_training.pairs import EMBEDDING, TaughtSlide
 from lrmil_training.runstate import Run
@@ -37,7 +35,6 @@ from lrmil_training.stage3 import PixelBag, fit_end_to_end
 from lrmil_training.stored import StoredRows
 from napari_lrmil.core.encoders import AlignedEncoder, round_to_half
 from napari_lrmil.core.events import Event, Metric
-from napari_lrmil.core.files import write_json
 from napari_lrmil.core.mil import GatedAttentionMil
 
 STUDENT = "student"
@@ -193,32 +190,14 @@ def _stage3(
         copies = copy.deepcopy(networks[0]), copy.deepcopy(networks[1])
         bags = _pixel_sides(run, method, lesson)
         fitting = fit_end_to_end(copies, loss, bags, settings, plan, lr, method.config.student_input_px)
-        figure, fitted = yield from _with_figure(fitting, plan)
-        yield Metric(stage, f"lr {lr:g}", figure)
-        found.append((figure, fitted))
+        fitted = yield from fitting
+        score = read_score(plan)  # of the whole stage: events tell of this attempt alone
+        yield Metric(stage, f"lr {lr:g}", score)
+        found.append((score, fitted))
     encoder, mil = max(found, key=lambda pair: pair[0])[1]
     round_to_half(encoder)
     round_to_half(mil)
     return encoder, mil
-
-
-def _with_figure(
-    fitting: Generator[Event, None, tuple[AlignedEncoder, GatedAttentionMil]], plan: FitPlan
-) -> Generator[Event, None, tuple[float, tuple[AlignedEncoder, GatedAttentionMil]]]:
-    """Return the stage's best figure on validation with its result; kept in a file for stages that have ended."""
-    kept: Path = plan.folder / "select.json"
-    figure = -float("inf")
-    while True:
-        try:
-            event = next(fitting)
-        except StopIteration as end:
-            if figure == -float("inf"):
-                figure = float(json.loads(kept.read_text(encoding="utf-8"))[SELECT])
-            write_json(kept, {SELECT: figure})
-            return figure, end.value
-        if isinstance(event, Metric) and event.name == SELECT:
-            figure = max(figure, event.value)
-        yield event
 
 
 # ---------------------------------------------------------------- what stages read

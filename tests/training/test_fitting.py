@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fits import CPU, Toy, drained, figures, maker, plan, samples
+from lrmil_training.checkpoints import read_score
 from lrmil_training.epochs import epoch_seed
 from lrmil_training.fitloop import _precision
 from lrmil_training.fitting import EpochMeans, EpochSampler, fit, gathered
@@ -97,6 +98,20 @@ def test_memory_that_runs_out_halves_the_batch(tmp_path: Path) -> None:
     small = maker(5)
     _, whole = drained(fit(lambda: small(scale=0.25), plan(tmp_path / "whole")))
     assert all(torch.equal(whole[name], state[name]) for name in whole)
+    assert read_score(plan(tmp_path)) == read_score(plan(tmp_path / "whole"))
+
+
+def test_the_figure_of_an_attempt_that_ran_out_of_memory_does_not_count(tmp_path: Path) -> None:
+    """What it saw on validation belongs to weights that were thrown away."""
+
+    class Boasting(_Hungry):
+        def on_validation_epoch_end(self) -> None:
+            super().on_validation_epoch_end()
+            if len(self.trainer.train_dataloader) < 24:  # batches of more than 4
+                self.log("select", 99.0)
+
+    drained(fit(maker(5, Boasting), plan(tmp_path)))
+    assert read_score(plan(tmp_path)) < 0
 
 
 def test_a_halved_batch_size_survives_a_break(tmp_path: Path) -> None:

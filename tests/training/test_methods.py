@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,7 @@ from napari_lrmil.core.encoders import (
     save_encoder,
 )
 from napari_lrmil.core.errors import BundleError, ConfigError, EncoderError
-from napari_lrmil.core.events import Caution, Finished, StageDone
+from napari_lrmil.core.events import Caution, Event, Finished, Metric, Progress, StageDone
 from napari_lrmil.core.phantom import make_cohort
 from napari_lrmil.core.predict import predict
 from napari_lrmil.core.slide import Slide
@@ -148,6 +148,31 @@ def test_a_series_keeps_folds_apart_and_goes_on(cohort: Path, encoder: str, tmp_
     assert [type(e).__name__ for e in events].count("Finished") == 1
     again = list(train(cohort, tmp_path, config, CPU))
     assert not [e for e in again if isinstance(e, StageDone)]
+
+
+def test_the_learning_rate_is_chosen_over_all_attempts(cohort: Path, encoder: str, tmp_path: Path) -> None:
+    """Broken off in the second of them, the figures that are compared are those of an unbroken run."""
+    short = {"stage1": {"epochs": 0}, "stage2": {"init": "frozen_head"}, "baselines": []}
+    tuned = {"stage3": TINY["stage3"] | {"epochs": 4, "ema": 0.0, "lr": [1e-4, 3e-2]}}  # type: ignore[operator]
+    config = build_config(TINY | short | tuned | {"encoder": {"teacher": encoder}, "features": str(tmp_path / "f")})
+
+    def told(events: Iterable[Event]) -> dict[str, float]:
+        return {e.name: e.value for e in events if isinstance(e, Metric) and e.name.startswith("lr ")}
+
+    whole = told(train(cohort, tmp_path / "whole", config, CPU))
+    stream = train(cohort, tmp_path / "broken", config, CPU)
+    seen = 0
+    for event in stream:
+        seen += isinstance(event, Progress) and event.stage == "stage3"
+        if seen == 7:
+            break
+    stream.close()
+    assert told(train(cohort, tmp_path / "broken", config, CPU)) == whole
+    assert len(whole) == 2
+    assert {p.suffix for p in (tmp_path / "broken" / "checkpoints").rglob("stage3*") if p.is_file()} == {
+        ".ckpt",
+        ".done",
+    }  # nothing beside them that a kill could part from them
 
 
 def test_seeds_differ_and_share_features(cohort: Path, encoder: str, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 
 import fits
 from fits import Stepped, Toy, drained, figures, maker, plan
-from lrmil_training.checkpoints import last_files, newest
+from lrmil_training.checkpoints import last_files, newest, read_score
 from lrmil_training.fitting import StoppedError, fit
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Progress
@@ -156,3 +156,28 @@ def test_nan_says_term_and_batch_and_keeps_the_checkpoint(tmp_path: Path) -> Non
         drained(fit(maker(5, bad_batch=302), plan(tmp_path)))
     found = newest(plan(tmp_path))
     assert found is not None and found.epoch == 3
+
+
+def test_the_best_figure_comes_with_the_best_state(tmp_path: Path) -> None:
+    """Broken off after the best epoch, the figure is still that of the unbroken stage: learning rates are compared."""
+    whole = plan(tmp_path / "whole")
+    events, _ = drained(fit(maker(5, lr=0.3), whole))  # gets worse soon
+    seen = {epoch: value for (name, epoch), value in figures(events).items() if name == "select"}
+    best = max(seen, key=lambda epoch: seen[epoch])
+    assert best < max(seen) - 1
+    broken = plan(tmp_path / "broken")
+    stream = fit(maker(5, lr=0.3), broken)
+    next(e for e in stream if isinstance(e, Progress) and e.done == best + 2)
+    stream.close()
+    drained(fit(maker(5, lr=0.3), broken))
+    assert read_score(whole) == seen[best]
+    assert read_score(broken) == seen[best]
+    drained(fit(maker(5, lr=0.3), broken))  # a stage that has ended keeps it too
+    assert read_score(broken) == seen[best]
+
+
+def test_a_state_without_its_figure_is_told(tmp_path: Path) -> None:
+    """As earlier versions wrote it: one sentence, and what to delete."""
+    torch.save({"state_dict": {}}, tmp_path / "toy.ckpt")
+    with pytest.raises(LrmilError, match="without its selection figure; delete "):
+        read_score(plan(tmp_path))
