@@ -17,9 +17,9 @@ from lrmil_training.report import write_report
 from lrmil_training.runlock import clear_stop, hold
 from lrmil_training.runstate import CONFIG, Run
 from lrmil_training.series import is_series, parts_of, run_series
-from lrmil_training.stage1 import teacher_layers
+from lrmil_training.stage1 import require_twins
 from lrmil_training.stages import run_stages
-from napari_lrmil.core.encoders import FROZEN, TRAINABLE, notice, require_layers
+from napari_lrmil.core.encoders import FROZEN, TRAINABLE, notice
 from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.events import Caution, Event, Finished
 from napari_lrmil.core.files import write_text
@@ -58,12 +58,14 @@ def _prepare(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.dev
     """Check everything that can be checked before any work, so that nothing half-written is left by a wrong call."""
     cohort = read_cohort(cohort_csv, seed=config.seed)
     encoder = find_encoder(config.encoder.teacher)
-    require_layers(encoder.encoder, teacher_layers(config))
-    if config.encoder.student == "teacher" and encoder.spec.family == FROZEN:
+    own = config.encoder.student
+    student = encoder if own == "teacher" else find_encoder(own)
+    if student.spec.family == FROZEN:
         raise ConfigError(
-            f"{encoder.spec.name} can be a frozen teacher only; set encoder.student to a file, folder or configuration "
+            f"{student.spec.name} can be a frozen teacher only; set encoder.student to a file, folder or configuration "
             f"of {', '.join(TRAINABLE)}"
         )
+    require_twins(student.encoder, encoder.encoder, config)
     require_loggers(config.loggers)  # a package that is missing is told now, not after an hour
     stored = out / CONFIG
     text = dump_config(config)

@@ -16,7 +16,7 @@ from lrmil_training.config import TrainConfig
 from lrmil_training.fitting import SELECT, EpochMeans, EpochSampler, FitPlan, fit, set_epoch
 from lrmil_training.pairs import EMBEDDING, Augmentation, Pair, PairDataset, Standard, TaughtSlide, collate
 from napari_lrmil.core.embed import enlarge
-from napari_lrmil.core.encoders import AlignedEncoder, Encoder, require_layers
+from napari_lrmil.core.encoders import AlignedEncoder, Encoder, NetworkEncoder, require_layers
 from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.events import Event
 
@@ -25,8 +25,12 @@ from napari_lrmil.core.events import Event
 class Watched:
     """The frozen teacher encoder, where targets are computed as training goes; no part of what is trained or stored."""
 
-    encoder: Encoder
+    encoder: NetworkEncoder
     standards: Mapping[str, Standard]
+
+    def to(self, device: torch.device) -> None:
+        """Move the encoder to where the pixels are: in a process of its own it was loaded on the CPU."""
+        self.encoder.to(device)
 
     def targets(self, hr_pixels: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """Return ``features`` and layer name -> (B, n², D) standardised embeddings of (B, n², 3, q, q) pixels."""
@@ -40,6 +44,22 @@ class Watched:
         }
 
 
+class Standardised(nn.Module):
+    """The identity projection: a student's block means in the units of the teacher's targets, and nothing learned."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, standard: Standard) -> None:
+        super().__init__()
+        self.register_buffer("mean", standard.mean)
+        self.register_buffer("deviation", standard.deviation)
+
+    def forward(self, means: Tensor) -> Tensor:
+        """Return (B, n², D) block means in units of the teacher's deviation."""
+        return (means - self.mean) / self.deviation
+
+
 class Stage1(L.LightningModule):
     """``L_stage1 = λ_layer L_layer + λ_attn L_attn``; selection by the same loss on held-out patients.
 
@@ -47,8 +67,8 @@ class Stage1(L.LightningModule):
     ----------
     student
         The encoder that learns.
-    widths
-        Layer name -> width of the teacher's pooled embedding there.
+    standards
+        Layer name -> the teacher's training statistics of its pooled embedding there.
     config
         The run's configuration.
     watched
@@ -63,12 +83,12 @@ class Stage1(L.LightningModule):
     def __init__(
         self,
         student: AlignedEncoder,
-        widths: Mapping[str, int],
+        standards: Mapping[str, Standard],
         config: TrainConfig,
         watched: Watched | None = None,
     ) -> None:
         super().__init__()
-        self.twins = {name: student_layer(name, config.stage1.layers) for name in widths}
+        self.twins = {name: student_layer(name, config.stage1.layers) for name in standards}
         require_layers(student.encoder, tuple(self.twins.values()))
         self.student, self.settings = student, config
         self._means = {side: EpochMeans(side) for side in ("train", "val")}
@@ -76,8 +96,13 @@ class Stage1(L.LightningModule):
         learned = config.stage1.projection == "learned"
         own = {name: student.layers[twin] for name, twin in self.twins.items()}
         self.projections = nn.ModuleDict(
-            {name: _projection(name, own[name], width, learned) for name, width in widths.items()}
+            {name: _projection(name, own[name], standard, learned) for name, standard in standards.items()}
         )
+
+    def on_fit_start(self) -> None:
+        """Bring the teacher's encoder along, which as no submodule does not move with this module."""
+        if self._watched[0] is not None:
+            self._watched[0].to(self.device)
 
     def train(self, mode: bool = True) -> Stage1:
         """Set training mode, but for batch norm, which keeps the statistics that the weights were made with."""
@@ -152,15 +177,39 @@ def student_layer(teacher_layer: str, layers: Sequence[str]) -> str:
     return twins[teacher_layer]
 
 
-def _projection(name: str, own: int, wanted: int, learned: bool) -> nn.Module:
-    if learned:
-        return nn.Linear(own, wanted)
+def require_twins(student: Encoder, teacher: Encoder, config: TrainConfig) -> None:
+    """Check that the layer term finds what it compares.
+
+    Raises
+    ------
+    EncoderError
+        Where teacher or student lacks a layer; it lists those that there are.
+    ConfigError
+        Where an identity projection is asked for and the widths differ.
+    """
+    names = teacher_layers(config)
+    require_layers(teacher, names)
+    twins = {name: student_layer(name, config.stage1.layers) for name in names}
+    require_layers(student, tuple(twins.values()))
+    if config.stage1.projection == "identity":
+        for name, twin in twins.items():
+            _require_width(name, student.layers[twin], teacher.layers[name])
+
+
+def _require_width(name: str, own: int, wanted: int) -> None:
     if own != wanted:
         raise ConfigError(
             f"stage1.projection=identity: layer {name} has {own} channels in the student and {wanted} in the teacher; "
             "use learned, or a student of the teacher's architecture"
         )
-    return nn.Identity()
+
+
+def _projection(name: str, own: int, standard: Standard, learned: bool) -> nn.Module:
+    wanted = len(standard.mean)
+    if learned:
+        return nn.Linear(own, wanted)
+    _require_width(name, own, wanted)
+    return Standardised(standard)
 
 
 def freeze_norms(module: nn.Module) -> None:
@@ -193,18 +242,19 @@ def fit_stage1(
     taught: Mapping[str, Sequence[TaughtSlide]],
     config: TrainConfig,
     plan: FitPlan,
-    teacher: Encoder,
+    teacher: NetworkEncoder,
 ) -> Generator[Event, None, AlignedEncoder]:
     """Distil into `student` and return it in its best state on validation, frozen."""
     data = pair_datasets(taught, config, plan.seed)
-    first = taught["train"][0]
-    watched = Watched(teacher, first.standards) if config.stage1.targets == "on_the_fly" else None
+    standards = taught["train"][0].standards
+    layers = {name: standards[name] for name in taught["train"][0].layers}
+    watched = Watched(teacher, standards) if config.stage1.targets == "on_the_fly" else None
 
     def make(scale: float = 1.0) -> tuple[Stage1, DataLoader[Pair], DataLoader[Pair]]:
         size = max(1, int(scale * min(config.stage1.batch_size, len(data["train"]))))
         order = {side: EpochSampler(len(one), plan.seed, shuffle=side == "train") for side, one in data.items()}
         train = DataLoader(data["train"], size, sampler=order["train"], collate_fn=collate, drop_last=True)
-        module = Stage1(student.requires_grad_(True), first.layers, config, watched)
+        module = Stage1(student.requires_grad_(True), layers, config, watched)
         return module, train, DataLoader(data["val"], size, sampler=order["val"], collate_fn=collate)
 
     try:

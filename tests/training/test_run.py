@@ -148,6 +148,21 @@ def test_wrong_calls_leave_nothing(cohort: Path, config: TrainConfig, tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_student_that_cannot_be_used_leaves_nothing(cohort: Path, config: TrainConfig, tmp_path: Path) -> None:
+    """Missing, or without the layer: told before any feature is made, not after hours of the teacher's."""
+    teacher = config.encoder.teacher
+    gone = {"encoder": {"teacher": teacher, "student": str(tmp_path / "gone.safetensors")}}
+    with pytest.raises(EncoderError, match="gone.safetensors"):
+        next(iter(train(cohort, tmp_path / "run", build_config(config.model_dump() | gone), CPU)))
+    other = {"encoder": {"teacher": teacher, "student": teacher}, "stage1": {"layers": ("block_12:block_99",)}}
+    with pytest.raises(EncoderError, match=r"no layer block_99 .* there are: block_1, "):
+        next(iter(train(cohort, tmp_path / "run", build_config(config.model_dump() | other), CPU)))
+    uneven = other | {"stage1": {"layers": ("block_12:block_6",), "projection": "identity"}}
+    with pytest.raises(ConfigError, match="layer block_12 has .* use learned"):
+        next(iter(train(cohort, tmp_path / "run", build_config(config.model_dump() | uneven), CPU)))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_broken_slide_is_listed_and_the_rest_goes_on(cohort: Path, config: TrainConfig, tmp_path: Path) -> None:
     """One bad slide stops nobody: it has a line in ``failures.csv`` with its reason."""
     for row in cohort.read_text().splitlines()[1:]:
