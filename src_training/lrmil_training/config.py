@@ -5,17 +5,44 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.geometry import PatchPlan
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Numbers may be text and names numbers: YAML reads 1e-4 as text, and precision=32 as a number.
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_people_write_it(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if get_origin(kind) is tuple and not isinstance(value, list | tuple):
+            return _listed(value)
+        if get_origin(kind) is Literal and isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if kind in (int, int | None) and isinstance(value, str):
+            return _number(value)
+        return value
+
+
+def _listed(value: Any) -> Any:
+    """Return one value as a list of it; text at its commas."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(","))
+    return value if value is None or isinstance(value, dict) else (value,)
+
+
+def _number(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text  # refused where its type is checked, with what was written
 
 
 class EncoderConfig(_Frozen):
@@ -51,7 +78,9 @@ class Stage1Config(_Frozen):
     # Maps that the layer term compares: an intermediate one does no harm. Where the student is another architecture,
     # teacher's:student's, such as block_12:block_9.
     layers: tuple[str, ...] = ("block_12",)
-    projection: Literal["learned", "identity"] = "learned"  # identity on a late map works against the attention term
+    # identity, which needs equal widths, compares maps in the teacher's units; on a late map it works against the
+    # attention term.
+    projection: Literal["learned", "identity"] = "learned"
     lambda_layer: float = Field(0.1, ge=0)  # weight of the layer term
     lambda_attn: float = Field(1.0, ge=0)  # weight of the attention-weighted embedding term
     attention: Literal["teacher", "uniform"] = "teacher"  # weights of the children; uniform is a control
@@ -69,27 +98,33 @@ class Stage1Config(_Frozen):
             )
         return self
 
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> Stage1Config:
+        if self.epochs > 0 and self.lambda_layer == self.lambda_attn == 0:
+            raise ValueError("every weight is 0; raise lambda_layer or lambda_attn, or set stage1.epochs=0")
+        return self
+
 
 class Stage2Config(_Frozen):
     """Slide-level distillation."""
 
-    epochs: int = Field(60, ge=1)  # upper bound
+    epochs: int = Field(60, ge=1)  # upper bound; early stopping usually ends sooner
     lr: float = Field(3e-4, gt=0)  # lower than the teacher's: it starts from the teacher's head
-    lambda_ce: float = Field(1.0, ge=0)  # labels
-    lambda_bag: float = Field(1.0, ge=0)  # teacher's class probabilities
-    lambda_soft: float = Field(1.0, ge=0)  # teacher's attention
+    lambda_ce: float = Field(1.0, ge=0)  # weight of the labels; the three terms count alike until measured otherwise
+    lambda_bag: float = Field(1.0, ge=0)  # weight of the teacher's class probabilities
+    lambda_soft: float = Field(1.0, ge=0)  # weight of the teacher's attention
     lambda_hard: float = Field(0.0, ge=0)  # top against bottom patches; did nothing in docs/method.md 5
     temperature_bag: float = Field(2.0, gt=0)  # softens class probabilities; 1 = unchanged
     temperature_attn: float = Field(2.0, gt=0)  # softens attention on both sides; 2 was best (docs/method.md 5)
-    topk: int = Field(4, ge=1)  # patches on either side of the hard term
+    topk: int = Field(4, ge=1)  # patches on either side of the hard term; small slides have few that stand out
     attention_transfer: Literal["logsumexp", "mean", "max"] = "logsumexp"  # children to parent; exact at temperature 1
     init: Literal["teacher", "fresh", "frozen_head"] = "teacher"  # frozen_head: the teacher's head as it is, no stage 2
     features: Literal["stored", "on_the_fly"] = "stored"  # on_the_fly encodes augmented pixels in every epoch: slower
-    patch_dropout: float = Field(0.0, ge=0, lt=1)  # share of patches left out at random each step
-    weight_decay: float = Field(1e-4, ge=0)
-    min_epochs: int = Field(15, ge=0)
-    patience: int = Field(15, ge=1)
-    ema: float = Field(0.97, ge=0, lt=1)
+    patch_dropout: float = Field(0.0, ge=0, lt=1)  # share of patches left out at random each step; 0 until it helps
+    weight_decay: float = Field(1e-4, ge=0)  # Adam; as the teacher's, whose architecture it has
+    min_epochs: int = Field(15, ge=0)  # no selection before: early AUROC on few slides is luck (docs/method.md 5)
+    patience: int = Field(15, ge=1)  # epochs without a better validation figure before stopping
+    ema: float = Field(0.97, ge=0, lt=1)  # weight averaging per step; 0.97 gave stable selection (docs/method.md 5)
 
     @model_validator(mode="after")
     def _something_to_learn_from(self) -> Stage2Config:
@@ -107,16 +142,11 @@ class Stage3Config(_Frozen):
     patches_per_slide: int = Field(24, ge=1)  # drawn anew at each step: bounds memory
     slides_per_step: int = Field(2, ge=1)  # slides whose gradients make an update
     keep_stage2_terms: bool = True  # go on distilling attention and probabilities; false: labels alone
-    weight_decay: float = Field(1e-2, ge=0)
-    augment: bool = True  # mirror and quarter-turn every patch
-    min_epochs: int = Field(5, ge=0)  # no selection before
-    patience: int = Field(15, ge=1)
-    ema: float = Field(0.97, ge=0, lt=1)
-
-    @field_validator("lr", mode="before")
-    @classmethod
-    def _one_is_a_list_too(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, int | float) else value
+    weight_decay: float = Field(1e-2, ge=0)  # AdamW, as in stage 1: the encoder has many weights and few slides
+    augment: bool = True  # mirror and quarter-turn every patch: tissue has no upright
+    min_epochs: int = Field(5, ge=0)  # no selection before; fewer than in stage 2, for it starts from a fitted student
+    patience: int = Field(15, ge=1)  # epochs without a better validation figure before stopping
+    ema: float = Field(0.97, ge=0, lt=1)  # weight averaging per step: single steps are fragile here (docs/method.md 5)
 
     @field_validator("lr")
     @classmethod
@@ -157,6 +187,17 @@ class TrainConfig(_Frozen):
     precision: Literal["auto", "32", "bf16"] = "auto"  # auto: bf16 on CUDA, where it is twice as fast, else fp32
     loggers: tuple[Literal["csv", "tensorboard", "wandb", "mlflow"], ...] = ()  # besides events.jsonl, always written
 
+    @model_validator(mode="after")
+    def _stage_3_has_something_to_learn_from(self) -> TrainConfig:
+        s = self.stage2
+        something = any((s.lambda_ce, s.lambda_bag, s.lambda_soft, s.lambda_hard))
+        if self.stage3.epochs and self.stage3.keep_stage2_terms and not something:
+            raise ValueError(
+                "stage 3 keeps the terms of stage 2, whose every weight is 0; raise one of stage2.lambda_ce, "
+                "lambda_bag, lambda_soft, lambda_hard, or set stage3.keep_stage2_terms=false"
+            )
+        return self
+
     @property
     def plan(self) -> PatchPlan:
         """The two resolutions; raises `GeometryError` where they do not nest."""
@@ -164,7 +205,8 @@ class TrainConfig(_Frozen):
 
 
 # The paper's choices as far as docs/method.md records them: 256 px patches at 20x and 5x, both stages with every term,
-# the student a copy of the teacher, nothing after stage 2. What it leaves open stays at our defaults.
+# the student a copy of the teacher, whose maps hence need no projection, nothing after stage 2. What it leaves open
+# stays at our defaults.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {
@@ -173,7 +215,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "hr_patch_px": 256,
         "lr_patch_px": 256,
         "encoder": {"student": "teacher"},
-        "stage1": {"lambda_layer": 1.0, "lambda_attn": 1.0},
+        "stage1": {"lambda_layer": 1.0, "lambda_attn": 1.0, "projection": "identity"},
         "stage2": {"lambda_hard": 1.0, "init": "teacher"},
         "stage3": {"epochs": 0},
     },
@@ -218,6 +260,8 @@ def build_config(values: Mapping[str, Any]) -> TrainConfig:
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"configuration key '{key}' is unknown; there are: {', '.join(known_keys())}") from error
+        if not key:
+            raise ConfigError(f"configuration: {first['msg']}") from error
         raise ConfigError(f"configuration key '{key}': {first['msg']}, got {first['input']!r}") from error
     assert config.plan.n  # built, hence checked
     return config

@@ -25,7 +25,7 @@ from lrmil_training.bagfit import (
 )
 from lrmil_training.checkpoints import read_score
 from lrmil_training.cohort import CohortSlide
-from lrmil_training.config import TrainConfig
+from lrmil_training.config import TrainConfig, build_config
 from lrmil_training.features import lr_patches, make_lr_features
 from lrmil_training.losses import parent_scores
 from lrmil_training.pairs import EMBEDDING, TaughtSlide
@@ -101,18 +101,23 @@ def _baseline(name: str, config: TrainConfig) -> Method:
 
 
 def _ablation(config: TrainConfig) -> list[Method]:
+    """Return the student without each term, where its stage is fitted and other terms are left to learn from."""
+    kept = config.stage3.epochs > 0 and config.stage3.keep_stage2_terms
+    fitted = {"stage1": config.stage1.epochs > 0, "stage2": config.stage2.init != "frozen_head" or kept}
     found = []
     for stage, terms in (("stage1", ("layer", "attn")), ("stage2", ("ce", "bag", "soft", "hard"))):
-        for term in terms:
-            if getattr(getattr(config, stage), f"lambda_{term}") > 0:
-                found.append(Method(f"without_{term}", changed(config, {stage: {f"lambda_{term}": 0.0}})))
+        on = [term for term in terms if getattr(getattr(config, stage), f"lambda_{term}") > 0]
+        for term in on if fitted[stage] and len(on) > 1 else ():
+            found.append(Method(f"without_{term}", changed(config, {stage: {f"lambda_{term}": 0.0}})))
     return found
 
 
 def changed(config: TrainConfig, changes: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
-    """Return `config` with some settings of its groups changed."""
-    groups = {group: getattr(config, group).model_copy(update=dict(values)) for group, values in changes.items()}
-    return config.model_copy(update=groups)
+    """Return `config` with some settings of its groups changed, checked as a whole; raises `ConfigError`."""
+    values = config.model_dump()
+    for group, its in changes.items():
+        values[group] |= its
+    return build_config(values)
 
 
 def train_method(run: Run, method: Method, lesson: Lesson) -> Generator[Event, None, Trained]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
+from lrmil_training import config as config_module
 from lrmil_training.config import TrainConfig, build_config, dump_config, load_config
 from napari_lrmil.core.errors import ConfigError, GeometryError
 
@@ -36,12 +39,69 @@ def test_settings_win_over_the_file(tmp_path: Path) -> None:
         ("seed.x=1", "key 'seed'"),
         ("name=[", "not readable as YAML"),
         ("stage1.epoch=3", "'stage1.epoch' is unknown; there are: .*stage1.epochs"),
+        ("loggers=paper", "key 'loggers.0'"),
+        ("bootstrap=many", "key 'bootstrap'.*got 'many'"),
+        ("stage3.lr=fast", "key 'stage3.lr.0'"),
     ],
 )
 def test_unknown_and_impossible_settings_are_refused(setting: str, said: str) -> None:
     """The sentence names the key."""
     with pytest.raises(ConfigError, match=said):
         load_config(None, [setting])
+
+
+@pytest.mark.parametrize(
+    ("setting", "group", "key", "expected"),
+    [
+        ("stage3.lr=1e-4", "stage3", "lr", (1e-4,)),
+        ("stage3.lr=3", "stage3", "lr", (3.0,)),
+        ("stage3.lr=[1e-4, 3e-4]", "stage3", "lr", (1e-4, 3e-4)),
+        ("stage3.lr=1e-4, 3e-4", "stage3", "lr", (1e-4, 3e-4)),
+        ("stage1.lr=1e-4", "stage1", "lr", 1e-4),
+        ("stage1.layers=block_6", "stage1", "layers", ("block_6",)),
+        ("baselines=labels_only", "", "baselines", ("labels_only",)),
+        ("baselines=labels_only,both", "", "baselines", ("labels_only", "both")),
+        ("baselines=[]", "", "baselines", ()),
+        ("loggers=csv", "", "loggers", ("csv",)),
+        ("bootstrap=1e3", "", "bootstrap", 1000),
+        ("student_input_px=1e2", "", "student_input_px", 100),
+        ("precision=32", "", "precision", "32"),
+        ("name=12", "", "name", "12"),
+    ],
+)
+def test_values_may_be_written_as_people_write_them(setting: str, group: str, key: str, expected: object) -> None:
+    """YAML reads 1e-4 as text and 32 as a number; one of a list needs no brackets; the run's file repeats it."""
+    config = load_config(None, [setting])
+    assert getattr(getattr(config, group) if group else config, key) == expected
+    assert build_config(yaml.safe_load(dump_config(config))) == config
+
+
+def test_weights_that_leave_nothing_are_refused() -> None:
+    """In stage 1 where it is fitted, and in a stage 3 that keeps stage 2's terms."""
+    none = {"lambda_layer": 0, "lambda_attn": 0}
+    with pytest.raises(ConfigError, match=r"raise lambda_layer or lambda_attn, or set stage1\.epochs=0"):
+        build_config({"stage1": none})
+    build_config({"stage1": none | {"epochs": 0}})
+    unfitted = {"init": "frozen_head", "lambda_ce": 0, "lambda_bag": 0, "lambda_soft": 0}
+    with pytest.raises(ConfigError, match=r"configuration: .*set stage3\.keep_stage2_terms=false"):
+        build_config({"stage2": unfitted, "stage3": {"epochs": 1}})
+    build_config({"stage2": unfitted, "stage3": {"epochs": 1, "keep_stage2_terms": False}})
+
+
+def test_the_papers_maps_need_no_projection() -> None:
+    """Its student is a copy of the teacher; the identity serves where widths agree."""
+    paper = load_config("paper")
+    assert (paper.stage1.projection, paper.encoder.student) == ("identity", "teacher")
+
+
+def test_every_key_has_its_reason() -> None:
+    """A comment on its line, or on the one before."""
+    lines = Path(config_module.__file__).read_text().splitlines()
+    fields = [i for i, line in enumerate(lines) if re.match(r"    \w+: .* = ", line)]
+    groups = [i for i in fields if re.search(r"= \w+Config\(\)$", lines[i])]
+    bare = [lines[i] for i in fields if "# " not in lines[i] + lines[i - 1] + lines[i + 1] and i not in groups]
+    assert len(fields) > 60
+    assert not bare
 
 
 def test_resolutions_that_do_not_nest_are_refused() -> None:

@@ -12,7 +12,7 @@ import torch
 from lrmil_training import features
 from lrmil_training import run as run_module
 from lrmil_training.config import TrainConfig, build_config
-from lrmil_training.methods import methods
+from lrmil_training.methods import changed, methods
 from lrmil_training.run import train
 from lrmil_training.stage3 import scaled
 from napari_lrmil.core import bundle as bundle_module
@@ -82,8 +82,30 @@ def test_ablation_turns_every_term_off_in_turn() -> None:
     config = build_config({"ablation": True, "baselines": [], "stage2": {"lambda_hard": 0.0}})
     names = [m.name for m in methods(config)]
     assert names == ["student", "without_layer", "without_attn", "without_ce", "without_bag", "without_soft"]
-    changed = methods(config)[1].config
-    assert (changed.stage1.lambda_layer, changed.stage1.lambda_attn) == (0.0, config.stage1.lambda_attn)
+    without = methods(config)[1].config
+    assert (without.stage1.lambda_layer, without.stage1.lambda_attn) == (0.0, config.stage1.lambda_attn)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"stage1": {"lambda_layer": 0.0}}, ["without_ce", "without_bag", "without_soft"]),
+        ({"stage1": {"epochs": 0}}, ["without_ce", "without_bag", "without_soft"]),
+        ({"stage2": {"lambda_bag": 0.0, "lambda_soft": 0.0}}, ["without_layer", "without_attn"]),
+        ({"stage2": {"init": "frozen_head"}}, ["without_layer", "without_attn"]),
+    ],
+)
+def test_an_ablation_leaves_something_to_learn_from(changes: dict[str, object], expected: list[str]) -> None:
+    """The only term of a stage cannot be left out, and terms of a stage that is not fitted change nothing."""
+    config = build_config({"ablation": True, "baselines": []} | changes)
+    assert [m.name for m in methods(config)][1:] == expected
+
+
+def test_a_changed_configuration_is_checked() -> None:
+    """As one that comes from a file."""
+    with pytest.raises(ConfigError, match="every weight is 0"):
+        changed(TrainConfig(), {"stage1": {"lambda_layer": 0.0, "lambda_attn": 0.0}})
+    assert changed(TrainConfig(), {"stage1": {"epochs": 2}}).stage1.epochs == 2
 
 
 def test_a_run_with_everything_compares_every_method(cohort: Path, encoder: str, tmp_path: Path) -> None:
