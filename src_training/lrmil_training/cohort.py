@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -63,11 +65,24 @@ class CohortSlide:
 
 @dataclass(frozen=True)
 class Cohort:
-    """All slides of a table; `classes` in the order that logits have."""
+    """All slides of a table.
+
+    Attributes
+    ----------
+    path
+        The table.
+    slides
+        Its rows.
+    classes
+        In the order that logits have.
+    fixed
+        Whether the table itself says which slides are tested; else the splits were dealt here.
+    """
 
     path: Path
     slides: tuple[CohortSlide, ...]
     classes: tuple[str, ...]
+    fixed: bool = False
 
     def of(self, split: str) -> tuple[CohortSlide, ...]:
         """Return the slides of one split."""
@@ -80,6 +95,12 @@ class Cohort:
     def without(self, names: set[str]) -> Cohort:
         """Return the cohort less some slides."""
         return replace(self, slides=tuple(s for s in self.slides if s.name not in names))
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what a run learns and measures: slides in their order, with patient, label, split, mpp and site."""
+        rows = [(s.name, s.patient, s.label, s.split, s.mpp, s.site) for s in self.slides]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     def summary(self) -> dict[str, dict[str, int]]:
         """Return slides per split and class."""
@@ -107,10 +128,11 @@ def read_cohort(path: Path, *, seed: int = 0) -> Cohort:
         raise CohortError(
             path, f"two slides are named {twice[0]}; their features would overwrite each other, rename one"
         )
-    if not any(s.split for s in slides):
+    fixed = any(s.split for s in slides)
+    if not fixed:
         slides = deal_splits(slides, seed)
     refuse_leaks(path, slides)
-    return Cohort(path, tuple(slides), tuple(dict.fromkeys(_class_order(slides))))
+    return Cohort(path, tuple(slides), tuple(dict.fromkeys(_class_order(slides))), fixed)
 
 
 def _class_order(slides: Sequence[CohortSlide]) -> list[str]:

@@ -1,4 +1,7 @@
-"""K folds of a cohort by patient: every slide is tested exactly once, and no patient is on two sides of a fold."""
+"""K folds of a cohort by patient: every slide is tested exactly once, and no patient is on two sides of a fold.
+
+A test side that the table fixes stays out: what was put aside for a last measurement is not to be learned from.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lrmil_training.cohort import Cohort
+from lrmil_training.cohort import Cohort, CohortSlide
 from lrmil_training.patients import clusters
 from napari_lrmil.core.errors import CohortError
 
@@ -19,10 +22,12 @@ TRIES = 20  # orders that are dealt before we say that no fold division holds ev
 def deal_folds(cohort: Cohort, k: int, seed: int, *, by_site: bool = False) -> list[Cohort]:
     """Return `k` cohorts of the same slides: fold i is the test side of the i-th, the next fold its validation side.
 
+    Slides that the table itself puts on the test side are in none of them; see `put_aside`.
+
     Parameters
     ----------
     cohort
-        What to deal; its own splits do not matter.
+        What to deal; beyond a fixed test side its own splits do not matter.
     k
         How many folds, three at least.
     seed
@@ -40,10 +45,16 @@ def deal_folds(cohort: Cohort, k: int, seed: int, *, by_site: bool = False) -> l
             cohort.path,
             f"{k} folds leave nothing to learn from; take {FEWEST_FOLDS} or more, or the table's fixed split",
         )
+    cohort = cohort.without({s.name for s in put_aside(cohort)})
     groups = _groups(cohort, by_site)
     _require_groups(cohort, groups, k, by_site)
     fold = _dealt(cohort, groups, k, seed)
     return [_with_sides(cohort, fold, i, k) for i in range(k)]
+
+
+def put_aside(cohort: Cohort) -> tuple[CohortSlide, ...]:
+    """Return the slides that stay out of folds: the test side, where the table fixes one."""
+    return cohort.of("test") if cohort.fixed else ()
 
 
 def _groups(cohort: Cohort, by_site: bool) -> list[str]:

@@ -15,7 +15,7 @@ from lrmil_training.features import find_encoder
 from lrmil_training.loggers import require_loggers
 from lrmil_training.report import write_report
 from lrmil_training.runlock import clear_stop, hold
-from lrmil_training.runstate import CONFIG, Run
+from lrmil_training.runstate import COHORT, CONFIG, Run
 from lrmil_training.series import is_series, parts_of, run_series
 from lrmil_training.stage1 import require_twins
 from lrmil_training.stages import run_stages
@@ -67,17 +67,17 @@ def _prepare(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.dev
         )
     require_twins(student.encoder, encoder.encoder, config)
     require_loggers(config.loggers)  # a package that is missing is told now, not after an hour
-    stored = out / CONFIG
-    text = dump_config(config)
-    if stored.exists() and stored.read_text(encoding="utf-8") != text:
-        raise ConfigError(
-            f"{out}: the folder holds a run with another configuration; choose another --out, or delete it"
-        )
+    told = {"configuration": (CONFIG, dump_config(config)), "cohort table": (COHORT, cohort.sha256)}
+    for what, (file, text) in told.items():
+        stored = out / file
+        if stored.exists() and stored.read_text(encoding="utf-8") != text:
+            raise ConfigError(f"{out}: the folder holds a run with another {what}; choose another --out, or delete it")
     run = Run(config, cohort, out, device, encoder)
     if is_series(run):
         parts_of(run)  # refuses what cannot be dealt
     else:
         require_classes(cohort, ("train", "val"))
     out.mkdir(parents=True, exist_ok=True)
-    write_text(stored, text)
+    for file, text in told.values():
+        write_text(out / file, text)
     return run

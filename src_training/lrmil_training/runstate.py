@@ -23,7 +23,7 @@ from lrmil_training.stage1 import teacher_layers
 from napari_lrmil.core.encoders import AlignedEncoder, LoadedEncoder, build_encoder, module_sha256
 
 FEATURES, CHECKPOINTS, LOGS, BUNDLE = "features", "checkpoints", "logs", "bundle"
-METRICS, SLIDES, CONFIG = "metrics.json", "slides.json", "config.yaml"
+METRICS, SLIDES, CONFIG, COHORT = "metrics.json", "slides.json", "config.yaml", "cohort.sha256"
 
 
 @dataclass
@@ -115,15 +115,22 @@ class Run:
             input_px=self.config.student_input_px,
         )
 
-    def fresh_student(self) -> AlignedEncoder:
-        """Return the student before distillation: a copy of the teacher's encoder, or another network."""
+    def fresh_student(self, *, aligned: bool = True) -> AlignedEncoder:
+        """Return the student before distillation: a copy of the teacher's encoder, or another network.
+
+        Parameters
+        ----------
+        aligned
+            Whether it lives in the teacher's standardised space, or is going to. Otherwise its embeddings are its own:
+            of its own width, with no projection that nobody trained, and not in another network's units.
+        """
         name = self.config.encoder.student
         source = self.encoder if name == "teacher" else find_encoder(name)
         copy = build_encoder(source.spec)
         copy.load_state_dict(source.encoder.state_dict())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stage_seed(self.config.seed, "student"))
-            student = AlignedEncoder(copy, self.encoder.encoder.dim)
-        if self.standard is not None:
+            student = AlignedEncoder(copy, self.encoder.encoder.dim if aligned else copy.dim)
+        if aligned and self.standard is not None:
             student.set_standard(self.standard.mean, self.standard.deviation)
         return student.eval()

@@ -6,20 +6,22 @@ import json
 import shutil
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from lrmil_training.cohort import Cohort, require_classes
 from lrmil_training.config import dump_config
 from lrmil_training.evaluation import protocol
 from lrmil_training.eventlog import EventLog
-from lrmil_training.folds import deal_folds
+from lrmil_training.folds import deal_folds, put_aside
 from lrmil_training.methods import STUDENT
-from lrmil_training.report import write_report
+from lrmil_training.report import REPORT, write_report
 from lrmil_training.runlock import STOP
 from lrmil_training.runstate import BUNDLE, CONFIG, METRICS, Run
 from lrmil_training.stages import run_stages
 from lrmil_training.summary import summarise
-from napari_lrmil.core.events import Event, Finished, Progress
+from napari_lrmil.core.bundle import CARD
+from napari_lrmil.core.events import Caution, Event, Finished, Progress
 from napari_lrmil.core.files import write_json, write_text
 from napari_lrmil.core.tables import gather_failures
 
@@ -67,6 +69,12 @@ def run_series(run: Run) -> Generator[Event, None, None]:
     """Run what is missing of a series, and write the figures of all and their summary."""
     done = []
     parts = parts_of(run)
+    aside = len(put_aside(run.cohort)) if run.config.folds else 0
+    if aside:
+        yield Caution(
+            f"{aside} slides are on the table's fixed test side and stay out of the folds; measure them afterwards "
+            "with `napari-lrmil evaluate`, or leave the column split empty to deal them too"
+        )
     for count, part in enumerate(parts):
         yield Progress("runs", count, len(parts), "runs")
         one = _single(run, part)
@@ -100,10 +108,13 @@ def _single(run: Run, part: Part) -> Run:
 
 
 def _missing(run: Run) -> Iterator[Event]:
+    """Do one run, unless it is there whole: the report is the last that is written, and the first to go."""
     stored, text = run.folder / CONFIG, dump_config(run.config)
-    if (run.folder / METRICS).exists() and stored.exists() and stored.read_text(encoding="utf-8") == text:
+    there = all((run.folder / file).exists() for file in (METRICS, Path(BUNDLE) / CARD, REPORT))
+    if there and stored.exists() and stored.read_text(encoding="utf-8") == text:
         return
     run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / REPORT).unlink(missing_ok=True)  # or that of an earlier attempt would vouch for this one
     write_text(stored, text)
     with EventLog(run.folder) as log:
         for event in run_stages(run):

@@ -41,7 +41,6 @@ def run_stages(run: Run) -> Generator[Event, None, None]:
     began = time.perf_counter()
     yield Progress("evaluation", 0, 1, "report")
     metrics = evaluate(run.cohort, results, run.config.bootstrap)
-    write_json(run.folder / METRICS, metrics)
     write_json(run.folder / SLIDES, {"slides": slide_table(run.cohort, results)})
     write_maps(run.folder, {method: _measured(results[method]) for method in ("teacher", STUDENT)})
     yield StageDone("evaluation", time.perf_counter() - began)
@@ -49,6 +48,7 @@ def run_stages(run: Run) -> Generator[Event, None, None]:
     encoders = {"teacher": run.encoder.encoder, "student": student.encoder}
     mils = {"teacher": lesson.mil, "student": student.mil}
     export_bundle(run.folder / BUNDLE, run.config, run.cohort, encoders, mils, results, metrics)
+    write_json(run.folder / METRICS, metrics)  # comes last: a folder that has it is complete, but for the report
     yield Finished(run.folder)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lrmil_training.cohort import Cohort, CohortSlide, refuse_leaks, require_classes
-from lrmil_training.folds import deal_folds
+from lrmil_training.folds import deal_folds, put_aside
 from lrmil_training.patients import clusters
 from napari_lrmil.core.errors import CohortError
 
@@ -51,6 +52,17 @@ def test_every_slide_is_tested_and_validated_once(k: int) -> None:
         require_classes(fold, ("train", "val", "test"))
         assert [s.name for s in fold.slides] == [s.name for s in cohort.slides]
         assert {s.name for s in fold.of("val")} == {s.name for s in folds[(i + 1) % k].of("test")}
+
+
+def test_a_fixed_test_side_stays_out() -> None:
+    """What a table puts aside is in no fold; a test side that was dealt here is nothing to put aside."""
+    slides = tuple(replace(s, split="test" if i < 4 else "train") for i, s in enumerate(_plain(28).slides))
+    fixed = Cohort(Path("cohort.csv"), slides, CLASSES, fixed=True)
+    assert [s.name for s in put_aside(fixed)] == ["s0", "s1", "s2", "s3"]
+    for fold in deal_folds(fixed, 3, 0):
+        assert [s.name for s in fold.slides] == [s.name for s in slides[4:]]
+    assert put_aside(replace(fixed, fixed=False)) == ()
+    assert len(deal_folds(replace(fixed, fixed=False), 3, 0)[0].slides) == 28
 
 
 def test_the_seed_fixes_the_folds() -> None:

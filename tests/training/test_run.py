@@ -140,6 +140,19 @@ def test_another_configuration_is_refused_in_the_same_folder(
         next(iter(train(cohort, run[0], config.model_copy(update={"seed": 9}), CPU)))
 
 
+def test_another_cohort_is_refused_in_the_same_folder(
+    run: tuple[Path, list[Event]], cohort: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    """Figures of labels that have been edited since would be taken for those of the table as it is."""
+    header, first, *rest = cohort.read_text().splitlines()
+    label = "normal" if ",lesion," in first else "lesion"
+    edited = first.replace(",lesion,", ",?,").replace(",normal,", ",?,").replace("?", label)
+    table = cohort.with_name("edited.csv")
+    table.write_text("\n".join([header, edited, *rest]))
+    with pytest.raises(ConfigError, match=r"holds a run with another cohort table; choose another --out, or delete it"):
+        next(iter(train(table, run[0], config, CPU)))
+
+
 def test_wrong_calls_leave_nothing(cohort: Path, config: TrainConfig, tmp_path: Path) -> None:
     """A layer that does not exist lists those that do, and no folder is begun."""
     wrong = build_config(config.model_dump() | {"stage1": {"layers": ("block_99",)}})
@@ -152,13 +165,13 @@ def test_a_student_that_cannot_be_used_leaves_nothing(cohort: Path, config: Trai
     """Missing, or without the layer: told before any feature is made, not after hours of the teacher's."""
     teacher = config.encoder.teacher
     gone = {"encoder": {"teacher": teacher, "student": str(tmp_path / "gone.safetensors")}}
-    with pytest.raises(EncoderError, match="gone.safetensors"):
+    with pytest.raises(EncoderError, match=r"gone\.safetensors"):
         next(iter(train(cohort, tmp_path / "run", build_config(config.model_dump() | gone), CPU)))
     other = {"encoder": {"teacher": teacher, "student": teacher}, "stage1": {"layers": ("block_12:block_99",)}}
     with pytest.raises(EncoderError, match=r"no layer block_99 .* there are: block_1, "):
         next(iter(train(cohort, tmp_path / "run", build_config(config.model_dump() | other), CPU)))
     uneven = other | {"stage1": {"layers": ("block_12:block_6",), "projection": "identity"}}
-    with pytest.raises(ConfigError, match="layer block_12 has .* use learned"):
+    with pytest.raises(ConfigError, match=r"layer block_12 has .* use learned"):
         next(iter(train(cohort, tmp_path / "run", build_config(config.model_dump() | uneven), CPU)))
     assert not (tmp_path / "run").exists()
 
