@@ -83,12 +83,22 @@ class DrawnBags(Dataset[Any]):
         Whether to mirror and turn every patch.
     seed
         With epoch and slide it fixes every draw.
+    dropout
+        Share of the patches that is left out at random.
     """
 
     def __init__(
-        self, bags: Sequence[PixelBag], handles: SlideHandles, most: int | None, *, augment: bool, seed: int
+        self,
+        bags: Sequence[PixelBag],
+        handles: SlideHandles,
+        most: int | None,
+        *,
+        augment: bool,
+        seed: int,
+        dropout: float = 0.0,
     ) -> None:
         self.bags, self.handles, self.most, self.augment, self.seed = bags, handles, most, augment, seed
+        self.dropout = dropout
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -100,6 +110,9 @@ class DrawnBags(Dataset[Any]):
         count = len(bag.patches)
         taken = count if self.most is None else min(self.most, count)
         rows = np.arange(count) if taken == count else np.sort(rng.permutation(count)[:taken])
+        if self.dropout:
+            kept = rows[rng.random(len(rows)) >= self.dropout]
+            rows = kept if len(kept) else rows  # as in `bagfit.Bags`: a bag without patches says nothing
         pixels = bag.read(self.handles, rows)
         if self.augment:
             pixels = torch.stack([_turned(one, int(rng.integers(8))) for one in pixels])
@@ -207,11 +220,12 @@ def fit_end_to_end(
     most = config.patches_per_slide if isinstance(config, Stage3Config) else None
     slides = config.slides_per_step if isinstance(config, Stage3Config) else 1
     augment = config.augment if isinstance(config, Stage3Config) else True
+    dropout = config.patch_dropout if isinstance(config, Stage2Config) else 0.0
     handles = SlideHandles()
 
     def make(scale: float = 1.0) -> tuple[EndToEnd, DataLoader[Any], DataLoader[Any]]:
         together, drawn = scaled(slides, most, scale)
-        data = DrawnBags(bags["train"], handles, drawn, augment=augment, seed=plan.seed)
+        data = DrawnBags(bags["train"], handles, drawn, augment=augment, seed=plan.seed, dropout=dropout)
         order, whole = EpochSampler(len(data), plan.seed), len(data) >= together
         train: DataLoader[Any] = DataLoader(data, together, sampler=order, collate_fn=list, drop_last=whole)
         val = DrawnBags(bags["val"], handles, None, augment=False, seed=plan.seed)
