@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from napari_lrmil.core.errors import TissueError
-from napari_lrmil.core.geometry import Lattice
+from napari_lrmil.core.geometry import Bounds, BoxLevel0, Lattice
 from napari_lrmil.core.slide import Slide
 
 Mask = NDArray[np.bool_]
@@ -76,18 +76,24 @@ class Tissue:
 
 
 def find_tissue(slide: Slide, lattice: Lattice, config: TissueConfig | None = None) -> Tissue:
-    """Return the tissue of `slide`, read at about `config.mask_um` per pixel from a level just fine enough."""
+    """Return the tissue of `slide`, read at about `config.mask_um` per pixel from a level just fine enough.
+
+    Only what lies within the slide's bounds is looked at: how far the lattice reaches past them depends on `n`, and
+    which cells are tissue must not.
+    """
     config = config or TissueConfig()
     k = max(4, round(lattice.hr_um / config.mask_um))
-    chroma = np.zeros((lattice.rows * k, lattice.columns * k), dtype=np.uint8)
+    box, size = _within(slide.bounds, lattice, k)
+    chroma = np.zeros((size[1], size[0]), dtype=np.uint8)
     dark = np.zeros(chroma.shape, dtype=bool)
-    size = (chroma.shape[1], chroma.shape[0])
-    for rows, columns, pixels in slide.read_blocks(lattice.box, size):
+    for rows, columns, pixels in slide.read_blocks(box, size):
         chroma[rows, columns] = pixels.max(axis=2) - pixels.min(axis=2)
         dark[rows, columns] = pixels.mean(axis=2) < config.darkest
     smooth = _smooth(chroma)
     threshold = _threshold(smooth, config)
-    mask = _tidy((smooth > threshold) & ~dark, config.smallest_um2 / (lattice.hr_um / k) ** 2)
+    mask = np.zeros((lattice.rows * k, lattice.columns * k), dtype=bool)
+    inside = _tidy((smooth > threshold) & ~dark, config.smallest_um2 / (lattice.hr_um / k) ** 2)
+    mask[: size[1], : size[0]] = inside
     return Tissue(mask, lattice, threshold)
 
 
@@ -116,6 +122,17 @@ def read_mask(path: Path, like: Tissue) -> Mask:
         seen, wanted = (" x ".join(map(str, m.shape[::-1])) for m in (mask, like.mask))
         raise TissueError(path, f"a mask of {seen} px, where this slide and model have {wanted}; edit it on this slide")
     return mask
+
+
+def _within(bounds: Bounds, lattice: Lattice, k: int) -> tuple[BoxLevel0, tuple[int, int]]:
+    """Return the part of the lattice that the slide reaches into, in whole mask pixels, and its size in those."""
+    ends = bounds.x + bounds.width - lattice.origin[0], bounds.y + bounds.height - lattice.origin[1]
+    most = lattice.columns * k, lattice.rows * k
+    width, height = (
+        min(whole, max(1, -(-end * k // cell))) for end, cell, whole in zip(ends, lattice.cell, most, strict=True)
+    )
+    across, down = lattice.cell[0] / k, lattice.cell[1] / k
+    return BoxLevel0(*lattice.origin, width * across, height * down), (width, height)
 
 
 def _smooth(chroma: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from lrmil_training.cohort import Cohort, CohortSlide
@@ -88,9 +89,23 @@ def find_encoder(name: str) -> LoadedEncoder:
 
 
 def make_features(
-    slides: Sequence[CohortSlide], request: FeatureRequest, device: torch.device
+    slides: Sequence[CohortSlide],
+    request: FeatureRequest,
+    device: torch.device,
+    grids: Mapping[str, NestedGrid] | None = None,
 ) -> Generator[Event, None, dict[str, str]]:
     """Make the missing feature files; return slide name -> reason for those that failed. One bad slide stops nobody.
+
+    Parameters
+    ----------
+    slides
+        Whose features.
+    request
+        Which features.
+    device
+        Where the encoder is.
+    grids
+        Slide name -> its grids, where they are known; else of the tissue that is found.
 
     Raises
     ------
@@ -104,7 +119,7 @@ def make_features(
     for done, row in enumerate(slides):
         yield Progress(stage, done, len(slides), "slides")
         try:
-            yield from _one(row, request, device)
+            yield from _one(row, request, device, (grids or {}).get(row.name))
         except DiskFullError:
             raise
         except LrmilError as error:
@@ -115,9 +130,16 @@ def make_features(
 
 
 def make_lr_features(
-    cohort: Cohort, request: FeatureRequest, encoder: AlignedEncoder, device: torch.device
+    cohort: Cohort,
+    request: FeatureRequest,
+    encoder: AlignedEncoder,
+    device: torch.device,
+    grids: Mapping[str, NestedGrid],
 ) -> Generator[Event, None, dict[str, StoredRows]]:
     """Make the missing LR features of slides that have HR features, and return them by slide.
+
+    LR patches are the parents of the stored HR patches (`grids`), which may have been made for another ratio or by an
+    earlier version: every LR row must stand for the children that the teacher saw.
 
     Raises
     ------
@@ -125,7 +147,7 @@ def make_lr_features(
         Where a slide cannot be read any more.
     """
     encoder.to(device)
-    failures = yield from make_features(cohort.slides, request, device)
+    failures = yield from make_features(cohort.slides, request, device, grids)
     encoder.cpu()
     if failures:
         slide, reason = next(iter(failures.items()))
@@ -133,16 +155,18 @@ def make_lr_features(
     return {s.name: StoredRows.of(request.path(s)) for s in cohort.slides}
 
 
-def _one(row: CohortSlide, request: FeatureRequest, device: torch.device) -> Generator[Event, None, None]:
+def _one(
+    row: CohortSlide, request: FeatureRequest, device: torch.device, known: NestedGrid | None
+) -> Generator[Event, None, None]:
     path = request.path(row)
     began = time.process_time()
     with row.open() as slide:
-        if is_current(path, slide, request):
+        if is_current(path, slide, request, known):
             return
         yield from (Caution(text, row.name) for text in slide.warnings)
         if request.high:
             require_resolution(slide, request.plan.hr_mpp, "teacher (HR)")
-        grid = grid_of(slide, request.plan)
+        grid = known or grid_of(slide, request.plan)
         patches = patch_set(grid, request)
         embedded = yield from embed(
             slide, patches, request.encoder, device=device, layers=request.layers, stage=row.name
@@ -203,14 +227,18 @@ def origin_of(slide: Slide, patches: PatchSet, grid: NestedGrid, request: Featur
     )
 
 
-def is_current(path: Path, slide: Slide, request: FeatureRequest) -> bool:
-    """Return whether a complete file of this very slide is there already; see `_refuse_others` for the rest."""
+def is_current(path: Path, slide: Slide, request: FeatureRequest, known: NestedGrid | None = None) -> bool:
+    """Return whether a complete file of this very slide, and of its known patches, is there already.
+
+    See `_refuse_others` for the rest.
+    """
     if not path.exists():
         return False
     try:
-        o = read_origin(path)[0]
+        o, coords = read_origin(path)
         arrays = [contiguous_at(path, name) for name in ("features", *(f"layers/{name}" for name in request.layers))]
     except BagError:
         return False  # broken, or without a layer: it is made again, whole, under the same name
     same_slide = o.slide_fingerprint == slide.fingerprint and abs(o.mpp0 - slide.mpp.mean) < 1e-9
-    return bool(arrays) and same_slide
+    same_patches = known is None or np.array_equal(coords, patch_set(known, request).corners)
+    return bool(arrays) and same_slide and same_patches

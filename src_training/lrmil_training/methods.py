@@ -28,13 +28,13 @@ from lrmil_training.cohort import CohortSlide
 from lrmil_training.config import TrainConfig, build_config
 from lrmil_training.features import lr_patches, make_lr_features
 from lrmil_training.losses import parent_scores
-from lrmil_training.pairs import EMBEDDING, TaughtSlide
+from lrmil_training.pairs import EMBEDDING, TaughtSlide, standard_of
 from lrmil_training.runstate import Run
 from lrmil_training.stage1 import fit_stage1
 from lrmil_training.stage3 import PixelBag, fit_end_to_end
 from lrmil_training.stored import StoredRows
 from napari_lrmil.core.encoders import AlignedEncoder, round_to_half
-from napari_lrmil.core.events import Event, Metric
+from napari_lrmil.core.events import Caution, Event, Metric
 from napari_lrmil.core.mil import GatedAttentionMil
 
 STUDENT = "student"
@@ -123,22 +123,39 @@ def changed(config: TrainConfig, changes: Mapping[str, Mapping[str, Any]]) -> Tr
 def train_method(run: Run, method: Method, lesson: Lesson) -> Generator[Event, None, Trained]:
     """Fit one method's stages and return its networks, rounded to what a bundle holds, with its features."""
     encoder = yield from _stage1(run, method, lesson)
-    if method.config.stage3.epochs and not method.taught:
-        mil = _fresh_mil(run, method, "labels_only_mil")  # fine-tuning on labels starts from the frozen encoder alone
+    tuned = method.config.stage3.epochs > 0
+    if tuned and not method.taught and not _is_foreign(method):
+        mil = _fresh_mil(run, method, encoder, "labels_only_mil")  # it starts from the frozen encoder alone
     else:
-        features = yield from make_lr_features(run.cohort, run.lr_request(encoder), encoder, run.device)
+        features = yield from _lr_features(run, lesson, encoder)
         mil = yield from _slide_level(run, method, lesson, encoder, features)
-    if method.config.stage3.epochs:
+    if tuned:
         encoder, mil = yield from _stage3(run, method, lesson, (encoder, mil))
-        features = yield from make_lr_features(run.cohort, run.lr_request(encoder), encoder, run.device)
+        features = yield from _lr_features(run, lesson, encoder)
     return Trained(encoder, mil, features)
+
+
+def _lr_features(run: Run, lesson: Lesson, encoder: AlignedEncoder) -> Generator[Event, None, dict[str, StoredRows]]:
+    grids = {name: taught.grid for name, taught in lesson.slides.items()}
+    return (yield from make_lr_features(run.cohort, run.lr_request(encoder), encoder, run.device, grids))
+
+
+def _is_foreign(method: Method) -> bool:
+    """Return whether the student knows nothing of the teacher's space: another network that stage 1 does not teach.
+
+    It is then taken as it is, by its own width and its own training statistics, or the comparison would be with a
+    random projection in another network's units. The teacher's head as it is needs the teacher's space all the same.
+    """
+    config = method.config
+    distilled = method.taught and (config.stage1.epochs > 0 or config.stage2.init == "frozen_head")
+    return config.encoder.student != "teacher" and not distilled
 
 
 # ---------------------------------------------------------------- stages
 
 
 def _stage1(run: Run, method: Method, lesson: Lesson) -> Generator[Event, None, AlignedEncoder]:
-    encoder = run.fresh_student()
+    encoder = run.fresh_student(aligned=not _is_foreign(method))
     if method.config.stage1.epochs > 0 and method.taught:
         sides = {side: [lesson.slides[s.name] for s in run.cohort.of(side)] for side in ("train", "val")}
         plan = run.plan("stage1", method.config.stage1, _depends(run, method, 1))
@@ -155,12 +172,17 @@ def _slide_level(
     config = method.config
     bags = _sides(run, lambda s: StoredBag(features[s.name], _item(run, method, lesson, s)))
     if not method.taught:
-        mil = _fresh_mil(run, method, "labels_only")
+        tuned = config.stage3.epochs > 0
+        mil = _fresh_mil(run, method, encoder, "labels_only_mil" if tuned else "labels_only", features)
+        if tuned:
+            return mil
         plan = run.plan("labels_only", config.teacher, _depends(run, method, 2))
         return (yield from rounded(fit_mil(mil, label_loss, bags, config.teacher, plan)))
     settings = config.stage2
-    mil = _fresh_mil(run, method, "stage2")
-    if settings.init != "fresh":  # student instances come standardised, so the teacher's own statistics stay behind
+    mil = _fresh_mil(run, method, encoder, "stage2", features)
+    if _is_foreign(method) and settings.init == "teacher":
+        yield Caution("the student is another network without stage 1, so stage 2 starts from a fresh MIL")
+    elif settings.init != "fresh":  # student instances come standardised, so the teacher's own statistics stay behind
         mil.load_state_dict(lesson.mil.state_dict() | {"mean": mil.mean, "deviation": mil.deviation})
     if settings.init == "frozen_head":
         return mil.eval().requires_grad_(False)
@@ -186,8 +208,7 @@ def _stage3(
 ) -> Generator[Event, None, tuple[AlignedEncoder, GatedAttentionMil]]:
     """Fine-tune end to end with each learning rate, and return what validation likes best."""
     settings = method.config.stage3
-    distil = method.taught and settings.keep_stage2_terms
-    loss: Loss = distillation_loss(method.config.stage2) if distil else label_loss
+    loss = stage3_loss(method)
     found: list[tuple[float, tuple[AlignedEncoder, GatedAttentionMil]]] = []
     for lr in settings.lr:
         stage = "stage3" if method.taught else "finetuned"
@@ -205,6 +226,12 @@ def _stage3(
     return encoder, mil
 
 
+def stage3_loss(method: Method) -> Loss:
+    """Return stage 2's loss where stage 3 goes on with it, else the label term alone."""
+    distil = method.taught and method.config.stage3.keep_stage2_terms
+    return distillation_loss(method.config.stage2) if distil else label_loss
+
+
 # ---------------------------------------------------------------- what stages read
 
 
@@ -214,14 +241,23 @@ def _depends(run: Run, method: Method, stage: int) -> list[Any]:
     told: list[Any] = [method.taught, c.encoder.student, c.student_input_px, c.lr_mpp, c.lr_patch_px]
     groups = [c.stage1] if stage == 1 else [c.stage1, c.stage2, c.teacher]
     told += [group.model_dump(mode="json") for group in groups if method.taught or group is c.teacher]
+    if _is_foreign(method):
+        told.append("by its own statistics")
     if stage == 3:
         told.append(c.stage3.model_dump(mode="json", exclude={"lr"}))
     return told
 
 
-def _fresh_mil(run: Run, method: Method, stage: str) -> GatedAttentionMil:
-    dim, classes = run.encoder.encoder.dim, len(run.cohort.classes)
-    return seeded_mil(dim, classes, method.config.teacher.hidden, stage_seed(run.config.seed, stage))
+def _fresh_mil(
+    run: Run, method: Method, encoder: AlignedEncoder, stage: str, features: Mapping[str, StoredRows] | None = None
+) -> GatedAttentionMil:
+    """Return a MIL that knows nothing; it standardises the instances of a student that nobody brought to any scale."""
+    classes, seed = len(run.cohort.classes), stage_seed(run.config.seed, stage)
+    mil = seeded_mil(encoder.dim, classes, method.config.teacher.hidden, seed)
+    if _is_foreign(method) and features is not None:
+        standard = standard_of([features[s.name] for s in run.cohort.of("train")])
+        mil.set_standard(standard.mean, standard.deviation)
+    return mil
 
 
 def _item(run: Run, method: Method, lesson: Lesson, s: CohortSlide) -> BagItem:

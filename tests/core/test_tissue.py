@@ -96,6 +96,30 @@ def test_past_the_slides_edge_is_no_tissue(tmp_path: Path) -> None:
     assert shares[:, :14].min() > 0.9 and shares[:, 15:].max() == 0
 
 
+def test_cells_do_not_depend_on_how_far_the_lattice_reaches(tmp_path: Path) -> None:
+    """1000 x 712 px: the lattice reaches on to 1024 x 768 for n = 2 and 4, and to 1024 x 1024 for n = 8.
+
+    Faint tissue, whose threshold Otsu chooses: glass that is not there would pull it down.
+    """
+    rng = np.random.default_rng(2)
+    base = l_shape(1000, 712, (420, 250)).astype(int)
+    base[:, :420] = np.array((228, 208, 222)) + rng.integers(-9, 10, (712, 420, 1)) * np.array((0, 1, 0))
+    base[462:, 420:] = (230, 196, 219)
+    base[:330, 500:] = (238, 223, 232)
+    plans = [PatchPlan(0.5, 0.5 * n, 64, 64) for n in (2, 4, 8)]
+    fake = FakeSlide(base.clip(0, 255).astype(np.uint8), (1.0, 4.0), resolution(0.5))
+    with fake_slide(tmp_path, fake) as slide:
+        found = [find_tissue(slide, lattice_of(slide, plan)) for plan in plans]
+    assert [tissue.lattice.rows for tissue in found] == [12, 12, 16]
+    assert len({tissue.threshold for tissue in found}) == 1
+    assert TissueConfig().lowest_chroma < found[0].threshold < TissueConfig().highest_chroma
+    cells = [tissue.shares()[:12, :16] for tissue in found]
+    np.testing.assert_array_equal(cells[0], cells[1])
+    np.testing.assert_array_equal(cells[0], cells[2])
+    assert 0 < (cells[0] >= 0.25).mean() < 1
+    assert found[2].shares()[12:].max() == 0
+
+
 @pytest.mark.parametrize(("width", "height"), [(6400, 700), (700, 6400)])
 def test_single_level_slides_are_read_in_bounded_blocks_without_seams(tmp_path: Path, width: int, height: int) -> None:
     base = np.full((height, width, 3), TISSUE, np.uint8)

@@ -11,8 +11,9 @@ import torch
 
 from lrmil_training import features
 from lrmil_training import run as run_module
+from lrmil_training.bagfit import BagItem
 from lrmil_training.config import TrainConfig, build_config
-from lrmil_training.methods import changed, methods
+from lrmil_training.methods import Method, _is_foreign, changed, methods, stage3_loss
 from lrmil_training.run import train
 from lrmil_training.stage3 import scaled
 from napari_lrmil.core import bundle as bundle_module
@@ -27,6 +28,7 @@ from napari_lrmil.core.encoders import (
 )
 from napari_lrmil.core.errors import BundleError, ConfigError, EncoderError
 from napari_lrmil.core.events import Caution, Event, Finished, Metric, Progress, StageDone
+from napari_lrmil.core.mil import GatedAttentionMil
 from napari_lrmil.core.phantom import make_cohort
 from napari_lrmil.core.predict import predict
 from napari_lrmil.core.slide import Slide
@@ -157,19 +159,30 @@ def test_default_is_the_preset() -> None:
 
 
 def test_a_series_keeps_folds_apart_and_goes_on(cohort: Path, encoder: str, tmp_path: Path) -> None:
-    """Three folds: every slide is tested once, figures are never pooled, and a second call measures nothing again."""
+    """Three folds: every slide but the table's own test side is tested once, figures are never pooled.
+
+    A second call measures nothing again, but for a run that was killed before it was whole.
+    """
     short = {"stage3": {"epochs": 0}, "stage2": {"init": "frozen_head"}, "stage1": {"epochs": 0}, "baselines": []}
     config = build_config(TINY | short | {"encoder": {"teacher": encoder}, "folds": 3})
     events = list(train(cohort, tmp_path, config, CPU))
     told = json.loads((tmp_path / "metrics.json").read_text())
     assert told["protocol"] == {"kind": "k-fold cross-validation", "folds": 3, "seeds": 1}
     assert [(run["fold"], run["seed"]) for run in told["runs"]] == [(0, 0), (1, 0), (2, 0)]
-    assert sum(run["student"]["test"]["auroc"]["n_slides"] for run in told["runs"]) == 10
+    assert sum(run["student"]["test"]["auroc"]["n_slides"] for run in told["runs"]) == 6
+    said = [e.message for e in events if isinstance(e, Caution)]
+    assert [m for m in said if m.startswith("4 slides are on the table's fixed test side and stay out of the folds")]
     assert "student" in told["summary"]
     assert (tmp_path / "bundle" / "lrmil.json").exists()
     assert [type(e).__name__ for e in events].count("Finished") == 1
     again = list(train(cohort, tmp_path, config, CPU))
     assert not [e for e in again if isinstance(e, StageDone)]
+    (tmp_path / "runs" / "fold1-seed0" / "bundle" / "lrmil.json").unlink()
+    (tmp_path / "runs" / "fold2-seed0" / "report.html").unlink()
+    mended = list(train(cohort, tmp_path, config, CPU))
+    assert [e.stage for e in mended if isinstance(e, StageDone)].count("evaluation") == 2
+    assert (tmp_path / "runs" / "fold1-seed0" / "bundle" / "lrmil.json").exists()
+    assert json.loads((tmp_path / "metrics.json").read_text()) == told
 
 
 def test_the_learning_rate_is_chosen_over_all_attempts(cohort: Path, encoder: str, tmp_path: Path) -> None:
@@ -268,9 +281,11 @@ def test_a_student_of_another_architecture(cohort: Path, encoder: str, tmp_path:
     """Of another width, with layers of other names; its bundle says what it is and predicts as the run measured."""
     own = configured(tmp_path, family, **(TOKENS if family == "vit" else CONVOLUTIONS))
     layer = "block_12:block_2" if family == "vit" else "block_12:stage_3"
-    changes = {"encoder": {"teacher": encoder, "student": own}, "baselines": []}
+    compared = ["labels_only", "labels_only_finetuned", "stage2_only"] if family == "vit" else []
+    changes = {"encoder": {"teacher": encoder, "student": own}, "baselines": compared}
     config = build_config(TINY | changes | {"stage1": {"epochs": 1, "layers": [layer], "lambda_layer": 0.5}})
-    list(train(cohort, tmp_path / "run", config, CPU))
+    events = list(train(cohort, tmp_path / "run", config, CPU))
+    _by_their_own_statistics(tmp_path / "run", events, compared)
     bundle = Bundle(tmp_path / "run" / "bundle")
     assert bundle.card.student.encoder.family == family
     assert bundle.card.teacher is not None
@@ -281,6 +296,73 @@ def test_a_student_of_another_architecture(cohort: Path, encoder: str, tmp_path:
         *_, last = predict(slide, bundle, device=CPU)
     assert isinstance(last, Finished)
     assert last.result.student.logits == pytest.approx(row["methods"]["student"]["logits"], abs=1e-4)
+
+
+def _by_their_own_statistics(run: Path, events: Sequence[Event], compared: Sequence[str]) -> None:
+    """Check that what stage 1 did not teach has the student's own width, 24, and is standardised as such."""
+    said = [e.message for e in events if isinstance(e, Caution)]
+    assert sum("stage 2 starts from a fresh MIL" in m for m in said) == ("stage2_only" in compared)
+    assert set(compared) <= set(json.loads((run / "metrics.json").read_text()))
+    stages = {"labels_only": "labels_only", "labels_only_finetuned": "finetuned"}
+    for name in set(compared) & set(stages):
+        for file in (run / "checkpoints").rglob(f"{stages[name]}.ckpt"):
+            state = torch.load(file, weights_only=True)["state_dict"]
+            mean, deviation = (state[f"mil.{key}"] for key in ("mean", "deviation"))
+            assert mean.shape == (24,) and mean.abs().max() > 0
+            assert (deviation != 1).all()
+            assert "student.projection.weight" not in state
+    taught = next((run / "checkpoints").rglob("stage3.ckpt"))
+    assert torch.load(taught, weights_only=True)["state_dict"]["mil.mean"].abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("student", "changes", "foreign"),
+    [
+        ("teacher", {"stage1": {"epochs": 0}}, {"labels_only": False, "stage2_only": False, "both": False}),
+        ("other", {}, {"student": False, "labels_only": True, "stage2_only": True, "both": False}),
+        ("other", {"stage1": {"epochs": 0}}, {"student": True, "labels_only": True, "both": True}),
+        ("other", {"stage2": {"init": "frozen_head"}}, {"labels_only": True, "stage2_only": False}),
+    ],
+)
+def test_which_students_know_nothing_of_the_teachers_space(
+    student: str, changes: dict[str, object], foreign: dict[str, bool]
+) -> None:
+    """Another network that stage 1 does not teach; not under the teacher's own head, which needs that space."""
+    config = build_config({"encoder": {"student": student}, "baselines": ALL} | changes)
+    by_name = {m.name: m for m in methods(config)}
+    assert {name: _is_foreign(by_name[name]) for name in foreign} == foreign
+
+
+def test_stage_3_goes_on_with_stage_2s_terms_or_with_labels_alone() -> None:
+    """The loss differs, and without a teacher there are no terms to go on with."""
+    torch.manual_seed(0)
+    instances, logits, scores = torch.randn(5, 4), torch.tensor([2.0, -1.0]), torch.randn(5)
+    output, item = GatedAttentionMil(4, 2, 3)(instances), BagItem(instances, 1, logits, scores)
+    found = {}
+    for keep in (True, False):
+        config = build_config({"stage3": {"epochs": 1, "keep_stage2_terms": keep}})
+        found[keep] = stage3_loss(Method("student", config))(output, item)
+    assert set(found[True]) == {"ce", "bag", "soft"}
+    assert set(found[False]) == {"ce"}
+    assert sum(found[True].values()) > sum(found[False].values())
+    config = build_config({"stage3": {"epochs": 1}})
+    assert set(stage3_loss(Method("labels_only_finetuned", config, taught=False))(output, item)) == {"ce"}
+
+
+def test_three_classes_from_table_to_bundle(cohort: Path, encoder: str, tmp_path: Path) -> None:
+    """Labels mean nothing here: what is checked is that every stage and figure takes three of them."""
+    rows = [line.split(",")[0] for line in cohort.read_text().splitlines()[1:]]
+    sides = ["train"] * 4 + ["val"] * 3 + ["test"] * 3
+    lines = [f"{name},p{i},{'abc'[i % 3]},{sides[i]}" for i, name in enumerate(rows)]
+    table = cohort.with_name("three.csv")
+    table.write_text("\n".join(["slide,patient,label,split", *lines]))
+    config = build_config(TINY | {"encoder": {"teacher": encoder}, "stage2": TINY["stage2"] | {"lambda_hard": 0.5}})  # type: ignore[operator]
+    list(train(table, tmp_path, config, CPU))
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert set(metrics["student"]["test"]["per_class"]) == {"a", "b", "c"}
+    bundle = Bundle(tmp_path / "bundle")
+    assert bundle.card.classes == ("a", "b", "c")
+    assert bundle.student.mil.classes == 3
 
 
 def test_a_teacher_of_another_architecture(cohort: Path, tmp_path: Path) -> None:

@@ -1,0 +1,41 @@
+"""LR features hang on the stored HR patches: every LR row stands for the children that the teacher saw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lrmil_training.cohort import CohortSlide
+from lrmil_training.features import FeatureRequest, make_features
+from napari_lrmil.core.bag import read_bag
+from napari_lrmil.core.geometry import PatchPlan
+from napari_lrmil.core.grid import NestedGrid, grid_of, nest_cells
+from napari_lrmil.core.phantom import make_cohort
+from networks import untrained_encoder
+
+CPU = torch.device("cpu")
+
+
+def made(row: CohortSlide, request: FeatureRequest, grid: NestedGrid) -> np.ndarray:
+    """Return the coordinates of the features that lie there afterwards."""
+    list(make_features([row], request, CPU, {row.name: grid}))
+    return read_bag(request.path(row)).coords
+
+
+def test_lr_patches_are_the_parents_of_known_hr_patches(tmp_path: Path) -> None:
+    """Whatever the mask would say now; features of other patches are made again, of the same ones they are kept."""
+    list(make_cohort(tmp_path, 1, (1024, 768), 1, split="train"))
+    row = CohortSlide(next(tmp_path.glob("*.tif")), "p", "normal", "train")
+    plan = PatchPlan(0.5, 1.0, 64, 64)
+    request = FeatureRequest(untrained_encoder(), "e", "0" * 64, plan, high=False, folder=tmp_path / "features")
+    with row.open() as slide:
+        whole = grid_of(slide, plan)
+    some = nest_cells(whole.lattice, whole.hr_index[whole.hr_index[:, 0] < 7])
+    assert 0 < len(some.lr_index) < len(whole.lr_index)
+    np.testing.assert_array_equal(made(row, request, some), some.lr_corners)
+    before = request.path(row).stat().st_mtime_ns
+    np.testing.assert_array_equal(made(row, request, some), some.lr_corners)
+    assert request.path(row).stat().st_mtime_ns == before
+    np.testing.assert_array_equal(made(row, request, whole), whole.lr_corners)
