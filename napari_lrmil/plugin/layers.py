@@ -323,7 +323,8 @@ def add(viewer: ViewerModel, made: Iterable[LayerData]) -> list[Image]:
 def restyle(layer: Image, made: LayerData) -> None:
     """Let a layer show what `made` says; its place in the list, and whether it is shown, stay."""
     data, options, _ = made
-    layer.data = data
+    if data.shape != layer.data.shape or not np.array_equal(data, layer.data, equal_nan=True):
+        layer.data = data
     for name in ("scale", "translate", "contrast_limits", "opacity", "interpolation2d", "metadata"):
         setattr(layer, name, options[name])
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
+from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QWidget
 
 from napari_lrmil.core.events import Event, Partial
 from napari_lrmil.plugin.answer import Answer
+from napari_lrmil.plugin.layers import ours
 from napari_lrmil.plugin.live import Latest
 from napari_lrmil.plugin.navigate import fly_to
 from napari_lrmil.plugin.pointer import Pointer
 from napari_lrmil.plugin.sections.gallery import EACH, GallerySection, read_gallery
 from napari_lrmil.plugin.sections.maps import AttentionSection, EvidenceSection
 from napari_lrmil.plugin.sections.parts import Section, label
-from napari_lrmil.plugin.viewport import refresh, show, show_evidence
+from napari_lrmil.plugin.viewport import dress, refresh, show, show_evidence
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from napari_lrmil.plugin.shelf import SlideChoice
 
 POINT = "Point at the map to read a patch."
+TURN_MS = 10  # between two steps of dressing a new map
 
 
 class Reading(QWidget):  # type: ignore[misc]  # qtpy has no types
@@ -48,6 +52,11 @@ class Reading(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.attention, self.evidence, self.gallery = AttentionSection(), EvidenceSection(), GallerySection()
         self.hover = label("hover", POINT, small=True)
         self._pictures = Latest(self._picture_read, self)
+        self._steps: Iterator[None] = iter(())
+        self._turn = QTimer(self)
+        self._turn.setSingleShot(True)
+        self._turn.setInterval(TURN_MS)
+        self._turn.timeout.connect(self._next_step)
         self._pointer = Pointer(viewer, self._pointed, self)
         self.attention.changed.connect(self._draw_again)
         self.evidence.chosen.connect(self._draw_again)
@@ -70,7 +79,7 @@ class Reading(QWidget):  # type: ignore[misc]  # qtpy has no types
         """Show the answer of a run in layers of its own."""
         self._take(prediction, slide)
         show(self._viewer, prediction, slide, self.attention.value())
-        self._draw_evidence()
+        self._dress_up()
 
     def show_changed(self, prediction: Prediction, slide: SlideChoice) -> None:
         """Show an answer in place of the last one."""
@@ -92,11 +101,24 @@ class Reading(QWidget):  # type: ignore[misc]  # qtpy has no types
     def _draw_again(self, _: object = None) -> None:
         if self._answer is not None and self._slide is not None:
             refresh(self._viewer, self._answer.prediction, self._slide, self.attention.value())
+            self._dress_up()
+
+    def _dress_up(self) -> None:
+        """Add legend and evidence in turns of their own, so that the window answers in between."""
+        self._steps = dress(self._viewer, self.attention.value())
+        self._turn.start()
+
+    def _next_step(self) -> None:
+        if next(self._steps, self) is self:
             self._draw_evidence()
+        else:
+            self._turn.start()
 
     def _draw_evidence(self) -> None:
         if self._answer is not None and self._slide is not None:
-            show_evidence(self._viewer, self._answer.prediction, self._slide, self.evidence.value())
+            chosen = self.evidence.value()
+            if chosen is not None or ours(self._viewer, self._slide.path, role="evidence"):
+                show_evidence(self._viewer, self._answer.prediction, self._slide, chosen)
             self.evidence.show_answer(self._answer)
 
     def _pointed(self, x_um: float, y_um: float) -> None:

@@ -6,6 +6,7 @@ drives all of them. So the student's layers come first, the teacher's second, an
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,11 +113,19 @@ def _order(viewer: ViewerModel, wanted: tuple[Image, ...]) -> None:
 
 
 def show(viewer: ViewerModel, prediction: Prediction, slide: SlideChoice, look: Look | None = None) -> None:
-    """Lay the attention over its slide, and the teacher's beside it where it ran; what was there before goes."""
-    forget(viewer, slide.path)
-    made = attention_layers(prediction, slide.mpp, slide.given_mpp, look)
+    """Lay the attention over its slide, and the teacher's beside it where it ran; layers of the last run are kept.
+
+    A layer made anew costs the window a tenth of a second, and would lose what the user did to the old one.
+    """
     for layer in ours(viewer):
         layer.visible = _path(layer) == slide.path  # slides share their corner, so another one would lie over this one
+    refresh(viewer, prediction, slide, look)
+
+
+def _lay(viewer: ViewerModel, prediction: Prediction, slide: SlideChoice, look: Look | None) -> None:
+    """Add the layers of a prediction in place of those there were; `dress` gives them names and legend."""
+    forget(viewer, slide.path)
+    made = attention_layers(prediction, slide.mpp, slide.given_mpp, look)
     was_beside = bool(viewer.canvas.grid.enabled)
     shown = add(viewer, [made["student"]])
     if "teacher" in made:
@@ -124,7 +133,6 @@ def show(viewer: ViewerModel, prediction: Prediction, slide: SlideChoice, look: 
         copies: list[LayerData] = [twin(layer) for layer in found if layer is not None]
         shown += add(viewer, [*copies, made["teacher"]])[-1:]
     arrange(viewer)
-    _label(viewer, shown, look)
     viewer.layers.selection.active = shown[0]
     if was_beside != bool(viewer.canvas.grid.enabled):
         viewer.reset_view()
@@ -141,13 +149,12 @@ def refresh(viewer: ViewerModel, prediction: Prediction, slide: SlideChoice, loo
     there = {side: _first(viewer, slide.path, "attention", side) for side in ("student", "teacher")}
     made = attention_layers(prediction, slide.mpp, slide.given_mpp, look)
     if {side for side, layer in there.items() if layer is not None} != set(made):
-        show(viewer, prediction, slide, look)
+        _lay(viewer, prediction, slide, look)
         return
     for side, one in made.items():
         layer = there[side]
         if layer is not None:
             restyle(layer, one)
-    _caption(viewer, look)
 
 
 def show_evidence(viewer: ViewerModel, prediction: Prediction, slide: SlideChoice, name: str | None) -> None:
@@ -169,22 +176,34 @@ def show_evidence(viewer: ViewerModel, prediction: Prediction, slide: SlideChoic
     viewer.canvas.overlays.text.text = f"Colour: evidence for {name} (logit), blue against, orange for"
 
 
-def _label(viewer: ViewerModel, shown: list[Image], look: Look | None) -> None:
-    """Name each view, and give the last one the legend that holds for all."""
+def dress(viewer: ViewerModel, look: Look | None = None) -> Iterator[None]:
+    """Name each view, and give the last one the legend that holds for all, a step at a time.
+
+    Each step takes the window a few hundredths of a second where letters are drawn for the first time.
+    """
+    shown = [layer for layer in ours(viewer, role="attention") if layer.visible]
     for layer in shown:
-        layer.name_overlay.font_size, layer.name_overlay.visible = 10, True
-    _bar(shown[-1])
-    _caption(viewer, look)
+        if not layer.name_overlay.visible:
+            layer.name_overlay.font_size, layer.name_overlay.visible = 10, True
+            yield
+    for layer in shown:
+        if layer.colorbar.visible != (layer is shown[-1]):
+            _bar(layer, layer is shown[-1])
+            yield
+    if shown:
+        _caption(viewer, look)
 
 
-def _bar(layer: Image) -> None:
+def _bar(layer: Image, visible: bool = True) -> None:
     bar = layer.colorbar
-    bar.position, bar.size, bar.font_size, bar.visible = "top_right", (18, 150), 9, True
+    bar.position, bar.size, bar.font_size, bar.visible = "top_right", (18, 150), 9, visible
 
 
 def _caption(viewer: ViewerModel, look: Look | None) -> None:
     from napari_lrmil.core.modes import LEGENDS
 
-    caption = viewer.canvas.overlays.text
-    caption.text = f"Colour: {LEGENDS[look.mode if look else 'raw']}"
+    caption, text = viewer.canvas.overlays.text, f"Colour: {LEGENDS[look.mode if look else 'raw']}"
+    if caption.text == text and caption.visible:
+        return
+    caption.text = text
     caption.position, caption.font_size, caption.visible = "bottom_left", 8, True
