@@ -175,3 +175,10 @@ def _show_attention(axis: Axes, heat: Heatmap, low: float, high: float) -> Any:
     return axis.imshow(
         heat.image, cmap=COLORMAP, vmin=low, vmax=high, alpha=OPACITY, extent=extent, interpolation="nearest"
     )
+
+
+def probability_text(value: float) -> str:
+    """Return a probability, or a difference of two; none is told as certain because its digits ran out."""
+    if value < 0.0005:
+        return "< 0.001"
+    return "> 0.999" if value >= 0.9995 else f"{value:.3f}"

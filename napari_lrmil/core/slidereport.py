@@ -27,6 +27,7 @@ from napari_lrmil.core.overlay import (
     calibration_text,
     heatmap,
     limits,
+    probability_text,
     slide_thumbnail,
 )
 from napari_lrmil.core.predict import Prediction, Reading
@@ -133,13 +134,6 @@ def significant_text(value: float) -> str:
     """Return a figure with three significant digits, never as a power of ten."""
     digits = 2 if value == 0 else max(0, 2 - int(np.floor(np.log10(abs(value)))))
     return f"{value:.{min(digits, 6)}f}"
-
-
-def probability_text(value: float) -> str:
-    """Return a probability, or a difference of two; none is told as certain because its digits ran out."""
-    if value < 0.0005:
-        return "< 0.001"
-    return "> 0.999" if value >= 0.9995 else f"{value:.3f}"
 
 
 def margin_of(probabilities: Mapping[str, float]) -> float:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QGridLayout, QLabel, QProgressBar, QWidget
 
+from napari_lrmil.core.overlay import probability_text
+
 STEPS = 1000
 STYLE = """
 QProgressBar {{ border: none; border-radius: 3px; min-height: 12px; max-height: 12px;
@@ -45,7 +47,7 @@ class ProbabilityBars(QWidget):  # type: ignore[misc]  # qtpy has no types
         bar.setValue(round(value * STEPS))
         bar.setTextVisible(False)
         bar.setStyleSheet(STYLE.format(colour=colour))
-        number = QLabel(f"{value:.2f}")
+        number = QLabel(probability_text(value))
         number.setToolTip(f"{name}: {value:.6f}")
         number.setAlignment(Qt.AlignmentFlag.AlignRight)
         for column, widget in enumerate((QLabel(name), bar, number)):

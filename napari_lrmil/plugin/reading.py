@@ -118,7 +118,8 @@ class Reading(QWidget):  # type: ignore[misc]  # qtpy has no types
         if self._answer is not None and self._slide is not None:
             chosen = self.evidence.value()
             if chosen is not None or ours(self._viewer, self._slide.path, role="evidence"):
-                show_evidence(self._viewer, self._answer.prediction, self._slide, chosen)
+                look = self.attention.value()
+                show_evidence(self._viewer, self._answer.prediction, self._slide, chosen, look)
             self.evidence.show_answer(self._answer)
 
     def _pointed(self, x_um: float, y_um: float) -> None:

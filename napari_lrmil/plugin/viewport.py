@@ -157,7 +157,9 @@ def refresh(viewer: ViewerModel, prediction: Prediction, slide: SlideChoice, loo
             restyle(layer, one)
 
 
-def show_evidence(viewer: ViewerModel, prediction: Prediction, slide: SlideChoice, name: str | None) -> None:
+def show_evidence(
+    viewer: ViewerModel, prediction: Prediction, slide: SlideChoice, name: str | None, look: Look | None = None
+) -> None:
     """Show the evidence for a class in place of the student's attention; None shows the attention again."""
     there = _first(viewer, slide.path, "evidence", "student")
     attention = _first(viewer, slide.path, "attention", "student")
@@ -165,6 +167,7 @@ def show_evidence(viewer: ViewerModel, prediction: Prediction, slide: SlideChoic
         attention.visible = name is None
     if name is None:
         remove(viewer, [there] if there is not None else [])
+        _caption(viewer, look)
         return
     made = evidence_layer(prediction, name, slide.mpp, slide.given_mpp)
     if there is None:

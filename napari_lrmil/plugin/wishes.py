@@ -49,7 +49,8 @@ class Wishes:
 
     def draw(self) -> Shapes:
         """Return the layer to draw on, made if need be, with the polygon tool in hand."""
-        layer = self.drawing() or add(self._viewer, [drawing_layer(self._tag())])[0]
+        slide = self._session.opened
+        layer = self.drawing() or add(self._viewer, [drawing_layer(self._tag(), slide.width * slide.mpp.x)])[0]
         self._viewer.layers.selection.active = layer
         layer.mode = "add_polygon"
         return layer

@@ -21,12 +21,12 @@ from napari_lrmil import __version__
 from napari_lrmil.core.events import Finished
 from napari_lrmil.core.gallery import PATCH_MAX_PX, read_patch, top_and_bottom
 from napari_lrmil.core.geometry import BoxLevel0
-from napari_lrmil.core.overlay import RESEARCH_USE
+from napari_lrmil.core.overlay import RESEARCH_USE, probability_text
 from napari_lrmil.core.predict import Prediction, predict
 from napari_lrmil.core.regions import box_region
 from napari_lrmil.core.scope import WHOLE, Scope
 from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.slidereport import margin_of, probability_text, significant_text, write_slide_report
+from napari_lrmil.core.slidereport import margin_of, significant_text, write_slide_report
 
 LOADING = {"script", "link", "iframe", "object", "embed", "audio", "video", "source", "base"}
 

@@ -49,7 +49,7 @@ def test_a_run_shows_what_the_engine_says(
     [layer] = ours(viewer, role="attention")
     assert np.nansum(layer.data) / len(expected.student.attention) == pytest.approx(1, abs=1e-4)
     assert not viewer.canvas.grid.enabled
-    assert layer.colorbar.visible
+    qtbot.waitUntil(lambda: layer.colorbar.visible, timeout=5000)
     assert dock.results.isVisible() and "not calibrated" in dock.results.calibration.text()
     assert not dock.results.agreement.isVisible() and not dock.results.teacher.isVisible()
     assert dock.run_button.text == "Run" and dock.run_button.enabled
@@ -61,6 +61,7 @@ def test_with_the_teacher_beside_it_two_linked_views_share_one_legend(
     dock = make_dock(slide_path)
     dock.beside.native.click()
     _run(dock, qtbot)
+    qtbot.waitUntil(lambda: viewer.canvas.overlays.text.visible, timeout=5000)
     qtbot.wait(50)
     expected = _of_core(slide_path, bundle, "all").teacher
     assert expected is not None and dock.results.teacher.value() == pytest.approx(expected.probabilities, abs=1e-5)

@@ -15,8 +15,10 @@ from window import MakeDock
 from core.fake_slides import one_sentence
 from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.predict import Prediction, predict
+from napari_lrmil.core.remembered import Remembered
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.plugin.layers import ours
+from napari_lrmil.plugin.session import Session
 
 WAIT_MS = 60_000
 
@@ -52,7 +54,11 @@ LEFT = [(0, 0), (300, 0), (300, 500), (0, 500)]
 # ---------------------------------------------------------------- scope
 
 
-def test_before_a_run_the_cost_is_told_and_after_one_the_time(dock: Any, qtbot: Any) -> None:
+def test_before_a_run_the_cost_is_told_and_after_one_the_time(
+    make_dock: MakeDock, slide_path: Path, qtbot: Any, tmp_path: Path
+) -> None:
+    dock = make_dock(slide_path, Session(remembered=Remembered(tmp_path)))
+    qtbot.waitUntil(lambda: dock.session.ground is not None, timeout=WAIT_MS)
     patches = len(dock.session.ground.grid.lr_index)
     assert f"{patches} patches" in dock.scope.estimate.text() and "not known yet" in dock.scope.estimate.text()
     run(dock, qtbot)
@@ -171,7 +177,7 @@ def test_attention_in_percentiles_and_powers_of_ten_is_never_smoothed_unasked(
     modes.setCurrentIndex(modes.findData("log"))
     top = np.log10(found.student.attention.max() * len(found.student.attention))
     assert np.nanmax(layer.data) == pytest.approx(top, abs=1e-4)
-    assert "power of ten" in viewer.canvas.overlays.text.text
+    qtbot.waitUntil(lambda: "power of ten" in viewer.canvas.overlays.text.text, timeout=5000)
     dock.reading.attention.smooth.click()
     assert layer.interpolation2d == "linear"
     dock.reading.attention.opacity.setValue(20)
@@ -181,6 +187,7 @@ def test_attention_in_percentiles_and_powers_of_ten_is_never_smoothed_unasked(
 def test_evidence_takes_the_place_of_attention_and_tells_its_sum(dock: Any, viewer: Any, qtbot: Any) -> None:
     found = run(dock, qtbot)
     dock.reading.evidence.shown.click()
+    qtbot.waitUntil(lambda: bool(ours(viewer, role="evidence")), timeout=5000)
     [layer] = ours(viewer, role="evidence")
     name = dock.reading.evidence.of.currentText()
     total = found.student.evidence[:, found.classes.index(name)].sum()
@@ -189,7 +196,8 @@ def test_evidence_takes_the_place_of_attention_and_tells_its_sum(dock: Any, view
     assert layer.contrast_limits[0] == -layer.contrast_limits[1]
     assert not ours(viewer, role="attention")[0].visible
     dock.reading.evidence.shown.click()
-    assert not ours(viewer, role="evidence") and ours(viewer, role="attention")[0].visible
+    qtbot.waitUntil(lambda: not ours(viewer, role="evidence"), timeout=5000)
+    assert ours(viewer, role="attention")[0].visible and "attention" in viewer.canvas.overlays.text.text
 
 
 def test_pointing_at_a_patch_reads_it(dock: Any, viewer: Any, qtbot: Any) -> None:
@@ -283,6 +291,7 @@ def test_the_view_is_saved_with_legend_and_scale(dock: Any, viewer: Any, qtbot: 
     from PIL import Image
 
     run(dock, qtbot)
+    qtbot.waitUntil(lambda: viewer.canvas.overlays.text.visible, timeout=5000)
     dock.files.save_view(tmp_path / "view.png")
     with Image.open(tmp_path / "view.png") as picture:
         assert picture.width >= viewer.canvas.size[1] and picture.height > viewer.canvas.size[0]
@@ -297,6 +306,31 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(dock: Any, qtbot: Any, 
     dock.files.save_all(tmp_path / "file")
     told = str(notification_manager.records[-1].message)
     assert "nothing can be written there" in told and one_sentence(Exception(told))
+    assert run(dock, qtbot) is not None
+
+
+def test_a_full_disk_is_said_and_nothing_half_written_is_left(dock: Any, qtbot: Any, tmp_path: Path) -> None:
+    import resource
+    import signal
+
+    from napari.utils.notifications import notification_manager
+
+    found = run(dock, qtbot)
+    dock.files.save_all(tmp_path)  # what is there must stay whole
+    folder = tmp_path / found.slide
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        dock.files.save_report(folder / "report.html")
+        dock.files.save_view(folder / "view.png")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    told = [str(record.message) for record in notification_manager.records[-2:]]
+    assert all("written" in text and one_sentence(Exception(text)) for text in told)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     assert run(dock, qtbot) is not None
 
 

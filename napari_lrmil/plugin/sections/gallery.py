@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from napari_lrmil.core.slide import Pixels, Slide
 
 EACH = 5  # patches of either end
-ICON_PX = 54
+ICON_PX, THUMB_PX = 54, 58
 STEPS = {Qt.Key.Key_Left: -1, Qt.Key.Key_Up: -EACH, Qt.Key.Key_Right: 1, Qt.Key.Key_Down: EACH}
 
 
@@ -63,7 +63,9 @@ class GallerySection(Section):
         self._grid = QGridLayout(box)
         self._grid.setContentsMargins(0, 0, 0, 0)
         self._grid.setSpacing(3)
+        box.setFixedHeight(2 * THUMB_PX + 3)  # a section takes its height when it unfolds, before there are patches
         self.told = label("patch", small=True)
+        self.told.setMinimumHeight(3 * self.told.fontMetrics().lineSpacing())
         self.add(row(self.lr, self.hr))
         self.add(box)
         self.add(self.told)
@@ -86,7 +88,7 @@ class GallerySection(Section):
         patch = self.patches[place]
         thumb = Thumb()
         thumb.setIconSize(QSize(ICON_PX, ICON_PX))
-        thumb.setFixedSize(ICON_PX + 4, ICON_PX + 4)
+        thumb.setFixedSize(THUMB_PX, THUMB_PX)
         thumb.setAutoRaise(True)
         thumb.setToolTip(_words(patch))
         thumb.setAccessibleName(_words(patch))

@@ -23,6 +23,7 @@ class Section(QCollapsible):  # type: ignore[misc]  # superqt has no types
     def __init__(self, name: str, title: str, parent: QWidget | None = None) -> None:
         super().__init__(title, parent)
         self.name = name
+        self.layout().setContentsMargins(0, 0, 0, 0)
         self.setDuration(0)  # a fold that moves slowly hides what one is about to read
         self._inner = QWidget()
         self._column = QVBoxLayout(self._inner)

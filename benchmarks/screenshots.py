@@ -1,0 +1,120 @@
+"""The pictures of docs/analyse.md: the window at 1280 x 800, part by part, on a phantom slide.
+
+    python benchmarks/screenshots.py SLIDE --out docs/images
+
+Needs a screen (or ``xvfb-run -a -s "-screen 0 1920x1200x24 +extension GLX"``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from window import until, wait
+
+LONG_S = 300.0
+
+
+def main() -> None:
+    """Go through the dock and save what is to be seen."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("slide", type=Path)
+    p.add_argument("--out", type=Path, default=Path("docs/images"))
+    p.add_argument("--bundle", default="demo")
+    args = p.parse_args()
+    os.environ["NAPARI_LRMIL_CONFIG"] = tempfile.mkdtemp()
+    import torch  # noqa: F401  # before Qt
+    from napari import Viewer
+
+    from napari_lrmil.plugin.analyse import AnalyseWidget
+    from napari_lrmil.plugin.launch import LIGHT_BOX, TITLE, _make_room
+    from napari_lrmil.plugin.layers import add
+    from napari_lrmil.plugin.navigate import show_scale_bar_with_slides
+    from napari_lrmil.plugin.reader import read_slides
+
+    viewer = Viewer(show=True, title=TITLE)
+    viewer.window._qt_window.resize(1280, 800)
+    dock = AnalyseWidget(viewer)
+    viewer.window.add_dock_widget(dock, name=TITLE, area="right")
+    dock.open_model(args.bundle)
+    _make_room(viewer)
+    viewer.canvas.background_color_override = LIGHT_BOX
+    show_scale_bar_with_slides(viewer)
+    add(viewer, read_slides(args.slide))
+    wait(0.5)
+    viewer.reset_view()
+    until(lambda: dock.session.ground is not None, LONG_S)
+    tour(viewer, dock, args.out)
+    viewer.close()
+
+
+def tour(viewer: Any, dock: Any, out: Path) -> None:
+    """Save a picture of each part."""
+    wait(1.0)
+    picture(viewer, out / "analyse-open.jpg")
+    dock.run_button.native.click()
+    until(lambda: not dock.session.busy, LONG_S)
+    fold(dock, "attention")
+    picture(viewer, out / "analyse-attention.jpg")
+    fold(dock, "evidence", "gallery")
+    dock.reading.evidence.shown.click()
+    until(lambda: all(not thumb.icon().isNull() for thumb in dock.reading.gallery.thumbs), LONG_S)
+    picture(viewer, out / "analyse-evidence.jpg")
+    dock.reading.evidence.shown.click()
+    dock.reading.gallery.thumbs[0].click()
+    viewer.scene.camera.zoom *= 5
+    picture(viewer, out / "analyse-gallery.jpg")
+    viewer.reset_view()
+    draw(viewer, dock)
+    fold(dock, "what-if", "tissue")
+    dock.what_if.exclude.click()
+    until(lambda: bool(dock.session.prediction.scope.excluded), LONG_S)
+    picture(viewer, out / "analyse-what-if.jpg")
+    dock.what_if.undo.click()
+    dock.scope.kinds["view"].click()
+    fold(dock, "navigation")
+    viewer.scene.camera.zoom *= 3
+    dock.scope.follow.click()
+    wait(2.0)
+    until(lambda: not dock.follower.answers.busy, LONG_S)
+    picture(viewer, out / "analyse-live.jpg")
+
+
+def draw(viewer: Any, dock: Any) -> None:
+    """Draw a region round the patch that counted most."""
+    x, y = dock.reading.gallery.patches[0].centre_um
+    dock.scope.draw.click()
+    outline = np.array([(-300, -200), (250, -260), (330, 180), (-120, 300)]) + np.array([x, y])
+    dock.wishes.drawing().add(outline[:, ::-1], shape_type="polygon")
+    dock.wishes.drawing().mode = "pan_zoom"
+    until(lambda: bool(dock.session.regions), LONG_S)
+
+
+def fold(dock: Any, *names: str) -> None:
+    """Unfold these parts of the dock and fold all others."""
+    for section in dock.sections:
+        (section.expand if section.name in names else section.collapse)(animate=False)
+
+
+def picture(viewer: Any, path: Path) -> None:
+    """Save the whole window, with the parts that are unfolded in sight."""
+    from PIL import Image
+    from qtpy.QtWidgets import QScrollArea
+
+    wait(1.2)
+    for scroll in viewer.window._qt_window.findChildren(QScrollArea):
+        bar = scroll.verticalScrollBar()
+        bar.setValue(0 if path.stem in ("analyse-open", "analyse-live") else bar.maximum())
+    wait(0.3)
+    pixels = viewer.screenshot(canvas_only=False, flash=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).convert("RGB").save(path, quality=88)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
