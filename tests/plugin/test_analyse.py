@@ -61,7 +61,7 @@ def test_with_the_teacher_beside_it_two_linked_views_share_one_legend(
     dock = make_dock(slide_path)
     dock.beside.native.click()
     _run(dock, qtbot)
-    qtbot.waitUntil(lambda: viewer.canvas.overlays.text.visible, timeout=5000)
+    qtbot.waitUntil(lambda: any(layer.colorbar.visible for layer in viewer.layers), timeout=5000)
     qtbot.wait(50)
     expected = _of_core(slide_path, bundle, "all").teacher
     assert expected is not None and dock.results.teacher.value() == pytest.approx(expected.probabilities, abs=1e-5)
