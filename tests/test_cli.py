@@ -17,6 +17,7 @@ from napari_lrmil.cli import console
 from napari_lrmil.core.errors import EncoderError, LrmilError
 from napari_lrmil.core.events import Event, Finished, Metric, Progress
 from napari_lrmil.core.phantom import LESION, NORMAL, PhantomSlide, make_cohort, write_pyramid, write_slide
+from napari_lrmil.core.remembered import Remembered
 from networks import Borrowed, untrained_bundle
 
 Call = Callable[..., tuple[int, str, str]]
@@ -171,6 +172,19 @@ def test_no_mpp_is_mended_by_the_option_that_the_error_names(call: Call, bundle:
     code, out, _ = call("info", path, "--mpp", "0.5", "--json")
     assert code == 0
     assert json.loads(out)["mpp source"] == "override"
+
+
+def test_an_answer_given_earlier_is_used_and_named_as_the_source(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the window was told of a slide holds for the command line too; the option still counts more."""
+    monkeypatch.setenv("NAPARI_LRMIL_CONFIG", str(tmp_path / "config"))
+    path = _no_mpp(tmp_path)
+    fingerprint = json.loads(call("info", path, "--json")[1])["fingerprint"]
+    Remembered().remember_mpp(fingerprint, 0.37)
+    facts = json.loads(call("info", path, "--json")[1])
+    assert facts["mpp"] == [0.37, 0.37] and facts["mpp source"] == "remembered"
+    assert json.loads(call("info", path, "--mpp", "0.5", "--json")[1])["mpp source"] == "override"
 
 
 def test_one_bad_slide_stops_nobody(call: Call, slide: Path, bundle: Path, tmp_path: Path) -> None:

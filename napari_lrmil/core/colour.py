@@ -19,7 +19,7 @@ from napari_lrmil.core.tissue import TissueConfig
 
 CELLS = 64  # HR cells that a slide's colour is measured in: the cost does not grow with the slide
 OVERVIEW_MPP = 16.0  # µm per pixel to which they are read, from a coarse level
-LEAST_SPREAD = 0.015  # optical density; slides of one batch alone would make every other colour far
+LEAST_SPREAD = 0.015  # optical density; else a cohort of one batch would find every other colour far
 FEWEST_SLIDES = 5  # below, a spread between slides is chance
 
 Triple = tuple[float, float, float]
@@ -129,7 +129,7 @@ def cohort_colour(stats: Sequence[ColourStats]) -> CohortColour:
 def colour_distance(stats: ColourStats, cohort: CohortColour) -> float:
     """Return how far a slide's colour is from a cohort's: root mean square of its six figures in units of the spread.
 
-    A slide of the cohort itself is about 1 away.
+    A slide of the cohort itself is seldom more than 1 away.
     """
     centre = np.array([cohort.mean, cohort.deviation])
     spread = np.array([cohort.mean_spread, cohort.deviation_spread])

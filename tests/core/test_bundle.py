@@ -26,6 +26,7 @@ from napari_lrmil.core.bundle import (
     find_bundle,
     write_bundle,
 )
+from napari_lrmil.core.colour import CohortColour
 from napari_lrmil.core.encoders import AlignedEncoder, LoadedEncoder, file_sha256, module_sha256, round_to_half
 from napari_lrmil.core.errors import BundleError, LrmilError
 from napari_lrmil.core.events import Caution, Finished
@@ -248,6 +249,22 @@ def test_hashes_are_those_of_the_files_and_tell_models_apart(tmp_path: Path) -> 
 def test_what_changes_a_prediction_changes_the_bundles_hash(tmp_path: Path, change: dict[str, Any]) -> None:
     """A result is reused by this hash: calibration, resolution and class names belong to the model too."""
     assert untrained_bundle(tmp_path / "a").sha256 != untrained_bundle(tmp_path / "b", **change).sha256
+
+
+COLOUR = CohortColour((0.2, 0.3, 0.1), (0.05, 0.06, 0.04), (0.02, 0.03, 0.02), (0.02, 0.02, 0.02), 9)
+
+
+def test_the_colour_of_the_training_slides_is_kept_and_no_part_of_the_hash(tmp_path: Path) -> None:
+    """It changes a warning, never a probability; bundles from before it was measured keep their hash."""
+    plain, coloured = untrained_bundle(tmp_path / "a"), untrained_bundle(tmp_path / "b", colour=COLOUR)
+    assert coloured.card.colour == COLOUR and Bundle(coloured.path).card.colour == COLOUR
+    assert plain.card.colour is None and plain.sha256 == coloured.sha256
+
+
+def test_a_bundle_written_before_colour_was_measured_still_opens(folder: Path) -> None:
+    before = Bundle(folder).sha256
+    edit_card(folder, lambda c: c.pop("colour"))
+    assert Bundle(folder).card.colour is None and Bundle(folder).sha256 == before
 
 
 def test_no_pickle_in_a_bundle(folder: Path) -> None:

@@ -22,6 +22,7 @@ from core.fake_slides import (
     speckled,
 )
 from napari_lrmil.core.bundle import TEACHER, Bundle
+from napari_lrmil.core.colour import CohortColour
 from napari_lrmil.core.compare import measure_agreement, to_lr
 from napari_lrmil.core.errors import BundleError, LrmilError, ResolutionError, TissueError
 from napari_lrmil.core.events import Caution, Event, Finished, Progress, StageDone
@@ -198,6 +199,17 @@ def test_an_odd_resolution_is_a_caution_and_a_warning_in_the_result(tmp_path: Pa
     cautions = [e for e in events if isinstance(e, Caution)]
     assert len(cautions) == 1 and cautions[0].subject == "fake" and "15 %" in cautions[0].message
     assert events[-1].result.warnings == (cautions[0].message,)  # type: ignore[union-attr]  # Finished
+
+
+def test_far_colour_is_a_caution_and_a_warning_and_its_pixels_count(tmp_path: Path) -> None:
+    fields = ((0.9,) * 3, (0.9,) * 3, (0.02,) * 3, (0.02,) * 3, 9)
+    with fake_slide(tmp_path, pyramid(2100, 1700)) as slide:
+        events = list(predict(slide, DarknessBundle(colour=CohortColour(*fields)), device=CPU))  # type: ignore[arg-type]
+        decoded = slide.pixels_decoded
+    (caution,) = (e for e in events if isinstance(e, Caution))
+    found = events[-1].result  # type: ignore[union-attr]  # Finished
+    assert "colour differs" in caution.message and found.warnings == (caution.message,)
+    assert found.student.pixels_decoded == decoded
 
 
 @pytest.mark.parametrize("stage", ["tissue", "student (LR)", "teacher (HR)"])

@@ -160,6 +160,29 @@ def test_odd_resolutions_and_guessed_ones_deserve_a_warning() -> None:
     assert "objective power" in mpp_warnings(Mpp(0.5, 0.5, "objective power"))[0]
 
 
+def test_what_a_user_said_earlier_counts_only_where_the_file_is_silent(tmp_path: Path) -> None:
+    """The objective's power alone is a word of the file: it is believed above what is remembered."""
+    asked: list[str] = []
+
+    def remembered(fingerprint: str) -> float | None:
+        asked.append(fingerprint)
+        return 0.37
+
+    silent = FakeSlide(glass(60, 40), properties={"openslide.quickhash-1": "a" * 64})
+    with fake_slide(tmp_path, silent, remembered=remembered) as slide:
+        assert slide.mpp == Mpp(0.37, 0.37, "remembered") and asked == ["a" * 32]
+        assert any("earlier" in text for text in slide.warnings)
+        assert pickle.loads(pickle.dumps(slide)).mpp == slide.mpp, "the answer travels, the function need not"
+    with fake_slide(tmp_path, silent, mpp=0.4, remembered=remembered) as slide:
+        assert slide.mpp == Mpp(0.4, 0.4, "override")
+    power = FakeSlide(glass(60, 40), properties={"openslide.objective-power": "40"})
+    with fake_slide(tmp_path, power, remembered=remembered) as slide:
+        assert slide.mpp == Mpp(0.25, 0.25, "objective power")
+    assert len(asked) == 1
+    with fake_slide(tmp_path, silent, remembered=lambda _: None) as slide:
+        assert not slide.has_mpp
+
+
 def test_tiff_resolution_tags_through_openslide_keep_x_and_y_apart(tmp_path: Path) -> None:
     with Slide(write_tiff(tmp_path / "a.tif", glass(600, 300), mpp=(0.5, 0.25))) as slide:
         assert (slide.mpp.x, slide.mpp.y) == pytest.approx((0.5, 0.25))

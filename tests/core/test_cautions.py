@@ -1,0 +1,59 @@
+"""Doubts about an answer: far colour and little tissue are one sentence each, and nothing is read for nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from core.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
+from napari_lrmil.core.cautions import LITTLE_TISSUE, slide_warnings
+from napari_lrmil.core.colour import CohortColour, cohort_colour, colour_of
+from napari_lrmil.core.geometry import PatchPlan
+from napari_lrmil.core.grid import grid_of
+
+PLAN = PatchPlan(0.5, 2.0, 64, 64)
+
+
+def warned(folder: Path, size: tuple[int, int], colour: CohortColour | None) -> tuple[str, ...]:
+    with fake_slide(folder, FakeSlide(speckled(*size), (1.0, 4.0, 16.0), resolution(0.5))) as slide:
+        return slide_warnings(slide, grid_of(slide, PLAN), DarknessBundle(colour=colour).card)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> CohortColour:
+    with fake_slide(tmp_path, FakeSlide(speckled(1300, 1100), (1.0, 4.0, 16.0), resolution(0.5))) as slide:
+        return cohort_colour([colour_of(slide, grid_of(slide, PLAN))] * 6)
+
+
+def test_a_slide_like_the_training_slides_is_not_doubted(tmp_path: Path, own: CohortColour) -> None:
+    assert warned(tmp_path, (1300, 1100), own) == ()
+
+
+def test_a_far_colour_is_one_sentence_with_its_distance(tmp_path: Path, own: CohortColour) -> None:
+    far = replace(own, mean=tuple(m + 0.2 for m in own.mean))
+    (said,) = warned(tmp_path, (1300, 1100), far)
+    assert "colour differs from the training slides" in said and "9.4 times" in said
+
+
+def test_a_colour_within_the_usual_spread_is_no_warning(tmp_path: Path, own: CohortColour) -> None:
+    near = replace(own, mean=tuple(m + 0.03 for m in own.mean))
+    assert warned(tmp_path, (1300, 1100), near) == ()
+
+
+@pytest.mark.parametrize(("size", "patches"), [((768, 768), 9), ((1280, 512), 10), ((200, 150), 1)])
+def test_fewer_than_ten_patches_are_little_tissue(tmp_path: Path, size: tuple[int, int], patches: int) -> None:
+    said = warned(tmp_path, size, None)
+    assert len(said) == (patches < LITTLE_TISSUE)
+    if said:
+        assert f"{patches} LR patch" in said[0] and ("patches" in said[0].split(",")[0]) == (patches > 1)
+
+
+def test_a_card_without_colour_reads_no_pixel(tmp_path: Path) -> None:
+    fake = FakeSlide(speckled(1300, 1100), (1.0, 4.0, 16.0), resolution(0.5))
+    with fake_slide(tmp_path, fake) as slide:
+        grid = grid_of(slide, PLAN)
+        fake.reads.clear()
+        assert slide_warnings(slide, grid, DarknessBundle().card) == ()
+    assert fake.reads == []

@@ -1,0 +1,49 @@
+"""What a bundle tells of its training slides: their colour, measured where they are still there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core.fake_slides import speckled, write_tiff
+from lrmil_training.cohort import CohortSlide
+from lrmil_training.evaluation import SlideResult
+from lrmil_training.export import training_colour
+from napari_lrmil.core.colour import FEWEST_SLIDES, colour_of
+from napari_lrmil.core.geometry import PatchPlan
+from napari_lrmil.core.grid import grid_of
+
+PLAN = PatchPlan(0.5, 2.0, 64, 64)
+NOTHING = np.zeros(0, np.float32)
+
+
+def made_result(folder: Path, number: int, split: str) -> SlideResult:
+    path = write_tiff(folder / f"{split}{number}.tif", speckled(600, 400, number), (1.0, 4.0), (0.5, 0.5))
+    row = CohortSlide(path, f"p{number}", "normal", split)
+    with row.open() as slide:
+        return SlideResult(row, grid_of(slide, PLAN), NOTHING, NOTHING, False, 0, 0.0)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> list[SlideResult]:
+    return [made_result(tmp_path, i, "train") for i in range(FEWEST_SLIDES + 1)] + [made_result(tmp_path, 50, "test")]
+
+
+def test_the_colour_is_that_of_the_training_slides_alone(results: list[SlideResult]) -> None:
+    found = training_colour(results)
+    assert found is not None and found.slides == FEWEST_SLIDES + 1
+    stats = []
+    for result in results[:-1]:
+        with result.row.open() as slide:
+            stats.append(colour_of(slide, result.grid).mean)
+    np.testing.assert_allclose(found.mean, np.mean(stats, axis=0), atol=1e-9)
+
+
+def test_slides_that_are_gone_since_cost_no_bundle(results: list[SlideResult]) -> None:
+    results[2].row.path.unlink()
+    found = training_colour(results)
+    assert found is not None and found.slides == FEWEST_SLIDES
+    results[3].row.path.unlink()
+    assert training_colour(results) is None
