@@ -15,7 +15,7 @@ from napari_lrmil.core.slide import Pixels, Slide
 Field = NDArray[np.float32]  # (height, width)
 
 NUCLEUS_UM = 5.2  # across, as `diameters_um` measures it; see `estimate_mpp`
-ERROR_FACTOR = 1.4  # by which an estimate may be off, up and down; see `estimate_mpp`
+ERROR_FACTOR = 1.4  # by which an estimate may well be off, up and down; see `estimate_mpp`
 NOMINAL = (0.25, 0.5)  # 40x and 20x
 ASSUMED_MPP = tuple(0.125 * math.sqrt(2) ** i for i in range(7))  # 0.125 to 1: beyond, nuclei are dots
 ENOUGH_NUCLEI = 50
@@ -41,7 +41,7 @@ class MppEstimate:
     mpp
         Micrometres per level-0 pixel.
     low, high
-        Between which it lies; they are a factor 2 apart.
+        Between which it most likely lies; they are a factor 2 apart.
     nuclei
         How many were measured.
     """
@@ -67,8 +67,8 @@ def estimate_mpp(slide: Slide) -> MppEstimate | None:
     Nuclei of routine sections are taken to be alike. Those outlined by hand in two breast fields (MoNuSeg, Kumar et
     al., IEEE Trans. Med. Imaging 36, 2017) have a median equivalent diameter of 5.4 and 6.0 µm. What our threshold
     leaves of a nucleus is less: 5.2 µm, chosen so that breast at 0.25, colon at 0.62 and CMU-1 at 0.5 µm agree.
-    Estimate over truth was then 0.78 and 0.90 for breast, 0.92 to 1.37 for eleven sets of colon fields, 1.14 for CMU-1.
-    Phantoms, whose nuclei are larger than most, come out at 0.69 to 0.76.
+    Estimate over truth was then 0.87 and 0.95 for breast, 1.14 to 1.19 for CMU-1, and for twelve sets of colon fields
+    0.96 to 1.31, once 1.53, once none. Phantoms, whose nuclei are larger than most, come out at 0.64 to 0.79.
     """
     fields = [haematoxylin(slide.read(box, (round(box.width), round(box.height)))) for box in choose_fields(slide)]
     return estimate_of(fields) if fields else None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import napari.viewer
 from magicgui import widgets
+from napari.layers import Image
 from napari.utils.notifications import show_error, show_warning
 from qtpy.QtCore import QEvent, Qt, QTimer
 from qtpy.QtGui import QCloseEvent, QKeySequence, QShowEvent
@@ -20,7 +21,8 @@ from napari_lrmil.plugin.layers import Look, ours, recolour, screen_of, tag_of
 from napari_lrmil.plugin.listening import listen
 from napari_lrmil.plugin.live import Follower
 from napari_lrmil.plugin.offers import DEVICES, devices_here, shipped_bundles
-from napari_lrmil.plugin.plain import slide_opener
+from napari_lrmil.plugin.plain import adopt, no_slide_because, slide_opener
+from napari_lrmil.plugin.reader import ask_in_window
 from napari_lrmil.plugin.reading import Reading
 from napari_lrmil.plugin.sections.edits import TissueSection, WhatIfSection
 from napari_lrmil.plugin.sections.keeping import KeepSection
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 WIDTH_PX = 340
 SAVE_SETTINGS_MS = 600
+KEYS = "Keys: Ctrl+R run or cancel · Esc cancel · Ctrl+L follow the view · 1 to 6 magnification · arrows in the gallery"
 DEVICE_WORDS = {"auto": "best there is", "cpu": "CPU", "cuda": "GPU (CUDA)", "mps": "GPU (Apple)"}
 
 
@@ -92,7 +95,8 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.what_if, self.tissue, self.keep = WhatIfSection(), TissueSection(), KeepSection()
         running = (self.run_button.native, self.progress.native, self.note)
         column = (self.about, self.navigation, self.form.native, self.scope, *running, self.results, *self.sections[1:])
-        self._lay_out(column, (self.reading.hover, label("footer", self._research_use(), small=True)))
+        keys = label("keys", KEYS, small=True)
+        self._lay_out((*column, keys), (self.reading.hover, label("footer", self._research_use(), small=True)))
 
     @property
     def sections(self) -> tuple[Section, ...]:
@@ -103,10 +107,13 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.slide = widgets.ComboBox(label="Slide", choices=[], nullable=True)
         self.model = widgets.ComboBox(label="Model", choices=list(shipped_bundles()), nullable=True)
         self.folder = widgets.PushButton(text="Model from a folder…", tooltip="Choose the folder of a trained model")
+        self.image = widgets.PushButton(text="Use an image as a slide", visible=False)
         self.device = widgets.ComboBox(label="Device", choices=[(self._device_words(d), d) for d in DEVICES])
         self._bar_devices()
         self.beside = widgets.CheckBox(text="Teacher (HR) beside it, for comparison")
-        form = widgets.Container(widgets=[self.slide, self.model, self.folder, self.device, self.beside], labels=True)
+        form = widgets.Container(
+            widgets=[self.slide, self.image, self.model, self.folder, self.device, self.beside], labels=True
+        )
         form.margins = (0, 0, 0, 0)
         return form
 
@@ -180,6 +187,7 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.slide.changed.connect(session.choose_slide)
         self.model.changed.connect(session.choose_bundle)
         self.folder.changed.connect(self._folder_asked)
+        self.image.changed.connect(self._adopt_image)
         self.device.changed.connect(session.choose_device)
         self.beside.changed.connect(session.choose_beside)
         self.run_button.changed.connect(self._run_or_cancel)
@@ -289,6 +297,26 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
             [SlideChoice(name, tag.path, tag.mpp, tag.given_mpp) for name, tag in tags if tag is not None]
         )
         self._show_slide()
+        self._offer_image()
+
+    def _image(self) -> Any:
+        """Return the uppermost image layer that is no slide; None where there is none."""
+        found = [layer for layer in self._viewer.layers if isinstance(layer, Image) and tag_of(layer) is None]
+        return found[-1] if found else None
+
+    def _offer_image(self) -> None:
+        """Offer to take an ordinary picture for a slide, or say why it cannot be."""
+        layer = self._image()
+        self.image.visible = layer is not None
+        if layer is not None:
+            reason = no_slide_because(layer)
+            self.image.enabled, self.image.text = not reason, f"Use {layer.name} as a slide…"
+            self.image.tooltip = reason or "Analyse this picture as a slide of one level; asks how large its pixels are"
+
+    def _adopt_image(self) -> None:
+        layer = self._image()
+        if layer is not None:
+            attempt(lambda: adopt(self._viewer, layer, ask_in_window, self.session.remembered))
 
     def _folder_asked(self) -> None:
         folder = QFileDialog.getExistingDirectory(self, "Folder of a trained model")

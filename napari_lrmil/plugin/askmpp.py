@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from napari_lrmil.core.files import whole
+from napari_lrmil.core.remembered import Remembered
 from napari_lrmil.core.resolution import PLAUSIBLE_MPP
 
 if TYPE_CHECKING:
@@ -55,51 +53,7 @@ def is_plausible(mpp: float) -> bool:
     return PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1]
 
 
-class RememberedMpp:
-    """What was answered for which file, by the slide's fingerprint, so that a file may be moved or renamed.
-
-    Parameters
-    ----------
-    path
-        A JSON file; by default in the user's configuration folder. One that cannot be read counts as empty: the user
-        is asked again, and the answer replaces it.
-    """
-
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path or _default_path()
-
-    def get(self, fingerprint: str) -> float | None:
-        """Return what was answered for a slide; None where nothing was, or nothing that makes sense."""
-        found = self._all().get(fingerprint)
-        return float(found) if isinstance(found, int | float) and is_plausible(found) else None
-
-    def put(self, fingerprint: str, mpp: float) -> None:
-        """Remember an answer, whole or not at all."""
-        answers = {**self._all(), fingerprint: mpp}
-        with whole(self.path) as partial:
-            partial.write_text(json.dumps(answers, indent=1), encoding="utf-8")
-
-    def forget(self, fingerprint: str) -> None:
-        """Ask again next time."""
-        answers = {k: v for k, v in self._all().items() if k != fingerprint}
-        with whole(self.path) as partial:
-            partial.write_text(json.dumps(answers, indent=1), encoding="utf-8")
-
-    def _all(self) -> dict[str, object]:
-        try:
-            found = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
-
-
-def _default_path() -> Path:
-    from platformdirs import user_config_path
-
-    return Path(user_config_path("napari-lrmil", appauthor=False)) / "mpp.json"
-
-
-def mpp_for(slide: Slide, ask: Ask, memory: RememberedMpp | None = None) -> float | None:
+def mpp_for(slide: Slide, ask: Ask, memory: Remembered | None = None) -> float | None:
     """Return µm per level-0 pixel: as the file says, else as was once answered for it, else as `ask` answers now.
 
     Returns
@@ -109,12 +63,12 @@ def mpp_for(slide: Slide, ask: Ask, memory: RememberedMpp | None = None) -> floa
     """
     if slide.has_mpp:
         return slide.mpp.mean
-    known = memory.get(slide.fingerprint) if memory is not None else None
+    known = memory.remembered_mpp(slide.fingerprint) if memory is not None else None
     if known is not None:
         return known
     answer = ask(slide)
     if answer is None:
         return None
     if answer.remember and memory is not None:
-        memory.put(slide.fingerprint, answer.mpp)
+        memory.remember_mpp(slide.fingerprint, answer.mpp)
     return answer.mpp

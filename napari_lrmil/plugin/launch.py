@@ -54,8 +54,7 @@ def view(paths: Sequence[Path], bundle: str | Path | None, mpp: float | None) ->
     viewer = napari.Viewer(title=TITLE)
     try:
         _dock(viewer, bundle)
-        for path in paths:
-            _open(viewer, path, mpp)
+        _open(viewer, paths, mpp)
         _make_room(viewer)
     except BaseException:
         viewer.close()
@@ -97,7 +96,7 @@ def demo(out: Path, slide: Path | None, bundle: str | Path, headless: bool) -> P
     viewer = napari.Viewer(title=TITLE, show=True)
     try:
         dock = _dock(viewer, bundle, out)
-        _open(viewer, path, None)
+        _open(viewer, [path], None)
         _make_room(viewer)
         _begin(dock)
         if headless:
@@ -136,11 +135,13 @@ def _dock(viewer: Viewer, bundle: str | Path | None, out: Path | None = None) ->
     return dock
 
 
-def _open(viewer: Viewer, path: Path, mpp: float | None) -> None:
+def _open(viewer: Viewer, paths: Sequence[Path], mpp: float | None) -> None:
+    from napari_lrmil.core.remembered import Remembered
     from napari_lrmil.plugin.layers import add
-    from napari_lrmil.plugin.reader import read_slides
+    from napari_lrmil.plugin.reader import ask_in_window, read_slides
 
-    add(viewer, read_slides(path, mpp))
+    cache = Remembered().load_settings().settings.tile_cache_mb << 20
+    add(viewer, read_slides(list(paths), mpp, ask=ask_in_window, cache_bytes=cache))
     viewer.canvas.overlays.scale_bar.visible = True
     viewer.canvas.background_color_override = LIGHT_BOX
     _fit(viewer)

@@ -291,7 +291,7 @@ def drawing_layer(slide: Tag, width_um: float) -> LayerData:
         "ndim": 2,
         "edge_color": "#ffcc33",
         "face_color": [1.0, 0.8, 0.2, 0.12],
-        "edge_width": max(1.0, width_um / 600),  # two pixels of a screen on which the slide is seen as a whole
+        "edge_width": max(2.0, width_um / 600),  # two pixels of a screen on which the slide is seen as a whole
         "units": UNITS,
         "metadata": tag.as_metadata(),
     }

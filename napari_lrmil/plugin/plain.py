@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from napari_lrmil.core.errors import SlideError
+from napari_lrmil.core.remembered import Remembered
 from napari_lrmil.core.slide import Slide
-from napari_lrmil.plugin.askmpp import Ask, RememberedMpp, mpp_for
+from napari_lrmil.plugin.askmpp import Ask, mpp_for
 from napari_lrmil.plugin.layers import add, ours, remove, screen_of, slide_layers, tag_of
 from napari_lrmil.plugin.navigate import um_in
 from napari_lrmil.plugin.reader import slices_asynchronously
@@ -143,9 +144,7 @@ def plain_slide(layer: layers.Image, mpp: float | None = None) -> Slide:
     return Slide(path, mpp=mpp, opener=ArrayOpener(_finest(layer), _layer_mpp(layer)))
 
 
-def adopt(
-    viewer: ViewerModel, layer: layers.Image, ask: Ask, memory: RememberedMpp | None = None
-) -> list[layers.Image]:
+def adopt(viewer: ViewerModel, layer: layers.Image, ask: Ask, memory: Remembered | None = None) -> list[layers.Image]:
     """Put a slide in the place of an ordinary image layer, and return its layers; none where the user will not say mpp.
 
     Raises

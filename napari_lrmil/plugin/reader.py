@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from napari_lrmil.core.remembered import Remembered
 from napari_lrmil.core.slide import Slide
-from napari_lrmil.plugin.askmpp import Answer, Ask, RememberedMpp, mpp_for
+from napari_lrmil.plugin.askmpp import Answer, Ask, mpp_for
 from napari_lrmil.plugin.tiles import CACHE_BYTES
 
 if TYPE_CHECKING:
@@ -41,7 +43,8 @@ def open_slides(path: Paths) -> list[LayerData]:
 
     viewer = current_viewer()
     shown = _series_shown(viewer) if viewer is not None else frozenset()
-    made = read_slides(path, ask=_ask_in_window if viewer is not None else None, shown=shown)
+    cache = Remembered().load_settings().settings.tile_cache_mb << 20
+    made = read_slides(path, ask=ask_in_window if viewer is not None else None, shown=shown, cache_bytes=cache)
     return made or NOTHING
 
 
@@ -50,7 +53,7 @@ def read_slides(
     mpp: float | None = None,
     *,
     ask: Ask | None = None,
-    memory: RememberedMpp | None = None,
+    memory: Remembered | None = None,
     shown: Iterable[str] = (),
     cache_bytes: int = CACHE_BYTES,
 ) -> list[LayerData]:
@@ -82,13 +85,13 @@ def read_slides(
     return [layer for slide in found if slide is not None for layer in _layers(slide, cache_bytes)]
 
 
-def _known(path: Path, mpp: float | None, ask: Ask | None, memory: RememberedMpp | None) -> Slide | None:
+def _known(path: Path, mpp: float | None, ask: Ask | None, memory: Remembered | None) -> Slide | None:
     """Return the open slide with a resolution, if anyone says it; None where the user would not."""
     slide = Slide(path, mpp=mpp)
     if slide.has_mpp or ask is None:
         return slide
     try:
-        answered = mpp_for(slide, ask, memory or RememberedMpp())
+        answered = mpp_for(slide, ask, memory or Remembered())
     finally:
         slide.close()
     if answered is None:
@@ -114,10 +117,12 @@ def slices_asynchronously() -> bool:
     return bool(get_settings().experimental.async_)
 
 
-def _ask_in_window(slide: Slide) -> Answer | None:
-    from napari_lrmil.plugin.mppdialog import ask_in_window
+def ask_in_window(slide: Slide) -> Answer | None:
+    """Ask for the resolution of a slide in a dialog, which offers what its nuclei say."""
+    from napari_lrmil.core.nuclei import estimate_mpp
+    from napari_lrmil.plugin.mppdialog import ask_in_window as ask
 
-    return ask_in_window(slide)
+    return ask(slide, partial(estimate_mpp, slide))
 
 
 def _tell(sentence: str) -> None:

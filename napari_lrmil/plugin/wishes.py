@@ -49,11 +49,14 @@ class Wishes:
 
     def draw(self) -> Shapes:
         """Return the layer to draw on, made if need be, with the polygon tool in hand."""
-        slide = self._session.opened
-        layer = self.drawing() or add(self._viewer, [drawing_layer(self._tag(), slide.width * slide.mpp.x)])[0]
+        layer = self._paper()
         self._viewer.layers.selection.active = layer
         layer.mode = "add_polygon"
         return layer
+
+    def _paper(self) -> Shapes:
+        slide = self._session.opened
+        return self.drawing() or add(self._viewer, [drawing_layer(self._tag(), slide.width * slide.mpp.x)])[0]
 
     def take_drawn(self) -> None:
         """Tell the session what is drawn."""
@@ -69,8 +72,7 @@ class Wishes:
             Where the file holds no regions.
         """
         found = read_regions(path, self._session.opened.bounds)
-        layer = self.draw()
-        layer.mode = "pan_zoom"
+        layer = self._paper()
         for corners, kind in shapes_of(found.regions, self.mpp):
             layer.add(corners, shape_type=kind)
         self.take_drawn()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
 from core.fake_slides import FakeSlide, fake_slide, resolution, speckled
+from napari_lrmil.core.remembered import Remembered
 from napari_lrmil.core.slide import Slide
-from napari_lrmil.plugin.askmpp import Answer, RememberedMpp, mpp_for
+from napari_lrmil.plugin.askmpp import Answer, mpp_for
 
 
 class Asked:
@@ -35,44 +35,38 @@ def test_a_slide_that_knows_is_not_asked_about(tmp_path: Path) -> None:
 
 
 def test_an_answer_is_remembered_for_that_file_whatever_its_name(tmp_path: Path) -> None:
-    memory, ask = RememberedMpp(tmp_path / "config" / "mpp.json"), Asked(Answer(0.27))
+    memory, ask = Remembered(tmp_path / "config"), Asked(Answer(0.27))
     assert mpp_for(_bare(tmp_path), ask, memory) == 0.27
-    again = RememberedMpp(memory.path)
+    again = Remembered(memory.path.parent)
     assert mpp_for(_bare(tmp_path, "renamed.svs"), ask, again) == 0.27
     assert ask.slides == ["bare"]
     assert mpp_for(_bare(tmp_path, "other.svs", "b"), ask, again) == 0.27
     assert ask.slides == ["bare", "other"]
-    again.forget("a" * 32)
-    mpp_for(_bare(tmp_path), ask, again)
-    assert ask.slides == ["bare", "other", "bare"]
 
 
 def test_an_answer_that_shall_not_be_remembered_is_not(tmp_path: Path) -> None:
-    memory = RememberedMpp(tmp_path / "mpp.json")
+    memory = Remembered(tmp_path)
     assert mpp_for(_bare(tmp_path), Asked(Answer(0.27, remember=False)), memory) == 0.27
-    assert memory.get("a" * 32) is None and not memory.path.exists()
+    assert memory.remembered_mpp("a" * 32) is None and not memory.path.exists()
 
 
 def test_no_answer_is_none_and_is_not_remembered(tmp_path: Path) -> None:
-    memory = RememberedMpp(tmp_path / "mpp.json")
+    memory = Remembered(tmp_path)
     assert mpp_for(_bare(tmp_path), Asked(None), memory) is None
     assert not memory.path.exists()
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", "", json.dumps({"a" * 32: "half"}), json.dumps({"a" * 32: 1e6})])
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", "", json.dumps({"mpp": {"a" * 32: "half"}}), json.dumps({"mpp": {"a" * 32: -1}})]
+)
 def test_a_memory_that_makes_no_sense_asks_again(tmp_path: Path, text: str) -> None:
-    memory = RememberedMpp(tmp_path / "mpp.json")
+    memory = Remembered(tmp_path)
     memory.path.write_text(text)
     assert mpp_for(_bare(tmp_path), Asked(Answer(0.3)), memory) == 0.3
-    assert memory.get("a" * 32) == 0.3
+    assert memory.remembered_mpp("a" * 32) == 0.3
 
 
 @pytest.mark.parametrize("mpp", [0.0, -0.5, 1e5, float("nan")])
 def test_an_answer_has_to_be_the_resolution_of_a_slide(mpp: float) -> None:
     with pytest.raises(ValueError, match="expected"):
         Answer(mpp)
-
-
-def test_it_is_kept_where_the_user_keeps_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME" if os.name == "posix" else "APPDATA", str(tmp_path))
-    assert RememberedMpp().path.name == "mpp.json" and "napari-lrmil" in RememberedMpp().path.parts

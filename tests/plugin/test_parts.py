@@ -12,7 +12,7 @@ import pytest
 import torch
 from window import MakeDock
 
-from core.fake_slides import one_sentence
+from core.fake_slides import one_sentence, speckled
 from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.predict import Prediction, predict
 from napari_lrmil.core.remembered import Remembered
@@ -58,7 +58,7 @@ def test_before_a_run_the_cost_is_told_and_after_one_the_time(
     make_dock: MakeDock, slide_path: Path, qtbot: Any, tmp_path: Path
 ) -> None:
     dock = make_dock(slide_path, Session(remembered=Remembered(tmp_path)))
-    qtbot.waitUntil(lambda: dock.session.ground is not None, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: bool(dock.scope.estimate.text()), timeout=WAIT_MS)
     patches = len(dock.session.ground.grid.lr_index)
     assert f"{patches} patches" in dock.scope.estimate.text() and "not known yet" in dock.scope.estimate.text()
     run(dock, qtbot)
@@ -97,7 +97,8 @@ def test_regions_go_out_and_come_back(dock: Any, qtbot: Any, viewer: Any, tmp_pa
     draw(dock, qtbot, LEFT)
     asked = dock.session.regions
     dock.files._wishes.export_regions(tmp_path / "regions.geojson")
-    viewer.layers.remove(dock.wishes.drawing())
+    dock.wishes.drawing().selected_data = {0}
+    dock.wishes.drawing().remove_selected()
     qtbot.waitUntil(lambda: not dock.session.regions, timeout=5000)
     dock.files.import_regions(tmp_path / "regions.geojson")
     qtbot.waitUntil(lambda: bool(dock.session.regions), timeout=5000)
@@ -291,7 +292,8 @@ def test_the_view_is_saved_with_legend_and_scale(dock: Any, viewer: Any, qtbot: 
     from PIL import Image
 
     run(dock, qtbot)
-    qtbot.waitUntil(lambda: viewer.canvas.overlays.text.visible, timeout=5000)
+    qtbot.waitUntil(lambda: ours(viewer, role="attention")[0].colorbar.visible, timeout=5000)
+    qtbot.wait(100)
     dock.files.save_view(tmp_path / "view.png")
     with Image.open(tmp_path / "view.png") as picture:
         assert picture.width >= viewer.canvas.size[1] and picture.height > viewer.canvas.size[0]
@@ -345,3 +347,23 @@ def test_the_dock_is_as_it_was_left(dock: Any, make_dock: MakeDock, viewer: Any,
     again.what_if.collapse(animate=False)
     again.reading.attention.opacity.setValue(50)
     again._save_settings()
+
+
+def test_an_ordinary_picture_is_offered_as_a_slide_of_one_level(
+    make_dock: MakeDock, viewer: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from napari_lrmil.plugin import analyse
+    from napari_lrmil.plugin.askmpp import Answer
+
+    dock = make_dock(None)
+    grey = viewer.add_image(np.zeros((40, 60), np.float32), name="grey")
+    qtbot.waitUntil(lambda: dock.image.visible, timeout=5000)
+    assert not dock.image.enabled and one_sentence(Exception(dock.image.tooltip))
+    viewer.layers.remove(grey)
+    viewer.add_image(speckled(1280, 1000), name="photo", rgb=True)
+    qtbot.waitUntil(lambda: dock.image.enabled, timeout=5000)
+    monkeypatch.setattr(analyse, "ask_in_window", lambda slide: Answer(0.5, remember=False))
+    dock.image.native.click()
+    qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=5000)
+    assert len(run(dock, qtbot).grid.lr_index) > 0
+    assert not dock.image.visible

@@ -13,9 +13,10 @@ from PIL import Image
 
 from core.fake_slides import one_sentence, speckled, write_tiff
 from napari_lrmil.core.errors import ResolutionError, SlideError
+from napari_lrmil.core.remembered import Remembered
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.plugin import reader
-from napari_lrmil.plugin.askmpp import Answer, RememberedMpp
+from napari_lrmil.plugin.askmpp import Answer
 from napari_lrmil.plugin.layers import ours
 from napari_lrmil.plugin.reader import get_reader, one_per_slide, read_slides
 
@@ -95,7 +96,7 @@ def test_real_slides_open(shared_data: Path, tmp_path: Path) -> None:
 
 def test_a_slide_without_resolution_is_asked_about_and_opened_with_the_answer(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "bare.tif", speckled(600, 400))
-    memory, asked = RememberedMpp(tmp_path / "mpp.json"), []
+    memory, asked = Remembered(tmp_path), []
 
     def ask(slide: Slide) -> Answer:
         asked.append(slide.name)
@@ -113,7 +114,7 @@ def test_a_slide_that_nobody_can_size_is_left_out_with_a_sentence_and_closed(
     path = write_tiff(tmp_path / "bare.tif", speckled(600, 400))
     told: list[str] = []
     monkeypatch.setattr(reader, "_tell", told.append)
-    made = read_slides([path, slide_path], ask=lambda _: None, memory=RememberedMpp(tmp_path / "mpp.json"))
+    made = read_slides([path, slide_path], ask=lambda _: None, memory=Remembered(tmp_path))
     assert [options["name"] for _, options, _ in made] == ["tissue"]
     [sentence] = told
     assert sentence.startswith("bare.tif was not opened") and "\n" not in sentence
@@ -123,7 +124,7 @@ def test_napari_takes_a_cancelled_dialog_for_no_layer(tmp_path: Path, monkeypatc
     path = write_tiff(tmp_path / "bare.tif", speckled(600, 400))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setattr(reader, "_tell", lambda _: None)
-    monkeypatch.setattr(reader, "_ask_in_window", lambda _: None)
+    monkeypatch.setattr(reader, "ask_in_window", lambda _: None)
     monkeypatch.setattr("napari.current_viewer", ViewerModel)
     opener = get_reader(path)
     assert opener is not None and opener(path) == [(None,)]
