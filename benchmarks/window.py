@@ -123,7 +123,8 @@ def phases(viewer: Any, dock: Any) -> dict[str, Callable[[], None]]:
     return {
         "idle": lambda: wait(2.0),
         "panning and zooming": lambda: wander(viewer),
-        "analysing the slide": lambda: analyse(dock),
+        "first analysis of a slide": lambda: analyse(dock),
+        "analysing it again": lambda: analyse(dock),
         "analysing it, and panning": lambda: analyse(dock, viewer),
         "cancelling": lambda: cancel(dock),
     }
@@ -176,6 +177,8 @@ def live(viewer: Any, dock: Any, heart: Heart) -> dict[str, float]:
     for shift in steps.values():  # the tiles of the screen are read here
         move(shift)
     without = {name: move(shift) for name, shift in steps.items()}
+    viewer.scene.camera.center = (0, y + 100 * lattice.lr_um, x)  # or the first view would be seen before it is new
+    wait(0.6)
     with heart.phase("live view"):
         dock.scope.follow.click()
         costs = {f"CPU, live view, {name}": move(shift) - without[name] for name, shift in steps.items()}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Caution, Event, Finished, Partial, Progress
 from napari_lrmil.core.scope import WHOLE, Scope
 from napari_lrmil.plugin.shelf import Shelf, SlideChoice
@@ -24,7 +25,7 @@ PARTIAL_S = 0.4  # between pictures of an answer that is still growing
 
 @dataclass(frozen=True)
 class GroundWork:
-    """Find a slide's tissue, so that the patches can be counted before anything is run."""
+    """Find a slide's tissue, so that patches can be counted before a run; and load the model, or the run would wait."""
 
     slide: SlideChoice
     bundle: Bundle
@@ -33,7 +34,9 @@ class GroundWork:
     def events(self) -> Iterator[Event]:
         """Yield how far it is, and last where the tissue is."""
         yield Progress("tissue", 0, 1, "slide")
+        leave_a_core()
         yield Finished(self.shelf.ground(self.slide, self.bundle))
+        warm(self.bundle)
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,26 @@ class Question:
             from napari_lrmil.core.results import write_prediction
 
             write_prediction(self.out, self.shelf.slide(self.slide), prediction)
+
+
+def warm(bundle: Bundle) -> None:
+    """Load the student and look at one blank patch, for the first look of a network holds the window up.
+
+    What is wrong with the bundle is told when somebody asks for an answer.
+    """
+    import numpy as np
+    import torch
+
+    from napari_lrmil.core.embed import encode
+    from napari_lrmil.core.predict import pool
+
+    side, cpu = bundle.card.lr_patch_px, torch.device("cpu")
+    try:
+        student = bundle.student
+    except LrmilError:
+        return
+    blank = np.full((1, side, side, 3), 255, np.uint8)
+    pool(student.mil, encode(student.encoder, blank, bundle.card.student_input_px, cpu).embedding.numpy(), cpu)
 
 
 def leave_a_core() -> None:
