@@ -223,9 +223,10 @@ def _imbalance(rows: Sequence[Context]) -> str | None:
             totals[label] = totals.get(label, 0) + count
     if not totals:
         return None
-    most, least = max(totals, key=lambda c: totals[c]), min(totals, key=lambda c: totals[c])
-    told = f"{totals[most]} slides of {most}, {totals[least]} of {least}"
-    if totals[least] * IMBALANCED <= totals[most]:
+    ranked = sorted(totals.items(), key=lambda item: -item[1])
+    (most, most_slides), (least, least_slides) = ranked[0], ranked[-1]
+    told = f"{most_slides} slides of {most}, {least_slides} of {least}"
+    if least_slides * IMBALANCED <= most_slides:
         return f"The classes are imbalanced: {told}. Read balanced accuracy and the figures per class, not F1 alone."
     return f"The classes are of similar size: {told}."
 
