@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import napari.viewer
 from magicgui import widgets
-from napari.layers import Image
 from napari.utils.notifications import show_error, show_warning
 from qtpy.QtCore import QEvent, Qt, QTimer
 from qtpy.QtGui import QCloseEvent, QKeySequence, QShowEvent
 from qtpy.QtWidgets import QFileDialog, QFrame, QLabel, QScrollArea, QShortcut, QVBoxLayout, QWidget
 
 from napari_lrmil.plugin.files import Files, attempt
-from napari_lrmil.plugin.layers import Look, ours, recolour, screen_of, tag_of
+from napari_lrmil.plugin.layers import Look, ours, tag_of
 from napari_lrmil.plugin.listening import listen
 from napari_lrmil.plugin.live import Follower
 from napari_lrmil.plugin.offers import DEVICES, devices_here, shipped_bundles
-from napari_lrmil.plugin.plain import adopt, no_slide_because, slide_opener
-from napari_lrmil.plugin.reader import ask_in_window
+from napari_lrmil.plugin.onscreen import OnScreen
+from napari_lrmil.plugin.plain import slide_opener
 from napari_lrmil.plugin.reading import Reading
 from napari_lrmil.plugin.sections.edits import TissueSection, WhatIfSection
 from napari_lrmil.plugin.sections.keeping import KeepSection
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
     from napari_lrmil.core.predict import Prediction
     from napari_lrmil.core.regions import Region
     from napari_lrmil.core.scope import Kind
-    from napari_lrmil.plugin.tiles import ScreenSlide
 
 WIDTH_PX = 340
 SAVE_SETTINGS_MS = 600
@@ -73,6 +71,7 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
             show_warning(loaded.caution.message)
         self._watched: Any = None  # the drawing that is listened to
         self._build()
+        self.screen = OnScreen(self._viewer, self.session, self.navigation, self.image)
         self._restore()
         self._connect()
         if self.session.bundle is None:
@@ -187,7 +186,7 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.slide.changed.connect(session.choose_slide)
         self.model.changed.connect(session.choose_bundle)
         self.folder.changed.connect(self._folder_asked)
-        self.image.changed.connect(self._adopt_image)
+        self.image.changed.connect(self.screen.adopt_image)
         self.device.changed.connect(session.choose_device)
         self.beside.changed.connect(session.choose_beside)
         self.run_button.changed.connect(self._run_or_cancel)
@@ -231,8 +230,8 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
             (self.keep.view_wanted, self.files.ask_view),
             (self.keep.report_wanted, self.files.ask_report),
             (self.keep.command_wanted, self.files.copy_command),
-            (self.navigation.icc_chosen, self._icc_chosen),
-            (self.navigation.label_wanted, self._label_asked),
+            (self.navigation.icc_chosen, self.screen.choose_colours),
+            (self.navigation.label_wanted, self.screen.show_labels),
         )
         for signal, callback in told:
             signal.connect(callback)
@@ -296,27 +295,7 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.session.offer(
             [SlideChoice(name, tag.path, tag.mpp, tag.given_mpp) for name, tag in tags if tag is not None]
         )
-        self._show_slide()
-        self._offer_image()
-
-    def _image(self) -> Any:
-        """Return the uppermost image layer that is no slide; None where there is none."""
-        found = [layer for layer in self._viewer.layers if isinstance(layer, Image) and tag_of(layer) is None]
-        return found[-1] if found else None
-
-    def _offer_image(self) -> None:
-        """Offer to take an ordinary picture for a slide, or say why it cannot be."""
-        layer = self._image()
-        self.image.visible = layer is not None
-        if layer is not None:
-            reason = no_slide_because(layer)
-            self.image.enabled, self.image.text = not reason, f"Use {layer.name} as a slide…"
-            self.image.tooltip = reason or "Analyse this picture as a slide of one level; asks how large its pixels are"
-
-    def _adopt_image(self) -> None:
-        layer = self._image()
-        if layer is not None:
-            attempt(lambda: adopt(self._viewer, layer, ask_in_window, self.session.remembered))
+        self.screen.show()
 
     def _folder_asked(self) -> None:
         folder = QFileDialog.getExistingDirectory(self, "Folder of a trained model")
@@ -410,32 +389,6 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         attempt(change)
         self.follower.prepare()
         self.follower.answers.ask(self.session.pool_again())
-
-    # ------------------------------------------------------------ the slide on the screen
-
-    def _icc_chosen(self, true_colours: bool) -> None:
-        from napari_lrmil.core.colour import icc_transform
-
-        slide = self.session.slide
-        if slide is not None:
-            recolour(self._viewer, slide.path, icc_transform(self.session.opened) if true_colours else None)
-
-    def _label_asked(self) -> None:
-        from napari_lrmil.plugin.associated import associated_images, show_associated
-
-        slide = self.session.opened
-        for name in associated_images(slide):
-            show_associated(slide, name, self)
-
-    def _show_slide(self) -> None:
-        screen = self._screen()
-        images = tuple(screen.slide.associated) if screen is not None else ()
-        self.navigation.show_slide(screen is not None and screen.slide.icc_profile is not None, images)
-
-    def _screen(self) -> ScreenSlide | None:
-        chosen = self.session.slide
-        layers = ours(self._viewer, chosen.path, role="slide") if chosen is not None else []
-        return screen_of(layers[0]) if layers else None
 
     # ------------------------------------------------------------ showing the session
 

@@ -20,10 +20,10 @@ from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Caution, Event, Failed, Finished, Partial, Progress
 from napari_lrmil.core.geometry import MPP_TOLERANCE, BoxLevel0
 from napari_lrmil.core.regions import Region, box_region
-from napari_lrmil.core.remembered import PaceKey, Remembered
+from napari_lrmil.core.remembered import Remembered
 from napari_lrmil.core.scope import Kind, Scope
 from napari_lrmil.core.slide import Slide
-from napari_lrmil.plugin.pace import Estimate, Pace
+from napari_lrmil.plugin.pace import Estimate, Pace, Paces
 from napari_lrmil.plugin.shelf import OpenSlide, Shelf, SlideChoice
 from napari_lrmil.plugin.whatif import WhatIf
 from napari_lrmil.plugin.work import GroundWork, Question
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from napari_lrmil.core.predict import Prediction
     from napari_lrmil.core.tissue import Mask
 
-
-MANY = 1000  # patches of which the pace is asked
 
 Work = Callable[[], Iterator[Event]]
 
@@ -116,7 +114,7 @@ class Session:
         self._answered: tuple[object, ...] = ()  # what the live view last asked
         self._sought: tuple[object, ...] = ()  # whose tissue was last looked for
         self._last_meant: tuple[tuple[object, ...], NDArray[np.bool_]] | None = None
-        self._paces: dict[PaceKey, float] = {}  # seconds for `MANY` patches; 0 where nothing is known
+        self._paces = Paces(self.remembered)
         self._stage_began = 0.0
 
     def _open(self, path: Path, mpp: float | None) -> Slide:
@@ -244,6 +242,8 @@ class Session:
             return "The visible region is not known yet: move the view."
         ground = self.ground
         if ground is not None and not self._meant(ground).any():
+            if self.what_if != WhatIf():
+                return f"Nothing is left of the {self.scope.text}: undo what was left out, or choose another part."
             return f"The {self.scope.text} lies off the tissue: choose a part with tissue."
         return ""
 
@@ -275,7 +275,9 @@ class Session:
             return None
         meant = self._meant(ground)
         patches, hr = int(meant.sum()), int(meant[ground.grid.parent].sum()) if self.runs_teacher else 0
-        told = [self._expected("student", patches), self._expected("teacher", hr) if hr else 0.0]
+        sha256 = self.bundle.sha256
+        told = [self._paces.expected(sha256, self.device, "student", patches)]
+        told += [self._paces.expected(sha256, self.device, "teacher", hr)] if hr else []
         known = [seconds for seconds in told if seconds is not None]
         return Estimate(patches, hr, sum(known) if len(known) == len(told) else None)
 
@@ -285,14 +287,6 @@ class Session:
         if self._last_meant is None or self._last_meant[0] != asked:
             self._last_meant = asked, self.scope.keeps(ground.grid)
         return self._last_meant[1]
-
-    def _expected(self, network: str, patches: int) -> float | None:
-        if self.bundle is None:
-            return None
-        key = PaceKey(self.bundle.sha256, self.device, network)
-        if key not in self._paces:
-            self._paces[key] = self.remembered.expected_seconds(key, MANY) or 0.0
-        return self._paces[key] / MANY * patches or None
 
     # ------------------------------------------------------------ a run
 
@@ -341,7 +335,8 @@ class Session:
                 self._fail(message)
             case Finished(result):
                 self.state, self.prediction = State.DONE, result
-                self._learn_pace(result)
+                for sentence in self._paces.learn(result, self.device):
+                    self._caution(sentence)
                 self.finished.emit(result)
         self.changed.emit()
 
@@ -359,17 +354,6 @@ class Session:
         if self.pace is None or self.pace.stage != stage:
             self._stage_began = now
         self.pace = Pace(stage, done, total, unit, now - self._stage_began)
-
-    def _learn_pace(self, prediction: Prediction) -> None:
-        """Remember what a patch took, for the next estimate; answers from the cache teach nothing."""
-        for network, reading in (("student", prediction.student), ("teacher", prediction.teacher)):
-            if reading is not None and reading.seconds["encode"] > 0:
-                key = PaceKey(prediction.bundle_sha256, self.device, network)
-                try:
-                    self.remembered.remember_pace(key, reading.seconds["total"], reading.patches_encoded)
-                except LrmilError as error:  # the answer is there all the same
-                    self._caution(str(error))
-        self._paces.clear()
 
     def _caution(self, message: str) -> None:
         self.cautions = (*self.cautions, message)

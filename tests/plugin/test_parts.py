@@ -352,7 +352,7 @@ def test_the_dock_is_as_it_was_left(dock: Any, make_dock: MakeDock, viewer: Any,
 def test_an_ordinary_picture_is_offered_as_a_slide_of_one_level(
     make_dock: MakeDock, viewer: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from napari_lrmil.plugin import analyse
+    from napari_lrmil.plugin import onscreen
     from napari_lrmil.plugin.askmpp import Answer
 
     dock = make_dock(None)
@@ -362,7 +362,7 @@ def test_an_ordinary_picture_is_offered_as_a_slide_of_one_level(
     viewer.layers.remove(grey)
     viewer.add_image(speckled(1280, 1000), name="photo", rgb=True)
     qtbot.waitUntil(lambda: dock.image.enabled, timeout=5000)
-    monkeypatch.setattr(analyse, "ask_in_window", lambda slide: Answer(0.5, remember=False))
+    monkeypatch.setattr(onscreen, "ask_in_window", lambda slide: Answer(0.5, remember=False))
     dock.image.native.click()
     qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=5000)
     assert len(run(dock, qtbot).grid.lr_index) > 0

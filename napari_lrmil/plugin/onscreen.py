@@ -1,0 +1,87 @@
+"""What the dock does to slides on the screen: true colours, the label on request, a picture in place of a slide."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from napari.layers import Image
+
+from napari_lrmil.plugin.files import attempt
+from napari_lrmil.plugin.layers import ours, recolour, screen_of, tag_of
+from napari_lrmil.plugin.plain import adopt, no_slide_because
+from napari_lrmil.plugin.reader import ask_in_window
+
+if TYPE_CHECKING:
+    from magicgui.widgets import PushButton
+    from napari.components import ViewerModel
+
+    from napari_lrmil.plugin.sections.navigation import NavigationSection
+    from napari_lrmil.plugin.session import Session
+    from napari_lrmil.plugin.tiles import ScreenSlide
+
+OFFER = "Analyse this picture as a slide of one level; asks how large its pixels are"
+
+
+class OnScreen:
+    """Brings dock and slides on the screen together.
+
+    Parameters
+    ----------
+    viewer, session
+        Where slides are, and which is chosen.
+    navigation
+        The part of the dock that asks for colours and labels.
+    button
+        Offers to take a picture for a slide; hidden where there is none.
+    """
+
+    def __init__(
+        self, viewer: ViewerModel, session: Session, navigation: NavigationSection, button: PushButton
+    ) -> None:
+        self._viewer, self._session, self._navigation, self._button = viewer, session, navigation, button
+
+    def show(self) -> None:
+        """Enable what the chosen slide has, and offer a picture where there is one."""
+        screen = self._screen()
+        images = tuple(screen.slide.associated) if screen is not None else ()
+        self._navigation.show_slide(screen is not None and screen.slide.icc_profile is not None, images)
+        layer = self._image()
+        self._button.visible = layer is not None
+        if layer is not None:
+            reason = no_slide_because(layer)
+            self._button.enabled, self._button.text = not reason, f"Use {layer.name} as a slide…"
+            self._button.tooltip = reason or OFFER
+
+    def adopt_image(self) -> None:
+        """Put a slide in the place of the picture."""
+        layer = self._image()
+        if layer is not None:
+            attempt(partial(adopt, self._viewer, layer, ask_in_window, self._session.remembered))
+
+    def choose_colours(self, true_colours: bool) -> None:
+        """Show the chosen slide in the scanner's colours, or as the file has it."""
+        from napari_lrmil.core.colour import icc_transform
+
+        slide = self._session.slide
+        if slide is not None:
+            colour = attempt(partial(icc_transform, self._session.opened)) if true_colours else None
+            recolour(self._viewer, slide.path, colour)
+
+    def show_labels(self) -> None:
+        """Show label and macro image of the chosen slide in windows of their own."""
+        from napari_lrmil.plugin.associated import associated_images, show_associated
+
+        slide = self._session.opened
+        for name in associated_images(slide):
+            show_associated(slide, name, self._navigation)
+
+    def _screen(self) -> ScreenSlide | None:
+        chosen = self._session.slide
+        layers = ours(self._viewer, chosen.path, role="slide") if chosen is not None else []
+        return screen_of(layers[0]) if layers else None
+
+    def _image(self) -> Any:
+        """Return the uppermost image layer that is no slide; None where there is none."""
+        found = [layer for layer in self._viewer.layers if isinstance(layer, Image) and tag_of(layer) is None]
+        return found[-1] if found else None
