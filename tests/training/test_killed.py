@@ -68,7 +68,7 @@ def _progress(out: Path, stage: str, attempt: int | None = None) -> list[int]:
     return [line["done"] for line in lines if line["event"] == "Progress" and line["stage"] == stage]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)  # four fits, one of them killed and begun again
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_and_resumed_equals_unbroken(ground: Path, unbroken: Any, stage: str) -> None:
     """SIGKILL leaves no time to tidy up; the second start goes on from the last whole epoch, not from the first.
