@@ -120,3 +120,18 @@ def test_words() -> None:
     scope = Scope("region", (LEFT, CORNER), excluded=(CORNER,), edited=True)
     assert scope.text == "2 drawn regions, without 1 excluded, tissue edited" and not scope.whole
     assert Scope(kept=(LEFT,)).files == {"keep": (LEFT,)}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_visible_region_is_embedded_on_the_gpu(tmp_path: Path) -> None:
+    from core.fake_slides import lively_bundle
+
+    bundle = lively_bundle(tmp_path / "bundle")
+    with fake_slide(tmp_path, FakeSlide(speckled(1536, 1024), (1.0, 4.0), resolution(0.5))) as slide:
+        reference = ask(slide, bundle, scope=Scope("view", (LEFT,)))
+        torch.cuda.reset_peak_memory_stats()
+        *_, last = predict(slide, bundle, device=torch.device("cuda"), scope=Scope("view", (LEFT,)))
+    assert torch.cuda.max_memory_allocated() > 0
+    found: Prediction = last.result  # type: ignore[union-attr]  # the last event carries it
+    assert found.student.probabilities == pytest.approx(reference.student.probabilities, abs=1e-3)

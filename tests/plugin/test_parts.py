@@ -367,3 +367,22 @@ def test_an_ordinary_picture_is_offered_as_a_slide_of_one_level(
     qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=5000)
     assert len(run(dock, qtbot).grid.lr_index) > 0
     assert not dock.image.visible
+
+
+def test_a_slide_with_a_profile_can_be_seen_in_the_scanners_colours(
+    make_dock: MakeDock, viewer: Any, qtbot: Any, shared_data: Path
+) -> None:
+    from napari_lrmil.plugin.layers import screen_of
+
+    dock = make_dock(shared_data / "slides" / "CMU-1-Small-Region_dicom")
+    screen = screen_of(ours(viewer, role="slide")[0])
+    assert screen is not None and dock.navigation.icc.isEnabled() and screen.colour is None
+    dock.navigation.icc.click()
+    assert screen.colour is not None
+    dock.navigation.icc.click()
+    assert screen.colour is None
+    assert dock.navigation.label.isEnabled() and len(viewer.layers) == len(ours(viewer))
+
+
+def test_a_slide_without_a_profile_says_so(dock: Any) -> None:
+    assert not dock.navigation.icc.isEnabled() and "no colour profile" in dock.navigation.icc.toolTip()
