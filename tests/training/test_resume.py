@@ -17,7 +17,7 @@ import torch
 
 import fits
 from fits import Stepped, Toy, drained, figures, maker, plan
-from lrmil_training.checkpoints import last_files, newest, read_score
+from lrmil_training.checkpoints import last_files, newest, read_best, read_score
 from lrmil_training.fitting import StoppedError, fit
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Progress
@@ -25,8 +25,11 @@ from napari_lrmil.core.events import Progress
 KINDS = {"Toy": Toy, "Stepped": Stepped}
 
 
-def _killed(folder: Path, kind: str, after: int) -> dict[tuple[str, int], float]:
-    """Fit in a process of its own, kill it after an epoch, and return what it had reported."""
+def _killed(folder: Path, kind: str, after: int | None) -> dict[tuple[str, int], float]:
+    """Fit in a process of its own, kill it after an epoch if one is given, and return what it had reported.
+
+    Always in a process of its own: threads and other state that tests leave in this one change the last bits.
+    """
     command = [sys.executable, str(Path(fits.__file__)), str(folder), kind, "0.01"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     found = {}
@@ -46,16 +49,16 @@ def _killed(folder: Path, kind: str, after: int) -> dict[tuple[str, int], float]
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_twice_and_resumed_equals_unbroken(tmp_path: Path, kind: str) -> None:
     """Weights, optimizer, schedule, average, best state and patience go on as if nothing had happened."""
-    events, whole = drained(fit(maker(5, KINDS[kind]), plan(tmp_path / "whole")))
+    whole = _killed(tmp_path / "whole", kind, None)
     rng = random.Random(os.getpid())
     first = rng.randint(1, 3)
     broken = _killed(tmp_path / "broken", kind, first)
     broken |= _killed(tmp_path / "broken", kind, first + rng.randint(1, 3))
-    rest, resumed = drained(fit(maker(5, KINDS[kind]), plan(tmp_path / "broken")))
-    assert any(isinstance(e, Progress) and e.done > first for e in rest)
-    assert not any(isinstance(e, Progress) and e.done <= first for e in rest)
-    assert figures(events) == pytest.approx(broken | figures(rest), abs=1e-6)
-    assert all(torch.allclose(whole[name].float(), resumed[name].float(), atol=1e-6) for name in whole)
+    rest = _killed(tmp_path / "broken", kind, None)
+    assert rest and min(step for _, step in rest) >= first
+    assert whole == pytest.approx(broken | rest, abs=1e-6)
+    states = [read_best(plan(tmp_path / name)) for name in ("whole", "broken")]
+    assert all(torch.allclose(states[0][name].float(), states[1][name].float(), atol=1e-6) for name in states[0])
 
 
 def _broken_off(folder: Path, after: int, **settings: object) -> None:
