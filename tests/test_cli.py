@@ -73,6 +73,7 @@ def test_predict_writes_everything(call: Call, slide: Path, bundle: Path, tmp_pa
         (row,) = csv.DictReader(file)
     stored = json.loads((tmp_path / "phantom" / "prediction.json").read_text())
     assert float(row["probability_lesion"]) == pytest.approx(stored["probabilities"]["lesion"], abs=1e-6)
+    assert (row["scope"], row["calibrated"]) == ("whole slide", "False")
 
 
 def test_a_report_tells_the_call_that_made_it(call: Call, slide: Path, bundle: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ def write_predictions(folder: Path) -> None:
     stored = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*/prediction.json"))]
     classes = list(dict.fromkeys(c for one in stored for c in one["classes"]))
     header = ("slide", "predicted", *(f"probability_{c}" for c in classes), "n_patches", "n_hr_patches", "seconds")
+    header += ("scope", "calibrated")  # a region's score must not be taken for a slide's probability
     rows = [
         (
             one["slide"],
@@ -28,6 +29,8 @@ def write_predictions(folder: Path) -> None:
             one["n_patches"],
             one["n_hr_patches"],
             f"{one['seconds']['total']:.3f}",
+            one.get("scope", "whole slide"),
+            one["calibrated"],
         )
         for one in stored
     ]
