@@ -155,10 +155,8 @@ def predict(
         An open slide.
     bundle
         The model.
-    device
-        Where to encode.
-    teacher
-        ``none`` or ``all``.
+    device, teacher
+        Where to encode; ``none`` or ``all``.
     seconds_open
         What opening the slide took, to be reported.
     scope

@@ -152,8 +152,6 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
 
         return RESEARCH_USE
 
-    # ------------------------------------------------------------ settings
-
     def _restore(self) -> None:
         """Show the dock as the user left it."""
         told = self._settings

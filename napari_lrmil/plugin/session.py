@@ -186,8 +186,6 @@ class Session:
         self.regions = tuple(regions)
         self.changed.emit()
 
-    # ------------------------------------------------------------ what can be done
-
     @property
     def busy(self) -> bool:
         """Whether work is under way."""
@@ -362,8 +360,6 @@ class Session:
     def _fail(self, message: str) -> None:
         self.state, self.message = State.FAILED, message
         self.failed.emit(message)
-
-    # ------------------------------------------------------------ following the view
 
     def follow_view(self) -> Work | None:
         """Return the work that answers what is visible now; None where that was answered, or nothing can be.
