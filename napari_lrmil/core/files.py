@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,35 @@ def whole(path: Path, needed: int = 0) -> Iterator[Path]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path, stale: Collection[str], last: str) -> Iterator[Path]:
+    """Lend a temporary folder beside `folder`; its files take their places in `folder` only if the block ends well.
+
+    Parameters
+    ----------
+    folder
+        Where the files will be; others that are there stay.
+    stale
+        Names of files that belong together: those that are not written anew are removed with the exchange.
+    last
+        The file that says that the others are there: it goes first and comes last.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        (folder / last).unlink(missing_ok=True)
+        made = sorted(file.name for file in partial.iterdir())
+        for name in {*stale} - {*made}:
+            (folder / name).unlink(missing_ok=True)
+        for name in sorted(made, key=lambda name: name == last):
+            os.replace(partial / name, folder / name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def raise_if_full(path: Path, error: BaseException) -> None:

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from napari_lrmil import __version__
 from napari_lrmil.core.files import write_text
-from napari_lrmil.core.gallery import GalleryPatch, read_patch
+from napari_lrmil.core.gallery import GalleryPatch, read_patch, top_and_bottom
 from napari_lrmil.core.geometry import BoxLevel0, nominal_magnification
 from napari_lrmil.core.overlay import (
     COLORMAP,
@@ -72,32 +72,13 @@ class ReportRequest:
     k: int = 6
 
 
-def write_slide_report(
-    path: Path,
-    slide: Slide,
-    prediction: Prediction,
-    gallery: Sequence[GalleryPatch],
-    command: str,
-    *,
-    hr_mpp: float,
-) -> Path:
-    """Write the report of one prediction as a single HTML file and return its path.
+def write_slide_report(path: Path, slide: Slide, prediction: Prediction, request: ReportRequest) -> None:
+    """Write the report of one prediction as a single HTML file, whole or not at all."""
+    write_text(path, slide_report(slide, prediction, request))
 
-    Parameters
-    ----------
-    path
-        Where; written whole or not at all.
-    slide
-        The slide, open.
-    prediction
-        What was found out about it.
-    gallery
-        Patches to show, as `gallery.top_and_bottom` gives them.
-    command
-        The command line that gives the same numbers.
-    hr_mpp
-        µm per pixel at which the bundle's teacher sees.
-    """
+
+def slide_report(slide: Slide, prediction: Prediction, request: ReportRequest) -> str:
+    """Return the report of one prediction as a page of HTML; the slide must be open."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -113,11 +94,12 @@ def write_slide_report(
         "significant": significant_text,
         "probability": probability_text,
     }
-    page = environment.get_template("slidereport.html.j2").render(
-        _context(slide, prediction, gallery, command), gallery=_gallery(slide, prediction, gallery, hr_mpp)
+    patches = top_and_bottom(prediction, request.k)
+    page: str = environment.get_template("slidereport.html.j2").render(
+        _context(slide, prediction, patches, request.command),
+        gallery=_gallery(slide, prediction, patches, request.hr_mpp),
     )
-    write_text(path, page)
-    return path
+    return page
 
 
 def signed_text(value: float) -> str:

@@ -62,7 +62,6 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         self._viewer = viewer
         self.session = session or Session(open_slide=slide_opener(viewer))
         self.wishes = Wishes(viewer, self.session)
-        self.files = Files(self.wishes, self.session, self)
         self._run: Run | None = None
         self._devices = devices_here()
         loaded = self.session.remembered.load_settings()
@@ -92,6 +91,7 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.navigation = NavigationSection(self._viewer)
         self.reading = Reading(self._viewer, self.session, self)
         self.what_if, self.tissue, self.keep = WhatIfSection(), TissueSection(), KeepSection()
+        self.files = Files(self.wishes, self.session, self.keep, self)
         running = (self.run_button.native, self.progress.native, self.note)
         column = (self.about, self.navigation, self.form.native, self.scope, *running, self.results, *self.sections[1:])
         keys = label("keys", KEYS, small=True)
@@ -224,10 +224,6 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
             (self.tissue.edit_wanted, self._edit_tissue),
             (self.tissue.use_wanted, lambda: self._tissue_changed(self.wishes.use_tissue)),
             (self.tissue.back_wanted, lambda: self._tissue_changed(self.wishes.found_tissue)),
-            (self.keep.all_wanted, self.files.ask_all),
-            (self.keep.view_wanted, self.files.ask_view),
-            (self.keep.report_wanted, self.files.ask_report),
-            (self.keep.command_wanted, self.files.copy_command),
             (self.navigation.icc_chosen, self.screen.choose_colours),
             (self.navigation.label_wanted, self.screen.show_labels),
         )
@@ -272,6 +268,7 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     def _leave(self) -> None:
         self.cancel()
+        self.files.stop()
         self.follower.stop()
         self.reading.stop()
         self.session.close()

@@ -12,8 +12,11 @@ from qtpy.QtGui import QGuiApplication
 from qtpy.QtWidgets import QFileDialog, QWidget
 
 from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.events import Event, Failed, Finished, Progress
+from napari_lrmil.plugin.worker import Run, Work
 
 if TYPE_CHECKING:
+    from napari_lrmil.plugin.sections.keeping import KeepSection
     from napari_lrmil.plugin.session import Session
     from napari_lrmil.plugin.wishes import Wishes
 
@@ -35,27 +38,35 @@ class Files:
     Parameters
     ----------
     wishes
-        What does it.
+        What is to be written, and what is read.
     session
         What it is done with.
+    keep
+        Whose buttons ask, and where it is shown how far the writing is.
     parent
-        Over which dialogs open.
+        Over which dialogs open; writing ends with it.
     """
 
-    def __init__(self, wishes: Wishes, session: Session, parent: QWidget) -> None:
-        self._wishes, self._session, self._parent = wishes, session, parent
+    def __init__(self, wishes: Wishes, session: Session, keep: KeepSection, parent: QWidget) -> None:
+        self._wishes, self._session, self._keep, self._parent = wishes, session, keep, parent
+        self._run: Run | None = None
+        for signal, callback in (
+            (keep.all_wanted, self.ask_all),
+            (keep.view_wanted, self.ask_view),
+            (keep.report_wanted, self.ask_report),
+            (keep.command_wanted, self.copy_command),
+            (keep.stop_wanted, self.stop),
+        ):
+            signal.connect(callback)
 
     # ------------------------------------------------------------ regions
 
     def ask_import(self) -> None:
-        """Ask for a file of regions, and add them."""
+        """Ask for a file of regions, add them to those drawn, and let the next run be about them."""
         name, _ = QFileDialog.getOpenFileName(self._parent, "Regions", "", "QuPath, ASAP (*.geojson *.json *.xml)")
-        if name:
-            self.import_regions(Path(name))
-
-    def import_regions(self, path: Path) -> None:
-        """Add the regions of a file to those drawn, and let the next run be about them."""
-        caution = attempt(partial(self._wishes.import_regions, path))
+        if not name:
+            return
+        caution = attempt(partial(self._wishes.import_regions, Path(name)))
         if caution:
             show_warning(caution)
         if self._session.regions:
@@ -70,36 +81,24 @@ class Files:
     # ------------------------------------------------------------ answers
 
     def ask_all(self) -> None:
-        """Ask for a folder, and save everything there."""
+        """Ask for a folder, and save everything about the last answer there."""
         folder = QFileDialog.getExistingDirectory(self._parent, "Folder for the results")
-        if folder:
-            self.save_all(Path(folder))
-
-    def save_all(self, folder: Path) -> None:
-        """Write everything about the last answer below `folder`."""
-        where = attempt(partial(self._wishes.save_all, folder))
-        if where is not None:
-            show_info(f"Saved in {where}")
-
-    def ask_view(self) -> None:
-        """Ask where to write what the canvas shows."""
-        name, _ = QFileDialog.getSaveFileName(self._parent, "View", "view.png", "PNG (*.png)")
-        if name:
-            self.save_view(Path(name))
-
-    def save_view(self, path: Path) -> None:
-        """Write what the canvas shows, with legend and scale bar."""
-        attempt(partial(self._wishes.save_view, path))
+        answer = attempt(partial(self._wishes.answer_to_keep, Path(folder))) if folder else None
+        if answer is not None:
+            self._save(partial(answer.all_files, Path(folder)))
 
     def ask_report(self) -> None:
-        """Ask where to write the report."""
+        """Ask where to write the report of the last answer."""
         name, _ = QFileDialog.getSaveFileName(self._parent, "Report", "report.html", "HTML (*.html)")
-        if name:
-            self.save_report(Path(name))
+        answer = attempt(partial(self._wishes.answer_to_keep, Path(name).parent)) if name else None
+        if answer is not None:
+            self._save(partial(answer.report, Path(name)))
 
-    def save_report(self, path: Path) -> None:
-        """Write the report of the last answer."""
-        attempt(partial(self._wishes.save_report, path))
+    def ask_view(self) -> None:
+        """Ask where to write what the canvas shows, with legend and scale bar."""
+        name, _ = QFileDialog.getSaveFileName(self._parent, "View", "view.png", "PNG (*.png)")
+        if name:
+            self._save(partial(self._wishes.view_to_keep().picture, Path(name)))
 
     def copy_command(self) -> None:
         """Put the command line that does the same on the clipboard."""
@@ -107,3 +106,30 @@ class Files:
         if told:
             QGuiApplication.clipboard().setText(told)
             show_info("The command line is on the clipboard; save all files first where it names any.")
+
+    # ------------------------------------------------------------ writing
+
+    def stop(self) -> None:
+        """End the writing under way after the file that it is at; nothing of it stays."""
+        if self._run is not None:
+            self._keep.show_saving("stopping", 1.0)
+            self._run.cancel()
+
+    def _save(self, work: Work) -> None:
+        if self._run is None:
+            self._keep.show_saving("starting", 0.0)
+            self._run = Run(work, self._written, self._ended, self._parent)
+            self._run.start()
+
+    def _written(self, event: Event) -> None:
+        match event:
+            case Progress(stage, done, total, unit):
+                self._keep.show_saving(f"{stage} · {done} of {total} {unit}", done / total)
+            case Finished(where):
+                show_info(f"Saved: {where}")
+            case Failed(message):
+                show_error(message)
+
+    def _ended(self) -> None:
+        self._run = None
+        self._keep.show_saving("", None)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +13,7 @@ from napari_lrmil.core.regions import read_regions, write_regions
 from napari_lrmil.plugin.answer import Answer
 from napari_lrmil.plugin.drawing import drawn_regions, shapes_of
 from napari_lrmil.plugin.layers import Tag, add, drawing_layer, ours, remove, tag_of, tissue_layer
+from napari_lrmil.plugin.saving import AnswerToKeep, ViewToKeep, disk_in_words
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -80,7 +79,8 @@ class Wishes:
 
     def export_regions(self, path: Path) -> None:
         """Write the drawn regions for QuPath."""
-        write_regions(path, self._session.regions, self._session.opened.bounds)
+        with disk_in_words(path.parent):
+            write_regions(path, self._session.regions, self._session.opened.bounds)
 
     # ------------------------------------------------------------ tissue
 
@@ -112,59 +112,36 @@ class Wishes:
 
     # ------------------------------------------------------------ keep
 
-    def save_all(self, folder: Path) -> Path:
-        """Write everything that `predict` writes, the report, and the regions that the command line needs.
+    def answer_to_keep(self, out: Path) -> AnswerToKeep:
+        """Return the last answer, to be written below `out`.
 
         Raises
         ------
         LrmilError
-            Where it cannot be written; what was there before stays whole.
+            Where there is none yet.
         """
-        from napari_lrmil.core.results import write_prediction
         from napari_lrmil.core.slidereport import ReportRequest
 
-        prediction = self._prediction
-        with _disk(folder):
-            report = ReportRequest(self.command(folder), self._model.card.hr_mpp)
-            where = write_prediction(folder, self._session.opened, prediction, report=report)
-            self._write_scope(where, prediction)
-        return where
+        session, prediction = self._session, self._prediction
+        chosen = session.slide
+        if chosen is None:
+            raise LrmilError("no slide is open; drop one on the window")
+        request = ReportRequest(self.command(out), self._model.card.hr_mpp)
+        return AnswerToKeep(prediction, chosen, session.shelf, session.ground, request)
 
-    def save_report(self, path: Path) -> Path:
-        """Write the slide's report."""
-        from napari_lrmil.core.gallery import top_and_bottom
-        from napari_lrmil.core.slidereport import ReportRequest, write_slide_report
-
-        request = ReportRequest(self.command(path.parent), self._model.card.hr_mpp)
-        patches, slide = top_and_bottom(self._prediction, request.k), self._session.opened
-        with _disk(path.parent):
-            return write_slide_report(path, slide, self._prediction, patches, request.command, hr_mpp=request.hr_mpp)
-
-    def save_view(self, path: Path) -> None:
-        """Write what the canvas shows as PNG, with legend, scale bar and what it may be used for."""
-        from napari_lrmil.core.viewpicture import compose_view, write_view
+    def view_to_keep(self) -> ViewToKeep:
+        """Return what the canvas shows now, to be written as a picture."""
         from napari_lrmil.plugin.navigate import um_per_unit
 
         pixels = _canvas(self._viewer)
-        legend, session = _legend(self._viewer), self._session
+        session, told = self._session, self._session.prediction
         um = um_per_unit(self._viewer) / self._viewer.scene.camera.zoom * self._viewer.canvas.size[1] / pixels.shape[1]
         title = session.slide.name if session.slide is not None else ""
-        told = session.prediction
         footer = f"{told.bundle} · {told.scope.text} · {Answer(told).trust}" if told is not None else ""
-        with _disk(path.parent):
-            write_view(path, compose_view(pixels, um, legend, title, footer))
-
-    def _write_scope(self, folder: Path, prediction: Prediction) -> None:
-        """Write what the command line needs to ask the same question."""
-        from napari_lrmil.core.tissue import write_mask
-
-        for name, regions in prediction.scope.files.items():
-            write_regions(folder / f"{name}.geojson", regions, self._session.opened.bounds)
-        if prediction.scope.edited and self._session.ground is not None:
-            write_mask(folder / "tissue.png", self._session.ground.tissue.mask)
+        return ViewToKeep(pixels, um, _legend(self._viewer), title, footer)
 
     def command(self, out: Path = Path("predictions")) -> str:
-        """Return the command line that gives the same numbers; the files that it names are those of `save_all`."""
+        """Return the command line that gives the same numbers; the files that it names are those of `AnswerToKeep`."""
         from napari_lrmil.core.commandline import predict_command
 
         prediction, session = self._prediction, self._session
@@ -214,17 +191,6 @@ class Wishes:
     def _layer(self, role: str) -> Labels | Shapes | None:
         chosen = self._session.slide
         return next(iter(ours(self._viewer, chosen.path, role=role)), None) if chosen is not None else None
-
-
-@contextmanager
-def _disk(folder: Path) -> Iterator[None]:
-    """Turn what a disk says into a sentence; a full one says so by itself (`DiskFullError`)."""
-    try:
-        yield
-    except OSError as error:
-        raise LrmilError(
-            f"{folder}: nothing can be written there ({error.strerror or error}); choose another folder"
-        ) from error
 
 
 def _canvas(viewer: ViewerModel) -> Pixels:

@@ -24,7 +24,7 @@ from core.fake_slides import (
 )
 from napari_lrmil.core.events import Finished
 from napari_lrmil.core.predict import Prediction, predict
-from napari_lrmil.core.results import agreement_json, write_prediction
+from napari_lrmil.core.results import agreement_json, write_prediction, write_steps
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.core.slidereport import ReportRequest
 
@@ -218,50 +218,49 @@ def test_two_footprints_of_one_slide_do_not_disagree(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "step", ["write_attention", "write_attention_ome", "write_attention_geojson", "draw_overlay", "write_json"]
 )
-def test_a_failure_midway_leaves_no_prediction_and_no_temporary(
+def test_a_failure_midway_leaves_what_was_there_and_no_temporary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """Not even the one of an earlier run: `prediction.json` means that all of it is there."""
-
     def fail(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
     with uneven(tmp_path) as slide:
-        found = predicted(slide)
-        folder = write_prediction(tmp_path / "out", slide, found)
+        folder = write_prediction(tmp_path / "out", slide, predicted(slide, teacher="all"))
+        before = {file.name: file.read_bytes() for file in folder.iterdir()}
         monkeypatch.setattr(f"napari_lrmil.core.results.{step}", fail)
         with pytest.raises(OSError, match="disk full"):
-            write_prediction(tmp_path / "out", slide, found)
-    assert not (folder / "prediction.json").exists()
-    assert not [p for p in folder.iterdir() if p.name.startswith(".") or "partial" in p.name]
+            write_prediction(tmp_path / "out", slide, predicted(slide))
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert [file.name for file in (tmp_path / "out").iterdir()] == [folder.name]
 
 
-def test_a_failure_leaves_no_export_of_an_earlier_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """QuPath would show it beside a new run's files as if it were theirs."""
+def test_writing_that_is_broken_off_changes_nothing(tmp_path: Path) -> None:
+    with uneven(tmp_path) as slide:
+        steps = write_steps(tmp_path / "out", slide, predicted(slide))
+        told = [next(steps) for _ in range(3)]
+        steps.close()
+    assert [(step.done, step.unit) for step in told] == [(0, "files"), (1, "files"), (2, "files")]
+    assert not [*tmp_path.joinpath("out").rglob("*.*")]
 
-    def fail(*_: object, **__: object) -> None:
-        raise OSError("disk full")
+
+def test_prediction_json_goes_first_and_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on skips what has one: whatever came after it would never be written."""
+    import os
+
+    real, folder, moved = os.replace, tmp_path / "out" / "uneven", []
+
+    def look(source: Path, target: Path) -> None:
+        real(source, target)
+        if Path(target).parent == folder:
+            moved.append((Path(target).name, (folder / "prediction.json").exists()))
 
     with uneven(tmp_path) as slide:
         found = predicted(slide)
         folder = write_prediction(tmp_path / "out", slide, found)
-        monkeypatch.setattr("napari_lrmil.core.results.write_attention_ome", fail)
-        with pytest.raises(OSError, match="disk full"):
-            write_prediction(tmp_path / "out", slide, found)
-    assert sorted(p.name for p in folder.iterdir()) == ["attention.h5", "overlay.png"]
-
-
-def test_everything_is_there_before_prediction_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that goes on skips what has a `prediction.json`: whatever came after it would never be written."""
-    there: list[list[str]] = []
-
-    def look(path: Path, _: object) -> None:
-        there.append(sorted(p.name for p in path.parent.iterdir()))
-
-    with uneven(tmp_path) as slide:
-        monkeypatch.setattr("napari_lrmil.core.results.write_json", look)
-        write_prediction(tmp_path / "out", slide, predicted(slide))
-    assert there == [ALONE[:-1]]
+        monkeypatch.setattr("napari_lrmil.core.files.os.replace", look)
+        write_prediction(tmp_path / "out", slide, found)
+    assert [name for name, _ in moved] == ALONE
+    assert [there for _, there in moved] == [False] * (len(ALONE) - 1) + [True]
 
 
 def test_the_exports_of_a_slide_with_bounds_are_in_qupaths_frame(tmp_path: Path) -> None:

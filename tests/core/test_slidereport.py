@@ -26,7 +26,7 @@ from napari_lrmil.core.predict import Prediction, predict
 from napari_lrmil.core.regions import box_region
 from napari_lrmil.core.scope import WHOLE, Scope
 from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.slidereport import margin_of, significant_text, write_slide_report
+from napari_lrmil.core.slidereport import ReportRequest, margin_of, significant_text, write_slide_report
 
 LOADING = {"script", "link", "iframe", "object", "embed", "audio", "video", "source", "base"}
 
@@ -98,8 +98,7 @@ def predicted(slide: Slide, teacher: str = "none", **card: Any) -> Prediction:
 
 def page_of(folder: Path, slide: Slide, prediction: Prediction, command: str = "napari-lrmil predict x") -> Page:
     path = folder / "out" / "report.html"
-    gallery = top_and_bottom(prediction, 3)
-    assert write_slide_report(path, slide, prediction, gallery, command, hr_mpp=0.5) == path
+    write_slide_report(path, slide, prediction, ReportRequest(command, 0.5, 3))
     assert [p.name for p in path.parent.iterdir()] == ["report.html"], "nothing beside it, no temporary either"
     return Page(path.read_text(encoding="utf-8"))
 

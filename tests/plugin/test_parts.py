@@ -48,6 +48,25 @@ def draw(dock: Any, qtbot: Any, corners_um: list[tuple[float, float]]) -> None:
     qtbot.waitUntil(lambda: bool(dock.session.regions), timeout=5000)
 
 
+def choose(monkeypatch: pytest.MonkeyPatch, dialog: str, path: Path | None) -> None:
+    """Answer the next dialogs for a file or folder; None closes them without a choice."""
+    from qtpy.QtWidgets import QFileDialog
+
+    chosen = str(path) if path is not None else ""
+    answer = chosen if dialog == "getExistingDirectory" else (chosen, "")
+    monkeypatch.setattr(QFileDialog, dialog, lambda *_, **__: answer)
+
+
+def save(dock: Any, qtbot: Any, button: Any) -> str:
+    """Press a button that saves, wait for the end, and return what was told."""
+    from napari.utils.notifications import notification_manager
+
+    told = len(notification_manager.records)
+    button.click()
+    qtbot.waitUntil(lambda: len(notification_manager.records) > told and button.isEnabled(), timeout=WAIT_MS)
+    return str(notification_manager.records[-1].message)
+
+
 LEFT = [(0, 0), (300, 0), (300, 500), (0, 500)]
 
 
@@ -93,14 +112,16 @@ def zoom(viewer: Any, centre_um: tuple[float, float], across_um: float) -> None:
     viewer.scene.camera.center = (0, centre_um[1], centre_um[0])
 
 
-def test_regions_go_out_and_come_back(dock: Any, qtbot: Any, viewer: Any, tmp_path: Path) -> None:
+def test_regions_go_out_and_come_back(dock: Any, qtbot: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw(dock, qtbot, LEFT)
     asked = dock.session.regions
-    dock.files._wishes.export_regions(tmp_path / "regions.geojson")
+    choose(monkeypatch, "getSaveFileName", tmp_path / "regions.geojson")
+    dock.scope.write.click()
     dock.wishes.drawing().selected_data = {0}
     dock.wishes.drawing().remove_selected()
     qtbot.waitUntil(lambda: not dock.session.regions, timeout=5000)
-    dock.files.import_regions(tmp_path / "regions.geojson")
+    choose(monkeypatch, "getOpenFileName", tmp_path / "regions.geojson")
+    dock.scope.read.click()
     qtbot.waitUntil(lambda: bool(dock.session.regions), timeout=5000)
     assert dock.session.regions[0].geometry.symmetric_difference(asked[0].geometry).area < 1
     assert dock.session.kind == "region"
@@ -265,6 +286,7 @@ def test_the_mask_can_be_painted_and_found_again(dock: Any, viewer: Any, qtbot: 
 def test_everything_is_saved_and_the_command_line_gives_the_same(
     dock: Any, qtbot: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from qtpy.QtGui import QGuiApplication
     from typer.testing import CliRunner
 
     from napari_lrmil.cli import app
@@ -274,12 +296,16 @@ def test_everything_is_saved_and_the_command_line_gives_the_same(
     shown = dock.session.prediction
     dock.what_if.exclude.click()
     qtbot.waitUntil(lambda: dock.session.prediction is not shown, timeout=WAIT_MS)
-    dock.files.save_all(tmp_path / "window")
+    choose(monkeypatch, "getExistingDirectory", tmp_path / "window")
     folder = tmp_path / "window" / dock.session.prediction.slide
+    assert save(dock, qtbot, dock.keep.all) == f"Saved: {folder}"
     wanted = ("prediction.json", "attention.h5", "attention.ome.tif", "attention.geojson", "overlay.png", "report.html")
     assert all((folder / name).is_file() for name in (*wanted, "exclude.geojson"))
     saved = json.loads((folder / "prediction.json").read_text())
-    words = shlex.split(dock.wishes.command(tmp_path / "window"))
+    dock.keep.command.click()
+    words = shlex.split(QGuiApplication.clipboard().text())
+    assert words == shlex.split(dock.keep.told.text())
+    words[words.index("--exclude") + 1] = str(folder / "exclude.geojson")
     words[words.index("--out") + 1] = str(tmp_path / "again")
     done = CliRunner().invoke(app, words[1:])
     assert done.exit_code == 0, done.output
@@ -288,65 +314,120 @@ def test_everything_is_saved_and_the_command_line_gives_the_same(
     assert again["scope"] == saved["scope"] and again["n_patches"] == saved["n_patches"]
 
 
-def test_the_view_is_saved_with_legend_and_scale(dock: Any, viewer: Any, qtbot: Any, tmp_path: Path) -> None:
+def test_the_view_is_saved_with_legend_and_scale(
+    dock: Any, viewer: Any, qtbot: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from PIL import Image
 
     run(dock, qtbot)
     qtbot.waitUntil(lambda: ours(viewer, role="attention")[0].colorbar.visible, timeout=5000)
     qtbot.wait(100)
-    dock.files.save_view(tmp_path / "view.png")
+    choose(monkeypatch, "getSaveFileName", tmp_path / "view.png")
+    save(dock, qtbot, dock.keep.view)
     with Image.open(tmp_path / "view.png") as picture:
         assert picture.width >= viewer.canvas.size[1] and picture.height > viewer.canvas.size[0]
     assert ours(viewer, role="attention")[0].colorbar.visible and viewer.canvas.overlays.text.visible
 
 
-def test_a_folder_that_cannot_be_written_is_one_sentence(dock: Any, qtbot: Any, tmp_path: Path, capsys: Any) -> None:
+def test_the_report_is_saved_and_a_closed_dialog_saves_nothing(
+    dock: Any, qtbot: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = run(dock, qtbot)
+    for dialog, button in (
+        ("getSaveFileName", dock.keep.report),
+        ("getSaveFileName", dock.keep.view),
+        ("getExistingDirectory", dock.keep.all),
+    ):
+        choose(monkeypatch, dialog, None)
+        button.click()
+        assert button.isEnabled(), "nothing is under way"
+    choose(monkeypatch, "getSaveFileName", tmp_path / "report.html")
+    save(dock, qtbot, dock.keep.report)
+    assert found.slide in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_saving_shows_how_far_it_is_and_can_be_cancelled(
+    dock: Any, qtbot: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import threading
+
+    from napari_lrmil.core import results
+
+    run(dock, qtbot)
+    dock.keep.expand(animate=False)
+    choose(monkeypatch, "getExistingDirectory", tmp_path)
+    go_on, real = threading.Event(), results.draw_overlay
+
+    def slow(*args: Any) -> None:
+        go_on.wait(30)
+        real(*args)
+
+    monkeypatch.setattr(results, "draw_overlay", slow)
+    dock.keep.all.click()
+    qtbot.waitUntil(lambda: dock.keep.progress.format().startswith("writing · 3 of"), timeout=WAIT_MS)
+    assert dock.keep.stop.isVisible() and not dock.keep.all.isEnabled()
+    dock.keep.stop.click()
+    assert dock.keep.progress.format() == "stopping"
+    go_on.set()
+    qtbot.waitUntil(dock.keep.all.isEnabled, timeout=WAIT_MS)
+    assert not dock.keep.stop.isVisible() and not [*tmp_path.rglob("*.*")]
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(
+    dock: Any, qtbot: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(dock, qtbot)
     (tmp_path / "file").write_text("in the way")
-    from napari.utils.notifications import notification_manager
-
-    dock.files.save_all(tmp_path / "file")
-    told = str(notification_manager.records[-1].message)
+    choose(monkeypatch, "getExistingDirectory", tmp_path / "file")
+    told = save(dock, qtbot, dock.keep.all)
     assert "nothing can be written there" in told and one_sentence(Exception(told))
     assert run(dock, qtbot) is not None
 
 
-def test_a_full_disk_is_said_and_nothing_half_written_is_left(dock: Any, qtbot: Any, tmp_path: Path) -> None:
+def test_a_full_disk_is_said_and_nothing_half_written_is_left(
+    dock: Any, qtbot: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import resource
     import signal
 
-    from napari.utils.notifications import notification_manager
-
     found = run(dock, qtbot)
-    dock.files.save_all(tmp_path)  # what is there must stay whole
+    choose(monkeypatch, "getExistingDirectory", tmp_path)
+    save(dock, qtbot, dock.keep.all)  # what is there must stay whole
     folder = tmp_path / found.slide
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        dock.files.save_report(folder / "report.html")
-        dock.files.save_view(folder / "view.png")
+        told = [save(dock, qtbot, dock.keep.all)]
+        choose(monkeypatch, "getSaveFileName", folder / "report.html")
+        told += [save(dock, qtbot, dock.keep.report)]
+        choose(monkeypatch, "getSaveFileName", folder / "view.png")
+        told += [save(dock, qtbot, dock.keep.view)]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
-    told = [str(record.message) for record in notification_manager.records[-2:]]
     assert all("written" in text and one_sentence(Exception(text)) for text in told)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert [file.name for file in tmp_path.iterdir()] == [folder.name]
     assert run(dock, qtbot) is not None
 
 
 def test_the_dock_is_as_it_was_left(dock: Any, make_dock: MakeDock, viewer: Any, qtbot: Any) -> None:
     dock.reading.attention.opacity.setValue(33)
     dock.what_if.expand(animate=False)
-    dock._save_settings()
+    stored = dock.session.remembered.load_settings
+    qtbot.waitUntil(
+        lambda: stored().settings.opacity == 0.33 and dock.what_if.name in stored().settings.sections_open, timeout=5000
+    )
     viewer.window.remove_dock_widget(dock)
     dock.deleteLater()
     again = make_dock(None)
     assert again.reading.attention.opacity.value() == 33 and again.what_if.isExpanded()
     again.what_if.collapse(animate=False)
     again.reading.attention.opacity.setValue(50)
-    again._save_settings()
+    qtbot.waitUntil(lambda: stored().settings.opacity == 0.5, timeout=5000)
 
 
 def test_an_ordinary_picture_is_offered_as_a_slide_of_one_level(
