@@ -175,6 +175,11 @@ def test_no_mpp_is_mended_by_the_option_that_the_error_names(call: Call, bundle:
     assert json.loads(out)["mpp source"] == "override"
 
 
+def test_a_resolution_that_no_slide_has_is_refused(call: Call, slide: Path) -> None:
+    code, _, err = call("info", slide, "--mpp", "0")
+    assert code == 2 and "--mpp" in err and "0.02" in err
+
+
 def test_an_answer_given_earlier_is_used_and_named_as_the_source(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

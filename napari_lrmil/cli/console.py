@@ -26,7 +26,7 @@ SOME_FAILED, WRONG_CALL, FAILED, CANCELLED = 3, 2, 1, 130
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps")]
 MppOption = Annotated[
-    float | None, typer.Option("--mpp", min=0.0, help="µm per level-0 pixel, where the slide does not say")
+    float | None, typer.Option("--mpp", min=0.02, max=100.0, help="µm per level-0 pixel, where the slide does not say")
 ]
 BundleOption = Annotated[str, typer.Option("--bundle", help="folder of a bundle, or a shipped one (demo)")]
 Out = Annotated[Path, typer.Option("--out", help="folder for the results")]

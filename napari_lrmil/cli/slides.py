@@ -114,8 +114,9 @@ def predict(
             except DiskFullError:
                 raise
             except (LrmilError, OSError) as error:
-                failures[path.name] = str(error)
-                err.print(f"[red]{escape(path.name)}[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+                failures[path.name] = str(error).removeprefix(f"{path}: ")
+                reason = escape(failures[path.name])
+                err.print(f"[red]{escape(path.name)}[/red]: {reason}", highlight=False, soft_wrap=True)
     finally:  # also after Ctrl-C: what is done stays, and is listed
         write_predictions(folder)
         write_failures(folder, "predict", failures, {path.name for path, _ in chosen_slides})

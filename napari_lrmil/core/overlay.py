@@ -9,19 +9,21 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 
 from napari_lrmil.core.bag import Features
 from napari_lrmil.core.files import whole
 from napari_lrmil.core.geometry import BoxLevel0, Int64
 from napari_lrmil.core.predict import Prediction, Reading
+from napari_lrmil.core.scope import Scope
 from napari_lrmil.core.slide import Pixels, Slide
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLORMAP = "viridis"  # perceptually uniform and readable without colour vision
-LEGEND = "attention, times the slide's average (brightest: this or more)"
+LEGEND = "attention, times the average (brightest: this or more)"
 OPACITY = 0.6  # the tissue stays readable beneath
 THUMBNAIL_PX = 1200  # longer side of the pictures that leave the program
 RESEARCH_USE = "Research use only. Not a diagnosis."
@@ -109,6 +111,7 @@ def draw_overlay(path: Path, slide: Slide, prediction: Prediction) -> None:
     low, high = limits(readings)
     for axis in axes:
         _show_slide(axis, thumbnail, box, slide)
+        _show_scope(axis, prediction.scope)
     axes[0].set_title(slide.name, fontsize=10)
     for axis, title, reading in zip(axes[1:], titles, readings, strict=False):
         axis.set_title(f"{title}: {_probabilities(reading)}", fontsize=10)
@@ -119,6 +122,16 @@ def draw_overlay(path: Path, slide: Slide, prediction: Prediction) -> None:
     figure.supxlabel("\n".join(fill(sentence, 45 * panels) for sentence in told), fontsize=8)
     with whole(path) as partial:
         figure.savefig(partial, format="png")
+
+
+def _show_scope(axis: Axes, scope: Scope) -> None:
+    """Outline what was asked about, and what was left out."""
+    for regions, style in ((scope.regions, "solid"), (scope.kept, "solid"), (scope.excluded, "dotted")):
+        rings = [ring for region in regions for ring in shapely.get_rings(region.geometry)]
+        for ring in rings:
+            x, y = shapely.get_coordinates(ring).T
+            axis.plot(x, y, color="white", linewidth=2.6)  # readable on any tissue
+            axis.plot(x, y, color="black", linewidth=1.2, linestyle=style)
 
 
 def _probabilities(reading: Reading) -> str:

@@ -176,7 +176,8 @@ def predict(
         bundle.require_teacher()
         require_resolution(slide, bundle.card.hr_mpp, "teacher (HR)")
         yield from (Caution(terms) for terms in filter(None, [bundle.teacher_notice]))  # before anything is fetched
-    warnings = [*slide.warnings, *filter(None, [bundle.card.about])]  # what a model is not goes with its every answer
+    about = [f"about the model {bundle.name}: {bundle.card.about}"] if bundle.card.about else []
+    warnings = [*slide.warnings, *about]  # what a model is not goes with its every answer
     yield from (Caution(text, slide.name) for text in warnings)
     yield Progress("tissue", 0, 1, "slide")
     began, cpu, decoded = time.perf_counter(), time.process_time(), slide.pixels_decoded

@@ -214,9 +214,8 @@ def read_regions(path: Path, bounds: Bounds) -> RegionFile:
         Region(name if name.strip() else NAMELESS, area, colour) for name, area, colour in areas if area is not None
     )
     if not regions:
-        raise RegionError(
-            f"none of its {len(found)} annotations has an area; draw at least one polygon or rectangle", path
-        )
+        seen = f"none of its {len(found)} annotations has an area" if found else "there are no annotations in it"
+        raise RegionError(f"{seen}; draw at least one polygon or rectangle", path)
     return RegionFile(regions, len(found) - len(regions))
 
 

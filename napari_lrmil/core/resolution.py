@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 
-from napari_lrmil.core.geometry import Mpp
+from napari_lrmil.core.geometry import MPP_TOLERANCE, Mpp
 
 PLAUSIBLE_MPP = (0.02, 100.0)
 PLAUSIBLE_TIFF_MPP = (0.02, 30.0)  # beyond, TIFF tags speak of paper (300 dpi is 85 µm, 72 dpi 353 µm), not of a scan
@@ -37,9 +37,14 @@ def find_mpp(
     return None if told is None else Mpp(told, told, REMEMBERED)
 
 
-def mpp_warnings(mpp: Mpp) -> tuple[str, ...]:
-    """Return a sentence for each thing about `mpp` that deserves a second look."""
+def mpp_warnings(mpp: Mpp, stated: Mpp | None = None) -> tuple[str, ...]:
+    """Return a sentence for each thing about `mpp` that deserves a second look; `stated` is what the file says."""
     found = []
+    if stated is not None and abs(mpp.mean / stated.mean - 1) > MPP_TOLERANCE:
+        found.append(
+            f"the file says {stated.mean:.4g} µm per pixel ({stated.source}), and {mpp.mean:.4g} was given and is "
+            "used; leave --mpp out unless the file is wrong"
+        )
     nominal = 0.5 * 2.0 ** round(math.log2(mpp.mean / 0.5))
     if abs(mpp.mean / nominal - 1) > NOMINAL_DEVIATION:
         found.append(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 
 from napari_lrmil.core.errors import TissueError
@@ -87,11 +88,23 @@ class Scope:
         """
         kept = self.keeps(grid)
         if not kept.any():
-            left = "is excluded" if self.excluded else "lies off the tissue"
-            raise TissueError(
-                slide, f"the {self.text} holds no LR patch: everything there {left}; choose a part with tissue"
-            )
+            raise TissueError(slide, f"the {self.text} holds no LR patch: {self.emptied_by(grid)}")
         return grid if kept.all() else grid.only(kept)
+
+    def emptied_by(self, grid: NestedGrid) -> str:
+        """Return why no patch of a slide's grid is meant, and what to do about it."""
+        if self.excluded:
+            return "everything there is excluded; choose a part with tissue"
+        asked = shapely.union_all([region.geometry for region in (*self.regions, *self.kept)])
+        box = grid.lattice.box
+        if not asked.intersects(shapely.box(box.x, box.y, box.x + box.width, box.y + box.height)):
+            left, top, right, bottom = (round(value) for value in asked.bounds)
+            return (
+                f"it lies outside the slide (x {left} to {right}, y {top} to {bottom} in level-0 pixels, and the slide "
+                f"has x {box.x:.0f} to {box.x + box.width:.0f}, y {box.y:.0f} to {box.y + box.height:.0f}); was it "
+                "drawn on another slide?"
+            )
+        return "it lies off the tissue; choose a part with tissue"
 
 
 WHOLE = Scope()

@@ -152,7 +152,7 @@ class Slide:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences about a resolution that deserves a second look."""
-        return () if self._mpp is None else mpp_warnings(self._mpp)
+        return () if self._mpp is None else mpp_warnings(self._mpp, find_mpp(self.properties))
 
     @property
     def fingerprint(self) -> str:

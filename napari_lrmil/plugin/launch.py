@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.errors import LrmilError, SlideError
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -50,6 +50,9 @@ def view(paths: Sequence[Path], bundle: str | Path | None, mpp: float | None) ->
         raise LrmilError(
             "there is no screen to open a window on; run it where there is one, or take the commands predict and demo"
         )
+    for path in paths:
+        if not path.exists():  # told before napari is loaded, which takes a while
+            raise SlideError(path, "there is no such file; check the path")
     napari = _load_napari(asynchronous=True)
     viewer = napari.Viewer(title=TITLE)
     try:
@@ -170,7 +173,7 @@ def _begin(dock: AnalyseWidget) -> None:
 
 
 def _picture(viewer: Viewer, dock: AnalyseWidget, path: Path) -> Path:
-    """Wait for the run and save what the window shows, whole or not at all."""
+    """Wait for the run and its legend, and save what the window shows, whole or not at all."""
     from napari_lrmil.plugin.session import State
 
     viewer.window._qt_window.resize(*PICTURE_PX)
@@ -189,6 +192,9 @@ def _wait(dock: AnalyseWidget) -> None:
     loop = QEventLoop()
     dock.session.changed.connect(lambda: None if dock.session.busy else loop.quit())
     if dock.session.busy:
+        loop.exec_()
+    dock.reading.dressed.connect(loop.quit)
+    if dock.reading.dressing:
         loop.exec_()
 
 

@@ -6,19 +6,19 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import QTimer
+from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QWidget
 
 from napari_lrmil.core.events import Event, Partial
 from napari_lrmil.plugin.answer import Answer
-from napari_lrmil.plugin.layers import ours
+from napari_lrmil.plugin.layers import attention_colours, evidence_colours, ours
 from napari_lrmil.plugin.live import Latest
 from napari_lrmil.plugin.navigate import fly_to
 from napari_lrmil.plugin.pointer import Pointer
 from napari_lrmil.plugin.sections.gallery import EACH, GallerySection, read_gallery
 from napari_lrmil.plugin.sections.maps import AttentionSection, EvidenceSection
 from napari_lrmil.plugin.sections.parts import Section, label
-from napari_lrmil.plugin.viewport import dress, refresh, show, show_evidence
+from napari_lrmil.plugin.viewport import dress, prepare_caption, refresh, show, show_evidence
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from napari_lrmil.plugin.shelf import SlideChoice
 
 POINT = "Point at the map to read a patch."
-TURN_MS = 10  # between two steps of dressing a new map
+TURN_MS = 80  # between two steps of dressing a new map: each is drawn before the next one
 
 
 class Reading(QWidget):  # type: ignore[misc]  # qtpy has no types
@@ -43,6 +43,8 @@ class Reading(QWidget):  # type: ignore[misc]  # qtpy has no types
         Whose answers are shown.
     """
 
+    dressed = Signal()
+
     def __init__(self, viewer: ViewerModel, session: Session, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.setVisible(False)
@@ -51,6 +53,8 @@ class Reading(QWidget):  # type: ignore[misc]  # qtpy has no types
         self._slide: SlideChoice | None = None
         self.attention, self.evidence, self.gallery = AttentionSection(), EvidenceSection(), GallerySection()
         self.hover = label("hover", POINT, small=True)
+        attention_colours(), evidence_colours()  # made now, with what they import, and not during the first analysis
+        prepare_caption(viewer)
         self._pictures = Latest(self._picture_read, self)
         self._steps: Iterator[None] = iter(())
         self._turn = QTimer(self)
@@ -68,6 +72,11 @@ class Reading(QWidget):  # type: ignore[misc]  # qtpy has no types
     def sections(self) -> tuple[Section, ...]:
         """What it shows, from top to bottom."""
         return self.attention, self.evidence, self.gallery
+
+    @property
+    def dressing(self) -> bool:
+        """Whether the newest maps still wait for names and legend; `dressed` tells when they have them."""
+        return bool(self._turn.isActive())
 
     def stop(self) -> None:
         """Drop what is being read."""
@@ -111,6 +120,7 @@ class Reading(QWidget):  # type: ignore[misc]  # qtpy has no types
     def _next_step(self) -> None:
         if next(self._steps, self) is self:
             self._draw_evidence()
+            self.dressed.emit()
         else:
             self._turn.start()
 

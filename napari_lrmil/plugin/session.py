@@ -242,7 +242,7 @@ class Session:
         if ground is not None and not self._meant(ground).any():
             if self.what_if != WhatIf():
                 return f"Nothing is left of the {self.scope.text}: undo what was left out, or choose another part."
-            return f"The {self.scope.text} lies off the tissue: choose a part with tissue."
+            return f"The {self.scope.text} holds no patch: {self.scope.emptied_by(ground.grid)}"
         return ""
 
     @property

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 ROLES = ("underlay", "slide", "attention")  # bottom first
 SPACING_PX = 6
+CAPTION = "Colour: "
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ def _first(viewer: ViewerModel, path: Path | None, role: str, side: str) -> Imag
 def arrange(viewer: ViewerModel) -> None:
     """Bring order and grid in line with the layers there are; call it whenever layers came or went."""
     _tie_underlays(viewer)
+    caption = viewer.canvas.overlays.text
+    if caption.text.startswith(CAPTION) and not ours(viewer, role="attention"):
+        caption.opacity = 0.0
     views = find_views(viewer)
     if views is None:
         _leave_grid(viewer)
@@ -176,18 +180,18 @@ def show_evidence(
     else:
         restyle(there, made)
     there.name = made[1]["name"]
-    viewer.canvas.overlays.text.text = f"Colour: evidence for {name} (logit), blue against, orange for"
+    _say(viewer, f"evidence for {name} (logit), blue against, orange for")
 
 
 def dress(viewer: ViewerModel, look: Look | None = None) -> Iterator[None]:
-    """Name each view, and give the last one the legend that holds for all, a step at a time.
+    """Name the views where there are two, and give the last one the legend that holds for all, a step at a time.
 
     Each step takes the window a few hundredths of a second where letters are drawn for the first time.
     """
     shown = [layer for layer in ours(viewer, role="attention") if layer.visible]
     for layer in shown:
-        if not layer.name_overlay.visible:
-            layer.name_overlay.font_size, layer.name_overlay.visible = 10, True
+        if layer.name_overlay.visible != (len(shown) > 1):
+            layer.name_overlay.font_size, layer.name_overlay.visible = 10, len(shown) > 1
             yield
     for layer in shown:
         if layer.colorbar.visible != (layer is shown[-1]):
@@ -205,8 +209,20 @@ def _bar(layer: Image, visible: bool = True) -> None:
 def _caption(viewer: ViewerModel, look: Look | None) -> None:
     from napari_lrmil.core.modes import LEGENDS
 
-    caption, text = viewer.canvas.overlays.text, f"Colour: {LEGENDS[look.mode if look else 'raw']}"
-    if caption.text == text and caption.visible:
+    _say(viewer, LEGENDS[look.mode if look else "raw"])
+
+
+def prepare_caption(viewer: ViewerModel) -> None:
+    """Have the letters of the caption drawn where nobody sees them, so that a first analysis need not wait for them."""
+    caption = viewer.canvas.overlays.text
+    if not caption.visible:
+        _caption(viewer, None)
+        caption.opacity = 0.0
+
+
+def _say(viewer: ViewerModel, meaning: str) -> None:
+    caption, text = viewer.canvas.overlays.text, CAPTION + meaning
+    if (caption.text, caption.visible, caption.opacity) == (text, True, 1.0):
         return
-    caption.text = text
+    caption.text, caption.opacity = text, 1.0
     caption.position, caption.font_size, caption.visible = "bottom_left", 8, True

@@ -14,6 +14,7 @@ from napari_lrmil.plugin.answer import Answer
 from napari_lrmil.plugin.drawing import drawn_regions, shapes_of
 from napari_lrmil.plugin.layers import Tag, add, drawing_layer, ours, remove, tag_of, tissue_layer
 from napari_lrmil.plugin.saving import AnswerToKeep, ViewToKeep, disk_in_words
+from napari_lrmil.plugin.viewport import CAPTION
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -216,6 +217,6 @@ def _legend(viewer: ViewerModel) -> ColourLegend | None:
         tag = tag_of(layer)
         if tag is not None and tag.role in ("attention", "evidence") and layer.visible:
             low, high = layer.contrast_limits
-            label = viewer.canvas.overlays.text.text.removeprefix("Colour: ")
+            label = viewer.canvas.overlays.text.text.removeprefix(CAPTION)
             return ColourLegend(low, high, np.asarray(layer.colormap.colors), label)
     return None

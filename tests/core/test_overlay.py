@@ -14,6 +14,8 @@ from napari_lrmil.core.events import Finished
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.overlay import RESEARCH_USE, Heatmap, blended, draw_overlay, heatmap, limits
 from napari_lrmil.core.predict import Prediction, Reading, predict
+from napari_lrmil.core.regions import box_region
+from napari_lrmil.core.scope import Scope
 from napari_lrmil.core.slide import Slide
 
 
@@ -104,6 +106,19 @@ def test_the_picture_says_research_use_and_whether_it_is_calibrated(
     assert RESEARCH_USE in everything and "not calibrated" in everything
     assert f"lesion {prediction.student.probabilities['lesion']:.2f}" in everything
     assert "Student (LR)" in everything and "Teacher (HR)" in everything and "µm" in everything
+
+
+def test_the_part_that_was_asked_about_is_outlined(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from napari_lrmil.core import overlay
+
+    asked, out = (box_region(BoxLevel0(x, 40, 200, 100), "part") for x in (30, 700))
+    axes = Figure().subplots()
+    overlay._show_scope(axes, Scope("region", (asked,), excluded=(out,)))
+    boxes = {(*line.get_xydata().min(axis=0), *line.get_xydata().max(axis=0)) for line in axes.get_lines()}
+    assert boxes == {(30, 40, 230, 140), (700, 40, 900, 140)}
+    assert {line.get_linestyle() for line in axes.get_lines()} == {"-", ":"}
 
 
 def test_attention_is_drawn_over_its_own_tissue(tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ def test_where_nothing_is_left_it_says_so(slide: Slide) -> None:
         with pytest.raises(TissueError) as caught:
             ask(slide, scope=scope)
         assert one_sentence(caught.value)
+    with pytest.raises(TissueError, match=r"outside the slide.*x 9000 to 9050.*drawn on another slide"):
+        ask(slide, scope=Scope("region", (nowhere,)))
     with pytest.raises(ValueError, match="0 regions"):
         Scope("region")
 

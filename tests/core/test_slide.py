@@ -157,6 +157,13 @@ def test_without_any_resolution_the_slide_opens_and_the_error_names_the_option(t
 def test_odd_resolutions_and_guessed_ones_deserve_a_warning() -> None:
     assert mpp_warnings(Mpp(0.5, 0.5)) == () and mpp_warnings(Mpp(0.2282, 0.2282)) == ()
     assert "15 %" in mpp_warnings(Mpp(0.35, 0.35))[0]
+
+
+def test_a_resolution_given_against_the_files_own_is_told() -> None:
+    given, stated = Mpp(0.25, 0.25, "override"), Mpp(0.5, 0.5, "openslide")
+    [told] = mpp_warnings(given, stated)
+    assert "0.5" in told and "0.25" in told and "openslide" in told
+    assert mpp_warnings(Mpp(0.51, 0.51, "override"), stated) == () and mpp_warnings(stated, stated) == ()
     assert "objective power" in mpp_warnings(Mpp(0.5, 0.5, "objective power"))[0]
 
 

@@ -23,6 +23,15 @@ def no_screen(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+def test_a_slide_that_is_not_there_is_told_before_a_window_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "has_display", lambda: True)
+    monkeypatch.setattr(launch, "_load_napari", lambda **_: pytest.fail("napari was loaded"))
+    with pytest.raises(LrmilError, match="no such file"):
+        launch.view([tmp_path / "away.svs"], None, None)
+
+
 @pytest.mark.usefixtures("no_screen")
 def test_without_a_screen_view_says_so() -> None:
     with pytest.raises(LrmilError, match="no screen") as refused:

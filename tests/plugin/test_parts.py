@@ -96,7 +96,7 @@ def test_a_drawn_region_is_asked_about_alone(dock: Any, qtbot: Any) -> None:
 def test_a_region_off_the_tissue_is_said_and_nothing_runs(dock: Any, qtbot: Any) -> None:
     draw(dock, qtbot, [(5000, 5000), (5100, 5000), (5100, 5100)])
     assert not dock.run_button.enabled
-    assert "off the tissue" in dock.run_button.tooltip and one_sentence(Exception(dock.run_button.tooltip))
+    assert "outside the slide" in dock.run_button.tooltip and one_sentence(Exception(dock.run_button.tooltip))
 
 
 def test_the_view_is_what_is_seen(dock: Any, viewer: Any, qtbot: Any) -> None:
