@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from real_tissue_table import print_tables
+from real_tissue_table import print_tables, write_tables
 
 FOLDS = (  # patients of train, val, test: both classes on every side
     ("2,4,8,13", "10,12", "3,5,16"),
@@ -112,7 +112,11 @@ def main() -> None:
     p.add_argument("--only", nargs="*", default=(), help="parts of the names of the cells to measure")
     p.add_argument("--workers", type=int, default=2, help="cells at a time, each with one thread")
     p.add_argument("--table", action="store_true", help="only print the tables")
+    p.add_argument("--write", type=Path, help="only put the tables into this page")
     args = p.parse_args()
+    if args.write:
+        write_tables(args.results, args.write)
+        return
     if not args.table:
         if args.work is None:
             p.error("--work is needed, for slides, features and runs")

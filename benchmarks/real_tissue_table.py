@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,35 @@ from real_tissue_verdicts import (
 
 Cells = Sequence[dict[str, Any]]
 Read = Callable[[dict[str, Any]], float | None]
+BEGIN, END = "<!-- written by benchmarks/real_tissue.py --write -->", "<!-- end of what it writes -->"
+TEACHER = "teacher_lr"
+ORDER = ("headline", "ablation", "uniform", "permuted", "stain_matched")
+COHORTS = {
+    "default": "default slides",
+    "harder": "smaller lesions",
+    "third": "a third of the training slides",
+    "matched": "slides of one colour",
+    "permuted": "labels permuted",
+}
+KINDS = {
+    "headline": "All methods",
+    "ablation": "Each loss term off in turn, stages 1 and 2",
+    "uniform": "Control: uniform attention in stage 1",
+    "permuted": "Control: nothing to be learned",
+    "stain_matched": "Control: stain",
+}
 OTHERS = ("labels_only", "labels_only_finetuned", "teacher")  # what differences are told from
+
+
+def write_tables(folder: Path, page: Path) -> None:
+    """Put the tables between the marks that stand in a page."""
+    with redirect_stdout(StringIO()) as told:
+        print_tables(folder)
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, mark, after = rest.partition(END)
+    if not mark:
+        raise SystemExit(f"{page} has no place for the tables: expected the lines {BEGIN} and {END}")
+    page.write_text(f"{before}{BEGIN}\n{told.getvalue()}\n{END}{after}", encoding="utf-8")
 
 
 def print_tables(folder: Path) -> None:
@@ -41,20 +71,36 @@ def print_tables(folder: Path) -> None:
         else:
             cohort = "permuted" if cell["cohort"].startswith("permuted") else cell["cohort"]
             found[cell["kind"], cohort, cell["resolution"]].append(told)
-    for key in sorted(found):
-        print(f"\n### {', '.join(key)}\n")
+    _teachers_table({key[0]: cells for key, cells in found.items() if key[0].startswith(TEACHER)})
+    for key in sorted((key for key in found if key[0] in ORDER), key=_place):
+        print(f"\n### {KINDS[key[0]]}: {COHORTS[key[1]]}, {key[2]}\n")
         _auroc_table(found[key])
         if key[0] == "headline":
             _table(paired_rows(found[key]))
             _table(not_worse_rows(found[key]))
             print(f"{interval_note(found[key]) or ''}\n")
             _attention_table(found[key], ceilings[key[1:]])
-    print(f"\n### Hoped for, {NATIVE} as it is read\n")
+    _every_run(found)
+    print(f"\n### What was hoped for, {NATIVE} as it is read\n")
     ceiling = mean([c["agreement"]["spearman"] for c in ceilings["default", NATIVE]])
     _table(expectation_rows(expectations(found, ceiling)))
     _cost_table(costs)
     hours = sum(told["cpu_seconds"] for cells in found.values() for told in cells) / 3600
     print(f"\n{sum(map(len, found.values()))} cells, {hours:.1f} CPU-hours")
+
+
+def _place(key: tuple[str, str, str]) -> tuple[int, str, list[str]]:
+    return ORDER.index(key[0]), key[2], [*COHORTS].index(key[1])
+
+
+def _teachers_table(found: Mapping[str, Cells]) -> None:
+    """Print what the teacher's settings were chosen by: validation, before any student was trained."""
+    print("\n### The teacher's settings\n")
+    rows = [["learning rate and width of the gate", "validation", "test"]]
+    for kind, cells in found.items():
+        means = [_spread([_auroc(c, "teacher", split) for c in cells]) for split in ("val", "test")]
+        rows.append([kind.removeprefix(TEACHER).replace("_hidden", ", "), *means])
+    _table(rows)
 
 
 def _auroc_table(cells: Cells) -> None:
@@ -72,6 +118,20 @@ def _auroc_table(cells: Cells) -> None:
         row += [_spread([_auroc(c, method, "val") for c in cells])]
         _row(row)
     print()
+
+
+def _every_run(found: Mapping[tuple[str, str, str], Cells]) -> None:
+    """Print test AUROC of every run, one column each."""
+    headline = {key: cells for key, cells in found.items() if key[0] == "headline"}
+    runs = sorted({(c["cell"]["fold"], c["cell"]["seed"]) for cells in headline.values() for c in cells})
+    print("\n### Every run: test AUROC by fold and seed\n")
+    rows = [["slides, resolution", "method", *(f"f{fold} s{seed}" for fold, seed in runs)]]
+    for key in sorted(headline, key=_place):
+        by = {(c["cell"]["fold"], c["cell"]["seed"]): c for c in headline[key]}
+        for method in _methods(headline[key]):
+            values = [_auroc(by[run], method) if run in by else None for run in runs]
+            rows.append([f"{key[1]}, {key[2]}", method, *("" if v is None else f"{v:.3f}" for v in values)])
+    _table(rows)
 
 
 def _attention_table(cells: Cells, ceilings: Cells) -> None:
