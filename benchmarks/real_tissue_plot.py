@@ -1,6 +1,6 @@
 """A picture of what benchmarks/real_tissue.py measured: every run a point, every method a row.
 
-    python benchmarks/real_tissue_plot.py OUT.png [--results FOLDER]
+python benchmarks/real_tissue_plot.py OUT.png [--results FOLDER]
 """
 
 from __future__ import annotations

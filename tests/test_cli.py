@@ -175,6 +175,35 @@ def test_no_mpp_is_mended_by_the_option_that_the_error_names(call: Call, bundle:
     assert json.loads(out)["mpp source"] == "override"
 
 
+def test_compare_writes_agreement_and_picture(call: Call, slide: Path, bundle: Path, tmp_path: Path) -> None:
+    """The same figures as `predict --teacher all`, and who finds the lesions that lie beside the phantom."""
+    code, out, err = call("compare", slide, "--bundle", bundle, "--out", tmp_path / "a", "--device", "cpu")
+    assert code == 0 and "ρ" in out, err
+    folder = tmp_path / "a" / "phantom"
+    assert {"compare.png", "agreement.json", "prediction.json"} <= {file.name for file in folder.iterdir()}
+    told = json.loads((folder / "agreement.json").read_text())
+    assert {"n_lesion_patches", "pointing_student", "lesion_auroc_teacher"} <= set(told)
+    call("predict", slide, "--bundle", bundle, "--out", tmp_path / "b", "--teacher", "all", "--device", "cpu")
+    plain = json.loads((tmp_path / "b" / "phantom" / "agreement.json").read_text())
+    for name in ("spearman", "jaccard_top10", "js_divergence"):
+        assert told[name] == pytest.approx(plain[name], abs=1e-5)
+
+
+def test_compare_can_ask_the_teacher_about_the_top_patches_only(
+    call: Call, slide: Path, bundle: Path, tmp_path: Path
+) -> None:
+    code, out, _ = call(
+        "compare", slide, "--bundle", bundle, "--out", tmp_path, "--teacher", "top-3", "--device", "cpu"
+    )
+    assert code == 0 and "over 3 of" in out
+    assert json.loads((tmp_path / "phantom" / "agreement.json").read_text())["n_patches"] == 3
+    code, _, err = call("compare", slide, "--bundle", bundle, "--out", tmp_path, "--teacher", "none")
+    assert code == 2 and one_sentence(err) and "nothing to compare" in err
+    alone = untrained_bundle(tmp_path / "alone", teacher=False).path
+    code, _, err = call("compare", slide, "--bundle", alone, "--out", tmp_path)
+    assert code == 2 and one_sentence(err) and "teacher" in err
+
+
 def test_a_resolution_that_no_slide_has_is_refused(call: Call, slide: Path) -> None:
     code, _, err = call("info", slide, "--mpp", "0")
     assert code == 2 and "--mpp" in err and "0.02" in err
@@ -248,7 +277,7 @@ def test_unknown_device_and_choice(call: Call, slide: Path, bundle: Path, tmp_pa
     assert "here: auto, cpu" in err
     code, _, err = call("predict", slide, "--bundle", bundle, "--out", tmp_path, "--teacher", "some")
     assert (code, one_sentence(err)) == (2, True)
-    assert "none or all" in err
+    assert "none, all, or top-K" in err
 
 
 def test_phantom_and_features(call: Call, tmp_path: Path) -> None:

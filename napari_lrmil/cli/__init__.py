@@ -12,7 +12,7 @@ from rich.markup import escape
 from napari_lrmil import __version__
 from napari_lrmil.cli.console import FAILED, err, out
 from napari_lrmil.cli.encoders import encoders
-from napari_lrmil.cli.slides import info, predict
+from napari_lrmil.cli.slides import compare, info, predict
 from napari_lrmil.cli.training import evaluate, features, phantom, train
 from napari_lrmil.cli.window import demo, view
 from napari_lrmil.core.errors import LrmilError
@@ -37,7 +37,7 @@ def _options(
         raise typer.Exit
 
 
-for _command in (demo, view, info, predict, phantom, features, train, evaluate, encoders):
+for _command in (demo, view, info, predict, compare, phantom, features, train, evaluate, encoders):
     app.command()(_command)
 
 

@@ -85,7 +85,9 @@ def predict(
     folder: Out = Path("predictions"),
     device: Device = "auto",
     mpp: MppOption = None,
-    teacher: Annotated[str, typer.Option(help="none, or all: run the HR teacher beside the student")] = "none",
+    teacher: Annotated[
+        str, typer.Option(help="none, all, or top-K: the HR teacher beside it, everywhere or where it looked most")
+    ] = "none",
     roi: Annotated[Path | None, typer.Option(help="only these regions: GeoJSON of QuPath, or ASAP's XML")] = None,
     keep: Annotated[Path | None, typer.Option(help="leave out all but these regions")] = None,
     exclude: Annotated[Path | None, typer.Option(help="leave these regions out")] = None,
@@ -94,8 +96,8 @@ def predict(
 ) -> None:
     """Run the LR student on slides: probabilities, attention, overlay. One bad slide stops nobody."""
     from napari_lrmil.core.bundle import Bundle
-    from napari_lrmil.core.predict import require_choice
     from napari_lrmil.core.tables import write_failures, write_predictions
+    from napari_lrmil.core.teacherchoice import require_choice
 
     require_choice(teacher)
     model, files = Bundle(bundle), {"roi": roi, "keep": keep, "exclude": exclude, "tissue": tissue}
@@ -136,6 +138,7 @@ class _Asked:
     report: bool
     files: Mapping[str, Path | None]
     told: set[str]  # cautions that were said already
+    compare: bool = False  # whether student and teacher are to be drawn side by side
 
 
 def _one_slide_for_parts(slides: Sequence[tuple[Path, float | None]], files: Mapping[str, Path | None]) -> None:
@@ -147,6 +150,51 @@ def _one_slide_for_parts(slides: Sequence[tuple[Path, float | None]], files: Map
         raise ConfigError(
             f"{', '.join(given)} is about one slide, and {len(slides)} were given; call it for each slide"
         )
+
+
+def compare(
+    slide: Annotated[Path, typer.Argument(help="slide, or folder of one DICOM slide")],
+    bundle: BundleOption = "demo",
+    folder: Out = Path("predictions"),
+    device: Device = "auto",
+    mpp: MppOption = None,
+    teacher: Annotated[str, typer.Option(help="all, or top-K: only where the student looked most")] = "all",
+    roi: Annotated[Path | None, typer.Option(help="only these regions: GeoJSON of QuPath, or ASAP's XML")] = None,
+    lesions: Annotated[
+        Path | None, typer.Option(help="annotated lesions; left out: SLIDE_lesions.geojson beside the slide, if any")
+    ] = None,
+) -> None:
+    """Run student and HR teacher on a slide: how far they agree, where they differ, what each costs."""
+    from napari_lrmil.core.bundle import Bundle
+    from napari_lrmil.core.errors import ConfigError
+    from napari_lrmil.core.tables import write_predictions
+    from napari_lrmil.core.teacherchoice import NONE, require_choice
+
+    require_choice(teacher)
+    if teacher == NONE:
+        raise ConfigError("--teacher none leaves nothing to compare; expected all or top-K, as in top-20")
+    model = Bundle(bundle)
+    model.require_teacher()
+    told, files = load_networks(model, teacher=True), {"roi": roi, "lesions": lesions}
+    _usable(folder)
+    asked = _Asked(model, str(bundle), chosen_device(device), folder, teacher, False, files, told, compare=True)
+    _predict_one(slide, mpp, asked)
+    write_predictions(folder)
+
+
+def _write_comparison(folder: Path, slide: Slide, prediction: Prediction, lesions: Path | None) -> None:
+    from napari_lrmil.core.comparepicture import draw_comparison
+    from napari_lrmil.core.comparison import comparison_json, lesions_beside
+    from napari_lrmil.core.files import write_json
+    from napari_lrmil.core.regions import read_regions
+
+    known = (
+        read_regions(lesions, slide.bounds, may_be_empty=True).regions
+        if lesions
+        else lesions_beside(slide.path, slide.bounds)
+    )
+    draw_comparison(folder / "compare.png", slide, prediction, known)
+    write_json(folder / "agreement.json", comparison_json(prediction, known))
 
 
 def _usable(folder: Path) -> None:
@@ -170,6 +218,7 @@ def _refuse_same_name(named: dict[str, Path], path: Path) -> None:
 
 
 def _predict_one(path: Path, mpp: float | None, asked: _Asked) -> None:
+    from napari_lrmil.core.comparepicture import agreement_text
     from napari_lrmil.core.predict import predict as run
     from napari_lrmil.core.remembered import Remembered
     from napari_lrmil.core.results import write_prediction
@@ -185,14 +234,16 @@ def _predict_one(path: Path, mpp: float | None, asked: _Asked) -> None:
             device=asked.device,
             teacher=asked.teacher,
             seconds_open=opened,
-            scope=read_scope({k: v for k, v in asked.files.items() if k != "tissue"}, slide.bounds),
+            scope=read_scope({k: v for k, v in asked.files.items() if k in ("roi", "keep", "exclude")}, slide.bounds),
             ground=_edited(slide, asked),
         )
         prediction: Prediction = follow(stream, path.name, told=asked.told)
         where = write_prediction(asked.folder, slide, prediction, report=_report_request(path, mpp, asked))
+        if asked.compare:
+            _write_comparison(where, slide, prediction, asked.files.get("lesions"))
     shown = ", ".join(f"{c} {p:.3f}" for c, p in prediction.student.probabilities.items())
     agreement = prediction.agreement
-    beside = f"; with the teacher: ρ {agreement.spearman:.2f}" if agreement and agreement.spearman is not None else ""
+    beside = f"; with the teacher: {agreement_text(prediction)}" if agreement else ""
     patches = f"{len(prediction.grid.lr_index)} LR patches in place of {len(prediction.grid.hr_index)} HR"
     part = "" if prediction.scope.whole else f"{prediction.scope.text}, region score: "
     out.print(f"{path.name}: {part}{shown} ({patches}{beside}) -> {where}", highlight=False, soft_wrap=True)
@@ -203,7 +254,7 @@ def _edited(slide: Slide, asked: _Asked) -> Ground | None:
     from napari_lrmil.core.grid import edited_ground, ground_of
     from napari_lrmil.core.tissue import read_mask
 
-    file, card = asked.files["tissue"], asked.model.card
+    file, card = asked.files.get("tissue"), asked.model.card
     if file is None:
         return None
     found = ground_of(slide, card.plan, card.tissue)

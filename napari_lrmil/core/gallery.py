@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from napari_lrmil.core.compare import to_lr
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.predict import Prediction
 from napari_lrmil.core.slide import Pixels, Slide
@@ -63,7 +63,7 @@ def top_and_bottom(prediction: Prediction, k: int) -> tuple[GalleryPatch, ...]:
     order = np.argsort(-attention, kind="stable")  # equal attention: in reading order
     bottom = max(k, len(order) - k)
     places = [*range(min(k, len(order))), *range(bottom, len(order))]
-    beside = None if prediction.teacher is None else to_lr(prediction.grid, prediction.teacher.attention)
+    beside = None if prediction.teacher is None else prediction.teacher_on_lr
     return tuple(
         _patch(prediction, "top" if place < k else "bottom", place + 1, int(order[place]), beside) for place in places
     )
@@ -74,7 +74,7 @@ def _patch(
     side: Literal["top", "bottom"],
     rank: int,
     row: int,
-    teacher: np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None,
+    teacher: NDArray[np.float64] | None,
 ) -> GalleryPatch:
     student, mpp = prediction.student, prediction.grid.lattice.mpp
     box, count = patch_box(prediction, row), len(student.attention)
@@ -84,11 +84,16 @@ def _patch(
         rank=rank,
         attention=float(student.attention[row]),
         relative=float(student.attention[row]) * count,
-        teacher_relative=None if teacher is None else float(teacher[row]) * count,
+        teacher_relative=None if teacher is None or np.isnan(teacher[row]) else _relative(teacher, row),
         evidence=dict(zip(prediction.classes, student.evidence[row].tolist(), strict=True)),
         centre_um=((box.x + box.width / 2) * mpp.x, (box.y + box.height / 2) * mpp.y),
         box=box,
     )
+
+
+def _relative(attention: NDArray[np.float64], row: int) -> float:
+    """Return a patch's attention as a multiple of the average of those that have one."""
+    return float(attention[row]) * int(np.isfinite(attention).sum())
 
 
 def patch_box(prediction: Prediction, row: int) -> BoxLevel0:

@@ -110,12 +110,12 @@ def draw_overlay(path: Path, slide: Slide, prediction: Prediction) -> None:
     axes = figure.subplots(1, panels, squeeze=False)[0]
     low, high = limits(readings)
     for axis in axes:
-        _show_slide(axis, thumbnail, box, slide)
+        show_slide(axis, thumbnail, box, slide)
         _show_scope(axis, prediction.scope)
     axes[0].set_title(slide.name, fontsize=10)
     for axis, title, reading in zip(axes[1:], titles, readings, strict=False):
-        axis.set_title(f"{title}: {_probabilities(reading)}", fontsize=10)
-        shown = _show_attention(axis, heatmap(reading), low, high)
+        axis.set_title(f"{title}: {probabilities_text(reading)}", fontsize=10)
+        shown = show_attention(axis, heatmap(reading), low, high)
     figure.colorbar(shown, ax=list(axes), shrink=0.8, label=LEGEND, extend="max")
     figure.suptitle(f"Where the model looked (attention) · {prediction.bundle}", fontsize=11)
     told = [f"{RESEARCH_USE} {calibration_text(prediction)}.", *prediction.warnings]
@@ -134,7 +134,8 @@ def _show_scope(axis: Axes, scope: Scope) -> None:
             axis.plot(x, y, color="black", linewidth=1.2, linestyle=style)
 
 
-def _probabilities(reading: Reading) -> str:
+def probabilities_text(reading: Reading) -> str:
+    """Return the probabilities of all classes in one line."""
     return ", ".join(f"{c} {p:.2f}" for c, p in reading.probabilities.items())
 
 
@@ -157,7 +158,8 @@ def slide_thumbnail(slide: Slide) -> tuple[Pixels, BoxLevel0]:
     return thumbnail, box
 
 
-def _show_slide(axis: Axes, thumbnail: Pixels, box: BoxLevel0, slide: Slide) -> None:
+def show_slide(axis: Axes, thumbnail: Pixels, box: BoxLevel0, slide: Slide) -> None:
+    """Show a thumbnail of `box` with a scale bar; the axes are level-0 pixels."""
     extent = (box.x, box.x + box.width, box.y + box.height, box.y)
     axis.imshow(thumbnail, extent=extent, interpolation="antialiased")
     axis.set_xlim(extent[:2])
@@ -181,12 +183,15 @@ def length_text(um: float) -> str:
     return f"{um:g} µm" if um < 1000 else f"{um / 1000:g} mm"
 
 
-def _show_attention(axis: Axes, heat: Heatmap, low: float, high: float) -> Any:
+def show_attention(
+    axis: Axes, heat: Heatmap, low: float, high: float, *, colours: str = COLORMAP, opacity: float = OPACITY
+) -> Any:
+    """Lay a map over a slide's axes and return what a colour bar needs."""
     (x, y), (width, height) = heat.origin_level0, heat.pixel_level0
     rows, columns = heat.image.shape
     extent = (x, x + columns * width, y + rows * height, y)
     return axis.imshow(
-        heat.image, cmap=COLORMAP, vmin=low, vmax=high, alpha=OPACITY, extent=extent, interpolation="nearest"
+        heat.image, cmap=colours, vmin=low, vmax=high, alpha=opacity, extent=extent, interpolation="nearest"
     )
 
 

@@ -18,17 +18,15 @@ from napari_lrmil.core.bag import Features
 from napari_lrmil.core.bundle import Bundle, StudentNetwork, TeacherNetwork
 from napari_lrmil.core.cache import CacheKey, EmbeddingCache
 from napari_lrmil.core.cautions import slide_warnings
-from napari_lrmil.core.compare import Agreement, measure_agreement
+from napari_lrmil.core.compare import Agreement, measure_agreement, to_lr
 from napari_lrmil.core.embed import Embeddings, PatchSet, embed, to_numpy
-from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.events import Caution, Event, Finished, Progress, StageDone
 from napari_lrmil.core.geometry import Int64
 from napari_lrmil.core.grid import Ground, NestedGrid, ground_of, require_resolution
 from napari_lrmil.core.mil import GatedAttentionMil
 from napari_lrmil.core.scope import WHOLE, Scope
 from napari_lrmil.core.slide import Slide
-
-TEACHER_CHOICES = ("none", "all")
+from napari_lrmil.core.teacherchoice import NONE, compared_rows, require_choice
 
 
 @dataclass(frozen=True)
@@ -91,11 +89,34 @@ class Prediction:
     grid: NestedGrid
     level0_size: tuple[int, int]
     student: Reading
-    teacher: Reading | None
-    agreement: Agreement | None
     device: str
     warnings: tuple[str, ...]
     scope: Scope = WHOLE
+    teacher: Reading | None = None
+    compared: NDArray[np.bool_] | None = None  # (N,) the LR patches that the teacher looked into; None: all of them
+    agreement: Agreement | None = None  # over these
+
+    @property
+    def partly_compared(self) -> bool:
+        """Whether the teacher looked into some of the patches only."""
+        return self.compared is not None and not self.compared.all()
+
+    @property
+    def teacher_on_lr(self) -> NDArray[np.float64]:
+        """(N,) the teacher's attention summed over the children of each LR patch; NaN where it did not look.
+
+        Raises
+        ------
+        ValueError
+            Where no teacher ran.
+        """
+        if self.teacher is None:
+            raise ValueError("no attention of a teacher that did not run")
+        if self.compared is None or self.compared.all():
+            return to_lr(self.grid, self.teacher.attention)
+        carried = np.full(len(self.grid.lr_index), np.nan)
+        carried[self.compared] = to_lr(self.grid.only(self.compared), self.teacher.attention)
+        return carried
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of ``prediction.json``."""
@@ -125,7 +146,10 @@ class Prediction:
             t = self.teacher
             found["teacher"] = {
                 "probabilities": t.probabilities,
+                "calibrated": self.calibrated and not self.partly_compared,
                 "logits": t.logits,
+                "n_lr_patches": int(np.isfinite(self.teacher_on_lr).sum()),
+                "n_patches": len(t.attention),
                 "pixels_decoded": t.pixels_decoded,
                 "seconds": t.seconds,
             }
@@ -156,7 +180,7 @@ def predict(
     bundle
         The model.
     device, teacher
-        Where to encode; ``none`` or ``all``.
+        Where to encode; ``none``, ``all``, or ``top-K``: the K patches to which the student gives most attention.
     seconds_open
         What opening the slide took, to be reported.
     scope
@@ -172,7 +196,7 @@ def predict(
         Where the slide is too coarse, has no tissue, cannot be read, or the bundle is broken.
     """
     require_choice(teacher)
-    if teacher == "all":
+    if teacher != NONE:
         bundle.require_teacher()
         require_resolution(slide, bundle.card.hr_mpp, "teacher (HR)")
         yield from (Caution(terms) for terms in filter(None, [bundle.teacher_notice]))  # before anything is fetched
@@ -183,21 +207,21 @@ def predict(
     began, cpu, decoded = time.perf_counter(), time.process_time(), slide.pixels_decoded
     ground = ground or ground_of(slide, bundle.card.plan, bundle.card.tissue)
     scope = replace(scope, edited=ground.edited)
-    asked = _Asked(slide, bundle, scope.of(ground.grid, slide.path), scope, device, cache)
+    asked = _Asked(slide, bundle, scope.of(ground.grid, slide.path), scope, device, cache, scope.whole)
     doubts = slide_warnings(slide, asked.grid, bundle.card) if scope.kind == "slide" else ()
     yield from (Caution(text, slide.name) for text in doubts)
     seconds = {"open": seconds_open, "tissue": time.perf_counter() - began}
     before = Before(seconds, slide.pixels_decoded - decoded, time.process_time() - cpu)
     yield StageDone("tissue", before.seconds["tissue"])
     student = yield from _student(asked, before)
-    beside = (yield from _teacher(asked, before)) if teacher == "all" else None
-    yield Finished(_prediction(asked, (student, beside), [*warnings, *doubts]))
-
-
-def require_choice(teacher: str) -> None:
-    """Raise `ConfigError` where `teacher` is no known choice."""
-    if teacher not in TEACHER_CHOICES:
-        raise ConfigError(f"unknown choice --teacher {teacher}; expected {' or '.join(TEACHER_CHOICES)}")
+    if teacher == NONE:
+        yield Finished(_prediction(asked, student, [*warnings, *doubts]))
+        return
+    rows = compared_rows(teacher, student.attention)
+    beside = yield from _teacher(
+        asked if rows.all() else replace(asked, grid=asked.grid.only(rows), whole=False), before
+    )
+    yield Finished(_beside(_prediction(asked, student, [*warnings, *doubts]), beside, rows))
 
 
 @dataclass(frozen=True)
@@ -219,6 +243,7 @@ class _Asked:
     scope: Scope
     device: torch.device
     cache: EmbeddingCache | None
+    whole: bool  # whether the calibration holds, which was fitted on whole slides
 
 
 @dataclass(frozen=True)
@@ -270,7 +295,7 @@ def _read(
         attention=pooled.attention,
         evidence=pooled.evidence,
         logits=logits,
-        probabilities=probabilities(logits, look.temperature if asked.scope.whole else None),
+        probabilities=probabilities(logits, look.temperature if asked.whole else None),
         target_mpp=look.target_mpp,
         pixels_decoded=before.pixels + asked.slide.pixels_decoded - decoded,
         seconds=seconds,
@@ -362,10 +387,15 @@ def probabilities(logits: dict[str, float], temperature: float | None) -> dict[s
     return dict(zip(logits, (shares / shares.sum()).tolist(), strict=True))
 
 
-def _prediction(asked: _Asked, readings: tuple[Reading, Reading | None], warnings: list[str]) -> Prediction:
-    student, teacher = readings
+def _beside(prediction: Prediction, teacher: Reading, rows: NDArray[np.bool_]) -> Prediction:
+    """Return a prediction with what the teacher says of the (N,) LR patches that `rows` marks."""
+    grid = prediction.grid if rows.all() else prediction.grid.only(rows)
+    agreement = measure_agreement(grid, prediction.student.attention[rows], teacher.attention)
+    return replace(prediction, teacher=teacher, compared=rows, agreement=agreement)
+
+
+def _prediction(asked: _Asked, student: Reading, warnings: list[str]) -> Prediction:
     slide, bundle = asked.slide, asked.bundle
-    agreement = measure_agreement(asked.grid, student.attention, teacher.attention) if teacher else None
     return Prediction(
         slide=slide.name,
         path=slide.path,
@@ -377,8 +407,6 @@ def _prediction(asked: _Asked, readings: tuple[Reading, Reading | None], warning
         grid=asked.grid,
         level0_size=(slide.width, slide.height),
         student=student,
-        teacher=teacher,
-        agreement=agreement,
         device=str(asked.device),
         warnings=tuple(warnings),
         scope=asked.scope,

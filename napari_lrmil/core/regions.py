@@ -185,7 +185,7 @@ def _holds_half(boxes: Float, areas: Sequence[Area]) -> NDArray[np.bool_]:
 Found = tuple[str, BaseGeometry | None, Rgb | None]  # an annotation's name, its geometry on level 0, its colour
 
 
-def read_regions(path: Path, bounds: Bounds) -> RegionFile:
+def read_regions(path: Path, bounds: Bounds, *, may_be_empty: bool = False) -> RegionFile:
     """Return the areas of a file of annotations: QuPath's GeoJSON, or ASAP's XML. The content decides which.
 
     Parameters
@@ -194,6 +194,8 @@ def read_regions(path: Path, bounds: Bounds) -> RegionFile:
         The file.
     bounds
         The slide's scanned part, whose corner is QuPath's origin.
+    may_be_empty
+        Whether a file without any annotation says something: that there is nothing of the kind on the slide.
 
     Raises
     ------
@@ -213,7 +215,7 @@ def read_regions(path: Path, bounds: Bounds) -> RegionFile:
     regions = tuple(
         Region(name if name.strip() else NAMELESS, area, colour) for name, area, colour in areas if area is not None
     )
-    if not regions:
+    if not regions and not (may_be_empty and not found):
         seen = f"none of its {len(found)} annotations has an area" if found else "there are no annotations in it"
         raise RegionError(f"{seen}; draw at least one polygon or rectangle", path)
     return RegionFile(regions, len(found) - len(regions))

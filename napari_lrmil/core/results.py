@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+from napari_lrmil.core.comparison import comparison_json
 from napari_lrmil.core.events import Progress
 from napari_lrmil.core.exports import write_attention_geojson, write_attention_ome
 from napari_lrmil.core.files import whole, whole_folder, write_json
@@ -26,6 +25,7 @@ TOGETHER = (  # of one run: those that a later run does not write must not stay 
     "attention.ome.tif",
     "attention.geojson",
     "overlay.png",
+    "compare.png",
     REPORT,
 )
 
@@ -78,7 +78,7 @@ def _steps(slide: Slide, prediction: Prediction, report: ReportRequest | None) -
     yield lambda folder: write_attention(folder / "attention.h5", prediction, prediction.student)
     if teacher is not None:
         yield lambda folder: write_attention(folder / "teacher_attention.h5", prediction, teacher)
-        yield lambda folder: write_json(folder / "agreement.json", agreement_json(prediction))
+        yield lambda folder: write_json(folder / "agreement.json", comparison_json(prediction))
     yield lambda folder: write_attention_ome(folder / "attention.ome.tif", prediction)
     yield lambda folder: write_attention_geojson(folder / "attention.geojson", prediction, slide.bounds)
     yield lambda folder: draw_overlay(folder / "overlay.png", slide, prediction)
@@ -118,16 +118,3 @@ def write_attention(path: Path, prediction: Prediction, reading: Reading) -> Non
         evidence.attrs["classes"] = list(prediction.classes)
     with whole(path) as partial:
         partial.write_bytes(content.getbuffer())
-
-
-def agreement_json(prediction: Prediction) -> dict[str, Any]:
-    """Return the content of ``agreement.json``; the teacher must have run."""
-    student, teacher, agreement = prediction.student, prediction.teacher, prediction.agreement
-    if teacher is None or agreement is None:
-        raise ValueError("no agreement without a teacher's reading")
-    return asdict(agreement) | {
-        "probability_student": student.probabilities,
-        "probability_teacher": teacher.probabilities,
-        "seconds_student": student.seconds["total"],
-        "seconds_teacher": teacher.seconds["total"],
-    }

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from lrmil_training.patients import clusters, parts
+from napari_lrmil.core.comparison import lesion_file
 from napari_lrmil.core.errors import CohortError
 from napari_lrmil.core.slide import Slide
 
@@ -56,7 +57,7 @@ class CohortSlide:
     @property
     def lesions(self) -> Path:
         """Where lesion outlines lie, if there are any."""
-        return self.path.with_name(f"{self.path.stem}_lesions.geojson")
+        return lesion_file(self.path)
 
     def open(self) -> Slide:
         """Return the opened slide."""

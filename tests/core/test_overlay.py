@@ -134,8 +134,8 @@ def test_attention_is_drawn_over_its_own_tissue(tmp_path: Path) -> None:
     with fake_slide(tmp_path, FakeSlide(base, (1.0, 4.0), properties)) as slide:
         heat = heatmap(prediction_of(slide).student)
         axes = Figure().subplots()
-        overlay._show_slide(axes, *overlay.slide_thumbnail(slide), slide)
-        shown = overlay._show_attention(axes, heat, 0.0, 5.0)
+        overlay.show_slide(axes, *overlay.slide_thumbnail(slide), slide)
+        shown = overlay.show_attention(axes, heat, 0.0, 5.0)
     assert axes.get_xlim() == (333, 1333) and axes.get_ylim() == (817, 217), "y grows downwards"
     left, right, bottom, top = shown.get_extent()
     row, column = np.unravel_index(np.nanargmax(heat.image), heat.image.shape)

@@ -246,7 +246,7 @@ def test_after_closing_nothing_more_is_read(tmp_path: Path) -> None:
 
 def test_an_unknown_teacher_choice_is_refused_before_anything_is_read(tmp_path: Path, bundle: Bundle) -> None:
     fake = pyramid()
-    with fake_slide(tmp_path, fake) as slide, pytest.raises(LrmilError, match=r"some.*none or all"):
+    with fake_slide(tmp_path, fake) as slide, pytest.raises(LrmilError, match=r"some.*none, all, or top-K"):
         run(slide, bundle, teacher="some")
     assert fake.reads == []
 

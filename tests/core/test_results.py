@@ -24,7 +24,7 @@ from core.fake_slides import (
 )
 from napari_lrmil.core.events import Finished
 from napari_lrmil.core.predict import Prediction, predict
-from napari_lrmil.core.results import agreement_json, write_prediction, write_steps
+from napari_lrmil.core.results import write_prediction, write_steps
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.core.slidereport import ReportRequest
 
@@ -37,7 +37,7 @@ KEYS = {
 }  # fmt: skip
 AGREEMENT = {
     "spearman", "jaccard_top10", "js_divergence", "n_patches", "probability_student", "probability_teacher",
-    "seconds_student", "seconds_teacher",
+    "seconds_student", "seconds_teacher", "pixels_student", "pixels_teacher",
 }  # fmt: skip
 
 ALONE = ["attention.geojson", "attention.h5", "attention.ome.tif", "overlay.png", "prediction.json"]
@@ -290,8 +290,3 @@ def test_a_report_is_written_where_asked_and_goes_with_the_next_run(tmp_path: Pa
         assert "napari-lrmil predict x" in page and page.count("data:image/png") == 4
         write_prediction(tmp_path / "out", slide, found)
     assert not (folder / "report.html").exists(), "it would tell of another run"
-
-
-def test_agreement_without_a_teacher_is_refused(tmp_path: Path) -> None:
-    with uneven(tmp_path) as slide, pytest.raises(ValueError, match="without a teacher"):
-        agreement_json(predicted(slide))

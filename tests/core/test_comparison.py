@@ -1,0 +1,149 @@
+"""Student beside teacher: which patches are compared, by how much they differ, who finds the lesion."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from core.fake_slides import DarknessBundle, FakeSlide, fake_slide, one_sentence, resolution, speckled
+from napari_lrmil.core.compare import measure_agreement
+from napari_lrmil.core.comparepicture import agreement_text, draw_comparison
+from napari_lrmil.core.comparison import against_lesions, comparison_json, lesions_beside, shared
+from napari_lrmil.core.errors import ConfigError, LrmilError
+from napari_lrmil.core.events import Finished
+from napari_lrmil.core.geometry import BoxLevel0
+from napari_lrmil.core.predict import Prediction, predict
+from napari_lrmil.core.regions import box_region
+from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.teacherchoice import compared_rows, require_choice
+
+
+@pytest.fixture
+def slide(tmp_path: Path) -> Iterator[Slide]:
+    """Return tissue with one dark spot, in the LR patch whose corner is (256, 256)."""
+    base = speckled(1280, 1024)
+    base[300:400, 300:400] = (70, 30, 90)
+    with fake_slide(tmp_path, FakeSlide(base, (1.0, 4.0), resolution(0.5))) as opened:
+        yield opened
+
+
+def ask(slide: Slide, teacher: str, **card: object) -> Prediction:
+    *_, last = predict(slide, DarknessBundle(**card), device=torch.device("cpu"), teacher=teacher)  # type: ignore[arg-type]
+    assert isinstance(last, Finished)
+    return last.result  # type: ignore[no-any-return]  # Finished carries anything
+
+
+def with_attention(found: Prediction, student: list[float], teacher: list[float]) -> Prediction:
+    """Return a prediction whose networks give these attentions; the teacher's, to whole LR patches."""
+    assert found.teacher is not None
+    children = np.bincount(found.grid.parent, minlength=len(student))
+    hr = (np.array(teacher) / children)[found.grid.parent]
+    return replace(
+        found,
+        student=replace(found.student, attention=np.array(student, np.float32)),
+        teacher=replace(found.teacher, attention=hr.astype(np.float32)),
+    )
+
+
+@pytest.mark.parametrize(("choice", "wanted"), [("all", [0, 1, 2, 3]), ("top-2", [1, 3]), ("top-9", [0, 1, 2, 3])])
+def test_the_teacher_looks_where_the_student_looked_most(choice: str, wanted: list[int]) -> None:
+    rows = compared_rows(choice, np.array([0.1, 0.4, 0.1, 0.4], np.float32))
+    assert np.flatnonzero(rows).tolist() == wanted
+    assert np.flatnonzero(compared_rows("top-1", np.full(4, 0.25, np.float32))).tolist() == [0], "ties in their order"
+
+
+@pytest.mark.parametrize("choice", ["top-0", "top-", "top", "most", "top-1.5", "TOP-3"])
+def test_another_choice_is_refused_in_one_sentence(choice: str) -> None:
+    with pytest.raises(ConfigError, match="top-20") as refused:
+        require_choice(choice)
+    assert one_sentence(refused.value)
+
+
+def test_the_top_patches_are_read_finely_and_nothing_else(slide: Slide) -> None:
+    before = slide.pixels_decoded
+    found = ask(slide, "top-2")
+    read = slide.pixels_decoded - before
+    whole = ask(slide, "all")
+    assert found.teacher is not None and whole.teacher is not None and found.compared is not None
+    assert found.compared.sum() == 2 and found.compared[found.student.attention.argmax()]
+    part = found.grid.only(found.compared)
+    np.testing.assert_array_equal(found.teacher.coords, part.hr_corners)
+    assert read < slide.pixels_decoded - before - read, "less than the whole slide"
+    assert len(found.student.attention) == len(whole.student.attention), "the student looks everywhere"
+    assert found.agreement == measure_agreement(part, found.student.attention[found.compared], found.teacher.attention)
+    told = found.as_json()["teacher"]
+    assert told["n_lr_patches"] == 2 and told["n_patches"] == len(part.hr_index)
+    assert " over 2 of" in agreement_text(found) and " over " not in agreement_text(whole)
+
+
+def test_calibration_holds_for_a_teacher_that_saw_the_whole_slide(slide: Slide) -> None:
+    card = {"temperature": 2.0, "teacher_temperature": 2.0}
+    whole, part = ask(slide, "all", **card), ask(slide, "top-3", **card)
+    assert whole.as_json()["teacher"]["calibrated"] and not part.as_json()["teacher"]["calibrated"]
+    assert part.teacher is not None
+    logits = np.array(list(part.teacher.logits.values()))
+    plain = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    assert list(part.teacher.probabilities.values()) == pytest.approx(plain.tolist(), abs=1e-6)
+
+
+def test_differences_by_hand(slide: Slide) -> None:
+    """Each in multiples of its own average over what both looked into."""
+    found = ask(slide, "all")
+    n = len(found.grid.lr_index)
+    student, teacher = np.full(n, 0.5 / (n - 1)), np.full(n, 1 / n)
+    student[0] = 0.5
+    both = shared(with_attention(found, student.tolist(), teacher.tolist()))
+    assert both.student[0] == pytest.approx(0.5 * n) and both.teacher == pytest.approx(np.ones(n))
+    assert both.difference[0] == pytest.approx(0.5 * n - 1, rel=1e-5) and both.difference.sum() == pytest.approx(
+        0, abs=1e-4
+    )
+
+
+def test_lesions_by_hand(slide: Slide) -> None:
+    """The student's most attention lies in the lesion, the teacher's beside it; ranks give the areas."""
+    found = ask(slide, "all")
+    n = len(found.grid.lr_index)
+    (left, top), (width, height) = found.grid.lr_corners[0], found.grid.lattice.lr_cell
+    lesion = box_region(BoxLevel0(float(left), float(top), float(width), float(height)), "lesion")
+    rising = (np.arange(1, n + 1) / (n * (n + 1) / 2)).tolist()
+    told = against_lesions(with_attention(found, rising[::-1], rising), [lesion])
+    assert (told.lesion_auroc_student, told.lesion_auroc_teacher) == (1.0, 0.0)
+    assert (told.pointing_student, told.pointing_teacher, told.n_lesion_patches) == (True, False, 1)
+    nowhere = against_lesions(found, [box_region(BoxLevel0(9e5, 9e5, 10, 10), "far")])
+    assert nowhere.lesion_auroc_student is None and nowhere.pointing_teacher is None
+
+
+def test_both_networks_find_the_dark_spot_and_the_picture_shows_it(slide: Slide, tmp_path: Path) -> None:
+    found = ask(slide, "all")
+    lesion = box_region(BoxLevel0(300, 300, 200, 200), "spot")
+    told = comparison_json(found, [lesion])
+    assert told["pointing_student"] and told["pointing_teacher"] and told["lesion_auroc_teacher"] == 1.0
+    assert told["n_patches"] == len(found.grid.lr_index) and told["pixels_teacher"] > told["pixels_student"]
+    assert "lesion_auroc_student" not in comparison_json(found)
+    for prediction in (found, ask(slide, "top-2")):
+        draw_comparison(tmp_path / "compare.png", slide, prediction, [lesion])
+        with Image.open(tmp_path / "compare.png") as picture:
+            assert picture.format == "PNG" and picture.width > 1500
+
+
+def test_without_a_teacher_there_is_nothing_to_compare(slide: Slide) -> None:
+    found = ask(slide, "none")
+    with pytest.raises(LrmilError, match="nothing to compare") as refused:
+        comparison_json(found)
+    assert one_sentence(refused.value)
+    with pytest.raises(ValueError, match="did not run"):
+        _ = found.teacher_on_lr
+
+
+def test_a_lesion_file_may_say_that_there_are_none(slide: Slide) -> None:
+    assert lesions_beside(slide.path, slide.bounds) == ()
+    file = slide.path.with_name(f"{slide.path.stem}_lesions.geojson")
+    file.write_text(json.dumps({"type": "FeatureCollection", "features": []}))
+    assert lesions_beside(slide.path, slide.bounds) == ()
