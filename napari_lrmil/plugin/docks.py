@@ -1,0 +1,36 @@
+"""The docks of one window find each other: what is chosen in one holds in all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from napari.viewer import Viewer
+    from qtpy.QtWidgets import QWidget
+
+Dock = TypeVar("Dock", bound="QWidget")
+
+
+def find_dock(viewer: Viewer, kind: type[Dock]) -> Dock | None:
+    """Return the dock of a kind that lies in the window; None where there is none."""
+    return next((dock for dock in viewer.window.dock_widgets.values() if isinstance(dock, kind)), None)
+
+
+def open_dock(viewer: Viewer, kind: type[Dock], name: str) -> Dock:
+    """Return the dock of a kind, put beside the others as a tab if it is not there yet, and bring it to the front.
+
+    Parameters
+    ----------
+    viewer
+        Whose window.
+    kind
+        The widget; it is made with the viewer.
+    name
+        What its tab is called.
+    """
+    there = find_dock(viewer, kind)
+    dock: Dock = there if there is not None else kind(viewer)
+    if there is None:
+        viewer.window.add_dock_widget(dock, name=name, area="right", tabify=True)
+    dock.parentWidget().raise_()
+    return dock
