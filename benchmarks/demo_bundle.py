@@ -30,6 +30,11 @@ from napari_lrmil.core.phantom import make_cohort
 NETWORK = {"depth_multiplier": 0.35, "finegrained_output": False}
 SPEC = EncoderSpec("mobilenet_v2", NETWORK, licence="BSD-3-Clause", name="phantom-hr")
 SIZE = (3072, 2560)
+NAME = "demo"
+ABOUT = (
+    "Trained on synthetic phantom slides (napari_lrmil.core.phantom) for demonstration and tests. It knows phantoms, "
+    "not tissue: on a real slide its answer means nothing. No third-party weights are inside."
+)
 SEEDS = {"train": 11_000, "val": 12_000, "test": 13_000}
 
 
@@ -52,12 +57,13 @@ def main() -> None:
         follow(_returned(pretrain(args.out, SPEC, PretrainConfig(), device)), "encoder", quiet=False)
     cohort = _cohort(args)
     values = load_config(Path(__file__).with_name("demo.yaml")).model_dump()
+    values |= {"name": NAME, "about": ABOUT}
     values["encoder"]["teacher"] = str(encoder)
     follow(train(cohort, args.out / "run", build_config(values), device), "demo", quiet=False)
     print(table(json.loads((args.out / "run" / METRICS).read_text())))
     print(f"CPU-seconds of this process: {time.process_time() - began:.0f}")
     if args.ship:
-        shutil.copytree(args.out / "run" / "bundle", SHIPPED / "demo", dirs_exist_ok=True)
+        shutil.copytree(args.out / "run" / "bundle", SHIPPED / NAME, dirs_exist_ok=True)
 
 
 def _cohort(args: argparse.Namespace) -> Path:

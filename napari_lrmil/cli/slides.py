@@ -268,8 +268,9 @@ def _report_request(path: Path, mpp: float | None, asked: _Asked) -> ReportReque
 
     if not asked.report:
         return None
-    words = {"bundle": asked.named, "out": asked.folder, "device": str(asked.device), "mpp": mpp}
-    command = predict_command(path, teacher=asked.teacher, report=True, **words, **asked.files)  # type: ignore[arg-type]  # a type each
+    words = {"bundle": asked.named, "out": asked.folder.absolute(), "device": str(asked.device), "mpp": mpp}
+    files = {name: file.absolute() for name, file in asked.files.items() if file is not None}
+    command = predict_command(path, teacher=asked.teacher, report=True, **words, **files)  # type: ignore[arg-type]  # a type each
     return ReportRequest(command, asked.model.card.hr_mpp)
 
 

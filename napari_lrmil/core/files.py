@@ -60,12 +60,13 @@ def whole_folder(folder: Path, stale: Collection[str], last: str) -> Iterator[Pa
     last
         The file that says that the others are there: it goes first and comes last.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
         yield partial
+        folder.mkdir(exist_ok=True)
         (folder / last).unlink(missing_ok=True)
         made = sorted(file.name for file in partial.iterdir())
         for name in {*stale} - {*made}:

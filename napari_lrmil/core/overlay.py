@@ -136,7 +136,7 @@ def _show_scope(axis: Axes, scope: Scope) -> None:
 
 def probabilities_text(reading: Reading) -> str:
     """Return the probabilities of all classes in one line."""
-    return ", ".join(f"{c} {p:.2f}" for c, p in reading.probabilities.items())
+    return ", ".join(f"{c} {probability_text(p)}" for c, p in reading.probabilities.items())
 
 
 def calibration_text(prediction: Prediction) -> str:

@@ -100,8 +100,8 @@ class Scope:
         if not asked.intersects(shapely.box(box.x, box.y, box.x + box.width, box.y + box.height)):
             left, top, right, bottom = (round(value) for value in asked.bounds)
             return (
-                f"it lies outside the slide (x {left} to {right}, y {top} to {bottom} in level-0 pixels, and the slide "
-                f"has x {box.x:.0f} to {box.x + box.width:.0f}, y {box.y:.0f} to {box.y + box.height:.0f}); was it "
+                f"it lies outside the slide (x {left} to {right}, y {top} to {bottom} in level-0 pixels, where patches "
+                f"lie from {box.x:.0f} to {box.x + box.width:.0f} and {box.y:.0f} to {box.y + box.height:.0f}); was it "
                 "drawn on another slide?"
             )
         return "it lies off the tissue; choose a part with tissue"

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 WIDTH_PX = 340
 SAVE_SETTINGS_MS = 600
+LAID_OUT_MS = 100  # by then new figures have their place in the dock
 KEYS = "Keys: Ctrl+R run or cancel · Esc cancel · Ctrl+L follow the view · 1 to 6 magnification · arrows in the gallery"
 DEVICE_WORDS = {"auto": "best there is", "cpu": "CPU", "cuda": "GPU (CUDA)", "mps": "GPU (Apple)"}
 
@@ -74,7 +75,7 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         self._restore()
         self._connect()
         if self.session.bundle is None:
-            self.session.choose_bundle(next(iter(shipped_bundles()), None))
+            self.open_model(next(iter(shipped_bundles())))
         self._slides_changed()
         self._refresh()
 
@@ -92,8 +93,8 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.reading = Reading(self._viewer, self.session, self)
         self.what_if, self.tissue, self.keep = WhatIfSection(), TissueSection(), KeepSection()
         self.files = Files(self.wishes, self.session, self.keep, self)
-        running = (self.run_button.native, self.progress.native, self.note)
-        column = (self.about, self.navigation, self.form.native, self.scope, *running, self.results, *self.sections[1:])
+        running = (self.run_button.native, self.progress.native, self.results, self.note)
+        column = (self.about, self.navigation, self.form.native, self.scope, *running, *self.sections[1:])
         keys = label("keys", KEYS, small=True)
         self._lay_out((*column, keys), (self.reading.hover, label("footer", self._research_use(), small=True)))
 
@@ -135,7 +136,7 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         for part in parts:
             column.addWidget(part)
         column.addStretch(1)
-        scroll = QScrollArea()
+        self._scroll = scroll = QScrollArea()
         scroll.setWidgetResizable(True)
         scroll.setFrameShape(QFrame.Shape.NoFrame)
         scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
@@ -357,6 +358,7 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         chosen = self._choice_of(prediction)
         if chosen is not None:
             self.reading.show_new(prediction, chosen)
+            QTimer.singleShot(LAID_OUT_MS, lambda: self._scroll.ensureWidgetVisible(self.results))
 
     def _answered(self, prediction: Prediction) -> None:
         chosen = self._choice_of(prediction)
@@ -370,10 +372,12 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     def _what_if(self, step: Callable[[Sequence[Region]], None]) -> None:
         step(self.session.regions)
+        self.wishes.mark_left_out()
         self.follower.answers.ask(self.session.pool_again())
 
     def _undo(self) -> None:
         self.session.undo()
+        self.wishes.mark_left_out()
         self.follower.answers.ask(self.session.pool_again())
 
     def _edit_tissue(self) -> None:

@@ -36,6 +36,7 @@ class ProbabilityBars(QWidget):  # type: ignore[misc]  # qtpy has no types
         """Show probabilities, most probable first; none empties the widget."""
         self._values = dict(values)
         while (item := self._grid.takeAt(0)) is not None:
+            item.widget().hide()  # gone at once; what is deleted later is still drawn until then
             item.widget().deleteLater()
         ranked = sorted(values.items(), key=lambda pair: -pair[1])
         for row, (name, value) in enumerate(ranked):

@@ -85,6 +85,7 @@ class Files:
         folder = QFileDialog.getExistingDirectory(self._parent, "Folder for the results")
         answer = attempt(partial(self._wishes.answer_to_keep, Path(folder))) if folder else None
         if answer is not None:
+            self._wishes.saved_in = Path(folder)
             self._save(partial(answer.all_files, Path(folder)))
 
     def ask_report(self) -> None:
@@ -105,7 +106,7 @@ class Files:
         told = attempt(self._wishes.command)
         if told:
             QGuiApplication.clipboard().setText(told)
-            show_info("The command line is on the clipboard; save all files first where it names any.")
+            show_info("The command line is on the clipboard; where it names files, save all files first.")
 
     # ------------------------------------------------------------ writing
 

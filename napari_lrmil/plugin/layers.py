@@ -283,13 +283,16 @@ def evidence_colours() -> Colormap:
 # ---------------------------------------------------------------- drawn by hand
 
 
+DRAWN, LEFT_OUT = "#ffcc33", "#d55e00"  # edges of what is asked about, and of what is left out
+
+
 def drawing_layer(slide: Tag, width_um: float) -> LayerData:
     """Return an empty layer of shapes, in µm, to draw regions of a slide of that width on."""
     tag = Tag("drawn", slide.path, slide.mpp, slide.given_mpp)
     options = {
         "name": "Regions",
         "ndim": 2,
-        "edge_color": "#ffcc33",
+        "edge_color": DRAWN,
         "face_color": [1.0, 0.8, 0.2, 0.12],
         "edge_width": max(2.0, width_um / 600),  # two pixels of a screen on which the slide is seen as a whole
         "units": UNITS,

@@ -40,10 +40,13 @@ class OnScreen:
         self, viewer: ViewerModel, session: Session, navigation: NavigationSection, button: PushButton
     ) -> None:
         self._viewer, self._session, self._navigation, self._button = viewer, session, navigation, button
+        self._measured = False  # whether the scale bar was shown; who hides it then does not want it
 
     def show(self) -> None:
         """Enable what the chosen slide has, and offer a picture where there is one."""
         screen = self._screen()
+        if screen is not None and not self._measured:
+            self._viewer.canvas.overlays.scale_bar.visible = self._measured = True
         images = tuple(screen.slide.associated) if screen is not None else ()
         self._navigation.show_slide(screen is not None and screen.slide.icc_profile is not None, images)
         layer = self._image()

@@ -410,11 +410,14 @@ class Session:
 
     def exclude(self, regions: Sequence[Region]) -> None:
         """Leave regions out, beside what is left out already."""
-        self._step(self.what_if.without(regions))
+        self._step(self.what_if.without(self._newly(regions)))
 
     def keep_only(self, regions: Sequence[Region]) -> None:
         """Leave out everything outside of regions."""
-        self._step(self.what_if.only(regions))
+        self._step(self.what_if.only(self._newly(regions)))
+
+    def _newly(self, regions: Sequence[Region]) -> Sequence[Region]:
+        return self.what_if.newly(regions, self.prediction.scope.regions if self.prediction else ())
 
     def undo(self) -> None:
         """Take the last step back."""
@@ -424,6 +427,8 @@ class Session:
 
     def _step(self, what_if: WhatIf) -> None:
         self._steps = (*self._steps, what_if)
+        if self.kind == "region":  # what was drawn last is left out, not asked about
+            self.kind = self.prediction.scope.kind if self.prediction else "slide"
         self.changed.emit()
 
     def pool_again(self) -> Work | None:

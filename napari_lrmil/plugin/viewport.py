@@ -74,7 +74,7 @@ def arrange(viewer: ViewerModel) -> None:
     _tie_underlays(viewer)
     caption = viewer.canvas.overlays.text
     if caption.text.startswith(CAPTION) and not ours(viewer, role="attention"):
-        caption.opacity = 0.0
+        _hush(viewer)
     views = find_views(viewer)
     if views is None:
         _leave_grid(viewer)
@@ -217,12 +217,18 @@ def prepare_caption(viewer: ViewerModel) -> None:
     caption = viewer.canvas.overlays.text
     if not caption.visible:
         _caption(viewer, None)
-        caption.opacity = 0.0
+        _hush(viewer)
+
+
+def _hush(viewer: ViewerModel) -> None:
+    """Let nobody see the caption, its box neither; its letters stay drawn."""
+    caption = viewer.canvas.overlays.text
+    caption.opacity, caption.box = 0.0, False
 
 
 def _say(viewer: ViewerModel, meaning: str) -> None:
     caption, text = viewer.canvas.overlays.text, CAPTION + meaning
     if (caption.text, caption.visible, caption.opacity) == (text, True, 1.0):
         return
-    caption.text, caption.opacity = text, 1.0
+    caption.text, caption.opacity, caption.box = text, 1.0, True
     caption.position, caption.font_size, caption.visible = "bottom_left", 8, True

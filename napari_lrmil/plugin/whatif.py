@@ -19,6 +19,14 @@ class WhatIf:
         """Return the same with more regions left out."""
         return WhatIf((*self.excluded, *regions), self.kept)
 
+    def newly(self, drawn: Sequence[Region], asked: Sequence[Region]) -> Sequence[Region]:
+        """Return which of the drawn regions a new step is about: those that are neither `asked` about nor left out yet.
+
+        Where there are none, somebody means the old ones.
+        """
+        known = (*asked, *self.excluded)
+        return [region for region in drawn if region not in known] or drawn
+
     def only(self, regions: Sequence[Region]) -> WhatIf:
         """Return the same with all left out but `regions`."""
         return WhatIf(self.excluded, tuple(regions))

@@ -12,7 +12,7 @@ from napari_lrmil.core.geometry import Mpp
 from napari_lrmil.core.regions import read_regions, write_regions
 from napari_lrmil.plugin.answer import Answer
 from napari_lrmil.plugin.drawing import drawn_regions, shapes_of
-from napari_lrmil.plugin.layers import Tag, add, drawing_layer, ours, remove, tag_of, tissue_layer
+from napari_lrmil.plugin.layers import DRAWN, LEFT_OUT, Tag, add, drawing_layer, ours, remove, tag_of, tissue_layer
 from napari_lrmil.plugin.saving import AnswerToKeep, ViewToKeep, disk_in_words
 from napari_lrmil.plugin.viewport import CAPTION
 
@@ -40,6 +40,7 @@ class Wishes:
 
     def __init__(self, viewer: ViewerModel, session: Session) -> None:
         self._viewer, self._session = viewer, session
+        self.saved_in = Path("predictions")  # as the command line has it where nothing was saved yet
 
     # ------------------------------------------------------------ regions
 
@@ -62,6 +63,13 @@ class Wishes:
         """Tell the session what is drawn."""
         layer = self.drawing()
         self._session.draw(drawn_regions(layer, self.mpp) if layer is not None else ())
+
+    def mark_left_out(self) -> None:
+        """Show in the drawing which regions are left out at present."""
+        layer, out = self.drawing(), self._session.what_if.excluded
+        if layer is not None and layer.nshapes:
+            drawn = [drawn_regions(layer, self.mpp, [row]) for row in range(layer.nshapes)]
+            layer.edge_color = [LEFT_OUT if its and its[0] in out else DRAWN for its in drawn]
 
     def import_regions(self, path: Path) -> str | None:
         """Add the regions of a file to those drawn, and return a sentence about what was left out, if anything was.
@@ -141,13 +149,17 @@ class Wishes:
         footer = f"{told.bundle} · {told.scope.text} · {Answer(told).trust}" if told is not None else ""
         return ViewToKeep(pixels, um, _legend(self._viewer), title, footer)
 
-    def command(self, out: Path = Path("predictions")) -> str:
-        """Return the command line that gives the same numbers; the files that it names are those of `AnswerToKeep`."""
+    def command(self, out: Path | None = None) -> str:
+        """Return the command line that gives the same numbers; the files that it names are those of `AnswerToKeep`.
+
+        Its folder is the one in which something was saved last, unless another is given.
+        """
         from napari_lrmil.core.commandline import predict_command
 
         prediction, session = self._prediction, self._session
         if session.bundle is None or session.slide is None:
             return ""
+        out = out or self.saved_in
         folder, scope = out / prediction.slide, prediction.scope
         files = {name: folder / f"{name}.geojson" for name in scope.files}
         return predict_command(

@@ -14,8 +14,11 @@ import pytest
 from core.fake_slides import one_sentence
 from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.events import Caution, Event, Failed, Finished, Progress
+from napari_lrmil.core.geometry import BoxLevel0
+from napari_lrmil.core.regions import box_region
 from napari_lrmil.plugin.session import Session, State
 from napari_lrmil.plugin.shelf import SlideChoice
+from napari_lrmil.plugin.whatif import WhatIf
 
 PATH = Path("slide.tif")
 
@@ -144,3 +147,11 @@ def test_a_run_gives_events_and_writes_where_asked(bundle: Bundle, slide_path: P
     *_, last = events
     assert isinstance(last, Finished)
     assert (tmp_path / "tissue" / "prediction.json").is_file()
+
+
+def test_a_step_is_about_what_was_drawn_since() -> None:
+    """A region asked about, or left out before, is not left out because another one is."""
+    first, second, third = (box_region(BoxLevel0(x, 0, 10, 10), "r") for x in (0, 20, 40))
+    before = WhatIf(excluded=(second,))
+    assert before.newly([first, second, third], [first]) == [third]
+    assert before.newly([first, second], [first]) == [first, second], "there is no other that could be meant"
