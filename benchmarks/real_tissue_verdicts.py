@@ -46,11 +46,15 @@ class Difference:
 
 
 def difference(cells: Cells, method: str, other: str) -> Difference:
-    """Return what the runs of one fold say of `method` less `other`."""
+    """Return what the runs of one fold say of `method` less `other`.
+
+    A difference without any spread has no interval: where both rank all slides rightly, resampling tells nothing.
+    """
     told = [c["metrics"].get(method, {}).get("test", {}).get("paired", {}).get(other) or {} for c in cells]
-    lows = [one["low"] for one in told if one.get("low") is not None]
-    bounds = [mean([one.get(key) for one in told]) for key in ("value", "low", "high")]
-    return Difference(bounds[0], bounds[1], bounds[2], len(lows), sum(low > -MARGIN for low in lows))
+    spread = [one for one in told if one.get("low") is not None and one["high"] > one["low"]]
+    low, high = (mean([one[key] for one in spread]) for key in ("low", "high"))
+    value = mean([one.get("value") for one in told])
+    return Difference(value, low, high, len(spread), sum(one["low"] > -MARGIN for one in spread))
 
 
 def by_fold(cells: Cells) -> dict[int, Cells]:
@@ -179,7 +183,8 @@ def _not_worse(found: Found, cohort: str, method: str, other: str) -> Expectatio
     folds = by_fold(found.get(("headline", cohort, NATIVE), ()))
     its = [difference(cells, method, other) for cells in folds.values()]
     known = [one.not_worse for one in its if one.not_worse is not None]
-    measured = "lower bounds " + ", ".join(signed(one.low) for one in its) if known else "-"
+    bounds = (signed(one.low) if one.low is not None else "no spread" for one in its)
+    measured = "lower bounds " + ", ".join(bounds) if known else "-"
     held = None if not known else all(known) if len(known) == len(its) or not all(known) else None
     return Expectation(f"{method} not worse than {other}, {cohort}", _on(measured, folds), held)
 

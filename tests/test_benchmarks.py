@@ -265,3 +265,14 @@ def test_the_tables_print_it_all(verdicts: ModuleType, tmp_path: Path, capsys: p
     assert "| student | yes (3 of 3 runs) |" in out and "patient uncertainty not covered." in out
     assert "| both at least labels_only +0.10, default | - | not measured |" in out
     assert "3 cells, 0.3 CPU-hours" in out
+
+
+def test_a_difference_without_spread_gives_no_verdict(verdicts: ModuleType) -> None:
+    """Where both rank all slides rightly every resample says the same."""
+    ceiling = cell(0, 0, student={"teacher": (0.0, 0.0, 0.0)}, teacher={})
+    found = verdicts.difference([ceiling], "student", "teacher")
+    assert (found.value, found.not_worse, found.runs) == (0.0, None, 0)
+    told = verdicts.difference(
+        [ceiling, cell(0, 1, student={"teacher": (0.1, -0.2, 0.3)}, teacher={})], "student", "teacher"
+    )
+    assert (told.low, told.not_worse, told.runs) == (-0.2, False, 1)
