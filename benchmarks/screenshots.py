@@ -1,6 +1,6 @@
-"""The pictures of docs/analyse.md: the window at 1280 x 800, part by part, on a phantom slide.
+"""The pictures of docs/analyse.md and docs/compare.md: the window at 1280 x 800, part by part, on a phantom slide.
 
-    python benchmarks/screenshots.py SLIDE --out docs/images
+    python benchmarks/screenshots.py SLIDE [--dock compare --cohort FOLDER] --out docs/images
 
 Needs a screen (or ``xvfb-run -a -s "-screen 0 1920x1200x24 +extension GLX"``).
 """
@@ -17,6 +17,7 @@ import numpy as np
 from window import until, wait
 
 LONG_S = 300.0
+AT_TOP = ("analyse-open", "analyse-live", "compare-open", "compare-side", "compare-wipe")  # pictured unscrolled
 
 
 def main() -> None:
@@ -25,6 +26,8 @@ def main() -> None:
     p.add_argument("slide", type=Path)
     p.add_argument("--out", type=Path, default=Path("docs/images"))
     p.add_argument("--bundle", default="demo")
+    p.add_argument("--dock", choices=("analyse", "compare"), default="analyse")
+    p.add_argument("--cohort", type=Path, help="what `predict --teacher all` wrote about a few slides")
     args = p.parse_args()
     os.environ["NAPARI_LRMIL_CONFIG"] = tempfile.mkdtemp()
     import torch  # noqa: F401  # before Qt
@@ -48,7 +51,10 @@ def main() -> None:
     wait(0.5)
     viewer.reset_view()
     until(lambda: dock.session.ground is not None, LONG_S)
-    tour(viewer, dock, args.out)
+    if args.dock == "compare":
+        compare_tour(viewer, args.out, args.cohort)
+    else:
+        tour(viewer, dock, args.out)
     viewer.close()
 
 
@@ -84,6 +90,55 @@ def tour(viewer: Any, dock: Any, out: Path) -> None:
     picture(viewer, out / "analyse-live.jpg")
 
 
+def compare_tour(viewer: Any, out: Path, cohort: Path | None) -> None:
+    """Save a picture of each part of the Compare dock."""
+    from qtpy.QtWidgets import QFileDialog
+
+    from napari_lrmil.plugin.compare import CompareWidget
+    from napari_lrmil.plugin.docks import open_dock
+
+    dock = open_dock(viewer, CompareWidget, "Compare (LRMIL)")
+
+    def show(name: str) -> None:
+        until(lambda: not dock.analyse.reading.dressing, LONG_S)
+        picture(viewer, out / name)
+
+    dock.form.hows["all"].click()
+    show("compare-open.jpg")
+    dock.form.get.click()
+    until(lambda: dock.session.prediction is not None and not dock.session.busy, LONG_S)
+    fold(dock, "pairing", "measures")
+    until(lambda: bool(dock.measures.lesions.text()), LONG_S)
+    show("compare-side.jpg")
+    dock.pairing.views["wipe"].click()
+    dock.pairing.pooled.click()
+    show("compare-wipe.jpg")
+    dock.pairing.views["difference"].click()
+    fold(dock, "pairing", "scatter")
+    wait(0.5)
+    loop(dock.scatter)
+    show("compare-difference.jpg")
+    if cohort is not None:
+        QFileDialog.getExistingDirectory = lambda *_, **__: str(cohort)
+        fold(dock, "cohort")
+        dock.cohort.folder.click()
+        wait(0.5)
+        until(lambda: dock.cohort.folder.text() != "Cancel", LONG_S)
+        show("compare-cohort.jpg")
+
+
+def loop(scatter: Any) -> None:
+    """Draw a loop round the points to which the student gives clearly more than its teacher."""
+    top = scatter.axes.get_xlim()[1]
+    corners = [(0.05 * top, 0.2 * top), (0.05 * top, 0.98 * top), (0.8 * top, 0.98 * top), (0.15 * top, 0.27 * top)]
+    pixels = scatter.axes.transData.transform(np.array(corners))
+    from matplotlib.backend_bases import MouseEvent
+
+    names = ["button_press_event", *["motion_notify_event"] * (len(pixels) - 1), "button_release_event"]
+    for name, (x, y) in zip(names, [*pixels, pixels[-1]], strict=True):
+        scatter.canvas.callbacks.process(name, MouseEvent(name, scatter.canvas, x, y, button=1))
+
+
 def draw(viewer: Any, dock: Any) -> None:
     """Draw a region round the patch that counted most."""
     x, y = dock.reading.gallery.patches[0].centre_um
@@ -108,11 +163,11 @@ def picture(viewer: Any, path: Path) -> None:
     wait(1.2)
     for scroll in viewer.window._qt_window.findChildren(QScrollArea):
         bar = scroll.verticalScrollBar()
-        bar.setValue(0 if path.stem in ("analyse-open", "analyse-live") else bar.maximum())
+        bar.setValue(0 if path.stem in AT_TOP else bar.maximum())
     wait(0.3)
     pixels = viewer.screenshot(canvas_only=False, flash=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).convert("RGB").save(path, quality=88)
+    Image.fromarray(pixels).convert("RGB").save(path, quality=85)
     print(path)
 
 

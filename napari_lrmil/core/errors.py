@@ -63,6 +63,14 @@ class BagError(LrmilError):
         self.path = path
 
 
+class StoredError(LrmilError):
+    """Results of an earlier run are of something else, incomplete or broken; `path` names them."""
+
+    def __init__(self, path: Path, message: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = path
+
+
 class BundleError(LrmilError):
     """A bundle is of another schema, incomplete, or altered; `field` names the entry at fault."""
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import shapely
@@ -54,7 +54,16 @@ def heatmap(reading: Reading) -> Heatmap:
     return raster(reading, reading.attention * len(reading.attention))
 
 
-def raster(reading: Reading, values: Features) -> Heatmap:
+class OnGrid(Protocol):
+    """Patches on a grid, such as a `Reading`: (N, 2) level-0 corners, x then y, and the size of a patch."""
+
+    @property
+    def coords(self) -> Int64: ...  # noqa: D102
+    @property
+    def patch_level0(self) -> tuple[int, int]: ...  # noqa: D102
+
+
+def raster(reading: OnGrid, values: Features) -> Heatmap:
     """Return (N,) values of a reading's patches as a raster."""
     first = reading.coords.min(axis=0)
     columns, rows = ((reading.coords - first) // np.array(reading.patch_level0)).T

@@ -26,7 +26,7 @@ from napari_lrmil.core.grid import Ground, NestedGrid, ground_of, require_resolu
 from napari_lrmil.core.mil import GatedAttentionMil
 from napari_lrmil.core.scope import WHOLE, Scope
 from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.teacherchoice import NONE, compared_rows, require_choice
+from napari_lrmil.core.teacherchoice import ALL, NONE, compared_rows, require_choice
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,13 @@ class Prediction:
         return self.compared is not None and not self.compared.all()
 
     @property
+    def teacher_choice(self) -> str:
+        """How much the teacher read: ``none``, ``all`` or ``top-K``."""
+        if self.teacher is None or self.compared is None:
+            return NONE if self.teacher is None else ALL
+        return f"top-{int(self.compared.sum())}" if self.partly_compared else ALL
+
+    @property
     def teacher_on_lr(self) -> NDArray[np.float64]:
         """(N,) the teacher's attention summed over the children of each LR patch; NaN where it did not look.
 
@@ -123,6 +130,7 @@ class Prediction:
         s = self.student
         found: dict[str, Any] = {
             "slide": self.slide,
+            "path": str(self.path),
             "slide_fingerprint": self.slide_fingerprint,
             "bundle": self.bundle,
             "bundle_sha256": self.bundle_sha256,

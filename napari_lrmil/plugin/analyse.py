@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 import napari.viewer
 from magicgui import widgets
 from napari.utils.notifications import show_error, show_warning
-from qtpy.QtCore import QEvent, Qt, QTimer
+from qtpy.QtCore import QEvent, Qt, QTimer, Signal
 from qtpy.QtGui import QCloseEvent, QKeySequence, QShowEvent
-from qtpy.QtWidgets import QFileDialog, QFrame, QLabel, QScrollArea, QShortcut, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QFileDialog, QLabel, QShortcut, QWidget
 
+from napari_lrmil.core.teacherchoice import ALL, NONE
 from napari_lrmil.plugin.files import Files, attempt
-from napari_lrmil.plugin.layers import Look, ours, tag_of
+from napari_lrmil.plugin.layers import ours, tag_of
 from napari_lrmil.plugin.listening import listen
 from napari_lrmil.plugin.live import Follower
+from napari_lrmil.plugin.maps import Look
 from napari_lrmil.plugin.offers import DEVICES, devices_here, shipped_bundles
 from napari_lrmil.plugin.onscreen import OnScreen
 from napari_lrmil.plugin.plain import slide_opener
@@ -26,7 +28,7 @@ from napari_lrmil.plugin.reading import Reading
 from napari_lrmil.plugin.sections.edits import TissueSection, WhatIfSection
 from napari_lrmil.plugin.sections.keeping import KeepSection
 from napari_lrmil.plugin.sections.navigation import NavigationSection
-from napari_lrmil.plugin.sections.parts import Section, label
+from napari_lrmil.plugin.sections.parts import Section, label, lay_out
 from napari_lrmil.plugin.sections.results import ResultsBox
 from napari_lrmil.plugin.sections.scope import ScopeForm
 from napari_lrmil.plugin.session import Session, State
@@ -57,6 +59,8 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
     session
         The session to show; a new one by default.
     """
+
+    left = Signal()  # it was closed: what it shared with other docks ends
 
     def __init__(self, viewer: napari.viewer.Viewer, session: Session | None = None) -> None:
         super().__init__()
@@ -96,7 +100,8 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         running = (self.run_button.native, self.progress.native, self.results, self.note)
         column = (self.about, self.navigation, self.form.native, self.scope, *running, *self.sections[1:])
         keys = label("keys", KEYS, small=True)
-        self._lay_out((*column, keys), (self.reading.hover, label("footer", self._research_use(), small=True)))
+        below = (self.reading.hover, label("footer", self._research_use(), small=True))
+        self._scroll = lay_out(self, (*column, keys), below)
 
     @property
     def sections(self) -> tuple[Section, ...]:
@@ -128,24 +133,6 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
             if name not in self._devices:
                 model.item(row).setEnabled(False)
                 model.item(row).setToolTip(f"{DEVICE_WORDS[name]} is not available on this machine")
-
-    def _lay_out(self, parts: tuple[QWidget, ...], below: tuple[QWidget, ...]) -> None:
-        inner = QWidget()
-        column = QVBoxLayout(inner)
-        column.setSpacing(5)
-        for part in parts:
-            column.addWidget(part)
-        column.addStretch(1)
-        self._scroll = scroll = QScrollArea()
-        scroll.setWidgetResizable(True)
-        scroll.setFrameShape(QFrame.Shape.NoFrame)
-        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        scroll.setWidget(inner)
-        outer = QVBoxLayout(self)
-        outer.setContentsMargins(0, 0, 0, 0)
-        outer.addWidget(scroll, 1)
-        for part in below:
-            outer.addWidget(part)
 
     @staticmethod
     def _research_use() -> str:
@@ -187,7 +174,7 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.folder.changed.connect(self._folder_asked)
         self.image.changed.connect(self.screen.adopt_image)
         self.device.changed.connect(session.choose_device)
-        self.beside.changed.connect(session.choose_beside)
+        self.beside.changed.connect(lambda on: session.choose_teacher(ALL if on else NONE))
         self.run_button.changed.connect(self._run_or_cancel)
         self.follower = Follower(self._viewer, session, self)
         self._store = self._timer(SAVE_SETTINGS_MS, self._save_settings)
@@ -273,6 +260,7 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.follower.stop()
         self.reading.stop()
         self.session.close()
+        self.left.emit()
 
     def _layers_changed(self, _: Any = None) -> None:
         self._settle.start()
@@ -339,10 +327,10 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         elif not self.session.run_blocked_by:
             self.run()
 
-    def run(self) -> None:
-        """Begin the analysis of what is chosen."""
+    def run(self, teacher: str | None = None) -> None:
+        """Begin the analysis of what is chosen, with so much of the teacher beside it; None takes what is chosen."""
         self.follower.answers.stop()
-        self._run = Run(self.session.start(), self.session.handle, self.session.end, self)
+        self._run = Run(self.session.start(teacher), self.session.handle, self.session.end, self)
         self._run.start()
 
     def cancel(self) -> None:

@@ -168,7 +168,7 @@ def _make_room(viewer: Viewer) -> None:
 def _begin(dock: AnalyseWidget) -> None:
     if dock.session.run_blocked_by:
         raise LrmilError(dock.session.run_blocked_by)
-    dock.session.choose_beside(True)
+    dock.session.choose_teacher("all")
     dock.run()
 
 

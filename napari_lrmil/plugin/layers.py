@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,21 +20,18 @@ from napari_lrmil.plugin.tiles import CACHE_BYTES, Colour, ScreenSlide, TileCach
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Image, Layer
-    from napari.utils import Colormap
 
     from napari_lrmil.core.grid import Ground
-    from napari_lrmil.core.modes import Mode
-    from napari_lrmil.core.overlay import Heatmap
-    from napari_lrmil.core.predict import Prediction, Reading
 
 KEY = "napari_lrmil"  # our entry in a layer's metadata
 SCREEN_KEY = "napari_lrmil_screen"  # the open slide behind a layer
 UNITS = ("um", "um")
-OPACITY = 0.5  # the tissue has to stay readable where attention is low, which is dark
 
 LayerData = tuple[Any, dict[str, Any], str]
-Role = Literal["underlay", "slide", "attention", "evidence", "drawn", "tissue"]
+Role = Literal["underlay", "slide", "attention", "wipe", "difference", "evidence", "picked", "drawn", "tissue"]
+MAPS: tuple[Role, ...] = ("attention", "wipe", "difference")  # what student and teacher gave to the patches
 Side = Literal["student", "teacher"]
+Place = tuple[Role, Side]
 
 
 @dataclass(frozen=True)
@@ -174,110 +170,6 @@ def _tagged(layer: Layer) -> Tag:
     if tag is None:
         raise ValueError(f"the layer {layer.name} is none of ours")
     return tag
-
-
-# ---------------------------------------------------------------- attention
-
-
-@dataclass(frozen=True)
-class Look:
-    """How attention is to look.
-
-    Attributes
-    ----------
-    mode
-        As it is, as a percentile, or in powers of ten.
-    smooth
-        Whether colours run into each other; never unless asked, for a patch is what the network saw.
-    opacity
-        0 to 1.
-    """
-
-    mode: Mode = "raw"
-    smooth: bool = False
-    opacity: float = OPACITY
-
-
-def attention_layers(
-    prediction: Prediction, mpp: float, given_mpp: float | None, look: Look | None = None
-) -> dict[Side, LayerData]:
-    """Return the attention of the student, and of the teacher where it ran, with the same colour limits."""
-    from napari_lrmil.core.modes import attention_limits, attention_values
-    from napari_lrmil.core.overlay import raster
-
-    look = look or Look()
-    readings: dict[Side, Reading] = {"student": prediction.student}
-    if prediction.teacher is not None:
-        readings["teacher"] = prediction.teacher
-    shown = {side: attention_values(reading.attention, look.mode) for side, reading in readings.items()}
-    colours = attention_limits(list(shown.values()), look.mode)
-    made: dict[Side, LayerData] = {}
-    for side, reading in readings.items():
-        heat = raster(reading, shown[side])
-        options = {
-            "name": f"{TITLES[side]} attention",
-            "colormap": attention_colours(),
-            "contrast_limits": colours,
-            "opacity": look.opacity,
-            **_map_options(heat, prediction, Tag("attention", prediction.path, mpp, given_mpp, side)),
-            "interpolation2d": "linear" if look.smooth else "nearest",
-        }
-        made[side] = heat.image, options, "image"
-    return made
-
-
-TITLES: dict[Side, str] = {"student": "Student (LR)", "teacher": "Teacher (HR)"}
-
-
-def evidence_layer(prediction: Prediction, name: str, mpp: float, given_mpp: float | None) -> LayerData:
-    """Return what each patch adds to the logit of the class `name`, blue against it and orange for it."""
-    from napari_lrmil.core.modes import evidence_limits
-    from napari_lrmil.core.overlay import raster
-
-    values = prediction.student.evidence[:, prediction.classes.index(name)]
-    heat = raster(prediction.student, values)
-    options = {
-        "name": f"Evidence for {name}",
-        "colormap": evidence_colours(),
-        "contrast_limits": evidence_limits(values),
-        "opacity": 0.8,
-        **_map_options(heat, prediction, Tag("evidence", prediction.path, mpp, given_mpp)),
-        "interpolation2d": "nearest",
-    }
-    return heat.image, options, "image"
-
-
-def _map_options(heat: Heatmap, prediction: Prediction, tag: Tag) -> dict[str, Any]:
-    return {
-        "blending": "translucent",
-        "metadata": tag.as_metadata(),
-        **placement(heat.origin_level0, heat.pixel_level0, prediction.grid.lattice.mpp),
-    }
-
-
-@cache
-def attention_colours() -> Colormap:
-    """Return the map for attention: its dark end lets the tissue through, for there is little to see there."""
-    from matplotlib import colormaps
-    from napari.utils import Colormap
-
-    from napari_lrmil.core.overlay import COLORMAP
-
-    colours = colormaps[COLORMAP](np.linspace(0, 1, 64))
-    colours[:, 3] = np.linspace(0.35, 1.0, 64)
-    return Colormap(colours, name="attention")
-
-
-@cache
-def evidence_colours() -> Colormap:
-    """Return the map for evidence: blue against, orange for, nothing where there is none; readable without red."""
-    from napari.utils import Colormap
-
-    against, none, for_it = (0.13, 0.40, 0.67), (0.97, 0.97, 0.97), (0.90, 0.38, 0.00)
-    steps = np.linspace(-1, 1, 65)[:, None]
-    ends = np.where(steps < 0, against, for_it)
-    colours = np.concatenate([none + (ends - none) * np.abs(steps) ** 0.7, 0.1 + 0.9 * np.abs(steps)], axis=1)
-    return Colormap(colours, name="evidence")
 
 
 # ---------------------------------------------------------------- drawn by hand

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.remembered import PaceKey, Remembered
+from napari_lrmil.core.teacherchoice import NONE, compared_rows
 
 if TYPE_CHECKING:
+    from napari_lrmil.core.bag import Features
+    from napari_lrmil.core.bundle import Bundle
+    from napari_lrmil.core.cache import EmbeddingCache
+    from napari_lrmil.core.geometry import Int64
+    from napari_lrmil.core.grid import NestedGrid
     from napari_lrmil.core.predict import Prediction
+    from napari_lrmil.core.slide import Slide
 
 MANY = 1000  # patches of which the pace is asked
 ETA_AFTER_S = 2.0  # before that the pace of a stage is not known
@@ -50,11 +61,79 @@ class Estimate:
     def text(self) -> str:
         """One line for the user, before a run."""
         hr = f" + {self.hr_patches} of the teacher" if self.hr_patches else ""
-        time_needed = f"about {_seconds(self.seconds)}" if self.seconds is not None else "time not known yet"
+        time_needed = f"about {seconds_text(self.seconds)}" if self.seconds is not None else "time not known yet"
         return f"{self.patches} patches{hr} · {time_needed}"
 
 
-def _seconds(value: float) -> str:
+@dataclass(frozen=True)
+class Asked:
+    """LR patches that are asked about, and what the two networks would take for them.
+
+    Attributes
+    ----------
+    children
+        (N,) HR patches in each.
+    attention
+        (N,) the student's attention where it is known, so that asking it again costs nothing; None where it is not.
+    pace
+        Seconds that a network (``student``, ``teacher``) should take for so many patches; None where it never ran.
+    """
+
+    children: Int64
+    attention: Features | None
+    pace: Callable[[str, int], float | None]
+
+    def cost(self, teacher: str) -> Estimate:
+        """Return what a run would read and take with so much of the teacher: ``none``, ``all`` or ``top-K``."""
+        patches, hr = len(self.children), self._hr_patches(teacher)
+        told = [0.0 if self.attention is not None else self.pace("student", patches)]
+        told += [self.pace("teacher", hr)] if hr else []
+        known = [seconds for seconds in told if seconds is not None]
+        return Estimate(patches, hr, sum(known) if len(known) == len(told) else None)
+
+    def top_within(self, seconds: float) -> int | None:
+        """Return how many patches the teacher can look into in that time, at least one; None where no pace is known."""
+        student = 0.0 if self.attention is not None else self.pace("student", len(self.children))
+        each = self.pace("teacher", 1)
+        if student is None or each is None:
+            return None
+        costs = each * np.cumsum(self._in_order())
+        return max(1, int((costs <= seconds - student).sum()))
+
+    def _hr_patches(self, teacher: str) -> int:
+        if teacher == NONE:
+            return 0
+        rows = compared_rows(teacher, np.zeros(len(self.children), np.float32))
+        return round(float(self._in_order()[: int(rows.sum())].sum()))
+
+    def _in_order(self) -> NDArray[np.float64]:
+        """Return (N,) HR patches of each LR patch, the student's first choice first; their mean where unknown."""
+        if self.attention is None:
+            return np.full(len(self.children), self.children.mean())
+        order = np.argsort(-self.attention.astype(np.float64), kind="stable")
+        return np.asarray(self.children[order], dtype=np.float64)
+
+
+def asked_of(grid: NestedGrid, attention: Features | None, pace: Callable[[str, int], float | None]) -> Asked:
+    """Return what looking at the patches of a grid costs."""
+    return Asked(np.bincount(grid.parent, minlength=len(grid.lr_index)), attention, pace)
+
+
+def seen_before(
+    known: Prediction | None, grid: NestedGrid, slide: Slide, bundle: Bundle, cache: EmbeddingCache
+) -> Features | None:
+    """Return the student's attention to exactly these patches where it is known and costs nothing to ask again."""
+    from napari_lrmil.core.predict import cache_key
+
+    if known is None or known.bundle_sha256 != bundle.sha256 or not np.array_equal(known.grid.lr_index, grid.lr_index):
+        return None
+    ends = grid.lr_index[[0, -1]]  # kept and dropped together, or nearly so: an estimate may ask for two of many
+    there = cache.has(cache_key(slide, bundle, grid, "student"), ends).all()
+    return known.student.attention if there else None
+
+
+def seconds_text(value: float) -> str:
+    """Return a time as people say it."""
     return "a second" if value < 1.5 else f"{value:.0f} s" if value < 90 else f"{value / 60:.0f} min"
 
 

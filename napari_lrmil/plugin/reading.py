@@ -11,19 +11,21 @@ from qtpy.QtWidgets import QWidget
 
 from napari_lrmil.core.events import Event, Partial
 from napari_lrmil.plugin.answer import Answer
-from napari_lrmil.plugin.layers import attention_colours, evidence_colours, ours
+from napari_lrmil.plugin.layers import ours
 from napari_lrmil.plugin.live import Latest
+from napari_lrmil.plugin.maps import Pairing, attention_colours, evidence_colours
 from napari_lrmil.plugin.navigate import fly_to
 from napari_lrmil.plugin.pointer import Pointer
 from napari_lrmil.plugin.sections.gallery import EACH, GallerySection, read_gallery
 from napari_lrmil.plugin.sections.maps import AttentionSection, EvidenceSection
 from napari_lrmil.plugin.sections.parts import Section, label
-from napari_lrmil.plugin.viewport import dress, prepare_caption, refresh, show, show_evidence
+from napari_lrmil.plugin.viewport import dress, prepare_caption, refresh, show, show_evidence, show_picked
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
 
     from napari_lrmil.core.gallery import GalleryPatch
+    from napari_lrmil.core.geometry import Int64
     from napari_lrmil.core.predict import Prediction
     from napari_lrmil.plugin.session import Session
     from napari_lrmil.plugin.shelf import SlideChoice
@@ -51,6 +53,8 @@ class Reading(QWidget):  # type: ignore[misc]  # qtpy has no types
         self._viewer, self._session = viewer, session
         self._answer: Answer | None = None
         self._slide: SlideChoice | None = None
+        self.pairing = Pairing()  # how the teacher's map lies to the student's, where there is one
+        self._picked: Int64 | None = None
         self.attention, self.evidence, self.gallery = AttentionSection(), EvidenceSection(), GallerySection()
         self.hover = label("hover", POINT, small=True)
         attention_colours(), evidence_colours()  # made now, with what they import, and not during the first analysis
@@ -87,13 +91,29 @@ class Reading(QWidget):  # type: ignore[misc]  # qtpy has no types
     def show_new(self, prediction: Prediction, slide: SlideChoice) -> None:
         """Show the answer of a run in layers of its own."""
         self._take(prediction, slide)
-        show(self._viewer, prediction, slide, self.attention.value())
+        show(self._viewer, prediction, slide, self.attention.value(), self.pairing)
         self._dress_up()
 
     def show_changed(self, prediction: Prediction, slide: SlideChoice) -> None:
         """Show an answer in place of the last one."""
         self._take(prediction, slide)
         self._draw_again()
+
+    def pair(self, pairing: Pairing) -> None:
+        """Lay the maps of student and teacher out anew."""
+        if pairing != self.pairing:
+            self.pairing = pairing
+            self._draw_again()
+            self._draw_picked()
+
+    def pick(self, rows: Int64 | None) -> None:
+        """Let the LR patches in these rows of the answer light up on the slide; None or no row takes the light away."""
+        self._picked = rows
+        self._draw_picked()
+
+    def _draw_picked(self) -> None:
+        if self._answer is not None and self._slide is not None:
+            show_picked(self._viewer, self._answer.prediction, self._slide, self._picked)
 
     def clear(self) -> None:
         """Show that there is no answer any more."""
@@ -103,13 +123,14 @@ class Reading(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.hover.setText(POINT)
 
     def _take(self, prediction: Prediction, slide: SlideChoice) -> None:
+        self.pick(None)
         self._answer, self._slide = Answer(prediction), slide
         self.evidence.show_answer(self._answer)
         self._show_gallery()
 
     def _draw_again(self, _: object = None) -> None:
         if self._answer is not None and self._slide is not None:
-            refresh(self._viewer, self._answer.prediction, self._slide, self.attention.value())
+            refresh(self._viewer, self._answer.prediction, self._slide, self.attention.value(), self.pairing)
             self._dress_up()
 
     def _dress_up(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +19,14 @@ from psygnal import Signal
 
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Caution, Event, Failed, Finished, Partial, Progress
-from napari_lrmil.core.geometry import MPP_TOLERANCE, BoxLevel0
+from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.regions import Region, box_region
 from napari_lrmil.core.remembered import Remembered
 from napari_lrmil.core.scope import Kind, Scope
 from napari_lrmil.core.slide import Slide
-from napari_lrmil.plugin.pace import Estimate, Pace, Paces
+from napari_lrmil.core.teacherchoice import NONE, require_choice
+from napari_lrmil.plugin.barriers import part_empty, part_missing, teacher_barred, too_coarse
+from napari_lrmil.plugin.pace import Asked, Estimate, Pace, Paces, asked_of, seen_before
 from napari_lrmil.plugin.shelf import OpenSlide, Shelf, SlideChoice
 from napari_lrmil.plugin.whatif import WhatIf
 from napari_lrmil.plugin.work import GroundWork, Question
@@ -100,7 +103,7 @@ class Session:
         self.bundle: Bundle | None = None
         self.bundle_named = ""  # as the user gave it: a folder, or the name of a shipped one
         self.device = "auto"
-        self.beside = False
+        self.teacher = NONE  # how much the teacher reads beside the student: none, all or top-K
         self.follow = False
         self.kind: Kind = "slide"
         self.view: BoxLevel0 | None = None
@@ -160,9 +163,10 @@ class Session:
         self.device = name
         self.changed.emit()
 
-    def choose_beside(self, beside: bool) -> None:
-        """Take whether the teacher runs as well."""
-        self.beside = beside
+    def choose_teacher(self, choice: str) -> None:
+        """Take how much of the slide the teacher reads beside the student: ``none``, ``all`` or ``top-K``."""
+        require_choice(choice)
+        self.teacher = choice
         self.changed.emit()
 
     def choose_kind(self, kind: Kind) -> None:
@@ -231,53 +235,37 @@ class Session:
             return "No slide is open: drop one on the window, or take File > Open Sample."
         if self.bundle is None:
             return self.message or "No model is chosen."
-        return self._too_coarse(self.bundle.card.lr_mpp, "student (LR)") or self._nothing_meant()
-
-    def _nothing_meant(self) -> str:
-        if self.kind == "region" and not self.regions:
-            return "No region is drawn: draw one with the button below, or import regions."
-        if self.kind == "view" and self.view is None:
-            return "The visible region is not known yet: move the view."
-        ground = self.ground
-        if ground is not None and not self._meant(ground).any():
-            if self.what_if != WhatIf():
-                return f"Nothing is left of the {self.scope.text}: undo what was left out, or choose another part."
-            return f"The {self.scope.text} holds no patch: {self.scope.emptied_by(ground.grid)}"
-        return ""
+        return (
+            too_coarse(self.slide, self.bundle.card.lr_mpp, "student (LR)")
+            or part_missing(self.kind, self.regions, self.view)
+            or (part_empty(self.scope, self.ground, self._meant(self.ground), self.what_if) if self.ground else "")
+        )
 
     @property
     def teacher_blocked_by(self) -> str:
         """Why the teacher cannot run; empty where it can."""
-        if self.slide is None or self.bundle is None:
-            return "Choose a slide and a model first."
-        if not self.bundle.has_teacher:
-            return "This model brings no teacher (HR)."
-        return self._too_coarse(self.bundle.card.hr_mpp, "teacher (HR)")
-
-    def _too_coarse(self, wanted: float, who: str) -> str:
-        if self.slide is None or self.slide.mpp <= wanted * (1 + MPP_TOLERANCE):
-            return ""
-        seen = f"The slide has {self.slide.mpp:.3g} µm per pixel at best"
-        return f"{seen}, too coarse for the {who}, which needs {wanted:g} or finer."
+        return teacher_barred(self.slide, self.bundle)
 
     @property
     def runs_teacher(self) -> bool:
         """Whether a run would include the teacher."""
-        return self.beside and not self.teacher_blocked_by
+        return self.teacher != NONE and not self.teacher_blocked_by
 
     @property
     def estimate(self) -> Estimate | None:
         """What a run would cost; None before the tissue was found."""
+        asked = self.asked
+        return asked.cost(self.teacher if self.runs_teacher else NONE) if asked else None
+
+    @property
+    def asked(self) -> Asked | None:
+        """The patches that a run would be about, to tell what looking at them costs; None where none are known."""
         ground = self.ground
-        if ground is None or self.bundle is None:
+        if ground is None or self.bundle is None or not self._meant(ground).any():
             return None
-        meant = self._meant(ground)
-        patches, hr = int(meant.sum()), int(meant[ground.grid.parent].sum()) if self.runs_teacher else 0
-        sha256 = self.bundle.sha256
-        told = [self._paces.expected(sha256, self.device, "student", patches)]
-        told += [self._paces.expected(sha256, self.device, "teacher", hr)] if hr else []
-        known = [seconds for seconds in told if seconds is not None]
-        return Estimate(patches, hr, sum(known) if len(known) == len(told) else None)
+        pace = partial(self._paces.expected, self.bundle.sha256, self.device)
+        meant = ground.grid.only(self._meant(ground))
+        return asked_of(meant, seen_before(self.prediction, meant, self.opened, self.bundle, self.cache), pace)
 
     def _meant(self, ground: Ground) -> NDArray[np.bool_]:
         """Return which patches a run would be about; found once for each choice, for the dock asks often."""
@@ -293,26 +281,41 @@ class Session:
         if self.slide is None or self.bundle is None or self.ground is not None:
             return None
         sought = (self.slide, self.bundle.sha256)
-        if sought == self._sought or self._too_coarse(self.bundle.card.lr_mpp, "student (LR)"):
+        if sought == self._sought or too_coarse(self.slide, self.bundle.card.lr_mpp, "student (LR)"):
             return None  # once for each choice: a slide without tissue would be searched for ever
         self._sought = sought
         return GroundWork(self.slide, self.bundle, self.shelf).events
 
-    def start(self) -> Work:
-        """Return the work to be done, to be called in whatever thread; the choices are fixed now."""
+    def start(self, teacher: str | None = None) -> Work:
+        """Return the work to be done, to be called in whatever thread; the choices are fixed now.
+
+        Parameters
+        ----------
+        teacher
+            How much the teacher reads in this run; None takes what was chosen.
+        """
         if self.busy or self.run_blocked_by or self.slide is None or self.bundle is None:
             raise RuntimeError(f"nothing can be started now: {self.run_blocked_by or self.state.value}")
-        self._asked = self._question(self.scope, self.runs_teacher, self._out)
+        wanted, barred = teacher or self.teacher, self.teacher_blocked_by
+        self._asked = self._question(self.scope, NONE if barred else wanted, self._out)
         self.state, self.pace, self.cautions, self.message, self.prediction = State.RUNNING, None, (), "", None
-        if self.beside and self.teacher_blocked_by:
-            self._caution(f"{self.teacher_blocked_by} Only the student runs.")
+        if wanted != NONE and barred:
+            self._caution(f"{barred} Only the student runs.")
         self.changed.emit()
         return self._asked.events
 
-    def _question(self, scope: Scope, teacher: bool = False, out: Path | None = None) -> Question:
+    def _question(self, scope: Scope, teacher: str = NONE, out: Path | None = None) -> Question:
         if self.slide is None or self.bundle is None:
             raise RuntimeError("a question needs a slide and a model")
         return Question(self.slide, self.bundle, self.device, self.shelf, self.cache, scope, teacher, out)
+
+    def take(self, prediction: Prediction) -> None:
+        """Take an answer that was stored, as if a run had given it."""
+        if self.busy or self.slide is None or prediction.path != self.slide.path:
+            return
+        self.state, self.cautions, self.message, self.prediction = State.DONE, (), "", prediction
+        self.finished.emit(prediction)
+        self.changed.emit()
 
     def cancel(self) -> None:
         """Stop listening to the run; `end` follows when the work has let go."""
@@ -377,10 +380,6 @@ class Session:
         self._answered = asked
         return self._question(scope).live
 
-    def forget_view(self) -> None:
-        """Take that the view's last question was broken off, so that it may be asked again."""
-        self._answered = ()
-
     def handle_answer(self, event: Event) -> None:
         """Take an event of the live view or of a what-if."""
         match event:
@@ -410,14 +409,11 @@ class Session:
 
     def exclude(self, regions: Sequence[Region]) -> None:
         """Leave regions out, beside what is left out already."""
-        self._step(self.what_if.without(self._newly(regions)))
+        self._step(self.what_if.without(self.what_if.newly(regions, self.prediction)))
 
     def keep_only(self, regions: Sequence[Region]) -> None:
         """Leave out everything outside of regions."""
-        self._step(self.what_if.only(self._newly(regions)))
-
-    def _newly(self, regions: Sequence[Region]) -> Sequence[Region]:
-        return self.what_if.newly(regions, self.prediction.scope.regions if self.prediction else ())
+        self._step(self.what_if.only(self.what_if.newly(regions, self.prediction)))
 
     def undo(self) -> None:
         """Take the last step back."""

@@ -6,32 +6,24 @@ drives all of them. So the student's layers come first, the teacher's second, an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from napari_lrmil.plugin.layers import (
-    LayerData,
-    Look,
-    add,
-    attention_layers,
-    evidence_layer,
-    ours,
-    remove,
-    restyle,
-    tag_of,
-    twin,
-)
+from napari_lrmil.plugin.layers import MAPS, LayerData, Place, add, ours, remove, restyle, tag_of, twin
+from napari_lrmil.plugin.maps import Look, Pairing, evidence_layer, map_layers, picked_layer
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Image, Layer
 
+    from napari_lrmil.core.geometry import Int64
     from napari_lrmil.core.predict import Prediction
+    from napari_lrmil.plugin.layers import Side
     from napari_lrmil.plugin.shelf import SlideChoice
 
-ROLES = ("underlay", "slide", "attention")  # bottom first
+ROLES = ("underlay", "slide", "attention", "picked")  # bottom first
 SPACING_PX = 6
 CAPTION = "Colour: "
 
@@ -65,6 +57,12 @@ def _path(layer: Layer) -> Path | None:
     return tag.path if tag else None
 
 
+def _maps(viewer: ViewerModel, path: Path | None = None) -> list[Image]:
+    """Return the maps that there are, in the order in which they are drawn."""
+    found = [layer for role in MAPS for layer in ours(viewer, path, role=role)]
+    return [layer for layer in viewer.layers if layer in found]
+
+
 def _first(viewer: ViewerModel, path: Path | None, role: str, side: str) -> Image | None:
     return next(iter(ours(viewer, path, role=role, side=side)), None)
 
@@ -73,7 +71,7 @@ def arrange(viewer: ViewerModel) -> None:
     """Bring order and grid in line with the layers there are; call it whenever layers came or went."""
     _tie_underlays(viewer)
     caption = viewer.canvas.overlays.text
-    if caption.text.startswith(CAPTION) and not ours(viewer, role="attention"):
+    if caption.text.startswith(CAPTION) and not _maps(viewer):
         _hush(viewer)
     views = find_views(viewer)
     if views is None:
@@ -103,7 +101,7 @@ def _tie_underlays(viewer: ViewerModel) -> None:
 
 def _leave_grid(viewer: ViewerModel) -> None:
     """Take what only the teacher's view needed away; a grid that is not ours stays as it is."""
-    lonely = [*ours(viewer, role="underlay", side="teacher"), *ours(viewer, role="slide", side="teacher")]
+    lonely = [layer for role in ("underlay", "slide", "picked") for layer in ours(viewer, role=role, side="teacher")]
     if lonely:
         remove(viewer, lonely)
         viewer.canvas.grid.enabled = False
@@ -116,49 +114,84 @@ def _order(viewer: ViewerModel, wanted: tuple[Image, ...]) -> None:
         viewer.layers.move_multiple([viewer.layers.index(layer) for layer in (*wanted, *rest)], 0)
 
 
-def show(viewer: ViewerModel, prediction: Prediction, slide: SlideChoice, look: Look | None = None) -> None:
-    """Lay the attention over its slide, and the teacher's beside it where it ran; layers of the last run are kept.
+def show(
+    viewer: ViewerModel,
+    prediction: Prediction,
+    slide: SlideChoice,
+    look: Look | None = None,
+    pairing: Pairing | None = None,
+) -> None:
+    """Lay the attention over its slide, and the teacher's to it where it ran; layers of the last run are kept.
 
     A layer made anew costs the window a tenth of a second, and would lose what the user did to the old one.
     """
     for layer in ours(viewer):
         layer.visible = _path(layer) == slide.path  # slides share their corner, so another one would lie over this one
-    refresh(viewer, prediction, slide, look)
+    refresh(viewer, prediction, slide, look, pairing)
 
 
-def _lay(viewer: ViewerModel, prediction: Prediction, slide: SlideChoice, look: Look | None) -> None:
-    """Add the layers of a prediction in place of those there were; `dress` gives them names and legend."""
+def _lay(viewer: ViewerModel, slide: SlideChoice, made: Mapping[Place, LayerData]) -> None:
+    """Add the maps of a prediction in place of those there were; `dress` gives them names and legend."""
+    there = bool(_maps(viewer, slide.path))
+    was_beside, camera = bool(viewer.canvas.grid.enabled), viewer.scene.camera
+    centre, zoom = camera.center, camera.zoom
     forget(viewer, slide.path)
-    made = attention_layers(prediction, slide.mpp, slide.given_mpp, look)
-    was_beside = bool(viewer.canvas.grid.enabled)
-    shown = add(viewer, [made["student"]])
-    if "teacher" in made:
+    layers = add(viewer, [layer for place, layer in made.items() if place[1] == "student"])
+    if ("attention", "teacher") in made:
         found = [_first(viewer, slide.path, role, "student") for role in ROLES[:2]]
         copies: list[LayerData] = [twin(layer) for layer in found if layer is not None]
-        shown += add(viewer, [*copies, made["teacher"]])[-1:]
+        add(viewer, [*copies, made["attention", "teacher"]])
     arrange(viewer)
-    viewer.layers.selection.active = shown[0]
-    if was_beside != bool(viewer.canvas.grid.enabled):
+    viewer.layers.selection.active = layers[0]
+    beside = bool(viewer.canvas.grid.enabled)
+    if beside != was_beside and there:  # the place stays, in a view half or twice as wide
+        camera.center, camera.zoom = centre, zoom * (0.5 if beside else 2.0)
+    elif beside != was_beside:
         viewer.reset_view()
+    if was_beside and not beside:
+        for layer in ours(viewer, slide.path, role="drawn"):
+            layer.visible = True  # two views have no place for it
 
 
 def forget(viewer: ViewerModel, path: Path) -> None:
     """Take the results of an earlier run away."""
-    remove(viewer, [*ours(viewer, path, role="attention"), *ours(viewer, path, role="evidence")])
+    old = [layer for role in (*MAPS, "evidence", "picked") for layer in ours(viewer, path, role=role)]
+    remove(viewer, old)
     arrange(viewer)
 
 
-def refresh(viewer: ViewerModel, prediction: Prediction, slide: SlideChoice, look: Look | None = None) -> None:
+def refresh(
+    viewer: ViewerModel,
+    prediction: Prediction,
+    slide: SlideChoice,
+    look: Look | None = None,
+    pairing: Pairing | None = None,
+) -> None:
     """Show a prediction in the layers of the last one where there are any: nothing flickers, the camera stays."""
-    there = {side: _first(viewer, slide.path, "attention", side) for side in ("student", "teacher")}
-    made = attention_layers(prediction, slide.mpp, slide.given_mpp, look)
-    if {side for side, layer in there.items() if layer is not None} != set(made):
-        _lay(viewer, prediction, slide, look)
+    tags = {layer: tag_of(layer) for layer in _maps(viewer, slide.path)}
+    there = {(tag.role, tag.side): layer for layer, tag in tags.items() if tag is not None}
+    made = map_layers(prediction, slide.mpp, slide.given_mpp, look, pairing)
+    if set(there) != set(made):
+        _lay(viewer, slide, made)
         return
-    for side, one in made.items():
-        layer = there[side]
-        if layer is not None:
-            restyle(layer, one)
+    for place, layer in there.items():
+        restyle(layer, made[place])
+
+
+def show_picked(viewer: ViewerModel, prediction: Prediction, slide: SlideChoice, rows: Int64 | None) -> None:
+    """Outline LR patches, given as rows of a prediction, in all views of its slide; None or no row outlines nothing."""
+    sides: tuple[Side, ...] = ("student", "teacher") if find_views(viewer) is not None else ("student",)
+    if rows is None or len(rows) == 0:
+        remove(viewer, ours(viewer, slide.path, role="picked"))
+        return
+    for side in sides:
+        made = picked_layer(prediction, rows, slide.mpp, slide.given_mpp, side)
+        there = _first(viewer, slide.path, "picked", side)
+        if there is None:
+            add(viewer, [made])
+        else:
+            restyle(there, made)
+    arrange(viewer)
 
 
 def show_evidence(
@@ -166,9 +199,9 @@ def show_evidence(
 ) -> None:
     """Show the evidence for a class in place of the student's attention; None shows the attention again."""
     there = _first(viewer, slide.path, "evidence", "student")
-    attention = _first(viewer, slide.path, "attention", "student")
-    if attention is not None:
-        attention.visible = name is None
+    for layer in _maps(viewer, slide.path):
+        if layer not in ours(viewer, side="teacher"):
+            layer.visible = name is None
     if name is None:
         remove(viewer, [there] if there is not None else [])
         _caption(viewer, look)
@@ -188,10 +221,11 @@ def dress(viewer: ViewerModel, look: Look | None = None) -> Iterator[None]:
 
     Each step takes the window a few hundredths of a second where letters are drawn for the first time.
     """
-    shown = [layer for layer in ours(viewer, role="attention") if layer.visible]
+    shown = [layer for layer in _maps(viewer) if layer.visible]
+    beside = bool(viewer.canvas.grid.enabled)
     for layer in shown:
-        if layer.name_overlay.visible != (len(shown) > 1):
-            layer.name_overlay.font_size, layer.name_overlay.visible = 10, len(shown) > 1
+        if layer.name_overlay.visible != beside:
+            layer.name_overlay.font_size, layer.name_overlay.visible = 10, beside
             yield
     for layer in shown:
         if layer.colorbar.visible != (layer is shown[-1]):
@@ -207,9 +241,16 @@ def _bar(layer: Image, visible: bool = True) -> None:
 
 
 def _caption(viewer: ViewerModel, look: Look | None) -> None:
+    """Say what the colours mean, by the maps that there are."""
+    from napari_lrmil.core.comparepicture import DIFFERENCE_LEGEND
     from napari_lrmil.core.modes import LEGENDS
 
-    _say(viewer, LEGENDS[look.mode if look else "raw"])
+    meaning = LEGENDS[look.mode if look else "raw"]
+    if ours(viewer, role="difference"):
+        meaning = f"{DIFFERENCE_LEGEND}; orange: the student looks more"
+    elif ours(viewer, role="wipe"):
+        meaning += "; student left of the wipe, teacher right of it"
+    _say(viewer, meaning)
 
 
 def prepare_caption(viewer: ViewerModel) -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from napari_lrmil.core.regions import Region
+
+if TYPE_CHECKING:
+    from napari_lrmil.core.predict import Prediction
 
 
 @dataclass(frozen=True)
@@ -19,12 +23,12 @@ class WhatIf:
         """Return the same with more regions left out."""
         return WhatIf((*self.excluded, *regions), self.kept)
 
-    def newly(self, drawn: Sequence[Region], asked: Sequence[Region]) -> Sequence[Region]:
-        """Return which of the drawn regions a new step is about: those that are neither `asked` about nor left out yet.
+    def newly(self, drawn: Sequence[Region], last: Prediction | None) -> Sequence[Region]:
+        """Return which of the drawn regions a new step is about: those that `last` did not ask about, nor left out yet.
 
         Where there are none, somebody means the old ones.
         """
-        known = (*asked, *self.excluded)
+        known = (*(last.scope.regions if last is not None else ()), *self.excluded)
         return [region for region in drawn if region not in known] or drawn
 
     def only(self, regions: Sequence[Region]) -> WhatIf:

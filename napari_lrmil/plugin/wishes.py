@@ -12,7 +12,18 @@ from napari_lrmil.core.geometry import Mpp
 from napari_lrmil.core.regions import read_regions, write_regions
 from napari_lrmil.plugin.answer import Answer
 from napari_lrmil.plugin.drawing import drawn_regions, shapes_of
-from napari_lrmil.plugin.layers import DRAWN, LEFT_OUT, Tag, add, drawing_layer, ours, remove, tag_of, tissue_layer
+from napari_lrmil.plugin.layers import (
+    DRAWN,
+    LEFT_OUT,
+    MAPS,
+    Tag,
+    add,
+    drawing_layer,
+    ours,
+    remove,
+    tag_of,
+    tissue_layer,
+)
 from napari_lrmil.plugin.saving import AnswerToKeep, ViewToKeep, disk_in_words
 from napari_lrmil.plugin.viewport import CAPTION
 
@@ -168,7 +179,7 @@ class Wishes:
             out=out,
             device=prediction.device,
             mpp=session.slide.given_mpp,
-            teacher="all" if prediction.teacher else "none",
+            teacher=prediction.teacher_choice,
             **files,
             tissue=folder / "tissue.png" if scope.edited else None,
             report=True,
@@ -227,7 +238,7 @@ def _legend(viewer: ViewerModel) -> ColourLegend | None:
 
     for layer in reversed(viewer.layers):
         tag = tag_of(layer)
-        if tag is not None and tag.role in ("attention", "evidence") and layer.visible:
+        if tag is not None and tag.role in (*MAPS, "evidence") and layer.visible:
             low, high = layer.contrast_limits
             label = viewer.canvas.overlays.text.text.removeprefix(CAPTION)
             return ColourLegend(low, high, np.asarray(layer.colormap.colors), label)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Caution, Event, Finished, Partial, Progress
 from napari_lrmil.core.scope import WHOLE, Scope
+from napari_lrmil.core.teacherchoice import NONE
 from napari_lrmil.plugin.shelf import Shelf, SlideChoice
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Question:
     scope
         Which part of the slide.
     teacher
-        Whether the teacher runs beside the student.
+        How much the teacher reads beside the student: ``none``, ``all`` or ``top-K``.
     out
         Folder in which the result is written; None writes nothing.
     """
@@ -63,7 +64,7 @@ class Question:
     shelf: Shelf
     cache: EmbeddingCache
     scope: Scope = WHOLE
-    teacher: bool = False
+    teacher: str = NONE
     out: Path | None = None
 
     def events(self) -> Iterator[Event]:
@@ -80,7 +81,7 @@ class Question:
             slide,
             self.bundle,
             device=device,
-            teacher="all" if self.teacher else "none",
+            teacher=self.teacher,
             seconds_open=seconds,
             scope=self.scope,
             ground=self.shelf.ground(self.slide, self.bundle),

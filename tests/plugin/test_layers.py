@@ -13,7 +13,8 @@ import torch
 from core.fake_slides import GLASS, TISSUE, DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 from napari_lrmil.core.geometry import Mpp
 from napari_lrmil.core.predict import Prediction, predict
-from napari_lrmil.plugin.layers import add, attention_layers, placement, recolour, screen_of, slide_layers, twin
+from napari_lrmil.plugin.layers import add, placement, recolour, screen_of, slide_layers, twin
+from napari_lrmil.plugin.maps import attention_layers
 
 DARK = (60, 20, 80)
 LR_UM = 128.0  # of DarknessBundle

@@ -16,6 +16,7 @@ from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.events import Caution, Event, Failed, Finished, Progress
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.regions import box_region
+from napari_lrmil.core.scope import Scope
 from napari_lrmil.plugin.session import Session, State
 from napari_lrmil.plugin.shelf import SlideChoice
 from napari_lrmil.plugin.whatif import WhatIf
@@ -69,7 +70,7 @@ def test_a_broken_model_is_told_in_one_sentence_and_not_chosen(session: Session,
 
 
 def test_the_teacher_is_barred_on_a_slide_too_coarse_for_it(session: Session) -> None:
-    session.choose_beside(True)
+    session.choose_teacher("all")
     assert session.runs_teacher
     session.offer([SlideChoice("coarse", PATH, 1.0)])
     assert "too coarse for the teacher" in session.teacher_blocked_by
@@ -153,5 +154,7 @@ def test_a_step_is_about_what_was_drawn_since() -> None:
     """A region asked about, or left out before, is not left out because another one is."""
     first, second, third = (box_region(BoxLevel0(x, 0, 10, 10), "r") for x in (0, 20, 40))
     before = WhatIf(excluded=(second,))
-    assert before.newly([first, second, third], [first]) == [third]
-    assert before.newly([first, second], [first]) == [first, second], "there is no other that could be meant"
+    last: Any = SimpleNamespace(scope=Scope("region", (first,)))
+    assert before.newly([first, second, third], last) == [third]
+    assert before.newly([first, second], last) == [first, second], "there is no other that could be meant"
+    assert before.newly([first, second], None) == [first]

@@ -8,7 +8,7 @@ from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QCheckBox, QComboBox, QLabel, QSlider, QWidget
 
 from napari_lrmil.core.modes import MODES
-from napari_lrmil.plugin.layers import Look
+from napari_lrmil.plugin.maps import Look
 from napari_lrmil.plugin.sections.parts import Section, label
 
 if TYPE_CHECKING:

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QComboBox, QFrame, QHBoxLayout, QLabel, QPushButton, QSlider, QVBoxLayout, QWidget
+from qtpy.QtWidgets import (
+    QComboBox,
+    QFrame,
+    QHBoxLayout,
+    QLabel,
+    QPushButton,
+    QScrollArea,
+    QSlider,
+    QVBoxLayout,
+    QWidget,
+)
 from superqt import QCollapsible
 
 
@@ -35,9 +47,37 @@ class Section(QCollapsible):  # type: ignore[misc]  # superqt has no types
     def _tell(self, open_: bool) -> None:
         self.folded.emit(self.name, open_)
 
+    def fit(self) -> None:
+        """Take the height that the content needs now; by itself a section takes it when it unfolds."""
+        self._column.invalidate()
+        self._column.activate()
+        if self.isExpanded():
+            self.expand(animate=False)
+
     def add(self, *widgets: QWidget) -> None:
         """Add a row of widgets."""
         self._column.addWidget(widgets[0] if len(widgets) == 1 else row(*widgets))
+
+
+def lay_out(dock: QWidget, parts: Sequence[QWidget], below: Sequence[QWidget]) -> QScrollArea:
+    """Fill a dock with parts that scroll, one under the other, and some below that always show; return the former."""
+    inner = QWidget()
+    column = QVBoxLayout(inner)
+    column.setSpacing(5)
+    for part in parts:
+        column.addWidget(part)
+    column.addStretch(1)
+    scroll = QScrollArea()
+    scroll.setWidgetResizable(True)
+    scroll.setFrameShape(QFrame.Shape.NoFrame)
+    scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+    scroll.setWidget(inner)
+    outer = QVBoxLayout(dock)
+    outer.setContentsMargins(0, 0, 0, 0)
+    outer.addWidget(scroll, 1)
+    for part in below:
+        outer.addWidget(part)
+    return scroll
 
 
 def row(*widgets: QWidget) -> QWidget:

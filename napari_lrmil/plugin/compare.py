@@ -1,0 +1,360 @@
+"""The Compare dock: get the HR teacher's attention beside the student's, see both, measure how far they agree."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import napari.viewer
+from napari.utils.notifications import show_error
+from numpy.typing import NDArray
+from qtpy.QtCore import QEvent, QTimer
+from qtpy.QtGui import QCloseEvent, QShowEvent
+from qtpy.QtWidgets import QDockWidget, QFileDialog, QWidget
+
+from napari_lrmil.core.events import Event, Failed, Finished, Partial, Progress
+from napari_lrmil.core.overlay import RESEARCH_USE
+from napari_lrmil.core.stored import StoredSlide
+from napari_lrmil.plugin.analyse import WIDTH_PX, AnalyseWidget
+from napari_lrmil.plugin.comparing import CohortWork, Comparison, Lesions, LesionWork, StoredWork, comparison_of
+from napari_lrmil.plugin.docks import find_dock, open_dock
+from napari_lrmil.plugin.files import attempt
+from napari_lrmil.plugin.layers import add, ours
+from napari_lrmil.plugin.listening import listen
+from napari_lrmil.plugin.live import Latest
+from napari_lrmil.plugin.maps import Pairing, columns
+from napari_lrmil.plugin.pointer import Pointer
+from napari_lrmil.plugin.reader import ask_in_window, read_slides
+from napari_lrmil.plugin.sections.cohort import ICON_PX, CohortSection
+from napari_lrmil.plugin.sections.getting import GetForm
+from napari_lrmil.plugin.sections.measures import MeasuresSection
+from napari_lrmil.plugin.sections.pairing import PairingSection
+from napari_lrmil.plugin.sections.parts import Section, button, label, lay_out
+from napari_lrmil.plugin.sections.scatter import ScatterSection
+from napari_lrmil.plugin.session import State
+from napari_lrmil.plugin.worker import Run
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from napari_lrmil.core.predict import Prediction
+    from napari_lrmil.core.regions import Region
+    from napari_lrmil.plugin.session import Session
+
+ANALYSE = "Analyse (LRMIL)"
+POINT = "Point at the map to read both networks at once."
+GONE = "The Analyse dock, which knows slide and model, was closed: open it again."
+
+
+class CompareWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
+    """The Compare dock: shares slide, model, device and answers with the Analyse dock of its window.
+
+    Parameters
+    ----------
+    viewer
+        The napari viewer in which the slides are; where no Analyse dock lies in its window, one is opened.
+    """
+
+    def __init__(self, viewer: napari.viewer.Viewer) -> None:
+        super().__init__()
+        self._viewer = viewer
+        self._prediction: Prediction | None = None
+        self._comparison: Comparison | None = None
+        self._lesions: Lesions | None = None
+        self._drawn: tuple[Region, ...] = ()
+        self._expected: tuple[Path, Path] | None = None  # a slide that was opened, and where its results lie
+        self._joined, self._began, self._loading = False, False, ""
+        self._loader: Run | None = None
+        self._cohort_reader: Run | None = None
+        self._build()
+        self._measuring = Latest(self._measured, self)
+        self._pointer = Pointer(viewer, self._pointed, self)
+        self._connect()
+        self.join()
+
+    # ------------------------------------------------------------ what there is to see
+
+    def _build(self) -> None:
+        self.setMinimumWidth(WIDTH_PX)
+        self.about, self.form = label("about", bold=True), GetForm()
+        self.rejoin = button("Open the Analyse dock", GONE)
+        self.rejoin.setVisible(False)
+        self.pairing, self.measures = PairingSection(), MeasuresSection()
+        self.scatter, self.cohort = ScatterSection(), CohortSection()
+        self.hover = label("hover", POINT, small=True)
+        footer = label("footer", RESEARCH_USE, small=True)
+        lay_out(self, (self.about, self.rejoin, self.form, *self.sections), (self.hover, footer))
+        for section in self.sections[:-1]:
+            section.expand(animate=False)
+
+    @property
+    def sections(self) -> tuple[Section, ...]:
+        """The parts that fold, from top to bottom."""
+        return self.pairing, self.measures, self.scatter, self.cohort
+
+    @property
+    def session(self) -> Session:
+        """What is chosen and known, the same as in the Analyse dock."""
+        return self.analyse.session
+
+    def _connect(self) -> None:
+        self.rejoin.clicked.connect(self.join)
+        self.form.kind_chosen.connect(self._kind_chosen)
+        self.form.drawing_wanted.connect(self._draw_region)
+        self.form.changed.connect(self._refresh)
+        self.form.get_wanted.connect(self._get)
+        self.form.cancel_wanted.connect(self.cancel)
+        self.form.load_wanted.connect(self._ask_stored)
+        self.pairing.changed.connect(self._pair)
+        self.scatter.picked.connect(self._picked)
+        self.scatter.drawing_wanted.connect(self._draw)
+        self.cohort.folder_wanted.connect(self._ask_cohort)
+        self.cohort.stop_wanted.connect(self._stop_cohort)
+        self.cohort.opened.connect(self._open)
+
+    def join(self) -> None:
+        """Share everything with the Analyse dock of the window, opened if there is none."""
+        there = find_dock(self._viewer, AnalyseWidget)
+        self.analyse = there if there is not None else open_dock(self._viewer, AnalyseWidget, ANALYSE)
+        self.analyse.left.connect(self._analyse_left)
+        listen(self, [(self.session.changed, self._refresh)])
+        self._enable(True)
+        self._refresh()
+
+    def _analyse_left(self) -> None:
+        self.session.changed.disconnect(self._refresh)
+        self._enable(False)
+
+    def _enable(self, there: bool) -> None:
+        self._joined = there
+        self.rejoin.setVisible(not there)
+        parts: tuple[QWidget, ...] = (self.form, *self.sections)
+        for part in parts:
+            part.setEnabled(there)
+            part.setToolTip("" if there else GONE)
+        if not there:
+            self.about.setText(GONE)
+
+    def showEvent(self, event: QShowEvent) -> None:  # noqa: N802  # Qt's name
+        """Lie beside the Analyse dock as a tab, once napari has made a dock of this."""
+        super().showEvent(event)
+        QTimer.singleShot(0, self, self._lie_beside)
+
+    def _lie_beside(self) -> None:
+        mine, other = self.parentWidget(), self.analyse.parentWidget()
+        if not (isinstance(mine, QDockWidget) and isinstance(other, QDockWidget)) or mine.isFloating():
+            return
+        window = mine.parentWidget()
+        if window is other.parentWidget() and other not in window.tabifiedDockWidgets(mine):
+            window.tabifyDockWidget(other, mine)
+            mine.raise_()
+
+    def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802  # Qt's name
+        """End what this dock began."""
+        self._leave()
+        super().closeEvent(event)
+
+    def changeEvent(self, event: QEvent) -> None:  # noqa: N802  # Qt's name
+        """Do so where napari has taken the dock out of its window, too."""
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
+            self._leave()
+
+    def _leave(self) -> None:
+        self._measuring.stop()
+        self._stop_cohort()
+        if not self._joined:
+            return
+        self.cancel()
+        if ours(self._viewer, role="slide"):
+            self.analyse.reading.pick(None)
+            self.analyse.reading.pair(Pairing())
+
+    # ------------------------------------------------------------ showing the session
+
+    def _refresh(self) -> None:
+        session = self.session
+        self._began = self._began and session.busy
+        self.about.setText(self.analyse.about.text())
+        self.form.show_session(session, self._loading, session.state is State.CANCELLING)
+        if session.prediction is not self._prediction:
+            self._take(session.prediction)
+        if session.regions != self._drawn:
+            self._drawn = session.regions
+            self._light(self._drawn)
+            self._measure()
+        self._load_expected()
+
+    def _take(self, prediction: Prediction | None) -> None:
+        self._prediction, self._comparison, self._lesions = prediction, comparison_of(prediction), None
+        there = self._comparison
+        self.pairing.show_columns(columns(there.prediction) if there else None)
+        self.measures.show_comparison(there, None)
+        self.scatter.show_points(there.both if there else None)
+        self.hover.setText(POINT)
+        if there is not None:
+            self._pair()
+            self._light(self._drawn)
+            self._measure()
+
+    def _pair(self) -> None:
+        self.analyse.reading.pair(self.pairing.value())
+
+    def _pointed(self, x_um: float, y_um: float) -> None:
+        if self._comparison is not None:
+            self.hover.setText(self._comparison.text_at(x_um, y_um))
+
+    # ------------------------------------------------------------ figures and points
+
+    def _measure(self) -> None:
+        slide, there = self.session.slide, self._comparison
+        if there is not None and slide is not None and there.prediction.path == slide.path:
+            self._measuring.ask(LesionWork(there.prediction, slide, self.session.shelf, self._drawn).events)
+
+    def _measured(self, event: Event) -> None:
+        match event:
+            case Finished(lesions):
+                self._lesions = lesions
+                self.measures.show_comparison(self._comparison, lesions)
+            case Failed(message):
+                show_error(message)
+
+    def _light(self, regions: tuple[Region, ...]) -> None:
+        """Let the points of the patches light up that belong to regions, and these patches too."""
+        if self._comparison is not None:
+            points = self._comparison.points_in(regions)
+            self.scatter.light(points)
+            self._picked(points)
+
+    def _picked(self, points: NDArray[np.bool_]) -> None:
+        if self._comparison is not None:
+            self.analyse.reading.pick(self._comparison.rows(points))
+
+    def _draw(self) -> None:
+        self._one_view()
+        attempt(self.analyse.wishes.draw)
+
+    def _draw_region(self) -> None:
+        """Draw what the next run is to be about."""
+        self._one_view()
+        self.analyse.scope.draw.click()
+
+    def _one_view(self) -> None:
+        """Two views cannot be drawn on."""
+        if self._comparison is not None and self.pairing.value().view == "side":
+            self.pairing.choose("wipe")
+
+    # ------------------------------------------------------------ getting the teacher's attention
+
+    def _kind_chosen(self, kind: str) -> None:
+        self.analyse.scope.kinds[kind].click()
+
+    def _get(self) -> None:
+        choice = self.form.value().choice(self.session.asked)
+        if choice is not None and not self.session.busy:
+            self._began = True
+            self.analyse.run(choice)
+
+    def cancel(self) -> None:
+        """End what this dock has under way after the step that it is at."""
+        if self._began:
+            self.analyse.cancel()
+        if self._loader is not None:
+            self._loading = "stopping"
+            self._loader.cancel()
+
+    def _ask_stored(self) -> None:
+        folder = QFileDialog.getExistingDirectory(self, "Results of this slide, or of many")
+        if folder:
+            self.load(Path(folder))
+
+    def load(self, folder: Path) -> None:
+        """Show what was stored about the chosen slide, below `folder` or in it."""
+        session = self.session
+        if self._loader is not None or session.busy or session.slide is None or session.bundle is None:
+            return
+        self._loading = "starting"
+        work = StoredWork(folder, session.slide, session.bundle, session.shelf)
+        self._loader = Run(work.events, self._loaded, self._load_ended, self)
+        self._loader.start()
+        self._refresh()
+
+    def _loaded(self, event: Event) -> None:
+        match event:
+            case Progress(stage):
+                self._loading = stage
+                self._refresh()
+            case Finished(prediction):
+                self.session.take(prediction)
+            case Failed(message):
+                show_error(message)
+
+    def _load_ended(self) -> None:
+        self._loader, self._loading = None, ""
+        self._refresh()
+
+    # ------------------------------------------------------------ a cohort
+
+    def _ask_cohort(self) -> None:
+        folder = QFileDialog.getExistingDirectory(self, "Results of many slides")
+        if folder and self._cohort_reader is None:
+            self.cohort.clear()
+            self.cohort.show_reading("starting", 0.0)
+            work = CohortWork(Path(folder), ICON_PX)
+            self._cohort_reader = Run(work.events, self._cohort_read, self._cohort_ended, self)
+            self._cohort_reader.start()
+
+    def _stop_cohort(self) -> None:
+        if self._cohort_reader is not None:
+            self._cohort_reader.cancel()
+
+    def _cohort_read(self, event: Event) -> None:
+        match event:
+            case Progress(stage, done, total, unit):
+                if stage == "pictures" and done == 0:
+                    self.cohort.show_lines()
+                self.cohort.show_reading(f"{stage} · {done} of {total} {unit}", done / total)
+            case Partial(StoredSlide() as line):
+                self.cohort.add_line(line)
+            case Partial((folder, pixels)):
+                self.cohort.show_picture(folder, pixels)
+            case Failed(message):
+                show_error(message)
+
+    def _cohort_ended(self) -> None:
+        self._cohort_reader = None
+        self.cohort.show_lines()
+        self.cohort.show_reading("", None)
+
+    def _open(self, line: StoredSlide) -> None:
+        """Open a slide of the cohort with both maps, as they were stored."""
+        path = self._find(line)
+        if path is None or self.session.busy:
+            return
+        self._expected = path, line.folder
+        if all(slide.path != path for slide in self.session.slides):
+            added = attempt(partial(self._show_slide, path))
+            self._expected = self._expected if added else None
+        self._refresh()
+
+    def _find(self, line: StoredSlide) -> Path | None:
+        if line.path is not None and line.path.exists():
+            return line.path
+        name, _ = QFileDialog.getOpenFileName(self, f"Where is the slide {line.name} now?")
+        return Path(name) if name else None
+
+    def _show_slide(self, path: Path) -> bool:
+        memory = self.session.remembered
+        return bool(add(self._viewer, read_slides(path, ask=ask_in_window, memory=memory)))
+
+    def _load_expected(self) -> None:
+        """Load what was stored about the slide that was just opened, as soon as the session knows it."""
+        if self._expected is None:
+            return
+        path, folder = self._expected
+        there = next((slide for slide in self.session.slides if slide.path == path), None)
+        if there is not None:
+            self._expected = None
+            self.session.choose_slide(there)
+            self.load(folder)

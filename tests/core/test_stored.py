@@ -1,0 +1,141 @@
+"""Stored results come back as they were, and what does not fit is refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from core.fake_slides import DarknessBundle, FakeSlide, fake_slide, one_sentence, resolution, speckled
+from napari_lrmil.core.comparison import comparison_json, shared
+from napari_lrmil.core.errors import StoredError
+from napari_lrmil.core.geometry import BoxLevel0
+from napari_lrmil.core.predict import Prediction, predict
+from napari_lrmil.core.regions import box_region
+from napari_lrmil.core.results import write_prediction
+from napari_lrmil.core.scope import WHOLE, Scope
+from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.stored import find_stored, read_line, read_stored, stored_folders
+
+MODEL: Any = DarknessBundle()
+
+
+@pytest.fixture
+def slide(tmp_path: Path) -> Iterator[Slide]:
+    with fake_slide(tmp_path, FakeSlide(speckled(1280, 1024), (1.0, 4.0), resolution(0.5, 0.4)), "s.svs") as opened:
+        yield opened
+
+
+def ask(slide: Slide, teacher: str, scope: Scope = WHOLE) -> Prediction:
+    *_, last = predict(slide, MODEL, device=torch.device("cpu"), teacher=teacher, scope=scope)
+    return last.result  # type: ignore[no-any-return,union-attr]  # the last event carries it
+
+
+@pytest.mark.parametrize("teacher", ["all", "top-3"])
+def test_what_was_stored_comes_back(slide: Slide, tmp_path: Path, teacher: str) -> None:
+    made = ask(slide, teacher)
+    write_prediction(tmp_path / "out", slide, made)
+    back = read_stored(find_stored(tmp_path / "out", slide), slide, MODEL)
+    assert back.agreement == made.agreement and back.teacher_choice == made.teacher_choice == teacher
+    np.testing.assert_array_equal(back.grid.lr_index, made.grid.lr_index)
+    np.testing.assert_allclose(back.teacher_on_lr, made.teacher_on_lr)
+    np.testing.assert_allclose(shared(back).difference, shared(made).difference)
+    assert comparison_json(back) == comparison_json(made)
+    assert (back.scope, back.calibrated, back.warnings) == (made.scope, made.calibrated, made.warnings)
+
+
+def test_of_a_part_the_patches_are_known(slide: Slide, tmp_path: Path) -> None:
+    made = ask(slide, "all", Scope("region", (box_region(BoxLevel0(0, 0, 600, 700), "part"),)))
+    write_prediction(tmp_path / "out", slide, made)
+    back = read_stored(tmp_path / "out" / "s", slide, MODEL)
+    assert not back.scope.whole and back.scope.kind == "region"
+    assert len(back.grid.lr_index) == len(made.grid.lr_index) == back.scope.keeps(made.grid).sum()
+
+
+def change_told(**new: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        told = json.loads((folder / "prediction.json").read_text()) | new
+        (folder / "prediction.json").write_text(json.dumps(told))
+
+    return change
+
+
+def change_attention(values: Callable[[Any], Any]) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        with h5py.File(folder / "teacher_attention.h5", "r+") as file:
+            file["attention"][:] = values(file["attention"][:])
+
+    return change
+
+
+def shift(folder: Path) -> None:
+    with h5py.File(folder / "attention.h5", "r+") as file:
+        file["coords"][:] += 7
+
+
+def other_mpp(folder: Path) -> None:
+    with h5py.File(folder / "attention.h5", "r+") as file:
+        file["coords"].attrs["mpp0"] = 0.25
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (change_told(slide_fingerprint="other"), "another slide"),
+        (change_told(bundle_sha256="other"), "another model"),
+        (change_told(classes=["a", "b"]), "classes"),
+        (change_told(seconds=None), "cannot be read"),
+        (lambda folder: (folder / "teacher_attention.h5").unlink(), "no teacher"),
+        (lambda folder: (folder / "attention.h5").write_bytes(b"no HDF5"), "cannot be read"),
+        (lambda folder: (folder / "prediction.json").write_text('{"slide":'), "cannot be read"),
+        (lambda folder: (folder / "prediction.json").write_text("[]"), "cannot be read"),
+        (change_attention(lambda values: values * 2), "sums to 2"),
+        (change_attention(lambda values: values * np.nan), "not a number"),
+        (shift, "grid"),
+        (other_mpp, "0.25 µm per pixel"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_sentence(
+    slide: Slide, tmp_path: Path, harm: Callable[[Path], Any], said: str
+) -> None:
+    folder = write_prediction(tmp_path / "out", slide, ask(slide, "all"))
+    harm(folder)
+    with pytest.raises(StoredError, match=said) as refused:
+        read_stored(folder, slide, MODEL)
+    assert one_sentence(refused.value)
+
+
+def test_without_a_teacher_and_where_nothing_lies(slide: Slide, tmp_path: Path) -> None:
+    folder = write_prediction(tmp_path / "out", slide, ask(slide, "none"))
+    with pytest.raises(StoredError, match="no teacher") as refused:
+        read_stored(folder, slide, MODEL)
+    assert one_sentence(refused.value)
+    with pytest.raises(StoredError, match="no results"):
+        find_stored(tmp_path, slide)
+    with pytest.raises(StoredError, match="no slide's results"):
+        stored_folders(tmp_path / "nowhere")
+
+
+def test_a_cohort_is_read_line_by_line_with_what_is_wrong(slide: Slide, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    made = ask(slide, "all")
+    good = write_prediction(out, slide, made)
+    shutil.copytree(good, out / "half")
+    (out / "half" / "agreement.json").unlink()
+    shutil.copytree(good, out / "broken")
+    (out / "broken" / "prediction.json").write_text("{}")
+    lines = {folder.name: read_line(folder) for folder in stored_folders(out)}
+    assert made.agreement is not None and made.teacher is not None
+    line = lines["s"]
+    assert (line.name, line.path, line.problem) == ("s", slide.path, "")
+    assert line.teacher == made.teacher.probabilities and line.spearman == made.agreement.spearman
+    assert line.picture == good / "overlay.png"
+    assert "agreement.json" in lines["half"].problem and lines["half"].student == made.student.probabilities
+    assert "prediction.json" in lines["broken"].problem and one_sentence(Exception(lines["broken"].problem))

@@ -1,0 +1,404 @@
+"""The Compare dock in a real window, driven through its widgets."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.backend_bases import MouseEvent
+from test_analyse import Slow
+from window import MakeDock
+
+from core.fake_slides import one_sentence, speckled, write_tiff
+from napari_lrmil.core.predict import Prediction
+from napari_lrmil.core.results import write_prediction
+from napari_lrmil.plugin.layers import ours
+from napari_lrmil.plugin.session import Session, State
+
+WAIT_MS = 60_000
+MakeCompare = Callable[..., Any]
+
+
+@pytest.fixture
+def make_compare(make_dock: MakeDock, viewer: Any, qtbot: Any) -> MakeCompare:
+    """Return what opens Compare beside an Analyse dock with a slide whose tissue is known."""
+    from napari_lrmil.plugin.compare import CompareWidget
+    from napari_lrmil.plugin.docks import open_dock
+
+    def make(slide: Path | None, session: Session | None = None) -> Any:
+        analyse = make_dock(slide, session)
+        dock = open_dock(viewer, CompareWidget, "Compare (LRMIL)")
+        assert dock.analyse is analyse
+        if slide is not None:
+            viewer.reset_view()
+            qtbot.waitUntil(lambda: dock.session.ground is not None, timeout=WAIT_MS)
+        return dock
+
+    return make
+
+
+def get(dock: Any, qtbot: Any) -> Prediction:
+    dock.form.get.click()
+    assert dock.form.get.text() == "Cancel"
+    qtbot.waitUntil(lambda: not dock.session.busy, timeout=WAIT_MS)
+    found: Prediction = dock.session.prediction
+    assert found is not None, dock.session.message
+    return found
+
+
+def told() -> str:
+    from napari.utils.notifications import notification_manager
+
+    return str(notification_manager.records[-1].message)
+
+
+def choose_folder(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    from qtpy.QtWidgets import QFileDialog
+
+    monkeypatch.setattr(QFileDialog, "getExistingDirectory", lambda *_, **__: str(folder))
+
+
+def with_attention(found: Prediction, student: Any, teacher: Any) -> Prediction:
+    """Return a prediction whose networks give these attentions; the teacher's, to whole LR patches."""
+    assert found.teacher is not None
+    children = np.bincount(found.grid.parent, minlength=len(student))
+    hr = (np.asarray(teacher) / children)[found.grid.parent]
+    return replace(
+        found,
+        student=replace(found.student, attention=np.asarray(student, np.float32)),
+        teacher=replace(found.teacher, attention=hr.astype(np.float32)),
+    )
+
+
+# ---------------------------------------------------------------- getting it
+
+
+def test_it_shares_slide_and_answers_with_analyse_and_asks_the_top_patches_once(
+    make_compare: MakeCompare, slide_path: Path, qtbot: Any
+) -> None:
+    dock = make_compare(slide_path)
+    assert dock.about.text() == dock.analyse.about.text() and "tissue" in dock.about.text()
+    dock.form.top.setValue(3)
+    assert dock.form.hows["top"].isChecked() and "in 3 of" in dock.form.costs["top"].text()
+    found = get(dock, qtbot)
+    assert found.teacher is not None and found.compared is not None and found.compared.sum() == 3
+    assert found.compared[np.argmax(found.student.attention)]
+    assert f"over 3 of {len(found.grid.lr_index)} patches" in dock.measures.agreement.text()
+    assert len(dock.scatter.lit) == 3 and dock.analyse.results.teacher.isVisibleTo(dock.analyse)
+    again = get(dock, qtbot)
+    assert again.teacher is not None and again.teacher.patches_encoded == again.student.patches_encoded == 0
+    assert not dock.analyse.beside.value, "what Analyse runs is a choice of its own"
+
+
+def test_everywhere_costs_no_more_than_what_was_not_seen_and_a_time_becomes_patches(
+    make_compare: MakeCompare, slide_path: Path, qtbot: Any
+) -> None:
+    dock = make_compare(slide_path)
+    dock.session.cache.clear()
+    dock.form.top.setValue(2)
+    part = get(dock, qtbot)
+    dock.form.hows["all"].click()
+    whole = get(dock, qtbot)
+    assert part.teacher is not None and whole.teacher is not None
+    assert whole.teacher.patches_encoded == len(whole.grid.hr_index) - len(part.teacher.attention)
+    dock.form.seconds.setValue(1)
+    assert dock.form.hows["time"].isChecked() and "HR patches in" in dock.form.costs["time"].text()
+    assert dock.form.get.isEnabled()
+
+
+def test_of_a_drawn_region_both_are_asked_alone(
+    make_compare: MakeCompare, viewer: Any, slide_path: Path, qtbot: Any
+) -> None:
+    dock = make_compare(slide_path)
+    dock.form.hows["all"].click()
+    dock.form.draw.click()
+    assert not dock.form.get.isEnabled() and "No region is drawn" in dock.form.get.toolTip()
+    square = np.array([(0, 0), (0, 300), (260, 300), (260, 0)])
+    dock.analyse.wishes.drawing().add(square, shape_type="polygon")
+    qtbot.waitUntil(lambda: bool(dock.session.regions), timeout=5000)
+    found = get(dock, qtbot)
+    assert found.teacher is not None and found.scope.kind == "region"
+    assert 0 < len(found.grid.lr_index) < len(dock.session.ground.grid.lr_index)
+    assert len(found.teacher.attention) == len(found.grid.hr_index) and dock.scatter.lit.all()
+
+
+def test_cancel_and_closing_the_dock_end_a_run(
+    make_compare: MakeCompare, viewer: Any, slide_path: Path, tmp_path: Path, qtbot: Any
+) -> None:
+    dock = make_compare(slide_path, Session(open_slide=Slow(tmp_path)))
+    dock.form.hows["all"].click()
+    dock.form.get.click()
+    qtbot.waitUntil(lambda: "teacher" in dock.form.progress.format(), timeout=WAIT_MS)
+    assert dock.form.progress.isVisibleTo(dock) and not dock.form.load.isEnabled()
+    dock.form.get.click()
+    assert dock.form.get.text() == "Cancelling…" and not dock.form.get.isEnabled()
+    qtbot.waitUntil(lambda: not dock.session.busy, timeout=WAIT_MS)
+    assert dock.session.state is State.IDLE and dock.form.get.isEnabled()
+    dock.session.cache.clear()
+    dock.form.get.click()
+    qtbot.waitUntil(lambda: dock.session.pace is not None, timeout=WAIT_MS)
+    session = dock.session
+    viewer.window.remove_dock_widget(dock)
+    qtbot.waitUntil(lambda: not session.busy, timeout=WAIT_MS)
+    assert session.prediction is None
+    dock.deleteLater()
+
+
+def test_what_cannot_work_is_not_enabled_and_says_why(
+    make_compare: MakeCompare, viewer: Any, tmp_path: Path, qtbot: Any
+) -> None:
+    from napari_lrmil.plugin.layers import add
+    from napari_lrmil.plugin.reader import read_slides
+
+    dock = make_compare(None)
+    assert not dock.form.get.isEnabled() and "slide" in dock.form.get.toolTip()
+    assert not dock.pairing.views["wipe"].isEnabled() and not dock.scatter.draw.isEnabled()
+    coarse = write_tiff(tmp_path / "coarse.tif", speckled(600, 400), (1.0,), mpp=(1.0, 1.0))
+    add(viewer, read_slides(coarse))
+    qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=5000)
+    assert not dock.form.get.isEnabled() and "too coarse for the teacher" in dock.form.get.toolTip()
+
+
+def test_without_the_analyse_dock_it_opens_one_and_can_do_so_again(viewer: Any, qtbot: Any) -> None:
+    from napari_lrmil.plugin.analyse import AnalyseWidget
+    from napari_lrmil.plugin.compare import CompareWidget
+    from napari_lrmil.plugin.docks import find_dock, open_dock
+
+    dock = open_dock(viewer, CompareWidget, "Compare (LRMIL)")
+    first = find_dock(viewer, AnalyseWidget)
+    assert first is not None and dock.analyse is first
+    window = dock.parentWidget().parentWidget()
+    qtbot.waitUntil(lambda: first.parentWidget() in window.tabifiedDockWidgets(dock.parentWidget()), timeout=5000)
+    viewer.window.remove_dock_widget(first)
+    assert not dock.form.isEnabled() and dock.rejoin.isVisibleTo(dock)
+    first.deleteLater()
+    dock.rejoin.click()
+    assert dock.form.isEnabled() and dock.analyse is find_dock(viewer, AnalyseWidget) is not first
+
+
+# ---------------------------------------------------------------- figures
+
+
+def test_figures_of_known_attention_are_those_by_hand(
+    make_compare: MakeCompare, viewer: Any, slide_path: Path, qtbot: Any
+) -> None:
+    """Ranks 1..n against the same with the first two exchanged: ρ = 1 - 6 * 2 / (n (n² - 1))."""
+    dock = make_compare(slide_path)
+    dock.form.hows["all"].click()
+    found = get(dock, qtbot)
+    n = len(found.grid.lr_index)
+    student = np.arange(1, n + 1) / (n * (n + 1) / 2)
+    teacher = student.copy()
+    teacher[[0, 1]] = teacher[[1, 0]]
+    made = with_attention(found, student, teacher)
+    from napari_lrmil.core.compare import measure_agreement
+
+    assert made.teacher is not None
+    made = replace(made, agreement=measure_agreement(made.grid, made.student.attention, made.teacher.attention))
+    dock.session.take(made)
+    rho = 1 - 6 * 2 / (n * (n**2 - 1))
+    p, q = student[:2], teacher[:2]
+    m = (p + q) / 2
+    js = (np.sum(p * np.log2(p / m)) + np.sum(q * np.log2(q / m))) / 2
+    assert dock.measures.agreement.text() == f"ρ {rho:.2f} · top-10 % overlap 1.00 · JS {js:.2f}"
+    figures = dock.measures.value()
+    assert figures["Patches"] == (f"{n}", f"{len(found.grid.hr_index)}")
+    assert float(figures[f"P({found.classes[0]})"][0]) == pytest.approx(
+        found.student.probabilities[found.classes[0]], abs=6e-4
+    )
+    dock.pairing.views["difference"].click()
+    [layer] = ours(viewer, role="difference")
+    assert np.nanmax(np.abs(layer.data)) == pytest.approx(n * (teacher[0] - student[0]), rel=1e-4)
+
+
+# ---------------------------------------------------------------- maps
+
+
+def test_wipe_difference_and_grid_change_the_maps(
+    make_compare: MakeCompare, viewer: Any, slide_path: Path, qtbot: Any
+) -> None:
+    dock = make_compare(slide_path)
+    dock.form.hows["all"].click()
+    found = get(dock, qtbot)
+    n, k = len(found.grid.lr_index), len(found.grid.hr_index)
+    student, teacher = (ours(viewer, role="attention", side=side)[0] for side in ("student", "teacher"))
+    assert viewer.canvas.grid.enabled and student.contrast_limits == teacher.contrast_limits
+    assert np.isfinite(teacher.data).sum() == k
+    dock.pairing.pooled.click()
+    assert np.isfinite(teacher.data).sum() == n and np.nansum(teacher.data) == pytest.approx(n, rel=1e-3)
+    dock.pairing.views["wipe"].click()
+    assert not viewer.canvas.grid.enabled and not ours(viewer, role="attention", side="teacher")
+    check_wipe(dock, viewer, found)
+    dock.pairing.wipe.setValue(2)
+    dock.pairing.pooled.click()
+    [right] = ours(viewer, role="wipe")
+    assert 0 < np.isfinite(right.data).sum() < k and right.data.shape[0] > found.grid.lr_index[:, 1].max() + 1
+    dock.pairing.views["difference"].click()
+    [difference] = ours(viewer, role="difference")
+    assert difference.contrast_limits[0] == -difference.contrast_limits[1]
+    assert np.isfinite(difference.data).sum() == n and abs(np.nansum(difference.data)) < 1e-2
+    assert not ours(viewer, role="attention") and not dock.pairing.pooled.isEnabled()
+    qtbot.waitUntil(lambda: difference.colorbar.visible, timeout=5000)
+    qtbot.waitUntil(lambda: "student less teacher" in viewer.canvas.overlays.text.text, timeout=5000)
+    dock.pairing.views["side"].click()
+    assert viewer.canvas.grid.enabled and len(ours(viewer, role="attention")) == 2
+
+
+def check_wipe(dock: Any, viewer: Any, found: Prediction) -> None:
+    """Each patch is shown once: the student's left of the wipe, the teacher's right of it."""
+    column = found.grid.lr_index[:, 0] - found.grid.lr_index[:, 0].min()
+    for at in (1, 3, 0, int(column.max()) + 1):
+        dock.pairing.wipe.setValue(at)
+        [left], [right] = ours(viewer, role="attention"), ours(viewer, role="wipe")
+        assert np.isfinite(left.data).sum() == (column < at).sum()
+        assert np.isfinite(right.data).sum() == (column >= at).sum()
+        assert left.data.shape == right.data.shape and tuple(left.translate) == tuple(right.translate)
+
+
+def test_pointing_reads_both_networks(make_compare: MakeCompare, viewer: Any, slide_path: Path, qtbot: Any) -> None:
+    dock = make_compare(slide_path)
+    dock.form.hows["all"].click()
+    found = get(dock, qtbot)
+    row = int(np.argmax(found.student.attention))
+    x, y = (found.student.coords[row] + 20) * 0.5
+    viewer.cursor.position = (y, x)
+    wanted = found.student.attention[row] * len(found.student.attention)
+    qtbot.waitUntil(lambda: f"student {wanted:.2f}, teacher" in dock.hover.text(), timeout=5000)
+
+
+# ---------------------------------------------------------------- points and patches
+
+
+def drag(scatter: Any, corners: Any) -> None:
+    """Draw a loop in the plot with the mouse, corners in its data."""
+    pixels = scatter.axes.transData.transform(np.asarray(corners, dtype=float))
+    names = ["button_press_event", *["motion_notify_event"] * (len(pixels) - 1), "button_release_event"]
+    for name, (x, y) in zip(names, [*pixels, pixels[-1]], strict=True):
+        scatter.canvas.callbacks.process(name, MouseEvent(name, scatter.canvas, x, y, button=1))
+
+
+def test_a_loop_in_the_plot_lights_up_the_slide_and_a_drawing_lights_up_the_plot(
+    make_compare: MakeCompare, viewer: Any, slide_path: Path, qtbot: Any
+) -> None:
+    dock = make_compare(slide_path)
+    dock.form.hows["all"].click()
+    found = get(dock, qtbot)
+    n = len(found.grid.lr_index)
+    student, teacher = np.ones(n), np.ones(n)
+    student[4], teacher[4] = 5.0, 0.5
+    dock.session.take(with_attention(found, student / student.sum(), teacher / teacher.sum()))
+    dock.scatter.canvas.draw()
+    x, y = teacher[4] / teacher.mean(), student[4] / student.mean()
+    drag(dock.scatter, [(x - 0.2, y - 0.3), (x + 0.2, y - 0.3), (x + 0.2, y + 0.3), (x - 0.2, y + 0.3)])
+    assert np.flatnonzero(dock.scatter.lit).tolist() == [4]
+    qtbot.waitUntil(lambda: len(ours(viewer, role="picked")) == 2, timeout=5000)
+    layer = ours(viewer, role="picked", side="student")[0]
+    lit = np.argwhere(layer.data).mean(axis=0)
+    centre = (found.grid.lr_corners[4] + np.array(found.grid.lattice.lr_cell) / 2) * 0.5
+    assert np.asarray(layer.data_to_world(lit))[::-1] == pytest.approx(centre, abs=1.0)
+    dock.scatter.clear.click()
+    assert not dock.scatter.lit.any() and not ours(viewer, role="picked")
+    dock.scatter.draw.click()
+    assert dock.pairing.views["wipe"].isChecked(), "two views cannot be drawn on"
+    (left, top), (width, height) = found.grid.lr_corners[7] * 0.5, np.array(found.grid.lattice.lr_cell) * 0.5
+    square = np.array([(top, left), (top, left + width), (top + height, left + width), (top + height, left)])
+    dock.analyse.wishes.drawing().add(square, shape_type="polygon")
+    qtbot.waitUntil(lambda: np.flatnonzero(dock.scatter.lit).tolist() == [7], timeout=5000)
+    qtbot.waitUntil(lambda: "Lesion AUROC" in dock.measures.value(), timeout=WAIT_MS)
+    assert "drawn regions, 1 patches" in dock.measures.lesions.text()
+    assert dock.measures.value()["Top patch in lesion"] == ("no", "no")
+
+
+# ---------------------------------------------------------------- stored
+
+
+@pytest.fixture
+def stored(make_compare: MakeCompare, slide_path: Path, qtbot: Any, tmp_path: Path) -> tuple[Any, Path]:
+    """Return a dock, and the folder into which its answer was written."""
+    dock = make_compare(slide_path)
+    dock.form.hows["all"].click()
+    found = get(dock, qtbot)
+    return dock, write_prediction(tmp_path / "out", dock.session.opened, found)
+
+
+def test_what_was_stored_is_shown_without_computing(
+    stored: tuple[Any, Path], viewer: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dock, folder = stored
+    before = dock.session.prediction
+    figures = dock.measures.value()
+    choose_folder(monkeypatch, folder)
+    dock.form.load.click()
+    qtbot.waitUntil(lambda: dock.session.prediction is not before and dock.form.load.isEnabled(), timeout=WAIT_MS)
+    assert dock.measures.value() == figures and dock.session.prediction.agreement == before.agreement
+    assert len(ours(viewer, role="attention")) == 2
+
+
+def test_what_does_not_fit_is_refused_in_one_sentence(
+    stored: tuple[Any, Path], qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from napari.utils.notifications import notification_manager
+
+    dock, folder = stored
+    before = dock.session.prediction
+    choose_folder(monkeypatch, folder)
+    good = json.loads((folder / "prediction.json").read_text())
+    for change, said in (({"slide_fingerprint": "x"}, "another slide"), ({"bundle_sha256": "x"}, "another model")):
+        (folder / "prediction.json").write_text(json.dumps(good | change))
+        count = len(notification_manager.records)
+        dock.form.load.click()
+        qtbot.waitUntil(
+            lambda count=count: len(notification_manager.records) > count and dock.form.load.isEnabled(),
+            timeout=WAIT_MS,
+        )
+        assert said in told() and one_sentence(Exception(told()))
+    assert dock.session.prediction is before
+
+
+# ---------------------------------------------------------------- a cohort
+
+
+def test_a_cohort_is_sorted_by_disagreement_and_a_double_click_opens_a_slide(
+    stored: tuple[Any, Path], viewer: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qtpy.QtWidgets import QFileDialog
+
+    dock, folder = stored
+    for name, rho, js in (("agree", 0.9, 0.3), ("differ", -0.5, 0.1)):
+        other = folder.with_name(name)
+        shutil.copytree(folder, other)
+        content = json.loads((other / "prediction.json").read_text()) | {"slide": name, "path": "/nowhere/x.svs"}
+        (other / "prediction.json").write_text(json.dumps(content))
+        agreement = json.loads((other / "agreement.json").read_text()) | {"spearman": rho, "js_divergence": js}
+        (other / "agreement.json").write_text(json.dumps(agreement))
+    (folder.with_name("broken")).mkdir()
+    (folder.with_name("broken") / "prediction.json").write_text("{}")
+    choose_folder(monkeypatch, folder.parent)
+    dock.cohort.expand(animate=False)
+    dock.cohort.folder.click()
+    qtbot.waitUntil(
+        lambda: dock.cohort.table.rowCount() == 4 and dock.cohort.folder.text() != "Cancel", timeout=WAIT_MS
+    )
+    names = [line.name for line in dock.cohort.lines]
+    assert names.index("differ") < names.index("agree") and names[-1] == "broken"
+    assert not dock.cohort.table.item(0, 0).icon().isNull() and "cannot be compared" in dock.cohort.told.text()
+    dock.cohort.measure.setCurrentIndex(1)
+    names = [line.name for line in dock.cohort.lines]
+    assert names.index("agree") < names.index("differ")
+    viewer.layers.clear()
+    qtbot.waitUntil(lambda: dock.session.slide is None, timeout=5000)
+    assert dock.session.prediction is None and not dock.pairing.views["wipe"].isEnabled()
+    row = names.index(folder.name)
+    dock.cohort.table.cellDoubleClicked.emit(row, 1)
+    qtbot.waitUntil(lambda: dock.session.prediction is not None and dock.form.load.isEnabled(), timeout=WAIT_MS)
+    assert len(ours(viewer, role="attention")) == 2 and dock.session.prediction.teacher is not None
+    asked: list[str] = []
+    monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda _, title: (asked.append(title), ("", ""))[1])
+    dock.cohort.table.cellDoubleClicked.emit(names.index("differ"), 1)
+    assert "differ" in asked[0], "a slide that moved is asked for"
