@@ -19,7 +19,7 @@ from typing import Any
 from lrmil_training.config import build_config, load_config
 from lrmil_training.pretrain import PretrainConfig, pretrain
 from lrmil_training.run import train
-from lrmil_training.runstate import METRICS
+from lrmil_training.runfiles import METRICS
 from napari_lrmil.cli.console import follow
 from napari_lrmil.core.bundle import SHIPPED
 from napari_lrmil.core.embed import leave_a_core, resolve_device

@@ -261,7 +261,7 @@ def measure_cell(args: argparse.Namespace, cell: Cell) -> None:
 
     from lrmil_training.config import build_config
     from lrmil_training.run import train
-    from lrmil_training.runstate import METRICS
+    from lrmil_training.runfiles import METRICS
 
     torch.set_num_threads(1)
     began, wall = cpu_seconds(), time.perf_counter()
@@ -353,7 +353,7 @@ def _agreement(args: argparse.Namespace, cell: Cell, a: Path, b: Path) -> dict[s
 def measure_cost(args: argparse.Namespace, cell: Cell) -> None:
     """Write what a slide costs at a resolution, student and teacher alone: of the first run's bundle, one thread."""
     from lrmil_training.external import Question, evaluate_bundle
-    from lrmil_training.runstate import BUNDLE
+    from lrmil_training.runfiles import BUNDLE
     from napari_lrmil.core.bundle import Bundle
 
     file = args.results / f"cost-{cell.resolution.replace(' ', '_')}.json"

@@ -34,3 +34,12 @@ def open_dock(viewer: Viewer, kind: type[Dock], name: str) -> Dock:
         viewer.window.add_dock_widget(dock, name=name, area="right", tabify=True)
     dock.parentWidget().raise_()
     return dock
+
+
+def tab_beside(viewer: Viewer, dock: QWidget, kind: type[Dock]) -> None:
+    """Put a dock as a tab beside that of a kind, if there is one: napari's menu opens docks one above the other."""
+    other = find_dock(viewer, kind)
+    if other is None or other.parentWidget() is None or dock.parentWidget() is None:
+        return
+    dock.window().tabifyDockWidget(other.parentWidget(), dock.parentWidget())
+    dock.parentWidget().raise_()

@@ -116,6 +116,13 @@ def distillation_loss(config: Stage2Config) -> Loss:
     return loss
 
 
+def rank_agreement(scores: Tensor, teacher_scores: Tensor) -> float:
+    """Return Spearman's correlation of (N,) scores with the teacher's; 0 where one side has no order."""
+    ranks = [one.float().argsort(stable=True).argsort().float() for one in (scores, teacher_scores.to(scores.device))]
+    flat = any(bool((one == one[0]).all()) for one in (scores, teacher_scores))
+    return 0.0 if flat else float(torch.corrcoef(torch.stack(ranks))[0, 1])
+
+
 def class_weights(targets: Sequence[int], classes: int, mode: str) -> list[float]:
     """Return the weight of each class: inverse to its share where `mode` is balanced, so that they average to 1."""
     counts = np.bincount(targets, minlength=classes)
@@ -156,11 +163,17 @@ class SelectingModule(L.LightningModule):
         super().__init__()
         self.config = config
         self._seen: list[tuple[Tensor, int]] = []
+        self._agreements: list[float] = []
         self._means = EpochMeans("train")
 
     def keep(self, logits: Tensor, target: int) -> None:
         """Note what the network says of one validation slide."""
         self._seen.append((logits.detach().float().cpu(), target))
+
+    def keep_attention(self, scores: Tensor, item: BagItem) -> None:
+        """Note how far attention on one validation slide agrees with the teacher's, where there is a teacher."""
+        if len(item.teacher_scores) == len(scores) > 1:
+            self._agreements.append(rank_agreement(scores.detach(), item.teacher_scores))
 
     def total(self, terms: Mapping[str, Tensor], index: int) -> Tensor:
         """Note the loss terms of one step and return their sum."""
@@ -183,6 +196,10 @@ class SelectingModule(L.LightningModule):
         waiting = NOT_YET + 1e-4 * self.current_epoch  # rises, so that patience starts when selection does
         select = auroc - 1e-3 * min(ce, 10.0) if ready else waiting
         self.log_dict({"val/auroc": auroc, "val/ce": ce, SELECT: select}, batch_size=1)
+        agreements = gathered(self._agreements)
+        self._agreements.clear()
+        if agreements:
+            self.log("val/agreement", float(np.mean(agreements)), batch_size=1)
 
     def on_train_epoch_start(self) -> None:
         """Tell the data which epoch it is: every draw is a function of seed, epoch and slide."""
@@ -203,7 +220,9 @@ class BagFitting(SelectingModule):
 
     def validation_step(self, item: BagItem, index: int) -> None:
         """Keep what the MIL says of one bag."""
-        self.keep(self.mil(item.instances).logits, item.target)
+        output = self.mil(item.instances)
+        self.keep(output.logits, item.target)
+        self.keep_attention(output.scores, item)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return Adam over what is not frozen."""

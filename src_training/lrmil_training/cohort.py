@@ -116,7 +116,7 @@ def read_cohort(path: Path, *, seed: int = 0) -> Cohort:
     CohortError
         Where the table or a slide is missing, a split unknown, or two slides share a name.
     """
-    rows = _rows(path)
+    rows = read_rows(path)
     slides = [_slide(path, i, row) for i, row in enumerate(rows, start=2)]
     missing = [s.path.name for s in slides if not s.path.exists()]
     if missing:
@@ -142,7 +142,14 @@ def _class_order(slides: Sequence[CohortSlide]) -> list[str]:
     return sorted({s.label for s in slides}, key=lambda label: (label.lower() not in ordinary, label))
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a table as they stand, column -> cell; nothing but the columns is checked.
+
+    Raises
+    ------
+    CohortError
+        Where it is no table, has no row, or lacks a column that is needed.
+    """
     if not path.is_file():
         raise CohortError(path, "there is no such file; expected a CSV table of slides")
     try:

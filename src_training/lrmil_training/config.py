@@ -1,4 +1,4 @@
-"""What a training run is told: frozen values, one comment per field with meaning, unit and why this default."""
+"""What a training run is told: frozen values, a sentence below each field with meaning, unit and why this default."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from napari_lrmil.core.geometry import PatchPlan
 
 class _Frozen(BaseModel):
     # Numbers may be text and names numbers: YAML reads 1e-4 as text, and precision=32 as a number.
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+    # The sentence below a field is its description: the window shows it.
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, use_attribute_docstrings=True)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -48,46 +49,66 @@ def _number(text: str) -> Any:
 class EncoderConfig(_Frozen):
     """Which networks look at patches."""
 
-    teacher: str = (
-        "demo"  # frozen HR encoder: a .safetensors file, a folder, hf:owner/name, lazyslide:name, or a bundle
-    )
-    student: str = "teacher"  # "teacher": start as a copy of it (the paper's choice); or another encoder, as above
+    teacher: str = "demo"
+    """Frozen HR encoder: a .safetensors file, a folder, hf:owner/name, lazyslide:name, or a bundle."""
+    student: str = "teacher"
+    """The word teacher: start as a copy of it (the paper's choice); or another encoder, as above."""
 
 
 class TeacherConfig(_Frozen):
     """The HR teacher's MIL."""
 
-    epochs: int = Field(60, ge=1)  # upper bound; early stopping usually ends sooner
-    lr: float = Field(3e-3, gt=0)  # Adam; of four settings the best on validation (docs/benchmarks.md)
-    aggregator: Literal["gated_attention"] = "gated_attention"  # the paper's; the only one so far
-    hidden: int = Field(64, ge=1)  # width of the attention's gate
-    weight_decay: float = Field(1e-4, ge=0)  # bags are few and wide
-    min_epochs: int = Field(15, ge=0)  # no selection before: early AUROC on few slides is luck (docs/method.md 5)
-    patience: int = Field(15, ge=1)  # epochs without a better validation figure before stopping
-    ema: float = Field(0.97, ge=0, lt=1)  # weight averaging per step; 0.97 gave stable selection (docs/method.md 5)
-    patch_dropout: float = Field(0.0, ge=0, lt=1)  # share of patches left out at random each step; 0 until it helps
+    epochs: int = Field(60, ge=1)
+    """Upper bound; early stopping usually ends sooner."""
+    lr: float = Field(3e-3, gt=0)
+    """Adam; of four settings the best on validation (docs/benchmarks.md)."""
+    aggregator: Literal["gated_attention"] = "gated_attention"
+    """The paper's; the only one so far."""
+    hidden: int = Field(64, ge=1)
+    """Width of the attention's gate."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """Bags are few and wide."""
+    min_epochs: int = Field(15, ge=0)
+    """No selection before: early AUROC on few slides is luck (docs/method.md 5)."""
+    patience: int = Field(15, ge=1)
+    """Epochs without a better validation figure before stopping."""
+    ema: float = Field(0.97, ge=0, lt=1)
+    """Weight averaging per step; 0.97 gave stable selection (docs/method.md 5)."""
+    patch_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of patches left out at random each step; 0 until it helps."""
 
 
 class Stage1Config(_Frozen):
     """Patch-level distillation."""
 
-    epochs: int = Field(6, ge=0)  # 6 passes over 2,400 LR patches were enough (docs/method.md 5); 0 leaves it out
-    lr: float = Field(4e-4, gt=0)  # peak of a one-cycle schedule
-    batch_size: int = Field(32, ge=2)  # LR patches
-    patches_per_slide: int | None = Field(None, ge=1)  # drawn anew each epoch; None takes all, for small slides
-    # Maps that the layer term compares: an intermediate one does no harm. Where the student is another architecture,
-    # teacher's:student's, such as block_12:block_9.
+    epochs: int = Field(6, ge=0)
+    """6 passes over 2,400 LR patches were enough (docs/method.md 5); 0 leaves it out."""
+    lr: float = Field(4e-4, gt=0)
+    """Peak of a one-cycle schedule."""
+    batch_size: int = Field(32, ge=2)
+    """LR patches."""
+    patches_per_slide: int | None = Field(None, ge=1)
+    """Drawn anew each epoch; None takes all, for small slides."""
     layers: tuple[str, ...] = ("block_12",)
-    # identity, which needs equal widths, compares maps in the teacher's units; on a late map it works against the
-    # attention term.
+    """Maps that the layer term compares: an intermediate one does no harm.
+    Where the student is another architecture, teacher's:student's, such as block_12:block_9."""
     projection: Literal["learned", "identity"] = "learned"
-    lambda_layer: float = Field(0.1, ge=0)  # weight of the layer term
-    lambda_attn: float = Field(1.0, ge=0)  # weight of the attention-weighted embedding term
-    attention: Literal["teacher", "uniform"] = "teacher"  # weights of the children; uniform is a control
-    targets: Literal["stored", "on_the_fly"] = "stored"  # HR embeddings from disk, or of the augmented HR pixels
-    weight_decay: float = Field(1e-2, ge=0)  # AdamW
-    augment: bool = True  # mirror and quarter-turn LR patch and children together
-    stain_sd: float = Field(0.0, ge=0)  # relative change of each stain in LR and HR alike; needs targets on_the_fly
+    """Identity, which needs equal widths, compares maps in the teacher's units;
+    on a late map it works against the attention term."""
+    lambda_layer: float = Field(0.1, ge=0)
+    """Weight of the layer term."""
+    lambda_attn: float = Field(1.0, ge=0)
+    """Weight of the attention-weighted embedding term."""
+    attention: Literal["teacher", "uniform"] = "teacher"
+    """Weights of the children; uniform is a control."""
+    targets: Literal["stored", "on_the_fly"] = "stored"
+    """HR embeddings from disk, or of the augmented HR pixels."""
+    weight_decay: float = Field(1e-2, ge=0)
+    """AdamW."""
+    augment: bool = True
+    """Mirror and quarter-turn LR patch and children together."""
+    stain_sd: float = Field(0.0, ge=0)
+    """Relative change of each stain in LR and HR alike; needs targets on_the_fly."""
 
     @model_validator(mode="after")
     def _stain_reaches_the_teacher(self) -> Stage1Config:
@@ -108,23 +129,40 @@ class Stage1Config(_Frozen):
 class Stage2Config(_Frozen):
     """Slide-level distillation."""
 
-    epochs: int = Field(60, ge=1)  # upper bound; early stopping usually ends sooner
-    lr: float = Field(3e-4, gt=0)  # lower than the teacher's: it starts from the teacher's head
-    lambda_ce: float = Field(1.0, ge=0)  # weight of the labels; the three terms count alike until measured otherwise
-    lambda_bag: float = Field(1.0, ge=0)  # weight of the teacher's class probabilities
-    lambda_soft: float = Field(1.0, ge=0)  # weight of the teacher's attention
-    lambda_hard: float = Field(0.0, ge=0)  # top against bottom patches; did nothing in docs/method.md 5
-    temperature_bag: float = Field(2.0, gt=0)  # softens class probabilities; 1 = unchanged
-    temperature_attn: float = Field(2.0, gt=0)  # softens attention on both sides; 2 was best (docs/method.md 5)
-    topk: int = Field(4, ge=1)  # patches on either side of the hard term; small slides have few that stand out
-    attention_transfer: Literal["logsumexp", "mean", "max"] = "logsumexp"  # children to parent; exact at temperature 1
-    init: Literal["teacher", "fresh", "frozen_head"] = "teacher"  # frozen_head: the teacher's head as it is, no stage 2
-    features: Literal["stored", "on_the_fly"] = "stored"  # on_the_fly encodes augmented pixels in every epoch: slower
-    patch_dropout: float = Field(0.0, ge=0, lt=1)  # share of patches left out at random each step; 0 until it helps
-    weight_decay: float = Field(1e-4, ge=0)  # Adam; as the teacher's, whose architecture it has
-    min_epochs: int = Field(15, ge=0)  # no selection before: early AUROC on few slides is luck (docs/method.md 5)
-    patience: int = Field(15, ge=1)  # epochs without a better validation figure before stopping
-    ema: float = Field(0.97, ge=0, lt=1)  # weight averaging per step; 0.97 gave stable selection (docs/method.md 5)
+    epochs: int = Field(60, ge=1)
+    """Upper bound; early stopping usually ends sooner."""
+    lr: float = Field(3e-4, gt=0)
+    """Lower than the teacher's: it starts from the teacher's head."""
+    lambda_ce: float = Field(1.0, ge=0)
+    """Weight of the labels; the three terms count alike until measured otherwise."""
+    lambda_bag: float = Field(1.0, ge=0)
+    """Weight of the teacher's class probabilities."""
+    lambda_soft: float = Field(1.0, ge=0)
+    """Weight of the teacher's attention."""
+    lambda_hard: float = Field(0.0, ge=0)
+    """Top against bottom patches; did nothing in docs/method.md 5."""
+    temperature_bag: float = Field(2.0, gt=0)
+    """Softens class probabilities; 1 = unchanged."""
+    temperature_attn: float = Field(2.0, gt=0)
+    """Softens attention on both sides; 2 was best (docs/method.md 5)."""
+    topk: int = Field(4, ge=1)
+    """Patches on either side of the hard term; small slides have few that stand out."""
+    attention_transfer: Literal["logsumexp", "mean", "max"] = "logsumexp"
+    """Children to parent; exact at temperature 1."""
+    init: Literal["teacher", "fresh", "frozen_head"] = "teacher"
+    """Frozen_head: the teacher's head as it is, no stage 2."""
+    features: Literal["stored", "on_the_fly"] = "stored"
+    """On_the_fly encodes augmented pixels in every epoch: slower."""
+    patch_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of patches left out at random each step; 0 until it helps."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """Adam; as the teacher's, whose architecture it has."""
+    min_epochs: int = Field(15, ge=0)
+    """No selection before: early AUROC on few slides is luck (docs/method.md 5)."""
+    patience: int = Field(15, ge=1)
+    """Epochs without a better validation figure before stopping."""
+    ema: float = Field(0.97, ge=0, lt=1)
+    """Weight averaging per step; 0.97 gave stable selection (docs/method.md 5)."""
 
     @model_validator(mode="after")
     def _something_to_learn_from(self) -> Stage2Config:
@@ -137,16 +175,26 @@ class Stage2Config(_Frozen):
 class Stage3Config(_Frozen):
     """End-to-end fine-tuning of the student's encoder through its MIL."""
 
-    epochs: int = Field(0, ge=0)  # 0 leaves it out; 15 gave 450 updates on 60 slides (docs/method.md 5)
-    lr: tuple[float, ...] = Field((3e-5, 1e-4, 3e-4), min_length=1)  # AdamW; several: validation chooses, it is fragile
-    patches_per_slide: int = Field(24, ge=1)  # drawn anew at each step: bounds memory
-    slides_per_step: int = Field(2, ge=1)  # slides whose gradients make an update
-    keep_stage2_terms: bool = True  # go on distilling attention and probabilities; false: labels alone
-    weight_decay: float = Field(1e-2, ge=0)  # AdamW, as in stage 1: the encoder has many weights and few slides
-    augment: bool = True  # mirror and quarter-turn every patch: tissue has no upright
-    min_epochs: int = Field(5, ge=0)  # no selection before; fewer than in stage 2, for it starts from a fitted student
-    patience: int = Field(15, ge=1)  # epochs without a better validation figure before stopping
-    ema: float = Field(0.97, ge=0, lt=1)  # weight averaging per step: single steps are fragile here (docs/method.md 5)
+    epochs: int = Field(0, ge=0)
+    """0 leaves it out; 15 gave 450 updates on 60 slides (docs/method.md 5)."""
+    lr: tuple[float, ...] = Field((3e-5, 1e-4, 3e-4), min_length=1)
+    """AdamW; several: validation chooses, it is fragile."""
+    patches_per_slide: int = Field(24, ge=1)
+    """Drawn anew at each step: bounds memory."""
+    slides_per_step: int = Field(2, ge=1)
+    """Slides whose gradients make an update."""
+    keep_stage2_terms: bool = True
+    """Go on distilling attention and probabilities; false: labels alone."""
+    weight_decay: float = Field(1e-2, ge=0)
+    """AdamW, as in stage 1: the encoder has many weights and few slides."""
+    augment: bool = True
+    """Mirror and quarter-turn every patch: tissue has no upright."""
+    min_epochs: int = Field(5, ge=0)
+    """No selection before; fewer than in stage 2, for it starts from a fitted student."""
+    patience: int = Field(15, ge=1)
+    """Epochs without a better validation figure before stopping."""
+    ema: float = Field(0.97, ge=0, lt=1)
+    """Weight averaging per step: single steps are fragile here (docs/method.md 5)."""
 
     @field_validator("lr")
     @classmethod
@@ -162,30 +210,54 @@ Baseline = Literal["labels_only", "labels_only_finetuned", "stage1_only", "stage
 class TrainConfig(_Frozen):
     """A training run."""
 
-    name: str = "lrmil"  # of the bundle
-    about: str = ""  # a sentence or two for its card: what it is, and what it is not
-    seed: int = Field(0, ge=0)  # of weights, order and augmentation
-    seeds: int = Field(1, ge=1)  # how many runs, with seed, seed + 1, …; figures of one seed are partly luck
-    folds: int = Field(0, ge=0)  # 0: the cohort's fixed split; k: every patient is tested once in k runs
-    by_site: bool = False  # folds keep the slides of a site together, where the table has a column site
-    hr_mpp: float = Field(0.5, gt=0)  # µm per pixel of the teacher's patches: 20x
-    lr_mpp: float = Field(2.0, gt=0)  # µm per pixel of the student's patches: 5x
-    hr_patch_px: int = Field(256, ge=32)  # side of an HR patch
-    lr_patch_px: int = Field(256, ge=32)  # side of an LR patch
-    student_input_px: int | None = Field(None, ge=32)  # side to which LR patches are enlarged; None: as read
+    name: str = "lrmil"
+    """Of the bundle."""
+    about: str = ""
+    """A sentence or two for its card: what it is, and what it is not."""
+    seed: int = Field(0, ge=0)
+    """Of weights, order and augmentation."""
+    seeds: int = Field(1, ge=1)
+    """How many runs, with seed, seed + 1, …; figures of one seed are partly luck."""
+    folds: int = Field(0, ge=0)
+    """0: the cohort's fixed split; k: every patient is tested once in k runs."""
+    by_site: bool = False
+    """Folds keep the slides of a site together, where the table has a column site."""
+    hr_mpp: float = Field(0.5, gt=0)
+    """Μm per pixel of the teacher's patches: 20x."""
+    lr_mpp: float = Field(2.0, gt=0)
+    """Μm per pixel of the student's patches: 5x."""
+    hr_patch_px: int = Field(256, ge=32)
+    """Side of an HR patch."""
+    lr_patch_px: int = Field(256, ge=32)
+    """Side of an LR patch."""
+    student_input_px: int | None = Field(None, ge=32)
+    """Side to which LR patches are enlarged; None: as read."""
     encoder: EncoderConfig = EncoderConfig()
+    """Which networks look at patches."""
     teacher: TeacherConfig = TeacherConfig()
+    """The HR teacher's MIL."""
     stage1: Stage1Config = Stage1Config()
+    """Patch-level distillation."""
     stage2: Stage2Config = Stage2Config()
+    """Slide-level distillation."""
     stage3: Stage3Config = Stage3Config()
-    class_weights: Literal["balanced", "none"] = "balanced"  # labels' loss by inverse frequency: rare classes count
-    baselines: tuple[Baseline, ...] = ("labels_only",)  # LR, frozen encoder, labels alone: what distillation must beat
-    ablation: bool = False  # also every loss term off in turn
-    bootstrap: int = Field(2000, ge=100)  # resamples behind every interval
-    features: Path | None = None  # folder of patch features that several runs share; None: in the run folder
-    devices: int = Field(1, ge=1)  # processes that train together; gradients are averaged over them
-    precision: Literal["auto", "32", "bf16"] = "auto"  # auto: bf16 on CUDA, where it is twice as fast, else fp32
-    loggers: tuple[Literal["csv", "tensorboard", "wandb", "mlflow"], ...] = ()  # besides events.jsonl, always written
+    """End-to-end fine-tuning of the student's encoder through its MIL."""
+    class_weights: Literal["balanced", "none"] = "balanced"
+    """Labels' loss by inverse frequency: rare classes count."""
+    baselines: tuple[Baseline, ...] = ("labels_only",)
+    """LR, frozen encoder, labels alone: what distillation must beat."""
+    ablation: bool = False
+    """Also every loss term off in turn."""
+    bootstrap: int = Field(2000, ge=100)
+    """Resamples behind every interval."""
+    features: Path | None = None
+    """Folder of patch features that several runs share; None: in the run folder."""
+    devices: int = Field(1, ge=1)
+    """Processes that train together; gradients are averaged over them."""
+    precision: Literal["auto", "32", "bf16"] = "auto"
+    """Auto: bf16 on CUDA, where it is twice as fast, else fp32."""
+    loggers: tuple[Literal["csv", "tensorboard", "wandb", "mlflow"], ...] = ()
+    """Besides events.jsonl, always written."""
 
     @model_validator(mode="after")
     def _stage_3_has_something_to_learn_from(self) -> TrainConfig:

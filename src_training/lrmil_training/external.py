@@ -14,7 +14,7 @@ from lrmil_training.cohort import SPLITS, Cohort, CohortSlide, read_cohort
 from lrmil_training.evaluation import SlideResult, evaluate, slide_table
 from lrmil_training.maps import write_maps
 from lrmil_training.report import write_report
-from lrmil_training.runstate import METRICS, SLIDES
+from lrmil_training.runfiles import METRICS, SLIDES
 from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.errors import CohortError, LrmilError
 from napari_lrmil.core.events import Caution, Event, Failed, Finished, Progress

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lrmil_training.eventlog import EVENTS, read_events
-from lrmil_training.runstate import CONFIG, METRICS, SLIDES
+from lrmil_training.runfiles import CONFIG, METRICS, SLIDES
 from lrmil_training.summary import is_method
 from napari_lrmil.core.errors import LrmilError
 
@@ -145,30 +145,47 @@ class Curve:
         return " · ".join(filter(None, [self.stage + again, self.where]))
 
 
-def read_curves(events: Iterable[Mapping[str, Any]]) -> list[Curve]:
-    """Return every fit with what is left after later attempts have overridden earlier epochs.
+class CurveReader:
+    """Takes the lines of an event log one by one, as they come, and keeps every fit.
 
-    A stage that has ended says so in every attempt, done again or not, so its fits are counted anew in each. In a
-    series the runs count themselves.
+    What later attempts did anew overrides earlier epochs. A stage that has ended says so in every attempt, done again
+    or not, so its fits are counted anew in each. In a series the runs count themselves.
     """
-    found: dict[tuple[str, int, str], Curve] = {}
-    ended: Counter[str] = Counter()
-    before: tuple[Any, int] = (None, -1)
-    where = ""
-    for line in events:
-        now = line.get("attempt"), int(line.get("seq", before[1]))
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, int, str], Curve] = {}
+        self._ended: Counter[str] = Counter()
+        self._before: tuple[Any, int] = (None, -1)
+        self._where = ""
+
+    @property
+    def curves(self) -> list[Curve]:
+        """Every fit so far that has a figure of training or validation."""
+        return [curve for curve in self._found.values() if any("/" in name for name in curve.series)]
+
+    def take(self, line: Mapping[str, Any]) -> None:
+        """Take the next line."""
+        now = line.get("attempt"), int(line.get("seq", self._before[1]))
         stage = str(line.get("stage", ""))
-        if now[0] != before[0] or now[1] < before[1]:
-            ended, where = Counter(), ""
-        before = now
+        if now[0] != self._before[0] or now[1] < self._before[1]:
+            self._ended, self._where = Counter(), ""
+        self._before = now
         if line.get("event") == "Progress" and stage == SERIES:
-            ended, where = Counter(), f"run {int(line['done']) + 1}"
+            self._ended, self._where = Counter(), f"run {int(line['done']) + 1}"
         elif line.get("event") == "StageDone":
-            ended[stage] += 1
+            self._ended[stage] += 1
         elif line.get("event") == "Metric":
-            curve = found.setdefault((stage, ended[stage], where), Curve(stage, ended[stage], where))
+            key = (stage, self._ended[stage], self._where)
+            curve = self._found.setdefault(key, Curve(*key))
             _put(curve.series.setdefault(str(line["name"]), {}), int(line["step"]), float(line["value"]))
-    return [curve for curve in found.values() if any("/" in name for name in curve.series)]
+
+
+def read_curves(events: Iterable[Mapping[str, Any]]) -> list[Curve]:
+    """Return every fit of a log; see `CurveReader`."""
+    reader = CurveReader()
+    for line in events:
+        reader.take(line)
+    return reader.curves
 
 
 def _put(series: dict[int, float], step: int, value: float) -> None:

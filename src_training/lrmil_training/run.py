@@ -12,17 +12,19 @@ from lrmil_training.cohort import read_cohort, require_classes
 from lrmil_training.config import TrainConfig, dump_config
 from lrmil_training.eventlog import EventLog
 from lrmil_training.features import find_encoder
+from lrmil_training.fitplan import StoppedError
 from lrmil_training.loggers import require_loggers
 from lrmil_training.report import write_report
-from lrmil_training.runlock import clear_stop, hold
-from lrmil_training.runstate import COHORT, CONFIG, Run
+from lrmil_training.runfiles import CALL, COHORT, CONFIG
+from lrmil_training.runlock import STOP, clear_stop, hold, stop_requested
+from lrmil_training.runstate import Run
 from lrmil_training.series import is_series, parts_of, run_series
 from lrmil_training.stage1 import require_twins
 from lrmil_training.stages import run_stages
 from napari_lrmil.core.encoders import FROZEN, TRAINABLE, notice
 from napari_lrmil.core.errors import ConfigError
-from napari_lrmil.core.events import Caution, Event, Finished
-from napari_lrmil.core.files import write_text
+from napari_lrmil.core.events import Caution, Event, Finished, Progress
+from napari_lrmil.core.files import write_json, write_text
 
 
 def train(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.device) -> Iterator[Event]:
@@ -49,9 +51,19 @@ def train(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.device
         for event in events:
             held.check()
             log.write(event)
+            _end_if_asked(out, event)
             if isinstance(event, Finished):
                 write_report(out, cohort_csv)  # now that the log has all it tells
             yield event
+
+
+def _end_if_asked(out: Path, event: Event) -> None:
+    """Raise `StoppedError` between batches of features; fits look for the file themselves, after every batch."""
+    if isinstance(event, Progress) and event.unit in ("patches", "slides") and stop_requested(out):
+        raise StoppedError(
+            f"reading slides was stopped because the file {out / STOP} is there; start the same command again, "
+            "slides that are done are not read again"
+        )
 
 
 def _prepare(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.device) -> Run:
@@ -80,4 +92,5 @@ def _prepare(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.dev
     out.mkdir(parents=True, exist_ok=True)
     for file, text in told.values():
         write_text(out / file, text)
+    write_json(out / CALL, {"cohort": str(cohort_csv.resolve()), "device": str(device)})
     return run

@@ -18,12 +18,10 @@ from lrmil_training.features import FeatureRequest, find_encoder
 from lrmil_training.fitting import FitPlan
 from lrmil_training.loggers import FitName, make_loggers
 from lrmil_training.pairs import Standard
+from lrmil_training.runfiles import CHECKPOINTS, FEATURES, LOGS
 from lrmil_training.runlock import STOP
 from lrmil_training.stage1 import teacher_layers
 from napari_lrmil.core.encoders import AlignedEncoder, LoadedEncoder, build_encoder, module_sha256
-
-FEATURES, CHECKPOINTS, LOGS, BUNDLE = "features", "checkpoints", "logs", "bundle"
-METRICS, SLIDES, CONFIG, COHORT = "metrics.json", "slides.json", "config.yaml", "cohort.sha256"
 
 
 @dataclass

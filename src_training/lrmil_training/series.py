@@ -16,8 +16,9 @@ from lrmil_training.eventlog import EventLog
 from lrmil_training.folds import deal_folds, put_aside
 from lrmil_training.methods import STUDENT
 from lrmil_training.report import REPORT, write_report
+from lrmil_training.runfiles import BUNDLE, CONFIG, METRICS
 from lrmil_training.runlock import STOP
-from lrmil_training.runstate import BUNDLE, CONFIG, METRICS, Run
+from lrmil_training.runstate import Run
 from lrmil_training.stages import run_stages
 from lrmil_training.summary import summarise
 from napari_lrmil.core.bundle import CARD

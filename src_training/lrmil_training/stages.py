@@ -17,7 +17,8 @@ from lrmil_training.features import make_features
 from lrmil_training.maps import write_maps
 from lrmil_training.methods import STUDENT, Lesson, Trained, methods, rounded, teacher_bags, train_method
 from lrmil_training.pairs import EMBEDDING, Standard, TaughtSlide, grid_of_coords, standard_of
-from lrmil_training.runstate import BUNDLE, METRICS, SLIDES, Run
+from lrmil_training.runfiles import BUNDLE, METRICS, SLIDES
+from lrmil_training.runstate import Run
 from lrmil_training.stored import StoredRows
 from napari_lrmil.core.bag import read_origin
 from napari_lrmil.core.events import Event, Finished, Progress, StageDone

@@ -13,18 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from lrmil_training.bagfit import BagItem, distillation_loss, fit_mil, label_loss, seeded_mil
+from lrmil_training.bagfit import BagItem, distillation_loss, fit_mil, label_loss, rank_agreement, seeded_mil
 from lrmil_training.config import Stage2Config, TeacherConfig, TrainConfig, build_config
-from lrmil_training.fitting import FitPlan
+from lrmil_training.fitting import FitPlan, StoppedError
 from lrmil_training.metrics import ranking_auroc
 from lrmil_training.pairs import EMBEDDING, Augmentation, PairDataset, Standard, TaughtSlide, grid_of_coords
 from lrmil_training.run import train
+from lrmil_training.runlock import request_stop
 from lrmil_training.stored import StoredRows
 from napari_lrmil.core.bag import Bag, read_bag, write_bag
 from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.encoders import save_encoder
 from napari_lrmil.core.errors import BagError, CohortError, ConfigError, EncoderError
-from napari_lrmil.core.events import Event, Failed, Finished, Progress, StageDone
+from napari_lrmil.core.events import Event, Failed, Finished, Metric, Progress, StageDone
 from napari_lrmil.core.mil import GatedAttentionMil
 from napari_lrmil.core.phantom import make_cohort
 from napari_lrmil.core.predict import predict
@@ -65,6 +66,31 @@ def test_stages_run_in_an_order_that_can(run: tuple[Path, list[Event]]) -> None:
     done = [e.stage for e in run[1] if isinstance(e, StageDone)]
     assert done == ["teacher", "stage1", "stage2", "labels_only", "evaluation"]
     assert isinstance(run[1][-1], Finished)
+
+
+def test_agreement_with_the_teacher_is_told_while_distilling(run: tuple[Path, list[Event]]) -> None:
+    """Spearman's correlation of attention on validation slides; the teacher itself has none."""
+    told = {e.stage: e.value for e in run[1] if isinstance(e, Metric) and e.name == "val/agreement"}
+    assert "stage2" in told and "teacher" not in told and all(-1 <= value <= 1 for value in told.values())
+
+
+def test_ranks_agree_as_scipy_says() -> None:
+    """Without an order on one side there is nothing to agree with."""
+    from scipy.stats import spearmanr
+
+    mine, its = torch.randn(2, 40, generator=torch.Generator().manual_seed(0))
+    assert rank_agreement(mine, its) == pytest.approx(float(spearmanr(mine, its).statistic), abs=1e-6)
+    assert rank_agreement(mine, torch.ones(40)) == 0
+
+
+def test_a_run_stops_between_batches_of_features(cohort: Path, config: TrainConfig, tmp_path: Path) -> None:
+    """Not only within a fit: features of a cohort take hours."""
+    events = train(cohort, tmp_path, config, CPU)
+    while next(events) != Progress("HR features", 2, 16, "slides"):
+        pass
+    request_stop(tmp_path)
+    with pytest.raises(StoppedError, match=r"reading slides was stopped because the file .*stop is there"):
+        list(events)
 
 
 def test_run_folder_is_complete(run: tuple[Path, list[Event]]) -> None:

@@ -1,0 +1,150 @@
+"""Curves of a training run while it goes on: loss terms, validation AUROC, agreement with the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.backends.backend_qtagg import FigureCanvasQTAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lrmil_training.reportdata import Curve
+from lrmil_training.reportplots import TERMS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WORDS = {
+    "ce": "labels",
+    "bag": "teacher's probabilities",
+    "soft": "teacher's attention",
+    "hard": "top patches",
+    "attn": "attended embedding",
+}
+HEIGHT_PX = 300
+AT_NIGHT = {
+    "#0072b2": "#56b4e9",
+    "#56b4e9": "#9ad7f7",
+    "#009e73": "#2fc79c",
+    "#d55e00": "#f08a3c",
+    "#3a3a3a": "#e8e8e8",
+}
+
+
+@dataclass(frozen=True)
+class Ink:
+    """Colours of the window's theme, as matplotlib takes them."""
+
+    paper: str
+    text: str
+    faint: str
+
+    @property
+    def dark(self) -> bool:
+        """Whether the paper is darker than the text."""
+        return _grey(self.paper) < _grey(self.text)
+
+    def tint(self, colour: str) -> str:
+        """Return a colour as it can be told from the paper: the darkest of the palette have lighter ones at night."""
+        return AT_NIGHT.get(colour, colour) if self.dark else colour
+
+
+def _grey(colour: str) -> float:
+    return float(np.mean(to_rgb(colour)))
+
+
+class CurveCanvas(FigureCanvasQTAgg):
+    """Draws one fit.
+
+    Parameters
+    ----------
+    ink
+        Colours.
+    """
+
+    def __init__(self, ink: Ink) -> None:
+        self._ink = ink
+        figure = Figure(facecolor=ink.paper, dpi=96)
+        super().__init__(figure)  # type: ignore[no-untyped-call]  # matplotlib's Qt parts have few types
+        self.setFixedHeight(HEIGHT_PX)
+        self.setMinimumWidth(200)
+
+    def show_curve(self, curve: Curve) -> None:
+        """Draw a fit anew."""
+        figure = self.figure
+        figure.clear()  # and its margins with it
+        # By hand: a layout engine takes as long as the drawing.
+        figure.subplots_adjust(left=0.13, right=0.98, top=0.93, bottom=0.12, hspace=0.5)
+        panels = _panels(curve)
+        axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        for axis, (title, lines) in zip(axes, panels.items(), strict=True):
+            self._panel(axis, title, lines)
+        axes[-1].set_xlabel("epoch", color=self._ink.text, fontsize=8, labelpad=2)
+        axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        if curve.chosen is not None:
+            for axis in axes:
+                axis.axvline(curve.chosen + 1, color=self._ink.faint, lw=0.8, ls=":")
+        self.draw_idle()  # type: ignore[no-untyped-call]
+
+    def _panel(self, axis: Axes, title: str, lines: list[Line]) -> None:
+        axis.set_facecolor(self._ink.paper)
+        for line in lines:
+            axis.plot(
+                [step + 1 for step in line.values],
+                list(line.values.values()),
+                color=self._ink.tint(line.colour),
+                ls="--" if line.dashed else "-",
+                marker="o" if len(line.values) < 3 else "",
+                ms=3,
+                lw=1.3,
+                label=line.name or None,
+            )
+        axis.set_title(title, color=self._ink.text, fontsize=8, loc="left", pad=3)
+        axis.tick_params(colors=self._ink.text, labelsize=7)
+        for side, spine in axis.spines.items():
+            spine.set_visible(side in ("left", "bottom"))
+            spine.set_color(self._ink.faint)
+        if len(lines) > 1:
+            legend = axis.legend(fontsize=6.5, frameon=False, ncols=2, borderpad=0, handlelength=1.4)
+            for text in legend.get_texts():
+                text.set_color(self._ink.text)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a panel."""
+
+    name: str
+    values: Mapping[int, float]
+    colour: str
+    dashed: bool = False
+
+
+def _panels(curve: Curve) -> dict[str, list[Line]]:
+    """Return title -> lines."""
+    series: Mapping[str, Any] = curve.series
+    terms = sorted({name.split("/", 1)[1] for name in series if name.startswith("train/")})
+    losses = []
+    for i, term in enumerate(terms):
+        for side in ("train", "val"):
+            values = series.get(f"{side}/{term}")
+            if values:  # one name for both: the panel's title says which is dashed
+                name = _word(term) if side == "train" else ""
+                losses.append(Line(name, values, TERMS[i % len(TERMS)], side == "val"))
+    panels = {"Loss terms (dashed: validation)": losses}
+    if "val/auroc" in series:
+        panels["Validation AUROC"] = [Line("AUROC", series["val/auroc"], TERMS[0])]
+    if "val/agreement" in series:
+        title = "Attention as the teacher's (ρ, validation)"
+        panels[title] = [Line("ρ", series["val/agreement"], TERMS[2])]
+    return panels
+
+
+def _word(term: str) -> str:
+    if term.startswith("layer_"):
+        return f"maps at {term.removeprefix('layer_')}"
+    return WORDS.get(term, term)

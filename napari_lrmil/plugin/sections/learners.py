@@ -1,0 +1,219 @@
+"""The slides to learn from, as a table that is edited in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qtpy.QtCore import QAbstractItemModel, QAbstractTableModel, QModelIndex, QObject, Qt, Signal
+from qtpy.QtGui import QColor
+from qtpy.QtWidgets import QAbstractItemView, QComboBox, QHeaderView, QStyledItemDelegate, QTableView, QWidget
+
+from lrmil_training.cohort import SPLITS
+from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.plugin.sections.parts import bar, button, label
+from napari_lrmil.plugin.sections.steps import Step
+from napari_lrmil.plugin.training_cohort import COLUMNS, CohortTable, Count, Row
+
+HEADS = ("", "Slide", "Label", "Patient", "Split", "µm/px")
+WIDTHS = (22, 104, 58, 58, 44, 44)
+TIPS = (
+    "Whether the slide can be used",
+    "The slide's file",
+    "The class that a model is to tell, such as tumour or normal",
+    "Whose slide it is; a pseudo-patient such as 2+5 counts as both",
+    "train, val or test; all slides of a patient move together",
+    "µm per level-0 pixel, only where the file does not say",
+)
+GOOD, BAD, UNKNOWN = "✓", "✗", "…"
+TABLE_PX = 190
+OPEN = "A CSV with a row per slide: slide, patient, label, optional split and mpp"
+BUILD = "Every slide of a folder; subfolders are taken for classes"
+PROPOSE = "Deal patients 60/20/20 to train, val and test, every class alike; replaces the splits that are there"
+REMOVE = "Leave the selected slides out of the table; no file is deleted"
+SAVE = "Write the table as CSV; training reads it from there"
+
+
+class CohortModel(QAbstractTableModel):  # type: ignore[misc]  # qtpy has no types
+    """A `CohortTable` for Qt; what is refused is told by `refused`, and the cell stays as it was."""
+
+    refused = Signal(str)
+
+    def __init__(self, table: CohortTable, parent: QObject | None = None) -> None:
+        super().__init__(parent)
+        self._table = table
+        self._rows: tuple[Row, ...] = table.rows
+
+    def refresh(self) -> None:
+        """Show what the table holds now."""
+        if len(self._rows) != len(self._table.rows):
+            self.beginResetModel()
+            self._rows = self._table.rows
+            self.endResetModel()
+        elif self._rows:
+            self._rows = self._table.rows
+            self.dataChanged.emit(self.index(0, 0), self.index(len(self._rows) - 1, len(COLUMNS)))
+
+    def rowCount(self, parent: QModelIndex | None = None) -> int:  # noqa: N802, D102  # Qt's name
+        return 0 if parent is not None and parent.isValid() else len(self._rows)
+
+    def columnCount(self, parent: QModelIndex | None = None) -> int:  # noqa: N802, D102  # Qt's name
+        return 0 if parent is not None and parent.isValid() else len(COLUMNS) + 1
+
+    def headerData(  # noqa: N802, D102  # Qt's name
+        self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole
+    ) -> Any:
+        if orientation == Qt.Orientation.Vertical:
+            return None
+        return {Qt.ItemDataRole.DisplayRole: HEADS[section], Qt.ItemDataRole.ToolTipRole: TIPS[section]}.get(role)
+
+    def data(self, index: QModelIndex, role: int = Qt.ItemDataRole.DisplayRole) -> Any:  # noqa: D102
+        row = self._rows[index.row()]
+        if index.column() == 0:
+            return self._state(row, role)
+        column = COLUMNS[index.column() - 1]
+        text = row.path.name if column == "slide" else getattr(row, column)
+        if role == Qt.ItemDataRole.ToolTipRole:
+            return str(row.path) if column == "slide" else TIPS[index.column()]
+        return text if role in (Qt.ItemDataRole.DisplayRole, Qt.ItemDataRole.EditRole) else None
+
+    def _state(self, row: Row, role: int) -> Any:
+        check = self._table.check_of(row)
+        if role == Qt.ItemDataRole.DisplayRole:
+            return UNKNOWN if check is None else BAD if check.fault else GOOD
+        if role == Qt.ItemDataRole.ToolTipRole:
+            return (
+                "not looked at yet"
+                if check is None
+                else check.fault or f"{check.mpp:.4g} µm per pixel, {check.lr_patches} LR patches with tissue"
+            )
+        if role == Qt.ItemDataRole.ForegroundRole and check is not None:
+            return QColor("#e06c4f" if check.fault else "#4fae7b")
+        return None
+
+    def flags(self, index: QModelIndex) -> Qt.ItemFlag:  # noqa: D102
+        fixed = Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsSelectable
+        return fixed if index.column() < 2 else fixed | Qt.ItemFlag.ItemIsEditable
+
+    def setData(self, index: QModelIndex, value: Any, role: int = Qt.ItemDataRole.EditRole) -> bool:  # noqa: N802, D102
+        if role != Qt.ItemDataRole.EditRole or index.column() < 2:
+            return False
+        try:
+            self._table.edit(index.row(), COLUMNS[index.column() - 1], str(value))
+        except LrmilError as error:
+            self.refused.emit(str(error))
+            return False
+        return True
+
+
+class SplitDelegate(QStyledItemDelegate):  # type: ignore[misc]  # qtpy has no types
+    """Edits a split by choosing one."""
+
+    def createEditor(self, parent: QWidget, _: Any, __: QModelIndex) -> QWidget:  # noqa: N802, D102  # Qt's name
+        box = QComboBox(parent)
+        box.addItems(SPLITS)
+        box.activated.connect(lambda _: self.commitData.emit(box))
+        return box
+
+    def setEditorData(self, editor: QComboBox, index: QModelIndex) -> None:  # noqa: N802, D102  # Qt's name
+        editor.setCurrentText(str(index.data(Qt.ItemDataRole.EditRole)))
+
+    def setModelData(  # noqa: N802, D102  # Qt's name
+        self, editor: QComboBox, model: QAbstractItemModel, index: QModelIndex
+    ) -> None:
+        model.setData(index, editor.currentText())
+
+
+class CohortSection(Step):
+    """Shows and edits a `CohortTable`."""
+
+    open_wanted = Signal()
+    build_wanted = Signal()
+    propose_wanted = Signal()
+    remove_wanted = Signal(object)
+    save_wanted = Signal()
+
+    def __init__(self, table: CohortTable, parent: QWidget | None = None) -> None:
+        super().__init__("train slides", "1 · Slides to learn from (cohort)", parent)
+        self._table = table
+        self.open, self.build = button("Open table…", OPEN), button("From a folder…", BUILD)
+        self.propose, self.remove = button("Propose splits", PROPOSE), button("Remove", REMOVE)
+        self.save = button("Save table…", SAVE)
+        self.model = CohortModel(table, self)
+        self.view = self._make_view()
+        self.where, self.counts, self.state = label("cohort file", small=True), label("counts"), label("cohort state")
+        self.counts.setTextFormat(Qt.TextFormat.RichText)
+        for widget, wish in (
+            (self.open, self.open_wanted),
+            (self.build, self.build_wanted),
+            (self.propose, self.propose_wanted),
+            (self.save, self.save_wanted),
+        ):
+            widget.clicked.connect(lambda _=False, wish=wish: wish.emit())
+        self.remove.clicked.connect(lambda: self.remove_wanted.emit(self.selected()))
+        self.add(self.open, self.build)
+        self.add(self.where)
+        self.add(self.view)
+        self.add(self.propose, self.remove, self.save)
+        self.add(self.counts)
+        self.add(self.state)
+        self.refresh()
+
+    def _make_view(self) -> QTableView:
+        view = QTableView()
+        view.setModel(self.model)
+        view.setItemDelegateForColumn(COLUMNS.index("split") + 1, SplitDelegate(view))
+        view.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
+        how = QAbstractItemView.EditTrigger
+        view.setEditTriggers(how.DoubleClicked | how.SelectedClicked | how.EditKeyPressed | how.AnyKeyPressed)
+        view.verticalHeader().hide()
+        view.verticalHeader().setDefaultSectionSize(22)
+        view.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Interactive)
+        view.horizontalHeader().setMinimumSectionSize(20)
+        view.horizontalHeader().setStretchLastSection(True)
+        for column, width in enumerate(WIDTHS):
+            view.setColumnWidth(column, width)
+        view.setWordWrap(False)
+        view.setFixedHeight(TABLE_PX)
+        view.setAccessibleName("Slides of the cohort")
+        return view
+
+    def selected(self) -> set[int]:
+        """Return the selected rows."""
+        return {index.row() for index in self.view.selectionModel().selectedIndexes()}
+
+    def refresh(self, checking: bool = False) -> None:
+        """Show the table, the counts, and what keeps it from training."""
+        table = self._table
+        self.model.refresh()
+        self.view.setColumnHidden(len(COLUMNS), not table.asks_mpp)  # most files say it, and a dock is narrow
+        empty = "" if table.rows else "There is no slide in the table yet."
+        for widget, tip in ((self.propose, PROPOSE), (self.remove, REMOVE), (self.save, SAVE)):
+            bar(widget, empty, tip)
+        name = table.path.name if table.path else "a new table"
+        self.where.setText(f"{name}{'' if table.saved else ', not saved'}" if table.rows else "")
+        self.where.setToolTip(str(table.path or ""))
+        self.counts.setText(_counts_html(table.classes, table.counts()) if table.rows else "")
+        self.state.setText("\n".join(filter(None, (self._looked_at(checking), table.blocked_by))))
+
+    def _looked_at(self, checking: bool) -> str:
+        table = self._table
+        if not table.rows:
+            return ""
+        seen = len(table.rows) - len(table.unchecked)
+        told = f"{seen} of {len(table.rows)} slides looked at" if table.unchecked else f"All {seen} slides looked at"
+        if table.broken:
+            reasons = (check.fault for check in map(table.check_of, table.rows) if check and check.fault)
+            told += f"; {table.broken} cannot be used and will be left out, first because: {next(reasons)}"
+        return told + ("…" if checking else ".")
+
+
+def _counts_html(classes: list[str], counts: dict[str, dict[str, Count]]) -> str:
+    """Return slides and, in brackets, patients of each class and split."""
+    head = "".join(f"<th align='right'>&nbsp;&nbsp;{name}</th>" for name in classes)
+    rows = "".join(
+        f"<tr><td>{split or 'no split'}</td>"
+        + "".join(f"<td align='right'>&nbsp;&nbsp;{of[c].slides} ({of[c].patients})</td>" for c in classes)
+        + "</tr>"
+        for split, of in counts.items()
+    )
+    return f"<table><tr><td>slides (patients)</td>{head}</tr>{rows}</table>"

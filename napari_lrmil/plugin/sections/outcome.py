@@ -1,0 +1,112 @@
+"""What a finished run found out: teacher beside student, and the way from there to the slides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from matplotlib.backends.backend_qtagg import FigureCanvasQTAgg
+from matplotlib.figure import Figure
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import QWidget
+
+from lrmil_training.reportplots import colour, marker
+from napari_lrmil.plugin.curves import Ink
+from napari_lrmil.plugin.sections.parts import bar, button, label
+from napari_lrmil.plugin.sections.steps import Step
+from napari_lrmil.plugin.training_result import MethodRow, Result
+
+SIDE_PX = 250
+BESIDE = 3  # methods in one table
+LINES = {
+    "auroc": "AUROC",
+    "interval": "interval",
+    "accuracy": "bal. accuracy",
+    "agreement": "attention (ρ)",
+    "patches": "patches",
+    "pixels": "MPix",
+    "seconds": "CPU s",
+}
+USE = "Choose this model in the Analyse dock"
+REPORT = "All figures, slides and curves on one page, in the browser"
+NONE = "No run has finished yet."
+
+
+class ResultSection(Step):
+    """Shows a `Result`."""
+
+    use_wanted = Signal()
+    report_wanted = Signal()
+
+    def __init__(self, ink: Ink, parent: QWidget | None = None) -> None:
+        super().__init__("train result", "4 · Result", parent)
+        self._ink = ink
+        self.use, self.report = button("Use this model", USE), button("Report…", REPORT)
+        self.table, self.notes = label("result table"), label("result notes", small=True)
+        self.table.setTextFormat(Qt.TextFormat.RichText)
+        figure = Figure(layout="constrained", facecolor=ink.paper, dpi=96)
+        self.reliability: Any = FigureCanvasQTAgg(figure)  # type: ignore[no-untyped-call]  # matplotlib's Qt parts
+        self.reliability.setFixedHeight(SIDE_PX)
+        self.use.clicked.connect(lambda: self.use_wanted.emit())
+        self.report.clicked.connect(lambda: self.report_wanted.emit())
+        self.add(self.use, self.report)
+        for part in (self.table, self.notes, self.reliability):
+            self.add(part)
+        self.show_result(None)
+
+    def show_result(self, result: Result | None) -> None:
+        """Show what a run found out, or nothing."""
+        bar(self.use, "" if result and result.bundle else NONE, USE)
+        bar(self.report, "" if result and result.report else NONE, REPORT)
+        self.table.setText(_table_html(result) if result else NONE)
+        self.notes.setText(" ".join(result.notes) if result else "")
+        self.reliability.setVisible(bool(result and any(result.reliability.values())))
+        if result and result.reliability:
+            self._draw(result)
+
+    def _draw(self, result: Result) -> None:
+        figure, ink = self.reliability.figure, self._ink
+        figure.clear()
+        axis = figure.subplots()
+        axis.set_facecolor(ink.paper)
+        axis.plot([0, 1], [0, 1], color=ink.faint, lw=0.8, ls="--")
+        methods = list(result.reliability)
+        for row in (r for r in result.rows if result.reliability[r.method]):
+            bins = result.reliability[row.method]
+            tint = ink.tint(colour(row.method, methods))
+            axis.plot(
+                *zip(*bins, strict=True), color=tint, marker=marker(row.method, methods), ms=4, lw=1, label=row.name
+            )
+        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axis.set_xlabel("mean probability", color=ink.text, fontsize=8)
+        axis.set_ylabel("share that was right", color=ink.text, fontsize=8)
+        axis.set_title("Reliability (on the diagonal: as it should be)", color=ink.text, fontsize=8, loc="left")
+        axis.tick_params(colors=ink.text, labelsize=7)
+        for side, spine in axis.spines.items():
+            spine.set_visible(side in ("left", "bottom"))
+            spine.set_color(ink.faint)
+        for text in axis.legend(fontsize=7, frameon=False).get_texts():
+            text.set_color(ink.text)
+        self.reliability.draw_idle()
+
+
+def _table_html(result: Result) -> str:
+    blocks = (result.rows[i : i + BESIDE] for i in range(0, len(result.rows), BESIDE))
+    below = "attention: how far it ranks patches as the teacher's does. Patches, pixels and seconds: of a slide"
+    return f"<b>On the {escape(result.split)} slides</b>{''.join(map(_block, blocks))}<i>{below}</i>"
+
+
+def _block(methods: Sequence[MethodRow]) -> str:
+    """Return a table of a few methods side by side: a dock is narrow."""
+    head = "".join(f"<th align='right'>{escape(m.name)}</th>" for m in methods)
+    lines = "".join(
+        f"<tr><td>{word}</td>" + "".join(f"<td align='right'>{_cell(m, name)}</td>" for m in methods) + "</tr>"
+        for name, word in LINES.items()
+    )
+    return f"<table width='100%' cellspacing='3'><tr><td></td>{head}</tr>{lines}</table>"
+
+
+def _cell(method: MethodRow, name: str) -> str:
+    text = escape(getattr(method, name)).replace(" to ", "–").replace(" ", "&nbsp;")
+    return f"<b>{text}</b>" if name == "auroc" else text

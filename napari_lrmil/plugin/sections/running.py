@@ -1,0 +1,131 @@
+"""A training run on the screen: start, stop, go on, open; how far it is; its curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QComboBox, QLineEdit, QProgressBar, QWidget
+
+from napari_lrmil.plugin.curves import CurveCanvas, Ink
+from napari_lrmil.plugin.sections.parts import bar, button, label
+from napari_lrmil.plugin.sections.steps import Step
+from napari_lrmil.plugin.training_log import duration, worded
+from napari_lrmil.plugin.training_run import Phase, TrainingRun
+
+START = "Train in a process of its own; it goes on when napari is closed"
+STOP = "Ends after the batch; nothing that was done is lost"
+RESUME = "Goes on from the last whole epoch, with the same table and settings"
+OPEN = "Look at a run that is there: finished, stopped, or being written, here or on another machine"
+NEWEST = "the newest fit"
+SHOWN = 3  # cautions and failures told in the dock
+
+STATES = {
+    Phase.NONE: "",
+    Phase.STARTING: "Starting: the program is being loaded…",
+    Phase.STOPPING: "Stopping after the batch…",
+    Phase.STOPPED: "Stopped. Resume goes on from the last whole epoch.",
+    Phase.FINISHED: "Finished.",
+}
+
+
+class RunSection(Step):
+    """Shows a `TrainingRun`."""
+
+    start_wanted = Signal()
+    stop_wanted = Signal()
+    resume_wanted = Signal()
+    open_wanted = Signal()
+    folder_wanted = Signal()
+
+    def __init__(self, run: TrainingRun, ink: Ink, parent: QWidget | None = None) -> None:
+        super().__init__("train run", "3 · Training (run)", parent)
+        self._run = run
+        self.folder = QLineEdit()
+        self.folder.setPlaceholderText("folder for the run")
+        self.folder.setToolTip("Everything of the run goes in here; an empty or new folder")
+        self.choose = button("Folder…", "Where the run is written")
+        self.start, self.stop = button("Start training", START), button("Stop", STOP)
+        self.resume, self.open = button("Resume", RESUME), button("Open a run…", OPEN)
+        self.stages, self.state, self.told = (
+            label("stages"),
+            label("run state", bold=True),
+            label("run told", small=True),
+        )
+        self.progress = QProgressBar()
+        self.progress.setRange(0, 1000)
+        self.fit = QComboBox()
+        self.fit.addItem(NEWEST)
+        self.fit.setAccessibleName("Which fit the curves show")
+        self.canvas = CurveCanvas(ink)
+        for widget, wish in (
+            (self.choose, self.folder_wanted),
+            (self.start, self.start_wanted),
+            (self.stop, self.stop_wanted),
+            (self.resume, self.resume_wanted),
+            (self.open, self.open_wanted),
+        ):
+            widget.clicked.connect(lambda _=False, wish=wish: wish.emit())
+        self.fit.activated.connect(lambda _: self.draw())
+        self.add(self.folder, self.choose)
+        self.add(self.start, self.open)
+        self.add(self.stop, self.resume)
+        for part in (self.state, self.progress, self.stages, self.told, self.fit, self.canvas):
+            self.add(part)
+        self.refresh("")
+
+    def value(self) -> Path | None:
+        """Return the folder that was chosen for a new run."""
+        text = self.folder.text().strip()
+        return Path(text).expanduser() if text else None
+
+    def refresh(self, blocked: str) -> None:
+        """Show how far the run is; `blocked` says why a new one cannot be started."""
+        run = self._run
+        under_way = "A run is under way." if run.alive else ""
+        no_folder = "" if self.value() else "Choose a folder for the run first."
+        bar(self.start, under_way or blocked or no_folder, START)
+        bar(self.stop, "" if run.alive and run.phase is not Phase.STOPPING else "No run is under way.", STOP)
+        finished = "The run is finished." if run.phase is Phase.FINISHED else ""
+        bar(self.resume, run.resume_blocked_by or finished, RESUME)
+        self.state.setText(self._state_text())
+        self.stages.setText(self._stages_text())
+        self.told.setText(self._told_text())
+        pace = run.story.pace()
+        self.progress.setVisible(run.alive and pace is not None)
+        self.progress.setValue(round(1000 * pace.share) if pace else 0)
+        for part in (self.fit, self.canvas):
+            part.setVisible(bool(run.story.curves))
+
+    def _state_text(self) -> str:
+        run = self._run
+        if run.phase is Phase.BROKEN:
+            return run.reason
+        if run.phase is Phase.RUNNING:
+            where = f" by {run.writer.text}" if run.writer is not None and not run.is_ours else ""
+            return run.pace_text() or f"Running{where}…"
+        return STATES[run.phase]
+
+    def _stages_text(self) -> str:
+        return " · ".join(f"✓ {worded(stage)} {duration(s)}" for stage, s in self._run.story.spent.items())
+
+    def _told_text(self) -> str:
+        run = self._run
+        failures = [f"{slide}: {why}" for slide, why in run.story.failures.items()]
+        lines = [f"⚠ {text}" for text in (*failures, *run.story.cautions)][:SHOWN]
+        who = run.writer.text if run.writer is not None and not run.is_ours else ""
+        where = f"{run.folder}" if run.folder else ""
+        return "\n".join(filter(None, (where, f"written by {who}" if who else "", run.foreign, *lines)))
+
+    def draw(self) -> None:
+        """Draw the chosen fit anew."""
+        curves = self._run.story.curves
+        titles = [NEWEST, *(worded(curve.title) for curve in curves)]
+        if titles != [self.fit.itemText(i) for i in range(self.fit.count())]:
+            chosen = self.fit.currentText()
+            self.fit.clear()
+            self.fit.addItems(titles)
+            self.fit.setCurrentIndex(max(0, self.fit.findText(chosen)))
+        if curves:
+            chosen = self.fit.currentIndex()
+            self.canvas.show_curve(curves[chosen - 1] if chosen > 0 else curves[-1])

@@ -1,0 +1,228 @@
+"""How to train: the few settings that matter on top, all others folded; every field comes from the configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from magicgui import widgets
+from numpy.typing import NDArray
+from qtpy.QtCore import Signal
+from qtpy.QtGui import QImage, QPixmap
+from qtpy.QtWidgets import QLabel, QWidget
+
+from lrmil_training.config import PRESETS, TrainConfig
+from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.plugin.sections.parts import button, label, row
+from napari_lrmil.plugin.sections.steps import FormStep, Step, fit_narrow
+from napari_lrmil.plugin.training_encoders import EncoderOffer
+from napari_lrmil.plugin.training_fields import GROUPS, Field, fields, flat, nested, preset
+from napari_lrmil.plugin.training_picture import PatchPicture
+
+# What matters, each line one decision: word, and the settings that it holds.
+TOP: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("HR encoder", ("encoder.teacher",)),
+    ("µm/px: HR, LR", ("hr_mpp", "lr_mpp")),
+    ("Patch px: HR, LR", ("hr_patch_px", "lr_patch_px")),
+    ("Epochs: HR, 1, 2", ("teacher.epochs", "stage1.epochs", "stage2.epochs")),
+    ("Seeds, folds", ("seeds", "folds")),
+)
+OTHER, OWN = "another: file, folder, hf:…", "own settings"
+PICTURE_PX = 148
+HIGHEST = 999_999
+Widget = Any  # magicgui's; their common base tells no types
+
+
+class TrainingForm(Step):
+    """Edits a `TrainConfig` and the device; `changed` tells of every change."""
+
+    changed = Signal()
+    file_wanted = Signal()
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__("train settings", "2 · Settings", parent)
+        self._fields = {field.key: field for field in fields()}
+        self._showing = False
+        self.editors: dict[str, Widget] = {key: _editor(field) for key, field in self._fields.items()}
+        self.preset = widgets.ComboBox(
+            label="Preset", choices=[*PRESETS, OWN], tooltip="A set of settings to begin with"
+        )
+        self.file = button("Settings from a file…", "A YAML file such as the config.yaml of a run")
+        self.encoder = widgets.ComboBox(label="HR encoder", choices=[OTHER], tooltip=self._tip("encoder.teacher"))
+        self.encoder_told = label("encoder told", small=True)
+        self.device = widgets.ComboBox(label="Device", choices=["auto"], tooltip="A GPU where there is one")
+        self.problem, self.estimate = label("settings problem"), label("estimate")
+        self.lr, self.hr = QLabel(), QLabel()
+        self.lr_told, self.hr_told = label("lr patch", small=True), label("hr patch", small=True)
+        self.groups = [self._group(name, title) for name, title in GROUPS.items()]
+        self._lay_out()
+        self._connect()
+        self.set_value(preset("default"))
+
+    # ------------------------------------------------------------ building
+
+    def _lay_out(self) -> None:
+        self.top = widgets.Container(widgets=[self.preset, *map(self._line, TOP), self.device], labels=True)
+        self.top.margins = (0, 0, 0, 0)
+        fit_narrow(self.top.native)
+        self.add(self.file)
+        self.add(self.top.native)
+        self.add(self.encoder_told)
+        for picture in (self.lr, self.hr):
+            picture.setFixedSize(PICTURE_PX, PICTURE_PX)
+        self.pictures, self.captions = row(self.lr, self.hr), row(self.lr_told, self.hr_told)
+        for told in (self.lr_told, self.hr_told):
+            told.setFixedWidth(PICTURE_PX)
+        self.add(self.pictures)
+        self.add(self.captions)
+        self.add(self.estimate)
+        self.add(self.problem)
+        for group in self.groups:
+            self.add(group)
+        self.show_picture(None)
+
+    def _line(self, line: tuple[str, tuple[str, ...]]) -> Widget:
+        word, keys = line
+        if keys == ("encoder.teacher",):
+            both = [self.encoder, self.editors["encoder.teacher"]]
+            made = widgets.Container(widgets=both, layout="vertical", labels=False, label=word)
+        elif len(keys) == 1:
+            made = self.editors[keys[0]]
+            made.label = word
+        else:
+            made = widgets.Container(
+                widgets=[self.editors[key] for key in keys], layout="horizontal", labels=False, label=word
+            )
+        if isinstance(made, widgets.Container):
+            made.margins = (0, 0, 0, 0)
+        made.tooltip = "\n".join(self._tip(key) for key in keys)
+        return made
+
+    def _group(self, name: str, title: str) -> FormStep:
+        shown = {key for _, keys in TOP for key in keys}
+        its = [self.editors[f.key] for f in self._fields.values() if f.group == name and f.key not in shown]
+        form = widgets.Container(widgets=its, labels=True)
+        form.margins = (0, 0, 0, 0)
+        fit_narrow(form.native)
+        return FormStep(f"train {name or 'general'}", title, form)
+
+    def _tip(self, key: str) -> str:
+        return f"{key}: {self._fields[key].sentence}"
+
+    def _connect(self) -> None:
+        self.file.clicked.connect(lambda: self.file_wanted.emit())
+        self.preset.changed.connect(self._preset_chosen)
+        self.encoder.changed.connect(self._encoder_chosen)
+        self.device.changed.connect(lambda _: self.changed.emit())
+        for editor in self.editors.values():
+            editor.changed.connect(self._edited)
+
+    # ------------------------------------------------------------ the value
+
+    def value(self) -> TrainConfig:
+        """Return what the form says; raises `ConfigError` or `GeometryError` where that means nothing."""
+        return nested({key: field.read(self.editors[key].value) for key, field in self._fields.items()})
+
+    def set_value(self, config: TrainConfig) -> None:
+        """Show a configuration."""
+        self._showing = True
+        try:
+            for key, value in flat(config).items():
+                self.editors[key].value = self._fields[key].written(value)
+            self._show_encoder(config.encoder.teacher)
+            named = next((name for name in PRESETS if preset(name) == config), OWN)
+            self.preset.value = named
+        finally:
+            self._showing = False
+        self.changed.emit()
+
+    def check(self) -> TrainConfig | None:
+        """Return the configuration, or None and show what is wrong with it."""
+        try:
+            config = self.value()
+        except LrmilError as error:
+            self.problem.setText(str(error))
+            return None
+        self.problem.setText("")
+        return config
+
+    def _edited(self, _: Any = None) -> None:
+        if not self._showing:
+            self._showing = True
+            self.preset.value = OWN
+            self._showing = False
+            self.changed.emit()
+
+    def _preset_chosen(self, name: str) -> None:
+        if not self._showing and name != OWN:
+            self.set_value(preset(name))
+
+    # ------------------------------------------------------------ encoders
+
+    def offer_encoders(self, names: list[str]) -> None:
+        """Offer these encoders, and any other by its name."""
+        self._showing = True
+        self.encoder.choices = [*names, OTHER]
+        self._show_encoder(self.editors["encoder.teacher"].value)
+        self._showing = False
+
+    def offer_devices(self, devices: dict[str, str]) -> None:
+        """Offer what this machine has: name -> what to call it."""
+        words = {"auto": f"best there is: {devices['auto']}"}
+        self.device.choices = [(words.get(name, told), name) for name, told in devices.items()]
+
+    def show_encoder_told(self, offer: EncoderOffer) -> None:
+        """Tell licence and size of the chosen encoder, and whether its weights are here."""
+        self.encoder_told.setText(f"{offer.name}: {offer.text}" if not offer.barred else offer.barred)
+
+    def _show_encoder(self, name: str) -> None:
+        listed = name in self.encoder.choices
+        self.encoder.value = name if listed else OTHER
+        self.editors["encoder.teacher"].visible = not listed
+
+    def _encoder_chosen(self, name: str) -> None:
+        if self._showing:
+            return
+        self.editors["encoder.teacher"].visible = name == OTHER
+        if name != OTHER:
+            self.editors["encoder.teacher"].value = name
+
+    # ------------------------------------------------------------ what the settings mean
+
+    def show_picture(self, picture: PatchPicture | None) -> None:
+        """Show one LR patch and its HR patches; nothing before a slide was looked at."""
+        for part in (self.pictures, self.captions):
+            part.setVisible(picture is not None)
+        if picture is not None:
+            for where, pixels in ((self.lr, picture.lr), (self.hr, picture.hr)):
+                where.setPixmap(_pixmap(pixels))
+            self.lr_told.setText(picture.lr_text)
+            self.hr_told.setText(picture.hr_text)
+
+    def show_estimate(self, text: str) -> None:
+        """Show what a run should take."""
+        self.estimate.setText(text)
+        self.estimate.setVisible(bool(text))
+
+
+def _editor(field: Field) -> Widget:
+    told: dict[str, Any] = {
+        "label": field.word,
+        "tooltip": f"{field.key}: {field.sentence}",
+        "name": field.key.replace(".", "_"),
+    }
+    match field.kind:
+        case "flag":
+            return widgets.CheckBox(value=field.default, text="", **told)
+        case "choice":
+            return widgets.ComboBox(choices=field.choices, value=field.default, **told)
+        case "whole":
+            return widgets.SpinBox(value=field.default, min=field.lowest, max=HIGHEST, **told)
+    return widgets.LineEdit(value=field.written(field.default), **told)
+
+
+def _pixmap(pixels: NDArray[np.uint8]) -> QPixmap:
+    pixels = np.ascontiguousarray(pixels)
+    height, width, _ = pixels.shape
+    image = QImage(pixels.data, width, height, 3 * width, QImage.Format.Format_RGB888)
+    return QPixmap.fromImage(image).scaled(PICTURE_PX, PICTURE_PX)

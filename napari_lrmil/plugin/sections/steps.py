@@ -1,0 +1,84 @@
+"""A part of the Train dock: folded it takes no room, open as much as its content needs, also when that grows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from magicgui.widgets import Container
+from qtpy.QtCore import QEvent, Qt
+from qtpy.QtWidgets import QAbstractSpinBox, QComboBox, QLabel, QLineEdit, QSizePolicy, QWidget
+
+from napari_lrmil.plugin.sections.parts import Section
+
+NO_LIMIT = (1 << 24) - 1  # Qt's own, QWIDGETSIZE_MAX
+FIELD_PX, FIELD_HIGH_PX = 32, 18
+LAST_PX = 14  # below the last part: text that wraps in bold is a few pixels higher than Qt foresees
+
+
+class Step(Section):
+    """A section whose content may change its height while it is open."""
+
+    def __init__(self, name: str, title: str, parent: QWidget | None = None) -> None:
+        super().__init__(name, title, parent)
+        self.content().layout().setContentsMargins(6, 2, 0, LAST_PX)
+        self.content().setVisible(False)
+        self.toggled.connect(self._show)
+        policy = self.sizePolicy()
+        policy.setVerticalPolicy(QSizePolicy.Policy.Preferred)  # or text that wraps gets no more than unwrapped
+        self.setSizePolicy(policy)
+        self.layout().setAlignment(Qt.AlignmentFlag(0))  # for the same reason
+
+    def _show(self, open_: bool) -> None:
+        self.content().setVisible(open_)
+        self.content().setMaximumHeight(NO_LIMIT if open_ else 0)
+
+
+class FormStep(Step):
+    """A step that holds a form.
+
+    Parameters
+    ----------
+    name, title
+        As of a `Section`.
+    form
+        What it holds.
+    """
+
+    def __init__(self, name: str, title: str, form: Container[Any], parent: QWidget | None = None) -> None:
+        super().__init__(name, title, parent)
+        self.form = form
+        self.add(form.native)
+
+
+class Column(QWidget):  # type: ignore[misc]  # qtpy has no types
+    """What a scroll area holds: as high as its text needs at the width that it has, which Qt does not ask for."""
+
+    def event(self, event: QEvent) -> bool:
+        """Take the height that is needed now, whenever the width or the content has changed."""
+        handled = bool(super().event(event))
+        if event.type() in (QEvent.Type.LayoutRequest, QEvent.Type.Resize, QEvent.Type.Show):
+            layout = self.layout()
+            needed = layout.heightForWidth(self.width()) if layout.hasHeightForWidth() else layout.sizeHint().height()
+            if needed != self.minimumHeight():
+                self.setMinimumHeight(needed)
+        return handled
+
+
+def fit_narrow(form: QWidget) -> None:
+    """Let the fields of a form be as narrow as the dock: by themselves they ask for the widest they could show."""
+    for kind in (QLineEdit, QComboBox, QAbstractSpinBox):
+        for field in form.findChildren(kind):
+            field.setMinimumWidth(FIELD_PX)
+            field.setStyleSheet(f"min-width: {FIELD_PX}px; min-height: {FIELD_HIGH_PX}px")  # napari's asks for more
+            if isinstance(field, QComboBox):
+                field.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+            if isinstance(field, QAbstractSpinBox):
+                field.setButtonSymbols(QAbstractSpinBox.ButtonSymbols.NoButtons)  # arrow keys and the wheel do the same
+
+
+def line_up(form: QWidget) -> None:
+    """Give the labels of a form one width, so that its fields line up."""
+    labels = form.findChildren(QLabel)
+    widest = max((one.sizeHint().width() for one in labels), default=0)
+    for one in labels:
+        one.setFixedWidth(widest)

@@ -1,0 +1,445 @@
+"""The dock that trains: slides, settings, a run in a process of its own, and what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import napari.viewer
+from napari.utils.notifications import show_error, show_info
+from napari.utils.theme import get_theme
+from qtpy.QtCore import QEvent, QObject, Qt, QTimer, QUrl
+from qtpy.QtGui import QCloseEvent, QDesktopServices, QShowEvent
+from qtpy.QtWidgets import QFileDialog, QFrame, QScrollArea, QVBoxLayout, QWidget
+
+from lrmil_training.config import TrainConfig, load_config
+from lrmil_training.runfiles import CONFIG
+from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.events import Event, Failed, Finished
+from napari_lrmil.core.remembered import Remembered
+from napari_lrmil.plugin.analyse import AnalyseWidget
+from napari_lrmil.plugin.curves import Ink
+from napari_lrmil.plugin.docks import open_dock, tab_beside
+from napari_lrmil.plugin.files import attempt
+from napari_lrmil.plugin.leaving import ENDS, STAYS, ask_goes_on
+from napari_lrmil.plugin.listening import listen
+from napari_lrmil.plugin.live import Latest
+from napari_lrmil.plugin.offers import devices_here
+from napari_lrmil.plugin.sections.learners import CohortSection
+from napari_lrmil.plugin.sections.outcome import ResultSection
+from napari_lrmil.plugin.sections.parts import label
+from napari_lrmil.plugin.sections.running import RunSection
+from napari_lrmil.plugin.sections.settings import TrainingForm
+from napari_lrmil.plugin.sections.steps import Column, Step, line_up
+from napari_lrmil.plugin.training_cohort import CohortTable
+from napari_lrmil.plugin.training_encoders import EncoderOffer, encoder_offers, offer_of
+from napari_lrmil.plugin.training_estimate import estimate, learn
+from napari_lrmil.plugin.training_picture import PatchPicture, picturing
+from napari_lrmil.plugin.training_result import Result, read_result
+from napari_lrmil.plugin.training_run import Phase, TrainingRun
+
+WIDTH_PX = 340
+POLL_MS = 400  # between looks at the run folder
+DRAW_MS = 700  # between drawings of the curves, each of which takes some hundredths of a second
+SETTLE_MS = 400  # settings that are still being typed
+ANALYSE = "Analyse (LRMIL)"
+COHORT = "cohort.csv"  # in the run folder, of a table that was not saved elsewhere
+TABLES = "Cohort tables (*.csv)"
+
+
+class TrainWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
+    """The Train dock: a view of a `CohortTable`, a `TrainConfig` and a `TrainingRun`.
+
+    Parameters
+    ----------
+    viewer
+        The napari viewer in which it lies.
+    remembered
+        Where this machine's pace is kept; the user's own by default.
+    """
+
+    def __init__(self, viewer: napari.viewer.Viewer, remembered: Remembered | None = None) -> None:
+        super().__init__()
+        self._viewer = viewer
+        self._remembered = remembered or Remembered()
+        self._devices = devices_here()
+        self.table, self.run = CohortTable(), TrainingRun()
+        self._result: Result | None = None
+        self._offer: EncoderOffer | None = None
+        self._started: tuple[TrainConfig, str] | None = None
+        self._left = self._placed = False
+        self._pictured: Any = None
+        self._build()
+        self._connect()
+        self._offers.ask(_encoders)
+        self._settings_settled()
+        self._refresh()
+
+    # ------------------------------------------------------------ what there is to see
+
+    def _build(self) -> None:
+        self.setMinimumWidth(WIDTH_PX)
+        ink = _ink(self._viewer)
+        self.about = label("about", bold=True)
+        self.cohort, self.form = CohortSection(self.table), TrainingForm()
+        self.running, self.outcome = RunSection(self.run, ink), ResultSection(ink)
+        self.form.offer_devices(self._devices)
+        self.cohort.expand(animate=False)
+        inner = Column()
+        column = QVBoxLayout(inner)
+        column.setSpacing(5)
+        for part in (self.about, *self.sections):
+            column.addWidget(part)
+        column.addStretch(1)
+        self._scroll = QScrollArea()
+        self._scroll.setWidgetResizable(True)
+        self._scroll.setFrameShape(QFrame.Shape.NoFrame)
+        self._scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self._scroll.setWidget(inner)
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(0, 0, 0, 0)
+        outer.addWidget(self._scroll, 1)
+        outer.addWidget(label("footer", _research_use(), small=True))
+
+    @property
+    def sections(self) -> tuple[Step, ...]:
+        """The steps, from top to bottom."""
+        return self.cohort, self.form, self.running, self.outcome
+
+    def _show_step(self, *open_: Step) -> None:
+        """Open some steps, fold the others, and bring the first into view."""
+        for section in self.sections:
+            (section.expand if section in open_ else section.collapse)(animate=False)
+        self._top.start()
+
+    def _scroll_up(self) -> None:
+        self._scroll.verticalScrollBar().setValue(0)  # folded steps above are short: what is open is in view
+
+    # ------------------------------------------------------------ wishes and news
+
+    def _connect(self) -> None:
+        self._checks = Latest(self._checked, self)
+        self._pictures = Latest(self._pictured_event, self)
+        self._offers = Latest(self._offered, self)
+        self._told = Latest(self._told_of, self)
+        self._results = Latest(self._result_read, self)
+        self._poll = self._timer(POLL_MS, self.run.poll, once=False)
+        self._draw = self._timer(DRAW_MS, self._draw_curves)
+        self._settle = self._timer(SETTLE_MS, self._settings_settled)
+        self._top = self._timer(0, self._scroll_up)
+        self._place = self._timer(0, self._lie_beside)
+        wishes: tuple[tuple[Any, Callable[..., None]], ...] = (
+            (self.cohort.open_wanted, self._ask_table),
+            (self.cohort.build_wanted, self._ask_slides),
+            (self.cohort.propose_wanted, lambda: attempt(self.table.propose_splits)),
+            (self.cohort.remove_wanted, self.table.remove),
+            (self.cohort.save_wanted, self._ask_save),
+            (self.cohort.model.refused, show_error),
+            (self.form.changed, self._settle.start),
+            (self.form.file_wanted, self._ask_settings),
+            (self.running.folder.textChanged, lambda _: self._refresh()),
+            (self.running.folder_wanted, self._ask_folder),
+            (self.running.start_wanted, lambda: attempt(self.start)),
+            (self.running.stop_wanted, lambda: attempt(self.run.stop)),
+            (self.running.resume_wanted, lambda: attempt(self._resume)),
+            (self.running.open_wanted, self._ask_run),
+            (self.running.folded, lambda *_: self._draw.start()),
+            (self.outcome.use_wanted, self._use_model),
+            (self.outcome.report_wanted, self._open_report),
+        )
+        for signal, callback in wishes:
+            signal.connect(callback)
+        listen(
+            self,
+            [
+                (self.table.changed, self._table_changed),
+                (self.run.changed, self._run_changed),
+                (self.run.failed, self._show_error),
+                (self.run.finished, self._finished),
+            ],
+        )
+        self.destroyed.connect(self.run.let_go)
+
+    def _timer(self, ms: int, callback: Callable[[], None], *, once: bool = True) -> QTimer:
+        timer = QTimer(self)
+        timer.setSingleShot(once)
+        timer.setInterval(ms)
+        timer.timeout.connect(callback)
+        return timer
+
+    def _show_error(self, sentence: str) -> None:
+        show_error(sentence)
+
+    # ------------------------------------------------------------ slides
+
+    def _ask_table(self) -> None:
+        file, _ = QFileDialog.getOpenFileName(self, "Cohort table", "", TABLES)
+        if file:
+            self.open_table(Path(file))
+
+    def open_table(self, path: Path) -> None:
+        """Take the slides of a cohort table."""
+        attempt(partial(self.table.open, path))
+
+    def _ask_slides(self) -> None:
+        folder = QFileDialog.getExistingDirectory(self, "Folder of slides")
+        if folder:
+            attempt(partial(self.table.build, Path(folder)))
+
+    def _ask_save(self) -> None:
+        start = self.table.path or (self.table.rows[0].path.parent / COHORT if self.table.rows else COHORT)
+        file, _ = QFileDialog.getSaveFileName(self, "Save the cohort table", str(start), TABLES)
+        if file:
+            attempt(partial(self.table.save, Path(file).with_suffix(".csv")))
+
+    def _table_changed(self) -> None:
+        if not self._checks.busy and self.table.unchecked:
+            self._checks.ask(self.table.checking)
+        self._draw_picture()
+        self._refresh()
+
+    def _checked(self, event: Event) -> None:
+        self.table.handle(event)
+        if isinstance(event, Failed):
+            show_error(event.message)
+        if isinstance(event, Finished):
+            if self.table.unchecked:  # rows that came meanwhile
+                self._checks.ask(self.table.checking)
+            self.cohort.refresh(bool(self.table.unchecked))
+
+    # ------------------------------------------------------------ settings
+
+    def _ask_settings(self) -> None:
+        file, _ = QFileDialog.getOpenFileName(self, "Settings of a run", "", "Settings (*.yaml *.yml)")
+        if file:
+            config = attempt(partial(load_config, Path(file)))
+            if config is not None:
+                self.form.set_value(config)
+
+    def _settings_settled(self) -> None:
+        config = self.form.check()
+        if config is not None:
+            if config.plan != self.table.plan:
+                self.table.choose_plan(config.plan)
+                self._checks.ask(self.table.checking)  # and no further for the patch sizes of before
+            self._told.ask(partial(_offer, config.encoder.teacher))
+        self._draw_picture()
+        self._refresh()
+
+    def _offered(self, event: Event) -> None:
+        if isinstance(event, Finished):
+            self.form.offer_encoders([offer.name for offer in event.result])
+
+    def _told_of(self, event: Event) -> None:
+        if isinstance(event, Finished):
+            self._offer = event.result
+            self.form.show_encoder_told(event.result)
+            self._refresh()
+
+    def _draw_picture(self) -> None:
+        """Draw the patches of the first slide that can be used, if they are not drawn yet."""
+        first = next(iter(self.table.usable), None)
+        wanted = (first[0].key, self.table.plan) if first else None
+        if wanted == self._pictured:
+            return
+        self._pictured = wanted
+        if first is None:
+            self.form.show_picture(None)
+            return
+        row, _ = first
+        self._pictures.ask(partial(picturing, row.path, float(row.mpp) if row.mpp else None, self.table.plan))
+
+    def _pictured_event(self, event: Event) -> None:
+        if isinstance(event, Finished) and isinstance(event.result, PatchPicture):
+            self.form.show_picture(event.result)
+
+    @property
+    def _device(self) -> str:
+        """The device that ``auto`` means here, or the one that was chosen."""
+        chosen = str(self.form.device.value)
+        best = next(name for name in ("cuda", "mps", "cpu") if name in self._devices)
+        return best if chosen == "auto" else chosen
+
+    # ------------------------------------------------------------ the run
+
+    @property
+    def start_blocked_by(self) -> str:
+        """Return a sentence on why no run can be started; empty where one can."""
+        barred = self._offer.barred if self._offer else ""
+        return self.table.blocked_by or self.form.problem.text() or barred
+
+    def _ask_folder(self) -> None:
+        folder = QFileDialog.getExistingDirectory(self, "Folder for the run")
+        if folder:
+            self.running.folder.setText(folder)
+
+    def start(self) -> None:
+        """Start the run that is set up; a table with unsaved changes is written into the run's folder."""
+        folder, blocked = self.running.value(), self.start_blocked_by
+        if folder is None or blocked:
+            raise LrmilError(blocked or "Choose a folder for the run first.")
+        config = self.form.value()
+        folder = folder.resolve()
+        self.run.refuse_other(folder, config)
+        if not (self.table.saved and self.table.path):
+            if (folder / CONFIG).exists():
+                raise LrmilError(
+                    f"{folder}: a run lies there already, save the changed table and choose another folder"
+                )
+            self.table.save(folder / COHORT)
+        assert self.table.path is not None
+        self.run.start(self.table.path, folder, config, str(self.form.device.value))
+        self._started = config, self._device
+        self._begun()
+
+    def _resume(self) -> None:
+        self.run.resume(self.table.path if self.table.saved else None, str(self.form.device.value))
+        self._begun()
+
+    def _begun(self) -> None:
+        self._result = None
+        self.outcome.show_result(None)
+        self._poll.start()
+        self._show_step(self.running)
+
+    def _ask_run(self) -> None:
+        folder = QFileDialog.getExistingDirectory(self, "Folder of a training run")
+        if folder:
+            self.open_run(Path(folder))
+
+    def open_run(self, folder: Path) -> None:
+        """Follow a run that is there."""
+        self._started = None
+        attempt(partial(self.run.open, folder))
+        if self.run.folder == folder:
+            if self.run.foreign:
+                show_error(self.run.foreign)
+            self.running.folder.setText(str(folder))
+            self._poll.start()
+            self._show_step(self.running)
+
+    def _run_changed(self) -> None:
+        if not self._draw.isActive():
+            self._draw.start()
+        self._refresh()
+
+    def _draw_curves(self) -> None:
+        if self.running.isExpanded():
+            self.running.draw()
+
+    def _finished(self, folder: Path) -> None:
+        if self._started is not None and self.run.story.attempt == 0:  # what was resumed tells no whole pace
+            told = learn(folder, self.run.story, *self._started, self._remembered)
+            if told:
+                show_error(told)
+        self._results.ask(partial(_result, folder))
+
+    def _result_read(self, event: Event) -> None:
+        if isinstance(event, Failed):
+            show_error(event.message)
+        elif isinstance(event, Finished) and event.result is not None:
+            self._result = event.result
+            self.outcome.show_result(event.result)
+            self._show_step(self.outcome)
+
+    # ------------------------------------------------------------ what comes of it
+
+    def _use_model(self) -> None:
+        if self._result is not None and self._result.bundle is not None:
+            dock = self._analyse()
+            dock.open_model(self._result.bundle)
+            show_info(f"The Analyse dock has the model of {self._result.folder.name} now.")
+
+    def _analyse(self) -> AnalyseWidget:
+        return open_dock(self._viewer, AnalyseWidget, ANALYSE)
+
+    def _open_report(self) -> None:
+        if self._result is not None and self._result.report is not None:
+            QDesktopServices.openUrl(QUrl.fromLocalFile(str(self._result.report)))
+
+    def _refresh(self) -> None:
+        config = self.form.check()
+        self.cohort.refresh(self._checks.busy)
+        self.running.refresh(self.start_blocked_by)
+        found = estimate(self.table, config, self._device, self._remembered) if config else None
+        self.form.show_estimate(found.text if found else "Time and room are estimated once slides were looked at.")
+        count = f"{len(self.table.rows)} slides" if self.table.rows else "no slides"
+        run = f"{self.run.folder.name}: {self.run.phase.value}" if self.run.folder else "no run"
+        self.about.setText(f"{count} · {run} · {self._devices[self._device]}")
+
+    # ------------------------------------------------------------ closing
+
+    def showEvent(self, event: QShowEvent) -> None:  # noqa: N802  # Qt's name
+        """Line the fields up, and be asked before the window closes."""
+        super().showEvent(event)
+        self._left = False
+        for form in (self.form.top, *(group.form for group in self.form.groups)):
+            line_up(form.native)
+        self.window().installEventFilter(self)
+        if not self._placed:
+            self._placed = True
+            self._place.start()  # napari is still in the middle of docking it
+
+    def _lie_beside(self) -> None:
+        tab_beside(self._viewer, self, AnalyseWidget)
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:  # noqa: N802  # Qt's name
+        """Ask what becomes of a run before its window closes."""
+        if event.type() == QEvent.Type.Close and watched is self.window() and not self._leave(may_stay=True):
+            event.ignore()
+            return True
+        return bool(super().eventFilter(watched, event))
+
+    def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802  # Qt's name
+        """Ask what becomes of a run, and let go of it."""
+        self._leave()
+        super().closeEvent(event)
+
+    def changeEvent(self, event: QEvent) -> None:  # noqa: N802  # Qt's name
+        """Do so where napari has taken the dock out of its window, too."""
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
+            self._leave()
+
+    def _leave(self, *, may_stay: bool = False) -> bool:
+        """Ask whether a run that was started here goes on; return False where the user would rather stay."""
+        if self._left:
+            return True
+        if self.run.is_ours and self.run.phase is not Phase.STOPPING:
+            answer = ask_goes_on(may_stay)
+            if answer == STAYS:
+                return False
+            if answer == ENDS:
+                attempt(self.run.stop)
+        self._left = True
+        for timer in (self._poll, self._draw, self._settle, self._top, self._place):
+            timer.stop()
+        for work in (self._checks, self._pictures, self._offers, self._told, self._results):
+            work.stop()
+        self.run.let_go()
+        return True
+
+
+def _ink(viewer: napari.viewer.Viewer) -> Ink:
+    theme = get_theme(viewer.theme)
+    return Ink(theme.background.as_hex(), theme.text.as_hex(), theme.secondary.as_hex())
+
+
+def _research_use() -> str:
+    from napari_lrmil.core.overlay import RESEARCH_USE
+
+    return RESEARCH_USE
+
+
+def _encoders() -> Iterator[Event]:
+    yield Finished(encoder_offers())
+
+
+def _offer(name: str) -> Iterator[Event]:
+    yield Finished(offer_of(name))
+
+
+def _result(folder: Path) -> Iterator[Event]:
+    yield Finished(read_result(folder))

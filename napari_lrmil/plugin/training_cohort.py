@@ -1,0 +1,388 @@
+"""The table of a cohort while it is edited: its rows, what is known of each slide, its splits, what keeps it back.
+
+No Qt and no napari, so tests need no screen; see `sections/learners.py` for the table on the screen.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from psygnal import Signal
+
+from lrmil_training.cohort import (
+    NEEDED,
+    OPTIONAL,
+    SPLITS,
+    Cohort,
+    CohortSlide,
+    deal_splits,
+    read_rows,
+    refuse_leaks,
+    require_classes,
+)
+from lrmil_training.patients import clusters, parts
+from napari_lrmil.core.errors import CohortError, LrmilError
+from napari_lrmil.core.events import Event, Finished, Partial, Progress
+from napari_lrmil.core.files import whole
+from napari_lrmil.core.geometry import PatchPlan
+from napari_lrmil.core.grid import ground_of, require_resolution
+from napari_lrmil.core.slide import Slide
+
+Column = Literal["slide", "label", "patient", "split", "mpp"]
+COLUMNS: tuple[Column, ...] = ("slide", "label", "patient", "split", "mpp")
+ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".tif", ".tiff")
+UNSAVED = Path("the table")  # what errors call a cohort that has no file yet
+
+
+@dataclass(frozen=True)
+class Row:
+    """One slide as the table has it; cells that are not filled in are empty."""
+
+    path: Path
+    label: str = ""
+    patient: str = ""
+    split: str = ""
+    mpp: str = ""
+    extra: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def key(self) -> tuple[Path, str]:
+        """What a check depends on."""
+        return self.path, self.mpp
+
+    def as_slide(self) -> CohortSlide:
+        """Return the row as training takes it."""
+        return CohortSlide(self.path, self.patient, self.label, self.split)
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was found out about a slide.
+
+    Attributes
+    ----------
+    fault
+        A sentence on why it cannot be used; empty where it can.
+    mpp
+        µm per level-0 pixel; 0 where it could not be told.
+    lr_patches, hr_patches
+        How many of each have tissue, for `plan`.
+    seconds
+        What opening it and finding its tissue took.
+    plan
+        Resolutions and patch sizes that were asked about.
+    silent
+        Whether the file does not say how large its pixels are.
+    """
+
+    fault: str = ""
+    mpp: float = 0.0
+    lr_patches: int = 0
+    hr_patches: int = 0
+    seconds: float = 0.0
+    plan: PatchPlan = field(default_factory=PatchPlan)
+    silent: bool = False
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A check and the row it is of."""
+
+    key: tuple[Path, str]
+    check: Check
+
+
+@dataclass(frozen=True)
+class Count:
+    """Slides and patients of a class on one side of the split."""
+
+    slides: int
+    patients: int
+
+
+def check_slide(row: Row, plan: PatchPlan) -> Check:
+    """Return what can be told of a slide: whether it opens, says its resolution, and has tissue."""
+    began, silent = time.perf_counter(), False
+    try:
+        with Slide(row.path, mpp=float(row.mpp) if row.mpp else None) as slide:
+            silent = not slide.has_mpp
+            require_resolution(slide, plan.hr_mpp, "teacher (HR)")
+            grid = ground_of(slide, plan).grid
+            mpp = slide.mpp.mean
+    except LrmilError as error:
+        return Check(_short(error, row.path), seconds=time.perf_counter() - began, plan=plan, silent=silent)
+    except Exception as error:  # whatever a library says of a broken file: it is that slide's fault, not the table's
+        return Check(f"cannot be read ({type(error).__name__}: {error})", plan=plan)
+    return Check("", mpp, len(grid.lr_index), len(grid.hr_index), time.perf_counter() - began, plan)
+
+
+def _short(error: LrmilError, path: Path) -> str:
+    return str(error).removeprefix(f"{path}: ")
+
+
+def slides_in(folder: Path) -> tuple[Row, ...]:
+    """Return a row for every slide in a folder and its subfolders; a subfolder's name is taken for the class.
+
+    Every slide gets a patient of its own, by its file's name: who shares a patient only the user knows.
+
+    Raises
+    ------
+    CohortError
+        Where there is no slide.
+    """
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
+    if not found:
+        raise CohortError(folder, f"no slide in this folder; expected files that end in {', '.join(ENDINGS)}")
+    return tuple(Row(p, "" if p.parent == folder else p.parent.name, p.stem) for p in found)
+
+
+class CohortTable:
+    """A cohort that is being put together; `changed` tells of every change.
+
+    Attributes
+    ----------
+    rows
+        The slides.
+    path
+        The CSV file that it came from or was written to; None before.
+    saved
+        Whether the file holds what is shown.
+    plan
+        Resolutions and patch sizes that slides are checked against.
+    """
+
+    changed = Signal()
+
+    def __init__(self) -> None:
+        self.rows: tuple[Row, ...] = ()
+        self.path: Path | None = None
+        self.saved = False
+        self.plan = PatchPlan()
+        self._checks: dict[tuple[Path, str], Check] = {}
+        self._columns: list[str] = []  # of the file that was read, in its order
+
+    # ------------------------------------------------------------ where it comes from and goes to
+
+    def open(self, path: Path) -> None:
+        """Take the rows of a CSV file; cells may be empty, and slides missing: the rows tell."""
+        read = read_rows(path)
+        known = {*NEEDED, *OPTIONAL} - {"site"}
+        rows = []
+        for cells in read:
+            told = {key: (cells.get(key) or "").strip() for key in known}
+            extra = tuple((k, v or "") for k, v in cells.items() if isinstance(k, str) and k not in known)
+            where = path.parent / told.pop("slide")
+            rows.append(Row(where, **told, extra=extra))
+        self._columns = [key for key in read[0] if isinstance(key, str)]
+        self._take(tuple(rows), path.resolve(), saved=True)
+
+    def build(self, folder: Path) -> None:
+        """Take every slide of a folder; labels are to be filled in where subfolders do not tell them."""
+        rows, self._columns = slides_in(folder), []
+        self._take(rows, None, saved=False)
+
+    def save(self, path: Path) -> None:
+        """Write the table, paths from its folder where they can be told so; whole or not at all."""
+        columns = list(dict.fromkeys([*self._columns, *NEEDED, "split"]))
+        if any(row.mpp for row in self.rows) and "mpp" not in columns:
+            columns.append("mpp")
+        try:
+            with whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                writer.writerows(self._cells(row, path.parent) for row in self.rows)
+        except OSError as error:
+            raise CohortError(
+                path, f"the table cannot be written there ({error.strerror}); choose another folder"
+            ) from error
+        self.path, self.saved = path.resolve(), True
+        self.changed.emit()
+
+    def _cells(self, row: Row, folder: Path) -> dict[str, str]:
+        cells = {key: getattr(row, key) for key in ("label", "patient", "split")} | dict(row.extra)
+        if row.mpp or "mpp" in self._columns:
+            cells["mpp"] = row.mpp
+        return {"slide": _relative(row.path, folder), **cells}
+
+    def _take(self, rows: tuple[Row, ...], path: Path | None, *, saved: bool) -> None:
+        self.rows, self.path, self.saved = rows, path, saved
+        self.changed.emit()
+
+    # ------------------------------------------------------------ editing
+
+    def edit(self, index: int, column: Column, text: str) -> None:
+        """Fill in a cell. A split is a patient's: all slides of that patient move along.
+
+        Raises
+        ------
+        CohortError
+            Where a patient would come to lie on two sides; then nothing changes.
+        """
+        text = text.strip()
+        row = self.rows[index]
+        if column == "split":
+            groups = clusters([r.patient for r in self.rows])
+            rows = [replace(r, split=text) if g == groups[index] else r for r, g in zip(self.rows, groups, strict=True)]
+        else:
+            _check_cell(column, text)
+            rows = list(self.rows)
+            rows[index] = replace(row, **{column: text})  # type: ignore[arg-type]  # columns of text
+        if tuple(rows) == self.rows:
+            return
+        if column == "patient" and not self._leak():
+            refuse_leaks(self.path or UNSAVED, [r.as_slide() for r in rows if r.split])
+        self._edited(rows)
+
+    def remove(self, indices: Collection[int]) -> None:
+        """Leave slides out."""
+        self._edited([row for i, row in enumerate(self.rows) if i not in indices])
+
+    def propose_splits(self, seed: int = 0) -> None:
+        """Deal all patients to train, val and test, 60/20/20, every class alike; what was there is replaced."""
+        unlabelled = sum(not row.label or not row.patient for row in self.rows)
+        if unlabelled:
+            raise CohortError(
+                self.path or UNSAVED, f"{unlabelled} slides have no label or no patient; fill those in before splitting"
+            )
+        dealt = deal_splits([row.as_slide() for row in self.rows], seed)
+        self._edited([replace(row, split=slide.split) for row, slide in zip(self.rows, dealt, strict=True)])
+
+    def _edited(self, rows: Sequence[Row]) -> None:
+        self._take(tuple(rows), self.path, saved=False)
+
+    # ------------------------------------------------------------ what keeps it back
+
+    @property
+    def blocked_by(self) -> str:
+        """Return a sentence on why nothing can be trained on it; empty where something can."""
+        if not self.rows:
+            return "Open a cohort table, or build one from a folder of slides."
+        for column in ("label", "patient"):
+            lacking = [row for row in self.rows if not getattr(row, column)]
+            if lacking:
+                return (
+                    f"{len(lacking)} slides have no {column}, first {lacking[0].path.name}; fill it in or remove them."
+                )
+        twice = [name for name, count in Counter(row.path.stem for row in self.rows).items() if count > 1]
+        if twice:
+            return f"Two slides are named {twice[0]}; rename one, for features are stored by that name."
+        return self._leak() or self._lacking_class()
+
+    def _leak(self) -> str:
+        slides = [row.as_slide() for row in self.rows]
+        try:
+            if any(s.split for s in slides):
+                unknown = next((s for s in slides if s.split not in ("", *SPLITS)), None)
+                if unknown is not None:
+                    return f"{unknown.path.name} has the split '{unknown.split}'; expected {', '.join(SPLITS)}."
+                refuse_leaks(UNSAVED, slides)
+        except CohortError as error:
+            return _sentence(error)
+        return ""
+
+    def _lacking_class(self) -> str:
+        slides = [row.as_slide() for row in self.rows]
+        classes = tuple(dict.fromkeys(s.label for s in slides))
+        if len(classes) < 2:
+            return f"All slides are '{classes[0]}'; two classes are needed to learn from."
+        if not any(s.split for s in slides):
+            slides = deal_splits(slides, 0)
+        try:
+            require_classes(Cohort(UNSAVED, tuple(slides), classes), ("train", "val"))
+        except CohortError as error:
+            return _sentence(error)
+        return ""
+
+    @property
+    def classes(self) -> list[str]:
+        """The labels there are."""
+        return sorted({row.label for row in self.rows if row.label})
+
+    def counts(self) -> dict[str, dict[str, Count]]:
+        """Return split -> class -> slides and patients; the split of slides without one is empty."""
+        found: dict[str, dict[str, Count]] = {}
+        for split in ("", *SPLITS):
+            its = [row for row in self.rows if row.split == split]
+            if its:
+                found[split] = {c: _count([r for r in its if r.label == c]) for c in self.classes}
+        return found
+
+    # ------------------------------------------------------------ checks of slides
+
+    def check_of(self, row: Row) -> Check | None:
+        """Return what is known of a row's slide; None where it was not looked at yet."""
+        return self._checks.get(row.key)
+
+    @property
+    def unchecked(self) -> list[Row]:
+        """The rows whose slides were not looked at yet."""
+        return [row for row in self.rows if row.key not in self._checks]
+
+    @property
+    def usable(self) -> list[tuple[Row, Check]]:
+        """The slides that were looked at and can be used."""
+        found = ((row, self._checks.get(row.key)) for row in self.rows)
+        return [(row, check) for row, check in found if check is not None and not check.fault]
+
+    @property
+    def asks_mpp(self) -> bool:
+        """Whether some slide does not say how large its pixels are, or was told so in the table."""
+        return any(row.mpp or ((check := self.check_of(row)) is not None and check.silent) for row in self.rows)
+
+    @property
+    def broken(self) -> int:
+        """How many slides cannot be used."""
+        return sum(bool(check and check.fault) for check in map(self.check_of, self.rows))
+
+    def choose_plan(self, plan: PatchPlan) -> None:
+        """Count patches of other sizes from now on; slides are looked at anew."""
+        if plan != self.plan:
+            self.plan, self._checks = plan, {}
+            self.changed.emit()
+
+    def checking(self) -> Iterator[Event]:
+        """Look at every slide that was not looked at yet, one at a time; each comes as a `Partial` of `Checked`."""
+        rows, plan = self.unchecked, self.plan
+        for done, row in enumerate(rows):
+            yield Progress("slides", done, len(rows), "slides")
+            yield Partial(Checked(row.key, check_slide(row, plan)))
+        yield Finished()
+
+    def handle(self, event: Event) -> None:
+        """Take an event of `checking`; what was found for other patch sizes is dropped."""
+        if isinstance(event, Partial) and isinstance(event.result, Checked) and event.result.check.plan == self.plan:
+            self._checks[event.result.key] = event.result.check
+            self.changed.emit()
+
+
+def _check_cell(column: Column, text: str) -> None:
+    if column == "mpp" and text:
+        try:
+            good = float(text) > 0
+        except ValueError:
+            good = False
+        if not good:
+            raise CohortError(UNSAVED, f"'{text}' is no resolution; expected µm per pixel, such as 0.5")
+
+
+def _count(rows: Sequence[Row]) -> Count:
+    return Count(len(rows), len({part for row in rows for part in parts(row.patient)}))
+
+
+def _relative(path: Path, folder: Path) -> str:
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:  # another drive
+        return str(path)
+
+
+def _sentence(error: CohortError) -> str:
+    told = str(error).removeprefix(f"{UNSAVED}: ")
+    return f"{told[0].upper()}{told[1:]}."

@@ -1,0 +1,150 @@
+"""What a run would take, before it begins: time and room on the disk, and what that rests on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lrmil_training.config import TrainConfig
+from lrmil_training.runfiles import SLIDES
+from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.remembered import PaceKey, Remembered
+from napari_lrmil.plugin.training_cohort import CohortTable
+from napari_lrmil.plugin.training_log import Story, duration
+
+READ_S = 0.6e-6  # CPU seconds to read and embed a pixel with the demo's encoder (MobileNetV2, width 0.35)
+LEARN_S = 0.9e-6  # and to train on one, docs/benchmarks.md: 12 ms for 128 x 128 px
+BAG_S = 0.02  # seconds for a slide and epoch of a MIL, whose bags are small
+START_S = 20.0  # loading the program
+FLOAT_BYTES = 4
+WIDTH = 1280  # of an embedding where the encoder does not say: MobileNetV2's
+STATED = "pace as measured with the demo's encoder on one core (docs/benchmarks.md)"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run should take.
+
+    Attributes
+    ----------
+    seconds
+        None where neither this machine nor the documentation tells a pace.
+    size
+        Bytes.
+    basis
+        A sentence on what both rest on.
+    """
+
+    seconds: float | None
+    size: float
+    basis: str
+
+    @property
+    def text(self) -> str:
+        """One line for the time and the disk, one for the basis."""
+        time = f"about {duration(self.seconds)}" if self.seconds is not None else "time not known before a first run"
+        room = self.size / 2**20
+        disk = f"{room:.0f} MB" if room < 2000 else f"{room / 1024:.1f} GB"
+        return f"{time} · about {disk} on the disk\n{self.basis}"
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """Patches that a run reads: of the teacher, of the student, and of the student's training slides."""
+
+    hr: float
+    lr: float
+    lr_train: float
+    slides: int
+    checked: int
+
+
+def amounts(table: CohortTable) -> Amounts | None:
+    """Return how many patches the cohort holds; slides that were not looked at yet count as the others' mean."""
+    known = table.usable
+    total = len(table.rows) - table.broken
+    if not known or not total:
+        return None
+    more = total / len(known)
+    train = [check for row, check in known if row.split == "train"]
+    lr = _sum(check.lr_patches for _, check in known) * more
+    lr_train = _sum(check.lr_patches for check in train) * more if train else 0.6 * lr
+    return Amounts(_sum(check.hr_patches for _, check in known) * more, lr, lr_train, total, len(known))
+
+
+def _sum(values: Any) -> float:
+    return float(sum(values))
+
+
+def keys(config: TrainConfig, device: str) -> tuple[PaceKey, PaceKey]:
+    """Return under what the pace of reading HR patches and of learning from LR patches is remembered."""
+    name = f"train:{config.encoder.teacher}>{config.encoder.student}"
+    return (
+        PaceKey(f"{name}@{config.hr_patch_px}px".replace(" ", "_"), device, "teacher"),
+        PaceKey(f"{name}@{config.lr_patch_px}px".replace(" ", "_"), device, "student"),
+    )
+
+
+def estimate(table: CohortTable, config: TrainConfig, device: str, remembered: Remembered) -> Estimate | None:
+    """Return what a run should take; None before any slide was looked at."""
+    found = amounts(table)
+    if found is None:
+        return None
+    reading, learning = keys(config, device)
+    hr = remembered.expected_seconds(reading, 1000)
+    lr = remembered.expected_seconds(learning, 1000)
+    learnt = hr is not None
+    if hr is None and device == "cpu" and config.encoder.teacher == "demo":
+        hr = 1000 * READ_S * config.hr_patch_px**2
+    if lr is None and hr is not None:
+        lr = 1000 * LEARN_S * config.lr_patch_px**2 if not learnt else hr * LEARN_S / READ_S
+    seconds = None
+    if hr is not None and lr is not None:
+        seconds = START_S + found.hr * hr / 1000 + _fits(found, config, lr / 1000)
+    counted = f"{found.hr:,.0f} HR and {found.lr:,.0f} LR patches, counted on {found.checked} of {found.slides} slides"
+    pace = "pace of earlier runs on this machine" if learnt else STATED if seconds is not None else "no pace known here"
+    return Estimate(seconds, _bytes(found, config), f"Basis: {counted}; {pace}.")
+
+
+def _fits(found: Amounts, config: TrainConfig, per_patch: float) -> float:
+    """Return seconds of everything that folds and seeds repeat."""
+    runs = config.seeds * max(1, config.folds)
+    per_slide = config.stage1.patches_per_slide
+    pairs = min(found.lr_train, per_slide * found.slides * 0.6) if per_slide else found.lr_train
+    students = 1 + len(config.baselines)
+    stage3 = config.stage3.epochs * len(config.stage3.lr) * config.stage3.patches_per_slide * found.slides * 0.6
+    patches = config.stage1.epochs * pairs + stage3 + students * found.lr * READ_S / LEARN_S
+    epochs = config.teacher.epochs + students * config.stage2.epochs
+    return runs * (patches * per_patch + epochs * found.slides * BAG_S)
+
+
+def _bytes(found: Amounts, config: TrainConfig) -> float:
+    runs = config.seeds * max(1, config.folds)
+    layers = len(config.stage1.layers) * 128  # means of intermediate maps are narrow
+    lr = (1 + len(config.baselines)) * runs * found.lr * WIDTH
+    return FLOAT_BYTES * (found.hr * (WIDTH + layers) + lr) + runs * 40e6  # checkpoints, bundle, report
+
+
+def learn(folder: Path, story: Story, config: TrainConfig, device: str, remembered: Remembered) -> str:
+    """Remember what a finished run took, and return a sentence on what kept that from being written."""
+    reading, learning = keys(config, device)
+    try:
+        if "HR features" in story.done:
+            remembered.remember_pace(reading, story.done["HR features"], story.patches)
+        patches = _training_patches(folder)
+        if story.done.get("stage1", 0.0) > 0 and config.stage1.patches_per_slide is None:
+            remembered.remember_pace(learning, story.done["stage1"], patches * config.stage1.epochs)
+    except LrmilError as error:
+        return str(error)
+    return ""
+
+
+def _training_patches(folder: Path) -> int:
+    try:
+        slides: Sequence[dict[str, Any]] = json.loads((folder / SLIDES).read_text(encoding="utf-8"))["slides"]
+        return sum(int(s["n_patches"]) for s in slides if s["split"] == "train")
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0  # of which `remember_pace` learns nothing

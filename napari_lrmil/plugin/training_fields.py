@@ -1,0 +1,155 @@
+"""The settings of a training run as fields of a form: made from the configuration itself, so there is one truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from annotated_types import Ge, Gt
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from lrmil_training.config import PRESETS, TrainConfig, build_config
+
+Kind = Literal["whole", "flag", "choice", "text"]
+WORDS = {
+    "hr_mpp": "HR, µm per pixel",
+    "lr_mpp": "LR, µm per pixel",
+    "hr_patch_px": "HR patch, px",
+    "lr_patch_px": "LR patch, px",
+    "student_input_px": "Enlarge LR patches to, px",
+    "lr": "Learning rate",
+    "ema": "Weight averaging",
+    "topk": "Top patches",
+    "init": "Start from",
+    "about": "About the model",
+}
+GROUPS = {
+    "": "General",
+    "encoder": "Encoders",
+    "teacher": "Teacher",
+    "stage1": "Stage 1: patch by patch",
+    "stage2": "Stage 2: slide by slide",
+    "stage3": "Stage 3: end to end",
+}
+
+
+@dataclass(frozen=True)
+class Field:
+    """One setting.
+
+    Attributes
+    ----------
+    key
+        As ``--set`` takes it.
+    kind
+        What edits it: a whole number, a tick, a choice, or text as YAML has it.
+    sentence
+        Meaning, unit, and why the default.
+    default
+        Its value where nobody changes it.
+    choices
+        Of a choice.
+    lowest
+        Of a whole number.
+    """
+
+    key: str
+    kind: Kind
+    sentence: str
+    default: Any
+    choices: tuple[str, ...] = ()
+    lowest: int = 0
+
+    @property
+    def group(self) -> str:
+        """The part of the configuration that it belongs to; empty for the run's own."""
+        return self.key.rpartition(".")[0]
+
+    @property
+    def word(self) -> str:
+        """What it is called in the form."""
+        name = self.key.rpartition(".")[2]
+        return WORDS.get(name, name.replace("lambda_", "weight of ").replace("_", " ").capitalize())
+
+    def written(self, value: Any) -> Any:
+        """Return what its editor shows for a value."""
+        if self.kind != "text":
+            return value
+        if isinstance(value, list | tuple):
+            return ", ".join(map(str, value))
+        short = f"{value:g}" if isinstance(value, float) else ""
+        if short and float(short) == value:
+            return short
+        return "" if value is None else str(value)
+
+    def read(self, shown: Any) -> Any:
+        """Return the value that an editor shows, for the configuration to check."""
+        if self.kind != "text":
+            return shown
+        text = str(shown).strip()
+        if isinstance(self.default, tuple):
+            return tuple(part.strip() for part in text.split(",") if part.strip())
+        if isinstance(self.default, str):
+            return text
+        try:
+            return yaml.safe_load(text) if text else None
+        except yaml.YAMLError:
+            return text  # refused where its type is checked, with what was written
+
+
+def fields() -> tuple[Field, ...]:
+    """Return every setting there is, in the order of the configuration."""
+    return tuple(_fields(TrainConfig(), ""))
+
+
+def _fields(model: BaseModel, prefix: str) -> list[Field]:
+    found = []
+    for name, info in type(model).model_fields.items():
+        value = getattr(model, name)
+        found += _fields(value, f"{name}.") if isinstance(value, BaseModel) else [_field(prefix + name, info, value)]
+    return found
+
+
+def _field(key: str, info: FieldInfo, value: Any) -> Field:
+    sentence = " ".join((info.description or "").split())
+    if info.annotation is bool:
+        return Field(key, "flag", sentence, value)
+    if get_origin(info.annotation) is Literal:
+        return Field(key, "choice", sentence, value, choices=get_args(info.annotation))
+    if info.annotation is int:
+        return Field(key, "whole", sentence, value, lowest=_lowest(info))
+    return Field(key, "text", sentence, value)
+
+
+def _lowest(info: FieldInfo) -> int:
+    for bound in info.metadata:
+        if isinstance(bound, Ge):
+            return int(str(bound.ge))
+        if isinstance(bound, Gt):
+            return int(str(bound.gt)) + 1
+    return 0
+
+
+def flat(config: TrainConfig) -> dict[str, Any]:
+    """Return key -> value of a configuration."""
+    found: dict[str, Any] = {}
+    for name, value in config:
+        found |= {f"{name}.{k}": v for k, v in value} if isinstance(value, BaseModel) else {name: value}
+    return found
+
+
+def nested(values: Mapping[str, Any]) -> TrainConfig:
+    """Return the checked configuration of key -> value; raises `ConfigError` or `GeometryError` as `build_config`."""
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        group, _, name = key.rpartition(".")
+        (tree.setdefault(group, {}) if group else tree)[name] = value
+    return build_config(tree)
+
+
+def preset(name: str) -> TrainConfig:
+    """Return a preset's configuration."""
+    return build_config(PRESETS[name])

@@ -1,0 +1,82 @@
+"""A picture of what is compared: one LR patch, and the HR patches that lie in the same place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_lrmil.core.events import Event, Finished
+from napari_lrmil.core.geometry import BoxLevel0, PatchPlan
+from napari_lrmil.core.grid import ground_of
+from napari_lrmil.core.slide import Slide
+
+SIDE_PX = 288  # of each of the two pictures
+MOST_CHILDREN = 8  # along a side, beyond which a line between children would hide them
+LINE = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class PatchPicture:
+    """One LR patch as the student sees it, and its HR patches as the teacher does.
+
+    Attributes
+    ----------
+    lr, hr
+        (SIDE_PX, SIDE_PX, 3) uint8 each.
+    plan
+        What they show.
+    slide
+        Where they come from.
+    """
+
+    lr: NDArray[np.uint8]
+    hr: NDArray[np.uint8]
+    plan: PatchPlan
+    slide: str
+
+    @property
+    def lr_text(self) -> str:
+        """What the student sees."""
+        p = self.plan
+        return f"Student (LR): {p.lr_patch_px} px of {p.lr_mpp:g} µm = {p.lr_um:g} µm"
+
+    @property
+    def hr_text(self) -> str:
+        """What the teacher sees."""
+        p = self.plan
+        return f"Teacher (HR): {p.n} × {p.n} of {p.hr_patch_px} px of {p.hr_mpp:g} µm = {p.hr_um:g} µm each"
+
+
+def picturing(path: Path, mpp: float | None, plan: PatchPlan) -> Iterator[Event]:
+    """Draw the patch with the most tissue, and finish with the `PatchPicture`."""
+    with Slide(path, mpp=mpp) as slide:
+        grid = ground_of(slide, plan).grid
+        children = np.bincount(grid.parent, minlength=len(grid.lr_index))
+        full = np.flatnonzero(children == children.max())
+        chosen = full[len(full) // 2]  # the middle one: the first lies on the edge of the tissue
+        corner, cell = grid.lr_corners[chosen], grid.lattice.lr_cell
+        box = BoxLevel0(float(corner[0]), float(corner[1]), *map(float, cell))
+        seen = slide.read(box, (plan.lr_patch_px, plan.lr_patch_px))
+        side = plan.n * plan.hr_patch_px
+        fine = slide.read(box, (side, side) if side <= 4 * SIDE_PX else (4 * SIDE_PX, 4 * SIDE_PX))
+    yield Finished(PatchPicture(_scaled(seen), _ruled(_scaled(fine), plan.n), plan, path.name))
+
+
+def _scaled(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    coarse = len(pixels) < SIDE_PX  # its pixels are shown as they are, which is what the student has to live with
+    how = Image.Resampling.NEAREST if coarse else Image.Resampling.BOX
+    return np.asarray(Image.fromarray(pixels).resize((SIDE_PX, SIDE_PX), how))
+
+
+def _ruled(pixels: NDArray[np.uint8], n: int) -> NDArray[np.uint8]:
+    ruled = pixels.copy()
+    for at in np.linspace(0, SIDE_PX, n + 1)[1:-1].round().astype(int) if n <= MOST_CHILDREN else ():
+        ruled[at - 1 : at + 1] = LINE
+        ruled[:, at - 1 : at + 1] = LINE
+    return ruled

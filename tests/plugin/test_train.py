@@ -1,0 +1,248 @@
+"""The Train dock in a real window, driven through its buttons and cells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.fake_slides import one_sentence
+from lrmil_training.runlock import STOP
+from napari_lrmil.core.encoders import save_encoder
+from napari_lrmil.core.phantom import make_cohort
+from napari_lrmil.core.remembered import Remembered
+from networks import untrained_encoder
+from runfolders import write_run
+
+WAIT_MS = 280_000
+SETTINGS: dict[str, Any] = {  # JSON is YAML
+    "hr_patch_px": 64,
+    "lr_patch_px": 64,
+    "bootstrap": 100,
+    "teacher": {"epochs": 60, "min_epochs": 1, "patience": 60},
+    "stage1": {"epochs": 1, "patches_per_slide": 8},
+    "stage2": {"epochs": 2, "min_epochs": 1},
+    "baselines": [],
+}
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with slides of phantoms, their table without splits, an encoder, and settings."""
+    folder = tmp_path_factory.mktemp("ground")
+    list(make_cohort(folder, 8, (768, 512), 1, split="train"))
+    save_encoder(folder / "untrained.safetensors", untrained_encoder())
+    settings = SETTINGS | {"encoder": {"teacher": str(folder / "untrained.safetensors")}}
+    (folder / "settings.yaml").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture
+def dock(viewer: Any, tmp_path: Path, qtbot: Any) -> Iterator[Any]:
+    """Return the dock in the window, wide enough to be seen."""
+    from napari_lrmil.plugin.train import TrainWidget
+
+    made = TrainWidget(viewer, Remembered(tmp_path / "remembered"))
+    viewer.window.add_dock_widget(made, name="Train (LRMIL)", area="right")
+    qtbot.wait(50)
+    yield made
+    if made.run.is_ours:  # a test that failed leaves no process behind
+        made.run.stop()
+
+
+def choose(monkeypatch: pytest.MonkeyPatch, dialog: str, path: Path) -> None:
+    """Answer the next dialogs for a file or folder."""
+    from qtpy.QtWidgets import QFileDialog
+
+    answer = str(path) if dialog == "getExistingDirectory" else (str(path), "")
+    monkeypatch.setattr(QFileDialog, dialog, lambda *_, **__: answer)
+
+
+def told() -> str:
+    """Return the newest of napari's notifications."""
+    from napari.utils.notifications import notification_manager
+
+    return str(notification_manager.records[-1].message)
+
+
+def write_cell(dock: Any, qtbot: Any, row: int, column: int, text: str) -> None:
+    """Type into a cell of the table and press Enter."""
+    from qtpy.QtCore import Qt
+    from qtpy.QtWidgets import QLineEdit
+
+    view = dock.cohort.view
+    index = view.model().index(row, column)
+    view.setCurrentIndex(index)
+    view.edit(index)
+    editor = view.findChild(QLineEdit)
+    editor.selectAll()
+    qtbot.keyClicks(editor, text)
+    qtbot.keyClick(editor, Qt.Key.Key_Return)
+    qtbot.waitUntil(lambda: view.findChild(QLineEdit) is None, timeout=5000)
+
+
+def answer_question(word: str) -> None:
+    """Press a button of the next message box."""
+    from qtpy.QtCore import QTimer
+    from qtpy.QtWidgets import QApplication, QMessageBox
+
+    def press() -> None:
+        boxes = [w for w in QApplication.topLevelWidgets() if isinstance(w, QMessageBox) and w.isVisible()]
+        if not boxes:
+            QTimer.singleShot(50, press)
+            return
+        next(button for button in boxes[0].buttons() if button.text() == word).click()
+
+    QTimer.singleShot(50, press)
+
+
+def test_it_lies_as_a_tab_beside_analyse(viewer: Any, tmp_path: Path, qtbot: Any) -> None:
+    from napari_lrmil.plugin.analyse import AnalyseWidget
+    from napari_lrmil.plugin.train import TrainWidget
+
+    analyse, train = AnalyseWidget(viewer), TrainWidget(viewer, Remembered(tmp_path))
+    for dock in (analyse, train):
+        viewer.window.add_dock_widget(dock, area="right")
+    qtbot.waitUntil(
+        lambda: train.parentWidget() in train.window().tabifiedDockWidgets(analyse.parentWidget()), timeout=5000
+    )
+
+
+# ---------------------------------------------------------------- slides and settings
+
+
+def test_a_table_is_edited_checked_and_saved(
+    dock: Any, ground: Path, tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose(monkeypatch, "getExistingDirectory", tmp_path)
+    dock.cohort.build.click()
+    assert "no slide in this folder" in told() and not dock.cohort.save.isEnabled()
+    choose(monkeypatch, "getOpenFileName", ground / "settings.yaml")
+    dock.form.file.click()
+    choose(monkeypatch, "getExistingDirectory", ground)
+    dock.cohort.build.click()
+    assert "no label" in dock.cohort.state.text() and dock.cohort.model.rowCount() == 8
+    for row in range(8):
+        write_cell(dock, qtbot, row, 2, "tumour" if row % 2 else "normal")
+    qtbot.waitUntil(lambda: "All 8 slides looked at." in dock.cohort.state.text(), timeout=WAIT_MS)
+    assert dock.cohort.view.model().index(0, 0).data() == "✓"
+    dock.cohort.propose.click()
+    assert "val" in dock.cohort.counts.text() and ">1 (1)<" in dock.cohort.counts.text().replace("&nbsp;", "")
+    other = next(r for r in range(1, 8) if dock.cohort.model.index(r, 4).data() != dock.cohort.model.index(0, 4).data())
+    name = dock.cohort.model.index(0, 3).data()
+    write_cell(dock, qtbot, 0, 3, dock.cohort.model.index(other, 3).data())
+    assert "must be in one split" in told() and one_sentence(Exception(told()))
+    assert dock.cohort.model.index(0, 3).data() == name
+    choose(monkeypatch, "getSaveFileName", tmp_path / "mine.csv")
+    dock.cohort.save.click()
+    assert (tmp_path / "mine.csv").read_text().count("\n") == 9 and "not saved" not in dock.cohort.where.text()
+
+
+def test_settings_come_from_the_configuration(dock: Any, qtbot: Any) -> None:
+    form = dock.form
+    qtbot.waitUntil(lambda: "licence BSD" in form.encoder_told.text(), timeout=WAIT_MS)
+    assert "weights are here" in form.encoder_told.text() and "demo" in form.encoder.choices
+    form.preset.value = "paper"
+    assert form.value().stage1.projection == "identity"
+    form.editors["stage1.epochs"].value = 3
+    assert form.preset.value == "own settings" and form.value().stage1.epochs == 3
+    form.editors["lr_patch_px"].value = 200
+    qtbot.waitUntil(lambda: "whole number" in form.problem.text(), timeout=5000)
+    assert not dock.running.start.isEnabled() and one_sentence(Exception(form.problem.text()))
+    assert "Upper bound" in form.editors["teacher.epochs"].tooltip
+    form.editors["lr_patch_px"].value = 256
+    form.encoder.value = form.encoder.choices[-1]
+    form.editors["encoder.teacher"].value = "nowhere.safetensors"
+    qtbot.waitUntil(lambda: "no encoder 'nowhere.safetensors'" in form.encoder_told.text(), timeout=WAIT_MS)
+
+
+# ---------------------------------------------------------------- a run
+
+
+@pytest.mark.timeout(1200)  # the program is loaded twice by the run's process
+def test_a_run_is_started_stopped_resumed_and_its_model_used(
+    dock: Any, viewer: Any, ground: Path, tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from napari_lrmil.plugin.analyse import AnalyseWidget
+    from napari_lrmil.plugin.docks import find_dock
+    from napari_lrmil.plugin.training_run import Phase
+
+    choose(monkeypatch, "getOpenFileName", ground / "cohort.csv")
+    dock.cohort.open.click()
+    dock.cohort.propose.click()
+    choose(monkeypatch, "getOpenFileName", ground / "settings.yaml")
+    dock.form.file.click()
+    qtbot.waitUntil(lambda: "untrained" in dock.form.encoder_told.text(), timeout=WAIT_MS)
+    assert not dock.running.start.isEnabled() and "folder" in dock.running.start.toolTip()
+    folder = tmp_path / "run"
+    choose(monkeypatch, "getExistingDirectory", folder)
+    dock.running.choose.click()
+    dock.running.start.click()
+    assert dock.running.isExpanded() and not dock.running.start.isEnabled()
+    qtbot.waitUntil(lambda: "teacher ·" in dock.running.state.text(), timeout=WAIT_MS)
+    assert dock.running.progress.isVisible()
+    dock.running.stop.click()
+    assert (folder / STOP).exists() and not dock.running.stop.isEnabled()
+    qtbot.waitUntil(lambda: dock.run.phase is Phase.STOPPED, timeout=WAIT_MS)
+    assert (folder / "cohort.csv").exists() and dock.running.resume.isEnabled()
+    dock.running.resume.click()
+    qtbot.waitUntil(lambda: bool(dock.running.canvas.figure.axes), timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: dock.outcome.use.isEnabled(), timeout=WAIT_MS)
+    assert dock.run.story.attempt == 1 and dock.run.phase is Phase.FINISHED
+    assert "LR student" in dock.outcome.table.text() and dock.outcome.report.isEnabled()
+    dock.outcome.use.click()
+    analyse = find_dock(viewer, AnalyseWidget)
+    assert analyse is not None and analyse.session.bundle.path == folder / "bundle"
+
+
+def test_a_run_of_another_machine_is_followed(dock: Any, tmp_path: Path, qtbot: Any, monkeypatch: Any) -> None:
+    import time
+
+    folder = write_run(tmp_path / "run", {"train": 8, "val": 6, "test": 8})
+    log = folder / "events.jsonl"
+    log.write_text("\n".join(line for line in log.read_text().splitlines()[:100] if "Finished" not in line) + "\n")
+    owner = {"host": "cluster-7", "pid": 42, "space": "", "since": time.time(), "token": "t", "beats": 3}
+    (folder / "lock").write_text(json.dumps(owner))
+    choose(monkeypatch, "getExistingDirectory", folder)
+    dock.running.open.click()
+    qtbot.waitUntil(lambda: "cluster-7" in dock.running.told.text(), timeout=5000)
+    assert dock.running.stop.isEnabled() and not dock.running.resume.isEnabled()
+    qtbot.waitUntil(lambda: len(dock.running.canvas.figure.axes) >= 2, timeout=20_000)
+    dock.running.stop.click()
+    assert (folder / STOP).exists() and "Stopping" in dock.running.state.text()
+
+
+@pytest.mark.parametrize("word", ["Let it go on", "Stop it"])
+def test_closing_the_dock_asks_whether_the_training_goes_on(
+    word: str, dock: Any, viewer: Any, tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    from test_training_run import CHILD
+
+    from lrmil_training.runlock import request_stop
+    from napari_lrmil.plugin.training_run import Call, TrainingRun
+
+    monkeypatch.setattr(Call, "words", property(lambda call: [sys.executable, "-c", CHILD, str(call.folder)]))
+    folder = write_run(tmp_path / "run", {"train": 4, "val": 4, "test": 4})
+    (folder / "config.yaml").write_text("seed: 0\n")
+    (folder / "events.jsonl").unlink()
+    (folder / "cohort.csv").touch()
+    (folder / "call.json").write_text(json.dumps({"cohort": str(folder / "cohort.csv"), "device": "cpu"}))
+    choose(monkeypatch, "getExistingDirectory", folder)
+    dock.running.open.click()
+    qtbot.waitUntil(dock.running.resume.isEnabled, timeout=5000)
+    dock.running.resume.click()
+    qtbot.waitUntil(lambda: "teacher ·" in dock.running.state.text(), timeout=WAIT_MS)
+    answer_question(word)
+    viewer.window.remove_dock_widget(dock)
+    assert (folder / STOP).exists() is (word == "Stop it")
+    follower = TrainingRun()
+    follower.open(folder)
+    assert follower.alive
+    request_stop(folder)
+    qtbot.waitUntil(lambda: follower.poll() or not follower.alive, timeout=WAIT_MS)
+    dock.deleteLater()

@@ -1,0 +1,323 @@
+"""A run as the window follows it, without a screen: a growing log, time left, who writes, a child that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.fake_slides import one_sentence
+from lrmil_training.config import dump_config
+from lrmil_training.eventlog import EVENTS
+from lrmil_training.runlock import LOCK, STOP, Owner
+from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.remembered import Remembered
+from napari_lrmil.plugin import training_run
+from napari_lrmil.plugin.training_cohort import Check, Checked, CohortTable, Row
+from napari_lrmil.plugin.training_estimate import estimate, keys
+from napari_lrmil.plugin.training_fields import fields, flat, nested, preset
+from napari_lrmil.plugin.training_log import SILENT_S, Heartbeat, Story, Tail
+from napari_lrmil.plugin.training_result import read_result
+from napari_lrmil.plugin.training_run import Call, Phase, TrainingRun
+from runfolders import write_run, write_series
+
+WAIT_S = 60.0
+
+
+def line(seq: int, event: str, attempt: int = 0, at: float = 0.0, **values: Any) -> dict[str, Any]:
+    return {"seq": seq, "attempt": attempt, "time": at, "event": event, **values}
+
+
+# ---------------------------------------------------------------- the log
+
+
+def test_only_what_is_new_is_read_and_half_a_line_waits(tmp_path: Path) -> None:
+    tail = Tail(tmp_path / EVENTS)
+    assert tail.read() == []
+    with (tmp_path / EVENTS).open("a") as file:
+        file.write('{"seq": 0}\n{"seq": 1}\n{"se')
+        file.flush()
+        assert [one["seq"] for one in tail.read()] == [0, 1]
+        assert tail.read() == []
+        file.write('q": 2}\nno json\n[3]\n{"seq": 4}\n')
+        file.flush()
+        assert [one["seq"] for one in tail.read()] == [2, 4]
+    assert tail.broken == 2
+
+
+def test_a_large_log_is_read_in_pieces(tmp_path: Path) -> None:
+    """So that opening a long run does not hold the window up."""
+    (tmp_path / EVENTS).write_text("".join(f'{{"seq": {i}}}\n' for i in range(1000)))
+    tail, found = Tail(tmp_path / EVENTS), []
+    pieces = 0
+    while not pieces or tail.more:
+        found += tail.read(2000)
+        pieces += 1
+    assert [one["seq"] for one in found] == list(range(1000)) and pieces > 5
+
+
+def test_a_line_cut_off_by_a_kill_is_written_over_by_the_next_attempt(tmp_path: Path) -> None:
+    path, tail = tmp_path / EVENTS, Tail(tmp_path / EVENTS)
+    path.write_text('{"seq": 0}\n{"seq": 1, "atte')
+    assert len(tail.read()) == 1
+    path.write_text('{"seq": 0}\n{"seq": 1, "attempt": 1}\n')
+    assert [one.get("attempt") for one in tail.read()] == [1]
+
+
+def test_progress_and_time_left() -> None:
+    """Epochs that an earlier attempt made do not count as made at this attempt's pace."""
+    story = Story()
+    story.take([line(0, "Progress", at=100, stage="HR features", done=0, total=4, unit="slides")])
+    story.take([line(1, "Progress", at=105, stage="s0", done=30, total=60, unit="patches")])
+    pace = story.pace(110)
+    assert pace is not None and pace.share == pytest.approx(0.125) and pace.left == pytest.approx(70)
+    story.take([line(2, "Progress", at=140, stage="HR features", done=4, total=4, unit="slides")])
+    assert story.done == {"HR features": 40} and story.pace() is None
+    epochs = [
+        line(3 + i, "Progress", 1, 200 + 10 * i, stage="teacher", done=6 + i, total=20, unit="epochs") for i in (0, 1)
+    ]
+    story.take(epochs)
+    pace = story.pace(210)
+    assert pace is not None and (pace.first, pace.done, pace.left) == (6, 7, pytest.approx(130))
+    assert "teacher · 7 of 20 epochs · at most 2 min left" in pace.text
+    story.take([line(9, "StageDone", 1, 300, stage="teacher", seconds=100.0), line(10, "Finished", 1, 301, result="r")])
+    assert story.finished and story.done["teacher"] == 100
+
+
+def test_curves_grow_and_lines_of_another_version_are_passed_over() -> None:
+    story = Story()
+    story.take([line(i, "Metric", stage="teacher", name="train/ce", value=1.0 / (1 + i), step=i) for i in range(3)])
+    story.take([{"event": "Metric"}, {"nothing": 1}, line(4, "Dance", stage="x")])
+    story.take(
+        [line(5, "Failed", message="no tissue", subject="s1", step="features"), line(6, "Caution", message="few")]
+    )
+    assert story.curves[0].series["train/ce"] == {0: 1.0, 1: 0.5, 2: pytest.approx(1 / 3)}
+    assert story.failures == {"s1": "no tissue"} and list(story.cautions) == ["few"]
+
+
+# ---------------------------------------------------------------- who writes
+
+
+def lock(folder: Path, **told: Any) -> None:
+    owner = Owner("far-away", 7, "", time.time(), "token")
+    (folder / LOCK).write_text(json.dumps(asdict(owner) | told))
+
+
+def test_a_writer_elsewhere_is_known_by_its_beats(tmp_path: Path) -> None:
+    """Another machine's clock is not asked: only whether something changes."""
+    now = [1000.0]
+    heart = Heartbeat(tmp_path, lambda: now[0])
+    assert heart.look() is None
+    lock(tmp_path)
+    writer = heart.look()
+    assert writer is not None and writer.alive and "process 7 on far-away" in writer.text
+    now[0] += SILENT_S - 1
+    lock(tmp_path, beats=1)
+    assert heart.look().alive  # type: ignore[union-attr]  # the lock is there
+    now[0] += SILENT_S + 1
+    writer = heart.look()
+    assert writer is not None and not writer.alive and "not been heard of" in writer.text
+
+
+def test_a_dead_process_of_this_machine_is_no_writer(tmp_path: Path) -> None:
+    lock(tmp_path, host=socket.gethostname(), pid=2**22 + 1, space=os.readlink("/proc/self/ns/pid"))
+    assert Heartbeat(tmp_path).look() is None
+
+
+# ---------------------------------------------------------------- opening
+
+
+def test_a_finished_run_opens_as_one(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", {"train": 8, "val": 6, "test": 8})
+    (folder / "config.yaml").write_text(dump_config(preset("default")))
+    run = TrainingRun()
+    run.open(folder)
+    assert run.phase is Phase.FINISHED and run.story.attempt == 1 and len(run.story.curves) == 4
+    result = read_result(folder)
+    assert result is not None and [row.name for row in result.rows[:2]] == ["HR teacher", "LR student"]
+    assert " to " in result.rows[0].interval and result.reliability["student"] and "tell little" in result.notes[1]
+
+
+def test_a_series_has_a_mean_and_a_spread(tmp_path: Path) -> None:
+    result = read_result(write_series(tmp_path / "run", {"train": 8, "val": 6, "test": 8}, 3))
+    assert result is not None and "±" in result.rows[0].interval and "3 runs" in result.notes[0]
+
+
+def test_half_written_figures_are_one_sentence(tmp_path: Path) -> None:
+    assert read_result(tmp_path) is None
+    for text in ('{"student": {"test"', '{"student": {"test": {"auroc": {}}}}', "[]"):
+        (tmp_path / "metrics.json").write_text(text)
+        with pytest.raises(LrmilError, match="cannot be read") as told:
+            read_result(tmp_path)
+        assert one_sentence(told.value)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LrmilError, match="no training run is here") as told:
+        TrainingRun().open(tmp_path)
+    assert one_sentence(told.value)
+
+
+def test_a_run_of_another_version_is_shown_and_not_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 0\nwarp: 9\n")
+    (tmp_path / EVENTS).write_text(
+        json.dumps(line(0, "Metric", stage="teacher", name="train/ce", value=1, step=0)) + "\n"
+    )
+    run = TrainingRun()
+    run.open(tmp_path)
+    assert run.story.curves and run.phase is Phase.BROKEN
+    assert "another version" in run.resume_blocked_by and "warp" in run.foreign
+
+
+def test_a_run_without_its_table_asks_for_it(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(dump_config(preset("default")))
+    run = TrainingRun()
+    run.open(tmp_path)
+    with pytest.raises(LrmilError, match="cohort table is not on this machine"):
+        run.resume()
+
+
+# ---------------------------------------------------------------- the process
+
+CHILD = """
+import sys, time, pathlib
+from lrmil_training.eventlog import EventLog
+from lrmil_training.runlock import hold, stop_requested
+from napari_lrmil.core.events import Finished, Progress
+out = pathlib.Path(sys.argv[1])
+with hold(out), EventLog(out) as log:
+    for i in range(200):
+        log.write(Progress("teacher", i + 1, 200, "epochs"))
+        time.sleep(0.05)
+        if stop_requested(out):
+            print("error: stopped as asked")
+            sys.exit(1)
+"""
+
+
+@pytest.fixture
+def child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a small program that holds the folder stand in for the training."""
+
+    def words(call: Call) -> list[str]:
+        return [sys.executable, "-c", CHILD, str(call.folder)]
+
+    monkeypatch.setattr(Call, "words", property(words))
+
+
+def until(run: TrainingRun, *phases: Phase) -> None:
+    end = time.monotonic() + WAIT_S
+    while run.phase not in phases:
+        assert time.monotonic() < end, run.phase
+        time.sleep(0.05)
+        run.poll()
+
+
+@pytest.mark.usefixtures("child")
+def test_start_stop_resume_and_a_kill(tmp_path: Path) -> None:
+    run, told = TrainingRun(), list[str]()
+    run.failed.connect(told.append)
+    table = tmp_path / "cohort.csv"
+    table.touch()
+    folder = tmp_path / "run"
+    run.start(table, folder, preset("default"), "cpu")
+    assert run.phase is Phase.STARTING and run.resume_blocked_by
+    until(run, Phase.RUNNING)
+    assert run.is_ours
+    run.stop()
+    assert (folder / STOP).exists()
+    until(run, Phase.STOPPED)
+    assert not told and not run.resume_blocked_by
+    run.resume(table, "cpu")
+    until(run, Phase.RUNNING)
+    while run.story.attempt < 1:
+        run.poll()
+    assert run._child is not None
+    run._child.kill()
+    until(run, Phase.BROKEN)
+    assert len(told) == 1 and "was killed (signal 9)" in told[0] and "Resume" in told[0]
+    run.resume(table, "cpu")
+    until(run, Phase.RUNNING)
+    run.stop()
+    until(run, Phase.STOPPED)
+
+
+@pytest.mark.usefixtures("child")
+def test_a_run_goes_on_without_its_window_and_another_one_follows_it(tmp_path: Path) -> None:
+    first, second = TrainingRun(), TrainingRun()
+    first.start(tmp_path / "cohort.csv", tmp_path / "run", preset("default"), "cpu")
+    until(first, Phase.RUNNING)
+    process = first._child
+    first.let_go()
+    second.open(tmp_path / "run")
+    until(second, Phase.RUNNING)
+    assert not second.is_ours and second.writer is not None
+    second.stop()
+    until(second, Phase.STOPPED)
+    assert process is not None and process.wait(WAIT_S) == 1
+
+
+def test_what_the_program_said_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "print('x'); print('error: lazyslide:uni2 could not be loaded; agree to its terms'); raise SystemExit(2)"
+    monkeypatch.setattr(Call, "words", property(lambda _: [sys.executable, "-c", said]))
+    run, told = TrainingRun(), list[str]()
+    run.failed.connect(told.append)
+    run.start(tmp_path / "cohort.csv", tmp_path / "run", preset("default"), "cpu")
+    until(run, Phase.BROKEN)
+    assert told == ["lazyslide:uni2 could not be loaded; agree to its terms"]
+
+
+def test_an_unwritable_folder_and_other_settings_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    run = TrainingRun()
+    with pytest.raises(LrmilError, match="cannot be written there") as told:
+        run.start(tmp_path / "cohort.csv", tmp_path / "file" / "run", preset("default"), "cpu")
+    assert one_sentence(told.value) and run.phase is Phase.NONE
+    (tmp_path / "config.yaml").write_text(dump_config(preset("paper")))
+    with pytest.raises(LrmilError, match="run with other settings") as told:
+        run.start(tmp_path / "cohort.csv", tmp_path, preset("default"), "cpu")
+    assert one_sentence(told.value)
+
+
+def test_the_call_is_the_command_line(tmp_path: Path) -> None:
+    words = Call(tmp_path / "c.csv", tmp_path / "run", tmp_path / "s.yaml", "cpu").words
+    assert words[:4] == [sys.executable, "-m", "napari_lrmil", "train"] and words[-2:] == ["--device", "cpu"]
+    assert training_run.SETTINGS != "config.yaml"  # which is the program's own to write
+
+
+# ---------------------------------------------------------------- settings and estimate
+
+
+def test_the_form_has_every_setting_and_gives_it_back() -> None:
+    for name in ("default", "paper"):
+        config = preset(name)
+        values = flat(config)
+        its = {field.key: field for field in fields()}
+        assert set(its) == set(values) and all(field.sentence for field in its.values())
+        assert nested({key: field.read(field.written(values[key])) for key, field in its.items()}) == config
+    assert its["stage1.epochs"].lowest == 0 and its["teacher.epochs"].lowest == 1
+    assert its["stage2.init"].choices == ("teacher", "fresh", "frozen_head")
+
+
+def test_the_estimate_says_what_it_rests_on(tmp_path: Path) -> None:
+    table, remembered = CohortTable(), Remembered(tmp_path)
+    assert estimate(table, preset("default"), "cpu", remembered) is None
+    table.rows = tuple(Row(Path(f"{i}.svs"), "ab"[i % 2], str(i), "train") for i in range(4))
+    for row in table.rows[:2]:
+        check = Check("", 0.5, 100, 1600, 1.0, table.plan)
+        table._checks[row.key] = Checked(row.key, check).check
+    stated = estimate(table, preset("default"), "cpu", remembered)
+    assert stated is not None and "6,400 HR and 400 LR patches, counted on 2 of 4 slides" in stated.basis
+    assert "docs/benchmarks.md" in stated.basis and stated.seconds and stated.size > 6400 * 1280 * 4
+    unknown = estimate(table, preset("default"), "cuda", remembered)
+    assert unknown is not None and unknown.seconds is None and "not known" in unknown.text
+    remembered.remember_pace(keys(preset("default"), "cuda")[0], 64.0, 6400)
+    learnt = estimate(table, preset("default"), "cuda", remembered)
+    assert learnt is not None and learnt.seconds is not None and "earlier runs" in learnt.basis
