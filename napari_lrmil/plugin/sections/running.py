@@ -54,9 +54,9 @@ class RunSection(Step):
         )
         self.progress = QProgressBar()
         self.progress.setRange(0, 1000)
-        self.fit = QComboBox()
-        self.fit.addItem(NEWEST)
-        self.fit.setAccessibleName("Which fit the curves show")
+        self.which = QComboBox()
+        self.which.addItem(NEWEST)
+        self.which.setAccessibleName("Which fit the curves show")
         self.canvas = CurveCanvas(ink)
         for widget, wish in (
             (self.choose, self.folder_wanted),
@@ -66,11 +66,11 @@ class RunSection(Step):
             (self.open, self.open_wanted),
         ):
             widget.clicked.connect(lambda _=False, wish=wish: wish.emit())
-        self.fit.activated.connect(lambda _: self.draw())
+        self.which.activated.connect(lambda _: self.draw())
         self.add(self.folder, self.choose)
         self.add(self.start, self.open)
         self.add(self.stop, self.resume)
-        for part in (self.state, self.progress, self.stages, self.told, self.fit, self.canvas):
+        for part in (self.state, self.progress, self.stages, self.told, self.which, self.canvas):
             self.add(part)
         self.refresh("")
 
@@ -94,7 +94,7 @@ class RunSection(Step):
         pace = run.story.pace()
         self.progress.setVisible(run.alive and pace is not None)
         self.progress.setValue(round(1000 * pace.share) if pace else 0)
-        for part in (self.fit, self.canvas):
+        for part in (self.which, self.canvas):
             part.setVisible(bool(run.story.curves))
 
     def _state_text(self) -> str:
@@ -121,11 +121,11 @@ class RunSection(Step):
         """Draw the chosen fit anew."""
         curves = self._run.story.curves
         titles = [NEWEST, *(worded(curve.title) for curve in curves)]
-        if titles != [self.fit.itemText(i) for i in range(self.fit.count())]:
-            chosen = self.fit.currentText()
-            self.fit.clear()
-            self.fit.addItems(titles)
-            self.fit.setCurrentIndex(max(0, self.fit.findText(chosen)))
+        if titles != [self.which.itemText(i) for i in range(self.which.count())]:
+            chosen = self.which.currentText()
+            self.which.clear()
+            self.which.addItems(titles)
+            self.which.setCurrentIndex(max(0, self.which.findText(chosen)))
         if curves:
-            chosen = self.fit.currentIndex()
+            chosen = self.which.currentIndex()
             self.canvas.show_curve(curves[chosen - 1] if chosen > 0 else curves[-1])
