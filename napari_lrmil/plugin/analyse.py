@@ -188,6 +188,7 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
             key.setContext(Qt.ShortcutContext.WindowShortcut)
         self._settle = self._timer(0, self._layers_settled)  # napari is still in the middle of it when it tells of it
         self._drawn = self._timer(50, self._take_drawn)
+        self._laid_out = self._timer(LAID_OUT_MS, lambda: self._scroll.ensureWidgetVisible(self.results))
         self._subscribe()
         self.destroyed.connect(session.close)  # where the window goes, docks get no close event
 
@@ -346,7 +347,7 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         chosen = self._choice_of(prediction)
         if chosen is not None:
             self.reading.show_new(prediction, chosen)
-            QTimer.singleShot(LAID_OUT_MS, lambda: self._scroll.ensureWidgetVisible(self.results))
+            self._laid_out.start()
 
     def _answered(self, prediction: Prediction) -> None:
         chosen = self._choice_of(prediction)

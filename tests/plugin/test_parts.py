@@ -226,6 +226,7 @@ def test_pointing_at_a_patch_reads_it(dock: Any, viewer: Any, qtbot: Any) -> Non
     found = run(dock, qtbot)
     row = int(np.argmax(found.student.attention))
     x, y = (found.student.coords[row] + 20) * 0.5
+    viewer.cursor.position = (0.0, 0.0)  # where another test may have left it, it would not move
     viewer.cursor.position = (y, x)
     qtbot.waitUntil(lambda: "rank 1 of" in dock.reading.hover.text(), timeout=5000)
 
