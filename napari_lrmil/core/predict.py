@@ -205,9 +205,7 @@ def predict(
     """
     require_choice(teacher)
     if teacher != NONE:
-        bundle.require_teacher()
-        require_resolution(slide, bundle.card.hr_mpp, "teacher (HR)")
-        yield from (Caution(terms) for terms in filter(None, [bundle.teacher_notice]))  # before anything is fetched
+        yield from _teacher_terms(slide, bundle)
     about = [f"about the model {bundle.name}: {bundle.card.about}"] if bundle.card.about else []
     warnings = [*slide.warnings, *about]  # what a model is not goes with its every answer
     yield from (Caution(text, slide.name) for text in warnings)
@@ -222,14 +220,25 @@ def predict(
     before = Before(seconds, slide.pixels_decoded - decoded, time.process_time() - cpu)
     yield StageDone("tissue", before.seconds["tissue"])
     student = yield from _student(asked, before)
-    if teacher == NONE:
-        yield Finished(_prediction(asked, student, [*warnings, *doubts]))
-        return
-    rows = compared_rows(teacher, student.attention)
-    beside = yield from _teacher(
-        asked if rows.all() else replace(asked, grid=asked.grid.only(rows), whole=False), before
-    )
-    yield Finished(_beside(_prediction(asked, student, [*warnings, *doubts]), beside, rows))
+    found = _prediction(asked, student, [*warnings, *doubts])
+    if teacher != NONE:
+        found = yield from _asked_beside(asked, found, before, teacher)
+    yield Finished(found)
+
+
+def _teacher_terms(slide: Slide, bundle: Bundle) -> Iterator[Event]:
+    """Refuse what has no teacher, and tell the terms of one that has to be fetched, before it is."""
+    bundle.require_teacher()
+    require_resolution(slide, bundle.card.hr_mpp, "teacher (HR)")
+    yield from (Caution(terms) for terms in filter(None, [bundle.teacher_notice]))
+
+
+def _asked_beside(asked: _Asked, found: Prediction, before: Before, teacher: str) -> Generator[Event, None, Prediction]:
+    """Return a student's prediction with what the teacher says of the patches that were chosen for it."""
+    rows = compared_rows(teacher, found.student.attention)
+    part = asked if rows.all() else replace(asked, grid=asked.grid.only(rows), whole=False)
+    beside = yield from _teacher(part, before)
+    return _beside(found, beside, rows)
 
 
 @dataclass(frozen=True)
