@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import napari.viewer
 from magicgui import widgets
 from napari.utils.notifications import show_error, show_warning
-from qtpy.QtCore import QEvent, Qt, QTimer, Signal
-from qtpy.QtGui import QCloseEvent, QKeySequence, QShowEvent
-from qtpy.QtWidgets import QFileDialog, QLabel, QShortcut, QWidget
+from qtpy.QtCore import Qt, QTimer, Signal
+from qtpy.QtGui import QKeySequence, QShowEvent
+from qtpy.QtWidgets import QFileDialog, QLabel, QShortcut
 
 from napari_lrmil.core.teacherchoice import ALL, NONE
+from napari_lrmil.plugin.docks import LeavingWidget
 from napari_lrmil.plugin.files import Files, attempt
 from napari_lrmil.plugin.layers import ours, tag_of
 from napari_lrmil.plugin.listening import listen
@@ -49,7 +50,7 @@ KEYS = "Keys: Ctrl+R run or cancel · Esc cancel · Ctrl+L follow the view · 1 
 DEVICE_WORDS = {"auto": "best there is", "cpu": "CPU", "cuda": "GPU (CUDA)", "mps": "GPU (Apple)"}
 
 
-class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
+class AnalyseWidget(LeavingWidget):
     """The Analyse dock: a view of a `Session` and of the viewer's slides.
 
     Parameters
@@ -243,17 +244,6 @@ class AnalyseWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         widest = max(label.sizeHint().width() for label in labels)
         for one in labels:
             one.setFixedWidth(widest)
-
-    def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802  # Qt's name
-        """Cancel what is under way, and give the slides back."""
-        self._leave()
-        super().closeEvent(event)
-
-    def changeEvent(self, event: QEvent) -> None:  # noqa: N802  # Qt's name
-        """Do so where napari has taken the dock out of its window, too."""
-        super().changeEvent(event)
-        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
-            self._leave()
 
     def _leave(self) -> None:
         self.cancel()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import napari.viewer
 from napari.utils.notifications import show_error
 from numpy.typing import NDArray
-from qtpy.QtCore import QEvent, QTimer
-from qtpy.QtGui import QCloseEvent, QShowEvent
+from qtpy.QtCore import QTimer
+from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import QDockWidget, QFileDialog, QWidget
 
 from napari_lrmil.core.events import Event, Failed, Finished, Partial, Progress
@@ -18,7 +18,7 @@ from napari_lrmil.core.overlay import RESEARCH_USE
 from napari_lrmil.core.stored import StoredSlide
 from napari_lrmil.plugin.analyse import WIDTH_PX, AnalyseWidget
 from napari_lrmil.plugin.comparing import CohortWork, Comparison, Lesions, LesionWork, StoredWork, comparison_of
-from napari_lrmil.plugin.docks import find_dock, open_dock
+from napari_lrmil.plugin.docks import LeavingWidget, find_dock, open_dock
 from napari_lrmil.plugin.files import attempt
 from napari_lrmil.plugin.layers import add, ours
 from napari_lrmil.plugin.listening import listen
@@ -47,7 +47,7 @@ POINT = "Point at the map to read both networks at once."
 GONE = "The Analyse dock, which knows slide and model, was closed: open it again."
 
 
-class CompareWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
+class CompareWidget(LeavingWidget):
     """The Compare dock: shares slide, model, device and answers with the Analyse dock of its window.
 
     Parameters
@@ -149,17 +149,6 @@ class CompareWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
         if window is other.parentWidget() and other not in window.tabifiedDockWidgets(mine):
             window.tabifyDockWidget(other, mine)
             mine.raise_()
-
-    def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802  # Qt's name
-        """End what this dock began."""
-        self._leave()
-        super().closeEvent(event)
-
-    def changeEvent(self, event: QEvent) -> None:  # noqa: N802  # Qt's name
-        """Do so where napari has taken the dock out of its window, too."""
-        super().changeEvent(event)
-        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
-            self._leave()
 
     def _leave(self) -> None:
         self._measuring.stop()

@@ -4,11 +4,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
+from qtpy.QtCore import QEvent
+from qtpy.QtGui import QCloseEvent
+from qtpy.QtWidgets import QWidget
+
 if TYPE_CHECKING:
     from napari.viewer import Viewer
-    from qtpy.QtWidgets import QWidget
 
 Dock = TypeVar("Dock", bound="QWidget")
+
+
+class LeavingWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
+    """A dock that ends what it began when it goes: closed, or taken out of its window by napari."""
+
+    def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802  # Qt's name
+        """End what this dock began."""
+        self._leave()
+        super().closeEvent(event)
+
+    def changeEvent(self, event: QEvent) -> None:  # noqa: N802  # Qt's name
+        """Do so where napari has taken the dock out of its window, too."""
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
+            self._leave()
+
+    def _leave(self) -> object:
+        raise NotImplementedError(f"{type(self).__name__} does not say how it ends")
 
 
 def find_dock(viewer: Viewer, kind: type[Dock]) -> Dock | None:

@@ -11,8 +11,8 @@ import napari.viewer
 from napari.utils.notifications import show_error, show_info
 from napari.utils.theme import get_theme
 from qtpy.QtCore import QEvent, QObject, Qt, QTimer, QUrl
-from qtpy.QtGui import QCloseEvent, QDesktopServices, QShowEvent
-from qtpy.QtWidgets import QFileDialog, QFrame, QScrollArea, QVBoxLayout, QWidget
+from qtpy.QtGui import QDesktopServices, QShowEvent
+from qtpy.QtWidgets import QFileDialog, QFrame, QScrollArea, QVBoxLayout
 
 from lrmil_training.config import TrainConfig, load_config
 from lrmil_training.runfiles import CONFIG
@@ -21,7 +21,7 @@ from napari_lrmil.core.events import Event, Failed, Finished
 from napari_lrmil.core.remembered import Remembered
 from napari_lrmil.plugin.analyse import AnalyseWidget
 from napari_lrmil.plugin.curves import Ink
-from napari_lrmil.plugin.docks import open_dock, tab_beside
+from napari_lrmil.plugin.docks import LeavingWidget, open_dock, tab_beside
 from napari_lrmil.plugin.files import attempt
 from napari_lrmil.plugin.leaving import ENDS, STAYS, ask_goes_on
 from napari_lrmil.plugin.listening import listen
@@ -49,7 +49,7 @@ COHORT = "cohort.csv"  # in the run folder, of a table that was not saved elsewh
 TABLES = "Cohort tables (*.csv)"
 
 
-class TrainWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
+class TrainWidget(LeavingWidget):
     """The Train dock: a view of a `CohortTable`, a `TrainConfig` and a `TrainingRun`.
 
     Parameters
@@ -391,17 +391,6 @@ class TrainWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
             event.ignore()
             return True
         return bool(super().eventFilter(watched, event))
-
-    def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802  # Qt's name
-        """Ask what becomes of a run, and let go of it."""
-        self._leave()
-        super().closeEvent(event)
-
-    def changeEvent(self, event: QEvent) -> None:  # noqa: N802  # Qt's name
-        """Do so where napari has taken the dock out of its window, too."""
-        super().changeEvent(event)
-        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
-            self._leave()
 
     def _leave(self, *, may_stay: bool = False) -> bool:
         """Ask whether a run that was started here goes on; return False where the user would rather stay."""
