@@ -191,10 +191,8 @@ def _wait(dock: AnalyseWidget) -> None:
 
     loop = QEventLoop()
     dock.session.changed.connect(lambda: None if dock.session.busy else loop.quit())
-    if dock.session.busy:
-        loop.exec_()
     dock.reading.dressed.connect(loop.quit)
-    if dock.reading.dressing:
+    while dock.session.busy or dock.reading.dressing:  # the session tells of more than its end
         loop.exec_()
 
 
