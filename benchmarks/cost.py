@@ -17,7 +17,8 @@ from napari_lrmil.cli.console import follow
 from napari_lrmil.cli.slides import expand
 from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.embed import leave_a_core, resolve_device
-from napari_lrmil.core.predict import Prediction, predict
+from napari_lrmil.core.predict import predict
+from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.slide import Slide
 
 

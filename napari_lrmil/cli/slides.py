@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from napari_lrmil.core.bundle import Bundle
     from napari_lrmil.core.grid import Ground
-    from napari_lrmil.core.predict import Prediction
+    from napari_lrmil.core.prediction import Prediction
     from napari_lrmil.core.slide import Slide
     from napari_lrmil.core.slidereport import ReportRequest
 

@@ -25,7 +25,7 @@ from napari_lrmil.core.overlay import (
     show_slide,
     slide_thumbnail,
 )
-from napari_lrmil.core.predict import Prediction, Reading
+from napari_lrmil.core.prediction import Prediction, Reading
 from napari_lrmil.core.regions import Region
 from napari_lrmil.core.slide import Slide
 

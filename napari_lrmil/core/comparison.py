@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from napari_lrmil.core.compare import LESION_SHARE, Values, lesion_auroc, lesion_shares
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.geometry import Bounds
-from napari_lrmil.core.predict import Prediction
+from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.regions import Area, Region, read_regions
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from napari_lrmil.core.files import whole
 from napari_lrmil.core.geometry import Bounds
 from napari_lrmil.core.overlay import Heatmap, heatmap
-from napari_lrmil.core.predict import Prediction, Reading
+from napari_lrmil.core.prediction import Prediction, Reading
 from napari_lrmil.core.regions import NAMESPACE, write_features
 
 CHANNELS = (

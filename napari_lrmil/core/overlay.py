@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from napari_lrmil.core.bag import Features
 from napari_lrmil.core.files import whole
 from napari_lrmil.core.geometry import BoxLevel0, Int64
-from napari_lrmil.core.predict import Prediction, Reading
+from napari_lrmil.core.prediction import Prediction, Reading
 from napari_lrmil.core.scope import Scope
 from napari_lrmil.core.slide import Pixels, Slide
 

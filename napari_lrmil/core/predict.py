@@ -6,162 +6,25 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from napari_lrmil import __version__
 from napari_lrmil.core.bag import Features
 from napari_lrmil.core.bundle import Bundle, StudentNetwork, TeacherNetwork
 from napari_lrmil.core.cache import CacheKey, EmbeddingCache
 from napari_lrmil.core.cautions import slide_warnings
-from napari_lrmil.core.compare import Agreement, measure_agreement, to_lr
+from napari_lrmil.core.compare import measure_agreement
 from napari_lrmil.core.embed import Embeddings, PatchSet, embed, to_numpy
 from napari_lrmil.core.events import Caution, Event, Finished, Progress, StageDone
 from napari_lrmil.core.geometry import Int64
 from napari_lrmil.core.grid import Ground, NestedGrid, ground_of, require_resolution
 from napari_lrmil.core.mil import GatedAttentionMil
+from napari_lrmil.core.prediction import Prediction, Reading
 from napari_lrmil.core.scope import WHOLE, Scope
 from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.teacherchoice import ALL, NONE, compared_rows, require_choice
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What one network says of one slide.
-
-    Attributes
-    ----------
-    coords
-        (N, 2) level-0 corner of each patch, x then y.
-    patch_level0
-        Width and height of a patch in level-0 pixels.
-    attention
-        (N,) sums to 1.
-    evidence
-        (N, C) what each patch adds to each class's centred, uncalibrated logit.
-    logits, probabilities
-        Class -> value; probabilities are calibrated where the bundle has a temperature.
-    target_mpp
-        µm per pixel that the network saw.
-    pixels_decoded
-        Native pixels read from the file for it, the tissue mask included.
-    seconds
-        Step -> wall seconds; ``total`` is from opening the slide, loading the weights included, as if it had run alone.
-    cpu_seconds
-        What the process computed for it, over all threads, the tissue mask included.
-    patches_encoded
-        Patches that were not in the cache.
-    """
-
-    coords: Int64
-    patch_level0: tuple[int, int]
-    attention: Features
-    evidence: Features
-    logits: dict[str, float]
-    probabilities: dict[str, float]
-    target_mpp: float
-    pixels_decoded: int
-    seconds: dict[str, float]
-    cpu_seconds: float
-    patches_encoded: int = 0
-
-    @property
-    def predicted(self) -> str:
-        """The most probable class."""
-        return max(self.probabilities, key=lambda c: self.probabilities[c])
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Everything that was found out about a slide; `predict` makes it, `write` and the window show it."""
-
-    slide: str
-    path: Path
-    slide_fingerprint: str
-    bundle: str
-    bundle_sha256: str
-    classes: tuple[str, ...]
-    calibrated: bool
-    grid: NestedGrid
-    level0_size: tuple[int, int]
-    student: Reading
-    device: str
-    warnings: tuple[str, ...]
-    scope: Scope = WHOLE
-    teacher: Reading | None = None
-    compared: NDArray[np.bool_] | None = None  # (N,) the LR patches that the teacher looked into; None: all of them
-    agreement: Agreement | None = None  # over these
-
-    @property
-    def partly_compared(self) -> bool:
-        """Whether the teacher looked into some of the patches only."""
-        return self.compared is not None and not self.compared.all()
-
-    @property
-    def teacher_choice(self) -> str:
-        """How much the teacher read: ``none``, ``all`` or ``top-K``."""
-        if self.teacher is None or self.compared is None:
-            return NONE if self.teacher is None else ALL
-        return f"top-{int(self.compared.sum())}" if self.partly_compared else ALL
-
-    @property
-    def teacher_on_lr(self) -> NDArray[np.float64]:
-        """(N,) the teacher's attention summed over the children of each LR patch; NaN where it did not look.
-
-        Raises
-        ------
-        ValueError
-            Where no teacher ran.
-        """
-        if self.teacher is None:
-            raise ValueError("no attention of a teacher that did not run")
-        if self.compared is None or self.compared.all():
-            return to_lr(self.grid, self.teacher.attention)
-        carried = np.full(len(self.grid.lr_index), np.nan)
-        carried[self.compared] = to_lr(self.grid.only(self.compared), self.teacher.attention)
-        return carried
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the content of ``prediction.json``."""
-        s = self.student
-        found: dict[str, Any] = {
-            "slide": self.slide,
-            "path": str(self.path),
-            "slide_fingerprint": self.slide_fingerprint,
-            "bundle": self.bundle,
-            "bundle_sha256": self.bundle_sha256,
-            "classes": list(self.classes),
-            "probabilities": s.probabilities,
-            "calibrated": self.calibrated,
-            "logits": s.logits,
-            "predicted": s.predicted,
-            "lr_mpp": s.target_mpp,
-            "patch_um": self.grid.lattice.lr_um,
-            "n_patches": len(self.grid.lr_index),
-            "n_hr_patches": len(self.grid.hr_index),
-            "pixels_decoded": s.pixels_decoded,
-            "scope": self.scope.text,
-            "device": self.device,
-            "seconds": s.seconds,
-            "warnings": list(self.warnings),
-            "version": __version__,
-        }
-        if self.teacher is not None:
-            t = self.teacher
-            found["teacher"] = {
-                "probabilities": t.probabilities,
-                "calibrated": self.calibrated and not self.partly_compared,
-                "logits": t.logits,
-                "n_lr_patches": int(np.isfinite(self.teacher_on_lr).sum()),
-                "n_patches": len(t.attention),
-                "pixels_decoded": t.pixels_decoded,
-                "seconds": t.seconds,
-            }
-        return found
+from napari_lrmil.core.teacherchoice import NONE, compared_rows, require_choice
 
 
 def predict(

@@ -12,7 +12,7 @@ from napari_lrmil.core.exports import write_attention_geojson, write_attention_o
 from napari_lrmil.core.files import whole, whole_folder, write_json
 from napari_lrmil.core.geometry import footprint_um, nominal_magnification
 from napari_lrmil.core.overlay import draw_overlay
-from napari_lrmil.core.predict import Prediction, Reading
+from napari_lrmil.core.prediction import Prediction, Reading
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.core.slidereport import REPORT, ReportRequest, write_slide_report
 

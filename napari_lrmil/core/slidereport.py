@@ -30,7 +30,7 @@ from napari_lrmil.core.overlay import (
     probability_text,
     slide_thumbnail,
 )
-from napari_lrmil.core.predict import Prediction, Reading
+from napari_lrmil.core.prediction import Prediction, Reading
 from napari_lrmil.core.slide import Pixels, Slide
 from napari_lrmil.core.viewpicture import ColourLegend, compose_view, font
 

@@ -16,7 +16,7 @@ from napari_lrmil.core.compare import measure_agreement
 from napari_lrmil.core.errors import StoredError
 from napari_lrmil.core.geometry import Int64, Lattice
 from napari_lrmil.core.grid import NestedGrid
-from napari_lrmil.core.predict import Prediction, Reading
+from napari_lrmil.core.prediction import Prediction, Reading
 from napari_lrmil.core.regions import Region
 from napari_lrmil.core.scope import WHOLE, WORDS, Kind, Scope
 

@@ -39,7 +39,7 @@ from napari_lrmil.plugin.wishes import Wishes
 from napari_lrmil.plugin.worker import Run
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.predict import Prediction
+    from napari_lrmil.core.prediction import Prediction
     from napari_lrmil.core.regions import Region
     from napari_lrmil.core.scope import Kind
 

@@ -10,7 +10,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from napari_lrmil.core.compare import Agreement
-    from napari_lrmil.core.predict import Prediction
+    from napari_lrmil.core.prediction import Prediction
 
 
 @dataclass(frozen=True)

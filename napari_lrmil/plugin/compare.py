@@ -38,7 +38,7 @@ from napari_lrmil.plugin.worker import Run
 if TYPE_CHECKING:
     import numpy as np
 
-    from napari_lrmil.core.predict import Prediction
+    from napari_lrmil.core.prediction import Prediction
     from napari_lrmil.core.regions import Region
     from napari_lrmil.plugin.session import Session
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from napari_lrmil.core.bundle import Bundle
     from napari_lrmil.core.comparison import LesionFigures, Shared
     from napari_lrmil.core.geometry import Int64
-    from napari_lrmil.core.predict import Prediction, Reading
+    from napari_lrmil.core.prediction import Prediction, Reading
     from napari_lrmil.core.regions import Region
     from napari_lrmil.core.stored import StoredSlide
     from napari_lrmil.plugin.pace import Asked

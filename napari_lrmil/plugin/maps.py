@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from napari_lrmil.core.geometry import Int64
     from napari_lrmil.core.modes import Mode
     from napari_lrmil.core.overlay import Heatmap
-    from napari_lrmil.core.predict import Prediction
+    from napari_lrmil.core.prediction import Prediction
 
 OPACITY = 0.5  # the tissue has to stay readable where attention is low, which is dark
 DIFFERENCE_OPACITY = 0.85  # its middle, where the networks agree, lets the tissue through by itself

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from napari_lrmil.core.cache import EmbeddingCache
     from napari_lrmil.core.geometry import Int64
     from napari_lrmil.core.grid import NestedGrid
-    from napari_lrmil.core.predict import Prediction
+    from napari_lrmil.core.prediction import Prediction
     from napari_lrmil.core.slide import Slide
 
 MANY = 1000  # patches of which the pace is asked

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from napari_lrmil.core.gallery import GalleryPatch
     from napari_lrmil.core.geometry import Int64
-    from napari_lrmil.core.predict import Prediction
+    from napari_lrmil.core.prediction import Prediction
     from napari_lrmil.plugin.session import Session
     from napari_lrmil.plugin.shelf import SlideChoice
 

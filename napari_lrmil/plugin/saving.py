@@ -18,7 +18,7 @@ from napari_lrmil.core.regions import write_regions
 
 if TYPE_CHECKING:
     from napari_lrmil.core.grid import Ground
-    from napari_lrmil.core.predict import Prediction
+    from napari_lrmil.core.prediction import Prediction
     from napari_lrmil.core.slide import Pixels
     from napari_lrmil.core.slidereport import ReportRequest
     from napari_lrmil.core.viewpicture import ColourLegend

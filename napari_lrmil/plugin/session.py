@@ -34,7 +34,7 @@ from napari_lrmil.plugin.work import GroundWork, Question
 if TYPE_CHECKING:
     from napari_lrmil.core.bundle import Bundle
     from napari_lrmil.core.grid import Ground
-    from napari_lrmil.core.predict import Prediction
+    from napari_lrmil.core.prediction import Prediction
     from napari_lrmil.core.tissue import Mask
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from napari.layers import Image, Layer
 
     from napari_lrmil.core.geometry import Int64
-    from napari_lrmil.core.predict import Prediction
+    from napari_lrmil.core.prediction import Prediction
     from napari_lrmil.plugin.layers import Side
     from napari_lrmil.plugin.shelf import SlideChoice
 

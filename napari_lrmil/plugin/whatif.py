@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from napari_lrmil.core.regions import Region
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.predict import Prediction
+    from napari_lrmil.core.prediction import Prediction
 
 
 @dataclass(frozen=True)

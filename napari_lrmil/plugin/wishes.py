@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from napari.layers import Labels, Shapes
 
     from napari_lrmil.core.bundle import Bundle
-    from napari_lrmil.core.predict import Prediction
+    from napari_lrmil.core.prediction import Prediction
     from napari_lrmil.core.slide import Pixels
     from napari_lrmil.core.viewpicture import ColourLegend
     from napari_lrmil.plugin.session import Session

@@ -19,7 +19,7 @@ from napari_lrmil.plugin.shelf import Shelf, SlideChoice
 if TYPE_CHECKING:
     from napari_lrmil.core.bundle import Bundle
     from napari_lrmil.core.cache import EmbeddingCache
-    from napari_lrmil.core.predict import Prediction
+    from napari_lrmil.core.prediction import Prediction
 
 PARTIAL_S = 0.4  # between pictures of an answer that is still growing
 

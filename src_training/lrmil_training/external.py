@@ -19,7 +19,8 @@ from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.errors import CohortError, LrmilError
 from napari_lrmil.core.events import Caution, Event, Failed, Finished, Progress
 from napari_lrmil.core.files import write_json
-from napari_lrmil.core.predict import Prediction, Reading, predict
+from napari_lrmil.core.predict import predict
+from napari_lrmil.core.prediction import Prediction, Reading
 from napari_lrmil.core.tables import write_failures
 
 ALL = "all"  # every slide of the table, whatever its split

@@ -19,7 +19,8 @@ from napari_lrmil.core.comparison import against_lesions, comparison_json, lesio
 from napari_lrmil.core.errors import ConfigError, LrmilError
 from napari_lrmil.core.events import Finished
 from napari_lrmil.core.geometry import BoxLevel0
-from napari_lrmil.core.predict import Prediction, predict
+from napari_lrmil.core.predict import predict
+from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.regions import box_region
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.core.teacherchoice import compared_rows, require_choice

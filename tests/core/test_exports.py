@@ -19,7 +19,8 @@ from napari_lrmil.core.events import Finished
 from napari_lrmil.core.exports import write_attention_geojson, write_attention_ome
 from napari_lrmil.core.geometry import Bounds
 from napari_lrmil.core.overlay import heatmap
-from napari_lrmil.core.predict import Prediction, predict
+from napari_lrmil.core.predict import predict
+from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.regions import read_regions
 
 BOUNDS = Bounds(120, 340, 1500, 1300)

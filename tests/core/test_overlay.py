@@ -13,7 +13,8 @@ from core.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, 
 from napari_lrmil.core.events import Finished
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.overlay import RESEARCH_USE, Heatmap, blended, draw_overlay, heatmap, limits
-from napari_lrmil.core.predict import Prediction, Reading, predict
+from napari_lrmil.core.predict import predict
+from napari_lrmil.core.prediction import Prediction, Reading
 from napari_lrmil.core.regions import box_region
 from napari_lrmil.core.scope import Scope
 from napari_lrmil.core.slide import Slide

@@ -23,7 +23,8 @@ from core.fake_slides import (
     write_tiff,
 )
 from napari_lrmil.core.events import Finished
-from napari_lrmil.core.predict import Prediction, predict
+from napari_lrmil.core.predict import predict
+from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.results import write_prediction, write_steps
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.core.slidereport import ReportRequest

@@ -14,7 +14,8 @@ from napari_lrmil.core.cache import EmbeddingCache
 from napari_lrmil.core.errors import TissueError
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.grid import ground_of
-from napari_lrmil.core.predict import Prediction, predict
+from napari_lrmil.core.predict import predict
+from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.regions import box_region
 from napari_lrmil.core.scope import WHOLE, Scope
 from napari_lrmil.core.slide import Slide

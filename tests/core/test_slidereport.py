@@ -22,7 +22,8 @@ from napari_lrmil.core.events import Finished
 from napari_lrmil.core.gallery import PATCH_MAX_PX, read_patch, top_and_bottom
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.overlay import RESEARCH_USE, probability_text
-from napari_lrmil.core.predict import Prediction, predict
+from napari_lrmil.core.predict import predict
+from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.regions import box_region
 from napari_lrmil.core.scope import WHOLE, Scope
 from napari_lrmil.core.slide import Slide

@@ -17,7 +17,8 @@ from core.fake_slides import DarknessBundle, FakeSlide, fake_slide, one_sentence
 from napari_lrmil.core.comparison import comparison_json, shared
 from napari_lrmil.core.errors import StoredError
 from napari_lrmil.core.geometry import BoxLevel0
-from napari_lrmil.core.predict import Prediction, predict
+from napari_lrmil.core.predict import predict
+from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.regions import box_region
 from napari_lrmil.core.results import write_prediction
 from napari_lrmil.core.scope import WHOLE, Scope

@@ -15,7 +15,8 @@ from window import MakeDock, open_window
 from core.fake_slides import FakeSlide, fake_slide, glass, one_sentence, resolution, speckled, write_tiff
 from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.overlay import RESEARCH_USE
-from napari_lrmil.core.predict import Prediction, predict
+from napari_lrmil.core.predict import predict
+from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.plugin.layers import add, ours, slide_layers, tag_of
 from napari_lrmil.plugin.reader import read_slides

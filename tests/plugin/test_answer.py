@@ -10,7 +10,8 @@ import torch
 
 from core.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 from napari_lrmil.core.geometry import BoxLevel0
-from napari_lrmil.core.predict import Prediction, predict
+from napari_lrmil.core.predict import predict
+from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.regions import box_region
 from napari_lrmil.core.scope import WHOLE, Scope
 from napari_lrmil.plugin.answer import Answer

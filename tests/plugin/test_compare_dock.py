@@ -16,7 +16,7 @@ from test_analyse import Slow
 from window import MakeDock
 
 from core.fake_slides import one_sentence, speckled, write_tiff
-from napari_lrmil.core.predict import Prediction
+from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.results import write_prediction
 from napari_lrmil.plugin.layers import ours
 from napari_lrmil.plugin.session import Session, State

@@ -16,7 +16,8 @@ import torch
 from core.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 from napari_lrmil.core.events import Finished, Partial
 from napari_lrmil.core.geometry import BoxLevel0
-from napari_lrmil.core.predict import Prediction, predict
+from napari_lrmil.core.predict import predict
+from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.regions import box_region
 from napari_lrmil.core.results import write_prediction
 from napari_lrmil.core.slide import Slide

@@ -12,7 +12,8 @@ import torch
 
 from core.fake_slides import GLASS, TISSUE, DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 from napari_lrmil.core.geometry import Mpp
-from napari_lrmil.core.predict import Prediction, predict
+from napari_lrmil.core.predict import predict
+from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.plugin.layers import add, placement, recolour, screen_of, slide_layers, twin
 from napari_lrmil.plugin.maps import attention_layers
 

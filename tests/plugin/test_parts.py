@@ -14,7 +14,8 @@ from window import MakeDock
 
 from core.fake_slides import one_sentence, speckled
 from napari_lrmil.core.bundle import Bundle
-from napari_lrmil.core.predict import Prediction, predict
+from napari_lrmil.core.predict import predict
+from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.remembered import Remembered
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.plugin.layers import ours

@@ -15,7 +15,7 @@ from napari_lrmil.plugin.sections.parts import Section, label, row
 
 if TYPE_CHECKING:
     from napari_lrmil.core.gallery import GalleryPatch
-    from napari_lrmil.core.predict import Prediction
+    from napari_lrmil.core.prediction import Prediction
     from napari_lrmil.core.slide import Pixels, Slide
 
 EACH = 5  # patches of either end

@@ -11,7 +11,7 @@ from napari_lrmil.plugin.bars import ProbabilityBars
 from napari_lrmil.plugin.sections.parts import label, rule
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.predict import Prediction
+    from napari_lrmil.core.prediction import Prediction
 
 
 class ResultsBox(QWidget):  # type: ignore[misc]  # qtpy has no types
