@@ -1,0 +1,220 @@
+"""Where student and teacher part on real tissue: agreement on every test slide, and pictures of the worst.
+
+    python benchmarks/disagreement.py --work WORK [--write docs/compare.md] [--pictures docs/images] [--csv FILE]
+
+`WORK` is the folder of benchmarks/real_tissue.py: the first run of every fold at 2.5x as it is read is looked at. The
+pictures hold patches and outlines and no pixel of the slides, which may not be passed on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from lrmil_training.maps import AttentionMap, read_map
+from napari_lrmil.core.compare import read_outlines
+from napari_lrmil.core.comparison import lesion_file
+from napari_lrmil.core.overlay import COLORMAP
+
+BEGIN, END = "<!-- written by benchmarks/disagreement.py --write -->", "<!-- end of what it writes -->"
+RUNS = "headline-default-2.5x-fold{fold}-seed*"
+MEASURES = ("spearman", "jaccard_top10", "js_divergence")
+PICTURED = 3
+GROUPS = ("malignant", "benign")
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SlideFigures:
+    """Agreement and answers of one test slide."""
+
+    fold: int
+    run: str
+    slide: str
+    label: str
+    n_patches: int
+    spearman: float
+    jaccard_top10: float
+    js_divergence: float
+    malignant_student: float
+    malignant_teacher: float
+    lesion_student: float | None
+    lesion_teacher: float | None
+
+    @property
+    def differ(self) -> bool:
+        """Whether the two answers are different classes."""
+        return (self.malignant_student >= 0.5) != (self.malignant_teacher >= 0.5)
+
+
+def main() -> None:
+    """Read the runs, print or write the table, draw the slides of least rank correlation."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--work", type=Path, required=True, help="folder for slides, features and runs")
+    p.add_argument("--write", type=Path, help="page whose table is put in its place")
+    p.add_argument("--pictures", type=Path, help="folder for a picture of each of the worst slides")
+    p.add_argument("--csv", type=Path, help="file for a row per slide")
+    args = p.parse_args()
+    runs = {fold: _first_run(args.work, fold) for fold in range(3)}
+    found = [one for fold, run in runs.items() if run for one in read_figures(fold, run)]
+    worst = sorted(found, key=lambda one: one.spearman)[:PICTURED]
+    told = table(found)
+    print(told)
+    for one in worst:
+        print(one)
+    if args.csv:
+        write_csv(args.csv, found)
+    if args.write:
+        _put(args.write, told)
+    for place, one in enumerate(worst, start=1):
+        if args.pictures:
+            draw(args.pictures / f"disagreement-{place}.png", args.work, one)
+
+
+def _first_run(work: Path, fold: int) -> Path | None:
+    whole = [run for run in sorted((work / "runs").glob(RUNS.format(fold=fold))) if (run / "slides.json").exists()]
+    return whole[0] if whole else None
+
+
+def read_figures(fold: int, run: Path) -> list[SlideFigures]:
+    """Return the figures of a run's test slides."""
+    slides = json.loads((run / "slides.json").read_text())["slides"]
+    return [_figures(fold, run.name, one) for one in slides if one["split"] == "test"]
+
+
+def _figures(fold: int, run: str, told: dict[str, Any]) -> SlideFigures:
+    student, teacher = told["methods"]["student"], told["methods"]["teacher"]
+    return SlideFigures(
+        fold,
+        run,
+        told["slide"],
+        told["label"],
+        told["n_patches"],
+        *(student["agreement"][name] for name in MEASURES),
+        student["probabilities"]["malignant"],
+        teacher["probabilities"]["malignant"],
+        student["lesion_auroc"],
+        teacher["lesion_auroc"],
+    )
+
+
+# ---------------------------------------------------------------- table
+
+
+def table(found: Sequence[SlideFigures]) -> str:
+    """Return a row per fold and class: medians over the slides, and how many of them get different answers."""
+    lines = [
+        "| fold | slides | | ρ, median (least to most) | top-10 % overlap | JS | lesion AUROC, student / teacher "
+        "| different answers |",
+        "|---|---|---:|---|---:|---:|---|---:|",
+    ]
+    for fold in sorted({one.fold for one in found}):
+        for label in GROUPS:
+            its = [one for one in found if (one.fold, one.label) == (fold, label)]
+            if its:
+                lines.append(_row(fold, label, its))
+    return "\n".join(lines)
+
+
+def _row(fold: int, label: str, its: Sequence[SlideFigures]) -> str:
+    rho = [one.spearman for one in its]
+    overlap, apart = (float(np.median([getattr(one, name) for one in its])) for name in MEASURES[1:])
+    lesions = [(one.lesion_student, one.lesion_teacher) for one in its if one.lesion_student is not None]
+    seen = " / ".join(f"{value:.2f}" for value in np.median(lesions, axis=0)) if lesions else "—"
+    return (
+        f"| {fold} | {label} | {len(its)} | {np.median(rho):.2f} ({min(rho):.2f} to {max(rho):.2f}) | {overlap:.2f} "
+        f"| {apart:.2f} | {seen} | {sum(one.differ for one in its)} |"
+    )
+
+
+def write_csv(path: Path, found: Sequence[SlideFigures]) -> None:
+    """Write a row per slide."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(SlideFigures.__dataclass_fields__)
+        for one in found:
+            rows.writerow([f"{v:.4f}" if isinstance(v, float) else v for v in one.__dict__.values()])
+
+
+def _put(page: Path, told: str) -> None:
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, mark, after = rest.partition(END)
+    if not mark:
+        raise SystemExit(f"{page} has no place for the table: expected the lines {BEGIN} and {END}")
+    page.write_text(f"{before}{BEGIN}\n{told}\n{END}{after}", encoding="utf-8")
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def draw(path: Path, work: Path, one: SlideFigures) -> None:
+    """Draw a slide's two maps on one colour scale, their difference, and patch against patch."""
+    folder = work / "runs" / one.run / "attention"
+    student, teacher = (read_map(folder / name / f"{one.slide}.h5") for name in ("student", "teacher"))
+    if student is None or teacher is None:
+        raise SystemExit(f"{folder}: no attention of {one.slide}; the run was cut short")
+    pooled = pooled_to(student, teacher)
+    ours = student.attention.astype(np.float64) / student.attention.mean(dtype=np.float64)
+    figure = Figure(figsize=(14, 4.1), layout="constrained", dpi=100)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 4)
+    outlines = read_outlines(lesion_file(work / "cohorts" / "default" / f"fold_{one.fold}" / f"{one.slide}.tif"))
+    top = max(2.0, float(min(np.percentile(ours, 99), np.percentile(pooled, 99))))
+    reach = max(1.0, float(np.percentile(np.abs(ours - pooled), 99)))
+    shown = [_cells(axes[i], student, values, (0, top), COLORMAP) for i, values in enumerate((ours, pooled))]
+    apart = _cells(axes[2], student, ours - pooled, (-reach, reach), "PuOr_r")
+    for axis in axes[:3]:
+        for outline in outlines:
+            axis.plot(*shapely.get_coordinates(outline.exterior).T, color="#cc79a7", linewidth=1.6)
+    axes[0].set_title(f"Student (LR): malignant {one.malignant_student:.2f}", fontsize=10)
+    axes[1].set_title(f"Teacher (HR), pooled: malignant {one.malignant_teacher:.2f}", fontsize=10)
+    axes[2].set_title("Student less teacher", fontsize=10)
+    figure.colorbar(shown[0], ax=list(axes[:2]), shrink=0.7, label="attention, times the average", extend="max")
+    figure.colorbar(apart, ax=axes[2], shrink=0.7, extend="both")
+    axes[3].scatter(pooled, ours, s=14, alpha=0.6, color="#0072b2", linewidths=0)
+    axes[3].set(xlabel="teacher's attention, times the average", ylabel="student's attention, times the average")
+    axes[3].set_title("A point is an LR patch", fontsize=10)
+    figure.suptitle(f"fold {one.fold}, {one.slide}, {one.label}: ρ {one.spearman:.2f}, {one.n_patches} LR patches")
+    figure.savefig(path)
+
+
+def pooled_to(student: AttentionMap, teacher: AttentionMap) -> Values:
+    """Return (N,) the teacher's attention summed over each of the student's patches, times the average."""
+    width, height = student.patch_level0
+    place = {(int(x), int(y)): row for row, (x, y) in enumerate(student.coords)}
+    origin = student.coords.min(axis=0)
+    corners = origin + (teacher.coords - origin) // np.array([width, height]) * np.array([width, height])
+    pooled = np.zeros(len(student.coords))
+    np.add.at(pooled, [place[int(x), int(y)] for x, y in corners], teacher.attention)
+    return pooled / pooled.mean()
+
+
+def _cells(axis: Any, found: AttentionMap, values: Values, limits: tuple[float, float], colours: str) -> Any:
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import Rectangle
+
+    cells = [Rectangle((float(x), float(y)), *found.patch_level0) for x, y in found.coords]
+    shown = PatchCollection(cells, cmap=colours, linewidths=0)
+    shown.set_array(values)
+    shown.set_clim(*limits)
+    axis.add_collection(shown)
+    axis.autoscale_view()
+    axis.set_aspect("equal")
+    axis.invert_yaxis()
+    axis.set_axis_off()
+    return shown
+
+
+if __name__ == "__main__":
+    main()
