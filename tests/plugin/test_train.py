@@ -25,6 +25,7 @@ SETTINGS: dict[str, Any] = {  # JSON is YAML
     "teacher": {"epochs": 60, "min_epochs": 1, "patience": 60},
     "stage1": {"epochs": 1, "patches_per_slide": 8},
     "stage2": {"epochs": 2, "min_epochs": 1},
+    "stage3": {"epochs": 0},
     "baselines": [],
 }
 

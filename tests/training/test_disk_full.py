@@ -22,6 +22,7 @@ SETTINGS = (
     "teacher.epochs=2",
     "stage1.epochs=1",
     "stage2.epochs=2",
+    "stage3.epochs=0",
 )
 
 

@@ -99,7 +99,7 @@ def test_ablation_turns_every_term_off_in_turn() -> None:
 )
 def test_an_ablation_leaves_something_to_learn_from(changes: dict[str, object], expected: list[str]) -> None:
     """The only term of a stage cannot be left out, and terms of a stage that is not fitted change nothing."""
-    config = build_config({"ablation": True, "baselines": []} | changes)
+    config = build_config({"ablation": True, "baselines": [], "stage3": {"epochs": 0}} | changes)
     assert [m.name for m in methods(config)][1:] == expected
 
 
@@ -228,7 +228,7 @@ def test_a_stage_2_that_learns_from_nothing_is_refused() -> None:
     nothing = {"lambda_ce": 0, "lambda_bag": 0, "lambda_soft": 0}
     with pytest.raises(ConfigError, match="raise one of lambda_ce"):
         build_config({"stage2": nothing})
-    build_config({"stage2": nothing | {"init": "frozen_head"}})
+    build_config({"stage2": nothing | {"init": "frozen_head"}, "stage3": {"epochs": 0}})
 
 
 def test_memory_that_runs_out_halves_stages_1_and_3(

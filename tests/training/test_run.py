@@ -34,7 +34,12 @@ from networks import untrained_encoder
 
 CPU = torch.device("cpu")
 TINY = {"hr_patch_px": 64, "lr_patch_px": 64, "bootstrap": 100}
-SHORT = {"teacher": {"epochs": 2, "min_epochs": 1}, "stage1": {"epochs": 1}, "stage2": {"epochs": 2, "min_epochs": 1}}
+SHORT = {
+    "teacher": {"epochs": 2, "min_epochs": 1},
+    "stage1": {"epochs": 1},
+    "stage2": {"epochs": 2, "min_epochs": 1},
+    "stage3": {"epochs": 0},
+}
 
 
 @pytest.fixture(scope="module")
