@@ -68,7 +68,7 @@ class GatedAttentionMil(nn.Module):
     def forward(self, instances: Tensor) -> MilOutput:
         """Pool (N, D) instances of one bag."""
         t = self.standardise(instances)  # (N, D)
-        scores = self.w(torch.tanh(self.V(t)) * torch.sigmoid(self.U(t))).squeeze(-1)  # (N,)
+        scores = self.score(t)
         attention = torch.softmax(scores, dim=0)  # (N,)
         bag = attention @ t  # (D,)
         return MilOutput(self.classifier(bag), bag, attention, scores)
@@ -78,9 +78,17 @@ class GatedAttentionMil(nn.Module):
 
         ``e_{r,c} = a_r (w_c − w̄)·z_r``; summed over r and with ``b_c − b̄`` added it is the centred logit exactly.
         """
+        return attention[:, None] * self.class_shares(self.standardise(instances))
+
+    def score(self, t: Tensor) -> Tensor:
+        """Return (N,) attention scores of (N, D) standardised instances."""
+        scores: Tensor = self.w(torch.tanh(self.V(t)) * torch.sigmoid(self.U(t))).squeeze(-1)
+        return scores
+
+    def class_shares(self, t: Tensor) -> Tensor:
+        """Return (N, C) ``(w_c − w̄)·t_r`` of (N, D) standardised instances: evidence before its share of attention."""
         weight = self.classifier.weight  # (C, D)
-        centred = weight - weight.mean(dim=0)
-        return attention[:, None] * (self.standardise(instances) @ centred.T)
+        return t @ (weight - weight.mean(dim=0)).T
 
     @property
     def centred_bias(self) -> Tensor:

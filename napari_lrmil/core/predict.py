@@ -16,11 +16,11 @@ from napari_lrmil.core.bundle import Bundle, StudentNetwork, TeacherNetwork
 from napari_lrmil.core.cache import CacheKey, EmbeddingCache
 from napari_lrmil.core.cautions import slide_warnings
 from napari_lrmil.core.compare import measure_agreement
-from napari_lrmil.core.embed import Embeddings, PatchSet, embed, to_numpy
+from napari_lrmil.core.embed import Embeddings, PatchSet, embed
 from napari_lrmil.core.events import Caution, Event, Finished, Progress, StageDone
 from napari_lrmil.core.geometry import Int64
 from napari_lrmil.core.grid import Ground, NestedGrid, ground_of, require_resolution
-from napari_lrmil.core.mil import GatedAttentionMil
+from napari_lrmil.core.pooling import pool
 from napari_lrmil.core.prediction import Prediction, Reading
 from napari_lrmil.core.scope import WHOLE, Scope
 from napari_lrmil.core.slide import Slide
@@ -239,25 +239,6 @@ def from_the_middle(corners: Int64, rows: Int64) -> Int64:
     middle = (corners.min(axis=0) + corners.max(axis=0)) / 2
     distance = ((corners[rows] - middle) ** 2).sum(axis=1)
     return rows[np.argsort(distance, kind="stable")]
-
-
-@dataclass(frozen=True)
-class Pooled:
-    """One bag after its MIL: (C,) logits, (N,) attention and scores, (N, C) evidence."""
-
-    logits: NDArray[np.float32]
-    attention: Features
-    scores: Features
-    evidence: Features
-
-
-def pool(mil: GatedAttentionMil, features: Features, device: torch.device) -> Pooled:
-    """Run a MIL over (N, D) features without gradients."""
-    with torch.inference_mode():
-        instances = torch.from_numpy(features).to(device)
-        out = mil(instances)
-        evidence = mil.evidence(instances, out.attention)
-    return Pooled(to_numpy(out.logits), to_numpy(out.attention), to_numpy(out.scores), to_numpy(evidence))
 
 
 def probabilities(logits: dict[str, float], temperature: float | None) -> dict[str, float]:

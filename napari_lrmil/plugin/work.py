@@ -135,7 +135,7 @@ def warm(bundle: Bundle) -> None:
     import torch
 
     from napari_lrmil.core.embed import encode
-    from napari_lrmil.core.predict import pool
+    from napari_lrmil.core.pooling import pool
 
     side, cpu = bundle.card.lr_patch_px, torch.device("cpu")
     try:

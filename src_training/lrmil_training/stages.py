@@ -24,7 +24,7 @@ from napari_lrmil.core.bag import read_origin
 from napari_lrmil.core.events import Event, Finished, Progress, StageDone
 from napari_lrmil.core.files import write_json
 from napari_lrmil.core.mil import GatedAttentionMil
-from napari_lrmil.core.predict import pool
+from napari_lrmil.core.pooling import pool
 from napari_lrmil.core.tables import write_failures
 
 

@@ -26,7 +26,8 @@ from napari_lrmil.core.colour import CohortColour
 from napari_lrmil.core.compare import measure_agreement, to_lr
 from napari_lrmil.core.errors import BundleError, LrmilError, ResolutionError, TissueError
 from napari_lrmil.core.events import Caution, Event, Finished, Progress, StageDone
-from napari_lrmil.core.predict import pool, predict, probabilities
+from napari_lrmil.core.pooling import pool
+from napari_lrmil.core.predict import predict, probabilities
 from napari_lrmil.core.prediction import Prediction, Reading
 from napari_lrmil.core.slide import Slide
 from networks import CLASSES
