@@ -21,10 +21,13 @@ import shapely
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from real_tissue_table import put_between
 
 from lrmil_training.maps import AttentionMap, read_map
+from lrmil_training.reportslides import limit
 from napari_lrmil.core.compare import read_outlines
-from napari_lrmil.core.comparison import lesion_file
+from napari_lrmil.core.comparepicture import DIFFERENCE, DIFFERENCE_LEGEND, difference_limit
+from napari_lrmil.core.comparison import Shared, lesion_file
 from napari_lrmil.core.overlay import COLORMAP
 
 BEGIN, END = "<!-- written by benchmarks/disagreement.py --write -->", "<!-- end of what it writes -->"
@@ -76,7 +79,7 @@ def main() -> None:
     if args.csv:
         write_csv(args.csv, found)
     if args.write:
-        _put(args.write, told)
+        put_between(args.write, BEGIN, END, f"{told}\n")
     for place, one in enumerate(worst, start=1):
         if args.pictures:
             draw(args.pictures / f"disagreement-{place}.png", args.work, one)
@@ -147,14 +150,6 @@ def write_csv(path: Path, found: Sequence[SlideFigures]) -> None:
             rows.writerow([f"{v:.4f}" if isinstance(v, float) else v for v in one.__dict__.values()])
 
 
-def _put(page: Path, told: str) -> None:
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, mark, after = rest.partition(END)
-    if not mark:
-        raise SystemExit(f"{page} has no place for the table: expected the lines {BEGIN} and {END}")
-    page.write_text(f"{before}{BEGIN}\n{told}\n{END}{after}", encoding="utf-8")
-
-
 # ---------------------------------------------------------------- pictures
 
 
@@ -165,15 +160,15 @@ def draw(path: Path, work: Path, one: SlideFigures) -> None:
     if student is None or teacher is None:
         raise SystemExit(f"{folder}: no attention of {one.slide}; the run was cut short")
     pooled = pooled_to(student, teacher)
-    ours = student.attention.astype(np.float64) / student.attention.mean(dtype=np.float64)
+    both = Shared(np.arange(len(pooled.coords)), *(len(one.coords) * one.attention for one in (student, pooled)))
     figure = Figure(figsize=(14, 4.1), layout="constrained", dpi=100)
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 4)
     outlines = read_outlines(lesion_file(work / "cohorts" / "default" / f"fold_{one.fold}" / f"{one.slide}.tif"))
-    top = max(2.0, float(min(np.percentile(ours, 99), np.percentile(pooled, 99))))
-    reach = max(1.0, float(np.percentile(np.abs(ours - pooled), 99)))
-    shown = [_cells(axes[i], student, values, (0, top), COLORMAP) for i, values in enumerate((ours, pooled))]
-    apart = _cells(axes[2], student, ours - pooled, (-reach, reach), "PuOr_r")
+    top, reach = limit([student, pooled]), difference_limit(both)
+    sides = zip(axes[:2], (both.student, both.teacher), strict=True)
+    shown = [_cells(axis, student, values, (0, top), COLORMAP) for axis, values in sides]
+    apart = _cells(axes[2], student, both.difference, (-reach, reach), DIFFERENCE)
     for axis in axes[:3]:
         for outline in outlines:
             axis.plot(*shapely.get_coordinates(outline.exterior).T, color="#cc79a7", linewidth=1.6)
@@ -181,23 +176,23 @@ def draw(path: Path, work: Path, one: SlideFigures) -> None:
     axes[1].set_title(f"Teacher (HR), pooled: malignant {one.malignant_teacher:.2f}", fontsize=10)
     axes[2].set_title("Student less teacher", fontsize=10)
     figure.colorbar(shown[0], ax=list(axes[:2]), shrink=0.7, label="attention, times the average", extend="max")
-    figure.colorbar(apart, ax=axes[2], shrink=0.7, extend="both")
-    axes[3].scatter(pooled, ours, s=14, alpha=0.6, color="#0072b2", linewidths=0)
+    figure.colorbar(apart, ax=axes[2], shrink=0.7, label=DIFFERENCE_LEGEND, extend="both")
+    axes[3].scatter(both.teacher, both.student, s=14, alpha=0.6, color="#0072b2", linewidths=0)
     axes[3].set(xlabel="teacher's attention, times the average", ylabel="student's attention, times the average")
     axes[3].set_title("A point is an LR patch", fontsize=10)
     figure.suptitle(f"fold {one.fold}, {one.slide}, {one.label}: ρ {one.spearman:.2f}, {one.n_patches} LR patches")
     figure.savefig(path)
 
 
-def pooled_to(student: AttentionMap, teacher: AttentionMap) -> Values:
-    """Return (N,) the teacher's attention summed over each of the student's patches, times the average."""
-    width, height = student.patch_level0
+def pooled_to(student: AttentionMap, teacher: AttentionMap) -> AttentionMap:
+    """Return the teacher's attention summed over each of the student's patches."""
+    size = np.array(student.patch_level0)
     place = {(int(x), int(y)): row for row, (x, y) in enumerate(student.coords)}
     origin = student.coords.min(axis=0)
-    corners = origin + (teacher.coords - origin) // np.array([width, height]) * np.array([width, height])
-    pooled = np.zeros(len(student.coords))
-    np.add.at(pooled, [place[int(x), int(y)] for x, y in corners], teacher.attention)
-    return pooled / pooled.mean()
+    corners = origin + (teacher.coords - origin) // size * size
+    rows = [place[int(x), int(y)] for x, y in corners]
+    sums = np.bincount(rows, weights=teacher.attention, minlength=len(student.coords))
+    return AttentionMap(student.coords, student.patch_level0, sums.astype(np.float32))
 
 
 def _cells(axis: Any, found: AttentionMap, values: Values, limits: tuple[float, float], colours: str) -> Any:

@@ -49,11 +49,16 @@ def write_tables(folder: Path, page: Path) -> None:
     """Put the tables between the marks that stand in a page."""
     with redirect_stdout(StringIO()) as told:
         print_tables(folder)
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, mark, after = rest.partition(END)
+    put_between(page, BEGIN, END, f"{told.getvalue()}\n")
+
+
+def put_between(page: Path, begin: str, end: str, told: str) -> None:
+    """Put text between two lines that stand in a page; whoever has no place for it is told so."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, mark, after = rest.partition(end)
     if not mark:
-        raise SystemExit(f"{page} has no place for the tables: expected the lines {BEGIN} and {END}")
-    page.write_text(f"{before}{BEGIN}\n{told.getvalue()}\n{END}{after}", encoding="utf-8")
+        raise SystemExit(f"{page} has no place for the tables: expected the lines {begin} and {end}")
+    page.write_text(f"{before}{begin}\n{told}{end}{after}", encoding="utf-8")
 
 
 def print_tables(folder: Path) -> None:

@@ -48,7 +48,8 @@ def main() -> None:
 
     for phase, blocks in measure(args.out, slides, args.seconds).items():
         spans = f"{len(blocks)} spans of {SPAN_S:g} s"
-        print(f"| {phase} | {statistics.median(blocks):.0f} | {max(blocks):.0f} | {spans} |")
+        each = " ".join(f"{block:.0f}" for block in blocks)
+        print(f"| {phase} | {statistics.median(blocks):.0f} | {max(blocks):.0f} | {spans}: {each} |")
 
 
 def measure(out: Path, slides: Path, seconds: float) -> dict[str, list[float]]:

@@ -276,3 +276,15 @@ def test_a_difference_without_spread_gives_no_verdict(verdicts: ModuleType) -> N
         [ceiling, cell(0, 1, student={"teacher": (0.1, -0.2, 0.3)}, teacher={})], "student", "teacher"
     )
     assert (told.low, told.not_worse, told.runs) == (-0.2, False, 1)
+
+
+def test_a_teachers_attention_is_summed_over_the_students_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four HR patches in the first LR patch, one in the other; the lattice begins where the student's patches do."""
+    from lrmil_training.maps import AttentionMap
+
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    student = AttentionMap(np.array([[10, 20], [110, 20]]), (100, 100), np.array([0.5, 0.5], np.float32))
+    corners = np.array([[10, 20], [60, 20], [10, 70], [60, 70], [160, 70]])
+    teacher = AttentionMap(corners, (50, 50), np.array([0.1, 0.2, 0.3, 0.1, 0.3], np.float32))
+    pooled = importlib.import_module("disagreement").pooled_to(student, teacher)
+    np.testing.assert_allclose(pooled.attention, [0.7, 0.3], atol=1e-6)

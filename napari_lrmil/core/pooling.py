@@ -56,8 +56,8 @@ def pool(mil: GatedAttentionMil, features: Rows, device: torch.device, at_once: 
             before, greatest = greatest, max(greatest, float(found.max()))
             weights = torch.exp(found - greatest)
             shrink = math.exp(before - greatest)
-            bag = bag * shrink + (weights @ t).double().cpu()
-            total = total * shrink + float(weights.double().sum() if device.type == "cpu" else weights.sum())
+            bag = bag * shrink + (weights @ t).cpu().double()
+            total = total * shrink + float(weights.cpu().double().sum())
         logits = mil.classifier((bag / total).float().to(device)).float().cpu().numpy()
     attention = (np.exp(scores.astype(np.float64) - greatest) / total).astype(np.float32)
     evidence *= attention[:, None]
