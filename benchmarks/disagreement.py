@@ -26,7 +26,7 @@ from real_tissue_table import put_between
 from lrmil_training.maps import AttentionMap, read_map
 from lrmil_training.reportslides import limit
 from napari_lrmil.core.compare import read_outlines
-from napari_lrmil.core.comparepicture import DIFFERENCE, DIFFERENCE_LEGEND, difference_limit
+from napari_lrmil.core.comparepicture import DIFFERENCE, difference_limit
 from napari_lrmil.core.comparison import Shared, lesion_file
 from napari_lrmil.core.overlay import COLORMAP
 
@@ -176,7 +176,7 @@ def draw(path: Path, work: Path, one: SlideFigures) -> None:
     axes[1].set_title(f"Teacher (HR), pooled: malignant {one.malignant_teacher:.2f}", fontsize=10)
     axes[2].set_title("Student less teacher", fontsize=10)
     figure.colorbar(shown[0], ax=list(axes[:2]), shrink=0.7, label="attention, times the average", extend="max")
-    figure.colorbar(apart, ax=axes[2], shrink=0.7, label=DIFFERENCE_LEGEND, extend="both")
+    figure.colorbar(apart, ax=axes[2], shrink=0.7, label="times the average", extend="both")
     axes[3].scatter(both.teacher, both.student, s=14, alpha=0.6, color="#0072b2", linewidths=0)
     axes[3].set(xlabel="teacher's attention, times the average", ylabel="student's attention, times the average")
     axes[3].set_title("A point is an LR patch", fontsize=10)
