@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from napari_lrmil.core.events import Caution, Event, Failed, Finished, Metric, Progress, StageDone
+from napari_lrmil.core.events import Caution, Event, Failed, Finished, Metric, Partial, Progress, StageDone
 
 if TYPE_CHECKING:
     import torch
@@ -40,10 +40,18 @@ def chosen_device(name: str) -> torch.device:
     return resolve_device(name)
 
 
-def follow(events: Iterator[Event], title: str, *, quiet: bool = True, told: set[str] | None = None) -> Any:
+def follow(
+    events: Iterator[Event],
+    title: str,
+    *,
+    quiet: bool = True,
+    told: set[str] | None = None,
+    partly: Callable[[Any], None] = lambda _: None,
+) -> Any:
     """Print a stream of events and return what it finished with; the ends of stages are printed unless `quiet`.
 
-    Cautions in `told` are not said again, and those said are added to it: a model's own holds for every slide.
+    Cautions in `told` are not said again, and those said are added to it: a model's own holds for every slide. `partly`
+    is given what is there before the work is done.
     """
     told = set() if told is None else told
     result: Any = None
@@ -52,6 +60,8 @@ def follow(events: Iterator[Event], title: str, *, quiet: bool = True, told: set
             for event in events:
                 if isinstance(event, Finished):
                     result = event.result
+                elif isinstance(event, Partial):
+                    partly(event.result)
                 elif not (isinstance(event, Caution) and event.message in told):
                     _show(event, title, bars, quiet)
                     told |= {event.message} if isinstance(event, Caution) else set()
@@ -63,8 +73,8 @@ def follow(events: Iterator[Event], title: str, *, quiet: bool = True, told: set
 
 def _show(event: Event, title: str, bars: _Bars, quiet: bool) -> None:
     match event:
-        case Progress(stage, done, total, unit):
-            bars.show(f"{title} · {stage}", done, total, unit)
+        case Progress(stage, done, total, unit, left):
+            bars.show(f"{title} · {stage}", done, total, unit, left)
         case Caution(message, subject) | Failed(message, subject):
             err.print(f"[yellow]{escape(subject)}[/yellow] {escape(message)}", highlight=False, soft_wrap=True)
         case Metric(_, "val/auroc", value, _):
@@ -102,29 +112,41 @@ class _Bars:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[unit]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
         )
-        self.progress = Progress(
-            *columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal
-        )
+        self.progress = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
         self.tasks: dict[bool, tuple[str, Any]] = {}  # whether within a slide -> name and bar
         self.figure = ""  # how good the last epoch was
         self.quiet = quiet
         self.noted = time.monotonic()
 
-    def show(self, stage: str, done: int, total: int, unit: str) -> None:
+    def show(self, stage: str, done: int, total: int, unit: str, seconds_left: float | None = None) -> None:
         """Show how far a stage is."""
+        left = "" if seconds_left is None or done >= total else f"{_span(seconds_left)} left"
         within = unit == "patches"
         if self.tasks.get(within, ("",))[0] != stage:
             for gone in (True,) if within else (True, False):  # a new stage has no slide yet
                 if gone in self.tasks:
                     self.progress.remove_task(self.tasks.pop(gone)[1])
             self.figure = "" if not within else self.figure
-            self.tasks[within] = stage, self.progress.add_task(stage, total=total, unit=unit)
+            self.tasks[within] = stage, self.progress.add_task(stage, total=total, unit=unit, left="")
         told = unit if within else f"{unit}{self.figure}"
-        self.progress.update(self.tasks[within][1], completed=done, total=total, unit=told)
+        self.progress.update(self.tasks[within][1], completed=done, total=total, unit=told, left=left)
         if not (within or self.quiet or err.is_terminal) and time.monotonic() - self.noted > NOTE_S:
             self.noted = time.monotonic()
-            err.print(f"{stage}: {done} of {total} {told}", highlight=False)
+            err.print(f"{stage}: {done} of {total} {told}{', ' if left else ''}{left}", highlight=False)
+
+
+def _span(seconds: float) -> str:
+    """Return a time in the two largest of its units: 40 s, 3 min, 2 h 10 min, 1 d 4 h."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    if minutes < 120:
+        return f"{minutes} min"
+    hours, rest = divmod(minutes, 60)
+    return f"{hours} h {rest} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 @contextmanager

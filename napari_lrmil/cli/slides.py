@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
+from napari_lrmil.cli.cohorts import Memory, Scheduler, Whereabouts, Workers, end_with, follow_cohort, usable
 from napari_lrmil.cli.console import (
-    SOME_FAILED,
     BundleOption,
     Device,
     MppOption,
     Out,
     chosen_device,
-    err,
     follow,
     load_networks,
     out,
+    returned,
 )
-from napari_lrmil.core.errors import DiskFullError, LrmilError
-
-if TYPE_CHECKING:
-    import torch
-
-    from napari_lrmil.core.bundle import Bundle
-    from napari_lrmil.core.grid import Ground
-    from napari_lrmil.core.prediction import Prediction
-    from napari_lrmil.core.slide import Slide
-    from napari_lrmil.core.slidereport import ReportRequest
 
 SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".tif", ".tiff", ".dcm")
 
@@ -93,52 +80,33 @@ def predict(
     exclude: Annotated[Path | None, typer.Option(help="leave these regions out")] = None,
     tissue: Annotated[Path | None, typer.Option(help="a tissue mask (PNG) saved from the window")] = None,
     report: Annotated[bool, typer.Option("--report", help="write report.html for each slide too")] = False,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    memory: Memory = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="leave results that are there, or make them again")
+    ] = True,
 ) -> None:
     """Run the LR student on slides: probabilities, attention, overlay. One bad slide stops nobody."""
     from napari_lrmil.core.bundle import Bundle
-    from napari_lrmil.core.tables import write_failures, write_predictions
+    from napari_lrmil.core.cohortwork import SlideWork
+    from napari_lrmil.core.predictwork import PredictTask, opened_bundle
+    from napari_lrmil.core.tables import write_predictions
     from napari_lrmil.core.teacherchoice import require_choice
 
     require_choice(teacher)
-    model, files = Bundle(bundle), {"roi": roi, "keep": keep, "exclude": exclude, "tissue": tissue}
+    found = Bundle(bundle)
+    model = opened_bundle(found.path.absolute(), found.sha256)  # the one that this process will work with
     told = load_networks(model, teacher=teacher != "none")  # a broken bundle is no slide's fault: load it now
-    asked = _Asked(model, str(bundle), chosen_device(device), folder, teacher, report, files, told)
-    _usable(folder)
-    failures: dict[str, str] = {}
-    named: dict[str, Path] = {}
-    chosen_slides = expand(slides)
-    _one_slide_for_parts(chosen_slides, files)
-    try:
-        for path, own_mpp in chosen_slides:
-            try:
-                _refuse_same_name(named, path)
-                _predict_one(path, mpp or own_mpp, asked)
-            except DiskFullError:
-                raise
-            except (LrmilError, OSError) as error:
-                failures[path.name] = str(error).removeprefix(f"{path}: ")
-                reason = escape(failures[path.name])
-                err.print(f"[red]{escape(path.name)}[/red]: {reason}", highlight=False, soft_wrap=True)
-    finally:  # also after Ctrl-C: what is done stays, and is listed
-        write_predictions(folder)
-        write_failures(folder, "predict", failures, {path.name for path, _ in chosen_slides})
-    if failures:
-        raise typer.Exit(SOME_FAILED)
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What every slide of a call is asked: by which model, where, with what beside it, about which part."""
-
-    model: Bundle
-    named: str
-    device: torch.device
-    folder: Path
-    teacher: str
-    report: bool
-    files: Mapping[str, Path | None]
-    told: set[str]  # cautions that were said already
-    compare: bool = False  # whether student and teacher are to be drawn side by side
+    where = Whereabouts(workers, scheduler, memory, device)
+    where.require_device()
+    usable(folder)
+    chosen, files = expand(slides), {"roi": roi, "keep": keep, "exclude": exclude, "tissue": tissue}
+    _one_slide_for_parts(chosen, files)
+    results = where.place(folder)
+    task = PredictTask(model.path, model.sha256, str(bundle), results, device, teacher, report, files, resume=resume)
+    works = [SlideWork(where.place(path), mpp or own) for path, own in chosen]
+    end_with(follow_cohort("predict", works, task, where, folder, told, tables=lambda: write_predictions(folder)))
 
 
 def _one_slide_for_parts(slides: Sequence[tuple[Path, float | None]], files: Mapping[str, Path | None]) -> None:
@@ -166,112 +134,25 @@ def compare(
 ) -> None:
     """Run student and HR teacher on a slide: how far they agree, where they differ, what each costs."""
     from napari_lrmil.core.bundle import Bundle
+    from napari_lrmil.core.cohortwork import SlideWork
     from napari_lrmil.core.errors import ConfigError
+    from napari_lrmil.core.predictwork import PredictTask, opened_bundle
     from napari_lrmil.core.tables import write_predictions
     from napari_lrmil.core.teacherchoice import NONE, require_choice
 
     require_choice(teacher)
     if teacher == NONE:
         raise ConfigError("--teacher none leaves nothing to compare; expected all or top-K, as in top-20")
-    model = Bundle(bundle)
-    model.require_teacher()
+    found = Bundle(bundle)
+    found.require_teacher()
+    model = opened_bundle(found.path.absolute(), found.sha256)
     told, files = load_networks(model, teacher=True), {"roi": roi, "lesions": lesions}
-    _usable(folder)
-    asked = _Asked(model, str(bundle), chosen_device(device), folder, teacher, False, files, told, compare=True)
-    _predict_one(slide, mpp, asked)
+    usable(folder)
+    chosen_device(device)
+    task = PredictTask(model.path, model.sha256, str(bundle), folder, device, teacher, files=files, compare=True)
+    done = follow(returned(task(SlideWork(slide, mpp))), slide.name, told=told)
+    out.print(f"{slide.name}: {done.text} -> {done.where}", highlight=False, soft_wrap=True)
     write_predictions(folder)
-
-
-def _write_comparison(folder: Path, slide: Slide, prediction: Prediction, lesions: Path | None) -> None:
-    from napari_lrmil.core.comparepicture import draw_comparison
-    from napari_lrmil.core.comparison import comparison_json, lesions_beside
-    from napari_lrmil.core.files import write_json
-    from napari_lrmil.core.regions import read_regions
-
-    known = (
-        read_regions(lesions, slide.bounds, may_be_empty=True).regions
-        if lesions
-        else lesions_beside(slide.path, slide.bounds)
-    )
-    draw_comparison(folder / "compare.png", slide, prediction, known)
-    write_json(folder / "agreement.json", comparison_json(prediction, known))
-
-
-def _usable(folder: Path) -> None:
-    """Raise `ConfigError` where results cannot be written, before any work is done."""
-    from napari_lrmil.core.errors import ConfigError
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {folder}: no folder can be made there ({error.strerror}); choose another") from error
-
-
-def _refuse_same_name(named: dict[str, Path], path: Path) -> None:
-    """Raise `SlideError` where a slide's results would overwrite those of another slide of this call."""
-    from napari_lrmil.core.errors import SlideError
-
-    name = path.name if path.is_dir() else path.stem
-    if name in named:
-        raise SlideError(path, f"its results would overwrite those of {named[name]}; rename one, or use another --out")
-    named[name] = path
-
-
-def _predict_one(path: Path, mpp: float | None, asked: _Asked) -> None:
-    from napari_lrmil.core.comparepicture import agreement_text
-    from napari_lrmil.core.predict import predict as run
-    from napari_lrmil.core.remembered import Remembered
-    from napari_lrmil.core.results import write_prediction
-    from napari_lrmil.core.scope import read_scope
-    from napari_lrmil.core.slide import Slide
-
-    began = time.perf_counter()
-    with Slide(path, mpp=mpp, remembered=Remembered().remembered_mpp) as slide:
-        opened = time.perf_counter() - began
-        stream = run(
-            slide,
-            asked.model,
-            device=asked.device,
-            teacher=asked.teacher,
-            seconds_open=opened,
-            scope=read_scope({k: v for k, v in asked.files.items() if k in ("roi", "keep", "exclude")}, slide.bounds),
-            ground=_edited(slide, asked),
-        )
-        prediction: Prediction = follow(stream, path.name, told=asked.told)
-        where = write_prediction(asked.folder, slide, prediction, report=_report_request(path, mpp, asked))
-        if asked.compare:
-            _write_comparison(where, slide, prediction, asked.files.get("lesions"))
-    shown = ", ".join(f"{c} {p:.3f}" for c, p in prediction.student.probabilities.items())
-    agreement = prediction.agreement
-    beside = f"; with the teacher: {agreement_text(prediction)}" if agreement else ""
-    patches = f"{len(prediction.grid.lr_index)} LR patches in place of {len(prediction.grid.hr_index)} HR"
-    part = "" if prediction.scope.whole else f"{prediction.scope.text}, region score: "
-    out.print(f"{path.name}: {part}{shown} ({patches}{beside}) -> {where}", highlight=False, soft_wrap=True)
-
-
-def _edited(slide: Slide, asked: _Asked) -> Ground | None:
-    """Return the tissue of a mask that was changed by hand; None where there is none."""
-    from napari_lrmil.core.grid import edited_ground, ground_of
-    from napari_lrmil.core.tissue import read_mask
-
-    file, card = asked.files.get("tissue"), asked.model.card
-    if file is None:
-        return None
-    found = ground_of(slide, card.plan, card.tissue)
-    return edited_ground(slide.path, found, read_mask(file, found.tissue), card.tissue)
-
-
-def _report_request(path: Path, mpp: float | None, asked: _Asked) -> ReportRequest | None:
-    """Return what a slide's report needs; the device is the one that was chosen, so that the numbers come again."""
-    from napari_lrmil.core.commandline import predict_command
-    from napari_lrmil.core.slidereport import ReportRequest
-
-    if not asked.report:
-        return None
-    words = {"bundle": asked.named, "out": asked.folder.absolute(), "device": str(asked.device), "mpp": mpp}
-    files = {name: file.absolute() for name, file in asked.files.items() if file is not None}
-    command = predict_command(path, teacher=asked.teacher, report=True, **words, **files)  # type: ignore[arg-type]  # a type each
-    return ReportRequest(command, asked.model.card.hr_mpp)
 
 
 def expand(slides: Sequence[Path]) -> list[tuple[Path, float | None]]:
@@ -285,7 +166,9 @@ def expand(slides: Sequence[Path]) -> list[tuple[Path, float | None]]:
             found += _cohort_slides(path)
         elif path.is_dir() and not any(path.glob("*.dcm")):
             inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SLIDE_ENDINGS)
-            if not inside:
+            if not inside and path.suffix.lower() in SLIDE_ENDINGS:
+                inside = [path]  # in the place of a slide: it fails as one, and the others go on
+            elif not inside:
                 raise typer.BadParameter(
                     f"{path} holds no slide; expected files such as {', '.join(SLIDE_ENDINGS[:5])}"
                 )
@@ -296,6 +179,6 @@ def expand(slides: Sequence[Path]) -> list[tuple[Path, float | None]]:
 
 
 def _cohort_slides(path: Path) -> list[tuple[Path, float | None]]:
-    from lrmil_training.cohort import read_cohort
+    from lrmil_training.cohort import read_slides
 
-    return [(slide.path, slide.mpp) for slide in read_cohort(path).slides]
+    return [(slide.path, slide.mpp) for slide in read_slides(path)]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from napari_lrmil.cli.cohorts import Memory, Scheduler, Whereabouts, Workers, end_with, follow_cohort, usable
 from napari_lrmil.cli.console import (
     SOME_FAILED,
     BundleOption,
@@ -62,7 +63,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def features(
-    cohort: Annotated[Path, typer.Argument(metavar="COHORT.csv")],
+    cohort: Annotated[Path, typer.Argument(metavar="COHORT.csv", help="a table of slides, or a folder of them")],
     encoder: Annotated[
         str, typer.Option(help="file, folder, hf:owner/name, lazyslide:NAME, or a bundle whose teacher's to use")
     ],
@@ -70,30 +71,35 @@ def features(
     mpp: Annotated[float, typer.Option(help="µm per pixel of the patches")] = 0.5,
     patch_px: Annotated[int, typer.Option("--patch-px", min=32, help="side of a patch in those pixels")] = 256,
     device: Device = "auto",
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    memory: Memory = None,
 ) -> None:
     """Embed the patches of a cohort, one HDF5 file per slide in TRIDENT's layout. Files that are there stay."""
-    from lrmil_training.cohort import read_cohort
-    from lrmil_training.features import FeatureRequest, find_encoder, make_features
+    from lrmil_training.features import refuse_others
+    from lrmil_training.featurework import FeatureTask, as_row, loaded_encoder
+    from napari_lrmil.cli.slides import expand
+    from napari_lrmil.core.cohortwork import SlideWork
     from napari_lrmil.core.encoders import notice
-    from napari_lrmil.core.geometry import PatchPlan
-    from napari_lrmil.core.tables import write_failures
 
     told = notice(encoder)
     if told:
         err.print(told, highlight=False)
-    table, loaded, chosen = read_cohort(cohort), find_encoder(encoder), chosen_device(device)
-    plan = PatchPlan(hr_mpp=mpp, lr_mpp=mpp, hr_patch_px=patch_px, lr_patch_px=patch_px)
-    network = loaded.encoder.to(chosen)
-    request = FeatureRequest(network, loaded.spec.name, loaded.sha256, plan, high=False, folder=folder)
-    failures: dict[str, str] = follow(returned(make_features(table.slides, request, chosen)), "features")
-    write_failures(folder, "features", failures, {slide.name for slide in table.slides})
-    out.print(
-        f"{len(table.slides) - len(failures)} of {len(table.slides)} slides -> {folder}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    if failures:
-        raise typer.Exit(SOME_FAILED)
+    where = Whereabouts(workers, scheduler, memory, device)
+    works = [SlideWork(where.place(path), own) for path, own in expand([cohort])]
+    name = str(where.place(Path(encoder))) if Path(encoder).is_file() else encoder
+    loaded = loaded_encoder(name)
+    where.require_device()
+    task = FeatureTask(name, loaded.sha256, mpp, patch_px, where.place(folder), device)
+    request = task.request(loaded)
+    for work in works:
+        refuse_others(request.path(as_row(work)), request)
+    usable(folder)
+    files = [request.path(as_row(work)) for work in works]
+    tally = follow_cohort("features", works, task, where, folder, results=files)
+    there = tally.done + tally.already
+    out.print(f"{there} of {tally.total} slides -> {folder}", highlight=False, soft_wrap=True)
+    end_with(tally)
 
 
 def train(

@@ -8,12 +8,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` units of `stage` are ready; `unit` says what is counted (patches, slides, epochs)."""
+    """`done` of `total` units of `stage` are ready; `unit` says what is counted (patches, slides, epochs).
+
+    `seconds_left` is there where whoever does the work knows better than the pace of the last minute tells.
+    """
 
     stage: str
     done: int
     total: int
     unit: str = "patches"
+    seconds_left: float | None = None
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Any
 
 from napari_lrmil.core.errors import DiskFullError, LrmilError
 
+_PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{6})-(?P<pid>\d+)\.partial", re.DOTALL)
 NEARLY_FULL = 2**16  # bytes: HDF5, torch and safetensors tell of a full disk in words only
 
 
@@ -35,7 +39,7 @@ def whole(path: Path, needed: int = 0) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     if needed and shutil.disk_usage(path.parent).free < needed + NEARLY_FULL:
         raise _full(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(_partial_name(path.name))
     try:
         yield partial
         partial.chmod(0o666 & ~_umask())  # safetensors makes private files; results are shared as others are
@@ -61,7 +65,7 @@ def whole_folder(folder: Path, stale: Collection[str], last: str) -> Iterator[Pa
         The file that says that the others are there: it goes first and comes last.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial = folder.with_name(_partial_name(folder.name))
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
@@ -75,6 +79,39 @@ def whole_folder(folder: Path, stale: Collection[str], last: str) -> Iterator[Pa
             os.replace(partial / name, folder / name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _partial_name(name: str) -> str:
+    """Return a temporary name that tells whose it is: processes of two machines may have the same number."""
+    return f".{name}.{_machine()}-{os.getpid()}.partial"
+
+
+def _machine() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+
+
+def sweep(folder: Path, names: Collection[str]) -> list[Path]:
+    """Remove what processes of this machine that are no more left half-written of `names`, and return what that was.
+
+    What another machine left is not touched, for nothing here tells whether it still writes.
+    """
+    import psutil
+
+    wanted, gone = set(names), []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        found = _PARTIAL.fullmatch(path.name)
+        if (
+            found
+            and found["name"] in wanted
+            and found["machine"] == _machine()
+            and not psutil.pid_exists(int(found["pid"]))
+        ):
+            gone.append(path)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+    return gone
 
 
 def raise_if_full(path: Path, error: BaseException) -> None:

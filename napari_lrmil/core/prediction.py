@@ -128,6 +128,7 @@ class Prediction:
             "calibrated": self.calibrated,
             "logits": s.logits,
             "predicted": s.predicted,
+            "mpp": self.grid.lattice.mpp.mean,
             "lr_mpp": s.target_mpp,
             "patch_um": self.grid.lattice.lr_um,
             "n_patches": len(self.grid.lr_index),

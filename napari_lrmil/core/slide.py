@@ -308,10 +308,24 @@ def _open_with_openslide(path: Path) -> Handle:
 
     if not path.exists():  # another opener may need no file
         raise SlideError(path, "there is no such file; check the path")
+    _require_content(path)
     handle = openslide.OpenSlide(slide_file(path))
     handle.set_cache(_shared_cache())
     opened: Handle = handle
     return opened
+
+
+def _require_content(path: Path) -> None:
+    """Raise `SlideError` for a file that may not be read, or is empty: OpenSlide calls both an unsupported format."""
+    if path.is_dir():
+        return
+    try:
+        with path.open("rb") as file:
+            first = file.read(1)
+    except PermissionError as error:
+        raise SlideError(path, "it may not be read (permission denied); ask whoever owns it") from error
+    if not first:
+        raise SlideError(path, "the file is empty (0 bytes); copy it again from its source")
 
 
 @lru_cache(maxsize=1)

@@ -17,7 +17,7 @@ FAILURE_COLUMNS = ("slide", "step", "reason")
 
 def write_predictions(folder: Path) -> None:
     """Write ``predictions.csv`` from all results in the folder, this call's and earlier ones'."""
-    stored = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*/prediction.json"))]
+    stored = [one for path in sorted(folder.glob("*/prediction.json")) if (one := _stored(path)) is not None]
     classes = list(dict.fromkeys(c for one in stored for c in one["classes"]))
     header = ("slide", "predicted", *(f"probability_{c}" for c in classes), "n_patches", "n_hr_patches", "seconds")
     header += ("scope", "calibrated")  # a region's score must not be taken for a slide's probability
@@ -38,6 +38,15 @@ def write_predictions(folder: Path) -> None:
         _write(folder / "predictions.csv", [header, *rows])
 
 
+def _stored(path: Path) -> dict[str, Any] | None:
+    """Return the content of a ``prediction.json``; None where a dying disk left something that is none."""
+    try:
+        one = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return one if isinstance(one, dict) and "probabilities" in one else None
+
+
 def write_failures(folder: Path, step: str, failures: Mapping[str, str], called: set[str]) -> None:
     """Write ``failures.csv``; it is taken away where nothing is left to list.
 
@@ -52,8 +61,13 @@ def write_failures(folder: Path, step: str, failures: Mapping[str, str], called:
     called
         Slides of this call; what earlier calls said of them no longer counts.
     """
+    write_failure_rows(folder, [(name, step, reason) for name, reason in failures.items()], called)
+
+
+def write_failure_rows(folder: Path, failed: Sequence[Sequence[str]], called: set[str]) -> None:
+    """Write ``failures.csv`` from (slide, step, reason) of this call; see `write_failures`."""
     rows: list[Sequence[str]] = [row for row in read_failures(folder) if row[0] not in called]
-    _write_failures(folder, [*rows, *((name, step, reason) for name, reason in failures.items())])
+    _write_failures(folder, [*rows, *failed])
 
 
 def gather_failures(folder: Path, parts: Sequence[Path]) -> None:

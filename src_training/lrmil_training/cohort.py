@@ -142,7 +142,21 @@ def _class_order(slides: Sequence[CohortSlide]) -> list[str]:
     return sorted({s.label for s in slides}, key=lambda label: (label.lower() not in ordinary, label))
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
+def read_slides(path: Path) -> list[CohortSlide]:
+    """Return the slides of a table for work that asks for neither patients nor labels; columns may be `slide` alone.
+
+    Slides that are missing, or share a name, are let through: they fail one by one, and the others go on.
+
+    Raises
+    ------
+    CohortError
+        Where it is no table of slides, or a resolution is no number.
+    """
+    rows = read_rows(path, needed=("slide",))
+    return [_slide(path, i, row, needed=("slide",)) for i, row in enumerate(rows, start=2)]
+
+
+def read_rows(path: Path, needed: Sequence[str] = NEEDED) -> list[dict[str, str]]:
     """Return the rows of a table as they stand, column -> cell; nothing but the columns is checked.
 
     Raises
@@ -158,21 +172,21 @@ def read_rows(path: Path) -> list[dict[str, str]]:
             rows = list(reader)
     except (OSError, UnicodeDecodeError) as error:
         raise CohortError(
-            path, f"not a readable table ({error}); expected CSV with columns {', '.join(NEEDED)}"
+            path, f"not a readable table ({error}); expected CSV with columns {', '.join(needed)}"
         ) from error
-    lacking = [column for column in NEEDED if column not in (reader.fieldnames or ())]
+    lacking = [column for column in needed if column not in (reader.fieldnames or ())]
     if lacking or not rows:
         what = f"no column {', '.join(lacking)}" if lacking else "no slide"
         raise CohortError(
             path,
-            f"{what}; expected a row per slide with columns {', '.join(NEEDED)} and optional {', '.join(OPTIONAL)}",
+            f"{what}; expected a row per slide with columns {', '.join(needed)} and optional {', '.join(OPTIONAL)}",
         )
     return rows
 
 
-def _slide(table: Path, line: int, row: dict[str, str]) -> CohortSlide:
+def _slide(table: Path, line: int, row: dict[str, str], needed: Sequence[str] = NEEDED) -> CohortSlide:
     cells = {key: (row.get(key) or "").strip() for key in (*NEEDED, *OPTIONAL)}
-    empty = [key for key in NEEDED if not cells[key]]
+    empty = [key for key in needed if not cells[key]]
     if empty:
         raise CohortError(table, f"line {line} has no {', '.join(empty)}; fill it in or drop the line")
     if cells["split"] not in ("", *SPLITS):

@@ -17,7 +17,7 @@ EVENTS = "events.jsonl"  # file name in a run folder
 
 def event_json(event: Event) -> dict[str, Any]:
     """Return an event as one line of ``events.jsonl`` has it."""
-    values = {k: v for k, v in event.__dict__.items() if k != "error"}
+    values = {k: v for k, v in event.__dict__.items() if k not in ("error", "seconds_left")}
     if isinstance(event, Finished):
         values = {"result": str(event.result)}
     return {"event": type(event).__name__, **values}

@@ -113,7 +113,7 @@ def make_features(
         Where a file that is in the way was made with another encoder, resolution or program: it may be somebody's work.
     """
     for row in slides:
-        _refuse_others(request.path(row), request)
+        refuse_others(request.path(row), request)
     failures: dict[str, str] = {}
     stage = "HR features" if request.high else "LR features"
     for done, row in enumerate(slides):
@@ -158,28 +158,33 @@ def make_lr_features(
 def _one(
     row: CohortSlide, request: FeatureRequest, device: torch.device, known: NestedGrid | None
 ) -> Generator[Event, None, None]:
-    path = request.path(row)
     began = time.process_time()
     with row.open() as slide:
-        if is_current(path, slide, request, known):
+        if is_current(request.path(row), slide, request, known):
             return
         yield from (Caution(text, row.name) for text in slide.warnings)
         if request.high:
             require_resolution(slide, request.plan.hr_mpp, "teacher (HR)")
         grid = known or grid_of(slide, request.plan)
-        patches = patch_set(grid, request)
-        embedded = yield from embed(
-            slide, patches, request.encoder, device=device, layers=request.layers, stage=row.name
-        )
-        origin = replace(
-            origin_of(slide, patches, grid, request),
-            pixels_decoded=slide.pixels_decoded,
-            cpu_seconds=time.process_time() - began,
-        )
-        write_bag(path, Bag(embedded.features, patches.corners, origin, embedded.layers))
+        bag = yield from made_bag(slide, grid, request, device, stage=row.name, began=began)
+        write_bag(request.path(row), bag)
 
 
-def _refuse_others(path: Path, request: FeatureRequest) -> None:
+def made_bag(
+    slide: Slide, grid: NestedGrid, request: FeatureRequest, device: torch.device, *, stage: str, began: float
+) -> Generator[Event, None, Bag]:
+    """Return the features of a slide's patches; `began` is the process time at which its work did."""
+    patches = patch_set(grid, request)
+    embedded = yield from embed(slide, patches, request.encoder, device=device, layers=request.layers, stage=stage)
+    origin = replace(
+        origin_of(slide, patches, grid, request),
+        pixels_decoded=slide.pixels_decoded,
+        cpu_seconds=time.process_time() - began,
+    )
+    return Bag(embedded.features, patches.corners, origin, embedded.layers)
+
+
+def refuse_others(path: Path, request: FeatureRequest) -> None:
     """Raise `BagError` where a whole file of other features lies where ours should; a broken one is made again."""
     if not path.exists() or not is_whole(path):
         return
@@ -230,7 +235,7 @@ def origin_of(slide: Slide, patches: PatchSet, grid: NestedGrid, request: Featur
 def is_current(path: Path, slide: Slide, request: FeatureRequest, known: NestedGrid | None = None) -> bool:
     """Return whether a complete file of this very slide, and of its known patches, is there already.
 
-    See `_refuse_others` for the rest.
+    See `refuse_others` for the rest.
     """
     if not path.exists():
         return False

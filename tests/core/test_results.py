@@ -32,7 +32,7 @@ from napari_lrmil.core.slidereport import ReportRequest
 # Users' scripts rely on them
 KEYS = {
     "slide", "path", "slide_fingerprint", "bundle", "bundle_sha256", "classes", "probabilities", "calibrated", "logits",
-    "predicted", "lr_mpp", "patch_um", "n_patches", "n_hr_patches", "pixels_decoded", "device",
+    "predicted", "mpp", "lr_mpp", "patch_um", "n_patches", "n_hr_patches", "pixels_decoded", "device",
     "scope", "seconds", "warnings",
     "version",
 }  # fmt: skip

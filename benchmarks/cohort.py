@@ -1,0 +1,311 @@
+"""A cohort with bad slides on a dask cluster of two local workers, one of them killed; and what a second worker gains.
+
+    python benchmarks/cohort.py --out FOLDER [--good 30] [--size 4096x3072] [--tissue-share 0.22] [--bundle demo]
+
+The good slides are phantoms; ten bad ones lie among them (`bad_slides.py`). Every good slide is predicted alone first.
+Then the cohort goes to the cluster: when a third of the good slides are done a worker is killed in the middle of a
+slide; when two thirds are done the call is broken off, and started again. Every computation is counted: workers append
+a line to a log when they begin with a slide and when its result is there. At last the command line is called on the
+same folder, which should compute nothing and end with exit code 3. Scaling is measured with local processes, one torch
+thread each, on the good slides: from the start of the call, and between the first and the last result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from bad_slides import BAD, as_ordinary_user, make_bad_slides
+
+from napari_lrmil.core.bundle import Bundle
+from napari_lrmil.core.cohortwork import EngineChoice, SlideWork, Tally, choose_engine, run_cohort
+from napari_lrmil.core.cohortwork.local import LocalProcesses
+from napari_lrmil.core.cohortwork.memory import machine_mb
+from napari_lrmil.core.cohortwork.work import Engine, Serial
+from napari_lrmil.core.events import Event, Partial
+from napari_lrmil.core.files import write_json
+from napari_lrmil.core.phantom import LESION, NORMAL, PhantomLook, PhantomSlide, write_slide
+from napari_lrmil.core.predictwork import PredictTask
+
+ODD = "Präparat Nr. 1 – été"
+ENDINGS = (".tif", ".tiff", ".svs")
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A prediction whose beginning and end leave a line each in an append-only log."""
+
+    task: PredictTask
+    log: Path
+
+    def prepare(self, threads: int) -> None:
+        """See `PredictTask.prepare`."""
+        self.task.prepare(threads)
+
+    def __call__(self, work: SlideWork) -> Generator[Event, None, Any]:
+        """Predict a slide; see `PredictTask`."""
+        computing = False
+        stream = self.task(work)
+        while True:
+            try:
+                event = next(stream)
+            except StopIteration as end:
+                if computing and not end.value.already:
+                    self._say("done", work)
+                return end.value
+            if not computing and getattr(event, "stage", "") == "tissue":
+                computing = True
+                self._say("begun", work)
+            yield event
+
+    def _say(self, word: str, work: SlideWork) -> None:
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(f"{word}\t{os.getpid()}\t{work.name}\n")
+
+
+def main() -> None:
+    """Make the slides, run everything, and print two tables."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--out", type=Path, required=True, help="folder for slides and results; slides that are there stay")
+    p.add_argument("--good", type=int, default=30)
+    p.add_argument("--size", default="4096x3072", help="width x height in px at 20x")
+    p.add_argument("--tissue-share", type=float, default=0.22)
+    p.add_argument("--bundle", default="demo")
+    p.add_argument("--port", type=int, default=18787, help="of the dask scheduler")
+    args = p.parse_args()
+    slides = args.out.absolute() / "slides"
+    good = _good_slides(slides, args.good, tuple(map(int, args.size.split("x"))), args.tissue_share)
+    if not (slides / "text.svs").exists():
+        make_bad_slides(good[1], slides)
+    every = sorted(path for path in slides.iterdir() if path.suffix in ENDINGS)
+    run = args.out.absolute() / time.strftime("run_%Y%m%d_%H%M%S")
+    figures = _on_cluster(run, good, every, args.bundle, args.port)
+    figures["scaling"] = _scaling(run, good, args.bundle)
+    write_json(run / "cohort.json", figures)
+    _print(figures)
+
+
+def _good_slides(folder: Path, count: int, size: tuple[int, ...], share: float) -> list[Path]:
+    paths = []
+    for number in range(count):
+        name = ODD if number == 0 else f"good_{number:02d}"
+        path = folder / f"{name}.tif"
+        if not path.exists():
+            kind = (NORMAL, LESION)[number % 2]
+            look = PhantomLook(tissue_share=share)
+            write_slide(folder, PhantomSlide(name, kind, number, (size[0], size[1])), look)
+        paths.append(path)
+    return paths
+
+
+def _task(bundle: str, out: Path) -> PredictTask:
+    found = Bundle(bundle)
+    return PredictTask(found.path.absolute(), found.sha256, bundle, out, "cpu")
+
+
+# ---------------------------------------------------------------- the cluster
+
+
+def _on_cluster(run: Path, good: Sequence[Path], every: Sequence[Path], bundle: str, port: int) -> dict[str, Any]:
+    for path in good:  # one call each
+        _all(run_cohort([SlideWork(path)], _task(bundle, run / "single"), Serial(), Tally()))
+    together, log = run / "together", run / "log"
+    log.touch()
+    task, works = Counted(_task(bundle, together), log), [SlideWork(path) for path in every]
+    with _cluster(port) as (address, workers):
+        kill = len(good) // 3, lambda: _kill_busy(workers, log)
+        first = _until(works, task, _engine(address), [kill], len(good) * 2 // 3)
+        begun = _count(log)
+        second = Tally()
+        _all(run_cohort(works, task, _engine(address), second))
+        before = _when(together)
+        words = [str(every[0].parent), "--bundle", bundle, "--out", str(together), "--device", "cpu"]
+        call = [*_prefix(), sys.executable, "-m", "napari_lrmil", "predict", *words, "--scheduler", address]
+        third = subprocess.run(call, capture_output=True, text=True)
+        told = json.loads((together / "cohort.json").read_text(encoding="utf-8"))
+    counts = _count(log)
+    return {
+        "slides": len(every),
+        "good": len(good),
+        "bad": len(BAD),
+        "permissions_count": as_ordinary_user() is not None,
+        "done_before_the_break": first.done,
+        "retried_before_the_break": first.retried,
+        "already_there_after_it": second.already,
+        "done_after_it": second.done,
+        "failed": len(second.failures),
+        "failures": second.rows,
+        "begun_once": sum(n == 1 for n in counts["begun"].values()),
+        "begun_twice": sorted(name for name, n in counts["begun"].items() if n > 1),
+        "begun_before_the_break": begun["begun"].total(),
+        "results_made_once": sum(n == 1 for n in counts["done"].values()),
+        "results_made_twice": sorted(name for name, n in counts["done"].items() if n > 1),
+        "largest_difference": _difference(run, good),
+        "command_line": {
+            "exit_code": third.returncode,
+            "already_there": told["already_there"],
+            "done": told["done"],
+            "failed": told["failed"],
+            "results_touched": sum(before[name] != when for name, when in _when(together).items()),
+            "lines_in_failures_csv": len((together / "failures.csv").read_text(encoding="utf-8").splitlines()) - 1,
+        },
+    }
+
+
+def _engine(address: str) -> Engine:
+    return choose_engine(EngineChoice(scheduler=address), slides=2)
+
+
+def _prefix() -> list[str]:
+    return as_ordinary_user() or []
+
+
+@contextmanager
+def _cluster(port: int) -> Iterator[tuple[str, list[psutil.Process]]]:
+    """Lend the address of a scheduler with two workers, and the nannies that start them anew."""
+    here = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": here}
+    address = f"tcp://127.0.0.1:{port}"
+    calls = [
+        ["dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--dashboard-address", ":0"],
+        *[["dask_worker", address, "--nthreads", "1", "--memory-limit", "4GB", "--no-dashboard"]] * 2,
+    ]
+    started = []
+    try:
+        for module, *words in calls:
+            call = [*_prefix(), sys.executable, "-m", f"distributed.cli.{module}", *words]
+            started.append(subprocess.Popen(call, env=environment, stderr=subprocess.DEVNULL))
+        from distributed import Client
+
+        with Client(address, timeout=60, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=120)
+        yield address, [psutil.Process(one.pid) for one in started[1:]]
+    finally:
+        for one in reversed(started):
+            one.terminate()
+            one.wait()
+
+
+def _kill_busy(nannies: Sequence[psutil.Process], log: Path) -> None:
+    """Kill the worker process that is in the middle of a slide: begun and not done."""
+    children = {child.pid for nanny in nannies for child in nanny.children(recursive=True)}
+    while True:
+        lines = [line.split("\t") for line in log.read_text(encoding="utf-8").splitlines()]
+        last = {int(pid): word for word, pid, _ in lines}
+        busy = [pid for pid, word in last.items() if word == "begun" and pid in children]
+        if busy:
+            psutil.Process(busy[0]).kill()
+            return
+        time.sleep(0.002)
+
+
+def _until(works: Sequence[SlideWork], task: Counted, engine: Engine, acts: list[tuple[int, Any]], stop: int) -> Tally:
+    """Run until `stop` slides are done, then break off; do each act when its number of slides is done."""
+    tally = Tally()
+    stream = run_cohort(works, task, engine, tally)
+    for event in stream:
+        if isinstance(event, Partial):
+            while acts and tally.done >= acts[0][0]:
+                acts.pop(0)[1]()
+            if tally.done >= stop:
+                break
+    stream.close()
+    return tally
+
+
+def _count(log: Path) -> dict[str, Counter[str]]:
+    found: dict[str, Counter[str]] = {"begun": Counter(), "done": Counter()}
+    for line in log.read_text(encoding="utf-8").splitlines():
+        word, _, name = line.split("\t")
+        found[word][name] += 1
+    return found
+
+
+def _when(folder: Path) -> dict[str, int]:
+    return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/prediction.json")}
+
+
+def _difference(run: Path, good: Sequence[Path]) -> float:
+    """Return the largest difference of a probability between single runs and the cohort."""
+    largest = 0.0
+    for path in good:
+        one, other = (
+            json.loads((run / kind / path.stem / "prediction.json").read_text(encoding="utf-8"))["probabilities"]
+            for kind in ("single", "together")
+        )
+        largest = max(largest, *(abs(one[name] - other[name]) for name in one))
+    return largest
+
+
+# ---------------------------------------------------------------- scaling
+
+
+def _scaling(run: Path, good: Sequence[Path], bundle: str) -> list[dict[str, Any]]:
+    rows = []
+    for workers in (1, 2):
+        engine = LocalProcesses([{}] * workers, 1, machine_mb() / 4)
+        tally, ends = Tally(), []
+        task = _task(bundle, run / f"workers_{workers}")
+        for event in run_cohort([SlideWork(path) for path in good], task, engine, tally):
+            if isinstance(event, Partial):
+                ends.append(time.monotonic())
+        wall = time.monotonic() - tally.began
+        steady = (len(ends) - workers) / (ends[-1] - ends[workers - 1]) if len(ends) > workers else float("nan")
+        rows.append(
+            {
+                "workers": workers,
+                "wall_seconds": wall,
+                "slides_per_hour_with_start": len(ends) / wall * 3600,
+                "slides_per_hour": steady * 3600,
+                "peak_memory_mb": max(tally.worker_peak_mb.values()),
+            }
+        )
+    return rows
+
+
+def _all(events: Iterator[Event]) -> None:
+    for _ in events:
+        pass
+
+
+def _print(f: dict[str, Any]) -> None:
+    cli = f["command_line"]
+    print(f"\n| {f['slides']} slides, {f['bad']} of them bad, two dask workers | |\n|---|---|")
+    print(f"| done when the call was broken off, after one worker was killed | {f['done_before_the_break']} |")
+    print(f"| found there by the restart / done by it | {f['already_there_after_it']} / {f['done_after_it']} |")
+    print(f"| reasons | {f['failed']} ({_steps(f['failures'])}) |")
+    print(f"| slides begun once / more than once | {f['begun_once']} / {len(f['begun_twice'])}: {f['begun_twice']} |")
+    print(f"| results made once / more than once | {f['results_made_once']} / {len(f['results_made_twice'])} |")
+    print(f"| largest difference of a probability from single runs | {f['largest_difference']:.1e} |")
+    print(
+        f"| the command line on the same folder | exit code {cli['exit_code']}, {cli['already_there']} already there, "
+        f"{cli['done']} done, {cli['results_touched']} touched, {cli['lines_in_failures_csv']} lines of failures |"
+    )
+    print("\n| local workers | wall, s | slides an hour, start included | between results | peak memory, MB |")
+    print("|---|---|---|---|---|")
+    for row in f["scaling"]:
+        print(
+            f"| {row['workers']} | {row['wall_seconds']:.1f} | {row['slides_per_hour_with_start']:.0f} | "
+            f"{row['slides_per_hour']:.0f} | {row['peak_memory_mb']:.0f} |"
+        )
+    one, two = (row["slides_per_hour"] for row in f["scaling"])
+    print(f"\nTwo workers did {two / one:.2f} times the slides of one.")
+
+
+def _steps(rows: Sequence[Sequence[str]]) -> str:
+    return ", ".join(f"{n} {step}" for step, n in Counter(step for _, step, _ in rows).items())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Which engine a call means, and how many workers, threads and bytes each gets."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from napari_lrmil.core.cohortwork.local import LocalProcesses
+from napari_lrmil.core.cohortwork.memory import machine_mb
+from napari_lrmil.core.cohortwork.work import Engine, Serial
+from napari_lrmil.core.errors import ConfigError
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+SLURM = "slurm"
+SHARE = 0.9  # of the machine's memory, for all workers together
+_UNITS = {"": 1e-6, "k": 1e-3, "m": 1.0, "g": 1e3, "t": 1e6}  # MB in one
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """What the caller said about where to work.
+
+    Attributes
+    ----------
+    workers
+        Processes or jobs; None leaves it to the machine: one, or one for each GPU.
+    scheduler
+        Address of a dask scheduler, ``slurm``, or ``slurm:FILE.yaml``; None works on this machine.
+    memory_mb
+        Bound for each worker; None: an equal share of the machine's.
+    """
+
+    workers: int | None = None
+    scheduler: str | None = None
+    memory_mb: float | None = None
+
+
+def choose_engine(choice: EngineChoice, *, slides: int, gpus: int = 0) -> Engine:
+    """Return the engine that a choice means.
+
+    Parameters
+    ----------
+    choice
+        What the caller said.
+    slides
+        How many there are: more workers would have nothing to do.
+    gpus
+        CUDA devices that the work would use on this machine; 0 where it uses none.
+
+    Raises
+    ------
+    ConfigError
+        Where a scheduler is not there, or options do not go together.
+    """
+    if choice.scheduler is not None:
+        return _cluster(choice)
+    workers = choice.workers or (gpus if gpus > 1 else 1)
+    workers = min(workers, max(1, slides), gpus or workers)
+    if workers == 1 and choice.memory_mb is None:
+        return Serial()  # a bound needs a process that can be ended
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    memory = choice.memory_mb or machine_mb() * SHARE / workers
+    return LocalProcesses(environments(workers, gpus, os.environ), threads, memory)
+
+
+def environments(workers: int, gpus: int, own: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return the variables of each worker: with GPUs each sees one of those that this process sees (`own`)."""
+    if not gpus:
+        return [{} for _ in range(workers)]
+    seen = [device.strip() for device in own.get(VISIBLE, "").split(",") if device.strip()]
+    devices = seen or [str(number) for number in range(gpus)]
+    return [{VISIBLE: devices[number % len(devices)]} for number in range(workers)]
+
+
+def parse_memory(text: str) -> float:
+    """Return MB of a text such as ``1500MB``, ``1.5G`` or ``2 GiB``; a number alone is bytes.
+
+    Raises
+    ------
+    ConfigError
+        Where it is none.
+    """
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    try:
+        number = float(found[1]) if found else 0.0
+    except ValueError:
+        number = 0.0
+    if found is None or number <= 0:
+        raise ConfigError(f"--memory {text}: expected an amount of memory, such as 1500MB or 2GB")
+    steps = "kmgt".find(found[2]) + 1 if found[2] else 0
+    return number * _UNITS[found[2]] * (1.024**steps if found[3] else 1.0)
+
+
+def _cluster(choice: EngineChoice) -> Engine:
+    from napari_lrmil.core.cohortwork.cluster import DaskCluster, SlurmJobs
+    from napari_lrmil.core.cohortwork.slurm import SlurmOptions, read_slurm
+
+    scheduler = choice.scheduler or ""
+    kind, _, file = scheduler.partition(":")
+    if kind == SLURM:
+        options = read_slurm(Path(file)) if file else SlurmOptions()
+        given = {"jobs": choice.workers, "memory_mb": choice.memory_mb}
+        return SlurmJobs(options=options.model_copy(update={k: v for k, v in given.items() if v is not None}))
+    if choice.workers is not None or choice.memory_mb is not None:
+        option = "--workers" if choice.workers is not None else "--memory"
+        raise ConfigError(
+            f"{option} is not for {scheduler}: workers and their memory are set where they are started, as in "
+            "`dask worker --nworkers 4 --nthreads 1 --memory-limit 4GB ADDRESS`"
+        )
+    return DaskCluster(scheduler)

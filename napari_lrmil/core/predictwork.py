@@ -1,0 +1,193 @@
+"""Prediction of a slide as work that travels: open, predict, write; the model is loaded once in each process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari_lrmil.core.bundle import Bundle
+from napari_lrmil.core.commandline import predict_command
+from napari_lrmil.core.comparepicture import agreement_text, draw_comparison
+from napari_lrmil.core.comparison import comparison_json, lesions_beside
+from napari_lrmil.core.earlier import Wanted, earlier_result
+from napari_lrmil.core.errors import BundleError
+from napari_lrmil.core.events import Event, Finished
+from napari_lrmil.core.files import write_json
+from napari_lrmil.core.grid import Ground, edited_ground, ground_of
+from napari_lrmil.core.predict import predict
+from napari_lrmil.core.prediction import Prediction
+from napari_lrmil.core.regions import read_regions
+from napari_lrmil.core.remembered import Remembered
+from napari_lrmil.core.results import write_steps
+from napari_lrmil.core.scope import read_scope
+from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.slidereport import ReportRequest
+from napari_lrmil.core.tissue import read_mask
+
+if TYPE_CHECKING:
+    import torch
+
+    from napari_lrmil.core.cohortwork import SlideWork
+
+PARTS = ("roi", "keep", "exclude")
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What is told of a slide that has its results: a line of text, where they are, whether they were there before."""
+
+    text: str
+    where: Path
+    already: bool = False
+
+
+@dataclass(frozen=True)
+class PredictTask:
+    """What every slide of a call is asked: by which model, where, with what beside it, about which part.
+
+    Attributes
+    ----------
+    bundle, bundle_sha256
+        Folder of the model, and the hash that it has to have.
+    named
+        How the caller named it.
+    folder
+        Where the results go.
+    device
+        ``auto``, ``cpu``, ``cuda`` or ``mps``, on whatever machine does the work.
+    teacher
+        ``none``, ``all`` or ``top-K``.
+    report
+        Whether ``report.html`` is written.
+    files
+        Regions and mask, by option; they are about one slide.
+    compare
+        Whether student and teacher are drawn side by side.
+    resume
+        Whether results that are there already are left as they are.
+    """
+
+    bundle: Path
+    bundle_sha256: str
+    named: str
+    folder: Path
+    device: str = "auto"
+    teacher: str = "none"
+    report: bool = False
+    files: Mapping[str, Path | None] = field(default_factory=dict)
+    compare: bool = False
+    resume: bool = True
+
+    def prepare(self, threads: int) -> None:
+        """Set the threads of this process's computing."""
+        import torch
+
+        torch.set_num_threads(threads)
+
+    def __call__(self, work: SlideWork) -> Generator[Event, None, Predicted]:
+        """Predict a slide and leave its results in its folder."""
+        model = opened_bundle(self.bundle, self.bundle_sha256)
+        began = time.perf_counter()
+        with Slide(work.path, mpp=work.mpp, remembered=Remembered().remembered_mpp) as slide:
+            opened = time.perf_counter() - began
+            there = self._earlier(slide)
+            if there is not None:
+                return there
+            stream = predict(
+                slide,
+                model,
+                device=_device(self.device),
+                teacher=self.teacher,
+                seconds_open=opened,
+                scope=read_scope({k: v for k, v in self.files.items() if k in PARTS}, slide.bounds),
+                ground=self._edited(slide, model),
+            )
+            prediction = yield from _finished(stream)
+            where = self.folder / prediction.slide
+            also = [partial(self._write_comparison, slide, prediction)] if self.compare else []
+            yield from write_steps(self.folder, slide, prediction, report=self._report(work, model), also=also)
+        return Predicted(_told(prediction), where)
+
+    def _earlier(self, slide: Slide) -> Predicted | None:
+        """Return what is told of a slide whose results are there; a question about a part is always asked anew."""
+        if not self.resume or self.compare or any(file is not None for file in self.files.values()):
+            return None
+        where = self.folder / slide.name
+        found = earlier_result(where, slide, Wanted(self.bundle_sha256, self.teacher, self.report))
+        if found is None:
+            return None
+        return Predicted(f"{_shown(found['probabilities'])} (already there)", where, already=True)
+
+    def _edited(self, slide: Slide, model: Bundle) -> Ground | None:
+        """Return the tissue of a mask that was changed by hand; None where there is none."""
+        file, card = self.files.get("tissue"), model.card
+        if file is None:
+            return None
+        found = ground_of(slide, card.plan, card.tissue)
+        return edited_ground(slide.path, found, read_mask(file, found.tissue), card.tissue)
+
+    def _report(self, work: SlideWork, model: Bundle) -> ReportRequest | None:
+        """Return what a slide's report needs; the device is the one that was chosen, so that the numbers come again."""
+        if not self.report:
+            return None
+        device = str(_device(self.device))
+        words: dict[str, Any] = {"bundle": self.named, "out": self.folder.absolute(), "device": device, "mpp": work.mpp}
+        files: dict[str, Any] = {name: file.absolute() for name, file in self.files.items() if file is not None}
+        command = predict_command(work.path, teacher=self.teacher, report=True, **words, **files)
+        return ReportRequest(command, model.card.hr_mpp)
+
+    def _write_comparison(self, slide: Slide, prediction: Prediction, where: Path) -> None:
+        lesions = self.files.get("lesions")
+        known = (
+            read_regions(lesions, slide.bounds, may_be_empty=True).regions
+            if lesions
+            else lesions_beside(slide.path, slide.bounds)
+        )
+        draw_comparison(where / "compare.png", slide, prediction, known)
+        write_json(where / "agreement.json", comparison_json(prediction, known))
+
+
+@lru_cache(maxsize=1)
+def opened_bundle(where: Path, sha256: str) -> Bundle:
+    """Return a bundle, opened once in each process; its networks are loaded when they are first asked for.
+
+    Raises
+    ------
+    BundleError
+        Where it is not the one with that hash.
+    """
+    bundle = Bundle(where)
+    if bundle.sha256 != sha256:
+        raise BundleError(where, "", "the bundle is not the one that the work began with; start the call again")
+    return bundle
+
+
+def _device(name: str) -> torch.device:
+    from napari_lrmil.core.embed import resolve_device
+
+    return resolve_device(name)
+
+
+def _finished(stream: Any) -> Generator[Event, None, Prediction]:
+    """Pass the events of a prediction on, and return what it ended with."""
+    for event in stream:
+        if isinstance(event, Finished):
+            prediction: Prediction = event.result
+        else:
+            yield event
+    return prediction
+
+
+def _shown(probabilities: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in probabilities.items())
+
+
+def _told(prediction: Prediction) -> str:
+    beside = f"; with the teacher: {agreement_text(prediction)}" if prediction.agreement else ""
+    patches = f"{len(prediction.grid.lr_index)} LR patches in place of {len(prediction.grid.hr_index)} HR"
+    part = "" if prediction.scope.whole else f"{prediction.scope.text}, region score: "
+    return f"{part}{_shown(prediction.student.probabilities)} ({patches}{beside})"

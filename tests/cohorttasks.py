@@ -1,0 +1,205 @@
+"""Tasks for tests of cohorts: light ones that travel to workers, where this module is imported anew."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from napari_lrmil.core.cohortwork import Engine, SlideWork, Tally, run_cohort
+from napari_lrmil.core.errors import (
+    BagError,
+    DiskFullError,
+    LrmilError,
+    RegionError,
+    ResolutionError,
+    SlideError,
+    TissueError,
+)
+from napari_lrmil.core.events import Caution, Event, Progress, StageDone
+
+LOG, DONE = "log", "done"
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a task returns."""
+
+    text: str
+    where: Path
+    already: bool = False
+
+
+@dataclass(frozen=True)
+class Logged:
+    """Does what a slide's name says, and leaves a line in an append-only log for every time it computes."""
+
+    folder: Path
+
+    def prepare(self, threads: int) -> None:
+        (self.folder / "threads").write_text(str(threads))
+
+    def __call__(self, work: SlideWork) -> Generator[Event, None, Said]:
+        mark = self.folder / f"{work.name}.{DONE}"
+        if mark.exists():
+            return Said("there", mark, already=True)
+        yield Caution("about the model", work.name)
+        with (self.folder / LOG).open("a") as log:
+            log.write(f"{work.name}\n")
+        for wanted, act in ACTS.items():
+            if work.name.startswith(wanted):
+                act(self.folder / f"{work.name}.seen")
+        for tick in range(600 if work.name.startswith("ticks") else 0):  # a minute of batches
+            with (self.folder / f"{work.name}.seen").open("a") as seen:
+                seen.write(".")
+            time.sleep(0.1)
+            yield Progress("encode", tick, 600)
+        yield Progress("encode", 1, 1)
+        mark.write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+        return Said("done", mark)
+
+
+def _kill(_: Path) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _kill_once(seen: Path) -> None:
+    if not seen.exists():
+        seen.touch()
+        _kill(seen)
+
+
+def _end_job_once(seen: Path) -> None:
+    """End the whole job, its nanny included, which leads a group of its own."""
+    if not seen.exists():
+        seen.touch()
+        group = os.getpgid(os.getppid())
+        assert group != int(os.environ["GROUP_OF_TESTS"])
+        os.killpg(group, signal.SIGKILL)
+        time.sleep(30)
+
+
+def _fail_once(seen: Path) -> None:
+    if not seen.exists():
+        seen.touch()
+        raise OSError("the share is away")
+
+
+def _no_mpp(seen: Path) -> None:
+    raise ResolutionError(seen, "no resolution")
+
+
+def _take_memory(_: Path) -> None:
+    held = bytearray(400_000_000)
+    held[::4096] = b"x" * len(held[::4096])
+    time.sleep(30)
+
+
+ACTS = {
+    "dies once": _kill_once,
+    "job ends once": _end_job_once,
+    "dies always": _kill,
+    "fails once": _fail_once,
+    "no mpp": _no_mpp,
+    "takes memory": _take_memory,
+    "waits": lambda _: time.sleep(60),
+    "pauses": lambda _: time.sleep(0.3),
+}
+
+
+def logged(folder: Path) -> Counter[str]:
+    """Return how often each slide was computed."""
+    log = folder / LOG
+    return Counter(log.read_text().splitlines()) if log.exists() else Counter()
+
+
+def done(folder: Path) -> set[str]:
+    """Return which slides have a result."""
+    return {path.name.removesuffix(f".{DONE}") for path in folder.glob(f"*.{DONE}")}
+
+
+def works(*names: str) -> list[SlideWork]:
+    """Return slides by name."""
+    return [SlideWork(Path(f"{name}.svs")) for name in names]
+
+
+def followed(slides: list[SlideWork], task: Any, engine: Engine, **options: Any) -> tuple[Tally, list[Event]]:
+    """Run a cohort to its end."""
+    tally = Tally()
+    return tally, list(run_cohort(slides, task, engine, tally, **options))
+
+
+@dataclass(frozen=True)
+class Raising:
+    """Raises an error at a step of its own."""
+
+    kind: str
+
+    def prepare(self, threads: int) -> None:
+        """Nothing to prepare."""
+
+    def __call__(self, work: SlideWork) -> Generator[Event, None, Any]:
+        errors: dict[str, tuple[int, Exception]] = {
+            "open": (0, SlideError(work.path, "no slide")),
+            "no mpp": (1, ResolutionError(work.path, "no resolution")),
+            "glass": (1, TissueError(work.path, "no tissue")),
+            "overview": (1, SlideError(work.path, "level 4 could not be read")),
+            "region": (1, RegionError("no regions")),
+            "tile": (2, SlideError(work.path, "level 2 could not be read")),
+            "encode": (2, LrmilError("the memory of cuda does not hold a single patch")),
+            "bug": (2, RuntimeError("two\nlines")),
+            "write": (3, OSError("no such device")),
+            "bag": (3, BagError("x.h5", "in the way")),
+            "memory": (2, MemoryError()),
+            "full": (3, DiskFullError("no space is left")),
+        }
+        after, error = errors[self.kind]
+        events = [Progress("tissue", 0, 1, "slide"), StageDone("tissue", 0.1), Progress("writing", 0, 4, "files")]
+        yield from events[:after]
+        raise error
+
+
+class Unimportable:
+    """Ends the process that unpickles it."""
+
+    def __reduce__(self) -> tuple[Any, tuple[int]]:
+        return os._exit, (9,)
+
+    def prepare(self, threads: int) -> None:
+        """Never reached."""
+
+    def __call__(self, work: SlideWork) -> Generator[Event, None, Any]:
+        raise NotImplementedError
+        yield
+
+
+@dataclass(frozen=True)
+class KillsItsWorker:
+    """Another task, whose worker is killed in the middle of one slide, once; computing is logged."""
+
+    task: Any
+    victim: str
+    folder: Path
+
+    def prepare(self, threads: int) -> None:
+        self.task.prepare(threads)
+
+    def __call__(self, work: SlideWork) -> Generator[Event, None, Any]:
+        seen = self.folder / "seen"
+        stream = self.task(work)
+        while True:
+            try:
+                event = next(stream)
+            except StopIteration as end:
+                if not end.value.already:
+                    with (self.folder / LOG).open("a") as log:
+                        log.write(f"{work.name}\n")
+                return end.value
+            if work.name == self.victim and event == StageDone("tissue", getattr(event, "seconds", 0)):
+                _kill_once(seen)
+            yield event

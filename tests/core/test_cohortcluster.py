@@ -1,0 +1,219 @@
+"""A cohort on a cluster: dask workers that die, a scheduler that is not there, jobs on SLURM."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cohorttasks import KillsItsWorker, Logged, done, followed, logged, works
+from napari_lrmil.core.cohortwork import Engine, EngineChoice, SlideWork, Tally, choose_engine, run_cohort
+from napari_lrmil.core.cohortwork.work import Serial
+from napari_lrmil.core.errors import ConfigError
+from napari_lrmil.core.events import Caution, Partial
+from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
+from napari_lrmil.core.predictwork import PredictTask
+from networks import untrained_bundle
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Return a local dask cluster of two workers that are processes."""
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=2, processes=True, dashboard_address=None, silence_logs=50
+        ) as local,
+    ):
+        yield local
+
+
+def on(cluster: Any) -> Engine:
+    return choose_engine(EngineChoice(scheduler=cluster.scheduler_address), slides=9)
+
+
+def test_a_cluster_finishes_where_workers_die(cluster: Any, tmp_path: Path) -> None:
+    """As with local processes; a slide that kills its workers is blamed, and none that shared them."""
+    slides = works("a", "dies once", "b", "fails once", "no mpp", "c", "dies always")
+    tally, events = followed(slides, Logged(tmp_path), on(cluster))
+    assert done(tmp_path) == {"a", "b", "c", "dies once", "fails once"}
+    assert logged(tmp_path) == {
+        "a": 1, "b": 1, "c": 1, "dies once": 2, "fails once": 2, "no mpp": 1, "dies always": 2,
+    }  # fmt: skip
+    assert [row[:2] for row in tally.rows] == [("no mpp.svs", "open"), ("dies always.svs", "worker")]
+    assert re.fullmatch(r"the worker tcp://\S+ was lost while it had this slide, .*", tally.rows[1][2])
+    assert any(isinstance(event, Caution) for event in events)
+    assert (tmp_path / "threads").read_text() == "2"  # the worker's own, for one slide at a time
+    assert "dask cluster at tcp://" in on(cluster).text
+
+
+def test_predictions_of_a_cluster_whose_worker_was_killed_are_those_of_single_runs(
+    cluster: Any, tmp_path: Path
+) -> None:
+    """To 1e-5, each computed once; after the bundle has changed everything is asked again."""
+    paths = [write_slide(tmp_path / "slides", PhantomSlide(f"s{i}", LESION, i, (1536, 1024))) for i in range(3)]
+    slides = [SlideWork(path) for path in paths]
+    bundle = untrained_bundle(tmp_path / "bundle")
+
+    def task(out: str, sha256: str) -> PredictTask:
+        return PredictTask(bundle.path, sha256, "b", tmp_path / out, "cpu")
+
+    followed(slides, task("single", bundle.sha256), Serial())
+    (tmp_path / "log").touch()
+    killing = KillsItsWorker(task("cluster", bundle.sha256), "s1", tmp_path)
+    tally, _ = followed(slides, killing, on(cluster))
+    assert (tally.done, tally.rows) == (3, []) and (tmp_path / "seen").exists()
+    assert logged(tmp_path) == {"s0": 1, "s1": 1, "s2": 1}
+    for path in paths:
+        one, other = (
+            json.loads((tmp_path / out / path.stem / "prediction.json").read_text()) for out in ("single", "cluster")
+        )
+        assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
+    tally, _ = followed(slides, killing, Serial())
+    assert (tally.done, tally.already) == (0, 3) and logged(tmp_path).total() == 3
+
+
+def test_what_is_taken_back_is_given_up_by_the_workers(cluster: Any, tmp_path: Path) -> None:
+    """As after Ctrl-C: a restart must not meet a worker that goes on with what it has been given before."""
+    stream = run_cohort(works("a", "ticks 1", "ticks 2"), Logged(tmp_path), on(cluster), Tally())
+    for event in stream:
+        if isinstance(event, Partial):
+            break
+    while not logged(tmp_path)["ticks 1"]:
+        time.sleep(0.02)
+    stream.close()
+    ticks = tmp_path / "ticks 1.seen"
+    count = -1
+    while count != len(ticks.read_text()):
+        count = len(ticks.read_text())
+        time.sleep(0.3)
+    assert done(tmp_path) == {"a"} and count < 600
+
+
+def test_a_scheduler_that_is_not_there_is_a_wrong_call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    from napari_lrmil.core.cohortwork import cluster as module
+
+    monkeypatch.setattr(module, "CONNECT_S", 0.5)
+    engine = choose_engine(EngineChoice(scheduler="tcp://127.0.0.1:9"), slides=2)
+    with pytest.raises(ConfigError, match="no dask scheduler answers at"):
+        followed(works("a"), Logged(tmp_path), engine)
+    for choice in (EngineChoice(2, "tcp://127.0.0.1:9"), EngineChoice(None, "tcp://127.0.0.1:9", 500)):
+        with pytest.raises(ConfigError, match="where they are started"):
+            choose_engine(choice, slides=2)
+
+
+def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for missing, scheduler in (("distributed", "tcp://h:1"), ("dask_jobqueue", "slurm")):
+        monkeypatch.setitem(sys.modules, missing, None)
+        with pytest.raises(ConfigError, match=re.escape('pip install "napari-lrmil[distributed]"')):
+            followed(works("a"), Logged(tmp_path), choose_engine(EngineChoice(scheduler=scheduler), slides=2))
+
+
+# ---------------------------------------------------------------- SLURM
+
+GOLDEN = """\
+#!/usr/bin/env bash
+
+#SBATCH -J napari-lrmil
+#SBATCH -e logs/napari-lrmil-%J.err
+#SBATCH -o logs/napari-lrmil-%J.out
+#SBATCH -p gpu
+#SBATCH -A pathology
+#SBATCH -n 1
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=15G
+#SBATCH -t 08:00:00
+#SBATCH --gres=gpu:1
+#SBATCH --exclusive
+module load openslide
+source .venv/bin/activate
+python -m distributed.cli.dask_worker ADDRESS --name dummy-name --nthreads 8 --memory-limit 14.90GiB --nanny \
+--death-timeout 60
+"""
+
+
+def test_the_script_of_a_job_is_the_golden_one(tmp_path: Path) -> None:
+    pytest.importorskip("dask_jobqueue")
+    from napari_lrmil.core.cohortwork.slurm import job_script, read_slurm
+
+    file = tmp_path / "slurm.yaml"
+    file.write_text(
+        "partition: gpu\naccount: pathology\ncores: 8\nmemory_mb: 16000\nwalltime: '08:00:00'\ngpu: true\n"
+        "python: python\nlogs: logs\ndirectives: [--exclusive]\n"
+        "prologue: [module load openslide, source .venv/bin/activate]\n"
+    )
+    script = job_script(read_slurm(file))
+    assert re.sub(r"tcp://\S+", "ADDRESS", script) == GOLDEN
+
+
+def test_options_of_jobs_come_from_a_file_and_from_the_call(tmp_path: Path) -> None:
+    pytest.importorskip("dask_jobqueue")
+    from napari_lrmil.core.cohortwork.cluster import SlurmJobs
+
+    file = tmp_path / "slurm.yaml"
+    file.write_text("jobs: 8\npartition: long\n")
+    engine = choose_engine(EngineChoice(3, f"slurm:{file}", 2000), slides=99)
+    assert isinstance(engine, SlurmJobs)
+    assert (engine.options.jobs, engine.options.partition, engine.options.memory_mb) == (3, "long", 2000)
+    for content, said in (("queue: long", "queue"), ("jobs: many", "jobs"), ("- a", "YAML"), ("a: [", "YAML")):
+        file.write_text(content)
+        with pytest.raises(ConfigError, match=said):
+            choose_engine(EngineChoice(scheduler=f"slurm:{file}"), slides=2)
+
+
+SBATCH = """\
+#!/bin/sh
+echo sbatch >> {folder}/calls
+cp "$1" {folder}/job.$$
+setsid sh {folder}/job.$$ > /dev/null 2>&1 &
+echo $! >> {folder}/pids
+echo "Submitted batch job $!"
+"""
+SCANCEL = """\
+#!/bin/sh
+echo scancel >> {folder}/calls
+kill -- -$1
+"""
+
+
+@pytest.mark.skipif(shutil.which("setsid") is None, reason="a batch system of two shell scripts needs setsid")
+def test_jobs_are_asked_for_again_when_they_end_and_cancelled_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two scripts stand in for SLURM; the first job dies with its first slide, as by its walltime."""
+    pytest.importorskip("dask_jobqueue")
+    import dask
+
+    for name, text in (("sbatch", SBATCH), ("scancel", SCANCEL)):
+        script = tmp_path / "bin" / name
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(text.format(folder=tmp_path))
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setenv("GROUP_OF_TESTS", str(os.getpgrp()))
+    file = tmp_path / "slurm.yaml"
+    file.write_text("jobs: 1\ncores: 3\nmemory_mb: 2000\ninterface: lo\n")
+    engine = choose_engine(EngineChoice(scheduler=f"slurm:{file}"), slides=9)
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "100ms"}):
+        tally, _ = followed(works("job ends once", "a"), Logged(tmp_path), engine)
+    assert (tally.done, tally.retried, tally.rows) == (2, 1, [])
+    assert logged(tmp_path) == {"a": 1, "job ends once": 2}
+    assert (tmp_path / "threads").read_text() == "3"
+    assert (tmp_path / "calls").read_text().split().count("sbatch") == 2
+    assert engine.text == "SLURM, 1 jobs of 3 cores and 2000 MB, at most 1 at once"
+    left = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    deadline = time.monotonic() + 20
+    while any(psutil.pid_exists(pid) for pid in left) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(psutil.pid_exists(pid) for pid in left)

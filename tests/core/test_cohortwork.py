@@ -1,0 +1,256 @@
+"""A cohort is finished whatever happens to its slides and workers, and nothing is computed twice."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cohorttasks import DONE, Logged, Raising, Unimportable, done, followed, logged, works
+from napari_lrmil.core.cohortwork import (
+    EngineChoice,
+    SlideWork,
+    Tally,
+    choose_engine,
+    parse_memory,
+    run_cohort,
+)
+from napari_lrmil.core.cohortwork.engines import environments
+from napari_lrmil.core.cohortwork.local import LocalProcesses
+from napari_lrmil.core.cohortwork.memory import held_mb, machine_mb, peak_mb
+from napari_lrmil.core.cohortwork.work import Serial, gathered
+from napari_lrmil.core.errors import ConfigError, DiskFullError, LrmilError
+from napari_lrmil.core.events import Caution, Event, Failed, Partial, Progress
+
+ROOMY = 4000.0  # MB
+
+
+def two(memory_mb: float = ROOMY) -> LocalProcesses:
+    return LocalProcesses([{}, {}], 1, memory_mb)
+
+
+# ---------------------------------------------------------------- in this process
+
+
+def test_failures_are_tried_once_more_at_the_end_and_facts_are_not(tmp_path: Path) -> None:
+    tally, events = followed(works("fails once", "no mpp", "good"), Logged(tmp_path), Serial())
+    assert (tmp_path / "log").read_text().splitlines() == ["fails once", "no mpp", "good", "fails once"]
+    assert (tally.done, tally.already, tally.retried) == (2, 0, 1)
+    assert tally.rows == [("no mpp.svs", "open", f"{tmp_path / 'no mpp.seen'}: no resolution")]
+    assert [event.work.name for event in outcomes(events)] == ["good", "fails once"]
+    assert [event.subject for event in events if isinstance(event, Failed)] == ["no mpp.svs"]
+
+
+def outcomes(events: list[Event]) -> list[Any]:
+    return [event.result for event in events if isinstance(event, Partial)]
+
+
+def test_progress_tells_how_long_the_rest_takes(tmp_path: Path) -> None:
+    """Slides that were there say nothing about how long one takes."""
+    (tmp_path / f"there.{DONE}").touch()
+    _, events = followed(works("there", "pauses", "good"), Logged(tmp_path), Serial())
+    told = [event for event in events if isinstance(event, Progress) and event.unit == "slides"]
+    assert [event.done for event in told] == [0, 1, 2, 3]
+    assert [event.seconds_left is None for event in told] == [True, True, False, False]
+    assert (told[2].seconds_left or 0) >= 0.3 and told[3].seconds_left == 0
+
+
+def test_within_one_slide_everything_is_told_and_within_several_what_matters(tmp_path: Path) -> None:
+    _, alone = followed(works("a"), Logged(tmp_path), Serial())
+    assert [type(event) for event in alone] == [Caution, Progress, Partial]
+    _, events = followed(works("b", "c"), Logged(tmp_path), Serial())
+    assert [event.stage for event in events if isinstance(event, Progress) and event.unit == "patches"] == [
+        "b.svs · encode",
+        "c.svs · encode",
+    ]
+
+
+def test_the_second_of_two_slides_of_one_name_is_refused(tmp_path: Path) -> None:
+    slides = [SlideWork(Path("a/x.svs")), SlideWork(Path("b/x.tif")), SlideWork(Path("a/x.svs"))]
+    for engine in (Serial(), two()):
+        tally, _ = followed(slides, Logged(tmp_path), engine)
+        assert [(name, step) for name, step, _ in tally.rows] == [("x.tif", "write"), ("x.svs", "write")]
+        assert all("would overwrite those of a/x.svs" in reason for *_, reason in tally.rows)
+    assert logged(tmp_path) == {"x": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "step", "tries", "said"),
+    [
+        ("open", "open", 2, "no slide"),
+        ("no mpp", "open", 1, "no resolution"),
+        ("glass", "tissue", 1, "no tissue"),
+        ("overview", "tissue", 2, "could not be read"),
+        ("region", "tissue", 1, "no regions"),
+        ("tile", "read", 2, "could not be read"),
+        ("encode", "encode", 2, "a single patch"),
+        ("bug", "encode", 2, "RuntimeError: two lines; this was not expected"),
+        ("write", "write", 2, "no such device"),
+        ("bag", "write", 2, "x.h5: in the way"),
+        ("memory", "encode", 2, "memory: "),
+    ],
+)
+def test_a_failure_names_its_step_and_its_reason_on_one_line(kind: str, step: str, tries: int, said: str) -> None:
+    tally, _ = followed(works("s"), Raising(kind), Serial())
+    ((name, at, reason),) = tally.rows
+    assert (name, at, 1 + tally.retried) == ("s.svs", step, tries)
+    assert reason.startswith(said) or said in reason
+    assert "\n" not in reason and "s.svs" not in reason
+    assert pickle.loads(pickle.dumps(gathered(Raising(kind), works("s")[0], 1))).failure.reason == reason
+
+
+def test_a_full_disk_ends_the_work_for_no_other_slide_would_fare_better(tmp_path: Path) -> None:
+    kept: list[int] = []
+    with pytest.raises(DiskFullError, match="no space is left"):
+        followed(works("a", "b"), Raising("full"), Serial(), keep=lambda tally: kept.append(len(tally.failures)))
+    assert kept == [1]  # listed before the end
+
+
+# ---------------------------------------------------------------- local processes
+
+
+def test_a_dead_worker_costs_its_own_slide_a_second_try_and_no_other(tmp_path: Path) -> None:
+    """One worker is killed once, another slide kills every worker: all others are computed once."""
+    slides = works("a", "dies once", "b", "dies always", "c", "fails once", "d")
+    tally, events = followed(slides, Logged(tmp_path), two())
+    assert done(tmp_path) == {"a", "b", "c", "d", "dies once", "fails once"}
+    assert logged(tmp_path) == {"a": 1, "b": 1, "c": 1, "d": 1, "dies once": 2, "fails once": 2, "dies always": 2}
+    assert tally.rows == [
+        (
+            "dies always.svs",
+            "worker",
+            "the worker was ended by signal 9 while it had this slide, as when the memory of the machine runs out",
+        )
+    ]
+    assert (tally.done, tally.retried) == (6, 3)
+    assert sum(isinstance(event, Caution) for event in events) >= 6  # what was said in a worker is told here
+    assert (tmp_path / "threads").read_text() == "1"
+    summary = tally.as_json(two())
+    assert summary["failed"] == 1 and summary["slides"] == 7
+    assert all(0 < worker["peak_memory_mb"] < ROOMY for worker in summary["workers"].values())
+
+
+def test_nothing_is_computed_twice_after_a_restart(tmp_path: Path) -> None:
+    followed(works("a", "b"), Logged(tmp_path), two())
+    tally, _ = followed(works("a", "b", "c"), Logged(tmp_path), two())
+    assert (tally.done, tally.already) == (1, 2)
+    assert logged(tmp_path) == {"a": 1, "b": 1, "c": 1}
+
+
+def test_a_worker_that_holds_too_much_is_ended_and_its_slide_has_failed(tmp_path: Path) -> None:
+    tally, _ = followed(works("takes memory", "a", "b"), Logged(tmp_path), two(memory_mb=250))
+    assert done(tmp_path) == {"a", "b"}
+    ((name, step, reason),) = tally.rows
+    assert (name, step) == ("takes memory.svs", "worker")
+    assert re.fullmatch(r"memory: the worker held \d+ MB, and 250 MB are allowed; see --memory", reason)
+
+
+def test_workers_that_cannot_begin_are_told_at_once() -> None:
+    with pytest.raises(LrmilError, match="before it could begin"):
+        followed(works("a", "b", "c"), Unimportable(), two())
+
+
+def test_closing_ends_the_workers(tmp_path: Path) -> None:
+    """As after Ctrl-C: what is under way is given up, and nobody goes on writing."""
+    before = set(psutil.Process().children(recursive=True))
+    tally = Tally()
+    stream = run_cohort(works("a", "waits", "b"), Logged(tmp_path), two(), tally)
+    for event in stream:
+        if isinstance(event, Partial):
+            break
+    stream.close()
+    left = [p for p in set(psutil.Process().children(recursive=True)) - before if "spawn_main" in " ".join(p.cmdline())]
+    assert not left
+    assert tally.done == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
+    """Or a restart would meet one that still computes."""
+    code = f"""
+        from pathlib import Path
+        from cohorttasks import Logged
+        from napari_lrmil.core.cohortwork import SlideWork, Tally, run_cohort
+        from napari_lrmil.core.cohortwork.local import LocalProcesses
+        works = [SlideWork(Path(f"waits {{i}}.svs")) for i in range(2)]
+        if __name__ == "__main__":
+            list(run_cohort(works, Logged(Path({str(tmp_path)!r})), LocalProcesses([{{}}, {{}}], 1, 4000.0), Tally()))
+    """
+    script = tmp_path / "parent.py"
+    script.write_text("\n".join(line[8:] for line in code.splitlines()))
+    parent = subprocess.Popen([sys.executable, script], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    while sum(logged(tmp_path).values()) < 2:
+        assert parent.poll() is None
+        time.sleep(0.02)
+    children = psutil.Process(parent.pid).children(recursive=True)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    assert children and not psutil.wait_procs(children, timeout=20)[1]
+
+
+# ---------------------------------------------------------------- how many, and where
+
+
+def test_each_worker_sees_one_gpu() -> None:
+    assert environments(2, 2, {}) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    assert environments(2, 2, {"CUDA_VISIBLE_DEVICES": "3, GPU-1f"}) == [
+        {"CUDA_VISIBLE_DEVICES": "3"},
+        {"CUDA_VISIBLE_DEVICES": "GPU-1f"},
+    ]
+    assert environments(2, 0, {"CUDA_VISIBLE_DEVICES": "3"}) == [{}, {}]
+
+
+def test_a_worker_gets_its_device_before_its_task(tmp_path: Path) -> None:
+    engine = LocalProcesses(environments(2, 2, {}), 1, ROOMY)
+    followed(works("pauses 1", "pauses 2"), Logged(tmp_path), engine)
+    assert {path.read_text() for path in tmp_path.glob(f"*.{DONE}")} == {"0", "1"}
+
+
+@pytest.mark.parametrize(
+    ("workers", "slides", "gpus", "expected"),
+    [(None, 9, 0, 1), (4, 9, 0, 4), (4, 2, 0, 2), (None, 9, 3, 3), (8, 9, 3, 3), (None, 2, 3, 2), (None, 9, 1, 1)],
+)
+def test_as_many_workers_as_asked_for_but_one_for_a_gpu_and_one_for_a_slide(
+    workers: int | None, slides: int, gpus: int, expected: int
+) -> None:
+    engine = choose_engine(EngineChoice(workers), slides=slides, gpus=gpus)
+    assert engine.workers == expected
+    assert isinstance(engine, Serial) == (expected == 1)
+
+
+def test_cores_and_memory_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    engine = choose_engine(EngineChoice(3), slides=9)
+    assert isinstance(engine, LocalProcesses)
+    assert engine.threads == 5
+    assert 3 * engine.memory_mb == pytest.approx(0.9 * machine_mb())
+    bounded = choose_engine(EngineChoice(1, memory_mb=500), slides=9)
+    assert isinstance(bounded, LocalProcesses) and (bounded.workers, bounded.memory_mb) == (1, 500)
+
+
+@pytest.mark.parametrize(
+    ("text", "mb"),
+    [("1500MB", 1500), ("2GB", 2000), ("1.5g", 1500), ("2 GiB", 2147.483648), ("64MiB", 67.108864), ("3000000", 3)],
+)
+def test_memory_is_read_as_people_write_it(text: str, mb: float) -> None:
+    assert parse_memory(text) == pytest.approx(mb)
+
+
+@pytest.mark.parametrize("text", ["", "much", "-2GB", "0", "1..5G", "2 bananas"])
+def test_what_is_no_memory_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="such as 1500MB"):
+        parse_memory(text)
+
+
+def test_memory_is_measured() -> None:
+    assert 10 < held_mb(os.getpid()) <= peak_mb() * 1.01 < machine_mb()
+    assert held_mb(2**22 + 1) == 0
