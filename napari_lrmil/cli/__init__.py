@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from napari_lrmil import __version__
-from napari_lrmil.cli.console import FAILED, err, out
+from napari_lrmil.cli.console import CANCELLED, FAILED, err, out
 from napari_lrmil.cli.encoders import encoders
 from napari_lrmil.cli.slides import compare, info, predict
 from napari_lrmil.cli.training import evaluate, features, phantom, train
@@ -60,4 +60,6 @@ def main() -> None:
 def _report(error: Exception, sentence: str, debug: bool) -> None:
     if debug:
         raise error
-    err.print(f"[red]error:[/red] {escape(sentence)}", highlight=False, soft_wrap=True)
+    stopped = isinstance(error, LrmilError) and error.exit_code == CANCELLED  # as asked, which is no error
+    word = "[yellow]stopped:[/yellow]" if stopped else "[red]error:[/red]"
+    err.print(f"{word} {escape(sentence)}", highlight=False, soft_wrap=True)

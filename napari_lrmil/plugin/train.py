@@ -69,7 +69,7 @@ class TrainWidget(LeavingWidget):
         self._result: Result | None = None
         self._offer: EncoderOffer | None = None
         self._started: tuple[TrainConfig, str] | None = None
-        self._left = self._placed = False
+        self._left = self._placed = self._led_on = False
         self._pictured: Any = None
         self._build()
         self._connect()
@@ -197,6 +197,9 @@ class TrainWidget(LeavingWidget):
     def _table_changed(self) -> None:
         if not self._checks.busy and self.table.unchecked:
             self._checks.ask(self.table.checking)
+        if not self.table.blocked_by and not self._led_on:  # once: whoever folds it wants it folded
+            self._led_on = True
+            self.form.expand(animate=False)
         self._draw_picture()
         self._refresh()
 

@@ -246,11 +246,8 @@ class CohortTable:
 
     def propose_splits(self, seed: int = 0) -> None:
         """Deal all patients to train, val and test, 60/20/20, every class alike; what was there is replaced."""
-        unlabelled = sum(not row.label or not row.patient for row in self.rows)
-        if unlabelled:
-            raise CohortError(
-                self.path or UNSAVED, f"{unlabelled} slides have no label or no patient; fill those in before splitting"
-            )
+        if lacking := self._lacking_cell():
+            raise LrmilError(f"Splits are proposed by label and patient. {lacking}")
         dealt = deal_splits([row.as_slide() for row in self.rows], seed)
         self._edited([replace(row, split=slide.split) for row, slide in zip(self.rows, dealt, strict=True)])
 
@@ -264,16 +261,22 @@ class CohortTable:
         """Return a sentence on why nothing can be trained on it; empty where something can."""
         if not self.rows:
             return "Open a cohort table, or build one from a folder of slides."
-        for column in ("label", "patient"):
-            lacking = [row for row in self.rows if not getattr(row, column)]
-            if lacking:
-                return (
-                    f"{len(lacking)} slides have no {column}, first {lacking[0].path.name}; fill it in or remove them."
-                )
+        if lacking := self._lacking_cell():
+            return lacking
         twice = [name for name, count in Counter(row.path.stem for row in self.rows).items() if count > 1]
         if twice:
             return f"Two slides are named {twice[0]}; rename one, for features are stored by that name."
         return self._leak() or self._lacking_class()
+
+    def _lacking_cell(self) -> str:
+        for column in ("label", "patient"):
+            lacking = [row for row in self.rows if not getattr(row, column)]
+            if lacking:
+                name = lacking[0].path.name
+                if len(lacking) == 1:
+                    return f"{name} has no {column}; fill it in or remove the slide."
+                return f"{len(lacking)} slides have no {column}, first {name}; fill it in or remove them."
+        return ""
 
     def _leak(self) -> str:
         slides = [row.as_slide() for row in self.rows]

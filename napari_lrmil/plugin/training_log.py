@@ -102,13 +102,17 @@ class StagePace:
         return self.seconds * (self.total - self.done) / made if made > 0 and self.seconds > 0 else None
 
     @property
+    def reached(self) -> str:
+        """The stage and how many of its units are done."""
+        return f"{worded(self.stage)} · {int(self.done)} of {int(self.total)} {self.unit}"
+
+    @property
     def text(self) -> str:
         """One line."""
-        count = f"{int(self.done)} of {int(self.total)} {self.unit}"
         if self.left is None or self.left < 1:
-            return f"{worded(self.stage)} · {count}"
+            return self.reached
         most = "at most " if self.unit == "epochs" else "about "
-        return f"{worded(self.stage)} · {count} · {most}{duration(self.left)} left"
+        return f"{self.reached} · {most}{duration(self.left)} left"
 
 
 def worded(stage: str) -> str:
@@ -178,6 +182,18 @@ class Story:
             return None
         seconds = max(0.0, (self.last_time if now is None else now) - self._began)
         return StagePace(self.stage, self._unit, self._first, self._done + self._part, self._total, seconds)
+
+    @property
+    def resumes(self) -> str:
+        """Return what *Resume* does after this, as a clause."""
+        pace = self.pace()
+        if pace is not None and pace.unit == "slides":
+            return "Resume goes on with the slide it was at"
+        if self.curves:
+            return "Resume goes on from the last whole epoch"
+        if self.spent:
+            return f"Resume goes on after {worded(list(self.spent)[-1])}"
+        return "Resume begins again, for nothing was done yet"
 
     def take(self, lines: Iterable[Line]) -> None:
         """Take further lines; what a newer version may say beyond what is known here is passed over."""

@@ -240,6 +240,10 @@ class TrainingRun:
             return "The run is under way."
         return self.foreign
 
+    def goes_on_in(self, folder: Path) -> bool:
+        """Return whether the run of this folder is the one that is open, and can go on, so that none begins there."""
+        return folder == self.folder and not self.resume_blocked_by and (folder / CONFIG).exists()
+
     def resume(self, cohort: Path | None = None, device: str = "auto") -> None:
         """Go on from the last whole epoch: the same call again.
 
@@ -306,7 +310,7 @@ class TrainingRun:
         return Phase.BROKEN
 
     def _why(self, code: int | None, writer: Writer | None) -> str:
-        kept = "what was done is kept, Resume goes on from the last whole epoch"
+        kept = f"what was done is kept, {self.story.resumes}"
         if code is None:
             who = f"{writer.text}" if writer else "no process writes to it any more"
             return f"The run is not finished, and {who}; {kept}."

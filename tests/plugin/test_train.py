@@ -125,9 +125,13 @@ def test_a_table_is_edited_checked_and_saved(
     dock.form.file.click()
     choose(monkeypatch, "getExistingDirectory", ground)
     dock.cohort.build.click()
-    assert "no label" in dock.cohort.state.text() and dock.cohort.model.rowCount() == 8
+    assert "8 slides have no label" in dock.cohort.state.text() and dock.cohort.model.rowCount() == 8
+    dock.cohort.propose.click()
+    assert "proposed by label and patient" in told() and "8 slides have no label" in told()
     for row in range(8):
+        assert not dock.form.isExpanded()
         write_cell(dock, qtbot, row, 2, "tumour" if row % 2 else "normal")
+    assert dock.form.isExpanded() and "complete" in dock.cohort.state.text()
     qtbot.waitUntil(lambda: "All 8 slides looked at." in dock.cohort.state.text(), timeout=WAIT_MS)
     assert dock.cohort.view.model().index(0, 0).data() == "✓"
     dock.cohort.propose.click()
@@ -189,11 +193,16 @@ def test_a_run_is_started_stopped_resumed_and_its_model_used(
     assert (folder / STOP).exists() and not dock.running.stop.isEnabled()
     qtbot.waitUntil(lambda: dock.run.phase is Phase.STOPPED, timeout=WAIT_MS)
     assert (folder / "cohort.csv").exists() and dock.running.resume.isEnabled()
+    assert "Stopped at teacher · " in dock.running.state.text() and dock.running.progress.isVisible()
+    assert "last whole epoch" in dock.running.state.text()
+    assert not dock.running.start.isEnabled() and "press Resume" in dock.running.start.toolTip()
+    assert (folder / "output.txt").read_text().splitlines()[-1].startswith("stopped: ")
     dock.running.resume.click()
     qtbot.waitUntil(lambda: bool(dock.running.canvas.figure.axes), timeout=WAIT_MS)
     qtbot.waitUntil(lambda: dock.outcome.use.isEnabled(), timeout=WAIT_MS)
     assert dock.run.story.attempt == 1 and dock.run.phase is Phase.FINISHED
     assert "LR student" in dock.outcome.table.text() and dock.outcome.report.isEnabled()
+    assert not dock.running.start.isEnabled() and "finished run" in dock.running.start.toolTip()
     dock.outcome.use.click()
     analyse = find_dock(viewer, AnalyseWidget)
     assert analyse is not None and analyse.session.bundle.path == folder / "bundle"

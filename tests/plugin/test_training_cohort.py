@@ -77,8 +77,8 @@ def test_a_leak_in_a_file_is_told_and_can_be_mended(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("edits", "said"),
     [
-        ([(0, "label", "")], "1 slides have no label, first s0_0.tif"),
-        ([(3, "patient", " ")], "1 slides have no patient"),
+        ([(0, "label", "")], "s0_0.tif has no label; fill it in"),
+        ([(3, "patient", " ")], "s1_1.tif has no patient"),
         ([(i, "label", "normal") for i in range(20)], "two classes are needed"),
         ([(0, "split", "val")], "have no split while others do"),
     ],

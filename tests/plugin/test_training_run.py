@@ -91,6 +91,17 @@ def test_progress_and_time_left() -> None:
     assert story.finished and story.done["teacher"] == 100
 
 
+def test_what_resume_does_is_told_as_it_is() -> None:
+    story = Story()
+    assert "nothing was done yet" in story.resumes
+    story.take([line(0, "Progress", at=100, stage="HR features", done=1, total=4, unit="slides")])
+    assert "with the slide it was at" in story.resumes
+    story.take([line(1, "Progress", at=140, stage="HR features", done=4, total=4, unit="slides")])
+    assert "after HR features" in story.resumes
+    story.take([line(2, "Metric", at=150, stage="teacher", name="train/ce", value=1.0, step=0)])
+    assert "from the last whole epoch" in story.resumes
+
+
 def test_curves_grow_and_lines_of_another_version_are_passed_over() -> None:
     story = Story()
     story.take([line(i, "Metric", stage="teacher", name="train/ce", value=1.0 / (1 + i), step=i) for i in range(3)])

@@ -15,7 +15,7 @@ from napari_lrmil.plugin.sections.steps import Step
 from napari_lrmil.plugin.training_cohort import COLUMNS, CohortTable, Count, Row
 
 HEADS = ("", "Slide", "Label", "Patient", "Split", "µm/px")
-WIDTHS = (22, 104, 58, 58, 44, 44)
+SLIDE, WIDTHS = 1, (22, 90, 58, 74, 44, 44)
 TIPS = (
     "Whether the slide can be used",
     "The slide's file",
@@ -25,11 +25,12 @@ TIPS = (
     "µm per level-0 pixel, only where the file does not say",
 )
 GOOD, BAD, UNKNOWN = "✓", "✗", "…"
-TABLE_PX = 190
+ROW_PX, LEAST_ROWS, MOST_ROWS = 22, 4, 12
 OPEN = "A CSV with a row per slide: slide, patient, label, optional split and mpp"
 BUILD = "Every slide of a folder; subfolders are taken for classes"
 PROPOSE = "Deal patients 60/20/20 to train, val and test, every class alike; replaces the splits that are there"
 REMOVE = "Leave the selected slides out of the table; no file is deleted"
+READY = "The table is complete: go on with the settings below."
 SAVE = "Write the table as CSV; training reads it from there"
 
 
@@ -73,7 +74,7 @@ class CohortModel(QAbstractTableModel):  # type: ignore[misc]  # qtpy has no typ
         column = COLUMNS[index.column() - 1]
         text = row.path.name if column == "slide" else getattr(row, column)
         if role == Qt.ItemDataRole.ToolTipRole:
-            return str(row.path) if column == "slide" else TIPS[index.column()]
+            return str(row.path) if column == "slide" else f"{text}\n{TIPS[index.column()]}".strip()
         return text if role in (Qt.ItemDataRole.DisplayRole, Qt.ItemDataRole.EditRole) else None
 
     def _state(self, row: Row, role: int) -> Any:
@@ -166,14 +167,13 @@ class CohortSection(Step):
         how = QAbstractItemView.EditTrigger
         view.setEditTriggers(how.DoubleClicked | how.SelectedClicked | how.EditKeyPressed | how.AnyKeyPressed)
         view.verticalHeader().hide()
-        view.verticalHeader().setDefaultSectionSize(22)
+        view.verticalHeader().setDefaultSectionSize(ROW_PX)
         view.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Interactive)
         view.horizontalHeader().setMinimumSectionSize(20)
-        view.horizontalHeader().setStretchLastSection(True)
         for column, width in enumerate(WIDTHS):
             view.setColumnWidth(column, width)
+        view.horizontalHeader().setSectionResizeMode(SLIDE, QHeaderView.ResizeMode.Stretch)
         view.setWordWrap(False)
-        view.setFixedHeight(TABLE_PX)
         view.setAccessibleName("Slides of the cohort")
         return view
 
@@ -186,6 +186,8 @@ class CohortSection(Step):
         table = self._table
         self.model.refresh()
         self.view.setColumnHidden(len(COLUMNS), not table.asks_mpp)  # most files say it, and a dock is narrow
+        rows = min(max(len(table.rows), LEAST_ROWS), MOST_ROWS)
+        self.view.setFixedHeight(self.view.horizontalHeader().sizeHint().height() + rows * ROW_PX + 4)
         empty = "" if table.rows else "There is no slide in the table yet."
         for widget, tip in ((self.propose, PROPOSE), (self.remove, REMOVE), (self.save, SAVE)):
             bar(widget, empty, tip)
@@ -193,7 +195,7 @@ class CohortSection(Step):
         self.where.setText(f"{name}{'' if table.saved else ', not saved'}" if table.rows else "")
         self.where.setToolTip(str(table.path or ""))
         self.counts.setText(_counts_html(table.classes, table.counts()) if table.rows else "")
-        self.state.setText("\n".join(filter(None, (self._looked_at(checking), table.blocked_by))))
+        self.state.setText("\n".join(filter(None, (self._looked_at(checking), table.blocked_by or READY))))
 
     def _looked_at(self, checking: bool) -> str:
         table = self._table

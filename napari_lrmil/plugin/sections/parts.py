@@ -33,7 +33,7 @@ class Section(QCollapsible):  # type: ignore[misc]  # superqt has no types
     folded = Signal(str, bool)
 
     def __init__(self, name: str, title: str, parent: QWidget | None = None) -> None:
-        super().__init__(title, parent)
+        super().__init__(title, parent, expandedIcon="▼", collapsedIcon="▶")
         self.name = name
         self.layout().setContentsMargins(0, 0, 0, 0)
         self.setDuration(0)  # a fold that moves slowly hides what one is about to read

@@ -15,7 +15,9 @@ from napari_lrmil.plugin.training_run import Phase, TrainingRun
 
 START = "Train in a process of its own; it goes on when napari is closed"
 STOP = "Ends after the batch; nothing that was done is lost"
-RESUME = "Goes on from the last whole epoch, with the same table and settings"
+RESUME = "Goes on from the last whole epoch, or slide, with the same table and settings"
+TAKEN = "A run lies in this folder: press Resume to go on with it, or choose another folder."
+DONE = "A finished run lies in this folder; choose another one."
 OPEN = "Look at a run that is there: finished, stopped, or being written, here or on another machine"
 NEWEST = "the newest fit"
 SHOWN = 3  # cautions and failures told in the dock
@@ -24,7 +26,6 @@ STATES = {
     Phase.NONE: "",
     Phase.STARTING: "Starting: the program is being loaded…",
     Phase.STOPPING: "Stopping after the batch…",
-    Phase.STOPPED: "Stopped. Resume goes on from the last whole epoch.",
     Phase.FINISHED: "Finished.",
 }
 
@@ -84,7 +85,7 @@ class RunSection(Step):
         run = self._run
         under_way = "A run is under way." if run.alive else ""
         no_folder = "" if self.value() else "Choose a folder for the run first."
-        bar(self.start, under_way or blocked or no_folder, START)
+        bar(self.start, under_way or blocked or no_folder or self._taken(), START)
         bar(self.stop, "" if run.alive and run.phase is not Phase.STOPPING else "No run is under way.", STOP)
         finished = "The run is finished." if run.phase is Phase.FINISHED else ""
         bar(self.resume, run.resume_blocked_by or finished, RESUME)
@@ -92,10 +93,16 @@ class RunSection(Step):
         self.stages.setText(self._stages_text())
         self.told.setText(self._told_text())
         pace = run.story.pace()
-        self.progress.setVisible(run.alive and pace is not None)
+        self.progress.setVisible(pace is not None and run.phase is not Phase.FINISHED)
         self.progress.setValue(round(1000 * pace.share) if pace else 0)
         for part in (self.which, self.canvas):
             part.setVisible(bool(run.story.curves))
+
+    def _taken(self) -> str:
+        folder = self.value()
+        if folder is None or not self._run.goes_on_in(folder.resolve()):
+            return ""
+        return DONE if self._run.phase is Phase.FINISHED else TAKEN
 
     def _state_text(self) -> str:
         run = self._run
@@ -104,6 +111,9 @@ class RunSection(Step):
         if run.phase is Phase.RUNNING:
             where = f" by {run.writer.text}" if run.writer is not None and not run.is_ours else ""
             return run.pace_text() or f"Running{where}…"
+        if run.phase is Phase.STOPPED:
+            pace = run.story.pace()
+            return f"Stopped at {pace.reached if pace else 'a stage that had just begun'}. {run.story.resumes}."
         return STATES[run.phase]
 
     def _stages_text(self) -> str:
