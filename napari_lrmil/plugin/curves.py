@@ -26,6 +26,7 @@ WORDS = {
     "attn": "attended embedding",
 }
 HEIGHT_PX = 300
+LEGEND_SHARE = 0.5  # of the height of the lines, above them
 AT_NIGHT = {
     "#0072b2": "#56b4e9",
     "#56b4e9": "#9ad7f7",
@@ -80,7 +81,9 @@ class CurveCanvas(FigureCanvasQTAgg):
         # By hand: a layout engine takes as long as the drawing.
         figure.subplots_adjust(left=0.13, right=0.98, top=0.93, bottom=0.12, hspace=0.5)
         panels = _panels(curve)
-        axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        heights = [1.6 if len(lines) > 1 else 1.0 for lines in panels.values()]  # a legend needs room
+        ratios = {"height_ratios": heights}
+        axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, gridspec_kw=ratios)[:, 0]
         for axis, (title, lines) in zip(axes, panels.items(), strict=True):
             self._panel(axis, title, lines)
         axes[-1].set_xlabel("epoch", color=self._ink.text, fontsize=8, labelpad=2)
@@ -109,7 +112,9 @@ class CurveCanvas(FigureCanvasQTAgg):
             spine.set_visible(side in ("left", "bottom"))
             spine.set_color(self._ink.faint)
         if len(lines) > 1:
-            legend = axis.legend(fontsize=6.5, frameon=False, ncols=2, borderpad=0, handlelength=1.4)
+            low, high = axis.get_ylim()
+            axis.set_ylim(low, high + LEGEND_SHARE * (high - low))
+            legend = axis.legend(loc="upper right", fontsize=6.5, frameon=False, ncols=2, borderpad=0, handlelength=1.4)
             for text in legend.get_texts():
                 text.set_color(self._ink.text)
 

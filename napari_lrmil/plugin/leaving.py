@@ -1,4 +1,4 @@
-"""What becomes of a training that is under way when its window goes: asked, never decided for the user."""
+"""What becomes of a training that is under way, or of a table, when it has to go: asked, never decided for the user."""
 
 from __future__ import annotations
 
@@ -22,3 +22,16 @@ def ask_goes_on(may_stay: bool) -> str:
     answer = clicked.text() if clicked is not None else GOES_ON
     box.deleteLater()
     return answer if answer in (ENDS, STAYS) else GOES_ON
+
+
+def ask_drops() -> bool:
+    """Return whether a table with unsaved changes may make room for another."""
+    box = QMessageBox()
+    box.setWindowTitle("The table has changes")
+    box.setText("The table has changes that are not saved. Shall they be dropped?")
+    drop = box.addButton("Drop them", QMessageBox.ButtonRole.DestructiveRole)
+    box.addButton("Keep the table", QMessageBox.ButtonRole.RejectRole)
+    box.exec()
+    dropped = box.clickedButton() is drop
+    box.deleteLater()
+    return dropped

@@ -10,9 +10,9 @@ from typing import Any
 import napari.viewer
 from napari.utils.notifications import show_error, show_info
 from napari.utils.theme import get_theme
-from qtpy.QtCore import QEvent, QObject, Qt, QTimer, QUrl
+from qtpy.QtCore import QEvent, QObject, QTimer, QUrl
 from qtpy.QtGui import QDesktopServices, QShowEvent
-from qtpy.QtWidgets import QFileDialog, QFrame, QScrollArea, QVBoxLayout
+from qtpy.QtWidgets import QFileDialog, QVBoxLayout
 
 from lrmil_training.config import TrainConfig, load_config
 from lrmil_training.runfiles import CONFIG
@@ -23,7 +23,7 @@ from napari_lrmil.plugin.analyse import AnalyseWidget
 from napari_lrmil.plugin.curves import Ink
 from napari_lrmil.plugin.docks import LeavingWidget, open_dock, tab_beside
 from napari_lrmil.plugin.files import attempt
-from napari_lrmil.plugin.leaving import ENDS, STAYS, ask_goes_on
+from napari_lrmil.plugin.leaving import ENDS, STAYS, ask_drops, ask_goes_on
 from napari_lrmil.plugin.listening import listen
 from napari_lrmil.plugin.live import Latest
 from napari_lrmil.plugin.offers import devices_here
@@ -32,7 +32,7 @@ from napari_lrmil.plugin.sections.outcome import ResultSection
 from napari_lrmil.plugin.sections.parts import label
 from napari_lrmil.plugin.sections.running import RunSection
 from napari_lrmil.plugin.sections.settings import TrainingForm
-from napari_lrmil.plugin.sections.steps import Column, Step, line_up
+from napari_lrmil.plugin.sections.steps import Step, Steps, line_up
 from napari_lrmil.plugin.training_cohort import CohortTable
 from napari_lrmil.plugin.training_encoders import EncoderOffer, encoder_offers, offer_of
 from napari_lrmil.plugin.training_estimate import estimate, learn
@@ -87,35 +87,16 @@ class TrainWidget(LeavingWidget):
         self.running, self.outcome = RunSection(self.run, ink), ResultSection(ink)
         self.form.offer_devices(self._devices)
         self.cohort.expand(animate=False)
-        inner = Column()
-        column = QVBoxLayout(inner)
-        column.setSpacing(5)
-        for part in (self.about, *self.sections):
-            column.addWidget(part)
-        column.addStretch(1)
-        self._scroll = QScrollArea()
-        self._scroll.setWidgetResizable(True)
-        self._scroll.setFrameShape(QFrame.Shape.NoFrame)
-        self._scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self._scroll.setWidget(inner)
+        self._steps = Steps(self.about, self.sections)
         outer = QVBoxLayout(self)
         outer.setContentsMargins(0, 0, 0, 0)
-        outer.addWidget(self._scroll, 1)
+        outer.addWidget(self._steps, 1)
         outer.addWidget(label("footer", _research_use(), small=True))
 
     @property
     def sections(self) -> tuple[Step, ...]:
         """The steps, from top to bottom."""
         return self.cohort, self.form, self.running, self.outcome
-
-    def _show_step(self, *open_: Step) -> None:
-        """Open some steps, fold the others, and bring the first into view."""
-        for section in self.sections:
-            (section.expand if section in open_ else section.collapse)(animate=False)
-        self._top.start()
-
-    def _scroll_up(self) -> None:
-        self._scroll.verticalScrollBar().setValue(0)  # folded steps above are short: what is open is in view
 
     # ------------------------------------------------------------ wishes and news
 
@@ -128,15 +109,14 @@ class TrainWidget(LeavingWidget):
         self._poll = self._timer(POLL_MS, self.run.poll, once=False)
         self._draw = self._timer(DRAW_MS, self._draw_curves)
         self._settle = self._timer(SETTLE_MS, self._settings_settled)
-        self._top = self._timer(0, self._scroll_up)
         self._place = self._timer(0, self._lie_beside)
         wishes: tuple[tuple[Any, Callable[..., None]], ...] = (
             (self.cohort.open_wanted, self._ask_table),
             (self.cohort.build_wanted, self._ask_slides),
-            (self.cohort.propose_wanted, lambda: attempt(self.table.propose_splits)),
+            (self.cohort.propose_wanted, self._propose),
             (self.cohort.remove_wanted, self.table.remove),
             (self.cohort.save_wanted, self._ask_save),
-            (self.cohort.model.refused, show_error),
+            (self.cohort.model.refused, self._refused),
             (self.form.changed, self._settle.start),
             (self.form.file_wanted, self._ask_settings),
             (self.running.folder.textChanged, lambda _: self._refresh()),
@@ -175,6 +155,8 @@ class TrainWidget(LeavingWidget):
     # ------------------------------------------------------------ slides
 
     def _ask_table(self) -> None:
+        if not self._may_drop_table():
+            return
         file, _ = QFileDialog.getOpenFileName(self, "Cohort table", "", TABLES)
         if file:
             self.open_table(Path(file))
@@ -183,7 +165,13 @@ class TrainWidget(LeavingWidget):
         """Take the slides of a cohort table."""
         attempt(partial(self.table.open, path))
 
+    def _may_drop_table(self) -> bool:
+        """Ask before a table with unsaved changes makes room for another."""
+        return self.table.saved or not self.table.edited or ask_drops()
+
     def _ask_slides(self) -> None:
+        if not self._may_drop_table():
+            return
         folder = QFileDialog.getExistingDirectory(self, "Folder of slides")
         if folder:
             attempt(partial(self.table.build, Path(folder)))
@@ -194,12 +182,24 @@ class TrainWidget(LeavingWidget):
         if file:
             attempt(partial(self.table.save, Path(file).with_suffix(".csv")))
 
+    def _propose(self) -> None:
+        try:
+            self.table.propose_splits()
+        except LrmilError as error:
+            self._refused(str(error))
+
+    def _refused(self, sentence: str) -> None:
+        """Say it where it stays to be read too: napari's notice is cut off and goes."""
+        show_error(sentence)
+        self.cohort.show_refusal(sentence)
+
     def _table_changed(self) -> None:
         if not self._checks.busy and self.table.unchecked:
             self._checks.ask(self.table.checking)
         if not self.table.blocked_by and not self._led_on:  # once: whoever folds it wants it folded
             self._led_on = True
             self.form.expand(animate=False)
+            self.running.expand(animate=False)
         self._draw_picture()
         self._refresh()
 
@@ -285,12 +285,9 @@ class TrainWidget(LeavingWidget):
             raise LrmilError(blocked or "Choose a folder for the run first.")
         config = self.form.value()
         folder = folder.resolve()
-        self.run.refuse_other(folder, config)
+        if (folder / CONFIG).exists():
+            raise LrmilError(f"{folder}: a run lies there already; open it to go on with it, or choose another folder")
         if not (self.table.saved and self.table.path):
-            if (folder / CONFIG).exists():
-                raise LrmilError(
-                    f"{folder}: a run lies there already, save the changed table and choose another folder"
-                )
             self.table.save(folder / COHORT)
         assert self.table.path is not None
         self.run.start(self.table.path, folder, config, str(self.form.device.value))
@@ -305,7 +302,7 @@ class TrainWidget(LeavingWidget):
         self._result = None
         self.outcome.show_result(None)
         self._poll.start()
-        self._show_step(self.running)
+        self._steps.show_only(self.running)
 
     def _ask_run(self) -> None:
         folder = QFileDialog.getExistingDirectory(self, "Folder of a training run")
@@ -321,7 +318,7 @@ class TrainWidget(LeavingWidget):
                 show_error(self.run.foreign)
             self.running.folder.setText(str(folder))
             self._poll.start()
-            self._show_step(self.running)
+            self._steps.show_only(self.running)
 
     def _run_changed(self) -> None:
         if not self._draw.isActive():
@@ -345,7 +342,7 @@ class TrainWidget(LeavingWidget):
         elif isinstance(event, Finished) and event.result is not None:
             self._result = event.result
             self.outcome.show_result(event.result)
-            self._show_step(self.outcome)
+            self._steps.show_only(self.outcome)
 
     # ------------------------------------------------------------ what comes of it
 
@@ -406,7 +403,7 @@ class TrainWidget(LeavingWidget):
             if answer == ENDS:
                 attempt(self.run.stop)
         self._left = True
-        for timer in (self._poll, self._draw, self._settle, self._top, self._place):
+        for timer in (self._poll, self._draw, self._settle, self._place):
             timer.stop()
         for work in (self._checks, self._pictures, self._offers, self._told, self._results):
             work.stop()

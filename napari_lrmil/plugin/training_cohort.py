@@ -80,6 +80,8 @@ class Check:
         Resolutions and patch sizes that were asked about.
     silent
         Whether the file does not say how large its pixels are.
+    absent
+        Whether there is no such file.
     """
 
     fault: str = ""
@@ -89,6 +91,7 @@ class Check:
     seconds: float = 0.0
     plan: PatchPlan = field(default_factory=PatchPlan)
     silent: bool = False
+    absent: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,8 @@ def check_slide(row: Row, plan: PatchPlan) -> Check:
             grid = ground_of(slide, plan).grid
             mpp = slide.mpp.mean
     except LrmilError as error:
-        return Check(_short(error, row.path), seconds=time.perf_counter() - began, plan=plan, silent=silent)
+        seconds, absent = time.perf_counter() - began, not row.path.exists()
+        return Check(_short(error, row.path), seconds=seconds, plan=plan, silent=silent, absent=absent)
     except Exception as error:  # whatever a library says of a broken file: it is that slide's fault, not the table's
         return Check(f"cannot be read ({type(error).__name__}: {error})", plan=plan)
     return Check("", mpp, len(grid.lr_index), len(grid.hr_index), time.perf_counter() - began, plan)
@@ -154,6 +158,8 @@ class CohortTable:
         The CSV file that it came from or was written to; None before.
     saved
         Whether the file holds what is shown.
+    edited
+        Whether something was changed by hand since it was opened, built or saved.
     plan
         Resolutions and patch sizes that slides are checked against.
     """
@@ -163,7 +169,7 @@ class CohortTable:
     def __init__(self) -> None:
         self.rows: tuple[Row, ...] = ()
         self.path: Path | None = None
-        self.saved = False
+        self.saved = self.edited = False
         self.plan = PatchPlan()
         self._checks: dict[tuple[Path, str], Check] = {}
         self._columns: list[str] = []  # of the file that was read, in its order
@@ -181,11 +187,12 @@ class CohortTable:
             where = path.parent / told.pop("slide")
             rows.append(Row(where, **told, extra=extra))
         self._columns = [key for key in read[0] if isinstance(key, str)]
+        self.edited = False
         self._take(tuple(rows), path.resolve(), saved=True)
 
     def build(self, folder: Path) -> None:
         """Take every slide of a folder; labels are to be filled in where subfolders do not tell them."""
-        rows, self._columns = slides_in(folder), []
+        rows, self._columns, self.edited = slides_in(folder), [], False
         self._take(rows, None, saved=False)
 
     def save(self, path: Path) -> None:
@@ -202,7 +209,7 @@ class CohortTable:
             raise CohortError(
                 path, f"the table cannot be written there ({error.strerror}); choose another folder"
             ) from error
-        self.path, self.saved = path.resolve(), True
+        self.path, self.saved, self.edited = path.resolve(), True, False
         self.changed.emit()
 
     def _cells(self, row: Row, folder: Path) -> dict[str, str]:
@@ -252,6 +259,7 @@ class CohortTable:
         self._edited([replace(row, split=slide.split) for row, slide in zip(self.rows, dealt, strict=True)])
 
     def _edited(self, rows: Sequence[Row]) -> None:
+        self.edited = True
         self._take(tuple(rows), self.path, saved=False)
 
     # ------------------------------------------------------------ what keeps it back
@@ -266,7 +274,16 @@ class CohortTable:
         twice = [name for name, count in Counter(row.path.stem for row in self.rows).items() if count > 1]
         if twice:
             return f"Two slides are named {twice[0]}; rename one, for features are stored by that name."
-        return self._leak() or self._lacking_class()
+        return self._absent() or self._leak() or self._lacking_class()
+
+    def _absent(self) -> str:
+        """Return which slides are not there: a path that leads nowhere is a mistake in the table, not a bad slide."""
+        gone = [row.path for row in self.rows if (check := self.check_of(row)) is not None and check.absent]
+        if not gone:
+            return ""
+        if len(gone) == 1:
+            return f"There is no {gone[0]}; put it there, or remove the slide."
+        return f"{len(gone)} slides are not there, first {gone[0]}; put them there, or remove them."
 
     def _lacking_cell(self) -> str:
         for column in ("label", "patient"):

@@ -240,10 +240,6 @@ class TrainingRun:
             return "The run is under way."
         return self.foreign
 
-    def goes_on_in(self, folder: Path) -> bool:
-        """Return whether the run of this folder is the one that is open, and can go on, so that none begins there."""
-        return folder == self.folder and not self.resume_blocked_by and (folder / CONFIG).exists()
-
     def resume(self, cohort: Path | None = None, device: str = "auto") -> None:
         """Go on from the last whole epoch: the same call again.
 
@@ -299,7 +295,8 @@ class TrainingRun:
         if self._child is not None and code is None:
             if self.phase is Phase.STOPPING:
                 return Phase.STOPPING
-            return Phase.RUNNING if self.writer is not None else Phase.STARTING
+            begun = self.writer is not None or self.phase is Phase.RUNNING  # and it may be about to end
+            return Phase.RUNNING if begun else Phase.STARTING
         if self._child is None and self.writer is not None and self.writer.alive:
             return Phase.STOPPING if stop_requested(self.folder) else Phase.RUNNING
         if self.story.finished and code in (None, 0, 3):  # 3: some slides failed, which is told elsewhere
@@ -313,6 +310,9 @@ class TrainingRun:
         kept = f"what was done is kept, {self.story.resumes}"
         if code is None:
             who = f"{writer.text}" if writer else "no process writes to it any more"
+            said = last_sentence(self.folder)
+            if said and not writer:
+                return said
             return f"The run is not finished, and {who}; {kept}."
         if code < 0:
             return f"The training process was killed (signal {-code}); {kept}."

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from napari_lrmil.plugin.layers import MAPS, LayerData, Place, add, ours, remove, restyle, tag_of, twin
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 ROLES = ("underlay", "slide", "attention", "picked")  # bottom first
 SPACING_PX = 6
-CAPTION = "Colour: "
+CAPTION, CAPTION_LETTERS = "Colour: ", 44  # in a line: beside the scale bar there is no room for more
 
 
 @dataclass(frozen=True)
@@ -268,7 +269,7 @@ def _hush(viewer: ViewerModel) -> None:
 
 
 def _say(viewer: ViewerModel, meaning: str) -> None:
-    caption, text = viewer.canvas.overlays.text, CAPTION + meaning
+    caption, text = viewer.canvas.overlays.text, fill(CAPTION + meaning, CAPTION_LETTERS)
     if (caption.text, caption.visible, caption.opacity) == (text, True, 1.0):
         return
     caption.text, caption.opacity, caption.box = text, 1.0, True

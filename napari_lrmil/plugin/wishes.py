@@ -240,6 +240,6 @@ def _legend(viewer: ViewerModel) -> ColourLegend | None:
         tag = tag_of(layer)
         if tag is not None and tag.role in (*MAPS, "evidence") and layer.visible:
             low, high = layer.contrast_limits
-            label = viewer.canvas.overlays.text.text.removeprefix(CAPTION)
+            label = viewer.canvas.overlays.text.text.replace("\n", " ").removeprefix(CAPTION)
             return ColourLegend(low, high, np.asarray(layer.colormap.colors), label)
     return None

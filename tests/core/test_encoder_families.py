@@ -295,6 +295,32 @@ def test_licence_and_terms_are_told_before_a_download(tmp_path: Path, monkeypatc
     assert "agree to its terms at https://huggingface.co/owner/gated" in told
 
 
+def test_without_a_network_the_page_with_the_terms_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionRefusedError("Name or service not known\nand a second line")
+
+    class OddError(Exception):
+        """As the hub's connection raises: of no family that is known here."""
+
+    def odd(*_: object, **__: object) -> None:
+        raise OddError("no route")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", odd)
+    assert notice("hf:owner/away") is None
+    monkeypatch.setattr("napari_lrmil.core.encoders.published._cached", lambda _: None)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(
+        EncoderError, match=r"huggingface.co/owner/away, where its licence and terms are, .*network"
+    ) as told:
+        encoder_at("hf:owner/away")
+    assert "\n" not in str(told.value)
+
+
 # ---------------------------------------------------------------- in the teacher's space
 
 

@@ -12,6 +12,7 @@ import pytest
 from core.fake_slides import one_sentence
 from lrmil_training.runlock import STOP
 from napari_lrmil.core.encoders import save_encoder
+from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.phantom import make_cohort
 from napari_lrmil.core.remembered import Remembered
 from networks import untrained_encoder
@@ -128,6 +129,7 @@ def test_a_table_is_edited_checked_and_saved(
     assert "8 slides have no label" in dock.cohort.state.text() and dock.cohort.model.rowCount() == 8
     dock.cohort.propose.click()
     assert "proposed by label and patient" in told() and "8 slides have no label" in told()
+    assert dock.cohort.state.text().startswith("Splits are proposed by label and patient")
     for row in range(8):
         assert not dock.form.isExpanded()
         write_cell(dock, qtbot, row, 2, "tumour" if row % 2 else "normal")
@@ -141,9 +143,32 @@ def test_a_table_is_edited_checked_and_saved(
     write_cell(dock, qtbot, 0, 3, dock.cohort.model.index(other, 3).data())
     assert "must be in one split" in told() and one_sentence(Exception(told()))
     assert dock.cohort.model.index(0, 3).data() == name
+    choose(monkeypatch, "getOpenFileName", ground / "cohort.csv")
+    answer_question("Keep the table")
+    dock.cohort.open.click()
+    assert dock.table.path is None and "not saved" in dock.cohort.where.text()
     choose(monkeypatch, "getSaveFileName", tmp_path / "mine.csv")
     dock.cohort.save.click()
     assert (tmp_path / "mine.csv").read_text().count("\n") == 9 and "not saved" not in dock.cohort.where.text()
+
+
+def test_a_slide_that_is_not_there_keeps_the_table_from_training(
+    dock: Any, ground: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path that leads nowhere is a mistake in the table; a slide that is broken stays out."""
+    lines = (ground / "cohort.csv").read_text().splitlines()
+    name = lines[1].split(",")[0]
+    (ground / "broken.tif").write_text("no slide")
+    odd = [lines[1].replace(name, other) for other in ("gone.tif", "broken.tif")]
+    (ground / "odd.csv").write_text("\n".join([*lines, *odd]) + "\n")
+    choose(monkeypatch, "getOpenFileName", ground / "odd.csv")
+    dock.cohort.open.click()
+    qtbot.waitUntil(lambda: "All 10 slides looked at" in dock.cohort.state.text(), timeout=WAIT_MS)
+    assert "There is no " in dock.table.blocked_by and "gone.tif" in dock.table.blocked_by
+    assert one_sentence(Exception(dock.table.blocked_by)) and dock.table.broken == 2
+    dock.table.remove({8})
+    assert "gone.tif" not in dock.table.blocked_by and dock.table.broken == 1
+    (ground / "broken.tif").unlink()
 
 
 def test_settings_come_from_the_configuration(dock: Any, qtbot: Any) -> None:
@@ -195,14 +220,18 @@ def test_a_run_is_started_stopped_resumed_and_its_model_used(
     assert (folder / "cohort.csv").exists() and dock.running.resume.isEnabled()
     assert "Stopped at teacher · " in dock.running.state.text() and dock.running.progress.isVisible()
     assert "last whole epoch" in dock.running.state.text()
-    assert not dock.running.start.isEnabled() and "press Resume" in dock.running.start.toolTip()
+    assert not dock.running.start.isEnabled() and "A run lies in this folder" in dock.running.start.toolTip()
     assert (folder / "output.txt").read_text().splitlines()[-1].startswith("stopped: ")
     dock.running.resume.click()
     qtbot.waitUntil(lambda: bool(dock.running.canvas.figure.axes), timeout=WAIT_MS)
     qtbot.waitUntil(lambda: dock.outcome.use.isEnabled(), timeout=WAIT_MS)
     assert dock.run.story.attempt == 1 and dock.run.phase is Phase.FINISHED
     assert "LR student" in dock.outcome.table.text() and dock.outcome.report.isEnabled()
-    assert not dock.running.start.isEnabled() and "finished run" in dock.running.start.toolTip()
+    assert not dock.running.start.isEnabled() and "A run lies in this folder" in dock.running.start.toolTip()
+    before = (folder / "output.txt").read_text()
+    with pytest.raises(LrmilError, match="a run lies there already"):
+        dock.start()
+    assert (folder / "output.txt").read_text() == before and dock.run.phase is Phase.FINISHED
     dock.outcome.use.click()
     analyse = find_dock(viewer, AnalyseWidget)
     assert analyse is not None and analyse.session.bundle.path == folder / "bundle"

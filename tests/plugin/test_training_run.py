@@ -283,6 +283,9 @@ def test_what_the_program_said_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     run.start(tmp_path / "cohort.csv", tmp_path / "run", preset("default"), "cpu")
     until(run, Phase.BROKEN)
     assert told == ["lazyslide:uni2 could not be loaded; agree to its terms"]
+    later = TrainingRun()
+    later.open(tmp_path / "run")
+    assert later.phase is Phase.BROKEN and later.reason == told[0]
 
 
 def test_an_unwritable_folder_and_other_settings_are_one_sentence(tmp_path: Path) -> None:

@@ -224,7 +224,9 @@ def _fetched(asked: HubName) -> Path:
     except errors.RevisionNotFoundError as error:
         raise EncoderError(f"{page} has no revision {asked.revision}") from error
     except (errors.HfHubHTTPError, OSError) as error:
-        raise EncoderError(f"{page} could not be fetched ({error}); try later, or give a local folder") from error
+        told = f"{page}, where its licence and terms are, could not be fetched"
+        why = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise EncoderError(f"{told} ({why}); see whether there is a network, or give a local folder") from error
 
 
 def hub_notice(name: str) -> str | None:
@@ -236,7 +238,7 @@ def hub_notice(name: str) -> str | None:
         return None
     try:
         info = HfApi().model_info(asked.repository, revision=asked.revision)
-    except OSError:  # fetching will say why
+    except Exception:  # whatever a connection that is not there raises: fetching will say why
         return None
     licence = getattr(info.card_data, "license", None) or "not told"
     gated = f"; gated: agree to its terms at https://huggingface.co/{asked.repository} first" if info.gated else ""

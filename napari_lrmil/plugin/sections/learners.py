@@ -85,7 +85,7 @@ class CohortModel(QAbstractTableModel):  # type: ignore[misc]  # qtpy has no typ
             return (
                 "not looked at yet"
                 if check is None
-                else check.fault or f"{check.mpp:.4g} µm per pixel, {check.lr_patches} LR patches with tissue"
+                else check.fault or f"{check.mpp:.4g} µm per pixel, LR patches with tissue: {check.lr_patches}"
             )
         if role == Qt.ItemDataRole.ForegroundRole and check is not None:
             return QColor("#e06c4f" if check.fault else "#4fae7b")
@@ -142,6 +142,7 @@ class CohortSection(Step):
         self.model = CohortModel(table, self)
         self.view = self._make_view()
         self.where, self.counts, self.state = label("cohort file", small=True), label("counts"), label("cohort state")
+        self._refusal, self._refused_rows = "", table.rows
         self.counts.setTextFormat(Qt.TextFormat.RichText)
         for widget, wish in (
             (self.open, self.open_wanted),
@@ -174,6 +175,7 @@ class CohortSection(Step):
             view.setColumnWidth(column, width)
         view.horizontalHeader().setSectionResizeMode(SLIDE, QHeaderView.ResizeMode.Stretch)
         view.setWordWrap(False)
+        view.setTextElideMode(Qt.TextElideMode.ElideMiddle)  # names of slides differ at their ends
         view.setAccessibleName("Slides of the cohort")
         return view
 
@@ -181,9 +183,16 @@ class CohortSection(Step):
         """Return the selected rows."""
         return {index.row() for index in self.view.selectionModel().selectedIndexes()}
 
+    def show_refusal(self, sentence: str) -> None:
+        """Say why what was asked for did not happen, until the table changes."""
+        self._refusal, self._refused_rows = sentence, self._table.rows
+        self.refresh()
+
     def refresh(self, checking: bool = False) -> None:
         """Show the table, the counts, and what keeps it from training."""
         table = self._table
+        if table.rows is not self._refused_rows:
+            self._refusal = ""
         self.model.refresh()
         self.view.setColumnHidden(len(COLUMNS), not table.asks_mpp)  # most files say it, and a dock is narrow
         rows = min(max(len(table.rows), LEAST_ROWS), MOST_ROWS)
@@ -195,7 +204,9 @@ class CohortSection(Step):
         self.where.setText(f"{name}{'' if table.saved else ', not saved'}" if table.rows else "")
         self.where.setToolTip(str(table.path or ""))
         self.counts.setText(_counts_html(table.classes, table.counts()) if table.rows else "")
-        self.state.setText("\n".join(filter(None, (self._looked_at(checking), table.blocked_by or READY))))
+        self.state.setText(
+            "\n".join(filter(None, (self._refusal, self._looked_at(checking), table.blocked_by or READY)))
+        )
 
     def _looked_at(self, checking: bool) -> str:
         table = self._table
@@ -204,8 +215,9 @@ class CohortSection(Step):
         seen = len(table.rows) - len(table.unchecked)
         told = f"{seen} of {len(table.rows)} slides looked at" if table.unchecked else f"All {seen} slides looked at"
         if table.broken:
-            reasons = (check.fault for check in map(table.check_of, table.rows) if check and check.fault)
-            told += f"; {table.broken} cannot be used and will be left out, first because: {next(reasons)}"
+            checks = ((row, table.check_of(row)) for row in table.rows)
+            name, fault = next((row.path.name, check.fault) for row, check in checks if check and check.fault)
+            told += f"; {table.broken} cannot be used and will be left out, first {name}: {fault}"
         return told + ("…" if checking else ".")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QLineEdit, QProgressBar, QWidget
 
+from lrmil_training.runfiles import CONFIG
 from napari_lrmil.plugin.curves import CurveCanvas, Ink
 from napari_lrmil.plugin.sections.parts import bar, button, label
 from napari_lrmil.plugin.sections.steps import Step
@@ -16,8 +17,7 @@ from napari_lrmil.plugin.training_run import Phase, TrainingRun
 START = "Train in a process of its own; it goes on when napari is closed"
 STOP = "Ends after the batch; nothing that was done is lost"
 RESUME = "Goes on from the last whole epoch, or slide, with the same table and settings"
-TAKEN = "A run lies in this folder: press Resume to go on with it, or choose another folder."
-DONE = "A finished run lies in this folder; choose another one."
+TAKEN = "A run lies in this folder: Open a run… shows it, Resume goes on with it. For a new run choose another folder."
 OPEN = "Look at a run that is there: finished, stopped, or being written, here or on another machine"
 NEWEST = "the newest fit"
 SHOWN = 3  # cautions and failures told in the dock
@@ -86,7 +86,8 @@ class RunSection(Step):
         under_way = "A run is under way." if run.alive else ""
         no_folder = "" if self.value() else "Choose a folder for the run first."
         bar(self.start, under_way or blocked or no_folder or self._taken(), START)
-        bar(self.stop, "" if run.alive and run.phase is not Phase.STOPPING else "No run is under way.", STOP)
+        stopping = "It ends after the batch." if run.phase is Phase.STOPPING else ""
+        bar(self.stop, stopping or ("" if run.alive else "No run is under way."), STOP)
         finished = "The run is finished." if run.phase is Phase.FINISHED else ""
         bar(self.resume, run.resume_blocked_by or finished, RESUME)
         self.state.setText(self._state_text())
@@ -100,9 +101,7 @@ class RunSection(Step):
 
     def _taken(self) -> str:
         folder = self.value()
-        if folder is None or not self._run.goes_on_in(folder.resolve()):
-            return ""
-        return DONE if self._run.phase is Phase.FINISHED else TAKEN
+        return TAKEN if folder is not None and (folder / CONFIG).exists() else ""
 
     def _state_text(self) -> str:
         run = self._run

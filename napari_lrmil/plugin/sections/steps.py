@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from magicgui.widgets import Container
-from qtpy.QtCore import QEvent, Qt
-from qtpy.QtWidgets import QAbstractSpinBox, QComboBox, QLabel, QLineEdit, QSizePolicy, QWidget
+from qtpy.QtCore import QEvent, Qt, QTimer
+from qtpy.QtWidgets import (
+    QAbstractSpinBox,
+    QComboBox,
+    QFrame,
+    QLabel,
+    QLineEdit,
+    QScrollArea,
+    QSizePolicy,
+    QVBoxLayout,
+    QWidget,
+)
 
 from napari_lrmil.plugin.sections.parts import Section
 
@@ -62,6 +74,53 @@ class Column(QWidget):  # type: ignore[misc]  # qtpy has no types
             if needed != self.minimumHeight():
                 self.setMinimumHeight(needed)
         return handled
+
+
+class Steps(QScrollArea):  # type: ignore[misc]  # qtpy has no types
+    """Steps under one another, scrolled so that what was just opened is in view.
+
+    Parameters
+    ----------
+    above
+        What stands over the first step.
+    steps
+        From top to bottom.
+    """
+
+    def __init__(self, above: QWidget, steps: Sequence[Step], parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._steps = steps
+        inner = Column()
+        column = QVBoxLayout(inner)
+        column.setSpacing(5)
+        for part in (above, *steps):
+            column.addWidget(part)
+        column.addStretch(1)
+        self.setWidgetResizable(True)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setWidget(inner)
+        for step in steps:
+            step.toggleButton().clicked.connect(partial(self._toggled, step))
+
+    def show_only(self, *open_: Step) -> None:
+        """Open some steps, fold the others, and bring the first into view."""
+        for step in self._steps:
+            (step.expand if step in open_ else step.collapse)(animate=False)
+        QTimer.singleShot(0, self, self._scroll_up)
+
+    def _scroll_up(self) -> None:
+        self.verticalScrollBar().setValue(0)  # folded steps above are short: what is open is in view
+
+    def _toggled(self, step: Step, open_: bool) -> None:
+        if open_:
+            QTimer.singleShot(0, self, partial(self._bring, step))
+
+    def _bring(self, step: Step) -> None:
+        """Bring a step into view that was opened by hand: as much of it as there is room for, its title first."""
+        self.ensureWidgetVisible(step, 0, 0)
+        if step.height() > self.viewport().height():
+            self.verticalScrollBar().setValue(step.y())
 
 
 def fit_narrow(form: QWidget) -> None:
