@@ -17,7 +17,14 @@ import numpy as np
 from window import until, wait
 
 LONG_S = 300.0
-AT_TOP = ("analyse-open", "analyse-live", "compare-open", "compare-side", "compare-wipe")  # pictured unscrolled
+AT_TOP = (
+    "analyse-open",
+    "analyse-live",
+    "compare-open",
+    "compare-side",
+    "compare-wipe",
+    "train-settings",
+)  # pictured unscrolled
 
 
 def main() -> None:

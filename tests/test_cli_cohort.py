@@ -97,6 +97,11 @@ def test_ten_bad_slides_stop_nobody(slides: Path, bundle: Path, bad_slides: Modu
         assert [row["slide"] for row in csv.DictReader(file)] == sorted(earlier)
 
 
+def test_a_reader_that_there_is_not_is_a_wrong_call(call: Call, slides: Path, bundle: Path, tmp_path: Path) -> None:
+    code, _, err = call("predict", slides, *words(bundle, tmp_path), "--reader", "fast")
+    assert code == 2 and "auto, openslide, tiles" in err and not made(tmp_path)
+
+
 def test_only_what_was_asked_before_is_left_as_it_is(call: Call, slides: Path, tmp_path: Path) -> None:
     """The slide's fingerprint and resolution, the model, the scope and the teacher decide."""
     slide, out = tmp_path / "s.tif", tmp_path / "out"
@@ -116,6 +121,10 @@ def test_only_what_was_asked_before_is_left_as_it_is(call: Call, slides: Path, t
     assert again("--no-resume") and not again()
     assert again("--mpp", "0.4") and not again("--mpp", "0.4") and again()
     assert again("--report") and not again("--report")
+    assert not again("--reader", "tiles")  # which is what auto did
+    assert again("--reader", "openslide") and not again("--reader", "openslide") and not again()
+    told = json.loads((out / "s" / "prediction.json").read_text(encoding="utf-8"))
+    assert (told["reader"], told["reader_reason"]) == ("openslide", "asked for")
     assert again("--teacher", "top-3") and not again("--teacher", "top-3")
     assert again("--teacher", "all") and not again("--teacher", "all")
     assert not again()  # the teacher's result answers for the student alone, and took time

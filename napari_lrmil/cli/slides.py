@@ -80,6 +80,9 @@ def predict(
     exclude: Annotated[Path | None, typer.Option(help="leave these regions out")] = None,
     tissue: Annotated[Path | None, typer.Option(help="a tissue mask (PNG) saved from the window")] = None,
     report: Annotated[bool, typer.Option("--report", help="write report.html for each slide too")] = False,
+    reader: Annotated[
+        str, typer.Option(help="auto, openslide or tiles: JPEG tiles are read directly where OpenSlide shows the same")
+    ] = "auto",
     workers: Workers = None,
     scheduler: Scheduler = None,
     memory: Memory = None,
@@ -93,8 +96,10 @@ def predict(
     from napari_lrmil.core.predictwork import PredictTask, opened_bundle
     from napari_lrmil.core.tables import write_predictions
     from napari_lrmil.core.teacherchoice import require_choice
+    from napari_lrmil.core.tilereader import require_reader
 
     require_choice(teacher)
+    require_reader(reader)
     found = Bundle(bundle)
     model = opened_bundle(found.path.absolute(), found.sha256)  # the one that this process will work with
     told = load_networks(model, teacher=teacher != "none")  # a broken bundle is no slide's fault: load it now
@@ -104,7 +109,9 @@ def predict(
     chosen, files = expand(slides), {"roi": roi, "keep": keep, "exclude": exclude, "tissue": tissue}
     _one_slide_for_parts(chosen, files)
     results = where.place(folder)
-    task = PredictTask(model.path, model.sha256, str(bundle), results, device, teacher, report, files, resume=resume)
+    task = PredictTask(
+        *(model.path, model.sha256, str(bundle), results, device, teacher, report, files), resume=resume, reader=reader
+    )
     works = [SlideWork(where.place(path), mpp or own) for path, own in chosen]
     end_with(follow_cohort("predict", works, task, where, folder, told, tables=lambda: write_predictions(folder)))
 

@@ -21,6 +21,7 @@ def predict_command(
     exclude: Path | None = None,
     tissue: Path | None = None,
     report: bool = False,
+    reader: str = "auto",
 ) -> str:
     """Return the ``predict`` call that gives the same numbers, quoted for a POSIX shell.
 
@@ -46,6 +47,8 @@ def predict_command(
         PNG file of a tissue mask changed by hand.
     report
         Whether the report is written too.
+    reader
+        What ``--reader`` was given.
     """
     path = str(slide)
     words = [PROGRAM, "predict", f"./{path}" if path.startswith("-") else path]  # or it would read as an option
@@ -55,4 +58,5 @@ def predict_command(
         words += [option, str(file)] if file is not None else []
     words += ["--teacher", teacher, "--out", str(out)]
     words += ["--report"] if report else []
+    words += ["--reader", reader] if reader != "auto" else []
     return shlex.join(words)

@@ -18,7 +18,7 @@ from napari_lrmil.core.bag import Features
 from napari_lrmil.core.encoders import Encoded
 from napari_lrmil.core.errors import ConfigError, LrmilError
 from napari_lrmil.core.events import Caution, Event, Progress
-from napari_lrmil.core.geometry import BoxLevel0, Int64
+from napari_lrmil.core.geometry import Int64
 from napari_lrmil.core.slide import Slide
 
 BATCH = 32
@@ -58,8 +58,7 @@ class PatchSet:
 
     def read(self, slide: Slide, rows: slice) -> NDArray[np.uint8]:
         """Return (B, patch_px, patch_px, 3) pixels of some of the patches."""
-        boxes = [BoxLevel0(float(x), float(y), *self.size_level0) for x, y in self.corners[rows]]
-        return np.stack([slide.read(box, (self.patch_px, self.patch_px)) for box in boxes])
+        return slide.read_patches(self.corners[rows], self.size_level0, self.patch_px)
 
 
 @dataclass

@@ -104,11 +104,105 @@ class Level:
         """Return micrometres per pixel of this level."""
         return mpp0.mean * self.downsample
 
+    def reduced(self, scale: int) -> Level:
+        """Return what decoding this level at 1 / `scale` makes of it: its whole pixels only."""
+        return Level(self.index, self.width // scale, self.height // scale, self.downsample * scale)
+
 
 def choose_level(levels: Sequence[Level], mpp0: Mpp, wanted_mpp: float) -> Level:
     """Return the coarsest level that is fine enough for `wanted_mpp`; the finest one where none is."""
     enough = [level for level in levels if level.mpp(mpp0) <= wanted_mpp * (1 + MPP_TOLERANCE)]
     return max(enough, key=lambda level: level.downsample) if enough else levels[0]
+
+
+def choose_scale(level: Level, across: float, down: float) -> int:
+    """Return by how much `level` may be reduced while it is decoded (1, 2, 4 or 8) without a pixel being cut.
+
+    A wanted pixel of `across` x `down` level-0 pixels has to be a whole number of reduced ones: parts of pixels that
+    large blur what all pixels of the level show sharply.
+    """
+    for scale in (8, 4, 2):
+        shares = [side / (level.downsample * scale) for side in (across, down)]
+        if all(round(share) >= 1 and abs(share - round(share)) < 1e-6 for share in shares):
+            return scale
+    return 1
+
+
+@dataclass(frozen=True)
+class PixelWindow:
+    """A rectangle in whole pixels of a level, and where a wanted box lies inside it.
+
+    Attributes
+    ----------
+    x, y, width, height
+        In pixels of the level; parts of it may lie beyond the level.
+    left, top, right, bottom
+        The wanted box in pixels from (x, y), not rounded.
+    """
+
+    x: int
+    y: int
+    width: int
+    height: int
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    @classmethod
+    def around(cls, box: BoxLevel0, level: Level) -> PixelWindow:
+        """Return the smallest window of `level` that covers `box`; like `LevelWindow` where nothing is interpolated."""
+        x, left, right = _whole(box.x, box.x + box.width, level.downsample)
+        y, top, bottom = _whole(box.y, box.y + box.height, level.downsample)
+        return cls(x, y, _pixels(right), _pixels(bottom), left, top, right, bottom)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the wanted box cuts no pixel."""
+        rests = self.left, self.top, self.right - self.width, self.bottom - self.height
+        return max(map(abs, rests)) < 1e-6
+
+    def within(self, level: Level) -> bool:
+        """Return whether `level` has all of it."""
+        across = self.x >= 0 and self.x + self.width <= level.width
+        return across and self.y >= 0 and self.y + self.height <= level.height
+
+    def pixels_inside(self, level: Level) -> int:
+        """Return how many of its pixels `level` has."""
+        width = min(level.width, self.x + self.width) - max(0, self.x)
+        return max(0, width) * max(0, min(level.height, self.y + self.height) - max(0, self.y))
+
+
+def _whole(start: float, stop: float, downsample: float) -> tuple[int, float, float]:
+    """Return the pixel at or before `start`, and both ends in pixels from it."""
+    pixel = math.floor(start / downsample + 1e-6)
+    return pixel, max(0.0, start / downsample - pixel), stop / downsample - pixel
+
+
+def _pixels(stop: float) -> int:
+    return max(1, math.ceil(stop - 1e-6))
+
+
+@dataclass(frozen=True)
+class Corner:
+    """A whole level-0 coordinate, the pixel of a level in which it lies, and how far into that, 0 to 1."""
+
+    level0: int
+    pixel: int
+    rest: float
+
+
+def clean_corner(first: int, last: int, downsample: float) -> Corner:
+    """Return the whole level-0 coordinate between two pixels of a level that lies nearest to the edge of a pixel.
+
+    Slide libraries take level-0 coordinates and interpolate between the pixels of a level; there they do it least.
+    """
+    level0 = np.arange(math.ceil(first * downsample), math.floor(last * downsample) + math.ceil(downsample))
+    at = level0 / downsample
+    pixel = np.floor(at + 1e-6)
+    rest = np.clip(at - pixel, 0.0, 1.0)
+    best = int(np.argmin(np.minimum(rest, 1 - rest)))
+    return Corner(int(level0[best]), int(pixel[best]), float(rest[best]))
 
 
 @dataclass(frozen=True)
@@ -140,8 +234,7 @@ class LevelWindow:
         """Return the smallest window of `level` that covers `box`."""
         x, left, right = _cover(box.x, box.x + box.width, level.downsample)
         y, top, bottom = _cover(box.y, box.y + box.height, level.downsample)
-        size = (max(1, math.ceil(right - 1e-6)), max(1, math.ceil(bottom - 1e-6)))
-        return cls(level.index, (x, y), size, left, top, right, bottom)
+        return cls(level.index, (x, y), (_pixels(right), _pixels(bottom)), left, top, right, bottom)
 
     def pixels_inside(self, level: Level) -> int:
         """Return how many pixels of the window the level really has."""

@@ -86,7 +86,7 @@ def predict(
     found = _prediction(asked, student, [*warnings, *doubts])
     if teacher != NONE:
         found = yield from _asked_beside(asked, found, before, teacher)
-    yield Finished(found)
+    yield Finished(replace(found, reader=slide.reader))
 
 
 def _teacher_terms(slide: Slide, bundle: Bundle) -> Iterator[Event]:

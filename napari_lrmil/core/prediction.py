@@ -16,6 +16,7 @@ from napari_lrmil.core.geometry import Int64
 from napari_lrmil.core.grid import NestedGrid
 from napari_lrmil.core.scope import WHOLE, Scope
 from napari_lrmil.core.teacherchoice import ALL, NONE
+from napari_lrmil.core.tilereader import ASKED, AUTO, OPENSLIDE, ReaderChoice
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Reading:
     target_mpp
         µm per pixel that the network saw.
     pixels_decoded
-        Native pixels read from the file for it, the tissue mask included.
+        Native pixels asked of the file for it, the tissue mask included; the same number by whichever reader, though
+        each decodes whole tiles.
     seconds
         Step -> wall seconds; ``total`` is from opening the slide, loading the weights included, as if it had run alone.
     cpu_seconds
@@ -84,11 +86,17 @@ class Prediction:
     teacher: Reading | None = None
     compared: NDArray[np.bool_] | None = None  # (N,) the LR patches that the teacher looked into; None: all of them
     agreement: Agreement | None = None  # over these
+    reader: ReaderChoice | None = None  # how the slide was read and why; None where earlier versions did not say
 
     @property
     def partly_compared(self) -> bool:
         """Whether the teacher looked into some of the patches only."""
         return self.compared is not None and not self.compared.all()
+
+    @property
+    def reader_asked(self) -> str:
+        """The ``--reader`` that reads the slide in the same way."""
+        return OPENSLIDE if self.reader is not None and self.reader.reason == ASKED else AUTO
 
     @property
     def teacher_choice(self) -> str:
@@ -134,6 +142,8 @@ class Prediction:
             "n_patches": len(self.grid.lr_index),
             "n_hr_patches": len(self.grid.hr_index),
             "pixels_decoded": s.pixels_decoded,
+            "reader": self.reader.name if self.reader else None,
+            "reader_reason": self.reader.reason if self.reader else None,
             "scope": self.scope.text,
             "device": self.device,
             "seconds": s.seconds,

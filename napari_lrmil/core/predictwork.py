@@ -26,6 +26,7 @@ from napari_lrmil.core.results import write_steps
 from napari_lrmil.core.scope import read_scope
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.core.slidereport import ReportRequest
+from napari_lrmil.core.tilereader import AUTO
 from napari_lrmil.core.tissue import read_mask
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class PredictTask:
         Whether student and teacher are drawn side by side.
     resume
         Whether results that are there already are left as they are.
+    reader
+        ``auto``, ``openslide`` or ``tiles``, see `Slide`.
     """
 
     bundle: Path
@@ -81,6 +84,7 @@ class PredictTask:
     files: Mapping[str, Path | None] = field(default_factory=dict)
     compare: bool = False
     resume: bool = True
+    reader: str = AUTO
 
     def prepare(self, threads: int) -> None:
         """Set the threads of this process's computing."""
@@ -92,7 +96,7 @@ class PredictTask:
         """Predict a slide and leave its results in its folder."""
         model = opened_bundle(self.bundle, self.bundle_sha256)
         began = time.perf_counter()
-        with Slide(work.path, mpp=work.mpp, remembered=Remembered().remembered_mpp) as slide:
+        with Slide(work.path, mpp=work.mpp, remembered=Remembered().remembered_mpp, reader=self.reader) as slide:
             opened = time.perf_counter() - began
             there = self._earlier(slide)
             if there is not None:
@@ -117,7 +121,8 @@ class PredictTask:
         if not self.resume or self.compare or any(file is not None for file in self.files.values()):
             return None
         where = self.folder / slide.name
-        found = earlier_result(where, slide, Wanted(self.bundle_sha256, self.teacher, self.report))
+        also = {} if self.reader == AUTO else {"reader": self.reader}
+        found = earlier_result(where, slide, Wanted(self.bundle_sha256, self.teacher, self.report, also))
         if found is None:
             return None
         return Predicted(f"{_shown(found['probabilities'])} (already there)", where, already=True)
@@ -137,7 +142,7 @@ class PredictTask:
         device = str(_device(self.device))
         words: dict[str, Any] = {"bundle": self.named, "out": self.folder.absolute(), "device": device, "mpp": work.mpp}
         files: dict[str, Any] = {name: file.absolute() for name, file in self.files.items() if file is not None}
-        command = predict_command(work.path, teacher=self.teacher, report=True, **words, **files)
+        command = predict_command(work.path, teacher=self.teacher, report=True, reader=self.reader, **words, **files)
         return ReportRequest(command, model.card.hr_mpp)
 
     def _write_comparison(self, slide: Slide, prediction: Prediction, where: Path) -> None:

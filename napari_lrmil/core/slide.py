@@ -7,52 +7,34 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from napari_lrmil.core.errors import ResolutionError, SlideError
-from napari_lrmil.core.geometry import Bounds, BoxLevel0, BoxUm, Level, LevelWindow, Mpp, choose_level
+from napari_lrmil.core.geometry import (
+    Bounds,
+    BoxLevel0,
+    BoxUm,
+    Int64,
+    Level,
+    LevelWindow,
+    Mpp,
+    choose_level,
+    choose_scale,
+)
+from napari_lrmil.core.handle import Handle, Opener, open_with_openslide, slide_file
+from napari_lrmil.core.pixels import Pixels as Pixels  # the name that a slide's readers know it by
+from napari_lrmil.core.pixels import area_average, on_white
 from napari_lrmil.core.resolution import find_mpp, mpp_warnings, number
-
-Pixels = NDArray[np.uint8]  # (height, width, 3), RGB
+from napari_lrmil.core.tilereader import ASKED, AUTO, OPENSLIDE, TILES, ReaderChoice, TileReader, require_reader
 
 BLOCK_PX = 2048  # native pixels along a side of one read of an overview: 16 MiB as RGBA
 FINGERPRINT_BYTES = 1 << 20  # read from each end of a file that has no quick hash
-
-
-class ColourProfile(Protocol):
-    """The part of ``PIL.ImageCms.ImageCmsProfile`` that a `Slide` needs."""
-
-    def tobytes(self) -> bytes: ...  # noqa: D102
-
-
-class Handle(Protocol):
-    """The part of ``openslide.OpenSlide`` that a `Slide` needs; OpenSlide documents it, tests pass their own."""
-
-    @property
-    def dimensions(self) -> tuple[int, int]: ...  # noqa: D102
-    @property
-    def level_dimensions(self) -> tuple[tuple[int, int], ...]: ...  # noqa: D102
-    @property
-    def level_downsamples(self) -> tuple[float, ...]: ...  # noqa: D102
-    @property
-    def properties(self) -> Mapping[str, str]: ...  # noqa: D102
-    @property
-    def associated_images(self) -> Mapping[str, Any]: ...  # noqa: D102
-    @property
-    def color_profile(self) -> ColourProfile | None: ...  # noqa: D102
-    def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image: ...  # noqa: D102
-    def close(self) -> None: ...  # noqa: D102
-
-
-Opener = Callable[[Path], Handle]
-CACHE_BYTES = 64 * 2**20  # of decoded tiles, for all open slides together
+UNIT = Mpp(1.0, 1.0)  # to choose by level-0 pixels in place of µm
 
 
 class Slide:
@@ -68,12 +50,18 @@ class Slide:
         Fingerprint -> what the user said of that slide earlier (`Remembered.remembered_mpp`); asked only where neither
         `mpp` nor the file tells the resolution.
     opener
-        Replaces OpenSlide, for tests.
+        Replaces OpenSlide, for tests and for arrays; then nothing else reads the file.
+    reader
+        ``auto`` reads from the file's JPEG tiles where these prove to be what OpenSlide shows, and else by OpenSlide;
+        ``openslide`` and ``tiles`` insist on one. `Slide.reader` tells what became of it. A damaged tile is OpenSlide's
+        to judge in any case.
 
     Raises
     ------
     SlideError
         Where the file is missing, or OpenSlide cannot read it.
+    ConfigError
+        Where there is no such reader.
     """
 
     def __init__(
@@ -83,15 +71,18 @@ class Slide:
         mpp: float | None = None,
         remembered: Callable[[str], float | None] | None = None,
         opener: Opener | None = None,
+        reader: str = AUTO,
     ) -> None:
+        require_reader(reader)
         self.path = Path(path)
         self._override = mpp
-        self._opener = opener or _open_with_openslide
+        self._opener = opener or open_with_openslide
+        self._wanted_reader = reader
         self._state = threading.Condition()
         self._reads = 0
         self._closed = False
         self._handle: Handle | None = None
-        self.pixels_decoded = 0  # native pixels asked of the file so far, the honest unit of reading cost
+        self.pixels_decoded = 0  # native pixels asked of the file so far, by whichever reader: the unit of reading cost
         with self._open() as handle:
             self.properties = dict(handle.properties)
             self.levels = _levels(handle)
@@ -99,6 +90,8 @@ class Slide:
             self.bounds = _bounds(self.properties, self.levels[0])
             asked = (lambda: remembered(self.fingerprint)) if remembered is not None else None
             self._mpp = find_mpp(self.properties, override=mpp, remembered=asked)
+        refused = ASKED if reader == OPENSLIDE else "the slide does not come from a file" if opener else None
+        self._tiles = TileReader(self.path, self.levels, self.vendor, self._opener, refused)
 
     # ------------------------------------------------------------ facts
 
@@ -167,6 +160,21 @@ class Slide:
             profile = handle.color_profile
             return None if profile is None else profile.tobytes()
 
+    @property
+    def reader(self) -> ReaderChoice:
+        """How pixels have been read so far, and why; before anything was read, how they will be."""
+        with self._reading():
+            return self._tiles.choice
+
+    @property
+    def tile_pixels_decoded(self) -> int:
+        """Native pixels of the tiles decoded so far: whole ones, each time they were, those for comparisons included.
+
+        More than `pixels_decoded` where patches cut tiles. 0 where OpenSlide reads, which decodes whole tiles as well
+        but tells nobody how many.
+        """
+        return self._tiles.pixels_decoded
+
     # ------------------------------------------------------------ pixels
 
     def read(self, box: BoxLevel0, size: tuple[int, int]) -> Pixels:
@@ -175,10 +183,30 @@ class Slide:
         The level is the coarsest that is fine enough for the resolution that `box` and `size` imply. Nothing is
         rounded to whole pixels of that level: fractions at the edges weigh as the fractions they are.
         """
-        wanted = math.sqrt((box.width / size[0]) * (box.height / size[1]))
-        level = choose_level(self.levels, Mpp(1.0, 1.0), wanted)
-        window = LevelWindow.around(box, level)
-        return area_average(self._read_window(window), window, size)
+        return self._averaged(box, size, self._finest_needed(box.width, box.height, size))
+
+    def read_patches(self, corners: Int64, size_level0: tuple[int, int], patch_px: int) -> NDArray[np.uint8]:
+        """Return (N, patch_px, patch_px, 3) pixels of boxes of one size, for a network to look at.
+
+        As `read`, but where the file lacks a level that is coarse enough, and no pixel would be cut, its JPEG tiles may
+        be reduced while they are decoded: faster than averaging and not quite the same, see `jpegstream.decode`.
+
+        Parameters
+        ----------
+        corners
+            (N, 2) level-0 pixels, x then y.
+        size_level0
+            Width and height of a box in level-0 pixels.
+        patch_px
+            Side of the result.
+        """
+        size = patch_px, patch_px
+        level = self._finest_needed(*size_level0, size)
+        scale = choose_scale(level, size_level0[0] / patch_px, size_level0[1] / patch_px)
+        out = np.empty((len(corners), *size, 3), np.uint8)
+        for i, (x, y) in enumerate(corners.tolist()):
+            out[i] = self._averaged(BoxLevel0(x, y, *size_level0), size, level, scale)
+        return out
 
     def read_blocks(self, box: BoxLevel0, size: tuple[int, int]) -> Iterator[tuple[slice, slice, Pixels]]:
         """Yield `box` at `size` (width, height) in blocks as (rows, columns, pixels); see `read`.
@@ -187,7 +215,7 @@ class Slide:
         nor where coarse levels are missing.
         """
         across, down = box.width / size[0], box.height / size[1]  # level-0 pixels to one of the result
-        level = choose_level(self.levels, Mpp(1.0, 1.0), math.sqrt(across * down))
+        level = self._finest_needed(box.width, box.height, size)
         step = max(1, int(BLOCK_PX * level.downsample / max(across, down)))
         for y in range(0, size[1], step):
             for x in range(0, size[0], step):
@@ -215,6 +243,22 @@ class Slide:
                 known = ", ".join(self.associated) or "none"
                 raise SlideError(self.path, f"has no associated image {name}; there are: {known}")
             return on_white(images[name])
+
+    def _finest_needed(self, width: float, height: float, size: tuple[int, int]) -> Level:
+        """Return the level to read a box of so many level-0 pixels from, when it is shown at `size`."""
+        return choose_level(self.levels, UNIT, _pixel_side(width, height, size))
+
+    def _averaged(self, box: BoxLevel0, size: tuple[int, int], level: Level, scale: int = 1) -> Pixels:
+        with self._reading():
+            found = self._tiles.read(box, level, scale)
+        if found is None:
+            if self._wanted_reader == TILES and self._tiles.refused:
+                raise SlideError(self.path, f"cannot be read tile by tile ({self._tiles.refused}); use --reader auto")
+            window = LevelWindow.around(box, level)
+            return area_average(self._read_window(window), window, size)
+        with self._state:
+            self.pixels_decoded += found.asked
+        return area_average(found.pixels, found.window, size)
 
     def _read_window(self, window: LevelWindow) -> Pixels:
         with self._reading() as handle:
@@ -255,7 +299,7 @@ class Slide:
             with self._reading() as handle:
                 yield handle
         except BaseException:
-            self.close()
+            self._give_back()
             raise
 
     def _opened(self) -> Handle:
@@ -272,10 +316,16 @@ class Slide:
 
     def another(self, mpp: float | None = None) -> Slide:
         """Return the same slide, opened apart from this one, with the same override unless another is given."""
-        return Slide(self.path, mpp=self._override if mpp is None else mpp, opener=self._opener)
+        opener = None if self._opener is open_with_openslide else self._opener
+        mpp = self._override if mpp is None else mpp
+        return Slide(self.path, mpp=mpp, opener=opener, reader=self._wanted_reader)
 
     def close(self) -> None:
         """Give the file back. Waits for reads under way; later reads raise `SlideError`."""
+        self._give_back()
+        self._tiles.close()
+
+    def _give_back(self) -> None:
         with self._state:
             self._closed = True
             self._state.wait_for(lambda: self._reads == 0)
@@ -300,56 +350,12 @@ class Slide:
         self.__dict__.update(state, _state=threading.Condition(), _handle=None, _reads=0)
 
 
-# ---------------------------------------------------------------- opening
+# ---------------------------------------------------------------- facts
 
 
-def _open_with_openslide(path: Path) -> Handle:
-    import openslide
-
-    if not path.exists():  # another opener may need no file
-        raise SlideError(path, "there is no such file; check the path")
-    _require_content(path)
-    handle = openslide.OpenSlide(slide_file(path))
-    handle.set_cache(_shared_cache())
-    opened: Handle = handle
-    return opened
-
-
-def _require_content(path: Path) -> None:
-    """Raise `SlideError` for a file that may not be read, or is empty: OpenSlide calls both an unsupported format."""
-    if path.is_dir():
-        return
-    try:
-        with path.open("rb") as file:
-            first = file.read(1)
-    except PermissionError as error:
-        raise SlideError(path, "it may not be read (permission denied); ask whoever owns it") from error
-    if not first:
-        raise SlideError(path, "the file is empty (0 bytes); copy it again from its source")
-
-
-@lru_cache(maxsize=1)
-def _shared_cache() -> Any:
-    """Return the one cache of decoded tiles; a cache for each handle would make memory grow with the slides open."""
-    import openslide
-
-    return openslide.OpenSlideCache(CACHE_BYTES)
-
-
-def slide_file(path: Path) -> Path:
-    """Return the file to open: `path` itself, or any DICOM file of a folder (OpenSlide finds the rest).
-
-    Raises
-    ------
-    SlideError
-        Where a folder holds no DICOM file.
-    """
-    if not path.is_dir():
-        return path
-    files = sorted(path.glob("*.dcm"))
-    if not files:
-        raise SlideError(path, "a folder without .dcm files; expected a slide file or the folder of one DICOM slide")
-    return files[0]
+def _pixel_side(width: float, height: float, size: tuple[int, int]) -> float:
+    """Return the side in level-0 pixels of one pixel of a box that is shown at `size`."""
+    return math.sqrt((width / size[0]) * (height / size[1]))
 
 
 def _levels(handle: Handle) -> tuple[Level, ...]:
@@ -376,61 +382,3 @@ def _file_hash(path: Path) -> str:
         handle.seek(max(0, size - FINGERPRINT_BYTES))
         digest.update(handle.read(FINGERPRINT_BYTES))
     return digest.hexdigest()[:32]
-
-
-# ---------------------------------------------------------------- pixels
-
-
-def on_white(image: Image.Image) -> Pixels:
-    """Return RGB pixels with transparent ones shown on white, as a slide on a light box."""
-    pixels = np.asarray(image)
-    if pixels.shape[-1] == 3:
-        return pixels
-    rgb, alpha = pixels[..., :3], pixels[..., 3:]
-    if alpha.min() == 255:
-        return rgb
-    share = alpha.astype(np.float32) / 255
-    return np.rint(rgb * share + 255 * (1 - share)).astype(np.uint8)
-
-
-def area_average(pixels: Pixels, window: LevelWindow, size: tuple[int, int]) -> Pixels:
-    """Return the wanted box of a window, every output pixel the exact mean over its area of the window's pixels."""
-    height, width = pixels.shape[:2]
-    across = _weights(window.left, window.right, size[0], width)
-    down = _weights(window.top, window.bottom, size[1], height)
-    if across is None and down is None:
-        x, y = round(window.left), round(window.top)
-        return np.ascontiguousarray(pixels[y : y + size[1], x : x + size[0]])
-    down = down if down is not None else _exact(round(window.top), size[1], height)
-    across = across if across is not None else _exact(round(window.left), size[0], width)
-    rows = (down @ pixels.reshape(height, -1).astype(np.float32)).reshape(size[1], width, 3)
-    both = across @ rows.transpose(1, 0, 2).reshape(width, -1)  # (size[0], size[1] * 3)
-    out = both.reshape(size[0], size[1], 3).transpose(1, 0, 2)
-    return np.ascontiguousarray(np.rint(out).clip(0, 255).astype(np.uint8))
-
-
-@lru_cache(maxsize=64)
-def _weights(start: float, stop: float, n_out: int, n_in: int) -> Any | None:
-    """Return a sparse (n_out, n_in) matrix of area shares; None where pixels map one to one."""
-    step = (stop - start) / n_out
-    if abs(step - 1) * n_out < 1e-3 and abs(start - round(start)) < 1e-3 and round(start) + n_out <= n_in:
-        return None
-    return _area_matrix(np.linspace(start, stop, n_out + 1), n_in)
-
-
-def _area_matrix(edges: NDArray[np.float64], n_in: int) -> Any:
-    from scipy.sparse import csr_array
-
-    first = np.floor(edges[:-1] + 1e-9).astype(int)
-    reach = int(np.ceil(np.diff(edges).max())) + 1
-    column = first[:, None] + np.arange(reach)  # (n_out, reach)
-    low = np.maximum(edges[:-1, None], column)
-    share = np.clip(np.minimum(edges[1:, None], column + 1) - low, 0, None)
-    column = column.clip(0, n_in - 1)  # rounding may leave a share of 1e-9 past the end
-    row = np.repeat(np.arange(len(first)), reach)
-    share = share / share.sum(axis=1, keepdims=True)
-    return csr_array((share.ravel().astype(np.float32), (row, column.ravel())), shape=(len(first), n_in))
-
-
-def _exact(start: int, n_out: int, n_in: int) -> Any:
-    return _area_matrix(np.arange(start, start + n_out + 1, dtype=np.float64), n_in)

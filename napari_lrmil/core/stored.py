@@ -23,6 +23,7 @@ from napari_lrmil.core.scope import WHOLE, WORDS, Kind, Scope
 if TYPE_CHECKING:
     from napari_lrmil.core.bundle import Bundle
     from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.tilereader import ReaderChoice
 
 PREDICTION = "prediction.json"
 SUM_TOLERANCE = 1e-3  # float32 sums of many small shares
@@ -202,6 +203,7 @@ def _prediction(
         teacher=_reading(told["teacher"], hr, grid.lattice.cell, card.hr_mpp, card.classes),
         compared=compared,
         agreement=measure_agreement(part, lr.attention[compared], hr.attention),
+        reader=ReaderChoice(str(told["reader"]), str(told["reader_reason"])) if told.get("reader") else None,
     )
 
 

@@ -183,6 +183,7 @@ class Wishes:
             **files,
             tissue=folder / "tissue.png" if scope.edited else None,
             report=True,
+            reader=prediction.reader_asked,
         )
 
     # ------------------------------------------------------------ the chosen slide

@@ -24,11 +24,12 @@ def parsed(command: str) -> dict[str, Any]:
 def test_every_word_arrives_where_it_belongs() -> None:
     command = predict_command(
         Path("/scans/it's a slide; rm.svs"), bundle="/models/my bundle", out=Path("out dir"), device="cuda:1",
-        mpp=0.2649123456789, teacher="all", report=True,
+        mpp=0.2649123456789, teacher="all", report=True, reader="openslide",
     )  # fmt: skip
     expected = {
         "slides": [Path("/scans/it's a slide; rm.svs")], "bundle": "/models/my bundle", "folder": Path("out dir"),
         "device": "cuda", "mpp": 0.2649123456789, "teacher": "all", "report": True,
+        "reader": "openslide",
     }  # fmt: skip
     told = parsed(command)
     assert {key: told[key] for key in expected} == expected

@@ -10,7 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from napari_lrmil.core.errors import GeometryError
-from napari_lrmil.core.geometry import Bounds, BoxLevel0, BoxUm, Level, LevelWindow, Mpp, PatchPlan, choose_level
+from napari_lrmil.core.geometry import (
+    Bounds,
+    BoxLevel0,
+    BoxUm,
+    Level,
+    LevelWindow,
+    Mpp,
+    PatchPlan,
+    PixelWindow,
+    choose_level,
+    choose_scale,
+    clean_corner,
+)
 
 CMU = (1.0, 2.000337154416723, 4.002024291497976, 8.016679676065959)  # downsamples of a real pyramid, none whole
 
@@ -110,6 +122,49 @@ def test_an_aligned_box_asks_for_no_pixel_more_than_it_has() -> None:
     window = LevelWindow.around(BoxLevel0(1024, 512, 512, 256), Level(2, 5000, 5000, 4.0))
     assert (window.location, window.size) == ((1024, 512), (128, 64))
     assert (window.left, window.top, window.right, window.bottom) == (0, 0, 128, 64)
+
+
+@pytest.mark.parametrize("downsample", [1.0, 4.0, 4.002, 8.017])
+@pytest.mark.parametrize("box", [BoxLevel0(0, 0, 64, 48), BoxLevel0(37, 51, 512, 256), BoxLevel0(-5.5, 3.25, 100.1, 7)])
+def test_a_window_of_whole_pixels_covers_its_box(box: BoxLevel0, downsample: float) -> None:
+    window = PixelWindow.around(box, Level(1, 4000, 3000, downsample))
+    x, y = (window.x + window.left) * downsample, (window.y + window.top) * downsample
+    assert (x, y) == pytest.approx((box.x, box.y), abs=1e-5 * downsample)
+    assert (window.right - window.left) * downsample == pytest.approx(box.width)
+    assert (window.bottom - window.top) * downsample == pytest.approx(box.height)
+    assert 0 <= window.left < 1 and window.width - 1 < window.right <= window.width + 1e-6
+    assert 0 <= window.top < 1 and window.height - 1 < window.bottom <= window.height + 1e-6
+
+
+def test_whether_a_window_cuts_pixels_and_lies_within() -> None:
+    level = Level(1, 100, 80, 4.0)
+    whole = PixelWindow.around(BoxLevel0(8, 4, 80, 40), level)
+    assert whole.whole and whole.within(level) and whole.pixels_inside(level) == 20 * 10
+    assert not PixelWindow.around(BoxLevel0(9, 4, 80, 40), level).whole
+    assert not PixelWindow.around(BoxLevel0(8, 4, 80, 41), level).whole
+    beyond = PixelWindow.around(BoxLevel0(360, -8, 80, 40), level)
+    assert not beyond.within(level) and beyond.pixels_inside(level) == 10 * 8
+    assert PixelWindow.around(BoxLevel0(4000, 0, 80, 40), level).pixels_inside(level) == 0
+
+
+@pytest.mark.parametrize(
+    ("downsample", "across", "down", "scale"),
+    [
+        (1.0, 8.0, 8.0, 8), (1.0, 16.0, 8.0, 8), (1.0, 4.0, 8.0, 4), (1.0, 12.0, 12.0, 4), (4.0, 8.0, 8.0, 2),
+        (1.0, 1.0, 1.0, 1), (1.0, 3.0, 3.0, 1), (1.0, 7.9, 8.0, 1), (1.0, 8.02, 8.02, 1), (4.002, 8.004, 8.004, 2),
+        (4.0, 2.0, 2.0, 1),
+    ],
+)  # fmt: skip
+def test_a_level_is_reduced_by_what_cuts_no_pixel(downsample: float, across: float, down: float, scale: int) -> None:
+    assert choose_scale(Level(0, 4000, 3000, downsample), across, down) == scale
+
+
+@pytest.mark.parametrize("downsample", [1.0, 2.0, 4.002, 8.017])
+def test_a_clean_corner_is_a_whole_level0_pixel_between_two_of_the_level(downsample: float) -> None:
+    corner = clean_corner(100, 600, downsample)
+    assert 100 <= corner.pixel <= 600 and isinstance(corner.level0, int)
+    assert (corner.pixel + corner.rest) * downsample == pytest.approx(corner.level0, abs=1e-4)
+    assert min(corner.rest, 1 - corner.rest) < 0.02
 
 
 def test_pixels_inside_counts_only_what_the_level_has() -> None:

@@ -21,6 +21,7 @@ from core.fake_slides import (
     resolution,
     speckled,
 )
+from core.jpeg_slides import Kind, tissue, write_jpeg_slide
 from napari_lrmil.core.bundle import TEACHER, Bundle
 from napari_lrmil.core.colour import CohortColour
 from napari_lrmil.core.compare import measure_agreement, to_lr
@@ -337,3 +338,31 @@ def test_fluorescence_and_an_overview_are_refused_with_a_reason(shared_data: Pat
         run(slide, bundle)
     with Slide(slides / "camelyon_overview_jpeg") as slide, pytest.raises(ResolutionError, match=coarse):
         run(slide, bundle)
+
+
+# ---------------------------------------------------------------- readers
+
+
+@pytest.mark.parametrize(("downsamples", "exact"), [((1, 4), True), ((1,), False)])
+def test_both_readers_give_the_same_answer(
+    tmp_path: Path, bundle: Bundle, downsamples: tuple[int, ...], exact: bool
+) -> None:
+    """From the student's own level bit for bit; where it is missing and tiles are reduced, nearly."""
+    path = write_jpeg_slide(tmp_path / "a.svs", tissue(2304, 1792), downsamples, Kind("aperio"))
+    found = {}
+    for reader in ("tiles", "openslide"):
+        with Slide(path, reader=reader) as slide:
+            found[reader] = run(slide, bundle, teacher="top-2")
+            assert found[reader].reader == slide.reader
+    fast, reference = found["tiles"], found["openslide"]
+    assert fast.as_json()["reader"] == "tiles" and fast.reader_asked == "auto"
+    assert ("decoded at 1/4" in fast.as_json()["reader_reason"]) != exact
+    assert reference.as_json()["reader_reason"] == "asked for" and reference.reader_asked == "openslide"
+    assert fast.student.pixels_decoded == reference.student.pixels_decoded > 0
+    np.testing.assert_array_equal(fast.student.coords, reference.student.coords)
+    assert len(fast.student.coords) > 20
+    np.testing.assert_allclose(fast.student.attention, reference.student.attention, rtol=1e-6 if exact else 0.05)
+    for name in CLASSES:
+        assert fast.student.probabilities[name] == pytest.approx(
+            reference.student.probabilities[name], abs=1e-7 if exact else 1e-2
+        )

@@ -33,7 +33,7 @@ from napari_lrmil.core.slidereport import ReportRequest
 KEYS = {
     "slide", "path", "slide_fingerprint", "bundle", "bundle_sha256", "classes", "probabilities", "calibrated", "logits",
     "predicted", "mpp", "lr_mpp", "patch_um", "n_patches", "n_hr_patches", "pixels_decoded", "device",
-    "scope", "seconds", "warnings",
+    "reader", "reader_reason", "scope", "seconds", "warnings",
     "version",
 }  # fmt: skip
 AGREEMENT = {
@@ -150,6 +150,7 @@ def test_without_a_teacher_the_files_are_these_and_complete(tmp_path: Path) -> N
     assert content["lr_mpp"] == 2.0 and content["patch_um"] == pytest.approx(128)
     assert content["n_patches"] == len(found.student.coords) and content["n_hr_patches"] == len(found.grid.hr_index)
     assert content["warnings"] == []
+    assert (content["reader"], content["reader_reason"]) == ("openslide", "the slide does not come from a file")
 
 
 def test_with_a_teacher_its_attention_and_the_agreement_lie_beside(tmp_path: Path) -> None:

@@ -50,6 +50,17 @@ def test_what_was_stored_comes_back(slide: Slide, tmp_path: Path, teacher: str) 
     np.testing.assert_allclose(shared(back).difference, shared(made).difference)
     assert comparison_json(back) == comparison_json(made)
     assert (back.scope, back.calibrated, back.warnings) == (made.scope, made.calibrated, made.warnings)
+    assert back.reader == made.reader is not None
+
+
+def test_results_of_a_version_that_did_not_tell_the_reader_come_back(slide: Slide, tmp_path: Path) -> None:
+    write_prediction(tmp_path / "out", slide, ask(slide, "all"))
+    folder = find_stored(tmp_path / "out", slide)
+    told = json.loads((folder / "prediction.json").read_text(encoding="utf-8"))
+    del told["reader"], told["reader_reason"]
+    (folder / "prediction.json").write_text(json.dumps(told), encoding="utf-8")
+    back = read_stored(folder, slide, MODEL)
+    assert back.reader is None and back.as_json()["reader"] is None and back.reader_asked == "auto"
 
 
 def test_of_a_part_the_patches_are_known(slide: Slide, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.fake_slides import TISSUE, FakeSlide, fake_slide, glass, l_shape, resolution, write_tiff
+from core.fake_slides import TISSUE, Array, FakeSlide, fake_slide, glass, l_shape, resolution, write_tiff
 from napari_lrmil.core.geometry import Bounds, Lattice, Mpp, PatchPlan
 from napari_lrmil.core.slide import BLOCK_PX, Slide
 from napari_lrmil.core.tissue import Tissue, TissueConfig, find_tissue
@@ -160,3 +160,42 @@ def test_the_shared_slides_tissue_is_found(shared_data: Path) -> None:
             found.append(find_tissue(slide, lattice_of(slide)).shares() >= 0.25)
     assert 0.3 < found[0].mean() < 0.98
     assert (found[0] != found[1]).mean() < 0.02
+
+
+# ---------------------------------------------------------------- the same by libraries alone
+
+
+def by_libraries(pixels: Array, config: TissueConfig, largest_px: int) -> tuple[Array, float]:
+    """Return mask and threshold as they are defined, whatever that costs."""
+    from scipy.ndimage import gaussian_filter
+    from skimage.filters import threshold_otsu
+    from skimage.morphology import remove_small_holes, remove_small_objects
+
+    chroma = pixels.max(axis=2) - pixels.min(axis=2)
+    smooth = gaussian_filter(chroma.astype(np.float32), 1.0)
+    found = float(threshold_otsu(smooth)) if np.ptp(chroma) > 0 else config.highest_chroma
+    threshold = float(np.clip(found, config.lowest_chroma, config.highest_chroma))
+    inside = (smooth > threshold) & ~(pixels.mean(axis=2) < config.darkest)
+    return remove_small_holes(remove_small_objects(inside, max_size=largest_px), max_size=largest_px), threshold
+
+
+@pytest.mark.parametrize(("lowest", "highest"), [(12.0, 28.0), (0.0, 255.0)])
+@pytest.mark.parametrize("seed", [3, 4, 5])
+def test_masks_are_what_the_libraries_alone_would_make(
+    tmp_path: Path, seed: int, lowest: float, highest: float
+) -> None:
+    """Painted tissue, a pen's black, specks; where Otsu's choice is not clipped it has to be the same bin too."""
+    from napari_lrmil.core.phantom import LESION, PhantomSlide, paint
+
+    base = paint(PhantomSlide("p", LESION, seed, (1536, 1024))).pixels.copy()
+    base[100:140, 200:900] = (25, 20, 31)
+    base[600:606, 30:1500:17] = TISSUE
+    config = TissueConfig(mask_um=1.0, lowest_chroma=lowest, highest_chroma=highest, smallest_um2=300)
+    with fake_slide(tmp_path, FakeSlide(base, properties=resolution(0.5))) as slide:
+        found = find_tissue(slide, lattice_of(slide), config)
+        k = found.mask.shape[0] // found.lattice.rows
+        pixels = slide.read(found.lattice.box, (found.mask.shape[1], found.mask.shape[0]))
+    expected, threshold = by_libraries(pixels, config, int(300 / (found.lattice.hr_um / k) ** 2))
+    assert found.threshold == pytest.approx(threshold, abs=1e-4)
+    np.testing.assert_array_equal(found.mask, expected)
+    assert 0.05 < found.mask.mean() < 0.95

@@ -1,0 +1,141 @@
+"""What a slide's pixels and its tissue mask cost, read tile by tile and by OpenSlide.
+
+    python benchmarks/reading.py SLIDE… [--mpp 0 2 4] [--runs 7] [--write docs/benchmarks.md]
+
+The patches of the slide's tissue are read as `predict` reads them, from a slide just opened, what proves the tiles
+included. Readers take turns, so that what else the machine does meets both; figures are medians over the runs after
+the first, the ratio is the median of the ratios within a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from real_tissue_table import put_between
+
+from napari_lrmil.core.embed import PatchSet
+from napari_lrmil.core.geometry import BoxLevel0, PatchPlan
+from napari_lrmil.core.grid import NestedGrid, ground_of
+from napari_lrmil.core.slide import Pixels, Slide
+from napari_lrmil.core.tilereader import OPENSLIDE, TILES
+from napari_lrmil.core.tissue import TissueConfig, find_tissue
+
+BEGIN, END = "<!-- written by benchmarks/reading.py --write -->", "<!-- end of what it writes -->"
+HR_MPP, PATCH_PX, BATCH = 0.5, 256, 64
+HEAD = ("slide", "µm per px", "reader", "MPix", "MPix decoded", "MPix per CPU-s", "ratio", "tissue: read", "computed")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One run over one slide by one reader: native pixels asked and decoded, CPU-seconds."""
+
+    asked: int
+    decoded: int
+    seconds: float
+    tissue_read: float
+    tissue_computed: float
+
+    @property
+    def mpix_per_second(self) -> float:
+        """Millions of native pixels that were asked for, in a CPU-second."""
+        return self.asked / 1e6 / self.seconds
+
+
+class TimedSlide(Slide):
+    """A slide that knows how many CPU-seconds its blocks took to read."""
+
+    blocks_seconds = 0.0
+
+    def read_blocks(self, box: BoxLevel0, size: tuple[int, int]) -> Iterator[tuple[slice, slice, Pixels]]:
+        """Yield what `Slide.read_blocks` does."""
+        blocks = super().read_blocks(box, size)
+        while True:
+            began = time.process_time()
+            block = next(blocks, None)
+            self.blocks_seconds += time.process_time() - began
+            if block is None:
+                return
+            yield block
+
+
+def measure(path: Path, reader: str, plan: PatchPlan, grid: NestedGrid) -> Cost:
+    """Read a slide's tissue mask, and then, opened anew, all LR patches of its grid."""
+    with TimedSlide(path, reader=reader) as slide:
+        began = time.process_time()
+        find_tissue(slide, grid.lattice, TissueConfig())
+        tissue = time.process_time() - began
+        tissue_read = slide.blocks_seconds
+    patches = PatchSet(grid.lr_corners, grid.lattice.lr_cell, plan.lr_patch_px)
+    began = time.process_time()
+    with Slide(path, reader=reader) as slide:
+        for start in range(0, len(patches), BATCH):
+            patches.read(slide, slice(start, start + BATCH))
+        asked, decoded = slide.pixels_decoded, slide.tile_pixels_decoded
+    return Cost(asked, decoded, time.process_time() - began, tissue_read, tissue - tissue_read)
+
+
+def rows(path: Path, mpp: float, runs: int) -> Iterator[tuple[str, ...]]:
+    """Yield a row of the table for each reader."""
+    with Slide(path, reader=OPENSLIDE) as slide:
+        mpp = mpp or slide.mpp.mean
+        plan = PatchPlan(min(HR_MPP, mpp), mpp, PATCH_PX, PATCH_PX)
+        grid = ground_of(slide, plan, TissueConfig()).grid
+    found: dict[str, list[Cost]] = {OPENSLIDE: [], TILES: []}
+    for _ in range(runs + 1):  # the first one loads libraries
+        for reader, costs in found.items():
+            costs.append(measure(path, reader, plan, grid))
+    pairs = zip(found[TILES][1:], found[OPENSLIDE][1:], strict=True)
+    ratio = float(np.median([one.mpix_per_second / other.mpix_per_second for one, other in pairs]))
+    for reader, costs in found.items():
+        yield (
+            path.name,
+            f"{mpp:g}",
+            reader,
+            *_figures(costs[1:]),
+            f"{ratio if reader == TILES else 1:.1f}",
+            *_tissue(costs),
+        )
+
+
+def _figures(costs: Sequence[Cost]) -> tuple[str, str, str]:
+    one = costs[0]
+    speed = float(np.median([cost.mpix_per_second for cost in costs]))
+    return f"{one.asked / 1e6:.1f}", f"{one.decoded / 1e6:.1f}" if one.decoded else "not told", f"{speed:.0f}"
+
+
+def _tissue(costs: Sequence[Cost]) -> tuple[str, str]:
+    read, computed = (
+        np.median([getattr(cost, name) for cost in costs[1:]]) for name in ("tissue_read", "tissue_computed")
+    )
+    return f"{1e3 * read:.0f} ms", f"{1e3 * computed:.0f} ms"
+
+
+def table(found: Sequence[tuple[str, ...]]) -> str:
+    """Return the rows under their heads."""
+    lines = [HEAD, ("---",) * len(HEAD), *found]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    """Print or write the table."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("slides", nargs="+", type=Path)
+    p.add_argument(
+        "--mpp", nargs="+", type=float, default=[0.0, 2.0, 4.0], help="µm per pixel of the patches; 0: level 0 as it is"
+    )
+    p.add_argument("--runs", type=int, default=7)
+    p.add_argument("--write", type=Path, help="page whose table is put in its place")
+    args = p.parse_args()
+    told = table([row for path in args.slides for mpp in args.mpp for row in rows(path, mpp, args.runs)])
+    print(told)
+    if args.write:
+        put_between(args.write, BEGIN, END, f"{told}\n")
+
+
+if __name__ == "__main__":
+    main()
