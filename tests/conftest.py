@@ -15,6 +15,9 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"  # or each look-up waits for a network that is not there
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test processes share the cores
 os.environ["NAPARI_LRMIL_CONFIG"] = tempfile.mkdtemp(prefix="napari-lrmil-")  # nothing of the user's is read or changed
+os.environ["NAPARI_LRMIL_CACHE"] = tempfile.mkdtemp(
+    prefix="napari-lrmil-"
+)  # nor left behind among what can be made again
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

@@ -62,7 +62,8 @@ def test_predict_writes_everything(call: Call, slide: Path, bundle: Path, tmp_pa
 
 
 def test_a_report_tells_the_call_that_made_it(call: Call, slide: Path, bundle: Path, tmp_path: Path) -> None:
-    words = ("predict", slide, "--bundle", bundle, "--device", "cpu", "--mpp", "0.5", "--teacher", "none")
+    words = ("predict", slide, "--bundle", bundle, "--device", "cpu", "--runtime", "auto", "--mpp", "0.5")
+    words += ("--teacher", "none")
     assert call(*words, "--out", tmp_path / "a", "--report")[0] == 0
     page = (tmp_path / "a" / "phantom" / "report.html").read_text(encoding="utf-8")
     assert f"{' '.join(map(str, words))} --out {tmp_path / 'a'} --report" in page

@@ -102,6 +102,11 @@ def test_a_reader_that_there_is_not_is_a_wrong_call(call: Call, slides: Path, bu
     assert code == 2 and "auto, openslide, tiles" in err and not made(tmp_path)
 
 
+def test_a_runtime_that_there_is_not_is_a_wrong_call(call: Call, slides: Path, bundle: Path, tmp_path: Path) -> None:
+    code, _, err = call("predict", slides, *words(bundle, tmp_path), "--runtime", "fast")
+    assert code == 2 and "auto, torch, openvino" in err and not made(tmp_path)
+
+
 def test_only_what_was_asked_before_is_left_as_it_is(call: Call, slides: Path, tmp_path: Path) -> None:
     """The slide's fingerprint and resolution, the model, the scope and the teacher decide."""
     slide, out = tmp_path / "s.tif", tmp_path / "out"
@@ -125,6 +130,9 @@ def test_only_what_was_asked_before_is_left_as_it_is(call: Call, slides: Path, t
     assert again("--reader", "openslide") and not again("--reader", "openslide") and not again()
     told = json.loads((out / "s" / "prediction.json").read_text(encoding="utf-8"))
     assert (told["reader"], told["reader_reason"]) == ("openslide", "asked for")
+    assert again("--runtime", "torch") and not again("--runtime", "torch") and not again()  # the reference answers all
+    told = json.loads((out / "s" / "prediction.json").read_text(encoding="utf-8"))
+    assert (told["runtime"], told["precision"], told["runtime_reason"]) == ("torch", "float32", "asked for")
     assert again("--teacher", "top-3") and not again("--teacher", "top-3")
     assert again("--teacher", "all") and not again("--teacher", "all")
     assert not again()  # the teacher's result answers for the student alone, and took time

@@ -25,6 +25,10 @@ NOTE_S = 20.0  # between notes of long work, where there is no terminal to draw 
 SOME_FAILED, WRONG_CALL, FAILED, CANCELLED = 3, 2, 1, 130
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps")]
+RuntimeOption = Annotated[
+    str,
+    typer.Option("--runtime", help="torch, openvino, or auto: the fastest that agrees with torch"),
+]
 MppOption = Annotated[
     float | None, typer.Option("--mpp", min=0.02, max=100.0, help="µm per level-0 pixel, where the slide does not say")
 ]

@@ -14,7 +14,7 @@ from napari_lrmil.cli.console import (
     Device,
     MppOption,
     Out,
-    chosen_device,
+    RuntimeOption,
     follow,
     load_networks,
     out,
@@ -71,6 +71,7 @@ def predict(
     bundle: BundleOption = "demo",
     folder: Out = Path("predictions"),
     device: Device = "auto",
+    runtime: RuntimeOption = "auto",
     mpp: MppOption = None,
     teacher: Annotated[
         str, typer.Option(help="none, all, or top-K: the HR teacher beside it, everywhere or where it looked most")
@@ -104,16 +105,28 @@ def predict(
     model = opened_bundle(found.path.absolute(), found.sha256)  # the one that this process will work with
     told = load_networks(model, teacher=teacher != "none")  # a broken bundle is no slide's fault: load it now
     where = Whereabouts(workers, scheduler, memory, device)
-    where.require_device()
+    _require(where, runtime)
     usable(folder)
     chosen, files = expand(slides), {"roi": roi, "keep": keep, "exclude": exclude, "tissue": tissue}
     _one_slide_for_parts(chosen, files)
     results = where.place(folder)
     task = PredictTask(
-        *(model.path, model.sha256, str(bundle), results, device, teacher, report, files), resume=resume, reader=reader
+        *(model.path, model.sha256, str(bundle), results, device, teacher, report, files),
+        resume=resume,
+        runtime=runtime,
+        reader=reader,
     )
     works = [SlideWork(where.place(path), mpp or own) for path, own in chosen]
     end_with(follow_cohort("predict", works, task, where, folder, told, tables=lambda: write_predictions(folder)))
+
+
+def _require(where: Whereabouts, runtime: str) -> None:
+    """Raise `ConfigError` where device or runtime are not here; of a cluster's machines only the names are checked."""
+    from napari_lrmil.core.embed import resolve_device
+    from napari_lrmil.core.runtime import require_runtime
+
+    where.require_device()
+    require_runtime(runtime, None if where.far else resolve_device(where.device))
 
 
 def _one_slide_for_parts(slides: Sequence[tuple[Path, float | None]], files: Mapping[str, Path | None]) -> None:
@@ -132,6 +145,7 @@ def compare(
     bundle: BundleOption = "demo",
     folder: Out = Path("predictions"),
     device: Device = "auto",
+    runtime: RuntimeOption = "auto",
     mpp: MppOption = None,
     teacher: Annotated[str, typer.Option(help="all, or top-K: only where the student looked most")] = "all",
     roi: Annotated[Path | None, typer.Option(help="only these regions: GeoJSON of QuPath, or ASAP's XML")] = None,
@@ -155,8 +169,9 @@ def compare(
     model = opened_bundle(found.path.absolute(), found.sha256)
     told, files = load_networks(model, teacher=True), {"roi": roi, "lesions": lesions}
     usable(folder)
-    chosen_device(device)
-    task = PredictTask(model.path, model.sha256, str(bundle), folder, device, teacher, files=files, compare=True)
+    _require(Whereabouts(None, None, None, device), runtime)
+    words: dict[str, Any] = {"files": files, "compare": True, "runtime": runtime}
+    task = PredictTask(model.path, model.sha256, str(bundle), folder, device, teacher, **words)
     done = follow(returned(task(SlideWork(slide, mpp))), slide.name, told=told)
     out.print(f"{slide.name}: {done.text} -> {done.where}", highlight=False, soft_wrap=True)
     write_predictions(folder)

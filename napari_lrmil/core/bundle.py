@@ -39,6 +39,7 @@ CALIBRATED = (
     "calibrated on validation slides by one temperature, which does not restore the shares of classes that training "
     "weighed to count alike"
 )
+Prepared = dict[Any, Any]  # what a runtime is made from -> what it made
 SHIPPED = Path(__file__).parent.parent / "bundles"
 
 
@@ -119,6 +120,10 @@ class Bundle:
     def __init__(self, where: str | Path) -> None:
         self.path = find_bundle(where)
         self.card = _read_card(self.path)
+        self.prepared: Prepared = {}  # runtimes of its encoders, for as long as this process has it open
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"prepared": {}}  # compiled for this process alone
 
     @property
     def name(self) -> str:

@@ -15,6 +15,7 @@ def predict_command(
     out: Path,
     device: str = "auto",
     mpp: float | None = None,
+    runtime: str = "torch",
     teacher: str = "none",
     roi: Path | None = None,
     keep: Path | None = None,
@@ -37,6 +38,8 @@ def predict_command(
         ``auto``, ``cpu``, ``cuda`` or ``mps``; a device's number is left out, as the command knows none.
     mpp
         µm per level-0 pixel, only where the user gave it in place of the slide's own.
+    runtime
+        What ran the encoders: torch, as in the window, or another that ``--runtime`` takes.
     teacher
         ``none``, ``all``, or whatever else ``--teacher`` takes.
     roi
@@ -52,7 +55,7 @@ def predict_command(
     """
     path = str(slide)
     words = [PROGRAM, "predict", f"./{path}" if path.startswith("-") else path]  # or it would read as an option
-    words += ["--bundle", str(bundle), "--device", device.partition(":")[0]]
+    words += ["--bundle", str(bundle), "--device", device.partition(":")[0], "--runtime", runtime]
     words += ["--mpp", repr(float(mpp))] if mpp is not None else []  # every digit, or the grid may differ
     for option, file in (("--roi", roi), ("--keep", keep), ("--exclude", exclude), ("--tissue", tissue)):
         words += [option, str(file)] if file is not None else []

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -19,9 +19,8 @@ from napari_lrmil.core.encoders import Encoded
 from napari_lrmil.core.errors import ConfigError, LrmilError
 from napari_lrmil.core.events import Caution, Event, Progress
 from napari_lrmil.core.geometry import Int64
+from napari_lrmil.core.readahead import BatchSize, ReadAhead, memory_ran_out
 from napari_lrmil.core.slide import Slide
-
-BATCH = 32
 
 
 class Embedder(Protocol):
@@ -56,6 +55,11 @@ class PatchSet:
     def __len__(self) -> int:
         return len(self.corners)
 
+    @property
+    def side(self) -> int:
+        """Side as the encoder gets it, in pixels."""
+        return self.input_px or self.patch_px
+
     def read(self, slide: Slide, rows: slice) -> NDArray[np.uint8]:
         """Return (B, patch_px, patch_px, 3) pixels of some of the patches."""
         return slide.read_patches(self.corners[rows], self.size_level0, self.patch_px)
@@ -81,11 +85,15 @@ def embed(
     layers: Sequence[str] = (),
     stage: str = "encode",
     keep: Callable[[slice, Features], None] | None = None,
+    readers: int | None = None,
+    batch: int | None = None,
 ) -> Generator[Event, None, Embeddings]:
     """Yield `Progress` after every batch and return the embeddings.
 
-    Reading runs one batch ahead in a thread of its own; closing the generator ends it after the batch under way. `keep`
-    is given the rows and embeddings of every batch at once, so that work which is broken off is not lost.
+    Reading runs a few batches ahead in threads of its own (`readers` of them; see `ReadAhead`); closing the generator
+    ends it after the batches under way. `keep` is given the rows and embeddings of every batch at once, so that work
+    which is broken off is not lost. `batch` is how many a CPU gets at once (see `BatchSize`): what training has always
+    used where it is None, for another number changes the last digits.
 
     Raises
     ------
@@ -96,23 +104,20 @@ def embed(
     """
     result = Embeddings(np.zeros((0, 0), np.float32))
     pooled: dict[str, list[NDArray[np.float32]]] = {name: [] for name in ("", *layers)}
-    starts = list(range(0, len(patches), BATCH))
-    size = BATCH  # patches at once on the device
-    with ThreadPoolExecutor(1, "patches") as pool:
-        ahead: Future[tuple[NDArray[np.uint8], float]] | None = None
-        for i, start in enumerate(starts):
-            ahead = ahead or pool.submit(_timed_read, slide, patches, start)
-            pixels, seconds = ahead.result()
-            ahead = pool.submit(_timed_read, slide, patches, starts[i + 1]) if i + 1 < len(starts) else None
-            result.seconds_read += seconds
+    size = BatchSize(device, batch)
+    with ReadAhead(partial(patches.read, slide), len(patches), device, readers=readers) as queue:
+        while (taken := queue.take(size.size)) is not None:
+            start, before, count = result.encoded, len(pooled[""]), len(taken.pixels)
             began = time.perf_counter()
-            before = len(pooled[""])
-            size = yield from _encode(encoder, pixels, patches.input_px, device, pooled, size)
-            result.seconds_encode += time.perf_counter() - began
-            result.encoded += len(pixels)
+            yield from _encode(encoder, taken.pixels, patches.input_px, device, pooled, size)
+            seconds = time.perf_counter() - began
+            size.note(count, seconds)
+            result.seconds_read += taken.seconds
+            result.seconds_encode += seconds
+            result.encoded += count
             if keep is not None:
-                keep(slice(start, start + len(pixels)), np.concatenate(pooled[""][before:]))
-            yield Progress(stage, min(start + BATCH, len(patches)), len(patches))
+                keep(slice(start, start + count), np.concatenate(pooled[""][before:]))
+            yield Progress(stage, start + count, len(patches))
     result.features = np.concatenate(pooled.pop(""))
     result.layers = {name: np.concatenate(parts) for name, parts in pooled.items()}
     return result
@@ -120,46 +125,35 @@ def embed(
 
 def _encode(
     encoder: Embedder,
-    pixels: NDArray[np.uint8],
+    pixels: Tensor,
     input_px: int | None,
     device: torch.device,
     pooled: dict[str, list[NDArray[np.float32]]],
-    size: int,
-) -> Generator[Event, None, int]:
-    """Add a batch's embeddings to `pooled`, `size` patches at once; halve that where memory runs out, and return it."""
+    size: BatchSize,
+) -> Generator[Event, None, None]:
+    """Add a batch's embeddings to `pooled`, as many patches at once as fit; that is halved where memory runs out."""
     layers = [name for name in pooled if name]
     start = 0
     while start < len(pixels):
         try:
-            encoded = encode(encoder, pixels[start : start + size], input_px, device, layers)
+            encoded = _encoded(encoder, pixels[start : start + size.size], input_px, device, layers)
             found = [to_numpy(encoded.embedding), *(to_numpy(encoded.maps[name].mean(dim=(2, 3))) for name in layers)]
         except Exception as error:
             if not memory_ran_out(error):
                 raise
-            if size == 1:
+            if size.size == 1:
                 raise LrmilError(
                     f"the memory of {device} does not hold a single patch; close other programs, or use --device cpu"
                 ) from error
-            size //= 2
+            size.halve()
         else:
             for parts, one in zip(pooled.values(), found, strict=True):
                 parts.append(one)
-            start += size
+            start += len(found[0])
             continue
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        yield Caution(f"the memory of {device} ran out: {size} patches at once from now on")
-    return size
-
-
-def memory_ran_out(error: BaseException) -> bool:
-    """Return whether an error says that a device's memory ran out; Apple's says so in words only."""
-    return isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in str(error)
-
-
-def _timed_read(slide: Slide, patches: PatchSet, start: int) -> tuple[NDArray[np.uint8], float]:
-    began = time.perf_counter()
-    return patches.read(slide, slice(start, start + BATCH)), time.perf_counter() - began
+        yield Caution(f"the memory of {device} ran out: {size.size} patches at once from now on")
 
 
 def encode(
@@ -170,8 +164,14 @@ def encode(
     layers: Sequence[str] = (),
 ) -> Encoded:
     """Encode (B, h, w, 3) uint8 pixels without gradients; uint8 travels to the device, not float."""
+    return _encoded(encoder, torch.from_numpy(pixels), input_px, device, layers)
+
+
+def _encoded(
+    encoder: Embedder, pixels: Tensor, input_px: int | None, device: torch.device, layers: Sequence[str]
+) -> Encoded:
     with torch.inference_mode():
-        batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device)  # (B, 3, h, w)
+        batch = pixels.to(device).permute(0, 3, 1, 2)  # (B, 3, h, w)
         return encoder(enlarge(batch, input_px), layers)
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from napari_lrmil.core.geometry import Int64
 from napari_lrmil.core.grid import Ground, NestedGrid, ground_of, require_resolution
 from napari_lrmil.core.pooling import pool
 from napari_lrmil.core.prediction import Prediction, Reading
+from napari_lrmil.core.readahead import at_once
+from napari_lrmil.core.runtime import Runtime, RuntimeChoice, Subject, prepare_runtime, require_runtime, spread
 from napari_lrmil.core.scope import WHOLE, Scope
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.core.teacherchoice import NONE, compared_rows, require_choice
@@ -37,6 +40,7 @@ def predict(
     scope: Scope = WHOLE,
     ground: Ground | None = None,
     cache: EmbeddingCache | None = None,
+    runtime: str = "torch",
 ) -> Iterator[Event]:
     """Run the LR student on a slide or a part of it, and the HR teacher beside it where asked.
 
@@ -60,6 +64,8 @@ def predict(
         The slide's tissue and grids, where they are known already or were edited.
     cache
         Where embeddings are taken from, and left for the next question.
+    runtime
+        ``torch`` in float32, the reference; ``openvino``; or ``auto``: the fastest that agrees with the reference.
 
     Raises
     ------
@@ -67,6 +73,7 @@ def predict(
         Where the slide is too coarse, has no tissue, cannot be read, or the bundle is broken.
     """
     require_choice(teacher)
+    require_runtime(runtime, device)
     if teacher != NONE:
         yield from _teacher_terms(slide, bundle)
     about = [f"about the model {bundle.name}: {bundle.card.about}"] if bundle.card.about else []
@@ -76,7 +83,7 @@ def predict(
     began, cpu, decoded = time.perf_counter(), time.process_time(), slide.pixels_decoded
     ground = ground or ground_of(slide, bundle.card.plan, bundle.card.tissue)
     scope = replace(scope, edited=ground.edited)
-    asked = _Asked(slide, bundle, scope.of(ground.grid, slide.path), scope, device, cache, scope.whole)
+    asked = _Asked(slide, bundle, scope.of(ground.grid, slide.path), scope, device, cache, runtime, scope.whole)
     doubts = slide_warnings(slide, asked.grid, bundle.card) if scope.kind == "slide" else ()
     yield from (Caution(text, slide.name) for text in doubts)
     seconds = {"open": seconds_open, "tissue": time.perf_counter() - began}
@@ -123,6 +130,7 @@ class _Asked:
     scope: Scope
     device: torch.device
     cache: EmbeddingCache | None
+    runtime: str
     whole: bool  # whether the calibration holds, which was fitted on whole slides
 
 
@@ -155,9 +163,11 @@ def _teacher(asked: _Asked, before: Before) -> Generator[Event, None, Reading]:
 def _read(
     asked: _Asked, load: Callable[[], StudentNetwork | TeacherNetwork], look: _Look, before: Before
 ) -> Generator[Event, None, Reading]:
-    began, cpu, decoded = time.perf_counter(), time.process_time(), asked.slide.pixels_decoded
+    began, cpu = time.perf_counter(), time.process_time()
     network = load()
-    embedded = yield from _embedded(asked, network, look)
+    runtime = _runtime(asked, network, look)
+    decoded = asked.slide.pixels_decoded  # patches that runtimes were compared on are read again
+    embedded = yield from _embedded(asked, runtime, look)
     at_mil = time.perf_counter()
     pooled = pool(network.mil, embedded.features, asked.device)
     logits = dict(zip(asked.bundle.card.classes, pooled.logits.tolist(), strict=True))
@@ -181,23 +191,41 @@ def _read(
         seconds=seconds,
         cpu_seconds=before.cpu_seconds + time.process_time() - cpu,
         patches_encoded=embedded.encoded,
+        runtime=runtime.choice,
     )
 
 
-def _embedded(
-    asked: _Asked, network: StudentNetwork | TeacherNetwork, look: _Look
-) -> Generator[Event, None, Embeddings]:
+def _runtime(asked: _Asked, network: StudentNetwork | TeacherNetwork, look: _Look) -> Runtime:
+    if asked.runtime == "torch":  # the reference needs nothing to be compared with
+        return Runtime(network.encoder, RuntimeChoice())
+    patches = look.patches
+    subject = Subject(
+        network,
+        f"{asked.bundle.sha256} {look.network}",
+        patches.side,
+        look.temperature,
+        lambda: replace(patches, corners=patches.corners[spread(len(patches), patches.side)]).read(
+            asked.slide, slice(None)
+        ),
+        asked.bundle.prepared,
+    )
+    return prepare_runtime(asked.runtime, subject, asked.device)
+
+
+def _embedded(asked: _Asked, runtime: Runtime, look: _Look) -> Generator[Event, None, Embeddings]:
     """Embed what the cache does not have, the middle first, for that is what people look at; the rest is there."""
+    embedder = runtime.embedder
+    words: dict[str, Any] = {"device": asked.device, "stage": look.stage, "batch": at_once(look.patches.side)}
     if asked.cache is None:
-        return (yield from embed(asked.slide, look.patches, network.encoder, device=asked.device, stage=look.stage))
-    cache, key = asked.cache, cache_key(asked.slide, asked.bundle, asked.grid, look.network)
+        return (yield from embed(asked.slide, look.patches, embedder, **words))
+    cache, key = asked.cache, cache_key(asked.slide, asked.bundle, asked.grid, look.network, runtime.choice.numbers)
     found = cache.get(key, look.index)
     missing = from_the_middle(look.patches.corners, np.flatnonzero(~found.rows))
     if len(missing) == 0:
         return Embeddings(found.features, encoded=0)
     some = replace(look.patches, corners=look.patches.corners[missing])
     keep = partial(_keep, cache, key, look.index[missing])
-    made = yield from embed(asked.slide, some, network.encoder, device=asked.device, stage=look.stage, keep=keep)
+    made = yield from embed(asked.slide, some, embedder, keep=keep, **words)
     features = np.empty((len(look.index), made.features.shape[1]), np.float32)
     features[missing] = made.features
     if found.rows.any():
@@ -209,7 +237,7 @@ def _keep(cache: EmbeddingCache, key: CacheKey, index: Int64, rows: slice, featu
     cache.put(key, index[rows], features)
 
 
-def cache_key(slide: Slide, bundle: Bundle, grid: NestedGrid, network: str) -> CacheKey:
+def cache_key(slide: Slide, bundle: Bundle, grid: NestedGrid, network: str, precision: str = "float32") -> CacheKey:
     """Return the key under which a slide's embeddings by one of the bundle's networks are kept.
 
     Parameters
@@ -218,6 +246,8 @@ def cache_key(slide: Slide, bundle: Bundle, grid: NestedGrid, network: str) -> C
         What is asked about.
     network
         ``student`` or ``teacher``.
+    precision
+        What tells a runtime's numbers from another's; see `RuntimeChoice.numbers`.
     """
     card, lattice = bundle.card, grid.lattice
     lr = network == "student"
@@ -229,6 +259,7 @@ def cache_key(slide: Slide, bundle: Bundle, grid: NestedGrid, network: str) -> C
         patch_px=card.lr_patch_px if lr else card.hr_patch_px,
         input_px=card.student_input_px if lr else None,
         network=f"{bundle.sha256} {network}",
+        precision=precision,
     )
 
 

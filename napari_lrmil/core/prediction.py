@@ -14,6 +14,7 @@ from napari_lrmil.core.bag import Features
 from napari_lrmil.core.compare import Agreement, to_lr
 from napari_lrmil.core.geometry import Int64
 from napari_lrmil.core.grid import NestedGrid
+from napari_lrmil.core.runtime import REFERENCE, RuntimeChoice
 from napari_lrmil.core.scope import WHOLE, Scope
 from napari_lrmil.core.teacherchoice import ALL, NONE
 from napari_lrmil.core.tilereader import ASKED, AUTO, OPENSLIDE, ReaderChoice
@@ -46,6 +47,8 @@ class Reading:
         What the process computed for it, over all threads, the tissue mask included.
     patches_encoded
         Patches that were not in the cache.
+    runtime
+        What ran the encoder.
     """
 
     coords: Int64
@@ -59,6 +62,7 @@ class Reading:
     seconds: dict[str, float]
     cpu_seconds: float
     patches_encoded: int = 0
+    runtime: RuntimeChoice = REFERENCE
 
     @property
     def predicted(self) -> str:
@@ -146,6 +150,7 @@ class Prediction:
             "reader_reason": self.reader.reason if self.reader else None,
             "scope": self.scope.text,
             "device": self.device,
+            **_runtime(s),
             "seconds": s.seconds,
             "warnings": list(self.warnings),
             "version": __version__,
@@ -159,6 +164,12 @@ class Prediction:
                 "n_lr_patches": int(np.isfinite(self.teacher_on_lr).sum()),
                 "n_patches": len(t.attention),
                 "pixels_decoded": t.pixels_decoded,
+                **_runtime(t),
                 "seconds": t.seconds,
             }
         return found
+
+
+def _runtime(reading: Reading) -> dict[str, str]:
+    ran = reading.runtime
+    return {"runtime": ran.name, "precision": ran.precision, "runtime_reason": ran.reason}

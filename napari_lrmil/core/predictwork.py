@@ -23,6 +23,7 @@ from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.regions import read_regions
 from napari_lrmil.core.remembered import Remembered
 from napari_lrmil.core.results import write_steps
+from napari_lrmil.core.runtime import REFERENCE
 from napari_lrmil.core.scope import read_scope
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.core.slidereport import ReportRequest
@@ -70,6 +71,9 @@ class PredictTask:
         Whether student and teacher are drawn side by side.
     resume
         Whether results that are there already are left as they are.
+    runtime
+        ``auto``, ``torch`` or ``openvino``. What is not torch agrees with it, so that results of any runtime answer for
+        it; only torch, the reference, answers for torch.
     reader
         ``auto``, ``openslide`` or ``tiles``, see `Slide`.
     """
@@ -84,6 +88,7 @@ class PredictTask:
     files: Mapping[str, Path | None] = field(default_factory=dict)
     compare: bool = False
     resume: bool = True
+    runtime: str = "auto"
     reader: str = AUTO
 
     def prepare(self, threads: int) -> None:
@@ -109,6 +114,7 @@ class PredictTask:
                 seconds_open=opened,
                 scope=read_scope({k: v for k, v in self.files.items() if k in PARTS}, slide.bounds),
                 ground=self._edited(slide, model),
+                runtime=self.runtime,
             )
             prediction = yield from _finished(stream)
             where = self.folder / prediction.slide
@@ -122,6 +128,8 @@ class PredictTask:
             return None
         where = self.folder / slide.name
         also = {} if self.reader == AUTO else {"reader": self.reader}
+        if self.runtime == REFERENCE.name:
+            also |= {"runtime": REFERENCE.name, "precision": REFERENCE.precision}
         found = earlier_result(where, slide, Wanted(self.bundle_sha256, self.teacher, self.report, also))
         if found is None:
             return None
@@ -141,6 +149,7 @@ class PredictTask:
             return None
         device = str(_device(self.device))
         words: dict[str, Any] = {"bundle": self.named, "out": self.folder.absolute(), "device": device, "mpp": work.mpp}
+        words["runtime"] = self.runtime
         files: dict[str, Any] = {name: file.absolute() for name, file in self.files.items() if file is not None}
         command = predict_command(work.path, teacher=self.teacher, report=True, reader=self.reader, **words, **files)
         return ReportRequest(command, model.card.hr_mpp)

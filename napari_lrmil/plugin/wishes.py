@@ -178,6 +178,7 @@ class Wishes:
             bundle=session.bundle_named,
             out=out,
             device=prediction.device,
+            runtime=prediction.student.runtime.name,
             mpp=session.slide.given_mpp,
             teacher=prediction.teacher_choice,
             **files,

@@ -46,13 +46,17 @@ def _number(text: str) -> Any:
         return text  # refused where its type is checked, with what was written
 
 
+SMALL_STUDENTS = ("mobilenet_v3_large", "mobilenet_v2", "convnext_atto")  # named, with random weights
+
+
 class EncoderConfig(_Frozen):
     """Which networks look at patches."""
 
     teacher: str = "demo"
     """Frozen HR encoder: a .safetensors file, a folder, hf:owner/name, lazyslide:name, or a bundle."""
     student: str = "teacher"
-    """The word teacher: start as a copy of it (the paper's choice); or another encoder, as above."""
+    """The word teacher: start as a copy of it (the paper's choice); mobilenet_v3_large, mobilenet_v2 or convnext_atto:
+    small, with random weights; or another encoder, as above."""
 
 
 class TeacherConfig(_Frozen):

@@ -26,9 +26,9 @@ from lrmil_training.checkpoints import travelling
 from lrmil_training.fitloop import Make, State, run_stage
 from lrmil_training.fitplan import FitPlan, StoppedError
 from lrmil_training.rank import enter
-from napari_lrmil.core.embed import memory_ran_out
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event
+from napari_lrmil.core.readahead import memory_ran_out
 
 SECOND_WORD_S = 2.0  # when one rank fails the others fail at the broken connection; the first reason may come later
 

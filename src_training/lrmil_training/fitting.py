@@ -16,10 +16,10 @@ from lrmil_training.distributed import OutOfMemoryError, run_in_processes
 from lrmil_training.epochs import EpochMeans, EpochSampler, gathered, require_finite, set_epoch
 from lrmil_training.fitloop import CancelledError, Make, State, can_scale, run_stage
 from lrmil_training.fitplan import SELECT, FitPlan, StoppedError
-from napari_lrmil.core.embed import memory_ran_out
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Caution, Event, Metric, StageDone
 from napari_lrmil.core.files import write_text
+from napari_lrmil.core.readahead import memory_ran_out
 
 __all__ = [
     "SELECT",

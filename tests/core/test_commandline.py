@@ -28,7 +28,7 @@ def test_every_word_arrives_where_it_belongs() -> None:
     )  # fmt: skip
     expected = {
         "slides": [Path("/scans/it's a slide; rm.svs")], "bundle": "/models/my bundle", "folder": Path("out dir"),
-        "device": "cuda", "mpp": 0.2649123456789, "teacher": "all", "report": True,
+        "device": "cuda", "runtime": "torch", "mpp": 0.2649123456789, "teacher": "all", "report": True,
         "reader": "openslide",
     }  # fmt: skip
     told = parsed(command)
@@ -37,7 +37,7 @@ def test_every_word_arrives_where_it_belongs() -> None:
 
 def test_what_was_not_given_is_not_told() -> None:
     command = predict_command(Path("a.svs"), bundle="demo", out=Path("o"))
-    assert command == "napari-lrmil predict a.svs --bundle demo --device auto --teacher none --out o"
+    assert command == "napari-lrmil predict a.svs --bundle demo --device auto --runtime torch --teacher none --out o"
     assert parsed(command)["mpp"] is None and parsed(command)["report"] is False
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from core.fake_slides import FakeSlide, fake_slide, lively, one_sentence, speckled
-from napari_lrmil.core.embed import BATCH, Embeddings, PatchSet, embed, encode, enlarge, resolve_device
+from napari_lrmil.core.embed import Embeddings, PatchSet, embed, encode, enlarge, resolve_device
 from napari_lrmil.core.encoders import Encoded
 from napari_lrmil.core.errors import LrmilError, SlideError
 from napari_lrmil.core.events import Caution, Event, Progress
+from napari_lrmil.core.readahead import AHEAD, BATCH
 from networks import untrained_encoder
 
 CPU = torch.device("cpu")
@@ -88,11 +89,11 @@ def test_batches_do_not_change_what_a_patch_embeds_to(tmp_path: Path) -> None:
 def test_closing_the_stream_stops_reading(tmp_path: Path) -> None:
     fake = FakeSlide(speckled(900, 420))
     with fake_slide(tmp_path, fake) as slide:
-        events = embed(slide, PatchSet(corners(80), (80, 48), 16), MeanColour(), device=CPU)
+        events = embed(slide, PatchSet(corners(10 * BATCH), (80, 48), 16), MeanColour(), device=CPU)
         next(events)
         events.close()
         done = len(fake.reads)
-        assert done <= 2 * BATCH, "one batch ahead at most"
+        assert done <= (1 + AHEAD) * BATCH, "the queue is bounded"
     assert len(fake.reads) == done
 
 

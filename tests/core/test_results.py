@@ -33,7 +33,7 @@ from napari_lrmil.core.slidereport import ReportRequest
 KEYS = {
     "slide", "path", "slide_fingerprint", "bundle", "bundle_sha256", "classes", "probabilities", "calibrated", "logits",
     "predicted", "mpp", "lr_mpp", "patch_um", "n_patches", "n_hr_patches", "pixels_decoded", "device",
-    "reader", "reader_reason", "scope", "seconds", "warnings",
+    "reader", "reader_reason", "runtime", "precision", "runtime_reason", "scope", "seconds", "warnings",
     "version",
 }  # fmt: skip
 AGREEMENT = {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from napari_lrmil.core.encoders.families import NetworkEncoder
+from napari_lrmil.core.encoders.network import NetworkEncoder
 from napari_lrmil.core.encoders.spec import Encoded, EncoderSpec
 
 

@@ -1,62 +1,18 @@
-"""The architectures that can be trained, through ``transformers``: two convolutional ones, two of tokens."""
+"""The architectures that can be trained: through ``transformers`` two convolutional ones and two of tokens; ours."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from napari_lrmil.core.encoders.mobilenet_v3 import MobileNetV3Encoder
+from napari_lrmil.core.encoders.network import NetworkEncoder, taken
 from napari_lrmil.core.encoders.spec import TRAINABLE, Encoded, EncoderSpec, require_layers
 from napari_lrmil.core.errors import EncoderError
-
-
-class NetworkEncoder(nn.Module):
-    """What all families share: normalisation, and maps taken where named modules put them out.
-
-    Parameters
-    ----------
-    spec
-        How the network is built.
-
-    Raises
-    ------
-    EncoderError
-        Where the settings are no configuration of the family.
-    """
-
-    mean: Tensor
-    deviation: Tensor
-    net: Any  # of transformers, which tells no types
-    dim: int
-
-    def __init__(self, spec: EncoderSpec) -> None:
-        super().__init__()
-        self.spec = spec
-        for name, values in (("mean", spec.mean), ("deviation", spec.deviation)):  # no weights: the spec holds them
-            self.register_buffer(name, 255 * torch.tensor(values).reshape(3, 1, 1), persistent=False)
-
-    @property
-    def layers(self) -> dict[str, int]:
-        """Names of the layers that have a map, with their widths."""
-        raise NotImplementedError
-
-    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> Encoded:
-        """Encode (B, 3, h, w) uint8 RGB pixels.
-
-        Raises
-        ------
-        EncoderError
-            Where a layer does not exist.
-        """
-        raise NotImplementedError
-
-    def normalised(self, pixels: Tensor) -> Tensor:
-        """Return (B, 3, h, w) float pixels as the weights expect them."""
-        return (pixels.to(self.mean.dtype) - self.mean) / self.deviation
 
 
 def _configured(kind: Any, spec: EncoderSpec) -> Any:
@@ -191,25 +147,6 @@ def _token_network(spec: EncoderSpec) -> tuple[Any, nn.Module, str]:
     return config, kinds[spec.family][1](config), "encoder.layer"
 
 
-@contextmanager
-def taken(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Collect what modules put out while the network runs: name -> tensor."""
-    found: dict[str, Tensor] = {}
-
-    def keeper(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def keep(_: nn.Module, __: Any, output: Any) -> None:
-            found[name] = output[0] if isinstance(output, tuple) else output
-
-        return keep
-
-    hooks = [module.register_forward_hook(keeper(name)) for name, module in modules.items()]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 def build_encoder(spec: EncoderSpec) -> NetworkEncoder:
     """Return an encoder of `spec` with fresh weights.
 
@@ -221,6 +158,8 @@ def build_encoder(spec: EncoderSpec) -> NetworkEncoder:
     match spec.family:
         case "mobilenet_v2":
             return MobileNetV2Encoder(spec)
+        case "mobilenet_v3_large":
+            return MobileNetV3Encoder(spec)
         case "convnext":
             return ConvNextEncoder(spec)
         case "vit" | "dinov2" | "dinov2_with_registers":

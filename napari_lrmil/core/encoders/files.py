@@ -8,8 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from napari_lrmil.core.encoders.families import NetworkEncoder, build_encoder
+from napari_lrmil.core.encoders.families import build_encoder
 from napari_lrmil.core.encoders.folded import folded_mobilenet
+from napari_lrmil.core.encoders.network import NetworkEncoder
 from napari_lrmil.core.encoders.spec import EncoderSpec
 from napari_lrmil.core.encoders.weights import file_sha256, half_tensors, load_weights
 from napari_lrmil.core.errors import EncoderError

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from napari_lrmil.core.encoders.files import METADATA_KEY, LoadedEncoder, load_encoder, read_tensors
 from napari_lrmil.core.encoders.foundation import PREFIX, foundation_card, load_foundation
+from napari_lrmil.core.encoders.named import NAMED, fresh
 from napari_lrmil.core.encoders.published import CONFIG, HUB, hub_notice, load_from_hub, load_published, untrained
 from napari_lrmil.core.errors import EncoderError
 
 KINDS = (
     "a .safetensors file, the folder of a model with config.json, a configuration (.json, .yaml) for random weights, "
+    f"{', '.join(NAMED)} with fresh weights, "
     f"{HUB}owner/name, lazyslide:NAME (`napari-lrmil encoders` lists them), or a shipped bundle's name"
 )
 
@@ -27,6 +29,8 @@ def encoder_at(name: str) -> LoadedEncoder | None:
         return load_from_hub(name)
     if name.startswith(PREFIX):
         return load_foundation(name)
+    if name in NAMED:
+        return fresh(name)
     path = Path(name)
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
         raise EncoderError(f"{path}: a pickle, which could run code when it is read; expected {KINDS}")
@@ -47,7 +51,13 @@ def _file(path: Path) -> LoadedEncoder:
 
 
 def notice(name: str) -> str | None:
-    """Return licence and terms of an encoder that others made; None where there is nothing to say."""
+    """Return licence and terms of an encoder that others made, and that weights are random; None: nothing to say."""
+    if name in NAMED:
+        return (
+            f"{name} starts with random weights and learns from the teacher alone; for weights that someone trained "
+            f"give a .safetensors file, a folder with config.json, or {HUB}owner/name of a model of the family "
+            f"{NAMED[name].family}"
+        )
     if name.startswith(PREFIX):
         return foundation_card(name.removeprefix(PREFIX).partition("@")[0]).notice
     return hub_notice(name) if name.startswith(HUB) else None

@@ -13,8 +13,8 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from napari_lrmil.core.encoders.families import NetworkEncoder, taken
 from napari_lrmil.core.encoders.files import LoadedEncoder
+from napari_lrmil.core.encoders.network import NetworkEncoder, taken
 from napari_lrmil.core.encoders.spec import FROZEN, Encoded, EncoderSpec, require_layers
 from napari_lrmil.core.encoders.weights import module_sha256
 from napari_lrmil.core.errors import EncoderError

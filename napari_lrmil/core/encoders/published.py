@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from napari_lrmil.core.encoders.families import NetworkEncoder, build_encoder
+from napari_lrmil.core.encoders.families import build_encoder
 from napari_lrmil.core.encoders.files import LoadedEncoder, read_tensors
-from napari_lrmil.core.encoders.spec import HALF, TRAINABLE, EncoderSpec, Rgb
+from napari_lrmil.core.encoders.network import NetworkEncoder
+from napari_lrmil.core.encoders.spec import HALF, IMAGENET, TRAINABLE, EncoderSpec, Rgb
 from napari_lrmil.core.encoders.weights import file_sha256
 from napari_lrmil.core.errors import EncoderError
 
 HUB = "hf:"
 CONFIG, PREPROCESSOR, README = "config.json", "preprocessor_config.json", "README.md"
-IMAGENET: tuple[Rgb, Rgb] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OUTPUTS = ("out_features", "out_indices", "stage_names", "apply_layernorm", "reshape_hidden_states")  # of a backbone
 FETCHED = (CONFIG, PREPROCESSOR, README, "*.safetensors", "*.safetensors.index.json")
 
@@ -98,6 +98,8 @@ def _architecture(config: Mapping[str, Any], family: str) -> dict[str, Any]:
     """Return the entries that shape the network and differ from its defaults; the rest is of a head or a task."""
     from transformers import CONFIG_MAPPING, PretrainedConfig
 
+    if family not in CONFIG_MAPPING:  # written here
+        return {key: value for key, value in config.items() if key == "width"}
     defaults, every = CONFIG_MAPPING[family](), PretrainedConfig()
     own = {key: value for key, value in config.items() if hasattr(defaults, key) and not hasattr(every, key)}
     return {key: value for key, value in own.items() if getattr(defaults, key) != value and key not in OUTPUTS}
@@ -105,7 +107,8 @@ def _architecture(config: Mapping[str, Any], family: str) -> dict[str, Any]:
 
 def _normalisation(path: Path, family: str) -> tuple[Rgb, Rgb]:
     if not path.exists():
-        return (HALF, HALF) if family in ("mobilenet_v2", "vit") else IMAGENET  # what their authors trained with
+        halves = ("mobilenet_v2", "mobilenet_v3_large", "vit")
+        return (HALF, HALF) if family in halves else IMAGENET  # what their authors trained with
     told = _mapping(path)
     mean, deviation = told.get("image_mean", HALF), told.get("image_std", HALF)
     try:
@@ -135,6 +138,9 @@ def _fill(encoder: NetworkEncoder, tensors: dict[str, Tensor], folder: Path) -> 
     from transformers.utils import logging
 
     net: Any = encoder.net
+    if not hasattr(net, "config"):  # written here: others have other names for its tensors
+        family = encoder.spec.family
+        raise EncoderError(f"{folder}: weights of {family} are read from a .safetensors file that this program wrote")
     bare = {"add_pooling_layer": False} if encoder.spec.family in ("vit", "mobilenet_v2") else {}  # we pool ourselves
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

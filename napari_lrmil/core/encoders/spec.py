@@ -12,7 +12,9 @@ from napari_lrmil.core.errors import EncoderError
 
 Rgb = tuple[float, float, float]
 HALF: Rgb = (0.5, 0.5, 0.5)
-TRAINABLE = ("mobilenet_v2", "convnext", "vit", "dinov2", "dinov2_with_registers")
+IMAGENET: tuple[Rgb, Rgb] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+TRAINABLE = ("mobilenet_v2", "mobilenet_v3_large", "convnext", "vit", "dinov2", "dinov2_with_registers")
+CONVOLUTIONAL = ("mobilenet_v2", "mobilenet_v3_large", "convnext")
 FROZEN = "lazyslide"  # foundation encoders, which others load: teachers only
 
 
@@ -39,10 +41,11 @@ class EncoderSpec:
     Attributes
     ----------
     family
-        Architecture: ``mobilenet_v2``, ``vit``, ``dinov2``, ``dinov2_with_registers`` or ``convnext``; for a frozen
-        foundation encoder ``lazyslide``.
+        Architecture: ``mobilenet_v2``, ``mobilenet_v3_large``, ``convnext``, ``vit``, ``dinov2`` or
+        ``dinov2_with_registers``; for a frozen foundation encoder ``lazyslide``.
     settings
-        Entries of the family's ``transformers`` configuration that differ from its defaults.
+        Entries of the family's ``transformers`` configuration that differ from its defaults; of MobileNetV3 ``width``,
+        which multiplies its channels.
     licence
         Licence of the weights, shown in the bundle's card.
     name

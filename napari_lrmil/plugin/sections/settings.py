@@ -9,9 +9,9 @@ from magicgui import widgets
 from numpy.typing import NDArray
 from qtpy.QtCore import Signal
 from qtpy.QtGui import QImage, QPixmap
-from qtpy.QtWidgets import QLabel, QWidget
+from qtpy.QtWidgets import QCompleter, QLabel, QWidget
 
-from lrmil_training.config import PRESETS, TrainConfig
+from lrmil_training.config import PRESETS, SMALL_STUDENTS, TrainConfig
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.plugin.sections.parts import button, label, row
 from napari_lrmil.plugin.sections.steps import FormStep, Step, fit_narrow
@@ -55,6 +55,7 @@ class TrainingForm(Step):
         self.lr, self.hr = QLabel(), QLabel()
         self.lr_told, self.hr_told = label("lr patch", small=True), label("hr patch", small=True)
         self.groups = [self._group(name, title) for name, title in GROUPS.items()]
+        self._offer_students()
         self._lay_out()
         self._connect()
         self.set_value(preset("default"))
@@ -165,6 +166,13 @@ class TrainingForm(Step):
         self.encoder.choices = [*names, OTHER]
         self._show_encoder(self.editors["encoder.teacher"].value)
         self._showing = False
+
+    def _offer_students(self) -> None:
+        """List the students that have a name, whatever is typed; any other may be named too."""
+        line = self.editors["encoder.student"].native
+        self.students = QCompleter(["teacher", *SMALL_STUDENTS], line)
+        self.students.setCompletionMode(QCompleter.CompletionMode.UnfilteredPopupCompletion)
+        line.setCompleter(self.students)
 
     def offer_devices(self, devices: dict[str, str]) -> None:
         """Offer what this machine has: name -> what to call it."""

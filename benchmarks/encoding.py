@@ -1,0 +1,87 @@
+"""What encoding a slide costs in each runtime, and how far it agrees with torch in float32: CPU-seconds of one thread.
+
+python benchmarks/encoding.py SLIDE BUNDLE…
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from napari_lrmil.cli.console import follow, returned
+from napari_lrmil.core.bundle import Bundle
+from napari_lrmil.core.compare import spearman
+from napari_lrmil.core.embed import Embedder, Embeddings, PatchSet, embed
+from napari_lrmil.core.grid import ground_of
+from napari_lrmil.core.pooling import pool
+from napari_lrmil.core.readahead import at_once
+from napari_lrmil.core.runtime import Subject, spread, tried, ways_to_run
+from napari_lrmil.core.slide import Slide
+
+CPU = torch.device("cpu")
+REPEATS = 3
+
+
+def measure(path: Path, named: str) -> None:
+    """Print a row per runtime."""
+    bundle = Bundle(named)
+    card = bundle.card
+    with Slide(path) as slide:
+        grid = ground_of(slide, card.plan, card.tissue).grid
+        patches = PatchSet(grid.lr_corners, grid.lattice.lr_cell, card.lr_patch_px, card.student_input_px)
+        some = PatchSet(
+            patches.corners[spread(len(patches), patches.side)], patches.size_level0, patches.patch_px, patches.input_px
+        )
+        read = partial(some.read, slide, slice(None))
+        subject = Subject(bundle.student, f"{bundle.sha256} student", patches.side, card.temperature, read, {})
+        every: dict[str, Embedder] = {"torch float32, as it is": bundle.student.encoder}
+        for way in ways_to_run("auto", subject, CPU)[1]:
+            ready = tried(subject, way)
+            every[f"{way.runtime} {way.precision}{'' if ready.verdict.agrees else ' (refused)'}"] = (
+                ready.embedder or bundle.student.encoder
+            )
+        reference = _embedded(slide, patches, bundle.student.encoder)[0]
+        seen = pool(bundle.student.mil, reference.features, CPU)
+        runs: dict[str, list[tuple[Embeddings, float]]] = {name: [] for name in every}
+        for _ in range(REPEATS):  # in turns, for the machine may be busier at one time than at another
+            for name, embedder in every.items():
+                runs[name].append(_embedded(slide, patches, embedder))
+        for name, its in runs.items():
+            told = pool(bundle.student.mil, its[0][0].features, CPU)
+            shares = [torch.softmax(torch.from_numpy(p.logits) / (card.temperature or 1), 0) for p in (seen, told)]
+            rank = spearman(seen.attention, told.attention) or 0.0
+            seconds = sorted(cpu for _, cpu in its)[REPEATS // 2]
+            difference = float((shares[0] - shares[1]).abs().max())
+            print(
+                f"| {bundle.name} | {name} | {len(patches)} x {patches.side} px | {seconds:.2f} "
+                f"| {rank:.5f} | {difference:.1e} |"
+            )
+
+
+def _embedded(slide: Slide, patches: PatchSet, embedder: Embedder) -> tuple[Embeddings, float]:
+    """Return embeddings and the CPU-seconds of reading and encoding them."""
+    began = time.process_time()
+    work = embed(slide, patches, embedder, device=CPU, batch=at_once(patches.side))
+    made: Embeddings = follow(returned(work), slide.name)
+    return made, time.process_time() - began
+
+
+def main() -> None:
+    """Print the table."""
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("slide", type=Path)
+    p.add_argument("bundles", nargs="+")
+    given = p.parse_args()
+    torch.set_num_threads(1)
+    print("| model | runtime | patches | CPU-s, reading too | Spearman | probability |")
+    print("|---|---|---|---|---|---|")
+    for bundle in given.bundles:
+        measure(given.slide, bundle)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""MobileNetV3-Large (Howard et al. 2019), written here: no library that we rest on has it without torchvision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from napari_lrmil.core.encoders.network import NetworkEncoder, taken
+from napari_lrmil.core.encoders.spec import Encoded, EncoderSpec, require_layers
+from napari_lrmil.core.errors import EncoderError
+
+STEM, HEAD = 16, 960  # channels of the first and of the last convolution
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the paper's table 1: an inverted residual block.
+
+    Attributes
+    ----------
+    kernel, stride
+        Of the depthwise convolution.
+    expanded, out
+        Channels inside the block and after it.
+    squeeze
+        Whether the block weighs its channels by what it sees of the whole patch.
+    hard_swish
+        Its activation; ReLU where not.
+    """
+
+    kernel: int
+    expanded: int
+    out: int
+    squeeze: bool
+    hard_swish: bool
+    stride: int
+
+
+LARGE = (
+    Row(3, 16, 16, False, False, 1),
+    Row(3, 64, 24, False, False, 2),
+    Row(3, 72, 24, False, False, 1),
+    Row(5, 72, 40, True, False, 2),
+    Row(5, 120, 40, True, False, 1),
+    Row(5, 120, 40, True, False, 1),
+    Row(3, 240, 80, False, True, 2),
+    Row(3, 200, 80, False, True, 1),
+    Row(3, 184, 80, False, True, 1),
+    Row(3, 184, 80, False, True, 1),
+    Row(3, 480, 112, True, True, 1),
+    Row(3, 672, 112, True, True, 1),
+    Row(5, 672, 160, True, True, 2),
+    Row(5, 960, 160, True, True, 1),
+    Row(5, 960, 160, True, True, 1),
+)
+
+
+def eighths(channels: float) -> int:
+    """Return the multiple of 8 nearest to a number of channels, and never less than nine tenths of it."""
+    near = max(8, int(channels + 4) // 8 * 8)
+    return near if near >= 0.9 * channels else near + 8
+
+
+def _convolution(inside: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inside, out, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+
+
+def _normed(convolution: nn.Conv2d, activation: nn.Module | None) -> nn.Sequential:
+    norm = nn.BatchNorm2d(convolution.out_channels, eps=1e-3, momentum=0.01)
+    return nn.Sequential(convolution, norm, *([activation] if activation is not None else []))
+
+
+class SqueezeExcite(nn.Module):
+    """Weigh channels by a gate in 0 .. 1 that two small layers make of their means."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        squeezed = eighths(channels / 4)
+        self.reduce, self.expand = nn.Conv2d(channels, squeezed, 1), nn.Conv2d(squeezed, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, C, h, w), each channel times its gate."""
+        means = x.mean(dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
+        gate: Tensor = nn.functional.hardsigmoid(self.expand(nn.functional.relu(self.reduce(means))))
+        return x * gate
+
+
+class Block(nn.Module):
+    """Expand, filter each channel by itself, weigh the channels, project; the input is added where shapes agree."""
+
+    def __init__(self, inside: int, row: Row) -> None:
+        super().__init__()
+        act: type[nn.Module] = nn.Hardswish if row.hard_swish else nn.ReLU
+        wide = row.expanded
+        parts: list[nn.Module] = [] if wide == inside else [_normed(_convolution(inside, wide, 1), act())]
+        parts.append(_normed(_convolution(wide, wide, row.kernel, row.stride, groups=wide), act()))
+        if row.squeeze:
+            parts.append(SqueezeExcite(wide))
+        parts.append(_normed(_convolution(wide, row.out, 1), None))
+        self.parts = nn.Sequential(*parts)
+        self.residual = row.stride == 1 and inside == row.out
+        self.out = row.out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, out, h / stride, w / stride)."""
+        found: Tensor = self.parts(x)
+        return x + found if self.residual else found
+
+
+class MobileNetV3Large(nn.Module):
+    """The network up to the last convolution, with fresh weights.
+
+    Parameters
+    ----------
+    width
+        Times the paper's channels.
+    """
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        inside = eighths(width * STEM)
+        self.stem = _normed(_convolution(3, inside, 3, stride=2), nn.Hardswish())
+        blocks = []
+        for row in LARGE:
+            scaled = Row(
+                row.kernel,
+                eighths(width * row.expanded),
+                eighths(width * row.out),
+                row.squeeze,
+                row.hard_swish,
+                row.stride,
+            )
+            blocks.append(Block(inside, scaled))
+            inside = scaled.out
+        self.blocks = nn.ModuleList(blocks)
+        self.head = _normed(_convolution(inside, eighths(width * HEAD), 1), nn.Hardswish())
+        self.dim = eighths(width * HEAD)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)  # by what a filter sees: the depthwise ones see one channel
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, D, h/32, w/32) of (B, 3, h, w) normalised pixels."""
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        found: Tensor = self.head(x)
+        return found
+
+
+class MobileNetV3Encoder(NetworkEncoder):
+    """MobileNetV3-Large; maps ``block_1`` … ``block_15`` and ``head``, embedding the mean of the last convolution.
+
+    The paper's classifier has one more layer after the mean; it belongs to ImageNet's classes, and is left out.
+    """
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        super().__init__(spec)
+        unknown = [name for name in spec.settings if name != "width"]
+        if unknown:
+            raise EncoderError(f"{spec.name}: {spec.family} has no setting {', '.join(unknown)}")
+        width = spec.settings.get("width", 1.0)
+        if not isinstance(width, int | float) or not 0 < width <= 4:
+            raise EncoderError(f"{spec.name}: {spec.family} of width {width}; expected a number above 0, at most 4")
+        network: nn.Module = MobileNetV3Large(width)
+        self.net = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own types lack it
+        self.dim: int = self.net.dim
+
+    @property
+    def layers(self) -> dict[str, int]:
+        """Names of the layers that have a map, with their widths."""
+        return {f"block_{i}": block.out for i, block in enumerate(self.net.blocks, start=1)} | {"head": self.dim}
+
+    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> Encoded:
+        """Encode (B, 3, h, w) uint8 RGB pixels; see `NetworkEncoder.forward`."""
+        require_layers(self, layers)
+        x = self.normalised(pixels).contiguous(memory_format=torch.channels_last)
+        at = {name: self.net.blocks[int(name[6:]) - 1] for name in layers if name != "head"}
+        with taken(at) as maps:
+            head = self.net(x)  # (B, D, h/32, w/32)
+        return Encoded(head.mean(dim=(2, 3)), {name: head if name == "head" else maps[name] for name in layers})

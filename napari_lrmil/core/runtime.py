@@ -1,0 +1,371 @@
+"""What runs the encoder: torch, whose numbers are the reference, or something faster that was seen to agree with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from napari_lrmil.core import converted, verdicts
+from napari_lrmil.core.bag import Features
+from napari_lrmil.core.bundle import Prepared, StudentNetwork, TeacherNetwork
+from napari_lrmil.core.compare import spearman
+from napari_lrmil.core.converted import OpenVinoEmbedder
+from napari_lrmil.core.embed import Embedder, encode, to_numpy
+from napari_lrmil.core.encoders import CONVOLUTIONAL, FROZEN, Encoded
+from napari_lrmil.core.errors import ConfigError, EncoderError
+from napari_lrmil.core.geometry import Int64
+from napari_lrmil.core.lean import folded, rounded
+from napari_lrmil.core.readahead import at_once
+from napari_lrmil.core.verdicts import Verdict, Way
+
+RUNTIMES = ("auto", "torch", "openvino")
+LOWEST_SPEARMAN = 0.999  # of attention, between a fast runtime and torch
+LARGEST_DIFFERENCE = 1e-2  # of a class's probability
+CHECKED_PIXELS = 2**22  # in patches that are compared, from all over the slide: more patches, a surer Spearman
+CHECKED = (64, 256)  # fewest and most of them, whatever their size
+ENOUGH = 32  # patches whose comparison is remembered: two or three tell little
+FEW = 4  # patches that show whether a network with its norms folded is the same
+ROUNDING = 1e-3  # of the largest embedding: what another order of additions may change
+
+
+@dataclass(frozen=True)
+class RuntimeChoice:
+    """What ran an encoder, as ``prediction.json`` tells it.
+
+    Attributes
+    ----------
+    name
+        ``torch`` or ``openvino``.
+    precision
+        Number format in which it computed: ``float32`` or ``bfloat16``.
+    reason
+        Why it was this one, in words.
+    """
+
+    name: str = "torch"
+    precision: str = "float32"
+    reason: str = "asked for"
+
+    @property
+    def numbers(self) -> str:
+        """Tells embeddings of this runtime from others; those of torch in float32 are called by their format alone."""
+        return self.precision if self.name == "torch" else f"{self.precision} {self.name}"
+
+
+REFERENCE = RuntimeChoice()
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """An encoder that is ready to be called."""
+
+    embedder: Embedder
+    choice: RuntimeChoice
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is to be run, and what it is compared on.
+
+    Attributes
+    ----------
+    network
+        Encoder and MIL, on the device.
+    identity
+        Hash of the model, and which of its encoders.
+    side
+        Of a patch as the encoder gets it, in pixels.
+    temperature
+        Divides the logits, where probabilities are calibrated.
+    pixels
+        Returns (n, h, w, 3) patches of the slide; called only where a comparison has to be made.
+    prepared
+        What this process has ready already.
+    """
+
+    network: StudentNetwork | TeacherNetwork
+    identity: str
+    side: int
+    temperature: float | None
+    pixels: Callable[[], NDArray[np.uint8]]
+    prepared: Prepared
+
+    @cached_property
+    def sample(self) -> NDArray[np.uint8]:
+        """(n, h, w, 3) patches to compare on."""
+        return self.pixels()
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.mil.parameters()).device
+
+    @cached_property
+    def folded(self) -> Any:
+        """The encoder with its batch norms folded; itself where it has none, for a copy may be large.
+
+        Raises
+        ------
+        EncoderError
+            Where that is another network: modules that follow each other are not used so.
+        """
+        encoder = self.network.encoder
+        made = _lean(encoder)
+        if made is encoder:
+            return made
+        wanted, found = (self.embedded(e, FEW) for e in (encoder, made))
+        if not np.allclose(wanted, found, rtol=0, atol=ROUNDING * float(np.abs(wanted).max())):
+            raise EncoderError("this encoder cannot be folded")
+        return made
+
+    @cached_property
+    def reference(self) -> Features:
+        """(n, D) embeddings of the sample by torch in float32."""
+        return self.embedded(self.folded)
+
+    def embedded(self, embedder: Embedder, most: int | None = None) -> Features:
+        """Return (n, D) embeddings of the sample, or of its first few patches, by another runtime."""
+        pixels, size = self.sample[:most], at_once(self.side)
+        parts = (pixels[i : i + size] for i in range(0, len(pixels), size))
+        return np.concatenate([to_numpy(encode(embedder, part, self.side, self.device).embedding) for part in parts])
+
+
+def require_runtime(asked: str, device: torch.device | None) -> None:
+    """Check that a runtime can be asked for at all, before any slide is opened.
+
+    Parameters
+    ----------
+    asked
+        One of `RUNTIMES`.
+    device
+        Where it will run; None: on another machine, of which nothing is known here.
+
+    Raises
+    ------
+    ConfigError
+        Where there is none of that name, it is not installed, or it does not run on the device.
+    """
+    if asked not in RUNTIMES:
+        raise ConfigError(f"no runtime '{asked}'; there are: {', '.join(RUNTIMES)}")
+    if asked != "openvino" or device is None:
+        return
+    if not converted.is_installed():
+        raise ConfigError(
+            "--runtime openvino: OpenVINO is not installed; pip install 'napari-lrmil[openvino]', or take torch or auto"
+        )
+    if device.type != "cpu":
+        raise ConfigError(f"--runtime openvino runs on the CPU, not on {device}; add --device cpu, or take auto")
+
+
+def prepare_runtime(asked: str, subject: Subject, device: torch.device) -> Runtime:
+    """Return the fastest runtime that may be used and agrees with torch in float32; that itself where none does.
+
+    Parameters
+    ----------
+    asked
+        ``torch``; ``openvino``; or ``auto``: on a CPU OpenVINO for convolutional encoders where it is installed, else
+        torch with batch norm folded; on CUDA torch. Each in bfloat16 first, where the device multiplies that.
+    subject
+        What is to be run.
+    device
+        Where.
+
+    Raises
+    ------
+    ConfigError
+        See `require_runtime`.
+    """
+    require_runtime(asked, device)
+    encoder = subject.network.encoder
+    if asked == REFERENCE.name:
+        return Runtime(encoder, REFERENCE)
+    notes, ways = ways_to_run(asked, subject, device)
+    for way in ways:
+        try:
+            made = tried(subject, way)
+        except EncoderError as error:
+            notes.append(f"{_title(way)}: {error}")
+            continue
+        if made.verdict.agrees and made.embedder is not None:
+            return Runtime(
+                made.embedder, RuntimeChoice(way.runtime, way.precision, "; ".join([*notes, made.verdict.reason]))
+            )
+        notes.append(f"{_title(way)} was refused: {made.verdict.reason}")
+    return Runtime(encoder, RuntimeChoice(reason="; ".join(notes)))
+
+
+def _title(way: Way) -> str:
+    return f"{'OpenVINO' if way.runtime == 'openvino' else way.runtime} in {way.precision}"
+
+
+def ways_to_run(asked: str, subject: Subject, device: torch.device) -> tuple[list[str], list[Way]]:
+    """Return why some ways are not tried, and those that are, the fastest first."""
+    family = getattr(getattr(subject.network.encoder, "spec", None), "family", "unknown")
+    if device.type not in ("cpu", "cuda"):
+        return [f"on {device} torch in float32 is the only runtime"], []
+    if family in (FROZEN, "unknown") and device.type == "cpu":
+        return [f"an encoder of the family {family} is left to torch"], []
+    notes: list[str] = []
+    ways: list[tuple[str, str, str]] = []
+    if device.type == "cpu" and not converted.is_installed():
+        notes.append("OpenVINO is not installed")
+    elif device.type == "cpu" and (asked == "openvino" or family in CONVOLUTIONAL):
+        ways += [("openvino", converted.version(), precision) for precision in converted.precisions()]
+    if asked == "auto":
+        half = verdicts.multiplies_bfloat16(device)
+        ways += [("torch", torch.__version__, precision) for precision in ("bfloat16", "float32")[not half :]]
+    name = verdicts.processor(device)
+    return notes, [Way(subject.identity, subject.side, *way, name) for way in ways]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A way to run an encoder, in this process.
+
+    Attributes
+    ----------
+    embedder
+        What embeds; None where an earlier process refused it.
+    verdict
+        Whether it agrees.
+    model
+        The converted one, until the verdict is kept.
+    """
+
+    embedder: Embedder | None
+    verdict: Verdict
+    model: Any = None
+
+
+def tried(subject: Subject, way: Way) -> Tried:
+    """Return a way that was compared: by this process, by an earlier one, or now.
+
+    Raises
+    ------
+    EncoderError
+        Where the encoder cannot be run that way.
+    """
+    known: Tried | None = subject.prepared.get(way)
+    if known is not None and known.verdict.patches >= ENOUGH:
+        return known
+    made = _kept(subject, way) if known is None else None
+    if made is None:
+        model, embedder = (known.model, known.embedder) if known and known.embedder else _made(subject, way)
+        made = Tried(embedder, _verdict(subject, way, embedder), model)
+        if made.verdict.patches >= ENOUGH:
+            verdicts.keep(way, made.verdict, partial(_write, made))
+            made = replace(made, model=None)  # it is not compared again, and what runs it has its own copy
+    subject.prepared[way] = made
+    return made
+
+
+def _write(made: Tried, folder: Path) -> None:
+    if made.model is not None and made.verdict.agrees:
+        converted.write(folder, made.model)
+
+
+def _kept(subject: Subject, way: Way) -> Tried | None:
+    """Return what an earlier process left; None where that is not whole."""
+    verdict = verdicts.kept(way)
+    if verdict is None:
+        return None
+    if not verdict.agrees:
+        return Tried(None, verdict)
+    if way.runtime == "torch":
+        return Tried(_of_torch(_lean(subject.network.encoder), way, subject.device), verdict)
+    model = converted.read(way.folder)
+    return None if model is None else Tried(_of_openvino(model, way), verdict)
+
+
+def _made(subject: Subject, way: Way) -> tuple[Any, Embedder]:
+    """Return model and embedder of a way; the model is None where torch runs."""
+    if way.runtime == "torch":
+        return None, _of_torch(subject.folded, way, subject.device)
+    encoder = rounded(subject.folded, biases=True) if way.precision == "bfloat16" else subject.folded
+    model = converted.convert(encoder, subject.side)
+    return model, _of_openvino(model, way)
+
+
+def _of_openvino(model: Any, way: Way) -> Embedder:
+    """Return a model for as many threads as torch uses: one setting, made on purpose, holds for both."""
+    return OpenVinoEmbedder(converted.compiled(model, way.precision, torch.get_num_threads()))
+
+
+def _of_torch(encoder: Any, way: Way, device: torch.device) -> Embedder:
+    plain: Embedder = encoder
+    if way.precision == "float32":
+        return plain
+    small = encoder.spec.family in CONVOLUTIONAL  # others have no filters of few taps, and may be large
+    return HalfEmbedder(rounded(encoder) if small else encoder, device)
+
+
+def _lean(encoder: Any) -> Any:
+    return folded(encoder) if any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules()) else encoder
+
+
+def _verdict(subject: Subject, way: Way, embedder: Embedder) -> Verdict:
+    """Return whether a way agrees with torch in float32, which with folded norms is compared where they are folded."""
+    if (way.runtime, way.precision) == ("torch", "float32"):
+        same = subject.folded is subject.network.encoder
+        told = "the network as it is" if same else "batch norm is folded into the convolutions"
+        return Verdict(True, told, len(subject.sample))
+    return compared(subject, embedder)
+
+
+def compared(subject: Subject, embedder: Embedder) -> Verdict:
+    """Return whether attention and probabilities of the sample are those of torch, within what is allowed."""
+    (attention, shares), (own_attention, own_shares) = (
+        _pooled(subject, features) for features in (subject.reference, subject.embedded(embedder))
+    )
+    count, rank = len(attention), spearman(attention, own_attention)
+    difference = float(np.abs(shares - own_shares).max())
+    if rank is None:  # too few patches, or all alike: then by their values
+        rank = 1.0 if np.abs(attention - own_attention).max() <= LARGEST_DIFFERENCE else 0.0
+    told = (
+        f"against torch on {count} patches: Spearman of attention {rank:.5f}, probabilities differ by {difference:.1e}"
+    )
+    return Verdict(bool(rank >= LOWEST_SPEARMAN and difference <= LARGEST_DIFFERENCE), told, count)
+
+
+def _pooled(subject: Subject, features: Features) -> tuple[Features, Features]:
+    """Return (n,) attention and (C,) probabilities of the sample as a bag."""
+    mil = subject.network.mil
+    with torch.inference_mode():
+        out = mil(torch.from_numpy(features).to(next(mil.parameters()).device))
+    return to_numpy(out.attention), to_numpy(torch.softmax(out.logits / (subject.temperature or 1.0), dim=0))
+
+
+class HalfEmbedder:
+    """A torch encoder in bfloat16 where that is safe for a layer; embeddings come out in float32.
+
+    Parameters
+    ----------
+    encoder
+        On the device.
+    device
+        CUDA, or a CPU.
+    """
+
+    def __init__(self, encoder: Embedder, device: torch.device) -> None:
+        self._encoder, self._device = encoder, device
+
+    def __call__(self, pixels: Tensor, layers: Sequence[str] = ()) -> Encoded:
+        """Encode a batch."""
+        with torch.autocast(self._device.type, torch.bfloat16):
+            found = self._encoder(pixels, layers)
+        return Encoded(found.embedding.float(), found.maps)
+
+
+def spread(total: int, side: int) -> Int64:
+    """Return rows to compare on, evenly over the `total` patches of `side` pixels."""
+    fewest, most = CHECKED
+    count = min(most, max(fewest, CHECKED_PIXELS // side**2))
+    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))

@@ -1,0 +1,423 @@
+"""What runs the encoder: OpenVINO agrees with torch or is refused, and every choice has its reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from core.fake_slides import FakeSlide, fake_slide, lively, lively_bundle, one_sentence, resolution, speckled
+from napari_lrmil.core import converted, runtime, verdicts
+from napari_lrmil.core.bundle import Bundle, StudentNetwork
+from napari_lrmil.core.cache import EmbeddingCache
+from napari_lrmil.core.compare import spearman
+from napari_lrmil.core.converted import OpenVinoEmbedder
+from napari_lrmil.core.embed import encode
+from napari_lrmil.core.encoders import AlignedEncoder, EncoderSpec, build_encoder, encoder_at
+from napari_lrmil.core.errors import ConfigError, EncoderError
+from napari_lrmil.core.events import Finished
+from napari_lrmil.core.lean import folded, rounded
+from napari_lrmil.core.mil import GatedAttentionMil
+from napari_lrmil.core.phantom import LESION, PhantomSlide, paint
+from napari_lrmil.core.pooling import pool
+from napari_lrmil.core.predict import predict
+from napari_lrmil.core.prediction import Prediction
+from napari_lrmil.core.readahead import at_once
+from napari_lrmil.core.runtime import ENOUGH, RuntimeChoice, Subject, prepare_runtime, require_runtime, spread
+from networks import untrained_encoder
+
+CPU = torch.device("cpu")
+needs_openvino = pytest.mark.skipif(not converted.is_installed(), reason="the extra openvino is not installed")
+
+
+@pytest.fixture(autouse=True)
+def kept_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return an empty cache folder of this test's own."""
+    monkeypatch.setenv(verdicts.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(runtime, "LOWEST_SPEARMAN", 0.98)  # patches that overlap are near to ties
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def demo() -> Bundle:
+    return Bundle("demo")
+
+
+@cache
+def tissue() -> np.ndarray:
+    """Return the pixels of a phantom at 5x: what attention says of patches without a sense is near to a tie."""
+    pixels = paint(PhantomSlide("phantom", LESION, 5, (2560, 2048))).pixels
+    return pixels.reshape(512, 4, 640, 4, 3).mean(axis=(1, 3)).round().astype(np.uint8)
+
+
+def patches(count: int, side: int = 128) -> np.ndarray:
+    """Return (count, side, side, 3) patches of tissue, no two alike."""
+    view = np.lib.stride_tricks.sliding_window_view(tissue(), (side, side, 3))[::16, ::16, 0]
+    every = view.reshape(-1, side, side, 3)
+    return every[np.linspace(0, len(every) - 1, count).astype(int)] if count else every[:0]
+
+
+def subject(bundle: Bundle, count: int = 64, **changes: Any) -> Subject:
+    made = Subject(
+        bundle.student, f"{bundle.sha256} student", bundle.card.lr_patch_px, None, lambda: patches(count), {}
+    )
+    return replace(made, **changes)
+
+
+class Conversions:
+    """Counts how often an encoder was converted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made = 0
+        original = converted.convert
+
+        def counted(*args: Any) -> Any:
+            self.made += 1
+            return original(*args)
+
+        monkeypatch.setattr(converted, "convert", counted)
+
+
+# ---------------------------------------------------------------- OpenVINO beside torch
+
+
+@needs_openvino
+@pytest.mark.parametrize("which", ["student", "teacher"])
+def test_a_trained_bundle_is_seen_alike(demo: Bundle, which: str) -> None:
+    """The demo's own networks in float32, and how far bfloat16 is off them; what is used is checked on every slide."""
+    network, pixels = getattr(demo, which), patches(96)
+    spare = rounded(folded(network.encoder), biases=True)
+    models = [converted.convert(e, 128) for e in (network.encoder, spare)]
+    full, half = (
+        encode(OpenVinoEmbedder(converted.compiled(m, precision, 1)), pixels, None, CPU).embedding
+        for m, precision in zip(models, ("float32", converted.precisions()[0]), strict=True)
+    )
+    wanted = encode(network.encoder, pixels, None, CPU).embedding
+    seen, told = (pool(network.mil, e.numpy(), CPU) for e in (wanted, full))
+    rank = spearman(seen.attention, told.attention)
+    assert rank is not None and rank >= 0.999 and np.ptp(seen.attention) > 1e-4
+    shares = [torch.softmax(torch.from_numpy(p.logits), 0).numpy() for p in (seen, told)]
+    assert np.abs(shares[0] - shares[1]).max() <= 1e-2
+    assert (half - wanted).norm() < 0.1 * (wanted - wanted.mean(dim=0)).norm()
+
+
+@needs_openvino
+@pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_large", "convnext_atto"])
+def test_every_convolutional_family_converts(name: str) -> None:
+    """In float32 the embeddings are torch's but for rounding, whatever the size of the batch."""
+    loaded = encoder_at(name)
+    assert loaded is not None
+    encoder = AlignedEncoder(loaded.encoder, 24).eval()
+    embedder = OpenVinoEmbedder(converted.compiled(converted.convert(encoder, 64), "float32", 1))
+    pixels = patches(at_once(64) + 3, 64)
+    wanted, found = (encode(e, pixels, None, CPU).embedding for e in (encoder, embedder))
+    assert found.shape == wanted.shape == (at_once(64) + 3, 24)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+
+
+@needs_openvino
+def test_a_patch_embeds_to_the_same_whatever_lies_beside_it(demo: Bundle) -> None:
+    ready = converted.compiled(converted.convert(demo.student.encoder, 128), converted.precisions()[0], 1)
+    embedder, pixels = OpenVinoEmbedder(ready), patches(20)
+    together = encode(embedder, pixels, None, CPU).embedding
+    alone = encode(embedder, pixels[17:18], None, CPU).embedding
+    assert torch.equal(together[17:18], alone)
+
+
+@needs_openvino
+def test_layers_are_left_to_torch(demo: Bundle) -> None:
+    embedder = OpenVinoEmbedder(converted.compiled(converted.convert(demo.student.encoder, 128), "float32", 1))
+    with pytest.raises(EncoderError, match="--runtime torch") as caught:
+        embedder(torch.zeros((1, 3, 128, 128), dtype=torch.uint8), ("head",))
+    assert one_sentence(caught.value)
+
+
+@needs_openvino
+def test_converting_reports_nothing_home(demo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO's converter sends telemetry unless the user opted out; its frontend, called by itself, does not."""
+    telemetry = pytest.importorskip("openvino_telemetry")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("telemetry")
+
+    for name in ("__init__", "send_event", "start_session"):
+        monkeypatch.setattr(telemetry.Telemetry, name, refuse)
+    converted.convert(demo.student.encoder, 128)
+
+
+# ---------------------------------------------------------------- the choice
+
+
+def test_torch_is_taken_as_it_is_and_nothing_is_compared(demo: Bundle) -> None:
+    def unread() -> np.ndarray:
+        raise AssertionError("read")
+
+    found = prepare_runtime("torch", subject(demo, pixels=unread), CPU)
+    assert found.embedder is demo.student.encoder
+    assert found.choice == RuntimeChoice("torch", "float32", "asked for") and found.choice.numbers == "float32"
+
+
+@needs_openvino
+def test_auto_takes_openvino_where_it_agrees(demo: Bundle) -> None:
+    found = prepare_runtime("auto", subject(demo), CPU)
+    assert (found.choice.name, found.choice.precision) == ("openvino", converted.precisions()[0])
+    assert "on 64 patches: Spearman of attention" in found.choice.reason
+    assert found.choice.numbers == f"{found.choice.precision} openvino", "a cache must tell them from torch's"
+
+
+class Wrong:
+    """An OpenVINO that computes something else."""
+
+    def __init__(self, ready: Any) -> None:
+        self._right = OpenVinoEmbedder(ready)
+
+    def __call__(self, pixels: torch.Tensor, layers: Any = ()) -> Any:
+        found = self._right(pixels)
+        noise = torch.randn(found.embedding.shape, generator=torch.Generator().manual_seed(0))
+        return replace(found, embedding=found.embedding + 3 * found.embedding.std() * noise)
+
+
+@needs_openvino
+def test_what_does_not_agree_is_refused_and_the_reason_told(
+    demo: Bundle, monkeypatch: pytest.MonkeyPatch, kept_in: Path
+) -> None:
+    monkeypatch.setattr(runtime, "OpenVinoEmbedder", Wrong)
+    asked = subject(demo)
+    found = prepare_runtime("openvino", asked, CPU)
+    assert found.embedder is demo.student.encoder and found.choice.name == "torch"
+    for precision in converted.precisions():
+        assert f"OpenVINO in {precision} was refused: against torch on 64 patches" in found.choice.reason
+    monkeypatch.undo()
+    monkeypatch.setenv(verdicts.CACHE_VARIABLE, str(kept_in))
+    later = prepare_runtime("openvino", subject(demo, pixels=lambda: patches(0)), CPU)
+    assert later.choice == found.choice, "a later process says the same, and compares nothing"
+
+
+@needs_openvino
+def test_float32_is_tried_where_bfloat16_does_not_agree(demo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(converted, "precisions", lambda: ("bfloat16", "float32"))
+    original, told = converted.compiled, []
+
+    def compiled(model: Any, precision: str, threads: int) -> Any:
+        told.append(precision)
+        return original(model, "float32", threads)
+
+    monkeypatch.setattr(converted, "compiled", compiled)
+    monkeypatch.setattr(
+        runtime, "OpenVinoEmbedder", lambda ready: (Wrong if len(told) == 1 else OpenVinoEmbedder)(ready)
+    )
+    found = prepare_runtime("auto", subject(demo), CPU)
+    assert told == ["bfloat16", "float32"]
+    assert (found.choice.name, found.choice.precision) == ("openvino", "float32")
+    assert found.choice.reason.startswith("OpenVINO in bfloat16 was refused")
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_without_openvino_auto_is_torch_made_lean_and_says_so(
+    demo: Bundle, monkeypatch: pytest.MonkeyPatch, half: bool
+) -> None:
+    monkeypatch.setattr(converted, "is_installed", lambda: False)
+    monkeypatch.setattr(verdicts, "multiplies_bfloat16", lambda device: half)
+    asked = subject(demo)
+    found = prepare_runtime("auto", asked, CPU)
+    precision = "bfloat16" if half else "float32"
+    assert (found.choice.name, found.choice.precision) == ("torch", precision)
+    assert found.choice.reason.startswith("OpenVINO is not installed; ")
+    wanted, made = asked.embedded(demo.student.encoder), asked.embedded(found.embedder)
+    assert np.abs(made - wanted).max() < (0.1 if half else 1e-3) * np.abs(wanted).max()
+    norms = [m for m in found.embedder.modules() if isinstance(m, torch.nn.BatchNorm2d)] if not half else []  # type: ignore[attr-defined]  # a module
+    assert not norms, "they are folded"
+
+
+def test_what_cannot_be_asked_for_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="no runtime 'abacus'; there are: auto, torch, openvino") as unknown:
+        require_runtime("abacus", CPU)
+    monkeypatch.setattr(converted, "is_installed", lambda: True)
+    with pytest.raises(ConfigError, match="runs on the CPU, not on meta") as elsewhere:
+        require_runtime("openvino", torch.device("meta"))
+    monkeypatch.setattr(converted, "is_installed", lambda: False)
+    with pytest.raises(ConfigError, match=r"not installed; pip install 'napari-lrmil\[openvino\]'") as missing:
+        require_runtime("openvino", CPU)
+    assert all(one_sentence(caught.value) for caught in (unknown, elsewhere, missing))
+
+
+@needs_openvino
+def test_auto_leaves_tokens_and_strangers_to_torch(demo: Bundle) -> None:
+    class Stranger(torch.nn.Module):
+        pass
+
+    network = StudentNetwork(Stranger(), GatedAttentionMil(4, 2))  # type: ignore[arg-type]  # a stand-in
+    found = prepare_runtime("auto", subject(demo, network=network), CPU)
+    assert found.choice == RuntimeChoice("torch", "float32", "an encoder of the family unknown is left to torch")
+
+
+@needs_openvino
+def test_what_openvino_cannot_convert_stays_with_torch(demo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("this network cannot be traced")
+
+    monkeypatch.setattr(torch.jit, "trace", refuse)
+    found = prepare_runtime("openvino", subject(demo), CPU)
+    assert found.embedder is demo.student.encoder and found.choice.name == "torch"
+    assert "OpenVINO cannot run this encoder" in found.choice.reason
+
+
+def test_what_is_another_network_once_folded_stays_as_it_is(demo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules that follow each other need not be used so."""
+    monkeypatch.setattr(converted, "is_installed", lambda: False)
+    monkeypatch.setattr(runtime, "folded", lambda encoder: untrained_encoder(9))
+    network = StudentNetwork(untrained_encoder(), GatedAttentionMil(1280 // 4, 2))
+    found = prepare_runtime("auto", subject(demo, network=network), CPU)
+    assert found.embedder is network.encoder and "cannot be folded" in found.choice.reason
+
+
+# ---------------------------------------------------------------- what is remembered
+
+
+@needs_openvino
+def test_a_later_process_neither_converts_nor_compares(demo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    conversions = Conversions(monkeypatch)
+    first, pixels = prepare_runtime("auto", subject(demo), CPU), patches(3)
+    later = prepare_runtime("auto", subject(demo, pixels=lambda: patches(0)), CPU)
+    assert conversions.made == 1 and later.choice == first.choice
+    assert torch.equal(*(encode(r.embedder, pixels, None, CPU).embedding for r in (first, later)))
+
+
+@needs_openvino
+def test_few_patches_are_compared_again_with_the_next_slide(
+    demo: Bundle, monkeypatch: pytest.MonkeyPatch, kept_in: Path
+) -> None:
+    """Two patches agree by luck; the conversion is kept in this process all the same."""
+    conversions, asked = Conversions(monkeypatch), subject(demo, 2)
+    assert prepare_runtime("auto", asked, CPU).choice.name == "openvino"
+    assert not list(kept_in.rglob("*.json"))
+    found = prepare_runtime("auto", replace(asked, pixels=lambda: patches(ENOUGH)), CPU)
+    assert f"on {ENOUGH} patches" in found.choice.reason
+    assert conversions.made == 1 and len(list(kept_in.rglob("verdict.json"))) == 1
+
+
+@needs_openvino
+@pytest.mark.parametrize("file", [verdicts.GRAPH, verdicts.WEIGHTS, verdicts.VERDICT])
+def test_a_broken_cache_is_made_again(demo: Bundle, monkeypatch: pytest.MonkeyPatch, kept_in: Path, file: str) -> None:
+    conversions = Conversions(monkeypatch)
+    prepare_runtime("auto", subject(demo), CPU)
+    (path,) = kept_in.rglob(file)
+    path.write_bytes(path.read_bytes()[:100])
+    assert prepare_runtime("auto", subject(demo), CPU).choice.name == "openvino"
+    assert conversions.made == 2
+
+
+@needs_openvino
+def test_a_cache_that_cannot_be_written_is_done_without(demo: Bundle, kept_in: Path) -> None:
+    kept_in.write_text("a file in the place of the folder")
+    assert prepare_runtime("auto", subject(demo), CPU).choice.name == "openvino"
+
+
+@needs_openvino
+def test_the_oldest_conversions_go(demo: Bundle, kept_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdicts, "KEPT", 2)
+    for i in range(4):
+        (kept_in / "runtimes" / str(i)).mkdir(parents=True)
+    prepare_runtime("auto", subject(demo), CPU)
+    left = list((kept_in / "runtimes").iterdir())
+    assert len(left) == 2 and any((folder / verdicts.VERDICT).exists() for folder in left)
+
+
+def test_patches_to_compare_come_from_all_over_the_slide() -> None:
+    assert spread(1643, 256)[[0, -1]].tolist() == [0, 1642]
+    assert [len(spread(1643, side)) for side in (64, 128, 256, 512)] == [256, 256, 64, 64]
+    assert spread(3, 256).tolist() == [0, 1, 2] and spread(1, 256).tolist() == [0]
+
+
+# ---------------------------------------------------------------- a prediction
+
+
+def predicted(events: Iterator[Any]) -> Prediction:
+    *_, last = events
+    assert isinstance(last, Finished)
+    found: Prediction = last.result
+    return found
+
+
+@needs_openvino
+def test_a_prediction_says_what_ran_and_is_that_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Student and teacher alike; the cache keeps the two runtimes' embeddings apart."""
+    monkeypatch.setattr(converted, "precisions", lambda: ("float32",))
+    bundle, kept = lively_bundle(tmp_path / "b"), EmbeddingCache()
+    with fake_slide(tmp_path, FakeSlide(speckled(1300, 1300), properties=resolution(0.5))) as slide:
+        plain = predicted(predict(slide, bundle, device=CPU, teacher="all", cache=kept))
+        fast = predicted(predict(slide, bundle, device=CPU, teacher="all", cache=kept, runtime="openvino"))
+    told, reference = fast.as_json(), plain.as_json()
+    assert told["pixels_decoded"] == reference["pixels_decoded"], "what was read to compare is no pixel of the method"
+    assert (reference["runtime"], reference["precision"]) == ("torch", "float32")
+    assert told["runtime"] == told["teacher"]["runtime"] == "openvino", told["runtime_reason"]
+    assert json.dumps(told["runtime_reason"]) and told["precision"] in ("bfloat16", "float32")
+    assert fast.student.patches_encoded == plain.student.patches_encoded > 0, (
+        "torch's embeddings were not taken for its"
+    )
+    assert fast.student.probabilities == pytest.approx(plain.student.probabilities, abs=1e-2)
+    rank = spearman(plain.student.attention, fast.student.attention)
+    assert rank is not None and rank >= 0.999
+
+
+@needs_openvino
+def test_a_process_prepares_a_bundle_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cohort of a hundred slides compiles its encoder once; a copy for another process starts with none."""
+    import pickle
+
+    bundle, compiled = lively_bundle(tmp_path / "b"), []
+    original = converted.compiled
+    monkeypatch.setattr(converted, "compiled", lambda *args: compiled.append(args) or original(*args))
+    with fake_slide(tmp_path, FakeSlide(speckled(1300, 1300), properties=resolution(0.5))) as slide:
+        first, second = (predicted(predict(slide, bundle, device=CPU, runtime="auto")) for _ in range(2))
+    assert first.student.probabilities == second.student.probabilities
+    assert len(compiled) == len(bundle.prepared) > 0
+    assert pickle.loads(pickle.dumps(bundle)).prepared == {}
+
+
+# ---------------------------------------------------------------- CUDA
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_on_cuda_bfloat16_agrees_or_is_refused(demo: Bundle) -> None:
+    device = torch.device("cuda")
+    network = Bundle("demo").student.to(device)
+    found = prepare_runtime("auto", subject(demo, network=network), device)
+    assert found.choice.name == "torch"
+    if found.choice.precision == "float32":
+        assert "refused" in found.choice.reason or "does not compute" in found.choice.reason
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_on_cuda_pinned_batches_arrive_whole(tmp_path: Path) -> None:
+    from core.test_embed import corners, drain
+    from napari_lrmil.core.embed import PatchSet, embed
+
+    encoder, found = lively(untrained_encoder()), []
+    with fake_slide(tmp_path, FakeSlide(speckled(900, 4200))) as slide:
+        for device in (CPU, torch.device("cuda")):
+            wide = PatchSet(corners(800), (80, 48), 32)
+            found.append(drain(embed(slide, wide, encoder.to(device), device=device))[1].features)
+    np.testing.assert_allclose(found[0], found[1], atol=1e-2 * np.abs(found[0]).max())
+
+
+def test_a_large_network_without_batch_norm_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of a foundation model would not fit beside it."""
+    spec = EncoderSpec("vit", {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}, "x", "tokens")
+    network = StudentNetwork(build_encoder(spec).eval(), GatedAttentionMil(48, 2))
+    monkeypatch.setattr(verdicts, "multiplies_bfloat16", lambda device: True)
+    asked = Subject(network, "tokens", 64, None, lambda: patches(40, 64), {})
+    assert asked.folded is network.encoder
+    found = prepare_runtime("auto", asked, CPU)
+    assert (found.choice.name, found.choice.precision) == ("torch", "bfloat16"), found.choice.reason
+    assert isinstance(found.embedder, runtime.HalfEmbedder)
+    assert found.embedder._encoder is network.encoder

@@ -1,0 +1,55 @@
+"""Small students by name: they are taught, and a bundle with one is used like any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lrmil_training.config import build_config
+from lrmil_training.run import train
+from napari_lrmil.core.bundle import Bundle
+from napari_lrmil.core.encoders import save_encoder
+from napari_lrmil.core.events import Caution, Finished
+from napari_lrmil.core.phantom import make_cohort
+from napari_lrmil.core.predict import predict
+from napari_lrmil.core.slide import Slide
+from networks import untrained_encoder
+
+CPU = torch.device("cpu")
+SHORT: dict[str, Any] = {
+    "hr_patch_px": 64,
+    "lr_patch_px": 64,
+    "bootstrap": 100,
+    "teacher": {"epochs": 2, "min_epochs": 1},
+    "stage2": {"epochs": 2, "min_epochs": 1},
+    "stage3": {"epochs": 0},
+    "baselines": [],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [("mobilenet_v3_large", ["block_12"]), ("convnext_atto", ["block_12:stage_3"]), ("mobilenet_v2", ["block_12"])],
+)
+def test_a_small_student_is_taught_and_used(name: str, layers: list[str], tmp_path: Path) -> None:
+    """Its layers are named beside the teacher's; a projection carries its width; that it starts fresh is said."""
+    for split, count, seed in (("train", 4, 1), ("val", 2, 2), ("test", 2, 3)):
+        list(make_cohort(tmp_path / "cohort", count, (640, 512), seed, split=split))
+    save_encoder(tmp_path / "teacher.safetensors", untrained_encoder())
+    named = {"teacher": str(tmp_path / "teacher.safetensors"), "student": name}
+    config = build_config(SHORT | {"encoder": named, "stage1": {"epochs": 1, "layers": layers}})
+    events = list(train(tmp_path / "cohort" / "cohort.csv", tmp_path / "run", config, CPU))
+    told = [event.message for event in events if isinstance(event, Caution)]
+    assert isinstance(events[-1], Finished) and any(f"{name} starts with random weights" in text for text in told)
+
+    bundle = Bundle(tmp_path / "run" / "bundle")
+    assert bundle.card.student.encoder.name == name
+    slide = next((tmp_path / "cohort").glob("*.tif"))
+    with Slide(slide) as opened:
+        *_, last = predict(opened, bundle, device=CPU)
+    assert isinstance(last, Finished)
+    assert sum(last.result.student.probabilities.values()) == pytest.approx(1)
+    assert bool(torch.isfinite(torch.from_numpy(last.result.student.attention)).all())
