@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 
 from napari_lrmil import __version__
+from napari_lrmil.cli.bench import bench
 from napari_lrmil.cli.console import CANCELLED, FAILED, err, out
 from napari_lrmil.cli.encoders import encoders
 from napari_lrmil.cli.slides import compare, info, predict
@@ -37,7 +38,7 @@ def _options(
         raise typer.Exit
 
 
-for _command in (demo, view, info, predict, compare, phantom, features, train, evaluate, encoders):
+for _command in (demo, view, info, predict, compare, phantom, features, train, evaluate, bench, encoders):
     app.command()(_command)
 
 

@@ -39,14 +39,15 @@ class Question:
         Side of the cohort, or ``all``.
     teacher
         Whether the HR teacher is measured beside the student.
-    device
-        Where to encode.
+    device, runtime
+        Where to encode, and with what; see `predict`.
     """
 
     bundle: Bundle
     split: str
     teacher: bool
     device: torch.device
+    runtime: str = "torch"
 
 
 def evaluate_bundle(cohort_csv: Path, folder: Path, question: Question) -> Generator[Event, None, dict[str, str]]:
@@ -115,7 +116,7 @@ def _slide(row: CohortSlide, question: Question) -> Generator[Event, None, dict[
     found: Prediction | None = None
     with row.open() as slide:
         asked = "all" if question.teacher else "none"
-        for event in predict(slide, question.bundle, device=question.device, teacher=asked):
+        for event in predict(slide, question.bundle, device=question.device, teacher=asked, runtime=question.runtime):
             match event:
                 case Finished(result):
                     found = result

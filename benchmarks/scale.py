@@ -1,0 +1,103 @@
+"""What a cohort costs: the table of docs/scale.md, from the figures that benchmarks/speed.py and cohort.py measured.
+
+    python benchmarks/scale.py [--results benchmarks/results] [--write docs/scale.md]
+
+Nothing is measured here. The first slide of the speed benchmark stands for all slides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from real_tissue_table import put_between
+
+BEGIN, END = "<!-- written by benchmarks/scale.py --write -->", "<!-- end of what it writes -->"
+COHORTS = (10_000, 1_000_000)
+CORES = 64  # of a usual node
+LINKS = {  # MB a second that a store gives in the long run, as their makers have it
+    "one hard disk": 150,
+    "network of 1 Gbit/s": 115,
+    "SATA SSD": 500,
+    "network of 10 Gbit/s": 1_150,
+    "NVMe SSD": 3_000,
+}
+SETUPS = ("LR, what predict runs", "HR, our runtime", "what users run today")
+
+
+def main() -> None:
+    """Print the tables, and write them where asked."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    p.add_argument("--write", type=Path)
+    args = p.parse_args()
+    speed = json.loads((args.results / "speed.json").read_text(encoding="utf-8"))
+    page = told(speed["measured"][0])
+    print(page)
+    if args.write:
+        put_between(args.write, BEGIN, END, page)
+
+
+def told(measured: dict[str, Any]) -> str:
+    """Return all tables of one slide and model."""
+    setups = {found["setup"]["name"]: found for found in measured["setups"]}
+    shown = [setups[name] for name in SETUPS if name in setups]
+    slide = Path(measured["slide"]).name
+    lines = [
+        f"One core of {measured['processor']}; {slide} stands for a slide, {measured['model']} for the model.",
+        "",
+    ]
+    return "\n".join([*lines, *costs(shown), "", *steps(shown[0]), "", *stores(shown), ""])
+
+
+def costs(shown: list[dict[str, Any]]) -> list[str]:
+    """Return a row for each setup: slides an hour, bytes, and what cohorts take."""
+    heads = ["", "slides an hour and core", "MB read per slide"]
+    heads += [f"{n:,} slides: core-hours | on {CORES} cores | TB read" for n in COHORTS]
+    rows = []
+    for found in shown:
+        seconds, size = cpu(found), found["read_bytes"]
+        row = [found["setup"]["name"], f"{3600 / seconds:,.0f}", f"{size / 1e6:,.0f}"]
+        for count in COHORTS:
+            hours = count * seconds / 3600
+            row += [f"{hours:,.0f}", span(hours / CORES), f"{count * size / 1e12:,.2f}"]
+        rows.append(row)
+    return table(heads, rows)
+
+
+def steps(found: dict[str, Any]) -> list[str]:
+    """Return how a slide's CPU-seconds are shared among the steps."""
+    seconds = {step: s for step, s in found["cpu"].items() if step != "total"}
+    row = [f"{s:.3f} s ({100 * s / found['cpu']['total']:.0f} %)" for s in seconds.values()]
+    return table([f"{found['setup']['name']}: {step}" if i == 0 else step for i, step in enumerate(seconds)], [row])
+
+
+def stores(shown: list[dict[str, Any]]) -> list[str]:
+    """Return how many cores each store feeds before it is what everybody waits for."""
+    heads = ["store", "MB/s", *(f"cores it feeds: {found['setup']['name']}" for found in shown)]
+    rate = [found["read_bytes"] / 1e6 / cpu(found) for found in shown]  # MB a second and core
+    rows = [[name, f"{most:,}", *(f"{most / one:,.0f}" for one in rate)] for name, most in LINKS.items()]
+    return table(heads, [*rows, ["MB/s that a core asks for", "", *(f"{one:,.1f}" for one in rate)]])
+
+
+def cpu(found: dict[str, Any]) -> float:
+    """Return the CPU-seconds of a slide: as predict runs it where that was measured."""
+    return float(found["whole_cpu"] or found["cpu"]["total"])
+
+
+def span(hours: float) -> str:
+    """Return a time for people."""
+    return f"{60 * hours:.0f} min" if hours < 2 else f"{hours:.0f} h" if hours < 72 else f"{hours / 24:,.0f} days"
+
+
+def table(heads: list[str], rows: list[list[str]]) -> list[str]:
+    """Return a Markdown table; a head may stand for several columns."""
+    columns = " | ".join(heads).count("|") + 1
+    lines = [f"| {' | '.join(row)} |" for row in (heads, *rows)]
+    return [lines[0], "|" + "---|" * columns, *lines[1:]]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""What an answer costs on a CPU, with small students, step by step: LR against HR, and against what users run today.
+
+    python benchmarks/speed.py SLIDE… --work DIR [--weights FILE] [--bundle TRAINED…] [--write docs/benchmarks.md]
+
+The first slide is measured with every student at 5x and with one at 2.5x; each further slide with that one alone. The
+students' weights are random, or those of `FILE` for MobileNetV2: cost does not depend on them. Whether fast and
+reference path agree does, so trained bundles are to be given for that, with `--bundle`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from real_tissue_table import put_between
+
+from napari_lrmil.cli.console import follow
+from napari_lrmil.core.bundle import Bundle, StudentNetwork, write_bundle
+from napari_lrmil.core.compare import spearman
+from napari_lrmil.core.costs import (
+    BESIDE,
+    CHAIN,
+    HR_STUDENT,
+    LR,
+    Measured,
+    Question,
+    as_json,
+    factor_table,
+    measure_all,
+    step_table,
+)
+from napari_lrmil.core.costs.chain import LR_TORCH
+from napari_lrmil.core.costs.factors import factors, resolution_shares
+from napari_lrmil.core.costs.tables import processor
+from napari_lrmil.core.encoders import AlignedEncoder, encoder_at, round_to_half
+from napari_lrmil.core.files import write_json
+from napari_lrmil.core.mil import GatedAttentionMil
+from napari_lrmil.core.predict import predict
+from napari_lrmil.core.prediction import Prediction
+from napari_lrmil.core.slide import Slide
+
+BEGIN, END = "<!-- written by benchmarks/speed.py --write -->", "<!-- end of speed.py -->"
+SMALL, OTHERS = "mobilenet_v3_large", ("mobilenet_v2", "convnext_atto")
+COLDS = 3
+Found = dict[tuple[str, str, float], list[Measured]]  # slide, student, µm per LR pixel -> setups
+Seconds = dict[str, list[float]]
+WISHED = {SMALL: 1.3, "mobilenet_v2": 2.0}  # CPU-seconds of a whole slide at 5x
+
+
+def main() -> None:
+    """Measure, print, and write where asked."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("slides", nargs="+", type=Path)
+    p.add_argument("--work", type=Path, required=True, help="folder for bundles and results")
+    p.add_argument("--weights", type=Path, help="MobileNetV2's")
+    p.add_argument(
+        "--bundle", action="append", default=[], help="trained, for the agreement of fast and reference path"
+    )
+    p.add_argument("--repeats", type=int, default=3)
+    p.add_argument("--most-patches", type=int, default=512, help="of HR patches, more are sampled")
+    p.add_argument("--write", type=Path, help="page to put the tables into")
+    args = p.parse_args()
+    bundles = {
+        (name, mpp): untrained(args.work, name, mpp, args.weights)
+        for name, mpp in [(SMALL, 2.0), (SMALL, 4.0), *((name, 2.0) for name in OTHERS)]
+    }
+    found: Found = {}
+    stored: dict[str, Any] = {"measured": []}
+    for slide in args.slides:
+        for (name, mpp), bundle in bundles.items():
+            if slide != args.slides[0] and name != SMALL:
+                continue
+            setups = [*CHAIN, *BESIDE] if (name, mpp) == (SMALL, 2.0) else [HR_STUDENT, LR, *BESIDE]
+            question = Question(slide, bundle.path, repeats=args.repeats, most_patches=args.most_patches)
+            key = (slide.name, name, mpp)
+            found[key] = follow(measure_all(question, setups), " ".join(map(str, key)))
+            stored["measured"].append({"model": bundle.name, **as_json(question, found[key])})
+            print(f"## {key}\n{step_table(found[key])}\n{factor_table(found[key])}\n", flush=True)
+    write_json(args.work / "speed.json", stored)
+    colds = cold(args.slides[0], bundles[SMALL, 2.0], args.work)
+    agreed = agreement(args.slides, [bundles[SMALL, 2.0], *(Bundle(name) for name in args.bundle)])
+    page = told(found, colds, agreed, args.slides[0].name)
+    print(page)
+    (args.work / "speed.md").write_text(page, encoding="utf-8")
+    if args.write:
+        write_json(Path(__file__).parent / "results" / "speed.json", stored)  # docs/scale.md is made of it
+        put_between(args.write, BEGIN, END, page)
+
+
+def untrained(work: Path, name: str, mpp: float, weights: Path | None) -> Bundle:
+    """Write a bundle of a student with patches of 256 px, 20x for its teacher's grid."""
+    torch.manual_seed(0)
+    found = encoder_at(str(weights) if weights and name == "mobilenet_v2" else name)
+    assert found is not None
+    encoder = found.encoder
+    student = StudentNetwork(AlignedEncoder(encoder, encoder.dim), GatedAttentionMil(encoder.dim, 2)).eval()
+    round_to_half(student)
+    card = {"name": f"{name}-{10 / mpp:g}x", "classes": ("normal", "lesion"), "hr_mpp": 0.5, "lr_mpp": mpp}
+    return write_bundle(work / f"{name}-{mpp:g}", card | {"hr_patch_px": 256, "lr_patch_px": 256}, student, None)
+
+
+def cold(slide: Path, bundle: Bundle, work: Path) -> Seconds:
+    """Return wall seconds of new processes to the first result: the very first, which converts, and later ones."""
+    seconds: Seconds = {"first": [], "later": []}
+    environment = os.environ | {"NAPARI_LRMIL_CACHE": str(work / "cache")}
+    for kind in ("first", *["later"] * COLDS):
+        call = [sys.executable, "-m", "napari_lrmil", "predict", slide, "--bundle", bundle.path, "--no-resume"]
+        began = time.perf_counter()
+        with (work / "cold.txt").open("a") as output:
+            words = [str(word) for word in [*call, "--out", work / "cold"]]
+            subprocess.run(words, check=True, stdout=output, stderr=output, env=environment)
+        seconds[kind].append(time.perf_counter() - began)
+    return seconds
+
+
+def agreement(slides: Sequence[Path], bundles: Sequence[Bundle]) -> list[str]:
+    """Return a row for each slide, model, reader and runtime: how far its answer is from OpenSlide's and torch's."""
+    rows = []
+    for path in slides:
+        for bundle in bundles:
+            reference = answer(path, bundle, "openslide", "torch")
+            for reader, runtime in (("tiles", "torch"), ("openslide", "openvino"), ("tiles", "openvino")):
+                found = answer(path, bundle, reader, runtime)
+                rank = spearman(reference.student.attention, found.student.attention)
+                shares = (reference.student.probabilities, found.student.probabilities)
+                apart = max(abs(shares[0][c] - shares[1][c]) for c in shares[0])
+                what = found.student.runtime
+                rows.append(
+                    f"| {path.name} | {bundle.name} | {reader} | {what.name} {what.precision} | "
+                    f"{len(found.student.attention)} | {'undefined' if rank is None else f'{rank:.5f}'} | {apart:.1e} |"
+                )
+    return rows
+
+
+def answer(path: Path, bundle: Bundle, reader: str, runtime: str) -> Prediction:
+    """Return what a model says of a slide by way of a reader and a runtime."""
+    with Slide(path, reader=reader if reader == "openslide" else "auto") as slide:
+        events = predict(slide, bundle, device=torch.device("cpu"), runtime=runtime)
+        prediction: Prediction = follow(events, path.name, told={bundle.card.about, *slide.warnings})
+        return prediction
+
+
+def told(found: Found, colds: Seconds, agreed: list[str], first: str) -> str:
+    """Return the page: what was wished for, and the tables."""
+    parts = [f"{processor()}, Python {platform.python_version()}, torch {torch.__version__}, one thread.", ""]
+    parts += ["| wished for | measured | |", "|---|---|---|", *wishes(found, colds, first), ""]
+    for (slide, name, mpp), its in found.items():
+        parts += [f"**{slide}, {name} at {10 / mpp:g}x**", "", step_table(its), "", factor_table(its), ""]
+    heads = "| slide | model | reader | runtime | patches | Spearman of attention | probabilities apart |"
+    return "\n".join([*parts, heads, "|---|---|---|---|---|---|---|", *agreed, ""])
+
+
+def wishes(found: Found, colds: Seconds, first: str) -> list[str]:
+    """Return a row for each figure that was wished for, with what was measured on the first slide."""
+    small = found[first, SMALL, 2.0]
+    lr = setup_of(small, LR)
+    rows = []
+    for mpp in (2.0, 4.0):
+        fast, reference = resolution_shares(found[first, SMALL, mpp])
+        figures = f"{fast:.2f}; {reference:.2f} with torch and OpenSlide"
+        wish = f"{10 / mpp:g}x: CPU saved over patches saved, at least 0.9"
+        rows.append((wish, figures, min(fast, reference) >= 0.9))
+    saved = {f.changed: f.cpu for f in factors(small)}
+    rows.append(("5x against HR, above 10 times", f"{saved['resolution']:.1f} times", saved["resolution"] > 10))
+    everything = saved.get("everything", float("nan"))
+    rows.append(("5x against today's, at least 300 times", f"{everything:.0f} times", everything >= 300))
+    for name, most in WISHED.items():
+        its = found[first, name, 2.0]
+        seconds, torch_seconds = setup_of(its, LR).whole_cpu, setup_of(its, LR_TORCH).whole_cpu
+        assert seconds is not None and torch_seconds is not None
+        figures = (
+            f"{seconds:.2f}, {setup_of(its, LR).cpu['total']:.2f} step by step; torch, OpenSlide {torch_seconds:.2f}"
+        )
+        rows.append((f"whole slide at 5x, {name}: at most {most:g} CPU-s", figures, seconds <= most))
+    tissue = lr.cpu["tissue"]
+    rows.append(("tissue, at most 50 ms", f"{1000 * tissue:.0f} ms, reading included", tissue <= 0.05))
+    rows.append(("most memory, at most 900 MB", f"{lr.peak_mb:.0f} MB", lr.peak_mb <= 900))
+    later = median(colds["later"])
+    figures = f"{later:.1f} s ({colds['first'][0]:.1f} s the very first time, which converts the model)"
+    rows.append(("first result of a new process, at most 8 s", figures, later <= 8))
+    return [f"| {wish} | {measured} | {'held' if held else '**missed**'} |" for wish, measured, held in rows]
+
+
+def setup_of(found: Sequence[Measured], setup: object) -> Measured:
+    """Return what was measured for a setup."""
+    return next(measured for measured in found if measured.setup == setup)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Costs as JSON and as Markdown tables."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from napari_lrmil import __version__
+from napari_lrmil.core.costs.factors import factors
+from napari_lrmil.core.costs.measure import STEPS, Measured, Question
+
+
+def as_json(question: Question, found: Sequence[Measured]) -> dict[str, Any]:
+    """Return everything that was measured, what was asked, and the machine's processor."""
+    told = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(question).items()}
+    return {
+        "version": __version__,
+        "processor": processor(),
+        **told,
+        "setups": [asdict(measured) for measured in found],
+        "factors": [asdict(factor) | {"share_of_patches": factor.share_of_patches} for factor in factors(found)],
+    }
+
+
+def processor() -> str:
+    """Return the name of this CPU, and whether it multiplies bfloat16 where it says so."""
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor() or platform.machine()
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    abilities = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in facts.get("flags", "")]
+    return f"{facts.get('model name', platform.machine())} ({', '.join(abilities) or 'no vector units known'})"
+
+
+def step_table(found: Sequence[Measured]) -> str:
+    """Return a row per setup: patches, pixels, operations, CPU-seconds of each step, wall seconds, memory."""
+    heads = ["setup", "patches", "MPix", "MB read", "GFLOP", *(f"{step}, CPU-s" for step in STEPS)]
+    heads += ["sum, CPU-s", "sum, s", "peak MB"]
+    rows = [_row(measured) for measured in found]
+    return _markdown(heads, rows)
+
+
+def _row(measured: Measured) -> list[str]:
+    scaled = "" if measured.sampled == measured.patches else f" ({measured.sampled} measured)"
+    return [
+        measured.setup.name,
+        f"{measured.patches:,}{scaled}",
+        f"{measured.pixels / 1e6:,.1f}",
+        "" if measured.read_bytes is None else f"{measured.read_bytes / 1e6:,.1f}",
+        f"{measured.flops / 1e9:,.0f}",
+        *(f"{measured.cpu[step]:,.3f}" for step in STEPS),
+        f"{measured.cpu['total']:,.2f}",
+        f"{measured.wall['total']:,.2f}",
+        f"{measured.peak_mb:,.0f}",
+    ]
+
+
+def factor_table(found: Sequence[Measured]) -> str:
+    """Return a row per change along the chain: how many times less it costs."""
+    heads = ["what changes", "from", "to", "CPU-seconds", "wall", "patches", "CPU over patches"]
+    return _markdown(
+        heads,
+        [
+            [
+                f.changed,
+                f.before,
+                f.after,
+                f"{f.cpu:.1f} times",
+                f"{f.wall:.1f} times",
+                f"{f.patches:.1f} times",
+                f"{f.share_of_patches:.2f}",
+            ]
+            for f in factors(found)
+        ],
+    )
+
+
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in (heads, *rows)]
+    lines.insert(1, "|" + "---|" * len(heads))
+    return "\n".join(lines)

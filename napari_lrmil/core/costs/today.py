@@ -1,0 +1,80 @@
+"""What users run today, to be compared with: patches through OpenSlide and PIL, ResNet-50 in eager float32 torch.
+
+Only its cost is of interest here: the weights are random, which computes as long as trained ones do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from napari_lrmil.core.embed import PatchSet
+from napari_lrmil.core.encoders import Encoded
+from napari_lrmil.core.handle import slide_file
+from napari_lrmil.core.slide import Slide
+
+RESNET_DIM = 2048
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as such pipelines have it
+
+
+class ResNetEmbedder(nn.Module):
+    """ResNet-50 (He et al. 2016, arXiv 1512.03385) up to its pooling: (B, 3, h, w) uint8 in, (B, 2048) out."""
+
+    def __init__(self) -> None:
+        from transformers import ResNetConfig, ResNetModel
+
+        super().__init__()
+        self.network = ResNetModel(ResNetConfig())  # its default is ResNet-50
+        self.eval().requires_grad_(False)
+
+    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> Encoded:
+        """Encode a batch; it has no layers to give."""
+        if layers:
+            raise ValueError("no layers of ResNet-50 are offered")
+        scaled = pixels.float() / 255
+        mean, deviation = (torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in (MEAN, DEVIATION))
+        return Encoded(self.network((scaled - mean) / deviation).pooler_output.flatten(1), {})
+
+
+class PilReader:
+    """Patches as most pipelines read them: one region of the best level each, RGBA to RGB, resized by PIL.
+
+    Parameters
+    ----------
+    slide
+        Whose levels are chosen from; the file is opened once more.
+    patches
+        What is read.
+    """
+
+    def __init__(self, slide: Slide, patches: PatchSet) -> None:
+        import openslide
+
+        self._handle = openslide.OpenSlide(slide_file(slide.path))
+        self._patches = patches
+        across = patches.size_level0[0] / patches.patch_px  # level-0 pixels to one of the patch
+        self._level = self._handle.get_best_level_for_downsample(across * (1 + 1e-3))
+        down: float = self._handle.level_downsamples[self._level]
+        self._size = tuple(max(1, round(side / down)) for side in patches.size_level0)
+        self.pixels_decoded = 0
+
+    def read(self, rows: slice) -> NDArray[np.uint8]:
+        """Return (B, patch_px, patch_px, 3) pixels of some of the patches."""
+        return np.stack([self._one(x, y) for x, y in self._patches.corners[rows].tolist()])
+
+    def _one(self, x: int, y: int) -> NDArray[np.uint8]:
+        region: Any = self._handle.read_region((x, y), self._level, self._size).convert("RGB")
+        self.pixels_decoded += region.width * region.height
+        side = self._patches.patch_px
+        if region.size != (side, side):
+            region = region.resize((side, side))
+        return np.asarray(region)
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._handle.close()

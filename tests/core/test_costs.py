@@ -1,0 +1,164 @@
+"""What a slide costs: steps that add up, counts that are the grid's, factors along a chain of one change each."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from core.fake_slides import one_sentence
+from napari_lrmil.core import costs
+from napari_lrmil.core.bundle import Bundle
+from napari_lrmil.core.costs import BESIDE, CHAIN, LR, TODAY, Question, Setup, as_json, factors, step_table
+from napari_lrmil.core.costs.chain import HR_OPENSLIDE, HR_STUDENT, HR_TORCH, LR_TORCH
+from napari_lrmil.core.costs.measure import RUN, STEPS, Measured, measure, measure_all, sample
+from napari_lrmil.core.costs.pareto import Point, front, points, write_pareto
+from napari_lrmil.core.costs.tables import factor_table
+from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.events import Event, Finished
+from napari_lrmil.core.grid import grid_of
+from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
+from napari_lrmil.core.runtime import REFERENCE
+from napari_lrmil.core.slide import Slide
+from networks import untrained_bundle
+
+
+@pytest.fixture(scope="module")
+def question(tmp_path_factory: pytest.TempPathFactory) -> Question:
+    """Return a question about a small phantom and an untrained bundle."""
+    slide = write_slide(tmp_path_factory.mktemp("slide"), PhantomSlide("phantom", LESION, 5, (1536, 1024)))
+    return Question(slide, untrained_bundle(tmp_path_factory.mktemp("bundle")).path, repeats=1)
+
+
+def test_each_setup_differs_from_the_one_before_in_what_it_says() -> None:
+    fields = {"encoder": "encoder", "reader": "reader", "runtime": "runtime", "resolution": "fine"}
+    for before, after in pairwise(CHAIN):
+        differing = {name for name in fields.values() if getattr(before, name) != getattr(after, name)}
+        assert differing == {fields[after.changed]}
+    assert replace(HR_OPENSLIDE, name="", fine=False) == replace(LR_TORCH, name="")
+
+
+@pytest.mark.parametrize("setup", [HR_TORCH, HR_OPENSLIDE, LR_TORCH, TODAY], ids=lambda s: s.name)
+def test_counts_are_those_of_the_grid(question: Question, setup: Setup) -> None:
+    bundle = Bundle(question.bundle)
+    with Slide(question.slide) as slide:
+        grid = grid_of(slide, bundle.card.plan, bundle.card.tissue)
+        at_tissue = slide.pixels_decoded
+    found = measure(replace(question, most_patches=64), setup)
+    assert found.patches == (len(grid.hr_index) if setup.fine else len(grid.lr_index))
+    assert found.sampled == min(found.patches, RUN)
+    side = bundle.card.hr_patch_px if setup.fine else bundle.card.lr_patch_px
+    assert found.pixels - at_tissue >= found.patches * side**2  # a patch may straddle pixels of a level
+    assert found.pixels - at_tissue <= 1.3 * found.patches * side**2
+    assert set(found.cpu) == {*STEPS, "total"} and found.cpu["total"] == pytest.approx(
+        sum(found.cpu[step] for step in STEPS)
+    )
+    assert found.runtime == REFERENCE and found.peak_mb > 100
+    assert (found.whole_cpu is None) is setup.fine
+
+
+def test_operations_are_counted_as_they_are(question: Question) -> None:
+    """The same encoder needs the same for a patch of the same size, at either resolution; ResNet-50 needs 4.1 G MAC."""
+    fine, coarse = measure(question, HR_TORCH), measure(question, LR_TORCH)
+    card = Bundle(question.bundle).card
+    per_pixel = [m.flops / m.patches / px**2 for m, px in ((fine, card.hr_patch_px), (coarse, card.lr_patch_px))]
+    assert per_pixel[0] == pytest.approx(per_pixel[1], rel=0.05)
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from napari_lrmil.core.costs.today import ResNetEmbedder
+
+    with FlopCounterMode(display=False) as counted:
+        embedding = ResNetEmbedder()(torch.zeros((1, 3, 224, 224), dtype=torch.uint8)).embedding
+    assert embedding.shape == (1, 2048)
+    assert counted.get_total_flops() == pytest.approx(2 * 4.1e9, rel=0.02)
+
+
+def test_the_baseline_reads_what_we_read(question: Question) -> None:
+    """Where a level has the wanted resolution, PIL's patches are ours: the baseline does the same work."""
+    from napari_lrmil.core.costs.today import PilReader
+    from napari_lrmil.core.embed import PatchSet
+
+    bundle = Bundle(question.bundle)
+    with Slide(question.slide, reader="openslide") as slide:
+        grid = grid_of(slide, bundle.card.plan, bundle.card.tissue)
+        patches = PatchSet(grid.hr_corners[:6], grid.lattice.cell, bundle.card.hr_patch_px)
+        reader = PilReader(slide, patches)
+        theirs, ours = reader.read(slice(None)), patches.read(slide, slice(None))
+        reader.close()
+    assert theirs.shape == ours.shape and np.abs(theirs.astype(int) - ours.astype(int)).mean() < 2
+    assert reader.pixels_decoded >= len(theirs) * patches.patch_px**2
+
+
+def test_a_sample_is_runs_of_neighbours_spread_evenly() -> None:
+    assert (sample(50, 64) == np.arange(50)).all()
+    rows = sample(10_000, 640)
+    assert len(rows) == 640 and rows[0] == 0 and rows[-1] == 9999
+    assert (np.diff(rows) == 1).sum() == 640 - 10 and len(set(np.diff(rows)[np.diff(rows) > 1])) <= 2
+
+
+def made(setup: Setup, cpu: float, patches: int) -> Measured:
+    return Measured(setup, {"total": cpu}, {"total": cpu / 2}, patches, patches, 1, None, 1.0, 1.0, "tiles", REFERENCE)
+
+
+def test_factors_multiply_along_the_chain() -> None:
+    seconds = dict(zip(CHAIN, (600.0, 60.0, 50.0, 15.0, 1.5), strict=True)) | dict(
+        zip(BESIDE, (70.0, 7.0), strict=True)
+    )
+    found = [made(setup, cpu, 120 if setup.fine else 10) for setup, cpu in seconds.items()]
+    told = factors(found)
+    along = [f for f in told if f.changed != "everything" and f.before != HR_OPENSLIDE.name]
+    assert np.prod([f.cpu for f in along]) == pytest.approx(told[-1].cpu) == 400
+    assert [f.changed for f in along] == ["encoder", "reader", "runtime", "resolution"]
+    assert costs.resolution_shares(found) == pytest.approx([10 / 12, 10 / 12])
+    assert [f.changed for f in factors([made(HR_STUDENT, 15, 120), made(LR, 1.5, 10)])] == ["resolution"]
+    assert "| 400.0 times |" in factor_table(found)
+
+
+def test_what_was_measured_is_json_and_a_table(question: Question) -> None:
+    found = [measure(question, LR_TORCH)]
+    told = json.loads(json.dumps(as_json(question, found)))
+    assert told["setups"][0]["patches"] == found[0].patches and told["slide"] == str(question.slide)
+    assert told["setups"][0]["cpu"]["encode"] > 0 and told["processor"]
+    assert f"| {LR_TORCH.name} | {found[0].patches} |" in step_table(found)
+
+
+def test_each_setup_has_a_process_of_its_own(question: Question, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that one's memory is not another's; and where it dies, that is one sentence."""
+    events: list[Event] = list(measure_all(question, [LR_TORCH]))
+    assert isinstance(events[-1], Finished)
+    assert events[-1].result[0].patches > 0
+    monkeypatch.setattr(costs.measure, "measure", _die)
+    with pytest.raises(LrmilError, match="was ended from outside") as told:
+        list(measure_all(question, [LR_TORCH]))
+    assert one_sentence(told.value)
+
+
+def _die(*_: object) -> None:
+    os._exit(9)
+
+
+# ---------------------------------------------------------------- AUROC against cost
+
+
+def test_the_front_is_what_nobody_beats_in_both(tmp_path: Path) -> None:
+    figures = {"a": (0.9, 1.0), "b": (0.8, 2.0), "c": (0.95, 10.0), "d": (0.95, 20.0)}
+    found = [Point(name, auroc, auroc - 0.05, None, cpu, 12) for name, (auroc, cpu) in figures.items()]
+    assert [p.name for p in front(found)] == ["a", "c"]
+    write_pareto(tmp_path, found)
+    assert json.loads((tmp_path / "pareto.json").read_text())["front"] == ["a", "c"]
+    assert (tmp_path / "pareto.png").stat().st_size > 10_000
+
+
+def test_points_come_from_an_evaluation(tmp_path: Path) -> None:
+    auroc = {"value": 0.75, "low": None, "high": None, "n_slides": 4}
+    cost = {"cpu_seconds_per_slide": 1.5}
+    undefined = {"auroc": auroc | {"value": None}, "cost": cost}
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps({"student": {"all": {"auroc": auroc, "cost": cost}}, "teacher": {"all": undefined}}))
+    assert points("m", path) == [Point("m, student", 0.75, None, None, 1.5, 4)]
