@@ -37,7 +37,8 @@ def measure(path: Path, named: str) -> None:
             patches.corners[spread(len(patches), patches.side)], patches.size_level0, patches.patch_px, patches.input_px
         )
         read = partial(some.read, slide, slice(None))
-        subject = Subject(bundle.student, f"{bundle.sha256} student", patches.side, card.temperature, read, {})
+        about = f"{bundle.sha256} student", patches.side, card.temperature, len(patches)
+        subject = Subject(bundle.student, *about, read, {})
         every: dict[str, Embedder] = {"torch float32, as it is": bundle.student.encoder}
         for way in ways_to_run("auto", subject, CPU)[1]:
             ready = tried(subject, way)

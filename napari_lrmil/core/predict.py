@@ -204,6 +204,7 @@ def _runtime(asked: _Asked, network: StudentNetwork | TeacherNetwork, look: _Loo
         f"{asked.bundle.sha256} {look.network}",
         patches.side,
         look.temperature,
+        len(patches),
         lambda: replace(patches, corners=patches.corners[spread(len(patches), patches.side)]).read(
             asked.slide, slice(None)
         ),

@@ -31,7 +31,7 @@ LOWEST_SPEARMAN = 0.999  # of attention, between a fast runtime and torch
 LARGEST_DIFFERENCE = 1e-2  # of a class's probability
 CHECKED_PIXELS = 2**22  # in patches that are compared, from all over the slide: more patches, a surer Spearman
 CHECKED = (64, 256)  # fewest and most of them, whatever their size
-ENOUGH = 32  # patches whose comparison is remembered: two or three tell little
+ENOUGH = 32  # patches whose comparison is worth making, and is remembered: two or three tell little
 FEW = 4  # patches that show whether a network with its norms folded is the same
 ROUNDING = 1e-3  # of the largest embedding: what another order of additions may change
 
@@ -85,6 +85,8 @@ class Subject:
         Of a patch as the encoder gets it, in pixels.
     temperature
         Divides the logits, where probabilities are calibrated.
+    patches
+        How many are to be encoded.
     pixels
         Returns (n, h, w, 3) patches of the slide; called only where a comparison has to be made.
     prepared
@@ -95,6 +97,7 @@ class Subject:
     identity: str
     side: int
     temperature: float | None
+    patches: int
     pixels: Callable[[], NDArray[np.uint8]]
     prepared: Prepared
 
@@ -188,6 +191,9 @@ def prepare_runtime(asked: str, subject: Subject, device: torch.device) -> Runti
     if asked == REFERENCE.name:
         return Runtime(encoder, REFERENCE)
     notes, ways = ways_to_run(asked, subject, device)
+    if asked == "auto" and subject.patches < ENOUGH:
+        ways = [way for way in ways if way in subject.prepared or verdicts.kept(way) is not None]
+        notes += [] if ways else [f"{subject.patches} patches are too few to compare by, and soon done"]
     for way in ways:
         try:
             made = tried(subject, way)

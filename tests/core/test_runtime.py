@@ -66,7 +66,7 @@ def patches(count: int, side: int = 128) -> np.ndarray:
 
 def subject(bundle: Bundle, count: int = 64, **changes: Any) -> Subject:
     made = Subject(
-        bundle.student, f"{bundle.sha256} student", bundle.card.lr_patch_px, None, lambda: patches(count), {}
+        bundle.student, f"{bundle.sha256} student", bundle.card.lr_patch_px, None, count, lambda: patches(count), {}
     )
     return replace(made, **changes)
 
@@ -296,11 +296,23 @@ def test_few_patches_are_compared_again_with_the_next_slide(
 ) -> None:
     """Two patches agree by luck; the conversion is kept in this process all the same."""
     conversions, asked = Conversions(monkeypatch), subject(demo, 2)
-    assert prepare_runtime("auto", asked, CPU).choice.name == "openvino"
+    assert prepare_runtime("openvino", asked, CPU).choice.name == "openvino"
     assert not list(kept_in.rglob("*.json"))
-    found = prepare_runtime("auto", replace(asked, pixels=lambda: patches(ENOUGH)), CPU)
+    found = prepare_runtime("auto", replace(asked, patches=ENOUGH, pixels=lambda: patches(ENOUGH)), CPU)
     assert f"on {ENOUGH} patches" in found.choice.reason
     assert conversions.made == 1 and len(list(kept_in.rglob("verdict.json"))) == 1
+
+
+@needs_openvino
+def test_few_patches_are_not_worth_a_comparison_but_use_one_that_was_made(
+    demo: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversions, few = Conversions(monkeypatch), subject(demo, ENOUGH - 1)
+    found = prepare_runtime("auto", few, CPU)
+    assert found.embedder is demo.student.encoder and conversions.made == 0
+    assert found.choice.reason == "31 patches are too few to compare by, and soon done"
+    prepare_runtime("auto", subject(demo, ENOUGH), CPU)
+    assert prepare_runtime("auto", few, CPU).choice.name == "openvino"
 
 
 @needs_openvino
@@ -415,7 +427,7 @@ def test_a_large_network_without_batch_norm_is_not_copied(monkeypatch: pytest.Mo
     spec = EncoderSpec("vit", {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}, "x", "tokens")
     network = StudentNetwork(build_encoder(spec).eval(), GatedAttentionMil(48, 2))
     monkeypatch.setattr(verdicts, "multiplies_bfloat16", lambda device: True)
-    asked = Subject(network, "tokens", 64, None, lambda: patches(40, 64), {})
+    asked = Subject(network, "tokens", 64, None, 40, lambda: patches(40, 64), {})
     assert asked.folded is network.encoder
     found = prepare_runtime("auto", asked, CPU)
     assert (found.choice.name, found.choice.precision) == ("torch", "bfloat16"), found.choice.reason

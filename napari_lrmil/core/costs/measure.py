@@ -277,6 +277,7 @@ class _Bench:
             f"{self.bundle.sha256} {who}",
             patches.side,
             temperature,
+            len(patches),
             lambda: some.read(slide, slice(None)),
             self.bundle.prepared,
         )
