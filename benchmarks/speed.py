@@ -1,10 +1,10 @@
 """What an answer costs on a CPU, with small students, step by step: LR against HR, and against what users run today.
 
-    python benchmarks/speed.py SLIDE… --work DIR [--weights FILE] [--bundle TRAINED…] [--write docs/benchmarks.md]
+    python benchmarks/speed.py SLIDE… --work DIR [--student NAME=BUNDLE…] [--bundle BUNDLE…] [--write docs/benchmarks.md]
 
-The first slide is measured with every student at 5x and with one at 2.5x; each further slide with that one alone. The
-students' weights are random, or those of `FILE` for MobileNetV2: cost does not depend on them. Whether fast and
-reference path agree does, so trained bundles are to be given for that, with `--bundle`.
+The first slide is measured with every student at 5x and with one at 2.5x; each further slide with that one alone. A
+student that is not given as a bundle has random weights. Cost does not depend on weights, but whether bfloat16 agrees
+with float32, and so may be used, does. Agreement is measured with all bundles, and with those of `--bundle` too.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("slides", nargs="+", type=Path)
     p.add_argument("--work", type=Path, required=True, help="folder for bundles and results")
-    p.add_argument("--weights", type=Path, help="MobileNetV2's")
+    p.add_argument("--student", action="append", default=[], help="a trained 5x bundle, as mobilenet_v2=FOLDER")
     p.add_argument(
         "--bundle", action="append", default=[], help="trained, for the agreement of fast and reference path"
     )
@@ -69,8 +69,9 @@ def main() -> None:
     p.add_argument("--most-patches", type=int, default=512, help="of HR patches, more are sampled")
     p.add_argument("--write", type=Path, help="page to put the tables into")
     args = p.parse_args()
+    trained = dict(word.split("=", 1) for word in args.student)
     bundles = {
-        (name, mpp): untrained(args.work, name, mpp, args.weights)
+        (name, mpp): Bundle(trained[name]) if mpp == 2.0 and name in trained else untrained(args.work, name, mpp)
         for name, mpp in [(SMALL, 2.0), (SMALL, 4.0), *((name, 2.0) for name in OTHERS)]
     }
     found: Found = {}
@@ -87,7 +88,7 @@ def main() -> None:
             print(f"## {key}\n{step_table(found[key])}\n{factor_table(found[key])}\n", flush=True)
     write_json(args.work / "speed.json", stored)
     colds = cold(args.slides[0], bundles[SMALL, 2.0], args.work)
-    agreed = agreement(args.slides, [bundles[SMALL, 2.0], *(Bundle(name) for name in args.bundle)])
+    agreed = agreement(args.slides, [*bundles.values(), *(Bundle(name) for name in args.bundle)])
     page = told(found, colds, agreed, args.slides[0].name)
     print(page)
     (args.work / "speed.md").write_text(page, encoding="utf-8")
@@ -96,10 +97,10 @@ def main() -> None:
         put_between(args.write, BEGIN, END, page)
 
 
-def untrained(work: Path, name: str, mpp: float, weights: Path | None) -> Bundle:
+def untrained(work: Path, name: str, mpp: float) -> Bundle:
     """Write a bundle of a student with patches of 256 px, 20x for its teacher's grid."""
     torch.manual_seed(0)
-    found = encoder_at(str(weights) if weights and name == "mobilenet_v2" else name)
+    found = encoder_at(name)
     assert found is not None
     encoder = found.encoder
     student = StudentNetwork(AlignedEncoder(encoder, encoder.dim), GatedAttentionMil(encoder.dim, 2)).eval()

@@ -39,7 +39,7 @@ def processor() -> str:
 def step_table(found: Sequence[Measured]) -> str:
     """Return a row per setup: patches, pixels, operations, CPU-seconds of each step, wall seconds, memory."""
     heads = ["setup", "patches", "MPix", "MB read", "GFLOP", *(f"{step}, CPU-s" for step in STEPS)]
-    heads += ["sum, CPU-s", "sum, s", "peak MB"]
+    heads += ["sum, CPU-s", "sum, s", "peak MB", "reader and runtime"]
     rows = [_row(measured) for measured in found]
     return _markdown(heads, rows)
 
@@ -56,6 +56,7 @@ def _row(measured: Measured) -> list[str]:
         f"{measured.cpu['total']:,.2f}",
         f"{measured.wall['total']:,.2f}",
         f"{measured.peak_mb:,.0f}",
+        f"{measured.reader}, {measured.runtime.name} {measured.runtime.precision}",
     ]
 
 
