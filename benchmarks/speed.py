@@ -1,6 +1,6 @@
 """What an answer costs on a CPU, with small students, step by step: LR against HR, and against what users run today.
 
-    python benchmarks/speed.py SLIDE… --work DIR [--student NAME=BUNDLE…] [--bundle BUNDLE…] [--write docs/benchmarks.md]
+    python benchmarks/speed.py SLIDE… --work DIR [--student NAME=BUNDLE…] [--bundle BUNDLE…] [--write PAGE]
 
 The first slide is measured with every student at 5x and with one at 2.5x; each further slide with that one alone. A
 student that is not given as a bundle has random weights. Cost does not depend on weights, but whether bfloat16 agrees
