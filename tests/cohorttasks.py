@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from napari_lrmil.core.cohortwork import Engine, SlideWork, Tally, run_cohort
+from napari_lrmil.core.cohortwork import Engine, SlideWork, Tally, Told, run_cohort
 from napari_lrmil.core.errors import (
     BagError,
     DiskFullError,
@@ -27,15 +27,6 @@ LOG, DONE = "log", "done"
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a task returns."""
-
-    text: str
-    where: Path
-    already: bool = False
-
-
-@dataclass(frozen=True)
 class Logged:
     """Does what a slide's name says, and leaves a line in an append-only log for every time it computes."""
 
@@ -44,10 +35,10 @@ class Logged:
     def prepare(self, threads: int) -> None:
         (self.folder / "threads").write_text(str(threads))
 
-    def __call__(self, work: SlideWork) -> Generator[Event, None, Said]:
+    def __call__(self, work: SlideWork) -> Generator[Event, None, Told]:
         mark = self.folder / f"{work.name}.{DONE}"
         if mark.exists():
-            return Said("there", mark, already=True)
+            return Told("there", mark, already=True)
         yield Caution("about the model", work.name)
         with (self.folder / LOG).open("a") as log:
             log.write(f"{work.name}\n")
@@ -61,7 +52,7 @@ class Logged:
             yield Progress("encode", tick, 600)
         yield Progress("encode", 1, 1)
         mark.write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-        return Said("done", mark)
+        return Told("done", mark)
 
 
 def _kill(_: Path) -> None:

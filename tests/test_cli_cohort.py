@@ -130,9 +130,13 @@ def test_only_what_was_asked_before_is_left_as_it_is(call: Call, slides: Path, t
     assert again("--reader", "openslide") and not again("--reader", "openslide") and not again()
     told = json.loads((out / "s" / "prediction.json").read_text(encoding="utf-8"))
     assert (told["reader"], told["reader_reason"]) == ("openslide", "asked for")
-    assert again("--runtime", "torch") and not again("--runtime", "torch") and not again()  # the reference answers all
+    assert not again("--runtime", "torch")  # which is what auto takes for a few patches
+    assert again("--runtime", "torch", "--no-resume") and not again("--runtime", "torch") and not again()
     told = json.loads((out / "s" / "prediction.json").read_text(encoding="utf-8"))
     assert (told["runtime"], told["precision"], told["runtime_reason"]) == ("torch", "float32", "asked for")
+    told |= {"runtime": "openvino", "precision": "bfloat16"}
+    (out / "s" / "prediction.json").write_text(json.dumps(told), encoding="utf-8")
+    assert not again() and again("--runtime", "torch")  # the reference answers for all, and no other for it
     assert again("--teacher", "top-3") and not again("--teacher", "top-3")
     assert again("--teacher", "all") and not again("--teacher", "all")
     assert not again()  # the teacher's result answers for the student alone, and took time

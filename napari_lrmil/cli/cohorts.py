@@ -139,8 +139,9 @@ def _keep(folder: Path, tally: Tally) -> None:
 
 def _tell(outcome: Outcome) -> None:
     """Print the line of a slide that has its results."""
-    name, said = outcome.work.path.name, outcome.result
-    out.print(f"{name}: {said.text} -> {said.where}", highlight=False, soft_wrap=True)
+    if (told := outcome.result) is not None:
+        name = outcome.work.path.name
+        out.print(f"{name}: {told.text} -> {told.where}", highlight=False, soft_wrap=True)
 
 
 def _summary(folder: Path, tally: Tally, engine: Engine) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_lrmil.core.bundle import Bundle
+from napari_lrmil.core.cohortwork import SlideWork, Told
 from napari_lrmil.core.commandline import predict_command
 from napari_lrmil.core.comparepicture import agreement_text, draw_comparison
 from napari_lrmil.core.comparison import comparison_json, lesions_beside
@@ -33,18 +34,7 @@ from napari_lrmil.core.tissue import read_mask
 if TYPE_CHECKING:
     import torch
 
-    from napari_lrmil.core.cohortwork import SlideWork
-
 PARTS = ("roi", "keep", "exclude")
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """What is told of a slide that has its results: a line of text, where they are, whether they were there before."""
-
-    text: str
-    where: Path
-    already: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,7 +87,7 @@ class PredictTask:
 
         torch.set_num_threads(threads)
 
-    def __call__(self, work: SlideWork) -> Generator[Event, None, Predicted]:
+    def __call__(self, work: SlideWork) -> Generator[Event, None, Told]:
         """Predict a slide and leave its results in its folder."""
         model = opened_bundle(self.bundle, self.bundle_sha256)
         began = time.perf_counter()
@@ -120,9 +110,9 @@ class PredictTask:
             where = self.folder / prediction.slide
             also = [partial(self._write_comparison, slide, prediction)] if self.compare else []
             yield from write_steps(self.folder, slide, prediction, report=self._report(work, model), also=also)
-        return Predicted(_told(prediction), where)
+        return Told(_told(prediction), where)
 
-    def _earlier(self, slide: Slide) -> Predicted | None:
+    def _earlier(self, slide: Slide) -> Told | None:
         """Return what is told of a slide whose results are there; a question about a part is always asked anew."""
         if not self.resume or self.compare or any(file is not None for file in self.files.values()):
             return None
@@ -133,7 +123,7 @@ class PredictTask:
         found = earlier_result(where, slide, Wanted(self.bundle_sha256, self.teacher, self.report, also))
         if found is None:
             return None
-        return Predicted(f"{_shown(found['probabilities'])} (already there)", where, already=True)
+        return Told(f"{_shown(found['probabilities'])} (already there)", where, already=True)
 
     def _edited(self, slide: Slide, model: Bundle) -> Ground | None:
         """Return the tissue of a mask that was changed by hand; None where there is none."""

@@ -11,22 +11,13 @@ from pathlib import Path
 from lrmil_training.cohort import CohortSlide
 from lrmil_training.features import FeatureRequest, find_encoder, is_current, made_bag
 from napari_lrmil.core.bag import write_bag
-from napari_lrmil.core.cohortwork import SlideWork
+from napari_lrmil.core.cohortwork import SlideWork, Told
 from napari_lrmil.core.embed import resolve_device
 from napari_lrmil.core.encoders import LoadedEncoder
 from napari_lrmil.core.errors import EncoderError
 from napari_lrmil.core.events import Caution, Event, Progress, StageDone
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.grid import grid_of
-
-
-@dataclass(frozen=True)
-class Featured:
-    """What is told of a slide whose features are there: how many, in which file, whether they were there before."""
-
-    text: str
-    where: Path
-    already: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +54,7 @@ class FeatureTask:
         plan = PatchPlan(hr_mpp=self.mpp, lr_mpp=self.mpp, hr_patch_px=self.patch_px, lr_patch_px=self.patch_px)
         return FeatureRequest(loaded.encoder, loaded.spec.name, loaded.sha256, plan, high=False, folder=self.folder)
 
-    def __call__(self, work: SlideWork) -> Generator[Event, None, Featured]:
+    def __call__(self, work: SlideWork) -> Generator[Event, None, Told]:
         """Embed a slide and leave its file."""
         loaded, row, device = loaded_encoder(self.encoder), as_row(work), resolve_device(self.device)
         if loaded.sha256 != self.encoder_sha256:
@@ -73,7 +64,7 @@ class FeatureTask:
         path = request.path(row)
         with row.open() as slide:
             if is_current(path, slide, request):
-                return Featured("features (already there)", path, already=True)
+                return Told("features (already there)", path, already=True)
             yield from (Caution(text, row.name) for text in slide.warnings)
             yield Progress("tissue", 0, 1, "slide")
             at = time.perf_counter()
@@ -82,7 +73,7 @@ class FeatureTask:
             bag = yield from made_bag(slide, grid, request, device, stage="features", began=began)
             yield Progress("writing", 0, 1, "files")
             write_bag(path, bag)
-        return Featured(f"features of {len(bag.coords)} patches", path)
+        return Told(f"features of {len(bag.coords)} patches", path)
 
 
 def as_row(work: SlideWork) -> CohortSlide:

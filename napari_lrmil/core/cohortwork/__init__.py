@@ -7,7 +7,7 @@ what became of each; `run_cohort` counts, tries again, and keeps the list of fai
 
 from napari_lrmil.core.cohortwork.engines import EngineChoice, choose_engine, parse_memory
 from napari_lrmil.core.cohortwork.run import Tally, run_cohort
-from napari_lrmil.core.cohortwork.work import Engine, Failure, Outcome, SlideTask, SlideWork
+from napari_lrmil.core.cohortwork.work import Engine, Failure, Outcome, SlideTask, SlideWork, Told
 
 __all__ = [
     "Engine",
@@ -17,6 +17,7 @@ __all__ = [
     "SlideTask",
     "SlideWork",
     "Tally",
+    "Told",
     "choose_engine",
     "parse_memory",
     "run_cohort",

@@ -175,7 +175,7 @@ def _refused(works: Sequence[SlideWork], todo: deque[SlideWork]) -> list[tuple[S
 def _settled(tally: Tally, outcome: Outcome, keep: Callable[[Tally], None]) -> Event:
     if outcome.failure is None:
         tally.told.add(outcome.work.path.name)
-        if getattr(outcome.result, "already", False):
+        if outcome.result is not None and outcome.result.already:
             tally.already += 1
         else:
             tally.done += 1

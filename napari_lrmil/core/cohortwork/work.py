@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from napari_lrmil.core.cohortwork.memory import peak_mb
 from napari_lrmil.core.errors import (
@@ -46,6 +46,25 @@ class SlideWork:
     def name(self) -> str:
         """What its results are called, as `Slide.name`."""
         return self.path.name if self.path.is_dir() else self.path.stem
+
+
+@dataclass(frozen=True)
+class Told:
+    """A few words on a slide that is done.
+
+    Attributes
+    ----------
+    text
+        What came out, in a line.
+    where
+        File or folder of its results.
+    already
+        Whether these were there before.
+    """
+
+    text: str
+    where: Path
+    already: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,7 +118,7 @@ class Outcome:
     """
 
     work: SlideWork
-    result: Any = None
+    result: Told | None = None
     failure: Failure | None = None
     worker: str = ""
     peak_mb: float = 0.0
@@ -113,8 +132,8 @@ class SlideTask(Protocol):
         """Make a worker's process ready; called before every slide, cheap after the first."""
         ...
 
-    def __call__(self, work: SlideWork) -> Generator[Event, None, Any]:
-        """Do a slide: yield events, leave the results on disk, return a few words; ``already`` in them is counted.
+    def __call__(self, work: SlideWork) -> Generator[Event, None, Told]:
+        """Do a slide: yield events, leave the results on disk, return a few words.
 
         `Progress` of the stage ``tissue``, `StageDone` of it, and `Progress` of ``writing`` tell at which step it is.
         """
