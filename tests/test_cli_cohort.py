@@ -136,6 +136,7 @@ def test_only_what_was_asked_before_is_left_as_it_is(call: Call, slides: Path, t
     assert (told["runtime"], told["precision"], told["runtime_reason"]) == ("torch", "float32", "asked for")
     told |= {"runtime": "openvino", "precision": "bfloat16"}
     (out / "s" / "prediction.json").write_text(json.dumps(told), encoding="utf-8")
+    when.append(made(out)["s"])
     assert not again() and again("--runtime", "torch")  # the reference answers for all, and no other for it
     assert again("--teacher", "top-3") and not again("--teacher", "top-3")
     assert again("--teacher", "all") and not again("--teacher", "all")
