@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import psutil
 from bad_slides import BAD, as_ordinary_user, make_bad_slides
 
@@ -152,6 +154,7 @@ def _on_cluster(run: Path, good: Sequence[Path], every: Sequence[Path], bundle: 
         "results_made_once": sum(n == 1 for n in counts["done"].values()),
         "results_made_twice": sorted(name for name, n in counts["done"].items() if n > 1),
         "largest_difference": _difference(run, good),
+        "largest_difference_of_attention": _attention_apart(run, good),
         "command_line": {
             "exit_code": third.returncode,
             "already_there": told["already_there"],
@@ -248,6 +251,20 @@ def _difference(run: Path, good: Sequence[Path]) -> float:
     return largest
 
 
+def _attention_apart(run: Path, good: Sequence[Path]) -> float:
+    """Return the largest difference of a patch's attention, times the average, between single runs and the cohort."""
+    largest = 0.0
+    for path in good:
+        one, other = (_attention(run / kind / path.stem / "attention.h5") for kind in ("single", "together"))
+        largest = max(largest, float(np.abs(one - other).max()) * len(one))
+    return largest
+
+
+def _attention(path: Path) -> Any:
+    with h5py.File(path) as file:
+        return file["attention"][:]
+
+
 # ---------------------------------------------------------------- scaling
 
 
@@ -287,7 +304,8 @@ def _print(f: dict[str, Any]) -> None:
     print(f"| reasons | {f['failed']} ({_steps(f['failures'])}) |")
     print(f"| slides begun once / more than once | {f['begun_once']} / {len(f['begun_twice'])}: {f['begun_twice']} |")
     print(f"| results made once / more than once | {f['results_made_once']} / {len(f['results_made_twice'])} |")
-    print(f"| largest difference of a probability from single runs | {f['largest_difference']:.1e} |")
+    apart = f"{f['largest_difference']:.1e}; {f['largest_difference_of_attention']:.1e} times the average"
+    print(f"| largest difference from single runs: of a probability; of a patch's attention | {apart} |")
     print(
         f"| the command line on the same folder | exit code {cli['exit_code']}, {cli['already_there']} already there, "
         f"{cli['done']} done, {cli['results_touched']} touched, {cli['lines_in_failures_csv']} lines of failures |"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from napari_lrmil.core.encoders import Encoded
+from napari_lrmil.core.encoders.hushed import hushed
 from napari_lrmil.core.errors import EncoderError
 from napari_lrmil.core.readahead import at_once
 from napari_lrmil.core.verdicts import GRAPH, WEIGHTS
@@ -76,7 +77,7 @@ def convert(encoder: nn.Module, side: int) -> Any:
     shape = (at_once(side), side, side, 3)
     frontend = FrontEndManager().load_by_framework("pytorch")
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), hushed():  # tracing touches all that a network has
             warnings.simplefilter("ignore")  # of tracing: sizes become constants, which they are here
             example = torch.zeros(shape, dtype=torch.uint8)
             once = {"check_trace": False}  # we compare the result ourselves

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from napari_lrmil.core.encoders.families import build_encoder
 from napari_lrmil.core.encoders.files import LoadedEncoder, read_tensors
+from napari_lrmil.core.encoders.hushed import hushed
 from napari_lrmil.core.encoders.network import NetworkEncoder
 from napari_lrmil.core.encoders.spec import HALF, IMAGENET, TRAINABLE, EncoderSpec, Rgb
 from napari_lrmil.core.encoders.weights import file_sha256
@@ -135,24 +136,15 @@ def _licence(readme: Path) -> str:
 
 def _fill(encoder: NetworkEncoder, tensors: dict[str, Tensor], folder: Path) -> None:
     """Load published weights: prefixes, heads and older names are ``transformers``' business, missing tensors ours."""
-    from transformers.utils import logging
-
     net: Any = encoder.net
     if not hasattr(net, "config"):  # written here: others have other names for its tensors
         family = encoder.spec.family
         raise EncoderError(f"{folder}: weights of {family} are read from a .safetensors file that this program wrote")
     bare = {"add_pooling_layer": False} if encoder.spec.family in ("vit", "mobilenet_v2") else {}  # we pool ourselves
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
+    with hushed():
         loaded, report = type(net).from_pretrained(
             None, config=net.config, state_dict=tensors, output_loading_info=True, ignore_mismatched_sizes=True, **bare
         )
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
     lacking = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if lacking:
         raise EncoderError(
