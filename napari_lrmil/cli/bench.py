@@ -39,14 +39,17 @@ def bench(
     """Measure a slide's cost step by step, LR against HR, and what resolution, encoder, reader and runtime save."""
     from lrmil_training.cohort import read_cohort
     from napari_lrmil.core.bundle import Bundle
-    from napari_lrmil.core.costs import Question, as_json, factor_table, measure_all, step_table
+    from napari_lrmil.core.costs import Question, as_json, factor_table, how_measured, measure_all, step_table
     from napari_lrmil.core.embed import resolve_device
     from napari_lrmil.core.files import write_json, write_text
+    from napari_lrmil.core.slide import Slide
 
     resolve_device(device)
     models = [Bundle(name) for name in bundles or ["demo"]]
     if cohort is not None:
         read_cohort(cohort)  # a table that cannot be used is found before anything is measured
+    with Slide(slide, mpp=mpp) as opened:
+        _ = opened.mpp  # so is one that cannot be read, or does not say its resolution
     told: set[str] = set()
     for model in models:
         told |= load_networks(model, teacher=teacher)  # a broken bundle is found before anything is measured
@@ -58,7 +61,7 @@ def bench(
         setups = _setups(baseline=baseline and not measured, teacher=teacher)  # the baseline knows no bundle
         found = follow(measure_all(question, setups), model.name, told=told)
         measured.append({"model": model.name, **as_json(question, found)})
-        pages += [f"## {slide.name}, {model.name}", step_table(found), factor_table(found)]
+        pages += [f"## {slide.name}, {model.name}", how_measured(question), step_table(found), factor_table(found)]
         write_json(folder / BENCH, {"measured": measured})
         write_text(folder / TABLE, "\n\n".join(pages) + "\n")
         _print(model.name, found)
@@ -78,7 +81,7 @@ def _print(name: str, found: list[Any]) -> None:
     """Print what matters: seconds of each setup, and the factors."""
     from rich.table import Table
 
-    from napari_lrmil.core.costs import factors
+    from napari_lrmil.core.costs import LR, factors
 
     table = Table(title=f"{name}: what a slide costs")
     for head in ("setup", "patches", "MPix", "CPU-s", "s", "peak MB"):
@@ -88,10 +91,9 @@ def _print(name: str, found: list[Any]) -> None:
         table.add_row(m.setup.name, *figures, f"{m.peak_mb:,.0f}")
     out.print(table)
     for f in factors(found):
-        share = f", {f.share_of_patches:.2f} of the patches' {f.patches:.1f}" if f.patches > 1 else ""
-        out.print(
-            f"{f.changed}: {f.cpu:.1f} times fewer CPU-seconds{share}  ({f.before} -> {f.after})", highlight=False
-        )
+        patches = f" for {f.patches:.1f} times fewer patches" if f.changed == LR.changed else ""
+        told = f"{f.changed}: {f.cpu:.1f} times fewer CPU-seconds{patches}  ({f.before} -> {f.after})"
+        out.print(told, highlight=False, soft_wrap=True)
     last = next((m for m in found if m.whole_cpu is not None and m.setup.runtime == "auto"), None)
     if last is not None:
         told = f"predict as a whole: {last.whole_cpu:.2f} CPU-s, {last.whole_wall:.2f} s"

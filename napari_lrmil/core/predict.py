@@ -78,7 +78,8 @@ def predict(
         yield from _teacher_terms(slide, bundle)
     about = [f"about the model {bundle.name}: {bundle.card.about}"] if bundle.card.about else []
     warnings = [*slide.warnings, *about]  # what a model is not goes with its every answer
-    yield from (Caution(text, slide.name) for text in warnings)
+    yield from (Caution(text, slide.name) for text in slide.warnings)
+    yield from map(Caution, about)
     yield Progress("tissue", 0, 1, "slide")
     began, cpu, decoded = time.perf_counter(), time.process_time(), slide.pixels_decoded
     ground = ground or ground_of(slide, bundle.card.plan, bundle.card.tissue)
@@ -166,6 +167,7 @@ def _read(
     began, cpu = time.perf_counter(), time.process_time()
     network = load()
     runtime = _runtime(asked, network, look)
+    at_read = time.perf_counter()
     decoded = asked.slide.pixels_decoded  # patches that runtimes were compared on are read again
     embedded = yield from _embedded(asked, runtime, look)
     at_mil = time.perf_counter()
@@ -173,6 +175,7 @@ def _read(
     logits = dict(zip(asked.bundle.card.classes, pooled.logits.tolist(), strict=True))
     end = time.perf_counter()
     seconds = before.seconds | {
+        "prepare": at_read - began,
         "read": embedded.seconds_read,
         "encode": embedded.seconds_encode,
         "mil": end - at_mil,

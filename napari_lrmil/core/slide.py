@@ -32,7 +32,7 @@ from napari_lrmil.core.pixels import area_average, on_white
 from napari_lrmil.core.resolution import find_mpp, mpp_warnings, number
 from napari_lrmil.core.tilereader import ASKED, AUTO, OPENSLIDE, TILES, ReaderChoice, TileReader, require_reader
 
-BLOCK_PX = 2048  # native pixels along a side of one read of an overview: 16 MiB as RGBA
+BLOCK_PX = 1024  # native pixels along a side of one read of an overview: memory of this size is used again and again
 FINGERPRINT_BYTES = 1 << 20  # read from each end of a file that has no quick hash
 UNIT = Mpp(1.0, 1.0)  # to choose by level-0 pixels in place of µm
 

@@ -75,8 +75,9 @@ class Tissue:
     def shares(self) -> NDArray[np.float32]:
         """Return (rows, columns): the share of each HR cell that is tissue."""
         k = self.mask.shape[0] // self.lattice.rows
-        cells = self.mask.reshape(self.lattice.rows, k, self.lattice.columns, k)
-        return np.asarray(cells.mean(axis=(1, 3)), dtype=np.float32)
+        down = self.mask.view(np.uint8).reshape(self.lattice.rows, k, -1).sum(axis=1, dtype=np.uint32)
+        cells = down.reshape(self.lattice.rows, self.lattice.columns, k).sum(axis=2)
+        return np.asarray(cells / k**2, dtype=np.float32)
 
 
 def find_tissue(slide: Slide, lattice: Lattice, config: TissueConfig | None = None) -> Tissue:

@@ -105,6 +105,8 @@ def test_a_scheduler_that_is_not_there_is_a_wrong_call(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(module, "CONNECT_S", 0.5)
     engine = choose_engine(EngineChoice(scheduler="tcp://127.0.0.1:9"), slides=2)
+    with pytest.raises(ConfigError, match="that is no address such as"):
+        followed(works("a", "b"), Logged(tmp_path), choose_engine(EngineChoice(scheduler="nonsense"), slides=2))
     with pytest.raises(ConfigError, match="no dask scheduler answers at"):
         followed(works("a"), Logged(tmp_path), engine)
     for choice in (EngineChoice(2, "tcp://127.0.0.1:9"), EngineChoice(None, "tcp://127.0.0.1:9", 500)):

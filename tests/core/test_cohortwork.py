@@ -133,6 +133,8 @@ def test_a_dead_worker_costs_its_own_slide_a_second_try_and_no_other(tmp_path: P
     ]
     assert (tally.done, tally.retried) == (6, 3)
     assert sum(isinstance(event, Caution) for event in events) >= 6  # what was said in a worker is told here
+    retried = [event.subject for event in events if isinstance(event, Caution) and "tried once more" in event.message]
+    assert sorted(retried) == ["dies always", "dies once"]
     assert (tmp_path / "threads").read_text() == "1"
     summary = tally.as_json(two())
     assert summary["failed"] == 1 and summary["slides"] == 7
@@ -152,6 +154,7 @@ def test_a_worker_that_holds_too_much_is_ended_and_its_slide_has_failed(tmp_path
     ((name, step, reason),) = tally.rows
     assert (name, step) == ("takes memory.svs", "worker")
     assert re.fullmatch(r"memory: the worker held \d+ MB, and 250 MB are allowed; see --memory", reason)
+    assert max(tally.worker_peak_mb.values()) >= 250
 
 
 def test_workers_that_cannot_begin_are_told_at_once() -> None:

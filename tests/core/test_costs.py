@@ -133,10 +133,17 @@ def test_each_setup_has_a_process_of_its_own(question: Question, monkeypatch: py
     events: list[Event] = list(measure_all(question, [LR_TORCH]))
     assert isinstance(events[-1], Finished)
     assert events[-1].result[0].patches > 0
-    monkeypatch.setattr(costs.measure, "measure", _die)
+    monkeypatch.setattr(costs.measure, "_measured_or_why", _die)
     with pytest.raises(LrmilError, match="was ended from outside") as told:
         list(measure_all(question, [LR_TORCH]))
     assert one_sentence(told.value)
+
+
+def test_what_is_wrong_with_a_slide_is_told_as_it_is(question: Question, tmp_path: Path) -> None:
+    (tmp_path / "text.svs").write_text("no slide")
+    with pytest.raises(LrmilError, match=r"text\.svs") as told:
+        list(measure_all(replace(question, slide=tmp_path / "text.svs"), [LR_TORCH]))
+    assert one_sentence(told.value) and "memory" not in str(told.value)
 
 
 def _die(*_: object) -> None:

@@ -89,7 +89,7 @@ def test_the_sums_hold_and_everything_is_named(tmp_path: Path, bundle: Bundle) -
     assert found.student.evidence.shape == (len(found.student.coords), 2)
     assert np.ptp(found.student.attention) > 1e-6, "a network that looks everywhere alike would hide a mix-up"
     assert found.student.pixels_decoded == decoded > 0
-    assert set(found.student.seconds) == {"open", "tissue", "read", "encode", "mil", "total"}
+    assert set(found.student.seconds) == {"open", "tissue", "prepare", "read", "encode", "mil", "total"}
 
 
 def test_hr_patches_that_a_teacher_would_read_are_counted(tmp_path: Path, bundle: Bundle) -> None:

@@ -8,7 +8,9 @@ but a few words comes back: results are on the disk that all machines share.
 from __future__ import annotations
 
 import queue
+import re
 import secrets
+import socket
 import threading
 import time
 from collections import deque
@@ -68,6 +70,7 @@ class DaskCluster:
     def _client(self) -> Iterator[Any]:
         distributed = _distributed()
         try:
+            _require_listener(self.address)
             client = distributed.Client(self.address, timeout=CONNECT_S, set_as_default=False)
         except (OSError, ValueError, TimeoutError) as error:
             raise ConfigError(
@@ -76,6 +79,15 @@ class DaskCluster:
             ) from error
         with client:
             yield client
+
+
+def _require_listener(address: str) -> None:
+    """Raise `OSError` or `ValueError` where nobody listens: a client without a connection complains when it goes."""
+    found = re.fullmatch(r"(?:(tcp|tls)://)?\[?([^\[\]/]+?)\]?:(\d+)", address)
+    if found is None and "://" not in address:
+        raise ValueError("that is no address such as tcp://HOST:8786")
+    if found is not None:
+        socket.create_connection((found[2], int(found[3])), CONNECT_S).close()
 
 
 @dataclass

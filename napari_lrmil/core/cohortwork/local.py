@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, cast
 
 from napari_lrmil.core.cohortwork.memory import held_mb
-from napari_lrmil.core.cohortwork.work import Outcome, SlideTask, SlideWork, ended_text, gathered, lost
+from napari_lrmil.core.cohortwork.work import Outcome, SlideTask, SlideWork, ended_text, gathered, lost, worker_name
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event
 
@@ -145,7 +145,7 @@ class _Worker:
         if self.above is None:
             return lost(self.work, ended_text(self.process.exitcode))
         reason = f"memory: the worker held {self.above:.0f} MB, and {self.memory_mb:.0f} MB are allowed; see --memory"
-        return lost(self.work, reason)
+        return lost(self.work, reason, worker=worker_name(self.process.pid), peak_mb=self.above)
 
     def end(self) -> None:
         """End it, whatever it does: files are written whole or not at all."""

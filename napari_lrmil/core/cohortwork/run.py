@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from napari_lrmil.core.cohortwork.work import (
+    WORKER,
     WRITE,
     Engine,
     Failure,
@@ -86,7 +87,7 @@ class Tally:
     def as_json(self, engine: Engine) -> dict[str, Any]:
         """Return the content of ``cohort.json``."""
         workers = {
-            name: {"slides": count, "peak_memory_mb": round(self.worker_peak_mb[name], 1)}
+            name: {"tries": count, "peak_memory_mb": round(self.worker_peak_mb[name], 1)}
             for name, count in sorted(self.worker_slides.items())
         }
         computed, hours = self.done, self.seconds / 3600
@@ -152,6 +153,8 @@ def run_cohort(
                 again.add(event.work)
                 tally.retried += 1
                 todo.append(event.work)
+                if event.failure.step == WORKER:
+                    yield Caution(f"{event.failure.reason}; it is tried once more, after the others", event.work.name)
                 continue
             yield _settled(tally, event, keep)
             if several:

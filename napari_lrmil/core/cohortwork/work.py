@@ -225,14 +225,14 @@ def gathered(
     return replace(outcome, failure=failure, cautions=tuple(cautions))
 
 
-def lost(work: SlideWork, reason: str, *, worker: str = "", retry: bool = True) -> Outcome:
+def lost(work: SlideWork, reason: str, *, worker: str = "", retry: bool = True, peak_mb: float = 0.0) -> Outcome:
     """Return what became of a slide whose worker is no more."""
-    return Outcome(work, None, Failure(WORKER, reason, retry=retry), worker)
+    return Outcome(work, None, Failure(WORKER, reason, retry=retry), worker, peak_mb)
 
 
-def worker_name() -> str:
-    """Return host and process."""
-    return f"{socket.gethostname()}:{os.getpid()}"
+def worker_name(process: int | None = None) -> str:
+    """Return host and process, this one where none is given."""
+    return f"{socket.gethostname()}:{process or os.getpid()}"
 
 
 def _step_after(event: Event, step: str) -> str:

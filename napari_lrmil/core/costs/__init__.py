@@ -4,7 +4,7 @@ from napari_lrmil.core.costs.chain import BESIDE, CHAIN, HR_STUDENT, LR, TEACHER
 from napari_lrmil.core.costs.factors import Factor, factors, resolution_shares
 from napari_lrmil.core.costs.measure import Measured, Question, measure_all
 from napari_lrmil.core.costs.pareto import points, write_pareto
-from napari_lrmil.core.costs.tables import as_json, factor_table, step_table
+from napari_lrmil.core.costs.tables import as_json, factor_table, how_measured, step_table
 
 __all__ = [
     "BESIDE",
@@ -20,6 +20,7 @@ __all__ = [
     "as_json",
     "factor_table",
     "factors",
+    "how_measured",
     "measure_all",
     "points",
     "resolution_shares",

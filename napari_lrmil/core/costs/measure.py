@@ -125,12 +125,24 @@ def _measured_elsewhere(question: Question, setup: Setup) -> Measured:
 
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as one:
         try:
-            return one.submit(measure, question, setup).result()
+            found = one.submit(_measured_or_why, question, setup).result()
         except BrokenProcessPool as error:
             raise LrmilError(
                 f"{question.slide}: the process that measured '{setup.name}' was ended from outside, likely because "
                 "memory ran out; close other programs and call it again"
             ) from error
+
+    if isinstance(found, str):
+        raise LrmilError(found)
+    return found
+
+
+def _measured_or_why(question: Question, setup: Setup) -> Measured | str:
+    """Return what was measured, or what went wrong in words: not every error can travel between processes."""
+    try:
+        return measure(question, setup)
+    except LrmilError as error:
+        return str(error)
 
 
 def measure(question: Question, setup: Setup) -> Measured:
@@ -214,12 +226,12 @@ class _Bench:
             with clock.step("tissue"):
                 ground = ground_of(slide, self.bundle.card.plan, self.bundle.card.tissue)
             clock.pixels["tissue"] = slide.pixels_decoded
-            patches = self._patches(ground)
+            patches = self._patches(ground, fine=self.setup.fine)
             clock.patches = len(patches)
             patches = replace(patches, corners=patches.corners[sample(len(patches), self.question.most_patches)])
             clock.sampled, self._side = len(patches), patches.side
             if warm:
-                self.runtime = self._prepared(slide, patches)
+                self.runtime = self._prepared(slide, self._judged_on(ground, patches))
             features = self._encoded(slide, patches, clock)
             clock.reader = self.setup.reader if self.setup.reader == PIL else slide.reader.name
         with clock.step("mil"):
@@ -232,9 +244,9 @@ class _Bench:
         reader = "openslide" if self.setup.reader == PIL else self.setup.reader
         return Slide(self.question.slide, mpp=self.question.mpp, reader=reader)
 
-    def _patches(self, ground: Ground) -> PatchSet:
+    def _patches(self, ground: Ground, *, fine: bool) -> PatchSet:
         card, grid, lattice = self.bundle.card, ground.grid, ground.grid.lattice
-        if self.setup.fine:
+        if fine:
             return PatchSet(grid.hr_corners, lattice.cell, card.hr_patch_px)
         return PatchSet(grid.lr_corners, lattice.lr_cell, card.lr_patch_px, card.student_input_px)
 
@@ -264,6 +276,11 @@ class _Bench:
             return reader.pixels_decoded
 
         return reader.read, end
+
+    def _judged_on(self, ground: Ground, patches: PatchSet) -> PatchSet:
+        """Return what a runtime is compared on: for the student LR patches at either resolution, as in `predict`."""
+        coarse = self._patches(ground, fine=False)
+        return coarse if self.setup.encoder == STUDENT and coarse.side == patches.side else patches
 
     def _prepared(self, slide: Slide, patches: PatchSet) -> Runtime:
         if self.setup.runtime == "torch" or self.setup.encoder == RESNET:

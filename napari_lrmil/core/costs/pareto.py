@@ -61,6 +61,7 @@ def write_pareto(folder: Path, found: Sequence[Point]) -> None:
     """Write ``pareto.json`` and ``pareto.png``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     best = front(found)
     write_json(folder / "pareto.json", {"points": [asdict(p) for p in found], "front": [p.name for p in best]})
@@ -73,11 +74,14 @@ def write_pareto(folder: Path, found: Sequence[Point]) -> None:
         axis.errorbar(point.cpu_seconds, point.auroc, yerr=spread, fmt="o", capsize=3, label=point.name)
     axis.step([p.cpu_seconds for p in best], [p.auroc for p in best], where="post", color="0.6", linewidth=1, zorder=0)
     axis.set_xscale("log")
-    for ticks in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
-        ticks(lambda seconds, _: f"{seconds:g}")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    seconds = [p.cpu_seconds for p in found]
+    axis.set_xlim(min(seconds) / 1.6, max(seconds) * 1.6)
     lowest = min(p.auroc if p.low is None else p.low for p in found)
     axis.set_ylim(max(-0.02, min(0.5, lowest) - 0.03), 1.02)  # chance and a perfect ranking are in sight
-    axis.set_xlabel("CPU-seconds for a slide (fewer is better)")
+    axis.set_xlabel("CPU-seconds for a slide, as predict runs it (fewer is better)")
     axis.set_ylabel("AUROC (more is better)")
     axis.grid(alpha=0.3, which="both")
     axis.legend(fontsize=8, title=f"{found[0].slides} slides", title_fontsize=8)
