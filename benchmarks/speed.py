@@ -84,7 +84,8 @@ def main() -> None:
             question = Question(slide, bundle.path, repeats=args.repeats, most_patches=args.most_patches)
             key = (slide.name, name, mpp)
             found[key] = follow(measure_all(question, setups), " ".join(map(str, key)))
-            stored["measured"].append({"model": bundle.name, **as_json(question, found[key])})
+            names = {"model": f"{name} at {10 / mpp:g}x", "slide": slide.name, "bundle": bundle.path.name}
+            stored["measured"].append(as_json(question, found[key]) | names)  # no path: it goes into the repository
             print(f"## {key}\n{step_table(found[key])}\n{factor_table(found[key])}\n", flush=True)
     write_json(args.work / "speed.json", stored)
     colds = cold(args.slides[0], bundles[SMALL, 2.0], args.work)

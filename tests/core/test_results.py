@@ -143,7 +143,7 @@ def test_without_a_teacher_the_files_are_these_and_complete(tmp_path: Path) -> N
     assert sorted(p.name for p in folder.iterdir()) == ALONE
     content = json.loads((folder / "prediction.json").read_text(encoding="utf-8"))
     assert set(content) == KEYS
-    assert set(content["seconds"]) == {"open", "tissue", "read", "encode", "mil", "total"}
+    assert set(content["seconds"]) == {"open", "tissue", "prepare", "read", "encode", "mil", "total"}
     assert content["slide"] == "s 1" and content["classes"] == ["normal", "lesion"] and content["device"] == "cpu"
     assert content["probabilities"] == found.student.probabilities and content["calibrated"] is False
     assert content["predicted"] == max(content["probabilities"], key=content["probabilities"].get)
