@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from napari_lrmil.core.bag import Features
-from napari_lrmil.core.bundle import Bundle, StudentNetwork, TeacherNetwork
+from napari_lrmil.core.bundle import Bundle, Card, StudentNetwork, TeacherNetwork
 from napari_lrmil.core.cache import CacheKey, EmbeddingCache
 from napari_lrmil.core.cautions import slide_warnings
 from napari_lrmil.core.compare import measure_agreement
@@ -24,7 +24,7 @@ from napari_lrmil.core.grid import Ground, NestedGrid, ground_of, require_resolu
 from napari_lrmil.core.pooling import pool
 from napari_lrmil.core.prediction import Prediction, Reading
 from napari_lrmil.core.readahead import at_once
-from napari_lrmil.core.runtime import Runtime, RuntimeChoice, Subject, prepare_runtime, require_runtime, spread
+from napari_lrmil.core.runtime import Runtime, Subject, prepare_runtime, require_runtime, spread
 from napari_lrmil.core.scope import WHOLE, Scope
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.core.teacherchoice import NONE, compared_rows, require_choice
@@ -77,7 +77,6 @@ def predict(
     if teacher != NONE:
         yield from _teacher_terms(slide, bundle)
     about = [f"about the model {bundle.name}: {bundle.card.about}"] if bundle.card.about else []
-    warnings = [*slide.warnings, *about]  # what a model is not goes with its every answer
     yield from (Caution(text, slide.name) for text in slide.warnings)
     yield from map(Caution, about)
     yield Progress("tissue", 0, 1, "slide")
@@ -90,11 +89,8 @@ def predict(
     seconds = {"open": seconds_open, "tissue": time.perf_counter() - began}
     before = Before(seconds, slide.pixels_decoded - decoded, time.process_time() - cpu)
     yield StageDone("tissue", before.seconds["tissue"])
-    student = yield from _student(asked, before)
-    found = _prediction(asked, student, [*warnings, *doubts])
-    if teacher != NONE:
-        found = yield from _asked_beside(asked, found, before, teacher)
-    yield Finished(replace(found, reader=slide.reader))
+    warnings = [*slide.warnings, *about, *doubts]  # what a model is not goes with its every answer
+    yield Finished((yield from _answered(asked, before, warnings, teacher)))
 
 
 def _teacher_terms(slide: Slide, bundle: Bundle) -> Iterator[Event]:
@@ -102,6 +98,14 @@ def _teacher_terms(slide: Slide, bundle: Bundle) -> Iterator[Event]:
     bundle.require_teacher()
     require_resolution(slide, bundle.card.hr_mpp, "teacher (HR)")
     yield from (Caution(terms) for terms in filter(None, [bundle.teacher_notice]))
+
+
+def _answered(asked: _Asked, before: Before, warnings: list[str], teacher: str) -> Generator[Event, None, Prediction]:
+    """Return what the student says, and the teacher beside it where asked."""
+    found = _prediction(asked, (yield from _student(asked, before)), warnings)
+    if teacher != NONE:
+        found = yield from _asked_beside(asked, found, before, teacher)
+    return replace(found, reader=asked.slide.reader)
 
 
 def _asked_beside(asked: _Asked, found: Prediction, before: Before, teacher: str) -> Generator[Event, None, Prediction]:
@@ -136,7 +140,7 @@ class _Asked:
 
 
 @dataclass(frozen=True)
-class _Look:
+class Look:
     """Which patches a network reads, where they lie on their grid, and how its logits are to be told."""
 
     stage: str
@@ -147,26 +151,34 @@ class _Look:
     target_mpp: float
 
 
-def _student(asked: _Asked, before: Before) -> Generator[Event, None, Reading]:
-    card, grid = asked.bundle.card, asked.grid
+def students_look(card: Card, grid: NestedGrid) -> Look:
+    """Return what the student reads."""
     patches = PatchSet(grid.lr_corners, grid.lattice.lr_cell, card.lr_patch_px, card.student_input_px)
-    look = _Look("student (LR)", "student", patches, grid.lr_index, card.temperature, card.lr_mpp)
+    return Look("student (LR)", "student", patches, grid.lr_index, card.temperature, card.lr_mpp)
+
+
+def teachers_look(card: Card, grid: NestedGrid) -> Look:
+    """Return what the teacher reads."""
+    patches = PatchSet(grid.hr_corners, grid.lattice.cell, card.hr_patch_px)
+    return Look("teacher (HR)", "teacher", patches, grid.hr_index, card.teacher_temperature, card.hr_mpp)
+
+
+def _student(asked: _Asked, before: Before) -> Generator[Event, None, Reading]:
+    look = students_look(asked.bundle.card, asked.grid)
     return (yield from _read(asked, lambda: asked.bundle.student.to(asked.device), look, before))
 
 
 def _teacher(asked: _Asked, before: Before) -> Generator[Event, None, Reading]:
-    card, grid = asked.bundle.card, asked.grid
-    patches = PatchSet(grid.hr_corners, grid.lattice.cell, card.hr_patch_px)
-    look = _Look("teacher (HR)", "teacher", patches, grid.hr_index, card.teacher_temperature, card.hr_mpp)
+    look = teachers_look(asked.bundle.card, asked.grid)
     return (yield from _read(asked, lambda: asked.bundle.teacher.to(asked.device), look, before))
 
 
 def _read(
-    asked: _Asked, load: Callable[[], StudentNetwork | TeacherNetwork], look: _Look, before: Before
+    asked: _Asked, load: Callable[[], StudentNetwork | TeacherNetwork], look: Look, before: Before
 ) -> Generator[Event, None, Reading]:
     began, cpu = time.perf_counter(), time.process_time()
     network = load()
-    runtime = _runtime(asked, network, look)
+    runtime = prepare_runtime(asked.runtime, subject_of(asked.slide, asked.bundle, network, look), asked.device)
     at_read = time.perf_counter()
     decoded = asked.slide.pixels_decoded  # patches that runtimes were compared on are read again
     embedded = yield from _embedded(asked, runtime, look)
@@ -198,25 +210,22 @@ def _read(
     )
 
 
-def _runtime(asked: _Asked, network: StudentNetwork | TeacherNetwork, look: _Look) -> Runtime:
-    if asked.runtime == "torch":  # the reference needs nothing to be compared with
-        return Runtime(network.encoder, RuntimeChoice())
+def subject_of(slide: Slide, bundle: Bundle, network: StudentNetwork | TeacherNetwork, look: Look) -> Subject:
+    """Return what a runtime is chosen for: a network, and the patches on which it is compared."""
     patches = look.patches
-    subject = Subject(
+    some = replace(patches, corners=patches.corners[spread(len(patches), patches.side)])
+    return Subject(
         network,
-        f"{asked.bundle.sha256} {look.network}",
+        f"{bundle.sha256} {look.network}",
         patches.side,
         look.temperature,
         len(patches),
-        lambda: replace(patches, corners=patches.corners[spread(len(patches), patches.side)]).read(
-            asked.slide, slice(None)
-        ),
-        asked.bundle.prepared,
+        lambda: some.read(slide, slice(None)),
+        bundle.prepared,
     )
-    return prepare_runtime(asked.runtime, subject, asked.device)
 
 
-def _embedded(asked: _Asked, runtime: Runtime, look: _Look) -> Generator[Event, None, Embeddings]:
+def _embedded(asked: _Asked, runtime: Runtime, look: Look) -> Generator[Event, None, Embeddings]:
     """Embed what the cache does not have, the middle first, for that is what people look at; the rest is there."""
     embedder = runtime.embedder
     words: dict[str, Any] = {"device": asked.device, "stage": look.stage, "batch": at_once(look.patches.side)}

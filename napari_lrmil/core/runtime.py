@@ -190,10 +190,10 @@ def prepare_runtime(asked: str, subject: Subject, device: torch.device) -> Runti
     encoder = subject.network.encoder
     if asked == REFERENCE.name:
         return Runtime(encoder, REFERENCE)
+    if asked == "auto" and subject.patches < ENOUGH:  # whatever others have shown: which came first must not matter
+        few = f"{subject.patches} patches are too few to compare by, and soon done"
+        return Runtime(encoder, RuntimeChoice(reason=few))
     notes, ways = ways_to_run(asked, subject, device)
-    if asked == "auto" and subject.patches < ENOUGH:
-        ways = []  # whatever other slides have shown: the answer must not depend on which came first
-        notes.append(f"{subject.patches} patches are too few to compare by, and soon done")
     for way in ways:
         try:
             made = tried(subject, way)

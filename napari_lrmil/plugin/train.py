@@ -15,7 +15,6 @@ from qtpy.QtGui import QDesktopServices, QShowEvent
 from qtpy.QtWidgets import QFileDialog, QVBoxLayout
 
 from lrmil_training.config import TrainConfig, load_config
-from lrmil_training.runfiles import CONFIG
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Failed, Finished
 from napari_lrmil.core.remembered import Remembered
@@ -38,7 +37,7 @@ from napari_lrmil.plugin.training_encoders import EncoderOffer, encoder_offers, 
 from napari_lrmil.plugin.training_estimate import estimate, learn
 from napari_lrmil.plugin.training_picture import PatchPicture, picturing
 from napari_lrmil.plugin.training_result import Result, read_result
-from napari_lrmil.plugin.training_run import Phase, TrainingRun
+from napari_lrmil.plugin.training_run import Phase, TrainingRun, refuse_taken
 
 WIDTH_PX = 340
 POLL_MS = 400  # between looks at the run folder
@@ -196,7 +195,7 @@ class TrainWidget(LeavingWidget):
     def _table_changed(self) -> None:
         if not self._checks.busy and self.table.unchecked:
             self._checks.ask(self.table.checking)
-        if not self.table.blocked_by and not self._led_on:  # once: whoever folds it wants it folded
+        if not (self._led_on or self.table.blocked_by):  # once: whoever folds it wants it folded
             self._led_on = True
             self.form.expand(animate=False)
             self.running.expand(animate=False)
@@ -285,8 +284,7 @@ class TrainWidget(LeavingWidget):
             raise LrmilError(blocked or "Choose a folder for the run first.")
         config = self.form.value()
         folder = folder.resolve()
-        if (folder / CONFIG).exists():
-            raise LrmilError(f"{folder}: a run lies there already; open it to go on with it, or choose another folder")
+        refuse_taken(folder)  # before a table is written into it
         if not (self.table.saved and self.table.path):
             self.table.save(folder / COHORT)
         assert self.table.path is not None

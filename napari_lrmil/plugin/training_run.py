@@ -161,27 +161,20 @@ class TrainingRun:
         return self._child is not None and self._child.poll() is None
 
     def start(self, cohort: Path, folder: Path, config: TrainConfig, device: str) -> None:
-        """Begin a run in a folder, or go on with the one that is there.
+        """Begin a run in a folder.
 
         Raises
         ------
         LrmilError
-            Where the folder cannot be written to, or holds a run with other settings.
+            Where the folder cannot be written to, or holds a run already.
         """
-        self.refuse_other(folder, config)
+        refuse_taken(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / SETTINGS, dump_config(config))
         except OSError as error:
             raise _unwritable(folder, error) from error
         self._begin(Call(cohort, folder, folder / SETTINGS, device))
-
-    @staticmethod
-    def refuse_other(folder: Path, config: TrainConfig) -> None:
-        """Raise `LrmilError` where a folder holds a run with other settings."""
-        stored = folder / CONFIG
-        if stored.exists() and stored.read_text(encoding="utf-8") != dump_config(config):
-            raise LrmilError(f"{folder}: the folder holds a run with other settings; choose another, or open that run")
 
     def _begin(self, call: Call) -> None:
         clear_stop(call.folder)
@@ -324,6 +317,17 @@ class TrainingRun:
         pace = story.pace(self._clock() if self.alive else None)
         told = pace.text if pace else ""
         return f"Run {story.run} of {story.runs} · {told}" if story.runs and told else told
+
+
+def holds_run(folder: Path) -> bool:
+    """Return whether a run has begun in a folder: one is gone on with there, and none begun."""
+    return (folder / CONFIG).exists()
+
+
+def refuse_taken(folder: Path) -> None:
+    """Raise `LrmilError` where a folder holds a run."""
+    if holds_run(folder):
+        raise LrmilError(f"{folder}: a run lies there already; open it to go on with it, or choose another folder")
 
 
 def last_sentence(folder: Path | None) -> str:

@@ -261,6 +261,7 @@ class DarknessBundle:
     name, sha256, has_teacher, teacher_notice = "darkness", "d" * 64, True, None
 
     def __init__(self, **card: Any) -> None:
+        self.prepared: dict[Any, Any] = {}
         network = NetworkCard(encoder=SMALL, dim=2, hidden=1)
         fields = {
             "hr_mpp": 0.5,

@@ -288,14 +288,14 @@ def test_what_the_program_said_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     assert later.phase is Phase.BROKEN and later.reason == told[0]
 
 
-def test_an_unwritable_folder_and_other_settings_are_one_sentence(tmp_path: Path) -> None:
+def test_an_unwritable_folder_and_one_with_a_run_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     run = TrainingRun()
     with pytest.raises(LrmilError, match="cannot be written there") as told:
         run.start(tmp_path / "cohort.csv", tmp_path / "file" / "run", preset("default"), "cpu")
     assert one_sentence(told.value) and run.phase is Phase.NONE
-    (tmp_path / "config.yaml").write_text(dump_config(preset("paper")))
-    with pytest.raises(LrmilError, match="run with other settings") as told:
+    (tmp_path / "config.yaml").write_text(dump_config(preset("default")))
+    with pytest.raises(LrmilError, match="a run lies there already") as told:
         run.start(tmp_path / "cohort.csv", tmp_path, preset("default"), "cpu")
     assert one_sentence(told.value)
 

@@ -26,9 +26,9 @@ from napari_lrmil.core.grid import Ground, ground_of
 from napari_lrmil.core.mil import GatedAttentionMil
 from napari_lrmil.core.overlay import COLORMAP, raster
 from napari_lrmil.core.pooling import pool
-from napari_lrmil.core.predict import predict
+from napari_lrmil.core.predict import predict, students_look, subject_of, teachers_look
 from napari_lrmil.core.readahead import BATCH, at_once
-from napari_lrmil.core.runtime import Runtime, RuntimeChoice, Subject, prepare_runtime, spread
+from napari_lrmil.core.runtime import Runtime, RuntimeChoice, prepare_runtime
 from napari_lrmil.core.slide import Slide
 
 STEPS = ("open", "tissue", "read", "encode", "mil", "overlay")
@@ -131,7 +131,6 @@ def _measured_elsewhere(question: Question, setup: Setup) -> Measured:
                 f"{question.slide}: the process that measured '{setup.name}' was ended from outside, likely because "
                 "memory ran out; close other programs and call it again"
             ) from error
-
     if isinstance(found, str):
         raise LrmilError(found)
     return found
@@ -165,13 +164,14 @@ def measure(question: Question, setup: Setup) -> Measured:
         sampled=last.sampled,
         pixels=last.pixels["tissue"] + round(last.pixels["read"] * share),
         read_bytes=None if last.bytes is None else last.bytes["tissue"] + round(last.bytes["read"] * share),
-        flops=bench.flops() * last.patches,
-        peak_mb=peak_mb(),
+        flops=bench.flops(last.side) * last.patches,
+        peak_mb=0.0,
         reader=last.reader,
         runtime=bench.runtime.choice,
     )
     if not setup.fine and setup.encoder == STUDENT:
         found.whole_cpu, found.whole_wall = bench.as_predict_runs()
+    found.peak_mb = peak_mb()
     return found
 
 
@@ -185,6 +185,7 @@ class _Clock:
     bytes: dict[str, int] | None = field(default_factory=dict)
     patches: int = 0
     sampled: int = 0
+    side: int = 0
     reader: str = ""
 
     @contextmanager
@@ -214,8 +215,6 @@ class _Bench:
         self.question, self.setup, self.bundle, self.device = question, setup, bundle, device
         self.network = _network(setup, bundle).to(device)
         self.runtime = Runtime(self.network.encoder, RuntimeChoice())
-        self._side = 0
-        self._overlaid: object = None
 
     def pass_over(self, *, warm: bool = False) -> _Clock:
         """Go from opening the slide to the overlay, one step after the other; `warm` prepares the runtime too."""
@@ -226,29 +225,27 @@ class _Bench:
             with clock.step("tissue"):
                 ground = ground_of(slide, self.bundle.card.plan, self.bundle.card.tissue)
             clock.pixels["tissue"] = slide.pixels_decoded
-            patches = self._patches(ground, fine=self.setup.fine)
+            if warm:
+                self.runtime = self._prepared(slide, ground)
+            patches = self._patches(ground)
             clock.patches = len(patches)
             patches = replace(patches, corners=patches.corners[sample(len(patches), self.question.most_patches)])
-            clock.sampled, self._side = len(patches), patches.side
-            if warm:
-                self.runtime = self._prepared(slide, self._judged_on(ground, patches))
+            clock.sampled, clock.side = len(patches), patches.side
             features = self._encoded(slide, patches, clock)
             clock.reader = self.setup.reader if self.setup.reader == PIL else slide.reader.name
         with clock.step("mil"):
             pooled = pool(self.network.mil, features, self.device)
         with clock.step("overlay"):
-            self._overlaid = _overlay(patches, pooled.attention)
+            _overlay(patches, pooled.attention)
         return clock
 
     def _open(self) -> Slide:
         reader = "openslide" if self.setup.reader == PIL else self.setup.reader
         return Slide(self.question.slide, mpp=self.question.mpp, reader=reader)
 
-    def _patches(self, ground: Ground, *, fine: bool) -> PatchSet:
-        card, grid, lattice = self.bundle.card, ground.grid, ground.grid.lattice
-        if fine:
-            return PatchSet(grid.hr_corners, lattice.cell, card.hr_patch_px)
-        return PatchSet(grid.lr_corners, lattice.lr_cell, card.lr_patch_px, card.student_input_px)
+    def _patches(self, ground: Ground) -> PatchSet:
+        look = teachers_look if self.setup.fine else students_look
+        return look(self.bundle.card, ground.grid).patches
 
     def _encoded(self, slide: Slide, patches: PatchSet, clock: _Clock) -> np.ndarray:
         read, before = self._reading(slide, patches)
@@ -277,34 +274,22 @@ class _Bench:
 
         return reader.read, end
 
-    def _judged_on(self, ground: Ground, patches: PatchSet) -> PatchSet:
-        """Return what a runtime is compared on: for the student LR patches at either resolution, as in `predict`."""
-        coarse = self._patches(ground, fine=False)
-        return coarse if self.setup.encoder == STUDENT and coarse.side == patches.side else patches
-
-    def _prepared(self, slide: Slide, patches: PatchSet) -> Runtime:
-        if self.setup.runtime == "torch" or self.setup.encoder == RESNET:
+    def _prepared(self, slide: Slide, ground: Ground) -> Runtime:
+        """Return a runtime that was compared as `predict` does it: the student on LR patches, at either resolution."""
+        if isinstance(self.network, _Today):
             return self.runtime
-        card = self.bundle.card
-        who, temperature = ("student", card.temperature) if self.setup.encoder == STUDENT else ("teacher", None)
-        assert not isinstance(self.network, _Today)
-        some = replace(patches, corners=patches.corners[spread(len(patches), patches.side)])
-        subject = Subject(
-            self.network,
-            f"{self.bundle.sha256} {who}",
-            patches.side,
-            temperature,
-            len(patches),
-            lambda: some.read(slide, slice(None)),
-            self.bundle.prepared,
-        )
+        card, patches = self.bundle.card, self._patches(ground)
+        look = (students_look if self.setup.encoder == STUDENT else teachers_look)(card, ground.grid)
+        if look.patches.side != patches.side:  # a runtime is made for patches of one size
+            look = replace(look, patches=patches)
+        subject = subject_of(slide, self.bundle, self.network, look)
         return prepare_runtime(self.setup.runtime, subject, self.device)
 
-    def flops(self) -> float:
-        """Return the operations for one patch."""
+    def flops(self, side: int) -> float:
+        """Return the operations for one patch of so many pixels a side."""
         from torch.utils.flop_counter import FlopCounterMode
 
-        pixels = torch.zeros((1, 3, self._side, self._side), dtype=torch.uint8, device=self.device)
+        pixels = torch.zeros((1, 3, side, side), dtype=torch.uint8, device=self.device)
         with FlopCounterMode(display=False) as counted, torch.no_grad():
             self.network.mil(self.network.encoder(pixels).embedding)
         return float(counted.get_total_flops())
@@ -344,7 +329,7 @@ def sample(total: int, most: int) -> Int64:
 
 
 def _overlay(patches: PatchSet, attention: np.ndarray) -> object:
-    """Return the coloured map that is laid over the slide, a pixel per patch."""
+    """Return the coloured map that is laid over the slide, a pixel per patch; it is made for what that costs."""
     from matplotlib import colormaps
 
     image = raster(_Placed(patches.corners, patches.size_level0), attention * len(attention)).image

@@ -7,12 +7,11 @@ from pathlib import Path
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QLineEdit, QProgressBar, QWidget
 
-from lrmil_training.runfiles import CONFIG
 from napari_lrmil.plugin.curves import CurveCanvas, Ink
 from napari_lrmil.plugin.sections.parts import bar, button, label
 from napari_lrmil.plugin.sections.steps import Step
 from napari_lrmil.plugin.training_log import duration, worded
-from napari_lrmil.plugin.training_run import Phase, TrainingRun
+from napari_lrmil.plugin.training_run import Phase, TrainingRun, holds_run
 
 START = "Train in a process of its own; it goes on when napari is closed"
 STOP = "Ends after the batch; nothing that was done is lost"
@@ -101,7 +100,7 @@ class RunSection(Step):
 
     def _taken(self) -> str:
         folder = self.value()
-        return TAKEN if folder is not None and (folder / CONFIG).exists() else ""
+        return TAKEN if folder is not None and holds_run(folder) else ""
 
     def _state_text(self) -> str:
         run = self._run
