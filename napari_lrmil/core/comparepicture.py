@@ -12,6 +12,7 @@ import shapely
 
 from napari_lrmil.core.comparison import Shared, shared
 from napari_lrmil.core.files import whole
+from napari_lrmil.core.formatting import format_agreement
 from napari_lrmil.core.overlay import (
     LEGEND,
     OPACITY,
@@ -71,21 +72,12 @@ def draw_comparison(path: Path, slide: Slide, prediction: Prediction, lesions: S
     figure.colorbar(shown, ax=list(axes[:2]), shrink=0.8, label=LEGEND, extend="max")
     _difference(axes[2], student, both)
     _scatter(axes[3], both)
-    figure.suptitle(f"{slide.name} · {agreement_text(prediction)} · {prediction.bundle}", fontsize=11)
+    agreement = format_agreement(prediction.agreement, len(prediction.grid.lr_index))
+    figure.suptitle(f"{slide.name} · {agreement} · {prediction.bundle}", fontsize=11)
     told = [f"{RESEARCH_USE} {calibration_text(prediction)}.", *prediction.warnings]
     figure.supxlabel("\n".join(fill(sentence, 180) for sentence in told), fontsize=8)
     with whole(path) as partial:
         figure.savefig(partial, format="png")
-
-
-def agreement_text(prediction: Prediction) -> str:
-    """Return the agreement of student and teacher in one line."""
-    found = prediction.agreement
-    if found is None:
-        return "no teacher beside it"
-    rho = "not defined" if found.spearman is None else f"{found.spearman:.2f}"
-    some = f" · over {found.n_patches} of {len(prediction.grid.lr_index)} patches" if prediction.partly_compared else ""
-    return f"ρ {rho} · top-10 % overlap {found.jaccard_top10:.2f} · JS {found.js_divergence:.2f}{some}"
 
 
 def difference_limit(both: Shared) -> float:

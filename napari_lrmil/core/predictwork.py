@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.cohortwork import SlideWork, Told
 from napari_lrmil.core.commandline import predict_command
-from napari_lrmil.core.comparepicture import agreement_text, draw_comparison
+from napari_lrmil.core.comparepicture import draw_comparison
 from napari_lrmil.core.comparison import comparison_json, lesions_beside
 from napari_lrmil.core.earlier import Wanted, earlier_result
 from napari_lrmil.core.errors import BundleError
 from napari_lrmil.core.events import Event, Finished
 from napari_lrmil.core.files import write_json
+from napari_lrmil.core.formatting import format_agreement
 from napari_lrmil.core.grid import Ground, edited_ground, ground_of
 from napari_lrmil.core.predict import predict
 from napari_lrmil.core.prediction import Prediction
@@ -191,7 +192,9 @@ def _shown(probabilities: Mapping[str, float]) -> str:
 
 
 def _told(prediction: Prediction) -> str:
-    beside = f"; with the teacher: {agreement_text(prediction)}" if prediction.agreement else ""
-    patches = f"{len(prediction.grid.lr_index)} LR patches in place of {len(prediction.grid.hr_index)} HR"
+    n_lr = len(prediction.grid.lr_index)
+    agreement = prediction.agreement
+    beside = f"; with the teacher: {format_agreement(agreement, n_lr)}" if agreement else ""
+    patches = f"{n_lr} LR patches in place of {len(prediction.grid.hr_index)} HR"
     part = "" if prediction.scope.whole else f"{prediction.scope.text}, region score: "
     return f"{part}{_shown(prediction.student.probabilities)} ({patches}{beside})"

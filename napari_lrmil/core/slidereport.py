@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 
 from napari_lrmil import __version__
 from napari_lrmil.core.files import write_text
+from napari_lrmil.core.formatting import format_signed
 from napari_lrmil.core.gallery import GalleryPatch, read_patch, top_and_bottom
 from napari_lrmil.core.geometry import BoxLevel0, nominal_magnification
 from napari_lrmil.core.overlay import (
@@ -89,7 +90,7 @@ def slide_report(slide: Slide, prediction: Prediction, request: ReportRequest) -
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "signed": signed_text,
+        "signed": format_signed,
         "grouped": grouped_text,
         "significant": significant_text,
         "probability": probability_text,
@@ -100,11 +101,6 @@ def slide_report(slide: Slide, prediction: Prediction, request: ReportRequest) -
         gallery=_gallery(slide, prediction, patches, request.hr_mpp),
     )
     return page
-
-
-def signed_text(value: float) -> str:
-    """Return a figure with its sign."""
-    return f"{value:+.3f}".replace("-", "−")
 
 
 def grouped_text(value: float) -> str:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from napari_lrmil.core.formatting import format_agreement
+
 if TYPE_CHECKING:
-    from napari_lrmil.core.compare import Agreement
     from napari_lrmil.core.prediction import Prediction
 
 
@@ -43,6 +44,14 @@ class Answer:
         return (
             f"Margin {self.margin:.2f} · {patches} patches of {p.grid.lattice.lr_um:.0f} µm{before} · {seconds:.1f} s"
         )
+
+    @property
+    def agreement(self) -> str:
+        """How far student and teacher look at the same places; empty if no teacher ran."""
+        p = self.prediction
+        if p.agreement is None:
+            return ""
+        return f"Agreement on where they looked: {format_agreement(p.agreement, len(p.grid.lr_index))}."
 
     def evidence_sum(self, name: str) -> str:
         """Return the sum of a class's evidence, and how it makes the centred logit."""
@@ -80,12 +89,3 @@ class Answer:
         )
         looked = f"attention {relative:.2f} times the average, rank {self._ranks[row]} of {count}"
         return f"{place} · {looked} · evidence {evidence}"
-
-
-def agreement_text(agreement: Agreement) -> str:
-    """Return one line on how far student and teacher look at the same places."""
-    rho = "not defined here" if agreement.spearman is None else f"{agreement.spearman:.2f}"
-    return (
-        f"Agreement on where they looked: rank correlation ρ {rho}, top-10 % overlap {agreement.jaccard_top10:.2f}, "
-        f"JS divergence {agreement.js_divergence:.2f} ({agreement.n_patches} patches)."
-    )

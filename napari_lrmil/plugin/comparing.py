@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_lrmil.core.events import Event, Finished, Partial, Progress
+from napari_lrmil.core.formatting import format_agreement
 from napari_lrmil.core.overlay import probability_text
 from napari_lrmil.core.teacherchoice import ALL
 from napari_lrmil.plugin.pace import seconds_text
@@ -129,9 +130,7 @@ class Comparison:
     @property
     def agreement(self) -> str:
         """How far they look at the same places, in a line."""
-        from napari_lrmil.core.comparepicture import agreement_text
-
-        return agreement_text(self.prediction)
+        return format_agreement(self.prediction.agreement, len(self.prediction.grid.lr_index))
 
     @property
     def figures(self) -> tuple[Figure, ...]:
@@ -268,16 +267,16 @@ def _yes(value: bool | None) -> str:
 Measure = Literal["rho", "js"]
 
 
-def disagreement(line: StoredSlide, measure: Measure) -> float | None:
-    """Return 1 - ρ or the JS divergence of a slide; None where it is undefined."""
+def attention_disagreement(line: StoredSlide, measure: Measure) -> float | None:
+    """Return 1 - ρ or the JS divergence of both attention maps of a slide; None where it is undefined."""
     if measure == "js":
         return line.js_divergence
     return None if line.spearman is None else 1 - line.spearman
 
 
-def by_disagreement(lines: Sequence[StoredSlide], measure: Measure) -> list[StoredSlide]:
-    """Return the slides on which student and teacher disagree most first; those without a figure come last, by name."""
-    figures = {id(line): disagreement(line, measure) for line in lines}
+def sort_by_attention_disagreement(lines: Sequence[StoredSlide], measure: Measure) -> list[StoredSlide]:
+    """Return the slides whose attention maps differ most first; those without a figure come last, by name."""
+    figures = {id(line): attention_disagreement(line, measure) for line in lines}
     with_one = [line for line in lines if figures[id(line)] is not None]
     without = sorted((line for line in lines if figures[id(line)] is None), key=lambda line: line.name)
     return sorted(with_one, key=lambda line: (-(figures[id(line)] or 0.0), line.name)) + without

@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 from lrmil_training.comparison import MARGIN
 from lrmil_training.reportdata import (
     RunRecord,
-    by_disagreement,
     classes_of,
     cohort_counts,
-    disagreement,
     name_of,
+    probability_distance,
     read_curves,
     read_run,
+    sort_by_probability_distance,
 )
 from lrmil_training.reportplots import agreement, colour, draw, forest, reliability, roc, run_dots, training
 from lrmil_training.reportslides import make_thumbnails, pictures
 from napari_lrmil import __version__
 from napari_lrmil.core.files import write_text
+from napari_lrmil.core.formatting import format_signed
 from napari_lrmil.core.overlay import RESEARCH_USE
 from napari_lrmil.core.tables import FAILURE_COLUMNS, read_failures
 
@@ -70,7 +71,7 @@ def write_report(folder: Path, cohort_csv: Path | None = None, *, title: str | N
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure": figure_text, "signed": signed_text, "share": _share, "name": name_of}
+    environment.filters |= {"figure": figure_text, "signed": format_signed, "share": _share, "name": name_of}
     page = environment.get_template("report.html.j2").render(
         _context(record, cohort_csv or folder / "cohort.csv") | ({"title": title} if title else {})
     )
@@ -81,11 +82,6 @@ def write_report(folder: Path, cohort_csv: Path | None = None, *, title: str | N
 def figure_text(value: float | None, digits: int = 3) -> str:
     """Return a figure for a table; a dash where it is undefined."""
     return "–" if value is None else f"{value:.{digits}f}"
-
-
-def signed_text(value: float | None) -> str:
-    """Return a difference with its sign."""
-    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
 
 
 def _share(value: float | None) -> str:
@@ -170,8 +166,8 @@ def verdict(found: Mapping[str, Any]) -> str:
     beyond = f" ({found['reason']})" if found.get("reason") else ""
     if found["holds"] is None:
         return f"cannot be told{beyond}"
-    low = signed_text(found["low"])
-    bound = f"the lower 95 % bound of the paired difference is {low}, margin {signed_text(-found['margin'])}"
+    low = format_signed(found["low"])
+    bound = f"the lower 95 % bound of the paired difference is {low}, margin {format_signed(-found['margin'])}"
     said = "not worse than the teacher" if found["holds"] else "not shown to be as good as the teacher"
     return f"{said}: {bound}{beyond}"
 
@@ -249,13 +245,13 @@ def weighting(record: RunRecord) -> str | None:
 
 
 def _slides(record: RunRecord, split: str, cohort_csv: Path) -> Context:
-    """Return the slides of a split by disagreement, the first of them with pictures."""
-    ordered = by_disagreement(record, split)
-    shown = ordered[:SHOWN]
-    make_thumbnails(record.folder, cohort_csv, [s["slide"] for s in shown])
+    """Return the slides of a split by distance of probabilities, the first of them with pictures."""
+    ordered = sort_by_probability_distance(record, split)
+    make_thumbnails(record.folder, cohort_csv, [s["slide"] for s in ordered[:SHOWN]])
     beside = [m for m in ("teacher", "student") if m in record.names]
-    cards = [{"slide": s, "apart": disagreement(s), "pictures": pictures(record.folder, s, beside)} for s in shown]
-    return {"split": split, "cards": cards, "all": [{"slide": s, "apart": disagreement(s)} for s in ordered]}
+    rows: list[Context] = [{"slide": s, "apart": probability_distance(s)} for s in ordered]
+    cards = [row | {"pictures": pictures(record.folder, row["slide"], beside)} for row in rows[:SHOWN]]
+    return {"split": split, "cards": cards, "all": rows}
 
 
 def _curve(curve: Any) -> Context:

@@ -222,8 +222,11 @@ def classes_of(record: RunRecord) -> list[str]:
     return []
 
 
-def disagreement(slide: Mapping[str, Any]) -> float | None:
-    """Return how far student and teacher part on a slide, 0 to 1: half the summed differences of probabilities."""
+def probability_distance(slide: Mapping[str, Any]) -> float | None:
+    """Return half the summed absolute differences of the student's and the teacher's class probabilities, 0 to 1.
+
+    None if one of them did not see the slide. For two classes it is the difference of one probability.
+    """
     told = slide["methods"]
     if "student" not in told or "teacher" not in told:
         return None
@@ -231,14 +234,14 @@ def disagreement(slide: Mapping[str, Any]) -> float | None:
     return float(sum(abs(ours[c] - theirs[c]) for c in ours) / 2)
 
 
-def by_disagreement(record: RunRecord, split: str) -> list[Mapping[str, Any]]:
-    """Return the slides of a split, those first on which student and teacher part most.
+def sort_by_probability_distance(record: RunRecord, split: str) -> list[Mapping[str, Any]]:
+    """Return the slides of a split, those first whose probabilities by student and teacher differ most.
 
     Without a teacher those come first whose own class the student gives least.
     """
 
     def key(slide: Mapping[str, Any]) -> float:
-        apart = disagreement(slide)
+        apart = probability_distance(slide)
         if apart is not None:
             return apart
         told = next(iter(slide["methods"].values()))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from core.fake_slides import DarknessBundle, FakeSlide, fake_slide, one_sentence, resolution, speckled
 from napari_lrmil.core.compare import measure_agreement
-from napari_lrmil.core.comparepicture import agreement_text, draw_comparison
+from napari_lrmil.core.comparepicture import draw_comparison
 from napari_lrmil.core.comparison import against_lesions, comparison_json, lesions_beside, shared
 from napari_lrmil.core.errors import ConfigError, LrmilError
 from napari_lrmil.core.events import Finished
@@ -81,7 +81,8 @@ def test_the_top_patches_are_read_finely_and_nothing_else(slide: Slide) -> None:
     assert found.agreement == measure_agreement(part, found.student.attention[found.compared], found.teacher.attention)
     told = found.as_json()["teacher"]
     assert told["n_lr_patches"] == 2 and told["n_patches"] == len(part.hr_index)
-    assert " over 2 of" in agreement_text(found) and " over " not in agreement_text(whole)
+    assert found.agreement is not None and found.agreement.n_patches == 2 and whole.agreement is not None
+    assert whole.agreement.n_patches == len(whole.grid.lr_index) == len(found.grid.lr_index)
 
 
 def test_calibration_holds_for_a_teacher_that_saw_the_whole_slide(slide: Slide) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from core.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
+from napari_lrmil.core.compare import Agreement
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.predict import predict
 from napari_lrmil.core.prediction import Prediction
@@ -56,3 +58,14 @@ def test_it_says_what_kind_of_figures_they_are(tmp_path: Path) -> None:
     part = Answer(ask(tmp_path, LEFT, temperature=2.0))
     assert part.trust == "Region score of the drawn region, uncalibrated."
     assert f"{len(part.prediction.grid.lr_index)} patches" in part.basis
+
+
+def test_agreement_is_a_sentence_and_nothing_without_a_teacher(tmp_path: Path) -> None:
+    alone = ask(tmp_path)
+    n = len(alone.grid.lr_index)
+    compared = replace(alone, agreement=Agreement(0.5, 0.25, 0.375, n_patches=n - 1))
+    assert Answer(alone).agreement == ""
+    assert Answer(compared).agreement == (
+        "Agreement on where they looked: rank correlation ρ 0.50 · top-10 % overlap 0.25 · JS divergence 0.38 · "
+        f"over {n - 1} of {n} patches."
+    )

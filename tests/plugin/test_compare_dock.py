@@ -206,7 +206,10 @@ def test_figures_of_known_attention_are_those_by_hand(
     p, q = student[:2], teacher[:2]
     m = (p + q) / 2
     js = (np.sum(p * np.log2(p / m)) + np.sum(q * np.log2(q / m))) / 2
-    assert dock.measures.agreement.text() == f"ρ {rho:.2f} · top-10 % overlap 1.00 · JS {js:.2f}"
+    assert (
+        dock.measures.agreement.text()
+        == f"rank correlation ρ {rho:.2f} · top-10 % overlap 1.00 · JS divergence {js:.2f}"
+    )
     figures = dock.measures.value()
     assert figures["Patches"] == (f"{n}", f"{len(found.grid.hr_index)}")
     assert float(figures[f"P({found.classes[0]})"][0]) == pytest.approx(

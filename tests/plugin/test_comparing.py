@@ -27,8 +27,8 @@ from napari_lrmil.plugin.comparing import (
     Comparison,
     LesionWork,
     TeacherWish,
-    by_disagreement,
     comparison_of,
+    sort_by_attention_disagreement,
 )
 from napari_lrmil.plugin.pace import Asked
 from napari_lrmil.plugin.shelf import Shelf, SlideChoice
@@ -155,8 +155,8 @@ def test_the_most_disagreeing_come_first_and_those_without_a_figure_last() -> No
         return StoredSlide(name, Path(name), spearman=rho, js_divergence=js)
 
     lines = [line("a", 0.9, 0.5), line("z", None, None), line("b", -0.2, 0.1), line("k", None, 0.9)]
-    assert [one.name for one in by_disagreement(lines, "rho")] == ["b", "a", "k", "z"]
-    assert [one.name for one in by_disagreement(lines, "js")] == ["k", "a", "b", "z"]
+    assert [one.name for one in sort_by_attention_disagreement(lines, "rho")] == ["b", "a", "k", "z"]
+    assert [one.name for one in sort_by_attention_disagreement(lines, "js")] == ["k", "a", "b", "z"]
 
 
 def test_a_cohort_is_read_with_its_pictures(slide: Slide, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from lrmil_training.report import figure_text, verdict, weighting, write_report
-from lrmil_training.reportdata import by_disagreement, name_of, read_curves, read_run
+from lrmil_training.reportdata import name_of, read_curves, read_run, sort_by_probability_distance
 from lrmil_training.reportplots import agreement, forest, reliability, run_dots
 from runfolders import CLASSES, write_events, write_run, write_series
 
@@ -149,11 +149,11 @@ def test_verdicts_are_words_with_their_bound(found: dict[str, Any], words: str) 
 # ---------------------------------------------------------------- slides
 
 
-def test_slides_come_by_disagreement(folder: Path, page: str, slides: list[dict[str, Any]]) -> None:
+def test_slides_come_by_distance_of_probabilities(folder: Path, page: str, slides: list[dict[str, Any]]) -> None:
     """Those first on which student and teacher part most; for two classes that is one probability's difference."""
     apart = {row["slide"]: abs(probability(row, "student") - probability(row, "teacher")) for row in slides}
     ordered = sorted(apart, key=lambda name: -apart[name])
-    assert [s["slide"] for s in by_disagreement(read_run(folder), "test")] == ordered
+    assert [s["slide"] for s in sort_by_probability_distance(read_run(folder), "test")] == ordered
     assert ordered != sorted(apart), "the order of the table would pass as well"
     assert re.findall(r"<h4>(\w+)</h4>", page) == ordered[:12]
     assert f"apart by {apart[ordered[0]]:.2f}" in page

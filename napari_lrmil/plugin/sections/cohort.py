@@ -10,7 +10,7 @@ from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtGui import QIcon, QImage, QPixmap
 from qtpy.QtWidgets import QAbstractItemView, QComboBox, QProgressBar, QTableWidget, QTableWidgetItem, QWidget
 
-from napari_lrmil.plugin.comparing import Measure, by_disagreement, disagreement
+from napari_lrmil.plugin.comparing import Measure, attention_disagreement, sort_by_attention_disagreement
 from napari_lrmil.plugin.sections.parts import Section, bar, button, label
 
 if TYPE_CHECKING:
@@ -93,11 +93,11 @@ class CohortSection(Section):
 
     def _fill(self) -> None:
         measure: Measure = self.measure.currentData()
-        self.lines = by_disagreement(self.lines, measure)
+        self.lines = sort_by_attention_disagreement(self.lines, measure)
         self.table.setHorizontalHeaderLabels([" ", MEASURES[measure], "Student | teacher"])
         self.table.setRowCount(len(self.lines))
         for at, line in enumerate(self.lines):
-            figure = disagreement(line, measure)
+            figure = attention_disagreement(line, measure)
             texts = ("", "–" if figure is None else f"{figure:.2f}", f"{line.name}\n{_probabilities(line)}")
             for column, text in enumerate(texts):
                 self.table.setItem(at, column, self._item(text, line, column))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from qtpy.QtWidgets import QVBoxLayout, QWidget
 
-from napari_lrmil.plugin.answer import Answer, agreement_text
+from napari_lrmil.plugin.answer import Answer
 from napari_lrmil.plugin.bars import ProbabilityBars
 from napari_lrmil.plugin.sections.parts import label, rule
 
@@ -44,4 +44,4 @@ class ResultsBox(QWidget):  # type: ignore[misc]  # qtpy has no types
             widget.setVisible(teacher is not None)
         self.calibration.setText(answer.trust)
         self.basis.setText(answer.basis)
-        self.agreement.setText(agreement_text(prediction.agreement) if prediction.agreement else "")
+        self.agreement.setText(answer.agreement)
