@@ -37,11 +37,11 @@ from napari_lrmil.core.cohortwork.memory import machine_mb
 from napari_lrmil.core.cohortwork.work import Engine, Serial
 from napari_lrmil.core.events import Event, Partial
 from napari_lrmil.core.files import write_json
+from napari_lrmil.core.handle import has_slide_ending
 from napari_lrmil.core.phantom import LESION, NORMAL, PhantomLook, PhantomSlide, write_slide
 from napari_lrmil.core.predictwork import PredictTask
 
 ODD = "Präparat Nr. 1 – été"
-ENDINGS = (".tif", ".tiff", ".svs")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def main() -> None:
     good = _good_slides(slides, args.good, tuple(map(int, args.size.split("x"))), args.tissue_share)
     if not (slides / "text.svs").exists():
         make_bad_slides(good[1], slides)
-    every = sorted(path for path in slides.iterdir() if path.suffix in ENDINGS)
+    every = sorted(filter(has_slide_ending, slides.iterdir()))
     run = args.out.absolute() / time.strftime("run_%Y%m%d_%H%M%S")
     figures = _on_cluster(run, good, every, args.bundle, args.port)
     figures["scaling"] = _scaling(run, good, args.bundle)

@@ -21,8 +21,6 @@ from napari_lrmil.cli.console import (
     returned,
 )
 
-SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".tif", ".tiff", ".dcm")
-
 
 def info(
     slide: Annotated[Path, typer.Argument(help="slide, or folder of one DICOM slide")],
@@ -182,13 +180,15 @@ def expand(slides: Sequence[Path]) -> list[tuple[Path, float | None]]:
 
     A folder of DICOM files is one slide.
     """
+    from napari_lrmil.core.handle import SLIDE_ENDINGS, dicom_files, has_slide_ending
+
     found: list[tuple[Path, float | None]] = []
     for path in slides:
         if path.suffix.lower() == ".csv":
             found += _cohort_slides(path)
-        elif path.is_dir() and not any(path.glob("*.dcm")):
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SLIDE_ENDINGS)
-            if not inside and path.suffix.lower() in SLIDE_ENDINGS:
+        elif path.is_dir() and not dicom_files(path):
+            inside = sorted(filter(has_slide_ending, path.iterdir()))
+            if not inside and has_slide_ending(path):
                 inside = [path]  # in the place of a slide: it fails as one, and the others go on
             elif not inside:
                 raise typer.BadParameter(

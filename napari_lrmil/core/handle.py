@@ -38,6 +38,8 @@ class Handle(Protocol):
 
 
 Opener = Callable[[Path], Handle]
+DICOM = ".dcm"
+SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".tif", ".tiff", DICOM)
 CACHE_BYTES = 64 * 2**20  # of decoded tiles, for all open slides together
 
 
@@ -75,6 +77,16 @@ def _shared_cache() -> Any:
     return openslide.OpenSlideCache(CACHE_BYTES)
 
 
+def has_slide_ending(path: Path) -> bool:
+    """Return whether a path ends as a slide file does; napari.yaml lists the same endings."""
+    return path.suffix.lower() in SLIDE_ENDINGS
+
+
+def dicom_files(folder: Path) -> list[Path]:
+    """Return the DICOM files of a folder, sorted; a folder that holds any is one slide."""
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() == DICOM)
+
+
 def slide_file(path: Path) -> Path:
     """Return the file to open: `path` itself, or any DICOM file of a folder (OpenSlide finds the rest).
 
@@ -85,7 +97,7 @@ def slide_file(path: Path) -> Path:
     """
     if not path.is_dir():
         return path
-    files = sorted(path.glob("*.dcm"))
+    files = dicom_files(path)
     if not files:
         raise SlideError(path, "a folder without .dcm files; expected a slide file or the folder of one DICOM slide")
     return files[0]

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from napari_lrmil.core.handle import dicom_files
 from napari_lrmil.core.remembered import Remembered
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.plugin.askmpp import Answer, Ask, mpp_for
@@ -205,7 +206,7 @@ def is_slide(path: Path) -> bool:
 
 
 def _dicom_files(folder: Path) -> list[Path]:
-    return [file for file in sorted(folder.glob("*.dcm")) if _is_slide_file(file)]
+    return [file for file in dicom_files(folder) if _is_slide_file(file)]
 
 
 def _is_slide_file(path: Path) -> bool:

@@ -33,11 +33,11 @@ from napari_lrmil.core.events import Event, Finished, Partial, Progress
 from napari_lrmil.core.files import whole
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.grid import ground_of, require_resolution
+from napari_lrmil.core.handle import DICOM, SLIDE_ENDINGS, has_slide_ending
 from napari_lrmil.core.slide import Slide
 
 Column = Literal["slide", "label", "patient", "split", "mpp"]
 COLUMNS: tuple[Column, ...] = ("slide", "label", "patient", "split", "mpp")
-ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".tif", ".tiff")
 UNSAVED = Path("the table")  # what errors call a cohort that has no file yet
 
 
@@ -134,17 +134,19 @@ def _short(error: LrmilError, path: Path) -> str:
 def slides_in(folder: Path) -> tuple[Row, ...]:
     """Return a row for every slide in a folder and its subfolders; a subfolder's name is taken for the class.
 
-    Every slide gets a patient of its own, by its file's name: who shares a patient only the user knows.
+    A folder of DICOM files is one slide. Every slide gets a patient of its own, by its file's name, because only the
+    user knows which slides share a patient.
 
     Raises
     ------
     CohortError
         Where there is no slide.
     """
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
-    if not found:
-        raise CohortError(folder, f"no slide in this folder; expected files that end in {', '.join(ENDINGS)}")
-    return tuple(Row(p, "" if p.parent == folder else p.parent.name, p.stem) for p in found)
+    files = [path for path in folder.rglob("*") if has_slide_ending(path) and not path.name.startswith(".")]
+    if not files:
+        raise CohortError(folder, f"no slide in this folder; expected files that end in {', '.join(SLIDE_ENDINGS)}")
+    slides = sorted({path.parent if path.suffix.lower() == DICOM else path for path in files})
+    return tuple(Row(path, "" if folder in (path, path.parent) else path.parent.name, path.stem) for path in slides)
 
 
 class CohortTable:

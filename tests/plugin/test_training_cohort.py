@@ -10,7 +10,7 @@ from core.fake_slides import glass, one_sentence, speckled, write_tiff
 from lrmil_training.cohort import read_cohort
 from napari_lrmil.core.errors import CohortError
 from napari_lrmil.core.geometry import PatchPlan
-from napari_lrmil.plugin.training_cohort import COLUMNS, CohortTable, Count, Row, check_slide
+from napari_lrmil.plugin.training_cohort import COLUMNS, CohortTable, Count, Row, check_slide, slides_in
 
 SMALL = PatchPlan(hr_patch_px=64, lr_patch_px=64)
 
@@ -118,6 +118,18 @@ def test_subfolders_are_taken_for_classes(tmp_path: Path) -> None:
         ("a.svs", "normal", "a"),
         ("b.SVS", "tumour", "b"),
     ]
+
+
+def test_a_folder_of_dicom_files_is_one_slide_of_its_class(tmp_path: Path) -> None:
+    for name in ("normal/a/0.dcm", "normal/a/1.dcm", "normal/a/label.DCM", "tumour/b/0.DCM", "tumour/c.svs"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [(row.path.relative_to(tmp_path).as_posix(), row.label, row.patient) for row in slides_in(tmp_path)] == [
+        ("normal/a", "normal", "a"),
+        ("tumour/b", "tumour", "b"),
+        ("tumour/c.svs", "tumour", "c"),
+    ]
+    assert [(row.path, row.label) for row in slides_in(tmp_path / "normal" / "a")] == [(tmp_path / "normal" / "a", "")]
 
 
 def test_a_folder_without_slides_and_a_wrong_table_are_refused(tmp_path: Path) -> None:
