@@ -18,6 +18,27 @@ from napari_lrmil.core.errors import DiskFullError, LrmilError
 
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{6})-(?P<pid>\d+)\.partial", re.DOTALL)
 NEARLY_FULL = 2**16  # bytes: HDF5, torch and safetensors tell of a full disk in words only
+_STATUS = Path("/proc/self/status")
+
+
+def _stated_umask() -> int | None:
+    """Return the process's umask as Linux states it since 4.7; None on other systems."""
+    try:
+        line = re.search(r"^Umask:\s*([0-7]+)$", _STATUS.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(line[1], 8) if line else None
+
+
+def _umask_by_setting() -> int:
+    """Return the process's umask by setting it for a moment: a file that another thread makes then is private."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+_STATED = _stated_umask()
+_UMASK_AT_IMPORT = _umask_by_setting() if _STATED is None else _STATED
 
 
 @contextmanager
@@ -132,9 +153,9 @@ def _full(path: Path) -> DiskFullError:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    """Return the process's umask without setting it, because a set mask holds for all threads."""
+    mask = _stated_umask()
+    return _UMASK_AT_IMPORT if mask is None else mask
 
 
 def write_text(path: Path, text: str) -> None:

@@ -166,7 +166,7 @@ def _created(path: Path, owner: Owner) -> bool:
 
 
 def _write(path: Path, owner: Owner) -> None:
-    # Not `files.whole`: it sets the process's umask for a moment, which another thread would see.
+    # Not `files.whole`: its temporary name holds host and process number, which two containers may share.
     beside = path.with_name(f".{path.name}.{owner.token}")
     try:
         beside.write_text(json.dumps(asdict(owner)), encoding="utf-8")

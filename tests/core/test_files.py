@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from napari_lrmil.core import files
 from napari_lrmil.core.files import whole, write_json, write_text
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux states the umask of a process")
+
+
+@pytest.fixture(params=[0o022, 0o027])
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Return the umask of this process, set for a test."""
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
 
 
 def test_a_finished_block_leaves_the_file_and_nothing_beside_it(tmp_path: Path) -> None:
@@ -39,6 +53,39 @@ def test_the_temporary_lies_in_the_same_folder_so_that_the_rename_is_atomic(tmp_
     with whole(tmp_path / "a.txt") as partial:
         assert partial.parent == tmp_path
         partial.touch()
+
+
+@LINUX
+def test_a_private_file_gets_the_mode_of_an_ordinary_one_and_the_umask_is_never_set(
+    tmp_path: Path, umask: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A umask that is set for a moment holds for all threads: their new files would be open to all."""
+
+    def refuse(mask: int) -> int:
+        raise AssertionError(f"the umask was set to {mask:03o}")
+
+    monkeypatch.setattr(os, "umask", refuse)
+    with whole(tmp_path / "a.txt") as partial:
+        partial.touch(mode=0o600)
+    monkeypatch.undo()
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no modes of this kind")
+@pytest.mark.parametrize("status", [None, "Name:\tpython\nState:\tR (running)\n"])
+def test_a_system_that_does_not_state_the_umask_has_it_from_the_import(
+    tmp_path: Path, status: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if status is not None:
+        (tmp_path / "status").write_text(status)
+    monkeypatch.setattr(files, "_STATUS", tmp_path / "status")
+    monkeypatch.setattr(files, "_UMASK_AT_IMPORT", 0o027)
+    write_text(tmp_path / "a.txt", "a")
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o640
+
+
+def test_reading_the_umask_by_setting_it_leaves_it_as_it_was(umask: int) -> None:
+    assert files._umask_by_setting() == umask == files._umask_by_setting()
 
 
 def test_text_is_utf8_on_every_platform(tmp_path: Path) -> None:
