@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 SLIDE ?=
 
-.PHONY: demo test test-encoders lint types contract check clean
+.PHONY: demo test docs test-encoders lint types contract check clean
 
 .venv/.ready: pyproject.toml constraints.txt napari.yaml scripts/bootstrap.sh
 	PYTHON="$(PYTHON)" sh scripts/bootstrap.sh
@@ -14,7 +14,16 @@ demo: .venv/.ready
 test: .venv/.ready
 	sh scripts/on_screen.sh $(BIN)/python -m pytest -n 2
 
-# Foundation encoders with random weights, in an environment of their own: see docs/encoders.md.
+# The docs site, in site/. Only this command needs the extra `docs`; a warning of the build is an error.
+docs: .venv/.docs
+	$(BIN)/python scripts/reference_pages.py build/reference
+	$(BIN)/zensical build --clean --strict
+
+.venv/.docs: .venv/.ready
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[docs]"
+	touch .venv/.docs
+
+# Foundation encoders with random weights, in an environment of their own: see docs/how-to/encoders.md.
 test-encoders:
 	[ -x .venv-encoders/bin/python ] || "$(PYTHON)" -m venv .venv-encoders
 	.venv-encoders/bin/pip install --quiet -c constraints.txt -e ".[train,encoders]" pytest pytest-timeout
@@ -32,4 +41,4 @@ contract: .venv/.ready
 check: lint types contract test
 
 clean:
-	rm -rf .venv .venv-encoders demo
+	rm -rf .venv .venv-encoders demo site .cache

@@ -1,0 +1,143 @@
+"""Reference tables of the docs site, generated from the command line and the training configuration.
+
+    python scripts/reference_pages.py FOLDER
+
+Writes ``cli.md`` and ``configuration.md`` into FOLDER; pages under ``docs/reference/`` include them. The tables are
+generated at every build, so that they cannot differ from the program.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import typer
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from typer.main import get_command
+
+PAGE_REFERENCE = re.compile(r"docs/(?:\w+/)*(?P<page>[\w-]+)\.md(?: (?P<section>\d(?:\.\d)?))?")
+BRACKETED = re.compile(r"\s*\[(?P<facts>[^\[\]]*)\]$")  # what typer appends to a help text: default, range, required
+
+
+def main(folder: Path) -> None:
+    """Write all generated tables into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, lines in {"cli.md": command_line(), "configuration.md": configuration()}.items():
+        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+# ---------------------------------------------------------------- command line
+
+
+def command_line() -> Iterator[str]:
+    """Yield a section for each command: its help, its call, and a table of arguments and options."""
+    from napari_lrmil.cli import app
+
+    group: Any = get_command(app)
+    yield from ("| command | |", "|---|---|")
+    for name, command in group.commands.items():
+        yield f"| [`{name}`](#{name}) | {_cell(command.help)} |"
+    for name, command in group.commands.items():
+        context: Any = typer.Context(command, info_name=name)
+        yield from ("", f"## {name}", "", _linked(command.help), "", "```sh")
+        yield from (" ".join(["napari-lrmil", name, *command.collect_usage_pieces(context)]), "```", "")
+        yield from _parameter_table(command, context)
+
+
+def _parameter_table(command: Any, context: Any) -> Iterator[str]:
+    records = [record for p in command.params if (record := p.get_help_record(context)) is not None]
+    if records:
+        yield from ("| argument or option | meaning | default, range |", "|---|---|---|")
+    for name, text in records:
+        match = BRACKETED.search(text)
+        facts, meaning = (match["facts"], text[: match.start()]) if match else ("", text)
+        yield f"| `{_cell(name)}` | {_cell(meaning)} | {_cell(facts.removeprefix('default: '))} |"
+
+
+# ---------------------------------------------------------------- training configuration
+
+
+def configuration() -> Iterator[str]:
+    """Yield a table of keys for the run and for each of its sections, and the presets."""
+    from lrmil_training.config import PRESETS, TrainConfig
+
+    fields = TrainConfig.model_fields
+    sections = {name: field for name, field in fields.items() if _section(field) is not None}
+    yield from ("## Run", "")
+    yield from _key_table({name: field for name, field in fields.items() if name not in sections}, "")
+    for name, field in sections.items():
+        model = _section(field)
+        assert model is not None
+        yield from ("", f"## {name}", "", _linked(field.description or model.__doc__), "")
+        yield from _key_table(model.model_fields, f"{name}.")
+    yield from ("", "## Presets", "", "Keys that a preset sets; all others keep the default.", "")
+    for name, values in PRESETS.items():
+        yield from (f"### {name}", "", "```yaml", yaml.safe_dump(values or {}, sort_keys=False).strip(), "```", "")
+
+
+def _section(field: FieldInfo) -> type[BaseModel] | None:
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _key_table(fields: dict[str, FieldInfo], prefix: str) -> Iterator[str]:
+    yield from ("| key | values | default | meaning |", "|---|---|---|---|")
+    for name, field in fields.items():
+        default = yaml.safe_dump(_plain(field.default), default_flow_style=True).removesuffix("\n...\n").strip()
+        yield f"| `{prefix}{name}` | {_cell(_values(field))} | `{default}` | {_linked(field.description)} |"
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _values(field: FieldInfo) -> str:
+    """Return the type and the bounds of a key, as a reader would say them."""
+    bounds = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    limits = [
+        f"{sign} {getattr(rule, key):g}"
+        for rule in field.metadata
+        for key, sign in bounds.items()
+        if hasattr(rule, key)
+    ]
+    return ", ".join([_type_name(field.annotation), *limits])
+
+
+def _type_name(kind: Any) -> str:
+    names = {int: "whole number", float: "number", str: "text", bool: "true or false", Path: "path", type(None): "none"}
+    if kind in names:
+        return names[kind]
+    parts = get_args(kind)
+    if get_origin(kind) is Literal:
+        return ", ".join(f"`{part}`" for part in parts)
+    if get_origin(kind) is tuple:
+        return f"list of {_type_name(parts[0])}"
+    return " or ".join(map(_type_name, parts))  # a union
+
+
+# ---------------------------------------------------------------- Markdown
+
+
+def _cell(text: str | None) -> str:
+    """Return text that stays in one cell of a table."""
+    return " ".join((text or "").split()).replace("|", "\\|")
+
+
+def _linked(text: str | None) -> str:
+    """Return one line in which the names of pages are links."""
+    return PAGE_REFERENCE.sub(_page_link, _cell(text))
+
+
+def _page_link(match: re.Match[str]) -> str:
+    page, section = match["page"], match["section"]
+    folder = "benchmarks/index" if page == "benchmarks" else page
+    return f"[{page}{f' {section}' if section else ''}](../explanation/{folder}.md)"
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

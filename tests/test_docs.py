@@ -1,0 +1,71 @@
+"""The docs site: every link and picture resolves, every page is in the navigation, generated tables are complete."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+LINK = re.compile(r"\]\((?!https?:|mailto:|#)(?P<target>[^)#\s]+)(?:#[^)\s]*)?\)")
+
+
+def nav_pages(entries: list[object]) -> Iterator[str]:
+    """Yield the pages of a navigation, whatever its depth."""
+    for entry in entries:
+        target = next(iter(entry.values())) if isinstance(entry, dict) else entry
+        if isinstance(target, list):
+            yield from nav_pages(target)
+        else:
+            yield str(target)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_and_pictures_resolve(page: Path) -> None:
+    """The site's builder checks links between pages; pictures and links from outside `docs/` it does not see."""
+    targets = [match["target"] for match in LINK.finditer(page.read_text(encoding="utf-8"))]
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    listed = sorted(nav_pages(site["nav"]))
+    assert listed == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the generated reference tables."""
+    folder = tmp_path_factory.mktemp("reference")
+    subprocess.run([sys.executable, ROOT / "scripts" / "reference_pages.py", folder], check=True, timeout=120)
+    return folder
+
+
+def test_command_reference_has_every_command_and_option(tables: Path) -> None:
+    from typer.main import get_command
+
+    from napari_lrmil.cli import app
+
+    page = (tables / "cli.md").read_text(encoding="utf-8")
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        section = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
+        missing = [p.opts[0] for p in command.params if p.param_type_name == "option" and p.opts[0] not in section]
+        assert not missing, name
+
+
+def test_configuration_reference_has_every_key_with_its_default(tables: Path) -> None:
+    page = (tables / "configuration.md").read_text(encoding="utf-8")
+    assert "| `stage1.lambda_attn` | number, ≥ 0 | `1.0` |" in page
+    assert "| `student_input_px` | whole number or none, ≥ 32 | `null` |" in page
+    from lrmil_training.config import TrainConfig
+
+    for name, value in TrainConfig().model_dump().items():
+        keys = [f"{name}.{key}" for key in value] if isinstance(value, dict) else [name]
+        assert all(f"| `{key}` |" in page for key in keys), name
