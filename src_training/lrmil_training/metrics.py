@@ -17,7 +17,7 @@ Int = NDArray[np.int64]
 
 FEWEST_CLUSTERS = 5  # patients of each class below which a bootstrap over patients says nothing
 OVER_PATIENTS, OVER_SLIDES = "patients", "slides (patient uncertainty not covered)"
-BINS = 10  # of equal mass, for the calibration error
+BINS = 10  # of nearly equal mass, for the calibration error
 LEVEL = 0.95
 FEWEST_TO_CALIBRATE = 10  # validation slides
 TEMPERATURES = (0.25, 10.0)  # bounds of the search
@@ -196,18 +196,35 @@ def _known(value: float) -> float | None:
 
 
 def reliability_bins(probabilities: Float, targets: Int) -> list[dict[str, float]]:
-    """Return ten bins of equal mass of the predicted class: slides, mean probability, and the share that is right."""
+    """Return bins of slides by the probability of their predicted class, ten of equal mass if no two slides tie.
+
+    Slides of equal probability share a bin. Otherwise the order of rows would decide which of them are averaged
+    together, and the calibration error would change with it. So ties make bins larger, and there may be fewer than ten.
+
+    Returns
+    -------
+    list
+        By rising probability: ``n`` slides, their mean ``confidence``, and their ``accuracy``, the share that is right.
+    """
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == targets
     order = np.argsort(confidence, kind="stable")
-    bins = [rows for rows in np.array_split(order, BINS) if len(rows)]
+    bins = [rows for rows in np.split(order, _cuts_between_values(confidence[order])) if len(rows)]
     return [
         {"n": len(rows), "confidence": float(confidence[rows].mean()), "accuracy": float(right[rows].mean())}
         for rows in bins
     ]
 
 
+def _cuts_between_values(ordered: Float) -> Int:
+    """Return where to cut sorted values into `BINS` parts: equal parts, each cut moved to the nearer end of a tie."""
+    equal = np.cumsum([len(part) for part in np.array_split(ordered, BINS)])[:-1]
+    cuts = equal[equal < len(ordered)]
+    first, last = (np.searchsorted(ordered, ordered[cuts], side) for side in ("left", "right"))
+    return np.unique(np.where(cuts - first <= last - cuts, first, last))
+
+
 def calibration_error(probabilities: Float, targets: Int) -> float:
-    """Return the expected calibration error of the predicted class over ten bins of equal mass."""
+    """Return the expected calibration error of the predicted class over the bins of `reliability_bins`."""
     bins = reliability_bins(probabilities, targets)
     return float(sum(b["n"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / len(targets))
 

@@ -113,7 +113,7 @@ def roc(record: RunRecord, split: str) -> Callable[[Figure], None] | None:
 
 
 def reliability(record: RunRecord, split: str) -> Callable[[Figure], None]:
-    """Return the reliability diagram: share that was right against the mean probability, bins of equal mass."""
+    """Return the reliability diagram: share that was right against the mean probability of each bin."""
 
     def make(figure: Figure) -> None:
         axis = figure.subplots()

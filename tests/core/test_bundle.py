@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,18 @@ def test_terms_of_a_teacher_that_is_only_named_are_told_before_it_is_looked_for(
         assert isinstance(list(stream)[-1], Finished) and asked == ["lazyslide:x"]
 
 
+def test_a_teacher_encoder_of_another_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle names the encoder by its hash: other weights of that name, or none, would be another teacher."""
+    bundle = untrained_bundle(tmp_path / "b", teachers=Borrowed())
+    own = module_sha256(Borrowed().net)
+    other = f"{'0' if own[0] != '0' else '1'}{own[1:]}"
+    for answer in (LoadedEncoder(Borrowed(), other), None):
+        monkeypatch.setattr(bundle_module, "encoder_at", lambda _, answer=answer: answer)
+        check_refused(lambda: Bundle(bundle.path).teacher, "is not the encoder that this bundle was made with", TEACHER)
+    monkeypatch.setattr(bundle_module, "encoder_at", lambda _: LoadedEncoder(Borrowed(), own))
+    assert Bundle(bundle.path).teacher.mil.classes == 2
+
+
 def test_a_teacher_that_is_in_the_bundle_has_no_terms_to_tell(folder: Path, tmp_path: Path) -> None:
     whole, none = Bundle(folder), untrained_bundle(tmp_path / "s", teacher=False)
     assert (whole.names_teacher, whole.teacher_notice, none.names_teacher, none.teacher_notice) == (
@@ -245,10 +258,46 @@ def test_hashes_are_those_of_the_files_and_tell_models_apart(tmp_path: Path) -> 
     assert Bundle(one.path).sha256 == one.sha256
 
 
-@pytest.mark.parametrize("change", [{"temperature": 2.0}, {"lr_mpp": 4.0}, {"classes": ("lesion", "normal")}])
-def test_what_changes_a_prediction_changes_the_bundles_hash(tmp_path: Path, change: dict[str, Any]) -> None:
-    """A result is reused by this hash: calibration, resolution and class names belong to the model too."""
-    assert untrained_bundle(tmp_path / "a").sha256 != untrained_bundle(tmp_path / "b", **change).sha256
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"temperature": 2.0},
+        {"teacher_temperature": 2.0},
+        {"lr_mpp": 4.0},
+        {"hr_mpp": 0.25},
+        {"lr_patch_px": 256},
+        {"hr_patch_px": 64},
+        {"student_input_px": 224},
+        {"classes": ("lesion", "normal")},
+        {"tissue": TissueConfig(min_share=0.5)},
+        {"normalisation": "another"},
+        {"name": "another"},  # stands in the result
+        {"about": "Not for the lung."},  # a warning in every result
+        {"licence": "MIT"},  # a model under other terms is not the same model
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_changes_a_result_changes_the_bundles_hash(tmp_path: Path, change: dict[str, Any]) -> None:
+    """Resume and caches reuse results by this hash: what is left out of it would be taken from another model."""
+    plain, changed = untrained_bundle(tmp_path / "a"), untrained_bundle(tmp_path / "b", **change)
+    assert plain.card.hashes == changed.card.hashes, "the weights are the same"
+    assert plain.sha256 != changed.sha256
+
+
+@pytest.mark.parametrize("change", [{"cohort": {"train": 12}}, {"metrics": {"auroc": 0.9}}, {"version": "0.0.1"}])
+def test_where_a_model_was_trained_and_how_well_is_no_part_of_the_hash(folder: Path, change: dict[str, Any]) -> None:
+    before = Bundle(folder).sha256
+    edit_card(folder, lambda c: c.update(change))
+    assert Bundle(folder).sha256 == before
+
+
+def test_a_bundle_travels_to_another_process_without_what_is_compiled_for_this_one(folder: Path) -> None:
+    """A compiled network cannot be pickled; neither can this function."""
+    bundle = Bundle(folder)
+    bundle.prepared["a runtime"] = lambda: None
+    copy = pickle.loads(pickle.dumps(bundle))  # our own bytes
+    assert copy.prepared == {} and copy.sha256 == bundle.sha256 and copy.path == bundle.path
+    assert "a runtime" in bundle.prepared, "this process keeps its own"
 
 
 COLOUR = CohortColour((0.2, 0.3, 0.1), (0.05, 0.06, 0.04), (0.02, 0.03, 0.02), (0.02, 0.02, 0.02), 9)

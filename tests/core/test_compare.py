@@ -56,6 +56,13 @@ def test_carrying_to_the_lr_grid_keeps_the_sum(values: np.ndarray) -> None:
     assert to_lr(grid(), values).sum() == pytest.approx(values.sum())
 
 
+def test_an_lr_patch_without_a_child_has_a_sum_of_nothing() -> None:
+    """Also the last one: there is a sum for every LR patch."""
+    g = grid()
+    wider = NestedGrid(g.lattice, g.hr_index, np.vstack([g.lr_index, [[2, 1]]]), g.parent)
+    assert to_lr(wider, np.ones(6)).tolist() == [2, 1, 3, 0]
+
+
 def test_measure_agreement_by_hand() -> None:
     found = measure_agreement(grid(), a(0.2, 0.1, 0.7), a(0.1, 0.2, 0.05, 0.3, 0.15, 0.2))
     assert found.spearman == pytest.approx(1.0) and found.jaccard_top10 == 1.0 and found.n_patches == 3
@@ -84,6 +91,18 @@ def test_jaccard_by_hand() -> None:
     assert jaccard_top(x[:3], y[:3], 0.1) == 1.0, "at least one patch from each side"
 
 
+@pytest.mark.parametrize(("n", "k"), [(3, 1), (14, 1), (15, 2), (16, 2), (24, 2), (25, 2), (26, 3), (35, 4)])
+def test_the_top_tenth_is_rounded_half_to_even(n: int, k: int) -> None:
+    """1.5 patches are two, and so are 2.5: the same k patches at the top, then another one."""
+    x = np.arange(n, dtype=np.float64)
+    same_top = x.copy()
+    same_top[: n - k] = x[: n - k][::-1]
+    assert jaccard_top(x, same_top, 0.1) == 1.0
+    other = x.copy()
+    other[n - k] = -1  # the last of the k gives its place to another
+    assert jaccard_top(x, other, 0.1) == pytest.approx((k - 1) / (k + 1))
+
+
 def test_js_divergence_by_hand() -> None:
     assert js_divergence(a(1, 0), a(0, 1)) == 1.0
     assert js_divergence(a(0.25, 0.75), a(1, 3)) == 0.0, "each is scaled to sum to 1"
@@ -105,14 +124,16 @@ def test_js_divergence_is_symmetric_and_between_zero_and_one(p: np.ndarray, q: n
 @settings(deadline=None)
 @given(distributions, distributions)
 def test_agreement_is_what_scipy_says(p: np.ndarray, q: np.ndarray) -> None:
+    """Spearman is also the correlation of the ranks, written out."""
     from scipy.spatial.distance import jensenshannon
-    from scipy.stats import spearmanr
+    from scipy.stats import rankdata
 
     with np.errstate(invalid="ignore"):  # of two that are alike scipy may take the root of -1e-17
-        theirs = float(np.nan_to_num(jensenshannon(p, q, base=2)))
-    assert js_divergence(p, q) == pytest.approx(theirs**2, abs=1e-6)
+        distance = float(np.nan_to_num(jensenshannon(p, q, base=2)))
+    assert js_divergence(p, q) == pytest.approx(distance**2, abs=1e-12)
     if np.ptp(p) > 0 and np.ptp(q) > 0:
-        assert spearman(p, q) == pytest.approx(float(spearmanr(p, q).statistic), abs=1e-9)
+        by_ranks = np.corrcoef(rankdata(p), rankdata(q))[0, 1]
+        assert spearman(p, q) == pytest.approx(float(by_ranks), abs=1e-12)
 
 
 # ---------------------------------------------------------------- AUROC

@@ -22,6 +22,7 @@ from napari_lrmil.core.geometry import (
     choose_level,
     choose_scale,
     clean_corner,
+    nominal_magnification,
 )
 
 CMU = (1.0, 2.000337154416723, 4.002024291497976, 8.016679676065959)  # downsamples of a real pyramid, none whole
@@ -42,6 +43,16 @@ def test_impossible_resolutions_are_refused_when_built(bad: tuple[float, float])
 
 def test_mean_mpp_keeps_the_area_of_an_oblong_pixel() -> None:
     assert Mpp(0.5, 0.125).mean == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("mpp", "magnification"),
+    [(0.5, 20), (0.499, 20), (0.25, 40), (0.2282, 40), (0.1, 80), (0.6, 20), (0.8, 10), (1.0, 10), (2.0, 5), (4.0, 2),
+     (8.0, 1), (64.0, 1)],
+)  # fmt: skip
+def test_the_nominal_magnification_is_an_objective_that_there_is(mpp: float, magnification: int) -> None:
+    """Halving and doubling from 20x at 0.5 µm, never less than 1: 0.2282 is 40x, not 44x."""
+    assert nominal_magnification(mpp) == magnification
 
 
 def test_micrometres_and_level0_pixels_convert_per_axis() -> None:
@@ -157,6 +168,14 @@ def test_whether_a_window_cuts_pixels_and_lies_within() -> None:
 )  # fmt: skip
 def test_a_level_is_reduced_by_what_cuts_no_pixel(downsample: float, across: float, down: float, scale: int) -> None:
     assert choose_scale(Level(0, 4000, 3000, downsample), across, down) == scale
+
+
+@pytest.mark.parametrize(("scale", "size"), [(1, (1001, 780)), (2, (500, 390)), (4, (250, 195)), (8, (125, 97))])
+def test_a_reduced_level_has_whole_pixels_only(scale: int, size: tuple[int, int]) -> None:
+    """The pixel that is cut by the right or the lower edge is left out: decoders fill it up with white."""
+    reduced = Level(3, 1001, 780, 4.002).reduced(scale)
+    assert (reduced.width, reduced.height) == size
+    assert reduced.index == 3 and reduced.downsample == pytest.approx(4.002 * scale)
 
 
 @pytest.mark.parametrize("downsample", [1.0, 2.0, 4.002, 8.017])

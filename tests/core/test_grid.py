@@ -13,8 +13,9 @@ from hypothesis.extra import numpy as hnp
 from core.fake_slides import TISSUE, FakeSlide, fake_slide, glass, l_shape, one_sentence, resolution, write_tiff
 from napari_lrmil.core.errors import ResolutionError, TissueError
 from napari_lrmil.core.geometry import Bounds, Lattice, Mpp, PatchPlan
-from napari_lrmil.core.grid import NestedGrid, grid_of, nest, nest_cells, require_resolution
+from napari_lrmil.core.grid import NestedGrid, edited_ground, grid_of, ground_of, nest, nest_cells, require_resolution
 from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.tissue import TissueConfig
 
 PLAN = PatchPlan(0.5, 2.0, 64, 64)  # HR 32 µm, LR 128 µm
 
@@ -104,8 +105,6 @@ def test_an_l_of_tissue_gives_nested_grids_for_every_ratio(tmp_path: Path, n: in
 
 
 def test_the_share_needed_is_the_configurations(tmp_path: Path) -> None:
-    from napari_lrmil.core.tissue import TissueConfig
-
     base = glass(1024, 512)
     base[:, : 256 + 32] = TISSUE  # half of the fifth column of cells
     with fake_slide(tmp_path, FakeSlide(base, properties=resolution(0.5))) as slide:
@@ -124,6 +123,23 @@ def test_grids_hang_on_the_bounds(tmp_path: Path) -> None:
         grid = grid_of(slide, PLAN)
     assert grid.lr_corners.tolist() == [[333, 217]]
     assert sorted(grid.hr_corners.tolist()) == [[333 + 64 * i, 217 + 64 * j] for i in range(2) for j in range(4)]
+
+
+def test_a_mask_changed_by_hand_gives_its_own_grid_and_says_so(tmp_path: Path) -> None:
+    """Results of an edited mask are marked as such; the tissue that was found stays as it was."""
+    base = glass(1024, 512)
+    base[:, :512] = TISSUE
+    with fake_slide(tmp_path, FakeSlide(base, properties=resolution(0.5))) as slide:
+        plain = ground_of(slide, PLAN)
+    mask = plain.tissue.mask.copy()
+    mask[:, : mask.shape[1] // 4] = False
+    edited = edited_ground(slide.path, plain, mask, TissueConfig())
+    assert edited.edited and not plain.edited
+    assert edited.tissue.mask is mask and edited.tissue.lattice == plain.tissue.lattice
+    columns, columns_edited = (set(ground.grid.lr_index[:, 0].tolist()) for ground in (plain, edited))
+    assert columns_edited == columns - {0} and {0, 1} <= columns
+    with pytest.raises(TissueError, match="no LR patch with enough tissue"):
+        edited_ground(slide.path, plain, np.zeros_like(mask), TissueConfig())
 
 
 def test_without_tissue_there_is_one_sentence_that_says_what_was_looked_for(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from copy import copy
 from functools import lru_cache
@@ -23,12 +24,13 @@ from core.fake_slides import (
 )
 from core.jpeg_slides import Kind, tissue, write_jpeg_slide
 from napari_lrmil.core.bundle import TEACHER, Bundle
+from napari_lrmil.core.cache import CacheKey, EmbeddingCache
 from napari_lrmil.core.colour import CohortColour
 from napari_lrmil.core.compare import measure_agreement, to_lr
 from napari_lrmil.core.errors import BundleError, LrmilError, ResolutionError, TissueError
 from napari_lrmil.core.events import Caution, Event, Finished, Progress, StageDone
 from napari_lrmil.core.pooling import pool
-from napari_lrmil.core.predict import predict, probabilities
+from napari_lrmil.core.predict import from_the_middle, predict, probabilities
 from napari_lrmil.core.prediction import Prediction, Reading
 from napari_lrmil.core.slide import Slide
 from networks import CLASSES
@@ -194,6 +196,46 @@ def test_events_come_in_order_and_count_up(tmp_path: Path) -> None:
     for stage in ("student (LR)", "teacher (HR)"):
         steps = [(e.done, e.total) for e in events if isinstance(e, Progress) and e.stage == stage]
         assert len(steps) > 1 and steps == sorted(set(steps)) and steps[-1][0] == steps[-1][1]
+
+
+def test_the_middle_of_a_grid_comes_first() -> None:
+    """3 x 3 patches of 256 x 320: the centre, its neighbours by distance and in their order, the corners last."""
+    corners = np.array([(1000 + 256 * x, 320 * y) for y in range(3) for x in range(3)])
+    assert from_the_middle(corners, np.arange(9)).tolist() == [4, 3, 5, 1, 7, 0, 2, 6, 8]
+    assert from_the_middle(corners, np.array([0, 1, 8])).tolist() == [1, 0, 8], "the middle of all, not of these"
+    assert from_the_middle(corners, np.array([], dtype=np.int64)).tolist() == []
+
+
+def test_with_a_cache_patches_are_encoded_from_the_middle_and_told_in_reading_order(tmp_path: Path) -> None:
+    """The live view shows the middle of the view first; what is returned does not depend on that order."""
+    encoded: list[list[int]] = []
+
+    class Recorder(EmbeddingCache):
+        def put(self, key: CacheKey, index: np.ndarray, features: np.ndarray) -> None:
+            encoded.extend(index.tolist())
+            super().put(key, index, features)
+
+    fake = FakeSlide(speckled(2100, 1700), PYRAMID, resolution(0.5, 0.4))
+    with fake_slide(tmp_path, fake) as slide:
+        alone = run(slide, DarknessBundle())
+        cached = result(predict(slide, DarknessBundle(), device=CPU, cache=Recorder()))  # type: ignore[arg-type]
+    index = cached.grid.lr_index
+    middle = (index.min(axis=0) + index.max(axis=0)) / 2 * cached.grid.lattice.lr_cell
+    distances = np.linalg.norm(np.array(encoded) * cached.grid.lattice.lr_cell - middle, axis=1)
+    assert sorted(encoded) == sorted(index.tolist()) and len(encoded) > 20
+    assert (np.diff(distances) >= -1e-9).all() and distances[0] < distances[-1] / 4
+    np.testing.assert_allclose(cached.student.attention, alone.student.attention, rtol=1e-6)
+
+
+def test_without_a_teacher_scipys_statistics_are_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bundle: Bundle
+) -> None:
+    """They take half a second to import, and serve comparisons only."""
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    with fake_slide(tmp_path, pyramid()) as slide:
+        assert run(slide, bundle).teacher is None
+        with pytest.raises(ImportError, match=r"scipy\.stats"):
+            run(slide, bundle, teacher="all")
 
 
 def test_an_odd_resolution_is_a_caution_and_a_warning_in_the_result(tmp_path: Path) -> None:

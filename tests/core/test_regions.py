@@ -362,6 +362,20 @@ def test_many_small_regions_each_take_their_patch() -> None:
     assert inside(corners, (512, 640), dots[3:4]).nonzero()[0].tolist() == [3]
 
 
+def test_regions_that_are_small_all_together_take_the_patch_that_holds_half_of_them() -> None:
+    """Three regions with a quarter to two fifths of each in the left patch; the rest of all three is one ground.
+
+    In the left patch lie three times 20 x 20; beside it 15 x 60, which all three cover: 1200 of 2100. So the left patch
+    holds more than half of what they cover together, and less than half of any one of them.
+    """
+    shared = shapely.box(100, 10, 115, 70)
+    regions = [Region(str(y), shapely.union(shapely.box(80, y, 100, y + 20), shared)) for y in (0, 30, 60)]
+    assert [region.geometry.area for region in regions] == [1300] * 3
+    corners = np.array([(0, 0), (100, 0), (200, 0)])
+    assert inside(corners, (100, 100), regions).tolist() == [True, True, False]
+    assert inside(corners, (100, 100), regions[:1]).tolist() == [False, True, False]
+
+
 def test_exactly_half_belongs_and_less_does_not() -> None:
     corners = np.array([(1000, 2000), (1512, 2000)])
     assert inside(corners, (512, 640), [box_region(BoxLevel0(500, 1900, 756, 900), "a")]).tolist() == [True, False]

@@ -58,6 +58,13 @@ def test_blocks_average_the_tokens_of_each_child() -> None:
     assert losses.blocks(tokens, 2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
 
 
+def test_blocks_of_a_map_that_is_just_fine_enough_along_one_side_are_means_too() -> None:
+    """2 x 6 tokens and n = 2: each child has three tokens of a row, all of which count, not the middle one alone."""
+    tokens = torch.tensor([[[[0.0, 1.0, 5.0, 3.0, 3.0, 9.0], [6.0, 0.0, 0.0, -3.0, 0.0, 9.0]]]])
+    assert losses.blocks(tokens, 2).flatten().tolist() == pytest.approx([2.0, 5.0, 2.0, 2.0])
+    assert losses.blocks(tokens.transpose(2, 3), 2).flatten().tolist() == pytest.approx([2.0, 2.0, 5.0, 2.0])
+
+
 def test_a_map_too_coarse_is_resampled_to_the_cells() -> None:
     """A 2 x 2 map and n = 4: sixteen cells, corners equal to the map's."""
     tokens = torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]])
@@ -104,6 +111,14 @@ def test_other_ways_to_carry_scores(how: losses.Transfer, wanted: list[float]) -
     """The research code's two choices are options."""
     found = losses.parent_scores(torch.tensor([1.0, -1.0, 5.0]), torch.tensor([0, 0, 1]), 2, how)
     assert found.tolist() == wanted
+
+
+@pytest.mark.parametrize("how", ["logsumexp", "mean", "max"])
+def test_a_patch_without_children_has_no_share_in_any_way_to_carry_scores(how: losses.Transfer) -> None:
+    """Its score is minus infinity, not 0, which among negative scores would be most of the attention."""
+    carried = losses.parent_scores(torch.tensor([-5.0, -6.0]), torch.tensor([0, 2]), 3, how)
+    assert carried.tolist() == [-5.0, -math.inf, -6.0]
+    assert torch.softmax(carried, 0)[1].item() == 0.0
 
 
 def test_hard_term_by_hand() -> None:

@@ -136,7 +136,7 @@ def test_equal_scores_make_the_attention_term_the_plain_mean(seed: int, children
 
 
 @few
-@given(seeds, st.sampled_from([(2, 8, 8), (4, 16, 16), (4, 4, 4), (8, 16, 16), (2, 6, 4)]))
+@given(seeds, st.sampled_from([(2, 8, 8), (4, 16, 16), (4, 4, 4), (8, 16, 16), (2, 6, 4), (2, 2, 6), (4, 12, 4)]))
 def test_block_means_keep_the_mean_of_the_map_and_the_place(seed: int, sizes: tuple[int, int, int]) -> None:
     """Child (i, j) sees its own block alone: rows go down and columns to the right, as the grid counts them."""
     n, height, width = sizes
@@ -255,7 +255,7 @@ def test_patches_that_neither_side_attends_to_change_nothing(seed: int, count: i
 
 
 @few
-@given(seeds, st.integers(2, 20), st.sampled_from(["logsumexp", "max"]))
+@given(seeds, st.integers(2, 20), st.sampled_from(["logsumexp", "mean", "max"]))
 def test_an_lr_patch_without_a_child_has_no_attention(seed: int, parents: int, transfer: losses.Transfer) -> None:
     """Its score is minus infinity, its share 0: the term is that of the other patches, plus what the student wastes."""
     draw = Draw(seed)

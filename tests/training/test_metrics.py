@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lrmil_training.comparison import MARGIN, delong_paired, non_inferiority
 from lrmil_training.delong import delong
 from lrmil_training.metrics import (
+    FEWEST_CLUSTERS,
+    FEWEST_TO_CALIBRATE,
     OVER_PATIENTS,
     OVER_SLIDES,
     Resampler,
@@ -19,6 +24,7 @@ from lrmil_training.metrics import (
     classification,
     fit_temperature,
     paired_difference,
+    percentiles,
     ranking_auroc,
     reliability_bins,
 )
@@ -67,6 +73,14 @@ def test_bootstrap_draws_whole_patients() -> None:
         assert (targets[rows] == 1).sum() == 12
 
 
+def test_an_interval_holds_the_middle_95_percent_of_the_resamples() -> None:
+    """Of 0 to 1000 it is 25 to 975; an undefined resample or none at all leaves it undefined."""
+    values = np.random.default_rng(0).permutation(1001).astype(float)
+    assert percentiles(values) == pytest.approx((25, 975))
+    assert percentiles(np.append(values, np.nan)) is None
+    assert percentiles(np.array([])) is None
+
+
 def test_interval_of_perfect_separation_is_a_point() -> None:
     """An AUROC of exactly 1 has the bootstrap interval 1 to 1, not an error."""
     scored = _scored(signal=50.0)
@@ -84,11 +98,50 @@ def test_paired_difference_is_narrower_than_the_difference_of_intervals() -> Non
 
 
 def test_calibration_error_by_hand() -> None:
-    """Ten slides at 0.8, of which six are right: one bin's gap of 0.2 in every bin order."""
+    """Ten slides at 0.8, of which six are right: one bin with a gap of 0.2."""
     p = np.tile([0.2, 0.8], (10, 1))
     targets = np.array([1] * 6 + [0] * 4)
     assert calibration_error(p[:1], targets[:1]) == pytest.approx(0.2)
-    assert calibration_error(p, targets) == pytest.approx(6 / 10 * 0.2 + 4 / 10 * 0.8)
+    assert calibration_error(p, targets) == pytest.approx(0.2)
+
+
+def test_slides_of_one_probability_are_one_bin_in_every_order() -> None:
+    """60 slides at 0.9, of which 36 are right: the gap is 0.3, whichever rows come first."""
+    p, targets = np.tile([0.1, 0.9], (60, 1)), np.repeat([1, 0], [36, 24])
+    rng = np.random.default_rng(5)
+    for rows in (np.arange(60), np.arange(60)[::-1], *(rng.permutation(60) for _ in range(20))):
+        assert calibration_error(p[rows], targets[rows]) == pytest.approx(0.3)
+        assert [b["n"] for b in reliability_bins(p[rows], targets[rows])] == [60]
+
+
+def test_bins_are_cut_at_the_nearer_end_of_a_tie() -> None:
+    """20 slides, cuts after every second: 3 of 0.6, 4 of 0.7, 3 of 0.8, and 10 alone.
+
+    The cut after 2 moves to 3; those after 4 and 6 to 3 and 7; that after 8 to 7; that after 10 is the end of a tie.
+    """
+    confidence = np.concatenate([np.repeat([0.6, 0.7, 0.8], [3, 4, 3]), np.linspace(0.9, 0.99, 10)])
+    bins = reliability_bins(np.stack([1 - confidence, confidence], 1), np.ones(20, dtype=int))
+    assert [b["n"] for b in bins] == [3, 4, 3, 2, 2, 2, 2, 2]
+    assert [b["confidence"] for b in bins[:4]] == pytest.approx([0.6, 0.7, 0.8, 0.905])
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from([0.5, 0.6, 0.75, 0.9, 1.0]), st.integers(0, 1)), min_size=1, max_size=60),
+    st.randoms(use_true_random=False),
+)
+def test_the_calibration_error_does_not_depend_on_the_order_of_rows(slides: list[tuple[float, int]], rng: Any) -> None:
+    """Bit for bit, and a probability that several slides share is in one bin only."""
+    shuffled = slides.copy()
+    rng.shuffle(shuffled)
+    results = []
+    for rows in (slides, shuffled):
+        confidence, targets = np.array([c for c, _ in rows]), np.array([t for _, t in rows])
+        p = np.stack([1 - confidence, confidence], axis=1)
+        results.append((calibration_error(p, targets), reliability_bins(p, targets)))
+    assert results[0] == results[1]
+    bins = results[0][1]
+    assert sum(b["n"] for b in bins) == len(slides) and len(bins) <= min(10, len({c for c, _ in slides}))
 
 
 def test_brier_and_accuracy_by_hand() -> None:
@@ -116,6 +169,16 @@ def test_temperature_is_not_told_by_few_or_faultless_slides() -> None:
     apart = np.stack([np.zeros(40), np.where(targets == 1, 3.0, -3.0)], axis=1)
     assert fit_temperature(apart, targets) is None
     assert fit_temperature(apart[:5], targets[:5]) is None
+
+
+def test_ten_slides_are_enough_for_a_temperature_and_nine_are_not() -> None:
+    """8 of 10 right at a margin of 2: 2 / T is log 4."""
+    targets = np.arange(10) % 2
+    margin = np.where(targets == 1, 2.0, -2.0) * np.repeat([-1, 1], [2, 8])
+    logits = np.stack([np.zeros(10), margin], axis=1)
+    assert FEWEST_TO_CALIBRATE == 10
+    assert fit_temperature(logits, targets) == pytest.approx(2 / np.log(4), rel=1e-3)
+    assert fit_temperature(logits[:9], targets[:9]) is None
 
 
 def test_confusion_has_true_classes_as_rows() -> None:
@@ -191,6 +254,28 @@ def test_patients_with_both_classes_count_for_both() -> None:
     resampler = Resampler(targets, [f"p{i // 6}" for i in range(42)], 100)
     assert resampler.interval == OVER_PATIENTS
     assert all(len(set(targets[rows])) == 2 for rows in resampler.draws)
+
+
+def test_five_patients_of_each_class_are_enough_and_four_are_not() -> None:
+    """At `FEWEST_CLUSTERS` the bootstrap is over patients; with one fewer of either class it is over slides."""
+    assert FEWEST_CLUSTERS == 5
+    for patients_of_class, interval in (((5, 5), OVER_PATIENTS), ((4, 5), OVER_SLIDES), ((9, 4), OVER_SLIDES)):
+        targets = np.repeat([0, 1, 0, 1], [*patients_of_class, *patients_of_class])  # two slides of each patient
+        patients = [f"p{i}" for i in range(sum(patients_of_class))] * 2
+        assert Resampler(targets, patients, 10).interval == interval, patients_of_class
+
+
+def test_a_patient_with_both_classes_is_drawn_among_those_of_the_rarer() -> None:
+    """Five patients have one slide of the rare class and three of the common one; twenty have one of the common one.
+
+    Drawn among the rare, every draw has five slides of that class; among the common, some would have none.
+    """
+    mixed, common = [f"m{i}" for i in range(5)], [f"c{i}" for i in range(20)]
+    patients, targets = [*mixed, *mixed * 3, *common], np.repeat([1, 0, 0], [5, 15, 20])
+    resampler = Resampler(targets, patients, 200)
+    assert resampler.interval == OVER_PATIENTS
+    assert {int(targets[rows].sum()) for rows in resampler.draws} == {5}
+    assert {len(rows) for rows in resampler.draws} == {40}, "five patients of four slides, twenty of one"
 
 
 def test_bootstrap_interval_covers_the_truth() -> None:
