@@ -319,7 +319,7 @@ def _read(path: Path | str | None) -> dict[str, Any]:
         return {}
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         presets = ", ".join(PRESETS)
         raise ConfigError(f"{path}: not a readable YAML file ({error}), nor one of the presets {presets}") from error
     if not isinstance(values, dict):
@@ -330,7 +330,7 @@ def _read(path: Path | str | None) -> dict[str, Any]:
 def build_config(values: Mapping[str, Any]) -> TrainConfig:
     """Return a checked configuration; see `load_config`."""
     try:
-        config = TrainConfig(**values)
+        config = TrainConfig.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

@@ -26,6 +26,7 @@ from lrmil_training.bagfit import (
 from lrmil_training.checkpoints import read_score
 from lrmil_training.cohort import CohortSlide
 from lrmil_training.config import TrainConfig, build_config
+from lrmil_training.config_hash import hashed_values, later_run_values
 from lrmil_training.features import lr_patches, make_lr_features
 from lrmil_training.losses import parent_scores
 from lrmil_training.pairs import EMBEDDING, TaughtSlide, standard_of
@@ -158,7 +159,7 @@ def _stage1(run: Run, method: Method, lesson: Lesson) -> Generator[Event, None, 
     encoder = run.fresh_student(aligned=not _is_foreign(method))
     if method.config.stage1.epochs > 0 and method.taught:
         sides = {side: [lesson.slides[s.name] for s in run.cohort.of(side)] for side in ("train", "val")}
-        plan = run.plan("stage1", method.config.stage1, _depends(run, method, 1))
+        plan = run.plan("stage1", method.config.stage1, stage_settings(method, 1))
         teacher = run.encoder.encoder
         encoder = yield from fit_stage1(encoder, sides, method.config, plan, teacher)
     round_to_half(encoder)
@@ -176,7 +177,7 @@ def _slide_level(
         mil = _fresh_mil(run, method, encoder, "labels_only_mil" if tuned else "labels_only", features)
         if tuned:
             return mil
-        plan = run.plan("labels_only", config.teacher, _depends(run, method, 2))
+        plan = run.plan("labels_only", config.teacher, stage_settings(method, 2))
         return (yield from rounded(fit_mil(mil, label_loss, bags, config.teacher, plan)))
     settings = config.stage2
     mil = _fresh_mil(run, method, encoder, "stage2", features)
@@ -186,7 +187,7 @@ def _slide_level(
         mil.load_state_dict(lesson.mil.state_dict() | {"mean": mil.mean, "deviation": mil.deviation})
     if settings.init == "frozen_head":
         return mil.eval().requires_grad_(False)
-    plan = run.plan("stage2", settings, _depends(run, method, 2))
+    plan = run.plan("stage2", settings, stage_settings(method, 2))
     if settings.features == "stored":
         return (yield from rounded(fit_mil(mil, distillation_loss(settings), bags, settings, plan)))
     fitting = fit_end_to_end(
@@ -212,7 +213,7 @@ def _stage3(
     found: list[tuple[float, tuple[AlignedEncoder, GatedAttentionMil]]] = []
     for lr in settings.lr:
         stage = "stage3" if method.taught else "finetuned"
-        plan = run.plan(stage, settings, [*_depends(run, method, 3), lr])
+        plan = run.plan(stage, settings, [*stage_settings(method, 3), lr])
         copies = copy.deepcopy(networks[0]), copy.deepcopy(networks[1])
         bags = _pixel_sides(run, method, lesson)
         fitting = fit_end_to_end(copies, loss, bags, settings, plan, lr, method.config.student_input_px)
@@ -235,17 +236,17 @@ def stage3_loss(method: Method) -> Loss:
 # ---------------------------------------------------------------- what stages read
 
 
-def _depends(run: Run, method: Method, stage: int) -> list[Any]:
+def stage_settings(method: Method, stage: int) -> list[Any]:
     """Return the settings that a stage's result depends on, beyond those of the run."""
     c = method.config
     told: list[Any] = [method.taught, c.encoder.student, c.student_input_px, c.lr_mpp, c.lr_patch_px]
     groups = [c.stage1] if stage == 1 else [c.stage1, c.stage2, c.teacher]
-    told += [group.model_dump(mode="json") for group in groups if method.taught or group is c.teacher]
+    told += [hashed_values(group) for group in groups if method.taught or group is c.teacher]
     if _is_foreign(method):
         told.append("by its own statistics")
     if stage == 3:
-        told.append(c.stage3.model_dump(mode="json", exclude={"lr"}))
-    return told
+        told.append({name: value for name, value in hashed_values(c.stage3).items() if name != "lr"})
+    return told + later_run_values(c)
 
 
 def _fresh_mil(

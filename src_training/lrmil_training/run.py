@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from lrmil_training.cohort import read_cohort, require_classes
-from lrmil_training.config import TrainConfig, dump_config
+from lrmil_training.cohort import Cohort, read_cohort, require_classes
+from lrmil_training.config import TrainConfig, dump_config, load_config
 from lrmil_training.eventlog import EventLog
 from lrmil_training.features import find_encoder
 from lrmil_training.fitplan import StoppedError
@@ -22,7 +22,7 @@ from lrmil_training.series import is_series, parts_of, run_series
 from lrmil_training.stage1 import require_twins
 from lrmil_training.stages import run_stages
 from napari_lrmil.core.encoders import FROZEN, TRAINABLE, notice
-from napari_lrmil.core.errors import ConfigError
+from napari_lrmil.core.errors import ConfigError, LrmilError
 from napari_lrmil.core.events import Caution, Event, Finished, Progress
 from napari_lrmil.core.files import write_json, write_text
 
@@ -79,18 +79,38 @@ def _prepare(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.dev
         )
     require_twins(student.encoder, encoder.encoder, config)
     require_loggers(config.loggers)  # a package that is missing is told now, not after an hour
-    told = {"configuration": (CONFIG, dump_config(config)), "cohort table": (COHORT, cohort.sha256)}
-    for what, (file, text) in told.items():
-        stored = out / file
-        if stored.exists() and stored.read_text(encoding="utf-8") != text:
-            raise ConfigError(f"{out}: the folder holds a run with another {what}; choose another --out, or delete it")
+    _refuse_another_run(out, config, cohort)
     run = Run(config, cohort, out, device, encoder)
     if is_series(run):
         parts_of(run)  # refuses what cannot be dealt
     else:
         require_classes(cohort, ("train", "val"))
     out.mkdir(parents=True, exist_ok=True)
-    for file, text in told.values():
-        write_text(out / file, text)
+    write_text(out / CONFIG, dump_config(config))
+    write_text(out / COHORT, cohort.sha256)
     write_json(out / CALL, {"cohort": str(cohort_csv.resolve()), "device": str(device)})
     return run
+
+
+def _refuse_another_run(out: Path, config: TrainConfig, cohort: Cohort) -> None:
+    """Raise `ConfigError` if the folder holds a run with other settings or slides.
+
+    Settings are compared as values, not as text: fields that the version of the stored run did not have yet count as
+    their defaults.
+    """
+    other, advice = "the folder holds a run with another", "choose another --out, or delete it"
+    settings, slides = out / CONFIG, out / COHORT
+    if settings.exists() and _stored_config(settings) != config:
+        raise ConfigError(f"{out}: {other} configuration; {advice}")
+    if slides.exists() and slides.read_text(encoding="utf-8") != cohort.sha256:
+        raise ConfigError(f"{out}: {other} cohort table; {advice}")
+
+
+def _stored_config(file: Path) -> TrainConfig:
+    try:
+        return load_config(file)
+    except LrmilError as error:
+        raise ConfigError(
+            f"{file}: this version cannot read the settings of the run in this folder ({error}); "
+            "resume it with the version that began it, or choose another --out"
+        ) from error

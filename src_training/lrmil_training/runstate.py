@@ -14,6 +14,7 @@ import torch
 from lrmil_training.bagfit import class_weights, stage_seed
 from lrmil_training.cohort import Cohort
 from lrmil_training.config import TrainConfig
+from lrmil_training.config_hash import hashed_values, later_run_values
 from lrmil_training.features import FeatureRequest, find_encoder
 from lrmil_training.fitting import FitPlan
 from lrmil_training.loggers import FitName, make_loggers
@@ -63,7 +64,7 @@ class Run:
     def plan(self, stage: str, settings: Any, depends: list[Any]) -> FitPlan:
         """Return how to fit a stage; `depends` is what its result depends on beyond the run's own settings."""
         seed = stage_seed(self.config.seed, stage)
-        key = self._key([stage, settings.model_dump(mode="json"), depends])
+        key = self._key([stage, hashed_values(settings), depends])
         patience, ema = getattr(settings, "patience", settings.epochs), getattr(settings, "ema", 0.0)
         folder = self.folder / CHECKPOINTS / f"{stage}-{key[:8]}"
         return FitPlan(
@@ -82,11 +83,15 @@ class Run:
         )
 
     def _key(self, told: list[Any]) -> str:
-        """Return a hash of what a stage depends on: seed, grids, encoder, teacher, the slides that are learned from."""
+        """Return a hash of what a stage depends on: seed, grids, encoder, teacher, the slides that are learned from.
+
+        Its JSON is part of the format of a run folder; see `config_hash` before changing it.
+        """
         c = self.config
         learned = [(s.name, s.patient, s.label, s.split) for side in ("train", "val") for s in self.cohort.of(side)]
-        shared = [c.seed, c.hr_mpp, c.hr_patch_px, c.plan.n, c.class_weights, c.teacher.model_dump(mode="json")]
-        return hashlib.sha256(json.dumps([told, shared, self.encoder.sha256, learned]).encode()).hexdigest()
+        shared = [c.seed, c.hr_mpp, c.hr_patch_px, c.plan.n, c.class_weights, hashed_values(c.teacher)]
+        parts = [told, shared, self.encoder.sha256, learned, *later_run_values(c)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def hr_request(self) -> FeatureRequest:
         """Return the request for the teacher's features."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lrmil_training.cohort import Cohort, require_classes
-from lrmil_training.config import dump_config
+from lrmil_training.config import TrainConfig, dump_config, load_config
 from lrmil_training.evaluation import protocol
 from lrmil_training.eventlog import EventLog
 from lrmil_training.folds import deal_folds, put_aside
@@ -22,6 +22,7 @@ from lrmil_training.runstate import Run
 from lrmil_training.stages import run_stages
 from lrmil_training.summary import summarise
 from napari_lrmil.core.bundle import CARD
+from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Caution, Event, Finished, Progress
 from napari_lrmil.core.files import write_json, write_text
 from napari_lrmil.core.tables import gather_failures
@@ -110,16 +111,24 @@ def _single(run: Run, part: Part) -> Run:
 
 def _missing(run: Run) -> Iterator[Event]:
     """Do one run, unless it is there whole: the report is the last that is written, and the first to go."""
-    stored, text = run.folder / CONFIG, dump_config(run.config)
+    stored = run.folder / CONFIG
     there = all((run.folder / file).exists() for file in (METRICS, Path(BUNDLE) / CARD, REPORT))
-    if there and stored.exists() and stored.read_text(encoding="utf-8") == text:
+    if there and _holds(stored, run.config):
         return
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / REPORT).unlink(missing_ok=True)  # or that of an earlier attempt would vouch for this one
-    write_text(stored, text)
+    write_text(stored, dump_config(run.config))
     with EventLog(run.folder) as log:
         for event in run_stages(run):
             log.write(event)
             if not isinstance(event, Finished):
                 yield event
     write_report(run.folder, run.cohort.path)
+
+
+def _holds(file: Path, config: TrainConfig) -> bool:
+    """Return whether a stored configuration is this one; fields that its version did not have count as defaults."""
+    try:
+        return file.exists() and load_config(file) == config
+    except LrmilError:
+        return False

@@ -1,0 +1,202 @@
+"""Checkpoint keys: the same across versions while new fields are neutral, another one for any other setting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal, cast, get_args, get_origin
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from lrmil_training.config import Stage1Config, TrainConfig, build_config
+from lrmil_training.config_hash import FIRST_FIELDS, later_values
+from lrmil_training.methods import STUDENT, Method, stage_settings
+from lrmil_training.runstate import Run
+from napari_lrmil.core.encoders import LoadedEncoder
+from runfolders import made_cohort
+
+FIRST_DEFAULTS = Path(__file__).parents[1] / "formats" / "v0_1" / "default_config.yaml"
+GROUPS = ("teacher", "stage1", "stage2", "stage3")
+AFFECTED = {"teacher": 4, "stage1": 3, "stage2": 2, "stage3": 1}  # how many stages depend on a group, from the last
+# The results of a stage depend on none of these, or it is hashed otherwise (the teacher's encoder by its weights), or a
+# run folder accepts one value only (devices, precision).
+NOT_HASHED = {
+    *("name", "about", "seeds", "folds", "by_site", "baselines", "ablation", "bootstrap", "features", "loggers"),
+    *("devices", "precision", "encoder.teacher"),
+}
+RUN_CHANGES: dict[str, tuple[dict[str, Any], int]] = {  # changed values, and how many stages depend on them
+    "seed": ({"seed": 1}, 4),
+    "hr_mpp": ({"hr_mpp": 1.0}, 4),
+    "lr_mpp": ({"lr_mpp": 4.0}, 4),
+    "hr_patch_px": ({"hr_patch_px": 128}, 4),
+    "lr_patch_px": ({"lr_patch_px": 512}, 4),
+    "class_weights": ({"class_weights": "none"}, 4),
+    "student_input_px": ({"student_input_px": 224}, 3),
+    "encoder.student": ({"encoder": {"student": "mobilenet_v2"}}, 3),
+}
+
+
+def _keys(config: TrainConfig) -> dict[str, str]:
+    """Return the key of every stage of the student."""
+    encoder = cast(LoadedEncoder, SimpleNamespace(sha256="0" * 64))
+    cohort = made_cohort(Path("cohort"), {"train": 4, "val": 2})
+    run = Run(config, cohort, Path("run"), torch.device("cpu"), encoder)
+    student = Method(STUDENT, config)
+    keys = {"teacher": run.plan("teacher", config.teacher, []).key}
+    for number in (1, 2, 3):
+        stage = f"stage{number}"
+        keys[stage] = run.plan(stage, getattr(config, stage), stage_settings(student, number)).key
+    return keys
+
+
+def _differing(config: TrainConfig, other: TrainConfig) -> list[str]:
+    keys = _keys(config)
+    return [stage for stage, key in _keys(other).items() if keys[stage] != key]
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values by the names that ``--set`` takes."""
+    flat = {}
+    for name, value in values.items():
+        flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def test_the_fields_of_the_first_version_are_frozen() -> None:
+    """Names and order are those of a file that 0.1.0 wrote: both are part of every key."""
+    stored = yaml.safe_load(FIRST_DEFAULTS.read_text())
+    assert FIRST_FIELDS[TrainConfig] == tuple(stored)
+    for name, group in TrainConfig():
+        if isinstance(group, BaseModel):
+            assert FIRST_FIELDS[type(group)] == tuple(stored[name])
+    assert len(FIRST_FIELDS) == 6
+
+
+LATER_DEFAULTS: dict[str, Any] = {}  # of fields added after 0.1.0, such as "stage1.name": value
+
+
+def test_no_default_changes() -> None:
+    """A changed default is a change of format: see `lrmil_training.config_hash`.
+
+    A field of 0.1.0: unfinished runs that relied on the old default are refused with "another configuration"; say so
+    in the changelog. A later field: runs without it would silently count as runs with the new default, so add a field
+    under another name instead. A new field: check that its default computes what versions without it computed, then
+    add it to `LATER_DEFAULTS`.
+    """
+    pinned = _flat(yaml.safe_load(FIRST_DEFAULTS.read_text())) | LATER_DEFAULTS
+    assert _flat(TrainConfig().model_dump(mode="json")) == pinned, test_no_default_changes.__doc__
+
+
+def test_every_field_of_a_run_is_hashed_or_named() -> None:
+    """No field of 0.1.0 is forgotten here; `later_values` covers the fields that come later."""
+    known = {name for name in _flat(yaml.safe_load(FIRST_DEFAULTS.read_text())) if name.split(".")[0] not in GROUPS}
+    assert known == NOT_HASHED | set(RUN_CHANGES)
+
+
+@pytest.mark.parametrize("name", RUN_CHANGES)
+def test_another_value_of_the_run_changes_the_keys(name: str) -> None:
+    """Of the stages that depend on it, and of no other: those are used again."""
+    changes, affected = RUN_CHANGES[name]
+    assert _differing(TrainConfig(), build_config(changes)) == list(_keys(TrainConfig()))[-affected:]
+
+
+def _other_values(kind: Any, value: Any) -> st.SearchStrategy[Any]:
+    """Return what else a field accepts, as far as all fields of a type accept it."""
+    if get_origin(kind) is Literal:
+        values: st.SearchStrategy[Any] = st.sampled_from(get_args(kind))
+    elif kind is bool:
+        values = st.booleans()
+    elif kind is float:
+        values = st.floats(1e-9, 0.999)
+    elif kind == tuple[float, ...]:
+        values = st.lists(st.floats(1e-9, 1), min_size=1, max_size=4).map(tuple)
+    elif kind == tuple[str, ...]:
+        values = st.lists(st.text(), max_size=4).map(tuple)
+    else:
+        assert kind in (int, int | None), kind
+        values = st.integers(2, 10**6)
+    return values.filter(lambda other: bool(other != value))
+
+
+BASE = build_config({"stage1": {"targets": "on_the_fly"}})  # with which every value of every field is possible
+FIELDS = [(group, name) for group in GROUPS for name in type(getattr(BASE, group)).model_fields if name != "aggregator"]
+
+
+@pytest.mark.parametrize(("group", "name"), FIELDS)
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_any_other_value_of_a_stage_changes_the_keys(group: str, name: str, data: st.DataObject) -> None:
+    """Of its stage and of those after it; the teacher's settings are those of all."""
+    part = getattr(BASE, group)
+    value = data.draw(_other_values(type(part).model_fields[name].annotation, getattr(part, name)))
+    other = build_config(BASE.model_dump() | {group: part.model_dump() | {name: value}})
+    assert _differing(BASE, other) == list(_keys(BASE))[-AFFECTED[group] :]
+
+
+class Blur(BaseModel):
+    """A group of settings that 0.1.0 does not have."""
+
+    sigma: float = 0.0
+    kernel: str = "gauss"
+
+
+class LaterStage1(Stage1Config):
+    """Stage 1 with a field that 0.1.0 does not have."""
+
+    drop_path: float = 0.0
+
+
+class LaterConfig(TrainConfig):
+    """The configuration of a later version: new fields in a group, at the top, and as a group of their own."""
+
+    stage1: LaterStage1 = LaterStage1()
+    stain: tuple[str, ...] = ()
+    blur: Blur = Blur()
+
+
+class EvenLaterBlur(Blur):
+    """The new group with one more field."""
+
+    passes: int = 1
+
+
+class EvenLaterConfig(LaterConfig):
+    """The version after that."""
+
+    blur: EvenLaterBlur = EvenLaterBlur()
+
+
+def test_new_fields_keep_the_keys_at_their_defaults() -> None:
+    """Whether the default was left or written down."""
+    first = _keys(TrainConfig(seed=3))
+    assert _keys(LaterConfig(seed=3)) == first
+    assert _keys(LaterConfig(seed=3, stage1=LaterStage1(drop_path=0.0), stain=(), blur=Blur(sigma=0.0))) == first
+
+
+@pytest.mark.parametrize(
+    ("changes", "affected"),
+    [
+        ({"stage1": LaterStage1(drop_path=0.1)}, 3),
+        ({"stain": ("macenko",)}, 4),
+        ({"blur": Blur(sigma=1.0)}, 4),
+    ],
+)
+def test_new_fields_change_the_keys_at_other_values(changes: dict[str, Any], affected: int) -> None:
+    """A field of a stage changes the keys from that stage on, one of the run all keys."""
+    config = LaterConfig(**changes)
+    assert _differing(LaterConfig(), config) == list(_keys(config))[-affected:]
+
+
+def test_a_group_that_was_added_can_grow() -> None:
+    """The values that a later version wrote keep their key in the version after it."""
+    blurred = _keys(LaterConfig(blur=Blur(sigma=1.0)))
+    assert _keys(EvenLaterConfig(blur=EvenLaterBlur(sigma=1.0))) == blurred
+    assert _keys(EvenLaterConfig(blur=EvenLaterBlur(sigma=1.0, passes=2))) != blurred
+    assert later_values(EvenLaterConfig(blur=EvenLaterBlur(sigma=1.0, passes=2))) == {
+        "blur": {"passes": 2, "sigma": 1.0}
+    }
