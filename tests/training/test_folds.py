@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,8 +96,14 @@ def test_rare_classes_are_in_every_fold() -> None:
     """Three classes, the rarest with as many patients as there are folds."""
     labels = ["a"] * 30 + ["b"] * 12 + ["c"] * 4
     cohort = _cohort([(f"p{i}", label, "") for i, label in enumerate(labels)], ("a", "b", "c"))
-    for fold in deal_folds(cohort, 4, 5):
-        require_classes(fold, ("train", "val", "test"))
+    folds = deal_folds(cohort, 4, 5)
+    for fold in folds:
+        counts = {side: Counter(s.label for s in fold.of(side)) for side in ("train", "val", "test")}
+        assert {side: count["c"] for side, count in counts.items()} == {"train": 2, "val": 1, "test": 1}
+        assert {side: count["b"] for side, count in counts.items()} == {"train": 6, "val": 3, "test": 3}
+        assert {count["a"] for count in (counts["val"], counts["test"])} <= {7, 8}
+        assert sum(count.total() for count in counts.values()) == len(labels)
+    assert {s.name for fold in folds for s in fold.of("test") if s.label == "c"} == {"s42", "s43", "s44", "s45"}
 
 
 @pytest.mark.parametrize(

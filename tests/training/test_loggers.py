@@ -99,10 +99,15 @@ def test_the_table_says_which_fit_a_figure_is_of(tmp_path: Path) -> None:
 
 
 def test_tensorboard_writes_curves(tmp_path: Path) -> None:
-    """One folder of curves a stage."""
-    pytest.importorskip("tensorboard")
+    """One folder of curves a stage, with every figure at its epoch."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     told = plan(
         tmp_path, epochs=2, loggers=make_loggers(["tensorboard"], FitName(tmp_path / "logs", "run", "toy", "1a2b"))
     )
-    drained(fit(maker(5), told))
-    assert list((tmp_path / "logs" / "tensorboard" / "toy-1a2b").glob("events.out.*"))
+    events, _ = drained(fit(maker(5), told))
+    curves = accumulator.EventAccumulator(str(tmp_path / "logs" / "tensorboard" / "toy-1a2b")).Reload()
+    points = {(tag, one.step): one.value for tag in curves.Tags()["scalars"] for one in curves.Scalars(tag)}
+    named = {key: value for key, value in points.items() if key[0] != "epoch"}
+    expected = figures(events)
+    assert {epoch for _, epoch in expected} == {0, 1} and len(expected) >= 8
+    assert named == pytest.approx(expected, rel=1e-6)

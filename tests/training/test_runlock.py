@@ -66,11 +66,18 @@ def test_another_machine_is_believed_while_it_beats(tmp_path: Path) -> None:
 
 
 def test_a_half_written_lock_of_old_is_no_lock(tmp_path: Path) -> None:
-    """It was never held."""
+    """It was never held: the next writer has the folder to itself, and leaves nothing behind."""
     (tmp_path / LOCK).write_text('{"host": "a", "p')
     os.utime(tmp_path / LOCK, (0, 0))
-    with hold(tmp_path):
-        pass
+    assert holder(tmp_path) is None
+    with hold(tmp_path) as held:
+        assert holder(tmp_path) == held.owner
+        assert held.owner.pid == os.getpid()
+        assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+        with pytest.raises(LockedError, match=f"process {os.getpid()} on "):
+            hold(tmp_path).__enter__()
+        held.check()
+    assert not list(tmp_path.iterdir())
 
 
 def test_it_beats_and_notices_that_it_was_taken_over(tmp_path: Path) -> None:
