@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from napari_lrmil.core.events import Caution, Event, Failed, Finished, Metric, Partial, Progress, StageDone
+from napari_lrmil.core.formatting import format_duration
 
 if TYPE_CHECKING:
     import torch
@@ -127,7 +128,7 @@ class _Bars:
 
     def show(self, stage: str, done: int, total: int, unit: str, seconds_left: float | None = None) -> None:
         """Show how far a stage is."""
-        left = "" if seconds_left is None or done >= total else f"{_span(seconds_left)} left"
+        left = "" if seconds_left is None or done >= total else f"{format_duration(seconds_left)} left"
         within = unit == "patches"
         if self.tasks.get(within, ("",))[0] != stage:
             for gone in (True,) if within else (True, False):  # a new stage has no slide yet
@@ -140,17 +141,6 @@ class _Bars:
         if not (within or self.quiet or err.is_terminal) and time.monotonic() - self.noted > NOTE_S:
             self.noted = time.monotonic()
             err.print(f"{stage}: {done} of {total} {told}{', ' if left else ''}{left}", highlight=False)
-
-
-def _span(seconds: float) -> str:
-    """Return a time in the two largest of its units: 40 s, 3 min, 2 h 10 min, 1 d 4 h."""
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    if minutes < 120:
-        return f"{minutes} min"
-    hours, rest = divmod(minutes, 60)
-    return f"{hours} h {rest} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 @contextmanager

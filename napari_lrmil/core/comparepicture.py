@@ -12,7 +12,7 @@ import shapely
 
 from napari_lrmil.core.comparison import Shared, shared
 from napari_lrmil.core.files import whole
-from napari_lrmil.core.formatting import format_agreement
+from napari_lrmil.core.formatting import format_agreement, format_probabilities
 from napari_lrmil.core.overlay import (
     LEGEND,
     OPACITY,
@@ -20,7 +20,6 @@ from napari_lrmil.core.overlay import (
     calibration_text,
     heatmap,
     limits,
-    probabilities_text,
     raster,
     show_attention,
     show_slide,
@@ -67,7 +66,7 @@ def draw_comparison(path: Path, slide: Slide, prediction: Prediction, lesions: S
         show_slide(axis, thumbnail, box, slide)
         _outline(axis, lesions)
     for axis, title, reading in zip(axes, ("Student (LR)", "Teacher (HR)"), (student, teacher), strict=False):
-        axis.set_title(f"{title}: {probabilities_text(reading)}", fontsize=10)
+        axis.set_title(f"{title}: {format_probabilities(reading.probabilities)}", fontsize=10)
         shown = show_attention(axis, heatmap(reading), low, high)
     figure.colorbar(shown, ax=list(axes[:2]), shrink=0.8, label=LEGEND, extend="max")
     _difference(axes[2], student, both)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from napari_lrmil.core.errors import DiskFullError, LrmilError
+from napari_lrmil.core.formatting import format_size
 
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{6})-(?P<pid>\d+)\.partial", re.DOTALL)
 NEARLY_FULL = 2**16  # bytes: HDF5, torch and safetensors tell of a full disk in words only
@@ -145,9 +146,9 @@ def raise_if_full(path: Path, error: BaseException) -> None:
 
 
 def _full(path: Path) -> DiskFullError:
-    free = shutil.disk_usage(path.parent).free / 2**20
+    free = shutil.disk_usage(path.parent).free
     return DiskFullError(
-        f"{path} could not be written: no space is left on the disk ({free:.1f} MB free); "
+        f"{path} could not be written: no space is left on the disk ({format_size(free)} free); "
         "make room and start the same command again, what is whole is used as it is"
     )
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 UNDEFINED = "–"
+MB, GB = 1e6, 1e9
 
 
 class AgreementFigures(Protocol):
@@ -21,6 +23,36 @@ class AgreementFigures(Protocol):
     def js_divergence(self) -> float: ...  # noqa: D102
     @property
     def n_patches(self) -> int: ...  # noqa: D102
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration: ``40 s`` below 90 s, ``7 min`` below two hours, then ``2 h 10 min`` and ``2 d 7 h``."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    hours, rest = divmod(minutes, 60)
+    return f"{hours} h {rest} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def format_size(n_bytes: float) -> str:
+    """Return an amount of data in MB (10^6 bytes), one decimal below 100 MB, or in GB from 2 GB on."""
+    if n_bytes >= 2 * GB:
+        return f"{n_bytes / GB:.1f} GB"
+    return f"{n_bytes / MB:.{1 if n_bytes < 100 * MB else 0}f} MB"
+
+
+def format_probability(value: float) -> str:
+    """Return a probability, or a difference of two, with three decimals; none reads as certain by rounding."""
+    if value < 0.0005:
+        return "< 0.001"
+    return "> 0.999" if value >= 0.9995 else f"{value:.3f}"
+
+
+def format_probabilities(probabilities: Mapping[str, float]) -> str:
+    """Return class -> probability in one line."""
+    return ", ".join(f"{name} {format_probability(value)}" for name, value in probabilities.items())
 
 
 def format_signed(value: float | None) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from napari_lrmil.core.bag import Features
 from napari_lrmil.core.files import whole
+from napari_lrmil.core.formatting import format_probabilities
 from napari_lrmil.core.geometry import BoxLevel0, Int64
 from napari_lrmil.core.prediction import Prediction, Reading
 from napari_lrmil.core.scope import Scope
@@ -123,7 +124,7 @@ def draw_overlay(path: Path, slide: Slide, prediction: Prediction) -> None:
         _show_scope(axis, prediction.scope)
     axes[0].set_title(slide.name, fontsize=10)
     for axis, title, reading in zip(axes[1:], titles, readings, strict=False):
-        axis.set_title(f"{title}: {probabilities_text(reading)}", fontsize=10)
+        axis.set_title(f"{title}: {format_probabilities(reading.probabilities)}", fontsize=10)
         shown = show_attention(axis, heatmap(reading), low, high)
     figure.colorbar(shown, ax=list(axes), shrink=0.8, label=LEGEND, extend="max")
     figure.suptitle(f"Where the model looked (attention) · {prediction.bundle}", fontsize=11)
@@ -141,11 +142,6 @@ def _show_scope(axis: Axes, scope: Scope) -> None:
             x, y = shapely.get_coordinates(ring).T
             axis.plot(x, y, color="white", linewidth=2.6)  # readable on any tissue
             axis.plot(x, y, color="black", linewidth=1.2, linestyle=style)
-
-
-def probabilities_text(reading: Reading) -> str:
-    """Return the probabilities of all classes in one line."""
-    return ", ".join(f"{c} {probability_text(p)}" for c, p in reading.probabilities.items())
 
 
 def calibration_text(prediction: Prediction) -> str:
@@ -202,10 +198,3 @@ def show_attention(
     return axis.imshow(
         heat.image, cmap=colours, vmin=low, vmax=high, alpha=opacity, extent=extent, interpolation="nearest"
     )
-
-
-def probability_text(value: float) -> str:
-    """Return a probability, or a difference of two; none is told as certain because its digits ran out."""
-    if value < 0.0005:
-        return "< 0.001"
-    return "> 0.999" if value >= 0.9995 else f"{value:.3f}"

@@ -18,7 +18,7 @@ from napari_lrmil.core.earlier import Wanted, earlier_result
 from napari_lrmil.core.errors import BundleError
 from napari_lrmil.core.events import Event, Finished
 from napari_lrmil.core.files import write_json
-from napari_lrmil.core.formatting import format_agreement
+from napari_lrmil.core.formatting import format_agreement, format_probabilities
 from napari_lrmil.core.grid import Ground, edited_ground, ground_of
 from napari_lrmil.core.predict import predict
 from napari_lrmil.core.prediction import Prediction
@@ -124,7 +124,7 @@ class PredictTask:
         found = earlier_result(where, slide, Wanted(self.bundle_sha256, self.teacher, self.report, also))
         if found is None:
             return None
-        return Told(f"{_shown(found['probabilities'])} (already there)", where, already=True)
+        return Told(f"{format_probabilities(found['probabilities'])} (already there)", where, already=True)
 
     def _edited(self, slide: Slide, model: Bundle) -> Ground | None:
         """Return the tissue of a mask that was changed by hand; None where there is none."""
@@ -187,14 +187,10 @@ def _finished(stream: Any) -> Generator[Event, None, Prediction]:
     return prediction
 
 
-def _shown(probabilities: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.3f}" for name, value in probabilities.items())
-
-
 def _told(prediction: Prediction) -> str:
     n_lr = len(prediction.grid.lr_index)
     agreement = prediction.agreement
     beside = f"; with the teacher: {format_agreement(agreement, n_lr)}" if agreement else ""
     patches = f"{n_lr} LR patches in place of {len(prediction.grid.hr_index)} HR"
     part = "" if prediction.scope.whole else f"{prediction.scope.text}, region score: "
-    return f"{part}{_shown(prediction.student.probabilities)} ({patches}{beside})"
+    return f"{part}{format_probabilities(prediction.student.probabilities)} ({patches}{beside})"

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from napari_lrmil import __version__
 from napari_lrmil.core.files import write_text
-from napari_lrmil.core.formatting import format_signed
+from napari_lrmil.core.formatting import format_probability, format_signed
 from napari_lrmil.core.gallery import GalleryPatch, read_patch, top_and_bottom
 from napari_lrmil.core.geometry import BoxLevel0, nominal_magnification
 from napari_lrmil.core.overlay import (
@@ -28,7 +28,6 @@ from napari_lrmil.core.overlay import (
     calibration_text,
     heatmap,
     limits,
-    probability_text,
     slide_thumbnail,
 )
 from napari_lrmil.core.prediction import Prediction, Reading
@@ -93,7 +92,7 @@ def slide_report(slide: Slide, prediction: Prediction, request: ReportRequest) -
         "signed": format_signed,
         "grouped": grouped_text,
         "significant": significant_text,
-        "probability": probability_text,
+        "probability": format_probability,
     }
     patches = top_and_bottom(prediction, request.k)
     page: str = environment.get_template("slidereport.html.j2").render(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QGridLayout, QLabel, QProgressBar, QWidget
 
-from napari_lrmil.core.overlay import probability_text
+from napari_lrmil.core.formatting import format_probability
 
 STEPS = 1000
 STYLE = """
@@ -48,9 +48,9 @@ class ProbabilityBars(QWidget):  # type: ignore[misc]  # qtpy has no types
         bar.setValue(round(value * STEPS))
         bar.setTextVisible(False)
         bar.setStyleSheet(STYLE.format(colour=colour))
-        number = QLabel(probability_text(value))
+        number = QLabel(format_probability(value))
         number.setToolTip(f"{name}: {value:.6f}")
         number.setAlignment(Qt.AlignmentFlag.AlignRight)
         for column, widget in enumerate((QLabel(name), bar, number)):
-            widget.setAccessibleName(f"{name} {value:.2f}")
+            widget.setAccessibleName(f"{name} {format_probability(value)}")
             self._grid.addWidget(widget, row, column)

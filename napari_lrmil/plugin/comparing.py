@@ -12,10 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_lrmil.core.events import Event, Finished, Partial, Progress
-from napari_lrmil.core.formatting import format_agreement
-from napari_lrmil.core.overlay import probability_text
+from napari_lrmil.core.formatting import format_agreement, format_probability
 from napari_lrmil.core.teacherchoice import ALL
-from napari_lrmil.plugin.pace import seconds_text
 
 if TYPE_CHECKING:
     from napari_lrmil.core.bundle import Bundle
@@ -70,8 +68,7 @@ class TeacherWish:
         cost, patches = asked.cost(choice), len(asked.children)
         k = patches if choice == ALL else min(patches, int(choice.removeprefix("top-")))
         about = "" if asked.attention is not None or choice == ALL or k == patches else "about "
-        time = f"about {seconds_text(cost.seconds)}" if cost.seconds is not None else "time not known yet"
-        return f"{about}{cost.hr_patches:,} HR patches in {k:,} of {patches:,} · {time}"
+        return f"{about}{cost.hr_patches:,} HR patches in {k:,} of {patches:,} · {cost.time_text}"
 
 
 def why_no_teacher(session: Session, wish: TeacherWish) -> str:
@@ -137,7 +134,7 @@ class Comparison:
         """What each network says, and what it costs."""
         p, teacher = self.prediction, self._teacher
         pairs = {c: (p.student.probabilities[c], teacher.probabilities[c]) for c in p.classes}
-        said = [Figure(f"P({c})", probability_text(s), probability_text(t)) for c, (s, t) in pairs.items()]
+        said = [Figure(f"P({c})", format_probability(s), format_probability(t)) for c, (s, t) in pairs.items()]
         costs = [
             Figure("Seconds, alone", f"{p.student.seconds['total']:.1f}", f"{teacher.seconds['total']:.1f}"),
             Figure("Pixels read", _millions(p.student.pixels_decoded), _millions(teacher.pixels_decoded)),

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.formatting import format_duration
 from napari_lrmil.core.remembered import PaceKey, Remembered
 from napari_lrmil.core.teacherchoice import NONE, compared_rows
 
@@ -45,7 +46,7 @@ class Pace:
     def text(self) -> str:
         """One line: the stage, the share, and the time left where it is known."""
         left = self.seconds * (self.total - self.done) / self.done if self.done else 0.0
-        shown = f" · {left:.0f} s left" if self.seconds > ETA_AFTER_S and left >= 1 else ""
+        shown = f" · {format_duration(left)} left" if self.seconds > ETA_AFTER_S and left >= 1 else ""
         return f"{self.stage} · {self.share:.0%}{shown}"
 
 
@@ -61,8 +62,12 @@ class Estimate:
     def text(self) -> str:
         """One line for the user, before a run."""
         hr = f" + {self.hr_patches} of the teacher" if self.hr_patches else ""
-        time_needed = f"about {seconds_text(self.seconds)}" if self.seconds is not None else "time not known yet"
-        return f"{self.patches} patches{hr} · {time_needed}"
+        return f"{self.patches} patches{hr} · {self.time_text}"
+
+    @property
+    def time_text(self) -> str:
+        """The expected time alone."""
+        return "time not known yet" if self.seconds is None else f"about {format_duration(self.seconds)}"
 
 
 @dataclass(frozen=True)
@@ -130,11 +135,6 @@ def seen_before(
     ends = grid.lr_index[[0, -1]]  # kept and dropped together, or nearly so: an estimate may ask for two of many
     there = cache.has(cache_key(slide, bundle, grid, "student"), ends).all()
     return known.student.attention if there else None
-
-
-def seconds_text(value: float) -> str:
-    """Return a time as people say it."""
-    return "a second" if value < 1.5 else f"{value:.0f} s" if value < 90 else f"{value / 60:.0f} min"
 
 
 class Paces:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.formatting import format_size
 from napari_lrmil.plugin.offers import shipped_bundles
 
 HUB, REGISTRY = "hf:", "lazyslide:"
@@ -64,7 +65,7 @@ def offer_of(name: str) -> EncoderOffer:
     if not name or not path.exists():
         return EncoderOffer(name, barred=f"There is no encoder '{name}' here; choose a file, or give hf:owner/name.")
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    return EncoderOffer(name, "as its authors say", _megabytes(sum(f.stat().st_size for f in files)))
+    return EncoderOffer(name, "as its authors say", format_size(sum(f.stat().st_size for f in files)))
 
 
 def hub_has(repository: str) -> bool:
@@ -86,7 +87,7 @@ def _shipped(name: str) -> EncoderOffer:
     card, file = bundle.card.teacher, bundle.path / TEACHER
     if card is None or not file.exists():
         return EncoderOffer(name, barred=f"The model {name} brings no teacher.")
-    return EncoderOffer(name, card.encoder.licence, _megabytes(file.stat().st_size))
+    return EncoderOffer(name, card.encoder.licence, format_size(file.stat().st_size))
 
 
 def _registry() -> list[EncoderOffer]:
@@ -109,7 +110,3 @@ def _of_registry(name: str) -> EncoderOffer:
     here = Path(file).exists() if file else hub_has(card.url.removeprefix(HUB_PAGE).strip("/"))
     how = f"agree to its terms at {card.url} and call `hf auth login` once" if card.gated else ""
     return EncoderOffer(name, card.licence, f"{card.parameters} parameters", here, how)
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 2**20:.1f} MB"

@@ -11,9 +11,10 @@ from typing import Any
 from lrmil_training.config import TrainConfig
 from lrmil_training.runfiles import SLIDES
 from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.formatting import format_duration, format_size
 from napari_lrmil.core.remembered import PaceKey, Remembered
 from napari_lrmil.plugin.training_cohort import CohortTable
-from napari_lrmil.plugin.training_log import Story, duration
+from napari_lrmil.plugin.training_log import Story
 
 READ_S = 0.6e-6  # CPU seconds to read and embed a pixel with the demo's encoder (MobileNetV2, width 0.35)
 LEARN_S = 0.9e-6  # and to train on one, docs/benchmarks.md: 12 ms for 128 x 128 px
@@ -45,10 +46,8 @@ class Estimate:
     @property
     def text(self) -> str:
         """One line for the time and the disk, one for the basis."""
-        time = f"about {duration(self.seconds)}" if self.seconds is not None else "time not known before a first run"
-        room = self.size / 2**20
-        disk = f"{room:.0f} MB" if room < 2000 else f"{room / 1024:.1f} GB"
-        return f"{time} · about {disk} on the disk\n{self.basis}"
+        time = "time not known before a first run" if self.seconds is None else f"about {format_duration(self.seconds)}"
+        return f"{time} · about {format_size(self.size)} on the disk\n{self.basis}"
 
 
 @dataclass(frozen=True)

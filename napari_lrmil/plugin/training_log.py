@@ -15,6 +15,7 @@ from typing import Any
 
 from lrmil_training.reportdata import Curve, CurveReader
 from lrmil_training.runlock import BEAT_S, LOCK, MISSED, Owner, holder
+from napari_lrmil.core.formatting import format_duration
 
 MOST_BYTES = 1 << 19  # of a log read at once: half a megabyte of JSON takes some hundredths of a second
 SILENT_S = BEAT_S * MISSED
@@ -112,19 +113,12 @@ class StagePace:
         if self.left is None or self.left < 1:
             return self.reached
         most = "at most " if self.unit == "epochs" else "about "
-        return f"{self.reached} · {most}{duration(self.left)} left"
+        return f"{self.reached} · {most}{format_duration(self.left)} left"
 
 
 def worded(stage: str) -> str:
     """Return a stage's name, or a fit's title, as people write it."""
     return re.sub(r"\bstage(\d)", r"stage \1", stage.replace("_", " "))
-
-
-def duration(seconds: float) -> str:
-    """Return a time for people."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 @dataclass
@@ -263,7 +257,7 @@ class Writer:
     @property
     def text(self) -> str:
         """One line."""
-        since = "" if self.alive else f", which has not been heard of for {duration(self.silent_s)}"
+        since = "" if self.alive else f", which has not been heard of for {format_duration(self.silent_s)}"
         return f"process {self.owner.pid} on {self.owner.host}{since}"
 
 

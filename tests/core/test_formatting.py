@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from napari_lrmil.core.compare import Agreement
-from napari_lrmil.core.formatting import format_agreement, format_signed
+from napari_lrmil.core.formatting import (
+    format_agreement,
+    format_duration,
+    format_probabilities,
+    format_probability,
+    format_signed,
+    format_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -13,6 +20,43 @@ from napari_lrmil.core.formatting import format_agreement, format_signed
 )
 def test_differences_have_a_sign_and_an_undefined_one_is_a_dash(value: float | None, text: str) -> None:
     assert format_signed(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "1 s"),
+        (1.4, "1 s"),
+        (41.0, "41 s"),
+        (89.9, "90 s"),
+        (90.0, "2 min"),
+        (400.0, "7 min"),
+        (7100.0, "118 min"),
+        (7199.0, "2 h 0 min"),
+        (7800.0, "2 h 10 min"),
+        (172_000.0, "47 h 47 min"),
+        (172_800.0, "2 d 0 h"),
+        (200_000.0, "2 d 7 h"),
+    ],
+)
+def test_a_duration_is_told_in_the_two_largest_of_its_units(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "text"),
+    [(0, "0.0 MB"), (13_370_000, "13.4 MB"), (123_456_789, "123 MB"), (1_999e6, "1999 MB"), (2_345_000_000, "2.3 GB")],
+)
+def test_sizes_are_decimal_megabytes_and_gigabytes(n_bytes: float, text: str) -> None:
+    assert format_size(n_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1.0, "> 0.999"), (0.9995, "> 0.999"), (0.9994, "0.999"), (0.5, "0.500"), (0.0004, "< 0.001")]
+)
+def test_no_probability_reads_as_certain_by_rounding(value: float, text: str) -> None:
+    assert format_probability(value) == text
+    assert format_probabilities({"lesion": value, "normal": 0.25}) == f"lesion {text}, normal 0.250"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtGui import QIcon, QImage, QPixmap
 from qtpy.QtWidgets import QAbstractItemView, QComboBox, QProgressBar, QTableWidget, QTableWidgetItem, QWidget
 
+from napari_lrmil.core.formatting import format_probability
 from napari_lrmil.plugin.comparing import Measure, attention_disagreement, sort_by_attention_disagreement
 from napari_lrmil.plugin.sections.parts import Section, bar, button, label
 
@@ -126,5 +127,5 @@ def _probabilities(line: StoredSlide) -> str:
     if not line.student:
         return "–"
     name = max(line.student, key=lambda c: line.student[c] if line.student else 0.0)
-    teacher = f"{line.teacher.get(name, float('nan')):.2f}" if line.teacher else "–"
-    return f"{name} {line.student[name]:.2f} | {teacher}"
+    teacher = format_probability(line.teacher.get(name, float("nan"))) if line.teacher else "–"
+    return f"{name} {format_probability(line.student[name])} | {teacher}"

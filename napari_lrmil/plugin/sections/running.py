@@ -7,10 +7,11 @@ from pathlib import Path
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QLineEdit, QProgressBar, QWidget
 
+from napari_lrmil.core.formatting import format_duration
 from napari_lrmil.plugin.curves import CurveCanvas, Ink
 from napari_lrmil.plugin.sections.parts import bar, button, label
 from napari_lrmil.plugin.sections.steps import Step
-from napari_lrmil.plugin.training_log import duration, worded
+from napari_lrmil.plugin.training_log import worded
 from napari_lrmil.plugin.training_run import Phase, TrainingRun, holds_run
 
 START = "Train in a process of its own; it goes on when napari is closed"
@@ -115,7 +116,7 @@ class RunSection(Step):
         return STATES[run.phase]
 
     def _stages_text(self) -> str:
-        return " · ".join(f"✓ {worded(stage)} {duration(s)}" for stage, s in self._run.story.spent.items())
+        return " · ".join(f"✓ {worded(stage)} {format_duration(s)}" for stage, s in self._run.story.spent.items())
 
     def _told_text(self) -> str:
         run = self._run
