@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -9,8 +10,9 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
-from importlib.metadata import distribution
+from importlib.metadata import distribution, packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import dedent
@@ -93,6 +95,23 @@ def test_engine_and_training_import_where_no_window_can(tmp_path: Path) -> None:
     folders = SOURCES["napari_lrmil"] / "core", SOURCES["lrmil_training"]
     wanted = sum(len(list(folder.rglob("*.py"))) - 1 for folder in folders)  # every file but the folder's own __init__
     assert int(run(code, tmp_path)) == wanted
+
+
+def test_every_dependency_that_is_declared_is_imported() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["train"]]
+    names = {re.split(r"[^A-Za-z0-9-]", requirement)[0].lower() for requirement in declared}
+    imported: set[str] = set()
+    for source in (path for folder in SOURCES.values() for path in folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom | ast.Import):
+                modules = (
+                    [node.module or ""] if isinstance(node, ast.ImportFrom) else [name.name for name in node.names]
+                )
+                imported |= {module.partition(".")[0] for module in modules}
+    owners = packages_distributions()
+    used = {owner.lower() for module in imported for owner in owners.get(module, [])}
+    assert names - used == {"openslide-bin"}, "it holds the library that openslide-python loads"
 
 
 # ---------------------------------------------------------------- the installed plugin
