@@ -248,7 +248,7 @@ def test_memory_is_read_as_people_write_it(text: str, mb: float) -> None:
     assert parse_memory(text) == pytest.approx(mb)
 
 
-@pytest.mark.parametrize("text", ["", "much", "-2GB", "0", "1..5G", "2 bananas"])
+@pytest.mark.parametrize("text", ["", "MB", "much", "-2GB", "0", "1..5G", "1e999GB", "2 bananas"])
 def test_what_is_no_memory_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="such as 1500MB"):
         parse_memory(text)

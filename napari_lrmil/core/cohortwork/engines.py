@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from napari_lrmil.core.cohortwork.local import LocalProcesses
-from napari_lrmil.core.cohortwork.memory import machine_mb
+from napari_lrmil.core.cohortwork.memory import MB, machine_mb
 from napari_lrmil.core.cohortwork.work import Engine, Serial
 from napari_lrmil.core.errors import ConfigError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 SLURM = "slurm"
 SHARE = 0.9  # of the machine's memory, for all workers together
-_UNITS = {"": 1e-6, "k": 1e-3, "m": 1.0, "g": 1e3, "t": 1e6}  # MB in one
 
 
 @dataclass(frozen=True)
@@ -83,15 +81,15 @@ def parse_memory(text: str) -> float:
     ConfigError
         Where it is none.
     """
-    found = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    from dask.utils import parse_bytes
+
     try:
-        number = float(found[1]) if found else 0.0
-    except ValueError:
-        number = 0.0
-    if found is None or number <= 0:
+        n_bytes = parse_bytes(text) if any(map(str.isdigit, text)) else 0  # it would read "MB" as 1 MB
+    except (ValueError, OverflowError):
+        n_bytes = 0
+    if n_bytes <= 0:
         raise ConfigError(f"--memory {text}: expected an amount of memory, such as 1500MB or 2GB")
-    steps = "kmgt".find(found[2]) + 1 if found[2] else 0
-    return number * _UNITS[found[2]] * (1.024**steps if found[3] else 1.0)
+    return float(n_bytes) / MB
 
 
 def _cluster(choice: EngineChoice) -> Engine:
