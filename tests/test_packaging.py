@@ -55,6 +55,14 @@ def loaded_after(code: str, cwd: Path) -> set[str]:
     return set(json.loads(run(dedent(code) + tail, cwd).splitlines()[-1]))
 
 
+def imported_by(source: Path) -> set[str]:
+    """Return the top-level modules that a file imports, inside functions too."""
+    nodes = list(ast.walk(ast.parse(source.read_text(encoding="utf-8"))))
+    names = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    return {name.partition(".")[0] for name in names}
+
+
 # ---------------------------------------------------------------- light imports
 
 
@@ -101,16 +109,10 @@ def test_every_dependency_that_is_declared_is_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = [*project["dependencies"], *project["optional-dependencies"]["train"]]
     names = {re.split(r"[^A-Za-z0-9-]", requirement)[0].lower() for requirement in declared}
-    imported: set[str] = set()
-    for source in (path for folder in SOURCES.values() for path in folder.rglob("*.py")):
-        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom | ast.Import):
-                modules = (
-                    [node.module or ""] if isinstance(node, ast.ImportFrom) else [name.name for name in node.names]
-                )
-                imported |= {module.partition(".")[0] for module in modules}
     owners = packages_distributions()
-    used = {owner.lower() for module in imported for owner in owners.get(module, [])}
+    sources = (path for folder in SOURCES.values() for path in folder.rglob("*.py"))
+    modules = {module for source in sources for module in imported_by(source)}
+    used = {owner.lower().replace("_", "-") for module in modules for owner in owners.get(module, [])}
     assert names - used == {"openslide-bin"}, "it holds the library that openslide-python loads"
 
 
