@@ -18,7 +18,7 @@ from napari_lrmil.core.errors import EncoderError, LrmilError
 from napari_lrmil.core.events import Event, Finished, Metric, Progress
 from napari_lrmil.core.phantom import LESION, NORMAL, PhantomSlide, make_cohort, write_pyramid, write_slide
 from napari_lrmil.core.remembered import Remembered
-from networks import Borrowed, untrained_bundle
+from support.networks import Borrowed, untrained_bundle
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -271,7 +271,7 @@ def test_phantom_and_features(call: Call, tmp_path: Path) -> None:
     code, out, _ = call("phantom", tmp_path / "cohort", "--slides", 3, "--size", "1024x768", "--seed", 4)
     assert code == 0
     from napari_lrmil.core.encoders import save_encoder
-    from networks import untrained_encoder
+    from support.networks import untrained_encoder
 
     weights = tmp_path / "untrained.safetensors"
     save_encoder(weights, untrained_encoder())
@@ -357,7 +357,7 @@ def test_an_unusable_folder_is_told_before_any_work(call: Call, slide: Path, bun
 def test_train_says_that_some_slides_failed(call: Call, small_cohort: Path, tmp_path: Path) -> None:
     """Exit code 3, and the folder of a series lists what failed in its runs, each slide once."""
     from napari_lrmil.core.encoders import save_encoder
-    from networks import untrained_encoder
+    from support.networks import untrained_encoder
 
     shutil.copytree(small_cohort.parent, tmp_path / "cohort")
     table, out = tmp_path / "cohort" / "cohort.csv", tmp_path / "run"

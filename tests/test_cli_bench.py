@@ -10,7 +10,7 @@ import pytest
 
 from napari_lrmil.core.costs import measure as measuring
 from napari_lrmil.core.phantom import LESION, PhantomSlide, make_cohort, write_slide
-from networks import untrained_bundle
+from support.networks import untrained_bundle
 
 Call = Callable[..., tuple[int, str, str]]
 

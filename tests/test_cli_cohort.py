@@ -21,7 +21,7 @@ from napari_lrmil.cli import console
 from napari_lrmil.core.cohortwork.work import Serial
 from napari_lrmil.core.events import Progress
 from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
-from networks import untrained_bundle, untrained_encoder
+from support.networks import untrained_bundle, untrained_encoder
 
 Call = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parents[1]

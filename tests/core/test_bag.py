@@ -9,10 +9,10 @@ import h5py
 import numpy as np
 import pytest
 
-from core.fake_slides import one_sentence
 from napari_lrmil.core.bag import Bag, BagOrigin, read_bag, write_bag
 from napari_lrmil.core.errors import BagError
 from napari_lrmil.core.geometry import Bounds, Mpp, PatchPlan
+from support.fake_slides import one_sentence
 
 ORIGIN = BagOrigin(
     slide="s1", slide_fingerprint="f" * 32, mpp0=0.2649, target_mpp=0.5, patch_px=256, patch_level0=(483, 480),

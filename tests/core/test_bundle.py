@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from core.fake_slides import lively, one_sentence
 from napari_lrmil.core import bundle as bundle_module
 from napari_lrmil.core.bundle import (
     CARD,
@@ -37,7 +36,8 @@ from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
 from napari_lrmil.core.predict import predict
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.core.tissue import TissueConfig
-from networks import CLASSES, Borrowed, untrained_bundle, untrained_encoder
+from support.fake_slides import lively, one_sentence
+from support.networks import CLASSES, Borrowed, untrained_bundle, untrained_encoder
 
 
 @pytest.fixture

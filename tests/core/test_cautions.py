@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from core.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 from napari_lrmil.core.cautions import LITTLE_TISSUE, slide_warnings
 from napari_lrmil.core.colour import CohortColour, cohort_colour, colour_of
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.grid import grid_of
+from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 
 PLAN = PatchPlan(0.5, 2.0, 64, 64)
 

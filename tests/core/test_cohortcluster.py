@@ -15,14 +15,14 @@ from typing import Any
 import psutil
 import pytest
 
-from cohorttasks import KillsItsWorker, Logged, done, followed, logged, works
 from napari_lrmil.core.cohortwork import Engine, EngineChoice, SlideWork, Tally, choose_engine, run_cohort
 from napari_lrmil.core.cohortwork.work import Serial
 from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.events import Caution, Partial
 from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
 from napari_lrmil.core.predictwork import PredictTask
-from networks import untrained_bundle
+from support.cohort_tasks import KillsItsWorker, Logged, done, followed, logged, works
+from support.networks import untrained_bundle
 
 
 @pytest.fixture(scope="module")

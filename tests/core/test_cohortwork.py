@@ -15,7 +15,6 @@ from typing import Any
 import psutil
 import pytest
 
-from cohorttasks import DONE, Logged, Raising, Unimportable, done, followed, logged, works
 from napari_lrmil.core.cohortwork import (
     EngineChoice,
     SlideWork,
@@ -30,6 +29,7 @@ from napari_lrmil.core.cohortwork.memory import held_mb, machine_mb, peak_mb
 from napari_lrmil.core.cohortwork.work import Serial, gathered
 from napari_lrmil.core.errors import ConfigError, DiskFullError, LrmilError
 from napari_lrmil.core.events import Caution, Event, Failed, Partial, Progress
+from support.cohort_tasks import DONE, Logged, Raising, Unimportable, done, followed, logged, works
 
 ROOMY = 4000.0  # MB
 
@@ -181,7 +181,7 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     """Or a restart would meet one that still computes."""
     code = f"""
         from pathlib import Path
-        from cohorttasks import Logged
+        from support.cohort_tasks import Logged
         from napari_lrmil.core.cohortwork import SlideWork, Tally, run_cohort
         from napari_lrmil.core.cohortwork.local import LocalProcesses
         works = [SlideWork(Path(f"waits {{i}}.svs")) for i in range(2)]

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import ImageCms
 
-from core.fake_slides import Array, FakeSlide, fake_slide, glass, one_sentence, resolution, speckled
 from napari_lrmil.core.colour import (
     CELLS,
     FEWEST_SLIDES,
@@ -27,6 +26,7 @@ from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.grid import grid_of
 from napari_lrmil.core.slide import Slide
+from support.fake_slides import Array, FakeSlide, fake_slide, glass, one_sentence, resolution, speckled
 
 PLAN = PatchPlan(0.5, 2.0, 64, 64)
 

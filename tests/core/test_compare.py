@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from shapely import Polygon
 
-from core.fake_slides import one_sentence
 from napari_lrmil.core.compare import (
     auroc,
     jaccard_top,
@@ -28,6 +27,7 @@ from napari_lrmil.core.compare import (
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.geometry import Bounds, Mpp, PatchPlan
 from napari_lrmil.core.grid import NestedGrid, nest_cells
+from support.fake_slides import one_sentence
 
 
 def a(*values: float) -> np.ndarray:

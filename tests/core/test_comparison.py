@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from core.fake_slides import DarknessBundle, FakeSlide, fake_slide, one_sentence, resolution, speckled
 from napari_lrmil.core.compare import measure_agreement
 from napari_lrmil.core.comparepicture import draw_comparison
 from napari_lrmil.core.comparison import against_lesions, comparison_json, lesions_beside, shared
@@ -24,6 +23,7 @@ from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.regions import box_region
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.core.teacherchoice import compared_rows, require_choice
+from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, one_sentence, resolution, speckled
 
 
 @pytest.fixture

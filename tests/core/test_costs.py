@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from core.fake_slides import one_sentence
 from napari_lrmil.core import costs
 from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.costs import BESIDE, CHAIN, LR, TODAY, Question, Setup, as_json, factors, step_table
@@ -26,7 +25,8 @@ from napari_lrmil.core.grid import grid_of
 from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
 from napari_lrmil.core.runtime import REFERENCE
 from napari_lrmil.core.slide import Slide
-from networks import untrained_bundle
+from support.fake_slides import one_sentence
+from support.networks import untrained_bundle
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.fake_slides import FakeSlide, fake_slide, lively, one_sentence, speckled
 from napari_lrmil.core.embed import Embeddings, PatchSet, embed, encode, enlarge, resolve_device
 from napari_lrmil.core.encoders import Encoded
 from napari_lrmil.core.errors import LrmilError, SlideError
 from napari_lrmil.core.events import Caution, Event, Progress
 from napari_lrmil.core.readahead import AHEAD, BATCH
-from networks import untrained_encoder
+from support.fake_slides import FakeSlide, fake_slide, lively, one_sentence, speckled
+from support.networks import untrained_encoder
 
 CPU = torch.device("cpu")
 

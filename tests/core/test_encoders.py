@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from core.fake_slides import one_sentence
 from napari_lrmil.core.encoders import (
     AlignedEncoder,
     EncoderSpec,
@@ -26,7 +25,8 @@ from napari_lrmil.core.encoders import (
 )
 from napari_lrmil.core.encoders.files import METADATA_KEY
 from napari_lrmil.core.errors import EncoderError
-from networks import SMALL, untrained_encoder
+from support.fake_slides import one_sentence
+from support.networks import SMALL, untrained_encoder
 
 WEIGHTS = "mobilenet_v2_1.0_imagenet_from_coral_ptq_backbone_fp16.safetensors"
 

@@ -14,7 +14,6 @@ import pytest
 import tifffile
 import torch
 
-from core.fake_slides import TISSUE, DarknessBundle, FakeSlide, fake_slide, glass, resolution
 from napari_lrmil.core.events import Finished
 from napari_lrmil.core.exports import write_attention_geojson, write_attention_ome
 from napari_lrmil.core.geometry import Bounds
@@ -22,6 +21,7 @@ from napari_lrmil.core.overlay import heatmap
 from napari_lrmil.core.predict import predict
 from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.regions import read_regions
+from support.fake_slides import TISSUE, DarknessBundle, FakeSlide, fake_slide, glass, resolution
 
 BOUNDS = Bounds(120, 340, 1500, 1300)
 MPP = (0.5, 0.4)  # a patch of 128 µm is 256 x 320 pixels

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from core.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 from napari_lrmil.core.compare import to_lr
 from napari_lrmil.core.events import Finished
 from napari_lrmil.core.gallery import PATCH_MAX_PX, read_patch, top_and_bottom
@@ -17,6 +16,7 @@ from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.predict import predict
 from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.slide import Slide
+from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 
 
 def uneven(folder: Path, mpp: tuple[float, float] = (0.5, 0.4)) -> Slide:

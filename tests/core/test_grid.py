@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from core.fake_slides import TISSUE, FakeSlide, fake_slide, glass, l_shape, one_sentence, resolution, write_tiff
 from napari_lrmil.core.errors import ResolutionError, TissueError
 from napari_lrmil.core.geometry import Bounds, Lattice, Mpp, PatchPlan
 from napari_lrmil.core.grid import NestedGrid, edited_ground, grid_of, ground_of, nest, nest_cells, require_resolution
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.core.tissue import TissueConfig
+from support.fake_slides import TISSUE, FakeSlide, fake_slide, glass, l_shape, one_sentence, resolution, write_tiff
 
 PLAN = PatchPlan(0.5, 2.0, 64, 64)  # HR 32 µm, LR 128 µm
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core.jpeg_slides import Kind, coded, damaged, segments, tissue, write_jpeg_slide
 from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.jpegstream import Coding, decode, make_room
 from napari_lrmil.core.slide import Slide
+from support.jpeg_slides import Kind, coded, damaged, segments, tissue, write_jpeg_slide
 
 TILE = tissue(1024, 1024)[512:768, 512:768]
 KINDS = [

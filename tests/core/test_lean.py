@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from core.fake_slides import lively
 from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.encoders import AlignedEncoder, EncoderSpec, NetworkEncoder, build_encoder, encoder_at
 from napari_lrmil.core.encoders.spec import IMAGENET
 from napari_lrmil.core.lean import Fused, folded, nearly, rounded
-from networks import untrained_encoder
+from support.fake_slides import lively
+from support.networks import untrained_encoder
 
 NAMES = ("mobilenet_v2", "mobilenet_v3_large", "convnext_atto")
 

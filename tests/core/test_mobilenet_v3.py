@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from core.fake_slides import one_sentence
 from lrmil_training.config import SMALL_STUDENTS
 from napari_lrmil.core.bundle import Bundle, StudentNetwork, write_bundle
 from napari_lrmil.core.encoders import AlignedEncoder, EncoderSpec, build_encoder, encoder_at, notice, round_to_half
@@ -17,7 +16,8 @@ from napari_lrmil.core.encoders.mobilenet_v3 import LARGE, MobileNetV3Encoder, e
 from napari_lrmil.core.encoders.named import NAMED
 from napari_lrmil.core.errors import EncoderError
 from napari_lrmil.core.mil import GatedAttentionMil
-from networks import CLASSES
+from support.fake_slides import one_sentence
+from support.networks import CLASSES
 
 # Table 1 of Howard et al. 2019, typed again: kernel, expanded, out, squeezed to (0: not), stride
 TABLE = (

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from core.fake_slides import Array, FakeSlide, fake_slide, glass, resolution, speckled
 from napari_lrmil.core.nuclei import MppEstimate, choose_fields, diameters_um, estimate_mpp, haematoxylin
 from napari_lrmil.core.phantom import PhantomSlide, paint
 from napari_lrmil.core.slide import Slide
+from support.fake_slides import Array, FakeSlide, fake_slide, glass, resolution, speckled
 
 
 def dots(width: int, height: int, diameter: float, seed: int = 0) -> Array:

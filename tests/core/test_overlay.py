@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from core.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 from napari_lrmil.core.events import Finished
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.overlay import RESEARCH_USE, Heatmap, blended, draw_overlay, heatmap, limits
@@ -18,6 +17,7 @@ from napari_lrmil.core.prediction import Prediction, Reading
 from napari_lrmil.core.regions import box_region
 from napari_lrmil.core.scope import Scope
 from napari_lrmil.core.slide import Slide
+from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 
 
 def reading(coords: list[list[int]], attention: list[float], size: tuple[int, int] = (256, 320)) -> Reading:

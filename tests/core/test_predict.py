@@ -12,17 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from core.fake_slides import (
-    DarknessBundle,
-    FakeSlide,
-    fake_slide,
-    glass,
-    lively_bundle,
-    one_sentence,
-    resolution,
-    speckled,
-)
-from core.jpeg_slides import Kind, tissue, write_jpeg_slide
 from napari_lrmil.core.bundle import TEACHER, Bundle
 from napari_lrmil.core.cache import CacheKey, EmbeddingCache
 from napari_lrmil.core.colour import CohortColour
@@ -33,7 +22,18 @@ from napari_lrmil.core.pooling import pool
 from napari_lrmil.core.predict import from_the_middle, predict, probabilities
 from napari_lrmil.core.prediction import Prediction, Reading
 from napari_lrmil.core.slide import Slide
-from networks import CLASSES
+from support.fake_slides import (
+    DarknessBundle,
+    FakeSlide,
+    fake_slide,
+    glass,
+    lively_bundle,
+    one_sentence,
+    resolution,
+    speckled,
+)
+from support.jpeg_slides import Kind, tissue, write_jpeg_slide
+from support.networks import CLASSES
 
 CPU = torch.device("cpu")
 PYRAMID = (1.0, 2.0, 4.002, 16.0)

@@ -14,10 +14,10 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.fake_slides import one_sentence
 from napari_lrmil.core.errors import RegionError
 from napari_lrmil.core.geometry import Bounds, BoxLevel0
 from napari_lrmil.core.regions import Region, box_region, inside, overlaps, read_regions, write_regions
+from support.fake_slides import one_sentence
 
 BOUNDS = Bounds(120, 340, 5000, 4000)  # QuPath's origin on a slide that was scanned in part
 WHOLE = Bounds(0, 0, 6000, 5000)

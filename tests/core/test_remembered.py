@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from core.fake_slides import one_sentence
 from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.remembered import FILE, FOLDER_VARIABLE, RUNS, PaceKey, Remembered, Settings
+from support.fake_slides import one_sentence
 
 STUDENT = PaceKey("a" * 64, "cpu", "student")
 TEACHER = PaceKey("a" * 64, "cpu", "teacher")

@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from core.fake_slides import (
+from napari_lrmil.core.events import Finished
+from napari_lrmil.core.predict import predict
+from napari_lrmil.core.prediction import Prediction
+from napari_lrmil.core.results import write_prediction, write_steps
+from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.slidereport import ReportRequest
+from support.fake_slides import (
     TISSUE,
     DarknessBundle,
     FakeSlide,
@@ -22,12 +28,6 @@ from core.fake_slides import (
     speckled,
     write_tiff,
 )
-from napari_lrmil.core.events import Finished
-from napari_lrmil.core.predict import predict
-from napari_lrmil.core.prediction import Prediction
-from napari_lrmil.core.results import write_prediction, write_steps
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.slidereport import ReportRequest
 
 # Users' scripts rely on them
 KEYS = {

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from core.fake_slides import FakeSlide, fake_slide, lively, lively_bundle, one_sentence, resolution, speckled
 from napari_lrmil.core import converted, runtime, verdicts
 from napari_lrmil.core.bundle import Bundle, StudentNetwork
 from napari_lrmil.core.cache import EmbeddingCache
@@ -31,7 +30,8 @@ from napari_lrmil.core.predict import predict
 from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.readahead import at_once
 from napari_lrmil.core.runtime import ENOUGH, RuntimeChoice, Subject, prepare_runtime, require_runtime, spread
-from networks import untrained_encoder
+from support.fake_slides import FakeSlide, fake_slide, lively, lively_bundle, one_sentence, resolution, speckled
+from support.networks import untrained_encoder
 
 CPU = torch.device("cpu")
 needs_openvino = pytest.mark.skipif(not converted.is_installed(), reason="the extra openvino is not installed")

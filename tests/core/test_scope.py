@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from core.fake_slides import DarknessBundle, FakeSlide, fake_slide, one_sentence, resolution, speckled
 from napari_lrmil.core.cache import EmbeddingCache
 from napari_lrmil.core.errors import TissueError
 from napari_lrmil.core.geometry import BoxLevel0
@@ -19,6 +18,7 @@ from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.regions import box_region
 from napari_lrmil.core.scope import WHOLE, Scope
 from napari_lrmil.core.slide import Slide
+from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, one_sentence, resolution, speckled
 
 CPU = torch.device("cpu")
 LEFT = box_region(BoxLevel0(0, 0, 700, 900), "left")
@@ -128,7 +128,7 @@ def test_words() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_visible_region_is_embedded_on_the_gpu(tmp_path: Path) -> None:
-    from core.fake_slides import lively_bundle
+    from support.fake_slides import lively_bundle
 
     bundle = lively_bundle(tmp_path / "bundle")
     with fake_slide(tmp_path, FakeSlide(speckled(1536, 1024), (1.0, 4.0), resolution(0.5))) as slide:

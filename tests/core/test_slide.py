@@ -15,7 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core.fake_slides import (
+from napari_lrmil.core.errors import GeometryError, ResolutionError, SlideError
+from napari_lrmil.core.geometry import Bounds, BoxLevel0, BoxUm, Mpp
+from napari_lrmil.core.slide import Slide, find_mpp, mpp_warnings
+from support.fake_slides import (
     GLASS,
     OPENED,
     Array,
@@ -28,9 +31,6 @@ from core.fake_slides import (
     resolution,
     write_tiff,
 )
-from napari_lrmil.core.errors import GeometryError, ResolutionError, SlideError
-from napari_lrmil.core.geometry import Bounds, BoxLevel0, BoxUm, Mpp
-from napari_lrmil.core.slide import Slide, find_mpp, mpp_warnings
 
 NON_INTEGER = (1.0, 2.0003, 4.002, 8.017)
 

@@ -16,7 +16,6 @@ import pytest
 import torch
 from PIL import Image
 
-from core.fake_slides import DarknessBundle, FakeHandle, FakeSlide, fake_slide, resolution, speckled
 from napari_lrmil import __version__
 from napari_lrmil.core.events import Finished
 from napari_lrmil.core.gallery import PATCH_MAX_PX, read_patch, top_and_bottom
@@ -28,6 +27,7 @@ from napari_lrmil.core.regions import box_region
 from napari_lrmil.core.scope import WHOLE, Scope
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.core.slidereport import ReportRequest, margin_of, significant_text, write_slide_report
+from support.fake_slides import DarknessBundle, FakeHandle, FakeSlide, fake_slide, resolution, speckled
 
 LOADING = {"script", "link", "iframe", "object", "embed", "audio", "video", "source", "base"}
 

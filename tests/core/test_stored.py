@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from core.fake_slides import DarknessBundle, FakeSlide, fake_slide, one_sentence, resolution, speckled
 from napari_lrmil.core.comparison import comparison_json, shared
 from napari_lrmil.core.errors import StoredError
 from napari_lrmil.core.geometry import BoxLevel0
@@ -24,6 +23,7 @@ from napari_lrmil.core.results import write_prediction
 from napari_lrmil.core.scope import WHOLE, Scope
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.core.stored import find_stored, read_line, read_stored, stored_folders
+from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, one_sentence, resolution, speckled
 
 MODEL: Any = DarknessBundle()
 

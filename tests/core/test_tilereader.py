@@ -14,8 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.fake_slides import Array, FakeSlide, fake_slide, one_sentence, resolution, write_tiff
-from core.jpeg_slides import Kind, damaged, tissue, write_jpeg_slide
 from napari_lrmil.core import tilereader
 from napari_lrmil.core.errors import ConfigError, SlideError
 from napari_lrmil.core.geometry import BoxLevel0, Level, PixelWindow
@@ -23,6 +21,8 @@ from napari_lrmil.core.handle import Handle, open_with_openslide
 from napari_lrmil.core.jpegtiles import JpegTiles, Page, find_pages
 from napari_lrmil.core.phantom import BOUNDS_OFFSET, LESION, PhantomSlide, write_slide
 from napari_lrmil.core.slide import Slide
+from support.fake_slides import Array, FakeSlide, fake_slide, one_sentence, resolution, write_tiff
+from support.jpeg_slides import Kind, damaged, tissue, write_jpeg_slide
 
 CODINGS = [(True, "420"), (True, "422"), (True, "444"), (False, "444")]
 KINDS = [

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.fake_slides import TISSUE, Array, FakeSlide, fake_slide, glass, l_shape, resolution, write_tiff
 from napari_lrmil.core.geometry import Bounds, Lattice, Mpp, PatchPlan
 from napari_lrmil.core.slide import BLOCK_PX, Slide
 from napari_lrmil.core.tissue import Tissue, TissueConfig, find_tissue
+from support.fake_slides import TISSUE, Array, FakeSlide, fake_slide, glass, l_shape, resolution, write_tiff
 
 PLAN = PatchPlan(0.5, 2.0, 64, 64)  # HR 32 µm, LR 128 µm
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from window import MakeDock, open_window, require_screen
 
-from core.fake_slides import lively_bundle, speckled, write_tiff
 from napari_lrmil.core.bundle import Bundle
+from support.fake_slides import lively_bundle, speckled, write_tiff
+from support.window import MakeDock, open_window, require_screen
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 import torch
 from test_layers import DARK, centroid, plant
-from window import MakeDock, open_window
 
-from core.fake_slides import FakeSlide, fake_slide, glass, one_sentence, resolution, speckled, write_tiff
 from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.overlay import RESEARCH_USE
 from napari_lrmil.core.predict import predict
@@ -20,6 +18,8 @@ from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.plugin.layers import add, ours, slide_layers, tag_of
 from napari_lrmil.plugin.reader import read_slides
+from support.fake_slides import FakeSlide, fake_slide, glass, one_sentence, resolution, speckled, write_tiff
+from support.window import MakeDock, open_window
 
 WAIT_MS = 60_000
 CELLS = [[("slide", "student"), ("attention", "student")], [("slide", "teacher"), ("attention", "teacher")]]

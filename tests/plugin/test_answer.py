@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from core.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 from napari_lrmil.core.compare import Agreement
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.predict import predict
@@ -17,6 +16,7 @@ from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.regions import box_region
 from napari_lrmil.core.scope import WHOLE, Scope
 from napari_lrmil.plugin.answer import Answer
+from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 
 LEFT = Scope("region", (box_region(BoxLevel0(0, 0, 700, 900), "left"),))
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from core.fake_slides import FakeSlide, fake_slide, resolution, speckled
 from napari_lrmil.core.remembered import Remembered
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.plugin.askmpp import Answer, mpp_for
+from support.fake_slides import FakeSlide, fake_slide, resolution, speckled
 
 
 class Asked:

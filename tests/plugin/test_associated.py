@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from window import require_screen
 
-from core.fake_slides import FakeSlide, fake_slide, one_sentence, resolution, speckled
 from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.plugin.layers import add, slide_layers
+from support.fake_slides import FakeSlide, fake_slide, one_sentence, resolution, speckled
+from support.window import require_screen
 
 require_screen()
 

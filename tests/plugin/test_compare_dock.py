@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from matplotlib.backend_bases import MouseEvent
 from test_analyse import Slow
-from window import MakeDock
 
-from core.fake_slides import one_sentence, speckled, write_tiff
 from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.results import write_prediction
 from napari_lrmil.plugin.layers import ours
 from napari_lrmil.plugin.session import Session, State
+from support.fake_slides import one_sentence, speckled, write_tiff
+from support.window import MakeDock
 
 WAIT_MS = 60_000
 MakeCompare = Callable[..., Any]

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from core.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 from napari_lrmil.core.events import Finished, Partial
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.predict import predict
@@ -32,6 +31,7 @@ from napari_lrmil.plugin.comparing import (
 )
 from napari_lrmil.plugin.pace import Asked
 from napari_lrmil.plugin.shelf import Shelf, SlideChoice
+from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 
 MODEL: Any = DarknessBundle()
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from core.fake_slides import GLASS, TISSUE, DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 from napari_lrmil.core.geometry import Mpp
 from napari_lrmil.core.predict import predict
 from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.plugin.layers import add, placement, recolour, screen_of, slide_layers, twin
 from napari_lrmil.plugin.maps import attention_layers
+from support.fake_slides import GLASS, TISSUE, DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 
 DARK = (60, 20, 80)
 LR_UM = 128.0  # of DarknessBundle

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from window import MakeDock
 
-from core.fake_slides import speckled, write_tiff
 from napari_lrmil.plugin.layers import add
 from napari_lrmil.plugin.reader import read_slides
+from support.fake_slides import speckled, write_tiff
+from support.window import MakeDock
 
 SLIDES, SETTLED = 20, 5
 MOST_GROWTH = 1.1

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from window import require_screen
 
-from core.fake_slides import speckled, write_tiff
 from napari_lrmil.plugin.layers import add
 from napari_lrmil.plugin.navigate import current_magnification
 from napari_lrmil.plugin.reader import read_slides
+from support.fake_slides import speckled, write_tiff
+from support.window import require_screen
 
 require_screen()
 

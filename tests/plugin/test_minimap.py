@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from window import require_screen
 
-from core.fake_slides import write_tiff
 from napari_lrmil.core.geometry import BoxUm
 from napari_lrmil.plugin.layers import add, recolour
 from napari_lrmil.plugin.navigate import fly_to, visible_um
 from napari_lrmil.plugin.reader import read_slides
+from support.fake_slides import write_tiff
+from support.window import require_screen
 
 require_screen()
 

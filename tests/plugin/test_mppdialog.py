@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from window import require_screen
+
+from support.window import require_screen
 
 require_screen()
 
 from qtpy.QtCore import Qt, QTimer  # noqa: E402  # Qt needs the screen
 from qtpy.QtWidgets import QApplication  # noqa: E402
 
-from core.fake_slides import FakeSlide, fake_slide, speckled  # noqa: E402
 from napari_lrmil.plugin.askmpp import Answer  # noqa: E402
 from napari_lrmil.plugin.mppdialog import MppDialog, ask_in_window  # noqa: E402
+from support.fake_slides import FakeSlide, fake_slide, speckled  # noqa: E402
 
 
 @dataclass(frozen=True)

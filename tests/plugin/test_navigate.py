@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from napari.components import ViewerModel
 
-from core.fake_slides import FakeSlide, fake_slide, resolution, speckled
 from napari_lrmil.core.geometry import BoxUm
 from napari_lrmil.plugin import navigate
 from napari_lrmil.plugin.layers import add, ours, slide_layers
+from support.fake_slides import FakeSlide, fake_slide, resolution, speckled
 
 CANVAS = (300, 500)  # height, width
 

@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from window import MakeDock
 
-from core.fake_slides import one_sentence, speckled
 from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.predict import predict
 from napari_lrmil.core.prediction import Prediction
@@ -20,6 +18,8 @@ from napari_lrmil.core.remembered import Remembered
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.plugin.layers import ours
 from napari_lrmil.plugin.session import Session
+from support.fake_slides import one_sentence, speckled
+from support.window import MakeDock
 
 WAIT_MS = 60_000
 

@@ -12,7 +12,6 @@ import torch
 from napari.components import ViewerModel
 from napari.layers import Image, Labels
 
-from core.fake_slides import DarknessBundle, FakeSlide, fake_slide, l_shape, one_sentence, resolution, speckled
 from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.predict import predict
@@ -20,6 +19,7 @@ from napari_lrmil.core.slide import Slide
 from napari_lrmil.plugin.askmpp import Answer
 from napari_lrmil.plugin.layers import ours, tag_of
 from napari_lrmil.plugin.plain import adopt, no_slide_because, plain_slide, slide_opener
+from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, l_shape, one_sentence, resolution, speckled
 
 PHOTO = speckled(700, 430)
 

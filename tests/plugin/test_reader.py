@@ -11,7 +11,6 @@ import tifffile
 from napari.components import ViewerModel
 from PIL import Image
 
-from core.fake_slides import one_sentence, speckled, write_tiff
 from napari_lrmil.core.errors import ResolutionError, SlideError
 from napari_lrmil.core.remembered import Remembered
 from napari_lrmil.core.slide import Slide
@@ -19,6 +18,7 @@ from napari_lrmil.plugin import reader
 from napari_lrmil.plugin.askmpp import Answer
 from napari_lrmil.plugin.layers import ours
 from napari_lrmil.plugin.reader import get_reader, one_per_slide, read_slides
+from support.fake_slides import one_sentence, speckled, write_tiff
 
 
 def test_a_slide_opens_without_decoding_a_pixel_at_its_size_in_um(

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from core.fake_slides import one_sentence
 from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.events import Caution, Event, Failed, Finished, Progress
 from napari_lrmil.core.geometry import BoxLevel0
@@ -20,6 +19,7 @@ from napari_lrmil.core.scope import Scope
 from napari_lrmil.plugin.session import Session, State
 from napari_lrmil.plugin.shelf import SlideChoice
 from napari_lrmil.plugin.whatif import WhatIf
+from support.fake_slides import one_sentence
 
 PATH = Path("slide.tif")
 

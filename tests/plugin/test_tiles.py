@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.fake_slides import FakeSlide, area_reference, fake_slide, resolution, speckled
 from napari_lrmil.core.geometry import Bounds, BoxUm, Level
 from napari_lrmil.plugin.tiles import COARSEST_PX, LARGEST_STEP, ScreenSlide, TileCache, plan_levels
+from support.fake_slides import FakeSlide, area_reference, fake_slide, resolution, speckled
 
 WIDTH, HEIGHT = 1500, 1111  # neither is a multiple of a tile or of a downsample
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from core.fake_slides import one_sentence
 from lrmil_training.runlock import STOP
 from napari_lrmil.core.encoders import save_encoder
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.phantom import make_cohort
 from napari_lrmil.core.remembered import Remembered
-from networks import untrained_encoder
-from runfolders import write_run
+from support.fake_slides import one_sentence
+from support.networks import untrained_encoder
+from support.run_folders import write_run
 
 WAIT_MS = 280_000
 SETTINGS: dict[str, Any] = {  # JSON is YAML

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from core.fake_slides import one_sentence
 from lrmil_training.config import dump_config
 from lrmil_training.eventlog import EVENTS
 from lrmil_training.runlock import LOCK, STOP, Owner
@@ -26,7 +25,8 @@ from napari_lrmil.plugin.training_fields import fields, flat, nested, preset
 from napari_lrmil.plugin.training_log import SILENT_S, Heartbeat, Story, Tail
 from napari_lrmil.plugin.training_result import read_result
 from napari_lrmil.plugin.training_run import Call, Phase, TrainingRun
-from runfolders import write_run, write_series
+from support.fake_slides import one_sentence
+from support.run_folders import write_run, write_series
 
 WAIT_S = 60.0
 

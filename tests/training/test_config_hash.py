@@ -18,7 +18,7 @@ from lrmil_training.config_hash import FIRST_FIELDS, later_values
 from lrmil_training.methods import STUDENT, Method, stage_settings
 from lrmil_training.runstate import Run
 from napari_lrmil.core.encoders import LoadedEncoder
-from runfolders import made_cohort
+from support.run_folders import made_cohort
 
 FIRST_DEFAULTS = Path(__file__).parents[1] / "formats" / "v0_1" / "default_config.yaml"
 GROUPS = ("teacher", "stage1", "stage2", "stage3")

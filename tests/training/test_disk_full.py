@@ -13,7 +13,7 @@ from napari_lrmil.core.encoders import save_encoder
 from napari_lrmil.core.errors import DiskFullError, LrmilError
 from napari_lrmil.core.files import whole
 from napari_lrmil.core.phantom import make_cohort
-from networks import untrained_encoder
+from support.networks import untrained_encoder
 
 SETTINGS = (
     "hr_patch_px=64",

@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from fits import Toy, drained, figures, maker, plan
 from lrmil_training import fitting
 from lrmil_training.checkpoints import newest
 from lrmil_training.config import build_config
@@ -27,7 +26,8 @@ from napari_lrmil.core.encoders import save_encoder
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Caution, Event, Finished, Progress
 from napari_lrmil.core.phantom import make_cohort
-from networks import untrained_encoder
+from support.fits import Toy, drained, figures, maker, plan
+from support.networks import untrained_encoder
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no process groups")
 

@@ -11,7 +11,7 @@ import pytest
 
 from lrmil_training.evaluation import evaluate, slide_table, temperature_of
 from napari_lrmil.core.compare import to_lr
-from runfolders import made_cohort, made_results
+from support.run_folders import made_cohort, made_results
 
 COUNTS = {"train": 4, "val": 6, "test": 12}
 

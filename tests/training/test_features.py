@@ -13,7 +13,7 @@ from napari_lrmil.core.bag import read_bag
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.grid import NestedGrid, grid_of, nest_cells
 from napari_lrmil.core.phantom import make_cohort
-from networks import untrained_encoder
+from support.networks import untrained_encoder
 
 CPU = torch.device("cpu")
 

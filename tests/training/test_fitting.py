@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fits import CPU, Toy, drained, figures, maker, plan, samples
 from lrmil_training.checkpoints import read_score
 from lrmil_training.epochs import epoch_seed
 from lrmil_training.fitloop import _precision
 from lrmil_training.fitting import EpochMeans, EpochSampler, fit, gathered
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Caution, Progress
+from support.fits import CPU, Toy, drained, figures, maker, plan, samples
 
 
 def test_order_depends_on_seed_and_epoch_alone() -> None:

@@ -16,7 +16,7 @@ import pytest
 from lrmil_training.eventlog import EVENTS, read_events
 from napari_lrmil.core.encoders import save_encoder
 from napari_lrmil.core.phantom import make_cohort
-from networks import untrained_encoder
+from support.networks import untrained_encoder
 
 STAGES = ("teacher", "stage1", "stage2", "stage3")
 CONFIG: dict[str, Any] = {

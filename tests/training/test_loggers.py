@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from fits import drained, figures, maker, plan
 from lrmil_training import loggers
 from lrmil_training.fitting import fit
 from lrmil_training.loggers import FitName, make_loggers
 from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.events import Progress
+from support.fits import drained, figures, maker, plan
 
 
 def _rows(folder: Path) -> dict[tuple[str, int], float]:

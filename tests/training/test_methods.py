@@ -32,7 +32,7 @@ from napari_lrmil.core.mil import GatedAttentionMil
 from napari_lrmil.core.phantom import make_cohort
 from napari_lrmil.core.predict import predict
 from napari_lrmil.core.slide import Slide
-from networks import Borrowed, untrained_encoder
+from support.networks import Borrowed, untrained_encoder
 
 CPU = torch.device("cpu")
 ALL = ("labels_only", "labels_only_finetuned", "stage1_only", "stage2_only", "both")

@@ -15,12 +15,12 @@ import lightning as L
 import pytest
 import torch
 
-import fits
-from fits import Stepped, Toy, drained, figures, maker, plan
 from lrmil_training.checkpoints import last_files, newest, read_best, read_score
 from lrmil_training.fitting import StoppedError, fit
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Progress
+from support import fits
+from support.fits import Stepped, Toy, drained, figures, maker, plan
 
 KINDS = {"Toy": Toy, "Stepped": Stepped}
 

@@ -30,7 +30,7 @@ from napari_lrmil.core.mil import GatedAttentionMil
 from napari_lrmil.core.phantom import make_cohort
 from napari_lrmil.core.predict import predict
 from napari_lrmil.core.slide import Slide
-from networks import untrained_encoder
+from support.networks import untrained_encoder
 
 CPU = torch.device("cpu")
 TINY = {"hr_patch_px": 64, "lr_patch_px": 64, "bootstrap": 100}

@@ -16,7 +16,7 @@ from napari_lrmil.core.events import Caution, Finished
 from napari_lrmil.core.phantom import make_cohort
 from napari_lrmil.core.predict import predict
 from napari_lrmil.core.slide import Slide
-from networks import untrained_encoder
+from support.networks import untrained_encoder
 
 CPU = torch.device("cpu")
 SHORT: dict[str, Any] = {

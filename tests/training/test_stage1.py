@@ -151,7 +151,7 @@ def test_the_watched_teacher_follows_the_module(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_the_watched_teacher_answers_on_a_gpu() -> None:
     """Weights on the CPU and pixels on the GPU would not meet."""
-    from networks import untrained_encoder
+    from support.networks import untrained_encoder
 
     encoder = untrained_encoder()
     standards = {EMBEDDING: Standard(torch.zeros(encoder.dim), torch.ones(encoder.dim))}

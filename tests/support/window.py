@@ -16,7 +16,9 @@ HAS_SCREEN = not sys.platform.startswith("linux") or bool(os.environ.get("DISPLA
 def require_screen() -> None:
     """Skip where there is no screen; Qt would end the whole process."""
     if not HAS_SCREEN:
-        pytest.skip("no screen: run under xvfb-run -a -s '-screen 0 1920x1200x24 +extension GLX'")
+        pytest.skip(
+            "no screen: run under xvfb-run -a -s '-screen 0 1920x1200x24 +extension GLX'", allow_module_level=True
+        )
 
 
 def open_window() -> Any:

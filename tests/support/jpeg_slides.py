@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from core.fake_slides import Array, reduced
 from napari_lrmil.core.phantom import LESION, PhantomSlide, paint
+from support.fake_slides import Array, reduced
 
 APERIO = "Aperio Image Library v12.0\r\n{0}x{1} [0,0 {0}x{1}] ({2}x{2}) JPEG/RGB Q=90|AppMag = 20|MPP = 0.5"
 JPEG_TABLES, SUBSAMPLING = 347, {"444": (1, 1), "422": (2, 1), "420": (2, 2)}

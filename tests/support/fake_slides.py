@@ -19,7 +19,7 @@ from napari_lrmil.core.bundle import Bundle, Card, NetworkCard, StudentNetwork, 
 from napari_lrmil.core.encoders import AlignedEncoder, Encoded, round_to_half
 from napari_lrmil.core.mil import GatedAttentionMil
 from napari_lrmil.core.slide import Slide
-from networks import CLASSES, SMALL, untrained_encoder
+from support.networks import CLASSES, SMALL, untrained_encoder
 
 Array = NDArray[Any]
 Network = TypeVar("Network", bound=nn.Module)

@@ -1,0 +1,1 @@
+"""What tests share besides fixtures: slides and networks made up for them, and tasks that travel to other processes."""
