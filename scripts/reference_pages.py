@@ -86,10 +86,10 @@ def _section(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def _key_table(fields: dict[str, FieldInfo], prefix: str) -> Iterator[str]:
-    yield from ("| key | values | default | meaning |", "|---|---|---|---|")
+    yield from ("| key | default | meaning | values |", "|---|---|---|---|")
     for name, field in fields.items():
         default = yaml.safe_dump(_plain(field.default), default_flow_style=True).removesuffix("\n...\n").strip()
-        yield f"| `{prefix}{name}` | {_cell(_values(field))} | `{default}` | {_linked(field.description)} |"
+        yield f"| `{prefix}{name}` | `{default}` | {_linked(field.description)} | {_cell(_values(field))} |"
 
 
 def _plain(value: Any) -> Any:
