@@ -211,6 +211,10 @@ def test_a_damaged_card_is_one_sentence(folder: Path, text: str) -> None:
         lambda c: c.update(classes=3),
         lambda c: c.pop("lr_mpp"),
         lambda c: c["student"].update(dim="wide"),
+        lambda c: c.update(lr_mpp=1.25),  # 2.5 HR patches along an LR patch
+        lambda c: c.update(temperature=0),
+        lambda c: c.update(temperature=-1.5),
+        lambda c: c.update(teacher_temperature=0),
         pytest.param(lambda c: c["student"]["encoder"].update(family="alexnet"), id="family"),
     ],
 )
@@ -234,6 +238,17 @@ def test_a_folder_of_a_shipped_bundles_name_does_not_hide_it(tmp_path: Path, mon
     (tmp_path / "work" / "demo").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "work")
     assert find_bundle("demo") == shipped
+
+
+def test_a_bundle_in_the_working_folder_comes_before_a_shipped_one_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path that holds a bundle means that bundle: the other would answer in its place without a word."""
+    shipped = untrained_bundle(tmp_path / "shipped" / "demo").path
+    monkeypatch.setattr("napari_lrmil.core.bundle.SHIPPED", shipped.parent)
+    own = untrained_bundle(tmp_path / "work" / "demo").path
+    monkeypatch.chdir(tmp_path / "work")
+    assert find_bundle("demo").resolve() == own.resolve()
 
 
 def test_an_interrupted_write_leaves_no_card_so_no_half_bundle_opens(
@@ -328,6 +343,16 @@ def test_the_card_says_research_use_licence_and_whether_it_is_calibrated(folder:
     calibrated = untrained_bundle(tmp_path / "c", temperature=1.3, cohort={"train slides": 12})
     text = card_text(calibrated.card)
     assert "calibrated on validation slides" in text and "train slides: 12" in text
+
+
+def test_the_licence_is_that_of_both_encoders_the_teachers_also_where_only_its_name_is_kept(tmp_path: Path) -> None:
+    """The student was distilled from the teacher's encoder, so its terms hold for the student too."""
+    bundle = untrained_bundle(tmp_path / "b", teachers=Borrowed())
+    assert bundle.card.licence == "BSD-3-Clause, CC-BY-NC-ND-4.0"
+    assert "Licence: BSD-3-Clause, CC-BY-NC-ND-4.0." in (bundle.path / README).read_text(encoding="utf-8")
+    assert set(load_file(bundle.path / TEACHER)) == {f"mil.{name}" for name in bundle.student.mil.state_dict()}, (
+        "weights that are not ours to share stay out of the bundle"
+    )
 
 
 def test_every_bundle_error_is_the_families(folder: Path) -> None:

@@ -103,6 +103,13 @@ def test_the_top_tenth_is_rounded_half_to_even(n: int, k: int) -> None:
     assert jaccard_top(x, other, 0.1) == pytest.approx((k - 1) / (k + 1))
 
 
+def test_of_equal_values_the_first_patches_are_at_the_top() -> None:
+    """As in the choice of patches for the teacher: all alike, the top three of thirty are the first three."""
+    alike, first, last = np.ones(30), np.zeros(30), np.zeros(30)
+    first[:3] = last[-3:] = 1
+    assert jaccard_top(alike, first, 0.1) == 1.0 and jaccard_top(alike, last, 0.1) == 0.0
+
+
 def test_js_divergence_by_hand() -> None:
     assert js_divergence(a(1, 0), a(0, 1)) == 1.0
     assert js_divergence(a(0.25, 0.75), a(1, 3)) == 0.0, "each is scaled to sum to 1"

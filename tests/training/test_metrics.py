@@ -53,6 +53,24 @@ def test_auroc_is_sklearns_for_two_and_three_classes() -> None:
     )
 
 
+def test_an_auroc_without_one_of_three_classes_is_undefined_and_says_why() -> None:
+    """Also where the two others are told apart: a mean over fewer classes would be another figure."""
+    targets = np.arange(12) % 2
+    scored = Scored(np.eye(3)[targets] * 0.7 + 0.1, targets, tuple(f"p{i}" for i in range(12)))
+    assert ranking_auroc(scored.probabilities, targets) is None
+    figure = auroc_with_interval(scored, Resampler(targets, scored.patients, 10))
+    assert (figure["value"], figure["low"], figure["high"]) == (None, None, None)
+    assert figure["reason"] == "a class is missing in this split"
+
+
+def test_an_auroc_says_on_how_many_slides_patients_and_clusters_it_rests() -> None:
+    """Six slides of four names: 1, 2 and 1+2 hang together, 3 is apart."""
+    targets = np.arange(6) % 2
+    scored = Scored(np.eye(2)[targets] * 0.8 + 0.1, targets, ("1", "2", "1+2", "1+2", "3", "3"))
+    figure = auroc_with_interval(scored, Resampler(targets, scored.patients, 10))
+    assert (figure["n_slides"], figure["n_patients"], figure["n_clusters"]) == (6, 4, 2)
+
+
 def test_interval_holds_the_value_and_says_what_it_is_over() -> None:
     """Enough patients of each class: over patients; few: over slides, and it says so."""
     scored = _scored()
