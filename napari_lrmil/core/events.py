@@ -1,9 +1,13 @@
-"""Long work is a stream of typed events, the same for the command line, the window and the tests."""
+"""Typed events of long work, the same for the command line, the window and the tests.
+
+``wire_name`` is what ``events.jsonl`` calls an event. It does not follow the class: logs of earlier runs have it.
+The names of the fields stand in that file too.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
@@ -12,6 +16,8 @@ class Progress:
 
     `seconds_left` is there where whoever does the work knows better than the pace of the last minute tells.
     """
+
+    wire_name: ClassVar[str] = "Progress"
 
     stage: str
     done: int
@@ -24,6 +30,8 @@ class Progress:
 class StageDone:
     """A stage ended well after `seconds` of wall time."""
 
+    wire_name: ClassVar[str] = "StageDone"
+
     stage: str
     seconds: float
 
@@ -31,6 +39,8 @@ class StageDone:
 @dataclass(frozen=True)
 class Metric:
     """A named figure of a training stage, at `step` (an epoch unless the stage says otherwise)."""
+
+    wire_name: ClassVar[str] = "Metric"
 
     stage: str
     name: str
@@ -42,6 +52,8 @@ class Metric:
 class Caution:
     """Something the user should know that does not stop the work; `subject` names the slide or file."""
 
+    wire_name: ClassVar[str] = "Caution"
+
     message: str
     subject: str = ""
 
@@ -50,6 +62,8 @@ class Caution:
 class Partial:
     """Something to show before the work is done; `result` is of the kind that the work will end with."""
 
+    wire_name: ClassVar[str] = "Partial"
+
     result: Any = None
 
 
@@ -57,12 +71,16 @@ class Partial:
 class Finished:
     """The work is done; `result` is what it made."""
 
+    wire_name: ClassVar[str] = "Finished"
+
     result: Any = None
 
 
 @dataclass(frozen=True)
 class Failed:
     """The work, or one slide of it, failed at `step` for the reason in `message` (one sentence)."""
+
+    wire_name: ClassVar[str] = "Failed"
 
     message: str
     subject: str = ""

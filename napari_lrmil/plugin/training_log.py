@@ -15,6 +15,7 @@ from typing import Any
 
 from lrmil_training.reportdata import Curve, CurveReader
 from lrmil_training.runlock import BEAT_S, LOCK, MISSED, Owner, holder
+from napari_lrmil.core.events import Caution, Failed, Finished, Progress, StageDone
 from napari_lrmil.core.formatting import format_duration
 
 MOST_BYTES = 1 << 19  # of a log read at once: half a megabyte of JSON takes some hundredths of a second
@@ -203,19 +204,19 @@ class Story:
         if attempt != self.attempt:
             self.earlier = self.spent
             self.attempt, self.done, self.stage, self.patches = attempt, {}, "", 0
-        self.last_time, self.finished = at, kind == "Finished"
+        self.last_time, self.finished = at, kind == Finished.wire_name
         self._reader.take(line)
         match kind:
-            case "Progress":
+            case Progress.wire_name:
                 self._progress(str(line["stage"]), int(line["done"]), int(line["total"]), str(line["unit"]), at)
-            case "StageDone":
+            case StageDone.wire_name:
                 self.done[str(line["stage"])] = float(line["seconds"])
                 self.stage = "" if self.stage == line["stage"] else self.stage
-            case "Caution" if len(self.cautions) < KEPT:
+            case Caution.wire_name if len(self.cautions) < KEPT:
                 self.cautions[" ".join(filter(None, (line.get("subject", ""), line["message"])))] = None
-            case "Failed":
+            case Failed.wire_name:
                 self.failures[str(line.get("subject", ""))] = str(line["message"])
-            case "Finished":
+            case Finished.wire_name:
                 self.stage = ""
 
     def _progress(self, stage: str, done: int, total: int, unit: str, at: float) -> None:

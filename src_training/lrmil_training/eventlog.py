@@ -20,7 +20,7 @@ def event_json(event: Event) -> dict[str, Any]:
     values = {k: v for k, v in event.__dict__.items() if k not in ("error", "seconds_left")}
     if isinstance(event, Finished):
         values = {"result": str(event.result)}
-    return {"event": type(event).__name__, **values}
+    return {"event": event.wire_name, **values}
 
 
 class EventLog:

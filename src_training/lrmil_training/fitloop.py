@@ -39,6 +39,10 @@ class _Average(WeightAveraging):
     def __init__(self, decay: float) -> None:
         super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
 
+    @property
+    def state_key(self) -> str:
+        return "_Average"  # in checkpoints; Lightning takes the class's name, and passes over a state of another one
+
     def weights(self) -> State:
         """Return the averaged weights."""
         assert self._average_model is not None
@@ -57,6 +61,10 @@ class _Selection(Callback):
         self.patience, self.average = patience, average
         self.score, self.waited = -math.inf, 0
         self.best: State = {}
+
+    @property
+    def state_key(self) -> str:
+        return "_Selection"  # as above
 
     def state_dict(self) -> dict[str, Any]:
         return {"score": self.score, "waited": self.waited, "best": self.best}

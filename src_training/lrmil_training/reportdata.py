@@ -14,6 +14,7 @@ from lrmil_training.eventlog import EVENTS, read_events
 from lrmil_training.runfiles import CONFIG, METRICS, SLIDES
 from lrmil_training.summary import is_method
 from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.events import Finished, Metric, Progress, StageDone
 
 SIDES = ("test", "all", "val", "train")  # in the order of what a reader wants first
 NAMES = {
@@ -76,7 +77,7 @@ class RunRecord:
     @property
     def finished(self) -> bool:
         """Whether the last attempt ended well."""
-        return bool(self.events) and self.events[-1].get("event") == "Finished"
+        return bool(self.events) and self.events[-1].get("event") == Finished.wire_name
 
 
 def name_of(method: str) -> str:
@@ -170,11 +171,11 @@ class CurveReader:
         if now[0] != self._before[0] or now[1] < self._before[1]:
             self._ended, self._where = Counter(), ""
         self._before = now
-        if line.get("event") == "Progress" and stage == SERIES:
+        if line.get("event") == Progress.wire_name and stage == SERIES:
             self._ended, self._where = Counter(), f"run {int(line['done']) + 1}"
-        elif line.get("event") == "StageDone":
+        elif line.get("event") == StageDone.wire_name:
             self._ended[stage] += 1
-        elif line.get("event") == "Metric":
+        elif line.get("event") == Metric.wire_name:
             key = (stage, self._ended[stage], self._where)
             curve = self._found.setdefault(key, Curve(*key))
             _put(curve.series.setdefault(str(line["name"]), {}), int(line["step"]), float(line["value"]))
