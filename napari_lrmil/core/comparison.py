@@ -73,7 +73,7 @@ def shared(prediction: Prediction) -> Shared:
 
 
 def against_lesions(prediction: Prediction, lesions: Sequence[Region]) -> LesionFigures:
-    """Return how well each network's attention finds lesions (docs/method.md 3); the teacher must have run."""
+    """Return how well each network's attention finds lesions (Method 3); the teacher must have run."""
     both, grid = shared(prediction), prediction.grid
     areas: list[Area] = [region.geometry for region in lesions]
     outlines = [part for area in areas for part in getattr(area, "geoms", [area])]
