@@ -13,7 +13,6 @@ thread each, on the good slides: from the start of the call, and between the fir
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -40,6 +39,7 @@ from napari_lrmil.core.files import write_json
 from napari_lrmil.core.handle import has_slide_ending
 from napari_lrmil.core.phantom import LESION, NORMAL, PhantomLook, PhantomSlide, write_slide
 from napari_lrmil.core.predictwork import PredictTask
+from napari_lrmil.core.schema import PREDICTION, CohortFile, PredictionFile
 
 ODD = "Präparat Nr. 1 – été"
 
@@ -135,7 +135,7 @@ def _on_cluster(run: Path, good: Sequence[Path], every: Sequence[Path], bundle: 
         words = [str(every[0].parent), "--bundle", bundle, "--out", str(together), "--device", "cpu"]
         call = [*_prefix(), sys.executable, "-m", "napari_lrmil", "predict", *words, "--scheduler", address]
         third = subprocess.run(call, capture_output=True, text=True)
-        told = json.loads((together / "cohort.json").read_text(encoding="utf-8"))
+        told = CohortFile.read(together)
     counts = _count(log)
     return {
         "slides": len(every),
@@ -157,9 +157,9 @@ def _on_cluster(run: Path, good: Sequence[Path], every: Sequence[Path], bundle: 
         "largest_difference_of_attention": _attention_apart(run, good),
         "command_line": {
             "exit_code": third.returncode,
-            "already_there": told["already_there"],
-            "done": told["done"],
-            "failed": told["failed"],
+            "already_there": told.already_there,
+            "done": told.done,
+            "failed": told.failed,
             "results_touched": sum(before[name] != when for name, when in _when(together).items()),
             "lines_in_failures_csv": len((together / "failures.csv").read_text(encoding="utf-8").splitlines()) - 1,
         },
@@ -236,17 +236,14 @@ def _count(log: Path) -> dict[str, Counter[str]]:
 
 
 def _when(folder: Path) -> dict[str, int]:
-    return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/prediction.json")}
+    return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob(f"*/{PREDICTION}")}
 
 
 def _difference(run: Path, good: Sequence[Path]) -> float:
     """Return the largest difference of a probability between single runs and the cohort."""
     largest = 0.0
     for path in good:
-        one, other = (
-            json.loads((run / kind / path.stem / "prediction.json").read_text(encoding="utf-8"))["probabilities"]
-            for kind in ("single", "together")
-        )
+        one, other = (PredictionFile.read(run / kind / path.stem).probabilities for kind in ("single", "together"))
         largest = max(largest, *(abs(one[name] - other[name]) for name in one))
     return largest
 

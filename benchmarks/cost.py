@@ -20,6 +20,7 @@ from napari_lrmil.core.embed import leave_a_core, resolve_device
 from napari_lrmil.core.predict import predict
 from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.teacherchoice import TeacherPatches
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Cost:
 
 def measure(path: Path, bundle: Bundle) -> Cost:
     """Run the student alone, then student and teacher; the teacher's CPU time is the difference."""
-    student, lr_cpu = _run(path, bundle, "none")
-    both, both_cpu = _run(path, bundle, "all")
+    student, lr_cpu = _run(path, bundle, TeacherPatches.NONE)
+    both, both_cpu = _run(path, bundle, TeacherPatches.ALL)
     if both.teacher is None:
         raise RuntimeError("the teacher did not run")
     patches = len(both.grid.lr_index), len(both.grid.hr_index)
@@ -47,7 +48,7 @@ def measure(path: Path, bundle: Bundle) -> Cost:
     )
 
 
-def _run(path: Path, bundle: Bundle, teacher: str) -> tuple[Prediction, float]:
+def _run(path: Path, bundle: Bundle, teacher: TeacherPatches) -> tuple[Prediction, float]:
     began = time.process_time()
     with Slide(path) as slide:
         prediction: Prediction = follow(
@@ -82,7 +83,7 @@ def main() -> None:
     leave_a_core()
     bundle = Bundle(args.bundle)
     slides = [path for path, _ in expand(args.slides)]
-    _run(slides[0], bundle, "all")  # the first call loads weights and libraries
+    _run(slides[0], bundle, TeacherPatches.ALL)  # the first call loads weights and libraries
     print(table([measure(path, bundle) for path in slides]))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from napari_lrmil.cli import console
 from napari_lrmil.core.cohortwork.work import Serial
 from napari_lrmil.core.events import Progress
 from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
+from napari_lrmil.core.schema import CohortFile, PredictionFile
 from support.networks import untrained_bundle, untrained_encoder
 
 Call = Callable[..., tuple[int, str, str]]
@@ -153,6 +155,41 @@ def test_only_what_was_asked_before_is_left_as_it_is(call: Call, slides: Path, t
     geometry = {"type": "Polygon", "coordinates": [square]}
     regions.write_text(json.dumps({"type": "Feature", "geometry": geometry, "properties": {}}))
     assert again("--roi", regions) and again("--roi", regions) and again()
+
+
+def test_results_of_a_newer_version_fail_their_slide_and_stay(
+    call: Call, slides: Path, bundle: Path, tmp_path: Path
+) -> None:
+    """Neither a second call nor `compare` computes over them, and a slide of another call is missed in the table."""
+    said = "schema version 2, and napari-lrmil .* reads versions up to 1"
+    assert call("predict", slides / "first.tif", *words(bundle, tmp_path))[0] == 0
+    newer = tmp_path / "first" / "prediction.json"
+    newer.write_text(json.dumps(json.loads(newer.read_text(encoding="utf-8")) | {"schema_version": 2}))
+    before = newer.read_bytes()
+    code, out, err = call("predict", slides, *words(bundle, tmp_path))
+    assert (code, "2 of 3 slides done" in err, "already there" in out) == (3, True, False)
+    assert list(failures(tmp_path)) == ["first.tif"]
+    step, reason = failures(tmp_path)["first.tif"]
+    assert step == "open" and str(newer) in reason and re.search(said, reason)
+    assert CohortFile.read(tmp_path).retried == 0, "a second look would find the same"
+    assert re.search(f"not in predictions.csv: .*{said}", err) and newer.read_bytes() == before
+    code, _, err = call("compare", slides / "first.tif", *words(bundle, tmp_path))
+    assert code == 1 and re.search(said, err) and newer.read_bytes() == before
+    assert call("predict", slides / "first.tif", *words(bundle, tmp_path), "--no-resume")[0] == 0
+    assert PredictionFile.read(tmp_path / "first").schema_version == 1
+    with (tmp_path / "predictions.csv").open(encoding="utf-8") as file:
+        assert len(list(csv.DictReader(file))) == 3
+
+
+def test_broken_results_of_another_slide_are_told_and_left_out_of_the_table(
+    call: Call, slides: Path, bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "another").mkdir()
+    (tmp_path / "another" / "prediction.json").write_text("{broken")
+    code, _, err = call("predict", slides / "first.tif", *words(bundle, tmp_path))
+    assert code == 0 and re.search(r"not in predictions.csv: .*another.*cannot be read", err)
+    with (tmp_path / "predictions.csv").open(encoding="utf-8") as file:
+        assert [row["slide"] for row in csv.DictReader(file)] == ["first"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")

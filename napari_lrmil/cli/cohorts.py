@@ -15,8 +15,6 @@ from napari_lrmil.cli.console import SOME_FAILED, chosen_device, err, follow, ou
 if TYPE_CHECKING:
     from napari_lrmil.core.cohortwork import Engine, Outcome, SlideTask, SlideWork, Tally
 
-SUMMARY = "cohort.json"
-
 Workers = Annotated[
     int | None,
     typer.Option(min=1, help="slides at once, each in a process of its own; left out: one, or one for each GPU"),
@@ -145,12 +143,10 @@ def _tell(outcome: Outcome) -> None:
 
 
 def _summary(folder: Path, tally: Tally, engine: Engine) -> None:
-    from napari_lrmil.core.files import write_json
-
-    told = tally.as_json(engine)
-    write_json(folder / SUMMARY, told)
+    summary = tally.summary(engine)
+    summary.write(folder)
     peak = max(tally.worker_peak_mb.values(), default=0.0)
-    pace = f"{told['slides_per_hour']} slides an hour; " if told["slides_per_hour"] else ""
+    pace = f"{summary.slides_per_hour} slides an hour; " if summary.slides_per_hour else ""
     text = (
         f"{tally.done} of {tally.total} slides done, {tally.already} already there, {len(tally.failures)} failed; "
         f"{pace}at most {peak:.0f} MB in a worker"

@@ -15,6 +15,7 @@ from napari_lrmil.cli.console import (
     MppOption,
     Out,
     RuntimeOption,
+    err,
     follow,
     load_networks,
     out,
@@ -93,29 +94,35 @@ def predict(
     from napari_lrmil.core.bundle import Bundle
     from napari_lrmil.core.cohortwork import SlideWork
     from napari_lrmil.core.predictwork import PredictTask, opened_bundle
-    from napari_lrmil.core.tables import write_predictions
-    from napari_lrmil.core.teacherchoice import require_choice
+    from napari_lrmil.core.teacherchoice import TeacherPatches
     from napari_lrmil.core.tilereader import require_reader
 
-    require_choice(teacher)
+    teacher_patches = TeacherPatches.parse(teacher)
     require_reader(reader)
     found = Bundle(bundle)
     model = opened_bundle(found.path.absolute(), found.sha256)  # the one that this process will work with
-    told = load_networks(model, teacher=teacher != "none")  # a broken bundle is no slide's fault: load it now
+    reads = teacher_patches != TeacherPatches.NONE
+    told = load_networks(model, teacher=reads)  # a broken bundle is no slide's fault: load it now
     where = Whereabouts(workers, scheduler, memory, device)
     _require(where, runtime)
     usable(folder)
     chosen, files = expand(slides), {"roi": roi, "keep": keep, "exclude": exclude, "tissue": tissue}
     _one_slide_for_parts(chosen, files)
-    results = where.place(folder)
     task = PredictTask(
-        *(model.path, model.sha256, str(bundle), results, device, teacher, report, files),
+        model.path,
+        model.sha256,
+        named=str(bundle),
+        folder=where.place(folder),
+        device=device,
+        teacher=teacher_patches,
+        report=report,
+        files=files,
         resume=resume,
         runtime=runtime,
         reader=reader,
     )
     works = [SlideWork(where.place(path), mpp or own) for path, own in chosen]
-    end_with(follow_cohort("predict", works, task, where, folder, told, tables=lambda: write_predictions(folder)))
+    end_with(follow_cohort("predict", works, task, where, folder, told, tables=lambda: _write_table(folder)))
 
 
 def _require(where: Whereabouts, runtime: str) -> None:
@@ -156,11 +163,10 @@ def compare(
     from napari_lrmil.core.cohortwork import SlideWork
     from napari_lrmil.core.errors import ConfigError
     from napari_lrmil.core.predictwork import PredictTask, opened_bundle
-    from napari_lrmil.core.tables import write_predictions
-    from napari_lrmil.core.teacherchoice import NONE, require_choice
+    from napari_lrmil.core.teacherchoice import TeacherPatches
 
-    require_choice(teacher)
-    if teacher == NONE:
+    teacher_patches = TeacherPatches.parse(teacher)
+    if teacher_patches == TeacherPatches.NONE:
         raise ConfigError("--teacher none leaves nothing to compare; expected all or top-K, as in top-20")
     found = Bundle(bundle)
     found.require_teacher()
@@ -168,11 +174,28 @@ def compare(
     told, files = load_networks(model, teacher=True), {"roi": roi, "lesions": lesions}
     usable(folder)
     _require(Whereabouts(None, None, None, device), runtime)
-    words: dict[str, Any] = {"files": files, "compare": True, "runtime": runtime}
-    task = PredictTask(model.path, model.sha256, str(bundle), folder, device, teacher, **words)
+    task = PredictTask(
+        model.path,
+        model.sha256,
+        named=str(bundle),
+        folder=folder,
+        device=device,
+        teacher=teacher_patches,
+        files=files,
+        compare=True,
+        runtime=runtime,
+    )
     done = follow(returned(task(SlideWork(slide, mpp))), slide.name, told=told)
     out.print(f"{slide.name}: {done.text} -> {done.where}", highlight=False, soft_wrap=True)
-    write_predictions(folder)
+    _write_table(folder)
+
+
+def _write_table(folder: Path) -> None:
+    """Write ``predictions.csv``, and print which results it leaves out and why."""
+    from napari_lrmil.core.tables import write_predictions
+
+    for error in write_predictions(folder):
+        err.print(f"not in predictions.csv: {error}", markup=False, highlight=False, soft_wrap=True)
 
 
 def expand(slides: Sequence[Path]) -> list[tuple[Path, float | None]]:

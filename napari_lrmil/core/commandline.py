@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from napari_lrmil.core.teacherchoice import TeacherPatches
+
 PROGRAM = "napari-lrmil"
 
 
@@ -16,7 +18,7 @@ def predict_command(
     device: str = "auto",
     mpp: float | None = None,
     runtime: str = "torch",
-    teacher: str = "none",
+    teacher: TeacherPatches = TeacherPatches.NONE,
     roi: Path | None = None,
     keep: Path | None = None,
     exclude: Path | None = None,
@@ -41,7 +43,7 @@ def predict_command(
     runtime
         What ran the encoders: torch, as in the window, or another that ``--runtime`` takes.
     teacher
-        ``none``, ``all``, or whatever else ``--teacher`` takes.
+        LR patches that the teacher reads.
     roi
         GeoJSON file of the region that was analysed, if not the whole slide.
     keep, exclude
@@ -59,7 +61,7 @@ def predict_command(
     words += ["--mpp", repr(float(mpp))] if mpp is not None else []  # every digit, or the grid may differ
     for option, file in (("--roi", roi), ("--keep", keep), ("--exclude", exclude), ("--tissue", tissue)):
         words += [option, str(file)] if file is not None else []
-    words += ["--teacher", teacher, "--out", str(out)]
+    words += ["--teacher", str(teacher), "--out", str(out)]
     words += ["--report"] if report else []
     words += ["--reader", reader] if reader != "auto" else []
     return shlex.join(words)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from napari_lrmil.core.compare import LESION_SHARE, Values, lesion_auroc, lesion_shares
-from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.geometry import Bounds
 from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.regions import Area, Region, read_regions
@@ -73,7 +71,7 @@ def shared(prediction: Prediction) -> Shared:
 
 
 def against_lesions(prediction: Prediction, lesions: Sequence[Region]) -> LesionFigures:
-    """Return how well each network's attention finds lesions (Method 3); the teacher must have run."""
+    """Return how well each network's attention finds lesions (docs/method.md 3); the teacher must have run."""
     both, grid = shared(prediction), prediction.grid
     areas: list[Area] = [region.geometry for region in lesions]
     outlines = [part for area in areas for part in getattr(area, "geoms", [area])]
@@ -101,25 +99,3 @@ def lesions_beside(slide: Path, bounds: Bounds) -> tuple[Region, ...]:
     """Return the lesions in the file beside a slide that is named after it; none where there is no such file."""
     file = lesion_file(slide)
     return read_regions(file, bounds, may_be_empty=True).regions if file.is_file() else ()
-
-
-def comparison_json(prediction: Prediction, lesions: Sequence[Region] = ()) -> dict[str, Any]:
-    """Return the content of ``agreement.json``; with lesions also who finds them.
-
-    Raises
-    ------
-    LrmilError
-        Where the teacher did not run.
-    """
-    student, teacher, agreement = prediction.student, prediction.teacher, prediction.agreement
-    if teacher is None or agreement is None:
-        raise LrmilError(f"{prediction.slide}: the teacher did not run, so there is nothing to compare; run it first")
-    found = asdict(agreement) | {
-        "probability_student": student.probabilities,
-        "probability_teacher": teacher.probabilities,
-        "seconds_student": student.seconds["total"],
-        "seconds_teacher": teacher.seconds["total"],
-        "pixels_student": student.pixels_decoded,
-        "pixels_teacher": teacher.pixels_decoded,
-    }
-    return found | (asdict(against_lesions(prediction, lesions)) if lesions else {})

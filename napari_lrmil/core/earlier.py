@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from napari_lrmil.core.errors import StoredError
+from napari_lrmil.core.errors import NewerSchemaError, StoredError
+from napari_lrmil.core.runtime import RuntimeChoice
+from napari_lrmil.core.schema import PREDICTION, PredictionFile
 from napari_lrmil.core.scope import WHOLE
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.core.slidereport import REPORT
-from napari_lrmil.core.stored import MPP_DIFFERS, read_told
-from napari_lrmil.core.teacherchoice import ALL, NONE, TOP
+from napari_lrmil.core.stored import MPP_DIFFERS
+from napari_lrmil.core.teacherchoice import TeacherPatches
 
 
 @dataclass(frozen=True)
@@ -24,50 +24,63 @@ class Wanted:
     bundle_sha256
         The model.
     teacher
-        ``none``, ``all`` or ``top-K``.
+        LR patches that the teacher has to have read.
     report
         Whether ``report.html`` has to be there too.
-    also
-        Further entries of ``prediction.json`` that have to be so.
+    reader
+        What has to have decoded the slide; None for any.
+    runtime
+        Name and precision of what has to have run the encoder; None for any.
     """
 
     bundle_sha256: str
-    teacher: str = NONE
+    teacher: TeacherPatches = TeacherPatches.NONE
     report: bool = False
-    also: Mapping[str, Any] = field(default_factory=dict)
+    reader: str | None = None
+    runtime: RuntimeChoice | None = None
 
 
-def earlier_result(folder: Path, slide: Slide, wanted: Wanted) -> dict[str, Any] | None:
+def earlier_result(folder: Path, slide: Slide, wanted: Wanted) -> PredictionFile | None:
     """Return the ``prediction.json`` of a slide's `folder` where it answers what is asked; None where it does not.
 
     The slide (by its pixels' fingerprint and its resolution), the model, the scope and the teacher have to be the same.
     A result with a teacher answers for the student alone too: to make it again would take the teacher's away.
+
+    Raises
+    ------
+    NewerSchemaError
+        If a newer version of this program wrote the file, so that nothing can be said about the result.
     """
-    if not (folder / "prediction.json").is_file():
+    if not (folder / PREDICTION).is_file():
         return None
     try:
-        told = read_told(folder)
-        mpp = float(told["mpp"])
-        same = (
-            told["slide_fingerprint"] == slide.fingerprint
-            and told["bundle_sha256"] == wanted.bundle_sha256
-            and told["scope"] == WHOLE.text
-            and slide.has_mpp
-            and abs(mpp / slide.mpp.mean - 1) <= MPP_DIFFERS
-            and _teacher_as_wanted(told, wanted.teacher)
-            and all(told.get(key) == value for key, value in wanted.also.items())
-        )
-    except (StoredError, KeyError, TypeError, ValueError):  # broken, or of a version that told less
+        file = PredictionFile.read(folder)
+    except NewerSchemaError:
+        raise
+    except StoredError:  # broken: it is made again
         return None
+    same = (
+        file.slide_fingerprint == slide.fingerprint
+        and file.bundle_sha256 == wanted.bundle_sha256
+        and file.scope == WHOLE.text
+        and _same_resolution(file, slide)
+        and _teacher_as_wanted(file, wanted.teacher)
+        and wanted.reader in (None, file.reader)
+        and _runtime_as_wanted(file, wanted.runtime)
+    )
     whole = (folder / "attention.h5").is_file() and ((folder / REPORT).is_file() or not wanted.report)
-    return told if same and whole else None
+    return file if same and whole else None
 
 
-def _teacher_as_wanted(told: Mapping[str, Any], choice: str) -> bool:
-    if choice == NONE:
+def _same_resolution(file: PredictionFile, slide: Slide) -> bool:
+    return file.mpp is not None and slide.has_mpp and abs(file.mpp / slide.mpp.mean - 1) <= MPP_DIFFERS
+
+
+def _teacher_as_wanted(file: PredictionFile, patches: TeacherPatches) -> bool:
+    if patches == TeacherPatches.NONE:
         return True
-    if "teacher" not in told:
-        return False
-    looked, there = int(told["teacher"]["n_lr_patches"]), int(told["n_patches"])
-    top = TOP.fullmatch(choice)
-    return looked == (there if choice == ALL or top is None else min(int(top[1]), there))
+    return file.teacher is not None and file.teacher.n_lr_patches == patches.count(file.n_patches)
+
+
+def _runtime_as_wanted(file: PredictionFile, runtime: RuntimeChoice | None) -> bool:
+    return runtime is None or (file.runtime, file.precision) == (runtime.name, runtime.precision)

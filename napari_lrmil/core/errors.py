@@ -71,6 +71,10 @@ class StoredError(LrmilError):
         self.path = path
 
 
+class NewerSchemaError(StoredError):
+    """Results are of a newer schema version than this program reads; they are neither read nor replaced."""
+
+
 class BundleError(LrmilError):
     """A bundle is of another schema, incomplete, or altered; `field` names the entry at fault."""
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from napari_lrmil.core.readahead import at_once
 from napari_lrmil.core.runtime import Runtime, Subject, prepare_runtime, require_runtime, spread
 from napari_lrmil.core.scope import WHOLE, Scope
 from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.teacherchoice import NONE, compared_rows, require_choice
+from napari_lrmil.core.teacherchoice import TeacherPatches, compared_rows
 
 
 def predict(
@@ -35,7 +34,7 @@ def predict(
     bundle: Bundle,
     *,
     device: torch.device,
-    teacher: str = "none",
+    teacher: TeacherPatches = TeacherPatches.NONE,
     seconds_open: float = 0.0,
     scope: Scope = WHOLE,
     ground: Ground | None = None,
@@ -54,8 +53,10 @@ def predict(
         An open slide.
     bundle
         The model.
-    device, teacher
-        Where to encode; ``none``, ``all``, or ``top-K``: the K patches to which the student gives most attention.
+    device
+        Where to encode.
+    teacher
+        LR patches that the teacher reads.
     seconds_open
         What opening the slide took, to be reported.
     scope
@@ -72,9 +73,8 @@ def predict(
     LrmilError
         Where the slide is too coarse, has no tissue, cannot be read, or the bundle is broken.
     """
-    require_choice(teacher)
     require_runtime(runtime, device)
-    if teacher != NONE:
+    if teacher != TeacherPatches.NONE:
         yield from _teacher_terms(slide, bundle)
     about = [f"about the model {bundle.name}: {bundle.card.about}"] if bundle.card.about else []
     yield from (Caution(text, slide.name) for text in slide.warnings)
@@ -100,15 +100,19 @@ def _teacher_terms(slide: Slide, bundle: Bundle) -> Iterator[Event]:
     yield from (Caution(terms) for terms in filter(None, [bundle.teacher_notice]))
 
 
-def _answered(asked: _Asked, before: Before, warnings: list[str], teacher: str) -> Generator[Event, None, Prediction]:
+def _answered(
+    asked: _Asked, before: Before, warnings: list[str], teacher: TeacherPatches
+) -> Generator[Event, None, Prediction]:
     """Return what the student says, and the teacher beside it where asked."""
     found = _prediction(asked, (yield from _student(asked, before)), warnings)
-    if teacher != NONE:
+    if teacher != TeacherPatches.NONE:
         found = yield from _asked_beside(asked, found, before, teacher)
     return replace(found, reader=asked.slide.reader)
 
 
-def _asked_beside(asked: _Asked, found: Prediction, before: Before, teacher: str) -> Generator[Event, None, Prediction]:
+def _asked_beside(
+    asked: _Asked, found: Prediction, before: Before, teacher: TeacherPatches
+) -> Generator[Event, None, Prediction]:
     """Return a student's prediction with what the teacher says of the patches that were chosen for it."""
     rows = compared_rows(teacher, found.student.attention)
     part = asked if rows.all() else replace(asked, grid=asked.grid.only(rows), whole=False)
@@ -228,9 +232,9 @@ def subject_of(slide: Slide, bundle: Bundle, network: StudentNetwork | TeacherNe
 def _embedded(asked: _Asked, runtime: Runtime, look: Look) -> Generator[Event, None, Embeddings]:
     """Embed what the cache does not have, the middle first, for that is what people look at; the rest is there."""
     embedder = runtime.embedder
-    words: dict[str, Any] = {"device": asked.device, "stage": look.stage, "batch": at_once(look.patches.side)}
+    encode = partial(embed, device=asked.device, stage=look.stage, batch=at_once(look.patches.side))
     if asked.cache is None:
-        return (yield from embed(asked.slide, look.patches, embedder, **words))
+        return (yield from encode(asked.slide, look.patches, embedder))
     cache, key = asked.cache, cache_key(asked.slide, asked.bundle, asked.grid, look.network, runtime.choice.numbers)
     found = cache.get(key, look.index)
     missing = from_the_middle(look.patches.corners, np.flatnonzero(~found.rows))
@@ -238,7 +242,7 @@ def _embedded(asked: _Asked, runtime: Runtime, look: Look) -> Generator[Event, N
         return Embeddings(found.features, encoded=0)
     some = replace(look.patches, corners=look.patches.corners[missing])
     keep = partial(_keep, cache, key, look.index[missing])
-    made = yield from embed(asked.slide, some, embedder, keep=keep, **words)
+    made = yield from encode(asked.slide, some, embedder, keep=keep)
     features = np.empty((len(look.index), made.features.shape[1]), np.float32)
     features[missing] = made.features
     if found.rows.any():

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_lrmil import __version__
 from napari_lrmil.core.bag import Features
 from napari_lrmil.core.compare import Agreement, to_lr
 from napari_lrmil.core.geometry import Int64
 from napari_lrmil.core.grid import NestedGrid
 from napari_lrmil.core.runtime import REFERENCE, RuntimeChoice
 from napari_lrmil.core.scope import WHOLE, Scope
-from napari_lrmil.core.teacherchoice import ALL, NONE
+from napari_lrmil.core.teacherchoice import TeacherPatches
 from napari_lrmil.core.tilereader import ASKED, AUTO, OPENSLIDE, ReaderChoice
 
 
@@ -103,11 +101,11 @@ class Prediction:
         return OPENSLIDE if self.reader is not None and self.reader.reason == ASKED else AUTO
 
     @property
-    def teacher_choice(self) -> str:
-        """How much the teacher read: ``none``, ``all`` or ``top-K``."""
+    def teacher_patches(self) -> TeacherPatches:
+        """The LR patches that the teacher read."""
         if self.teacher is None or self.compared is None:
-            return NONE if self.teacher is None else ALL
-        return f"top-{int(self.compared.sum())}" if self.partly_compared else ALL
+            return TeacherPatches.NONE if self.teacher is None else TeacherPatches.ALL
+        return TeacherPatches(int(self.compared.sum())) if self.partly_compared else TeacherPatches.ALL
 
     @property
     def teacher_on_lr(self) -> NDArray[np.float64]:
@@ -125,51 +123,3 @@ class Prediction:
         carried = np.full(len(self.grid.lr_index), np.nan)
         carried[self.compared] = to_lr(self.grid.only(self.compared), self.teacher.attention)
         return carried
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the content of ``prediction.json``."""
-        s = self.student
-        found: dict[str, Any] = {
-            "slide": self.slide,
-            "path": str(self.path),
-            "slide_fingerprint": self.slide_fingerprint,
-            "bundle": self.bundle,
-            "bundle_sha256": self.bundle_sha256,
-            "classes": list(self.classes),
-            "probabilities": s.probabilities,
-            "calibrated": self.calibrated,
-            "logits": s.logits,
-            "predicted": s.predicted,
-            "mpp": self.grid.lattice.mpp.mean,
-            "lr_mpp": s.target_mpp,
-            "patch_um": self.grid.lattice.lr_um,
-            "n_patches": len(self.grid.lr_index),
-            "n_hr_patches": len(self.grid.hr_index),
-            "pixels_decoded": s.pixels_decoded,
-            "reader": self.reader.name if self.reader else None,
-            "reader_reason": self.reader.reason if self.reader else None,
-            "scope": self.scope.text,
-            "device": self.device,
-            **_runtime(s),
-            "seconds": s.seconds,
-            "warnings": list(self.warnings),
-            "version": __version__,
-        }
-        if self.teacher is not None:
-            t = self.teacher
-            found["teacher"] = {
-                "probabilities": t.probabilities,
-                "calibrated": self.calibrated and not self.partly_compared,
-                "logits": t.logits,
-                "n_lr_patches": int(np.isfinite(self.teacher_on_lr).sum()),
-                "n_patches": len(t.attention),
-                "pixels_decoded": t.pixels_decoded,
-                **_runtime(t),
-                "seconds": t.seconds,
-            }
-        return found
-
-
-def _runtime(reading: Reading) -> dict[str, str]:
-    ran = reading.runtime
-    return {"runtime": ran.name, "precision": ran.precision, "runtime_reason": ran.reason}

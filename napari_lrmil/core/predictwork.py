@@ -13,22 +13,23 @@ from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.cohortwork import SlideWork, Told
 from napari_lrmil.core.commandline import predict_command
 from napari_lrmil.core.comparepicture import draw_comparison
-from napari_lrmil.core.comparison import comparison_json, lesions_beside
+from napari_lrmil.core.comparison import lesions_beside
 from napari_lrmil.core.earlier import Wanted, earlier_result
 from napari_lrmil.core.errors import BundleError
 from napari_lrmil.core.events import Event, Finished
-from napari_lrmil.core.files import write_json
 from napari_lrmil.core.formatting import format_agreement, format_probabilities
 from napari_lrmil.core.grid import Ground, edited_ground, ground_of
 from napari_lrmil.core.predict import predict
 from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.regions import read_regions
 from napari_lrmil.core.remembered import Remembered
-from napari_lrmil.core.results import write_steps
+from napari_lrmil.core.results import agreement_file, write_steps
 from napari_lrmil.core.runtime import REFERENCE
+from napari_lrmil.core.schema import require_replaceable
 from napari_lrmil.core.scope import read_scope
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.core.slidereport import ReportRequest
+from napari_lrmil.core.teacherchoice import TeacherPatches
 from napari_lrmil.core.tilereader import AUTO
 from napari_lrmil.core.tissue import read_mask
 
@@ -53,7 +54,7 @@ class PredictTask:
     device
         ``auto``, ``cpu``, ``cuda`` or ``mps``, on whatever machine does the work.
     teacher
-        ``none``, ``all`` or ``top-K``.
+        LR patches that the teacher reads.
     report
         Whether ``report.html`` is written.
     files
@@ -61,7 +62,8 @@ class PredictTask:
     compare
         Whether student and teacher are drawn side by side.
     resume
-        Whether results that are there already are left as they are.
+        Whether results that are there already are left as they are; if not, those of a newer schema version are
+        replaced too.
     runtime
         ``auto``, ``torch`` or ``openvino``. What is not torch agrees with it, so that results of any runtime answer for
         it; only torch, the reference, answers for torch.
@@ -74,7 +76,7 @@ class PredictTask:
     named: str
     folder: Path
     device: str = "auto"
-    teacher: str = "none"
+    teacher: TeacherPatches = TeacherPatches.NONE
     report: bool = False
     files: Mapping[str, Path | None] = field(default_factory=dict)
     compare: bool = False
@@ -94,6 +96,8 @@ class PredictTask:
         began = time.perf_counter()
         with Slide(work.path, mpp=work.mpp, remembered=Remembered().remembered_mpp, reader=self.reader) as slide:
             opened = time.perf_counter() - began
+            if self.resume:
+                require_replaceable(self.folder / slide.name)  # before hours of work, not after them
             there = self._earlier(slide)
             if there is not None:
                 return there
@@ -110,7 +114,8 @@ class PredictTask:
             prediction = yield from _finished(stream)
             where = self.folder / prediction.slide
             also = [partial(self._write_comparison, slide, prediction)] if self.compare else []
-            yield from write_steps(self.folder, slide, prediction, report=self._report(work, model), also=also)
+            report, again = self._report(work, model), not self.resume
+            yield from write_steps(self.folder, slide, prediction, report=report, also=also, replace_newer=again)
         return Told(_told(prediction), where)
 
     def _earlier(self, slide: Slide) -> Told | None:
@@ -118,13 +123,13 @@ class PredictTask:
         if not self.resume or self.compare or any(file is not None for file in self.files.values()):
             return None
         where = self.folder / slide.name
-        also = {} if self.reader == AUTO else {"reader": self.reader}
-        if self.runtime == REFERENCE.name:
-            also |= {"runtime": REFERENCE.name, "precision": REFERENCE.precision}
-        found = earlier_result(where, slide, Wanted(self.bundle_sha256, self.teacher, self.report, also))
-        if found is None:
+        reader = None if self.reader == AUTO else self.reader
+        runtime = REFERENCE if self.runtime == REFERENCE.name else None
+        wanted = Wanted(self.bundle_sha256, self.teacher, self.report, reader, runtime)
+        file = earlier_result(where, slide, wanted)
+        if file is None:
             return None
-        return Told(f"{format_probabilities(found['probabilities'])} (already there)", where, already=True)
+        return Told(f"{format_probabilities(file.probabilities)} (already there)", where, already=True)
 
     def _edited(self, slide: Slide, model: Bundle) -> Ground | None:
         """Return the tissue of a mask that was changed by hand; None where there is none."""
@@ -138,11 +143,22 @@ class PredictTask:
         """Return what a slide's report needs; the device is the one that was chosen, so that the numbers come again."""
         if not self.report:
             return None
-        device = str(_device(self.device))
-        words: dict[str, Any] = {"bundle": self.named, "out": self.folder.absolute(), "device": device, "mpp": work.mpp}
-        words["runtime"] = self.runtime
-        files: dict[str, Any] = {name: file.absolute() for name, file in self.files.items() if file is not None}
-        command = predict_command(work.path, teacher=self.teacher, report=True, reader=self.reader, **words, **files)
+        files = {name: file.absolute() for name, file in self.files.items() if file is not None}
+        command = predict_command(
+            work.path,
+            bundle=self.named,
+            out=self.folder.absolute(),
+            device=str(_device(self.device)),
+            mpp=work.mpp,
+            runtime=self.runtime,
+            teacher=self.teacher,
+            roi=files.get("roi"),
+            keep=files.get("keep"),
+            exclude=files.get("exclude"),
+            tissue=files.get("tissue"),
+            report=True,
+            reader=self.reader,
+        )
         return ReportRequest(command, model.card.hr_mpp)
 
     def _write_comparison(self, slide: Slide, prediction: Prediction, where: Path) -> None:
@@ -153,7 +169,7 @@ class PredictTask:
             else lesions_beside(slide.path, slide.bounds)
         )
         draw_comparison(where / "compare.png", slide, prediction, known)
-        write_json(where / "agreement.json", comparison_json(prediction, known))
+        agreement_file(prediction, known).write(where)
 
 
 @lru_cache(maxsize=1)

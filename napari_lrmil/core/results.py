@@ -6,22 +6,32 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from napari_lrmil.core.comparison import comparison_json
+from napari_lrmil import __version__
+from napari_lrmil.core.comparison import against_lesions
+from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Progress
 from napari_lrmil.core.exports import write_attention_geojson, write_attention_ome
-from napari_lrmil.core.files import whole, whole_folder, write_json
+from napari_lrmil.core.files import whole, whole_folder
 from napari_lrmil.core.geometry import footprint_um, nominal_magnification
 from napari_lrmil.core.overlay import draw_overlay
 from napari_lrmil.core.prediction import Prediction, Reading
+from napari_lrmil.core.regions import Region
+from napari_lrmil.core.schema import (
+    AGREEMENT,
+    PREDICTION,
+    AgreementFile,
+    PredictionFile,
+    TeacherResult,
+    require_replaceable,
+)
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.core.slidereport import REPORT, ReportRequest, write_slide_report
 
-PREDICTION = "prediction.json"
 TOGETHER = (  # of one run: those that a later run does not write must not stay beside its own
     PREDICTION,
     "attention.h5",
     "teacher_attention.h5",
-    "agreement.json",
+    AGREEMENT,
     "attention.ome.tif",
     "attention.geojson",
     "overlay.png",
@@ -44,6 +54,7 @@ def write_steps(
     *,
     report: ReportRequest | None = None,
     also: Sequence[Callable[[Path], None]] = (),
+    replace_newer: bool = False,
 ) -> Iterator[Progress]:
     """Write everything about one slide into ``out/<slide>``, and yield how far it is before every file.
 
@@ -62,13 +73,22 @@ def write_steps(
         What the report needs; None writes none.
     also
         Write more files into the folder that they are given.
+    replace_newer
+        Whether results of a newer schema version may be replaced.
+
+    Raises
+    ------
+    NewerSchemaError
+        If such results are in ``out/<slide>`` and must not be replaced.
     """
+    if not replace_newer:
+        require_replaceable(out / prediction.slide)
     steps = [*_steps(slide, prediction, report), *also]
     with whole_folder(out / prediction.slide, TOGETHER, PREDICTION) as folder:
         for done, step in enumerate(steps):
             yield Progress("writing", done, len(steps), "files")
             step(folder)
-        write_json(folder / PREDICTION, prediction.as_json())
+        prediction_file(prediction).write(folder)
         yield Progress("writing", len(steps), len(steps), "files")
 
 
@@ -78,12 +98,95 @@ def _steps(slide: Slide, prediction: Prediction, report: ReportRequest | None) -
     yield lambda folder: write_attention(folder / "attention.h5", prediction, prediction.student)
     if teacher is not None:
         yield lambda folder: write_attention(folder / "teacher_attention.h5", prediction, teacher)
-        yield lambda folder: write_json(folder / "agreement.json", comparison_json(prediction))
+        yield lambda folder: agreement_file(prediction).write(folder)
     yield lambda folder: write_attention_ome(folder / "attention.ome.tif", prediction)
     yield lambda folder: write_attention_geojson(folder / "attention.geojson", prediction, slide.bounds)
     yield lambda folder: draw_overlay(folder / "overlay.png", slide, prediction)
     if report is not None:
         yield lambda folder: write_slide_report(folder / REPORT, slide, prediction, report)
+
+
+def prediction_file(prediction: Prediction) -> PredictionFile:
+    """Return the content of ``prediction.json``."""
+    student, grid, reader = prediction.student, prediction.grid, prediction.reader
+    return PredictionFile(
+        slide=prediction.slide,
+        path=str(prediction.path),
+        slide_fingerprint=prediction.slide_fingerprint,
+        bundle=prediction.bundle,
+        bundle_sha256=prediction.bundle_sha256,
+        classes=prediction.classes,
+        probabilities=student.probabilities,
+        calibrated=prediction.calibrated,
+        logits=student.logits,
+        predicted=student.predicted,
+        mpp=grid.lattice.mpp.mean,
+        lr_mpp=student.target_mpp,
+        patch_um=grid.lattice.lr_um,
+        n_patches=len(grid.lr_index),
+        n_hr_patches=len(grid.hr_index),
+        pixels_decoded=student.pixels_decoded,
+        reader=reader.name if reader else None,
+        reader_reason=reader.reason if reader else None,
+        scope=prediction.scope.text,
+        device=prediction.device,
+        runtime=student.runtime.name,
+        precision=student.runtime.precision,
+        runtime_reason=student.runtime.reason,
+        seconds=student.seconds,
+        warnings=prediction.warnings,
+        version=__version__,
+        teacher=_teacher_result(prediction),
+    )
+
+
+def _teacher_result(prediction: Prediction) -> TeacherResult | None:
+    teacher = prediction.teacher
+    if teacher is None:
+        return None
+    return TeacherResult(
+        probabilities=teacher.probabilities,
+        calibrated=prediction.calibrated and not prediction.partly_compared,
+        logits=teacher.logits,
+        n_lr_patches=prediction.teacher_patches.count(len(prediction.grid.lr_index)),
+        n_patches=len(teacher.attention),
+        pixels_decoded=teacher.pixels_decoded,
+        runtime=teacher.runtime.name,
+        precision=teacher.runtime.precision,
+        runtime_reason=teacher.runtime.reason,
+        seconds=teacher.seconds,
+    )
+
+
+def agreement_file(prediction: Prediction, lesions: Sequence[Region] = ()) -> AgreementFile:
+    """Return the content of ``agreement.json``; with lesions also how well each network's attention finds them.
+
+    Raises
+    ------
+    LrmilError
+        If the teacher did not run.
+    """
+    student, teacher, agreement = prediction.student, prediction.teacher, prediction.agreement
+    if teacher is None or agreement is None:
+        raise LrmilError(f"{prediction.slide}: the teacher did not run, so there is nothing to compare; run it first")
+    figures = against_lesions(prediction, lesions) if lesions else None
+    return AgreementFile(
+        spearman=agreement.spearman,
+        jaccard_top10=agreement.jaccard_top10,
+        js_divergence=agreement.js_divergence,
+        n_patches=agreement.n_patches,
+        probability_student=student.probabilities,
+        probability_teacher=teacher.probabilities,
+        seconds_student=student.seconds["total"],
+        seconds_teacher=teacher.seconds["total"],
+        pixels_student=student.pixels_decoded,
+        pixels_teacher=teacher.pixels_decoded,
+        lesion_auroc_student=figures.lesion_auroc_student if figures else None,
+        lesion_auroc_teacher=figures.lesion_auroc_teacher if figures else None,
+        pointing_student=figures.pointing_student if figures else None,
+        pointing_teacher=figures.pointing_teacher if figures else None,
+        n_lesion_patches=figures.n_lesion_patches if figures else None,
+    )
 
 
 def write_attention(path: Path, prediction: Prediction, reading: Reading) -> None:

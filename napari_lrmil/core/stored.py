@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +17,15 @@ from napari_lrmil.core.geometry import Int64, Lattice
 from napari_lrmil.core.grid import NestedGrid
 from napari_lrmil.core.prediction import Prediction, Reading
 from napari_lrmil.core.regions import Region
+from napari_lrmil.core.runtime import REFERENCE, RuntimeChoice
+from napari_lrmil.core.schema import PREDICTION, AgreementFile, PredictionFile, TeacherResult, unreadable
 from napari_lrmil.core.scope import WHOLE, WORDS, Kind, Scope
+from napari_lrmil.core.tilereader import ReaderChoice
 
 if TYPE_CHECKING:
     from napari_lrmil.core.bundle import Bundle
     from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.tilereader import ReaderChoice
 
-PREDICTION = "prediction.json"
 SUM_TOLERANCE = 1e-3  # float32 sums of many small shares
 MPP_DIFFERS = 1e-4  # relative
 
@@ -74,50 +74,38 @@ def read_stored(folder: Path, slide: Slide, bundle: Bundle) -> Prediction:
     StoredError
         Where it is about another slide or by another model, has no teacher in it, or is broken.
     """
-    told = read_told(folder)
-    _require_same(folder, told, slide, bundle)
-    if "teacher" not in told or not (folder / "teacher_attention.h5").is_file():
+    file = PredictionFile.read(folder)
+    _require_same(folder, file, slide, bundle)
+    teacher = file.teacher
+    if teacher is None or not (folder / "teacher_attention.h5").is_file():
         raise StoredError(folder, "no teacher (HR) ran in these results; run `compare`, or `predict --teacher all`")
     lr, hr = (_read_patches(folder / name, slide, bundle) for name in ("attention.h5", "teacher_attention.h5"))
     lattice = bundle.card.plan.lattice(slide.bounds, slide.mpp)
     grid = _grid(folder, lattice, lr, hr)
-    try:
-        return _prediction(told, slide, bundle, grid, (lr, hr))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _broken(folder / PREDICTION, error) from error
+    card = bundle.card
+    readings = (
+        _reading(file, lr, lattice.lr_cell, card.lr_mpp, card.classes),
+        _reading(teacher, hr, lattice.cell, card.hr_mpp, card.classes),
+    )
+    return _prediction(file, slide, bundle, grid, *readings)
 
 
-def read_told(folder: Path) -> dict[str, Any]:
-    """Return the content of ``prediction.json``; raises `StoredError` where it cannot be read."""
-    path = folder / PREDICTION
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _broken(path, error) from error
-    if not isinstance(told, dict):
-        raise _broken(path, ValueError(f"it holds a {type(told).__name__}"))
-    return told
-
-
-def _broken(path: Path, error: BaseException) -> StoredError:
-    said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    reason = f"{said} is missing" if isinstance(error, KeyError) else said
-    return StoredError(path, f"cannot be read as stored results ({reason[:200]}); run the analysis again")
-
-
-def _require_same(folder: Path, told: Mapping[str, Any], slide: Slide, bundle: Bundle) -> None:
-    if told.get("slide_fingerprint") != slide.fingerprint:
+def _require_same(folder: Path, file: PredictionFile, slide: Slide, bundle: Bundle) -> None:
+    if file.slide_fingerprint != slide.fingerprint:
         raise StoredError(
             folder,
-            f"these results are of another slide ({told.get('slide', 'unnamed')}: its pixels differ from those of "
+            f"these results are of another slide ({file.slide}: its pixels differ from those of "
             f"{slide.name}); choose the results of this slide, or open that one",
         )
-    if told.get("bundle_sha256") != bundle.sha256:
+    if file.bundle_sha256 != bundle.sha256:
         raise StoredError(
             folder,
-            f"these results are of another model ({told.get('bundle', 'unnamed')}), and {bundle.name} is chosen; "
+            f"these results are of another model ({file.bundle}), and {bundle.name} is chosen; "
             "choose that model, or run this one",
         )
+    if file.classes != bundle.card.classes:
+        reason = f"the classes are {list(file.classes)}, expected {list(bundle.card.classes)}"
+        raise unreadable(folder / PREDICTION, reason)
 
 
 def _read_patches(path: Path, slide: Slide, bundle: Bundle) -> _Patches:
@@ -134,7 +122,7 @@ def _read_patches(path: Path, slide: Slide, bundle: Bundle) -> _Patches:
             )
         _check(found, len(bundle.card.classes))
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise _broken(path, error) from error
+        raise unreadable(path, str(error) or type(error).__name__) from error
     mpp = float(about.get("mpp0", slide.mpp.mean))
     if abs(mpp / slide.mpp.mean - 1) > MPP_DIFFERS:
         raise StoredError(
@@ -179,11 +167,8 @@ def _cells(path: Path, lattice: Lattice, coords: Int64, cell: tuple[int, int]) -
 
 
 def _prediction(
-    told: Mapping[str, Any], slide: Slide, bundle: Bundle, grid: NestedGrid, files: tuple[_Patches, _Patches]
+    file: PredictionFile, slide: Slide, bundle: Bundle, grid: NestedGrid, student: Reading, teacher: Reading
 ) -> Prediction:
-    card, (lr, hr) = bundle.card, files
-    if tuple(told["classes"]) != card.classes:
-        raise ValueError(f"the classes are {told['classes']}, expected {list(card.classes)}")
     compared = np.bincount(grid.parent, minlength=len(grid.lr_index)) > 0
     part = grid if compared.all() else grid.only(compared)
     return Prediction(
@@ -192,36 +177,44 @@ def _prediction(
         slide_fingerprint=slide.fingerprint,
         bundle=bundle.name,
         bundle_sha256=bundle.sha256,
-        classes=card.classes,
-        calibrated=bool(told["calibrated"]),
+        classes=file.classes,
+        calibrated=file.calibrated,
         grid=grid,
         level0_size=(slide.width, slide.height),
-        student=_reading(told, lr, grid.lattice.lr_cell, card.lr_mpp, card.classes),
-        device=str(told["device"]),
-        warnings=tuple(map(str, told["warnings"])),
-        scope=_scope(str(told.get("scope", "whole slide")), grid),
-        teacher=_reading(told["teacher"], hr, grid.lattice.cell, card.hr_mpp, card.classes),
+        student=student,
+        device=file.device,
+        warnings=file.warnings,
+        scope=_scope(file.scope or WHOLE.text, grid),
+        teacher=teacher,
         compared=compared,
-        agreement=measure_agreement(part, lr.attention[compared], hr.attention),
-        reader=ReaderChoice(str(told["reader"]), str(told["reader_reason"])) if told.get("reader") else None,
+        agreement=measure_agreement(part, student.attention[compared], teacher.attention),
+        reader=ReaderChoice(file.reader, file.reader_reason or "") if file.reader else None,
     )
 
 
 def _reading(
-    told: Mapping[str, Any], patches: _Patches, cell: tuple[int, int], mpp: float, classes: tuple[str, ...]
+    result: PredictionFile | TeacherResult, patches: _Patches, cell: tuple[int, int], mpp: float, classes: Sequence[str]
 ) -> Reading:
     return Reading(
         coords=patches.coords,
         patch_level0=cell,
         attention=patches.attention,
         evidence=patches.evidence,
-        logits={name: float(told["logits"][name]) for name in classes},
-        probabilities={name: float(told["probabilities"][name]) for name in classes},
+        logits={name: result.logits[name] for name in classes},
+        probabilities={name: result.probabilities[name] for name in classes},
         target_mpp=mpp,
-        pixels_decoded=int(told["pixels_decoded"]),
-        seconds={str(step): float(seconds) for step, seconds in told["seconds"].items()},
+        pixels_decoded=result.pixels_decoded,
+        seconds=result.seconds,
         cpu_seconds=0.0,  # not stored
+        runtime=_runtime(result),
     )
+
+
+def _runtime(result: PredictionFile | TeacherResult) -> RuntimeChoice:
+    """Return what ran the encoder; results without it are of a time when there was torch alone."""
+    if result.runtime is None or result.precision is None:
+        return REFERENCE
+    return RuntimeChoice(result.runtime, result.precision, result.runtime_reason or "")
 
 
 def _scope(text: str, grid: NestedGrid) -> Scope:
@@ -291,25 +284,15 @@ def stored_folders(folder: Path) -> list[Path]:
 def read_line(folder: Path) -> StoredSlide:
     """Return what a cohort's table says of one slide; what is wrong with its files is part of the line."""
     try:
-        told = read_told(folder)
-        name, path = str(told["slide"]), told.get("path")
-        student = _numbers(told["probabilities"])
-        line = StoredSlide(name, folder, Path(path) if path else None, student)
+        file = PredictionFile.read(folder)
     except StoredError as error:
         return StoredSlide(folder.name, folder, problem=str(error))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        return StoredSlide(folder.name, folder, problem=str(_broken(folder / PREDICTION, error)))
-    if "teacher" not in told:
-        return StoredSlide(name, folder, line.path, student, problem="no teacher (HR) ran")
+    line = StoredSlide(file.slide, folder, Path(file.path) if file.path else None, file.probabilities)
+    if file.teacher is None:
+        return replace(line, problem="no teacher (HR) ran")
     try:
-        agreement = json.loads((folder / "agreement.json").read_text(encoding="utf-8"))
-        rho, js = agreement["spearman"], float(agreement["js_divergence"])
-        teacher = _numbers(told["teacher"]["probabilities"])
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        problem = str(_broken(folder / "agreement.json", error))
-        return StoredSlide(name, folder, line.path, student, problem=problem)
-    return StoredSlide(name, folder, line.path, student, teacher, None if rho is None else float(rho), js)
-
-
-def _numbers(told: Mapping[str, Any]) -> dict[str, float]:
-    return {str(name): float(value) for name, value in told.items()}
+        agreement = AgreementFile.read(folder)
+    except StoredError as error:
+        return replace(line, problem=str(error))
+    rho, js = agreement.spearman, agreement.js_divergence
+    return replace(line, teacher=file.teacher.probabilities, spearman=rho, js_divergence=js)

@@ -4,47 +4,58 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from napari_lrmil.core.errors import StoredError
 from napari_lrmil.core.files import write_text
+from napari_lrmil.core.schema import PREDICTION, PredictionFile
+from napari_lrmil.core.scope import WHOLE
 
 FAILURES = "failures.csv"
 FAILURE_COLUMNS = ("slide", "step", "reason")
 
 
-def write_predictions(folder: Path) -> None:
-    """Write ``predictions.csv`` from all results in the folder, this call's and earlier ones'."""
-    stored = [one for path in sorted(folder.glob("*/prediction.json")) if (one := _stored(path)) is not None]
-    classes = list(dict.fromkeys(c for one in stored for c in one["classes"]))
+def write_predictions(folder: Path) -> tuple[StoredError, ...]:
+    """Write ``predictions.csv`` from all results in the folder, this call's and earlier ones'.
+
+    Returns
+    -------
+    tuple of StoredError
+        Why results were left out of the table: broken, or written by a newer version.
+    """
+    stored, left_out = _stored(folder)
+    classes = list(dict.fromkeys(c for file in stored for c in file.classes))
     header = ("slide", "predicted", *(f"probability_{c}" for c in classes), "n_patches", "n_hr_patches", "seconds")
     header += ("scope", "calibrated")  # a region's score must not be taken for a slide's probability
     rows = [
         (
-            one["slide"],
-            one["predicted"],
-            *(f"{one['probabilities'][c]:.6f}" if c in one["probabilities"] else "" for c in classes),
-            one["n_patches"],
-            one["n_hr_patches"],
-            f"{one['seconds']['total']:.3f}",
-            one.get("scope", "whole slide"),
-            one["calibrated"],
+            file.slide,
+            file.predicted,
+            *(f"{file.probabilities[c]:.6f}" if c in file.probabilities else "" for c in classes),
+            file.n_patches,
+            file.n_hr_patches,
+            f"{file.seconds['total']:.3f}",
+            file.scope or WHOLE.text,
+            file.calibrated,
         )
-        for one in stored
+        for file in stored
     ]
     if rows:
         _write(folder / "predictions.csv", [header, *rows])
+    return tuple(left_out)
 
 
-def _stored(path: Path) -> dict[str, Any] | None:
-    """Return the content of a ``prediction.json``; None where a dying disk left something that is none."""
-    try:
-        one = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return None
-    return one if isinstance(one, dict) and "probabilities" in one else None
+def _stored(folder: Path) -> tuple[list[PredictionFile], list[StoredError]]:
+    """Return the results in the folder, by slide, and the errors of those that cannot be read."""
+    files, errors = [], []
+    for path in sorted(folder.glob(f"*/{PREDICTION}")):
+        try:
+            files.append(PredictionFile.read(path.parent))
+        except StoredError as error:
+            errors.append(error)
+    return files, errors
 
 
 def write_failures(folder: Path, step: str, failures: Mapping[str, str], called: set[str]) -> None:

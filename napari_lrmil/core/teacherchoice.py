@@ -1,33 +1,65 @@
-"""How much of a slide the HR teacher reads beside its student: nothing, all, or where the student looked most."""
+"""LR patches that the HR teacher reads: none, all, or those with most student attention."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from napari_lrmil.core.errors import ConfigError
 
-NONE, ALL = "none", "all"
-TOP = re.compile(r"top-([1-9][0-9]*)")
+_NONE, _ALL, _TOP = "none", "all", re.compile(r"top-([1-9][0-9]*)")
 
 
-def require_choice(choice: str) -> None:
-    """Raise `ConfigError` where `choice` is none of ``none``, ``all`` and ``top-K``."""
-    if choice not in (NONE, ALL) and TOP.fullmatch(choice) is None:
-        raise ConfigError(
-            f"unknown choice --teacher {choice}; expected none, all, or top-K with a number, as in top-20"
-        )
+@dataclass(frozen=True)
+class TeacherPatches:
+    """LR patches that the teacher reads; as text ``none``, ``all`` or ``top-K``.
 
-
-def compared_rows(choice: str, student_attention: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Return (N,) which LR patches the teacher looks into, from a student's (N,) attention; ties in their order.
-
-    K beyond the patches that there are takes all of them.
+    Attributes
+    ----------
+    k
+        Number of patches, those with most student attention; 0 for none, None for all.
     """
-    rows = np.ones(len(student_attention), dtype=np.bool_)
-    top = TOP.fullmatch(choice)
-    if top is not None:
-        rows[np.argsort(-student_attention.astype(np.float64), kind="stable")[int(top[1]) :]] = False
+
+    NONE: ClassVar[TeacherPatches]
+    ALL: ClassVar[TeacherPatches]
+
+    k: int | None
+
+    def __post_init__(self) -> None:
+        if self.k is not None and self.k < 0:
+            raise ValueError(f"a teacher that reads {self.k} patches; expected 0 or more")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the value of ``none``, ``all`` or ``top-K``; raises `ConfigError` for any other text."""
+        if text == _NONE:
+            return cls(0)
+        if text == _ALL:
+            return cls(None)
+        if (top := _TOP.fullmatch(text)) is not None:
+            return cls(int(top[1]))
+        raise ConfigError(f"unknown choice --teacher {text}; expected none, all, or top-K with a number, as in top-20")
+
+    def __str__(self) -> str:
+        if self.k is None:
+            return _ALL
+        return f"top-{self.k}" if self.k else _NONE
+
+    def count(self, n_patches: int) -> int:
+        """Return how many of a slide's `n_patches` LR patches the teacher reads."""
+        return n_patches if self.k is None else min(self.k, n_patches)
+
+
+TeacherPatches.NONE, TeacherPatches.ALL = TeacherPatches(0), TeacherPatches(None)
+
+
+def compared_rows(choice: TeacherPatches, student_attention: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return (N,) which LR patches the teacher reads, from a student's (N,) attention; ties in their order."""
+    rows = np.zeros(len(student_attention), dtype=np.bool_)
+    order = np.argsort(-student_attention.astype(np.float64), kind="stable")
+    rows[order[: choice.count(len(rows))]] = True
     return rows

@@ -15,7 +15,7 @@ from qtpy.QtCore import Qt, QTimer, Signal
 from qtpy.QtGui import QKeySequence, QShowEvent
 from qtpy.QtWidgets import QFileDialog, QLabel, QShortcut
 
-from napari_lrmil.core.teacherchoice import ALL, NONE
+from napari_lrmil.core.teacherchoice import TeacherPatches
 from napari_lrmil.plugin.docks import LeavingWidget
 from napari_lrmil.plugin.files import Files, attempt
 from napari_lrmil.plugin.layers import ours, tag_of
@@ -175,7 +175,9 @@ class AnalyseWidget(LeavingWidget):
         self.folder.changed.connect(self._folder_asked)
         self.image.changed.connect(self.screen.adopt_image)
         self.device.changed.connect(session.choose_device)
-        self.beside.changed.connect(lambda on: session.choose_teacher(ALL if on else NONE))
+        self.beside.changed.connect(
+            lambda on: session.choose_teacher(TeacherPatches.ALL if on else TeacherPatches.NONE)
+        )
         self.run_button.changed.connect(self._run_or_cancel)
         self.follower = Follower(self._viewer, session, self)
         self._store = self._timer(SAVE_SETTINGS_MS, self._save_settings)
@@ -318,8 +320,8 @@ class AnalyseWidget(LeavingWidget):
         elif not self.session.run_blocked_by:
             self.run()
 
-    def run(self, teacher: str | None = None) -> None:
-        """Begin the analysis of what is chosen, with so much of the teacher beside it; None takes what is chosen."""
+    def run(self, teacher: TeacherPatches | None = None) -> None:
+        """Begin the analysis of what is chosen, with these patches read by the teacher; None takes what is chosen."""
         self.follower.answers.stop()
         self._run = Run(self.session.start(teacher), self.session.handle, self.session.end, self)
         self._run.start()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from napari_lrmil.core.events import Event, Finished, Partial, Progress
 from napari_lrmil.core.formatting import format_agreement, format_probability
-from napari_lrmil.core.teacherchoice import ALL
+from napari_lrmil.core.teacherchoice import TeacherPatches
 
 if TYPE_CHECKING:
     from napari_lrmil.core.bundle import Bundle
@@ -53,12 +53,12 @@ class TeacherWish:
     top: int = 20
     seconds: int = 30
 
-    def choice(self, asked: Asked | None) -> str | None:
+    def choice(self, asked: Asked | None) -> TeacherPatches | None:
         """Return the wish as `predict` takes it; None where it is not known what it comes to."""
         if self.how != "time":
-            return ALL if self.how == "all" else f"top-{self.top}"
+            return TeacherPatches.ALL if self.how == "all" else TeacherPatches(self.top)
         k = asked.top_within(self.seconds) if asked is not None else None
-        return None if k is None else f"top-{k}"
+        return None if k is None else TeacherPatches(k)
 
     def text(self, asked: Asked | None) -> str:
         """Return what this would read and take, or why that is not known."""
@@ -66,8 +66,8 @@ class TeacherWish:
         if asked is None or choice is None:
             return NOT_FOUND if asked is None else NO_PACE
         cost, patches = asked.cost(choice), len(asked.children)
-        k = patches if choice == ALL else min(patches, int(choice.removeprefix("top-")))
-        about = "" if asked.attention is not None or choice == ALL or k == patches else "about "
+        k = choice.count(patches)
+        about = "" if asked.attention is not None or k == patches else "about "
         return f"{about}{cost.hr_patches:,} HR patches in {k:,} of {patches:,} · {cost.time_text}"
 
 

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from napari_lrmil.core.errors import LrmilError, SlideError
+from napari_lrmil.core.teacherchoice import TeacherPatches
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -168,7 +169,7 @@ def _make_room(viewer: Viewer) -> None:
 def _begin(dock: AnalyseWidget) -> None:
     if dock.session.run_blocked_by:
         raise LrmilError(dock.session.run_blocked_by)
-    dock.session.choose_teacher("all")
+    dock.session.choose_teacher(TeacherPatches.ALL)
     dock.run()
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.formatting import format_duration
 from napari_lrmil.core.remembered import PaceKey, Remembered
-from napari_lrmil.core.teacherchoice import NONE, compared_rows
+from napari_lrmil.core.teacherchoice import TeacherPatches
 
 if TYPE_CHECKING:
     from napari_lrmil.core.bag import Features
@@ -88,8 +88,8 @@ class Asked:
     attention: Features | None
     pace: Callable[[str, int], float | None]
 
-    def cost(self, teacher: str) -> Estimate:
-        """Return what a run would read and take with so much of the teacher: ``none``, ``all`` or ``top-K``."""
+    def cost(self, teacher: TeacherPatches) -> Estimate:
+        """Return what a run would read and take if the teacher reads these patches."""
         patches, hr = len(self.children), self._hr_patches(teacher)
         told = [0.0 if self.attention is not None else self.pace("student", patches)]
         told += [self.pace("teacher", hr)] if hr else []
@@ -105,11 +105,10 @@ class Asked:
         costs = each * np.cumsum(self._in_order())
         return max(1, int((costs <= seconds - student).sum()))
 
-    def _hr_patches(self, teacher: str) -> int:
-        if teacher == NONE:
+    def _hr_patches(self, teacher: TeacherPatches) -> int:
+        if teacher == TeacherPatches.NONE:
             return 0
-        rows = compared_rows(teacher, np.zeros(len(self.children), np.float32))
-        return round(float(self._in_order()[: int(rows.sum())].sum()))
+        return round(float(self._in_order()[: teacher.count(len(self.children))].sum()))
 
     def _in_order(self) -> NDArray[np.float64]:
         """Return (N,) HR patches of each LR patch, the student's first choice first; their mean where unknown."""

@@ -24,7 +24,7 @@ from napari_lrmil.core.regions import Region, box_region
 from napari_lrmil.core.remembered import Remembered
 from napari_lrmil.core.scope import Kind, Scope
 from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.teacherchoice import NONE, require_choice
+from napari_lrmil.core.teacherchoice import TeacherPatches
 from napari_lrmil.plugin.barriers import part_empty, part_missing, teacher_barred, too_coarse
 from napari_lrmil.plugin.pace import Asked, Estimate, Pace, Paces, asked_of, seen_before
 from napari_lrmil.plugin.shelf import OpenSlide, Shelf, SlideChoice
@@ -103,7 +103,7 @@ class Session:
         self.bundle: Bundle | None = None
         self.bundle_named = ""  # as the user gave it: a folder, or the name of a shipped one
         self.device = "auto"
-        self.teacher = NONE  # how much the teacher reads beside the student: none, all or top-K
+        self.teacher = TeacherPatches.NONE  # LR patches that the teacher reads beside the student
         self.follow = False
         self.kind: Kind = "slide"
         self.view: BoxLevel0 | None = None
@@ -163,10 +163,9 @@ class Session:
         self.device = name
         self.changed.emit()
 
-    def choose_teacher(self, choice: str) -> None:
-        """Take how much of the slide the teacher reads beside the student: ``none``, ``all`` or ``top-K``."""
-        require_choice(choice)
-        self.teacher = choice
+    def choose_teacher(self, patches: TeacherPatches) -> None:
+        """Take the LR patches that the teacher reads beside the student."""
+        self.teacher = patches
         self.changed.emit()
 
     def choose_kind(self, kind: Kind) -> None:
@@ -249,13 +248,13 @@ class Session:
     @property
     def runs_teacher(self) -> bool:
         """Whether a run would include the teacher."""
-        return self.teacher != NONE and not self.teacher_blocked_by
+        return self.teacher != TeacherPatches.NONE and not self.teacher_blocked_by
 
     @property
     def estimate(self) -> Estimate | None:
         """What a run would cost; None before the tissue was found."""
         asked = self.asked
-        return asked.cost(self.teacher if self.runs_teacher else NONE) if asked else None
+        return asked.cost(self.teacher if self.runs_teacher else TeacherPatches.NONE) if asked else None
 
     @property
     def asked(self) -> Asked | None:
@@ -286,25 +285,27 @@ class Session:
         self._sought = sought
         return GroundWork(self.slide, self.bundle, self.shelf).events
 
-    def start(self, teacher: str | None = None) -> Work:
+    def start(self, teacher: TeacherPatches | None = None) -> Work:
         """Return the work to be done, to be called in whatever thread; the choices are fixed now.
 
         Parameters
         ----------
         teacher
-            How much the teacher reads in this run; None takes what was chosen.
+            LR patches that the teacher reads in this run; None takes what was chosen.
         """
         if self.busy or self.run_blocked_by or self.slide is None or self.bundle is None:
             raise RuntimeError(f"nothing can be started now: {self.run_blocked_by or self.state.value}")
         wanted, barred = teacher or self.teacher, self.teacher_blocked_by
-        self._asked = self._question(self.scope, NONE if barred else wanted, self._out)
+        self._asked = self._question(self.scope, TeacherPatches.NONE if barred else wanted, self._out)
         self.state, self.pace, self.cautions, self.message, self.prediction = State.RUNNING, None, (), "", None
-        if wanted != NONE and barred:
+        if wanted != TeacherPatches.NONE and barred:
             self._caution(f"{barred} Only the student runs.")
         self.changed.emit()
         return self._asked.events
 
-    def _question(self, scope: Scope, teacher: str = NONE, out: Path | None = None) -> Question:
+    def _question(
+        self, scope: Scope, teacher: TeacherPatches = TeacherPatches.NONE, out: Path | None = None
+    ) -> Question:
         if self.slide is None or self.bundle is None:
             raise RuntimeError("a question needs a slide and a model")
         return Question(self.slide, self.bundle, self.device, self.shelf, self.cache, scope, teacher, out)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Caution, Event, Finished, Partial, Progress
 from napari_lrmil.core.scope import WHOLE, Scope
-from napari_lrmil.core.teacherchoice import NONE
+from napari_lrmil.core.teacherchoice import TeacherPatches
 from napari_lrmil.plugin.shelf import Shelf, SlideChoice
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Question:
     scope
         Which part of the slide.
     teacher
-        How much the teacher reads beside the student: ``none``, ``all`` or ``top-K``.
+        LR patches that the teacher reads beside the student.
     out
         Folder in which the result is written; None writes nothing.
     """
@@ -64,7 +64,7 @@ class Question:
     shelf: Shelf
     cache: EmbeddingCache
     scope: Scope = WHOLE
-    teacher: str = NONE
+    teacher: TeacherPatches = TeacherPatches.NONE
     out: Path | None = None
 
     def events(self) -> Iterator[Event]:

@@ -11,7 +11,7 @@ from lrmil_training.delong import delong, normal_interval, two_sided_p
 from lrmil_training.metrics import LEVEL, OVER_SLIDES, Scored
 from lrmil_training.patients import clusters
 
-MARGIN = 0.03  # of AUROC, that a student may lie below its teacher and still be called not worse (Method 3)
+MARGIN = 0.03  # of AUROC, that a student may lie below its teacher and still be called not worse (docs/method.md 3)
 
 
 def delong_paired(a: Scored, b: Scored) -> dict[str, Any]:

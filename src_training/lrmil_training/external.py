@@ -22,6 +22,7 @@ from napari_lrmil.core.files import write_json
 from napari_lrmil.core.predict import predict
 from napari_lrmil.core.prediction import Prediction, Reading
 from napari_lrmil.core.tables import write_failures
+from napari_lrmil.core.teacherchoice import TeacherPatches
 
 ALL = "all"  # every slide of the table, whatever its split
 BOOTSTRAP = 2000
@@ -115,7 +116,7 @@ def _slide(row: CohortSlide, question: Question) -> Generator[Event, None, dict[
     """Return what the networks say of a slide."""
     found: Prediction | None = None
     with row.open() as slide:
-        asked = "all" if question.teacher else "none"
+        asked = TeacherPatches.ALL if question.teacher else TeacherPatches.NONE
         for event in predict(slide, question.bundle, device=question.device, teacher=asked, runtime=question.runtime):
             match event:
                 case Finished(result):

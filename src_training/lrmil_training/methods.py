@@ -39,7 +39,7 @@ from napari_lrmil.core.events import Caution, Event, Metric
 from napari_lrmil.core.mil import GatedAttentionMil
 
 STUDENT = "student"
-FINETUNING_EPOCHS = 15  # of the fine-tuned baseline where stage 3 is off: 450 updates on 60 slides (Method 5)
+FINETUNING_EPOCHS = 15  # of the fine-tuned baseline where stage 3 is off: 450 updates on 60 slides (docs/method.md 5)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from napari_lrmil.core.mil import GatedAttentionMil
 from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
 from napari_lrmil.core.predict import predict
 from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.teacherchoice import TeacherPatches
 from napari_lrmil.core.tissue import TissueConfig
 from support.fake_slides import lively, one_sentence
 from support.networks import CLASSES, Borrowed, untrained_bundle, untrained_encoder
@@ -122,7 +123,7 @@ def test_terms_of_a_teacher_that_is_only_named_are_told_before_it_is_looked_for(
     with Slide(write_slide(tmp_path, PhantomSlide("phantom", LESION, 5, (1024, 768)))) as slide:
         alone = list(predict(slide, bundle, device=torch.device("cpu")))
         assert not asked and not [e for e in alone if isinstance(e, Caution) and "licence" in e.message]
-        stream = predict(slide, bundle, device=torch.device("cpu"), teacher="all")
+        stream = predict(slide, bundle, device=torch.device("cpu"), teacher=TeacherPatches.ALL)
         assert next(e for e in stream if isinstance(e, Caution)).message == "lazyslide:x: gated, its licence"
         assert not asked
         assert isinstance(list(stream)[-1], Finished) and asked == ["lazyslide:x"]

@@ -136,7 +136,7 @@ def test_a_dead_worker_costs_its_own_slide_a_second_try_and_no_other(tmp_path: P
     retried = [event.subject for event in events if isinstance(event, Caution) and "tried once more" in event.message]
     assert sorted(retried) == ["dies always", "dies once"]
     assert (tmp_path / "threads").read_text() == "1"
-    summary = tally.as_json(two())
+    summary = tally.summary(two()).as_json()
     assert summary["failed"] == 1 and summary["slides"] == 7
     assert all(0 < worker["peak_memory_mb"] < ROOMY for worker in summary["workers"].values())
 

@@ -11,6 +11,7 @@ import typer
 
 from napari_lrmil.cli import app
 from napari_lrmil.core.commandline import predict_command
+from napari_lrmil.core.teacherchoice import TeacherPatches
 
 
 def parsed(command: str) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def parsed(command: str) -> dict[str, Any]:
 def test_every_word_arrives_where_it_belongs() -> None:
     command = predict_command(
         Path("/scans/it's a slide; rm.svs"), bundle="/models/my bundle", out=Path("out dir"), device="cuda:1",
-        mpp=0.2649123456789, teacher="all", report=True, reader="openslide",
+        mpp=0.2649123456789, teacher=TeacherPatches.ALL, report=True, reader="openslide",
     )  # fmt: skip
     expected = {
         "slides": [Path("/scans/it's a slide; rm.svs")], "bundle": "/models/my bundle", "folder": Path("out dir"),

@@ -14,15 +14,16 @@ from PIL import Image
 
 from napari_lrmil.core.compare import measure_agreement
 from napari_lrmil.core.comparepicture import draw_comparison
-from napari_lrmil.core.comparison import against_lesions, comparison_json, lesions_beside, shared
+from napari_lrmil.core.comparison import against_lesions, lesions_beside, shared
 from napari_lrmil.core.errors import ConfigError, LrmilError
 from napari_lrmil.core.events import Finished
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.predict import predict
 from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.regions import box_region
+from napari_lrmil.core.results import agreement_file, prediction_file
 from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.teacherchoice import compared_rows, require_choice
+from napari_lrmil.core.teacherchoice import TeacherPatches, compared_rows
 from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, one_sentence, resolution, speckled
 
 
@@ -36,7 +37,7 @@ def slide(tmp_path: Path) -> Iterator[Slide]:
 
 
 def ask(slide: Slide, teacher: str, **card: object) -> Prediction:
-    *_, last = predict(slide, DarknessBundle(**card), device=torch.device("cpu"), teacher=teacher)  # type: ignore[arg-type]
+    *_, last = predict(slide, DarknessBundle(**card), device=torch.device("cpu"), teacher=TeacherPatches.parse(teacher))  # type: ignore[arg-type]
     assert isinstance(last, Finished)
     return last.result  # type: ignore[no-any-return]  # Finished carries anything
 
@@ -55,15 +56,25 @@ def with_attention(found: Prediction, student: list[float], teacher: list[float]
 
 @pytest.mark.parametrize(("choice", "wanted"), [("all", [0, 1, 2, 3]), ("top-2", [1, 3]), ("top-9", [0, 1, 2, 3])])
 def test_the_teacher_looks_where_the_student_looked_most(choice: str, wanted: list[int]) -> None:
-    rows = compared_rows(choice, np.array([0.1, 0.4, 0.1, 0.4], np.float32))
+    rows = compared_rows(TeacherPatches.parse(choice), np.array([0.1, 0.4, 0.1, 0.4], np.float32))
     assert np.flatnonzero(rows).tolist() == wanted
-    assert np.flatnonzero(compared_rows("top-1", np.full(4, 0.25, np.float32))).tolist() == [0], "ties in their order"
+    tied = compared_rows(TeacherPatches(1), np.full(4, 0.25, np.float32))
+    assert np.flatnonzero(tied).tolist() == [0], "ties in their order"
 
 
-@pytest.mark.parametrize("choice", ["top-0", "top-", "top", "most", "top-1.5", "TOP-3"])
+def test_what_the_teacher_reads_keeps_its_text_and_is_checked() -> None:
+    for text, count in (("none", 0), ("all", 7), ("top-3", 3), ("top-9", 7)):
+        assert str(TeacherPatches.parse(text)) == text and TeacherPatches.parse(text).count(7) == count
+    assert (TeacherPatches.parse("none"), TeacherPatches.parse("all")) == (TeacherPatches.NONE, TeacherPatches.ALL)
+    assert not compared_rows(TeacherPatches.NONE, np.full(4, 0.25, np.float32)).any()
+    with pytest.raises(ValueError, match="-1 patches"):
+        TeacherPatches(-1)
+
+
+@pytest.mark.parametrize("choice", ["", "ALL", "top-0", "top-", "top", "most", "top-1.5", "TOP-3"])
 def test_another_choice_is_refused_in_one_sentence(choice: str) -> None:
     with pytest.raises(ConfigError, match="top-20") as refused:
-        require_choice(choice)
+        TeacherPatches.parse(choice)
     assert one_sentence(refused.value)
 
 
@@ -79,7 +90,7 @@ def test_the_top_patches_are_read_finely_and_nothing_else(slide: Slide) -> None:
     assert read < slide.pixels_decoded - before - read, "less than the whole slide"
     assert len(found.student.attention) == len(whole.student.attention), "the student looks everywhere"
     assert found.agreement == measure_agreement(part, found.student.attention[found.compared], found.teacher.attention)
-    told = found.as_json()["teacher"]
+    told = prediction_file(found).as_json()["teacher"]
     assert told["n_lr_patches"] == 2 and told["n_patches"] == len(part.hr_index)
     assert found.agreement is not None and found.agreement.n_patches == 2 and whole.agreement is not None
     assert whole.agreement.n_patches == len(whole.grid.lr_index) == len(found.grid.lr_index)
@@ -88,7 +99,8 @@ def test_the_top_patches_are_read_finely_and_nothing_else(slide: Slide) -> None:
 def test_calibration_holds_for_a_teacher_that_saw_the_whole_slide(slide: Slide) -> None:
     card = {"temperature": 2.0, "teacher_temperature": 2.0}
     whole, part = ask(slide, "all", **card), ask(slide, "top-3", **card)
-    assert whole.as_json()["teacher"]["calibrated"] and not part.as_json()["teacher"]["calibrated"]
+    of_whole, of_part = prediction_file(whole).teacher, prediction_file(part).teacher
+    assert of_whole is not None and of_whole.calibrated and of_part is not None and not of_part.calibrated
     assert part.teacher is not None
     logits = np.array(list(part.teacher.logits.values()))
     plain = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
@@ -125,10 +137,10 @@ def test_lesions_by_hand(slide: Slide) -> None:
 def test_both_networks_find_the_dark_spot_and_the_picture_shows_it(slide: Slide, tmp_path: Path) -> None:
     found = ask(slide, "all")
     lesion = box_region(BoxLevel0(300, 300, 200, 200), "spot")
-    told = comparison_json(found, [lesion])
+    told = agreement_file(found, [lesion]).as_json()
     assert told["pointing_student"] and told["pointing_teacher"] and told["lesion_auroc_teacher"] == 1.0
     assert told["n_patches"] == len(found.grid.lr_index) and told["pixels_teacher"] > told["pixels_student"]
-    assert "lesion_auroc_student" not in comparison_json(found)
+    assert "lesion_auroc_student" not in agreement_file(found).as_json()
     for prediction in (found, ask(slide, "top-2")):
         draw_comparison(tmp_path / "compare.png", slide, prediction, [lesion])
         with Image.open(tmp_path / "compare.png") as picture:
@@ -138,7 +150,7 @@ def test_both_networks_find_the_dark_spot_and_the_picture_shows_it(slide: Slide,
 def test_without_a_teacher_there_is_nothing_to_compare(slide: Slide) -> None:
     found = ask(slide, "none")
     with pytest.raises(LrmilError, match="nothing to compare") as refused:
-        comparison_json(found)
+        agreement_file(found).as_json()
     assert one_sentence(refused.value)
     with pytest.raises(ValueError, match="did not run"):
         _ = found.teacher_on_lr

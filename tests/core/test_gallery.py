@@ -16,6 +16,7 @@ from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.predict import predict
 from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.teacherchoice import TeacherPatches
 from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 
 
@@ -29,7 +30,7 @@ def uneven(folder: Path, mpp: tuple[float, float] = (0.5, 0.4)) -> Slide:
 
 
 def predicted(slide: Slide, teacher: str = "none") -> Prediction:
-    *_, last = predict(slide, DarknessBundle(), device=torch.device("cpu"), teacher=teacher)  # type: ignore[arg-type]
+    *_, last = predict(slide, DarknessBundle(), device=torch.device("cpu"), teacher=TeacherPatches.parse(teacher))  # type: ignore[arg-type]
     assert isinstance(last, Finished)
     return last.result  # type: ignore[no-any-return]  # Finished carries anything
 

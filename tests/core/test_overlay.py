@@ -17,6 +17,7 @@ from napari_lrmil.core.prediction import Prediction, Reading
 from napari_lrmil.core.regions import box_region
 from napari_lrmil.core.scope import Scope
 from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.teacherchoice import TeacherPatches
 from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 
 
@@ -30,7 +31,7 @@ def reading(coords: list[list[int]], attention: list[float], size: tuple[int, in
 
 
 def prediction_of(slide: Slide, teacher: str = "none") -> Prediction:
-    *_, last = predict(slide, DarknessBundle(), device=torch.device("cpu"), teacher=teacher)  # type: ignore[arg-type]
+    *_, last = predict(slide, DarknessBundle(), device=torch.device("cpu"), teacher=TeacherPatches.parse(teacher))  # type: ignore[arg-type]
     assert isinstance(last, Finished)
     return last.result  # type: ignore[no-any-return]  # Finished carries anything
 

@@ -12,18 +12,22 @@ import numpy as np
 import pytest
 import torch
 
+from napari_lrmil.core.errors import StoredError
 from napari_lrmil.core.events import Finished
 from napari_lrmil.core.predict import predict
 from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.results import write_prediction, write_steps
+from napari_lrmil.core.schema import PredictionFile
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.core.slidereport import ReportRequest
+from napari_lrmil.core.teacherchoice import TeacherPatches
 from support.fake_slides import (
     TISSUE,
     DarknessBundle,
     FakeSlide,
     fake_slide,
     glass,
+    one_sentence,
     resolution,
     speckled,
     write_tiff,
@@ -31,12 +35,14 @@ from support.fake_slides import (
 
 # Users' scripts rely on them
 KEYS = {
+    "schema_version",
     "slide", "path", "slide_fingerprint", "bundle", "bundle_sha256", "classes", "probabilities", "calibrated", "logits",
     "predicted", "mpp", "lr_mpp", "patch_um", "n_patches", "n_hr_patches", "pixels_decoded", "device",
     "reader", "reader_reason", "runtime", "precision", "runtime_reason", "scope", "seconds", "warnings",
     "version",
 }  # fmt: skip
 AGREEMENT = {
+    "schema_version",
     "spearman", "jaccard_top10", "js_divergence", "n_patches", "probability_student", "probability_teacher",
     "seconds_student", "seconds_teacher", "pixels_student", "pixels_teacher",
 }  # fmt: skip
@@ -45,7 +51,7 @@ ALONE = ["attention.geojson", "attention.h5", "attention.ome.tif", "overlay.png"
 
 
 def predicted(slide: Slide, teacher: str = "none", **card: Any) -> Prediction:
-    *_, last = predict(slide, DarknessBundle(**card), device=torch.device("cpu"), teacher=teacher)  # type: ignore[arg-type]
+    *_, last = predict(slide, DarknessBundle(**card), device=torch.device("cpu"), teacher=TeacherPatches.parse(teacher))  # type: ignore[arg-type]
     assert isinstance(last, Finished)
     return last.result  # type: ignore[no-any-return]  # Finished carries anything
 
@@ -218,7 +224,14 @@ def test_two_footprints_of_one_slide_do_not_disagree(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "step", ["write_attention", "write_attention_ome", "write_attention_geojson", "draw_overlay", "write_json"]
+    "step",
+    [
+        "results.write_attention",
+        "results.write_attention_ome",
+        "results.write_attention_geojson",
+        "results.draw_overlay",
+        "schema.write_json",
+    ],
 )
 def test_a_failure_midway_leaves_what_was_there_and_no_temporary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
@@ -229,7 +242,7 @@ def test_a_failure_midway_leaves_what_was_there_and_no_temporary(
     with uneven(tmp_path) as slide:
         folder = write_prediction(tmp_path / "out", slide, predicted(slide, teacher="all"))
         before = {file.name: file.read_bytes() for file in folder.iterdir()}
-        monkeypatch.setattr(f"napari_lrmil.core.results.{step}", fail)
+        monkeypatch.setattr(f"napari_lrmil.core.{step}", fail)
         with pytest.raises(OSError, match="disk full"):
             write_prediction(tmp_path / "out", slide, predicted(slide))
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
@@ -292,3 +305,18 @@ def test_a_report_is_written_where_asked_and_goes_with_the_next_run(tmp_path: Pa
         assert "napari-lrmil predict x" in page and page.count("data:image/png") == 4
         write_prediction(tmp_path / "out", slide, found)
     assert not (folder / "report.html").exists(), "it would tell of another run"
+
+
+@pytest.mark.parametrize("file", ["prediction.json", "agreement.json"])
+def test_results_of_a_newer_version_are_not_replaced_unless_that_is_asked_for(tmp_path: Path, file: str) -> None:
+    newer = '{"schema_version": 2}'
+    with uneven(tmp_path) as slide:
+        found = predicted(slide)
+        folder = write_prediction(tmp_path / "out", slide, found)
+        (folder / file).write_text(newer)
+        with pytest.raises(StoredError, match=rf"{file}.*schema version 2.*up to 1") as refused:
+            write_prediction(tmp_path / "out", slide, found)
+        assert one_sentence(refused.value) and (folder / file).read_text() == newer
+        for _ in write_steps(tmp_path / "out", slide, found, replace_newer=True):
+            pass
+    assert PredictionFile.read(folder).slide == "s 1" and not (folder / "agreement.json").exists()

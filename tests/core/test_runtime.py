@@ -29,7 +29,9 @@ from napari_lrmil.core.pooling import pool
 from napari_lrmil.core.predict import predict
 from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.readahead import at_once
+from napari_lrmil.core.results import prediction_file
 from napari_lrmil.core.runtime import ENOUGH, RuntimeChoice, Subject, prepare_runtime, require_runtime, spread
+from napari_lrmil.core.teacherchoice import TeacherPatches
 from support.fake_slides import FakeSlide, fake_slide, lively, lively_bundle, one_sentence, resolution, speckled
 from support.networks import untrained_encoder
 
@@ -363,9 +365,9 @@ def test_a_prediction_says_what_ran_and_is_that_of_torch(tmp_path: Path, monkeyp
     monkeypatch.setattr(converted, "precisions", lambda: ("float32",))
     bundle, kept = lively_bundle(tmp_path / "b"), EmbeddingCache()
     with fake_slide(tmp_path, FakeSlide(speckled(1300, 1300), properties=resolution(0.5))) as slide:
-        plain = predicted(predict(slide, bundle, device=CPU, teacher="all", cache=kept))
-        fast = predicted(predict(slide, bundle, device=CPU, teacher="all", cache=kept, runtime="openvino"))
-    told, reference = fast.as_json(), plain.as_json()
+        plain = predicted(predict(slide, bundle, device=CPU, teacher=TeacherPatches.ALL, cache=kept))
+        fast = predicted(predict(slide, bundle, device=CPU, teacher=TeacherPatches.ALL, cache=kept, runtime="openvino"))
+    told, reference = prediction_file(fast).as_json(), prediction_file(plain).as_json()
     assert told["pixels_decoded"] == reference["pixels_decoded"], "what was read to compare is no pixel of the method"
     assert (reference["runtime"], reference["precision"]) == ("torch", "float32")
     assert told["runtime"] == told["teacher"]["runtime"] == "openvino", told["runtime_reason"]

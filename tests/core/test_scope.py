@@ -18,6 +18,7 @@ from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.regions import box_region
 from napari_lrmil.core.scope import WHOLE, Scope
 from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.teacherchoice import TeacherPatches
 from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, one_sentence, resolution, speckled
 
 CPU = torch.device("cpu")
@@ -65,7 +66,7 @@ def test_leaving_out_and_keeping_are_each_others_opposite(slide: Slide) -> None:
 
 
 def test_hr_patches_follow_their_parents(slide: Slide) -> None:
-    part = ask(slide, scope=Scope("region", (LEFT,)), teacher="all")
+    part = ask(slide, scope=Scope("region", (LEFT,)), teacher=TeacherPatches.ALL)
     grid = part.grid
     np.testing.assert_array_equal(grid.hr_index // grid.lattice.n, grid.lr_index[grid.parent])
     assert part.teacher is not None and len(part.teacher.attention) == len(grid.hr_index)

@@ -27,6 +27,7 @@ from napari_lrmil.core.regions import box_region
 from napari_lrmil.core.scope import WHOLE, Scope
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.core.slidereport import ReportRequest, margin_of, significant_text, write_slide_report
+from napari_lrmil.core.teacherchoice import TeacherPatches
 from support.fake_slides import DarknessBundle, FakeHandle, FakeSlide, fake_slide, resolution, speckled
 
 LOADING = {"script", "link", "iframe", "object", "embed", "audio", "video", "source", "base"}
@@ -92,7 +93,7 @@ def opened(folder: Path, name: str = "s 1.svs") -> Slide:
 
 
 def predicted(slide: Slide, teacher: str = "none", **card: Any) -> Prediction:
-    *_, last = predict(slide, DarknessBundle(**card), device=torch.device("cpu"), teacher=teacher)  # type: ignore[arg-type]
+    *_, last = predict(slide, DarknessBundle(**card), device=torch.device("cpu"), teacher=TeacherPatches.parse(teacher))  # type: ignore[arg-type]
     assert isinstance(last, Finished)
     return last.result  # type: ignore[no-any-return]  # Finished carries anything
 

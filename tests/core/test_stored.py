@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,16 +14,18 @@ import numpy as np
 import pytest
 import torch
 
-from napari_lrmil.core.comparison import comparison_json, shared
+from napari_lrmil.core.comparison import shared
 from napari_lrmil.core.errors import StoredError
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.predict import predict
 from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.regions import box_region
-from napari_lrmil.core.results import write_prediction
+from napari_lrmil.core.results import agreement_file, prediction_file, write_prediction
+from napari_lrmil.core.runtime import REFERENCE, RuntimeChoice
 from napari_lrmil.core.scope import WHOLE, Scope
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.core.stored import find_stored, read_line, read_stored, stored_folders
+from napari_lrmil.core.teacherchoice import TeacherPatches
 from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, one_sentence, resolution, speckled
 
 MODEL: Any = DarknessBundle()
@@ -35,7 +38,7 @@ def slide(tmp_path: Path) -> Iterator[Slide]:
 
 
 def ask(slide: Slide, teacher: str, scope: Scope = WHOLE) -> Prediction:
-    *_, last = predict(slide, MODEL, device=torch.device("cpu"), teacher=teacher, scope=scope)
+    *_, last = predict(slide, MODEL, device=torch.device("cpu"), teacher=TeacherPatches.parse(teacher), scope=scope)
     return last.result  # type: ignore[no-any-return,union-attr]  # the last event carries it
 
 
@@ -44,11 +47,12 @@ def test_what_was_stored_comes_back(slide: Slide, tmp_path: Path, teacher: str) 
     made = ask(slide, teacher)
     write_prediction(tmp_path / "out", slide, made)
     back = read_stored(find_stored(tmp_path / "out", slide), slide, MODEL)
-    assert back.agreement == made.agreement and back.teacher_choice == made.teacher_choice == teacher
+    assert back.agreement == made.agreement and back.teacher_patches == made.teacher_patches
+    assert str(back.teacher_patches) == teacher
     np.testing.assert_array_equal(back.grid.lr_index, made.grid.lr_index)
     np.testing.assert_allclose(back.teacher_on_lr, made.teacher_on_lr)
     np.testing.assert_allclose(shared(back).difference, shared(made).difference)
-    assert comparison_json(back) == comparison_json(made)
+    assert agreement_file(back).as_json() == agreement_file(made).as_json()
     assert (back.scope, back.calibrated, back.warnings) == (made.scope, made.calibrated, made.warnings)
     assert back.reader == made.reader is not None
 
@@ -60,7 +64,21 @@ def test_results_of_a_version_that_did_not_tell_the_reader_come_back(slide: Slid
     del told["reader"], told["reader_reason"]
     (folder / "prediction.json").write_text(json.dumps(told), encoding="utf-8")
     back = read_stored(folder, slide, MODEL)
-    assert back.reader is None and back.as_json()["reader"] is None and back.reader_asked == "auto"
+    assert back.reader is None and prediction_file(back).as_json()["reader"] is None and back.reader_asked == "auto"
+
+
+def test_what_ran_the_encoder_comes_back(slide: Slide, tmp_path: Path) -> None:
+    """Saved again, results must not claim another runtime; early builds had torch alone and do not say."""
+    folder = write_prediction(tmp_path / "out", slide, ask(slide, "all"))
+    stored = json.loads((folder / "prediction.json").read_text(encoding="utf-8"))
+    ran = {"runtime": "openvino", "precision": "bfloat16", "runtime_reason": "the fastest that agrees"}
+    (folder / "prediction.json").write_text(json.dumps(stored | ran), encoding="utf-8")
+    back = read_stored(folder, slide, MODEL)
+    assert back.student.runtime == RuntimeChoice(*ran.values())
+    assert back.teacher is not None and back.teacher.runtime == REFERENCE
+    early = {key: value for key, value in stored.items() if key not in ran}
+    (folder / "prediction.json").write_text(json.dumps(early), encoding="utf-8")
+    assert read_stored(folder, slide, MODEL).student.runtime == REFERENCE
 
 
 def test_of_a_part_the_patches_are_known(slide: Slide, tmp_path: Path) -> None:
@@ -103,7 +121,8 @@ def other_mpp(folder: Path) -> None:
         (change_told(slide_fingerprint="other"), "another slide"),
         (change_told(bundle_sha256="other"), "another model"),
         (change_told(classes=["a", "b"]), "classes"),
-        (change_told(seconds=None), "cannot be read"),
+        (change_told(seconds=None), r"cannot be read as stored results \(seconds: "),
+        (change_told(schema_version=2, logits="moved"), "schema version 2.*up to 1; update napari-lrmil"),
         (lambda folder: (folder / "teacher_attention.h5").unlink(), "no teacher"),
         (lambda folder: (folder / "attention.h5").write_bytes(b"no HDF5"), "cannot be read"),
         (lambda folder: (folder / "prediction.json").write_text('{"slide":'), "cannot be read"),
@@ -151,3 +170,14 @@ def test_a_cohort_is_read_line_by_line_with_what_is_wrong(slide: Slide, tmp_path
     assert line.picture == good / "overlay.png"
     assert "agreement.json" in lines["half"].problem and lines["half"].student == made.student.probabilities
     assert "prediction.json" in lines["broken"].problem and one_sentence(Exception(lines["broken"].problem))
+
+
+@pytest.mark.parametrize(("file", "student"), [("prediction.json", False), ("agreement.json", True)])
+def test_a_slide_of_a_newer_version_is_a_line_of_a_cohort_that_says_so(
+    slide: Slide, tmp_path: Path, file: str, student: bool
+) -> None:
+    folder = write_prediction(tmp_path / "out", slide, ask(slide, "all"))
+    (folder / file).write_text(json.dumps({"schema_version": 2}))
+    line = read_line(folder)
+    assert re.search(rf"{file}.*schema version 2.*up to 1", line.problem) and one_sentence(Exception(line.problem))
+    assert (line.student is not None, line.teacher, line.spearman) == (student, None, None)

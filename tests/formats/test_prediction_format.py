@@ -105,6 +105,7 @@ COHORT = {
     "slides_per_hour": (float, None),
     "workers": {str: {"tries": int, "peak_memory_mb": float}},
 }
+VERSION = {"schema_version": int}  # not in files of 0.1.0 before it was added
 STUDENT_COORDS = {
     "patch_size": 32,
     "patch_size_level0": 128,
@@ -177,17 +178,17 @@ def test_files_of_a_slide(written: Path) -> None:
 
 def test_keys_of_a_prediction(written: Path) -> None:
     found = read_json(written / SLIDE.stem / "prediction.json")
-    assert mismatches(found, PREDICTION | {"teacher": TEACHER}) == []
+    assert mismatches(found, VERSION | PREDICTION | {"teacher": TEACHER}) == []
 
 
 def test_keys_of_an_agreement(written: Path) -> None:
     """With outlined lesions it also says who finds them; `predict` does not look for outlines."""
-    assert mismatches(read_json(written / "predicted" / "agreement.json"), AGREEMENT) == []
-    assert mismatches(read_json(written / SLIDE.stem / "agreement.json"), AGREEMENT | LESIONS) == []
+    assert mismatches(read_json(written / "predicted" / "agreement.json"), VERSION | AGREEMENT) == []
+    assert mismatches(read_json(written / SLIDE.stem / "agreement.json"), VERSION | AGREEMENT | LESIONS) == []
 
 
 def test_keys_of_a_cohort(written: Path) -> None:
-    assert mismatches(read_json(written / "cohort.json"), COHORT) == []
+    assert mismatches(read_json(written / "cohort.json"), VERSION | COHORT) == []
 
 
 def test_columns_of_the_tables(written: Path) -> None:
@@ -272,7 +273,7 @@ def test_a_stored_prediction_is_opened(slide: Slide) -> None:
     assert found.teacher is not None and found.teacher.probabilities == told["teacher"]["probabilities"]
     assert (len(found.grid.lr_index), len(found.grid.hr_index), found.scope.whole) == (22, 260, True)
     assert found.agreement is not None and found.agreement.spearman == pytest.approx(agreement["spearman"], abs=1e-6)
-    assert (found.reader_asked, found.teacher_choice, found.calibrated) == ("auto", "all", True)
+    assert (found.reader_asked, str(found.teacher_patches), found.calibrated) == ("auto", "all", True)
 
 
 def test_the_table_of_a_stored_cohort() -> None:

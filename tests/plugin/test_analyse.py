@@ -16,6 +16,7 @@ from napari_lrmil.core.overlay import RESEARCH_USE
 from napari_lrmil.core.predict import predict
 from napari_lrmil.core.prediction import Prediction
 from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.teacherchoice import TeacherPatches
 from napari_lrmil.plugin.layers import add, ours, slide_layers, tag_of
 from napari_lrmil.plugin.reader import read_slides
 from support.fake_slides import FakeSlide, fake_slide, glass, one_sentence, resolution, speckled, write_tiff
@@ -33,7 +34,7 @@ def _run(dock: Any, qtbot: Any) -> None:
 
 def _of_core(path: Path, bundle: Bundle, teacher: str) -> Prediction:
     with Slide(path) as slide:
-        *_, last = predict(slide, bundle, device=torch.device("cpu"), teacher=teacher)
+        *_, last = predict(slide, bundle, device=torch.device("cpu"), teacher=TeacherPatches.parse(teacher))
     result: Prediction = last.result  # type: ignore[union-attr]  # the last event carries it
     return result
 

@@ -352,7 +352,12 @@ def test_what_does_not_fit_is_refused_in_one_sentence(
     before = dock.session.prediction
     choose_folder(monkeypatch, folder)
     good = json.loads((folder / "prediction.json").read_text())
-    for change, said in (({"slide_fingerprint": "x"}, "another slide"), ({"bundle_sha256": "x"}, "another model")):
+    changes: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"slide_fingerprint": "x"}, "another slide"),
+        ({"bundle_sha256": "x"}, "another model"),
+        ({"schema_version": 2}, "schema version 2"),
+    )
+    for change, said in changes:
         (folder / "prediction.json").write_text(json.dumps(good | change))
         count = len(notification_manager.records)
         dock.form.load.click()

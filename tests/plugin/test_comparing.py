@@ -21,6 +21,7 @@ from napari_lrmil.core.regions import box_region
 from napari_lrmil.core.results import write_prediction
 from napari_lrmil.core.slide import Slide
 from napari_lrmil.core.stored import StoredSlide
+from napari_lrmil.core.teacherchoice import TeacherPatches
 from napari_lrmil.plugin.comparing import (
     CohortWork,
     Comparison,
@@ -43,7 +44,7 @@ def slide(tmp_path: Path) -> Iterator[Slide]:
 
 
 def ask(slide: Slide, teacher: str = "all") -> Prediction:
-    *_, last = predict(slide, MODEL, device=torch.device("cpu"), teacher=teacher)
+    *_, last = predict(slide, MODEL, device=torch.device("cpu"), teacher=TeacherPatches.parse(teacher))
     return last.result  # type: ignore[no-any-return,union-attr]  # the last event carries it
 
 
@@ -64,10 +65,11 @@ def pace(network: str, patches: int) -> float:
 
 def test_the_teachers_cost_counts_the_children_of_what_the_student_chose() -> None:
     known, unknown = Asked(CHILDREN, ATTENTION, pace), Asked(CHILDREN, None, pace)
-    assert (known.cost("top-2").hr_patches, known.cost("all").hr_patches, known.cost("none").hr_patches) == (24, 30, 0)
-    assert known.cost("top-2").seconds == 12.0, "the student's answer is there and costs nothing"
-    assert unknown.cost("top-2").hr_patches == 15, "twice the mean"
-    assert unknown.cost("all").seconds == 4.0 + 15.0
+    two = TeacherPatches(2)
+    assert [known.cost(p).hr_patches for p in (two, TeacherPatches.ALL, TeacherPatches.NONE)] == [24, 30, 0]
+    assert known.cost(two).seconds == 12.0, "the student's answer is there and costs nothing"
+    assert unknown.cost(two).hr_patches == 15, "twice the mean"
+    assert unknown.cost(TeacherPatches.ALL).seconds == 4.0 + 15.0
 
 
 @pytest.mark.parametrize(("seconds", "wanted"), [(4.0, 1), (11.9, 1), (12.0, 2), (14.0, 3), (99.0, 4), (0.1, 1)])
@@ -79,7 +81,7 @@ def test_what_a_wish_comes_to_is_told_or_why_that_is_not_known() -> None:
     asked = Asked(CHILDREN, ATTENTION, pace)
     assert TeacherWish("all").text(asked) == "30 HR patches in 4 of 4 · about 15 s"
     assert TeacherWish("top", top=2).text(asked) == "24 HR patches in 2 of 4 · about 12 s"
-    assert TeacherWish("time", seconds=12).choice(asked) == "top-2"
+    assert TeacherWish("time", seconds=12).choice(asked) == TeacherPatches(2)
     slow = Asked(CHILDREN, None, lambda *_: None)
     assert "not known yet" in TeacherWish("time").text(slow) and TeacherWish("time").choice(slow) is None
     assert TeacherWish("top", top=2).text(slow).startswith("about 15 HR patches in 2 of 4 · time not known")

@@ -13,6 +13,7 @@ import torch
 from napari_lrmil.core.geometry import Mpp
 from napari_lrmil.core.predict import predict
 from napari_lrmil.core.prediction import Prediction
+from napari_lrmil.core.teacherchoice import TeacherPatches
 from napari_lrmil.plugin.layers import add, placement, recolour, screen_of, slide_layers, twin
 from napari_lrmil.plugin.maps import attention_layers
 from support.fake_slides import GLASS, TISSUE, DarknessBundle, FakeSlide, fake_slide, resolution, speckled
@@ -70,7 +71,7 @@ def _layer(made: Any) -> Any:
 
 def _prediction(folder: Path, planted: Planted, teacher: str = "all") -> Prediction:
     with fake_slide(folder, planted.fake) as slide:
-        *_, last = predict(slide, DarknessBundle(), device=torch.device("cpu"), teacher=teacher)  # type: ignore[arg-type]  # a stand-in
+        *_, last = predict(slide, DarknessBundle(), device=torch.device("cpu"), teacher=TeacherPatches.parse(teacher))  # type: ignore[arg-type]  # a stand-in
     result: Prediction = last.result  # type: ignore[union-attr]  # the last event carries it
     return result
 

@@ -16,6 +16,7 @@ from napari_lrmil.core.events import Caution, Event, Failed, Finished, Progress
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.regions import box_region
 from napari_lrmil.core.scope import Scope
+from napari_lrmil.core.teacherchoice import TeacherPatches
 from napari_lrmil.plugin.session import Session, State
 from napari_lrmil.plugin.shelf import SlideChoice
 from napari_lrmil.plugin.whatif import WhatIf
@@ -70,7 +71,7 @@ def test_a_broken_model_is_told_in_one_sentence_and_not_chosen(session: Session,
 
 
 def test_the_teacher_is_barred_on_a_slide_too_coarse_for_it(session: Session) -> None:
-    session.choose_teacher("all")
+    session.choose_teacher(TeacherPatches.ALL)
     assert session.runs_teacher
     session.offer([SlideChoice("coarse", PATH, 1.0)])
     assert "too coarse for the teacher" in session.teacher_blocked_by

@@ -32,6 +32,7 @@ from napari_lrmil.core.mil import GatedAttentionMil
 from napari_lrmil.core.phantom import make_cohort
 from napari_lrmil.core.predict import predict
 from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.teacherchoice import TeacherPatches
 from support.networks import Borrowed, untrained_encoder
 
 CPU = torch.device("cpu")
@@ -409,11 +410,11 @@ def test_a_borrowed_teacher_is_named_not_copied(
         monkeypatch.setattr(bundle_module, "encoder_at", lambda _, found=found: found)
         with Slide(slide_file) as slide:
             if works:
-                *_, last = predict(slide, Bundle(folder), device=CPU, teacher="all")
+                *_, last = predict(slide, Bundle(folder), device=CPU, teacher=TeacherPatches.ALL)
                 assert isinstance(last, Finished)
                 assert last.result.teacher is not None
             else:
                 with pytest.raises(BundleError, match="not the encoder that this bundle was made with"):
-                    list(predict(slide, Bundle(folder), device=CPU, teacher="all"))
+                    list(predict(slide, Bundle(folder), device=CPU, teacher=TeacherPatches.ALL))
                 *_, last = predict(slide, Bundle(folder), device=CPU)  # the student needs no teacher
                 assert isinstance(last, Finished)

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
 
 from napari_lrmil.core.cohortwork.work import (
     WORKER,
@@ -22,6 +21,7 @@ from napari_lrmil.core.cohortwork.work import (
 )
 from napari_lrmil.core.errors import DiskFullError
 from napari_lrmil.core.events import Caution, Event, Failed, Partial, Progress
+from napari_lrmil.core.schema import CohortFile, WorkerSummary
 
 STAGE = "cohort"
 TRIES = 2
@@ -84,24 +84,24 @@ class Tally:
             peak = max(outcome.peak_mb, self.worker_peak_mb.get(outcome.worker, 0.0))
             self.worker_peak_mb[outcome.worker] = peak
 
-    def as_json(self, engine: Engine) -> dict[str, Any]:
+    def summary(self, engine: Engine) -> CohortFile:
         """Return the content of ``cohort.json``."""
         workers = {
-            name: {"tries": count, "peak_memory_mb": round(self.worker_peak_mb[name], 1)}
+            name: WorkerSummary(tries=count, peak_memory_mb=round(self.worker_peak_mb[name], 1))
             for name, count in sorted(self.worker_slides.items())
         }
         computed, hours = self.done, self.seconds / 3600
-        return {
-            "engine": engine.text,
-            "slides": self.total,
-            "done": self.done,
-            "already_there": self.already,
-            "failed": len(self.failures),
-            "retried": self.retried,
-            "seconds": round(self.seconds, 3),
-            "slides_per_hour": round(computed / hours, 1) if computed and hours else None,
-            "workers": workers,
-        }
+        return CohortFile(
+            engine=engine.text,
+            slides=self.total,
+            done=self.done,
+            already_there=self.already,
+            failed=len(self.failures),
+            retried=self.retried,
+            seconds=round(self.seconds, 3),
+            slides_per_hour=round(computed / hours, 1) if computed and hours else None,
+            workers=workers,
+        )
 
 
 def run_cohort(

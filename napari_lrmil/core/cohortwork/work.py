@@ -16,6 +16,7 @@ from napari_lrmil.core.cohortwork.memory import peak_mb
 from napari_lrmil.core.errors import (
     DiskFullError,
     LrmilError,
+    NewerSchemaError,
     RegionError,
     ResolutionError,
     SlideError,
@@ -24,7 +25,7 @@ from napari_lrmil.core.errors import (
 from napari_lrmil.core.events import Caution, Event, Progress, StageDone
 
 OPEN, TISSUE, READ, ENCODE, WRITE, WORKER = "open", "tissue", "read", "encode", "write", "worker"
-FACTS = (ResolutionError, TissueError, RegionError)  # what a slide is: a second look would find the same
+FACTS = (ResolutionError, TissueError, RegionError, NewerSchemaError)  # a second try would find the same
 
 
 @dataclass(frozen=True)

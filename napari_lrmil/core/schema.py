@@ -1,0 +1,329 @@
+"""Schemas of the JSON files beside a slide's results: one model per file, for its writer and for all of its readers.
+
+An added key keeps the schema version: readers ignore keys that they do not know. A file without ``schema_version`` has
+version 1. A file of a newer version is refused, because a key that this program knows may mean something else in it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from napari_lrmil import __version__
+from napari_lrmil.core.errors import NewerSchemaError, StoredError
+from napari_lrmil.core.files import write_json
+
+PREDICTION, AGREEMENT, COHORT = "prediction.json", "agreement.json", "cohort.json"
+LESION_KEYS = frozenset(
+    {"lesion_auroc_student", "lesion_auroc_teacher", "pointing_student", "pointing_teacher", "n_lesion_patches"}
+)
+MAX_REASON = 200  # characters of a library's message that a sentence can carry
+
+
+class _Part(BaseModel):
+    """Values of a file; NaN and infinity are refused on writing and on reading."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+class ResultFile(_Part):
+    """Base of the files; the order of the fields is the order of the keys on disk.
+
+    Attributes
+    ----------
+    schema_version
+        Version in which the file was written.
+    """
+
+    FILE_NAME: ClassVar[str]
+    NEWEST: ClassVar[int] = 1  # the version that is written, and the newest that is read
+
+    schema_version: int = Field(default=NEWEST, ge=1, strict=True)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Return the content of the file in `folder`.
+
+        Raises
+        ------
+        NewerSchemaError
+            If a newer version of this program wrote it.
+        StoredError
+            If it cannot be read; the message names the field at fault.
+        """
+        path = folder / cls.FILE_NAME
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(content, dict):
+                raise ValueError(f"it holds a {type(content).__name__}, expected an object")
+            content = {"schema_version": 1} | content
+            _require_known(path, content["schema_version"], cls.NEWEST)
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise unreadable(path, _first_fault(error)) from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise unreadable(path, str(error) or type(error).__name__) from error
+
+    def write(self, folder: Path) -> None:
+        """Write the file into `folder`, whole or not at all."""
+        write_json(folder / self.FILE_NAME, self.as_json())
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the content of the file, key by key in the order of the fields."""
+        return self.model_dump(mode="json", exclude=self._absent_keys())
+
+    def _absent_keys(self) -> set[str]:
+        """Return the keys that are left out of the file, not written as null."""
+        return set()
+
+
+class TeacherResult(_Part):
+    """The HR teacher's part of ``prediction.json``.
+
+    Attributes
+    ----------
+    probabilities, logits
+        Class -> value.
+    calibrated
+        Whether the probabilities are calibrated.
+    n_lr_patches
+        LR patches that the teacher read.
+    n_patches
+        HR patches in them.
+    pixels_decoded
+        Native pixels requested for the teacher.
+    runtime, precision, runtime_reason
+        What ran the encoder, see `RuntimeChoice`.
+    seconds
+        Step -> wall seconds; ``total`` is their sum.
+    """
+
+    probabilities: dict[str, float]
+    calibrated: bool | None = None
+    logits: dict[str, float]
+    n_lr_patches: int | None = None
+    n_patches: int | None = None
+    pixels_decoded: int
+    runtime: str | None = None
+    precision: str | None = None
+    runtime_reason: str | None = None
+    seconds: dict[str, float]
+
+    @model_validator(mode="after")
+    def _has_total(self) -> Self:
+        _require_total(self.seconds)
+        return self
+
+
+class PredictionFile(ResultFile):
+    """``prediction.json``. Fields that default to None are missing from files of early builds of 0.1.0.
+
+    Attributes
+    ----------
+    slide, path, slide_fingerprint
+        Name of the slide, its file, and the hash of its pixels.
+    bundle, bundle_sha256
+        Name and hash of the model.
+    classes
+        The classes in the model's order.
+    probabilities, logits
+        Class -> value, of the student.
+    calibrated
+        Whether the probabilities are calibrated.
+    predicted
+        The most probable class.
+    mpp, lr_mpp
+        µm per pixel of the slide's level 0, and of what the student sees.
+    patch_um
+        Width of an LR patch in µm.
+    n_patches, n_hr_patches
+        LR patches that the student read, and the HR patches in them.
+    pixels_decoded
+        Native pixels requested for the student.
+    reader, reader_reason
+        What decoded the slide, see `ReaderChoice`.
+    scope
+        Part of the slide, in words.
+    device
+        Where the encoder ran.
+    runtime, precision, runtime_reason
+        What ran the encoder, see `RuntimeChoice`.
+    seconds
+        Step -> wall seconds; ``total`` is their sum.
+    warnings
+        Why the result may be wrong.
+    version
+        Version of napari-lrmil that wrote the file.
+    teacher
+        The HR teacher's part; None if it did not run.
+    """
+
+    FILE_NAME: ClassVar[str] = PREDICTION
+
+    slide: str
+    path: str | None = None
+    slide_fingerprint: str
+    bundle: str
+    bundle_sha256: str
+    classes: tuple[str, ...]
+    probabilities: dict[str, float]
+    calibrated: bool
+    logits: dict[str, float]
+    predicted: str
+    mpp: float | None = None
+    lr_mpp: float
+    patch_um: float
+    n_patches: int
+    n_hr_patches: int
+    pixels_decoded: int
+    reader: str | None = None
+    reader_reason: str | None = None
+    scope: str | None = None
+    device: str
+    runtime: str | None = None
+    precision: str | None = None
+    runtime_reason: str | None = None
+    seconds: dict[str, float]
+    warnings: tuple[str, ...]
+    version: str
+    teacher: TeacherResult | None = None
+
+    def _absent_keys(self) -> set[str]:
+        return {"teacher"} if self.teacher is None else set()
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        _require_total(self.seconds)
+        if self.reader is not None and self.reader_reason is None:
+            raise ValueError("reader_reason is missing")
+        values = {"probabilities": self.probabilities, "logits": self.logits}
+        if self.teacher is not None:
+            values |= {"teacher.probabilities": self.teacher.probabilities, "teacher.logits": self.teacher.logits}
+        for name, by_class in values.items():
+            if missing := [c for c in self.classes if c not in by_class]:
+                raise ValueError(f"{name} has no value for {', '.join(missing)}, one of the classes")
+        return self
+
+
+class AgreementFile(ResultFile):
+    """``agreement.json``: attention of student and teacher over the LR patches that both read.
+
+    Attributes
+    ----------
+    spearman, jaccard_top10, js_divergence, n_patches
+        See `Agreement`.
+    probability_student, probability_teacher
+        Class -> probability.
+    seconds_student, seconds_teacher
+        Wall seconds of each network alone.
+    pixels_student, pixels_teacher
+        Native pixels requested for each.
+    lesion_auroc_student, lesion_auroc_teacher, pointing_student, pointing_teacher
+        See `LesionFigures`; None if undefined, and the keys are absent if no lesions are known.
+    n_lesion_patches
+        Patches with a quarter or more of lesion; None if no lesions are known.
+    """
+
+    FILE_NAME: ClassVar[str] = AGREEMENT
+
+    spearman: float | None
+    jaccard_top10: float
+    js_divergence: float
+    n_patches: int
+    probability_student: dict[str, float]
+    probability_teacher: dict[str, float]
+    seconds_student: float
+    seconds_teacher: float
+    pixels_student: int | None = None
+    pixels_teacher: int | None = None
+    lesion_auroc_student: float | None = None
+    lesion_auroc_teacher: float | None = None
+    pointing_student: bool | None = None
+    pointing_teacher: bool | None = None
+    n_lesion_patches: int | None = None
+
+    def _absent_keys(self) -> set[str]:
+        return set(LESION_KEYS) if self.n_lesion_patches is None else set()
+
+
+class WorkerSummary(_Part):
+    """One worker in ``cohort.json``: slides that it tried, and its largest resident memory in MB."""
+
+    tries: int
+    peak_memory_mb: float
+
+
+class CohortFile(ResultFile):
+    """``cohort.json``: what the last call on a cohort did.
+
+    Attributes
+    ----------
+    engine
+        Where the work was done, in words.
+    slides, done, already_there, failed, retried
+        Number of slides: in all, computed by this call, found computed, failed, and tried twice.
+    seconds
+        Wall seconds of the call.
+    slides_per_hour
+        Of the slides that this call computed; None if there are none.
+    workers
+        Name of each worker -> what it did.
+    """
+
+    FILE_NAME: ClassVar[str] = COHORT
+
+    engine: str
+    slides: int
+    done: int
+    already_there: int
+    failed: int
+    retried: int
+    seconds: float
+    slides_per_hour: float | None
+    workers: dict[str, WorkerSummary]
+
+
+def require_replaceable(folder: Path) -> None:
+    """Raise `NewerSchemaError` if a slide's `folder` has a file of a newer version, which writing would destroy."""
+    kinds: tuple[type[ResultFile], ...] = (PredictionFile, AgreementFile)
+    for kind in kinds:
+        try:
+            kind.read(folder)
+        except NewerSchemaError:
+            raise
+        except StoredError:  # absent or broken: nothing is lost
+            continue
+
+
+def unreadable(path: Path, reason: str) -> StoredError:
+    """Return the error for a file of results that cannot be read."""
+    shown = " ".join(reason.split()).rstrip(".")[:MAX_REASON]
+    return StoredError(path, f"cannot be read as stored results ({shown}); run the analysis again")
+
+
+def _require_known(path: Path, version: object, newest: int) -> None:
+    """Raise `NewerSchemaError` if a file's version is above `newest`; what is no number at all, the model refuses."""
+    if isinstance(version, int | float) and version > newest:
+        raise NewerSchemaError(
+            path,
+            f"the file has schema version {version}, and napari-lrmil {__version__} reads versions up to {newest}; "
+            "update napari-lrmil, or choose another folder",
+        )
+
+
+def _require_total(seconds: dict[str, float]) -> None:
+    if "total" not in seconds:
+        raise ValueError("seconds.total is missing")
+
+
+def _first_fault(error: ValidationError) -> str:
+    """Return the first fault of a file with the name of its field."""
+    fault = error.errors(include_url=False, include_input=False)[0]
+    field = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "missing":
+        return f"{field} is missing"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{field}: {message}" if field else message
