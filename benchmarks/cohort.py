@@ -28,18 +28,18 @@ import h5py
 import numpy as np
 import psutil
 from bad_slides import BAD, as_ordinary_user, make_bad_slides
-
-from napari_lrmil.core.bundle import Bundle
-from napari_lrmil.core.cohortwork import EngineChoice, SlideWork, Tally, choose_engine, run_cohort
-from napari_lrmil.core.cohortwork.local import LocalProcesses
-from napari_lrmil.core.cohortwork.memory import machine_mb
-from napari_lrmil.core.cohortwork.work import Engine, Serial
-from napari_lrmil.core.events import Event, Partial
-from napari_lrmil.core.files import write_json
-from napari_lrmil.core.handle import has_slide_ending
-from napari_lrmil.core.phantom import LESION, NORMAL, PhantomLook, PhantomSlide, write_slide
-from napari_lrmil.core.predictwork import PredictTask
 from napari_lrmil.core.schema import PREDICTION, CohortFile, PredictionFile
+
+from napari_lrmil.core.atomic_files import write_json
+from napari_lrmil.core.cohort import EngineChoice, SlideWork, Tally, choose_engine, run_cohort
+from napari_lrmil.core.cohort.local_pool import LocalProcesses
+from napari_lrmil.core.cohort.memory import machine_mb
+from napari_lrmil.core.cohort.predict_task import PredictTask
+from napari_lrmil.core.cohort.task import Engine, Serial
+from napari_lrmil.core.events import Event, Partial
+from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.phantom import LESION, NORMAL, PhantomLook, PhantomSlide, write_slide
+from napari_lrmil.core.slides.openslide_handle import has_slide_ending
 
 ODD = "Präparat Nr. 1 – été"
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from napari_lrmil.cli.console import follow
-from napari_lrmil.cli.slides import expand
-from napari_lrmil.core.bundle import Bundle
-from napari_lrmil.core.embed import leave_a_core, resolve_device
-from napari_lrmil.core.predict import predict
-from napari_lrmil.core.prediction import Prediction
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.teacherchoice import TeacherPatches
+from napari_lrmil.cli.predict import expand
+from napari_lrmil.core.features.devices import leave_a_core, resolve_device
+from napari_lrmil.core.inference.predict import predict
+from napari_lrmil.core.inference.prediction import Prediction
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.slides.slide import Slide
 
 
 @dataclass(frozen=True)

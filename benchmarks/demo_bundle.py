@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from lrmil_training.config import build_config, load_config
-from lrmil_training.pretrain import PretrainConfig, pretrain
-from lrmil_training.run import train
-from lrmil_training.runfiles import METRICS
+from lrmil_training.runs.event_log import METRICS
+from lrmil_training.stages.demo_encoder import PretrainConfig, pretrain
+from lrmil_training.train import train
 from napari_lrmil.cli.console import follow
-from napari_lrmil.core.bundle import SHIPPED
-from napari_lrmil.core.embed import leave_a_core, resolve_device
 from napari_lrmil.core.encoders import EncoderSpec
 from napari_lrmil.core.events import Event, Finished
+from napari_lrmil.core.features.devices import leave_a_core, resolve_device
+from napari_lrmil.core.models.bundle import SHIPPED
 from napari_lrmil.core.phantom import make_cohort
 
 NETWORK = {"depth_multiplier": 0.35, "finegrained_output": False}

@@ -23,12 +23,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from real_tissue_table import put_between
 
-from lrmil_training.maps import AttentionMap, read_map
-from lrmil_training.reportslides import limit
-from napari_lrmil.core.compare import read_outlines
-from napari_lrmil.core.comparepicture import DIFFERENCE, difference_limit
-from napari_lrmil.core.comparison import Shared, lesion_file
-from napari_lrmil.core.overlay import COLORMAP
+from lrmil_training.evaluation.attention_files import AttentionMap, read_map
+from lrmil_training.report.slide_pictures import limit
+from napari_lrmil.core.inference.teacher_comparison import Shared, lesion_file
+from napari_lrmil.core.metrics.agreement import read_outlines
+from napari_lrmil.core.visualize.comparison_figure import DIFFERENCE, difference_limit
+from napari_lrmil.core.visualize.overlay import COLORMAP
 
 BEGIN, END = "<!-- written by benchmarks/disagreement.py --write -->", "<!-- end of what it writes -->"
 RUNS = "headline-default-2.5x-fold{fold}-seed*"

@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 
 from napari_lrmil.cli.console import follow, returned
-from napari_lrmil.core.bundle import Bundle
-from napari_lrmil.core.compare import spearman
-from napari_lrmil.core.embed import Embedder, Embeddings, PatchSet, embed
-from napari_lrmil.core.grid import ground_of
-from napari_lrmil.core.pooling import pool
-from napari_lrmil.core.readahead import at_once
-from napari_lrmil.core.runtime import Subject, spread, tried, ways_to_run
-from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.features.extraction import Embedder, Embeddings, PatchSet, embed
+from napari_lrmil.core.features.prefetch import at_once
+from napari_lrmil.core.metrics.agreement import spearman
+from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.models.mil import pool
+from napari_lrmil.core.patching.grid import ground_of
+from napari_lrmil.core.runtimes.select import Subject, spread, tried, ways_to_run
+from napari_lrmil.core.slides.slide import Slide
 
 CPU = torch.device("cpu")
 REPEATS = 3

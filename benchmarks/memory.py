@@ -49,7 +49,7 @@ def measure(out: Path, count: int) -> None:
     import torch
 
     from lrmil_training.config import build_config
-    from lrmil_training.run import train
+    from lrmil_training.train import train
     from napari_lrmil.core.encoders import EncoderSpec, build_encoder, round_to_half, save_encoder
     from napari_lrmil.core.phantom import make_cohort
 

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from napari_lrmil.core.files import write_text
-from napari_lrmil.core.mil import GatedAttentionMil
+from napari_lrmil.core.atomic_files import write_text
+from napari_lrmil.core.models.mil import GatedAttentionMil
 
 PUBLISHED = "0.900 ± 0.050"
 

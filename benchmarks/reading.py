@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 from real_tissue_table import put_between
 
-from napari_lrmil.core.embed import PatchSet
+from napari_lrmil.core.features.extraction import PatchSet
 from napari_lrmil.core.geometry import BoxLevel0, PatchPlan
-from napari_lrmil.core.grid import NestedGrid, ground_of
-from napari_lrmil.core.slide import Pixels, Slide
-from napari_lrmil.core.tilereader import OPENSLIDE, TILES
-from napari_lrmil.core.tissue import TissueConfig, find_tissue
+from napari_lrmil.core.patching.grid import NestedGrid, ground_of
+from napari_lrmil.core.patching.tissue import TissueConfig, find_tissue
+from napari_lrmil.core.slides.slide import Pixels, Slide
+from napari_lrmil.core.slides.tile_reader import OPENSLIDE, TILES
 
 BEGIN, END = "<!-- written by benchmarks/reading.py --write -->", "<!-- end of what it writes -->"
 HR_MPP, PATCH_PX, BATCH = 0.5, 256, 64

@@ -260,8 +260,8 @@ def measure_cell(args: argparse.Namespace, cell: Cell) -> None:
     import torch
 
     from lrmil_training.config import build_config
-    from lrmil_training.run import train
-    from lrmil_training.runfiles import METRICS
+    from lrmil_training.runs.event_log import METRICS
+    from lrmil_training.train import train
 
     torch.set_num_threads(1)
     began, wall = cpu_seconds(), time.perf_counter()
@@ -331,11 +331,11 @@ def _agreement(args: argparse.Namespace, cell: Cell, a: Path, b: Path) -> dict[s
     """Return mean agreement of two teachers over test slides, that of the LR grid of the cell's resolution."""
     import numpy as np
 
-    from lrmil_training.cohort import read_cohort
     from lrmil_training.config import build_config
-    from lrmil_training.maps import read_map
-    from napari_lrmil.core.compare import measure_agreement, to_lr
-    from napari_lrmil.core.grid import grid_of
+    from lrmil_training.data.cohort import read_cohort
+    from lrmil_training.evaluation.attention_files import read_map
+    from napari_lrmil.core.metrics.agreement import measure_agreement, to_lr
+    from napari_lrmil.core.patching.grid import grid_of
 
     plan = build_config({**BASE, **RESOLUTIONS[cell.resolution]}).plan
     found = []
@@ -352,9 +352,9 @@ def _agreement(args: argparse.Namespace, cell: Cell, a: Path, b: Path) -> dict[s
 
 def measure_cost(args: argparse.Namespace, cell: Cell) -> None:
     """Write what a slide costs at a resolution, student and teacher alone: of the first run's bundle, one thread."""
-    from lrmil_training.external import Question, evaluate_bundle
-    from lrmil_training.runfiles import BUNDLE
-    from napari_lrmil.core.bundle import Bundle
+    from lrmil_training.external_evaluation import Question, evaluate_bundle
+    from lrmil_training.runs.event_log import BUNDLE
+    from napari_lrmil.core.models.bundle import Bundle
 
     file = args.results / f"cost-{cell.resolution.replace(' ', '_')}.json"
     bundle = args.work / "runs" / cell.name / BUNDLE

@@ -40,11 +40,11 @@ def main() -> None:
     import torch  # noqa: F401  # before Qt
     from napari import Viewer
 
-    from napari_lrmil.plugin.analyse import AnalyseWidget
+    from napari_lrmil.plugin.analyse.widget import AnalyseWidget
     from napari_lrmil.plugin.launch import LIGHT_BOX, TITLE, _make_room
-    from napari_lrmil.plugin.layers import add
-    from napari_lrmil.plugin.navigate import show_scale_bar_with_slides
-    from napari_lrmil.plugin.reader import read_slides
+    from napari_lrmil.plugin.viewer.layers import add
+    from napari_lrmil.plugin.viewer.navigation import show_scale_bar_with_slides
+    from napari_lrmil.plugin.viewer.reader import read_slides
 
     viewer = Viewer(show=True, title=TITLE)
     viewer.window._qt_window.resize(1280, 800)
@@ -101,8 +101,8 @@ def compare_tour(viewer: Any, out: Path, cohort: Path | None) -> None:
     """Save a picture of each part of the Compare dock."""
     from qtpy.QtWidgets import QFileDialog
 
-    from napari_lrmil.plugin.compare import CompareWidget
-    from napari_lrmil.plugin.docks import open_dock
+    from napari_lrmil.plugin.compare.widget import CompareWidget
+    from napari_lrmil.plugin.qt.docks import open_dock
 
     dock = open_dock(viewer, CompareWidget, "Compare (LRMIL)")
 

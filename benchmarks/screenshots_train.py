@@ -33,10 +33,10 @@ def main() -> None:
     import torch  # noqa: F401  # before Qt
     from napari import Viewer
 
-    from napari_lrmil.core.remembered import Remembered
-    from napari_lrmil.plugin.layers import add
-    from napari_lrmil.plugin.reader import read_slides
-    from napari_lrmil.plugin.train import TrainWidget
+    from napari_lrmil.core.user_settings import Remembered
+    from napari_lrmil.plugin.train.widget import TrainWidget
+    from napari_lrmil.plugin.viewer.layers import add
+    from napari_lrmil.plugin.viewer.reader import read_slides
 
     viewer = Viewer(show=True)
     viewer.window._qt_window.resize(1280, 800)

@@ -24,9 +24,8 @@ import torch
 from real_tissue_table import put_between
 
 from napari_lrmil.cli.console import follow
-from napari_lrmil.core.bundle import Bundle, StudentNetwork, write_bundle
-from napari_lrmil.core.compare import spearman
-from napari_lrmil.core.costs import (
+from napari_lrmil.core.atomic_files import write_json
+from napari_lrmil.core.benchmark import (
     BESIDE,
     CHAIN,
     HR_STUDENT,
@@ -38,15 +37,15 @@ from napari_lrmil.core.costs import (
     measure_all,
     step_table,
 )
-from napari_lrmil.core.costs.chain import LR_TORCH
-from napari_lrmil.core.costs.factors import EVERYTHING, factors, resolution_shares
-from napari_lrmil.core.costs.tables import processor
+from napari_lrmil.core.benchmark.setups import LR_TORCH
+from napari_lrmil.core.benchmark.tables import EVERYTHING, factors, processor, resolution_shares
 from napari_lrmil.core.encoders import AlignedEncoder, encoder_at, round_to_half
-from napari_lrmil.core.files import write_json
-from napari_lrmil.core.mil import GatedAttentionMil
-from napari_lrmil.core.predict import predict
-from napari_lrmil.core.prediction import Prediction
-from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.inference.predict import predict
+from napari_lrmil.core.inference.prediction import Prediction
+from napari_lrmil.core.metrics.agreement import spearman
+from napari_lrmil.core.models.bundle import Bundle, StudentNetwork, write_bundle
+from napari_lrmil.core.models.mil import GatedAttentionMil
+from napari_lrmil.core.slides.slide import Slide
 
 BEGIN, END = "<!-- written by benchmarks/speed.py --write -->", "<!-- end of speed.py -->"
 SMALL, OTHERS = "mobilenet_v3_large", ("mobilenet_v2", "convnext_atto")

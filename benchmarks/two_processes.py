@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from lrmil_training.config import build_config
-from lrmil_training.run import train
+from lrmil_training.train import train
 from napari_lrmil.core.phantom import make_cohort
 
 SETTINGS = {

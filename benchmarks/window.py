@@ -81,7 +81,7 @@ def once(path: Path, bundle: str, mpp: float | None) -> dict[str, float]:
     import napari
     from qtpy.QtWidgets import QApplication
 
-    from napari_lrmil.plugin.analyse import AnalyseWidget
+    from napari_lrmil.plugin.analyse.widget import AnalyseWidget
 
     viewer = napari.Viewer(show=True)
     viewer.window._qt_window.resize(1280, 800)
@@ -104,8 +104,8 @@ def once(path: Path, bundle: str, mpp: float | None) -> dict[str, float]:
 
 def first_picture(viewer: Any, path: Path, mpp: float | None) -> float:
     """Return seconds from asking for a slide until the canvas has drawn it."""
-    from napari_lrmil.plugin.layers import add
-    from napari_lrmil.plugin.reader import read_slides
+    from napari_lrmil.plugin.viewer.layers import add
+    from napari_lrmil.plugin.viewer.reader import read_slides
 
     drawn: list[float] = []
     canvas = viewer.window._qt_viewer.canvas._scene_canvas

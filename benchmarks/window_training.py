@@ -56,10 +56,10 @@ def measure(out: Path, slides: Path, seconds: float) -> dict[str, list[float]]:
     """Return the longest block in ms of every span, by phase."""
     import napari
 
-    from napari_lrmil.core.remembered import Remembered
-    from napari_lrmil.plugin.layers import add
-    from napari_lrmil.plugin.reader import read_slides
-    from napari_lrmil.plugin.train import TrainWidget
+    from napari_lrmil.core.user_settings import Remembered
+    from napari_lrmil.plugin.train.widget import TrainWidget
+    from napari_lrmil.plugin.viewer.layers import add
+    from napari_lrmil.plugin.viewer.reader import read_slides
 
     viewer = napari.Viewer(show=True)
     viewer.window._qt_window.resize(1280, 800)

@@ -109,7 +109,7 @@ def test_one_run_has_no_deviation_over_runs(musk1: ModuleType) -> None:
 @pytest.mark.parametrize("body", ["plain", "mlp"])
 def test_the_network_ends_in_our_mil(musk1: ModuleType, body: str) -> None:
     """What is measured is `GatedAttentionMil`, after the published transform of instances where there is one."""
-    from napari_lrmil.core.mil import GatedAttentionMil
+    from napari_lrmil.core.models.mil import GatedAttentionMil
 
     model = musk1.network(166, musk1.BODIES[body])
     mil = model[-1]
@@ -280,7 +280,7 @@ def test_a_difference_without_spread_gives_no_verdict(verdicts: ModuleType) -> N
 
 def test_a_teachers_attention_is_summed_over_the_students_patches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four HR patches in the first LR patch, one in the other; the lattice begins where the student's patches do."""
-    from lrmil_training.maps import AttentionMap
+    from lrmil_training.evaluation.attention_files import AttentionMap
 
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     student = AttentionMap(np.array([[10, 20], [110, 20]]), (100, 100), np.array([0.5, 0.5], np.float32))

@@ -147,7 +147,7 @@ def test_what_the_manifest_names_is_there() -> None:
 def test_the_manifest_lists_the_endings_that_the_command_line_and_the_train_dock_look_for() -> None:
     from npe2 import PluginManifest
 
-    from napari_lrmil.core.handle import SLIDE_ENDINGS
+    from napari_lrmil.core.slides.openslide_handle import SLIDE_ENDINGS
 
     (reader,) = PluginManifest.from_file(MANIFEST).contributions.readers or ()
     assert reader.filename_patterns == [f"*{ending}" for ending in SLIDE_ENDINGS]
@@ -185,7 +185,7 @@ def test_npe2_finds_the_plugin_in_the_wheel(wheel: Path) -> None:
     path = os.pathsep.join([str(wheel), *sorted(libraries)])
     found = json.loads(run(DISCOVER, wheel, "-S", PYTHONPATH=path))
     assert Path(found["package"]).is_relative_to(wheel)
-    assert found["commands"]["napari-lrmil.get_reader"] == "napari_lrmil.plugin.reader:get_reader"
+    assert found["commands"]["napari-lrmil.get_reader"] == "napari_lrmil.plugin.viewer.reader:get_reader"
     assert found["widgets"] == ["Analyse (LRMIL)", "Compare (LRMIL)", "Train (LRMIL)"]
 
 

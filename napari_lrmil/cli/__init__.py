@@ -13,9 +13,9 @@ from napari_lrmil import __version__
 from napari_lrmil.cli.bench import bench
 from napari_lrmil.cli.console import CANCELLED, FAILED, err, out
 from napari_lrmil.cli.encoders import encoders
-from napari_lrmil.cli.slides import compare, info, predict
-from napari_lrmil.cli.training import evaluate, features, phantom, train
-from napari_lrmil.cli.window import demo, view
+from napari_lrmil.cli.predict import compare, info, predict
+from napari_lrmil.cli.train import evaluate, features, phantom, train
+from napari_lrmil.cli.view import demo, view
 from napari_lrmil.core.errors import LrmilError
 
 app = typer.Typer(

@@ -10,7 +10,7 @@ import typer
 from napari_lrmil.cli.console import Device, MppOption, err, follow, load_networks, out, returned
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.bundle import Bundle
+    from napari_lrmil.core.models.bundle import Bundle
 
 BENCH, TABLE = "bench.json", "bench.md"
 Bundles = Annotated[list[str] | None, typer.Option("--bundle", help="a bundle; several are measured one by one")]
@@ -37,12 +37,12 @@ def bench(
     mpp: MppOption = None,
 ) -> None:
     """Measure a slide's cost step by step, LR against HR, and what resolution, encoder, reader and runtime save."""
-    from lrmil_training.cohort import read_cohort
-    from napari_lrmil.core.bundle import Bundle
-    from napari_lrmil.core.costs import Question, as_json, factor_table, how_measured, measure_all, step_table
-    from napari_lrmil.core.embed import resolve_device
-    from napari_lrmil.core.files import write_json, write_text
-    from napari_lrmil.core.slide import Slide
+    from lrmil_training.data.cohort import read_cohort
+    from napari_lrmil.core.atomic_files import write_json, write_text
+    from napari_lrmil.core.benchmark import Question, as_json, factor_table, how_measured, measure_all, step_table
+    from napari_lrmil.core.features.devices import resolve_device
+    from napari_lrmil.core.models.bundle import Bundle
+    from napari_lrmil.core.slides.slide import Slide
 
     resolve_device(device)
     models = [Bundle(name) for name in bundles or ["demo"]]
@@ -71,7 +71,7 @@ def bench(
 
 
 def _setups(*, baseline: bool, teacher: bool) -> list[Any]:
-    from napari_lrmil.core.costs import BESIDE, CHAIN, TEACHER, TODAY
+    from napari_lrmil.core.benchmark import BESIDE, CHAIN, TEACHER, TODAY
 
     chain = [setup for setup in CHAIN if baseline or setup != TODAY]
     return [*chain, *BESIDE, *([TEACHER] if teacher else [])]
@@ -81,7 +81,7 @@ def _print(name: str, found: list[Any]) -> None:
     """Print what matters: seconds of each setup, and the factors."""
     from rich.table import Table
 
-    from napari_lrmil.core.costs import LR, factors
+    from napari_lrmil.core.benchmark import LR, factors
 
     table = Table(title=f"{name}: what a slide costs")
     for head in ("setup", "patches", "MPix", "CPU-s", "s", "peak MB"):
@@ -104,10 +104,10 @@ def _print(name: str, found: list[Any]) -> None:
 
 def _pareto(models: list[Bundle], cohort: Path, folder: Path, split: str, device: str, *, teacher: bool) -> None:
     """Evaluate every model on the cohort and draw AUROC against CPU-seconds."""
-    from lrmil_training.external import Question, evaluate_bundle
-    from lrmil_training.runfiles import METRICS
-    from napari_lrmil.core.costs import points, write_pareto
-    from napari_lrmil.core.embed import resolve_device
+    from lrmil_training.external_evaluation import Question, evaluate_bundle
+    from lrmil_training.runs.event_log import METRICS
+    from napari_lrmil.core.benchmark import points, write_pareto
+    from napari_lrmil.core.features.devices import resolve_device
 
     found = []
     for i, model in enumerate(models):

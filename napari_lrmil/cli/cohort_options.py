@@ -13,7 +13,7 @@ import typer
 from napari_lrmil.cli.console import SOME_FAILED, chosen_device, err, follow, out
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.cohortwork import Engine, Outcome, SlideTask, SlideWork, Tally
+    from napari_lrmil.core.cohort import Engine, Outcome, SlideTask, SlideWork, Tally
 
 Workers = Annotated[
     int | None,
@@ -53,7 +53,7 @@ class Whereabouts:
 
     def engine(self, slides: int) -> Engine:
         """Return what does the work."""
-        from napari_lrmil.core.cohortwork import EngineChoice, choose_engine, parse_memory
+        from napari_lrmil.core.cohort import EngineChoice, choose_engine, parse_memory
 
         memory = None if self.memory is None else parse_memory(self.memory)
         gpus = 0 if self.far else _gpus(self.device)
@@ -64,7 +64,7 @@ def _gpus(device: str) -> int:
     """Return how many CUDA devices would be used; 0 where the work is done elsewhere."""
     import torch
 
-    from napari_lrmil.core.embed import resolve_device
+    from napari_lrmil.core.features.devices import resolve_device
 
     return torch.cuda.device_count() if resolve_device(device).type == "cuda" else 0
 
@@ -94,8 +94,8 @@ def follow_cohort(
     `tables` is called at the end, also after Ctrl-C: what is done stays, and is listed. `results` is what the slides
     leave, where that is not ``folder/<slide>``. See `end_with` for what is returned.
     """
-    from napari_lrmil.core.cohortwork import Tally, run_cohort
-    from napari_lrmil.core.files import sweep
+    from napari_lrmil.core.atomic_files import sweep
+    from napari_lrmil.core.cohort import Tally, run_cohort
 
     tally, engine, keep = Tally(), where.engine(len(works)), partial(_keep, folder)
     leftovers: dict[Path, set[str]] = {}
@@ -130,7 +130,7 @@ def end_with(tally: Tally) -> None:
 
 def _keep(folder: Path, tally: Tally) -> None:
     """Write what failed so far; of slides that this call heard of, what earlier calls said no longer counts."""
-    from napari_lrmil.core.tables import write_failure_rows
+    from napari_lrmil.core.results.cohort_tables import write_failure_rows
 
     write_failure_rows(folder, tally.rows, tally.told)
 

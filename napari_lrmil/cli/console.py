@@ -18,7 +18,7 @@ from napari_lrmil.core.formatting import format_duration
 if TYPE_CHECKING:
     import torch
 
-    from napari_lrmil.core.bundle import Bundle
+    from napari_lrmil.core.models.bundle import Bundle
 
 out, err = Console(), Console(stderr=True)
 
@@ -39,7 +39,7 @@ Out = Annotated[Path, typer.Option("--out", help="folder for the results")]
 
 def chosen_device(name: str) -> torch.device:
     """Return the device to work on; one core stays free for everything else."""
-    from napari_lrmil.core.embed import leave_a_core, resolve_device
+    from napari_lrmil.core.features.devices import leave_a_core, resolve_device
 
     leave_a_core()
     return resolve_device(name)

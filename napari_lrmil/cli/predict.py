@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from napari_lrmil.cli.cohorts import Memory, Scheduler, Whereabouts, Workers, end_with, follow_cohort, usable
+from napari_lrmil.cli.cohort_options import Memory, Scheduler, Whereabouts, Workers, end_with, follow_cohort, usable
 from napari_lrmil.cli.console import (
     BundleOption,
     Device,
@@ -29,8 +29,8 @@ def info(
     json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Say what a slide is: vendor, levels, resolution and where it came from, bounds, ICC, associated images."""
-    from napari_lrmil.core.remembered import Remembered
-    from napari_lrmil.core.slide import Slide
+    from napari_lrmil.core.slides.slide import Slide
+    from napari_lrmil.core.user_settings import Remembered
 
     with Slide(slide, mpp=mpp, remembered=Remembered().remembered_mpp) as opened:
         facts = slide_facts(opened)
@@ -91,11 +91,11 @@ def predict(
     ] = True,
 ) -> None:
     """Run the LR student on slides: probabilities, attention, overlay. One bad slide stops nobody."""
-    from napari_lrmil.core.bundle import Bundle
-    from napari_lrmil.core.cohortwork import SlideWork
-    from napari_lrmil.core.predictwork import PredictTask, opened_bundle
-    from napari_lrmil.core.teacherchoice import TeacherPatches
-    from napari_lrmil.core.tilereader import require_reader
+    from napari_lrmil.core.cohort import SlideWork
+    from napari_lrmil.core.cohort.predict_task import PredictTask, opened_bundle
+    from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+    from napari_lrmil.core.models.bundle import Bundle
+    from napari_lrmil.core.slides.tile_reader import require_reader
 
     teacher_patches = TeacherPatches.parse(teacher)
     require_reader(reader)
@@ -127,8 +127,8 @@ def predict(
 
 def _require(where: Whereabouts, runtime: str) -> None:
     """Raise `ConfigError` where device or runtime are not here; of a cluster's machines only the names are checked."""
-    from napari_lrmil.core.embed import resolve_device
-    from napari_lrmil.core.runtime import require_runtime
+    from napari_lrmil.core.features.devices import resolve_device
+    from napari_lrmil.core.runtimes.select import require_runtime
 
     where.require_device()
     require_runtime(runtime, None if where.far else resolve_device(where.device))
@@ -159,11 +159,11 @@ def compare(
     ] = None,
 ) -> None:
     """Run student and HR teacher on a slide: how far they agree, where they differ, what each costs."""
-    from napari_lrmil.core.bundle import Bundle
-    from napari_lrmil.core.cohortwork import SlideWork
+    from napari_lrmil.core.cohort import SlideWork
+    from napari_lrmil.core.cohort.predict_task import PredictTask, opened_bundle
     from napari_lrmil.core.errors import ConfigError
-    from napari_lrmil.core.predictwork import PredictTask, opened_bundle
-    from napari_lrmil.core.teacherchoice import TeacherPatches
+    from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+    from napari_lrmil.core.models.bundle import Bundle
 
     teacher_patches = TeacherPatches.parse(teacher)
     if teacher_patches == TeacherPatches.NONE:
@@ -192,7 +192,7 @@ def compare(
 
 def _write_table(folder: Path) -> None:
     """Write ``predictions.csv``, and print which results it leaves out and why."""
-    from napari_lrmil.core.tables import write_predictions
+    from napari_lrmil.core.results.cohort_tables import write_predictions
 
     for error in write_predictions(folder):
         err.print(f"not in predictions.csv: {error}", markup=False, highlight=False, soft_wrap=True)
@@ -203,7 +203,7 @@ def expand(slides: Sequence[Path]) -> list[tuple[Path, float | None]]:
 
     A folder of DICOM files is one slide.
     """
-    from napari_lrmil.core.handle import SLIDE_ENDINGS, dicom_files, has_slide_ending
+    from napari_lrmil.core.slides.openslide_handle import SLIDE_ENDINGS, dicom_files, has_slide_ending
 
     found: list[tuple[Path, float | None]] = []
     for path in slides:
@@ -224,6 +224,6 @@ def expand(slides: Sequence[Path]) -> list[tuple[Path, float | None]]:
 
 
 def _cohort_slides(path: Path) -> list[tuple[Path, float | None]]:
-    from lrmil_training.cohort import read_slides
+    from lrmil_training.data.cohort import read_slides
 
     return [(slide.path, slide.mpp) for slide in read_slides(path)]

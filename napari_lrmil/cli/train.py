@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from napari_lrmil.cli.cohorts import Memory, Scheduler, Whereabouts, Workers, end_with, follow_cohort, usable
+from napari_lrmil.cli.cohort_options import Memory, Scheduler, Whereabouts, Workers, end_with, follow_cohort, usable
 from napari_lrmil.cli.console import (
     SOME_FAILED,
     BundleOption,
@@ -22,7 +22,7 @@ from napari_lrmil.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.bundle import Bundle
+    from napari_lrmil.core.models.bundle import Bundle
 
 FEW_SLIDES = 30  # in a split, below which figures are more luck than measure
 
@@ -76,10 +76,9 @@ def features(
     memory: Memory = None,
 ) -> None:
     """Embed the patches of a cohort, one HDF5 file per slide in TRIDENT's layout. Files that are there stay."""
-    from lrmil_training.features import refuse_others
-    from lrmil_training.featurework import FeatureTask, as_row, loaded_encoder
-    from napari_lrmil.cli.slides import expand
-    from napari_lrmil.core.cohortwork import SlideWork
+    from lrmil_training.data.features import FeatureTask, as_row, loaded_encoder, refuse_others
+    from napari_lrmil.cli.predict import expand
+    from napari_lrmil.core.cohort import SlideWork
     from napari_lrmil.core.encoders import notice
 
     told = notice(encoder)
@@ -113,8 +112,8 @@ def train(
 ) -> None:
     """Train teacher and student through both distillation stages, evaluate, and write a bundle."""
     from lrmil_training.config import load_config
-    from lrmil_training.run import train as run
-    from napari_lrmil.core.tables import FAILURES, read_failures
+    from lrmil_training.train import train as run
+    from napari_lrmil.core.results.cohort_tables import FAILURES, read_failures
 
     resolved = load_config(config, settings or ())
     where = follow(run(cohort, folder, resolved, chosen_device(device)), "train", quiet=False)
@@ -142,8 +141,8 @@ def evaluate(
     device: Device = "auto",
 ) -> None:
     """Measure a bundle on a cohort: figures with intervals, agreement with its teacher, cost, and a report."""
-    from lrmil_training.external import Question, evaluate_bundle
-    from napari_lrmil.core.bundle import Bundle
+    from lrmil_training.external_evaluation import Question, evaluate_bundle
+    from napari_lrmil.core.models.bundle import Bundle
 
     model = Bundle(bundle)
     both = _with_teacher(model, teacher)

@@ -10,7 +10,7 @@ MB, GB = 1e6, 1e9
 
 
 class AgreementFigures(Protocol):
-    """Agreement of two attention maps, as `napari_lrmil.core.compare.Agreement` has it.
+    """Agreement of two attention maps, as `napari_lrmil.core.metrics.agreement.Agreement` has it.
 
     Structural, because that class needs the slide and its grids, and this module is below both.
     """

@@ -13,9 +13,9 @@ from typing import Any, Literal, TypeGuard
 
 import numpy as np
 
+from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.errors import ConfigError, DiskFullError
 from napari_lrmil.core.events import Caution
-from napari_lrmil.core.files import write_json
 
 FILE = "remembered.json"
 FOLDER_VARIABLE = "NAPARI_LRMIL_CONFIG"  # a folder that stands in for the user's own

@@ -13,12 +13,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from napari_lrmil.core.errors import LrmilError, SlideError
-from napari_lrmil.core.teacherchoice import TeacherPatches
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
 
-    from napari_lrmil.plugin.analyse import AnalyseWidget
+    from napari_lrmil.plugin.analyse.widget import AnalyseWidget
 
 TITLE = "napari-lrmil"
 PICTURE_PX = (1600, 900)
@@ -93,7 +93,7 @@ def demo(out: Path, slide: Path | None, bundle: str | Path, headless: bool) -> P
     (out / "demo.png").unlink(missing_ok=True)  # an earlier one must not be taken for this one's
     if not has_display():
         return _under_xvfb(out, slide, bundle)
-    from napari_lrmil.plugin.sample_data import sample_slide
+    from napari_lrmil.plugin.viewer.sample_data import sample_slide
 
     path = slide or sample_slide(out)
     napari = _load_napari(asynchronous=not headless)
@@ -126,9 +126,9 @@ def _load_napari(*, asynchronous: bool) -> ModuleType:
 
 
 def _dock(viewer: Viewer, bundle: str | Path | None, out: Path | None = None) -> AnalyseWidget:
-    from napari_lrmil.core.bundle import Bundle
-    from napari_lrmil.plugin.analyse import AnalyseWidget
-    from napari_lrmil.plugin.session import Session
+    from napari_lrmil.core.models.bundle import Bundle
+    from napari_lrmil.plugin.analyse.widget import AnalyseWidget
+    from napari_lrmil.plugin.session.session import Session
 
     if bundle is not None:
         Bundle(bundle)  # a wrong one ends the command, not just the choice
@@ -140,9 +140,9 @@ def _dock(viewer: Viewer, bundle: str | Path | None, out: Path | None = None) ->
 
 
 def _open(viewer: Viewer, paths: Sequence[Path], mpp: float | None) -> None:
-    from napari_lrmil.core.remembered import Remembered
-    from napari_lrmil.plugin.layers import add
-    from napari_lrmil.plugin.reader import ask_in_window, read_slides
+    from napari_lrmil.core.user_settings import Remembered
+    from napari_lrmil.plugin.viewer.layers import add
+    from napari_lrmil.plugin.viewer.reader import ask_in_window, read_slides
 
     cache = Remembered().load_settings().settings.tile_cache_mb << 20
     add(viewer, read_slides(list(paths), mpp, ask=ask_in_window, cache_bytes=cache))
@@ -175,7 +175,7 @@ def _begin(dock: AnalyseWidget) -> None:
 
 def _picture(viewer: Viewer, dock: AnalyseWidget, path: Path) -> Path:
     """Wait for the run and its legend, and save what the window shows, whole or not at all."""
-    from napari_lrmil.plugin.session import State
+    from napari_lrmil.plugin.session.session import State
 
     viewer.window._qt_window.resize(*PICTURE_PX)
     _wait(dock)
@@ -201,7 +201,7 @@ def save_picture(viewer: Viewer, path: Path) -> None:
     """Save the whole window as PNG, whole or not at all."""
     from PIL import Image
 
-    from napari_lrmil.core.files import whole
+    from napari_lrmil.core.atomic_files import whole
 
     pixels = viewer.screenshot(canvas_only=False, flash=False)
     with whole(path) as partial:

@@ -9,23 +9,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lrmil_training.cohort import Cohort, require_classes
 from lrmil_training.config import TrainConfig, dump_config, load_config
-from lrmil_training.evaluation import protocol
-from lrmil_training.eventlog import EventLog
-from lrmil_training.folds import deal_folds, put_aside
-from lrmil_training.methods import STUDENT
-from lrmil_training.report import REPORT, write_report
-from lrmil_training.runfiles import BUNDLE, CONFIG, METRICS
-from lrmil_training.runlock import STOP
-from lrmil_training.runstate import Run
-from lrmil_training.stages import run_stages
-from lrmil_training.summary import summarise
-from napari_lrmil.core.bundle import CARD
+from lrmil_training.data.cohort import Cohort, require_classes
+from lrmil_training.data.splits import deal_folds, put_aside
+from lrmil_training.evaluation.evaluate import protocol
+from lrmil_training.evaluation.summary import summarise
+from lrmil_training.report.report import REPORT, write_report
+from lrmil_training.runs.event_log import BUNDLE, CONFIG, METRICS, EventLog
+from lrmil_training.runs.lock import STOP
+from lrmil_training.stages.methods import STUDENT
+from lrmil_training.stages.pipeline import run_stages
+from lrmil_training.stages.run_context import Run
+from napari_lrmil.core.atomic_files import write_json, write_text
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Caution, Event, Finished, Progress
-from napari_lrmil.core.files import write_json, write_text
-from napari_lrmil.core.tables import gather_failures
+from napari_lrmil.core.models.bundle import CARD
+from napari_lrmil.core.results.cohort_tables import gather_failures
 
 RUNS = "runs"  # folder of the single runs
 

@@ -10,19 +10,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lrmil_training.cohort import SPLITS, Cohort, CohortSlide, read_cohort
-from lrmil_training.evaluation import SlideResult, evaluate, slide_table
-from lrmil_training.maps import write_maps
-from lrmil_training.report import write_report
-from lrmil_training.runfiles import METRICS, SLIDES
-from napari_lrmil.core.bundle import Bundle
+from lrmil_training.data.cohort import SPLITS, Cohort, CohortSlide, read_cohort
+from lrmil_training.evaluation.attention_files import write_maps
+from lrmil_training.evaluation.evaluate import SlideResult, evaluate, slide_table
+from lrmil_training.report.report import write_report
+from lrmil_training.runs.event_log import METRICS, SLIDES
+from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.errors import CohortError, LrmilError
 from napari_lrmil.core.events import Caution, Event, Failed, Finished, Progress
-from napari_lrmil.core.files import write_json
-from napari_lrmil.core.predict import predict
-from napari_lrmil.core.prediction import Prediction, Reading
-from napari_lrmil.core.tables import write_failures
-from napari_lrmil.core.teacherchoice import TeacherPatches
+from napari_lrmil.core.inference.predict import predict
+from napari_lrmil.core.inference.prediction import Prediction, Reading
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.results.cohort_tables import write_failures
 
 ALL = "all"  # every slide of the table, whatever its split
 BOOTSTRAP = 2000

@@ -8,23 +8,22 @@ from pathlib import Path
 
 import torch
 
-from lrmil_training.cohort import Cohort, read_cohort, require_classes
 from lrmil_training.config import TrainConfig, dump_config, load_config
-from lrmil_training.eventlog import EventLog
-from lrmil_training.features import find_encoder
-from lrmil_training.fitplan import StoppedError
-from lrmil_training.loggers import require_loggers
-from lrmil_training.report import write_report
-from lrmil_training.runfiles import CALL, COHORT, CONFIG
-from lrmil_training.runlock import STOP, clear_stop, hold, stop_requested
-from lrmil_training.runstate import Run
-from lrmil_training.series import is_series, parts_of, run_series
-from lrmil_training.stage1 import require_twins
-from lrmil_training.stages import run_stages
+from lrmil_training.cross_validation import is_series, parts_of, run_series
+from lrmil_training.data.cohort import Cohort, read_cohort, require_classes
+from lrmil_training.data.features import find_encoder
+from lrmil_training.fitting.loggers import require_loggers
+from lrmil_training.fitting.plan import StoppedError
+from lrmil_training.report.report import write_report
+from lrmil_training.runs.event_log import CALL, COHORT, CONFIG, EventLog
+from lrmil_training.runs.lock import STOP, clear_stop, hold, stop_requested
+from lrmil_training.stages.patch_distillation import require_twins
+from lrmil_training.stages.pipeline import run_stages
+from lrmil_training.stages.run_context import Run
+from napari_lrmil.core.atomic_files import write_json, write_text
 from napari_lrmil.core.encoders import FROZEN, TRAINABLE, notice
 from napari_lrmil.core.errors import ConfigError, LrmilError
 from napari_lrmil.core.events import Caution, Event, Finished, Progress
-from napari_lrmil.core.files import write_json, write_text
 
 
 def train(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.device) -> Iterator[Event]:

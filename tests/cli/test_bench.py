@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from napari_lrmil.core.costs import measure as measuring
+from napari_lrmil.core.benchmark import measure as measuring
 from napari_lrmil.core.phantom import LESION, PhantomSlide, make_cohort, write_slide
 from support.networks import untrained_bundle
 

@@ -17,7 +17,7 @@ from napari_lrmil.cli import console
 from napari_lrmil.core.errors import EncoderError, LrmilError
 from napari_lrmil.core.events import Event, Finished, Metric, Progress
 from napari_lrmil.core.phantom import LESION, NORMAL, PhantomSlide, make_cohort, write_pyramid, write_slide
-from napari_lrmil.core.remembered import Remembered
+from napari_lrmil.core.user_settings import Remembered
 from support.networks import Borrowed, untrained_bundle
 
 Call = Callable[..., tuple[int, str, str]]
@@ -416,7 +416,7 @@ def test_nothing_is_fetched_for_a_teacher_that_was_not_asked_for(
     call: Call, small_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bundle that only names its teacher's encoder: the student alone, unless asked; then its terms come first."""
-    from napari_lrmil.core import bundle as bundle_module
+    from napari_lrmil.core.models import bundle as bundle_module
 
     def fetch(name: str) -> None:
         raise EncoderError(f"looking for {name}")

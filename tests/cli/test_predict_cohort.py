@@ -17,12 +17,12 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from napari_lrmil.core.schema import CohortFile, PredictionFile
 
 from napari_lrmil.cli import console
-from napari_lrmil.core.cohortwork.work import Serial
+from napari_lrmil.core.cohort.task import Serial
 from napari_lrmil.core.events import Progress
 from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
-from napari_lrmil.core.schema import CohortFile, PredictionFile
 from support.networks import untrained_bundle, untrained_encoder
 
 Call = Callable[..., tuple[int, str, str]]
@@ -216,7 +216,7 @@ def test_an_interrupt_keeps_what_is_done_and_lists_it(slides: Path, bundle: Path
 
 
 def test_what_a_killed_call_left_is_swept_away(call: Call, slides: Path, bundle: Path, tmp_path: Path) -> None:
-    from napari_lrmil.core.files import whole_folder
+    from napari_lrmil.core.atomic_files import whole_folder
 
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     with whole_folder(tmp_path / "first", (), "x") as partial:
@@ -244,8 +244,8 @@ def test_a_table_needs_no_more_than_slides_and_a_missing_one_stops_nobody(
 
 def test_features_of_a_folder_in_two_processes(call: Call, slides: Path, tmp_path: Path) -> None:
     """The same as one after the other; the broken one is listed with its step, and what is there stays."""
-    from napari_lrmil.core.bag import read_bag
     from napari_lrmil.core.encoders import save_encoder
+    from napari_lrmil.core.features.bag import read_bag
 
     folder = tmp_path / "slides"
     shutil.copytree(slides, folder)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from napari_lrmil.core import files
-from napari_lrmil.core.files import whole, write_json, write_text
+from napari_lrmil.core import atomic_files as files
+from napari_lrmil.core.atomic_files import whole, write_json, write_text
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux states the umask of a process")
 

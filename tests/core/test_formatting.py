@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from napari_lrmil.core.compare import Agreement
 from napari_lrmil.core.formatting import (
     format_agreement,
     format_duration,
@@ -13,6 +12,7 @@ from napari_lrmil.core.formatting import (
     format_signed,
     format_size,
 )
+from napari_lrmil.core.metrics.agreement import Agreement
 
 
 @pytest.mark.parametrize(

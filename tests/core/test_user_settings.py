@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from napari_lrmil.core.errors import ConfigError
-from napari_lrmil.core.remembered import FILE, FOLDER_VARIABLE, RUNS, PaceKey, Remembered, Settings
+from napari_lrmil.core.user_settings import FILE, FOLDER_VARIABLE, RUNS, PaceKey, Remembered, Settings
 from support.fake_slides import one_sentence
 
 STUDENT = PaceKey("a" * 64, "cpu", "student")

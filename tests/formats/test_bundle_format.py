@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.errors import BundleError
+from napari_lrmil.core.models.bundle import Bundle
 from support.networks import untrained_bundle
 from support.shapes import STORED, mismatches
 

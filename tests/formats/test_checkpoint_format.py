@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from lrmil_training.checkpoints import read_best, read_score
-from lrmil_training.fitplan import FitPlan
-from lrmil_training.fitting import fit
+from lrmil_training.fitting.checkpoints import read_best, read_score
+from lrmil_training.fitting.fit import fit
+from lrmil_training.fitting.plan import FitPlan
 from napari_lrmil.core.events import Progress
 from support.fits import CPU, maker, plan
 from support.shapes import STORED

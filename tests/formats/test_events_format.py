@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from lrmil_training.eventlog import EventLog, event_json, read_events
-from lrmil_training.reportdata import read_curves
+from lrmil_training.report.run_record import read_curves
+from lrmil_training.runs.event_log import EventLog, event_json, read_events
 from napari_lrmil.core.events import Caution, Event, Failed, Finished, Metric, Partial, Progress, StageDone
-from napari_lrmil.plugin.training_log import Story
+from napari_lrmil.plugin.train.run_monitor import Story
 from support.shapes import STORED, mismatches
 
 STAMP = {"seq": int, "attempt": int, "time": float}

@@ -11,8 +11,8 @@ import pytest
 
 import lrmil_training
 import napari_lrmil.core
-from lrmil_training.fitplan import StoppedError
-from lrmil_training.runlock import LockedError
+from lrmil_training.fitting.plan import StoppedError
+from lrmil_training.runs.lock import LockedError
 from napari_lrmil.core import errors
 from support.shapes import STORED
 
@@ -79,7 +79,7 @@ def test_what_was_not_foreseen(call: Call, monkeypatch: pytest.MonkeyPatch) -> N
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("napari_lrmil.core.slide.Slide.__init__", fail)
+    monkeypatch.setattr("napari_lrmil.core.slides.slide.Slide.__init__", fail)
     code, _, said = call("info", SLIDE)
     assert code == 1 and "a bug" in said
 
@@ -88,5 +88,5 @@ def test_ctrl_c(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("napari_lrmil.core.slide.Slide.__init__", interrupt)
+    monkeypatch.setattr("napari_lrmil.core.slides.slide.Slide.__init__", interrupt)
     assert call("predict", SLIDE, "--out", tmp_path)[0] == 130

@@ -11,8 +11,8 @@ import torch
 
 from lrmil_training import config as config_module
 from lrmil_training.config import Stage3Config, TrainConfig, load_config
-from lrmil_training.eventlog import read_events
-from lrmil_training.run import train
+from lrmil_training.runs.event_log import read_events
+from lrmil_training.train import train
 from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.events import Finished, Progress, StageDone
 from napari_lrmil.core.phantom import make_cohort

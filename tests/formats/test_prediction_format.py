@@ -15,10 +15,10 @@ import tifffile
 from typer.testing import CliRunner
 
 from napari_lrmil.cli import app
-from napari_lrmil.core.bundle import Bundle
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.stored import find_stored, read_line, read_stored, stored_folders
-from napari_lrmil.core.tables import read_failures, write_predictions
+from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.results.cohort_tables import read_failures, write_predictions
+from napari_lrmil.core.results.reader import find_stored, read_line, read_stored, stored_folders
+from napari_lrmil.core.slides.slide import Slide
 from support.shapes import STORED, mismatches
 
 Call = Callable[..., tuple[int, str, str]]

@@ -14,16 +14,16 @@ import pytest
 import torch
 
 from lrmil_training.config import build_config, load_config
-from lrmil_training.maps import read_map
-from lrmil_training.report import write_report
-from lrmil_training.reportdata import read_run
-from lrmil_training.run import train
-from lrmil_training.stored import StoredRows
-from napari_lrmil.core.bag import read_bag
+from lrmil_training.data.feature_store import StoredRows
+from lrmil_training.evaluation.attention_files import read_map
+from lrmil_training.report.report import write_report
+from lrmil_training.report.run_record import read_run
+from lrmil_training.train import train
+from napari_lrmil.core.features.bag import read_bag
 from napari_lrmil.core.phantom import make_cohort
-from napari_lrmil.core.tables import read_failures
-from napari_lrmil.plugin.training_result import read_result
-from napari_lrmil.plugin.training_run import Phase, TrainingRun
+from napari_lrmil.core.results.cohort_tables import read_failures
+from napari_lrmil.plugin.train.result_table import read_result
+from napari_lrmil.plugin.train.run_process import Phase, TrainingRun
 from support.run_folders import write_series
 from support.shapes import STORED, mismatches
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from napari_lrmil.core.remembered import PaceKey, Remembered, Settings
+from napari_lrmil.core.user_settings import PaceKey, Remembered, Settings
 from support.shapes import STORED
 
 SLIDE, OTHER = "668ec70190478240e0e279970e4d7a45", "0123456789abcdef0123456789abcdef"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from napari_lrmil.core.bundle import Bundle
+from napari_lrmil.core.models.bundle import Bundle
 from support.fake_slides import lively_bundle, speckled, write_tiff
 from support.window import MakeDock, open_window, require_screen
 
@@ -58,9 +58,9 @@ def viewer(_window: Any, qtbot: Any) -> Iterator[Any]:
 @pytest.fixture
 def make_dock(viewer: Any, bundle: Bundle, qtbot: Any) -> MakeDock:
     """Return what docks a widget into the window, with the model chosen and a slide opened."""
-    from napari_lrmil.plugin.analyse import AnalyseWidget
-    from napari_lrmil.plugin.layers import add
-    from napari_lrmil.plugin.reader import read_slides
+    from napari_lrmil.plugin.analyse.widget import AnalyseWidget
+    from napari_lrmil.plugin.viewer.layers import add
+    from napari_lrmil.plugin.viewer.reader import read_slides
 
     def make(slide: Path | None, session: Any = None) -> Any:
         dock = AnalyseWidget(viewer, session)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.errors import BundleError, LrmilError
+from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.plugin import launch
 from support.fake_slides import one_sentence, speckled, write_tiff
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from napari_lrmil.core.cohortwork import Engine, SlideWork, Tally, Told, run_cohort
+from napari_lrmil.core.cohort import Engine, SlideWork, Tally, Told, run_cohort
 from napari_lrmil.core.errors import (
     BagError,
     DiskFullError,

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from napari_lrmil.core.bundle import Bundle, Card, NetworkCard, StudentNetwork, TeacherNetwork, write_bundle
 from napari_lrmil.core.encoders import AlignedEncoder, Encoded, round_to_half
-from napari_lrmil.core.mil import GatedAttentionMil
-from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.models.bundle import Bundle, Card, NetworkCard, StudentNetwork, TeacherNetwork, write_bundle
+from napari_lrmil.core.models.mil import GatedAttentionMil
+from napari_lrmil.core.slides.slide import Slide
 from support.networks import CLASSES, SMALL, untrained_encoder
 
 Array = NDArray[Any]

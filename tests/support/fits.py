@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from lrmil_training.fitting import SELECT, EpochMeans, EpochSampler, FitPlan, fit, gathered
-from lrmil_training.metrics import ranking_auroc
+from lrmil_training.evaluation.metrics import ranking_auroc
+from lrmil_training.fitting.fit import SELECT, EpochMeans, EpochSampler, FitPlan, fit, gathered
 from napari_lrmil.core.events import Event, Metric, Progress
 
 CPU = torch.device("cpu")

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from napari_lrmil.core.bundle import Bundle, StudentNetwork, TeacherNetwork, write_bundle
 from napari_lrmil.core.encoders import (
     AlignedEncoder,
     Encoded,
@@ -17,7 +16,8 @@ from napari_lrmil.core.encoders import (
     NetworkEncoder,
     round_to_half,
 )
-from napari_lrmil.core.mil import GatedAttentionMil
+from napari_lrmil.core.models.bundle import Bundle, StudentNetwork, TeacherNetwork, write_bundle
+from napari_lrmil.core.models.mil import GatedAttentionMil
 
 SMALL_SETTINGS = {"depth_multiplier": 0.25, "finegrained_output": False}
 SMALL = EncoderSpec("mobilenet_v2", SMALL_SETTINGS, licence="BSD-3-Clause", name="untrained")

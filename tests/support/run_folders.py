@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from lrmil_training.cohort import Cohort, CohortSlide
-from lrmil_training.evaluation import SlideResult, evaluate, protocol, slide_table, summarise
-from napari_lrmil.core.files import write_json
+from lrmil_training.data.cohort import Cohort, CohortSlide
+from lrmil_training.evaluation.evaluate import SlideResult, evaluate, protocol, slide_table, summarise
+from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.geometry import Lattice, Mpp
-from napari_lrmil.core.grid import NestedGrid, nest_cells
+from napari_lrmil.core.patching.grid import NestedGrid, nest_cells
 
 CLASSES = ("normal", "lesion")
 SIGNAL = {"teacher": 2.2, "student": 1.9, "labels_only": 0.9, "stage2_only": 1.4}

@@ -15,8 +15,8 @@ from pydantic import BaseModel
 
 from lrmil_training.config import Stage1Config, TrainConfig, build_config
 from lrmil_training.config_hash import FIRST_FIELDS, later_values
-from lrmil_training.methods import STUDENT, Method, stage_settings
-from lrmil_training.runstate import Run
+from lrmil_training.stages.methods import STUDENT, Method, stage_settings
+from lrmil_training.stages.run_context import Run
 from napari_lrmil.core.encoders import LoadedEncoder
 from support.run_folders import made_cohort
 

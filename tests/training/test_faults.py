@@ -14,13 +14,13 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from lrmil_training import losses
-from lrmil_training.cohort import read_cohort
-from lrmil_training.fitting import SELECT, FitPlan, fit
-from lrmil_training.metrics import Resampler, Scored, auroc_with_interval, ranking_auroc
-from napari_lrmil.core.compare import to_lr
+from lrmil_training.data.cohort import read_cohort
+from lrmil_training.evaluation.metrics import Resampler, Scored, auroc_with_interval, ranking_auroc
+from lrmil_training.fitting.fit import SELECT, FitPlan, fit
 from napari_lrmil.core.geometry import Bounds, Mpp, PatchPlan
-from napari_lrmil.core.grid import nest
-from napari_lrmil.core.mil import GatedAttentionMil, MilOutput
+from napari_lrmil.core.metrics.agreement import to_lr
+from napari_lrmil.core.models.mil import GatedAttentionMil, MilOutput
+from napari_lrmil.core.patching.grid import nest
 
 
 def test_attention_and_bag_are_not_swapped() -> None:

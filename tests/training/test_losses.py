@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from lrmil_training import losses
-from lrmil_training.bagfit import BagItem, distillation_loss, label_loss
 from lrmil_training.config import Stage2Config
-from napari_lrmil.core.mil import MilOutput
+from lrmil_training.data.bags import BagItem
+from lrmil_training.stages.mil_training import distillation_loss, label_loss
+from napari_lrmil.core.models.mil import MilOutput
 
 
 def test_children_weights_by_hand_leave_the_absent_child_out() -> None:

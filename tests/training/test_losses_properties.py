@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lrmil_training import losses
-from lrmil_training.bagfit import BagItem, distillation_loss
 from lrmil_training.config import Stage2Config
-from napari_lrmil.core.mil import GatedAttentionMil, MilOutput
+from lrmil_training.data.bags import BagItem
+from lrmil_training.stages.mil_training import distillation_loss
+from napari_lrmil.core.models.mil import GatedAttentionMil, MilOutput
 
 seeds = st.integers(0, 2**31 - 1)
 few = settings(deadline=None, max_examples=25)

@@ -13,23 +13,25 @@ import numpy as np
 import pytest
 import torch
 
-from lrmil_training.bagfit import BagItem, distillation_loss, fit_mil, label_loss, rank_agreement, seeded_mil
 from lrmil_training.config import Stage2Config, TeacherConfig, TrainConfig, build_config
-from lrmil_training.fitting import FitPlan, StoppedError
-from lrmil_training.metrics import ranking_auroc
-from lrmil_training.pairs import EMBEDDING, Augmentation, PairDataset, Standard, TaughtSlide, grid_of_coords
-from lrmil_training.run import train
-from lrmil_training.runlock import request_stop
-from lrmil_training.stored import StoredRows
-from napari_lrmil.core.bag import Bag, read_bag, write_bag
-from napari_lrmil.core.bundle import Bundle
+from lrmil_training.data.bags import BagItem
+from lrmil_training.data.feature_store import StoredRows
+from lrmil_training.data.patch_pairs import Augmentation, PairDataset
+from lrmil_training.data.teacher_targets import EMBEDDING, Standard, TaughtSlide, grid_of_coords
+from lrmil_training.evaluation.metrics import ranking_auroc
+from lrmil_training.fitting.fit import FitPlan, StoppedError
+from lrmil_training.runs.lock import request_stop
+from lrmil_training.stages.mil_training import distillation_loss, fit_mil, label_loss, rank_agreement, seeded_mil
+from lrmil_training.train import train
 from napari_lrmil.core.encoders import save_encoder
 from napari_lrmil.core.errors import BagError, CohortError, ConfigError, EncoderError
 from napari_lrmil.core.events import Event, Failed, Finished, Metric, Progress, StageDone
-from napari_lrmil.core.mil import GatedAttentionMil
+from napari_lrmil.core.features.bag import Bag, read_bag, write_bag
+from napari_lrmil.core.inference.predict import predict
+from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.models.mil import GatedAttentionMil
 from napari_lrmil.core.phantom import make_cohort
-from napari_lrmil.core.predict import predict
-from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.slides.slide import Slide
 from support.networks import untrained_encoder
 
 CPU = torch.device("cpu")
@@ -250,7 +252,7 @@ def test_turning_keeps_patch_and_children_together(run: tuple[Path, list[Event]]
     write_bag(tmp_path / "grey.h5", Bag(grey, bag.coords, bag.origin))
     arrays = {EMBEDDING: StoredRows.of(tmp_path / "grey.h5")}
     standards = {EMBEDDING: Standard(torch.zeros(1), torch.ones(1))}
-    from lrmil_training.cohort import CohortSlide
+    from lrmil_training.data.cohort import CohortSlide
 
     row = CohortSlide(slide_file, "p", "normal", "train")
     taught = TaughtSlide(row, grid, arrays, standards, torch.zeros(len(grey)), torch.zeros(2))

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from napari_lrmil.core.embed import PatchSet
 from napari_lrmil.core.encoders import Encoded
-from napari_lrmil.core.handle import slide_file
-from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.features.extraction import PatchSet
+from napari_lrmil.core.slides.openslide_handle import slide_file
+from napari_lrmil.core.slides.slide import Slide
 
 RESNET_DIM = 2048
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as such pipelines have it

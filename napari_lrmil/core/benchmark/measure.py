@@ -14,22 +14,22 @@ import psutil
 import torch
 from torch import nn
 
-from napari_lrmil.core.bundle import Bundle, StudentNetwork, TeacherNetwork
-from napari_lrmil.core.cohortwork.memory import peak_mb
-from napari_lrmil.core.costs.chain import PIL, RESNET, STUDENT, Setup
-from napari_lrmil.core.costs.today import RESNET_DIM, PilReader, ResNetEmbedder
-from napari_lrmil.core.embed import PatchSet, encode, resolve_device, to_numpy
+from napari_lrmil.core.benchmark.baseline import RESNET_DIM, PilReader, ResNetEmbedder
+from napari_lrmil.core.benchmark.setups import PIL, RESNET, STUDENT, Setup
+from napari_lrmil.core.cohort.memory import peak_mb
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Finished, Progress
+from napari_lrmil.core.features.devices import resolve_device
+from napari_lrmil.core.features.extraction import PatchSet, encode, to_numpy
+from napari_lrmil.core.features.prefetch import BATCH, at_once
 from napari_lrmil.core.geometry import Int64
-from napari_lrmil.core.grid import Ground, ground_of
-from napari_lrmil.core.mil import GatedAttentionMil
-from napari_lrmil.core.overlay import COLORMAP, raster
-from napari_lrmil.core.pooling import pool
-from napari_lrmil.core.predict import predict, students_look, subject_of, teachers_look
-from napari_lrmil.core.readahead import BATCH, at_once
-from napari_lrmil.core.runtime import Runtime, RuntimeChoice, prepare_runtime
-from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.inference.predict import predict, students_look, subject_of, teachers_look
+from napari_lrmil.core.models.bundle import Bundle, StudentNetwork, TeacherNetwork
+from napari_lrmil.core.models.mil import GatedAttentionMil, pool
+from napari_lrmil.core.patching.grid import Ground, ground_of
+from napari_lrmil.core.runtimes.select import Runtime, RuntimeChoice, prepare_runtime
+from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.visualize.overlay import COLORMAP, raster
 
 STEPS = ("open", "tissue", "read", "encode", "mil", "overlay")
 RUN = 2 * BATCH  # patches side by side that a sample is made of: neighbours share tiles of the file, as in earnest

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from napari_lrmil.core.files import whole, write_json
+from napari_lrmil.core.atomic_files import whole, write_json
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ finds it writes to disk slide by slide, and only a few words about it come back.
 what became of each; `run_cohort` counts, tries again, and keeps the list of failures.
 """
 
-from napari_lrmil.core.cohortwork.engines import EngineChoice, choose_engine, parse_memory
-from napari_lrmil.core.cohortwork.run import Tally, run_cohort
-from napari_lrmil.core.cohortwork.work import Engine, Failure, Outcome, SlideTask, SlideWork, Told
+from napari_lrmil.core.cohort.backends import EngineChoice, choose_engine, parse_memory
+from napari_lrmil.core.cohort.run import Tally, run_cohort
+from napari_lrmil.core.cohort.task import Engine, Failure, Outcome, SlideTask, SlideWork, Told
 
 __all__ = [
     "Engine",

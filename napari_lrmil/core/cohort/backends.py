@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from napari_lrmil.core.cohortwork.local import LocalProcesses
-from napari_lrmil.core.cohortwork.memory import MB, machine_mb
-from napari_lrmil.core.cohortwork.work import Engine, Serial
+from napari_lrmil.core.cohort.local_pool import LocalProcesses
+from napari_lrmil.core.cohort.memory import MB, machine_mb
+from napari_lrmil.core.cohort.task import Engine, Serial
 from napari_lrmil.core.errors import ConfigError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -93,8 +93,8 @@ def parse_memory(text: str) -> float:
 
 
 def _cluster(choice: EngineChoice) -> Engine:
-    from napari_lrmil.core.cohortwork.cluster import DaskCluster, SlurmJobs
-    from napari_lrmil.core.cohortwork.slurm import SlurmOptions, read_slurm
+    from napari_lrmil.core.cohort.dask_cluster import DaskCluster, SlurmJobs
+    from napari_lrmil.core.cohort.slurm import SlurmOptions, read_slurm
 
     scheduler = choice.scheduler or ""
     kind, _, file = scheduler.partition(":")

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from napari_lrmil import __version__
-from napari_lrmil.core.cohortwork.slurm import SlurmOptions, slurm_cluster
-from napari_lrmil.core.cohortwork.work import Outcome, SlideTask, SlideWork, gathered, lost, one_line
+from napari_lrmil.core.cohort.slurm import SlurmOptions, slurm_cluster
+from napari_lrmil.core.cohort.task import Outcome, SlideTask, SlideWork, gathered, lost, one_line
 from napari_lrmil.core.errors import ConfigError, LrmilError
 from napari_lrmil.core.events import Caution, Event
 

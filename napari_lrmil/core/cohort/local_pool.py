@@ -17,8 +17,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, cast
 
-from napari_lrmil.core.cohortwork.memory import held_mb
-from napari_lrmil.core.cohortwork.work import Outcome, SlideTask, SlideWork, ended_text, gathered, lost, worker_name
+from napari_lrmil.core.cohort.memory import held_mb
+from napari_lrmil.core.cohort.task import Outcome, SlideTask, SlideWork, ended_text, gathered, lost, worker_name
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event
 

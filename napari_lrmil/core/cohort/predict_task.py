@@ -9,29 +9,29 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_lrmil.core.bundle import Bundle
-from napari_lrmil.core.cohortwork import SlideWork, Told
-from napari_lrmil.core.commandline import predict_command
-from napari_lrmil.core.comparepicture import draw_comparison
-from napari_lrmil.core.comparison import lesions_beside
-from napari_lrmil.core.earlier import Wanted, earlier_result
+from napari_lrmil.core.cohort import SlideWork, Told
 from napari_lrmil.core.errors import BundleError
 from napari_lrmil.core.events import Event, Finished
 from napari_lrmil.core.formatting import format_agreement, format_probabilities
-from napari_lrmil.core.grid import Ground, edited_ground, ground_of
-from napari_lrmil.core.predict import predict
-from napari_lrmil.core.prediction import Prediction
-from napari_lrmil.core.regions import read_regions
-from napari_lrmil.core.remembered import Remembered
-from napari_lrmil.core.results import agreement_file, write_steps
-from napari_lrmil.core.runtime import REFERENCE
+from napari_lrmil.core.inference.predict import predict
+from napari_lrmil.core.inference.prediction import Prediction
+from napari_lrmil.core.inference.teacher_comparison import lesions_beside
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.patching.grid import Ground, edited_ground, ground_of
+from napari_lrmil.core.patching.regions import read_regions
+from napari_lrmil.core.patching.roi import read_scope
+from napari_lrmil.core.patching.tissue import read_mask
+from napari_lrmil.core.results.equivalent_command import predict_command
+from napari_lrmil.core.results.resume import Wanted, earlier_result
+from napari_lrmil.core.results.writer import agreement_file, write_steps
+from napari_lrmil.core.runtimes.select import REFERENCE
 from napari_lrmil.core.schema import require_replaceable
-from napari_lrmil.core.scope import read_scope
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.slidereport import ReportRequest
-from napari_lrmil.core.teacherchoice import TeacherPatches
-from napari_lrmil.core.tilereader import AUTO
-from napari_lrmil.core.tissue import read_mask
+from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.slides.tile_reader import AUTO
+from napari_lrmil.core.user_settings import Remembered
+from napari_lrmil.core.visualize.comparison_figure import draw_comparison
+from napari_lrmil.core.visualize.slide_report import ReportRequest
 
 if TYPE_CHECKING:
     import torch
@@ -188,7 +188,7 @@ def opened_bundle(where: Path, sha256: str) -> Bundle:
 
 
 def _device(name: str) -> torch.device:
-    from napari_lrmil.core.embed import resolve_device
+    from napari_lrmil.core.features.devices import resolve_device
 
     return resolve_device(name)
 

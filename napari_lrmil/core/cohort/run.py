@@ -9,16 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from napari_lrmil.core.cohortwork.work import (
-    WORKER,
-    WRITE,
-    Engine,
-    Failure,
-    Outcome,
-    SlideTask,
-    SlideWork,
-    timed_left,
-)
+from napari_lrmil.core.cohort.task import WORKER, WRITE, Engine, Failure, Outcome, SlideTask, SlideWork, timed_left
 from napari_lrmil.core.errors import DiskFullError
 from napari_lrmil.core.events import Caution, Event, Failed, Partial, Progress
 from napari_lrmil.core.schema import CohortFile, WorkerSummary

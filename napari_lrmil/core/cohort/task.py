@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from napari_lrmil.core.cohortwork.memory import peak_mb
+from napari_lrmil.core.cohort.memory import peak_mb
 from napari_lrmil.core.errors import (
     DiskFullError,
     LrmilError,

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from napari_lrmil.core.encoders.base import TRAINABLE, Encoded, EncoderSpec, NetworkEncoder, require_layers, taken
 from napari_lrmil.core.encoders.mobilenet_v3 import MobileNetV3Encoder
-from napari_lrmil.core.encoders.network import NetworkEncoder, taken
-from napari_lrmil.core.encoders.spec import TRAINABLE, Encoded, EncoderSpec, require_layers
 from napari_lrmil.core.errors import EncoderError
 
 

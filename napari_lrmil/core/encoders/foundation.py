@@ -13,10 +13,8 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from napari_lrmil.core.encoders.files import LoadedEncoder
-from napari_lrmil.core.encoders.network import NetworkEncoder, taken
-from napari_lrmil.core.encoders.spec import FROZEN, Encoded, EncoderSpec, require_layers
-from napari_lrmil.core.encoders.weights import module_sha256
+from napari_lrmil.core.encoders.base import FROZEN, Encoded, EncoderSpec, NetworkEncoder, require_layers, taken
+from napari_lrmil.core.encoders.weights import LoadedEncoder, module_sha256
 from napari_lrmil.core.errors import EncoderError
 
 PREFIX = f"{FROZEN}:"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from napari_lrmil.core.encoders.families import build_encoder
-from napari_lrmil.core.encoders.files import LoadedEncoder, read_tensors
-from napari_lrmil.core.encoders.hushed import hushed
-from napari_lrmil.core.encoders.network import NetworkEncoder
-from napari_lrmil.core.encoders.spec import HALF, IMAGENET, TRAINABLE, EncoderSpec, Rgb
-from napari_lrmil.core.encoders.weights import file_sha256
+from napari_lrmil.core.encoders.architectures import build_encoder
+from napari_lrmil.core.encoders.base import HALF, IMAGENET, TRAINABLE, EncoderSpec, NetworkEncoder, Rgb
+from napari_lrmil.core.encoders.weights import LoadedEncoder, file_sha256, read_tensors
 from napari_lrmil.core.errors import EncoderError
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Let ``transformers`` tell errors only, and draw no bars, for a while."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
 
 HUB = "hf:"
 CONFIG, PREPROCESSOR, README = "config.json", "preprocessor_config.json", "README.md"

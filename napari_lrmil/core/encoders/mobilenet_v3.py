@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from napari_lrmil.core.encoders.network import NetworkEncoder, taken
-from napari_lrmil.core.encoders.spec import Encoded, EncoderSpec, require_layers
+from napari_lrmil.core.encoders.base import Encoded, EncoderSpec, NetworkEncoder, require_layers, taken
 from napari_lrmil.core.errors import EncoderError
 
 STEM, HEAD = 16, 960  # channels of the first and of the last convolution

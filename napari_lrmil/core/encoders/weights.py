@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from napari_lrmil.core.atomic_files import whole
+from napari_lrmil.core.encoders.architectures import MobileNetV2Encoder, build_encoder
+from napari_lrmil.core.encoders.base import EncoderSpec, NetworkEncoder
 from napari_lrmil.core.errors import EncoderError
 
 
@@ -49,3 +55,112 @@ def module_sha256(module: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def folded_mobilenet(path: Path, tensors: dict[str, Tensor]) -> MobileNetV2Encoder:
+    """Return MobileNetV2 from convolutions with batch norm folded in: the batch norm left in place does nothing.
+
+    Raises
+    ------
+    EncoderError
+        Where the tensors are not those of such a network.
+    """
+    encoder = MobileNetV2Encoder(EncoderSpec(name=path.stem, licence="see the source of the weights"))
+    names = dict(_names(len(encoder.net.layer)))
+    if set(tensors) != {f"{name}.{part}" for name in names for part in ("weight", "bias")}:
+        found = ", ".join(sorted(tensors)[:3])
+        raise EncoderError(
+            f"{path}: nothing says which network holds the tensors {found} …; "
+            "expected an encoder that this program wrote, or the folder of a model with its config.json"
+        )
+    state = encoder.net.state_dict()
+    for source, target in names.items():
+        weight, bias = tensors[f"{source}.weight"].float(), tensors[f"{source}.bias"].float()
+        state.update(_convolution_alone(target, weight, bias, encoder.net.config.layer_norm_eps))
+    load_weights(encoder.net, state)
+    return encoder
+
+
+def _convolution_alone(target: str, weight: Tensor, bias: Tensor, eps: float) -> dict[str, Any]:
+    ones = torch.ones_like(bias)
+    norm = {"weight": ones, "bias": bias, "running_mean": 0 * ones, "running_var": ones - eps}
+    return {f"{target}.convolution.weight": weight} | {f"{target}.normalization.{k}": v for k, v in norm.items()}
+
+
+def _names(blocks: int) -> list[tuple[str, str]]:
+    """Return (name in the folded file, name in ``transformers``) of every convolution."""
+    names = [
+        ("stem", "conv_stem.first_conv"),
+        ("blocks.0.0", "conv_stem.conv_3x3"),
+        ("blocks.0.1", "conv_stem.reduce_1x1"),
+    ]
+    parts = ("expand_1x1", "conv_3x3", "reduce_1x1")
+    names += [(f"blocks.{i + 1}.{j}", f"layer.{i}.{part}") for i in range(blocks) for j, part in enumerate(parts)]
+    return [*names, ("head", "conv_1x1")]
+
+
+METADATA_KEY = "lrmil_encoder"
+
+
+@dataclass(frozen=True)
+class LoadedEncoder:
+    """An encoder in evaluation mode with its weights, and the hash that tells them from others."""
+
+    encoder: NetworkEncoder
+    sha256: str
+    spec: EncoderSpec = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "spec", self.encoder.spec)
+        self.encoder.eval().requires_grad_(False)
+
+
+def load_encoder(path: str | Path) -> LoadedEncoder:
+    """Return the encoder stored in a safetensors file, frozen and in evaluation mode.
+
+    Files written by `save_encoder` carry their own description. A MobileNetV2 with batch norm folded into its
+    convolutions (tensors ``stem``, ``blocks.i.j``, ``head``) is read too.
+
+    Raises
+    ------
+    EncoderError
+        Where the file is missing, not safetensors, or its tensors fit no encoder that we know.
+    """
+    path = Path(path)
+    tensors, metadata = read_tensors(path)
+    described = metadata.get(METADATA_KEY)
+    encoder = _described(path, described, tensors) if described else folded_mobilenet(path, tensors)
+    return LoadedEncoder(encoder, file_sha256(path))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return tensors and metadata of a safetensors file; raises `EncoderError` where it is none."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise EncoderError(f"{path}: no such encoder; expected a .safetensors file with weights")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no dict)
+    except SafetensorError as error:
+        raise EncoderError(f"{path}: not a safetensors file ({error}); expected encoder weights") from error
+
+
+def save_encoder(path: Path, encoder: NetworkEncoder) -> None:
+    """Write weights (float16) and description to one safetensors file, whole or not at all."""
+    from safetensors.torch import save_file
+
+    with whole(path) as partial:
+        save_file(half_tensors(encoder), partial, metadata={METADATA_KEY: json.dumps(asdict(encoder.spec))})
+
+
+def _described(path: Path, described: str, tensors: dict[str, Tensor]) -> NetworkEncoder:
+    try:
+        told = json.loads(described)
+        for name in ("mean", "deviation"):  # JSON knows no tuples
+            told[name] = tuple(told[name])
+        encoder = build_encoder(EncoderSpec(**told))
+        load_weights(encoder, tensors)
+    except (TypeError, ValueError, KeyError, EncoderError) as error:
+        raise EncoderError(f"{path}: the file's description of its encoder cannot be used ({error})") from error
+    return encoder

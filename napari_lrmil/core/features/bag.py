@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_lrmil.core.atomic_files import whole
 from napari_lrmil.core.errors import BagError
-from napari_lrmil.core.files import whole
 from napari_lrmil.core.geometry import Int64, Lattice, Mpp, footprint_um, nominal_magnification
 
 Features = NDArray[np.float32]

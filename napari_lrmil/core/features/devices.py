@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 
+import torch
+
+from napari_lrmil.core.errors import ConfigError
+
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -21,8 +25,28 @@ def devices_here() -> dict[str, str]:
     return {"auto": found[best], **found}
 
 
-def shipped_bundles() -> tuple[str, ...]:
-    """Return the names of the models that come with the program; loads torch."""
-    from napari_lrmil.core.bundle import CARD, SHIPPED
+def leave_a_core() -> None:
+    """Let torch use one core less than there are, for the whole process.
 
-    return tuple(sorted(p.parent.name for p in SHIPPED.glob(f"*/{CARD}")))
+    For programs to call at their start: on a busy machine a thread per core spends its time waiting for the last, and
+    the window needs one too.
+    """
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device that `name` means: auto takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises
+    ------
+    ConfigError
+        Where the device is unknown or not here.
+    """
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(d for d in ("cuda", "mps", "cpu") if here[d]))
+    if not here.get(name, False):
+        raise ConfigError(
+            f"no device '{name}' on this machine; here: auto, {', '.join(d for d, there in here.items() if there)}"
+        )
+    return torch.device(name)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_lrmil.core.bag import Features
+from napari_lrmil.core.features.bag import Features
 from napari_lrmil.core.geometry import Int64
 
 CACHE_BYTES = 512 << 20  # 100,000 patches of 1280 dimensions

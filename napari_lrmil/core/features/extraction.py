@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from napari_lrmil.core.bag import Features
 from napari_lrmil.core.encoders import Encoded
-from napari_lrmil.core.errors import ConfigError, LrmilError
+from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Caution, Event, Progress
+from napari_lrmil.core.features.bag import Features
+from napari_lrmil.core.features.prefetch import BatchSize, ReadAhead, memory_ran_out
 from napari_lrmil.core.geometry import Int64
-from napari_lrmil.core.readahead import BatchSize, ReadAhead, memory_ran_out
-from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.slides.slide import Slide
 
 
 class Embedder(Protocol):
@@ -188,30 +187,3 @@ def to_numpy(tensor: Tensor) -> NDArray[np.float32]:
     """Return a tensor as float32 in memory."""
     array: NDArray[np.float32] = tensor.float().cpu().numpy()
     return array
-
-
-def leave_a_core() -> None:
-    """Let torch use one core less than there are, for the whole process.
-
-    For programs to call at their start: on a busy machine a thread per core spends its time waiting for the last, and
-    the window needs one too.
-    """
-    torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device that `name` means: auto takes CUDA, then Apple's MPS, then the CPU.
-
-    Raises
-    ------
-    ConfigError
-        Where the device is unknown or not here.
-    """
-    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return torch.device(next(d for d in ("cuda", "mps", "cpu") if here[d]))
-    if not here.get(name, False):
-        raise ConfigError(
-            f"no device '{name}' on this machine; here: auto, {', '.join(d for d, there in here.items() if there)}"
-        )
-    return torch.device(name)

@@ -11,22 +11,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from napari_lrmil.core.bag import Features
-from napari_lrmil.core.bundle import Bundle, Card, StudentNetwork, TeacherNetwork
-from napari_lrmil.core.cache import CacheKey, EmbeddingCache
-from napari_lrmil.core.cautions import slide_warnings
-from napari_lrmil.core.compare import measure_agreement
-from napari_lrmil.core.embed import Embeddings, PatchSet, embed
 from napari_lrmil.core.events import Caution, Event, Finished, Progress, StageDone
+from napari_lrmil.core.features.bag import Features
+from napari_lrmil.core.features.embedding_cache import CacheKey, EmbeddingCache
+from napari_lrmil.core.features.extraction import Embeddings, PatchSet, embed
+from napari_lrmil.core.features.prefetch import at_once
 from napari_lrmil.core.geometry import Int64
-from napari_lrmil.core.grid import Ground, NestedGrid, ground_of, require_resolution
-from napari_lrmil.core.pooling import pool
-from napari_lrmil.core.prediction import Prediction, Reading
-from napari_lrmil.core.readahead import at_once
-from napari_lrmil.core.runtime import Runtime, Subject, prepare_runtime, require_runtime, spread
-from napari_lrmil.core.scope import WHOLE, Scope
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.teacherchoice import TeacherPatches, compared_rows
+from napari_lrmil.core.inference.prediction import Prediction, Reading
+from napari_lrmil.core.inference.quality_checks import slide_warnings
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches, compared_rows
+from napari_lrmil.core.metrics.agreement import measure_agreement
+from napari_lrmil.core.models.bundle import Bundle, Card, StudentNetwork, TeacherNetwork
+from napari_lrmil.core.models.mil import pool
+from napari_lrmil.core.patching.grid import Ground, NestedGrid, ground_of, require_resolution
+from napari_lrmil.core.patching.roi import WHOLE, Scope
+from napari_lrmil.core.runtimes.select import Runtime, Subject, prepare_runtime, require_runtime, spread
+from napari_lrmil.core.slides.slide import Slide
 
 
 def predict(

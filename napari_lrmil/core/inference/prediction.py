@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_lrmil.core.bag import Features
-from napari_lrmil.core.compare import Agreement, to_lr
+from napari_lrmil.core.features.bag import Features
 from napari_lrmil.core.geometry import Int64
-from napari_lrmil.core.grid import NestedGrid
-from napari_lrmil.core.runtime import REFERENCE, RuntimeChoice
-from napari_lrmil.core.scope import WHOLE, Scope
-from napari_lrmil.core.teacherchoice import TeacherPatches
-from napari_lrmil.core.tilereader import ASKED, AUTO, OPENSLIDE, ReaderChoice
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.metrics.agreement import Agreement, to_lr
+from napari_lrmil.core.patching.grid import NestedGrid
+from napari_lrmil.core.patching.roi import WHOLE, Scope
+from napari_lrmil.core.runtimes.select import REFERENCE, RuntimeChoice
+from napari_lrmil.core.slides.tile_reader import ASKED, AUTO, OPENSLIDE, ReaderChoice
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from napari_lrmil.core.bundle import Card
-from napari_lrmil.core.colour import colour_distance, colour_of
-from napari_lrmil.core.grid import NestedGrid
-from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.models.bundle import Card
+from napari_lrmil.core.patching.color import colour_distance, colour_of
+from napari_lrmil.core.patching.grid import NestedGrid
+from napari_lrmil.core.slides.slide import Slide
 
 # In units of the spread between training slides. Measured: phantoms of the cohort's own look at most 0.6; half or one
 # and a half times their stain 3.3; slides of gland patients held out 0.2 to 2.5, a few of one patient to 3.9; CMU-1

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_lrmil.core.compare import LESION_SHARE, Values, lesion_auroc, lesion_shares
 from napari_lrmil.core.geometry import Bounds
-from napari_lrmil.core.prediction import Prediction
-from napari_lrmil.core.regions import Area, Region, read_regions
+from napari_lrmil.core.inference.prediction import Prediction
+from napari_lrmil.core.metrics.agreement import LESION_SHARE, Values, lesion_auroc, lesion_shares
+from napari_lrmil.core.patching.regions import Area, Region, read_regions
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.geometry import Int64
-from napari_lrmil.core.grid import NestedGrid
+from napari_lrmil.core.patching.grid import NestedGrid
 
 if TYPE_CHECKING:
     from shapely import Polygon

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from napari_lrmil import __version__
-from napari_lrmil.core.colour import CohortColour
+from napari_lrmil.core.atomic_files import whole, write_json, write_text
 from napari_lrmil.core.encoders import (
     FROZEN,
     AlignedEncoder,
@@ -28,10 +28,10 @@ from napari_lrmil.core.encoders import (
     notice,
 )
 from napari_lrmil.core.errors import BundleError, EncoderError, GeometryError
-from napari_lrmil.core.files import whole, write_json, write_text
 from napari_lrmil.core.geometry import PatchPlan
-from napari_lrmil.core.mil import GatedAttentionMil
-from napari_lrmil.core.tissue import TissueConfig
+from napari_lrmil.core.models.mil import GatedAttentionMil
+from napari_lrmil.core.patching.color import CohortColour
+from napari_lrmil.core.patching.tissue import TissueConfig
 
 SCHEMA_VERSION = 1
 CARD, STUDENT, TEACHER, README = "lrmil.json", "student.safetensors", "teacher.safetensors", "README.md"
@@ -40,7 +40,7 @@ CALIBRATED = (
     "weighed to count alike"
 )
 Prepared = dict[Any, Any]  # what a runtime is made from -> what it made
-SHIPPED = Path(__file__).parent.parent / "bundles"
+SHIPPED = Path(__file__).parents[2] / "bundles"
 
 
 class NetworkCard(BaseModel):
@@ -341,3 +341,8 @@ def card_text(card: Card) -> str:
 
 def _summary(title: str, values: Mapping[str, Any]) -> list[str]:
     return [f"## {title}", "", *(f"- {key}: {value}" for key, value in values.items()), ""] if values else []
+
+
+def shipped_bundles() -> tuple[str, ...]:
+    """Return the names of the models that come with the program; loads torch."""
+    return tuple(sorted(p.parent.name for p in SHIPPED.glob(f"*/{CARD}")))

@@ -13,9 +13,9 @@ from PIL import Image
 
 from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.geometry import BoxLevel0
-from napari_lrmil.core.grid import NestedGrid
-from napari_lrmil.core.slide import Pixels, Slide
-from napari_lrmil.core.tissue import TissueConfig
+from napari_lrmil.core.patching.grid import NestedGrid
+from napari_lrmil.core.patching.tissue import TissueConfig
+from napari_lrmil.core.slides.slide import Pixels, Slide
 
 CELLS = 64  # HR cells that a slide's colour is measured in: the cost does not grow with the slide
 OVERVIEW_MPP = 16.0  # µm per pixel to which they are read, from a coarse level

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from napari_lrmil.core.errors import ResolutionError, TissueError
 from napari_lrmil.core.geometry import MPP_TOLERANCE, Int64, Lattice, PatchPlan
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.tissue import Mask, Tissue, TissueConfig, find_tissue
+from napari_lrmil.core.patching.tissue import Mask, Tissue, TissueConfig, find_tissue
+from napari_lrmil.core.slides.slide import Slide
 
 
 @dataclass(frozen=True)

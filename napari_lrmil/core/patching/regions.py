@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from shapely.geometry import mapping, shape
 from shapely.geometry.base import BaseGeometry
 
+from napari_lrmil.core.atomic_files import whole
 from napari_lrmil.core.errors import RegionError
-from napari_lrmil.core.files import whole
 from napari_lrmil.core.geometry import Bounds, BoxLevel0, Float, Int64
 
 Area = shapely.Polygon | shapely.MultiPolygon

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from napari_lrmil.core.errors import TissueError
 from napari_lrmil.core.geometry import Bounds
-from napari_lrmil.core.grid import NestedGrid
-from napari_lrmil.core.regions import Region, inside, read_regions
+from napari_lrmil.core.patching.grid import NestedGrid
+from napari_lrmil.core.patching.regions import Region, inside, read_regions
 
 Kind = Literal["slide", "view", "region"]
 WORDS: dict[Kind, str] = {"slide": "whole slide", "view": "visible region", "region": "drawn region"}

@@ -12,10 +12,10 @@ from PIL import Image
 
 from napari_lrmil.core.errors import TissueError
 from napari_lrmil.core.geometry import Bounds, BoxLevel0, Lattice
-from napari_lrmil.core.morphology import Mask as Mask  # the name that readers of a mask know it by
-from napari_lrmil.core.morphology import smoothed, tidied
-from napari_lrmil.core.pixels import Pixels
-from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.patching.mask_filters import Mask as Mask  # the name that readers of a mask know it by
+from napari_lrmil.core.patching.mask_filters import smoothed, tidied
+from napari_lrmil.core.slides.resampling import Pixels
+from napari_lrmil.core.slides.slide import Slide
 
 _AT_ONCE = 2**16  # pixels
 
@@ -107,7 +107,7 @@ def find_tissue(slide: Slide, lattice: Lattice, config: TissueConfig | None = No
 
 def write_mask(path: Path, mask: Mask) -> None:
     """Write a mask as a PNG of one bit, whole or not at all."""
-    from napari_lrmil.core.files import whole
+    from napari_lrmil.core.atomic_files import whole
 
     with whole(path) as partial:
         Image.fromarray(mask).save(partial, format="PNG")

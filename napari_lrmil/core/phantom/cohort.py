@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from napari_lrmil.core.atomic_files import write_text
 from napari_lrmil.core.errors import CohortError
 from napari_lrmil.core.events import Event, Finished, Progress
-from napari_lrmil.core.files import write_text
 from napari_lrmil.core.phantom.look import CLASSES, DEFAULT_LOOK, PhantomLook, PhantomSlide
 from napari_lrmil.core.phantom.slide import write_slide
 from napari_lrmil.core.phantom.variants import combine

@@ -12,8 +12,8 @@ from typing import Self
 import numpy as np
 import tifffile
 
+from napari_lrmil.core.atomic_files import whole
 from napari_lrmil.core.errors import GeometryError
-from napari_lrmil.core.files import whole
 from napari_lrmil.core.phantom.containers import CONTAINERS, Facts
 from napari_lrmil.core.phantom.look import Pixels
 

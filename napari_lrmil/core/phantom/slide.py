@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_lrmil.core.files import write_json
+from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.phantom.composition import CELL_UM, compose
 from napari_lrmil.core.phantom.containers import CONTAINERS
 from napari_lrmil.core.phantom.look import DEFAULT_LOOK, Field, Outline, PhantomLook, PhantomSlide, Pixels

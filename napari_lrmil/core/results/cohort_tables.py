@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from napari_lrmil.core.atomic_files import write_text
 from napari_lrmil.core.errors import StoredError
-from napari_lrmil.core.files import write_text
+from napari_lrmil.core.patching.roi import WHOLE
 from napari_lrmil.core.schema import PREDICTION, PredictionFile
-from napari_lrmil.core.scope import WHOLE
 
 FAILURES = "failures.csv"
 FAILURE_COLUMNS = ("slide", "step", "reason")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from napari_lrmil.core.teacherchoice import TeacherPatches
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 
 PROGRAM = "napari-lrmil"
 

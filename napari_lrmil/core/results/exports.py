@@ -10,11 +10,11 @@ from uuid import uuid5
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_lrmil.core.files import whole
+from napari_lrmil.core.atomic_files import whole
 from napari_lrmil.core.geometry import Bounds
-from napari_lrmil.core.overlay import Heatmap, heatmap
-from napari_lrmil.core.prediction import Prediction, Reading
-from napari_lrmil.core.regions import NAMESPACE, write_features
+from napari_lrmil.core.inference.prediction import Prediction, Reading
+from napari_lrmil.core.patching.regions import NAMESPACE, write_features
+from napari_lrmil.core.visualize.overlay import Heatmap, heatmap
 
 CHANNELS = (
     "attention: relative to the slide's average, 1 is average; evidence: what a patch adds to the centred logit of the "

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import shapely
 
-from napari_lrmil.core.bag import Features
-from napari_lrmil.core.compare import measure_agreement
 from napari_lrmil.core.errors import StoredError
+from napari_lrmil.core.features.bag import Features
 from napari_lrmil.core.geometry import Int64, Lattice
-from napari_lrmil.core.grid import NestedGrid
-from napari_lrmil.core.prediction import Prediction, Reading
-from napari_lrmil.core.regions import Region
-from napari_lrmil.core.runtime import REFERENCE, RuntimeChoice
+from napari_lrmil.core.inference.prediction import Prediction, Reading
+from napari_lrmil.core.metrics.agreement import measure_agreement
+from napari_lrmil.core.patching.grid import NestedGrid
+from napari_lrmil.core.patching.regions import Region
+from napari_lrmil.core.patching.roi import WHOLE, WORDS, Kind, Scope
+from napari_lrmil.core.runtimes.select import REFERENCE, RuntimeChoice
 from napari_lrmil.core.schema import PREDICTION, AgreementFile, PredictionFile, TeacherResult, unreadable
-from napari_lrmil.core.scope import WHOLE, WORDS, Kind, Scope
-from napari_lrmil.core.tilereader import ReaderChoice
+from napari_lrmil.core.slides.tile_reader import ReaderChoice
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.bundle import Bundle
-    from napari_lrmil.core.slide import Slide
+    from napari_lrmil.core.models.bundle import Bundle
+    from napari_lrmil.core.slides.slide import Slide
 
 SUM_TOLERANCE = 1e-3  # float32 sums of many small shares
 MPP_DIFFERS = 1e-4  # relative

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from napari_lrmil.core.errors import NewerSchemaError, StoredError
-from napari_lrmil.core.runtime import RuntimeChoice
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.patching.roi import WHOLE
+from napari_lrmil.core.results.reader import MPP_DIFFERS
+from napari_lrmil.core.runtimes.select import RuntimeChoice
 from napari_lrmil.core.schema import PREDICTION, PredictionFile
-from napari_lrmil.core.scope import WHOLE
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.slidereport import REPORT
-from napari_lrmil.core.stored import MPP_DIFFERS
-from napari_lrmil.core.teacherchoice import TeacherPatches
+from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.visualize.slide_report import REPORT
 
 
 @dataclass(frozen=True)

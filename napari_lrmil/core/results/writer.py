@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from napari_lrmil import __version__
-from napari_lrmil.core.comparison import against_lesions
+from napari_lrmil.core.atomic_files import whole, whole_folder
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Progress
-from napari_lrmil.core.exports import write_attention_geojson, write_attention_ome
-from napari_lrmil.core.files import whole, whole_folder
 from napari_lrmil.core.geometry import footprint_um, nominal_magnification
-from napari_lrmil.core.overlay import draw_overlay
-from napari_lrmil.core.prediction import Prediction, Reading
-from napari_lrmil.core.regions import Region
+from napari_lrmil.core.inference.prediction import Prediction, Reading
+from napari_lrmil.core.inference.teacher_comparison import against_lesions
+from napari_lrmil.core.patching.regions import Region
+from napari_lrmil.core.results.exports import write_attention_geojson, write_attention_ome
 from napari_lrmil.core.schema import (
     AGREEMENT,
     PREDICTION,
@@ -24,8 +23,9 @@ from napari_lrmil.core.schema import (
     TeacherResult,
     require_replaceable,
 )
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.slidereport import REPORT, ReportRequest, write_slide_report
+from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.visualize.overlay import draw_overlay
+from napari_lrmil.core.visualize.slide_report import REPORT, ReportRequest, write_slide_report
 
 TOGETHER = (  # of one run: those that a later run does not write must not stay beside its own
     PREDICTION,

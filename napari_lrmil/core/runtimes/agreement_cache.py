@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from napari_lrmil import __version__
-from napari_lrmil.core.files import whole_folder, write_json
+from napari_lrmil.core.atomic_files import whole_folder, write_json
 
 CACHE_VARIABLE = "NAPARI_LRMIL_CACHE"
 EDITION = 1  # of how networks are prepared; another one makes what is kept be made again

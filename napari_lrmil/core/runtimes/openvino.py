@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from napari_lrmil.core.encoders import Encoded
-from napari_lrmil.core.encoders.hushed import hushed
+from napari_lrmil.core.encoders.huggingface import hushed
 from napari_lrmil.core.errors import EncoderError
-from napari_lrmil.core.readahead import at_once
-from napari_lrmil.core.verdicts import GRAPH, WEIGHTS
+from napari_lrmil.core.features.prefetch import at_once
+from napari_lrmil.core.runtimes.agreement_cache import GRAPH, WEIGHTS
 
 
 def is_installed() -> bool:

@@ -13,18 +13,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from napari_lrmil.core import converted, verdicts
-from napari_lrmil.core.bag import Features
-from napari_lrmil.core.bundle import Prepared, StudentNetwork, TeacherNetwork
-from napari_lrmil.core.compare import spearman
-from napari_lrmil.core.converted import OpenVinoEmbedder
-from napari_lrmil.core.embed import Embedder, encode, to_numpy
 from napari_lrmil.core.encoders import CONVOLUTIONAL, FROZEN, Encoded
 from napari_lrmil.core.errors import ConfigError, EncoderError
+from napari_lrmil.core.features.bag import Features
+from napari_lrmil.core.features.extraction import Embedder, encode, to_numpy
+from napari_lrmil.core.features.prefetch import at_once
 from napari_lrmil.core.geometry import Int64
-from napari_lrmil.core.lean import folded, rounded
-from napari_lrmil.core.readahead import at_once
-from napari_lrmil.core.verdicts import Verdict, Way
+from napari_lrmil.core.metrics.agreement import spearman
+from napari_lrmil.core.models.bundle import Prepared, StudentNetwork, TeacherNetwork
+from napari_lrmil.core.runtimes import agreement_cache as verdicts
+from napari_lrmil.core.runtimes import openvino as converted
+from napari_lrmil.core.runtimes.agreement_cache import Verdict, Way
+from napari_lrmil.core.runtimes.openvino import OpenVinoEmbedder
+from napari_lrmil.core.runtimes.optimize import folded, rounded
 
 RUNTIMES = ("auto", "torch", "openvino")
 LOWEST_SPEARMAN = 0.999  # of attention, between a fast runtime and torch

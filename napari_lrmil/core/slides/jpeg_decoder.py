@@ -14,7 +14,7 @@ from io import BytesIO
 
 import numpy as np
 
-from napari_lrmil.core.pixels import Pixels
+from napari_lrmil.core.slides.resampling import Pixels
 
 _START, _END = b"\xff\xd8", b"\xff\xd9"
 _FRAME, _SCAN = b"\xc0", b"\xda"  # the kinds of two segments

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from napari_lrmil.core.geometry import Level, PixelWindow
-from napari_lrmil.core.jpegstream import Coding, decode, make_room
-from napari_lrmil.core.pixels import Pixels
+from napari_lrmil.core.slides.jpeg_decoder import Coding, decode, make_room
+from napari_lrmil.core.slides.resampling import Pixels
 
 TILE_BYTES = 64 * 2**20  # of decoded tiles for one slide: two rows of tiles of a slide of 40,000 px across
 _JPEG, _RGB, _YCBCR = 7, 2, 6  # TIFF's numbers of a compression and of two colour spaces

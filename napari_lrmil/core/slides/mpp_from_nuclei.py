@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from napari_lrmil.core.geometry import BoxLevel0
-from napari_lrmil.core.slide import Pixels, Slide
+from napari_lrmil.core.slides.slide import Pixels, Slide
 
 Field = NDArray[np.float32]  # (height, width)
 

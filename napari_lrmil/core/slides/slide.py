@@ -26,11 +26,11 @@ from napari_lrmil.core.geometry import (
     choose_level,
     choose_scale,
 )
-from napari_lrmil.core.handle import Handle, Opener, open_with_openslide, slide_file
-from napari_lrmil.core.pixels import Pixels as Pixels  # the name that a slide's readers know it by
-from napari_lrmil.core.pixels import area_average, on_white
-from napari_lrmil.core.resolution import find_mpp, mpp_warnings, number
-from napari_lrmil.core.tilereader import ASKED, AUTO, OPENSLIDE, TILES, ReaderChoice, TileReader, require_reader
+from napari_lrmil.core.slides.openslide_handle import Handle, Opener, open_with_openslide, slide_file
+from napari_lrmil.core.slides.resampling import Pixels as Pixels  # the name that a slide's readers know it by
+from napari_lrmil.core.slides.resampling import area_average, on_white
+from napari_lrmil.core.slides.resolution import find_mpp, mpp_warnings, number
+from napari_lrmil.core.slides.tile_reader import ASKED, AUTO, OPENSLIDE, TILES, ReaderChoice, TileReader, require_reader
 
 BLOCK_PX = 1024  # native pixels along a side of one read of an overview: memory of this size is used again and again
 FINGERPRINT_BYTES = 1 << 20  # read from each end of a file that has no quick hash

@@ -12,11 +12,11 @@ import numpy as np
 
 from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.geometry import BoxLevel0, Corner, Level, PixelWindow, clean_corner
-from napari_lrmil.core.jpegtiles import JpegTiles, Page, UnsuitableError, find_pages
-from napari_lrmil.core.pixels import Pixels, area_average, on_white
+from napari_lrmil.core.slides.jpeg_tiles import JpegTiles, Page, UnsuitableError, find_pages
+from napari_lrmil.core.slides.resampling import Pixels, area_average, on_white
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.handle import Handle
+    from napari_lrmil.core.slides.openslide_handle import Handle
 
 AUTO, OPENSLIDE, TILES = READERS = ("auto", "openslide", "tiles")
 ASKED = "asked for"  # the reason, where a caller insists on OpenSlide

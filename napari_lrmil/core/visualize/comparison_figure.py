@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import shapely
 
-from napari_lrmil.core.comparison import Shared, shared
-from napari_lrmil.core.files import whole
+from napari_lrmil.core.atomic_files import whole
 from napari_lrmil.core.formatting import format_agreement, format_probabilities
-from napari_lrmil.core.overlay import (
+from napari_lrmil.core.inference.prediction import Prediction, Reading
+from napari_lrmil.core.inference.teacher_comparison import Shared, shared
+from napari_lrmil.core.patching.regions import Region
+from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.visualize.overlay import (
     LEGEND,
     OPACITY,
     RESEARCH_USE,
@@ -25,9 +28,6 @@ from napari_lrmil.core.overlay import (
     show_slide,
     slide_thumbnail,
 )
-from napari_lrmil.core.prediction import Prediction, Reading
-from napari_lrmil.core.regions import Region
-from napari_lrmil.core.slide import Slide
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,11 +17,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from napari_lrmil import __version__
-from napari_lrmil.core.files import write_text
+from napari_lrmil.core.atomic_files import write_text
 from napari_lrmil.core.formatting import format_probability, format_signed
-from napari_lrmil.core.gallery import GalleryPatch, read_patch, top_and_bottom
 from napari_lrmil.core.geometry import BoxLevel0, nominal_magnification
-from napari_lrmil.core.overlay import (
+from napari_lrmil.core.inference.prediction import Prediction, Reading
+from napari_lrmil.core.slides.slide import Pixels, Slide
+from napari_lrmil.core.visualize.overlay import (
     COLORMAP,
     RESEARCH_USE,
     blended,
@@ -30,9 +31,8 @@ from napari_lrmil.core.overlay import (
     limits,
     slide_thumbnail,
 )
-from napari_lrmil.core.prediction import Prediction, Reading
-from napari_lrmil.core.slide import Pixels, Slide
-from napari_lrmil.core.viewpicture import ColourLegend, compose_view, font
+from napari_lrmil.core.visualize.top_patches import GalleryPatch, read_patch, top_and_bottom
+from napari_lrmil.core.visualize.view_export import ColourLegend, compose_view, font
 
 REPORT = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -95,7 +95,7 @@ def slide_report(slide: Slide, prediction: Prediction, request: ReportRequest) -
         "probability": format_probability,
     }
     patches = top_and_bottom(prediction, request.k)
-    page: str = environment.get_template("slidereport.html.j2").render(
+    page: str = environment.get_template("slide_report.html.j2").render(
         _context(slide, prediction, patches, request.command),
         gallery=_gallery(slide, prediction, patches, request.hr_mpp),
     )

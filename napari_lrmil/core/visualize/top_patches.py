@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_lrmil.core.geometry import BoxLevel0
-from napari_lrmil.core.prediction import Prediction
-from napari_lrmil.core.slide import Pixels, Slide
+from napari_lrmil.core.inference.prediction import Prediction
+from napari_lrmil.core.slides.slide import Pixels, Slide
 
 PATCH_MAX_PX = 1024  # longer side of a patch's picture; at HR an LR patch of n = 8 would have 2048
 

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from napari_lrmil.core.files import whole
-from napari_lrmil.core.overlay import RESEARCH_USE, length_text, round_length
-from napari_lrmil.core.slide import Pixels
+from napari_lrmil.core.atomic_files import whole
+from napari_lrmil.core.slides.slide import Pixels
+from napari_lrmil.core.visualize.overlay import RESEARCH_USE, length_text, round_length
 
 INK, SOFT, WARN, PAPER = (31, 35, 40), (91, 98, 109), (138, 59, 0), (255, 255, 255)
 BAR_SHARE = 0.25  # of the canvas's width that the scale bar takes at most

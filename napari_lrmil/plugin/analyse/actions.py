@@ -9,10 +9,10 @@ import numpy as np
 
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.geometry import Mpp
-from napari_lrmil.core.regions import read_regions, write_regions
-from napari_lrmil.plugin.answer import Answer
-from napari_lrmil.plugin.drawing import drawn_regions, shapes_of
-from napari_lrmil.plugin.layers import (
+from napari_lrmil.core.patching.regions import read_regions, write_regions
+from napari_lrmil.plugin.analyse.export_jobs import AnswerToKeep, ViewToKeep, disk_in_words
+from napari_lrmil.plugin.analyse.result_text import Answer
+from napari_lrmil.plugin.viewer.layers import (
     DRAWN,
     LEFT_OUT,
     MAPS,
@@ -24,18 +24,18 @@ from napari_lrmil.plugin.layers import (
     tag_of,
     tissue_layer,
 )
-from napari_lrmil.plugin.saving import AnswerToKeep, ViewToKeep, disk_in_words
-from napari_lrmil.plugin.viewport import CAPTION
+from napari_lrmil.plugin.viewer.region_shapes import drawn_regions, shapes_of
+from napari_lrmil.plugin.viewer.split_view import CAPTION
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Labels, Shapes
 
-    from napari_lrmil.core.bundle import Bundle
-    from napari_lrmil.core.prediction import Prediction
-    from napari_lrmil.core.slide import Pixels
-    from napari_lrmil.core.viewpicture import ColourLegend
-    from napari_lrmil.plugin.session import Session
+    from napari_lrmil.core.inference.prediction import Prediction
+    from napari_lrmil.core.models.bundle import Bundle
+    from napari_lrmil.core.slides.slide import Pixels
+    from napari_lrmil.core.visualize.view_export import ColourLegend
+    from napari_lrmil.plugin.session.session import Session
 
 
 class Wishes:
@@ -140,7 +140,7 @@ class Wishes:
         LrmilError
             Where there is none yet.
         """
-        from napari_lrmil.core.slidereport import ReportRequest
+        from napari_lrmil.core.visualize.slide_report import ReportRequest
 
         session, prediction = self._session, self._prediction
         chosen = session.slide
@@ -151,7 +151,7 @@ class Wishes:
 
     def view_to_keep(self) -> ViewToKeep:
         """Return what the canvas shows now, to be written as a picture."""
-        from napari_lrmil.plugin.navigate import um_per_unit
+        from napari_lrmil.plugin.viewer.navigation import um_per_unit
 
         pixels = _canvas(self._viewer)
         session, told = self._session, self._session.prediction
@@ -165,7 +165,7 @@ class Wishes:
 
         Its folder is the one in which something was saved last, unless another is given.
         """
-        from napari_lrmil.core.commandline import predict_command
+        from napari_lrmil.core.results.equivalent_command import predict_command
 
         prediction, session = self._prediction, self._session
         if session.bundle is None or session.slide is None:
@@ -238,7 +238,7 @@ def _canvas(viewer: ViewerModel) -> Pixels:
 
 def _legend(viewer: ViewerModel) -> ColourLegend | None:
     """Return what the colours of the topmost visible map mean."""
-    from napari_lrmil.core.viewpicture import ColourLegend
+    from napari_lrmil.core.visualize.view_export import ColourLegend
 
     for layer in reversed(viewer.layers):
         tag = tag_of(layer)

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Finished, Progress
-from napari_lrmil.core.regions import write_regions
+from napari_lrmil.core.patching.regions import write_regions
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.grid import Ground
-    from napari_lrmil.core.prediction import Prediction
-    from napari_lrmil.core.slide import Pixels
-    from napari_lrmil.core.slidereport import ReportRequest
-    from napari_lrmil.core.viewpicture import ColourLegend
-    from napari_lrmil.plugin.shelf import Shelf, SlideChoice
+    from napari_lrmil.core.inference.prediction import Prediction
+    from napari_lrmil.core.patching.grid import Ground
+    from napari_lrmil.core.slides.slide import Pixels
+    from napari_lrmil.core.visualize.slide_report import ReportRequest
+    from napari_lrmil.core.visualize.view_export import ColourLegend
+    from napari_lrmil.plugin.session.open_slides import Shelf, SlideChoice
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class AnswerToKeep:
 
         The last event carries the folder. Closed before, it leaves what was there.
         """
-        from napari_lrmil.core.results import write_steps
+        from napari_lrmil.core.results.writer import write_steps
 
         prediction = self.prediction
         with disk_in_words(out):
@@ -51,8 +51,8 @@ class AnswerToKeep:
 
     def report(self, path: Path) -> Iterator[Event]:
         """Write the report; the last event carries its path."""
-        from napari_lrmil.core.files import write_text
-        from napari_lrmil.core.slidereport import slide_report
+        from napari_lrmil.core.atomic_files import write_text
+        from napari_lrmil.core.visualize.slide_report import slide_report
 
         with disk_in_words(path.parent):
             yield Progress("report", 0, 2, "steps")
@@ -66,7 +66,7 @@ class AnswerToKeep:
         write_regions(folder / f"{name}.geojson", regions, self.shelf.slide(self.slide).bounds)
 
     def _write_tissue(self, folder: Path) -> None:
-        from napari_lrmil.core.tissue import write_mask
+        from napari_lrmil.core.patching.tissue import write_mask
 
         if self.prediction.scope.edited and self.ground is not None:
             write_mask(folder / "tissue.png", self.ground.tissue.mask)
@@ -84,7 +84,7 @@ class ViewToKeep:
 
     def picture(self, path: Path) -> Iterator[Event]:
         """Write it as PNG, with legend and scale bar; the last event carries its path."""
-        from napari_lrmil.core.viewpicture import compose_view, write_view
+        from napari_lrmil.core.visualize.view_export import compose_view, write_view
 
         with disk_in_words(path.parent):
             yield Progress("view", 0, 2, "steps")

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from napari.utils.notifications import show_error, show_info, show_warning
 from qtpy.QtGui import QGuiApplication
 from qtpy.QtWidgets import QFileDialog, QWidget
 
-from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Failed, Finished, Progress
-from napari_lrmil.plugin.worker import Run, Work
+from napari_lrmil.plugin.qt.errors import attempt
+from napari_lrmil.plugin.qt.worker import Run, Work
 
 if TYPE_CHECKING:
-    from napari_lrmil.plugin.sections.keeping import KeepSection
-    from napari_lrmil.plugin.session import Session
-    from napari_lrmil.plugin.wishes import Wishes
-
-Result = TypeVar("Result")
-
-
-def attempt(wish: Callable[[], Result]) -> Result | None:
-    """Carry out a wish; what goes wrong is a sentence in napari's notifications."""
-    try:
-        return wish()
-    except LrmilError as error:
-        show_error(str(error))
-        return None
+    from napari_lrmil.plugin.analyse.actions import Wishes
+    from napari_lrmil.plugin.analyse.sections import KeepSection
+    from napari_lrmil.plugin.session.session import Session
 
 
 class Files:

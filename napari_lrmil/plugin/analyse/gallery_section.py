@@ -11,12 +11,12 @@ from qtpy.QtGui import QIcon, QImage, QKeyEvent, QPixmap
 from qtpy.QtWidgets import QGridLayout, QRadioButton, QToolButton, QWidget
 
 from napari_lrmil.core.events import Event, Finished, Partial
-from napari_lrmil.plugin.sections.parts import Section, label, row
+from napari_lrmil.plugin.qt.section import Section, label, row
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.gallery import GalleryPatch
-    from napari_lrmil.core.prediction import Prediction
-    from napari_lrmil.core.slide import Pixels, Slide
+    from napari_lrmil.core.inference.prediction import Prediction
+    from napari_lrmil.core.slides.slide import Pixels, Slide
+    from napari_lrmil.core.visualize.top_patches import GalleryPatch
 
 EACH = 5  # patches of either end
 ICON_PX, THUMB_PX = 54, 58
@@ -25,7 +25,7 @@ STEPS = {Qt.Key.Key_Left: -1, Qt.Key.Key_Up: -EACH, Qt.Key.Key_Right: 1, Qt.Key.
 
 def read_gallery(slide: Slide, prediction: Prediction, patches: Sequence[GalleryPatch], mpp: float) -> Iterator[Event]:
     """Yield `Partial` with (row, pixels) for each patch, read at `mpp`, and last `Finished`."""
-    from napari_lrmil.core.gallery import read_patch
+    from napari_lrmil.core.visualize.top_patches import read_patch
 
     for patch in patches:
         yield Partial((patch.row, read_patch(slide, prediction, patch.row, mpp=mpp)))

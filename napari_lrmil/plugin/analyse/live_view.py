@@ -2,66 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QObject, QTimer
+from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QWidget
 
-from napari_lrmil.core.events import Event
-from napari_lrmil.plugin.listening import listen
-from napari_lrmil.plugin.navigate import visible_um
-from napari_lrmil.plugin.worker import Run, Work
+from napari_lrmil.plugin.qt.signals import listen
+from napari_lrmil.plugin.qt.worker import Latest
+from napari_lrmil.plugin.viewer.navigation import visible_um
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
 
-    from napari_lrmil.plugin.session import Session
+    from napari_lrmil.plugin.session.session import Session
+
 
 SETTLE_MS = 150  # a view that moved on within this was only passed through
-
-
-class Latest:
-    """Works on one question at a time; a newer one cancels it and comes next.
-
-    Parameters
-    ----------
-    handle
-        Takes the events.
-    parent
-        Work ends with it.
-    """
-
-    def __init__(self, handle: Callable[[Event], None], parent: QObject) -> None:
-        self._handle, self._parent = handle, parent
-        self._run: Run | None = None
-        self._next: Work | None = None
-
-    @property
-    def busy(self) -> bool:
-        """Whether a question is being worked on."""
-        return self._run is not None
-
-    def ask(self, work: Work | None) -> None:
-        """Begin `work`, at once or when what is under way has let go; None asks nothing."""
-        if work is None:
-            return
-        if self._run is not None:
-            self._next = work
-            self._run.cancel()
-            return
-        self._run = Run(work, self._handle, self._ended, self._parent)
-        self._run.start()
-
-    def stop(self) -> None:
-        """Drop what is under way."""
-        self._next = None
-        if self._run is not None:
-            self._run.cancel()
-
-    def _ended(self) -> None:
-        self._run, work, self._next = None, self._next, None
-        self.ask(work)
 
 
 class Follower(QWidget):  # type: ignore[misc]  # qtpy has no types

@@ -11,7 +11,7 @@ import numpy as np
 from napari_lrmil.core.formatting import format_agreement
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.prediction import Prediction
+    from napari_lrmil.core.inference.prediction import Prediction
 
 
 @dataclass(frozen=True)

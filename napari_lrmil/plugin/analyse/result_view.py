@@ -10,25 +10,25 @@ from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QWidget
 
 from napari_lrmil.core.events import Event, Partial
-from napari_lrmil.plugin.answer import Answer
-from napari_lrmil.plugin.layers import ours
-from napari_lrmil.plugin.live import Latest
-from napari_lrmil.plugin.maps import Pairing, attention_colours, evidence_colours
-from napari_lrmil.plugin.navigate import fly_to
-from napari_lrmil.plugin.pointer import Pointer
-from napari_lrmil.plugin.sections.gallery import EACH, GallerySection, read_gallery
-from napari_lrmil.plugin.sections.maps import AttentionSection, EvidenceSection
-from napari_lrmil.plugin.sections.parts import Section, label
-from napari_lrmil.plugin.viewport import dress, prepare_caption, refresh, show, show_evidence, show_picked
+from napari_lrmil.plugin.analyse.gallery_section import EACH, GallerySection, read_gallery
+from napari_lrmil.plugin.analyse.result_text import Answer
+from napari_lrmil.plugin.analyse.sections import AttentionSection, EvidenceSection
+from napari_lrmil.plugin.qt.section import Section, label
+from napari_lrmil.plugin.qt.worker import Latest
+from napari_lrmil.plugin.viewer.attention_layers import Pairing, attention_colours, evidence_colours
+from napari_lrmil.plugin.viewer.cursor import Pointer
+from napari_lrmil.plugin.viewer.layers import ours
+from napari_lrmil.plugin.viewer.navigation import fly_to
+from napari_lrmil.plugin.viewer.split_view import dress, prepare_caption, refresh, show, show_evidence, show_picked
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
 
-    from napari_lrmil.core.gallery import GalleryPatch
     from napari_lrmil.core.geometry import Int64
-    from napari_lrmil.core.prediction import Prediction
-    from napari_lrmil.plugin.session import Session
-    from napari_lrmil.plugin.shelf import SlideChoice
+    from napari_lrmil.core.inference.prediction import Prediction
+    from napari_lrmil.core.visualize.top_patches import GalleryPatch
+    from napari_lrmil.plugin.session.open_slides import SlideChoice
+    from napari_lrmil.plugin.session.session import Session
 
 POINT = "Point at the map to read a patch."
 TURN_MS = 80  # between two steps of dressing a new map: each is drawn before the next one
@@ -164,7 +164,7 @@ class Reading(QWidget):  # type: ignore[misc]  # qtpy has no types
             self._show_gallery()
 
     def _show_gallery(self) -> None:
-        from napari_lrmil.core.gallery import top_and_bottom
+        from napari_lrmil.core.visualize.top_patches import top_and_bottom
 
         if self._answer is not None and self.gallery.isExpanded():
             self.gallery.show_patches(top_and_bottom(self._answer.prediction, EACH))

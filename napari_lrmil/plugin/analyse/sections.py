@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QWidget
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import (
+    QButtonGroup,
+    QCheckBox,
+    QComboBox,
+    QGridLayout,
+    QLabel,
+    QProgressBar,
+    QRadioButton,
+    QSlider,
+    QVBoxLayout,
+    QWidget,
+)
 
-from napari_lrmil.plugin.sections.parts import Section, bar, button, label
+from napari_lrmil.core.formatting import format_probability
+from napari_lrmil.core.patching.roi import Kind
+from napari_lrmil.core.visualize.overlay import MODES
+from napari_lrmil.plugin.analyse.result_text import Answer
+from napari_lrmil.plugin.qt.section import Section, bar, button, label, row, rule
+from napari_lrmil.plugin.viewer.attention_layers import Look
 
 if TYPE_CHECKING:
-    from napari_lrmil.plugin.session import Session
+    from napari_lrmil.core.inference.prediction import Prediction
+    from napari_lrmil.plugin.analyse.result_text import Answer
+    from napari_lrmil.plugin.session.session import Session
 
 
 class WhatIfSection(Section):
@@ -76,3 +95,259 @@ class TissueSection(Section):
         bar(self.back, blocked or ("" if edited else "The mask is as it was found."), "Go back to the mask as found")
         hand = "changed by hand" if edited else "found by colour"
         self.told.setText(f"{len(ground.grid.lr_index)} patches; mask {hand}." if ground else "")
+
+
+STEPS = 1000
+STYLE = """
+QProgressBar {{ border: none; border-radius: 3px; min-height: 12px; max-height: 12px;
+    background: rgba(128, 128, 128, 70); }}
+QProgressBar::chunk {{ border-radius: 3px; background: {colour}; }}
+"""
+TOP, OTHER = "#e8892c", "#8a8f98"  # readable on dark and on light, and without colour vision
+
+
+class ProbabilityBars(QWidget):  # type: ignore[misc]  # qtpy has no types
+    """One row per class: its name, a bar, its probability. The most probable one stands out."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._grid = QGridLayout(self)
+        self._grid.setContentsMargins(0, 0, 0, 0)
+        self._grid.setColumnStretch(1, 1)
+        self._values: dict[str, float] = {}
+
+    def value(self) -> dict[str, float]:
+        """Return what is shown."""
+        return dict(self._values)
+
+    def set_value(self, values: Mapping[str, float]) -> None:
+        """Show probabilities, most probable first; none empties the widget."""
+        self._values = dict(values)
+        while (item := self._grid.takeAt(0)) is not None:
+            item.widget().hide()  # gone at once; what is deleted later is still drawn until then
+            item.widget().deleteLater()
+        ranked = sorted(values.items(), key=lambda pair: -pair[1])
+        for rank, (name, value) in enumerate(ranked):
+            self._add_row(rank, name, value, TOP if rank == 0 else OTHER)
+
+    def _add_row(self, row: int, name: str, value: float, colour: str) -> None:
+        bar = QProgressBar()
+        bar.setRange(0, STEPS)
+        bar.setValue(round(value * STEPS))
+        bar.setTextVisible(False)
+        bar.setStyleSheet(STYLE.format(colour=colour))
+        number = QLabel(format_probability(value))
+        number.setToolTip(f"{name}: {value:.6f}")
+        number.setAlignment(Qt.AlignmentFlag.AlignRight)
+        for column, widget in enumerate((QLabel(name), bar, number)):
+            widget.setAccessibleName(f"{name} {format_probability(value)}")
+            self._grid.addWidget(widget, row, column)
+
+
+class KeepSection(Section):
+    """Asks for what is to be kept."""
+
+    all_wanted = Signal()
+    view_wanted = Signal()
+    report_wanted = Signal()
+    command_wanted = Signal()
+    stop_wanted = Signal()
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__("keep", "Save", parent)
+        self.all = button("All files…", "")
+        self.view, self.report = button("View (PNG)…", ""), button("Report…", "")
+        self.command = button("Copy command line", "")
+        self.told = label("command line", small=True)
+        self.progress, self.stop = QProgressBar(), button("Cancel", "Nothing of what is being saved stays")
+        self._state, self._saving = (False, False, ""), False
+        for widget, wish in (
+            (self.all, self.all_wanted),
+            (self.view, self.view_wanted),
+            (self.report, self.report_wanted),
+            (self.command, self.command_wanted),
+            (self.stop, self.stop_wanted),
+        ):
+            widget.clicked.connect(wish)
+        self.add(self.all, self.view)
+        self.add(self.report, self.command)
+        self.add(self.progress, self.stop)
+        self.add(self.told)
+        self.show_saving("", None)
+
+    def show_saving(self, text: str, share: float | None) -> None:
+        """Show how far the writing is; None where nothing is being written."""
+        self._saving = share is not None
+        self.progress.parentWidget().setVisible(self._saving)
+        self.progress.setFormat(text)
+        self.progress.setValue(round(100 * (share or 0)))
+        self.show_state(*self._state)
+
+    def show_state(self, has_slide: bool, has_answer: bool, command: str) -> None:
+        """Enable what can be kept, and show the command line."""
+        self._state = has_slide, has_answer, command
+        busy = "Something is being saved." if self._saving else ""
+        none = busy or ("" if has_answer else "Nothing was analysed yet.")
+        bar(self.all, none, "Attention (HDF5, OME-TIFF), GeoJSON for QuPath, overlay, probabilities, report")
+        bar(self.report, none, "One HTML page: maps, probabilities, patches that counted, where it came from")
+        view = busy or ("" if has_slide else "No slide is open.")
+        bar(self.view, view, "What is on the screen, with legend and scale bar")
+        bar(self.command, "" if has_answer else "Nothing was analysed yet.", "The call that gives the same numbers")
+        self.told.setText(command if has_answer else "")
+
+
+class AttentionSection(Section):
+    """Edits a `Look`."""
+
+    changed = Signal()
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__("attention", "Where the model looked (attention)", parent)
+        self.mode = QComboBox()
+        for mode, words in MODES.items():
+            self.mode.addItem(words, mode)
+        self.opacity = QSlider(Qt.Orientation.Horizontal)
+        self.opacity.setRange(0, 100)
+        self.opacity.setAccessibleName("Opacity of the attention")
+        self.smooth = QCheckBox("Smooth")
+        self.smooth.setToolTip("Let colours run into each other; a patch is what the model saw, so this adds nothing")
+        self.set_value(Look())
+        self.mode.currentIndexChanged.connect(self.changed)
+        self.opacity.valueChanged.connect(self.changed)
+        self.smooth.toggled.connect(self.changed)
+        self.add(QLabel("Shown"), self.mode)
+        self.add(QLabel("Opacity"), self.opacity, self.smooth)
+
+    def value(self) -> Look:
+        """Return how attention is to look."""
+        return Look(self.mode.currentData(), self.smooth.isChecked(), self.opacity.value() / 100)
+
+    def set_value(self, look: Look) -> None:
+        """Show how attention looks."""
+        self.mode.setCurrentIndex(self.mode.findData(look.mode))
+        self.smooth.setChecked(look.smooth)
+        self.opacity.setValue(round(100 * look.opacity))
+
+
+class EvidenceSection(Section):
+    """Chooses the class whose evidence is shown in place of the attention."""
+
+    chosen = Signal(object)
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__("evidence", "What spoke for a class (evidence)", parent)
+        self.shown = QCheckBox("Show for")
+        self.shown.setToolTip("What each patch adds to the class's logit: blue against it, orange for it")
+        self.of = QComboBox()
+        self.total = label("evidence sum", small=True)
+        self.shown.toggled.connect(self._choose)
+        self.of.currentIndexChanged.connect(self._choose)
+        self.add(self.shown, self.of)
+        self.add(self.total)
+
+    def value(self) -> str | None:
+        """Return the class whose evidence is shown; None where none is."""
+        return self.of.currentText() if self.shown.isChecked() and self.of.count() else None
+
+    def show_answer(self, answer: Answer | None) -> None:
+        """Offer an answer's classes, and tell the chosen one's sum."""
+        classes = list(answer.prediction.classes) if answer else []
+        if classes != [self.of.itemText(i) for i in range(self.of.count())]:
+            self.of.blockSignals(True)
+            self.of.clear()
+            self.of.addItems(classes)
+            if answer:
+                self.of.setCurrentText(answer.prediction.student.predicted)
+            self.of.blockSignals(False)
+        self.setEnabled(answer is not None)
+        self.total.setText(answer.evidence_sum(self.of.currentText()) if answer else "")
+
+    def _choose(self) -> None:
+        self.chosen.emit(self.value())
+
+
+class ResultsBox(QWidget):  # type: ignore[misc]  # qtpy has no types
+    """Shows a prediction; hidden where there is none."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.student, self.teacher = ProbabilityBars(), ProbabilityBars()
+        self.student_title, self.teacher_title = label("student", bold=True), label("teacher", bold=True)
+        self.calibration, self.basis = label("calibration", small=True), label("basis", small=True)
+        self.agreement = label("agreement")
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        parts = (rule(), self.student_title, self.student, self.teacher_title, self.teacher)
+        for part in (*parts, self.calibration, self.basis, self.agreement):
+            column.addWidget(part)
+        self.setVisible(False)
+
+    def show_prediction(self, prediction: Prediction | None) -> None:
+        """Show what was found out, or nothing."""
+        self.setVisible(prediction is not None)
+        if prediction is None:
+            return
+        answer, teacher = Answer(prediction), prediction.teacher
+        self.student_title.setText(f"Student (LR), {prediction.student.target_mpp:g} µm per pixel")
+        self.student.set_value(prediction.student.probabilities)
+        self.teacher_title.setText(f"Teacher (HR), {teacher.target_mpp:g} µm per pixel" if teacher else "")
+        self.teacher.set_value(teacher.probabilities if teacher else {})
+        for widget in (self.teacher_title, self.teacher, self.agreement):
+            widget.setVisible(teacher is not None)
+        self.calibration.setText(answer.trust)
+        self.basis.setText(answer.basis)
+        self.agreement.setText(answer.agreement)
+
+
+KINDS: tuple[tuple[Kind, str], ...] = (("slide", "Slide"), ("view", "View"), ("region", "Region"))
+DRAW = "Draw a region on the slide: click corners, double-click to close"
+READ = "Regions from QuPath (GeoJSON) or ASAP (XML)"
+WRITE = "Write the drawn regions as GeoJSON for QuPath"
+FOLLOW = "While the view moves the student answers for what is visible; what was seen before costs nothing"
+
+
+class ScopeForm(QWidget):  # type: ignore[misc]  # qtpy has no types
+    """Chooses the scope, and tells what a run of it would cost."""
+
+    kind_chosen = Signal(str)
+    follow_chosen = Signal(bool)
+    drawing_wanted = Signal()
+    import_wanted = Signal()
+    export_wanted = Signal()
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._group = QButtonGroup(self)
+        self.kinds: dict[str, QRadioButton] = {}
+        for kind, word in KINDS:
+            self.kinds[kind] = QRadioButton(word)
+            self._group.addButton(self.kinds[kind])
+            self.kinds[kind].clicked.connect(lambda _=False, kind=kind: self.kind_chosen.emit(kind))
+        self.follow = QCheckBox("Follow the view (live)")
+        self.follow.clicked.connect(self.follow_chosen)
+        self.draw, self.read, self.write = button("Draw", DRAW), button("Import…", READ), button("Export…", WRITE)
+        wishes = ((self.draw, self.drawing_wanted), (self.read, self.import_wanted), (self.write, self.export_wanted))
+        for widget, wish in wishes:
+            widget.clicked.connect(wish)
+        self.estimate = label("estimate")
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.setSpacing(3)
+        for part in (row(*self.kinds.values()), row(self.draw, self.read, self.write), self.follow, self.estimate):
+            column.addWidget(part)
+
+    def show_session(self, session: Session) -> None:
+        """Show what is chosen, what cannot be, and the cost."""
+        self.kinds[session.kind].setChecked(True)
+        self.follow.setChecked(session.follow)
+        free = "Wait for the analysis, or cancel it." if session.busy else ""
+        no_slide = free or ("" if session.slide else "Open a slide first.")
+        for kind, word in KINDS:
+            bar(self.kinds[kind], free, f"Analyse the {'drawn regions' if kind == 'region' else word.lower()}")
+        bar(self.draw, no_slide, DRAW)
+        bar(self.read, no_slide, READ)
+        bar(self.write, "" if session.regions else "No region is drawn.", WRITE)
+        bar(self.follow, "" if session.ground else "The tissue of the slide is not known yet.", FOLLOW)
+        estimate = session.estimate
+        self.estimate.setText(f"{session.scope.text}: {estimate.text}" if estimate else "")
+        self.estimate.setVisible(estimate is not None)

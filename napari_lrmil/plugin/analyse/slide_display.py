@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image
 
-from napari_lrmil.plugin.files import attempt
-from napari_lrmil.plugin.layers import ours, recolour, screen_of, tag_of
-from napari_lrmil.plugin.plain import adopt, no_slide_because
-from napari_lrmil.plugin.reader import ask_in_window
+from napari_lrmil.plugin.qt.errors import attempt
+from napari_lrmil.plugin.viewer.image_as_slide import adopt, no_slide_because
+from napari_lrmil.plugin.viewer.layers import ours, recolour, screen_of, tag_of
+from napari_lrmil.plugin.viewer.reader import ask_in_window
 
 if TYPE_CHECKING:
     from magicgui.widgets import PushButton
     from napari.components import ViewerModel
 
-    from napari_lrmil.plugin.sections.navigation import NavigationSection
-    from napari_lrmil.plugin.session import Session
-    from napari_lrmil.plugin.tiles import ScreenSlide
+    from napari_lrmil.plugin.session.session import Session
+    from napari_lrmil.plugin.viewer.navigation_panel import NavigationSection
+    from napari_lrmil.plugin.viewer.screen_pyramid import ScreenSlide
 
 OFFER = "Analyse this picture as a slide of one level; asks how large its pixels are"
 
@@ -64,7 +64,7 @@ class OnScreen:
 
     def choose_colours(self, true_colours: bool) -> None:
         """Show the chosen slide in the scanner's colours, or as the file has it."""
-        from napari_lrmil.core.colour import icc_transform
+        from napari_lrmil.core.patching.color import icc_transform
 
         slide = self._session.slide
         if slide is not None:
@@ -73,7 +73,7 @@ class OnScreen:
 
     def show_labels(self) -> None:
         """Show label and macro image of the chosen slide in windows of their own."""
-        from napari_lrmil.plugin.associated import associated_images, show_associated
+        from napari_lrmil.plugin.viewer.associated_images import associated_images, show_associated
 
         slide = self._session.opened
         for name in associated_images(slide):

@@ -15,33 +15,32 @@ from qtpy.QtCore import Qt, QTimer, Signal
 from qtpy.QtGui import QKeySequence, QShowEvent
 from qtpy.QtWidgets import QFileDialog, QLabel, QShortcut
 
-from napari_lrmil.core.teacherchoice import TeacherPatches
-from napari_lrmil.plugin.docks import LeavingWidget
-from napari_lrmil.plugin.files import Files, attempt
-from napari_lrmil.plugin.layers import ours, tag_of
-from napari_lrmil.plugin.listening import listen
-from napari_lrmil.plugin.live import Follower
-from napari_lrmil.plugin.maps import Look
-from napari_lrmil.plugin.offers import DEVICES, devices_here, shipped_bundles
-from napari_lrmil.plugin.onscreen import OnScreen
-from napari_lrmil.plugin.plain import slide_opener
-from napari_lrmil.plugin.reading import Reading
-from napari_lrmil.plugin.sections.edits import TissueSection, WhatIfSection
-from napari_lrmil.plugin.sections.keeping import KeepSection
-from napari_lrmil.plugin.sections.navigation import NavigationSection
-from napari_lrmil.plugin.sections.parts import Section, label, lay_out
-from napari_lrmil.plugin.sections.results import ResultsBox
-from napari_lrmil.plugin.sections.scope import ScopeForm
-from napari_lrmil.plugin.session import Session, State
-from napari_lrmil.plugin.shelf import SlideChoice
-from napari_lrmil.plugin.viewport import arrange
-from napari_lrmil.plugin.wishes import Wishes
-from napari_lrmil.plugin.worker import Run
+from napari_lrmil.core.features.devices import DEVICES, devices_here
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.models.bundle import shipped_bundles
+from napari_lrmil.plugin.analyse.actions import Wishes
+from napari_lrmil.plugin.analyse.file_dialogs import Files
+from napari_lrmil.plugin.analyse.live_view import Follower
+from napari_lrmil.plugin.analyse.result_view import Reading
+from napari_lrmil.plugin.analyse.sections import KeepSection, ResultsBox, ScopeForm, TissueSection, WhatIfSection
+from napari_lrmil.plugin.analyse.slide_display import OnScreen
+from napari_lrmil.plugin.qt.docks import LeavingWidget
+from napari_lrmil.plugin.qt.errors import attempt
+from napari_lrmil.plugin.qt.section import Section, label, lay_out
+from napari_lrmil.plugin.qt.signals import listen
+from napari_lrmil.plugin.qt.worker import Run
+from napari_lrmil.plugin.session.open_slides import SlideChoice
+from napari_lrmil.plugin.session.session import Session, State
+from napari_lrmil.plugin.viewer.attention_layers import Look
+from napari_lrmil.plugin.viewer.image_as_slide import slide_opener
+from napari_lrmil.plugin.viewer.layers import ours, tag_of
+from napari_lrmil.plugin.viewer.navigation_panel import NavigationSection
+from napari_lrmil.plugin.viewer.split_view import arrange
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.prediction import Prediction
-    from napari_lrmil.core.regions import Region
-    from napari_lrmil.core.scope import Kind
+    from napari_lrmil.core.inference.prediction import Prediction
+    from napari_lrmil.core.patching.regions import Region
+    from napari_lrmil.core.patching.roi import Kind
 
 WIDTH_PX = 340
 SAVE_SETTINGS_MS = 600
@@ -137,7 +136,7 @@ class AnalyseWidget(LeavingWidget):
 
     @staticmethod
     def _research_use() -> str:
-        from napari_lrmil.core.overlay import RESEARCH_USE
+        from napari_lrmil.core.visualize.overlay import RESEARCH_USE
 
         return RESEARCH_USE
 

@@ -11,12 +11,12 @@ from qtpy.QtGui import QIcon, QImage, QPixmap
 from qtpy.QtWidgets import QAbstractItemView, QComboBox, QProgressBar, QTableWidget, QTableWidgetItem, QWidget
 
 from napari_lrmil.core.formatting import format_probability
-from napari_lrmil.plugin.comparing import Measure, attention_disagreement, sort_by_attention_disagreement
-from napari_lrmil.plugin.sections.parts import Section, bar, button, label
+from napari_lrmil.plugin.compare.comparison_model import Measure, attention_disagreement, sort_by_attention_disagreement
+from napari_lrmil.plugin.qt.section import Section, bar, button, label
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.slide import Pixels
-    from napari_lrmil.core.stored import StoredSlide
+    from napari_lrmil.core.results.reader import StoredSlide
+    from napari_lrmil.core.slides.slide import Pixels
 
 ICON_PX = 44
 HEIGHT_PX = 260

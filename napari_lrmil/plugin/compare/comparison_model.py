@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 
 from napari_lrmil.core.events import Event, Finished, Partial, Progress
 from napari_lrmil.core.formatting import format_agreement, format_probability
-from napari_lrmil.core.teacherchoice import TeacherPatches
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.bundle import Bundle
-    from napari_lrmil.core.comparison import LesionFigures, Shared
     from napari_lrmil.core.geometry import Int64
-    from napari_lrmil.core.prediction import Prediction, Reading
-    from napari_lrmil.core.regions import Region
-    from napari_lrmil.core.stored import StoredSlide
-    from napari_lrmil.plugin.pace import Asked
-    from napari_lrmil.plugin.session import Session
-    from napari_lrmil.plugin.shelf import Shelf, SlideChoice
+    from napari_lrmil.core.inference.prediction import Prediction, Reading
+    from napari_lrmil.core.inference.teacher_comparison import LesionFigures, Shared
+    from napari_lrmil.core.models.bundle import Bundle
+    from napari_lrmil.core.patching.regions import Region
+    from napari_lrmil.core.results.reader import StoredSlide
+    from napari_lrmil.plugin.session.eta import Asked
+    from napari_lrmil.plugin.session.open_slides import Shelf, SlideChoice
+    from napari_lrmil.plugin.session.session import Session
 
 How = Literal["all", "top", "time"]
 HOWS: tuple[How, ...] = ("all", "top", "time")
@@ -91,7 +91,7 @@ class StoredWork:
 
     def events(self) -> Iterator[Event]:
         """Yield how far it is, and last the prediction."""
-        from napari_lrmil.core.stored import find_stored, read_stored
+        from napari_lrmil.core.results.reader import find_stored, read_stored
 
         yield Progress("opening the slide", 0, 2, "steps")
         slide = self.shelf.slide(self.slide)
@@ -120,7 +120,7 @@ class Comparison:
     @cached_property
     def both(self) -> Shared:
         """What both networks give to the patches that both looked into."""
-        from napari_lrmil.core.comparison import shared
+        from napari_lrmil.core.inference.teacher_comparison import shared
 
         return shared(self.prediction)
 
@@ -154,7 +154,7 @@ class Comparison:
 
     def points_in(self, regions: Sequence[Region]) -> NDArray[np.bool_]:
         """Return (M,) which points stand for patches that belong to regions."""
-        from napari_lrmil.core.regions import inside
+        from napari_lrmil.core.patching.regions import inside
 
         grid = self.prediction.grid
         if not regions:
@@ -242,7 +242,7 @@ class LesionWork:
 
     def events(self) -> Iterator[Event]:
         """Yield last `Lesions`, or None where there are none."""
-        from napari_lrmil.core.comparison import against_lesions, lesion_file, lesions_beside
+        from napari_lrmil.core.inference.teacher_comparison import against_lesions, lesion_file, lesions_beside
 
         yield Progress("lesions", 0, 1, "slide")
         known = self.drawn or lesions_beside(self.slide.path, self.shelf.slide(self.slide).bounds)
@@ -288,7 +288,7 @@ class CohortWork:
 
     def events(self) -> Iterator[Event]:
         """Yield `Partial` with each `StoredSlide`, then with (folder, pixels) of each picture; last the lines."""
-        from napari_lrmil.core.stored import read_line, stored_folders
+        from napari_lrmil.core.results.reader import read_line, stored_folders
 
         folders = stored_folders(self.folder)
         lines = []

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QButtonGroup, QProgressBar, QRadioButton, QSpinBox, QVBoxLayout, QWidget
+import numpy as np
+from numpy.typing import NDArray
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import (
+    QButtonGroup,
+    QCheckBox,
+    QLabel,
+    QProgressBar,
+    QRadioButton,
+    QSlider,
+    QSpinBox,
+    QVBoxLayout,
+    QWidget,
+)
 
-from napari_lrmil.plugin.comparing import HOWS, How, TeacherWish, why_no_teacher
-from napari_lrmil.plugin.sections.parts import bar, button, label, row
-from napari_lrmil.plugin.sections.scope import DRAW, KINDS
+from napari_lrmil.plugin.analyse.sections import DRAW, KINDS
+from napari_lrmil.plugin.compare.comparison_model import HOWS, How, TeacherWish, why_no_teacher
+from napari_lrmil.plugin.qt.section import Section, bar, button, label, row
+from napari_lrmil.plugin.viewer.attention_layers import Pairing, View
 
 if TYPE_CHECKING:
-    from napari_lrmil.plugin.session import Session
+    from napari_lrmil.core.inference.teacher_comparison import Shared
+    from napari_lrmil.plugin.compare.comparison_model import Comparison, Figure, Lesions
+    from napari_lrmil.plugin.session.session import Session
+
 
 GET = "Get teacher's attention"
 LOAD = "Read what `compare` or `predict --teacher` stored about this slide"
@@ -130,3 +148,195 @@ def _spin(low: int, high: int, value: int, unit: str) -> QSpinBox:
     made.setAccessibleName("How many seconds" if unit else "How many patches")
     made.setFixedWidth(72)
     return made
+
+
+SIDES, HEADS = ("left", "right", "right"), ("", "Student", "Teacher")
+NOTHING = "The teacher did not look at this slide yet."
+MEANING = (
+    "ρ: rank correlation of the patches, 1 the same order · top-10 % overlap: of the tenth of patches with most "
+    "attention, 1 the same · JS: Jensen-Shannon divergence, 0 the same, 1 nothing in common"
+)
+
+
+class MeasuresSection(Section):
+    """Shows figures in a table."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__("measures", "How far they agree (figures)", parent)
+        self.agreement, self.lesions = label("agreement", NOTHING, bold=True), label("lesions", small=True)
+        self.agreement.setToolTip(MEANING)
+        self.table = label("figures")
+        self.table.setTextFormat(Qt.TextFormat.RichText)
+        self.table.setWordWrap(False)
+        self._shown: tuple[Figure, ...] = ()
+        self.add(self.agreement)
+        self.add(self.table)
+        self.add(self.lesions)
+
+    def value(self) -> dict[str, tuple[str, str]]:
+        """Return the table as it is shown: name -> student, teacher."""
+        return {figure.name: (figure.student, figure.teacher) for figure in self._shown}
+
+    def show_comparison(self, comparison: Comparison | None, lesions: Lesions | None) -> None:
+        """Show what there is."""
+        self.agreement.setText(comparison.agreement if comparison else NOTHING)
+        lines = (*comparison.figures, *(lesions.lines if lesions else ())) if comparison else ()
+        self._shown = lines
+        self.table.setText(_as_html(lines))
+        self.table.setVisible(bool(lines))
+        self.lesions.setText(lesions.text if comparison and lesions else "")
+        self.lesions.setVisible(bool(comparison and lesions))
+        self.fit()
+
+
+def _as_html(lines: Sequence[Figure]) -> str:
+    """Return the lines as a table, numbers to the right."""
+    heads = "".join(f"<th align='{side}'>{text}</th>" for side, text in zip(SIDES, HEADS, strict=True))
+    rows = [heads]
+    for line in lines:
+        cells = zip(SIDES, map(escape, (line.name, line.student, line.teacher)), strict=True)
+        rows.append("".join(f"<td align='{side}'>{text}</td>" for side, text in cells))
+    return "<table width='100%' cellpadding='1'>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+
+
+VIEWS: dict[View, tuple[str, str]] = {
+    "side": ("Side by side", "Two views that move together, with one colour scale"),
+    "wipe": ("Wipe", "Both maps on one slide: the student's left of the wipe, the teacher's right of it"),
+    "difference": ("Difference", "Orange where the student looks more than its teacher, purple where it looks less"),
+}
+POOLED = "The teacher's attention summed over the HR patches in each LR patch, as it is compared; else on its own grid"
+
+
+class PairingSection(Section):
+    """Edits a `Pairing`."""
+
+    changed = Signal()
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__("pairing", "See both (maps)", parent)
+        self._group, self._there = QButtonGroup(self), False
+        self.views = {view: QRadioButton(word) for view, (word, _) in VIEWS.items()}
+        self.wipe, self.pooled = QSlider(Qt.Orientation.Horizontal), QCheckBox("Teacher pooled to LR patches")
+        self.wipe.setAccessibleName("Columns of patches left of the wipe")
+        self.wipe.valueChanged.connect(self._changed)
+        self.pooled.toggled.connect(self._changed)
+        for radio in self.views.values():
+            self._group.addButton(radio)
+            radio.toggled.connect(self._chosen)
+        self.views["side"].setChecked(True)
+        self.add(*self.views.values())
+        self._line = row(QLabel("Student"), self.wipe, QLabel("Teacher"))
+        self.add(self._line)
+        self.add(self.pooled)
+        self.show_columns(None)
+
+    def value(self) -> Pairing:
+        """Return how the maps are to lie."""
+        view = next(view for view, radio in self.views.items() if radio.isChecked())
+        return Pairing(view, self.wipe.value(), self.pooled.isChecked())
+
+    def choose(self, view: View) -> None:
+        """Choose a view."""
+        self.views[view].setChecked(True)
+
+    def show_columns(self, columns: int | None) -> None:
+        """Offer so many columns of LR patches to the wipe, which starts in the middle; None: there is no teacher."""
+        self._there = columns is not None
+        if columns is not None and columns != self.wipe.maximum():
+            self.wipe.blockSignals(True)
+            self.wipe.setRange(0, columns)
+            self.wipe.setValue(columns // 2)
+            self.wipe.blockSignals(False)
+        self._enable()
+
+    def _enable(self) -> None:
+        barred = "" if self._there else NOTHING
+        for view, (_, tip) in VIEWS.items():
+            bar(self.views[view], barred, tip)
+        wiping, differing = self.views["wipe"].isChecked(), self.views["difference"].isChecked()
+        bar(self.wipe, barred or ("" if wiping else "Choose Wipe first."), "Move the wipe by a column of LR patches")
+        bar(self.pooled, barred or ("A difference is always on the LR grid." if differing else ""), POOLED)
+
+    def _chosen(self, on: bool) -> None:
+        if on:
+            self._enable()
+            self._changed()
+
+    def _changed(self, _: object = None) -> None:
+        self.changed.emit()
+
+
+HEIGHT_PX = 240
+POINT, PICKED, INK = "#9aa3ad", "#00d5f0", "#8a8f98"  # picked as their outlines on the slide; larger, too
+HINT = "A point is a patch. Draw a loop round some: they light up on the slide."
+DRAW_TO_PICK = "Draw a region on the slide: its patches light up here. Two views cannot be drawn on, so Wipe is chosen"
+
+
+class ScatterSection(Section):
+    """Shows points, and tells which were picked."""
+
+    picked = Signal(object)  # (M,) bool
+    drawing_wanted = Signal()
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__("scatter", "Patch by patch (scatter)", parent)
+        from matplotlib.backends.backend_qtagg import FigureCanvasQTAgg
+        from matplotlib.figure import Figure
+        from matplotlib.widgets import LassoSelector
+
+        self._figure = Figure(layout="constrained", facecolor="none")
+        self.canvas: Any = FigureCanvasQTAgg(self._figure)  # type: ignore[no-untyped-call]
+        self.canvas.setFixedHeight(HEIGHT_PX)
+        self.canvas.setStyleSheet("background: transparent")
+        self.axes: Any = self._figure.add_subplot()
+        self._points: NDArray[np.float64] = np.zeros((0, 2))  # teacher, student
+        self._dots: Any = None
+        self._lasso = LassoSelector(self.axes, self._looped, props={"color": PICKED, "linewidth": 1.2})
+        self.draw, self.clear = button("Draw on the slide", DRAW_TO_PICK), button("Clear", "")
+        self.draw.clicked.connect(self.drawing_wanted)
+        self.clear.clicked.connect(lambda: self._pick(np.zeros(len(self._points), dtype=np.bool_)))
+        self.told = label("picked", HINT, small=True)
+        self.add(self.canvas)
+        self.add(self.draw, self.clear)
+        self.add(self.told)
+        self.show_points(None)
+
+    def show_points(self, both: Shared | None) -> None:
+        """Show what both networks give to the patches; None shows none."""
+        self._points = np.zeros((0, 2)) if both is None else np.stack([both.teacher, both.student], axis=1)
+        top = 1.05 * max(1.0, float(self._points.max())) if len(self._points) else 1.0
+        for artist in (*self.axes.collections, *self.axes.lines[1:]):
+            artist.remove()
+        self._dots = self.axes.scatter(*self._points.T, s=14, alpha=0.8, linewidths=0, color=POINT)
+        self.axes.axline((0, 0), slope=1, color=INK, linewidth=0.8, linestyle=":")
+        self.axes.set(xlim=(0, top), ylim=(0, top), facecolor="none")
+        self.axes.set_xlabel("teacher, times the average", color=INK, fontsize=8)
+        self.axes.set_ylabel("student, times the average", color=INK, fontsize=8)
+        self.axes.tick_params(colors=INK, labelsize=8)
+        self.axes.spines[:].set_color(INK)
+        self._lasso.set_active(both is not None)
+        bar(self.draw, "" if both is not None else "The teacher did not look at this slide yet.", DRAW_TO_PICK)
+        self.light(np.zeros(len(self._points), dtype=np.bool_))
+
+    def light(self, points: NDArray[np.bool_]) -> None:
+        """Let some of the points light up."""
+        self.lit = points
+        colours, sizes = np.where(points, PICKED, POINT), np.where(points, 32, 14)
+        if len(points):
+            self._dots.set_facecolor(list(colours))
+            self._dots.set_sizes(sizes)
+        count = int(points.sum())
+        self.told.setText(f"{count} of {len(points)} patches picked." if count else HINT)
+        bar(self.clear, "" if count else "No patch is picked.", "Let no patch light up")
+        self.canvas.draw_idle()
+        self.fit()
+
+    def _looped(self, corners: list[tuple[float, float]]) -> None:
+        from matplotlib.path import Path
+
+        if len(corners) > 2 and len(self._points):
+            self._pick(np.asarray(Path(corners).contains_points(self._points), dtype=np.bool_))
+
+    def _pick(self, points: NDArray[np.bool_]) -> None:
+        self.light(points)
+        self.picked.emit(points)

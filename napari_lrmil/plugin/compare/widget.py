@@ -14,33 +14,36 @@ from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import QDockWidget, QFileDialog, QWidget
 
 from napari_lrmil.core.events import Event, Failed, Finished, Partial, Progress
-from napari_lrmil.core.overlay import RESEARCH_USE
-from napari_lrmil.core.stored import StoredSlide
-from napari_lrmil.plugin.analyse import WIDTH_PX, AnalyseWidget
-from napari_lrmil.plugin.comparing import CohortWork, Comparison, Lesions, LesionWork, StoredWork, comparison_of
-from napari_lrmil.plugin.docks import LeavingWidget, find_dock, open_dock
-from napari_lrmil.plugin.files import attempt
-from napari_lrmil.plugin.layers import add, ours
-from napari_lrmil.plugin.listening import listen
-from napari_lrmil.plugin.live import Latest
-from napari_lrmil.plugin.maps import Pairing, columns
-from napari_lrmil.plugin.pointer import Pointer
-from napari_lrmil.plugin.reader import ask_in_window, read_slides
-from napari_lrmil.plugin.sections.cohort import ICON_PX, CohortSection
-from napari_lrmil.plugin.sections.getting import GetForm
-from napari_lrmil.plugin.sections.measures import MeasuresSection
-from napari_lrmil.plugin.sections.pairing import PairingSection
-from napari_lrmil.plugin.sections.parts import Section, button, label, lay_out
-from napari_lrmil.plugin.sections.scatter import ScatterSection
-from napari_lrmil.plugin.session import State
-from napari_lrmil.plugin.worker import Run
+from napari_lrmil.core.results.reader import StoredSlide
+from napari_lrmil.core.visualize.overlay import RESEARCH_USE
+from napari_lrmil.plugin.analyse.widget import WIDTH_PX, AnalyseWidget
+from napari_lrmil.plugin.compare.cohort_section import ICON_PX, CohortSection
+from napari_lrmil.plugin.compare.comparison_model import (
+    CohortWork,
+    Comparison,
+    Lesions,
+    LesionWork,
+    StoredWork,
+    comparison_of,
+)
+from napari_lrmil.plugin.compare.sections import GetForm, MeasuresSection, PairingSection, ScatterSection
+from napari_lrmil.plugin.qt.docks import LeavingWidget, find_dock, open_dock
+from napari_lrmil.plugin.qt.errors import attempt
+from napari_lrmil.plugin.qt.section import Section, button, label, lay_out
+from napari_lrmil.plugin.qt.signals import listen
+from napari_lrmil.plugin.qt.worker import Latest, Run
+from napari_lrmil.plugin.session.session import State
+from napari_lrmil.plugin.viewer.attention_layers import Pairing, columns
+from napari_lrmil.plugin.viewer.cursor import Pointer
+from napari_lrmil.plugin.viewer.layers import add, ours
+from napari_lrmil.plugin.viewer.reader import ask_in_window, read_slides
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from napari_lrmil.core.prediction import Prediction
-    from napari_lrmil.core.regions import Region
-    from napari_lrmil.plugin.session import Session
+    from napari_lrmil.core.inference.prediction import Prediction
+    from napari_lrmil.core.patching.regions import Region
+    from napari_lrmil.plugin.session.session import Session
 
 ANALYSE = "Analyse (LRMIL)"
 POINT = "Point at the map to read both networks at once."

@@ -20,7 +20,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_lrmil.plugin.sections.parts import Section
+from napari_lrmil.plugin.qt.section import Section
 
 NO_LIMIT = (1 << 24) - 1  # Qt's own, QWIDGETSIZE_MAX
 FIELD_PX, FIELD_HIGH_PX = 32, 18

@@ -10,11 +10,16 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
 
 from qtpy.QtCore import QCoreApplication, QObject, QTimer
 
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Failed
+
+if TYPE_CHECKING:
+    pass
+
 
 POLL_MS = 30
 
@@ -108,3 +113,46 @@ class Run:
                 self._on_end()
                 return
             self._on_event(event)
+
+
+class Latest:
+    """Works on one question at a time; a newer one cancels it and comes next.
+
+    Parameters
+    ----------
+    handle
+        Takes the events.
+    parent
+        Work ends with it.
+    """
+
+    def __init__(self, handle: Callable[[Event], None], parent: QObject) -> None:
+        self._handle, self._parent = handle, parent
+        self._run: Run | None = None
+        self._next: Work | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a question is being worked on."""
+        return self._run is not None
+
+    def ask(self, work: Work | None) -> None:
+        """Begin `work`, at once or when what is under way has let go; None asks nothing."""
+        if work is None:
+            return
+        if self._run is not None:
+            self._next = work
+            self._run.cancel()
+            return
+        self._run = Run(work, self._handle, self._ended, self._parent)
+        self._run.start()
+
+    def stop(self) -> None:
+        """Drop what is under way."""
+        self._next = None
+        if self._run is not None:
+            self._run.cancel()
+
+    def _ended(self) -> None:
+        self._run, work, self._next = None, self._next, None
+        self.ask(work)

@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.formatting import format_duration
-from napari_lrmil.core.remembered import PaceKey, Remembered
-from napari_lrmil.core.teacherchoice import TeacherPatches
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.user_settings import PaceKey, Remembered
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.bag import Features
-    from napari_lrmil.core.bundle import Bundle
-    from napari_lrmil.core.cache import EmbeddingCache
+    from napari_lrmil.core.features.bag import Features
+    from napari_lrmil.core.features.embedding_cache import EmbeddingCache
     from napari_lrmil.core.geometry import Int64
-    from napari_lrmil.core.grid import NestedGrid
-    from napari_lrmil.core.prediction import Prediction
-    from napari_lrmil.core.slide import Slide
+    from napari_lrmil.core.inference.prediction import Prediction
+    from napari_lrmil.core.models.bundle import Bundle
+    from napari_lrmil.core.patching.grid import NestedGrid
+    from napari_lrmil.core.slides.slide import Slide
 
 MANY = 1000  # patches of which the pace is asked
 ETA_AFTER_S = 2.0  # before that the pace of a stage is not known
@@ -127,7 +127,7 @@ def seen_before(
     known: Prediction | None, grid: NestedGrid, slide: Slide, bundle: Bundle, cache: EmbeddingCache
 ) -> Features | None:
     """Return the student's attention to exactly these patches where it is known and costs nothing to ask again."""
-    from napari_lrmil.core.predict import cache_key
+    from napari_lrmil.core.inference.predict import cache_key
 
     if known is None or known.bundle_sha256 != bundle.sha256 or not np.array_equal(known.grid.lr_index, grid.lr_index):
         return None

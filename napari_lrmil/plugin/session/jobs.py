@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Caution, Event, Finished, Partial, Progress
-from napari_lrmil.core.scope import WHOLE, Scope
-from napari_lrmil.core.teacherchoice import TeacherPatches
-from napari_lrmil.plugin.shelf import Shelf, SlideChoice
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.patching.roi import WHOLE, Scope
+from napari_lrmil.plugin.session.open_slides import Shelf, SlideChoice
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.bundle import Bundle
-    from napari_lrmil.core.cache import EmbeddingCache
-    from napari_lrmil.core.prediction import Prediction
+    from napari_lrmil.core.features.embedding_cache import EmbeddingCache
+    from napari_lrmil.core.inference.prediction import Prediction
+    from napari_lrmil.core.models.bundle import Bundle
 
 PARTIAL_S = 0.4  # between pictures of an answer that is still growing
 
@@ -69,8 +69,8 @@ class Question:
 
     def events(self) -> Iterator[Event]:
         """Analyse the slide, and write the result where asked."""
-        from napari_lrmil.core.embed import resolve_device
-        from napari_lrmil.core.predict import predict
+        from napari_lrmil.core.features.devices import resolve_device
+        from napari_lrmil.core.inference.predict import predict
 
         leave_a_core()
         began = time.perf_counter()
@@ -106,8 +106,8 @@ class Question:
 
     def _so_far(self) -> Iterator[Event]:
         """Answer from the patches that are embedded by now."""
-        from napari_lrmil.core.embed import resolve_device
-        from napari_lrmil.core.predict import cache_key, predict
+        from napari_lrmil.core.features.devices import resolve_device
+        from napari_lrmil.core.inference.predict import cache_key, predict
 
         slide, ground = self.shelf.slide(self.slide), self.shelf.ground(self.slide, self.bundle)
         there = self.cache.has(cache_key(slide, self.bundle, ground.grid, "student"), ground.grid.lr_index)
@@ -121,7 +121,7 @@ class Question:
 
     def _write(self, prediction: Prediction) -> None:
         if self.out is not None:
-            from napari_lrmil.core.results import write_prediction
+            from napari_lrmil.core.results.writer import write_prediction
 
             write_prediction(self.out, self.shelf.slide(self.slide), prediction)
 
@@ -134,8 +134,8 @@ def warm(bundle: Bundle) -> None:
     import numpy as np
     import torch
 
-    from napari_lrmil.core.embed import encode
-    from napari_lrmil.core.pooling import pool
+    from napari_lrmil.core.features.extraction import encode
+    from napari_lrmil.core.models.mil import pool
 
     side, cpu = bundle.card.lr_patch_px, torch.device("cpu")
     try:
@@ -150,7 +150,7 @@ def leave_a_core() -> None:
     """Keep one core free for the window. OpenMP counts threads for the calling thread alone."""
     import torch
 
-    from napari_lrmil.core.embed import leave_a_core as leave
+    from napari_lrmil.core.features.devices import leave_a_core as leave
 
     torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 2) - 1)))
     leave()

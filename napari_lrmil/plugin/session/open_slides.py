@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.slides.slide import Slide
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.bundle import Bundle
-    from napari_lrmil.core.grid import Ground
-    from napari_lrmil.core.tissue import Mask
+    from napari_lrmil.core.models.bundle import Bundle
+    from napari_lrmil.core.patching.grid import Ground
+    from napari_lrmil.core.patching.tissue import Mask
 
 OpenSlide = Callable[[Path, float | None], Slide]
 
@@ -60,7 +60,7 @@ class Shelf:
 
     def ground(self, choice: SlideChoice, bundle: Bundle) -> Ground:
         """Return where the tissue is, found now if it was not known; see `core.grid.grid_of` for what may go wrong."""
-        from napari_lrmil.core.grid import ground_of
+        from napari_lrmil.core.patching.grid import ground_of
 
         found = self.known(choice, bundle)
         if found is None:
@@ -71,7 +71,7 @@ class Shelf:
 
     def edit(self, choice: SlideChoice, bundle: Bundle, mask: Mask) -> Ground:
         """Take a mask that was changed by hand, of the same raster, and return what it gives."""
-        from napari_lrmil.core.grid import edited_ground
+        from napari_lrmil.core.patching.grid import edited_ground
 
         changed = edited_ground(choice.path, self.ground(choice, bundle), mask, bundle.card.tissue)
         with self._lock:

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 from numpy.typing import NDArray
 
 from napari_lrmil.core.geometry import MPP_TOLERANCE, BoxLevel0
-from napari_lrmil.core.regions import Region
-from napari_lrmil.core.scope import Kind, Scope
-from napari_lrmil.plugin.shelf import SlideChoice
-from napari_lrmil.plugin.whatif import WhatIf
+from napari_lrmil.core.patching.regions import Region
+from napari_lrmil.core.patching.roi import Kind, Scope
+from napari_lrmil.plugin.session.open_slides import SlideChoice
+from napari_lrmil.plugin.session.what_if import WhatIf
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from napari_lrmil.core.bundle import Bundle
-    from napari_lrmil.core.grid import Ground
+    from napari_lrmil.core.models.bundle import Bundle
+    from napari_lrmil.core.patching.grid import Ground
 
 
 def too_coarse(slide: SlideChoice | None, wanted_mpp: float, who: str) -> str:

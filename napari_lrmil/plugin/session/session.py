@@ -20,22 +20,22 @@ from psygnal import Signal
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Caution, Event, Failed, Finished, Partial, Progress
 from napari_lrmil.core.geometry import BoxLevel0
-from napari_lrmil.core.regions import Region, box_region
-from napari_lrmil.core.remembered import Remembered
-from napari_lrmil.core.scope import Kind, Scope
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.teacherchoice import TeacherPatches
-from napari_lrmil.plugin.barriers import part_empty, part_missing, teacher_barred, too_coarse
-from napari_lrmil.plugin.pace import Asked, Estimate, Pace, Paces, asked_of, seen_before
-from napari_lrmil.plugin.shelf import OpenSlide, Shelf, SlideChoice
-from napari_lrmil.plugin.whatif import WhatIf
-from napari_lrmil.plugin.work import GroundWork, Question
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.patching.regions import Region, box_region
+from napari_lrmil.core.patching.roi import Kind, Scope
+from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.user_settings import Remembered
+from napari_lrmil.plugin.session.eta import Asked, Estimate, Pace, Paces, asked_of, seen_before
+from napari_lrmil.plugin.session.jobs import GroundWork, Question
+from napari_lrmil.plugin.session.open_slides import OpenSlide, Shelf, SlideChoice
+from napari_lrmil.plugin.session.preconditions import part_empty, part_missing, teacher_barred, too_coarse
+from napari_lrmil.plugin.session.what_if import WhatIf
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.bundle import Bundle
-    from napari_lrmil.core.grid import Ground
-    from napari_lrmil.core.prediction import Prediction
-    from napari_lrmil.core.tissue import Mask
+    from napari_lrmil.core.inference.prediction import Prediction
+    from napari_lrmil.core.models.bundle import Bundle
+    from napari_lrmil.core.patching.grid import Ground
+    from napari_lrmil.core.patching.tissue import Mask
 
 
 Work = Callable[[], Iterator[Event]]
@@ -92,7 +92,7 @@ class Session:
         clock: Callable[[], float] = time.monotonic,
         remembered: Remembered | None = None,
     ) -> None:
-        from napari_lrmil.core.cache import EmbeddingCache
+        from napari_lrmil.core.features.embedding_cache import EmbeddingCache
 
         self._out, self._clock = out, clock
         self.remembered = remembered or Remembered()
@@ -147,7 +147,7 @@ class Session:
 
     def choose_bundle(self, where: str | Path | None) -> None:
         """Take the model: a folder, or the name of a shipped one. Where it cannot be used, none is chosen."""
-        from napari_lrmil.core.bundle import Bundle
+        from napari_lrmil.core.models.bundle import Bundle
 
         self.message = ""
         try:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from napari_lrmil.core.regions import Region
+from napari_lrmil.core.patching.regions import Region
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.prediction import Prediction
+    from napari_lrmil.core.inference.prediction import Prediction
 
 
 @dataclass(frozen=True)

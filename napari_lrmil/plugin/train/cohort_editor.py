@@ -8,11 +8,11 @@ from qtpy.QtCore import QAbstractItemModel, QAbstractTableModel, QModelIndex, QO
 from qtpy.QtGui import QColor
 from qtpy.QtWidgets import QAbstractItemView, QComboBox, QHeaderView, QStyledItemDelegate, QTableView, QWidget
 
-from lrmil_training.cohort import SPLITS
+from lrmil_training.data.cohort import SPLITS
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.plugin.sections.parts import bar, button, label
-from napari_lrmil.plugin.sections.steps import Step
-from napari_lrmil.plugin.training_cohort import COLUMNS, CohortTable, Count, Row
+from napari_lrmil.plugin.qt.section import bar, button, label
+from napari_lrmil.plugin.qt.steps import Step
+from napari_lrmil.plugin.train.cohort_table import COLUMNS, CohortTable, Count, Row
 
 HEADS = ("", "Slide", "Label", "Patient", "Split", "µm/px")
 SLIDE, WIDTHS = 1, (22, 90, 58, 74, 44, 44)

@@ -16,7 +16,7 @@ from typing import Literal
 
 from psygnal import Signal
 
-from lrmil_training.cohort import (
+from lrmil_training.data.cohort import (
     NEEDED,
     OPTIONAL,
     SPLITS,
@@ -27,14 +27,14 @@ from lrmil_training.cohort import (
     refuse_leaks,
     require_classes,
 )
-from lrmil_training.patients import clusters, parts
+from lrmil_training.data.patient_groups import clusters, parts
+from napari_lrmil.core.atomic_files import whole
 from napari_lrmil.core.errors import CohortError, LrmilError
 from napari_lrmil.core.events import Event, Finished, Partial, Progress
-from napari_lrmil.core.files import whole
 from napari_lrmil.core.geometry import PatchPlan
-from napari_lrmil.core.grid import ground_of, require_resolution
-from napari_lrmil.core.handle import DICOM, SLIDE_ENDINGS, has_slide_ending
-from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.patching.grid import ground_of, require_resolution
+from napari_lrmil.core.slides.openslide_handle import DICOM, SLIDE_ENDINGS, has_slide_ending
+from napari_lrmil.core.slides.slide import Slide
 
 Column = Literal["slide", "label", "patient", "split", "mpp"]
 COLUMNS: tuple[Column, ...] = ("slide", "label", "patient", "split", "mpp")

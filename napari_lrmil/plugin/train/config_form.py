@@ -13,11 +13,11 @@ from qtpy.QtWidgets import QCompleter, QLabel, QWidget
 
 from lrmil_training.config import PRESETS, SMALL_STUDENTS, TrainConfig
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.plugin.sections.parts import button, label, row
-from napari_lrmil.plugin.sections.steps import FormStep, Step, fit_narrow
-from napari_lrmil.plugin.training_encoders import EncoderOffer
-from napari_lrmil.plugin.training_fields import GROUPS, Field, fields, flat, nested, preset
-from napari_lrmil.plugin.training_picture import PatchPicture
+from napari_lrmil.plugin.qt.section import button, label, row
+from napari_lrmil.plugin.qt.steps import FormStep, Step, fit_narrow
+from napari_lrmil.plugin.train.config_fields import GROUPS, Field, fields, flat, nested, preset
+from napari_lrmil.plugin.train.encoder_choices import EncoderOffer
+from napari_lrmil.plugin.train.pair_preview import PatchPicture
 
 # What matters, each line one decision: word, and the settings that it holds.
 TOP: tuple[tuple[str, tuple[str, ...]], ...] = (

@@ -12,8 +12,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lrmil_training.reportdata import Curve
-from lrmil_training.reportplots import TERMS
+from lrmil_training.report.plots import TERMS
+from lrmil_training.report.run_record import Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

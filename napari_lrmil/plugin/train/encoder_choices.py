@@ -7,7 +7,7 @@ from pathlib import Path
 
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.formatting import format_size
-from napari_lrmil.plugin.offers import shipped_bundles
+from napari_lrmil.core.models.bundle import shipped_bundles
 
 HUB, REGISTRY = "hf:", "lazyslide:"
 HUB_PAGE = "https://huggingface.co/"
@@ -81,7 +81,7 @@ def hub_has(repository: str) -> bool:
 
 
 def _shipped(name: str) -> EncoderOffer:
-    from napari_lrmil.core.bundle import TEACHER, Bundle
+    from napari_lrmil.core.models.bundle import TEACHER, Bundle
 
     bundle = Bundle(name)
     card, file = bundle.card.teacher, bundle.path / TEACHER

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from lrmil_training.config import TrainConfig
-from lrmil_training.runfiles import SLIDES
+from lrmil_training.runs.event_log import SLIDES
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.formatting import format_duration, format_size
-from napari_lrmil.core.remembered import PaceKey, Remembered
-from napari_lrmil.plugin.training_cohort import CohortTable
-from napari_lrmil.plugin.training_log import Story
+from napari_lrmil.core.user_settings import PaceKey, Remembered
+from napari_lrmil.plugin.train.cohort_table import CohortTable
+from napari_lrmil.plugin.train.run_monitor import Story
 
 READ_S = 0.6e-6  # CPU seconds to read and embed a pixel with the demo's encoder (MobileNetV2, width 0.35)
 LEARN_S = 0.9e-6  # and to train on one, docs/benchmarks.md: 12 ms for 128 x 128 px

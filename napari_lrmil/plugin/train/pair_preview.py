@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from napari_lrmil.core.events import Event, Finished
 from napari_lrmil.core.geometry import BoxLevel0, PatchPlan
-from napari_lrmil.core.grid import ground_of
-from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.patching.grid import ground_of
+from napari_lrmil.core.slides.slide import Slide
 
 SIDE_PX = 288  # of each of the two pictures
 MOST_CHILDREN = 8  # along a side, beyond which a line between children would hide them

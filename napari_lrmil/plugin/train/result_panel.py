@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QWidget
 
-from lrmil_training.reportplots import colour, marker
-from napari_lrmil.plugin.curves import Ink
-from napari_lrmil.plugin.sections.parts import bar, button, label
-from napari_lrmil.plugin.sections.steps import Step
-from napari_lrmil.plugin.training_result import MethodRow, Result
+from lrmil_training.report.plots import colour, marker
+from napari_lrmil.plugin.qt.section import bar, button, label
+from napari_lrmil.plugin.qt.steps import Step
+from napari_lrmil.plugin.train.curves import Ink
+from napari_lrmil.plugin.train.result_table import MethodRow, Result
 
 SIDE_PX = 250
 BESIDE = 3  # methods in one table

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrmil_training.reportdata import NAMES, SIDES, name_of
-from lrmil_training.runfiles import BUNDLE, METRICS
-from lrmil_training.summary import is_method
-from napari_lrmil.core.bundle import CARD
+from lrmil_training.evaluation.summary import is_method
+from lrmil_training.report.run_record import NAMES, SIDES, name_of
+from lrmil_training.runs.event_log import BUNDLE, METRICS
 from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.models.bundle import CARD
 
 FEW_SLIDES = 30
 REPORT = "report.html"

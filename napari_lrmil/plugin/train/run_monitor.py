@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lrmil_training.reportdata import Curve, CurveReader
-from lrmil_training.runlock import BEAT_S, LOCK, MISSED, Owner, holder
+from lrmil_training.report.run_record import Curve, CurveReader
+from lrmil_training.runs.lock import BEAT_S, LOCK, MISSED, Owner, holder
 from napari_lrmil.core.events import Caution, Failed, Finished, Progress, StageDone
 from napari_lrmil.core.formatting import format_duration
 

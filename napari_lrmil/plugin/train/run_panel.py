@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QComboBox, QLineEdit, QProgressBar, QWidget
+from qtpy.QtWidgets import QComboBox, QLineEdit, QMessageBox, QProgressBar, QWidget
 
 from napari_lrmil.core.formatting import format_duration
-from napari_lrmil.plugin.curves import CurveCanvas, Ink
-from napari_lrmil.plugin.sections.parts import bar, button, label
-from napari_lrmil.plugin.sections.steps import Step
-from napari_lrmil.plugin.training_log import worded
-from napari_lrmil.plugin.training_run import Phase, TrainingRun, holds_run
+from napari_lrmil.plugin.qt.section import bar, button, label
+from napari_lrmil.plugin.qt.steps import Step
+from napari_lrmil.plugin.train.curves import CurveCanvas, Ink
+from napari_lrmil.plugin.train.run_monitor import worded
+from napari_lrmil.plugin.train.run_process import Phase, TrainingRun, holds_run
 
 START = "Train in a process of its own; it goes on when napari is closed"
 STOP = "Ends after the batch; nothing that was done is lost"
@@ -138,3 +138,36 @@ class RunSection(Step):
         if curves:
             chosen = self.which.currentIndex()
             self.canvas.show_curve(curves[chosen - 1] if chosen > 0 else curves[-1])
+
+
+GOES_ON, ENDS, STAYS = "Let it go on", "Stop it", "Do not close"
+
+
+def ask_goes_on(may_stay: bool) -> str:
+    """Return what the user wants of a training that is under way."""
+    box = QMessageBox()
+    box.setWindowTitle("A training is under way")
+    box.setText("A training is under way. Shall it go on without this window?")
+    box.setInformativeText("It can be followed again with 'Open a run…'. Stopped, it can be resumed.")
+    box.addButton(GOES_ON, QMessageBox.ButtonRole.AcceptRole)
+    box.addButton(ENDS, QMessageBox.ButtonRole.DestructiveRole)
+    if may_stay:
+        box.addButton(STAYS, QMessageBox.ButtonRole.RejectRole)
+    box.exec()
+    clicked = box.clickedButton()
+    answer = clicked.text() if clicked is not None else GOES_ON
+    box.deleteLater()
+    return answer if answer in (ENDS, STAYS) else GOES_ON
+
+
+def ask_drops() -> bool:
+    """Return whether a table with unsaved changes may make room for another."""
+    box = QMessageBox()
+    box.setWindowTitle("The table has changes")
+    box.setText("The table has changes that are not saved. Shall they be dropped?")
+    drop = box.addButton("Drop them", QMessageBox.ButtonRole.DestructiveRole)
+    box.addButton("Keep the table", QMessageBox.ButtonRole.RejectRole)
+    box.exec()
+    dropped = box.clickedButton() is drop
+    box.deleteLater()
+    return dropped

@@ -21,12 +21,11 @@ from typing import Any
 from psygnal import Signal
 
 from lrmil_training.config import TrainConfig, dump_config, load_config
-from lrmil_training.eventlog import EVENTS
-from lrmil_training.runfiles import CALL, CONFIG
-from lrmil_training.runlock import clear_stop, request_stop, stop_requested
+from lrmil_training.runs.event_log import CALL, CONFIG, EVENTS
+from lrmil_training.runs.lock import clear_stop, request_stop, stop_requested
+from napari_lrmil.core.atomic_files import raise_if_full, write_text
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.core.files import raise_if_full, write_text
-from napari_lrmil.plugin.training_log import Heartbeat, Story, Tail, Writer
+from napari_lrmil.plugin.train.run_monitor import Heartbeat, Story, Tail, Writer
 
 SETTINGS, OUTPUT = "settings.yaml", "output.txt"  # what the window asked for, and what the process said
 TAIL_BYTES = 4096  # of the output, in which its last sentence lies

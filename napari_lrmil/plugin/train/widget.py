@@ -17,27 +17,26 @@ from qtpy.QtWidgets import QFileDialog, QVBoxLayout
 from lrmil_training.config import TrainConfig, load_config
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Failed, Finished
-from napari_lrmil.core.remembered import Remembered
-from napari_lrmil.plugin.analyse import AnalyseWidget
-from napari_lrmil.plugin.curves import Ink
-from napari_lrmil.plugin.docks import LeavingWidget, open_dock, tab_beside
-from napari_lrmil.plugin.files import attempt
-from napari_lrmil.plugin.leaving import ENDS, STAYS, ask_drops, ask_goes_on
-from napari_lrmil.plugin.listening import listen
-from napari_lrmil.plugin.live import Latest
-from napari_lrmil.plugin.offers import devices_here
-from napari_lrmil.plugin.sections.learners import CohortSection
-from napari_lrmil.plugin.sections.outcome import ResultSection
-from napari_lrmil.plugin.sections.parts import label
-from napari_lrmil.plugin.sections.running import RunSection
-from napari_lrmil.plugin.sections.settings import TrainingForm
-from napari_lrmil.plugin.sections.steps import Step, Steps, line_up
-from napari_lrmil.plugin.training_cohort import CohortTable
-from napari_lrmil.plugin.training_encoders import EncoderOffer, encoder_offers, offer_of
-from napari_lrmil.plugin.training_estimate import estimate, learn
-from napari_lrmil.plugin.training_picture import PatchPicture, picturing
-from napari_lrmil.plugin.training_result import Result, read_result
-from napari_lrmil.plugin.training_run import Phase, TrainingRun, refuse_taken
+from napari_lrmil.core.features.devices import devices_here
+from napari_lrmil.core.user_settings import Remembered
+from napari_lrmil.plugin.analyse.widget import AnalyseWidget
+from napari_lrmil.plugin.qt.docks import LeavingWidget, open_dock, tab_beside
+from napari_lrmil.plugin.qt.errors import attempt
+from napari_lrmil.plugin.qt.section import label
+from napari_lrmil.plugin.qt.signals import listen
+from napari_lrmil.plugin.qt.steps import Step, Steps, line_up
+from napari_lrmil.plugin.qt.worker import Latest
+from napari_lrmil.plugin.train.cohort_editor import CohortSection
+from napari_lrmil.plugin.train.cohort_table import CohortTable
+from napari_lrmil.plugin.train.config_form import TrainingForm
+from napari_lrmil.plugin.train.curves import Ink
+from napari_lrmil.plugin.train.encoder_choices import EncoderOffer, encoder_offers, offer_of
+from napari_lrmil.plugin.train.estimate import estimate, learn
+from napari_lrmil.plugin.train.pair_preview import PatchPicture, picturing
+from napari_lrmil.plugin.train.result_panel import ResultSection
+from napari_lrmil.plugin.train.result_table import Result, read_result
+from napari_lrmil.plugin.train.run_panel import ENDS, STAYS, RunSection, ask_drops, ask_goes_on
+from napari_lrmil.plugin.train.run_process import Phase, TrainingRun, refuse_taken
 
 WIDTH_PX = 340
 POLL_MS = 400  # between looks at the run folder
@@ -415,7 +414,7 @@ def _ink(viewer: napari.viewer.Viewer) -> Ink:
 
 
 def _research_use() -> str:
-    from napari_lrmil.core.overlay import RESEARCH_USE
+    from napari_lrmil.core.visualize.overlay import RESEARCH_USE
 
     return RESEARCH_USE
 

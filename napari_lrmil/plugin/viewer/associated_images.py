@@ -10,7 +10,7 @@ from qtpy.QtGui import QImage, QPixmap
 from qtpy.QtWidgets import QDialog, QDialogButtonBox, QLabel, QVBoxLayout, QWidget
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.slide import Pixels, Slide
+    from napari_lrmil.core.slides.slide import Pixels, Slide
 
 PRIVATE = "Labels may carry patient names: not part of any export or screenshot."
 LARGEST_PX = (900, 560)

@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from napari_lrmil.plugin.layers import LayerData, Place, Side, Tag, placement
+from napari_lrmil.plugin.viewer.layers import LayerData, Place, Side, Tag, placement
 
 if TYPE_CHECKING:
     from napari.utils import Colormap
     from numpy.typing import NDArray
 
-    from napari_lrmil.core.bag import Features
+    from napari_lrmil.core.features.bag import Features
     from napari_lrmil.core.geometry import Int64
-    from napari_lrmil.core.modes import Mode
-    from napari_lrmil.core.overlay import Heatmap
-    from napari_lrmil.core.prediction import Prediction
+    from napari_lrmil.core.inference.prediction import Prediction
+    from napari_lrmil.core.visualize.overlay import Heatmap, Mode
 
 OPACITY = 0.5  # the tissue has to stay readable where attention is low, which is dark
 DIFFERENCE_OPACITY = 0.85  # its middle, where the networks agree, lets the tissue through by itself
@@ -122,8 +121,7 @@ def attention_layers(
     prediction: Prediction, mpp: float, given_mpp: float | None, look: Look | None = None, *, pooled: bool = False
 ) -> dict[Side, LayerData]:
     """Return the attention of the student, and of the teacher where it ran, with the same colour limits."""
-    from napari_lrmil.core.modes import attention_limits, attention_values
-    from napari_lrmil.core.overlay import raster
+    from napari_lrmil.core.visualize.overlay import attention_limits, attention_values, raster
 
     look = look or Look()
     student = prediction.student
@@ -161,9 +159,9 @@ def _teacher_map(prediction: Prediction, pooled: bool) -> _Map:
 
 def _difference_layer(prediction: Prediction, mpp: float, given_mpp: float | None) -> LayerData:
     """Return where student and teacher differ, on the LR grid: above 0 where the student looks more."""
-    from napari_lrmil.core.comparepicture import difference_limit
-    from napari_lrmil.core.comparison import shared
-    from napari_lrmil.core.overlay import raster
+    from napari_lrmil.core.inference.teacher_comparison import shared
+    from napari_lrmil.core.visualize.comparison_figure import difference_limit
+    from napari_lrmil.core.visualize.overlay import raster
 
     both = shared(prediction)
     values = np.full(len(prediction.student.attention), np.nan, dtype=np.float32)
@@ -184,7 +182,7 @@ def picked_layer(
     prediction: Prediction, rows: Int64, mpp: float, given_mpp: float | None, side: Side = "student"
 ) -> LayerData:
     """Return outlines round the LR patches in these rows of a prediction."""
-    from napari_lrmil.core.overlay import raster
+    from napari_lrmil.core.visualize.overlay import raster
 
     marks = np.zeros(len(prediction.student.attention), np.float32)
     marks[rows] = 1
@@ -213,8 +211,7 @@ def _outlines(marks: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 def evidence_layer(prediction: Prediction, name: str, mpp: float, given_mpp: float | None) -> LayerData:
     """Return what each patch adds to the logit of the class `name`, blue against it and orange for it."""
-    from napari_lrmil.core.modes import evidence_limits
-    from napari_lrmil.core.overlay import raster
+    from napari_lrmil.core.visualize.overlay import evidence_limits, raster
 
     values = prediction.student.evidence[:, prediction.classes.index(name)]
     heat = raster(prediction.student, values)
@@ -243,7 +240,7 @@ def attention_colours() -> Colormap:
     from matplotlib import colormaps
     from napari.utils import Colormap
 
-    from napari_lrmil.core.overlay import COLORMAP
+    from napari_lrmil.core.visualize.overlay import COLORMAP
 
     colours = colormaps[COLORMAP](np.linspace(0, 1, 64))
     colours[:, 3] = np.linspace(0.35, 1.0, 64)
@@ -268,7 +265,7 @@ def difference_colours() -> Colormap:
     from matplotlib import colormaps
     from napari.utils import Colormap
 
-    from napari_lrmil.core.comparepicture import DIFFERENCE
+    from napari_lrmil.core.visualize.comparison_figure import DIFFERENCE
 
     steps = np.linspace(-1, 1, 65)
     colours = colormaps[DIFFERENCE]((steps + 1) / 2)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QWidget
 
-from napari_lrmil.plugin.listening import listen
-from napari_lrmil.plugin.navigate import um_per_unit
+from napari_lrmil.plugin.qt.signals import listen
+from napari_lrmil.plugin.viewer.navigation import um_per_unit
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel

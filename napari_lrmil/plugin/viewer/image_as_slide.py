@@ -13,12 +13,12 @@ import numpy as np
 from PIL import Image
 
 from napari_lrmil.core.errors import SlideError
-from napari_lrmil.core.remembered import Remembered
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.plugin.askmpp import Ask, mpp_for
-from napari_lrmil.plugin.layers import add, ours, remove, screen_of, slide_layers, tag_of
-from napari_lrmil.plugin.navigate import um_in
-from napari_lrmil.plugin.reader import slices_asynchronously
+from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.user_settings import Remembered
+from napari_lrmil.plugin.viewer.layers import add, ours, remove, screen_of, slide_layers, tag_of
+from napari_lrmil.plugin.viewer.mpp_prompt import Ask, mpp_for
+from napari_lrmil.plugin.viewer.navigation import um_in
+from napari_lrmil.plugin.viewer.reader import slices_asynchronously
 
 if TYPE_CHECKING:
     from napari import layers

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from napari_lrmil.core.geometry import Mpp
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.plugin.tiles import CACHE_BYTES, Colour, ScreenSlide, TileCache
+from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.plugin.viewer.screen_pyramid import CACHE_BYTES, Colour, ScreenSlide, TileCache
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Image, Layer
 
-    from napari_lrmil.core.grid import Ground
+    from napari_lrmil.core.patching.grid import Ground
 
 KEY = "napari_lrmil"  # our entry in a layer's metadata
 SCREEN_KEY = "napari_lrmil_screen"  # the open slide behind a layer

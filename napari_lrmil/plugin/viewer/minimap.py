@@ -14,16 +14,16 @@ from qtpy.QtWidgets import QSizePolicy, QWidget
 
 from napari_lrmil.core.events import Event, Failed, Finished
 from napari_lrmil.core.geometry import BoxUm
-from napari_lrmil.plugin.layers import screen_of
-from napari_lrmil.plugin.listening import listen
-from napari_lrmil.plugin.navigate import current_slide, fly_to, visible_um
-from napari_lrmil.plugin.worker import Run
+from napari_lrmil.plugin.qt.signals import listen
+from napari_lrmil.plugin.qt.worker import Run
+from napari_lrmil.plugin.viewer.layers import screen_of
+from napari_lrmil.plugin.viewer.navigation import current_slide, fly_to, visible_um
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
 
-    from napari_lrmil.core.slide import Pixels
-    from napari_lrmil.plugin.tiles import ScreenSlide
+    from napari_lrmil.core.slides.slide import Pixels
+    from napari_lrmil.plugin.viewer.screen_pyramid import ScreenSlide
 
 REDRAW_MS = 30
 SIZE_PX = QSize(320, 170)

@@ -21,10 +21,10 @@ from qtpy.QtWidgets import (
 
 from napari_lrmil.core.events import Event, Failed, Finished
 from napari_lrmil.core.geometry import nominal_magnification
-from napari_lrmil.core.resolution import PLAUSIBLE_MPP
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.plugin.askmpp import COMMON, Answer, Estimate, EstimateMpp, is_plausible
-from napari_lrmil.plugin.worker import Run
+from napari_lrmil.core.slides.resolution import PLAUSIBLE_MPP
+from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.plugin.qt.worker import Run
+from napari_lrmil.plugin.viewer.mpp_prompt import COMMON, Answer, Estimate, EstimateMpp, is_plausible
 
 WIDTH_PX = 460
 WHY = (

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from napari_lrmil.core.remembered import Remembered
-from napari_lrmil.core.resolution import PLAUSIBLE_MPP
+from napari_lrmil.core.slides.resolution import PLAUSIBLE_MPP
+from napari_lrmil.core.user_settings import Remembered
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.slide import Slide
+    from napari_lrmil.core.slides.slide import Slide
 
 COMMON = {"20x": 0.5, "40x": 0.25}  # µm per pixel of the usual scans
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from napari_lrmil.core.geometry import MPP_TOLERANCE, BoxUm
-from napari_lrmil.core.resolution import POWER_TIMES_MPP
-from napari_lrmil.plugin.layers import ours, screen_of, tag_of
+from napari_lrmil.core.slides.resolution import POWER_TIMES_MPP
+from napari_lrmil.plugin.viewer.layers import ours, screen_of, tag_of
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel

@@ -5,12 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import Qt, QTimer
+from qtpy.QtCore import Qt, QTimer, Signal
 from qtpy.QtGui import QKeySequence
-from qtpy.QtWidgets import QHBoxLayout, QLabel, QPushButton, QShortcut, QWidget
+from qtpy.QtWidgets import QCheckBox, QHBoxLayout, QLabel, QPushButton, QShortcut, QWidget
 
-from napari_lrmil.plugin.listening import listen
-from napari_lrmil.plugin.navigate import (
+from napari_lrmil.plugin.qt.section import Section, bar, button
+from napari_lrmil.plugin.qt.signals import listen
+from napari_lrmil.plugin.viewer.minimap import Minimap
+from napari_lrmil.plugin.viewer.navigation import (
     MAGNIFICATIONS,
     current_magnification,
     current_mpp,
@@ -21,6 +23,7 @@ from napari_lrmil.plugin.navigate import (
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
+
 
 REFRESH_MS = 30
 SAME = 0.01  # as near as this counts as the button's magnification
@@ -98,14 +101,14 @@ class MagnificationRow(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     def _refresh(self) -> None:
         now, mpp, keys_free = self.value(), current_mpp(self._viewer), self._keys_are_free()
-        for key, (magnification, button) in enumerate(self.buttons.items(), start=1):
+        for key, (magnification, magnification_button) in enumerate(self.buttons.items(), start=1):
             blocked = magnification_blocked_by(magnification, mpp)
-            button.setEnabled(not blocked)
-            button.setChecked(not blocked and abs(now / magnification - 1) < SAME)
+            magnification_button.setEnabled(not blocked)
+            magnification_button.setChecked(not blocked and abs(now / magnification - 1) < SAME)
             offer = f"{magnification:g}x: a pixel of the screen shows {um_per_pixel(magnification):g} µm (key {key})"
-            button.setToolTip(blocked or offer)
+            magnification_button.setToolTip(blocked or offer)
             self._shortcuts[magnification].setEnabled(not blocked and keys_free)
-        between = mpp is not None and not any(button.isChecked() for button in self.buttons.values())
+        between = mpp is not None and not any(x.isChecked() for x in self.buttons.values())
         self.now.setText(f"{now:.3g}x" if between else "")
 
     def _keys_are_free(self) -> bool:
@@ -114,3 +117,31 @@ class MagnificationRow(QWidget):  # type: ignore[misc]  # qtpy has no types
 
         active = self._viewer.layers.selection.active
         return active is None or isinstance(active, Image)
+
+
+class NavigationSection(Section):
+    """Magnification buttons, minimap, colours."""
+
+    icc_chosen = Signal(bool)
+    label_wanted = Signal()
+
+    def __init__(self, viewer: ViewerModel, parent: QWidget | None = None) -> None:
+        super().__init__("navigation", "Overview", parent)
+        self.magnification, self.minimap = MagnificationRow(viewer), Minimap(viewer)
+        self.icc = QCheckBox("Scanner's colours (ICC)")
+        self.icc.clicked.connect(self.icc_chosen)
+        self.label = button("Label…", "")
+        self.label.clicked.connect(self.label_wanted)
+        self.add(self.magnification)
+        self.add(self.minimap)
+        self.add(self.icc, self.label)
+
+    def show_slide(self, has_profile: bool, images: tuple[str, ...]) -> None:
+        """Enable what the slide has."""
+        bar(
+            self.icc,
+            "" if has_profile else "The slide has no colour profile.",
+            "Show colours as the scanner meant them",
+        )
+        told = f"Show {', '.join(images)}: may carry a patient's name; never part of an export"
+        bar(self.label, "" if images else "The slide has no label or macro image.", told)

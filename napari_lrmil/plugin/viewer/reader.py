@@ -7,16 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_lrmil.core.handle import dicom_files
-from napari_lrmil.core.remembered import Remembered
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.plugin.askmpp import Answer, Ask, mpp_for
-from napari_lrmil.plugin.tiles import CACHE_BYTES
+from napari_lrmil.core.slides.openslide_handle import dicom_files
+from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.user_settings import Remembered
+from napari_lrmil.plugin.viewer.mpp_prompt import Answer, Ask, mpp_for
+from napari_lrmil.plugin.viewer.screen_pyramid import CACHE_BYTES
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
 
-    from napari_lrmil.plugin.layers import LayerData
+    from napari_lrmil.plugin.viewer.layers import LayerData
 
 Paths = str | Path | Sequence[str | Path]
 SERIES = "dicom.SeriesInstanceUID"
@@ -102,7 +102,7 @@ def _known(path: Path, mpp: float | None, ask: Ask | None, memory: Remembered | 
 
 
 def _layers(slide: Slide, cache_bytes: int) -> list[LayerData]:
-    from napari_lrmil.plugin.layers import slide_layers
+    from napari_lrmil.plugin.viewer.layers import slide_layers
 
     try:
         return slide_layers(slide, underlay=slices_asynchronously(), cache_bytes=cache_bytes)
@@ -120,8 +120,8 @@ def slices_asynchronously() -> bool:
 
 def ask_in_window(slide: Slide) -> Answer | None:
     """Ask for the resolution of a slide in a dialog, which offers what its nuclei say."""
-    from napari_lrmil.core.nuclei import estimate_mpp
-    from napari_lrmil.plugin.mppdialog import ask_in_window as ask
+    from napari_lrmil.core.slides.mpp_from_nuclei import estimate_mpp
+    from napari_lrmil.plugin.viewer.mpp_dialog import ask_in_window as ask
 
     return ask(slide, partial(estimate_mpp, slide))
 
@@ -189,7 +189,7 @@ def _series(file: Path) -> str | None:
 
 
 def _series_shown(viewer: ViewerModel) -> frozenset[str]:
-    from napari_lrmil.plugin.layers import ours, screen_of
+    from napari_lrmil.plugin.viewer.layers import ours, screen_of
 
     screens = [screen_of(layer) for layer in ours(viewer, role="slide")]
     return frozenset(s.slide.properties[SERIES] for s in screens if s is not None and SERIES in s.slide.properties)

@@ -10,7 +10,7 @@ import shapely
 
 from napari_lrmil.core.errors import RegionError
 from napari_lrmil.core.geometry import Float, Mpp
-from napari_lrmil.core.regions import Region
+from napari_lrmil.core.patching.regions import Region
 
 if TYPE_CHECKING:
     from napari.layers import Shapes

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
 
 if TYPE_CHECKING:
-    from napari_lrmil.plugin.layers import LayerData
+    from napari_lrmil.plugin.viewer.layers import LayerData
 
 SAMPLE = PhantomSlide("phantom_lesion", LESION, seed=7, size=(4096, 3072))
 
 
 def phantom_slide() -> list[LayerData]:
     """Return the layers of the sample slide, painted on first use into the user's cache folder."""
-    from napari_lrmil.plugin.reader import read_slides
+    from napari_lrmil.plugin.viewer.reader import read_slides
 
     return read_slides(sample_slide(_cache_folder()))
 

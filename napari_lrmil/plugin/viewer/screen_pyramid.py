@@ -18,8 +18,8 @@ import numpy as np
 from psygnal import Signal
 
 from napari_lrmil.core.geometry import Bounds, BoxLevel0, BoxUm, Level, LevelWindow
-from napari_lrmil.core.pixels import Pixels, area_average
-from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.slides.resampling import Pixels, area_average
+from napari_lrmil.core.slides.slide import Slide
 
 if TYPE_CHECKING:
     import dask.array as da

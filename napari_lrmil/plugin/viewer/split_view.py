@@ -12,17 +12,17 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-from napari_lrmil.plugin.layers import MAPS, LayerData, Place, add, ours, remove, restyle, tag_of, twin
-from napari_lrmil.plugin.maps import Look, Pairing, evidence_layer, map_layers, picked_layer
+from napari_lrmil.plugin.viewer.attention_layers import Look, Pairing, evidence_layer, map_layers, picked_layer
+from napari_lrmil.plugin.viewer.layers import MAPS, LayerData, Place, add, ours, remove, restyle, tag_of, twin
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Image, Layer
 
     from napari_lrmil.core.geometry import Int64
-    from napari_lrmil.core.prediction import Prediction
-    from napari_lrmil.plugin.layers import Side
-    from napari_lrmil.plugin.shelf import SlideChoice
+    from napari_lrmil.core.inference.prediction import Prediction
+    from napari_lrmil.plugin.session.open_slides import SlideChoice
+    from napari_lrmil.plugin.viewer.layers import Side
 
 ROLES = ("underlay", "slide", "attention", "picked")  # bottom first
 SPACING_PX = 6
@@ -243,8 +243,8 @@ def _bar(layer: Image, visible: bool = True) -> None:
 
 def _caption(viewer: ViewerModel, look: Look | None) -> None:
     """Say what the colours mean, by the maps that there are."""
-    from napari_lrmil.core.comparepicture import DIFFERENCE_LEGEND
-    from napari_lrmil.core.modes import LEGENDS
+    from napari_lrmil.core.visualize.comparison_figure import DIFFERENCE_LEGEND
+    from napari_lrmil.core.visualize.overlay import LEGENDS
 
     meaning = LEGENDS[look.mode if look else "raw"]
     if ours(viewer, role="difference"):

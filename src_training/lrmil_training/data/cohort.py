@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lrmil_training.patients import clusters, parts
-from napari_lrmil.core.comparison import lesion_file
+from lrmil_training.data.patient_groups import clusters, parts
 from napari_lrmil.core.errors import CohortError
-from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.inference.teacher_comparison import lesion_file
+from napari_lrmil.core.slides.slide import Slide
 
 SPLITS = ("train", "val", "test")
 NEEDED = ("slide", "patient", "label")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from napari_lrmil.core.bag import Features, contiguous_at
+from napari_lrmil.core.features.bag import Features, contiguous_at
 from napari_lrmil.core.geometry import Int64
 
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lrmil_training.cohort import Cohort, CohortSlide
-from lrmil_training.patients import clusters
+from lrmil_training.data.cohort import Cohort, CohortSlide
+from lrmil_training.data.patient_groups import clusters
 from napari_lrmil.core.errors import CohortError
 
 FEWEST_FOLDS = 3  # one to test, one to select, one to learn from

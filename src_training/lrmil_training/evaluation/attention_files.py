@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lrmil_training.evaluation import Results
-from napari_lrmil.core.files import whole
+from lrmil_training.evaluation.evaluate import Results
+from napari_lrmil.core.atomic_files import whole
 from napari_lrmil.core.geometry import Int64
 
 FOLDER = "attention"

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from lrmil_training.cohort import SPLITS, Cohort, CohortSlide
-from lrmil_training.comparison import delong_paired, non_inferiority
-from lrmil_training.metrics import (
+from lrmil_training.data.cohort import SPLITS, Cohort, CohortSlide
+from lrmil_training.evaluation.metrics import (
     Resampler,
     Scored,
     auroc_with_interval,
@@ -20,9 +19,10 @@ from lrmil_training.metrics import (
     fit_temperature,
     paired_difference,
 )
-from lrmil_training.summary import summarise as summarise
-from napari_lrmil.core.compare import lesion_auroc, lesion_shares, measure_agreement, read_outlines, to_lr
-from napari_lrmil.core.grid import NestedGrid
+from lrmil_training.evaluation.significance import delong_paired, non_inferiority
+from lrmil_training.evaluation.summary import summarise as summarise
+from napari_lrmil.core.metrics.agreement import lesion_auroc, lesion_shares, measure_agreement, read_outlines, to_lr
+from napari_lrmil.core.patching.grid import NestedGrid
 
 REFERENCE = "teacher"  # the method that agreement and "not worse" are measured against
 AGREEMENT = ("spearman", "jaccard_top10", "js_divergence")

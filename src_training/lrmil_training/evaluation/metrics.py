@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrmil_training.patients import clusters
-from napari_lrmil.core.compare import auroc
+from lrmil_training.data.patient_groups import clusters
+from napari_lrmil.core.metrics.agreement import auroc
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]

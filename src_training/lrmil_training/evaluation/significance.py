@@ -3,13 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lrmil_training.delong import delong, normal_interval, two_sided_p
-from lrmil_training.metrics import LEVEL, OVER_SLIDES, Scored
-from lrmil_training.patients import clusters
+from lrmil_training.data.patient_groups import clusters
+from lrmil_training.evaluation.metrics import LEVEL, OVER_SLIDES, Scored
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Aurocs:
+    """AUROCs of several scores of the same slides: (M,) values and their (M, M) covariance."""
+
+    values: Float
+    covariance: Float
+
+
+def delong(scores: Float, positive: NDArray[np.bool_]) -> Aurocs:
+    """Return AUROCs and their covariance.
+
+    Parameters
+    ----------
+    scores
+        (M, N), a row per method.
+    positive
+        (N,) whether a slide is of the class; at least two are and two are not, and slides are independent.
+    """
+    from scipy.stats import rankdata
+
+    ours, others = scores[:, positive], scores[:, ~positive]  # (M, m), (M, n)
+    m, n = ours.shape[1], others.shape[1]
+    if min(m, n) < 2:
+        raise ValueError(f"a variance needs two slides on either side, there are {m} and {n}")
+    ranks = rankdata(scores, axis=1)  # midranks
+    above = (ranks[:, positive] - rankdata(ours, axis=1)) / n
+    below = 1 - (ranks[:, ~positive] - rankdata(others, axis=1)) / m
+    covariance = np.atleast_2d(np.cov(above)) / m + np.atleast_2d(np.cov(below)) / n
+    return Aurocs(above.mean(axis=1), np.asarray(covariance, dtype=np.float64))
+
+
+def normal_interval(value: float, variance: float, level: float) -> tuple[float, float]:
+    """Return the two-sided interval of a normal figure."""
+    from scipy.stats import norm
+
+    half = float(norm.ppf((1 + level) / 2)) * float(np.sqrt(variance))
+    return value - half, value + half
+
+
+def two_sided_p(z: float) -> float:
+    """Return the probability of a standard normal figure at least as far from 0."""
+    from scipy.stats import norm
+
+    return float(2 * norm.sf(abs(z)))
+
 
 MARGIN = 0.03  # of AUROC, that a student may lie below its teacher and still be called not worse (docs/method.md 3)
 

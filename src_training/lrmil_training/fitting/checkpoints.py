@@ -12,9 +12,9 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from lrmil_training.fitplan import FitPlan
+from lrmil_training.fitting.plan import FitPlan
+from napari_lrmil.core.atomic_files import raise_if_full, whole
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.core.files import raise_if_full, whole
 
 KEY, SCALE = "lrmil_key", "lrmil_scale"  # entries of a checkpoint beside Lightning's own
 SCORE = "lrmil_score"  # entry of a stage's best state

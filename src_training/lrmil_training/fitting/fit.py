@@ -11,15 +11,16 @@ from typing import Any
 
 import torch
 
-from lrmil_training.checkpoints import discard, newest, read_best
-from lrmil_training.distributed import OutOfMemoryError, run_in_processes
-from lrmil_training.epochs import EpochMeans, EpochSampler, gathered, require_finite, set_epoch
-from lrmil_training.fitloop import CancelledError, Make, State, can_scale, run_stage
-from lrmil_training.fitplan import SELECT, FitPlan, StoppedError
+from lrmil_training.fitting.checkpoints import discard, newest, read_best
+from lrmil_training.fitting.epochs import EpochMeans, EpochSampler, gathered, require_finite, set_epoch
+from lrmil_training.fitting.plan import SELECT, FitPlan, StoppedError
+from lrmil_training.fitting.processes import run_in_processes
+from lrmil_training.fitting.rank_worker import OutOfMemoryError
+from lrmil_training.fitting.trainer import CancelledError, Make, State, can_scale, run_stage
+from napari_lrmil.core.atomic_files import write_text
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Caution, Event, Metric, StageDone
-from napari_lrmil.core.files import write_text
-from napari_lrmil.core.readahead import memory_ran_out
+from napari_lrmil.core.features.prefetch import memory_ran_out
 
 __all__ = [
     "SELECT",

@@ -14,8 +14,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
+from napari_lrmil.core.atomic_files import write_text
 from napari_lrmil.core.errors import ConfigError
-from napari_lrmil.core.files import write_text
 
 PROJECT = "napari-lrmil"
 TABLE, ID = "metrics.csv", "id.txt"

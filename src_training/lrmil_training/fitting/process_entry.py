@@ -17,7 +17,7 @@ def enter(rank: int, world: int, port: int, threads: int, payload: Path, pipe: C
     group = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": world, "MASTER_PORT": port, "OMP_NUM_THREADS": threads}
     os.environ |= {name: str(value) for name, value in group.items()} | {"MASTER_ADDR": "127.0.0.1"}
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # advice for programmers, once a process
-    from lrmil_training.distributed import fit_rank
+    from lrmil_training.fitting.rank_worker import fit_rank
 
     fit_rank(rank, payload, pipe)
 

@@ -11,10 +11,9 @@ import multiprocessing
 import socket
 import tempfile
 import time
-import traceback
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -22,48 +21,14 @@ from typing import Any, cast
 
 import torch
 
-from lrmil_training.checkpoints import travelling
-from lrmil_training.fitloop import Make, State, run_stage
-from lrmil_training.fitplan import FitPlan, StoppedError
-from lrmil_training.rank import enter
-from napari_lrmil.core.errors import LrmilError
+from lrmil_training.fitting.checkpoints import travelling
+from lrmil_training.fitting.plan import FitPlan
+from lrmil_training.fitting.process_entry import enter
+from lrmil_training.fitting.rank_worker import _Done, _Problem
+from lrmil_training.fitting.trainer import Make
 from napari_lrmil.core.events import Event
-from napari_lrmil.core.readahead import memory_ran_out
 
 SECOND_WORD_S = 2.0  # when one rank fails the others fail at the broken connection; the first reason may come later
-
-
-class OutOfMemoryError(Exception):
-    """A device's memory ran out."""
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """Why a rank ended: kinds of errors travel between processes, errors themselves often cannot."""
-
-    kind: str
-    message: str
-
-    @property
-    def is_told(self) -> bool:
-        """Whether it is a reason of its own, and not what follows from another rank's end."""
-        return self.kind != "unexpected"
-
-    def error(self) -> Exception:
-        kinds = {"memory": OutOfMemoryError, "stopped": StoppedError, "user": LrmilError}
-        return kinds.get(self.kind, RuntimeError)(self.message)
-
-
-class _Done:
-    """Last word of a rank that came to its end."""
-
-
-def _problem(error: BaseException) -> _Problem:
-    if memory_ran_out(error):
-        return _Problem("memory", str(error))
-    if isinstance(error, LrmilError):
-        return _Problem("stopped" if isinstance(error, StoppedError) else "user", str(error))
-    return _Problem("unexpected", "".join(traceback.format_exception(error)))
 
 
 def run_in_processes(make: Make, plan: FitPlan, scale: float) -> Generator[Event, None, None]:
@@ -149,16 +114,3 @@ def _free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
-
-
-def fit_rank(rank: int, payload: Path, pipe: Connection) -> None:
-    """Do a rank's part; the first one tells of the events."""
-    try:
-        made = torch.load(payload, map_location="cpu", weights_only=False, mmap=True)  # ours, of a moment ago
-        make, plan, scale = made
-        run_stage(make, plan, scale, State(), pipe.send if rank == 0 else lambda _: None, lambda: False)
-        pipe.send(_Done())
-    except BaseException as error:
-        pipe.send(_problem(error))
-    finally:
-        pipe.close()

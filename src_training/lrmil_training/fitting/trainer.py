@@ -17,9 +17,9 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from lrmil_training.checkpoints import KeepLast, newest, write_best
-from lrmil_training.epochs import EpochSampler, average_buffers, epoch_seed, ranks
-from lrmil_training.fitplan import SELECT, FitPlan, StoppedError
+from lrmil_training.fitting.checkpoints import KeepLast, newest, write_best
+from lrmil_training.fitting.epochs import EpochSampler, average_buffers, epoch_seed, ranks
+from lrmil_training.fitting.plan import SELECT, FitPlan, StoppedError
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Metric, Progress
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lrmil_training.comparison import MARGIN
-from lrmil_training.reportdata import Curve, RunRecord, name_of
+from lrmil_training.evaluation.significance import MARGIN
+from lrmil_training.report.run_record import Curve, RunRecord, name_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

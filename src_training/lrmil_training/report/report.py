@@ -9,8 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lrmil_training.comparison import MARGIN
-from lrmil_training.reportdata import (
+from lrmil_training.evaluation.significance import MARGIN
+from lrmil_training.report.plots import agreement, colour, draw, forest, reliability, roc, run_dots, training
+from lrmil_training.report.run_record import (
     RunRecord,
     classes_of,
     cohort_counts,
@@ -20,13 +21,12 @@ from lrmil_training.reportdata import (
     read_run,
     sort_by_probability_distance,
 )
-from lrmil_training.reportplots import agreement, colour, draw, forest, reliability, roc, run_dots, training
-from lrmil_training.reportslides import make_thumbnails, pictures
+from lrmil_training.report.slide_pictures import make_thumbnails, pictures
 from napari_lrmil import __version__
-from napari_lrmil.core.files import write_text
+from napari_lrmil.core.atomic_files import write_text
 from napari_lrmil.core.formatting import format_signed
-from napari_lrmil.core.overlay import RESEARCH_USE
-from napari_lrmil.core.tables import FAILURE_COLUMNS, read_failures
+from napari_lrmil.core.results.cohort_tables import FAILURE_COLUMNS, read_failures
+from napari_lrmil.core.visualize.overlay import RESEARCH_USE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -229,7 +229,7 @@ def _imbalance(rows: Sequence[Context]) -> str | None:
 
 def weighting(record: RunRecord) -> str | None:
     """Return how imbalance was handled in training, with each class's weight; None where the run does not say."""
-    from lrmil_training.bagfit import class_weights
+    from lrmil_training.data.bags import class_weights
 
     how = record.config.get("class_weights")
     if how is None:

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lrmil_training.eventlog import EVENTS, read_events
-from lrmil_training.runfiles import CONFIG, METRICS, SLIDES
-from lrmil_training.summary import is_method
+from lrmil_training.evaluation.summary import is_method
+from lrmil_training.runs.event_log import CONFIG, EVENTS, METRICS, SLIDES, read_events
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Finished, Metric, Progress, StageDone
 

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lrmil_training.cohort import CohortSlide, read_cohort
-from lrmil_training.maps import FOLDER, AttentionMap, read_map
-from lrmil_training.reportdata import name_of
+from lrmil_training.data.cohort import CohortSlide, read_cohort
+from lrmil_training.evaluation.attention_files import FOLDER, AttentionMap, read_map
+from lrmil_training.report.run_record import name_of
+from napari_lrmil.core.atomic_files import whole, write_json
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.core.files import whole, write_json
 from napari_lrmil.core.geometry import BoxLevel0
-from napari_lrmil.core.overlay import COLORMAP
+from napari_lrmil.core.visualize.overlay import COLORMAP
 
 THUMBNAILS, BOXES = "thumbnails", "boxes.json"
 LONGER_SIDE = 360  # px of a thumbnail: legible on paper at three to a row, and a few kB each
@@ -106,7 +106,7 @@ def pictures(folder: Path, slide: Mapping[str, Any], methods: Sequence[str]) -> 
 
 
 def limit(maps: Sequence[AttentionMap]) -> float:
-    """Return the attention, times the slide's average, that is brightest: see `napari_lrmil.core.overlay.limits`."""
+    """Return the attention (times the slide's average) at the top of the colour scale; see `overlay.color_limits`."""
     tops = [float(np.percentile(one.attention * len(one.attention), 99)) for one in maps]
     return max(2.0, min(tops))
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from napari_lrmil.core.atomic_files import raise_if_full
 from napari_lrmil.core.events import Event, Finished
-from napari_lrmil.core.files import raise_if_full
 
 EVENTS = "events.jsonl"  # file name in a run folder
 
@@ -83,3 +83,8 @@ def _cut_broken_end(path: Path) -> None:
     if path.exists():
         content = path.read_bytes()
         os.truncate(path, content.rfind(b"\n") + 1)
+
+
+FEATURES, CHECKPOINTS, LOGS, BUNDLE = "features", "checkpoints", "logs", "bundle"
+METRICS, SLIDES, CONFIG, COHORT = "metrics.json", "slides.json", "config.yaml", "cohort.sha256"
+CALL = "call.json"  # which table and which device, so that whoever opens the folder can go on with it

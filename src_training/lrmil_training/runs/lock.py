@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from napari_lrmil.core.atomic_files import write_text
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.core.files import write_text
 
 LOCK, STOP = "lock", "stop"  # file names in a run folder
 BEAT_S = 5.0  # often enough to notice a dead writer soon, seldom enough for a network drive

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lrmil_training.fitting import SELECT, FitPlan, fit, set_epoch
-from lrmil_training.pairs import turned
+from lrmil_training.data.patch_pairs import turned
+from lrmil_training.fitting.fit import SELECT, FitPlan, fit, set_epoch
 from napari_lrmil.core.encoders import EncoderSpec, MobileNetV2Encoder, round_to_half, save_encoder
 from napari_lrmil.core.events import Event, Progress
 from napari_lrmil.core.phantom import COMPOSITION_CELL, NORMAL, PhantomSlide, paint

@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lrmil_training.bagfit import BagItem, Loss, SelectingModule
-from lrmil_training.cohort import CohortSlide
 from lrmil_training.config import Stage2Config, Stage3Config
-from lrmil_training.fitting import EpochSampler, FitPlan, fit
-from lrmil_training.handles import SlideHandles
-from lrmil_training.pairs import turned
-from lrmil_training.stage1 import freeze_norms
-from napari_lrmil.core.embed import PatchSet, enlarge
+from lrmil_training.data.bags import BagItem
+from lrmil_training.data.cohort import CohortSlide
+from lrmil_training.data.patch_pairs import SlideHandles, turned
+from lrmil_training.fitting.fit import EpochSampler, FitPlan, fit
+from lrmil_training.stages.mil_training import Loss, SelectingModule
+from lrmil_training.stages.patch_distillation import freeze_norms
 from napari_lrmil.core.encoders import AlignedEncoder
 from napari_lrmil.core.events import Event
+from napari_lrmil.core.features.extraction import PatchSet, enlarge
 from napari_lrmil.core.geometry import Int64
-from napari_lrmil.core.mil import GatedAttentionMil
+from napari_lrmil.core.models.mil import GatedAttentionMil
 
 BATCH = 64  # patches encoded at once on validation
 

@@ -7,13 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lrmil_training.cohort import Cohort
 from lrmil_training.config import TrainConfig
-from lrmil_training.evaluation import Results, SlideResult, temperature_of
-from napari_lrmil.core.bundle import Bundle, StudentNetwork, TeacherNetwork, write_bundle
-from napari_lrmil.core.colour import FEWEST_SLIDES, CohortColour, cohort_colour, colour_of
+from lrmil_training.data.cohort import Cohort
+from lrmil_training.evaluation.evaluate import Results, SlideResult, temperature_of
 from napari_lrmil.core.errors import SlideError
-from napari_lrmil.core.mil import GatedAttentionMil
+from napari_lrmil.core.models.bundle import Bundle, StudentNetwork, TeacherNetwork, write_bundle
+from napari_lrmil.core.models.mil import GatedAttentionMil
+from napari_lrmil.core.patching.color import FEWEST_SLIDES, CohortColour, cohort_colour, colour_of
 
 
 def export_bundle(

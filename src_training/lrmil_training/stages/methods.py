@@ -13,30 +13,22 @@ from typing import Any
 
 import torch
 
-from lrmil_training.bagfit import (
-    BagItem,
-    Loss,
-    StoredBag,
-    distillation_loss,
-    fit_mil,
-    label_loss,
-    seeded_mil,
-    stage_seed,
-)
-from lrmil_training.checkpoints import read_score
-from lrmil_training.cohort import CohortSlide
 from lrmil_training.config import TrainConfig, build_config
 from lrmil_training.config_hash import hashed_values, later_run_values
-from lrmil_training.features import lr_patches, make_lr_features
+from lrmil_training.data.bags import BagItem, StoredBag
+from lrmil_training.data.cohort import CohortSlide
+from lrmil_training.data.feature_store import StoredRows
+from lrmil_training.data.features import lr_patches, make_lr_features
+from lrmil_training.data.teacher_targets import EMBEDDING, TaughtSlide, standard_of
+from lrmil_training.fitting.checkpoints import read_score
 from lrmil_training.losses import parent_scores
-from lrmil_training.pairs import EMBEDDING, TaughtSlide, standard_of
-from lrmil_training.runstate import Run
-from lrmil_training.stage1 import fit_stage1
-from lrmil_training.stage3 import PixelBag, fit_end_to_end
-from lrmil_training.stored import StoredRows
+from lrmil_training.stages.end_to_end import PixelBag, fit_end_to_end
+from lrmil_training.stages.mil_training import Loss, distillation_loss, fit_mil, label_loss, seeded_mil, stage_seed
+from lrmil_training.stages.patch_distillation import fit_stage1
+from lrmil_training.stages.run_context import Run
 from napari_lrmil.core.encoders import AlignedEncoder, round_to_half
 from napari_lrmil.core.events import Caution, Event, Metric
-from napari_lrmil.core.mil import GatedAttentionMil
+from napari_lrmil.core.models.mil import GatedAttentionMil
 
 STUDENT = "student"
 FINETUNING_EPOCHS = 15  # of the fine-tuned baseline where stage 3 is off: 450 updates on 60 slides (docs/method.md 5)

@@ -3,86 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from lrmil_training.config import Stage2Config, Stage3Config, TeacherConfig
-from lrmil_training.fitting import SELECT, EpochMeans, EpochSampler, FitPlan, fit, gathered, set_epoch
+from lrmil_training.data.bags import BagItem, Bags, Loadable
+from lrmil_training.evaluation.metrics import ranking_auroc
+from lrmil_training.fitting.fit import SELECT, EpochMeans, EpochSampler, FitPlan, fit, gathered, set_epoch
 from lrmil_training.losses import attention_kl, bag_kl, hard_attention
-from lrmil_training.metrics import ranking_auroc
-from lrmil_training.stored import StoredRows
 from napari_lrmil.core.events import Event
-from napari_lrmil.core.mil import GatedAttentionMil, MilOutput
+from napari_lrmil.core.models.mil import GatedAttentionMil, MilOutput
 
 NOT_YET = -1.0  # selection figure of epochs before the least number of them; below any that counts
-
-
-@dataclass(frozen=True)
-class BagItem:
-    """One slide as a MIL sees it in training.
-
-    Attributes
-    ----------
-    instances
-        (N, D) float32.
-    target
-        Index of the class.
-    teacher_logits
-        (C,) where the teacher teaches.
-    teacher_scores
-        (N,) its scores carried to these instances.
-    weight
-        Of the slide's class in the label term.
-    """
-
-    instances: Tensor
-    target: int
-    teacher_logits: Tensor = field(default_factory=lambda: torch.empty(0))
-    teacher_scores: Tensor = field(default_factory=lambda: torch.empty(0))
-
-    weight: float = 1.0
-
-    def to(self, device: torch.device) -> BagItem:
-        """Return the item on another device, as Lightning asks for it."""
-        taught = self.teacher_logits.to(device), self.teacher_scores.to(device)
-        return BagItem(self.instances.to(device), self.target, *taught, self.weight)
-
-    def load(self) -> BagItem:
-        """Return the item: it is in memory already."""
-        return self
-
-    def taking(self, rows: Tensor) -> BagItem:
-        """Return the item with some of its instances only."""
-        scores = self.teacher_scores[rows] if len(self.teacher_scores) else self.teacher_scores
-        instances = self.instances[rows] if len(self.instances) else self.instances
-        return replace(self, instances=instances, teacher_scores=scores)
-
-
-@dataclass(frozen=True)
-class StoredBag:
-    """A `BagItem` whose instances are on disk until they are needed."""
-
-    rows: StoredRows
-    item: BagItem
-
-    def load(self) -> BagItem:
-        """Return the item with its instances."""
-        return replace(self.item, instances=torch.from_numpy(self.rows()))
-
-
-class Loadable(Protocol):
-    """A bag in memory or on disk."""
-
-    def load(self) -> BagItem:
-        """Return the bag with its instances."""
-        ...
 
 
 Loss = Callable[[MilOutput, BagItem], Mapping[str, Tensor]]  # term -> weighted value
@@ -121,33 +58,6 @@ def rank_agreement(scores: Tensor, teacher_scores: Tensor) -> float:
     ranks = [one.float().argsort(stable=True).argsort().float() for one in (scores, teacher_scores.to(scores.device))]
     flat = any(bool((one == one[0]).all()) for one in (scores, teacher_scores))
     return 0.0 if flat else float(torch.corrcoef(torch.stack(ranks))[0, 1])
-
-
-def class_weights(targets: Sequence[int], classes: int, mode: str) -> list[float]:
-    """Return the weight of each class: inverse to its share where `mode` is balanced, so that they average to 1."""
-    counts = np.bincount(targets, minlength=classes)
-    if mode == "none":
-        return [1.0] * classes
-    return [float(len(targets) / (classes * max(1, count))) for count in counts]
-
-
-class Bags(Dataset[BagItem]):
-    """Bags of one side, loaded one at a time; `dropout` leaves out a share of each, anew in every epoch."""
-
-    def __init__(self, bags: Sequence[Loadable], dropout: float = 0.0, seed: int = 0) -> None:
-        self.bags, self.dropout, self.seed = bags, dropout, seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return len(self.bags)
-
-    def __getitem__(self, index: int) -> BagItem:
-        item = self.bags[index].load()
-        if self.dropout == 0:
-            return item
-        rng = np.random.default_rng([self.seed, self.epoch, index])
-        kept = np.flatnonzero(rng.random(len(item.instances)) >= self.dropout)
-        return item.taking(torch.from_numpy(kept)) if len(kept) else item
 
 
 class SelectingModule(L.LightningModule):

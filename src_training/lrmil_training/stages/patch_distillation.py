@@ -13,12 +13,13 @@ from torch.utils.data import DataLoader
 
 from lrmil_training import losses
 from lrmil_training.config import TrainConfig
-from lrmil_training.fitting import SELECT, EpochMeans, EpochSampler, FitPlan, fit, set_epoch
-from lrmil_training.pairs import EMBEDDING, Augmentation, Pair, PairDataset, Standard, TaughtSlide, collate
-from napari_lrmil.core.embed import enlarge
+from lrmil_training.data.patch_pairs import Augmentation, Pair, PairDataset, collate
+from lrmil_training.data.teacher_targets import EMBEDDING, Standard, TaughtSlide
+from lrmil_training.fitting.fit import SELECT, EpochMeans, EpochSampler, FitPlan, fit, set_epoch
 from napari_lrmil.core.encoders import AlignedEncoder, Encoder, NetworkEncoder, require_layers
 from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.events import Event
+from napari_lrmil.core.features.extraction import enlarge
 
 
 @dataclass(frozen=True)

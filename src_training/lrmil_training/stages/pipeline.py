@@ -9,23 +9,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lrmil_training.bagfit import fit_mil, label_loss, seeded_mil
-from lrmil_training.cohort import CohortSlide, require_classes
-from lrmil_training.evaluation import MEASURED, SlideResult, evaluate, slide_table
-from lrmil_training.export import export_bundle
-from lrmil_training.features import make_features
-from lrmil_training.maps import write_maps
-from lrmil_training.methods import STUDENT, Lesson, Trained, methods, rounded, teacher_bags, train_method
-from lrmil_training.pairs import EMBEDDING, Standard, TaughtSlide, grid_of_coords, standard_of
-from lrmil_training.runfiles import BUNDLE, METRICS, SLIDES
-from lrmil_training.runstate import Run
-from lrmil_training.stored import StoredRows
-from napari_lrmil.core.bag import read_origin
+from lrmil_training.data.cohort import CohortSlide, require_classes
+from lrmil_training.data.feature_store import StoredRows
+from lrmil_training.data.features import make_features
+from lrmil_training.data.teacher_targets import EMBEDDING, Standard, TaughtSlide, grid_of_coords, standard_of
+from lrmil_training.evaluation.attention_files import write_maps
+from lrmil_training.evaluation.evaluate import MEASURED, SlideResult, evaluate, slide_table
+from lrmil_training.runs.event_log import BUNDLE, METRICS, SLIDES
+from lrmil_training.stages.export import export_bundle
+from lrmil_training.stages.methods import STUDENT, Lesson, Trained, methods, rounded, teacher_bags, train_method
+from lrmil_training.stages.mil_training import fit_mil, label_loss, seeded_mil
+from lrmil_training.stages.run_context import Run
+from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.events import Event, Finished, Progress, StageDone
-from napari_lrmil.core.files import write_json
-from napari_lrmil.core.mil import GatedAttentionMil
-from napari_lrmil.core.pooling import pool
-from napari_lrmil.core.tables import write_failures
+from napari_lrmil.core.features.bag import read_origin
+from napari_lrmil.core.models.mil import GatedAttentionMil, pool
+from napari_lrmil.core.results.cohort_tables import write_failures
 
 
 def run_stages(run: Run) -> Generator[Event, None, None]:

@@ -11,17 +11,18 @@ from typing import Any
 
 import torch
 
-from lrmil_training.bagfit import class_weights, stage_seed
-from lrmil_training.cohort import Cohort
 from lrmil_training.config import TrainConfig
 from lrmil_training.config_hash import hashed_values, later_run_values
-from lrmil_training.features import FeatureRequest, find_encoder
-from lrmil_training.fitting import FitPlan
-from lrmil_training.loggers import FitName, make_loggers
-from lrmil_training.pairs import Standard
-from lrmil_training.runfiles import CHECKPOINTS, FEATURES, LOGS
-from lrmil_training.runlock import STOP
-from lrmil_training.stage1 import teacher_layers
+from lrmil_training.data.bags import class_weights
+from lrmil_training.data.cohort import Cohort
+from lrmil_training.data.features import FeatureRequest, find_encoder
+from lrmil_training.data.teacher_targets import Standard
+from lrmil_training.fitting.fit import FitPlan
+from lrmil_training.fitting.loggers import FitName, make_loggers
+from lrmil_training.runs.event_log import CHECKPOINTS, FEATURES, LOGS
+from lrmil_training.runs.lock import STOP
+from lrmil_training.stages.mil_training import stage_seed
+from lrmil_training.stages.patch_distillation import teacher_layers
 from napari_lrmil.core.encoders import AlignedEncoder, LoadedEncoder, build_encoder, module_sha256
 
 

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-from napari_lrmil.core import costs
-from napari_lrmil.core.bundle import Bundle
-from napari_lrmil.core.costs import BESIDE, CHAIN, LR, TODAY, Question, Setup, as_json, factors, step_table
-from napari_lrmil.core.costs.chain import HR_OPENSLIDE, HR_STUDENT, HR_TORCH, LR_TORCH
-from napari_lrmil.core.costs.measure import RUN, STEPS, Measured, measure, measure_all, sample
-from napari_lrmil.core.costs.pareto import Point, front, points, write_pareto
-from napari_lrmil.core.costs.tables import factor_table
+from napari_lrmil.core import benchmark as costs
+from napari_lrmil.core.benchmark import BESIDE, CHAIN, LR, TODAY, Question, Setup, as_json, factors, step_table
+from napari_lrmil.core.benchmark.measure import RUN, STEPS, Measured, measure, measure_all, sample
+from napari_lrmil.core.benchmark.pareto import Point, front, points, write_pareto
+from napari_lrmil.core.benchmark.setups import HR_OPENSLIDE, HR_STUDENT, HR_TORCH, LR_TORCH
+from napari_lrmil.core.benchmark.tables import factor_table
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Finished
-from napari_lrmil.core.grid import grid_of
+from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.patching.grid import grid_of
 from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
-from napari_lrmil.core.runtime import REFERENCE
-from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.runtimes.select import REFERENCE
+from napari_lrmil.core.slides.slide import Slide
 from support.fake_slides import one_sentence
 from support.networks import untrained_bundle
 
@@ -71,7 +71,7 @@ def test_operations_are_counted_as_they_are(question: Question) -> None:
     assert per_pixel[0] == pytest.approx(per_pixel[1], rel=0.05)
     from torch.utils.flop_counter import FlopCounterMode
 
-    from napari_lrmil.core.costs.today import ResNetEmbedder
+    from napari_lrmil.core.benchmark.baseline import ResNetEmbedder
 
     with FlopCounterMode(display=False) as counted:
         embedding = ResNetEmbedder()(torch.zeros((1, 3, 224, 224), dtype=torch.uint8)).embedding
@@ -81,8 +81,8 @@ def test_operations_are_counted_as_they_are(question: Question) -> None:
 
 def test_the_baseline_reads_what_we_read(question: Question) -> None:
     """Where a level has the wanted resolution, PIL's patches are ours: the baseline does the same work."""
-    from napari_lrmil.core.costs.today import PilReader
-    from napari_lrmil.core.embed import PatchSet
+    from napari_lrmil.core.benchmark.baseline import PilReader
+    from napari_lrmil.core.features.extraction import PatchSet
 
     bundle = Bundle(question.bundle)
     with Slide(question.slide, reader="openslide") as slide:

@@ -15,12 +15,12 @@ from typing import Any
 import psutil
 import pytest
 
-from napari_lrmil.core.cohortwork import Engine, EngineChoice, SlideWork, Tally, choose_engine, run_cohort
-from napari_lrmil.core.cohortwork.work import Serial
+from napari_lrmil.core.cohort import Engine, EngineChoice, SlideWork, Tally, choose_engine, run_cohort
+from napari_lrmil.core.cohort.predict_task import PredictTask
+from napari_lrmil.core.cohort.task import Serial
 from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.events import Caution, Partial
 from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
-from napari_lrmil.core.predictwork import PredictTask
 from support.cohort_tasks import KillsItsWorker, Logged, done, followed, logged, works
 from support.networks import untrained_bundle
 
@@ -101,7 +101,7 @@ def test_what_is_taken_back_is_given_up_by_the_workers(cluster: Any, tmp_path: P
 
 def test_a_scheduler_that_is_not_there_is_a_wrong_call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("distributed")
-    from napari_lrmil.core.cohortwork import cluster as module
+    from napari_lrmil.core.cohort import dask_cluster as module
 
     monkeypatch.setattr(module, "CONNECT_S", 0.5)
     engine = choose_engine(EngineChoice(scheduler="tcp://127.0.0.1:9"), slides=2)
@@ -146,7 +146,7 @@ python -m distributed.cli.dask_worker ADDRESS --name dummy-name --nthreads 8 --m
 
 def test_the_script_of_a_job_is_the_golden_one(tmp_path: Path) -> None:
     pytest.importorskip("dask_jobqueue")
-    from napari_lrmil.core.cohortwork.slurm import job_script, read_slurm
+    from napari_lrmil.core.cohort.slurm import job_script, read_slurm
 
     file = tmp_path / "slurm.yaml"
     file.write_text(
@@ -160,7 +160,7 @@ def test_the_script_of_a_job_is_the_golden_one(tmp_path: Path) -> None:
 
 def test_options_of_jobs_come_from_a_file_and_from_the_call(tmp_path: Path) -> None:
     pytest.importorskip("dask_jobqueue")
-    from napari_lrmil.core.cohortwork.cluster import SlurmJobs
+    from napari_lrmil.core.cohort.dask_cluster import SlurmJobs
 
     file = tmp_path / "slurm.yaml"
     file.write_text("jobs: 8\npartition: long\n")

@@ -15,18 +15,11 @@ from typing import Any
 import psutil
 import pytest
 
-from napari_lrmil.core.cohortwork import (
-    EngineChoice,
-    SlideWork,
-    Tally,
-    choose_engine,
-    parse_memory,
-    run_cohort,
-)
-from napari_lrmil.core.cohortwork.engines import environments
-from napari_lrmil.core.cohortwork.local import LocalProcesses
-from napari_lrmil.core.cohortwork.memory import held_mb, machine_mb, peak_mb
-from napari_lrmil.core.cohortwork.work import Serial, gathered
+from napari_lrmil.core.cohort import EngineChoice, SlideWork, Tally, choose_engine, parse_memory, run_cohort
+from napari_lrmil.core.cohort.backends import environments
+from napari_lrmil.core.cohort.local_pool import LocalProcesses
+from napari_lrmil.core.cohort.memory import held_mb, machine_mb, peak_mb
+from napari_lrmil.core.cohort.task import Serial, gathered
 from napari_lrmil.core.errors import ConfigError, DiskFullError, LrmilError
 from napari_lrmil.core.events import Caution, Event, Failed, Partial, Progress
 from support.cohort_tasks import DONE, Logged, Raising, Unimportable, done, followed, logged, works
@@ -182,8 +175,8 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     code = f"""
         from pathlib import Path
         from support.cohort_tasks import Logged
-        from napari_lrmil.core.cohortwork import SlideWork, Tally, run_cohort
-        from napari_lrmil.core.cohortwork.local import LocalProcesses
+        from napari_lrmil.core.cohort import SlideWork, Tally, run_cohort
+        from napari_lrmil.core.cohort.local_pool import LocalProcesses
         works = [SlideWork(Path(f"waits {{i}}.svs")) for i in range(2)]
         if __name__ == "__main__":
             list(run_cohort(works, Logged(Path({str(tmp_path)!r})), LocalProcesses([{{}}, {{}}], 1, 4000.0), Tally()))

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from lrmil_training.config import SMALL_STUDENTS
-from napari_lrmil.core.bundle import Bundle, StudentNetwork, write_bundle
 from napari_lrmil.core.encoders import AlignedEncoder, EncoderSpec, build_encoder, encoder_at, notice, round_to_half
 from napari_lrmil.core.encoders.mobilenet_v3 import LARGE, MobileNetV3Encoder, eighths
-from napari_lrmil.core.encoders.named import NAMED
+from napari_lrmil.core.encoders.registry import NAMED
 from napari_lrmil.core.errors import EncoderError
-from napari_lrmil.core.mil import GatedAttentionMil
+from napari_lrmil.core.models.bundle import Bundle, StudentNetwork, write_bundle
+from napari_lrmil.core.models.mil import GatedAttentionMil
 from support.fake_slides import one_sentence
 from support.networks import CLASSES
 

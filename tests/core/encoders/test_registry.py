@@ -23,7 +23,7 @@ from napari_lrmil.core.encoders import (
     round_to_half,
     save_encoder,
 )
-from napari_lrmil.core.encoders.files import METADATA_KEY
+from napari_lrmil.core.encoders.weights import METADATA_KEY
 from napari_lrmil.core.errors import EncoderError
 from support.fake_slides import one_sentence
 from support.networks import SMALL, untrained_encoder

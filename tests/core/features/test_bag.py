@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from napari_lrmil.core.bag import Bag, BagOrigin, read_bag, write_bag
 from napari_lrmil.core.errors import BagError
+from napari_lrmil.core.features.bag import Bag, BagOrigin, read_bag, write_bag
 from napari_lrmil.core.geometry import Bounds, Mpp, PatchPlan
 from support.fake_slides import one_sentence
 

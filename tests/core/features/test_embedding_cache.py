@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from napari_lrmil.core.cache import CacheKey, EmbeddingCache
+from napari_lrmil.core.features.embedding_cache import CacheKey, EmbeddingCache
 
 KEY = CacheKey("slide", (10, 20), (256, 240), 2.0, 64, None, "model student")
 INDEX = np.array([[0, 0], [3, 1], [2, 5]])

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from napari_lrmil.core.embed import Embeddings, PatchSet, embed, encode, enlarge, resolve_device
 from napari_lrmil.core.encoders import Encoded
 from napari_lrmil.core.errors import LrmilError, SlideError
 from napari_lrmil.core.events import Caution, Event, Progress
-from napari_lrmil.core.readahead import AHEAD, BATCH
+from napari_lrmil.core.features.devices import resolve_device
+from napari_lrmil.core.features.extraction import Embeddings, PatchSet, embed, encode, enlarge
+from napari_lrmil.core.features.prefetch import AHEAD, BATCH
 from support.fake_slides import FakeSlide, fake_slide, lively, one_sentence, speckled
 from support.networks import untrained_encoder
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from napari_lrmil.core.errors import SlideError
-from napari_lrmil.core.readahead import AHEAD, BATCH, GAIN, LARGEST, BatchSize, ReadAhead, at_once
+from napari_lrmil.core.features.prefetch import AHEAD, BATCH, GAIN, LARGEST, BatchSize, ReadAhead, at_once
 
 CPU = torch.device("cpu")
 TOTAL = 7 * BATCH + 3

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from napari_lrmil.core.bundle import TEACHER, Bundle
-from napari_lrmil.core.cache import CacheKey, EmbeddingCache
-from napari_lrmil.core.colour import CohortColour
-from napari_lrmil.core.compare import measure_agreement, to_lr
 from napari_lrmil.core.errors import BundleError, ResolutionError, TissueError
 from napari_lrmil.core.events import Caution, Event, Finished, Progress, StageDone
-from napari_lrmil.core.pooling import pool
-from napari_lrmil.core.predict import from_the_middle, predict, probabilities
-from napari_lrmil.core.prediction import Prediction, Reading
-from napari_lrmil.core.results import prediction_file
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.teacherchoice import TeacherPatches
+from napari_lrmil.core.features.embedding_cache import CacheKey, EmbeddingCache
+from napari_lrmil.core.inference.predict import from_the_middle, predict, probabilities
+from napari_lrmil.core.inference.prediction import Prediction, Reading
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.metrics.agreement import measure_agreement, to_lr
+from napari_lrmil.core.models.bundle import TEACHER, Bundle
+from napari_lrmil.core.models.mil import pool
+from napari_lrmil.core.patching.color import CohortColour
+from napari_lrmil.core.results.writer import prediction_file
+from napari_lrmil.core.slides.slide import Slide
 from support.fake_slides import (
     DarknessBundle,
     FakeSlide,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from napari_lrmil.core.cautions import LITTLE_TISSUE, slide_warnings
-from napari_lrmil.core.colour import CohortColour, cohort_colour, colour_of
 from napari_lrmil.core.geometry import PatchPlan
-from napari_lrmil.core.grid import grid_of
+from napari_lrmil.core.inference.quality_checks import LITTLE_TISSUE, slide_warnings
+from napari_lrmil.core.patching.color import CohortColour, cohort_colour, colour_of
+from napari_lrmil.core.patching.grid import grid_of
 from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 
 PLAN = PatchPlan(0.5, 2.0, 64, 64)

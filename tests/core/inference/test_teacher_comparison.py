@@ -12,18 +12,18 @@ import pytest
 import torch
 from PIL import Image
 
-from napari_lrmil.core.compare import measure_agreement
-from napari_lrmil.core.comparepicture import draw_comparison
-from napari_lrmil.core.comparison import against_lesions, lesions_beside, shared
 from napari_lrmil.core.errors import ConfigError, LrmilError
 from napari_lrmil.core.events import Finished
 from napari_lrmil.core.geometry import BoxLevel0
-from napari_lrmil.core.predict import predict
-from napari_lrmil.core.prediction import Prediction
-from napari_lrmil.core.regions import box_region
-from napari_lrmil.core.results import agreement_file, prediction_file
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.teacherchoice import TeacherPatches, compared_rows
+from napari_lrmil.core.inference.predict import predict
+from napari_lrmil.core.inference.prediction import Prediction
+from napari_lrmil.core.inference.teacher_comparison import against_lesions, lesions_beside, shared
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches, compared_rows
+from napari_lrmil.core.metrics.agreement import measure_agreement
+from napari_lrmil.core.patching.regions import box_region
+from napari_lrmil.core.results.writer import agreement_file, prediction_file
+from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.visualize.comparison_figure import draw_comparison
 from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, one_sentence, resolution, speckled
 
 

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from shapely import Polygon
 
-from napari_lrmil.core.compare import (
+from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.geometry import Bounds, Mpp, PatchPlan
+from napari_lrmil.core.metrics.agreement import (
     auroc,
     jaccard_top,
     js_divergence,
@@ -24,9 +26,7 @@ from napari_lrmil.core.compare import (
     spearman,
     to_lr,
 )
-from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.core.geometry import Bounds, Mpp, PatchPlan
-from napari_lrmil.core.grid import NestedGrid, nest_cells
+from napari_lrmil.core.patching.grid import NestedGrid, nest_cells
 from support.fake_slides import one_sentence
 
 

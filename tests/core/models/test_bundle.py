@@ -12,8 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from napari_lrmil.core import bundle as bundle_module
-from napari_lrmil.core.bundle import (
+from napari_lrmil.core.encoders import AlignedEncoder, LoadedEncoder, file_sha256, module_sha256, round_to_half
+from napari_lrmil.core.errors import BundleError, LrmilError
+from napari_lrmil.core.events import Caution, Finished
+from napari_lrmil.core.geometry import PatchPlan
+from napari_lrmil.core.inference.predict import predict
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.models import bundle as bundle_module
+from napari_lrmil.core.models.bundle import (
     CARD,
     README,
     SCHEMA_VERSION,
@@ -26,17 +32,11 @@ from napari_lrmil.core.bundle import (
     find_bundle,
     write_bundle,
 )
-from napari_lrmil.core.colour import CohortColour
-from napari_lrmil.core.encoders import AlignedEncoder, LoadedEncoder, file_sha256, module_sha256, round_to_half
-from napari_lrmil.core.errors import BundleError, LrmilError
-from napari_lrmil.core.events import Caution, Finished
-from napari_lrmil.core.geometry import PatchPlan
-from napari_lrmil.core.mil import GatedAttentionMil
+from napari_lrmil.core.models.mil import GatedAttentionMil
+from napari_lrmil.core.patching.color import CohortColour
+from napari_lrmil.core.patching.tissue import TissueConfig
 from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
-from napari_lrmil.core.predict import predict
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.teacherchoice import TeacherPatches
-from napari_lrmil.core.tissue import TissueConfig
+from napari_lrmil.core.slides.slide import Slide
 from support.fake_slides import lively, one_sentence
 from support.networks import CLASSES, Borrowed, untrained_bundle, untrained_encoder
 
@@ -235,7 +235,7 @@ def test_a_folder_that_is_no_bundle_and_a_name_that_is_none(tmp_path: Path) -> N
 def test_a_folder_of_a_shipped_bundles_name_does_not_hide_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`napari-lrmil demo --out demo` makes a folder `demo`; `--bundle demo` still means the shipped bundle."""
     shipped = untrained_bundle(tmp_path / "shipped" / "demo").path
-    monkeypatch.setattr("napari_lrmil.core.bundle.SHIPPED", shipped.parent)
+    monkeypatch.setattr("napari_lrmil.core.models.bundle.SHIPPED", shipped.parent)
     (tmp_path / "work" / "demo").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "work")
     assert find_bundle("demo") == shipped
@@ -246,7 +246,7 @@ def test_a_bundle_in_the_working_folder_comes_before_a_shipped_one_of_its_name(
 ) -> None:
     """A path that holds a bundle means that bundle: the other would answer in its place without a word."""
     shipped = untrained_bundle(tmp_path / "shipped" / "demo").path
-    monkeypatch.setattr("napari_lrmil.core.bundle.SHIPPED", shipped.parent)
+    monkeypatch.setattr("napari_lrmil.core.models.bundle.SHIPPED", shipped.parent)
     own = untrained_bundle(tmp_path / "work" / "demo").path
     monkeypatch.chdir(tmp_path / "work")
     assert find_bundle("demo").resolve() == own.resolve()

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_lrmil.core.mil import GatedAttentionMil
+from napari_lrmil.core.models.mil import GatedAttentionMil
 
 seeds = st.integers(0, 10_000)
 

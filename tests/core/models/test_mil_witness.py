@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmil.models import ABMIL
 from torchmil.nn import masked_softmax
 
-from napari_lrmil.core.mil import GatedAttentionMil
+from napari_lrmil.core.models.mil import GatedAttentionMil
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 seeds = st.integers(0, 2**31 - 1)

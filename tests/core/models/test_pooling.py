@@ -12,8 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_lrmil.core.mil import GatedAttentionMil
-from napari_lrmil.core.pooling import AT_ONCE, pool
+from napari_lrmil.core.models.mil import AT_ONCE, GatedAttentionMil, pool
 
 CPU = torch.device("cpu")
 

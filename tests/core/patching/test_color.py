@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import ImageCms
 
-from napari_lrmil.core.colour import (
+from napari_lrmil.core.errors import SlideError
+from napari_lrmil.core.geometry import PatchPlan
+from napari_lrmil.core.patching.color import (
     CELLS,
     FEWEST_SLIDES,
     LEAST_SPREAD,
@@ -22,10 +24,8 @@ from napari_lrmil.core.colour import (
     colour_of,
     icc_transform,
 )
-from napari_lrmil.core.errors import SlideError
-from napari_lrmil.core.geometry import PatchPlan
-from napari_lrmil.core.grid import grid_of
-from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.patching.grid import grid_of
+from napari_lrmil.core.slides.slide import Slide
 from support.fake_slides import Array, FakeSlide, fake_slide, glass, one_sentence, resolution, speckled
 
 PLAN = PatchPlan(0.5, 2.0, 64, 64)

@@ -12,9 +12,17 @@ from hypothesis.extra import numpy as hnp
 
 from napari_lrmil.core.errors import ResolutionError, TissueError
 from napari_lrmil.core.geometry import Bounds, Lattice, Mpp, PatchPlan
-from napari_lrmil.core.grid import NestedGrid, edited_ground, grid_of, ground_of, nest, nest_cells, require_resolution
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.tissue import TissueConfig
+from napari_lrmil.core.patching.grid import (
+    NestedGrid,
+    edited_ground,
+    grid_of,
+    ground_of,
+    nest,
+    nest_cells,
+    require_resolution,
+)
+from napari_lrmil.core.patching.tissue import TissueConfig
+from napari_lrmil.core.slides.slide import Slide
 from support.fake_slides import TISSUE, FakeSlide, fake_slide, glass, l_shape, one_sentence, resolution, write_tiff
 
 PLAN = PatchPlan(0.5, 2.0, 64, 64)  # HR 32 µm, LR 128 µm

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from skimage.morphology import remove_small_holes, remove_small_objects
 
-from napari_lrmil.core.morphology import Mask, smoothed, tidied
+from napari_lrmil.core.patching.mask_filters import Mask, smoothed, tidied
 
 SIZES = [(1, 1), (1, 9), (3, 2), (16, 40), (17, 5), (64, 33), (203, 158)]
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from napari_lrmil.core.errors import RegionError
 from napari_lrmil.core.geometry import Bounds, BoxLevel0
-from napari_lrmil.core.regions import Region, box_region, inside, overlaps, read_regions, write_regions
+from napari_lrmil.core.patching.regions import Region, box_region, inside, overlaps, read_regions, write_regions
 from support.fake_slides import one_sentence
 
 BOUNDS = Bounds(120, 340, 5000, 4000)  # QuPath's origin on a slide that was scanned in part
@@ -286,7 +286,7 @@ def test_a_failure_leaves_the_file_that_was_there(tmp_path: Path, monkeypatch: p
     def fail(*_: object) -> None:
         raise OSError("cable pulled")
 
-    monkeypatch.setattr("napari_lrmil.core.files.os.replace", fail)
+    monkeypatch.setattr("napari_lrmil.core.atomic_files.os.replace", fail)
     with pytest.raises(OSError, match="cable pulled"):
         write_regions(path, [box_region(BoxLevel0(1, 2, 3, 4), "b")], BOUNDS)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.geojson"]

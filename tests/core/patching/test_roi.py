@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from napari_lrmil.core.cache import EmbeddingCache
 from napari_lrmil.core.errors import TissueError
+from napari_lrmil.core.features.embedding_cache import EmbeddingCache
 from napari_lrmil.core.geometry import BoxLevel0
-from napari_lrmil.core.grid import ground_of
-from napari_lrmil.core.predict import predict
-from napari_lrmil.core.prediction import Prediction
-from napari_lrmil.core.regions import box_region
-from napari_lrmil.core.scope import WHOLE, Scope
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.teacherchoice import TeacherPatches
+from napari_lrmil.core.inference.predict import predict
+from napari_lrmil.core.inference.prediction import Prediction
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.patching.grid import ground_of
+from napari_lrmil.core.patching.regions import box_region
+from napari_lrmil.core.patching.roi import WHOLE, Scope
+from napari_lrmil.core.slides.slide import Slide
 from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, one_sentence, resolution, speckled
 
 CPU = torch.device("cpu")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from napari_lrmil.core.geometry import Bounds, Lattice, Mpp, PatchPlan
-from napari_lrmil.core.slide import BLOCK_PX, Slide
-from napari_lrmil.core.tissue import Tissue, TissueConfig, find_tissue
+from napari_lrmil.core.patching.tissue import Tissue, TissueConfig, find_tissue
+from napari_lrmil.core.slides.slide import BLOCK_PX, Slide
 from support.fake_slides import TISSUE, Array, FakeSlide, fake_slide, glass, l_shape, resolution, write_tiff
 
 PLAN = PatchPlan(0.5, 2.0, 64, 64)  # HR 32 µm, LR 128 µm

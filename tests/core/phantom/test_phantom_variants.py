@@ -13,10 +13,10 @@ from PIL import Image, ImageDraw
 
 from napari_lrmil.core.errors import ConfigError, GeometryError, ResolutionError
 from napari_lrmil.core.geometry import Bounds, BoxLevel0, PatchPlan
+from napari_lrmil.core.patching.tissue import find_tissue
 from napari_lrmil.core.phantom import BOUNDS_OFFSET, LESION, VARIANTS, PhantomLook, PhantomSlide, paint, write_slide
 from napari_lrmil.core.phantom.variants import combine
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.tissue import find_tissue
+from napari_lrmil.core.slides.slide import Slide
 
 SLIDE = PhantomSlide("a", LESION, 11, (1600, 1152))
 PLAN = PatchPlan(hr_mpp=0.5, lr_mpp=2.0, hr_patch_px=64, lr_patch_px=64)

@@ -10,8 +10,8 @@ import pytest
 import typer
 
 from napari_lrmil.cli import app
-from napari_lrmil.core.commandline import predict_command
-from napari_lrmil.core.teacherchoice import TeacherPatches
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.results.equivalent_command import predict_command
 
 
 def parsed(command: str) -> dict[str, Any]:

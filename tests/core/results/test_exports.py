@@ -15,12 +15,12 @@ import tifffile
 import torch
 
 from napari_lrmil.core.events import Finished
-from napari_lrmil.core.exports import write_attention_geojson, write_attention_ome
 from napari_lrmil.core.geometry import Bounds
-from napari_lrmil.core.overlay import heatmap
-from napari_lrmil.core.predict import predict
-from napari_lrmil.core.prediction import Prediction
-from napari_lrmil.core.regions import read_regions
+from napari_lrmil.core.inference.predict import predict
+from napari_lrmil.core.inference.prediction import Prediction
+from napari_lrmil.core.patching.regions import read_regions
+from napari_lrmil.core.results.exports import write_attention_geojson, write_attention_ome
+from napari_lrmil.core.visualize.overlay import heatmap
 from support.fake_slides import TISSUE, DarknessBundle, FakeSlide, fake_slide, glass, resolution
 
 BOUNDS = Bounds(120, 340, 1500, 1300)

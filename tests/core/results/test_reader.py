@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 import torch
 
-from napari_lrmil.core.comparison import shared
 from napari_lrmil.core.errors import StoredError
 from napari_lrmil.core.geometry import BoxLevel0
-from napari_lrmil.core.predict import predict
-from napari_lrmil.core.prediction import Prediction
-from napari_lrmil.core.regions import box_region
-from napari_lrmil.core.results import agreement_file, prediction_file, write_prediction
-from napari_lrmil.core.runtime import REFERENCE, RuntimeChoice
-from napari_lrmil.core.scope import WHOLE, Scope
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.stored import find_stored, read_line, read_stored, stored_folders
-from napari_lrmil.core.teacherchoice import TeacherPatches
+from napari_lrmil.core.inference.predict import predict
+from napari_lrmil.core.inference.prediction import Prediction
+from napari_lrmil.core.inference.teacher_comparison import shared
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.patching.regions import box_region
+from napari_lrmil.core.patching.roi import WHOLE, Scope
+from napari_lrmil.core.results.reader import find_stored, read_line, read_stored, stored_folders
+from napari_lrmil.core.results.writer import agreement_file, prediction_file, write_prediction
+from napari_lrmil.core.runtimes.select import REFERENCE, RuntimeChoice
+from napari_lrmil.core.slides.slide import Slide
 from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, one_sentence, resolution, speckled
 
 MODEL: Any = DarknessBundle()

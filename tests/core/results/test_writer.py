@@ -11,16 +11,16 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from napari_lrmil.core.schema import PredictionFile
 
 from napari_lrmil.core.errors import StoredError
 from napari_lrmil.core.events import Finished
-from napari_lrmil.core.predict import predict
-from napari_lrmil.core.prediction import Prediction
-from napari_lrmil.core.results import write_prediction, write_steps
-from napari_lrmil.core.schema import PredictionFile
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.slidereport import ReportRequest
-from napari_lrmil.core.teacherchoice import TeacherPatches
+from napari_lrmil.core.inference.predict import predict
+from napari_lrmil.core.inference.prediction import Prediction
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.results.writer import write_prediction, write_steps
+from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.visualize.slide_report import ReportRequest
 from support.fake_slides import (
     TISSUE,
     DarknessBundle,
@@ -272,7 +272,7 @@ def test_prediction_json_goes_first_and_comes_last(tmp_path: Path, monkeypatch: 
     with uneven(tmp_path) as slide:
         found = predicted(slide)
         folder = write_prediction(tmp_path / "out", slide, found)
-        monkeypatch.setattr("napari_lrmil.core.files.os.replace", look)
+        monkeypatch.setattr("napari_lrmil.core.atomic_files.os.replace", look)
         write_prediction(tmp_path / "out", slide, found)
     assert [name for name, _ in moved] == ALONE
     assert [there for _, there in moved] == [False] * (len(ALONE) - 1) + [True]

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.encoders import AlignedEncoder, EncoderSpec, NetworkEncoder, build_encoder, encoder_at
-from napari_lrmil.core.encoders.spec import IMAGENET
-from napari_lrmil.core.lean import Fused, folded, nearly, rounded
+from napari_lrmil.core.encoders.base import IMAGENET
+from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.runtimes.optimize import Fused, folded, nearly, rounded
 from support.fake_slides import lively
 from support.networks import untrained_encoder
 

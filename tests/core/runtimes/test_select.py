@@ -13,25 +13,26 @@ import numpy as np
 import pytest
 import torch
 
-from napari_lrmil.core import converted, runtime, verdicts
-from napari_lrmil.core.bundle import Bundle, StudentNetwork
-from napari_lrmil.core.cache import EmbeddingCache
-from napari_lrmil.core.compare import spearman
-from napari_lrmil.core.converted import OpenVinoEmbedder
-from napari_lrmil.core.embed import encode
 from napari_lrmil.core.encoders import AlignedEncoder, EncoderSpec, build_encoder, encoder_at
 from napari_lrmil.core.errors import ConfigError, EncoderError
 from napari_lrmil.core.events import Finished
-from napari_lrmil.core.lean import folded, rounded
-from napari_lrmil.core.mil import GatedAttentionMil
+from napari_lrmil.core.features.embedding_cache import EmbeddingCache
+from napari_lrmil.core.features.extraction import encode
+from napari_lrmil.core.features.prefetch import at_once
+from napari_lrmil.core.inference.predict import predict
+from napari_lrmil.core.inference.prediction import Prediction
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.metrics.agreement import spearman
+from napari_lrmil.core.models.bundle import Bundle, StudentNetwork
+from napari_lrmil.core.models.mil import GatedAttentionMil, pool
 from napari_lrmil.core.phantom import LESION, PhantomSlide, paint
-from napari_lrmil.core.pooling import pool
-from napari_lrmil.core.predict import predict
-from napari_lrmil.core.prediction import Prediction
-from napari_lrmil.core.readahead import at_once
-from napari_lrmil.core.results import prediction_file
-from napari_lrmil.core.runtime import ENOUGH, RuntimeChoice, Subject, prepare_runtime, require_runtime, spread
-from napari_lrmil.core.teacherchoice import TeacherPatches
+from napari_lrmil.core.results.writer import prediction_file
+from napari_lrmil.core.runtimes import agreement_cache as verdicts
+from napari_lrmil.core.runtimes import openvino as converted
+from napari_lrmil.core.runtimes import select as runtime
+from napari_lrmil.core.runtimes.openvino import OpenVinoEmbedder
+from napari_lrmil.core.runtimes.optimize import folded, rounded
+from napari_lrmil.core.runtimes.select import ENOUGH, RuntimeChoice, Subject, prepare_runtime, require_runtime, spread
 from support.fake_slides import FakeSlide, fake_slide, lively, lively_bundle, one_sentence, resolution, speckled
 from support.networks import untrained_encoder
 
@@ -413,7 +414,8 @@ def test_on_cuda_bfloat16_agrees_or_is_refused(demo: Bundle) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_on_cuda_pinned_batches_arrive_whole(tmp_path: Path) -> None:
     from core.test_embed import corners, drain
-    from napari_lrmil.core.embed import PatchSet, embed
+
+    from napari_lrmil.core.features.extraction import PatchSet, embed
 
     encoder, found = lively(untrained_encoder()), []
     with fake_slide(tmp_path, FakeSlide(speckled(900, 4200))) as slide:

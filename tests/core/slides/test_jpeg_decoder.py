@@ -11,8 +11,8 @@ from PIL import Image
 
 from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.geometry import BoxLevel0
-from napari_lrmil.core.jpegstream import Coding, decode, make_room
-from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.slides.jpeg_decoder import Coding, decode, make_room
+from napari_lrmil.core.slides.slide import Slide
 from support.jpeg_slides import Kind, coded, damaged, segments, tissue, write_jpeg_slide
 
 TILE = tissue(1024, 1024)[512:768, 512:768]

@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from napari_lrmil.core.nuclei import MppEstimate, choose_fields, diameters_um, estimate_mpp, haematoxylin
 from napari_lrmil.core.phantom import PhantomSlide, paint
-from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.slides.mpp_from_nuclei import (
+    MppEstimate,
+    choose_fields,
+    diameters_um,
+    estimate_mpp,
+    haematoxylin,
+)
+from napari_lrmil.core.slides.slide import Slide
 from support.fake_slides import Array, FakeSlide, fake_slide, glass, resolution, speckled
 
 

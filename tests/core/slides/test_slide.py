@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from napari_lrmil.core.errors import GeometryError, ResolutionError, SlideError
 from napari_lrmil.core.geometry import Bounds, BoxLevel0, BoxUm, Mpp
-from napari_lrmil.core.slide import Slide, find_mpp, mpp_warnings
+from napari_lrmil.core.slides.slide import Slide, find_mpp, mpp_warnings
 from support.fake_slides import (
     GLASS,
     OPENED,

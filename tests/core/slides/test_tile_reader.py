@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from napari_lrmil.core import tilereader
 from napari_lrmil.core.errors import ConfigError, SlideError
 from napari_lrmil.core.geometry import BoxLevel0, Level, PixelWindow
-from napari_lrmil.core.handle import Handle, open_with_openslide
-from napari_lrmil.core.jpegtiles import JpegTiles, Page, find_pages
 from napari_lrmil.core.phantom import BOUNDS_OFFSET, LESION, PhantomSlide, write_slide
-from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.slides import tile_reader as tilereader
+from napari_lrmil.core.slides.jpeg_tiles import JpegTiles, Page, find_pages
+from napari_lrmil.core.slides.openslide_handle import Handle, open_with_openslide
+from napari_lrmil.core.slides.slide import Slide
 from support.fake_slides import Array, FakeSlide, fake_slide, one_sentence, resolution, write_tiff
 from support.jpeg_slides import Kind, damaged, tissue, write_jpeg_slide
 

@@ -11,13 +11,13 @@ from PIL import Image
 
 from napari_lrmil.core.events import Finished
 from napari_lrmil.core.geometry import BoxLevel0
-from napari_lrmil.core.overlay import RESEARCH_USE, Heatmap, blended, draw_overlay, heatmap, limits
-from napari_lrmil.core.predict import predict
-from napari_lrmil.core.prediction import Prediction, Reading
-from napari_lrmil.core.regions import box_region
-from napari_lrmil.core.scope import Scope
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.teacherchoice import TeacherPatches
+from napari_lrmil.core.inference.predict import predict
+from napari_lrmil.core.inference.prediction import Prediction, Reading
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.patching.regions import box_region
+from napari_lrmil.core.patching.roi import Scope
+from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.visualize.overlay import RESEARCH_USE, Heatmap, blended, draw_overlay, heatmap, limits
 from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 
 
@@ -113,7 +113,7 @@ def test_the_picture_says_research_use_and_whether_it_is_calibrated(
 def test_the_part_that_was_asked_about_is_outlined(tmp_path: Path) -> None:
     from matplotlib.figure import Figure
 
-    from napari_lrmil.core import overlay
+    from napari_lrmil.core.visualize import overlay
 
     asked, out = (box_region(BoxLevel0(x, 40, 200, 100), "part") for x in (30, 700))
     axes = Figure().subplots()
@@ -127,7 +127,7 @@ def test_attention_is_drawn_over_its_own_tissue(tmp_path: Path) -> None:
     """The axes are level-0 pixels of the scanned part: the dark square's place is the brightest of the map."""
     from matplotlib.figure import Figure
 
-    from napari_lrmil.core import overlay
+    from napari_lrmil.core.visualize import overlay
 
     base = speckled(1400, 900)
     base[217 + 330 : 217 + 400, 333 + 520 : 333 + 600] = (70, 30, 90)

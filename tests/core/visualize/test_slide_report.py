@@ -18,16 +18,16 @@ from PIL import Image
 
 from napari_lrmil import __version__
 from napari_lrmil.core.events import Finished
-from napari_lrmil.core.gallery import PATCH_MAX_PX, read_patch, top_and_bottom
 from napari_lrmil.core.geometry import BoxLevel0
-from napari_lrmil.core.overlay import RESEARCH_USE
-from napari_lrmil.core.predict import predict
-from napari_lrmil.core.prediction import Prediction
-from napari_lrmil.core.regions import box_region
-from napari_lrmil.core.scope import WHOLE, Scope
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.slidereport import ReportRequest, margin_of, significant_text, write_slide_report
-from napari_lrmil.core.teacherchoice import TeacherPatches
+from napari_lrmil.core.inference.predict import predict
+from napari_lrmil.core.inference.prediction import Prediction
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.patching.regions import box_region
+from napari_lrmil.core.patching.roi import WHOLE, Scope
+from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.visualize.overlay import RESEARCH_USE
+from napari_lrmil.core.visualize.slide_report import ReportRequest, margin_of, significant_text, write_slide_report
+from napari_lrmil.core.visualize.top_patches import PATCH_MAX_PX, read_patch, top_and_bottom
 from support.fake_slides import DarknessBundle, FakeHandle, FakeSlide, fake_slide, resolution, speckled
 
 LOADING = {"script", "link", "iframe", "object", "embed", "audio", "video", "source", "base"}

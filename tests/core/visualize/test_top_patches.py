@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from napari_lrmil.core.compare import to_lr
 from napari_lrmil.core.events import Finished
-from napari_lrmil.core.gallery import PATCH_MAX_PX, read_patch, top_and_bottom
 from napari_lrmil.core.geometry import BoxLevel0
-from napari_lrmil.core.predict import predict
-from napari_lrmil.core.prediction import Prediction
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.teacherchoice import TeacherPatches
+from napari_lrmil.core.inference.predict import predict
+from napari_lrmil.core.inference.prediction import Prediction
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.metrics.agreement import to_lr
+from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.visualize.top_patches import PATCH_MAX_PX, read_patch, top_and_bottom
 from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 
 

@@ -10,8 +10,8 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from napari_lrmil.core.overlay import LEGEND, RESEARCH_USE
-from napari_lrmil.core.viewpicture import (
+from napari_lrmil.core.visualize.overlay import LEGEND, RESEARCH_USE
+from napari_lrmil.core.visualize.view_export import (
     INK,
     PAPER,
     SOFT,

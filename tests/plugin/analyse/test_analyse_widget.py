@@ -11,14 +11,14 @@ import pytest
 import torch
 from test_layers import DARK, centroid, plant
 
-from napari_lrmil.core.bundle import Bundle
-from napari_lrmil.core.overlay import RESEARCH_USE
-from napari_lrmil.core.predict import predict
-from napari_lrmil.core.prediction import Prediction
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.teacherchoice import TeacherPatches
-from napari_lrmil.plugin.layers import add, ours, slide_layers, tag_of
-from napari_lrmil.plugin.reader import read_slides
+from napari_lrmil.core.inference.predict import predict
+from napari_lrmil.core.inference.prediction import Prediction
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.visualize.overlay import RESEARCH_USE
+from napari_lrmil.plugin.viewer.layers import add, ours, slide_layers, tag_of
+from napari_lrmil.plugin.viewer.reader import read_slides
 from support.fake_slides import FakeSlide, fake_slide, glass, one_sentence, resolution, speckled, write_tiff
 from support.window import MakeDock, open_window
 
@@ -166,7 +166,7 @@ def slow(tmp_path: Path) -> Slow:
 def test_cancel_answers_and_leaves_nothing_but_a_usable_dock(
     make_dock: MakeDock, viewer: Any, slide_path: Path, slow: Slow, qtbot: Any
 ) -> None:
-    from napari_lrmil.plugin.session import Session, State
+    from napari_lrmil.plugin.session.session import Session, State
 
     dock = make_dock(slide_path, Session(open_slide=slow))
     dock.beside.native.click()
@@ -191,7 +191,7 @@ def test_cancel_answers_and_leaves_nothing_but_a_usable_dock(
 def test_escape_cancels(make_dock: MakeDock, slide_path: Path, slow: Slow, qtbot: Any) -> None:
     from qtpy.QtCore import Qt
 
-    from napari_lrmil.plugin.session import Session, State
+    from napari_lrmil.plugin.session.session import Session, State
 
     dock = make_dock(slide_path, Session(open_slide=slow))
     dock.run_button.native.click()
@@ -204,8 +204,8 @@ def test_escape_cancels(make_dock: MakeDock, slide_path: Path, slow: Slow, qtbot
 
 
 def test_closing_the_window_during_a_run_ends_it(bundle: Bundle, slide_path: Path, slow: Slow, qtbot: Any) -> None:
-    from napari_lrmil.plugin.analyse import AnalyseWidget
-    from napari_lrmil.plugin.session import Session
+    from napari_lrmil.plugin.analyse.widget import AnalyseWidget
+    from napari_lrmil.plugin.session.session import Session
 
     session, viewer = Session(open_slide=slow), open_window()
     dock = AnalyseWidget(viewer, session)
@@ -229,7 +229,7 @@ def test_closing_the_window_during_a_run_ends_it(bundle: Bundle, slide_path: Pat
 def test_closing_the_dock_during_a_run_ends_it(
     make_dock: MakeDock, viewer: Any, slide_path: Path, slow: Slow, qtbot: Any
 ) -> None:
-    from napari_lrmil.plugin.session import Session
+    from napari_lrmil.plugin.session.session import Session
 
     dock = make_dock(slide_path, Session(open_slide=slow))
     dock.beside.native.click()
@@ -252,7 +252,7 @@ def test_what_cannot_work_is_not_enabled_and_says_why(
     assert not dock.run_button.enabled and "too coarse for the student" in dock.run_button.tooltip
     assert one_sentence(Exception(dock.note.text())) and dock.note.isVisible()
     assert not dock.beside.enabled and "too coarse for the teacher" in dock.beside.tooltip
-    from napari_lrmil.plugin.offers import DEVICES
+    from napari_lrmil.core.features.devices import DEVICES
 
     items = dock.device.native.model()
     there = [items.item(row).isEnabled() for row in range(len(DEVICES))]

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from napari_lrmil.core.compare import Agreement
 from napari_lrmil.core.geometry import BoxLevel0
-from napari_lrmil.core.predict import predict
-from napari_lrmil.core.prediction import Prediction
-from napari_lrmil.core.regions import box_region
-from napari_lrmil.core.scope import WHOLE, Scope
-from napari_lrmil.plugin.answer import Answer
+from napari_lrmil.core.inference.predict import predict
+from napari_lrmil.core.inference.prediction import Prediction
+from napari_lrmil.core.metrics.agreement import Agreement
+from napari_lrmil.core.patching.regions import box_region
+from napari_lrmil.core.patching.roi import WHOLE, Scope
+from napari_lrmil.plugin.analyse.result_text import Answer
 from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 
 LEFT = Scope("region", (box_region(BoxLevel0(0, 0, 700, 900), "left"),))

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from napari_lrmil.core.bundle import Bundle
-from napari_lrmil.core.predict import predict
-from napari_lrmil.core.prediction import Prediction
-from napari_lrmil.core.remembered import Remembered
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.plugin.layers import ours
-from napari_lrmil.plugin.session import Session
+from napari_lrmil.core.inference.predict import predict
+from napari_lrmil.core.inference.prediction import Prediction
+from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.user_settings import Remembered
+from napari_lrmil.plugin.session.session import Session
+from napari_lrmil.plugin.viewer.layers import ours
 from support.fake_slides import one_sentence, speckled
 from support.window import MakeDock
 
@@ -356,7 +356,7 @@ def test_saving_shows_how_far_it_is_and_can_be_cancelled(
 ) -> None:
     import threading
 
-    from napari_lrmil.core import results
+    from napari_lrmil.core.results import writer as results
 
     run(dock, qtbot)
     dock.keep.expand(animate=False)
@@ -439,8 +439,8 @@ def test_the_dock_is_as_it_was_left(dock: Any, make_dock: MakeDock, viewer: Any,
 def test_an_ordinary_picture_is_offered_as_a_slide_of_one_level(
     make_dock: MakeDock, viewer: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from napari_lrmil.plugin import onscreen
-    from napari_lrmil.plugin.askmpp import Answer
+    from napari_lrmil.plugin.analyse import slide_display as onscreen
+    from napari_lrmil.plugin.viewer.mpp_prompt import Answer
 
     dock = make_dock(None)
     grey = viewer.add_image(np.zeros((40, 60), np.float32), name="grey")
@@ -459,7 +459,7 @@ def test_an_ordinary_picture_is_offered_as_a_slide_of_one_level(
 def test_a_slide_with_a_profile_can_be_seen_in_the_scanners_colours(
     make_dock: MakeDock, viewer: Any, qtbot: Any, shared_data: Path
 ) -> None:
-    from napari_lrmil.plugin.layers import screen_of
+    from napari_lrmil.plugin.viewer.layers import screen_of
 
     dock = make_dock(shared_data / "slides" / "CMU-1-Small-Region_dicom")
     screen = screen_of(ours(viewer, role="slide")[0])

@@ -14,10 +14,10 @@ import pytest
 from matplotlib.backend_bases import MouseEvent
 from test_analyse import Slow
 
-from napari_lrmil.core.prediction import Prediction
-from napari_lrmil.core.results import write_prediction
-from napari_lrmil.plugin.layers import ours
-from napari_lrmil.plugin.session import Session, State
+from napari_lrmil.core.inference.prediction import Prediction
+from napari_lrmil.core.results.writer import write_prediction
+from napari_lrmil.plugin.session.session import Session, State
+from napari_lrmil.plugin.viewer.layers import ours
 from support.fake_slides import one_sentence, speckled, write_tiff
 from support.window import MakeDock
 
@@ -28,8 +28,8 @@ MakeCompare = Callable[..., Any]
 @pytest.fixture
 def make_compare(make_dock: MakeDock, viewer: Any, qtbot: Any) -> MakeCompare:
     """Return what opens Compare beside an Analyse dock with a slide whose tissue is known."""
-    from napari_lrmil.plugin.compare import CompareWidget
-    from napari_lrmil.plugin.docks import open_dock
+    from napari_lrmil.plugin.compare.widget import CompareWidget
+    from napari_lrmil.plugin.qt.docks import open_dock
 
     def make(slide: Path | None, session: Session | None = None) -> Any:
         analyse = make_dock(slide, session)
@@ -153,8 +153,8 @@ def test_cancel_and_closing_the_dock_end_a_run(
 def test_what_cannot_work_is_not_enabled_and_says_why(
     make_compare: MakeCompare, viewer: Any, tmp_path: Path, qtbot: Any
 ) -> None:
-    from napari_lrmil.plugin.layers import add
-    from napari_lrmil.plugin.reader import read_slides
+    from napari_lrmil.plugin.viewer.layers import add
+    from napari_lrmil.plugin.viewer.reader import read_slides
 
     dock = make_compare(None)
     assert not dock.form.get.isEnabled() and "slide" in dock.form.get.toolTip()
@@ -166,9 +166,9 @@ def test_what_cannot_work_is_not_enabled_and_says_why(
 
 
 def test_without_the_analyse_dock_it_opens_one_and_can_do_so_again(viewer: Any, qtbot: Any) -> None:
-    from napari_lrmil.plugin.analyse import AnalyseWidget
-    from napari_lrmil.plugin.compare import CompareWidget
-    from napari_lrmil.plugin.docks import find_dock, open_dock
+    from napari_lrmil.plugin.analyse.widget import AnalyseWidget
+    from napari_lrmil.plugin.compare.widget import CompareWidget
+    from napari_lrmil.plugin.qt.docks import find_dock, open_dock
 
     dock = open_dock(viewer, CompareWidget, "Compare (LRMIL)")
     first = find_dock(viewer, AnalyseWidget)
@@ -197,7 +197,7 @@ def test_figures_of_known_attention_are_those_by_hand(
     teacher = student.copy()
     teacher[[0, 1]] = teacher[[1, 0]]
     made = with_attention(found, student, teacher)
-    from napari_lrmil.core.compare import measure_agreement
+    from napari_lrmil.core.metrics.agreement import measure_agreement
 
     assert made.teacher is not None
     made = replace(made, agreement=measure_agreement(made.grid, made.student.attention, made.teacher.attention))

@@ -15,14 +15,14 @@ import torch
 
 from napari_lrmil.core.events import Finished, Partial
 from napari_lrmil.core.geometry import BoxLevel0
-from napari_lrmil.core.predict import predict
-from napari_lrmil.core.prediction import Prediction
-from napari_lrmil.core.regions import box_region
-from napari_lrmil.core.results import write_prediction
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.stored import StoredSlide
-from napari_lrmil.core.teacherchoice import TeacherPatches
-from napari_lrmil.plugin.comparing import (
+from napari_lrmil.core.inference.predict import predict
+from napari_lrmil.core.inference.prediction import Prediction
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.patching.regions import box_region
+from napari_lrmil.core.results.reader import StoredSlide
+from napari_lrmil.core.results.writer import write_prediction
+from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.plugin.compare.comparison_model import (
     CohortWork,
     Comparison,
     LesionWork,
@@ -30,8 +30,8 @@ from napari_lrmil.plugin.comparing import (
     comparison_of,
     sort_by_attention_disagreement,
 )
-from napari_lrmil.plugin.pace import Asked
-from napari_lrmil.plugin.shelf import Shelf, SlideChoice
+from napari_lrmil.plugin.session.eta import Asked
+from napari_lrmil.plugin.session.open_slides import Shelf, SlideChoice
 from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 
 MODEL: Any = DarknessBundle()
@@ -50,7 +50,8 @@ def ask(slide: Slide, teacher: str = "all") -> Prediction:
 
 def test_it_needs_neither_qt_nor_napari() -> None:
     blocked = "import sys; sys.modules.update(dict.fromkeys(('qtpy', 'napari', 'magicgui')))"
-    subprocess.run([sys.executable, "-c", f"{blocked}; import napari_lrmil.plugin.comparing"], check=True, timeout=120)
+    code = f"{blocked}; import napari_lrmil.plugin.compare.comparison_model"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 # ---------------------------------------------------------------- what it costs

@@ -10,7 +10,7 @@ import pytest
 
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Failed, Finished, Progress
-from napari_lrmil.plugin.worker import Run, pump
+from napari_lrmil.plugin.qt.worker import Run, pump
 
 
 def _collect(work: Any) -> list[Event]:

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from napari_lrmil.core.bundle import Bundle
 from napari_lrmil.core.events import Caution, Event, Failed, Finished, Progress
 from napari_lrmil.core.geometry import BoxLevel0
-from napari_lrmil.core.regions import box_region
-from napari_lrmil.core.scope import Scope
-from napari_lrmil.core.teacherchoice import TeacherPatches
-from napari_lrmil.plugin.session import Session, State
-from napari_lrmil.plugin.shelf import SlideChoice
-from napari_lrmil.plugin.whatif import WhatIf
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.patching.regions import box_region
+from napari_lrmil.core.patching.roi import Scope
+from napari_lrmil.plugin.session.open_slides import SlideChoice
+from napari_lrmil.plugin.session.session import Session, State
+from napari_lrmil.plugin.session.what_if import WhatIf
 from support.fake_slides import one_sentence
 
 PATH = Path("slide.tif")
@@ -44,7 +44,7 @@ def session(bundle: Bundle) -> Session:
 
 def test_it_needs_neither_qt_nor_napari() -> None:
     blocked = "import sys; sys.modules.update(dict.fromkeys(('qtpy', 'napari', 'magicgui')))"
-    code = f"{blocked}; from napari_lrmil.plugin.session import Session; assert Session().run_blocked_by"
+    code = f"{blocked}; from napari_lrmil.plugin.session.session import Session; assert Session().run_blocked_by"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lrmil_training.cohort import read_cohort
+from lrmil_training.data.cohort import read_cohort
 from napari_lrmil.core.errors import CohortError
 from napari_lrmil.core.geometry import PatchPlan
-from napari_lrmil.plugin.training_cohort import COLUMNS, CohortTable, Count, Row, check_slide, slides_in
+from napari_lrmil.plugin.train.cohort_table import COLUMNS, CohortTable, Count, Row, check_slide, slides_in
 from support.fake_slides import glass, one_sentence, speckled, write_tiff
 
 SMALL = PatchPlan(hr_patch_px=64, lr_patch_px=64)

@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 
 from lrmil_training.config import dump_config
-from lrmil_training.eventlog import EVENTS
-from lrmil_training.runlock import LOCK, STOP, Owner
+from lrmil_training.runs.event_log import EVENTS
+from lrmil_training.runs.lock import LOCK, STOP, Owner
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.core.remembered import Remembered
-from napari_lrmil.plugin import training_run
-from napari_lrmil.plugin.training_cohort import Check, Checked, CohortTable, Row
-from napari_lrmil.plugin.training_estimate import estimate, keys
-from napari_lrmil.plugin.training_fields import fields, flat, nested, preset
-from napari_lrmil.plugin.training_log import SILENT_S, Heartbeat, Story, Tail
-from napari_lrmil.plugin.training_result import read_result
-from napari_lrmil.plugin.training_run import Call, Phase, TrainingRun
+from napari_lrmil.core.user_settings import Remembered
+from napari_lrmil.plugin.train import run_process as training_run
+from napari_lrmil.plugin.train.cohort_table import Check, Checked, CohortTable, Row
+from napari_lrmil.plugin.train.config_fields import fields, flat, nested, preset
+from napari_lrmil.plugin.train.estimate import estimate, keys
+from napari_lrmil.plugin.train.result_table import read_result
+from napari_lrmil.plugin.train.run_monitor import SILENT_S, Heartbeat, Story, Tail
+from napari_lrmil.plugin.train.run_process import Call, Phase, TrainingRun
 from support.fake_slides import one_sentence
 from support.run_folders import write_run, write_series
 
@@ -199,8 +199,8 @@ def test_a_run_without_its_table_asks_for_it(tmp_path: Path) -> None:
 
 CHILD = """
 import sys, time, pathlib
-from lrmil_training.eventlog import EventLog
-from lrmil_training.runlock import hold, stop_requested
+from lrmil_training.runs.event_log import EventLog
+from lrmil_training.runs.lock import hold, stop_requested
 from napari_lrmil.core.events import Finished, Progress
 out = pathlib.Path(sys.argv[1])
 with hold(out), EventLog(out) as log:

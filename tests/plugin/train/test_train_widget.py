@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from lrmil_training.runlock import STOP
+from lrmil_training.runs.lock import STOP
 from napari_lrmil.core.encoders import save_encoder
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.phantom import make_cohort
-from napari_lrmil.core.remembered import Remembered
+from napari_lrmil.core.user_settings import Remembered
 from support.fake_slides import one_sentence
 from support.networks import untrained_encoder
 from support.run_folders import write_run
@@ -45,7 +45,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def dock(viewer: Any, tmp_path: Path, qtbot: Any) -> Iterator[Any]:
     """Return the dock in the window, wide enough to be seen."""
-    from napari_lrmil.plugin.train import TrainWidget
+    from napari_lrmil.plugin.train.widget import TrainWidget
 
     made = TrainWidget(viewer, Remembered(tmp_path / "remembered"))
     viewer.window.add_dock_widget(made, name="Train (LRMIL)", area="right")
@@ -102,8 +102,8 @@ def answer_question(word: str) -> None:
 
 
 def test_it_lies_as_a_tab_beside_analyse(viewer: Any, tmp_path: Path, qtbot: Any) -> None:
-    from napari_lrmil.plugin.analyse import AnalyseWidget
-    from napari_lrmil.plugin.train import TrainWidget
+    from napari_lrmil.plugin.analyse.widget import AnalyseWidget
+    from napari_lrmil.plugin.train.widget import TrainWidget
 
     analyse, train = AnalyseWidget(viewer), TrainWidget(viewer, Remembered(tmp_path))
     for dock in (analyse, train):
@@ -196,9 +196,9 @@ def test_settings_come_from_the_configuration(dock: Any, qtbot: Any) -> None:
 def test_a_run_is_started_stopped_resumed_and_its_model_used(
     dock: Any, viewer: Any, ground: Path, tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from napari_lrmil.plugin.analyse import AnalyseWidget
-    from napari_lrmil.plugin.docks import find_dock
-    from napari_lrmil.plugin.training_run import Phase
+    from napari_lrmil.plugin.analyse.widget import AnalyseWidget
+    from napari_lrmil.plugin.qt.docks import find_dock
+    from napari_lrmil.plugin.train.run_process import Phase
 
     choose(monkeypatch, "getOpenFileName", ground / "cohort.csv")
     dock.cohort.open.click()
@@ -262,8 +262,8 @@ def test_closing_the_dock_asks_whether_the_training_goes_on(
 
     from test_training_run import CHILD
 
-    from lrmil_training.runlock import request_stop
-    from napari_lrmil.plugin.training_run import Call, TrainingRun
+    from lrmil_training.runs.lock import request_stop
+    from napari_lrmil.plugin.train.run_process import Call, TrainingRun
 
     monkeypatch.setattr(Call, "words", property(lambda call: [sys.executable, "-c", CHILD, str(call.folder)]))
     folder = write_run(tmp_path / "run", {"train": 4, "val": 4, "test": 4})

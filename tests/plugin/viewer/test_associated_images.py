@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 from napari_lrmil.core.errors import SlideError
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.plugin.layers import add, slide_layers
+from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.plugin.viewer.layers import add, slide_layers
 from support.fake_slides import FakeSlide, fake_slide, one_sentence, resolution, speckled
 from support.window import require_screen
 
 require_screen()
 
-from napari_lrmil.plugin.associated import PRIVATE, associated_images, show_associated  # noqa: E402  # needs the screen
+from napari_lrmil.plugin.viewer.associated_images import PRIVATE, associated_images, show_associated  # noqa: E402  # needs the screen
 
 LABEL = (3, 251, 7)  # a green that nothing else has
 

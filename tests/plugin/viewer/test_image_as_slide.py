@@ -14,11 +14,11 @@ from napari.layers import Image, Labels
 
 from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.geometry import BoxLevel0
-from napari_lrmil.core.predict import predict
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.plugin.askmpp import Answer
-from napari_lrmil.plugin.layers import ours, tag_of
-from napari_lrmil.plugin.plain import adopt, no_slide_because, plain_slide, slide_opener
+from napari_lrmil.core.inference.predict import predict
+from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.plugin.viewer.image_as_slide import adopt, no_slide_because, plain_slide, slide_opener
+from napari_lrmil.plugin.viewer.layers import ours, tag_of
+from napari_lrmil.plugin.viewer.mpp_prompt import Answer
 from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, l_shape, one_sentence, resolution, speckled
 
 PHOTO = speckled(700, 430)

@@ -12,12 +12,12 @@ from napari.components import ViewerModel
 from PIL import Image
 
 from napari_lrmil.core.errors import ResolutionError, SlideError
-from napari_lrmil.core.remembered import Remembered
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.plugin import reader
-from napari_lrmil.plugin.askmpp import Answer
-from napari_lrmil.plugin.layers import ours
-from napari_lrmil.plugin.reader import get_reader, one_per_slide, read_slides
+from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.user_settings import Remembered
+from napari_lrmil.plugin.viewer import reader
+from napari_lrmil.plugin.viewer.layers import ours
+from napari_lrmil.plugin.viewer.mpp_prompt import Answer
+from napari_lrmil.plugin.viewer.reader import get_reader, one_per_slide, read_slides
 from support.fake_slides import one_sentence, speckled, write_tiff
 
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from napari_lrmil.core.geometry import Mpp
-from napari_lrmil.core.predict import predict
-from napari_lrmil.core.prediction import Prediction
-from napari_lrmil.core.teacherchoice import TeacherPatches
-from napari_lrmil.plugin.layers import add, placement, recolour, screen_of, slide_layers, twin
-from napari_lrmil.plugin.maps import attention_layers
+from napari_lrmil.core.inference.predict import predict
+from napari_lrmil.core.inference.prediction import Prediction
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.plugin.viewer.attention_layers import attention_layers
+from napari_lrmil.plugin.viewer.layers import add, placement, recolour, screen_of, slide_layers, twin
 from support.fake_slides import GLASS, TISSUE, DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 
 DARK = (60, 20, 80)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from napari_lrmil.plugin.layers import add
-from napari_lrmil.plugin.reader import read_slides
+from napari_lrmil.plugin.viewer.layers import add
+from napari_lrmil.plugin.viewer.reader import read_slides
 from support.fake_slides import speckled, write_tiff
 from support.window import MakeDock
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from napari_lrmil.core.geometry import BoxUm
-from napari_lrmil.plugin.layers import add, recolour
-from napari_lrmil.plugin.navigate import fly_to, visible_um
-from napari_lrmil.plugin.reader import read_slides
+from napari_lrmil.plugin.viewer.layers import add, recolour
+from napari_lrmil.plugin.viewer.navigation import fly_to, visible_um
+from napari_lrmil.plugin.viewer.reader import read_slides
 from support.fake_slides import write_tiff
 from support.window import require_screen
 
@@ -20,8 +20,8 @@ require_screen()
 from qtpy.QtCore import QPoint, Qt  # noqa: E402  # Qt needs the screen
 from qtpy.QtGui import QColor, QImage  # noqa: E402
 
-from napari_lrmil.plugin import minimap as module  # noqa: E402
-from napari_lrmil.plugin.minimap import Fit, Minimap  # noqa: E402
+from napari_lrmil.plugin.viewer import minimap as module  # noqa: E402
+from napari_lrmil.plugin.viewer.minimap import Fit, Minimap  # noqa: E402
 
 WAIT_MS = 20_000
 
@@ -139,7 +139,7 @@ def test_other_colours_and_another_slide_are_shown(
 def test_what_it_reads_is_the_slide_never_its_label(
     minimap: Any, viewer: Any, half_dark: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from napari_lrmil.core.slide import Slide
+    from napari_lrmil.core.slides.slide import Slide
 
     monkeypatch.setattr(Slide, "associated_image", lambda *_: pytest.fail("a label was read"))
     layer = _open(viewer, minimap, half_dark, qtbot)

@@ -15,8 +15,8 @@ require_screen()
 from qtpy.QtCore import Qt, QTimer  # noqa: E402  # Qt needs the screen
 from qtpy.QtWidgets import QApplication  # noqa: E402
 
-from napari_lrmil.plugin.askmpp import Answer  # noqa: E402
-from napari_lrmil.plugin.mppdialog import MppDialog, ask_in_window  # noqa: E402
+from napari_lrmil.plugin.viewer.mpp_dialog import MppDialog, ask_in_window  # noqa: E402
+from napari_lrmil.plugin.viewer.mpp_prompt import Answer  # noqa: E402
 from support.fake_slides import FakeSlide, fake_slide, speckled  # noqa: E402
 
 

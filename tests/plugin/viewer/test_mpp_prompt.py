@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from napari_lrmil.core.remembered import Remembered
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.plugin.askmpp import Answer, mpp_for
+from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.user_settings import Remembered
+from napari_lrmil.plugin.viewer.mpp_prompt import Answer, mpp_for
 from support.fake_slides import FakeSlide, fake_slide, resolution, speckled
 
 

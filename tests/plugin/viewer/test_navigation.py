@@ -10,8 +10,8 @@ import pytest
 from napari.components import ViewerModel
 
 from napari_lrmil.core.geometry import BoxUm
-from napari_lrmil.plugin import navigate
-from napari_lrmil.plugin.layers import add, ours, slide_layers
+from napari_lrmil.plugin.viewer import navigation as navigate
+from napari_lrmil.plugin.viewer.layers import add, ours, slide_layers
 from support.fake_slides import FakeSlide, fake_slide, resolution, speckled
 
 CANVAS = (300, 500)  # height, width

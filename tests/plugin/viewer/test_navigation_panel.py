@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from napari_lrmil.plugin.layers import add
-from napari_lrmil.plugin.navigate import current_magnification
-from napari_lrmil.plugin.reader import read_slides
+from napari_lrmil.plugin.viewer.layers import add
+from napari_lrmil.plugin.viewer.navigation import current_magnification
+from napari_lrmil.plugin.viewer.reader import read_slides
 from support.fake_slides import speckled, write_tiff
 from support.window import require_screen
 
@@ -18,7 +18,7 @@ require_screen()
 
 from qtpy.QtCore import Qt  # noqa: E402  # Qt needs the screen
 
-from napari_lrmil.plugin.magbuttons import MagnificationRow  # noqa: E402
+from napari_lrmil.plugin.viewer.navigation_panel import MagnificationRow  # noqa: E402
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import shapely
 from napari.layers import Shapes
 
 from napari_lrmil.core.geometry import Mpp
-from napari_lrmil.core.regions import Region
-from napari_lrmil.plugin.drawing import drawn_regions, shapes_of
+from napari_lrmil.core.patching.regions import Region
+from napari_lrmil.plugin.viewer.region_shapes import drawn_regions, shapes_of
 
 MPP = Mpp(0.5, 0.25)
 

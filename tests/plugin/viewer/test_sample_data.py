@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from napari_lrmil.plugin import sample_data
+from napari_lrmil.plugin.viewer import sample_data
 
 
 def test_the_sample_is_painted_once_and_opens_lazily(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from napari_lrmil.core.geometry import Bounds, BoxUm, Level
-from napari_lrmil.plugin.tiles import COARSEST_PX, LARGEST_STEP, ScreenSlide, TileCache, plan_levels
+from napari_lrmil.plugin.viewer.screen_pyramid import COARSEST_PX, LARGEST_STEP, ScreenSlide, TileCache, plan_levels
 from support.fake_slides import FakeSlide, area_reference, fake_slide, resolution, speckled
 
 WIDTH, HEIGHT = 1500, 1111  # neither is a multiple of a tile or of a downsample

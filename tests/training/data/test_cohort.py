@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lrmil_training.cohort import read_cohort, require_classes
+from lrmil_training.data.cohort import read_cohort, require_classes
 from napari_lrmil.core.errors import CohortError
 
 Table = Callable[..., Path]

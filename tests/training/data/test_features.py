@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lrmil_training.cohort import CohortSlide
-from lrmil_training.features import FeatureRequest, make_features
-from napari_lrmil.core.bag import read_bag
+from lrmil_training.data.cohort import CohortSlide
+from lrmil_training.data.features import FeatureRequest, make_features
+from napari_lrmil.core.features.bag import read_bag
 from napari_lrmil.core.geometry import PatchPlan
-from napari_lrmil.core.grid import NestedGrid, grid_of, nest_cells
+from napari_lrmil.core.patching.grid import NestedGrid, grid_of, nest_cells
 from napari_lrmil.core.phantom import make_cohort
 from support.networks import untrained_encoder
 

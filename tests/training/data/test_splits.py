@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lrmil_training.cohort import Cohort, CohortSlide, refuse_leaks, require_classes
-from lrmil_training.folds import deal_folds, put_aside
-from lrmil_training.patients import clusters
+from lrmil_training.data.cohort import Cohort, CohortSlide, refuse_leaks, require_classes
+from lrmil_training.data.patient_groups import clusters
+from lrmil_training.data.splits import deal_folds, put_aside
 from napari_lrmil.core.errors import CohortError
 
 CLASSES = ("normal", "lesion")

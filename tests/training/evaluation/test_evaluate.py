@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lrmil_training.evaluation import evaluate, slide_table, temperature_of
-from napari_lrmil.core.compare import to_lr
+from lrmil_training.evaluation.evaluate import evaluate, slide_table, temperature_of
+from napari_lrmil.core.metrics.agreement import to_lr
 from support.run_folders import made_cohort, made_results
 
 COUNTS = {"train": 4, "val": 6, "test": 12}

@@ -10,9 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrmil_training.comparison import MARGIN, delong_paired, non_inferiority
-from lrmil_training.delong import delong
-from lrmil_training.metrics import (
+from lrmil_training.evaluation.metrics import (
     FEWEST_CLUSTERS,
     FEWEST_TO_CALIBRATE,
     OVER_PATIENTS,
@@ -28,6 +26,7 @@ from lrmil_training.metrics import (
     ranking_auroc,
     reliability_bins,
 )
+from lrmil_training.evaluation.significance import MARGIN, delong, delong_paired, non_inferiority
 
 
 def _scored(n: int = 40, signal: float = 1.5, seed: int = 0) -> Scored:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lrmil_training.summary import is_method, summarise
+from lrmil_training.evaluation.summary import is_method, summarise
 
 
 def run(

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lrmil_training.checkpoints import read_score
-from lrmil_training.epochs import epoch_seed
-from lrmil_training.fitloop import _precision
-from lrmil_training.fitting import EpochMeans, EpochSampler, fit, gathered
+from lrmil_training.fitting.checkpoints import read_score
+from lrmil_training.fitting.epochs import epoch_seed
+from lrmil_training.fitting.fit import EpochMeans, EpochSampler, fit, gathered
+from lrmil_training.fitting.trainer import _precision
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Caution, Progress
 from support.fits import CPU, Toy, drained, figures, maker, plan, samples
@@ -40,7 +40,7 @@ def test_ranks_share_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """In training all get equally many, in validation each sample is seen once."""
     shares: dict[bool, list[list[int]]] = {True: [], False: []}
     for rank in range(3):
-        monkeypatch.setattr("lrmil_training.epochs.ranks", lambda rank=rank: (rank, 3))
+        monkeypatch.setattr("lrmil_training.fitting.epochs.ranks", lambda rank=rank: (rank, 3))
         for shuffle, found in shares.items():
             sampler = EpochSampler(10, 1, shuffle=shuffle)
             found.append(list(sampler))
@@ -178,7 +178,7 @@ def test_without_a_key_nothing_is_continued(tmp_path: Path) -> None:
 
 def test_plain_loaders_are_refused_on_several_devices(tmp_path: Path) -> None:
     """Every process would train on everything."""
-    from lrmil_training.fitloop import run_stage
+    from lrmil_training.fitting.trainer import run_stage
 
     def make() -> tuple[L.LightningModule, Any, Any]:
         return Toy(), DataLoader(samples(8, 1)), DataLoader(samples(8, 1))

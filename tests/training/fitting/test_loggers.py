@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from lrmil_training import loggers
-from lrmil_training.fitting import fit
-from lrmil_training.loggers import FitName, make_loggers
+from lrmil_training.fitting import loggers
+from lrmil_training.fitting.fit import fit
+from lrmil_training.fitting.loggers import FitName, make_loggers
 from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.events import Progress
 from support.fits import drained, figures, maker, plan

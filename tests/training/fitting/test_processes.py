@@ -14,14 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrmil_training import fitting
-from lrmil_training.checkpoints import newest
 from lrmil_training.config import build_config
-from lrmil_training.distributed import run_in_processes
-from lrmil_training.fitloop import Make
-from lrmil_training.fitplan import FitPlan
-from lrmil_training.fitting import fit
-from lrmil_training.run import train
+from lrmil_training.fitting import fit as fitting
+from lrmil_training.fitting.checkpoints import newest
+from lrmil_training.fitting.fit import fit
+from lrmil_training.fitting.plan import FitPlan
+from lrmil_training.fitting.processes import run_in_processes
+from lrmil_training.fitting.trainer import Make
+from lrmil_training.train import train
 from napari_lrmil.core.encoders import save_encoder
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Caution, Event, Finished, Progress

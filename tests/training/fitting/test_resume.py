@@ -15,8 +15,8 @@ import lightning as L
 import pytest
 import torch
 
-from lrmil_training.checkpoints import last_files, newest, read_best, read_score
-from lrmil_training.fitting import StoppedError, fit
+from lrmil_training.fitting.checkpoints import last_files, newest, read_best, read_score
+from lrmil_training.fitting.fit import StoppedError, fit
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Progress
 from support import fits

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from lrmil_training.report import figure_text, verdict, weighting, write_report
-from lrmil_training.reportdata import name_of, read_curves, read_run, sort_by_probability_distance
-from lrmil_training.reportplots import agreement, forest, reliability, run_dots
+from lrmil_training.report.plots import agreement, forest, reliability, run_dots
+from lrmil_training.report.report import figure_text, verdict, weighting, write_report
+from lrmil_training.report.run_record import name_of, read_curves, read_run, sort_by_probability_distance
 from support.run_folders import CLASSES, write_events, write_run, write_series
 
 COUNTS = {"train": 9, "val": 12, "test": 26}

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from napari_lrmil.core.atomic_files import whole
 from napari_lrmil.core.encoders import save_encoder
 from napari_lrmil.core.errors import DiskFullError, LrmilError
-from napari_lrmil.core.files import whole
 from napari_lrmil.core.phantom import make_cohort
 from support.networks import untrained_encoder
 

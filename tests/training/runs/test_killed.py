@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lrmil_training.eventlog import EVENTS, read_events
+from lrmil_training.runs.event_log import EVENTS, read_events
 from napari_lrmil.core.encoders import save_encoder
 from napari_lrmil.core.phantom import make_cohort
 from support.networks import untrained_encoder

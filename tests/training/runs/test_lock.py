@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from lrmil_training.eventlog import EventLog, read_events
-from lrmil_training.runlock import LOCK, LockedError, Owner, clear_stop, hold, holder, request_stop, stop_requested
+from lrmil_training.runs.event_log import EventLog, read_events
+from lrmil_training.runs.lock import LOCK, LockedError, Owner, clear_stop, hold, holder, request_stop, stop_requested
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Finished, Metric, Progress
 
@@ -40,7 +40,7 @@ def test_a_second_writer_gets_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="there the heartbeat decides")
 def test_a_killed_writer_leaves_no_lock_that_holds(tmp_path: Path) -> None:
     """On this machine its process can be looked for: no need to wait."""
-    code = "import os, pathlib, sys; from lrmil_training.runlock import hold\n"
+    code = "import os, pathlib, sys; from lrmil_training.runs.lock import hold\n"
     code += "with hold(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert (tmp_path / LOCK).exists()

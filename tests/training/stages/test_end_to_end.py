@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrmil_training import stage3
-from lrmil_training.bagfit import BagItem, label_loss
 from lrmil_training.config import Stage2Config
-from lrmil_training.handles import SlideHandles
-from lrmil_training.stage3 import DrawnBags, PixelBag, fit_end_to_end
+from lrmil_training.data.bags import BagItem
+from lrmil_training.data.patch_pairs import SlideHandles
+from lrmil_training.stages import end_to_end as stage3
+from lrmil_training.stages.end_to_end import DrawnBags, PixelBag, fit_end_to_end
+from lrmil_training.stages.mil_training import label_loss
 from napari_lrmil.core.geometry import Int64
 
 

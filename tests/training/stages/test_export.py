@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lrmil_training.cohort import CohortSlide
-from lrmil_training.evaluation import SlideResult
-from lrmil_training.export import training_colour
-from napari_lrmil.core.colour import FEWEST_SLIDES, colour_of
+from lrmil_training.data.cohort import CohortSlide
+from lrmil_training.evaluation.evaluate import SlideResult
+from lrmil_training.stages.export import training_colour
 from napari_lrmil.core.geometry import PatchPlan
-from napari_lrmil.core.grid import grid_of
+from napari_lrmil.core.patching.color import FEWEST_SLIDES, colour_of
+from napari_lrmil.core.patching.grid import grid_of
 from support.fake_slides import speckled, write_tiff
 
 PLAN = PatchPlan(0.5, 2.0, 64, 64)

@@ -9,15 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrmil_training import features
-from lrmil_training import run as run_module
-from lrmil_training.bagfit import BagItem
+from lrmil_training import train as run_module
 from lrmil_training.config import TrainConfig, build_config
-from lrmil_training.methods import Method, _is_foreign, changed, methods, stage3_loss
-from lrmil_training.run import train
-from lrmil_training.stage3 import scaled
-from napari_lrmil.core import bundle as bundle_module
-from napari_lrmil.core.bundle import Bundle
+from lrmil_training.data import features
+from lrmil_training.data.bags import BagItem
+from lrmil_training.stages.end_to_end import scaled
+from lrmil_training.stages.methods import Method, _is_foreign, changed, methods, stage3_loss
+from lrmil_training.train import train
 from napari_lrmil.core.encoders import (
     AlignedEncoder,
     Encoded,
@@ -28,11 +26,13 @@ from napari_lrmil.core.encoders import (
 )
 from napari_lrmil.core.errors import BundleError, ConfigError, EncoderError
 from napari_lrmil.core.events import Caution, Event, Finished, Metric, Progress, StageDone
-from napari_lrmil.core.mil import GatedAttentionMil
+from napari_lrmil.core.inference.predict import predict
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.models import bundle as bundle_module
+from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.models.mil import GatedAttentionMil
 from napari_lrmil.core.phantom import make_cohort
-from napari_lrmil.core.predict import predict
-from napari_lrmil.core.slide import Slide
-from napari_lrmil.core.teacherchoice import TeacherPatches
+from napari_lrmil.core.slides.slide import Slide
 from support.networks import Borrowed, untrained_encoder
 
 CPU = torch.device("cpu")

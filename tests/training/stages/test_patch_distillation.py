@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from lrmil_training import losses
 from lrmil_training.config import TrainConfig, build_config
-from lrmil_training.pairs import EMBEDDING, Pair, Standard, restained
-from lrmil_training.stage1 import Stage1, Watched, require_twins
+from lrmil_training.data.patch_pairs import Pair, restained
+from lrmil_training.data.teacher_targets import EMBEDDING, Standard
+from lrmil_training.stages.patch_distillation import Stage1, Watched, require_twins
 from napari_lrmil.core.encoders import AlignedEncoder, Encoded, EncoderSpec, NetworkEncoder
 from napari_lrmil.core.errors import ConfigError, EncoderError
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from lrmil_training.config import build_config
-from lrmil_training.run import train
-from napari_lrmil.core.bundle import Bundle
+from lrmil_training.train import train
 from napari_lrmil.core.encoders import save_encoder
 from napari_lrmil.core.events import Caution, Finished
+from napari_lrmil.core.inference.predict import predict
+from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.phantom import make_cohort
-from napari_lrmil.core.predict import predict
-from napari_lrmil.core.slide import Slide
+from napari_lrmil.core.slides.slide import Slide
 from support.networks import untrained_encoder
 
 CPU = torch.device("cpu")

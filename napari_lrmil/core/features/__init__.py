@@ -1,0 +1,1 @@
+"""Features (embeddings) of patches: extraction, storage as bags, caches, devices."""

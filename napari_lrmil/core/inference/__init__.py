@@ -1,0 +1,1 @@
+"""Inference on one slide: prediction, quality checks, comparison with the teacher."""

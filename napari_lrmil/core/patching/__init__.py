@@ -1,0 +1,1 @@
+"""Tissue masks, nested HR/LR patch grids, regions of interest."""

@@ -1,0 +1,1 @@
+"""Result files: writing, reading, resuming, exporting, cohort tables."""

@@ -1,0 +1,1 @@
+"""Runtimes of the encoder: torch, OpenVINO, and the check that they agree."""

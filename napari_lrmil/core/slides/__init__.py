@@ -1,0 +1,1 @@
+"""Slides: opening, resolution, levels, tiles and their pixels."""

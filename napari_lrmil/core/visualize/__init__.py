@@ -1,0 +1,1 @@
+"""Pictures: attention overlays, galleries, figures, the HTML report of a slide."""

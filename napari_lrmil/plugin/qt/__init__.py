@@ -1,0 +1,1 @@
+"""Qt building blocks without domain: worker thread, signals, docks, sections."""

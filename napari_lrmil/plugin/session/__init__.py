@@ -1,0 +1,1 @@
+"""State and jobs of an analysis, without Qt and without napari."""

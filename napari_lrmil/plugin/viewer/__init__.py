@@ -1,0 +1,1 @@
+"""Slides and attention in the napari viewer: reader, layers, navigation."""

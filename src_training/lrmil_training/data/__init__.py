@@ -1,0 +1,1 @@
+"""Cohort table, splits, patch features, teacher targets, bags."""

@@ -1,0 +1,1 @@
+"""Evaluation: metrics with intervals, significance, attention files."""

@@ -1,0 +1,1 @@
+"""Fitting one stage: trainer, checkpoints, loggers, processes."""

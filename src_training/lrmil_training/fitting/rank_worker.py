@@ -1,0 +1,61 @@
+"""OutOfMemoryError, _Problem, _Done of `lrmil_training.fitting.fit.rank_worker`."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from lrmil_training.fitting.plan import StoppedError
+from lrmil_training.fitting.trainer import State, run_stage
+from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.features.prefetch import memory_ran_out
+
+
+class OutOfMemoryError(Exception):
+    """A device's memory ran out."""
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Why a rank ended: kinds of errors travel between processes, errors themselves often cannot."""
+
+    kind: str
+    message: str
+
+    @property
+    def is_told(self) -> bool:
+        """Whether it is a reason of its own, and not what follows from another rank's end."""
+        return self.kind != "unexpected"
+
+    def error(self) -> Exception:
+        kinds = {"memory": OutOfMemoryError, "stopped": StoppedError, "user": LrmilError}
+        return kinds.get(self.kind, RuntimeError)(self.message)
+
+
+class _Done:
+    """Last word of a rank that came to its end."""
+
+
+def _problem(error: BaseException) -> _Problem:
+    if memory_ran_out(error):
+        return _Problem("memory", str(error))
+    if isinstance(error, LrmilError):
+        return _Problem("stopped" if isinstance(error, StoppedError) else "user", str(error))
+    return _Problem("unexpected", "".join(traceback.format_exception(error)))
+
+
+def fit_rank(rank: int, payload: Path, pipe: Connection) -> None:
+    """Do a rank's part; the first one tells of the events."""
+    try:
+        made = torch.load(payload, map_location="cpu", weights_only=False, mmap=True)  # ours, of a moment ago
+        make, plan, scale = made
+        run_stage(make, plan, scale, State(), pipe.send if rank == 0 else lambda _: None, lambda: False)
+        pipe.send(_Done())
+    except BaseException as error:
+        pipe.send(_problem(error))
+    finally:
+        pipe.close()
