@@ -28,17 +28,17 @@ import h5py
 import numpy as np
 import psutil
 from bad_slides import BAD, as_ordinary_user, make_bad_slides
-from napari_lrmil.core.schema import PREDICTION, CohortFile, PredictionFile
 
 from napari_lrmil.core.atomic_files import write_json
-from napari_lrmil.core.cohort import EngineChoice, SlideWork, Tally, choose_engine, run_cohort
+from napari_lrmil.core.cohort import BackendChoice, CohortProgress, SlideJob, choose_backend, run_cohort
 from napari_lrmil.core.cohort.local_pool import LocalProcesses
 from napari_lrmil.core.cohort.memory import machine_mb
 from napari_lrmil.core.cohort.predict_task import PredictTask
-from napari_lrmil.core.cohort.task import Engine, Serial
+from napari_lrmil.core.cohort.task import Backend, SerialBackend
 from napari_lrmil.core.events import Event, Partial
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.phantom import LESION, NORMAL, PhantomLook, PhantomSlide, write_slide
+from napari_lrmil.core.results.schema import PREDICTION, CohortFile, PredictionFile
 from napari_lrmil.core.slides.openslide_handle import has_slide_ending
 
 ODD = "Präparat Nr. 1 – été"
@@ -55,7 +55,7 @@ class Counted:
         """See `PredictTask.prepare`."""
         self.task.prepare(threads)
 
-    def __call__(self, work: SlideWork) -> Generator[Event, None, Any]:
+    def __call__(self, work: SlideJob) -> Generator[Event, None, Any]:
         """Predict a slide; see `PredictTask`."""
         computing = False
         stream = self.task(work)
@@ -71,7 +71,7 @@ class Counted:
                 self._say("begun", work)
             yield event
 
-    def _say(self, word: str, work: SlideWork) -> None:
+    def _say(self, word: str, work: SlideJob) -> None:
         with self.log.open("a", encoding="utf-8") as file:
             file.write(f"{word}\t{os.getpid()}\t{work.name}\n")
 
@@ -121,15 +121,15 @@ def _task(bundle: str, out: Path) -> PredictTask:
 
 def _on_cluster(run: Path, good: Sequence[Path], every: Sequence[Path], bundle: str, port: int) -> dict[str, Any]:
     for path in good:  # one call each
-        _all(run_cohort([SlideWork(path)], _task(bundle, run / "single"), Serial(), Tally()))
+        _all(run_cohort([SlideJob(path)], _task(bundle, run / "single"), SerialBackend(), CohortProgress()))
     together, log = run / "together", run / "log"
     log.touch()
-    task, works = Counted(_task(bundle, together), log), [SlideWork(path) for path in every]
+    task, works = Counted(_task(bundle, together), log), [SlideJob(path) for path in every]
     with _cluster(port) as (address, workers):
         kill = len(good) // 3, lambda: _kill_busy(workers, log)
         first = _until(works, task, _engine(address), [kill], len(good) * 2 // 3)
         begun = _count(log)
-        second = Tally()
+        second = CohortProgress()
         _all(run_cohort(works, task, _engine(address), second))
         before = _when(together)
         words = [str(every[0].parent), "--bundle", bundle, "--out", str(together), "--device", "cpu"]
@@ -166,8 +166,8 @@ def _on_cluster(run: Path, good: Sequence[Path], every: Sequence[Path], bundle: 
     }
 
 
-def _engine(address: str) -> Engine:
-    return choose_engine(EngineChoice(scheduler=address), slides=2)
+def _engine(address: str) -> Backend:
+    return choose_backend(BackendChoice(scheduler=address), slides=2)
 
 
 def _prefix() -> list[str]:
@@ -213,9 +213,11 @@ def _kill_busy(nannies: Sequence[psutil.Process], log: Path) -> None:
         time.sleep(0.002)
 
 
-def _until(works: Sequence[SlideWork], task: Counted, engine: Engine, acts: list[tuple[int, Any]], stop: int) -> Tally:
+def _until(
+    works: Sequence[SlideJob], task: Counted, engine: Backend, acts: list[tuple[int, Any]], stop: int
+) -> CohortProgress:
     """Run until `stop` slides are done, then break off; do each act when its number of slides is done."""
-    tally = Tally()
+    tally = CohortProgress()
     stream = run_cohort(works, task, engine, tally)
     for event in stream:
         if isinstance(event, Partial):
@@ -269,9 +271,9 @@ def _scaling(run: Path, good: Sequence[Path], bundle: str) -> list[dict[str, Any
     rows = []
     for workers in (1, 2):
         engine = LocalProcesses([{}] * workers, 1, machine_mb() / 4)
-        tally, ends = Tally(), []
+        tally, ends = CohortProgress(), []
         task = _task(bundle, run / f"workers_{workers}")
-        for event in run_cohort([SlideWork(path) for path in good], task, engine, tally):
+        for event in run_cohort([SlideJob(path) for path in good], task, engine, tally):
             if isinstance(event, Partial):
                 ends.append(time.monotonic())
         wall = time.monotonic() - tally.began

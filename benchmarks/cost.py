@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from napari_lrmil.cli.console import follow
+from napari_lrmil.cli.console import show_progress
 from napari_lrmil.cli.predict import expand
-from napari_lrmil.core.features.devices import leave_a_core, resolve_device
+from napari_lrmil.core.features.devices import limit_torch_threads, resolve_device
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
@@ -51,7 +51,7 @@ def measure(path: Path, bundle: Bundle) -> Cost:
 def _run(path: Path, bundle: Bundle, teacher: TeacherPatches) -> tuple[Prediction, float]:
     began = time.process_time()
     with Slide(path) as slide:
-        prediction: Prediction = follow(
+        prediction: Prediction = show_progress(
             predict(slide, bundle, device=resolve_device("cpu"), teacher=teacher), path.name
         )
     return prediction, time.process_time() - began
@@ -80,7 +80,7 @@ def main() -> None:
     p.add_argument("slides", nargs="+", type=Path)
     p.add_argument("--bundle", default="demo")
     args = p.parse_args()
-    leave_a_core()
+    limit_torch_threads()
     bundle = Bundle(args.bundle)
     slides = [path for path, _ in expand(args.slides)]
     _run(slides[0], bundle, TeacherPatches.ALL)  # the first call loads weights and libraries

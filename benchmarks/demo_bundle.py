@@ -20,10 +20,10 @@ from lrmil_training.config import build_config, load_config
 from lrmil_training.runs.event_log import METRICS
 from lrmil_training.stages.demo_encoder import PretrainConfig, pretrain
 from lrmil_training.train import train
-from napari_lrmil.cli.console import follow
+from napari_lrmil.cli.console import show_progress
 from napari_lrmil.core.encoders import EncoderSpec
 from napari_lrmil.core.events import Event, Finished
-from napari_lrmil.core.features.devices import leave_a_core, resolve_device
+from napari_lrmil.core.features.devices import limit_torch_threads, resolve_device
 from napari_lrmil.core.models.bundle import SHIPPED
 from napari_lrmil.core.phantom import make_cohort
 
@@ -50,16 +50,16 @@ def main() -> None:
     p.add_argument("--ship", action="store_true", help="copy the bundle into the package")
     args = p.parse_args()
     began = time.process_time()
-    leave_a_core()
+    limit_torch_threads()
     device = resolve_device("cpu")
     encoder = args.out / f"{SPEC.name}.safetensors"
     if not encoder.exists():
-        follow(_returned(pretrain(args.out, SPEC, PretrainConfig(), device)), "encoder", quiet=False)
+        show_progress(_returned(pretrain(args.out, SPEC, PretrainConfig(), device)), "encoder", quiet=False)
     cohort = _cohort(args)
     values = load_config(Path(__file__).with_name("demo.yaml")).model_dump()
     values |= {"name": NAME, "about": ABOUT}
     values["encoder"]["teacher"] = str(encoder)
-    follow(train(cohort, args.out / "run", build_config(values), device), "demo", quiet=False)
+    show_progress(train(cohort, args.out / "run", build_config(values), device), "demo", quiet=False)
     print(table(json.loads((args.out / "run" / METRICS).read_text())))
     print(f"CPU-seconds of this process: {time.process_time() - began:.0f}")
     if args.ship:
@@ -71,7 +71,7 @@ def _cohort(args: argparse.Namespace) -> Path:
     for (split, seed), count in zip((SEEDS | {"test": args.test_seed}).items(), args.slides, strict=True):
         done = folder / f".{split}.done"
         if count and not done.exists():
-            follow(make_cohort(folder, count, SIZE, seed, split=split, workers=args.workers), split)
+            show_progress(make_cohort(folder, count, SIZE, seed, split=split, workers=args.workers), split)
             done.touch()
     return folder / "cohort.csv"
 

@@ -25,7 +25,7 @@ from real_tissue_table import put_between
 
 from lrmil_training.evaluation.attention_files import AttentionMap, read_map
 from lrmil_training.report.slide_pictures import limit
-from napari_lrmil.core.inference.teacher_comparison import Shared, lesion_file
+from napari_lrmil.core.inference.teacher_comparison import SharedPatches, lesion_file
 from napari_lrmil.core.metrics.agreement import read_outlines
 from napari_lrmil.core.visualize.comparison_figure import DIFFERENCE, difference_limit
 from napari_lrmil.core.visualize.overlay import COLORMAP
@@ -160,7 +160,7 @@ def draw(path: Path, work: Path, one: SlideFigures) -> None:
     if student is None or teacher is None:
         raise SystemExit(f"{folder}: no attention of {one.slide}; the run was cut short")
     pooled = pooled_to(student, teacher)
-    both = Shared(np.arange(len(pooled.coords)), *(len(one.coords) * one.attention for one in (student, pooled)))
+    both = SharedPatches(np.arange(len(pooled.coords)), *(len(one.coords) * one.attention for one in (student, pooled)))
     figure = Figure(figsize=(14, 4.1), layout="constrained", dpi=100)
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 4)

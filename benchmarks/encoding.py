@@ -12,14 +12,14 @@ from pathlib import Path
 
 import torch
 
-from napari_lrmil.cli.console import follow, returned
-from napari_lrmil.core.features.extraction import Embedder, Embeddings, PatchSet, embed
-from napari_lrmil.core.features.prefetch import at_once
+from napari_lrmil.cli.console import show_progress, with_finished_event
+from napari_lrmil.core.features.extraction import Embedder, Embeddings, PatchSet, extract_features
+from napari_lrmil.core.features.prefetch import default_batch_size
 from napari_lrmil.core.metrics.agreement import spearman
 from napari_lrmil.core.models.bundle import Bundle
-from napari_lrmil.core.models.mil import pool
-from napari_lrmil.core.patching.grid import ground_of
-from napari_lrmil.core.runtimes.select import Subject, spread, tried, ways_to_run
+from napari_lrmil.core.models.mil import pool_bag
+from napari_lrmil.core.patching.grid import find_tissue_grid
+from napari_lrmil.core.runtimes.select import RuntimeRequest, candidate_runtimes, evaluate_candidate, evenly_spaced_rows
 from napari_lrmil.core.slides.slide import Slide
 
 CPU = torch.device("cpu")
@@ -31,28 +31,31 @@ def measure(path: Path, named: str) -> None:
     bundle = Bundle(named)
     card = bundle.card
     with Slide(path) as slide:
-        grid = ground_of(slide, card.plan, card.tissue).grid
+        grid = find_tissue_grid(slide, card.plan, card.tissue).grid
         patches = PatchSet(grid.lr_corners, grid.lattice.lr_cell, card.lr_patch_px, card.student_input_px)
         some = PatchSet(
-            patches.corners[spread(len(patches), patches.side)], patches.size_level0, patches.patch_px, patches.input_px
+            patches.corners[evenly_spaced_rows(len(patches), patches.side)],
+            patches.size_level0,
+            patches.patch_px,
+            patches.input_px,
         )
         read = partial(some.read, slide, slice(None))
         about = f"{bundle.sha256} student", patches.side, card.temperature, len(patches)
-        subject = Subject(bundle.student, *about, read, {})
+        subject = RuntimeRequest(bundle.student, *about, read, {})
         every: dict[str, Embedder] = {"torch float32, as it is": bundle.student.encoder}
-        for way in ways_to_run("auto", subject, CPU)[1]:
-            ready = tried(subject, way)
+        for way in candidate_runtimes("auto", subject, CPU)[1]:
+            ready = evaluate_candidate(subject, way)
             every[f"{way.runtime} {way.precision}{'' if ready.verdict.agrees else ' (refused)'}"] = (
                 ready.embedder or bundle.student.encoder
             )
         reference = _embedded(slide, patches, bundle.student.encoder)[0]
-        seen = pool(bundle.student.mil, reference.features, CPU)
+        seen = pool_bag(bundle.student.mil, reference.features, CPU)
         runs: dict[str, list[tuple[Embeddings, float]]] = {name: [] for name in every}
         for _ in range(REPEATS):  # in turns, for the machine may be busier at one time than at another
             for name, embedder in every.items():
                 runs[name].append(_embedded(slide, patches, embedder))
         for name, its in runs.items():
-            told = pool(bundle.student.mil, its[0][0].features, CPU)
+            told = pool_bag(bundle.student.mil, its[0][0].features, CPU)
             shares = [torch.softmax(torch.from_numpy(p.logits) / (card.temperature or 1), 0) for p in (seen, told)]
             rank = spearman(seen.attention, told.attention) or 0.0
             seconds = sorted(cpu for _, cpu in its)[REPEATS // 2]
@@ -66,8 +69,8 @@ def measure(path: Path, named: str) -> None:
 def _embedded(slide: Slide, patches: PatchSet, embedder: Embedder) -> tuple[Embeddings, float]:
     """Return embeddings and the CPU-seconds of reading and encoding them."""
     began = time.process_time()
-    work = embed(slide, patches, embedder, device=CPU, batch=at_once(patches.side))
-    made: Embeddings = follow(returned(work), slide.name)
+    work = extract_features(slide, patches, embedder, device=CPU, batch=default_batch_size(patches.side))
+    made: Embeddings = show_progress(with_finished_event(work), slide.name)
     return made, time.process_time() - began
 
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from napari_lrmil.core.atomic_files import write_text
-from napari_lrmil.core.models.mil import GatedAttentionMil
+from napari_lrmil.core.models.mil import GatedAttentionMIL
 
 PUBLISHED = "0.900 ± 0.050"
 
@@ -108,7 +108,7 @@ def network(dim: int, settings: Settings) -> nn.Sequential:
     for width in settings.widths:
         layers += [nn.Linear(dim, width), nn.ReLU(), nn.Dropout(settings.dropout)]
         dim = width
-    return nn.Sequential(*layers, GatedAttentionMil(dim, 2, settings.hidden))
+    return nn.Sequential(*layers, GatedAttentionMIL(dim, 2, settings.hidden))
 
 
 def standardised(bags: Bags, train: NDArray[np.int64]) -> list[Tensor]:

@@ -20,7 +20,7 @@ from real_tissue_table import put_between
 
 from napari_lrmil.core.features.extraction import PatchSet
 from napari_lrmil.core.geometry import BoxLevel0, PatchPlan
-from napari_lrmil.core.patching.grid import NestedGrid, ground_of
+from napari_lrmil.core.patching.grid import NestedGrid, find_tissue_grid
 from napari_lrmil.core.patching.tissue import TissueConfig, find_tissue
 from napari_lrmil.core.slides.slide import Pixels, Slide
 from napari_lrmil.core.slides.tile_reader import OPENSLIDE, TILES
@@ -84,7 +84,7 @@ def rows(path: Path, mpp: float, runs: int) -> Iterator[tuple[str, ...]]:
     with Slide(path, reader=OPENSLIDE) as slide:
         mpp = mpp or slide.mpp.mean
         plan = PatchPlan(min(HR_MPP, mpp), mpp, PATCH_PX, PATCH_PX)
-        grid = ground_of(slide, plan, TissueConfig()).grid
+        grid = find_tissue_grid(slide, plan, TissueConfig()).grid
     found: dict[str, list[Cost]] = {OPENSLIDE: [], TILES: []}
     for _ in range(runs + 1):  # the first one loads libraries
         for reader, costs in found.items():

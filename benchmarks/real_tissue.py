@@ -334,8 +334,8 @@ def _agreement(args: argparse.Namespace, cell: Cell, a: Path, b: Path) -> dict[s
     from lrmil_training.config import build_config
     from lrmil_training.data.cohort import read_cohort
     from lrmil_training.evaluation.attention_files import read_map
-    from napari_lrmil.core.metrics.agreement import measure_agreement, to_lr
-    from napari_lrmil.core.patching.grid import grid_of
+    from napari_lrmil.core.metrics.agreement import measure_agreement, pool_to_lr_grid
+    from napari_lrmil.core.patching.grid import find_nested_grid
 
     plan = build_config({**BASE, **RESOLUTIONS[cell.resolution]}).plan
     found = []
@@ -343,8 +343,8 @@ def _agreement(args: argparse.Namespace, cell: Cell, a: Path, b: Path) -> dict[s
         one, other = (read_map(folder / f"{row.name}.h5") for folder in (a, b))
         assert one is not None and other is not None
         with row.open() as slide:
-            grid = grid_of(slide, plan)
-        told = measure_agreement(grid, to_lr(grid, one.attention), other.attention)
+            grid = find_nested_grid(slide, plan)
+        told = measure_agreement(grid, pool_to_lr_grid(grid, one.attention), other.attention)
         found.append((told.spearman, told.jaccard_top10, told.js_divergence))
     means = np.nanmean(np.array(found, dtype=float), axis=0).tolist()
     return dict(zip(("spearman", "jaccard_top10", "js_divergence"), means, strict=True))
@@ -352,7 +352,7 @@ def _agreement(args: argparse.Namespace, cell: Cell, a: Path, b: Path) -> dict[s
 
 def measure_cost(args: argparse.Namespace, cell: Cell) -> None:
     """Write what a slide costs at a resolution, student and teacher alone: of the first run's bundle, one thread."""
-    from lrmil_training.external_evaluation import Question, evaluate_bundle
+    from lrmil_training.external_evaluation import ExternalEvaluation, evaluate_bundle
     from lrmil_training.runs.event_log import BUNDLE
     from napari_lrmil.core.models.bundle import Bundle
 
@@ -360,7 +360,7 @@ def measure_cost(args: argparse.Namespace, cell: Cell) -> None:
     bundle = args.work / "runs" / cell.name / BUNDLE
     if file.exists() or not bundle.exists():
         return
-    question = Question(Bundle(bundle), "test", teacher=True, device=_cpu())
+    question = ExternalEvaluation(Bundle(bundle), "test", teacher=True, device=_cpu())
     out = args.work / "cost" / cell.resolution.replace(" ", "_")
     for _ in evaluate_bundle(cohort_folder(args, cell.cohort, cell.fold) / "cohort.csv", out, question):
         pass

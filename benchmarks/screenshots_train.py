@@ -33,16 +33,16 @@ def main() -> None:
     import torch  # noqa: F401  # before Qt
     from napari import Viewer
 
-    from napari_lrmil.core.user_settings import Remembered
+    from napari_lrmil.core.user_settings import SettingsStore
     from napari_lrmil.plugin.train.widget import TrainWidget
-    from napari_lrmil.plugin.viewer.layers import add
+    from napari_lrmil.plugin.viewer.layers import add_layer
     from napari_lrmil.plugin.viewer.reader import read_slides
 
     viewer = Viewer(show=True)
     viewer.window._qt_window.resize(1280, 800)
-    dock = TrainWidget(viewer, Remembered(args.work / "remembered"))
+    dock = TrainWidget(viewer, SettingsStore(args.work / "remembered"))
     viewer.window.add_dock_widget(dock, name="Train (LRMIL)", area="right")
-    add(viewer, read_slides(min(args.cohort.glob("*.tif"))))
+    add_layer(viewer, read_slides(min(args.cohort.glob("*.tif"))))
     wait(0.5)
     viewer.reset_view()
     tour(viewer, dock, args)

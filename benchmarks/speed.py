@@ -23,34 +23,34 @@ from typing import Any
 import torch
 from real_tissue_table import put_between
 
-from napari_lrmil.cli.console import follow
+from napari_lrmil.cli.console import show_progress
 from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.benchmark import (
     BESIDE,
     CHAIN,
     HR_STUDENT,
     LR,
-    Measured,
-    Question,
-    as_json,
+    Measurement,
+    MeasurementSpec,
+    benchmark_json,
     factor_table,
     measure_all,
     step_table,
 )
 from napari_lrmil.core.benchmark.setups import LR_TORCH
-from napari_lrmil.core.benchmark.tables import EVERYTHING, factors, processor, resolution_shares
-from napari_lrmil.core.encoders import AlignedEncoder, encoder_at, round_to_half
+from napari_lrmil.core.benchmark.tables import EVERYTHING, cpu_name, resolution_shares, speedup_factors
+from napari_lrmil.core.encoders import AlignedEncoder, resolve_encoder, round_to_half
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.metrics.agreement import spearman
 from napari_lrmil.core.models.bundle import Bundle, StudentNetwork, write_bundle
-from napari_lrmil.core.models.mil import GatedAttentionMil
+from napari_lrmil.core.models.mil import GatedAttentionMIL
 from napari_lrmil.core.slides.slide import Slide
 
 BEGIN, END = "<!-- written by benchmarks/speed.py --write -->", "<!-- end of speed.py -->"
 SMALL, OTHERS = "mobilenet_v3_large", ("mobilenet_v2", "convnext_atto")
 COLDS = 3
-Found = dict[tuple[str, str, float], list[Measured]]  # slide, student, µm per LR pixel -> setups
+Found = dict[tuple[str, str, float], list[Measurement]]  # slide, student, µm per LR pixel -> setups
 Seconds = dict[str, list[float]]
 WISHED = {SMALL: 1.3, "mobilenet_v2": 2.0}  # CPU-seconds of a whole slide at 5x
 
@@ -80,11 +80,13 @@ def main() -> None:
             if slide != args.slides[0] and name != SMALL:
                 continue
             setups = [*CHAIN, *BESIDE] if (name, mpp) == (SMALL, 2.0) else [HR_STUDENT, LR, *BESIDE]
-            question = Question(slide, bundle.path, repeats=args.repeats, most_patches=args.most_patches)
+            question = MeasurementSpec(slide, bundle.path, repeats=args.repeats, most_patches=args.most_patches)
             key = (slide.name, name, mpp)
-            found[key] = follow(measure_all(question, setups), " ".join(map(str, key)))
+            found[key] = show_progress(measure_all(question, setups), " ".join(map(str, key)))
             names = {"model": f"{name} at {10 / mpp:g}x", "slide": slide.name, "bundle": bundle.path.name}
-            stored["measured"].append(as_json(question, found[key]) | names)  # no path: it goes into the repository
+            stored["measured"].append(
+                benchmark_json(question, found[key]) | names
+            )  # no path: it goes into the repository
             print(f"## {key}\n{step_table(found[key])}\n{factor_table(found[key])}\n", flush=True)
     write_json(args.work / "speed.json", stored)
     colds = cold(args.slides[0], bundles[SMALL, 2.0], args.work)
@@ -101,10 +103,10 @@ def main() -> None:
 def untrained(work: Path, name: str, mpp: float) -> Bundle:
     """Write a bundle of a student with patches of 256 px, 20x for its teacher's grid."""
     torch.manual_seed(0)
-    found = encoder_at(name)
+    found = resolve_encoder(name)
     assert found is not None
     encoder = found.encoder
-    student = StudentNetwork(AlignedEncoder(encoder, encoder.dim), GatedAttentionMil(encoder.dim, 2)).eval()
+    student = StudentNetwork(AlignedEncoder(encoder, encoder.dim), GatedAttentionMIL(encoder.dim, 2)).eval()
     round_to_half(student)
     card = {"name": f"{name}-{10 / mpp:g}x", "classes": ("normal", "lesion"), "hr_mpp": 0.5, "lr_mpp": mpp}
     return write_bundle(work / f"{name}-{mpp:g}", card | {"hr_patch_px": 256, "lr_patch_px": 256}, student, None)
@@ -147,13 +149,13 @@ def answer(path: Path, bundle: Bundle, reader: str, runtime: str) -> Prediction:
     """Return what a model says of a slide by way of a reader and a runtime."""
     with Slide(path, reader=reader if reader == "openslide" else "auto") as slide:
         events = predict(slide, bundle, device=torch.device("cpu"), runtime=runtime)
-        prediction: Prediction = follow(events, path.name, told={bundle.card.about, *slide.warnings})
+        prediction: Prediction = show_progress(events, path.name, told={bundle.card.about, *slide.warnings})
         return prediction
 
 
 def told(found: Found, colds: Seconds, agreed: list[str], first: str) -> str:
     """Return the page: what was wished for, and the tables."""
-    parts = [f"{processor()}, Python {platform.python_version()}, torch {torch.__version__}, one thread.", ""]
+    parts = [f"{cpu_name()}, Python {platform.python_version()}, torch {torch.__version__}, one thread.", ""]
     parts += ["| wished for | measured | |", "|---|---|---|", *wishes(found, colds, first), ""]
     for (slide, name, mpp), its in found.items():
         parts += [f"**{slide}, {name} at {10 / mpp:g}x**", "", step_table(its), "", factor_table(its), ""]
@@ -171,11 +173,11 @@ def wishes(found: Found, colds: Seconds, first: str) -> list[str]:
         figures = f"{fast:.2f} as predict runs it; {reference:.2f} with torch and OpenSlide"
         wish = f"{10 / mpp:g}x: CPU saved over patches saved, at least 0.9"
         rows.append((wish, figures, fast >= 0.9))
-    saved = {f.before: f for f in factors(small)}
+    saved = {f.before: f for f in speedup_factors(small)}
     lower = saved[HR_STUDENT.name]
     figures = f"{lower.cpu:.1f} times for {lower.patches:.1f} times fewer patches"
     rows.append(("5x against HR, above 10 times", figures, lower.cpu > 10))
-    everything = next(f.cpu for f in factors(small) if f.changed == EVERYTHING)
+    everything = next(f.cpu for f in speedup_factors(small) if f.changed == EVERYTHING)
     rows.append(("5x against today's, at least 300 times", f"{everything:.0f} times", everything >= 300))
     for name, most in WISHED.items():
         its = found[first, name, 2.0]
@@ -194,7 +196,7 @@ def wishes(found: Found, colds: Seconds, first: str) -> list[str]:
     return [f"| {wish} | {measured} | {'held' if held else '**missed**'} |" for wish, measured, held in rows]
 
 
-def setup_of(found: Sequence[Measured], setup: object) -> Measured:
+def setup_of(found: Sequence[Measurement], setup: object) -> Measurement:
     """Return what was measured for a setup."""
     return next(measured for measured in found if measured.setup == setup)
 

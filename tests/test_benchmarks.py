@@ -108,12 +108,12 @@ def test_one_run_has_no_deviation_over_runs(musk1: ModuleType) -> None:
 
 @pytest.mark.parametrize("body", ["plain", "mlp"])
 def test_the_network_ends_in_our_mil(musk1: ModuleType, body: str) -> None:
-    """What is measured is `GatedAttentionMil`, after the published transform of instances where there is one."""
-    from napari_lrmil.core.models.mil import GatedAttentionMil
+    """What is measured is `GatedAttentionMIL`, after the published transform of instances where there is one."""
+    from napari_lrmil.core.models.mil import GatedAttentionMIL
 
     model = musk1.network(166, musk1.BODIES[body])
     mil = model[-1]
-    assert isinstance(mil, GatedAttentionMil)
+    assert isinstance(mil, GatedAttentionMIL)
     assert (mil.dim, mil.hidden, mil.classes) == ({"plain": 166, "mlp": 64}[body], 64, 2)
     assert [layer.out_features for layer in model if isinstance(layer, torch.nn.Linear)] == list(
         musk1.BODIES[body].widths

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from napari_lrmil.cli.console import Device, MppOption, err, follow, load_networks, out, returned
+from napari_lrmil.cli.console import Device, MppOption, err, load_networks, out, show_progress, with_finished_event
 
 if TYPE_CHECKING:
     from napari_lrmil.core.models.bundle import Bundle
@@ -39,7 +39,14 @@ def bench(
     """Measure a slide's cost step by step, LR against HR, and what resolution, encoder, reader and runtime save."""
     from lrmil_training.data.cohort import read_cohort
     from napari_lrmil.core.atomic_files import write_json, write_text
-    from napari_lrmil.core.benchmark import Question, as_json, factor_table, how_measured, measure_all, step_table
+    from napari_lrmil.core.benchmark import (
+        MeasurementSpec,
+        benchmark_json,
+        factor_table,
+        how_measured,
+        measure_all,
+        step_table,
+    )
     from napari_lrmil.core.features.devices import resolve_device
     from napari_lrmil.core.models.bundle import Bundle
     from napari_lrmil.core.slides.slide import Slide
@@ -57,10 +64,10 @@ def bench(
     measured: list[dict[str, Any]] = []
     pages: list[str] = []
     for model in models:
-        question = Question(slide, model.path, mpp, device, threads, repeats, most)
+        question = MeasurementSpec(slide, model.path, mpp, device, threads, repeats, most)
         setups = _setups(baseline=baseline and not measured, teacher=teacher)  # the baseline knows no bundle
-        found = follow(measure_all(question, setups), model.name, told=told)
-        measured.append({"model": model.name, **as_json(question, found)})
+        found = show_progress(measure_all(question, setups), model.name, told=told)
+        measured.append({"model": model.name, **benchmark_json(question, found)})
         pages += [f"## {slide.name}, {model.name}", how_measured(question), step_table(found), factor_table(found)]
         write_json(folder / BENCH, {"measured": measured})
         write_text(folder / TABLE, "\n\n".join(pages) + "\n")
@@ -81,7 +88,7 @@ def _print(name: str, found: list[Any]) -> None:
     """Print what matters: seconds of each setup, and the factors."""
     from rich.table import Table
 
-    from napari_lrmil.core.benchmark import LR, factors
+    from napari_lrmil.core.benchmark import LR, speedup_factors
 
     table = Table(title=f"{name}: what a slide costs")
     for head in ("setup", "patches", "MPix", "CPU-s", "s", "peak MB"):
@@ -90,7 +97,7 @@ def _print(name: str, found: list[Any]) -> None:
         figures = (f"{m.patches:,}", f"{m.pixels / 1e6:,.1f}", f"{m.cpu['total']:.2f}", f"{m.wall['total']:.2f}")
         table.add_row(m.setup.name, *figures, f"{m.peak_mb:,.0f}")
     out.print(table)
-    for f in factors(found):
+    for f in speedup_factors(found):
         patches = f" for {f.patches:.1f} times fewer patches" if f.changed == LR.changed else ""
         told = f"{f.changed}: {f.cpu:.1f} times fewer CPU-seconds{patches}  ({f.before} -> {f.after})"
         out.print(told, highlight=False, soft_wrap=True)
@@ -104,20 +111,20 @@ def _print(name: str, found: list[Any]) -> None:
 
 def _pareto(models: list[Bundle], cohort: Path, folder: Path, split: str, device: str, *, teacher: bool) -> None:
     """Evaluate every model on the cohort and draw AUROC against CPU-seconds."""
-    from lrmil_training.external_evaluation import Question, evaluate_bundle
+    from lrmil_training.external_evaluation import ExternalEvaluation, evaluate_bundle
     from lrmil_training.runs.event_log import METRICS
-    from napari_lrmil.core.benchmark import points, write_pareto
+    from napari_lrmil.core.benchmark import cost_points, write_pareto
     from napari_lrmil.core.features.devices import resolve_device
 
     found = []
     for i, model in enumerate(models):
         where = folder / f"{i}-{model.name}"
         both = teacher and model.has_teacher
-        question = Question(model, split, both, resolve_device(device), runtime="auto")
-        failures = follow(returned(evaluate_bundle(cohort, where, question)), model.name)
+        question = ExternalEvaluation(model, split, both, resolve_device(device), runtime="auto")
+        failures = show_progress(with_finished_event(evaluate_bundle(cohort, where, question)), model.name)
         for name, reason in failures.items():
             err.print(f"{name}: {reason}", highlight=False, soft_wrap=True)
-        found += points(model.name, where / METRICS)
+        found += cost_points(model.name, where / METRICS)
     if found:
         write_pareto(folder, found)
     else:

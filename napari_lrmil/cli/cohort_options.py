@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from napari_lrmil.cli.console import SOME_FAILED, chosen_device, err, follow, out
+from napari_lrmil.cli.console import SOME_FAILED, chosen_device, err, out, show_progress
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.cohort import Engine, Outcome, SlideTask, SlideWork, Tally
+    from napari_lrmil.core.cohort import Backend, CohortProgress, Outcome, SlideJob, SlideTask
 
 Workers = Annotated[
     int | None,
@@ -29,7 +29,7 @@ Memory = Annotated[
 
 
 @dataclass(frozen=True)
-class Whereabouts:
+class ExecutionOptions:
     """Where a cohort's work is done, as the options say it."""
 
     workers: int | None
@@ -51,13 +51,13 @@ class Whereabouts:
         if not self.far:
             chosen_device(self.device)
 
-    def engine(self, slides: int) -> Engine:
+    def engine(self, slides: int) -> Backend:
         """Return what does the work."""
-        from napari_lrmil.core.cohort import EngineChoice, choose_engine, parse_memory
+        from napari_lrmil.core.cohort import BackendChoice, choose_backend, parse_memory
 
         memory = None if self.memory is None else parse_memory(self.memory)
         gpus = 0 if self.far else _gpus(self.device)
-        return choose_engine(EngineChoice(self.workers, self.scheduler, memory), slides=slides, gpus=gpus)
+        return choose_backend(BackendChoice(self.workers, self.scheduler, memory), slides=slides, gpus=gpus)
 
 
 def _gpus(device: str) -> int:
@@ -69,7 +69,7 @@ def _gpus(device: str) -> int:
     return torch.cuda.device_count() if resolve_device(device).type == "cuda" else 0
 
 
-def usable(folder: Path) -> None:
+def require_writable(folder: Path) -> None:
     """Raise `ConfigError` where results cannot be written, before any work is done."""
     from napari_lrmil.core.errors import ConfigError
 
@@ -81,40 +81,40 @@ def usable(folder: Path) -> None:
 
 def follow_cohort(
     command: str,
-    works: Sequence[SlideWork],
+    works: Sequence[SlideJob],
     task: SlideTask,
-    where: Whereabouts,
+    where: ExecutionOptions,
     folder: Path,
     told: set[str] | None = None,
     tables: Callable[[], None] = lambda: None,
     results: Sequence[Path] = (),
-) -> Tally:
+) -> CohortProgress:
     """Do a task for every slide, tell of it as it goes, and leave ``failures.csv`` and the summary in `folder`.
 
     `tables` is called at the end, also after Ctrl-C: what is done stays, and is listed. `results` is what the slides
     leave, where that is not ``folder/<slide>``. See `end_with` for what is returned.
     """
-    from napari_lrmil.core.atomic_files import sweep
-    from napari_lrmil.core.cohort import Tally, run_cohort
+    from napari_lrmil.core.atomic_files import remove_stale_partials
+    from napari_lrmil.core.cohort import CohortProgress, run_cohort
 
-    tally, engine, keep = Tally(), where.engine(len(works)), partial(_keep, folder)
+    tally, engine, keep = CohortProgress(), where.engine(len(works)), partial(_keep, folder)
     leftovers: dict[Path, set[str]] = {}
     stream = run_cohort(works, task, engine, tally, keep=keep)
     try:
-        follow(stream, command, quiet=len(works) == 1, told=told, partly=_tell)
+        show_progress(stream, command, quiet=len(works) == 1, told=told, partly=_tell)
     finally:
         keep(tally)
         tables()
         for place in results or [folder / work.name for work in works]:
             leftovers.setdefault(place.parent, set()).add(place.name)
         for parent, names in leftovers.items():
-            sweep(parent, names)
+            remove_stale_partials(parent, names)
         if len(works) > 1 and tally.settled:
             _summary(folder, tally, engine)
     return tally
 
 
-def end_with(tally: Tally) -> None:
+def end_with(tally: CohortProgress) -> None:
     """End a command where slides failed.
 
     Raises
@@ -128,7 +128,7 @@ def end_with(tally: Tally) -> None:
         raise typer.Exit(SOME_FAILED)
 
 
-def _keep(folder: Path, tally: Tally) -> None:
+def _keep(folder: Path, tally: CohortProgress) -> None:
     """Write what failed so far; of slides that this call heard of, what earlier calls said no longer counts."""
     from napari_lrmil.core.results.cohort_tables import write_failure_rows
 
@@ -142,7 +142,7 @@ def _tell(outcome: Outcome) -> None:
         out.print(f"{name}: {told.text} -> {told.where}", highlight=False, soft_wrap=True)
 
 
-def _summary(folder: Path, tally: Tally, engine: Engine) -> None:
+def _summary(folder: Path, tally: CohortProgress, engine: Backend) -> None:
     summary = tally.summary(engine)
     summary.write(folder)
     peak = max(tally.worker_peak_mb.values(), default=0.0)

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from napari_lrmil.core.events import Caution, Event, Failed, Finished, Metric, Partial, Progress, StageDone
+from napari_lrmil.core.events import Event, Failed, Finished, Metric, Notice, Partial, Progress, StageDone
 from napari_lrmil.core.formatting import format_duration
 
 if TYPE_CHECKING:
@@ -39,13 +39,13 @@ Out = Annotated[Path, typer.Option("--out", help="folder for the results")]
 
 def chosen_device(name: str) -> torch.device:
     """Return the device to work on; one core stays free for everything else."""
-    from napari_lrmil.core.features.devices import leave_a_core, resolve_device
+    from napari_lrmil.core.features.devices import limit_torch_threads, resolve_device
 
-    leave_a_core()
+    limit_torch_threads()
     return resolve_device(name)
 
 
-def follow(
+def show_progress(
     events: Iterator[Event],
     title: str,
     *,
@@ -67,9 +67,9 @@ def follow(
                     result = event.result
                 elif isinstance(event, Partial):
                     partly(event.result)
-                elif not (isinstance(event, Caution) and event.message in told):
+                elif not (isinstance(event, Notice) and event.message in told):
                     _show(event, title, bars, quiet)
-                    told |= {event.message} if isinstance(event, Caution) else set()
+                    told |= {event.message} if isinstance(event, Notice) else set()
     except KeyboardInterrupt:
         err.print("cancelled")
         raise typer.Exit(CANCELLED) from None
@@ -80,7 +80,7 @@ def _show(event: Event, title: str, bars: _Bars, quiet: bool) -> None:
     match event:
         case Progress(stage, done, total, unit, left):
             bars.show(f"{title} · {stage}", done, total, unit, left)
-        case Caution(message, subject) | Failed(message, subject):
+        case Notice(message, subject) | Failed(message, subject):
             err.print(f"[yellow]{escape(subject)}[/yellow] {escape(message)}", highlight=False, soft_wrap=True)
         case Metric(_, "val/auroc", value, _):
             bars.figure = f", validation AUROC {value:.3f}"
@@ -100,7 +100,7 @@ def load_networks(model: Bundle, *, teacher: bool) -> set[str]:
     return said
 
 
-def returned(work: Any) -> Iterator[Event]:
+def with_finished_event(work: Any) -> Iterator[Event]:
     """Turn what a generator returns into its last event."""
     result = yield from work
     yield Finished(result)

@@ -8,7 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from napari_lrmil.cli.cohort_options import Memory, Scheduler, Whereabouts, Workers, end_with, follow_cohort, usable
+from napari_lrmil.cli.cohort_options import (
+    ExecutionOptions,
+    Memory,
+    Scheduler,
+    Workers,
+    end_with,
+    follow_cohort,
+    require_writable,
+)
 from napari_lrmil.cli.console import (
     BundleOption,
     Device,
@@ -16,10 +24,10 @@ from napari_lrmil.cli.console import (
     Out,
     RuntimeOption,
     err,
-    follow,
     load_networks,
     out,
-    returned,
+    show_progress,
+    with_finished_event,
 )
 
 
@@ -30,9 +38,9 @@ def info(
 ) -> None:
     """Say what a slide is: vendor, levels, resolution and where it came from, bounds, ICC, associated images."""
     from napari_lrmil.core.slides.slide import Slide
-    from napari_lrmil.core.user_settings import Remembered
+    from napari_lrmil.core.user_settings import SettingsStore
 
-    with Slide(slide, mpp=mpp, remembered=Remembered().remembered_mpp) as opened:
+    with Slide(slide, mpp=mpp, remembered=SettingsStore().remembered_mpp) as opened:
         facts = slide_facts(opened)
     if json:
         out.print_json(data=facts)
@@ -91,8 +99,8 @@ def predict(
     ] = True,
 ) -> None:
     """Run the LR student on slides: probabilities, attention, overlay. One bad slide stops nobody."""
-    from napari_lrmil.core.cohort import SlideWork
-    from napari_lrmil.core.cohort.predict_task import PredictTask, opened_bundle
+    from napari_lrmil.core.cohort import SlideJob
+    from napari_lrmil.core.cohort.predict_task import PredictTask, open_bundle_once
     from napari_lrmil.core.inference.teacher_patches import TeacherPatches
     from napari_lrmil.core.models.bundle import Bundle
     from napari_lrmil.core.slides.tile_reader import require_reader
@@ -100,12 +108,12 @@ def predict(
     teacher_patches = TeacherPatches.parse(teacher)
     require_reader(reader)
     found = Bundle(bundle)
-    model = opened_bundle(found.path.absolute(), found.sha256)  # the one that this process will work with
+    model = open_bundle_once(found.path.absolute(), found.sha256)  # the one that this process will work with
     reads = teacher_patches != TeacherPatches.NONE
     told = load_networks(model, teacher=reads)  # a broken bundle is no slide's fault: load it now
-    where = Whereabouts(workers, scheduler, memory, device)
+    where = ExecutionOptions(workers, scheduler, memory, device)
     _require(where, runtime)
-    usable(folder)
+    require_writable(folder)
     chosen, files = expand(slides), {"roi": roi, "keep": keep, "exclude": exclude, "tissue": tissue}
     _one_slide_for_parts(chosen, files)
     task = PredictTask(
@@ -121,11 +129,11 @@ def predict(
         runtime=runtime,
         reader=reader,
     )
-    works = [SlideWork(where.place(path), mpp or own) for path, own in chosen]
+    works = [SlideJob(where.place(path), mpp or own) for path, own in chosen]
     end_with(follow_cohort("predict", works, task, where, folder, told, tables=lambda: _write_table(folder)))
 
 
-def _require(where: Whereabouts, runtime: str) -> None:
+def _require(where: ExecutionOptions, runtime: str) -> None:
     """Raise `ConfigError` where device or runtime are not here; of a cluster's machines only the names are checked."""
     from napari_lrmil.core.features.devices import resolve_device
     from napari_lrmil.core.runtimes.select import require_runtime
@@ -159,8 +167,8 @@ def compare(
     ] = None,
 ) -> None:
     """Run student and HR teacher on a slide: how far they agree, where they differ, what each costs."""
-    from napari_lrmil.core.cohort import SlideWork
-    from napari_lrmil.core.cohort.predict_task import PredictTask, opened_bundle
+    from napari_lrmil.core.cohort import SlideJob
+    from napari_lrmil.core.cohort.predict_task import PredictTask, open_bundle_once
     from napari_lrmil.core.errors import ConfigError
     from napari_lrmil.core.inference.teacher_patches import TeacherPatches
     from napari_lrmil.core.models.bundle import Bundle
@@ -170,10 +178,10 @@ def compare(
         raise ConfigError("--teacher none leaves nothing to compare; expected all or top-K, as in top-20")
     found = Bundle(bundle)
     found.require_teacher()
-    model = opened_bundle(found.path.absolute(), found.sha256)
+    model = open_bundle_once(found.path.absolute(), found.sha256)
     told, files = load_networks(model, teacher=True), {"roi": roi, "lesions": lesions}
-    usable(folder)
-    _require(Whereabouts(None, None, None, device), runtime)
+    require_writable(folder)
+    _require(ExecutionOptions(None, None, None, device), runtime)
     task = PredictTask(
         model.path,
         model.sha256,
@@ -185,7 +193,7 @@ def compare(
         compare=True,
         runtime=runtime,
     )
-    done = follow(returned(task(SlideWork(slide, mpp))), slide.name, told=told)
+    done = show_progress(with_finished_event(task(SlideJob(slide, mpp))), slide.name, told=told)
     out.print(f"{slide.name}: {done.text} -> {done.where}", highlight=False, soft_wrap=True)
     _write_table(folder)
 

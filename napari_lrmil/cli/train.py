@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from napari_lrmil.cli.cohort_options import Memory, Scheduler, Whereabouts, Workers, end_with, follow_cohort, usable
+from napari_lrmil.cli.cohort_options import (
+    ExecutionOptions,
+    Memory,
+    Scheduler,
+    Workers,
+    end_with,
+    follow_cohort,
+    require_writable,
+)
 from napari_lrmil.cli.console import (
     SOME_FAILED,
     BundleOption,
@@ -15,10 +23,10 @@ from napari_lrmil.cli.console import (
     Out,
     chosen_device,
     err,
-    follow,
     load_networks,
     out,
-    returned,
+    show_progress,
+    with_finished_event,
 )
 
 if TYPE_CHECKING:
@@ -51,7 +59,7 @@ def phantom(
     made = make_cohort(
         folder, slides, _size(size), seed, split=split, workers=workers, look=look, variants=variant or ()
     )
-    table = follow(made, "phantom slides")
+    table = show_progress(made, "phantom slides")
     out.print(f"{slides} slides -> {table}", highlight=False, soft_wrap=True)
 
 
@@ -76,24 +84,24 @@ def features(
     memory: Memory = None,
 ) -> None:
     """Embed the patches of a cohort, one HDF5 file per slide in TRIDENT's layout. Files that are there stay."""
-    from lrmil_training.data.features import FeatureTask, as_row, loaded_encoder, refuse_others
+    from lrmil_training.data.features import FeatureTask, as_row, loaded_encoder, refuse_foreign_features
     from napari_lrmil.cli.predict import expand
-    from napari_lrmil.core.cohort import SlideWork
-    from napari_lrmil.core.encoders import notice
+    from napari_lrmil.core.cohort import SlideJob
+    from napari_lrmil.core.encoders import encoder_notice
 
-    told = notice(encoder)
+    told = encoder_notice(encoder)
     if told:
         err.print(told, highlight=False)
-    where = Whereabouts(workers, scheduler, memory, device)
-    works = [SlideWork(where.place(path), own) for path, own in expand([cohort])]
+    where = ExecutionOptions(workers, scheduler, memory, device)
+    works = [SlideJob(where.place(path), own) for path, own in expand([cohort])]
     name = str(where.place(Path(encoder))) if Path(encoder).is_file() else encoder
     loaded = loaded_encoder(name)
     where.require_device()
     task = FeatureTask(name, loaded.sha256, mpp, patch_px, where.place(folder), device)
     request = task.request(loaded)
     for work in works:
-        refuse_others(request.path(as_row(work)), request)
-    usable(folder)
+        refuse_foreign_features(request.path(as_row(work)), request)
+    require_writable(folder)
     files = [request.path(as_row(work)) for work in works]
     tally = follow_cohort("features", works, task, where, folder, results=files)
     there = tally.done + tally.already
@@ -116,7 +124,7 @@ def train(
     from napari_lrmil.core.results.cohort_tables import FAILURES, read_failures
 
     resolved = load_config(config, settings or ())
-    where = follow(run(cohort, folder, resolved, chosen_device(device)), "train", quiet=False)
+    where = show_progress(run(cohort, folder, resolved, chosen_device(device)), "train", quiet=False)
     _show_metrics(where)
     out.print(f"metrics, checkpoints, bundle and report.html -> {where}", highlight=False, soft_wrap=True)
     failed = len({slide for slide, *_ in read_failures(where)})
@@ -141,14 +149,16 @@ def evaluate(
     device: Device = "auto",
 ) -> None:
     """Measure a bundle on a cohort: figures with intervals, agreement with its teacher, cost, and a report."""
-    from lrmil_training.external_evaluation import Question, evaluate_bundle
+    from lrmil_training.external_evaluation import ExternalEvaluation, evaluate_bundle
     from napari_lrmil.core.models.bundle import Bundle
 
     model = Bundle(bundle)
     both = _with_teacher(model, teacher)
     told = load_networks(model, teacher=both)
-    question = Question(model, split, both, chosen_device(device))
-    failures: dict[str, str] = follow(returned(evaluate_bundle(cohort, folder, question)), "evaluate", told=told)
+    question = ExternalEvaluation(model, split, both, chosen_device(device))
+    failures: dict[str, str] = show_progress(
+        with_finished_event(evaluate_bundle(cohort, folder, question)), "evaluate", told=told
+    )
     _show_metrics(folder)
     out.print(f"metrics and report -> {folder / 'report.html'}", highlight=False, soft_wrap=True)
     if failures:

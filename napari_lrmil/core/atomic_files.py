@@ -43,7 +43,7 @@ _UMASK_AT_IMPORT = _umask_by_setting() if _STATED is None else _STATED
 
 
 @contextmanager
-def whole(path: Path, needed: int = 0) -> Iterator[Path]:
+def atomic_write(path: Path, needed: int = 0) -> Iterator[Path]:
     """Lend a temporary name beside `path`; it becomes `path` if the block ends well and vanishes if not.
 
     Parameters
@@ -74,7 +74,7 @@ def whole(path: Path, needed: int = 0) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(folder: Path, stale: Collection[str], last: str) -> Iterator[Path]:
+def atomic_write_folder(folder: Path, stale: Collection[str], last: str) -> Iterator[Path]:
     """Lend a temporary folder beside `folder`; its files take their places in `folder` only if the block ends well.
 
     Parameters
@@ -112,7 +112,7 @@ def _machine() -> str:
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 
 
-def sweep(folder: Path, names: Collection[str]) -> list[Path]:
+def remove_stale_partials(folder: Path, names: Collection[str]) -> list[Path]:
     """Remove what processes of this machine that are no more left half-written of `names`, and return what that was.
 
     What another machine left is not touched, for nothing here tells whether it still writes.
@@ -161,7 +161,7 @@ def _umask() -> int:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text, whole or not at all."""
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 

@@ -49,7 +49,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Caution:
+class Notice:
     """Something the user should know that does not stop the work; `subject` names the slide or file."""
 
     wire_name: ClassVar[str] = "Caution"
@@ -88,4 +88,4 @@ class Failed:
     error: BaseException | None = field(default=None, repr=False, compare=False)
 
 
-Event = Progress | StageDone | Metric | Caution | Partial | Finished | Failed
+Event = Progress | StageDone | Metric | Notice | Partial | Finished | Failed

@@ -151,7 +151,7 @@ class PixelWindow:
 
     @classmethod
     def around(cls, box: BoxLevel0, level: Level) -> PixelWindow:
-        """Return the smallest window of `level` that covers `box`; like `LevelWindow` where nothing is interpolated."""
+        """Return the smallest window of `level` that covers `box`; like `OpenSlideWindow` without interpolation."""
         x, left, right = _whole(box.x, box.x + box.width, level.downsample)
         y, top, bottom = _whole(box.y, box.y + box.height, level.downsample)
         return cls(x, y, _pixels(right), _pixels(bottom), left, top, right, bottom)
@@ -192,7 +192,7 @@ class Corner:
     rest: float
 
 
-def clean_corner(first: int, last: int, downsample: float) -> Corner:
+def pixel_aligned_corner(first: int, last: int, downsample: float) -> Corner:
     """Return the whole level-0 coordinate between two pixels of a level that lies nearest to the edge of a pixel.
 
     Slide libraries take level-0 coordinates and interpolate between the pixels of a level; there they do it least.
@@ -206,7 +206,7 @@ def clean_corner(first: int, last: int, downsample: float) -> Corner:
 
 
 @dataclass(frozen=True)
-class LevelWindow:
+class OpenSlideWindow:
     """What to ask a slide library for, and where the wanted box lies inside the answer.
 
     Attributes
@@ -230,7 +230,7 @@ class LevelWindow:
     bottom: float
 
     @classmethod
-    def around(cls, box: BoxLevel0, level: Level) -> LevelWindow:
+    def around(cls, box: BoxLevel0, level: Level) -> OpenSlideWindow:
         """Return the smallest window of `level` that covers `box`."""
         x, left, right = _cover(box.x, box.x + box.width, level.downsample)
         y, top, bottom = _cover(box.y, box.y + box.height, level.downsample)

@@ -15,7 +15,7 @@ import numpy as np
 
 from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.errors import ConfigError, DiskFullError
-from napari_lrmil.core.events import Caution
+from napari_lrmil.core.events import Notice
 
 FILE = "remembered.json"
 FOLDER_VARIABLE = "NAPARI_LRMIL_CONFIG"  # a folder that stands in for the user's own
@@ -107,11 +107,11 @@ class LoadedSettings:
     """Settings as far as they could be read; one caution names everything that could not."""
 
     settings: Settings
-    caution: Caution | None
+    caution: Notice | None
 
 
 @dataclass(frozen=True)
-class PaceKey:
+class ThroughputKey:
     """What seconds per patch depend on: the model, where it runs, and which of its networks."""
 
     bundle_sha256: str
@@ -128,7 +128,7 @@ class PaceKey:
         return f"{self.bundle_sha256} {self.device} {self.network}"
 
 
-class Remembered:
+class SettingsStore:
     """One JSON file of answers, paces and settings. Broken content counts as absent; unknown content is kept.
 
     Parameters
@@ -161,13 +161,13 @@ class Remembered:
 
     # ------------------------------------------------------------ pace
 
-    def remember_pace(self, key: PaceKey, seconds: float, patches: int) -> None:
+    def remember_pace(self, key: ThroughputKey, seconds: float, patches: int) -> None:
         """Add a run's wall seconds for its patches to the last `RUNS` of its kind; a run of no patch tells nothing."""
         if patches < 1 or not _is_number(seconds) or seconds <= 0:
             return
         self._change("pace", key.text, lambda old: [*_runs(old), [float(seconds), int(patches)]][-RUNS:])
 
-    def expected_seconds(self, key: PaceKey, patches: int) -> float | None:
+    def expected_seconds(self, key: ThroughputKey, patches: int) -> float | None:
         """Return the seconds that `patches` should take by the last runs of that kind, or None before the first.
 
         By the median of seconds per patch, each run weighing as many patches as it had: one run on a busy machine
@@ -196,7 +196,7 @@ class Remembered:
             return LoadedSettings(Settings(**good), None)
         what = f"the settings {', '.join(bad)} are" if bad else "it is"
         told = f"{what} unknown or broken in {self.path} and left at the default; save the settings to mend the file"
-        return LoadedSettings(Settings(**good), Caution(told, FILE))
+        return LoadedSettings(Settings(**good), Notice(told, FILE))
 
     def save_settings(self, settings: Settings) -> None:
         """Keep the settings; see `load_settings`."""

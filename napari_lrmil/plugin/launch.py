@@ -140,12 +140,12 @@ def _dock(viewer: Viewer, bundle: str | Path | None, out: Path | None = None) ->
 
 
 def _open(viewer: Viewer, paths: Sequence[Path], mpp: float | None) -> None:
-    from napari_lrmil.core.user_settings import Remembered
-    from napari_lrmil.plugin.viewer.layers import add
+    from napari_lrmil.core.user_settings import SettingsStore
+    from napari_lrmil.plugin.viewer.layers import add_layer
     from napari_lrmil.plugin.viewer.reader import ask_in_window, read_slides
 
-    cache = Remembered().load_settings().settings.tile_cache_mb << 20
-    add(viewer, read_slides(list(paths), mpp, ask=ask_in_window, cache_bytes=cache))
+    cache = SettingsStore().load_settings().settings.tile_cache_mb << 20
+    add_layer(viewer, read_slides(list(paths), mpp, ask=ask_in_window, cache_bytes=cache))
     viewer.canvas.overlays.scale_bar.visible = True
     viewer.canvas.background_color_override = LIGHT_BOX
     _fit(viewer)
@@ -201,10 +201,10 @@ def save_picture(viewer: Viewer, path: Path) -> None:
     """Save the whole window as PNG, whole or not at all."""
     from PIL import Image
 
-    from napari_lrmil.core.atomic_files import whole
+    from napari_lrmil.core.atomic_files import atomic_write
 
     pixels = viewer.screenshot(canvas_only=False, flash=False)
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         Image.fromarray(pixels).convert("RGB").save(partial, format="PNG")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from lrmil_training.config import TrainConfig, dump_config, load_config
 from lrmil_training.data.cohort import Cohort, require_classes
-from lrmil_training.data.splits import deal_folds, put_aside
+from lrmil_training.data.splits import hold_out_test, make_folds
 from lrmil_training.evaluation.evaluate import protocol
 from lrmil_training.evaluation.summary import summarise
 from lrmil_training.report.report import REPORT, write_report
@@ -22,7 +22,7 @@ from lrmil_training.stages.pipeline import run_stages
 from lrmil_training.stages.run_context import Run
 from napari_lrmil.core.atomic_files import write_json, write_text
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.core.events import Caution, Event, Finished, Progress
+from napari_lrmil.core.events import Event, Finished, Notice, Progress
 from napari_lrmil.core.models.bundle import CARD
 from napari_lrmil.core.results.cohort_tables import gather_failures
 
@@ -59,7 +59,7 @@ def parts_of(run: Run) -> list[Part]:
     config = run.config
     folds: list[tuple[int | None, Cohort]] = [(None, run.cohort)]
     if config.folds:
-        folds = list(enumerate(deal_folds(run.cohort, config.folds, config.seed, by_site=config.by_site)))
+        folds = list(enumerate(make_folds(run.cohort, config.folds, config.seed, by_site=config.by_site)))
     for _, cohort in folds:
         require_classes(cohort, ("train", "val"))
     seeds = range(config.seed, config.seed + config.seeds)
@@ -70,9 +70,9 @@ def run_series(run: Run) -> Generator[Event, None, None]:
     """Run what is missing of a series, and write the figures of all and their summary."""
     done = []
     parts = parts_of(run)
-    aside = len(put_aside(run.cohort)) if run.config.folds else 0
+    aside = len(hold_out_test(run.cohort)) if run.config.folds else 0
     if aside:
-        yield Caution(
+        yield Notice(
             f"{aside} slides are on the table's fixed test side and stay out of the folds; measure them afterwards "
             "with `napari-lrmil evaluate`, or leave the column split empty to deal them too"
         )

@@ -17,9 +17,9 @@ from lrmil_training.report.report import write_report
 from lrmil_training.runs.event_log import METRICS, SLIDES
 from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.errors import CohortError, LrmilError
-from napari_lrmil.core.events import Caution, Event, Failed, Finished, Progress
+from napari_lrmil.core.events import Event, Failed, Finished, Notice, Progress
 from napari_lrmil.core.inference.predict import predict
-from napari_lrmil.core.inference.prediction import Prediction, Reading
+from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.results.cohort_tables import write_failures
@@ -29,7 +29,7 @@ BOOTSTRAP = 2000
 
 
 @dataclass(frozen=True)
-class Question:
+class ExternalEvaluation:
     """What is to be evaluated.
 
     Attributes
@@ -51,7 +51,9 @@ class Question:
     runtime: str = "torch"
 
 
-def evaluate_bundle(cohort_csv: Path, folder: Path, question: Question) -> Generator[Event, None, dict[str, str]]:
+def evaluate_bundle(
+    cohort_csv: Path, folder: Path, question: ExternalEvaluation
+) -> Generator[Event, None, dict[str, str]]:
     """Run a bundle over a side of a cohort, write figures and report, and return slide -> reason of those that failed.
 
     Writes ``metrics.json``, ``slides.json``, ``report.html``, ``attention/`` and ``thumbnails/``.
@@ -93,7 +95,7 @@ def evaluate_bundle(cohort_csv: Path, folder: Path, question: Question) -> Gener
     return failures
 
 
-def _asked(cohort: Cohort, question: Question) -> Cohort:
+def _asked(cohort: Cohort, question: ExternalEvaluation) -> Cohort:
     """Return the slides that are asked for, with the classes in the bundle's order."""
     classes = question.bundle.card.classes
     slides = cohort.slides if question.split == ALL else cohort.of(question.split)
@@ -112,7 +114,7 @@ def _asked(cohort: Cohort, question: Question) -> Cohort:
     return replace(cohort, slides=slides, classes=classes)
 
 
-def _slide(row: CohortSlide, question: Question) -> Generator[Event, None, dict[str, SlideResult]]:
+def _slide(row: CohortSlide, question: ExternalEvaluation) -> Generator[Event, None, dict[str, SlideResult]]:
     """Return what the networks say of a slide."""
     found: Prediction | None = None
     with row.open() as slide:
@@ -121,7 +123,7 @@ def _slide(row: CohortSlide, question: Question) -> Generator[Event, None, dict[
             match event:
                 case Finished(result):
                     found = result
-                case Caution():
+                case Notice():
                     yield event
     assert found is not None  # `predict` finishes or raises
     results = {"student": _result(row, found, found.student, high=False)}
@@ -130,6 +132,6 @@ def _slide(row: CohortSlide, question: Question) -> Generator[Event, None, dict[
     return results
 
 
-def _result(row: CohortSlide, found: Prediction, reading: Reading, *, high: bool) -> SlideResult:
+def _result(row: CohortSlide, found: Prediction, reading: NetworkPrediction, *, high: bool) -> SlideResult:
     logits: NDArray[np.float32] = np.array([reading.logits[c] for c in found.classes], dtype=np.float32)
     return SlideResult(row, found.grid, logits, reading.attention, high, reading.pixels_decoded, reading.cpu_seconds)

@@ -26,7 +26,7 @@ def children_weights(scores: Tensor, present: Tensor) -> Tensor:
     return torch.softmax(scores.masked_fill(~present, -torch.inf), dim=-1)  # (B, n²)
 
 
-def attention_weighted(embedding: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+def attention_weighted_loss(embedding: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Return ``L_attn = Σ_k ã_k ‖P(z_r) − t_k‖² / D``, mean over the batch.
 
     Parameters
@@ -42,7 +42,7 @@ def attention_weighted(embedding: Tensor, targets: Tensor, weights: Tensor) -> T
     return (weights * squared).sum(dim=-1).mean()
 
 
-def blocks(tokens: Tensor, n: int) -> Tensor:
+def child_blocks(tokens: Tensor, n: int) -> Tensor:
     """Return (B, n², C): the mean over the block of tokens that each child covers, row by row.
 
     Parameters
@@ -60,7 +60,7 @@ def blocks(tokens: Tensor, n: int) -> Tensor:
     return cells.flatten(2).transpose(1, 2)
 
 
-def layer(projected: Tensor, targets: Tensor, present: Tensor) -> Tensor:
+def layer_loss(projected: Tensor, targets: Tensor, present: Tensor) -> Tensor:
     """Return one layer's ``L_layer = mean_k ‖P_l(mean_{j∈B_k} z_{r,j}) − t_k^l‖² / D`` over children that exist.
 
     Parameters
@@ -114,7 +114,7 @@ def _tempered_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     return temperature**2 * functional.kl_div(given, target, reduction="sum", log_target=True)
 
 
-def hard_attention(student_scores: Tensor, teacher_scores: Tensor, k: int) -> Tensor:
+def hard_attention_loss(student_scores: Tensor, teacher_scores: Tensor, k: int) -> Tensor:
     """Return ``L_hard``: binary cross-entropy of the centred student scores, the teacher's top k against its bottom k.
 
     It acts on the scores of the MIL itself, so its gradient reaches what inference uses. A slide with fewer than 2k

@@ -16,14 +16,14 @@ from lrmil_training.fitting.loggers import require_loggers
 from lrmil_training.fitting.plan import StoppedError
 from lrmil_training.report.report import write_report
 from lrmil_training.runs.event_log import CALL, COHORT, CONFIG, EventLog
-from lrmil_training.runs.lock import STOP, clear_stop, hold, stop_requested
-from lrmil_training.stages.patch_distillation import require_twins
+from lrmil_training.runs.lock import STOP, acquire_run_lock, clear_stop, stop_requested
+from lrmil_training.stages.patch_distillation import require_matching_encoders
 from lrmil_training.stages.pipeline import run_stages
 from lrmil_training.stages.run_context import Run
 from napari_lrmil.core.atomic_files import write_json, write_text
-from napari_lrmil.core.encoders import FROZEN, TRAINABLE, notice
+from napari_lrmil.core.encoders import FROZEN, TRAINABLE, encoder_notice
 from napari_lrmil.core.errors import ConfigError, LrmilError
-from napari_lrmil.core.events import Caution, Event, Finished, Progress
+from napari_lrmil.core.events import Event, Finished, Notice, Progress
 
 
 def train(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.device) -> Iterator[Event]:
@@ -40,12 +40,12 @@ def train(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.device
         Where the file ``stop`` appeared in the folder; the same call goes on from the last whole epoch.
     """
     for name in dict.fromkeys((config.encoder.teacher, config.encoder.student)):
-        told = notice(name)
+        told = encoder_notice(name)
         if told:
-            yield Caution(told)
+            yield Notice(told)
     run = _prepare(cohort_csv, out, config, device)
     work = run_series(run) if is_series(run) else run_stages(run)
-    with hold(out) as held, EventLog(out) as log, closing(work) as events:
+    with acquire_run_lock(out) as held, EventLog(out) as log, closing(work) as events:
         clear_stop(out)
         for event in events:
             held.check()
@@ -76,7 +76,7 @@ def _prepare(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.dev
             f"{student.spec.name} can be a frozen teacher only; set encoder.student to a file, folder or configuration "
             f"of {', '.join(TRAINABLE)}"
         )
-    require_twins(student.encoder, encoder.encoder, config)
+    require_matching_encoders(student.encoder, encoder.encoder, config)
     require_loggers(config.loggers)  # a package that is missing is told now, not after an hour
     _refuse_another_run(out, config, cohort)
     run = Run(config, cohort, out, device, encoder)

@@ -17,7 +17,7 @@ from napari_lrmil.cli import console
 from napari_lrmil.core.errors import EncoderError, LrmilError
 from napari_lrmil.core.events import Event, Finished, Metric, Progress
 from napari_lrmil.core.phantom import LESION, NORMAL, PhantomSlide, make_cohort, write_pyramid, write_slide
-from napari_lrmil.core.user_settings import Remembered
+from napari_lrmil.core.user_settings import SettingsStore
 from support.networks import Borrowed, untrained_bundle
 
 Call = Callable[..., tuple[int, str, str]]
@@ -202,7 +202,7 @@ def test_an_answer_given_earlier_is_used_and_named_as_the_source(
     monkeypatch.setenv("NAPARI_LRMIL_CONFIG", str(tmp_path / "config"))
     path = _no_mpp(tmp_path)
     fingerprint = json.loads(call("info", path, "--json")[1])["fingerprint"]
-    Remembered().remember_mpp(fingerprint, 0.37)
+    SettingsStore().remember_mpp(fingerprint, 0.37)
     facts = json.loads(call("info", path, "--json")[1])
     assert facts["mpp"] == [0.37, 0.37] and facts["mpp source"] == "remembered"
     assert json.loads(call("info", path, "--mpp", "0.5", "--json")[1])["mpp source"] == "override"
@@ -421,8 +421,8 @@ def test_nothing_is_fetched_for_a_teacher_that_was_not_asked_for(
     def fetch(name: str) -> None:
         raise EncoderError(f"looking for {name}")
 
-    monkeypatch.setattr(bundle_module, "notice", lambda name: f"{name}: its terms")
-    monkeypatch.setattr(bundle_module, "encoder_at", fetch)
+    monkeypatch.setattr(bundle_module, "encoder_notice", lambda name: f"{name}: its terms")
+    monkeypatch.setattr(bundle_module, "resolve_encoder", fetch)
     named = untrained_bundle(tmp_path / "b", teachers=Borrowed()).path
     words = ["evaluate", small_cohort, "--bundle", named, "--out", tmp_path / "out", "--device", "cpu"]
     code, _, err = call(*words)
@@ -475,12 +475,12 @@ def test_long_work_leaves_notes_where_there_is_no_terminal(
     monkeypatch.setattr(console, "NOTE_S", -1.0)
     events = [Progress("stage2", 1, 9, "epochs"), Progress("slide_3", 5, 8), Metric("stage2", "val/auroc", 0.875, 1)]
     events += [Progress("stage2", 2, 9, "epochs"), Finished("run")]
-    assert console.follow(iter_closing(events), "train", quiet=False) == "run"
+    assert console.show_progress(iter_closing(events), "train", quiet=False) == "run"
     notes = capfd.readouterr().err
     assert "stage2: 1 of 9 epochs\n" in notes
     assert "stage2: 2 of 9 epochs, validation AUROC 0.875\n" in notes
     assert "slide_3" not in notes
-    assert console.follow(iter_closing(events), "predict") == "run"
+    assert console.show_progress(iter_closing(events), "predict") == "run"
     assert capfd.readouterr().err == ""
 
 

@@ -17,12 +17,12 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from napari_lrmil.core.schema import CohortFile, PredictionFile
 
 from napari_lrmil.cli import console
-from napari_lrmil.core.cohort.task import Serial
+from napari_lrmil.core.cohort.task import SerialBackend
 from napari_lrmil.core.events import Progress
 from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
+from napari_lrmil.core.results.schema import CohortFile, PredictionFile
 from support.networks import untrained_bundle, untrained_encoder
 
 Call = Callable[..., tuple[int, str, str]]
@@ -216,10 +216,10 @@ def test_an_interrupt_keeps_what_is_done_and_lists_it(slides: Path, bundle: Path
 
 
 def test_what_a_killed_call_left_is_swept_away(call: Call, slides: Path, bundle: Path, tmp_path: Path) -> None:
-    from napari_lrmil.core.atomic_files import whole_folder
+    from napari_lrmil.core.atomic_files import atomic_write_folder
 
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    with whole_folder(tmp_path / "first", (), "x") as partial:
+    with atomic_write_folder(tmp_path / "first", (), "x") as partial:
         whose = [str(os.getppid()), gone.stdout.strip()]
         names = [partial.name.replace(str(os.getpid()), number) for number in whose]
         names.append(names[1].replace(".first.", ".another."))
@@ -275,7 +275,7 @@ def test_predict_on_a_cluster_finds_slides_and_results_by_their_whole_paths(
     with distributed.LocalCluster(
         n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, silence_logs=50
     ) as cluster:
-        monkeypatch.setattr(Serial, "run", None)  # nothing is done here
+        monkeypatch.setattr(SerialBackend, "run", None)  # nothing is done here
         code, _, err = call("predict", slides.name, *words(bundle, tmp_path), "--scheduler", cluster.scheduler_address)
     assert code == 0, err
     assert len(made(tmp_path)) == 3
@@ -303,7 +303,7 @@ def test_the_time_left_is_told_where_there_is_no_terminal(
     monkeypatch.setattr(console, "NOTE_S", -1.0)
     lefts = (None, 41.0, 400.0, 7800.0, 200_000.0)
     events = (Progress("cohort", done, 9, "slides", left) for done, left in enumerate(lefts))
-    console.follow(events, "predict", quiet=False)
+    console.show_progress(events, "predict", quiet=False)
     assert capfd.readouterr().err.splitlines() == [
         "predict · cohort: 0 of 9 slides",
         "predict · cohort: 1 of 9 slides, 41 s left",

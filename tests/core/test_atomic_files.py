@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from napari_lrmil.core import atomic_files as files
-from napari_lrmil.core.atomic_files import whole, write_json, write_text
+from napari_lrmil.core.atomic_files import atomic_write, write_json, write_text
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux states the umask of a process")
 
@@ -26,7 +26,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def test_a_finished_block_leaves_the_file_and_nothing_beside_it(tmp_path: Path) -> None:
-    with whole(tmp_path / "deep" / "a.txt") as partial:
+    with atomic_write(tmp_path / "deep" / "a.txt") as partial:
         partial.write_text("new")
         assert not (tmp_path / "deep" / "a.txt").exists(), "the final name must not exist before the content is whole"
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a.txt"]
@@ -39,7 +39,7 @@ def test_a_broken_block_leaves_the_old_content_and_no_temporary(tmp_path: Path, 
     path.write_text("old")
 
     def break_off() -> None:
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text("half")
             raise error
 
@@ -50,7 +50,7 @@ def test_a_broken_block_leaves_the_old_content_and_no_temporary(tmp_path: Path, 
 
 
 def test_the_temporary_lies_in_the_same_folder_so_that_the_rename_is_atomic(tmp_path: Path) -> None:
-    with whole(tmp_path / "a.txt") as partial:
+    with atomic_write(tmp_path / "a.txt") as partial:
         assert partial.parent == tmp_path
         partial.touch()
 
@@ -65,7 +65,7 @@ def test_a_private_file_gets_the_mode_of_an_ordinary_one_and_the_umask_is_never_
         raise AssertionError(f"the umask was set to {mask:03o}")
 
     monkeypatch.setattr(os, "umask", refuse)
-    with whole(tmp_path / "a.txt") as partial:
+    with atomic_write(tmp_path / "a.txt") as partial:
         partial.touch(mode=0o600)
     monkeypatch.undo()
     assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o666 & ~umask

@@ -15,14 +15,14 @@ from napari_lrmil.core.geometry import (
     BoxLevel0,
     BoxUm,
     Level,
-    LevelWindow,
     Mpp,
+    OpenSlideWindow,
     PatchPlan,
     PixelWindow,
     choose_level,
     choose_scale,
-    clean_corner,
     nominal_magnification,
+    pixel_aligned_corner,
 )
 
 CMU = (1.0, 2.000337154416723, 4.002024291497976, 8.016679676065959)  # downsamples of a real pyramid, none whole
@@ -116,7 +116,7 @@ downsamples = st.one_of(st.sampled_from([1.0, 2.0, 4.0, *CMU, 16.062397, 63.7]),
 @settings(deadline=None)
 @given(boxes, downsamples)
 def test_a_window_covers_its_box_and_remembers_the_fractions(box: BoxLevel0, downsample: float) -> None:
-    window = LevelWindow.around(box, Level(0, 10**6, 10**6, downsample))
+    window = OpenSlideWindow.around(box, Level(0, 10**6, 10**6, downsample))
     assert all(isinstance(v, int) for v in (*window.location, *window.size))
     assert window.location[0] / downsample + window.left == pytest.approx(box.x / downsample, abs=1e-5)
     assert window.location[1] / downsample + window.top == pytest.approx(box.y / downsample, abs=1e-5)
@@ -130,7 +130,7 @@ def test_a_window_covers_its_box_and_remembers_the_fractions(box: BoxLevel0, dow
 
 
 def test_an_aligned_box_asks_for_no_pixel_more_than_it_has() -> None:
-    window = LevelWindow.around(BoxLevel0(1024, 512, 512, 256), Level(2, 5000, 5000, 4.0))
+    window = OpenSlideWindow.around(BoxLevel0(1024, 512, 512, 256), Level(2, 5000, 5000, 4.0))
     assert (window.location, window.size) == ((1024, 512), (128, 64))
     assert (window.left, window.top, window.right, window.bottom) == (0, 0, 128, 64)
 
@@ -180,7 +180,7 @@ def test_a_reduced_level_has_whole_pixels_only(scale: int, size: tuple[int, int]
 
 @pytest.mark.parametrize("downsample", [1.0, 2.0, 4.002, 8.017])
 def test_a_clean_corner_is_a_whole_level0_pixel_between_two_of_the_level(downsample: float) -> None:
-    corner = clean_corner(100, 600, downsample)
+    corner = pixel_aligned_corner(100, 600, downsample)
     assert 100 <= corner.pixel <= 600 and isinstance(corner.level0, int)
     assert (corner.pixel + corner.rest) * downsample == pytest.approx(corner.level0, abs=1e-4)
     assert min(corner.rest, 1 - corner.rest) < 0.02
@@ -188,8 +188,8 @@ def test_a_clean_corner_is_a_whole_level0_pixel_between_two_of_the_level(downsam
 
 def test_pixels_inside_counts_only_what_the_level_has() -> None:
     level = Level(1, 300, 200, 4.0)
-    assert LevelWindow.around(BoxLevel0(-40, 720, 80, 120), level).pixels_inside(level) == 10 * 20
-    assert LevelWindow.around(BoxLevel0(-400, 0, 80, 80), level).pixels_inside(level) == 0
+    assert OpenSlideWindow.around(BoxLevel0(-40, 720, 80, 120), level).pixels_inside(level) == 10 * 20
+    assert OpenSlideWindow.around(BoxLevel0(-400, 0, 80, 80), level).pixels_inside(level) == 0
 
 
 # ---------------------------------------------------------------- plans and lattices

@@ -14,25 +14,25 @@ from typing import Any
 import pytest
 
 from napari_lrmil.core.errors import ConfigError
-from napari_lrmil.core.user_settings import FILE, FOLDER_VARIABLE, RUNS, PaceKey, Remembered, Settings
+from napari_lrmil.core.user_settings import FILE, FOLDER_VARIABLE, RUNS, Settings, SettingsStore, ThroughputKey
 from support.fake_slides import one_sentence
 
-STUDENT = PaceKey("a" * 64, "cpu", "student")
-TEACHER = PaceKey("a" * 64, "cpu", "teacher")
+STUDENT = ThroughputKey("a" * 64, "cpu", "student")
+TEACHER = ThroughputKey("a" * 64, "cpu", "teacher")
 OTHER = Settings(512, "cuda", "log", 0.75, True, ("evidence", "save"), True, True)
 
 
 @pytest.fixture
-def memory(tmp_path: Path) -> Remembered:
-    return Remembered(tmp_path / "deep" / "config")
+def memory(tmp_path: Path) -> SettingsStore:
+    return SettingsStore(tmp_path / "deep" / "config")
 
 
-def put(memory: Remembered, content: object) -> None:
+def put(memory: SettingsStore, content: object) -> None:
     memory.path.parent.mkdir(parents=True, exist_ok=True)
     memory.path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
 
 
-def test_nothing_is_known_and_nothing_written_at_first(memory: Remembered) -> None:
+def test_nothing_is_known_and_nothing_written_at_first(memory: SettingsStore) -> None:
     assert memory.remembered_mpp("f1") is None and memory.expected_seconds(STUDENT, 100) is None
     loaded = memory.load_settings()
     assert loaded.settings == Settings() and loaded.caution is None
@@ -41,38 +41,38 @@ def test_nothing_is_known_and_nothing_written_at_first(memory: Remembered) -> No
 
 def test_the_folder_is_the_one_given_then_the_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "named"))
-    assert Remembered().path == tmp_path / "named" / FILE
-    assert Remembered(tmp_path / "given").path == tmp_path / "given" / FILE
+    assert SettingsStore().path == tmp_path / "named" / FILE
+    assert SettingsStore(tmp_path / "given").path == tmp_path / "given" / FILE
     monkeypatch.delenv(FOLDER_VARIABLE)
-    assert Remembered().path.parent.name == "napari-lrmil"
+    assert SettingsStore().path.parent.name == "napari-lrmil"
 
 
-def test_each_kind_of_memory_leaves_the_others(memory: Remembered) -> None:
+def test_each_kind_of_memory_leaves_the_others(memory: SettingsStore) -> None:
     memory.remember_mpp("f1", 0.4)
     memory.remember_pace(STUDENT, 5.0, 100)
     memory.save_settings(OTHER)
     memory.remember_mpp("f2", 0.3)
-    again = Remembered(memory.path.parent)
+    again = SettingsStore(memory.path.parent)
     assert again.remembered_mpp("f1") == 0.4 and again.remembered_mpp("f2") == 0.3
     assert again.remembered_mpp("f3") is None
     assert again.expected_seconds(STUDENT, 40) == pytest.approx(2.0)
     assert again.load_settings().settings == OTHER and again.load_settings().caution is None
 
 
-def test_the_last_answer_for_a_slide_counts(memory: Remembered) -> None:
+def test_the_last_answer_for_a_slide_counts(memory: SettingsStore) -> None:
     memory.remember_mpp("f1", 0.4)
     memory.remember_mpp("f1", 0.25)
     assert memory.remembered_mpp("f1") == 0.25
 
 
 @pytest.mark.parametrize("mpp", [0.0, -0.5, float("nan"), float("inf"), True, "0.5"])
-def test_an_impossible_resolution_is_not_kept(memory: Remembered, mpp: Any) -> None:
+def test_an_impossible_resolution_is_not_kept(memory: SettingsStore, mpp: Any) -> None:
     with pytest.raises(ConfigError, match="positive number") as caught:
         memory.remember_mpp("f1", mpp)
     assert one_sentence(caught.value) and memory.remembered_mpp("f1") is None
 
 
-def test_pace_is_by_model_device_and_network(memory: Remembered) -> None:
+def test_pace_is_by_model_device_and_network(memory: SettingsStore) -> None:
     memory.remember_pace(STUDENT, 10.0, 100)
     memory.remember_pace(TEACHER, 90.0, 100)
     assert memory.expected_seconds(STUDENT, 50) == pytest.approx(5.0)
@@ -81,13 +81,13 @@ def test_pace_is_by_model_device_and_network(memory: Remembered) -> None:
     assert memory.expected_seconds(replace(STUDENT, bundle_sha256="b" * 64), 50) is None
 
 
-def test_one_slow_run_and_a_glance_move_the_pace_little(memory: Remembered) -> None:
+def test_one_slow_run_and_a_glance_move_the_pace_little(memory: SettingsStore) -> None:
     for seconds, patches in ((10.0, 100), (11.0, 100), (300.0, 100), (4.0, 2), (4.0, 2), (4.0, 2), (4.0, 2)):
         memory.remember_pace(STUDENT, seconds, patches)
     assert memory.expected_seconds(STUDENT, 100) == pytest.approx(11.0)
 
 
-def test_a_pace_that_has_changed_is_believed_after_some_runs(memory: Remembered) -> None:
+def test_a_pace_that_has_changed_is_believed_after_some_runs(memory: SettingsStore) -> None:
     for _ in range(20):
         memory.remember_pace(STUDENT, 10.0, 100)
     for _ in range(RUNS // 2 + 1):
@@ -97,14 +97,14 @@ def test_a_pace_that_has_changed_is_believed_after_some_runs(memory: Remembered)
 
 
 @pytest.mark.parametrize(("seconds", "patches"), [(1.0, 0), (0.0, 5), (float("nan"), 5), (-1.0, 5)])
-def test_a_run_that_tells_nothing_is_left_out(memory: Remembered, seconds: float, patches: int) -> None:
+def test_a_run_that_tells_nothing_is_left_out(memory: SettingsStore, seconds: float, patches: int) -> None:
     memory.remember_pace(STUDENT, seconds, patches)
     assert memory.expected_seconds(STUDENT, 10) is None
 
 
 def test_an_unknown_network_is_refused() -> None:
     with pytest.raises(ConfigError, match="student or teacher"):
-        PaceKey("a", "cpu", "judge")
+        ThroughputKey("a", "cpu", "judge")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_an_unknown_network_is_refused() -> None:
         {"icc": None}, {"sections_open": ("a", 1)}, {"sections_open": "save"},
     ],
 )  # fmt: skip
-def test_settings_are_checked_and_broken_ones_ignored_key_by_key(memory: Remembered, change: dict[str, Any]) -> None:
+def test_settings_are_checked_and_broken_ones_ignored_key_by_key(memory: SettingsStore, change: dict[str, Any]) -> None:
     (name,) = change
     with pytest.raises(ConfigError, match=name) as caught:
         Settings(**change)
@@ -129,7 +129,7 @@ def test_settings_are_checked_and_broken_ones_ignored_key_by_key(memory: Remembe
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1, 2]", '{"settings": 3, "mpp": [], "pace": 1}', "\x00", '"text"'])
-def test_a_broken_file_is_told_once_and_mended_by_the_next_answer(memory: Remembered, content: str) -> None:
+def test_a_broken_file_is_told_once_and_mended_by_the_next_answer(memory: SettingsStore, content: str) -> None:
     put(memory, content)
     loaded = memory.load_settings()
     assert loaded.settings == Settings() and loaded.caution is not None and FILE in loaded.caution.message
@@ -141,7 +141,7 @@ def test_a_broken_file_is_told_once_and_mended_by_the_next_answer(memory: Rememb
     assert memory.remembered_mpp("f1") == 0.4 and memory.expected_seconds(STUDENT, 4) == pytest.approx(2.0)
 
 
-def test_broken_entries_count_as_absent_and_unknown_parts_are_kept(memory: Remembered) -> None:
+def test_broken_entries_count_as_absent_and_unknown_parts_are_kept(memory: SettingsStore) -> None:
     runs = [[1.0, 10], ["x", 3], [1.0], 5, [-1.0, 4], [True, 1]]
     put(memory, {"mpp": {"f1": "0.4", "f2": 0.3, "f3": -1}, "pace": {STUDENT.text: runs}, "later": {"a": 1}})
     assert memory.remembered_mpp("f1") is None and memory.remembered_mpp("f2") == 0.3
@@ -155,24 +155,24 @@ def test_broken_entries_count_as_absent_and_unknown_parts_are_kept(memory: Remem
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=FOLDER_VARIABLE) as caught:
-        Remembered(tmp_path / "file" / "config").remember_mpp("f1", 0.5)
+        SettingsStore(tmp_path / "file" / "config").remember_mpp("f1", 0.5)
     assert one_sentence(caught.value)
 
 
-def test_threads_lose_nothing(memory: Remembered) -> None:
+def test_threads_lose_nothing(memory: SettingsStore) -> None:
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda i: Remembered(memory.path.parent).remember_mpp(f"f{i}", 0.1 + i), range(40)))
+        list(threads.map(lambda i: SettingsStore(memory.path.parent).remember_mpp(f"f{i}", 0.1 + i), range(40)))
     assert [memory.remembered_mpp(f"f{i}") for i in range(40)] == [0.1 + i for i in range(40)]
     assert [p.name for p in memory.path.parent.iterdir()] == [FILE], "no temporary files"
 
 
 def _remember_many(folder: str, mark: str) -> None:
     for i in range(30):
-        Remembered(folder).remember_mpp(f"{mark}{i}", 0.5)
+        SettingsStore(folder).remember_mpp(f"{mark}{i}", 0.5)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a file that another process reads cannot be replaced there")
-def test_two_processes_at_once_never_lose_the_file(memory: Remembered) -> None:
+def test_two_processes_at_once_never_lose_the_file(memory: SettingsStore) -> None:
     spawn = multiprocessing.get_context("spawn")
     memory.save_settings(OTHER)
     writers = [spawn.Process(target=_remember_many, args=(os.fspath(memory.path.parent), mark)) for mark in "ab"]

@@ -26,7 +26,7 @@ except ImportError:
 timm = pytest.importorskip("timm", reason="the extra `encoders` is not installed")
 pytest.importorskip("lazyslide_models", reason="the extra `encoders` is not installed")
 
-from napari_lrmil.core.encoders import encoder_at, foundation_cards, notice  # noqa: E402
+from napari_lrmil.core.encoders import encoder_notice, foundation_cards, resolve_encoder  # noqa: E402
 from napari_lrmil.core.encoders.foundation import FoundationEncoder, load_foundation  # noqa: E402
 from napari_lrmil.core.errors import EncoderError  # noqa: E402
 
@@ -103,7 +103,7 @@ def test_cards_tell_licence_and_terms() -> None:
     assert not {"cellpose", "madeleine", "grandqc-tissue", "rosie"} & set(cards)
     assert all(card.licence for card in cards.values())
     assert (cards["uni"].gated, cards["uni"].commercial, cards["uni"].width) == (True, False, 1024)
-    told = notice("lazyslide:uni")
+    told = encoder_notice("lazyslide:uni")
     assert told is not None
     for part in ("CC-BY-NC-ND-4.0", "not for commercial use", "agree to its terms at https://", "inherit"):
         assert part in told
@@ -113,7 +113,7 @@ def test_cards_tell_licence_and_terms() -> None:
 @pytest.mark.parametrize("name", list(BUILT))
 def test_patches_go_in_and_embeddings_and_maps_come_out(name: str) -> None:
     """Of any size; without gradients; tensors that a student's loss may keep."""
-    loaded = encoder_at(f"lazyslide:{name}")
+    loaded = resolve_encoder(f"lazyslide:{name}")
     assert loaded is not None
     encoder = loaded.encoder
     assert encoder.dim == BUILT[name]

@@ -10,8 +10,8 @@ import pytest
 
 from lrmil_training.report.run_record import read_curves
 from lrmil_training.runs.event_log import EventLog, event_json, read_events
-from napari_lrmil.core.events import Caution, Event, Failed, Finished, Metric, Partial, Progress, StageDone
-from napari_lrmil.plugin.train.run_monitor import Story
+from napari_lrmil.core.events import Event, Failed, Finished, Metric, Notice, Partial, Progress, StageDone
+from napari_lrmil.plugin.train.run_monitor import RunLogState
 from support.shapes import STORED, mismatches
 
 STAMP = {"seq": int, "attempt": int, "time": float}
@@ -37,7 +37,7 @@ LINES: dict[str, dict[str, Any]] = {
             Metric("stage2", "val/auroc", 0.75, 3),
             {"event": "Metric", "stage": "stage2", "name": "val/auroc", "value": 0.75, "step": 3},
         ),
-        (Caution("pale", "s.tif"), {"event": "Caution", "message": "pale", "subject": "s.tif"}),
+        (Notice("pale", "s.tif"), {"event": "Caution", "message": "pale", "subject": "s.tif"}),
         (Partial(None), {"event": "Partial", "result": None}),
         (Finished(Path("run")), {"event": "Finished", "result": "run"}),
         (
@@ -75,7 +75,7 @@ def test_lines_of_the_stored_log(stored: list[dict[str, Any]]) -> None:
 
 
 def test_the_window_reads_the_stored_log(stored: list[dict[str, Any]]) -> None:
-    story = Story()
+    story = RunLogState()
     story.take(stored)
     assert story.finished and story.attempt == 1 and not story.cautions
     assert list(story.done) == [

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from napari_lrmil.cli import app
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.results.cohort_tables import read_failures, write_predictions
-from napari_lrmil.core.results.reader import find_stored, read_line, read_stored, stored_folders
+from napari_lrmil.core.results.reader import find_stored, read_result_summary, read_stored, stored_folders
 from napari_lrmil.core.slides.slide import Slide
 from support.shapes import STORED, mismatches
 
@@ -278,7 +278,7 @@ def test_a_stored_prediction_is_opened(slide: Slide) -> None:
 
 def test_the_table_of_a_stored_cohort() -> None:
     assert stored_folders(PREDICTIONS) == [ALONE, COMPARED]
-    alone, compared = map(read_line, (ALONE, COMPARED))
+    alone, compared = map(read_result_summary, (ALONE, COMPARED))
     assert (alone.name, alone.teacher) == ("test-13-000", None) and "no teacher" in alone.problem
     assert compared.problem == "" and compared.path == Path("cohort/test-13-002.tif")
     assert compared.student == {"normal": 0.5341779348790495, "lesion": 0.46582206512095037}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from napari_lrmil.core.user_settings import PaceKey, Remembered, Settings
+from napari_lrmil.core.user_settings import Settings, SettingsStore, ThroughputKey
 from support.shapes import STORED
 
 SLIDE, OTHER = "668ec70190478240e0e279970e4d7a45", "0123456789abcdef0123456789abcdef"
@@ -40,11 +40,11 @@ CONTENT = {
 
 def test_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NAPARI_LRMIL_CONFIG", str(tmp_path))
-    remembered = Remembered()
+    remembered = SettingsStore()
     remembered.remember_mpp(SLIDE, 0.5)
     remembered.remember_mpp(OTHER, 0.2527)
-    remembered.remember_pace(PaceKey(BUNDLE, "cpu", "student"), 0.257, 22)
-    remembered.remember_pace(PaceKey(BUNDLE, "cpu", "teacher"), 0.402, 260)
+    remembered.remember_pace(ThroughputKey(BUNDLE, "cpu", "student"), 0.257, 22)
+    remembered.remember_pace(ThroughputKey(BUNDLE, "cpu", "teacher"), 0.402, 260)
     remembered.save_settings(CHANGED)
     written, stored = (folder / "remembered.json" for folder in (tmp_path, STORED / "settings"))
     assert json.loads(written.read_text(encoding="utf-8")) == CONTENT
@@ -52,12 +52,12 @@ def test_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_stored_file_is_read() -> None:
-    remembered = Remembered(STORED / "settings")
+    remembered = SettingsStore(STORED / "settings")
     loaded = remembered.load_settings()
     assert loaded.settings == CHANGED and loaded.caution is None
     assert remembered.remembered_mpp(SLIDE) == 0.5 and remembered.remembered_mpp(OTHER) == 0.2527
-    assert remembered.expected_seconds(PaceKey(BUNDLE, "cpu", "student"), 44) == pytest.approx(0.514)
-    assert remembered.expected_seconds(PaceKey(BUNDLE, "cpu", "teacher"), 130) == pytest.approx(0.201)
+    assert remembered.expected_seconds(ThroughputKey(BUNDLE, "cpu", "student"), 44) == pytest.approx(0.514)
+    assert remembered.expected_seconds(ThroughputKey(BUNDLE, "cpu", "teacher"), 130) == pytest.approx(0.201)
 
 
 @pytest.mark.parametrize(
@@ -67,5 +67,5 @@ def test_the_stored_file_is_read() -> None:
 def test_words_that_a_setting_may_be(tmp_path: Path, setting: str, values: tuple[str, ...]) -> None:
     for value in values:
         (tmp_path / "remembered.json").write_text(json.dumps({"settings": {setting: value}}), encoding="utf-8")
-        loaded = Remembered(tmp_path).load_settings()
+        loaded = SettingsStore(tmp_path).load_settings()
         assert getattr(loaded.settings, setting) == value and loaded.caution is None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from napari_lrmil.core.cohort import Engine, SlideWork, Tally, Told, run_cohort
+from napari_lrmil.core.cohort import Backend, CohortProgress, SlideJob, TaskResult, run_cohort
 from napari_lrmil.core.errors import (
     BagError,
     DiskFullError,
@@ -21,7 +21,7 @@ from napari_lrmil.core.errors import (
     SlideError,
     TissueError,
 )
-from napari_lrmil.core.events import Caution, Event, Progress, StageDone
+from napari_lrmil.core.events import Event, Notice, Progress, StageDone
 
 LOG, DONE = "log", "done"
 
@@ -35,11 +35,11 @@ class Logged:
     def prepare(self, threads: int) -> None:
         (self.folder / "threads").write_text(str(threads))
 
-    def __call__(self, work: SlideWork) -> Generator[Event, None, Told]:
+    def __call__(self, work: SlideJob) -> Generator[Event, None, TaskResult]:
         mark = self.folder / f"{work.name}.{DONE}"
         if mark.exists():
-            return Told("there", mark, already=True)
-        yield Caution("about the model", work.name)
+            return TaskResult("there", mark, already=True)
+        yield Notice("about the model", work.name)
         with (self.folder / LOG).open("a") as log:
             log.write(f"{work.name}\n")
         for wanted, act in ACTS.items():
@@ -52,7 +52,7 @@ class Logged:
             yield Progress("encode", tick, 600)
         yield Progress("encode", 1, 1)
         mark.write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-        return Told("done", mark)
+        return TaskResult("done", mark)
 
 
 def _kill(_: Path) -> None:
@@ -114,14 +114,14 @@ def done(folder: Path) -> set[str]:
     return {path.name.removesuffix(f".{DONE}") for path in folder.glob(f"*.{DONE}")}
 
 
-def works(*names: str) -> list[SlideWork]:
+def works(*names: str) -> list[SlideJob]:
     """Return slides by name."""
-    return [SlideWork(Path(f"{name}.svs")) for name in names]
+    return [SlideJob(Path(f"{name}.svs")) for name in names]
 
 
-def followed(slides: list[SlideWork], task: Any, engine: Engine, **options: Any) -> tuple[Tally, list[Event]]:
+def followed(slides: list[SlideJob], task: Any, engine: Backend, **options: Any) -> tuple[CohortProgress, list[Event]]:
     """Run a cohort to its end."""
-    tally = Tally()
+    tally = CohortProgress()
     return tally, list(run_cohort(slides, task, engine, tally, **options))
 
 
@@ -134,7 +134,7 @@ class Raising:
     def prepare(self, threads: int) -> None:
         """Nothing to prepare."""
 
-    def __call__(self, work: SlideWork) -> Generator[Event, None, Any]:
+    def __call__(self, work: SlideJob) -> Generator[Event, None, Any]:
         errors: dict[str, tuple[int, Exception]] = {
             "open": (0, SlideError(work.path, "no slide")),
             "no mpp": (1, ResolutionError(work.path, "no resolution")),
@@ -164,7 +164,7 @@ class Unimportable:
     def prepare(self, threads: int) -> None:
         """Never reached."""
 
-    def __call__(self, work: SlideWork) -> Generator[Event, None, Any]:
+    def __call__(self, work: SlideJob) -> Generator[Event, None, Any]:
         raise NotImplementedError
         yield
 
@@ -180,7 +180,7 @@ class KillsItsWorker:
     def prepare(self, threads: int) -> None:
         self.task.prepare(threads)
 
-    def __call__(self, work: SlideWork) -> Generator[Event, None, Any]:
+    def __call__(self, work: SlideJob) -> Generator[Event, None, Any]:
         seen = self.folder / "seen"
         stream = self.task(work)
         while True:

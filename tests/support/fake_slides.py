@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from napari_lrmil.core.encoders import AlignedEncoder, Encoded, round_to_half
+from napari_lrmil.core.encoders import AlignedEncoder, EncoderOutput, round_to_half
 from napari_lrmil.core.models.bundle import Bundle, Card, NetworkCard, StudentNetwork, TeacherNetwork, write_bundle
-from napari_lrmil.core.models.mil import GatedAttentionMil
+from napari_lrmil.core.models.mil import GatedAttentionMIL
 from napari_lrmil.core.slides.slide import Slide
 from support.networks import CLASSES, SMALL, untrained_encoder
 
@@ -239,8 +239,8 @@ def lively_bundle(folder: Path, *, teacher: bool = True, **card: Any) -> Bundle:
     """Write a bundle of seeded networks that do react to their pixels: HR and LR patches of 64 px, n = 4."""
     torch.manual_seed(7)
     encoder = lively(untrained_encoder(1), 1)
-    student = StudentNetwork(AlignedEncoder(encoder, encoder.dim), GatedAttentionMil(encoder.dim, 2))
-    other = TeacherNetwork(lively(untrained_encoder(2), 2), GatedAttentionMil(encoder.dim, 2)) if teacher else None
+    student = StudentNetwork(AlignedEncoder(encoder, encoder.dim), GatedAttentionMIL(encoder.dim, 2))
+    other = TeacherNetwork(lively(untrained_encoder(2), 2), GatedAttentionMIL(encoder.dim, 2)) if teacher else None
     for network in filter(None, (student, other)):
         round_to_half(network)
     fields = {"name": "lively", "classes": CLASSES, "hr_mpp": 0.5, "lr_mpp": 2.0, "hr_patch_px": 64, "lr_patch_px": 64}
@@ -250,9 +250,9 @@ def lively_bundle(folder: Path, *, teacher: bool = True, **card: Any) -> Bundle:
 class Darkness(nn.Module):
     """Stands in for an encoder: how dark a patch is, and how bright."""
 
-    def forward(self, pixels: torch.Tensor, layers: Sequence[str] = ()) -> Encoded:
+    def forward(self, pixels: torch.Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
         bright = pixels.float().mean(dim=(1, 2, 3)) / 255
-        return Encoded(torch.stack([1 - bright, bright], dim=1), {})
+        return EncoderOutput(torch.stack([1 - bright, bright], dim=1), {})
 
 
 class DarknessBundle:
@@ -272,7 +272,7 @@ class DarknessBundle:
             "teacher": network,
         }
         self.card = Card(schema_version=1, name="darkness", version="0", classes=CLASSES, hashes={}, **fields | card)
-        mil = GatedAttentionMil(2, 2, 1)
+        mil = GatedAttentionMIL(2, 2, 1)
         with torch.no_grad():
             mil.V.weight.copy_(torch.tensor([[1.0, 0.0]]))
             mil.U.weight.zero_()

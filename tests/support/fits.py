@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from lrmil_training.evaluation.metrics import ranking_auroc
-from lrmil_training.fitting.fit import SELECT, EpochMeans, EpochSampler, FitPlan, fit, gathered
+from lrmil_training.fitting.fit import SELECT, EpochMeans, EpochSampler, FitPlan, all_gather_rows, fit
 from napari_lrmil.core.events import Event, Metric, Progress
 
 CPU = torch.device("cpu")
@@ -55,7 +55,7 @@ class Toy(L.LightningModule):
         self.seen.append((self.net(batch[0]).float().cpu(), batch[1].cpu()))
 
     def on_validation_epoch_end(self) -> None:
-        seen = gathered(self.seen)
+        seen = all_gather_rows(self.seen)
         self.seen.clear()
         logits, y = torch.cat([s for s, _ in seen]), torch.cat([t for _, t in seen])
         auroc = ranking_auroc(torch.softmax(logits, 1).numpy(), y.numpy())

@@ -10,14 +10,14 @@ import torch
 
 from napari_lrmil.core.encoders import (
     AlignedEncoder,
-    Encoded,
+    EncoderOutput,
     EncoderSpec,
     MobileNetV2Encoder,
     NetworkEncoder,
     round_to_half,
 )
 from napari_lrmil.core.models.bundle import Bundle, StudentNetwork, TeacherNetwork, write_bundle
-from napari_lrmil.core.models.mil import GatedAttentionMil
+from napari_lrmil.core.models.mil import GatedAttentionMIL
 
 SMALL_SETTINGS = {"depth_multiplier": 0.25, "finegrained_output": False}
 SMALL = EncoderSpec("mobilenet_v2", SMALL_SETTINGS, licence="BSD-3-Clause", name="untrained")
@@ -47,10 +47,10 @@ class Borrowed(NetworkEncoder):
     def layers(self) -> dict[str, int]:
         return {}
 
-    def forward(self, pixels: torch.Tensor, layers: Sequence[str] = ()) -> Encoded:
+    def forward(self, pixels: torch.Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
         with torch.inference_mode():
             embedding = self.own(pixels).embedding
-        return Encoded(embedding.clone(), {})
+        return EncoderOutput(embedding.clone(), {})
 
 
 def untrained_bundle(
@@ -58,8 +58,8 @@ def untrained_bundle(
 ) -> Bundle:
     """Write a bundle of untrained networks with patches of 128 px and return it opened."""
     encoder = untrained_encoder(1)
-    student = StudentNetwork(AlignedEncoder(encoder, encoder.dim), GatedAttentionMil(encoder.dim, 2))
-    other = TeacherNetwork(teachers or untrained_encoder(2), GatedAttentionMil(encoder.dim, 2)) if teacher else None
+    student = StudentNetwork(AlignedEncoder(encoder, encoder.dim), GatedAttentionMIL(encoder.dim, 2))
+    other = TeacherNetwork(teachers or untrained_encoder(2), GatedAttentionMIL(encoder.dim, 2)) if teacher else None
     for network in filter(None, (student, other)):
         round_to_half(network)
     fields = {

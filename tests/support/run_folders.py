@@ -13,7 +13,7 @@ from lrmil_training.data.cohort import Cohort, CohortSlide
 from lrmil_training.evaluation.evaluate import SlideResult, evaluate, protocol, slide_table, summarise
 from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.geometry import Lattice, Mpp
-from napari_lrmil.core.patching.grid import NestedGrid, nest_cells
+from napari_lrmil.core.patching.grid import NestedGrid, nested_grid_from_cells
 
 CLASSES = ("normal", "lesion")
 SIGNAL = {"teacher": 2.2, "student": 1.9, "labels_only": 0.9, "stage2_only": 1.4}
@@ -37,7 +37,7 @@ def made_grid(size: tuple[int, int] = (12, 8), seed: int = 0) -> NestedGrid:
     lattice = Lattice((0, 0), (256, 256), size[0], size[1], 4, Mpp(0.5, 0.5, "test"))
     cells = [(x, y) for y in range(size[1]) for x in range(size[0]) if x < size[0] // 2 or y < size[1] // 2]
     rng = np.random.default_rng(seed)
-    return nest_cells(lattice, np.array([c for c in cells if rng.random() < 0.9], dtype=np.int64))
+    return nested_grid_from_cells(lattice, np.array([c for c in cells if rng.random() < 0.9], dtype=np.int64))
 
 
 def made_results(cohort: Cohort, methods: Mapping[str, float] = SIGNAL, seed: int = 5) -> dict[str, list[SlideResult]]:

@@ -15,18 +15,18 @@ from torch.utils.data import DataLoader
 
 from lrmil_training import losses
 from lrmil_training.data.cohort import read_cohort
-from lrmil_training.evaluation.metrics import Resampler, Scored, auroc_with_interval, ranking_auroc
+from lrmil_training.evaluation.metrics import Resampler, ScoredSlides, auroc_with_interval, ranking_auroc
 from lrmil_training.fitting.fit import SELECT, FitPlan, fit
 from napari_lrmil.core.geometry import Bounds, Mpp, PatchPlan
-from napari_lrmil.core.metrics.agreement import to_lr
-from napari_lrmil.core.models.mil import GatedAttentionMil, MilOutput
-from napari_lrmil.core.patching.grid import nest
+from napari_lrmil.core.metrics.agreement import pool_to_lr_grid
+from napari_lrmil.core.models.mil import GatedAttentionMIL, MilOutput
+from napari_lrmil.core.patching.grid import build_nested_grid
 
 
 def test_attention_and_bag_are_not_swapped() -> None:
     """The research code stores the pooled bag as attention: with 7 instances of width 5 the shapes alone tell."""
     torch.manual_seed(0)
-    mil = GatedAttentionMil(5, 2, hidden=4)
+    mil = GatedAttentionMIL(5, 2, hidden=4)
     out = mil(torch.randn(7, 5))
     swapped = MilOutput(out.logits, bag=out.attention, attention=out.bag, scores=out.scores)
 
@@ -117,7 +117,7 @@ def test_selection_is_by_validation_not_by_training_loss(tmp_path: Path) -> None
 def test_hard_loss_reaches_the_mil() -> None:
     """The research code's hard loss trains a classifier of its own; ours moves the weights that inference uses."""
     torch.manual_seed(0)
-    mil, own = GatedAttentionMil(5, 2, hidden=4), nn.Linear(5, 1)
+    mil, own = GatedAttentionMIL(5, 2, hidden=4), nn.Linear(5, 1)
     instances, teacher = torch.randn(9, 5), torch.randn(9)
 
     def moves(loss: Tensor) -> bool:
@@ -125,8 +125,8 @@ def test_hard_loss_reaches_the_mil() -> None:
         loss.backward()
         return mil.V.weight.grad is not None and bool(mil.V.weight.grad.abs().sum() > 0)
 
-    assert moves(losses.hard_attention(mil(instances).scores, teacher, 2))
-    assert not moves(losses.hard_attention(own(instances).squeeze(-1), teacher, 2))
+    assert moves(losses.hard_attention_loss(mil(instances).scores, teacher, 2))
+    assert not moves(losses.hard_attention_loss(own(instances).squeeze(-1), teacher, 2))
 
 
 def test_parent_scores_carry_probability_not_averaged_logits() -> None:
@@ -148,7 +148,7 @@ def test_parent_scores_carry_probability_not_averaged_logits() -> None:
 def test_links_hold_on_40x_slides(mpp: float, cell: int) -> None:
     """Geometry that assumes a 20x level 0 breaks every link on a 40x slide."""
     lattice = PatchPlan().lattice(Bounds(0, 0, 9 * cell, 6 * cell), Mpp(mpp, mpp))
-    grid = nest(lattice, np.ones((lattice.rows, lattice.columns), np.float32), 0.5)
+    grid = build_nested_grid(lattice, np.ones((lattice.rows, lattice.columns), np.float32), 0.5)
     at_parent = grid.lr_corners[grid.parent]
     inside = (grid.hr_corners >= at_parent).all(1) & (grid.hr_corners + cell <= at_parent + 4 * cell).all(1)
     assert lattice.cell == (cell, cell)
@@ -160,15 +160,15 @@ def test_links_hold_on_40x_slides(mpp: float, cell: int) -> None:
 def test_parents_are_arithmetic_not_a_search() -> None:
     """A million HR patches are linked without ever forming the 60-billion pairs that a search looks at."""
     lattice = PatchPlan().lattice(Bounds(0, 0, 1000 * 256, 1000 * 256), Mpp(0.5, 0.5))
-    grid = nest(lattice, np.ones((lattice.rows, lattice.columns), np.float32), 0.5)
+    grid = build_nested_grid(lattice, np.ones((lattice.rows, lattice.columns), np.float32), 0.5)
     assert len(grid.hr_index) == 1_000_000
     assert len(grid.lr_index) == 62_500
-    assert to_lr(grid, np.ones(1_000_000)).tolist() == [16.0] * 62_500
+    assert pool_to_lr_grid(grid, np.ones(1_000_000)).tolist() == [16.0] * 62_500
 
 
 def test_undefined_metric_is_undefined_and_says_why() -> None:
     """One class only: the AUROC is None with a reason, never 0.0."""
-    scored = Scored(np.array([[0.2, 0.8], [0.4, 0.6]]), np.array([1, 1]), ("a", "b"))
+    scored = ScoredSlides(np.array([[0.2, 0.8], [0.4, 0.6]]), np.array([1, 1]), ("a", "b"))
     found = auroc_with_interval(scored, Resampler(scored.targets, scored.patients, 100))
     assert ranking_auroc(scored.probabilities, scored.targets) is None
     assert found["value"] is None

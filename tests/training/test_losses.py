@@ -31,7 +31,9 @@ def test_attention_weighted_term_by_hand() -> None:
     """Weights 0.25 and 0.75; squared distances per dimension 1 and 4: 0.25 * 1 + 0.75 * 4 = 3.25."""
     embedding = torch.tensor([[1.0, 1.0]])
     targets = torch.tensor([[[0.0, 2.0], [3.0, -1.0]]])
-    assert losses.attention_weighted(embedding, targets, torch.tensor([[0.25, 0.75]])).item() == pytest.approx(3.25)
+    assert losses.attention_weighted_loss(embedding, targets, torch.tensor([[0.25, 0.75]])).item() == pytest.approx(
+        3.25
+    )
 
 
 def test_layer_term_by_hand_leaves_absent_children_out() -> None:
@@ -39,7 +41,7 @@ def test_layer_term_by_hand_leaves_absent_children_out() -> None:
     projected = torch.tensor([[[1.0], [7.0], [3.0], [7.0]]])
     targets = torch.zeros(1, 4, 1)
     present = torch.tensor([[True, False, True, False]])
-    assert losses.layer(projected, targets, present).item() == pytest.approx(5.0)
+    assert losses.layer_loss(projected, targets, present).item() == pytest.approx(5.0)
 
 
 def test_both_stage_1_terms_are_means_over_the_batch() -> None:
@@ -47,29 +49,29 @@ def test_both_stage_1_terms_are_means_over_the_batch() -> None:
     embedding = torch.tensor([[1.0, 1.0], [3.0, 0.0]])
     targets = torch.tensor([[[0.0, 2.0], [3.0, -1.0]], [[1.0, 0.0], [9.0, 9.0]]])
     weights = torch.tensor([[0.25, 0.75], [1.0, 0.0]])
-    assert losses.attention_weighted(embedding, targets, weights).item() == pytest.approx(2.625)
+    assert losses.attention_weighted_loss(embedding, targets, weights).item() == pytest.approx(2.625)
     # children of patch 0: (1 + 4) / 2; of patch 1: its one child, 2; their mean is 2.25
-    near = losses.layer(embedding[:, None].expand(2, 2, 2), targets, weights > 0)
+    near = losses.layer_loss(embedding[:, None].expand(2, 2, 2), targets, weights > 0)
     assert near.item() == pytest.approx(2.25)
 
 
 def test_blocks_average_the_tokens_of_each_child() -> None:
     """A 4 x 4 map and n = 2: four means of 2 x 2 blocks, row by row."""
     tokens = torch.arange(16.0).reshape(1, 1, 4, 4)
-    assert losses.blocks(tokens, 2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert losses.child_blocks(tokens, 2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
 
 
 def test_blocks_of_a_map_that_is_just_fine_enough_along_one_side_are_means_too() -> None:
     """2 x 6 tokens and n = 2: each child has three tokens of a row, all of which count, not the middle one alone."""
     tokens = torch.tensor([[[[0.0, 1.0, 5.0, 3.0, 3.0, 9.0], [6.0, 0.0, 0.0, -3.0, 0.0, 9.0]]]])
-    assert losses.blocks(tokens, 2).flatten().tolist() == pytest.approx([2.0, 5.0, 2.0, 2.0])
-    assert losses.blocks(tokens.transpose(2, 3), 2).flatten().tolist() == pytest.approx([2.0, 2.0, 5.0, 2.0])
+    assert losses.child_blocks(tokens, 2).flatten().tolist() == pytest.approx([2.0, 5.0, 2.0, 2.0])
+    assert losses.child_blocks(tokens.transpose(2, 3), 2).flatten().tolist() == pytest.approx([2.0, 2.0, 5.0, 2.0])
 
 
 def test_a_map_too_coarse_is_resampled_to_the_cells() -> None:
     """A 2 x 2 map and n = 4: sixteen cells, corners equal to the map's."""
     tokens = torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]])
-    cells = losses.blocks(tokens, 4).reshape(4, 4)
+    cells = losses.child_blocks(tokens, 4).reshape(4, 4)
     assert cells.shape == (4, 4)
     assert [cells[0, 0].item(), cells[0, 3].item(), cells[3, 0].item(), cells[3, 3].item()] == [0.0, 1.0, 2.0, 3.0]
     # centres of four cells on two tokens lie at -0.25, 0.25, 0.75, 1.25; outside, the border token stands
@@ -124,7 +126,7 @@ def test_a_patch_without_children_has_no_share_in_any_way_to_carry_scores(how: l
 
 def test_hard_term_by_hand() -> None:
     """Centred scores 1, 0, -1; top and bottom one: -log σ(1) on both sides."""
-    found = losses.hard_attention(torch.tensor([2.0, 1.0, 0.0]), torch.tensor([9.0, 5.0, 1.0]), 1)
+    found = losses.hard_attention_loss(torch.tensor([2.0, 1.0, 0.0]), torch.tensor([9.0, 5.0, 1.0]), 1)
     assert found.item() == pytest.approx(-math.log(1 / (1 + math.exp(-1.0))), rel=1e-5)
 
 
@@ -139,8 +141,10 @@ def test_hard_term_takes_the_teacher_order_and_leaves_the_middle_out() -> None:
 
     student, teacher = torch.tensor([4.0, 0.0, -1.0, 1.0, 1.0]), torch.tensor([1.0, 9.0, 0.0, 8.0, 5.0])
     wanted = (softplus(1) + softplus(0) + softplus(3) + softplus(-2)) / 4
-    assert losses.hard_attention(student, teacher, 2).item() == pytest.approx(wanted, rel=1e-5)
-    assert losses.hard_attention(student, teacher, 99).item() == pytest.approx(wanted, rel=1e-5), "k is at most half"
+    assert losses.hard_attention_loss(student, teacher, 2).item() == pytest.approx(wanted, rel=1e-5)
+    assert losses.hard_attention_loss(student, teacher, 99).item() == pytest.approx(wanted, rel=1e-5), (
+        "k is at most half"
+    )
 
 
 def test_label_term_by_hand() -> None:
@@ -151,7 +155,7 @@ def test_label_term_by_hand() -> None:
 
 def test_hard_term_of_a_single_patch_is_nothing() -> None:
     """One patch has no bottom to stand against."""
-    assert losses.hard_attention(torch.tensor([2.0]), torch.tensor([9.0]), 4).item() == 0.0
+    assert losses.hard_attention_loss(torch.tensor([2.0]), torch.tensor([9.0]), 4).item() == 0.0
 
 
 def _differentiable(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -167,16 +171,16 @@ def test_gradients_are_those_of_the_formula() -> None:
     teacher = x["t"].detach()
     parent = torch.tensor([0, 0, 1, 1, 2, 2])
     some = torch.tensor([[True, False, True, True, False]]).expand(3, 5)
-    assert torch.autograd.gradcheck(lambda a: losses.attention_weighted(a, x["b"].detach(), weights), x["a"])
-    assert torch.autograd.gradcheck(lambda b: losses.layer(b, torch.zeros_like(b), some), x["b"])
+    assert torch.autograd.gradcheck(lambda a: losses.attention_weighted_loss(a, x["b"].detach(), weights), x["a"])
+    assert torch.autograd.gradcheck(lambda b: losses.layer_loss(b, torch.zeros_like(b), some), x["b"])
     assert torch.autograd.gradcheck(lambda c: losses.children_weights(c, some), x["c"])
-    assert torch.autograd.gradcheck(lambda m: losses.blocks(m, 2), x["m"])
-    assert torch.autograd.gradcheck(lambda m: losses.blocks(m, 6), x["m"])
+    assert torch.autograd.gradcheck(lambda m: losses.child_blocks(m, 2), x["m"])
+    assert torch.autograd.gradcheck(lambda m: losses.child_blocks(m, 6), x["m"])
     assert torch.autograd.gradcheck(lambda s: losses.attention_kl(s, teacher, 2.0), x["s"])
     assert torch.autograd.gradcheck(lambda v: losses.bag_kl(v, teacher[:3], 2.0), x["l"])
     for how in ("logsumexp", "mean", "max"):
         assert torch.autograd.gradcheck(lambda s, how=how: losses.parent_scores(s, parent, 3, how), x["s"])
-    assert torch.autograd.gradcheck(lambda s: losses.hard_attention(s, teacher, 2), x["s"])
+    assert torch.autograd.gradcheck(lambda s: losses.hard_attention_loss(s, teacher, 2), x["s"])
 
 
 def test_stage2_adds_up_its_weighted_terms() -> None:

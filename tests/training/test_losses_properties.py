@@ -14,7 +14,7 @@ from lrmil_training import losses
 from lrmil_training.config import Stage2Config
 from lrmil_training.data.bags import BagItem
 from lrmil_training.stages.mil_training import distillation_loss
-from napari_lrmil.core.models.mil import GatedAttentionMil, MilOutput
+from napari_lrmil.core.models.mil import GatedAttentionMIL, MilOutput
 
 seeds = st.integers(0, 2**31 - 1)
 few = settings(deadline=None, max_examples=25)
@@ -50,7 +50,7 @@ class Draw:
 
 def weighted(embedding: Tensor, targets: Tensor, scores: Tensor, present: Tensor) -> Tensor:
     """Return the attention term as stage 1 puts it together."""
-    return losses.attention_weighted(embedding, targets, losses.children_weights(scores, present))
+    return losses.attention_weighted_loss(embedding, targets, losses.children_weights(scores, present))
 
 
 # ---------------------------------------------------------------- children of an LR patch
@@ -89,8 +89,8 @@ def test_places_without_a_child_change_nothing_in_stage_1(
         **CLOSE,
     )
     torch.testing.assert_close(
-        losses.layer(padded(projected, -rubbish), padded(targets, rubbish), more),
-        losses.layer(projected, targets, present),
+        losses.layer_loss(padded(projected, -rubbish), padded(targets, rubbish), more),
+        losses.layer_loss(projected, targets, present),
         **CLOSE,
     )
 
@@ -109,8 +109,8 @@ def test_the_order_of_children_and_of_patches_changes_no_stage_1_term(seed: int,
             **CLOSE,
         )
         torch.testing.assert_close(
-            losses.layer(projected[r][:, c], targets[r][:, c], present[r][:, c]),
-            losses.layer(projected, targets, present),
+            losses.layer_loss(projected[r][:, c], targets[r][:, c], present[r][:, c]),
+            losses.layer_loss(projected, targets, present),
             **CLOSE,
         )
 
@@ -133,7 +133,7 @@ def test_equal_scores_make_the_attention_term_the_plain_mean(seed: int, children
     embedding, targets, present = draw.normal(2, 4), draw.normal(2, children, 4), draw.present(2, children)
     uniform = weighted(embedding, targets, torch.zeros(2, children, dtype=torch.float64), present)
     broadcast = embedding[:, None].expand_as(targets)
-    torch.testing.assert_close(uniform, losses.layer(broadcast, targets, present), **CLOSE)
+    torch.testing.assert_close(uniform, losses.layer_loss(broadcast, targets, present), **CLOSE)
 
 
 @few
@@ -142,7 +142,7 @@ def test_block_means_keep_the_mean_of_the_map_and_the_place(seed: int, sizes: tu
     """Child (i, j) sees its own block alone: rows go down and columns to the right, as the grid counts them."""
     n, height, width = sizes
     tokens = Draw(seed).normal(2, 3, height, width)
-    cells = losses.blocks(tokens, n)
+    cells = losses.child_blocks(tokens, n)
     assert cells.shape == (2, n * n, 3)
     torch.testing.assert_close(cells.mean(dim=1), tokens.mean(dim=(2, 3)), **CLOSE)
     bh, bw = height // n, width // n
@@ -291,8 +291,8 @@ def test_the_hard_term_sees_neither_order_nor_constant(seed: int, count: int, k:
     draw = Draw(seed)
     student, teacher, order = draw.normal(count), draw.normal(count), draw.order(count)
     torch.testing.assert_close(
-        losses.hard_attention(student[order] + constant, 3 * teacher[order] - 1, k),
-        losses.hard_attention(student, teacher, k),
+        losses.hard_attention_loss(student[order] + constant, 3 * teacher[order] - 1, k),
+        losses.hard_attention_loss(student, teacher, k),
         **CLOSE,
     )
 
@@ -303,7 +303,7 @@ def test_the_hard_term_pulls_the_top_up_and_the_bottom_down(seed: int, count: in
     """Its gradient, less its mean, is negative on the teacher's top k and positive on its bottom k; it sums to 0."""
     draw = Draw(seed)
     student, teacher = draw.normal(count).requires_grad_(), draw.normal(count)
-    losses.hard_attention(student, teacher, k).backward()
+    losses.hard_attention_loss(student, teacher, k).backward()
     assert student.grad is not None
     assert student.grad.sum().item() == pytest.approx(0, abs=1e-12)
     used, order = min(k, count // 2), torch.argsort(teacher, descending=True)
@@ -325,8 +325,8 @@ def test_the_hard_term_has_no_part_for_the_size_of_the_slide(seed: int, count: i
     student, teacher = draw.normal(count), draw.normal(count)
     k = max(1, count // 3)
     torch.testing.assert_close(
-        losses.hard_attention(student.repeat(times), teacher.repeat(times), k * times),
-        losses.hard_attention(student, teacher, k),
+        losses.hard_attention_loss(student.repeat(times), teacher.repeat(times), k * times),
+        losses.hard_attention_loss(student, teacher, k),
         **CLOSE,
     )
 
@@ -342,7 +342,7 @@ def _every_term(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
     return {
         "soft": losses.attention_kl(student, teacher, 2.0),
         "bag": losses.bag_kl(student[:3], teacher[:3], 2.0),
-        "hard": losses.hard_attention(student, teacher, 2),
+        "hard": losses.hard_attention_loss(student, teacher, 2),
         "children": weighted(torch.ones(1, 2), targets, student[None], present),
         **{how: losses.parent_scores(student, parent, 4, how).sum() for how in ways},
     }
@@ -366,15 +366,15 @@ def test_far_scores_cost_their_distance() -> None:
     teacher, student = torch.tensor([1e4, 0.0]), torch.tensor([0.0, 1e4])
     assert losses.attention_kl(student, teacher, 2.0).item() == pytest.approx(2e4)
     assert losses.attention_kl(teacher, teacher, 2.0).item() == 0.0
-    assert losses.hard_attention(student, teacher, 1).item() == pytest.approx(5e3)
+    assert losses.hard_attention_loss(student, teacher, 1).item() == pytest.approx(5e3)
 
 
 # ---------------------------------------------------------------- what reaches the MIL
 
 
-def _mil_and_item(seed: int, count: int = 9) -> tuple[GatedAttentionMil, BagItem]:
+def _mil_and_item(seed: int, count: int = 9) -> tuple[GatedAttentionMIL, BagItem]:
     torch.manual_seed(seed)
-    mil = GatedAttentionMil(5, 3, 4)
+    mil = GatedAttentionMIL(5, 3, 4)
     draw = Draw(seed)
     scores, logits = draw.normal(count).float(), draw.normal(3).float()
     return mil, BagItem(2 * draw.normal(count, 5).float(), 1, logits, scores)
@@ -421,7 +421,7 @@ def test_the_composition_is_the_weighted_sum_of_the_terms(
         "ce": -torch.log_softmax(out.logits, 0)[item.target],
         "bag": losses.bag_kl(out.logits, item.teacher_logits, 1.5),
         "soft": losses.attention_kl(out.scores, item.teacher_scores, 3.0),
-        "hard": losses.hard_attention(out.scores, item.teacher_scores, 2),
+        "hard": losses.hard_attention_loss(out.scores, item.teacher_scores, 2),
     }
     assert set(terms) == {k for k, v in given_weights.items() if v > 0}
     for k, value in terms.items():

@@ -17,7 +17,7 @@ from lrmil_training.config import Stage2Config, TeacherConfig, TrainConfig, buil
 from lrmil_training.data.bags import BagItem
 from lrmil_training.data.feature_store import StoredRows
 from lrmil_training.data.patch_pairs import Augmentation, PairDataset
-from lrmil_training.data.teacher_targets import EMBEDDING, Standard, TaughtSlide, grid_of_coords
+from lrmil_training.data.teacher_targets import EMBEDDING, FeatureStatistics, TeacherTargets, grid_of_coords
 from lrmil_training.evaluation.metrics import ranking_auroc
 from lrmil_training.fitting.fit import FitPlan, StoppedError
 from lrmil_training.runs.lock import request_stop
@@ -29,7 +29,7 @@ from napari_lrmil.core.events import Event, Failed, Finished, Metric, Progress, 
 from napari_lrmil.core.features.bag import Bag, read_bag, write_bag
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.models.bundle import Bundle
-from napari_lrmil.core.models.mil import GatedAttentionMil
+from napari_lrmil.core.models.mil import GatedAttentionMIL
 from napari_lrmil.core.phantom import make_cohort
 from napari_lrmil.core.slides.slide import Slide
 from support.networks import untrained_encoder
@@ -251,11 +251,11 @@ def test_turning_keeps_patch_and_children_together(run: tuple[Path, list[Event]]
         grey = np.array([[slide.read(box, (64, 64)).mean()] for box in boxes], dtype=np.float32)
     write_bag(tmp_path / "grey.h5", Bag(grey, bag.coords, bag.origin))
     arrays = {EMBEDDING: StoredRows.of(tmp_path / "grey.h5")}
-    standards = {EMBEDDING: Standard(torch.zeros(1), torch.ones(1))}
+    standards = {EMBEDDING: FeatureStatistics(torch.zeros(1), torch.ones(1))}
     from lrmil_training.data.cohort import CohortSlide
 
     row = CohortSlide(slide_file, "p", "normal", "train")
-    taught = TaughtSlide(row, grid, arrays, standards, torch.zeros(len(grey)), torch.zeros(2))
+    taught = TeacherTargets(row, grid, arrays, standards, torch.zeros(len(grey)), torch.zeros(2))
     plan = build_config(TINY).plan
     data = PairDataset([taught], plan, augmentation=Augmentation(), seed=5, with_hr_pixels=True)
     for epoch in range(4):
@@ -281,19 +281,19 @@ def _planted(n: int, seed: int) -> list[BagItem]:
     return items
 
 
-def _auroc(mil: GatedAttentionMil, items: list[BagItem]) -> float:
+def _auroc(mil: GatedAttentionMIL, items: list[BagItem]) -> float:
     logits = torch.stack([mil(item.instances).logits for item in items])
     value = ranking_auroc(torch.softmax(logits, 1).numpy(), np.array([item.target for item in items]))
     assert value is not None
     return value
 
 
-def _drain(stream: object) -> GatedAttentionMil:
+def _drain(stream: object) -> GatedAttentionMIL:
     while True:
         try:
             next(stream)  # type: ignore[call-overload]
         except StopIteration as end:
-            mil: GatedAttentionMil = end.value
+            mil: GatedAttentionMIL = end.value
             return mil
 
 

@@ -1,15 +1,15 @@
 """What a slide costs, step by step, and what each part of the method saves: resolution, encoder, reader, runtime."""
 
-from napari_lrmil.core.benchmark.measure import Measured, Question, measure_all
-from napari_lrmil.core.benchmark.pareto import points, write_pareto
+from napari_lrmil.core.benchmark.measure import Measurement, MeasurementSpec, measure_all
+from napari_lrmil.core.benchmark.pareto import cost_points, write_pareto
 from napari_lrmil.core.benchmark.setups import BESIDE, CHAIN, HR_STUDENT, LR, TEACHER, TODAY, Setup
 from napari_lrmil.core.benchmark.tables import (
-    Factor,
-    as_json,
+    SpeedupFactor,
+    benchmark_json,
     factor_table,
-    factors,
     how_measured,
     resolution_shares,
+    speedup_factors,
     step_table,
 )
 
@@ -20,17 +20,17 @@ __all__ = [
     "LR",
     "TEACHER",
     "TODAY",
-    "Factor",
-    "Measured",
-    "Question",
+    "Measurement",
+    "MeasurementSpec",
     "Setup",
-    "as_json",
+    "SpeedupFactor",
+    "benchmark_json",
+    "cost_points",
     "factor_table",
-    "factors",
     "how_measured",
     "measure_all",
-    "points",
     "resolution_shares",
+    "speedup_factors",
     "step_table",
     "write_pareto",
 ]

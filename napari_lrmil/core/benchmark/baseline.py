@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from napari_lrmil.core.encoders import Encoded
+from napari_lrmil.core.encoders import EncoderOutput
 from napari_lrmil.core.features.extraction import PatchSet
 from napari_lrmil.core.slides.openslide_handle import slide_file
 from napari_lrmil.core.slides.slide import Slide
@@ -32,13 +32,13 @@ class ResNetEmbedder(nn.Module):
         self.network = ResNetModel(ResNetConfig())  # its default is ResNet-50
         self.eval().requires_grad_(False)
 
-    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> Encoded:
+    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
         """Encode a batch; it has no layers to give."""
         if layers:
             raise ValueError("no layers of ResNet-50 are offered")
         scaled = pixels.float() / 255
         mean, deviation = (torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in (MEAN, DEVIATION))
-        return Encoded(self.network((scaled - mean) / deviation).pooler_output.flatten(1), {})
+        return EncoderOutput(self.network((scaled - mean) / deviation).pooler_output.flatten(1), {})
 
 
 class PilReader:

@@ -21,22 +21,22 @@ from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Finished, Progress
 from napari_lrmil.core.features.devices import resolve_device
 from napari_lrmil.core.features.extraction import PatchSet, encode, to_numpy
-from napari_lrmil.core.features.prefetch import BATCH, at_once
+from napari_lrmil.core.features.prefetch import BATCH, default_batch_size
 from napari_lrmil.core.geometry import Int64
-from napari_lrmil.core.inference.predict import predict, students_look, subject_of, teachers_look
+from napari_lrmil.core.inference.predict import predict, runtime_request, student_input, teacher_input
 from napari_lrmil.core.models.bundle import Bundle, StudentNetwork, TeacherNetwork
-from napari_lrmil.core.models.mil import GatedAttentionMil, pool
-from napari_lrmil.core.patching.grid import Ground, ground_of
+from napari_lrmil.core.models.mil import GatedAttentionMIL, pool_bag
+from napari_lrmil.core.patching.grid import TissueGrid, find_tissue_grid
 from napari_lrmil.core.runtimes.select import Runtime, RuntimeChoice, prepare_runtime
 from napari_lrmil.core.slides.slide import Slide
-from napari_lrmil.core.visualize.overlay import COLORMAP, raster
+from napari_lrmil.core.visualize.overlay import COLORMAP, rasterize_patches
 
 STEPS = ("open", "tissue", "read", "encode", "mil", "overlay")
 RUN = 2 * BATCH  # patches side by side that a sample is made of: neighbours share tiles of the file, as in earnest
 
 
 @dataclass(frozen=True)
-class Question:
+class MeasurementSpec:
     """What is measured, and how.
 
     Attributes
@@ -63,7 +63,7 @@ class Question:
 
 
 @dataclass
-class Measured:
+class Measurement:
     """What a setup costs on a slide: medians over the repeats.
 
     Attributes
@@ -102,15 +102,15 @@ class Measured:
     whole_wall: float | None = None
 
 
-def measure_all(question: Question, setups: Sequence[Setup]) -> Iterator[Event]:
-    """Measure setups one after the other, each in a new process, and finish with a list of `Measured`.
+def measure_all(question: MeasurementSpec, setups: Sequence[Setup]) -> Iterator[Event]:
+    """Measure setups one after the other, each in a new process, and finish with a list of `Measurement`.
 
     Raises
     ------
     LrmilError
         Where slide or bundle cannot be used.
     """
-    found: list[Measured] = []
+    found: list[Measurement] = []
     for done, setup in enumerate(setups):
         yield Progress("measuring", done, len(setups), "setups")
         found.append(_measured_elsewhere(question, setup))
@@ -118,7 +118,7 @@ def measure_all(question: Question, setups: Sequence[Setup]) -> Iterator[Event]:
     yield Finished(found)
 
 
-def _measured_elsewhere(question: Question, setup: Setup) -> Measured:
+def _measured_elsewhere(question: MeasurementSpec, setup: Setup) -> Measurement:
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
@@ -136,7 +136,7 @@ def _measured_elsewhere(question: Question, setup: Setup) -> Measured:
     return found
 
 
-def _measured_or_why(question: Question, setup: Setup) -> Measured | str:
+def _measured_or_why(question: MeasurementSpec, setup: Setup) -> Measurement | str:
     """Return what was measured, or what went wrong in words: not every error can travel between processes."""
     try:
         return measure(question, setup)
@@ -144,7 +144,7 @@ def _measured_or_why(question: Question, setup: Setup) -> Measured | str:
         return str(error)
 
 
-def measure(question: Question, setup: Setup) -> Measured:
+def measure(question: MeasurementSpec, setup: Setup) -> Measurement:
     """Return what a setup costs, measured in this process after everything has been loaded and run once."""
     torch.set_num_threads(question.threads)
     device, bundle = resolve_device(question.device), Bundle(question.bundle)
@@ -156,7 +156,7 @@ def measure(question: Question, setup: Setup) -> Measured:
     for seconds in (cpu, wall):
         seconds |= {step: seconds[step] * share for step in ("read", "encode")}
         seconds["total"] = sum(seconds.values())
-    found = Measured(
+    found = Measurement(
         setup=setup,
         cpu=cpu,
         wall=wall,
@@ -211,7 +211,7 @@ def _bytes_read() -> int | None:
 class _Bench:
     """A setup that is ready to go over its slide again and again."""
 
-    def __init__(self, question: Question, setup: Setup, bundle: Bundle, device: torch.device) -> None:
+    def __init__(self, question: MeasurementSpec, setup: Setup, bundle: Bundle, device: torch.device) -> None:
         self.question, self.setup, self.bundle, self.device = question, setup, bundle, device
         self.network = _network(setup, bundle).to(device)
         self.runtime = Runtime(self.network.encoder, RuntimeChoice())
@@ -223,18 +223,18 @@ class _Bench:
             slide = self._open()
         with slide:
             with clock.step("tissue"):
-                ground = ground_of(slide, self.bundle.card.plan, self.bundle.card.tissue)
+                ground = find_tissue_grid(slide, self.bundle.card.plan, self.bundle.card.tissue)
             clock.pixels["tissue"] = slide.pixels_decoded
             if warm:
                 self.runtime = self._prepared(slide, ground)
             patches = self._patches(ground)
             clock.patches = len(patches)
-            patches = replace(patches, corners=patches.corners[sample(len(patches), self.question.most_patches)])
+            patches = replace(patches, corners=patches.corners[sample_rows(len(patches), self.question.most_patches)])
             clock.sampled, clock.side = len(patches), patches.side
             features = self._encoded(slide, patches, clock)
             clock.reader = self.setup.reader if self.setup.reader == PIL else slide.reader.name
         with clock.step("mil"):
-            pooled = pool(self.network.mil, features, self.device)
+            pooled = pool_bag(self.network.mil, features, self.device)
         with clock.step("overlay"):
             _overlay(patches, pooled.attention)
         return clock
@@ -243,14 +243,16 @@ class _Bench:
         reader = "openslide" if self.setup.reader == PIL else self.setup.reader
         return Slide(self.question.slide, mpp=self.question.mpp, reader=reader)
 
-    def _patches(self, ground: Ground) -> PatchSet:
-        look = teachers_look if self.setup.fine else students_look
+    def _patches(self, ground: TissueGrid) -> PatchSet:
+        look = teacher_input if self.setup.fine else student_input
         return look(self.bundle.card, ground.grid).patches
 
     def _encoded(self, slide: Slide, patches: PatchSet, clock: _Clock) -> np.ndarray:
         read, before = self._reading(slide, patches)
         parts = []
-        most = BATCH if self.setup.encoder == RESNET else at_once(patches.side)  # as such pipelines, and as ours, do it
+        most = (
+            BATCH if self.setup.encoder == RESNET else default_batch_size(patches.side)
+        )  # as such pipelines, and as ours, do it
         for start in range(0, len(patches), BATCH):
             with clock.step("read"):
                 pixels = read(slice(start, start + BATCH))
@@ -274,15 +276,15 @@ class _Bench:
 
         return reader.read, end
 
-    def _prepared(self, slide: Slide, ground: Ground) -> Runtime:
+    def _prepared(self, slide: Slide, ground: TissueGrid) -> Runtime:
         """Return a runtime that was compared as `predict` does it: the student on LR patches, at either resolution."""
         if isinstance(self.network, _Today):
             return self.runtime
         card, patches = self.bundle.card, self._patches(ground)
-        look = (students_look if self.setup.encoder == STUDENT else teachers_look)(card, ground.grid)
+        look = (student_input if self.setup.encoder == STUDENT else teacher_input)(card, ground.grid)
         if look.patches.side != patches.side:  # a runtime is made for patches of one size
             look = replace(look, patches=patches)
-        subject = subject_of(slide, self.bundle, self.network, look)
+        subject = runtime_request(slide, self.bundle, self.network, look)
         return prepare_runtime(self.setup.runtime, subject, self.device)
 
     def flops(self, side: int) -> float:
@@ -310,7 +312,7 @@ class _Bench:
 class _Today(nn.Module):
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.encoder, self.mil = ResNetEmbedder(), GatedAttentionMil(RESNET_DIM, classes).eval().requires_grad_(False)
+        self.encoder, self.mil = ResNetEmbedder(), GatedAttentionMIL(RESNET_DIM, classes).eval().requires_grad_(False)
 
 
 def _network(setup: Setup, bundle: Bundle) -> StudentNetwork | TeacherNetwork | _Today:
@@ -319,7 +321,7 @@ def _network(setup: Setup, bundle: Bundle) -> StudentNetwork | TeacherNetwork | 
     return bundle.student if setup.encoder == STUDENT else bundle.teacher
 
 
-def sample(total: int, most: int) -> Int64:
+def sample_rows(total: int, most: int) -> Int64:
     """Return the rows to measure: all of them, or about `most`, in runs of neighbours that are spread evenly."""
     if total <= most:
         return np.arange(total, dtype=np.int64)
@@ -332,7 +334,7 @@ def _overlay(patches: PatchSet, attention: np.ndarray) -> object:
     """Return the coloured map that is laid over the slide, a pixel per patch; it is made for what that costs."""
     from matplotlib import colormaps
 
-    image = raster(_Placed(patches.corners, patches.size_level0), attention * len(attention)).image
+    image = rasterize_patches(_Placed(patches.corners, patches.size_level0), attention * len(attention)).image
     return colormaps[COLORMAP](np.nan_to_num(image / max(2.0, float(np.nanpercentile(image, 99)))))
 
 

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from napari_lrmil.core.atomic_files import whole, write_json
+from napari_lrmil.core.atomic_files import atomic_write, write_json
 
 
 @dataclass(frozen=True)
-class Point:
+class CostPoint:
     """One model on a cohort.
 
     Attributes
@@ -35,7 +35,7 @@ class Point:
     slides: int
 
 
-def points(name: str, metrics: Path) -> list[Point]:
+def cost_points(name: str, metrics: Path) -> list[CostPoint]:
     """Return a point for each network that an evaluation's ``metrics.json`` has an AUROC and a cost for."""
     found: dict[str, Any] = json.loads(metrics.read_text(encoding="utf-8"))
     made = []
@@ -44,26 +44,26 @@ def points(name: str, metrics: Path) -> list[Point]:
             auroc, seconds = its["auroc"], its["cost"].get("cpu_seconds_per_slide")
             if auroc["value"] is not None and seconds:
                 figures = (auroc["value"], auroc["low"], auroc["high"], seconds, auroc["n_slides"])
-                made.append(Point(f"{name}, {method}", *figures))
+                made.append(CostPoint(f"{name}, {method}", *figures))
     return made
 
 
-def front(found: Sequence[Point]) -> list[Point]:
+def pareto_front(found: Sequence[CostPoint]) -> list[CostPoint]:
     """Return the points that no other beats in AUROC and cost together, the cheapest first."""
-    best: list[Point] = []
+    best: list[CostPoint] = []
     for point in sorted(found, key=lambda p: (p.cpu_seconds, -p.auroc)):
         if not best or point.auroc > best[-1].auroc:
             best.append(point)
     return best
 
 
-def write_pareto(folder: Path, found: Sequence[Point]) -> None:
+def write_pareto(folder: Path, found: Sequence[CostPoint]) -> None:
     """Write ``pareto.json`` and ``pareto.png``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    best = front(found)
+    best = pareto_front(found)
     write_json(folder / "pareto.json", {"points": [asdict(p) for p in found], "front": [p.name for p in best]})
     figure = Figure(figsize=(7, 4.5), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
@@ -86,5 +86,5 @@ def write_pareto(folder: Path, found: Sequence[Point]) -> None:
     axis.grid(alpha=0.3, which="both")
     axis.legend(fontsize=8, title=f"{found[0].slides} slides", title_fontsize=8)
     figure.suptitle("What an answer costs, and how good it is · research use only", fontsize=11)
-    with whole(folder / "pareto.png") as partial:
+    with atomic_write(folder / "pareto.png") as partial:
         figure.savefig(partial, format="png")

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from napari_lrmil import __version__
-from napari_lrmil.core.benchmark.measure import STEPS, Measured, Question
+from napari_lrmil.core.benchmark.measure import STEPS, Measurement, MeasurementSpec
 from napari_lrmil.core.benchmark.setups import CHAIN, HR_OPENSLIDE, HR_STUDENT, LR, LR_TORCH, TODAY
 
 EVERYTHING = "everything"
 
 
 @dataclass(frozen=True)
-class Factor:
+class SpeedupFactor:
     """How many times less one setup costs than another.
 
     Attributes
@@ -45,7 +45,7 @@ class Factor:
         return self.cpu / self.patches
 
 
-def factors(found: Sequence[Measured]) -> list[Factor]:
+def speedup_factors(found: Sequence[Measurement]) -> list[SpeedupFactor]:
     """Return the factor of each change along the chain, as far as it was measured, and that of all of them together.
 
     The resolution's comes a second time, for torch and OpenSlide, where both were measured.
@@ -60,8 +60,8 @@ def factors(found: Sequence[Measured]) -> list[Factor]:
     ]
 
 
-def _factor(changed: str, before: Measured, after: Measured) -> Factor:
-    return Factor(
+def _factor(changed: str, before: Measurement, after: Measurement) -> SpeedupFactor:
+    return SpeedupFactor(
         changed,
         before.setup.name,
         after.setup.name,
@@ -71,25 +71,27 @@ def _factor(changed: str, before: Measured, after: Measured) -> Factor:
     )
 
 
-def resolution_shares(found: Sequence[Measured]) -> list[float]:
+def resolution_shares(found: Sequence[Measurement]) -> list[float]:
     """Return `Factor.share_of_patches` of the resolution, on the fast path and on the reference path."""
     names = (HR_STUDENT.name, HR_OPENSLIDE.name)
-    return [f.share_of_patches for f in factors(found) if f.changed == LR.changed and f.before in names]
+    return [f.share_of_patches for f in speedup_factors(found) if f.changed == LR.changed and f.before in names]
 
 
-def as_json(question: Question, found: Sequence[Measured]) -> dict[str, Any]:
+def benchmark_json(question: MeasurementSpec, found: Sequence[Measurement]) -> dict[str, Any]:
     """Return everything that was measured, what was asked, and the machine's processor."""
     told = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(question).items()}
     return {
         "version": __version__,
-        "processor": processor(),
+        "processor": cpu_name(),
         **told,
         "setups": [asdict(measured) for measured in found],
-        "factors": [asdict(factor) | {"share_of_patches": factor.share_of_patches} for factor in factors(found)],
+        "factors": [
+            asdict(factor) | {"share_of_patches": factor.share_of_patches} for factor in speedup_factors(found)
+        ],
     }
 
 
-def processor() -> str:
+def cpu_name() -> str:
     """Return the name of this CPU, and whether it multiplies bfloat16 where it says so."""
     info = Path("/proc/cpuinfo")
     if not info.exists():
@@ -100,10 +102,10 @@ def processor() -> str:
     return f"{facts.get('model name', platform.machine())} ({', '.join(abilities) or 'no vector units known'})"
 
 
-def how_measured(question: Question) -> str:
+def how_measured(question: MeasurementSpec) -> str:
     """Return on what and how the figures of the tables were measured, and what they mean."""
     return (
-        f"{processor()}; {question.device}, {question.threads} threads; medians of {question.repeats} passes, one step "
+        f"{cpu_name()}; {question.device}, {question.threads} threads; medians of {question.repeats} passes, one step "
         f"after the other, after one that loads everything. Of more than {question.most_patches} patches a sample "
         "was read and encoded, and the seconds scaled up. MPix: native pixels asked of the file. GFLOP: of encoder "
         "and MIL, a multiplication and an addition counted as two. CPU over patches: CPU-seconds saved over patches "
@@ -111,7 +113,7 @@ def how_measured(question: Question) -> str:
     )
 
 
-def step_table(found: Sequence[Measured]) -> str:
+def step_table(found: Sequence[Measurement]) -> str:
     """Return a row per setup: patches, pixels, operations, CPU-seconds of each step, wall seconds, memory."""
     heads = ["setup", "patches", "MPix", "MB read", "GFLOP", *(f"{step}, CPU-s" for step in STEPS)]
     heads += ["sum, CPU-s", "sum, s", "peak MB", "reader and runtime"]
@@ -119,7 +121,7 @@ def step_table(found: Sequence[Measured]) -> str:
     return _markdown(heads, rows)
 
 
-def _row(measured: Measured) -> list[str]:
+def _row(measured: Measurement) -> list[str]:
     scaled = "" if measured.sampled == measured.patches else f" ({measured.sampled} measured)"
     return [
         measured.setup.name,
@@ -135,7 +137,7 @@ def _row(measured: Measured) -> list[str]:
     ]
 
 
-def factor_table(found: Sequence[Measured]) -> str:
+def factor_table(found: Sequence[Measurement]) -> str:
     """Return a row per change along the chain: how many times less it costs."""
     heads = ["what changes", "from", "to", "CPU-seconds", "wall", "patches", "CPU over patches"]
     return _markdown(
@@ -150,7 +152,7 @@ def factor_table(found: Sequence[Measured]) -> str:
                 f"{f.patches:.1f} times",
                 f"{f.share_of_patches:.2f}" if f.changed == LR.changed else "",
             ]
-            for f in factors(found)
+            for f in speedup_factors(found)
         ],
     )
 

@@ -5,20 +5,20 @@ finds it writes to disk slide by slide, and only a few words about it come back.
 what became of each; `run_cohort` counts, tries again, and keeps the list of failures.
 """
 
-from napari_lrmil.core.cohort.backends import EngineChoice, choose_engine, parse_memory
-from napari_lrmil.core.cohort.run import Tally, run_cohort
-from napari_lrmil.core.cohort.task import Engine, Failure, Outcome, SlideTask, SlideWork, Told
+from napari_lrmil.core.cohort.backends import BackendChoice, choose_backend, parse_memory
+from napari_lrmil.core.cohort.run import CohortProgress, run_cohort
+from napari_lrmil.core.cohort.task import Backend, Failure, Outcome, SlideJob, SlideTask, TaskResult
 
 __all__ = [
-    "Engine",
-    "EngineChoice",
+    "Backend",
+    "BackendChoice",
+    "CohortProgress",
     "Failure",
     "Outcome",
+    "SlideJob",
     "SlideTask",
-    "SlideWork",
-    "Tally",
-    "Told",
-    "choose_engine",
+    "TaskResult",
+    "choose_backend",
     "parse_memory",
     "run_cohort",
 ]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from napari_lrmil.core.cohort.local_pool import LocalProcesses
 from napari_lrmil.core.cohort.memory import MB, machine_mb
-from napari_lrmil.core.cohort.task import Engine, Serial
+from napari_lrmil.core.cohort.task import Backend, SerialBackend
 from napari_lrmil.core.errors import ConfigError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -18,7 +18,7 @@ SHARE = 0.9  # of the machine's memory, for all workers together
 
 
 @dataclass(frozen=True)
-class EngineChoice:
+class BackendChoice:
     """What the caller said about where to work.
 
     Attributes
@@ -36,7 +36,7 @@ class EngineChoice:
     memory_mb: float | None = None
 
 
-def choose_engine(choice: EngineChoice, *, slides: int, gpus: int = 0) -> Engine:
+def choose_backend(choice: BackendChoice, *, slides: int, gpus: int = 0) -> Backend:
     """Return the engine that a choice means.
 
     Parameters
@@ -58,13 +58,13 @@ def choose_engine(choice: EngineChoice, *, slides: int, gpus: int = 0) -> Engine
     workers = choice.workers or (gpus if gpus > 1 else 1)
     workers = min(workers, max(1, slides), gpus or workers)
     if workers == 1 and choice.memory_mb is None:
-        return Serial()  # a bound needs a process that can be ended
+        return SerialBackend()  # a bound needs a process that can be ended
     threads = max(1, (os.cpu_count() or 1) // workers)
     memory = choice.memory_mb or machine_mb() * SHARE / workers
-    return LocalProcesses(environments(workers, gpus, os.environ), threads, memory)
+    return LocalProcesses(worker_environments(workers, gpus, os.environ), threads, memory)
 
 
-def environments(workers: int, gpus: int, own: Mapping[str, str]) -> list[dict[str, str]]:
+def worker_environments(workers: int, gpus: int, own: Mapping[str, str]) -> list[dict[str, str]]:
     """Return the variables of each worker: with GPUs each sees one of those that this process sees (`own`)."""
     if not gpus:
         return [{} for _ in range(workers)]
@@ -92,7 +92,7 @@ def parse_memory(text: str) -> float:
     return float(n_bytes) / MB
 
 
-def _cluster(choice: EngineChoice) -> Engine:
+def _cluster(choice: BackendChoice) -> Backend:
     from napari_lrmil.core.cohort.dask_cluster import DaskCluster, SlurmJobs
     from napari_lrmil.core.cohort.slurm import SlurmOptions, read_slurm
 

@@ -21,9 +21,9 @@ from typing import Any
 
 from napari_lrmil import __version__
 from napari_lrmil.core.cohort.slurm import SlurmOptions, slurm_cluster
-from napari_lrmil.core.cohort.task import Outcome, SlideTask, SlideWork, gathered, lost, one_line
+from napari_lrmil.core.cohort.task import Outcome, SlideJob, SlideTask, lost_outcome, one_line, run_task
 from napari_lrmil.core.errors import ConfigError, LrmilError
-from napari_lrmil.core.events import Caution, Event
+from napari_lrmil.core.events import Event, Notice
 
 CONNECT_S = 20.0
 LOOK_S = 1.0  # between looks at which workers there are
@@ -51,7 +51,7 @@ class DaskCluster:
         """Itself in a few words."""
         return f"dask cluster at {self.address}, at most {self._seen} workers"
 
-    def run(self, todo: deque[SlideWork], task: SlideTask) -> Generator[Event | Outcome, None, None]:
+    def run(self, todo: deque[SlideJob], task: SlideTask) -> Generator[Event | Outcome, None, None]:
         """See `Engine.run`."""
         with self._client() as client:
             _require_same_program(client)
@@ -119,7 +119,7 @@ class SlurmJobs(DaskCluster):
 class _Run:
     """Slides under way on a cluster."""
 
-    def __init__(self, client: Any, todo: deque[SlideWork], task: SlideTask, tend: Callable[[], None]) -> None:
+    def __init__(self, client: Any, todo: deque[SlideJob], task: SlideTask, tend: Callable[[], None]) -> None:
         self.client, self.todo, self.task, self.tend = client, todo, task, tend
         self.under_way: dict[str, _UnderWay] = {}
         self.settled: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -138,7 +138,7 @@ class _Run:
                 self._submit(self.todo.popleft(), worker)
             if not (self.told or self.workers) and time.monotonic() - self.seen_alive > PATIENCE_S:
                 self.told = True
-                yield Caution("the scheduler has no worker that takes work; slides wait until one comes")
+                yield Notice("the scheduler has no worker that takes work; slides wait until one comes")
             try:
                 future = self.settled.get(timeout=LOOK_S)
             except queue.Empty:
@@ -165,7 +165,7 @@ class _Run:
         for key in [key for key, one in self.under_way.items() if one.worker not in there]:
             one = self.under_way.pop(key)
             self.client.cancel([one.future])
-            yield lost(one.work, f"the worker {one.worker} {LOST}")
+            yield lost_outcome(one.work, f"the worker {one.worker} {LOST}")
 
     def _workers_there(self) -> dict[str, Any]:
         """Return the scheduler's workers by address; raise `LrmilError` where it is no more."""
@@ -177,7 +177,7 @@ class _Run:
             raise LrmilError("the scheduler is gone; start the same call again with another one, what is done stays")
         return told
 
-    def _submit(self, work: SlideWork, worker: str) -> None:
+    def _submit(self, work: SlideJob, worker: str) -> None:
         """Hand a slide to one worker and no other: where it dies, it is known whose slide that was."""
         self.number += 1
         key = f"{work.name}-{self.call}-{self.number}"  # its own: a second try does not mean the first one's result
@@ -190,7 +190,7 @@ class _Run:
 class _UnderWay:
     """A slide, what was promised for it, and the address of the worker that has it."""
 
-    work: SlideWork
+    work: SlideJob
     future: Any
     worker: str
 
@@ -202,13 +202,13 @@ def _outcome(one: _UnderWay) -> Outcome:
     try:
         outcome: Outcome = one.future.result(timeout=FETCH_S)
     except (KilledWorker, TimeoutError):
-        return lost(one.work, f"the worker {one.worker} {LOST}")
+        return lost_outcome(one.work, f"the worker {one.worker} {LOST}")
     except Exception as error:  # the slide could not be sent, the worker lacks a package, the future was cancelled
-        return lost(one.work, f"{type(error).__name__}: {one_line(error)}")
+        return lost_outcome(one.work, f"{type(error).__name__}: {one_line(error)}")
     return outcome
 
 
-def _on_worker(task: SlideTask, work: SlideWork) -> Outcome:
+def _on_worker(task: SlideTask, work: SlideJob) -> Outcome:
     """Do a slide on a worker of the cluster."""
     from distributed import get_worker
 
@@ -220,7 +220,7 @@ def _on_worker(task: SlideTask, work: SlideWork) -> Outcome:
         return one is None or one.state == "cancelled"
 
     with _ONE_AT_A_TIME:
-        return gathered(task, work, worker.state.nthreads, given_up=given_up)
+        return run_task(task, work, worker.state.nthreads, given_up=given_up)
 
 
 def _version() -> str:

@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, cast
 
 from napari_lrmil.core.cohort.memory import held_mb
-from napari_lrmil.core.cohort.task import Outcome, SlideTask, SlideWork, ended_text, gathered, lost, worker_name
+from napari_lrmil.core.cohort.task import Outcome, SlideJob, SlideTask, ended_text, lost_outcome, run_task, worker_name
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event
 
@@ -56,7 +56,7 @@ class LocalProcesses:
         """Itself in a few words."""
         return f"{self.workers} local processes, {self.threads} threads and {self.memory_mb:.0f} MB each"
 
-    def run(self, todo: deque[SlideWork], task: SlideTask) -> Generator[Event | Outcome, None, None]:
+    def run(self, todo: deque[SlideJob], task: SlideTask) -> Generator[Event | Outcome, None, None]:
         """See `Engine.run`."""
         crew = [_Worker(self, task, environment) for environment in self.environments[: max(1, len(todo))]]
         unready = 0
@@ -97,12 +97,12 @@ class _Worker:
         )
         self.process.start()
         theirs.close()  # so that the end of the process ends the pipe
-        self.work: SlideWork | None = None
+        self.work: SlideJob | None = None
         self.ready = False
         self.held_mb = 0.0
         self.above: float | None = None  # what it held when it was ended for that
 
-    def take(self, todo: deque[SlideWork]) -> None:
+    def take(self, todo: deque[SlideJob]) -> None:
         """Give it the next slide, if it can take one."""
         if not (self.ready and self.work is None and todo):
             return
@@ -143,9 +143,9 @@ class _Worker:
         if self.work is None:
             return None
         if self.above is None:
-            return lost(self.work, ended_text(self.process.exitcode))
+            return lost_outcome(self.work, ended_text(self.process.exitcode))
         reason = f"memory: the worker held {self.above:.0f} MB, and {self.memory_mb:.0f} MB are allowed; see --memory"
-        return lost(self.work, reason, worker=worker_name(self.process.pid), peak_mb=self.above)
+        return lost_outcome(self.work, reason, worker=worker_name(self.process.pid), peak_mb=self.above)
 
     def end(self) -> None:
         """End it, whatever it does: files are written whole or not at all."""
@@ -172,7 +172,7 @@ def _serve(pipe: Connection, task: SlideTask, threads: int, environment: Environ
             work = pipe.recv()
         except EOFError:
             return
-        pipe.send(gathered(task, work, threads))
+        pipe.send(run_task(task, work, threads))
 
 
 def _end_with_parent() -> None:

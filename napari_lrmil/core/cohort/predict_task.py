@@ -9,27 +9,27 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_lrmil.core.cohort import SlideWork, Told
+from napari_lrmil.core.cohort import SlideJob, TaskResult
 from napari_lrmil.core.errors import BundleError
 from napari_lrmil.core.events import Event, Finished
 from napari_lrmil.core.formatting import format_agreement, format_probabilities
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
-from napari_lrmil.core.inference.teacher_comparison import lesions_beside
+from napari_lrmil.core.inference.teacher_comparison import find_lesion_outlines
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models.bundle import Bundle
-from napari_lrmil.core.patching.grid import Ground, edited_ground, ground_of
+from napari_lrmil.core.patching.grid import TissueGrid, find_tissue_grid, tissue_grid_from_mask
 from napari_lrmil.core.patching.regions import read_regions
 from napari_lrmil.core.patching.roi import read_scope
 from napari_lrmil.core.patching.tissue import read_mask
 from napari_lrmil.core.results.equivalent_command import predict_command
-from napari_lrmil.core.results.resume import Wanted, earlier_result
+from napari_lrmil.core.results.resume import ResultRequirements, find_reusable_result
+from napari_lrmil.core.results.schema import require_replaceable
 from napari_lrmil.core.results.writer import agreement_file, write_steps
 from napari_lrmil.core.runtimes.select import REFERENCE
-from napari_lrmil.core.schema import require_replaceable
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.slides.tile_reader import AUTO
-from napari_lrmil.core.user_settings import Remembered
+from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.core.visualize.comparison_figure import draw_comparison
 from napari_lrmil.core.visualize.slide_report import ReportRequest
 
@@ -90,11 +90,11 @@ class PredictTask:
 
         torch.set_num_threads(threads)
 
-    def __call__(self, work: SlideWork) -> Generator[Event, None, Told]:
+    def __call__(self, work: SlideJob) -> Generator[Event, None, TaskResult]:
         """Predict a slide and leave its results in its folder."""
-        model = opened_bundle(self.bundle, self.bundle_sha256)
+        model = open_bundle_once(self.bundle, self.bundle_sha256)
         began = time.perf_counter()
-        with Slide(work.path, mpp=work.mpp, remembered=Remembered().remembered_mpp, reader=self.reader) as slide:
+        with Slide(work.path, mpp=work.mpp, remembered=SettingsStore().remembered_mpp, reader=self.reader) as slide:
             opened = time.perf_counter() - began
             if self.resume:
                 require_replaceable(self.folder / slide.name)  # before hours of work, not after them
@@ -116,30 +116,30 @@ class PredictTask:
             also = [partial(self._write_comparison, slide, prediction)] if self.compare else []
             report, again = self._report(work, model), not self.resume
             yield from write_steps(self.folder, slide, prediction, report=report, also=also, replace_newer=again)
-        return Told(_told(prediction), where)
+        return TaskResult(_told(prediction), where)
 
-    def _earlier(self, slide: Slide) -> Told | None:
+    def _earlier(self, slide: Slide) -> TaskResult | None:
         """Return what is told of a slide whose results are there; a question about a part is always asked anew."""
         if not self.resume or self.compare or any(file is not None for file in self.files.values()):
             return None
         where = self.folder / slide.name
         reader = None if self.reader == AUTO else self.reader
         runtime = REFERENCE if self.runtime == REFERENCE.name else None
-        wanted = Wanted(self.bundle_sha256, self.teacher, self.report, reader, runtime)
-        file = earlier_result(where, slide, wanted)
+        wanted = ResultRequirements(self.bundle_sha256, self.teacher, self.report, reader, runtime)
+        file = find_reusable_result(where, slide, wanted)
         if file is None:
             return None
-        return Told(f"{format_probabilities(file.probabilities)} (already there)", where, already=True)
+        return TaskResult(f"{format_probabilities(file.probabilities)} (already there)", where, already=True)
 
-    def _edited(self, slide: Slide, model: Bundle) -> Ground | None:
+    def _edited(self, slide: Slide, model: Bundle) -> TissueGrid | None:
         """Return the tissue of a mask that was changed by hand; None where there is none."""
         file, card = self.files.get("tissue"), model.card
         if file is None:
             return None
-        found = ground_of(slide, card.plan, card.tissue)
-        return edited_ground(slide.path, found, read_mask(file, found.tissue), card.tissue)
+        found = find_tissue_grid(slide, card.plan, card.tissue)
+        return tissue_grid_from_mask(slide.path, found, read_mask(file, found.tissue), card.tissue)
 
-    def _report(self, work: SlideWork, model: Bundle) -> ReportRequest | None:
+    def _report(self, work: SlideJob, model: Bundle) -> ReportRequest | None:
         """Return what a slide's report needs; the device is the one that was chosen, so that the numbers come again."""
         if not self.report:
             return None
@@ -166,14 +166,14 @@ class PredictTask:
         known = (
             read_regions(lesions, slide.bounds, may_be_empty=True).regions
             if lesions
-            else lesions_beside(slide.path, slide.bounds)
+            else find_lesion_outlines(slide.path, slide.bounds)
         )
         draw_comparison(where / "compare.png", slide, prediction, known)
         agreement_file(prediction, known).write(where)
 
 
 @lru_cache(maxsize=1)
-def opened_bundle(where: Path, sha256: str) -> Bundle:
+def open_bundle_once(where: Path, sha256: str) -> Bundle:
     """Return a bundle, opened once in each process; its networks are loaded when they are first asked for.
 
     Raises

@@ -9,17 +9,26 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from napari_lrmil.core.cohort.task import WORKER, WRITE, Engine, Failure, Outcome, SlideTask, SlideWork, timed_left
+from napari_lrmil.core.cohort.task import (
+    WORKER,
+    WRITE,
+    Backend,
+    Failure,
+    Outcome,
+    SlideJob,
+    SlideTask,
+    estimate_seconds_left,
+)
 from napari_lrmil.core.errors import DiskFullError
-from napari_lrmil.core.events import Caution, Event, Failed, Partial, Progress
-from napari_lrmil.core.schema import CohortFile, WorkerSummary
+from napari_lrmil.core.events import Event, Failed, Notice, Partial, Progress
+from napari_lrmil.core.results.schema import CohortFile, WorkerSummary
 
 STAGE = "cohort"
 TRIES = 2
 
 
 @dataclass
-class Tally:
+class CohortProgress:
     """What became of the slides so far; it is right at any moment, so that broken-off work can be told too.
 
     Attributes
@@ -42,7 +51,7 @@ class Tally:
     done: int = 0
     already: int = 0
     retried: int = 0
-    failures: list[tuple[SlideWork, Failure]] = field(default_factory=list)
+    failures: list[tuple[SlideJob, Failure]] = field(default_factory=list)
     told: set[str] = field(default_factory=set)
     worker_slides: dict[str, int] = field(default_factory=dict)
     worker_peak_mb: dict[str, float] = field(default_factory=dict)
@@ -61,7 +70,7 @@ class Tally:
     @property
     def seconds_left(self) -> float | None:
         """How long the rest should take; None as long as nothing tells."""
-        return timed_left(self.began, self.settled - self.already, self.total - self.settled)
+        return estimate_seconds_left(self.began, self.settled - self.already, self.total - self.settled)
 
     @property
     def rows(self) -> list[tuple[str, str, str]]:
@@ -75,7 +84,7 @@ class Tally:
             peak = max(outcome.peak_mb, self.worker_peak_mb.get(outcome.worker, 0.0))
             self.worker_peak_mb[outcome.worker] = peak
 
-    def summary(self, engine: Engine) -> CohortFile:
+    def summary(self, engine: Backend) -> CohortFile:
         """Return the content of ``cohort.json``."""
         workers = {
             name: WorkerSummary(tries=count, peak_memory_mb=round(self.worker_peak_mb[name], 1))
@@ -96,16 +105,16 @@ class Tally:
 
 
 def run_cohort(
-    works: Sequence[SlideWork],
+    works: Sequence[SlideJob],
     task: SlideTask,
-    engine: Engine,
-    tally: Tally,
+    engine: Backend,
+    tally: CohortProgress,
     *,
-    keep: Callable[[Tally], None] = lambda _: None,
+    keep: Callable[[CohortProgress], None] = lambda _: None,
 ) -> Generator[Event, None, None]:
     """Do a task for every slide, and fill `tally`. One bad slide stops nobody.
 
-    Yields `Progress` with the time left, `Caution`, `Partial` with the `Outcome` of every slide that is done, and
+    Yields `Progress` with the time left, `Notice`, `Partial` with the `Outcome` of every slide that is done, and
     `Failed` for each that is not, after its second try. Second tries come last, when a passing trouble may be over;
     what a slide *is* (no resolution, no tissue) is not asked twice.
 
@@ -126,10 +135,10 @@ def run_cohort(
         Where no space is left for results.
     """
     tally.total = len(works)
-    todo: deque[SlideWork] = deque()
+    todo: deque[SlideJob] = deque()
     for work, failure in _refused(works, todo):
         yield _failed(tally, work, failure, keep)
-    again: set[SlideWork] = set()
+    again: set[SlideJob] = set()
     several = tally.total > 1
     if several:
         yield Progress(STAGE, tally.settled, tally.total, "slides", tally.seconds_left)
@@ -145,16 +154,16 @@ def run_cohort(
                 tally.retried += 1
                 todo.append(event.work)
                 if event.failure.step == WORKER:
-                    yield Caution(f"{event.failure.reason}; it is tried once more, after the others", event.work.name)
+                    yield Notice(f"{event.failure.reason}; it is tried once more, after the others", event.work.name)
                 continue
             yield _settled(tally, event, keep)
             if several:
                 yield Progress(STAGE, tally.settled, tally.total, "slides", tally.seconds_left)
 
 
-def _refused(works: Sequence[SlideWork], todo: deque[SlideWork]) -> list[tuple[SlideWork, Failure]]:
+def _refused(works: Sequence[SlideJob], todo: deque[SlideJob]) -> list[tuple[SlideJob, Failure]]:
     """Add to `todo` what can be done, and return what cannot: results of one name would overwrite each other."""
-    named: dict[str, SlideWork] = {}
+    named: dict[str, SlideJob] = {}
     refused = []
     for work in works:
         first = named.setdefault(os.path.normcase(work.name), work)
@@ -166,7 +175,7 @@ def _refused(works: Sequence[SlideWork], todo: deque[SlideWork]) -> list[tuple[S
     return refused
 
 
-def _settled(tally: Tally, outcome: Outcome, keep: Callable[[Tally], None]) -> Event:
+def _settled(tally: CohortProgress, outcome: Outcome, keep: Callable[[CohortProgress], None]) -> Event:
     if outcome.failure is None:
         tally.told.add(outcome.work.path.name)
         if outcome.result is not None and outcome.result.already:
@@ -180,7 +189,7 @@ def _settled(tally: Tally, outcome: Outcome, keep: Callable[[Tally], None]) -> E
     return event
 
 
-def _failed(tally: Tally, work: SlideWork, failure: Failure, keep: Callable[[Tally], None]) -> Failed:
+def _failed(tally: CohortProgress, work: SlideJob, failure: Failure, keep: Callable[[CohortProgress], None]) -> Failed:
     tally.failures.append((work, failure))
     tally.told.add(work.path.name)
     keep(tally)
@@ -189,5 +198,5 @@ def _failed(tally: Tally, work: SlideWork, failure: Failure, keep: Callable[[Tal
 
 def _within(event: Event, several: bool) -> Generator[Event, None, None]:
     """Yield what is worth telling of the events within a slide: all of them where there is only one."""
-    if not several or isinstance(event, Caution) or (isinstance(event, Progress) and event.unit == "patches"):
+    if not several or isinstance(event, Notice) or (isinstance(event, Progress) and event.unit == "patches"):
         yield event

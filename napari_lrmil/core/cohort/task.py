@@ -22,14 +22,14 @@ from napari_lrmil.core.errors import (
     SlideError,
     TissueError,
 )
-from napari_lrmil.core.events import Caution, Event, Progress, StageDone
+from napari_lrmil.core.events import Event, Notice, Progress, StageDone
 
 OPEN, TISSUE, READ, ENCODE, WRITE, WORKER = "open", "tissue", "read", "encode", "write", "worker"
-FACTS = (ResolutionError, TissueError, RegionError, NewerSchemaError)  # a second try would find the same
+PERMANENT_ERRORS = (ResolutionError, TissueError, RegionError, NewerSchemaError)  # a second try would find the same
 
 
 @dataclass(frozen=True)
-class SlideWork:
+class SlideJob:
     """A slide of a cohort.
 
     Attributes
@@ -50,7 +50,7 @@ class SlideWork:
 
 
 @dataclass(frozen=True)
-class Told:
+class TaskResult:
     """A few words on a slide that is done.
 
     Attributes
@@ -118,12 +118,12 @@ class Outcome:
         What was said on the way, where it could not be told at once.
     """
 
-    work: SlideWork
-    result: Told | None = None
+    work: SlideJob
+    result: TaskResult | None = None
     failure: Failure | None = None
     worker: str = ""
     peak_mb: float = 0.0
-    cautions: tuple[Caution, ...] = ()
+    cautions: tuple[Notice, ...] = ()
 
 
 class SlideTask(Protocol):
@@ -133,7 +133,7 @@ class SlideTask(Protocol):
         """Make a worker's process ready; called before every slide, cheap after the first."""
         ...
 
-    def __call__(self, work: SlideWork) -> Generator[Event, None, Told]:
+    def __call__(self, work: SlideJob) -> Generator[Event, None, TaskResult]:
         """Do a slide: yield events, leave the results on disk, return a few words.
 
         `Progress` of the stage ``tissue``, `StageDone` of it, and `Progress` of ``writing`` tell at which step it is.
@@ -141,7 +141,7 @@ class SlideTask(Protocol):
         ...
 
 
-class Engine(Protocol):
+class Backend(Protocol):
     """Where the work is done."""
 
     @property
@@ -154,7 +154,7 @@ class Engine(Protocol):
         """Itself in a few words."""
         ...
 
-    def run(self, todo: deque[SlideWork], task: SlideTask) -> Generator[Event | Outcome, None, None]:
+    def run(self, todo: deque[SlideJob], task: SlideTask) -> Generator[Event | Outcome, None, None]:
         """Take slides from `todo` until it is empty and none is under way, and yield what became of each.
 
         The caller may add to `todo` between two results. Closing the generator ends the work.
@@ -162,16 +162,16 @@ class Engine(Protocol):
         ...
 
 
-class Serial:
+class SerialBackend:
     """One slide after the other, in this process; their events are told as they come."""
 
     workers, text = 1, "in this process"
 
-    def run(self, todo: deque[SlideWork], task: SlideTask) -> Generator[Event | Outcome, None, None]:
+    def run(self, todo: deque[SlideJob], task: SlideTask) -> Generator[Event | Outcome, None, None]:
         """See `Engine.run`."""
         while todo:
             work = todo.popleft()
-            with closing(perform(task, work)) as stream:
+            with closing(process_slide(task, work)) as stream:
                 try:
                     while True:
                         yield _named(next(stream), work)
@@ -180,14 +180,14 @@ class Serial:
             yield outcome
 
 
-def _named(event: Event, work: SlideWork) -> Event:
+def _named(event: Event, work: SlideJob) -> Event:
     """Return an event whose stage says which slide it is about."""
     if isinstance(event, Progress):
         return replace(event, stage=f"{work.path.name} · {event.stage}")
     return event
 
 
-def perform(task: SlideTask, work: SlideWork) -> Generator[Event, None, Outcome]:
+def process_slide(task: SlideTask, work: SlideJob) -> Generator[Event, None, Outcome]:
     """Do a slide, pass its events on, and return what became of it; only an interrupt is raised."""
     step = OPEN
     try:
@@ -202,9 +202,7 @@ def perform(task: SlideTask, work: SlideWork) -> Generator[Event, None, Outcome]
         return Outcome(work, None, _failure(error, step, work), worker_name(), peak_mb())
 
 
-def gathered(
-    task: SlideTask, work: SlideWork, threads: int, *, given_up: Callable[[], bool] = lambda: False
-) -> Outcome:
+def run_task(task: SlideTask, work: SlideJob, threads: int, *, given_up: Callable[[], bool] = lambda: False) -> Outcome:
     """Do a slide in a worker, and return what became of it in a form that travels.
 
     `given_up` is asked between events: where nobody waits for the slide any more, nothing is written of it.
@@ -212,12 +210,12 @@ def gathered(
     cautions = []
     try:
         task.prepare(threads)
-        with closing(perform(task, work)) as stream:
+        with closing(process_slide(task, work)) as stream:
             while not given_up():
                 event = next(stream)
-                if isinstance(event, Caution):
+                if isinstance(event, Notice):
                     cautions.append(event)
-        outcome = lost(work, "given up")
+        outcome = lost_outcome(work, "given up")
     except StopIteration as end:
         outcome = end.value
     except Exception as error:  # of `prepare`
@@ -226,7 +224,7 @@ def gathered(
     return replace(outcome, failure=failure, cautions=tuple(cautions))
 
 
-def lost(work: SlideWork, reason: str, *, worker: str = "", retry: bool = True, peak_mb: float = 0.0) -> Outcome:
+def lost_outcome(work: SlideJob, reason: str, *, worker: str = "", retry: bool = True, peak_mb: float = 0.0) -> Outcome:
     """Return what became of a slide whose worker is no more."""
     return Outcome(work, None, Failure(WORKER, reason, retry=retry), worker, peak_mb)
 
@@ -248,7 +246,7 @@ def _step_after(event: Event, step: str) -> str:
     return step
 
 
-def _failure(error: Exception, step: str, work: SlideWork) -> Failure:
+def _failure(error: Exception, step: str, work: SlideJob) -> Failure:
     if isinstance(error, DiskFullError):
         return Failure(WRITE, one_line(error), retry=False, fatal=True, error=error)
     at = _step_of(error, step)
@@ -259,7 +257,7 @@ def _failure(error: Exception, step: str, work: SlideWork) -> Failure:
     else:
         told = f"{type(error).__name__}: {one_line(error)}"
         reason = f"{told}; this was not expected, call it for this slide alone with --debug and report it"
-    return Failure(at, reason, retry=not isinstance(error, FACTS), error=error)
+    return Failure(at, reason, retry=not isinstance(error, PERMANENT_ERRORS), error=error)
 
 
 def _step_of(error: Exception, step: str) -> str:
@@ -282,6 +280,6 @@ def ended_text(exitcode: int | None) -> str:
     return f"the worker {how} while it had this slide, as when the memory of the machine runs out"
 
 
-def timed_left(began: float, computed: int, remaining: int) -> float | None:
+def estimate_seconds_left(began: float, computed: int, remaining: int) -> float | None:
     """Return the seconds that `remaining` slides should take, by the `computed` ones since `began` (monotonic)."""
     return (time.monotonic() - began) / computed * remaining if computed else None

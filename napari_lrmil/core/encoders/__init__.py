@@ -6,14 +6,14 @@ from napari_lrmil.core.encoders.base import (
     FROZEN,
     TRAINABLE,
     AlignedEncoder,
-    Encoded,
     Encoder,
+    EncoderOutput,
     EncoderSpec,
     NetworkEncoder,
     require_layers,
 )
 from napari_lrmil.core.encoders.foundation import EncoderCard, foundation_card, foundation_cards
-from napari_lrmil.core.encoders.registry import KINDS, encoder_at, notice
+from napari_lrmil.core.encoders.registry import KINDS, encoder_notice, resolve_encoder
 from napari_lrmil.core.encoders.weights import (
     LoadedEncoder,
     file_sha256,
@@ -31,15 +31,15 @@ __all__ = [
     "KINDS",
     "TRAINABLE",
     "AlignedEncoder",
-    "Encoded",
     "Encoder",
     "EncoderCard",
+    "EncoderOutput",
     "EncoderSpec",
     "LoadedEncoder",
     "MobileNetV2Encoder",
     "NetworkEncoder",
     "build_encoder",
-    "encoder_at",
+    "encoder_notice",
     "file_sha256",
     "foundation_card",
     "foundation_cards",
@@ -47,8 +47,8 @@ __all__ = [
     "load_encoder",
     "load_weights",
     "module_sha256",
-    "notice",
     "require_layers",
+    "resolve_encoder",
     "round_to_half",
     "save_encoder",
 ]

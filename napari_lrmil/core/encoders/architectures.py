@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from napari_lrmil.core.encoders.base import TRAINABLE, Encoded, EncoderSpec, NetworkEncoder, require_layers, taken
+from napari_lrmil.core.encoders.base import (
+    TRAINABLE,
+    EncoderOutput,
+    EncoderSpec,
+    NetworkEncoder,
+    capture_activations,
+    require_layers,
+)
 from napari_lrmil.core.encoders.mobilenet_v3 import MobileNetV3Encoder
 from napari_lrmil.core.errors import EncoderError
 
@@ -47,15 +54,15 @@ class MobileNetV2Encoder(NetworkEncoder):
         ends = [block.reduce_1x1.convolution for block in self.net.layer]
         return {f"block_{i}": end.out_channels for i, end in enumerate(ends, start=1)} | {"head": self.dim}
 
-    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> Encoded:
+    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
         """Encode (B, 3, h, w) uint8 RGB pixels; see `NetworkEncoder.forward`."""
         require_layers(self, layers)
         x = self.normalised(pixels).contiguous(memory_format=torch.channels_last)
         at = {name: self.net.layer[int(name[6:]) - 1] for name in layers if name != "head"}
-        with taken(at) as maps:
+        with capture_activations(at) as maps:
             head = self.net(pixel_values=x).last_hidden_state  # (B, D, h/32, w/32)
         found = {name: head if name == "head" else maps[name] for name in layers}
-        return Encoded(head.mean(dim=(2, 3)), found)
+        return EncoderOutput(head.mean(dim=(2, 3)), found)
 
 
 class ConvNextEncoder(NetworkEncoder):
@@ -76,7 +83,7 @@ class ConvNextEncoder(NetworkEncoder):
         """Names of the layers that have a map, with their widths."""
         return {f"stage_{i}": width for i, width in enumerate(self._widths, start=1)}
 
-    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> Encoded:
+    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
         """Encode (B, 3, h, w) uint8 RGB pixels; see `NetworkEncoder.forward`."""
         require_layers(self, layers)
         if min(pixels.shape[-2:]) < self._least_px:
@@ -86,9 +93,11 @@ class ConvNextEncoder(NetworkEncoder):
                 "set student_input_px, or use larger patches"
             )
         x = self.normalised(pixels).contiguous(memory_format=torch.channels_last)
-        with taken({name: self.net.get_submodule(f"encoder.stages.{int(name[6:]) - 1}") for name in layers}) as maps:
+        with capture_activations(
+            {name: self.net.get_submodule(f"encoder.stages.{int(name[6:]) - 1}") for name in layers}
+        ) as maps:
             embedding = self.net(pixel_values=x).pooler_output
-        return Encoded(embedding, {name: maps[name] for name in layers})
+        return EncoderOutput(embedding, {name: maps[name] for name in layers})
 
 
 class TokenEncoder(NetworkEncoder):
@@ -112,7 +121,7 @@ class TokenEncoder(NetworkEncoder):
         """Names of the layers that have a map, with their widths."""
         return {f"block_{i}": self.dim for i in range(1, self._count + 1)}
 
-    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> Encoded:
+    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
         """Encode (B, 3, h, w) uint8 RGB pixels; see `NetworkEncoder.forward`."""
         require_layers(self, layers)
         x = self.normalised(pixels)
@@ -122,9 +131,9 @@ class TokenEncoder(NetworkEncoder):
             x = functional.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
         more = {"interpolate_pos_encoding": True} if self.spec.family == "vit" else {}  # DINOv2 always does
         at = {name: self.net.get_submodule(f"{self._blocks}{int(name[6:]) - 1}") for name in layers}
-        with taken(at) as tokens:
+        with capture_activations(at) as tokens:
             embedding = self.net(pixel_values=x, **more).last_hidden_state[:, 0]
-        return Encoded(embedding, {name: self._map(tokens[name], rows, columns) for name in layers})
+        return EncoderOutput(embedding, {name: self._map(tokens[name], rows, columns) for name in layers})
 
     def _map(self, tokens: Tensor, rows: int, columns: int) -> Tensor:
         """Return (B, D, rows, columns) of the (B, T, D) tokens that stand for a place."""

@@ -21,7 +21,7 @@ FROZEN = "lazyslide"  # foundation encoders, which others load: teachers only
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncoderOutput:
     """What an encoder says of a batch.
 
     Attributes
@@ -84,7 +84,7 @@ class Encoder(Protocol):
         """Names of the layers that have a map, with their widths."""
         ...
 
-    def __call__(self, pixels: Tensor, layers: Sequence[str] = ()) -> Encoded:
+    def __call__(self, pixels: Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
         """Encode (B, 3, h, w) uint8 RGB."""
         ...
 
@@ -127,7 +127,7 @@ class NetworkEncoder(nn.Module):
         """Names of the layers that have a map, with their widths."""
         raise NotImplementedError
 
-    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> Encoded:
+    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
         """Encode (B, 3, h, w) uint8 RGB pixels.
 
         Raises
@@ -147,7 +147,7 @@ class NetworkEncoder(nn.Module):
 
 
 @contextmanager
-def taken(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+def capture_activations(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
     """Collect what modules put out while the network runs: name -> tensor."""
     found: dict[str, Tensor] = {}
 
@@ -206,8 +206,8 @@ class AlignedEncoder(nn.Module):
         """Names of the layers that have a map, with their widths."""
         return self.encoder.layers
 
-    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> Encoded:
+    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
         """Encode (B, 3, h, w) uint8 RGB; the embedding is (B, D) in the teacher's standardised units."""
         encoded = self.encoder(pixels, layers)
         standard = (encoded.embedding - self.mean) / self.deviation
-        return Encoded(self.projection(standard), encoded.maps)
+        return EncoderOutput(self.projection(standard), encoded.maps)

@@ -13,7 +13,14 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from napari_lrmil.core.encoders.base import FROZEN, Encoded, EncoderSpec, NetworkEncoder, require_layers, taken
+from napari_lrmil.core.encoders.base import (
+    FROZEN,
+    EncoderOutput,
+    EncoderSpec,
+    NetworkEncoder,
+    capture_activations,
+    require_layers,
+)
 from napari_lrmil.core.encoders.weights import LoadedEncoder, module_sha256
 from napari_lrmil.core.errors import EncoderError
 
@@ -119,14 +126,14 @@ class FoundationEncoder(NetworkEncoder):
         """Names of the layers that have a map, with their widths; none where the architecture yields none."""
         return self._widths
 
-    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> Encoded:
+    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
         """Encode (B, 3, h, w) uint8 RGB pixels, always without gradients; see `NetworkEncoder.forward`."""
         require_layers(self, layers)
         return self._encoded(pixels, layers)
 
-    def _encoded(self, pixels: Tensor, layers: Sequence[str]) -> Encoded:
+    def _encoded(self, pixels: Tensor, layers: Sequence[str]) -> EncoderOutput:
         prepared = self._prepare(pixels) if self._prepare else pixels
-        with taken({name: self._places[name][0] for name in layers}) as found:
+        with capture_activations({name: self._places[name][0] for name in layers}) as found:
             embedding = torch.as_tensor(self._model[0].encode_image(prepared))
         if embedding.ndim != 2 or len(embedding) != len(pixels):
             raise EncoderError(
@@ -134,7 +141,7 @@ class FoundationEncoder(NetworkEncoder):
             )
         # Copies made outside inference mode: a student's loss needs tensors that autograd may keep.
         maps = {name: _as_map(found[name].clone(), self._places[name][1]) for name in layers}
-        return Encoded(embedding.to(pixels.device).clone(), maps)
+        return EncoderOutput(embedding.to(pixels.device).clone(), maps)
 
 
 def load_foundation(name: str) -> LoadedEncoder:

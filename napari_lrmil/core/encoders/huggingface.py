@@ -21,7 +21,7 @@ from napari_lrmil.core.errors import EncoderError
 
 
 @contextmanager
-def hushed() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Let ``transformers`` tell errors only, and draw no bars, for a while."""
     from transformers.utils import logging
 
@@ -72,7 +72,7 @@ def load_published(folder: Path, weights: Path | None = None, *, name: str = "")
     return LoadedEncoder(encoder, digest)
 
 
-def untrained(path: Path) -> LoadedEncoder:
+def build_untrained(path: Path) -> LoadedEncoder:
     """Return an encoder with random weights from a configuration alone (JSON or YAML); the file fixes the weights.
 
     Raises
@@ -156,7 +156,7 @@ def _fill(encoder: NetworkEncoder, tensors: dict[str, Tensor], folder: Path) -> 
         family = encoder.spec.family
         raise EncoderError(f"{folder}: weights of {family} are read from a .safetensors file that this program wrote")
     bare = {"add_pooling_layer": False} if encoder.spec.family in ("vit", "mobilenet_v2") else {}  # we pool ourselves
-    with hushed():
+    with quiet_transformers():
         loaded, report = type(net).from_pretrained(
             None, config=net.config, state_dict=tensors, output_loading_info=True, ignore_mismatched_sizes=True, **bare
         )

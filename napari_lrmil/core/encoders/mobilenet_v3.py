@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from napari_lrmil.core.encoders.base import Encoded, EncoderSpec, NetworkEncoder, require_layers, taken
+from napari_lrmil.core.encoders.base import (
+    EncoderOutput,
+    EncoderSpec,
+    NetworkEncoder,
+    capture_activations,
+    require_layers,
+)
 from napari_lrmil.core.errors import EncoderError
 
 STEM, HEAD = 16, 960  # channels of the first and of the last convolution
@@ -57,7 +63,7 @@ LARGE = (
 )
 
 
-def eighths(channels: float) -> int:
+def round_channels(channels: float) -> int:
     """Return the multiple of 8 nearest to a number of channels, and never less than nine tenths of it."""
     near = max(8, int(channels + 4) // 8 * 8)
     return near if near >= 0.9 * channels else near + 8
@@ -77,7 +83,7 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        squeezed = eighths(channels / 4)
+        squeezed = round_channels(channels / 4)
         self.reduce, self.expand = nn.Conv2d(channels, squeezed, 1), nn.Conv2d(squeezed, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,14 +126,14 @@ class MobileNetV3Large(nn.Module):
 
     def __init__(self, width: float = 1.0) -> None:
         super().__init__()
-        inside = eighths(width * STEM)
+        inside = round_channels(width * STEM)
         self.stem = _normed(_convolution(3, inside, 3, stride=2), nn.Hardswish())
         blocks = []
         for row in LARGE:
             scaled = Row(
                 row.kernel,
-                eighths(width * row.expanded),
-                eighths(width * row.out),
+                round_channels(width * row.expanded),
+                round_channels(width * row.out),
                 row.squeeze,
                 row.hard_swish,
                 row.stride,
@@ -135,8 +141,8 @@ class MobileNetV3Large(nn.Module):
             blocks.append(Block(inside, scaled))
             inside = scaled.out
         self.blocks = nn.ModuleList(blocks)
-        self.head = _normed(_convolution(inside, eighths(width * HEAD), 1), nn.Hardswish())
-        self.dim = eighths(width * HEAD)
+        self.head = _normed(_convolution(inside, round_channels(width * HEAD), 1), nn.Hardswish())
+        self.dim = round_channels(width * HEAD)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)  # by what a filter sees: the depthwise ones see one channel
@@ -175,11 +181,11 @@ class MobileNetV3Encoder(NetworkEncoder):
         """Names of the layers that have a map, with their widths."""
         return {f"block_{i}": block.out for i, block in enumerate(self.net.blocks, start=1)} | {"head": self.dim}
 
-    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> Encoded:
+    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
         """Encode (B, 3, h, w) uint8 RGB pixels; see `NetworkEncoder.forward`."""
         require_layers(self, layers)
         x = self.normalised(pixels).contiguous(memory_format=torch.channels_last)
         at = {name: self.net.blocks[int(name[6:]) - 1] for name in layers if name != "head"}
-        with taken(at) as maps:
+        with capture_activations(at) as maps:
             head = self.net(x)  # (B, D, h/32, w/32)
-        return Encoded(head.mean(dim=(2, 3)), {name: head if name == "head" else maps[name] for name in layers})
+        return EncoderOutput(head.mean(dim=(2, 3)), {name: head if name == "head" else maps[name] for name in layers})

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from napari_lrmil.core.encoders.architectures import build_encoder
 from napari_lrmil.core.encoders.base import IMAGENET, EncoderSpec, NetworkEncoder
 from napari_lrmil.core.encoders.foundation import PREFIX, foundation_card, load_foundation
-from napari_lrmil.core.encoders.huggingface import CONFIG, HUB, hub_notice, load_from_hub, load_published, untrained
+from napari_lrmil.core.encoders.huggingface import (
+    CONFIG,
+    HUB,
+    build_untrained,
+    hub_notice,
+    load_from_hub,
+    load_published,
+)
 from napari_lrmil.core.encoders.weights import METADATA_KEY, LoadedEncoder, load_encoder, module_sha256, read_tensors
 from napari_lrmil.core.errors import EncoderError
 
@@ -27,17 +34,17 @@ NAMED = {
 }
 
 
-def fresh(name: str) -> LoadedEncoder:
+def random_encoder(name: str) -> LoadedEncoder:
     """Return one of `NAMED` with random weights, the same every time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(zlib.crc32(name.encode()))
         encoder = build_encoder(NAMED[name])
         if NAMED[name].family != "convnext":
-            settle(encoder)
+            calibrate_batch_norm(encoder)
     return LoadedEncoder(encoder, module_sha256(encoder))
 
 
-def settle(encoder: NetworkEncoder) -> None:
+def calibrate_batch_norm(encoder: NetworkEncoder) -> None:
     """Give a convolutional network weights and batch norm statistics with which signals neither vanish nor explode.
 
     Distillation keeps the statistics that a network comes with. Those of a network that saw nothing say mean 0 and
@@ -71,7 +78,7 @@ KINDS = (
 )
 
 
-def encoder_at(name: str) -> LoadedEncoder | None:
+def resolve_encoder(name: str) -> LoadedEncoder | None:
     """Return the frozen encoder that a name means; None where it is no file, folder or hub id.
 
     Raises
@@ -84,7 +91,7 @@ def encoder_at(name: str) -> LoadedEncoder | None:
     if name.startswith(PREFIX):
         return load_foundation(name)
     if name in NAMED:
-        return fresh(name)
+        return random_encoder(name)
     path = Path(name)
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
         raise EncoderError(f"{path}: a pickle, which could run code when it is read; expected {KINDS}")
@@ -93,7 +100,7 @@ def encoder_at(name: str) -> LoadedEncoder | None:
     if path.suffix == ".safetensors":
         return _file(path)
     if path.suffix in (".json", ".yaml", ".yml"):
-        return untrained(path)
+        return build_untrained(path)
     return None
 
 
@@ -104,7 +111,7 @@ def _file(path: Path) -> LoadedEncoder:
     return load_encoder(path)
 
 
-def notice(name: str) -> str | None:
+def encoder_notice(name: str) -> str | None:
     """Return licence and terms of an encoder that others made, and that weights are random; None: nothing to say."""
     if name in NAMED:
         return (

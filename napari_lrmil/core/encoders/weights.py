@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from napari_lrmil.core.atomic_files import whole
+from napari_lrmil.core.atomic_files import atomic_write
 from napari_lrmil.core.encoders.architectures import MobileNetV2Encoder, build_encoder
 from napari_lrmil.core.encoders.base import EncoderSpec, NetworkEncoder
 from napari_lrmil.core.errors import EncoderError
@@ -150,7 +150,7 @@ def save_encoder(path: Path, encoder: NetworkEncoder) -> None:
     """Write weights (float16) and description to one safetensors file, whole or not at all."""
     from safetensors.torch import save_file
 
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         save_file(half_tensors(encoder), partial, metadata={METADATA_KEY: json.dumps(asdict(encoder.spec))})
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_lrmil.core.atomic_files import whole
+from napari_lrmil.core.atomic_files import atomic_write
 from napari_lrmil.core.errors import BagError
 from napari_lrmil.core.geometry import Int64, Lattice, Mpp, footprint_um, nominal_magnification
 
@@ -109,7 +109,7 @@ def write_bag(path: Path, bag: Bag) -> None:
     import h5py
 
     needed = sum(array.size * 4 for array in (bag.features, *bag.layers.values())) + bag.coords.size * 8
-    with whole(path, needed) as partial, h5py.File(partial, "w") as file:
+    with atomic_write(path, needed) as partial, h5py.File(partial, "w") as file:
         coords = file.create_dataset("coords", data=bag.coords.astype(np.int64))
         coords.attrs.update(coords_attributes(bag.origin))
         features = file.create_dataset("features", data=bag.features.astype(np.float32))
@@ -181,7 +181,7 @@ def read_origin(path: Path) -> tuple[BagOrigin, Int64]:
         raise _unreadable(path, error) from error
 
 
-def is_whole(path: Path) -> bool:
+def is_readable_bag(path: Path) -> bool:
     """Return whether a file is HDF5 with features, whoever wrote it."""
     import h5py
 
@@ -192,7 +192,7 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def contiguous_at(path: Path, name: str) -> tuple[int, tuple[int, int]]:
+def array_location(path: Path, name: str) -> tuple[int, tuple[int, int]]:
     """Return byte offset and shape of an array of a bag's file, so that rows of it can be read without the rest.
 
     Raises

@@ -11,7 +11,7 @@ from napari_lrmil.core.errors import ConfigError
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
-def devices_here() -> dict[str, str]:
+def available_devices() -> dict[str, str]:
     """Return the devices of this machine and what to call them; loads torch."""
     import torch
 
@@ -25,7 +25,7 @@ def devices_here() -> dict[str, str]:
     return {"auto": found[best], **found}
 
 
-def leave_a_core() -> None:
+def limit_torch_threads() -> None:
     """Let torch use one core less than there are, for the whole process.
 
     For programs to call at their start: on a busy machine a thread per core spends its time waiting for the last, and

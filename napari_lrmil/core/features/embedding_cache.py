@@ -48,7 +48,7 @@ class CacheKey:
 
 
 @dataclass(frozen=True)
-class Found:
+class CachedFeatures:
     """What the cache has of some patches.
 
     Attributes
@@ -80,7 +80,7 @@ class EmbeddingCache:
         with self._lock:
             return np.array([(key, place) in self._vectors for place in _places(index)], dtype=bool)
 
-    def get(self, key: CacheKey, index: Int64) -> Found:
+    def get(self, key: CacheKey, index: Int64) -> CachedFeatures:
         """Return what there is of (N, 2) cells, column then row, and mark it as just used."""
         with self._lock:
             vectors = [self._vectors.get((key, place)) for place in _places(index)]
@@ -89,7 +89,7 @@ class EmbeddingCache:
                     self._vectors.move_to_end((key, place))
         there = [vector for vector in vectors if vector is not None]
         rows = np.array([vector is not None for vector in vectors], dtype=bool)
-        return Found(rows, np.stack(there) if there else np.zeros((0, 0), np.float32))
+        return CachedFeatures(rows, np.stack(there) if there else np.zeros((0, 0), np.float32))
 
     def clear(self) -> None:
         """Forget everything."""

@@ -13,19 +13,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from napari_lrmil.core.encoders import Encoded
+from napari_lrmil.core.encoders import EncoderOutput
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.core.events import Caution, Event, Progress
+from napari_lrmil.core.events import Event, Notice, Progress
 from napari_lrmil.core.features.bag import Features
-from napari_lrmil.core.features.prefetch import BatchSize, ReadAhead, memory_ran_out
+from napari_lrmil.core.features.prefetch import BatchSize, PatchPrefetcher, is_out_of_memory
 from napari_lrmil.core.geometry import Int64
 from napari_lrmil.core.slides.slide import Slide
 
 
 class Embedder(Protocol):
-    """What `embed` calls: (B, 3, h, w) uint8 pixels in, `Encoded` out. Every encoder is one."""
+    """What `embed` calls: (B, 3, h, w) uint8 pixels in, `EncoderOutput` out. Every encoder is one."""
 
-    def __call__(self, pixels: Tensor, layers: Sequence[str] = ()) -> Encoded:
+    def __call__(self, pixels: Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
         """Encode a batch."""
         ...
 
@@ -75,7 +75,7 @@ class Embeddings:
     encoded: int = 0
 
 
-def embed(
+def extract_features(
     slide: Slide,
     patches: PatchSet,
     encoder: Embedder,
@@ -89,10 +89,10 @@ def embed(
 ) -> Generator[Event, None, Embeddings]:
     """Yield `Progress` after every batch and return the embeddings.
 
-    Reading runs a few batches ahead in threads of its own (`readers` of them; see `ReadAhead`); closing the generator
-    ends it after the batches under way. `keep` is given the rows and embeddings of every batch at once, so that work
-    which is broken off is not lost. `batch` is how many a CPU gets at once (see `BatchSize`): what training has always
-    used where it is None, for another number changes the last digits.
+    Reading runs a few batches ahead in threads of its own (`readers` of them; see `PatchPrefetcher`); closing the
+    generator ends it after the batches under way. `keep` is given the rows and embeddings of every batch at once, so
+    that work which is broken off is not lost. `batch` is how many a CPU gets at once (see `BatchSize`): what training
+    has always used where it is None, for another number changes the last digits.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def embed(
     result = Embeddings(np.zeros((0, 0), np.float32))
     pooled: dict[str, list[NDArray[np.float32]]] = {name: [] for name in ("", *layers)}
     size = BatchSize(device, batch)
-    with ReadAhead(partial(patches.read, slide), len(patches), device, readers=readers) as queue:
+    with PatchPrefetcher(partial(patches.read, slide), len(patches), device, readers=readers) as queue:
         while (taken := queue.take(size.size)) is not None:
             start, before, count = result.encoded, len(pooled[""]), len(taken.pixels)
             began = time.perf_counter()
@@ -138,7 +138,7 @@ def _encode(
             encoded = _encoded(encoder, pixels[start : start + size.size], input_px, device, layers)
             found = [to_numpy(encoded.embedding), *(to_numpy(encoded.maps[name].mean(dim=(2, 3))) for name in layers)]
         except Exception as error:
-            if not memory_ran_out(error):
+            if not is_out_of_memory(error):
                 raise
             if size.size == 1:
                 raise LrmilError(
@@ -152,7 +152,7 @@ def _encode(
             continue
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        yield Caution(f"the memory of {device} ran out: {size.size} patches at once from now on")
+        yield Notice(f"the memory of {device} ran out: {size.size} patches at once from now on")
 
 
 def encode(
@@ -161,20 +161,20 @@ def encode(
     input_px: int | None,
     device: torch.device,
     layers: Sequence[str] = (),
-) -> Encoded:
+) -> EncoderOutput:
     """Encode (B, h, w, 3) uint8 pixels without gradients; uint8 travels to the device, not float."""
     return _encoded(encoder, torch.from_numpy(pixels), input_px, device, layers)
 
 
 def _encoded(
     encoder: Embedder, pixels: Tensor, input_px: int | None, device: torch.device, layers: Sequence[str]
-) -> Encoded:
+) -> EncoderOutput:
     with torch.inference_mode():
         batch = pixels.to(device).permute(0, 3, 1, 2)  # (B, 3, h, w)
-        return encoder(enlarge(batch, input_px), layers)
+        return encoder(resize_patches(batch, input_px), layers)
 
 
-def enlarge(batch: Tensor, input_px: int | None) -> Tensor:
+def resize_patches(batch: Tensor, input_px: int | None) -> Tensor:
     """Return (B, 3, h, w) uint8 pixels resized bilinearly to `input_px`; unchanged where that is None."""
     if input_px is None or batch.shape[-1] == input_px:
         return batch

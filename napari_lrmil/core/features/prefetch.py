@@ -40,7 +40,7 @@ class Batch:
     seconds: float
 
 
-class ReadAhead:
+class PatchPrefetcher:
     """Batches of patches in order, read by threads, never more than `ahead` of them waiting.
 
     Use it in a ``with``: leaving it waits for the batches under way and reads no other.
@@ -76,7 +76,7 @@ class ReadAhead:
         self._waiting: deque[Future[_Sent]] = deque()
         self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
-    def __enter__(self) -> ReadAhead:
+    def __enter__(self) -> PatchPrefetcher:
         return self
 
     def __exit__(
@@ -139,7 +139,7 @@ def _sent(pixels: Tensor, seconds: float, device: torch.device, stream: Any) -> 
             there = pixels.pin_memory().to(device, non_blocking=True)
             return _Sent(there, seconds, stream.record_event())
     except Exception as error:
-        if not memory_ran_out(error):
+        if not is_out_of_memory(error):
             raise
         return _Sent(pixels, seconds)  # the encoder sends it in parts that fit
 
@@ -151,12 +151,12 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts))
 
 
-def memory_ran_out(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that a device's memory ran out; Apple's says so in words only."""
     return isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in str(error)
 
 
-def at_once(side: int) -> int:
+def default_batch_size(side: int) -> int:
     """Return how many patches of `side` pixels a CPU encodes fastest: 4 of 256, 16 of 128."""
     return min(BATCH, max(1, PIXELS // side**2))
 

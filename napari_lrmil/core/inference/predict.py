@@ -11,21 +11,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from napari_lrmil.core.events import Caution, Event, Finished, Progress, StageDone
+from napari_lrmil.core.events import Event, Finished, Notice, Progress, StageDone
 from napari_lrmil.core.features.bag import Features
 from napari_lrmil.core.features.embedding_cache import CacheKey, EmbeddingCache
-from napari_lrmil.core.features.extraction import Embeddings, PatchSet, embed
-from napari_lrmil.core.features.prefetch import at_once
+from napari_lrmil.core.features.extraction import Embeddings, PatchSet, extract_features
+from napari_lrmil.core.features.prefetch import default_batch_size
 from napari_lrmil.core.geometry import Int64
-from napari_lrmil.core.inference.prediction import Prediction, Reading
-from napari_lrmil.core.inference.quality_checks import slide_warnings
-from napari_lrmil.core.inference.teacher_patches import TeacherPatches, compared_rows
+from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
+from napari_lrmil.core.inference.quality_checks import quality_warnings
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches, select_teacher_patches
 from napari_lrmil.core.metrics.agreement import measure_agreement
 from napari_lrmil.core.models.bundle import Bundle, Card, StudentNetwork, TeacherNetwork
-from napari_lrmil.core.models.mil import pool
-from napari_lrmil.core.patching.grid import Ground, NestedGrid, ground_of, require_resolution
-from napari_lrmil.core.patching.roi import WHOLE, Scope
-from napari_lrmil.core.runtimes.select import Runtime, Subject, prepare_runtime, require_runtime, spread
+from napari_lrmil.core.models.mil import pool_bag
+from napari_lrmil.core.patching.grid import NestedGrid, TissueGrid, find_tissue_grid, require_resolution
+from napari_lrmil.core.patching.roi import WHOLE_SLIDE, RegionOfInterest
+from napari_lrmil.core.runtimes.select import (
+    Runtime,
+    RuntimeRequest,
+    evenly_spaced_rows,
+    prepare_runtime,
+    require_runtime,
+)
 from napari_lrmil.core.slides.slide import Slide
 
 
@@ -36,14 +42,14 @@ def predict(
     device: torch.device,
     teacher: TeacherPatches = TeacherPatches.NONE,
     seconds_open: float = 0.0,
-    scope: Scope = WHOLE,
-    ground: Ground | None = None,
+    scope: RegionOfInterest = WHOLE_SLIDE,
+    ground: TissueGrid | None = None,
     cache: EmbeddingCache | None = None,
     runtime: str = "torch",
 ) -> Iterator[Event]:
     """Run the LR student on a slide or a part of it, and the HR teacher beside it where asked.
 
-    Yields `Progress`, `StageDone` and `Caution`, and last `Finished` with a `Prediction`. Closing the iterator cancels.
+    Yields `Progress`, `StageDone` and `Notice`, and last `Finished` with a `Prediction`. Closing the iterator cancels.
     Without a teacher no pixel finer than the student's level is read and no weight of the teacher is loaded.
     Calibration was fitted on whole slides: what is said of a part is a region score, not calibrated.
 
@@ -77,17 +83,17 @@ def predict(
     if teacher != TeacherPatches.NONE:
         yield from _teacher_terms(slide, bundle)
     about = [f"about the model {bundle.name}: {bundle.card.about}"] if bundle.card.about else []
-    yield from (Caution(text, slide.name) for text in slide.warnings)
-    yield from map(Caution, about)
+    yield from (Notice(text, slide.name) for text in slide.warnings)
+    yield from map(Notice, about)
     yield Progress("tissue", 0, 1, "slide")
     began, cpu, decoded = time.perf_counter(), time.process_time(), slide.pixels_decoded
-    ground = ground or ground_of(slide, bundle.card.plan, bundle.card.tissue)
+    ground = ground or find_tissue_grid(slide, bundle.card.plan, bundle.card.tissue)
     scope = replace(scope, edited=ground.edited)
     asked = _Asked(slide, bundle, scope.of(ground.grid, slide.path), scope, device, cache, runtime, scope.whole)
-    doubts = slide_warnings(slide, asked.grid, bundle.card) if scope.kind == "slide" else ()
-    yield from (Caution(text, slide.name) for text in doubts)
+    doubts = quality_warnings(slide, asked.grid, bundle.card) if scope.kind == "slide" else ()
+    yield from (Notice(text, slide.name) for text in doubts)
     seconds = {"open": seconds_open, "tissue": time.perf_counter() - began}
-    before = Before(seconds, slide.pixels_decoded - decoded, time.process_time() - cpu)
+    before = SharedCosts(seconds, slide.pixels_decoded - decoded, time.process_time() - cpu)
     yield StageDone("tissue", before.seconds["tissue"])
     warnings = [*slide.warnings, *about, *doubts]  # what a model is not goes with its every answer
     yield Finished((yield from _answered(asked, before, warnings, teacher)))
@@ -97,11 +103,11 @@ def _teacher_terms(slide: Slide, bundle: Bundle) -> Iterator[Event]:
     """Refuse what has no teacher, and tell the terms of one that has to be fetched, before it is."""
     bundle.require_teacher()
     require_resolution(slide, bundle.card.hr_mpp, "teacher (HR)")
-    yield from (Caution(terms) for terms in filter(None, [bundle.teacher_notice]))
+    yield from (Notice(terms) for terms in filter(None, [bundle.teacher_notice]))
 
 
 def _answered(
-    asked: _Asked, before: Before, warnings: list[str], teacher: TeacherPatches
+    asked: _Asked, before: SharedCosts, warnings: list[str], teacher: TeacherPatches
 ) -> Generator[Event, None, Prediction]:
     """Return what the student says, and the teacher beside it where asked."""
     found = _prediction(asked, (yield from _student(asked, before)), warnings)
@@ -111,17 +117,17 @@ def _answered(
 
 
 def _asked_beside(
-    asked: _Asked, found: Prediction, before: Before, teacher: TeacherPatches
+    asked: _Asked, found: Prediction, before: SharedCosts, teacher: TeacherPatches
 ) -> Generator[Event, None, Prediction]:
     """Return a student's prediction with what the teacher says of the patches that were chosen for it."""
-    rows = compared_rows(teacher, found.student.attention)
+    rows = select_teacher_patches(teacher, found.student.attention)
     part = asked if rows.all() else replace(asked, grid=asked.grid.only(rows), whole=False)
     beside = yield from _teacher(part, before)
     return _beside(found, beside, rows)
 
 
 @dataclass(frozen=True)
-class Before:
+class SharedCosts:
     """What either network needs before it begins: seconds of opening and tissue, pixels and CPU for the latter."""
 
     seconds: dict[str, float]
@@ -136,7 +142,7 @@ class _Asked:
     slide: Slide
     bundle: Bundle
     grid: NestedGrid
-    scope: Scope
+    scope: RegionOfInterest
     device: torch.device
     cache: EmbeddingCache | None
     runtime: str
@@ -144,7 +150,7 @@ class _Asked:
 
 
 @dataclass(frozen=True)
-class Look:
+class NetworkInput:
     """Which patches a network reads, where they lie on their grid, and how its logits are to be told."""
 
     stage: str
@@ -155,39 +161,39 @@ class Look:
     target_mpp: float
 
 
-def students_look(card: Card, grid: NestedGrid) -> Look:
+def student_input(card: Card, grid: NestedGrid) -> NetworkInput:
     """Return what the student reads."""
     patches = PatchSet(grid.lr_corners, grid.lattice.lr_cell, card.lr_patch_px, card.student_input_px)
-    return Look("student (LR)", "student", patches, grid.lr_index, card.temperature, card.lr_mpp)
+    return NetworkInput("student (LR)", "student", patches, grid.lr_index, card.temperature, card.lr_mpp)
 
 
-def teachers_look(card: Card, grid: NestedGrid) -> Look:
+def teacher_input(card: Card, grid: NestedGrid) -> NetworkInput:
     """Return what the teacher reads."""
     patches = PatchSet(grid.hr_corners, grid.lattice.cell, card.hr_patch_px)
-    return Look("teacher (HR)", "teacher", patches, grid.hr_index, card.teacher_temperature, card.hr_mpp)
+    return NetworkInput("teacher (HR)", "teacher", patches, grid.hr_index, card.teacher_temperature, card.hr_mpp)
 
 
-def _student(asked: _Asked, before: Before) -> Generator[Event, None, Reading]:
-    look = students_look(asked.bundle.card, asked.grid)
+def _student(asked: _Asked, before: SharedCosts) -> Generator[Event, None, NetworkPrediction]:
+    look = student_input(asked.bundle.card, asked.grid)
     return (yield from _read(asked, lambda: asked.bundle.student.to(asked.device), look, before))
 
 
-def _teacher(asked: _Asked, before: Before) -> Generator[Event, None, Reading]:
-    look = teachers_look(asked.bundle.card, asked.grid)
+def _teacher(asked: _Asked, before: SharedCosts) -> Generator[Event, None, NetworkPrediction]:
+    look = teacher_input(asked.bundle.card, asked.grid)
     return (yield from _read(asked, lambda: asked.bundle.teacher.to(asked.device), look, before))
 
 
 def _read(
-    asked: _Asked, load: Callable[[], StudentNetwork | TeacherNetwork], look: Look, before: Before
-) -> Generator[Event, None, Reading]:
+    asked: _Asked, load: Callable[[], StudentNetwork | TeacherNetwork], look: NetworkInput, before: SharedCosts
+) -> Generator[Event, None, NetworkPrediction]:
     began, cpu = time.perf_counter(), time.process_time()
     network = load()
-    runtime = prepare_runtime(asked.runtime, subject_of(asked.slide, asked.bundle, network, look), asked.device)
+    runtime = prepare_runtime(asked.runtime, runtime_request(asked.slide, asked.bundle, network, look), asked.device)
     at_read = time.perf_counter()
     decoded = asked.slide.pixels_decoded  # patches that runtimes were compared on are read again
     embedded = yield from _embedded(asked, runtime, look)
     at_mil = time.perf_counter()
-    pooled = pool(network.mil, embedded.features, asked.device)
+    pooled = pool_bag(network.mil, embedded.features, asked.device)
     logits = dict(zip(asked.bundle.card.classes, pooled.logits.tolist(), strict=True))
     end = time.perf_counter()
     seconds = before.seconds | {
@@ -198,7 +204,7 @@ def _read(
         "total": sum(before.seconds.values()) + end - began,
     }
     yield StageDone(look.stage, end - began)
-    return Reading(
+    return NetworkPrediction(
         coords=look.patches.corners,
         patch_level0=look.patches.size_level0,
         attention=pooled.attention,
@@ -214,11 +220,13 @@ def _read(
     )
 
 
-def subject_of(slide: Slide, bundle: Bundle, network: StudentNetwork | TeacherNetwork, look: Look) -> Subject:
+def runtime_request(
+    slide: Slide, bundle: Bundle, network: StudentNetwork | TeacherNetwork, look: NetworkInput
+) -> RuntimeRequest:
     """Return what a runtime is chosen for: a network, and the patches on which it is compared."""
     patches = look.patches
-    some = replace(patches, corners=patches.corners[spread(len(patches), patches.side)])
-    return Subject(
+    some = replace(patches, corners=patches.corners[evenly_spaced_rows(len(patches), patches.side)])
+    return RuntimeRequest(
         network,
         f"{bundle.sha256} {look.network}",
         patches.side,
@@ -229,15 +237,17 @@ def subject_of(slide: Slide, bundle: Bundle, network: StudentNetwork | TeacherNe
     )
 
 
-def _embedded(asked: _Asked, runtime: Runtime, look: Look) -> Generator[Event, None, Embeddings]:
+def _embedded(asked: _Asked, runtime: Runtime, look: NetworkInput) -> Generator[Event, None, Embeddings]:
     """Embed what the cache does not have, the middle first, for that is what people look at; the rest is there."""
     embedder = runtime.embedder
-    encode = partial(embed, device=asked.device, stage=look.stage, batch=at_once(look.patches.side))
+    encode = partial(
+        extract_features, device=asked.device, stage=look.stage, batch=default_batch_size(look.patches.side)
+    )
     if asked.cache is None:
         return (yield from encode(asked.slide, look.patches, embedder))
     cache, key = asked.cache, cache_key(asked.slide, asked.bundle, asked.grid, look.network, runtime.choice.numbers)
     found = cache.get(key, look.index)
-    missing = from_the_middle(look.patches.corners, np.flatnonzero(~found.rows))
+    missing = center_first_order(look.patches.corners, np.flatnonzero(~found.rows))
     if len(missing) == 0:
         return Embeddings(found.features, encoded=0)
     some = replace(look.patches, corners=look.patches.corners[missing])
@@ -280,7 +290,7 @@ def cache_key(slide: Slide, bundle: Bundle, grid: NestedGrid, network: str, prec
     )
 
 
-def from_the_middle(corners: Int64, rows: Int64) -> Int64:
+def center_first_order(corners: Int64, rows: Int64) -> Int64:
     """Return `rows` of (N, 2) corners, those nearest to the middle of them all first."""
     if len(rows) == 0:
         return rows
@@ -296,14 +306,14 @@ def probabilities(logits: dict[str, float], temperature: float | None) -> dict[s
     return dict(zip(logits, (shares / shares.sum()).tolist(), strict=True))
 
 
-def _beside(prediction: Prediction, teacher: Reading, rows: NDArray[np.bool_]) -> Prediction:
+def _beside(prediction: Prediction, teacher: NetworkPrediction, rows: NDArray[np.bool_]) -> Prediction:
     """Return a prediction with what the teacher says of the (N,) LR patches that `rows` marks."""
     grid = prediction.grid if rows.all() else prediction.grid.only(rows)
     agreement = measure_agreement(grid, prediction.student.attention[rows], teacher.attention)
     return replace(prediction, teacher=teacher, compared=rows, agreement=agreement)
 
 
-def _prediction(asked: _Asked, student: Reading, warnings: list[str]) -> Prediction:
+def _prediction(asked: _Asked, student: NetworkPrediction, warnings: list[str]) -> Prediction:
     slide, bundle = asked.slide, asked.bundle
     return Prediction(
         slide=slide.name,

@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from napari_lrmil.core.features.bag import Features
 from napari_lrmil.core.geometry import Int64
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
-from napari_lrmil.core.metrics.agreement import Agreement, to_lr
+from napari_lrmil.core.metrics.agreement import Agreement, pool_to_lr_grid
 from napari_lrmil.core.patching.grid import NestedGrid
-from napari_lrmil.core.patching.roi import WHOLE, Scope
+from napari_lrmil.core.patching.roi import WHOLE_SLIDE, RegionOfInterest
 from napari_lrmil.core.runtimes.select import REFERENCE, RuntimeChoice
 from napari_lrmil.core.slides.tile_reader import ASKED, AUTO, OPENSLIDE, ReaderChoice
 
 
 @dataclass(frozen=True)
-class Reading:
+class NetworkPrediction:
     """What one network says of one slide.
 
     Attributes
@@ -81,11 +81,11 @@ class Prediction:
     calibrated: bool
     grid: NestedGrid
     level0_size: tuple[int, int]
-    student: Reading
+    student: NetworkPrediction
     device: str
     warnings: tuple[str, ...]
-    scope: Scope = WHOLE
-    teacher: Reading | None = None
+    scope: RegionOfInterest = WHOLE_SLIDE
+    teacher: NetworkPrediction | None = None
     compared: NDArray[np.bool_] | None = None  # (N,) the LR patches that the teacher looked into; None: all of them
     agreement: Agreement | None = None  # over these
     reader: ReaderChoice | None = None  # how the slide was read and why; None where earlier versions did not say
@@ -119,7 +119,7 @@ class Prediction:
         if self.teacher is None:
             raise ValueError("no attention of a teacher that did not run")
         if self.compared is None or self.compared.all():
-            return to_lr(self.grid, self.teacher.attention)
+            return pool_to_lr_grid(self.grid, self.teacher.attention)
         carried = np.full(len(self.grid.lr_index), np.nan)
-        carried[self.compared] = to_lr(self.grid.only(self.compared), self.teacher.attention)
+        carried[self.compared] = pool_to_lr_grid(self.grid.only(self.compared), self.teacher.attention)
         return carried

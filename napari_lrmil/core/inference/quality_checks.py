@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from napari_lrmil.core.models.bundle import Card
-from napari_lrmil.core.patching.color import colour_distance, colour_of
+from napari_lrmil.core.patching.color import color_stats, colour_distance
 from napari_lrmil.core.patching.grid import NestedGrid
 from napari_lrmil.core.slides.slide import Slide
 
@@ -14,14 +14,14 @@ FAR_COLOUR = 3.0
 LITTLE_TISSUE = 10  # LR patches
 
 
-def slide_warnings(slide: Slide, grid: NestedGrid, card: Card) -> tuple[str, ...]:
+def quality_warnings(slide: Slide, grid: NestedGrid, card: Card) -> tuple[str, ...]:
     """Return a sentence for each thing about the tissue of `slide` that makes this model's answer doubtful.
 
     Reads a few coarse pixels where the card tells the colour of the training slides, and none where it does not.
     """
     found = []
     if card.colour is not None:
-        distance = colour_distance(colour_of(slide, grid), card.colour)
+        distance = colour_distance(color_stats(slide, grid), card.colour)
         if distance > FAR_COLOUR:
             found.append(
                 f"colour differs from the training slides, {distance:.1f} times as much as they differ from one "

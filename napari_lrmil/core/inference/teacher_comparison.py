@@ -16,7 +16,7 @@ from napari_lrmil.core.patching.regions import Area, Region, read_regions
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedPatches:
     """What both networks give to the LR patches that both looked into, in the order of the grid.
 
     Attributes
@@ -58,7 +58,7 @@ class LesionFigures:
     n_lesion_patches: int
 
 
-def shared(prediction: Prediction) -> Shared:
+def shared_patches(prediction: Prediction) -> SharedPatches:
     """Return what both networks give to the patches that both looked into; the teacher must have run.
 
     The teacher's attention is summed over the children of each LR patch.
@@ -67,12 +67,12 @@ def shared(prediction: Prediction) -> Shared:
     rows = np.flatnonzero(np.isfinite(teacher))
     both = (prediction.student.attention[rows].astype(np.float64), teacher[rows])
     student, teacher = (values / values.mean() for values in both)
-    return Shared(rows, student, teacher)
+    return SharedPatches(rows, student, teacher)
 
 
-def against_lesions(prediction: Prediction, lesions: Sequence[Region]) -> LesionFigures:
+def score_lesion_localisation(prediction: Prediction, lesions: Sequence[Region]) -> LesionFigures:
     """Return how well each network's attention finds lesions (docs/method.md 3); the teacher must have run."""
-    both, grid = shared(prediction), prediction.grid
+    both, grid = shared_patches(prediction), prediction.grid
     areas: list[Area] = [region.geometry for region in lesions]
     outlines = [part for area in areas for part in getattr(area, "geoms", [area])]
     shares = lesion_shares(grid.lr_corners[both.rows], grid.lattice.lr_cell, outlines)
@@ -95,7 +95,7 @@ def lesion_file(slide: Path) -> Path:
     return slide.with_name(f"{slide.stem}_lesions.geojson")
 
 
-def lesions_beside(slide: Path, bounds: Bounds) -> tuple[Region, ...]:
+def find_lesion_outlines(slide: Path, bounds: Bounds) -> tuple[Region, ...]:
     """Return the lesions in the file beside a slide that is named after it; none where there is no such file."""
     file = lesion_file(slide)
     return read_regions(file, bounds, may_be_empty=True).regions if file.is_file() else ()

@@ -57,7 +57,7 @@ class TeacherPatches:
 TeacherPatches.NONE, TeacherPatches.ALL = TeacherPatches(0), TeacherPatches(None)
 
 
-def compared_rows(choice: TeacherPatches, student_attention: NDArray[np.float32]) -> NDArray[np.bool_]:
+def select_teacher_patches(choice: TeacherPatches, student_attention: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Return (N,) which LR patches the teacher reads, from a student's (N,) attention; ties in their order."""
     rows = np.zeros(len(student_attention), dtype=np.bool_)
     order = np.argsort(-student_attention.astype(np.float64), kind="stable")

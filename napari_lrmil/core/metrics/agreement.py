@@ -46,7 +46,7 @@ class Agreement:
     n_patches: int
 
 
-def to_lr(grid: NestedGrid, hr_values: Values) -> NDArray[np.float64]:
+def pool_to_lr_grid(grid: NestedGrid, hr_values: Values) -> NDArray[np.float64]:
     """Return (N,) sums of (K,) values over the children of each LR patch; attention stays a distribution."""
     sums = np.bincount(grid.parent, weights=hr_values, minlength=len(grid.lr_index))
     return np.asarray(sums, dtype=np.float64)
@@ -54,10 +54,10 @@ def to_lr(grid: NestedGrid, hr_values: Values) -> NDArray[np.float64]:
 
 def measure_agreement(grid: NestedGrid, student: Values, teacher: Values) -> Agreement:
     """Compare (N,) student attention with (K,) teacher attention carried to the LR grid."""
-    pooled = to_lr(grid, teacher)
+    pooled = pool_to_lr_grid(grid, teacher)
     return Agreement(
         spearman=spearman(student, pooled),
-        jaccard_top10=jaccard_top(student, pooled, TOP_SHARE),
+        jaccard_top10=topk_jaccard(student, pooled, TOP_SHARE),
         js_divergence=js_divergence(student, pooled),
         n_patches=len(pooled),
     )
@@ -72,7 +72,7 @@ def spearman(a: Values, b: Values) -> float | None:
     return float(spearmanr(a, b).statistic)
 
 
-def jaccard_top(a: Values, b: Values, share: float) -> float:
+def topk_jaccard(a: Values, b: Values, share: float) -> float:
     """Return the overlap of the patches with the highest values; at least one patch from each side."""
     k = max(1, round(share * len(a)))
     top_a, top_b = (set(np.argsort(-np.asarray(v, dtype=np.float64), kind="stable")[:k].tolist()) for v in (a, b))

@@ -13,23 +13,23 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from napari_lrmil import __version__
-from napari_lrmil.core.atomic_files import whole, write_json, write_text
+from napari_lrmil.core.atomic_files import atomic_write, write_json, write_text
 from napari_lrmil.core.encoders import (
     FROZEN,
     AlignedEncoder,
     EncoderSpec,
     NetworkEncoder,
     build_encoder,
-    encoder_at,
+    encoder_notice,
     file_sha256,
     half_tensors,
     load_weights,
     module_sha256,
-    notice,
+    resolve_encoder,
 )
 from napari_lrmil.core.errors import BundleError, EncoderError, GeometryError
 from napari_lrmil.core.geometry import PatchPlan
-from napari_lrmil.core.models.mil import GatedAttentionMil
+from napari_lrmil.core.models.mil import GatedAttentionMIL
 from napari_lrmil.core.patching.color import CohortColour
 from napari_lrmil.core.patching.tissue import TissueConfig
 
@@ -90,7 +90,7 @@ class Card(BaseModel):
 class StudentNetwork(nn.Module):
     """LR encoder, distilled, and its MIL."""
 
-    def __init__(self, encoder: AlignedEncoder, mil: GatedAttentionMil) -> None:
+    def __init__(self, encoder: AlignedEncoder, mil: GatedAttentionMIL) -> None:
         super().__init__()
         self.encoder, self.mil = encoder, mil
 
@@ -98,7 +98,7 @@ class StudentNetwork(nn.Module):
 class TeacherNetwork(nn.Module):
     """HR encoder, frozen, and its MIL."""
 
-    def __init__(self, encoder: NetworkEncoder, mil: GatedAttentionMil) -> None:
+    def __init__(self, encoder: NetworkEncoder, mil: GatedAttentionMIL) -> None:
         super().__init__()
         self.encoder, self.mil = encoder, mil
 
@@ -159,7 +159,7 @@ class Bundle:
         EncoderError
             Where it is not known here: the extra `encoders` is not installed.
         """
-        return notice(self.require_teacher().encoder.name) if self.names_teacher else None
+        return encoder_notice(self.require_teacher().encoder.name) if self.names_teacher else None
 
     def require_teacher(self) -> NetworkCard:
         """Return the teacher's card; raise `BundleError` where the bundle brings none."""
@@ -178,7 +178,7 @@ class Bundle:
         """
         card = self.card.student
         encoder = AlignedEncoder(build_encoder(card.encoder), card.dim)
-        network = StudentNetwork(encoder, GatedAttentionMil(card.dim, len(self.card.classes), card.hidden))
+        network = StudentNetwork(encoder, GatedAttentionMIL(card.dim, len(self.card.classes), card.hidden))
         self._fill(network, STUDENT)
         return network
 
@@ -192,7 +192,7 @@ class Bundle:
             Where the bundle has none, or its weights are missing, do not match their hash, or do not fit.
         """
         card = self.require_teacher()
-        mil = GatedAttentionMil(card.dim, len(self.card.classes), card.hidden)
+        mil = GatedAttentionMIL(card.dim, len(self.card.classes), card.hidden)
         if card.encoder.family == FROZEN:  # its weights are not ours to share: the bundle names them
             self._fill(nn.ModuleDict({"mil": mil}), TEACHER)
             return TeacherNetwork(self._pointed_at(card), mil)
@@ -201,7 +201,7 @@ class Bundle:
         return network
 
     def _pointed_at(self, card: NetworkCard) -> NetworkEncoder:
-        found = encoder_at(card.encoder.name)
+        found = resolve_encoder(card.encoder.name)
         if found is None or found.sha256 != card.encoder_sha256:
             told = f"{card.encoder.name} is not the encoder that this bundle was made with; run without --teacher"
             raise BundleError(self.path, TEACHER, told)
@@ -290,7 +290,7 @@ def write_bundle(
         (folder / old).unlink(missing_ok=True)
     for file, network in networks.items():
         shared = nn.ModuleDict({"mil": network.mil}) if network.encoder.spec.family == FROZEN else network
-        with whole(folder / file) as partial:
+        with atomic_write(folder / file) as partial:
             save_file(half_tensors(shared), partial)
     full = Card(
         schema_version=SCHEMA_VERSION,

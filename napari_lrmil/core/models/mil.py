@@ -36,7 +36,7 @@ class MilOutput:
     scores: Tensor
 
 
-class GatedAttentionMil(nn.Module):
+class GatedAttentionMIL(nn.Module):
     """Gated attention MIL, docs/method.md 2.2: ``s_k = w·(tanh(V t_k) ⊙ σ(U t_k))``, ``Z = Σ a_k t_k``, ``WZ + b``.
 
     Parameters
@@ -114,7 +114,7 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True)
-class Pooled:
+class BagOutput:
     """One bag after its MIL: (C,) logits, (N,) attention and scores, (N, C) evidence."""
 
     logits: NDArray[np.float32]
@@ -123,8 +123,8 @@ class Pooled:
     evidence: Features
 
 
-def pool(mil: GatedAttentionMil, features: Rows, device: torch.device, at_once: int = AT_ONCE) -> Pooled:
-    """Run a MIL over (N, D) features without gradients, reading each row once and `at_once` rows at a time.
+def pool_bag(mil: GatedAttentionMIL, features: Rows, device: torch.device, at_once: int = AT_ONCE) -> BagOutput:
+    """Run a MIL over (N, D) features without gradients, reading each row once and `default_batch_size` rows at a time.
 
     The softmax over all instances is kept up to date from part to part: a new greatest score rescales what was summed
     (online softmax, Milakov and Gimelshein 2018, arXiv 1805.02867). So the result is that of the whole bag at once, but
@@ -150,4 +150,4 @@ def pool(mil: GatedAttentionMil, features: Rows, device: torch.device, at_once: 
         logits = mil.classifier((bag / total).float().to(device)).float().cpu().numpy()
     attention = (np.exp(scores.astype(np.float64) - greatest) / total).astype(np.float32)
     evidence *= attention[:, None]
-    return Pooled(logits, attention, scores, evidence)
+    return BagOutput(logits, attention, scores, evidence)

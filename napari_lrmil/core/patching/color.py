@@ -88,7 +88,7 @@ class CohortColour:
     slides: int
 
 
-def colour_of(slide: Slide, grid: NestedGrid) -> ColourStats:
+def color_stats(slide: Slide, grid: NestedGrid) -> ColourStats:
     """Return the colour of the tissue of `slide`, from up to `CELLS` kept HR cells evenly through the list of them."""
     chosen = np.unique(np.linspace(0, len(grid.hr_index) - 1, min(CELLS, len(grid.hr_index))).round().astype(int))
     side = max(1, round(grid.lattice.hr_um / OVERVIEW_MPP))

@@ -67,16 +67,16 @@ class NestedGrid:
         return NestedGrid(self.lattice, self.hr_index[children], self.lr_index[kept], row[self.parent[children]])
 
 
-def nest(lattice: Lattice, shares: NDArray[np.float32], min_share: float) -> NestedGrid:
+def build_nested_grid(lattice: Lattice, shares: NDArray[np.float32], min_share: float) -> NestedGrid:
     """Return the grids for given tissue shares (rows, columns) of the HR cells.
 
     An LR patch is kept when at least one of its HR cells is, so that no HR patch lacks a parent (docs/method.md 1).
     """
     rows, columns = np.nonzero(shares >= min_share)
-    return nest_cells(lattice, np.stack([columns, rows], axis=1).astype(np.int64))
+    return nested_grid_from_cells(lattice, np.stack([columns, rows], axis=1).astype(np.int64))
 
 
-def nest_cells(lattice: Lattice, hr_index: Int64) -> NestedGrid:
+def nested_grid_from_cells(lattice: Lattice, hr_index: Int64) -> NestedGrid:
     """Return the grids for (K, 2) kept HR cells: parents by integer division, never by a search."""
     lr_columns = lattice.columns // lattice.n
     key = (hr_index[:, 1] // lattice.n) * lr_columns + hr_index[:, 0] // lattice.n
@@ -85,13 +85,13 @@ def nest_cells(lattice: Lattice, hr_index: Int64) -> NestedGrid:
     return NestedGrid(lattice, hr_index, lr_index, parent.astype(np.int64))
 
 
-def grid_of(slide: Slide, plan: PatchPlan, config: TissueConfig | None = None) -> NestedGrid:
-    """Return the nested grids of `slide`; see `ground_of`."""
-    return ground_of(slide, plan, config).grid
+def find_nested_grid(slide: Slide, plan: PatchPlan, config: TissueConfig | None = None) -> NestedGrid:
+    """Return the nested grids of `slide`; see `find_tissue_grid`."""
+    return find_tissue_grid(slide, plan, config).grid
 
 
 @dataclass(frozen=True, eq=False)  # one is not compared with another but taken for itself: its arrays are large
-class Ground:
+class TissueGrid:
     """Where a slide's tissue is, and the patches that it gives.
 
     Attributes
@@ -109,7 +109,7 @@ class Ground:
     edited: bool = False
 
 
-def ground_of(slide: Slide, plan: PatchPlan, config: TissueConfig | None = None) -> Ground:
+def find_tissue_grid(slide: Slide, plan: PatchPlan, config: TissueConfig | None = None) -> TissueGrid:
     """Return the tissue of `slide` and its nested grids.
 
     Raises
@@ -122,18 +122,18 @@ def ground_of(slide: Slide, plan: PatchPlan, config: TissueConfig | None = None)
     config = config or TissueConfig()
     require_resolution(slide, plan.lr_mpp, "student (LR)")
     tissue = find_tissue(slide, plan.lattice(slide.bounds, slide.mpp), config)
-    return Ground(tissue, nest_tissue(slide.path, tissue, config))
+    return TissueGrid(tissue, nested_grid_from_tissue(slide.path, tissue, config))
 
 
-def edited_ground(path: Path, ground: Ground, mask: Mask, config: TissueConfig) -> Ground:
+def tissue_grid_from_mask(path: Path, ground: TissueGrid, mask: Mask, config: TissueConfig) -> TissueGrid:
     """Return what a mask of the same raster gives that somebody changed by hand; raises `TissueError` as above."""
     tissue = replace(ground.tissue, mask=mask)
-    return Ground(tissue, nest_tissue(path, tissue, config), edited=True)
+    return TissueGrid(tissue, nested_grid_from_tissue(path, tissue, config), edited=True)
 
 
-def nest_tissue(path: Path, tissue: Tissue, config: TissueConfig) -> NestedGrid:
+def nested_grid_from_tissue(path: Path, tissue: Tissue, config: TissueConfig) -> NestedGrid:
     """Return the grids that a tissue mask gives; `path` names the slide in the error."""
-    grid = nest(tissue.lattice, tissue.shares(), config.min_share)
+    grid = build_nested_grid(tissue.lattice, tissue.shares(), config.min_share)
     if len(grid.lr_index) == 0:
         raise TissueError(
             path,

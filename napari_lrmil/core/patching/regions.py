@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from shapely.geometry import mapping, shape
 from shapely.geometry.base import BaseGeometry
 
-from napari_lrmil.core.atomic_files import whole
+from napari_lrmil.core.atomic_files import atomic_write
 from napari_lrmil.core.errors import RegionError
 from napari_lrmil.core.geometry import Bounds, BoxLevel0, Float, Int64
 
@@ -113,7 +113,7 @@ def _area(geometry: BaseGeometry) -> Area | None:
 # ---------------------------------------------------------------- patches
 
 
-def inside(corners: Int64, size_level0: tuple[int, int], regions: Sequence[Region]) -> NDArray[np.bool_]:
+def patches_in_regions(corners: Int64, size_level0: tuple[int, int], regions: Sequence[Region]) -> NDArray[np.bool_]:
     """Return (N,) whether each patch belongs to the regions.
 
     It does where at least half of it is overlapped, by all regions together. A region may be smaller than a patch: it
@@ -133,7 +133,7 @@ def inside(corners: Int64, size_level0: tuple[int, int], regions: Sequence[Regio
     boxes = np.concatenate([corners, corners + np.asarray(size_level0)], axis=1).astype(np.float64)
     patch_area = size_level0[0] * size_level0[1]
     ground = shapely.union_all([region.geometry for region in regions])
-    taken: NDArray[np.bool_] = overlaps(boxes, ground) >= HALF * min(patch_area, ground.area)
+    taken: NDArray[np.bool_] = overlap_areas(boxes, ground) >= HALF * min(patch_area, ground.area)
     small = [region.geometry for region in regions if region.geometry.area < patch_area]
     return taken | _holds_half(boxes, small)
 
@@ -142,7 +142,7 @@ def _rectangles(boxes: Float) -> Geometries:
     return np.asarray(shapely.box(*boxes.T), dtype=object)
 
 
-def overlaps(boxes: Float, ground: BaseGeometry) -> Float:
+def overlap_areas(boxes: Float, ground: BaseGeometry) -> Float:
     """Return (N,) the area that each box (N, 4: left, top, right, bottom) shares with a valid `ground`."""
     rectangles = _rectangles(boxes)
     shapely.prepare(ground)
@@ -335,5 +335,5 @@ def write_features(path: Path, features: Iterable[Mapping[str, Any]]) -> None:
     """Write a GeoJSON FeatureCollection, one Feature a line, whole or not at all. NaN is refused."""
     lines = ",\n".join(json.dumps(feature, allow_nan=False) for feature in features)
     content = f'{{"type": "FeatureCollection", "features": [\n{lines}\n]}}\n'.encode()
-    with whole(path, len(content)) as partial:
+    with atomic_write(path, len(content)) as partial:
         partial.write_bytes(content)

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from napari_lrmil.core.errors import TissueError
 from napari_lrmil.core.geometry import Bounds
 from napari_lrmil.core.patching.grid import NestedGrid
-from napari_lrmil.core.patching.regions import Region, inside, read_regions
+from napari_lrmil.core.patching.regions import Region, patches_in_regions, read_regions
 
 Kind = Literal["slide", "view", "region"]
 WORDS: dict[Kind, str] = {"slide": "whole slide", "view": "visible region", "region": "drawn region"}
 
 
 @dataclass(frozen=True)
-class Scope:
+class RegionOfInterest:
     """A question to one slide.
 
     Attributes
@@ -75,8 +75,8 @@ class Scope:
         corners, size = grid.lr_corners, grid.lattice.lr_cell
         meant = np.ones(len(corners), dtype=bool)
         for regions in filter(None, (self.regions, self.kept)):
-            meant &= inside(corners, size, regions)
-        return meant & ~inside(corners, size, self.excluded) if self.excluded else meant
+            meant &= patches_in_regions(corners, size, regions)
+        return meant & ~patches_in_regions(corners, size, self.excluded) if self.excluded else meant
 
     def of(self, grid: NestedGrid, slide: Path) -> NestedGrid:
         """Return the part of a slide's grid that is meant.
@@ -107,10 +107,10 @@ class Scope:
         return "it lies off the tissue; choose a part with tissue"
 
 
-WHOLE = Scope()
+WHOLE_SLIDE = RegionOfInterest()
 
 
-def read_scope(files: Mapping[str, Path | None], bounds: Bounds) -> Scope:
+def read_scope(files: Mapping[str, Path | None], bounds: Bounds) -> RegionOfInterest:
     """Return the scope that files of regions make; keys are those of `Scope.files`, None where there is no file.
 
     Raises
@@ -120,4 +120,4 @@ def read_scope(files: Mapping[str, Path | None], bounds: Bounds) -> Scope:
     """
     found = {name: read_regions(file, bounds).regions for name, file in files.items() if file is not None}
     regions = found.get("roi", ())
-    return Scope("region" if regions else "slide", regions, found.get("keep", ()), found.get("exclude", ()))
+    return RegionOfInterest("region" if regions else "slide", regions, found.get("keep", ()), found.get("exclude", ()))

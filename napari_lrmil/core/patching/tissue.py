@@ -13,7 +13,7 @@ from PIL import Image
 from napari_lrmil.core.errors import TissueError
 from napari_lrmil.core.geometry import Bounds, BoxLevel0, Lattice
 from napari_lrmil.core.patching.mask_filters import Mask as Mask  # the name that readers of a mask know it by
-from napari_lrmil.core.patching.mask_filters import smoothed, tidied
+from napari_lrmil.core.patching.mask_filters import gaussian_smooth, remove_small_objects_and_holes
 from napari_lrmil.core.slides.resampling import Pixels
 from napari_lrmil.core.slides.slide import Slide
 
@@ -95,21 +95,23 @@ def find_tissue(slide: Slide, lattice: Lattice, config: TissueConfig | None = No
         chroma[rows, columns] = _colourfulness(pixels)
         if pixels.min() < config.darkest:  # else no mean of three colours is: mostly the second look is saved
             dark.append((rows, columns, _darker(pixels, config.darkest)))
-    smooth = smoothed(chroma)
+    smooth = gaussian_smooth(chroma)
     threshold = _threshold(smooth, config)
     inside = smooth > threshold
     for rows, columns, part in dark:
         inside[rows, columns] &= ~part
     mask = np.zeros((lattice.rows * k, lattice.columns * k), dtype=bool)
-    mask[: size[1], : size[0]] = tidied(inside, int(config.smallest_um2 / (lattice.hr_um / k) ** 2))
+    mask[: size[1], : size[0]] = remove_small_objects_and_holes(
+        inside, int(config.smallest_um2 / (lattice.hr_um / k) ** 2)
+    )
     return Tissue(mask, lattice, threshold)
 
 
 def write_mask(path: Path, mask: Mask) -> None:
     """Write a mask as a PNG of one bit, whole or not at all."""
-    from napari_lrmil.core.atomic_files import whole
+    from napari_lrmil.core.atomic_files import atomic_write
 
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         Image.fromarray(mask).save(partial, format="PNG")
 
 

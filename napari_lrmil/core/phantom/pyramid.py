@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 import tifffile
 
-from napari_lrmil.core.atomic_files import whole
+from napari_lrmil.core.atomic_files import atomic_write
 from napari_lrmil.core.errors import GeometryError
 from napari_lrmil.core.phantom.containers import CONTAINERS, Facts
 from napari_lrmil.core.phantom.look import Pixels
@@ -78,7 +78,7 @@ def write_bands(
     facts = Facts(_level_sizes(size, levels), mpp, mpp if mpp_y is None else mpp_y, quality)
     kind.check(path, facts)
     big = kind.always_big or 4 * facts.width * facts.height > _CLASSIC_TIFF  # 3 bytes each, a third more below
-    with whole(Path(path)) as partial, ExitStack() as stack:
+    with atomic_write(Path(path)) as partial, ExitStack() as stack:
         writer = stack.enter_context(tifffile.TiffWriter(partial, bigtiff=big, ome=kind.is_ome))
         lower = [stack.enter_context(_Reduced(w, partial.parent)) for w, _ in facts.sizes[1:]]
         sources = [_feed(bands, lower), *(level.bands() for level in lower)]

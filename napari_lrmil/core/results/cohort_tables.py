@@ -10,8 +10,8 @@ from typing import Any
 
 from napari_lrmil.core.atomic_files import write_text
 from napari_lrmil.core.errors import StoredError
-from napari_lrmil.core.patching.roi import WHOLE
-from napari_lrmil.core.schema import PREDICTION, PredictionFile
+from napari_lrmil.core.patching.roi import WHOLE_SLIDE
+from napari_lrmil.core.results.schema import PREDICTION, PredictionFile
 
 FAILURES = "failures.csv"
 FAILURE_COLUMNS = ("slide", "step", "reason")
@@ -37,7 +37,7 @@ def write_predictions(folder: Path) -> tuple[StoredError, ...]:
             file.n_patches,
             file.n_hr_patches,
             f"{file.seconds['total']:.3f}",
-            file.scope or WHOLE.text,
+            file.scope or WHOLE_SLIDE.text,
             file.calibrated,
         )
         for file in stored

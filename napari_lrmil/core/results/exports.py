@@ -10,11 +10,11 @@ from uuid import uuid5
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_lrmil.core.atomic_files import whole
+from napari_lrmil.core.atomic_files import atomic_write
 from napari_lrmil.core.geometry import Bounds
-from napari_lrmil.core.inference.prediction import Prediction, Reading
+from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
 from napari_lrmil.core.patching.regions import NAMESPACE, write_features
-from napari_lrmil.core.visualize.overlay import Heatmap, heatmap
+from napari_lrmil.core.visualize.overlay import Heatmap, make_heatmap
 
 CHANNELS = (
     "attention: relative to the slide's average, 1 is average; evidence: what a patch adds to the centred logit of the "
@@ -30,13 +30,13 @@ def write_attention_ome(path: Path, prediction: Prediction) -> None:
     """
     import tifffile
 
-    heat = heatmap(prediction.student)
+    heat = make_heatmap(prediction.student)
     raster = np.concatenate([heat.image[None], _evidence(prediction.student, heat)])  # (1 + C, rows, columns)
-    with whole(path, raster.nbytes) as partial, tifffile.TiffWriter(partial, ome=True) as writer:
+    with atomic_write(path, raster.nbytes) as partial, tifffile.TiffWriter(partial, ome=True) as writer:
         writer.write(raster, photometric="minisblack", metadata=_ome(prediction, heat))
 
 
-def _evidence(reading: Reading, heat: Heatmap) -> NDArray[np.float32]:
+def _evidence(reading: NetworkPrediction, heat: Heatmap) -> NDArray[np.float32]:
     """Return (C, rows, columns) evidence on the heatmap's raster, NaN where no patch is."""
     columns, rows = ((reading.coords - np.array(heat.origin_level0)) // np.array(heat.pixel_level0)).T
     evidence = np.full((reading.evidence.shape[1], *heat.image.shape), np.nan, dtype=np.float32)
@@ -95,7 +95,7 @@ def _tiles(prediction: Prediction, bounds: Bounds) -> Iterator[dict[str, Any]]:
         }
 
 
-def _measurements(reading: Reading, classes: tuple[str, ...]) -> Iterator[dict[str, float]]:
+def _measurements(reading: NetworkPrediction, classes: tuple[str, ...]) -> Iterator[dict[str, float]]:
     n = len(reading.attention)
     ranks = np.empty(n, dtype=np.int64)
     ranks[np.argsort(-reading.attention, kind="stable")] = np.arange(1, n + 1)  # ties in reading order

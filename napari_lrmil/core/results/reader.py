@@ -13,13 +13,13 @@ import shapely
 from napari_lrmil.core.errors import StoredError
 from napari_lrmil.core.features.bag import Features
 from napari_lrmil.core.geometry import Int64, Lattice
-from napari_lrmil.core.inference.prediction import Prediction, Reading
+from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
 from napari_lrmil.core.metrics.agreement import measure_agreement
 from napari_lrmil.core.patching.grid import NestedGrid
 from napari_lrmil.core.patching.regions import Region
-from napari_lrmil.core.patching.roi import WHOLE, WORDS, Kind, Scope
+from napari_lrmil.core.patching.roi import WHOLE_SLIDE, WORDS, Kind, RegionOfInterest
+from napari_lrmil.core.results.schema import PREDICTION, AgreementFile, PredictionFile, TeacherResult, unreadable
 from napari_lrmil.core.runtimes.select import REFERENCE, RuntimeChoice
-from napari_lrmil.core.schema import PREDICTION, AgreementFile, PredictionFile, TeacherResult, unreadable
 from napari_lrmil.core.slides.tile_reader import ReaderChoice
 
 if TYPE_CHECKING:
@@ -167,7 +167,12 @@ def _cells(path: Path, lattice: Lattice, coords: Int64, cell: tuple[int, int]) -
 
 
 def _prediction(
-    file: PredictionFile, slide: Slide, bundle: Bundle, grid: NestedGrid, student: Reading, teacher: Reading
+    file: PredictionFile,
+    slide: Slide,
+    bundle: Bundle,
+    grid: NestedGrid,
+    student: NetworkPrediction,
+    teacher: NetworkPrediction,
 ) -> Prediction:
     compared = np.bincount(grid.parent, minlength=len(grid.lr_index)) > 0
     part = grid if compared.all() else grid.only(compared)
@@ -184,7 +189,7 @@ def _prediction(
         student=student,
         device=file.device,
         warnings=file.warnings,
-        scope=_scope(file.scope or WHOLE.text, grid),
+        scope=_scope(file.scope or WHOLE_SLIDE.text, grid),
         teacher=teacher,
         compared=compared,
         agreement=measure_agreement(part, student.attention[compared], teacher.attention),
@@ -194,8 +199,8 @@ def _prediction(
 
 def _reading(
     result: PredictionFile | TeacherResult, patches: _Patches, cell: tuple[int, int], mpp: float, classes: Sequence[str]
-) -> Reading:
-    return Reading(
+) -> NetworkPrediction:
+    return NetworkPrediction(
         coords=patches.coords,
         patch_level0=cell,
         attention=patches.attention,
@@ -217,22 +222,22 @@ def _runtime(result: PredictionFile | TeacherResult) -> RuntimeChoice:
     return RuntimeChoice(result.runtime, result.precision, result.runtime_reason or "")
 
 
-def _scope(text: str, grid: NestedGrid) -> Scope:
+def _scope(text: str, grid: NestedGrid) -> RegionOfInterest:
     """Return what was asked about, from its words: of a part, the patches are its region."""
-    if text == WHOLE.text:
-        return WHOLE
+    if text == WHOLE_SLIDE.text:
+        return WHOLE_SLIDE
     corners, (width, height) = grid.lr_corners, grid.lattice.lr_cell
     boxes = shapely.box(corners[:, 0], corners[:, 1], corners[:, 0] + width, corners[:, 1] + height)
     together: Any = shapely.union_all(boxes)  # of rectangles, so an area
     kind: Kind = "view" if text.startswith(WORDS["view"]) else "region"
-    return Scope(kind, (Region("stored", together),), edited="tissue edited" in text)
+    return RegionOfInterest(kind, (Region("stored", together),), edited="tissue edited" in text)
 
 
 # ---------------------------------------------------------------- a cohort
 
 
 @dataclass(frozen=True)
-class StoredSlide:
+class StoredResult:
     """One line of a cohort's table.
 
     Attributes
@@ -281,13 +286,13 @@ def stored_folders(folder: Path) -> list[Path]:
     return found
 
 
-def read_line(folder: Path) -> StoredSlide:
+def read_result_summary(folder: Path) -> StoredResult:
     """Return what a cohort's table says of one slide; what is wrong with its files is part of the line."""
     try:
         file = PredictionFile.read(folder)
     except StoredError as error:
-        return StoredSlide(folder.name, folder, problem=str(error))
-    line = StoredSlide(file.slide, folder, Path(file.path) if file.path else None, file.probabilities)
+        return StoredResult(folder.name, folder, problem=str(error))
+    line = StoredResult(file.slide, folder, Path(file.path) if file.path else None, file.probabilities)
     if file.teacher is None:
         return replace(line, problem="no teacher (HR) ran")
     try:

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from napari_lrmil.core.errors import NewerSchemaError, StoredError
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
-from napari_lrmil.core.patching.roi import WHOLE
+from napari_lrmil.core.patching.roi import WHOLE_SLIDE
 from napari_lrmil.core.results.reader import MPP_DIFFERS
+from napari_lrmil.core.results.schema import PREDICTION, PredictionFile
 from napari_lrmil.core.runtimes.select import RuntimeChoice
-from napari_lrmil.core.schema import PREDICTION, PredictionFile
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.visualize.slide_report import REPORT
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ResultRequirements:
     """What a result has to be about.
 
     Attributes
@@ -40,7 +40,7 @@ class Wanted:
     runtime: RuntimeChoice | None = None
 
 
-def earlier_result(folder: Path, slide: Slide, wanted: Wanted) -> PredictionFile | None:
+def find_reusable_result(folder: Path, slide: Slide, wanted: ResultRequirements) -> PredictionFile | None:
     """Return the ``prediction.json`` of a slide's `folder` where it answers what is asked; None where it does not.
 
     The slide (by its pixels' fingerprint and its resolution), the model, the scope and the teacher have to be the same.
@@ -62,7 +62,7 @@ def earlier_result(folder: Path, slide: Slide, wanted: Wanted) -> PredictionFile
     same = (
         file.slide_fingerprint == slide.fingerprint
         and file.bundle_sha256 == wanted.bundle_sha256
-        and file.scope == WHOLE.text
+        and file.scope == WHOLE_SLIDE.text
         and _same_resolution(file, slide)
         and _teacher_as_wanted(file, wanted.teacher)
         and wanted.reader in (None, file.reader)

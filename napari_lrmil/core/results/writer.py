@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from napari_lrmil import __version__
-from napari_lrmil.core.atomic_files import whole, whole_folder
+from napari_lrmil.core.atomic_files import atomic_write, atomic_write_folder
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Progress
 from napari_lrmil.core.geometry import footprint_um, nominal_magnification
-from napari_lrmil.core.inference.prediction import Prediction, Reading
-from napari_lrmil.core.inference.teacher_comparison import against_lesions
+from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
+from napari_lrmil.core.inference.teacher_comparison import score_lesion_localisation
 from napari_lrmil.core.patching.regions import Region
 from napari_lrmil.core.results.exports import write_attention_geojson, write_attention_ome
-from napari_lrmil.core.schema import (
+from napari_lrmil.core.results.schema import (
     AGREEMENT,
     PREDICTION,
     AgreementFile,
@@ -84,7 +84,7 @@ def write_steps(
     if not replace_newer:
         require_replaceable(out / prediction.slide)
     steps = [*_steps(slide, prediction, report), *also]
-    with whole_folder(out / prediction.slide, TOGETHER, PREDICTION) as folder:
+    with atomic_write_folder(out / prediction.slide, TOGETHER, PREDICTION) as folder:
         for done, step in enumerate(steps):
             yield Progress("writing", done, len(steps), "files")
             step(folder)
@@ -169,7 +169,7 @@ def agreement_file(prediction: Prediction, lesions: Sequence[Region] = ()) -> Ag
     student, teacher, agreement = prediction.student, prediction.teacher, prediction.agreement
     if teacher is None or agreement is None:
         raise LrmilError(f"{prediction.slide}: the teacher did not run, so there is nothing to compare; run it first")
-    figures = against_lesions(prediction, lesions) if lesions else None
+    figures = score_lesion_localisation(prediction, lesions) if lesions else None
     return AgreementFile(
         spearman=agreement.spearman,
         jaccard_top10=agreement.jaccard_top10,
@@ -189,7 +189,7 @@ def agreement_file(prediction: Prediction, lesions: Sequence[Region] = ()) -> Ag
     )
 
 
-def write_attention(path: Path, prediction: Prediction, reading: Reading) -> None:
+def write_attention(path: Path, prediction: Prediction, reading: NetworkPrediction) -> None:
     """Write coordinates, attention and evidence of one network as HDF5."""
     import h5py
 
@@ -219,5 +219,5 @@ def write_attention(path: Path, prediction: Prediction, reading: Reading) -> Non
         file.create_dataset("attention", data=reading.attention)
         evidence = file.create_dataset("evidence", data=reading.evidence)
         evidence.attrs["classes"] = list(prediction.classes)
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(content.getbuffer())

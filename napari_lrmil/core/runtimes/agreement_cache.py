@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from napari_lrmil import __version__
-from napari_lrmil.core.atomic_files import whole_folder, write_json
+from napari_lrmil.core.atomic_files import atomic_write_folder, write_json
 
 CACHE_VARIABLE = "NAPARI_LRMIL_CACHE"
 EDITION = 1  # of how networks are prepared; another one makes what is kept be made again
@@ -23,7 +23,7 @@ GRAPH, WEIGHTS = "encoder.xml", "encoder.bin"  # of OpenVINO
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AgreementCheck:
     """What a comparison with torch in float32 found, on the machine where it was made.
 
     Attributes
@@ -42,7 +42,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Way:
+class RuntimeKey:
     """Everything that a way to run an encoder, and the verdict on it, depend on.
 
     Attributes
@@ -100,23 +100,23 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)
 
 
-def kept(way: Way) -> Verdict | None:
+def load_check(way: RuntimeKey) -> AgreementCheck | None:
     """Return what an earlier process found out; None where there is nothing whole."""
     try:
-        found = Verdict(**json.loads((way.folder / VERDICT).read_text(encoding="utf-8")))
+        found = AgreementCheck(**json.loads((way.folder / VERDICT).read_text(encoding="utf-8")))
         os.utime(way.folder)  # used just now
     except (OSError, ValueError, TypeError):
         return None
     return found
 
 
-def keep(way: Way, verdict: Verdict, write: Callable[[Path], None]) -> None:
+def store_check(way: RuntimeKey, verdict: AgreementCheck, write: Callable[[Path], None]) -> None:
     """Keep a verdict, and what `write` puts into the folder, for later processes.
 
     A folder that cannot be written keeps nothing: a cache is a convenience.
     """
     try:
-        with whole_folder(way.folder, (GRAPH, WEIGHTS), VERDICT) as partial:
+        with atomic_write_folder(way.folder, (GRAPH, WEIGHTS), VERDICT) as partial:
             write(partial)
             write_json(partial / VERDICT, asdict(verdict))
         _drop_oldest(way.folder.parent)

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from napari_lrmil.core.encoders import Encoded
-from napari_lrmil.core.encoders.huggingface import hushed
+from napari_lrmil.core.encoders import EncoderOutput
+from napari_lrmil.core.encoders.huggingface import quiet_transformers
 from napari_lrmil.core.errors import EncoderError
-from napari_lrmil.core.features.prefetch import at_once
+from napari_lrmil.core.features.prefetch import default_batch_size
 from napari_lrmil.core.runtimes.agreement_cache import GRAPH, WEIGHTS
 
 
@@ -62,7 +62,7 @@ class _Pixels(nn.Module):
 
 
 def convert(encoder: nn.Module, side: int) -> Any:
-    """Return the OpenVINO model of an encoder for as many patches of `side` pixels as are best `at_once`.
+    """Return the OpenVINO model of an encoder for as many patches of `side` pixels as are best `default_batch_size`.
 
     The frontend is called by itself: `openvino.convert_model` reports home what it converts.
 
@@ -74,10 +74,10 @@ def convert(encoder: nn.Module, side: int) -> Any:
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    shape = (at_once(side), side, side, 3)
+    shape = (default_batch_size(side), side, side, 3)
     frontend = FrontEndManager().load_by_framework("pytorch")
     try:
-        with warnings.catch_warnings(), torch.no_grad(), hushed():  # tracing touches all that a network has
+        with warnings.catch_warnings(), torch.no_grad(), quiet_transformers():  # tracing touches all that a network has
             warnings.simplefilter("ignore")  # of tracing: sizes become constants, which they are here
             example = torch.zeros(shape, dtype=torch.uint8)
             once = {"check_trace": False}  # we compare the result ourselves
@@ -126,13 +126,13 @@ class OpenVinoEmbedder:
         self._request = ready.create_infer_request()
         self._shape = tuple(ready.inputs[0].shape)
 
-    def __call__(self, pixels: Tensor, layers: Sequence[str] = ()) -> Encoded:
+    def __call__(self, pixels: Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
         """Encode a batch of any size; raises `EncoderError` where layers are asked for."""
         if layers:
             raise EncoderError("OpenVINO gives embeddings alone; layers need --runtime torch")
         rows: NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).contiguous().numpy()
         parts = [self._encoded(rows[i : i + self._shape[0]]) for i in range(0, len(rows), self._shape[0])]
-        return Encoded(torch.from_numpy(np.concatenate(parts)), {})
+        return EncoderOutput(torch.from_numpy(np.concatenate(parts)), {})
 
     def _encoded(self, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
         count, whole = len(rows), self._shape[0]

@@ -13,11 +13,13 @@ from napari_lrmil.core.encoders import NetworkEncoder
 
 ALIKE = {True: 0.9, False: 0.1}  # correlation of what a filter's taps see: neighbouring pixels; different channels
 FAR = 1e9  # no activation is as large
-TURNS = 12  # weights of a filter that may leave the nearest number: the first few bring nearly everything
+MAX_FLIPS_PER_FILTER = (
+    12  # weights of a filter that may leave the nearest number: the first few bring nearly everything
+)
 HEAVY = 2e-3  # of a channel's spread: errors of biases that are as large as those of everything else
 
 
-class Fused(nn.Conv2d):
+class ConvBatchNorm2d(nn.Conv2d):
     """A convolution with the batch norm after it.
 
     Attributes
@@ -49,7 +51,7 @@ class Fused(nn.Conv2d):
         return found + self.bias.reshape(-1, 1, 1)
 
 
-def folded(encoder: nn.Module) -> nn.Module:
+def fold_batch_norm(encoder: nn.Module) -> nn.Module:
     """Return a copy, in evaluation mode, whose batch norms are part of the convolutions before them.
 
     Numbers stay but for rounding. A convolution and a norm belong together where they follow each other in a module;
@@ -60,12 +62,12 @@ def folded(encoder: nn.Module) -> nn.Module:
         children = list(module.named_children())
         for (name, first), (after, second) in pairwise(children):
             if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d) and second.affine:
-                setattr(module, name, Fused(first, second))
+                setattr(module, name, ConvBatchNorm2d(first, second))
                 setattr(module, after, nn.Identity())
     return made
 
 
-def rounded(encoder: nn.Module, *, biases: bool = False) -> nn.Module:
+def round_weights_to_bfloat16(encoder: nn.Module, *, biases: bool = False) -> nn.Module:
     """Return a copy that loses least when it is computed in bfloat16; in float32 it gives nearly the same numbers.
 
     Whoever computes in bfloat16 rounds pixels and weights to eight bits. Whole numbers to 256 have no more, so pixels
@@ -80,8 +82,11 @@ def rounded(encoder: nn.Module, *, biases: bool = False) -> nn.Module:
     for module in made.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             spatial = isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1
-            _set_weight(module, nearly(module.weight.flatten(1), ALIKE[spatial]).reshape(module.weight.shape))
-        if biases and isinstance(module, Fused) and module.bias is not None:
+            _set_weight(
+                module,
+                error_compensated_rounding(module.weight.flatten(1), ALIKE[spatial]).reshape(module.weight.shape),
+            )
+        if biases and isinstance(module, ConvBatchNorm2d) and module.bias is not None:
             lost = (module.bias.to(torch.bfloat16).float() - module.bias) / module.spread
             module.apart = bool(lost.square().mean().sqrt() > HEAVY)
     return made
@@ -113,12 +118,12 @@ def _set_weight(module: nn.Conv2d | nn.Linear, weight: Tensor) -> None:
         module.weight.copy_(weight)
 
 
-def nearly(weights: Tensor, alike: float) -> Tensor:
+def error_compensated_rounding(weights: Tensor, alike: float) -> Tensor:
     """Return (C, K) weights that bfloat16 holds exactly, each the next above or below, chosen for each of C filters.
 
     With errors ``e`` the output of a filter is off by ``sum(e * x)``. Of inputs of equal variance and correlation
     `alike` its expected square is ``(1 - alike) * sum(e**2) + alike * sum(e)**2``, which is made small: from the
-    nearest numbers on, the one change that helps most is made, until none helps or `TURNS` were made.
+    nearest numbers on, the one change that helps most is made, until none helps or `MAX_FLIPS_PER_FILTER` were made.
 
     Parameters
     ----------
@@ -132,7 +137,7 @@ def nearly(weights: Tensor, alike: float) -> Tensor:
     beyond = torch.where(error > 0, -torch.inf, torch.inf).to(torch.bfloat16)
     other = torch.nextafter(near, beyond).float() - weights  # of the neighbour on the far side of the weight
     now, turned = error.clone(), torch.zeros_like(weights, dtype=torch.bool)
-    for _ in range(min(TURNS, weights.shape[1])):
+    for _ in range(min(MAX_FLIPS_PER_FILTER, weights.shape[1])):
         changed = torch.where(turned, error, other)
         total = now.sum(dim=1, keepdim=True)
         gain = (1 - alike) * (changed**2 - now**2) + alike * ((total + changed - now) ** 2 - total**2)

@@ -13,19 +13,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from napari_lrmil.core.encoders import CONVOLUTIONAL, FROZEN, Encoded
+from napari_lrmil.core.encoders import CONVOLUTIONAL, FROZEN, EncoderOutput
 from napari_lrmil.core.errors import ConfigError, EncoderError
 from napari_lrmil.core.features.bag import Features
 from napari_lrmil.core.features.extraction import Embedder, encode, to_numpy
-from napari_lrmil.core.features.prefetch import at_once
+from napari_lrmil.core.features.prefetch import default_batch_size
 from napari_lrmil.core.geometry import Int64
 from napari_lrmil.core.metrics.agreement import spearman
 from napari_lrmil.core.models.bundle import Prepared, StudentNetwork, TeacherNetwork
 from napari_lrmil.core.runtimes import agreement_cache as verdicts
 from napari_lrmil.core.runtimes import openvino as converted
-from napari_lrmil.core.runtimes.agreement_cache import Verdict, Way
+from napari_lrmil.core.runtimes.agreement_cache import AgreementCheck, RuntimeKey
 from napari_lrmil.core.runtimes.openvino import OpenVinoEmbedder
-from napari_lrmil.core.runtimes.optimize import folded, rounded
+from napari_lrmil.core.runtimes.optimize import fold_batch_norm, round_weights_to_bfloat16
 
 RUNTIMES = ("auto", "torch", "openvino")
 LOWEST_SPEARMAN = 0.999  # of attention, between a fast runtime and torch
@@ -73,7 +73,7 @@ class Runtime:
 
 
 @dataclass(frozen=True)
-class Subject:
+class RuntimeRequest:
     """What is to be run, and what it is compared on.
 
     Attributes
@@ -137,7 +137,7 @@ class Subject:
 
     def embedded(self, embedder: Embedder, most: int | None = None) -> Features:
         """Return (n, D) embeddings of the sample, or of its first few patches, by another runtime."""
-        pixels, size = self.sample[:most], at_once(self.side)
+        pixels, size = self.sample[:most], default_batch_size(self.side)
         parts = (pixels[i : i + size] for i in range(0, len(pixels), size))
         return np.concatenate([to_numpy(encode(embedder, part, self.side, self.device).embedding) for part in parts])
 
@@ -169,7 +169,7 @@ def require_runtime(asked: str, device: torch.device | None) -> None:
         raise ConfigError(f"--runtime openvino runs on the CPU, not on {device}; add --device cpu, or take auto")
 
 
-def prepare_runtime(asked: str, subject: Subject, device: torch.device) -> Runtime:
+def prepare_runtime(asked: str, subject: RuntimeRequest, device: torch.device) -> Runtime:
     """Return the fastest runtime that may be used and agrees with torch in float32; that itself where none does.
 
     Parameters
@@ -194,10 +194,10 @@ def prepare_runtime(asked: str, subject: Subject, device: torch.device) -> Runti
     if asked == "auto" and subject.patches < ENOUGH:  # whatever others have shown: which came first must not matter
         few = f"{subject.patches} patches are too few to compare by, and soon done"
         return Runtime(encoder, RuntimeChoice(reason=few))
-    notes, ways = ways_to_run(asked, subject, device)
+    notes, ways = candidate_runtimes(asked, subject, device)
     for way in ways:
         try:
-            made = tried(subject, way)
+            made = evaluate_candidate(subject, way)
         except EncoderError as error:
             notes.append(f"{_title(way)}: {error}")
             continue
@@ -209,11 +209,11 @@ def prepare_runtime(asked: str, subject: Subject, device: torch.device) -> Runti
     return Runtime(encoder, RuntimeChoice(reason="; ".join(notes)))
 
 
-def _title(way: Way) -> str:
+def _title(way: RuntimeKey) -> str:
     return f"{'OpenVINO' if way.runtime == 'openvino' else way.runtime} in {way.precision}"
 
 
-def ways_to_run(asked: str, subject: Subject, device: torch.device) -> tuple[list[str], list[Way]]:
+def candidate_runtimes(asked: str, subject: RuntimeRequest, device: torch.device) -> tuple[list[str], list[RuntimeKey]]:
     """Return why some ways are not tried, and those that are, the fastest first."""
     family = getattr(getattr(subject.network.encoder, "spec", None), "family", "unknown")
     if device.type not in ("cpu", "cuda"):
@@ -230,11 +230,11 @@ def ways_to_run(asked: str, subject: Subject, device: torch.device) -> tuple[lis
         half = verdicts.multiplies_bfloat16(device)
         ways += [("torch", torch.__version__, precision) for precision in ("bfloat16", "float32")[not half :]]
     name = verdicts.processor(device)
-    return notes, [Way(subject.identity, subject.side, *way, name) for way in ways]
+    return notes, [RuntimeKey(subject.identity, subject.side, *way, name) for way in ways]
 
 
 @dataclass(frozen=True)
-class Tried:
+class CandidateResult:
     """A way to run an encoder, in this process.
 
     Attributes
@@ -248,11 +248,11 @@ class Tried:
     """
 
     embedder: Embedder | None
-    verdict: Verdict
+    verdict: AgreementCheck
     model: Any = None
 
 
-def tried(subject: Subject, way: Way) -> Tried:
+def evaluate_candidate(subject: RuntimeRequest, way: RuntimeKey) -> CandidateResult:
     """Return a way that was compared: by this process, by an earlier one, or now.
 
     Raises
@@ -260,74 +260,76 @@ def tried(subject: Subject, way: Way) -> Tried:
     EncoderError
         Where the encoder cannot be run that way.
     """
-    known: Tried | None = subject.prepared.get(way)
+    known: CandidateResult | None = subject.prepared.get(way)
     if known is not None and known.verdict.patches >= ENOUGH:
         return known
     made = _kept(subject, way) if known is None else None
     if made is None:
         model, embedder = (known.model, known.embedder) if known and known.embedder else _made(subject, way)
-        made = Tried(embedder, _verdict(subject, way, embedder), model)
+        made = CandidateResult(embedder, _verdict(subject, way, embedder), model)
         if made.verdict.patches >= ENOUGH:
-            verdicts.keep(way, made.verdict, partial(_write, made))
+            verdicts.store_check(way, made.verdict, partial(_write, made))
             made = replace(made, model=None)  # it is not compared again, and what runs it has its own copy
     subject.prepared[way] = made
     return made
 
 
-def _write(made: Tried, folder: Path) -> None:
+def _write(made: CandidateResult, folder: Path) -> None:
     if made.model is not None and made.verdict.agrees:
         converted.write(folder, made.model)
 
 
-def _kept(subject: Subject, way: Way) -> Tried | None:
+def _kept(subject: RuntimeRequest, way: RuntimeKey) -> CandidateResult | None:
     """Return what an earlier process left; None where that is not whole."""
-    verdict = verdicts.kept(way)
+    verdict = verdicts.load_check(way)
     if verdict is None:
         return None
     if not verdict.agrees:
-        return Tried(None, verdict)
+        return CandidateResult(None, verdict)
     if way.runtime == "torch":
-        return Tried(_of_torch(_lean(subject.network.encoder), way, subject.device), verdict)
+        return CandidateResult(_of_torch(_lean(subject.network.encoder), way, subject.device), verdict)
     model = converted.read(way.folder)
-    return None if model is None else Tried(_of_openvino(model, way), verdict)
+    return None if model is None else CandidateResult(_of_openvino(model, way), verdict)
 
 
-def _made(subject: Subject, way: Way) -> tuple[Any, Embedder]:
+def _made(subject: RuntimeRequest, way: RuntimeKey) -> tuple[Any, Embedder]:
     """Return model and embedder of a way; the model is None where torch runs."""
     if way.runtime == "torch":
         return None, _of_torch(subject.folded, way, subject.device)
-    encoder = rounded(subject.folded, biases=True) if way.precision == "bfloat16" else subject.folded
+    encoder = round_weights_to_bfloat16(subject.folded, biases=True) if way.precision == "bfloat16" else subject.folded
     model = converted.convert(encoder, subject.side)
     return model, _of_openvino(model, way)
 
 
-def _of_openvino(model: Any, way: Way) -> Embedder:
+def _of_openvino(model: Any, way: RuntimeKey) -> Embedder:
     """Return a model for as many threads as torch uses: one setting, made on purpose, holds for both."""
     return OpenVinoEmbedder(converted.compiled(model, way.precision, torch.get_num_threads()))
 
 
-def _of_torch(encoder: Any, way: Way, device: torch.device) -> Embedder:
+def _of_torch(encoder: Any, way: RuntimeKey, device: torch.device) -> Embedder:
     plain: Embedder = encoder
     if way.precision == "float32":
         return plain
     small = encoder.spec.family in CONVOLUTIONAL  # others have no filters of few taps, and may be large
-    return HalfEmbedder(rounded(encoder) if small else encoder, device)
+    return HalfEmbedder(round_weights_to_bfloat16(encoder) if small else encoder, device)
 
 
 def _lean(encoder: Any) -> Any:
-    return folded(encoder) if any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules()) else encoder
+    return (
+        fold_batch_norm(encoder) if any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules()) else encoder
+    )
 
 
-def _verdict(subject: Subject, way: Way, embedder: Embedder) -> Verdict:
+def _verdict(subject: RuntimeRequest, way: RuntimeKey, embedder: Embedder) -> AgreementCheck:
     """Return whether a way agrees with torch in float32, which with folded norms is compared where they are folded."""
     if (way.runtime, way.precision) == ("torch", "float32"):
         same = subject.folded is subject.network.encoder
         told = "the network as it is" if same else "batch norm is folded into the convolutions"
-        return Verdict(True, told, len(subject.sample))
-    return compared(subject, embedder)
+        return AgreementCheck(True, told, len(subject.sample))
+    return compare_with_reference(subject, embedder)
 
 
-def compared(subject: Subject, embedder: Embedder) -> Verdict:
+def compare_with_reference(subject: RuntimeRequest, embedder: Embedder) -> AgreementCheck:
     """Return whether attention and probabilities of the sample are those of torch, within what is allowed."""
     (attention, shares), (own_attention, own_shares) = (
         _pooled(subject, features) for features in (subject.reference, subject.embedded(embedder))
@@ -339,10 +341,10 @@ def compared(subject: Subject, embedder: Embedder) -> Verdict:
     told = (
         f"against torch on {count} patches: Spearman of attention {rank:.5f}, probabilities differ by {difference:.1e}"
     )
-    return Verdict(bool(rank >= LOWEST_SPEARMAN and difference <= LARGEST_DIFFERENCE), told, count)
+    return AgreementCheck(bool(rank >= LOWEST_SPEARMAN and difference <= LARGEST_DIFFERENCE), told, count)
 
 
-def _pooled(subject: Subject, features: Features) -> tuple[Features, Features]:
+def _pooled(subject: RuntimeRequest, features: Features) -> tuple[Features, Features]:
     """Return (n,) attention and (C,) probabilities of the sample as a bag."""
     mil = subject.network.mil
     with torch.inference_mode():
@@ -364,14 +366,14 @@ class HalfEmbedder:
     def __init__(self, encoder: Embedder, device: torch.device) -> None:
         self._encoder, self._device = encoder, device
 
-    def __call__(self, pixels: Tensor, layers: Sequence[str] = ()) -> Encoded:
+    def __call__(self, pixels: Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
         """Encode a batch."""
         with torch.autocast(self._device.type, torch.bfloat16):
             found = self._encoder(pixels, layers)
-        return Encoded(found.embedding.float(), found.maps)
+        return EncoderOutput(found.embedding.float(), found.maps)
 
 
-def spread(total: int, side: int) -> Int64:
+def evenly_spaced_rows(total: int, side: int) -> Int64:
     """Return rows to compare on, evenly over the `total` patches of `side` pixels."""
     fewest, most = CHECKED
     count = min(most, max(fewest, CHECKED_PIXELS // side**2))

@@ -24,7 +24,7 @@ _JPEG, _RGB, _YCBCR = 7, 2, 6  # TIFF's numbers of a compression and of two colo
 TileKey = tuple[int, int, int]  # level, tile, scale
 
 
-class UnsuitableError(Exception):
+class UnsupportedTilingError(Exception):
     """Why a file is not read tile by tile: a clause for people, without the path."""
 
 
@@ -78,19 +78,23 @@ def _page_of(level: Level, pages: Sequence[Any]) -> Page:
     """Return the one page of a level's size; which of two is meant only OpenSlide knows."""
     fits = [page for page in pages if (page.imagewidth, page.imagelength) == (level.width, level.height)]
     if len(fits) != 1:
-        raise UnsuitableError(f"level {level.index} is {len(fits)} tiled pages of the file, not one")
+        raise UnsupportedTilingError(f"level {level.index} is {len(fits)} tiled pages of the file, not one")
     page = fits[0]
     if page.compression != _JPEG:
-        raise UnsuitableError(f"level {level.index} is compressed by TIFF's scheme {int(page.compression)}, not JPEG")
+        raise UnsupportedTilingError(
+            f"level {level.index} is compressed by TIFF's scheme {int(page.compression)}, not JPEG"
+        )
     layout = (page.samplesperpixel, page.bitspersample, page.planarconfig, getattr(page, "imagedepth", 1))
     if page.photometric not in (_RGB, _YCBCR) or layout != (3, 8, 1, 1):
-        raise UnsuitableError(f"level {level.index} is not RGB or YCbCr of 8 bits, pixel by pixel")
+        raise UnsupportedTilingError(f"level {level.index} is not RGB or YCbCr of 8 bits, pixel by pixel")
     if page.tilewidth % 8 or page.tilelength % 8:  # they could not be reduced
-        raise UnsuitableError(f"level {level.index} has tiles of {page.tilewidth} x {page.tilelength} px")
+        raise UnsupportedTilingError(f"level {level.index} has tiles of {page.tilewidth} x {page.tilelength} px")
     coding = Coding(page.jpegtables, page.photometric == _YCBCR, page.tilewidth, page.tilelength)
     found = Page(level.width, level.height, coding, page.dataoffsets, page.databytecounts)
     if not len(found.offsets) == len(found.counts) == found.columns * found.rows:
-        raise UnsuitableError(f"level {level.index} has {len(found.counts)} tiles, not {found.columns} x {found.rows}")
+        raise UnsupportedTilingError(
+            f"level {level.index} has {len(found.counts)} tiles, not {found.columns} x {found.rows}"
+        )
     return found
 
 

@@ -25,7 +25,7 @@ class Within(Protocol):
     def bottom(self) -> float: ...  # noqa: D102
 
 
-def on_white(image: Image.Image) -> Pixels:
+def composite_on_white(image: Image.Image) -> Pixels:
     """Return RGB pixels with transparent ones shown on white, as a slide on a light box."""
     pixels = np.asarray(image)
     if pixels.shape[-1] == 3:

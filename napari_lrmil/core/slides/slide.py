@@ -21,14 +21,14 @@ from napari_lrmil.core.geometry import (
     BoxUm,
     Int64,
     Level,
-    LevelWindow,
     Mpp,
+    OpenSlideWindow,
     choose_level,
     choose_scale,
 )
 from napari_lrmil.core.slides.openslide_handle import Handle, Opener, open_with_openslide, slide_file
 from napari_lrmil.core.slides.resampling import Pixels as Pixels  # the name that a slide's readers know it by
-from napari_lrmil.core.slides.resampling import area_average, on_white
+from napari_lrmil.core.slides.resampling import area_average, composite_on_white
 from napari_lrmil.core.slides.resolution import find_mpp, mpp_warnings, number
 from napari_lrmil.core.slides.tile_reader import ASKED, AUTO, OPENSLIDE, TILES, ReaderChoice, TileReader, require_reader
 
@@ -232,7 +232,7 @@ class Slide:
         """Return a rectangle given in whole pixels of one level, as the screen wants it."""
         downsample = self.levels[level].downsample
         box = BoxLevel0(x * downsample, y * downsample, width * downsample, height * downsample)
-        window = LevelWindow.around(box, self.levels[level])
+        window = OpenSlideWindow.around(box, self.levels[level])
         return area_average(self._read_window(window), window, (width, height))
 
     def associated_image(self, name: str) -> Pixels:
@@ -242,7 +242,7 @@ class Slide:
             if name not in images:
                 known = ", ".join(self.associated) or "none"
                 raise SlideError(self.path, f"has no associated image {name}; there are: {known}")
-            return on_white(images[name])
+            return composite_on_white(images[name])
 
     def _finest_needed(self, width: float, height: float, size: tuple[int, int]) -> Level:
         """Return the level to read a box of so many level-0 pixels from, when it is shown at `size`."""
@@ -254,13 +254,13 @@ class Slide:
         if found is None:
             if self._wanted_reader == TILES and self._tiles.refused:
                 raise SlideError(self.path, f"cannot be read tile by tile ({self._tiles.refused}); use --reader auto")
-            window = LevelWindow.around(box, level)
+            window = OpenSlideWindow.around(box, level)
             return area_average(self._read_window(window), window, size)
         with self._state:
             self.pixels_decoded += found.asked
         return area_average(found.pixels, found.window, size)
 
-    def _read_window(self, window: LevelWindow) -> Pixels:
+    def _read_window(self, window: OpenSlideWindow) -> Pixels:
         with self._reading() as handle:
             try:
                 image = handle.read_region(window.location, window.level, window.size)
@@ -272,7 +272,7 @@ class Slide:
                 ) from error
         with self._state:
             self.pixels_decoded += window.pixels_inside(self.levels[window.level])
-        return on_white(image)
+        return composite_on_white(image)
 
     # ------------------------------------------------------------ ownership
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_lrmil.core.errors import ConfigError
-from napari_lrmil.core.geometry import BoxLevel0, Corner, Level, PixelWindow, clean_corner
-from napari_lrmil.core.slides.jpeg_tiles import JpegTiles, Page, UnsuitableError, find_pages
-from napari_lrmil.core.slides.resampling import Pixels, area_average, on_white
+from napari_lrmil.core.geometry import BoxLevel0, Corner, Level, PixelWindow, pixel_aligned_corner
+from napari_lrmil.core.slides.jpeg_tiles import JpegTiles, Page, UnsupportedTilingError, find_pages
+from napari_lrmil.core.slides.resampling import Pixels, area_average, composite_on_white
 
 if TYPE_CHECKING:
     from napari_lrmil.core.slides.openslide_handle import Handle
@@ -41,7 +41,7 @@ class ReaderChoice:
 
 
 @dataclass(frozen=True)
-class Found:
+class TileRead:
     """Pixels of a window, the window, and how many native pixels of the file were asked for."""
 
     pixels: Pixels
@@ -118,7 +118,7 @@ class TileReader:
             told += f"; where a level is missing, decoded at 1/{', 1/'.join(map(str, reduced))}"
         return f"{told}; {self._left} windows were left to OpenSlide" if self._left else told
 
-    def read(self, box: BoxLevel0, level: Level, scale: int = 1) -> Found | None:
+    def read(self, box: BoxLevel0, level: Level, scale: int = 1) -> TileRead | None:
         """Return the smallest window of `level` around `box`; None where OpenSlide is to be asked.
 
         Parameters
@@ -139,18 +139,18 @@ class TileReader:
             self._left += found is None
         return found
 
-    def _whole(self, tiles: JpegTiles, box: BoxLevel0, level: Level) -> Found | None:
+    def _whole(self, tiles: JpegTiles, box: BoxLevel0, level: Level) -> TileRead | None:
         window = PixelWindow.around(box, level)
         pixels = tiles.read(level.index, window)
-        return None if pixels is None else Found(pixels, window, window.pixels_inside(level))
+        return None if pixels is None else TileRead(pixels, window, window.pixels_inside(level))
 
-    def _reduced(self, tiles: JpegTiles, box: BoxLevel0, level: Level, scale: int) -> Found | None:
+    def _reduced(self, tiles: JpegTiles, box: BoxLevel0, level: Level, scale: int) -> TileRead | None:
         virtual = level.reduced(scale)
         window = PixelWindow.around(box, virtual)
         if not window.whole or not window.within(virtual) or not self._near(tiles, level, scale):
             return None
         pixels = tiles.read(level.index, window, scale)
-        return None if pixels is None else Found(pixels, window, window.pixels_inside(virtual) * scale**2)
+        return None if pixels is None else TileRead(pixels, window, window.pixels_inside(virtual) * scale**2)
 
     def _ready(self, level: Level) -> JpegTiles | None:
         """Return the tiles once `level` has been compared; None where they are not to be used."""
@@ -159,7 +159,7 @@ class TileReader:
                 if self._unsuitable is None and level.index not in self._compared:
                     try:
                         self._compare(level)
-                    except UnsuitableError as reason:
+                    except UnsupportedTilingError as reason:
                         self._give_up(str(reason))
                     except Exception as error:  # of tifffile, of OpenSlide: whatever it is, OpenSlide is left
                         self._give_up(f"the tiles could not be compared with OpenSlide's ({error})")
@@ -168,16 +168,18 @@ class TileReader:
     def _compare(self, level: Level) -> None:
         if self._tiles is None:
             if self._vendor not in VENDORS:
-                raise UnsuitableError(f"only Aperio and generic TIFF are read tile by tile, and this is {self._vendor}")
+                raise UnsupportedTilingError(
+                    f"only Aperio and generic TIFF are read tile by tile, and this is {self._vendor}"
+                )
             pages = find_pages(self._path, self._levels)
             self._tiles = JpegTiles(self._path, pages, sparse_is_white=self._vendor == "generic-tiff")
-        self._compared[level.index] = compare(self._tiles, level, self._open_reference(self._path))
+        self._compared[level.index] = verify_against_openslide(self._tiles, level, self._open_reference(self._path))
 
     def _near(self, tiles: JpegTiles, level: Level, scale: int) -> bool:
         with self._lock:
             key = level.index, scale
             if key not in self._reducible:
-                self._reducible[key] = near_average(tiles, level, scale)
+                self._reducible[key] = reduced_decode_matches(tiles, level, scale)
             return self._reducible[key]
 
     def _give_up(self, reason: str) -> None:
@@ -199,7 +201,7 @@ class TileReader:
         self._reset()
 
 
-def compare(tiles: JpegTiles, level: Level, reference: Handle) -> int:
+def verify_against_openslide(tiles: JpegTiles, level: Level, reference: Handle) -> int:
     """Return on how many tiles of a level the pixels are those of `reference`, which is closed after.
 
     Bit for bit where OpenSlide shows the pixels as they are. Where a level's downsample is no whole number it
@@ -212,24 +214,24 @@ def compare(tiles: JpegTiles, level: Level, reference: Handle) -> int:
     """
     page, compared = tiles.pages[level.index], 0
     try:
-        for index in telling_tiles(page):
-            x, y = (clean_corner(*span, level.downsample) for span in _spans(page, index))
+        for index in probe_tiles(page):
+            x, y = (pixel_aligned_corner(*span, level.downsample) for span in _spans(page, index))
             window = _around(page, x, y)
             mine = tiles.read(level.index, window)
             if mine is None:  # nothing was scanned, or it is damaged: OpenSlide is asked for that part anyway
                 continue
             size = (max(1, window.width - 1), max(1, window.height - 1))  # a level may be one pixel wide
-            theirs = on_white(reference.read_region((x.level0, y.level0), level.index, size))
+            theirs = composite_on_white(reference.read_region((x.level0, y.level0), level.index, size))
             _require_same(mine, theirs, x, y, level)
             compared += 1
     finally:
         reference.close()
     if not compared:
-        raise UnsuitableError(f"level {level.index} has no tile that could be compared with OpenSlide's")
+        raise UnsupportedTilingError(f"level {level.index} has no tile that could be compared with OpenSlide's")
     return compared
 
 
-def telling_tiles(page: Page) -> list[int]:
+def probe_tiles(page: Page) -> list[int]:
     """Return a few tiles: three corners, the middle, and the one of most bytes, for glass hides many a mistake."""
     last = page.columns * page.rows - 1
     middle = page.rows // 2 * page.columns + page.columns // 2
@@ -264,13 +266,15 @@ def _require_same(mine: Pixels, theirs: Pixels, x: Corner, y: Corner, level: Lev
         expected, allowed = (1 - x.rest) * rows[:, :-1] + x.rest * rows[:, 1:], INTERPOLATED
     most = float(np.abs(expected - theirs).max())
     if most > allowed:
-        raise UnsuitableError(f"at level {level.index} the pixels differ from OpenSlide's by {most:.0f} grey levels")
+        raise UnsupportedTilingError(
+            f"at level {level.index} the pixels differ from OpenSlide's by {most:.0f} grey levels"
+        )
 
 
-def near_average(tiles: JpegTiles, level: Level, scale: int) -> bool:
+def reduced_decode_matches(tiles: JpegTiles, level: Level, scale: int) -> bool:
     """Return whether a few tiles, reduced while they are decoded, are near the area averages of the same pixels."""
     page, differences = tiles.pages[level.index], []
-    for index in telling_tiles(page):
+    for index in probe_tiles(page):
         row, column = divmod(index, page.columns)
         small = _tile_window(column, row, page.coding.width // scale, page.coding.height // scale)
         large = _tile_window(column, row, page.coding.width, page.coding.height)

@@ -12,12 +12,12 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from napari_lrmil.core.atomic_files import whole
+from napari_lrmil.core.atomic_files import atomic_write
 from napari_lrmil.core.features.bag import Features
 from napari_lrmil.core.formatting import format_probabilities
 from napari_lrmil.core.geometry import BoxLevel0, Int64
-from napari_lrmil.core.inference.prediction import Prediction, Reading
-from napari_lrmil.core.patching.roi import Scope
+from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
+from napari_lrmil.core.patching.roi import RegionOfInterest
 from napari_lrmil.core.slides.slide import Pixels, Slide
 
 if TYPE_CHECKING:
@@ -51,12 +51,12 @@ class Heatmap:
     pixel_level0: tuple[int, int]
 
 
-def heatmap(reading: Reading) -> Heatmap:
+def make_heatmap(reading: NetworkPrediction) -> Heatmap:
     """Return the attention of a reading, relative to the average, as a raster over the patches there are."""
-    return raster(reading, reading.attention * len(reading.attention))
+    return rasterize_patches(reading, reading.attention * len(reading.attention))
 
 
-class OnGrid(Protocol):
+class PatchesOnGrid(Protocol):
     """Patches on a grid, such as a `Reading`: (N, 2) level-0 corners, x then y, and the size of a patch."""
 
     @property
@@ -65,7 +65,7 @@ class OnGrid(Protocol):
     def patch_level0(self) -> tuple[int, int]: ...  # noqa: D102
 
 
-def raster(reading: OnGrid, values: Features) -> Heatmap:
+def rasterize_patches(reading: PatchesOnGrid, values: Features) -> Heatmap:
     """Return (N,) values of a reading's patches as a raster."""
     first = reading.coords.min(axis=0)
     columns, rows = ((reading.coords - first) // np.array(reading.patch_level0)).T
@@ -74,7 +74,7 @@ def raster(reading: OnGrid, values: Features) -> Heatmap:
     return Heatmap(image, (int(first[0]), int(first[1])), reading.patch_level0)
 
 
-def limits(readings: Sequence[Reading]) -> tuple[float, float]:
+def color_limits(readings: Sequence[NetworkPrediction]) -> tuple[float, float]:
     """Return the colour limits for maps shown side by side: from 0 to the lowest of their 99th percentiles.
 
     The lowest, or the peaks of a fine grid would leave nothing to see on a coarse one; what lies above looks like the
@@ -84,7 +84,7 @@ def limits(readings: Sequence[Reading]) -> tuple[float, float]:
     return 0.0, max(2.0, min(tops))
 
 
-def blended(thumbnail: Pixels, box: BoxLevel0, heat: Heatmap, colour_limits: tuple[float, float]) -> Pixels:
+def blend(thumbnail: Pixels, box: BoxLevel0, heat: Heatmap, colour_limits: tuple[float, float]) -> Pixels:
     """Return a thumbnail of `box` with the attention laid over it; the tissue stays as it is where no patch lies."""
     from matplotlib import colormaps
 
@@ -119,23 +119,23 @@ def draw_overlay(path: Path, slide: Slide, prediction: Prediction) -> None:
     figure = Figure(figsize=(4.4 * panels + 1.0, 4.4 * shape + 1.5), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, panels, squeeze=False)[0]
-    low, high = limits(readings)
+    low, high = color_limits(readings)
     for axis in axes:
         show_slide(axis, thumbnail, box, slide)
         _show_scope(axis, prediction.scope)
     axes[0].set_title(slide.name, fontsize=10)
     for axis, title, reading in zip(axes[1:], titles, readings, strict=False):
         axis.set_title(f"{title}: {format_probabilities(reading.probabilities)}", fontsize=10)
-        shown = show_attention(axis, heatmap(reading), low, high)
+        shown = show_attention(axis, make_heatmap(reading), low, high)
     figure.colorbar(shown, ax=list(axes), shrink=0.8, label=LEGEND, extend="max")
     figure.suptitle(f"Where the model looked (attention) · {prediction.bundle}", fontsize=11)
     told = [f"{RESEARCH_USE} {calibration_text(prediction)}.", *prediction.warnings]
     figure.supxlabel("\n".join(fill(sentence, 45 * panels) for sentence in told), fontsize=8)
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, format="png")
 
 
-def _show_scope(axis: Axes, scope: Scope) -> None:
+def _show_scope(axis: Axes, scope: RegionOfInterest) -> None:
     """Outline what was asked about, and what was left out."""
     for regions, style in ((scope.regions, "solid"), (scope.kept, "solid"), (scope.excluded, "dotted")):
         rings = [ring for region in regions for ring in shapely.get_rings(region.geometry)]

@@ -20,15 +20,15 @@ from napari_lrmil import __version__
 from napari_lrmil.core.atomic_files import write_text
 from napari_lrmil.core.formatting import format_probability, format_signed
 from napari_lrmil.core.geometry import BoxLevel0, nominal_magnification
-from napari_lrmil.core.inference.prediction import Prediction, Reading
+from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
 from napari_lrmil.core.slides.slide import Pixels, Slide
 from napari_lrmil.core.visualize.overlay import (
     COLORMAP,
     RESEARCH_USE,
-    blended,
+    blend,
     calibration_text,
-    heatmap,
-    limits,
+    color_limits,
+    make_heatmap,
     slide_thumbnail,
 )
 from napari_lrmil.core.visualize.top_patches import GalleryPatch, read_patch, top_and_bottom
@@ -152,7 +152,7 @@ def _context(slide: Slide, prediction: Prediction, gallery: Sequence[GalleryPatc
     }
 
 
-def _classes(reading: Reading, classes: Sequence[str]) -> list[Context]:
+def _classes(reading: NetworkPrediction, classes: Sequence[str]) -> list[Context]:
     """Return a row per class, the most probable first; evidence and rest add up to the centred logit."""
     evidence = dict(zip(classes, reading.evidence.sum(axis=0, dtype=np.float64).tolist(), strict=True))
     mean = sum(reading.logits.values()) / len(reading.logits)
@@ -170,11 +170,11 @@ def _panels(slide: Slide, prediction: Prediction, gallery: Sequence[GalleryPatch
     um_per_px = box.width * slide.mpp.x / thumbnail.shape[1]
     text_px = _text_px(thumbnail)
     readings = [r for r in (prediction.student, prediction.teacher) if r is not None]
-    low, high = limits(readings)
+    low, high = color_limits(readings)
     legend = ColourLegend(low, high, COLORMAP, LEGEND)
     found = [compose_view(thumbnail, um_per_px, None, prediction.slide, "", text_px=text_px)]
     for title, reading in zip(("Where the student looked", "Where the teacher looked"), readings, strict=False):
-        pixels = _marked(blended(thumbnail, box, heatmap(reading), (low, high)), box, gallery, text_px)
+        pixels = _marked(blend(thumbnail, box, make_heatmap(reading), (low, high)), box, gallery, text_px)
         found.append(compose_view(pixels, um_per_px, legend, title, "", text_px=text_px))
     return [data_address(picture) for picture in found]
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from napari_lrmil.core.atomic_files import whole
+from napari_lrmil.core.atomic_files import atomic_write
 from napari_lrmil.core.slides.slide import Pixels
 from napari_lrmil.core.visualize.overlay import RESEARCH_USE, length_text, round_length
 
@@ -111,7 +111,7 @@ def compose_view(
 
 def write_view(path: Path, picture: Image.Image) -> None:
     """Write a composed view as PNG, whole or not at all."""
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         picture.save(partial, format="PNG")
 
 

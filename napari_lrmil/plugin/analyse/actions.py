@@ -10,17 +10,17 @@ import numpy as np
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.geometry import Mpp
 from napari_lrmil.core.patching.regions import read_regions, write_regions
-from napari_lrmil.plugin.analyse.export_jobs import AnswerToKeep, ViewToKeep, disk_in_words
-from napari_lrmil.plugin.analyse.result_text import Answer
+from napari_lrmil.plugin.analyse.export_jobs import ResultExportJob, ViewExportJob, disk_in_words
+from napari_lrmil.plugin.analyse.result_text import ResultText
 from napari_lrmil.plugin.viewer.layers import (
     DRAWN,
     LEFT_OUT,
     MAPS,
     Tag,
-    add,
+    add_layer,
     drawing_layer,
-    ours,
-    remove,
+    lrmil_layers,
+    remove_layers,
     tag_of,
     tissue_layer,
 )
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from napari_lrmil.plugin.session.session import Session
 
 
-class Wishes:
+class ViewerActions:
     """Carries out what a user wants of the chosen slide.
 
     Parameters
@@ -68,7 +68,7 @@ class Wishes:
 
     def _paper(self) -> Shapes:
         slide = self._session.opened
-        return self.drawing() or add(self._viewer, [drawing_layer(self._tag(), slide.width * slide.mpp.x)])[0]
+        return self.drawing() or add_layer(self._viewer, [drawing_layer(self._tag(), slide.width * slide.mpp.x)])[0]
 
     def take_drawn(self) -> None:
         """Tell the session what is drawn."""
@@ -113,7 +113,7 @@ class Wishes:
         ground = self._session.ground
         if ground is None or self.editing() is not None:
             return
-        [layer] = add(self._viewer, [tissue_layer(ground, self._tag())])
+        [layer] = add_layer(self._viewer, [tissue_layer(ground, self._tag())])
         layer.mode, layer.brush_size, layer.selected_label = "paint", 12, 1
 
     def use_tissue(self) -> None:
@@ -121,18 +121,18 @@ class Wishes:
         layer = self.editing()
         if layer is not None:
             self._session.edit_tissue(np.asarray(layer.data) > 0)
-            remove(self._viewer, [layer])
+            remove_layers(self._viewer, [layer])
 
     def found_tissue(self) -> None:
         """Go back to the mask as it was found by colour."""
         layer = self.editing()
         if layer is not None:
-            remove(self._viewer, [layer])
+            remove_layers(self._viewer, [layer])
         self._session.edit_tissue(None)
 
     # ------------------------------------------------------------ keep
 
-    def answer_to_keep(self, out: Path) -> AnswerToKeep:
+    def answer_to_keep(self, out: Path) -> ResultExportJob:
         """Return the last answer, to be written below `out`.
 
         Raises
@@ -147,9 +147,9 @@ class Wishes:
         if chosen is None:
             raise LrmilError("no slide is open; drop one on the window")
         request = ReportRequest(self.command(out), self._model.card.hr_mpp)
-        return AnswerToKeep(prediction, chosen, session.shelf, session.ground, request)
+        return ResultExportJob(prediction, chosen, session.shelf, session.ground, request)
 
-    def view_to_keep(self) -> ViewToKeep:
+    def view_to_keep(self) -> ViewExportJob:
         """Return what the canvas shows now, to be written as a picture."""
         from napari_lrmil.plugin.viewer.navigation import um_per_unit
 
@@ -157,11 +157,11 @@ class Wishes:
         session, told = self._session, self._session.prediction
         um = um_per_unit(self._viewer) / self._viewer.scene.camera.zoom * self._viewer.canvas.size[1] / pixels.shape[1]
         title = session.slide.name if session.slide is not None else ""
-        footer = f"{told.bundle} · {told.scope.text} · {Answer(told).trust}" if told is not None else ""
-        return ViewToKeep(pixels, um, _legend(self._viewer), title, footer)
+        footer = f"{told.bundle} · {told.scope.text} · {ResultText(told).trust}" if told is not None else ""
+        return ViewExportJob(pixels, um, _legend(self._viewer), title, footer)
 
     def command(self, out: Path | None = None) -> str:
-        """Return the command line that gives the same numbers; the files that it names are those of `AnswerToKeep`.
+        """Return the command line that gives the same numbers; the files that it names are those of `ResultExportJob`.
 
         Its folder is the one in which something was saved last, unless another is given.
         """
@@ -212,13 +212,13 @@ class Wishes:
         chosen = self._session.slide
         if chosen is None:
             raise LrmilError("no slide is open; drop one on the window")
-        layers = ours(self._viewer, chosen.path, role="slide")
+        layers = lrmil_layers(self._viewer, chosen.path, role="slide")
         tag = tag_of(layers[0]) if layers else None
         return tag or Tag("slide", chosen.path, chosen.mpp, chosen.given_mpp)
 
     def _layer(self, role: str) -> Labels | Shapes | None:
         chosen = self._session.slide
-        return next(iter(ours(self._viewer, chosen.path, role=role)), None) if chosen is not None else None
+        return next(iter(lrmil_layers(self._viewer, chosen.path, role=role)), None) if chosen is not None else None
 
 
 def _canvas(viewer: ViewerModel) -> Pixels:

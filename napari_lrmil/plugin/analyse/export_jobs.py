@@ -18,21 +18,21 @@ from napari_lrmil.core.patching.regions import write_regions
 
 if TYPE_CHECKING:
     from napari_lrmil.core.inference.prediction import Prediction
-    from napari_lrmil.core.patching.grid import Ground
+    from napari_lrmil.core.patching.grid import TissueGrid
     from napari_lrmil.core.slides.slide import Pixels
     from napari_lrmil.core.visualize.slide_report import ReportRequest
     from napari_lrmil.core.visualize.view_export import ColourLegend
-    from napari_lrmil.plugin.session.open_slides import Shelf, SlideChoice
+    from napari_lrmil.plugin.session.open_slides import OpenSlides, SlideChoice
 
 
 @dataclass(frozen=True)
-class AnswerToKeep:
+class ResultExportJob:
     """An answer, the slide that it is about, and what its report says of where it came from."""
 
     prediction: Prediction
     slide: SlideChoice
-    shelf: Shelf
-    ground: Ground | None
+    shelf: OpenSlides
+    ground: TissueGrid | None
     request: ReportRequest
 
     def all_files(self, out: Path) -> Iterator[Event]:
@@ -73,7 +73,7 @@ class AnswerToKeep:
 
 
 @dataclass(frozen=True)
-class ViewToKeep:
+class ViewExportJob:
     """What the canvas showed, and what the picture says about it."""
 
     pixels: Pixels

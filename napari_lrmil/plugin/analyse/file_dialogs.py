@@ -11,11 +11,11 @@ from qtpy.QtGui import QGuiApplication
 from qtpy.QtWidgets import QFileDialog, QWidget
 
 from napari_lrmil.core.events import Event, Failed, Finished, Progress
-from napari_lrmil.plugin.qt.errors import attempt
+from napari_lrmil.plugin.qt.errors import show_errors
 from napari_lrmil.plugin.qt.worker import Run, Work
 
 if TYPE_CHECKING:
-    from napari_lrmil.plugin.analyse.actions import Wishes
+    from napari_lrmil.plugin.analyse.actions import ViewerActions
     from napari_lrmil.plugin.analyse.sections import KeepSection
     from napari_lrmil.plugin.session.session import Session
 
@@ -35,7 +35,7 @@ class Files:
         Over which dialogs open; writing ends with it.
     """
 
-    def __init__(self, wishes: Wishes, session: Session, keep: KeepSection, parent: QWidget) -> None:
+    def __init__(self, wishes: ViewerActions, session: Session, keep: KeepSection, parent: QWidget) -> None:
         self._wishes, self._session, self._keep, self._parent = wishes, session, keep, parent
         self._run: Run | None = None
         for signal, callback in (
@@ -54,7 +54,7 @@ class Files:
         name, _ = QFileDialog.getOpenFileName(self._parent, "Regions", "", "QuPath, ASAP (*.geojson *.json *.xml)")
         if not name:
             return
-        caution = attempt(partial(self._wishes.import_regions, Path(name)))
+        caution = show_errors(partial(self._wishes.import_regions, Path(name)))
         if caution:
             show_warning(caution)
         if self._session.regions:
@@ -64,14 +64,14 @@ class Files:
         """Ask where to write the drawn regions."""
         name, _ = QFileDialog.getSaveFileName(self._parent, "Regions", "regions.geojson", "GeoJSON (*.geojson)")
         if name:
-            attempt(partial(self._wishes.export_regions, Path(name)))
+            show_errors(partial(self._wishes.export_regions, Path(name)))
 
     # ------------------------------------------------------------ answers
 
     def ask_all(self) -> None:
         """Ask for a folder, and save everything about the last answer there."""
         folder = QFileDialog.getExistingDirectory(self._parent, "Folder for the results")
-        answer = attempt(partial(self._wishes.answer_to_keep, Path(folder))) if folder else None
+        answer = show_errors(partial(self._wishes.answer_to_keep, Path(folder))) if folder else None
         if answer is not None:
             self._wishes.saved_in = Path(folder)
             self._save(partial(answer.all_files, Path(folder)))
@@ -79,7 +79,7 @@ class Files:
     def ask_report(self) -> None:
         """Ask where to write the report of the last answer."""
         name, _ = QFileDialog.getSaveFileName(self._parent, "Report", "report.html", "HTML (*.html)")
-        answer = attempt(partial(self._wishes.answer_to_keep, Path(name).parent)) if name else None
+        answer = show_errors(partial(self._wishes.answer_to_keep, Path(name).parent)) if name else None
         if answer is not None:
             self._save(partial(answer.report, Path(name)))
 
@@ -91,7 +91,7 @@ class Files:
 
     def copy_command(self) -> None:
         """Put the command line that does the same on the clipboard."""
-        told = attempt(self._wishes.command)
+        told = show_errors(self._wishes.command)
         if told:
             QGuiApplication.clipboard().setText(told)
             show_info("The command line is on the clipboard; where it names files, save all files first.")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QWidget
 
-from napari_lrmil.plugin.qt.signals import listen
-from napari_lrmil.plugin.qt.worker import Latest
+from napari_lrmil.plugin.qt.signals import connect_until_destroyed
+from napari_lrmil.plugin.qt.worker import LatestOnly
 from napari_lrmil.plugin.viewer.navigation import visible_um
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SETTLE_MS = 150  # a view that moved on within this was only passed through
 
 
-class Follower(QWidget):  # type: ignore[misc]  # qtpy has no types
+class LiveView(QWidget):  # type: ignore[misc]  # qtpy has no types
     """Tells the session what is visible, finds tissue before it is asked for, and lets the student follow the view.
 
     It shows nothing; it is a widget so that it goes with the dock.
@@ -37,15 +37,15 @@ class Follower(QWidget):  # type: ignore[misc]  # qtpy has no types
         super().__init__(parent)
         self.setVisible(False)
         self._viewer, self._session = viewer, session
-        self.answers = Latest(session.handle_answer, self)
-        self.tissue = Latest(session.handle_ground, self)
+        self.answers = LatestOnly(session.handle_answer, self)
+        self.tissue = LatestOnly(session.handle_ground, self)
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.setInterval(SETTLE_MS)
         self._timer.timeout.connect(self.look)
         camera = viewer.scene.camera.events
         moves = (camera.center, camera.zoom, viewer.canvas.events.size)
-        listen(self, [(emitter, self._moved) for emitter in moves])
+        connect_until_destroyed(self, [(emitter, self._moved) for emitter in moves])
 
     def _moved(self, _: Any = None) -> None:
         self._timer.start()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ResultText:
     """A prediction, as people read it."""
 
     prediction: Prediction

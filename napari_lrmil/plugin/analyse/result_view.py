@@ -11,15 +11,22 @@ from qtpy.QtWidgets import QWidget
 
 from napari_lrmil.core.events import Event, Partial
 from napari_lrmil.plugin.analyse.gallery_section import EACH, GallerySection, read_gallery
-from napari_lrmil.plugin.analyse.result_text import Answer
+from napari_lrmil.plugin.analyse.result_text import ResultText
 from napari_lrmil.plugin.analyse.sections import AttentionSection, EvidenceSection
 from napari_lrmil.plugin.qt.section import Section, label
-from napari_lrmil.plugin.qt.worker import Latest
-from napari_lrmil.plugin.viewer.attention_layers import Pairing, attention_colours, evidence_colours
+from napari_lrmil.plugin.qt.worker import LatestOnly
+from napari_lrmil.plugin.viewer.attention_layers import CompareMode, attention_colours, evidence_colours
 from napari_lrmil.plugin.viewer.cursor import Pointer
-from napari_lrmil.plugin.viewer.layers import ours
+from napari_lrmil.plugin.viewer.layers import lrmil_layers
 from napari_lrmil.plugin.viewer.navigation import fly_to
-from napari_lrmil.plugin.viewer.split_view import dress, prepare_caption, refresh, show, show_evidence, show_picked
+from napari_lrmil.plugin.viewer.split_view import (
+    add_legends,
+    prepare_caption,
+    refresh_attention,
+    show_attention,
+    show_evidence,
+    show_picked,
+)
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -34,7 +41,7 @@ POINT = "Point at the map to read a patch."
 TURN_MS = 80  # between two steps of dressing a new map: each is drawn before the next one
 
 
-class Reading(QWidget):  # type: ignore[misc]  # qtpy has no types
+class ResultView(QWidget):  # type: ignore[misc]  # qtpy has no types
     """Owns the sections that show an answer; itself it shows nothing.
 
     Parameters
@@ -51,15 +58,15 @@ class Reading(QWidget):  # type: ignore[misc]  # qtpy has no types
         super().__init__(parent)
         self.setVisible(False)
         self._viewer, self._session = viewer, session
-        self._answer: Answer | None = None
+        self._answer: ResultText | None = None
         self._slide: SlideChoice | None = None
-        self.pairing = Pairing()  # how the teacher's map lies to the student's, where there is one
+        self.pairing = CompareMode()  # how the teacher's map lies to the student's, where there is one
         self._picked: Int64 | None = None
         self.attention, self.evidence, self.gallery = AttentionSection(), EvidenceSection(), GallerySection()
         self.hover = label("hover", POINT, small=True)
         attention_colours(), evidence_colours()  # made now, with what they import, and not during the first analysis
         prepare_caption(viewer)
-        self._pictures = Latest(self._picture_read, self)
+        self._pictures = LatestOnly(self._picture_read, self)
         self._steps: Iterator[None] = iter(())
         self._turn = QTimer(self)
         self._turn.setSingleShot(True)
@@ -91,7 +98,7 @@ class Reading(QWidget):  # type: ignore[misc]  # qtpy has no types
     def show_new(self, prediction: Prediction, slide: SlideChoice) -> None:
         """Show the answer of a run in layers of its own."""
         self._take(prediction, slide)
-        show(self._viewer, prediction, slide, self.attention.value(), self.pairing)
+        show_attention(self._viewer, prediction, slide, self.attention.value(), self.pairing)
         self._dress_up()
 
     def show_changed(self, prediction: Prediction, slide: SlideChoice) -> None:
@@ -99,7 +106,7 @@ class Reading(QWidget):  # type: ignore[misc]  # qtpy has no types
         self._take(prediction, slide)
         self._draw_again()
 
-    def pair(self, pairing: Pairing) -> None:
+    def pair(self, pairing: CompareMode) -> None:
         """Lay the maps of student and teacher out anew."""
         if pairing != self.pairing:
             self.pairing = pairing
@@ -124,18 +131,18 @@ class Reading(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     def _take(self, prediction: Prediction, slide: SlideChoice) -> None:
         self.pick(None)
-        self._answer, self._slide = Answer(prediction), slide
+        self._answer, self._slide = ResultText(prediction), slide
         self.evidence.show_answer(self._answer)
         self._show_gallery()
 
     def _draw_again(self, _: object = None) -> None:
         if self._answer is not None and self._slide is not None:
-            refresh(self._viewer, self._answer.prediction, self._slide, self.attention.value(), self.pairing)
+            refresh_attention(self._viewer, self._answer.prediction, self._slide, self.attention.value(), self.pairing)
             self._dress_up()
 
     def _dress_up(self) -> None:
         """Add legend and evidence in turns of their own, so that the window answers in between."""
-        self._steps = dress(self._viewer, self.attention.value())
+        self._steps = add_legends(self._viewer, self.attention.value())
         self._turn.start()
 
     def _next_step(self) -> None:
@@ -148,7 +155,7 @@ class Reading(QWidget):  # type: ignore[misc]  # qtpy has no types
     def _draw_evidence(self) -> None:
         if self._answer is not None and self._slide is not None:
             chosen = self.evidence.value()
-            if chosen is not None or ours(self._viewer, self._slide.path, role="evidence"):
+            if chosen is not None or lrmil_layers(self._viewer, self._slide.path, role="evidence"):
                 look = self.attention.value()
                 show_evidence(self._viewer, self._answer.prediction, self._slide, chosen, look)
             self.evidence.show_answer(self._answer)

@@ -22,13 +22,13 @@ from qtpy.QtWidgets import (
 from napari_lrmil.core.formatting import format_probability
 from napari_lrmil.core.patching.roi import Kind
 from napari_lrmil.core.visualize.overlay import MODES
-from napari_lrmil.plugin.analyse.result_text import Answer
+from napari_lrmil.plugin.analyse.result_text import ResultText
 from napari_lrmil.plugin.qt.section import Section, bar, button, label, row, rule
-from napari_lrmil.plugin.viewer.attention_layers import Look
+from napari_lrmil.plugin.viewer.attention_layers import AttentionStyle
 
 if TYPE_CHECKING:
     from napari_lrmil.core.inference.prediction import Prediction
-    from napari_lrmil.plugin.analyse.result_text import Answer
+    from napari_lrmil.plugin.analyse.result_text import ResultText
     from napari_lrmil.plugin.session.session import Session
 
 
@@ -211,18 +211,18 @@ class AttentionSection(Section):
         self.opacity.setAccessibleName("Opacity of the attention")
         self.smooth = QCheckBox("Smooth")
         self.smooth.setToolTip("Let colours run into each other; a patch is what the model saw, so this adds nothing")
-        self.set_value(Look())
+        self.set_value(AttentionStyle())
         self.mode.currentIndexChanged.connect(self.changed)
         self.opacity.valueChanged.connect(self.changed)
         self.smooth.toggled.connect(self.changed)
         self.add(QLabel("Shown"), self.mode)
         self.add(QLabel("Opacity"), self.opacity, self.smooth)
 
-    def value(self) -> Look:
+    def value(self) -> AttentionStyle:
         """Return how attention is to look."""
-        return Look(self.mode.currentData(), self.smooth.isChecked(), self.opacity.value() / 100)
+        return AttentionStyle(self.mode.currentData(), self.smooth.isChecked(), self.opacity.value() / 100)
 
-    def set_value(self, look: Look) -> None:
+    def set_value(self, look: AttentionStyle) -> None:
         """Show how attention looks."""
         self.mode.setCurrentIndex(self.mode.findData(look.mode))
         self.smooth.setChecked(look.smooth)
@@ -249,7 +249,7 @@ class EvidenceSection(Section):
         """Return the class whose evidence is shown; None where none is."""
         return self.of.currentText() if self.shown.isChecked() and self.of.count() else None
 
-    def show_answer(self, answer: Answer | None) -> None:
+    def show_answer(self, answer: ResultText | None) -> None:
         """Offer an answer's classes, and tell the chosen one's sum."""
         classes = list(answer.prediction.classes) if answer else []
         if classes != [self.of.itemText(i) for i in range(self.of.count())]:
@@ -287,7 +287,7 @@ class ResultsBox(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.setVisible(prediction is not None)
         if prediction is None:
             return
-        answer, teacher = Answer(prediction), prediction.teacher
+        answer, teacher = ResultText(prediction), prediction.teacher
         self.student_title.setText(f"Student (LR), {prediction.student.target_mpp:g} µm per pixel")
         self.student.set_value(prediction.student.probabilities)
         self.teacher_title.setText(f"Teacher (HR), {teacher.target_mpp:g} µm per pixel" if teacher else "")

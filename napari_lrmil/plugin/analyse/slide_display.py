@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image
 
-from napari_lrmil.plugin.qt.errors import attempt
-from napari_lrmil.plugin.viewer.image_as_slide import adopt, no_slide_because
-from napari_lrmil.plugin.viewer.layers import ours, recolour, screen_of, tag_of
+from napari_lrmil.plugin.qt.errors import show_errors
+from napari_lrmil.plugin.viewer.image_as_slide import no_slide_because, replace_with_slide
+from napari_lrmil.plugin.viewer.layers import lrmil_layers, recolour, screen_of, tag_of
 from napari_lrmil.plugin.viewer.reader import ask_in_window
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 OFFER = "Analyse this picture as a slide of one level; asks how large its pixels are"
 
 
-class OnScreen:
+class SlideDisplay:
     """Brings dock and slides on the screen together.
 
     Parameters
@@ -60,7 +60,7 @@ class OnScreen:
         """Put a slide in the place of the picture."""
         layer = self._image()
         if layer is not None:
-            attempt(partial(adopt, self._viewer, layer, ask_in_window, self._session.remembered))
+            show_errors(partial(replace_with_slide, self._viewer, layer, ask_in_window, self._session.remembered))
 
     def choose_colours(self, true_colours: bool) -> None:
         """Show the chosen slide in the scanner's colours, or as the file has it."""
@@ -68,7 +68,7 @@ class OnScreen:
 
         slide = self._session.slide
         if slide is not None:
-            colour = attempt(partial(icc_transform, self._session.opened)) if true_colours else None
+            colour = show_errors(partial(icc_transform, self._session.opened)) if true_colours else None
             recolour(self._viewer, slide.path, colour)
 
     def show_labels(self) -> None:
@@ -81,7 +81,7 @@ class OnScreen:
 
     def _screen(self) -> ScreenSlide | None:
         chosen = self._session.slide
-        layers = ours(self._viewer, chosen.path, role="slide") if chosen is not None else []
+        layers = lrmil_layers(self._viewer, chosen.path, role="slide") if chosen is not None else []
         return screen_of(layers[0]) if layers else None
 
     def _image(self) -> Any:

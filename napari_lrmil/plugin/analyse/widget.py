@@ -15,27 +15,27 @@ from qtpy.QtCore import Qt, QTimer, Signal
 from qtpy.QtGui import QKeySequence, QShowEvent
 from qtpy.QtWidgets import QFileDialog, QLabel, QShortcut
 
-from napari_lrmil.core.features.devices import DEVICES, devices_here
+from napari_lrmil.core.features.devices import DEVICES, available_devices
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models.bundle import shipped_bundles
-from napari_lrmil.plugin.analyse.actions import Wishes
+from napari_lrmil.plugin.analyse.actions import ViewerActions
 from napari_lrmil.plugin.analyse.file_dialogs import Files
-from napari_lrmil.plugin.analyse.live_view import Follower
-from napari_lrmil.plugin.analyse.result_view import Reading
+from napari_lrmil.plugin.analyse.live_view import LiveView
+from napari_lrmil.plugin.analyse.result_view import ResultView
 from napari_lrmil.plugin.analyse.sections import KeepSection, ResultsBox, ScopeForm, TissueSection, WhatIfSection
-from napari_lrmil.plugin.analyse.slide_display import OnScreen
+from napari_lrmil.plugin.analyse.slide_display import SlideDisplay
 from napari_lrmil.plugin.qt.docks import LeavingWidget
-from napari_lrmil.plugin.qt.errors import attempt
+from napari_lrmil.plugin.qt.errors import show_errors
 from napari_lrmil.plugin.qt.section import Section, label, lay_out
-from napari_lrmil.plugin.qt.signals import listen
+from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.qt.worker import Run
 from napari_lrmil.plugin.session.open_slides import SlideChoice
 from napari_lrmil.plugin.session.session import Session, State
-from napari_lrmil.plugin.viewer.attention_layers import Look
+from napari_lrmil.plugin.viewer.attention_layers import AttentionStyle
 from napari_lrmil.plugin.viewer.image_as_slide import slide_opener
-from napari_lrmil.plugin.viewer.layers import ours, tag_of
+from napari_lrmil.plugin.viewer.layers import lrmil_layers, tag_of
 from napari_lrmil.plugin.viewer.navigation_panel import NavigationSection
-from napari_lrmil.plugin.viewer.split_view import arrange
+from napari_lrmil.plugin.viewer.split_view import arrange_views
 
 if TYPE_CHECKING:
     from napari_lrmil.core.inference.prediction import Prediction
@@ -66,16 +66,16 @@ class AnalyseWidget(LeavingWidget):
         super().__init__()
         self._viewer = viewer
         self.session = session or Session(open_slide=slide_opener(viewer))
-        self.wishes = Wishes(viewer, self.session)
+        self.wishes = ViewerActions(viewer, self.session)
         self._run: Run | None = None
-        self._devices = devices_here()
+        self._devices = available_devices()
         loaded = self.session.remembered.load_settings()
         self._settings = loaded.settings
         if loaded.caution is not None:
             show_warning(loaded.caution.message)
         self._watched: Any = None  # the drawing that is listened to
         self._build()
-        self.screen = OnScreen(self._viewer, self.session, self.navigation, self.image)
+        self.screen = SlideDisplay(self._viewer, self.session, self.navigation, self.image)
         self._restore()
         self._connect()
         if self.session.bundle is None:
@@ -94,7 +94,7 @@ class AnalyseWidget(LeavingWidget):
         self.progress = widgets.ProgressBar(max=100, visible=False)
         self.results = ResultsBox()
         self.navigation = NavigationSection(self._viewer)
-        self.reading = Reading(self._viewer, self.session, self)
+        self.reading = ResultView(self._viewer, self.session, self)
         self.what_if, self.tissue, self.keep = WhatIfSection(), TissueSection(), KeepSection()
         self.files = Files(self.wishes, self.session, self.keep, self)
         running = (self.run_button.native, self.progress.native, self.results, self.note)
@@ -143,7 +143,7 @@ class AnalyseWidget(LeavingWidget):
     def _restore(self) -> None:
         """Show the dock as the user left it."""
         told = self._settings
-        self.reading.attention.set_value(Look(told.attention_mode, told.smooth, told.opacity))
+        self.reading.attention.set_value(AttentionStyle(told.attention_mode, told.smooth, told.opacity))
         for section in self.sections:
             if section.name in told.sections_open:
                 section.expand(animate=False)
@@ -163,7 +163,7 @@ class AnalyseWidget(LeavingWidget):
         )
         if settings != self._settings:
             self._settings = settings
-            attempt(partial(self.session.remembered.save_settings, settings))
+            show_errors(partial(self.session.remembered.save_settings, settings))
 
     # ------------------------------------------------------------ wishes and news
 
@@ -178,7 +178,7 @@ class AnalyseWidget(LeavingWidget):
             lambda on: session.choose_teacher(TeacherPatches.ALL if on else TeacherPatches.NONE)
         )
         self.run_button.changed.connect(self._run_or_cancel)
-        self.follower = Follower(self._viewer, session, self)
+        self.follower = LiveView(self._viewer, session, self)
         self._store = self._timer(SAVE_SETTINGS_MS, self._save_settings)
         self._connect_sections()
         self._keys = [
@@ -226,7 +226,7 @@ class AnalyseWidget(LeavingWidget):
     def _subscribe(self) -> None:
         """Listen to what outlives the dock, until the dock goes."""
         layers = self._viewer.layers.events
-        listen(
+        connect_until_destroyed(
             self,
             [
                 (self.session.changed, self._refresh),
@@ -258,7 +258,7 @@ class AnalyseWidget(LeavingWidget):
         self._settle.start()
 
     def _layers_settled(self) -> None:
-        arrange(self._viewer)
+        arrange_views(self._viewer)
         self._slides_changed()
         drawing = self.wishes.drawing()
         if drawing is not None and drawing is not self._watched:
@@ -267,7 +267,7 @@ class AnalyseWidget(LeavingWidget):
         self._take_drawn()
 
     def _slides_changed(self) -> None:
-        tags = [(layer.name, tag_of(layer)) for layer in ours(self._viewer, role="slide", side="student")]
+        tags = [(layer.name, tag_of(layer)) for layer in lrmil_layers(self._viewer, role="slide", side="student")]
         self.session.offer(
             [SlideChoice(name, tag.path, tag.mpp, tag.given_mpp) for name, tag in tags if tag is not None]
         )
@@ -301,7 +301,7 @@ class AnalyseWidget(LeavingWidget):
             self.follower.answers.stop()
 
     def _draw(self) -> None:
-        attempt(self.wishes.draw)
+        show_errors(self.wishes.draw)
         self.session.choose_kind("region")
 
     def _drawing_changed(self, _: Any = None) -> None:
@@ -309,7 +309,7 @@ class AnalyseWidget(LeavingWidget):
 
     def _take_drawn(self) -> None:
         if self.session.slide is not None:
-            attempt(self.wishes.take_drawn)
+            show_errors(self.wishes.take_drawn)
 
     # ------------------------------------------------------------ a run
 
@@ -365,7 +365,7 @@ class AnalyseWidget(LeavingWidget):
         self._refresh()
 
     def _tissue_changed(self, change: Callable[[], None]) -> None:
-        attempt(change)
+        show_errors(change)
         self.follower.prepare()
         self.follower.answers.ask(self.session.pool_again())
 
@@ -387,7 +387,7 @@ class AnalyseWidget(LeavingWidget):
         self.what_if.show_session(session)
         self.tissue.show_session(session, self.wishes.editing() is not None)
         answer = session.prediction is not None
-        told = attempt(self.wishes.command) if answer else None
+        told = show_errors(self.wishes.command) if answer else None
         self.keep.show_state(session.slide is not None, answer, told or "")
         self.follower.prepare()
 

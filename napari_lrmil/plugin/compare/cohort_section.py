@@ -15,7 +15,7 @@ from napari_lrmil.plugin.compare.comparison_model import Measure, attention_disa
 from napari_lrmil.plugin.qt.section import Section, bar, button, label
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.results.reader import StoredSlide
+    from napari_lrmil.core.results.reader import StoredResult
     from napari_lrmil.core.slides.slide import Pixels
 
 ICON_PX = 44
@@ -47,7 +47,7 @@ class CohortSection(Section):
         self.table.verticalHeader().setDefaultSectionSize(ICON_PX + 4)
         self.table.horizontalHeader().setStretchLastSection(True)
         self.told = label("cohort", FOLDER + ".", small=True)
-        self.lines: list[StoredSlide] = []
+        self.lines: list[StoredResult] = []
         self._icons: dict[Path, QIcon] = {}
         self._reading = False
         self.folder.clicked.connect(lambda: (self.stop_wanted if self._reading else self.folder_wanted).emit())
@@ -74,7 +74,7 @@ class CohortSection(Section):
         self.lines, self._icons = [], {}
         self._fill()
 
-    def add_line(self, line: StoredSlide) -> None:
+    def add_line(self, line: StoredResult) -> None:
         """Take one more slide; `show_lines` shows it."""
         self.lines.append(line)
 
@@ -108,7 +108,7 @@ class CohortSection(Section):
         some = f" {bad} cannot be compared: their tooltip says why." if bad else ""
         self.told.setText(f"{len(self.lines)} slides.{some} {HINT}" if self.lines else FOLDER + ".")
 
-    def _item(self, text: str, line: StoredSlide, column: int) -> Any:
+    def _item(self, text: str, line: StoredResult, column: int) -> Any:
         item = QTableWidgetItem(text)
         item.setToolTip(line.problem or f"{line.name}: {HINT}")
         if line.problem:
@@ -122,7 +122,7 @@ class CohortSection(Section):
             self.opened.emit(self.lines[at])
 
 
-def _probabilities(line: StoredSlide) -> str:
+def _probabilities(line: StoredResult) -> str:
     """Return both networks' probability of the class that the student holds for the most probable."""
     if not line.student:
         return "–"

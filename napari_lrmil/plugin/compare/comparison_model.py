@@ -17,13 +17,13 @@ from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 
 if TYPE_CHECKING:
     from napari_lrmil.core.geometry import Int64
-    from napari_lrmil.core.inference.prediction import Prediction, Reading
-    from napari_lrmil.core.inference.teacher_comparison import LesionFigures, Shared
+    from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
+    from napari_lrmil.core.inference.teacher_comparison import LesionFigures, SharedPatches
     from napari_lrmil.core.models.bundle import Bundle
     from napari_lrmil.core.patching.regions import Region
-    from napari_lrmil.core.results.reader import StoredSlide
-    from napari_lrmil.plugin.session.eta import Asked
-    from napari_lrmil.plugin.session.open_slides import Shelf, SlideChoice
+    from napari_lrmil.core.results.reader import StoredResult
+    from napari_lrmil.plugin.session.eta import PlannedPatches
+    from napari_lrmil.plugin.session.open_slides import OpenSlides, SlideChoice
     from napari_lrmil.plugin.session.session import Session
 
 How = Literal["all", "top", "time"]
@@ -36,7 +36,7 @@ NO_PACE = "How fast the teacher is here is not known yet: run it once on some pa
 
 
 @dataclass(frozen=True)
-class TeacherWish:
+class TeacherBudget:
     """How much of the slide the teacher is to look into.
 
     Attributes
@@ -53,14 +53,14 @@ class TeacherWish:
     top: int = 20
     seconds: int = 30
 
-    def choice(self, asked: Asked | None) -> TeacherPatches | None:
+    def choice(self, asked: PlannedPatches | None) -> TeacherPatches | None:
         """Return the wish as `predict` takes it; None where it is not known what it comes to."""
         if self.how != "time":
             return TeacherPatches.ALL if self.how == "all" else TeacherPatches(self.top)
         k = asked.top_within(self.seconds) if asked is not None else None
         return None if k is None else TeacherPatches(k)
 
-    def text(self, asked: Asked | None) -> str:
+    def text(self, asked: PlannedPatches | None) -> str:
         """Return what this would read and take, or why that is not known."""
         choice = self.choice(asked)
         if asked is None or choice is None:
@@ -71,7 +71,7 @@ class TeacherWish:
         return f"{about}{cost.hr_patches:,} HR patches in {k:,} of {patches:,} · {cost.time_text}"
 
 
-def why_no_teacher(session: Session, wish: TeacherWish) -> str:
+def why_no_teacher(session: Session, wish: TeacherBudget) -> str:
     """Return why the teacher cannot be asked; empty where it can."""
     blocked = session.run_blocked_by or session.teacher_blocked_by
     if blocked or wish.how != "time":
@@ -81,13 +81,13 @@ def why_no_teacher(session: Session, wish: TeacherWish) -> str:
 
 
 @dataclass(frozen=True)
-class StoredWork:
+class LoadStoredJob:
     """Read back what a run stored about a slide."""
 
     folder: Path
     slide: SlideChoice
     bundle: Bundle
-    shelf: Shelf
+    shelf: OpenSlides
 
     def events(self) -> Iterator[Event]:
         """Yield how far it is, and last the prediction."""
@@ -103,7 +103,7 @@ class StoredWork:
 
 
 @dataclass(frozen=True)
-class Figure:
+class TableRow:
     """A line of the table: what it is, and what holds for student and teacher."""
 
     name: str
@@ -118,11 +118,11 @@ class Comparison:
     prediction: Prediction
 
     @cached_property
-    def both(self) -> Shared:
+    def both(self) -> SharedPatches:
         """What both networks give to the patches that both looked into."""
-        from napari_lrmil.core.inference.teacher_comparison import shared
+        from napari_lrmil.core.inference.teacher_comparison import shared_patches
 
-        return shared(self.prediction)
+        return shared_patches(self.prediction)
 
     @property
     def agreement(self) -> str:
@@ -130,20 +130,20 @@ class Comparison:
         return format_agreement(self.prediction.agreement, len(self.prediction.grid.lr_index))
 
     @property
-    def figures(self) -> tuple[Figure, ...]:
+    def figures(self) -> tuple[TableRow, ...]:
         """What each network says, and what it costs."""
         p, teacher = self.prediction, self._teacher
         pairs = {c: (p.student.probabilities[c], teacher.probabilities[c]) for c in p.classes}
-        said = [Figure(f"P({c})", format_probability(s), format_probability(t)) for c, (s, t) in pairs.items()]
+        said = [TableRow(f"P({c})", format_probability(s), format_probability(t)) for c, (s, t) in pairs.items()]
         costs = [
-            Figure("Seconds, alone", f"{p.student.seconds['total']:.1f}", f"{teacher.seconds['total']:.1f}"),
-            Figure("Pixels read", _millions(p.student.pixels_decoded), _millions(teacher.pixels_decoded)),
-            Figure("Patches", f"{len(p.student.attention):,}", f"{len(teacher.attention):,}"),
+            TableRow("Seconds, alone", f"{p.student.seconds['total']:.1f}", f"{teacher.seconds['total']:.1f}"),
+            TableRow("Pixels read", _millions(p.student.pixels_decoded), _millions(teacher.pixels_decoded)),
+            TableRow("Patches", f"{len(p.student.attention):,}", f"{len(teacher.attention):,}"),
         ]
         return (*said, *costs)
 
     @property
-    def _teacher(self) -> Reading:
+    def _teacher(self) -> NetworkPrediction:
         if self.prediction.teacher is None:
             raise ValueError("no comparison without a teacher's reading")
         return self.prediction.teacher
@@ -154,12 +154,12 @@ class Comparison:
 
     def points_in(self, regions: Sequence[Region]) -> NDArray[np.bool_]:
         """Return (M,) which points stand for patches that belong to regions."""
-        from napari_lrmil.core.patching.regions import inside
+        from napari_lrmil.core.patching.regions import patches_in_regions
 
         grid = self.prediction.grid
         if not regions:
             return np.zeros(len(self.both.rows), dtype=np.bool_)
-        return inside(grid.lr_corners[self.both.rows], grid.lattice.lr_cell, regions)
+        return patches_in_regions(grid.lr_corners[self.both.rows], grid.lattice.lr_cell, regions)
 
     # ------------------------------------------------------------ under the cursor
 
@@ -215,12 +215,12 @@ class Lesions:
     figures: LesionFigures
 
     @property
-    def lines(self) -> tuple[Figure, ...]:
+    def lines(self) -> tuple[TableRow, ...]:
         """The same as lines of the table."""
         f = self.figures
         return (
-            Figure("Lesion AUROC", _share(f.lesion_auroc_student), _share(f.lesion_auroc_teacher)),
-            Figure("Top patch in lesion", _yes(f.pointing_student), _yes(f.pointing_teacher)),
+            TableRow("Lesion AUROC", _share(f.lesion_auroc_student), _share(f.lesion_auroc_teacher)),
+            TableRow("Top patch in lesion", _yes(f.pointing_student), _yes(f.pointing_teacher)),
         )
 
     @property
@@ -237,17 +237,21 @@ class LesionWork:
 
     prediction: Prediction
     slide: SlideChoice
-    shelf: Shelf
+    shelf: OpenSlides
     drawn: tuple[Region, ...] = ()
 
     def events(self) -> Iterator[Event]:
         """Yield last `Lesions`, or None where there are none."""
-        from napari_lrmil.core.inference.teacher_comparison import against_lesions, lesion_file, lesions_beside
+        from napari_lrmil.core.inference.teacher_comparison import (
+            find_lesion_outlines,
+            lesion_file,
+            score_lesion_localisation,
+        )
 
         yield Progress("lesions", 0, 1, "slide")
-        known = self.drawn or lesions_beside(self.slide.path, self.shelf.slide(self.slide).bounds)
+        known = self.drawn or find_lesion_outlines(self.slide.path, self.shelf.slide(self.slide).bounds)
         source = "drawn regions" if self.drawn else lesion_file(self.slide.path).name
-        yield Finished(Lesions(source, against_lesions(self.prediction, known)) if known else None)
+        yield Finished(Lesions(source, score_lesion_localisation(self.prediction, known)) if known else None)
 
 
 def _share(value: float | None) -> str:
@@ -264,14 +268,14 @@ def _yes(value: bool | None) -> str:
 Measure = Literal["rho", "js"]
 
 
-def attention_disagreement(line: StoredSlide, measure: Measure) -> float | None:
+def attention_disagreement(line: StoredResult, measure: Measure) -> float | None:
     """Return 1 - ρ or the JS divergence of both attention maps of a slide; None where it is undefined."""
     if measure == "js":
         return line.js_divergence
     return None if line.spearman is None else 1 - line.spearman
 
 
-def sort_by_attention_disagreement(lines: Sequence[StoredSlide], measure: Measure) -> list[StoredSlide]:
+def sort_by_attention_disagreement(lines: Sequence[StoredResult], measure: Measure) -> list[StoredResult]:
     """Return the slides whose attention maps differ most first; those without a figure come last, by name."""
     figures = {id(line): attention_disagreement(line, measure) for line in lines}
     with_one = [line for line in lines if figures[id(line)] is not None]
@@ -287,14 +291,14 @@ class CohortWork:
     icon_px: int
 
     def events(self) -> Iterator[Event]:
-        """Yield `Partial` with each `StoredSlide`, then with (folder, pixels) of each picture; last the lines."""
-        from napari_lrmil.core.results.reader import read_line, stored_folders
+        """Yield `Partial` with each `StoredResult`, then with (folder, pixels) of each picture; last the lines."""
+        from napari_lrmil.core.results.reader import read_result_summary, stored_folders
 
         folders = stored_folders(self.folder)
         lines = []
         for done, folder in enumerate(folders):
             yield Progress("slides", done, len(folders), "slides")
-            lines.append(read_line(folder))
+            lines.append(read_result_summary(folder))
             yield Partial(lines[-1])
         for done, line in enumerate(lines):
             yield Progress("pictures", done, len(lines), "slides")

@@ -22,13 +22,13 @@ from qtpy.QtWidgets import (
 )
 
 from napari_lrmil.plugin.analyse.sections import DRAW, KINDS
-from napari_lrmil.plugin.compare.comparison_model import HOWS, How, TeacherWish, why_no_teacher
+from napari_lrmil.plugin.compare.comparison_model import HOWS, How, TeacherBudget, why_no_teacher
 from napari_lrmil.plugin.qt.section import Section, bar, button, label, row
-from napari_lrmil.plugin.viewer.attention_layers import Pairing, View
+from napari_lrmil.plugin.viewer.attention_layers import CompareMode, View
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.inference.teacher_comparison import Shared
-    from napari_lrmil.plugin.compare.comparison_model import Comparison, Figure, Lesions
+    from napari_lrmil.core.inference.teacher_comparison import SharedPatches
+    from napari_lrmil.plugin.compare.comparison_model import Comparison, Lesions, TableRow
     from napari_lrmil.plugin.session.session import Session
 
 
@@ -40,7 +40,7 @@ BUSY = "Wait for what is under way, or cancel it."
 
 
 class GetForm(QWidget):  # type: ignore[misc]  # qtpy has no types
-    """Edits a `TeacherWish`, tells the cost of each, and has one button that gets it."""
+    """Edits a `TeacherBudget`, tells the cost of each, and has one button that gets it."""
 
     kind_chosen = Signal(str)
     changed = Signal()
@@ -88,10 +88,10 @@ class GetForm(QWidget):  # type: ignore[misc]  # qtpy has no types
         for part in (row(self.get, self.load), self.progress, self.note):
             column.addWidget(part)
 
-    def value(self) -> TeacherWish:
+    def value(self) -> TeacherBudget:
         """Return what is wished for."""
         how = next(how for how, radio in self.hows.items() if radio.isChecked())
-        return TeacherWish(how, self.top.value(), self.seconds.value())
+        return TeacherBudget(how, self.top.value(), self.seconds.value())
 
     def _spun(self, how: How) -> None:
         self.hows[how].setChecked(True)
@@ -110,7 +110,7 @@ class GetForm(QWidget):  # type: ignore[misc]  # qtpy has no types
         if not self._busy:
             asked, wish = session.asked, self.value()
             for how, told in self.costs.items():
-                told.setText(TeacherWish(how, wish.top, wish.seconds).text(asked))
+                told.setText(TeacherBudget(how, wish.top, wish.seconds).text(asked))
         barred = "" if self._busy else why_no_teacher(session, self.value())
         for widget in (*self.hows.values(), self.top, self.seconds):
             bar(widget, BUSY if self._busy else session.teacher_blocked_by, WHERE)
@@ -168,7 +168,7 @@ class MeasuresSection(Section):
         self.table = label("figures")
         self.table.setTextFormat(Qt.TextFormat.RichText)
         self.table.setWordWrap(False)
-        self._shown: tuple[Figure, ...] = ()
+        self._shown: tuple[TableRow, ...] = ()
         self.add(self.agreement)
         self.add(self.table)
         self.add(self.lesions)
@@ -189,7 +189,7 @@ class MeasuresSection(Section):
         self.fit()
 
 
-def _as_html(lines: Sequence[Figure]) -> str:
+def _as_html(lines: Sequence[TableRow]) -> str:
     """Return the lines as a table, numbers to the right."""
     heads = "".join(f"<th align='{side}'>{text}</th>" for side, text in zip(SIDES, HEADS, strict=True))
     rows = [heads]
@@ -208,7 +208,7 @@ POOLED = "The teacher's attention summed over the HR patches in each LR patch, a
 
 
 class PairingSection(Section):
-    """Edits a `Pairing`."""
+    """Edits a `CompareMode`."""
 
     changed = Signal()
 
@@ -230,10 +230,10 @@ class PairingSection(Section):
         self.add(self.pooled)
         self.show_columns(None)
 
-    def value(self) -> Pairing:
+    def value(self) -> CompareMode:
         """Return how the maps are to lie."""
         view = next(view for view, radio in self.views.items() if radio.isChecked())
-        return Pairing(view, self.wipe.value(), self.pooled.isChecked())
+        return CompareMode(view, self.wipe.value(), self.pooled.isChecked())
 
     def choose(self, view: View) -> None:
         """Choose a view."""
@@ -301,7 +301,7 @@ class ScatterSection(Section):
         self.add(self.told)
         self.show_points(None)
 
-    def show_points(self, both: Shared | None) -> None:
+    def show_points(self, both: SharedPatches | None) -> None:
         """Show what both networks give to the patches; None shows none."""
         self._points = np.zeros((0, 2)) if both is None else np.stack([both.teacher, both.student], axis=1)
         top = 1.05 * max(1.0, float(self._points.max())) if len(self._points) else 1.0

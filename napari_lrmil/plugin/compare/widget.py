@@ -14,7 +14,7 @@ from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import QDockWidget, QFileDialog, QWidget
 
 from napari_lrmil.core.events import Event, Failed, Finished, Partial, Progress
-from napari_lrmil.core.results.reader import StoredSlide
+from napari_lrmil.core.results.reader import StoredResult
 from napari_lrmil.core.visualize.overlay import RESEARCH_USE
 from napari_lrmil.plugin.analyse.widget import WIDTH_PX, AnalyseWidget
 from napari_lrmil.plugin.compare.cohort_section import ICON_PX, CohortSection
@@ -23,19 +23,19 @@ from napari_lrmil.plugin.compare.comparison_model import (
     Comparison,
     Lesions,
     LesionWork,
-    StoredWork,
+    LoadStoredJob,
     comparison_of,
 )
 from napari_lrmil.plugin.compare.sections import GetForm, MeasuresSection, PairingSection, ScatterSection
 from napari_lrmil.plugin.qt.docks import LeavingWidget, find_dock, open_dock
-from napari_lrmil.plugin.qt.errors import attempt
+from napari_lrmil.plugin.qt.errors import show_errors
 from napari_lrmil.plugin.qt.section import Section, button, label, lay_out
-from napari_lrmil.plugin.qt.signals import listen
-from napari_lrmil.plugin.qt.worker import Latest, Run
+from napari_lrmil.plugin.qt.signals import connect_until_destroyed
+from napari_lrmil.plugin.qt.worker import LatestOnly, Run
 from napari_lrmil.plugin.session.session import State
-from napari_lrmil.plugin.viewer.attention_layers import Pairing, columns
+from napari_lrmil.plugin.viewer.attention_layers import CompareMode, columns
 from napari_lrmil.plugin.viewer.cursor import Pointer
-from napari_lrmil.plugin.viewer.layers import add, ours
+from napari_lrmil.plugin.viewer.layers import add_layer, lrmil_layers
 from napari_lrmil.plugin.viewer.reader import ask_in_window, read_slides
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class CompareWidget(LeavingWidget):
         self._loader: Run | None = None
         self._cohort_reader: Run | None = None
         self._build()
-        self._measuring = Latest(self._measured, self)
+        self._measuring = LatestOnly(self._measured, self)
         self._pointer = Pointer(viewer, self._pointed, self)
         self._connect()
         self.join()
@@ -121,7 +121,7 @@ class CompareWidget(LeavingWidget):
         there = find_dock(self._viewer, AnalyseWidget)
         self.analyse = there if there is not None else open_dock(self._viewer, AnalyseWidget, ANALYSE)
         self.analyse.left.connect(self._analyse_left)
-        listen(self, [(self.session.changed, self._refresh)])
+        connect_until_destroyed(self, [(self.session.changed, self._refresh)])
         self._enable(True)
         self._refresh()
 
@@ -159,9 +159,9 @@ class CompareWidget(LeavingWidget):
         if not self._joined:
             return
         self.cancel()
-        if ours(self._viewer, role="slide"):
+        if lrmil_layers(self._viewer, role="slide"):
             self.analyse.reading.pick(None)
-            self.analyse.reading.pair(Pairing())
+            self.analyse.reading.pair(CompareMode())
 
     # ------------------------------------------------------------ showing the session
 
@@ -225,7 +225,7 @@ class CompareWidget(LeavingWidget):
 
     def _draw(self) -> None:
         self._one_view()
-        attempt(self.analyse.wishes.draw)
+        show_errors(self.analyse.wishes.draw)
 
     def _draw_region(self) -> None:
         """Draw what the next run is to be about."""
@@ -267,7 +267,7 @@ class CompareWidget(LeavingWidget):
         if self._loader is not None or session.busy or session.slide is None or session.bundle is None:
             return
         self._loading = "starting"
-        work = StoredWork(folder, session.slide, session.bundle, session.shelf)
+        work = LoadStoredJob(folder, session.slide, session.bundle, session.shelf)
         self._loader = Run(work.events, self._loaded, self._load_ended, self)
         self._loader.start()
         self._refresh()
@@ -307,7 +307,7 @@ class CompareWidget(LeavingWidget):
                 if stage == "pictures" and done == 0:
                     self.cohort.show_lines()
                 self.cohort.show_reading(f"{stage} · {done} of {total} {unit}", done / total)
-            case Partial(StoredSlide() as line):
+            case Partial(StoredResult() as line):
                 self.cohort.add_line(line)
             case Partial((folder, pixels)):
                 self.cohort.show_picture(folder, pixels)
@@ -319,18 +319,18 @@ class CompareWidget(LeavingWidget):
         self.cohort.show_lines()
         self.cohort.show_reading("", None)
 
-    def _open(self, line: StoredSlide) -> None:
+    def _open(self, line: StoredResult) -> None:
         """Open a slide of the cohort with both maps, as they were stored."""
         path = self._find(line)
         if path is None or self.session.busy:
             return
         self._expected = path, line.folder
         if all(slide.path != path for slide in self.session.slides):
-            added = attempt(partial(self._show_slide, path))
+            added = show_errors(partial(self._show_slide, path))
             self._expected = self._expected if added else None
         self._refresh()
 
-    def _find(self, line: StoredSlide) -> Path | None:
+    def _find(self, line: StoredResult) -> Path | None:
         if line.path is not None and line.path.exists():
             return line.path
         name, _ = QFileDialog.getOpenFileName(self, f"Where is the slide {line.name} now?")
@@ -338,7 +338,7 @@ class CompareWidget(LeavingWidget):
 
     def _show_slide(self, path: Path) -> bool:
         memory = self.session.remembered
-        return bool(add(self._viewer, read_slides(path, ask=ask_in_window, memory=memory)))
+        return bool(add_layer(self._viewer, read_slides(path, ask=ask_in_window, memory=memory)))
 
     def _load_expected(self) -> None:
         """Load what was stored about the slide that was just opened, as soon as the session knows it."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
-def attempt(wish: Callable[[], Result]) -> Result | None:
+def show_errors(wish: Callable[[], Result]) -> Result | None:
     """Carry out a wish; what goes wrong is a sentence in napari's notifications."""
     try:
         return wish()

@@ -17,7 +17,7 @@ class Emitter(Protocol):
     def disconnect(self, callback: Callable[..., Any]) -> Any: ...  # noqa: D102
 
 
-def listen(widget: QWidget, heard: Sequence[tuple[Emitter, Callable[..., None]]]) -> None:
+def connect_until_destroyed(widget: QWidget, heard: Sequence[tuple[Emitter, Callable[..., None]]]) -> None:
     """Connect bound methods of `widget`, and disconnect them when Qt deletes it, though Python may still know it."""
     for emitter, callback in heard:
         emitter.connect(callback)

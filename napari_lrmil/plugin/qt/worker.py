@@ -115,7 +115,7 @@ class Run:
             self._on_event(event)
 
 
-class Latest:
+class LatestOnly:
     """Works on one question at a time; a newer one cancels it and comes next.
 
     Parameters

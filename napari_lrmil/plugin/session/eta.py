@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.formatting import format_duration
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
-from napari_lrmil.core.user_settings import PaceKey, Remembered
+from napari_lrmil.core.user_settings import SettingsStore, ThroughputKey
 
 if TYPE_CHECKING:
     from napari_lrmil.core.features.bag import Features
@@ -28,7 +28,7 @@ ETA_AFTER_S = 2.0  # before that the pace of a stage is not known
 
 
 @dataclass(frozen=True)
-class Pace:
+class StageProgress:
     """How far a stage is: units done, units in all, seconds since the stage began."""
 
     stage: str
@@ -51,7 +51,7 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RunEstimate:
     """What a run would read: LR patches, HR patches of a teacher, and the seconds that it should take, where known."""
 
     patches: int
@@ -71,7 +71,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PlannedPatches:
     """LR patches that are asked about, and what the two networks would take for them.
 
     Attributes
@@ -88,13 +88,13 @@ class Asked:
     attention: Features | None
     pace: Callable[[str, int], float | None]
 
-    def cost(self, teacher: TeacherPatches) -> Estimate:
+    def cost(self, teacher: TeacherPatches) -> RunEstimate:
         """Return what a run would read and take if the teacher reads these patches."""
         patches, hr = len(self.children), self._hr_patches(teacher)
         told = [0.0 if self.attention is not None else self.pace("student", patches)]
         told += [self.pace("teacher", hr)] if hr else []
         known = [seconds for seconds in told if seconds is not None]
-        return Estimate(patches, hr, sum(known) if len(known) == len(told) else None)
+        return RunEstimate(patches, hr, sum(known) if len(known) == len(told) else None)
 
     def top_within(self, seconds: float) -> int | None:
         """Return how many patches the teacher can look into in that time, at least one; None where no pace is known."""
@@ -118,12 +118,14 @@ class Asked:
         return np.asarray(self.children[order], dtype=np.float64)
 
 
-def asked_of(grid: NestedGrid, attention: Features | None, pace: Callable[[str, int], float | None]) -> Asked:
+def planned_patches(
+    grid: NestedGrid, attention: Features | None, pace: Callable[[str, int], float | None]
+) -> PlannedPatches:
     """Return what looking at the patches of a grid costs."""
-    return Asked(np.bincount(grid.parent, minlength=len(grid.lr_index)), attention, pace)
+    return PlannedPatches(np.bincount(grid.parent, minlength=len(grid.lr_index)), attention, pace)
 
 
-def seen_before(
+def cached_student_attention(
     known: Prediction | None, grid: NestedGrid, slide: Slide, bundle: Bundle, cache: EmbeddingCache
 ) -> Features | None:
     """Return the student's attention to exactly these patches where it is known and costs nothing to ask again."""
@@ -136,7 +138,7 @@ def seen_before(
     return known.student.attention if there else None
 
 
-class Paces:
+class ThroughputHistory:
     """What a patch takes on this machine; asked often, so each is looked up once.
 
     Parameters
@@ -145,13 +147,13 @@ class Paces:
         What the last runs took.
     """
 
-    def __init__(self, remembered: Remembered) -> None:
+    def __init__(self, remembered: SettingsStore) -> None:
         self._remembered = remembered
-        self._known: dict[PaceKey, float | None] = {}
+        self._known: dict[ThroughputKey, float | None] = {}
 
     def expected(self, bundle_sha256: str, device: str, network: str, patches: int) -> float | None:
         """Return the seconds that patches should take; None where nothing was run yet."""
-        key = PaceKey(bundle_sha256, device, network)
+        key = ThroughputKey(bundle_sha256, device, network)
         if key not in self._known:
             self._known[key] = self._remembered.expected_seconds(key, MANY)
         known = self._known[key]
@@ -164,7 +166,7 @@ class Paces:
         for network, reading in (("student", prediction.student), ("teacher", prediction.teacher)):
             if reading is None or reading.seconds["encode"] <= 0:
                 continue
-            key = PaceKey(prediction.bundle_sha256, device, network)
+            key = ThroughputKey(prediction.bundle_sha256, device, network)
             try:
                 self._remembered.remember_pace(key, reading.seconds["total"], reading.patches_encoded)
             except LrmilError as error:  # the answer is there all the same

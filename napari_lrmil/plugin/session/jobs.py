@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.core.events import Caution, Event, Finished, Partial, Progress
+from napari_lrmil.core.events import Event, Finished, Notice, Partial, Progress
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
-from napari_lrmil.core.patching.roi import WHOLE, Scope
-from napari_lrmil.plugin.session.open_slides import Shelf, SlideChoice
+from napari_lrmil.core.patching.roi import WHOLE_SLIDE, RegionOfInterest
+from napari_lrmil.plugin.session.open_slides import OpenSlides, SlideChoice
 
 if TYPE_CHECKING:
     from napari_lrmil.core.features.embedding_cache import EmbeddingCache
@@ -25,23 +25,23 @@ PARTIAL_S = 0.4  # between pictures of an answer that is still growing
 
 
 @dataclass(frozen=True)
-class GroundWork:
+class FindTissueJob:
     """Find a slide's tissue, so that patches can be counted before a run; and load the model, or the run would wait."""
 
     slide: SlideChoice
     bundle: Bundle
-    shelf: Shelf
+    shelf: OpenSlides
 
     def events(self) -> Iterator[Event]:
         """Yield how far it is, and last where the tissue is."""
         yield Progress("tissue", 0, 1, "slide")
         leave_a_core()
         yield Finished(self.shelf.ground(self.slide, self.bundle))
-        warm(self.bundle)
+        warm_up_model(self.bundle)
 
 
 @dataclass(frozen=True)
-class Question:
+class PredictJob:
     """What a run needs, fixed when it starts.
 
     Attributes
@@ -61,9 +61,9 @@ class Question:
     slide: SlideChoice
     bundle: Bundle
     device: str
-    shelf: Shelf
+    shelf: OpenSlides
     cache: EmbeddingCache
-    scope: Scope = WHOLE
+    scope: RegionOfInterest = WHOLE_SLIDE
     teacher: TeacherPatches = TeacherPatches.NONE
     out: Path | None = None
 
@@ -101,7 +101,7 @@ class Question:
                 if isinstance(event, Progress) and event.unit == "patches" and time.monotonic() - shown > PARTIAL_S:
                     yield from self._so_far()
                     shown = time.monotonic()
-                if not isinstance(event, Caution):  # the same with every step of the view
+                if not isinstance(event, Notice):  # the same with every step of the view
                     yield event
 
     def _so_far(self) -> Iterator[Event]:
@@ -126,7 +126,7 @@ class Question:
             write_prediction(self.out, self.shelf.slide(self.slide), prediction)
 
 
-def warm(bundle: Bundle) -> None:
+def warm_up_model(bundle: Bundle) -> None:
     """Load the student and look at one blank patch, for the first look of a network holds the window up.
 
     What is wrong with the bundle is told when somebody asks for an answer.
@@ -135,7 +135,7 @@ def warm(bundle: Bundle) -> None:
     import torch
 
     from napari_lrmil.core.features.extraction import encode
-    from napari_lrmil.core.models.mil import pool
+    from napari_lrmil.core.models.mil import pool_bag
 
     side, cpu = bundle.card.lr_patch_px, torch.device("cpu")
     try:
@@ -143,14 +143,14 @@ def warm(bundle: Bundle) -> None:
     except LrmilError:
         return
     blank = np.full((1, side, side, 3), 255, np.uint8)
-    pool(student.mil, encode(student.encoder, blank, bundle.card.student_input_px, cpu).embedding.numpy(), cpu)
+    pool_bag(student.mil, encode(student.encoder, blank, bundle.card.student_input_px, cpu).embedding.numpy(), cpu)
 
 
 def leave_a_core() -> None:
     """Keep one core free for the window. OpenMP counts threads for the calling thread alone."""
     import torch
 
-    from napari_lrmil.core.features.devices import leave_a_core as leave
+    from napari_lrmil.core.features.devices import limit_torch_threads as leave
 
     torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 2) - 1)))
     leave()

@@ -15,7 +15,7 @@ from napari_lrmil.core.slides.slide import Slide
 
 if TYPE_CHECKING:
     from napari_lrmil.core.models.bundle import Bundle
-    from napari_lrmil.core.patching.grid import Ground
+    from napari_lrmil.core.patching.grid import TissueGrid
     from napari_lrmil.core.patching.tissue import Mask
 
 OpenSlide = Callable[[Path, float | None], Slide]
@@ -31,7 +31,7 @@ class SlideChoice:
     given_mpp: float | None = None
 
 
-class Shelf:
+class OpenSlides:
     """Open slides and their tissue. Safe from several threads; `close` it at the end.
 
     Parameters
@@ -43,7 +43,7 @@ class Shelf:
     def __init__(self, open_slide: OpenSlide) -> None:
         self._open = open_slide
         self._slides: dict[SlideChoice, Slide] = {}
-        self._grounds: dict[tuple[SlideChoice, str], Ground] = {}
+        self._grounds: dict[tuple[SlideChoice, str], TissueGrid] = {}
         self._lock = threading.RLock()
 
     def slide(self, choice: SlideChoice) -> Slide:
@@ -53,27 +53,27 @@ class Shelf:
                 self._slides[choice] = self._open(choice.path, choice.given_mpp)
             return self._slides[choice]
 
-    def known(self, choice: SlideChoice, bundle: Bundle) -> Ground | None:
+    def known(self, choice: SlideChoice, bundle: Bundle) -> TissueGrid | None:
         """Return where the tissue is, where that is known already."""
         with self._lock:
             return self._grounds.get((choice, _plan(bundle)))
 
-    def ground(self, choice: SlideChoice, bundle: Bundle) -> Ground:
+    def ground(self, choice: SlideChoice, bundle: Bundle) -> TissueGrid:
         """Return where the tissue is, found now if it was not known; see `core.grid.grid_of` for what may go wrong."""
-        from napari_lrmil.core.patching.grid import ground_of
+        from napari_lrmil.core.patching.grid import find_tissue_grid
 
         found = self.known(choice, bundle)
         if found is None:
-            found = ground_of(self.slide(choice), bundle.card.plan, bundle.card.tissue)
+            found = find_tissue_grid(self.slide(choice), bundle.card.plan, bundle.card.tissue)
             with self._lock:
                 found = self._grounds.setdefault((choice, _plan(bundle)), found)
         return found
 
-    def edit(self, choice: SlideChoice, bundle: Bundle, mask: Mask) -> Ground:
+    def edit(self, choice: SlideChoice, bundle: Bundle, mask: Mask) -> TissueGrid:
         """Take a mask that was changed by hand, of the same raster, and return what it gives."""
-        from napari_lrmil.core.patching.grid import edited_ground
+        from napari_lrmil.core.patching.grid import tissue_grid_from_mask
 
-        changed = edited_ground(choice.path, self.ground(choice, bundle), mask, bundle.card.tissue)
+        changed = tissue_grid_from_mask(choice.path, self.ground(choice, bundle), mask, bundle.card.tissue)
         with self._lock:
             self._grounds[choice, _plan(bundle)] = changed
         return changed

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from napari_lrmil.core.geometry import MPP_TOLERANCE, BoxLevel0
 from napari_lrmil.core.patching.regions import Region
-from napari_lrmil.core.patching.roi import Kind, Scope
+from napari_lrmil.core.patching.roi import Kind, RegionOfInterest
 from napari_lrmil.plugin.session.open_slides import SlideChoice
 from napari_lrmil.plugin.session.what_if import WhatIf
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from napari_lrmil.core.models.bundle import Bundle
-    from napari_lrmil.core.patching.grid import Ground
+    from napari_lrmil.core.patching.grid import TissueGrid
 
 
 def too_coarse(slide: SlideChoice | None, wanted_mpp: float, who: str) -> str:
@@ -28,7 +28,7 @@ def too_coarse(slide: SlideChoice | None, wanted_mpp: float, who: str) -> str:
     return f"{seen}, too coarse for the {who}, which needs {wanted_mpp:g} or finer."
 
 
-def teacher_barred(slide: SlideChoice | None, bundle: Bundle | None) -> str:
+def why_teacher_unavailable(slide: SlideChoice | None, bundle: Bundle | None) -> str:
     """Return why the teacher of a model cannot read a slide."""
     if slide is None or bundle is None:
         return "Choose a slide and a model first."
@@ -37,14 +37,14 @@ def teacher_barred(slide: SlideChoice | None, bundle: Bundle | None) -> str:
     return too_coarse(slide, bundle.card.hr_mpp, "teacher (HR)")
 
 
-def part_missing(kind: Kind, regions: Sequence[Region], view: BoxLevel0 | None) -> str:
+def why_roi_missing(kind: Kind, regions: Sequence[Region], view: BoxLevel0 | None) -> str:
     """Return why it is not known which part of the slide is meant."""
     if kind == "region" and not regions:
         return "No region is drawn: draw one with the button below, or import regions."
     return "The visible region is not known yet: move the view." if kind == "view" and view is None else ""
 
 
-def part_empty(scope: Scope, ground: Ground, meant: NDArray[np.bool_], what_if: WhatIf) -> str:
+def part_empty(scope: RegionOfInterest, ground: TissueGrid, meant: NDArray[np.bool_], what_if: WhatIf) -> str:
     """Return why there is nothing to look at where `meant` (N,) marks the patches of a scope."""
     if meant.any():
         return ""

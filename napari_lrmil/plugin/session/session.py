@@ -18,23 +18,30 @@ from numpy.typing import NDArray
 from psygnal import Signal
 
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.core.events import Caution, Event, Failed, Finished, Partial, Progress
+from napari_lrmil.core.events import Event, Failed, Finished, Notice, Partial, Progress
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.patching.regions import Region, box_region
-from napari_lrmil.core.patching.roi import Kind, Scope
+from napari_lrmil.core.patching.roi import Kind, RegionOfInterest
 from napari_lrmil.core.slides.slide import Slide
-from napari_lrmil.core.user_settings import Remembered
-from napari_lrmil.plugin.session.eta import Asked, Estimate, Pace, Paces, asked_of, seen_before
-from napari_lrmil.plugin.session.jobs import GroundWork, Question
-from napari_lrmil.plugin.session.open_slides import OpenSlide, Shelf, SlideChoice
-from napari_lrmil.plugin.session.preconditions import part_empty, part_missing, teacher_barred, too_coarse
+from napari_lrmil.core.user_settings import SettingsStore
+from napari_lrmil.plugin.session.eta import (
+    PlannedPatches,
+    RunEstimate,
+    StageProgress,
+    ThroughputHistory,
+    cached_student_attention,
+    planned_patches,
+)
+from napari_lrmil.plugin.session.jobs import FindTissueJob, PredictJob
+from napari_lrmil.plugin.session.open_slides import OpenSlide, OpenSlides, SlideChoice
+from napari_lrmil.plugin.session.preconditions import part_empty, too_coarse, why_roi_missing, why_teacher_unavailable
 from napari_lrmil.plugin.session.what_if import WhatIf
 
 if TYPE_CHECKING:
     from napari_lrmil.core.inference.prediction import Prediction
     from napari_lrmil.core.models.bundle import Bundle
-    from napari_lrmil.core.patching.grid import Ground
+    from napari_lrmil.core.patching.grid import TissueGrid
     from napari_lrmil.core.patching.tissue import Mask
 
 
@@ -90,13 +97,13 @@ class Session:
         open_slide: OpenSlide | None = None,
         out: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
-        remembered: Remembered | None = None,
+        remembered: SettingsStore | None = None,
     ) -> None:
         from napari_lrmil.core.features.embedding_cache import EmbeddingCache
 
         self._out, self._clock = out, clock
-        self.remembered = remembered or Remembered()
-        self.shelf, self.cache = Shelf(open_slide or self._open), EmbeddingCache()
+        self.remembered = remembered or SettingsStore()
+        self.shelf, self.cache = OpenSlides(open_slide or self._open), EmbeddingCache()
         self.state = State.IDLE
         self.slides: tuple[SlideChoice, ...] = ()
         self.slide: SlideChoice | None = None
@@ -108,16 +115,16 @@ class Session:
         self.kind: Kind = "slide"
         self.view: BoxLevel0 | None = None
         self.regions: tuple[Region, ...] = ()
-        self.pace: Pace | None = None
+        self.pace: StageProgress | None = None
         self.cautions: tuple[str, ...] = ()
         self.message = ""  # why there is no result or no model; empty where all is well
         self.prediction: Prediction | None = None
         self._steps: tuple[WhatIf, ...] = (WhatIf(),)  # the last one holds
-        self._asked: Question | None = None
+        self._asked: PredictJob | None = None
         self._answered: tuple[object, ...] = ()  # what the live view last asked
         self._sought: tuple[object, ...] = ()  # whose tissue was last looked for
         self._last_meant: tuple[tuple[object, ...], NDArray[np.bool_]] | None = None
-        self._paces = Paces(self.remembered)
+        self._paces = ThroughputHistory(self.remembered)
         self._stage_began = 0.0
 
     def _open(self, path: Path, mpp: float | None) -> Slide:
@@ -195,7 +202,7 @@ class Session:
         return self.state in (State.RUNNING, State.CANCELLING)
 
     @property
-    def ground(self) -> Ground | None:
+    def ground(self) -> TissueGrid | None:
         """Where the tissue of the chosen slide is, once it was found."""
         if self.slide is None or self.bundle is None:
             return None
@@ -215,7 +222,7 @@ class Session:
         return self.shelf.slide(self.slide)
 
     @property
-    def scope(self) -> Scope:
+    def scope(self) -> RegionOfInterest:
         """What a run would be about."""
         if self.kind == "view" and self.view is not None:
             return self._scope("view", (box_region(self.view, "view"),))
@@ -223,9 +230,9 @@ class Session:
             return self._scope("region", self.regions)
         return self._scope("slide", ())
 
-    def _scope(self, kind: Kind, regions: tuple[Region, ...]) -> Scope:
+    def _scope(self, kind: Kind, regions: tuple[Region, ...]) -> RegionOfInterest:
         what_if = self._steps[-1]
-        return Scope(kind, regions, what_if.kept, what_if.excluded)
+        return RegionOfInterest(kind, regions, what_if.kept, what_if.excluded)
 
     @property
     def run_blocked_by(self) -> str:
@@ -236,14 +243,14 @@ class Session:
             return self.message or "No model is chosen."
         return (
             too_coarse(self.slide, self.bundle.card.lr_mpp, "student (LR)")
-            or part_missing(self.kind, self.regions, self.view)
+            or why_roi_missing(self.kind, self.regions, self.view)
             or (part_empty(self.scope, self.ground, self._meant(self.ground), self.what_if) if self.ground else "")
         )
 
     @property
     def teacher_blocked_by(self) -> str:
         """Why the teacher cannot run; empty where it can."""
-        return teacher_barred(self.slide, self.bundle)
+        return why_teacher_unavailable(self.slide, self.bundle)
 
     @property
     def runs_teacher(self) -> bool:
@@ -251,22 +258,24 @@ class Session:
         return self.teacher != TeacherPatches.NONE and not self.teacher_blocked_by
 
     @property
-    def estimate(self) -> Estimate | None:
+    def estimate(self) -> RunEstimate | None:
         """What a run would cost; None before the tissue was found."""
         asked = self.asked
         return asked.cost(self.teacher if self.runs_teacher else TeacherPatches.NONE) if asked else None
 
     @property
-    def asked(self) -> Asked | None:
+    def asked(self) -> PlannedPatches | None:
         """The patches that a run would be about, to tell what looking at them costs; None where none are known."""
         ground = self.ground
         if ground is None or self.bundle is None or not self._meant(ground).any():
             return None
         pace = partial(self._paces.expected, self.bundle.sha256, self.device)
         meant = ground.grid.only(self._meant(ground))
-        return asked_of(meant, seen_before(self.prediction, meant, self.opened, self.bundle, self.cache), pace)
+        return planned_patches(
+            meant, cached_student_attention(self.prediction, meant, self.opened, self.bundle, self.cache), pace
+        )
 
-    def _meant(self, ground: Ground) -> NDArray[np.bool_]:
+    def _meant(self, ground: TissueGrid) -> NDArray[np.bool_]:
         """Return which patches a run would be about; found once for each choice, for the dock asks often."""
         asked = (ground, self.kind, self.view, self.regions, self._steps[-1])
         if self._last_meant is None or self._last_meant[0] != asked:
@@ -283,7 +292,7 @@ class Session:
         if sought == self._sought or too_coarse(self.slide, self.bundle.card.lr_mpp, "student (LR)"):
             return None  # once for each choice: a slide without tissue would be searched for ever
         self._sought = sought
-        return GroundWork(self.slide, self.bundle, self.shelf).events
+        return FindTissueJob(self.slide, self.bundle, self.shelf).events
 
     def start(self, teacher: TeacherPatches | None = None) -> Work:
         """Return the work to be done, to be called in whatever thread; the choices are fixed now.
@@ -304,11 +313,11 @@ class Session:
         return self._asked.events
 
     def _question(
-        self, scope: Scope, teacher: TeacherPatches = TeacherPatches.NONE, out: Path | None = None
-    ) -> Question:
+        self, scope: RegionOfInterest, teacher: TeacherPatches = TeacherPatches.NONE, out: Path | None = None
+    ) -> PredictJob:
         if self.slide is None or self.bundle is None:
             raise RuntimeError("a question needs a slide and a model")
-        return Question(self.slide, self.bundle, self.device, self.shelf, self.cache, scope, teacher, out)
+        return PredictJob(self.slide, self.bundle, self.device, self.shelf, self.cache, scope, teacher, out)
 
     def take(self, prediction: Prediction) -> None:
         """Take an answer that was stored, as if a run had given it."""
@@ -331,7 +340,7 @@ class Session:
         match event:
             case Progress(stage, done, total, unit):
                 self._progress(stage, done, total, unit)
-            case Caution(message):
+            case Notice(message):
                 self._caution(message)
             case Failed(message):
                 self._fail(message)
@@ -355,7 +364,7 @@ class Session:
         now = self._clock()
         if self.pace is None or self.pace.stage != stage:
             self._stage_began = now
-        self.pace = Pace(stage, done, total, unit, now - self._stage_began)
+        self.pace = StageProgress(stage, done, total, unit, now - self._stage_began)
 
     def _caution(self, message: str) -> None:
         self.cautions = (*self.cautions, message)

@@ -124,7 +124,7 @@ class SplitDelegate(QStyledItemDelegate):  # type: ignore[misc]  # qtpy has no t
         model.setData(index, editor.currentText())
 
 
-class CohortSection(Step):
+class CohortEditor(Step):
     """Shows and edits a `CohortTable`."""
 
     open_wanted = Signal()

@@ -22,17 +22,17 @@ from lrmil_training.data.cohort import (
     SPLITS,
     Cohort,
     CohortSlide,
-    deal_splits,
+    assign_splits,
     read_rows,
     refuse_leaks,
     require_classes,
 )
 from lrmil_training.data.patient_groups import clusters, parts
-from napari_lrmil.core.atomic_files import whole
+from napari_lrmil.core.atomic_files import atomic_write
 from napari_lrmil.core.errors import CohortError, LrmilError
 from napari_lrmil.core.events import Event, Finished, Partial, Progress
 from napari_lrmil.core.geometry import PatchPlan
-from napari_lrmil.core.patching.grid import ground_of, require_resolution
+from napari_lrmil.core.patching.grid import find_tissue_grid, require_resolution
 from napari_lrmil.core.slides.openslide_handle import DICOM, SLIDE_ENDINGS, has_slide_ending
 from napari_lrmil.core.slides.slide import Slide
 
@@ -117,7 +117,7 @@ def check_slide(row: Row, plan: PatchPlan) -> Check:
         with Slide(row.path, mpp=float(row.mpp) if row.mpp else None) as slide:
             silent = not slide.has_mpp
             require_resolution(slide, plan.hr_mpp, "teacher (HR)")
-            grid = ground_of(slide, plan).grid
+            grid = find_tissue_grid(slide, plan).grid
             mpp = slide.mpp.mean
     except LrmilError as error:
         seconds, absent = time.perf_counter() - began, not row.path.exists()
@@ -203,7 +203,7 @@ class CohortTable:
         if any(row.mpp for row in self.rows) and "mpp" not in columns:
             columns.append("mpp")
         try:
-            with whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+            with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, columns)
                 writer.writeheader()
                 writer.writerows(self._cells(row, path.parent) for row in self.rows)
@@ -257,7 +257,7 @@ class CohortTable:
         """Deal all patients to train, val and test, 60/20/20, every class alike; what was there is replaced."""
         if lacking := self._lacking_cell():
             raise LrmilError(f"Splits are proposed by label and patient. {lacking}")
-        dealt = deal_splits([row.as_slide() for row in self.rows], seed)
+        dealt = assign_splits([row.as_slide() for row in self.rows], seed)
         self._edited([replace(row, split=slide.split) for row, slide in zip(self.rows, dealt, strict=True)])
 
     def _edited(self, rows: Sequence[Row]) -> None:
@@ -315,7 +315,7 @@ class CohortTable:
         if len(classes) < 2:
             return f"All slides are '{classes[0]}'; two classes are needed to learn from."
         if not any(s.split for s in slides):
-            slides = deal_splits(slides, 0)
+            slides = assign_splits(slides, 0)
         try:
             require_classes(Cohort(UNSAVED, tuple(slides), classes), ("train", "val"))
         except CohortError as error:

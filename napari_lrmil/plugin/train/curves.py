@@ -37,7 +37,7 @@ AT_NIGHT = {
 
 
 @dataclass(frozen=True)
-class Ink:
+class PlotTheme:
     """Colours of the window's theme, as matplotlib takes them."""
 
     paper: str
@@ -67,7 +67,7 @@ class CurveCanvas(FigureCanvasQTAgg):
         Colours.
     """
 
-    def __init__(self, ink: Ink) -> None:
+    def __init__(self, ink: PlotTheme) -> None:
         self._ink = ink
         figure = Figure(facecolor=ink.paper, dpi=96)
         super().__init__(figure)  # type: ignore[no-untyped-call]  # matplotlib's Qt parts have few types

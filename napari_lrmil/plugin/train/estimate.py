@@ -12,9 +12,9 @@ from lrmil_training.config import TrainConfig
 from lrmil_training.runs.event_log import SLIDES
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.formatting import format_duration, format_size
-from napari_lrmil.core.user_settings import PaceKey, Remembered
+from napari_lrmil.core.user_settings import SettingsStore, ThroughputKey
 from napari_lrmil.plugin.train.cohort_table import CohortTable
-from napari_lrmil.plugin.train.run_monitor import Story
+from napari_lrmil.plugin.train.run_monitor import RunLogState
 
 READ_S = 0.6e-6  # CPU seconds to read and embed a pixel with the demo's encoder (MobileNetV2, width 0.35)
 LEARN_S = 0.9e-6  # and to train on one, docs/benchmarks.md: 12 ms for 128 x 128 px
@@ -51,7 +51,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Amounts:
+class WorkloadEstimate:
     """Patches that a run reads: of the teacher, of the student, and of the student's training slides."""
 
     hr: float
@@ -61,7 +61,7 @@ class Amounts:
     checked: int
 
 
-def amounts(table: CohortTable) -> Amounts | None:
+def amounts(table: CohortTable) -> WorkloadEstimate | None:
     """Return how many patches the cohort holds; slides that were not looked at yet count as the others' mean."""
     known = table.usable
     total = len(table.rows) - table.broken
@@ -71,23 +71,23 @@ def amounts(table: CohortTable) -> Amounts | None:
     train = [check for row, check in known if row.split == "train"]
     lr = _sum(check.lr_patches for _, check in known) * more
     lr_train = _sum(check.lr_patches for check in train) * more if train else 0.6 * lr
-    return Amounts(_sum(check.hr_patches for _, check in known) * more, lr, lr_train, total, len(known))
+    return WorkloadEstimate(_sum(check.hr_patches for _, check in known) * more, lr, lr_train, total, len(known))
 
 
 def _sum(values: Any) -> float:
     return float(sum(values))
 
 
-def keys(config: TrainConfig, device: str) -> tuple[PaceKey, PaceKey]:
+def keys(config: TrainConfig, device: str) -> tuple[ThroughputKey, ThroughputKey]:
     """Return under what the pace of reading HR patches and of learning from LR patches is remembered."""
     name = f"train:{config.encoder.teacher}>{config.encoder.student}"
     return (
-        PaceKey(f"{name}@{config.hr_patch_px}px".replace(" ", "_"), device, "teacher"),
-        PaceKey(f"{name}@{config.lr_patch_px}px".replace(" ", "_"), device, "student"),
+        ThroughputKey(f"{name}@{config.hr_patch_px}px".replace(" ", "_"), device, "teacher"),
+        ThroughputKey(f"{name}@{config.lr_patch_px}px".replace(" ", "_"), device, "student"),
     )
 
 
-def estimate(table: CohortTable, config: TrainConfig, device: str, remembered: Remembered) -> Estimate | None:
+def estimate(table: CohortTable, config: TrainConfig, device: str, remembered: SettingsStore) -> Estimate | None:
     """Return what a run should take; None before any slide was looked at."""
     found = amounts(table)
     if found is None:
@@ -108,7 +108,7 @@ def estimate(table: CohortTable, config: TrainConfig, device: str, remembered: R
     return Estimate(seconds, _bytes(found, config), f"Basis: {counted}; {pace}.")
 
 
-def _fits(found: Amounts, config: TrainConfig, per_patch: float) -> float:
+def _fits(found: WorkloadEstimate, config: TrainConfig, per_patch: float) -> float:
     """Return seconds of everything that folds and seeds repeat."""
     runs = config.seeds * max(1, config.folds)
     per_slide = config.stage1.patches_per_slide
@@ -120,14 +120,14 @@ def _fits(found: Amounts, config: TrainConfig, per_patch: float) -> float:
     return runs * (patches * per_patch + epochs * found.slides * BAG_S)
 
 
-def _bytes(found: Amounts, config: TrainConfig) -> float:
+def _bytes(found: WorkloadEstimate, config: TrainConfig) -> float:
     runs = config.seeds * max(1, config.folds)
     layers = len(config.stage1.layers) * 128  # means of intermediate maps are narrow
     lr = (1 + len(config.baselines)) * runs * found.lr * WIDTH
     return FLOAT_BYTES * (found.hr * (WIDTH + layers) + lr) + runs * 40e6  # checkpoints, bundle, report
 
 
-def learn(folder: Path, story: Story, config: TrainConfig, device: str, remembered: Remembered) -> str:
+def learn(folder: Path, story: RunLogState, config: TrainConfig, device: str, remembered: SettingsStore) -> str:
     """Remember what a finished run took, and return a sentence on what kept that from being written."""
     reading, learning = keys(config, device)
     try:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from napari_lrmil.core.events import Event, Finished
 from napari_lrmil.core.geometry import BoxLevel0, PatchPlan
-from napari_lrmil.core.patching.grid import ground_of
+from napari_lrmil.core.patching.grid import find_tissue_grid
 from napari_lrmil.core.slides.slide import Slide
 
 SIDE_PX = 288  # of each of the two pictures
@@ -54,7 +54,7 @@ class PatchPicture:
 def picturing(path: Path, mpp: float | None, plan: PatchPlan) -> Iterator[Event]:
     """Draw the patch with the most tissue, and finish with the `PatchPicture`."""
     with Slide(path, mpp=mpp) as slide:
-        grid = ground_of(slide, plan).grid
+        grid = find_tissue_grid(slide, plan).grid
         children = np.bincount(grid.parent, minlength=len(grid.lr_index))
         full = np.flatnonzero(children == children.max())
         chosen = full[len(full) // 2]  # the middle one: the first lies on the edge of the tissue

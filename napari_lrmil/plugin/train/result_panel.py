@@ -14,7 +14,7 @@ from qtpy.QtWidgets import QWidget
 from lrmil_training.report.plots import colour, marker
 from napari_lrmil.plugin.qt.section import bar, button, label
 from napari_lrmil.plugin.qt.steps import Step
-from napari_lrmil.plugin.train.curves import Ink
+from napari_lrmil.plugin.train.curves import PlotTheme
 from napari_lrmil.plugin.train.result_table import MethodRow, Result
 
 SIDE_PX = 250
@@ -39,7 +39,7 @@ class ResultSection(Step):
     use_wanted = Signal()
     report_wanted = Signal()
 
-    def __init__(self, ink: Ink, parent: QWidget | None = None) -> None:
+    def __init__(self, ink: PlotTheme, parent: QWidget | None = None) -> None:
         super().__init__("train result", "4 · Result", parent)
         self._ink = ink
         self.use, self.report = button("Use this model", USE), button("Report…", REPORT)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lrmil_training.evaluation.summary import is_method
-from lrmil_training.report.run_record import NAMES, SIDES, name_of
+from lrmil_training.report.run_record import NAMES, SIDES, method_label
 from lrmil_training.runs.event_log import BUNDLE, METRICS
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.models.bundle import CARD
@@ -108,7 +108,7 @@ def _row(method: str, its: Mapping[str, Any]) -> MethodRow:
     megapixels = None if cost["pixels_per_slide"] is None else cost["pixels_per_slide"] / 1e6
     return MethodRow(
         method,
-        name_of(method),
+        method_label(method),
         _figure(a["value"]),
         "–" if a["low"] is None else f"{a['low']:.2f} to {a['high']:.2f}",
         _figure(its["balanced_accuracy"]),
@@ -123,7 +123,7 @@ def _row_of_series(method: str, its: Mapping[str, Any]) -> MethodRow:
     spread, agreement = its["auroc"]["sd"], its["agreement"]["spearman"]["mean"]
     around = "–" if spread is None else f"± {spread:.2f}"
     accuracy = _figure(its["balanced_accuracy"]["mean"])
-    return MethodRow(method, name_of(method), _figure(its["auroc"]["mean"]), around, accuracy, _figure(agreement))
+    return MethodRow(method, method_label(method), _figure(its["auroc"]["mean"]), around, accuracy, _figure(agreement))
 
 
 def _figure(value: float | None, digits: int = 0) -> str:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lrmil_training.report.run_record import Curve, CurveReader
-from lrmil_training.runs.lock import BEAT_S, LOCK, MISSED, Owner, holder
-from napari_lrmil.core.events import Caution, Failed, Finished, Progress, StageDone
+from lrmil_training.runs.lock import BEAT_S, LOCK, MISSED, Owner, find_holder
+from napari_lrmil.core.events import Failed, Finished, Notice, Progress, StageDone
 from napari_lrmil.core.formatting import format_duration
 
 MOST_BYTES = 1 << 19  # of a log read at once: half a megabyte of JSON takes some hundredths of a second
@@ -25,7 +25,7 @@ KEPT = 20  # cautions and failures that are kept to be shown
 Line = Mapping[str, Any]
 
 
-class Tail:
+class JsonLinesTail:
     """Reads what is new of a growing file of JSON lines; a last line without its end waits for the rest.
 
     Parameters
@@ -106,7 +106,7 @@ class StagePace:
     @property
     def reached(self) -> str:
         """The stage and how many of its units are done."""
-        return f"{worded(self.stage)} · {int(self.done)} of {int(self.total)} {self.unit}"
+        return f"{stage_label(self.stage)} · {int(self.done)} of {int(self.total)} {self.unit}"
 
     @property
     def text(self) -> str:
@@ -117,13 +117,13 @@ class StagePace:
         return f"{self.reached} · {most}{format_duration(self.left)} left"
 
 
-def worded(stage: str) -> str:
+def stage_label(stage: str) -> str:
     """Return a stage's name, or a fit's title, as people write it."""
     return re.sub(r"\bstage(\d)", r"stage \1", stage.replace("_", " "))
 
 
 @dataclass
-class Story:
+class RunLogState:
     """What the lines of a log add up to.
 
     Attributes
@@ -187,7 +187,7 @@ class Story:
         if self.curves:
             return "Resume goes on from the last whole epoch"
         if self.spent:
-            return f"Resume goes on after {worded(list(self.spent)[-1])}"
+            return f"Resume goes on after {stage_label(list(self.spent)[-1])}"
         return "Resume begins again, for nothing was done yet"
 
     def take(self, lines: Iterable[Line]) -> None:
@@ -212,7 +212,7 @@ class Story:
             case StageDone.wire_name:
                 self.done[str(line["stage"])] = float(line["seconds"])
                 self.stage = "" if self.stage == line["stage"] else self.stage
-            case Caution.wire_name if len(self.cautions) < KEPT:
+            case Notice.wire_name if len(self.cautions) < KEPT:
                 self.cautions[" ".join(filter(None, (line.get("subject", ""), line["message"])))] = None
             case Failed.wire_name:
                 self.failures[str(line.get("subject", ""))] = str(line["message"])
@@ -280,7 +280,7 @@ class Heartbeat:
 
     def look(self) -> Writer | None:
         """Return who writes; None where nobody does, or whoever did has died on this machine."""
-        owner, now = holder(self._folder), self._clock()
+        owner, now = find_holder(self._folder), self._clock()
         if owner is None:
             self._last = None
             return None

@@ -10,8 +10,8 @@ from qtpy.QtWidgets import QComboBox, QLineEdit, QMessageBox, QProgressBar, QWid
 from napari_lrmil.core.formatting import format_duration
 from napari_lrmil.plugin.qt.section import bar, button, label
 from napari_lrmil.plugin.qt.steps import Step
-from napari_lrmil.plugin.train.curves import CurveCanvas, Ink
-from napari_lrmil.plugin.train.run_monitor import worded
+from napari_lrmil.plugin.train.curves import CurveCanvas, PlotTheme
+from napari_lrmil.plugin.train.run_monitor import stage_label
 from napari_lrmil.plugin.train.run_process import Phase, TrainingRun, holds_run
 
 START = "Train in a process of its own; it goes on when napari is closed"
@@ -39,7 +39,7 @@ class RunSection(Step):
     open_wanted = Signal()
     folder_wanted = Signal()
 
-    def __init__(self, run: TrainingRun, ink: Ink, parent: QWidget | None = None) -> None:
+    def __init__(self, run: TrainingRun, ink: PlotTheme, parent: QWidget | None = None) -> None:
         super().__init__("train run", "3 · Training (run)", parent)
         self._run = run
         self.folder = QLineEdit()
@@ -116,7 +116,7 @@ class RunSection(Step):
         return STATES[run.phase]
 
     def _stages_text(self) -> str:
-        return " · ".join(f"✓ {worded(stage)} {format_duration(s)}" for stage, s in self._run.story.spent.items())
+        return " · ".join(f"✓ {stage_label(stage)} {format_duration(s)}" for stage, s in self._run.story.spent.items())
 
     def _told_text(self) -> str:
         run = self._run
@@ -129,7 +129,7 @@ class RunSection(Step):
     def draw(self) -> None:
         """Draw the chosen fit anew."""
         curves = self._run.story.curves
-        titles = [NEWEST, *(worded(curve.title) for curve in curves)]
+        titles = [NEWEST, *(stage_label(curve.title) for curve in curves)]
         if titles != [self.which.itemText(i) for i in range(self.which.count())]:
             chosen = self.which.currentText()
             self.which.clear()
@@ -143,7 +143,7 @@ class RunSection(Step):
 GOES_ON, ENDS, STAYS = "Let it go on", "Stop it", "Do not close"
 
 
-def ask_goes_on(may_stay: bool) -> str:
+def confirm_close_during_training(may_stay: bool) -> str:
     """Return what the user wants of a training that is under way."""
     box = QMessageBox()
     box.setWindowTitle("A training is under way")
@@ -160,7 +160,7 @@ def ask_goes_on(may_stay: bool) -> str:
     return answer if answer in (ENDS, STAYS) else GOES_ON
 
 
-def ask_drops() -> bool:
+def confirm_discard_table() -> bool:
     """Return whether a table with unsaved changes may make room for another."""
     box = QMessageBox()
     box.setWindowTitle("The table has changes")

@@ -25,7 +25,7 @@ from lrmil_training.runs.event_log import CALL, CONFIG, EVENTS
 from lrmil_training.runs.lock import clear_stop, request_stop, stop_requested
 from napari_lrmil.core.atomic_files import raise_if_full, write_text
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.plugin.train.run_monitor import Heartbeat, Story, Tail, Writer
+from napari_lrmil.plugin.train.run_monitor import Heartbeat, JsonLinesTail, RunLogState, Writer
 
 SETTINGS, OUTPUT = "settings.yaml", "output.txt"  # what the window asked for, and what the process said
 TAIL_BYTES = 4096  # of the output, in which its last sentence lies
@@ -52,7 +52,7 @@ class Phase(Enum):
 
 
 @dataclass(frozen=True)
-class Call:
+class TrainCommand:
     """What a run is started with.
 
     Attributes
@@ -79,7 +79,7 @@ class Call:
         return [*words, "--config", str(self.config), "--device", self.device]
 
 
-def begin(call: Call) -> subprocess.Popen[bytes]:
+def begin(call: TrainCommand) -> subprocess.Popen[bytes]:
     """Start the process of a call, apart from this one; what it says goes to a file in the run folder.
 
     Raises
@@ -140,10 +140,10 @@ class TrainingRun:
 
     def _close(self) -> None:
         self.folder: Path | None = None
-        self.story = Story()
+        self.story = RunLogState()
         self.writer: Writer | None = None
         self.phase, self.reason, self.foreign = Phase.NONE, "", ""
-        self._tail: Tail | None = None
+        self._tail: JsonLinesTail | None = None
         self._heart: Heartbeat | None = None
         self._seen: Any = None
 
@@ -173,9 +173,9 @@ class TrainingRun:
             write_text(folder / SETTINGS, dump_config(config))
         except OSError as error:
             raise _unwritable(folder, error) from error
-        self._begin(Call(cohort, folder, folder / SETTINGS, device))
+        self._begin(TrainCommand(cohort, folder, folder / SETTINGS, device))
 
-    def _begin(self, call: Call) -> None:
+    def _begin(self, call: TrainCommand) -> None:
         clear_stop(call.folder)
         child = begin(call)
         self._look_at(call.folder)
@@ -202,7 +202,7 @@ class TrainingRun:
     def _look_at(self, folder: Path) -> None:
         self._close()
         self.folder = folder
-        self._tail, self._heart = Tail(folder / EVENTS), Heartbeat(folder)
+        self._tail, self._heart = JsonLinesTail(folder / EVENTS), Heartbeat(folder)
 
     def let_go(self) -> None:
         """Follow the process no longer; it goes on."""
@@ -257,7 +257,7 @@ class TrainingRun:
         if config is None:
             raise LrmilError(f"{folder}: it has no {CONFIG}, so its settings are not known; start a new run")
         foreign = self.foreign
-        self._begin(Call(table, folder, config, str(told.get("device") or device)))
+        self._begin(TrainCommand(table, folder, config, str(told.get("device") or device)))
         self.foreign = foreign
 
     # ------------------------------------------------------------ following

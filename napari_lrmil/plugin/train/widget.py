@@ -17,25 +17,31 @@ from qtpy.QtWidgets import QFileDialog, QVBoxLayout
 from lrmil_training.config import TrainConfig, load_config
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Failed, Finished
-from napari_lrmil.core.features.devices import devices_here
-from napari_lrmil.core.user_settings import Remembered
+from napari_lrmil.core.features.devices import available_devices
+from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.plugin.analyse.widget import AnalyseWidget
 from napari_lrmil.plugin.qt.docks import LeavingWidget, open_dock, tab_beside
-from napari_lrmil.plugin.qt.errors import attempt
+from napari_lrmil.plugin.qt.errors import show_errors
 from napari_lrmil.plugin.qt.section import label
-from napari_lrmil.plugin.qt.signals import listen
+from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.qt.steps import Step, Steps, line_up
-from napari_lrmil.plugin.qt.worker import Latest
-from napari_lrmil.plugin.train.cohort_editor import CohortSection
+from napari_lrmil.plugin.qt.worker import LatestOnly
+from napari_lrmil.plugin.train.cohort_editor import CohortEditor
 from napari_lrmil.plugin.train.cohort_table import CohortTable
 from napari_lrmil.plugin.train.config_form import TrainingForm
-from napari_lrmil.plugin.train.curves import Ink
+from napari_lrmil.plugin.train.curves import PlotTheme
 from napari_lrmil.plugin.train.encoder_choices import EncoderOffer, encoder_offers, offer_of
 from napari_lrmil.plugin.train.estimate import estimate, learn
 from napari_lrmil.plugin.train.pair_preview import PatchPicture, picturing
 from napari_lrmil.plugin.train.result_panel import ResultSection
 from napari_lrmil.plugin.train.result_table import Result, read_result
-from napari_lrmil.plugin.train.run_panel import ENDS, STAYS, RunSection, ask_drops, ask_goes_on
+from napari_lrmil.plugin.train.run_panel import (
+    ENDS,
+    STAYS,
+    RunSection,
+    confirm_close_during_training,
+    confirm_discard_table,
+)
 from napari_lrmil.plugin.train.run_process import Phase, TrainingRun, refuse_taken
 
 WIDTH_PX = 340
@@ -58,11 +64,11 @@ class TrainWidget(LeavingWidget):
         Where this machine's pace is kept; the user's own by default.
     """
 
-    def __init__(self, viewer: napari.viewer.Viewer, remembered: Remembered | None = None) -> None:
+    def __init__(self, viewer: napari.viewer.Viewer, remembered: SettingsStore | None = None) -> None:
         super().__init__()
         self._viewer = viewer
-        self._remembered = remembered or Remembered()
-        self._devices = devices_here()
+        self._remembered = remembered or SettingsStore()
+        self._devices = available_devices()
         self.table, self.run = CohortTable(), TrainingRun()
         self._result: Result | None = None
         self._offer: EncoderOffer | None = None
@@ -81,7 +87,7 @@ class TrainWidget(LeavingWidget):
         self.setMinimumWidth(WIDTH_PX)
         ink = _ink(self._viewer)
         self.about = label("about", bold=True)
-        self.cohort, self.form = CohortSection(self.table), TrainingForm()
+        self.cohort, self.form = CohortEditor(self.table), TrainingForm()
         self.running, self.outcome = RunSection(self.run, ink), ResultSection(ink)
         self.form.offer_devices(self._devices)
         self.cohort.expand(animate=False)
@@ -99,11 +105,11 @@ class TrainWidget(LeavingWidget):
     # ------------------------------------------------------------ wishes and news
 
     def _connect(self) -> None:
-        self._checks = Latest(self._checked, self)
-        self._pictures = Latest(self._pictured_event, self)
-        self._offers = Latest(self._offered, self)
-        self._told = Latest(self._told_of, self)
-        self._results = Latest(self._result_read, self)
+        self._checks = LatestOnly(self._checked, self)
+        self._pictures = LatestOnly(self._pictured_event, self)
+        self._offers = LatestOnly(self._offered, self)
+        self._told = LatestOnly(self._told_of, self)
+        self._results = LatestOnly(self._result_read, self)
         self._poll = self._timer(POLL_MS, self.run.poll, once=False)
         self._draw = self._timer(DRAW_MS, self._draw_curves)
         self._settle = self._timer(SETTLE_MS, self._settings_settled)
@@ -119,9 +125,9 @@ class TrainWidget(LeavingWidget):
             (self.form.file_wanted, self._ask_settings),
             (self.running.folder.textChanged, lambda _: self._refresh()),
             (self.running.folder_wanted, self._ask_folder),
-            (self.running.start_wanted, lambda: attempt(self.start)),
-            (self.running.stop_wanted, lambda: attempt(self.run.stop)),
-            (self.running.resume_wanted, lambda: attempt(self._resume)),
+            (self.running.start_wanted, lambda: show_errors(self.start)),
+            (self.running.stop_wanted, lambda: show_errors(self.run.stop)),
+            (self.running.resume_wanted, lambda: show_errors(self._resume)),
             (self.running.open_wanted, self._ask_run),
             (self.running.folded, lambda *_: self._draw.start()),
             (self.outcome.use_wanted, self._use_model),
@@ -129,7 +135,7 @@ class TrainWidget(LeavingWidget):
         )
         for signal, callback in wishes:
             signal.connect(callback)
-        listen(
+        connect_until_destroyed(
             self,
             [
                 (self.table.changed, self._table_changed),
@@ -161,24 +167,24 @@ class TrainWidget(LeavingWidget):
 
     def open_table(self, path: Path) -> None:
         """Take the slides of a cohort table."""
-        attempt(partial(self.table.open, path))
+        show_errors(partial(self.table.open, path))
 
     def _may_drop_table(self) -> bool:
         """Ask before a table with unsaved changes makes room for another."""
-        return self.table.saved or not self.table.edited or ask_drops()
+        return self.table.saved or not self.table.edited or confirm_discard_table()
 
     def _ask_slides(self) -> None:
         if not self._may_drop_table():
             return
         folder = QFileDialog.getExistingDirectory(self, "Folder of slides")
         if folder:
-            attempt(partial(self.table.build, Path(folder)))
+            show_errors(partial(self.table.build, Path(folder)))
 
     def _ask_save(self) -> None:
         start = self.table.path or (self.table.rows[0].path.parent / COHORT if self.table.rows else COHORT)
         file, _ = QFileDialog.getSaveFileName(self, "Save the cohort table", str(start), TABLES)
         if file:
-            attempt(partial(self.table.save, Path(file).with_suffix(".csv")))
+            show_errors(partial(self.table.save, Path(file).with_suffix(".csv")))
 
     def _propose(self) -> None:
         try:
@@ -215,7 +221,7 @@ class TrainWidget(LeavingWidget):
     def _ask_settings(self) -> None:
         file, _ = QFileDialog.getOpenFileName(self, "Settings of a run", "", "Settings (*.yaml *.yml)")
         if file:
-            config = attempt(partial(load_config, Path(file)))
+            config = show_errors(partial(load_config, Path(file)))
             if config is not None:
                 self.form.set_value(config)
 
@@ -309,7 +315,7 @@ class TrainWidget(LeavingWidget):
     def open_run(self, folder: Path) -> None:
         """Follow a run that is there."""
         self._started = None
-        attempt(partial(self.run.open, folder))
+        show_errors(partial(self.run.open, folder))
         if self.run.folder == folder:
             if self.run.foreign:
                 show_error(self.run.foreign)
@@ -394,11 +400,11 @@ class TrainWidget(LeavingWidget):
         if self._left:
             return True
         if self.run.is_ours and self.run.phase is not Phase.STOPPING:
-            answer = ask_goes_on(may_stay)
+            answer = confirm_close_during_training(may_stay)
             if answer == STAYS:
                 return False
             if answer == ENDS:
-                attempt(self.run.stop)
+                show_errors(self.run.stop)
         self._left = True
         for timer in (self._poll, self._draw, self._settle, self._place):
             timer.stop()
@@ -408,9 +414,9 @@ class TrainWidget(LeavingWidget):
         return True
 
 
-def _ink(viewer: napari.viewer.Viewer) -> Ink:
+def _ink(viewer: napari.viewer.Viewer) -> PlotTheme:
     theme = get_theme(viewer.theme)
-    return Ink(theme.background.as_hex(), theme.text.as_hex(), theme.secondary.as_hex())
+    return PlotTheme(theme.background.as_hex(), theme.text.as_hex(), theme.secondary.as_hex())
 
 
 def _research_use() -> str:

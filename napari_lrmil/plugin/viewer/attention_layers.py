@@ -31,7 +31,7 @@ View = Literal["side", "wipe", "difference"]
 
 
 @dataclass(frozen=True)
-class Look:
+class AttentionStyle:
     """How attention is to look.
 
     Attributes
@@ -50,7 +50,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Pairing:
+class CompareMode:
     """How the maps of student and teacher lie to each other.
 
     Attributes
@@ -87,11 +87,11 @@ def map_layers(
     prediction: Prediction,
     mpp: float,
     given_mpp: float | None,
-    look: Look | None = None,
-    pairing: Pairing | None = None,
+    look: AttentionStyle | None = None,
+    pairing: CompareMode | None = None,
 ) -> dict[Place, LayerData]:
     """Return the maps of a prediction and where they lie; without a teacher, the student's alone."""
-    pairing = pairing or Pairing()
+    pairing = pairing or CompareMode()
     if prediction.teacher is not None and pairing.view == "difference":
         return {("difference", "student"): _difference_layer(prediction, mpp, given_mpp)}
     made = attention_layers(prediction, mpp, given_mpp, look, pooled=pairing.pooled)
@@ -118,12 +118,17 @@ def _wipe(layer: LayerData, prediction: Prediction, edge: int, width: int, is_le
 
 
 def attention_layers(
-    prediction: Prediction, mpp: float, given_mpp: float | None, look: Look | None = None, *, pooled: bool = False
+    prediction: Prediction,
+    mpp: float,
+    given_mpp: float | None,
+    look: AttentionStyle | None = None,
+    *,
+    pooled: bool = False,
 ) -> dict[Side, LayerData]:
     """Return the attention of the student, and of the teacher where it ran, with the same colour limits."""
-    from napari_lrmil.core.visualize.overlay import attention_limits, attention_values, raster
+    from napari_lrmil.core.visualize.overlay import attention_limits, attention_values, rasterize_patches
 
-    look = look or Look()
+    look = look or AttentionStyle()
     student = prediction.student
     readings: dict[Side, _Map] = {"student": _Map(student.coords, student.patch_level0, student.attention)}
     if prediction.teacher is not None:
@@ -132,7 +137,7 @@ def attention_layers(
     colours = attention_limits(list(shown.values()), look.mode)
     made: dict[Side, LayerData] = {}
     for side, reading in readings.items():
-        heat = raster(reading, shown[side])
+        heat = rasterize_patches(reading, shown[side])
         options = {
             "name": f"{TITLES[side]} attention",
             "colormap": attention_colours(),
@@ -159,14 +164,14 @@ def _teacher_map(prediction: Prediction, pooled: bool) -> _Map:
 
 def _difference_layer(prediction: Prediction, mpp: float, given_mpp: float | None) -> LayerData:
     """Return where student and teacher differ, on the LR grid: above 0 where the student looks more."""
-    from napari_lrmil.core.inference.teacher_comparison import shared
+    from napari_lrmil.core.inference.teacher_comparison import shared_patches
     from napari_lrmil.core.visualize.comparison_figure import difference_limit
-    from napari_lrmil.core.visualize.overlay import raster
+    from napari_lrmil.core.visualize.overlay import rasterize_patches
 
-    both = shared(prediction)
+    both = shared_patches(prediction)
     values = np.full(len(prediction.student.attention), np.nan, dtype=np.float32)
     values[both.rows] = both.difference
-    limit, heat = difference_limit(both), raster(prediction.student, values)
+    limit, heat = difference_limit(both), rasterize_patches(prediction.student, values)
     options = {
         "name": "Student less teacher",
         "colormap": difference_colours(),
@@ -182,11 +187,11 @@ def picked_layer(
     prediction: Prediction, rows: Int64, mpp: float, given_mpp: float | None, side: Side = "student"
 ) -> LayerData:
     """Return outlines round the LR patches in these rows of a prediction."""
-    from napari_lrmil.core.visualize.overlay import raster
+    from napari_lrmil.core.visualize.overlay import rasterize_patches
 
     marks = np.zeros(len(prediction.student.attention), np.float32)
     marks[rows] = 1
-    heat = raster(prediction.student, marks)
+    heat = rasterize_patches(prediction.student, marks)
     tag = Tag("picked", prediction.path, mpp, given_mpp, side)
     width, height = (length / PICK_PX for length in heat.pixel_level0)
     options = {
@@ -211,10 +216,10 @@ def _outlines(marks: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 def evidence_layer(prediction: Prediction, name: str, mpp: float, given_mpp: float | None) -> LayerData:
     """Return what each patch adds to the logit of the class `name`, blue against it and orange for it."""
-    from napari_lrmil.core.visualize.overlay import evidence_limits, raster
+    from napari_lrmil.core.visualize.overlay import evidence_limits, rasterize_patches
 
     values = prediction.student.evidence[:, prediction.classes.index(name)]
-    heat = raster(prediction.student, values)
+    heat = rasterize_patches(prediction.student, values)
     options = {
         "name": f"Evidence for {name}",
         "colormap": evidence_colours(),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QWidget
 
-from napari_lrmil.plugin.qt.signals import listen
+from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.viewer.navigation import um_per_unit
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Pointer(QWidget):  # type: ignore[misc]  # qtpy has no types
         self._timer.setSingleShot(True)
         self._timer.setInterval(THROTTLE_MS)
         self._timer.timeout.connect(self._now)
-        listen(self, [(viewer.cursor.events.position, self._moved)])
+        connect_until_destroyed(self, [(viewer.cursor.events.position, self._moved)])
 
     def _moved(self, _: Any = None) -> None:
         if not self._timer.isActive():

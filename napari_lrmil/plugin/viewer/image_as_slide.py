@@ -14,8 +14,8 @@ from PIL import Image
 
 from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.slides.slide import Slide
-from napari_lrmil.core.user_settings import Remembered
-from napari_lrmil.plugin.viewer.layers import add, ours, remove, screen_of, slide_layers, tag_of
+from napari_lrmil.core.user_settings import SettingsStore
+from napari_lrmil.plugin.viewer.layers import add_layer, lrmil_layers, remove_layers, screen_of, slide_layers, tag_of
 from napari_lrmil.plugin.viewer.mpp_prompt import Ask, mpp_for
 from napari_lrmil.plugin.viewer.navigation import um_in
 from napari_lrmil.plugin.viewer.reader import slices_asynchronously
@@ -130,7 +130,7 @@ def no_slide_because(layer: layers.Layer) -> str:
     return ""
 
 
-def plain_slide(layer: layers.Image, mpp: float | None = None) -> Slide:
+def slide_from_array(layer: layers.Image, mpp: float | None = None) -> Slide:
     """Return an ordinary image layer as a slide of one level, of `mpp` or else of what the layer's scale says.
 
     Raises
@@ -144,7 +144,9 @@ def plain_slide(layer: layers.Image, mpp: float | None = None) -> Slide:
     return Slide(path, mpp=mpp, opener=ArrayOpener(_finest(layer), _layer_mpp(layer)))
 
 
-def adopt(viewer: ViewerModel, layer: layers.Image, ask: Ask, memory: Remembered | None = None) -> list[layers.Image]:
+def replace_with_slide(
+    viewer: ViewerModel, layer: layers.Image, ask: Ask, memory: SettingsStore | None = None
+) -> list[layers.Image]:
     """Put a slide in the place of an ordinary image layer, and return its layers; none where the user will not say mpp.
 
     Raises
@@ -152,14 +154,14 @@ def adopt(viewer: ViewerModel, layer: layers.Image, ask: Ask, memory: Remembered
     SlideError
         Where the layer is no picture of 8-bit RGB.
     """
-    slide = plain_slide(layer)
+    slide = slide_from_array(layer)
     mpp = mpp_for(slide, ask, memory)
     if mpp is None:
         return []
     if not slide.has_mpp:
-        slide = plain_slide(layer, mpp)
-    added = add(viewer, slide_layers(slide, underlay=slices_asynchronously()))
-    remove(viewer, [layer])
+        slide = slide_from_array(layer, mpp)
+    added = add_layer(viewer, slide_layers(slide, underlay=slices_asynchronously()))
+    remove_layers(viewer, [layer])
     return added
 
 
@@ -167,7 +169,7 @@ def slide_opener(viewer: ViewerModel) -> Callable[[Path, float | None], Slide]:
     """Return what opens a slide for the analysis: a file, or the array behind a picture that became a slide."""
 
     def open_slide(path: Path, mpp: float | None) -> Slide:
-        for layer in ours(viewer, path, role="slide"):
+        for layer in lrmil_layers(viewer, path, role="slide"):
             screen, tag = screen_of(layer), tag_of(layer)
             if screen is not None and tag is not None and screen.slide.vendor == VENDOR:
                 return screen.slide.another(mpp)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Image, Layer
 
-    from napari_lrmil.core.patching.grid import Ground
+    from napari_lrmil.core.patching.grid import TissueGrid
 
 KEY = "napari_lrmil"  # our entry in a layer's metadata
 SCREEN_KEY = "napari_lrmil_screen"  # the open slide behind a layer
@@ -193,7 +193,7 @@ def drawing_layer(slide: Tag, width_um: float) -> LayerData:
     return [], options, "shapes"
 
 
-def tissue_layer(ground: Ground, slide: Tag) -> LayerData:
+def tissue_layer(ground: TissueGrid, slide: Tag) -> LayerData:
     """Return a slide's tissue mask as labels that can be painted: 1 is tissue."""
     lattice, mask = ground.tissue.lattice, ground.tissue.mask
     pixel = lattice.box.width / mask.shape[1], lattice.box.height / mask.shape[0]
@@ -210,7 +210,7 @@ def tissue_layer(ground: Ground, slide: Tag) -> LayerData:
 # ---------------------------------------------------------------- adding
 
 
-def add(viewer: ViewerModel, made: Iterable[LayerData]) -> list[Image]:
+def add_layer(viewer: ViewerModel, made: Iterable[LayerData]) -> list[Image]:
     """Add layers to the viewer, in drawing order, and return them."""
     return [getattr(viewer, f"add_{kind}")(data, **options) for data, options, kind in made]
 
@@ -224,7 +224,7 @@ def restyle(layer: Image, made: LayerData) -> None:
         setattr(layer, name, options[name])
 
 
-def ours(viewer: ViewerModel, path: Path | None = None, **wanted: str) -> list[Image]:
+def lrmil_layers(viewer: ViewerModel, path: Path | None = None, **wanted: str) -> list[Image]:
     """Return our layers, bottom first, of one slide or of all, whose tag has the wanted fields."""
     tags = [(layer, tag_of(layer)) for layer in viewer.layers]
     return [
@@ -236,14 +236,14 @@ def ours(viewer: ViewerModel, path: Path | None = None, **wanted: str) -> list[I
 
 def recolour(viewer: ViewerModel, path: Path, colour: Colour | None) -> None:
     """Show a slide in other colours, or as the file has them, in all its layers."""
-    shown = [(layer, screen) for layer in ours(viewer, path) if (screen := screen_of(layer)) is not None]
+    shown = [(layer, screen) for layer in lrmil_layers(viewer, path) if (screen := screen_of(layer)) is not None]
     for screen in {id(screen): screen for _, screen in shown}.values():
         screen.set_colour(colour)
     for layer, _ in shown:
         layer.refresh()
 
 
-def remove(viewer: ViewerModel, layers: Sequence[Layer]) -> None:
+def remove_layers(viewer: ViewerModel, layers: Sequence[Layer]) -> None:
     """Remove layers that are still there."""
     for layer in layers:
         if layer in viewer.layers:

@@ -14,7 +14,7 @@ from qtpy.QtWidgets import QSizePolicy, QWidget
 
 from napari_lrmil.core.events import Event, Failed, Finished
 from napari_lrmil.core.geometry import BoxUm
-from napari_lrmil.plugin.qt.signals import listen
+from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.qt.worker import Run
 from napari_lrmil.plugin.viewer.layers import screen_of
 from napari_lrmil.plugin.viewer.navigation import current_slide, fly_to, visible_um
@@ -124,7 +124,7 @@ class Minimap(QWidget):  # type: ignore[misc]  # qtpy has no types
         camera = viewer.scene.camera.events
         moves = [camera.center, camera.zoom, viewer.canvas.events.size, viewer.canvas.grid.events.enabled]
         changes = [layers.events.inserted, layers.events.removed, layers.selection.events.active]
-        listen(self, [(e, self._moved) for e in moves] + [(e, self._changed) for e in changes])
+        connect_until_destroyed(self, [(e, self._moved) for e in moves] + [(e, self._changed) for e in changes])
 
     def sizeHint(self) -> QSize:  # noqa: N802  # Qt's name
         """Return a size that fits a dock."""

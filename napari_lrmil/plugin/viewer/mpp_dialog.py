@@ -24,7 +24,7 @@ from napari_lrmil.core.geometry import nominal_magnification
 from napari_lrmil.core.slides.resolution import PLAUSIBLE_MPP
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.plugin.qt.worker import Run
-from napari_lrmil.plugin.viewer.mpp_prompt import COMMON, Answer, Estimate, EstimateMpp, is_plausible
+from napari_lrmil.plugin.viewer.mpp_prompt import COMMON, Estimate, EstimateMpp, MppAnswer, is_plausible
 
 WIDTH_PX = 460
 WHY = (
@@ -33,7 +33,7 @@ WHY = (
 )
 
 
-def ask_in_window(slide: Slide, estimate: EstimateMpp | None = None, parent: QWidget | None = None) -> Answer | None:
+def ask_in_window(slide: Slide, estimate: EstimateMpp | None = None, parent: QWidget | None = None) -> MppAnswer | None:
     """Ask for the resolution of `slide` and wait for the answer; None where the dialog was cancelled."""
     dialog = MppDialog(slide.name, estimate, parent)
     try:
@@ -135,9 +135,9 @@ class MppDialog(QDialog):  # type: ignore[misc]  # qtpy has no types
         super().showEvent(event)
         self.resize(self.width(), self.layout().totalHeightForWidth(self.width()))
 
-    def value(self) -> Answer:
+    def value(self) -> MppAnswer:
         """Return what is filled in."""
-        return Answer(self.field.value(), self.remember.isChecked())
+        return MppAnswer(self.field.value(), self.remember.isChecked())
 
     def _show(self, _: float = 0.0) -> None:
         mpp = self.field.value()

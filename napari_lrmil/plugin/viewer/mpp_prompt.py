@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from napari_lrmil.core.slides.resolution import PLAUSIBLE_MPP
-from napari_lrmil.core.user_settings import Remembered
+from napari_lrmil.core.user_settings import SettingsStore
 
 if TYPE_CHECKING:
     from napari_lrmil.core.slides.slide import Slide
@@ -33,7 +33,7 @@ EstimateMpp = Callable[[], Estimate | None]
 
 
 @dataclass(frozen=True)
-class Answer:
+class MppAnswer:
     """µm per level-0 pixel as the user says, and whether to remember it for the file."""
 
     mpp: float
@@ -45,7 +45,7 @@ class Answer:
             raise ValueError(f"{self.mpp:g} µm per pixel is no resolution of a slide; expected {low:g} to {high:g}")
 
 
-Ask = Callable[["Slide"], Answer | None]  # None: the user does not want to say
+Ask = Callable[["Slide"], MppAnswer | None]  # None: the user does not want to say
 
 
 def is_plausible(mpp: float) -> bool:
@@ -53,7 +53,7 @@ def is_plausible(mpp: float) -> bool:
     return PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1]
 
 
-def mpp_for(slide: Slide, ask: Ask, memory: Remembered | None = None) -> float | None:
+def mpp_for(slide: Slide, ask: Ask, memory: SettingsStore | None = None) -> float | None:
     """Return µm per level-0 pixel: as the file says, else as was once answered for it, else as `ask` answers now.
 
     Returns

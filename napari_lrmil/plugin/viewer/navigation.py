@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari_lrmil.core.geometry import MPP_TOLERANCE, BoxUm
 from napari_lrmil.core.slides.resolution import POWER_TIMES_MPP
-from napari_lrmil.plugin.viewer.layers import ours, screen_of, tag_of
+from napari_lrmil.plugin.viewer.layers import lrmil_layers, screen_of, tag_of
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -104,8 +104,8 @@ def current_slide(viewer: ViewerModel) -> Image | None:
     """Return the slide layer that the user deals with: that of the active layer, else the topmost visible one."""
     active = viewer.layers.selection.active
     tag = tag_of(active) if active is not None else None
-    own = ours(viewer, tag.path, role="slide", side="student") if tag is not None else []
-    shown = [layer for layer in ours(viewer, role="slide", side="student") if layer.visible]
+    own = lrmil_layers(viewer, tag.path, role="slide", side="student") if tag is not None else []
+    shown = [layer for layer in lrmil_layers(viewer, role="slide", side="student") if layer.visible]
     return next(iter([*own, *reversed(shown)]), None)
 
 
@@ -120,10 +120,10 @@ def show_scale_bar_with_slides(viewer: ViewerModel) -> None:
     """Switch the scale bar on whenever a first slide comes; its unit is that of the layers, µm."""
 
     def layer_came(event: Any) -> None:
-        slides = ours(viewer, role="slide", side="student")
+        slides = lrmil_layers(viewer, role="slide", side="student")
         if slides == [event.value]:  # only with the first: a user who switched it off had a reason
             viewer.canvas.overlays.scale_bar.visible = True
 
-    if ours(viewer, role="slide"):
+    if lrmil_layers(viewer, role="slide"):
         viewer.canvas.overlays.scale_bar.visible = True
     viewer.layers.events.inserted.connect(layer_came)

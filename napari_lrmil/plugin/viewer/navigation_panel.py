@@ -10,7 +10,7 @@ from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import QCheckBox, QHBoxLayout, QLabel, QPushButton, QShortcut, QWidget
 
 from napari_lrmil.plugin.qt.section import Section, bar, button
-from napari_lrmil.plugin.qt.signals import listen
+from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.viewer.minimap import Minimap
 from napari_lrmil.plugin.viewer.navigation import (
     MAGNIFICATIONS,
@@ -85,7 +85,7 @@ class MagnificationRow(QWidget):  # type: ignore[misc]  # qtpy has no types
             layers.events.removed,
             layers.selection.events.active,
         ]
-        listen(self, [(emitter, self._news) for emitter in news])
+        connect_until_destroyed(self, [(emitter, self._news) for emitter in news])
 
     def value(self) -> float:
         """Return the magnification that is shown."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from napari_lrmil.core.slides.openslide_handle import dicom_files
 from napari_lrmil.core.slides.slide import Slide
-from napari_lrmil.core.user_settings import Remembered
-from napari_lrmil.plugin.viewer.mpp_prompt import Answer, Ask, mpp_for
+from napari_lrmil.core.user_settings import SettingsStore
+from napari_lrmil.plugin.viewer.mpp_prompt import Ask, MppAnswer, mpp_for
 from napari_lrmil.plugin.viewer.screen_pyramid import CACHE_BYTES
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def open_slides(path: Paths) -> list[LayerData]:
 
     viewer = current_viewer()
     shown = _series_shown(viewer) if viewer is not None else frozenset()
-    cache = Remembered().load_settings().settings.tile_cache_mb << 20
+    cache = SettingsStore().load_settings().settings.tile_cache_mb << 20
     made = read_slides(path, ask=ask_in_window if viewer is not None else None, shown=shown, cache_bytes=cache)
     return made or NOTHING
 
@@ -54,7 +54,7 @@ def read_slides(
     mpp: float | None = None,
     *,
     ask: Ask | None = None,
-    memory: Remembered | None = None,
+    memory: SettingsStore | None = None,
     shown: Iterable[str] = (),
     cache_bytes: int = CACHE_BYTES,
 ) -> list[LayerData]:
@@ -86,13 +86,13 @@ def read_slides(
     return [layer for slide in found if slide is not None for layer in _layers(slide, cache_bytes)]
 
 
-def _known(path: Path, mpp: float | None, ask: Ask | None, memory: Remembered | None) -> Slide | None:
+def _known(path: Path, mpp: float | None, ask: Ask | None, memory: SettingsStore | None) -> Slide | None:
     """Return the open slide with a resolution, if anyone says it; None where the user would not."""
     slide = Slide(path, mpp=mpp)
     if slide.has_mpp or ask is None:
         return slide
     try:
-        answered = mpp_for(slide, ask, memory or Remembered())
+        answered = mpp_for(slide, ask, memory or SettingsStore())
     finally:
         slide.close()
     if answered is None:
@@ -118,7 +118,7 @@ def slices_asynchronously() -> bool:
     return bool(get_settings().experimental.async_)
 
 
-def ask_in_window(slide: Slide) -> Answer | None:
+def ask_in_window(slide: Slide) -> MppAnswer | None:
     """Ask for the resolution of a slide in a dialog, which offers what its nuclei say."""
     from napari_lrmil.core.slides.mpp_from_nuclei import estimate_mpp
     from napari_lrmil.plugin.viewer.mpp_dialog import ask_in_window as ask
@@ -189,9 +189,9 @@ def _series(file: Path) -> str | None:
 
 
 def _series_shown(viewer: ViewerModel) -> frozenset[str]:
-    from napari_lrmil.plugin.viewer.layers import ours, screen_of
+    from napari_lrmil.plugin.viewer.layers import lrmil_layers, screen_of
 
-    screens = [screen_of(layer) for layer in ours(viewer, role="slide")]
+    screens = [screen_of(layer) for layer in lrmil_layers(viewer, role="slide")]
     return frozenset(s.slide.properties[SERIES] for s in screens if s is not None and SERIES in s.slide.properties)
 
 

@@ -17,7 +17,7 @@ from uuid import uuid4
 import numpy as np
 from psygnal import Signal
 
-from napari_lrmil.core.geometry import Bounds, BoxLevel0, BoxUm, Level, LevelWindow
+from napari_lrmil.core.geometry import Bounds, BoxLevel0, BoxUm, Level, OpenSlideWindow
 from napari_lrmil.core.slides.resampling import Pixels, area_average
 from napari_lrmil.core.slides.slide import Slide
 
@@ -218,7 +218,7 @@ class ScreenSlide:
         pixels = self._region(level - 1, (x, y), stop)
         shape = (pixels.shape[1], pixels.shape[0])
         left, top = max(0.0, left - x), max(0.0, top - y)
-        return area_average(pixels, LevelWindow(0, (0, 0), shape, left, top, right - x, bottom - y), size)
+        return area_average(pixels, OpenSlideWindow(0, (0, 0), shape, left, top, right - x, bottom - y), size)
 
     def _region(self, level: int, start: tuple[int, int], stop: tuple[int, int]) -> Pixels:
         """Return the pixels from `start` to `stop` (x, y) of a level, put together from its tiles."""

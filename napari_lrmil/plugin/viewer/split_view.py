@@ -12,8 +12,24 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-from napari_lrmil.plugin.viewer.attention_layers import Look, Pairing, evidence_layer, map_layers, picked_layer
-from napari_lrmil.plugin.viewer.layers import MAPS, LayerData, Place, add, ours, remove, restyle, tag_of, twin
+from napari_lrmil.plugin.viewer.attention_layers import (
+    AttentionStyle,
+    CompareMode,
+    evidence_layer,
+    map_layers,
+    picked_layer,
+)
+from napari_lrmil.plugin.viewer.layers import (
+    MAPS,
+    LayerData,
+    Place,
+    add_layer,
+    lrmil_layers,
+    remove_layers,
+    restyle,
+    tag_of,
+    twin,
+)
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -44,7 +60,7 @@ class Views:
 
 def find_views(viewer: ViewerModel) -> Views | None:
     """Return the two views where a slide has a student's and a teacher's attention, else None."""
-    for attention in ours(viewer, role="attention", side="teacher"):
+    for attention in lrmil_layers(viewer, role="attention", side="teacher"):
         path = _path(attention)
         pairs = [(_first(viewer, path, role, "student"), _first(viewer, path, role, "teacher")) for role in ROLES]
         whole = [(s, t) for s, t in pairs if s is not None and t is not None]
@@ -60,15 +76,15 @@ def _path(layer: Layer) -> Path | None:
 
 def _maps(viewer: ViewerModel, path: Path | None = None) -> list[Image]:
     """Return the maps that there are, in the order in which they are drawn."""
-    found = [layer for role in MAPS for layer in ours(viewer, path, role=role)]
+    found = [layer for role in MAPS for layer in lrmil_layers(viewer, path, role=role)]
     return [layer for layer in viewer.layers if layer in found]
 
 
 def _first(viewer: ViewerModel, path: Path | None, role: str, side: str) -> Image | None:
-    return next(iter(ours(viewer, path, role=role, side=side)), None)
+    return next(iter(lrmil_layers(viewer, path, role=role, side=side)), None)
 
 
-def arrange(viewer: ViewerModel) -> None:
+def arrange_views(viewer: ViewerModel) -> None:
     """Bring order and grid in line with the layers there are; call it whenever layers came or went."""
     _tie_underlays(viewer)
     caption = viewer.canvas.overlays.text
@@ -79,7 +95,7 @@ def arrange(viewer: ViewerModel) -> None:
         _leave_grid(viewer)
         return
     _order(viewer, views.layers)
-    for layer in ours(viewer):
+    for layer in lrmil_layers(viewer):
         if layer not in views.layers:
             layer.visible = False  # a visible one would open a third view
     if viewer.canvas.grid.stride != len(views.student):
@@ -93,7 +109,7 @@ def _tie_underlays(viewer: ViewerModel) -> None:
     """Let a slide and the coarse layer beneath it show and hide together."""
     from napari.experimental import link_layers
 
-    for underlay in ours(viewer, role="underlay"):
+    for underlay in lrmil_layers(viewer, role="underlay"):
         tag = tag_of(underlay)
         slide = _first(viewer, tag.path, "slide", tag.side) if tag else None
         if slide is not None:
@@ -102,9 +118,11 @@ def _tie_underlays(viewer: ViewerModel) -> None:
 
 def _leave_grid(viewer: ViewerModel) -> None:
     """Take what only the teacher's view needed away; a grid that is not ours stays as it is."""
-    lonely = [layer for role in ("underlay", "slide", "picked") for layer in ours(viewer, role=role, side="teacher")]
+    lonely = [
+        layer for role in ("underlay", "slide", "picked") for layer in lrmil_layers(viewer, role=role, side="teacher")
+    ]
     if lonely:
-        remove(viewer, lonely)
+        remove_layers(viewer, lonely)
         viewer.canvas.grid.enabled = False
 
 
@@ -115,20 +133,20 @@ def _order(viewer: ViewerModel, wanted: tuple[Image, ...]) -> None:
         viewer.layers.move_multiple([viewer.layers.index(layer) for layer in (*wanted, *rest)], 0)
 
 
-def show(
+def show_attention(
     viewer: ViewerModel,
     prediction: Prediction,
     slide: SlideChoice,
-    look: Look | None = None,
-    pairing: Pairing | None = None,
+    look: AttentionStyle | None = None,
+    pairing: CompareMode | None = None,
 ) -> None:
     """Lay the attention over its slide, and the teacher's to it where it ran; layers of the last run are kept.
 
     A layer made anew costs the window a tenth of a second, and would lose what the user did to the old one.
     """
-    for layer in ours(viewer):
+    for layer in lrmil_layers(viewer):
         layer.visible = _path(layer) == slide.path  # slides share their corner, so another one would lie over this one
-    refresh(viewer, prediction, slide, look, pairing)
+    refresh_attention(viewer, prediction, slide, look, pairing)
 
 
 def _lay(viewer: ViewerModel, slide: SlideChoice, made: Mapping[Place, LayerData]) -> None:
@@ -136,13 +154,13 @@ def _lay(viewer: ViewerModel, slide: SlideChoice, made: Mapping[Place, LayerData
     there = bool(_maps(viewer, slide.path))
     was_beside, camera = bool(viewer.canvas.grid.enabled), viewer.scene.camera
     centre, zoom = camera.center, camera.zoom
-    forget(viewer, slide.path)
-    layers = add(viewer, [layer for place, layer in made.items() if place[1] == "student"])
+    remove_attention(viewer, slide.path)
+    layers = add_layer(viewer, [layer for place, layer in made.items() if place[1] == "student"])
     if ("attention", "teacher") in made:
         found = [_first(viewer, slide.path, role, "student") for role in ROLES[:2]]
         copies: list[LayerData] = [twin(layer) for layer in found if layer is not None]
-        add(viewer, [*copies, made["attention", "teacher"]])
-    arrange(viewer)
+        add_layer(viewer, [*copies, made["attention", "teacher"]])
+    arrange_views(viewer)
     viewer.layers.selection.active = layers[0]
     beside = bool(viewer.canvas.grid.enabled)
     if beside != was_beside and there:  # the place stays, in a view half or twice as wide
@@ -150,23 +168,23 @@ def _lay(viewer: ViewerModel, slide: SlideChoice, made: Mapping[Place, LayerData
     elif beside != was_beside:
         viewer.reset_view()
     if was_beside and not beside:
-        for layer in ours(viewer, slide.path, role="drawn"):
+        for layer in lrmil_layers(viewer, slide.path, role="drawn"):
             layer.visible = True  # two views have no place for it
 
 
-def forget(viewer: ViewerModel, path: Path) -> None:
+def remove_attention(viewer: ViewerModel, path: Path) -> None:
     """Take the results of an earlier run away."""
-    old = [layer for role in (*MAPS, "evidence", "picked") for layer in ours(viewer, path, role=role)]
-    remove(viewer, old)
-    arrange(viewer)
+    old = [layer for role in (*MAPS, "evidence", "picked") for layer in lrmil_layers(viewer, path, role=role)]
+    remove_layers(viewer, old)
+    arrange_views(viewer)
 
 
-def refresh(
+def refresh_attention(
     viewer: ViewerModel,
     prediction: Prediction,
     slide: SlideChoice,
-    look: Look | None = None,
-    pairing: Pairing | None = None,
+    look: AttentionStyle | None = None,
+    pairing: CompareMode | None = None,
 ) -> None:
     """Show a prediction in the layers of the last one where there are any: nothing flickers, the camera stays."""
     tags = {layer: tag_of(layer) for layer in _maps(viewer, slide.path)}
@@ -183,33 +201,37 @@ def show_picked(viewer: ViewerModel, prediction: Prediction, slide: SlideChoice,
     """Outline LR patches, given as rows of a prediction, in all views of its slide; None or no row outlines nothing."""
     sides: tuple[Side, ...] = ("student", "teacher") if find_views(viewer) is not None else ("student",)
     if rows is None or len(rows) == 0:
-        remove(viewer, ours(viewer, slide.path, role="picked"))
+        remove_layers(viewer, lrmil_layers(viewer, slide.path, role="picked"))
         return
     for side in sides:
         made = picked_layer(prediction, rows, slide.mpp, slide.given_mpp, side)
         there = _first(viewer, slide.path, "picked", side)
         if there is None:
-            add(viewer, [made])
+            add_layer(viewer, [made])
         else:
             restyle(there, made)
-    arrange(viewer)
+    arrange_views(viewer)
 
 
 def show_evidence(
-    viewer: ViewerModel, prediction: Prediction, slide: SlideChoice, name: str | None, look: Look | None = None
+    viewer: ViewerModel,
+    prediction: Prediction,
+    slide: SlideChoice,
+    name: str | None,
+    look: AttentionStyle | None = None,
 ) -> None:
     """Show the evidence for a class in place of the student's attention; None shows the attention again."""
     there = _first(viewer, slide.path, "evidence", "student")
     for layer in _maps(viewer, slide.path):
-        if layer not in ours(viewer, side="teacher"):
+        if layer not in lrmil_layers(viewer, side="teacher"):
             layer.visible = name is None
     if name is None:
-        remove(viewer, [there] if there is not None else [])
+        remove_layers(viewer, [there] if there is not None else [])
         _caption(viewer, look)
         return
     made = evidence_layer(prediction, name, slide.mpp, slide.given_mpp)
     if there is None:
-        [there] = add(viewer, [made])
+        [there] = add_layer(viewer, [made])
         _bar(there)
     else:
         restyle(there, made)
@@ -217,7 +239,7 @@ def show_evidence(
     _say(viewer, f"evidence for {name} (logit), blue against, orange for")
 
 
-def dress(viewer: ViewerModel, look: Look | None = None) -> Iterator[None]:
+def add_legends(viewer: ViewerModel, look: AttentionStyle | None = None) -> Iterator[None]:
     """Name the views where there are two, and give the last one the legend that holds for all, a step at a time.
 
     Each step takes the window a few hundredths of a second where letters are drawn for the first time.
@@ -241,15 +263,15 @@ def _bar(layer: Image, visible: bool = True) -> None:
     bar.position, bar.size, bar.font_size, bar.visible = "top_right", (18, 150), 9, visible
 
 
-def _caption(viewer: ViewerModel, look: Look | None) -> None:
+def _caption(viewer: ViewerModel, look: AttentionStyle | None) -> None:
     """Say what the colours mean, by the maps that there are."""
     from napari_lrmil.core.visualize.comparison_figure import DIFFERENCE_LEGEND
     from napari_lrmil.core.visualize.overlay import LEGENDS
 
     meaning = LEGENDS[look.mode if look else "raw"]
-    if ours(viewer, role="difference"):
+    if lrmil_layers(viewer, role="difference"):
         meaning = f"{DIFFERENCE_LEGEND}; orange: the student looks more"
-    elif ours(viewer, role="wipe"):
+    elif lrmil_layers(viewer, role="wipe"):
         meaning += "; student left of the wipe, teacher right of it"
     _say(viewer, meaning)
 

@@ -131,7 +131,7 @@ def read_cohort(path: Path, *, seed: int = 0) -> Cohort:
         )
     fixed = any(s.split for s in slides)
     if not fixed:
-        slides = deal_splits(slides, seed)
+        slides = assign_splits(slides, seed)
     refuse_leaks(path, slides)
     return Cohort(path, tuple(slides), tuple(dict.fromkeys(_class_order(slides))), fixed)
 
@@ -236,7 +236,7 @@ def require_classes(cohort: Cohort, splits: Sequence[str]) -> None:
             )
 
 
-def deal_splits(slides: Sequence[CohortSlide], seed: int) -> list[CohortSlide]:
+def assign_splits(slides: Sequence[CohortSlide], seed: int) -> list[CohortSlide]:
     """Return the slides with splits dealt by patient, stratified by label; pseudo-patients go with their parts."""
     rng = np.random.default_rng(seed)
     groups = clusters([s.patient for s in slides])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from napari_lrmil.core.features.bag import Features, contiguous_at
+from napari_lrmil.core.features.bag import Features, array_location
 from napari_lrmil.core.geometry import Int64
 
 
@@ -33,7 +33,7 @@ class StoredRows:
     @classmethod
     def of(cls, path: Path, name: str = "features") -> StoredRows:
         """Return the array `name` of a file that `write_bag` wrote."""
-        offset, shape = contiguous_at(path, name)
+        offset, shape = array_location(path, name)
         return cls(path, name, shape, offset)
 
     def __call__(self, rows: Int64 | slice = slice(None)) -> Features:

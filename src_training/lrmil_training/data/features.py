@@ -13,16 +13,16 @@ import torch
 
 from lrmil_training.data.cohort import Cohort, CohortSlide
 from lrmil_training.data.feature_store import StoredRows
-from napari_lrmil.core.cohort import SlideWork, Told
-from napari_lrmil.core.encoders import KINDS, AlignedEncoder, LoadedEncoder, encoder_at
+from napari_lrmil.core.cohort import SlideJob, TaskResult
+from napari_lrmil.core.encoders import KINDS, AlignedEncoder, LoadedEncoder, resolve_encoder
 from napari_lrmil.core.errors import BagError, BundleError, CohortError, DiskFullError, EncoderError, LrmilError
-from napari_lrmil.core.events import Caution, Event, Failed, Progress, StageDone
-from napari_lrmil.core.features.bag import Bag, BagOrigin, contiguous_at, is_whole, read_origin, write_bag
+from napari_lrmil.core.events import Event, Failed, Notice, Progress, StageDone
+from napari_lrmil.core.features.bag import Bag, BagOrigin, array_location, is_readable_bag, read_origin, write_bag
 from napari_lrmil.core.features.devices import resolve_device
-from napari_lrmil.core.features.extraction import Embedder, PatchSet, embed
+from napari_lrmil.core.features.extraction import Embedder, PatchSet, extract_features
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.models.bundle import Bundle
-from napari_lrmil.core.patching.grid import NestedGrid, grid_of, require_resolution
+from napari_lrmil.core.patching.grid import NestedGrid, find_nested_grid, require_resolution
 from napari_lrmil.core.slides.slide import Slide
 
 
@@ -81,7 +81,7 @@ def find_encoder(name: str) -> LoadedEncoder:
     LrmilError
         Where the name means nothing, or what it means cannot be used.
     """
-    found = encoder_at(name)
+    found = resolve_encoder(name)
     if found is not None:
         return found
     try:
@@ -116,7 +116,7 @@ def make_features(
         Where a file that is in the way was made with another encoder, resolution or program: it may be somebody's work.
     """
     for row in slides:
-        refuse_others(request.path(row), request)
+        refuse_foreign_features(request.path(row), request)
     failures: dict[str, str] = {}
     stage = "HR features" if request.high else "LR features"
     for done, row in enumerate(slides):
@@ -165,20 +165,22 @@ def _one(
     with row.open() as slide:
         if is_current(request.path(row), slide, request, known):
             return
-        yield from (Caution(text, row.name) for text in slide.warnings)
+        yield from (Notice(text, row.name) for text in slide.warnings)
         if request.high:
             require_resolution(slide, request.plan.hr_mpp, "teacher (HR)")
-        grid = known or grid_of(slide, request.plan)
-        bag = yield from made_bag(slide, grid, request, device, stage=row.name, began=began)
+        grid = known or find_nested_grid(slide, request.plan)
+        bag = yield from build_bag(slide, grid, request, device, stage=row.name, began=began)
         write_bag(request.path(row), bag)
 
 
-def made_bag(
+def build_bag(
     slide: Slide, grid: NestedGrid, request: FeatureRequest, device: torch.device, *, stage: str, began: float
 ) -> Generator[Event, None, Bag]:
     """Return the features of a slide's patches; `began` is the process time at which its work did."""
     patches = patch_set(grid, request)
-    embedded = yield from embed(slide, patches, request.encoder, device=device, layers=request.layers, stage=stage)
+    embedded = yield from extract_features(
+        slide, patches, request.encoder, device=device, layers=request.layers, stage=stage
+    )
     origin = replace(
         origin_of(slide, patches, grid, request),
         pixels_decoded=slide.pixels_decoded,
@@ -187,9 +189,9 @@ def made_bag(
     return Bag(embedded.features, patches.corners, origin, embedded.layers)
 
 
-def refuse_others(path: Path, request: FeatureRequest) -> None:
+def refuse_foreign_features(path: Path, request: FeatureRequest) -> None:
     """Raise `BagError` where a whole file of other features lies where ours should; a broken one is made again."""
-    if not path.exists() or not is_whole(path):
+    if not path.exists() or not is_readable_bag(path):
         return
     leave = "use another folder for features, or move the file away"
     try:
@@ -238,13 +240,13 @@ def origin_of(slide: Slide, patches: PatchSet, grid: NestedGrid, request: Featur
 def is_current(path: Path, slide: Slide, request: FeatureRequest, known: NestedGrid | None = None) -> bool:
     """Return whether a complete file of this very slide, and of its known patches, is there already.
 
-    See `refuse_others` for the rest.
+    See `refuse_foreign_features` for the rest.
     """
     if not path.exists():
         return False
     try:
         o, coords = read_origin(path)
-        arrays = [contiguous_at(path, name) for name in ("features", *(f"layers/{name}" for name in request.layers))]
+        arrays = [array_location(path, name) for name in ("features", *(f"layers/{name}" for name in request.layers))]
     except BagError:
         return False  # broken, or without a layer: it is made again, whole, under the same name
     same_slide = o.slide_fingerprint == slide.fingerprint and abs(o.mpp0 - slide.mpp.mean) < 1e-9
@@ -286,7 +288,7 @@ class FeatureTask:
         plan = PatchPlan(hr_mpp=self.mpp, lr_mpp=self.mpp, hr_patch_px=self.patch_px, lr_patch_px=self.patch_px)
         return FeatureRequest(loaded.encoder, loaded.spec.name, loaded.sha256, plan, high=False, folder=self.folder)
 
-    def __call__(self, work: SlideWork) -> Generator[Event, None, Told]:
+    def __call__(self, work: SlideJob) -> Generator[Event, None, TaskResult]:
         """Embed a slide and leave its file."""
         loaded, row, device = loaded_encoder(self.encoder), as_row(work), resolve_device(self.device)
         if loaded.sha256 != self.encoder_sha256:
@@ -296,19 +298,19 @@ class FeatureTask:
         path = request.path(row)
         with row.open() as slide:
             if is_current(path, slide, request):
-                return Told("features (already there)", path, already=True)
-            yield from (Caution(text, row.name) for text in slide.warnings)
+                return TaskResult("features (already there)", path, already=True)
+            yield from (Notice(text, row.name) for text in slide.warnings)
             yield Progress("tissue", 0, 1, "slide")
             at = time.perf_counter()
-            grid = grid_of(slide, request.plan)
+            grid = find_nested_grid(slide, request.plan)
             yield StageDone("tissue", time.perf_counter() - at)
-            bag = yield from made_bag(slide, grid, request, device, stage="features", began=began)
+            bag = yield from build_bag(slide, grid, request, device, stage="features", began=began)
             yield Progress("writing", 0, 1, "files")
             write_bag(path, bag)
-        return Told(f"features of {len(bag.coords)} patches", path)
+        return TaskResult(f"features of {len(bag.coords)} patches", path)
 
 
-def as_row(work: SlideWork) -> CohortSlide:
+def as_row(work: SlideJob) -> CohortSlide:
     """Return a slide as a row without patient and label, for which features do not ask."""
     return CohortSlide(work.path, patient="", label="", split="", mpp=work.mpp)
 

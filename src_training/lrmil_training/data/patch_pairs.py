@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lrmil_training.data.cohort import CohortSlide
-from lrmil_training.data.teacher_targets import EMBEDDING, TaughtSlide
+from lrmil_training.data.teacher_targets import EMBEDDING, TeacherTargets
 from napari_lrmil.core.features.extraction import PatchSet
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.slides.slide import Slide
@@ -141,7 +141,7 @@ class PairDataset(Dataset[Pair]):
 
     def __init__(
         self,
-        slides: Sequence[TaughtSlide],
+        slides: Sequence[TeacherTargets],
         plan: PatchPlan,
         *,
         augmentation: Augmentation | None,
@@ -170,10 +170,10 @@ class PairDataset(Dataset[Pair]):
         if self.augmentation is not None:
             rng = np.random.default_rng([self.seed, self.epoch, i, r])
             turn = int(rng.integers(8)) if self.augmentation.turn else 0
-            pixels, rows, hr = turned(pixels, turn), turned(rows, turn), _turned_children(hr, turn)
+            pixels, rows, hr = apply_dihedral(pixels, turn), apply_dihedral(rows, turn), _turned_children(hr, turn)
             if self.augmentation.stain_sd:
                 factors = 1 + self.augmentation.stain_sd * rng.standard_normal(3)
-                pixels, hr = restained(pixels, factors), restained(hr, factors)
+                pixels, hr = jitter_stain(pixels, factors), jitter_stain(hr, factors)
         flat = torch.from_numpy(np.ascontiguousarray(rows).reshape(-1))
         return Pair(
             pixels=_channels_first(pixels),
@@ -192,13 +192,13 @@ class PairDataset(Dataset[Pair]):
             return rank
         return int(np.random.default_rng([self.seed, self.epoch, i]).permutation(count)[rank])
 
-    def _lr_pixels(self, taught: TaughtSlide, r: int) -> NDArray[np.uint8]:
+    def _lr_pixels(self, taught: TeacherTargets, r: int) -> NDArray[np.uint8]:
         grid = taught.grid
         patches = PatchSet(grid.lr_corners[r : r + 1], grid.lattice.lr_cell, self.plan.lr_patch_px)
         pixels: NDArray[np.uint8] = patches.read(self._handles.of(taught.row), slice(0, 1))[0]
         return pixels
 
-    def _hr_pixels(self, taught: TaughtSlide, r: int) -> NDArray[np.uint8]:
+    def _hr_pixels(self, taught: TeacherTargets, r: int) -> NDArray[np.uint8]:
         """Return (n, n, q, q, 3) pixels of the children, white where there is none."""
         n, side, grid = self.plan.n, self.plan.hr_patch_px, taught.grid
         found = np.full((n * n, side, side, 3), 255, np.uint8)
@@ -213,7 +213,7 @@ class PairDataset(Dataset[Pair]):
         self._handles.close()
 
 
-def turned(array: NDArray[_Scalar], turn: int) -> NDArray[_Scalar]:
+def apply_dihedral(array: NDArray[_Scalar], turn: int) -> NDArray[_Scalar]:
     """Return one of the eight mirrors and quarter turns of the first two axes."""
     array = array.swapaxes(0, 1) if turn & 4 else array
     return array[:: -1 if turn & 2 else 1, :: -1 if turn & 1 else 1]
@@ -221,11 +221,11 @@ def turned(array: NDArray[_Scalar], turn: int) -> NDArray[_Scalar]:
 
 def _turned_children(children: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
     """Return (n, n, q, q, 3) children turned as a whole: their order and the pixels of each."""
-    order = turned(children, turn)
-    return turned(order.transpose(2, 3, 0, 1, 4), turn).transpose(2, 3, 0, 1, 4)
+    order = apply_dihedral(children, turn)
+    return apply_dihedral(order.transpose(2, 3, 0, 1, 4), turn).transpose(2, 3, 0, 1, 4)
 
 
-def restained(pixels: NDArray[np.uint8], factors: NDArray[np.float64]) -> NDArray[np.uint8]:
+def jitter_stain(pixels: NDArray[np.uint8], factors: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Return (…, 3) RGB pixels with the amount of haematoxylin, eosin and residual multiplied by (3,) `factors`.
 
     Colour deconvolution after Ruifrok and Johnston (2001), as scikit-image has it.

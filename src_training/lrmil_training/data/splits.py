@@ -19,10 +19,10 @@ FEWEST_FOLDS = 3  # one to test, one to select, one to learn from
 TRIES = 20  # orders that are dealt before we say that no fold division holds every class everywhere
 
 
-def deal_folds(cohort: Cohort, k: int, seed: int, *, by_site: bool = False) -> list[Cohort]:
+def make_folds(cohort: Cohort, k: int, seed: int, *, by_site: bool = False) -> list[Cohort]:
     """Return `k` cohorts of the same slides: fold i is the test side of the i-th, the next fold its validation side.
 
-    Slides that the table itself puts on the test side are in none of them; see `put_aside`.
+    Slides that the table itself puts on the test side are in none of them; see `hold_out_test`.
 
     Parameters
     ----------
@@ -45,14 +45,14 @@ def deal_folds(cohort: Cohort, k: int, seed: int, *, by_site: bool = False) -> l
             cohort.path,
             f"{k} folds leave nothing to learn from; take {FEWEST_FOLDS} or more, or the table's fixed split",
         )
-    cohort = cohort.without({s.name for s in put_aside(cohort)})
+    cohort = cohort.without({s.name for s in hold_out_test(cohort)})
     groups = _groups(cohort, by_site)
     _require_groups(cohort, groups, k, by_site)
     fold = _dealt(cohort, groups, k, seed)
     return [_with_sides(cohort, fold, i, k) for i in range(k)]
 
 
-def put_aside(cohort: Cohort) -> tuple[CohortSlide, ...]:
+def hold_out_test(cohort: Cohort) -> tuple[CohortSlide, ...]:
     """Return the slides that stay out of folds: the test side, where the table fixes one."""
     return cohort.of("test") if cohort.fixed else ()
 

@@ -14,7 +14,7 @@ from lrmil_training.data.cohort import CohortSlide
 from lrmil_training.data.feature_store import StoredRows
 from napari_lrmil.core.features.bag import BagOrigin, Features
 from napari_lrmil.core.geometry import Int64
-from napari_lrmil.core.patching.grid import NestedGrid, nest_cells
+from napari_lrmil.core.patching.grid import NestedGrid, nested_grid_from_cells
 
 EMBEDDING = "features"  # the name of the final embedding among the stored arrays
 
@@ -23,7 +23,7 @@ SMALLEST_DEVIATION = 1e-4  # a dimension that never varies is left as it is, not
 
 
 @dataclass(frozen=True)
-class Standard:
+class FeatureStatistics:
     """Mean and deviation per dimension over the teacher's training instances."""
 
     mean: Tensor
@@ -33,12 +33,12 @@ class Standard:
         """Return (…, D) features in units of the deviation."""
         return (features - self.mean) / self.deviation
 
-    def to(self, device: torch.device) -> Standard:
+    def to(self, device: torch.device) -> FeatureStatistics:
         """Return the statistics on another device."""
-        return Standard(self.mean.to(device), self.deviation.to(device))
+        return FeatureStatistics(self.mean.to(device), self.deviation.to(device))
 
 
-def standard_of(arrays: Sequence[Callable[[], Features]]) -> Standard:
+def feature_statistics(arrays: Sequence[Callable[[], Features]]) -> FeatureStatistics:
     """Return the statistics over the rows of all arrays; one array is in memory at a time.
 
     Two passes, since the difference of large sums loses what a small deviation has.
@@ -51,11 +51,11 @@ def standard_of(arrays: Sequence[Callable[[], Features]]) -> Standard:
     variance = np.sum([np.square(array() - mean).sum(axis=0) for array in arrays], axis=0) / count
     deviation = np.sqrt(variance)
     deviation[deviation < SMALLEST_DEVIATION] = 1.0
-    return Standard(torch.tensor(mean, dtype=torch.float32), torch.tensor(deviation, dtype=torch.float32))
+    return FeatureStatistics(torch.tensor(mean, dtype=torch.float32), torch.tensor(deviation, dtype=torch.float32))
 
 
 @dataclass(frozen=True)
-class TaughtSlide:
+class TeacherTargets:
     """What the frozen teacher says of a slide.
 
     Attributes
@@ -77,7 +77,7 @@ class TaughtSlide:
     row: CohortSlide
     grid: NestedGrid
     arrays: Mapping[str, StoredRows]
-    standards: Mapping[str, Standard]
+    standards: Mapping[str, FeatureStatistics]
     scores: Tensor
     logits: Tensor
 
@@ -111,4 +111,4 @@ def grid_of_coords(origin: BagOrigin, coords: Int64, n: int) -> NestedGrid:
     """Return the nested grids behind the stored coordinates of HR features."""
     lattice = origin.lattice(n)
     index = (coords - np.asarray(lattice.origin)) // np.asarray(lattice.cell)
-    return nest_cells(lattice, index)
+    return nested_grid_from_cells(lattice, index)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrmil_training.evaluation.evaluate import Results
-from napari_lrmil.core.atomic_files import whole
+from napari_lrmil.core.atomic_files import atomic_write
 from napari_lrmil.core.geometry import Int64
 
 FOLDER = "attention"
@@ -47,7 +47,7 @@ def write_map(path: Path, found: AttentionMap) -> None:
     """Write one map, whole or not at all."""
     import h5py
 
-    with whole(path, found.coords.nbytes + found.attention.nbytes) as partial, h5py.File(partial, "w") as file:
+    with atomic_write(path, found.coords.nbytes + found.attention.nbytes) as partial, h5py.File(partial, "w") as file:
         coords = file.create_dataset("coords", data=found.coords)
         coords.attrs["patch_level0_xy"] = found.patch_level0
         coords.attrs["patch_size_level0"] = found.patch_level0[0]

@@ -13,7 +13,7 @@ from scipy.special import softmax
 from lrmil_training.data.cohort import SPLITS, Cohort, CohortSlide
 from lrmil_training.evaluation.metrics import (
     Resampler,
-    Scored,
+    ScoredSlides,
     auroc_with_interval,
     classification,
     fit_temperature,
@@ -21,7 +21,13 @@ from lrmil_training.evaluation.metrics import (
 )
 from lrmil_training.evaluation.significance import delong_paired, non_inferiority
 from lrmil_training.evaluation.summary import summarise as summarise
-from napari_lrmil.core.metrics.agreement import lesion_auroc, lesion_shares, measure_agreement, read_outlines, to_lr
+from napari_lrmil.core.metrics.agreement import (
+    lesion_auroc,
+    lesion_shares,
+    measure_agreement,
+    pool_to_lr_grid,
+    read_outlines,
+)
 from napari_lrmil.core.patching.grid import NestedGrid
 
 REFERENCE = "teacher"  # the method that agreement and "not worse" are measured against
@@ -62,7 +68,7 @@ class SlideResult:
     @property
     def lr_attention(self) -> NDArray[np.float64]:
         """(N,) attention on the LR grid."""
-        return to_lr(self.grid, self.attention) if self.high else self.attention.astype(np.float64)
+        return pool_to_lr_grid(self.grid, self.attention) if self.high else self.attention.astype(np.float64)
 
 
 Results = Mapping[str, Sequence[SlideResult]]  # method -> slides
@@ -144,7 +150,7 @@ def _has_reference(method: str, results: Mapping[str, Any]) -> bool:
     return method != REFERENCE and REFERENCE in results
 
 
-def _against_others(method: str, scored: Mapping[str, Scored], resampler: Resampler) -> dict[str, Any]:
+def _against_others(method: str, scored: Mapping[str, ScoredSlides], resampler: Resampler) -> dict[str, Any]:
     others = [other for other in scored if other != method]
     paired = {other: paired_difference(scored[method], scored[other], resampler) for other in others}
     verdict = non_inferiority(paired[REFERENCE], resampler.interval) if _has_reference(method, scored) else None
@@ -152,10 +158,10 @@ def _against_others(method: str, scored: Mapping[str, Scored], resampler: Resamp
     return {"paired": paired, "delong": tests, "non_inferiority": verdict}
 
 
-def _scored(cohort: Cohort, results: Sequence[SlideResult], temperature: float | None) -> Scored:
+def _scored(cohort: Cohort, results: Sequence[SlideResult], temperature: float | None) -> ScoredSlides:
     targets = np.array([cohort.target(r.row) for r in results])
     probabilities = np.array([_probabilities(r, temperature) for r in results])
-    return Scored(probabilities, targets, tuple(r.row.patient for r in results))
+    return ScoredSlides(probabilities, targets, tuple(r.row.patient for r in results))
 
 
 def _probabilities(result: SlideResult, temperature: float | None) -> NDArray[np.float64]:

@@ -24,7 +24,7 @@ TEMPERATURES = (0.25, 10.0)  # bounds of the search
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredSlides:
     """What one method says of the slides of one split.
 
     Attributes
@@ -78,13 +78,13 @@ class Resampler:
         strata = _strata(targets, rows if enough else [np.array([i]) for i in range(len(targets))])
         rng = np.random.default_rng(seed)
         self.draws = [_draw(strata, rng) for _ in range(times)]
-        self._kept: dict[int, tuple[Scored, Float]] = {}
+        self._kept: dict[int, tuple[ScoredSlides, Float]] = {}
 
     def bounds(self, figure: Callable[[Int], float | None]) -> tuple[float, float] | None:
         """Return the percentile interval of a figure of row indices; None where it is undefined in any resample."""
         return percentiles(np.array([_or_nan(figure(rows)) for rows in self.draws]))
 
-    def aurocs(self, scored: Scored) -> Float:
+    def aurocs(self, scored: ScoredSlides) -> Float:
         """Return the AUROC in every resample, NaN where it is undefined; kept, as many pairs of methods ask for it."""
         if id(scored) not in self._kept:
             found = [ranking_auroc(scored.probabilities[rows], scored.targets[rows]) for rows in self.draws]
@@ -126,7 +126,7 @@ def _draw(strata: Sequence[Sequence[Int]], rng: np.random.Generator) -> Int:
     return np.concatenate(drawn)
 
 
-def auroc_with_interval(scored: Scored, resampler: Resampler) -> dict[str, Any]:
+def auroc_with_interval(scored: ScoredSlides, resampler: Resampler) -> dict[str, Any]:
     """Return value, bounds and what the interval is over, as ``metrics.json`` has it."""
     value = ranking_auroc(scored.probabilities, scored.targets)
     found: dict[str, Any] = {
@@ -144,7 +144,7 @@ def auroc_with_interval(scored: Scored, resampler: Resampler) -> dict[str, Any]:
     return found | ({"low": bounds[0], "high": bounds[1]} if bounds else {"reason": "a resample lacked a class"})
 
 
-def paired_difference(a: Scored, b: Scored, resampler: Resampler) -> dict[str, float | None]:
+def paired_difference(a: ScoredSlides, b: ScoredSlides, resampler: Resampler) -> dict[str, float | None]:
     """Return AUROC of `a` less that of `b` on the same slides, with the bounds of the paired bootstrap."""
     one, other = ranking_auroc(a.probabilities, a.targets), ranking_auroc(b.probabilities, b.targets)
     value = None if one is None or other is None else one - other
@@ -152,7 +152,7 @@ def paired_difference(a: Scored, b: Scored, resampler: Resampler) -> dict[str, f
     return {"value": value, "low": bounds[0] if bounds else None, "high": bounds[1] if bounds else None}
 
 
-def classification(scored: Scored, classes: Sequence[str]) -> dict[str, Any]:
+def classification(scored: ScoredSlides, classes: Sequence[str]) -> dict[str, Any]:
     """Return balanced accuracy, F1, confusion matrix, calibration and figures per class, each with its slide count.
 
     ``confusion`` has true classes as rows and predicted ones as columns, both in the order of `classes`; ``f1`` is that

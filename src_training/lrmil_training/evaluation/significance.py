@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrmil_training.data.patient_groups import clusters
-from lrmil_training.evaluation.metrics import LEVEL, OVER_SLIDES, Scored
+from lrmil_training.evaluation.metrics import LEVEL, OVER_SLIDES, ScoredSlides
 
 Float = NDArray[np.float64]
 
@@ -64,7 +64,7 @@ def two_sided_p(z: float) -> float:
 MARGIN = 0.03  # of AUROC, that a student may lie below its teacher and still be called not worse (docs/method.md 3)
 
 
-def delong_paired(a: Scored, b: Scored) -> dict[str, Any]:
+def delong_paired(a: ScoredSlides, b: ScoredSlides) -> dict[str, Any]:
     """Return AUROC of `a` less that of `b` with DeLong's interval and two-sided p; None with a reason where undefined.
 
     Both must have scored the same slides in the same order, by one and the same model each: slides of several folds are
@@ -85,7 +85,7 @@ def delong_paired(a: Scored, b: Scored) -> dict[str, Any]:
     return found | {"value": value, "low": low, "high": high, "p": two_sided_p(value / variance**0.5)}
 
 
-def _hindrance(scored: Scored) -> str | None:
+def _hindrance(scored: ScoredSlides) -> str | None:
     """Return why DeLong's formula does not hold for these slides; None where it does."""
     if scored.probabilities.shape[1] != 2:
         return "DeLong's test is for two classes"

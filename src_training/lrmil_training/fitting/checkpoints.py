@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lrmil_training.fitting.plan import FitPlan
-from napari_lrmil.core.atomic_files import raise_if_full, whole
+from napari_lrmil.core.atomic_files import atomic_write, raise_if_full
 from napari_lrmil.core.errors import LrmilError
 
 KEY, SCALE = "lrmil_key", "lrmil_scale"  # entries of a checkpoint beside Lightning's own
@@ -44,7 +44,7 @@ def last_files(plan: FitPlan) -> tuple[Path, Path]:
     return plan.folder / f"{plan.stage}.last.ckpt", plan.folder / f"{plan.stage}.prev.ckpt"
 
 
-def newest(plan: FitPlan) -> Resumable | None:
+def find_checkpoint(plan: FitPlan) -> Resumable | None:
     """Return the newest checkpoint that can be read and was made under the plan's key."""
     for path in last_files(plan) if plan.key else ():
         try:
@@ -56,9 +56,9 @@ def newest(plan: FitPlan) -> Resumable | None:
     return None
 
 
-def discard(plan: FitPlan) -> None:
+def discard_checkpoints(plan: FitPlan) -> None:
     """Remove the states of an unfinished stage, and what a killed process left half-written."""
-    left = [*plan.folder.glob(f".{plan.stage}.*.partial"), *plan.folder.glob(f"{travelling(plan)}*")]
+    left = [*plan.folder.glob(f".{plan.stage}.*.partial"), *plan.folder.glob(f"{temporary_prefix(plan)}*")]
     for path in [*last_files(plan), *left]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -66,14 +66,14 @@ def discard(plan: FitPlan) -> None:
             path.unlink(missing_ok=True)
 
 
-def travelling(plan: FitPlan) -> str:
+def temporary_prefix(plan: FitPlan) -> str:
     """Return how folders begin that carry a stage to processes of its own."""
     return f".{plan.stage}.ranks."
 
 
 def write_best(plan: FitPlan, state: dict[str, torch.Tensor], score: float) -> None:
     """Write the best state of a stage that has ended, and the selection figure that made it the best."""
-    with whole(plan.checkpoint) as partial:
+    with atomic_write(plan.checkpoint) as partial:
         torch.save({"state_dict": state, SCORE: score}, partial)
 
 

@@ -109,7 +109,7 @@ class EpochMeans:
         return {f"{self.side}/{name}": value / size for name, value in zip(self._names, sums, strict=True)}
 
 
-def gathered(values: Sequence[_Value]) -> list[_Value]:
+def all_gather_rows(values: Sequence[_Value]) -> list[_Value]:
     """Return the values of all processes, in order of rank; those given where one process fits alone.
 
     All processes must call it. Tensors should be on the CPU.

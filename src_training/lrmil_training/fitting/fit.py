@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from lrmil_training.fitting.checkpoints import discard, newest, read_best
-from lrmil_training.fitting.epochs import EpochMeans, EpochSampler, gathered, require_finite, set_epoch
+from lrmil_training.fitting.checkpoints import discard_checkpoints, find_checkpoint, read_best
+from lrmil_training.fitting.epochs import EpochMeans, EpochSampler, all_gather_rows, require_finite, set_epoch
 from lrmil_training.fitting.plan import SELECT, FitPlan, StoppedError
 from lrmil_training.fitting.processes import run_in_processes
 from lrmil_training.fitting.rank_worker import OutOfMemoryError
 from lrmil_training.fitting.trainer import CancelledError, Make, State, can_scale, run_stage
 from napari_lrmil.core.atomic_files import write_text
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.core.events import Caution, Event, Metric, StageDone
-from napari_lrmil.core.features.prefetch import memory_ran_out
+from napari_lrmil.core.events import Event, Metric, Notice, StageDone
+from napari_lrmil.core.features.prefetch import is_out_of_memory
 
 __all__ = [
     "SELECT",
@@ -28,8 +28,8 @@ __all__ = [
     "EpochSampler",
     "FitPlan",
     "StoppedError",
+    "all_gather_rows",
     "fit",
-    "gathered",
     "require_finite",
     "set_epoch",
 ]
@@ -63,9 +63,9 @@ def fit(make: Make, plan: FitPlan) -> Generator[Event, None, State]:
     began = time.perf_counter()
     plan.mark.unlink(missing_ok=True)
     plan.folder.mkdir(parents=True, exist_ok=True)
-    resume = newest(plan)
+    resume = find_checkpoint(plan)
     if resume is None:
-        discard(plan)
+        discard_checkpoints(plan)
     scale, initial = resume.scale if resume else 1.0, State()
     while True:
         try:
@@ -73,10 +73,10 @@ def fit(make: Make, plan: FitPlan) -> Generator[Event, None, State]:
             break
         except OutOfMemoryError:
             scale = _halved(make, plan, scale)
-        discard(plan)  # schedules count steps, so a smaller batch starts the stage afresh
-        yield Caution(f"the device's memory ran out: {plan.stage} starts again with {scale:.3g} of the batch size")
+        discard_checkpoints(plan)  # schedules count steps, so a smaller batch starts the stage afresh
+        yield Notice(f"the device's memory ran out: {plan.stage} starts again with {scale:.3g} of the batch size")
     write_text(plan.mark, plan.key)
-    discard(plan)
+    discard_checkpoints(plan)
     yield StageDone(plan.stage, time.perf_counter() - began)
     return read_best(plan)
 
@@ -138,7 +138,7 @@ def _work(
         pass
     except BaseException as error:  # handed over: the consumer's thread raises it
         # The traceback's frames hold the batch; without them its memory is free for a smaller one.
-        events.put(OutOfMemoryError(str(error)) if memory_ran_out(error) else error)
+        events.put(OutOfMemoryError(str(error)) if is_out_of_memory(error) else error)
     finally:
         gc.collect()
         if plan.device.type == "cuda":

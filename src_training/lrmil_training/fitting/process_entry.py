@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 
-def enter(rank: int, world: int, port: int, threads: int, payload: Path, pipe: Connection) -> None:
+def rank_main(rank: int, world: int, port: int, threads: int, payload: Path, pipe: Connection) -> None:
     """Be one of `world` processes that fit what `payload` holds, and report through the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asked hears it too, and decides
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -21,9 +21,9 @@ from typing import Any, cast
 
 import torch
 
-from lrmil_training.fitting.checkpoints import travelling
+from lrmil_training.fitting.checkpoints import temporary_prefix
 from lrmil_training.fitting.plan import FitPlan
-from lrmil_training.fitting.process_entry import enter
+from lrmil_training.fitting.process_entry import rank_main
 from lrmil_training.fitting.rank_worker import _Done, _Problem
 from lrmil_training.fitting.trainer import Make
 from napari_lrmil.core.events import Event
@@ -44,7 +44,7 @@ def run_in_processes(make: Make, plan: FitPlan, scale: float) -> Generator[Event
             receive, send = context.Pipe(duplex=False)
             arguments = (rank, plan.devices, port, threads, file, send)
             name = f"process {rank + 1} of {plan.devices}"
-            ranks[receive] = context.Process(target=enter, args=arguments, name=name, daemon=True)
+            ranks[receive] = context.Process(target=rank_main, args=arguments, name=name, daemon=True)
             ranks[receive].start()
             send.close()  # so that the end of the process ends the pipe
         try:
@@ -104,7 +104,7 @@ def _payload(make: Make, plan: FitPlan, scale: float) -> Iterator[Path]:
     """Lend a private file that holds what a rank needs, with the tensors that `make` captured."""
     import cloudpickle  # type: ignore[import-untyped]
 
-    with tempfile.TemporaryDirectory(prefix=travelling(plan), dir=plan.folder) as folder:
+    with tempfile.TemporaryDirectory(prefix=temporary_prefix(plan), dir=plan.folder) as folder:
         file = Path(folder) / "make.pt"
         torch.save((make, replace(plan, loggers=()), scale), file, pickle_module=cloudpickle)
         yield file

@@ -12,7 +12,7 @@ import torch
 from lrmil_training.fitting.plan import StoppedError
 from lrmil_training.fitting.trainer import State, run_stage
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.core.features.prefetch import memory_ran_out
+from napari_lrmil.core.features.prefetch import is_out_of_memory
 
 
 class OutOfMemoryError(Exception):
@@ -41,7 +41,7 @@ class _Done:
 
 
 def _problem(error: BaseException) -> _Problem:
-    if memory_ran_out(error):
+    if is_out_of_memory(error):
         return _Problem("memory", str(error))
     if isinstance(error, LrmilError):
         return _Problem("stopped" if isinstance(error, StoppedError) else "user", str(error))

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from lrmil_training.fitting.checkpoints import KeepLast, newest, write_best
+from lrmil_training.fitting.checkpoints import KeepLast, find_checkpoint, write_best
 from lrmil_training.fitting.epochs import EpochSampler, average_buffers, epoch_seed, ranks
 from lrmil_training.fitting.plan import SELECT, FitPlan, StoppedError
 from napari_lrmil.core.errors import LrmilError
@@ -181,7 +181,7 @@ def run_stage(
     if len(train) == 0:
         raise LrmilError(f"{plan.stage}: there is not one whole batch to learn from; use a smaller batch size")
     _quiet()
-    resume = newest(plan)
+    resume = find_checkpoint(plan)
     selection, trainer = _trainer(plan, scale, resume.epoch if resume else 0, emit, cancelled)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")  # advice on workers and loggers, not for users here

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lrmil_training.evaluation.significance import MARGIN
-from lrmil_training.report.run_record import Curve, RunRecord, name_of
+from lrmil_training.report.run_record import Curve, RunRecord, method_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,7 +105,7 @@ def roc(record: RunRecord, split: str) -> Callable[[Figure], None] | None:
             rows = [s for s in its if method in s["methods"]]
             scores = [s["methods"][method]["probabilities"][classes[1]] for s in rows]
             x, y, _ = roc_curve([s["label"] == classes[1] for s in rows], scores)
-            axis.plot(x, y, color=colour(method, record.names), label=name_of(method), clip_on=False)
+            axis.plot(x, y, color=colour(method, record.names), label=method_label(method), clip_on=False)
         _square(axis, "1 − specificity", "sensitivity", f"ROC, {classes[1]}")
         axis.legend(loc="lower right")
 
@@ -127,7 +127,7 @@ def reliability(record: RunRecord, split: str) -> Callable[[Figure], None]:
                 marker=marker(method, record.names),
                 ms=4,
                 lw=1,
-                label=name_of(method),
+                label=method_label(method),
                 clip_on=False,
             )
         _square(axis, "mean probability of the predicted class", "share that was right", "Reliability")
@@ -159,7 +159,9 @@ def forest(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> Callabl
             if row["low"] is not None:
                 axis.plot([row["low"], row["high"]], [y, y], color=ink, lw=2, solid_capstyle="butt")
             axis.plot(row["value"], y, marker=marker(row["other"], methods), color=ink, ms=6)
-        axis.set_yticks(range(len(rows)), [f"{name_of(r['method'])} − {name_of(r['other'])}" for r in reversed(rows)])
+        axis.set_yticks(
+            range(len(rows)), [f"{method_label(r['method'])} − {method_label(r['other'])}" for r in reversed(rows)]
+        )
         axis.set_ylim(-0.6, len(rows) - 0.4)
         axis.tick_params(axis="y", length=0)
         axis.spines["left"].set_visible(False)
@@ -184,7 +186,7 @@ def run_dots(record: RunRecord, split: str) -> Callable[[Figure], None]:
                 sd = found["sd"] or 0.0
                 axis.plot([found["mean"] - sd, found["mean"] + sd], [y - 0.32] * 2, color=ink, lw=2)
                 axis.plot(found["mean"], y - 0.32, "|", color=ink, ms=9, mew=2)
-        axis.set_yticks(range(len(methods)), [name_of(m) for m in reversed(methods)])
+        axis.set_yticks(range(len(methods)), [method_label(m) for m in reversed(methods)])
         axis.set_ylim(-0.7, len(methods) - 0.5)
         axis.tick_params(axis="y", length=0)
         axis.spines["left"].set_visible(False)
@@ -211,7 +213,7 @@ def agreement(record: RunRecord, split: str) -> Callable[[Figure], None] | None:
             axis.set(xlim=limits, ylim=(-0.6, len(methods) - 0.4))
             axis.tick_params(axis="y", length=0)
             axis.spines["left"].set_visible(False)
-        axes[0].set_yticks(range(len(methods)), [name_of(m) for m in reversed(methods)])
+        axes[0].set_yticks(range(len(methods)), [method_label(m) for m in reversed(methods)])
 
     return make
 

@@ -15,7 +15,7 @@ from lrmil_training.report.run_record import (
     RunRecord,
     classes_of,
     cohort_counts,
-    name_of,
+    method_label,
     probability_distance,
     read_curves,
     read_run,
@@ -71,7 +71,7 @@ def write_report(folder: Path, cohort_csv: Path | None = None, *, title: str | N
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure": figure_text, "signed": format_signed, "share": _share, "name": name_of}
+    environment.filters |= {"figure": figure_text, "signed": format_signed, "share": _share, "name": method_label}
     page = environment.get_template("report.html.j2").render(
         _context(record, cohort_csv or folder / "cohort.csv") | ({"title": title} if title else {})
     )

@@ -79,7 +79,7 @@ class RunRecord:
         return bool(self.events) and self.events[-1].get("event") == Finished.wire_name
 
 
-def name_of(method: str) -> str:
+def method_label(method: str) -> str:
     """Return a method's name for people."""
     return NAMES.get(method) or f"LR, {method.replace('_', ' ')}"
 

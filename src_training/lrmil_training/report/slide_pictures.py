@@ -16,8 +16,8 @@ from PIL import Image
 
 from lrmil_training.data.cohort import CohortSlide, read_cohort
 from lrmil_training.evaluation.attention_files import FOLDER, AttentionMap, read_map
-from lrmil_training.report.run_record import name_of
-from napari_lrmil.core.atomic_files import whole, write_json
+from lrmil_training.report.run_record import method_label
+from napari_lrmil.core.atomic_files import atomic_write, write_json
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.visualize.overlay import COLORMAP
@@ -82,7 +82,7 @@ def _write_thumbnail(path: Path, row: CohortSlide) -> Box:
         pixels = np.empty((size[1], size[0], 3), np.uint8)
         for rows, columns, block in slide.read_blocks(box, size):
             pixels[rows, columns] = block
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         Image.fromarray(pixels).save(partial, format="JPEG", quality=85)
     return box.x, box.y, box.width, box.height
 
@@ -101,7 +101,7 @@ def pictures(folder: Path, slide: Mapping[str, Any], methods: Sequence[str]) -> 
     there = {m: one for m, one in maps.items() if one is not None}
     if box is not None and there:
         top = limit(list(there.values()))
-        found += [Picture(_address(overlay(pixels, box, one, top)), name_of(m)) for m, one in there.items()]
+        found += [Picture(_address(overlay(pixels, box, one, top)), method_label(m)) for m, one in there.items()]
     return found
 
 

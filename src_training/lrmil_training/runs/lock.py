@@ -63,7 +63,7 @@ class Owner:
         return (self.host, self.space) == (socket.gethostname(), _space()) and not _runs(self.pid)
 
 
-class Hold:
+class RunLock:
     """A folder that this process writes to."""
 
     def __init__(self, path: Path, owner: Owner, beat_s: float) -> None:
@@ -101,7 +101,7 @@ class Hold:
 
 
 @contextmanager
-def hold(folder: Path, beat_s: float = BEAT_S) -> Iterator[Hold]:
+def acquire_run_lock(folder: Path, beat_s: float = BEAT_S) -> Iterator[RunLock]:
     """Hold a run folder; no other process can meanwhile.
 
     Parameters
@@ -128,14 +128,14 @@ def hold(folder: Path, beat_s: float = BEAT_S) -> Iterator[Hold]:
             raise LockedError(_sentence(folder, other), other)
         if _taken_over(path, other, owner):
             break
-    held = Hold(path, owner, beat_s)
+    held = RunLock(path, owner, beat_s)
     try:
         yield held
     finally:
         held.release()
 
 
-def holder(folder: Path) -> Owner | None:
+def find_holder(folder: Path) -> Owner | None:
     """Return who seems to write to a folder, without waiting for a sign of life; None where nobody does."""
     owner = _read(folder / LOCK)
     return None if owner is None or owner.is_dead else owner

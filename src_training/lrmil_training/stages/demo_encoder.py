@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lrmil_training.data.patch_pairs import turned
+from lrmil_training.data.patch_pairs import apply_dihedral
 from lrmil_training.fitting.fit import SELECT, FitPlan, fit, set_epoch
 from napari_lrmil.core.encoders import EncoderSpec, MobileNetV2Encoder, round_to_half, save_encoder
 from napari_lrmil.core.events import Event, Progress
@@ -87,7 +87,7 @@ class _Patches(Dataset[tuple[Tensor, Tensor]]):
         if self.augment:
             rng = np.random.default_rng([self.config.seed, self.epoch, index])
             gain = 1 + rng.normal(0, self.config.colour_sd, 3)
-            pixels = turned((255 - (255 - pixels) * gain).clip(0, 255).astype(np.uint8), int(rng.integers(8)))
+            pixels = apply_dihedral((255 - (255 - pixels) * gain).clip(0, 255).astype(np.uint8), int(rng.integers(8)))
         picture = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
         return picture, torch.from_numpy(self.tissue.told[index])
 

@@ -18,15 +18,15 @@ from torch.utils.data import DataLoader, Dataset
 from lrmil_training.config import Stage2Config, Stage3Config
 from lrmil_training.data.bags import BagItem
 from lrmil_training.data.cohort import CohortSlide
-from lrmil_training.data.patch_pairs import SlideHandles, turned
+from lrmil_training.data.patch_pairs import SlideHandles, apply_dihedral
 from lrmil_training.fitting.fit import EpochSampler, FitPlan, fit
 from lrmil_training.stages.mil_training import Loss, SelectingModule
 from lrmil_training.stages.patch_distillation import freeze_norms
 from napari_lrmil.core.encoders import AlignedEncoder
 from napari_lrmil.core.events import Event
-from napari_lrmil.core.features.extraction import PatchSet, enlarge
+from napari_lrmil.core.features.extraction import PatchSet, resize_patches
 from napari_lrmil.core.geometry import Int64
-from napari_lrmil.core.models.mil import GatedAttentionMil
+from napari_lrmil.core.models.mil import GatedAttentionMIL
 
 BATCH = 64  # patches encoded at once on validation
 
@@ -120,7 +120,7 @@ class DrawnBags(Dataset[Any]):
 
 
 def _turned(pixels: Tensor, turn: int) -> Tensor:
-    array = turned(pixels.movedim(0, -1).numpy(), turn)
+    array = apply_dihedral(pixels.movedim(0, -1).numpy(), turn)
     return torch.from_numpy(np.ascontiguousarray(array)).movedim(-1, 0)
 
 
@@ -146,7 +146,7 @@ class EndToEnd(SelectingModule):
     def __init__(
         self,
         student: AlignedEncoder,
-        mil: GatedAttentionMil,
+        mil: GatedAttentionMIL,
         loss: Loss,
         config: Stage2Config | Stage3Config,
         lr: float,
@@ -182,10 +182,12 @@ class EndToEnd(SelectingModule):
         """Return (N, D) embeddings of (N, 3, p, p) uint8 pixels; all at once only where gradients need it."""
         learning = torch.is_grad_enabled() and any(p.requires_grad for p in self.student.parameters())
         if learning:
-            found: Tensor = self.student(enlarge(pixels, self.input_px)).embedding
+            found: Tensor = self.student(resize_patches(pixels, self.input_px)).embedding
             return found
         with torch.no_grad():
-            parts = [self.student(enlarge(part, self.input_px)).embedding for part in torch.split(pixels, self.chunk)]
+            parts = [
+                self.student(resize_patches(part, self.input_px)).embedding for part in torch.split(pixels, self.chunk)
+            ]
         return torch.cat(parts)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -203,14 +205,14 @@ def scaled(slides: int, most: int | None, scale: float) -> tuple[int, int | None
 
 
 def fit_end_to_end(
-    networks: tuple[AlignedEncoder, GatedAttentionMil],
+    networks: tuple[AlignedEncoder, GatedAttentionMIL],
     loss: Loss,
     bags: Mapping[str, Sequence[PixelBag]],
     config: Stage2Config | Stage3Config,
     plan: FitPlan,
     lr: float,
     input_px: int | None,
-) -> Generator[Event, None, tuple[AlignedEncoder, GatedAttentionMil]]:
+) -> Generator[Event, None, tuple[AlignedEncoder, GatedAttentionMIL]]:
     """Fit through the encoder and return both networks in their best state on validation, frozen.
 
     With stage 2's settings the encoder stays as it is, and every patch of a slide is encoded anew in each epoch.

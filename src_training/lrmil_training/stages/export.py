@@ -12,8 +12,8 @@ from lrmil_training.data.cohort import Cohort
 from lrmil_training.evaluation.evaluate import Results, SlideResult, temperature_of
 from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.models.bundle import Bundle, StudentNetwork, TeacherNetwork, write_bundle
-from napari_lrmil.core.models.mil import GatedAttentionMil
-from napari_lrmil.core.patching.color import FEWEST_SLIDES, CohortColour, cohort_colour, colour_of
+from napari_lrmil.core.models.mil import GatedAttentionMIL
+from napari_lrmil.core.patching.color import FEWEST_SLIDES, CohortColour, cohort_colour, color_stats
 
 
 def export_bundle(
@@ -21,7 +21,7 @@ def export_bundle(
     config: TrainConfig,
     cohort: Cohort,
     encoders: Mapping[str, Any],
-    mils: Mapping[str, GatedAttentionMil],
+    mils: Mapping[str, GatedAttentionMIL],
     results: Results,
     metrics: Mapping[str, Any],
 ) -> Bundle:
@@ -56,7 +56,7 @@ def training_colour(results: Sequence[SlideResult]) -> CohortColour | None:
     for result in results:
         if result.row.split == "train":
             with suppress(SlideError), result.row.open() as slide:
-                found.append(colour_of(slide, result.grid))
+                found.append(color_stats(slide, result.grid))
     return cohort_colour(found) if len(found) >= FEWEST_SLIDES else None
 
 

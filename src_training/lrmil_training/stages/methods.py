@@ -19,7 +19,7 @@ from lrmil_training.data.bags import BagItem, StoredBag
 from lrmil_training.data.cohort import CohortSlide
 from lrmil_training.data.feature_store import StoredRows
 from lrmil_training.data.features import lr_patches, make_lr_features
-from lrmil_training.data.teacher_targets import EMBEDDING, TaughtSlide, standard_of
+from lrmil_training.data.teacher_targets import EMBEDDING, TeacherTargets, feature_statistics
 from lrmil_training.fitting.checkpoints import read_score
 from lrmil_training.losses import parent_scores
 from lrmil_training.stages.end_to_end import PixelBag, fit_end_to_end
@@ -27,8 +27,8 @@ from lrmil_training.stages.mil_training import Loss, distillation_loss, fit_mil,
 from lrmil_training.stages.patch_distillation import fit_stage1
 from lrmil_training.stages.run_context import Run
 from napari_lrmil.core.encoders import AlignedEncoder, round_to_half
-from napari_lrmil.core.events import Caution, Event, Metric
-from napari_lrmil.core.models.mil import GatedAttentionMil
+from napari_lrmil.core.events import Event, Metric, Notice
+from napari_lrmil.core.models.mil import GatedAttentionMIL
 
 STUDENT = "student"
 FINETUNING_EPOCHS = 15  # of the fine-tuned baseline where stage 3 is off: 450 updates on 60 slides (docs/method.md 5)
@@ -54,23 +54,23 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TeacherOutputs:
     """What the teacher has to say: its MIL, and for every slide its view of it."""
 
-    mil: GatedAttentionMil
-    slides: Mapping[str, TaughtSlide]
+    mil: GatedAttentionMIL
+    slides: Mapping[str, TeacherTargets]
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedStudent:
     """A method's networks, and slide name -> the stored LR features of its encoder."""
 
     encoder: AlignedEncoder
-    mil: GatedAttentionMil
+    mil: GatedAttentionMIL
     features: Mapping[str, StoredRows]
 
 
-def methods(config: TrainConfig) -> list[Method]:
+def list_methods(config: TrainConfig) -> list[Method]:
     """Return what a run trains at low resolution: the student first, then baselines, then the ablation."""
     found = [Method(STUDENT, config)]
     found += [_baseline(name, config) for name in config.baselines]
@@ -90,7 +90,7 @@ def _baseline(name: str, config: TrainConfig) -> Method:
         "both": (no_stage3, True),
     }
     changes, taught = told[name]
-    return Method(name, changed(config, changes), taught)
+    return Method(name, with_settings(config, changes), taught)
 
 
 def _ablation(config: TrainConfig) -> list[Method]:
@@ -101,11 +101,11 @@ def _ablation(config: TrainConfig) -> list[Method]:
     for stage, terms in (("stage1", ("layer", "attn")), ("stage2", ("ce", "bag", "soft", "hard"))):
         on = [term for term in terms if getattr(getattr(config, stage), f"lambda_{term}") > 0]
         for term in on if fitted[stage] and len(on) > 1 else ():
-            found.append(Method(f"without_{term}", changed(config, {stage: {f"lambda_{term}": 0.0}})))
+            found.append(Method(f"without_{term}", with_settings(config, {stage: {f"lambda_{term}": 0.0}})))
     return found
 
 
-def changed(config: TrainConfig, changes: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
+def with_settings(config: TrainConfig, changes: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
     """Return `config` with some settings of its groups changed, checked as a whole; raises `ConfigError`."""
     values = config.model_dump()
     for group, its in changes.items():
@@ -113,7 +113,7 @@ def changed(config: TrainConfig, changes: Mapping[str, Mapping[str, Any]]) -> Tr
     return build_config(values)
 
 
-def train_method(run: Run, method: Method, lesson: Lesson) -> Generator[Event, None, Trained]:
+def train_method(run: Run, method: Method, lesson: TeacherOutputs) -> Generator[Event, None, TrainedStudent]:
     """Fit one method's stages and return its networks, rounded to what a bundle holds, with its features."""
     encoder = yield from _stage1(run, method, lesson)
     tuned = method.config.stage3.epochs > 0
@@ -125,10 +125,12 @@ def train_method(run: Run, method: Method, lesson: Lesson) -> Generator[Event, N
     if tuned:
         encoder, mil = yield from _stage3(run, method, lesson, (encoder, mil))
         features = yield from _lr_features(run, lesson, encoder)
-    return Trained(encoder, mil, features)
+    return TrainedStudent(encoder, mil, features)
 
 
-def _lr_features(run: Run, lesson: Lesson, encoder: AlignedEncoder) -> Generator[Event, None, dict[str, StoredRows]]:
+def _lr_features(
+    run: Run, lesson: TeacherOutputs, encoder: AlignedEncoder
+) -> Generator[Event, None, dict[str, StoredRows]]:
     grids = {name: taught.grid for name, taught in lesson.slides.items()}
     return (yield from make_lr_features(run.cohort, run.lr_request(encoder), encoder, run.device, grids))
 
@@ -147,7 +149,7 @@ def _is_foreign(method: Method) -> bool:
 # ---------------------------------------------------------------- stages
 
 
-def _stage1(run: Run, method: Method, lesson: Lesson) -> Generator[Event, None, AlignedEncoder]:
+def _stage1(run: Run, method: Method, lesson: TeacherOutputs) -> Generator[Event, None, AlignedEncoder]:
     encoder = run.fresh_student(aligned=not _is_foreign(method))
     if method.config.stage1.epochs > 0 and method.taught:
         sides = {side: [lesson.slides[s.name] for s in run.cohort.of(side)] for side in ("train", "val")}
@@ -159,8 +161,8 @@ def _stage1(run: Run, method: Method, lesson: Lesson) -> Generator[Event, None, 
 
 
 def _slide_level(
-    run: Run, method: Method, lesson: Lesson, encoder: AlignedEncoder, features: Mapping[str, StoredRows]
-) -> Generator[Event, None, GatedAttentionMil]:
+    run: Run, method: Method, lesson: TeacherOutputs, encoder: AlignedEncoder, features: Mapping[str, StoredRows]
+) -> Generator[Event, None, GatedAttentionMIL]:
     """Fit the MIL on the frozen encoder: stage 2, or the labels-only baseline with the teacher's settings."""
     config = method.config
     bags = _sides(run, lambda s: StoredBag(features[s.name], _item(run, method, lesson, s)))
@@ -170,18 +172,18 @@ def _slide_level(
         if tuned:
             return mil
         plan = run.plan("labels_only", config.teacher, stage_settings(method, 2))
-        return (yield from rounded(fit_mil(mil, label_loss, bags, config.teacher, plan)))
+        return (yield from round_result_to_half(fit_mil(mil, label_loss, bags, config.teacher, plan)))
     settings = config.stage2
     mil = _fresh_mil(run, method, encoder, "stage2", features)
     if _is_foreign(method) and settings.init == "teacher":
-        yield Caution("the student is another network without stage 1, so stage 2 starts from a fresh MIL")
+        yield Notice("the student is another network without stage 1, so stage 2 starts from a fresh MIL")
     elif settings.init != "fresh":  # student instances come standardised, so the teacher's own statistics stay behind
         mil.load_state_dict(lesson.mil.state_dict() | {"mean": mil.mean, "deviation": mil.deviation})
     if settings.init == "frozen_head":
         return mil.eval().requires_grad_(False)
     plan = run.plan("stage2", settings, stage_settings(method, 2))
     if settings.features == "stored":
-        return (yield from rounded(fit_mil(mil, distillation_loss(settings), bags, settings, plan)))
+        return (yield from round_result_to_half(fit_mil(mil, distillation_loss(settings), bags, settings, plan)))
     fitting = fit_end_to_end(
         (encoder, mil),
         distillation_loss(settings),
@@ -197,12 +199,12 @@ def _slide_level(
 
 
 def _stage3(
-    run: Run, method: Method, lesson: Lesson, networks: tuple[AlignedEncoder, GatedAttentionMil]
-) -> Generator[Event, None, tuple[AlignedEncoder, GatedAttentionMil]]:
+    run: Run, method: Method, lesson: TeacherOutputs, networks: tuple[AlignedEncoder, GatedAttentionMIL]
+) -> Generator[Event, None, tuple[AlignedEncoder, GatedAttentionMIL]]:
     """Fine-tune end to end with each learning rate, and return what validation likes best."""
     settings = method.config.stage3
     loss = stage3_loss(method)
-    found: list[tuple[float, tuple[AlignedEncoder, GatedAttentionMil]]] = []
+    found: list[tuple[float, tuple[AlignedEncoder, GatedAttentionMIL]]] = []
     for lr in settings.lr:
         stage = "stage3" if method.taught else "finetuned"
         plan = run.plan(stage, settings, [*stage_settings(method, 3), lr])
@@ -243,17 +245,17 @@ def stage_settings(method: Method, stage: int) -> list[Any]:
 
 def _fresh_mil(
     run: Run, method: Method, encoder: AlignedEncoder, stage: str, features: Mapping[str, StoredRows] | None = None
-) -> GatedAttentionMil:
+) -> GatedAttentionMIL:
     """Return a MIL that knows nothing; it standardises the instances of a student that nobody brought to any scale."""
     classes, seed = len(run.cohort.classes), stage_seed(run.config.seed, stage)
     mil = seeded_mil(encoder.dim, classes, method.config.teacher.hidden, seed)
     if _is_foreign(method) and features is not None:
-        standard = standard_of([features[s.name] for s in run.cohort.of("train")])
+        standard = feature_statistics([features[s.name] for s in run.cohort.of("train")])
         mil.set_standard(standard.mean, standard.deviation)
     return mil
 
 
-def _item(run: Run, method: Method, lesson: Lesson, s: CohortSlide) -> BagItem:
+def _item(run: Run, method: Method, lesson: TeacherOutputs, s: CohortSlide) -> BagItem:
     """Return all but the instances of a slide's LR bag."""
     target, nothing = run.cohort.target(s), torch.empty(0)
     weight = run.weights[target]
@@ -265,7 +267,7 @@ def _item(run: Run, method: Method, lesson: Lesson, s: CohortSlide) -> BagItem:
     return BagItem(nothing, target, t.logits, scores, weight)
 
 
-def _pixel_sides(run: Run, method: Method, lesson: Lesson) -> dict[str, list[PixelBag]]:
+def _pixel_sides(run: Run, method: Method, lesson: TeacherOutputs) -> dict[str, list[PixelBag]]:
     plan, input_px = method.config.plan, method.config.student_input_px
     return _sides(
         run,
@@ -277,7 +279,9 @@ def _sides(run: Run, make: Callable[[CohortSlide], Any]) -> dict[str, list[Any]]
     return {side: [make(s) for s in run.cohort.of(side)] for side in ("train", "val")}
 
 
-def rounded(fitting: Generator[Event, None, GatedAttentionMil]) -> Generator[Event, None, GatedAttentionMil]:
+def round_result_to_half(
+    fitting: Generator[Event, None, GatedAttentionMIL],
+) -> Generator[Event, None, GatedAttentionMIL]:
     """Round what was fitted to what the bundle will hold, so that what is measured is what is shared."""
     mil = yield from fitting
     round_to_half(mil)

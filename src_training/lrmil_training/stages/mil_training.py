@@ -14,12 +14,12 @@ from torch.utils.data import DataLoader
 from lrmil_training.config import Stage2Config, Stage3Config, TeacherConfig
 from lrmil_training.data.bags import BagItem, Bags, Loadable
 from lrmil_training.evaluation.metrics import ranking_auroc
-from lrmil_training.fitting.fit import SELECT, EpochMeans, EpochSampler, FitPlan, fit, gathered, set_epoch
-from lrmil_training.losses import attention_kl, bag_kl, hard_attention
+from lrmil_training.fitting.fit import SELECT, EpochMeans, EpochSampler, FitPlan, all_gather_rows, fit, set_epoch
+from lrmil_training.losses import attention_kl, bag_kl, hard_attention_loss
 from napari_lrmil.core.events import Event
-from napari_lrmil.core.models.mil import GatedAttentionMil, MilOutput
+from napari_lrmil.core.models.mil import GatedAttentionMIL, MilOutput
 
-NOT_YET = -1.0  # selection figure of epochs before the least number of them; below any that counts
+BELOW_MIN_EPOCHS = -1.0  # selection figure of epochs before the least number of them; below any that counts
 
 
 Loss = Callable[[MilOutput, BagItem], Mapping[str, Tensor]]  # term -> weighted value
@@ -47,7 +47,7 @@ def distillation_loss(config: Stage2Config) -> Loss:
             kl = attention_kl(output.scores, item.teacher_scores, config.temperature_attn)
             terms["soft"] = config.lambda_soft * kl
         if config.lambda_hard > 0:
-            terms["hard"] = config.lambda_hard * hard_attention(output.scores, item.teacher_scores, config.topk)
+            terms["hard"] = config.lambda_hard * hard_attention_loss(output.scores, item.teacher_scores, config.topk)
         return terms
 
     return loss
@@ -96,17 +96,17 @@ class SelectingModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log AUROC, cross-entropy and the selection figure."""
-        seen = gathered(self._seen)
+        seen = all_gather_rows(self._seen)
         self._seen.clear()
         logits, targets = torch.stack([one for one, _ in seen]), torch.tensor([target for _, target in seen])
         ce = float(functional.cross_entropy(logits, targets))
         value = ranking_auroc(torch.softmax(logits, dim=1).numpy(), targets.numpy())
         auroc = float("nan") if value is None else value  # cohorts with a class missing were refused before
         ready = self.current_epoch + 1 >= min(self.config.min_epochs, self.config.epochs)
-        waiting = NOT_YET + 1e-4 * self.current_epoch  # rises, so that patience starts when selection does
+        waiting = BELOW_MIN_EPOCHS + 1e-4 * self.current_epoch  # rises, so that patience starts when selection does
         select = auroc - 1e-3 * min(ce, 10.0) if ready else waiting
         self.log_dict({"val/auroc": auroc, "val/ce": ce, SELECT: select}, batch_size=1)
-        agreements = gathered(self._agreements)
+        agreements = all_gather_rows(self._agreements)
         self._agreements.clear()
         if agreements:
             self.log("val/agreement", float(np.mean(agreements)), batch_size=1)
@@ -119,7 +119,7 @@ class SelectingModule(L.LightningModule):
 class BagFitting(SelectingModule):
     """Lightning's view of a MIL: one bag a step."""
 
-    def __init__(self, mil: GatedAttentionMil, loss: Loss, config: TeacherConfig | Stage2Config) -> None:
+    def __init__(self, mil: GatedAttentionMIL, loss: Loss, config: TeacherConfig | Stage2Config) -> None:
         super().__init__(config)
         self.mil, self.loss = mil, loss
         self.settings = config
@@ -140,12 +140,12 @@ class BagFitting(SelectingModule):
 
 
 def fit_mil(
-    mil: GatedAttentionMil,
+    mil: GatedAttentionMIL,
     loss: Loss,
     bags: Mapping[str, Sequence[Loadable]],
     config: TeacherConfig | Stage2Config,
     plan: FitPlan,
-) -> Generator[Event, None, GatedAttentionMil]:
+) -> Generator[Event, None, GatedAttentionMIL]:
     """Fit `mil` on ``bags["train"]``, select on ``bags["val"]``, and return it in its best state, frozen."""
 
     def make() -> tuple[BagFitting, DataLoader[BagItem], DataLoader[BagItem]]:
@@ -159,11 +159,11 @@ def fit_mil(
     return mil.cpu().eval().requires_grad_(False)
 
 
-def seeded_mil(dim: int, classes: int, hidden: int, seed: int) -> GatedAttentionMil:
+def seeded_mil(dim: int, classes: int, hidden: int, seed: int) -> GatedAttentionMIL:
     """Return a MIL whose weights depend on `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return GatedAttentionMil(dim, classes, hidden)
+        return GatedAttentionMIL(dim, classes, hidden)
 
 
 def stage_seed(seed: int, stage: str) -> int:

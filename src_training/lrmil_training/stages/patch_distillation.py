@@ -14,20 +14,20 @@ from torch.utils.data import DataLoader
 from lrmil_training import losses
 from lrmil_training.config import TrainConfig
 from lrmil_training.data.patch_pairs import Augmentation, Pair, PairDataset, collate
-from lrmil_training.data.teacher_targets import EMBEDDING, Standard, TaughtSlide
+from lrmil_training.data.teacher_targets import EMBEDDING, FeatureStatistics, TeacherTargets
 from lrmil_training.fitting.fit import SELECT, EpochMeans, EpochSampler, FitPlan, fit, set_epoch
 from napari_lrmil.core.encoders import AlignedEncoder, Encoder, NetworkEncoder, require_layers
 from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.events import Event
-from napari_lrmil.core.features.extraction import enlarge
+from napari_lrmil.core.features.extraction import resize_patches
 
 
 @dataclass(frozen=True)
-class Watched:
+class FrozenTeacher:
     """The frozen teacher encoder, where targets are computed as training goes; no part of what is trained or stored."""
 
     encoder: NetworkEncoder
-    standards: Mapping[str, Standard]
+    standards: Mapping[str, FeatureStatistics]
 
     def to(self, device: torch.device) -> None:
         """Move the encoder to where the pixels are: in a process of its own it was loaded on the CPU."""
@@ -45,13 +45,13 @@ class Watched:
         }
 
 
-class Standardised(nn.Module):
+class StandardisedIdentity(nn.Module):
     """The identity projection: a student's block means in the units of the teacher's targets, and nothing learned."""
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, standard: Standard) -> None:
+    def __init__(self, standard: FeatureStatistics) -> None:
         super().__init__()
         self.register_buffer("mean", standard.mean)
         self.register_buffer("deviation", standard.deviation)
@@ -61,7 +61,7 @@ class Standardised(nn.Module):
         return (means - self.mean) / self.deviation
 
 
-class Stage1(L.LightningModule):
+class PatchDistillation(L.LightningModule):
     """``L_stage1 = λ_layer L_layer + λ_attn L_attn``; selection by the same loss on held-out patients.
 
     Parameters
@@ -84,9 +84,9 @@ class Stage1(L.LightningModule):
     def __init__(
         self,
         student: AlignedEncoder,
-        standards: Mapping[str, Standard],
+        standards: Mapping[str, FeatureStatistics],
         config: TrainConfig,
-        watched: Watched | None = None,
+        watched: FrozenTeacher | None = None,
     ) -> None:
         super().__init__()
         self.twins = {name: student_layer(name, config.stage1.layers) for name in standards}
@@ -105,7 +105,7 @@ class Stage1(L.LightningModule):
         if self._watched[0] is not None:
             self._watched[0].to(self.device)
 
-    def train(self, mode: bool = True) -> Stage1:
+    def train(self, mode: bool = True) -> PatchDistillation:
         """Set training mode, but for batch norm, which keeps the statistics that the weights were made with."""
         super().train(mode)
         freeze_norms(self.student)
@@ -115,7 +115,7 @@ class Stage1(L.LightningModule):
         """Return the weighted loss terms of a batch."""
         stage, n = self.settings.stage1, self.settings.plan.n
         names = tuple(self.projections)
-        encoded = self.student(enlarge(batch.pixels, self.settings.student_input_px), tuple(self.twins.values()))
+        encoded = self.student(resize_patches(batch.pixels, self.settings.student_input_px), tuple(self.twins.values()))
         watched = self._watched[0]
         fresh = watched.targets(batch.hr_pixels, names) if watched and batch.hr_pixels.numel() else {}
         targets = {EMBEDDING: batch.targets, **batch.layers} | fresh
@@ -123,11 +123,11 @@ class Stage1(L.LightningModule):
         found = {}
         if stage.lambda_attn > 0:
             weights = losses.children_weights(scores, batch.present)
-            term = losses.attention_weighted(encoded.embedding, targets[EMBEDDING], weights)
+            term = losses.attention_weighted_loss(encoded.embedding, targets[EMBEDDING], weights)
             found["attn"] = stage.lambda_attn * term
         for name, projection in self.projections.items():
-            projected = projection(losses.blocks(encoded.maps[self.twins[name]], n))
-            term = losses.layer(projected, targets[name], batch.present)
+            projected = projection(losses.child_blocks(encoded.maps[self.twins[name]], n))
+            term = losses.layer_loss(projected, targets[name], batch.present)
             found[f"layer_{name}"] = stage.lambda_layer * term / len(self.projections)
         return found
 
@@ -178,7 +178,7 @@ def student_layer(teacher_layer: str, layers: Sequence[str]) -> str:
     return twins[teacher_layer]
 
 
-def require_twins(student: Encoder, teacher: Encoder, config: TrainConfig) -> None:
+def require_matching_encoders(student: Encoder, teacher: Encoder, config: TrainConfig) -> None:
     """Check that the layer term finds what it compares.
 
     Raises
@@ -205,12 +205,12 @@ def _require_width(name: str, own: int, wanted: int) -> None:
         )
 
 
-def _projection(name: str, own: int, standard: Standard, learned: bool) -> nn.Module:
+def _projection(name: str, own: int, standard: FeatureStatistics, learned: bool) -> nn.Module:
     wanted = len(standard.mean)
     if learned:
         return nn.Linear(own, wanted)
     _require_width(name, own, wanted)
-    return Standardised(standard)
+    return StandardisedIdentity(standard)
 
 
 def freeze_norms(module: nn.Module) -> None:
@@ -221,7 +221,7 @@ def freeze_norms(module: nn.Module) -> None:
 
 
 def pair_datasets(
-    taught: Mapping[str, Sequence[TaughtSlide]], config: TrainConfig, seed: int
+    taught: Mapping[str, Sequence[TeacherTargets]], config: TrainConfig, seed: int
 ) -> dict[str, PairDataset]:
     """Return training pairs, augmented as configured, and validation pairs as they are."""
     stage = config.stage1
@@ -240,7 +240,7 @@ def pair_datasets(
 
 def fit_stage1(
     student: AlignedEncoder,
-    taught: Mapping[str, Sequence[TaughtSlide]],
+    taught: Mapping[str, Sequence[TeacherTargets]],
     config: TrainConfig,
     plan: FitPlan,
     teacher: NetworkEncoder,
@@ -249,13 +249,13 @@ def fit_stage1(
     data = pair_datasets(taught, config, plan.seed)
     standards = taught["train"][0].standards
     layers = {name: standards[name] for name in taught["train"][0].layers}
-    watched = Watched(teacher, standards) if config.stage1.targets == "on_the_fly" else None
+    watched = FrozenTeacher(teacher, standards) if config.stage1.targets == "on_the_fly" else None
 
-    def make(scale: float = 1.0) -> tuple[Stage1, DataLoader[Pair], DataLoader[Pair]]:
+    def make(scale: float = 1.0) -> tuple[PatchDistillation, DataLoader[Pair], DataLoader[Pair]]:
         size = max(1, int(scale * min(config.stage1.batch_size, len(data["train"]))))
         order = {side: EpochSampler(len(one), plan.seed, shuffle=side == "train") for side, one in data.items()}
         train = DataLoader(data["train"], size, sampler=order["train"], collate_fn=collate, drop_last=True)
-        module = Stage1(student.requires_grad_(True), layers, config, watched)
+        module = PatchDistillation(student.requires_grad_(True), layers, config, watched)
         return module, train, DataLoader(data["val"], size, sampler=order["val"], collate_fn=collate)
 
     try:

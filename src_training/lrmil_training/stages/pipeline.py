@@ -12,18 +12,32 @@ from numpy.typing import NDArray
 from lrmil_training.data.cohort import CohortSlide, require_classes
 from lrmil_training.data.feature_store import StoredRows
 from lrmil_training.data.features import make_features
-from lrmil_training.data.teacher_targets import EMBEDDING, Standard, TaughtSlide, grid_of_coords, standard_of
+from lrmil_training.data.teacher_targets import (
+    EMBEDDING,
+    FeatureStatistics,
+    TeacherTargets,
+    feature_statistics,
+    grid_of_coords,
+)
 from lrmil_training.evaluation.attention_files import write_maps
 from lrmil_training.evaluation.evaluate import MEASURED, SlideResult, evaluate, slide_table
 from lrmil_training.runs.event_log import BUNDLE, METRICS, SLIDES
 from lrmil_training.stages.export import export_bundle
-from lrmil_training.stages.methods import STUDENT, Lesson, Trained, methods, rounded, teacher_bags, train_method
+from lrmil_training.stages.methods import (
+    STUDENT,
+    TeacherOutputs,
+    TrainedStudent,
+    list_methods,
+    round_result_to_half,
+    teacher_bags,
+    train_method,
+)
 from lrmil_training.stages.mil_training import fit_mil, label_loss, seeded_mil
 from lrmil_training.stages.run_context import Run
 from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.events import Event, Finished, Progress, StageDone
 from napari_lrmil.core.features.bag import read_origin
-from napari_lrmil.core.models.mil import GatedAttentionMil, pool
+from napari_lrmil.core.models.mil import GatedAttentionMIL, pool_bag
 from napari_lrmil.core.results.cohort_tables import write_failures
 
 
@@ -35,7 +49,7 @@ def run_stages(run: Run) -> Generator[Event, None, None]:
     lesson = yield from _teacher(run, arrays, standards)
     results = {"teacher": _read_teacher(run, lesson)}
     trained = {}
-    for method in methods(run.config):
+    for method in list_methods(run.config):
         trained[method.name] = yield from train_method(run, method, lesson)
         results[method.name] = _read_lr(run, lesson, trained[method.name])
     began = time.perf_counter()
@@ -72,43 +86,43 @@ def _hr_features(run: Run) -> Generator[Event, None, dict[str, dict[str, StoredR
     return stored
 
 
-def _standards(run: Run, arrays: dict[str, dict[str, StoredRows]]) -> dict[str, Standard]:
+def _standards(run: Run, arrays: dict[str, dict[str, StoredRows]]) -> dict[str, FeatureStatistics]:
     """Return the teacher's training statistics of embeddings and of each layer."""
     train = [arrays[s.name] for s in run.cohort.of("train")]
-    return {name: standard_of([of_slide[name] for of_slide in train]) for name in train[0]}
+    return {name: feature_statistics([of_slide[name] for of_slide in train]) for name in train[0]}
 
 
 def _teacher(
-    run: Run, arrays: dict[str, dict[str, StoredRows]], standards: dict[str, Standard]
-) -> Generator[Event, None, Lesson]:
+    run: Run, arrays: dict[str, dict[str, StoredRows]], standards: dict[str, FeatureStatistics]
+) -> Generator[Event, None, TeacherOutputs]:
     """Fit the teacher's MIL and return what it says of every slide."""
     settings = run.config.teacher
     plan = run.plan("teacher", settings, [])
     mil = seeded_mil(run.encoder.encoder.dim, len(run.cohort.classes), settings.hidden, plan.seed)
     mil.set_standard(standards[EMBEDDING].mean, standards[EMBEDDING].deviation)
-    mil = yield from rounded(fit_mil(mil, label_loss, teacher_bags(run, arrays), settings, plan))
-    return Lesson(mil, {s.name: _taught(run, s, mil, arrays[s.name], standards) for s in run.cohort.slides})
+    mil = yield from round_result_to_half(fit_mil(mil, label_loss, teacher_bags(run, arrays), settings, plan))
+    return TeacherOutputs(mil, {s.name: _taught(run, s, mil, arrays[s.name], standards) for s in run.cohort.slides})
 
 
 def _taught(
     run: Run,
     row: CohortSlide,
-    teacher: GatedAttentionMil,
+    teacher: GatedAttentionMIL,
     arrays: dict[str, StoredRows],
-    standards: dict[str, Standard],
-) -> TaughtSlide:
+    standards: dict[str, FeatureStatistics],
+) -> TeacherTargets:
     """Return what the frozen teacher says of a slide."""
     origin, coords = read_origin(arrays[EMBEDDING].path)
-    pooled = pool(teacher, arrays[EMBEDDING](), torch.device("cpu"))
+    pooled = pool_bag(teacher, arrays[EMBEDDING](), torch.device("cpu"))
     grid = grid_of_coords(origin, coords, run.config.plan.n)
     scores, logits = torch.from_numpy(pooled.scores), torch.from_numpy(pooled.logits)
-    return TaughtSlide(row, grid, arrays, standards, scores, logits)
+    return TeacherTargets(row, grid, arrays, standards, scores, logits)
 
 
 # ---------------------------------------------------------------- results
 
 
-def _read_teacher(run: Run, lesson: Lesson) -> list[SlideResult]:
+def _read_teacher(run: Run, lesson: TeacherOutputs) -> list[SlideResult]:
     found = []
     for s in run.cohort.slides:
         t = lesson.slides[s.name]
@@ -117,18 +131,18 @@ def _read_teacher(run: Run, lesson: Lesson) -> list[SlideResult]:
     return found
 
 
-def _read_lr(run: Run, lesson: Lesson, trained: Trained) -> list[SlideResult]:
+def _read_lr(run: Run, lesson: TeacherOutputs, trained: TrainedStudent) -> list[SlideResult]:
     found = []
     for s in run.cohort.slides:
         rows = trained.features[s.name]
-        pooled = pool(trained.mil, rows(), torch.device("cpu"))
+        pooled = pool_bag(trained.mil, rows(), torch.device("cpu"))
         found.append(_result(s, lesson.slides[s.name], rows, pooled.logits, pooled.attention, high=False))
     return found
 
 
 def _result(
     row: CohortSlide,
-    taught: TaughtSlide,
+    taught: TeacherTargets,
     rows: StoredRows,
     logits: NDArray[np.float32],
     attention: NDArray[np.float32],

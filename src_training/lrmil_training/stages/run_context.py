@@ -16,7 +16,7 @@ from lrmil_training.config_hash import hashed_values, later_run_values
 from lrmil_training.data.bags import class_weights
 from lrmil_training.data.cohort import Cohort
 from lrmil_training.data.features import FeatureRequest, find_encoder
-from lrmil_training.data.teacher_targets import Standard
+from lrmil_training.data.teacher_targets import FeatureStatistics
 from lrmil_training.fitting.fit import FitPlan
 from lrmil_training.fitting.loggers import FitName, make_loggers
 from lrmil_training.runs.event_log import CHECKPOINTS, FEATURES, LOGS
@@ -47,7 +47,7 @@ class Run:
     folder: Path
     device: torch.device
     encoder: LoadedEncoder
-    standard: Standard | None = None
+    standard: FeatureStatistics | None = None
     stop: Path | None = None
     failures: dict[str, str] = field(default_factory=dict)
 

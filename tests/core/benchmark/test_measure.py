@@ -13,15 +13,25 @@ import pytest
 import torch
 
 from napari_lrmil.core import benchmark as costs
-from napari_lrmil.core.benchmark import BESIDE, CHAIN, LR, TODAY, Question, Setup, as_json, factors, step_table
-from napari_lrmil.core.benchmark.measure import RUN, STEPS, Measured, measure, measure_all, sample
-from napari_lrmil.core.benchmark.pareto import Point, front, points, write_pareto
+from napari_lrmil.core.benchmark import (
+    BESIDE,
+    CHAIN,
+    LR,
+    TODAY,
+    MeasurementSpec,
+    Setup,
+    benchmark_json,
+    speedup_factors,
+    step_table,
+)
+from napari_lrmil.core.benchmark.measure import RUN, STEPS, Measurement, measure, measure_all, sample_rows
+from napari_lrmil.core.benchmark.pareto import CostPoint, cost_points, pareto_front, write_pareto
 from napari_lrmil.core.benchmark.setups import HR_OPENSLIDE, HR_STUDENT, HR_TORCH, LR_TORCH
 from napari_lrmil.core.benchmark.tables import factor_table
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Finished
 from napari_lrmil.core.models.bundle import Bundle
-from napari_lrmil.core.patching.grid import grid_of
+from napari_lrmil.core.patching.grid import find_nested_grid
 from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
 from napari_lrmil.core.runtimes.select import REFERENCE
 from napari_lrmil.core.slides.slide import Slide
@@ -30,10 +40,10 @@ from support.networks import untrained_bundle
 
 
 @pytest.fixture(scope="module")
-def question(tmp_path_factory: pytest.TempPathFactory) -> Question:
+def question(tmp_path_factory: pytest.TempPathFactory) -> MeasurementSpec:
     """Return a question about a small phantom and an untrained bundle."""
     slide = write_slide(tmp_path_factory.mktemp("slide"), PhantomSlide("phantom", LESION, 5, (1536, 1024)))
-    return Question(slide, untrained_bundle(tmp_path_factory.mktemp("bundle")).path, repeats=1)
+    return MeasurementSpec(slide, untrained_bundle(tmp_path_factory.mktemp("bundle")).path, repeats=1)
 
 
 def test_each_setup_differs_from_the_one_before_in_what_it_says() -> None:
@@ -45,10 +55,10 @@ def test_each_setup_differs_from_the_one_before_in_what_it_says() -> None:
 
 
 @pytest.mark.parametrize("setup", [HR_TORCH, HR_OPENSLIDE, LR_TORCH, TODAY], ids=lambda s: s.name)
-def test_counts_are_those_of_the_grid(question: Question, setup: Setup) -> None:
+def test_counts_are_those_of_the_grid(question: MeasurementSpec, setup: Setup) -> None:
     bundle = Bundle(question.bundle)
     with Slide(question.slide) as slide:
-        grid = grid_of(slide, bundle.card.plan, bundle.card.tissue)
+        grid = find_nested_grid(slide, bundle.card.plan, bundle.card.tissue)
         at_tissue = slide.pixels_decoded
     found = measure(replace(question, most_patches=64), setup)
     assert found.patches == (len(grid.hr_index) if setup.fine else len(grid.lr_index))
@@ -63,7 +73,7 @@ def test_counts_are_those_of_the_grid(question: Question, setup: Setup) -> None:
     assert (found.whole_cpu is None) is setup.fine
 
 
-def test_operations_are_counted_as_they_are(question: Question) -> None:
+def test_operations_are_counted_as_they_are(question: MeasurementSpec) -> None:
     """The same encoder needs the same for a patch of the same size, at either resolution; ResNet-50 needs 4.1 G MAC."""
     fine, coarse = measure(question, HR_TORCH), measure(question, LR_TORCH)
     card = Bundle(question.bundle).card
@@ -79,14 +89,14 @@ def test_operations_are_counted_as_they_are(question: Question) -> None:
     assert counted.get_total_flops() == pytest.approx(2 * 4.1e9, rel=0.02)
 
 
-def test_the_baseline_reads_what_we_read(question: Question) -> None:
+def test_the_baseline_reads_what_we_read(question: MeasurementSpec) -> None:
     """Where a level has the wanted resolution, PIL's patches are ours: the baseline does the same work."""
     from napari_lrmil.core.benchmark.baseline import PilReader
     from napari_lrmil.core.features.extraction import PatchSet
 
     bundle = Bundle(question.bundle)
     with Slide(question.slide, reader="openslide") as slide:
-        grid = grid_of(slide, bundle.card.plan, bundle.card.tissue)
+        grid = find_nested_grid(slide, bundle.card.plan, bundle.card.tissue)
         patches = PatchSet(grid.hr_corners[:6], grid.lattice.cell, bundle.card.hr_patch_px)
         reader = PilReader(slide, patches)
         theirs, ours = reader.read(slice(None)), patches.read(slide, slice(None))
@@ -96,14 +106,16 @@ def test_the_baseline_reads_what_we_read(question: Question) -> None:
 
 
 def test_a_sample_is_runs_of_neighbours_spread_evenly() -> None:
-    assert (sample(50, 64) == np.arange(50)).all()
-    rows = sample(10_000, 640)
+    assert (sample_rows(50, 64) == np.arange(50)).all()
+    rows = sample_rows(10_000, 640)
     assert len(rows) == 640 and rows[0] == 0 and rows[-1] == 9999
     assert (np.diff(rows) == 1).sum() == 640 - 10 and len(set(np.diff(rows)[np.diff(rows) > 1])) <= 2
 
 
-def made(setup: Setup, cpu: float, patches: int) -> Measured:
-    return Measured(setup, {"total": cpu}, {"total": cpu / 2}, patches, patches, 1, None, 1.0, 1.0, "tiles", REFERENCE)
+def made(setup: Setup, cpu: float, patches: int) -> Measurement:
+    return Measurement(
+        setup, {"total": cpu}, {"total": cpu / 2}, patches, patches, 1, None, 1.0, 1.0, "tiles", REFERENCE
+    )
 
 
 def test_factors_multiply_along_the_chain() -> None:
@@ -111,24 +123,24 @@ def test_factors_multiply_along_the_chain() -> None:
         zip(BESIDE, (70.0, 7.0), strict=True)
     )
     found = [made(setup, cpu, 120 if setup.fine else 10) for setup, cpu in seconds.items()]
-    told = factors(found)
+    told = speedup_factors(found)
     along = [f for f in told if f.changed != "everything" and f.before != HR_OPENSLIDE.name]
     assert np.prod([f.cpu for f in along]) == pytest.approx(told[-1].cpu) == 400
     assert [f.changed for f in along] == ["encoder", "reader", "runtime", "resolution"]
     assert costs.resolution_shares(found) == pytest.approx([10 / 12, 10 / 12])
-    assert [f.changed for f in factors([made(HR_STUDENT, 15, 120), made(LR, 1.5, 10)])] == ["resolution"]
+    assert [f.changed for f in speedup_factors([made(HR_STUDENT, 15, 120), made(LR, 1.5, 10)])] == ["resolution"]
     assert "| 400.0 times |" in factor_table(found)
 
 
-def test_what_was_measured_is_json_and_a_table(question: Question) -> None:
+def test_what_was_measured_is_json_and_a_table(question: MeasurementSpec) -> None:
     found = [measure(question, LR_TORCH)]
-    told = json.loads(json.dumps(as_json(question, found)))
+    told = json.loads(json.dumps(benchmark_json(question, found)))
     assert told["setups"][0]["patches"] == found[0].patches and told["slide"] == str(question.slide)
     assert told["setups"][0]["cpu"]["encode"] > 0 and told["processor"]
     assert f"| {LR_TORCH.name} | {found[0].patches} |" in step_table(found)
 
 
-def test_each_setup_has_a_process_of_its_own(question: Question, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_setup_has_a_process_of_its_own(question: MeasurementSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that one's memory is not another's; and where it dies, that is one sentence."""
     events: list[Event] = list(measure_all(question, [LR_TORCH]))
     assert isinstance(events[-1], Finished)
@@ -139,7 +151,7 @@ def test_each_setup_has_a_process_of_its_own(question: Question, monkeypatch: py
     assert one_sentence(told.value)
 
 
-def test_what_is_wrong_with_a_slide_is_told_as_it_is(question: Question, tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_slide_is_told_as_it_is(question: MeasurementSpec, tmp_path: Path) -> None:
     (tmp_path / "text.svs").write_text("no slide")
     with pytest.raises(LrmilError, match=r"text\.svs") as told:
         list(measure_all(replace(question, slide=tmp_path / "text.svs"), [LR_TORCH]))
@@ -155,8 +167,8 @@ def _die(*_: object) -> None:
 
 def test_the_front_is_what_nobody_beats_in_both(tmp_path: Path) -> None:
     figures = {"a": (0.9, 1.0), "b": (0.8, 2.0), "c": (0.95, 10.0), "d": (0.95, 20.0)}
-    found = [Point(name, auroc, auroc - 0.05, None, cpu, 12) for name, (auroc, cpu) in figures.items()]
-    assert [p.name for p in front(found)] == ["a", "c"]
+    found = [CostPoint(name, auroc, auroc - 0.05, None, cpu, 12) for name, (auroc, cpu) in figures.items()]
+    assert [p.name for p in pareto_front(found)] == ["a", "c"]
     write_pareto(tmp_path, found)
     assert json.loads((tmp_path / "pareto.json").read_text())["front"] == ["a", "c"]
     assert (tmp_path / "pareto.png").stat().st_size > 10_000
@@ -168,4 +180,4 @@ def test_points_come_from_an_evaluation(tmp_path: Path) -> None:
     undefined = {"auroc": auroc | {"value": None}, "cost": cost}
     path = tmp_path / "metrics.json"
     path.write_text(json.dumps({"student": {"all": {"auroc": auroc, "cost": cost}}, "teacher": {"all": undefined}}))
-    assert points("m", path) == [Point("m, student", 0.75, None, None, 1.5, 4)]
+    assert cost_points("m", path) == [CostPoint("m, student", 0.75, None, None, 1.5, 4)]

@@ -15,11 +15,11 @@ from typing import Any
 import psutil
 import pytest
 
-from napari_lrmil.core.cohort import Engine, EngineChoice, SlideWork, Tally, choose_engine, run_cohort
+from napari_lrmil.core.cohort import Backend, BackendChoice, CohortProgress, SlideJob, choose_backend, run_cohort
 from napari_lrmil.core.cohort.predict_task import PredictTask
-from napari_lrmil.core.cohort.task import Serial
+from napari_lrmil.core.cohort.task import SerialBackend
 from napari_lrmil.core.errors import ConfigError
-from napari_lrmil.core.events import Caution, Partial
+from napari_lrmil.core.events import Notice, Partial
 from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
 from support.cohort_tasks import KillsItsWorker, Logged, done, followed, logged, works
 from support.networks import untrained_bundle
@@ -37,8 +37,8 @@ def cluster() -> Iterator[Any]:
         yield local
 
 
-def on(cluster: Any) -> Engine:
-    return choose_engine(EngineChoice(scheduler=cluster.scheduler_address), slides=9)
+def on(cluster: Any) -> Backend:
+    return choose_backend(BackendChoice(scheduler=cluster.scheduler_address), slides=9)
 
 
 def test_a_cluster_finishes_where_workers_die(cluster: Any, tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_a_cluster_finishes_where_workers_die(cluster: Any, tmp_path: Path) -> N
     }  # fmt: skip
     assert [row[:2] for row in tally.rows] == [("no mpp.svs", "open"), ("dies always.svs", "worker")]
     assert re.fullmatch(r"the worker tcp://\S+ was lost while it had this slide, .*", tally.rows[1][2])
-    assert any(isinstance(event, Caution) for event in events)
+    assert any(isinstance(event, Notice) for event in events)
     assert (tmp_path / "threads").read_text() == "2"  # the worker's own, for one slide at a time
     assert "dask cluster at tcp://" in on(cluster).text
 
@@ -61,13 +61,13 @@ def test_predictions_of_a_cluster_whose_worker_was_killed_are_those_of_single_ru
 ) -> None:
     """To 1e-5, each computed once; after the bundle has changed everything is asked again."""
     paths = [write_slide(tmp_path / "slides", PhantomSlide(f"s{i}", LESION, i, (1536, 1024))) for i in range(3)]
-    slides = [SlideWork(path) for path in paths]
+    slides = [SlideJob(path) for path in paths]
     bundle = untrained_bundle(tmp_path / "bundle")
 
     def task(out: str, sha256: str) -> PredictTask:
         return PredictTask(bundle.path, sha256, "b", tmp_path / out, "cpu")
 
-    followed(slides, task("single", bundle.sha256), Serial())
+    followed(slides, task("single", bundle.sha256), SerialBackend())
     (tmp_path / "log").touch()
     killing = KillsItsWorker(task("cluster", bundle.sha256), "s1", tmp_path)
     tally, _ = followed(slides, killing, on(cluster))
@@ -78,13 +78,13 @@ def test_predictions_of_a_cluster_whose_worker_was_killed_are_those_of_single_ru
             json.loads((tmp_path / out / path.stem / "prediction.json").read_text()) for out in ("single", "cluster")
         )
         assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
-    tally, _ = followed(slides, killing, Serial())
+    tally, _ = followed(slides, killing, SerialBackend())
     assert (tally.done, tally.already) == (0, 3) and logged(tmp_path).total() == 3
 
 
 def test_what_is_taken_back_is_given_up_by_the_workers(cluster: Any, tmp_path: Path) -> None:
     """As after Ctrl-C: a restart must not meet a worker that goes on with what it has been given before."""
-    stream = run_cohort(works("a", "ticks 1", "ticks 2"), Logged(tmp_path), on(cluster), Tally())
+    stream = run_cohort(works("a", "ticks 1", "ticks 2"), Logged(tmp_path), on(cluster), CohortProgress())
     for event in stream:
         if isinstance(event, Partial):
             break
@@ -104,21 +104,21 @@ def test_a_scheduler_that_is_not_there_is_a_wrong_call(monkeypatch: pytest.Monke
     from napari_lrmil.core.cohort import dask_cluster as module
 
     monkeypatch.setattr(module, "CONNECT_S", 0.5)
-    engine = choose_engine(EngineChoice(scheduler="tcp://127.0.0.1:9"), slides=2)
+    engine = choose_backend(BackendChoice(scheduler="tcp://127.0.0.1:9"), slides=2)
     with pytest.raises(ConfigError, match="that is no address such as"):
-        followed(works("a", "b"), Logged(tmp_path), choose_engine(EngineChoice(scheduler="nonsense"), slides=2))
+        followed(works("a", "b"), Logged(tmp_path), choose_backend(BackendChoice(scheduler="nonsense"), slides=2))
     with pytest.raises(ConfigError, match="no dask scheduler answers at"):
         followed(works("a"), Logged(tmp_path), engine)
-    for choice in (EngineChoice(2, "tcp://127.0.0.1:9"), EngineChoice(None, "tcp://127.0.0.1:9", 500)):
+    for choice in (BackendChoice(2, "tcp://127.0.0.1:9"), BackendChoice(None, "tcp://127.0.0.1:9", 500)):
         with pytest.raises(ConfigError, match="where they are started"):
-            choose_engine(choice, slides=2)
+            choose_backend(choice, slides=2)
 
 
 def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for missing, scheduler in (("distributed", "tcp://h:1"), ("dask_jobqueue", "slurm")):
         monkeypatch.setitem(sys.modules, missing, None)
         with pytest.raises(ConfigError, match=re.escape('pip install "napari-lrmil[distributed]"')):
-            followed(works("a"), Logged(tmp_path), choose_engine(EngineChoice(scheduler=scheduler), slides=2))
+            followed(works("a"), Logged(tmp_path), choose_backend(BackendChoice(scheduler=scheduler), slides=2))
 
 
 # ---------------------------------------------------------------- SLURM
@@ -164,13 +164,13 @@ def test_options_of_jobs_come_from_a_file_and_from_the_call(tmp_path: Path) -> N
 
     file = tmp_path / "slurm.yaml"
     file.write_text("jobs: 8\npartition: long\n")
-    engine = choose_engine(EngineChoice(3, f"slurm:{file}", 2000), slides=99)
+    engine = choose_backend(BackendChoice(3, f"slurm:{file}", 2000), slides=99)
     assert isinstance(engine, SlurmJobs)
     assert (engine.options.jobs, engine.options.partition, engine.options.memory_mb) == (3, "long", 2000)
     for content, said in (("queue: long", "queue"), ("jobs: many", "jobs"), ("- a", "YAML"), ("a: [", "YAML")):
         file.write_text(content)
         with pytest.raises(ConfigError, match=said):
-            choose_engine(EngineChoice(scheduler=f"slurm:{file}"), slides=2)
+            choose_backend(BackendChoice(scheduler=f"slurm:{file}"), slides=2)
 
 
 SBATCH = """\
@@ -206,7 +206,7 @@ def test_jobs_are_asked_for_again_when_they_end_and_cancelled_at_the_end(
     monkeypatch.setenv("GROUP_OF_TESTS", str(os.getpgrp()))
     file = tmp_path / "slurm.yaml"
     file.write_text("jobs: 1\ncores: 3\nmemory_mb: 2000\ninterface: lo\n")
-    engine = choose_engine(EngineChoice(scheduler=f"slurm:{file}"), slides=9)
+    engine = choose_backend(BackendChoice(scheduler=f"slurm:{file}"), slides=9)
     with dask.config.set({"distributed.deploy.lost-worker-timeout": "100ms"}):
         tally, _ = followed(works("job ends once", "a"), Logged(tmp_path), engine)
     assert (tally.done, tally.retried, tally.rows) == (2, 1, [])

@@ -15,13 +15,13 @@ from typing import Any
 import psutil
 import pytest
 
-from napari_lrmil.core.cohort import EngineChoice, SlideWork, Tally, choose_engine, parse_memory, run_cohort
-from napari_lrmil.core.cohort.backends import environments
+from napari_lrmil.core.cohort import BackendChoice, CohortProgress, SlideJob, choose_backend, parse_memory, run_cohort
+from napari_lrmil.core.cohort.backends import worker_environments
 from napari_lrmil.core.cohort.local_pool import LocalProcesses
 from napari_lrmil.core.cohort.memory import held_mb, machine_mb, peak_mb
-from napari_lrmil.core.cohort.task import Serial, gathered
+from napari_lrmil.core.cohort.task import SerialBackend, run_task
 from napari_lrmil.core.errors import ConfigError, DiskFullError, LrmilError
-from napari_lrmil.core.events import Caution, Event, Failed, Partial, Progress
+from napari_lrmil.core.events import Event, Failed, Notice, Partial, Progress
 from support.cohort_tasks import DONE, Logged, Raising, Unimportable, done, followed, logged, works
 
 ROOMY = 4000.0  # MB
@@ -35,7 +35,7 @@ def two(memory_mb: float = ROOMY) -> LocalProcesses:
 
 
 def test_failures_are_tried_once_more_at_the_end_and_facts_are_not(tmp_path: Path) -> None:
-    tally, events = followed(works("fails once", "no mpp", "good"), Logged(tmp_path), Serial())
+    tally, events = followed(works("fails once", "no mpp", "good"), Logged(tmp_path), SerialBackend())
     assert (tmp_path / "log").read_text().splitlines() == ["fails once", "no mpp", "good", "fails once"]
     assert (tally.done, tally.already, tally.retried) == (2, 0, 1)
     assert tally.rows == [("no mpp.svs", "open", f"{tmp_path / 'no mpp.seen'}: no resolution")]
@@ -50,7 +50,7 @@ def outcomes(events: list[Event]) -> list[Any]:
 def test_progress_tells_how_long_the_rest_takes(tmp_path: Path) -> None:
     """Slides that were there say nothing about how long one takes."""
     (tmp_path / f"there.{DONE}").touch()
-    _, events = followed(works("there", "pauses", "good"), Logged(tmp_path), Serial())
+    _, events = followed(works("there", "pauses", "good"), Logged(tmp_path), SerialBackend())
     told = [event for event in events if isinstance(event, Progress) and event.unit == "slides"]
     assert [event.done for event in told] == [0, 1, 2, 3]
     assert [event.seconds_left is None for event in told] == [True, True, False, False]
@@ -58,9 +58,9 @@ def test_progress_tells_how_long_the_rest_takes(tmp_path: Path) -> None:
 
 
 def test_within_one_slide_everything_is_told_and_within_several_what_matters(tmp_path: Path) -> None:
-    _, alone = followed(works("a"), Logged(tmp_path), Serial())
-    assert [type(event) for event in alone] == [Caution, Progress, Partial]
-    _, events = followed(works("b", "c"), Logged(tmp_path), Serial())
+    _, alone = followed(works("a"), Logged(tmp_path), SerialBackend())
+    assert [type(event) for event in alone] == [Notice, Progress, Partial]
+    _, events = followed(works("b", "c"), Logged(tmp_path), SerialBackend())
     assert [event.stage for event in events if isinstance(event, Progress) and event.unit == "patches"] == [
         "b.svs · encode",
         "c.svs · encode",
@@ -68,8 +68,8 @@ def test_within_one_slide_everything_is_told_and_within_several_what_matters(tmp
 
 
 def test_the_second_of_two_slides_of_one_name_is_refused(tmp_path: Path) -> None:
-    slides = [SlideWork(Path("a/x.svs")), SlideWork(Path("b/x.tif")), SlideWork(Path("a/x.svs"))]
-    for engine in (Serial(), two()):
+    slides = [SlideJob(Path("a/x.svs")), SlideJob(Path("b/x.tif")), SlideJob(Path("a/x.svs"))]
+    for engine in (SerialBackend(), two()):
         tally, _ = followed(slides, Logged(tmp_path), engine)
         assert [(name, step) for name, step, _ in tally.rows] == [("x.tif", "write"), ("x.svs", "write")]
         assert all("would overwrite those of a/x.svs" in reason for *_, reason in tally.rows)
@@ -93,18 +93,18 @@ def test_the_second_of_two_slides_of_one_name_is_refused(tmp_path: Path) -> None
     ],
 )
 def test_a_failure_names_its_step_and_its_reason_on_one_line(kind: str, step: str, tries: int, said: str) -> None:
-    tally, _ = followed(works("s"), Raising(kind), Serial())
+    tally, _ = followed(works("s"), Raising(kind), SerialBackend())
     ((name, at, reason),) = tally.rows
     assert (name, at, 1 + tally.retried) == ("s.svs", step, tries)
     assert reason.startswith(said) or said in reason
     assert "\n" not in reason and "s.svs" not in reason
-    assert pickle.loads(pickle.dumps(gathered(Raising(kind), works("s")[0], 1))).failure.reason == reason
+    assert pickle.loads(pickle.dumps(run_task(Raising(kind), works("s")[0], 1))).failure.reason == reason
 
 
 def test_a_full_disk_ends_the_work_for_no_other_slide_would_fare_better(tmp_path: Path) -> None:
     kept: list[int] = []
     with pytest.raises(DiskFullError, match="no space is left"):
-        followed(works("a", "b"), Raising("full"), Serial(), keep=lambda tally: kept.append(len(tally.failures)))
+        followed(works("a", "b"), Raising("full"), SerialBackend(), keep=lambda tally: kept.append(len(tally.failures)))
     assert kept == [1]  # listed before the end
 
 
@@ -125,8 +125,8 @@ def test_a_dead_worker_costs_its_own_slide_a_second_try_and_no_other(tmp_path: P
         )
     ]
     assert (tally.done, tally.retried) == (6, 3)
-    assert sum(isinstance(event, Caution) for event in events) >= 6  # what was said in a worker is told here
-    retried = [event.subject for event in events if isinstance(event, Caution) and "tried once more" in event.message]
+    assert sum(isinstance(event, Notice) for event in events) >= 6  # what was said in a worker is told here
+    retried = [event.subject for event in events if isinstance(event, Notice) and "tried once more" in event.message]
     assert sorted(retried) == ["dies always", "dies once"]
     assert (tmp_path / "threads").read_text() == "1"
     summary = tally.summary(two()).as_json()
@@ -158,7 +158,7 @@ def test_workers_that_cannot_begin_are_told_at_once() -> None:
 def test_closing_ends_the_workers(tmp_path: Path) -> None:
     """As after Ctrl-C: what is under way is given up, and nobody goes on writing."""
     before = set(psutil.Process().children(recursive=True))
-    tally = Tally()
+    tally = CohortProgress()
     stream = run_cohort(works("a", "waits", "b"), Logged(tmp_path), two(), tally)
     for event in stream:
         if isinstance(event, Partial):
@@ -197,16 +197,16 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
 
 
 def test_each_worker_sees_one_gpu() -> None:
-    assert environments(2, 2, {}) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
-    assert environments(2, 2, {"CUDA_VISIBLE_DEVICES": "3, GPU-1f"}) == [
+    assert worker_environments(2, 2, {}) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    assert worker_environments(2, 2, {"CUDA_VISIBLE_DEVICES": "3, GPU-1f"}) == [
         {"CUDA_VISIBLE_DEVICES": "3"},
         {"CUDA_VISIBLE_DEVICES": "GPU-1f"},
     ]
-    assert environments(2, 0, {"CUDA_VISIBLE_DEVICES": "3"}) == [{}, {}]
+    assert worker_environments(2, 0, {"CUDA_VISIBLE_DEVICES": "3"}) == [{}, {}]
 
 
 def test_a_worker_gets_its_device_before_its_task(tmp_path: Path) -> None:
-    engine = LocalProcesses(environments(2, 2, {}), 1, ROOMY)
+    engine = LocalProcesses(worker_environments(2, 2, {}), 1, ROOMY)
     followed(works("pauses 1", "pauses 2"), Logged(tmp_path), engine)
     assert {path.read_text() for path in tmp_path.glob(f"*.{DONE}")} == {"0", "1"}
 
@@ -218,18 +218,18 @@ def test_a_worker_gets_its_device_before_its_task(tmp_path: Path) -> None:
 def test_as_many_workers_as_asked_for_but_one_for_a_gpu_and_one_for_a_slide(
     workers: int | None, slides: int, gpus: int, expected: int
 ) -> None:
-    engine = choose_engine(EngineChoice(workers), slides=slides, gpus=gpus)
+    engine = choose_backend(BackendChoice(workers), slides=slides, gpus=gpus)
     assert engine.workers == expected
-    assert isinstance(engine, Serial) == (expected == 1)
+    assert isinstance(engine, SerialBackend) == (expected == 1)
 
 
 def test_cores_and_memory_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
-    engine = choose_engine(EngineChoice(3), slides=9)
+    engine = choose_backend(BackendChoice(3), slides=9)
     assert isinstance(engine, LocalProcesses)
     assert engine.threads == 5
     assert 3 * engine.memory_mb == pytest.approx(0.9 * machine_mb())
-    bounded = choose_engine(EngineChoice(1, memory_mb=500), slides=9)
+    bounded = choose_backend(BackendChoice(1, memory_mb=500), slides=9)
     assert isinstance(bounded, LocalProcesses) and (bounded.workers, bounded.memory_mb) == (1, 500)
 
 

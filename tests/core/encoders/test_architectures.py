@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 
 from napari_lrmil.core.encoders import (
     AlignedEncoder,
-    Encoded,
+    EncoderOutput,
     EncoderSpec,
     NetworkEncoder,
     build_encoder,
-    encoder_at,
+    encoder_notice,
     load_encoder,
-    notice,
     require_layers,
+    resolve_encoder,
     round_to_half,
     save_encoder,
 )
@@ -166,7 +166,7 @@ def test_a_published_folder_is_read(family: str, prefixed: bool, tmp_path: Path)
     source = made(family)
     folder = publish(tmp_path / "model", source, f"{source.net.base_model_prefix}." if prefixed else "")
     for name in (str(folder), str(folder / "model.safetensors")):
-        found = encoder_at(name)
+        found = resolve_encoder(name)
         assert found is not None
         assert found.spec.licence == "apache-2.0"
         assert (found.spec.mean, found.spec.deviation) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
@@ -222,9 +222,9 @@ def test_a_configuration_alone_gives_random_weights_that_the_file_fixes(
     path = tmp_path / f"small.{suffix}"
     path.write_text(json.dumps({"model_type": family, **SETTINGS[family]}))
     torch.manual_seed(5)
-    one = encoder_at(str(path))
+    one = resolve_encoder(str(path))
     torch.manual_seed(6)
-    other = encoder_at(str(path))
+    other = resolve_encoder(str(path))
     assert one is not None and other is not None
     assert "untrained" in one.spec.name
     assert torch.equal(embedded(one.encoder), embedded(other.encoder))
@@ -248,7 +248,7 @@ def test_a_damaged_folder_is_one_sentence(tmp_path: Path, file: str, content: st
     folder = publish(tmp_path / "model", made("vit"))
     (folder / file).write_text(content)
     with pytest.raises(EncoderError, match=said) as caught:
-        encoder_at(str(folder))
+        resolve_encoder(str(folder))
     assert "\n" not in str(caught.value)
 
 
@@ -257,9 +257,9 @@ def test_pickles_are_refused(tmp_path: Path) -> None:
     folder = publish(tmp_path / "model", made("vit"))
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(EncoderError, match=r"pytorch_model\.bin, a pickle"):
-        encoder_at(str(folder))
+        resolve_encoder(str(folder))
     with pytest.raises(EncoderError, match=r"weights\.pth: a pickle"):
-        encoder_at("weights.pth")
+        resolve_encoder("weights.pth")
 
 
 # ---------------------------------------------------------------- hub
@@ -268,7 +268,7 @@ def test_pickles_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["hf:", "hf:owner", "hf:owner/", "hf:a/b/c", "hf:/name@main"])
 def test_what_is_no_hub_id_is_told(name: str) -> None:
     with pytest.raises(EncoderError, match="expected hf:owner/name"):
-        encoder_at(name)
+        resolve_encoder(name)
 
 
 def test_offline_a_model_comes_from_the_cache_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,15 +278,15 @@ def test_offline_a_model_comes_from_the_cache_or_not_at_all(tmp_path: Path, monk
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(EncoderError, match="hf:owner/tiny was not fetched before and HF_HUB_OFFLINE is set"):
-        encoder_at("hf:owner/tiny")
+        resolve_encoder("hf:owner/tiny")
     repository = tmp_path / "models--owner--tiny"
     publish(repository / "snapshots" / "abc", made("dinov2"))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc")
-    found = encoder_at("hf:owner/tiny")
+    found = resolve_encoder("hf:owner/tiny")
     assert found is not None
     assert found.spec.name == "owner/tiny"
-    assert notice("hf:owner/tiny") is None
+    assert encoder_notice("hf:owner/tiny") is None
 
 
 def test_licence_and_terms_are_told_before_a_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +299,7 @@ def test_licence_and_terms_are_told_before_a_download(tmp_path: Path, monkeypatc
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: info)
-    told = notice("hf:owner/gated")
+    told = encoder_notice("hf:owner/gated")
     assert told is not None
     assert "cc-by-nc-4.0" in told
     assert "agree to its terms at https://huggingface.co/owner/gated" in told
@@ -321,13 +321,13 @@ def test_without_a_network_the_page_with_the_terms_is_named(tmp_path: Path, monk
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", odd)
-    assert notice("hf:owner/away") is None
+    assert encoder_notice("hf:owner/away") is None
     monkeypatch.setattr("napari_lrmil.core.encoders.huggingface._cached", lambda _: None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(
         EncoderError, match=r"huggingface.co/owner/away, where its licence and terms are, .*network"
     ) as told:
-        encoder_at("hf:owner/away")
+        resolve_encoder("hf:owner/away")
     assert "\n" not in str(told.value)
 
 
@@ -349,8 +349,8 @@ def test_an_encoder_without_layers_says_what_to_set() -> None:
         def layers(self) -> dict[str, int]:
             return {}
 
-        def __call__(self, pixels: torch.Tensor, layers: Sequence[str] = ()) -> Encoded:
-            return Encoded(pixels, {})
+        def __call__(self, pixels: torch.Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
+            return EncoderOutput(pixels, {})
 
     with pytest.raises(EncoderError, match=r"set stage1\.lambda_layer=0"):
         require_layers(Blind(), ["block_1"])

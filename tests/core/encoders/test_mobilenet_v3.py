@@ -10,12 +10,19 @@ import torch
 from torch import nn
 
 from lrmil_training.config import SMALL_STUDENTS
-from napari_lrmil.core.encoders import AlignedEncoder, EncoderSpec, build_encoder, encoder_at, notice, round_to_half
-from napari_lrmil.core.encoders.mobilenet_v3 import LARGE, MobileNetV3Encoder, eighths
+from napari_lrmil.core.encoders import (
+    AlignedEncoder,
+    EncoderSpec,
+    build_encoder,
+    encoder_notice,
+    resolve_encoder,
+    round_to_half,
+)
+from napari_lrmil.core.encoders.mobilenet_v3 import LARGE, MobileNetV3Encoder, round_channels
 from napari_lrmil.core.encoders.registry import NAMED
 from napari_lrmil.core.errors import EncoderError
 from napari_lrmil.core.models.bundle import Bundle, StudentNetwork, write_bundle
-from napari_lrmil.core.models.mil import GatedAttentionMil
+from napari_lrmil.core.models.mil import GatedAttentionMIL
 from support.fake_slides import one_sentence
 from support.networks import CLASSES
 
@@ -82,15 +89,15 @@ def test_every_block_has_a_map_of_its_width_and_size() -> None:
     rows = 32
     for i, row in enumerate(LARGE, start=1):
         rows //= row.stride
-        assert found.maps[f"block_{i}"].shape == (2, eighths(row.out / 2), rows, rows * 3 // 2), i
+        assert found.maps[f"block_{i}"].shape == (2, round_channels(row.out / 2), rows, rows * 3 // 2), i
     assert list(encoder.layers) == [*(f"block_{i}" for i in range(1, 16)), "head"]
     assert found.maps["head"].shape == (2, 480, 2, 3)
     torch.testing.assert_close(found.embedding, found.maps["head"].mean(dim=(2, 3)))
 
 
 def test_channels_are_multiples_of_eight_and_never_much_fewer() -> None:
-    assert [eighths(c) for c in (1, 18, 30, 42, 60, 92)] == [8, 24, 32, 40, 64, 96]
-    assert all(eighths(c) >= 0.9 * c and eighths(c) % 8 == 0 for c in np.arange(1, 1000, 0.5))
+    assert [round_channels(c) for c in (1, 18, 30, 42, 60, 92)] == [8, 24, 32, 40, 64, 96]
+    assert all(round_channels(c) >= 0.9 * c and round_channels(c) % 8 == 0 for c in np.arange(1, 1000, 0.5))
 
 
 def test_the_input_is_added_where_shapes_agree_and_nowhere_else() -> None:
@@ -108,7 +115,7 @@ def test_settings_that_make_no_network_are_one_sentence(settings: dict[str, obje
 @pytest.mark.parametrize("name", list(NAMED))
 def test_small_students_have_names_and_start_alive(name: str) -> None:
     """Distillation keeps batch norm's statistics, so those of a fresh network must let a difference through."""
-    found, again = encoder_at(name), encoder_at(name)
+    found, again = resolve_encoder(name), resolve_encoder(name)
     assert found is not None and again is not None and found.sha256 == again.sha256
     assert found.spec.name == name and not found.encoder.training
     dark, light = (torch.full((1, 3, 64, 64), v, dtype=torch.uint8) for v in (60, 190))
@@ -121,7 +128,7 @@ def test_small_students_have_names_and_start_alive(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(NAMED))
 def test_random_weights_are_told_with_what_to_give_for_others(name: str) -> None:
-    told = notice(name)
+    told = encoder_notice(name)
     assert told is not None and f"{name} starts with random weights" in told
     assert "a .safetensors file" in told and NAMED[name].family in told
 
@@ -131,7 +138,7 @@ def test_the_settings_list_every_small_student() -> None:
 
 
 def test_atto_is_as_wide_and_deep_as_its_name_says() -> None:
-    found = encoder_at("convnext_atto")
+    found = resolve_encoder("convnext_atto")
     assert found is not None
     assert found.encoder.layers == {"stage_1": 40, "stage_2": 80, "stage_3": 160, "stage_4": 320}
     stages = found.encoder.get_submodule("net.encoder.stages")
@@ -140,10 +147,10 @@ def test_atto_is_as_wide_and_deep_as_its_name_says() -> None:
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_large", "convnext_atto"])
 def test_a_bundle_brings_a_small_student_whose_width_the_projection_maps(name: str, tmp_path: Path) -> None:
-    found = encoder_at(name)
+    found = resolve_encoder(name)
     assert found is not None
     torch.manual_seed(0)
-    student = StudentNetwork(AlignedEncoder(found.encoder, 48), GatedAttentionMil(48, 2)).eval()
+    student = StudentNetwork(AlignedEncoder(found.encoder, 48), GatedAttentionMIL(48, 2)).eval()
     round_to_half(student)
     card = {"hr_mpp": 0.5, "lr_mpp": 2.0, "hr_patch_px": 64, "lr_patch_px": 64}
     write_bundle(tmp_path / "b", {"name": "small", "classes": CLASSES} | card, student, None)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from napari_lrmil.core.encoders import Encoded
+from napari_lrmil.core.encoders import EncoderOutput
 from napari_lrmil.core.errors import LrmilError, SlideError
-from napari_lrmil.core.events import Caution, Event, Progress
+from napari_lrmil.core.events import Event, Notice, Progress
 from napari_lrmil.core.features.devices import resolve_device
-from napari_lrmil.core.features.extraction import Embeddings, PatchSet, embed, encode, enlarge
+from napari_lrmil.core.features.extraction import Embeddings, PatchSet, encode, extract_features, resize_patches
 from napari_lrmil.core.features.prefetch import AHEAD, BATCH
 from support.fake_slides import FakeSlide, fake_slide, lively, one_sentence, speckled
 from support.networks import untrained_encoder
@@ -30,14 +30,14 @@ class MeanColour:
         self.dtypes: set[torch.dtype] = set()
         self.gradients = False
 
-    def __call__(self, pixels: Tensor, layers: Sequence[str] = ()) -> Encoded:
+    def __call__(self, pixels: Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
         self.batches.append(tuple(pixels.shape))
         self.dtypes.add(pixels.dtype)
         self.gradients |= torch.is_grad_enabled()
         x = pixels.float()
         middle = x.shape[-1] // 2
         halves = torch.stack([x[..., :middle].mean(dim=(2, 3)), x[..., middle:].mean(dim=(2, 3))], dim=2)[:, :, None]
-        return Encoded(x.mean(dim=(2, 3)), dict.fromkeys(layers, halves))
+        return EncoderOutput(x.mean(dim=(2, 3)), dict.fromkeys(layers, halves))
 
 
 def drain(events: object) -> tuple[list[Event], Embeddings]:
@@ -58,7 +58,7 @@ def test_every_patch_is_embedded_once_in_order_from_where_it_lies(tmp_path: Path
     count, base, encoder = 2 * BATCH + 5, speckled(900, 420), MeanColour()
     patches = PatchSet(corners(count), (80, 48), 16)
     with fake_slide(tmp_path, FakeSlide(base)) as slide:
-        events, result = drain(embed(slide, patches, encoder, device=CPU, layers=("half",), stage="here"))
+        events, result = drain(extract_features(slide, patches, encoder, device=CPU, layers=("half",), stage="here"))
     expected = [base[y : y + 48, x : x + 80].mean(axis=(0, 1)) for x, y in patches.corners]
     assert result.features.shape == (count, 3) and result.features.dtype == np.float32
     np.testing.assert_allclose(result.features, expected, atol=0.6)
@@ -72,7 +72,7 @@ def test_every_patch_is_embedded_once_in_order_from_where_it_lies(tmp_path: Path
 def test_encoders_get_bytes_and_no_gradients(tmp_path: Path) -> None:
     encoder = MeanColour()
     with fake_slide(tmp_path, FakeSlide(speckled(200, 100))) as slide:
-        drain(embed(slide, PatchSet(corners(2), (80, 48), 16), encoder, device=CPU))
+        drain(extract_features(slide, PatchSet(corners(2), (80, 48), 16), encoder, device=CPU))
     assert encoder.dtypes == {torch.uint8} and not encoder.gradients
 
 
@@ -81,8 +81,8 @@ def test_batches_do_not_change_what_a_patch_embeds_to(tmp_path: Path) -> None:
     encoder = lively(untrained_encoder())
     patches = PatchSet(corners(9), (80, 48), 32)
     with fake_slide(tmp_path, FakeSlide(speckled(900, 100))) as slide:
-        _, together = drain(embed(slide, patches, encoder, device=CPU))
-        _, alone = drain(embed(slide, PatchSet(patches.corners[4:5], (80, 48), 32), encoder, device=CPU))
+        _, together = drain(extract_features(slide, patches, encoder, device=CPU))
+        _, alone = drain(extract_features(slide, PatchSet(patches.corners[4:5], (80, 48), 32), encoder, device=CPU))
     np.testing.assert_allclose(together.features[4], alone.features[0], atol=1e-5)
     assert np.abs(together.features[4] - together.features[5]).max() > 1e-4
 
@@ -90,7 +90,7 @@ def test_batches_do_not_change_what_a_patch_embeds_to(tmp_path: Path) -> None:
 def test_closing_the_stream_stops_reading(tmp_path: Path) -> None:
     fake = FakeSlide(speckled(900, 420))
     with fake_slide(tmp_path, fake) as slide:
-        events = embed(slide, PatchSet(corners(10 * BATCH), (80, 48), 16), MeanColour(), device=CPU)
+        events = extract_features(slide, PatchSet(corners(10 * BATCH), (80, 48), 16), MeanColour(), device=CPU)
         next(events)
         events.close()
         done = len(fake.reads)
@@ -106,16 +106,16 @@ def test_a_read_that_fails_surfaces_as_its_sentence(tmp_path: Path) -> None:
     with fake_slide(tmp_path, fake) as slide:
         fake.before_read = fail
         with pytest.raises(SlideError, match="disk gone"):
-            drain(embed(slide, PatchSet(corners(3), (80, 48), 16), MeanColour(), device=CPU))
+            drain(extract_features(slide, PatchSet(corners(3), (80, 48), 16), MeanColour(), device=CPU))
 
 
 def test_enlarging_is_bilinear_bytes_in_bytes_out() -> None:
     batch = torch.tensor([[[[0, 100], [200, 255]]]], dtype=torch.uint8).expand(1, 3, 2, 2)
-    big = enlarge(batch, 4)
+    big = resize_patches(batch, 4)
     assert big.dtype == torch.uint8 and big.shape == (1, 3, 4, 4)
     assert big[0, 0, 0].tolist() == [0, 25, 75, 100]
     assert big[0, 0, :, 0].tolist() == [0, 50, 150, 200]
-    assert enlarge(batch, None) is batch and enlarge(batch, 2) is batch
+    assert resize_patches(batch, None) is batch and resize_patches(batch, 2) is batch
 
 
 def test_the_student_sees_enlarged_patches(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ class Narrow(MeanColour):
         super().__init__()
         self.most = most
 
-    def __call__(self, pixels: Tensor, layers: Sequence[str] = ()) -> Encoded:
+    def __call__(self, pixels: Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
         if len(pixels) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return super().__call__(pixels, layers)
@@ -153,17 +153,17 @@ def test_memory_that_runs_out_halves_the_batch_and_loses_no_patch(tmp_path: Path
     """It says so once, goes on with what fits, and the embeddings are those of a device with room."""
     patches = PatchSet(corners(2 * BATCH + 3), (80, 48), 16)
     with fake_slide(tmp_path, FakeSlide(speckled(900, 420))) as slide:
-        events, found = drain(embed(slide, patches, Narrow(9), device=CPU, layers=("half",)))
-        _, whole = drain(embed(slide, patches, MeanColour(), device=CPU, layers=("half",)))
+        events, found = drain(extract_features(slide, patches, Narrow(9), device=CPU, layers=("half",)))
+        _, whole = drain(extract_features(slide, patches, MeanColour(), device=CPU, layers=("half",)))
     np.testing.assert_array_equal(found.features, whole.features)
     np.testing.assert_array_equal(found.layers["half"], whole.layers["half"])
-    said = [e.message for e in events if isinstance(e, Caution)]
+    said = [e.message for e in events if isinstance(e, Notice)]
     assert said == [f"the memory of cpu ran out: {size} patches at once from now on" for size in (16, 8)]
 
 
 def test_memory_for_not_even_one_patch_is_one_sentence(tmp_path: Path) -> None:
     with fake_slide(tmp_path, FakeSlide(speckled(200, 100))) as slide:
-        events = embed(slide, PatchSet(corners(2), (80, 48), 16), Narrow(0), device=CPU)
+        events = extract_features(slide, PatchSet(corners(2), (80, 48), 16), Narrow(0), device=CPU)
         with pytest.raises(LrmilError, match="does not hold a single patch; close other programs") as caught:
             drain(events)
     assert one_sentence(caught.value)

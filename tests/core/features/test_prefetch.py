@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from napari_lrmil.core.errors import SlideError
-from napari_lrmil.core.features.prefetch import AHEAD, BATCH, GAIN, LARGEST, BatchSize, ReadAhead, at_once
+from napari_lrmil.core.features.prefetch import (
+    AHEAD,
+    BATCH,
+    GAIN,
+    LARGEST,
+    BatchSize,
+    PatchPrefetcher,
+    default_batch_size,
+)
 
 CPU = torch.device("cpu")
 TOTAL = 7 * BATCH + 3
@@ -48,7 +56,7 @@ def test_every_patch_comes_once_and_in_order_whoever_read_it(readers: int) -> No
 
     read = Counted(wait)
     found: list[int] = []
-    with ReadAhead(read, TOTAL, CPU, readers=readers) as queue:
+    with PatchPrefetcher(read, TOTAL, CPU, readers=readers) as queue:
         while (batch := queue.take(BATCH)) is not None:
             found += numbers(batch.pixels)
             assert batch.pixels.dtype == torch.uint8 and batch.seconds >= 0
@@ -60,7 +68,7 @@ def test_every_patch_comes_once_and_in_order_whoever_read_it(readers: int) -> No
 def test_no_more_is_read_than_may_wait() -> None:
     """A slow encoder holds reading up, or a slide of a million patches would fill the memory."""
     read = Counted()
-    with ReadAhead(read, TOTAL, CPU) as queue:
+    with PatchPrefetcher(read, TOTAL, CPU) as queue:
         for taken in range(1, 4):
             queue.take(BATCH)
             queue._pool.submit(lambda: None).result()  # the one reader has come to the end of what was asked
@@ -69,7 +77,7 @@ def test_no_more_is_read_than_may_wait() -> None:
 
 def test_larger_batches_are_joined_from_several_reads() -> None:
     read = Counted()
-    with ReadAhead(read, TOTAL, CPU) as queue:
+    with PatchPrefetcher(read, TOTAL, CPU) as queue:
         batches = [queue.take(4 * BATCH), queue.take(4 * BATCH), queue.take(1)]
     assert [len(b.pixels) for b in batches if b is not None] == [4 * BATCH, 3 * BATCH + 3]
     assert batches[2] is None
@@ -85,7 +93,7 @@ def test_leaving_ends_after_the_batch_under_way() -> None:
             release.wait(5)
 
     read = Counted(hold)
-    with ReadAhead(read, TOTAL, CPU) as queue:
+    with PatchPrefetcher(read, TOTAL, CPU) as queue:
         queue.take(BATCH)
         started.wait(5)
         threading.Timer(0.05, release.set).start()
@@ -97,7 +105,7 @@ def test_an_error_comes_where_its_patches_would_have_come() -> None:
         if rows.start == 2 * BATCH:
             raise SlideError("a.svs", "the file seems damaged")
 
-    with ReadAhead(Counted(fail), TOTAL, CPU) as queue:
+    with PatchPrefetcher(Counted(fail), TOTAL, CPU) as queue:
         for start in (0, BATCH):
             batch = queue.take(BATCH)
             assert batch is not None and numbers(batch.pixels) == list(range(start, start + BATCH))
@@ -153,6 +161,6 @@ def test_a_cpu_stays_with_what_was_measured() -> None:
 
 
 def test_a_batch_that_fits_a_cache_is_smaller_the_larger_its_patches_are() -> None:
-    assert [at_once(side) for side in (32, 64, 128, 224, 256, 512, 1024)] == [BATCH, BATCH, 16, 5, 4, 1, 1]
+    assert [default_batch_size(side) for side in (32, 64, 128, 224, 256, 512, 1024)] == [BATCH, BATCH, 16, 5, 4, 1, 1]
     assert BatchSize(CPU, 4).size == 4 and BatchSize(CPU).size == BATCH
     assert BatchSize(Device(), 4).size == BATCH, "a GPU finds out for itself"  # type: ignore[arg-type]  # a stand-in

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from napari_lrmil.core.errors import BundleError, ResolutionError, TissueError
-from napari_lrmil.core.events import Caution, Event, Finished, Progress, StageDone
+from napari_lrmil.core.events import Event, Finished, Notice, Progress, StageDone
 from napari_lrmil.core.features.embedding_cache import CacheKey, EmbeddingCache
-from napari_lrmil.core.inference.predict import from_the_middle, predict, probabilities
-from napari_lrmil.core.inference.prediction import Prediction, Reading
+from napari_lrmil.core.inference.predict import center_first_order, predict, probabilities
+from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
-from napari_lrmil.core.metrics.agreement import measure_agreement, to_lr
+from napari_lrmil.core.metrics.agreement import measure_agreement, pool_to_lr_grid
 from napari_lrmil.core.models.bundle import TEACHER, Bundle
-from napari_lrmil.core.models.mil import pool
+from napari_lrmil.core.models.mil import pool_bag
 from napari_lrmil.core.patching.color import CohortColour
 from napari_lrmil.core.results.writer import prediction_file
 from napari_lrmil.core.slides.slide import Slide
@@ -68,7 +68,7 @@ def run(slide: Slide, model: Bundle | DarknessBundle, teacher: str = "none") -> 
     return result(predict(slide, model, device=CPU, teacher=TeacherPatches.parse(teacher)))  # type: ignore[arg-type]  # a stand-in
 
 
-def check_sums(reading: Reading, classifier_bias: torch.Tensor) -> None:
+def check_sums(reading: NetworkPrediction, classifier_bias: torch.Tensor) -> None:
     """Attention sums to 1; evidence and centred bias give the centred logit, both to 1e-4."""
     assert reading.attention.sum(dtype=np.float64) == pytest.approx(1, abs=1e-4)
     assert (reading.attention >= 0).all() and len(reading.attention) == len(reading.coords)
@@ -156,7 +156,7 @@ def test_two_networks_that_look_for_the_same_agree_on_the_darkest_patch(tmp_path
         found = run(slide, DarknessBundle(), teacher="all")
     assert found.student.coords[found.student.attention.argmax()].tolist() == [256, 320]
     assert found.teacher is not None and found.agreement is not None
-    carried = to_lr(found.grid, found.teacher.attention)
+    carried = pool_to_lr_grid(found.grid, found.teacher.attention)
     assert carried.argmax() == found.student.attention.argmax() and carried.sum() == pytest.approx(1, abs=1e-4)
     left, top = found.teacher.coords[found.teacher.attention.argmax()].tolist()
     assert 256 <= left < 390 and 400 <= top < 510
@@ -182,7 +182,7 @@ def test_probabilities_do_not_overflow() -> None:
 
 def test_pooling_keeps_no_gradients(bundle: Bundle) -> None:
     dim = bundle.student.mil.dim
-    pooled = pool(bundle.student.mil.requires_grad_(True), np.ones((3, dim), np.float32), CPU)
+    pooled = pool_bag(bundle.student.mil.requires_grad_(True), np.ones((3, dim), np.float32), CPU)
     bundle.student.mil.requires_grad_(False)
     assert pooled.attention.tolist() == pytest.approx([1 / 3] * 3) and pooled.evidence.shape == (3, 2)
 
@@ -203,9 +203,9 @@ def test_events_come_in_order_and_count_up(tmp_path: Path) -> None:
 def test_the_middle_of_a_grid_comes_first() -> None:
     """3 x 3 patches of 256 x 320: the centre, its neighbours by distance and in their order, the corners last."""
     corners = np.array([(1000 + 256 * x, 320 * y) for y in range(3) for x in range(3)])
-    assert from_the_middle(corners, np.arange(9)).tolist() == [4, 3, 5, 1, 7, 0, 2, 6, 8]
-    assert from_the_middle(corners, np.array([0, 1, 8])).tolist() == [1, 0, 8], "the middle of all, not of these"
-    assert from_the_middle(corners, np.array([], dtype=np.int64)).tolist() == []
+    assert center_first_order(corners, np.arange(9)).tolist() == [4, 3, 5, 1, 7, 0, 2, 6, 8]
+    assert center_first_order(corners, np.array([0, 1, 8])).tolist() == [1, 0, 8], "the middle of all, not of these"
+    assert center_first_order(corners, np.array([], dtype=np.int64)).tolist() == []
 
 
 def test_with_a_cache_patches_are_encoded_from_the_middle_and_told_in_reading_order(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_without_a_teacher_scipys_statistics_are_not_loaded(
 def test_an_odd_resolution_is_a_caution_and_a_warning_in_the_result(tmp_path: Path) -> None:
     with fake_slide(tmp_path, pyramid(mpp=(0.36, 0.35))) as slide:
         events = list(predict(slide, DarknessBundle(), device=CPU))  # type: ignore[arg-type]  # a stand-in
-    cautions = [e for e in events if isinstance(e, Caution)]
+    cautions = [e for e in events if isinstance(e, Notice)]
     assert len(cautions) == 1 and cautions[0].subject == "fake" and "15 %" in cautions[0].message
     assert events[-1].result.warnings == (cautions[0].message,)  # type: ignore[union-attr]  # Finished
 
@@ -253,7 +253,7 @@ def test_far_colour_is_a_caution_and_a_warning_and_its_pixels_count(tmp_path: Pa
     with fake_slide(tmp_path, pyramid(2100, 1700)) as slide:
         events = list(predict(slide, DarknessBundle(colour=CohortColour(*fields)), device=CPU))  # type: ignore[arg-type]
         decoded = slide.pixels_decoded
-    (caution,) = (e for e in events if isinstance(e, Caution))
+    (caution,) = (e for e in events if isinstance(e, Notice))
     found = events[-1].result  # type: ignore[union-attr]  # Finished
     assert "colour differs" in caution.message and found.warnings == (caution.message,)
     assert found.student.pixels_decoded == decoded

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from napari_lrmil.core.geometry import PatchPlan
-from napari_lrmil.core.inference.quality_checks import LITTLE_TISSUE, slide_warnings
-from napari_lrmil.core.patching.color import CohortColour, cohort_colour, colour_of
-from napari_lrmil.core.patching.grid import grid_of
+from napari_lrmil.core.inference.quality_checks import LITTLE_TISSUE, quality_warnings
+from napari_lrmil.core.patching.color import CohortColour, cohort_colour, color_stats
+from napari_lrmil.core.patching.grid import find_nested_grid
 from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 
 PLAN = PatchPlan(0.5, 2.0, 64, 64)
@@ -18,13 +18,13 @@ PLAN = PatchPlan(0.5, 2.0, 64, 64)
 
 def warned(folder: Path, size: tuple[int, int], colour: CohortColour | None) -> tuple[str, ...]:
     with fake_slide(folder, FakeSlide(speckled(*size), (1.0, 4.0, 16.0), resolution(0.5))) as slide:
-        return slide_warnings(slide, grid_of(slide, PLAN), DarknessBundle(colour=colour).card)
+        return quality_warnings(slide, find_nested_grid(slide, PLAN), DarknessBundle(colour=colour).card)
 
 
 @pytest.fixture
 def own(tmp_path: Path) -> CohortColour:
     with fake_slide(tmp_path, FakeSlide(speckled(1300, 1100), (1.0, 4.0, 16.0), resolution(0.5))) as slide:
-        return cohort_colour([colour_of(slide, grid_of(slide, PLAN))] * 6)
+        return cohort_colour([color_stats(slide, find_nested_grid(slide, PLAN))] * 6)
 
 
 def test_a_slide_like_the_training_slides_is_not_doubted(tmp_path: Path, own: CohortColour) -> None:
@@ -53,7 +53,7 @@ def test_fewer_than_ten_patches_are_little_tissue(tmp_path: Path, size: tuple[in
 def test_a_card_without_colour_reads_no_pixel(tmp_path: Path) -> None:
     fake = FakeSlide(speckled(1300, 1100), (1.0, 4.0, 16.0), resolution(0.5))
     with fake_slide(tmp_path, fake) as slide:
-        grid = grid_of(slide, PLAN)
+        grid = find_nested_grid(slide, PLAN)
         fake.reads.clear()
-        assert slide_warnings(slide, grid, DarknessBundle().card) == ()
+        assert quality_warnings(slide, grid, DarknessBundle().card) == ()
     assert fake.reads == []

@@ -17,8 +17,12 @@ from napari_lrmil.core.events import Finished
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
-from napari_lrmil.core.inference.teacher_comparison import against_lesions, lesions_beside, shared
-from napari_lrmil.core.inference.teacher_patches import TeacherPatches, compared_rows
+from napari_lrmil.core.inference.teacher_comparison import (
+    find_lesion_outlines,
+    score_lesion_localisation,
+    shared_patches,
+)
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches, select_teacher_patches
 from napari_lrmil.core.metrics.agreement import measure_agreement
 from napari_lrmil.core.patching.regions import box_region
 from napari_lrmil.core.results.writer import agreement_file, prediction_file
@@ -56,9 +60,9 @@ def with_attention(found: Prediction, student: list[float], teacher: list[float]
 
 @pytest.mark.parametrize(("choice", "wanted"), [("all", [0, 1, 2, 3]), ("top-2", [1, 3]), ("top-9", [0, 1, 2, 3])])
 def test_the_teacher_looks_where_the_student_looked_most(choice: str, wanted: list[int]) -> None:
-    rows = compared_rows(TeacherPatches.parse(choice), np.array([0.1, 0.4, 0.1, 0.4], np.float32))
+    rows = select_teacher_patches(TeacherPatches.parse(choice), np.array([0.1, 0.4, 0.1, 0.4], np.float32))
     assert np.flatnonzero(rows).tolist() == wanted
-    tied = compared_rows(TeacherPatches(1), np.full(4, 0.25, np.float32))
+    tied = select_teacher_patches(TeacherPatches(1), np.full(4, 0.25, np.float32))
     assert np.flatnonzero(tied).tolist() == [0], "ties in their order"
 
 
@@ -66,7 +70,7 @@ def test_what_the_teacher_reads_keeps_its_text_and_is_checked() -> None:
     for text, count in (("none", 0), ("all", 7), ("top-3", 3), ("top-9", 7)):
         assert str(TeacherPatches.parse(text)) == text and TeacherPatches.parse(text).count(7) == count
     assert (TeacherPatches.parse("none"), TeacherPatches.parse("all")) == (TeacherPatches.NONE, TeacherPatches.ALL)
-    assert not compared_rows(TeacherPatches.NONE, np.full(4, 0.25, np.float32)).any()
+    assert not select_teacher_patches(TeacherPatches.NONE, np.full(4, 0.25, np.float32)).any()
     with pytest.raises(ValueError, match="-1 patches"):
         TeacherPatches(-1)
 
@@ -113,7 +117,7 @@ def test_differences_by_hand(slide: Slide) -> None:
     n = len(found.grid.lr_index)
     student, teacher = np.full(n, 0.5 / (n - 1)), np.full(n, 1 / n)
     student[0] = 0.5
-    both = shared(with_attention(found, student.tolist(), teacher.tolist()))
+    both = shared_patches(with_attention(found, student.tolist(), teacher.tolist()))
     assert both.student[0] == pytest.approx(0.5 * n) and both.teacher == pytest.approx(np.ones(n))
     assert both.difference[0] == pytest.approx(0.5 * n - 1, rel=1e-5) and both.difference.sum() == pytest.approx(
         0, abs=1e-4
@@ -127,10 +131,10 @@ def test_lesions_by_hand(slide: Slide) -> None:
     (left, top), (width, height) = found.grid.lr_corners[0], found.grid.lattice.lr_cell
     lesion = box_region(BoxLevel0(float(left), float(top), float(width), float(height)), "lesion")
     rising = (np.arange(1, n + 1) / (n * (n + 1) / 2)).tolist()
-    told = against_lesions(with_attention(found, rising[::-1], rising), [lesion])
+    told = score_lesion_localisation(with_attention(found, rising[::-1], rising), [lesion])
     assert (told.lesion_auroc_student, told.lesion_auroc_teacher) == (1.0, 0.0)
     assert (told.pointing_student, told.pointing_teacher, told.n_lesion_patches) == (True, False, 1)
-    nowhere = against_lesions(found, [box_region(BoxLevel0(9e5, 9e5, 10, 10), "far")])
+    nowhere = score_lesion_localisation(found, [box_region(BoxLevel0(9e5, 9e5, 10, 10), "far")])
     assert nowhere.lesion_auroc_student is None and nowhere.pointing_teacher is None
 
 
@@ -157,7 +161,7 @@ def test_without_a_teacher_there_is_nothing_to_compare(slide: Slide) -> None:
 
 
 def test_a_lesion_file_may_say_that_there_are_none(slide: Slide) -> None:
-    assert lesions_beside(slide.path, slide.bounds) == ()
+    assert find_lesion_outlines(slide.path, slide.bounds) == ()
     file = slide.path.with_name(f"{slide.path.stem}_lesions.geojson")
     file.write_text(json.dumps({"type": "FeatureCollection", "features": []}))
-    assert lesions_beside(slide.path, slide.bounds) == ()
+    assert find_lesion_outlines(slide.path, slide.bounds) == ()

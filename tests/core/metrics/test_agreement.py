@@ -17,16 +17,16 @@ from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.geometry import Bounds, Mpp, PatchPlan
 from napari_lrmil.core.metrics.agreement import (
     auroc,
-    jaccard_top,
     js_divergence,
     lesion_auroc,
     lesion_shares,
     measure_agreement,
+    pool_to_lr_grid,
     read_outlines,
     spearman,
-    to_lr,
+    topk_jaccard,
 )
-from napari_lrmil.core.patching.grid import NestedGrid, nest_cells
+from napari_lrmil.core.patching.grid import NestedGrid, nested_grid_from_cells
 from support.fake_slides import one_sentence
 
 
@@ -37,7 +37,7 @@ def a(*values: float) -> np.ndarray:
 def grid() -> NestedGrid:
     """Three LR patches with 2, 1 and 3 kept children; n = 2."""
     lattice = PatchPlan(0.5, 1.0, 64, 64).lattice(Bounds(0, 0, 400, 200), Mpp(0.5, 0.5))
-    return nest_cells(lattice, np.array([[0, 0], [1, 0], [4, 0], [0, 2], [1, 2], [1, 3]]))
+    return nested_grid_from_cells(lattice, np.array([[0, 0], [1, 0], [4, 0], [0, 2], [1, 2], [1, 3]]))
 
 
 # ---------------------------------------------------------------- agreement
@@ -47,20 +47,20 @@ def test_teacher_attention_is_summed_over_the_children_of_each_lr_patch() -> Non
     """Student attention is compared at LR coordinates, not HR."""
     g = grid()
     assert g.lr_index.tolist() == [[0, 0], [2, 0], [0, 1]]
-    assert to_lr(g, a(0.1, 0.2, 0.05, 0.3, 0.15, 0.2)).tolist() == pytest.approx([0.3, 0.05, 0.65])
+    assert pool_to_lr_grid(g, a(0.1, 0.2, 0.05, 0.3, 0.15, 0.2)).tolist() == pytest.approx([0.3, 0.05, 0.65])
 
 
 @settings(deadline=None)
 @given(hnp.arrays(np.float64, 6, elements=st.floats(0, 1)))
 def test_carrying_to_the_lr_grid_keeps_the_sum(values: np.ndarray) -> None:
-    assert to_lr(grid(), values).sum() == pytest.approx(values.sum())
+    assert pool_to_lr_grid(grid(), values).sum() == pytest.approx(values.sum())
 
 
 def test_an_lr_patch_without_a_child_has_a_sum_of_nothing() -> None:
     """Also the last one: there is a sum for every LR patch."""
     g = grid()
     wider = NestedGrid(g.lattice, g.hr_index, np.vstack([g.lr_index, [[2, 1]]]), g.parent)
-    assert to_lr(wider, np.ones(6)).tolist() == [2, 1, 3, 0]
+    assert pool_to_lr_grid(wider, np.ones(6)).tolist() == [2, 1, 3, 0]
 
 
 def test_measure_agreement_by_hand() -> None:
@@ -86,9 +86,9 @@ def test_spearman_is_undefined_on_a_constant_or_too_few(x: tuple[float, ...], y:
 def test_jaccard_by_hand() -> None:
     """Top 3 of 10: {7, 8, 9} against {6, 8, 9}: two of four."""
     x, y = a(*range(10)), a(0, 1, 2, 3, 4, 5, 9, 6, 7, 8)
-    assert jaccard_top(x, y, 0.3) == 0.5
-    assert jaccard_top(x, x, 0.1) == 1.0 and jaccard_top(x, -x, 0.1) == 0.0
-    assert jaccard_top(x[:3], y[:3], 0.1) == 1.0, "at least one patch from each side"
+    assert topk_jaccard(x, y, 0.3) == 0.5
+    assert topk_jaccard(x, x, 0.1) == 1.0 and topk_jaccard(x, -x, 0.1) == 0.0
+    assert topk_jaccard(x[:3], y[:3], 0.1) == 1.0, "at least one patch from each side"
 
 
 @pytest.mark.parametrize(("n", "k"), [(3, 1), (14, 1), (15, 2), (16, 2), (24, 2), (25, 2), (26, 3), (35, 4)])
@@ -97,17 +97,17 @@ def test_the_top_tenth_is_rounded_half_to_even(n: int, k: int) -> None:
     x = np.arange(n, dtype=np.float64)
     same_top = x.copy()
     same_top[: n - k] = x[: n - k][::-1]
-    assert jaccard_top(x, same_top, 0.1) == 1.0
+    assert topk_jaccard(x, same_top, 0.1) == 1.0
     other = x.copy()
     other[n - k] = -1  # the last of the k gives its place to another
-    assert jaccard_top(x, other, 0.1) == pytest.approx((k - 1) / (k + 1))
+    assert topk_jaccard(x, other, 0.1) == pytest.approx((k - 1) / (k + 1))
 
 
 def test_of_equal_values_the_first_patches_are_at_the_top() -> None:
     """As in the choice of patches for the teacher: all alike, the top three of thirty are the first three."""
     alike, first, last = np.ones(30), np.zeros(30), np.zeros(30)
     first[:3] = last[-3:] = 1
-    assert jaccard_top(alike, first, 0.1) == 1.0 and jaccard_top(alike, last, 0.1) == 0.0
+    assert topk_jaccard(alike, first, 0.1) == 1.0 and topk_jaccard(alike, last, 0.1) == 0.0
 
 
 def test_js_divergence_by_hand() -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from napari_lrmil.core.encoders import AlignedEncoder, LoadedEncoder, file_sha256, module_sha256, round_to_half
 from napari_lrmil.core.errors import BundleError, LrmilError
-from napari_lrmil.core.events import Caution, Finished
+from napari_lrmil.core.events import Finished, Notice
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
@@ -32,7 +32,7 @@ from napari_lrmil.core.models.bundle import (
     find_bundle,
     write_bundle,
 )
-from napari_lrmil.core.models.mil import GatedAttentionMil
+from napari_lrmil.core.models.mil import GatedAttentionMIL
 from napari_lrmil.core.patching.color import CohortColour
 from napari_lrmil.core.patching.tissue import TissueConfig
 from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
@@ -62,8 +62,8 @@ def check_refused(action: Callable[[], object], match: str, field: str | None = 
 
 def test_what_is_written_is_what_is_opened(tmp_path: Path) -> None:
     encoder = lively(untrained_encoder())
-    student = StudentNetwork(AlignedEncoder(encoder, 5), GatedAttentionMil(5, 3, hidden=7))
-    teacher = TeacherNetwork(lively(untrained_encoder(), 1), GatedAttentionMil(encoder.dim, 3, hidden=9))
+    student = StudentNetwork(AlignedEncoder(encoder, 5), GatedAttentionMIL(5, 3, hidden=7))
+    teacher = TeacherNetwork(lively(untrained_encoder(), 1), GatedAttentionMIL(encoder.dim, 3, hidden=9))
     for network in (student, teacher):
         round_to_half(network.eval())
     card = {
@@ -112,19 +112,19 @@ def test_terms_of_a_teacher_that_is_only_named_are_told_before_it_is_looked_for(
 ) -> None:
     """Looking for it may fetch it: licence and gating come first, and a student alone asks for neither."""
     asked: list[str] = []
-    monkeypatch.setattr(bundle_module, "notice", lambda name: f"{name}: gated, its licence")
+    monkeypatch.setattr(bundle_module, "encoder_notice", lambda name: f"{name}: gated, its licence")
 
     def found(name: str) -> LoadedEncoder:
         asked.append(name)
         return LoadedEncoder(Borrowed(), module_sha256(Borrowed().net))
 
-    monkeypatch.setattr(bundle_module, "encoder_at", found)
+    monkeypatch.setattr(bundle_module, "resolve_encoder", found)
     bundle = untrained_bundle(tmp_path / "b", teachers=Borrowed())
     with Slide(write_slide(tmp_path, PhantomSlide("phantom", LESION, 5, (1024, 768)))) as slide:
         alone = list(predict(slide, bundle, device=torch.device("cpu")))
-        assert not asked and not [e for e in alone if isinstance(e, Caution) and "licence" in e.message]
+        assert not asked and not [e for e in alone if isinstance(e, Notice) and "licence" in e.message]
         stream = predict(slide, bundle, device=torch.device("cpu"), teacher=TeacherPatches.ALL)
-        assert next(e for e in stream if isinstance(e, Caution)).message == "lazyslide:x: gated, its licence"
+        assert next(e for e in stream if isinstance(e, Notice)).message == "lazyslide:x: gated, its licence"
         assert not asked
         assert isinstance(list(stream)[-1], Finished) and asked == ["lazyslide:x"]
 
@@ -135,9 +135,9 @@ def test_a_teacher_encoder_of_another_hash_is_refused(tmp_path: Path, monkeypatc
     own = module_sha256(Borrowed().net)
     other = f"{'0' if own[0] != '0' else '1'}{own[1:]}"
     for answer in (LoadedEncoder(Borrowed(), other), None):
-        monkeypatch.setattr(bundle_module, "encoder_at", lambda _, answer=answer: answer)
+        monkeypatch.setattr(bundle_module, "resolve_encoder", lambda _, answer=answer: answer)
         check_refused(lambda: Bundle(bundle.path).teacher, "is not the encoder that this bundle was made with", TEACHER)
-    monkeypatch.setattr(bundle_module, "encoder_at", lambda _: LoadedEncoder(Borrowed(), own))
+    monkeypatch.setattr(bundle_module, "resolve_encoder", lambda _: LoadedEncoder(Borrowed(), own))
     assert Bundle(bundle.path).teacher.mil.classes == 2
 
 

@@ -10,14 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_lrmil.core.models.mil import GatedAttentionMil
+from napari_lrmil.core.models.mil import GatedAttentionMIL
 
 seeds = st.integers(0, 10_000)
 
 
-def seeded(seed: int, dim: int = 6, classes: int = 3, hidden: int = 5) -> GatedAttentionMil:
+def seeded(seed: int, dim: int = 6, classes: int = 3, hidden: int = 5) -> GatedAttentionMIL:
     torch.manual_seed(seed)
-    mil = GatedAttentionMil(dim, classes, hidden)
+    mil = GatedAttentionMIL(dim, classes, hidden)
     mil.set_standard(torch.randn(dim), torch.rand(dim) + 0.5)
     with torch.no_grad():
         mil.w.weight.mul_(5)  # attention that differs from patch to patch
@@ -30,7 +30,7 @@ def instances(seed: int, count: int, dim: int = 6) -> torch.Tensor:
 
 def test_the_published_equation_on_a_tiny_bag_by_hand() -> None:
     """Two instances of two numbers, one gate unit: s_k = w·(tanh(V t_k) ⊙ σ(U t_k)), Z = Σ a_k t_k, WZ + b."""
-    mil = GatedAttentionMil(2, 2, 1)
+    mil = GatedAttentionMIL(2, 2, 1)
     with torch.no_grad():
         mil.V.weight.copy_(torch.tensor([[1.0, -1.0]]))
         mil.V.bias.fill_(0.5)
@@ -157,7 +157,7 @@ def test_evidence_is_centred_over_classes() -> None:
 
 def test_instances_are_standardised_inside_and_the_statistics_travel() -> None:
     mil, x = seeded(5), instances(6, 4)
-    plain = GatedAttentionMil(6, 3, 5)
+    plain = GatedAttentionMIL(6, 3, 5)
     plain.load_state_dict(mil.state_dict())
     assert torch.equal(plain(x).logits, mil(x).logits), "mean and deviation are part of the weights"
     plain.set_standard(torch.zeros(6), torch.ones(6))

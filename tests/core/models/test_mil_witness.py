@@ -10,24 +10,24 @@ from torch import Tensor, nn
 from torchmil.models import ABMIL
 from torchmil.nn import masked_softmax
 
-from napari_lrmil.core.models.mil import GatedAttentionMil
+from napari_lrmil.core.models.mil import GatedAttentionMIL
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 seeds = st.integers(0, 2**31 - 1)
 counts = st.integers(1, 60)
 
 
-def ours(seed: int, dim: int, classes: int, hidden: int) -> GatedAttentionMil:
+def ours(seed: int, dim: int, classes: int, hidden: int) -> GatedAttentionMIL:
     """Return our MIL with statistics that are not trivial and attention that is not flat."""
     torch.manual_seed(seed)
-    mil = GatedAttentionMil(dim, classes, hidden)
+    mil = GatedAttentionMIL(dim, classes, hidden)
     mil.set_standard(torch.randn(dim), torch.rand(dim) + 0.5)
     with torch.no_grad():
         mil.w.weight.mul_(4)
     return mil.eval()
 
 
-def theirs(mil: GatedAttentionMil) -> ABMIL:
+def theirs(mil: GatedAttentionMIL) -> ABMIL:
     """Return torchmil's with the weights of ours; its head of one output gives way to one of as many as ours has."""
     witness = ABMIL(in_shape=(mil.dim,), att_dim=mil.hidden, att_act="tanh", gated=True)
     witness.classifier = nn.Linear(mil.dim, mil.classes)

@@ -12,14 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_lrmil.core.models.mil import AT_ONCE, GatedAttentionMil, pool
+from napari_lrmil.core.models.mil import AT_ONCE, GatedAttentionMIL, pool_bag
 
 CPU = torch.device("cpu")
 
 
-def seeded(seed: int, sharpness: float = 5.0) -> GatedAttentionMil:
+def seeded(seed: int, sharpness: float = 5.0) -> GatedAttentionMIL:
     torch.manual_seed(seed)
-    mil = GatedAttentionMil(6, 3, 5)
+    mil = GatedAttentionMIL(6, 3, 5)
     mil.set_standard(torch.randn(6), torch.rand(6) + 0.5)
     with torch.no_grad():
         mil.w.weight.mul_(sharpness)
@@ -35,7 +35,7 @@ def some(seed: int, count: int) -> Any:
 def test_part_by_part_is_the_whole(seed: int, count: int, at_once: int, sharpness: float) -> None:
     """Against the network itself on all instances, in double precision: also where one instance has all attention."""
     mil, features = seeded(seed, sharpness), some(seed, count)
-    found = pool(mil, features, CPU, at_once)
+    found = pool_bag(mil, features, CPU, at_once)
     whole = mil.double()
     instances = torch.from_numpy(features).double()
     with torch.inference_mode():
@@ -53,9 +53,9 @@ def test_a_greatest_score_that_comes_first_or_last(greatest_first: bool) -> None
     """What was summed before shrinks to nothing, and what comes after adds nothing: no overflow either way."""
     mil = seeded(3, 400.0)
     features = some(3, 50)
-    order = np.argsort(pool(mil, features, CPU).scores)
+    order = np.argsort(pool_bag(mil, features, CPU).scores)
     features = features[order[::-1] if greatest_first else order]
-    found, whole = pool(mil, features, CPU, 7), pool(mil, features, CPU)
+    found, whole = pool_bag(mil, features, CPU, 7), pool_bag(mil, features, CPU)
     np.testing.assert_allclose(found.logits, whole.logits, atol=1e-5)
     np.testing.assert_allclose(found.attention, whole.attention, atol=1e-6)
     assert found.attention.argmax() == (0 if greatest_first else 49)
@@ -65,17 +65,17 @@ def test_a_million_instances_pass_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
     """Twenty thousand are known by hand: the million is fifty copies, each with a fiftieth of the attention."""
     mil, once = seeded(1), some(1, 20_000)
     sizes: list[int] = []
-    standardise = GatedAttentionMil.standardise
+    standardise = GatedAttentionMIL.standardise
 
-    def counted(self: GatedAttentionMil, instances: torch.Tensor) -> torch.Tensor:
+    def counted(self: GatedAttentionMIL, instances: torch.Tensor) -> torch.Tensor:
         sizes.append(len(instances))
         return standardise(self, instances)
 
-    monkeypatch.setattr(GatedAttentionMil, "standardise", counted)
+    monkeypatch.setattr(GatedAttentionMIL, "standardise", counted)
     many = np.broadcast_to(once, (50, *once.shape)).reshape(-1, 6)
-    found = pool(mil, many, CPU)
+    found = pool_bag(mil, many, CPU)
     assert max(sizes) == AT_ONCE and sum(sizes) == 1_000_000
-    alone = pool(mil, once, CPU)
+    alone = pool_bag(mil, once, CPU)
     np.testing.assert_allclose(found.logits, alone.logits, atol=1e-5)
     np.testing.assert_allclose(found.attention[:20_000] * 50, alone.attention, rtol=1e-4)
     np.testing.assert_allclose(found.evidence.sum(0, dtype=np.float64), alone.evidence.sum(0), atol=1e-4)
@@ -86,6 +86,6 @@ def test_rows_come_straight_from_a_file(tmp_path: Path) -> None:
     features = some(2, 40)
     with h5py.File(tmp_path / "bag.h5", "w") as file:
         stored = file.create_dataset("features", data=features.astype(np.float16))
-        found = pool(seeded(2), stored, CPU, 9)
-    whole = pool(seeded(2), features.astype(np.float16), CPU)
+        found = pool_bag(seeded(2), stored, CPU, 9)
+    whole = pool_bag(seeded(2), features.astype(np.float16), CPU)
     np.testing.assert_allclose(found.attention, whole.attention, atol=1e-6)

@@ -20,11 +20,11 @@ from napari_lrmil.core.patching.color import (
     CohortColour,
     ColourStats,
     cohort_colour,
+    color_stats,
     colour_distance,
-    colour_of,
     icc_transform,
 )
-from napari_lrmil.core.patching.grid import grid_of
+from napari_lrmil.core.patching.grid import find_nested_grid
 from napari_lrmil.core.slides.slide import Slide
 from support.fake_slides import Array, FakeSlide, fake_slide, glass, one_sentence, resolution, speckled
 
@@ -40,7 +40,7 @@ class Broken:
 
 def stats_of(folder: Path, base: Array, downsamples: tuple[float, ...] = (1.0, 4.0, 16.0)) -> ColourStats:
     with fake_slide(folder, FakeSlide(base, downsamples, resolution(0.5, 0.4))) as slide:
-        return colour_of(slide, grid_of(slide, PLAN))
+        return color_stats(slide, find_nested_grid(slide, PLAN))
 
 
 def stained(base: Array, factor: float) -> Array:
@@ -110,10 +110,10 @@ def test_the_figures_are_the_optical_density_of_tissue_alone(tmp_path: Path) -> 
 def test_the_cost_does_not_grow_with_the_slide(tmp_path: Path) -> None:
     fake = FakeSlide(speckled(3000, 2000), (1.0, 4.0, 16.0), resolution(0.5))
     with fake_slide(tmp_path, fake) as slide:
-        grid = grid_of(slide, PLAN)
+        grid = find_nested_grid(slide, PLAN)
         assert len(grid.hr_index) > 10 * CELLS
         fake.reads.clear()
-        colour_of(slide, grid)
+        color_stats(slide, grid)
     assert len(fake.reads) == CELLS and {level for _, level, _ in fake.reads} == {2}
 
 

@@ -14,12 +14,12 @@ from napari_lrmil.core.errors import ResolutionError, TissueError
 from napari_lrmil.core.geometry import Bounds, Lattice, Mpp, PatchPlan
 from napari_lrmil.core.patching.grid import (
     NestedGrid,
-    edited_ground,
-    grid_of,
-    ground_of,
-    nest,
-    nest_cells,
+    build_nested_grid,
+    find_nested_grid,
+    find_tissue_grid,
+    nested_grid_from_cells,
     require_resolution,
+    tissue_grid_from_mask,
 )
 from napari_lrmil.core.patching.tissue import TissueConfig
 from napari_lrmil.core.slides.slide import Slide
@@ -55,7 +55,7 @@ def shares_on_lattices(draw: st.DrawFn) -> tuple[Lattice, np.ndarray]:
 @given(shares_on_lattices())
 def test_parents_by_integer_division_equal_a_search_by_containment(case: tuple[Lattice, np.ndarray]) -> None:
     """Every HR patch lies wholly inside exactly one LR patch, and that one is its parent."""
-    grid = nest(*case, min_share=0.25)
+    grid = build_nested_grid(*case, min_share=0.25)
     assert brute_force_parents(grid) == [[p] for p in grid.parent.tolist()]
 
 
@@ -63,7 +63,7 @@ def test_parents_by_integer_division_equal_a_search_by_containment(case: tuple[L
 @given(shares_on_lattices())
 def test_lr_patches_are_kept_exactly_where_a_child_is_kept(case: tuple[Lattice, np.ndarray]) -> None:
     lattice, shares = case
-    grid = nest(lattice, shares, min_share=0.25)
+    grid = build_nested_grid(lattice, shares, min_share=0.25)
     n = lattice.n
     kept = (shares >= 0.25).reshape(lattice.rows // n, n, lattice.columns // n, n).any(axis=(1, 3))
     rows, columns = np.nonzero(kept)
@@ -75,7 +75,7 @@ def test_lr_patches_are_kept_exactly_where_a_child_is_kept(case: tuple[Lattice, 
 @settings(deadline=None)
 @given(shares_on_lattices())
 def test_child_and_parent_together_give_back_the_hr_cell(case: tuple[Lattice, np.ndarray]) -> None:
-    grid = nest(*case, min_share=0.1)
+    grid = build_nested_grid(*case, min_share=0.1)
     n = grid.lattice.n
     back = grid.lr_index[grid.parent] * n + np.stack([grid.child % n, grid.child // n], 1)
     assert back.tolist() == grid.hr_index.tolist()
@@ -83,7 +83,7 @@ def test_child_and_parent_together_give_back_the_hr_cell(case: tuple[Lattice, np
 
 def test_children_are_numbered_row_by_row() -> None:
     lattice = PLAN.lattice(Bounds(0, 0, 512, 256), Mpp(0.5, 0.5))
-    grid = nest_cells(lattice, np.array([[4, 0], [5, 0], [4, 1], [7, 3]]))
+    grid = nested_grid_from_cells(lattice, np.array([[4, 0], [5, 0], [4, 1], [7, 3]]))
     assert grid.child.tolist() == [0, 1, 4, 15]
     assert grid.parent.tolist() == [0, 0, 0, 0] and grid.lr_index.tolist() == [[1, 0]]
     assert grid.patch_ratio == 4
@@ -104,7 +104,7 @@ def test_an_l_of_tissue_gives_nested_grids_for_every_ratio(tmp_path: Path, n: in
     plan = PatchPlan(0.5, 0.5 * n, 64, 64)
     fake = FakeSlide(l_shape(2048, 1280, (256, 160)), (1.0, 4.002, 8.017), resolution(0.5, 0.4))
     with fake_slide(tmp_path, fake) as slide:
-        grid = grid_of(slide, plan)
+        grid = find_nested_grid(slide, plan)
     kept = {(x, y) for x, y in grid.hr_index.tolist()}
     assert kept == {(x, y) for x in range(4) for y in range(16)} | {(x, y) for x in range(32) for y in (14, 15)}
     assert grid.lattice.lr_cell == (64 * n, 80 * n)
@@ -117,7 +117,8 @@ def test_the_share_needed_is_the_configurations(tmp_path: Path) -> None:
     base[:, : 256 + 32] = TISSUE  # half of the fifth column of cells
     with fake_slide(tmp_path, FakeSlide(base, properties=resolution(0.5))) as slide:
         columns = [
-            grid_of(slide, PLAN, TissueConfig(min_share=share)).hr_index[:, 0].max() + 1 for share in (0.25, 0.9)
+            find_nested_grid(slide, PLAN, TissueConfig(min_share=share)).hr_index[:, 0].max() + 1
+            for share in (0.25, 0.9)
         ]
     assert columns == [5, 4]
 
@@ -128,7 +129,7 @@ def test_grids_hang_on_the_bounds(tmp_path: Path) -> None:
     scanned = {"bounds-x": "333", "bounds-y": "217", "bounds-width": "1000", "bounds-height": "600"}
     properties = resolution(0.5) | {f"openslide.{k}": v for k, v in scanned.items()}
     with fake_slide(tmp_path, FakeSlide(base, (1.0, 4.002), properties)) as slide:
-        grid = grid_of(slide, PLAN)
+        grid = find_nested_grid(slide, PLAN)
     assert grid.lr_corners.tolist() == [[333, 217]]
     assert sorted(grid.hr_corners.tolist()) == [[333 + 64 * i, 217 + 64 * j] for i in range(2) for j in range(4)]
 
@@ -138,22 +139,22 @@ def test_a_mask_changed_by_hand_gives_its_own_grid_and_says_so(tmp_path: Path) -
     base = glass(1024, 512)
     base[:, :512] = TISSUE
     with fake_slide(tmp_path, FakeSlide(base, properties=resolution(0.5))) as slide:
-        plain = ground_of(slide, PLAN)
+        plain = find_tissue_grid(slide, PLAN)
     mask = plain.tissue.mask.copy()
     mask[:, : mask.shape[1] // 4] = False
-    edited = edited_ground(slide.path, plain, mask, TissueConfig())
+    edited = tissue_grid_from_mask(slide.path, plain, mask, TissueConfig())
     assert edited.edited and not plain.edited
     assert edited.tissue.mask is mask and edited.tissue.lattice == plain.tissue.lattice
     columns, columns_edited = (set(ground.grid.lr_index[:, 0].tolist()) for ground in (plain, edited))
     assert columns_edited == columns - {0} and {0, 1} <= columns
     with pytest.raises(TissueError, match="no LR patch with enough tissue"):
-        edited_ground(slide.path, plain, np.zeros_like(mask), TissueConfig())
+        tissue_grid_from_mask(slide.path, plain, np.zeros_like(mask), TissueConfig())
 
 
 def test_without_tissue_there_is_one_sentence_that_says_what_was_looked_for(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "a.tif", glass(900, 600), mpp=(0.5, 0.5))
     with Slide(path) as slide, pytest.raises(TissueError, match="no LR patch with enough tissue") as caught:
-        grid_of(slide, PLAN)
+        find_nested_grid(slide, PLAN)
     assert one_sentence(caught.value) and str(tmp_path) in str(caught.value)
     assert "32 µm" in str(caught.value) and "25%" in str(caught.value)
 
@@ -163,10 +164,10 @@ def test_slides_coarser_than_lr_by_more_than_five_percent_are_refused(tmp_path: 
     base = np.full((300, 400, 3), TISSUE, np.uint8)
     with fake_slide(tmp_path, FakeSlide(base, properties=resolution(mpp))) as slide:
         if fine:
-            assert len(grid_of(slide, PLAN).lr_index) > 0
+            assert len(find_nested_grid(slide, PLAN).lr_index) > 0
             return
         with pytest.raises(ResolutionError, match="too coarse for the student") as caught:
-            grid_of(slide, PLAN)
+            find_nested_grid(slide, PLAN)
     assert one_sentence(caught.value)
 
 
@@ -180,14 +181,14 @@ def test_the_sentence_says_who_needs_which_resolution(tmp_path: Path) -> None:
 def test_a_slide_without_resolution_is_refused_before_any_pixel_is_read(tmp_path: Path) -> None:
     fake = FakeSlide(l_shape(600, 400, (100, 100)))
     with fake_slide(tmp_path, fake) as slide, pytest.raises(ResolutionError, match="--mpp"):
-        grid_of(slide, PLAN)
+        find_nested_grid(slide, PLAN)
     assert fake.reads == []
 
 
 def test_a_slide_smaller_than_a_patch_still_has_its_tissue(tmp_path: Path) -> None:
     base = np.full((100, 150, 3), TISSUE, np.uint8)
     with fake_slide(tmp_path, FakeSlide(base, properties=resolution(0.5))) as slide:
-        grid = grid_of(slide, PLAN)
+        grid = find_nested_grid(slide, PLAN)
     assert grid.lr_corners.tolist() == [[0, 0]] and len(grid.hr_index) >= 4
 
 
@@ -195,12 +196,12 @@ def test_shared_slides_as_documented(shared_data: Path) -> None:
     """CMU-1 has tissue; fluorescence has none by our rule; the overview is too coarse; MoNuSeg is one patch or none."""
     slides = shared_data / "slides"
     with Slide(slides / "CMU-1-Small-Region.svs") as slide:
-        grid = grid_of(slide, PatchPlan())
+        grid = find_nested_grid(slide, PatchPlan())
     assert 4 <= len(grid.lr_index) <= 9 and 1 < grid.patch_ratio <= 16
     with Slide(slides / "test3-TRITC 2 (560).ndpi") as slide, pytest.raises(TissueError, match="enough tissue"):
-        grid_of(slide, PatchPlan())
+        find_nested_grid(slide, PatchPlan())
     with Slide(slides / "camelyon_overview_jpeg") as slide, pytest.raises(ResolutionError, match="too coarse"):
-        grid_of(slide, PatchPlan())
+        find_nested_grid(slide, PatchPlan())
     for path in sorted((slides / "derived").glob("monuseg*")):
         with Slide(path) as slide:
-            assert len(grid_of(slide, PatchPlan()).lr_index) == 1, path.name
+            assert len(find_nested_grid(slide, PatchPlan()).lr_index) == 1, path.name

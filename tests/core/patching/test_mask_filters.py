@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from skimage.morphology import remove_small_holes, remove_small_objects
 
-from napari_lrmil.core.patching.mask_filters import Mask, smoothed, tidied
+from napari_lrmil.core.patching.mask_filters import Mask, gaussian_smooth, remove_small_objects_and_holes
 
 SIZES = [(1, 1), (1, 9), (3, 2), (16, 40), (17, 5), (64, 33), (203, 158)]
 
@@ -18,7 +18,7 @@ SIZES = [(1, 1), (1, 9), (3, 2), (16, 40), (17, 5), (64, 33), (203, 158)]
 @pytest.mark.parametrize("size", SIZES)
 def test_smoothing_is_scipys_gaussian(size: tuple[int, int]) -> None:
     grey = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
-    np.testing.assert_allclose(smoothed(grey), gaussian_filter(grey.astype(np.float32), 1.0), atol=1e-4)
+    np.testing.assert_allclose(gaussian_smooth(grey), gaussian_filter(grey.astype(np.float32), 1.0), atol=1e-4)
 
 
 def reference(mask: Mask, largest_px: int) -> Mask:
@@ -36,7 +36,7 @@ def blobs(size: tuple[int, int], seed: int, share: float) -> Mask:
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_tidying_is_scikit_images(size: tuple[int, int], largest_px: int, share: float) -> None:
     mask = blobs(size, 3, share)
-    np.testing.assert_array_equal(tidied(mask, largest_px), reference(mask, largest_px))
+    np.testing.assert_array_equal(remove_small_objects_and_holes(mask, largest_px), reference(mask, largest_px))
 
 
 @settings(deadline=None, max_examples=200)
@@ -44,13 +44,13 @@ def test_tidying_is_scikit_images(size: tuple[int, int], largest_px: int, share:
 def test_tidying_of_any_small_mask(height: int, width: int, largest_px: int, random: object) -> None:
     bits = getattr(random, "getrandbits")(height * width)  # noqa: B009  # hypothesis' own type is not public
     mask = np.array([bits >> i & 1 for i in range(height * width)], np.bool_).reshape(height, width)
-    np.testing.assert_array_equal(tidied(mask, largest_px), reference(mask, largest_px))
+    np.testing.assert_array_equal(remove_small_objects_and_holes(mask, largest_px), reference(mask, largest_px))
 
 
 @pytest.mark.parametrize("value", [False, True])
 def test_masks_of_one_value(value: bool) -> None:
     mask = np.full((40, 30), value)
-    np.testing.assert_array_equal(tidied(mask, 46), mask)
+    np.testing.assert_array_equal(remove_small_objects_and_holes(mask, 46), mask)
 
 
 def test_a_hole_with_a_speck_in_it_is_as_large_as_both() -> None:
@@ -58,11 +58,14 @@ def test_a_hole_with_a_speck_in_it_is_as_large_as_both() -> None:
     mask = np.ones((20, 20), np.bool_)
     mask[5:12, 5:12] = False
     mask[8, 8] = True
-    assert not tidied(mask, 48)[5:12, 5:12].any() and tidied(mask, 49).all()
+    assert (
+        not remove_small_objects_and_holes(mask, 48)[5:12, 5:12].any()
+        and remove_small_objects_and_holes(mask, 49).all()
+    )
 
 
 def test_the_mask_that_was_given_stays_as_it_was() -> None:
     mask = blobs((50, 60), 1, 0.3)
     before = mask.copy()
-    tidied(mask, 46)
+    remove_small_objects_and_holes(mask, 46)
     np.testing.assert_array_equal(mask, before)

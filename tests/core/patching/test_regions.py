@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 
 from napari_lrmil.core.errors import RegionError
 from napari_lrmil.core.geometry import Bounds, BoxLevel0
-from napari_lrmil.core.patching.regions import Region, box_region, inside, overlaps, read_regions, write_regions
+from napari_lrmil.core.patching.regions import (
+    Region,
+    box_region,
+    overlap_areas,
+    patches_in_regions,
+    read_regions,
+    write_regions,
+)
 from support.fake_slides import one_sentence
 
 BOUNDS = Bounds(120, 340, 5000, 4000)  # QuPath's origin on a slide that was scanned in part
@@ -331,7 +338,7 @@ def test_patches_inside_are_those_that_a_raster_counts(drawn: Any) -> None:
     areas = [area for area in areas if area.area > 0]
     regions = [Region(str(i), area) for i, area in enumerate(areas)]
     expected = brute(areas) if areas else np.zeros(len(CORNERS), dtype=bool)
-    assert inside(CORNERS, SIZE, regions).tolist() == expected.tolist()
+    assert patches_in_regions(CORNERS, SIZE, regions).tolist() == expected.tolist()
 
 
 def test_a_slanted_outline_with_a_hole_covers_what_a_fine_raster_counts() -> None:
@@ -342,7 +349,7 @@ def test_a_slanted_outline_with_a_hole_covers_what_a_fine_raster_counts() -> Non
     x, y = np.meshgrid(np.arange(600) + 0.5, np.arange(420) + 0.5)
     raster = shapely.contains_xy(area, x, y)
     pixels = np.array([raster[b : b + 42, a : a + 60].sum() for a, b in corners])
-    shared = overlaps(np.c_[corners, corners + np.array([60, 42])].astype(float), area)
+    shared = overlap_areas(np.c_[corners, corners + np.array([60, 42])].astype(float), area)
     np.testing.assert_allclose(shared, pixels, atol=60)  # half a pixel along an outline of about 120
     assert 0.2 < (pixels > 0).mean() < 0.9
     assert shared.sum() == pytest.approx(area.area)
@@ -351,15 +358,15 @@ def test_a_slanted_outline_with_a_hole_covers_what_a_fine_raster_counts() -> Non
 def test_a_region_smaller_than_a_patch_takes_the_patch_it_lies_in() -> None:
     corners = np.array([(0, 0), (512, 0), (0, 640), (512, 640)])
     dot = box_region(BoxLevel0(530, 700, 9, 5), "pen")
-    assert inside(corners, (512, 640), [dot]).tolist() == [False, False, False, True]
+    assert patches_in_regions(corners, (512, 640), [dot]).tolist() == [False, False, False, True]
 
 
 def test_many_small_regions_each_take_their_patch() -> None:
     """Together they are larger than a patch, and none covers half of one: ten dots are not nothing."""
     corners = np.array([(x, 0) for x in range(0, 5120, 512)])
     dots = [box_region(BoxLevel0(x + 40.0, 30, 200, 330), "cell") for x in range(0, 5120, 512)]
-    assert inside(corners, (512, 640), dots).all()
-    assert inside(corners, (512, 640), dots[3:4]).nonzero()[0].tolist() == [3]
+    assert patches_in_regions(corners, (512, 640), dots).all()
+    assert patches_in_regions(corners, (512, 640), dots[3:4]).nonzero()[0].tolist() == [3]
 
 
 def test_regions_that_are_small_all_together_take_the_patch_that_holds_half_of_them() -> None:
@@ -372,19 +379,22 @@ def test_regions_that_are_small_all_together_take_the_patch_that_holds_half_of_t
     regions = [Region(str(y), shapely.union(shapely.box(80, y, 100, y + 20), shared)) for y in (0, 30, 60)]
     assert [region.geometry.area for region in regions] == [1300] * 3
     corners = np.array([(0, 0), (100, 0), (200, 0)])
-    assert inside(corners, (100, 100), regions).tolist() == [True, True, False]
-    assert inside(corners, (100, 100), regions[:1]).tolist() == [False, True, False]
+    assert patches_in_regions(corners, (100, 100), regions).tolist() == [True, True, False]
+    assert patches_in_regions(corners, (100, 100), regions[:1]).tolist() == [False, True, False]
 
 
 def test_exactly_half_belongs_and_less_does_not() -> None:
     corners = np.array([(1000, 2000), (1512, 2000)])
-    assert inside(corners, (512, 640), [box_region(BoxLevel0(500, 1900, 756, 900), "a")]).tolist() == [True, False]
-    assert not inside(corners, (512, 640), [box_region(BoxLevel0(500, 1900, 755.9, 900), "a")]).any()
+    assert patches_in_regions(corners, (512, 640), [box_region(BoxLevel0(500, 1900, 756, 900), "a")]).tolist() == [
+        True,
+        False,
+    ]
+    assert not patches_in_regions(corners, (512, 640), [box_region(BoxLevel0(500, 1900, 755.9, 900), "a")]).any()
 
 
 def test_no_regions_and_no_patches() -> None:
-    assert inside(CORNERS, SIZE, []).tolist() == [False] * len(CORNERS)
-    assert inside(np.empty((0, 2), np.int64), SIZE, [box_region(BoxLevel0(0, 0, 2, 3), "a")]).shape == (0,)
+    assert patches_in_regions(CORNERS, SIZE, []).tolist() == [False] * len(CORNERS)
+    assert patches_in_regions(np.empty((0, 2), np.int64), SIZE, [box_region(BoxLevel0(0, 0, 2, 3), "a")]).shape == (0,)
 
 
 def test_ten_thousand_patches_and_a_long_outline_take_no_time() -> None:
@@ -394,7 +404,7 @@ def test_ten_thousand_patches_and_a_long_outline_take_no_time() -> None:
     region = Region("a", shapely.Polygon(np.c_[50_000 + radius * np.cos(at), 40_000 + radius * np.sin(at)]))
     corners = np.array([(x * 1024, y * 819) for y in range(100) for x in range(100)])
     began = time.process_time()
-    taken = inside(corners, (1024, 819), [region])
+    taken = patches_in_regions(corners, (1024, 819), [region])
     assert time.process_time() - began < 5
     assert taken.sum() * 1024 * 819 == pytest.approx(region.geometry.area, rel=0.01)
 

@@ -15,9 +15,9 @@ from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
-from napari_lrmil.core.patching.grid import ground_of
+from napari_lrmil.core.patching.grid import find_tissue_grid
 from napari_lrmil.core.patching.regions import box_region
-from napari_lrmil.core.patching.roi import WHOLE, Scope
+from napari_lrmil.core.patching.roi import WHOLE_SLIDE, RegionOfInterest
 from napari_lrmil.core.slides.slide import Slide
 from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, one_sentence, resolution, speckled
 
@@ -39,8 +39,8 @@ def ask(slide: Slide, bundle: Any = None, **how: Any) -> Prediction:
 
 def test_a_region_is_answered_by_its_patches_alone(slide: Slide) -> None:
     bundle = DarknessBundle()
-    whole, part = ask(slide, bundle), ask(slide, bundle, scope=Scope("region", (LEFT,)))
-    meant = Scope("region", (LEFT,)).keeps(whole.grid)
+    whole, part = ask(slide, bundle), ask(slide, bundle, scope=RegionOfInterest("region", (LEFT,)))
+    meant = RegionOfInterest("region", (LEFT,)).keeps(whole.grid)
     assert 0 < meant.sum() < len(meant)
     np.testing.assert_array_equal(part.student.coords, whole.student.coords[meant])
     assert part.student.attention.sum() == pytest.approx(1, abs=1e-5)
@@ -50,23 +50,23 @@ def test_a_region_is_answered_by_its_patches_alone(slide: Slide) -> None:
 
 def test_a_part_is_never_called_calibrated(slide: Slide) -> None:
     bundle = DarknessBundle(temperature=2.0)
-    whole, part = ask(slide, bundle), ask(slide, bundle, scope=Scope("region", (LEFT,)))
+    whole, part = ask(slide, bundle), ask(slide, bundle, scope=RegionOfInterest("region", (LEFT,)))
     assert whole.calibrated and not part.calibrated
     logits = np.array(list(part.student.logits.values()))
     np.testing.assert_allclose(list(part.student.probabilities.values()), np.exp(logits) / np.exp(logits).sum())
-    assert not ask(slide, bundle, scope=Scope(excluded=(CORNER,))).calibrated
+    assert not ask(slide, bundle, scope=RegionOfInterest(excluded=(CORNER,))).calibrated
 
 
 def test_leaving_out_and_keeping_are_each_others_opposite(slide: Slide) -> None:
     grid = ask(slide).grid
-    out, kept = Scope(excluded=(LEFT,)).keeps(grid), Scope(kept=(LEFT,)).keeps(grid)
+    out, kept = RegionOfInterest(excluded=(LEFT,)).keeps(grid), RegionOfInterest(kept=(LEFT,)).keeps(grid)
     np.testing.assert_array_equal(out, ~kept)
-    both = Scope("region", (LEFT,), excluded=(CORNER,)).keeps(grid)
-    assert both.sum() == kept.sum() - Scope("region", (CORNER,)).keeps(grid).sum()
+    both = RegionOfInterest("region", (LEFT,), excluded=(CORNER,)).keeps(grid)
+    assert both.sum() == kept.sum() - RegionOfInterest("region", (CORNER,)).keeps(grid).sum()
 
 
 def test_hr_patches_follow_their_parents(slide: Slide) -> None:
-    part = ask(slide, scope=Scope("region", (LEFT,)), teacher=TeacherPatches.ALL)
+    part = ask(slide, scope=RegionOfInterest("region", (LEFT,)), teacher=TeacherPatches.ALL)
     grid = part.grid
     np.testing.assert_array_equal(grid.hr_index // grid.lattice.n, grid.lr_index[grid.parent])
     assert part.teacher is not None and len(part.teacher.attention) == len(grid.hr_index)
@@ -74,25 +74,28 @@ def test_hr_patches_follow_their_parents(slide: Slide) -> None:
 
 def test_where_nothing_is_left_it_says_so(slide: Slide) -> None:
     nowhere = box_region(BoxLevel0(9000, 9000, 50, 50), "glass")
-    for scope in (Scope("region", (nowhere,)), Scope(excluded=(box_region(BoxLevel0(-9, -9, 9999, 9999), "all"),))):
+    for scope in (
+        RegionOfInterest("region", (nowhere,)),
+        RegionOfInterest(excluded=(box_region(BoxLevel0(-9, -9, 9999, 9999), "all"),)),
+    ):
         with pytest.raises(TissueError) as caught:
             ask(slide, scope=scope)
         assert one_sentence(caught.value)
     with pytest.raises(TissueError, match=r"outside the slide.*x 9000 to 9050.*drawn on another slide"):
-        ask(slide, scope=Scope("region", (nowhere,)))
+        ask(slide, scope=RegionOfInterest("region", (nowhere,)))
     with pytest.raises(ValueError, match="0 regions"):
-        Scope("region")
+        RegionOfInterest("region")
 
 
 def test_what_was_seen_is_neither_read_nor_encoded_again(slide: Slide) -> None:
     bundle, cache = DarknessBundle(), EmbeddingCache()
-    ground = ground_of(slide, bundle.card.plan, bundle.card.tissue)
-    part = ask(slide, bundle, scope=Scope("region", (LEFT,)), ground=ground, cache=cache)
+    ground = find_tissue_grid(slide, bundle.card.plan, bundle.card.tissue)
+    part = ask(slide, bundle, scope=RegionOfInterest("region", (LEFT,)), ground=ground, cache=cache)
     assert part.student.patches_encoded == len(part.grid.lr_index)
     whole = ask(slide, bundle, ground=ground, cache=cache)
     assert whole.student.patches_encoded == len(whole.grid.lr_index) - len(part.grid.lr_index)
     before = slide.pixels_decoded
-    again = ask(slide, bundle, scope=Scope(excluded=(CORNER,)), ground=ground, cache=cache)
+    again = ask(slide, bundle, scope=RegionOfInterest(excluded=(CORNER,)), ground=ground, cache=cache)
     assert slide.pixels_decoded == before and again.student.patches_encoded == 0
     reference = ask(slide, bundle)
     np.testing.assert_allclose(whole.student.attention, reference.student.attention, atol=1e-6)
@@ -102,7 +105,7 @@ def test_what_was_seen_is_neither_read_nor_encoded_again(slide: Slide) -> None:
 def test_broken_off_work_is_kept(tmp_path: Path) -> None:
     slide = fake_slide(tmp_path, FakeSlide(speckled(2560, 1536), (1.0, 4.0), resolution(0.5)))
     bundle, cache = DarknessBundle(), EmbeddingCache()
-    ground = ground_of(slide, bundle.card.plan, bundle.card.tissue)
+    ground = find_tissue_grid(slide, bundle.card.plan, bundle.card.tissue)
     events = predict(slide, bundle, device=CPU, cache=cache, ground=ground)  # type: ignore[arg-type]  # a stand-in
     for event in events:
         if getattr(event, "unit", "") == "patches":
@@ -113,17 +116,17 @@ def test_broken_off_work_is_kept(tmp_path: Path) -> None:
 
 def test_evidence_of_a_part_sums_to_its_logit(slide: Slide) -> None:
     bundle = DarknessBundle()
-    part = ask(slide, bundle, scope=Scope("region", (LEFT,)))
+    part = ask(slide, bundle, scope=RegionOfInterest("region", (LEFT,)))
     logits = np.array(list(part.student.logits.values()))
     bias = bundle.student.mil.centred_bias.detach().numpy()
     np.testing.assert_allclose(part.student.evidence.sum(axis=0) + bias, logits - logits.mean(), atol=1e-4)
 
 
 def test_words() -> None:
-    assert WHOLE.whole and WHOLE.text == "whole slide"
-    scope = Scope("region", (LEFT, CORNER), excluded=(CORNER,), edited=True)
+    assert WHOLE_SLIDE.whole and WHOLE_SLIDE.text == "whole slide"
+    scope = RegionOfInterest("region", (LEFT, CORNER), excluded=(CORNER,), edited=True)
     assert scope.text == "2 drawn regions, without 1 excluded, tissue edited" and not scope.whole
-    assert Scope(kept=(LEFT,)).files == {"keep": (LEFT,)}
+    assert RegionOfInterest(kept=(LEFT,)).files == {"keep": (LEFT,)}
 
 
 @pytest.mark.gpu
@@ -133,9 +136,9 @@ def test_the_visible_region_is_embedded_on_the_gpu(tmp_path: Path) -> None:
 
     bundle = lively_bundle(tmp_path / "bundle")
     with fake_slide(tmp_path, FakeSlide(speckled(1536, 1024), (1.0, 4.0), resolution(0.5))) as slide:
-        reference = ask(slide, bundle, scope=Scope("view", (LEFT,)))
+        reference = ask(slide, bundle, scope=RegionOfInterest("view", (LEFT,)))
         torch.cuda.reset_peak_memory_stats()
-        *_, last = predict(slide, bundle, device=torch.device("cuda"), scope=Scope("view", (LEFT,)))
+        *_, last = predict(slide, bundle, device=torch.device("cuda"), scope=RegionOfInterest("view", (LEFT,)))
     assert torch.cuda.max_memory_allocated() > 0
     found: Prediction = last.result  # type: ignore[union-attr]  # the last event carries it
     assert found.student.probabilities == pytest.approx(reference.student.probabilities, abs=1e-3)

@@ -20,7 +20,7 @@ from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.patching.regions import read_regions
 from napari_lrmil.core.results.exports import write_attention_geojson, write_attention_ome
-from napari_lrmil.core.visualize.overlay import heatmap
+from napari_lrmil.core.visualize.overlay import make_heatmap
 from support.fake_slides import TISSUE, DarknessBundle, FakeSlide, fake_slide, glass, resolution
 
 BOUNDS = Bounds(120, 340, 1500, 1300)
@@ -56,7 +56,7 @@ def prediction(tmp_path_factory: pytest.TempPathFactory) -> Prediction:
 
 def test_the_ome_tiff_has_a_pixel_per_patch_and_nan_elsewhere(tmp_path: Path, prediction: Prediction) -> None:
     write_attention_ome(tmp_path / "attention.ome.tif", prediction)
-    student, heat = prediction.student, heatmap(prediction.student)
+    student, heat = prediction.student, make_heatmap(prediction.student)
     with tifffile.TiffFile(tmp_path / "attention.ome.tif") as file:
         assert file.is_ome and file.series[0].axes == "CYX"
         pixels = file.series[0].asarray()

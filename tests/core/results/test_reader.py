@@ -18,11 +18,11 @@ from napari_lrmil.core.errors import StoredError
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
-from napari_lrmil.core.inference.teacher_comparison import shared
+from napari_lrmil.core.inference.teacher_comparison import shared_patches
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.patching.regions import box_region
-from napari_lrmil.core.patching.roi import WHOLE, Scope
-from napari_lrmil.core.results.reader import find_stored, read_line, read_stored, stored_folders
+from napari_lrmil.core.patching.roi import WHOLE_SLIDE, RegionOfInterest
+from napari_lrmil.core.results.reader import find_stored, read_result_summary, read_stored, stored_folders
 from napari_lrmil.core.results.writer import agreement_file, prediction_file, write_prediction
 from napari_lrmil.core.runtimes.select import REFERENCE, RuntimeChoice
 from napari_lrmil.core.slides.slide import Slide
@@ -37,7 +37,7 @@ def slide(tmp_path: Path) -> Iterator[Slide]:
         yield opened
 
 
-def ask(slide: Slide, teacher: str, scope: Scope = WHOLE) -> Prediction:
+def ask(slide: Slide, teacher: str, scope: RegionOfInterest = WHOLE_SLIDE) -> Prediction:
     *_, last = predict(slide, MODEL, device=torch.device("cpu"), teacher=TeacherPatches.parse(teacher), scope=scope)
     return last.result  # type: ignore[no-any-return,union-attr]  # the last event carries it
 
@@ -51,7 +51,7 @@ def test_what_was_stored_comes_back(slide: Slide, tmp_path: Path, teacher: str) 
     assert str(back.teacher_patches) == teacher
     np.testing.assert_array_equal(back.grid.lr_index, made.grid.lr_index)
     np.testing.assert_allclose(back.teacher_on_lr, made.teacher_on_lr)
-    np.testing.assert_allclose(shared(back).difference, shared(made).difference)
+    np.testing.assert_allclose(shared_patches(back).difference, shared_patches(made).difference)
     assert agreement_file(back).as_json() == agreement_file(made).as_json()
     assert (back.scope, back.calibrated, back.warnings) == (made.scope, made.calibrated, made.warnings)
     assert back.reader == made.reader is not None
@@ -82,7 +82,7 @@ def test_what_ran_the_encoder_comes_back(slide: Slide, tmp_path: Path) -> None:
 
 
 def test_of_a_part_the_patches_are_known(slide: Slide, tmp_path: Path) -> None:
-    made = ask(slide, "all", Scope("region", (box_region(BoxLevel0(0, 0, 600, 700), "part"),)))
+    made = ask(slide, "all", RegionOfInterest("region", (box_region(BoxLevel0(0, 0, 600, 700), "part"),)))
     write_prediction(tmp_path / "out", slide, made)
     back = read_stored(tmp_path / "out" / "s", slide, MODEL)
     assert not back.scope.whole and back.scope.kind == "region"
@@ -162,7 +162,7 @@ def test_a_cohort_is_read_line_by_line_with_what_is_wrong(slide: Slide, tmp_path
     (out / "half" / "agreement.json").unlink()
     shutil.copytree(good, out / "broken")
     (out / "broken" / "prediction.json").write_text("{}")
-    lines = {folder.name: read_line(folder) for folder in stored_folders(out)}
+    lines = {folder.name: read_result_summary(folder) for folder in stored_folders(out)}
     assert made.agreement is not None and made.teacher is not None
     line = lines["s"]
     assert (line.name, line.path, line.problem) == ("s", slide.path, "")
@@ -178,6 +178,6 @@ def test_a_slide_of_a_newer_version_is_a_line_of_a_cohort_that_says_so(
 ) -> None:
     folder = write_prediction(tmp_path / "out", slide, ask(slide, "all"))
     (folder / file).write_text(json.dumps({"schema_version": 2}))
-    line = read_line(folder)
+    line = read_result_summary(folder)
     assert re.search(rf"{file}.*schema version 2.*up to 1", line.problem) and one_sentence(Exception(line.problem))
     assert (line.student is not None, line.teacher, line.spearman) == (student, None, None)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from napari_lrmil.core.schema import AgreementFile, CohortFile, PredictionFile, ResultFile, require_replaceable
 
 from napari_lrmil import __version__
 from napari_lrmil.core.errors import NewerSchemaError, StoredError
+from napari_lrmil.core.results.schema import AgreementFile, CohortFile, PredictionFile, ResultFile, require_replaceable
 from support.fake_slides import one_sentence
 
 Content = dict[str, Any]

@@ -11,13 +11,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from napari_lrmil.core.schema import PredictionFile
 
 from napari_lrmil.core.errors import StoredError
 from napari_lrmil.core.events import Finished
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.results.schema import PredictionFile
 from napari_lrmil.core.results.writer import write_prediction, write_steps
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.visualize.slide_report import ReportRequest

@@ -13,26 +13,33 @@ import numpy as np
 import pytest
 import torch
 
-from napari_lrmil.core.encoders import AlignedEncoder, EncoderSpec, build_encoder, encoder_at
+from napari_lrmil.core.encoders import AlignedEncoder, EncoderSpec, build_encoder, resolve_encoder
 from napari_lrmil.core.errors import ConfigError, EncoderError
 from napari_lrmil.core.events import Finished
 from napari_lrmil.core.features.embedding_cache import EmbeddingCache
 from napari_lrmil.core.features.extraction import encode
-from napari_lrmil.core.features.prefetch import at_once
+from napari_lrmil.core.features.prefetch import default_batch_size
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.metrics.agreement import spearman
 from napari_lrmil.core.models.bundle import Bundle, StudentNetwork
-from napari_lrmil.core.models.mil import GatedAttentionMil, pool
+from napari_lrmil.core.models.mil import GatedAttentionMIL, pool_bag
 from napari_lrmil.core.phantom import LESION, PhantomSlide, paint
 from napari_lrmil.core.results.writer import prediction_file
 from napari_lrmil.core.runtimes import agreement_cache as verdicts
 from napari_lrmil.core.runtimes import openvino as converted
 from napari_lrmil.core.runtimes import select as runtime
 from napari_lrmil.core.runtimes.openvino import OpenVinoEmbedder
-from napari_lrmil.core.runtimes.optimize import folded, rounded
-from napari_lrmil.core.runtimes.select import ENOUGH, RuntimeChoice, Subject, prepare_runtime, require_runtime, spread
+from napari_lrmil.core.runtimes.optimize import fold_batch_norm, round_weights_to_bfloat16
+from napari_lrmil.core.runtimes.select import (
+    ENOUGH,
+    RuntimeChoice,
+    RuntimeRequest,
+    evenly_spaced_rows,
+    prepare_runtime,
+    require_runtime,
+)
 from support.fake_slides import FakeSlide, fake_slide, lively, lively_bundle, one_sentence, resolution, speckled
 from support.networks import untrained_encoder
 
@@ -67,8 +74,8 @@ def patches(count: int, side: int = 128) -> np.ndarray:
     return every[np.linspace(0, len(every) - 1, count).astype(int)] if count else every[:0]
 
 
-def subject(bundle: Bundle, count: int = 64, **changes: Any) -> Subject:
-    made = Subject(
+def subject(bundle: Bundle, count: int = 64, **changes: Any) -> RuntimeRequest:
+    made = RuntimeRequest(
         bundle.student, f"{bundle.sha256} student", bundle.card.lr_patch_px, None, count, lambda: patches(count), {}
     )
     return replace(made, **changes)
@@ -96,14 +103,14 @@ class Conversions:
 def test_a_trained_bundle_is_seen_alike(demo: Bundle, which: str) -> None:
     """The demo's own networks in float32, and how far bfloat16 is off them; what is used is checked on every slide."""
     network, pixels = getattr(demo, which), patches(96)
-    spare = rounded(folded(network.encoder), biases=True)
+    spare = round_weights_to_bfloat16(fold_batch_norm(network.encoder), biases=True)
     models = [converted.convert(e, 128) for e in (network.encoder, spare)]
     full, half = (
         encode(OpenVinoEmbedder(converted.compiled(m, precision, 1)), pixels, None, CPU).embedding
         for m, precision in zip(models, ("float32", converted.precisions()[0]), strict=True)
     )
     wanted = encode(network.encoder, pixels, None, CPU).embedding
-    seen, told = (pool(network.mil, e.numpy(), CPU) for e in (wanted, full))
+    seen, told = (pool_bag(network.mil, e.numpy(), CPU) for e in (wanted, full))
     rank = spearman(seen.attention, told.attention)
     assert rank is not None and rank >= 0.999 and np.ptp(seen.attention) > 1e-4
     shares = [torch.softmax(torch.from_numpy(p.logits), 0).numpy() for p in (seen, told)]
@@ -115,13 +122,13 @@ def test_a_trained_bundle_is_seen_alike(demo: Bundle, which: str) -> None:
 @pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_large", "convnext_atto"])
 def test_every_convolutional_family_converts(name: str) -> None:
     """In float32 the embeddings are torch's but for rounding, whatever the size of the batch."""
-    loaded = encoder_at(name)
+    loaded = resolve_encoder(name)
     assert loaded is not None
     encoder = AlignedEncoder(loaded.encoder, 24).eval()
     embedder = OpenVinoEmbedder(converted.compiled(converted.convert(encoder, 64), "float32", 1))
-    pixels = patches(at_once(64) + 3, 64)
+    pixels = patches(default_batch_size(64) + 3, 64)
     wanted, found = (encode(e, pixels, None, CPU).embedding for e in (encoder, embedder))
-    assert found.shape == wanted.shape == (at_once(64) + 3, 24)
+    assert found.shape == wanted.shape == (default_batch_size(64) + 3, 24)
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
 
 
@@ -256,7 +263,7 @@ def test_auto_leaves_tokens_and_strangers_to_torch(demo: Bundle) -> None:
     class Stranger(torch.nn.Module):
         pass
 
-    network = StudentNetwork(Stranger(), GatedAttentionMil(4, 2))  # type: ignore[arg-type]  # a stand-in
+    network = StudentNetwork(Stranger(), GatedAttentionMIL(4, 2))  # type: ignore[arg-type]  # a stand-in
     found = prepare_runtime("auto", subject(demo, network=network), CPU)
     assert found.choice == RuntimeChoice("torch", "float32", "an encoder of the family unknown is left to torch")
 
@@ -275,8 +282,8 @@ def test_what_openvino_cannot_convert_stays_with_torch(demo: Bundle, monkeypatch
 def test_what_is_another_network_once_folded_stays_as_it_is(demo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Modules that follow each other need not be used so."""
     monkeypatch.setattr(converted, "is_installed", lambda: False)
-    monkeypatch.setattr(runtime, "folded", lambda encoder: untrained_encoder(9))
-    network = StudentNetwork(untrained_encoder(), GatedAttentionMil(1280 // 4, 2))
+    monkeypatch.setattr(runtime, "fold_batch_norm", lambda encoder: untrained_encoder(9))
+    network = StudentNetwork(untrained_encoder(), GatedAttentionMIL(1280 // 4, 2))
     found = prepare_runtime("auto", subject(demo, network=network), CPU)
     assert found.embedder is network.encoder and "cannot be folded" in found.choice.reason
 
@@ -345,9 +352,9 @@ def test_the_oldest_conversions_go(demo: Bundle, kept_in: Path, monkeypatch: pyt
 
 
 def test_patches_to_compare_come_from_all_over_the_slide() -> None:
-    assert spread(1643, 256)[[0, -1]].tolist() == [0, 1642]
-    assert [len(spread(1643, side)) for side in (64, 128, 256, 512)] == [256, 256, 64, 64]
-    assert spread(3, 256).tolist() == [0, 1, 2] and spread(1, 256).tolist() == [0]
+    assert evenly_spaced_rows(1643, 256)[[0, -1]].tolist() == [0, 1642]
+    assert [len(evenly_spaced_rows(1643, side)) for side in (64, 128, 256, 512)] == [256, 256, 64, 64]
+    assert evenly_spaced_rows(3, 256).tolist() == [0, 1, 2] and evenly_spaced_rows(1, 256).tolist() == [0]
 
 
 # ---------------------------------------------------------------- a prediction
@@ -415,22 +422,22 @@ def test_on_cuda_bfloat16_agrees_or_is_refused(demo: Bundle) -> None:
 def test_on_cuda_pinned_batches_arrive_whole(tmp_path: Path) -> None:
     from core.test_embed import corners, drain
 
-    from napari_lrmil.core.features.extraction import PatchSet, embed
+    from napari_lrmil.core.features.extraction import PatchSet, extract_features
 
     encoder, found = lively(untrained_encoder()), []
     with fake_slide(tmp_path, FakeSlide(speckled(900, 4200))) as slide:
         for device in (CPU, torch.device("cuda")):
             wide = PatchSet(corners(800), (80, 48), 32)
-            found.append(drain(embed(slide, wide, encoder.to(device), device=device))[1].features)
+            found.append(drain(extract_features(slide, wide, encoder.to(device), device=device))[1].features)
     np.testing.assert_allclose(found[0], found[1], atol=1e-2 * np.abs(found[0]).max())
 
 
 def test_a_large_network_without_batch_norm_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy of a foundation model would not fit beside it."""
     spec = EncoderSpec("vit", {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}, "x", "tokens")
-    network = StudentNetwork(build_encoder(spec).eval(), GatedAttentionMil(48, 2))
+    network = StudentNetwork(build_encoder(spec).eval(), GatedAttentionMIL(48, 2))
     monkeypatch.setattr(verdicts, "multiplies_bfloat16", lambda device: True)
-    asked = Subject(network, "tokens", 64, None, 40, lambda: patches(40, 64), {})
+    asked = RuntimeRequest(network, "tokens", 64, None, 40, lambda: patches(40, 64), {})
     assert asked.folded is network.encoder
     found = prepare_runtime("auto", asked, CPU)
     assert (found.choice.name, found.choice.precision) == ("torch", "bfloat16"), found.choice.reason

@@ -12,17 +12,17 @@ from PIL import Image
 from napari_lrmil.core.events import Finished
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.inference.predict import predict
-from napari_lrmil.core.inference.prediction import Prediction, Reading
+from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.patching.regions import box_region
-from napari_lrmil.core.patching.roi import Scope
+from napari_lrmil.core.patching.roi import RegionOfInterest
 from napari_lrmil.core.slides.slide import Slide
-from napari_lrmil.core.visualize.overlay import RESEARCH_USE, Heatmap, blended, draw_overlay, heatmap, limits
+from napari_lrmil.core.visualize.overlay import RESEARCH_USE, Heatmap, blend, color_limits, draw_overlay, make_heatmap
 from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 
 
-def reading(coords: list[list[int]], attention: list[float], size: tuple[int, int] = (256, 320)) -> Reading:
-    return Reading(
+def reading(coords: list[list[int]], attention: list[float], size: tuple[int, int] = (256, 320)) -> NetworkPrediction:
+    return NetworkPrediction(
         coords=np.array(coords, dtype=np.int64), patch_level0=size, attention=np.array(attention, dtype=np.float32),
         evidence=np.zeros((len(coords), 2), np.float32), logits={"a": 0.0, "b": 1.0},
         probabilities={"a": 0.27, "b": 0.73},
@@ -39,7 +39,7 @@ def prediction_of(slide: Slide, teacher: str = "none") -> Prediction:
 def test_each_patch_is_one_raster_pixel_at_its_place_and_nan_elsewhere() -> None:
     """Corners on a lattice hung at (333, 217); the raster starts at the leftmost and topmost patch."""
     corners = [[333 + 256 * 3, 217 + 320], [333 + 256, 217 + 640], [333 + 256 * 2, 217 + 320]]
-    heat = heatmap(reading(corners, [0.5, 0.3, 0.2]))
+    heat = make_heatmap(reading(corners, [0.5, 0.3, 0.2]))
     assert heat.origin_level0 == (333 + 256, 217 + 320) and heat.pixel_level0 == (256, 320)
     assert heat.image.shape == (2, 3) and heat.image.dtype == np.float32
     expected = np.array([[np.nan, 0.6, 1.5], [0.9, np.nan, np.nan]])
@@ -51,7 +51,7 @@ def test_a_raster_pixel_leads_back_to_its_patchs_level0_box() -> None:
     index = rng.permutation(12 * 7)[:40]
     corners = np.stack([50 + 256 * (index % 12), 70 + 320 * (index // 12)], 1)
     attention = rng.dirichlet(np.ones(40))
-    heat = heatmap(reading(corners.tolist(), attention.tolist()))
+    heat = make_heatmap(reading(corners.tolist(), attention.tolist()))
     row, column = np.unravel_index(np.nanargmax(heat.image), heat.image.shape)
     x = heat.origin_level0[0] + column * heat.pixel_level0[0]
     y = heat.origin_level0[1] + row * heat.pixel_level0[1]
@@ -62,7 +62,7 @@ def test_a_raster_pixel_leads_back_to_its_patchs_level0_box() -> None:
 def test_grids_of_different_fineness_share_a_scale() -> None:
     """Uniform attention is 1 everywhere, with 3 patches as with 48."""
     for count in (3, 48):
-        heat = heatmap(reading([[256 * i, 0] for i in range(count)], [1 / count] * count))
+        heat = make_heatmap(reading([[256 * i, 0] for i in range(count)], [1 / count] * count))
         np.testing.assert_allclose(heat.image, 1.0, rtol=1e-6)
 
 
@@ -70,9 +70,11 @@ def test_side_by_side_maps_have_one_scale_from_zero() -> None:
     flat = reading([[256 * i, 0] for i in range(4)], [0.25] * 4)
     blunt = reading([[256 * i, 0] for i in range(4)], [0.70, 0.10, 0.10, 0.10])
     sharp = reading([[256 * i, 0] for i in range(4)], [0.97, 0.01, 0.01, 0.01])
-    assert limits([flat]) == (0.0, 2.0)  # noise round the average must not fill the scale
-    low, high = limits([blunt, sharp])
-    assert low == 0 and 2.6 < high <= 2.8 and limits([sharp, blunt]) == (low, high)  # the blunt one stays readable
+    assert color_limits([flat]) == (0.0, 2.0)  # noise round the average must not fill the scale
+    low, high = color_limits([blunt, sharp])
+    assert (
+        low == 0 and 2.6 < high <= 2.8 and color_limits([sharp, blunt]) == (low, high)
+    )  # the blunt one stays readable
 
 
 @pytest.mark.parametrize("teacher", ["none", "all"])
@@ -117,7 +119,7 @@ def test_the_part_that_was_asked_about_is_outlined(tmp_path: Path) -> None:
 
     asked, out = (box_region(BoxLevel0(x, 40, 200, 100), "part") for x in (30, 700))
     axes = Figure().subplots()
-    overlay._show_scope(axes, Scope("region", (asked,), excluded=(out,)))
+    overlay._show_scope(axes, RegionOfInterest("region", (asked,), excluded=(out,)))
     boxes = {(*line.get_xydata().min(axis=0), *line.get_xydata().max(axis=0)) for line in axes.get_lines()}
     assert boxes == {(30, 40, 230, 140), (700, 40, 900, 140)}
     assert {line.get_linestyle() for line in axes.get_lines()} == {"-", ":"}
@@ -134,7 +136,7 @@ def test_attention_is_drawn_over_its_own_tissue(tmp_path: Path) -> None:
     names = {"bounds-x": "333", "bounds-y": "217", "bounds-width": "1000", "bounds-height": "600"}
     properties = resolution(0.5) | {f"openslide.{k}": v for k, v in names.items()}
     with fake_slide(tmp_path, FakeSlide(base, (1.0, 4.0), properties)) as slide:
-        heat = heatmap(prediction_of(slide).student)
+        heat = make_heatmap(prediction_of(slide).student)
         axes = Figure().subplots()
         overlay.show_slide(axes, *overlay.slide_thumbnail(slide), slide)
         shown = overlay.show_attention(axes, heat, 0.0, 5.0)
@@ -161,7 +163,7 @@ def test_blended_attention_lies_over_its_own_patch_and_nothing_else_changes() ->
     """A thumbnail of 2 level-0 px per pixel along x and 4 along y, of a box that begins at (100, 40)."""
     thumbnail = np.full((60, 90, 3), 200, np.uint8)
     heat = Heatmap(np.array([[np.nan, 3.0, 0.0]], np.float32), (90, 80), (40, 80))
-    seen = blended(thumbnail, BoxLevel0(100.0, 40.0, 180.0, 240.0), heat, (0.0, 3.0))
+    seen = blend(thumbnail, BoxLevel0(100.0, 40.0, 180.0, 240.0), heat, (0.0, 3.0))
     changed = (seen != 200).any(axis=2)
     rows, columns = np.nonzero(changed)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (10, 29, 15, 54)

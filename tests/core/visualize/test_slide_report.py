@@ -23,7 +23,7 @@ from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.patching.regions import box_region
-from napari_lrmil.core.patching.roi import WHOLE, Scope
+from napari_lrmil.core.patching.roi import WHOLE_SLIDE, RegionOfInterest
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.visualize.overlay import RESEARCH_USE
 from napari_lrmil.core.visualize.slide_report import ReportRequest, margin_of, significant_text, write_slide_report
@@ -180,15 +180,15 @@ REGION = box_region(BoxLevel0(0, 0, 500, 400), "drawn")
 @pytest.mark.parametrize(
     ("scope", "temperature", "told"),
     [
-        (WHOLE, None, "Probabilities not calibrated."),
-        (WHOLE, 1.7, "Probabilities calibrated on validation slides."),
-        (Scope("region", (REGION, REGION)), 1.7, "Region score, uncalibrated."),
-        (Scope("view", (REGION,)), None, "Region score, uncalibrated."),
-        (Scope(excluded=(REGION,)), 1.7, "Region score, uncalibrated."),
+        (WHOLE_SLIDE, None, "Probabilities not calibrated."),
+        (WHOLE_SLIDE, 1.7, "Probabilities calibrated on validation slides."),
+        (RegionOfInterest("region", (REGION, REGION)), 1.7, "Region score, uncalibrated."),
+        (RegionOfInterest("view", (REGION,)), None, "Region score, uncalibrated."),
+        (RegionOfInterest(excluded=(REGION,)), 1.7, "Region score, uncalibrated."),
     ],
 )
 def test_it_says_what_the_probabilities_are_worth(
-    tmp_path: Path, scope: Scope, temperature: float | None, told: str
+    tmp_path: Path, scope: RegionOfInterest, temperature: float | None, told: str
 ) -> None:
     """A temperature was fitted on whole slides; of a region it says nothing."""
     with opened(tmp_path) as slide:

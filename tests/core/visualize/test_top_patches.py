@@ -14,7 +14,7 @@ from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
-from napari_lrmil.core.metrics.agreement import to_lr
+from napari_lrmil.core.metrics.agreement import pool_to_lr_grid
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.visualize.top_patches import PATCH_MAX_PX, read_patch, top_and_bottom
 from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
@@ -98,7 +98,7 @@ def test_the_teachers_attention_is_that_of_the_patchs_children(tmp_path: Path) -
     with uneven(tmp_path) as slide:
         found = predicted(slide, "all")
     assert found.teacher is not None
-    pooled = to_lr(found.grid, found.teacher.attention)
+    pooled = pool_to_lr_grid(found.grid, found.teacher.attention)
     for patch in top_and_bottom(found, 4):
         assert patch.teacher_relative == pytest.approx(pooled[patch.row] * len(pooled))
 

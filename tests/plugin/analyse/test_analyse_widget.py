@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_layers import DARK, centroid, plant
 
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
@@ -17,9 +16,11 @@ from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.visualize.overlay import RESEARCH_USE
-from napari_lrmil.plugin.viewer.layers import add, ours, slide_layers, tag_of
+from napari_lrmil.plugin.viewer.layers import add_layer, lrmil_layers, slide_layers, tag_of
 from napari_lrmil.plugin.viewer.reader import read_slides
-from support.fake_slides import FakeSlide, fake_slide, glass, one_sentence, resolution, speckled, write_tiff
+from support.fake_slides import fake_slide, glass, one_sentence, speckled, write_tiff
+from support.planted import DARK, centroid, plant
+from support.slow_slides import Slow
 from support.window import MakeDock, open_window
 
 WAIT_MS = 60_000
@@ -48,7 +49,7 @@ def test_a_run_shows_what_the_engine_says(
     expected = _of_core(slide_path, bundle, "none")
     shown = dock.results.student.value()
     assert shown == pytest.approx(expected.student.probabilities, abs=1e-5)
-    [layer] = ours(viewer, role="attention")
+    [layer] = lrmil_layers(viewer, role="attention")
     assert np.nansum(layer.data) / len(expected.student.attention) == pytest.approx(1, abs=1e-4)
     assert not viewer.canvas.grid.enabled
     qtbot.waitUntil(lambda: layer.colorbar.visible, timeout=5000)
@@ -69,7 +70,7 @@ def test_with_the_teacher_beside_it_two_linked_views_share_one_legend(
     assert expected is not None and dock.results.teacher.value() == pytest.approx(expected.probabilities, abs=1e-5)
     assert "rank correlation" in dock.results.agreement.text() and dock.results.agreement.isVisible()
     assert _cells(viewer) == CELLS
-    student, teacher = (ours(viewer, role="attention", side=s)[0] for s in ("student", "teacher"))
+    student, teacher = (lrmil_layers(viewer, role="attention", side=s)[0] for s in ("student", "teacher"))
     assert student.contrast_limits == teacher.contrast_limits
     assert [layer.name for layer in viewer.layers if layer.colorbar.visible] == [teacher.name]
     assert "Student (LR)" in student.name and "Teacher (HR)" in teacher.name
@@ -117,7 +118,7 @@ def test_removing_the_teachers_map_gives_one_view(
     dock = make_dock(slide_path)
     dock.beside.native.click()
     _run(dock, qtbot)
-    viewer.layers.remove(ours(viewer, role="attention", side="teacher")[0])
+    viewer.layers.remove(lrmil_layers(viewer, role="attention", side="teacher")[0])
     qtbot.waitUntil(lambda: not viewer.canvas.grid.enabled, timeout=5000)
     assert len(viewer.layers) == 2
 
@@ -135,27 +136,13 @@ def test_of_several_slides_the_analysed_one_is_seen(
 ) -> None:
     dock = make_dock(slide_path)
     other = write_tiff(tmp_path / "other.tif", speckled(640, 512, seed=1), (1.0,), mpp=(0.5, 0.5))
-    add(viewer, read_slides(other))
+    add_layer(viewer, read_slides(other))
     qtbot.waitUntil(lambda: len(dock.session.slides) == 2, timeout=5000)
     dock.slide.value = next(s for s in dock.session.slides if s.path == slide_path)
     dock.beside.native.click()
     _run(dock, qtbot)
     assert {tag_of(layer).path for layer in viewer.layers if layer.visible} == {slide_path}  # type: ignore[union-attr]  # all ours
     assert _cells(viewer) == CELLS
-
-
-class Slow:
-    """Opens a slide whose reads take a while, and keeps what it opened."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.slides = folder, []
-
-    def __call__(self, path: Path, mpp: float | None) -> Slide:
-        import time
-
-        fake = FakeSlide(speckled(1280, 1000), (1.0, 4.0), resolution(0.5), before_read=lambda: time.sleep(0.02))
-        self.slides.append(fake_slide(self.folder, fake))
-        return self.slides[-1]
 
 
 @pytest.fixture
@@ -176,7 +163,7 @@ def test_cancel_answers_and_leaves_nothing_but_a_usable_dock(
     dock.run_button.native.click()
     assert dock.run_button.text == "Cancelling…" and not dock.run_button.enabled
     qtbot.waitUntil(lambda: not dock.session.busy, timeout=WAIT_MS)
-    assert dock.session.state is State.IDLE and not ours(viewer, role="attention")
+    assert dock.session.state is State.IDLE and not lrmil_layers(viewer, role="attention")
     assert not dock.progress.visible and dock.run_button.text == "Run" and dock.slide.enabled
     dock.beside.native.click()
     _run(dock, qtbot)
@@ -211,7 +198,7 @@ def test_closing_the_window_during_a_run_ends_it(bundle: Bundle, slide_path: Pat
     dock = AnalyseWidget(viewer, session)
     viewer.window.add_dock_widget(dock)
     dock.open_model(bundle.path)
-    add(viewer, read_slides(slide_path))
+    add_layer(viewer, read_slides(slide_path))
     qtbot.waitUntil(lambda: session.slide is not None, timeout=5000)
     dock.beside.native.click()
     dock.run_button.native.click()
@@ -237,7 +224,7 @@ def test_closing_the_dock_during_a_run_ends_it(
     qtbot.waitUntil(lambda: dock.session.pace is not None, timeout=WAIT_MS)
     viewer.window.remove_dock_widget(dock)
     qtbot.waitUntil(lambda: not dock.session.busy, timeout=WAIT_MS)
-    assert not ours(viewer, role="attention")
+    assert not lrmil_layers(viewer, role="attention")
     dock.deleteLater()
 
 
@@ -247,7 +234,7 @@ def test_what_cannot_work_is_not_enabled_and_says_why(
     dock = make_dock(None)
     assert not dock.run_button.enabled and "slide" in dock.run_button.tooltip
     coarse = write_tiff(tmp_path / "coarse.tif", speckled(600, 400), (1.0,), mpp=(4.0, 4.0))
-    add(viewer, read_slides(coarse))
+    add_layer(viewer, read_slides(coarse))
     qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=5000)
     assert not dock.run_button.enabled and "too coarse for the student" in dock.run_button.tooltip
     assert one_sentence(Exception(dock.note.text())) and dock.note.isVisible()
@@ -264,7 +251,7 @@ def test_a_failure_is_one_sentence_in_the_dock(make_dock: MakeDock, viewer: Any,
     dock = make_dock(empty)
     _run(dock, qtbot)
     assert "no LR patch with enough tissue" in dock.note.text() and one_sentence(Exception(dock.note.text()))
-    assert not ours(viewer, role="attention") and dock.run_button.enabled
+    assert not lrmil_layers(viewer, role="attention") and dock.run_button.enabled
 
 
 def test_the_dock_says_research_use_only_and_follows_the_slides(
@@ -282,7 +269,7 @@ def test_the_dock_says_research_use_only_and_follows_the_slides(
 
 def test_napari_draws_every_level_at_the_same_place(viewer: Any, tmp_path: Path) -> None:
     planted = plant((0.5, 0.5))
-    [layer] = add(viewer, slide_layers(fake_slide(tmp_path, planted.fake), underlay=False))
+    [layer] = add_layer(viewer, slide_layers(fake_slide(tmp_path, planted.fake), underlay=False))
     viewer.reset_view()
     pictures = [_drawn(viewer, layer, level) for level in range(len(layer.data))]
     square = np.argwhere(np.abs(pictures[0] - DARK).sum(axis=2) < 60)

@@ -14,14 +14,14 @@ from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.metrics.agreement import Agreement
 from napari_lrmil.core.patching.regions import box_region
-from napari_lrmil.core.patching.roi import WHOLE, Scope
-from napari_lrmil.plugin.analyse.result_text import Answer
+from napari_lrmil.core.patching.roi import WHOLE_SLIDE, RegionOfInterest
+from napari_lrmil.plugin.analyse.result_text import ResultText
 from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 
-LEFT = Scope("region", (box_region(BoxLevel0(0, 0, 700, 900), "left"),))
+LEFT = RegionOfInterest("region", (box_region(BoxLevel0(0, 0, 700, 900), "left"),))
 
 
-def ask(folder: Path, scope: Scope = WHOLE, temperature: float | None = None) -> Prediction:
+def ask(folder: Path, scope: RegionOfInterest = WHOLE_SLIDE, temperature: float | None = None) -> Prediction:
     with fake_slide(folder, FakeSlide(speckled(1536, 1024), (1.0, 4.0), resolution(0.5, 0.25))) as slide:
         bundle = DarknessBundle(temperature=temperature)
         *_, last = predict(slide, bundle, device=torch.device("cpu"), scope=scope)  # type: ignore[arg-type]  # a stand-in
@@ -31,7 +31,7 @@ def ask(folder: Path, scope: Scope = WHOLE, temperature: float | None = None) ->
 
 def test_under_the_cursor_is_the_patch_that_lies_there(tmp_path: Path) -> None:
     prediction = ask(tmp_path)
-    answer, student, lattice = Answer(prediction), prediction.student, prediction.grid.lattice
+    answer, student, lattice = ResultText(prediction), prediction.student, prediction.grid.lattice
     row = int(np.argmax(student.attention))
     x, y = (student.coords[row] + np.array(lattice.lr_cell) * (0.9, 0.1)) * (0.5, 0.25)
     assert answer.row_at(x, y) == row
@@ -45,7 +45,7 @@ def test_evidence_and_bias_make_the_logit(tmp_path: Path) -> None:
     prediction = ask(tmp_path)
     name = prediction.classes[1]
     total, bias, logit = (
-        float(word.strip(",:")) for word in Answer(prediction).evidence_sum(name).split() if word[0] in "+-"
+        float(word.strip(",:")) for word in ResultText(prediction).evidence_sum(name).split() if word[0] in "+-"
     )
     logits = np.array(list(prediction.student.logits.values()))
     assert total + bias == pytest.approx(logit, abs=0.011)
@@ -53,9 +53,9 @@ def test_evidence_and_bias_make_the_logit(tmp_path: Path) -> None:
 
 
 def test_it_says_what_kind_of_figures_they_are(tmp_path: Path) -> None:
-    assert Answer(ask(tmp_path)).trust == "Probabilities, not calibrated."
-    assert "calibrated on validation slides" in Answer(ask(tmp_path, temperature=2.0)).trust
-    part = Answer(ask(tmp_path, LEFT, temperature=2.0))
+    assert ResultText(ask(tmp_path)).trust == "Probabilities, not calibrated."
+    assert "calibrated on validation slides" in ResultText(ask(tmp_path, temperature=2.0)).trust
+    part = ResultText(ask(tmp_path, LEFT, temperature=2.0))
     assert part.trust == "Region score of the drawn region, uncalibrated."
     assert f"{len(part.prediction.grid.lr_index)} patches" in part.basis
 
@@ -64,8 +64,8 @@ def test_agreement_is_a_sentence_and_nothing_without_a_teacher(tmp_path: Path) -
     alone = ask(tmp_path)
     n = len(alone.grid.lr_index)
     compared = replace(alone, agreement=Agreement(0.5, 0.25, 0.375, n_patches=n - 1))
-    assert Answer(alone).agreement == ""
-    assert Answer(compared).agreement == (
+    assert ResultText(alone).agreement == ""
+    assert ResultText(compared).agreement == (
         "Agreement on where they looked: rank correlation ρ 0.50 · top-10 % overlap 0.25 · JS divergence 0.38 · "
         f"over {n - 1} of {n} patches."
     )

@@ -15,9 +15,9 @@ from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.slides.slide import Slide
-from napari_lrmil.core.user_settings import Remembered
+from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.plugin.session.session import Session
-from napari_lrmil.plugin.viewer.layers import ours
+from napari_lrmil.plugin.viewer.layers import lrmil_layers
 from support.fake_slides import one_sentence, speckled
 from support.window import MakeDock
 
@@ -77,7 +77,7 @@ LEFT = [(0, 0), (300, 0), (300, 500), (0, 500)]
 def test_before_a_run_the_cost_is_told_and_after_one_the_time(
     make_dock: MakeDock, slide_path: Path, qtbot: Any, tmp_path: Path
 ) -> None:
-    dock = make_dock(slide_path, Session(remembered=Remembered(tmp_path)))
+    dock = make_dock(slide_path, Session(remembered=SettingsStore(tmp_path)))
     qtbot.waitUntil(lambda: bool(dock.scope.estimate.text()), timeout=WAIT_MS)
     patches = len(dock.session.ground.grid.lr_index)
     assert f"{patches} patches" in dock.scope.estimate.text() and "not known yet" in dock.scope.estimate.text()
@@ -148,7 +148,7 @@ def test_the_student_follows_the_view_and_what_was_seen_costs_nothing(dock: Any,
     again = dock.session.prediction
     assert again.student.patches_encoded == 0
     assert again.student.probabilities == pytest.approx(first.student.probabilities, abs=1e-6)
-    [layer] = ours(viewer, role="attention")
+    [layer] = lrmil_layers(viewer, role="attention")
     assert np.isfinite(layer.data).sum() == len(again.grid.lr_index)
 
 
@@ -191,7 +191,7 @@ def test_attention_in_percentiles_and_powers_of_ten_is_never_smoothed_unasked(
     dock: Any, viewer: Any, qtbot: Any
 ) -> None:
     found = run(dock, qtbot)
-    [layer] = ours(viewer, role="attention")
+    [layer] = lrmil_layers(viewer, role="attention")
     assert layer.interpolation2d == "nearest"
     modes = dock.reading.attention.mode
     modes.setCurrentIndex(modes.findData("percentile"))
@@ -210,17 +210,17 @@ def test_attention_in_percentiles_and_powers_of_ten_is_never_smoothed_unasked(
 def test_evidence_takes_the_place_of_attention_and_tells_its_sum(dock: Any, viewer: Any, qtbot: Any) -> None:
     found = run(dock, qtbot)
     dock.reading.evidence.shown.click()
-    qtbot.waitUntil(lambda: bool(ours(viewer, role="evidence")), timeout=5000)
-    [layer] = ours(viewer, role="evidence")
+    qtbot.waitUntil(lambda: bool(lrmil_layers(viewer, role="evidence")), timeout=5000)
+    [layer] = lrmil_layers(viewer, role="evidence")
     name = dock.reading.evidence.of.currentText()
     total = found.student.evidence[:, found.classes.index(name)].sum()
     assert np.nansum(layer.data) == pytest.approx(total, abs=1e-4)
     assert f"Σ {total:+.2f}" in dock.reading.evidence.total.text()
     assert layer.contrast_limits[0] == -layer.contrast_limits[1]
-    assert not ours(viewer, role="attention")[0].visible
+    assert not lrmil_layers(viewer, role="attention")[0].visible
     dock.reading.evidence.shown.click()
-    qtbot.waitUntil(lambda: not ours(viewer, role="evidence"), timeout=5000)
-    assert ours(viewer, role="attention")[0].visible and "attention" in viewer.canvas.overlays.text.text
+    qtbot.waitUntil(lambda: not lrmil_layers(viewer, role="evidence"), timeout=5000)
+    assert lrmil_layers(viewer, role="attention")[0].visible and "attention" in viewer.canvas.overlays.text.text
 
 
 def test_pointing_at_a_patch_reads_it(dock: Any, viewer: Any, qtbot: Any) -> None:
@@ -324,13 +324,13 @@ def test_the_view_is_saved_with_legend_and_scale(
     from PIL import Image
 
     run(dock, qtbot)
-    qtbot.waitUntil(lambda: ours(viewer, role="attention")[0].colorbar.visible, timeout=5000)
+    qtbot.waitUntil(lambda: lrmil_layers(viewer, role="attention")[0].colorbar.visible, timeout=5000)
     qtbot.wait(100)
     choose(monkeypatch, "getSaveFileName", tmp_path / "view.png")
     save(dock, qtbot, dock.keep.view)
     with Image.open(tmp_path / "view.png") as picture:
         assert picture.width >= viewer.canvas.size[1] and picture.height > viewer.canvas.size[0]
-    assert ours(viewer, role="attention")[0].colorbar.visible and viewer.canvas.overlays.text.visible
+    assert lrmil_layers(viewer, role="attention")[0].colorbar.visible and viewer.canvas.overlays.text.visible
 
 
 def test_the_report_is_saved_and_a_closed_dialog_saves_nothing(
@@ -440,7 +440,7 @@ def test_an_ordinary_picture_is_offered_as_a_slide_of_one_level(
     make_dock: MakeDock, viewer: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from napari_lrmil.plugin.analyse import slide_display as onscreen
-    from napari_lrmil.plugin.viewer.mpp_prompt import Answer
+    from napari_lrmil.plugin.viewer.mpp_prompt import MppAnswer
 
     dock = make_dock(None)
     grey = viewer.add_image(np.zeros((40, 60), np.float32), name="grey")
@@ -449,7 +449,7 @@ def test_an_ordinary_picture_is_offered_as_a_slide_of_one_level(
     viewer.layers.remove(grey)
     viewer.add_image(speckled(1280, 1000), name="photo", rgb=True)
     qtbot.waitUntil(lambda: dock.image.enabled, timeout=5000)
-    monkeypatch.setattr(onscreen, "ask_in_window", lambda slide: Answer(0.5, remember=False))
+    monkeypatch.setattr(onscreen, "ask_in_window", lambda slide: MppAnswer(0.5, remember=False))
     dock.image.native.click()
     qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=5000)
     assert len(run(dock, qtbot).grid.lr_index) > 0
@@ -462,13 +462,13 @@ def test_a_slide_with_a_profile_can_be_seen_in_the_scanners_colours(
     from napari_lrmil.plugin.viewer.layers import screen_of
 
     dock = make_dock(shared_data / "slides" / "CMU-1-Small-Region_dicom")
-    screen = screen_of(ours(viewer, role="slide")[0])
+    screen = screen_of(lrmil_layers(viewer, role="slide")[0])
     assert screen is not None and dock.navigation.icc.isEnabled() and screen.colour is None
     dock.navigation.icc.click()
     assert screen.colour is not None
     dock.navigation.icc.click()
     assert screen.colour is None
-    assert dock.navigation.label.isEnabled() and len(viewer.layers) == len(ours(viewer))
+    assert dock.navigation.label.isEnabled() and len(viewer.layers) == len(lrmil_layers(viewer))
 
 
 def test_a_slide_without_a_profile_says_so(dock: Any) -> None:

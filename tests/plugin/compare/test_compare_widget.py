@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.backend_bases import MouseEvent
-from test_analyse import Slow
 
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.results.writer import write_prediction
 from napari_lrmil.plugin.session.session import Session, State
-from napari_lrmil.plugin.viewer.layers import ours
+from napari_lrmil.plugin.viewer.layers import lrmil_layers
 from support.fake_slides import one_sentence, speckled, write_tiff
+from support.slow_slides import Slow
 from support.window import MakeDock
 
 WAIT_MS = 60_000
@@ -153,14 +153,14 @@ def test_cancel_and_closing_the_dock_end_a_run(
 def test_what_cannot_work_is_not_enabled_and_says_why(
     make_compare: MakeCompare, viewer: Any, tmp_path: Path, qtbot: Any
 ) -> None:
-    from napari_lrmil.plugin.viewer.layers import add
+    from napari_lrmil.plugin.viewer.layers import add_layer
     from napari_lrmil.plugin.viewer.reader import read_slides
 
     dock = make_compare(None)
     assert not dock.form.get.isEnabled() and "slide" in dock.form.get.toolTip()
     assert not dock.pairing.views["wipe"].isEnabled() and not dock.scatter.draw.isEnabled()
     coarse = write_tiff(tmp_path / "coarse.tif", speckled(600, 400), (1.0,), mpp=(1.0, 1.0))
-    add(viewer, read_slides(coarse))
+    add_layer(viewer, read_slides(coarse))
     qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=5000)
     assert not dock.form.get.isEnabled() and "too coarse for the teacher" in dock.form.get.toolTip()
 
@@ -216,7 +216,7 @@ def test_figures_of_known_attention_are_those_by_hand(
         found.student.probabilities[found.classes[0]], abs=6e-4
     )
     dock.pairing.views["difference"].click()
-    [layer] = ours(viewer, role="difference")
+    [layer] = lrmil_layers(viewer, role="difference")
     assert np.nanmax(np.abs(layer.data)) == pytest.approx(n * (teacher[0] - student[0]), rel=1e-4)
 
 
@@ -230,27 +230,27 @@ def test_wipe_difference_and_grid_change_the_maps(
     dock.form.hows["all"].click()
     found = get(dock, qtbot)
     n, k = len(found.grid.lr_index), len(found.grid.hr_index)
-    student, teacher = (ours(viewer, role="attention", side=side)[0] for side in ("student", "teacher"))
+    student, teacher = (lrmil_layers(viewer, role="attention", side=side)[0] for side in ("student", "teacher"))
     assert viewer.canvas.grid.enabled and student.contrast_limits == teacher.contrast_limits
     assert np.isfinite(teacher.data).sum() == k
     dock.pairing.pooled.click()
     assert np.isfinite(teacher.data).sum() == n and np.nansum(teacher.data) == pytest.approx(n, rel=1e-3)
     dock.pairing.views["wipe"].click()
-    assert not viewer.canvas.grid.enabled and not ours(viewer, role="attention", side="teacher")
+    assert not viewer.canvas.grid.enabled and not lrmil_layers(viewer, role="attention", side="teacher")
     check_wipe(dock, viewer, found)
     dock.pairing.wipe.setValue(2)
     dock.pairing.pooled.click()
-    [right] = ours(viewer, role="wipe")
+    [right] = lrmil_layers(viewer, role="wipe")
     assert 0 < np.isfinite(right.data).sum() < k and right.data.shape[0] > found.grid.lr_index[:, 1].max() + 1
     dock.pairing.views["difference"].click()
-    [difference] = ours(viewer, role="difference")
+    [difference] = lrmil_layers(viewer, role="difference")
     assert difference.contrast_limits[0] == -difference.contrast_limits[1]
     assert np.isfinite(difference.data).sum() == n and abs(np.nansum(difference.data)) < 1e-2
-    assert not ours(viewer, role="attention") and not dock.pairing.pooled.isEnabled()
+    assert not lrmil_layers(viewer, role="attention") and not dock.pairing.pooled.isEnabled()
     qtbot.waitUntil(lambda: difference.colorbar.visible, timeout=5000)
     qtbot.waitUntil(lambda: "student less teacher" in viewer.canvas.overlays.text.text, timeout=5000)
     dock.pairing.views["side"].click()
-    assert viewer.canvas.grid.enabled and len(ours(viewer, role="attention")) == 2
+    assert viewer.canvas.grid.enabled and len(lrmil_layers(viewer, role="attention")) == 2
 
 
 def check_wipe(dock: Any, viewer: Any, found: Prediction) -> None:
@@ -258,7 +258,7 @@ def check_wipe(dock: Any, viewer: Any, found: Prediction) -> None:
     column = found.grid.lr_index[:, 0] - found.grid.lr_index[:, 0].min()
     for at in (1, 3, 0, int(column.max()) + 1):
         dock.pairing.wipe.setValue(at)
-        [left], [right] = ours(viewer, role="attention"), ours(viewer, role="wipe")
+        [left], [right] = lrmil_layers(viewer, role="attention"), lrmil_layers(viewer, role="wipe")
         assert np.isfinite(left.data).sum() == (column < at).sum()
         assert np.isfinite(right.data).sum() == (column >= at).sum()
         assert left.data.shape == right.data.shape and tuple(left.translate) == tuple(right.translate)
@@ -300,13 +300,13 @@ def test_a_loop_in_the_plot_lights_up_the_slide_and_a_drawing_lights_up_the_plot
     x, y = teacher[4] / teacher.mean(), student[4] / student.mean()
     drag(dock.scatter, [(x - 0.2, y - 0.3), (x + 0.2, y - 0.3), (x + 0.2, y + 0.3), (x - 0.2, y + 0.3)])
     assert np.flatnonzero(dock.scatter.lit).tolist() == [4]
-    qtbot.waitUntil(lambda: len(ours(viewer, role="picked")) == 2, timeout=5000)
-    layer = ours(viewer, role="picked", side="student")[0]
+    qtbot.waitUntil(lambda: len(lrmil_layers(viewer, role="picked")) == 2, timeout=5000)
+    layer = lrmil_layers(viewer, role="picked", side="student")[0]
     lit = np.argwhere(layer.data).mean(axis=0)
     centre = (found.grid.lr_corners[4] + np.array(found.grid.lattice.lr_cell) / 2) * 0.5
     assert np.asarray(layer.data_to_world(lit))[::-1] == pytest.approx(centre, abs=1.0)
     dock.scatter.clear.click()
-    assert not dock.scatter.lit.any() and not ours(viewer, role="picked")
+    assert not dock.scatter.lit.any() and not lrmil_layers(viewer, role="picked")
     dock.scatter.draw.click()
     assert dock.pairing.views["wipe"].isChecked(), "two views cannot be drawn on"
     (left, top), (width, height) = found.grid.lr_corners[7] * 0.5, np.array(found.grid.lattice.lr_cell) * 0.5
@@ -340,7 +340,7 @@ def test_what_was_stored_is_shown_without_computing(
     dock.form.load.click()
     qtbot.waitUntil(lambda: dock.session.prediction is not before and dock.form.load.isEnabled(), timeout=WAIT_MS)
     assert dock.measures.value() == figures and dock.session.prediction.agreement == before.agreement
-    assert len(ours(viewer, role="attention")) == 2
+    assert len(lrmil_layers(viewer, role="attention")) == 2
 
 
 def test_what_does_not_fit_is_refused_in_one_sentence(
@@ -405,7 +405,7 @@ def test_a_cohort_is_sorted_by_disagreement_and_a_double_click_opens_a_slide(
     row = names.index(folder.name)
     dock.cohort.table.cellDoubleClicked.emit(row, 1)
     qtbot.waitUntil(lambda: dock.session.prediction is not None and dock.form.load.isEnabled(), timeout=WAIT_MS)
-    assert len(ours(viewer, role="attention")) == 2 and dock.session.prediction.teacher is not None
+    assert len(lrmil_layers(viewer, role="attention")) == 2 and dock.session.prediction.teacher is not None
     asked: list[str] = []
     monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda _, title: (asked.append(title), ("", ""))[1])
     dock.cohort.table.cellDoubleClicked.emit(names.index("differ"), 1)

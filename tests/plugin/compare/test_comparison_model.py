@@ -19,19 +19,19 @@ from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.patching.regions import box_region
-from napari_lrmil.core.results.reader import StoredSlide
+from napari_lrmil.core.results.reader import StoredResult
 from napari_lrmil.core.results.writer import write_prediction
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.plugin.compare.comparison_model import (
     CohortWork,
     Comparison,
     LesionWork,
-    TeacherWish,
+    TeacherBudget,
     comparison_of,
     sort_by_attention_disagreement,
 )
-from napari_lrmil.plugin.session.eta import Asked
-from napari_lrmil.plugin.session.open_slides import Shelf, SlideChoice
+from napari_lrmil.plugin.session.eta import PlannedPatches
+from napari_lrmil.plugin.session.open_slides import OpenSlides, SlideChoice
 from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 
 MODEL: Any = DarknessBundle()
@@ -65,7 +65,7 @@ def pace(network: str, patches: int) -> float:
 
 
 def test_the_teachers_cost_counts_the_children_of_what_the_student_chose() -> None:
-    known, unknown = Asked(CHILDREN, ATTENTION, pace), Asked(CHILDREN, None, pace)
+    known, unknown = PlannedPatches(CHILDREN, ATTENTION, pace), PlannedPatches(CHILDREN, None, pace)
     two = TeacherPatches(2)
     assert [known.cost(p).hr_patches for p in (two, TeacherPatches.ALL, TeacherPatches.NONE)] == [24, 30, 0]
     assert known.cost(two).seconds == 12.0, "the student's answer is there and costs nothing"
@@ -75,18 +75,18 @@ def test_the_teachers_cost_counts_the_children_of_what_the_student_chose() -> No
 
 @pytest.mark.parametrize(("seconds", "wanted"), [(4.0, 1), (11.9, 1), (12.0, 2), (14.0, 3), (99.0, 4), (0.1, 1)])
 def test_a_time_becomes_a_number_of_patches(seconds: float, wanted: int) -> None:
-    assert Asked(CHILDREN, ATTENTION, pace).top_within(seconds) == wanted
+    assert PlannedPatches(CHILDREN, ATTENTION, pace).top_within(seconds) == wanted
 
 
 def test_what_a_wish_comes_to_is_told_or_why_that_is_not_known() -> None:
-    asked = Asked(CHILDREN, ATTENTION, pace)
-    assert TeacherWish("all").text(asked) == "30 HR patches in 4 of 4 · about 15 s"
-    assert TeacherWish("top", top=2).text(asked) == "24 HR patches in 2 of 4 · about 12 s"
-    assert TeacherWish("time", seconds=12).choice(asked) == TeacherPatches(2)
-    slow = Asked(CHILDREN, None, lambda *_: None)
-    assert "not known yet" in TeacherWish("time").text(slow) and TeacherWish("time").choice(slow) is None
-    assert TeacherWish("top", top=2).text(slow).startswith("about 15 HR patches in 2 of 4 · time not known")
-    assert "tissue" in TeacherWish("all").text(None)
+    asked = PlannedPatches(CHILDREN, ATTENTION, pace)
+    assert TeacherBudget("all").text(asked) == "30 HR patches in 4 of 4 · about 15 s"
+    assert TeacherBudget("top", top=2).text(asked) == "24 HR patches in 2 of 4 · about 12 s"
+    assert TeacherBudget("time", seconds=12).choice(asked) == TeacherPatches(2)
+    slow = PlannedPatches(CHILDREN, None, lambda *_: None)
+    assert "not known yet" in TeacherBudget("time").text(slow) and TeacherBudget("time").choice(slow) is None
+    assert TeacherBudget("top", top=2).text(slow).startswith("about 15 HR patches in 2 of 4 · time not known")
+    assert "tissue" in TeacherBudget("all").text(None)
 
 
 # ---------------------------------------------------------------- what it says
@@ -138,7 +138,7 @@ def test_points_and_patches_belong_together(slide: Slide) -> None:
 
 def test_lesions_are_those_drawn_or_those_beside_the_slide(slide: Slide) -> None:
     found, choice = ask(slide), SlideChoice("s", slide.path, slide.mpp.mean)
-    shelf = Shelf(lambda *_: slide)
+    shelf = OpenSlides(lambda *_: slide)
     *_, none = LesionWork(found, choice, shelf).events()
     assert none == Finished(None)
     row = int(np.argmax(found.student.attention))
@@ -154,8 +154,8 @@ def test_lesions_are_those_drawn_or_those_beside_the_slide(slide: Slide) -> None
 
 
 def test_the_most_disagreeing_come_first_and_those_without_a_figure_last() -> None:
-    def line(name: str, rho: float | None, js: float | None) -> StoredSlide:
-        return StoredSlide(name, Path(name), spearman=rho, js_divergence=js)
+    def line(name: str, rho: float | None, js: float | None) -> StoredResult:
+        return StoredResult(name, Path(name), spearman=rho, js_divergence=js)
 
     lines = [line("a", 0.9, 0.5), line("z", None, None), line("b", -0.2, 0.1), line("k", None, 0.9)]
     assert [one.name for one in sort_by_attention_disagreement(lines, "rho")] == ["b", "a", "k", "z"]

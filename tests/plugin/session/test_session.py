@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from napari_lrmil.core.events import Caution, Event, Failed, Finished, Progress
+from napari_lrmil.core.events import Event, Failed, Finished, Notice, Progress
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.patching.regions import box_region
-from napari_lrmil.core.patching.roi import Scope
+from napari_lrmil.core.patching.roi import RegionOfInterest
 from napari_lrmil.plugin.session.open_slides import SlideChoice
 from napari_lrmil.plugin.session.session import Session, State
 from napari_lrmil.plugin.session.what_if import WhatIf
@@ -101,7 +101,7 @@ def test_events_become_state(bundle: Bundle) -> None:
     session.handle(Progress("student (LR)", 25, 100))
     assert session.pace is not None
     assert session.pace.text == "student (LR) · 25% · 30 s left"
-    session.handle(Caution("colours differ"))
+    session.handle(Notice("colours differ"))
     assert session.cautions == ("colours differ",)
     done: list[Any] = []
     session.finished.connect(done.append)
@@ -155,7 +155,7 @@ def test_a_step_is_about_what_was_drawn_since() -> None:
     """A region asked about, or left out before, is not left out because another one is."""
     first, second, third = (box_region(BoxLevel0(x, 0, 10, 10), "r") for x in (0, 20, 40))
     before = WhatIf(excluded=(second,))
-    last: Any = SimpleNamespace(scope=Scope("region", (first,)))
+    last: Any = SimpleNamespace(scope=RegionOfInterest("region", (first,)))
     assert before.newly([first, second, third], last) == [third]
     assert before.newly([first, second], last) == [first, second], "there is no other that could be meant"
     assert before.newly([first, second], None) == [first]

@@ -17,16 +17,17 @@ from lrmil_training.config import dump_config
 from lrmil_training.runs.event_log import EVENTS
 from lrmil_training.runs.lock import LOCK, STOP, Owner
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.core.user_settings import Remembered
+from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.plugin.train import run_process as training_run
 from napari_lrmil.plugin.train.cohort_table import Check, Checked, CohortTable, Row
 from napari_lrmil.plugin.train.config_fields import fields, flat, nested, preset
 from napari_lrmil.plugin.train.estimate import estimate, keys
 from napari_lrmil.plugin.train.result_table import read_result
-from napari_lrmil.plugin.train.run_monitor import SILENT_S, Heartbeat, Story, Tail
-from napari_lrmil.plugin.train.run_process import Call, Phase, TrainingRun
+from napari_lrmil.plugin.train.run_monitor import SILENT_S, Heartbeat, JsonLinesTail, RunLogState
+from napari_lrmil.plugin.train.run_process import Phase, TrainCommand, TrainingRun
 from support.fake_slides import one_sentence
 from support.run_folders import write_run, write_series
+from support.training_child import CHILD
 
 WAIT_S = 60.0
 
@@ -39,7 +40,7 @@ def line(seq: int, event: str, attempt: int = 0, at: float = 0.0, **values: Any)
 
 
 def test_only_what_is_new_is_read_and_half_a_line_waits(tmp_path: Path) -> None:
-    tail = Tail(tmp_path / EVENTS)
+    tail = JsonLinesTail(tmp_path / EVENTS)
     assert tail.read() == []
     with (tmp_path / EVENTS).open("a") as file:
         file.write('{"seq": 0}\n{"seq": 1}\n{"se')
@@ -55,7 +56,7 @@ def test_only_what_is_new_is_read_and_half_a_line_waits(tmp_path: Path) -> None:
 def test_a_large_log_is_read_in_pieces(tmp_path: Path) -> None:
     """So that opening a long run does not hold the window up."""
     (tmp_path / EVENTS).write_text("".join(f'{{"seq": {i}}}\n' for i in range(1000)))
-    tail, found = Tail(tmp_path / EVENTS), []
+    tail, found = JsonLinesTail(tmp_path / EVENTS), []
     pieces = 0
     while not pieces or tail.more:
         found += tail.read(2000)
@@ -64,7 +65,7 @@ def test_a_large_log_is_read_in_pieces(tmp_path: Path) -> None:
 
 
 def test_a_line_cut_off_by_a_kill_is_written_over_by_the_next_attempt(tmp_path: Path) -> None:
-    path, tail = tmp_path / EVENTS, Tail(tmp_path / EVENTS)
+    path, tail = tmp_path / EVENTS, JsonLinesTail(tmp_path / EVENTS)
     path.write_text('{"seq": 0}\n{"seq": 1, "atte')
     assert len(tail.read()) == 1
     path.write_text('{"seq": 0}\n{"seq": 1, "attempt": 1}\n')
@@ -73,7 +74,7 @@ def test_a_line_cut_off_by_a_kill_is_written_over_by_the_next_attempt(tmp_path: 
 
 def test_progress_and_time_left() -> None:
     """Epochs that an earlier attempt made do not count as made at this attempt's pace."""
-    story = Story()
+    story = RunLogState()
     story.take([line(0, "Progress", at=100, stage="HR features", done=0, total=4, unit="slides")])
     story.take([line(1, "Progress", at=105, stage="s0", done=30, total=60, unit="patches")])
     pace = story.pace(110)
@@ -92,7 +93,7 @@ def test_progress_and_time_left() -> None:
 
 
 def test_what_resume_does_is_told_as_it_is() -> None:
-    story = Story()
+    story = RunLogState()
     assert "nothing was done yet" in story.resumes
     story.take([line(0, "Progress", at=100, stage="HR features", done=1, total=4, unit="slides")])
     assert "with the slide it was at" in story.resumes
@@ -103,7 +104,7 @@ def test_what_resume_does_is_told_as_it_is() -> None:
 
 
 def test_curves_grow_and_lines_of_another_version_are_passed_over() -> None:
-    story = Story()
+    story = RunLogState()
     story.take([line(i, "Metric", stage="teacher", name="train/ce", value=1.0 / (1 + i), step=i) for i in range(3)])
     story.take([{"event": "Metric"}, {"nothing": 1}, line(4, "Dance", stage="x")])
     story.take(
@@ -197,30 +198,15 @@ def test_a_run_without_its_table_asks_for_it(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- the process
 
-CHILD = """
-import sys, time, pathlib
-from lrmil_training.runs.event_log import EventLog
-from lrmil_training.runs.lock import hold, stop_requested
-from napari_lrmil.core.events import Finished, Progress
-out = pathlib.Path(sys.argv[1])
-with hold(out), EventLog(out) as log:
-    for i in range(200):
-        log.write(Progress("teacher", i + 1, 200, "epochs"))
-        time.sleep(0.05)
-        if stop_requested(out):
-            print("error: stopped as asked")
-            sys.exit(1)
-"""
-
 
 @pytest.fixture
 def child(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a small program that holds the folder stand in for the training."""
 
-    def words(call: Call) -> list[str]:
+    def words(call: TrainCommand) -> list[str]:
         return [sys.executable, "-c", CHILD, str(call.folder)]
 
-    monkeypatch.setattr(Call, "words", property(words))
+    monkeypatch.setattr(TrainCommand, "words", property(words))
 
 
 def until(run: TrainingRun, *phases: Phase) -> None:
@@ -277,7 +263,7 @@ def test_a_run_goes_on_without_its_window_and_another_one_follows_it(tmp_path: P
 
 def test_what_the_program_said_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = "print('x'); print('error: lazyslide:uni2 could not be loaded; agree to its terms'); raise SystemExit(2)"
-    monkeypatch.setattr(Call, "words", property(lambda _: [sys.executable, "-c", said]))
+    monkeypatch.setattr(TrainCommand, "words", property(lambda _: [sys.executable, "-c", said]))
     run, told = TrainingRun(), list[str]()
     run.failed.connect(told.append)
     run.start(tmp_path / "cohort.csv", tmp_path / "run", preset("default"), "cpu")
@@ -301,7 +287,7 @@ def test_an_unwritable_folder_and_one_with_a_run_are_one_sentence(tmp_path: Path
 
 
 def test_the_call_is_the_command_line(tmp_path: Path) -> None:
-    words = Call(tmp_path / "c.csv", tmp_path / "run", tmp_path / "s.yaml", "cpu").words
+    words = TrainCommand(tmp_path / "c.csv", tmp_path / "run", tmp_path / "s.yaml", "cpu").words
     assert words[:4] == [sys.executable, "-m", "napari_lrmil", "train"] and words[-2:] == ["--device", "cpu"]
     assert training_run.SETTINGS != "config.yaml"  # which is the program's own to write
 
@@ -321,7 +307,7 @@ def test_the_form_has_every_setting_and_gives_it_back() -> None:
 
 
 def test_the_estimate_says_what_it_rests_on(tmp_path: Path) -> None:
-    table, remembered = CohortTable(), Remembered(tmp_path)
+    table, remembered = CohortTable(), SettingsStore(tmp_path)
     assert estimate(table, preset("default"), "cpu", remembered) is None
     table.rows = tuple(Row(Path(f"{i}.svs"), "ab"[i % 2], str(i), "train") for i in range(4))
     for row in table.rows[:2]:

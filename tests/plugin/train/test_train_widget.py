@@ -13,10 +13,11 @@ from lrmil_training.runs.lock import STOP
 from napari_lrmil.core.encoders import save_encoder
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.phantom import make_cohort
-from napari_lrmil.core.user_settings import Remembered
+from napari_lrmil.core.user_settings import SettingsStore
 from support.fake_slides import one_sentence
 from support.networks import untrained_encoder
 from support.run_folders import write_run
+from support.training_child import CHILD
 
 WAIT_MS = 280_000
 SETTINGS: dict[str, Any] = {  # JSON is YAML
@@ -47,7 +48,7 @@ def dock(viewer: Any, tmp_path: Path, qtbot: Any) -> Iterator[Any]:
     """Return the dock in the window, wide enough to be seen."""
     from napari_lrmil.plugin.train.widget import TrainWidget
 
-    made = TrainWidget(viewer, Remembered(tmp_path / "remembered"))
+    made = TrainWidget(viewer, SettingsStore(tmp_path / "remembered"))
     viewer.window.add_dock_widget(made, name="Train (LRMIL)", area="right")
     qtbot.wait(50)
     yield made
@@ -105,7 +106,7 @@ def test_it_lies_as_a_tab_beside_analyse(viewer: Any, tmp_path: Path, qtbot: Any
     from napari_lrmil.plugin.analyse.widget import AnalyseWidget
     from napari_lrmil.plugin.train.widget import TrainWidget
 
-    analyse, train = AnalyseWidget(viewer), TrainWidget(viewer, Remembered(tmp_path))
+    analyse, train = AnalyseWidget(viewer), TrainWidget(viewer, SettingsStore(tmp_path))
     for dock in (analyse, train):
         viewer.window.add_dock_widget(dock, area="right")
     qtbot.waitUntil(
@@ -260,12 +261,10 @@ def test_closing_the_dock_asks_whether_the_training_goes_on(
 ) -> None:
     import sys
 
-    from test_training_run import CHILD
-
     from lrmil_training.runs.lock import request_stop
-    from napari_lrmil.plugin.train.run_process import Call, TrainingRun
+    from napari_lrmil.plugin.train.run_process import TrainCommand, TrainingRun
 
-    monkeypatch.setattr(Call, "words", property(lambda call: [sys.executable, "-c", CHILD, str(call.folder)]))
+    monkeypatch.setattr(TrainCommand, "words", property(lambda call: [sys.executable, "-c", CHILD, str(call.folder)]))
     folder = write_run(tmp_path / "run", {"train": 4, "val": 4, "test": 4})
     (folder / "config.yaml").write_text("seed: 0\n")
     (folder / "events.jsonl").unlink()

@@ -11,7 +11,7 @@ from PIL import Image
 
 from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.slides.slide import Slide
-from napari_lrmil.plugin.viewer.layers import add, slide_layers
+from napari_lrmil.plugin.viewer.layers import add_layer, slide_layers
 from support.fake_slides import FakeSlide, fake_slide, one_sentence, resolution, speckled
 from support.window import require_screen
 
@@ -39,7 +39,7 @@ def _green(pixels: Any) -> int:
 def test_it_is_shown_in_a_window_of_its_own_and_gets_into_no_layer_and_no_screenshot(
     slide: Slide, viewer: Any, qtbot: Any
 ) -> None:
-    add(viewer, slide_layers(slide, underlay=False))
+    add_layer(viewer, slide_layers(slide, underlay=False))
     before = list(viewer.layers)
     assert associated_images(slide) == ("label", "macro")
     window = show_associated(slide, "label", viewer.window._qt_window)

@@ -16,9 +16,14 @@ from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.slides.slide import Slide
-from napari_lrmil.plugin.viewer.image_as_slide import adopt, no_slide_because, plain_slide, slide_opener
-from napari_lrmil.plugin.viewer.layers import ours, tag_of
-from napari_lrmil.plugin.viewer.mpp_prompt import Answer
+from napari_lrmil.plugin.viewer.image_as_slide import (
+    no_slide_because,
+    replace_with_slide,
+    slide_from_array,
+    slide_opener,
+)
+from napari_lrmil.plugin.viewer.layers import lrmil_layers, tag_of
+from napari_lrmil.plugin.viewer.mpp_prompt import MppAnswer
 from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, l_shape, one_sentence, resolution, speckled
 
 PHOTO = speckled(700, 430)
@@ -29,7 +34,7 @@ def _photo(name: str = "photo") -> Image:
 
 
 def test_a_picture_reads_as_a_slide_of_one_level_white_past_its_edge() -> None:
-    with plain_slide(_photo(), mpp=0.5) as slide:
+    with slide_from_array(_photo(), mpp=0.5) as slide:
         assert (slide.width, slide.height, len(slide.levels)) == (700, 430, 1)
         assert slide.name == "photo" and slide.mpp.source == "override"
         pixels = slide.read(BoxLevel0(600, 400, 200, 60), (200, 60))
@@ -38,9 +43,9 @@ def test_a_picture_reads_as_a_slide_of_one_level_white_past_its_edge() -> None:
 
 
 def test_without_a_resolution_it_has_none_and_with_lengths_it_has_the_layers_own() -> None:
-    assert not plain_slide(_photo()).has_mpp
+    assert not slide_from_array(_photo()).has_mpp
     layer = Image(PHOTO, rgb=True, scale=(250, 500), units=("nm", "nm"))
-    found = plain_slide(layer).mpp
+    found = slide_from_array(layer).mpp
     assert (found.x, found.y) == pytest.approx((0.5, 0.25))
 
 
@@ -48,7 +53,7 @@ def test_the_fingerprint_is_that_of_the_pixels() -> None:
     other = PHOTO.copy()
     other[429, 699, 2] ^= 1
     prints = [
-        plain_slide(Image(p, rgb=True, name=f"layer {i}")).fingerprint
+        slide_from_array(Image(p, rgb=True, name=f"layer {i}")).fingerprint
         for i, p in enumerate(
             (PHOTO, other, PHOTO, da.from_array(PHOTO, chunks=(100, 300, 3)), PHOTO.reshape(860, -1, 3))
         )
@@ -58,13 +63,13 @@ def test_the_fingerprint_is_that_of_the_pixels() -> None:
 
 
 def test_it_survives_pickling() -> None:
-    slide = pickle.loads(pickle.dumps(plain_slide(_photo(), mpp=0.5)))
+    slide = pickle.loads(pickle.dumps(slide_from_array(_photo(), mpp=0.5)))
     assert np.array_equal(slide.read_level(0, 0, 0, 700, 430), PHOTO)
 
 
 def test_transparent_pixels_are_white() -> None:
     pixels = np.dstack([PHOTO, np.zeros(PHOTO.shape[:2], np.uint8)])
-    assert (plain_slide(Image(pixels, rgb=True)).read_level(0, 0, 0, 9, 5) == 255).all()
+    assert (slide_from_array(Image(pixels, rgb=True)).read_level(0, 0, 0, 9, 5) == 255).all()
 
 
 @pytest.mark.parametrize(
@@ -78,14 +83,14 @@ def test_transparent_pixels_are_white() -> None:
 )
 def test_what_is_no_picture_is_refused_in_a_sentence_that_says_what_was_seen(layer: Image, seen: str) -> None:
     with pytest.raises(SlideError, match=seen) as refused:
-        plain_slide(layer)
+        slide_from_array(layer)
     assert one_sentence(refused.value) and layer.name in no_slide_because(layer)
 
 
 def test_the_engine_says_the_same_of_the_picture_as_of_a_slide_with_its_pixels(tmp_path: Path) -> None:
     base = l_shape(900, 700, (300, 260))
     bundle = DarknessBundle()
-    with plain_slide(Image(base, rgb=True), mpp=0.5) as picture:
+    with slide_from_array(Image(base, rgb=True), mpp=0.5) as picture:
         *_, ours_says = predict(picture, bundle, device=torch.device("cpu"))  # type: ignore[arg-type]
     with fake_slide(tmp_path, FakeSlide(base, (1.0,), resolution(0.5))) as slide:
         *_, theirs = predict(slide, bundle, device=torch.device("cpu"))  # type: ignore[arg-type]
@@ -98,9 +103,9 @@ def test_the_engine_says_the_same_of_the_picture_as_of_a_slide_with_its_pixels(t
 def test_a_picture_becomes_a_slide_in_the_viewer_and_the_analysis_can_open_it(tmp_path: Path) -> None:
     viewer = ViewerModel()
     layer = viewer.add_image(PHOTO, rgb=True, name="photo/1")
-    assert adopt(viewer, layer, lambda _: None) == [] and list(viewer.layers) == [layer]
-    adopt(viewer, layer, lambda _: Answer(0.25, remember=False))
-    [slide_layer] = ours(viewer, role="slide")
+    assert replace_with_slide(viewer, layer, lambda _: None) == [] and list(viewer.layers) == [layer]
+    replace_with_slide(viewer, layer, lambda _: MppAnswer(0.25, remember=False))
+    [slide_layer] = lrmil_layers(viewer, role="slide")
     tag = tag_of(slide_layer)
     assert tag is not None and layer not in viewer.layers
     assert tag.mpp == tag.given_mpp == 0.25 and tuple(slide_layer.scale) == (0.25, 0.25)

@@ -13,10 +13,10 @@ from PIL import Image
 
 from napari_lrmil.core.errors import ResolutionError, SlideError
 from napari_lrmil.core.slides.slide import Slide
-from napari_lrmil.core.user_settings import Remembered
+from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.plugin.viewer import reader
-from napari_lrmil.plugin.viewer.layers import ours
-from napari_lrmil.plugin.viewer.mpp_prompt import Answer
+from napari_lrmil.plugin.viewer.layers import lrmil_layers
+from napari_lrmil.plugin.viewer.mpp_prompt import MppAnswer
 from napari_lrmil.plugin.viewer.reader import get_reader, one_per_slide, read_slides
 from support.fake_slides import one_sentence, speckled, write_tiff
 
@@ -96,11 +96,11 @@ def test_real_slides_open(shared_data: Path, tmp_path: Path) -> None:
 
 def test_a_slide_without_resolution_is_asked_about_and_opened_with_the_answer(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "bare.tif", speckled(600, 400))
-    memory, asked = Remembered(tmp_path), []
+    memory, asked = SettingsStore(tmp_path), []
 
-    def ask(slide: Slide) -> Answer:
+    def ask(slide: Slide) -> MppAnswer:
         asked.append(slide.name)
-        return Answer(0.25)
+        return MppAnswer(0.25)
 
     for _ in range(2):
         [(_, options, _)] = read_slides(path, ask=ask, memory=memory)
@@ -114,7 +114,7 @@ def test_a_slide_that_nobody_can_size_is_left_out_with_a_sentence_and_closed(
     path = write_tiff(tmp_path / "bare.tif", speckled(600, 400))
     told: list[str] = []
     monkeypatch.setattr(reader, "_tell", told.append)
-    made = read_slides([path, slide_path], ask=lambda _: None, memory=Remembered(tmp_path))
+    made = read_slides([path, slide_path], ask=lambda _: None, memory=SettingsStore(tmp_path))
     assert [options["name"] for _, options, _ in made] == ["tissue"]
     [sentence] = told
     assert sentence.startswith("bare.tif was not opened") and "\n" not in sentence
@@ -170,7 +170,7 @@ def test_dropped_one_by_one_as_napari_does_the_series_comes_once(
     viewer = ViewerModel()
     monkeypatch.setattr("napari.current_viewer", lambda: viewer)
     viewer.open([*sorted(dicom.glob("*.dcm")), slide_path], plugin="napari-lrmil")
-    assert len(ours(viewer, role="slide")) == 2
+    assert len(lrmil_layers(viewer, role="slide")) == 2
     viewer.layers.clear()
     viewer.open(sorted(dicom.glob("*.dcm"))[1], plugin="napari-lrmil")
-    assert len(ours(viewer, role="slide")) == 1, "a slide that was closed can be opened again"
+    assert len(lrmil_layers(viewer, role="slide")) == 1, "a slide that was closed can be opened again"

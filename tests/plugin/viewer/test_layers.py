@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +14,9 @@ from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.plugin.viewer.attention_layers import attention_layers
-from napari_lrmil.plugin.viewer.layers import add, placement, recolour, screen_of, slide_layers, twin
-from support.fake_slides import GLASS, TISSUE, DarknessBundle, FakeSlide, fake_slide, resolution, speckled
-
-DARK = (60, 20, 80)
-LR_UM = 128.0  # of DarknessBundle
-
-
-@dataclass(frozen=True)
-class Planted:
-    """A dark square on tissue: the slide, and where the square's centre lies in µm, x then y."""
-
-    fake: FakeSlide
-    centre_um: tuple[float, float]
-    mpp: tuple[float, float]
-
-
-def plant(mpp: tuple[float, float], origin: tuple[int, int] = (0, 0)) -> Planted:
-    """Return 0.6 x 0.4 mm of tissue with a square of 90 µm within one LR patch; `origin` is where the scan begins."""
-    width, height = round(600 / mpp[0]), round(400 / mpp[1])
-    x, y = (round(v / m) for v, m in zip((3 * LR_UM + 15, LR_UM + 22), mpp, strict=True))
-    w, h = (round(90 / m) for m in mpp)
-    base = np.full((height + origin[1], width + origin[0], 3), GLASS, np.uint8)
-    base[origin[1] :, origin[0] :] = TISSUE
-    base[origin[1] + y : origin[1] + y + h, origin[0] + x : origin[0] + x + w] = DARK
-    properties = resolution(*mpp)
-    if origin != (0, 0):
-        names = ("bounds-x", "bounds-y", "bounds-width", "bounds-height")
-        sizes = (*origin, width, height)
-        properties |= {f"openslide.{name}": str(v) for name, v in zip(names, sizes, strict=True)}
-    centre = ((origin[0] + x + w / 2) * mpp[0], (origin[1] + y + h / 2) * mpp[1])
-    return Planted(FakeSlide(base, (1.0, 4.0, 8.02), properties), centre, mpp)
-
+from napari_lrmil.plugin.viewer.layers import add_layer, placement, recolour, screen_of, slide_layers, twin
+from support.fake_slides import GLASS, DarknessBundle, FakeSlide, fake_slide, resolution, speckled
+from support.planted import LR_UM, Planted, centroid, plant
 
 CASES = {
     "20x": ((0.5, 0.5), (0, 0)),
@@ -114,14 +84,6 @@ def test_the_underlay_lies_where_the_slide_lies(planted: Planted, tmp_path: Path
     assert first[1] + half_under == pytest.approx(last[1] + half_over, abs=1e-6)
 
 
-def centroid(pixels: Any) -> Any:
-    """Return row and column of the middle of what is darker than tissue; blurred edges count by their share."""
-    darkness = np.clip((TISSUE[0] - pixels[..., 0].astype(float)) / (TISSUE[0] - DARK[0]), 0, 1)
-    darkness[darkness < 0.04] = 0  # rounding
-    rows, columns = np.indices(darkness.shape)
-    return np.array([(rows * darkness).sum(), (columns * darkness).sum()]) / darkness.sum()
-
-
 def test_attention_is_that_of_the_prediction_and_both_maps_share_their_colours(tmp_path: Path) -> None:
     prediction = _prediction(tmp_path, plant((0.5, 0.5)))
     made = attention_layers(prediction, 0.5, None)
@@ -149,8 +111,8 @@ def test_all_layers_of_a_slide_share_one_cache_of_the_size_that_was_asked_for(tm
 
     fake = FakeSlide(speckled(1500, 1100), (1.0, 4.0), resolution(0.5))
     viewer = ViewerModel()
-    layers = add(viewer, slide_layers(fake_slide(tmp_path, fake), underlay=True, cache_bytes=1 << 20))
-    layers += add(viewer, [twin(layers[-1])])
+    layers = add_layer(viewer, slide_layers(fake_slide(tmp_path, fake), underlay=True, cache_bytes=1 << 20))
+    layers += add_layer(viewer, [twin(layers[-1])])
     screens = [screen_of(layer) for layer in layers]
     assert screens[0] is not None and all(s is screens[0] for s in screens)
     for layer in layers[1:]:
@@ -163,8 +125,10 @@ def test_other_colours_reach_every_layer_of_the_slide_and_no_other(tmp_path: Pat
 
     viewer, fakes = ViewerModel(), [FakeSlide(speckled(700, 500, i), (1.0,), resolution(0.5)) for i in range(2)]
     paths = [tmp_path / f"{i}.svs" for i in range(2)]
-    layers = [add(viewer, slide_layers(fake_slide(tmp_path, fakes[i], f"{i}.svs"), underlay=False))[0] for i in (0, 1)]
-    layers += add(viewer, [twin(layers[0])])
+    layers = [
+        add_layer(viewer, slide_layers(fake_slide(tmp_path, fakes[i], f"{i}.svs"), underlay=False))[0] for i in (0, 1)
+    ]
+    layers += add_layer(viewer, [twin(layers[0])])
     recolour(viewer, paths[0], lambda pixels: 255 - pixels)
     shown = [np.asarray(layer.data) for layer in layers]
     assert np.array_equal(shown[0], 255 - fakes[0].base) and np.array_equal(shown[2], shown[0])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from napari_lrmil.core.geometry import BoxUm
-from napari_lrmil.plugin.viewer.layers import add, recolour
+from napari_lrmil.plugin.viewer.layers import add_layer, recolour
 from napari_lrmil.plugin.viewer.navigation import fly_to, visible_um
 from napari_lrmil.plugin.viewer.reader import read_slides
 from support.fake_slides import write_tiff
@@ -43,7 +43,7 @@ def minimap(viewer: Any, qtbot: Any) -> Any:
 
 
 def _open(viewer: Any, minimap: Any, path: Path, qtbot: Any) -> Any:
-    layers = add(viewer, read_slides(path))
+    layers = add_layer(viewer, read_slides(path))
     qtbot.waitUntil(lambda: minimap.picture is not None, timeout=WAIT_MS)
     return layers[-1]
 
@@ -129,7 +129,7 @@ def test_other_colours_and_another_slide_are_shown(
     recolour(viewer, half_dark, lambda pixels: 255 - pixels)
     qtbot.waitUntil(lambda: QColor(minimap.picture.pixel(3, 3)).red() > 150, timeout=WAIT_MS)
     first = minimap.picture
-    add(viewer, read_slides(slide_path))
+    add_layer(viewer, read_slides(slide_path))
     qtbot.waitUntil(lambda: minimap.picture is not None and minimap.picture is not first, timeout=WAIT_MS)
     viewer.layers.clear()
     qtbot.waitUntil(lambda: minimap.fit is None, timeout=2000)

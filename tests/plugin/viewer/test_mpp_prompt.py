@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 
 from napari_lrmil.core.slides.slide import Slide
-from napari_lrmil.core.user_settings import Remembered
-from napari_lrmil.plugin.viewer.mpp_prompt import Answer, mpp_for
+from napari_lrmil.core.user_settings import SettingsStore
+from napari_lrmil.plugin.viewer.mpp_prompt import MppAnswer, mpp_for
 from support.fake_slides import FakeSlide, fake_slide, resolution, speckled
 
 
 class Asked:
     """Answers as it is told and counts."""
 
-    def __init__(self, answer: Answer | None) -> None:
+    def __init__(self, answer: MppAnswer | None) -> None:
         self.answer, self.slides = answer, []  # type: ignore[var-annotated]
 
-    def __call__(self, slide: Slide) -> Answer | None:
+    def __call__(self, slide: Slide) -> MppAnswer | None:
         self.slides.append(slide.name)
         return self.answer
 
@@ -29,15 +29,15 @@ def _bare(folder: Path, name: str = "bare.svs", hash_of: str = "a") -> Slide:
 
 
 def test_a_slide_that_knows_is_not_asked_about(tmp_path: Path) -> None:
-    ask = Asked(Answer(0.3))
+    ask = Asked(MppAnswer(0.3))
     assert mpp_for(fake_slide(tmp_path, FakeSlide(speckled(90, 70), (1.0,), resolution(0.5))), ask) == 0.5
     assert ask.slides == []
 
 
 def test_an_answer_is_remembered_for_that_file_whatever_its_name(tmp_path: Path) -> None:
-    memory, ask = Remembered(tmp_path / "config"), Asked(Answer(0.27))
+    memory, ask = SettingsStore(tmp_path / "config"), Asked(MppAnswer(0.27))
     assert mpp_for(_bare(tmp_path), ask, memory) == 0.27
-    again = Remembered(memory.path.parent)
+    again = SettingsStore(memory.path.parent)
     assert mpp_for(_bare(tmp_path, "renamed.svs"), ask, again) == 0.27
     assert ask.slides == ["bare"]
     assert mpp_for(_bare(tmp_path, "other.svs", "b"), ask, again) == 0.27
@@ -45,13 +45,13 @@ def test_an_answer_is_remembered_for_that_file_whatever_its_name(tmp_path: Path)
 
 
 def test_an_answer_that_shall_not_be_remembered_is_not(tmp_path: Path) -> None:
-    memory = Remembered(tmp_path)
-    assert mpp_for(_bare(tmp_path), Asked(Answer(0.27, remember=False)), memory) == 0.27
+    memory = SettingsStore(tmp_path)
+    assert mpp_for(_bare(tmp_path), Asked(MppAnswer(0.27, remember=False)), memory) == 0.27
     assert memory.remembered_mpp("a" * 32) is None and not memory.path.exists()
 
 
 def test_no_answer_is_none_and_is_not_remembered(tmp_path: Path) -> None:
-    memory = Remembered(tmp_path)
+    memory = SettingsStore(tmp_path)
     assert mpp_for(_bare(tmp_path), Asked(None), memory) is None
     assert not memory.path.exists()
 
@@ -60,13 +60,13 @@ def test_no_answer_is_none_and_is_not_remembered(tmp_path: Path) -> None:
     "text", ["{", "[1]", "", json.dumps({"mpp": {"a" * 32: "half"}}), json.dumps({"mpp": {"a" * 32: -1}})]
 )
 def test_a_memory_that_makes_no_sense_asks_again(tmp_path: Path, text: str) -> None:
-    memory = Remembered(tmp_path)
+    memory = SettingsStore(tmp_path)
     memory.path.write_text(text)
-    assert mpp_for(_bare(tmp_path), Asked(Answer(0.3)), memory) == 0.3
+    assert mpp_for(_bare(tmp_path), Asked(MppAnswer(0.3)), memory) == 0.3
     assert memory.remembered_mpp("a" * 32) == 0.3
 
 
 @pytest.mark.parametrize("mpp", [0.0, -0.5, 1e5, float("nan")])
 def test_an_answer_has_to_be_the_resolution_of_a_slide(mpp: float) -> None:
     with pytest.raises(ValueError, match="expected"):
-        Answer(mpp)
+        MppAnswer(mpp)

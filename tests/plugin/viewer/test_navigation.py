@@ -11,7 +11,7 @@ from napari.components import ViewerModel
 
 from napari_lrmil.core.geometry import BoxUm
 from napari_lrmil.plugin.viewer import navigation as navigate
-from napari_lrmil.plugin.viewer.layers import add, ours, slide_layers
+from napari_lrmil.plugin.viewer.layers import add_layer, lrmil_layers, slide_layers
 from support.fake_slides import FakeSlide, fake_slide, resolution, speckled
 
 CANVAS = (300, 500)  # height, width
@@ -26,7 +26,7 @@ def viewer() -> ViewerModel:
 
 def _open(viewer: ViewerModel, folder: Path, mpp: float = 0.5, name: str = "fake.svs") -> Any:
     slide = fake_slide(folder, FakeSlide(speckled(1500, 900), (1.0, 4.0), resolution(mpp, mpp)), name)
-    return add(viewer, slide_layers(slide, underlay=True))[-1]
+    return add_layer(viewer, slide_layers(slide, underlay=True))[-1]
 
 
 @pytest.mark.parametrize(("magnification", "um"), [(1.25, 8.0), (20, 0.5), (40, 0.25)])
@@ -109,7 +109,7 @@ def test_the_current_slide_is_that_of_the_active_layer_else_the_topmost_visible(
     assert navigate.current_slide(viewer) is second
     second.visible = False
     assert navigate.current_slide(viewer) is first
-    [underlay] = ours(viewer, tmp_path / "second.svs", role="underlay")
+    [underlay] = lrmil_layers(viewer, tmp_path / "second.svs", role="underlay")
     viewer.layers.selection.active = underlay
     assert navigate.current_slide(viewer) is second and navigate.current_mpp(viewer) == pytest.approx(0.25)
     viewer.layers.selection.active = viewer.add_image(np.zeros((5, 9)))

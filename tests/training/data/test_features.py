@@ -11,7 +11,7 @@ from lrmil_training.data.cohort import CohortSlide
 from lrmil_training.data.features import FeatureRequest, make_features
 from napari_lrmil.core.features.bag import read_bag
 from napari_lrmil.core.geometry import PatchPlan
-from napari_lrmil.core.patching.grid import NestedGrid, grid_of, nest_cells
+from napari_lrmil.core.patching.grid import NestedGrid, find_nested_grid, nested_grid_from_cells
 from napari_lrmil.core.phantom import make_cohort
 from support.networks import untrained_encoder
 
@@ -31,8 +31,8 @@ def test_lr_patches_are_the_parents_of_known_hr_patches(tmp_path: Path) -> None:
     plan = PatchPlan(0.5, 1.0, 64, 64)
     request = FeatureRequest(untrained_encoder(), "e", "0" * 64, plan, high=False, folder=tmp_path / "features")
     with row.open() as slide:
-        whole = grid_of(slide, plan)
-    some = nest_cells(whole.lattice, whole.hr_index[whole.hr_index[:, 0] < 7])
+        whole = find_nested_grid(slide, plan)
+    some = nested_grid_from_cells(whole.lattice, whole.hr_index[whole.hr_index[:, 0] < 7])
     assert 0 < len(some.lr_index) < len(whole.lr_index)
     np.testing.assert_array_equal(made(row, request, some), some.lr_corners)
     before = request.path(row).stat().st_mtime_ns

@@ -10,7 +10,7 @@ import pytest
 
 from lrmil_training.data.cohort import Cohort, CohortSlide, refuse_leaks, require_classes
 from lrmil_training.data.patient_groups import clusters
-from lrmil_training.data.splits import deal_folds, put_aside
+from lrmil_training.data.splits import hold_out_test, make_folds
 from napari_lrmil.core.errors import CohortError
 
 CLASSES = ("normal", "lesion")
@@ -45,7 +45,7 @@ def test_clusters_join_sites_where_asked() -> None:
 def test_every_slide_is_tested_and_validated_once(k: int) -> None:
     """The folds' test sides are a partition, so are their validation sides, and each side has both classes."""
     cohort = _plain()
-    folds = deal_folds(cohort, k, seed=0)
+    folds = make_folds(cohort, k, seed=0)
     for split in ("test", "val"):
         assert sorted(s.name for fold in folds for s in fold.of(split)) == sorted(s.name for s in cohort.slides)
     for i, fold in enumerate(folds):
@@ -59,25 +59,25 @@ def test_a_fixed_test_side_stays_out() -> None:
     """What a table puts aside is in no fold; a test side that was dealt here is nothing to put aside."""
     slides = tuple(replace(s, split="test" if i < 4 else "train") for i, s in enumerate(_plain(28).slides))
     fixed = Cohort(Path("cohort.csv"), slides, CLASSES, fixed=True)
-    assert [s.name for s in put_aside(fixed)] == ["s0", "s1", "s2", "s3"]
-    for fold in deal_folds(fixed, 3, 0):
+    assert [s.name for s in hold_out_test(fixed)] == ["s0", "s1", "s2", "s3"]
+    for fold in make_folds(fixed, 3, 0):
         assert [s.name for s in fold.slides] == [s.name for s in slides[4:]]
-    assert put_aside(replace(fixed, fixed=False)) == ()
-    assert len(deal_folds(replace(fixed, fixed=False), 3, 0)[0].slides) == 28
+    assert hold_out_test(replace(fixed, fixed=False)) == ()
+    assert len(make_folds(replace(fixed, fixed=False), 3, 0)[0].slides) == 28
 
 
 def test_the_seed_fixes_the_folds() -> None:
     """The same seed deals alike, another one differently."""
     cohort = _plain()
-    assert deal_folds(cohort, 3, 1) == deal_folds(cohort, 3, 1)
-    assert deal_folds(cohort, 3, 1) != deal_folds(cohort, 3, 2)
+    assert make_folds(cohort, 3, 1) == make_folds(cohort, 3, 1)
+    assert make_folds(cohort, 3, 1) != make_folds(cohort, 3, 2)
 
 
 def test_pseudo_patients_stay_with_their_parts() -> None:
     """2+5 is in the fold of 2, of 5, and of 5+7."""
     rows = [("2", "normal", ""), ("5", "lesion", ""), ("2+5", "lesion", ""), ("5+7", "normal", ""), ("7", "lesion", "")]
     rows += [(f"p{i}", CLASSES[i % 2], "") for i in range(10)]
-    for fold in deal_folds(_cohort(rows), 4, 3):
+    for fold in make_folds(_cohort(rows), 4, 3):
         assert len({s.split for s in fold.slides[:5]}) == 1
 
 
@@ -85,10 +85,10 @@ def test_sites_stay_together_where_asked() -> None:
     """With `by_site` a site is on one side of every fold; without, it is not."""
     rows = [(f"p{i}", CLASSES[i % 2], f"site{i // 6}") for i in range(24)]
     cohort = _cohort(rows)
-    for fold in deal_folds(cohort, 4, 0, by_site=True):
+    for fold in make_folds(cohort, 4, 0, by_site=True):
         for site in {s.site for s in cohort.slides}:
             assert len({s.split for s in fold.slides if s.site == site}) == 1
-    mixed = deal_folds(cohort, 4, 0)[0]
+    mixed = make_folds(cohort, 4, 0)[0]
     assert len({s.split for s in mixed.slides if s.site == "site0"}) > 1
 
 
@@ -96,7 +96,7 @@ def test_rare_classes_are_in_every_fold() -> None:
     """Three classes, the rarest with as many patients as there are folds."""
     labels = ["a"] * 30 + ["b"] * 12 + ["c"] * 4
     cohort = _cohort([(f"p{i}", label, "") for i, label in enumerate(labels)], ("a", "b", "c"))
-    folds = deal_folds(cohort, 4, 5)
+    folds = make_folds(cohort, 4, 5)
     for fold in folds:
         counts = {side: Counter(s.label for s in fold.of(side)) for side in ("train", "val", "test")}
         assert {side: count["c"] for side, count in counts.items()} == {"train": 2, "val": 1, "test": 1}
@@ -119,4 +119,4 @@ def test_rare_classes_are_in_every_fold() -> None:
 def test_what_cannot_be_dealt_is_refused(cohort: Cohort, k: int, by_site: bool, said: str) -> None:
     """One sentence that says what was seen and what to do."""
     with pytest.raises(CohortError, match=said):
-        deal_folds(cohort, k, 0, by_site=by_site)
+        make_folds(cohort, k, 0, by_site=by_site)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lrmil_training.evaluation.evaluate import evaluate, slide_table, temperature_of
-from napari_lrmil.core.metrics.agreement import to_lr
+from napari_lrmil.core.metrics.agreement import pool_to_lr_grid
 from support.run_folders import made_cohort, made_results
 
 COUNTS = {"train": 4, "val": 6, "test": 12}
@@ -45,7 +45,7 @@ def test_agreement_is_with_the_teachers_attention_carried_to_the_lr_grid(tmp_pat
     results = made_results(cohort, {"teacher": 2.0, "student": 1.0})
     teacher = results["teacher"]
     same = [
-        replace(r, attention=to_lr(t.grid, t.attention).astype(np.float32))
+        replace(r, attention=pool_to_lr_grid(t.grid, t.attention).astype(np.float32))
         for r, t in zip(results["student"], teacher, strict=True)
     ]
     turned = [replace(r, attention=(1 - r.attention) / (1 - r.attention).sum()) for r in same]

@@ -16,7 +16,7 @@ from lrmil_training.evaluation.metrics import (
     OVER_PATIENTS,
     OVER_SLIDES,
     Resampler,
-    Scored,
+    ScoredSlides,
     auroc_with_interval,
     calibration_error,
     classification,
@@ -29,12 +29,12 @@ from lrmil_training.evaluation.metrics import (
 from lrmil_training.evaluation.significance import MARGIN, delong, delong_paired, non_inferiority
 
 
-def _scored(n: int = 40, signal: float = 1.5, seed: int = 0) -> Scored:
+def _scored(n: int = 40, signal: float = 1.5, seed: int = 0) -> ScoredSlides:
     rng = np.random.default_rng(seed)
     targets = np.arange(n) % 2
     margin = signal * targets + rng.standard_normal(n)
     p = 1 / (1 + np.exp(-margin))
-    return Scored(np.stack([1 - p, p], axis=1), targets, tuple(f"p{i // 2 * 2 + i % 2}" for i in range(n)))
+    return ScoredSlides(np.stack([1 - p, p], axis=1), targets, tuple(f"p{i // 2 * 2 + i % 2}" for i in range(n)))
 
 
 def test_auroc_is_sklearns_for_two_and_three_classes() -> None:
@@ -55,7 +55,7 @@ def test_auroc_is_sklearns_for_two_and_three_classes() -> None:
 def test_an_auroc_without_one_of_three_classes_is_undefined_and_says_why() -> None:
     """Also where the two others are told apart: a mean over fewer classes would be another figure."""
     targets = np.arange(12) % 2
-    scored = Scored(np.eye(3)[targets] * 0.7 + 0.1, targets, tuple(f"p{i}" for i in range(12)))
+    scored = ScoredSlides(np.eye(3)[targets] * 0.7 + 0.1, targets, tuple(f"p{i}" for i in range(12)))
     assert ranking_auroc(scored.probabilities, targets) is None
     figure = auroc_with_interval(scored, Resampler(targets, scored.patients, 10))
     assert (figure["value"], figure["low"], figure["high"]) == (None, None, None)
@@ -65,7 +65,7 @@ def test_an_auroc_without_one_of_three_classes_is_undefined_and_says_why() -> No
 def test_an_auroc_says_on_how_many_slides_patients_and_clusters_it_rests() -> None:
     """Six slides of four names: 1, 2 and 1+2 hang together, 3 is apart."""
     targets = np.arange(6) % 2
-    scored = Scored(np.eye(2)[targets] * 0.8 + 0.1, targets, ("1", "2", "1+2", "1+2", "3", "3"))
+    scored = ScoredSlides(np.eye(2)[targets] * 0.8 + 0.1, targets, ("1", "2", "1+2", "1+2", "3", "3"))
     figure = auroc_with_interval(scored, Resampler(targets, scored.patients, 10))
     assert (figure["n_slides"], figure["n_patients"], figure["n_clusters"]) == (6, 4, 2)
 
@@ -163,7 +163,7 @@ def test_the_calibration_error_does_not_depend_on_the_order_of_rows(slides: list
 
 def test_brier_and_accuracy_by_hand() -> None:
     """Two slides at 0.8: one right (0.08), one wrong (1.28): mean 0.68, balanced accuracy 0.5."""
-    found = classification(Scored(np.array([[0.2, 0.8], [0.2, 0.8]]), np.array([1, 0]), ("a", "b")), ("n", "l"))
+    found = classification(ScoredSlides(np.array([[0.2, 0.8], [0.2, 0.8]]), np.array([1, 0]), ("a", "b")), ("n", "l"))
     assert found["brier"] == pytest.approx(0.68)
     assert found["balanced_accuracy"] == pytest.approx(0.5)
     assert found["per_class"]["n"]["recall"] == 0.0
@@ -201,7 +201,7 @@ def test_ten_slides_are_enough_for_a_temperature_and_nine_are_not() -> None:
 def test_confusion_has_true_classes_as_rows() -> None:
     """Of three a, two are called a and one b; the one b is called c; the one c is called c."""
     p = np.eye(3)[[0, 0, 1, 2, 2]]
-    found = classification(Scored(p, np.array([0, 0, 0, 1, 2]), tuple("vwxyz")), ("a", "b", "c"))
+    found = classification(ScoredSlides(p, np.array([0, 0, 0, 1, 2]), tuple("vwxyz")), ("a", "b", "c"))
     assert found["confusion"] == [[2, 1, 0], [0, 0, 1], [0, 0, 1]]
     assert found["class_counts"] == {"a": 3, "b": 1, "c": 1}
     assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 0 + 1) / 3)
@@ -216,14 +216,16 @@ def test_figures_are_sklearns_for_three_classes() -> None:
     rng = np.random.default_rng(4)
     targets = rng.integers(3, size=90)
     p = rng.dirichlet(np.ones(3), size=90)
-    found = classification(Scored(p, targets, tuple(map(str, range(90)))), ("a", "b", "c"))
+    found = classification(ScoredSlides(p, targets, tuple(map(str, range(90)))), ("a", "b", "c"))
     assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(targets, p.argmax(1)))
     assert found["f1"] == pytest.approx(f1_score(targets, p.argmax(1), average="macro"))
 
 
 def test_a_class_that_is_not_there_leaves_its_figures_undefined() -> None:
     """No slide of the positive class, and none called so: F1 is undefined, not 0, and nothing warns."""
-    found = classification(Scored(np.tile([0.9, 0.1], (3, 1)), np.zeros(3, dtype=int), ("a", "b", "c")), ("n", "l"))
+    found = classification(
+        ScoredSlides(np.tile([0.9, 0.1], (3, 1)), np.zeros(3, dtype=int), ("a", "b", "c")), ("n", "l")
+    )
     assert found["f1"] is None
     assert found["per_class"]["l"] == {"precision": None, "recall": None, "f1": None, "n": 0}
     assert found["balanced_accuracy"] == 1.0
@@ -306,7 +308,7 @@ def test_bootstrap_interval_covers_the_truth() -> None:
         own = np.repeat(rng.standard_normal(40), 3)  # what a patient's three slides have in common
         margin = targets + np.sqrt(0.5) * own + np.sqrt(0.5) * rng.standard_normal(120)
         p = 1 / (1 + np.exp(-margin))
-        scored = Scored(np.stack([1 - p, p], 1), targets, tuple(f"p{i // 3}" for i in range(120)))
+        scored = ScoredSlides(np.stack([1 - p, p], 1), targets, tuple(f"p{i // 3}" for i in range(120)))
         found = auroc_with_interval(scored, Resampler(targets, scored.patients, 200))
         held += found["low"] <= truth <= found["high"]
     assert 0.88 <= held / 120 <= 0.99
@@ -348,8 +350,8 @@ def test_delong_by_hand() -> None:
     assert found.covariance[0, 0] == pytest.approx(0.125 / 2 + 0.125 / 2)  # both sample variances are 1/8
 
 
-def _single(scored: Scored) -> Scored:
-    return Scored(scored.probabilities, scored.targets, tuple(f"q{i}" for i in range(len(scored.targets))))
+def _single(scored: ScoredSlides) -> ScoredSlides:
+    return ScoredSlides(scored.probabilities, scored.targets, tuple(f"q{i}" for i in range(len(scored.targets))))
 
 
 def test_delong_agrees_with_the_bootstrap() -> None:
@@ -365,9 +367,9 @@ def test_delong_agrees_with_the_bootstrap() -> None:
 def test_delong_is_undefined_where_its_formula_says_nothing() -> None:
     """Several slides per patient, an AUROC of 1, two alike, three classes: None, and why."""
     a, b = _scored(40), _scored(40, seed=3)
-    shared = Scored(a.probabilities, a.targets, ("2+5", "5", *(f"q{i}" for i in range(38))))
+    shared = ScoredSlides(a.probabilities, a.targets, ("2+5", "5", *(f"q{i}" for i in range(38))))
     perfect = _single(_scored(40, signal=50.0))
-    three = Scored(np.full((6, 3), 1 / 3), np.arange(6) % 3, tuple("abcdef"))
+    three = ScoredSlides(np.full((6, 3), 1 / 3), np.arange(6) % 3, tuple("abcdef"))
     for pair, said in (
         ((shared, b), "several slides"),
         ((_single(a), perfect), "exactly 0 or 1"),

@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader
 
 from lrmil_training.fitting.checkpoints import read_score
 from lrmil_training.fitting.epochs import epoch_seed
-from lrmil_training.fitting.fit import EpochMeans, EpochSampler, fit, gathered
+from lrmil_training.fitting.fit import EpochMeans, EpochSampler, all_gather_rows, fit
 from lrmil_training.fitting.trainer import _precision
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.core.events import Caution, Progress
+from napari_lrmil.core.events import Notice, Progress
 from support.fits import CPU, Toy, drained, figures, maker, plan, samples
 
 
@@ -66,7 +66,7 @@ def test_means_weigh_batches_by_size() -> None:
     assert means.take() == {}
     with pytest.raises(LrmilError, match="'kl' is inf at batch 7"):
         means.add({"ce": torch.tensor(1.0), "kl": torch.tensor(float("inf"))}, 1, 7)
-    assert gathered([1, 2]) == [1, 2]
+    assert all_gather_rows([1, 2]) == [1, 2]
 
 
 def test_events_of_an_epoch_come_together(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ class _Hungry(Toy):
 def test_memory_that_runs_out_halves_the_batch(tmp_path: Path) -> None:
     """It says so, starts the stage afresh, and ends as a run with that batch size from the start would."""
     events, state = drained(fit(maker(5, _Hungry), plan(tmp_path)))
-    said = [e.message for e in events if isinstance(e, Caution)]
+    said = [e.message for e in events if isinstance(e, Notice)]
     assert [m.rpartition(" with ")[2] for m in said] == ["0.5 of the batch size", "0.25 of the batch size"]
     small = maker(5)
     _, whole = drained(fit(lambda: small(scale=0.25), plan(tmp_path / "whole")))
@@ -121,7 +121,7 @@ def test_a_halved_batch_size_survives_a_break(tmp_path: Path) -> None:
     stream.close()
     events, _ = drained(fit(maker(5, _Hungry), plan(tmp_path)))
     assert min(e.done for e in events if isinstance(e, Progress)) == 5
-    assert not [e for e in events if isinstance(e, Caution)]
+    assert not [e for e in events if isinstance(e, Notice)]
 
 
 def test_a_step_that_cannot_be_halved_is_one_sentence(tmp_path: Path) -> None:

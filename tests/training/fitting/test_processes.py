@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lrmil_training.config import build_config
 from lrmil_training.fitting import fit as fitting
-from lrmil_training.fitting.checkpoints import newest
+from lrmil_training.fitting.checkpoints import find_checkpoint
 from lrmil_training.fitting.fit import fit
 from lrmil_training.fitting.plan import FitPlan
 from lrmil_training.fitting.processes import run_in_processes
@@ -24,7 +24,7 @@ from lrmil_training.fitting.trainer import Make
 from lrmil_training.train import train
 from napari_lrmil.core.encoders import save_encoder
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.core.events import Caution, Event, Finished, Progress
+from napari_lrmil.core.events import Event, Finished, Notice, Progress
 from napari_lrmil.core.phantom import make_cohort
 from support.fits import Toy, drained, figures, maker, plan
 from support.networks import untrained_encoder
@@ -78,7 +78,7 @@ def test_the_first_reason_is_told(tmp_path: Path) -> None:
     told = plan(tmp_path, devices=2)
     with pytest.raises(LrmilError, match="'ce' is nan at batch 1"):
         drained(fit(maker(5, _Faulty, fault="nan"), told))
-    found = newest(told)
+    found = find_checkpoint(told)
     assert found is not None and found.epoch == 1
     with pytest.raises(LrmilError, match="toy: process 2 of 2 ended with code 7 and no reason"):
         drained(fit(maker(5, _Faulty, fault="dies"), told))
@@ -88,7 +88,7 @@ def test_the_first_reason_is_told(tmp_path: Path) -> None:
 def test_memory_that_runs_out_in_one_process_halves_the_batch_of_all(tmp_path: Path) -> None:
     """Steps must stay in step."""
     events, _ = drained(fit(maker(5, _Faulty, fault="memory"), plan(tmp_path, devices=2, epochs=2)))
-    assert [e.message.rpartition(" with ")[2] for e in events if isinstance(e, Caution)] == ["0.5 of the batch size"]
+    assert [e.message.rpartition(" with ")[2] for e in events if isinstance(e, Notice)] == ["0.5 of the batch size"]
 
 
 def test_processes_end_with_the_one_that_asked(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import lightning as L
 import pytest
 import torch
 
-from lrmil_training.fitting.checkpoints import last_files, newest, read_best, read_score
+from lrmil_training.fitting.checkpoints import find_checkpoint, last_files, read_best, read_score
 from lrmil_training.fitting.fit import StoppedError, fit
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Progress
@@ -96,7 +96,7 @@ def test_half_written_checkpoint_falls_back_to_the_one_before(tmp_path: Path) ->
     (tmp_path / ".toy.ranks.abc").mkdir()
     last, previous = last_files(plan(tmp_path))
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
-    found = newest(plan(tmp_path))
+    found = find_checkpoint(plan(tmp_path))
     assert found is not None and found.path == previous and found.epoch == 3
     events, state = drained(fit(maker(5), plan(tmp_path)))
     _, whole = drained(fit(maker(5), plan(tmp_path / "whole")))
@@ -108,7 +108,7 @@ def test_half_written_checkpoint_falls_back_to_the_one_before(tmp_path: Path) ->
 def test_another_key_starts_afresh(tmp_path: Path) -> None:
     """A checkpoint made under other settings is never continued, and a finished stage is fitted again."""
     _broken_off(tmp_path, 3)
-    assert newest(plan(tmp_path, key="other")) is None
+    assert find_checkpoint(plan(tmp_path, key="other")) is None
     events, _ = drained(fit(maker(5), plan(tmp_path, key="other")))
     assert min(e.done for e in events if isinstance(e, Progress)) == 1
     again, _ = drained(fit(maker(5), plan(tmp_path, key="other")))
@@ -125,7 +125,7 @@ def test_stop_file_ends_after_the_batch(tmp_path: Path) -> None:
     stop.touch()
     with pytest.raises(StoppedError, match=r"toy was stopped because the file .* same command again"):
         drained(stream)
-    found = newest(plan(tmp_path))
+    found = find_checkpoint(plan(tmp_path))
     assert found is not None and found.epoch >= 2
 
 
@@ -145,7 +145,7 @@ def test_full_disk_is_one_sentence_and_keeps_the_checkpoint_before(
     with pytest.raises(LrmilError, match=r"toy\.last\.ckpt .*: no space is left on the disk .* same command again"):
         drained(fit(maker(5), plan(tmp_path)))
     assert not list(tmp_path.glob(".*"))
-    found = newest(plan(tmp_path))
+    found = find_checkpoint(plan(tmp_path))
     assert found is not None and found.epoch == 2
     monkeypatch.undo()
     _, state = drained(fit(maker(5), plan(tmp_path)))
@@ -157,7 +157,7 @@ def test_nan_says_term_and_batch_and_keeps_the_checkpoint(tmp_path: Path) -> Non
     """The last good checkpoint is that of the epoch before."""
     with pytest.raises(LrmilError, match="loss term 'ce' is nan at batch 2; lower the learning rate"):
         drained(fit(maker(5, bad_batch=302), plan(tmp_path)))
-    found = newest(plan(tmp_path))
+    found = find_checkpoint(plan(tmp_path))
     assert found is not None and found.epoch == 3
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from lrmil_training.report.plots import agreement, forest, reliability, run_dots
 from lrmil_training.report.report import figure_text, verdict, weighting, write_report
-from lrmil_training.report.run_record import name_of, read_curves, read_run, sort_by_probability_distance
+from lrmil_training.report.run_record import method_label, read_curves, read_run, sort_by_probability_distance
 from support.run_folders import CLASSES, write_events, write_run, write_series
 
 COUNTS = {"train": 9, "val": 12, "test": 26}
@@ -67,11 +67,13 @@ def test_every_figure_of_a_method_is_shown(folder: Path, page: str) -> None:
     text = re.sub(r"<[^>]+>", " ", page)
     for method in METHODS:
         found = metrics[method]["test"]
-        row = next(line for line in text.split("Results on the test split")[1].splitlines() if name_of(method) in line)
+        row = next(
+            line for line in text.split("Results on the test split")[1].splitlines() if method_label(method) in line
+        )
         told = [found["auroc"][k] for k in ("value", "low", "high")]
         told += [found[k] for k in ("balanced_accuracy", "f1", "ece", "brier")]
         assert re.findall(r"\d\.\d{3}", row) == [figure_text(value) for value in told], method
-        rows = [line for line in text.split("By class")[1].splitlines() if name_of(method) in line]
+        rows = [line for line in text.split("By class")[1].splitlines() if method_label(method) in line]
         by_class = [found["per_class"][c][k] for c in CLASSES for k in ("recall", "precision", "f1")]
         assert re.findall(r"\d\.\d{3}", rows[0]) == [figure_text(value) for value in by_class]
     matrices = page.split("Confusion matrices")[1].split("By class")[0]
@@ -178,7 +180,7 @@ def test_reliability_is_drawn_from_tenths_of_the_slides(folder: Path, slides: li
         order = np.argsort(confidence, kind="stable")
         starts = np.cumsum([0, 3, 3, 3, 3, 3, 3, 2, 2, 2, 2])
         bins = [order[a:b] for a, b in pairwise(starts)]
-        line = lines[name_of(method)]
+        line = lines[method_label(method)]
         np.testing.assert_allclose(np.asarray(line.get_xdata(), float), [confidence[b].mean() for b in bins], rtol=1e-9)
         np.testing.assert_allclose(np.asarray(line.get_ydata(), float), [right[b].mean() for b in bins], rtol=1e-9)
 
@@ -188,7 +190,7 @@ def test_agreement_is_a_dot_a_slide_and_its_median(folder: Path, slides: list[di
     assert make is not None
     axes = drawn(make).axes
     names = [label.get_text() for label in axes[0].get_yticklabels()]
-    assert names == [name_of(m) for m in reversed(METHODS[1:])], "the teacher does not agree with itself"
+    assert names == [method_label(m) for m in reversed(METHODS[1:])], "the teacher does not agree with itself"
     for axis, key in zip(axes, ("spearman", "jaccard_top10", "js_divergence"), strict=True):
         for i, method in enumerate(reversed(METHODS[1:])):
             values = [row["methods"][method]["agreement"][key] for row in slides]

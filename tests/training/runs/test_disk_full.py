@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from napari_lrmil.core.atomic_files import whole
+from napari_lrmil.core.atomic_files import atomic_write
 from napari_lrmil.core.encoders import save_encoder
 from napari_lrmil.core.errors import DiskFullError, LrmilError
 from napari_lrmil.core.phantom import make_cohort
@@ -41,13 +41,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_what_does_not_fit_is_told_and_leaves_nothing(small_disk: Path) -> None:
     """Of whatever library; an error of ours stays what it is."""
     said = r"no space is left on the disk \(\d\.\d MB free\); make room"
-    with pytest.raises(DiskFullError, match=said), whole(small_disk / "large") as partial:
+    with pytest.raises(DiskFullError, match=said), atomic_write(small_disk / "large") as partial:
         partial.write_bytes(bytes(2**21))
-    with pytest.raises(DiskFullError, match=said), whole(small_disk / "large", 2**21):
+    with pytest.raises(DiskFullError, match=said), atomic_write(small_disk / "large", 2**21):
         pytest.fail("it was known before")
     assert not list(small_disk.iterdir())
     (small_disk / "ballast").write_bytes(bytes(2**20))
-    with pytest.raises(LrmilError, match="ours"), whole(small_disk / "x"):
+    with pytest.raises(LrmilError, match="ours"), atomic_write(small_disk / "x"):
         raise LrmilError("ours")
 
 

@@ -14,7 +14,16 @@ from pathlib import Path
 import pytest
 
 from lrmil_training.runs.event_log import EventLog, read_events
-from lrmil_training.runs.lock import LOCK, LockedError, Owner, clear_stop, hold, holder, request_stop, stop_requested
+from lrmil_training.runs.lock import (
+    LOCK,
+    LockedError,
+    Owner,
+    acquire_run_lock,
+    clear_stop,
+    find_holder,
+    request_stop,
+    stop_requested,
+)
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Finished, Metric, Progress
 
@@ -26,26 +35,26 @@ def _lay(folder: Path, owner: Owner, age: float) -> None:
 
 def test_a_second_writer_gets_one_sentence(tmp_path: Path) -> None:
     """Who, where, since when, and what to do; and the lock goes with its holder."""
-    with hold(tmp_path / "run"):
+    with acquire_run_lock(tmp_path / "run"):
         with pytest.raises(LockedError, match=rf"process {os.getpid()} on .* since 20.*; wait .* another folder"):
-            hold(tmp_path / "run").__enter__()
-        found = holder(tmp_path / "run")
+            acquire_run_lock(tmp_path / "run").__enter__()
+        found = find_holder(tmp_path / "run")
         assert found is not None and found.pid == os.getpid()
     assert not list((tmp_path / "run").iterdir())
-    assert holder(tmp_path / "run") is None
-    with hold(tmp_path / "run"):
+    assert find_holder(tmp_path / "run") is None
+    with acquire_run_lock(tmp_path / "run"):
         pass
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there the heartbeat decides")
 def test_a_killed_writer_leaves_no_lock_that_holds(tmp_path: Path) -> None:
     """On this machine its process can be looked for: no need to wait."""
-    code = "import os, pathlib, sys; from lrmil_training.runs.lock import hold\n"
-    code += "with hold(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    code = "import os, pathlib, sys; from lrmil_training.runs.lock import acquire_run_lock\n"
+    code += "with acquire_run_lock(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert (tmp_path / LOCK).exists()
     began = time.monotonic()
-    with hold(tmp_path):
+    with acquire_run_lock(tmp_path):
         assert time.monotonic() - began < 2
 
 
@@ -54,14 +63,14 @@ def test_another_machine_is_believed_while_it_beats(tmp_path: Path) -> None:
     other = Owner("elsewhere", 1, "", time.time() - 60, "theirs", 3)
     _lay(tmp_path, other, age=0)
     with pytest.raises(LockedError, match="process 1 on elsewhere"):
-        hold(tmp_path, beat_s=0.2).__enter__()
+        acquire_run_lock(tmp_path, beat_s=0.2).__enter__()
     _lay(tmp_path, other, age=1000)
     beat = threading.Timer(0.2, _lay, (tmp_path, replace(other, beats=4), 1000))
     beat.start()
     with pytest.raises(LockedError):
-        hold(tmp_path, beat_s=0.5).__enter__()
+        acquire_run_lock(tmp_path, beat_s=0.5).__enter__()
     beat.join()
-    with hold(tmp_path, beat_s=0.1) as held:
+    with acquire_run_lock(tmp_path, beat_s=0.1) as held:
         assert held.owner.pid == os.getpid()
 
 
@@ -69,22 +78,22 @@ def test_a_half_written_lock_of_old_is_no_lock(tmp_path: Path) -> None:
     """It was never held: the next writer has the folder to itself, and leaves nothing behind."""
     (tmp_path / LOCK).write_text('{"host": "a", "p')
     os.utime(tmp_path / LOCK, (0, 0))
-    assert holder(tmp_path) is None
-    with hold(tmp_path) as held:
-        assert holder(tmp_path) == held.owner
+    assert find_holder(tmp_path) is None
+    with acquire_run_lock(tmp_path) as held:
+        assert find_holder(tmp_path) == held.owner
         assert held.owner.pid == os.getpid()
         assert [path.name for path in tmp_path.iterdir()] == [LOCK]
         with pytest.raises(LockedError, match=f"process {os.getpid()} on "):
-            hold(tmp_path).__enter__()
+            acquire_run_lock(tmp_path).__enter__()
         held.check()
     assert not list(tmp_path.iterdir())
 
 
 def test_it_beats_and_notices_that_it_was_taken_over(tmp_path: Path) -> None:
     """As after the machine slept: the other's lock stays, and the first holder is told."""
-    with hold(tmp_path, beat_s=0.05) as held:
+    with acquire_run_lock(tmp_path, beat_s=0.05) as held:
         time.sleep(0.3)
-        assert holder(tmp_path) == held.owner
+        assert find_holder(tmp_path) == held.owner
         assert held.owner.beats > 1
         held.check()
         _lay(tmp_path, Owner("elsewhere", 7, "", 0.0, "theirs"), age=0)
@@ -104,7 +113,7 @@ def test_of_many_who_take_over_one_succeeds(tmp_path: Path) -> None:
         def contend(held: list[int] = held, go: threading.Barrier = go, end: threading.Event = end) -> None:
             go.wait()
             try:
-                with hold(tmp_path, beat_s=0.05):
+                with acquire_run_lock(tmp_path, beat_s=0.05):
                     held.append(1)
                     end.wait(2)
             except LockedError:

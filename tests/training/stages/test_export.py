@@ -11,8 +11,8 @@ from lrmil_training.data.cohort import CohortSlide
 from lrmil_training.evaluation.evaluate import SlideResult
 from lrmil_training.stages.export import training_colour
 from napari_lrmil.core.geometry import PatchPlan
-from napari_lrmil.core.patching.color import FEWEST_SLIDES, colour_of
-from napari_lrmil.core.patching.grid import grid_of
+from napari_lrmil.core.patching.color import FEWEST_SLIDES, color_stats
+from napari_lrmil.core.patching.grid import find_nested_grid
 from support.fake_slides import speckled, write_tiff
 
 PLAN = PatchPlan(0.5, 2.0, 64, 64)
@@ -23,7 +23,7 @@ def made_result(folder: Path, number: int, split: str) -> SlideResult:
     path = write_tiff(folder / f"{split}{number}.tif", speckled(600, 400, number), (1.0, 4.0), (0.5, 0.5))
     row = CohortSlide(path, f"p{number}", "normal", split)
     with row.open() as slide:
-        return SlideResult(row, grid_of(slide, PLAN), NOTHING, NOTHING, False, 0, 0.0)
+        return SlideResult(row, find_nested_grid(slide, PLAN), NOTHING, NOTHING, False, 0, 0.0)
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_the_colour_is_that_of_the_training_slides_alone(results: list[SlideResu
     stats = []
     for result in results[:-1]:
         with result.row.open() as slide:
-            stats.append(colour_of(slide, result.grid).mean)
+            stats.append(color_stats(slide, result.grid).mean)
     np.testing.assert_allclose(found.mean, np.mean(stats, axis=0), atol=1e-9)
 
 

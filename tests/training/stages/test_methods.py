@@ -14,23 +14,23 @@ from lrmil_training.config import TrainConfig, build_config
 from lrmil_training.data import features
 from lrmil_training.data.bags import BagItem
 from lrmil_training.stages.end_to_end import scaled
-from lrmil_training.stages.methods import Method, _is_foreign, changed, methods, stage3_loss
+from lrmil_training.stages.methods import Method, _is_foreign, list_methods, stage3_loss, with_settings
 from lrmil_training.train import train
 from napari_lrmil.core.encoders import (
     AlignedEncoder,
-    Encoded,
+    EncoderOutput,
     LoadedEncoder,
-    encoder_at,
     module_sha256,
+    resolve_encoder,
     save_encoder,
 )
 from napari_lrmil.core.errors import BundleError, ConfigError, EncoderError
-from napari_lrmil.core.events import Caution, Event, Finished, Metric, Progress, StageDone
+from napari_lrmil.core.events import Event, Finished, Metric, Notice, Progress, StageDone
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models import bundle as bundle_module
 from napari_lrmil.core.models.bundle import Bundle
-from napari_lrmil.core.models.mil import GatedAttentionMil
+from napari_lrmil.core.models.mil import GatedAttentionMIL
 from napari_lrmil.core.phantom import make_cohort
 from napari_lrmil.core.slides.slide import Slide
 from support.networks import Borrowed, untrained_encoder
@@ -68,7 +68,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_baselines_differ_from_the_student_in_what_makes_them_alone() -> None:
     """Stage 1 only keeps the teacher's head; labels only has neither stage; both has no stage 3."""
     config = build_config({"baselines": ALL, "stage3": {"epochs": 4}})
-    by_name = {m.name: m for m in methods(config)}
+    by_name = {m.name: m for m in list_methods(config)}
     assert list(by_name) == ["student", *ALL]
     assert by_name["student"].config is config
     assert by_name["stage1_only"].config.stage2.init == "frozen_head"
@@ -83,9 +83,9 @@ def test_baselines_differ_from_the_student_in_what_makes_them_alone() -> None:
 def test_ablation_turns_every_term_off_in_turn() -> None:
     """Terms that are off already are no ablation."""
     config = build_config({"ablation": True, "baselines": [], "stage2": {"lambda_hard": 0.0}})
-    names = [m.name for m in methods(config)]
+    names = [m.name for m in list_methods(config)]
     assert names == ["student", "without_layer", "without_attn", "without_ce", "without_bag", "without_soft"]
-    without = methods(config)[1].config
+    without = list_methods(config)[1].config
     assert (without.stage1.lambda_layer, without.stage1.lambda_attn) == (0.0, config.stage1.lambda_attn)
 
 
@@ -101,14 +101,14 @@ def test_ablation_turns_every_term_off_in_turn() -> None:
 def test_an_ablation_leaves_something_to_learn_from(changes: dict[str, object], expected: list[str]) -> None:
     """The only term of a stage cannot be left out, and terms of a stage that is not fitted change nothing."""
     config = build_config({"ablation": True, "baselines": [], "stage3": {"epochs": 0}} | changes)
-    assert [m.name for m in methods(config)][1:] == expected
+    assert [m.name for m in list_methods(config)][1:] == expected
 
 
 def test_a_changed_configuration_is_checked() -> None:
     """As one that comes from a file."""
     with pytest.raises(ConfigError, match="every weight is 0"):
-        changed(TrainConfig(), {"stage1": {"lambda_layer": 0.0, "lambda_attn": 0.0}})
-    assert changed(TrainConfig(), {"stage1": {"epochs": 2}}).stage1.epochs == 2
+        with_settings(TrainConfig(), {"stage1": {"lambda_layer": 0.0, "lambda_attn": 0.0}})
+    assert with_settings(TrainConfig(), {"stage1": {"epochs": 2}}).stage1.epochs == 2
 
 
 def test_a_run_with_everything_compares_every_method(cohort: Path, encoder: str, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_series_keeps_folds_apart_and_goes_on(cohort: Path, encoder: str, tmp_
     assert told["protocol"] == {"kind": "k-fold cross-validation", "folds": 3, "seeds": 1}
     assert [(run["fold"], run["seed"]) for run in told["runs"]] == [(0, 0), (1, 0), (2, 0)]
     assert sum(run["student"]["test"]["auroc"]["n_slides"] for run in told["runs"]) == 6
-    said = [e.message for e in events if isinstance(e, Caution)]
+    said = [e.message for e in events if isinstance(e, Notice)]
     assert [m for m in said if m.startswith("4 slides are on the table's fixed test side and stay out of the folds")]
     assert "student" in told["summary"]
     assert (tmp_path / "bundle" / "lrmil.json").exists()
@@ -243,7 +243,7 @@ def test_memory_that_runs_out_halves_stages_1_and_3(
     """A device that trains four patches at once: it says so, and the run comes to its end."""
     forward, most = AlignedEncoder.forward, []
 
-    def limited(self: AlignedEncoder, pixels: torch.Tensor, layers: Sequence[str] = ()) -> Encoded:
+    def limited(self: AlignedEncoder, pixels: torch.Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
         if torch.is_grad_enabled():
             most.append(len(pixels))
             if len(pixels) > 4:
@@ -253,7 +253,7 @@ def test_memory_that_runs_out_halves_stages_1_and_3(
     monkeypatch.setattr(AlignedEncoder, "forward", limited)
     config = build_config(TINY | {"encoder": {"teacher": encoder}, "baselines": []})
     events = list(train(cohort, tmp_path, config, CPU))
-    said = [e.message for e in events if isinstance(e, Caution) and "memory ran out" in e.message]
+    said = [e.message for e in events if isinstance(e, Notice) and "memory ran out" in e.message]
     assert {m.split(":")[1].split()[0] for m in said} == {"stage1", "stage3"}
     assert [m for m in said if "stage1" in m][-1].endswith("0.25 of the batch size")
     assert max(most) == 16
@@ -306,7 +306,7 @@ def test_a_student_of_another_architecture(cohort: Path, encoder: str, tmp_path:
 
 def _by_their_own_statistics(run: Path, events: Sequence[Event], compared: Sequence[str]) -> None:
     """Check that what stage 1 did not teach has the student's own width, 24, and is standardised as such."""
-    said = [e.message for e in events if isinstance(e, Caution)]
+    said = [e.message for e in events if isinstance(e, Notice)]
     assert sum("stage 2 starts from a fresh MIL" in m for m in said) == ("stage2_only" in compared)
     assert set(compared) <= set(json.loads((run / "metrics.json").read_text()))
     stages = {"labels_only": "labels_only", "labels_only_finetuned": "finetuned"}
@@ -335,7 +335,7 @@ def test_which_students_know_nothing_of_the_teachers_space(
 ) -> None:
     """Another network that stage 1 does not teach; not under the teacher's own head, which needs that space."""
     config = build_config({"encoder": {"student": student}, "baselines": ALL} | changes)
-    by_name = {m.name: m for m in methods(config)}
+    by_name = {m.name: m for m in list_methods(config)}
     assert {name: _is_foreign(by_name[name]) for name in foreign} == foreign
 
 
@@ -343,7 +343,7 @@ def test_stage_3_goes_on_with_stage_2s_terms_or_with_labels_alone() -> None:
     """The loss differs, and without a teacher there are no terms to go on with."""
     torch.manual_seed(0)
     instances, logits, scores = torch.randn(5, 4), torch.tensor([2.0, -1.0]), torch.randn(5)
-    output, item = GatedAttentionMil(4, 2, 3)(instances), BagItem(instances, 1, logits, scores)
+    output, item = GatedAttentionMIL(4, 2, 3)(instances), BagItem(instances, 1, logits, scores)
     found = {}
     for keep in (True, False):
         config = build_config({"stage3": {"epochs": 1, "keep_stage2_terms": keep}})
@@ -391,23 +391,25 @@ def test_a_borrowed_teacher_is_named_not_copied(
     """Without layers, without its weights in the bundle, with its licence on it; found again by its name and hash."""
     loaded = LoadedEncoder(Borrowed(), module_sha256(Borrowed().net))
     other = LoadedEncoder(Borrowed(), "another")
-    monkeypatch.setattr(features, "encoder_at", lambda name: loaded if name == "lazyslide:x" else encoder_at(name))
+    monkeypatch.setattr(
+        features, "resolve_encoder", lambda name: loaded if name == "lazyslide:x" else resolve_encoder(name)
+    )
     for module in (run_module, bundle_module):
-        monkeypatch.setattr(module, "notice", lambda name: "its terms" if name == "lazyslide:x" else None)
+        monkeypatch.setattr(module, "encoder_notice", lambda name: "its terms" if name == "lazyslide:x" else None)
     changes = {"encoder": {"teacher": "lazyslide:x"}, "baselines": [], "stage3": {"epochs": 0}}
     base = TINY | changes | {"stage1": {"epochs": 1, "lambda_layer": 0.0, "patches_per_slide": 4}}
     with pytest.raises(ConfigError, match=r"lazyslide:x can be a frozen teacher only; set encoder\.student"):
         list(train(cohort, tmp_path / "run", build_config(base), CPU))
     config = build_config(base | {"encoder": {"teacher": "lazyslide:x", "student": encoder}})
     events = list(train(cohort, tmp_path / "run", config, CPU))
-    assert events[0] == Caution("its terms")
+    assert events[0] == Notice("its terms")
     folder = tmp_path / "run" / "bundle"
     assert (folder / "teacher.safetensors").stat().st_size < (folder / "student.safetensors").stat().st_size / 5
     assert "CC-BY-NC-ND-4.0" in Bundle(folder).card.licence
     assert "CC-BY-NC-ND-4.0" in (folder / "README.md").read_text()
     slide_file = next(cohort.parent.glob("*.tif"))
     for found, works in ((loaded, True), (other, False), (None, False)):
-        monkeypatch.setattr(bundle_module, "encoder_at", lambda _, found=found: found)
+        monkeypatch.setattr(bundle_module, "resolve_encoder", lambda _, found=found: found)
         with Slide(slide_file) as slide:
             if works:
                 *_, last = predict(slide, Bundle(folder), device=CPU, teacher=TeacherPatches.ALL)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from lrmil_training import losses
 from lrmil_training.config import TrainConfig, build_config
-from lrmil_training.data.patch_pairs import Pair, restained
-from lrmil_training.data.teacher_targets import EMBEDDING, Standard
-from lrmil_training.stages.patch_distillation import Stage1, Watched, require_twins
-from napari_lrmil.core.encoders import AlignedEncoder, Encoded, EncoderSpec, NetworkEncoder
+from lrmil_training.data.patch_pairs import Pair, jitter_stain
+from lrmil_training.data.teacher_targets import EMBEDDING, FeatureStatistics
+from lrmil_training.stages.patch_distillation import FrozenTeacher, PatchDistillation, require_matching_encoders
+from napari_lrmil.core.encoders import AlignedEncoder, EncoderOutput, EncoderSpec, NetworkEncoder
 from napari_lrmil.core.errors import ConfigError, EncoderError
 
 LAYER = "late"
@@ -40,8 +40,8 @@ class Given(nn.Module):
         self.moved.append(torch.device(device))
         return self
 
-    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> Encoded:
-        return Encoded(self.embedding, dict.fromkeys(layers, self.tokens))
+    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
+        return EncoderOutput(self.embedding, dict.fromkeys(layers, self.tokens))
 
 
 def config_of(**stage1: Any) -> TrainConfig:
@@ -60,8 +60,10 @@ def pair_of(targets: Tensor, layer: Tensor, scores: Sequence[float], present: Se
     )
 
 
-def stage(student: Given, standard: Standard, config: TrainConfig, watched: Watched | None = None) -> Stage1:
-    return Stage1(cast(AlignedEncoder, student), {LAYER: standard}, config, watched)
+def stage(
+    student: Given, standard: FeatureStatistics, config: TrainConfig, watched: FrozenTeacher | None = None
+) -> PatchDistillation:
+    return PatchDistillation(cast(AlignedEncoder, student), {LAYER: standard}, config, watched)
 
 
 def test_terms_by_hand() -> None:
@@ -78,7 +80,7 @@ def test_terms_by_hand() -> None:
     layer[0, 3] = 99.0
     pair = pair_of(targets, layer, [0.0, np.log(2), np.log(5), 99.0], [True, True, True, False])
     config = config_of(projection="identity", lambda_layer=0.5, lambda_attn=2.0)
-    terms = stage(student, Standard(torch.ones(2), torch.full((2,), 2.0)), config).terms(pair)
+    terms = stage(student, FeatureStatistics(torch.ones(2), torch.full((2,), 2.0)), config).terms(pair)
     assert {name: float(value) for name, value in terms.items()} == pytest.approx(
         {"attn": 2 * 0.75, f"layer_{LAYER}": 0.5 * 1.25 / 3}
     )
@@ -90,7 +92,7 @@ def test_uniform_attention_weighs_children_alike() -> None:
     targets = torch.tensor([[[1.0, 2.0], [3.0, 0.0], [1.0, 0.0], [99.0, 99.0]]])
     pair = pair_of(targets, torch.zeros(1, 4, 2), [0.0, 1.0, 7.0, 99.0], [True, True, True, False])
     config = config_of(projection="identity", attention="uniform")
-    terms = stage(student, Standard(torch.zeros(2), torch.ones(2)), config).terms(pair)
+    terms = stage(student, FeatureStatistics(torch.zeros(2), torch.ones(2)), config).terms(pair)
     assert float(terms["attn"]) == pytest.approx(4 / 3)
 
 
@@ -98,8 +100,8 @@ def test_a_map_like_the_teachers_costs_nothing_under_the_identity() -> None:
     """Targets are standardised, so the student's own map must be: both with the teacher's statistics."""
     rng = torch.Generator().manual_seed(3)
     tokens = 40 + 9 * torch.randn(1, 5, 4, 4, generator=rng)  # 2 x 2 tokens to a child
-    raw = losses.blocks(tokens, 2)
-    standard = Standard(raw.mean((0, 1)), raw.std((0, 1)) + 0.1)
+    raw = losses.child_blocks(tokens, 2)
+    standard = FeatureStatistics(raw.mean((0, 1)), raw.std((0, 1)) + 0.1)
     student = Given(torch.zeros(1, 5), tokens)
     pair = pair_of(torch.zeros(1, 4, 5), standard.apply(raw), [0.0] * 4, [True] * 4)
     terms = stage(student, standard, config_of(projection="identity", lambda_layer=1.0)).terms(pair)
@@ -111,10 +113,10 @@ def test_targets_of_the_watched_teacher_are_pooled_and_standardised_in_the_order
     embedding = torch.arange(8.0)[:, None].repeat(1, 3)
     tokens = torch.arange(8.0).reshape(8, 1, 1, 1).expand(8, 2, 3, 3)
     standards = {
-        EMBEDDING: Standard(torch.full((3,), 1.0), torch.full((3,), 2.0)),
-        LAYER: Standard(torch.zeros(2), torch.full((2,), 4.0)),
+        EMBEDDING: FeatureStatistics(torch.full((3,), 1.0), torch.full((3,), 2.0)),
+        LAYER: FeatureStatistics(torch.zeros(2), torch.full((2,), 4.0)),
     }
-    watched = Watched(cast(NetworkEncoder, Given(embedding, tokens)), standards)
+    watched = FrozenTeacher(cast(NetworkEncoder, Given(embedding, tokens)), standards)
     found = watched.targets(torch.zeros(2, 4, 3, 8, 8, dtype=torch.uint8), (LAYER,))
     assert found[EMBEDDING].shape == (2, 4, 3)
     assert found[EMBEDDING][1, 2].tolist() == [2.5] * 3  # child 6: (6 - 1) / 2
@@ -124,9 +126,9 @@ def test_targets_of_the_watched_teacher_are_pooled_and_standardised_in_the_order
 def test_watched_targets_replace_the_stored_ones() -> None:
     """The terms see the fresh targets where there are pixels to make them of, as in training, not in validation."""
     student = Given(torch.ones(1, 2), torch.ones(1, 2, 2, 2))
-    standard = Standard(torch.zeros(2), torch.ones(2))
+    standard = FeatureStatistics(torch.zeros(2), torch.ones(2))
     teacher = Given(torch.ones(4, 2), torch.ones(4, 2, 3, 3))
-    watched = Watched(cast(NetworkEncoder, teacher), {EMBEDDING: standard, LAYER: standard})
+    watched = FrozenTeacher(cast(NetworkEncoder, teacher), {EMBEDDING: standard, LAYER: standard})
     module = stage(student, standard, config_of(projection="identity"), watched)
     stored = pair_of(torch.zeros(1, 4, 2), torch.zeros(1, 4, 2), [0.0] * 4, [True] * 4)
     assert all(float(value) > 0 for value in module.terms(stored).values())
@@ -139,10 +141,10 @@ def test_watched_targets_replace_the_stored_ones() -> None:
 def test_the_watched_teacher_follows_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process of its own it is loaded on the CPU, and no checkpoint may hold it: it moves as fitting begins."""
     student, teacher = Given(torch.ones(1, 2), torch.ones(1, 2, 2, 2)), Given(torch.ones(4, 2), torch.ones(4, 2, 3, 3))
-    standard = Standard(torch.zeros(2), torch.ones(2))
-    watched = Watched(cast(NetworkEncoder, teacher), {EMBEDDING: standard, LAYER: standard})
+    standard = FeatureStatistics(torch.zeros(2), torch.ones(2))
+    watched = FrozenTeacher(cast(NetworkEncoder, teacher), {EMBEDDING: standard, LAYER: standard})
     module = stage(student, standard, config_of(), watched)
-    monkeypatch.setattr(Stage1, "device", torch.device("cuda", 1))
+    monkeypatch.setattr(PatchDistillation, "device", torch.device("cuda", 1))
     module.on_fit_start()
     assert teacher.moved == [torch.device("cuda", 1)]
     assert not [name for name in module.state_dict() if "watched" in name]
@@ -155,8 +157,10 @@ def test_the_watched_teacher_answers_on_a_gpu() -> None:
     from support.networks import untrained_encoder
 
     encoder = untrained_encoder()
-    standards = {EMBEDDING: Standard(torch.zeros(encoder.dim), torch.ones(encoder.dim))}
-    module = Stage1(AlignedEncoder(untrained_encoder(), encoder.dim), {}, config_of(), Watched(encoder, standards))
+    standards = {EMBEDDING: FeatureStatistics(torch.zeros(encoder.dim), torch.ones(encoder.dim))}
+    module = PatchDistillation(
+        AlignedEncoder(untrained_encoder(), encoder.dim), {}, config_of(), FrozenTeacher(encoder, standards)
+    )
     module.cuda().on_fit_start()
     watched = module._watched[0]
     assert watched is not None
@@ -183,10 +187,10 @@ def test_layers_are_checked_without_any_pixel(
     )
     config = config_of(**{"layers": layers} | changes)
     if error is None:
-        require_twins(cast(NetworkEncoder, student), cast(NetworkEncoder, teacher), config)
+        require_matching_encoders(cast(NetworkEncoder, student), cast(NetworkEncoder, teacher), config)
         return
     with pytest.raises(error, match=said):
-        require_twins(cast(NetworkEncoder, student), cast(NetworkEncoder, teacher), config)
+        require_matching_encoders(cast(NetworkEncoder, student), cast(NetworkEncoder, teacher), config)
 
 
 def test_restaining_changes_the_patch_and_its_children_alike() -> None:
@@ -196,7 +200,7 @@ def test_restaining_changes_the_patch_and_its_children_alike() -> None:
     cells = np.round(hed2rgb(stains) * 255).astype(np.uint8)
     high = np.repeat(np.repeat(cells, 4, 0), 4, 1)  # every LR pixel is 4 x 4 equal HR pixels
     factors = np.array([1.3, 0.8, 1.0])
-    low, children = restained(cells, factors), restained(high.reshape(2, 12, 16, 3), factors)
+    low, children = jitter_stain(cells, factors), jitter_stain(high.reshape(2, 12, 16, 3), factors)
     np.testing.assert_array_equal(children.reshape(24, 16, 3)[::4, ::4], low)
     assert np.abs(low.astype(int) - cells).max() > 5
-    np.testing.assert_allclose(restained(cells, np.ones(3)).astype(int), cells, atol=2)
+    np.testing.assert_allclose(jitter_stain(cells, np.ones(3)).astype(int), cells, atol=2)

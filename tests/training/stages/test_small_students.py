@@ -11,7 +11,7 @@ import torch
 from lrmil_training.config import build_config
 from lrmil_training.train import train
 from napari_lrmil.core.encoders import save_encoder
-from napari_lrmil.core.events import Caution, Finished
+from napari_lrmil.core.events import Finished, Notice
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.phantom import make_cohort
@@ -42,7 +42,7 @@ def test_a_small_student_is_taught_and_used(name: str, layers: list[str], tmp_pa
     named = {"teacher": str(tmp_path / "teacher.safetensors"), "student": name}
     config = build_config(SHORT | {"encoder": named, "stage1": {"epochs": 1, "layers": layers}})
     events = list(train(tmp_path / "cohort" / "cohort.csv", tmp_path / "run", config, CPU))
-    told = [event.message for event in events if isinstance(event, Caution)]
+    told = [event.message for event in events if isinstance(event, Notice)]
     assert isinstance(events[-1], Finished) and any(f"{name} starts with random weights" in text for text in told)
 
     bundle = Bundle(tmp_path / "run" / "bundle")
