@@ -27,6 +27,7 @@ CODES: dict[type[errors.LrmilError], int] = {
     errors.TissueError: 1,
     errors.BagError: 1,
     errors.StoredError: 1,
+    errors.NewerSchemaError: 1,
     LockedError: 1,
     errors.GeometryError: 2,
     errors.RegionError: 2,
