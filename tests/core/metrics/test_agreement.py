@@ -71,6 +71,17 @@ def test_measure_agreement_by_hand() -> None:
     assert found.js_divergence == pytest.approx(float((p * np.log2(p / m) + q * np.log2(q / m)).sum() / 2))
 
 
+def test_agreement_of_the_top_is_of_a_tenth_of_the_patches() -> None:
+    """Of 40 patches with one child each the top four; the third and fourth are exchanged for others: two of six."""
+    lattice = PatchPlan(0.5, 1.0, 64, 64).lattice(Bounds(0, 0, 64 * 2 * 40, 100), Mpp(0.5, 0.5))
+    line = nest_cells(lattice, np.array([[2 * i, 0] for i in range(40)]))
+    student = np.arange(40, 0, -1) / 820
+    teacher = student.copy()
+    teacher[[2, 3, 8, 9]] = student[[8, 9, 2, 3]]
+    agreement = measure_agreement(line, student, teacher)
+    assert (agreement.n_patches, agreement.jaccard_top10) == (40, pytest.approx(2 / 6))
+
+
 def test_spearman_by_hand_with_ties() -> None:
     """Ranks 1, 2.5, 2.5, 4 against 1, 3, 2, 4: covariance 4.5, deviations² 4.5 and 5."""
     assert spearman(a(1, 5, 5, 9), a(10, 30, 20, 40)) == pytest.approx(4.5 / np.sqrt(4.5 * 5))

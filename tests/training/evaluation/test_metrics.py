@@ -122,6 +122,15 @@ def test_calibration_error_by_hand() -> None:
     assert calibration_error(p, targets) == pytest.approx(0.2)
 
 
+def test_confidence_is_that_of_the_predicted_class_whichever_it_is() -> None:
+    """Class 0 at 0.9, right; class 1 at 0.7, wrong; class 2 of three at 0.5, right: gaps 0.1, 0.7 and 0.5."""
+    p = np.array([[0.9, 0.05, 0.05], [0.2, 0.7, 0.1], [0.2, 0.3, 0.5]])
+    targets = np.array([0, 2, 2])
+    bins = reliability_bins(p, targets)
+    assert [(b["n"], b["confidence"], b["accuracy"]) for b in bins] == [(1, 0.5, 1.0), (1, 0.7, 0.0), (1, 0.9, 1.0)]
+    assert calibration_error(p, targets) == pytest.approx((0.1 + 0.7 + 0.5) / 3)
+
+
 def test_slides_of_one_probability_are_one_bin_in_every_order() -> None:
     """60 slides at 0.9, of which 36 are right: the gap is 0.3, whichever rows come first."""
     p, targets = np.tile([0.1, 0.9], (60, 1)), np.repeat([1, 0], [36, 24])
