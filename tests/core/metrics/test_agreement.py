@@ -74,7 +74,7 @@ def test_measure_agreement_by_hand() -> None:
 def test_agreement_of_the_top_is_of_a_tenth_of_the_patches() -> None:
     """Of 40 patches with one child each the top four; the third and fourth are exchanged for others: two of six."""
     lattice = PatchPlan(0.5, 1.0, 64, 64).lattice(Bounds(0, 0, 64 * 2 * 40, 100), Mpp(0.5, 0.5))
-    line = nest_cells(lattice, np.array([[2 * i, 0] for i in range(40)]))
+    line = nested_grid_from_cells(lattice, np.array([[2 * i, 0] for i in range(40)]))
     student = np.arange(40, 0, -1) / 820
     teacher = student.copy()
     teacher[[2, 3, 8, 9]] = student[[8, 9, 2, 3]]
