@@ -3,7 +3,7 @@
     python benchmarks/demo_bundle.py --out RUN
 
 Pretrains the HR encoder on normal phantom slides, makes a cohort, trains teacher and student through ``napari-lrmil
-train``'s own code, and prints the table of docs/benchmarks.md. ``--ship`` puts the bundle into the package.
+train``'s own code, and prints its table (docs, Demo model). ``--ship`` puts the bundle into the package.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Where student and teacher part on real tissue: agreement on every test slide, and pictures of the worst.
 
-    python benchmarks/disagreement.py --work WORK [--write docs/compare.md] [--pictures docs/images] [--csv FILE]
+    python benchmarks/disagreement.py --work WORK [--write PAGE] [--pictures docs/images] [--csv FILE]
 
 `WORK` is the folder of benchmarks/real_tissue.py: the first run of every fold at 2.5x as it is read is looked at. The
 pictures hold patches and outlines and no pixel of the slides, which may not be passed on.

@@ -1,6 +1,6 @@
 """What a slide's pixels and its tissue mask cost, read tile by tile and by OpenSlide.
 
-    python benchmarks/reading.py SLIDE… [--mpp 0 2 4] [--runs 7] [--write docs/benchmarks.md]
+    python benchmarks/reading.py SLIDE… [--mpp 0 2 4] [--runs 7] [--write docs/explanation/benchmarks/reading.md]
 
 The patches of the slide's tissue are read as `predict` reads them, from a slide just opened, what proves the tiles
 included. Readers take turns, so that what else the machine does meets both; figures are medians over the runs after

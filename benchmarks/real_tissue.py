@@ -1,4 +1,4 @@
-"""Does distillation beat labels alone on real tissue? Every row, fold, seed and control of docs/benchmarks.md.
+"""Does distillation beat labels alone on real tissue? Every row, fold, seed and control (docs, Real tissue).
 
     python benchmarks/real_tissue.py --shared SHARED --work WORK [--results FOLDER] [--only NAME…] [--workers N]
 

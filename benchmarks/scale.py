@@ -1,6 +1,6 @@
-"""What a cohort costs: the table of docs/scale.md, from the figures that benchmarks/speed.py and cohort.py measured.
+"""Cost of a cohort: the tables of docs/explanation/scale.md, from the figures of benchmarks/speed.py and cohort.py.
 
-    python benchmarks/scale.py [--results benchmarks/results] [--write docs/scale.md]
+    python benchmarks/scale.py [--results benchmarks/results] [--write docs/explanation/scale.md]
 
 Nothing is measured here. The first slide of the speed benchmark stands for all slides.
 """

@@ -1,4 +1,4 @@
-"""The pictures of docs/analyse.md and docs/compare.md: the window at 1280 x 800, part by part, on a phantom slide.
+"""Pictures of docs/tutorials/analyse.md and compare.md: the window at 1280 x 800, part by part, on a phantom slide.
 
     python benchmarks/screenshots.py SLIDE [--dock compare --cohort FOLDER] --out docs/images
 

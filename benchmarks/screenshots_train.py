@@ -1,4 +1,4 @@
-"""The pictures of docs/train.md: the Train dock at 1280 x 800, step by step, while a small run goes on and is used.
+"""Pictures of docs/tutorials/train.md: the Train dock at 1280 x 800, step by step, while a small run goes on.
 
     python benchmarks/screenshots_train.py COHORT_FOLDER --work DIR [--out docs/images]
 

@@ -96,7 +96,7 @@ def main() -> None:
     print(page)
     (args.work / "speed.md").write_text(page, encoding="utf-8")
     if args.write:
-        write_json(Path(__file__).parent / "results" / "speed.json", stored)  # docs/scale.md is made of it
+        write_json(Path(__file__).parent / "results" / "speed.json", stored)  # docs/explanation/scale.md is made of it
         put_between(args.write, BEGIN, END, page)
 
 

@@ -20,7 +20,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.main import get_command
 
-PAGE_REFERENCE = re.compile(r"docs/(?:\w+/)*(?P<page>[\w-]+)\.md(?: (?P<section>\d(?:\.\d)?))?")
+PAGES = {"Method": "method.md", "Real tissue": "benchmarks/real-tissue.md"}  # as docstrings cite them
+CITATION = re.compile(r"\((?P<page>Method|Real tissue)(?P<section> \d(?:\.\d)?)?\)")
 BRACKETED = re.compile(r"\s*\[(?P<facts>[^\[\]]*)\]$")  # what typer appends to a help text: default, range, required
 
 
@@ -129,14 +130,8 @@ def _cell(text: str | None) -> str:
 
 
 def _linked(text: str | None) -> str:
-    """Return one line in which the names of pages are links."""
-    return PAGE_REFERENCE.sub(_page_link, _cell(text))
-
-
-def _page_link(match: re.Match[str]) -> str:
-    page, section = match["page"], match["section"]
-    folder = "benchmarks/index" if page == "benchmarks" else page
-    return f"[{page}{f' {section}' if section else ''}](../explanation/{folder}.md)"
+    """Return one line in which citations of a page, such as ``(Method 2.3)``, are links."""
+    return CITATION.sub(lambda m: f"([{m[0][1:-1]}](../explanation/{PAGES[m['page']]}))", _cell(text))
 
 
 if __name__ == "__main__":

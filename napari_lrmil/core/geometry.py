@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from napari_lrmil.core.errors import GeometryError
 
-MPP_TOLERANCE = 0.05  # a level up to 5 % coarser than wanted still counts as fine enough (docs/method.md 1)
+MPP_TOLERANCE = 0.05  # a level up to 5 % coarser than wanted still counts as fine enough (Method 1)
 
 Int64 = NDArray[np.int64]
 Float = NDArray[np.float64]

@@ -9,9 +9,11 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, Self, TypeGuard
 
 import numpy as np
+from pydantic import ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.errors import ConfigError, DiskFullError
@@ -20,14 +22,12 @@ from napari_lrmil.core.events import Notice
 FILE = "remembered.json"
 FOLDER_VARIABLE = "NAPARI_LRMIL_CONFIG"  # a folder that stands in for the user's own
 RUNS = 7  # the last runs of a kind that an expected time comes from
-DEVICES = ("auto", "cpu", "cuda", "mps")
-ATTENTION_MODES = ("raw", "percentile", "log")
 NETWORKS = ("student", "teacher")
 
 _WRITING = threading.Lock()  # a temporary name holds the process only: threads of one process take turns
 
 
-@dataclass(frozen=True)
+@pydantic_dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class Settings:
     """What the window keeps from one start to the next.
 
@@ -51,55 +51,40 @@ class Settings:
         Whether colours go through the slide's ICC profile on the screen.
     """
 
-    tile_cache_mb: int = 256
-    device: str = "auto"
-    attention_mode: Literal["raw", "percentile", "log"] = "raw"
-    opacity: float = 0.5
-    smooth: bool = False
-    sections_open: tuple[str, ...] = ("navigation", "attention")
-    live: bool = False
-    icc: bool = False
+    tile_cache_mb: int = Field(256, ge=16, le=65_536, description="a whole number of MiB from 16 to 65536")
+    device: str = Field("auto", pattern="^(auto|cpu|cuda|mps)$", description="one of auto, cpu, cuda, mps")
+    attention_mode: Literal["raw", "percentile", "log"] = Field("raw", description="one of raw, percentile, log")
+    opacity: float = Field(0.5, ge=0, le=1, description="a number from 0 to 1")
+    smooth: bool = Field(False, description="true or false")
+    sections_open: tuple[str, ...] = Field(("navigation", "attention"), description="a list of names")
+    live: bool = Field(False, description="true or false")
+    icc: bool = Field(False, description="true or false")
 
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            check = _CHECKS[field.name]
-            if not check.holds(value):
-                raise ConfigError(f"the setting {field.name} is {value!r}; expected {check.expected}")
-
-
-@dataclass(frozen=True)
-class _Check:
-    """What a setting must be, and how a file's value becomes it."""
-
-    holds: Callable[[Any], bool]
-    expected: str
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_one_sentence(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0])
+            expected = cls.__pydantic_fields__[name].description  # type: ignore[attr-defined]  # pydantic adds it
+            raise ConfigError(f"the setting {name} is {first['input']!r}; expected {expected}") from error
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _one_of(choices: tuple[str, ...]) -> _Check:
-    return _Check(lambda value: isinstance(value, str) and value in choices, f"one of {', '.join(choices)}")
-
-
-_FLAG = _Check(lambda value: isinstance(value, bool), "true or false")
-_CHECKS = {
-    "tile_cache_mb": _Check(
-        lambda value: isinstance(value, int) and _is_number(value) and 16 <= value <= 65_536,
-        "a whole number of MiB from 16 to 65536",
-    ),
-    "device": _one_of(DEVICES),
-    "attention_mode": _one_of(ATTENTION_MODES),
-    "opacity": _Check(lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
-    "smooth": _FLAG,
-    "sections_open": _Check(
-        lambda value: isinstance(value, tuple) and all(isinstance(name, str) for name in value), "a list of names"
-    ),
-    "live": _FLAG,
-    "icc": _FLAG,
-}
+def _is_valid(name: str, value: Any) -> bool:
+    """Return whether there is a setting of this name that may have this value."""
+    if name not in {field.name for field in fields(Settings)}:
+        return False
+    try:
+        Settings(**{name: value})
+    except ConfigError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -190,7 +175,7 @@ class SettingsStore:
         if not isinstance(stored, dict):
             stored, broken = {}, True
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in stored.items()}
-        good = {name: value for name, value in values.items() if name in _CHECKS and _CHECKS[name].holds(value)}
+        good = {name: value for name, value in values.items() if _is_valid(name, value)}
         bad = sorted(set(values) - set(good))
         if not broken and not bad:
             return LoadedSettings(Settings(**good), None)
@@ -200,10 +185,9 @@ class SettingsStore:
 
     def save_settings(self, settings: Settings) -> None:
         """Keep the settings; see `load_settings`."""
-        values = asdict(settings) | {"sections_open": list(settings.sections_open)}
         with _WRITING:
             content, _ = self._read()
-            self._write({**content, "settings": values})
+            self._write({**content, "settings": asdict(settings)})
 
     # ------------------------------------------------------------ the file
 

@@ -65,7 +65,7 @@ class TeacherConfig(_Frozen):
     epochs: int = Field(60, ge=1)
     """Upper bound; early stopping usually ends sooner."""
     lr: float = Field(3e-3, gt=0)
-    """Adam; of four settings the best on validation (docs/benchmarks.md)."""
+    """Adam; of four settings the best on validation (Real tissue)."""
     aggregator: Literal["gated_attention"] = "gated_attention"
     """The paper's; the only one so far."""
     hidden: int = Field(64, ge=1)
@@ -73,11 +73,11 @@ class TeacherConfig(_Frozen):
     weight_decay: float = Field(1e-4, ge=0)
     """Bags are few and wide."""
     min_epochs: int = Field(15, ge=0)
-    """No selection before: early AUROC on few slides is luck (docs/method.md 5)."""
+    """No selection before: early AUROC on few slides is luck (Method 5)."""
     patience: int = Field(15, ge=1)
     """Epochs without a better validation figure before stopping."""
     ema: float = Field(0.97, ge=0, lt=1)
-    """Weight averaging per step; 0.97 gave stable selection (docs/method.md 5)."""
+    """Weight averaging per step; 0.97 gave stable selection (Method 5)."""
     patch_dropout: float = Field(0.0, ge=0, lt=1)
     """Share of patches left out at random each step; 0 until it helps."""
 
@@ -86,7 +86,7 @@ class Stage1Config(_Frozen):
     """Patch-level distillation."""
 
     epochs: int = Field(6, ge=0)
-    """6 passes over 2,400 LR patches were enough (docs/method.md 5); 0 leaves it out."""
+    """6 passes over 2,400 LR patches were enough (Method 5); 0 leaves it out."""
     lr: float = Field(4e-4, gt=0)
     """Peak of a one-cycle schedule."""
     batch_size: int = Field(32, ge=2)
@@ -144,11 +144,11 @@ class Stage2Config(_Frozen):
     lambda_soft: float = Field(1.0, ge=0)
     """Weight of the teacher's attention."""
     lambda_hard: float = Field(0.0, ge=0)
-    """Top against bottom patches; did nothing in docs/method.md 5."""
+    """Top against bottom patches; did nothing in Method 5."""
     temperature_bag: float = Field(2.0, gt=0)
     """Softens class probabilities; 1 = unchanged."""
     temperature_attn: float = Field(2.0, gt=0)
-    """Softens attention on both sides; 2 was best (docs/method.md 5)."""
+    """Softens attention on both sides; 2 was best (Method 5)."""
     topk: int = Field(4, ge=1)
     """Patches on either side of the hard term; small slides have few that stand out."""
     attention_transfer: Literal["logsumexp", "mean", "max"] = "logsumexp"
@@ -162,11 +162,11 @@ class Stage2Config(_Frozen):
     weight_decay: float = Field(1e-4, ge=0)
     """Adam; as the teacher's, whose architecture it has."""
     min_epochs: int = Field(15, ge=0)
-    """No selection before: early AUROC on few slides is luck (docs/method.md 5)."""
+    """No selection before: early AUROC on few slides is luck (Method 5)."""
     patience: int = Field(15, ge=1)
     """Epochs without a better validation figure before stopping."""
     ema: float = Field(0.97, ge=0, lt=1)
-    """Weight averaging per step; 0.97 gave stable selection (docs/method.md 5)."""
+    """Weight averaging per step; 0.97 gave stable selection (Method 5)."""
 
     @model_validator(mode="after")
     def _something_to_learn_from(self) -> Stage2Config:
@@ -180,7 +180,7 @@ class Stage3Config(_Frozen):
     """End-to-end fine-tuning of the student's encoder through its MIL."""
 
     epochs: int = Field(15, ge=0)
-    """450 updates on 60 slides; what validation slides of real tissue favours (docs/benchmarks.md). 0 leaves it out."""
+    """450 updates on 60 slides, which validation favours (Real tissue). 0 leaves stage 3 out."""
     lr: tuple[float, ...] = Field((3e-5, 1e-4, 3e-4), min_length=1)
     """AdamW; several: validation chooses, it is fragile."""
     patches_per_slide: int = Field(24, ge=1)
@@ -198,7 +198,7 @@ class Stage3Config(_Frozen):
     patience: int = Field(15, ge=1)
     """Epochs without a better validation figure before stopping."""
     ema: float = Field(0.97, ge=0, lt=1)
-    """Weight averaging per step: single steps are fragile here (docs/method.md 5)."""
+    """Weight averaging per step: single steps are fragile here (Method 5)."""
 
     @field_validator("lr")
     @classmethod
@@ -227,9 +227,9 @@ class TrainConfig(_Frozen):
     by_site: bool = False
     """Folds keep the slides of a site together, where the table has a column site."""
     hr_mpp: float = Field(0.5, gt=0)
-    """Μm per pixel of the teacher's patches: 20x."""
+    """Resolution of the teacher's patches, µm per pixel: 20x."""
     lr_mpp: float = Field(2.0, gt=0)
-    """Μm per pixel of the student's patches: 5x."""
+    """Resolution of the student's patches, µm per pixel: 5x."""
     hr_patch_px: int = Field(256, ge=32)
     """Side of an HR patch."""
     lr_patch_px: int = Field(256, ge=32)
@@ -280,9 +280,9 @@ class TrainConfig(_Frozen):
         return PatchPlan(self.hr_mpp, self.lr_mpp, self.hr_patch_px, self.lr_patch_px)
 
 
-# The paper's choices as far as docs/method.md records them: 256 px patches at 20x and 5x, both stages with every term,
-# the student a copy of the teacher, whose maps hence need no projection, nothing after stage 2. What it leaves open
-# stays at our defaults.
+# The paper's choices as far as docs/explanation/method.md records them: 256 px patches at 20x and 5x, both stages
+# with every term, the student a copy of the teacher, whose maps hence need no projection, nothing after stage 2.
+# What the paper leaves open stays at our defaults.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {

@@ -9,6 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -126,6 +127,79 @@ def test_settings_are_checked_and_broken_ones_ignored_key_by_key(memory: Setting
     loaded = memory.load_settings()
     assert loaded.settings == replace(OTHER, **{name: getattr(Settings(), name)})
     assert loaded.caution is not None and name in loaded.caution.message and "brand_new" in loaded.caution.message
+
+
+def test_settings_lie_in_the_file_as_in_version_0_1(memory: SettingsStore) -> None:
+    memory.save_settings(OTHER)
+    assert memory.path.read_text(encoding="utf-8") == dedent("""\
+        {
+          "settings": {
+            "tile_cache_mb": 512,
+            "device": "cuda",
+            "attention_mode": "log",
+            "opacity": 0.75,
+            "smooth": true,
+            "sections_open": [
+              "evidence",
+              "save"
+            ],
+            "live": true,
+            "icc": true
+          }
+        }
+        """)
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "broken"),
+    [
+        ("tile_cache_mb", [16, 65_536], [15, 65_537, 256.0, "256", True, None, 10**30]),
+        ("device", ["auto", "cpu", "cuda", "mps"], ["CPU", "cuda:1", "cpu\n", "", 0, None, ["cpu"]]),
+        ("attention_mode", ["raw", "percentile", "log"], ["Raw", "", True, None]),
+        ("opacity", [0, 0.0, 0.25, 1, 1.0], [-0.01, 1.01, "0.5", False, None, [0.5]]),
+        ("smooth", [True, False], [0, 1, "true", None]),
+        ("sections_open", [[], ["a"], ["a", "b"]], ["a", {}, {"a": 1}, ["a", 1], [["a"]], None]),
+        ("live", [True, False], [0, "yes", None]),
+        ("icc", [True, False], [1, "", None]),
+        ("unknown", [], [1, True, None, "a"]),
+    ],
+)
+def test_each_setting_of_a_file_is_taken_or_left_by_itself(
+    memory: SettingsStore, name: str, good: list[Any], broken: list[Any]
+) -> None:
+    for value in good:
+        put(memory, {"settings": {name: value, "opacity": 0.125} | ({"opacity": value} if name == "opacity" else {})})
+        loaded = memory.load_settings()
+        expected = tuple(value) if isinstance(value, list) else value
+        assert loaded.caution is None and getattr(loaded.settings, name) == expected, value
+    for value in broken:
+        put(memory, {"settings": {"icc": True, "live": True, name: value}})
+        loaded = memory.load_settings()
+        others = {"icc": True, "live": True}
+        others.pop(name, None)
+        assert loaded.settings == replace(Settings(), **others), value
+        assert loaded.caution is not None and loaded.caution.message == (
+            f"the settings {name} are unknown or broken in {memory.path} and left at the default; "
+            "save the settings to mend the file"
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"tile_cache_mb": 8}, "the setting tile_cache_mb is 8; expected a whole number of MiB from 16 to 65536"),
+        ({"device": "tpu"}, "the setting device is 'tpu'; expected one of auto, cpu, cuda, mps"),
+        ({"attention_mode": 1}, "the setting attention_mode is 1; expected one of raw, percentile, log"),
+        ({"opacity": -1}, "the setting opacity is -1; expected a number from 0 to 1"),
+        ({"smooth": 1}, "the setting smooth is 1; expected true or false"),
+        ({"sections_open": "save"}, "the setting sections_open is 'save'; expected a list of names"),
+        ({"live": None}, "the setting live is None; expected true or false"),
+    ],
+)
+def test_a_broken_setting_is_told_with_what_was_expected(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Settings(**change)
+    assert str(caught.value) == sentence
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1, 2]", '{"settings": 3, "mpp": [], "pace": 1}', "\x00", '"text"'])

@@ -1,4 +1,4 @@
-"""Each fault of the published research code (docs/method.md 4) as a check that the faulty variant fails."""
+"""Each fault of the published research code (Method 4) as a check that the faulty variant fails."""
 
 from __future__ import annotations
 

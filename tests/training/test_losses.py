@@ -22,7 +22,7 @@ def test_children_weights_by_hand_leave_the_absent_child_out() -> None:
 
 
 def test_a_negative_score_is_a_weight_all_the_same() -> None:
-    """Scores of -log 4 and 0: 1/5 and 4/5; raw scores as weights would be negative (docs/method.md 4)."""
+    """Scores of -log 4 and 0: 1/5 and 4/5; raw scores as weights would be negative (Method 4)."""
     scores = torch.tensor([[-math.log(4.0), 0.0]])
     assert losses.children_weights(scores, scores > -9).tolist()[0] == pytest.approx([0.2, 0.8])
 

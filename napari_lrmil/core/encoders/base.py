@@ -166,7 +166,7 @@ def capture_activations(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, 
 
 
 class AlignedEncoder(nn.Module):
-    """A student encoder whose embeddings live in the teacher's standardised space (``P(z_r)``, docs/method.md 2.3).
+    """A student encoder whose embeddings live in the teacher's standardised space (``P(z_r)``, Method 2.3).
 
     Where the widths agree, `P` is the identity and the student's embedding is standardised with the teacher's training
     statistics; where they differ, a linear map carries it there.

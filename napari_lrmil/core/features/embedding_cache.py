@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
+from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_lrmil.core.byte_lru import ByteLru
 from napari_lrmil.core.features.bag import Features
 from napari_lrmil.core.geometry import Int64
 
 CACHE_BYTES = 512 << 20  # 100,000 patches of 1280 dimensions
 
-Place = tuple[int, int]  # column and row of a cell
+Place = tuple[int, int, int]  # number of the cache key, column and row of a cell
 Vector = NDArray[np.float32]
 
 
@@ -67,48 +67,38 @@ class EmbeddingCache:
     """The most recently used embeddings, at most `max_bytes` of them together. Safe from several threads."""
 
     def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
-        self.max_bytes = max_bytes
-        self.bytes = 0
-        self._vectors: OrderedDict[tuple[CacheKey, Place], Vector] = OrderedDict()
-        self._lock = threading.Lock()
+        self._vectors: ByteLru[Place, Vector] = ByteLru(max_bytes)
+        # A number hashes faster than a key of eight fields. Two threads may draw two for one key, never one for two.
+        self._numbers: defaultdict[CacheKey, int] = defaultdict(count().__next__)
 
     def __len__(self) -> int:
         return len(self._vectors)
 
+    @property
+    def bytes(self) -> int:
+        """Of all embeddings that are there."""
+        return self._vectors.bytes
+
     def has(self, key: CacheKey, index: Int64) -> NDArray[np.bool_]:
         """Return (N,) which of the (N, 2) cells are there, without touching them."""
-        with self._lock:
-            return np.array([(key, place) in self._vectors for place in _places(index)], dtype=bool)
+        return np.array(self._vectors.has(self._places(key, index)), dtype=bool)
 
     def get(self, key: CacheKey, index: Int64) -> CachedFeatures:
         """Return what there is of (N, 2) cells, column then row, and mark it as just used."""
-        with self._lock:
-            vectors = [self._vectors.get((key, place)) for place in _places(index)]
-            for place, vector in zip(_places(index), vectors, strict=True):
-                if vector is not None:
-                    self._vectors.move_to_end((key, place))
-        there = [vector for vector in vectors if vector is not None]
+        vectors = self._vectors.get_many(self._places(key, index))
         rows = np.array([vector is not None for vector in vectors], dtype=bool)
-        return CachedFeatures(rows, np.stack(there) if there else np.zeros((0, 0), np.float32))
+        features = [vector for vector in vectors if vector is not None]
+        return CachedFeatures(rows, np.stack(features) if features else np.zeros((0, 0), np.float32))
 
     def clear(self) -> None:
         """Forget everything."""
-        with self._lock:
-            self._vectors.clear()
-            self.bytes = 0
+        self._vectors.clear()
 
     def put(self, key: CacheKey, index: Int64, features: Features) -> None:
         """Keep (N, D) embeddings of (N, 2) cells and drop the ones that were not used for longest."""
-        with self._lock:
-            for place, vector in zip(_places(index), features, strict=True):
-                old = self._vectors.pop((key, place), None)
-                kept = vector.copy()  # a view would keep the whole batch alive
-                self.bytes += kept.nbytes - (old.nbytes if old is not None else 0)
-                self._vectors[key, place] = kept
-            while self.bytes > self.max_bytes:
-                _, dropped = self._vectors.popitem(last=False)
-                self.bytes -= dropped.nbytes
+        copies = [vector.copy() for vector in features]  # a view would keep the whole batch alive
+        self._vectors.put_many(list(zip(self._places(key, index), copies, strict=True)))
 
-
-def _places(index: Int64) -> list[Any]:
-    return list(map(tuple, index.tolist()))
+    def _places(self, key: CacheKey, index: Int64) -> list[Place]:
+        number = self._numbers[key]
+        return [(number, column, row) for column, row in index.tolist()]

@@ -71,7 +71,7 @@ def shared_patches(prediction: Prediction) -> SharedPatches:
 
 
 def score_lesion_localisation(prediction: Prediction, lesions: Sequence[Region]) -> LesionFigures:
-    """Return how well each network's attention finds lesions (docs/method.md 3); the teacher must have run."""
+    """Return how well each network's attention finds lesions (Method 3); the teacher must have run."""
     both, grid = shared_patches(prediction), prediction.grid
     areas: list[Area] = [region.geometry for region in lesions]
     outlines = [part for area in areas for part in getattr(area, "geoms", [area])]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Values = NDArray[np.float32] | NDArray[np.float64]
 
 TOP_SHARE = 0.10  # "top 10 %" of the patches
-LESION_SHARE = 0.25  # docs/method.md 3: a patch counts as lesion from a quarter of its area on
+LESION_SHARE = 0.25  # Method 3: a patch counts as lesion from a quarter of its area on
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def lesion_shares(corners: Int64, size: tuple[int, int], outlines: Sequence[Poly
 def lesion_auroc(values: Values, shares: NDArray[np.float64]) -> float | None:
     """Return how well (N,) values tell lesion patches (a quarter or more) from those without any; None if undefined.
 
-    Patches with a little lesion count on neither side (docs/method.md 3).
+    Patches with a little lesion count on neither side (Method 3).
     """
     counted = (shares >= LESION_SHARE) | (shares == 0)
     return auroc(np.asarray(values)[counted], shares[counted] >= LESION_SHARE)

@@ -37,7 +37,7 @@ class MilOutput:
 
 
 class GatedAttentionMIL(nn.Module):
-    """Gated attention MIL, docs/method.md 2.2: ``s_k = w·(tanh(V t_k) ⊙ σ(U t_k))``, ``Z = Σ a_k t_k``, ``WZ + b``.
+    """Gated attention MIL, Method 2.2: ``s_k = w·(tanh(V t_k) ⊙ σ(U t_k))``, ``Z = Σ a_k t_k``, ``WZ + b``.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class GatedAttentionMIL(nn.Module):
         return MilOutput(self.classifier(bag), bag, attention, scores)
 
     def evidence(self, instances: Tensor, attention: Tensor) -> Tensor:
-        """Return (N, C): how much each instance adds to each class's centred logit (docs/method.md 3).
+        """Return (N, C): how much each instance adds to each class's centred logit (Method 3).
 
         ``e_{r,c} = a_r (w_c − w̄)·z_r``; summed over r and with ``b_c − b̄`` added it is the centred logit exactly.
         """

@@ -70,7 +70,7 @@ class NestedGrid:
 def build_nested_grid(lattice: Lattice, shares: NDArray[np.float32], min_share: float) -> NestedGrid:
     """Return the grids for given tissue shares (rows, columns) of the HR cells.
 
-    An LR patch is kept when at least one of its HR cells is, so that no HR patch lacks a parent (docs/method.md 1).
+    An LR patch is kept when at least one of its HR cells is, so that no HR patch lacks a parent (Method 1).
     """
     rows, columns = np.nonzero(shares >= min_share)
     return nested_grid_from_cells(lattice, np.stack([columns, rows], axis=1).astype(np.int64))

@@ -45,7 +45,7 @@ class NucleusLook:
 
 @dataclass(frozen=True)
 class PhantomLook:
-    """How a phantom looks; the defaults make a lesion plain at 20x and faint at 5x (docs/benchmarks.md)."""
+    """How a phantom looks; the defaults make a lesion plain at 20x and faint at 5x (docs, Demo model)."""
 
     margin: float = 0.05  # glass round the tissue, share of the slide's side, and no less than `edge_um`
     notch: tuple[float, float] = (0.42, 0.50)  # sides of the corner missing from the L, share of width and height

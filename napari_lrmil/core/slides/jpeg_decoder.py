@@ -4,7 +4,7 @@ The decoders here say nothing of data that went wrong in the middle; OpenSlide d
 not decoded here but left to OpenSlide: a wrong suspicion costs time, never a pixel. Seen are a start or an end that is
 missing, a segment that leads to no other, a marker or a run of zeros within the data, and data that ended before the
 picture did. Of what is not seen, changes of a few bytes, OpenSlide shows most, and the same; some it refuses
-(docs/decisions.md).
+(docs/explanation/decisions.md).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from napari_lrmil.core.byte_lru import ByteLru
 from napari_lrmil.core.geometry import Level, PixelWindow
 from napari_lrmil.core.slides.jpeg_decoder import Coding, decode, make_room
 from napari_lrmil.core.slides.resampling import Pixels
@@ -207,10 +208,8 @@ class _TileMemory:
     """The most recently used tiles; one that several threads want is made by the first and waited for by the others."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
         self.made: Counter[int] = Counter()  # level -> tiles
-        self._bytes = 0
-        self._tiles: OrderedDict[TileKey, Pixels] = OrderedDict()
+        self._tiles: ByteLru[TileKey, Pixels] = ByteLru(max_bytes)
         self._making: set[TileKey] = set()
         self._state = threading.Condition()
 
@@ -218,30 +217,20 @@ class _TileMemory:
         """Return a tile, made where it is not there, and kept where `keep` says that a next window may want it."""
         with self._state:
             self._state.wait_for(lambda: key not in self._making)
-            if key in self._tiles:
-                self._tiles.move_to_end(key)
-                return self._tiles[key]
+            tile = self._tiles.get(key)
+            if tile is not None:
+                return tile
             self._making.add(key)
-        tile = None
         try:
             tile = make(key)
+            if tile is not None and keep:
+                self._tiles.put(key, tile)
         finally:
             with self._state:
                 self._making.discard(key)
                 self.made[key[0]] += tile is not None
-                if tile is not None and keep:
-                    self._keep(key, tile)
                 self._state.notify_all()
         return tile
 
-    def _keep(self, key: TileKey, tile: Pixels) -> None:
-        self._tiles[key] = tile
-        self._bytes += tile.nbytes
-        while self._bytes > self._max_bytes:
-            _, dropped = self._tiles.popitem(last=False)
-            self._bytes -= dropped.nbytes
-
     def clear(self) -> None:
-        with self._state:
-            self._tiles.clear()
-            self._bytes = 0
+        self._tiles.clear()

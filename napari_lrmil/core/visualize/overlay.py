@@ -146,7 +146,7 @@ def _show_scope(axis: Axes, scope: RegionOfInterest) -> None:
 
 
 def calibration_text(prediction: Prediction) -> str:
-    """Return what the probabilities are worth: a temperature holds for whole slides only (docs/method.md 3)."""
+    """Return what the probabilities are worth: a temperature holds for whole slides only (Method 3)."""
     if not prediction.scope.whole:
         return "Region score, uncalibrated"
     return "Probabilities calibrated on validation slides" if prediction.calibrated else "Probabilities not calibrated"

@@ -17,12 +17,12 @@ from napari_lrmil.plugin.train.cohort_table import CohortTable
 from napari_lrmil.plugin.train.run_monitor import RunLogState
 
 READ_S = 0.6e-6  # CPU seconds to read and embed a pixel with the demo's encoder (MobileNetV2, width 0.35)
-LEARN_S = 0.9e-6  # and to train on one, docs/benchmarks.md: 12 ms for 128 x 128 px
+LEARN_S = 0.9e-6  # and to train on one, docs/explanation/decisions.md: 12 ms for 128 x 128 px
 BAG_S = 0.02  # seconds for a slide and epoch of a MIL, whose bags are small
 START_S = 20.0  # loading the program
 FLOAT_BYTES = 4
 WIDTH = 1280  # of an embedding where the encoder does not say: MobileNetV2's
-STATED = "pace as measured with the demo's encoder on one core (docs/benchmarks.md)"
+STATED = "pace as measured with the demo's encoder on one core (docs/explanation/decisions.md)"
 
 
 @dataclass(frozen=True)

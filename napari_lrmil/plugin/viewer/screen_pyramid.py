@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from uuid import uuid4
 import numpy as np
 from psygnal import Signal
 
+from napari_lrmil.core.byte_lru import ByteLru
 from napari_lrmil.core.geometry import Bounds, BoxLevel0, BoxUm, Level, OpenSlideWindow
 from napari_lrmil.core.slides.resampling import Pixels, area_average
 from napari_lrmil.core.slides.slide import Slide
@@ -33,38 +33,11 @@ Key = tuple[int, int, int]  # level, tile row, tile column
 Colour = Callable[[Pixels], Pixels]  # the same shape in other colours; called from several threads
 
 
-class TileCache:
-    """The most recently used tiles, at most `max_bytes` of them together. Safe from several threads."""
+class TileCache(ByteLru[Key, Pixels]):
+    """Tiles of all levels for the screen."""
 
     def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
-        self.max_bytes = max_bytes
-        self.bytes = 0
-        self._tiles: OrderedDict[Key, Pixels] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Key) -> Pixels | None:
-        """Return a tile and mark it as just used; None where it is not there."""
-        with self._lock:
-            tile = self._tiles.get(key)
-            if tile is not None:
-                self._tiles.move_to_end(key)
-            return tile
-
-    def put(self, key: Key, tile: Pixels) -> None:
-        """Keep a tile and drop the ones that were not used for longest."""
-        with self._lock:
-            old = self._tiles.pop(key, None)
-            self.bytes += tile.nbytes - (old.nbytes if old is not None else 0)
-            self._tiles[key] = tile
-            while self.bytes > self.max_bytes:
-                _, dropped = self._tiles.popitem(last=False)
-                self.bytes -= dropped.nbytes
-
-    def clear(self) -> None:
-        """Forget all tiles."""
-        with self._lock:
-            self._tiles.clear()
-            self.bytes = 0
+        super().__init__(max_bytes)
 
 
 @dataclass(frozen=True)
@@ -132,7 +105,7 @@ class ScreenSlide:
 
     def __init__(self, slide: Slide, cache: TileCache | None = None, colour: Colour | None = None) -> None:
         self.slide = slide
-        self.cache = cache or TileCache()
+        self.cache = TileCache() if cache is None else cache
         self.levels = plan_levels(slide.levels, slide.bounds)
         self._colour = colour
         self._recolouring = threading.Lock()  # no tile in old colours may reach the cache after a change

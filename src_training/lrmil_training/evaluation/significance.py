@@ -61,7 +61,7 @@ def two_sided_p(z: float) -> float:
     return float(2 * norm.sf(abs(z)))
 
 
-MARGIN = 0.03  # of AUROC, that a student may lie below its teacher and still be called not worse (docs/method.md 3)
+MARGIN = 0.03  # of AUROC, that a student may lie below its teacher and still be called not worse (Method 3)
 
 
 def delong_paired(a: ScoredSlides, b: ScoredSlides) -> dict[str, Any]:

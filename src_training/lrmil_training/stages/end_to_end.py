@@ -1,4 +1,4 @@
-"""Training through the encoder: bags of pixels, of which a part is drawn at each step (docs/method.md 2.6).
+"""Training through the encoder: bags of pixels, of which a part is drawn at each step (Method 2.6).
 
 An LR bag has hundreds of patches, not tens of thousands, so that gradients can reach the encoder. Stage 2 uses the same
 loop with a frozen encoder where its features are computed as it goes.

@@ -31,7 +31,7 @@ from napari_lrmil.core.events import Event, Metric, Notice
 from napari_lrmil.core.models.mil import GatedAttentionMIL
 
 STUDENT = "student"
-FINETUNING_EPOCHS = 15  # of the fine-tuned baseline where stage 3 is off: 450 updates on 60 slides (docs/method.md 5)
+FINETUNING_EPOCHS = 15  # of the fine-tuned baseline where stage 3 is off: 450 updates on 60 slides (Method 5)
 
 
 @dataclass(frozen=True)

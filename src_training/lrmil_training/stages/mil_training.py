@@ -35,7 +35,7 @@ def label_loss(output: MilOutput, item: BagItem) -> Mapping[str, Tensor]:
 
 
 def distillation_loss(config: Stage2Config) -> Loss:
-    """Return ``L_stage2 = λ_ce L_pre + λ_bag L_bag + λ_soft L_soft + λ_hard L_hard`` (docs/method.md 2.5)."""
+    """Return ``L_stage2 = λ_ce L_pre + λ_bag L_bag + λ_soft L_soft + λ_hard L_hard`` (Method 2.5)."""
 
     def loss(output: MilOutput, item: BagItem) -> Mapping[str, Tensor]:
         terms = {}

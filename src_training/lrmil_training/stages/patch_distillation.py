@@ -1,4 +1,4 @@
-"""Stage 1: the student encoder learns, patch by patch, what the teacher saw in the children (docs/method.md 2.3)."""
+"""Stage 1: the student encoder learns, patch by patch, what the teacher saw in the children (Method 2.3)."""
 
 from __future__ import annotations
 

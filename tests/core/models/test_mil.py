@@ -165,7 +165,7 @@ def test_instances_are_standardised_inside_and_the_statistics_travel() -> None:
 
 
 def test_gradients_reach_every_weight_from_the_logits() -> None:
-    """A term whose gradient does not reach the MIL changes nothing at inference (docs/method.md 4)."""
+    """A term whose gradient does not reach the MIL changes nothing at inference (Method 4)."""
     mil = seeded(7).train()
     mil(instances(8, 6)).logits[0].backward()
     for name, parameter in mil.named_parameters():

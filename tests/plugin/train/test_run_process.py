@@ -315,7 +315,7 @@ def test_the_estimate_says_what_it_rests_on(tmp_path: Path) -> None:
         table._checks[row.key] = Checked(row.key, check).check
     stated = estimate(table, preset("default"), "cpu", remembered)
     assert stated is not None and "6,400 HR and 400 LR patches, counted on 2 of 4 slides" in stated.basis
-    assert "docs/benchmarks.md" in stated.basis and stated.seconds and stated.size > 6400 * 1280 * 4
+    assert "docs/explanation/decisions.md" in stated.basis and stated.seconds and stated.size > 6400 * 1280 * 4
     unknown = estimate(table, preset("default"), "cuda", remembered)
     assert unknown is not None and unknown.seconds is None and "not known" in unknown.text
     remembered.remember_pace(keys(preset("default"), "cuda")[0], 64.0, 6400)
