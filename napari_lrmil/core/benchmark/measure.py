@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 
@@ -27,6 +29,7 @@ from napari_lrmil.core.inference.predict import predict, runtime_request, studen
 from napari_lrmil.core.models.bundle import Bundle, StudentNetwork, TeacherNetwork
 from napari_lrmil.core.models.mil import GatedAttentionMIL, pool_bag
 from napari_lrmil.core.patching.grid import TissueGrid, find_tissue_grid
+from napari_lrmil.core.processes import Child, ChildEndedError
 from napari_lrmil.core.runtimes.select import Runtime, RuntimeChoice, prepare_runtime
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.visualize.overlay import COLORMAP, rasterize_patches
@@ -119,29 +122,27 @@ def measure_all(question: MeasurementSpec, setups: Sequence[Setup]) -> Iterator[
 
 
 def _measured_elsewhere(question: MeasurementSpec, setup: Setup) -> Measurement:
-    from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import get_context
-
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as one:
-        try:
-            found = one.submit(_measured_or_why, question, setup).result()
-        except BrokenProcessPool as error:
-            raise LrmilError(
-                f"{question.slide}: the process that measured '{setup.name}' was ended from outside, likely because "
-                "memory ran out; close other programs and call it again"
-            ) from error
-    if isinstance(found, str):
-        raise LrmilError(found)
-    return found
-
-
-def _measured_or_why(question: MeasurementSpec, setup: Setup) -> Measurement | str:
-    """Return what was measured, or what went wrong in words: not every error can travel between processes."""
+    child = Child("measuring", _measure_for_parent, question, setup)
     try:
-        return measure(question, setup)
+        outcome: Measurement | Exception = child.receive()
+    except ChildEndedError as error:
+        how = child.exit_text(f"the process that measured '{setup.name}'")
+        raise LrmilError(f"{question.slide}: {how}; close other programs and call it again") from error
+    finally:
+        child.close()
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def _measure_for_parent(pipe: Connection, question: MeasurementSpec, setup: Setup) -> None:
+    """Send what was measured, or what went wrong in words: not every error can travel between processes."""
+    try:
+        pipe.send(measure(question, setup))
     except LrmilError as error:
-        return str(error)
+        pipe.send(LrmilError(str(error)))
+    except Exception:
+        pipe.send(RuntimeError(traceback.format_exc()))
 
 
 def measure(question: MeasurementSpec, setup: Setup) -> Measurement:

@@ -1,29 +1,21 @@
-"""Local processes, each with a pipe of its own: where one dies it is known which slide it had, and no other is lost.
-
-An executor of the standard library would lose everything under way with one dead worker, and would not say whose fault
-it was.
-"""
+"""Local processes: where one dies it is known which slide it had, and no other is lost."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
-from typing import Any, cast
+from multiprocessing.connection import Connection
+from typing import Any
 
 from napari_lrmil.core.cohort.memory import held_mb
-from napari_lrmil.core.cohort.task import Outcome, SlideJob, SlideTask, ended_text, lost_outcome, run_task, worker_name
+from napari_lrmil.core.cohort.task import Outcome, SlideJob, SlideTask, lost_outcome, run_task, worker_name
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event
+from napari_lrmil.core.processes import Child, ChildEndedError, wait_for_any
 
 WATCH_S = 0.2  # between looks at what workers hold
-FAREWELL_S = 5.0
 STARTS = 3  # workers in a row that end before they can begin: then something is wrong with all of them
 Environment = Mapping[str, str]
 
@@ -88,15 +80,9 @@ class _Worker:
     """A process, seen from the one that started it: what it does at the moment, and what it holds."""
 
     def __init__(self, engine: LocalProcesses, task: SlideTask, environment: Environment) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would inherit threads of torch and OpenSlide
         self.environment = environment
         self.memory_mb = engine.memory_mb
-        self.pipe, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(
-            target=_serve, args=(theirs, task, engine.threads, dict(environment)), name="slides", daemon=True
-        )
-        self.process.start()
-        theirs.close()  # so that the end of the process ends the pipe
+        self.child = Child("slides", _serve, task, engine.threads, dict(environment))
         self.work: SlideJob | None = None
         self.ready = False
         self.held_mb = 0.0
@@ -107,7 +93,7 @@ class _Worker:
         if not (self.ready and self.work is None and todo):
             return
         try:
-            self.pipe.send(todo[0])
+            self.child.send(todo[0])
         except OSError:  # it died while idle: heard of in a moment
             return
         self.work = todo.popleft()
@@ -115,9 +101,8 @@ class _Worker:
     def hear(self) -> Any:
         """Return its next word: True when it is ready, an `Outcome`; None where there will be no more."""
         try:
-            word = self.pipe.recv()
-        except (EOFError, OSError):
-            self.process.join(FAREWELL_S)
+            word = self.child.receive()
+        except ChildEndedError:
             return None
         if isinstance(word, Outcome):
             self.work = None
@@ -128,44 +113,40 @@ class _Worker:
         """End it where it holds more than it may."""
         if self.work is None:
             return
-        self.held_mb = held_mb(self.process.pid or 0)
+        self.held_mb = held_mb(self.child.pid)
         if self.above is None and self.held_mb > self.memory_mb:
             self.above = self.held_mb
-            self.process.kill()
+            self.child.kill()
 
     def how_it_ended(self) -> str:
         """Return how it ended, in words."""
-        return ended_text(self.process.exitcode).replace(" while it had this slide", "")
+        return self.child.exit_text("the worker")
 
     def outcome_of_death(self) -> Outcome | None:
         """Return what became of the slide that it had, if it had one."""
-        self.pipe.close()
+        how = self.child.exit_text("the worker", " while it had this slide")
+        self.child.close()
         if self.work is None:
             return None
         if self.above is None:
-            return lost_outcome(self.work, ended_text(self.process.exitcode))
+            return lost_outcome(self.work, how)
         reason = f"memory: the worker held {self.above:.0f} MB, and {self.memory_mb:.0f} MB are allowed; see --memory"
-        return lost_outcome(self.work, reason, worker=worker_name(self.process.pid), peak_mb=self.above)
+        return lost_outcome(self.work, reason, worker=worker_name(self.child.pid), peak_mb=self.above)
 
     def end(self) -> None:
         """End it, whatever it does: files are written whole or not at all."""
-        self.process.kill()
-        self.process.join()
-        self.process.close()
-        self.pipe.close()
+        self.child.close()
 
 
 def _speaking(crew: Sequence[_Worker]) -> list[_Worker]:
     """Return the workers of which there is news, after `WATCH_S` at the latest."""
-    pipes = {worker.pipe: worker for worker in crew}
-    return [pipes[pipe] for pipe in cast(list[Connection], wait(list(pipes), WATCH_S))]
+    workers = {worker.child: worker for worker in crew}
+    return [workers[child] for child in wait_for_any(workers, WATCH_S)]
 
 
 def _serve(pipe: Connection, task: SlideTask, threads: int, environment: Environment) -> None:
     """Do slide after slide until the pipe ends."""
     os.environ.update(environment)  # before anything looks for devices
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the one that asked decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     pipe.send(True)
     while True:
         try:
@@ -173,11 +154,3 @@ def _serve(pipe: Connection, task: SlideTask, threads: int, environment: Environ
         except EOFError:
             return
         pipe.send(run_task(task, work, threads))
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent does: a restart must not meet a worker that still writes."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

@@ -273,13 +273,6 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def ended_text(exitcode: int | None) -> str:
-    """Return how a process ended that gave no reason; a negative code is the signal that ended it."""
-    code = exitcode or 0
-    how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
-    return f"the worker {how} while it had this slide, as when the memory of the machine runs out"
-
-
 def estimate_seconds_left(began: float, computed: int, remaining: int) -> float | None:
     """Return the seconds that `remaining` slides should take, by the `computed` ones since `began` (monotonic)."""
     return (time.monotonic() - began) / computed * remaining if computed else None

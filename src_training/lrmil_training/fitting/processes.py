@@ -7,17 +7,14 @@ all files but checkpoints, and can end ranks at any time, because checkpoints ar
 
 from __future__ import annotations
 
-import multiprocessing
 import socket
 import tempfile
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -27,6 +24,7 @@ from lrmil_training.fitting.process_entry import rank_main
 from lrmil_training.fitting.rank_worker import _Done, _Problem
 from lrmil_training.fitting.trainer import Make
 from napari_lrmil.core.events import Event
+from napari_lrmil.core.processes import Child, ChildEndedError, wait_for_any
 
 SECOND_WORD_S = 2.0  # when one rank fails the others fail at the broken connection; the first reason may come later
 
@@ -37,65 +35,53 @@ def run_in_processes(make: Make, plan: FitPlan, scale: float) -> Generator[Event
     `make` travels as a file that all ranks map into memory, so bags are held once, not once a rank.
     """
     with _payload(make, plan, scale) as file:
-        context = multiprocessing.get_context("spawn")
-        ranks: dict[Connection, BaseProcess] = {}
+        ranks: list[Child] = []
         port, threads = _free_port(), max(1, torch.get_num_threads() // plan.devices)
-        for rank in range(plan.devices):
-            receive, send = context.Pipe(duplex=False)
-            arguments = (rank, plan.devices, port, threads, file, send)
-            name = f"process {rank + 1} of {plan.devices}"
-            ranks[receive] = context.Process(target=rank_main, args=arguments, name=name, daemon=True)
-            ranks[receive].start()
-            send.close()  # so that the end of the process ends the pipe
         try:
+            for rank in range(plan.devices):
+                name = f"process {rank + 1} of {plan.devices}"
+                ranks.append(Child(name, rank_main, rank, plan.devices, port, threads, file))
             yield from _followed(plan, ranks)
         finally:
-            for pipe, process in ranks.items():
-                process.kill()  # no farewell: one that is done has nothing to add, one that waits would not hear it
-                process.join()
-                pipe.close()
+            for child in ranks:
+                child.close()  # no farewell: one that is done has nothing to add, one that waits would not hear it
 
 
-def _followed(plan: FitPlan, ranks: Mapping[Connection, BaseProcess]) -> Generator[Event, None, None]:
+def _followed(plan: FitPlan, ranks: list[Child]) -> Generator[Event, None, None]:
     """Yield events until all ranks have said that they are done; raise the first reason where one has not."""
-    waiting = dict(ranks)
+    waiting = set(ranks)
     while waiting:
-        for pipe in _ready(waiting):
-            word = _word(plan, pipe, waiting[pipe])
+        for child in wait_for_any(waiting):
+            word = _word(plan, child)
             if isinstance(word, _Done):
-                del waiting[pipe]
+                waiting.remove(child)
             elif isinstance(word, _Problem):
-                del waiting[pipe]
+                waiting.remove(child)
                 raise (word if word.is_told else _first_reason(plan, waiting) or word).error()
             else:
                 yield word
 
 
-def _first_reason(plan: FitPlan, waiting: dict[Connection, BaseProcess]) -> _Problem | None:
+def _first_reason(plan: FitPlan, waiting: set[Child]) -> _Problem | None:
     end = time.monotonic() + SECOND_WORD_S
     while waiting and time.monotonic() < end:
-        for pipe in _ready(waiting, SECOND_WORD_S):
-            word = _word(plan, pipe, waiting[pipe])
+        for child in wait_for_any(waiting, SECOND_WORD_S):
+            word = _word(plan, child)
             if isinstance(word, _Problem):
-                del waiting[pipe]
+                waiting.remove(child)
                 if word.is_told:
                     return word
     return None
 
 
-def _ready(waiting: Mapping[Connection, BaseProcess], timeout: float | None = None) -> list[Connection]:
-    return cast(list[Connection], wait(list(waiting), timeout))
-
-
-def _word(plan: FitPlan, pipe: Connection, process: BaseProcess) -> Any:
+def _word(plan: FitPlan, child: Child) -> Any:
     try:
-        return pipe.recv()
-    except (EOFError, ConnectionResetError):
-        process.join(SECOND_WORD_S)
+        return child.receive()
+    except ChildEndedError:
         return _Problem(
             "user",
-            f"{plan.stage}: {process.name} ended with code {process.exitcode} and no reason, as when the system's "
-            "memory runs out; start the same command again to go on, on fewer devices if it happens again",
+            f"{plan.stage}: {child.exit_text(child.name, ' and no reason')}; start the same command again to go on, "
+            "on fewer devices if it happens again",
         )
 
 

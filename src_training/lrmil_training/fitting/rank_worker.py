@@ -48,7 +48,7 @@ def _problem(error: BaseException) -> _Problem:
     return _Problem("unexpected", "".join(traceback.format_exception(error)))
 
 
-def fit_rank(rank: int, payload: Path, pipe: Connection) -> None:
+def fit_rank(pipe: Connection, rank: int, payload: Path) -> None:
     """Do a rank's part; the first one tells of the events."""
     try:
         made = torch.load(payload, map_location="cpu", weights_only=False, mmap=True)  # ours, of a moment ago

@@ -145,8 +145,8 @@ def test_each_setup_has_a_process_of_its_own(question: MeasurementSpec, monkeypa
     events: list[Event] = list(measure_all(question, [LR_TORCH]))
     assert isinstance(events[-1], Finished)
     assert events[-1].result[0].patches > 0
-    monkeypatch.setattr(costs.measure, "_measured_or_why", _die)
-    with pytest.raises(LrmilError, match="was ended from outside") as told:
+    monkeypatch.setattr(costs.measure, "_measure_for_parent", _die)
+    with pytest.raises(LrmilError, match=r"the process that measured .* ended with code 9, as when the memory") as told:
         list(measure_all(question, [LR_TORCH]))
     assert one_sentence(told.value)
 

@@ -175,11 +175,12 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     code = f"""
         from pathlib import Path
         from support.cohort_tasks import Logged
-        from napari_lrmil.core.cohort import SlideWork, Tally, run_cohort
+        from napari_lrmil.core.cohort import SlideJob, CohortProgress, run_cohort
         from napari_lrmil.core.cohort.local_pool import LocalProcesses
-        works = [SlideWork(Path(f"waits {{i}}.svs")) for i in range(2)]
+        works = [SlideJob(Path(f"waits {{i}}.svs")) for i in range(2)]
         if __name__ == "__main__":
-            list(run_cohort(works, Logged(Path({str(tmp_path)!r})), LocalProcesses([{{}}, {{}}], 1, 4000.0), Tally()))
+            pool = LocalProcesses([{{}}, {{}}], 1, 4000.0)
+            list(run_cohort(works, Logged(Path({str(tmp_path)!r})), pool, CohortProgress()))
     """
     script = tmp_path / "parent.py"
     script.write_text("\n".join(line[8:] for line in code.splitlines()))
