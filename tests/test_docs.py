@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,7 +15,22 @@ import yaml
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+CALL = re.compile(r"napari-lrmil (?P<command>[a-z]+)(?P<words>[^`#|\n]*)")
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)(?P<target>[^)#\s]+)(?:#[^)\s]*)?\)")
+
+
+def cli_commands() -> dict[str, Any]:
+    """Return the commands of the program by name."""
+    from typer.main import get_command
+
+    from napari_lrmil.cli import app
+
+    return dict(get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def options_of(command: Any) -> set[str]:
+    """Return the options of a command, those that switch something off included."""
+    return {name for p in command.params if p.param_type_name == "option" for name in [*p.opts, *p.secondary_opts]}
 
 
 def nav_pages(entries: list[object]) -> Iterator[str]:
@@ -40,6 +56,15 @@ def test_every_page_is_in_the_navigation_once() -> None:
     assert listed == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
 
 
+def test_options_in_the_pages_exist() -> None:
+    commands = {name: options_of(command) for name, command in cli_commands().items()}
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for call in CALL.finditer(text):
+            named = {word for word in call["words"].split() if word.startswith("--")}
+            assert named <= commands.get(call["command"], set()), f"{page.name}: {call[0]}"
+
+
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the generated reference tables."""
@@ -49,15 +74,10 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_command_reference_has_every_command_and_option(tables: Path) -> None:
-    from typer.main import get_command
-
-    from napari_lrmil.cli import app
-
     page = (tables / "cli.md").read_text(encoding="utf-8")
-    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+    for name, command in cli_commands().items():
         section = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
-        missing = [p.opts[0] for p in command.params if p.param_type_name == "option" and p.opts[0] not in section]
-        assert not missing, name
+        assert [option for option in options_of(command) if option not in section] == [], name
 
 
 def test_configuration_reference_has_every_key_with_its_default(tables: Path) -> None:
