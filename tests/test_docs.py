@@ -91,3 +91,19 @@ def test_configuration_reference_has_every_key_with_its_default(tables: Path) ->
     for name, value in TrainConfig().model_dump().items():
         keys = [f"{name}.{key}" for key in value] if isinstance(value, dict) else [name]
         assert set(keys) <= set(rows), name
+
+
+def test_result_files_page_has_every_key_of_the_schemas() -> None:
+    from napari_lrmil.core.results.schema import AgreementFile, CohortFile, PredictionFile, TeacherResult, WorkerSummary
+
+    page = (DOCS / "reference" / "files" / "results.md").read_text(encoding="utf-8")
+    sections = {part.split("\n")[0]: part for part in page.split("\n## ")}
+    models = {
+        PredictionFile: "prediction.json",
+        TeacherResult: "prediction.json",
+        AgreementFile: "agreement.json",
+        CohortFile: "cohort.json",
+        WorkerSummary: "cohort.json",
+    }
+    for model, name in models.items():
+        assert [key for key in model.model_fields if f"`{key}`" not in sections[name]] == [], name
