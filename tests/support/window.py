@@ -25,6 +25,9 @@ def open_window() -> Any:
     """Open a real napari window."""
     import napari
 
+    from napari_lrmil.plugin.viewer.gl_context import guard_layer_removal
+
     opened = napari.Viewer(show=True)
+    guard_layer_removal(opened)  # a test without a dock removes layers too
     opened.window._qt_window.resize(1280, 800)
     return opened

@@ -32,6 +32,7 @@ from napari_lrmil.plugin.qt.worker import Run
 from napari_lrmil.plugin.session.open_slides import SlideChoice
 from napari_lrmil.plugin.session.session import Session, State
 from napari_lrmil.plugin.viewer.attention_layers import AttentionStyle
+from napari_lrmil.plugin.viewer.gl_context import guard_layer_removal
 from napari_lrmil.plugin.viewer.image_as_slide import slide_opener
 from napari_lrmil.plugin.viewer.layers import lrmil_layers, tag_of
 from napari_lrmil.plugin.viewer.navigation_panel import NavigationSection
@@ -65,6 +66,7 @@ class AnalyseWidget(LeavingWidget):
     def __init__(self, viewer: napari.viewer.Viewer, session: Session | None = None) -> None:
         super().__init__()
         self._viewer = viewer
+        guard_layer_removal(viewer)
         self.session = session or Session(open_slide=slide_opener(viewer))
         self.wishes = ViewerActions(viewer, self.session)
         self._run: Run | None = None

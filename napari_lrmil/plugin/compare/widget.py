@@ -35,6 +35,7 @@ from napari_lrmil.plugin.qt.worker import LatestOnly, Run
 from napari_lrmil.plugin.session.session import State
 from napari_lrmil.plugin.viewer.attention_layers import CompareMode, columns
 from napari_lrmil.plugin.viewer.cursor import Pointer
+from napari_lrmil.plugin.viewer.gl_context import guard_layer_removal
 from napari_lrmil.plugin.viewer.layers import add_layer, lrmil_layers
 from napari_lrmil.plugin.viewer.reader import ask_in_window, read_slides
 
@@ -62,6 +63,7 @@ class CompareWidget(LeavingWidget):
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
         super().__init__()
         self._viewer = viewer
+        guard_layer_removal(viewer)
         self._prediction: Prediction | None = None
         self._comparison: Comparison | None = None
         self._lesions: Lesions | None = None

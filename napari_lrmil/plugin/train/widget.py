@@ -43,6 +43,7 @@ from napari_lrmil.plugin.train.run_panel import (
     confirm_discard_table,
 )
 from napari_lrmil.plugin.train.run_process import Phase, TrainingRun, refuse_taken
+from napari_lrmil.plugin.viewer.gl_context import guard_layer_removal
 
 WIDTH_PX = 340
 POLL_MS = 400  # between looks at the run folder
@@ -67,6 +68,7 @@ class TrainWidget(LeavingWidget):
     def __init__(self, viewer: napari.viewer.Viewer, remembered: SettingsStore | None = None) -> None:
         super().__init__()
         self._viewer = viewer
+        guard_layer_removal(viewer)
         self._remembered = remembered or SettingsStore()
         self._devices = available_devices()
         self.table, self.run = CohortTable(), TrainingRun()
