@@ -1,13 +1,14 @@
-"""Reference tables of the docs site, generated from the command line and the training configuration.
+"""Tables of the docs site, generated from the command line, the training configuration and the packages.
 
     python scripts/reference_pages.py FOLDER
 
-Writes ``cli.md`` and ``configuration.md`` into FOLDER; pages under ``docs/reference/`` include them. The tables are
-generated at every build, so that they cannot differ from the program.
+Writes ``cli.md``, ``configuration.md`` and ``packages.md`` into FOLDER; pages under ``docs/`` include them. The tables
+are generated at every build, so that they cannot differ from the program.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.main import get_command
 
+ROOT = Path(__file__).parents[1]
+PARTS = [
+    ROOT / "napari_lrmil" / "cli",
+    ROOT / "napari_lrmil" / "core",
+    ROOT / "napari_lrmil" / "plugin",
+    ROOT / "src_training" / "lrmil_training",
+]
 PAGES = {"Method": "method.md", "Real tissue": "benchmarks/real-tissue.md"}  # as docstrings cite them
 CITATION = re.compile(r"\((?P<page>Method|Real tissue)(?P<section> \d(?:\.\d)?)?\)")
 BRACKETED = re.compile(r"\s*\[(?P<facts>[^\[\]]*)\]$")  # what typer appends to a help text: default, range, required
@@ -28,7 +36,8 @@ BRACKETED = re.compile(r"\s*\[(?P<facts>[^\[\]]*)\]$")  # what typer appends to 
 def main(folder: Path) -> None:
     """Write all generated tables into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, lines in {"cli.md": command_line(), "configuration.md": configuration()}.items():
+    tables = {"cli.md": command_line(), "configuration.md": configuration(), "packages.md": packages()}
+    for name, lines in tables.items():
         (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -119,6 +128,25 @@ def _type_name(kind: Any) -> str:
     if get_origin(kind) is tuple:
         return f"list of {_type_name(parts[0])}"
     return " or ".join(map(_type_name, parts))  # a union
+
+
+# ---------------------------------------------------------------- packages
+
+
+def packages() -> Iterator[str]:
+    """Yield a table of folders for each part of the program: what a folder holds, and its modules."""
+    for part in PARTS:
+        yield from (f"### {part.relative_to(ROOT).as_posix()}", "", "| folder | holds | modules |", "|---|---|---|")
+        for folder in sorted({path.parent for path in part.rglob("*.py")}):
+            names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("__"))
+            name = f"`{folder.relative_to(part).as_posix()}/`" if folder != part else "(itself)"
+            yield f"| {name} | {_cell(_first_line(folder / '__init__.py'))} | {_cell(', '.join(names))} |"
+        yield ""
+
+
+def _first_line(module: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8")))
+    return (docstring or "").split("\n\n")[0]
 
 
 # ---------------------------------------------------------------- Markdown
