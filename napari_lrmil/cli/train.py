@@ -84,7 +84,7 @@ def features(
     memory: Memory = None,
 ) -> None:
     """Embed the patches of a cohort, one HDF5 file per slide in TRIDENT's layout. Files that are there stay."""
-    from lrmil_training.data.features import FeatureTask, as_row, loaded_encoder, refuse_foreign_features
+    from lrmil_training.data.features import FeatureTask, cached_encoder, refuse_foreign_features, unlabelled_slide
     from napari_lrmil.cli.predict import expand
     from napari_lrmil.core.cohort import SlideJob
     from napari_lrmil.core.encoders import encoder_notice
@@ -95,14 +95,14 @@ def features(
     where = ExecutionOptions(workers, scheduler, memory, device)
     works = [SlideJob(where.place(path), own) for path, own in expand([cohort])]
     name = str(where.place(Path(encoder))) if Path(encoder).is_file() else encoder
-    loaded = loaded_encoder(name)
+    loaded = cached_encoder(name)
     where.require_device()
     task = FeatureTask(name, loaded.sha256, mpp, patch_px, where.place(folder), device)
     request = task.request(loaded)
     for work in works:
-        refuse_foreign_features(request.path(as_row(work)), request)
+        refuse_foreign_features(request.path(unlabelled_slide(work)), request)
     require_writable(folder)
-    files = [request.path(as_row(work)) for work in works]
+    files = [request.path(unlabelled_slide(work)) for work in works]
     tally = follow_cohort("features", works, task, where, folder, results=files)
     there = tally.done + tally.already
     out.print(f"{there} of {tally.total} slides -> {folder}", highlight=False, soft_wrap=True)

@@ -24,7 +24,7 @@ class _Frozen(BaseModel):
     def _as_people_write_it(cls, value: Any, info: ValidationInfo) -> Any:
         kind = cls.model_fields[str(info.field_name)].annotation
         if get_origin(kind) is tuple and not isinstance(value, list | tuple):
-            return _listed(value)
+            return _as_tuple(value)
         if get_origin(kind) is Literal and isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         if kind in (int, int | None) and isinstance(value, str):
@@ -32,7 +32,7 @@ class _Frozen(BaseModel):
         return value
 
 
-def _listed(value: Any) -> Any:
+def _as_tuple(value: Any) -> Any:
     """Return one value as a list of it; text at its commas."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(","))
@@ -310,7 +310,7 @@ def load_config(path: Path | str | None = None, settings: Sequence[str] = ()) ->
     """
     values = copy.deepcopy(PRESETS[str(path)]) if str(path) in PRESETS else _read(path)
     for setting in settings:
-        _lay_over(values, setting)
+        _apply_setting(values, setting)
     return build_config(values)
 
 
@@ -350,7 +350,7 @@ def known_keys() -> list[str]:
     return flat + [f"{group}.{name}" for group, model in groups.items() for name in model.model_fields]
 
 
-def _lay_over(values: dict[str, Any], setting: str) -> None:
+def _apply_setting(values: dict[str, Any], setting: str) -> None:
     key, equals, text = setting.partition("=")
     if not equals:
         raise ConfigError(f"--set {setting}: expected key=value, such as stage1.lambda_attn=0.5")

@@ -24,8 +24,8 @@ from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.results.cohort_tables import write_failures
 
-ALL = "all"  # every slide of the table, whatever its split
-BOOTSTRAP = 2000
+ALL_SPLITS = "all"  # every slide of the table, whatever its split
+BOOTSTRAP_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ def evaluate_bundle(
     LrmilError
         Where the bundle is broken, or every slide failed.
     """
-    cohort = _asked(read_cohort(cohort_csv), question)
+    cohort = _select_cohort(read_cohort(cohort_csv), question)
     folder.mkdir(parents=True, exist_ok=True)
     results: dict[str, list[SlideResult]] = {"teacher": [], "student": []} if question.teacher else {"student": []}
     failures: dict[str, str] = {}
     for done, row in enumerate(cohort.slides):
         yield Progress("evaluation", done, len(cohort.slides), "slides")
         try:
-            found = yield from _slide(row, question)
+            found = yield from _evaluate_slide(row, question)
         except (LrmilError, OSError) as error:
             failures[row.name] = str(error)
             yield Failed(str(error), row.name, "evaluation", error)
@@ -87,7 +87,7 @@ def evaluate_bundle(
     card = question.bundle.card
     temperatures = {"student": card.temperature, "teacher": card.teacher_temperature}
     side = cohort.slides[0].split
-    figures = evaluate(cohort, results, BOOTSTRAP, splits=(side,), temperatures=temperatures)
+    figures = evaluate(cohort, results, BOOTSTRAP_RESAMPLES, splits=(side,), temperatures=temperatures)
     write_json(folder / METRICS, figures)
     write_json(folder / SLIDES, {"slides": slide_table(cohort, results, temperatures)})
     write_maps(folder, results)
@@ -95,10 +95,10 @@ def evaluate_bundle(
     return failures
 
 
-def _asked(cohort: Cohort, question: ExternalEvaluation) -> Cohort:
+def _select_cohort(cohort: Cohort, question: ExternalEvaluation) -> Cohort:
     """Return the slides that are asked for, with the classes in the bundle's order."""
     classes = question.bundle.card.classes
-    slides = cohort.slides if question.split == ALL else cohort.of(question.split)
+    slides = cohort.slides if question.split == ALL_SPLITS else cohort.of(question.split)
     if not slides:
         there = ", ".join(split for split in SPLITS if cohort.of(split))
         raise CohortError(cohort.path, f"no slide of split {question.split}; there are {there}; or use --split all")
@@ -109,12 +109,12 @@ def _asked(cohort: Cohort, question: ExternalEvaluation) -> Cohort:
             f"slides are labelled {', '.join(foreign)}, but bundle {question.bundle.name} tells "
             f"{', '.join(classes)} apart; use its names in the table, or another bundle",
         )
-    if question.split == ALL:
-        slides = tuple(replace(s, split=ALL) for s in slides)
+    if question.split == ALL_SPLITS:
+        slides = tuple(replace(s, split=ALL_SPLITS) for s in slides)
     return replace(cohort, slides=slides, classes=classes)
 
 
-def _slide(row: CohortSlide, question: ExternalEvaluation) -> Generator[Event, None, dict[str, SlideResult]]:
+def _evaluate_slide(row: CohortSlide, question: ExternalEvaluation) -> Generator[Event, None, dict[str, SlideResult]]:
     """Return what the networks say of a slide."""
     found: Prediction | None = None
     with row.open() as slide:
@@ -126,12 +126,12 @@ def _slide(row: CohortSlide, question: ExternalEvaluation) -> Generator[Event, N
                 case Notice():
                     yield event
     assert found is not None  # `predict` finishes or raises
-    results = {"student": _result(row, found, found.student, high=False)}
+    results = {"student": _slide_result(row, found, found.student, high=False)}
     if found.teacher is not None:
-        results["teacher"] = _result(row, found, found.teacher, high=True)
+        results["teacher"] = _slide_result(row, found, found.teacher, high=True)
     return results
 
 
-def _result(row: CohortSlide, found: Prediction, reading: NetworkPrediction, *, high: bool) -> SlideResult:
+def _slide_result(row: CohortSlide, found: Prediction, reading: NetworkPrediction, *, high: bool) -> SlideResult:
     logits: NDArray[np.float32] = np.array([reading.logits[c] for c in found.classes], dtype=np.float32)
     return SlideResult(row, found.grid, logits, reading.attention, high, reading.pixels_decoded, reading.cpu_seconds)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-Transfer = Literal["logsumexp", "mean", "max"]
+AttentionTransfer = Literal["logsumexp", "mean", "max"]
 
 
 def children_weights(scores: Tensor, present: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def layer_loss(projected: Tensor, targets: Tensor, present: Tensor) -> Tensor:
     return (squared * share).sum(dim=-1).mean()
 
 
-def parent_scores(scores: Tensor, parent: Tensor, parents: int, transfer: Transfer = "logsumexp") -> Tensor:
+def parent_scores(scores: Tensor, parent: Tensor, parents: int, transfer: AttentionTransfer = "logsumexp") -> Tensor:
     """Return (N,) the teacher's score ``S_r`` of each LR patch from the (K,) scores of its children.
 
     ``logsumexp`` makes softmax(S) the sum of the teacher's attention over the children, exactly.

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from lrmil_training.config import TrainConfig, dump_config, load_config
-from lrmil_training.cross_validation import is_series, parts_of, run_series
+from lrmil_training.cross_validation import is_series, list_parts, run_series
 from lrmil_training.data.cohort import Cohort, read_cohort, require_classes
 from lrmil_training.data.features import find_encoder
 from lrmil_training.fitting.loggers import require_loggers
@@ -19,7 +19,7 @@ from lrmil_training.runs.event_log import CALL, COHORT, CONFIG, EventLog
 from lrmil_training.runs.lock import STOP, acquire_run_lock, clear_stop, stop_requested
 from lrmil_training.stages.patch_distillation import require_matching_encoders
 from lrmil_training.stages.pipeline import run_stages
-from lrmil_training.stages.run_context import Run
+from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.atomic_files import write_json, write_text
 from napari_lrmil.core.encoders import FROZEN, TRAINABLE, encoder_notice
 from napari_lrmil.core.errors import ConfigError, LrmilError
@@ -50,13 +50,13 @@ def train(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.device
         for event in events:
             held.check()
             log.write(event)
-            _end_if_asked(out, event)
+            _raise_if_stopped(out, event)
             if isinstance(event, Finished):
                 write_report(out, cohort_csv)  # now that the log has all it tells
             yield event
 
 
-def _end_if_asked(out: Path, event: Event) -> None:
+def _raise_if_stopped(out: Path, event: Event) -> None:
     """Raise `StoppedError` between batches of features; fits look for the file themselves, after every batch."""
     if isinstance(event, Progress) and event.unit in ("patches", "slides") and stop_requested(out):
         raise StoppedError(
@@ -65,7 +65,7 @@ def _end_if_asked(out: Path, event: Event) -> None:
         )
 
 
-def _prepare(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.device) -> Run:
+def _prepare(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.device) -> RunContext:
     """Check everything that can be checked before any work, so that nothing half-written is left by a wrong call."""
     cohort = read_cohort(cohort_csv, seed=config.seed)
     encoder = find_encoder(config.encoder.teacher)
@@ -79,9 +79,9 @@ def _prepare(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.dev
     require_matching_encoders(student.encoder, encoder.encoder, config)
     require_loggers(config.loggers)  # a package that is missing is told now, not after an hour
     _refuse_another_run(out, config, cohort)
-    run = Run(config, cohort, out, device, encoder)
+    run = RunContext(config, cohort, out, device, encoder)
     if is_series(run):
-        parts_of(run)  # refuses what cannot be dealt
+        list_parts(run)  # refuses what cannot be dealt
     else:
         require_classes(cohort, ("train", "val"))
     out.mkdir(parents=True, exist_ok=True)

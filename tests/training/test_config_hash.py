@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from lrmil_training.config import Stage1Config, TrainConfig, build_config
 from lrmil_training.config_hash import FIRST_FIELDS, later_values
 from lrmil_training.stages.methods import STUDENT, Method, stage_settings
-from lrmil_training.stages.run_context import Run
+from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.encoders import LoadedEncoder
 from support.run_folders import made_cohort
 
@@ -45,7 +45,7 @@ def _keys(config: TrainConfig) -> dict[str, str]:
     """Return the key of every stage of the student."""
     encoder = cast(LoadedEncoder, SimpleNamespace(sha256="0" * 64))
     cohort = made_cohort(Path("cohort"), {"train": 4, "val": 2})
-    run = Run(config, cohort, Path("run"), torch.device("cpu"), encoder)
+    run = RunContext(config, cohort, Path("run"), torch.device("cpu"), encoder)
     student = Method(STUDENT, config)
     keys = {"teacher": run.plan("teacher", config.teacher, []).key}
     for number in (1, 2, 3):

@@ -46,7 +46,7 @@ def test_attention_kl_does_not_fade_on_large_slides() -> None:
         given, target = torch.log_softmax(s / temperature, 0), torch.softmax(t / temperature, 0)
         return temperature**2 * functional.kl_div(given, target, reduction="batchmean")
 
-    def keeps(loss: losses.Transfer | object) -> bool:
+    def keeps(loss: losses.AttentionTransfer | object) -> bool:
         small, large = (loss(student.repeat(k), teacher.repeat(k), 2.0) for k in (1, 4))  # type: ignore[operator]
         return bool(torch.isclose(small, large, rtol=1e-5))
 

@@ -10,7 +10,7 @@ import torch
 from lrmil_training import losses
 from lrmil_training.config import Stage2Config
 from lrmil_training.data.bags import BagItem
-from lrmil_training.stages.mil_training import distillation_loss, label_loss
+from lrmil_training.stages.bag_fitting import distillation_loss, label_loss
 from napari_lrmil.core.models.mil import MilOutput
 
 
@@ -110,14 +110,14 @@ def test_logsumexp_carries_scores_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("how", "wanted"), [("mean", [0.0, 5.0]), ("max", [1.0, 5.0])])
-def test_other_ways_to_carry_scores(how: losses.Transfer, wanted: list[float]) -> None:
+def test_other_ways_to_carry_scores(how: losses.AttentionTransfer, wanted: list[float]) -> None:
     """The research code's two choices are options."""
     found = losses.parent_scores(torch.tensor([1.0, -1.0, 5.0]), torch.tensor([0, 0, 1]), 2, how)
     assert found.tolist() == wanted
 
 
 @pytest.mark.parametrize("how", ["logsumexp", "mean", "max"])
-def test_a_patch_without_children_has_no_share_in_any_way_to_carry_scores(how: losses.Transfer) -> None:
+def test_a_patch_without_children_has_no_share_in_any_way_to_carry_scores(how: losses.AttentionTransfer) -> None:
     """Its score is minus infinity, not 0, which among negative scores would be most of the attention."""
     carried = losses.parent_scores(torch.tensor([-5.0, -6.0]), torch.tensor([0, 2]), 3, how)
     assert carried.tolist() == [-5.0, -math.inf, -6.0]

@@ -13,7 +13,7 @@ from torch import Tensor
 from lrmil_training import losses
 from lrmil_training.config import Stage2Config
 from lrmil_training.data.bags import BagItem
-from lrmil_training.stages.mil_training import distillation_loss
+from lrmil_training.stages.bag_fitting import distillation_loss
 from napari_lrmil.core.models.mil import GatedAttentionMIL, MilOutput
 
 seeds = st.integers(0, 2**31 - 1)
@@ -169,7 +169,7 @@ def test_logsumexp_carries_the_teacher_attention_exactly(seed: int, parents: int
 @few
 @given(seeds, st.integers(1, 8), st.integers(0, 30), st.sampled_from(["logsumexp", "mean", "max"]))
 def test_carried_scores_follow_order_and_constant(
-    seed: int, parents: int, extra: int, transfer: losses.Transfer
+    seed: int, parents: int, extra: int, transfer: losses.AttentionTransfer
 ) -> None:
     """Children in another order: the same; patches renamed: renamed; a constant on all of them comes through."""
     draw = Draw(seed)
@@ -257,7 +257,9 @@ def test_patches_that_neither_side_attends_to_change_nothing(seed: int, count: i
 
 @few
 @given(seeds, st.integers(2, 20), st.sampled_from(["logsumexp", "mean", "max"]))
-def test_an_lr_patch_without_a_child_has_no_attention(seed: int, parents: int, transfer: losses.Transfer) -> None:
+def test_an_lr_patch_without_a_child_has_no_attention(
+    seed: int, parents: int, transfer: losses.AttentionTransfer
+) -> None:
     """Its score is minus infinity, its share 0: the term is that of the other patches, plus what the student wastes."""
     draw = Draw(seed)
     student, scores, parent = draw.normal(parents + 1), draw.normal(parents + 5), draw.parents(parents + 5, parents)
@@ -338,7 +340,7 @@ def _every_term(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
     """Return all that is computed from (8,) scores, as numbers that have a gradient."""
     parent, present = torch.arange(8) // 2, (torch.arange(8) % 3 > 0)[None]
     targets = torch.arange(16.0).reshape(1, 8, 2)
-    ways: tuple[losses.Transfer, ...] = ("logsumexp", "mean", "max")
+    ways: tuple[losses.AttentionTransfer, ...] = ("logsumexp", "mean", "max")
     return {
         "soft": losses.attention_kl(student, teacher, 2.0),
         "bag": losses.bag_kl(student[:3], teacher[:3], 2.0),

@@ -16,12 +16,12 @@ import torch
 from lrmil_training.config import Stage2Config, TeacherConfig, TrainConfig, build_config
 from lrmil_training.data.bags import BagItem
 from lrmil_training.data.feature_store import StoredRows
-from lrmil_training.data.patch_pairs import Augmentation, PairDataset
-from lrmil_training.data.teacher_targets import EMBEDDING, FeatureStatistics, TeacherTargets, grid_of_coords
+from lrmil_training.data.patch_pairs import Augmentation, PatchPairDataset
+from lrmil_training.data.teacher_targets import EMBEDDING, FeatureStatistics, TeacherTargets, grid_from_coords
 from lrmil_training.evaluation.metrics import ranking_auroc
 from lrmil_training.fitting.fit import FitPlan, StoppedError
 from lrmil_training.runs.lock import request_stop
-from lrmil_training.stages.mil_training import distillation_loss, fit_mil, label_loss, rank_agreement, seeded_mil
+from lrmil_training.stages.bag_fitting import distillation_loss, fit_mil, label_loss, rank_agreement, seeded_mil
 from lrmil_training.train import train
 from napari_lrmil.core.encoders import save_encoder
 from napari_lrmil.core.errors import BagError, CohortError, ConfigError, EncoderError
@@ -243,7 +243,7 @@ def test_turning_keeps_patch_and_children_together(run: tuple[Path, list[Event]]
     """Children hold the mean grey of their own pixels: after any turn the pairs still match."""
     slide_file = next(cohort.parent.glob("*.tif"))
     bag = read_bag(next((run[0] / "features").rglob(f"20x*/**/{slide_file.stem}.h5")))
-    grid = grid_of_coords(bag.origin, bag.coords, 4)
+    grid = grid_from_coords(bag.origin, bag.coords, 4)
     with Slide(slide_file) as slide:
         from napari_lrmil.core.geometry import BoxLevel0
 
@@ -257,7 +257,7 @@ def test_turning_keeps_patch_and_children_together(run: tuple[Path, list[Event]]
     row = CohortSlide(slide_file, "p", "normal", "train")
     taught = TeacherTargets(row, grid, arrays, standards, torch.zeros(len(grey)), torch.zeros(2))
     plan = build_config(TINY).plan
-    data = PairDataset([taught], plan, augmentation=Augmentation(), seed=5, with_hr_pixels=True)
+    data = PatchPairDataset([taught], plan, augmentation=Augmentation(), seed=5, with_hr_pixels=True)
     for epoch in range(4):
         data.epoch = epoch
         for index in range(len(data)):

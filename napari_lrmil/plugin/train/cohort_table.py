@@ -17,17 +17,17 @@ from typing import Literal
 from psygnal import Signal
 
 from lrmil_training.data.cohort import (
-    NEEDED,
-    OPTIONAL,
+    OPTIONAL_COLUMNS,
+    REQUIRED_COLUMNS,
     SPLITS,
     Cohort,
     CohortSlide,
     assign_splits,
     read_rows,
-    refuse_leaks,
     require_classes,
+    require_disjoint_patients,
 )
-from lrmil_training.data.patient_groups import clusters, parts
+from lrmil_training.data.patient_groups import patient_clusters, patient_parts
 from napari_lrmil.core.atomic_files import atomic_write
 from napari_lrmil.core.errors import CohortError, LrmilError
 from napari_lrmil.core.events import Event, Finished, Partial, Progress
@@ -181,7 +181,7 @@ class CohortTable:
     def open(self, path: Path) -> None:
         """Take the rows of a CSV file; cells may be empty, and slides missing: the rows tell."""
         read = read_rows(path)
-        known = {*NEEDED, *OPTIONAL} - {"site"}
+        known = {*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS} - {"site"}
         rows = []
         for cells in read:
             told = {key: (cells.get(key) or "").strip() for key in known}
@@ -199,7 +199,7 @@ class CohortTable:
 
     def save(self, path: Path) -> None:
         """Write the table, paths from its folder where they can be told so; whole or not at all."""
-        columns = list(dict.fromkeys([*self._columns, *NEEDED, "split"]))
+        columns = list(dict.fromkeys([*self._columns, *REQUIRED_COLUMNS, "split"]))
         if any(row.mpp for row in self.rows) and "mpp" not in columns:
             columns.append("mpp")
         try:
@@ -237,7 +237,7 @@ class CohortTable:
         text = text.strip()
         row = self.rows[index]
         if column == "split":
-            groups = clusters([r.patient for r in self.rows])
+            groups = patient_clusters([r.patient for r in self.rows])
             rows = [replace(r, split=text) if g == groups[index] else r for r, g in zip(self.rows, groups, strict=True)]
         else:
             _check_cell(column, text)
@@ -246,7 +246,7 @@ class CohortTable:
         if tuple(rows) == self.rows:
             return
         if column == "patient" and not self._leak():
-            refuse_leaks(self.path or UNSAVED, [r.as_slide() for r in rows if r.split])
+            require_disjoint_patients(self.path or UNSAVED, [r.as_slide() for r in rows if r.split])
         self._edited(rows)
 
     def remove(self, indices: Collection[int]) -> None:
@@ -304,7 +304,7 @@ class CohortTable:
                 unknown = next((s for s in slides if s.split not in ("", *SPLITS)), None)
                 if unknown is not None:
                     return f"{unknown.path.name} has the split '{unknown.split}'; expected {', '.join(SPLITS)}."
-                refuse_leaks(UNSAVED, slides)
+                require_disjoint_patients(UNSAVED, slides)
         except CohortError as error:
             return _sentence(error)
         return ""
@@ -395,7 +395,7 @@ def _check_cell(column: Column, text: str) -> None:
 
 
 def _count(rows: Sequence[Row]) -> Count:
-    return Count(len(rows), len({part for row in rows for part in parts(row.patient)}))
+    return Count(len(rows), len({part for row in rows for part in patient_parts(row.patient)}))
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -83,7 +83,7 @@ def class_weights(targets: Sequence[int], classes: int, mode: str) -> list[float
     return [float(len(targets) / (classes * max(1, count))) for count in counts]
 
 
-class Bags(Dataset[BagItem]):
+class BagDataset(Dataset[BagItem]):
     """Bags of one side, loaded one at a time; `dropout` leaves out a share of each, anew in every epoch."""
 
     def __init__(self, bags: Sequence[Loadable], dropout: float = 0.0, seed: int = 0) -> None:

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from lrmil_training.data.patient_groups import clusters, parts
+from lrmil_training.data.patient_groups import patient_clusters, patient_parts
 from napari_lrmil.core.errors import CohortError
 from napari_lrmil.core.inference.teacher_comparison import lesion_file
 from napari_lrmil.core.slides.slide import Slide
 
 SPLITS = ("train", "val", "test")
-NEEDED = ("slide", "patient", "label")
-OPTIONAL = ("split", "mpp", "site")
-SHARES = (0.6, 0.2, 0.2)  # of patients, where the table proposes no split
+REQUIRED_COLUMNS = ("slide", "patient", "label")
+OPTIONAL_COLUMNS = ("split", "mpp", "site")
+SPLIT_SHARES = (0.6, 0.2, 0.2)  # of patients, where the table proposes no split
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def read_cohort(path: Path, *, seed: int = 0) -> Cohort:
     fixed = any(s.split for s in slides)
     if not fixed:
         slides = assign_splits(slides, seed)
-    refuse_leaks(path, slides)
+    require_disjoint_patients(path, slides)
     return Cohort(path, tuple(slides), tuple(dict.fromkeys(_class_order(slides))), fixed)
 
 
@@ -156,7 +156,7 @@ def read_slides(path: Path) -> list[CohortSlide]:
     return [_slide(path, i, row, needed=("slide",)) for i, row in enumerate(rows, start=2)]
 
 
-def read_rows(path: Path, needed: Sequence[str] = NEEDED) -> list[dict[str, str]]:
+def read_rows(path: Path, needed: Sequence[str] = REQUIRED_COLUMNS) -> list[dict[str, str]]:
     """Return the rows of a table as they stand, column -> cell; nothing but the columns is checked.
 
     Raises
@@ -179,13 +179,14 @@ def read_rows(path: Path, needed: Sequence[str] = NEEDED) -> list[dict[str, str]
         what = f"no column {', '.join(lacking)}" if lacking else "no slide"
         raise CohortError(
             path,
-            f"{what}; expected a row per slide with columns {', '.join(needed)} and optional {', '.join(OPTIONAL)}",
+            f"{what}; expected a row per slide with columns {', '.join(needed)} "
+            f"and optional {', '.join(OPTIONAL_COLUMNS)}",
         )
     return rows
 
 
-def _slide(table: Path, line: int, row: dict[str, str], needed: Sequence[str] = NEEDED) -> CohortSlide:
-    cells = {key: (row.get(key) or "").strip() for key in (*NEEDED, *OPTIONAL)}
+def _slide(table: Path, line: int, row: dict[str, str], needed: Sequence[str] = REQUIRED_COLUMNS) -> CohortSlide:
+    cells = {key: (row.get(key) or "").strip() for key in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)}
     empty = [key for key in needed if not cells[key]]
     if empty:
         raise CohortError(table, f"line {line} has no {', '.join(empty)}; fill it in or drop the line")
@@ -202,7 +203,7 @@ def _slide(table: Path, line: int, row: dict[str, str], needed: Sequence[str] = 
     return CohortSlide(where, cells["patient"], cells["label"], cells["split"], mpp, cells["site"], extra)
 
 
-def refuse_leaks(path: Path, slides: Sequence[CohortSlide]) -> None:
+def require_disjoint_patients(path: Path, slides: Sequence[CohortSlide]) -> None:
     """Raise `CohortError` where a patient is on two sides; a pseudo-patient such as ``2+5`` counts as both."""
     unsplit = [s.name for s in slides if not s.split]
     if unsplit:
@@ -211,7 +212,7 @@ def refuse_leaks(path: Path, slides: Sequence[CohortSlide]) -> None:
         )
     sides: dict[str, set[str]] = {}
     for s in slides:
-        for part in parts(s.patient):
+        for part in patient_parts(s.patient):
             sides.setdefault(part, set()).add(s.split)
     leaks = {p: side for p, side in sides.items() if len(side) > 1}
     if leaks:
@@ -239,13 +240,13 @@ def require_classes(cohort: Cohort, splits: Sequence[str]) -> None:
 def assign_splits(slides: Sequence[CohortSlide], seed: int) -> list[CohortSlide]:
     """Return the slides with splits dealt by patient, stratified by label; pseudo-patients go with their parts."""
     rng = np.random.default_rng(seed)
-    groups = clusters([s.patient for s in slides])
+    groups = patient_clusters([s.patient for s in slides])
     labels = {group: s.label for group, s in zip(groups, slides, strict=True)}
     side: dict[str, str] = {}
     for label in sorted(set(labels.values())):
         patients = sorted(p for p, its in labels.items() if its == label)
         order = rng.permutation(len(patients))
-        ends = np.round(np.cumsum(SHARES) * len(patients)).astype(int)
+        ends = np.round(np.cumsum(SPLIT_SHARES) * len(patients)).astype(int)
         for rank, i in enumerate(order):
             side[patients[i]] = SPLITS[int(np.searchsorted(ends, rank, side="right"))]
     return [replace(s, split=side[group]) for s, group in zip(slides, groups, strict=True)]

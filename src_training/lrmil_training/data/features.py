@@ -122,7 +122,7 @@ def make_features(
     for done, row in enumerate(slides):
         yield Progress(stage, done, len(slides), "slides")
         try:
-            yield from _one(row, request, device, (grids or {}).get(row.name))
+            yield from _make_slide_features(row, request, device, (grids or {}).get(row.name))
         except DiskFullError:
             raise
         except LrmilError as error:
@@ -158,12 +158,12 @@ def make_lr_features(
     return {s.name: StoredRows.of(request.path(s)) for s in cohort.slides}
 
 
-def _one(
+def _make_slide_features(
     row: CohortSlide, request: FeatureRequest, device: torch.device, known: NestedGrid | None
 ) -> Generator[Event, None, None]:
     began = time.process_time()
     with row.open() as slide:
-        if is_current(request.path(row), slide, request, known):
+        if is_up_to_date(request.path(row), slide, request, known):
             return
         yield from (Notice(text, row.name) for text in slide.warnings)
         if request.high:
@@ -177,12 +177,12 @@ def build_bag(
     slide: Slide, grid: NestedGrid, request: FeatureRequest, device: torch.device, *, stage: str, began: float
 ) -> Generator[Event, None, Bag]:
     """Return the features of a slide's patches; `began` is the process time at which its work did."""
-    patches = patch_set(grid, request)
+    patches = requested_patches(grid, request)
     embedded = yield from extract_features(
         slide, patches, request.encoder, device=device, layers=request.layers, stage=stage
     )
     origin = replace(
-        origin_of(slide, patches, grid, request),
+        make_bag_origin(slide, patches, grid, request),
         pixels_decoded=slide.pixels_decoded,
         cpu_seconds=time.process_time() - began,
     )
@@ -209,7 +209,7 @@ def refuse_foreign_features(path: Path, request: FeatureRequest) -> None:
         raise BagError(path, f"features of patches of {found}, expected {expected}; {leave}")
 
 
-def patch_set(grid: NestedGrid, request: FeatureRequest) -> PatchSet:
+def requested_patches(grid: NestedGrid, request: FeatureRequest) -> PatchSet:
     """Return the patches of the grid that the request is about."""
     if request.high:
         return PatchSet(grid.hr_corners, grid.lattice.cell, request.patch_px)
@@ -221,7 +221,7 @@ def lr_patches(grid: NestedGrid, plan: PatchPlan, input_px: int | None) -> Patch
     return PatchSet(grid.lr_corners, grid.lattice.lr_cell, plan.lr_patch_px, input_px)
 
 
-def origin_of(slide: Slide, patches: PatchSet, grid: NestedGrid, request: FeatureRequest) -> BagOrigin:
+def make_bag_origin(slide: Slide, patches: PatchSet, grid: NestedGrid, request: FeatureRequest) -> BagOrigin:
     """Return how a bag was made."""
     return BagOrigin(
         slide=slide.name,
@@ -237,7 +237,7 @@ def origin_of(slide: Slide, patches: PatchSet, grid: NestedGrid, request: Featur
     )
 
 
-def is_current(path: Path, slide: Slide, request: FeatureRequest, known: NestedGrid | None = None) -> bool:
+def is_up_to_date(path: Path, slide: Slide, request: FeatureRequest, known: NestedGrid | None = None) -> bool:
     """Return whether a complete file of this very slide, and of its known patches, is there already.
 
     See `refuse_foreign_features` for the rest.
@@ -250,7 +250,7 @@ def is_current(path: Path, slide: Slide, request: FeatureRequest, known: NestedG
     except BagError:
         return False  # broken, or without a layer: it is made again, whole, under the same name
     same_slide = o.slide_fingerprint == slide.fingerprint and abs(o.mpp0 - slide.mpp.mean) < 1e-9
-    same_patches = known is None or np.array_equal(coords, patch_set(known, request).corners)
+    same_patches = known is None or np.array_equal(coords, requested_patches(known, request).corners)
     return bool(arrays) and same_slide and same_patches
 
 
@@ -290,14 +290,14 @@ class FeatureTask:
 
     def __call__(self, work: SlideJob) -> Generator[Event, None, TaskResult]:
         """Embed a slide and leave its file."""
-        loaded, row, device = loaded_encoder(self.encoder), as_row(work), resolve_device(self.device)
+        loaded, row, device = cached_encoder(self.encoder), unlabelled_slide(work), resolve_device(self.device)
         if loaded.sha256 != self.encoder_sha256:
             raise EncoderError(f"{self.encoder} is not the encoder that the work began with; start the call again")
         loaded.encoder.to(device)
         request, began = self.request(loaded), time.process_time()
         path = request.path(row)
         with row.open() as slide:
-            if is_current(path, slide, request):
+            if is_up_to_date(path, slide, request):
                 return TaskResult("features (already there)", path, already=True)
             yield from (Notice(text, row.name) for text in slide.warnings)
             yield Progress("tissue", 0, 1, "slide")
@@ -310,12 +310,12 @@ class FeatureTask:
         return TaskResult(f"features of {len(bag.coords)} patches", path)
 
 
-def as_row(work: SlideJob) -> CohortSlide:
+def unlabelled_slide(work: SlideJob) -> CohortSlide:
     """Return a slide as a row without patient and label, for which features do not ask."""
     return CohortSlide(work.path, patient="", label="", split="", mpp=work.mpp)
 
 
 @lru_cache(maxsize=1)
-def loaded_encoder(name: str) -> LoadedEncoder:
+def cached_encoder(name: str) -> LoadedEncoder:
     """Return an encoder, loaded once in each process; see `find_encoder`."""
     return find_encoder(name)

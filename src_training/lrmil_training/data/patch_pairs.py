@@ -19,13 +19,13 @@ from napari_lrmil.core.features.extraction import PatchSet
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.slides.slide import Slide
 
-OPEN_SLIDES = 64  # each is an open file with its tables of tiles
+MAX_OPEN_SLIDES = 64  # each is an open file with its tables of tiles
 
 
 class SlideHandles:
     """Slides that stay open until others push them out; they are not pickled, a worker process opens its own."""
 
-    def __init__(self, most: int = OPEN_SLIDES) -> None:
+    def __init__(self, most: int = MAX_OPEN_SLIDES) -> None:
         self.most = most
         self._open: OrderedDict[str, Slide] = OrderedDict()
 
@@ -54,7 +54,7 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True)
-class Pair:
+class PatchPair:
     """One LR patch and its children; a batch of them has a leading axis B.
 
     Attributes
@@ -80,9 +80,9 @@ class Pair:
     present: Tensor
     hr_pixels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
 
-    def to(self, device: torch.device) -> Pair:
+    def to(self, device: torch.device) -> PatchPair:
         """Return the pair on another device, as Lightning asks for it."""
-        return Pair(
+        return PatchPair(
             self.pixels.to(device),
             self.targets.to(device),
             {name: values.to(device) for name, values in self.layers.items()},
@@ -92,9 +92,9 @@ class Pair:
         )
 
 
-def collate(pairs: Sequence[Pair]) -> Pair:
+def collate_pairs(pairs: Sequence[PatchPair]) -> PatchPair:
     """Return a batch."""
-    return Pair(
+    return PatchPair(
         pixels=torch.stack([p.pixels for p in pairs]),
         targets=torch.stack([p.targets for p in pairs]),
         layers={name: torch.stack([p.layers[name] for p in pairs]) for name in pairs[0].layers},
@@ -120,7 +120,7 @@ class Augmentation:
     stain_sd: float = 0.0
 
 
-class PairDataset(Dataset[Pair]):
+class PatchPairDataset(Dataset[PatchPair]):
     """Pairs of a list of slides; pixels and targets are read as they are asked for.
 
     Parameters
@@ -160,7 +160,7 @@ class PairDataset(Dataset[Pair]):
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def __getitem__(self, index: int) -> Pair:
+    def __getitem__(self, index: int) -> PatchPair:
         i = int(np.searchsorted(self._ends, index, side="right"))
         rank = index - (int(self._ends[i - 1]) if i else 0)
         r = self._drawn(i, rank)
@@ -170,12 +170,16 @@ class PairDataset(Dataset[Pair]):
         if self.augmentation is not None:
             rng = np.random.default_rng([self.seed, self.epoch, i, r])
             turn = int(rng.integers(8)) if self.augmentation.turn else 0
-            pixels, rows, hr = apply_dihedral(pixels, turn), apply_dihedral(rows, turn), _turned_children(hr, turn)
+            pixels, rows, hr = (
+                apply_dihedral(pixels, turn),
+                apply_dihedral(rows, turn),
+                _apply_dihedral_to_children(hr, turn),
+            )
             if self.augmentation.stain_sd:
                 factors = 1 + self.augmentation.stain_sd * rng.standard_normal(3)
                 pixels, hr = jitter_stain(pixels, factors), jitter_stain(hr, factors)
         flat = torch.from_numpy(np.ascontiguousarray(rows).reshape(-1))
-        return Pair(
+        return PatchPair(
             pixels=_channels_first(pixels),
             targets=taught.standardised(EMBEDDING, flat),
             layers={name: taught.standardised(name, flat) for name in taught.layers},
@@ -219,7 +223,7 @@ def apply_dihedral(array: NDArray[_Scalar], turn: int) -> NDArray[_Scalar]:
     return array[:: -1 if turn & 2 else 1, :: -1 if turn & 1 else 1]
 
 
-def _turned_children(children: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
+def _apply_dihedral_to_children(children: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
     """Return (n, n, q, q, 3) children turned as a whole: their order and the pixels of each."""
     order = apply_dihedral(children, turn)
     return apply_dihedral(order.transpose(2, 3, 0, 1, 4), turn).transpose(2, 3, 0, 1, 4)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def parts(patient: str) -> list[str]:
+def patient_parts(patient: str) -> list[str]:
     """Return the patients that a pseudo-patient is made of; of a plain one itself."""
     return [part.strip() for part in patient.split("+") if part.strip()] or [patient]
 
 
-def clusters(patients: Sequence[str], sites: Sequence[str] = ()) -> list[str]:
+def patient_clusters(patients: Sequence[str], sites: Sequence[str] = ()) -> list[str]:
     """Return for each row the name of its cluster: rows that share a part of a patient, however far apart, have one.
 
     Parameters
@@ -28,7 +28,7 @@ def clusters(patients: Sequence[str], sites: Sequence[str] = ()) -> list[str]:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    rows = [(i, ("patient", part)) for i, patient in enumerate(patients) for part in parts(patient)]
+    rows = [(i, ("patient", part)) for i, patient in enumerate(patients) for part in patient_parts(patient)]
     rows += [(i, ("site", site)) for i, site in enumerate(sites) if site]
     place = {key: len(patients) + at for at, key in enumerate(dict.fromkeys(key for _, key in rows))}
     ends = [i for i, _ in rows], [place[key] for _, key in rows]

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrmil_training.data.cohort import Cohort, CohortSlide
-from lrmil_training.data.patient_groups import clusters
+from lrmil_training.data.patient_groups import patient_clusters
 from napari_lrmil.core.errors import CohortError
 
-FEWEST_FOLDS = 3  # one to test, one to select, one to learn from
-TRIES = 20  # orders that are dealt before we say that no fold division holds every class everywhere
+MIN_FOLDS = 3  # one to test, one to select, one to learn from
+MAX_ATTEMPTS = 20  # orders that are dealt before we say that no fold division holds every class everywhere
 
 
 def make_folds(cohort: Cohort, k: int, seed: int, *, by_site: bool = False) -> list[Cohort]:
@@ -40,16 +40,16 @@ def make_folds(cohort: Cohort, k: int, seed: int, *, by_site: bool = False) -> l
     CohortError
         Where there are too few patients, or sites, of a class for every fold to have one.
     """
-    if k < FEWEST_FOLDS:
+    if k < MIN_FOLDS:
         raise CohortError(
             cohort.path,
-            f"{k} folds leave nothing to learn from; take {FEWEST_FOLDS} or more, or the table's fixed split",
+            f"{k} folds leave nothing to learn from; take {MIN_FOLDS} or more, or the table's fixed split",
         )
     cohort = cohort.without({s.name for s in hold_out_test(cohort)})
     groups = _groups(cohort, by_site)
     _require_groups(cohort, groups, k, by_site)
-    fold = _dealt(cohort, groups, k, seed)
-    return [_with_sides(cohort, fold, i, k) for i in range(k)]
+    fold = _assign_folds(cohort, groups, k, seed)
+    return [_fold_cohort(cohort, fold, i, k) for i in range(k)]
 
 
 def hold_out_test(cohort: Cohort) -> tuple[CohortSlide, ...]:
@@ -60,14 +60,14 @@ def hold_out_test(cohort: Cohort) -> tuple[CohortSlide, ...]:
 def _groups(cohort: Cohort, by_site: bool) -> list[str]:
     patients = [s.patient for s in cohort.slides]
     if not by_site:
-        return clusters(patients)
+        return patient_clusters(patients)
     nameless = [s.name for s in cohort.slides if not s.site]
     if nameless:
         raise CohortError(
             cohort.path,
             f"{len(nameless)} slides have no site, first {nameless[0]}; fill in that column, or do not deal by site",
         )
-    return clusters(patients, [s.site for s in cohort.slides])
+    return patient_clusters(patients, [s.site for s in cohort.slides])
 
 
 def _require_groups(cohort: Cohort, groups: Sequence[str], k: int, by_site: bool) -> None:
@@ -82,12 +82,14 @@ def _require_groups(cohort: Cohort, groups: Sequence[str], k: int, by_site: bool
             )
 
 
-def _dealt(cohort: Cohort, groups: Sequence[str], k: int, seed: int) -> NDArray[np.int64]:
+def _assign_folds(cohort: Cohort, groups: Sequence[str], k: int, seed: int) -> NDArray[np.int64]:
     """Return (N,) the fold of each slide, every class in every fold."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     targets = np.array([cohort.target(s) for s in cohort.slides])
-    for attempt in range(TRIES):  # the library balances shares of slides, and may leave a fold without a rare class
+    for attempt in range(
+        MAX_ATTEMPTS
+    ):  # the library balances shares of slides, and may leave a fold without a rare class
         order = int(np.random.default_rng([seed, attempt]).integers(2**31))
         splitter = StratifiedGroupKFold(k, shuffle=True, random_state=order)
         fold = np.empty(len(targets), dtype=np.int64)
@@ -100,7 +102,7 @@ def _dealt(cohort: Cohort, groups: Sequence[str], k: int, seed: int) -> NDArray[
     )
 
 
-def _with_sides(cohort: Cohort, fold: NDArray[np.int64], i: int, k: int) -> Cohort:
+def _fold_cohort(cohort: Cohort, fold: NDArray[np.int64], i: int, k: int) -> Cohort:
     side: Mapping[int, str] = {i: "test", (i + 1) % k: "val"}
     slides = (replace(s, split=side.get(int(f), "train")) for s, f in zip(cohort.slides, fold, strict=True))
     return replace(cohort, slides=tuple(slides))

@@ -19,7 +19,7 @@ from napari_lrmil.core.patching.grid import NestedGrid, nested_grid_from_cells
 EMBEDDING = "features"  # the name of the final embedding among the stored arrays
 
 
-SMALLEST_DEVIATION = 1e-4  # a dimension that never varies is left as it is, not blown up
+MIN_DEVIATION = 1e-4  # a dimension that never varies is left as it is, not blown up
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def feature_statistics(arrays: Sequence[Callable[[], Features]]) -> FeatureStati
     mean = total / count
     variance = np.sum([np.square(array() - mean).sum(axis=0) for array in arrays], axis=0) / count
     deviation = np.sqrt(variance)
-    deviation[deviation < SMALLEST_DEVIATION] = 1.0
+    deviation[deviation < MIN_DEVIATION] = 1.0
     return FeatureStatistics(torch.tensor(mean, dtype=torch.float32), torch.tensor(deviation, dtype=torch.float32))
 
 
@@ -107,7 +107,7 @@ class TeacherTargets:
         return rows
 
 
-def grid_of_coords(origin: BagOrigin, coords: Int64, n: int) -> NestedGrid:
+def grid_from_coords(origin: BagOrigin, coords: Int64, n: int) -> NestedGrid:
     """Return the nested grids behind the stored coordinates of HR features."""
     lattice = origin.lattice(n)
     index = (coords - np.asarray(lattice.origin)) // np.asarray(lattice.cell)

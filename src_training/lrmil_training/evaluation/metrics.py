@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrmil_training.data.patient_groups import clusters
+from lrmil_training.data.patient_groups import patient_clusters
 from napari_lrmil.core.metrics.agreement import auroc
 
 Float = NDArray[np.float64]
@@ -70,7 +70,7 @@ class Resampler:
     """
 
     def __init__(self, targets: Int, patients: Sequence[str], times: int, seed: int = 0) -> None:
-        rows = _rows_of(clusters(patients))
+        rows = _rows_of(patient_clusters(patients))
         self.n_clusters = len(rows)
         held = [sum(bool((targets[its] == c).any()) for its in rows) for c in np.unique(targets)]
         enough = all(count >= FEWEST_CLUSTERS for count in held)

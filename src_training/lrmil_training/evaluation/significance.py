@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrmil_training.data.patient_groups import clusters
+from lrmil_training.data.patient_groups import patient_clusters
 from lrmil_training.evaluation.metrics import LEVEL, OVER_SLIDES, ScoredSlides
 
 Float = NDArray[np.float64]
@@ -89,7 +89,7 @@ def _hindrance(scored: ScoredSlides) -> str | None:
     """Return why DeLong's formula does not hold for these slides; None where it does."""
     if scored.probabilities.shape[1] != 2:
         return "DeLong's test is for two classes"
-    if len(set(clusters(scored.patients))) < len(scored.patients):
+    if len(set(patient_clusters(scored.patients))) < len(scored.patients):
         return "some patients have several slides, which are not independent"
     if min(np.bincount(scored.targets, minlength=2)) < 2:
         return "a class has fewer than two slides"

@@ -21,7 +21,7 @@ SCORE = "lrmil_score"  # entry of a stage's best state
 
 
 @dataclass(frozen=True)
-class Resumable:
+class ResumePoint:
     """A checkpoint to go on from.
 
     Attributes
@@ -44,13 +44,13 @@ def last_files(plan: FitPlan) -> tuple[Path, Path]:
     return plan.folder / f"{plan.stage}.last.ckpt", plan.folder / f"{plan.stage}.prev.ckpt"
 
 
-def find_checkpoint(plan: FitPlan) -> Resumable | None:
+def find_checkpoint(plan: FitPlan) -> ResumePoint | None:
     """Return the newest checkpoint that can be read and was made under the plan's key."""
     for path in last_files(plan) if plan.key else ():
         try:
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             if found[KEY] == plan.key:
-                return Resumable(path, int(found["epoch"]), float(found[SCALE]))
+                return ResumePoint(path, int(found["epoch"]), float(found[SCALE]))
         except Exception:  # absent, half-written or foreign: torch has many errors for a broken file
             continue
     return None
@@ -100,7 +100,7 @@ def read_score(plan: FitPlan) -> float:
     return float(found[SCORE])
 
 
-class KeepLast(Callback):
+class SaveLastState(Callback):
     """Write everything that is needed to go on, whole or not at all.
 
     It does so as the next epoch begins: only then have the schedulers made their step. Of Lightning's loops it keeps
@@ -136,7 +136,7 @@ class KeepLast(Callback):
         if not self.plan.key or trainer.current_epoch == self.written:
             return
         last, previous = last_files(self.plan)
-        partial = _partial(last)
+        partial = _partial_path(last)
         try:
             trainer.save_checkpoint(partial)  # all processes take part, the first one writes
             if trainer.is_global_zero:
@@ -152,5 +152,5 @@ class KeepLast(Callback):
         self.written = trainer.current_epoch
 
 
-def _partial(path: Path) -> Path:
+def _partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")  # no pid: all processes of a stage name the same file

@@ -15,7 +15,7 @@ from napari_lrmil.core.errors import LrmilError
 _Value = TypeVar("_Value")
 
 
-def ranks() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """Return this process's rank and how many fit together; (0, 1) where one fits alone."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
@@ -52,14 +52,14 @@ class EpochSampler(Sampler[int]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        rank, world = ranks()
+        rank, world = rank_and_world_size()
         if not self.shuffle:
             return iter(range(rank, self.length, world))
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
         return iter(np.resize(order, len(self) * world)[rank::world].tolist())  # resize starts over at the end
 
     def __len__(self) -> int:
-        rank, world = ranks()
+        rank, world = rank_and_world_size()
         if self.length < world:
             raise LrmilError(
                 f"{self.length} samples cannot be shared out among {world} processes; fit on fewer devices"
@@ -102,7 +102,7 @@ class EpochMeans:
         """Return ``side/term`` -> mean, and begin anew. All processes must call it, and each must have had a batch."""
         if self._sums is None:
             return {}
-        if ranks()[1] > 1:
+        if rank_and_world_size()[1] > 1:
             distributed.all_reduce(self._sums)
         *sums, size = self._sums.tolist()
         self._sums = None
@@ -114,7 +114,7 @@ def all_gather_rows(values: Sequence[_Value]) -> list[_Value]:
 
     All processes must call it. Tensors should be on the CPU.
     """
-    world = ranks()[1]
+    world = rank_and_world_size()[1]
     if world == 1:
         return list(values)
     parts: list[Any] = [None] * world
@@ -124,7 +124,7 @@ def all_gather_rows(values: Sequence[_Value]) -> list[_Value]:
 
 def average_buffers(module: torch.nn.Module) -> None:
     """Replace running statistics by their mean over all processes, each of which saw other samples."""
-    world = ranks()[1]
+    world = rank_and_world_size()[1]
     if world == 1:
         return
     for buffer in module.buffers():

@@ -16,7 +16,7 @@ from lrmil_training.fitting.epochs import EpochMeans, EpochSampler, all_gather_r
 from lrmil_training.fitting.plan import SELECT, FitPlan, StoppedError
 from lrmil_training.fitting.processes import run_in_processes
 from lrmil_training.fitting.rank_worker import OutOfMemoryError
-from lrmil_training.fitting.trainer import CancelledError, Make, State, can_scale, run_stage
+from lrmil_training.fitting.trainer import CancelledError, FitFactory, StateDict, can_scale, run_stage
 from napari_lrmil.core.atomic_files import write_text
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Metric, Notice, StageDone
@@ -34,10 +34,10 @@ __all__ = [
     "set_epoch",
 ]
 
-SMALLEST_SCALE = 1 / 64  # of the batch size; a GPU that does not hold this holds nothing
+MIN_SCALE = 1 / 64  # of the batch size; a GPU that does not hold this holds nothing
 
 
-def fit(make: Make, plan: FitPlan) -> Generator[Event, None, State]:
+def fit(make: FitFactory, plan: FitPlan) -> Generator[Event, None, StateDict]:
     """Fit a stage and return the state of its best epoch on validation.
 
     A stage that was broken off under the same key goes on from its last whole epoch, and ends as if it had not been.
@@ -66,13 +66,13 @@ def fit(make: Make, plan: FitPlan) -> Generator[Event, None, State]:
     resume = find_checkpoint(plan)
     if resume is None:
         discard_checkpoints(plan)
-    scale, initial = resume.scale if resume else 1.0, State()
+    scale, initial = resume.scale if resume else 1.0, StateDict()
     while True:
         try:
-            yield from _logged(plan, _attempt(make, plan, scale, initial))
+            yield from _log_metrics(plan, _fit_once(make, plan, scale, initial))
             break
         except OutOfMemoryError:
-            scale = _halved(make, plan, scale)
+            scale = _halve_scale(make, plan, scale)
         discard_checkpoints(plan)  # schedules count steps, so a smaller batch starts the stage afresh
         yield Notice(f"the device's memory ran out: {plan.stage} starts again with {scale:.3g} of the batch size")
     write_text(plan.mark, plan.key)
@@ -81,14 +81,14 @@ def fit(make: Make, plan: FitPlan) -> Generator[Event, None, State]:
     return read_best(plan)
 
 
-def _attempt(make: Make, plan: FitPlan, scale: float, initial: State) -> Generator[Event, None, None]:
+def _fit_once(make: FitFactory, plan: FitPlan, scale: float, initial: StateDict) -> Generator[Event, None, None]:
     if plan.in_processes:
         return run_in_processes(make, plan, scale)
     return _run_in_thread(make, plan, scale, initial)
 
 
-def _halved(make: Make, plan: FitPlan, scale: float) -> float:
-    if not can_scale(make) or scale / 2 < SMALLEST_SCALE:
+def _halve_scale(make: FitFactory, plan: FitPlan, scale: float) -> float:
+    if not can_scale(make) or scale / 2 < MIN_SCALE:
         raise LrmilError(
             f"{plan.stage}: the memory of {plan.device} does not hold a single step; "
             "use another device, or smaller or fewer patches"
@@ -96,7 +96,7 @@ def _halved(make: Make, plan: FitPlan, scale: float) -> float:
     return scale / 2
 
 
-def _logged(plan: FitPlan, events: Generator[Event, None, None]) -> Generator[Event, None, None]:
+def _log_metrics(plan: FitPlan, events: Generator[Event, None, None]) -> Generator[Event, None, None]:
     """Pass events on, and the figures among them to the loggers."""
     status = "failed"
     try:
@@ -113,11 +113,11 @@ def _logged(plan: FitPlan, events: Generator[Event, None, None]) -> Generator[Ev
             logger.finalize(status)
 
 
-def _run_in_thread(make: Make, plan: FitPlan, scale: float, initial: State) -> Generator[Event, None, None]:
+def _run_in_thread(make: FitFactory, plan: FitPlan, scale: float, initial: StateDict) -> Generator[Event, None, None]:
     events: queue.Queue[Event | BaseException | None] = queue.Queue()
     cancel = threading.Event()
     arguments = (make, plan, scale, initial, events, cancel)
-    thread = threading.Thread(target=_work, args=arguments, name=plan.stage, daemon=True)
+    thread = threading.Thread(target=_fit_thread_main, args=arguments, name=plan.stage, daemon=True)
     thread.start()
     try:
         while (event := events.get()) is not None:
@@ -129,8 +129,8 @@ def _run_in_thread(make: Make, plan: FitPlan, scale: float, initial: State) -> G
         thread.join()
 
 
-def _work(
-    make: Make, plan: FitPlan, scale: float, initial: State, events: queue.Queue[Any], cancel: threading.Event
+def _fit_thread_main(
+    make: FitFactory, plan: FitPlan, scale: float, initial: StateDict, events: queue.Queue[Any], cancel: threading.Event
 ) -> None:
     try:
         run_stage(make, plan, scale, initial, events.put, cancel.is_set)

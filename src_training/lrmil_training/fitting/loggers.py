@@ -18,10 +18,10 @@ from napari_lrmil.core.atomic_files import write_text
 from napari_lrmil.core.errors import ConfigError
 
 PROJECT = "napari-lrmil"
-TABLE, ID = "metrics.csv", "id.txt"
+METRICS_TABLE, RUN_ID = "metrics.csv", "id.txt"
 COLUMNS = ("stage", "fit", "epoch", "name", "value")
-TRACKING = "MLFLOW_TRACKING_URI"
-PACKAGES = {  # logger -> module that it needs, and what to install for it
+MLFLOW_VARIABLE = "MLFLOW_TRACKING_URI"
+LOGGER_PACKAGES = {  # logger -> module that it needs, and what to install for it
     "csv": ("csv", ""),
     "tensorboard": ("tensorboard", "tensorboard"),
     "wandb": ("wandb", "wandb"),
@@ -63,7 +63,7 @@ class FitName:
     @property
     def run_id(self) -> str:
         """Drawn once and kept in the folder: runs of one name, even of one path at other times, are others."""
-        file = self.folder / ID
+        file = self.folder / RUN_ID
         if not file.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(file, secrets.token_hex(4))
@@ -78,7 +78,7 @@ class TableLogger(Logger):
 
     def __init__(self, fit: FitName) -> None:
         super().__init__()
-        self.path, self.fit = fit.folder / TABLE, fit
+        self.path, self.fit = fit.folder / METRICS_TABLE, fit
 
     @property
     def name(self) -> str:
@@ -131,15 +131,15 @@ def make_loggers(names: Sequence[str], fit: FitName) -> tuple[Logger, ...]:
 def require_loggers(names: Sequence[str]) -> None:
     """Raise `ConfigError` where a name is unknown or its package is not installed; nothing is made."""
     for name in names:
-        if name not in PACKAGES:
-            raise ConfigError(f"loggers: '{name}' is unknown; there are: {', '.join(PACKAGES)}")
-        module, package = PACKAGES[name]
+        if name not in LOGGER_PACKAGES:
+            raise ConfigError(f"loggers: '{name}' is unknown; there are: {', '.join(LOGGER_PACKAGES)}")
+        module, package = LOGGER_PACKAGES[name]
         if find_spec(module) is None:
             raise ConfigError(
                 f"loggers: '{name}' needs a package that is not installed; pip install {package}, or leave it out"
             )
-    if "mlflow" in names and TRACKING not in os.environ and find_spec("sqlalchemy") is None:
-        raise ConfigError(f"loggers: 'mlflow' needs {TRACKING}, or a database of its own; pip install mlflow")
+    if "mlflow" in names and MLFLOW_VARIABLE not in os.environ and find_spec("sqlalchemy") is None:
+        raise ConfigError(f"loggers: 'mlflow' needs {MLFLOW_VARIABLE}, or a database of its own; pip install mlflow")
 
 
 def _table(fit: FitName) -> Logger:
@@ -165,8 +165,8 @@ def _wandb(fit: FitName) -> Logger:
 
 
 def _mlflow(fit: FitName) -> Logger:
-    where: dict[str, Any] = {"tracking_uri": os.environ.get(TRACKING)}
-    if TRACKING not in os.environ:  # the database serves from any working folder; MLflow gave up plain files
+    where: dict[str, Any] = {"tracking_uri": os.environ.get(MLFLOW_VARIABLE)}
+    if MLFLOW_VARIABLE not in os.environ:  # the database serves from any working folder; MLflow gave up plain files
         fit.folder.mkdir(parents=True, exist_ok=True)
         where["tracking_uri"] = f"sqlite:///{(fit.folder / 'mlflow.db').absolute().as_posix()}"
         where["artifact_location"] = (fit.folder / "mlruns").absolute().as_uri()

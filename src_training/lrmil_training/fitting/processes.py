@@ -21,15 +21,16 @@ import torch
 from lrmil_training.fitting.checkpoints import temporary_prefix
 from lrmil_training.fitting.plan import FitPlan
 from lrmil_training.fitting.process_entry import rank_main
-from lrmil_training.fitting.rank_worker import _Done, _Problem
-from lrmil_training.fitting.trainer import Make
+from lrmil_training.fitting.rank_worker import RankDone, RankError
+from lrmil_training.fitting.trainer import FitFactory
 from napari_lrmil.core.events import Event
 from napari_lrmil.core.processes import Child, ChildEndedError, wait_for_any
 
-SECOND_WORD_S = 2.0  # when one rank fails the others fail at the broken connection; the first reason may come later
+# The rank that failed first may report after those that failed because they lost the connection to it.
+ROOT_CAUSE_TIMEOUT_S = 2.0
 
 
-def run_in_processes(make: Make, plan: FitPlan, scale: float) -> Generator[Event, None, None]:
+def run_in_processes(make: FitFactory, plan: FitPlan, scale: float) -> Generator[Event, None, None]:
     """Fit a stage in `plan.devices` processes and yield the events of the first of them.
 
     `make` travels as a file that all ranks map into memory, so bags are held once, not once a rank.
@@ -41,44 +42,44 @@ def run_in_processes(make: Make, plan: FitPlan, scale: float) -> Generator[Event
             for rank in range(plan.devices):
                 name = f"process {rank + 1} of {plan.devices}"
                 ranks.append(Child(name, rank_main, rank, plan.devices, port, threads, file))
-            yield from _followed(plan, ranks)
+            yield from _receive_events(plan, ranks)
         finally:
             for child in ranks:
                 child.close()  # no farewell: one that is done has nothing to add, one that waits would not hear it
 
 
-def _followed(plan: FitPlan, ranks: list[Child]) -> Generator[Event, None, None]:
+def _receive_events(plan: FitPlan, ranks: list[Child]) -> Generator[Event, None, None]:
     """Yield events until all ranks have said that they are done; raise the first reason where one has not."""
     waiting = set(ranks)
     while waiting:
         for child in wait_for_any(waiting):
-            word = _word(plan, child)
-            if isinstance(word, _Done):
+            word = _receive(plan, child)
+            if isinstance(word, RankDone):
                 waiting.remove(child)
-            elif isinstance(word, _Problem):
+            elif isinstance(word, RankError):
                 waiting.remove(child)
-                raise (word if word.is_told else _first_reason(plan, waiting) or word).error()
+                raise (word if word.is_told else _find_root_cause(plan, waiting) or word).error()
             else:
                 yield word
 
 
-def _first_reason(plan: FitPlan, waiting: set[Child]) -> _Problem | None:
-    end = time.monotonic() + SECOND_WORD_S
+def _find_root_cause(plan: FitPlan, waiting: set[Child]) -> RankError | None:
+    end = time.monotonic() + ROOT_CAUSE_TIMEOUT_S
     while waiting and time.monotonic() < end:
-        for child in wait_for_any(waiting, SECOND_WORD_S):
-            word = _word(plan, child)
-            if isinstance(word, _Problem):
+        for child in wait_for_any(waiting, ROOT_CAUSE_TIMEOUT_S):
+            word = _receive(plan, child)
+            if isinstance(word, RankError):
                 waiting.remove(child)
                 if word.is_told:
                     return word
     return None
 
 
-def _word(plan: FitPlan, child: Child) -> Any:
+def _receive(plan: FitPlan, child: Child) -> Any:
     try:
         return child.receive()
     except ChildEndedError:
-        return _Problem(
+        return RankError(
             "user",
             f"{plan.stage}: {child.exit_text(child.name, ' and no reason')}; start the same command again to go on, "
             "on fewer devices if it happens again",
@@ -86,7 +87,7 @@ def _word(plan: FitPlan, child: Child) -> Any:
 
 
 @contextmanager
-def _payload(make: Make, plan: FitPlan, scale: float) -> Iterator[Path]:
+def _payload(make: FitFactory, plan: FitPlan, scale: float) -> Iterator[Path]:
     """Lend a private file that holds what a rank needs, with the tensors that `make` captured."""
     import cloudpickle  # type: ignore[import-untyped]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lrmil_training.fitting.plan import StoppedError
-from lrmil_training.fitting.trainer import State, run_stage
+from lrmil_training.fitting.trainer import StateDict, run_stage
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.features.prefetch import is_out_of_memory
 
@@ -20,7 +20,7 @@ class OutOfMemoryError(Exception):
 
 
 @dataclass(frozen=True)
-class _Problem:
+class RankError:
     """Why a rank ended: kinds of errors travel between processes, errors themselves often cannot."""
 
     kind: str
@@ -32,20 +32,21 @@ class _Problem:
         return self.kind != "unexpected"
 
     def error(self) -> Exception:
+        """Return the exception to raise in the process that started the ranks."""
         kinds = {"memory": OutOfMemoryError, "stopped": StoppedError, "user": LrmilError}
         return kinds.get(self.kind, RuntimeError)(self.message)
 
 
-class _Done:
+class RankDone:
     """Last word of a rank that came to its end."""
 
 
-def _problem(error: BaseException) -> _Problem:
+def _rank_error(error: BaseException) -> RankError:
     if is_out_of_memory(error):
-        return _Problem("memory", str(error))
+        return RankError("memory", str(error))
     if isinstance(error, LrmilError):
-        return _Problem("stopped" if isinstance(error, StoppedError) else "user", str(error))
-    return _Problem("unexpected", "".join(traceback.format_exception(error)))
+        return RankError("stopped" if isinstance(error, StoppedError) else "user", str(error))
+    return RankError("unexpected", "".join(traceback.format_exception(error)))
 
 
 def fit_rank(pipe: Connection, rank: int, payload: Path) -> None:
@@ -53,9 +54,9 @@ def fit_rank(pipe: Connection, rank: int, payload: Path) -> None:
     try:
         made = torch.load(payload, map_location="cpu", weights_only=False, mmap=True)  # ours, of a moment ago
         make, plan, scale = made
-        run_stage(make, plan, scale, State(), pipe.send if rank == 0 else lambda _: None, lambda: False)
-        pipe.send(_Done())
+        run_stage(make, plan, scale, StateDict(), pipe.send if rank == 0 else lambda _: None, lambda: False)
+        pipe.send(RankDone())
     except BaseException as error:
-        pipe.send(_problem(error))
+        pipe.send(_rank_error(error))
     finally:
         pipe.close()

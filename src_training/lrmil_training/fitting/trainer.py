@@ -17,16 +17,16 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from lrmil_training.fitting.checkpoints import KeepLast, find_checkpoint, write_best
-from lrmil_training.fitting.epochs import EpochSampler, average_buffers, epoch_seed, ranks
+from lrmil_training.fitting.checkpoints import SaveLastState, find_checkpoint, write_best
+from lrmil_training.fitting.epochs import EpochSampler, average_buffers, epoch_seed, rank_and_world_size
 from lrmil_training.fitting.plan import SELECT, FitPlan, StoppedError
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Metric, Progress
 
-LOOK_S = 0.2  # between looks for the stop file: on a network drive each costs more than a small bag
+STOP_CHECK_INTERVAL_S = 0.2  # between looks for the stop file: on a network drive each costs more than a small bag
 
-Make = Callable[..., tuple[L.LightningModule, Any, Any]]
-State = dict[str, torch.Tensor]
+FitFactory = Callable[..., tuple[L.LightningModule, Any, Any]]
+StateDict = dict[str, torch.Tensor]
 
 
 class CancelledError(Exception):
@@ -43,10 +43,10 @@ class _Average(WeightAveraging):
     def state_key(self) -> str:
         return "_Average"  # in checkpoints; Lightning takes the class's name, and passes over a state of another one
 
-    def weights(self) -> State:
+    def weights(self) -> StateDict:
         """Return the averaged weights."""
         assert self._average_model is not None
-        state: State = self._average_model.module.state_dict()
+        state: StateDict = self._average_model.module.state_dict()
         return state
 
 
@@ -60,7 +60,7 @@ class _Selection(Callback):
     def __init__(self, patience: int, average: _Average | None) -> None:
         self.patience, self.average = patience, average
         self.score, self.waited = -math.inf, 0
-        self.best: State = {}
+        self.best: StateDict = {}
 
     @property
     def state_key(self) -> str:
@@ -96,7 +96,7 @@ class _Reseed(Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         average_buffers(module)
-        L.seed_everything(epoch_seed(self.seed, trainer.current_epoch, ranks()[0]), verbose=False)
+        L.seed_everything(epoch_seed(self.seed, trainer.current_epoch, rank_and_world_size()[0]), verbose=False)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         average_buffers(module)  # comes after the weight average, so these are the averaged ones
@@ -137,7 +137,7 @@ class _Report(Callback):
         if self.cancelled():
             raise CancelledError
         now = time.monotonic()
-        if self.plan.stop is not None and now - self._looked > LOOK_S:
+        if self.plan.stop is not None and now - self._looked > STOP_CHECK_INTERVAL_S:
             self._looked = now
             if self.plan.stop.exists():
                 raise StoppedError(
@@ -147,10 +147,10 @@ class _Report(Callback):
 
 
 def run_stage(
-    make: Make,
+    make: FitFactory,
     plan: FitPlan,
     scale: float,
-    initial: State,
+    initial: StateDict,
     emit: Callable[[Event], None],
     cancelled: Callable[[], bool],
 ) -> None:
@@ -180,7 +180,7 @@ def run_stage(
     _require_shared(plan, train, val)
     if len(train) == 0:
         raise LrmilError(f"{plan.stage}: there is not one whole batch to learn from; use a smaller batch size")
-    _quiet()
+    _quiet_lightning()
     resume = find_checkpoint(plan)
     selection, trainer = _trainer(plan, scale, resume.epoch if resume else 0, emit, cancelled)
     with warnings.catch_warnings():
@@ -190,7 +190,7 @@ def run_stage(
         write_best(plan, selection.best, selection.score)
 
 
-def can_scale(make: Make) -> bool:
+def can_scale(make: FitFactory) -> bool:
     """Return whether `make` takes a share of the batch size."""
     return "scale" in inspect.signature(make).parameters
 
@@ -201,7 +201,7 @@ def _require_shared(plan: FitPlan, *loaders: Any) -> None:
             raise TypeError(f"{plan.stage}: loaders for several devices need an EpochSampler, found {loader.sampler}")
 
 
-def _quiet() -> None:
+def _quiet_lightning() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -211,7 +211,7 @@ def _trainer(
 ) -> tuple[_Selection, L.Trainer]:
     average = _Average(plan.ema) if plan.ema else None
     selection = _Selection(plan.patience, average)
-    last = KeepLast(plan, scale, resumed)
+    last = SaveLastState(plan, scale, resumed)
     callbacks = [*([average] if average else []), _Reseed(plan.seed), selection, last, _Report(plan, emit, cancelled)]
     trainer = L.Trainer(
         accelerator={"cuda": "gpu"}.get(plan.device.type, plan.device.type),
@@ -225,12 +225,12 @@ def _trainer(
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        **_where(plan),
+        **_device_arguments(plan),
     )
     return selection, trainer
 
 
-def _where(plan: FitPlan) -> dict[str, Any]:
+def _device_arguments(plan: FitPlan) -> dict[str, Any]:
     if not plan.in_processes:
         one = [plan.device.index] if plan.device.type == "cuda" and plan.device.index else 1
         return {"devices": one}

@@ -28,8 +28,8 @@ from napari_lrmil.core.events import Event, Progress
 from napari_lrmil.core.phantom import COMPOSITION_CELL, NORMAL, PhantomSlide, paint
 
 BANDS_PX = (0.7, 1.4, 2.8, 5.6)  # Gaussians between which energy is measured, px at 20x: chromatin to whole nuclei
-NUCLEUS_PX = 3.0  # Gaussian that turns haematoxylin into where nuclei are
-SMALLEST_SHARE = 0.02  # of a standardised target's variance; directions below it are noise and stay small
+NUCLEUS_SIGMA_PX = 3.0  # Gaussian that turns haematoxylin into where nuclei are
+MIN_VARIANCE_SHARE = 0.02  # of a standardised target's variance; directions below it are noise and stay small
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,15 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True)
-class Tissue:
+class TissuePatches:
     """Patches (P, p, p, 3) uint8 and what is to be told of each (P, M) float32: composition, then texture."""
 
     pixels: NDArray[np.uint8]
     told: NDArray[np.float32]
 
 
-class _Patches(Dataset[tuple[Tensor, Tensor]]):
-    def __init__(self, tissue: Tissue, config: PretrainConfig, *, augment: bool) -> None:
+class _PatchDataset(Dataset[tuple[Tensor, Tensor]]):
+    def __init__(self, tissue: TissuePatches, config: PretrainConfig, *, augment: bool) -> None:
         self.tissue, self.config, self.augment = tissue, config, augment
         self.epoch = 0
 
@@ -136,17 +136,17 @@ def pretrain(
         slides = [
             PhantomSlide(f"pretrain_{i}", NORMAL, config.seed + i, config.size) for i in range(first, first + count)
         ]
-        sides.append((yield from _draw(slides, config)))
+        sides.append((yield from _draw_patches(slides, config)))
     whiten = _whitening(sides[0].told)
-    train, val = (Tissue(s.pixels, whiten(s.told)) for s in sides)
+    train, val = (TissuePatches(s.pixels, whiten(s.told)) for s in sides)
     plan = FitPlan("pretraining", config.epochs, config.epochs, config.seed, out / "checkpoints", device)
 
     def make() -> tuple[Pretraining, DataLoader[tuple[Tensor, Tensor]], DataLoader[tuple[Tensor, Tensor]]]:
         order = torch.Generator().manual_seed(config.seed)
-        data = _Patches(train, config, augment=True)
+        data = _PatchDataset(train, config, augment=True)
         loader = DataLoader(data, config.batch_size, shuffle=True, generator=order, drop_last=True)
         module = Pretraining(MobileNetV2Encoder(spec), train.told.shape[1], config)
-        return module, loader, DataLoader(_Patches(val, config, augment=False), config.batch_size)
+        return module, loader, DataLoader(_PatchDataset(val, config, augment=False), config.batch_size)
 
     state = yield from fit(make, plan)
     encoder = MobileNetV2Encoder(spec)
@@ -157,7 +157,7 @@ def pretrain(
     return path
 
 
-def _draw(slides: Sequence[PhantomSlide], config: PretrainConfig) -> Generator[Event, None, Tissue]:
+def _draw_patches(slides: Sequence[PhantomSlide], config: PretrainConfig) -> Generator[Event, None, TissuePatches]:
     pixels, told = [], []
     for done, slide in enumerate(slides):
         yield Progress("painting", done, len(slides), "slides")
@@ -171,7 +171,7 @@ def _draw(slides: Sequence[PhantomSlide], config: PretrainConfig) -> Generator[E
             made_of = np.log1p(phantom.composition[row : row + step, column : column + step].sum(axis=(0, 1)))
             pixels.append(patch)
             told.append(np.concatenate([made_of, texture(patch)]))
-    return Tissue(np.stack(pixels), np.stack(told).astype(np.float32))
+    return TissuePatches(np.stack(pixels), np.stack(told).astype(np.float32))
 
 
 def texture(patch: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -190,7 +190,7 @@ def texture(patch: NDArray[np.uint8]) -> NDArray[np.float64]:
     from skimage.color import rgb2hed
 
     stains = np.asarray(rgb2hed(patch), dtype=np.float64)[..., :2]
-    nuclei = np.clip(gaussian_filter(stains[..., 0], NUCLEUS_PX), 0, None) + 1e-6
+    nuclei = np.clip(gaussian_filter(stains[..., 0], NUCLEUS_SIGMA_PX), 0, None) + 1e-6
     found: list[float] = []
     for stain in np.moveaxis(stains, -1, 0):
         smooth = [stain, *(gaussian_filter(stain, s) for s in BANDS_PX)]
@@ -205,5 +205,5 @@ def _whitening(told: NDArray[np.float32]) -> Callable[[NDArray[np.float32]], NDA
     """Return the map that gives every direction of the targets the same variance, down to a floor."""
     mean, deviation = told.mean(axis=0), told.std(axis=0) + 1e-6
     values, vectors = np.linalg.eigh(np.cov((told - mean).T / deviation[:, None]))
-    turn = vectors / np.sqrt(np.maximum(values, SMALLEST_SHARE))
+    turn = vectors / np.sqrt(np.maximum(values, MIN_VARIANCE_SHARE))
     return lambda t: (((t - mean) / deviation) @ turn).astype(np.float32)

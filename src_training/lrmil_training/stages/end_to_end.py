@@ -20,7 +20,7 @@ from lrmil_training.data.bags import BagItem
 from lrmil_training.data.cohort import CohortSlide
 from lrmil_training.data.patch_pairs import SlideHandles, apply_dihedral
 from lrmil_training.fitting.fit import EpochSampler, FitPlan, fit
-from lrmil_training.stages.mil_training import Loss, SelectingModule
+from lrmil_training.stages.bag_fitting import Loss, SelectingModule
 from lrmil_training.stages.patch_distillation import freeze_norms
 from napari_lrmil.core.encoders import AlignedEncoder
 from napari_lrmil.core.events import Event
@@ -28,7 +28,7 @@ from napari_lrmil.core.features.extraction import PatchSet, resize_patches
 from napari_lrmil.core.geometry import Int64
 from napari_lrmil.core.models.mil import GatedAttentionMIL
 
-BATCH = 64  # patches encoded at once on validation
+ENCODE_BATCH = 64  # patches encoded at once on validation
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _turned(pixels: Tensor, turn: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).movedim(-1, 0)
 
 
-class EndToEnd(SelectingModule):
+class EndToEndModule(SelectingModule):
     """Encoder and MIL on bags of pixels.
 
     Parameters
@@ -151,13 +151,13 @@ class EndToEnd(SelectingModule):
         config: Stage2Config | Stage3Config,
         lr: float,
         input_px: int | None,
-        chunk: int = BATCH,
+        chunk: int = ENCODE_BATCH,
     ) -> None:
         super().__init__(config)
         self.student, self.mil, self.loss = student, mil, loss
         self.lr, self.input_px, self.chunk = lr, input_px, chunk
 
-    def train(self, mode: bool = True) -> EndToEnd:
+    def train(self, mode: bool = True) -> EndToEndModule:
         """Set training mode, but for batch norm, which keeps the statistics that the weights were made with."""
         super().train(mode)
         freeze_norms(self.student)
@@ -196,7 +196,7 @@ class EndToEnd(SelectingModule):
         return torch.optim.AdamW(learning, lr=self.lr, weight_decay=self.config.weight_decay)
 
 
-def scaled(slides: int, most: int | None, scale: float) -> tuple[int, int | None]:
+def scale_step(slides: int, most: int | None, scale: float) -> tuple[int, int | None]:
     """Return slides a step and patches a slide for a share of the memory: fewer slides first, then fewer patches."""
     together = max(1, int(slides * scale))
     if most is None:
@@ -225,14 +225,16 @@ def fit_end_to_end(
     dropout = config.patch_dropout if isinstance(config, Stage2Config) else 0.0
     handles = SlideHandles()
 
-    def make(scale: float = 1.0) -> tuple[EndToEnd, DataLoader[Any], DataLoader[Any]]:
-        together, drawn = scaled(slides, most, scale)
+    def make(scale: float = 1.0) -> tuple[EndToEndModule, DataLoader[Any], DataLoader[Any]]:
+        together, drawn = scale_step(slides, most, scale)
         data = DrawnBags(bags["train"], handles, drawn, augment=augment, seed=plan.seed, dropout=dropout)
         order, whole = EpochSampler(len(data), plan.seed), len(data) >= together
         train: DataLoader[Any] = DataLoader(data, together, sampler=order, collate_fn=list, drop_last=whole)
         val = DrawnBags(bags["val"], handles, None, augment=False, seed=plan.seed)
-        chunk = max(1, int(BATCH * scale))
-        module = EndToEnd(student.requires_grad_(tuned), mil.requires_grad_(True), loss, config, lr, input_px, chunk)
+        chunk = max(1, int(ENCODE_BATCH * scale))
+        module = EndToEndModule(
+            student.requires_grad_(tuned), mil.requires_grad_(True), loss, config, lr, input_px, chunk
+        )
         each = EpochSampler(len(val), plan.seed, shuffle=False)
         return module, train, DataLoader(val, 1, sampler=each, collate_fn=list)
 

@@ -22,10 +22,10 @@ from lrmil_training.data.features import lr_patches, make_lr_features
 from lrmil_training.data.teacher_targets import EMBEDDING, TeacherTargets, feature_statistics
 from lrmil_training.fitting.checkpoints import read_score
 from lrmil_training.losses import parent_scores
+from lrmil_training.stages.bag_fitting import Loss, distillation_loss, fit_mil, label_loss, seeded_mil, stage_seed
 from lrmil_training.stages.end_to_end import PixelBag, fit_end_to_end
-from lrmil_training.stages.mil_training import Loss, distillation_loss, fit_mil, label_loss, seeded_mil, stage_seed
 from lrmil_training.stages.patch_distillation import fit_stage1
-from lrmil_training.stages.run_context import Run
+from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.encoders import AlignedEncoder, round_to_half
 from napari_lrmil.core.events import Event, Metric, Notice
 from napari_lrmil.core.models.mil import GatedAttentionMIL
@@ -113,7 +113,7 @@ def with_settings(config: TrainConfig, changes: Mapping[str, Mapping[str, Any]])
     return build_config(values)
 
 
-def train_method(run: Run, method: Method, lesson: TeacherOutputs) -> Generator[Event, None, TrainedStudent]:
+def train_method(run: RunContext, method: Method, lesson: TeacherOutputs) -> Generator[Event, None, TrainedStudent]:
     """Fit one method's stages and return its networks, rounded to what a bundle holds, with its features."""
     encoder = yield from _stage1(run, method, lesson)
     tuned = method.config.stage3.epochs > 0
@@ -129,7 +129,7 @@ def train_method(run: Run, method: Method, lesson: TeacherOutputs) -> Generator[
 
 
 def _lr_features(
-    run: Run, lesson: TeacherOutputs, encoder: AlignedEncoder
+    run: RunContext, lesson: TeacherOutputs, encoder: AlignedEncoder
 ) -> Generator[Event, None, dict[str, StoredRows]]:
     grids = {name: taught.grid for name, taught in lesson.slides.items()}
     return (yield from make_lr_features(run.cohort, run.lr_request(encoder), encoder, run.device, grids))
@@ -149,7 +149,7 @@ def _is_foreign(method: Method) -> bool:
 # ---------------------------------------------------------------- stages
 
 
-def _stage1(run: Run, method: Method, lesson: TeacherOutputs) -> Generator[Event, None, AlignedEncoder]:
+def _stage1(run: RunContext, method: Method, lesson: TeacherOutputs) -> Generator[Event, None, AlignedEncoder]:
     encoder = run.fresh_student(aligned=not _is_foreign(method))
     if method.config.stage1.epochs > 0 and method.taught:
         sides = {side: [lesson.slides[s.name] for s in run.cohort.of(side)] for side in ("train", "val")}
@@ -161,7 +161,7 @@ def _stage1(run: Run, method: Method, lesson: TeacherOutputs) -> Generator[Event
 
 
 def _slide_level(
-    run: Run, method: Method, lesson: TeacherOutputs, encoder: AlignedEncoder, features: Mapping[str, StoredRows]
+    run: RunContext, method: Method, lesson: TeacherOutputs, encoder: AlignedEncoder, features: Mapping[str, StoredRows]
 ) -> Generator[Event, None, GatedAttentionMIL]:
     """Fit the MIL on the frozen encoder: stage 2, or the labels-only baseline with the teacher's settings."""
     config = method.config
@@ -199,7 +199,7 @@ def _slide_level(
 
 
 def _stage3(
-    run: Run, method: Method, lesson: TeacherOutputs, networks: tuple[AlignedEncoder, GatedAttentionMIL]
+    run: RunContext, method: Method, lesson: TeacherOutputs, networks: tuple[AlignedEncoder, GatedAttentionMIL]
 ) -> Generator[Event, None, tuple[AlignedEncoder, GatedAttentionMIL]]:
     """Fine-tune end to end with each learning rate, and return what validation likes best."""
     settings = method.config.stage3
@@ -244,7 +244,11 @@ def stage_settings(method: Method, stage: int) -> list[Any]:
 
 
 def _fresh_mil(
-    run: Run, method: Method, encoder: AlignedEncoder, stage: str, features: Mapping[str, StoredRows] | None = None
+    run: RunContext,
+    method: Method,
+    encoder: AlignedEncoder,
+    stage: str,
+    features: Mapping[str, StoredRows] | None = None,
 ) -> GatedAttentionMIL:
     """Return a MIL that knows nothing; it standardises the instances of a student that nobody brought to any scale."""
     classes, seed = len(run.cohort.classes), stage_seed(run.config.seed, stage)
@@ -255,7 +259,7 @@ def _fresh_mil(
     return mil
 
 
-def _item(run: Run, method: Method, lesson: TeacherOutputs, s: CohortSlide) -> BagItem:
+def _item(run: RunContext, method: Method, lesson: TeacherOutputs, s: CohortSlide) -> BagItem:
     """Return all but the instances of a slide's LR bag."""
     target, nothing = run.cohort.target(s), torch.empty(0)
     weight = run.weights[target]
@@ -267,7 +271,7 @@ def _item(run: Run, method: Method, lesson: TeacherOutputs, s: CohortSlide) -> B
     return BagItem(nothing, target, t.logits, scores, weight)
 
 
-def _pixel_sides(run: Run, method: Method, lesson: TeacherOutputs) -> dict[str, list[PixelBag]]:
+def _pixel_sides(run: RunContext, method: Method, lesson: TeacherOutputs) -> dict[str, list[PixelBag]]:
     plan, input_px = method.config.plan, method.config.student_input_px
     return _sides(
         run,
@@ -275,7 +279,7 @@ def _pixel_sides(run: Run, method: Method, lesson: TeacherOutputs) -> dict[str, 
     )
 
 
-def _sides(run: Run, make: Callable[[CohortSlide], Any]) -> dict[str, list[Any]]:
+def _sides(run: RunContext, make: Callable[[CohortSlide], Any]) -> dict[str, list[Any]]:
     return {side: [make(s) for s in run.cohort.of(side)] for side in ("train", "val")}
 
 
@@ -288,7 +292,7 @@ def round_result_to_half(
     return mil
 
 
-def teacher_bags(run: Run, arrays: Mapping[str, Mapping[str, StoredRows]]) -> dict[str, list[StoredBag]]:
+def teacher_bags(run: RunContext, arrays: Mapping[str, Mapping[str, StoredRows]]) -> dict[str, list[StoredBag]]:
     """Return the HR bags that the teacher's MIL learns from."""
 
     def bag(s: CohortSlide) -> StoredBag:

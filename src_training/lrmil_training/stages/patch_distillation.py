@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from lrmil_training import losses
 from lrmil_training.config import TrainConfig
-from lrmil_training.data.patch_pairs import Augmentation, Pair, PairDataset, collate
+from lrmil_training.data.patch_pairs import Augmentation, PatchPair, PatchPairDataset, collate_pairs
 from lrmil_training.data.teacher_targets import EMBEDDING, FeatureStatistics, TeacherTargets
 from lrmil_training.fitting.fit import SELECT, EpochMeans, EpochSampler, FitPlan, fit, set_epoch
 from napari_lrmil.core.encoders import AlignedEncoder, Encoder, NetworkEncoder, require_layers
@@ -61,7 +61,7 @@ class StandardisedIdentity(nn.Module):
         return (means - self.mean) / self.deviation
 
 
-class PatchDistillation(L.LightningModule):
+class PatchDistillationModule(L.LightningModule):
     """``L_stage1 = λ_layer L_layer + λ_attn L_attn``; selection by the same loss on held-out patients.
 
     Parameters
@@ -97,7 +97,7 @@ class PatchDistillation(L.LightningModule):
         learned = config.stage1.projection == "learned"
         own = {name: student.layers[twin] for name, twin in self.twins.items()}
         self.projections = nn.ModuleDict(
-            {name: _projection(name, own[name], standard, learned) for name, standard in standards.items()}
+            {name: _make_projection(name, own[name], standard, learned) for name, standard in standards.items()}
         )
 
     def on_fit_start(self) -> None:
@@ -105,13 +105,13 @@ class PatchDistillation(L.LightningModule):
         if self._watched[0] is not None:
             self._watched[0].to(self.device)
 
-    def train(self, mode: bool = True) -> PatchDistillation:
+    def train(self, mode: bool = True) -> PatchDistillationModule:
         """Set training mode, but for batch norm, which keeps the statistics that the weights were made with."""
         super().train(mode)
         freeze_norms(self.student)
         return self
 
-    def terms(self, batch: Pair) -> dict[str, Tensor]:
+    def terms(self, batch: PatchPair) -> dict[str, Tensor]:
         """Return the weighted loss terms of a batch."""
         stage, n = self.settings.stage1, self.settings.plan.n
         names = tuple(self.projections)
@@ -131,15 +131,15 @@ class PatchDistillation(L.LightningModule):
             found[f"layer_{name}"] = stage.lambda_layer * term / len(self.projections)
         return found
 
-    def training_step(self, batch: Pair, index: int) -> Tensor:
+    def training_step(self, batch: PatchPair, index: int) -> Tensor:
         """Return the loss of a batch."""
         return self._noted("train", batch, index)
 
-    def validation_step(self, batch: Pair, index: int) -> None:
+    def validation_step(self, batch: PatchPair, index: int) -> None:
         """Note the loss on held-out patients, per layer."""
         self._noted("val", batch, index)
 
-    def _noted(self, side: str, batch: Pair, index: int) -> Tensor:
+    def _noted(self, side: str, batch: PatchPair, index: int) -> Tensor:
         terms = self.terms(batch)
         self._means[side].add(terms, len(batch.pixels), index)
         return torch.stack(list(terms.values())).sum()
@@ -205,7 +205,7 @@ def _require_width(name: str, own: int, wanted: int) -> None:
         )
 
 
-def _projection(name: str, own: int, standard: FeatureStatistics, learned: bool) -> nn.Module:
+def _make_projection(name: str, own: int, standard: FeatureStatistics, learned: bool) -> nn.Module:
     wanted = len(standard.mean)
     if learned:
         return nn.Linear(own, wanted)
@@ -222,11 +222,11 @@ def freeze_norms(module: nn.Module) -> None:
 
 def pair_datasets(
     taught: Mapping[str, Sequence[TeacherTargets]], config: TrainConfig, seed: int
-) -> dict[str, PairDataset]:
+) -> dict[str, PatchPairDataset]:
     """Return training pairs, augmented as configured, and validation pairs as they are."""
     stage = config.stage1
     return {
-        "train": PairDataset(
+        "train": PatchPairDataset(
             taught["train"],
             config.plan,
             augmentation=Augmentation(stage.augment, stage.stain_sd),
@@ -234,7 +234,9 @@ def pair_datasets(
             per_slide=stage.patches_per_slide,
             with_hr_pixels=stage.targets == "on_the_fly",
         ),
-        "val": PairDataset(taught["val"], config.plan, augmentation=None, seed=seed, per_slide=stage.patches_per_slide),
+        "val": PatchPairDataset(
+            taught["val"], config.plan, augmentation=None, seed=seed, per_slide=stage.patches_per_slide
+        ),
     }
 
 
@@ -251,12 +253,12 @@ def fit_stage1(
     layers = {name: standards[name] for name in taught["train"][0].layers}
     watched = FrozenTeacher(teacher, standards) if config.stage1.targets == "on_the_fly" else None
 
-    def make(scale: float = 1.0) -> tuple[PatchDistillation, DataLoader[Pair], DataLoader[Pair]]:
+    def make(scale: float = 1.0) -> tuple[PatchDistillationModule, DataLoader[PatchPair], DataLoader[PatchPair]]:
         size = max(1, int(scale * min(config.stage1.batch_size, len(data["train"]))))
         order = {side: EpochSampler(len(one), plan.seed, shuffle=side == "train") for side, one in data.items()}
-        train = DataLoader(data["train"], size, sampler=order["train"], collate_fn=collate, drop_last=True)
-        module = PatchDistillation(student.requires_grad_(True), layers, config, watched)
-        return module, train, DataLoader(data["val"], size, sampler=order["val"], collate_fn=collate)
+        train = DataLoader(data["train"], size, sampler=order["train"], collate_fn=collate_pairs, drop_last=True)
+        module = PatchDistillationModule(student.requires_grad_(True), layers, config, watched)
+        return module, train, DataLoader(data["val"], size, sampler=order["val"], collate_fn=collate_pairs)
 
     try:
         state = yield from fit(make, plan)

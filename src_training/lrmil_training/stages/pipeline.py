@@ -17,11 +17,12 @@ from lrmil_training.data.teacher_targets import (
     FeatureStatistics,
     TeacherTargets,
     feature_statistics,
-    grid_of_coords,
+    grid_from_coords,
 )
 from lrmil_training.evaluation.attention_files import write_maps
 from lrmil_training.evaluation.evaluate import MEASURED, SlideResult, evaluate, slide_table
 from lrmil_training.runs.event_log import BUNDLE, METRICS, SLIDES
+from lrmil_training.stages.bag_fitting import fit_mil, label_loss, seeded_mil
 from lrmil_training.stages.export import export_bundle
 from lrmil_training.stages.methods import (
     STUDENT,
@@ -32,8 +33,7 @@ from lrmil_training.stages.methods import (
     teacher_bags,
     train_method,
 )
-from lrmil_training.stages.mil_training import fit_mil, label_loss, seeded_mil
-from lrmil_training.stages.run_context import Run
+from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.events import Event, Finished, Progress, StageDone
 from napari_lrmil.core.features.bag import read_origin
@@ -41,7 +41,7 @@ from napari_lrmil.core.models.mil import GatedAttentionMIL, pool_bag
 from napari_lrmil.core.results.cohort_tables import write_failures
 
 
-def run_stages(run: Run) -> Generator[Event, None, None]:
+def run_stages(run: RunContext) -> Generator[Event, None, None]:
     """Run all stages and write what a run folder holds; stages that have ended are not run again."""
     arrays = yield from _hr_features(run)
     standards = _standards(run, arrays)
@@ -70,7 +70,7 @@ def _measured(results: list[SlideResult]) -> list[SlideResult]:
     return [r for r in results if r.row.split in MEASURED]
 
 
-def _hr_features(run: Run) -> Generator[Event, None, dict[str, dict[str, StoredRows]]]:
+def _hr_features(run: RunContext) -> Generator[Event, None, dict[str, dict[str, StoredRows]]]:
     """Return slide name -> the teacher's embeddings, final and by layer, as they lie on disk."""
     request = run.hr_request()
     run.encoder.encoder.to(run.device)
@@ -86,14 +86,14 @@ def _hr_features(run: Run) -> Generator[Event, None, dict[str, dict[str, StoredR
     return stored
 
 
-def _standards(run: Run, arrays: dict[str, dict[str, StoredRows]]) -> dict[str, FeatureStatistics]:
+def _standards(run: RunContext, arrays: dict[str, dict[str, StoredRows]]) -> dict[str, FeatureStatistics]:
     """Return the teacher's training statistics of embeddings and of each layer."""
     train = [arrays[s.name] for s in run.cohort.of("train")]
     return {name: feature_statistics([of_slide[name] for of_slide in train]) for name in train[0]}
 
 
 def _teacher(
-    run: Run, arrays: dict[str, dict[str, StoredRows]], standards: dict[str, FeatureStatistics]
+    run: RunContext, arrays: dict[str, dict[str, StoredRows]], standards: dict[str, FeatureStatistics]
 ) -> Generator[Event, None, TeacherOutputs]:
     """Fit the teacher's MIL and return what it says of every slide."""
     settings = run.config.teacher
@@ -105,7 +105,7 @@ def _teacher(
 
 
 def _taught(
-    run: Run,
+    run: RunContext,
     row: CohortSlide,
     teacher: GatedAttentionMIL,
     arrays: dict[str, StoredRows],
@@ -114,7 +114,7 @@ def _taught(
     """Return what the frozen teacher says of a slide."""
     origin, coords = read_origin(arrays[EMBEDDING].path)
     pooled = pool_bag(teacher, arrays[EMBEDDING](), torch.device("cpu"))
-    grid = grid_of_coords(origin, coords, run.config.plan.n)
+    grid = grid_from_coords(origin, coords, run.config.plan.n)
     scores, logits = torch.from_numpy(pooled.scores), torch.from_numpy(pooled.logits)
     return TeacherTargets(row, grid, arrays, standards, scores, logits)
 
@@ -122,7 +122,7 @@ def _taught(
 # ---------------------------------------------------------------- results
 
 
-def _read_teacher(run: Run, lesson: TeacherOutputs) -> list[SlideResult]:
+def _read_teacher(run: RunContext, lesson: TeacherOutputs) -> list[SlideResult]:
     found = []
     for s in run.cohort.slides:
         t = lesson.slides[s.name]
@@ -131,7 +131,7 @@ def _read_teacher(run: Run, lesson: TeacherOutputs) -> list[SlideResult]:
     return found
 
 
-def _read_lr(run: Run, lesson: TeacherOutputs, trained: TrainedStudent) -> list[SlideResult]:
+def _read_lr(run: RunContext, lesson: TeacherOutputs, trained: TrainedStudent) -> list[SlideResult]:
     found = []
     for s in run.cohort.slides:
         rows = trained.features[s.name]

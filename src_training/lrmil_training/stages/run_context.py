@@ -21,13 +21,13 @@ from lrmil_training.fitting.fit import FitPlan
 from lrmil_training.fitting.loggers import FitName, make_loggers
 from lrmil_training.runs.event_log import CHECKPOINTS, FEATURES, LOGS
 from lrmil_training.runs.lock import STOP
-from lrmil_training.stages.mil_training import stage_seed
+from lrmil_training.stages.bag_fitting import stage_seed
 from lrmil_training.stages.patch_distillation import teacher_layers
 from napari_lrmil.core.encoders import AlignedEncoder, LoadedEncoder, build_encoder, module_sha256
 
 
 @dataclass
-class Run:
+class RunContext:
     """One run: a seed on one split of a cohort.
 
     Attributes

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lrmil_training.data.cohort import Cohort, CohortSlide, refuse_leaks, require_classes
-from lrmil_training.data.patient_groups import clusters
+from lrmil_training.data.cohort import Cohort, CohortSlide, require_classes, require_disjoint_patients
+from lrmil_training.data.patient_groups import patient_clusters
 from lrmil_training.data.splits import hold_out_test, make_folds
 from napari_lrmil.core.errors import CohortError
 
@@ -29,7 +29,7 @@ def _plain(n: int = 24) -> Cohort:
 
 def test_clusters_join_whatever_shares_a_part() -> None:
     """1+2 and 2+3 share 2, so 3 is in the cluster of 1; 4 is alone, and 12 is not 1 and 2."""
-    found = clusters(["1+2", "3", "2+3", "4", "12", "4"])
+    found = patient_clusters(["1+2", "3", "2+3", "4", "12", "4"])
     assert found[0] == found[1] == found[2] == "1+2"
     assert found[3] == found[5] == "4"
     assert found[4] == "12"
@@ -37,8 +37,8 @@ def test_clusters_join_whatever_shares_a_part() -> None:
 
 def test_clusters_join_sites_where_asked() -> None:
     """A patient with slides of two sites joins them; an empty site joins nothing."""
-    assert len(set(clusters(["a", "b", "c", "c", "d"], ["x", "y", "x", "y", "z"]))) == 2
-    assert len(set(clusters(["a", "b"], ["", ""]))) == 2
+    assert len(set(patient_clusters(["a", "b", "c", "c", "d"], ["x", "y", "x", "y", "z"]))) == 2
+    assert len(set(patient_clusters(["a", "b"], ["", ""]))) == 2
 
 
 @pytest.mark.parametrize("k", [3, 4, 6])
@@ -49,7 +49,7 @@ def test_every_slide_is_tested_and_validated_once(k: int) -> None:
     for split in ("test", "val"):
         assert sorted(s.name for fold in folds for s in fold.of(split)) == sorted(s.name for s in cohort.slides)
     for i, fold in enumerate(folds):
-        refuse_leaks(fold.path, fold.slides)
+        require_disjoint_patients(fold.path, fold.slides)
         require_classes(fold, ("train", "val", "test"))
         assert [s.name for s in fold.slides] == [s.name for s in cohort.slides]
         assert {s.name for s in fold.of("val")} == {s.name for s in folds[(i + 1) % k].of("test")}

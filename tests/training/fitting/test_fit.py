@@ -40,7 +40,7 @@ def test_ranks_share_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """In training all get equally many, in validation each sample is seen once."""
     shares: dict[bool, list[list[int]]] = {True: [], False: []}
     for rank in range(3):
-        monkeypatch.setattr("lrmil_training.fitting.epochs.ranks", lambda rank=rank: (rank, 3))
+        monkeypatch.setattr("lrmil_training.fitting.epochs.rank_and_world_size", lambda rank=rank: (rank, 3))
         for shuffle, found in shares.items():
             sampler = EpochSampler(10, 1, shuffle=shuffle)
             found.append(list(sampler))

@@ -20,7 +20,7 @@ from lrmil_training.fitting.checkpoints import find_checkpoint
 from lrmil_training.fitting.fit import fit
 from lrmil_training.fitting.plan import FitPlan
 from lrmil_training.fitting.processes import run_in_processes
-from lrmil_training.fitting.trainer import Make
+from lrmil_training.fitting.trainer import FitFactory
 from lrmil_training.train import train
 from napari_lrmil.core.encoders import save_encoder
 from napari_lrmil.core.errors import LrmilError
@@ -129,7 +129,7 @@ def test_a_whole_run_trains_every_stage_in_two_processes(tmp_path: Path, monkeyp
     }
     started: list[tuple[str, int]] = []
 
-    def noted(make: Make, plan: FitPlan, scale: float) -> Generator[Event, None, None]:
+    def noted(make: FitFactory, plan: FitPlan, scale: float) -> Generator[Event, None, None]:
         started.append((plan.stage, plan.devices))
         return run_in_processes(make, plan, scale)
 

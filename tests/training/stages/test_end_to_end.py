@@ -13,8 +13,8 @@ from lrmil_training.config import Stage2Config
 from lrmil_training.data.bags import BagItem
 from lrmil_training.data.patch_pairs import SlideHandles
 from lrmil_training.stages import end_to_end as stage3
+from lrmil_training.stages.bag_fitting import label_loss
 from lrmil_training.stages.end_to_end import DrawnBags, PixelBag, fit_end_to_end
-from lrmil_training.stages.mil_training import label_loss
 from napari_lrmil.core.geometry import Int64
 
 

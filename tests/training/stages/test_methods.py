@@ -13,7 +13,7 @@ from lrmil_training import train as run_module
 from lrmil_training.config import TrainConfig, build_config
 from lrmil_training.data import features
 from lrmil_training.data.bags import BagItem
-from lrmil_training.stages.end_to_end import scaled
+from lrmil_training.stages.end_to_end import scale_step
 from lrmil_training.stages.methods import Method, _is_foreign, list_methods, stage3_loss, with_settings
 from lrmil_training.train import train
 from napari_lrmil.core.encoders import (
@@ -264,8 +264,8 @@ def test_memory_that_runs_out_halves_stages_1_and_3(
     ("scale", "expected"), [(1.0, (4, 24)), (0.5, (2, 24)), (0.25, (1, 24)), (0.125, (1, 12)), (0.015625, (1, 1))]
 )
 def test_a_smaller_step_has_fewer_slides_then_fewer_patches(scale: float, expected: tuple[int, int]) -> None:
-    assert scaled(4, 24, scale) == expected
-    assert scaled(4, None, scale) == (expected[0], None)
+    assert scale_step(4, 24, scale) == expected
+    assert scale_step(4, None, scale) == (expected[0], None)
 
 
 # ---------------------------------------------------------------- other architectures

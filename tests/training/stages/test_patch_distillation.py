@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from lrmil_training import losses
 from lrmil_training.config import TrainConfig, build_config
-from lrmil_training.data.patch_pairs import Pair, jitter_stain
+from lrmil_training.data.patch_pairs import PatchPair, jitter_stain
 from lrmil_training.data.teacher_targets import EMBEDDING, FeatureStatistics
-from lrmil_training.stages.patch_distillation import FrozenTeacher, PatchDistillation, require_matching_encoders
+from lrmil_training.stages.patch_distillation import FrozenTeacher, PatchDistillationModule, require_matching_encoders
 from napari_lrmil.core.encoders import AlignedEncoder, EncoderOutput, EncoderSpec, NetworkEncoder
 from napari_lrmil.core.errors import ConfigError, EncoderError
 
@@ -49,9 +49,9 @@ def config_of(**stage1: Any) -> TrainConfig:
     return build_config({"lr_mpp": 1.0, "stage1": {"layers": [LAYER], **stage1}})
 
 
-def pair_of(targets: Tensor, layer: Tensor, scores: Sequence[float], present: Sequence[bool]) -> Pair:
+def pair_of(targets: Tensor, layer: Tensor, scores: Sequence[float], present: Sequence[bool]) -> PatchPair:
     """Return a batch of one LR patch with four children."""
-    return Pair(
+    return PatchPair(
         pixels=torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
         targets=targets,
         layers={LAYER: layer},
@@ -62,8 +62,8 @@ def pair_of(targets: Tensor, layer: Tensor, scores: Sequence[float], present: Se
 
 def stage(
     student: Given, standard: FeatureStatistics, config: TrainConfig, watched: FrozenTeacher | None = None
-) -> PatchDistillation:
-    return PatchDistillation(cast(AlignedEncoder, student), {LAYER: standard}, config, watched)
+) -> PatchDistillationModule:
+    return PatchDistillationModule(cast(AlignedEncoder, student), {LAYER: standard}, config, watched)
 
 
 def test_terms_by_hand() -> None:
@@ -132,7 +132,7 @@ def test_watched_targets_replace_the_stored_ones() -> None:
     module = stage(student, standard, config_of(projection="identity"), watched)
     stored = pair_of(torch.zeros(1, 4, 2), torch.zeros(1, 4, 2), [0.0] * 4, [True] * 4)
     assert all(float(value) > 0 for value in module.terms(stored).values())
-    fresh = Pair(
+    fresh = PatchPair(
         stored.pixels, stored.targets, stored.layers, stored.scores, stored.present, torch.zeros(1, 4, 3, 8, 8)
     )
     assert all(float(value) == 0 for value in module.terms(fresh).values())
@@ -144,7 +144,7 @@ def test_the_watched_teacher_follows_the_module(monkeypatch: pytest.MonkeyPatch)
     standard = FeatureStatistics(torch.zeros(2), torch.ones(2))
     watched = FrozenTeacher(cast(NetworkEncoder, teacher), {EMBEDDING: standard, LAYER: standard})
     module = stage(student, standard, config_of(), watched)
-    monkeypatch.setattr(PatchDistillation, "device", torch.device("cuda", 1))
+    monkeypatch.setattr(PatchDistillationModule, "device", torch.device("cuda", 1))
     module.on_fit_start()
     assert teacher.moved == [torch.device("cuda", 1)]
     assert not [name for name in module.state_dict() if "watched" in name]
@@ -158,7 +158,7 @@ def test_the_watched_teacher_answers_on_a_gpu() -> None:
 
     encoder = untrained_encoder()
     standards = {EMBEDDING: FeatureStatistics(torch.zeros(encoder.dim), torch.ones(encoder.dim))}
-    module = PatchDistillation(
+    module = PatchDistillationModule(
         AlignedEncoder(untrained_encoder(), encoder.dim), {}, config_of(), FrozenTeacher(encoder, standards)
     )
     module.cuda().on_fit_start()

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from lrmil_training.config import Stage2Config, Stage3Config, TeacherConfig
-from lrmil_training.data.bags import BagItem, Bags, Loadable
+from lrmil_training.data.bags import BagDataset, BagItem, Loadable
 from lrmil_training.evaluation.metrics import ranking_auroc
 from lrmil_training.fitting.fit import SELECT, EpochMeans, EpochSampler, FitPlan, all_gather_rows, fit, set_epoch
 from lrmil_training.losses import attention_kl, bag_kl, hard_attention_loss
@@ -116,7 +116,7 @@ class SelectingModule(L.LightningModule):
         set_epoch(self.trainer.train_dataloader, self.current_epoch)
 
 
-class BagFitting(SelectingModule):
+class BagModule(SelectingModule):
     """Lightning's view of a MIL: one bag a step."""
 
     def __init__(self, mil: GatedAttentionMIL, loss: Loss, config: TeacherConfig | Stage2Config) -> None:
@@ -148,11 +148,11 @@ def fit_mil(
 ) -> Generator[Event, None, GatedAttentionMIL]:
     """Fit `mil` on ``bags["train"]``, select on ``bags["val"]``, and return it in its best state, frozen."""
 
-    def make() -> tuple[BagFitting, DataLoader[BagItem], DataLoader[BagItem]]:
-        data, held_out = Bags(bags["train"], config.patch_dropout, plan.seed), Bags(bags["val"])
+    def make() -> tuple[BagModule, DataLoader[BagItem], DataLoader[BagItem]]:
+        data, held_out = BagDataset(bags["train"], config.patch_dropout, plan.seed), BagDataset(bags["val"])
         train = DataLoader(data, batch_size=None, sampler=EpochSampler(len(data), plan.seed))
         val = DataLoader(held_out, batch_size=None, sampler=EpochSampler(len(held_out), plan.seed, shuffle=False))
-        return BagFitting(mil, loss, config), train, val
+        return BagModule(mil, loss, config), train, val
 
     state = yield from fit(make, plan)
     mil.load_state_dict({name.removeprefix("mil."): value for name, value in state.items()})
