@@ -298,13 +298,13 @@ def _all(events: Iterator[Event]) -> None:
 def _print(f: dict[str, Any]) -> None:
     cli = f["command_line"]
     print(f"\n| {f['slides']} slides, {f['bad']} of them bad, two dask workers | |\n|---|---|")
-    print(f"| done when the call was broken off, after one worker was killed | {f['done_before_the_break']} |")
-    print(f"| found there by the restart / done by it | {f['already_there_after_it']} / {f['done_after_it']} |")
+    print(f"| done when the call was interrupted, after one worker was killed | {f['done_before_the_break']} |")
+    print(f"| already there at the restart / done by it | {f['already_there_after_it']} / {f['done_after_it']} |")
     print(f"| reasons | {f['failed']} ({_steps(f['failures'])}) |")
     print(f"| slides begun once / more than once | {f['begun_once']} / {len(f['begun_twice'])}: {f['begun_twice']} |")
     print(f"| results made once / more than once | {f['results_made_once']} / {len(f['results_made_twice'])} |")
     apart = f"{f['largest_difference']:.1e}; {f['largest_difference_of_attention']:.1e} times the average"
-    print(f"| largest difference from single runs: of a probability; of a patch's attention | {apart} |")
+    print(f"| largest difference from single runs: probability; attention of a patch | {apart} |")
     print(
         f"| the command line on the same folder | exit code {cli['exit_code']}, {cli['already_there']} already there, "
         f"{cli['done']} done, {cli['results_touched']} touched, {cli['lines_in_failures_csv']} lines of failures |"

@@ -105,7 +105,7 @@ def rows(path: Path, mpp: float, runs: int) -> Iterator[tuple[str, ...]]:
 def _figures(costs: Sequence[Cost]) -> tuple[str, str, str]:
     one = costs[0]
     speed = float(np.median([cost.mpix_per_second for cost in costs]))
-    return f"{one.asked / 1e6:.1f}", f"{one.decoded / 1e6:.1f}" if one.decoded else "not told", f"{speed:.0f}"
+    return f"{one.asked / 1e6:.1f}", f"{one.decoded / 1e6:.1f}" if one.decoded else "unknown", f"{speed:.0f}"
 
 
 def _tissue(costs: Sequence[Cost]) -> tuple[str, str]:

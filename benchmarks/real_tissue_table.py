@@ -86,7 +86,7 @@ def print_tables(folder: Path) -> None:
             print(f"{interval_note(found[key]) or ''}\n")
             _attention_table(found[key], ceilings[key[1:]])
     _every_run(found)
-    print(f"\n### What was hoped for, {NATIVE} as it is read\n")
+    print(f"\n### Goals, {NATIVE} as it is read\n")
     ceiling = mean([c["agreement"]["spearman"] for c in ceilings["default", NATIVE]])
     _table(expectation_rows(expectations(found, ceiling)))
     _cost_table(costs)

@@ -18,7 +18,7 @@ AGAINST = ("teacher", "labels_only", "labels_only_finetuned")
 NATIVE = "2.5x"
 COHORTS = ("default", "harder", "third")
 UNCOVERED = "patient uncertainty not covered"
-VERDICTS = {True: "held", False: "did not hold", None: "not measured"}
+VERDICTS = {True: "met", False: "not met", None: "not measured"}
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def expectations(found: Found, ceiling: float | None = None) -> list[Expectation
 
 def expectation_rows(told: Sequence[Expectation]) -> Rows:
     """Return head and rows of the table."""
-    return [["hoped for", "measured", ""], *([e.statement, e.measured, VERDICTS[e.held]] for e in told)]
+    return [["goal", "measured", ""], *([e.statement, e.measured, VERDICTS[e.held]] for e in told)]
 
 
 def _spearman(figures: dict[str, Any]) -> float | None:
