@@ -107,7 +107,10 @@ def with_finished_event(work: Any) -> Iterator[Event]:
 
 
 class _Bars:
-    """A line of progress for the stage and one for the slide within it; a note at times where there is no terminal."""
+    """A line of progress for the stage and one for the slide within it; a note at times where there is no terminal.
+
+    The time left comes from the events if they state it: `rich` knows only the pace of its own bar.
+    """
 
     def __init__(self, quiet: bool) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

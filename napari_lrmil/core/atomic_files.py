@@ -1,4 +1,7 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all.
+
+No maintained library writes a folder in one step; `atomicwrites`, for single files, is archived.
+"""
 
 from __future__ import annotations
 

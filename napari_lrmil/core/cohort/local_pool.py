@@ -1,4 +1,8 @@
-"""Local processes: where one dies it is known which slide it had, and no other is lost."""
+"""Local processes: where one dies it is known which slide it had, and no other is lost.
+
+`concurrent.futures` and `loky` lose every slide under way with one dead worker, and `pebble` is LGPL. dask's
+`LocalCluster` could do it, but takes 2 to 4 s to start and is an optional dependency.
+"""
 
 from __future__ import annotations
 

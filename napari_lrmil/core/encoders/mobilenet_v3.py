@@ -1,4 +1,8 @@
-"""MobileNetV3-Large (Howard et al. 2019), written here: no library that we rest on has it without torchvision."""
+"""MobileNetV3-Large (Howard et al. 2019), written here: no library that we rest on has it without torchvision.
+
+`timm` needs torchvision too, and both fail on import beside a CPU build of torch (docs/explanation/decisions.md). Once
+they resolve, `timm` can replace these 190 lines.
+"""
 
 from __future__ import annotations
 

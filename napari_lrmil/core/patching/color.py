@@ -1,4 +1,7 @@
-"""Colour of slides: true to the scanner's ICC profile, and how far from the slides that a model was trained on."""
+"""Colour of slides: true to the scanner's ICC profile, and how far from the slides that a model was trained on.
+
+`torchstain` and `histomicstk` normalise stains. Only statistics of colour are needed here.
+"""
 
 from __future__ import annotations
 

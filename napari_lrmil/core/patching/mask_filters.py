@@ -1,6 +1,10 @@
 """Smoothing and tidying of masks of millions of pixels, where the libraries' own take several times as long.
 
 The tests hold both to what ``scipy.ndimage`` and ``skimage.morphology`` give.
+
+CPU time of a 2560 x 2560 px mask on one thread: removing small pieces takes 22 to 30 ms here, and 110 to 210 ms with
+scikit-image, SciPy or OpenCV. Smoothing takes 58 ms here, 151 to 191 ms with SciPy and 13 ms with OpenCV, whose wheel
+of 50 MB is not worth 45 ms per slide.
 """
 
 from __future__ import annotations

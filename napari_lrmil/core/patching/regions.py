@@ -2,6 +2,9 @@
 
 QuPath counts its pixels from the corner of the scanned part, so that its files are moved by the slide's bounds on the
 way in and out. ASAP counts from the corner of level 0.
+
+Own readers: none of `wsidata`, `wsidicom` and geopandas covers ASAP's XML, the GeoJSON of QuPath up to 0.3 and the
+slide's bounds.
 """
 
 from __future__ import annotations

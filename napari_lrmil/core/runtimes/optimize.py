@@ -1,4 +1,8 @@
-"""The same network with less to compute: batch norm folded into convolutions, weights rounded to bfloat16 with care."""
+"""The same network with less to compute: batch norm folded into convolutions, weights rounded to bfloat16 with care.
+
+`torch.fx` could fold the norms, but cannot trace the student encoders MobileNetV2, MobileNetV3 and ConvNeXt. The
+rounding is like AdaRound (Nagel et al. 2020, arXiv 2004.10568), which `nncf` and OpenVINO do not offer for bfloat16.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Pixels in memory: RGB on white, and exact means over areas."""
+"""Pixels in memory: RGB on white, and exact means over areas.
+
+Areas are averaged here because a window may begin and end within a pixel: `cv2.resize` has no such window, and Pillow's
+box filter rounds it to whole pixels (docs/explanation/decisions.md).
+"""
 
 from __future__ import annotations
 

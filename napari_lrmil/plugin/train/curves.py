@@ -1,4 +1,7 @@
-"""Curves of a training run while it goes on: loss terms, validation AUROC, agreement with the teacher."""
+"""Curves of a training run while it goes on: loss terms, validation AUROC, agreement with the teacher.
+
+Drawn by matplotlib, which is required anyway. `pyqtgraph` draws faster, but a curve changes once per epoch.
+"""
 
 from __future__ import annotations
 

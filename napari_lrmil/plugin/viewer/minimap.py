@@ -1,4 +1,7 @@
-"""The whole slide, small, with a frame around what is visible. Label and macro images never come into it."""
+"""The whole slide, small, with a frame around what is visible. Label and macro images never come into it.
+
+Own code: neither superqt nor napari's plugins for slides have an overview widget.
+"""
 
 from __future__ import annotations
 

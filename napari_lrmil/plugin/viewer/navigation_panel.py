@@ -1,4 +1,7 @@
-"""A row of magnifications, 1.25x to 40x, on buttons and on the keys 1 to 6."""
+"""A row of magnifications, 1.25x to 40x, on buttons and on the keys 1 to 6.
+
+Own code: neither superqt nor napari's plugins for slides have buttons for magnifications.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 napari's grid fills its cells with runs of `stride` layers from the bottom of the list, left to right, and one camera
 drives all of them. So the student's layers come first, the teacher's second, and both are equally many.
+
+Own code on top of that grid: napari's plugins for slides have no split view.
 """
 
 from __future__ import annotations

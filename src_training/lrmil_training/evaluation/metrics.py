@@ -1,4 +1,10 @@
-"""Figures with intervals. A figure that is undefined is None and says why; nothing is ever reported as 0 instead."""
+"""Figures with intervals. A figure that is undefined is None and says why; nothing is ever reported as 0 instead.
+
+The bootstrap is own code: `scipy.stats.bootstrap`, `confidenceinterval` and `statsmodels` do not resample clusters of
+patients within classes, nor keep the draws for paired differences. So is the calibration error: `torchmetrics` has only
+bins of equal width. Bins of equal mass that split ties gave 0.300 to 0.420 for a true gap of 0.300, depending on the
+order of 60 slides.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""One method against another on the same slides: DeLong's test, and whether one is not worse than the other."""
+"""One method against another on the same slides: DeLong's test, and whether one is not worse than the other.
+
+DeLong's test is own code: `pauc`, `rocauc_comparison` and `MLstatkit` return only a p-value, do not handle an AUROC of
+exactly 0 or 1, and do not compare several methods at once.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""One writer to a run folder: a lock file with host, process and heartbeat that goes stale by itself."""
+"""One writer to a run folder: a lock file with host, process and heartbeat that goes stale by itself.
+
+`flufl.lock` would save about 90 lines, but a lock is broken only after its lifetime. Here a dead process of this
+machine is noticed at once, and containers that number their processes alike are told apart. `filelock` does not expire.
+"""
 
 from __future__ import annotations
 
@@ -166,7 +170,7 @@ def _created(path: Path, owner: Owner) -> bool:
 
 
 def _write(path: Path, owner: Owner) -> None:
-    # Not `files.whole`: its temporary name holds host and process number, which two containers may share.
+    # Not `atomic_write`: its temporary name holds host and process number, which two containers may share.
     beside = path.with_name(f".{path.name}.{owner.token}")
     try:
         beside.write_text(json.dumps(asdict(owner)), encoding="utf-8")
