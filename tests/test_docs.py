@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 CALL = re.compile(r"napari-lrmil (?P<command>[a-z]+)(?P<words>[^`#|\n]*)")
+LABEL = re.compile(r"(?<!\*)\*(?P<label>[^*\n]+(?:\n[^*\n]+)?)\*(?!\*)")  # in italics
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)(?P<target>[^)#\s]+)(?:#[^)\s]*)?\)")
 
 
@@ -54,6 +55,14 @@ def test_every_page_is_in_the_navigation_once() -> None:
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     listed = sorted(nav_pages(site["nav"]))
     assert listed == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
+
+
+def test_labels_in_the_tutorials_are_those_of_the_window() -> None:
+    sources = [ROOT / "napari.yaml", *sorted((ROOT / "napari_lrmil").rglob("*.py"))]
+    text = " ".join("\n".join(path.read_text(encoding="utf-8") for path in sources).split())
+    for page in sorted((DOCS / "tutorials").glob("*.md")):
+        labels = {" ".join(match["label"].split()) for match in LABEL.finditer(page.read_text(encoding="utf-8"))}
+        assert [label for label in sorted(labels) if " > " not in label and label not in text] == [], page.name
 
 
 def test_options_in_the_pages_exist() -> None:
