@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import torch
 
     from napari_lrmil.core.models.bundle import Bundle
+
+logger = logging.getLogger(__name__)
 
 out, err = Console(), Console(stderr=True)
 
@@ -86,6 +89,8 @@ def _show(event: Event, title: str, bars: _Bars, quiet: bool) -> None:
             bars.figure = f", validation AUROC {value:.3f}"
         case StageDone(stage, seconds) if not quiet:
             err.print(f"{stage}: done in {seconds:.1f} s", highlight=False)
+        case StageDone(stage, seconds):
+            logger.info("%s: %s done in %.2f s", title, stage, seconds)
 
 
 def load_networks(model: Bundle, *, teacher: bool) -> set[str]:

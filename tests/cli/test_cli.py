@@ -500,3 +500,16 @@ def test_version_and_debug(call: Call, tmp_path: Path, monkeypatch: pytest.Monke
     code, _, err = call("info", missing)
     assert code != 0
     assert one_sentence(err)
+
+
+def test_verbose_prints_steps_and_choices_and_changes_nothing_else(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    from napari_lrmil.core.phantom import PhantomSlide, write_slide
+
+    slide = write_slide(tmp_path, PhantomSlide("verbose", "normal", 3, (1536, 1280), 0.5))
+    code, quiet_out, quiet_err = call("predict", slide, "--out", tmp_path / "quiet", "--device", "cpu")
+    assert code == 0 and "HR patches" not in quiet_err
+    code, out, err = call("predict", slide, "--out", tmp_path / "verbose", "--device", "cpu", "--verbose")
+    assert code == 0 and "HR patches" in err and "runtime torch" in err and "tissue done in" in " ".join(err.split())
+    assert out.replace("verbose/", "quiet/") == quiet_out.replace("verbose/", "quiet/")

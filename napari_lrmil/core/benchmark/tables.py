@@ -9,9 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from napari_lrmil import __version__
 from napari_lrmil.core.benchmark.measure import STEPS, Measurement, MeasurementSpec
 from napari_lrmil.core.benchmark.setups import CHAIN, HR_OPENSLIDE, HR_STUDENT, LR, LR_TORCH, TODAY
+from napari_lrmil.version import __version__
 
 EVERYTHING = "everything"
 

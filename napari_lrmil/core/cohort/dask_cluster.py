@@ -19,11 +19,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from napari_lrmil import __version__
 from napari_lrmil.core.cohort.slurm import SlurmOptions, slurm_cluster
 from napari_lrmil.core.cohort.task import Outcome, SlideJob, SlideTask, lost_outcome, one_line, run_task
 from napari_lrmil.core.errors import ConfigError, LrmilError
 from napari_lrmil.core.events import Event, Notice
+from napari_lrmil.version import __version__
 
 CONNECT_S = 20.0
 LOOK_S = 1.0  # between looks at which workers there are

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ from napari_lrmil.core.runtimes.select import (
     require_runtime,
 )
 from napari_lrmil.core.slides.slide import Slide
+
+logger = logging.getLogger(__name__)
 
 
 def predict(
@@ -95,6 +98,7 @@ def predict(
     seconds = {"open": seconds_open, "tissue": time.perf_counter() - began}
     before = SharedCosts(seconds, slide.pixels_decoded - decoded, time.process_time() - cpu)
     yield StageDone("tissue", before.seconds["tissue"])
+    logger.info("%s: %d LR patches, %d HR patches", slide.name, len(asked.grid.lr_index), len(asked.grid.hr_index))
     warnings = [*slide.warnings, *about, *doubts]  # what a model is not goes with its every answer
     yield Finished((yield from _answered(asked, before, warnings, teacher)))
 
@@ -189,6 +193,8 @@ def _read(
     began, cpu = time.perf_counter(), time.process_time()
     network = load()
     runtime = prepare_runtime(asked.runtime, runtime_request(asked.slide, asked.bundle, network, look), asked.device)
+    choice = runtime.choice
+    logger.info("%s: runtime %s, %s (%s)", look.stage, choice.name, choice.precision, choice.reason)
     at_read = time.perf_counter()
     decoded = asked.slide.pixels_decoded  # patches that runtimes were compared on are read again
     embedded = yield from _embedded(asked, runtime, look)

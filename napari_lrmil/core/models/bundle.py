@@ -12,7 +12,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from napari_lrmil import __version__
 from napari_lrmil.core.atomic_files import atomic_write, write_json, write_text
 from napari_lrmil.core.encoders import (
     FROZEN,
@@ -32,6 +31,7 @@ from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.models.mil import GatedAttentionMIL
 from napari_lrmil.core.patching.color import CohortColour
 from napari_lrmil.core.patching.tissue import TissueConfig
+from napari_lrmil.version import __version__
 
 SCHEMA_VERSION = 1
 CARD, STUDENT, TEACHER, README = "lrmil.json", "student.safetensors", "teacher.safetensors", "README.md"

@@ -31,13 +31,77 @@ MPP_DIFFERS = 1e-4  # relative
 
 
 @dataclass(frozen=True)
-class _Patches:
-    """One network's file: (N, 2) level-0 corners, (N,) attention, (N, C) evidence; what is said about the corners."""
+class StoredPatches:
+    """Attention of one network, as ``attention.h5`` or ``teacher_attention.h5`` stores it.
+
+    Attributes
+    ----------
+    coords
+        (N, 2) level-0 corner of each patch, x then y.
+    attention
+        (N,) sums to 1.
+    evidence
+        (N, C) what each patch adds to each class's centred logit, classes in the order of ``prediction.json``.
+    attributes
+        Attributes of the coordinates, such as ``mpp0`` (µm per level-0 pixel) and the size of a patch.
+    """
 
     coords: Int64
     attention: Features
     evidence: Features
-    about: Mapping[str, Any]
+    attributes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class StoredPrediction:
+    """Results of one slide, read without the slide and without the model.
+
+    Attributes
+    ----------
+    folder
+        Where they were read from.
+    summary
+        ``prediction.json``: classes, probabilities, warnings, resolution, costs.
+    student
+        Attention and evidence of the student's patches.
+    teacher
+        The same of the HR teacher; None if it did not run.
+    agreement
+        ``agreement.json``; None if the teacher did not run.
+    """
+
+    folder: Path
+    summary: PredictionFile
+    student: StoredPatches
+    teacher: StoredPatches | None = None
+    agreement: AgreementFile | None = None
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """Class -> probability of the student."""
+        return self.summary.probabilities
+
+    @property
+    def predicted(self) -> str:
+        """The most probable class."""
+        return self.summary.predicted
+
+
+def read_prediction_folder(folder: Path) -> StoredPrediction:
+    """Return the results of one slide, checked as far as that is possible without slide and model.
+
+    Raises
+    ------
+    StoredError
+        If a file is missing, broken, or of a newer schema version.
+    """
+    summary = PredictionFile.read(folder)
+    n_classes = len(summary.classes)
+    student = _read_patches(folder / "attention.h5", n_classes)
+    if summary.teacher is None:
+        return StoredPrediction(folder, summary, student)
+    teacher = _read_patches(folder / "teacher_attention.h5", n_classes)
+    return StoredPrediction(folder, summary, student, teacher, AgreementFile.read(folder))
 
 
 def find_stored(folder: Path, slide: Slide) -> Path:
@@ -79,7 +143,8 @@ def read_stored(folder: Path, slide: Slide, bundle: Bundle) -> Prediction:
     teacher = file.teacher
     if teacher is None or not (folder / "teacher_attention.h5").is_file():
         raise StoredError(folder, "no teacher (HR) ran in these results; run `compare`, or `predict --teacher all`")
-    lr, hr = (_read_patches(folder / name, slide, bundle) for name in ("attention.h5", "teacher_attention.h5"))
+    names = ("attention.h5", "teacher_attention.h5")
+    lr, hr = (_read_same_resolution(folder / name, slide, bundle) for name in names)
     lattice = bundle.card.plan.lattice(slide.bounds, slide.mpp)
     grid = _grid(folder, lattice, lr, hr)
     card = bundle.card
@@ -108,44 +173,49 @@ def _require_same(folder: Path, file: PredictionFile, slide: Slide, bundle: Bund
         raise unreadable(folder / PREDICTION, reason)
 
 
-def _read_patches(path: Path, slide: Slide, bundle: Bundle) -> _Patches:
-    import h5py
-
-    try:
-        with h5py.File(path) as file:
-            about = dict(file["coords"].attrs)
-            found = _Patches(
-                np.asarray(file["coords"][:], np.int64),
-                np.asarray(file["attention"][:], np.float32),
-                np.asarray(file["evidence"][:], np.float32),
-                about,
-            )
-        _check(found, len(bundle.card.classes))
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise unreadable(path, str(error) or type(error).__name__) from error
-    mpp = float(about.get("mpp0", slide.mpp.mean))
+def _read_same_resolution(path: Path, slide: Slide, bundle: Bundle) -> StoredPatches:
+    """Return a network's file; raise `StoredError` if its results took the slide for one of another resolution."""
+    patches = _read_patches(path, len(bundle.card.classes))
+    mpp = float(patches.attributes.get("mpp0", slide.mpp.mean))
     if abs(mpp / slide.mpp.mean - 1) > MPP_DIFFERS:
         raise StoredError(
             path,
             f"these results took the slide for {mpp:.4g} µm per pixel, and it is open with {slide.mpp.mean:.4g}; "
             "open it with the same resolution",
         )
-    return found
+    return patches
 
 
-def _check(found: _Patches, n_classes: int) -> None:
-    n = len(found.coords)
+def _read_patches(path: Path, n_classes: int) -> StoredPatches:
+    import h5py
+
+    try:
+        with h5py.File(path) as file:
+            patches = StoredPatches(
+                np.asarray(file["coords"][:], np.int64),
+                np.asarray(file["attention"][:], np.float32),
+                np.asarray(file["evidence"][:], np.float32),
+                dict(file["coords"].attrs),
+            )
+        _check(patches, n_classes)
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise unreadable(path, str(error) or type(error).__name__) from error
+    return patches
+
+
+def _check(patches: StoredPatches, n_classes: int) -> None:
+    n = len(patches.coords)
     shapes = {"coords": (n, 2), "attention": (n,), "evidence": (n, n_classes)}
     for name, wanted in shapes.items():
-        if (seen := getattr(found, name).shape) != wanted:
+        if (seen := getattr(patches, name).shape) != wanted:
             raise ValueError(f"{name} has the shape {seen}, expected {wanted}")
-    if n == 0 or not np.isfinite(found.attention).all() or (found.attention < 0).any():
+    if n == 0 or not np.isfinite(patches.attention).all() or (patches.attention < 0).any():
         raise ValueError("attention is not a number at or above 0 for each of one or more patches")
-    if abs(float(found.attention.sum(dtype=np.float64)) - 1) > SUM_TOLERANCE:
-        raise ValueError(f"attention sums to {found.attention.sum():.3f}, expected 1")
+    if abs(float(patches.attention.sum(dtype=np.float64)) - 1) > SUM_TOLERANCE:
+        raise ValueError(f"attention sums to {patches.attention.sum():.3f}, expected 1")
 
 
-def _grid(folder: Path, lattice: Lattice, lr: _Patches, hr: _Patches) -> NestedGrid:
+def _grid(folder: Path, lattice: Lattice, lr: StoredPatches, hr: StoredPatches) -> NestedGrid:
     """Return the grid on which the stored patches lie; raises `StoredError` where they lie on none."""
     lr_index = _cells(folder / "attention.h5", lattice, lr.coords, lattice.lr_cell)
     hr_index = _cells(folder / "teacher_attention.h5", lattice, hr.coords, lattice.cell)
@@ -198,7 +268,11 @@ def _prediction(
 
 
 def _reading(
-    result: PredictionFile | TeacherResult, patches: _Patches, cell: tuple[int, int], mpp: float, classes: Sequence[str]
+    result: PredictionFile | TeacherResult,
+    patches: StoredPatches,
+    cell: tuple[int, int],
+    mpp: float,
+    classes: Sequence[str],
 ) -> NetworkPrediction:
     return NetworkPrediction(
         coords=patches.coords,

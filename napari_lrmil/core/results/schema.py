@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from napari_lrmil import __version__
 from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.errors import NewerSchemaError, StoredError
+from napari_lrmil.version import __version__
 
 PREDICTION, AGREEMENT, COHORT = "prediction.json", "agreement.json", "cohort.json"
 LESION_KEYS = frozenset(

@@ -6,7 +6,6 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from napari_lrmil import __version__
 from napari_lrmil.core.atomic_files import atomic_write, atomic_write_folder
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Progress
@@ -26,6 +25,7 @@ from napari_lrmil.core.results.schema import (
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.visualize.overlay import draw_overlay
 from napari_lrmil.core.visualize.slide_report import REPORT, ReportRequest, write_slide_report
+from napari_lrmil.version import __version__
 
 TOGETHER = (  # of one run: those that a later run does not write must not stay beside its own
     PREDICTION,

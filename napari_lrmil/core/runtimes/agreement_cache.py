@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from napari_lrmil import __version__
 from napari_lrmil.core.atomic_files import atomic_write_folder, write_json
+from napari_lrmil.version import __version__
 
 CACHE_VARIABLE = "NAPARI_LRMIL_CACHE"
 EDITION = 1  # of how networks are prepared; another one makes what is kept be made again

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +32,8 @@ from napari_lrmil.core.slides.resampling import Pixels as Pixels  # the name tha
 from napari_lrmil.core.slides.resampling import area_average, composite_on_white
 from napari_lrmil.core.slides.resolution import find_mpp, mpp_warnings, number
 from napari_lrmil.core.slides.tile_reader import ASKED, AUTO, OPENSLIDE, TILES, ReaderChoice, TileReader, require_reader
+
+logger = logging.getLogger(__name__)
 
 BLOCK_PX = 1024  # native pixels along a side of one read of an overview: memory of this size is used again and again
 FINGERPRINT_BYTES = 1 << 20  # read from each end of a file that has no quick hash
@@ -92,6 +95,7 @@ class Slide:
             self._mpp = find_mpp(self.properties, override=mpp, remembered=asked)
         refused = ASKED if reader == OPENSLIDE else "the slide does not come from a file" if opener else None
         self._tiles = TileReader(self.path, self.levels, self.vendor, self._opener, refused)
+        logger.debug("%s: opened, %s, %d levels", self.path, self.vendor, len(self.levels))
 
     # ------------------------------------------------------------ facts
 

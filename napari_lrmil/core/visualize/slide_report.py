@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from napari_lrmil import __version__
 from napari_lrmil.core.atomic_files import write_text
 from napari_lrmil.core.formatting import format_probability, format_signed
 from napari_lrmil.core.geometry import BoxLevel0, nominal_magnification
@@ -33,6 +32,7 @@ from napari_lrmil.core.visualize.overlay import (
 )
 from napari_lrmil.core.visualize.top_patches import GalleryPatch, read_patch, top_and_bottom
 from napari_lrmil.core.visualize.view_export import ColourLegend, compose_view, font
+from napari_lrmil.version import __version__
 
 REPORT = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"

@@ -29,6 +29,6 @@ def sample_slide(folder: Path) -> Path:
 def _cache_folder() -> Path:
     from platformdirs import user_cache_path
 
-    from napari_lrmil import __version__
+    from napari_lrmil.version import __version__
 
     return Path(user_cache_path("napari-lrmil", appauthor=False)) / f"phantom-{__version__}"

@@ -22,11 +22,11 @@ from lrmil_training.report.run_record import (
     sort_by_probability_distance,
 )
 from lrmil_training.report.slide_pictures import make_thumbnails, pictures
-from napari_lrmil import __version__
 from napari_lrmil.core.atomic_files import write_text
 from napari_lrmil.core.formatting import format_signed
 from napari_lrmil.core.results.cohort_tables import FAILURE_COLUMNS, read_failures
 from napari_lrmil.core.visualize.overlay import RESEARCH_USE
+from napari_lrmil.version import __version__
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,0 +1,327 @@
+"""Public functions for scripts and notebooks: open a slide, load a model, predict, extract features, train.
+
+Each function blocks until the work is done and returns a documented object. Progress goes to `on_event`. Everything
+that the user should know goes to the logger ``napari_lrmil`` as a warning.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from napari_lrmil.core.events import Event, Failed, Finished, Notice, StageDone
+
+if TYPE_CHECKING:
+    from lrmil_training.config import TrainConfig
+    from napari_lrmil.core.features.bag import Bag
+    from napari_lrmil.core.inference.prediction import Prediction
+    from napari_lrmil.core.models.bundle import Bundle
+    from napari_lrmil.core.results.reader import StoredPrediction
+    from napari_lrmil.core.slides.slide import Slide
+
+logger = logging.getLogger(__name__)
+
+OnEvent = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A finished training run.
+
+    Attributes
+    ----------
+    folder
+        The run folder, with ``report.html``.
+    bundle
+        Folder of the trained model, for `load_bundle`. None for a series of folds or seeds.
+    metrics
+        Content of ``metrics.json``: method -> split -> figures with intervals.
+    """
+
+    folder: Path
+    bundle: Path | None
+    metrics: dict[str, Any]
+
+
+def open_slide(path: str | Path, *, mpp: float | None = None) -> Slide:
+    """Open a whole-slide image.
+
+    Parameters
+    ----------
+    path
+        A slide file, or the folder of one DICOM slide.
+    mpp
+        µm per level-0 pixel. It overrides the resolution that the file states.
+
+    Returns
+    -------
+    Slide
+        An open slide. Use it as a context manager, or call its ``close``.
+
+    Raises
+    ------
+    SlideError
+        If the file cannot be opened as a slide.
+    """
+    from napari_lrmil.core.slides.slide import Slide
+
+    return Slide(path, mpp=mpp)
+
+
+def load_bundle(bundle: str | Path = "demo") -> Bundle:
+    """Load a trained model.
+
+    Parameters
+    ----------
+    bundle
+        Folder of a bundle, or the name of a shipped one.
+
+    Returns
+    -------
+    Bundle
+        Card and networks. The weights are read on first use.
+
+    Raises
+    ------
+    BundleError
+        If the folder is not a bundle, or has another schema version.
+    """
+    from napari_lrmil.core.models.bundle import Bundle
+
+    return Bundle(bundle)
+
+
+def predict(
+    slide: Slide | str | Path,
+    bundle: Bundle | str | Path = "demo",
+    *,
+    teacher: str = "none",
+    regions: str | Path | None = None,
+    device: str = "auto",
+    runtime: str = "auto",
+    on_event: OnEvent | None = None,
+) -> Prediction:
+    """Classify a slide with the low-resolution student.
+
+    Parameters
+    ----------
+    slide
+        An open slide, or the path of one.
+    bundle
+        A model from `load_bundle`, its folder, or the name of a shipped one.
+    teacher
+        Patches that the HR teacher reads too: ``none``, ``all``, or ``top-20`` for the student's 20 strongest.
+    regions
+        GeoJSON of QuPath or XML of ASAP: predict these regions only. Their score is not calibrated.
+    device
+        ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    runtime
+        ``torch``, ``openvino``, or ``auto``: the fastest one that agrees with torch.
+    on_event
+        Called with every event, for a progress display.
+
+    Returns
+    -------
+    Prediction
+        ``student.probabilities`` by class; ``student.coords`` (N, 2) in level-0 pixels; ``student.attention`` (N,),
+        which sums to 1; ``teacher`` and ``agreement`` if the teacher ran; ``warnings``.
+
+    Raises
+    ------
+    LrmilError
+        If the slide, the model or an option cannot be used. The message says what to do.
+
+    Examples
+    --------
+    >>> from napari_lrmil import open_slide, predict
+    >>> with open_slide("slide.svs") as slide:  # doctest: +SKIP
+    ...     prediction = predict(slide, "demo", teacher="top-20")
+    >>> prediction.student.probabilities  # doctest: +SKIP
+    {'normal': 0.02, 'lesion': 0.98}
+    """
+    from napari_lrmil.core.features.devices import resolve_device
+    from napari_lrmil.core.inference.predict import predict as predict_events
+    from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+    from napari_lrmil.core.patching.roi import read_scope
+
+    with _opened(slide) as (opened, seconds_open):
+        events = predict_events(
+            opened,
+            _loaded(bundle),
+            device=resolve_device(device),
+            teacher=TeacherPatches.parse(teacher),
+            seconds_open=seconds_open,
+            scope=read_scope({"roi": None if regions is None else Path(regions)}, opened.bounds),
+            runtime=runtime,
+        )
+        prediction: Prediction = run_to_end(events, on_event)
+    return prediction
+
+
+def extract_features(
+    slide: Slide | str | Path,
+    bundle: Bundle | str | Path = "demo",
+    *,
+    network: Literal["student", "teacher"] = "student",
+    device: str = "auto",
+    on_event: OnEvent | None = None,
+) -> Bag:
+    """Extract the features of a slide's tissue patches with one encoder of a model.
+
+    Parameters
+    ----------
+    slide
+        An open slide, or the path of one.
+    bundle
+        A model from `load_bundle`, its folder, or the name of a shipped one.
+    network
+        ``student`` reads low-resolution patches, ``teacher`` high-resolution ones.
+    device
+        ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    on_event
+        Called with every event, for a progress display.
+
+    Returns
+    -------
+    Bag
+        ``features`` (N, D) float32, ``coords`` (N, 2) level-0 corners, and ``origin``, which states how they were made.
+
+    Raises
+    ------
+    LrmilError
+        If the slide or the model cannot be used, or the slide has no tissue.
+    ValueError
+        If `network` is neither ``student`` nor ``teacher``.
+    """
+    from napari_lrmil.core.features.devices import resolve_device
+    from napari_lrmil.core.inference.bags import extract_bag
+
+    if network not in ("student", "teacher"):
+        raise ValueError(f"network is {network!r}, expected 'student' or 'teacher'")
+    with _opened(slide) as (opened, _):
+        bag: Bag = run_to_end(extract_bag(opened, _loaded(bundle), network, resolve_device(device)), on_event)
+    return bag
+
+
+def read_prediction(folder: str | Path) -> StoredPrediction:
+    """Read the results of one slide that ``predict`` or ``compare`` wrote.
+
+    Parameters
+    ----------
+    folder
+        The slide's folder, with ``prediction.json`` and ``attention.h5``.
+
+    Returns
+    -------
+    StoredPrediction
+        The summary and, per network, patch coordinates, attention and evidence.
+
+    Raises
+    ------
+    StoredError
+        If a file is missing, broken, or of a newer schema version.
+    """
+    from napari_lrmil.core.results.reader import read_prediction_folder
+
+    return read_prediction_folder(Path(folder))
+
+
+def train(
+    cohort: str | Path,
+    out: str | Path,
+    config: TrainConfig | str | Path | None = None,
+    *,
+    settings: Sequence[str] = (),
+    device: str = "auto",
+    on_event: OnEvent | None = None,
+) -> TrainingResult:
+    """Train teacher and student on a cohort, evaluate them, and write a bundle.
+
+    The same call continues a run that was stopped.
+
+    Parameters
+    ----------
+    cohort
+        CSV with the columns slide, patient and label, and optionally split and mpp.
+    out
+        Run folder.
+    config
+        A configuration, a YAML file, or a preset: ``default`` or ``paper``.
+    settings
+        Single settings laid over it, such as ``"stage1.epochs=6"``. Not with a `TrainConfig`.
+    device
+        ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    on_event
+        Called with every event, for a progress display.
+
+    Returns
+    -------
+    TrainingResult
+        Run folder, folder of the trained bundle, and metrics.
+
+    Raises
+    ------
+    LrmilError
+        If cohort, configuration or encoder cannot be used, or the run was stopped.
+    """
+    import json
+
+    from lrmil_training.config import TrainConfig, load_config
+    from lrmil_training.runs.event_log import BUNDLE, METRICS
+    from lrmil_training.train import train as train_events
+    from napari_lrmil.core.errors import ConfigError
+    from napari_lrmil.core.features.devices import resolve_device
+
+    if isinstance(config, TrainConfig) and settings:
+        raise ConfigError("settings go with a file or a preset; change the TrainConfig itself, or pass its file")
+    resolved = config if isinstance(config, TrainConfig) else load_config(config, settings)
+    folder = Path(out)
+    run_to_end(train_events(Path(cohort), folder, resolved, resolve_device(device)), on_event)
+    bundle = folder / BUNDLE
+    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    return TrainingResult(folder, bundle if bundle.is_dir() else None, metrics)
+
+
+def run_to_end(events: Iterator[Event], on_event: OnEvent | None = None) -> Any:
+    """Consume a stream of events and return the result it finishes with.
+
+    Notices and failures are logged as warnings, the end of a stage as information.
+    """
+    result: Any = None
+    with closing(events):  # type: ignore[type-var]  # generators close
+        for event in events:
+            log_event(event)
+            if on_event is not None:
+                on_event(event)
+            if isinstance(event, Finished):
+                result = event.result
+    return result
+
+
+def log_event(event: Event) -> None:
+    """Log one event under ``napari_lrmil``."""
+    match event:
+        case Notice(message, subject) | Failed(message, subject):
+            logger.warning("%s%s", f"{subject}: " if subject else "", message)
+        case StageDone(stage, seconds):
+            logger.info("%s: done in %.1f s", stage, seconds)
+
+
+@contextmanager
+def _opened(slide: Slide | str | Path) -> Iterator[tuple[Slide, float]]:
+    """Open a slide given by its path and close it again. Yield the slide and the seconds that opening took."""
+    if not isinstance(slide, str | Path):
+        yield slide, 0.0  # it stays the caller's to close
+        return
+    began = time.perf_counter()
+    with open_slide(slide) as opened:
+        yield opened, time.perf_counter() - began
+
+
+def _loaded(bundle: Bundle | str | Path) -> Bundle:
+    return load_bundle(bundle) if isinstance(bundle, str | Path) else bundle
