@@ -32,7 +32,7 @@ from bad_slides import BAD, as_ordinary_user, make_bad_slides
 from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.cohort import BackendChoice, CohortProgress, SlideJob, choose_backend, run_cohort
 from napari_lrmil.core.cohort.local_pool import LocalProcesses
-from napari_lrmil.core.cohort.memory import machine_mb
+from napari_lrmil.core.cohort.memory import total_memory_mb
 from napari_lrmil.core.cohort.predict_task import PredictTask
 from napari_lrmil.core.cohort.task import Backend, SerialBackend
 from napari_lrmil.core.events import Event, Partial
@@ -270,7 +270,7 @@ def _attention(path: Path) -> Any:
 def _scaling(run: Path, good: Sequence[Path], bundle: str) -> list[dict[str, Any]]:
     rows = []
     for workers in (1, 2):
-        engine = LocalProcesses([{}] * workers, 1, machine_mb() / 4)
+        engine = LocalProcesses([{}] * workers, 1, total_memory_mb() / 4)
         tally, ends = CohortProgress(), []
         task = _task(bundle, run / f"workers_{workers}")
         for event in run_cohort([SlideJob(path) for path in good], task, engine, tally):

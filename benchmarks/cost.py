@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from napari_lrmil.cli.console import show_progress
-from napari_lrmil.cli.predict import expand
+from napari_lrmil.cli.predict import expand_slides
 from napari_lrmil.core.features.devices import limit_torch_threads, resolve_device
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
@@ -82,7 +82,7 @@ def main() -> None:
     args = p.parse_args()
     limit_torch_threads()
     bundle = Bundle(args.bundle)
-    slides = [path for path, _ in expand(args.slides)]
+    slides = [path for path, _ in expand_slides(args.slides)]
     _run(slides[0], bundle, TeacherPatches.ALL)  # the first call loads weights and libraries
     print(table([measure(path, bundle) for path in slides]))
 

@@ -27,7 +27,7 @@ from lrmil_training.evaluation.attention_files import AttentionMap, read_map
 from lrmil_training.report.slide_pictures import limit
 from napari_lrmil.core.inference.teacher_comparison import SharedPatches, lesion_file
 from napari_lrmil.core.metrics.agreement import read_outlines
-from napari_lrmil.core.visualize.comparison_figure import DIFFERENCE, difference_limit
+from napari_lrmil.core.visualize.comparison_figure import DIFFERENCE_COLORMAP, difference_limit
 from napari_lrmil.core.visualize.overlay import COLORMAP
 
 BEGIN, END = "<!-- written by benchmarks/disagreement.py --write -->", "<!-- end of what it writes -->"
@@ -168,7 +168,7 @@ def draw(path: Path, work: Path, one: SlideFigures) -> None:
     top, reach = limit([student, pooled]), difference_limit(both)
     sides = zip(axes[:2], (both.student, both.teacher), strict=True)
     shown = [_cells(axis, student, values, (0, top), COLORMAP) for axis, values in sides]
-    apart = _cells(axes[2], student, both.difference, (-reach, reach), DIFFERENCE)
+    apart = _cells(axes[2], student, both.difference, (-reach, reach), DIFFERENCE_COLORMAP)
     for axis in axes[:3]:
         for outline in outlines:
             axis.plot(*shapely.get_coordinates(outline.exterior).T, color="#cc79a7", linewidth=1.6)

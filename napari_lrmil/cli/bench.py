@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from napari_lrmil.cli.console import Device, MppOption, err, load_networks, out, show_progress, with_finished_event
+from napari_lrmil.cli.console import (
+    DeviceOption,
+    MppOption,
+    err,
+    load_networks,
+    out,
+    show_progress,
+    with_finished_event,
+)
 
 if TYPE_CHECKING:
     from napari_lrmil.core.models.bundle import Bundle
@@ -33,7 +41,7 @@ def bench(
         int, typer.Option("--most-patches", min=64, help="of more patches a sample is measured, and scaled up")
     ] = 2048,
     threads: Annotated[int, typer.Option(min=1, help="of the encoder")] = 1,
-    device: Device = "cpu",
+    device: DeviceOption = "cpu",
     mpp: MppOption = None,
 ) -> None:
     """Measure a slide's cost step by step, LR against HR, and what resolution, encoder, reader and runtime save."""

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from napari_lrmil.cli.console import SOME_FAILED, chosen_device, err, out, show_progress
+from napari_lrmil.cli.console import SOME_FAILED, err, out, select_device, show_progress
 
 if TYPE_CHECKING:
     from napari_lrmil.core.cohort import Backend, CohortProgress, Outcome, SlideJob, SlideTask
 
-Workers = Annotated[
+WorkersOption = Annotated[
     int | None,
     typer.Option(min=1, help="slides at once, each in a process of its own; left out: one, or one for each GPU"),
 ]
-Scheduler = Annotated[
+SchedulerOption = Annotated[
     str | None, typer.Option(help="a dask scheduler, such as tcp://host:8786; or slurm, or slurm:FILE.yaml")
 ]
-Memory = Annotated[
+MemoryOption = Annotated[
     str | None,
     typer.Option(help="for each worker, such as 2GB; one that holds more is ended, and its slide has failed"),
 ]
@@ -49,7 +49,7 @@ class ExecutionOptions:
     def require_device(self) -> None:
         """Raise `ConfigError` where the device is not here; the devices of a cluster are not known here."""
         if not self.far:
-            chosen_device(self.device)
+            select_device(self.device)
 
     def engine(self, slides: int) -> Backend:
         """Return what does the work."""
@@ -79,7 +79,7 @@ def require_writable(folder: Path) -> None:
         raise ConfigError(f"--out {folder}: no folder can be made there ({error.strerror}); choose another") from error
 
 
-def follow_cohort(
+def run_with_progress(
     command: str,
     works: Sequence[SlideJob],
     task: SlideTask,
@@ -92,7 +92,7 @@ def follow_cohort(
     """Do a task for every slide, tell of it as it goes, and leave ``failures.csv`` and the summary in `folder`.
 
     `tables` is called at the end, also after Ctrl-C: what is done stays, and is listed. `results` is what the slides
-    leave, where that is not ``folder/<slide>``. See `end_with` for what is returned.
+    leave, where that is not ``folder/<slide>``. See `exit_if_failed` for what is returned.
     """
     from napari_lrmil.core.atomic_files import remove_stale_partials
     from napari_lrmil.core.cohort import CohortProgress, run_cohort
@@ -114,7 +114,7 @@ def follow_cohort(
     return tally
 
 
-def end_with(tally: CohortProgress) -> None:
+def exit_if_failed(tally: CohortProgress) -> None:
     """End a command where slides failed.
 
     Raises

@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 
 out, err = Console(), Console(stderr=True)
 
-NOTE_S = 20.0  # between notes of long work, where there is no terminal to draw on
+NOTE_INTERVAL_S = 20.0  # between notes of long work, where there is no terminal to draw on
 SOME_FAILED, WRONG_CALL, FAILED, CANCELLED = 3, 2, 1, 130
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps")]
 RuntimeOption = Annotated[
     str,
     typer.Option("--runtime", help="torch, openvino, or auto: the fastest that agrees with torch"),
@@ -37,10 +37,10 @@ MppOption = Annotated[
     float | None, typer.Option("--mpp", min=0.02, max=100.0, help="µm per level-0 pixel, where the slide does not say")
 ]
 BundleOption = Annotated[str, typer.Option("--bundle", help="folder of a bundle, or a shipped one (demo)")]
-Out = Annotated[Path, typer.Option("--out", help="folder for the results")]
+OutOption = Annotated[Path, typer.Option("--out", help="folder for the results")]
 
 
-def chosen_device(name: str) -> torch.device:
+def select_device(name: str) -> torch.device:
     """Return the device to work on; one core stays free for everything else."""
     from napari_lrmil.core.features.devices import limit_torch_threads, resolve_device
 
@@ -146,7 +146,7 @@ class _Bars:
             self.tasks[within] = stage, self.progress.add_task(stage, total=total, unit=unit, left="")
         told = unit if within else f"{unit}{self.figure}"
         self.progress.update(self.tasks[within][1], completed=done, total=total, unit=told, left=left)
-        if not (within or self.quiet or err.is_terminal) and time.monotonic() - self.noted > NOTE_S:
+        if not (within or self.quiet or err.is_terminal) and time.monotonic() - self.noted > NOTE_INTERVAL_S:
             self.noted = time.monotonic()
             err.print(f"{stage}: {done} of {total} {told}{', ' if left else ''}{left}", highlight=False)
 

@@ -10,18 +10,18 @@ import typer
 
 from napari_lrmil.cli.cohort_options import (
     ExecutionOptions,
-    Memory,
-    Scheduler,
-    Workers,
-    end_with,
-    follow_cohort,
+    MemoryOption,
+    SchedulerOption,
+    WorkersOption,
+    exit_if_failed,
     require_writable,
+    run_with_progress,
 )
 from napari_lrmil.cli.console import (
     BundleOption,
-    Device,
+    DeviceOption,
     MppOption,
-    Out,
+    OutOption,
     RuntimeOption,
     err,
     load_networks,
@@ -76,8 +76,8 @@ def slide_facts(slide: Any) -> dict[str, Any]:
 def predict(
     slides: Annotated[list[Path], typer.Argument(help="slides, a folder of slides, or a cohort CSV")],
     bundle: BundleOption = "demo",
-    folder: Out = Path("predictions"),
-    device: Device = "auto",
+    folder: OutOption = Path("predictions"),
+    device: DeviceOption = "auto",
     runtime: RuntimeOption = "auto",
     mpp: MppOption = None,
     teacher: Annotated[
@@ -91,9 +91,9 @@ def predict(
     reader: Annotated[
         str, typer.Option(help="auto, openslide or tiles: JPEG tiles are read directly where OpenSlide shows the same")
     ] = "auto",
-    workers: Workers = None,
-    scheduler: Scheduler = None,
-    memory: Memory = None,
+    workers: WorkersOption = None,
+    scheduler: SchedulerOption = None,
+    memory: MemoryOption = None,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="leave results that are there, or make them again")
     ] = True,
@@ -114,7 +114,7 @@ def predict(
     where = ExecutionOptions(workers, scheduler, memory, device)
     _require(where, runtime)
     require_writable(folder)
-    chosen, files = expand(slides), {"roi": roi, "keep": keep, "exclude": exclude, "tissue": tissue}
+    chosen, files = expand_slides(slides), {"roi": roi, "keep": keep, "exclude": exclude, "tissue": tissue}
     _one_slide_for_parts(chosen, files)
     task = PredictTask(
         model.path,
@@ -130,7 +130,7 @@ def predict(
         reader=reader,
     )
     works = [SlideJob(where.place(path), mpp or own) for path, own in chosen]
-    end_with(follow_cohort("predict", works, task, where, folder, told, tables=lambda: _write_table(folder)))
+    exit_if_failed(run_with_progress("predict", works, task, where, folder, told, tables=lambda: _write_table(folder)))
 
 
 def _require(where: ExecutionOptions, runtime: str) -> None:
@@ -156,8 +156,8 @@ def _one_slide_for_parts(slides: Sequence[tuple[Path, float | None]], files: Map
 def compare(
     slide: Annotated[Path, typer.Argument(help="slide, or folder of one DICOM slide")],
     bundle: BundleOption = "demo",
-    folder: Out = Path("predictions"),
-    device: Device = "auto",
+    folder: OutOption = Path("predictions"),
+    device: DeviceOption = "auto",
     runtime: RuntimeOption = "auto",
     mpp: MppOption = None,
     teacher: Annotated[str, typer.Option(help="all, or top-K: only where the student looked most")] = "all",
@@ -200,13 +200,13 @@ def compare(
 
 def _write_table(folder: Path) -> None:
     """Write ``predictions.csv``, and print which results it leaves out and why."""
-    from napari_lrmil.core.results.cohort_tables import write_predictions
+    from napari_lrmil.core.results.cohort_tables import write_predictions_table
 
-    for error in write_predictions(folder):
+    for error in write_predictions_table(folder):
         err.print(f"not in predictions.csv: {error}", markup=False, highlight=False, soft_wrap=True)
 
 
-def expand(slides: Sequence[Path]) -> list[tuple[Path, float | None]]:
+def expand_slides(slides: Sequence[Path]) -> list[tuple[Path, float | None]]:
     """Return the slides meant by files, folders and cohort tables, each with the resolution that a table gives.
 
     A folder of DICOM files is one slide.

@@ -9,22 +9,22 @@ import typer
 
 from napari_lrmil.cli.cohort_options import (
     ExecutionOptions,
-    Memory,
-    Scheduler,
-    Workers,
-    end_with,
-    follow_cohort,
+    MemoryOption,
+    SchedulerOption,
+    WorkersOption,
+    exit_if_failed,
     require_writable,
+    run_with_progress,
 )
 from napari_lrmil.cli.console import (
     SOME_FAILED,
     BundleOption,
-    Device,
-    Out,
-    chosen_device,
+    DeviceOption,
+    OutOption,
     err,
     load_networks,
     out,
+    select_device,
     show_progress,
     with_finished_event,
 )
@@ -75,17 +75,17 @@ def features(
     encoder: Annotated[
         str, typer.Option(help="file, folder, hf:owner/name, lazyslide:NAME, or a bundle whose teacher's to use")
     ],
-    folder: Out,
+    folder: OutOption,
     mpp: Annotated[float, typer.Option(help="µm per pixel of the patches")] = 0.5,
     patch_px: Annotated[int, typer.Option("--patch-px", min=32, help="side of a patch in those pixels")] = 256,
-    device: Device = "auto",
-    workers: Workers = None,
-    scheduler: Scheduler = None,
-    memory: Memory = None,
+    device: DeviceOption = "auto",
+    workers: WorkersOption = None,
+    scheduler: SchedulerOption = None,
+    memory: MemoryOption = None,
 ) -> None:
     """Embed the patches of a cohort, one HDF5 file per slide in TRIDENT's layout. Files that are there stay."""
     from lrmil_training.data.features import FeatureTask, cached_encoder, refuse_foreign_features, unlabelled_slide
-    from napari_lrmil.cli.predict import expand
+    from napari_lrmil.cli.predict import expand_slides
     from napari_lrmil.core.cohort import SlideJob
     from napari_lrmil.core.encoders import encoder_notice
 
@@ -93,7 +93,7 @@ def features(
     if told:
         err.print(told, highlight=False)
     where = ExecutionOptions(workers, scheduler, memory, device)
-    works = [SlideJob(where.place(path), own) for path, own in expand([cohort])]
+    works = [SlideJob(where.place(path), own) for path, own in expand_slides([cohort])]
     name = str(where.place(Path(encoder))) if Path(encoder).is_file() else encoder
     loaded = cached_encoder(name)
     where.require_device()
@@ -103,10 +103,10 @@ def features(
         refuse_foreign_features(request.path(unlabelled_slide(work)), request)
     require_writable(folder)
     files = [request.path(unlabelled_slide(work)) for work in works]
-    tally = follow_cohort("features", works, task, where, folder, results=files)
+    tally = run_with_progress("features", works, task, where, folder, results=files)
     there = tally.done + tally.already
     out.print(f"{there} of {tally.total} slides -> {folder}", highlight=False, soft_wrap=True)
-    end_with(tally)
+    exit_if_failed(tally)
 
 
 def train(
@@ -116,7 +116,7 @@ def train(
         Path | None, typer.Option(help="YAML with configuration keys, or a preset: default, paper")
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, such as stage1.epochs=6")] = None,
-    device: Device = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Train teacher and student through both distillation stages, evaluate, and write a bundle."""
     from lrmil_training.config import load_config
@@ -124,7 +124,7 @@ def train(
     from napari_lrmil.core.results.cohort_tables import FAILURES, read_failures
 
     resolved = load_config(config, settings or ())
-    where = show_progress(run(cohort, folder, resolved, chosen_device(device)), "train", quiet=False)
+    where = show_progress(run(cohort, folder, resolved, select_device(device)), "train", quiet=False)
     _show_metrics(where)
     out.print(f"metrics, checkpoints, bundle and report.html -> {where}", highlight=False, soft_wrap=True)
     failed = len({slide for slide, *_ in read_failures(where)})
@@ -146,7 +146,7 @@ def evaluate(
             help="measure the HR teacher beside the student; left out: where the bundle brings it whole",
         ),
     ] = None,
-    device: Device = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Measure a bundle on a cohort: figures with intervals, agreement with its teacher, cost, and a report."""
     from lrmil_training.external_evaluation import ExternalEvaluation, evaluate_bundle
@@ -155,7 +155,7 @@ def evaluate(
     model = Bundle(bundle)
     both = _with_teacher(model, teacher)
     told = load_networks(model, teacher=both)
-    question = ExternalEvaluation(model, split, both, chosen_device(device))
+    question = ExternalEvaluation(model, split, both, select_device(device))
     failures: dict[str, str] = show_progress(
         with_finished_event(evaluate_bundle(cohort, folder, question)), "evaluate", told=told
     )

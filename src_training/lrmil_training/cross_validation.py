@@ -24,7 +24,7 @@ from napari_lrmil.core.atomic_files import write_json, write_text
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Finished, Notice, Progress
 from napari_lrmil.core.models.bundle import CARD
-from napari_lrmil.core.results.cohort_tables import gather_failures
+from napari_lrmil.core.results.cohort_tables import merge_failures
 
 RUNS_FOLDER = "runs"  # folder of the single runs
 
@@ -80,7 +80,7 @@ def run_series(run: RunContext) -> Generator[Event, None, None]:
         yield Progress("runs", count, len(parts), "runs")
         one = _part_context(run, part)
         yield from _run_part(one)
-        gather_failures(run.folder, [run.folder / RUNS_FOLDER / begun.name for begun in parts[: count + 1]])
+        merge_failures(run.folder, [run.folder / RUNS_FOLDER / begun.name for begun in parts[: count + 1]])
         metrics = json.loads((one.folder / METRICS).read_text(encoding="utf-8"))
         done.append({"fold": part.fold, "seed": part.seed, "metrics": metrics})
     yield Progress("runs", len(parts), len(parts), "runs")

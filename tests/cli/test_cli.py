@@ -472,7 +472,7 @@ def test_long_work_leaves_notes_where_there_is_no_terminal(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Stage, how far, and the last figure; nothing of the patches of a single slide, and nothing at all when quiet."""
-    monkeypatch.setattr(console, "NOTE_S", -1.0)
+    monkeypatch.setattr(console, "NOTE_INTERVAL_S", -1.0)
     events = [Progress("stage2", 1, 9, "epochs"), Progress("slide_3", 5, 8), Metric("stage2", "val/auroc", 0.875, 1)]
     events += [Progress("stage2", 2, 9, "epochs"), Finished("run")]
     assert console.show_progress(iter_closing(events), "train", quiet=False) == "run"

@@ -300,7 +300,7 @@ def test_what_cannot_be_worked_with_is_a_wrong_call(
 def test_the_time_left_is_told_where_there_is_no_terminal(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(console, "NOTE_S", -1.0)
+    monkeypatch.setattr(console, "NOTE_INTERVAL_S", -1.0)
     lefts = (None, 41.0, 400.0, 7800.0, 200_000.0)
     events = (Progress("cohort", done, 9, "slides", left) for done, left in enumerate(lefts))
     console.show_progress(events, "predict", quiet=False)

@@ -16,8 +16,13 @@ from typer.testing import CliRunner
 
 from napari_lrmil.cli import app
 from napari_lrmil.core.models.bundle import Bundle
-from napari_lrmil.core.results.cohort_tables import read_failures, write_predictions
-from napari_lrmil.core.results.reader import find_stored, read_result_summary, read_stored, stored_folders
+from napari_lrmil.core.results.cohort_tables import read_failures, write_predictions_table
+from napari_lrmil.core.results.reader import (
+    find_result_folder,
+    list_result_folders,
+    read_result_summary,
+    restore_prediction,
+)
 from napari_lrmil.core.slides.slide import Slide
 from support.shapes import STORED, mismatches
 
@@ -266,9 +271,9 @@ def test_student_and_teacher_agree_as_they_did(written: Path) -> None:
 
 def test_a_stored_prediction_is_opened(slide: Slide) -> None:
     told, agreement = read_json(COMPARED / "prediction.json"), read_json(COMPARED / "agreement.json")
-    folder = find_stored(PREDICTIONS, slide)
+    folder = find_result_folder(PREDICTIONS, slide)
     assert folder == COMPARED
-    found = read_stored(folder, slide, Bundle(BUNDLE))
+    found = restore_prediction(folder, slide, Bundle(BUNDLE))
     assert found.student.probabilities == told["probabilities"] and found.student.logits == told["logits"]
     assert found.teacher is not None and found.teacher.probabilities == told["teacher"]["probabilities"]
     assert (len(found.grid.lr_index), len(found.grid.hr_index), found.scope.whole) == (22, 260, True)
@@ -277,7 +282,7 @@ def test_a_stored_prediction_is_opened(slide: Slide) -> None:
 
 
 def test_the_table_of_a_stored_cohort() -> None:
-    assert stored_folders(PREDICTIONS) == [ALONE, COMPARED]
+    assert list_result_folders(PREDICTIONS) == [ALONE, COMPARED]
     alone, compared = map(read_result_summary, (ALONE, COMPARED))
     assert (alone.name, alone.teacher) == ("test-13-000", None) and "no teacher" in alone.problem
     assert compared.problem == "" and compared.path == Path("cohort/test-13-002.tif")
@@ -298,7 +303,7 @@ def test_a_stored_result_is_not_computed_again(call: Call, tmp_path: Path) -> No
 def test_tables_come_out_of_stored_results_as_they_did(tmp_path: Path) -> None:
     shutil.copytree(PREDICTIONS, tmp_path / "out")
     (tmp_path / "out" / "predictions.csv").unlink()
-    write_predictions(tmp_path / "out")
+    write_predictions_table(tmp_path / "out")
     assert (tmp_path / "out" / "predictions.csv").read_text() == (PREDICTIONS / "predictions.csv").read_text()
     [(name, step, reason)] = read_failures(PREDICTIONS)
     assert (name, step) == ("broken.tif", "open") and "not a slide that OpenSlide can open" in reason

@@ -18,7 +18,7 @@ from torch import nn
 
 from napari_lrmil.core.benchmark.baseline import RESNET_DIM, PilReader, ResNetEmbedder
 from napari_lrmil.core.benchmark.setups import PIL, RESNET, STUDENT, Setup
-from napari_lrmil.core.cohort.memory import peak_mb
+from napari_lrmil.core.cohort.memory import peak_memory_mb
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Finished, Progress
 from napari_lrmil.core.features.devices import resolve_device
@@ -172,7 +172,7 @@ def measure(question: MeasurementSpec, setup: Setup) -> Measurement:
     )
     if not setup.fine and setup.encoder == STUDENT:
         found.whole_cpu, found.whole_wall = bench.as_predict_runs()
-    found.peak_mb = peak_mb()
+    found.peak_mb = peak_memory_mb()
     return found
 
 

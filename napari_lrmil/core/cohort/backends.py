@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from napari_lrmil.core.cohort.local_pool import LocalProcesses
-from napari_lrmil.core.cohort.memory import MB, machine_mb
+from napari_lrmil.core.cohort.memory import MB, total_memory_mb
 from napari_lrmil.core.cohort.task import Backend, SerialBackend
 from napari_lrmil.core.errors import ConfigError
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"
+VISIBLE_DEVICES_VARIABLE = "CUDA_VISIBLE_DEVICES"
 SLURM = "slurm"
-SHARE = 0.9  # of the machine's memory, for all workers together
+MEMORY_SHARE = 0.9  # of the machine's memory, for all workers together
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def choose_backend(choice: BackendChoice, *, slides: int, gpus: int = 0) -> Back
     if workers == 1 and choice.memory_mb is None:
         return SerialBackend()  # a bound needs a process that can be ended
     threads = max(1, (os.cpu_count() or 1) // workers)
-    memory = choice.memory_mb or machine_mb() * SHARE / workers
+    memory = choice.memory_mb or total_memory_mb() * MEMORY_SHARE / workers
     return LocalProcesses(worker_environments(workers, gpus, os.environ), threads, memory)
 
 
@@ -68,9 +68,9 @@ def worker_environments(workers: int, gpus: int, own: Mapping[str, str]) -> list
     """Return the variables of each worker: with GPUs each sees one of those that this process sees (`own`)."""
     if not gpus:
         return [{} for _ in range(workers)]
-    seen = [device.strip() for device in own.get(VISIBLE, "").split(",") if device.strip()]
+    seen = [device.strip() for device in own.get(VISIBLE_DEVICES_VARIABLE, "").split(",") if device.strip()]
     devices = seen or [str(number) for number in range(gpus)]
-    return [{VISIBLE: devices[number % len(devices)]} for number in range(workers)]
+    return [{VISIBLE_DEVICES_VARIABLE: devices[number % len(devices)]} for number in range(workers)]
 
 
 def parse_memory(text: str) -> float:
@@ -94,12 +94,12 @@ def parse_memory(text: str) -> float:
 
 def _cluster(choice: BackendChoice) -> Backend:
     from napari_lrmil.core.cohort.dask_cluster import DaskCluster, SlurmJobs
-    from napari_lrmil.core.cohort.slurm import SlurmOptions, read_slurm
+    from napari_lrmil.core.cohort.slurm import SlurmOptions, read_slurm_options
 
     scheduler = choice.scheduler or ""
     kind, _, file = scheduler.partition(":")
     if kind == SLURM:
-        options = read_slurm(Path(file)) if file else SlurmOptions()
+        options = read_slurm_options(Path(file)) if file else SlurmOptions()
         given = {"jobs": choice.workers, "memory_mb": choice.memory_mb}
         return SlurmJobs(options=options.model_copy(update={k: v for k, v in given.items() if v is not None}))
     if choice.workers is not None or choice.memory_mb is not None:

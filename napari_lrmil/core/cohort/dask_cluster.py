@@ -19,17 +19,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from napari_lrmil.core.cohort.slurm import SlurmOptions, slurm_cluster
+from napari_lrmil.core.cohort.slurm import SlurmOptions, create_slurm_cluster
 from napari_lrmil.core.cohort.task import Outcome, SlideJob, SlideTask, lost_outcome, one_line, run_task
 from napari_lrmil.core.errors import ConfigError, LrmilError
 from napari_lrmil.core.events import Event, Notice
 from napari_lrmil.version import __version__
 
-CONNECT_S = 20.0
-LOOK_S = 1.0  # between looks at which workers there are
-FETCH_S = 60.0  # for a few words
-PATIENCE_S = 30.0  # without any worker, before that is told
-LOST = "was lost while it had this slide, as when its memory runs out"
+CONNECT_TIMEOUT_S = 20.0
+WORKER_POLL_S = 1.0  # between looks at which workers there are
+RESULT_TIMEOUT_S = 60.0  # for a few words
+NO_WORKER_NOTICE_S = 30.0  # without any worker, before that is told
+LOST_WORKER = "was lost while it had this slide, as when its memory runs out"
 
 _ONE_AT_A_TIME = threading.Lock()  # of one worker's threads
 
@@ -71,7 +71,7 @@ class DaskCluster:
         distributed = _distributed()
         try:
             _require_listener(self.address)
-            client = distributed.Client(self.address, timeout=CONNECT_S, set_as_default=False)
+            client = distributed.Client(self.address, timeout=CONNECT_TIMEOUT_S, set_as_default=False)
         except (OSError, ValueError, TimeoutError) as error:
             raise ConfigError(
                 f"no dask scheduler answers at {self.address} ({one_line(error)}); start one with `dask scheduler`, "
@@ -87,7 +87,7 @@ def _require_listener(address: str) -> None:
     if found is None and "://" not in address:
         raise ValueError("that is no address such as tcp://HOST:8786")
     if found is not None:
-        socket.create_connection((found[2], int(found[3])), CONNECT_S).close()
+        socket.create_connection((found[2], int(found[3])), CONNECT_TIMEOUT_S).close()
 
 
 @dataclass
@@ -107,7 +107,7 @@ class SlurmJobs(DaskCluster):
     @contextmanager
     def _client(self) -> Iterator[Any]:
         distributed = _distributed()
-        with slurm_cluster(self.options) as self._jobs:
+        with create_slurm_cluster(self.options) as self._jobs:
             self._tend()
             with distributed.Client(self._jobs, set_as_default=False) as client:
                 yield client
@@ -136,11 +136,11 @@ class _Run:
             busy = {one.worker for one in self.under_way.values()}
             for worker in sorted(self.workers - busy)[: len(self.todo)]:
                 self._submit(self.todo.popleft(), worker)
-            if not (self.told or self.workers) and time.monotonic() - self.seen_alive > PATIENCE_S:
+            if not (self.told or self.workers) and time.monotonic() - self.seen_alive > NO_WORKER_NOTICE_S:
                 self.told = True
                 yield Notice("the scheduler has no worker that takes work; slides wait until one comes")
             try:
-                future = self.settled.get(timeout=LOOK_S)
+                future = self.settled.get(timeout=WORKER_POLL_S)
             except queue.Empty:
                 continue
             one = self.under_way.pop(future.key, None)
@@ -156,7 +156,7 @@ class _Run:
     def _lost(self) -> Iterator[Outcome]:
         """Look which workers there are, at times, and yield what became of slides whose worker is gone."""
         now = time.monotonic()
-        if now - self.looked < LOOK_S:
+        if now - self.looked < WORKER_POLL_S:
             return
         self.tend()
         there = self._workers_there()
@@ -165,7 +165,7 @@ class _Run:
         for key in [key for key, one in self.under_way.items() if one.worker not in there]:
             one = self.under_way.pop(key)
             self.client.cancel([one.future])
-            yield lost_outcome(one.work, f"the worker {one.worker} {LOST}")
+            yield lost_outcome(one.work, f"the worker {one.worker} {LOST_WORKER}")
 
     def _workers_there(self) -> dict[str, Any]:
         """Return the scheduler's workers by address; raise `LrmilError` where it is no more."""
@@ -200,9 +200,9 @@ def _outcome(one: _UnderWay) -> Outcome:
     from distributed.scheduler import KilledWorker
 
     try:
-        outcome: Outcome = one.future.result(timeout=FETCH_S)
+        outcome: Outcome = one.future.result(timeout=RESULT_TIMEOUT_S)
     except (KilledWorker, TimeoutError):
-        return lost_outcome(one.work, f"the worker {one.worker} {LOST}")
+        return lost_outcome(one.work, f"the worker {one.worker} {LOST_WORKER}")
     except Exception as error:  # the slide could not be sent, the worker lacks a package, the future was cancelled
         return lost_outcome(one.work, f"{type(error).__name__}: {one_line(error)}")
     return outcome

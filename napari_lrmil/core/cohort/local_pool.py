@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from napari_lrmil.core.cohort.memory import held_mb
+from napari_lrmil.core.cohort.memory import process_memory_mb
 from napari_lrmil.core.cohort.task import Outcome, SlideJob, SlideTask, lost_outcome, run_task, worker_name
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event
 from napari_lrmil.core.processes import Child, ChildEndedError, wait_for_any
 
-WATCH_S = 0.2  # between looks at what workers hold
-STARTS = 3  # workers in a row that end before they can begin: then something is wrong with all of them
+MEMORY_POLL_S = 0.2  # between looks at what workers hold
+MAX_FAILED_STARTS = 3  # workers in a row that end before they can begin: then something is wrong with all of them
 Environment = Mapping[str, str]
 
 
@@ -67,7 +67,7 @@ class LocalProcesses:
                         yield word
                     elif word is None:  # it is no more
                         unready = 0 if worker.ready else unready + 1
-                        if unready >= STARTS:
+                        if unready >= MAX_FAILED_STARTS:
                             raise LrmilError(f"{worker.how_it_ended()} before it could begin; start with fewer workers")
                         outcome = worker.outcome_of_death()
                         crew[crew.index(worker)] = _Worker(self, task, worker.environment)
@@ -117,7 +117,7 @@ class _Worker:
         """End it where it holds more than it may."""
         if self.work is None:
             return
-        self.held_mb = held_mb(self.child.pid)
+        self.held_mb = process_memory_mb(self.child.pid)
         if self.above is None and self.held_mb > self.memory_mb:
             self.above = self.held_mb
             self.child.kill()
@@ -143,9 +143,9 @@ class _Worker:
 
 
 def _speaking(crew: Sequence[_Worker]) -> list[_Worker]:
-    """Return the workers of which there is news, after `WATCH_S` at the latest."""
+    """Return the workers of which there is news, after `MEMORY_POLL_S` at the latest."""
     workers = {worker.child: worker for worker in crew}
-    return [workers[child] for child in wait_for_any(workers, WATCH_S)]
+    return [workers[child] for child in wait_for_any(workers, MEMORY_POLL_S)]
 
 
 def _serve(pipe: Connection, task: SlideTask, threads: int, environment: Environment) -> None:

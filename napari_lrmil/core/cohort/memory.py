@@ -9,7 +9,7 @@ import psutil
 MB = 1e6
 
 
-def held_mb(pid: int) -> float:
+def process_memory_mb(pid: int) -> float:
     """Return the resident memory of a process; 0 where it is no more."""
     try:
         return float(psutil.Process(pid).memory_info().rss) / MB
@@ -17,7 +17,7 @@ def held_mb(pid: int) -> float:
         return 0.0
 
 
-def peak_mb() -> float:
+def peak_memory_mb() -> float:
     """Return the most that this process held up to now.
 
     Linux' own high-water mark is read in place of ``getrusage``, which starts with what the parent held.
@@ -31,7 +31,7 @@ def peak_mb() -> float:
     return float(getattr(info, "peak_wset", info.rss)) / MB  # peak_wset: Windows
 
 
-def machine_mb() -> float:
+def total_memory_mb() -> float:
     """Return the memory of this machine, or of the container that this process is in."""
     found = [float(psutil.virtual_memory().total)]
     for file in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):

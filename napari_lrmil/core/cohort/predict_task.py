@@ -25,7 +25,7 @@ from napari_lrmil.core.patching.tissue import read_mask
 from napari_lrmil.core.results.equivalent_command import predict_command
 from napari_lrmil.core.results.resume import ResultRequirements, find_reusable_result
 from napari_lrmil.core.results.schema import require_replaceable
-from napari_lrmil.core.results.writer import agreement_file, write_steps
+from napari_lrmil.core.results.writer import build_agreement_file, write_steps
 from napari_lrmil.core.runtimes.select import REFERENCE
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.slides.tile_reader import AUTO
@@ -36,7 +36,7 @@ from napari_lrmil.core.visualize.slide_report import ReportRequest
 if TYPE_CHECKING:
     import torch
 
-PARTS = ("roi", "keep", "exclude")
+REGION_OPTIONS = ("roi", "keep", "exclude")
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class PredictTask:
                 device=_device(self.device),
                 teacher=self.teacher,
                 seconds_open=opened,
-                scope=read_scope({k: v for k, v in self.files.items() if k in PARTS}, slide.bounds),
+                scope=read_scope({k: v for k, v in self.files.items() if k in REGION_OPTIONS}, slide.bounds),
                 ground=self._edited(slide, model),
                 runtime=self.runtime,
             )
@@ -169,7 +169,7 @@ class PredictTask:
             else find_lesion_outlines(slide.path, slide.bounds)
         )
         draw_comparison(where / "compare.png", slide, prediction, known)
-        agreement_file(prediction, known).write(where)
+        build_agreement_file(prediction, known).write(where)
 
 
 @lru_cache(maxsize=1)

@@ -43,7 +43,7 @@ class SlurmOptions(BaseModel):
     """Folder for what jobs print; None: where sbatch puts it."""
 
 
-def read_slurm(file: Path) -> SlurmOptions:
+def read_slurm_options(file: Path) -> SlurmOptions:
     """Return the options of a YAML file.
 
     Raises
@@ -64,7 +64,7 @@ def read_slurm(file: Path) -> SlurmOptions:
         raise ConfigError(f"{file} cannot be read as options of SLURM jobs ({told}); expected YAML") from error
 
 
-def slurm_cluster(options: SlurmOptions) -> Any:
+def create_slurm_cluster(options: SlurmOptions) -> Any:
     """Return a dask-jobqueue cluster without jobs: a scheduler in this process; jobs come with ``scale(jobs=N)``.
 
     Raises
@@ -97,6 +97,6 @@ def slurm_cluster(options: SlurmOptions) -> Any:
 
 def job_script(options: SlurmOptions) -> str:
     """Return the script of a job, as it would be given to ``sbatch``."""
-    with slurm_cluster(options) as cluster:
+    with create_slurm_cluster(options) as cluster:
         script: str = cluster.job_script()
     return script

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from napari_lrmil.core.cohort.memory import peak_mb
+from napari_lrmil.core.cohort.memory import peak_memory_mb
 from napari_lrmil.core.errors import (
     DiskFullError,
     LrmilError,
@@ -197,9 +197,9 @@ def process_slide(task: SlideTask, work: SlideJob) -> Generator[Event, None, Out
                 step = _step_after(event, step)
                 yield event
     except StopIteration as end:
-        return Outcome(work, end.value, None, worker_name(), peak_mb())
+        return Outcome(work, end.value, None, worker_name(), peak_memory_mb())
     except Exception as error:
-        return Outcome(work, None, _failure(error, step, work), worker_name(), peak_mb())
+        return Outcome(work, None, _failure(error, step, work), worker_name(), peak_memory_mb())
 
 
 def run_task(task: SlideTask, work: SlideJob, threads: int, *, given_up: Callable[[], bool] = lambda: False) -> Outcome:
@@ -219,7 +219,7 @@ def run_task(task: SlideTask, work: SlideJob, threads: int, *, given_up: Callabl
     except StopIteration as end:
         outcome = end.value
     except Exception as error:  # of `prepare`
-        outcome = Outcome(work, None, _failure(error, WORKER, work), worker_name(), peak_mb())
+        outcome = Outcome(work, None, _failure(error, WORKER, work), worker_name(), peak_memory_mb())
     failure = outcome.failure and replace(outcome.failure, error=None)  # errors often do not survive the journey
     return replace(outcome, failure=failure, cautions=tuple(cautions))
 

@@ -216,7 +216,7 @@ def _read(
         attention=pooled.attention,
         evidence=pooled.evidence,
         logits=logits,
-        probabilities=probabilities(logits, look.temperature if asked.whole else None),
+        probabilities=softmax_probabilities(logits, look.temperature if asked.whole else None),
         target_mpp=look.target_mpp,
         pixels_decoded=before.pixels + asked.slide.pixels_decoded - decoded,
         seconds=seconds,
@@ -305,7 +305,7 @@ def center_first_order(corners: Int64, rows: Int64) -> Int64:
     return rows[np.argsort(distance, kind="stable")]
 
 
-def probabilities(logits: dict[str, float], temperature: float | None) -> dict[str, float]:
+def softmax_probabilities(logits: dict[str, float], temperature: float | None) -> dict[str, float]:
     """Return softmax of the logits, divided by the calibration temperature where there is one."""
     values = np.array(list(logits.values()), dtype=np.float64) / (temperature or 1.0)
     shares = np.exp(values - values.max())

@@ -38,7 +38,7 @@ class SharedPatches:
 
 
 @dataclass(frozen=True)
-class LesionFigures:
+class LesionMetrics:
     """Attention against annotated lesions, over the patches that both networks looked into; None where undefined.
 
     Attributes
@@ -70,14 +70,14 @@ def shared_patches(prediction: Prediction) -> SharedPatches:
     return SharedPatches(rows, student, teacher)
 
 
-def score_lesion_localisation(prediction: Prediction, lesions: Sequence[Region]) -> LesionFigures:
+def score_lesion_localisation(prediction: Prediction, lesions: Sequence[Region]) -> LesionMetrics:
     """Return how well each network's attention finds lesions (Method 3); the teacher must have run."""
     both, grid = shared_patches(prediction), prediction.grid
     areas: list[Area] = [region.geometry for region in lesions]
     outlines = [part for area in areas for part in getattr(area, "geoms", [area])]
     shares = lesion_shares(grid.lr_corners[both.rows], grid.lattice.lr_cell, outlines)
     hit = shares >= LESION_SHARE
-    return LesionFigures(
+    return LesionMetrics(
         lesion_auroc(both.student, shares),
         lesion_auroc(both.teacher, shares),
         _points(both.student, hit),

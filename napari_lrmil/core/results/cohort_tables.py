@@ -17,7 +17,7 @@ FAILURES = "failures.csv"
 FAILURE_COLUMNS = ("slide", "step", "reason")
 
 
-def write_predictions(folder: Path) -> tuple[StoredError, ...]:
+def write_predictions_table(folder: Path) -> tuple[StoredError, ...]:
     """Write ``predictions.csv`` from all results in the folder, this call's and earlier ones'.
 
     Returns
@@ -81,7 +81,7 @@ def write_failure_rows(folder: Path, failed: Sequence[Sequence[str]], called: se
     _write_failures(folder, [*rows, *failed])
 
 
-def gather_failures(folder: Path, parts: Sequence[Path]) -> None:
+def merge_failures(folder: Path, parts: Sequence[Path]) -> None:
     """Write ``failures.csv`` from those of the folders of `parts`; what failed alike in several is one line."""
     _write_failures(folder, list(dict.fromkeys(row for part in parts for row in read_failures(part))))
 

@@ -16,7 +16,7 @@ from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
 from napari_lrmil.core.patching.regions import NAMESPACE, write_features
 from napari_lrmil.core.visualize.overlay import Heatmap, make_heatmap
 
-CHANNELS = (
+OME_DESCRIPTION = (
     "attention: relative to the slide's average, 1 is average; evidence: what a patch adds to the centred logit of the "
     "class; NaN where there is no patch. Positions count from the corner of level 0."
 )
@@ -51,7 +51,7 @@ def _ome(prediction: Prediction, heat: Heatmap) -> dict[str, Any]:
         "axes": "CYX",
         "UUID": str(uuid5(NAMESPACE, f"{prediction.slide_fingerprint} {prediction.bundle_sha256}")),
         "Name": prediction.slide,
-        "Description": CHANNELS,
+        "Description": OME_DESCRIPTION,
         "Channel": {"Name": ["attention", *(f"evidence {name}" for name in prediction.classes)]},
         "PhysicalSizeX": width * mpp.x,
         "PhysicalSizeXUnit": "µm",

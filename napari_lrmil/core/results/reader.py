@@ -18,7 +18,7 @@ from napari_lrmil.core.metrics.agreement import measure_agreement
 from napari_lrmil.core.patching.grid import NestedGrid
 from napari_lrmil.core.patching.regions import Region
 from napari_lrmil.core.patching.roi import WHOLE_SLIDE, WORDS, Kind, RegionOfInterest
-from napari_lrmil.core.results.schema import PREDICTION, AgreementFile, PredictionFile, TeacherResult, unreadable
+from napari_lrmil.core.results.schema import PREDICTION, AgreementFile, PredictionFile, TeacherResult, unreadable_error
 from napari_lrmil.core.runtimes.select import REFERENCE, RuntimeChoice
 from napari_lrmil.core.slides.tile_reader import ReaderChoice
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from napari_lrmil.core.slides.slide import Slide
 
 SUM_TOLERANCE = 1e-3  # float32 sums of many small shares
-MPP_DIFFERS = 1e-4  # relative
+STORED_MPP_TOLERANCE = 1e-4  # relative
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def read_prediction_folder(folder: Path) -> StoredPrediction:
     return StoredPrediction(folder, summary, student, teacher, AgreementFile.read(folder))
 
 
-def find_stored(folder: Path, slide: Slide) -> Path:
+def find_result_folder(folder: Path, slide: Slide) -> Path:
     """Return the folder of one slide's results: `folder` itself, or the one in it that is named after the slide.
 
     Raises
@@ -120,7 +120,7 @@ def find_stored(folder: Path, slide: Slide) -> Path:
     )
 
 
-def read_stored(folder: Path, slide: Slide, bundle: Bundle) -> Prediction:
+def restore_prediction(folder: Path, slide: Slide, bundle: Bundle) -> Prediction:
     """Return what both networks said of a slide when it was stored.
 
     HR patches into which the teacher did not look are not stored, so the grid holds those that it looked into. Of a
@@ -170,14 +170,14 @@ def _require_same(folder: Path, file: PredictionFile, slide: Slide, bundle: Bund
         )
     if file.classes != bundle.card.classes:
         reason = f"the classes are {list(file.classes)}, expected {list(bundle.card.classes)}"
-        raise unreadable(folder / PREDICTION, reason)
+        raise unreadable_error(folder / PREDICTION, reason)
 
 
 def _read_same_resolution(path: Path, slide: Slide, bundle: Bundle) -> StoredPatches:
     """Return a network's file; raise `StoredError` if its results took the slide for one of another resolution."""
     patches = _read_patches(path, len(bundle.card.classes))
     mpp = float(patches.attributes.get("mpp0", slide.mpp.mean))
-    if abs(mpp / slide.mpp.mean - 1) > MPP_DIFFERS:
+    if abs(mpp / slide.mpp.mean - 1) > STORED_MPP_TOLERANCE:
         raise StoredError(
             path,
             f"these results took the slide for {mpp:.4g} µm per pixel, and it is open with {slide.mpp.mean:.4g}; "
@@ -199,7 +199,7 @@ def _read_patches(path: Path, n_classes: int) -> StoredPatches:
             )
         _check(patches, n_classes)
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise unreadable(path, str(error) or type(error).__name__) from error
+        raise unreadable_error(path, str(error) or type(error).__name__) from error
     return patches
 
 
@@ -346,7 +346,7 @@ class StoredResult:
         return next((path for path in found if path.is_file()), None)
 
 
-def stored_folders(folder: Path) -> list[Path]:
+def list_result_folders(folder: Path) -> list[Path]:
     """Return the folders of the slides whose results lie in `folder`, by name.
 
     Raises

@@ -8,7 +8,7 @@ from pathlib import Path
 from napari_lrmil.core.errors import NewerSchemaError, StoredError
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.patching.roi import WHOLE_SLIDE
-from napari_lrmil.core.results.reader import MPP_DIFFERS
+from napari_lrmil.core.results.reader import STORED_MPP_TOLERANCE
 from napari_lrmil.core.results.schema import PREDICTION, PredictionFile
 from napari_lrmil.core.runtimes.select import RuntimeChoice
 from napari_lrmil.core.slides.slide import Slide
@@ -73,7 +73,7 @@ def find_reusable_result(folder: Path, slide: Slide, wanted: ResultRequirements)
 
 
 def _same_resolution(file: PredictionFile, slide: Slide) -> bool:
-    return file.mpp is not None and slide.has_mpp and abs(file.mpp / slide.mpp.mean - 1) <= MPP_DIFFERS
+    return file.mpp is not None and slide.has_mpp and abs(file.mpp / slide.mpp.mean - 1) <= STORED_MPP_TOLERANCE
 
 
 def _teacher_as_wanted(file: PredictionFile, patches: TeacherPatches) -> bool:

@@ -20,7 +20,7 @@ PREDICTION, AGREEMENT, COHORT = "prediction.json", "agreement.json", "cohort.jso
 LESION_KEYS = frozenset(
     {"lesion_auroc_student", "lesion_auroc_teacher", "pointing_student", "pointing_teacher", "n_lesion_patches"}
 )
-MAX_REASON = 200  # characters of a library's message that a sentence can carry
+MAX_REASON_CHARS = 200  # characters of a library's message that a sentence can carry
 
 
 class _Part(BaseModel):
@@ -63,9 +63,9 @@ class ResultFile(_Part):
             _require_known(path, content["schema_version"], cls.NEWEST)
             return cls.model_validate(content)
         except ValidationError as error:
-            raise unreadable(path, _first_fault(error)) from error
+            raise unreadable_error(path, _first_fault(error)) from error
         except (OSError, ValueError, RecursionError) as error:
-            raise unreadable(path, str(error) or type(error).__name__) from error
+            raise unreadable_error(path, str(error) or type(error).__name__) from error
 
     def write(self, folder: Path) -> None:
         """Write the file into `folder`, whole or not at all."""
@@ -222,7 +222,7 @@ class AgreementFile(ResultFile):
     pixels_student, pixels_teacher
         Native pixels requested for each.
     lesion_auroc_student, lesion_auroc_teacher, pointing_student, pointing_teacher
-        See `LesionFigures`; None if undefined, and the keys are absent if no lesions are known.
+        See `LesionMetrics`; None if undefined, and the keys are absent if no lesions are known.
     n_lesion_patches
         Patches with a quarter or more of lesion; None if no lesions are known.
     """
@@ -298,9 +298,9 @@ def require_replaceable(folder: Path) -> None:
             continue
 
 
-def unreadable(path: Path, reason: str) -> StoredError:
+def unreadable_error(path: Path, reason: str) -> StoredError:
     """Return the error for a file of results that cannot be read."""
-    shown = " ".join(reason.split()).rstrip(".")[:MAX_REASON]
+    shown = " ".join(reason.split()).rstrip(".")[:MAX_REASON_CHARS]
     return StoredError(path, f"cannot be read as stored results ({shown}); run the analysis again")
 
 

@@ -27,7 +27,7 @@ from napari_lrmil.core.visualize.overlay import draw_overlay
 from napari_lrmil.core.visualize.slide_report import REPORT, ReportRequest, write_slide_report
 from napari_lrmil.version import __version__
 
-TOGETHER = (  # of one run: those that a later run does not write must not stay beside its own
+RESULT_FILES = (  # of one run: those that a later run does not write must not stay beside its own
     PREDICTION,
     "attention.h5",
     "teacher_attention.h5",
@@ -84,11 +84,11 @@ def write_steps(
     if not replace_newer:
         require_replaceable(out / prediction.slide)
     steps = [*_steps(slide, prediction, report), *also]
-    with atomic_write_folder(out / prediction.slide, TOGETHER, PREDICTION) as folder:
+    with atomic_write_folder(out / prediction.slide, RESULT_FILES, PREDICTION) as folder:
         for done, step in enumerate(steps):
             yield Progress("writing", done, len(steps), "files")
             step(folder)
-        prediction_file(prediction).write(folder)
+        build_prediction_file(prediction).write(folder)
         yield Progress("writing", len(steps), len(steps), "files")
 
 
@@ -98,7 +98,7 @@ def _steps(slide: Slide, prediction: Prediction, report: ReportRequest | None) -
     yield lambda folder: write_attention(folder / "attention.h5", prediction, prediction.student)
     if teacher is not None:
         yield lambda folder: write_attention(folder / "teacher_attention.h5", prediction, teacher)
-        yield lambda folder: agreement_file(prediction).write(folder)
+        yield lambda folder: build_agreement_file(prediction).write(folder)
     yield lambda folder: write_attention_ome(folder / "attention.ome.tif", prediction)
     yield lambda folder: write_attention_geojson(folder / "attention.geojson", prediction, slide.bounds)
     yield lambda folder: draw_overlay(folder / "overlay.png", slide, prediction)
@@ -106,7 +106,7 @@ def _steps(slide: Slide, prediction: Prediction, report: ReportRequest | None) -
         yield lambda folder: write_slide_report(folder / REPORT, slide, prediction, report)
 
 
-def prediction_file(prediction: Prediction) -> PredictionFile:
+def build_prediction_file(prediction: Prediction) -> PredictionFile:
     """Return the content of ``prediction.json``."""
     student, grid, reader = prediction.student, prediction.grid, prediction.reader
     return PredictionFile(
@@ -158,7 +158,7 @@ def _teacher_result(prediction: Prediction) -> TeacherResult | None:
     )
 
 
-def agreement_file(prediction: Prediction, lesions: Sequence[Region] = ()) -> AgreementFile:
+def build_agreement_file(prediction: Prediction, lesions: Sequence[Region] = ()) -> AgreementFile:
     """Return the content of ``agreement.json``; with lesions also how well each network's attention finds them.
 
     Raises

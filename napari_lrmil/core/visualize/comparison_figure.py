@@ -17,7 +17,7 @@ from napari_lrmil.core.inference.teacher_comparison import SharedPatches, shared
 from napari_lrmil.core.patching.regions import Region
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.visualize.overlay import (
-    LEGEND,
+    ATTENTION_LEGEND,
     OPACITY,
     RESEARCH_USE,
     calibration_text,
@@ -32,7 +32,7 @@ from napari_lrmil.core.visualize.overlay import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-DIFFERENCE = "PuOr_r"  # purple to orange through white: told apart without colour vision
+DIFFERENCE_COLORMAP = "PuOr_r"  # purple to orange through white: told apart without colour vision
 DIFFERENCE_LEGEND = "student less teacher, times the average"
 
 
@@ -68,7 +68,7 @@ def draw_comparison(path: Path, slide: Slide, prediction: Prediction, lesions: S
     for axis, title, reading in zip(axes, ("Student (LR)", "Teacher (HR)"), (student, teacher), strict=False):
         axis.set_title(f"{title}: {format_probabilities(reading.probabilities)}", fontsize=10)
         shown = show_attention(axis, make_heatmap(reading), low, high)
-    figure.colorbar(shown, ax=list(axes[:2]), shrink=0.8, label=LEGEND, extend="max")
+    figure.colorbar(shown, ax=list(axes[:2]), shrink=0.8, label=ATTENTION_LEGEND, extend="max")
     _difference(axes[2], student, both)
     _scatter(axes[3], both)
     agreement = format_agreement(prediction.agreement, len(prediction.grid.lr_index))
@@ -88,7 +88,7 @@ def _difference(axis: Axes, student: NetworkPrediction, both: SharedPatches) -> 
     values = np.full(len(student.attention), np.nan)
     values[both.rows] = both.difference
     heat, limit = rasterize_patches(student, values), difference_limit(both)
-    shown = show_attention(axis, heat, -limit, limit, colours=DIFFERENCE, opacity=max(OPACITY, 0.75))
+    shown = show_attention(axis, heat, -limit, limit, colours=DIFFERENCE_COLORMAP, opacity=max(OPACITY, 0.75))
     axis.set_title("Where they differ", fontsize=10)
     axis.figure.colorbar(shown, ax=axis, shrink=0.8, label=DIFFERENCE_LEGEND, extend="both")
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 COLORMAP = "viridis"  # perceptually uniform and readable without colour vision
-LEGEND = "attention, times the average (brightest: this or more)"
+ATTENTION_LEGEND = "attention, times the average (brightest: this or more)"
 OPACITY = 0.6  # the tissue stays readable beneath
 THUMBNAIL_PX = 1200  # longer side of the pictures that leave the program
 RESEARCH_USE = "Research use only. Not a diagnosis."
@@ -84,7 +84,7 @@ def color_limits(readings: Sequence[NetworkPrediction]) -> tuple[float, float]:
     return 0.0, max(2.0, min(tops))
 
 
-def blend(thumbnail: Pixels, box: BoxLevel0, heat: Heatmap, colour_limits: tuple[float, float]) -> Pixels:
+def blend_heatmap(thumbnail: Pixels, box: BoxLevel0, heat: Heatmap, colour_limits: tuple[float, float]) -> Pixels:
     """Return a thumbnail of `box` with the attention laid over it; the tissue stays as it is where no patch lies."""
     from matplotlib import colormaps
 
@@ -127,7 +127,7 @@ def draw_overlay(path: Path, slide: Slide, prediction: Prediction) -> None:
     for axis, title, reading in zip(axes[1:], titles, readings, strict=False):
         axis.set_title(f"{title}: {format_probabilities(reading.probabilities)}", fontsize=10)
         shown = show_attention(axis, make_heatmap(reading), low, high)
-    figure.colorbar(shown, ax=list(axes), shrink=0.8, label=LEGEND, extend="max")
+    figure.colorbar(shown, ax=list(axes), shrink=0.8, label=ATTENTION_LEGEND, extend="max")
     figure.suptitle(f"Where the model looked (attention) · {prediction.bundle}", fontsize=11)
     told = [f"{RESEARCH_USE} {calibration_text(prediction)}.", *prediction.warnings]
     figure.supxlabel("\n".join(fill(sentence, 45 * panels) for sentence in told), fontsize=8)
@@ -172,19 +172,19 @@ def show_slide(axis: Axes, thumbnail: Pixels, box: BoxLevel0, slide: Slide) -> N
     axis.set_ylim(extent[2:])
     axis.set_xticks([])
     axis.set_yticks([])
-    length_um = round_length(box.width * slide.mpp.x / 4)
+    length_um = round_scale_bar(box.width * slide.mpp.x / 4)
     x, y = box.x + 0.04 * box.width, box.y + 0.96 * box.height
     axis.plot([x, x + length_um / slide.mpp.x], [y, y], color="black", linewidth=3, solid_capstyle="butt")
-    axis.text(x, y - 0.015 * box.height, length_text(length_um), fontsize=8, va="bottom")
+    axis.text(x, y - 0.015 * box.height, format_length(length_um), fontsize=8, va="bottom")
 
 
-def round_length(um: float) -> float:
+def round_scale_bar(um: float) -> float:
     """Return the largest 1, 2 or 5 times a power of ten that is not longer."""
     power = 10.0 ** np.floor(np.log10(um))
     return float(max(m * power for m in (1, 2, 5) if m * power <= um))
 
 
-def length_text(um: float) -> str:
+def format_length(um: float) -> str:
     """Return a length as people write it."""
     return f"{um:g} µm" if um < 1000 else f"{um / 1000:g} mm"
 
@@ -201,21 +201,21 @@ def show_attention(
     )
 
 
-Mode = Literal["raw", "percentile", "log"]
-MODES: dict[Mode, str] = {
+AttentionScale = Literal["raw", "percentile", "log"]
+ATTENTION_SCALES: dict[AttentionScale, str] = {
     "raw": "as it is",
     "percentile": "rank among the patches",
     "log": "powers of ten",
 }
-LEGENDS: dict[Mode, str] = {
-    "raw": LEGEND,
+SCALE_LEGENDS: dict[AttentionScale, str] = {
+    "raw": ATTENTION_LEGEND,
     "percentile": "attention, percentile among the slide's patches",
     "log": "attention, power of ten of times the slide's average",
 }
-FAINTEST = 1e-3  # of the average: what is below looks like this on the logarithmic scale
+MIN_RELATIVE_ATTENTION = 1e-3  # of the average: what is below looks like this on the logarithmic scale
 
 
-def attention_values(attention: Features, mode: Mode) -> Features:
+def attention_values(attention: Features, mode: AttentionScale) -> Features:
     """Return (N,) what is shown for (N,) attention that sums to 1.
 
     ``raw`` is the multiple of the average; ``percentile`` the share of patches with less, 0 to 100, ties at their mean;
@@ -225,13 +225,13 @@ def attention_values(attention: Features, mode: Mode) -> Features:
     if mode == "raw":
         return np.asarray(relative, dtype=np.float32)
     if mode == "log":
-        return np.asarray(np.log10(np.maximum(relative, FAINTEST)), dtype=np.float32)
+        return np.asarray(np.log10(np.maximum(relative, MIN_RELATIVE_ATTENTION)), dtype=np.float32)
     from scipy.stats import rankdata
 
     return np.asarray(100 * (rankdata(attention) - 0.5) / len(attention), dtype=np.float32)
 
 
-def attention_limits(shown: Sequence[Features], mode: Mode) -> tuple[float, float]:
+def attention_limits(shown: Sequence[Features], mode: AttentionScale) -> tuple[float, float]:
     """Return the colour limits that maps side by side share; see `overlay.limits` for those of ``raw``."""
     if mode == "percentile":
         return 0.0, 100.0

@@ -24,24 +24,24 @@ from napari_lrmil.core.slides.slide import Pixels, Slide
 from napari_lrmil.core.visualize.overlay import (
     COLORMAP,
     RESEARCH_USE,
-    blend,
+    blend_heatmap,
     calibration_text,
     color_limits,
     make_heatmap,
     slide_thumbnail,
 )
-from napari_lrmil.core.visualize.top_patches import GalleryPatch, read_patch, top_and_bottom
-from napari_lrmil.core.visualize.view_export import ColourLegend, compose_view, font
+from napari_lrmil.core.visualize.top_patches import GalleryPatch, read_patch, select_top_and_bottom
+from napari_lrmil.core.visualize.view_export import ColourLegend, compose_view, load_font
 from napari_lrmil.version import __version__
 
 REPORT = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
-LEGEND = "attention, times the average"
+PANEL_LEGEND = "attention, times the average"
 PANEL_PX, PANEL_HEIGHT_PX = 470, 640  # at most, of a thumbnail on the page, in CSS pixels
 PANEL_TEXT_PX = 12
 JPEG_QUALITY = 85
 EVIDENCE_CLASSES = 4  # named beside a patch; of many classes those with the most evidence for or against
-STEPS = {
+STEP_LABELS = {
     "open": "opening the slide",
     "tissue": "finding tissue",
     "read": "reading patches",
@@ -74,10 +74,10 @@ class ReportRequest:
 
 def write_slide_report(path: Path, slide: Slide, prediction: Prediction, request: ReportRequest) -> None:
     """Write the report of one prediction as a single HTML file, whole or not at all."""
-    write_text(path, slide_report(slide, prediction, request))
+    write_text(path, render_slide_report(slide, prediction, request))
 
 
-def slide_report(slide: Slide, prediction: Prediction, request: ReportRequest) -> str:
+def render_slide_report(slide: Slide, prediction: Prediction, request: ReportRequest) -> str:
     """Return the report of one prediction as a page of HTML; the slide must be open."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -90,11 +90,11 @@ def slide_report(slide: Slide, prediction: Prediction, request: ReportRequest) -
     )
     environment.filters |= {
         "signed": format_signed,
-        "grouped": grouped_text,
-        "significant": significant_text,
+        "grouped": format_grouped,
+        "significant": format_significant,
         "probability": format_probability,
     }
-    patches = top_and_bottom(prediction, request.k)
+    patches = select_top_and_bottom(prediction, request.k)
     page: str = environment.get_template("slide_report.html.j2").render(
         _context(slide, prediction, patches, request.command),
         gallery=_gallery(slide, prediction, patches, request.hr_mpp),
@@ -102,18 +102,18 @@ def slide_report(slide: Slide, prediction: Prediction, request: ReportRequest) -
     return page
 
 
-def grouped_text(value: float) -> str:
+def format_grouped(value: float) -> str:
     """Return a whole number with its thousands apart."""
     return f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
-def significant_text(value: float) -> str:
+def format_significant(value: float) -> str:
     """Return a figure with three significant digits, never as a power of ten."""
     digits = 2 if value == 0 else max(0, 2 - int(np.floor(np.log10(abs(value)))))
     return f"{value:.{min(digits, 6)}f}"
 
 
-def margin_of(probabilities: Mapping[str, float]) -> float:
+def probability_margin(probabilities: Mapping[str, float]) -> float:
     """Return the difference between the two largest probabilities; one class alone has nothing beside it."""
     first, second, *_ = *sorted(probabilities.values(), reverse=True), 0.0
     return first - second
@@ -132,7 +132,7 @@ def _context(slide: Slide, prediction: Prediction, gallery: Sequence[GalleryPatc
         "scope": scope.text if scope is not None and region else None,
         "score": "Region score" if region else "Probability",
         "calibration": calibration_text(prediction),
-        "margin": margin_of(student.probabilities),
+        "margin": probability_margin(student.probabilities),
         "lr_um": grid.lattice.lr_um,
         "n_lr": len(grid.lr_index),
         "n_hr": len(grid.hr_index),
@@ -142,7 +142,7 @@ def _context(slide: Slide, prediction: Prediction, gallery: Sequence[GalleryPatc
             for name, r in (("Student (LR)", student), ("Teacher (HR)", teacher))
             if r is not None
         ],
-        "steps": {step: text for step, text in STEPS.items() if step in student.seconds},
+        "steps": {step: text for step, text in STEP_LABELS.items() if step in student.seconds},
         "panels": _panels(slide, prediction, gallery),
         "mpp": slide.mpp,
         "magnification": nominal_magnification(slide.mpp.mean),
@@ -171,12 +171,12 @@ def _panels(slide: Slide, prediction: Prediction, gallery: Sequence[GalleryPatch
     text_px = _text_px(thumbnail)
     readings = [r for r in (prediction.student, prediction.teacher) if r is not None]
     low, high = color_limits(readings)
-    legend = ColourLegend(low, high, COLORMAP, LEGEND)
+    legend = ColourLegend(low, high, COLORMAP, PANEL_LEGEND)
     found = [compose_view(thumbnail, um_per_px, None, prediction.slide, "", text_px=text_px)]
     for title, reading in zip(("Where the student looked", "Where the teacher looked"), readings, strict=False):
-        pixels = _marked(blend(thumbnail, box, make_heatmap(reading), (low, high)), box, gallery, text_px)
+        pixels = _marked(blend_heatmap(thumbnail, box, make_heatmap(reading), (low, high)), box, gallery, text_px)
         found.append(compose_view(pixels, um_per_px, legend, title, "", text_px=text_px))
-    return [data_address(picture) for picture in found]
+    return [image_data_uri(picture) for picture in found]
 
 
 def _text_px(thumbnail: Pixels) -> int:
@@ -197,7 +197,9 @@ def _marked(pixels: Pixels, box: BoxLevel0, gallery: Sequence[GalleryPatch], tex
         width, height = patch.box.width * across, patch.box.height * down
         draw.rectangle((left, top, left + width - 1, top + height - 1), outline="white", width=edge)
         middle, number = (left + width / 2, top + height / 2), str(patch.rank)
-        draw.text(middle, number, "white", font(round(1.25 * text_px)), "mm", stroke_width=halo, stroke_fill="black")
+        draw.text(
+            middle, number, "white", load_font(round(1.25 * text_px)), "mm", stroke_width=halo, stroke_fill="black"
+        )
     return np.asarray(image)
 
 
@@ -214,8 +216,8 @@ def _gallery(
         found[patch.side].append(
             {
                 "patch": patch,
-                "lr": data_address(lr, lossless=True),
-                "hr": data_address(hr),
+                "lr": image_data_uri(lr, lossless=True),
+                "hr": image_data_uri(hr),
                 "hr_mpp": patch.box.width * slide.mpp.x / hr.width,
                 "evidence": _strongest(patch.evidence, prediction.student.probabilities),
             }
@@ -229,7 +231,7 @@ def _strongest(evidence: Mapping[str, float], probabilities: Mapping[str, float]
     return [(c, evidence[c]) for c in sorted(kept, key=lambda c: -probabilities[c])]
 
 
-def data_address(picture: Image.Image, *, lossless: bool = False) -> str:
+def image_data_uri(picture: Image.Image, *, lossless: bool = False) -> str:
     """Return a picture as an address that needs no file: JPEG, or PNG where every pixel is to be seen as it is."""
     target = io.BytesIO()
     if lossless:

@@ -52,7 +52,7 @@ class GalleryPatch:
     box: BoxLevel0
 
 
-def top_and_bottom(prediction: Prediction, k: int) -> tuple[GalleryPatch, ...]:
+def select_top_and_bottom(prediction: Prediction, k: int) -> tuple[GalleryPatch, ...]:
     """Return the `k` patches with the highest and the `k` with the lowest attention, by rank; no patch comes twice.
 
     Where there are fewer than 2 k patches the top ones go first and the bottom is what remains.

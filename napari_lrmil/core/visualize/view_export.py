@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from napari_lrmil.core.atomic_files import atomic_write
 from napari_lrmil.core.slides.slide import Pixels
-from napari_lrmil.core.visualize.overlay import RESEARCH_USE, length_text, round_length
+from napari_lrmil.core.visualize.overlay import RESEARCH_USE, format_length, round_scale_bar
 
 INK, SOFT, WARN, PAPER = (31, 35, 40), (91, 98, 109), (138, 59, 0), (255, 255, 255)
 BAR_SHARE = 0.25  # of the canvas's width that the scale bar takes at most
@@ -117,16 +117,16 @@ def write_view(path: Path, picture: Image.Image) -> None:
 
 def _narrowest(text_px: int, legend: ColourLegend | None) -> int:
     """Return the width that the lines need: the legend's label is never cut, and stands beside the scale bar."""
-    label = 0 if legend is None else math.ceil(font(text_px).getlength(legend.label)) + BAR_TEXT_EM * text_px
+    label = 0 if legend is None else math.ceil(load_font(text_px).getlength(legend.label)) + BAR_TEXT_EM * text_px
     return max(NARROWEST_EM * text_px, label)
 
 
 def _page(image: Image.Image, width: int, text_px: int) -> _Page:
-    return _Page(ImageDraw.Draw(image), font(text_px), width, text_px)
+    return _Page(ImageDraw.Draw(image), load_font(text_px), width, text_px)
 
 
 @lru_cache(maxsize=16)
-def font(text_px: int) -> ImageFont.FreeTypeFont:
+def load_font(text_px: int) -> ImageFont.FreeTypeFont:
     """Return the font that matplotlib brings along: the same on every machine, and it has µ."""
     import matplotlib
 
@@ -168,7 +168,7 @@ class _Bar:
 
 
 def _bar(width: int, um_per_px: float) -> _Bar:
-    um = round_length(width * um_per_px * BAR_SHARE)
+    um = round_scale_bar(width * um_per_px * BAR_SHARE)
     return _Bar(um, max(1, round(um / um_per_px)))
 
 
@@ -180,7 +180,7 @@ def _draw_foot(
     image: Image.Image, page: _Page, top: int, bar: _Bar, legend: ColourLegend | None, footers: Sequence[str]
 ) -> None:
     y = top + page.margin // 2
-    page.draw.text((page.margin, y), length_text(bar.um), fill=INK, font=page.font)
+    page.draw.text((page.margin, y), format_length(bar.um), fill=INK, font=page.font)
     line = y + page.line + page.text_px // 4
     page.draw.rectangle((page.margin, line, page.margin + bar.px - 1, line + max(2, page.text_px // 4)), fill=INK)
     if legend is not None:

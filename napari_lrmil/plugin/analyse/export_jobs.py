@@ -52,11 +52,11 @@ class ResultExportJob:
     def report(self, path: Path) -> Iterator[Event]:
         """Write the report; the last event carries its path."""
         from napari_lrmil.core.atomic_files import write_text
-        from napari_lrmil.core.visualize.slide_report import slide_report
+        from napari_lrmil.core.visualize.slide_report import render_slide_report
 
         with disk_in_words(path.parent):
             yield Progress("report", 0, 2, "steps")
-            page = slide_report(self.shelf.slide(self.slide), self.prediction, self.request)
+            page = render_slide_report(self.shelf.slide(self.slide), self.prediction, self.request)
             yield Progress("report", 1, 2, "steps")
             write_text(path, page)
         yield Finished(path)

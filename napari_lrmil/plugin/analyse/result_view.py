@@ -171,10 +171,10 @@ class ResultView(QWidget):  # type: ignore[misc]  # qtpy has no types
             self._show_gallery()
 
     def _show_gallery(self) -> None:
-        from napari_lrmil.core.visualize.top_patches import top_and_bottom
+        from napari_lrmil.core.visualize.top_patches import select_top_and_bottom
 
         if self._answer is not None and self.gallery.isExpanded():
-            self.gallery.show_patches(top_and_bottom(self._answer.prediction, EACH))
+            self.gallery.show_patches(select_top_and_bottom(self._answer.prediction, EACH))
             self._read_pictures()
 
     def _read_pictures(self) -> None:

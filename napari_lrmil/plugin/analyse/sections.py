@@ -21,7 +21,7 @@ from qtpy.QtWidgets import (
 
 from napari_lrmil.core.formatting import format_probability
 from napari_lrmil.core.patching.roi import Kind
-from napari_lrmil.core.visualize.overlay import MODES
+from napari_lrmil.core.visualize.overlay import ATTENTION_SCALES
 from napari_lrmil.plugin.analyse.result_text import ResultText
 from napari_lrmil.plugin.qt.section import Section, bar, button, label, row, rule
 from napari_lrmil.plugin.viewer.attention_layers import AttentionStyle
@@ -204,7 +204,7 @@ class AttentionSection(Section):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__("attention", "Where the model looked (attention)", parent)
         self.mode = QComboBox()
-        for mode, words in MODES.items():
+        for mode, words in ATTENTION_SCALES.items():
             self.mode.addItem(words, mode)
         self.opacity = QSlider(Qt.Orientation.Horizontal)
         self.opacity.setRange(0, 100)

@@ -18,7 +18,7 @@ from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 if TYPE_CHECKING:
     from napari_lrmil.core.geometry import Int64
     from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
-    from napari_lrmil.core.inference.teacher_comparison import LesionFigures, SharedPatches
+    from napari_lrmil.core.inference.teacher_comparison import LesionMetrics, SharedPatches
     from napari_lrmil.core.models.bundle import Bundle
     from napari_lrmil.core.patching.regions import Region
     from napari_lrmil.core.results.reader import StoredResult
@@ -91,12 +91,12 @@ class LoadStoredJob:
 
     def events(self) -> Iterator[Event]:
         """Yield how far it is, and last the prediction."""
-        from napari_lrmil.core.results.reader import find_stored, read_stored
+        from napari_lrmil.core.results.reader import find_result_folder, restore_prediction
 
         yield Progress("opening the slide", 0, 2, "steps")
         slide = self.shelf.slide(self.slide)
         yield Progress("reading what was stored", 1, 2, "steps")
-        yield Finished(read_stored(find_stored(self.folder, slide), slide, self.bundle))
+        yield Finished(restore_prediction(find_result_folder(self.folder, slide), slide, self.bundle))
 
 
 # ---------------------------------------------------------------- reading a comparison
@@ -212,7 +212,7 @@ class Lesions:
     """Who finds annotated lesions, and where the annotations came from."""
 
     source: str
-    figures: LesionFigures
+    figures: LesionMetrics
 
     @property
     def lines(self) -> tuple[TableRow, ...]:
@@ -292,9 +292,9 @@ class CohortWork:
 
     def events(self) -> Iterator[Event]:
         """Yield `Partial` with each `StoredResult`, then with (folder, pixels) of each picture; last the lines."""
-        from napari_lrmil.core.results.reader import read_result_summary, stored_folders
+        from napari_lrmil.core.results.reader import list_result_folders, read_result_summary
 
-        folders = stored_folders(self.folder)
+        folders = list_result_folders(self.folder)
         lines = []
         for done, folder in enumerate(folders):
             yield Progress("slides", done, len(folders), "slides")

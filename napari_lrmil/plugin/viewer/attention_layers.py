@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from napari_lrmil.core.features.bag import Features
     from napari_lrmil.core.geometry import Int64
     from napari_lrmil.core.inference.prediction import Prediction
-    from napari_lrmil.core.visualize.overlay import Heatmap, Mode
+    from napari_lrmil.core.visualize.overlay import AttentionScale, Heatmap
 
 OPACITY = 0.5  # the tissue has to stay readable where attention is low, which is dark
 DIFFERENCE_OPACITY = 0.85  # its middle, where the networks agree, lets the tissue through by itself
@@ -44,7 +44,7 @@ class AttentionStyle:
         0 to 1.
     """
 
-    mode: Mode = "raw"
+    mode: AttentionScale = "raw"
     smooth: bool = False
     opacity: float = OPACITY
 
@@ -270,10 +270,10 @@ def difference_colours() -> Colormap:
     from matplotlib import colormaps
     from napari.utils import Colormap
 
-    from napari_lrmil.core.visualize.comparison_figure import DIFFERENCE
+    from napari_lrmil.core.visualize.comparison_figure import DIFFERENCE_COLORMAP
 
     steps = np.linspace(-1, 1, 65)
-    colours = colormaps[DIFFERENCE]((steps + 1) / 2)
+    colours = colormaps[DIFFERENCE_COLORMAP]((steps + 1) / 2)
     colours[:, 3] = 0.05 + 0.95 * np.abs(steps) ** 0.7  # where they agree there is nothing to see
     return Colormap(colours, name="difference")
 

@@ -268,9 +268,9 @@ def _bar(layer: Image, visible: bool = True) -> None:
 def _caption(viewer: ViewerModel, look: AttentionStyle | None) -> None:
     """Say what the colours mean, by the maps that there are."""
     from napari_lrmil.core.visualize.comparison_figure import DIFFERENCE_LEGEND
-    from napari_lrmil.core.visualize.overlay import LEGENDS
+    from napari_lrmil.core.visualize.overlay import SCALE_LEGENDS
 
-    meaning = LEGENDS[look.mode if look else "raw"]
+    meaning = SCALE_LEGENDS[look.mode if look else "raw"]
     if lrmil_layers(viewer, role="difference"):
         meaning = f"{DIFFERENCE_LEGEND}; orange: the student looks more"
     elif lrmil_layers(viewer, role="wipe"):

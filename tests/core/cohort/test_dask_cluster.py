@@ -103,7 +103,7 @@ def test_a_scheduler_that_is_not_there_is_a_wrong_call(monkeypatch: pytest.Monke
     pytest.importorskip("distributed")
     from napari_lrmil.core.cohort import dask_cluster as module
 
-    monkeypatch.setattr(module, "CONNECT_S", 0.5)
+    monkeypatch.setattr(module, "CONNECT_TIMEOUT_S", 0.5)
     engine = choose_backend(BackendChoice(scheduler="tcp://127.0.0.1:9"), slides=2)
     with pytest.raises(ConfigError, match="that is no address such as"):
         followed(works("a", "b"), Logged(tmp_path), choose_backend(BackendChoice(scheduler="nonsense"), slides=2))
@@ -146,7 +146,7 @@ python -m distributed.cli.dask_worker ADDRESS --name dummy-name --nthreads 8 --m
 
 def test_the_script_of_a_job_is_the_golden_one(tmp_path: Path) -> None:
     pytest.importorskip("dask_jobqueue")
-    from napari_lrmil.core.cohort.slurm import job_script, read_slurm
+    from napari_lrmil.core.cohort.slurm import job_script, read_slurm_options
 
     file = tmp_path / "slurm.yaml"
     file.write_text(
@@ -154,7 +154,7 @@ def test_the_script_of_a_job_is_the_golden_one(tmp_path: Path) -> None:
         "python: python\nlogs: logs\ndirectives: [--exclusive]\n"
         "prologue: [module load openslide, source .venv/bin/activate]\n"
     )
-    script = job_script(read_slurm(file))
+    script = job_script(read_slurm_options(file))
     assert re.sub(r"tcp://\S+", "ADDRESS", script) == GOLDEN
 
 

@@ -18,7 +18,7 @@ import pytest
 from napari_lrmil.core.cohort import BackendChoice, CohortProgress, SlideJob, choose_backend, parse_memory, run_cohort
 from napari_lrmil.core.cohort.backends import worker_environments
 from napari_lrmil.core.cohort.local_pool import LocalProcesses
-from napari_lrmil.core.cohort.memory import held_mb, machine_mb, peak_mb
+from napari_lrmil.core.cohort.memory import peak_memory_mb, process_memory_mb, total_memory_mb
 from napari_lrmil.core.cohort.task import SerialBackend, run_task
 from napari_lrmil.core.errors import ConfigError, DiskFullError, LrmilError
 from napari_lrmil.core.events import Event, Failed, Notice, Partial, Progress
@@ -229,7 +229,7 @@ def test_cores_and_memory_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> Non
     engine = choose_backend(BackendChoice(3), slides=9)
     assert isinstance(engine, LocalProcesses)
     assert engine.threads == 5
-    assert 3 * engine.memory_mb == pytest.approx(0.9 * machine_mb())
+    assert 3 * engine.memory_mb == pytest.approx(0.9 * total_memory_mb())
     bounded = choose_backend(BackendChoice(1, memory_mb=500), slides=9)
     assert isinstance(bounded, LocalProcesses) and (bounded.workers, bounded.memory_mb) == (1, 500)
 
@@ -249,5 +249,5 @@ def test_what_is_no_memory_is_refused(text: str) -> None:
 
 
 def test_memory_is_measured() -> None:
-    assert 10 < held_mb(os.getpid()) <= peak_mb() * 1.01 < machine_mb()
-    assert held_mb(2**22 + 1) == 0
+    assert 10 < process_memory_mb(os.getpid()) <= peak_memory_mb() * 1.01 < total_memory_mb()
+    assert process_memory_mb(2**22 + 1) == 0

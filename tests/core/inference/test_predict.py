@@ -15,14 +15,14 @@ import torch
 from napari_lrmil.core.errors import BundleError, ResolutionError, TissueError
 from napari_lrmil.core.events import Event, Finished, Notice, Progress, StageDone
 from napari_lrmil.core.features.embedding_cache import CacheKey, EmbeddingCache
-from napari_lrmil.core.inference.predict import center_first_order, predict, probabilities
+from napari_lrmil.core.inference.predict import center_first_order, predict, softmax_probabilities
 from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.metrics.agreement import measure_agreement, pool_to_lr_grid
 from napari_lrmil.core.models.bundle import TEACHER, Bundle
 from napari_lrmil.core.models.mil import pool_bag
 from napari_lrmil.core.patching.color import CohortColour
-from napari_lrmil.core.results.writer import prediction_file
+from napari_lrmil.core.results.writer import build_prediction_file
 from napari_lrmil.core.slides.slide import Slide
 from support.fake_slides import (
     DarknessBundle,
@@ -99,7 +99,7 @@ def test_the_sums_hold_and_everything_is_named(tmp_path: Path, bundle: Bundle) -
 def test_hr_patches_that_a_teacher_would_read_are_counted(tmp_path: Path, bundle: Bundle) -> None:
     with fake_slide(tmp_path, pyramid()) as slide:
         found = run(slide, bundle)
-    json = prediction_file(found).as_json()
+    json = build_prediction_file(found).as_json()
     assert json["n_patches"] == len(found.student.coords) == len(found.grid.lr_index)
     assert json["n_hr_patches"] == len(found.grid.hr_index)
     assert json["n_patches"] < json["n_hr_patches"] <= 16 * json["n_patches"]
@@ -145,7 +145,7 @@ def test_the_teacher_runs_on_the_hr_grid_and_is_compared_on_the_lr_grid(tmp_path
     assert found.agreement == measure_agreement(found.grid, found.student.attention, teacher.attention)
     assert found.agreement.n_patches == len(found.student.coords)
     assert teacher.pixels_decoded >= 0.8 * len(teacher.coords) * 64 * 80
-    assert set(prediction_file(found).as_json()["teacher"]) >= {"probabilities", "logits"}
+    assert set(build_prediction_file(found).as_json()["teacher"]) >= {"probabilities", "logits"}
 
 
 def test_two_networks_that_look_for_the_same_agree_on_the_darkest_patch(tmp_path: Path) -> None:
@@ -173,11 +173,13 @@ def test_calibration_divides_the_logits_and_is_told(tmp_path: Path) -> None:
     assert calibrated.student.probabilities["lesion"] == pytest.approx(1 / (1 + np.exp(-difference / 2.5)))
     assert calibrated.teacher is not None
     logits = calibrated.teacher.logits
-    assert calibrated.teacher.probabilities == pytest.approx(probabilities(logits, 0.5)), "by its own temperature"
+    assert calibrated.teacher.probabilities == pytest.approx(softmax_probabilities(logits, 0.5)), (
+        "by its own temperature"
+    )
 
 
 def test_probabilities_do_not_overflow() -> None:
-    assert probabilities({"a": 1000.0, "b": 0.0}, None) == pytest.approx({"a": 1.0, "b": 0.0})
+    assert softmax_probabilities({"a": 1000.0, "b": 0.0}, None) == pytest.approx({"a": 1.0, "b": 0.0})
 
 
 def test_pooling_keeps_no_gradients(bundle: Bundle) -> None:
@@ -392,7 +394,7 @@ def test_both_readers_give_the_same_answer(
             found[reader] = run(slide, bundle, teacher="top-2")
             assert found[reader].reader == slide.reader
     fast, reference = found["tiles"], found["openslide"]
-    files = prediction_file(fast), prediction_file(reference)
+    files = build_prediction_file(fast), build_prediction_file(reference)
     assert files[0].reader == "tiles" and fast.reader_asked == "auto"
     assert ("decoded at 1/4" in str(files[0].reader_reason)) != exact
     assert files[1].reader_reason == "asked for" and reference.reader_asked == "openslide"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from napari_lrmil.core.geometry import PatchPlan
-from napari_lrmil.core.inference.quality_checks import LITTLE_TISSUE, quality_warnings
+from napari_lrmil.core.inference.quality_checks import MIN_LR_PATCHES, quality_warnings
 from napari_lrmil.core.patching.color import CohortColour, cohort_colour, color_stats
 from napari_lrmil.core.patching.grid import find_nested_grid
 from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
@@ -45,7 +45,7 @@ def test_a_colour_within_the_usual_spread_is_no_warning(tmp_path: Path, own: Coh
 @pytest.mark.parametrize(("size", "patches"), [((768, 768), 9), ((1280, 512), 10), ((200, 150), 1)])
 def test_fewer_than_ten_patches_are_little_tissue(tmp_path: Path, size: tuple[int, int], patches: int) -> None:
     said = warned(tmp_path, size, None)
-    assert len(said) == (patches < LITTLE_TISSUE)
+    assert len(said) == (patches < MIN_LR_PATCHES)
     if said:
         assert f"{patches} LR patch" in said[0] and ("patches" in said[0].split(",")[0]) == (patches > 1)
 

@@ -25,7 +25,7 @@ from napari_lrmil.core.inference.teacher_comparison import (
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches, select_teacher_patches
 from napari_lrmil.core.metrics.agreement import measure_agreement
 from napari_lrmil.core.patching.regions import box_region
-from napari_lrmil.core.results.writer import agreement_file, prediction_file
+from napari_lrmil.core.results.writer import build_agreement_file, build_prediction_file
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.visualize.comparison_figure import draw_comparison
 from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, one_sentence, resolution, speckled
@@ -94,7 +94,7 @@ def test_the_top_patches_are_read_finely_and_nothing_else(slide: Slide) -> None:
     assert read < slide.pixels_decoded - before - read, "less than the whole slide"
     assert len(found.student.attention) == len(whole.student.attention), "the student looks everywhere"
     assert found.agreement == measure_agreement(part, found.student.attention[found.compared], found.teacher.attention)
-    told = prediction_file(found).as_json()["teacher"]
+    told = build_prediction_file(found).as_json()["teacher"]
     assert told["n_lr_patches"] == 2 and told["n_patches"] == len(part.hr_index)
     assert found.agreement is not None and found.agreement.n_patches == 2 and whole.agreement is not None
     assert whole.agreement.n_patches == len(whole.grid.lr_index) == len(found.grid.lr_index)
@@ -103,7 +103,7 @@ def test_the_top_patches_are_read_finely_and_nothing_else(slide: Slide) -> None:
 def test_calibration_holds_for_a_teacher_that_saw_the_whole_slide(slide: Slide) -> None:
     card = {"temperature": 2.0, "teacher_temperature": 2.0}
     whole, part = ask(slide, "all", **card), ask(slide, "top-3", **card)
-    of_whole, of_part = prediction_file(whole).teacher, prediction_file(part).teacher
+    of_whole, of_part = build_prediction_file(whole).teacher, build_prediction_file(part).teacher
     assert of_whole is not None and of_whole.calibrated and of_part is not None and not of_part.calibrated
     assert part.teacher is not None
     logits = np.array(list(part.teacher.logits.values()))
@@ -141,10 +141,10 @@ def test_lesions_by_hand(slide: Slide) -> None:
 def test_both_networks_find_the_dark_spot_and_the_picture_shows_it(slide: Slide, tmp_path: Path) -> None:
     found = ask(slide, "all")
     lesion = box_region(BoxLevel0(300, 300, 200, 200), "spot")
-    told = agreement_file(found, [lesion]).as_json()
+    told = build_agreement_file(found, [lesion]).as_json()
     assert told["pointing_student"] and told["pointing_teacher"] and told["lesion_auroc_teacher"] == 1.0
     assert told["n_patches"] == len(found.grid.lr_index) and told["pixels_teacher"] > told["pixels_student"]
-    assert "lesion_auroc_student" not in agreement_file(found).as_json()
+    assert "lesion_auroc_student" not in build_agreement_file(found).as_json()
     for prediction in (found, ask(slide, "top-2")):
         draw_comparison(tmp_path / "compare.png", slide, prediction, [lesion])
         with Image.open(tmp_path / "compare.png") as picture:
@@ -154,7 +154,7 @@ def test_both_networks_find_the_dark_spot_and_the_picture_shows_it(slide: Slide,
 def test_without_a_teacher_there_is_nothing_to_compare(slide: Slide) -> None:
     found = ask(slide, "none")
     with pytest.raises(LrmilError, match="nothing to compare") as refused:
-        agreement_file(found).as_json()
+        build_agreement_file(found).as_json()
     assert one_sentence(refused.value)
     with pytest.raises(ValueError, match="did not run"):
         _ = found.teacher_on_lr

@@ -22,8 +22,13 @@ from napari_lrmil.core.inference.teacher_comparison import shared_patches
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.patching.regions import box_region
 from napari_lrmil.core.patching.roi import WHOLE_SLIDE, RegionOfInterest
-from napari_lrmil.core.results.reader import find_stored, read_result_summary, read_stored, stored_folders
-from napari_lrmil.core.results.writer import agreement_file, prediction_file, write_prediction
+from napari_lrmil.core.results.reader import (
+    find_result_folder,
+    list_result_folders,
+    read_result_summary,
+    restore_prediction,
+)
+from napari_lrmil.core.results.writer import build_agreement_file, build_prediction_file, write_prediction
 from napari_lrmil.core.runtimes.select import REFERENCE, RuntimeChoice
 from napari_lrmil.core.slides.slide import Slide
 from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, one_sentence, resolution, speckled
@@ -46,25 +51,27 @@ def ask(slide: Slide, teacher: str, scope: RegionOfInterest = WHOLE_SLIDE) -> Pr
 def test_what_was_stored_comes_back(slide: Slide, tmp_path: Path, teacher: str) -> None:
     made = ask(slide, teacher)
     write_prediction(tmp_path / "out", slide, made)
-    back = read_stored(find_stored(tmp_path / "out", slide), slide, MODEL)
+    back = restore_prediction(find_result_folder(tmp_path / "out", slide), slide, MODEL)
     assert back.agreement == made.agreement and back.teacher_patches == made.teacher_patches
     assert str(back.teacher_patches) == teacher
     np.testing.assert_array_equal(back.grid.lr_index, made.grid.lr_index)
     np.testing.assert_allclose(back.teacher_on_lr, made.teacher_on_lr)
     np.testing.assert_allclose(shared_patches(back).difference, shared_patches(made).difference)
-    assert agreement_file(back).as_json() == agreement_file(made).as_json()
+    assert build_agreement_file(back).as_json() == build_agreement_file(made).as_json()
     assert (back.scope, back.calibrated, back.warnings) == (made.scope, made.calibrated, made.warnings)
     assert back.reader == made.reader is not None
 
 
 def test_results_of_a_version_that_did_not_tell_the_reader_come_back(slide: Slide, tmp_path: Path) -> None:
     write_prediction(tmp_path / "out", slide, ask(slide, "all"))
-    folder = find_stored(tmp_path / "out", slide)
+    folder = find_result_folder(tmp_path / "out", slide)
     told = json.loads((folder / "prediction.json").read_text(encoding="utf-8"))
     del told["reader"], told["reader_reason"]
     (folder / "prediction.json").write_text(json.dumps(told), encoding="utf-8")
-    back = read_stored(folder, slide, MODEL)
-    assert back.reader is None and prediction_file(back).as_json()["reader"] is None and back.reader_asked == "auto"
+    back = restore_prediction(folder, slide, MODEL)
+    assert (
+        back.reader is None and build_prediction_file(back).as_json()["reader"] is None and back.reader_asked == "auto"
+    )
 
 
 def test_what_ran_the_encoder_comes_back(slide: Slide, tmp_path: Path) -> None:
@@ -73,18 +80,18 @@ def test_what_ran_the_encoder_comes_back(slide: Slide, tmp_path: Path) -> None:
     stored = json.loads((folder / "prediction.json").read_text(encoding="utf-8"))
     ran = {"runtime": "openvino", "precision": "bfloat16", "runtime_reason": "the fastest that agrees"}
     (folder / "prediction.json").write_text(json.dumps(stored | ran), encoding="utf-8")
-    back = read_stored(folder, slide, MODEL)
+    back = restore_prediction(folder, slide, MODEL)
     assert back.student.runtime == RuntimeChoice(*ran.values())
     assert back.teacher is not None and back.teacher.runtime == REFERENCE
     early = {key: value for key, value in stored.items() if key not in ran}
     (folder / "prediction.json").write_text(json.dumps(early), encoding="utf-8")
-    assert read_stored(folder, slide, MODEL).student.runtime == REFERENCE
+    assert restore_prediction(folder, slide, MODEL).student.runtime == REFERENCE
 
 
 def test_of_a_part_the_patches_are_known(slide: Slide, tmp_path: Path) -> None:
     made = ask(slide, "all", RegionOfInterest("region", (box_region(BoxLevel0(0, 0, 600, 700), "part"),)))
     write_prediction(tmp_path / "out", slide, made)
-    back = read_stored(tmp_path / "out" / "s", slide, MODEL)
+    back = restore_prediction(tmp_path / "out" / "s", slide, MODEL)
     assert not back.scope.whole and back.scope.kind == "region"
     assert len(back.grid.lr_index) == len(made.grid.lr_index) == back.scope.keeps(made.grid).sum()
 
@@ -139,19 +146,19 @@ def test_what_does_not_fit_is_refused_in_one_sentence(
     folder = write_prediction(tmp_path / "out", slide, ask(slide, "all"))
     harm(folder)
     with pytest.raises(StoredError, match=said) as refused:
-        read_stored(folder, slide, MODEL)
+        restore_prediction(folder, slide, MODEL)
     assert one_sentence(refused.value)
 
 
 def test_without_a_teacher_and_where_nothing_lies(slide: Slide, tmp_path: Path) -> None:
     folder = write_prediction(tmp_path / "out", slide, ask(slide, "none"))
     with pytest.raises(StoredError, match="no teacher") as refused:
-        read_stored(folder, slide, MODEL)
+        restore_prediction(folder, slide, MODEL)
     assert one_sentence(refused.value)
     with pytest.raises(StoredError, match="no results"):
-        find_stored(tmp_path, slide)
+        find_result_folder(tmp_path, slide)
     with pytest.raises(StoredError, match="no slide's results"):
-        stored_folders(tmp_path / "nowhere")
+        list_result_folders(tmp_path / "nowhere")
 
 
 def test_a_cohort_is_read_line_by_line_with_what_is_wrong(slide: Slide, tmp_path: Path) -> None:
@@ -162,7 +169,7 @@ def test_a_cohort_is_read_line_by_line_with_what_is_wrong(slide: Slide, tmp_path
     (out / "half" / "agreement.json").unlink()
     shutil.copytree(good, out / "broken")
     (out / "broken" / "prediction.json").write_text("{}")
-    lines = {folder.name: read_result_summary(folder) for folder in stored_folders(out)}
+    lines = {folder.name: read_result_summary(folder) for folder in list_result_folders(out)}
     assert made.agreement is not None and made.teacher is not None
     line = lines["s"]
     assert (line.name, line.path, line.problem) == ("s", slide.path, "")

@@ -26,7 +26,7 @@ from napari_lrmil.core.metrics.agreement import spearman
 from napari_lrmil.core.models.bundle import Bundle, StudentNetwork
 from napari_lrmil.core.models.mil import GatedAttentionMIL, pool_bag
 from napari_lrmil.core.phantom import LESION, PhantomSlide, paint
-from napari_lrmil.core.results.writer import prediction_file
+from napari_lrmil.core.results.writer import build_prediction_file
 from napari_lrmil.core.runtimes import agreement_cache as verdicts
 from napari_lrmil.core.runtimes import openvino as converted
 from napari_lrmil.core.runtimes import select as runtime
@@ -375,7 +375,7 @@ def test_a_prediction_says_what_ran_and_is_that_of_torch(tmp_path: Path, monkeyp
     with fake_slide(tmp_path, FakeSlide(speckled(1300, 1300), properties=resolution(0.5))) as slide:
         plain = predicted(predict(slide, bundle, device=CPU, teacher=TeacherPatches.ALL, cache=kept))
         fast = predicted(predict(slide, bundle, device=CPU, teacher=TeacherPatches.ALL, cache=kept, runtime="openvino"))
-    told, reference = prediction_file(fast).as_json(), prediction_file(plain).as_json()
+    told, reference = build_prediction_file(fast).as_json(), build_prediction_file(plain).as_json()
     assert told["pixels_decoded"] == reference["pixels_decoded"], "what was read to compare is no pixel of the method"
     assert (reference["runtime"], reference["precision"]) == ("torch", "float32")
     assert told["runtime"] == told["teacher"]["runtime"] == "openvino", told["runtime_reason"]

@@ -17,7 +17,14 @@ from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.patching.regions import box_region
 from napari_lrmil.core.patching.roi import RegionOfInterest
 from napari_lrmil.core.slides.slide import Slide
-from napari_lrmil.core.visualize.overlay import RESEARCH_USE, Heatmap, blend, color_limits, draw_overlay, make_heatmap
+from napari_lrmil.core.visualize.overlay import (
+    RESEARCH_USE,
+    Heatmap,
+    blend_heatmap,
+    color_limits,
+    draw_overlay,
+    make_heatmap,
+)
 from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 
 
@@ -163,7 +170,7 @@ def test_blended_attention_lies_over_its_own_patch_and_nothing_else_changes() ->
     """A thumbnail of 2 level-0 px per pixel along x and 4 along y, of a box that begins at (100, 40)."""
     thumbnail = np.full((60, 90, 3), 200, np.uint8)
     heat = Heatmap(np.array([[np.nan, 3.0, 0.0]], np.float32), (90, 80), (40, 80))
-    seen = blend(thumbnail, BoxLevel0(100.0, 40.0, 180.0, 240.0), heat, (0.0, 3.0))
+    seen = blend_heatmap(thumbnail, BoxLevel0(100.0, 40.0, 180.0, 240.0), heat, (0.0, 3.0))
     changed = (seen != 200).any(axis=2)
     rows, columns = np.nonzero(changed)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (10, 29, 15, 54)

@@ -26,8 +26,13 @@ from napari_lrmil.core.patching.regions import box_region
 from napari_lrmil.core.patching.roi import WHOLE_SLIDE, RegionOfInterest
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.visualize.overlay import RESEARCH_USE
-from napari_lrmil.core.visualize.slide_report import ReportRequest, margin_of, significant_text, write_slide_report
-from napari_lrmil.core.visualize.top_patches import PATCH_MAX_PX, read_patch, top_and_bottom
+from napari_lrmil.core.visualize.slide_report import (
+    ReportRequest,
+    format_significant,
+    probability_margin,
+    write_slide_report,
+)
+from napari_lrmil.core.visualize.top_patches import PATCH_MAX_PX, read_patch, select_top_and_bottom
 from support.fake_slides import DarknessBundle, FakeHandle, FakeSlide, fake_slide, resolution, speckled
 
 LOADING = {"script", "link", "iframe", "object", "embed", "audio", "video", "source", "base"}
@@ -120,7 +125,7 @@ def test_every_picture_opens_and_patches_are_bounded(tmp_path: Path, teacher: st
     with opened(tmp_path) as slide:
         prediction = predicted(slide, teacher)
         page = page_of(tmp_path, slide, prediction)
-        gallery = top_and_bottom(prediction, 3)
+        gallery = select_top_and_bottom(prediction, 3)
         lr = read_patch(slide, prediction, gallery[0].row, mpp=2.0)
     pictures = page.pictures
     assert len(pictures) == panels + 2 * len(gallery)
@@ -134,7 +139,7 @@ def test_it_tells_everything_that_was_found_out(tmp_path: Path) -> None:
     with opened(tmp_path) as slide:
         prediction = replace(predicted(slide), warnings=("the colour is far from the training slides",))
         page = page_of(tmp_path, slide, prediction)
-        first = top_and_bottom(prediction, 3)[0]
+        first = select_top_and_bottom(prediction, 3)[0]
     assert page.text.index(RESEARCH_USE) < page.text.index("Whole slide"), "said before anything else is"
     probabilities = prediction.student.probabilities
     told = (
@@ -219,7 +224,10 @@ def test_a_slide_of_one_patch_has_nothing_at_the_bottom(tmp_path: Path) -> None:
 
 
 def test_figures_never_say_more_than_they_know() -> None:
-    assert [significant_text(v) for v in (0.0, 12.345, 1.9349, 0.01234, 123.4)] == [
+    assert [format_significant(v) for v in (0.0, 12.345, 1.9349, 0.01234, 123.4)] == [
         "0.00", "12.3", "1.93", "0.0123", "123"
     ]  # fmt: skip
-    assert margin_of({"a": 0.2, "b": 0.7, "c": 0.1}) == pytest.approx(0.5) and margin_of({"a": 1.0}) == 1.0
+    assert (
+        probability_margin({"a": 0.2, "b": 0.7, "c": 0.1}) == pytest.approx(0.5)
+        and probability_margin({"a": 1.0}) == 1.0
+    )

@@ -16,7 +16,7 @@ from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.metrics.agreement import pool_to_lr_grid
 from napari_lrmil.core.slides.slide import Slide
-from napari_lrmil.core.visualize.top_patches import PATCH_MAX_PX, read_patch, top_and_bottom
+from napari_lrmil.core.visualize.top_patches import PATCH_MAX_PX, read_patch, select_top_and_bottom
 from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 
 
@@ -50,7 +50,7 @@ def with_attention(prediction: Prediction, attention: list[float]) -> Prediction
 def test_patches_come_by_rank_the_top_ones_first_with_their_own_figures(tmp_path: Path) -> None:
     with uneven(tmp_path) as slide:
         found = with_attention(predicted(slide), [0.1, 0.3, 0.05, 0.25, 0.2, 0.1])
-    gallery = top_and_bottom(found, 2)
+    gallery = select_top_and_bottom(found, 2)
     assert [(p.side, p.rank, p.row) for p in gallery] == [
         ("top", 1, 1), ("top", 2, 3), ("bottom", 5, 5), ("bottom", 6, 2)
     ]  # fmt: skip
@@ -63,13 +63,13 @@ def test_patches_come_by_rank_the_top_ones_first_with_their_own_figures(tmp_path
 def test_equal_attention_is_ranked_in_reading_order(tmp_path: Path) -> None:
     with uneven(tmp_path) as slide:
         found = with_attention(predicted(slide), [0.2, 0.3, 0.0, 0.2, 0.3, 0.0])
-    assert [p.row for p in top_and_bottom(found, 3)] == [1, 4, 0, 3, 2, 5]
+    assert [p.row for p in select_top_and_bottom(found, 3)] == [1, 4, 0, 3, 2, 5]
 
 
 @pytest.mark.parametrize(("k", "sides"), [(1, (1, 1)), (3, (3, 2)), (5, (5, 0)), (9, (5, 0))])
 def test_no_patch_comes_twice_where_there_are_few(tmp_path: Path, k: int, sides: tuple[int, int]) -> None:
     with uneven(tmp_path) as slide:
-        gallery = top_and_bottom(with_attention(predicted(slide), [0.1, 0.4, 0.2, 0.25, 0.05]), k)
+        gallery = select_top_and_bottom(with_attention(predicted(slide), [0.1, 0.4, 0.2, 0.25, 0.05]), k)
     assert (sum(p.side == "top" for p in gallery), sum(p.side == "bottom" for p in gallery)) == sides
     assert len({p.row for p in gallery}) == len(gallery)
     assert [p.rank for p in gallery] == sorted(p.rank for p in gallery) and gallery[0].rank == 1
@@ -78,13 +78,13 @@ def test_no_patch_comes_twice_where_there_are_few(tmp_path: Path, k: int, sides:
 
 def test_a_gallery_of_nothing_is_refused(tmp_path: Path) -> None:
     with uneven(tmp_path) as slide, pytest.raises(ValueError, match="at least one patch"):
-        top_and_bottom(predicted(slide), 0)
+        select_top_and_bottom(predicted(slide), 0)
 
 
 def test_the_darkest_patch_is_first_and_its_centre_is_where_it_was_planted(tmp_path: Path) -> None:
     """µm from the level-0 corner, x and y with their own resolutions: cells are 256 x 320 px on this slide."""
     with uneven(tmp_path) as slide:
-        first = top_and_bottom(predicted(slide), 3)[0]
+        first = select_top_and_bottom(predicted(slide), 3)[0]
         pixels = read_patch(slide, predicted(slide), first.row, mpp=2.0)
     assert first.box == BoxLevel0(37.0 + 2 * 256, 21.0 + 320, 256.0, 320.0)
     assert first.centre_um == pytest.approx(((37 + 2.5 * 256) * 0.5, (21 + 1.5 * 320) * 0.4))
@@ -99,7 +99,7 @@ def test_the_teachers_attention_is_that_of_the_patchs_children(tmp_path: Path) -
         found = predicted(slide, "all")
     assert found.teacher is not None
     pooled = pool_to_lr_grid(found.grid, found.teacher.attention)
-    for patch in top_and_bottom(found, 4):
+    for patch in select_top_and_bottom(found, 4):
         assert patch.teacher_relative == pytest.approx(pooled[patch.row] * len(pooled))
 
 

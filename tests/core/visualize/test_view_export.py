@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from napari_lrmil.core.visualize.overlay import LEGEND, RESEARCH_USE
+from napari_lrmil.core.visualize.overlay import ATTENTION_LEGEND, RESEARCH_USE
 from napari_lrmil.core.visualize.view_export import (
     INK,
     PAPER,
@@ -20,12 +20,12 @@ from napari_lrmil.core.visualize.view_export import (
     _page,
     _wrapped,
     compose_view,
-    font,
+    load_font,
     write_view,
 )
 
 TEXT_PX = 14
-VIRIDIS = ColourLegend(0.0, 3.25, "viridis", LEGEND)
+VIRIDIS = ColourLegend(0.0, 3.25, "viridis", ATTENTION_LEGEND)
 
 
 def canvas(width: int = 900, height: int = 500) -> NDArray[np.uint8]:
@@ -44,8 +44,8 @@ def place(picture: NDArray[np.uint8], part: NDArray[np.uint8]) -> tuple[int, int
 
 def written(text: str, colour: tuple[int, int, int]) -> NDArray[np.uint8]:
     """Return the pixels of a text on paper, cut to its letters."""
-    image = Image.new("RGB", (int(font(TEXT_PX).getlength(text)) + 8, 3 * TEXT_PX), PAPER)
-    ImageDraw.Draw(image).text((0, TEXT_PX), text, fill=colour, font=font(TEXT_PX))
+    image = Image.new("RGB", (int(load_font(TEXT_PX).getlength(text)) + 8, 3 * TEXT_PX), PAPER)
+    ImageDraw.Draw(image).text((0, TEXT_PX), text, fill=colour, font=load_font(TEXT_PX))
     pixels = np.asarray(image)
     rows, columns = np.nonzero((pixels != PAPER).any(axis=2))
     return pixels[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
@@ -82,7 +82,7 @@ def test_the_legend_has_the_colours_and_the_two_numbers_and_its_whole_label() ->
     first, last = (tuple(np.rint(255 * np.array(colormaps["viridis"](v)[:3])).astype(int)) for v in (0.0, 1.0))
     left, right = (np.argwhere((beneath == colour).all(axis=2))[:, 1] for colour in (first, last))
     assert len(left) and len(right) and left.max() < right.min()
-    for text in ("3.25", LEGEND):
+    for text in ("3.25", ATTENTION_LEGEND):
         assert place(beneath, written(text, INK)) is not None, text
 
 
