@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from filelock import FileLock
+
+if TYPE_CHECKING:  # each of these loads torch
+    from support.trained import Trained
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # or each look-up waits for a network that is not there
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test processes share the cores
@@ -35,6 +40,41 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the development data (shared/data beside the repository) is not on this machine")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def build_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Return what fills a folder by name for all test processes: the first that asks builds, the others wait for it."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def build(name: str, fill: Callable[[Path], None]) -> Path:
+        folder, complete = shared / name, shared / f"{name}.complete"
+        with FileLock(shared / f"{name}.lock"):
+            if not complete.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a process that failed half-way
+                folder.mkdir()
+                fill(folder)
+                complete.touch()
+        return folder
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def phantoms(build_once: Callable[..., Path]) -> Path:
+    """Return the table of sixteen phantom slides: 8 train, 4 val, 4 test. All tests read them, none writes there."""
+    from support.phantoms import paint_cohort
+
+    return build_once("phantoms", paint_cohort) / "cohort.csv"
+
+
+@pytest.fixture(scope="session")
+def trained(build_once: Callable[..., Path], phantoms: Path) -> Trained:
+    """Return a short finished run on the phantom slides; all tests read it, those that write make a copy."""
+    from support.trained import Trained
+
+    return Trained.in_folder(build_once("trained", lambda folder: Trained.fill(folder, phantoms)), phantoms)
 
 
 @pytest.fixture

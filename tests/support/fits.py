@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Callable, Generator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -109,15 +108,12 @@ def figures(events: list[Event]) -> dict[tuple[str, int], float]:
     return {(e.name, e.step): e.value for e in events if isinstance(e, Metric)}
 
 
-def main(folder: Path, kind: str, pause: float) -> None:
-    """Fit and print a line per epoch; the parent kills this process meanwhile."""
+def tell(folder: Path, kind: type[Toy], pipe: Connection) -> None:
+    """Fit and tell of every epoch; the parent kills this process meanwhile."""
     torch.set_num_threads(1)
-    for event in fit(maker(5, {"Toy": Toy, "Stepped": Stepped}[kind]), plan(folder)):
+    for event in fit(maker(5, kind), plan(folder)):
         if isinstance(event, (Metric, Progress)):
-            print(json.dumps(event.__dict__), flush=True)  # noqa: T201 # the parent reads it
+            pipe.send(event)
         if isinstance(event, Progress):
-            time.sleep(pause)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]))
+            time.sleep(0.01)
+    pipe.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,49 +24,35 @@ from lrmil_training.fitting.fit import FitPlan, StoppedError
 from lrmil_training.runs.lock import request_stop
 from lrmil_training.stages.bag_fitting import distillation_loss, fit_mil, label_loss, rank_agreement, seeded_mil
 from lrmil_training.train import train
-from napari_lrmil.core.encoders import save_encoder
 from napari_lrmil.core.errors import BagError, CohortError, ConfigError, EncoderError
 from napari_lrmil.core.events import Event, Failed, Finished, Metric, Progress, StageDone
 from napari_lrmil.core.features.bag import Bag, read_bag, write_bag
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.mil import GatedAttentionMIL
-from napari_lrmil.core.phantom import make_cohort
 from napari_lrmil.core.slides.slide import Slide
-from support.networks import untrained_encoder
+from support.phantoms import copy_cohort
+from support.trained import TINY, Trained
 
 CPU = torch.device("cpu")
-TINY = {"hr_patch_px": 64, "lr_patch_px": 64, "bootstrap": 100}
-SHORT = {
-    "teacher": {"epochs": 2, "min_epochs": 1},
-    "stage1": {"epochs": 1},
-    "stage2": {"epochs": 2, "min_epochs": 1},
-    "stage3": {"epochs": 0},
-}
 
 
 @pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the table of sixteen phantom slides of 1024 x 768 px."""
-    folder = tmp_path_factory.mktemp("cohort")
-    for split, count, seed in (("train", 8, 1), ("val", 4, 2), ("test", 4, 3)):
-        list(make_cohort(folder, count, (1024, 768), seed, split=split))
-    return folder / "cohort.csv"
+def cohort(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the table of sixteen phantom slides, in a folder where other tables may lie beside it."""
+    return copy_cohort(phantoms, tmp_path_factory.mktemp("cohort"), train=8, val=4, test=4)
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+def config(trained: Trained) -> TrainConfig:
     """Return a configuration that ends within seconds."""
-    file = tmp_path_factory.mktemp("encoder") / "untrained.safetensors"
-    save_encoder(file, untrained_encoder())
-    return build_config(TINY | SHORT | {"encoder": {"teacher": str(file)}})
+    return trained.config
 
 
 @pytest.fixture(scope="module")
-def run(cohort: Path, config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event]]:
+def run(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event]]:
     """Return a finished run and its events."""
-    folder = tmp_path_factory.mktemp("run")
-    return folder, list(train(cohort, folder, config, CPU))
+    return trained.copy_run(tmp_path_factory.mktemp("run") / "run"), trained.events
 
 
 def test_stages_run_in_an_order_that_can(run: tuple[Path, list[Event]]) -> None:
@@ -319,11 +306,13 @@ def test_mil_learns_planted_signal_and_passes_its_attention_on(tmp_path: Path) -
     assert all(not p.requires_grad for p in student.parameters())
 
 
-def test_features_of_others_are_refused_and_stay(cohort: Path, config: TrainConfig, tmp_path: Path) -> None:
+def test_features_of_others_are_refused_and_stay(
+    run: tuple[Path, list[Event]], cohort: Path, config: TrainConfig, tmp_path: Path
+) -> None:
     """Made with another encoder, resolution or program: one sentence, and nobody's work is overwritten."""
     shared = tmp_path / "shared"
+    shutil.copytree(run[0] / "features", shared)
     first = config.model_copy(update={"features": shared})
-    list(train(cohort, tmp_path / "first", first, CPU))
     (file,) = shared.rglob(f"20x_64px*/*/{next(cohort.parent.glob('train*.tif')).stem}.h5")
     bag = read_bag(file)
     origins = {
@@ -343,11 +332,13 @@ def test_features_of_others_are_refused_and_stay(cohort: Path, config: TrainConf
     assert file.read_bytes() == content
 
 
-def test_a_broken_feature_file_is_made_again(cohort: Path, config: TrainConfig, tmp_path: Path) -> None:
+def test_a_broken_feature_file_is_made_again(
+    run: tuple[Path, list[Event]], cohort: Path, config: TrainConfig, tmp_path: Path
+) -> None:
     """A disk that lost half of it is no reason to stop."""
-    list(train(cohort, tmp_path, config, CPU))
-    file = next((tmp_path / "features").rglob("20x*/*/*.h5"))
+    folder = Path(shutil.copytree(run[0], tmp_path / "run"))
+    file = next((folder / "features").rglob("20x*/*/*.h5"))
     before = read_bag(file).features
     file.write_bytes(file.read_bytes()[:500])
-    list(train(cohort, tmp_path, config, CPU))
+    list(train(cohort, folder, config, CPU))
     np.testing.assert_array_equal(read_bag(file).features, before)

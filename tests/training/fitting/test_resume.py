@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import json
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
+from contextlib import suppress
 from pathlib import Path
 
 import lightning as L
@@ -18,43 +17,43 @@ import torch
 from lrmil_training.fitting.checkpoints import find_checkpoint, last_files, read_best, read_score
 from lrmil_training.fitting.fit import StoppedError, fit
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.core.events import Progress
+from napari_lrmil.core.events import Event, Progress
 from support import fits
 from support.fits import Stepped, Toy, drained, figures, maker, plan
+from support.processes import ended, start
 
 KINDS = {"Toy": Toy, "Stepped": Stepped}
 
 
-def _killed(folder: Path, kind: str, after: int | None) -> dict[tuple[str, int], float]:
+def _killed(folder: Path, kind: type[Toy], after: int | None) -> dict[tuple[str, int], float]:
     """Fit in a process of its own, kill it after an epoch if one is given, and return what it had reported.
 
     Always in a process of its own: threads and other state that tests leave in this one change the last bits.
     """
-    command = [sys.executable, str(Path(fits.__file__)), str(folder), kind, "0.01"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    found = {}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            told = json.loads(line)
-            if "name" in told:
-                found[told["name"], told["step"]] = told["value"]
-            elif told["done"] == after:
-                os.kill(process.pid, signal.SIGKILL)
+    receive, send = multiprocessing.Pipe(duplex=False)
+    process = start(fits.tell, folder, kind, send)
+    send.close()  # so that the end of the process ends the pipe
+    events: list[Event] = []
+    with suppress(EOFError):
+        while True:
+            events.append(receive.recv())
+            if isinstance(events[-1], Progress) and events[-1].done == after:
+                process.kill()
                 break
-    return found
+    assert ended(process) == (-signal.SIGKILL if after else 0)
+    return figures(events)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_twice_and_resumed_equals_unbroken(tmp_path: Path, kind: str) -> None:
     """Weights, optimizer, schedule, average, best state and patience go on as if nothing had happened."""
-    whole = _killed(tmp_path / "whole", kind, None)
+    whole = _killed(tmp_path / "whole", KINDS[kind], None)
     rng = random.Random(os.getpid())
     first = rng.randint(1, 3)
-    broken = _killed(tmp_path / "broken", kind, first)
-    broken |= _killed(tmp_path / "broken", kind, first + rng.randint(1, 3))
-    rest = _killed(tmp_path / "broken", kind, None)
+    broken = _killed(tmp_path / "broken", KINDS[kind], first)
+    broken |= _killed(tmp_path / "broken", KINDS[kind], first + rng.randint(1, 3))
+    rest = _killed(tmp_path / "broken", KINDS[kind], None)
     assert rest and min(step for _, step in rest) >= first
     assert whole == pytest.approx(broken | rest, abs=1e-6)
     states = [read_best(plan(tmp_path / name)) for name in ("whole", "broken")]

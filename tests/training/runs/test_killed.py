@@ -7,16 +7,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lrmil_training.runs.event_log import EVENTS, read_events
-from napari_lrmil.core.encoders import save_encoder
-from napari_lrmil.core.phantom import make_cohort
-from support.networks import untrained_encoder
+from support.phantoms import copy_cohort
+from support.processes import ended, start_command
+from support.trained import Trained
 
 STAGES = ("teacher", "stage1", "stage2", "stage3")
 CONFIG: dict[str, Any] = {
@@ -33,29 +33,31 @@ CONFIG: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a cohort of phantom slides and a configuration."""
+def folder(phantoms: Path, trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a cohort of phantom slides, their HR features and a configuration."""
     folder = tmp_path_factory.mktemp("killed")
-    for split, count, seed in (("train", 6, 1), ("val", 4, 2), ("test", 4, 3)):
-        list(make_cohort(folder, count, (1024, 768), seed, split=split))
-    save_encoder(folder / "untrained.safetensors", untrained_encoder())
-    shared = {"encoder": {"teacher": str(folder / "untrained.safetensors")}, "features": str(folder / "features")}
+    copy_cohort(phantoms, folder, train=6, val=4, test=4)
+    shared = {"encoder": {"teacher": trained.encoder}, "features": str(trained.copy_features(folder / "features"))}
     (folder / "config.yaml").write_text(json.dumps(CONFIG | shared))  # JSON is YAML
     return folder
 
 
 @pytest.fixture(scope="module")
-def unbroken(ground: Path) -> Any:
-    """Return the figures of a run that nobody disturbed."""
-    assert _start(ground, ground / "unbroken").wait() == 0
-    return json.loads((ground / "unbroken" / "metrics.json").read_text())
-
-
-def _start(ground: Path, out: Path) -> subprocess.Popen[bytes]:
-    call = [sys.executable, "-m", "napari_lrmil", "train", str(ground / "cohort.csv"), "--out", str(out)]
-    call += ["--config", str(ground / "config.yaml"), "--device", "cpu"]
+def unbroken(folder: Path) -> Any:
+    """Return the figures of a run that nobody disturbed, in a process that starts from nothing."""
+    call = [sys.executable, "-m", "napari_lrmil", *_words(folder, folder / "unbroken")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(call, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(call, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    return json.loads((folder / "unbroken" / "metrics.json").read_text())
+
+
+def _words(folder: Path, out: Path) -> list[str]:
+    call = ["train", str(folder / "cohort.csv"), "--out", str(out)]
+    return [*call, "--config", str(folder / "config.yaml"), "--device", "cpu"]
+
+
+def _start(folder: Path, out: Path) -> BaseProcess:
+    return start_command(*_words(folder, out))
 
 
 def _epochs(out: Path, stage: str) -> int:
@@ -70,21 +72,21 @@ def _progress(out: Path, stage: str, attempt: int | None = None) -> list[int]:
 
 @pytest.mark.timeout(600)  # four fits, one of them killed and begun again
 @pytest.mark.parametrize("stage", STAGES)
-def test_killed_and_resumed_equals_unbroken(ground: Path, unbroken: Any, stage: str) -> None:
+def test_killed_and_resumed_equals_unbroken(folder: Path, unbroken: Any, stage: str) -> None:
     """SIGKILL leaves no time to tidy up; the second start goes on from the last whole epoch, not from the first.
 
     Of two learning rates stage 3 chooses the one that it would have chosen.
     """
-    out = ground / f"killed_in_{stage}"
-    first = _start(ground, out)
+    out = folder / f"killed_in_{stage}"
+    first = _start(folder, out)
     while _epochs(out, stage) < 2:
-        assert first.poll() is None, f"the run ended before two epochs of {stage}"
-        time.sleep(0.01)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+        first.join(0.01)
+        assert first.exitcode is None, f"the run ended before two epochs of {stage}"
+    first.kill()
+    assert ended(first) == -signal.SIGKILL
     done = _epochs(out, stage)
     assert not (out / "metrics.json").exists()
-    assert _start(ground, out).wait() == 0
+    assert ended(_start(folder, out)) == 0
     again = _progress(out, stage, attempt=1)
     assert again[0] > 1, f"{done} epochs were done, but the first was fitted again"
     assert _flat(json.loads((out / "metrics.json").read_text())) == pytest.approx(_flat(unbroken), abs=1e-6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,6 @@ from napari_lrmil.core.encoders import (
     LoadedEncoder,
     module_sha256,
     resolve_encoder,
-    save_encoder,
 )
 from napari_lrmil.core.errors import BundleError, ConfigError, EncoderError
 from napari_lrmil.core.events import Event, Finished, Metric, Notice, Progress, StageDone
@@ -31,13 +31,14 @@ from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models import bundle as bundle_module
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.mil import GatedAttentionMIL
-from napari_lrmil.core.phantom import make_cohort
 from napari_lrmil.core.slides.slide import Slide
-from support.networks import Borrowed, untrained_encoder
+from support.networks import Borrowed
+from support.phantoms import copy_cohort
+from support.trained import Trained
 
 CPU = torch.device("cpu")
 ALL = ("labels_only", "labels_only_finetuned", "stage1_only", "stage2_only", "both")
-TINY = {
+TINY: dict[str, Any] = {
     "hr_patch_px": 64,
     "lr_patch_px": 64,
     "bootstrap": 100,
@@ -49,20 +50,16 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the table of ten phantom slides of 1024 x 768 px."""
-    folder = tmp_path_factory.mktemp("cohort")
-    for split, count, seed in (("train", 4, 1), ("val", 2, 2), ("test", 4, 3)):
-        list(make_cohort(folder, count, (1024, 768), seed, split=split))
-    return folder / "cohort.csv"
+def cohort(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the table of ten phantom slides."""
+    return copy_cohort(phantoms, tmp_path_factory.mktemp("cohort"), train=4, val=2, test=4)
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return the file of an encoder that was never trained."""
-    file = tmp_path_factory.mktemp("encoder") / "untrained.safetensors"
-    save_encoder(file, untrained_encoder())
-    return str(file)
+@pytest.fixture
+def base(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return a short configuration whose HR features are there already: what is compared begins after them."""
+    features = trained.copy_features(tmp_path_factory.mktemp("shared") / "features")
+    return TINY | {"encoder": {"teacher": trained.encoder}, "features": str(features)}
 
 
 def test_baselines_differ_from_the_student_in_what_makes_them_alone() -> None:
@@ -111,9 +108,9 @@ def test_a_changed_configuration_is_checked() -> None:
     assert with_settings(TrainConfig(), {"stage1": {"epochs": 2}}).stage1.epochs == 2
 
 
-def test_a_run_with_everything_compares_every_method(cohort: Path, encoder: str, tmp_path: Path) -> None:
+def test_a_run_with_everything_compares_every_method(cohort: Path, base: dict[str, Any], tmp_path: Path) -> None:
     """One option gives all rows; a stage that two methods share is fitted once."""
-    config = build_config(TINY | {"encoder": {"teacher": encoder}, "baselines": ALL, "ablation": True})
+    config = build_config(base | {"baselines": ALL, "ablation": True})
     events = list(train(cohort, tmp_path, config, CPU))
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     ablation = {"without_layer", "without_attn", "without_ce", "without_bag", "without_soft"}
@@ -137,10 +134,10 @@ def test_a_run_with_everything_compares_every_method(cohort: Path, encoder: str,
     ],
     ids=["stain", "uniform", "stage 2 on the fly", "dropout", "frozen head", "ratio 8", "ratio 2"],
 )
-def test_every_choice_runs(cohort: Path, encoder: str, tmp_path: Path, changes: dict[str, object]) -> None:
+def test_every_choice_runs(cohort: Path, base: dict[str, Any], tmp_path: Path, changes: dict[str, object]) -> None:
     """Each way of the configuration ends in figures."""
     short = {"stage3": {"epochs": 0}, "baselines": []}
-    config = build_config(TINY | {"encoder": {"teacher": encoder}} | short | changes)
+    config = build_config(base | short | changes)
     list(train(cohort, tmp_path, config, CPU))
     assert "student" in json.loads((tmp_path / "metrics.json").read_text())
 
@@ -159,14 +156,14 @@ def test_default_is_the_preset() -> None:
     assert load_config("paper").stage1.lambda_layer == 1.0
 
 
-def test_a_series_keeps_folds_apart_and_goes_on(cohort: Path, encoder: str, tmp_path: Path) -> None:
+def test_a_series_keeps_folds_apart_and_goes_on(cohort: Path, base: dict[str, Any], tmp_path: Path) -> None:
     """Three folds: every slide but the table's own test side is tested once, figures are never pooled.
 
     A second call measures nothing again, except a run that was killed before it was whole or whose settings cannot be
     read. Settings that an earlier version wrote without a field count as the same.
     """
     short = {"stage3": {"epochs": 0}, "stage2": {"init": "frozen_head"}, "stage1": {"epochs": 0}, "baselines": []}
-    config = build_config(TINY | short | {"encoder": {"teacher": encoder}, "folds": 3})
+    config = build_config(base | short | {"folds": 3})
     events = list(train(cohort, tmp_path, config, CPU))
     told = json.loads((tmp_path / "metrics.json").read_text())
     assert told["protocol"] == {"kind": "k-fold cross-validation", "folds": 3, "seeds": 1}
@@ -191,11 +188,11 @@ def test_a_series_keeps_folds_apart_and_goes_on(cohort: Path, encoder: str, tmp_
     assert json.loads((tmp_path / "metrics.json").read_text()) == told
 
 
-def test_the_learning_rate_is_chosen_over_all_attempts(cohort: Path, encoder: str, tmp_path: Path) -> None:
+def test_the_learning_rate_is_chosen_over_all_attempts(cohort: Path, base: dict[str, Any], tmp_path: Path) -> None:
     """Broken off in the second of them, the figures that are compared are those of an unbroken run."""
     short = {"stage1": {"epochs": 0}, "stage2": {"init": "frozen_head"}, "baselines": []}
-    tuned = {"stage3": TINY["stage3"] | {"epochs": 4, "ema": 0.0, "lr": [1e-4, 3e-2]}}  # type: ignore[operator]
-    config = build_config(TINY | short | tuned | {"encoder": {"teacher": encoder}, "features": str(tmp_path / "f")})
+    tuned = {"stage3": TINY["stage3"] | {"epochs": 4, "ema": 0.0, "lr": [1e-4, 3e-2]}}
+    config = build_config(base | short | tuned)
 
     def told(events: Iterable[Event]) -> dict[str, float]:
         return {e.name: e.value for e in events if isinstance(e, Metric) and e.name.startswith("lr ")}
@@ -216,10 +213,10 @@ def test_the_learning_rate_is_chosen_over_all_attempts(cohort: Path, encoder: st
     }  # nothing beside them that a kill could part from them
 
 
-def test_seeds_differ_and_share_features(cohort: Path, encoder: str, tmp_path: Path) -> None:
+def test_seeds_differ_and_share_features(cohort: Path, trained: Trained, tmp_path: Path) -> None:
     """Two seeds on the fixed split: one set of HR features, two teachers."""
     short = {"stage3": {"epochs": 0}, "stage2": {"init": "frozen_head"}, "stage1": {"epochs": 0}, "baselines": []}
-    config = build_config(TINY | short | {"encoder": {"teacher": encoder}, "seeds": 2, "seed": 4})
+    config = build_config(TINY | short | {"encoder": {"teacher": trained.encoder}, "seeds": 2, "seed": 4})
     list(train(cohort, tmp_path, config, CPU))
     told = json.loads((tmp_path / "metrics.json").read_text())
     assert told["protocol"]["kind"] == "fixed split"
@@ -238,7 +235,7 @@ def test_a_stage_2_that_learns_from_nothing_is_refused() -> None:
 
 
 def test_memory_that_runs_out_halves_stages_1_and_3(
-    cohort: Path, encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cohort: Path, base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A device that trains four patches at once: it says so, and the run comes to its end."""
     forward, most = AlignedEncoder.forward, []
@@ -251,7 +248,7 @@ def test_memory_that_runs_out_halves_stages_1_and_3(
         return forward(self, pixels, layers)
 
     monkeypatch.setattr(AlignedEncoder, "forward", limited)
-    config = build_config(TINY | {"encoder": {"teacher": encoder}, "baselines": []})
+    config = build_config(base | {"baselines": []})
     events = list(train(cohort, tmp_path, config, CPU))
     said = [e.message for e in events if isinstance(e, Notice) and "memory ran out" in e.message]
     assert {m.split(":")[1].split()[0] for m in said} == {"stage1", "stage3"}
@@ -283,13 +280,13 @@ def configured(folder: Path, family: str, **settings: object) -> str:
 
 
 @pytest.mark.parametrize("family", ["vit", "convnext"])
-def test_a_student_of_another_architecture(cohort: Path, encoder: str, tmp_path: Path, family: str) -> None:
+def test_a_student_of_another_architecture(cohort: Path, base: dict[str, Any], tmp_path: Path, family: str) -> None:
     """Of another width, with layers of other names; its bundle says what it is and predicts as the run measured."""
     own = configured(tmp_path, family, **(TOKENS if family == "vit" else CONVOLUTIONS))
     layer = "block_12:block_2" if family == "vit" else "block_12:stage_3"
     compared = ["labels_only", "labels_only_finetuned", "stage2_only"] if family == "vit" else []
-    changes = {"encoder": {"teacher": encoder, "student": own}, "baselines": compared}
-    config = build_config(TINY | changes | {"stage1": {"epochs": 1, "layers": [layer], "lambda_layer": 0.5}})
+    changes = {"encoder": base["encoder"] | {"student": own}, "baselines": compared}
+    config = build_config(base | changes | {"stage1": {"epochs": 1, "layers": [layer], "lambda_layer": 0.5}})
     events = list(train(cohort, tmp_path / "run", config, CPU))
     _by_their_own_statistics(tmp_path / "run", events, compared)
     bundle = Bundle(tmp_path / "run" / "bundle")
@@ -355,14 +352,14 @@ def test_stage_3_goes_on_with_stage_2s_terms_or_with_labels_alone() -> None:
     assert set(stage3_loss(Method("labels_only_finetuned", config, taught=False))(output, item)) == {"ce"}
 
 
-def test_three_classes_from_table_to_bundle(cohort: Path, encoder: str, tmp_path: Path) -> None:
+def test_three_classes_from_table_to_bundle(cohort: Path, base: dict[str, Any], tmp_path: Path) -> None:
     """Labels mean nothing here: what is checked is that every stage and figure takes three of them."""
     rows = [line.split(",")[0] for line in cohort.read_text().splitlines()[1:]]
     sides = ["train"] * 4 + ["val"] * 3 + ["test"] * 3
     lines = [f"{name},p{i},{'abc'[i % 3]},{sides[i]}" for i, name in enumerate(rows)]
     table = cohort.with_name("three.csv")
     table.write_text("\n".join(["slide,patient,label,split", *lines]))
-    config = build_config(TINY | {"encoder": {"teacher": encoder}, "stage2": TINY["stage2"] | {"lambda_hard": 0.5}})  # type: ignore[operator]
+    config = build_config(base | {"stage2": TINY["stage2"] | {"lambda_hard": 0.5}})
     list(train(table, tmp_path, config, CPU))
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert set(metrics["student"]["test"]["per_class"]) == {"a", "b", "c"}
@@ -386,7 +383,7 @@ def test_a_teacher_of_another_architecture(cohort: Path, tmp_path: Path) -> None
 
 
 def test_a_borrowed_teacher_is_named_not_copied(
-    cohort: Path, encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cohort: Path, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without layers, without its weights in the bundle, with its licence on it; found again by its name and hash."""
     loaded = LoadedEncoder(Borrowed(), module_sha256(Borrowed().net))
@@ -397,10 +394,10 @@ def test_a_borrowed_teacher_is_named_not_copied(
     for module in (run_module, bundle_module):
         monkeypatch.setattr(module, "encoder_notice", lambda name: "its terms" if name == "lazyslide:x" else None)
     changes = {"encoder": {"teacher": "lazyslide:x"}, "baselines": [], "stage3": {"epochs": 0}}
-    base = TINY | changes | {"stage1": {"epochs": 1, "lambda_layer": 0.0, "patches_per_slide": 4}}
+    short = TINY | changes | {"stage1": {"epochs": 1, "lambda_layer": 0.0, "patches_per_slide": 4}}
     with pytest.raises(ConfigError, match=r"lazyslide:x can be a frozen teacher only; set encoder\.student"):
-        list(train(cohort, tmp_path / "run", build_config(base), CPU))
-    config = build_config(base | {"encoder": {"teacher": "lazyslide:x", "student": encoder}})
+        list(train(cohort, tmp_path / "run", build_config(short), CPU))
+    config = build_config(short | {"encoder": {"teacher": "lazyslide:x", "student": trained.encoder}})
     events = list(train(cohort, tmp_path / "run", config, CPU))
     assert events[0] == Notice("its terms")
     folder = tmp_path / "run" / "bundle"
