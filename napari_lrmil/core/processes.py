@@ -13,10 +13,16 @@ import signal
 import threading
 from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnContext
 from typing import Any, TypeVarTuple, cast
 
 FAREWELL_S = 5.0  # a process whose pipe has ended is at its own end
 Ts = TypeVarTuple("Ts")
+
+
+def start_context() -> SpawnContext:
+    """Return how children are started: a fork of this process would inherit threads of torch and OpenSlide."""
+    return multiprocessing.get_context("spawn")
 
 
 class ChildEndedError(Exception):
@@ -46,7 +52,7 @@ class Child:
     """
 
     def __init__(self, name: str, target: Callable[[Connection, *Ts], None], *args: *Ts) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would inherit threads of torch and OpenSlide
+        context = start_context()
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_enter, args=(theirs, target, args), name=name, daemon=True)
         self._process.start()

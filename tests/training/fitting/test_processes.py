@@ -22,14 +22,21 @@ from lrmil_training.fitting.plan import FitPlan
 from lrmil_training.fitting.processes import run_in_processes
 from lrmil_training.fitting.trainer import FitFactory
 from lrmil_training.train import train
-from napari_lrmil.core.encoders import save_encoder
+from napari_lrmil.core import processes
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Finished, Notice, Progress
-from napari_lrmil.core.phantom import make_cohort
 from support.fits import Toy, drained, figures, maker, plan
-from support.networks import untrained_encoder
+from support.phantoms import copy_cohort
+from support.processes import forking
+from support.trained import Trained
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no process groups")
+
+
+@pytest.fixture
+def prepared_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ranks begin with torch and lightning loaded; how users' ranks begin, one test with two of them shows."""
+    monkeypatch.setattr(processes, "start_context", forking)
 
 
 def test_two_processes_learn_what_one_learns_and_continue(tmp_path: Path) -> None:
@@ -73,6 +80,7 @@ class _Faulty(Toy):
         return super().training_step(batch, index)
 
 
+@pytest.mark.usefixtures("prepared_ranks")
 def test_the_first_reason_is_told(tmp_path: Path) -> None:
     """A rank that fails takes the others with it: what they then complain of is not the reason."""
     told = plan(tmp_path, devices=2)
@@ -85,12 +93,14 @@ def test_the_first_reason_is_told(tmp_path: Path) -> None:
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.usefixtures("prepared_ranks")
 def test_memory_that_runs_out_in_one_process_halves_the_batch_of_all(tmp_path: Path) -> None:
     """Steps must stay in step."""
     events, _ = drained(fit(maker(5, _Faulty, fault="memory"), plan(tmp_path, devices=2, epochs=2)))
     assert [e.message.rpartition(" with ")[2] for e in events if isinstance(e, Notice)] == ["0.5 of the batch size"]
 
 
+@pytest.mark.usefixtures("prepared_ranks")
 def test_processes_end_with_the_one_that_asked(tmp_path: Path) -> None:
     """Closing the stream does not wait for the epoch, and one device can be asked to run in a process too."""
     stream = fit(maker(5), replace(plan(tmp_path, epochs=5000, patience=5000), strategy="ddp"))
@@ -109,19 +119,20 @@ def _keys(figures: object, where: str = "") -> set[str]:
 
 
 @pytest.mark.timeout(600)  # four times two processes start, slowly on a busy machine
-def test_a_whole_run_trains_every_stage_in_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("prepared_ranks")
+def test_a_whole_run_trains_every_stage_in_two_processes(
+    phantoms: Path, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Teacher, stages 1, 2 and 3 of an epoch each: as many processes as asked, and the same figures measured."""
-    for split, count, seed in (("train", 4, 1), ("val", 2, 2), ("test", 2, 3)):
-        list(make_cohort(tmp_path, count, (1024, 768), seed, split=split))
-    save_encoder(tmp_path / "untrained.safetensors", untrained_encoder())
+    table = copy_cohort(phantoms, tmp_path / "cohort", train=4, val=2, test=2)
     short = {"epochs": 1, "min_epochs": 1}
     settings = {
         "hr_patch_px": 64,
         "lr_patch_px": 64,
         "bootstrap": 100,
         "baselines": [],
-        "features": str(tmp_path / "features"),
-        "encoder": {"teacher": str(tmp_path / "untrained.safetensors")},
+        "features": str(trained.copy_features(tmp_path / "features")),
+        "encoder": {"teacher": trained.encoder},
         "teacher": short,
         "stage1": {"epochs": 1, "patches_per_slide": 4, "batch_size": 4},
         "stage2": short,
@@ -137,7 +148,7 @@ def test_a_whole_run_trains_every_stage_in_two_processes(tmp_path: Path, monkeyp
     found, cpu = {}, torch.device("cpu")
     for devices in (1, 2):
         run = tmp_path / f"run{devices}"
-        *_, last = train(tmp_path / "cohort.csv", run, build_config(settings | {"devices": devices}), cpu)
+        *_, last = train(table, run, build_config(settings | {"devices": devices}), cpu)
         assert isinstance(last, Finished)
         found[devices] = json.loads((run / "metrics.json").read_text())
     assert started == [(stage, 2) for stage in ("teacher", "stage1", "stage2", "stage3")]
