@@ -42,7 +42,7 @@ def main() -> None:
 
     from napari_lrmil.plugin.analyse.widget import AnalyseWidget
     from napari_lrmil.plugin.launch import LIGHT_BOX, TITLE, _make_room
-    from napari_lrmil.plugin.viewer.layers import add_layer
+    from napari_lrmil.plugin.viewer.layers import add_layers
     from napari_lrmil.plugin.viewer.navigation import show_scale_bar_with_slides
     from napari_lrmil.plugin.viewer.reader import read_slides
 
@@ -54,7 +54,7 @@ def main() -> None:
     _make_room(viewer)
     viewer.canvas.background_color_override = LIGHT_BOX
     show_scale_bar_with_slides(viewer)
-    add_layer(viewer, read_slides(args.slide))
+    add_layers(viewer, read_slides(args.slide))
     wait(0.5)
     viewer.reset_view()
     until(lambda: dock.session.ground is not None, LONG_S)

@@ -93,9 +93,9 @@ def demo(out: Path, slide: Path | None, bundle: str | Path, headless: bool) -> P
     (out / "demo.png").unlink(missing_ok=True)  # an earlier one must not be taken for this one's
     if not has_display():
         return _under_xvfb(out, slide, bundle)
-    from napari_lrmil.plugin.viewer.sample_data import sample_slide
+    from napari_lrmil.plugin.viewer.sample_data import write_sample_slide
 
-    path = slide or sample_slide(out)
+    path = slide or write_sample_slide(out)
     napari = _load_napari(asynchronous=not headless)
     viewer = napari.Viewer(title=TITLE, show=True)
     try:
@@ -141,11 +141,11 @@ def _dock(viewer: Viewer, bundle: str | Path | None, out: Path | None = None) ->
 
 def _open(viewer: Viewer, paths: Sequence[Path], mpp: float | None) -> None:
     from napari_lrmil.core.user_settings import SettingsStore
-    from napari_lrmil.plugin.viewer.layers import add_layer
-    from napari_lrmil.plugin.viewer.reader import ask_in_window, read_slides
+    from napari_lrmil.plugin.viewer.layers import add_layers
+    from napari_lrmil.plugin.viewer.reader import ask_mpp_with_estimate, read_slides
 
     cache = SettingsStore().load_settings().settings.tile_cache_mb << 20
-    add_layer(viewer, read_slides(list(paths), mpp, ask=ask_in_window, cache_bytes=cache))
+    add_layers(viewer, read_slides(list(paths), mpp, ask=ask_mpp_with_estimate, cache_bytes=cache))
     viewer.canvas.overlays.scale_bar.visible = True
     viewer.canvas.background_color_override = LIGHT_BOX
     _fit(viewer)
@@ -175,11 +175,11 @@ def _begin(dock: AnalyseWidget) -> None:
 
 def _picture(viewer: Viewer, dock: AnalyseWidget, path: Path) -> Path:
     """Wait for the run and its legend, and save what the window shows, whole or not at all."""
-    from napari_lrmil.plugin.session.session import State
+    from napari_lrmil.plugin.session.session import SessionState
 
     viewer.window._qt_window.resize(*PICTURE_PX)
     _wait(dock)
-    if dock.session.state is not State.DONE:
+    if dock.session.state is not SessionState.DONE:
         raise LrmilError(dock.session.message or "the analysis ended without a result")
     _fit(viewer)
     save_picture(viewer, path)

@@ -59,7 +59,7 @@ def viewer(_window: Any, qtbot: Any) -> Iterator[Any]:
 def make_dock(viewer: Any, bundle: Bundle, qtbot: Any) -> MakeDock:
     """Return what docks a widget into the window, with the model chosen and a slide opened."""
     from napari_lrmil.plugin.analyse.widget import AnalyseWidget
-    from napari_lrmil.plugin.viewer.layers import add_layer
+    from napari_lrmil.plugin.viewer.layers import add_layers
     from napari_lrmil.plugin.viewer.reader import read_slides
 
     def make(slide: Path | None, session: Any = None) -> Any:
@@ -67,7 +67,7 @@ def make_dock(viewer: Any, bundle: Bundle, qtbot: Any) -> MakeDock:
         viewer.window.add_dock_widget(dock, name="napari-lrmil", area="right")
         dock.open_model(bundle.path)
         if slide is not None:
-            add_layer(viewer, read_slides(slide))
+            add_layers(viewer, read_slides(slide))
             qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=5000)
         return dock
 

@@ -13,19 +13,19 @@ from napari_lrmil.core.patching.regions import read_regions, write_regions
 from napari_lrmil.plugin.analyse.export_jobs import ResultExportJob, ViewExportJob, disk_in_words
 from napari_lrmil.plugin.analyse.result_text import ResultText
 from napari_lrmil.plugin.viewer.layers import (
-    DRAWN,
-    LEFT_OUT,
-    MAPS,
-    Tag,
-    add_layer,
-    drawing_layer,
+    EXCLUDED_EDGE,
+    MAP_ROLES,
+    REGION_EDGE,
+    LayerTag,
+    add_layers,
+    build_region_layer,
+    build_tissue_layer,
+    get_tag,
     lrmil_layers,
     remove_layers,
-    tag_of,
-    tissue_layer,
 )
-from napari_lrmil.plugin.viewer.region_shapes import drawn_regions, shapes_of
-from napari_lrmil.plugin.viewer.split_view import CAPTION
+from napari_lrmil.plugin.viewer.region_shapes import regions_from_shapes, shapes_from_regions
+from napari_lrmil.plugin.viewer.split_view import CAPTION_PREFIX
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -68,19 +68,21 @@ class ViewerActions:
 
     def _paper(self) -> Shapes:
         slide = self._session.opened
-        return self.drawing() or add_layer(self._viewer, [drawing_layer(self._tag(), slide.width * slide.mpp.x)])[0]
+        return (
+            self.drawing() or add_layers(self._viewer, [build_region_layer(self._tag(), slide.width * slide.mpp.x)])[0]
+        )
 
     def take_drawn(self) -> None:
         """Tell the session what is drawn."""
         layer = self.drawing()
-        self._session.draw(drawn_regions(layer, self.mpp) if layer is not None else ())
+        self._session.draw(regions_from_shapes(layer, self.mpp) if layer is not None else ())
 
     def mark_left_out(self) -> None:
         """Show in the drawing which regions are left out at present."""
         layer, out = self.drawing(), self._session.what_if.excluded
         if layer is not None and layer.nshapes:
-            drawn = [drawn_regions(layer, self.mpp, [row]) for row in range(layer.nshapes)]
-            layer.edge_color = [LEFT_OUT if its and its[0] in out else DRAWN for its in drawn]
+            drawn = [regions_from_shapes(layer, self.mpp, [row]) for row in range(layer.nshapes)]
+            layer.edge_color = [EXCLUDED_EDGE if its and its[0] in out else REGION_EDGE for its in drawn]
 
     def import_regions(self, path: Path) -> str | None:
         """Add the regions of a file to those drawn, and return a sentence about what was left out, if anything was.
@@ -92,7 +94,7 @@ class ViewerActions:
         """
         found = read_regions(path, self._session.opened.bounds)
         layer = self._paper()
-        for corners, kind in shapes_of(found.regions, self.mpp):
+        for corners, kind in shapes_from_regions(found.regions, self.mpp):
             layer.add(corners, shape_type=kind)
         self.take_drawn()
         return found.caution
@@ -113,7 +115,7 @@ class ViewerActions:
         ground = self._session.ground
         if ground is None or self.editing() is not None:
             return
-        [layer] = add_layer(self._viewer, [tissue_layer(ground, self._tag())])
+        [layer] = add_layers(self._viewer, [build_tissue_layer(ground, self._tag())])
         layer.mode, layer.brush_size, layer.selected_label = "paint", 12, 1
 
     def use_tissue(self) -> None:
@@ -208,13 +210,13 @@ class ViewerActions:
             raise LrmilError("no model is chosen; choose one first")
         return self._session.bundle
 
-    def _tag(self) -> Tag:
+    def _tag(self) -> LayerTag:
         chosen = self._session.slide
         if chosen is None:
             raise LrmilError("no slide is open; drop one on the window")
         layers = lrmil_layers(self._viewer, chosen.path, role="slide")
-        tag = tag_of(layers[0]) if layers else None
-        return tag or Tag("slide", chosen.path, chosen.mpp, chosen.given_mpp)
+        tag = get_tag(layers[0]) if layers else None
+        return tag or LayerTag("slide", chosen.path, chosen.mpp, chosen.given_mpp)
 
     def _layer(self, role: str) -> Labels | Shapes | None:
         chosen = self._session.slide
@@ -241,9 +243,9 @@ def _legend(viewer: ViewerModel) -> ColourLegend | None:
     from napari_lrmil.core.visualize.view_export import ColourLegend
 
     for layer in reversed(viewer.layers):
-        tag = tag_of(layer)
-        if tag is not None and tag.role in (*MAPS, "evidence") and layer.visible:
+        tag = get_tag(layer)
+        if tag is not None and tag.role in (*MAP_ROLES, "evidence") and layer.visible:
             low, high = layer.contrast_limits
-            label = viewer.canvas.overlays.text.text.replace("\n", " ").removeprefix(CAPTION)
+            label = viewer.canvas.overlays.text.text.replace("\n", " ").removeprefix(CAPTION_PREFIX)
             return ColourLegend(low, high, np.asarray(layer.colormap.colors), label)
     return None

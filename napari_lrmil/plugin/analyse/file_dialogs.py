@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QFileDialog, QWidget
 
 from napari_lrmil.core.events import Event, Failed, Finished, Progress
 from napari_lrmil.plugin.qt.errors import show_errors
-from napari_lrmil.plugin.qt.worker import Run, Work
+from napari_lrmil.plugin.qt.worker import BackgroundWorker, Work
 
 if TYPE_CHECKING:
     from napari_lrmil.plugin.analyse.actions import ViewerActions
@@ -37,7 +37,7 @@ class Files:
 
     def __init__(self, wishes: ViewerActions, session: Session, keep: KeepSection, parent: QWidget) -> None:
         self._wishes, self._session, self._keep, self._parent = wishes, session, keep, parent
-        self._run: Run | None = None
+        self._run: BackgroundWorker | None = None
         for signal, callback in (
             (keep.all_wanted, self.ask_all),
             (keep.view_wanted, self.ask_view),
@@ -107,7 +107,7 @@ class Files:
     def _save(self, work: Work) -> None:
         if self._run is None:
             self._keep.show_saving("starting", 0.0)
-            self._run = Run(work, self._written, self._ended, self._parent)
+            self._run = BackgroundWorker(work, self._written, self._ended, self._parent)
             self._run.start()
 
     def _written(self, event: Event) -> None:

@@ -11,7 +11,7 @@ from qtpy.QtGui import QIcon, QImage, QKeyEvent, QPixmap
 from qtpy.QtWidgets import QGridLayout, QRadioButton, QToolButton, QWidget
 
 from napari_lrmil.core.events import Event, Finished, Partial
-from napari_lrmil.plugin.qt.section import Section, label, row
+from napari_lrmil.plugin.qt.section import Section, make_label, make_row
 
 if TYPE_CHECKING:
     from napari_lrmil.core.inference.prediction import Prediction
@@ -64,9 +64,9 @@ class GallerySection(Section):
         self._grid.setContentsMargins(0, 0, 0, 0)
         self._grid.setSpacing(3)
         box.setFixedHeight(2 * THUMB_PX + 3)  # a section takes its height when it unfolds, before there are patches
-        self.told = label("patch", small=True)
+        self.told = make_label("patch", small=True)
         self.told.setMinimumHeight(3 * self.told.fontMetrics().lineSpacing())
-        self.add(row(self.lr, self.hr))
+        self.add(make_row(self.lr, self.hr))
         self.add(box)
         self.add(self.told)
 

@@ -13,10 +13,10 @@ from napari_lrmil.core.events import Event, Partial
 from napari_lrmil.plugin.analyse.gallery_section import EACH, GallerySection, read_gallery
 from napari_lrmil.plugin.analyse.result_text import ResultText
 from napari_lrmil.plugin.analyse.sections import AttentionSection, EvidenceSection
-from napari_lrmil.plugin.qt.section import Section, label
+from napari_lrmil.plugin.qt.section import Section, make_label
 from napari_lrmil.plugin.qt.worker import LatestOnly
-from napari_lrmil.plugin.viewer.attention_layers import CompareMode, attention_colours, evidence_colours
-from napari_lrmil.plugin.viewer.cursor import Pointer
+from napari_lrmil.plugin.viewer.attention_layers import CompareMode, attention_colormap, evidence_colormap
+from napari_lrmil.plugin.viewer.cursor import CursorTracker
 from napari_lrmil.plugin.viewer.layers import lrmil_layers
 from napari_lrmil.plugin.viewer.navigation import fly_to
 from napari_lrmil.plugin.viewer.split_view import (
@@ -25,7 +25,7 @@ from napari_lrmil.plugin.viewer.split_view import (
     refresh_attention,
     show_attention,
     show_evidence,
-    show_picked,
+    show_picked_patches,
 )
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ class ResultView(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.pairing = CompareMode()  # how the teacher's map lies to the student's, where there is one
         self._picked: Int64 | None = None
         self.attention, self.evidence, self.gallery = AttentionSection(), EvidenceSection(), GallerySection()
-        self.hover = label("hover", POINT, small=True)
-        attention_colours(), evidence_colours()  # made now, with what they import, and not during the first analysis
+        self.hover = make_label("hover", POINT, small=True)
+        attention_colormap(), evidence_colormap()  # made now, with what they import, and not during the first analysis
         prepare_caption(viewer)
         self._pictures = LatestOnly(self._picture_read, self)
         self._steps: Iterator[None] = iter(())
@@ -72,7 +72,7 @@ class ResultView(QWidget):  # type: ignore[misc]  # qtpy has no types
         self._turn.setSingleShot(True)
         self._turn.setInterval(TURN_MS)
         self._turn.timeout.connect(self._next_step)
-        self._pointer = Pointer(viewer, self._pointed, self)
+        self._pointer = CursorTracker(viewer, self._pointed, self)
         self.attention.changed.connect(self._draw_again)
         self.evidence.chosen.connect(self._draw_again)
         self.gallery.flown_to.connect(self._fly)
@@ -120,7 +120,7 @@ class ResultView(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     def _draw_picked(self) -> None:
         if self._answer is not None and self._slide is not None:
-            show_picked(self._viewer, self._answer.prediction, self._slide, self._picked)
+            show_picked_patches(self._viewer, self._answer.prediction, self._slide, self._picked)
 
     def clear(self) -> None:
         """Show that there is no answer any more."""

@@ -23,7 +23,7 @@ from napari_lrmil.core.formatting import format_probability
 from napari_lrmil.core.patching.roi import Kind
 from napari_lrmil.core.visualize.overlay import ATTENTION_SCALES
 from napari_lrmil.plugin.analyse.result_text import ResultText
-from napari_lrmil.plugin.qt.section import Section, bar, button, label, row, rule
+from napari_lrmil.plugin.qt.section import Section, enable_unless, make_button, make_divider, make_label, make_row
 from napari_lrmil.plugin.viewer.attention_layers import AttentionStyle
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ class WhatIfSection(Section):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__("what-if", "What if… (without a region)", parent)
-        self.exclude = button("Leave out", "")
-        self.keep = button("Keep only", "")
-        self.undo = button("Undo", "")
-        self.told = label("what-if", small=True)
+        self.exclude = make_button("Leave out", "")
+        self.keep = make_button("Keep only", "")
+        self.undo = make_button("Undo", "")
+        self.told = make_label("what-if", small=True)
         for widget, wish in (
             (self.exclude, self.exclude_wanted),
             (self.keep, self.keep_wanted),
@@ -58,9 +58,11 @@ class WhatIfSection(Section):
         """Show what is left out, and what can be done."""
         blocked = "Wait for the analysis, or cancel it." if session.busy else ""
         drawn = blocked or ("" if session.regions else "Draw a region first.")
-        bar(self.exclude, drawn, "Leave the drawn regions (a pen mark, a fold) out; answered at once")
-        bar(self.keep, drawn, "Leave out everything outside the drawn regions")
-        bar(self.undo, blocked or ("" if session.can_undo else "Nothing to take back."), "Take the last step back")
+        enable_unless(self.exclude, drawn, "Leave the drawn regions (a pen mark, a fold) out; answered at once")
+        enable_unless(self.keep, drawn, "Leave out everything outside the drawn regions")
+        enable_unless(
+            self.undo, blocked or ("" if session.can_undo else "Nothing to take back."), "Take the last step back"
+        )
         left = session.what_if
         parts = [f"{len(left.excluded)} left out"] if left.excluded else []
         parts += [f"only {len(left.kept)} kept"] if left.kept else []
@@ -76,9 +78,9 @@ class TissueSection(Section):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__("tissue", "Where the tissue is (mask)", parent)
-        self.edit, self.use = button("Edit mask", ""), button("Use it", "")
-        self.back = button("As found", "")
-        self.told = label("tissue", small=True)
+        self.edit, self.use = make_button("Edit mask", ""), make_button("Use it", "")
+        self.back = make_button("As found", "")
+        self.told = make_label("tissue", small=True)
         for widget, wish in ((self.edit, self.edit_wanted), (self.use, self.use_wanted), (self.back, self.back_wanted)):
             widget.clicked.connect(wish)
         self.add(self.edit, self.use, self.back)
@@ -89,10 +91,16 @@ class TissueSection(Section):
         ground = session.ground
         blocked = "Wait for the analysis, or cancel it." if session.busy else ""
         known = blocked or ("" if ground else "The tissue of the slide is not known yet.")
-        bar(self.edit, known or ("It is being edited." if editing else ""), "Paint tissue with 1, erase it with 0")
-        bar(self.use, known or ("" if editing else "The mask is not being edited."), "Find the patches of this mask")
+        enable_unless(
+            self.edit, known or ("It is being edited." if editing else ""), "Paint tissue with 1, erase it with 0"
+        )
+        enable_unless(
+            self.use, known or ("" if editing else "The mask is not being edited."), "Find the patches of this mask"
+        )
         edited = ground is not None and ground.edited
-        bar(self.back, blocked or ("" if edited else "The mask is as it was found."), "Go back to the mask as found")
+        enable_unless(
+            self.back, blocked or ("" if edited else "The mask is as it was found."), "Go back to the mask as found"
+        )
         hand = "changed by hand" if edited else "found by colour"
         self.told.setText(f"{len(ground.grid.lr_index)} patches; mask {hand}." if ground else "")
 
@@ -155,11 +163,11 @@ class KeepSection(Section):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__("keep", "Save", parent)
-        self.all = button("All files…", "")
-        self.view, self.report = button("View (PNG)…", ""), button("Report…", "")
-        self.command = button("Copy command line", "")
-        self.told = label("command line", small=True)
-        self.progress, self.stop = QProgressBar(), button("Cancel", "Nothing of what is being saved stays")
+        self.all = make_button("All files…", "")
+        self.view, self.report = make_button("View (PNG)…", ""), make_button("Report…", "")
+        self.command = make_button("Copy command line", "")
+        self.told = make_label("command line", small=True)
+        self.progress, self.stop = QProgressBar(), make_button("Cancel", "Nothing of what is being saved stays")
         self._state, self._saving = (False, False, ""), False
         for widget, wish in (
             (self.all, self.all_wanted),
@@ -188,11 +196,13 @@ class KeepSection(Section):
         self._state = has_slide, has_answer, command
         busy = "Something is being saved." if self._saving else ""
         none = busy or ("" if has_answer else "Nothing was analysed yet.")
-        bar(self.all, none, "Attention (HDF5, OME-TIFF), GeoJSON for QuPath, overlay, probabilities, report")
-        bar(self.report, none, "One HTML page: maps, probabilities, patches that counted, where it came from")
+        enable_unless(self.all, none, "Attention (HDF5, OME-TIFF), GeoJSON for QuPath, overlay, probabilities, report")
+        enable_unless(self.report, none, "One HTML page: maps, probabilities, patches that counted, where it came from")
         view = busy or ("" if has_slide else "No slide is open.")
-        bar(self.view, view, "What is on the screen, with legend and scale bar")
-        bar(self.command, "" if has_answer else "Nothing was analysed yet.", "The call that gives the same numbers")
+        enable_unless(self.view, view, "What is on the screen, with legend and scale bar")
+        enable_unless(
+            self.command, "" if has_answer else "Nothing was analysed yet.", "The call that gives the same numbers"
+        )
         self.told.setText(command if has_answer else "")
 
 
@@ -239,7 +249,7 @@ class EvidenceSection(Section):
         self.shown = QCheckBox("Show for")
         self.shown.setToolTip("What each patch adds to the class's logit: blue against it, orange for it")
         self.of = QComboBox()
-        self.total = label("evidence sum", small=True)
+        self.total = make_label("evidence sum", small=True)
         self.shown.toggled.connect(self._choose)
         self.of.currentIndexChanged.connect(self._choose)
         self.add(self.shown, self.of)
@@ -272,12 +282,12 @@ class ResultsBox(QWidget):  # type: ignore[misc]  # qtpy has no types
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.student, self.teacher = ProbabilityBars(), ProbabilityBars()
-        self.student_title, self.teacher_title = label("student", bold=True), label("teacher", bold=True)
-        self.calibration, self.basis = label("calibration", small=True), label("basis", small=True)
-        self.agreement = label("agreement")
+        self.student_title, self.teacher_title = make_label("student", bold=True), make_label("teacher", bold=True)
+        self.calibration, self.basis = make_label("calibration", small=True), make_label("basis", small=True)
+        self.agreement = make_label("agreement")
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
-        parts = (rule(), self.student_title, self.student, self.teacher_title, self.teacher)
+        parts = (make_divider(), self.student_title, self.student, self.teacher_title, self.teacher)
         for part in (*parts, self.calibration, self.basis, self.agreement):
             column.addWidget(part)
         self.setVisible(False)
@@ -325,15 +335,24 @@ class ScopeForm(QWidget):  # type: ignore[misc]  # qtpy has no types
             self.kinds[kind].clicked.connect(lambda _=False, kind=kind: self.kind_chosen.emit(kind))
         self.follow = QCheckBox("Follow the view (live)")
         self.follow.clicked.connect(self.follow_chosen)
-        self.draw, self.read, self.write = button("Draw", DRAW), button("Import…", READ), button("Export…", WRITE)
+        self.draw, self.read, self.write = (
+            make_button("Draw", DRAW),
+            make_button("Import…", READ),
+            make_button("Export…", WRITE),
+        )
         wishes = ((self.draw, self.drawing_wanted), (self.read, self.import_wanted), (self.write, self.export_wanted))
         for widget, wish in wishes:
             widget.clicked.connect(wish)
-        self.estimate = label("estimate")
+        self.estimate = make_label("estimate")
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(3)
-        for part in (row(*self.kinds.values()), row(self.draw, self.read, self.write), self.follow, self.estimate):
+        for part in (
+            make_row(*self.kinds.values()),
+            make_row(self.draw, self.read, self.write),
+            self.follow,
+            self.estimate,
+        ):
             column.addWidget(part)
 
     def show_session(self, session: Session) -> None:
@@ -343,11 +362,13 @@ class ScopeForm(QWidget):  # type: ignore[misc]  # qtpy has no types
         free = "Wait for the analysis, or cancel it." if session.busy else ""
         no_slide = free or ("" if session.slide else "Open a slide first.")
         for kind, word in KINDS:
-            bar(self.kinds[kind], free, f"Analyse the {'drawn regions' if kind == 'region' else word.lower()}")
-        bar(self.draw, no_slide, DRAW)
-        bar(self.read, no_slide, READ)
-        bar(self.write, "" if session.regions else "No region is drawn.", WRITE)
-        bar(self.follow, "" if session.ground else "The tissue of the slide is not known yet.", FOLLOW)
+            enable_unless(
+                self.kinds[kind], free, f"Analyse the {'drawn regions' if kind == 'region' else word.lower()}"
+            )
+        enable_unless(self.draw, no_slide, DRAW)
+        enable_unless(self.read, no_slide, READ)
+        enable_unless(self.write, "" if session.regions else "No region is drawn.", WRITE)
+        enable_unless(self.follow, "" if session.ground else "The tissue of the slide is not known yet.", FOLLOW)
         estimate = session.estimate
         self.estimate.setText(f"{session.scope.text}: {estimate.text}" if estimate else "")
         self.estimate.setVisible(estimate is not None)

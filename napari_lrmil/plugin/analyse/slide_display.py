@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from napari.layers import Image
 
 from napari_lrmil.plugin.qt.errors import show_errors
-from napari_lrmil.plugin.viewer.image_as_slide import no_slide_because, replace_with_slide
-from napari_lrmil.plugin.viewer.layers import lrmil_layers, recolour, screen_of, tag_of
-from napari_lrmil.plugin.viewer.reader import ask_in_window
+from napari_lrmil.plugin.viewer.image_as_slide import replace_with_slide, why_not_a_slide
+from napari_lrmil.plugin.viewer.layers import get_screen_slide, get_tag, lrmil_layers, recolour_slide
+from napari_lrmil.plugin.viewer.reader import ask_mpp_with_estimate
 
 if TYPE_CHECKING:
     from magicgui.widgets import PushButton
@@ -52,7 +52,7 @@ class SlideDisplay:
         layer = self._image()
         self._button.visible = layer is not None
         if layer is not None:
-            reason = no_slide_because(layer)
+            reason = why_not_a_slide(layer)
             self._button.enabled, self._button.text = not reason, f"Use {layer.name} as a slide…"
             self._button.tooltip = reason or OFFER
 
@@ -60,7 +60,9 @@ class SlideDisplay:
         """Put a slide in the place of the picture."""
         layer = self._image()
         if layer is not None:
-            show_errors(partial(replace_with_slide, self._viewer, layer, ask_in_window, self._session.remembered))
+            show_errors(
+                partial(replace_with_slide, self._viewer, layer, ask_mpp_with_estimate, self._session.remembered)
+            )
 
     def choose_colours(self, true_colours: bool) -> None:
         """Show the chosen slide in the scanner's colours, or as the file has it."""
@@ -69,22 +71,22 @@ class SlideDisplay:
         slide = self._session.slide
         if slide is not None:
             colour = show_errors(partial(icc_transform, self._session.opened)) if true_colours else None
-            recolour(self._viewer, slide.path, colour)
+            recolour_slide(self._viewer, slide.path, colour)
 
     def show_labels(self) -> None:
         """Show label and macro image of the chosen slide in windows of their own."""
-        from napari_lrmil.plugin.viewer.associated_images import associated_images, show_associated
+        from napari_lrmil.plugin.viewer.associated_images import associated_image_names, show_associated_image
 
         slide = self._session.opened
-        for name in associated_images(slide):
-            show_associated(slide, name, self._navigation)
+        for name in associated_image_names(slide):
+            show_associated_image(slide, name, self._navigation)
 
     def _screen(self) -> ScreenSlide | None:
         chosen = self._session.slide
         layers = lrmil_layers(self._viewer, chosen.path, role="slide") if chosen is not None else []
-        return screen_of(layers[0]) if layers else None
+        return get_screen_slide(layers[0]) if layers else None
 
     def _image(self) -> Any:
         """Return the uppermost image layer that is no slide; None where there is none."""
-        found = [layer for layer in self._viewer.layers if isinstance(layer, Image) and tag_of(layer) is None]
+        found = [layer for layer in self._viewer.layers if isinstance(layer, Image) and get_tag(layer) is None]
         return found[-1] if found else None

@@ -24,17 +24,17 @@ from napari_lrmil.plugin.analyse.live_view import LiveView
 from napari_lrmil.plugin.analyse.result_view import ResultView
 from napari_lrmil.plugin.analyse.sections import KeepSection, ResultsBox, ScopeForm, TissueSection, WhatIfSection
 from napari_lrmil.plugin.analyse.slide_display import SlideDisplay
-from napari_lrmil.plugin.qt.docks import LeavingWidget
+from napari_lrmil.plugin.qt.docks import DockWidget
 from napari_lrmil.plugin.qt.errors import show_errors
-from napari_lrmil.plugin.qt.section import Section, label, lay_out
+from napari_lrmil.plugin.qt.section import Section, fill_dock, make_label
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
-from napari_lrmil.plugin.qt.worker import Run
+from napari_lrmil.plugin.qt.worker import BackgroundWorker
 from napari_lrmil.plugin.session.open_slides import SlideChoice
-from napari_lrmil.plugin.session.session import Session, State
+from napari_lrmil.plugin.session.session import Session, SessionState
 from napari_lrmil.plugin.viewer.attention_layers import AttentionStyle
 from napari_lrmil.plugin.viewer.gl_context import guard_layer_removal
-from napari_lrmil.plugin.viewer.image_as_slide import slide_opener
-from napari_lrmil.plugin.viewer.layers import lrmil_layers, tag_of
+from napari_lrmil.plugin.viewer.image_as_slide import make_slide_opener
+from napari_lrmil.plugin.viewer.layers import get_tag, lrmil_layers
 from napari_lrmil.plugin.viewer.navigation_panel import NavigationSection
 from napari_lrmil.plugin.viewer.split_view import arrange_views
 
@@ -50,7 +50,7 @@ KEYS = "Keys: Ctrl+R run or cancel · Esc cancel · Ctrl+L follow the view · 1 
 DEVICE_WORDS = {"auto": "best there is", "cpu": "CPU", "cuda": "GPU (CUDA)", "mps": "GPU (Apple)"}
 
 
-class AnalyseWidget(LeavingWidget):
+class AnalyseWidget(DockWidget):
     """The Analyse dock: a view of a `Session` and of the viewer's slides.
 
     Parameters
@@ -67,9 +67,9 @@ class AnalyseWidget(LeavingWidget):
         super().__init__()
         self._viewer = viewer
         guard_layer_removal(viewer)
-        self.session = session or Session(open_slide=slide_opener(viewer))
+        self.session = session or Session(open_slide=make_slide_opener(viewer))
         self.wishes = ViewerActions(viewer, self.session)
-        self._run: Run | None = None
+        self._run: BackgroundWorker | None = None
         self._devices = available_devices()
         loaded = self.session.remembered.load_settings()
         self._settings = loaded.settings
@@ -89,7 +89,7 @@ class AnalyseWidget(LeavingWidget):
 
     def _build(self) -> None:
         self.setMinimumWidth(WIDTH_PX)
-        self.about, self.note = label("about", bold=True), label("note")
+        self.about, self.note = make_label("about", bold=True), make_label("note")
         self.form, self.scope = self._form(), ScopeForm()
         self.run_button = widgets.PushButton(text="Run")
         self.run_button.native.setMinimumHeight(30)
@@ -101,9 +101,9 @@ class AnalyseWidget(LeavingWidget):
         self.files = Files(self.wishes, self.session, self.keep, self)
         running = (self.run_button.native, self.progress.native, self.results, self.note)
         column = (self.about, self.navigation, self.form.native, self.scope, *running, *self.sections[1:])
-        keys = label("keys", KEYS, small=True)
-        below = (self.reading.hover, label("footer", self._research_use(), small=True))
-        self._scroll = lay_out(self, (*column, keys), below)
+        keys = make_label("keys", KEYS, small=True)
+        below = (self.reading.hover, make_label("footer", self._research_use(), small=True))
+        self._scroll = fill_dock(self, (*column, keys), below)
 
     @property
     def sections(self) -> tuple[Section, ...]:
@@ -269,7 +269,7 @@ class AnalyseWidget(LeavingWidget):
         self._take_drawn()
 
     def _slides_changed(self) -> None:
-        tags = [(layer.name, tag_of(layer)) for layer in lrmil_layers(self._viewer, role="slide", side="student")]
+        tags = [(layer.name, get_tag(layer)) for layer in lrmil_layers(self._viewer, role="slide", side="student")]
         self.session.offer(
             [SlideChoice(name, tag.path, tag.mpp, tag.given_mpp) for name, tag in tags if tag is not None]
         )
@@ -324,7 +324,7 @@ class AnalyseWidget(LeavingWidget):
     def run(self, teacher: TeacherPatches | None = None) -> None:
         """Begin the analysis of what is chosen, with these patches read by the teacher; None takes what is chosen."""
         self.follower.answers.stop()
-        self._run = Run(self.session.start(teacher), self.session.handle, self.session.end, self)
+        self._run = BackgroundWorker(self.session.start(teacher), self.session.handle, self.session.end, self)
         self._run.start()
 
     def cancel(self) -> None:
@@ -378,10 +378,12 @@ class AnalyseWidget(LeavingWidget):
         self._show_choices()
         self.about.setText(self._summary())
         blocked = session.run_blocked_by
-        self.run_button.text = {State.RUNNING: "Cancel", State.CANCELLING: "Cancelling…"}.get(session.state, "Run")
-        self.run_button.enabled = session.state is not State.CANCELLING and (session.busy or not blocked)
+        self.run_button.text = {SessionState.RUNNING: "Cancel", SessionState.CANCELLING: "Cancelling…"}.get(
+            session.state, "Run"
+        )
+        self.run_button.enabled = session.state is not SessionState.CANCELLING and (session.busy or not blocked)
         self.run_button.tooltip = blocked or ("Esc cancels too" if session.busy else "Ask the model (Ctrl+R)")
-        self._keys[0].setEnabled(session.state is State.RUNNING)
+        self._keys[0].setEnabled(session.state is SessionState.RUNNING)
         self._show_progress()
         self._show_notes(blocked)
         self.results.show_prediction(session.prediction)

@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QAbstractItemView, QComboBox, QProgressBar, QTableWid
 
 from napari_lrmil.core.formatting import format_probability
 from napari_lrmil.plugin.compare.comparison_model import Measure, attention_disagreement, sort_by_attention_disagreement
-from napari_lrmil.plugin.qt.section import Section, bar, button, label
+from napari_lrmil.plugin.qt.section import Section, enable_unless, make_button, make_label
 
 if TYPE_CHECKING:
     from napari_lrmil.core.results.reader import StoredResult
@@ -34,7 +34,7 @@ class CohortSection(Section):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__("cohort", "Over many slides (cohort)", parent)
-        self.folder, self.measure = button("Folder of results…", FOLDER), QComboBox()
+        self.folder, self.measure = make_button("Folder of results…", FOLDER), QComboBox()
         for measure, words in MEASURES.items():
             self.measure.addItem(f"by {words}", measure)
         self.measure.setToolTip("What the slides are sorted by: the larger, the less student and teacher agree")
@@ -46,7 +46,7 @@ class CohortSection(Section):
         self.table.verticalHeader().setVisible(False)
         self.table.verticalHeader().setDefaultSectionSize(ICON_PX + 4)
         self.table.horizontalHeader().setStretchLastSection(True)
-        self.told = label("cohort", FOLDER + ".", small=True)
+        self.told = make_label("cohort", FOLDER + ".", small=True)
         self.lines: list[StoredResult] = []
         self._icons: dict[Path, QIcon] = {}
         self._reading = False
@@ -63,7 +63,7 @@ class CohortSection(Section):
         """Show how far the reading is; None where nothing is being read."""
         self._reading = share is not None
         self.folder.setText("Cancel" if self._reading else "Folder of results…")
-        bar(self.folder, "", "What was read so far stays" if self._reading else FOLDER)
+        enable_unless(self.folder, "", "What was read so far stays" if self._reading else FOLDER)
         self.progress.setVisible(self._reading)
         self.progress.setFormat(text)
         self.progress.setValue(round(100 * (share or 0)))

@@ -23,8 +23,8 @@ from qtpy.QtWidgets import (
 
 from napari_lrmil.plugin.analyse.sections import DRAW, KINDS
 from napari_lrmil.plugin.compare.comparison_model import HOWS, How, TeacherBudget, why_no_teacher
-from napari_lrmil.plugin.qt.section import Section, bar, button, label, row
-from napari_lrmil.plugin.viewer.attention_layers import CompareMode, View
+from napari_lrmil.plugin.qt.section import Section, enable_unless, make_button, make_label, make_row
+from napari_lrmil.plugin.viewer.attention_layers import CompareMode, CompareView
 
 if TYPE_CHECKING:
     from napari_lrmil.core.inference.teacher_comparison import SharedPatches
@@ -57,7 +57,7 @@ class GetForm(QWidget):  # type: ignore[misc]  # qtpy has no types
             self._scopes.addButton(radio)
             radio.clicked.connect(lambda _=False, kind=kind: self.kind_chosen.emit(kind))
         self.hows = {how: QRadioButton(WORDS[how]) for how in HOWS}
-        self.costs = {how: label(f"cost of {how}", small=True) for how in HOWS}
+        self.costs = {how: make_label(f"cost of {how}", small=True) for how in HOWS}
         self.top, self.seconds = _spin(1, 100_000, 20, ""), _spin(1, 86_400, 30, " s")
         for radio in self.hows.values():
             self._hows.addButton(radio)
@@ -65,13 +65,13 @@ class GetForm(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.hows["top"].setChecked(True)
         self.top.valueChanged.connect(lambda _: self._spun("top"))
         self.seconds.valueChanged.connect(lambda _: self._spun("time"))
-        self.get, self.load = button(GET, ""), button("Load stored…", LOAD)
+        self.get, self.load = make_button(GET, ""), make_button("Load stored…", LOAD)
         self.get.setMinimumHeight(30)
-        self.draw = button("Draw", DRAW)
+        self.draw = make_button("Draw", DRAW)
         self.draw.clicked.connect(self.drawing_wanted)
         self.get.clicked.connect(self._pressed)
         self.load.clicked.connect(self.load_wanted)
-        self.progress, self.note = QProgressBar(), label("note")
+        self.progress, self.note = QProgressBar(), make_label("note")
         self._busy = False
         self._lay_out()
 
@@ -79,13 +79,13 @@ class GetForm(QWidget):  # type: ignore[misc]  # qtpy has no types
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(3)
-        column.addWidget(row(*self.kinds.values(), self.draw))
+        column.addWidget(make_row(*self.kinds.values(), self.draw))
         spins: dict[How, QSpinBox] = {"top": self.top, "time": self.seconds}
         for how, radio in self.hows.items():
-            column.addWidget(row(radio, spins[how]) if how in spins else radio)
+            column.addWidget(make_row(radio, spins[how]) if how in spins else radio)
             column.addWidget(self.costs[how])
             self.costs[how].setContentsMargins(22, 0, 0, 2)
-        for part in (row(self.get, self.load), self.progress, self.note):
+        for part in (make_row(self.get, self.load), self.progress, self.note):
             column.addWidget(part)
 
     def value(self) -> TeacherBudget:
@@ -106,18 +106,18 @@ class GetForm(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.kinds[session.kind].setChecked(True)
         for kind, word in KINDS:
             tip = f"The teacher looks into the {'drawn regions' if kind == 'region' else word.lower()}"
-            bar(self.kinds[kind], BUSY if self._busy else "", tip)
+            enable_unless(self.kinds[kind], BUSY if self._busy else "", tip)
         if not self._busy:
             asked, wish = session.asked, self.value()
             for how, told in self.costs.items():
                 told.setText(TeacherBudget(how, wish.top, wish.seconds).text(asked))
         barred = "" if self._busy else why_no_teacher(session, self.value())
         for widget in (*self.hows.values(), self.top, self.seconds):
-            bar(widget, BUSY if self._busy else session.teacher_blocked_by, WHERE)
-        bar(self.load, BUSY if self._busy else _no_slide(session), LOAD)
-        bar(self.draw, BUSY if self._busy else _no_slide(session), DRAW)
+            enable_unless(widget, BUSY if self._busy else session.teacher_blocked_by, WHERE)
+        enable_unless(self.load, BUSY if self._busy else _no_slide(session), LOAD)
+        enable_unless(self.draw, BUSY if self._busy else _no_slide(session), DRAW)
         self.get.setText(("Cancelling…" if cancelling else "Cancel") if self._busy else GET)
-        bar(
+        enable_unless(
             self.get,
             barred or ("The step under way ends first." if cancelling else ""),
             "Student and teacher, compared",
@@ -163,9 +163,9 @@ class MeasuresSection(Section):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__("measures", "How far they agree (figures)", parent)
-        self.agreement, self.lesions = label("agreement", NOTHING, bold=True), label("lesions", small=True)
+        self.agreement, self.lesions = make_label("agreement", NOTHING, bold=True), make_label("lesions", small=True)
         self.agreement.setToolTip(MEANING)
-        self.table = label("figures")
+        self.table = make_label("figures")
         self.table.setTextFormat(Qt.TextFormat.RichText)
         self.table.setWordWrap(False)
         self._shown: tuple[TableRow, ...] = ()
@@ -199,7 +199,7 @@ def _as_html(lines: Sequence[TableRow]) -> str:
     return "<table width='100%' cellpadding='1'>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
 
 
-VIEWS: dict[View, tuple[str, str]] = {
+VIEWS: dict[CompareView, tuple[str, str]] = {
     "side": ("Side by side", "Two views that move together, with one colour scale"),
     "wipe": ("Wipe", "Both maps on one slide: the student's left of the wipe, the teacher's right of it"),
     "difference": ("Difference", "Orange where the student looks more than its teacher, purple where it looks less"),
@@ -225,7 +225,7 @@ class PairingSection(Section):
             radio.toggled.connect(self._chosen)
         self.views["side"].setChecked(True)
         self.add(*self.views.values())
-        self._line = row(QLabel("Student"), self.wipe, QLabel("Teacher"))
+        self._line = make_row(QLabel("Student"), self.wipe, QLabel("Teacher"))
         self.add(self._line)
         self.add(self.pooled)
         self.show_columns(None)
@@ -235,7 +235,7 @@ class PairingSection(Section):
         view = next(view for view, radio in self.views.items() if radio.isChecked())
         return CompareMode(view, self.wipe.value(), self.pooled.isChecked())
 
-    def choose(self, view: View) -> None:
+    def choose(self, view: CompareView) -> None:
         """Choose a view."""
         self.views[view].setChecked(True)
 
@@ -252,10 +252,12 @@ class PairingSection(Section):
     def _enable(self) -> None:
         barred = "" if self._there else NOTHING
         for view, (_, tip) in VIEWS.items():
-            bar(self.views[view], barred, tip)
+            enable_unless(self.views[view], barred, tip)
         wiping, differing = self.views["wipe"].isChecked(), self.views["difference"].isChecked()
-        bar(self.wipe, barred or ("" if wiping else "Choose Wipe first."), "Move the wipe by a column of LR patches")
-        bar(self.pooled, barred or ("A difference is always on the LR grid." if differing else ""), POOLED)
+        enable_unless(
+            self.wipe, barred or ("" if wiping else "Choose Wipe first."), "Move the wipe by a column of LR patches"
+        )
+        enable_unless(self.pooled, barred or ("A difference is always on the LR grid." if differing else ""), POOLED)
 
     def _chosen(self, on: bool) -> None:
         if on:
@@ -292,10 +294,10 @@ class ScatterSection(Section):
         self._points: NDArray[np.float64] = np.zeros((0, 2))  # teacher, student
         self._dots: Any = None
         self._lasso = LassoSelector(self.axes, self._looped, props={"color": PICKED, "linewidth": 1.2})
-        self.draw, self.clear = button("Draw on the slide", DRAW_TO_PICK), button("Clear", "")
+        self.draw, self.clear = make_button("Draw on the slide", DRAW_TO_PICK), make_button("Clear", "")
         self.draw.clicked.connect(self.drawing_wanted)
         self.clear.clicked.connect(lambda: self._pick(np.zeros(len(self._points), dtype=np.bool_)))
-        self.told = label("picked", HINT, small=True)
+        self.told = make_label("picked", HINT, small=True)
         self.add(self.canvas)
         self.add(self.draw, self.clear)
         self.add(self.told)
@@ -315,7 +317,9 @@ class ScatterSection(Section):
         self.axes.tick_params(colors=INK, labelsize=8)
         self.axes.spines[:].set_color(INK)
         self._lasso.set_active(both is not None)
-        bar(self.draw, "" if both is not None else "The teacher did not look at this slide yet.", DRAW_TO_PICK)
+        enable_unless(
+            self.draw, "" if both is not None else "The teacher did not look at this slide yet.", DRAW_TO_PICK
+        )
         self.light(np.zeros(len(self._points), dtype=np.bool_))
 
     def light(self, points: NDArray[np.bool_]) -> None:
@@ -327,7 +331,7 @@ class ScatterSection(Section):
             self._dots.set_sizes(sizes)
         count = int(points.sum())
         self.told.setText(f"{count} of {len(points)} patches picked." if count else HINT)
-        bar(self.clear, "" if count else "No patch is picked.", "Let no patch light up")
+        enable_unless(self.clear, "" if count else "No patch is picked.", "Let no patch light up")
         self.canvas.draw_idle()
         self.fit()
 

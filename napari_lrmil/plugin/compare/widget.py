@@ -27,17 +27,17 @@ from napari_lrmil.plugin.compare.comparison_model import (
     comparison_of,
 )
 from napari_lrmil.plugin.compare.sections import GetForm, MeasuresSection, PairingSection, ScatterSection
-from napari_lrmil.plugin.qt.docks import LeavingWidget, find_dock, open_dock
+from napari_lrmil.plugin.qt.docks import DockWidget, find_dock, open_dock
 from napari_lrmil.plugin.qt.errors import show_errors
-from napari_lrmil.plugin.qt.section import Section, button, label, lay_out
+from napari_lrmil.plugin.qt.section import Section, fill_dock, make_button, make_label
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
-from napari_lrmil.plugin.qt.worker import LatestOnly, Run
-from napari_lrmil.plugin.session.session import State
-from napari_lrmil.plugin.viewer.attention_layers import CompareMode, columns
-from napari_lrmil.plugin.viewer.cursor import Pointer
+from napari_lrmil.plugin.qt.worker import BackgroundWorker, LatestOnly
+from napari_lrmil.plugin.session.session import SessionState
+from napari_lrmil.plugin.viewer.attention_layers import CompareMode, count_columns
+from napari_lrmil.plugin.viewer.cursor import CursorTracker
 from napari_lrmil.plugin.viewer.gl_context import guard_layer_removal
-from napari_lrmil.plugin.viewer.layers import add_layer, lrmil_layers
-from napari_lrmil.plugin.viewer.reader import ask_in_window, read_slides
+from napari_lrmil.plugin.viewer.layers import add_layers, lrmil_layers
+from napari_lrmil.plugin.viewer.reader import ask_mpp_with_estimate, read_slides
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +51,7 @@ POINT = "Point at the map to read both networks at once."
 GONE = "The Analyse dock, which knows slide and model, was closed: open it again."
 
 
-class CompareWidget(LeavingWidget):
+class CompareWidget(DockWidget):
     """The Compare dock: shares slide, model, device and answers with the Analyse dock of its window.
 
     Parameters
@@ -70,11 +70,11 @@ class CompareWidget(LeavingWidget):
         self._drawn: tuple[Region, ...] = ()
         self._expected: tuple[Path, Path] | None = None  # a slide that was opened, and where its results lie
         self._joined, self._began, self._loading = False, False, ""
-        self._loader: Run | None = None
-        self._cohort_reader: Run | None = None
+        self._loader: BackgroundWorker | None = None
+        self._cohort_reader: BackgroundWorker | None = None
         self._build()
         self._measuring = LatestOnly(self._measured, self)
-        self._pointer = Pointer(viewer, self._pointed, self)
+        self._pointer = CursorTracker(viewer, self._pointed, self)
         self._connect()
         self.join()
 
@@ -82,14 +82,14 @@ class CompareWidget(LeavingWidget):
 
     def _build(self) -> None:
         self.setMinimumWidth(WIDTH_PX)
-        self.about, self.form = label("about", bold=True), GetForm()
-        self.rejoin = button("Open the Analyse dock", GONE)
+        self.about, self.form = make_label("about", bold=True), GetForm()
+        self.rejoin = make_button("Open the Analyse dock", GONE)
         self.rejoin.setVisible(False)
         self.pairing, self.measures = PairingSection(), MeasuresSection()
         self.scatter, self.cohort = ScatterSection(), CohortSection()
-        self.hover = label("hover", POINT, small=True)
-        footer = label("footer", RESEARCH_USE, small=True)
-        lay_out(self, (self.about, self.rejoin, self.form, *self.sections), (self.hover, footer))
+        self.hover = make_label("hover", POINT, small=True)
+        footer = make_label("footer", RESEARCH_USE, small=True)
+        fill_dock(self, (self.about, self.rejoin, self.form, *self.sections), (self.hover, footer))
         for section in self.sections[:-1]:
             section.expand(animate=False)
 
@@ -171,7 +171,7 @@ class CompareWidget(LeavingWidget):
         session = self.session
         self._began = self._began and session.busy
         self.about.setText(self.analyse.about.text())
-        self.form.show_session(session, self._loading, session.state is State.CANCELLING)
+        self.form.show_session(session, self._loading, session.state is SessionState.CANCELLING)
         if session.prediction is not self._prediction:
             self._take(session.prediction)
         if session.regions != self._drawn:
@@ -183,7 +183,7 @@ class CompareWidget(LeavingWidget):
     def _take(self, prediction: Prediction | None) -> None:
         self._prediction, self._comparison, self._lesions = prediction, comparison_of(prediction), None
         there = self._comparison
-        self.pairing.show_columns(columns(there.prediction) if there else None)
+        self.pairing.show_columns(count_columns(there.prediction) if there else None)
         self.measures.show_comparison(there, None)
         self.scatter.show_points(there.both if there else None)
         self.hover.setText(POINT)
@@ -270,7 +270,7 @@ class CompareWidget(LeavingWidget):
             return
         self._loading = "starting"
         work = LoadStoredJob(folder, session.slide, session.bundle, session.shelf)
-        self._loader = Run(work.events, self._loaded, self._load_ended, self)
+        self._loader = BackgroundWorker(work.events, self._loaded, self._load_ended, self)
         self._loader.start()
         self._refresh()
 
@@ -296,7 +296,7 @@ class CompareWidget(LeavingWidget):
             self.cohort.clear()
             self.cohort.show_reading("starting", 0.0)
             work = CohortWork(Path(folder), ICON_PX)
-            self._cohort_reader = Run(work.events, self._cohort_read, self._cohort_ended, self)
+            self._cohort_reader = BackgroundWorker(work.events, self._cohort_read, self._cohort_ended, self)
             self._cohort_reader.start()
 
     def _stop_cohort(self) -> None:
@@ -340,7 +340,7 @@ class CompareWidget(LeavingWidget):
 
     def _show_slide(self, path: Path) -> bool:
         memory = self.session.remembered
-        return bool(add_layer(self._viewer, read_slides(path, ask=ask_in_window, memory=memory)))
+        return bool(add_layers(self._viewer, read_slides(path, ask=ask_mpp_with_estimate, memory=memory)))
 
     def _load_expected(self) -> None:
         """Load what was stored about the slide that was just opened, as soon as the session knows it."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Dock = TypeVar("Dock", bound="QWidget")
 
 
-class LeavingWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
+class DockWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
     """A dock that ends what it began when it goes: closed, or taken out of its window by napari."""
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802  # Qt's name
@@ -57,7 +57,7 @@ def open_dock(viewer: Viewer, kind: type[Dock], name: str) -> Dock:
     return dock
 
 
-def tab_beside(viewer: Viewer, dock: QWidget, kind: type[Dock]) -> None:
+def tabify_with(viewer: Viewer, dock: QWidget, kind: type[Dock]) -> None:
     """Put a dock as a tab beside that of a kind, if there is one: napari's menu opens docks one above the other."""
     other = find_dock(viewer, kind)
     if other is None or other.parentWidget() is None or dock.parentWidget() is None:

@@ -56,10 +56,10 @@ class Section(QCollapsible):  # type: ignore[misc]  # superqt has no types
 
     def add(self, *widgets: QWidget) -> None:
         """Add a row of widgets."""
-        self._column.addWidget(widgets[0] if len(widgets) == 1 else row(*widgets))
+        self._column.addWidget(widgets[0] if len(widgets) == 1 else make_row(*widgets))
 
 
-def lay_out(dock: QWidget, parts: Sequence[QWidget], below: Sequence[QWidget]) -> QScrollArea:
+def fill_dock(dock: QWidget, parts: Sequence[QWidget], below: Sequence[QWidget]) -> QScrollArea:
     """Fill a dock with parts that scroll, one under the other, and some below that always show; return the former."""
     inner = QWidget()
     column = QVBoxLayout(inner)
@@ -80,7 +80,7 @@ def lay_out(dock: QWidget, parts: Sequence[QWidget], below: Sequence[QWidget]) -
     return scroll
 
 
-def row(*widgets: QWidget) -> QWidget:
+def make_row(*widgets: QWidget) -> QWidget:
     """Return widgets side by side."""
     box = QWidget()
     line = QHBoxLayout(box)
@@ -91,14 +91,14 @@ def row(*widgets: QWidget) -> QWidget:
     return box
 
 
-def button(text: str, tip: str) -> QPushButton:
+def make_button(text: str, tip: str) -> QPushButton:
     """Return a button that says what it does."""
     made = QPushButton(text)
     made.setToolTip(tip)
     return made
 
 
-def label(name: str, text: str = "", *, bold: bool = False, small: bool = False) -> QLabel:
+def make_label(name: str, text: str = "", *, bold: bool = False, small: bool = False) -> QLabel:
     """Return text that wraps and can be copied."""
     made = QLabel(text)
     made.setObjectName(name)
@@ -113,14 +113,14 @@ def label(name: str, text: str = "", *, bold: bool = False, small: bool = False)
     return made
 
 
-def rule() -> QFrame:
+def make_divider() -> QFrame:
     """Return a thin line across."""
     line = QFrame()
     line.setFrameShape(QFrame.Shape.HLine)
     return line
 
 
-def bar(widget: QWidget, reason: str, tip: str) -> None:
+def enable_unless(widget: QWidget, reason: str, tip: str) -> None:
     """Enable a widget, or disable it and say why."""
     widget.setEnabled(not reason)
     widget.setToolTip(reason or tip)

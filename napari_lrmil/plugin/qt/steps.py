@@ -22,9 +22,9 @@ from qtpy.QtWidgets import (
 
 from napari_lrmil.plugin.qt.section import Section
 
-NO_LIMIT = (1 << 24) - 1  # Qt's own, QWIDGETSIZE_MAX
-FIELD_PX, FIELD_HIGH_PX = 32, 18
-LAST_PX = 14  # below the last part: text that wraps in bold is a few pixels higher than Qt foresees
+QWIDGETSIZE_MAX = (1 << 24) - 1  # Qt's own, QWIDGETSIZE_MAX
+FIELD_MIN_WIDTH_PX, FIELD_MIN_HEIGHT_PX = 32, 18
+BOTTOM_MARGIN_PX = 14  # below the last part: text that wraps in bold is a few pixels higher than Qt foresees
 
 
 class Step(Section):
@@ -32,7 +32,7 @@ class Step(Section):
 
     def __init__(self, name: str, title: str, parent: QWidget | None = None) -> None:
         super().__init__(name, title, parent)
-        self.content().layout().setContentsMargins(6, 2, 0, LAST_PX)
+        self.content().layout().setContentsMargins(6, 2, 0, BOTTOM_MARGIN_PX)
         self.content().setVisible(False)
         self.toggled.connect(self._show)
         policy = self.sizePolicy()
@@ -42,7 +42,7 @@ class Step(Section):
 
     def _show(self, open_: bool) -> None:
         self.content().setVisible(open_)
-        self.content().setMaximumHeight(NO_LIMIT if open_ else 0)
+        self.content().setMaximumHeight(QWIDGETSIZE_MAX if open_ else 0)
 
 
 class FormStep(Step):
@@ -62,7 +62,7 @@ class FormStep(Step):
         self.add(form.native)
 
 
-class Column(QWidget):  # type: ignore[misc]  # qtpy has no types
+class HeightForWidthColumn(QWidget):  # type: ignore[misc]  # qtpy has no types
     """What a scroll area holds: as high as its text needs at the width that it has, which Qt does not ask for."""
 
     def event(self, event: QEvent) -> bool:
@@ -76,7 +76,7 @@ class Column(QWidget):  # type: ignore[misc]  # qtpy has no types
         return handled
 
 
-class Steps(QScrollArea):  # type: ignore[misc]  # qtpy has no types
+class StepList(QScrollArea):  # type: ignore[misc]  # qtpy has no types
     """Steps under one another, scrolled so that what was just opened is in view.
 
     Parameters
@@ -90,7 +90,7 @@ class Steps(QScrollArea):  # type: ignore[misc]  # qtpy has no types
     def __init__(self, above: QWidget, steps: Sequence[Step], parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._steps = steps
-        inner = Column()
+        inner = HeightForWidthColumn()
         column = QVBoxLayout(inner)
         column.setSpacing(5)
         for part in (above, *steps):
@@ -123,19 +123,21 @@ class Steps(QScrollArea):  # type: ignore[misc]  # qtpy has no types
             self.verticalScrollBar().setValue(step.y())
 
 
-def fit_narrow(form: QWidget) -> None:
+def shrink_fields(form: QWidget) -> None:
     """Let the fields of a form be as narrow as the dock: by themselves they ask for the widest they could show."""
     for kind in (QLineEdit, QComboBox, QAbstractSpinBox):
         for field in form.findChildren(kind):
-            field.setMinimumWidth(FIELD_PX)
-            field.setStyleSheet(f"min-width: {FIELD_PX}px; min-height: {FIELD_HIGH_PX}px")  # napari's asks for more
+            field.setMinimumWidth(FIELD_MIN_WIDTH_PX)
+            field.setStyleSheet(
+                f"min-width: {FIELD_MIN_WIDTH_PX}px; min-height: {FIELD_MIN_HEIGHT_PX}px"
+            )  # napari's asks for more
             if isinstance(field, QComboBox):
                 field.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
             if isinstance(field, QAbstractSpinBox):
                 field.setButtonSymbols(QAbstractSpinBox.ButtonSymbols.NoButtons)  # arrow keys and the wheel do the same
 
 
-def line_up(form: QWidget) -> None:
+def align_labels(form: QWidget) -> None:
     """Give the labels of a form one width, so that its fields line up."""
     labels = form.findChildren(QLabel)
     widest = max((one.sizeHint().width() for one in labels), default=0)

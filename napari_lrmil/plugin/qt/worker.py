@@ -26,7 +26,7 @@ POLL_MS = 30
 Work = Callable[[], Iterator[Event]]
 
 
-def pump(work: Work, cancelled: threading.Event, emit: Callable[[Event], None]) -> None:
+def forward_events(work: Work, cancelled: threading.Event, emit: Callable[[Event], None]) -> None:
     """Pass on every event of `work` until it ends or is cancelled; an exception becomes `Failed`.
 
     Parameters
@@ -50,7 +50,7 @@ def pump(work: Work, cancelled: threading.Event, emit: Callable[[Event], None]) 
         emit(Failed(f"{type(error).__name__}: {error}; this was not expected, please report it", error=error))
 
 
-class Run:
+class BackgroundWorker:
     """Work under way in a thread of its own; its events arrive in the window's thread.
 
     Parameters
@@ -97,7 +97,7 @@ class Run:
 
     def _run(self, work: Work) -> None:
         try:
-            pump(work, self._cancelled, self._queue.put)
+            forward_events(work, self._cancelled, self._queue.put)
         finally:
             self._queue.put(None)
 
@@ -128,7 +128,7 @@ class LatestOnly:
 
     def __init__(self, handle: Callable[[Event], None], parent: QObject) -> None:
         self._handle, self._parent = handle, parent
-        self._run: Run | None = None
+        self._run: BackgroundWorker | None = None
         self._next: Work | None = None
 
     @property
@@ -144,7 +144,7 @@ class LatestOnly:
             self._next = work
             self._run.cancel()
             return
-        self._run = Run(work, self._handle, self._ended, self._parent)
+        self._run = BackgroundWorker(work, self._handle, self._ended, self._parent)
         self._run.start()
 
     def stop(self) -> None:

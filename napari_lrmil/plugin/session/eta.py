@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from napari_lrmil.core.patching.grid import NestedGrid
     from napari_lrmil.core.slides.slide import Slide
 
-MANY = 1000  # patches of which the pace is asked
+LOOKUP_PATCHES = 1000  # patches of which the pace is asked
 ETA_AFTER_S = 2.0  # before that the pace of a stage is not known
 
 
@@ -118,7 +118,7 @@ class PlannedPatches:
         return np.asarray(self.children[order], dtype=np.float64)
 
 
-def planned_patches(
+def plan_patches(
     grid: NestedGrid, attention: Features | None, pace: Callable[[str, int], float | None]
 ) -> PlannedPatches:
     """Return what looking at the patches of a grid costs."""
@@ -155,9 +155,9 @@ class ThroughputHistory:
         """Return the seconds that patches should take; None where nothing was run yet."""
         key = ThroughputKey(bundle_sha256, device, network)
         if key not in self._known:
-            self._known[key] = self._remembered.expected_seconds(key, MANY)
+            self._known[key] = self._remembered.expected_seconds(key, LOOKUP_PATCHES)
         known = self._known[key]
-        return None if known is None else known / MANY * patches
+        return None if known is None else known / LOOKUP_PATCHES * patches
 
     def learn(self, prediction: Prediction, device: str) -> list[str]:
         """Keep what a run took, and return sentences on what kept it from being kept; the cache teaches nothing."""

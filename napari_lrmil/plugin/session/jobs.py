@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from napari_lrmil.core.inference.prediction import Prediction
     from napari_lrmil.core.models.bundle import Bundle
 
-PARTIAL_S = 0.4  # between pictures of an answer that is still growing
+PARTIAL_INTERVAL_S = 0.4  # between pictures of an answer that is still growing
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class FindTissueJob:
     def events(self) -> Iterator[Event]:
         """Yield how far it is, and last where the tissue is."""
         yield Progress("tissue", 0, 1, "slide")
-        leave_a_core()
+        reserve_core_for_window()
         yield Finished(self.shelf.ground(self.slide, self.bundle))
         warm_up_model(self.bundle)
 
@@ -72,7 +72,7 @@ class PredictJob:
         from napari_lrmil.core.features.devices import resolve_device
         from napari_lrmil.core.inference.predict import predict
 
-        leave_a_core()
+        reserve_core_for_window()
         began = time.perf_counter()
         slide = self.shelf.slide(self.slide)
         seconds, device = time.perf_counter() - began, resolve_device(self.device)
@@ -98,7 +98,11 @@ class PredictJob:
         shown = time.monotonic()
         with closing(self.events()) as events:  # type: ignore[type-var]  # generators close
             for event in events:
-                if isinstance(event, Progress) and event.unit == "patches" and time.monotonic() - shown > PARTIAL_S:
+                if (
+                    isinstance(event, Progress)
+                    and event.unit == "patches"
+                    and time.monotonic() - shown > PARTIAL_INTERVAL_S
+                ):
                     yield from self._so_far()
                     shown = time.monotonic()
                 if not isinstance(event, Notice):  # the same with every step of the view
@@ -146,7 +150,7 @@ def warm_up_model(bundle: Bundle) -> None:
     pool_bag(student.mil, encode(student.encoder, blank, bundle.card.student_input_px, cpu).embedding.numpy(), cpu)
 
 
-def leave_a_core() -> None:
+def reserve_core_for_window() -> None:
     """Keep one core free for the window. OpenMP counts threads for the calling thread alone."""
     import torch
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from napari_lrmil.core.patching.grid import TissueGrid
     from napari_lrmil.core.patching.tissue import Mask
 
-OpenSlide = Callable[[Path, float | None], Slide]
+SlideOpener = Callable[[Path, float | None], Slide]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class OpenSlides:
         Opens a slide of which a user may have given the µm per pixel.
     """
 
-    def __init__(self, open_slide: OpenSlide) -> None:
+    def __init__(self, open_slide: SlideOpener) -> None:
         self._open = open_slide
         self._slides: dict[SlideChoice, Slide] = {}
         self._grounds: dict[tuple[SlideChoice, str], TissueGrid] = {}

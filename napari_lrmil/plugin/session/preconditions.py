@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from napari_lrmil.core.patching.grid import TissueGrid
 
 
-def too_coarse(slide: SlideChoice | None, wanted_mpp: float, who: str) -> str:
+def why_too_coarse(slide: SlideChoice | None, wanted_mpp: float, who: str) -> str:
     """Return why `who`, which needs `wanted_mpp` µm per pixel, cannot read a slide."""
     if slide is None or slide.mpp <= wanted_mpp * (1 + MPP_TOLERANCE):
         return ""
@@ -34,7 +34,7 @@ def why_teacher_unavailable(slide: SlideChoice | None, bundle: Bundle | None) ->
         return "Choose a slide and a model first."
     if not bundle.has_teacher:
         return "This model brings no teacher (HR)."
-    return too_coarse(slide, bundle.card.hr_mpp, "teacher (HR)")
+    return why_too_coarse(slide, bundle.card.hr_mpp, "teacher (HR)")
 
 
 def why_roi_missing(kind: Kind, regions: Sequence[Region], view: BoxLevel0 | None) -> str:
@@ -44,7 +44,7 @@ def why_roi_missing(kind: Kind, regions: Sequence[Region], view: BoxLevel0 | Non
     return "The visible region is not known yet: move the view." if kind == "view" and view is None else ""
 
 
-def part_empty(scope: RegionOfInterest, ground: TissueGrid, meant: NDArray[np.bool_], what_if: WhatIf) -> str:
+def why_roi_empty(scope: RegionOfInterest, ground: TissueGrid, meant: NDArray[np.bool_], what_if: WhatIf) -> str:
     """Return why there is nothing to look at where `meant` (N,) marks the patches of a scope."""
     if meant.any():
         return ""

@@ -31,11 +31,16 @@ from napari_lrmil.plugin.session.eta import (
     StageProgress,
     ThroughputHistory,
     cached_student_attention,
-    planned_patches,
+    plan_patches,
 )
 from napari_lrmil.plugin.session.jobs import FindTissueJob, PredictJob
-from napari_lrmil.plugin.session.open_slides import OpenSlide, OpenSlides, SlideChoice
-from napari_lrmil.plugin.session.preconditions import part_empty, too_coarse, why_roi_missing, why_teacher_unavailable
+from napari_lrmil.plugin.session.open_slides import OpenSlides, SlideChoice, SlideOpener
+from napari_lrmil.plugin.session.preconditions import (
+    why_roi_empty,
+    why_roi_missing,
+    why_teacher_unavailable,
+    why_too_coarse,
+)
 from napari_lrmil.plugin.session.what_if import WhatIf
 
 if TYPE_CHECKING:
@@ -48,7 +53,7 @@ if TYPE_CHECKING:
 Work = Callable[[], Iterator[Event]]
 
 
-class State(Enum):
+class SessionState(Enum):
     """How far a session is."""
 
     IDLE = "idle"
@@ -94,7 +99,7 @@ class Session:
 
     def __init__(
         self,
-        open_slide: OpenSlide | None = None,
+        open_slide: SlideOpener | None = None,
         out: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
         remembered: SettingsStore | None = None,
@@ -104,7 +109,7 @@ class Session:
         self._out, self._clock = out, clock
         self.remembered = remembered or SettingsStore()
         self.shelf, self.cache = OpenSlides(open_slide or self._open), EmbeddingCache()
-        self.state = State.IDLE
+        self.state = SessionState.IDLE
         self.slides: tuple[SlideChoice, ...] = ()
         self.slide: SlideChoice | None = None
         self.bundle: Bundle | None = None
@@ -199,7 +204,7 @@ class Session:
     @property
     def busy(self) -> bool:
         """Whether work is under way."""
-        return self.state in (State.RUNNING, State.CANCELLING)
+        return self.state in (SessionState.RUNNING, SessionState.CANCELLING)
 
     @property
     def ground(self) -> TissueGrid | None:
@@ -242,9 +247,9 @@ class Session:
         if self.bundle is None:
             return self.message or "No model is chosen."
         return (
-            too_coarse(self.slide, self.bundle.card.lr_mpp, "student (LR)")
+            why_too_coarse(self.slide, self.bundle.card.lr_mpp, "student (LR)")
             or why_roi_missing(self.kind, self.regions, self.view)
-            or (part_empty(self.scope, self.ground, self._meant(self.ground), self.what_if) if self.ground else "")
+            or (why_roi_empty(self.scope, self.ground, self._meant(self.ground), self.what_if) if self.ground else "")
         )
 
     @property
@@ -271,7 +276,7 @@ class Session:
             return None
         pace = partial(self._paces.expected, self.bundle.sha256, self.device)
         meant = ground.grid.only(self._meant(ground))
-        return planned_patches(
+        return plan_patches(
             meant, cached_student_attention(self.prediction, meant, self.opened, self.bundle, self.cache), pace
         )
 
@@ -289,7 +294,7 @@ class Session:
         if self.slide is None or self.bundle is None or self.ground is not None:
             return None
         sought = (self.slide, self.bundle.sha256)
-        if sought == self._sought or too_coarse(self.slide, self.bundle.card.lr_mpp, "student (LR)"):
+        if sought == self._sought or why_too_coarse(self.slide, self.bundle.card.lr_mpp, "student (LR)"):
             return None  # once for each choice: a slide without tissue would be searched for ever
         self._sought = sought
         return FindTissueJob(self.slide, self.bundle, self.shelf).events
@@ -306,7 +311,7 @@ class Session:
             raise RuntimeError(f"nothing can be started now: {self.run_blocked_by or self.state.value}")
         wanted, barred = teacher or self.teacher, self.teacher_blocked_by
         self._asked = self._question(self.scope, TeacherPatches.NONE if barred else wanted, self._out)
-        self.state, self.pace, self.cautions, self.message, self.prediction = State.RUNNING, None, (), "", None
+        self.state, self.pace, self.cautions, self.message, self.prediction = SessionState.RUNNING, None, (), "", None
         if wanted != TeacherPatches.NONE and barred:
             self._caution(f"{barred} Only the student runs.")
         self.changed.emit()
@@ -323,19 +328,19 @@ class Session:
         """Take an answer that was stored, as if a run had given it."""
         if self.busy or self.slide is None or prediction.path != self.slide.path:
             return
-        self.state, self.cautions, self.message, self.prediction = State.DONE, (), "", prediction
+        self.state, self.cautions, self.message, self.prediction = SessionState.DONE, (), "", prediction
         self.finished.emit(prediction)
         self.changed.emit()
 
     def cancel(self) -> None:
         """Stop listening to the run; `end` follows when the work has let go."""
-        if self.state is State.RUNNING:
-            self.state = State.CANCELLING
+        if self.state is SessionState.RUNNING:
+            self.state = SessionState.CANCELLING
             self.changed.emit()
 
     def handle(self, event: Event) -> None:
         """Take an event of the run. After `cancel` they are ignored: late ones may still be on their way."""
-        if self.state is not State.RUNNING:
+        if self.state is not SessionState.RUNNING:
             return
         match event:
             case Progress(stage, done, total, unit):
@@ -345,7 +350,7 @@ class Session:
             case Failed(message):
                 self._fail(message)
             case Finished(result):
-                self.state, self.prediction = State.DONE, result
+                self.state, self.prediction = SessionState.DONE, result
                 for sentence in self._paces.learn(result, self.device):
                     self._caution(sentence)
                 self.finished.emit(result)
@@ -353,9 +358,9 @@ class Session:
 
     def end(self) -> None:
         """Take that the work has ended."""
-        if self.state is State.CANCELLING:
-            self.state = State.IDLE
-        elif self.state is State.RUNNING:
+        if self.state is SessionState.CANCELLING:
+            self.state = SessionState.IDLE
+        elif self.state is SessionState.RUNNING:
             self._fail("The analysis stopped without a result; please report it.")
         self.pace = None
         self.changed.emit()
@@ -371,7 +376,7 @@ class Session:
         self.cautioned.emit(message)
 
     def _fail(self, message: str) -> None:
-        self.state, self.message = State.FAILED, message
+        self.state, self.message = SessionState.FAILED, message
         self.failed.emit(message)
 
     def follow_view(self) -> Work | None:

@@ -10,7 +10,7 @@ from qtpy.QtWidgets import QAbstractItemView, QComboBox, QHeaderView, QStyledIte
 
 from lrmil_training.data.cohort import SPLITS
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.plugin.qt.section import bar, button, label
+from napari_lrmil.plugin.qt.section import enable_unless, make_button, make_label
 from napari_lrmil.plugin.qt.steps import Step
 from napari_lrmil.plugin.train.cohort_table import COLUMNS, CohortTable, Count, Row
 
@@ -136,12 +136,16 @@ class CohortEditor(Step):
     def __init__(self, table: CohortTable, parent: QWidget | None = None) -> None:
         super().__init__("train slides", "1 · Slides to learn from (cohort)", parent)
         self._table = table
-        self.open, self.build = button("Open table…", OPEN), button("From a folder…", BUILD)
-        self.propose, self.remove = button("Propose splits", PROPOSE), button("Remove", REMOVE)
-        self.save = button("Save table…", SAVE)
+        self.open, self.build = make_button("Open table…", OPEN), make_button("From a folder…", BUILD)
+        self.propose, self.remove = make_button("Propose splits", PROPOSE), make_button("Remove", REMOVE)
+        self.save = make_button("Save table…", SAVE)
         self.model = CohortModel(table, self)
         self.view = self._make_view()
-        self.where, self.counts, self.state = label("cohort file", small=True), label("counts"), label("cohort state")
+        self.where, self.counts, self.state = (
+            make_label("cohort file", small=True),
+            make_label("counts"),
+            make_label("cohort state"),
+        )
         self._refusal, self._refused_rows = "", table.rows
         self.counts.setTextFormat(Qt.TextFormat.RichText)
         for widget, wish in (
@@ -199,7 +203,7 @@ class CohortEditor(Step):
         self.view.setFixedHeight(self.view.horizontalHeader().sizeHint().height() + rows * ROW_PX + 4)
         empty = "" if table.rows else "There is no slide in the table yet."
         for widget, tip in ((self.propose, PROPOSE), (self.remove, REMOVE), (self.save, SAVE)):
-            bar(widget, empty, tip)
+            enable_unless(widget, empty, tip)
         name = table.path.name if table.path else "a new table"
         self.where.setText(f"{name}{'' if table.saved else ', not saved'}" if table.rows else "")
         self.where.setToolTip(str(table.path or ""))

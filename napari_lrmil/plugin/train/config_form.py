@@ -13,8 +13,8 @@ from qtpy.QtWidgets import QCompleter, QLabel, QWidget
 
 from lrmil_training.config import PRESETS, SMALL_STUDENTS, TrainConfig
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.plugin.qt.section import button, label, row
-from napari_lrmil.plugin.qt.steps import FormStep, Step, fit_narrow
+from napari_lrmil.plugin.qt.section import make_button, make_label, make_row
+from napari_lrmil.plugin.qt.steps import FormStep, Step, shrink_fields
 from napari_lrmil.plugin.train.config_fields import GROUPS, Field, fields, flat, nested, preset
 from napari_lrmil.plugin.train.encoder_choices import EncoderOffer
 from napari_lrmil.plugin.train.pair_preview import PatchPicture
@@ -47,13 +47,13 @@ class TrainingForm(Step):
         self.preset = widgets.ComboBox(
             label="Preset", choices=[*PRESETS, OWN], tooltip="A set of settings to begin with"
         )
-        self.file = button("Settings from a file…", "A YAML file such as the config.yaml of a run")
+        self.file = make_button("Settings from a file…", "A YAML file such as the config.yaml of a run")
         self.encoder = widgets.ComboBox(label="HR encoder", choices=[OTHER], tooltip=self._tip("encoder.teacher"))
-        self.encoder_told = label("encoder told", small=True)
+        self.encoder_told = make_label("encoder told", small=True)
         self.device = widgets.ComboBox(label="Device", choices=["auto"], tooltip="A GPU where there is one")
-        self.problem, self.estimate = label("settings problem"), label("estimate")
+        self.problem, self.estimate = make_label("settings problem"), make_label("estimate")
         self.lr, self.hr = QLabel(), QLabel()
-        self.lr_told, self.hr_told = label("lr patch", small=True), label("hr patch", small=True)
+        self.lr_told, self.hr_told = make_label("lr patch", small=True), make_label("hr patch", small=True)
         self.groups = [self._group(name, title) for name, title in GROUPS.items()]
         self._offer_students()
         self._lay_out()
@@ -65,13 +65,13 @@ class TrainingForm(Step):
     def _lay_out(self) -> None:
         self.top = widgets.Container(widgets=[self.preset, *map(self._line, TOP), self.device], labels=True)
         self.top.margins = (0, 0, 0, 0)
-        fit_narrow(self.top.native)
+        shrink_fields(self.top.native)
         self.add(self.file)
         self.add(self.top.native)
         self.add(self.encoder_told)
         for picture in (self.lr, self.hr):
             picture.setFixedSize(PICTURE_PX, PICTURE_PX)
-        self.pictures, self.captions = row(self.lr, self.hr), row(self.lr_told, self.hr_told)
+        self.pictures, self.captions = make_row(self.lr, self.hr), make_row(self.lr_told, self.hr_told)
         for told in (self.lr_told, self.hr_told):
             told.setFixedWidth(PICTURE_PX)
         self.add(self.pictures)
@@ -104,7 +104,7 @@ class TrainingForm(Step):
         its = [self.editors[f.key] for f in self._fields.values() if f.group == name and f.key not in shown]
         form = widgets.Container(widgets=its, labels=True)
         form.margins = (0, 0, 0, 0)
-        fit_narrow(form.native)
+        shrink_fields(form.native)
         return FormStep(f"train {name or 'general'}", title, form)
 
     def _tip(self, key: str) -> str:

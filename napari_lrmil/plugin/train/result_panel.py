@@ -12,7 +12,7 @@ from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QWidget
 
 from lrmil_training.report.plots import colour, marker
-from napari_lrmil.plugin.qt.section import bar, button, label
+from napari_lrmil.plugin.qt.section import enable_unless, make_button, make_label
 from napari_lrmil.plugin.qt.steps import Step
 from napari_lrmil.plugin.train.curves import PlotTheme
 from napari_lrmil.plugin.train.result_table import MethodRow, Result
@@ -42,8 +42,8 @@ class ResultSection(Step):
     def __init__(self, ink: PlotTheme, parent: QWidget | None = None) -> None:
         super().__init__("train result", "4 · Result", parent)
         self._ink = ink
-        self.use, self.report = button("Use this model", USE), button("Report…", REPORT)
-        self.table, self.notes = label("result table"), label("result notes", small=True)
+        self.use, self.report = make_button("Use this model", USE), make_button("Report…", REPORT)
+        self.table, self.notes = make_label("result table"), make_label("result notes", small=True)
         self.table.setTextFormat(Qt.TextFormat.RichText)
         figure = Figure(layout="constrained", facecolor=ink.paper, dpi=96)
         self.reliability: Any = FigureCanvasQTAgg(figure)  # type: ignore[no-untyped-call]  # matplotlib's Qt parts
@@ -57,8 +57,8 @@ class ResultSection(Step):
 
     def show_result(self, result: Result | None) -> None:
         """Show what a run found out, or nothing."""
-        bar(self.use, "" if result and result.bundle else NONE, USE)
-        bar(self.report, "" if result and result.report else NONE, REPORT)
+        enable_unless(self.use, "" if result and result.bundle else NONE, USE)
+        enable_unless(self.report, "" if result and result.report else NONE, REPORT)
         self.table.setText(_table_html(result) if result else NONE)
         self.notes.setText(" ".join(result.notes) if result else "")
         self.reliability.setVisible(bool(result and any(result.reliability.values())))

@@ -8,7 +8,7 @@ from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QLineEdit, QMessageBox, QProgressBar, QWidget
 
 from napari_lrmil.core.formatting import format_duration
-from napari_lrmil.plugin.qt.section import bar, button, label
+from napari_lrmil.plugin.qt.section import enable_unless, make_button, make_label
 from napari_lrmil.plugin.qt.steps import Step
 from napari_lrmil.plugin.train.curves import CurveCanvas, PlotTheme
 from napari_lrmil.plugin.train.run_monitor import stage_label
@@ -45,13 +45,13 @@ class RunSection(Step):
         self.folder = QLineEdit()
         self.folder.setPlaceholderText("folder for the run")
         self.folder.setToolTip("Everything of the run goes in here; an empty or new folder")
-        self.choose = button("Folder…", "Where the run is written")
-        self.start, self.stop = button("Start training", START), button("Stop", STOP)
-        self.resume, self.open = button("Resume", RESUME), button("Open a run…", OPEN)
+        self.choose = make_button("Folder…", "Where the run is written")
+        self.start, self.stop = make_button("Start training", START), make_button("Stop", STOP)
+        self.resume, self.open = make_button("Resume", RESUME), make_button("Open a run…", OPEN)
         self.stages, self.state, self.told = (
-            label("stages"),
-            label("run state", bold=True),
-            label("run told", small=True),
+            make_label("stages"),
+            make_label("run state", bold=True),
+            make_label("run told", small=True),
         )
         self.progress = QProgressBar()
         self.progress.setRange(0, 1000)
@@ -85,11 +85,11 @@ class RunSection(Step):
         run = self._run
         under_way = "A run is under way." if run.alive else ""
         no_folder = "" if self.value() else "Choose a folder for the run first."
-        bar(self.start, under_way or blocked or no_folder or self._taken(), START)
+        enable_unless(self.start, under_way or blocked or no_folder or self._taken(), START)
         stopping = "It ends after the batch." if run.phase is Phase.STOPPING else ""
-        bar(self.stop, stopping or ("" if run.alive else "No run is under way."), STOP)
+        enable_unless(self.stop, stopping or ("" if run.alive else "No run is under way."), STOP)
         finished = "The run is finished." if run.phase is Phase.FINISHED else ""
-        bar(self.resume, run.resume_blocked_by or finished, RESUME)
+        enable_unless(self.resume, run.resume_blocked_by or finished, RESUME)
         self.state.setText(self._state_text())
         self.stages.setText(self._stages_text())
         self.told.setText(self._told_text())

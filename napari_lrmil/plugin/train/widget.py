@@ -20,11 +20,11 @@ from napari_lrmil.core.events import Event, Failed, Finished
 from napari_lrmil.core.features.devices import available_devices
 from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.plugin.analyse.widget import AnalyseWidget
-from napari_lrmil.plugin.qt.docks import LeavingWidget, open_dock, tab_beside
+from napari_lrmil.plugin.qt.docks import DockWidget, open_dock, tabify_with
 from napari_lrmil.plugin.qt.errors import show_errors
-from napari_lrmil.plugin.qt.section import label
+from napari_lrmil.plugin.qt.section import make_label
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
-from napari_lrmil.plugin.qt.steps import Step, Steps, line_up
+from napari_lrmil.plugin.qt.steps import Step, StepList, align_labels
 from napari_lrmil.plugin.qt.worker import LatestOnly
 from napari_lrmil.plugin.train.cohort_editor import CohortEditor
 from napari_lrmil.plugin.train.cohort_table import CohortTable
@@ -54,7 +54,7 @@ COHORT = "cohort.csv"  # in the run folder, of a table that was not saved elsewh
 TABLES = "Cohort tables (*.csv)"
 
 
-class TrainWidget(LeavingWidget):
+class TrainWidget(DockWidget):
     """The Train dock: a view of a `CohortTable`, a `TrainConfig` and a `TrainingRun`.
 
     Parameters
@@ -88,16 +88,16 @@ class TrainWidget(LeavingWidget):
     def _build(self) -> None:
         self.setMinimumWidth(WIDTH_PX)
         ink = _ink(self._viewer)
-        self.about = label("about", bold=True)
+        self.about = make_label("about", bold=True)
         self.cohort, self.form = CohortEditor(self.table), TrainingForm()
         self.running, self.outcome = RunSection(self.run, ink), ResultSection(ink)
         self.form.offer_devices(self._devices)
         self.cohort.expand(animate=False)
-        self._steps = Steps(self.about, self.sections)
+        self._steps = StepList(self.about, self.sections)
         outer = QVBoxLayout(self)
         outer.setContentsMargins(0, 0, 0, 0)
         outer.addWidget(self._steps, 1)
-        outer.addWidget(label("footer", _research_use(), small=True))
+        outer.addWidget(make_label("footer", _research_use(), small=True))
 
     @property
     def sections(self) -> tuple[Step, ...]:
@@ -381,14 +381,14 @@ class TrainWidget(LeavingWidget):
         super().showEvent(event)
         self._left = False
         for form in (self.form.top, *(group.form for group in self.form.groups)):
-            line_up(form.native)
+            align_labels(form.native)
         self.window().installEventFilter(self)
         if not self._placed:
             self._placed = True
             self._place.start()  # napari is still in the middle of docking it
 
     def _lie_beside(self) -> None:
-        tab_beside(self._viewer, self, AnalyseWidget)
+        tabify_with(self._viewer, self, AnalyseWidget)
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:  # noqa: N802  # Qt's name
         """Ask what becomes of a run before its window closes."""

@@ -12,16 +12,16 @@ from qtpy.QtWidgets import QDialog, QDialogButtonBox, QLabel, QVBoxLayout, QWidg
 if TYPE_CHECKING:
     from napari_lrmil.core.slides.slide import Pixels, Slide
 
-PRIVATE = "Labels may carry patient names: not part of any export or screenshot."
-LARGEST_PX = (900, 560)
+PRIVACY_WARNING = "Labels may carry patient names: not part of any export or screenshot."
+MAX_PICTURE_PX = (900, 560)
 
 
-def associated_images(slide: Slide) -> tuple[str, ...]:
+def associated_image_names(slide: Slide) -> tuple[str, ...]:
     """Return the names of a slide's label, macro and other images; reads none of them."""
     return slide.associated
 
 
-def show_associated(slide: Slide, name: str, parent: QWidget | None = None) -> AssociatedImage:
+def show_associated_image(slide: Slide, name: str, parent: QWidget | None = None) -> AssociatedImageWindow:
     """Show one of a slide's images in a window of its own, which forgets it when it is closed.
 
     Raises
@@ -29,12 +29,12 @@ def show_associated(slide: Slide, name: str, parent: QWidget | None = None) -> A
     SlideError
         Where the slide has no such image, or it cannot be read.
     """
-    window = AssociatedImage(f"{name} of {slide.name}", slide.associated_image(name), parent)
+    window = AssociatedImageWindow(f"{name} of {slide.name}", slide.associated_image(name), parent)
     window.show()
     return window
 
 
-class AssociatedImage(QDialog):  # type: ignore[misc]  # qtpy has no types
+class AssociatedImageWindow(QDialog):  # type: ignore[misc]  # qtpy has no types
     """A picture that came with the slide, and what to keep in mind about it.
 
     Parameters
@@ -54,7 +54,7 @@ class AssociatedImage(QDialog):  # type: ignore[misc]  # qtpy has no types
         self.picture.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self.picture.setPixmap(_fitting(pixels))
         self.picture.setAccessibleName(title)
-        self.warning = QLabel(PRIVATE)
+        self.warning = QLabel(PRIVACY_WARNING)
         self.warning.setWordWrap(True)
         close = QDialogButtonBox(QDialogButtonBox.StandardButton.Close)
         close.rejected.connect(self.close)
@@ -66,8 +66,8 @@ def _fitting(pixels: Pixels) -> QPixmap:
     height, width, _ = pixels.shape
     data = np.ascontiguousarray(pixels)
     image = QImage(data.data, width, height, 3 * width, QImage.Format.Format_RGB888).copy()
-    if width > LARGEST_PX[0] or height > LARGEST_PX[1]:
+    if width > MAX_PICTURE_PX[0] or height > MAX_PICTURE_PX[1]:
         image = image.scaled(
-            *LARGEST_PX, Qt.AspectRatioMode.KeepAspectRatio, Qt.TransformationMode.SmoothTransformation
+            *MAX_PICTURE_PX, Qt.AspectRatioMode.KeepAspectRatio, Qt.TransformationMode.SmoothTransformation
         )
     return QPixmap.fromImage(image)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from napari_lrmil.plugin.viewer.layers import LayerData, Place, Side, Tag, placement
+from napari_lrmil.plugin.viewer.layers import LayerData, LayerTag, RoleAndSide, Side, placement
 
 if TYPE_CHECKING:
     from napari.utils import Colormap
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from napari_lrmil.core.inference.prediction import Prediction
     from napari_lrmil.core.visualize.overlay import AttentionScale, Heatmap
 
-OPACITY = 0.5  # the tissue has to stay readable where attention is low, which is dark
+DEFAULT_OPACITY = 0.5  # the tissue has to stay readable where attention is low, which is dark
 DIFFERENCE_OPACITY = 0.85  # its middle, where the networks agree, lets the tissue through by itself
-TITLES: dict[Side, str] = {"student": "Student (LR)", "teacher": "Teacher (HR)"}
+VIEW_TITLES: dict[Side, str] = {"student": "Student (LR)", "teacher": "Teacher (HR)"}
 PICK_PX = 12  # pixels along a picked patch: one of them makes the outline
-PICKED = (0.0, 0.835, 0.94, 1.0)  # in none of the other colour scales
-View = Literal["side", "wipe", "difference"]
+PICKED_RGBA = (0.0, 0.835, 0.94, 1.0)  # in none of the other colour scales
+CompareView = Literal["side", "wipe", "difference"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class AttentionStyle:
 
     mode: AttentionScale = "raw"
     smooth: bool = False
-    opacity: float = OPACITY
+    opacity: float = DEFAULT_OPACITY
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ class CompareMode:
         Whether the teacher's attention is summed over the children of each LR patch, or shown on its own HR grid.
     """
 
-    view: View = "side"
+    view: CompareView = "side"
     wipe: int | None = None
     pooled: bool = False
 
 
 @dataclass(frozen=True)
-class _Map:
+class _PatchMap:
     """A map on its grid: (n, 2) level-0 corners, their size, and (n,) attention that sums to 1."""
 
     coords: Int64
@@ -77,30 +77,30 @@ class _Map:
     attention: Features
 
 
-def columns(prediction: Prediction) -> int:
+def count_columns(prediction: Prediction) -> int:
     """Return how many columns of LR patches the map of a prediction has."""
     across = prediction.student.coords[:, 0]
     return int((across.max() - across.min()) // prediction.student.patch_level0[0]) + 1
 
 
-def map_layers(
+def build_map_layers(
     prediction: Prediction,
     mpp: float,
     given_mpp: float | None,
     look: AttentionStyle | None = None,
     pairing: CompareMode | None = None,
-) -> dict[Place, LayerData]:
+) -> dict[RoleAndSide, LayerData]:
     """Return the maps of a prediction and where they lie; without a teacher, the student's alone."""
     pairing = pairing or CompareMode()
     if prediction.teacher is not None and pairing.view == "difference":
         return {("difference", "student"): _difference_layer(prediction, mpp, given_mpp)}
-    made = attention_layers(prediction, mpp, given_mpp, look, pooled=pairing.pooled)
+    made = build_attention_layers(prediction, mpp, given_mpp, look, pooled=pairing.pooled)
     if prediction.teacher is None or pairing.view == "side":
         return {("attention", side): layer for side, layer in made.items()}
-    left = columns(prediction) // 2 if pairing.wipe is None else pairing.wipe
+    left = count_columns(prediction) // 2 if pairing.wipe is None else pairing.wipe
     edge = int(prediction.student.coords[:, 0].min()) + left * prediction.student.patch_level0[0]  # level-0 x
     teacher = made["teacher"]
-    teacher[1]["metadata"] = Tag("wipe", prediction.path, mpp, given_mpp).as_metadata()
+    teacher[1]["metadata"] = LayerTag("wipe", prediction.path, mpp, given_mpp).as_metadata()
     for layer, width, is_left in (
         (made["student"], prediction.student.patch_level0[0], True),
         (teacher, _teacher_map(prediction, pairing.pooled).patch_level0[0], False),
@@ -117,7 +117,7 @@ def _wipe(layer: LayerData, prediction: Prediction, edge: int, width: int, is_le
     image[:, ~lies_left if is_left else lies_left] = np.nan
 
 
-def attention_layers(
+def build_attention_layers(
     prediction: Prediction,
     mpp: float,
     given_mpp: float | None,
@@ -130,7 +130,7 @@ def attention_layers(
 
     look = look or AttentionStyle()
     student = prediction.student
-    readings: dict[Side, _Map] = {"student": _Map(student.coords, student.patch_level0, student.attention)}
+    readings: dict[Side, _PatchMap] = {"student": _PatchMap(student.coords, student.patch_level0, student.attention)}
     if prediction.teacher is not None:
         readings["teacher"] = _teacher_map(prediction, pooled)
     shown = {side: attention_values(reading.attention, look.mode) for side, reading in readings.items()}
@@ -139,27 +139,29 @@ def attention_layers(
     for side, reading in readings.items():
         heat = rasterize_patches(reading, shown[side])
         options = {
-            "name": f"{TITLES[side]} attention",
-            "colormap": attention_colours(),
+            "name": f"{VIEW_TITLES[side]} attention",
+            "colormap": attention_colormap(),
             "contrast_limits": colours,
             "opacity": look.opacity,
-            **_map_options(heat, prediction, Tag("attention", prediction.path, mpp, given_mpp, side)),
+            **_map_options(heat, prediction, LayerTag("attention", prediction.path, mpp, given_mpp, side)),
             "interpolation2d": "linear" if look.smooth else "nearest",
         }
         made[side] = heat.image, options, "image"
     return made
 
 
-def _teacher_map(prediction: Prediction, pooled: bool) -> _Map:
+def _teacher_map(prediction: Prediction, pooled: bool) -> _PatchMap:
     """Return the teacher's attention on its own grid, or summed over the children of each LR patch."""
     teacher = prediction.teacher
     if teacher is None:
         raise ValueError("no map of a teacher that did not run")
     if not pooled:
-        return _Map(teacher.coords, teacher.patch_level0, teacher.attention)
+        return _PatchMap(teacher.coords, teacher.patch_level0, teacher.attention)
     carried = prediction.teacher_on_lr
     there = np.isfinite(carried)
-    return _Map(prediction.student.coords[there], prediction.student.patch_level0, carried[there].astype(np.float32))
+    return _PatchMap(
+        prediction.student.coords[there], prediction.student.patch_level0, carried[there].astype(np.float32)
+    )
 
 
 def _difference_layer(prediction: Prediction, mpp: float, given_mpp: float | None) -> LayerData:
@@ -174,16 +176,16 @@ def _difference_layer(prediction: Prediction, mpp: float, given_mpp: float | Non
     limit, heat = difference_limit(both), rasterize_patches(prediction.student, values)
     options = {
         "name": "Student less teacher",
-        "colormap": difference_colours(),
+        "colormap": difference_colormap(),
         "contrast_limits": (-limit, limit),
         "opacity": DIFFERENCE_OPACITY,
-        **_map_options(heat, prediction, Tag("difference", prediction.path, mpp, given_mpp)),
+        **_map_options(heat, prediction, LayerTag("difference", prediction.path, mpp, given_mpp)),
         "interpolation2d": "nearest",
     }
     return heat.image, options, "image"
 
 
-def picked_layer(
+def build_picked_layer(
     prediction: Prediction, rows: Int64, mpp: float, given_mpp: float | None, side: Side = "student"
 ) -> LayerData:
     """Return outlines round the LR patches in these rows of a prediction."""
@@ -192,7 +194,7 @@ def picked_layer(
     marks = np.zeros(len(prediction.student.attention), np.float32)
     marks[rows] = 1
     heat = rasterize_patches(prediction.student, marks)
-    tag = Tag("picked", prediction.path, mpp, given_mpp, side)
+    tag = LayerTag("picked", prediction.path, mpp, given_mpp, side)
     width, height = (length / PICK_PX for length in heat.pixel_level0)
     options = {
         "name": "Picked patches" if side == "student" else "Picked patches (teacher's view)",
@@ -214,7 +216,7 @@ def _outlines(marks: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.kron(np.nan_to_num(marks) > 0, edge).astype(np.uint8)
 
 
-def evidence_layer(prediction: Prediction, name: str, mpp: float, given_mpp: float | None) -> LayerData:
+def build_evidence_layer(prediction: Prediction, name: str, mpp: float, given_mpp: float | None) -> LayerData:
     """Return what each patch adds to the logit of the class `name`, blue against it and orange for it."""
     from napari_lrmil.core.visualize.overlay import evidence_limits, rasterize_patches
 
@@ -222,16 +224,16 @@ def evidence_layer(prediction: Prediction, name: str, mpp: float, given_mpp: flo
     heat = rasterize_patches(prediction.student, values)
     options = {
         "name": f"Evidence for {name}",
-        "colormap": evidence_colours(),
+        "colormap": evidence_colormap(),
         "contrast_limits": evidence_limits(values),
         "opacity": 0.8,
-        **_map_options(heat, prediction, Tag("evidence", prediction.path, mpp, given_mpp)),
+        **_map_options(heat, prediction, LayerTag("evidence", prediction.path, mpp, given_mpp)),
         "interpolation2d": "nearest",
     }
     return heat.image, options, "image"
 
 
-def _map_options(heat: Heatmap, prediction: Prediction, tag: Tag) -> dict[str, Any]:
+def _map_options(heat: Heatmap, prediction: Prediction, tag: LayerTag) -> dict[str, Any]:
     return {
         "blending": "translucent",
         "metadata": tag.as_metadata(),
@@ -240,7 +242,7 @@ def _map_options(heat: Heatmap, prediction: Prediction, tag: Tag) -> dict[str, A
 
 
 @cache
-def attention_colours() -> Colormap:
+def attention_colormap() -> Colormap:
     """Return the map for attention: its dark end lets the tissue through, for there is little to see there."""
     from matplotlib import colormaps
     from napari.utils import Colormap
@@ -253,7 +255,7 @@ def attention_colours() -> Colormap:
 
 
 @cache
-def evidence_colours() -> Colormap:
+def evidence_colormap() -> Colormap:
     """Return the map for evidence: blue against, orange for, nothing where there is none; readable without red."""
     from napari.utils import Colormap
 
@@ -265,7 +267,7 @@ def evidence_colours() -> Colormap:
 
 
 @cache
-def difference_colours() -> Colormap:
+def difference_colormap() -> Colormap:
     """Return the map for differences: purple where the teacher looks more, orange where the student does."""
     from matplotlib import colormaps
     from napari.utils import Colormap
@@ -282,4 +284,4 @@ def difference_colours() -> Colormap:
 def _pick_colours() -> Colormap:
     from napari.utils import Colormap
 
-    return Colormap([(*PICKED[:3], 0.0), PICKED], name="picked")
+    return Colormap([(*PICKED_RGBA[:3], 0.0), PICKED_RGBA], name="picked")

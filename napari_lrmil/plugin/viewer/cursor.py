@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 THROTTLE_MS = 40
 
 
-class Pointer(QWidget):  # type: ignore[misc]  # qtpy has no types
+class CursorTracker(QWidget):  # type: ignore[misc]  # qtpy has no types
     """Tells where the mouse is in µm, x then y, at most every `THROTTLE_MS`; shows nothing, goes with the dock."""
 
     def __init__(self, viewer: ViewerModel, tell: Callable[[float, float], None], parent: QWidget) -> None:

@@ -15,20 +15,27 @@ from PIL import Image
 from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.user_settings import SettingsStore
-from napari_lrmil.plugin.viewer.layers import add_layer, lrmil_layers, remove_layers, screen_of, slide_layers, tag_of
-from napari_lrmil.plugin.viewer.mpp_prompt import Ask, mpp_for
-from napari_lrmil.plugin.viewer.navigation import um_in
+from napari_lrmil.plugin.viewer.layers import (
+    add_layers,
+    build_slide_layers,
+    get_screen_slide,
+    get_tag,
+    lrmil_layers,
+    remove_layers,
+)
+from napari_lrmil.plugin.viewer.mpp_prompt import AskMpp, resolve_mpp
+from napari_lrmil.plugin.viewer.navigation import unit_length_um
 from napari_lrmil.plugin.viewer.reader import slices_asynchronously
 
 if TYPE_CHECKING:
     from napari import layers
     from napari.components import ViewerModel
 
-VENDOR = "picture"
-ROWS = 512  # hashed at a time, for an array may be lazy
+PICTURE_VENDOR = "picture"
+ROWS_PER_HASH = 512  # hashed at a time, for an array may be lazy
 
 
-class Array(Protocol):
+class LayerArray(Protocol):
     """What a layer keeps: an array of NumPy, dask, zarr …, (height, width, 3 or 4), uint8."""
 
     @property
@@ -51,7 +58,7 @@ class ArrayHandle:
 
     level_downsamples = (1.0,)
 
-    def __init__(self, array: Array, properties: Mapping[str, str]) -> None:
+    def __init__(self, array: LayerArray, properties: Mapping[str, str]) -> None:
         self._array = array
         self.properties = properties
         self.dimensions = (array.shape[1], array.shape[0])
@@ -88,12 +95,12 @@ class ArrayOpener:
         µm per pixel along x and y, where the layer says it.
     """
 
-    array: Array
+    array: LayerArray
     mpp: tuple[float, float] | None = None
 
     def __call__(self, path: Path) -> ArrayHandle:
         """Return a handle; the path only names it."""
-        properties = {"openslide.vendor": VENDOR, "openslide.quickhash-1": self.fingerprint}
+        properties = {"openslide.vendor": PICTURE_VENDOR, "openslide.quickhash-1": self.fingerprint}
         if self.mpp is not None:
             properties |= {"openslide.mpp-x": repr(self.mpp[0]), "openslide.mpp-y": repr(self.mpp[1])}
         return ArrayHandle(self.array, properties)
@@ -102,17 +109,17 @@ class ArrayOpener:
     def fingerprint(self) -> str:
         """A hash of the shape and of every byte."""
         digest = hashlib.sha256(repr(tuple(self.array.shape)).encode())
-        for row in range(0, self.array.shape[0], ROWS):
-            digest.update(np.ascontiguousarray(self.array[row : row + ROWS]).tobytes())
+        for row in range(0, self.array.shape[0], ROWS_PER_HASH):
+            digest.update(np.ascontiguousarray(self.array[row : row + ROWS_PER_HASH]).tobytes())
         return digest.hexdigest()
 
 
 # ---------------------------------------------------------------- from layers
 
 
-def no_slide_because(layer: layers.Layer) -> str:
+def why_not_a_slide(layer: layers.Layer) -> str:
     """Return in one sentence why a layer cannot be taken for a slide; empty where it can."""
-    if tag_of(layer) is not None:
+    if get_tag(layer) is not None:
         return f"{layer.name} is a slide's layer already."
     kind = type(layer).__name__
     if kind != "Image":
@@ -130,7 +137,7 @@ def no_slide_because(layer: layers.Layer) -> str:
     return ""
 
 
-def slide_from_array(layer: layers.Image, mpp: float | None = None) -> Slide:
+def slide_from_layer(layer: layers.Image, mpp: float | None = None) -> Slide:
     """Return an ordinary image layer as a slide of one level, of `mpp` or else of what the layer's scale says.
 
     Raises
@@ -138,14 +145,14 @@ def slide_from_array(layer: layers.Image, mpp: float | None = None) -> Slide:
     SlideError
         Where the layer is no picture of 8-bit RGB.
     """
-    reason, path = no_slide_because(layer), _path(layer)
+    reason, path = why_not_a_slide(layer), _path(layer)
     if reason:
         raise SlideError(path, reason)
     return Slide(path, mpp=mpp, opener=ArrayOpener(_finest(layer), _layer_mpp(layer)))
 
 
 def replace_with_slide(
-    viewer: ViewerModel, layer: layers.Image, ask: Ask, memory: SettingsStore | None = None
+    viewer: ViewerModel, layer: layers.Image, ask: AskMpp, memory: SettingsStore | None = None
 ) -> list[layers.Image]:
     """Put a slide in the place of an ordinary image layer, and return its layers; none where the user will not say mpp.
 
@@ -154,32 +161,32 @@ def replace_with_slide(
     SlideError
         Where the layer is no picture of 8-bit RGB.
     """
-    slide = slide_from_array(layer)
-    mpp = mpp_for(slide, ask, memory)
+    slide = slide_from_layer(layer)
+    mpp = resolve_mpp(slide, ask, memory)
     if mpp is None:
         return []
     if not slide.has_mpp:
-        slide = slide_from_array(layer, mpp)
-    added = add_layer(viewer, slide_layers(slide, underlay=slices_asynchronously()))
+        slide = slide_from_layer(layer, mpp)
+    added = add_layers(viewer, build_slide_layers(slide, underlay=slices_asynchronously()))
     remove_layers(viewer, [layer])
     return added
 
 
-def slide_opener(viewer: ViewerModel) -> Callable[[Path, float | None], Slide]:
+def make_slide_opener(viewer: ViewerModel) -> Callable[[Path, float | None], Slide]:
     """Return what opens a slide for the analysis: a file, or the array behind a picture that became a slide."""
 
     def open_slide(path: Path, mpp: float | None) -> Slide:
         for layer in lrmil_layers(viewer, path, role="slide"):
-            screen, tag = screen_of(layer), tag_of(layer)
-            if screen is not None and tag is not None and screen.slide.vendor == VENDOR:
+            screen, tag = get_screen_slide(layer), get_tag(layer)
+            if screen is not None and tag is not None and screen.slide.vendor == PICTURE_VENDOR:
                 return screen.slide.another(mpp)
         return Slide(path, mpp=mpp)
 
     return open_slide
 
 
-def _finest(layer: layers.Image) -> Array:
-    array: Array = layer.data[0] if layer.multiscale else layer.data
+def _finest(layer: layers.Image) -> LayerArray:
+    array: LayerArray = layer.data[0] if layer.multiscale else layer.data
     return array
 
 
@@ -191,7 +198,7 @@ def _path(layer: layers.Layer) -> Path:
 
 def _layer_mpp(layer: layers.Image) -> tuple[float, float] | None:
     """Return µm per pixel, x then y, where the layer's units are lengths; pixels say nothing."""
-    y, x = (um_in(unit) for unit in layer.units[-2:])
+    y, x = (unit_length_um(unit) for unit in layer.units[-2:])
     if x is None or y is None:
         return None
     return x * float(layer.scale[-1]), y * float(layer.scale[-2])

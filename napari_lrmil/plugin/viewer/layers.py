@@ -15,7 +15,7 @@ import numpy as np
 
 from napari_lrmil.core.geometry import Mpp
 from napari_lrmil.core.slides.slide import Slide
-from napari_lrmil.plugin.viewer.screen_pyramid import CACHE_BYTES, Colour, ScreenSlide, TileCache
+from napari_lrmil.plugin.viewer.screen_pyramid import DEFAULT_CACHE_BYTES, ColourTransform, ScreenSlide, TileCache
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
     from napari_lrmil.core.patching.grid import TissueGrid
 
-KEY = "napari_lrmil"  # our entry in a layer's metadata
+TAG_KEY = "napari_lrmil"  # our entry in a layer's metadata
 SCREEN_KEY = "napari_lrmil_screen"  # the open slide behind a layer
 UNITS = ("um", "um")
 
 LayerData = tuple[Any, dict[str, Any], str]
 Role = Literal["underlay", "slide", "attention", "wipe", "difference", "evidence", "picked", "drawn", "tissue"]
-MAPS: tuple[Role, ...] = ("attention", "wipe", "difference")  # what student and teacher gave to the patches
+MAP_ROLES: tuple[Role, ...] = ("attention", "wipe", "difference")  # what student and teacher gave to the patches
 Side = Literal["student", "teacher"]
-Place = tuple[Role, Side]
+RoleAndSide = tuple[Role, Side]
 
 
 @dataclass(frozen=True)
-class Tag:
+class LayerTag:
     """What a layer of ours is.
 
     Attributes
@@ -61,7 +61,7 @@ class Tag:
     def as_metadata(self) -> dict[str, Any]:
         """Return the tag as an entry of a layer's metadata."""
         return {
-            KEY: {
+            TAG_KEY: {
                 "path": str(self.path),
                 "mpp": self.mpp,
                 "mpp_given": self.given_mpp,
@@ -71,15 +71,15 @@ class Tag:
         }
 
 
-def tag_of(layer: Layer) -> Tag | None:
+def get_tag(layer: Layer) -> LayerTag | None:
     """Return what a layer of ours is; None for any other layer."""
-    found = layer.metadata.get(KEY)
+    found = layer.metadata.get(TAG_KEY)
     if not isinstance(found, dict):
         return None
-    return Tag(found["role"], Path(found["path"]), found["mpp"], found["mpp_given"], found["side"])
+    return LayerTag(found["role"], Path(found["path"]), found["mpp"], found["mpp_given"], found["side"])
 
 
-def screen_of(layer: Layer) -> ScreenSlide | None:
+def get_screen_slide(layer: Layer) -> ScreenSlide | None:
     """Return the open slide that a layer shows; None for layers that show none."""
     found = layer.metadata.get(SCREEN_KEY)
     return found if isinstance(found, ScreenSlide) else None
@@ -98,8 +98,8 @@ def placement(origin_level0: tuple[float, float], pixel_level0: tuple[float, flo
 # ---------------------------------------------------------------- slides
 
 
-def slide_layers(
-    slide: Slide, *, underlay: bool, cache_bytes: int = CACHE_BYTES, colour: Colour | None = None
+def build_slide_layers(
+    slide: Slide, *, underlay: bool, cache_bytes: int = DEFAULT_CACHE_BYTES, colour: ColourTransform | None = None
 ) -> list[LayerData]:
     """Return the layer of a slide, and under it its coarsest level where asked.
 
@@ -116,20 +116,20 @@ def slide_layers(
     """
     screen = ScreenSlide(slide, TileCache(cache_bytes), colour)
     given = slide.mpp.mean if slide.mpp.source == "override" else None
-    tag = Tag("slide", slide.path, slide.mpp.mean, given)
+    tag = LayerTag("slide", slide.path, slide.mpp.mean, given)
     found = [_pyramid(screen, tag)]
     if underlay and len(screen.levels) > 1:
-        found.insert(0, _underlay(screen, Tag("underlay", slide.path, slide.mpp.mean, given)))
+        found.insert(0, _underlay(screen, LayerTag("underlay", slide.path, slide.mpp.mean, given)))
     return found
 
 
-def _pyramid(screen: ScreenSlide, tag: Tag) -> LayerData:
+def _pyramid(screen: ScreenSlide, tag: LayerTag) -> LayerData:
     options = {"multiscale": len(screen.levels) > 1, "cache": False, **_look(screen, 0, tag), "name": screen.slide.name}
     arrays = screen.arrays()
     return (arrays if len(arrays) > 1 else arrays[0]), options, "image"
 
 
-def _underlay(screen: ScreenSlide, tag: Tag) -> LayerData:
+def _underlay(screen: ScreenSlide, tag: LayerTag) -> LayerData:
     last = len(screen.levels) - 1
     return (
         screen.array(last),
@@ -138,7 +138,7 @@ def _underlay(screen: ScreenSlide, tag: Tag) -> LayerData:
     )
 
 
-def _look(screen: ScreenSlide, level: int, tag: Tag) -> dict[str, Any]:
+def _look(screen: ScreenSlide, level: int, tag: LayerTag) -> dict[str, Any]:
     bounds = screen.slide.bounds
     return {
         "rgb": True,
@@ -148,7 +148,7 @@ def _look(screen: ScreenSlide, level: int, tag: Tag) -> dict[str, Any]:
     }
 
 
-def twin(layer: Image) -> LayerData:
+def copy_for_teacher_view(layer: Image) -> LayerData:
     """Return a second layer of the same slide for the teacher's view; it shares the arrays and their cache."""
     tag = _tagged(layer)
     data, options, kind = layer.as_layer_data_tuple()
@@ -156,8 +156,8 @@ def twin(layer: Image) -> LayerData:
         k: options[k]
         for k in ("rgb", "multiscale", "contrast_limits", "scale", "translate", "units", "opacity", "gamma")
     }
-    other = Tag(tag.role, tag.path, tag.mpp, tag.given_mpp, "teacher")
-    metadata = {**other.as_metadata(), SCREEN_KEY: screen_of(layer)}
+    other = LayerTag(tag.role, tag.path, tag.mpp, tag.given_mpp, "teacher")
+    metadata = {**other.as_metadata(), SCREEN_KEY: get_screen_slide(layer)}
     return (
         data,
         {**kept, "cache": False, "name": f"{layer.name} (teacher's view)", "metadata": metadata},
@@ -165,8 +165,8 @@ def twin(layer: Image) -> LayerData:
     )
 
 
-def _tagged(layer: Layer) -> Tag:
-    tag = tag_of(layer)
+def _tagged(layer: Layer) -> LayerTag:
+    tag = get_tag(layer)
     if tag is None:
         raise ValueError(f"the layer {layer.name} is none of ours")
     return tag
@@ -175,16 +175,16 @@ def _tagged(layer: Layer) -> Tag:
 # ---------------------------------------------------------------- drawn by hand
 
 
-DRAWN, LEFT_OUT = "#ffcc33", "#d55e00"  # edges of what is asked about, and of what is left out
+REGION_EDGE, EXCLUDED_EDGE = "#ffcc33", "#d55e00"  # edges of what is asked about, and of what is left out
 
 
-def drawing_layer(slide: Tag, width_um: float) -> LayerData:
+def build_region_layer(slide: LayerTag, width_um: float) -> LayerData:
     """Return an empty layer of shapes, in µm, to draw regions of a slide of that width on."""
-    tag = Tag("drawn", slide.path, slide.mpp, slide.given_mpp)
+    tag = LayerTag("drawn", slide.path, slide.mpp, slide.given_mpp)
     options = {
         "name": "Regions",
         "ndim": 2,
-        "edge_color": DRAWN,
+        "edge_color": REGION_EDGE,
         "face_color": [1.0, 0.8, 0.2, 0.12],
         "edge_width": max(2.0, width_um / 600),  # two pixels of a screen on which the slide is seen as a whole
         "units": UNITS,
@@ -193,11 +193,11 @@ def drawing_layer(slide: Tag, width_um: float) -> LayerData:
     return [], options, "shapes"
 
 
-def tissue_layer(ground: TissueGrid, slide: Tag) -> LayerData:
+def build_tissue_layer(ground: TissueGrid, slide: LayerTag) -> LayerData:
     """Return a slide's tissue mask as labels that can be painted: 1 is tissue."""
     lattice, mask = ground.tissue.lattice, ground.tissue.mask
     pixel = lattice.box.width / mask.shape[1], lattice.box.height / mask.shape[0]
-    tag = Tag("tissue", slide.path, slide.mpp, slide.given_mpp)
+    tag = LayerTag("tissue", slide.path, slide.mpp, slide.given_mpp)
     options = {
         "name": "Tissue (paint 1, erase 0)",
         "opacity": 0.35,
@@ -210,12 +210,12 @@ def tissue_layer(ground: TissueGrid, slide: Tag) -> LayerData:
 # ---------------------------------------------------------------- adding
 
 
-def add_layer(viewer: ViewerModel, made: Iterable[LayerData]) -> list[Image]:
+def add_layers(viewer: ViewerModel, made: Iterable[LayerData]) -> list[Image]:
     """Add layers to the viewer, in drawing order, and return them."""
     return [getattr(viewer, f"add_{kind}")(data, **options) for data, options, kind in made]
 
 
-def restyle(layer: Image, made: LayerData) -> None:
+def update_layer(layer: Image, made: LayerData) -> None:
     """Let a layer show what `made` says; its place in the list, and whether it is shown, stay."""
     data, options, _ = made
     if data.shape != layer.data.shape or not np.array_equal(data, layer.data, equal_nan=True):
@@ -226,7 +226,7 @@ def restyle(layer: Image, made: LayerData) -> None:
 
 def lrmil_layers(viewer: ViewerModel, path: Path | None = None, **wanted: str) -> list[Image]:
     """Return our layers, bottom first, of one slide or of all, whose tag has the wanted fields."""
-    tags = [(layer, tag_of(layer)) for layer in viewer.layers]
+    tags = [(layer, get_tag(layer)) for layer in viewer.layers]
     return [
         layer
         for layer, tag in tags
@@ -234,9 +234,9 @@ def lrmil_layers(viewer: ViewerModel, path: Path | None = None, **wanted: str) -
     ]
 
 
-def recolour(viewer: ViewerModel, path: Path, colour: Colour | None) -> None:
+def recolour_slide(viewer: ViewerModel, path: Path, colour: ColourTransform | None) -> None:
     """Show a slide in other colours, or as the file has them, in all its layers."""
-    shown = [(layer, screen) for layer in lrmil_layers(viewer, path) if (screen := screen_of(layer)) is not None]
+    shown = [(layer, screen) for layer in lrmil_layers(viewer, path) if (screen := get_screen_slide(layer)) is not None]
     for screen in {id(screen): screen for _, screen in shown}.values():
         screen.set_colour(colour)
     for layer, _ in shown:

@@ -18,8 +18,8 @@ from qtpy.QtWidgets import QSizePolicy, QWidget
 from napari_lrmil.core.events import Event, Failed, Finished
 from napari_lrmil.core.geometry import BoxUm
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
-from napari_lrmil.plugin.qt.worker import Run
-from napari_lrmil.plugin.viewer.layers import screen_of
+from napari_lrmil.plugin.qt.worker import BackgroundWorker
+from napari_lrmil.plugin.viewer.layers import get_screen_slide
 from napari_lrmil.plugin.viewer.navigation import current_slide, fly_to, visible_um
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 REDRAW_MS = 30
 SIZE_PX = QSize(320, 170)
 MARGIN_PX = 3
-SMALLEST_FRAME_PX = 7  # a frame of a pixel at 40x could not be found
+MIN_FRAME_PX = 7  # a frame of a pixel at 40x could not be found
 GLASS, FRAME, HALO = "#f4f3f5", "#0b62d6", "#ffffff"  # blue is the colour that H&E lacks
 EDGE = "#808080"
 ARROW_STEP = 0.5  # of the view
@@ -44,7 +44,7 @@ ARROWS = {
 
 
 @dataclass(frozen=True)
-class Fit:
+class MapTransform:
     """How a part of the world lies in a picture: its extent in µm, where its corner is, and pixels per µm."""
 
     extent: BoxUm
@@ -53,7 +53,7 @@ class Fit:
     px_per_um: float
 
     @classmethod
-    def within(cls, extent: BoxUm, width: float, height: float) -> Fit:
+    def within(cls, extent: BoxUm, width: float, height: float) -> MapTransform:
         """Return `extent` as large as it gets in the middle of `width` x `height` pixels."""
         scale = max(1e-9, min((width - 2 * MARGIN_PX) / extent.width, (height - 2 * MARGIN_PX) / extent.height))
         return cls(extent, (width - extent.width * scale) / 2, (height - extent.height * scale) / 2, scale)
@@ -85,7 +85,7 @@ class Fit:
         (x0, x1), (y0, y1) = ends
         left, top, *_ = self.to_px(BoxUm(x0, y0, 1, 1))
         width, height = (x1 - x0) * self.px_per_um, (y1 - y0) * self.px_per_um
-        wider, higher = max(0.0, SMALLEST_FRAME_PX - width), max(0.0, SMALLEST_FRAME_PX - height)
+        wider, higher = max(0.0, MIN_FRAME_PX - width), max(0.0, MIN_FRAME_PX - height)
         return left - wider / 2, top - higher / 2, width + wider, height + higher
 
 
@@ -107,7 +107,7 @@ class Minimap(QWidget):  # type: ignore[misc]  # qtpy has no types
         self._viewer = viewer
         self._screen: ScreenSlide | None = None
         self._picture: QImage | None = None
-        self._run: Run | None = None
+        self._run: BackgroundWorker | None = None
         self._note = ""
         self._redraw, self._look = _after(self, REDRAW_MS, self.update), _after(self, 0, self._look_again)
         self._dress()
@@ -134,10 +134,10 @@ class Minimap(QWidget):  # type: ignore[misc]  # qtpy has no types
         return SIZE_PX
 
     @property
-    def fit(self) -> Fit | None:
+    def fit(self) -> MapTransform | None:
         """Where the slide lies in the widget; None where there is no slide."""
         screen = self._screen
-        return Fit.within(screen.extent_um, self.width(), self.height()) if screen is not None else None
+        return MapTransform.within(screen.extent_um, self.width(), self.height()) if screen is not None else None
 
     @property
     def picture(self) -> QImage | None:
@@ -155,7 +155,7 @@ class Minimap(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     def _look_again(self) -> None:
         layer = current_slide(self._viewer)
-        screen = screen_of(layer) if layer is not None else None
+        screen = get_screen_slide(layer) if layer is not None else None
         if screen is not self._screen:
             if self._screen is not None:
                 self._screen.colour_changed.disconnect(self._recoloured)
@@ -174,7 +174,7 @@ class Minimap(QWidget):  # type: ignore[misc]  # qtpy has no types
             self._run.cancel()
         self._run, self._note = None, "" if self._screen is None else "reading the overview…"
         if self._screen is not None:
-            self._run = Run(partial(_overview, self._screen), self._take, self.update, self)
+            self._run = BackgroundWorker(partial(_overview, self._screen), self._take, self.update, self)
             self._run.start()
 
     def _take(self, event: Event) -> None:
@@ -202,7 +202,7 @@ class Minimap(QWidget):  # type: ignore[misc]  # qtpy has no types
             self._draw_slide(painter, fit)
             self._draw_frame(painter, fit)
 
-    def _draw_slide(self, painter: QPainter, fit: Fit) -> None:
+    def _draw_slide(self, painter: QPainter, fit: MapTransform) -> None:
         area = QRectF(*fit.to_px(fit.extent))
         painter.fillRect(area, QColor(GLASS))
         if self._picture is not None:
@@ -213,7 +213,7 @@ class Minimap(QWidget):  # type: ignore[misc]  # qtpy has no types
             painter.setPen(QColor("#404040"))
             self._write(painter, self._note)
 
-    def _draw_frame(self, painter: QPainter, fit: Fit) -> None:
+    def _draw_frame(self, painter: QPainter, fit: MapTransform) -> None:
         frame = QRectF(*fit.frame(visible_um(self._viewer)))
         for colour, width in ((HALO, 4.0), (FRAME, 2.0)):  # seen on dark and on light tissue
             pen = QPen(QColor(colour), width)

@@ -23,17 +23,17 @@ from napari_lrmil.core.events import Event, Failed, Finished
 from napari_lrmil.core.geometry import nominal_magnification
 from napari_lrmil.core.slides.resolution import PLAUSIBLE_MPP
 from napari_lrmil.core.slides.slide import Slide
-from napari_lrmil.plugin.qt.worker import Run
-from napari_lrmil.plugin.viewer.mpp_prompt import COMMON, Estimate, EstimateMpp, MppAnswer, is_plausible
+from napari_lrmil.plugin.qt.worker import BackgroundWorker
+from napari_lrmil.plugin.viewer.mpp_prompt import COMMON_MPP, EstimateMpp, MppAnswer, MppRange, is_plausible
 
 WIDTH_PX = 460
-WHY = (
+EXPLANATION = (
     "{name} does not say how large its pixels are. The model measures in µm, so a wrong value gives wrong answers: "
     "take it from the scanner's report if you can."
 )
 
 
-def ask_in_window(slide: Slide, estimate: EstimateMpp | None = None, parent: QWidget | None = None) -> MppAnswer | None:
+def ask_mpp(slide: Slide, estimate: EstimateMpp | None = None, parent: QWidget | None = None) -> MppAnswer | None:
     """Ask for the resolution of `slide` and wait for the answer; None where the dialog was cancelled."""
     dialog = MppDialog(slide.name, estimate, parent)
     try:
@@ -55,7 +55,7 @@ class MppDialog(QDialog):  # type: ignore[misc]  # qtpy has no types
 
     def __init__(self, name: str, estimate: EstimateMpp | None = None, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self._run: Run | None = None
+        self._run: BackgroundWorker | None = None
         self.setWindowTitle("How large is a pixel?")
         self.setMinimumWidth(WIDTH_PX)
         self._build(name)
@@ -66,7 +66,7 @@ class MppDialog(QDialog):  # type: ignore[misc]  # qtpy has no types
     def _build(self, name: str) -> None:
         column = QVBoxLayout(self)
         column.setSpacing(10)
-        text = QLabel(WHY.format(name=name))
+        text = QLabel(EXPLANATION.format(name=name))
         text.setWordWrap(True)
         text.setContentsMargins(0, 0, 0, 6)
         column.addWidget(text)
@@ -89,7 +89,7 @@ class MppDialog(QDialog):  # type: ignore[misc]  # qtpy has no types
         self.field.valueChanged.connect(self._show)
         row.addWidget(self.field, 1)
         self.common: dict[str, QPushButton] = {}
-        for name, mpp in COMMON.items():
+        for name, mpp in COMMON_MPP.items():
             self.common[name] = self._offer(f"{name} ({mpp:g})", mpp)
             row.addWidget(self.common[name])
         return row
@@ -152,7 +152,7 @@ class MppDialog(QDialog):  # type: ignore[misc]  # qtpy has no types
     def _begin(self, estimate: EstimateMpp) -> None:
         self.estimate_text.setText("Estimating from nuclear size…")
         self.estimate_box.show()
-        self._run = Run(partial(_estimated, estimate), self._told, self.estimate_busy.hide, self)
+        self._run = BackgroundWorker(partial(_estimated, estimate), self._told, self.estimate_busy.hide, self)
         self._run.start()
 
     def _told(self, event: Event) -> None:
@@ -161,7 +161,7 @@ class MppDialog(QDialog):  # type: ignore[misc]  # qtpy has no types
         elif isinstance(event, Finished | Failed):
             self.estimate_text.setText("Nuclear size gives no estimate for this slide.")
 
-    def _show_estimate(self, found: Estimate) -> None:
+    def _show_estimate(self, found: MppRange) -> None:
         self.estimate_text.setText(
             f"Estimated from nuclear size: about {found.mpp:.2f} ({found.low:.2f} to {found.high:.2f})"
         )

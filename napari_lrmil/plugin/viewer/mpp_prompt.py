@@ -15,10 +15,10 @@ from napari_lrmil.core.user_settings import SettingsStore
 if TYPE_CHECKING:
     from napari_lrmil.core.slides.slide import Slide
 
-COMMON = {"20x": 0.5, "40x": 0.25}  # µm per pixel of the usual scans
+COMMON_MPP = {"20x": 0.5, "40x": 0.25}  # µm per pixel of the usual scans
 
 
-class Estimate(Protocol):
+class MppRange(Protocol):
     """A resolution that was estimated from the pixels: µm per pixel, and the range in which it may lie."""
 
     @property
@@ -29,7 +29,7 @@ class Estimate(Protocol):
     def high(self) -> float: ...  # noqa: D102
 
 
-EstimateMpp = Callable[[], Estimate | None]
+EstimateMpp = Callable[[], MppRange | None]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class MppAnswer:
             raise ValueError(f"{self.mpp:g} µm per pixel is no resolution of a slide; expected {low:g} to {high:g}")
 
 
-Ask = Callable[["Slide"], MppAnswer | None]  # None: the user does not want to say
+AskMpp = Callable[["Slide"], MppAnswer | None]  # None: the user does not want to say
 
 
 def is_plausible(mpp: float) -> bool:
@@ -53,7 +53,7 @@ def is_plausible(mpp: float) -> bool:
     return PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1]
 
 
-def mpp_for(slide: Slide, ask: Ask, memory: SettingsStore | None = None) -> float | None:
+def resolve_mpp(slide: Slide, ask: AskMpp, memory: SettingsStore | None = None) -> float | None:
     """Return µm per level-0 pixel: as the file says, else as was once answered for it, else as `ask` answers now.
 
     Returns

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari_lrmil.core.geometry import MPP_TOLERANCE, BoxUm
 from napari_lrmil.core.slides.resolution import POWER_TIMES_MPP
-from napari_lrmil.plugin.viewer.layers import lrmil_layers, screen_of, tag_of
+from napari_lrmil.plugin.viewer.layers import get_screen_slide, get_tag, lrmil_layers
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pint import Unit
 
 MAGNIFICATIONS = (1.25, 2.5, 5.0, 10.0, 20.0, 40.0)
-LARGEST_PIXEL = 2  # screen pixels along a side of a slide pixel; a larger one shows nothing more
+MAX_SCREEN_PX = 2  # screen pixels along a side of a slide pixel; a larger one shows nothing more
 
 
 # ---------------------------------------------------------------- magnification
@@ -37,10 +37,10 @@ def magnification_zoom(magnification: float, um_per_unit: float = 1.0, pixel_rat
 def um_per_unit(viewer: ViewerModel) -> float:
     """Return the length of a unit of the viewer's world: a layer in nm beside the slide makes it 0.001 µm."""
     units = viewer.layers.extent.units
-    return (um_in(units[-1]) if units else None) or 1.0
+    return (unit_length_um(units[-1]) if units else None) or 1.0
 
 
-def um_in(unit: Unit) -> float | None:
+def unit_length_um(unit: Unit) -> float | None:
     """Return a unit's length in µm; None where it is no length, such as pixels."""
     if not unit.is_compatible_with("um"):
         return None
@@ -58,12 +58,12 @@ def set_magnification(viewer: ViewerModel, magnification: float, pixel_ratio: fl
     viewer.scene.camera.zoom = magnification_zoom(magnification, um_per_unit(viewer), pixel_ratio)
 
 
-def magnification_blocked_by(magnification: float, mpp: float | None) -> str:
+def why_magnification_unavailable(magnification: float, mpp: float | None) -> str:
     """Return why a magnification is of no use on a slide of `mpp` µm per pixel; empty where it is."""
     if mpp is None:
         return "Open a slide first."
     side = mpp / um_per_pixel(magnification)
-    if side <= LARGEST_PIXEL * (1 + MPP_TOLERANCE):
+    if side <= MAX_SCREEN_PX * (1 + MPP_TOLERANCE):
         return ""
     return (
         f"The slide has {mpp:.3g} µm per pixel at best: at {magnification:g}x each of its pixels "
@@ -103,7 +103,7 @@ def visible_um(viewer: ViewerModel) -> BoxUm:
 def current_slide(viewer: ViewerModel) -> Image | None:
     """Return the slide layer that the user deals with: that of the active layer, else the topmost visible one."""
     active = viewer.layers.selection.active
-    tag = tag_of(active) if active is not None else None
+    tag = get_tag(active) if active is not None else None
     own = lrmil_layers(viewer, tag.path, role="slide", side="student") if tag is not None else []
     shown = [layer for layer in lrmil_layers(viewer, role="slide", side="student") if layer.visible]
     return next(iter([*own, *reversed(shown)]), None)
@@ -112,7 +112,7 @@ def current_slide(viewer: ViewerModel) -> Image | None:
 def current_mpp(viewer: ViewerModel) -> float | None:
     """Return the finest resolution of the current slide in µm per pixel; None where there is no slide."""
     layer = current_slide(viewer)
-    screen = screen_of(layer) if layer is not None else None
+    screen = get_screen_slide(layer) if layer is not None else None
     return screen.slide.mpp.mean if screen is not None else None
 
 

@@ -12,16 +12,16 @@ from qtpy.QtCore import Qt, QTimer, Signal
 from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import QCheckBox, QHBoxLayout, QLabel, QPushButton, QShortcut, QWidget
 
-from napari_lrmil.plugin.qt.section import Section, bar, button
+from napari_lrmil.plugin.qt.section import Section, enable_unless, make_button
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.viewer.minimap import Minimap
 from napari_lrmil.plugin.viewer.navigation import (
     MAGNIFICATIONS,
     current_magnification,
     current_mpp,
-    magnification_blocked_by,
     set_magnification,
     um_per_pixel,
+    why_magnification_unavailable,
 )
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 REFRESH_MS = 30
-SAME = 0.01  # as near as this counts as the button's magnification
+MAGNIFICATION_TOLERANCE = 0.01  # as near as this counts as the button's magnification
 STYLE = "QPushButton { padding: 3px 0px; min-width: 34px; } QPushButton:checked { font-weight: bold; }"
 
 
@@ -105,9 +105,9 @@ class MagnificationRow(QWidget):  # type: ignore[misc]  # qtpy has no types
     def _refresh(self) -> None:
         now, mpp, keys_free = self.value(), current_mpp(self._viewer), self._keys_are_free()
         for key, (magnification, magnification_button) in enumerate(self.buttons.items(), start=1):
-            blocked = magnification_blocked_by(magnification, mpp)
+            blocked = why_magnification_unavailable(magnification, mpp)
             magnification_button.setEnabled(not blocked)
-            magnification_button.setChecked(not blocked and abs(now / magnification - 1) < SAME)
+            magnification_button.setChecked(not blocked and abs(now / magnification - 1) < MAGNIFICATION_TOLERANCE)
             offer = f"{magnification:g}x: a pixel of the screen shows {um_per_pixel(magnification):g} µm (key {key})"
             magnification_button.setToolTip(blocked or offer)
             self._shortcuts[magnification].setEnabled(not blocked and keys_free)
@@ -133,7 +133,7 @@ class NavigationSection(Section):
         self.magnification, self.minimap = MagnificationRow(viewer), Minimap(viewer)
         self.icc = QCheckBox("Scanner's colours (ICC)")
         self.icc.clicked.connect(self.icc_chosen)
-        self.label = button("Label…", "")
+        self.label = make_button("Label…", "")
         self.label.clicked.connect(self.label_wanted)
         self.add(self.magnification)
         self.add(self.minimap)
@@ -141,10 +141,10 @@ class NavigationSection(Section):
 
     def show_slide(self, has_profile: bool, images: tuple[str, ...]) -> None:
         """Enable what the slide has."""
-        bar(
+        enable_unless(
             self.icc,
             "" if has_profile else "The slide has no colour profile.",
             "Show colours as the scanner meant them",
         )
         told = f"Show {', '.join(images)}: may carry a patient's name; never part of an export"
-        bar(self.label, "" if images else "The slide has no label or macro image.", told)
+        enable_unless(self.label, "" if images else "The slide has no label or macro image.", told)

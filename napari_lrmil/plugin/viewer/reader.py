@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from napari_lrmil.core.slides.openslide_handle import dicom_files
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.user_settings import SettingsStore
-from napari_lrmil.plugin.viewer.mpp_prompt import Ask, MppAnswer, mpp_for
-from napari_lrmil.plugin.viewer.screen_pyramid import CACHE_BYTES
+from napari_lrmil.plugin.viewer.mpp_prompt import AskMpp, MppAnswer, resolve_mpp
+from napari_lrmil.plugin.viewer.screen_pyramid import DEFAULT_CACHE_BYTES
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from napari_lrmil.plugin.viewer.layers import LayerData
 
 Paths = str | Path | Sequence[str | Path]
-SERIES = "dicom.SeriesInstanceUID"
-NOTHING: list[Any] = [(None,)]  # how a reader tells napari that it did well and made no layer
+SERIES_PROPERTY = "dicom.SeriesInstanceUID"
+NO_LAYERS: list[Any] = [(None,)]  # how a reader tells napari that it did well and made no layer
 
 
 def get_reader(path: Paths) -> Callable[[Paths], list[LayerData]] | None:
     """Return a reader where every path is a slide that OpenSlide knows; None leaves the file to other readers."""
-    return open_slides if all(is_slide(p) for p in _paths(path)) else None
+    return read_dropped_slides if all(is_slide(p) for p in _paths(path)) else None
 
 
-def open_slides(path: Paths) -> list[LayerData]:
+def read_dropped_slides(path: Paths) -> list[LayerData]:
     """Return the layers of slides for the window that is open: it asks for what a file does not say.
 
     napari hands over dropped files one by one, so files of a DICOM series that is already shown give no layer.
@@ -45,18 +45,18 @@ def open_slides(path: Paths) -> list[LayerData]:
     viewer = current_viewer()
     shown = _series_shown(viewer) if viewer is not None else frozenset()
     cache = SettingsStore().load_settings().settings.tile_cache_mb << 20
-    made = read_slides(path, ask=ask_in_window if viewer is not None else None, shown=shown, cache_bytes=cache)
-    return made or NOTHING
+    made = read_slides(path, ask=ask_mpp_with_estimate if viewer is not None else None, shown=shown, cache_bytes=cache)
+    return made or NO_LAYERS
 
 
 def read_slides(
     path: Paths,
     mpp: float | None = None,
     *,
-    ask: Ask | None = None,
+    ask: AskMpp | None = None,
     memory: SettingsStore | None = None,
     shown: Iterable[str] = (),
-    cache_bytes: int = CACHE_BYTES,
+    cache_bytes: int = DEFAULT_CACHE_BYTES,
 ) -> list[LayerData]:
     """Return the layers of one or more slides; pixels are read when they are looked at.
 
@@ -82,17 +82,17 @@ def read_slides(
     ResolutionError
         Where neither the file nor `mpp` says how large a pixel is, and nobody can be asked.
     """
-    found = [_known(one, mpp, ask, memory) for one in one_per_slide(_paths(path), shown)]
+    found = [_known(one, mpp, ask, memory) for one in one_path_per_slide(_paths(path), shown)]
     return [layer for slide in found if slide is not None for layer in _layers(slide, cache_bytes)]
 
 
-def _known(path: Path, mpp: float | None, ask: Ask | None, memory: SettingsStore | None) -> Slide | None:
+def _known(path: Path, mpp: float | None, ask: AskMpp | None, memory: SettingsStore | None) -> Slide | None:
     """Return the open slide with a resolution, if anyone says it; None where the user would not."""
     slide = Slide(path, mpp=mpp)
     if slide.has_mpp or ask is None:
         return slide
     try:
-        answered = mpp_for(slide, ask, memory or SettingsStore())
+        answered = resolve_mpp(slide, ask, memory or SettingsStore())
     finally:
         slide.close()
     if answered is None:
@@ -102,10 +102,10 @@ def _known(path: Path, mpp: float | None, ask: Ask | None, memory: SettingsStore
 
 
 def _layers(slide: Slide, cache_bytes: int) -> list[LayerData]:
-    from napari_lrmil.plugin.viewer.layers import slide_layers
+    from napari_lrmil.plugin.viewer.layers import build_slide_layers
 
     try:
-        return slide_layers(slide, underlay=slices_asynchronously(), cache_bytes=cache_bytes)
+        return build_slide_layers(slide, underlay=slices_asynchronously(), cache_bytes=cache_bytes)
     except BaseException:
         slide.close()
         raise
@@ -118,10 +118,10 @@ def slices_asynchronously() -> bool:
     return bool(get_settings().experimental.async_)
 
 
-def ask_in_window(slide: Slide) -> MppAnswer | None:
+def ask_mpp_with_estimate(slide: Slide) -> MppAnswer | None:
     """Ask for the resolution of a slide in a dialog, which offers what its nuclei say."""
     from napari_lrmil.core.slides.mpp_from_nuclei import estimate_mpp
-    from napari_lrmil.plugin.viewer.mpp_dialog import ask_in_window as ask
+    from napari_lrmil.plugin.viewer.mpp_dialog import ask_mpp as ask
 
     return ask(slide, partial(estimate_mpp, slide))
 
@@ -139,7 +139,7 @@ def _paths(path: Paths) -> list[Path]:
 # ---------------------------------------------------------------- one slide per DICOM series
 
 
-def one_per_slide(paths: Iterable[Path], shown: Iterable[str] = ()) -> list[Path]:
+def one_path_per_slide(paths: Iterable[Path], shown: Iterable[str] = ()) -> list[Path]:
     """Return one path for each slide, in the order in which they came.
 
     Files of one DICOM series are one slide, whichever of them is opened; a folder with several series gives one file
@@ -182,17 +182,19 @@ def _series(file: Path) -> str | None:
         if openslide.OpenSlide.detect_format(file) != "dicom":
             return None
         with openslide.OpenSlide(file) as handle:
-            found: str | None = handle.properties.get(SERIES)
+            found: str | None = handle.properties.get(SERIES_PROPERTY)
             return found
     except (OSError, openslide.OpenSlideError):
         return None
 
 
 def _series_shown(viewer: ViewerModel) -> frozenset[str]:
-    from napari_lrmil.plugin.viewer.layers import lrmil_layers, screen_of
+    from napari_lrmil.plugin.viewer.layers import get_screen_slide, lrmil_layers
 
-    screens = [screen_of(layer) for layer in lrmil_layers(viewer, role="slide")]
-    return frozenset(s.slide.properties[SERIES] for s in screens if s is not None and SERIES in s.slide.properties)
+    screens = [get_screen_slide(layer) for layer in lrmil_layers(viewer, role="slide")]
+    return frozenset(
+        s.slide.properties[SERIES_PROPERTY] for s in screens if s is not None and SERIES_PROPERTY in s.slide.properties
+    )
 
 
 # ---------------------------------------------------------------- what is a slide

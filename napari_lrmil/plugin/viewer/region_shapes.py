@@ -15,10 +15,10 @@ from napari_lrmil.core.patching.regions import Region
 if TYPE_CHECKING:
     from napari.layers import Shapes
 
-ROUND = 64  # corners of an ellipse
+ELLIPSE_CORNERS = 64  # corners of an ellipse
 
 
-def drawn_regions(layer: Shapes, mpp: Mpp, rows: Iterable[int] | None = None) -> tuple[Region, ...]:
+def regions_from_shapes(layer: Shapes, mpp: Mpp, rows: Iterable[int] | None = None) -> tuple[Region, ...]:
     """Return the areas among the shapes of a layer in level-0 pixels; lines and paths are none.
 
     Parameters
@@ -49,11 +49,11 @@ def _outline(layer: Shapes, row: int, kind: str) -> Float:
     if kind != "ellipse":
         return np.asarray(world)
     centre, across, down = world.mean(axis=0), (world[1] - world[0]) / 2, (world[3] - world[0]) / 2
-    angle = np.linspace(0, 2 * np.pi, ROUND, endpoint=False)[:, None]
+    angle = np.linspace(0, 2 * np.pi, ELLIPSE_CORNERS, endpoint=False)[:, None]
     return np.asarray(centre + np.cos(angle) * across + np.sin(angle) * down)
 
 
-def shapes_of(regions: Sequence[Region], mpp: Mpp) -> list[tuple[Any, str]]:
+def shapes_from_regions(regions: Sequence[Region], mpp: Mpp) -> list[tuple[Any, str]]:
     """Return regions as polygons of the viewer's world, rows then columns, as napari's Shapes take them."""
     parts = [part for region in regions for part in getattr(region.geometry, "geoms", [region.geometry])]
     return [(np.asarray(part.exterior.coords)[:-1, ::-1] * (mpp.y, mpp.x), "polygon") for part in parts]

@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     import dask.array as da
 
 TILE_PX = 512  # side of a tile; square, as napari asks for rows and columns alike
-CACHE_BYTES = 256 << 20
-COARSEST_PX = 1024  # napari keeps the coarsest level whole, so it has to be small
-LARGEST_STEP = 4  # between neighbouring levels; napari loads a view at up to this many times the screen's pixels
+DEFAULT_CACHE_BYTES = 256 << 20
+MAX_COARSEST_PX = 1024  # napari keeps the coarsest level whole, so it has to be small
+MAX_LEVEL_STEP = 4  # between neighbouring levels; napari loads a view at up to this many times the screen's pixels
 
-Key = tuple[int, int, int]  # level, tile row, tile column
-Colour = Callable[[Pixels], Pixels]  # the same shape in other colours; called from several threads
+ScreenTileKey = tuple[int, int, int]  # level, tile row, tile column
+ColourTransform = Callable[[Pixels], Pixels]  # the same shape in other colours; called from several threads
 
 
-class TileCache(ByteLru[Key, Pixels]):
+class TileCache(ByteLru[ScreenTileKey, Pixels]):
     """Tiles of all levels for the screen."""
 
-    def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, max_bytes: int = DEFAULT_CACHE_BYTES) -> None:
         super().__init__(max_bytes)
 
 
@@ -59,7 +59,7 @@ class ScreenLevel:
 
 
 def plan_levels(levels: Sequence[Level], bounds: Bounds) -> tuple[ScreenLevel, ...]:
-    """Return the levels for the screen: the file's, and missing ones in steps of at most `LARGEST_STEP`."""
+    """Return the levels for the screen: the file's, and missing ones in steps of at most `MAX_LEVEL_STEP`."""
     planned = [ScreenLevel(bounds.width, bounds.height, True)]
     for level in levels[1:]:
         width, height = round(bounds.width / level.downsample), round(bounds.height / level.downsample)
@@ -67,15 +67,15 @@ def plan_levels(levels: Sequence[Level], bounds: Bounds) -> tuple[ScreenLevel, .
             continue
         planned += _steps_between(planned[-1], width)
         planned.append(ScreenLevel(width, height, True))
-    while max(planned[-1].width, planned[-1].height) > COARSEST_PX:
-        planned.append(_reduced(planned[-1], LARGEST_STEP))
+    while max(planned[-1].width, planned[-1].height) > MAX_COARSEST_PX:
+        planned.append(_reduced(planned[-1], MAX_LEVEL_STEP))
     return tuple(planned)
 
 
 def _steps_between(finer: ScreenLevel, width: int) -> list[ScreenLevel]:
     """Return what is missing between `finer` and a level of `width`, in equal steps."""
     ratio = finer.width / width
-    steps = math.ceil(math.log(ratio, LARGEST_STEP) - 0.05)  # 4.1 still counts as one step
+    steps = math.ceil(math.log(ratio, MAX_LEVEL_STEP) - 0.05)  # 4.1 still counts as one step
     return [_reduced(finer, ratio ** (i / steps)) for i in range(1, steps)]
 
 
@@ -103,7 +103,7 @@ class ScreenSlide:
 
     colour_changed = Signal()
 
-    def __init__(self, slide: Slide, cache: TileCache | None = None, colour: Colour | None = None) -> None:
+    def __init__(self, slide: Slide, cache: TileCache | None = None, colour: ColourTransform | None = None) -> None:
         self.slide = slide
         self.cache = TileCache() if cache is None else cache
         self.levels = plan_levels(slide.levels, slide.bounds)
@@ -119,11 +119,11 @@ class ScreenSlide:
         return BoxUm(bounds.x * mpp.x, bounds.y * mpp.y, bounds.width * mpp.x, bounds.height * mpp.y)
 
     @property
-    def colour(self) -> Colour | None:
+    def colour(self) -> ColourTransform | None:
         """What changes the colours, if anything does."""
         return self._colour
 
-    def set_colour(self, colour: Colour | None) -> None:
+    def set_colour(self, colour: ColourTransform | None) -> None:
         """Show other colours from now on; kept tiles are forgotten."""
         with self._recolouring:
             self._colour = colour
@@ -157,7 +157,7 @@ class ScreenSlide:
     def _block(self, *, level: int, block_id: tuple[int, ...]) -> Pixels:
         return self.tile((level, block_id[0], block_id[1]))
 
-    def tile(self, key: Key) -> Pixels:
+    def tile(self, key: ScreenTileKey) -> Pixels:
         """Return a tile of at most `TILE_PX` squared, from the cache or from the file."""
         tile = self.cache.get(key)
         if tile is None:
@@ -168,7 +168,7 @@ class ScreenSlide:
                     self.cache.put(key, tile)
         return tile
 
-    def _make(self, key: Key, colour: Colour | None) -> Pixels:
+    def _make(self, key: ScreenTileKey, colour: ColourTransform | None) -> Pixels:
         level, row, column = key
         at = self.levels[level]
         x, y = column * TILE_PX, row * TILE_PX

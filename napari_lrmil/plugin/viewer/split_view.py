@@ -17,20 +17,20 @@ from typing import TYPE_CHECKING
 from napari_lrmil.plugin.viewer.attention_layers import (
     AttentionStyle,
     CompareMode,
-    evidence_layer,
-    map_layers,
-    picked_layer,
+    build_evidence_layer,
+    build_map_layers,
+    build_picked_layer,
 )
 from napari_lrmil.plugin.viewer.layers import (
-    MAPS,
+    MAP_ROLES,
     LayerData,
-    Place,
-    add_layer,
+    RoleAndSide,
+    add_layers,
+    copy_for_teacher_view,
+    get_tag,
     lrmil_layers,
     remove_layers,
-    restyle,
-    tag_of,
-    twin,
+    update_layer,
 )
 
 if TYPE_CHECKING:
@@ -42,13 +42,13 @@ if TYPE_CHECKING:
     from napari_lrmil.plugin.session.open_slides import SlideChoice
     from napari_lrmil.plugin.viewer.layers import Side
 
-ROLES = ("underlay", "slide", "attention", "picked")  # bottom first
+VIEW_ROLES = ("underlay", "slide", "attention", "picked")  # bottom first
 SPACING_PX = 6
-CAPTION, CAPTION_LETTERS = "Colour: ", 44  # in a line: beside the scale bar there is no room for more
+CAPTION_PREFIX, CAPTION_WIDTH = "Colour: ", 44  # in a line: beside the scale bar there is no room for more
 
 
 @dataclass(frozen=True)
-class Views:
+class SplitView:
     """The layers of the two views, bottom first, role by role the same."""
 
     student: tuple[Image, ...]
@@ -60,25 +60,25 @@ class Views:
         return self.student + self.teacher
 
 
-def find_views(viewer: ViewerModel) -> Views | None:
+def find_split_view(viewer: ViewerModel) -> SplitView | None:
     """Return the two views where a slide has a student's and a teacher's attention, else None."""
     for attention in lrmil_layers(viewer, role="attention", side="teacher"):
         path = _path(attention)
-        pairs = [(_first(viewer, path, role, "student"), _first(viewer, path, role, "teacher")) for role in ROLES]
+        pairs = [(_first(viewer, path, role, "student"), _first(viewer, path, role, "teacher")) for role in VIEW_ROLES]
         whole = [(s, t) for s, t in pairs if s is not None and t is not None]
         if pairs[1] in whole and pairs[2] in whole:
-            return Views(tuple(s for s, _ in whole), tuple(t for _, t in whole))
+            return SplitView(tuple(s for s, _ in whole), tuple(t for _, t in whole))
     return None
 
 
 def _path(layer: Layer) -> Path | None:
-    tag = tag_of(layer)
+    tag = get_tag(layer)
     return tag.path if tag else None
 
 
 def _maps(viewer: ViewerModel, path: Path | None = None) -> list[Image]:
     """Return the maps that there are, in the order in which they are drawn."""
-    found = [layer for role in MAPS for layer in lrmil_layers(viewer, path, role=role)]
+    found = [layer for role in MAP_ROLES for layer in lrmil_layers(viewer, path, role=role)]
     return [layer for layer in viewer.layers if layer in found]
 
 
@@ -90,9 +90,9 @@ def arrange_views(viewer: ViewerModel) -> None:
     """Bring order and grid in line with the layers there are; call it whenever layers came or went."""
     _tie_underlays(viewer)
     caption = viewer.canvas.overlays.text
-    if caption.text.startswith(CAPTION) and not _maps(viewer):
+    if caption.text.startswith(CAPTION_PREFIX) and not _maps(viewer):
         _hush(viewer)
-    views = find_views(viewer)
+    views = find_split_view(viewer)
     if views is None:
         _leave_grid(viewer)
         return
@@ -112,7 +112,7 @@ def _tie_underlays(viewer: ViewerModel) -> None:
     from napari.experimental import link_layers
 
     for underlay in lrmil_layers(viewer, role="underlay"):
-        tag = tag_of(underlay)
+        tag = get_tag(underlay)
         slide = _first(viewer, tag.path, "slide", tag.side) if tag else None
         if slide is not None:
             link_layers([underlay, slide], ("visible", "opacity"))
@@ -151,17 +151,17 @@ def show_attention(
     refresh_attention(viewer, prediction, slide, look, pairing)
 
 
-def _lay(viewer: ViewerModel, slide: SlideChoice, made: Mapping[Place, LayerData]) -> None:
+def _lay(viewer: ViewerModel, slide: SlideChoice, made: Mapping[RoleAndSide, LayerData]) -> None:
     """Add the maps of a prediction in place of those there were; `dress` gives them names and legend."""
     there = bool(_maps(viewer, slide.path))
     was_beside, camera = bool(viewer.canvas.grid.enabled), viewer.scene.camera
     centre, zoom = camera.center, camera.zoom
     remove_attention(viewer, slide.path)
-    layers = add_layer(viewer, [layer for place, layer in made.items() if place[1] == "student"])
+    layers = add_layers(viewer, [layer for place, layer in made.items() if place[1] == "student"])
     if ("attention", "teacher") in made:
-        found = [_first(viewer, slide.path, role, "student") for role in ROLES[:2]]
-        copies: list[LayerData] = [twin(layer) for layer in found if layer is not None]
-        add_layer(viewer, [*copies, made["attention", "teacher"]])
+        found = [_first(viewer, slide.path, role, "student") for role in VIEW_ROLES[:2]]
+        copies: list[LayerData] = [copy_for_teacher_view(layer) for layer in found if layer is not None]
+        add_layers(viewer, [*copies, made["attention", "teacher"]])
     arrange_views(viewer)
     viewer.layers.selection.active = layers[0]
     beside = bool(viewer.canvas.grid.enabled)
@@ -176,7 +176,7 @@ def _lay(viewer: ViewerModel, slide: SlideChoice, made: Mapping[Place, LayerData
 
 def remove_attention(viewer: ViewerModel, path: Path) -> None:
     """Take the results of an earlier run away."""
-    old = [layer for role in (*MAPS, "evidence", "picked") for layer in lrmil_layers(viewer, path, role=role)]
+    old = [layer for role in (*MAP_ROLES, "evidence", "picked") for layer in lrmil_layers(viewer, path, role=role)]
     remove_layers(viewer, old)
     arrange_views(viewer)
 
@@ -189,29 +189,29 @@ def refresh_attention(
     pairing: CompareMode | None = None,
 ) -> None:
     """Show a prediction in the layers of the last one where there are any: nothing flickers, the camera stays."""
-    tags = {layer: tag_of(layer) for layer in _maps(viewer, slide.path)}
+    tags = {layer: get_tag(layer) for layer in _maps(viewer, slide.path)}
     there = {(tag.role, tag.side): layer for layer, tag in tags.items() if tag is not None}
-    made = map_layers(prediction, slide.mpp, slide.given_mpp, look, pairing)
+    made = build_map_layers(prediction, slide.mpp, slide.given_mpp, look, pairing)
     if set(there) != set(made):
         _lay(viewer, slide, made)
         return
     for place, layer in there.items():
-        restyle(layer, made[place])
+        update_layer(layer, made[place])
 
 
-def show_picked(viewer: ViewerModel, prediction: Prediction, slide: SlideChoice, rows: Int64 | None) -> None:
+def show_picked_patches(viewer: ViewerModel, prediction: Prediction, slide: SlideChoice, rows: Int64 | None) -> None:
     """Outline LR patches, given as rows of a prediction, in all views of its slide; None or no row outlines nothing."""
-    sides: tuple[Side, ...] = ("student", "teacher") if find_views(viewer) is not None else ("student",)
+    sides: tuple[Side, ...] = ("student", "teacher") if find_split_view(viewer) is not None else ("student",)
     if rows is None or len(rows) == 0:
         remove_layers(viewer, lrmil_layers(viewer, slide.path, role="picked"))
         return
     for side in sides:
-        made = picked_layer(prediction, rows, slide.mpp, slide.given_mpp, side)
+        made = build_picked_layer(prediction, rows, slide.mpp, slide.given_mpp, side)
         there = _first(viewer, slide.path, "picked", side)
         if there is None:
-            add_layer(viewer, [made])
+            add_layers(viewer, [made])
         else:
-            restyle(there, made)
+            update_layer(there, made)
     arrange_views(viewer)
 
 
@@ -231,12 +231,12 @@ def show_evidence(
         remove_layers(viewer, [there] if there is not None else [])
         _caption(viewer, look)
         return
-    made = evidence_layer(prediction, name, slide.mpp, slide.given_mpp)
+    made = build_evidence_layer(prediction, name, slide.mpp, slide.given_mpp)
     if there is None:
-        [there] = add_layer(viewer, [made])
+        [there] = add_layers(viewer, [made])
         _bar(there)
     else:
-        restyle(there, made)
+        update_layer(there, made)
     there.name = made[1]["name"]
     _say(viewer, f"evidence for {name} (logit), blue against, orange for")
 
@@ -293,7 +293,7 @@ def _hush(viewer: ViewerModel) -> None:
 
 
 def _say(viewer: ViewerModel, meaning: str) -> None:
-    caption, text = viewer.canvas.overlays.text, fill(CAPTION + meaning, CAPTION_LETTERS)
+    caption, text = viewer.canvas.overlays.text, fill(CAPTION_PREFIX + meaning, CAPTION_WIDTH)
     if (caption.text, caption.visible, caption.opacity) == (text, True, 1.0):
         return
     caption.text, caption.opacity, caption.box = text, 1.0, True

@@ -16,7 +16,7 @@ from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.visualize.overlay import RESEARCH_USE
-from napari_lrmil.plugin.viewer.layers import add_layer, lrmil_layers, slide_layers, tag_of
+from napari_lrmil.plugin.viewer.layers import add_layers, build_slide_layers, get_tag, lrmil_layers
 from napari_lrmil.plugin.viewer.reader import read_slides
 from support.fake_slides import fake_slide, glass, one_sentence, speckled, write_tiff
 from support.planted import DARK, centroid, plant
@@ -82,7 +82,7 @@ def _cells(viewer: Any) -> list[list[tuple[str, str]]]:
     assert viewer.canvas.grid.enabled
     cells = []
     for _, indices in viewer.canvas.grid.iter_viewboxes(viewer.layers):
-        tags = [tag_of(viewer.layers[i]) for i in indices]
+        tags = [get_tag(viewer.layers[i]) for i in indices]
         cells.append([(tag.role, tag.side) for tag in tags if tag is not None])
     return cells
 
@@ -109,7 +109,7 @@ def test_leaving_the_teacher_out_again_gives_one_view(
     dock.beside.native.click()
     _run(dock, qtbot)
     assert not viewer.canvas.grid.enabled
-    assert [tag_of(layer).role for layer in viewer.layers] == ["slide", "attention"]  # type: ignore[union-attr]  # all ours
+    assert [get_tag(layer).role for layer in viewer.layers] == ["slide", "attention"]  # type: ignore[union-attr]  # all ours
 
 
 def test_removing_the_teachers_map_gives_one_view(
@@ -136,12 +136,12 @@ def test_of_several_slides_the_analysed_one_is_seen(
 ) -> None:
     dock = make_dock(slide_path)
     other = write_tiff(tmp_path / "other.tif", speckled(640, 512, seed=1), (1.0,), mpp=(0.5, 0.5))
-    add_layer(viewer, read_slides(other))
+    add_layers(viewer, read_slides(other))
     qtbot.waitUntil(lambda: len(dock.session.slides) == 2, timeout=5000)
     dock.slide.value = next(s for s in dock.session.slides if s.path == slide_path)
     dock.beside.native.click()
     _run(dock, qtbot)
-    assert {tag_of(layer).path for layer in viewer.layers if layer.visible} == {slide_path}  # type: ignore[union-attr]  # all ours
+    assert {get_tag(layer).path for layer in viewer.layers if layer.visible} == {slide_path}  # type: ignore[union-attr]  # all ours
     assert _cells(viewer) == CELLS
 
 
@@ -153,7 +153,7 @@ def slow(tmp_path: Path) -> Slow:
 def test_cancel_answers_and_leaves_nothing_but_a_usable_dock(
     make_dock: MakeDock, viewer: Any, slide_path: Path, slow: Slow, qtbot: Any
 ) -> None:
-    from napari_lrmil.plugin.session.session import Session, State
+    from napari_lrmil.plugin.session.session import Session, SessionState
 
     dock = make_dock(slide_path, Session(open_slide=slow))
     dock.beside.native.click()
@@ -163,11 +163,11 @@ def test_cancel_answers_and_leaves_nothing_but_a_usable_dock(
     dock.run_button.native.click()
     assert dock.run_button.text == "Cancelling…" and not dock.run_button.enabled
     qtbot.waitUntil(lambda: not dock.session.busy, timeout=WAIT_MS)
-    assert dock.session.state is State.IDLE and not lrmil_layers(viewer, role="attention")
+    assert dock.session.state is SessionState.IDLE and not lrmil_layers(viewer, role="attention")
     assert not dock.progress.visible and dock.run_button.text == "Run" and dock.slide.enabled
     dock.beside.native.click()
     _run(dock, qtbot)
-    assert dock.session.state is State.DONE
+    assert dock.session.state is SessionState.DONE
     viewer.layers.clear()
     qtbot.waitUntil(lambda: dock.session.slide is None, timeout=5000)
     assert len(slow.slides) == 1
@@ -178,7 +178,7 @@ def test_cancel_answers_and_leaves_nothing_but_a_usable_dock(
 def test_escape_cancels(make_dock: MakeDock, slide_path: Path, slow: Slow, qtbot: Any) -> None:
     from qtpy.QtCore import Qt
 
-    from napari_lrmil.plugin.session.session import Session, State
+    from napari_lrmil.plugin.session.session import Session, SessionState
 
     dock = make_dock(slide_path, Session(open_slide=slow))
     dock.run_button.native.click()
@@ -186,7 +186,7 @@ def test_escape_cancels(make_dock: MakeDock, slide_path: Path, slow: Slow, qtbot
     dock.window().activateWindow()
     qtbot.waitUntil(dock.isActiveWindow, timeout=5000)
     qtbot.keyClick(dock, Qt.Key.Key_Escape)
-    assert dock.session.state is State.CANCELLING
+    assert dock.session.state is SessionState.CANCELLING
     qtbot.waitUntil(lambda: not dock.session.busy, timeout=WAIT_MS)
 
 
@@ -198,7 +198,7 @@ def test_closing_the_window_during_a_run_ends_it(bundle: Bundle, slide_path: Pat
     dock = AnalyseWidget(viewer, session)
     viewer.window.add_dock_widget(dock)
     dock.open_model(bundle.path)
-    add_layer(viewer, read_slides(slide_path))
+    add_layers(viewer, read_slides(slide_path))
     qtbot.waitUntil(lambda: session.slide is not None, timeout=5000)
     dock.beside.native.click()
     dock.run_button.native.click()
@@ -234,7 +234,7 @@ def test_what_cannot_work_is_not_enabled_and_says_why(
     dock = make_dock(None)
     assert not dock.run_button.enabled and "slide" in dock.run_button.tooltip
     coarse = write_tiff(tmp_path / "coarse.tif", speckled(600, 400), (1.0,), mpp=(4.0, 4.0))
-    add_layer(viewer, read_slides(coarse))
+    add_layers(viewer, read_slides(coarse))
     qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=5000)
     assert not dock.run_button.enabled and "too coarse for the student" in dock.run_button.tooltip
     assert one_sentence(Exception(dock.note.text())) and dock.note.isVisible()
@@ -269,7 +269,7 @@ def test_the_dock_says_research_use_only_and_follows_the_slides(
 
 def test_napari_draws_every_level_at_the_same_place(viewer: Any, tmp_path: Path) -> None:
     planted = plant((0.5, 0.5))
-    [layer] = add_layer(viewer, slide_layers(fake_slide(tmp_path, planted.fake), underlay=False))
+    [layer] = add_layers(viewer, build_slide_layers(fake_slide(tmp_path, planted.fake), underlay=False))
     viewer.reset_view()
     pictures = [_drawn(viewer, layer, level) for level in range(len(layer.data))]
     square = np.argwhere(np.abs(pictures[0] - DARK).sum(axis=2) < 60)

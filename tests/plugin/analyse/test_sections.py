@@ -449,7 +449,7 @@ def test_an_ordinary_picture_is_offered_as_a_slide_of_one_level(
     viewer.layers.remove(grey)
     viewer.add_image(speckled(1280, 1000), name="photo", rgb=True)
     qtbot.waitUntil(lambda: dock.image.enabled, timeout=5000)
-    monkeypatch.setattr(onscreen, "ask_in_window", lambda slide: MppAnswer(0.5, remember=False))
+    monkeypatch.setattr(onscreen, "ask_mpp_with_estimate", lambda slide: MppAnswer(0.5, remember=False))
     dock.image.native.click()
     qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=5000)
     assert len(run(dock, qtbot).grid.lr_index) > 0
@@ -459,10 +459,10 @@ def test_an_ordinary_picture_is_offered_as_a_slide_of_one_level(
 def test_a_slide_with_a_profile_can_be_seen_in_the_scanners_colours(
     make_dock: MakeDock, viewer: Any, qtbot: Any, shared_data: Path
 ) -> None:
-    from napari_lrmil.plugin.viewer.layers import screen_of
+    from napari_lrmil.plugin.viewer.layers import get_screen_slide
 
     dock = make_dock(shared_data / "slides" / "CMU-1-Small-Region_dicom")
-    screen = screen_of(lrmil_layers(viewer, role="slide")[0])
+    screen = get_screen_slide(lrmil_layers(viewer, role="slide")[0])
     assert screen is not None and dock.navigation.icc.isEnabled() and screen.colour is None
     dock.navigation.icc.click()
     assert screen.colour is not None

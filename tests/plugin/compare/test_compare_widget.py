@@ -15,7 +15,7 @@ from matplotlib.backend_bases import MouseEvent
 
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.results.writer import write_prediction
-from napari_lrmil.plugin.session.session import Session, State
+from napari_lrmil.plugin.session.session import Session, SessionState
 from napari_lrmil.plugin.viewer.layers import lrmil_layers
 from support.fake_slides import one_sentence, speckled, write_tiff
 from support.slow_slides import Slow
@@ -139,7 +139,7 @@ def test_cancel_and_closing_the_dock_end_a_run(
     dock.form.get.click()
     assert dock.form.get.text() == "Cancelling…" and not dock.form.get.isEnabled()
     qtbot.waitUntil(lambda: not dock.session.busy, timeout=WAIT_MS)
-    assert dock.session.state is State.IDLE and dock.form.get.isEnabled()
+    assert dock.session.state is SessionState.IDLE and dock.form.get.isEnabled()
     dock.session.cache.clear()
     dock.form.get.click()
     qtbot.waitUntil(lambda: dock.session.pace is not None, timeout=WAIT_MS)
@@ -153,14 +153,14 @@ def test_cancel_and_closing_the_dock_end_a_run(
 def test_what_cannot_work_is_not_enabled_and_says_why(
     make_compare: MakeCompare, viewer: Any, tmp_path: Path, qtbot: Any
 ) -> None:
-    from napari_lrmil.plugin.viewer.layers import add_layer
+    from napari_lrmil.plugin.viewer.layers import add_layers
     from napari_lrmil.plugin.viewer.reader import read_slides
 
     dock = make_compare(None)
     assert not dock.form.get.isEnabled() and "slide" in dock.form.get.toolTip()
     assert not dock.pairing.views["wipe"].isEnabled() and not dock.scatter.draw.isEnabled()
     coarse = write_tiff(tmp_path / "coarse.tif", speckled(600, 400), (1.0,), mpp=(1.0, 1.0))
-    add_layer(viewer, read_slides(coarse))
+    add_layers(viewer, read_slides(coarse))
     qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=5000)
     assert not dock.form.get.isEnabled() and "too coarse for the teacher" in dock.form.get.toolTip()
 

@@ -10,12 +10,12 @@ import pytest
 
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Failed, Finished, Progress
-from napari_lrmil.plugin.qt.worker import Run, pump
+from napari_lrmil.plugin.qt.worker import BackgroundWorker, forward_events
 
 
 def _collect(work: Any) -> list[Event]:
     got: list[Event] = []
-    pump(work, threading.Event(), got.append)
+    forward_events(work, threading.Event(), got.append)
     return got
 
 
@@ -61,7 +61,7 @@ def test_a_cancelled_run_closes_its_work_and_passes_nothing_on() -> None:
         finally:
             closed.set()
 
-    pump(work, cancelled, got.append)
+    forward_events(work, cancelled, got.append)
     assert closed.is_set() and got == [Progress("a", 0, 2)]
 
 
@@ -69,7 +69,7 @@ def test_events_arrive_in_the_windows_thread_and_the_end_is_told_once(qtbot: Any
     from qtpy.QtCore import QObject
 
     parent, threads, ends = QObject(), [], []
-    run = Run(
+    run = BackgroundWorker(
         lambda: iter_of(Finished(1)),
         lambda _: threads.append(threading.current_thread()),
         lambda: ends.append(1),
@@ -91,7 +91,7 @@ def test_the_work_ends_when_its_window_goes(qtbot: Any) -> None:
             going.wait(0.01)
             yield Progress("a", 0, 1)
 
-    run = Run(work, told.append, lambda: told.append(None), parent)
+    run = BackgroundWorker(work, told.append, lambda: told.append(None), parent)
     run.start()
     qtbot.waitUntil(lambda: len(told) > 2, timeout=5000)
     parent.deleteLater()

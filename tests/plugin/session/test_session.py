@@ -18,7 +18,7 @@ from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.patching.regions import box_region
 from napari_lrmil.core.patching.roi import RegionOfInterest
 from napari_lrmil.plugin.session.open_slides import SlideChoice
-from napari_lrmil.plugin.session.session import Session, State
+from napari_lrmil.plugin.session.session import Session, SessionState
 from napari_lrmil.plugin.session.what_if import WhatIf
 from support.fake_slides import one_sentence
 
@@ -108,7 +108,7 @@ def test_events_become_state(bundle: Bundle) -> None:
     told = SimpleNamespace(student=SimpleNamespace(seconds={"encode": 0.0}), teacher=None)
     session.handle(Finished(told))
     session.end()
-    assert session.state is State.DONE and done == [told] and session.pace is None
+    assert session.state is SessionState.DONE and done == [told] and session.pace is None
 
 
 def test_after_a_cancel_nothing_arrives_and_a_new_run_can_start(session: Session) -> None:
@@ -117,11 +117,11 @@ def test_after_a_cancel_nothing_arrives_and_a_new_run_can_start(session: Session
     session.start()
     session.cancel()
     session.handle(Finished("late"))
-    assert session.state is State.CANCELLING and session.busy
+    assert session.state is SessionState.CANCELLING and session.busy
     session.end()
-    assert session.state is State.IDLE and done == [] and session.prediction is None
+    assert session.state is SessionState.IDLE and done == [] and session.prediction is None
     session.start()
-    assert session.state is State.RUNNING
+    assert session.state is SessionState.RUNNING
 
 
 def test_a_failure_is_told_and_the_session_stays_usable(session: Session) -> None:
@@ -130,7 +130,7 @@ def test_a_failure_is_told_and_the_session_stays_usable(session: Session) -> Non
     session.start()
     session.handle(Failed("no tissue"))
     session.end()
-    assert session.state is State.FAILED and told == ["no tissue"] and session.message == "no tissue"
+    assert session.state is SessionState.FAILED and told == ["no tissue"] and session.message == "no tissue"
     session.start()
     assert session.message == ""
 
@@ -138,7 +138,7 @@ def test_a_failure_is_told_and_the_session_stays_usable(session: Session) -> Non
 def test_work_that_ends_without_a_word_is_a_failure(session: Session) -> None:
     session.start()
     session.end()
-    assert session.state is State.FAILED and "without a result" in session.message
+    assert session.state is SessionState.FAILED and "without a result" in session.message
 
 
 def test_a_run_gives_events_and_writes_where_asked(bundle: Bundle, slide_path: Path, tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ from PIL import Image
 
 from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.slides.slide import Slide
-from napari_lrmil.plugin.viewer.layers import add_layer, slide_layers
+from napari_lrmil.plugin.viewer.layers import add_layers, build_slide_layers
 from support.fake_slides import FakeSlide, fake_slide, one_sentence, resolution, speckled
 from support.window import require_screen
 
 require_screen()
 
-from napari_lrmil.plugin.viewer.associated_images import PRIVATE, associated_images, show_associated  # noqa: E402  # needs the screen
+from napari_lrmil.plugin.viewer.associated_images import PRIVACY_WARNING, associated_image_names, show_associated_image  # noqa: E402  # needs the screen
 
 LABEL = (3, 251, 7)  # a green that nothing else has
 
@@ -39,13 +39,13 @@ def _green(pixels: Any) -> int:
 def test_it_is_shown_in_a_window_of_its_own_and_gets_into_no_layer_and_no_screenshot(
     slide: Slide, viewer: Any, qtbot: Any
 ) -> None:
-    add_layer(viewer, slide_layers(slide, underlay=False))
+    add_layers(viewer, build_slide_layers(slide, underlay=False))
     before = list(viewer.layers)
-    assert associated_images(slide) == ("label", "macro")
-    window = show_associated(slide, "label", viewer.window._qt_window)
+    assert associated_image_names(slide) == ("label", "macro")
+    window = show_associated_image(slide, "label", viewer.window._qt_window)
     qtbot.waitExposed(window)
     assert window.isVisible() and not window.isModal()
-    assert PRIVATE in window.warning.text() and window.warning.isVisible()
+    assert PRIVACY_WARNING in window.warning.text() and window.warning.isVisible()
     size = window.picture.pixmap().size()
     assert size.width() <= 900 and size.width() / size.height() == pytest.approx(1300 / 400, rel=0.02)
     shown = window.picture.pixmap().toImage()
@@ -59,5 +59,5 @@ def test_it_is_shown_in_a_window_of_its_own_and_gets_into_no_layer_and_no_screen
 
 def test_an_image_that_is_not_there_is_one_sentence(slide: Slide) -> None:
     with pytest.raises(SlideError, match="label, macro") as refused:
-        show_associated(slide, "thumbnail")
+        show_associated_image(slide, "thumbnail")
     assert one_sentence(refused.value)

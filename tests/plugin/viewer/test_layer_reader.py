@@ -17,7 +17,7 @@ from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.plugin.viewer import reader
 from napari_lrmil.plugin.viewer.layers import lrmil_layers
 from napari_lrmil.plugin.viewer.mpp_prompt import MppAnswer
-from napari_lrmil.plugin.viewer.reader import get_reader, one_per_slide, read_slides
+from napari_lrmil.plugin.viewer.reader import get_reader, one_path_per_slide, read_slides
 from support.fake_slides import one_sentence, speckled, write_tiff
 
 
@@ -124,7 +124,7 @@ def test_napari_takes_a_cancelled_dialog_for_no_layer(tmp_path: Path, monkeypatc
     path = write_tiff(tmp_path / "bare.tif", speckled(600, 400))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setattr(reader, "_tell", lambda _: None)
-    monkeypatch.setattr(reader, "ask_in_window", lambda _: None)
+    monkeypatch.setattr(reader, "ask_mpp_with_estimate", lambda _: None)
     monkeypatch.setattr("napari.current_viewer", ViewerModel)
     opener = get_reader(path)
     assert opener is not None and opener(path) == [(None,)]
@@ -141,7 +141,7 @@ def dicom(shared_data: Path) -> Path:
 def test_files_of_one_dicom_series_are_one_slide(dicom: Path, slide_path: Path) -> None:
     files = sorted(dicom.glob("*.dcm"))
     assert len(files) == 4
-    assert one_per_slide([files[2], slide_path, *files, dicom]) == [files[2], slide_path]
+    assert one_path_per_slide([files[2], slide_path, *files, dicom]) == [files[2], slide_path]
     [(data, options, _)] = read_slides(files)
     assert data.shape == (2967, 2220, 3) if hasattr(data, "shape") else data[0].shape == (2967, 2220, 3)
     assert options["scale"] == pytest.approx((0.499, 0.499))
@@ -152,11 +152,11 @@ def test_a_folder_of_one_series_is_one_slide_by_its_name_and_of_two_series_two(
 ) -> None:
     folder = tmp_path / "study"
     shutil.copytree(dicom, folder)
-    assert one_per_slide([folder]) == [folder]
+    assert one_path_per_slide([folder]) == [folder]
     assert [options["name"] for _, options, _ in read_slides(folder)] == ["study"]
     shutil.copy(shared_data / "slides" / "camelyon_overview_jpeg" / "overview.dcm", folder / "overview.dcm")
     (folder / "broken.dcm").write_bytes(b"DICM")
-    found = one_per_slide([folder])
+    found = one_path_per_slide([folder])
     assert len(found) == 2 and found[1] == folder / "overview.dcm"
     assert get_reader(folder) is not None
 

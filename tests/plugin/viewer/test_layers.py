@@ -13,8 +13,15 @@ from napari_lrmil.core.geometry import Mpp
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
-from napari_lrmil.plugin.viewer.attention_layers import attention_layers
-from napari_lrmil.plugin.viewer.layers import add_layer, placement, recolour, screen_of, slide_layers, twin
+from napari_lrmil.plugin.viewer.attention_layers import build_attention_layers
+from napari_lrmil.plugin.viewer.layers import (
+    add_layers,
+    build_slide_layers,
+    copy_for_teacher_view,
+    get_screen_slide,
+    placement,
+    recolour_slide,
+)
 from support.fake_slides import GLASS, DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 from support.planted import LR_UM, Planted, centroid, plant
 
@@ -54,7 +61,7 @@ def test_placement_puts_a_corner_not_a_centre_at_the_given_pixel() -> None:
 
 @pytest.mark.parametrize("side", ["student", "teacher"])
 def test_attention_peaks_on_the_square_within_half_an_lr_patch(planted: Planted, side: Any, tmp_path: Path) -> None:
-    layer = _layer(attention_layers(_prediction(tmp_path, planted), 0.5, None)[side])
+    layer = _layer(build_attention_layers(_prediction(tmp_path, planted), 0.5, None)[side])
     x, y = planted.centre_um
     peak = np.unravel_index(np.nanargmax(layer.data), layer.data.shape)
     world_y, world_x = layer.data_to_world(peak)
@@ -64,7 +71,7 @@ def test_attention_peaks_on_the_square_within_half_an_lr_patch(planted: Planted,
 
 
 def test_every_level_of_the_slide_shows_the_square_at_its_place(planted: Planted, tmp_path: Path) -> None:
-    layer = _layer(slide_layers(fake_slide(tmp_path, planted.fake), underlay=False)[0])
+    layer = _layer(build_slide_layers(fake_slide(tmp_path, planted.fake), underlay=False)[0])
     assert len(layer.data) > 2
     for level, factor in zip(layer.data, layer.downsample_factors, strict=True):
         # napari draws pixel i of a level over [i, i + 1] * factor - 0.5 of the finest level's pixels
@@ -74,7 +81,7 @@ def test_every_level_of_the_slide_shows_the_square_at_its_place(planted: Planted
 
 
 def test_the_underlay_lies_where_the_slide_lies(planted: Planted, tmp_path: Path) -> None:
-    under, over = (_layer(m) for m in slide_layers(fake_slide(tmp_path, planted.fake), underlay=True))
+    under, over = (_layer(m) for m in build_slide_layers(fake_slide(tmp_path, planted.fake), underlay=True))
     assert under.data_to_world(centroid(np.asarray(under.data))) == pytest.approx(
         planted.centre_um[::-1], abs=min(planted.mpp)
     )
@@ -86,7 +93,7 @@ def test_the_underlay_lies_where_the_slide_lies(planted: Planted, tmp_path: Path
 
 def test_attention_is_that_of_the_prediction_and_both_maps_share_their_colours(tmp_path: Path) -> None:
     prediction = _prediction(tmp_path, plant((0.5, 0.5)))
-    made = attention_layers(prediction, 0.5, None)
+    made = build_attention_layers(prediction, 0.5, None)
     student, teacher = made["student"], made["teacher"]
     assert np.nansum(student[0]) / len(prediction.student.attention) == pytest.approx(1, abs=1e-5)
     assert student[1]["contrast_limits"] == teacher[1]["contrast_limits"]
@@ -100,7 +107,7 @@ def test_off_the_tissue_there_is_no_colour(tmp_path: Path) -> None:
     for level, downsample in zip(planted.fake.levels[1:], planted.fake.downsamples[1:], strict=True):
         level[:, : int(300 / downsample)] = GLASS
     prediction = _prediction(tmp_path, planted)
-    layer = _layer(attention_layers(prediction, 0.5, None)["teacher"])
+    layer = _layer(build_attention_layers(prediction, 0.5, None)["teacher"])
     assert np.isnan(layer.world_to_data((200.0, 20.0))).sum() == 0
     assert layer.extent.world[0][1] > 100
     assert layer.colormap.map(np.array([np.nan]))[0, 3] == 0
@@ -111,9 +118,9 @@ def test_all_layers_of_a_slide_share_one_cache_of_the_size_that_was_asked_for(tm
 
     fake = FakeSlide(speckled(1500, 1100), (1.0, 4.0), resolution(0.5))
     viewer = ViewerModel()
-    layers = add_layer(viewer, slide_layers(fake_slide(tmp_path, fake), underlay=True, cache_bytes=1 << 20))
-    layers += add_layer(viewer, [twin(layers[-1])])
-    screens = [screen_of(layer) for layer in layers]
+    layers = add_layers(viewer, build_slide_layers(fake_slide(tmp_path, fake), underlay=True, cache_bytes=1 << 20))
+    layers += add_layers(viewer, [copy_for_teacher_view(layers[-1])])
+    screens = [get_screen_slide(layer) for layer in layers]
     assert screens[0] is not None and all(s is screens[0] for s in screens)
     for layer in layers[1:]:
         np.asarray(layer.data[0])
@@ -126,10 +133,11 @@ def test_other_colours_reach_every_layer_of_the_slide_and_no_other(tmp_path: Pat
     viewer, fakes = ViewerModel(), [FakeSlide(speckled(700, 500, i), (1.0,), resolution(0.5)) for i in range(2)]
     paths = [tmp_path / f"{i}.svs" for i in range(2)]
     layers = [
-        add_layer(viewer, slide_layers(fake_slide(tmp_path, fakes[i], f"{i}.svs"), underlay=False))[0] for i in (0, 1)
+        add_layers(viewer, build_slide_layers(fake_slide(tmp_path, fakes[i], f"{i}.svs"), underlay=False))[0]
+        for i in (0, 1)
     ]
-    layers += add_layer(viewer, [twin(layers[0])])
-    recolour(viewer, paths[0], lambda pixels: 255 - pixels)
+    layers += add_layers(viewer, [copy_for_teacher_view(layers[0])])
+    recolour_slide(viewer, paths[0], lambda pixels: 255 - pixels)
     shown = [np.asarray(layer.data) for layer in layers]
     assert np.array_equal(shown[0], 255 - fakes[0].base) and np.array_equal(shown[2], shown[0])
     assert np.array_equal(shown[1], fakes[1].base)

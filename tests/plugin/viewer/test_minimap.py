@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from napari_lrmil.core.geometry import BoxUm
-from napari_lrmil.plugin.viewer.layers import add_layer, recolour
+from napari_lrmil.plugin.viewer.layers import add_layers, recolour_slide
 from napari_lrmil.plugin.viewer.navigation import fly_to, visible_um
 from napari_lrmil.plugin.viewer.reader import read_slides
 from support.fake_slides import write_tiff
@@ -21,7 +21,7 @@ from qtpy.QtCore import QPoint, Qt  # noqa: E402  # Qt needs the screen
 from qtpy.QtGui import QColor, QImage  # noqa: E402
 
 from napari_lrmil.plugin.viewer import minimap as module  # noqa: E402
-from napari_lrmil.plugin.viewer.minimap import Fit, Minimap  # noqa: E402
+from napari_lrmil.plugin.viewer.minimap import MapTransform, Minimap  # noqa: E402
 
 WAIT_MS = 20_000
 
@@ -43,7 +43,7 @@ def minimap(viewer: Any, qtbot: Any) -> Any:
 
 
 def _open(viewer: Any, minimap: Any, path: Path, qtbot: Any) -> Any:
-    layers = add_layer(viewer, read_slides(path))
+    layers = add_layers(viewer, read_slides(path))
     qtbot.waitUntil(lambda: minimap.picture is not None, timeout=WAIT_MS)
     return layers[-1]
 
@@ -59,17 +59,17 @@ def _at(minimap: Any, um: tuple[float, float]) -> QPoint:
 
 
 def test_fit_keeps_shape_and_finds_its_way_back() -> None:
-    fit = Fit.within(BoxUm(100, 40, 600, 200), 306, 206)
+    fit = MapTransform.within(BoxUm(100, 40, 600, 200), 306, 206)
     assert fit.to_px(fit.extent) == pytest.approx((3, 53, 300, 100))
     assert fit.to_um(3 + 150, 53 + 25) == pytest.approx((400, 90))
     assert fit.to_um(-50, 900) == pytest.approx((100, 240)), "beside the slide is its edge"
 
 
 def test_the_frame_ends_at_the_slide_and_is_never_too_small_to_see() -> None:
-    fit = Fit.within(BoxUm(0, 0, 600, 200), 306, 206)
+    fit = MapTransform.within(BoxUm(0, 0, 600, 200), 306, 206)
     assert fit.frame(BoxUm(-900, 50, 1000, 100)) == pytest.approx((3, 78, 50, 50))
     left, top, width, height = fit.frame(BoxUm(300, 100, 1, 1))
-    assert (width, height) == (module.SMALLEST_FRAME_PX,) * 2
+    assert (width, height) == (module.MIN_FRAME_PX,) * 2
     assert (left + width / 2, top + height / 2) == pytest.approx((3 + 150.25, 53 + 50.25))
 
 
@@ -126,10 +126,10 @@ def test_other_colours_and_another_slide_are_shown(
     minimap: Any, viewer: Any, half_dark: Path, slide_path: Path, qtbot: Any
 ) -> None:
     _open(viewer, minimap, half_dark, qtbot)
-    recolour(viewer, half_dark, lambda pixels: 255 - pixels)
+    recolour_slide(viewer, half_dark, lambda pixels: 255 - pixels)
     qtbot.waitUntil(lambda: QColor(minimap.picture.pixel(3, 3)).red() > 150, timeout=WAIT_MS)
     first = minimap.picture
-    add_layer(viewer, read_slides(slide_path))
+    add_layers(viewer, read_slides(slide_path))
     qtbot.waitUntil(lambda: minimap.picture is not None and minimap.picture is not first, timeout=WAIT_MS)
     viewer.layers.clear()
     qtbot.waitUntil(lambda: minimap.fit is None, timeout=2000)

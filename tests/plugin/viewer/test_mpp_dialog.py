@@ -15,7 +15,7 @@ require_screen()
 from qtpy.QtCore import Qt, QTimer  # noqa: E402  # Qt needs the screen
 from qtpy.QtWidgets import QApplication  # noqa: E402
 
-from napari_lrmil.plugin.viewer.mpp_dialog import MppDialog, ask_in_window  # noqa: E402
+from napari_lrmil.plugin.viewer.mpp_dialog import MppDialog, ask_mpp  # noqa: E402
 from napari_lrmil.plugin.viewer.mpp_prompt import MppAnswer  # noqa: E402
 from support.fake_slides import FakeSlide, fake_slide, speckled  # noqa: E402
 
@@ -60,7 +60,7 @@ def test_a_button_fills_in_and_open_answers(slide: Any, qtbot: Any, name: str, m
         _left(dialog.open_button, qtbot)
 
     _while_open(answer)
-    assert ask_in_window(slide) == MppAnswer(mpp, remember=True)
+    assert ask_mpp(slide) == MppAnswer(mpp, remember=True)
 
 
 def test_a_number_can_be_typed_and_need_not_be_remembered(slide: Any, qtbot: Any) -> None:
@@ -71,14 +71,14 @@ def test_a_number_can_be_typed_and_need_not_be_remembered(slide: Any, qtbot: Any
         _left(dialog.open_button, qtbot)
 
     _while_open(answer)
-    assert ask_in_window(slide) == MppAnswer(0.2649, remember=False)
+    assert ask_mpp(slide) == MppAnswer(0.2649, remember=False)
 
 
 def test_cancelling_is_no_answer(slide: Any, qtbot: Any) -> None:
     _while_open(lambda dialog: _left(dialog.cancel_button, qtbot))
-    assert ask_in_window(slide) is None
+    assert ask_mpp(slide) is None
     _while_open(lambda dialog: qtbot.keyClick(dialog, Qt.Key.Key_Escape))
-    assert ask_in_window(slide) is None
+    assert ask_mpp(slide) is None
 
 
 def test_the_estimate_is_made_in_a_thread_and_offered_with_its_range(slide: Any, qtbot: Any) -> None:
@@ -99,7 +99,7 @@ def test_the_estimate_is_made_in_a_thread_and_offered_with_its_range(slide: Any,
         _left(dialog.open_button, qtbot)
 
     _while_open(answer)
-    assert ask_in_window(slide, estimate) == MppAnswer(0.27)
+    assert ask_mpp(slide, estimate) == MppAnswer(0.27)
     assert threads[0] is not threading.main_thread()
 
 
@@ -115,12 +115,12 @@ def test_where_there_is_no_estimate_it_says_so(slide: Any, qtbot: Any, outcome: 
         _left(dialog.cancel_button, qtbot)
 
     _while_open(answer)
-    assert ask_in_window(slide, estimate) is None
+    assert ask_mpp(slide, estimate) is None
 
 
 def test_closing_it_does_not_wait_for_the_estimate(slide: Any, qtbot: Any) -> None:
     go = threading.Event()
     _while_open(lambda dialog: _left(dialog.cancel_button, qtbot))
-    assert ask_in_window(slide, lambda: Found() if go.wait(20) else None) is None
+    assert ask_mpp(slide, lambda: Found() if go.wait(20) else None) is None
     assert not go.is_set()
     go.set()

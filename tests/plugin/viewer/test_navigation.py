@@ -11,7 +11,7 @@ from napari.components import ViewerModel
 
 from napari_lrmil.core.geometry import BoxUm
 from napari_lrmil.plugin.viewer import navigation as navigate
-from napari_lrmil.plugin.viewer.layers import add_layer, lrmil_layers, slide_layers
+from napari_lrmil.plugin.viewer.layers import add_layers, build_slide_layers, lrmil_layers
 from support.fake_slides import FakeSlide, fake_slide, resolution, speckled
 
 CANVAS = (300, 500)  # height, width
@@ -26,7 +26,7 @@ def viewer() -> ViewerModel:
 
 def _open(viewer: ViewerModel, folder: Path, mpp: float = 0.5, name: str = "fake.svs") -> Any:
     slide = fake_slide(folder, FakeSlide(speckled(1500, 900), (1.0, 4.0), resolution(mpp, mpp)), name)
-    return add_layer(viewer, slide_layers(slide, underlay=True))[-1]
+    return add_layers(viewer, build_slide_layers(slide, underlay=True))[-1]
 
 
 @pytest.mark.parametrize(("magnification", "um"), [(1.25, 8.0), (20, 0.5), (40, 0.25)])
@@ -91,13 +91,13 @@ def test_in_grid_mode_it_is_what_one_of_the_views_shows(viewer: ViewerModel, tmp
     ("mpp", "finest"), [(0.25, 40), (0.499, 40), (0.51, 40), (0.65, 20), (1.0, 20), (1.1, 10), (8.0, 2.5)]
 )
 def test_twice_the_slides_own_resolution_is_the_end(mpp: float, finest: float) -> None:
-    blocked = {m: navigate.magnification_blocked_by(m, mpp) for m in navigate.MAGNIFICATIONS}
+    blocked = {m: navigate.why_magnification_unavailable(m, mpp) for m in navigate.MAGNIFICATIONS}
     assert max(m for m, why in blocked.items() if not why) == finest
     assert all(f"{mpp:.3g} µm" in why for why in blocked.values() if why)
 
 
 def test_without_a_slide_no_magnification_is_offered() -> None:
-    assert all(navigate.magnification_blocked_by(m, None) for m in navigate.MAGNIFICATIONS)
+    assert all(navigate.why_magnification_unavailable(m, None) for m in navigate.MAGNIFICATIONS)
 
 
 def test_the_current_slide_is_that_of_the_active_layer_else_the_topmost_visible(

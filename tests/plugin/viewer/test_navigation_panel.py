@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from napari_lrmil.plugin.viewer.layers import add_layer
+from napari_lrmil.plugin.viewer.layers import add_layers
 from napari_lrmil.plugin.viewer.navigation import current_magnification
 from napari_lrmil.plugin.viewer.reader import read_slides
 from support.fake_slides import speckled, write_tiff
@@ -31,7 +31,7 @@ def row(viewer: Any, qtbot: Any) -> Any:
 
 
 def _open(viewer: Any, row: Any, path: Path, qtbot: Any) -> None:
-    add_layer(viewer, read_slides(path))
+    add_layers(viewer, read_slides(path))
     qtbot.waitUntil(lambda: row.buttons[1.25].isEnabled(), timeout=5000)
 
 

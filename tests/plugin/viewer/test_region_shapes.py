@@ -9,14 +9,14 @@ from napari.layers import Shapes
 
 from napari_lrmil.core.geometry import Mpp
 from napari_lrmil.core.patching.regions import Region
-from napari_lrmil.plugin.viewer.region_shapes import drawn_regions, shapes_of
+from napari_lrmil.plugin.viewer.region_shapes import regions_from_shapes, shapes_from_regions
 
 MPP = Mpp(0.5, 0.25)
 
 
 def test_world_becomes_level0() -> None:
     layer = Shapes([np.array([[10, 20], [10, 60], [40, 60], [40, 20]])], shape_type="polygon")  # y, x in µm
-    [region] = drawn_regions(layer, MPP)
+    [region] = regions_from_shapes(layer, MPP)
     assert region.geometry.bounds == pytest.approx((40, 40, 120, 160))
 
 
@@ -25,13 +25,13 @@ def test_an_ellipse_has_its_area_and_lines_have_none() -> None:
     layer.add(np.array([[0, 0], [0, 40], [20, 40], [20, 0]]), shape_type="ellipse")
     layer.add(np.array([[0, 0], [5, 5]]), shape_type="line")
     layer.add(np.array([[0, 0], [5, 5], [9, 1]]), shape_type="path")
-    [region] = drawn_regions(layer, Mpp(1, 1))
+    [region] = regions_from_shapes(layer, Mpp(1, 1))
     assert region.geometry.area == pytest.approx(np.pi * 20 * 10, rel=0.01)
 
 
 def test_a_layer_that_was_moved_counts_where_it_is_seen() -> None:
     layer = Shapes([np.array([[0, 0], [0, 4], [2, 4], [2, 0]])], shape_type="rectangle", translate=(100, 30))
-    [region] = drawn_regions(layer, Mpp(1, 1))
+    [region] = regions_from_shapes(layer, Mpp(1, 1))
     assert region.geometry.bounds == pytest.approx((30, 100, 34, 102))
 
 
@@ -39,7 +39,7 @@ def test_there_and_back() -> None:
     outline = shapely.Polygon([(3, 5), (60, 8), (44, 90)])
     both = shapely.MultiPolygon([outline, shapely.box(100, 100, 130, 170)])
     layer = Shapes(ndim=2)
-    for corners, kind in shapes_of([Region("two", both)], MPP):
+    for corners, kind in shapes_from_regions([Region("two", both)], MPP):
         layer.add(corners, shape_type=kind)
-    back = shapely.union_all([region.geometry for region in drawn_regions(layer, MPP)])
+    back = shapely.union_all([region.geometry for region in regions_from_shapes(layer, MPP)])
     assert back.symmetric_difference(both).area == pytest.approx(0, abs=1e-6)

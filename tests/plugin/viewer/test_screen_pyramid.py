@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from napari_lrmil.core.geometry import Bounds, BoxUm, Level
-from napari_lrmil.plugin.viewer.screen_pyramid import COARSEST_PX, LARGEST_STEP, ScreenSlide, TileCache, plan_levels
+from napari_lrmil.plugin.viewer.screen_pyramid import (
+    MAX_COARSEST_PX,
+    MAX_LEVEL_STEP,
+    ScreenSlide,
+    TileCache,
+    plan_levels,
+)
 from support.fake_slides import FakeSlide, area_reference, fake_slide, resolution, speckled
 
 WIDTH, HEIGHT = 1500, 1111  # neither is a multiple of a tile or of a downsample
@@ -46,8 +52,8 @@ def test_levels_end_small_and_no_step_is_large(downsamples: tuple[float, ...]) -
     levels = [Level(i, int(size[0] / d), int(size[1] / d), d) for i, d in enumerate(downsamples)]
     planned = plan_levels(levels, Bounds(0, 0, *size))
     widths = [level.width for level in planned]
-    assert max(planned[-1].width, planned[-1].height) <= COARSEST_PX
-    assert all(a / b < LARGEST_STEP * 1.1 for a, b in pairwise(widths))
+    assert max(planned[-1].width, planned[-1].height) <= MAX_COARSEST_PX
+    assert all(a / b < MAX_LEVEL_STEP * 1.1 for a, b in pairwise(widths))
     assert [round(size[0] / level.width) for level in planned if level.in_file] == [round(d) for d in downsamples]
 
 
