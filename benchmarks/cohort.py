@@ -63,7 +63,7 @@ class Counted:
             try:
                 event = next(stream)
             except StopIteration as end:
-                if computing and not end.value.already:
+                if computing and not end.value.is_reused:
                     self._say("done", work)
                 return end.value
             if not computing and getattr(event, "stage", "") == "tissue":
@@ -144,7 +144,7 @@ def _on_cluster(run: Path, good: Sequence[Path], every: Sequence[Path], bundle: 
         "permissions_count": as_ordinary_user() is not None,
         "done_before_the_break": first.done,
         "retried_before_the_break": first.retried,
-        "already_there_after_it": second.already,
+        "already_there_after_it": second.reused,
         "done_after_it": second.done,
         "failed": len(second.failures),
         "failures": second.rows,

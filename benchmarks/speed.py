@@ -149,7 +149,7 @@ def answer(path: Path, bundle: Bundle, reader: str, runtime: str) -> Prediction:
     """Return what a model says of a slide by way of a reader and a runtime."""
     with Slide(path, reader=reader if reader == "openslide" else "auto") as slide:
         events = predict(slide, bundle, device=torch.device("cpu"), runtime=runtime)
-        prediction: Prediction = show_progress(events, path.name, told={bundle.card.about, *slide.warnings})
+        prediction: Prediction = show_progress(events, path.name, shown_notices={bundle.card.about, *slide.warnings})
         return prediction
 
 

@@ -74,7 +74,7 @@ def bench(
     for model in models:
         question = MeasurementSpec(slide, model.path, mpp, device, threads, repeats, most)
         setups = _setups(baseline=baseline and not measured, teacher=teacher)  # the baseline knows no bundle
-        found = show_progress(measure_all(question, setups), model.name, told=told)
+        found = show_progress(measure_all(question, setups), model.name, shown_notices=told)
         measured.append({"model": model.name, **benchmark_json(question, found)})
         pages += [f"## {slide.name}, {model.name}", how_measured(question), step_table(found), factor_table(found)]
         write_json(folder / BENCH, {"measured": measured})

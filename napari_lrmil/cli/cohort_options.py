@@ -101,7 +101,7 @@ def run_with_progress(
     leftovers: dict[Path, set[str]] = {}
     stream = run_cohort(works, task, engine, tally, keep=keep)
     try:
-        show_progress(stream, command, quiet=len(works) == 1, told=told, partly=_tell)
+        show_progress(stream, command, quiet=len(works) == 1, shown_notices=told, on_partial=_tell)
     finally:
         keep(tally)
         tables()
@@ -122,7 +122,7 @@ def exit_if_failed(tally: CohortProgress) -> None:
     typer.Exit
         Where some did; of one slide alone, what was not expected is raised as it is, so that --debug shows where.
     """
-    if tally.total == 1 and tally.failures and not tally.failures[0][1].expected:
+    if tally.total == 1 and tally.failures and not tally.failures[0][1].is_expected:
         raise tally.failures[0][1].error or RuntimeError
     if tally.failures:
         raise typer.Exit(SOME_FAILED)
@@ -132,14 +132,14 @@ def _keep(folder: Path, tally: CohortProgress) -> None:
     """Write what failed so far; of slides that this call heard of, what earlier calls said no longer counts."""
     from napari_lrmil.core.results.cohort_tables import write_failure_rows
 
-    write_failure_rows(folder, tally.rows, tally.told)
+    write_failure_rows(folder, tally.rows, tally.settled_slides)
 
 
 def _tell(outcome: Outcome) -> None:
     """Print the line of a slide that has its results."""
     if (told := outcome.result) is not None:
-        name = outcome.work.path.name
-        out.print(f"{name}: {told.text} -> {told.where}", highlight=False, soft_wrap=True)
+        name = outcome.job.path.name
+        out.print(f"{name}: {told.text} -> {told.path}", highlight=False, soft_wrap=True)
 
 
 def _summary(folder: Path, tally: CohortProgress, engine: Backend) -> None:
@@ -148,7 +148,7 @@ def _summary(folder: Path, tally: CohortProgress, engine: Backend) -> None:
     peak = max(tally.worker_peak_mb.values(), default=0.0)
     pace = f"{summary.slides_per_hour} slides an hour; " if summary.slides_per_hour else ""
     text = (
-        f"{tally.done} of {tally.total} slides done, {tally.already} already there, {len(tally.failures)} failed; "
+        f"{tally.done} of {tally.total} slides done, {tally.reused} already there, {len(tally.failures)} failed; "
         f"{pace}at most {peak:.0f} MB in a worker"
     )
     err.print(text, highlight=False, soft_wrap=True)

@@ -53,15 +53,30 @@ def show_progress(
     title: str,
     *,
     quiet: bool = True,
-    told: set[str] | None = None,
-    partly: Callable[[Any], None] = lambda _: None,
+    shown_notices: set[str] | None = None,
+    on_partial: Callable[[Any], None] = lambda _: None,
 ) -> Any:
-    """Print a stream of events and return what it finished with; the ends of stages are printed unless `quiet`.
+    """Print a stream of events and return the result it finishes with.
 
-    Cautions in `told` are not said again, and those said are added to it: a model's own holds for every slide. `partly`
-    is given what is there before the work is done.
+    Parameters
+    ----------
+    events
+        The stream. It is closed at the end, which ends the work.
+    title
+        Shown before the name of each stage.
+    quiet
+        Whether the ends of stages are logged only.
+    shown_notices
+        Messages of notices that are not printed again. New ones are added: a model's notice holds for every slide.
+    on_partial
+        Called with each result that exists before the work is done.
+
+    Raises
+    ------
+    typer.Exit
+        With the code `CANCELLED`, after Ctrl-C.
     """
-    told = set() if told is None else told
+    shown_notices = set() if shown_notices is None else shown_notices
     result: Any = None
     try:
         with closing(events), _bars(quiet) as bars:  # type: ignore[type-var]  # generators close
@@ -69,10 +84,10 @@ def show_progress(
                 if isinstance(event, Finished):
                     result = event.result
                 elif isinstance(event, Partial):
-                    partly(event.result)
-                elif not (isinstance(event, Notice) and event.message in told):
+                    on_partial(event.result)
+                elif not (isinstance(event, Notice) and event.message in shown_notices):
                     _show(event, title, bars, quiet)
-                    told |= {event.message} if isinstance(event, Notice) else set()
+                    shown_notices |= {event.message} if isinstance(event, Notice) else set()
     except KeyboardInterrupt:
         err.print("cancelled")
         raise typer.Exit(CANCELLED) from None

@@ -193,8 +193,8 @@ def compare(
         compare=True,
         runtime=runtime,
     )
-    done = show_progress(with_finished_event(task(SlideJob(slide, mpp))), slide.name, told=told)
-    out.print(f"{slide.name}: {done.text} -> {done.where}", highlight=False, soft_wrap=True)
+    done = show_progress(with_finished_event(task(SlideJob(slide, mpp))), slide.name, shown_notices=told)
+    out.print(f"{slide.name}: {done.text} -> {done.path}", highlight=False, soft_wrap=True)
     _write_table(folder)
 
 

@@ -104,7 +104,7 @@ def features(
     require_writable(folder)
     files = [request.path(unlabelled_slide(work)) for work in works]
     tally = run_with_progress("features", works, task, where, folder, results=files)
-    there = tally.done + tally.already
+    there = tally.done + tally.reused
     out.print(f"{there} of {tally.total} slides -> {folder}", highlight=False, soft_wrap=True)
     exit_if_failed(tally)
 
@@ -157,7 +157,7 @@ def evaluate(
     told = load_networks(model, teacher=both)
     question = ExternalEvaluation(model, split, both, select_device(device))
     failures: dict[str, str] = show_progress(
-        with_finished_event(evaluate_bundle(cohort, folder, question)), "evaluate", told=told
+        with_finished_event(evaluate_bundle(cohort, folder, question)), "evaluate", shown_notices=told
     )
     _show_metrics(folder)
     out.print(f"metrics and report -> {folder / 'report.html'}", highlight=False, soft_wrap=True)

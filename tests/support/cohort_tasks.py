@@ -38,7 +38,7 @@ class Logged:
     def __call__(self, work: SlideJob) -> Generator[Event, None, TaskResult]:
         mark = self.folder / f"{work.name}.{DONE}"
         if mark.exists():
-            return TaskResult("there", mark, already=True)
+            return TaskResult("there", mark, is_reused=True)
         yield Notice("about the model", work.name)
         with (self.folder / LOG).open("a") as log:
             log.write(f"{work.name}\n")
@@ -187,7 +187,7 @@ class KillsItsWorker:
             try:
                 event = next(stream)
             except StopIteration as end:
-                if not end.value.already:
+                if not end.value.is_reused:
                     with (self.folder / LOG).open("a") as log:
                         log.write(f"{work.name}\n")
                 return end.value

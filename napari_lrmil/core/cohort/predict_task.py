@@ -108,7 +108,7 @@ class PredictTask:
                 teacher=self.teacher,
                 seconds_open=opened,
                 scope=read_scope({k: v for k, v in self.files.items() if k in REGION_OPTIONS}, slide.bounds),
-                ground=self._edited(slide, model),
+                tissue_grid=self._edited(slide, model),
                 runtime=self.runtime,
             )
             prediction = yield from _finished(stream)
@@ -129,7 +129,7 @@ class PredictTask:
         file = find_reusable_result(where, slide, wanted)
         if file is None:
             return None
-        return TaskResult(f"{format_probabilities(file.probabilities)} (already there)", where, already=True)
+        return TaskResult(f"{format_probabilities(file.probabilities)} (already there)", where, is_reused=True)
 
     def _edited(self, slide: Slide, model: Bundle) -> TissueGrid | None:
         """Return the tissue of a mask that was changed by hand; None where there is none."""

@@ -35,13 +35,13 @@ class CohortProgress:
     ----------
     total
         Slides of the cohort.
-    done, already
+    done, reused
         Slides that gave results in this call, and those whose results were there.
     retried
         Slides that were tried a second time.
     failures
         Slide and why, in the order of their last try.
-    told
+    settled_slides
         File names of the slides about which nothing more will be heard.
     worker_slides, worker_peak_mb
         Worker -> slides it was heard of, and the most memory that it held, MB.
@@ -49,10 +49,10 @@ class CohortProgress:
 
     total: int = 0
     done: int = 0
-    already: int = 0
+    reused: int = 0
     retried: int = 0
     failures: list[tuple[SlideJob, Failure]] = field(default_factory=list)
-    told: set[str] = field(default_factory=set)
+    settled_slides: set[str] = field(default_factory=set)
     worker_slides: dict[str, int] = field(default_factory=dict)
     worker_peak_mb: dict[str, float] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
@@ -60,7 +60,7 @@ class CohortProgress:
     @property
     def settled(self) -> int:
         """Slides about which nothing more will be heard."""
-        return self.done + self.already + len(self.failures)
+        return self.done + self.reused + len(self.failures)
 
     @property
     def seconds(self) -> float:
@@ -70,14 +70,14 @@ class CohortProgress:
     @property
     def seconds_left(self) -> float | None:
         """How long the rest should take; None as long as nothing tells."""
-        return estimate_seconds_left(self.began, self.settled - self.already, self.total - self.settled)
+        return estimate_seconds_left(self.began, self.settled - self.reused, self.total - self.settled)
 
     @property
     def rows(self) -> list[tuple[str, str, str]]:
         """Slide, step and reason of each failure, as ``failures.csv`` has them."""
         return [(work.path.name, failure.step, failure.reason) for work, failure in self.failures]
 
-    def heard(self, outcome: Outcome) -> None:
+    def record(self, outcome: Outcome) -> None:
         """Count an outcome for its worker."""
         if outcome.worker:
             self.worker_slides[outcome.worker] = self.worker_slides.get(outcome.worker, 0) + 1
@@ -95,7 +95,7 @@ class CohortProgress:
             engine=engine.text,
             slides=self.total,
             done=self.done,
-            already_there=self.already,
+            already_there=self.reused,
             failed=len(self.failures),
             retried=self.retried,
             seconds=round(self.seconds, 3),
@@ -147,14 +147,14 @@ def run_cohort(
             if not isinstance(event, Outcome):
                 yield from _within(event, several)
                 continue
-            yield from event.cautions
-            tally.heard(event)
-            if event.failure is not None and event.failure.retry and event.work not in again:
-                again.add(event.work)
+            yield from event.notices
+            tally.record(event)
+            if event.failure is not None and event.failure.retry and event.job not in again:
+                again.add(event.job)
                 tally.retried += 1
-                todo.append(event.work)
+                todo.append(event.job)
                 if event.failure.step == WORKER:
-                    yield Notice(f"{event.failure.reason}; it is tried once more, after the others", event.work.name)
+                    yield Notice(f"{event.failure.reason}; it is tried once more, after the others", event.job.name)
                 continue
             yield _settled(tally, event, keep)
             if several:
@@ -177,13 +177,13 @@ def _refused(works: Sequence[SlideJob], todo: deque[SlideJob]) -> list[tuple[Sli
 
 def _settled(tally: CohortProgress, outcome: Outcome, keep: Callable[[CohortProgress], None]) -> Event:
     if outcome.failure is None:
-        tally.told.add(outcome.work.path.name)
-        if outcome.result is not None and outcome.result.already:
-            tally.already += 1
+        tally.settled_slides.add(outcome.job.path.name)
+        if outcome.result is not None and outcome.result.is_reused:
+            tally.reused += 1
         else:
             tally.done += 1
         return Partial(outcome)
-    event = _failed(tally, outcome.work, outcome.failure, keep)
+    event = _failed(tally, outcome.job, outcome.failure, keep)
     if outcome.failure.fatal:
         raise DiskFullError(outcome.failure.reason)
     return event
@@ -191,7 +191,7 @@ def _settled(tally: CohortProgress, outcome: Outcome, keep: Callable[[CohortProg
 
 def _failed(tally: CohortProgress, work: SlideJob, failure: Failure, keep: Callable[[CohortProgress], None]) -> Failed:
     tally.failures.append((work, failure))
-    tally.told.add(work.path.name)
+    tally.settled_slides.add(work.path.name)
     keep(tally)
     return Failed(failure.reason, work.path.name, failure.step, failure.error)
 

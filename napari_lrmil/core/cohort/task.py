@@ -57,15 +57,15 @@ class TaskResult:
     ----------
     text
         What came out, in a line.
-    where
+    path
         File or folder of its results.
-    already
+    is_reused
         Whether these were there before.
     """
 
     text: str
-    where: Path
-    already: bool = False
+    path: Path
+    is_reused: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Failure:
     error: BaseException | None = field(default=None, repr=False, compare=False)
 
     @property
-    def expected(self) -> bool:
+    def is_expected(self) -> bool:
         """Whether the reason is one that was foreseen; the others deserve a traceback."""
         return self.error is None or isinstance(self.error, LrmilError | OSError | MemoryError)
 
@@ -104,7 +104,7 @@ class Outcome:
 
     Attributes
     ----------
-    work
+    job
         The slide.
     result
         What the task returned; None where it failed.
@@ -114,16 +114,16 @@ class Outcome:
         Host and process.
     peak_mb
         Largest resident memory of that process up to now, MB.
-    cautions
+    notices
         What was said on the way, where it could not be told at once.
     """
 
-    work: SlideJob
+    job: SlideJob
     result: TaskResult | None = None
     failure: Failure | None = None
     worker: str = ""
     peak_mb: float = 0.0
-    cautions: tuple[Notice, ...] = ()
+    notices: tuple[Notice, ...] = ()
 
 
 class SlideTask(Protocol):
@@ -207,21 +207,21 @@ def run_task(task: SlideTask, work: SlideJob, threads: int, *, given_up: Callabl
 
     `given_up` is asked between events: where nobody waits for the slide any more, nothing is written of it.
     """
-    cautions = []
+    notices = []
     try:
         task.prepare(threads)
         with closing(process_slide(task, work)) as stream:
             while not given_up():
                 event = next(stream)
                 if isinstance(event, Notice):
-                    cautions.append(event)
+                    notices.append(event)
         outcome = lost_outcome(work, "given up")
     except StopIteration as end:
         outcome = end.value
     except Exception as error:  # of `prepare`
         outcome = Outcome(work, None, _failure(error, WORKER, work), worker_name(), peak_memory_mb())
     failure = outcome.failure and replace(outcome.failure, error=None)  # errors often do not survive the journey
-    return replace(outcome, failure=failure, cautions=tuple(cautions))
+    return replace(outcome, failure=failure, notices=tuple(notices))
 
 
 def lost_outcome(work: SlideJob, reason: str, *, worker: str = "", retry: bool = True, peak_mb: float = 0.0) -> Outcome:

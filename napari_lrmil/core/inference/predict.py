@@ -46,7 +46,7 @@ def predict(
     teacher: TeacherPatches = TeacherPatches.NONE,
     seconds_open: float = 0.0,
     scope: RegionOfInterest = WHOLE_SLIDE,
-    ground: TissueGrid | None = None,
+    tissue_grid: TissueGrid | None = None,
     cache: EmbeddingCache | None = None,
     runtime: str = "torch",
 ) -> Iterator[Event]:
@@ -70,7 +70,7 @@ def predict(
         What opening the slide took, to be reported.
     scope
         Which part is asked about.
-    ground
+    tissue_grid
         The slide's tissue and grids, where they are known already or were edited.
     cache
         Where embeddings are taken from, and left for the next question.
@@ -90,9 +90,9 @@ def predict(
     yield from map(Notice, about)
     yield Progress("tissue", 0, 1, "slide")
     began, cpu, decoded = time.perf_counter(), time.process_time(), slide.pixels_decoded
-    ground = ground or find_tissue_grid(slide, bundle.card.plan, bundle.card.tissue)
-    scope = replace(scope, edited=ground.edited)
-    asked = _Asked(slide, bundle, scope.of(ground.grid, slide.path), scope, device, cache, runtime, scope.whole)
+    tissue_grid = tissue_grid or find_tissue_grid(slide, bundle.card.plan, bundle.card.tissue)
+    scope = replace(scope, edited=tissue_grid.edited)
+    asked = _Asked(slide, bundle, scope.of(tissue_grid.grid, slide.path), scope, device, cache, runtime, scope.whole)
     doubts = quality_warnings(slide, asked.grid, bundle.card) if scope.kind == "slide" else ()
     yield from (Notice(text, slide.name) for text in doubts)
     seconds = {"open": seconds_open, "tissue": time.perf_counter() - began}

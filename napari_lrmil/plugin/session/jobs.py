@@ -84,7 +84,7 @@ class PredictJob:
             teacher=self.teacher,
             seconds_open=seconds,
             scope=self.scope,
-            ground=self.shelf.ground(self.slide, self.bundle),
+            tissue_grid=self.shelf.ground(self.slide, self.bundle),
             cache=self.cache,
         )
         with closing(stream) as events:  # type: ignore[type-var]  # generators close
@@ -119,7 +119,7 @@ class PredictJob:
         if there.any():
             part = replace(ground, grid=ground.grid.only(there))
             device = resolve_device(self.device)
-            *_, last = predict(slide, self.bundle, device=device, scope=self.scope, ground=part, cache=self.cache)
+            *_, last = predict(slide, self.bundle, device=device, scope=self.scope, tissue_grid=part, cache=self.cache)
             if isinstance(last, Finished):
                 yield Partial(last.result)
 

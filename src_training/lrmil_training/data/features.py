@@ -298,7 +298,7 @@ class FeatureTask:
         path = request.path(row)
         with row.open() as slide:
             if is_up_to_date(path, slide, request):
-                return TaskResult("features (already there)", path, already=True)
+                return TaskResult("features (already there)", path, is_reused=True)
             yield from (Notice(text, row.name) for text in slide.warnings)
             yield Progress("tissue", 0, 1, "slide")
             at = time.perf_counter()

@@ -79,7 +79,7 @@ def test_predictions_of_a_cluster_whose_worker_was_killed_are_those_of_single_ru
         )
         assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
     tally, _ = followed(slides, killing, SerialBackend())
-    assert (tally.done, tally.already) == (0, 3) and logged(tmp_path).total() == 3
+    assert (tally.done, tally.reused) == (0, 3) and logged(tmp_path).total() == 3
 
 
 def test_what_is_taken_back_is_given_up_by_the_workers(cluster: Any, tmp_path: Path) -> None:

@@ -37,9 +37,9 @@ def two(memory_mb: float = ROOMY) -> LocalProcesses:
 def test_failures_are_tried_once_more_at_the_end_and_facts_are_not(tmp_path: Path) -> None:
     tally, events = followed(works("fails once", "no mpp", "good"), Logged(tmp_path), SerialBackend())
     assert (tmp_path / "log").read_text().splitlines() == ["fails once", "no mpp", "good", "fails once"]
-    assert (tally.done, tally.already, tally.retried) == (2, 0, 1)
+    assert (tally.done, tally.reused, tally.retried) == (2, 0, 1)
     assert tally.rows == [("no mpp.svs", "open", f"{tmp_path / 'no mpp.seen'}: no resolution")]
-    assert [event.work.name for event in outcomes(events)] == ["good", "fails once"]
+    assert [event.job.name for event in outcomes(events)] == ["good", "fails once"]
     assert [event.subject for event in events if isinstance(event, Failed)] == ["no mpp.svs"]
 
 
@@ -137,7 +137,7 @@ def test_a_dead_worker_costs_its_own_slide_a_second_try_and_no_other(tmp_path: P
 def test_nothing_is_computed_twice_after_a_restart(tmp_path: Path) -> None:
     followed(works("a", "b"), Logged(tmp_path), two())
     tally, _ = followed(works("a", "b", "c"), Logged(tmp_path), two())
-    assert (tally.done, tally.already) == (1, 2)
+    assert (tally.done, tally.reused) == (1, 2)
     assert logged(tmp_path) == {"a": 1, "b": 1, "c": 1}
 
 

@@ -90,12 +90,12 @@ def test_where_nothing_is_left_it_says_so(slide: Slide) -> None:
 def test_what_was_seen_is_neither_read_nor_encoded_again(slide: Slide) -> None:
     bundle, cache = DarknessBundle(), EmbeddingCache()
     ground = find_tissue_grid(slide, bundle.card.plan, bundle.card.tissue)
-    part = ask(slide, bundle, scope=RegionOfInterest("region", (LEFT,)), ground=ground, cache=cache)
+    part = ask(slide, bundle, scope=RegionOfInterest("region", (LEFT,)), tissue_grid=ground, cache=cache)
     assert part.student.patches_encoded == len(part.grid.lr_index)
-    whole = ask(slide, bundle, ground=ground, cache=cache)
+    whole = ask(slide, bundle, tissue_grid=ground, cache=cache)
     assert whole.student.patches_encoded == len(whole.grid.lr_index) - len(part.grid.lr_index)
     before = slide.pixels_decoded
-    again = ask(slide, bundle, scope=RegionOfInterest(excluded=(CORNER,)), ground=ground, cache=cache)
+    again = ask(slide, bundle, scope=RegionOfInterest(excluded=(CORNER,)), tissue_grid=ground, cache=cache)
     assert slide.pixels_decoded == before and again.student.patches_encoded == 0
     reference = ask(slide, bundle)
     np.testing.assert_allclose(whole.student.attention, reference.student.attention, atol=1e-6)
@@ -106,7 +106,7 @@ def test_broken_off_work_is_kept(tmp_path: Path) -> None:
     slide = fake_slide(tmp_path, FakeSlide(speckled(2560, 1536), (1.0, 4.0), resolution(0.5)))
     bundle, cache = DarknessBundle(), EmbeddingCache()
     ground = find_tissue_grid(slide, bundle.card.plan, bundle.card.tissue)
-    events = predict(slide, bundle, device=CPU, cache=cache, ground=ground)  # type: ignore[arg-type]  # a stand-in
+    events = predict(slide, bundle, device=CPU, cache=cache, tissue_grid=ground)  # type: ignore[arg-type]  # a stand-in
     for event in events:
         if getattr(event, "unit", "") == "patches":
             break
