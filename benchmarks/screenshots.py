@@ -57,7 +57,7 @@ def main() -> None:
     add_layers(viewer, read_slides(args.slide))
     wait(0.5)
     viewer.reset_view()
-    until(lambda: dock.session.ground is not None, LONG_S)
+    until(lambda: dock.session.tissue_grid is not None, LONG_S)
     if args.dock == "compare":
         compare_tour(viewer, args.out, args.cohort)
     else:
@@ -70,7 +70,7 @@ def tour(viewer: Any, dock: Any, out: Path) -> None:
     wait(1.0)
     picture(viewer, out / "analyse-open.jpg")
     dock.run_button.native.click()
-    until(lambda: not dock.session.busy, LONG_S)
+    until(lambda: not dock.session.is_busy, LONG_S)
     fold(dock, "attention")
     picture(viewer, out / "analyse-attention.jpg")
     fold(dock, "evidence", "gallery")
@@ -93,7 +93,7 @@ def tour(viewer: Any, dock: Any, out: Path) -> None:
     viewer.scene.camera.zoom *= 3
     dock.scope.follow.click()
     wait(2.0)
-    until(lambda: not dock.follower.answers.busy, LONG_S)
+    until(lambda: not dock.follower.answers.is_busy, LONG_S)
     picture(viewer, out / "analyse-live.jpg")
 
 
@@ -113,7 +113,7 @@ def compare_tour(viewer: Any, out: Path, cohort: Path | None) -> None:
     dock.form.hows["all"].click()
     show("compare-open.jpg")
     dock.form.get.click()
-    until(lambda: dock.session.prediction is not None and not dock.session.busy, LONG_S)
+    until(lambda: dock.session.prediction is not None and not dock.session.is_busy, LONG_S)
     fold(dock, "pairing", "measures")
     until(lambda: bool(dock.measures.lesions.text()), LONG_S)
     show("compare-side.jpg")

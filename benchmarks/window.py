@@ -90,7 +90,7 @@ def once(path: Path, bundle: str, mpp: float | None) -> dict[str, float]:
     dock.open_model(bundle)
     QApplication.processEvents()
     found = {"first picture after opening": 1000 * first_picture(viewer, path, mpp)}
-    until(lambda: dock.session.ground is not None and not dock.follower.tissue.busy, LONG_S)
+    until(lambda: dock.session.tissue_grid is not None and not dock.follower.tissue.is_busy, LONG_S)
     heart = Heart()
     for phase, act in phases(viewer, dock).items():
         with heart.phase(phase):
@@ -148,7 +148,7 @@ def analyse(dock: Any, viewer: Any = None) -> None:
     dock.run()
     if viewer is not None:
         wander(viewer)
-    until(lambda: not dock.session.busy, LONG_S)
+    until(lambda: not dock.session.is_busy, LONG_S)
     wait(0.3)
 
 
@@ -158,14 +158,14 @@ def cancel(dock: Any) -> None:
     dock.run()
     wait(0.4)
     dock.cancel()
-    until(lambda: not dock.session.busy, LONG_S)
+    until(lambda: not dock.session.is_busy, LONG_S)
 
 
 def live(viewer: Any, dock: Any, heart: Heart) -> dict[str, float]:
     """Follow the view: a new one, one a column of patches further, the first again; CPU-ms and the longest block."""
     dock.session.cache.clear()
-    lattice = dock.session.ground.grid.lattice
-    x, y = dock.session.ground.grid.lr_corners.mean(axis=0) * (lattice.mpp.x, lattice.mpp.y)
+    lattice = dock.session.tissue_grid.grid.lattice
+    x, y = dock.session.tissue_grid.grid.lr_corners.mean(axis=0) * (lattice.mpp.x, lattice.mpp.y)
     steps = {"a new view": 0.0, "a column further": lattice.lr_um, "back, seen before": 0.0}
     viewer.scene.camera.zoom = viewer.canvas.size[1] / (8 * lattice.lr_um)  # eight patches across
 
@@ -190,7 +190,7 @@ def arrive(viewer: Any, dock: Any, centre: tuple[float, float]) -> None:
     """Move the view and wait until it is drawn and answered."""
     viewer.scene.camera.center = (0, centre[1], centre[0])
     wait(0.4)
-    until(lambda: not dock.follower.answers.busy, LONG_S)
+    until(lambda: not dock.follower.answers.is_busy, LONG_S)
     wait(0.4)
 
 

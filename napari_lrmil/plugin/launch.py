@@ -191,9 +191,9 @@ def _wait(dock: AnalyseWidget) -> None:
     from qtpy.QtCore import QEventLoop
 
     loop = QEventLoop()
-    dock.session.changed.connect(lambda: None if dock.session.busy else loop.quit())
+    dock.session.changed.connect(lambda: None if dock.session.is_busy else loop.quit())
     dock.reading.dressed.connect(loop.quit)
-    while dock.session.busy or dock.reading.dressing:  # the session tells of more than its end
+    while dock.session.is_busy or dock.reading.dressing:  # the session tells of more than its end
         loop.exec_()
 
 

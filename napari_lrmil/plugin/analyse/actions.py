@@ -67,7 +67,7 @@ class ViewerActions:
         return layer
 
     def _paper(self) -> Shapes:
-        slide = self._session.opened
+        slide = self._session.open_slide
         return (
             self.drawing() or add_layers(self._viewer, [build_region_layer(self._tag(), slide.width * slide.mpp.x)])[0]
         )
@@ -75,7 +75,7 @@ class ViewerActions:
     def take_drawn(self) -> None:
         """Tell the session what is drawn."""
         layer = self.drawing()
-        self._session.draw(regions_from_shapes(layer, self.mpp) if layer is not None else ())
+        self._session.set_regions(regions_from_shapes(layer, self.mpp) if layer is not None else ())
 
     def mark_left_out(self) -> None:
         """Show in the drawing which regions are left out at present."""
@@ -92,7 +92,7 @@ class ViewerActions:
         LrmilError
             Where the file holds no regions.
         """
-        found = read_regions(path, self._session.opened.bounds)
+        found = read_regions(path, self._session.open_slide.bounds)
         layer = self._paper()
         for corners, kind in shapes_from_regions(found.regions, self.mpp):
             layer.add(corners, shape_type=kind)
@@ -102,7 +102,7 @@ class ViewerActions:
     def export_regions(self, path: Path) -> None:
         """Write the drawn regions for QuPath."""
         with disk_in_words(path.parent):
-            write_regions(path, self._session.regions, self._session.opened.bounds)
+            write_regions(path, self._session.regions, self._session.open_slide.bounds)
 
     # ------------------------------------------------------------ tissue
 
@@ -112,7 +112,7 @@ class ViewerActions:
 
     def edit_tissue(self) -> None:
         """Lay the tissue mask over the slide, with the brush in hand."""
-        ground = self._session.ground
+        ground = self._session.tissue_grid
         if ground is None or self.editing() is not None:
             return
         [layer] = add_layers(self._viewer, [build_tissue_layer(ground, self._tag())])
@@ -149,7 +149,7 @@ class ViewerActions:
         if chosen is None:
             raise LrmilError("no slide is open; drop one on the window")
         request = ReportRequest(self.command(out), self._model.card.hr_mpp)
-        return ResultExportJob(prediction, chosen, session.shelf, session.ground, request)
+        return ResultExportJob(prediction, chosen, session.open_slides, session.tissue_grid, request)
 
     def view_to_keep(self) -> ViewExportJob:
         """Return what the canvas shows now, to be written as a picture."""
@@ -177,7 +177,7 @@ class ViewerActions:
         files = {name: folder / f"{name}.geojson" for name in scope.files}
         return predict_command(
             prediction.path,
-            bundle=session.bundle_named,
+            bundle=session.bundle_name,
             out=out,
             device=prediction.device,
             runtime=prediction.student.runtime.name,
@@ -196,7 +196,7 @@ class ViewerActions:
     @property
     def mpp(self) -> Mpp:
         """µm per level-0 pixel of the chosen slide."""
-        return self._session.opened.mpp
+        return self._session.open_slide.mpp
 
     @property
     def _prediction(self) -> Prediction:

@@ -44,7 +44,7 @@ class ResultExportJob:
 
         prediction = self.prediction
         with disk_in_words(out):
-            slide = self.shelf.slide(self.slide)
+            slide = self.shelf.get_slide(self.slide)
             also = [partial(self._write_regions, name) for name in prediction.scope.files]
             yield from write_steps(out, slide, prediction, report=self.request, also=[*also, self._write_tissue])
         yield Finished(out / prediction.slide)
@@ -56,14 +56,14 @@ class ResultExportJob:
 
         with disk_in_words(path.parent):
             yield Progress("report", 0, 2, "steps")
-            page = render_slide_report(self.shelf.slide(self.slide), self.prediction, self.request)
+            page = render_slide_report(self.shelf.get_slide(self.slide), self.prediction, self.request)
             yield Progress("report", 1, 2, "steps")
             write_text(path, page)
         yield Finished(path)
 
     def _write_regions(self, name: str, folder: Path) -> None:
         regions = self.prediction.scope.files[name]
-        write_regions(folder / f"{name}.geojson", regions, self.shelf.slide(self.slide).bounds)
+        write_regions(folder / f"{name}.geojson", regions, self.shelf.get_slide(self.slide).bounds)
 
     def _write_tissue(self, folder: Path) -> None:
         from napari_lrmil.core.patching.tissue import write_mask

@@ -58,7 +58,7 @@ class Files:
         if caution:
             show_warning(caution)
         if self._session.regions:
-            self._session.choose_kind("region")
+            self._session.choose_roi_kind("region")
 
     def ask_export(self) -> None:
         """Ask where to write the drawn regions."""

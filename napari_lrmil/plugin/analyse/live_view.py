@@ -37,8 +37,8 @@ class LiveView(QWidget):  # type: ignore[misc]  # qtpy has no types
         super().__init__(parent)
         self.setVisible(False)
         self._viewer, self._session = viewer, session
-        self.answers = LatestOnly(session.handle_answer, self)
-        self.tissue = LatestOnly(session.handle_ground, self)
+        self.answers = LatestOnly(session.on_live_event, self)
+        self.tissue = LatestOnly(session.on_tissue_event, self)
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.setInterval(SETTLE_MS)
@@ -53,13 +53,13 @@ class LiveView(QWidget):  # type: ignore[misc]  # qtpy has no types
     def look(self) -> None:
         """Tell what is visible now, and ask about it where that is wanted."""
         session = self._session
-        if session.slide is not None and session.ground is not None:
-            session.look_at(visible_um(self._viewer).to_level0(session.ground.grid.lattice.mpp))
-            self.answers.ask(session.follow_view())
+        if session.slide is not None and session.tissue_grid is not None:
+            session.set_view(visible_um(self._viewer).to_level0(session.tissue_grid.grid.lattice.mpp))
+            self.answers.submit(session.prepare_live_view())
 
     def prepare(self) -> None:
         """Find the tissue of the chosen slide, if it is not known."""
-        self.tissue.ask(self._session.find_tissue())
+        self.tissue.submit(self._session.prepare_tissue_search())
 
     def stop(self) -> None:
         """Drop what is under way."""

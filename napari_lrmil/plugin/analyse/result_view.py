@@ -77,7 +77,7 @@ class ResultView(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.evidence.chosen.connect(self._draw_again)
         self.gallery.flown_to.connect(self._fly)
         self.gallery.resolution_chosen.connect(self._read_pictures)
-        self.gallery.folded.connect(self._gallery_folded)
+        self.gallery.fold_changed.connect(self._gallery_folded)
 
     @property
     def sections(self) -> tuple[Section, ...]:
@@ -182,8 +182,8 @@ class ResultView(QWidget):  # type: ignore[misc]  # qtpy has no types
         if self._answer is None or bundle is None or self._session.slide is None:
             return
         mpp = bundle.card.hr_mpp if self.gallery.fine else bundle.card.lr_mpp
-        slide = self._session.opened
-        self._pictures.ask(partial(read_gallery, slide, self._answer.prediction, self.gallery.patches, mpp))
+        slide = self._session.open_slide
+        self._pictures.submit(partial(read_gallery, slide, self._answer.prediction, self.gallery.patches, mpp))
 
     def _picture_read(self, event: Event) -> None:
         if isinstance(event, Partial):

@@ -56,7 +56,7 @@ class WhatIfSection(Section):
 
     def show_session(self, session: Session) -> None:
         """Show what is left out, and what can be done."""
-        blocked = "Wait for the analysis, or cancel it." if session.busy else ""
+        blocked = "Wait for the analysis, or cancel it." if session.is_busy else ""
         drawn = blocked or ("" if session.regions else "Draw a region first.")
         enable_unless(self.exclude, drawn, "Leave the drawn regions (a pen mark, a fold) out; answered at once")
         enable_unless(self.keep, drawn, "Leave out everything outside the drawn regions")
@@ -65,7 +65,7 @@ class WhatIfSection(Section):
         )
         left = session.what_if
         parts = [f"{len(left.excluded)} left out"] if left.excluded else []
-        parts += [f"only {len(left.kept)} kept"] if left.kept else []
+        parts += [f"only {len(left.included)} kept"] if left.included else []
         self.told.setText(f"Regions: {', '.join(parts)}." if parts else "Nothing is left out.")
 
 
@@ -88,8 +88,8 @@ class TissueSection(Section):
 
     def show_session(self, session: Session, editing: bool) -> None:
         """Show what holds; `editing` tells whether the mask lies in the viewer."""
-        ground = session.ground
-        blocked = "Wait for the analysis, or cancel it." if session.busy else ""
+        ground = session.tissue_grid
+        blocked = "Wait for the analysis, or cancel it." if session.is_busy else ""
         known = blocked or ("" if ground else "The tissue of the slide is not known yet.")
         enable_unless(
             self.edit, known or ("It is being edited." if editing else ""), "Paint tissue with 1, erase it with 0"
@@ -357,9 +357,9 @@ class ScopeForm(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     def show_session(self, session: Session) -> None:
         """Show what is chosen, what cannot be, and the cost."""
-        self.kinds[session.kind].setChecked(True)
-        self.follow.setChecked(session.follow)
-        free = "Wait for the analysis, or cancel it." if session.busy else ""
+        self.kinds[session.roi_kind].setChecked(True)
+        self.follow.setChecked(session.follows_view)
+        free = "Wait for the analysis, or cancel it." if session.is_busy else ""
         no_slide = free or ("" if session.slide else "Open a slide first.")
         for kind, word in KINDS:
             enable_unless(
@@ -368,7 +368,7 @@ class ScopeForm(QWidget):  # type: ignore[misc]  # qtpy has no types
         enable_unless(self.draw, no_slide, DRAW)
         enable_unless(self.read, no_slide, READ)
         enable_unless(self.write, "" if session.regions else "No region is drawn.", WRITE)
-        enable_unless(self.follow, "" if session.ground else "The tissue of the slide is not known yet.", FOLLOW)
+        enable_unless(self.follow, "" if session.tissue_grid else "The tissue of the slide is not known yet.", FOLLOW)
         estimate = session.estimate
         self.estimate.setText(f"{session.scope.text}: {estimate.text}" if estimate else "")
         self.estimate.setVisible(estimate is not None)

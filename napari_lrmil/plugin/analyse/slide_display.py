@@ -61,7 +61,7 @@ class SlideDisplay:
         layer = self._image()
         if layer is not None:
             show_errors(
-                partial(replace_with_slide, self._viewer, layer, ask_mpp_with_estimate, self._session.remembered)
+                partial(replace_with_slide, self._viewer, layer, ask_mpp_with_estimate, self._session.settings_store)
             )
 
     def choose_colours(self, true_colours: bool) -> None:
@@ -70,14 +70,14 @@ class SlideDisplay:
 
         slide = self._session.slide
         if slide is not None:
-            colour = show_errors(partial(icc_transform, self._session.opened)) if true_colours else None
+            colour = show_errors(partial(icc_transform, self._session.open_slide)) if true_colours else None
             recolour_slide(self._viewer, slide.path, colour)
 
     def show_labels(self) -> None:
         """Show label and macro image of the chosen slide in windows of their own."""
         from napari_lrmil.plugin.viewer.associated_images import associated_image_names, show_associated_image
 
-        slide = self._session.opened
+        slide = self._session.open_slide
         for name in associated_image_names(slide):
             show_associated_image(slide, name, self._navigation)
 

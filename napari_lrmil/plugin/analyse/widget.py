@@ -71,7 +71,7 @@ class AnalyseWidget(DockWidget):
         self.wishes = ViewerActions(viewer, self.session)
         self._run: BackgroundWorker | None = None
         self._devices = available_devices()
-        loaded = self.session.remembered.load_settings()
+        loaded = self.session.settings_store.load_settings()
         self._settings = loaded.settings
         if loaded.caution is not None:
             show_warning(loaded.caution.message)
@@ -165,7 +165,7 @@ class AnalyseWidget(DockWidget):
         )
         if settings != self._settings:
             self._settings = settings
-            show_errors(partial(self.session.remembered.save_settings, settings))
+            show_errors(partial(self.session.settings_store.save_settings, settings))
 
     # ------------------------------------------------------------ wishes and news
 
@@ -186,7 +186,7 @@ class AnalyseWidget(DockWidget):
         self._keys = [
             QShortcut(QKeySequence("Escape"), self, activated=self.cancel),
             QShortcut(QKeySequence("Ctrl+R"), self, activated=self._run_or_cancel),
-            QShortcut(QKeySequence("Ctrl+L"), self, activated=lambda: self._follow(not session.follow)),
+            QShortcut(QKeySequence("Ctrl+L"), self, activated=lambda: self._follow(not session.follows_view)),
         ]
         for key in self._keys:
             key.setContext(Qt.ShortcutContext.WindowShortcut)
@@ -217,13 +217,13 @@ class AnalyseWidget(DockWidget):
             (self.tissue.edit_wanted, self._edit_tissue),
             (self.tissue.use_wanted, lambda: self._tissue_changed(self.wishes.use_tissue)),
             (self.tissue.back_wanted, lambda: self._tissue_changed(self.wishes.found_tissue)),
-            (self.navigation.icc_chosen, self.screen.choose_colours),
-            (self.navigation.label_wanted, self.screen.show_labels),
+            (self.navigation.icc_toggled, self.screen.choose_colours),
+            (self.navigation.label_requested, self.screen.show_labels),
         )
         for signal, callback in told:
             signal.connect(callback)
         for section in self.sections:
-            section.folded.connect(lambda *_: self._store.start())
+            section.fold_changed.connect(lambda *_: self._store.start())
 
     def _subscribe(self) -> None:
         """Listen to what outlives the dock, until the dock goes."""
@@ -233,7 +233,7 @@ class AnalyseWidget(DockWidget):
             [
                 (self.session.changed, self._refresh),
                 (self.session.finished, self._finished),
-                (self.session.answered, self._answered),
+                (self.session.prediction_updated, self._answered),
                 (self.session.failed, self._show_error),
                 (layers.inserted, self._layers_changed),
                 (layers.removed, self._layers_changed),
@@ -248,7 +248,7 @@ class AnalyseWidget(DockWidget):
         for one in labels:
             one.setFixedWidth(widest)
 
-    def _leave(self) -> None:
+    def _on_removed(self) -> None:
         self.cancel()
         self.files.stop()
         self.follower.stop()
@@ -270,7 +270,7 @@ class AnalyseWidget(DockWidget):
 
     def _slides_changed(self) -> None:
         tags = [(layer.name, get_tag(layer)) for layer in lrmil_layers(self._viewer, role="slide", side="student")]
-        self.session.offer(
+        self.session.set_slides(
             [SlideChoice(name, tag.path, tag.mpp, tag.given_mpp) for name, tag in tags if tag is not None]
         )
         self.screen.show()
@@ -293,10 +293,10 @@ class AnalyseWidget(DockWidget):
 
     def _kind_chosen(self, kind: Kind) -> None:
         self.follower.look()
-        self.session.choose_kind(kind)
+        self.session.choose_roi_kind(kind)
 
     def _follow(self, follow: bool) -> None:
-        self.session.choose_follow(follow)
+        self.session.set_follows_view(follow)
         if follow:
             self.follower.look()
         else:
@@ -304,7 +304,7 @@ class AnalyseWidget(DockWidget):
 
     def _draw(self) -> None:
         show_errors(self.wishes.draw)
-        self.session.choose_kind("region")
+        self.session.choose_roi_kind("region")
 
     def _drawing_changed(self, _: Any = None) -> None:
         self._drawn.start()
@@ -316,7 +316,7 @@ class AnalyseWidget(DockWidget):
     # ------------------------------------------------------------ a run
 
     def _run_or_cancel(self) -> None:
-        if self.session.busy:
+        if self.session.is_busy:
             self.cancel()
         elif not self.session.run_blocked_by:
             self.run()
@@ -324,12 +324,14 @@ class AnalyseWidget(DockWidget):
     def run(self, teacher: TeacherPatches | None = None) -> None:
         """Begin the analysis of what is chosen, with these patches read by the teacher; None takes what is chosen."""
         self.follower.answers.stop()
-        self._run = BackgroundWorker(self.session.start(teacher), self.session.handle, self.session.end, self)
+        self._run = BackgroundWorker(
+            self.session.prepare_run(teacher), self.session.on_event, self.session.on_finished, self
+        )
         self._run.start()
 
     def cancel(self) -> None:
         """End the analysis under way after the step that it is at."""
-        if self._run is not None and self.session.busy:
+        if self._run is not None and self.session.is_busy:
             self._run.cancel()
             self.session.cancel()
 
@@ -355,12 +357,12 @@ class AnalyseWidget(DockWidget):
     def _what_if(self, step: Callable[[Sequence[Region]], None]) -> None:
         step(self.session.regions)
         self.wishes.mark_left_out()
-        self.follower.answers.ask(self.session.pool_again())
+        self.follower.answers.submit(self.session.prepare_what_if())
 
     def _undo(self) -> None:
         self.session.undo()
         self.wishes.mark_left_out()
-        self.follower.answers.ask(self.session.pool_again())
+        self.follower.answers.submit(self.session.prepare_what_if())
 
     def _edit_tissue(self) -> None:
         self.wishes.edit_tissue()
@@ -369,7 +371,7 @@ class AnalyseWidget(DockWidget):
     def _tissue_changed(self, change: Callable[[], None]) -> None:
         show_errors(change)
         self.follower.prepare()
-        self.follower.answers.ask(self.session.pool_again())
+        self.follower.answers.submit(self.session.prepare_what_if())
 
     # ------------------------------------------------------------ showing the session
 
@@ -381,8 +383,8 @@ class AnalyseWidget(DockWidget):
         self.run_button.text = {SessionState.RUNNING: "Cancel", SessionState.CANCELLING: "Cancelling…"}.get(
             session.state, "Run"
         )
-        self.run_button.enabled = session.state is not SessionState.CANCELLING and (session.busy or not blocked)
-        self.run_button.tooltip = blocked or ("Esc cancels too" if session.busy else "Ask the model (Ctrl+R)")
+        self.run_button.enabled = session.state is not SessionState.CANCELLING and (session.is_busy or not blocked)
+        self.run_button.tooltip = blocked or ("Esc cancels too" if session.is_busy else "Ask the model (Ctrl+R)")
         self._keys[0].setEnabled(session.state is SessionState.RUNNING)
         self._show_progress()
         self._show_notes(blocked)
@@ -404,7 +406,7 @@ class AnalyseWidget(DockWidget):
             self.beside.value = session.runs_teacher
         barred = session.teacher_blocked_by
         for widget in (self.slide, self.model, self.folder, self.device, self.beside):
-            widget.enabled = not session.busy
+            widget.enabled = not session.is_busy
         self.slide.enabled = self.slide.enabled and bool(session.slides)
         self.beside.enabled = self.beside.enabled and not barred
         self.beside.tooltip = (
@@ -421,14 +423,14 @@ class AnalyseWidget(DockWidget):
         return " · ".join(parts)
 
     def _show_progress(self) -> None:
-        pace = self.session.pace
-        self.progress.visible = self.session.busy
-        self.progress.value = round(100 * pace.share) if pace else 0
+        pace = self.session.progress
+        self.progress.visible = self.session.is_busy
+        self.progress.value = round(100 * pace.fraction) if pace else 0
         self.progress.native.setFormat(pace.text if pace else "starting")
 
     def _show_notes(self, blocked: str) -> None:
         session = self.session
-        lines = list(dict.fromkeys(filter(None, (session.message, "" if session.busy else blocked))))
-        lines += [f"⚠ {text}" for text in session.cautions]
+        lines = list(dict.fromkeys(filter(None, (session.message, "" if session.is_busy else blocked))))
+        lines += [f"⚠ {text}" for text in session.warnings]
         self.note.setText("\n".join(lines))
         self.note.setVisible(bool(lines))

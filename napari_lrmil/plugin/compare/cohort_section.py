@@ -67,7 +67,7 @@ class CohortSection(Section):
         self.progress.setVisible(self._reading)
         self.progress.setFormat(text)
         self.progress.setValue(round(100 * (share or 0)))
-        self.fit()
+        self.fit_height()
 
     def clear(self) -> None:
         """Show no slides."""

@@ -57,7 +57,7 @@ class TeacherBudget:
         """Return the wish as `predict` takes it; None where it is not known what it comes to."""
         if self.how != "time":
             return TeacherPatches.ALL if self.how == "all" else TeacherPatches(self.top)
-        k = asked.top_within(self.seconds) if asked is not None else None
+        k = asked.max_teacher_patches(self.seconds) if asked is not None else None
         return None if k is None else TeacherPatches(k)
 
     def text(self, asked: PlannedPatches | None) -> str:
@@ -65,7 +65,7 @@ class TeacherBudget:
         choice = self.choice(asked)
         if asked is None or choice is None:
             return NOT_FOUND if asked is None else NO_PACE
-        cost, patches = asked.cost(choice), len(asked.children)
+        cost, patches = asked.estimate(choice), len(asked.hr_counts)
         k = choice.count(patches)
         about = "" if asked.attention is not None or k == patches else "about "
         return f"{about}{cost.hr_patches:,} HR patches in {k:,} of {patches:,} · {cost.time_text}"
@@ -76,7 +76,7 @@ def why_no_teacher(session: Session, wish: TeacherBudget) -> str:
     blocked = session.run_blocked_by or session.teacher_blocked_by
     if blocked or wish.how != "time":
         return blocked
-    asked = session.asked
+    asked = session.planned_patches
     return "" if wish.choice(asked) is not None else (NOT_FOUND if asked is None else NO_PACE)
 
 
@@ -94,7 +94,7 @@ class LoadStoredJob:
         from napari_lrmil.core.results.reader import find_result_folder, restore_prediction
 
         yield Progress("opening the slide", 0, 2, "steps")
-        slide = self.shelf.slide(self.slide)
+        slide = self.shelf.get_slide(self.slide)
         yield Progress("reading what was stored", 1, 2, "steps")
         yield Finished(restore_prediction(find_result_folder(self.folder, slide), slide, self.bundle))
 
@@ -249,7 +249,7 @@ class LesionWork:
         )
 
         yield Progress("lesions", 0, 1, "slide")
-        known = self.drawn or find_lesion_outlines(self.slide.path, self.shelf.slide(self.slide).bounds)
+        known = self.drawn or find_lesion_outlines(self.slide.path, self.shelf.get_slide(self.slide).bounds)
         source = "drawn regions" if self.drawn else lesion_file(self.slide.path).name
         yield Finished(Lesions(source, score_lesion_localisation(self.prediction, known)) if known else None)
 

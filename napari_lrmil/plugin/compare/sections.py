@@ -102,13 +102,13 @@ class GetForm(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     def show_session(self, session: Session, loading: str, cancelling: bool) -> None:
         """Show what can be had at which cost, and how far it is; `loading` says what of the stored is being read."""
-        self._busy = session.busy or bool(loading)
-        self.kinds[session.kind].setChecked(True)
+        self._busy = session.is_busy or bool(loading)
+        self.kinds[session.roi_kind].setChecked(True)
         for kind, word in KINDS:
             tip = f"The teacher looks into the {'drawn regions' if kind == 'region' else word.lower()}"
             enable_unless(self.kinds[kind], BUSY if self._busy else "", tip)
         if not self._busy:
-            asked, wish = session.asked, self.value()
+            asked, wish = session.planned_patches, self.value()
             for how, told in self.costs.items():
                 told.setText(TeacherBudget(how, wish.top, wish.seconds).text(asked))
         barred = "" if self._busy else why_no_teacher(session, self.value())
@@ -127,10 +127,10 @@ class GetForm(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.note.setVisible(bool(barred))
 
     def _show_progress(self, session: Session, loading: str) -> None:
-        pace = session.pace
+        pace = session.progress
         self.progress.setVisible(self._busy)
         self.progress.setRange(0, 0 if loading else 100)
-        self.progress.setValue(round(100 * pace.share) if pace else 0)
+        self.progress.setValue(round(100 * pace.fraction) if pace else 0)
         self.progress.setFormat(loading or (pace.text if pace else "starting"))
 
 
@@ -186,7 +186,7 @@ class MeasuresSection(Section):
         self.table.setVisible(bool(lines))
         self.lesions.setText(lesions.text if comparison and lesions else "")
         self.lesions.setVisible(bool(comparison and lesions))
-        self.fit()
+        self.fit_height()
 
 
 def _as_html(lines: Sequence[TableRow]) -> str:
@@ -333,7 +333,7 @@ class ScatterSection(Section):
         self.told.setText(f"{count} of {len(points)} patches picked." if count else HINT)
         enable_unless(self.clear, "" if count else "No patch is picked.", "Let no patch light up")
         self.canvas.draw_idle()
-        self.fit()
+        self.fit_height()
 
     def _looped(self, corners: list[tuple[float, float]]) -> None:
         from matplotlib.path import Path

@@ -155,7 +155,7 @@ class CompareWidget(DockWidget):
             window.tabifyDockWidget(other, mine)
             mine.raise_()
 
-    def _leave(self) -> None:
+    def _on_removed(self) -> None:
         self._measuring.stop()
         self._stop_cohort()
         if not self._joined:
@@ -169,7 +169,7 @@ class CompareWidget(DockWidget):
 
     def _refresh(self) -> None:
         session = self.session
-        self._began = self._began and session.busy
+        self._began = self._began and session.is_busy
         self.about.setText(self.analyse.about.text())
         self.form.show_session(session, self._loading, session.state is SessionState.CANCELLING)
         if session.prediction is not self._prediction:
@@ -204,7 +204,7 @@ class CompareWidget(DockWidget):
     def _measure(self) -> None:
         slide, there = self.session.slide, self._comparison
         if there is not None and slide is not None and there.prediction.path == slide.path:
-            self._measuring.ask(LesionWork(there.prediction, slide, self.session.shelf, self._drawn).events)
+            self._measuring.submit(LesionWork(there.prediction, slide, self.session.open_slides, self._drawn).events)
 
     def _measured(self, event: Event) -> None:
         match event:
@@ -245,8 +245,8 @@ class CompareWidget(DockWidget):
         self.analyse.scope.kinds[kind].click()
 
     def _get(self) -> None:
-        choice = self.form.value().choice(self.session.asked)
-        if choice is not None and not self.session.busy:
+        choice = self.form.value().choice(self.session.planned_patches)
+        if choice is not None and not self.session.is_busy:
             self._began = True
             self.analyse.run(choice)
 
@@ -266,10 +266,10 @@ class CompareWidget(DockWidget):
     def load(self, folder: Path) -> None:
         """Show what was stored about the chosen slide, below `folder` or in it."""
         session = self.session
-        if self._loader is not None or session.busy or session.slide is None or session.bundle is None:
+        if self._loader is not None or session.is_busy or session.slide is None or session.bundle is None:
             return
         self._loading = "starting"
-        work = LoadStoredJob(folder, session.slide, session.bundle, session.shelf)
+        work = LoadStoredJob(folder, session.slide, session.bundle, session.open_slides)
         self._loader = BackgroundWorker(work.events, self._loaded, self._load_ended, self)
         self._loader.start()
         self._refresh()
@@ -280,7 +280,7 @@ class CompareWidget(DockWidget):
                 self._loading = stage
                 self._refresh()
             case Finished(prediction):
-                self.session.take(prediction)
+                self.session.show_stored(prediction)
             case Failed(message):
                 show_error(message)
 
@@ -324,7 +324,7 @@ class CompareWidget(DockWidget):
     def _open(self, line: StoredResult) -> None:
         """Open a slide of the cohort with both maps, as they were stored."""
         path = self._find(line)
-        if path is None or self.session.busy:
+        if path is None or self.session.is_busy:
             return
         self._expected = path, line.folder
         if all(slide.path != path for slide in self.session.slides):
@@ -339,7 +339,7 @@ class CompareWidget(DockWidget):
         return Path(name) if name else None
 
     def _show_slide(self, path: Path) -> bool:
-        memory = self.session.remembered
+        memory = self.session.settings_store
         return bool(add_layers(self._viewer, read_slides(path, ask=ask_mpp_with_estimate, memory=memory)))
 
     def _load_expected(self) -> None:

@@ -19,16 +19,16 @@ class DockWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802  # Qt's name
         """End what this dock began."""
-        self._leave()
+        self._on_removed()
         super().closeEvent(event)
 
     def changeEvent(self, event: QEvent) -> None:  # noqa: N802  # Qt's name
         """Do so where napari has taken the dock out of its window, too."""
         super().changeEvent(event)
         if event.type() == QEvent.Type.ParentChange and self.parent() is None:
-            self._leave()
+            self._on_removed()
 
-    def _leave(self) -> object:
+    def _on_removed(self) -> object:
         raise NotImplementedError(f"{type(self).__name__} does not say how it ends")
 
 

@@ -30,7 +30,7 @@ class Section(QCollapsible):  # type: ignore[misc]  # superqt has no types
         What it is called on the screen: the words of a pathologist first, the term of the method second.
     """
 
-    folded = Signal(str, bool)
+    fold_changed = Signal(str, bool)
 
     def __init__(self, name: str, title: str, parent: QWidget | None = None) -> None:
         super().__init__(title, parent, expandedIcon="▼", collapsedIcon="▶")
@@ -45,9 +45,9 @@ class Section(QCollapsible):  # type: ignore[misc]  # superqt has no types
         self.toggled.connect(self._tell)
 
     def _tell(self, open_: bool) -> None:
-        self.folded.emit(self.name, open_)
+        self.fold_changed.emit(self.name, open_)
 
-    def fit(self) -> None:
+    def fit_height(self) -> None:
         """Take the height that the content needs now; by itself a section takes it when it unfolds."""
         self._column.invalidate()
         self._column.activate()

@@ -132,11 +132,11 @@ class LatestOnly:
         self._next: Work | None = None
 
     @property
-    def busy(self) -> bool:
+    def is_busy(self) -> bool:
         """Whether a question is being worked on."""
         return self._run is not None
 
-    def ask(self, work: Work | None) -> None:
+    def submit(self, work: Work | None) -> None:
         """Begin `work`, at once or when what is under way has let go; None asks nothing."""
         if work is None:
             return
@@ -155,4 +155,4 @@ class LatestOnly:
 
     def _ended(self) -> None:
         self._run, work, self._next = None, self._next, None
-        self.ask(work)
+        self.submit(work)

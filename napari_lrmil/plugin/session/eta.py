@@ -38,7 +38,7 @@ class StageProgress:
     seconds: float
 
     @property
-    def share(self) -> float:
+    def fraction(self) -> float:
         """0 to 1."""
         return self.done / self.total if self.total else 0.0
 
@@ -47,7 +47,7 @@ class StageProgress:
         """One line: the stage, the share, and the time left where it is known."""
         left = self.seconds * (self.total - self.done) / self.done if self.done else 0.0
         shown = f" · {format_duration(left)} left" if self.seconds > ETA_AFTER_S and left >= 1 else ""
-        return f"{self.stage} · {self.share:.0%}{shown}"
+        return f"{self.stage} · {self.fraction:.0%}{shown}"
 
 
 @dataclass(frozen=True)
@@ -76,30 +76,30 @@ class PlannedPatches:
 
     Attributes
     ----------
-    children
+    hr_counts
         (N,) HR patches in each.
     attention
         (N,) the student's attention where it is known, so that asking it again costs nothing; None where it is not.
-    pace
+    expected_seconds
         Seconds that a network (``student``, ``teacher``) should take for so many patches; None where it never ran.
     """
 
-    children: Int64
+    hr_counts: Int64
     attention: Features | None
-    pace: Callable[[str, int], float | None]
+    expected_seconds: Callable[[str, int], float | None]
 
-    def cost(self, teacher: TeacherPatches) -> RunEstimate:
+    def estimate(self, teacher: TeacherPatches) -> RunEstimate:
         """Return what a run would read and take if the teacher reads these patches."""
-        patches, hr = len(self.children), self._hr_patches(teacher)
-        told = [0.0 if self.attention is not None else self.pace("student", patches)]
-        told += [self.pace("teacher", hr)] if hr else []
+        patches, hr = len(self.hr_counts), self._hr_patches(teacher)
+        told = [0.0 if self.attention is not None else self.expected_seconds("student", patches)]
+        told += [self.expected_seconds("teacher", hr)] if hr else []
         known = [seconds for seconds in told if seconds is not None]
         return RunEstimate(patches, hr, sum(known) if len(known) == len(told) else None)
 
-    def top_within(self, seconds: float) -> int | None:
+    def max_teacher_patches(self, seconds: float) -> int | None:
         """Return how many patches the teacher can look into in that time, at least one; None where no pace is known."""
-        student = 0.0 if self.attention is not None else self.pace("student", len(self.children))
-        each = self.pace("teacher", 1)
+        student = 0.0 if self.attention is not None else self.expected_seconds("student", len(self.hr_counts))
+        each = self.expected_seconds("teacher", 1)
         if student is None or each is None:
             return None
         costs = each * np.cumsum(self._in_order())
@@ -108,14 +108,14 @@ class PlannedPatches:
     def _hr_patches(self, teacher: TeacherPatches) -> int:
         if teacher == TeacherPatches.NONE:
             return 0
-        return round(float(self._in_order()[: teacher.count(len(self.children))].sum()))
+        return round(float(self._in_order()[: teacher.count(len(self.hr_counts))].sum()))
 
     def _in_order(self) -> NDArray[np.float64]:
         """Return (N,) HR patches of each LR patch, the student's first choice first; their mean where unknown."""
         if self.attention is None:
-            return np.full(len(self.children), self.children.mean())
+            return np.full(len(self.hr_counts), self.hr_counts.mean())
         order = np.argsort(-self.attention.astype(np.float64), kind="stable")
-        return np.asarray(self.children[order], dtype=np.float64)
+        return np.asarray(self.hr_counts[order], dtype=np.float64)
 
 
 def plan_patches(
@@ -151,7 +151,7 @@ class ThroughputHistory:
         self._remembered = remembered
         self._known: dict[ThroughputKey, float | None] = {}
 
-    def expected(self, bundle_sha256: str, device: str, network: str, patches: int) -> float | None:
+    def expected_seconds(self, bundle_sha256: str, device: str, network: str, patches: int) -> float | None:
         """Return the seconds that patches should take; None where nothing was run yet."""
         key = ThroughputKey(bundle_sha256, device, network)
         if key not in self._known:
@@ -159,7 +159,7 @@ class ThroughputHistory:
         known = self._known[key]
         return None if known is None else known / LOOKUP_PATCHES * patches
 
-    def learn(self, prediction: Prediction, device: str) -> list[str]:
+    def record(self, prediction: Prediction, device: str) -> list[str]:
         """Keep what a run took, and return sentences on what kept it from being kept; the cache teaches nothing."""
         self._known.clear()
         told = []

@@ -30,13 +30,13 @@ class FindTissueJob:
 
     slide: SlideChoice
     bundle: Bundle
-    shelf: OpenSlides
+    open_slides: OpenSlides
 
     def events(self) -> Iterator[Event]:
         """Yield how far it is, and last where the tissue is."""
         yield Progress("tissue", 0, 1, "slide")
         reserve_core_for_window()
-        yield Finished(self.shelf.ground(self.slide, self.bundle))
+        yield Finished(self.open_slides.get_tissue_grid(self.slide, self.bundle))
         warm_up_model(self.bundle)
 
 
@@ -48,7 +48,7 @@ class PredictJob:
     ----------
     slide, bundle, device
         What is asked of whom, and where it is computed.
-    shelf, cache
+    open_slides, cache
         Open slides and their tissue; embeddings made before.
     scope
         Which part of the slide.
@@ -61,7 +61,7 @@ class PredictJob:
     slide: SlideChoice
     bundle: Bundle
     device: str
-    shelf: OpenSlides
+    open_slides: OpenSlides
     cache: EmbeddingCache
     scope: RegionOfInterest = WHOLE_SLIDE
     teacher: TeacherPatches = TeacherPatches.NONE
@@ -74,7 +74,7 @@ class PredictJob:
 
         reserve_core_for_window()
         began = time.perf_counter()
-        slide = self.shelf.slide(self.slide)
+        slide = self.open_slides.get_slide(self.slide)
         seconds, device = time.perf_counter() - began, resolve_device(self.device)
         yield Progress("tissue", 0, 1, "slide")
         stream = predict(
@@ -84,7 +84,7 @@ class PredictJob:
             teacher=self.teacher,
             seconds_open=seconds,
             scope=self.scope,
-            tissue_grid=self.shelf.ground(self.slide, self.bundle),
+            tissue_grid=self.open_slides.get_tissue_grid(self.slide, self.bundle),
             cache=self.cache,
         )
         with closing(stream) as events:  # type: ignore[type-var]  # generators close
@@ -93,7 +93,7 @@ class PredictJob:
                     self._write(event.result)
                 yield event
 
-    def live(self) -> Iterator[Event]:
+    def live_events(self) -> Iterator[Event]:
         """Answer as `events` does, and now and then on the way from what is embedded so far."""
         shown = time.monotonic()
         with closing(self.events()) as events:  # type: ignore[type-var]  # generators close
@@ -113,7 +113,10 @@ class PredictJob:
         from napari_lrmil.core.features.devices import resolve_device
         from napari_lrmil.core.inference.predict import cache_key, predict
 
-        slide, ground = self.shelf.slide(self.slide), self.shelf.ground(self.slide, self.bundle)
+        slide, ground = (
+            self.open_slides.get_slide(self.slide),
+            self.open_slides.get_tissue_grid(self.slide, self.bundle),
+        )
         there = self.cache.has(cache_key(slide, self.bundle, ground.grid, "student"), ground.grid.lr_index)
         there &= self.scope.keeps(ground.grid)
         if there.any():
@@ -127,7 +130,7 @@ class PredictJob:
         if self.out is not None:
             from napari_lrmil.core.results.writer import write_prediction
 
-            write_prediction(self.out, self.shelf.slide(self.slide), prediction)
+            write_prediction(self.out, self.open_slides.get_slide(self.slide), prediction)
 
 
 def warm_up_model(bundle: Bundle) -> None:

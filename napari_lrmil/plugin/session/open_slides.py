@@ -46,44 +46,44 @@ class OpenSlides:
         self._grounds: dict[tuple[SlideChoice, str], TissueGrid] = {}
         self._lock = threading.RLock()
 
-    def slide(self, choice: SlideChoice) -> Slide:
+    def get_slide(self, choice: SlideChoice) -> Slide:
         """Return the slide, opened if it was not open."""
         with self._lock:
             if choice not in self._slides:
                 self._slides[choice] = self._open(choice.path, choice.given_mpp)
             return self._slides[choice]
 
-    def known(self, choice: SlideChoice, bundle: Bundle) -> TissueGrid | None:
+    def get_cached_tissue_grid(self, choice: SlideChoice, bundle: Bundle) -> TissueGrid | None:
         """Return where the tissue is, where that is known already."""
         with self._lock:
             return self._grounds.get((choice, _plan(bundle)))
 
-    def ground(self, choice: SlideChoice, bundle: Bundle) -> TissueGrid:
+    def get_tissue_grid(self, choice: SlideChoice, bundle: Bundle) -> TissueGrid:
         """Return where the tissue is, found now if it was not known; see `core.grid.grid_of` for what may go wrong."""
         from napari_lrmil.core.patching.grid import find_tissue_grid
 
-        found = self.known(choice, bundle)
+        found = self.get_cached_tissue_grid(choice, bundle)
         if found is None:
-            found = find_tissue_grid(self.slide(choice), bundle.card.plan, bundle.card.tissue)
+            found = find_tissue_grid(self.get_slide(choice), bundle.card.plan, bundle.card.tissue)
             with self._lock:
                 found = self._grounds.setdefault((choice, _plan(bundle)), found)
         return found
 
-    def edit(self, choice: SlideChoice, bundle: Bundle, mask: Mask) -> TissueGrid:
+    def set_edited_mask(self, choice: SlideChoice, bundle: Bundle, mask: Mask) -> TissueGrid:
         """Take a mask that was changed by hand, of the same raster, and return what it gives."""
         from napari_lrmil.core.patching.grid import tissue_grid_from_mask
 
-        changed = tissue_grid_from_mask(choice.path, self.ground(choice, bundle), mask, bundle.card.tissue)
+        changed = tissue_grid_from_mask(choice.path, self.get_tissue_grid(choice, bundle), mask, bundle.card.tissue)
         with self._lock:
             self._grounds[choice, _plan(bundle)] = changed
         return changed
 
-    def forget_edit(self, choice: SlideChoice, bundle: Bundle) -> None:
+    def discard_edit(self, choice: SlideChoice, bundle: Bundle) -> None:
         """Find the tissue anew when it is next asked for."""
         with self._lock:
             self._grounds.pop((choice, _plan(bundle)), None)
 
-    def keep_only(self, choices: Collection[SlideChoice]) -> None:
+    def close_others(self, choices: Collection[SlideChoice]) -> None:
         """Close the slides that are not among `choices`."""
         with self._lock:
             gone = [self._slides.pop(choice) for choice in [*self._slides] if choice not in choices]
@@ -93,7 +93,7 @@ class OpenSlides:
 
     def close(self) -> None:
         """Close all slides."""
-        self.keep_only(())
+        self.close_others(())
 
 
 def _plan(bundle: Bundle) -> str:

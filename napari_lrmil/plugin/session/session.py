@@ -74,7 +74,7 @@ class Session:
         Folder in which each result is written; None writes nothing.
     clock
         Seconds that only go forward.
-    remembered
+    settings_store
         What this machine's last runs took.
 
     Attributes
@@ -83,45 +83,45 @@ class Session:
         Something that the dock shows has changed.
     finished
         A prediction is there.
-    answered
+    prediction_updated
         A prediction is there that takes the last one's place: of the moving view, or of a what-if.
     failed
         A sentence that says why there is none.
-    cautioned
+    warned
         A sentence that the user should know.
     """
 
     changed = Signal()
     finished = Signal(object)
-    answered = Signal(object)
+    prediction_updated = Signal(object)
     failed = Signal(str)
-    cautioned = Signal(str)
+    warned = Signal(str)
 
     def __init__(
         self,
         open_slide: SlideOpener | None = None,
         out: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
-        remembered: SettingsStore | None = None,
+        settings_store: SettingsStore | None = None,
     ) -> None:
         from napari_lrmil.core.features.embedding_cache import EmbeddingCache
 
         self._out, self._clock = out, clock
-        self.remembered = remembered or SettingsStore()
-        self.shelf, self.cache = OpenSlides(open_slide or self._open), EmbeddingCache()
+        self.settings_store = settings_store or SettingsStore()
+        self.open_slides, self.cache = OpenSlides(open_slide or self._open), EmbeddingCache()
         self.state = SessionState.IDLE
         self.slides: tuple[SlideChoice, ...] = ()
         self.slide: SlideChoice | None = None
         self.bundle: Bundle | None = None
-        self.bundle_named = ""  # as the user gave it: a folder, or the name of a shipped one
+        self.bundle_name = ""  # as the user gave it: a folder, or the name of a shipped one
         self.device = "auto"
         self.teacher = TeacherPatches.NONE  # LR patches that the teacher reads beside the student
-        self.follow = False
-        self.kind: Kind = "slide"
+        self.follows_view = False
+        self.roi_kind: Kind = "slide"
         self.view: BoxLevel0 | None = None
         self.regions: tuple[Region, ...] = ()
-        self.pace: StageProgress | None = None
-        self.cautions: tuple[str, ...] = ()
+        self.progress: StageProgress | None = None
+        self.warnings: tuple[str, ...] = ()
         self.message = ""  # why there is no result or no model; empty where all is well
         self.prediction: Prediction | None = None
         self._steps: tuple[WhatIf, ...] = (WhatIf(),)  # the last one holds
@@ -129,24 +129,24 @@ class Session:
         self._answered: tuple[object, ...] = ()  # what the live view last asked
         self._sought: tuple[object, ...] = ()  # whose tissue was last looked for
         self._last_meant: tuple[tuple[object, ...], NDArray[np.bool_]] | None = None
-        self._paces = ThroughputHistory(self.remembered)
+        self._paces = ThroughputHistory(self.settings_store)
         self._stage_began = 0.0
 
     def _open(self, path: Path, mpp: float | None) -> Slide:
-        return Slide(path, mpp=mpp, remembered=self.remembered.remembered_mpp)
+        return Slide(path, mpp=mpp, remembered=self.settings_store.remembered_mpp)
 
     def close(self) -> None:
         """Give the slides back."""
-        self.shelf.close()
+        self.open_slides.close()
 
     # ------------------------------------------------------------ choices
 
-    def offer(self, slides: Sequence[SlideChoice]) -> None:
+    def set_slides(self, slides: Sequence[SlideChoice]) -> None:
         """Take the slides there are; the chosen one stays chosen while it is among them, others are closed."""
         self.slides = tuple(slides)
         if self.slide not in self.slides:
             self.choose_slide(self.slides[-1] if self.slides else None)
-        self.shelf.keep_only(self.slides)
+        self.open_slides.close_others(self.slides)
         self.changed.emit()
 
     def choose_slide(self, slide: SlideChoice | None) -> None:
@@ -164,7 +164,7 @@ class Session:
         self.message = ""
         try:
             self.bundle = Bundle(where) if where is not None else None
-            self.bundle_named = str(where or "")
+            self.bundle_name = str(where or "")
         except LrmilError as error:
             self.bundle, self.message = None, str(error)
             self.failed.emit(self.message)
@@ -180,41 +180,41 @@ class Session:
         self.teacher = patches
         self.changed.emit()
 
-    def choose_kind(self, kind: Kind) -> None:
+    def choose_roi_kind(self, kind: Kind) -> None:
         """Take what a run is to be about: the slide, what is visible, or the drawn regions."""
-        self.kind = kind
+        self.roi_kind = kind
         self.changed.emit()
 
-    def choose_follow(self, follow: bool) -> None:
+    def set_follows_view(self, follow: bool) -> None:
         """Take whether the student follows the view."""
-        self.follow, self._answered = follow, ()
+        self.follows_view, self._answered = follow, ()
         self.changed.emit()
 
-    def look_at(self, box: BoxLevel0) -> None:
+    def set_view(self, box: BoxLevel0) -> None:
         """Take what is visible now, in level-0 pixels of the chosen slide."""
         self.view = box
-        if self.kind == "view":
+        if self.roi_kind == "view":
             self.changed.emit()
 
-    def draw(self, regions: Sequence[Region]) -> None:
+    def set_regions(self, regions: Sequence[Region]) -> None:
         """Take the regions that are drawn on the chosen slide."""
         self.regions = tuple(regions)
         self.changed.emit()
 
     @property
-    def busy(self) -> bool:
+    def is_busy(self) -> bool:
         """Whether work is under way."""
         return self.state in (SessionState.RUNNING, SessionState.CANCELLING)
 
     @property
-    def ground(self) -> TissueGrid | None:
+    def tissue_grid(self) -> TissueGrid | None:
         """Where the tissue of the chosen slide is, once it was found."""
         if self.slide is None or self.bundle is None:
             return None
-        return self.shelf.known(self.slide, self.bundle)
+        return self.open_slides.get_cached_tissue_grid(self.slide, self.bundle)
 
     @property
-    def opened(self) -> Slide:
+    def open_slide(self) -> Slide:
         """The chosen slide, open for analysis.
 
         Raises
@@ -224,20 +224,20 @@ class Session:
         """
         if self.slide is None:
             raise LrmilError("no slide is open; drop one on the window")
-        return self.shelf.slide(self.slide)
+        return self.open_slides.get_slide(self.slide)
 
     @property
     def scope(self) -> RegionOfInterest:
         """What a run would be about."""
-        if self.kind == "view" and self.view is not None:
+        if self.roi_kind == "view" and self.view is not None:
             return self._scope("view", (box_region(self.view, "view"),))
-        if self.kind == "region" and self.regions:
+        if self.roi_kind == "region" and self.regions:
             return self._scope("region", self.regions)
         return self._scope("slide", ())
 
     def _scope(self, kind: Kind, regions: tuple[Region, ...]) -> RegionOfInterest:
         what_if = self._steps[-1]
-        return RegionOfInterest(kind, regions, what_if.kept, what_if.excluded)
+        return RegionOfInterest(kind, regions, what_if.included, what_if.excluded)
 
     @property
     def run_blocked_by(self) -> str:
@@ -248,8 +248,12 @@ class Session:
             return self.message or "No model is chosen."
         return (
             why_too_coarse(self.slide, self.bundle.card.lr_mpp, "student (LR)")
-            or why_roi_missing(self.kind, self.regions, self.view)
-            or (why_roi_empty(self.scope, self.ground, self._meant(self.ground), self.what_if) if self.ground else "")
+            or why_roi_missing(self.roi_kind, self.regions, self.view)
+            or (
+                why_roi_empty(self.scope, self.tissue_grid, self._selected_patches(self.tissue_grid), self.what_if)
+                if self.tissue_grid
+                else ""
+            )
         )
 
     @property
@@ -265,41 +269,41 @@ class Session:
     @property
     def estimate(self) -> RunEstimate | None:
         """What a run would cost; None before the tissue was found."""
-        asked = self.asked
-        return asked.cost(self.teacher if self.runs_teacher else TeacherPatches.NONE) if asked else None
+        asked = self.planned_patches
+        return asked.estimate(self.teacher if self.runs_teacher else TeacherPatches.NONE) if asked else None
 
     @property
-    def asked(self) -> PlannedPatches | None:
+    def planned_patches(self) -> PlannedPatches | None:
         """The patches that a run would be about, to tell what looking at them costs; None where none are known."""
-        ground = self.ground
-        if ground is None or self.bundle is None or not self._meant(ground).any():
+        ground = self.tissue_grid
+        if ground is None or self.bundle is None or not self._selected_patches(ground).any():
             return None
-        pace = partial(self._paces.expected, self.bundle.sha256, self.device)
-        meant = ground.grid.only(self._meant(ground))
+        pace = partial(self._paces.expected_seconds, self.bundle.sha256, self.device)
+        meant = ground.grid.only(self._selected_patches(ground))
         return plan_patches(
-            meant, cached_student_attention(self.prediction, meant, self.opened, self.bundle, self.cache), pace
+            meant, cached_student_attention(self.prediction, meant, self.open_slide, self.bundle, self.cache), pace
         )
 
-    def _meant(self, ground: TissueGrid) -> NDArray[np.bool_]:
+    def _selected_patches(self, ground: TissueGrid) -> NDArray[np.bool_]:
         """Return which patches a run would be about; found once for each choice, for the dock asks often."""
-        asked = (ground, self.kind, self.view, self.regions, self._steps[-1])
+        asked = (ground, self.roi_kind, self.view, self.regions, self._steps[-1])
         if self._last_meant is None or self._last_meant[0] != asked:
             self._last_meant = asked, self.scope.keeps(ground.grid)
         return self._last_meant[1]
 
     # ------------------------------------------------------------ a run
 
-    def find_tissue(self) -> Work | None:
+    def prepare_tissue_search(self) -> Work | None:
         """Return the work of finding the chosen slide's tissue; None where it is found, or cannot be."""
-        if self.slide is None or self.bundle is None or self.ground is not None:
+        if self.slide is None or self.bundle is None or self.tissue_grid is not None:
             return None
         sought = (self.slide, self.bundle.sha256)
         if sought == self._sought or why_too_coarse(self.slide, self.bundle.card.lr_mpp, "student (LR)"):
             return None  # once for each choice: a slide without tissue would be searched for ever
         self._sought = sought
-        return FindTissueJob(self.slide, self.bundle, self.shelf).events
+        return FindTissueJob(self.slide, self.bundle, self.open_slides).events
 
-    def start(self, teacher: TeacherPatches | None = None) -> Work:
+    def prepare_run(self, teacher: TeacherPatches | None = None) -> Work:
         """Return the work to be done, to be called in whatever thread; the choices are fixed now.
 
         Parameters
@@ -307,11 +311,17 @@ class Session:
         teacher
             LR patches that the teacher reads in this run; None takes what was chosen.
         """
-        if self.busy or self.run_blocked_by or self.slide is None or self.bundle is None:
+        if self.is_busy or self.run_blocked_by or self.slide is None or self.bundle is None:
             raise RuntimeError(f"nothing can be started now: {self.run_blocked_by or self.state.value}")
         wanted, barred = teacher or self.teacher, self.teacher_blocked_by
         self._asked = self._question(self.scope, TeacherPatches.NONE if barred else wanted, self._out)
-        self.state, self.pace, self.cautions, self.message, self.prediction = SessionState.RUNNING, None, (), "", None
+        self.state, self.progress, self.warnings, self.message, self.prediction = (
+            SessionState.RUNNING,
+            None,
+            (),
+            "",
+            None,
+        )
         if wanted != TeacherPatches.NONE and barred:
             self._caution(f"{barred} Only the student runs.")
         self.changed.emit()
@@ -322,13 +332,13 @@ class Session:
     ) -> PredictJob:
         if self.slide is None or self.bundle is None:
             raise RuntimeError("a question needs a slide and a model")
-        return PredictJob(self.slide, self.bundle, self.device, self.shelf, self.cache, scope, teacher, out)
+        return PredictJob(self.slide, self.bundle, self.device, self.open_slides, self.cache, scope, teacher, out)
 
-    def take(self, prediction: Prediction) -> None:
+    def show_stored(self, prediction: Prediction) -> None:
         """Take an answer that was stored, as if a run had given it."""
-        if self.busy or self.slide is None or prediction.path != self.slide.path:
+        if self.is_busy or self.slide is None or prediction.path != self.slide.path:
             return
-        self.state, self.cautions, self.message, self.prediction = SessionState.DONE, (), "", prediction
+        self.state, self.warnings, self.message, self.prediction = SessionState.DONE, (), "", prediction
         self.finished.emit(prediction)
         self.changed.emit()
 
@@ -338,7 +348,7 @@ class Session:
             self.state = SessionState.CANCELLING
             self.changed.emit()
 
-    def handle(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Take an event of the run. After `cancel` they are ignored: late ones may still be on their way."""
         if self.state is not SessionState.RUNNING:
             return
@@ -351,41 +361,41 @@ class Session:
                 self._fail(message)
             case Finished(result):
                 self.state, self.prediction = SessionState.DONE, result
-                for sentence in self._paces.learn(result, self.device):
+                for sentence in self._paces.record(result, self.device):
                     self._caution(sentence)
                 self.finished.emit(result)
         self.changed.emit()
 
-    def end(self) -> None:
+    def on_finished(self) -> None:
         """Take that the work has ended."""
         if self.state is SessionState.CANCELLING:
             self.state = SessionState.IDLE
         elif self.state is SessionState.RUNNING:
             self._fail("The analysis stopped without a result; please report it.")
-        self.pace = None
+        self.progress = None
         self.changed.emit()
 
     def _progress(self, stage: str, done: int, total: int, unit: str) -> None:
         now = self._clock()
-        if self.pace is None or self.pace.stage != stage:
+        if self.progress is None or self.progress.stage != stage:
             self._stage_began = now
-        self.pace = StageProgress(stage, done, total, unit, now - self._stage_began)
+        self.progress = StageProgress(stage, done, total, unit, now - self._stage_began)
 
     def _caution(self, message: str) -> None:
-        self.cautions = (*self.cautions, message)
-        self.cautioned.emit(message)
+        self.warnings = (*self.warnings, message)
+        self.warned.emit(message)
 
     def _fail(self, message: str) -> None:
         self.state, self.message = SessionState.FAILED, message
         self.failed.emit(message)
 
-    def follow_view(self) -> Work | None:
+    def prepare_live_view(self) -> Work | None:
         """Return the work that answers what is visible now; None where that was answered, or nothing can be.
 
         Moving within the same patches asks nothing anew.
         """
-        ground = self.ground
-        if not self.follow or self.busy or ground is None or self.view is None:
+        ground = self.tissue_grid
+        if not self.follows_view or self.is_busy or ground is None or self.view is None:
             return None
         scope = self._scope("view", (box_region(self.view, "view"),))
         rows = scope.keeps(ground.grid)
@@ -393,19 +403,19 @@ class Session:
         if asked == self._answered or not rows.any():
             return None
         self._answered = asked
-        return self._question(scope).live
+        return self._question(scope).live_events
 
-    def handle_answer(self, event: Event) -> None:
+    def on_live_event(self, event: Event) -> None:
         """Take an event of the live view or of a what-if."""
         match event:
             case Partial(result) | Finished(result):
                 self.prediction = result
-                self.answered.emit(result)
+                self.prediction_updated.emit(result)
                 self.changed.emit()
             case Failed(message):
                 self.failed.emit(message)
 
-    def handle_ground(self, event: Event) -> None:
+    def on_tissue_event(self, event: Event) -> None:
         """Take an event of finding the tissue; that there is none is told when somebody asks for an answer."""
         if isinstance(event, Finished | Failed):
             self.changed.emit()
@@ -424,11 +434,11 @@ class Session:
 
     def exclude(self, regions: Sequence[Region]) -> None:
         """Leave regions out, beside what is left out already."""
-        self._step(self.what_if.without(self.what_if.newly(regions, self.prediction)))
+        self._step(self.what_if.exclude(self.what_if.select_new(regions, self.prediction)))
 
     def keep_only(self, regions: Sequence[Region]) -> None:
         """Leave out everything outside of regions."""
-        self._step(self.what_if.only(self.what_if.newly(regions, self.prediction)))
+        self._step(self.what_if.keep_only(self.what_if.select_new(regions, self.prediction)))
 
     def undo(self) -> None:
         """Take the last step back."""
@@ -438,13 +448,13 @@ class Session:
 
     def _step(self, what_if: WhatIf) -> None:
         self._steps = (*self._steps, what_if)
-        if self.kind == "region":  # what was drawn last is left out, not asked about
-            self.kind = self.prediction.scope.kind if self.prediction else "slide"
+        if self.roi_kind == "region":  # what was drawn last is left out, not asked about
+            self.roi_kind = self.prediction.scope.kind if self.prediction else "slide"
         self.changed.emit()
 
-    def pool_again(self) -> Work | None:
+    def prepare_what_if(self) -> Work | None:
         """Return the work that answers the last question with the present what-if; None where nothing was asked."""
-        if self.busy or self.prediction is None or self.slide is None or self.bundle is None:
+        if self.is_busy or self.prediction is None or self.slide is None or self.bundle is None:
             return None
         last = self.prediction.scope
         return self._question(self._scope(last.kind, last.regions)).events
@@ -455,11 +465,11 @@ class Session:
             return
         self._answered = ()
         if mask is None:
-            self.shelf.forget_edit(self.slide, self.bundle)
+            self.open_slides.discard_edit(self.slide, self.bundle)
             self._sought = ()
         else:
             try:
-                self.shelf.edit(self.slide, self.bundle, mask)
+                self.open_slides.set_edited_mask(self.slide, self.bundle, mask)
             except LrmilError as error:
                 self.failed.emit(str(error))
         self.changed.emit()

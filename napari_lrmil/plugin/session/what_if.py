@@ -17,13 +17,13 @@ class WhatIf:
     """Drawn regions that are left out, and those outside which all is left out."""
 
     excluded: tuple[Region, ...] = ()
-    kept: tuple[Region, ...] = ()
+    included: tuple[Region, ...] = ()
 
-    def without(self, regions: Sequence[Region]) -> WhatIf:
+    def exclude(self, regions: Sequence[Region]) -> WhatIf:
         """Return the same with more regions left out."""
-        return WhatIf((*self.excluded, *regions), self.kept)
+        return WhatIf((*self.excluded, *regions), self.included)
 
-    def newly(self, drawn: Sequence[Region], last: Prediction | None) -> Sequence[Region]:
+    def select_new(self, drawn: Sequence[Region], last: Prediction | None) -> Sequence[Region]:
         """Return which of the drawn regions a new step is about: those that `last` did not ask about, nor left out yet.
 
         Where there are none, somebody means the old ones.
@@ -31,6 +31,6 @@ class WhatIf:
         known = (*(last.scope.regions if last is not None else ()), *self.excluded)
         return [region for region in drawn if region not in known] or drawn
 
-    def only(self, regions: Sequence[Region]) -> WhatIf:
+    def keep_only(self, regions: Sequence[Region]) -> WhatIf:
         """Return the same with all left out but `regions`."""
         return WhatIf(self.excluded, tuple(regions))

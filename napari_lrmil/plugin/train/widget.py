@@ -79,7 +79,7 @@ class TrainWidget(DockWidget):
         self._pictured: Any = None
         self._build()
         self._connect()
-        self._offers.ask(_encoders)
+        self._offers.submit(_encoders)
         self._settings_settled()
         self._refresh()
 
@@ -200,8 +200,8 @@ class TrainWidget(DockWidget):
         self.cohort.show_refusal(sentence)
 
     def _table_changed(self) -> None:
-        if not self._checks.busy and self.table.unchecked:
-            self._checks.ask(self.table.checking)
+        if not self._checks.is_busy and self.table.unchecked:
+            self._checks.submit(self.table.checking)
         if not (self._led_on or self.table.blocked_by):  # once: whoever folds it wants it folded
             self._led_on = True
             self.form.expand(animate=False)
@@ -215,7 +215,7 @@ class TrainWidget(DockWidget):
             show_error(event.message)
         if isinstance(event, Finished):
             if self.table.unchecked:  # rows that came meanwhile
-                self._checks.ask(self.table.checking)
+                self._checks.submit(self.table.checking)
             self.cohort.refresh(bool(self.table.unchecked))
 
     # ------------------------------------------------------------ settings
@@ -232,8 +232,8 @@ class TrainWidget(DockWidget):
         if config is not None:
             if config.plan != self.table.plan:
                 self.table.choose_plan(config.plan)
-                self._checks.ask(self.table.checking)  # and no further for the patch sizes of before
-            self._told.ask(partial(_offer, config.encoder.teacher))
+                self._checks.submit(self.table.checking)  # and no further for the patch sizes of before
+            self._told.submit(partial(_offer, config.encoder.teacher))
         self._draw_picture()
         self._refresh()
 
@@ -258,7 +258,7 @@ class TrainWidget(DockWidget):
             self.form.show_picture(None)
             return
         row, _ = first
-        self._pictures.ask(partial(picturing, row.path, float(row.mpp) if row.mpp else None, self.table.plan))
+        self._pictures.submit(partial(picturing, row.path, float(row.mpp) if row.mpp else None, self.table.plan))
 
     def _pictured_event(self, event: Event) -> None:
         if isinstance(event, Finished) and isinstance(event.result, PatchPicture):
@@ -339,7 +339,7 @@ class TrainWidget(DockWidget):
             told = learn(folder, self.run.story, *self._started, self._remembered)
             if told:
                 show_error(told)
-        self._results.ask(partial(_result, folder))
+        self._results.submit(partial(_result, folder))
 
     def _result_read(self, event: Event) -> None:
         if isinstance(event, Failed):
@@ -366,7 +366,7 @@ class TrainWidget(DockWidget):
 
     def _refresh(self) -> None:
         config = self.form.check()
-        self.cohort.refresh(self._checks.busy)
+        self.cohort.refresh(self._checks.is_busy)
         self.running.refresh(self.start_blocked_by)
         found = estimate(self.table, config, self._device, self._remembered) if config else None
         self.form.show_estimate(found.text if found else "Time and room are estimated once slides were looked at.")
@@ -392,12 +392,12 @@ class TrainWidget(DockWidget):
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:  # noqa: N802  # Qt's name
         """Ask what becomes of a run before its window closes."""
-        if event.type() == QEvent.Type.Close and watched is self.window() and not self._leave(may_stay=True):
+        if event.type() == QEvent.Type.Close and watched is self.window() and not self._on_removed(may_stay=True):
             event.ignore()
             return True
         return bool(super().eventFilter(watched, event))
 
-    def _leave(self, *, may_stay: bool = False) -> bool:
+    def _on_removed(self, *, may_stay: bool = False) -> bool:
         """Ask whether a run that was started here goes on; return False where the user would rather stay."""
         if self._left:
             return True

@@ -134,13 +134,13 @@ class Minimap(QWidget):  # type: ignore[misc]  # qtpy has no types
         return SIZE_PX
 
     @property
-    def fit(self) -> MapTransform | None:
+    def transform(self) -> MapTransform | None:
         """Where the slide lies in the widget; None where there is no slide."""
         screen = self._screen
         return MapTransform.within(screen.extent_um, self.width(), self.height()) if screen is not None else None
 
     @property
-    def picture(self) -> QImage | None:
+    def thumbnail(self) -> QImage | None:
         """The thumbnail, once it has been read."""
         return self._picture
 
@@ -195,7 +195,7 @@ class Minimap(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     def _draw(self, painter: QPainter) -> None:
         painter.setRenderHints(QPainter.RenderHint.Antialiasing | QPainter.RenderHint.SmoothPixmapTransform)
-        fit = self.fit
+        fit = self.transform
         if fit is None:
             self._write(painter, "No slide is open.")
         else:
@@ -237,13 +237,13 @@ class Minimap(QWidget):  # type: ignore[misc]  # qtpy has no types
             self._go(event.position())
 
     def _go(self, at: QPointF) -> None:
-        fit = self.fit
+        fit = self.transform
         if fit is not None:
             fly_to(self._viewer, fit.to_um(at.x(), at.y()))
 
     def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802  # Qt's name
         """Move the view by half of itself, within the slide."""
-        step, fit = ARROWS.get(event.key()), self.fit
+        step, fit = ARROWS.get(event.key()), self.transform
         if step is None or fit is None:
             super().keyPressEvent(event)
             return

@@ -125,16 +125,16 @@ class MagnificationRow(QWidget):  # type: ignore[misc]  # qtpy has no types
 class NavigationSection(Section):
     """Magnification buttons, minimap, colours."""
 
-    icc_chosen = Signal(bool)
-    label_wanted = Signal()
+    icc_toggled = Signal(bool)
+    label_requested = Signal()
 
     def __init__(self, viewer: ViewerModel, parent: QWidget | None = None) -> None:
         super().__init__("navigation", "Overview", parent)
         self.magnification, self.minimap = MagnificationRow(viewer), Minimap(viewer)
         self.icc = QCheckBox("Scanner's colours (ICC)")
-        self.icc.clicked.connect(self.icc_chosen)
+        self.icc.clicked.connect(self.icc_toggled)
         self.label = make_button("Label…", "")
-        self.label.clicked.connect(self.label_wanted)
+        self.label.clicked.connect(self.label_requested)
         self.add(self.magnification)
         self.add(self.minimap)
         self.add(self.icc, self.label)

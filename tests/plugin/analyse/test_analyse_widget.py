@@ -30,7 +30,7 @@ CELLS = [[("slide", "student"), ("attention", "student")], [("slide", "teacher")
 def _run(dock: Any, qtbot: Any) -> None:
     dock.run_button.native.click()
     assert dock.run_button.text == "Cancel"
-    qtbot.waitUntil(lambda: not dock.session.busy, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: not dock.session.is_busy, timeout=WAIT_MS)
 
 
 def _of_core(path: Path, bundle: Bundle, teacher: str) -> Prediction:
@@ -162,7 +162,7 @@ def test_cancel_answers_and_leaves_nothing_but_a_usable_dock(
     assert dock.progress.visible and not dock.slide.enabled
     dock.run_button.native.click()
     assert dock.run_button.text == "Cancelling…" and not dock.run_button.enabled
-    qtbot.waitUntil(lambda: not dock.session.busy, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: not dock.session.is_busy, timeout=WAIT_MS)
     assert dock.session.state is SessionState.IDLE and not lrmil_layers(viewer, role="attention")
     assert not dock.progress.visible and dock.run_button.text == "Run" and dock.slide.enabled
     dock.beside.native.click()
@@ -182,12 +182,12 @@ def test_escape_cancels(make_dock: MakeDock, slide_path: Path, slow: Slow, qtbot
 
     dock = make_dock(slide_path, Session(open_slide=slow))
     dock.run_button.native.click()
-    qtbot.waitUntil(lambda: dock.session.pace is not None, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: dock.session.progress is not None, timeout=WAIT_MS)
     dock.window().activateWindow()
     qtbot.waitUntil(dock.isActiveWindow, timeout=5000)
     qtbot.keyClick(dock, Qt.Key.Key_Escape)
     assert dock.session.state is SessionState.CANCELLING
-    qtbot.waitUntil(lambda: not dock.session.busy, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: not dock.session.is_busy, timeout=WAIT_MS)
 
 
 def test_closing_the_window_during_a_run_ends_it(bundle: Bundle, slide_path: Path, slow: Slow, qtbot: Any) -> None:
@@ -202,7 +202,7 @@ def test_closing_the_window_during_a_run_ends_it(bundle: Bundle, slide_path: Pat
     qtbot.waitUntil(lambda: session.slide is not None, timeout=5000)
     dock.beside.native.click()
     dock.run_button.native.click()
-    qtbot.waitUntil(lambda: session.pace is not None, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: session.progress is not None, timeout=WAIT_MS)
     run = dock._run
     del dock
     viewer.close()
@@ -221,9 +221,9 @@ def test_closing_the_dock_during_a_run_ends_it(
     dock = make_dock(slide_path, Session(open_slide=slow))
     dock.beside.native.click()
     dock.run_button.native.click()
-    qtbot.waitUntil(lambda: dock.session.pace is not None, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: dock.session.progress is not None, timeout=WAIT_MS)
     viewer.window.remove_dock_widget(dock)
-    qtbot.waitUntil(lambda: not dock.session.busy, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: not dock.session.is_busy, timeout=WAIT_MS)
     assert not lrmil_layers(viewer, role="attention")
     dock.deleteLater()
 

@@ -29,14 +29,14 @@ def dock(make_dock: MakeDock, slide_path: Path, viewer: Any, qtbot: Any) -> Any:
     """Return a dock with a slide whose tissue is known, the whole of it in view."""
     made = make_dock(slide_path)
     viewer.reset_view()
-    qtbot.waitUntil(lambda: made.session.ground is not None, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: made.session.tissue_grid is not None, timeout=WAIT_MS)
     qtbot.wait(200)
     return made
 
 
 def run(dock: Any, qtbot: Any) -> Prediction:
     dock.run_button.native.click()
-    qtbot.waitUntil(lambda: not dock.session.busy, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: not dock.session.is_busy, timeout=WAIT_MS)
     found: Prediction = dock.session.prediction
     assert found is not None, dock.session.message
     return found
@@ -77,9 +77,9 @@ LEFT = [(0, 0), (300, 0), (300, 500), (0, 500)]
 def test_before_a_run_the_cost_is_told_and_after_one_the_time(
     make_dock: MakeDock, slide_path: Path, qtbot: Any, tmp_path: Path
 ) -> None:
-    dock = make_dock(slide_path, Session(remembered=SettingsStore(tmp_path)))
+    dock = make_dock(slide_path, Session(settings_store=SettingsStore(tmp_path)))
     qtbot.waitUntil(lambda: bool(dock.scope.estimate.text()), timeout=WAIT_MS)
-    patches = len(dock.session.ground.grid.lr_index)
+    patches = len(dock.session.tissue_grid.grid.lr_index)
     assert f"{patches} patches" in dock.scope.estimate.text() and "not known yet" in dock.scope.estimate.text()
     run(dock, qtbot)
     assert "about" in dock.scope.estimate.text()
@@ -89,7 +89,7 @@ def test_a_drawn_region_is_asked_about_alone(dock: Any, qtbot: Any) -> None:
     draw(dock, qtbot, LEFT)
     assert dock.scope.kinds["region"].isChecked() and "drawn region" in dock.scope.estimate.text()
     found = run(dock, qtbot)
-    assert 0 < len(found.grid.lr_index) < len(dock.session.ground.grid.lr_index)
+    assert 0 < len(found.grid.lr_index) < len(dock.session.tissue_grid.grid.lr_index)
     assert (found.grid.lr_corners[:, 0] * 0.5 < 300).all()
     assert "Region score" in dock.results.calibration.text() and "uncalibrated" in dock.results.calibration.text()
 
@@ -105,7 +105,7 @@ def test_the_view_is_what_is_seen(dock: Any, viewer: Any, qtbot: Any) -> None:
     qtbot.wait(300)
     dock.scope.kinds["view"].click()
     found = run(dock, qtbot)
-    assert found.scope.kind == "view" and 0 < len(found.grid.lr_index) < len(dock.session.ground.grid.lr_index)
+    assert found.scope.kind == "view" and 0 < len(found.grid.lr_index) < len(dock.session.tissue_grid.grid.lr_index)
 
 
 def zoom(viewer: Any, centre_um: tuple[float, float], across_um: float) -> None:
@@ -125,7 +125,7 @@ def test_regions_go_out_and_come_back(dock: Any, qtbot: Any, tmp_path: Path, mon
     dock.scope.read.click()
     qtbot.waitUntil(lambda: bool(dock.session.regions), timeout=5000)
     assert dock.session.regions[0].geometry.symmetric_difference(asked[0].geometry).area < 1
-    assert dock.session.kind == "region"
+    assert dock.session.roi_kind == "region"
 
 
 # ---------------------------------------------------------------- live view
@@ -154,7 +154,7 @@ def test_the_student_follows_the_view_and_what_was_seen_costs_nothing(dock: Any,
 
 def settled(dock: Any, qtbot: Any) -> None:
     qtbot.wait(250)
-    qtbot.waitUntil(lambda: not dock.follower.answers.busy, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: not dock.follower.answers.is_busy, timeout=WAIT_MS)
     assert dock.session.prediction is not None
 
 
@@ -282,7 +282,9 @@ def test_the_mask_can_be_painted_and_found_again(dock: Any, viewer: Any, qtbot: 
     assert edited.scope.edited and not edited.calibrated and len(edited.grid.lr_index) < len(before.grid.lr_index)
     assert dock.wishes.editing() is None
     dock.tissue.back.click()
-    qtbot.waitUntil(lambda: dock.session.ground is not None and not dock.session.ground.edited, timeout=WAIT_MS)
+    qtbot.waitUntil(
+        lambda: dock.session.tissue_grid is not None and not dock.session.tissue_grid.edited, timeout=WAIT_MS
+    )
 
 
 # ---------------------------------------------------------------- keep
@@ -423,7 +425,7 @@ def test_the_dock_is_as_it_was_left(dock: Any, make_dock: MakeDock, viewer: Any,
     assert [section.name for section in dock.sections] == names
     dock.reading.attention.opacity.setValue(33)
     dock.what_if.expand(animate=False)
-    stored = dock.session.remembered.load_settings
+    stored = dock.session.settings_store.load_settings
     qtbot.waitUntil(
         lambda: stored().settings.opacity == 0.33 and dock.what_if.name in stored().settings.sections_open, timeout=5000
     )

@@ -37,7 +37,7 @@ def make_compare(make_dock: MakeDock, viewer: Any, qtbot: Any) -> MakeCompare:
         assert dock.analyse is analyse
         if slide is not None:
             viewer.reset_view()
-            qtbot.waitUntil(lambda: dock.session.ground is not None, timeout=WAIT_MS)
+            qtbot.waitUntil(lambda: dock.session.tissue_grid is not None, timeout=WAIT_MS)
         return dock
 
     return make
@@ -46,7 +46,7 @@ def make_compare(make_dock: MakeDock, viewer: Any, qtbot: Any) -> MakeCompare:
 def get(dock: Any, qtbot: Any) -> Prediction:
     dock.form.get.click()
     assert dock.form.get.text() == "Cancel"
-    qtbot.waitUntil(lambda: not dock.session.busy, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: not dock.session.is_busy, timeout=WAIT_MS)
     found: Prediction = dock.session.prediction
     assert found is not None, dock.session.message
     return found
@@ -124,7 +124,7 @@ def test_of_a_drawn_region_both_are_asked_alone(
     qtbot.waitUntil(lambda: bool(dock.session.regions), timeout=5000)
     found = get(dock, qtbot)
     assert found.teacher is not None and found.scope.kind == "region"
-    assert 0 < len(found.grid.lr_index) < len(dock.session.ground.grid.lr_index)
+    assert 0 < len(found.grid.lr_index) < len(dock.session.tissue_grid.grid.lr_index)
     assert len(found.teacher.attention) == len(found.grid.hr_index) and dock.scatter.lit.all()
 
 
@@ -138,14 +138,14 @@ def test_cancel_and_closing_the_dock_end_a_run(
     assert dock.form.progress.isVisibleTo(dock) and not dock.form.load.isEnabled()
     dock.form.get.click()
     assert dock.form.get.text() == "Cancelling…" and not dock.form.get.isEnabled()
-    qtbot.waitUntil(lambda: not dock.session.busy, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: not dock.session.is_busy, timeout=WAIT_MS)
     assert dock.session.state is SessionState.IDLE and dock.form.get.isEnabled()
     dock.session.cache.clear()
     dock.form.get.click()
-    qtbot.waitUntil(lambda: dock.session.pace is not None, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: dock.session.progress is not None, timeout=WAIT_MS)
     session = dock.session
     viewer.window.remove_dock_widget(dock)
-    qtbot.waitUntil(lambda: not session.busy, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: not session.is_busy, timeout=WAIT_MS)
     assert session.prediction is None
     dock.deleteLater()
 
@@ -201,7 +201,7 @@ def test_figures_of_known_attention_are_those_by_hand(
 
     assert made.teacher is not None
     made = replace(made, agreement=measure_agreement(made.grid, made.student.attention, made.teacher.attention))
-    dock.session.take(made)
+    dock.session.show_stored(made)
     rho = 1 - 6 * 2 / (n * (n**2 - 1))
     p, q = student[:2], teacher[:2]
     m = (p + q) / 2
@@ -295,7 +295,7 @@ def test_a_loop_in_the_plot_lights_up_the_slide_and_a_drawing_lights_up_the_plot
     n = len(found.grid.lr_index)
     student, teacher = np.ones(n), np.ones(n)
     student[4], teacher[4] = 5.0, 0.5
-    dock.session.take(with_attention(found, student / student.sum(), teacher / teacher.sum()))
+    dock.session.show_stored(with_attention(found, student / student.sum(), teacher / teacher.sum()))
     dock.scatter.canvas.draw()
     x, y = teacher[4] / teacher.mean(), student[4] / student.mean()
     drag(dock.scatter, [(x - 0.2, y - 0.3), (x + 0.2, y - 0.3), (x + 0.2, y + 0.3), (x - 0.2, y + 0.3)])
@@ -327,7 +327,7 @@ def stored(make_compare: MakeCompare, slide_path: Path, qtbot: Any, tmp_path: Pa
     dock = make_compare(slide_path)
     dock.form.hows["all"].click()
     found = get(dock, qtbot)
-    return dock, write_prediction(tmp_path / "out", dock.session.opened, found)
+    return dock, write_prediction(tmp_path / "out", dock.session.open_slide, found)
 
 
 def test_what_was_stored_is_shown_without_computing(

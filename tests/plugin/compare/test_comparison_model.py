@@ -67,15 +67,15 @@ def pace(network: str, patches: int) -> float:
 def test_the_teachers_cost_counts_the_children_of_what_the_student_chose() -> None:
     known, unknown = PlannedPatches(CHILDREN, ATTENTION, pace), PlannedPatches(CHILDREN, None, pace)
     two = TeacherPatches(2)
-    assert [known.cost(p).hr_patches for p in (two, TeacherPatches.ALL, TeacherPatches.NONE)] == [24, 30, 0]
-    assert known.cost(two).seconds == 12.0, "the student's answer is there and costs nothing"
-    assert unknown.cost(two).hr_patches == 15, "twice the mean"
-    assert unknown.cost(TeacherPatches.ALL).seconds == 4.0 + 15.0
+    assert [known.estimate(p).hr_patches for p in (two, TeacherPatches.ALL, TeacherPatches.NONE)] == [24, 30, 0]
+    assert known.estimate(two).seconds == 12.0, "the student's answer is there and costs nothing"
+    assert unknown.estimate(two).hr_patches == 15, "twice the mean"
+    assert unknown.estimate(TeacherPatches.ALL).seconds == 4.0 + 15.0
 
 
 @pytest.mark.parametrize(("seconds", "wanted"), [(4.0, 1), (11.9, 1), (12.0, 2), (14.0, 3), (99.0, 4), (0.1, 1)])
 def test_a_time_becomes_a_number_of_patches(seconds: float, wanted: int) -> None:
-    assert PlannedPatches(CHILDREN, ATTENTION, pace).top_within(seconds) == wanted
+    assert PlannedPatches(CHILDREN, ATTENTION, pace).max_teacher_patches(seconds) == wanted
 
 
 def test_what_a_wish_comes_to_is_told_or_why_that_is_not_known() -> None:

@@ -51,14 +51,14 @@ def test_it_needs_neither_qt_nor_napari() -> None:
 def test_it_says_what_is_missing_before_a_run(bundle: Bundle) -> None:
     session = Session()
     assert "slide" in session.run_blocked_by
-    session.offer([SlideChoice("slide", PATH, 0.5)])
+    session.set_slides([SlideChoice("slide", PATH, 0.5)])
     assert "model" in session.run_blocked_by
     session.choose_bundle(bundle.path)
     assert session.run_blocked_by == ""
-    session.offer([SlideChoice("slide", PATH, 2.5)])
+    session.set_slides([SlideChoice("slide", PATH, 2.5)])
     assert "too coarse for the student" in session.run_blocked_by
     with pytest.raises(RuntimeError, match="too coarse"):
-        session.start()
+        session.prepare_run()
 
 
 def test_a_broken_model_is_told_in_one_sentence_and_not_chosen(session: Session, tmp_path: Path) -> None:
@@ -73,79 +73,79 @@ def test_a_broken_model_is_told_in_one_sentence_and_not_chosen(session: Session,
 def test_the_teacher_is_barred_on_a_slide_too_coarse_for_it(session: Session) -> None:
     session.choose_teacher(TeacherPatches.ALL)
     assert session.runs_teacher
-    session.offer([SlideChoice("coarse", PATH, 1.0)])
+    session.set_slides([SlideChoice("coarse", PATH, 1.0)])
     assert "too coarse for the teacher" in session.teacher_blocked_by
     assert session.run_blocked_by == "" and not session.runs_teacher
-    session.start()
-    assert "Only the student runs" in session.cautions[0]
+    session.prepare_run()
+    assert "Only the student runs" in session.warnings[0]
 
 
 def test_the_chosen_slide_stays_chosen_while_it_is_there(session: Session) -> None:
     first, second = SlideChoice("a", Path("a"), 0.5), SlideChoice("b", Path("b"), 0.5)
-    session.offer([first, second])
+    session.set_slides([first, second])
     session.choose_slide(first)
-    session.offer([first, second, SlideChoice("c", Path("c"), 0.5)])
+    session.set_slides([first, second, SlideChoice("c", Path("c"), 0.5)])
     assert session.slide == first
-    session.offer([])
+    session.set_slides([])
     assert session.slide is None
 
 
 def test_events_become_state(bundle: Bundle) -> None:
     clock = Clock()
     session = Session(clock=clock)
-    session.offer([SlideChoice("slide", PATH, 0.5)])
+    session.set_slides([SlideChoice("slide", PATH, 0.5)])
     session.choose_bundle(bundle.path)
-    session.start()
-    session.handle(Progress("student (LR)", 0, 100))
+    session.prepare_run()
+    session.on_event(Progress("student (LR)", 0, 100))
     clock.now = 10.0
-    session.handle(Progress("student (LR)", 25, 100))
-    assert session.pace is not None
-    assert session.pace.text == "student (LR) · 25% · 30 s left"
-    session.handle(Notice("colours differ"))
-    assert session.cautions == ("colours differ",)
+    session.on_event(Progress("student (LR)", 25, 100))
+    assert session.progress is not None
+    assert session.progress.text == "student (LR) · 25% · 30 s left"
+    session.on_event(Notice("colours differ"))
+    assert session.warnings == ("colours differ",)
     done: list[Any] = []
     session.finished.connect(done.append)
     told = SimpleNamespace(student=SimpleNamespace(seconds={"encode": 0.0}), teacher=None)
-    session.handle(Finished(told))
-    session.end()
-    assert session.state is SessionState.DONE and done == [told] and session.pace is None
+    session.on_event(Finished(told))
+    session.on_finished()
+    assert session.state is SessionState.DONE and done == [told] and session.progress is None
 
 
 def test_after_a_cancel_nothing_arrives_and_a_new_run_can_start(session: Session) -> None:
     done: list[Any] = []
     session.finished.connect(done.append)
-    session.start()
+    session.prepare_run()
     session.cancel()
-    session.handle(Finished("late"))
-    assert session.state is SessionState.CANCELLING and session.busy
-    session.end()
+    session.on_event(Finished("late"))
+    assert session.state is SessionState.CANCELLING and session.is_busy
+    session.on_finished()
     assert session.state is SessionState.IDLE and done == [] and session.prediction is None
-    session.start()
+    session.prepare_run()
     assert session.state is SessionState.RUNNING
 
 
 def test_a_failure_is_told_and_the_session_stays_usable(session: Session) -> None:
     told: list[str] = []
     session.failed.connect(told.append)
-    session.start()
-    session.handle(Failed("no tissue"))
-    session.end()
+    session.prepare_run()
+    session.on_event(Failed("no tissue"))
+    session.on_finished()
     assert session.state is SessionState.FAILED and told == ["no tissue"] and session.message == "no tissue"
-    session.start()
+    session.prepare_run()
     assert session.message == ""
 
 
 def test_work_that_ends_without_a_word_is_a_failure(session: Session) -> None:
-    session.start()
-    session.end()
+    session.prepare_run()
+    session.on_finished()
     assert session.state is SessionState.FAILED and "without a result" in session.message
 
 
 def test_a_run_gives_events_and_writes_where_asked(bundle: Bundle, slide_path: Path, tmp_path: Path) -> None:
     session = Session(out=tmp_path)
-    session.offer([SlideChoice("slide", slide_path, 0.5)])
+    session.set_slides([SlideChoice("slide", slide_path, 0.5)])
     session.choose_bundle(bundle.path)
-    events: Iterator[Event] = session.start()()
+    events: Iterator[Event] = session.prepare_run()()
     *_, last = events
     assert isinstance(last, Finished)
     assert (tmp_path / "tissue" / "prediction.json").is_file()
@@ -156,6 +156,6 @@ def test_a_step_is_about_what_was_drawn_since() -> None:
     first, second, third = (box_region(BoxLevel0(x, 0, 10, 10), "r") for x in (0, 20, 40))
     before = WhatIf(excluded=(second,))
     last: Any = SimpleNamespace(scope=RegionOfInterest("region", (first,)))
-    assert before.newly([first, second, third], last) == [third]
-    assert before.newly([first, second], last) == [first, second], "there is no other that could be meant"
-    assert before.newly([first, second], None) == [first]
+    assert before.select_new([first, second, third], last) == [third]
+    assert before.select_new([first, second], last) == [first, second], "there is no other that could be meant"
+    assert before.select_new([first, second], None) == [first]

@@ -48,7 +48,7 @@ def test_twenty_slides_leave_nothing(make_dock: MakeDock, viewer: Any, qtbot: An
             lambda path=path: dock.session.slide is not None and dock.session.slide.path == path, timeout=9000
         )
         dock.run_button.native.click()
-        qtbot.waitUntil(lambda: not dock.session.busy, timeout=60_000)
+        qtbot.waitUntil(lambda: not dock.session.is_busy, timeout=60_000)
         assert dock.session.prediction is not None, dock.session.message
         viewer.layers.clear()
         qtbot.waitUntil(lambda: dock.session.slide is None, timeout=5000)

@@ -44,7 +44,7 @@ def minimap(viewer: Any, qtbot: Any) -> Any:
 
 def _open(viewer: Any, minimap: Any, path: Path, qtbot: Any) -> Any:
     layers = add_layers(viewer, read_slides(path))
-    qtbot.waitUntil(lambda: minimap.picture is not None, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: minimap.thumbnail is not None, timeout=WAIT_MS)
     return layers[-1]
 
 
@@ -54,7 +54,7 @@ def _shot(minimap: Any) -> QImage:
 
 
 def _at(minimap: Any, um: tuple[float, float]) -> QPoint:
-    left, top, *_ = minimap.fit.to_px(BoxUm(*um, 1, 1))
+    left, top, *_ = minimap.transform.to_px(BoxUm(*um, 1, 1))
     return QPoint(round(left), round(top))
 
 
@@ -80,7 +80,7 @@ def test_it_shows_the_slide_and_where_one_is(minimap: Any, viewer: Any, half_dar
     image = _shot(minimap)
     dark, light = (QColor(image.pixel(_at(minimap, p))) for p in ((150.0, 60.0), (560.0, 60.0)))
     assert dark.red() < 110 and light.red() > 210
-    x, y, width, _ = minimap.fit.frame(visible_um(viewer))
+    x, y, width, _ = minimap.transform.frame(visible_um(viewer))
     edge = QColor(image.pixel(round(x + width / 2), round(y)))
     assert edge.blue() > edge.red() + 100, "the frame is blue"
 
@@ -88,7 +88,7 @@ def test_it_shows_the_slide_and_where_one_is(minimap: Any, viewer: Any, half_dar
 def test_a_click_and_a_drag_move_the_view(minimap: Any, viewer: Any, half_dark: Path, qtbot: Any) -> None:
     _open(viewer, minimap, half_dark, qtbot)
     left = Qt.MouseButton.LeftButton
-    um = 2 / minimap.fit.px_per_um
+    um = 2 / minimap.transform.px_per_um
     qtbot.mousePress(minimap, left, pos=_at(minimap, (480, 100)))
     assert viewer.scene.camera.center[-2:] == pytest.approx((100, 480), abs=um)
     qtbot.mouseMove(minimap, _at(minimap, (120, 300)))
@@ -127,13 +127,13 @@ def test_other_colours_and_another_slide_are_shown(
 ) -> None:
     _open(viewer, minimap, half_dark, qtbot)
     recolour_slide(viewer, half_dark, lambda pixels: 255 - pixels)
-    qtbot.waitUntil(lambda: QColor(minimap.picture.pixel(3, 3)).red() > 150, timeout=WAIT_MS)
-    first = minimap.picture
+    qtbot.waitUntil(lambda: QColor(minimap.thumbnail.pixel(3, 3)).red() > 150, timeout=WAIT_MS)
+    first = minimap.thumbnail
     add_layers(viewer, read_slides(slide_path))
-    qtbot.waitUntil(lambda: minimap.picture is not None and minimap.picture is not first, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: minimap.thumbnail is not None and minimap.thumbnail is not first, timeout=WAIT_MS)
     viewer.layers.clear()
-    qtbot.waitUntil(lambda: minimap.fit is None, timeout=2000)
-    assert minimap.picture is None
+    qtbot.waitUntil(lambda: minimap.transform is None, timeout=2000)
+    assert minimap.thumbnail is None
 
 
 def test_what_it_reads_is_the_slide_never_its_label(
@@ -143,7 +143,7 @@ def test_what_it_reads_is_the_slide_never_its_label(
 
     monkeypatch.setattr(Slide, "associated_image", lambda *_: pytest.fail("a label was read"))
     layer = _open(viewer, minimap, half_dark, qtbot)
-    assert (minimap.picture.width(), minimap.picture.height()) == layer.data[-1].shape[1::-1]
+    assert (minimap.thumbnail.width(), minimap.thumbnail.height()) == layer.data[-1].shape[1::-1]
 
 
 def test_it_stops_listening_when_it_goes(minimap: Any, viewer: Any, half_dark: Path, qtbot: Any) -> None:
