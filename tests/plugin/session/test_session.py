@@ -37,7 +37,7 @@ class Clock:
 @pytest.fixture
 def session(bundle: Bundle) -> Session:
     ready = Session()
-    ready.offer([SlideChoice("slide", PATH, 0.5)])
+    ready.set_slides([SlideChoice("slide", PATH, 0.5)])
     ready.choose_bundle(bundle.path)
     return ready
 
