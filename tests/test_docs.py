@@ -17,6 +17,7 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 CALL = re.compile(r"napari-lrmil (?P<command>[a-z]+)(?P<words>[^`#|\n]*)")
 LABEL = re.compile(r"(?<!\*)\*(?P<label>[^*\n]+(?:\n[^*\n]+)?)\*(?!\*)")  # in italics
+PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)(?P<target>[^)#\s]+)(?:#[^)\s]*)?\)")
 
 
@@ -63,6 +64,26 @@ def test_labels_in_the_tutorials_are_those_of_the_window() -> None:
     for page in sorted((DOCS / "tutorials").glob("*.md")):
         labels = {" ".join(match["label"].split()) for match in LABEL.finditer(page.read_text(encoding="utf-8"))}
         assert [label for label in sorted(labels) if " > " not in label and label not in text] == [], page.name
+
+
+def test_the_examples_of_the_python_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but training, which takes minutes."""
+    from napari_lrmil import open_slide, predict
+    from napari_lrmil.core.phantom import PhantomSlide, write_slide
+    from napari_lrmil.core.results.writer import write_prediction
+
+    path = write_slide(tmp_path, PhantomSlide("slide", "lesion", 5, (1536, 1280), 0.5))
+    with open_slide(path) as slide:
+        write_prediction(tmp_path / "results", slide, predict(slide))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    examples = PYTHON.findall((DOCS / "how-to" / "python.md").read_text(encoding="utf-8"))
+    values: dict[str, Any] = {}
+    for example in (example for example in examples if "train(" not in example):
+        exec(example, values)
+    assert len(examples) == 7 and (tmp_path / "attention.png").stat().st_size
+    assert values["stored"].predicted == values["prediction"].student.predicted == "lesion"
+    assert len(values["bag"].features) == len(values["student"].attention)
 
 
 def test_options_in_the_pages_exist() -> None:
