@@ -41,18 +41,18 @@ def main() -> None:
     from napari import Viewer
 
     from napari_lrmil.plugin.analyse.widget import AnalyseWidget
-    from napari_lrmil.plugin.launch import LIGHT_BOX, TITLE, _make_room
+    from napari_lrmil.plugin.launch import SLIDE_BACKGROUND, WINDOW_TITLE, hide_layer_panels
     from napari_lrmil.plugin.viewer.layers import add_layers
     from napari_lrmil.plugin.viewer.navigation import show_scale_bar_with_slides
     from napari_lrmil.plugin.viewer.reader import read_slides
 
-    viewer = Viewer(show=True, title=TITLE)
+    viewer = Viewer(show=True, title=WINDOW_TITLE)
     viewer.window._qt_window.resize(1280, 800)
     dock = AnalyseWidget(viewer)
-    viewer.window.add_dock_widget(dock, name=TITLE, area="right")
+    viewer.window.add_dock_widget(dock, name=WINDOW_TITLE, area="right")
     dock.open_model(args.bundle)
-    _make_room(viewer)
-    viewer.canvas.background_color_override = LIGHT_BOX
+    hide_layer_panels(viewer)
+    viewer.canvas.background_color_override = SLIDE_BACKGROUND
     show_scale_bar_with_slides(viewer)
     add_layers(viewer, read_slides(args.slide))
     wait(0.5)

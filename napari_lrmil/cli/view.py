@@ -16,7 +16,7 @@ def view(
     mpp: MppOption = None,
 ) -> None:
     """Open napari with slides and the dock."""
-    from napari_lrmil.plugin.launch import view as launch
+    from napari_lrmil.plugin.launch import open_viewer as launch
 
     launch(slides or [], bundle, mpp)
 
@@ -30,7 +30,7 @@ def demo(
     bundle: BundleOption = "demo",
 ) -> None:
     """Show where the LR student looks beside its HR teacher, on a phantom slide or on yours."""
-    from napari_lrmil.plugin.launch import demo as launch
+    from napari_lrmil.plugin.launch import run_demo as launch
 
     picture = launch(folder, slide, bundle, headless)
     if picture is not None:

@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
     from napari_lrmil.plugin.analyse.widget import AnalyseWidget
 
-TITLE = "napari-lrmil"
-PICTURE_PX = (1600, 900)
-LIGHT_BOX = "#dcdcde"  # a little darker than glass, so that the edge of a slide shows
-XVFB = ("xvfb-run", "-a", "-s", "-screen 0 1920x1200x24 +extension GLX")
-PACKAGES = (
+WINDOW_TITLE = "napari-lrmil"
+DEMO_WINDOW_PX = (1600, 900)
+SLIDE_BACKGROUND = "#dcdcde"  # a little darker than glass, so that the edge of a slide shows
+XVFB_COMMAND = ("xvfb-run", "-a", "-s", "-screen 0 1920x1200x24 +extension GLX")
+XVFB_PACKAGES = (
     "xvfb xauth libgl1 libgl1-mesa-dri libglx-mesa0 libegl1 libxkbcommon-x11-0 libxcb-cursor0 libxcb-icccm4 "
     "libxcb-image0 libxcb-keysyms1 libxcb-render-util0 libxcb-shape0 libxcb-xkb1"
 )
 
 
-def view(paths: Sequence[Path], bundle: str | Path | None, mpp: float | None) -> None:
+def open_viewer(paths: Sequence[Path], bundle: str | Path | None, mpp: float | None) -> None:
     """Open napari with slides and the dock, and return when the window is closed.
 
     Parameters
@@ -55,18 +55,18 @@ def view(paths: Sequence[Path], bundle: str | Path | None, mpp: float | None) ->
         if not path.exists():  # told before napari is loaded, which takes a while
             raise SlideError(path, "there is no such file; check the path")
     napari = _load_napari(asynchronous=True)
-    viewer = napari.Viewer(title=TITLE)
+    viewer = napari.Viewer(title=WINDOW_TITLE)
     try:
-        _dock(viewer, bundle)
-        _open(viewer, paths, mpp)
-        _make_room(viewer)
+        _add_analyse_dock(viewer, bundle)
+        _add_slides(viewer, paths, mpp)
+        hide_layer_panels(viewer)
     except BaseException:
         viewer.close()
         raise
     napari.run()
 
 
-def demo(out: Path, slide: Path | None, bundle: str | Path, headless: bool) -> Path | None:
+def run_demo(out: Path, slide: Path | None, bundle: str | Path, headless: bool) -> Path | None:
     """Show where the student looks beside its teacher, on a phantom slide or on `slide`.
 
     Parameters
@@ -97,14 +97,14 @@ def demo(out: Path, slide: Path | None, bundle: str | Path, headless: bool) -> P
 
     path = slide or write_sample_slide(out)
     napari = _load_napari(asynchronous=not headless)
-    viewer = napari.Viewer(title=TITLE, show=True)
+    viewer = napari.Viewer(title=WINDOW_TITLE, show=True)
     try:
-        dock = _dock(viewer, bundle, out)
-        _open(viewer, [path], None)
-        _make_room(viewer)
-        _begin(dock)
+        dock = _add_analyse_dock(viewer, bundle, out)
+        _add_slides(viewer, [path], None)
+        hide_layer_panels(viewer)
+        _start_run(dock)
         if headless:
-            return _picture(viewer, dock, out / "demo.png")
+            return _save_demo_picture(viewer, dock, out / "demo.png")
     except BaseException:
         viewer.close()
         raise
@@ -125,7 +125,7 @@ def _load_napari(*, asynchronous: bool) -> ModuleType:
     return napari
 
 
-def _dock(viewer: Viewer, bundle: str | Path | None, out: Path | None = None) -> AnalyseWidget:
+def _add_analyse_dock(viewer: Viewer, bundle: str | Path | None, out: Path | None = None) -> AnalyseWidget:
     from napari_lrmil.core.models.bundle import Bundle
     from napari_lrmil.plugin.analyse.widget import AnalyseWidget
     from napari_lrmil.plugin.session.session import Session
@@ -133,13 +133,13 @@ def _dock(viewer: Viewer, bundle: str | Path | None, out: Path | None = None) ->
     if bundle is not None:
         Bundle(bundle)  # a wrong one ends the command, not just the choice
     dock = AnalyseWidget(viewer, Session(out=out))
-    viewer.window.add_dock_widget(dock, name=TITLE, area="right")
+    viewer.window.add_dock_widget(dock, name=WINDOW_TITLE, area="right")
     if bundle is not None:
         dock.open_model(bundle)
     return dock
 
 
-def _open(viewer: Viewer, paths: Sequence[Path], mpp: float | None) -> None:
+def _add_slides(viewer: Viewer, paths: Sequence[Path], mpp: float | None) -> None:
     from napari_lrmil.core.user_settings import SettingsStore
     from napari_lrmil.plugin.viewer.layers import add_layers
     from napari_lrmil.plugin.viewer.reader import ask_mpp_with_estimate, read_slides
@@ -147,11 +147,11 @@ def _open(viewer: Viewer, paths: Sequence[Path], mpp: float | None) -> None:
     cache = SettingsStore().load_settings().settings.tile_cache_mb << 20
     add_layers(viewer, read_slides(list(paths), mpp, ask=ask_mpp_with_estimate, cache_bytes=cache))
     viewer.canvas.overlays.scale_bar.visible = True
-    viewer.canvas.background_color_override = LIGHT_BOX
-    _fit(viewer)
+    viewer.canvas.background_color_override = SLIDE_BACKGROUND
+    _show_whole_slide(viewer)
 
 
-def _fit(viewer: Viewer) -> None:
+def _show_whole_slide(viewer: Viewer) -> None:
     """Let the window lay itself out, and the dock take up new layers, then show all of the slide."""
     from qtpy.QtWidgets import QApplication
 
@@ -160,34 +160,34 @@ def _fit(viewer: Viewer) -> None:
     viewer.reset_view()
 
 
-def _make_room(viewer: Viewer) -> None:
+def hide_layer_panels(viewer: Viewer) -> None:
     """Leave the window to slide and dock; napari's Window menu brings its own panels back."""
     for panel in (viewer.window._qt_viewer.dockLayerList, viewer.window._qt_viewer.dockLayerControls):
         panel.setVisible(False)
 
 
-def _begin(dock: AnalyseWidget) -> None:
+def _start_run(dock: AnalyseWidget) -> None:
     if dock.session.run_blocked_by:
         raise LrmilError(dock.session.run_blocked_by)
     dock.session.choose_teacher(TeacherPatches.ALL)
     dock.run()
 
 
-def _picture(viewer: Viewer, dock: AnalyseWidget, path: Path) -> Path:
+def _save_demo_picture(viewer: Viewer, dock: AnalyseWidget, path: Path) -> Path:
     """Wait for the run and its legend, and save what the window shows, whole or not at all."""
     from napari_lrmil.plugin.session.session import SessionState
 
-    viewer.window._qt_window.resize(*PICTURE_PX)
-    _wait(dock)
+    viewer.window._qt_window.resize(*DEMO_WINDOW_PX)
+    _wait_for_result(dock)
     if dock.session.state is not SessionState.DONE:
         raise LrmilError(dock.session.message or "the analysis ended without a result")
-    _fit(viewer)
-    save_picture(viewer, path)
+    _show_whole_slide(viewer)
+    save_screenshot(viewer, path)
     viewer.close()
     return path
 
 
-def _wait(dock: AnalyseWidget) -> None:
+def _wait_for_result(dock: AnalyseWidget) -> None:
     from qtpy.QtCore import QEventLoop
 
     loop = QEventLoop()
@@ -197,7 +197,7 @@ def _wait(dock: AnalyseWidget) -> None:
         loop.exec_()
 
 
-def save_picture(viewer: Viewer, path: Path) -> None:
+def save_screenshot(viewer: Viewer, path: Path) -> None:
     """Save the whole window as PNG, whole or not at all."""
     from PIL import Image
 
@@ -211,9 +211,11 @@ def save_picture(viewer: Viewer, path: Path) -> None:
 def _under_xvfb(out: Path, slide: Path | None, bundle: str | Path) -> Path:
     """Run the same demo again in a process with a virtual screen."""
     if not (shutil.which("xvfb-run") and shutil.which("xauth")):
-        raise LrmilError(f"there is no screen, and no virtual one to draw on; install the Debian packages {PACKAGES}")
+        raise LrmilError(
+            f"there is no screen, and no virtual one to draw on; install the Debian packages {XVFB_PACKAGES}"
+        )
     demo_again = [sys.executable, "-m", "napari_lrmil", "demo", "--headless"]
-    call = [*XVFB, *demo_again, "--out", str(out), "--bundle", str(bundle)]
+    call = [*XVFB_COMMAND, *demo_again, "--out", str(out), "--bundle", str(bundle)]
     call += ["--slide", str(slide)] if slide else []
     environment = {k: v for k, v in os.environ.items() if k not in ("QT_QPA_PLATFORM", "WAYLAND_DISPLAY")}
     picture = out / "demo.png"

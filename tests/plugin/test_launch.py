@@ -29,13 +29,13 @@ def test_a_slide_that_is_not_there_is_told_before_a_window_opens(
     monkeypatch.setattr(launch, "has_display", lambda: True)
     monkeypatch.setattr(launch, "_load_napari", lambda **_: pytest.fail("napari was loaded"))
     with pytest.raises(LrmilError, match="no such file"):
-        launch.view([tmp_path / "away.svs"], None, None)
+        launch.open_viewer([tmp_path / "away.svs"], None, None)
 
 
 @pytest.mark.usefixtures("no_screen")
 def test_without_a_screen_view_says_so() -> None:
     with pytest.raises(LrmilError, match="no screen") as refused:
-        launch.view([], None, None)
+        launch.open_viewer([], None, None)
     assert one_sentence(refused.value)
 
 
@@ -43,7 +43,7 @@ def test_without_a_screen_view_says_so() -> None:
 def test_without_any_screen_the_demo_names_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch.shutil, "which", lambda _: None)
     with pytest.raises(LrmilError, match="xvfb xauth libgl1") as refused:
-        launch.demo(tmp_path, None, "demo", headless=True)
+        launch.run_demo(tmp_path, None, "demo", headless=True)
     assert one_sentence(refused.value)
 
 
@@ -63,14 +63,14 @@ def test_without_a_screen_the_demo_calls_itself_on_a_virtual_one(
 
     monkeypatch.setattr(launch.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(launch.subprocess, "run", run)
-    assert launch.demo(tmp_path, Path("a.svs"), "demo", headless=False) == tmp_path / "demo.png"
+    assert launch.run_demo(tmp_path, Path("a.svs"), "demo", headless=False) == tmp_path / "demo.png"
     [call] = calls
     assert call[0] == "xvfb-run" and "--headless" in call and call[-2:] == ["--slide", "a.svs"]
 
 
 @pytest.mark.usefixtures("qapp")
 def test_the_demo_leaves_a_picture_and_the_predictions_files(tmp_path: Path, slide_path: Path, bundle: Bundle) -> None:
-    picture = launch.demo(tmp_path, slide_path, bundle.path, headless=True)
+    picture = launch.run_demo(tmp_path, slide_path, bundle.path, headless=True)
     assert picture == tmp_path / "demo.png"
     pixels = np.asarray(Image.open(picture))
     assert pixels.shape == (900, 1600, 3) and pixels.std() > 20
@@ -81,7 +81,7 @@ def test_the_demo_leaves_a_picture_and_the_predictions_files(tmp_path: Path, sli
 @pytest.mark.usefixtures("qapp")
 def test_where_the_teacher_cannot_run_the_demo_shows_the_student(tmp_path: Path, bundle: Bundle) -> None:
     slide = write_tiff(tmp_path / "coarse.tif", speckled(640, 512), (1.0,), mpp=(1.0, 1.0))
-    launch.demo(tmp_path, slide, bundle.path, headless=True)
+    launch.run_demo(tmp_path, slide, bundle.path, headless=True)
     found = json.loads((tmp_path / "coarse" / "prediction.json").read_text())
     assert "teacher" not in found and not (tmp_path / "coarse" / "teacher_attention.h5").exists()
 
@@ -90,7 +90,7 @@ def test_where_the_teacher_cannot_run_the_demo_shows_the_student(tmp_path: Path,
 def test_a_wrong_bundle_or_slide_ends_the_demo_in_one_sentence(tmp_path: Path, bundle: Bundle) -> None:
     slide = write_tiff(tmp_path / "far.tif", speckled(640, 512), (1.0,), mpp=(8.0, 8.0))
     with pytest.raises(BundleError, match="bundle"):
-        launch.demo(tmp_path, slide, tmp_path / "nothing", headless=True)
+        launch.run_demo(tmp_path, slide, tmp_path / "nothing", headless=True)
     with pytest.raises(LrmilError, match="too coarse for the student"):
-        launch.demo(tmp_path, slide, bundle.path, headless=True)
+        launch.run_demo(tmp_path, slide, bundle.path, headless=True)
     assert not (tmp_path / "demo.png").exists()

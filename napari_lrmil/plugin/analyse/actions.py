@@ -10,7 +10,7 @@ import numpy as np
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.geometry import Mpp
 from napari_lrmil.core.patching.regions import read_regions, write_regions
-from napari_lrmil.plugin.analyse.export_jobs import ResultExportJob, ViewExportJob, disk_in_words
+from napari_lrmil.plugin.analyse.export_jobs import ResultExportJob, ViewExportJob, explain_disk_errors
 from napari_lrmil.plugin.analyse.result_text import ResultText
 from napari_lrmil.plugin.viewer.layers import (
     EXCLUDED_EDGE,
@@ -101,7 +101,7 @@ class ViewerActions:
 
     def export_regions(self, path: Path) -> None:
         """Write the drawn regions for QuPath."""
-        with disk_in_words(path.parent):
+        with explain_disk_errors(path.parent):
             write_regions(path, self._session.regions, self._session.open_slide.bounds)
 
     # ------------------------------------------------------------ tissue

@@ -43,7 +43,7 @@ class ResultExportJob:
         from napari_lrmil.core.results.writer import write_steps
 
         prediction = self.prediction
-        with disk_in_words(out):
+        with explain_disk_errors(out):
             slide = self.shelf.get_slide(self.slide)
             also = [partial(self._write_regions, name) for name in prediction.scope.files]
             yield from write_steps(out, slide, prediction, report=self.request, also=[*also, self._write_tissue])
@@ -54,7 +54,7 @@ class ResultExportJob:
         from napari_lrmil.core.atomic_files import write_text
         from napari_lrmil.core.visualize.slide_report import render_slide_report
 
-        with disk_in_words(path.parent):
+        with explain_disk_errors(path.parent):
             yield Progress("report", 0, 2, "steps")
             page = render_slide_report(self.shelf.get_slide(self.slide), self.prediction, self.request)
             yield Progress("report", 1, 2, "steps")
@@ -86,7 +86,7 @@ class ViewExportJob:
         """Write it as PNG, with legend and scale bar; the last event carries its path."""
         from napari_lrmil.core.visualize.view_export import compose_view, write_view
 
-        with disk_in_words(path.parent):
+        with explain_disk_errors(path.parent):
             yield Progress("view", 0, 2, "steps")
             picture = compose_view(self.pixels, self.um_per_px, self.legend, self.title, self.footer)
             yield Progress("view", 1, 2, "steps")
@@ -95,7 +95,7 @@ class ViewExportJob:
 
 
 @contextmanager
-def disk_in_words(folder: Path) -> Iterator[None]:
+def explain_disk_errors(folder: Path) -> Iterator[None]:
     """Turn what a disk says into a sentence; a full one says so by itself (`DiskFullError`)."""
     try:
         yield

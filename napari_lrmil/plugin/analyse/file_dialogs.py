@@ -16,11 +16,11 @@ from napari_lrmil.plugin.qt.worker import BackgroundWorker, Work
 
 if TYPE_CHECKING:
     from napari_lrmil.plugin.analyse.actions import ViewerActions
-    from napari_lrmil.plugin.analyse.sections import KeepSection
+    from napari_lrmil.plugin.analyse.sections import SaveSection
     from napari_lrmil.plugin.session.session import Session
 
 
-class Files:
+class FileDialogs:
     """Asks where, and has it done.
 
     Parameters
@@ -35,7 +35,7 @@ class Files:
         Over which dialogs open; writing ends with it.
     """
 
-    def __init__(self, wishes: ViewerActions, session: Session, keep: KeepSection, parent: QWidget) -> None:
+    def __init__(self, wishes: ViewerActions, session: Session, keep: SaveSection, parent: QWidget) -> None:
         self._wishes, self._session, self._keep, self._parent = wishes, session, keep, parent
         self._run: BackgroundWorker | None = None
         for signal, callback in (

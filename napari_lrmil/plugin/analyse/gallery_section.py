@@ -18,9 +18,14 @@ if TYPE_CHECKING:
     from napari_lrmil.core.slides.slide import Pixels, Slide
     from napari_lrmil.core.visualize.top_patches import GalleryPatch
 
-EACH = 5  # patches of either end
-ICON_PX, THUMB_PX = 54, 58
-STEPS = {Qt.Key.Key_Left: -1, Qt.Key.Key_Up: -EACH, Qt.Key.Key_Right: 1, Qt.Key.Key_Down: EACH}
+PATCHES_PER_ROW = 5  # patches of either end
+ICON_PX, PATCH_THUMBNAIL_PX = 54, 58
+ARROW_KEY_STEPS = {
+    Qt.Key.Key_Left: -1,
+    Qt.Key.Key_Up: -PATCHES_PER_ROW,
+    Qt.Key.Key_Right: 1,
+    Qt.Key.Key_Down: PATCHES_PER_ROW,
+}
 
 
 def read_gallery(slide: Slide, prediction: Prediction, patches: Sequence[GalleryPatch], mpp: float) -> Iterator[Event]:
@@ -32,14 +37,14 @@ def read_gallery(slide: Slide, prediction: Prediction, patches: Sequence[Gallery
     yield Finished()
 
 
-class Thumb(QToolButton):  # type: ignore[misc]  # qtpy has no types
+class PatchThumbnail(QToolButton):  # type: ignore[misc]  # qtpy has no types
     """One patch; the arrow keys go to its neighbours."""
 
     moved = Signal(int)
 
     def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802  # Qt's name
         """Pass the arrow keys on."""
-        step = STEPS.get(event.key())
+        step = ARROW_KEY_STEPS.get(event.key())
         if step is None:
             super().keyPressEvent(event)
         else:
@@ -55,7 +60,7 @@ class GallerySection(Section):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__("gallery", "Patches that counted", parent)
         self.patches: tuple[GalleryPatch, ...] = ()
-        self.thumbs: list[Thumb] = []
+        self.thumbs: list[PatchThumbnail] = []
         self.lr, self.hr = QRadioButton("as seen (LR)"), QRadioButton("finer (HR)")
         self.lr.setChecked(True)
         self.lr.toggled.connect(lambda _: self.resolution_chosen.emit())
@@ -63,7 +68,9 @@ class GallerySection(Section):
         self._grid = QGridLayout(box)
         self._grid.setContentsMargins(0, 0, 0, 0)
         self._grid.setSpacing(3)
-        box.setFixedHeight(2 * THUMB_PX + 3)  # a section takes its height when it unfolds, before there are patches
+        box.setFixedHeight(
+            2 * PATCH_THUMBNAIL_PX + 3
+        )  # a section takes its height when it unfolds, before there are patches
         self.told = make_label("patch", small=True)
         self.told.setMinimumHeight(3 * self.told.fontMetrics().lineSpacing())
         self.add(make_row(self.lr, self.hr))
@@ -84,14 +91,14 @@ class GallerySection(Section):
         self.thumbs = [self._thumb(i) for i in range(len(self.patches))]
         self.told.setText("Upper row: most attention; lower row: least. Click one to go there." if patches else "")
 
-    def _thumb(self, place: int) -> Thumb:
+    def _thumb(self, place: int) -> PatchThumbnail:
         patch = self.patches[place]
-        thumb = Thumb()
+        thumb = PatchThumbnail()
         thumb.setIconSize(QSize(ICON_PX, ICON_PX))
-        thumb.setFixedSize(THUMB_PX, THUMB_PX)
+        thumb.setFixedSize(PATCH_THUMBNAIL_PX, PATCH_THUMBNAIL_PX)
         thumb.setAutoRaise(True)
-        thumb.setToolTip(_words(patch))
-        thumb.setAccessibleName(_words(patch))
+        thumb.setToolTip(_describe(patch))
+        thumb.setAccessibleName(_describe(patch))
         thumb.clicked.connect(lambda: self._go(place))
         thumb.moved.connect(lambda step: self._go(place + step))
         top = [p for p in self.patches if p.side == "top"]
@@ -108,11 +115,11 @@ class GallerySection(Section):
     def _go(self, place: int) -> None:
         if 0 <= place < len(self.thumbs):
             self.thumbs[place].setFocus()
-            self.told.setText(_words(self.patches[place]))
+            self.told.setText(_describe(self.patches[place]))
             self.flown_to.emit(self.patches[place])
 
 
-def _words(patch: GalleryPatch) -> str:
+def _describe(patch: GalleryPatch) -> str:
     x, y = patch.centre_um
     evidence = ", ".join(f"{name} {value:+.3f}" for name, value in patch.evidence.items())
     return f"Rank {patch.rank}: {patch.relative:.2f} times the average · evidence {evidence} · at {x:,.0f}, {y:,.0f} µm"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from napari_lrmil.plugin.session.session import Session
 
 
-SETTLE_MS = 150  # a view that moved on within this was only passed through
+VIEW_SETTLE_MS = 150  # a view that moved on within this was only passed through
 
 
 class LiveView(QWidget):  # type: ignore[misc]  # qtpy has no types
@@ -41,7 +41,7 @@ class LiveView(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.tissue = LatestOnly(session.on_tissue_event, self)
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
-        self._timer.setInterval(SETTLE_MS)
+        self._timer.setInterval(VIEW_SETTLE_MS)
         self._timer.timeout.connect(self.look)
         camera = viewer.scene.camera.events
         moves = (camera.center, camera.zoom, viewer.canvas.events.size)

@@ -10,7 +10,7 @@ from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QWidget
 
 from napari_lrmil.core.events import Event, Partial
-from napari_lrmil.plugin.analyse.gallery_section import EACH, GallerySection, read_gallery
+from napari_lrmil.plugin.analyse.gallery_section import PATCHES_PER_ROW, GallerySection, read_gallery
 from napari_lrmil.plugin.analyse.result_text import ResultText
 from napari_lrmil.plugin.analyse.sections import AttentionSection, EvidenceSection
 from napari_lrmil.plugin.qt.section import Section, make_label
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from napari_lrmil.plugin.session.open_slides import SlideChoice
     from napari_lrmil.plugin.session.session import Session
 
-POINT = "Point at the map to read a patch."
-TURN_MS = 80  # between two steps of dressing a new map: each is drawn before the next one
+HOVER_HINT = "Point at the map to read a patch."
+LEGEND_STEP_MS = 80  # between two steps of dressing a new map: each is drawn before the next one
 
 
 class ResultView(QWidget):  # type: ignore[misc]  # qtpy has no types
@@ -63,14 +63,14 @@ class ResultView(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.pairing = CompareMode()  # how the teacher's map lies to the student's, where there is one
         self._picked: Int64 | None = None
         self.attention, self.evidence, self.gallery = AttentionSection(), EvidenceSection(), GallerySection()
-        self.hover = make_label("hover", POINT, small=True)
+        self.hover = make_label("hover", HOVER_HINT, small=True)
         attention_colormap(), evidence_colormap()  # made now, with what they import, and not during the first analysis
         prepare_caption(viewer)
         self._pictures = LatestOnly(self._picture_read, self)
         self._steps: Iterator[None] = iter(())
         self._turn = QTimer(self)
         self._turn.setSingleShot(True)
-        self._turn.setInterval(TURN_MS)
+        self._turn.setInterval(LEGEND_STEP_MS)
         self._turn.timeout.connect(self._next_step)
         self._pointer = CursorTracker(viewer, self._pointed, self)
         self.attention.changed.connect(self._draw_again)
@@ -127,7 +127,7 @@ class ResultView(QWidget):  # type: ignore[misc]  # qtpy has no types
         self._answer = None
         self.evidence.show_answer(None)
         self.gallery.show_patches(())
-        self.hover.setText(POINT)
+        self.hover.setText(HOVER_HINT)
 
     def _take(self, prediction: Prediction, slide: SlideChoice) -> None:
         self.pick(None)
@@ -174,7 +174,7 @@ class ResultView(QWidget):  # type: ignore[misc]  # qtpy has no types
         from napari_lrmil.core.visualize.top_patches import select_top_and_bottom
 
         if self._answer is not None and self.gallery.isExpanded():
-            self.gallery.show_patches(select_top_and_bottom(self._answer.prediction, EACH))
+            self.gallery.show_patches(select_top_and_bottom(self._answer.prediction, PATCHES_PER_ROW))
             self._read_pictures()
 
     def _read_pictures(self) -> None:

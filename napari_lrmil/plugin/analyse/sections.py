@@ -105,13 +105,13 @@ class TissueSection(Section):
         self.told.setText(f"{len(ground.grid.lr_index)} patches; mask {hand}." if ground else "")
 
 
-STEPS = 1000
-STYLE = """
+BAR_STEPS = 1000
+BAR_STYLE = """
 QProgressBar {{ border: none; border-radius: 3px; min-height: 12px; max-height: 12px;
     background: rgba(128, 128, 128, 70); }}
 QProgressBar::chunk {{ border-radius: 3px; background: {colour}; }}
 """
-TOP, OTHER = "#e8892c", "#8a8f98"  # readable on dark and on light, and without colour vision
+TOP_COLOUR, OTHER_COLOUR = "#e8892c", "#8a8f98"  # readable on dark and on light, and without colour vision
 
 
 class ProbabilityBars(QWidget):  # type: ignore[misc]  # qtpy has no types
@@ -136,14 +136,14 @@ class ProbabilityBars(QWidget):  # type: ignore[misc]  # qtpy has no types
             item.widget().deleteLater()
         ranked = sorted(values.items(), key=lambda pair: -pair[1])
         for rank, (name, value) in enumerate(ranked):
-            self._add_row(rank, name, value, TOP if rank == 0 else OTHER)
+            self._add_row(rank, name, value, TOP_COLOUR if rank == 0 else OTHER_COLOUR)
 
     def _add_row(self, row: int, name: str, value: float, colour: str) -> None:
         bar = QProgressBar()
-        bar.setRange(0, STEPS)
-        bar.setValue(round(value * STEPS))
+        bar.setRange(0, BAR_STEPS)
+        bar.setValue(round(value * BAR_STEPS))
         bar.setTextVisible(False)
-        bar.setStyleSheet(STYLE.format(colour=colour))
+        bar.setStyleSheet(BAR_STYLE.format(colour=colour))
         number = QLabel(format_probability(value))
         number.setToolTip(f"{name}: {value:.6f}")
         number.setAlignment(Qt.AlignmentFlag.AlignRight)
@@ -152,7 +152,7 @@ class ProbabilityBars(QWidget):  # type: ignore[misc]  # qtpy has no types
             self._grid.addWidget(widget, row, column)
 
 
-class KeepSection(Section):
+class SaveSection(Section):
     """Asks for what is to be kept."""
 
     all_wanted = Signal()
@@ -309,14 +309,14 @@ class ResultsBox(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.agreement.setText(answer.agreement)
 
 
-KINDS: tuple[tuple[Kind, str], ...] = (("slide", "Slide"), ("view", "View"), ("region", "Region"))
-DRAW = "Draw a region on the slide: click corners, double-click to close"
-READ = "Regions from QuPath (GeoJSON) or ASAP (XML)"
-WRITE = "Write the drawn regions as GeoJSON for QuPath"
-FOLLOW = "While the view moves the student answers for what is visible; what was seen before costs nothing"
+ROI_KIND_LABELS: tuple[tuple[Kind, str], ...] = (("slide", "Slide"), ("view", "View"), ("region", "Region"))
+DRAW_TIP = "Draw a region on the slide: click corners, double-click to close"
+IMPORT_TIP = "Regions from QuPath (GeoJSON) or ASAP (XML)"
+EXPORT_TIP = "Write the drawn regions as GeoJSON for QuPath"
+FOLLOW_TIP = "While the view moves the student answers for what is visible; what was seen before costs nothing"
 
 
-class ScopeForm(QWidget):  # type: ignore[misc]  # qtpy has no types
+class RoiForm(QWidget):  # type: ignore[misc]  # qtpy has no types
     """Chooses the scope, and tells what a run of it would cost."""
 
     kind_chosen = Signal(str)
@@ -329,16 +329,16 @@ class ScopeForm(QWidget):  # type: ignore[misc]  # qtpy has no types
         super().__init__(parent)
         self._group = QButtonGroup(self)
         self.kinds: dict[str, QRadioButton] = {}
-        for kind, word in KINDS:
+        for kind, word in ROI_KIND_LABELS:
             self.kinds[kind] = QRadioButton(word)
             self._group.addButton(self.kinds[kind])
             self.kinds[kind].clicked.connect(lambda _=False, kind=kind: self.kind_chosen.emit(kind))
         self.follow = QCheckBox("Follow the view (live)")
         self.follow.clicked.connect(self.follow_chosen)
         self.draw, self.read, self.write = (
-            make_button("Draw", DRAW),
-            make_button("Import…", READ),
-            make_button("Export…", WRITE),
+            make_button("Draw", DRAW_TIP),
+            make_button("Import…", IMPORT_TIP),
+            make_button("Export…", EXPORT_TIP),
         )
         wishes = ((self.draw, self.drawing_wanted), (self.read, self.import_wanted), (self.write, self.export_wanted))
         for widget, wish in wishes:
@@ -361,14 +361,16 @@ class ScopeForm(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.follow.setChecked(session.follows_view)
         free = "Wait for the analysis, or cancel it." if session.is_busy else ""
         no_slide = free or ("" if session.slide else "Open a slide first.")
-        for kind, word in KINDS:
+        for kind, word in ROI_KIND_LABELS:
             enable_unless(
                 self.kinds[kind], free, f"Analyse the {'drawn regions' if kind == 'region' else word.lower()}"
             )
-        enable_unless(self.draw, no_slide, DRAW)
-        enable_unless(self.read, no_slide, READ)
-        enable_unless(self.write, "" if session.regions else "No region is drawn.", WRITE)
-        enable_unless(self.follow, "" if session.tissue_grid else "The tissue of the slide is not known yet.", FOLLOW)
+        enable_unless(self.draw, no_slide, DRAW_TIP)
+        enable_unless(self.read, no_slide, IMPORT_TIP)
+        enable_unless(self.write, "" if session.regions else "No region is drawn.", EXPORT_TIP)
+        enable_unless(
+            self.follow, "" if session.tissue_grid else "The tissue of the slide is not known yet.", FOLLOW_TIP
+        )
         estimate = session.estimate
         self.estimate.setText(f"{session.scope.text}: {estimate.text}" if estimate else "")
         self.estimate.setVisible(estimate is not None)

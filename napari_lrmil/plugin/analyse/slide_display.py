@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from napari_lrmil.plugin.viewer.navigation_panel import NavigationSection
     from napari_lrmil.plugin.viewer.screen_pyramid import ScreenSlide
 
-OFFER = "Analyse this picture as a slide of one level; asks how large its pixels are"
+USE_IMAGE_TIP = "Analyse this picture as a slide of one level; asks how large its pixels are"
 
 
 class SlideDisplay:
@@ -54,7 +54,7 @@ class SlideDisplay:
         if layer is not None:
             reason = why_not_a_slide(layer)
             self._button.enabled, self._button.text = not reason, f"Use {layer.name} as a slide…"
-            self._button.tooltip = reason or OFFER
+            self._button.tooltip = reason or USE_IMAGE_TIP
 
     def adopt_image(self) -> None:
         """Put a slide in the place of the picture."""

@@ -19,10 +19,10 @@ from napari_lrmil.core.features.devices import DEVICES, available_devices
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models.bundle import shipped_bundles
 from napari_lrmil.plugin.analyse.actions import ViewerActions
-from napari_lrmil.plugin.analyse.file_dialogs import Files
+from napari_lrmil.plugin.analyse.file_dialogs import FileDialogs
 from napari_lrmil.plugin.analyse.live_view import LiveView
 from napari_lrmil.plugin.analyse.result_view import ResultView
-from napari_lrmil.plugin.analyse.sections import KeepSection, ResultsBox, ScopeForm, TissueSection, WhatIfSection
+from napari_lrmil.plugin.analyse.sections import ResultsBox, RoiForm, SaveSection, TissueSection, WhatIfSection
 from napari_lrmil.plugin.analyse.slide_display import SlideDisplay
 from napari_lrmil.plugin.qt.docks import DockWidget
 from napari_lrmil.plugin.qt.errors import show_errors
@@ -43,11 +43,13 @@ if TYPE_CHECKING:
     from napari_lrmil.core.patching.regions import Region
     from napari_lrmil.core.patching.roi import Kind
 
-WIDTH_PX = 340
-SAVE_SETTINGS_MS = 600
-LAID_OUT_MS = 100  # by then new figures have their place in the dock
-KEYS = "Keys: Ctrl+R run or cancel · Esc cancel · Ctrl+L follow the view · 1 to 6 magnification · arrows in the gallery"
-DEVICE_WORDS = {"auto": "best there is", "cpu": "CPU", "cuda": "GPU (CUDA)", "mps": "GPU (Apple)"}
+DOCK_MIN_WIDTH_PX = 340
+SAVE_SETTINGS_DELAY_MS = 600
+LAYOUT_DELAY_MS = 100  # by then new figures have their place in the dock
+KEYS_TEXT = (
+    "Keys: Ctrl+R run or cancel · Esc cancel · Ctrl+L follow the view · 1 to 6 magnification · arrows in the gallery"
+)
+DEVICE_LABELS = {"auto": "best there is", "cpu": "CPU", "cuda": "GPU (CUDA)", "mps": "GPU (Apple)"}
 
 
 class AnalyseWidget(DockWidget):
@@ -88,20 +90,20 @@ class AnalyseWidget(DockWidget):
     # ------------------------------------------------------------ what there is to see
 
     def _build(self) -> None:
-        self.setMinimumWidth(WIDTH_PX)
+        self.setMinimumWidth(DOCK_MIN_WIDTH_PX)
         self.about, self.note = make_label("about", bold=True), make_label("note")
-        self.form, self.scope = self._form(), ScopeForm()
+        self.form, self.scope = self._form(), RoiForm()
         self.run_button = widgets.PushButton(text="Run")
         self.run_button.native.setMinimumHeight(30)
         self.progress = widgets.ProgressBar(max=100, visible=False)
         self.results = ResultsBox()
         self.navigation = NavigationSection(self._viewer)
         self.reading = ResultView(self._viewer, self.session, self)
-        self.what_if, self.tissue, self.keep = WhatIfSection(), TissueSection(), KeepSection()
-        self.files = Files(self.wishes, self.session, self.keep, self)
+        self.what_if, self.tissue, self.keep = WhatIfSection(), TissueSection(), SaveSection()
+        self.files = FileDialogs(self.wishes, self.session, self.keep, self)
         running = (self.run_button.native, self.progress.native, self.results, self.note)
         column = (self.about, self.navigation, self.form.native, self.scope, *running, *self.sections[1:])
-        keys = make_label("keys", KEYS, small=True)
+        keys = make_label("keys", KEYS_TEXT, small=True)
         below = (self.reading.hover, make_label("footer", self._research_use(), small=True))
         self._scroll = fill_dock(self, (*column, keys), below)
 
@@ -126,7 +128,7 @@ class AnalyseWidget(DockWidget):
 
     def _device_words(self, name: str) -> str:
         here = self._devices.get(name)
-        return f"{DEVICE_WORDS[name]}: {here}" if name == "auto" else (here or DEVICE_WORDS[name])
+        return f"{DEVICE_LABELS[name]}: {here}" if name == "auto" else (here or DEVICE_LABELS[name])
 
     def _bar_devices(self) -> None:
         """Grey out devices that this machine has not."""
@@ -134,7 +136,7 @@ class AnalyseWidget(DockWidget):
         for row, name in enumerate(DEVICES):
             if name not in self._devices:
                 model.item(row).setEnabled(False)
-                model.item(row).setToolTip(f"{DEVICE_WORDS[name]} is not available on this machine")
+                model.item(row).setToolTip(f"{DEVICE_LABELS[name]} is not available on this machine")
 
     @staticmethod
     def _research_use() -> str:
@@ -181,7 +183,7 @@ class AnalyseWidget(DockWidget):
         )
         self.run_button.changed.connect(self._run_or_cancel)
         self.follower = LiveView(self._viewer, session, self)
-        self._store = self._timer(SAVE_SETTINGS_MS, self._save_settings)
+        self._store = self._timer(SAVE_SETTINGS_DELAY_MS, self._save_settings)
         self._connect_sections()
         self._keys = [
             QShortcut(QKeySequence("Escape"), self, activated=self.cancel),
@@ -192,7 +194,7 @@ class AnalyseWidget(DockWidget):
             key.setContext(Qt.ShortcutContext.WindowShortcut)
         self._settle = self._timer(0, self._layers_settled)  # napari is still in the middle of it when it tells of it
         self._drawn = self._timer(50, self._take_drawn)
-        self._laid_out = self._timer(LAID_OUT_MS, lambda: self._scroll.ensureWidgetVisible(self.results))
+        self._laid_out = self._timer(LAYOUT_DELAY_MS, lambda: self._scroll.ensureWidgetVisible(self.results))
         self._subscribe()
         self.destroyed.connect(session.close)  # where the window goes, docks get no close event
 

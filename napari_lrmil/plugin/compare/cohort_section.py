@@ -11,7 +11,11 @@ from qtpy.QtGui import QIcon, QImage, QPixmap
 from qtpy.QtWidgets import QAbstractItemView, QComboBox, QProgressBar, QTableWidget, QTableWidgetItem, QWidget
 
 from napari_lrmil.core.formatting import format_probability
-from napari_lrmil.plugin.compare.comparison_model import Measure, attention_disagreement, sort_by_attention_disagreement
+from napari_lrmil.plugin.compare.comparison_model import (
+    DisagreementMeasure,
+    attention_disagreement,
+    sort_by_attention_disagreement,
+)
 from napari_lrmil.plugin.qt.section import Section, enable_unless, make_button, make_label
 
 if TYPE_CHECKING:
@@ -19,10 +23,10 @@ if TYPE_CHECKING:
     from napari_lrmil.core.slides.slide import Pixels
 
 ICON_PX = 44
-HEIGHT_PX = 260
-MEASURES: dict[Measure, str] = {"rho": "1 − ρ", "js": "JS divergence"}
-FOLDER = "The folder that was given to `predict --teacher` or `compare` as --out"
-HINT = "Double-click a slide to open it with both maps."
+TABLE_HEIGHT_PX = 260
+MEASURE_LABELS: dict[DisagreementMeasure, str] = {"rho": "1 − ρ", "js": "JS divergence"}
+FOLDER_TIP = "The folder that was given to `predict --teacher` or `compare` as --out"
+OPEN_HINT = "Double-click a slide to open it with both maps."
 
 
 class CohortSection(Section):
@@ -34,19 +38,19 @@ class CohortSection(Section):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__("cohort", "Over many slides (cohort)", parent)
-        self.folder, self.measure = make_button("Folder of results…", FOLDER), QComboBox()
-        for measure, words in MEASURES.items():
+        self.folder, self.measure = make_button("Folder of results…", FOLDER_TIP), QComboBox()
+        for measure, words in MEASURE_LABELS.items():
             self.measure.addItem(f"by {words}", measure)
         self.measure.setToolTip("What the slides are sorted by: the larger, the less student and teacher agree")
         self.table, self.progress = QTableWidget(0, 3), QProgressBar()
-        self.table.setFixedHeight(HEIGHT_PX)
+        self.table.setFixedHeight(TABLE_HEIGHT_PX)
         self.table.setIconSize(QSize(4 * ICON_PX, ICON_PX))
         self.table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
         self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.table.verticalHeader().setVisible(False)
         self.table.verticalHeader().setDefaultSectionSize(ICON_PX + 4)
         self.table.horizontalHeader().setStretchLastSection(True)
-        self.told = make_label("cohort", FOLDER + ".", small=True)
+        self.told = make_label("cohort", FOLDER_TIP + ".", small=True)
         self.lines: list[StoredResult] = []
         self._icons: dict[Path, QIcon] = {}
         self._reading = False
@@ -63,7 +67,7 @@ class CohortSection(Section):
         """Show how far the reading is; None where nothing is being read."""
         self._reading = share is not None
         self.folder.setText("Cancel" if self._reading else "Folder of results…")
-        enable_unless(self.folder, "", "What was read so far stays" if self._reading else FOLDER)
+        enable_unless(self.folder, "", "What was read so far stays" if self._reading else FOLDER_TIP)
         self.progress.setVisible(self._reading)
         self.progress.setFormat(text)
         self.progress.setValue(round(100 * (share or 0)))
@@ -93,9 +97,9 @@ class CohortSection(Section):
                 item.setIcon(self._icons[folder])
 
     def _fill(self) -> None:
-        measure: Measure = self.measure.currentData()
+        measure: DisagreementMeasure = self.measure.currentData()
         self.lines = sort_by_attention_disagreement(self.lines, measure)
-        self.table.setHorizontalHeaderLabels([" ", MEASURES[measure], "Student | teacher"])
+        self.table.setHorizontalHeaderLabels([" ", MEASURE_LABELS[measure], "Student | teacher"])
         self.table.setRowCount(len(self.lines))
         for at, line in enumerate(self.lines):
             figure = attention_disagreement(line, measure)
@@ -106,11 +110,11 @@ class CohortSection(Section):
         self.table.setColumnWidth(0, ICON_PX * 3)
         bad = sum(bool(line.problem) for line in self.lines)
         some = f" {bad} cannot be compared: their tooltip says why." if bad else ""
-        self.told.setText(f"{len(self.lines)} slides.{some} {HINT}" if self.lines else FOLDER + ".")
+        self.told.setText(f"{len(self.lines)} slides.{some} {OPEN_HINT}" if self.lines else FOLDER_TIP + ".")
 
     def _item(self, text: str, line: StoredResult, column: int) -> Any:
         item = QTableWidgetItem(text)
-        item.setToolTip(line.problem or f"{line.name}: {HINT}")
+        item.setToolTip(line.problem or f"{line.name}: {OPEN_HINT}")
         if line.problem:
             item.setFlags(item.flags() & ~Qt.ItemFlag.ItemIsEnabled)
         if column == 0 and line.folder in self._icons:

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from napari_lrmil.plugin.session.open_slides import OpenSlides, SlideChoice
     from napari_lrmil.plugin.session.session import Session
 
-How = Literal["all", "top", "time"]
-HOWS: tuple[How, ...] = ("all", "top", "time")
-NOT_FOUND = "The tissue of the slide is not known yet."
-NO_PACE = "How fast the teacher is here is not known yet: run it once on some patches."
+BudgetKind = Literal["all", "top", "time"]
+BUDGET_KINDS: tuple[BudgetKind, ...] = ("all", "top", "time")
+TISSUE_UNKNOWN = "The tissue of the slide is not known yet."
+SPEED_UNKNOWN = "How fast the teacher is here is not known yet: run it once on some patches."
 
 
 # ---------------------------------------------------------------- getting the teacher's attention
@@ -49,7 +49,7 @@ class TeacherBudget:
         How much time.
     """
 
-    how: How = "all"
+    how: BudgetKind = "all"
     top: int = 20
     seconds: int = 30
 
@@ -64,20 +64,20 @@ class TeacherBudget:
         """Return what this would read and take, or why that is not known."""
         choice = self.choice(asked)
         if asked is None or choice is None:
-            return NOT_FOUND if asked is None else NO_PACE
+            return TISSUE_UNKNOWN if asked is None else SPEED_UNKNOWN
         cost, patches = asked.estimate(choice), len(asked.hr_counts)
         k = choice.count(patches)
         about = "" if asked.attention is not None or k == patches else "about "
         return f"{about}{cost.hr_patches:,} HR patches in {k:,} of {patches:,} · {cost.time_text}"
 
 
-def why_no_teacher(session: Session, wish: TeacherBudget) -> str:
+def why_comparison_blocked(session: Session, wish: TeacherBudget) -> str:
     """Return why the teacher cannot be asked; empty where it can."""
     blocked = session.run_blocked_by or session.teacher_blocked_by
     if blocked or wish.how != "time":
         return blocked
     asked = session.planned_patches
-    return "" if wish.choice(asked) is not None else (NOT_FOUND if asked is None else NO_PACE)
+    return "" if wish.choice(asked) is not None else (TISSUE_UNKNOWN if asked is None else SPEED_UNKNOWN)
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class Comparison:
         return f"Times the average: student {student:.2f}, teacher {teacher:.2f}{here}; {student - teacher:+.2f}"
 
 
-def comparison_of(prediction: Prediction | None) -> Comparison | None:
+def make_comparison(prediction: Prediction | None) -> Comparison | None:
     """Return what there is to compare; None where no teacher ran."""
     return Comparison(prediction) if prediction is not None and prediction.teacher is not None else None
 
@@ -208,7 +208,7 @@ def _millions(pixels: int) -> str:
 
 
 @dataclass(frozen=True)
-class Lesions:
+class LesionScores:
     """Who finds annotated lesions, and where the annotations came from."""
 
     source: str
@@ -232,7 +232,7 @@ class Lesions:
 
 
 @dataclass(frozen=True)
-class LesionWork:
+class ScoreLesionsJob:
     """Measure attention against lesions: those that are drawn, else those in the file beside the slide."""
 
     prediction: Prediction
@@ -241,7 +241,7 @@ class LesionWork:
     drawn: tuple[Region, ...] = ()
 
     def events(self) -> Iterator[Event]:
-        """Yield last `Lesions`, or None where there are none."""
+        """Yield last `LesionScores`, or None where there are none."""
         from napari_lrmil.core.inference.teacher_comparison import (
             find_lesion_outlines,
             lesion_file,
@@ -251,7 +251,7 @@ class LesionWork:
         yield Progress("lesions", 0, 1, "slide")
         known = self.drawn or find_lesion_outlines(self.slide.path, self.shelf.get_slide(self.slide).bounds)
         source = "drawn regions" if self.drawn else lesion_file(self.slide.path).name
-        yield Finished(Lesions(source, score_lesion_localisation(self.prediction, known)) if known else None)
+        yield Finished(LesionScores(source, score_lesion_localisation(self.prediction, known)) if known else None)
 
 
 def _share(value: float | None) -> str:
@@ -265,17 +265,17 @@ def _yes(value: bool | None) -> str:
 # ---------------------------------------------------------------- a cohort
 
 
-Measure = Literal["rho", "js"]
+DisagreementMeasure = Literal["rho", "js"]
 
 
-def attention_disagreement(line: StoredResult, measure: Measure) -> float | None:
+def attention_disagreement(line: StoredResult, measure: DisagreementMeasure) -> float | None:
     """Return 1 - ρ or the JS divergence of both attention maps of a slide; None where it is undefined."""
     if measure == "js":
         return line.js_divergence
     return None if line.spearman is None else 1 - line.spearman
 
 
-def sort_by_attention_disagreement(lines: Sequence[StoredResult], measure: Measure) -> list[StoredResult]:
+def sort_by_attention_disagreement(lines: Sequence[StoredResult], measure: DisagreementMeasure) -> list[StoredResult]:
     """Return the slides whose attention maps differ most first; those without a figure come last, by name."""
     figures = {id(line): attention_disagreement(line, measure) for line in lines}
     with_one = [line for line in lines if figures[id(line)] is not None]
@@ -284,7 +284,7 @@ def sort_by_attention_disagreement(lines: Sequence[StoredResult], measure: Measu
 
 
 @dataclass(frozen=True)
-class CohortWork:
+class ReadCohortJob:
     """Read the results of many slides, and then their pictures."""
 
     folder: Path

@@ -16,17 +16,17 @@ from qtpy.QtWidgets import QDockWidget, QFileDialog, QWidget
 from napari_lrmil.core.events import Event, Failed, Finished, Partial, Progress
 from napari_lrmil.core.results.reader import StoredResult
 from napari_lrmil.core.visualize.overlay import RESEARCH_USE
-from napari_lrmil.plugin.analyse.widget import WIDTH_PX, AnalyseWidget
+from napari_lrmil.plugin.analyse.widget import DOCK_MIN_WIDTH_PX, AnalyseWidget
 from napari_lrmil.plugin.compare.cohort_section import ICON_PX, CohortSection
 from napari_lrmil.plugin.compare.comparison_model import (
-    CohortWork,
     Comparison,
-    Lesions,
-    LesionWork,
+    LesionScores,
     LoadStoredJob,
-    comparison_of,
+    ReadCohortJob,
+    ScoreLesionsJob,
+    make_comparison,
 )
-from napari_lrmil.plugin.compare.sections import GetForm, MeasuresSection, PairingSection, ScatterSection
+from napari_lrmil.plugin.compare.sections import CompareModeSection, MeasuresSection, ScatterSection, TeacherRunForm
 from napari_lrmil.plugin.qt.docks import DockWidget, find_dock, open_dock
 from napari_lrmil.plugin.qt.errors import show_errors
 from napari_lrmil.plugin.qt.section import Section, fill_dock, make_button, make_label
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
     from napari_lrmil.core.patching.regions import Region
     from napari_lrmil.plugin.session.session import Session
 
-ANALYSE = "Analyse (LRMIL)"
-POINT = "Point at the map to read both networks at once."
-GONE = "The Analyse dock, which knows slide and model, was closed: open it again."
+ANALYSE_TITLE = "Analyse (LRMIL)"
+COMPARE_HOVER_HINT = "Point at the map to read both networks at once."
+ANALYSE_CLOSED = "The Analyse dock, which knows slide and model, was closed: open it again."
 
 
 class CompareWidget(DockWidget):
@@ -66,7 +66,7 @@ class CompareWidget(DockWidget):
         guard_layer_removal(viewer)
         self._prediction: Prediction | None = None
         self._comparison: Comparison | None = None
-        self._lesions: Lesions | None = None
+        self._lesions: LesionScores | None = None
         self._drawn: tuple[Region, ...] = ()
         self._expected: tuple[Path, Path] | None = None  # a slide that was opened, and where its results lie
         self._joined, self._began, self._loading = False, False, ""
@@ -81,13 +81,13 @@ class CompareWidget(DockWidget):
     # ------------------------------------------------------------ what there is to see
 
     def _build(self) -> None:
-        self.setMinimumWidth(WIDTH_PX)
-        self.about, self.form = make_label("about", bold=True), GetForm()
-        self.rejoin = make_button("Open the Analyse dock", GONE)
+        self.setMinimumWidth(DOCK_MIN_WIDTH_PX)
+        self.about, self.form = make_label("about", bold=True), TeacherRunForm()
+        self.rejoin = make_button("Open the Analyse dock", ANALYSE_CLOSED)
         self.rejoin.setVisible(False)
-        self.pairing, self.measures = PairingSection(), MeasuresSection()
+        self.pairing, self.measures = CompareModeSection(), MeasuresSection()
         self.scatter, self.cohort = ScatterSection(), CohortSection()
-        self.hover = make_label("hover", POINT, small=True)
+        self.hover = make_label("hover", COMPARE_HOVER_HINT, small=True)
         footer = make_label("footer", RESEARCH_USE, small=True)
         fill_dock(self, (self.about, self.rejoin, self.form, *self.sections), (self.hover, footer))
         for section in self.sections[:-1]:
@@ -121,7 +121,7 @@ class CompareWidget(DockWidget):
     def join(self) -> None:
         """Share everything with the Analyse dock of the window, opened if there is none."""
         there = find_dock(self._viewer, AnalyseWidget)
-        self.analyse = there if there is not None else open_dock(self._viewer, AnalyseWidget, ANALYSE)
+        self.analyse = there if there is not None else open_dock(self._viewer, AnalyseWidget, ANALYSE_TITLE)
         self.analyse.left.connect(self._analyse_left)
         connect_until_destroyed(self, [(self.session.changed, self._refresh)])
         self._enable(True)
@@ -137,9 +137,9 @@ class CompareWidget(DockWidget):
         parts: tuple[QWidget, ...] = (self.form, *self.sections)
         for part in parts:
             part.setEnabled(there)
-            part.setToolTip("" if there else GONE)
+            part.setToolTip("" if there else ANALYSE_CLOSED)
         if not there:
-            self.about.setText(GONE)
+            self.about.setText(ANALYSE_CLOSED)
 
     def showEvent(self, event: QShowEvent) -> None:  # noqa: N802  # Qt's name
         """Lie beside the Analyse dock as a tab, once napari has made a dock of this."""
@@ -181,12 +181,12 @@ class CompareWidget(DockWidget):
         self._load_expected()
 
     def _take(self, prediction: Prediction | None) -> None:
-        self._prediction, self._comparison, self._lesions = prediction, comparison_of(prediction), None
+        self._prediction, self._comparison, self._lesions = prediction, make_comparison(prediction), None
         there = self._comparison
         self.pairing.show_columns(count_columns(there.prediction) if there else None)
         self.measures.show_comparison(there, None)
         self.scatter.show_points(there.both if there else None)
-        self.hover.setText(POINT)
+        self.hover.setText(COMPARE_HOVER_HINT)
         if there is not None:
             self._pair()
             self._light(self._drawn)
@@ -204,7 +204,9 @@ class CompareWidget(DockWidget):
     def _measure(self) -> None:
         slide, there = self.session.slide, self._comparison
         if there is not None and slide is not None and there.prediction.path == slide.path:
-            self._measuring.submit(LesionWork(there.prediction, slide, self.session.open_slides, self._drawn).events)
+            self._measuring.submit(
+                ScoreLesionsJob(there.prediction, slide, self.session.open_slides, self._drawn).events
+            )
 
     def _measured(self, event: Event) -> None:
         match event:
@@ -295,7 +297,7 @@ class CompareWidget(DockWidget):
         if folder and self._cohort_reader is None:
             self.cohort.clear()
             self.cohort.show_reading("starting", 0.0)
-            work = CohortWork(Path(folder), ICON_PX)
+            work = ReadCohortJob(Path(folder), ICON_PX)
             self._cohort_reader = BackgroundWorker(work.events, self._cohort_read, self._cohort_ended, self)
             self._cohort_reader.start()
 

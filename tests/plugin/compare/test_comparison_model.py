@@ -23,11 +23,11 @@ from napari_lrmil.core.results.reader import StoredResult
 from napari_lrmil.core.results.writer import write_prediction
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.plugin.compare.comparison_model import (
-    CohortWork,
     Comparison,
-    LesionWork,
+    ReadCohortJob,
+    ScoreLesionsJob,
     TeacherBudget,
-    comparison_of,
+    make_comparison,
     sort_by_attention_disagreement,
 )
 from napari_lrmil.plugin.session.eta import PlannedPatches
@@ -123,7 +123,7 @@ def test_figures_are_those_of_the_prediction(slide: Slide) -> None:
     assert float(figures[f"P({name})"][1]) == pytest.approx(found.teacher.probabilities[name], abs=6e-4)
     assert figures["Patches"] == (f"{len(found.grid.lr_index)}", f"{len(found.grid.hr_index)}")
     assert figures["Pixels read"][1] == f"{found.teacher.pixels_decoded / 1e6:.1f} M"
-    assert comparison_of(ask(slide, "none")) is None and comparison_of(None) is None
+    assert make_comparison(ask(slide, "none")) is None and make_comparison(None) is None
 
 
 def test_points_and_patches_belong_together(slide: Slide) -> None:
@@ -139,12 +139,12 @@ def test_points_and_patches_belong_together(slide: Slide) -> None:
 def test_lesions_are_those_drawn_or_those_beside_the_slide(slide: Slide) -> None:
     found, choice = ask(slide), SlideChoice("s", slide.path, slide.mpp.mean)
     shelf = OpenSlides(lambda *_: slide)
-    *_, none = LesionWork(found, choice, shelf).events()
+    *_, none = ScoreLesionsJob(found, choice, shelf).events()
     assert none == Finished(None)
     row = int(np.argmax(found.student.attention))
     (x, y), (width, height) = found.grid.lr_corners[row], found.grid.lattice.lr_cell
     drawn = (box_region(BoxLevel0(float(x), float(y), float(width), float(height)), "lesion"),)
-    *_, last = LesionWork(found, choice, shelf, drawn).events()
+    *_, last = ScoreLesionsJob(found, choice, shelf, drawn).events()
     lines = {f.name: (f.student, f.teacher) for f in last.result.lines}  # type: ignore[union-attr]  # the last event carries it
     assert lines["Lesion AUROC"][0] == "1.000" and lines["Top patch in lesion"][0] == "yes"
     assert "drawn regions, 1 patches" in last.result.text  # type: ignore[union-attr]  # the last event carries it
@@ -167,7 +167,7 @@ def test_a_cohort_is_read_with_its_pictures(slide: Slide, tmp_path: Path) -> Non
     for name in ("one", "two"):
         write_prediction(tmp_path / "out", slide, replace(found, slide=name))
     (tmp_path / "out" / "two" / "overlay.png").write_bytes(b"no picture")
-    events = list(CohortWork(tmp_path / "out", 40).events())
+    events = list(ReadCohortJob(tmp_path / "out", 40).events())
     shown = [event.result for event in events if isinstance(event, Partial)]
     assert [one.name for one in shown[:2]] == ["one", "two"]
     [(folder, pixels)] = shown[2:]
