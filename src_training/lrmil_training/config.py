@@ -279,6 +279,13 @@ class TrainConfig(_Frozen):
         """The two resolutions; raises `GeometryError` where they do not nest."""
         return PatchPlan(self.hr_mpp, self.lr_mpp, self.hr_patch_px, self.lr_patch_px)
 
+    @property
+    def teacher_layers(self) -> tuple[str, ...]:
+        """The teacher's layers that the layer term of stage 1 needs; empty if the term or the stage is off."""
+        stage = self.stage1
+        is_used = stage.lambda_layer > 0 and stage.epochs > 0
+        return tuple(name.partition(":")[0] for name in stage.layers) if is_used else ()
+
 
 # The paper's choices as far as docs/explanation/method.md records them: 256 px patches at 20x and 5x, both stages
 # with every term, the student a copy of the teacher, whose maps hence need no projection, nothing after stage 2.

@@ -102,10 +102,10 @@ def _validation_auroc(metrics: dict[str, Any]) -> float:
 
 def _part_context(run: RunContext, part: SeriesPart) -> RunContext:
     """Return one run of the series; HR features are shared, for they depend on neither fold nor seed."""
-    alone = {"seed": part.seed, "seeds": 1, "folds": 0, "features": run.features}
+    alone = {"seed": part.seed, "seeds": 1, "folds": 0, "features": run.features_folder}
     config = run.config.model_copy(update=alone)
     folder, stop = run.folder / RUNS_FOLDER / part.name, run.folder / STOP
-    return replace(run, config=config, cohort=part.cohort, folder=folder, stop=stop, failures={})
+    return replace(run, config=config, cohort=part.cohort, folder=folder, stop=stop)
 
 
 def _run_part(run: RunContext) -> Iterator[Event]:

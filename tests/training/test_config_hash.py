@@ -15,8 +15,11 @@ from pydantic import BaseModel
 
 from lrmil_training.config import Stage1Config, TrainConfig, build_config
 from lrmil_training.config_hash import FIRST_FIELDS, later_values
-from lrmil_training.stages.methods import STUDENT, Method, stage_settings
+from lrmil_training.stages.end_to_end import EndToEnd
+from lrmil_training.stages.methods import STUDENT, distilled_method
+from lrmil_training.stages.patch_distillation import PatchDistillation
 from lrmil_training.stages.run_context import RunContext
+from lrmil_training.stages.slide_distillation import SlideDistillation
 from napari_lrmil.core.encoders import LoadedEncoder
 from support.run_folders import made_cohort
 
@@ -42,15 +45,17 @@ RUN_CHANGES: dict[str, tuple[dict[str, Any], int]] = {  # changed values, and ho
 
 
 def _keys(config: TrainConfig) -> dict[str, str]:
-    """Return the key of every stage of the student."""
+    """Return the key of every stage of the student; empty for a stage that is not fitted."""
     encoder = cast(LoadedEncoder, SimpleNamespace(sha256="0" * 64))
     cohort = made_cohort(Path("cohort"), {"train": 4, "val": 2})
-    run = RunContext(config, cohort, Path("run"), torch.device("cpu"), encoder)
-    student = Method(STUDENT, config)
-    keys = {"teacher": run.plan("teacher", config.teacher, []).key}
-    for number in (1, 2, 3):
-        stage = f"stage{number}"
-        keys[stage] = run.plan(stage, getattr(config, stage), stage_settings(student, number)).key
+    context = RunContext(config, cohort, Path("run"), torch.device("cpu"), encoder)
+    keys = {"teacher": context.fit_plan("teacher", config.teacher).key} | dict.fromkeys(GROUPS[1:], "")
+    for stage in distilled_method(STUDENT, config).stages:
+        match stage:
+            case PatchDistillation():
+                keys[stage.name] = context.fit_plan(stage.name, config.stage1, stage.depends).key
+            case SlideDistillation() | EndToEnd():
+                keys[stage.name] = context.fit_plan(stage.name, stage.settings, stage.depends).key
     return keys
 
 

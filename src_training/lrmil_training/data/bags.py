@@ -48,7 +48,7 @@ class BagItem:
         """Return the item: it is in memory already."""
         return self
 
-    def taking(self, rows: Tensor) -> BagItem:
+    def subset(self, rows: Tensor) -> BagItem:
         """Return the item with some of its instances only."""
         scores = self.teacher_scores[rows] if len(self.teacher_scores) else self.teacher_scores
         instances = self.instances[rows] if len(self.instances) else self.instances
@@ -99,4 +99,4 @@ class BagDataset(Dataset[BagItem]):
             return item
         rng = np.random.default_rng([self.seed, self.epoch, index])
         kept = np.flatnonzero(rng.random(len(item.instances)) >= self.dropout)
-        return item.taking(torch.from_numpy(kept)) if len(kept) else item
+        return item.subset(torch.from_numpy(kept)) if len(kept) else item

@@ -1,8 +1,12 @@
-"""Fitting a MIL on bags: teacher, stage 2 and the labels-only baseline differ in their losses alone."""
+"""Fit of a MIL to bags, shared by the teacher, stage 2 and the labels-only baseline: bags, losses, selection.
+
+The three differ only in their losses and instances. Stage 3 shares the losses and `SelectingModule`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import TypeVar
 
 import lightning as L
 import numpy as np
@@ -12,33 +16,40 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from lrmil_training.config import Stage2Config, Stage3Config, TeacherConfig
-from lrmil_training.data.bags import BagDataset, BagItem, Loadable
+from lrmil_training.data.bags import BagDataset, BagItem, Loadable, StoredBag
+from lrmil_training.data.cohort import CohortSlide
+from lrmil_training.data.teacher_targets import TeacherTargets
 from lrmil_training.evaluation.metrics import ranking_auroc
 from lrmil_training.fitting.fit import SELECT, EpochMeans, EpochSampler, FitPlan, all_gather_rows, fit, set_epoch
-from lrmil_training.losses import attention_kl, bag_kl, hard_attention_loss
+from lrmil_training.losses import AttentionTransfer, attention_kl, bag_kl, hard_attention_loss, parent_scores
+from lrmil_training.stages.outputs import Student, TeacherOutputs
+from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.events import Event
 from napari_lrmil.core.models.mil import GatedAttentionMIL, MilOutput
 
-BELOW_MIN_EPOCHS = -1.0  # selection figure of epochs before the least number of them; below any that counts
+BELOW_MIN_EPOCHS = -1.0  # selection figure before `min_epochs`; below that of any later epoch, where AUROC counts
 
-
+_Bag = TypeVar("_Bag")
 Loss = Callable[[MilOutput, BagItem], Mapping[str, Tensor]]  # term -> weighted value
 
 
-def label_loss(output: MilOutput, item: BagItem) -> Mapping[str, Tensor]:
-    """Return cross-entropy with the slide's label: all that the teacher and the labels-only baseline learn from.
+# ---------------------------------------------------------------- losses
 
-    Weighted by the slide's class, so that a rare class counts as much as a common one.
+
+def label_loss(output: MilOutput, item: BagItem) -> Mapping[str, Tensor]:
+    """Return the cross-entropy with the slide's label, the only term of the teacher and the labels-only baseline.
+
+    It is weighted by the slide's class, so that a rare class counts as much as a common one.
     """
     target = torch.tensor(item.target, device=output.logits.device)
     return {"ce": item.weight * functional.cross_entropy(output.logits, target)}
 
 
 def distillation_loss(config: Stage2Config) -> Loss:
-    """Return ``L_stage2 = λ_ce L_pre + λ_bag L_bag + λ_soft L_soft + λ_hard L_hard`` (Method 2.5)."""
+    """Return ``L_stage2 = λ_ce L_pre + λ_bag L_bag + λ_soft L_soft + λ_hard L_hard`` (docs/method.md 2.5)."""
 
     def loss(output: MilOutput, item: BagItem) -> Mapping[str, Tensor]:
-        terms = {}
+        terms = {}  # a term with weight 0 is left out, so that logs show the terms that count
         if config.lambda_ce > 0:
             terms["ce"] = config.lambda_ce * label_loss(output, item)["ce"]
         if config.lambda_bag > 0:
@@ -53,15 +64,56 @@ def distillation_loss(config: Stage2Config) -> Loss:
     return loss
 
 
+# ---------------------------------------------------------------- bags
+
+
+def by_side(context: RunContext, make_bag: Callable[[CohortSlide], _Bag]) -> dict[str, list[_Bag]]:
+    """Return the bags of the training and the validation slides."""
+    return {side: [make_bag(s) for s in context.cohort.of(side)] for side in ("train", "val")}
+
+
+def labelled_item(context: RunContext, slide: CohortSlide) -> BagItem:
+    """Return the label of a slide and the weight of its class, without instances."""
+    target = context.cohort.target(slide)
+    return BagItem(torch.empty(0), target, weight=context.class_weights[target])
+
+
+def distilled_item(context: RunContext, targets: TeacherTargets, transfer: AttentionTransfer) -> BagItem:
+    """Return the label of a slide with the teacher's logits and its (N,) scores on LR patches, without instances."""
+    target, grid = context.cohort.target(targets.row), targets.grid
+    scores = parent_scores(targets.scores, torch.from_numpy(grid.parent), len(grid.lr_index), transfer)
+    return BagItem(torch.empty(0), target, targets.logits, scores, context.class_weights[target])
+
+
+def student_item(context: RunContext, targets: TeacherTargets, transfer: AttentionTransfer | None) -> BagItem:
+    """Return `distilled_item`, or `labelled_item` for a method without a teacher (`transfer` None)."""
+    return labelled_item(context, targets.row) if transfer is None else distilled_item(context, targets, transfer)
+
+
+def stored_bags(
+    context: RunContext, teacher: TeacherOutputs, student: Student, transfer: AttentionTransfer | None
+) -> dict[str, list[StoredBag]]:
+    """Return bags of the student's stored LR features; `transfer` None leaves the teacher out."""
+    features = student.require_features()
+    return by_side(
+        context, lambda s: StoredBag(features[s.name], student_item(context, teacher.slides[s.name], transfer))
+    )
+
+
+# ---------------------------------------------------------------- selection
+
+
 def rank_agreement(scores: Tensor, teacher_scores: Tensor) -> float:
-    """Return Spearman's correlation of (N,) scores with the teacher's; 0 where one side has no order."""
-    ranks = [one.float().argsort(stable=True).argsort().float() for one in (scores, teacher_scores.to(scores.device))]
-    flat = any(bool((one == one[0]).all()) for one in (scores, teacher_scores))
-    return 0.0 if flat else float(torch.corrcoef(torch.stack(ranks))[0, 1])
+    """Return Spearman's correlation of (N,) scores with the teacher's, or 0 if all scores of one side are equal."""
+    sides = scores, teacher_scores.to(scores.device)
+    if any(bool((side == side[0]).all()) for side in sides):
+        return 0.0
+    ranks = [side.float().argsort(stable=True).argsort().float() for side in sides]
+    return float(torch.corrcoef(torch.stack(ranks))[0, 1])
 
 
 class SelectingModule(L.LightningModule):
-    """What every module on whole slides shares: selection by validation AUROC, ties by cross-entropy.
+    """Base of the modules on whole slides: selection by validation AUROC, ties by cross-entropy.
 
     Parameters
     ----------
@@ -72,21 +124,21 @@ class SelectingModule(L.LightningModule):
     def __init__(self, config: TeacherConfig | Stage2Config | Stage3Config) -> None:
         super().__init__()
         self.config = config
-        self._seen: list[tuple[Tensor, int]] = []
+        self._logits: list[tuple[Tensor, int]] = []  # of validation slides, each with its target
         self._agreements: list[float] = []
         self._means = EpochMeans("train")
 
-    def keep(self, logits: Tensor, target: int) -> None:
-        """Note what the network says of one validation slide."""
-        self._seen.append((logits.detach().float().cpu(), target))
+    def record_logits(self, logits: Tensor, target: int) -> None:
+        """Record the (C,) logits of one validation slide."""
+        self._logits.append((logits.detach().float().cpu(), target))
 
-    def keep_attention(self, scores: Tensor, item: BagItem) -> None:
-        """Note how far attention on one validation slide agrees with the teacher's, where there is a teacher."""
+    def record_agreement(self, scores: Tensor, item: BagItem) -> None:
+        """Record `rank_agreement` on one validation slide if the bag has the teacher's scores."""
         if len(item.teacher_scores) == len(scores) > 1:
             self._agreements.append(rank_agreement(scores.detach(), item.teacher_scores))
 
     def total(self, terms: Mapping[str, Tensor], index: int) -> Tensor:
-        """Note the loss terms of one step and return their sum."""
+        """Record the loss terms of one step and return their sum."""
         self._means.add(terms, 1, index)
         return torch.stack(list(terms.values())).sum()
 
@@ -96,15 +148,15 @@ class SelectingModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log AUROC, cross-entropy and the selection figure."""
-        seen = all_gather_rows(self._seen)
-        self._seen.clear()
-        logits, targets = torch.stack([one for one, _ in seen]), torch.tensor([target for _, target in seen])
+        rows = all_gather_rows(self._logits)
+        self._logits.clear()
+        logits, targets = torch.stack([row for row, _ in rows]), torch.tensor([target for _, target in rows])
         ce = float(functional.cross_entropy(logits, targets))
         value = ranking_auroc(torch.softmax(logits, dim=1).numpy(), targets.numpy())
         auroc = float("nan") if value is None else value  # cohorts with a class missing were refused before
-        ready = self.current_epoch + 1 >= min(self.config.min_epochs, self.config.epochs)
+        is_ready = self.current_epoch + 1 >= min(self.config.min_epochs, self.config.epochs)
         waiting = BELOW_MIN_EPOCHS + 1e-4 * self.current_epoch  # rises, so that patience starts when selection does
-        select = auroc - 1e-3 * min(ce, 10.0) if ready else waiting
+        select = auroc - 1e-3 * min(ce, 10.0) if is_ready else waiting
         self.log_dict({"val/auroc": auroc, "val/ce": ce, SELECT: select}, batch_size=1)
         agreements = all_gather_rows(self._agreements)
         self._agreements.clear()
@@ -112,12 +164,15 @@ class SelectingModule(L.LightningModule):
             self.log("val/agreement", float(np.mean(agreements)), batch_size=1)
 
     def on_train_epoch_start(self) -> None:
-        """Tell the data which epoch it is: every draw is a function of seed, epoch and slide."""
+        """Pass the epoch to the data set: every draw is a function of seed, epoch and slide."""
         set_epoch(self.trainer.train_dataloader, self.current_epoch)
 
 
+# ---------------------------------------------------------------- the fit
+
+
 class BagModule(SelectingModule):
-    """Lightning's view of a MIL: one bag a step."""
+    """Lightning module of a MIL: one bag per step."""
 
     def __init__(self, mil: GatedAttentionMIL, loss: Loss, config: TeacherConfig | Stage2Config) -> None:
         super().__init__(config)
@@ -129,13 +184,13 @@ class BagModule(SelectingModule):
         return self.total(self.loss(self.mil(item.instances), item), index)
 
     def validation_step(self, item: BagItem, index: int) -> None:
-        """Keep what the MIL says of one bag."""
+        """Record the MIL's outputs for one bag."""
         output = self.mil(item.instances)
-        self.keep(output.logits, item.target)
-        self.keep_attention(output.scores, item)
+        self.record_logits(output.logits, item.target)
+        self.record_agreement(output.scores, item)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return Adam over what is not frozen."""
+        """Return Adam over all weights of the MIL."""
         return torch.optim.Adam(self.mil.parameters(), lr=self.settings.lr, weight_decay=self.settings.weight_decay)
 
 
@@ -146,7 +201,7 @@ def fit_mil(
     config: TeacherConfig | Stage2Config,
     plan: FitPlan,
 ) -> Generator[Event, None, GatedAttentionMIL]:
-    """Fit `mil` on ``bags["train"]``, select on ``bags["val"]``, and return it in its best state, frozen."""
+    """Fit `mil` to ``bags["train"]``, select on ``bags["val"]``, and return it in its best state, frozen."""
 
     def make() -> tuple[BagModule, DataLoader[BagItem], DataLoader[BagItem]]:
         data, held_out = BagDataset(bags["train"], config.patch_dropout, plan.seed), BagDataset(bags["val"])
@@ -160,12 +215,7 @@ def fit_mil(
 
 
 def seeded_mil(dim: int, classes: int, hidden: int, seed: int) -> GatedAttentionMIL:
-    """Return a MIL whose weights depend on `seed` alone."""
+    """Return a MIL whose weights depend on `seed` alone, whatever was drawn before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return GatedAttentionMIL(dim, classes, hidden)
-
-
-def stage_seed(seed: int, stage: str) -> int:
-    """Return a seed that depends on the run's seed and the stage's name alone."""
-    return int(np.random.default_rng([seed, *stage.encode()]).integers(2**31))

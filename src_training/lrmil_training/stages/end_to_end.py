@@ -6,6 +6,7 @@ loop with a frozen encoder where its features are computed as it goes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,22 +19,90 @@ from torch.utils.data import DataLoader, Dataset
 from lrmil_training.config import Stage2Config, Stage3Config
 from lrmil_training.data.bags import BagItem
 from lrmil_training.data.cohort import CohortSlide
+from lrmil_training.data.features import lr_patches
 from lrmil_training.data.patch_pairs import SlideHandles, apply_dihedral
+from lrmil_training.fitting.checkpoints import read_score
 from lrmil_training.fitting.fit import EpochSampler, FitPlan, fit
-from lrmil_training.stages.bag_fitting import Loss, SelectingModule
+from lrmil_training.losses import AttentionTransfer
+from lrmil_training.stages.bag_fitting import (
+    Loss,
+    SelectingModule,
+    by_side,
+    distillation_loss,
+    label_loss,
+    student_item,
+)
+from lrmil_training.stages.outputs import Student, TeacherOutputs
 from lrmil_training.stages.patch_distillation import freeze_norms
-from napari_lrmil.core.encoders import AlignedEncoder
-from napari_lrmil.core.events import Event
+from lrmil_training.stages.run_context import RunContext
+from napari_lrmil.core.encoders import AlignedEncoder, round_to_half
+from napari_lrmil.core.events import Event, Metric
 from napari_lrmil.core.features.extraction import PatchSet, resize_patches
 from napari_lrmil.core.geometry import Int64
 from napari_lrmil.core.models.mil import GatedAttentionMIL
 
 ENCODE_BATCH = 64  # patches encoded at once on validation
 
+Networks = tuple[AlignedEncoder, GatedAttentionMIL]
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """Specification of stage 3.
+
+    Attributes
+    ----------
+    settings
+        Learning rates, patches per step and optimisation.
+    stage2
+        Loss weights of stage 2, if the method learns from the teacher. None: labels alone.
+    depends
+        Values that the result depends on in addition; part of the checkpoint key.
+    name
+        Name of the fit in events and file names.
+    """
+
+    settings: Stage3Config
+    stage2: Stage2Config | None
+    depends: tuple[Any, ...] = ()
+    name: str = "stage3"
+
+    @property
+    def loss(self) -> Loss:
+        """Stage 2's loss if stage 3 keeps its terms, otherwise the label term alone."""
+        if self.stage2 is None or not self.settings.keep_stage2_terms:
+            return label_loss
+        return distillation_loss(self.stage2)
+
+    def run(self, context: RunContext, teacher: TeacherOutputs, student: Student) -> Generator[Event, None, Student]:
+        """Fine-tune with each learning rate and return the networks that are best on validation, without features."""
+        fits: list[tuple[float, Networks]] = []
+        for lr in self.settings.lr:
+            plan = context.fit_plan(self.name, self.settings, [*self.depends, lr])
+            networks = yield from fit_end_to_end(
+                (copy.deepcopy(student.encoder), copy.deepcopy(student.require_mil())),
+                self.loss,
+                pixel_bags(context, teacher, None if self.stage2 is None else self.stage2.attention_transfer),
+                self.settings,
+                plan,
+                lr=lr,
+                input_px=context.config.student_input_px,
+            )
+            score = read_score(plan)  # over all attempts; events have the figures of this attempt only
+            yield Metric(self.name, f"lr {lr:g}", score)
+            fits.append((score, networks))
+        encoder, mil = max(fits, key=lambda pair: pair[0])[1]
+        round_to_half(encoder)
+        round_to_half(mil)
+        return Student(encoder, mil)
+
+
+# ---------------------------------------------------------------- bags of pixels
+
 
 @dataclass(frozen=True)
 class PixelBag:
-    """A slide whose patches are read when they are needed.
+    """Slide whose patches are read from the file at every step.
 
     Attributes
     ----------
@@ -42,7 +111,7 @@ class PixelBag:
     patches
         Its LR patches.
     item
-        Target and what the teacher says; without instances.
+        Target and the teacher's outputs, without instances.
     """
 
     row: CohortSlide
@@ -50,55 +119,76 @@ class PixelBag:
     item: BagItem
 
     def read(self, handles: SlideHandles, rows: Int64) -> Tensor:
-        """Return (R, 3, p, p) uint8 pixels of some patches."""
-        some = replace(self.patches, corners=self.patches.corners[rows])
-        pixels = some.read(handles.of(self.row), slice(None))
+        """Return (R, 3, p, p) uint8 pixels of the (R,) patches `rows`."""
+        selected = replace(self.patches, corners=self.patches.corners[rows])
+        pixels = selected.read(handles.of(self.row), slice(None))
         return torch.from_numpy(pixels).movedim(-1, -3)
+
+
+def pixel_bags(
+    context: RunContext, teacher: TeacherOutputs, transfer: AttentionTransfer | None
+) -> dict[str, list[PixelBag]]:
+    """Return bags of pixels of the training and validation slides; `transfer` None leaves the teacher's outputs out."""
+
+    def make_bag(slide: CohortSlide) -> PixelBag:
+        targets = teacher.slides[slide.name]
+        patches = lr_patches(targets.grid, context.config.plan, context.config.student_input_px)
+        return PixelBag(slide, patches, student_item(context, targets, transfer))
+
+    return by_side(context, make_bag)
 
 
 @dataclass(frozen=True)
 class DrawnBag:
-    """Pixels of the patches drawn of one slide, with what is known of them."""
+    """Pixels of the patches drawn of one slide.
+
+    Attributes
+    ----------
+    pixels
+        (R, 3, p, p) uint8.
+    item
+        Target, and the teacher's outputs for the same patches.
+    """
 
     pixels: Tensor
     item: BagItem
 
     def to(self, device: torch.device) -> DrawnBag:
-        """Return the bag on another device, as Lightning asks for it."""
+        """Return the bag on another device; Lightning calls this."""
         return DrawnBag(self.pixels.to(device), self.item.to(device))
 
 
 class DrawnBags(Dataset[Any]):
-    """Bags of pixels; `most` patches are drawn of each, anew in every epoch. None takes all, as they are.
+    """Bags of pixels, drawn anew in every epoch.
 
     Parameters
     ----------
     bags
         Slides of one side.
     handles
-        Where slides are kept open.
-    most
-        Patches drawn of a slide; None for validation.
+        Open slides.
+    max_patches
+        Patches drawn of a slide. None takes all patches, for validation.
     augment
-        Whether to mirror and turn every patch.
+        Mirror and turn every patch.
     seed
-        With epoch and slide it fixes every draw.
+        Together with epoch and slide it determines every draw.
     dropout
-        Share of the patches that is left out at random.
+        Share of the drawn patches that is left out at random.
     """
 
     def __init__(
         self,
         bags: Sequence[PixelBag],
         handles: SlideHandles,
-        most: int | None,
+        max_patches: int | None,
         *,
         augment: bool,
         seed: int,
         dropout: float = 0.0,
     ) -> None:
-        self.bags, self.handles, self.most, self.augment, self.seed = bags, handles, most, augment, seed
-        self.dropout = dropout
+        self.bags, self.handles, self.max_patches = bags, handles, max_patches
+        self.augment, self.seed, self.dropout = augment, seed, dropout
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -108,39 +198,43 @@ class DrawnBags(Dataset[Any]):
         bag = self.bags[index]
         rng = np.random.default_rng([self.seed, self.epoch, index])
         count = len(bag.patches)
-        taken = count if self.most is None else min(self.most, count)
-        rows = np.arange(count) if taken == count else np.sort(rng.permutation(count)[:taken])
+        size = count if self.max_patches is None else min(self.max_patches, count)
+        rows = np.arange(count) if size == count else np.sort(rng.permutation(count)[:size])
         if self.dropout:
-            kept = rows[rng.random(len(rows)) >= self.dropout]
-            rows = kept if len(kept) else rows  # as in `bagfit.Bags`: a bag without patches says nothing
+            remaining = rows[rng.random(len(rows)) >= self.dropout]
+            rows = remaining if len(remaining) else rows  # as in `BagDataset`: an empty bag has no output
         pixels = bag.read(self.handles, rows)
         if self.augment:
-            pixels = torch.stack([_turned(one, int(rng.integers(8))) for one in pixels])
-        return DrawnBag(pixels, bag.item.taking(torch.from_numpy(rows)))
+            pixels = torch.stack([_apply_dihedral(patch, int(rng.integers(8))) for patch in pixels])
+        return DrawnBag(pixels, bag.item.subset(torch.from_numpy(rows)))
 
 
-def _turned(pixels: Tensor, turn: int) -> Tensor:
+def _apply_dihedral(pixels: Tensor, turn: int) -> Tensor:
+    """Return a mirrored or turned (3, p, p) patch; see `apply_dihedral`."""
     array = apply_dihedral(pixels.movedim(0, -1).numpy(), turn)
     return torch.from_numpy(np.ascontiguousarray(array)).movedim(-1, 0)
 
 
+# ---------------------------------------------------------------- the module
+
+
 class EndToEndModule(SelectingModule):
-    """Encoder and MIL on bags of pixels.
+    """Lightning module of encoder and MIL on bags of pixels.
 
     Parameters
     ----------
     student, mil
         The networks.
     loss
-        Of a bag.
+        Loss of a bag.
     config
-        Stage 3's settings, or stage 2's for a frozen encoder.
+        Settings of stage 3, or of stage 2 for a frozen encoder.
     lr
         Learning rate.
     input_px
-        Side to which patches are enlarged; None leaves them.
+        Side in pixels to which patches are enlarged; None leaves them as read.
     chunk
-        Patches encoded at once where no gradient goes through the encoder.
+        Patches encoded at once if no gradient goes through the encoder.
     """
 
     def __init__(
@@ -149,6 +243,7 @@ class EndToEndModule(SelectingModule):
         mil: GatedAttentionMIL,
         loss: Loss,
         config: Stage2Config | Stage3Config,
+        *,
         lr: float,
         input_px: int | None,
         chunk: int = ENCODE_BATCH,
@@ -158,85 +253,111 @@ class EndToEndModule(SelectingModule):
         self.lr, self.input_px, self.chunk = lr, input_px, chunk
 
     def train(self, mode: bool = True) -> EndToEndModule:
-        """Set training mode, but for batch norm, which keeps the statistics that the weights were made with."""
+        """Set training mode except for batch norm, which keeps the statistics that the weights were made with."""
         super().train(mode)
         freeze_norms(self.student)
         return self
 
     def training_step(self, batch: Sequence[DrawnBag], index: int) -> Tensor:
-        """Return the loss of some slides: one pass of the encoder over all their patches, a pool for each."""
-        pixels = torch.cat([one.pixels for one in batch])
-        embeddings = torch.split(self.embedded(pixels), [len(one.pixels) for one in batch])
+        """Return the loss of a few slides: the encoder runs once over all their patches, the MIL once per slide."""
+        pixels = torch.cat([bag.pixels for bag in batch])
+        embeddings = torch.split(self.encode(pixels), [len(bag.pixels) for bag in batch])
         terms: dict[str, Tensor] = {}
-        for one, instances in zip(batch, embeddings, strict=True):
-            for name, value in self.loss(self.mil(instances), one.item).items():
+        for bag, instances in zip(batch, embeddings, strict=True):
+            for name, value in self.loss(self.mil(instances), bag.item).items():
                 terms[name] = terms.get(name, torch.zeros_like(value)) + value / len(batch)
         return self.total(terms, index)
 
     def validation_step(self, batch: Sequence[DrawnBag], index: int) -> None:
-        """Keep what the networks say of whole slides."""
-        for one in batch:
-            self.keep(self.mil(self.embedded(one.pixels)).logits, one.item.target)
+        """Record the logits of whole slides."""
+        for bag in batch:
+            self.record_logits(self.mil(self.encode(bag.pixels)).logits, bag.item.target)
 
-    def embedded(self, pixels: Tensor) -> Tensor:
-        """Return (N, D) embeddings of (N, 3, p, p) uint8 pixels; all at once only where gradients need it."""
-        learning = torch.is_grad_enabled() and any(p.requires_grad for p in self.student.parameters())
-        if learning:
-            found: Tensor = self.student(resize_patches(pixels, self.input_px)).embedding
-            return found
-        with torch.no_grad():
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Return (N, D) embeddings of (N, 3, p, p) uint8 pixels, in chunks unless gradients need all at once."""
+        needs_gradient = torch.is_grad_enabled() and any(p.requires_grad for p in self.student.parameters())
+        if needs_gradient:
+            embedding: Tensor = self.student(resize_patches(pixels, self.input_px)).embedding
+            return embedding
+        with torch.no_grad():  # chunks bound the memory: a whole slide can have thousands of patches
             parts = [
                 self.student(resize_patches(part, self.input_px)).embedding for part in torch.split(pixels, self.chunk)
             ]
         return torch.cat(parts)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return AdamW over what is not frozen."""
-        learning = [p for p in self.parameters() if p.requires_grad]
-        return torch.optim.AdamW(learning, lr=self.lr, weight_decay=self.config.weight_decay)
+        """Return AdamW over all weights that are not frozen."""
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        return torch.optim.AdamW(trainable, lr=self.lr, weight_decay=self.config.weight_decay)
 
 
-def scale_step(slides: int, most: int | None, scale: float) -> tuple[int, int | None]:
-    """Return slides a step and patches a slide for a share of the memory: fewer slides first, then fewer patches."""
-    together = max(1, int(slides * scale))
-    if most is None:
-        return together, None
-    return together, max(1, int(most * min(1.0, scale * slides / together)))
+# ---------------------------------------------------------------- the fit
+
+
+def scale_step(slides: int, patches: int | None, scale: float) -> tuple[int, int | None]:
+    """Return slides per step and patches per slide for a share of the memory: fewer slides first, then fewer patches.
+
+    Parameters
+    ----------
+    slides, patches
+        Configured numbers; patches None means all.
+    scale
+        Share of the configured step, in (0, 1].
+    """
+    fewer_slides = max(1, int(slides * scale))
+    if patches is None:
+        return fewer_slides, None
+    return fewer_slides, max(1, int(patches * min(1.0, scale * slides / fewer_slides)))
+
+
+@dataclass(frozen=True)
+class _StepSettings:
+    """Differences between stage 3 and stage 2 with a frozen encoder in how a step is drawn."""
+
+    tunes_encoder: bool
+    slides: int
+    patches: int | None
+    augment: bool
+    dropout: float
+
+
+def _step_settings(config: Stage2Config | Stage3Config) -> _StepSettings:
+    if isinstance(config, Stage3Config):
+        slides, patches = config.slides_per_step, config.patches_per_slide
+        return _StepSettings(tunes_encoder=True, slides=slides, patches=patches, augment=config.augment, dropout=0.0)
+    return _StepSettings(tunes_encoder=False, slides=1, patches=None, augment=True, dropout=config.patch_dropout)
 
 
 def fit_end_to_end(
-    networks: tuple[AlignedEncoder, GatedAttentionMIL],
+    networks: Networks,
     loss: Loss,
     bags: Mapping[str, Sequence[PixelBag]],
     config: Stage2Config | Stage3Config,
     plan: FitPlan,
+    *,
     lr: float,
     input_px: int | None,
-) -> Generator[Event, None, tuple[AlignedEncoder, GatedAttentionMIL]]:
+) -> Generator[Event, None, Networks]:
     """Fit through the encoder and return both networks in their best state on validation, frozen.
 
     With stage 2's settings the encoder stays as it is, and every patch of a slide is encoded anew in each epoch.
     """
     student, mil = networks
-    tuned = isinstance(config, Stage3Config)
-    most = config.patches_per_slide if isinstance(config, Stage3Config) else None
-    slides = config.slides_per_step if isinstance(config, Stage3Config) else 1
-    augment = config.augment if isinstance(config, Stage3Config) else True
-    dropout = config.patch_dropout if isinstance(config, Stage2Config) else 0.0
+    step = _step_settings(config)
     handles = SlideHandles()
 
     def make(scale: float = 1.0) -> tuple[EndToEndModule, DataLoader[Any], DataLoader[Any]]:
-        together, drawn = scale_step(slides, most, scale)
-        data = DrawnBags(bags["train"], handles, drawn, augment=augment, seed=plan.seed, dropout=dropout)
-        order, whole = EpochSampler(len(data), plan.seed), len(data) >= together
-        train: DataLoader[Any] = DataLoader(data, together, sampler=order, collate_fn=list, drop_last=whole)
+        slides, patches = scale_step(step.slides, step.patches, scale)
+        data = DrawnBags(bags["train"], handles, patches, augment=step.augment, seed=plan.seed, dropout=step.dropout)
+        order, has_full_step = EpochSampler(len(data), plan.seed), len(data) >= slides
+        train: DataLoader[Any] = DataLoader(data, slides, sampler=order, collate_fn=list, drop_last=has_full_step)
         val = DrawnBags(bags["val"], handles, None, augment=False, seed=plan.seed)
+        student.requires_grad_(step.tunes_encoder)
+        mil.requires_grad_(True)
         chunk = max(1, int(ENCODE_BATCH * scale))
-        module = EndToEndModule(
-            student.requires_grad_(tuned), mil.requires_grad_(True), loss, config, lr, input_px, chunk
-        )
-        each = EpochSampler(len(val), plan.seed, shuffle=False)
-        return module, train, DataLoader(val, 1, sampler=each, collate_fn=list)
+        module = EndToEndModule(student, mil, loss, config, lr=lr, input_px=input_px, chunk=chunk)
+        val_order = EpochSampler(len(val), plan.seed, shuffle=False)
+        return module, train, DataLoader(val, 1, sampler=val_order, collate_fn=list)
 
     try:
         state = yield from fit(make, plan)

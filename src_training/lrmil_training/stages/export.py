@@ -1,4 +1,4 @@
-"""From a finished run to a bundle."""
+"""Bundle of a finished run: both networks and the card that describes them."""
 
 from __future__ import annotations
 
@@ -7,25 +7,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lrmil_training.config import TrainConfig
-from lrmil_training.data.cohort import Cohort
-from lrmil_training.evaluation.evaluate import Results, SlideResult, temperature_of
+from lrmil_training.evaluation.evaluate import SlideResult, temperature_of
+from lrmil_training.stages.outputs import Evaluation, Student, TeacherOutputs
+from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.models.bundle import Bundle, StudentNetwork, TeacherNetwork, write_bundle
-from napari_lrmil.core.models.mil import GatedAttentionMIL
 from napari_lrmil.core.patching.color import FEWEST_SLIDES, CohortColour, cohort_colour, color_stats
 
 
 def export_bundle(
-    folder: Path,
-    config: TrainConfig,
-    cohort: Cohort,
-    encoders: Mapping[str, Any],
-    mils: Mapping[str, GatedAttentionMIL],
-    results: Results,
-    metrics: Mapping[str, Any],
+    folder: Path, context: RunContext, teacher: TeacherOutputs, student: Student, evaluation: Evaluation
 ) -> Bundle:
     """Write the bundle of a run: both networks, their temperatures, and what they were trained and measured on."""
+    config, cohort, results = context.config, context.cohort, evaluation.results
     card = {
         "name": config.name,
         "about": config.about,
@@ -37,30 +31,29 @@ def export_bundle(
         "student_input_px": config.student_input_px,
         "temperature": temperature_of(cohort, results["student"]),
         "teacher_temperature": temperature_of(cohort, results["teacher"]),
-        "cohort": {f"{split} slides": _counts(counts) for split, counts in cohort.summary().items()},
-        "metrics": summary(metrics),
+        "cohort": {f"{split} slides": _class_counts(counts) for split, counts in cohort.summary().items()},
+        "metrics": summary(evaluation.metrics),
         "colour": training_colour(results["student"]),
     }
-    student = StudentNetwork(encoders["student"], mils["student"])
-    teacher = TeacherNetwork(encoders["teacher"].cpu(), mils["teacher"])
-    return write_bundle(folder, card, student, teacher)
+    networks = StudentNetwork(student.encoder, student.require_mil())
+    return write_bundle(folder, card, networks, TeacherNetwork(context.encoder.encoder.cpu(), teacher.mil))
 
 
 def training_colour(results: Sequence[SlideResult]) -> CohortColour | None:
-    """Return the colour of the training slides, or None where too few of them are (still) there to tell a spread.
+    """Return the stain colour of the training slides, or None if too few of them can still be opened.
 
-    By now features stand for the slides, and a disk that is unplugged since must not cost the run its bundle; how many
-    slides were measured is part of what is returned.
+    Features have replaced the slides by now, so a disk that was unplugged since must not cost the run its bundle. The
+    result says how many slides were measured; fewer than `FEWEST_SLIDES` have no meaningful spread.
     """
-    found = []
+    colours = []
     for result in results:
         if result.row.split == "train":
             with suppress(SlideError), result.row.open() as slide:
-                found.append(color_stats(slide, result.grid))
-    return cohort_colour(found) if len(found) >= FEWEST_SLIDES else None
+                colours.append(color_stats(slide, result.grid))
+    return cohort_colour(colours) if len(colours) >= FEWEST_SLIDES else None
 
 
-def _counts(counts: Mapping[str, int]) -> str:
+def _class_counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
 
 

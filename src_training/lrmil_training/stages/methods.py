@@ -1,37 +1,27 @@
-"""What one run compares: the configured student, its baselines, and every loss term off in turn.
+"""Methods that a run compares: the configured student, its baselines, and the student without each loss term.
 
-A method is a configuration that differs from the run's in a few settings, and whether it may look at the teacher.
-Stages are stored under a hash of what they depend on, so methods that share a stage fit it once.
+A method is a list of stage specifications, which the pipeline runs in order. A fit is stored under a hash of what its
+result depends on, so methods that share a stage fit it once.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from lrmil_training.config import TrainConfig, build_config
 from lrmil_training.config_hash import hashed_values, later_run_values
-from lrmil_training.data.bags import BagItem, StoredBag
-from lrmil_training.data.cohort import CohortSlide
-from lrmil_training.data.feature_store import StoredRows
-from lrmil_training.data.features import lr_patches, make_lr_features
-from lrmil_training.data.teacher_targets import EMBEDDING, TeacherTargets, feature_statistics
-from lrmil_training.fitting.checkpoints import read_score
-from lrmil_training.losses import parent_scores
-from lrmil_training.stages.bag_fitting import Loss, distillation_loss, fit_mil, label_loss, seeded_mil, stage_seed
-from lrmil_training.stages.end_to_end import PixelBag, fit_end_to_end
-from lrmil_training.stages.patch_distillation import fit_stage1
-from lrmil_training.stages.run_context import RunContext
-from napari_lrmil.core.encoders import AlignedEncoder, round_to_half
-from napari_lrmil.core.events import Event, Metric, Notice
-from napari_lrmil.core.models.mil import GatedAttentionMIL
+from lrmil_training.stages.end_to_end import EndToEnd
+from lrmil_training.stages.outputs import Stage
+from lrmil_training.stages.patch_distillation import PatchDistillation
+from lrmil_training.stages.slide_distillation import LabelTraining, SlideDistillation
+from lrmil_training.stages.student import InitialMil, LrFeatures, UntrainedEncoder
 
 STUDENT = "student"
-FINETUNING_EPOCHS = 15  # of the fine-tuned baseline where stage 3 is off: 450 updates on 60 slides (Method 5)
+# Epochs of the fine-tuned baseline if stage 3 is off: 450 updates on 60 slides (docs/explanation/method.md).
+FINETUNING_EPOCHS = 15
+FRESH_MIL_NOTICE = "the student is another network without stage 1, so stage 2 starts from a fresh MIL"
 
 
 @dataclass(frozen=True)
@@ -41,262 +31,143 @@ class Method:
     Attributes
     ----------
     name
-        In ``metrics.json``.
+        Key in ``metrics.json``.
     config
-        The run's, but for what makes this method.
-    taught
-        Whether it learns from the teacher; else from labels alone, with a fresh MIL.
+        The run's configuration with the changes that make this method.
+    stages
+        Stages in the order in which they run.
+    is_aligned
+        True if the student's embeddings are in the teacher's standardised space.
     """
 
     name: str
     config: TrainConfig
-    taught: bool = True
+    stages: tuple[Stage, ...]
+    is_aligned: bool
 
 
-@dataclass(frozen=True)
-class TeacherOutputs:
-    """What the teacher has to say: its MIL, and for every slide its view of it."""
-
-    mil: GatedAttentionMIL
-    slides: Mapping[str, TeacherTargets]
+# ---------------------------------------------------------------- the stages of a method
 
 
-@dataclass(frozen=True)
-class TrainedStudent:
-    """A method's networks, and slide name -> the stored LR features of its encoder."""
+def distilled_method(name: str, config: TrainConfig) -> Method:
+    """Return a method that learns from the teacher, by the stages that `config` turns on."""
+    aligned = _is_aligned(config)
+    stages: list[Stage] = [_encoder_stage(config), LrFeatures(), _initial_distilled_mil(config, aligned=aligned)]
+    if config.stage2.init != "frozen_head":
+        stages.append(SlideDistillation(config.stage2, _slide_dependencies(config, aligned=aligned)))
+    if config.stage3.epochs > 0:
+        stages.append(EndToEnd(config.stage3, config.stage2, _tuning_dependencies(config, aligned=aligned)))
+        stages.append(LrFeatures())  # again: stage 3 changes the encoder
+    return Method(name, config, tuple(stages), aligned)
 
-    encoder: AlignedEncoder
-    mil: GatedAttentionMIL
-    features: Mapping[str, StoredRows]
+
+def labels_method(name: str, config: TrainConfig) -> Method:
+    """Return a method that learns from the labels alone: by a MIL on the frozen encoder, or end to end."""
+    aligned = config.encoder.student == "teacher"
+    if config.stage3.epochs > 0:
+        # An aligned encoder is fitted from its start, so only another network's statistics need features before.
+        features: list[Stage] = [] if aligned else [LrFeatures()]
+        mil = InitialMil("labels_only_mil", standardises=not aligned)
+        depends = _tuning_dependencies(config, aligned=aligned, uses_teacher=False)
+        tuning = EndToEnd(config.stage3, None, depends, "finetuned")
+        return Method(name, config, (UntrainedEncoder(), *features, mil, tuning, LrFeatures()), aligned)
+    mil = InitialMil("labels_only", standardises=not aligned)
+    training = LabelTraining(config.teacher, _slide_dependencies(config, aligned=aligned, uses_teacher=False))
+    return Method(name, config, (UntrainedEncoder(), LrFeatures(), mil, training), aligned)
+
+
+def _encoder_stage(config: TrainConfig) -> Stage:
+    if config.stage1.epochs == 0:
+        return UntrainedEncoder()
+    return PatchDistillation(config, tuple(_dependencies(config, [config.stage1])))
+
+
+def _initial_distilled_mil(config: TrainConfig, *, aligned: bool) -> InitialMil:
+    init = config.stage2.init
+    is_frozen = init == "frozen_head"
+    if not aligned and init == "teacher":  # the teacher's weights mean nothing for another network's embeddings
+        return InitialMil("stage2", standardises=True, notice=FRESH_MIL_NOTICE)
+    return InitialMil("stage2", copies_teacher=init != "fresh", standardises=not aligned, is_frozen=is_frozen)
+
+
+def _is_aligned(config: TrainConfig) -> bool:
+    """Return True if a distilled student's embeddings are in the teacher's standardised space.
+
+    Another network that stage 1 does not train is taken as it is, with its own width and training statistics.
+    Otherwise the comparison would be with a random projection in another network's units. The teacher's frozen head
+    needs the teacher's space all the same.
+    """
+    distilled = config.stage1.epochs > 0 or config.stage2.init == "frozen_head"
+    return config.encoder.student == "teacher" or distilled
+
+
+# ---------------------------------------------------------------- what the result of a stage depends on
+# The lists are part of checkpoint keys; see `config_hash` before changing them.
+
+
+def _slide_dependencies(config: TrainConfig, *, aligned: bool, uses_teacher: bool = True) -> tuple[Any, ...]:
+    """Return what the fit of a MIL on frozen features depends on beyond its own settings."""
+    groups = [config.stage1, config.stage2, config.teacher] if uses_teacher else [config.teacher]
+    return tuple(_dependencies(config, groups, aligned=aligned, uses_teacher=uses_teacher))
+
+
+def _tuning_dependencies(config: TrainConfig, *, aligned: bool, uses_teacher: bool = True) -> tuple[Any, ...]:
+    """Return what stage 3 depends on; each learning rate is added with its fit."""
+    groups = [config.stage1, config.stage2, config.teacher] if uses_teacher else [config.teacher]
+    stage3 = {name: value for name, value in hashed_values(config.stage3).items() if name != "lr"}
+    return tuple(_dependencies(config, groups, stage3, aligned=aligned, uses_teacher=uses_teacher))
+
+
+def _dependencies(
+    config: TrainConfig, groups: list[Any], *later: Any, aligned: bool = True, uses_teacher: bool = True
+) -> list[Any]:
+    student = [uses_teacher, config.encoder.student, config.student_input_px, config.lr_mpp, config.lr_patch_px]
+    statistics = [] if aligned else ["by its own statistics"]
+    return [*student, *map(hashed_values, groups), *statistics, *later, *later_run_values(config)]
+
+
+# ---------------------------------------------------------------- the methods of a run
 
 
 def list_methods(config: TrainConfig) -> list[Method]:
     """Return what a run trains at low resolution: the student first, then baselines, then the ablation."""
-    found = [Method(STUDENT, config)]
-    found += [_baseline(name, config) for name in config.baselines]
+    methods = [distilled_method(STUDENT, config)]
+    methods += [_baseline(name, config) for name in config.baselines]
     if config.ablation:
-        found += _ablation(config)
-    return found
+        methods += _ablation(config)
+    return methods
 
 
 def _baseline(name: str, config: TrainConfig) -> Method:
     no_stage1, no_stage3 = {"stage1": {"epochs": 0}}, {"stage3": {"epochs": 0}}
-    fine = {"epochs": config.stage3.epochs or FINETUNING_EPOCHS, "keep_stage2_terms": False}
-    told: dict[str, tuple[dict[str, Any], bool]] = {
-        "labels_only": (no_stage1 | no_stage3, False),
-        "labels_only_finetuned": (no_stage1 | {"stage3": fine}, False),
-        "stage1_only": (no_stage3 | {"stage2": {"init": "frozen_head"}}, True),
-        "stage2_only": (no_stage1 | no_stage3, True),
-        "both": (no_stage3, True),
+    tuning = {"epochs": config.stage3.epochs or FINETUNING_EPOCHS, "keep_stage2_terms": False}
+    changes: dict[str, dict[str, Any]] = {
+        "labels_only": no_stage1 | no_stage3,
+        "labels_only_finetuned": no_stage1 | {"stage3": tuning},
+        "stage1_only": no_stage3 | {"stage2": {"init": "frozen_head"}},
+        "stage2_only": no_stage1 | no_stage3,
+        "both": no_stage3,
     }
-    changes, taught = told[name]
-    return Method(name, with_settings(config, changes), taught)
+    build = labels_method if name.startswith("labels_only") else distilled_method
+    return build(name, with_settings(config, changes[name]))
 
 
 def _ablation(config: TrainConfig) -> list[Method]:
-    """Return the student without each term, where its stage is fitted and other terms are left to learn from."""
-    kept = config.stage3.epochs > 0 and config.stage3.keep_stage2_terms
-    fitted = {"stage1": config.stage1.epochs > 0, "stage2": config.stage2.init != "frozen_head" or kept}
-    found = []
+    """Return the student without each term, if its stage is fitted and has other terms to learn from."""
+    keeps_terms = config.stage3.epochs > 0 and config.stage3.keep_stage2_terms
+    is_fitted = {"stage1": config.stage1.epochs > 0, "stage2": config.stage2.init != "frozen_head" or keeps_terms}
+    methods = []
     for stage, terms in (("stage1", ("layer", "attn")), ("stage2", ("ce", "bag", "soft", "hard"))):
-        on = [term for term in terms if getattr(getattr(config, stage), f"lambda_{term}") > 0]
-        for term in on if fitted[stage] and len(on) > 1 else ():
-            found.append(Method(f"without_{term}", with_settings(config, {stage: {f"lambda_{term}": 0.0}})))
-    return found
+        active = [term for term in terms if getattr(getattr(config, stage), f"lambda_{term}") > 0]
+        for term in active if is_fitted[stage] and len(active) > 1 else ():
+            changed = with_settings(config, {stage: {f"lambda_{term}": 0.0}})
+            methods.append(distilled_method(f"without_{term}", changed))
+    return methods
 
 
 def with_settings(config: TrainConfig, changes: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
     """Return `config` with some settings of its groups changed, checked as a whole; raises `ConfigError`."""
     values = config.model_dump()
-    for group, its in changes.items():
-        values[group] |= its
+    for group, settings in changes.items():
+        values[group] |= settings
     return build_config(values)
-
-
-def train_method(run: RunContext, method: Method, lesson: TeacherOutputs) -> Generator[Event, None, TrainedStudent]:
-    """Fit one method's stages and return its networks, rounded to what a bundle holds, with its features."""
-    encoder = yield from _stage1(run, method, lesson)
-    tuned = method.config.stage3.epochs > 0
-    if tuned and not method.taught and not _is_foreign(method):
-        mil = _fresh_mil(run, method, encoder, "labels_only_mil")  # it starts from the frozen encoder alone
-    else:
-        features = yield from _lr_features(run, lesson, encoder)
-        mil = yield from _slide_level(run, method, lesson, encoder, features)
-    if tuned:
-        encoder, mil = yield from _stage3(run, method, lesson, (encoder, mil))
-        features = yield from _lr_features(run, lesson, encoder)
-    return TrainedStudent(encoder, mil, features)
-
-
-def _lr_features(
-    run: RunContext, lesson: TeacherOutputs, encoder: AlignedEncoder
-) -> Generator[Event, None, dict[str, StoredRows]]:
-    grids = {name: taught.grid for name, taught in lesson.slides.items()}
-    return (yield from make_lr_features(run.cohort, run.lr_request(encoder), encoder, run.device, grids))
-
-
-def _is_foreign(method: Method) -> bool:
-    """Return whether the student knows nothing of the teacher's space: another network that stage 1 does not teach.
-
-    It is then taken as it is, by its own width and its own training statistics, or the comparison would be with a
-    random projection in another network's units. The teacher's head as it is needs the teacher's space all the same.
-    """
-    config = method.config
-    distilled = method.taught and (config.stage1.epochs > 0 or config.stage2.init == "frozen_head")
-    return config.encoder.student != "teacher" and not distilled
-
-
-# ---------------------------------------------------------------- stages
-
-
-def _stage1(run: RunContext, method: Method, lesson: TeacherOutputs) -> Generator[Event, None, AlignedEncoder]:
-    encoder = run.fresh_student(aligned=not _is_foreign(method))
-    if method.config.stage1.epochs > 0 and method.taught:
-        sides = {side: [lesson.slides[s.name] for s in run.cohort.of(side)] for side in ("train", "val")}
-        plan = run.plan("stage1", method.config.stage1, stage_settings(method, 1))
-        teacher = run.encoder.encoder
-        encoder = yield from fit_stage1(encoder, sides, method.config, plan, teacher)
-    round_to_half(encoder)
-    return encoder
-
-
-def _slide_level(
-    run: RunContext, method: Method, lesson: TeacherOutputs, encoder: AlignedEncoder, features: Mapping[str, StoredRows]
-) -> Generator[Event, None, GatedAttentionMIL]:
-    """Fit the MIL on the frozen encoder: stage 2, or the labels-only baseline with the teacher's settings."""
-    config = method.config
-    bags = _sides(run, lambda s: StoredBag(features[s.name], _item(run, method, lesson, s)))
-    if not method.taught:
-        tuned = config.stage3.epochs > 0
-        mil = _fresh_mil(run, method, encoder, "labels_only_mil" if tuned else "labels_only", features)
-        if tuned:
-            return mil
-        plan = run.plan("labels_only", config.teacher, stage_settings(method, 2))
-        return (yield from round_result_to_half(fit_mil(mil, label_loss, bags, config.teacher, plan)))
-    settings = config.stage2
-    mil = _fresh_mil(run, method, encoder, "stage2", features)
-    if _is_foreign(method) and settings.init == "teacher":
-        yield Notice("the student is another network without stage 1, so stage 2 starts from a fresh MIL")
-    elif settings.init != "fresh":  # student instances come standardised, so the teacher's own statistics stay behind
-        mil.load_state_dict(lesson.mil.state_dict() | {"mean": mil.mean, "deviation": mil.deviation})
-    if settings.init == "frozen_head":
-        return mil.eval().requires_grad_(False)
-    plan = run.plan("stage2", settings, stage_settings(method, 2))
-    if settings.features == "stored":
-        return (yield from round_result_to_half(fit_mil(mil, distillation_loss(settings), bags, settings, plan)))
-    fitting = fit_end_to_end(
-        (encoder, mil),
-        distillation_loss(settings),
-        _pixel_sides(run, method, lesson),
-        settings,
-        plan,
-        settings.lr,
-        config.student_input_px,
-    )
-    mil = (yield from fitting)[1]
-    round_to_half(mil)
-    return mil
-
-
-def _stage3(
-    run: RunContext, method: Method, lesson: TeacherOutputs, networks: tuple[AlignedEncoder, GatedAttentionMIL]
-) -> Generator[Event, None, tuple[AlignedEncoder, GatedAttentionMIL]]:
-    """Fine-tune end to end with each learning rate, and return what validation likes best."""
-    settings = method.config.stage3
-    loss = stage3_loss(method)
-    found: list[tuple[float, tuple[AlignedEncoder, GatedAttentionMIL]]] = []
-    for lr in settings.lr:
-        stage = "stage3" if method.taught else "finetuned"
-        plan = run.plan(stage, settings, [*stage_settings(method, 3), lr])
-        copies = copy.deepcopy(networks[0]), copy.deepcopy(networks[1])
-        bags = _pixel_sides(run, method, lesson)
-        fitting = fit_end_to_end(copies, loss, bags, settings, plan, lr, method.config.student_input_px)
-        fitted = yield from fitting
-        score = read_score(plan)  # of the whole stage: events tell of this attempt alone
-        yield Metric(stage, f"lr {lr:g}", score)
-        found.append((score, fitted))
-    encoder, mil = max(found, key=lambda pair: pair[0])[1]
-    round_to_half(encoder)
-    round_to_half(mil)
-    return encoder, mil
-
-
-def stage3_loss(method: Method) -> Loss:
-    """Return stage 2's loss where stage 3 goes on with it, else the label term alone."""
-    distil = method.taught and method.config.stage3.keep_stage2_terms
-    return distillation_loss(method.config.stage2) if distil else label_loss
-
-
-# ---------------------------------------------------------------- what stages read
-
-
-def stage_settings(method: Method, stage: int) -> list[Any]:
-    """Return the settings that a stage's result depends on, beyond those of the run."""
-    c = method.config
-    told: list[Any] = [method.taught, c.encoder.student, c.student_input_px, c.lr_mpp, c.lr_patch_px]
-    groups = [c.stage1] if stage == 1 else [c.stage1, c.stage2, c.teacher]
-    told += [hashed_values(group) for group in groups if method.taught or group is c.teacher]
-    if _is_foreign(method):
-        told.append("by its own statistics")
-    if stage == 3:
-        told.append({name: value for name, value in hashed_values(c.stage3).items() if name != "lr"})
-    return told + later_run_values(c)
-
-
-def _fresh_mil(
-    run: RunContext,
-    method: Method,
-    encoder: AlignedEncoder,
-    stage: str,
-    features: Mapping[str, StoredRows] | None = None,
-) -> GatedAttentionMIL:
-    """Return a MIL that knows nothing; it standardises the instances of a student that nobody brought to any scale."""
-    classes, seed = len(run.cohort.classes), stage_seed(run.config.seed, stage)
-    mil = seeded_mil(encoder.dim, classes, method.config.teacher.hidden, seed)
-    if _is_foreign(method) and features is not None:
-        standard = feature_statistics([features[s.name] for s in run.cohort.of("train")])
-        mil.set_standard(standard.mean, standard.deviation)
-    return mil
-
-
-def _item(run: RunContext, method: Method, lesson: TeacherOutputs, s: CohortSlide) -> BagItem:
-    """Return all but the instances of a slide's LR bag."""
-    target, nothing = run.cohort.target(s), torch.empty(0)
-    weight = run.weights[target]
-    if not method.taught:
-        return BagItem(nothing, target, weight=weight)
-    t = lesson.slides[s.name]
-    transfer = method.config.stage2.attention_transfer
-    scores = parent_scores(t.scores, torch.from_numpy(t.grid.parent), len(t.grid.lr_index), transfer)
-    return BagItem(nothing, target, t.logits, scores, weight)
-
-
-def _pixel_sides(run: RunContext, method: Method, lesson: TeacherOutputs) -> dict[str, list[PixelBag]]:
-    plan, input_px = method.config.plan, method.config.student_input_px
-    return _sides(
-        run,
-        lambda s: PixelBag(s, lr_patches(lesson.slides[s.name].grid, plan, input_px), _item(run, method, lesson, s)),
-    )
-
-
-def _sides(run: RunContext, make: Callable[[CohortSlide], Any]) -> dict[str, list[Any]]:
-    return {side: [make(s) for s in run.cohort.of(side)] for side in ("train", "val")}
-
-
-def round_result_to_half(
-    fitting: Generator[Event, None, GatedAttentionMIL],
-) -> Generator[Event, None, GatedAttentionMIL]:
-    """Round what was fitted to what the bundle will hold, so that what is measured is what is shared."""
-    mil = yield from fitting
-    round_to_half(mil)
-    return mil
-
-
-def teacher_bags(run: RunContext, arrays: Mapping[str, Mapping[str, StoredRows]]) -> dict[str, list[StoredBag]]:
-    """Return the HR bags that the teacher's MIL learns from."""
-
-    def bag(s: CohortSlide) -> StoredBag:
-        target = run.cohort.target(s)
-        return StoredBag(arrays[s.name][EMBEDDING], BagItem(torch.empty(0), target, weight=run.weights[target]))
-
-    return _sides(run, bag)

@@ -1,45 +1,51 @@
-"""What the stages of one run share: configuration, cohort, folder, device, encoder."""
+"""Run context: the configuration, cohort, folder, device and HR encoder that all stages of one run share."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from lrmil_training.config import TrainConfig
+from lrmil_training.config import Stage1Config, Stage2Config, Stage3Config, TeacherConfig, TrainConfig
 from lrmil_training.config_hash import hashed_values, later_run_values
 from lrmil_training.data.bags import class_weights
 from lrmil_training.data.cohort import Cohort
-from lrmil_training.data.features import FeatureRequest, find_encoder
-from lrmil_training.data.teacher_targets import FeatureStatistics
+from lrmil_training.data.features import FeatureRequest
 from lrmil_training.fitting.fit import FitPlan
 from lrmil_training.fitting.loggers import FitName, make_loggers
 from lrmil_training.runs.event_log import CHECKPOINTS, FEATURES, LOGS
 from lrmil_training.runs.lock import STOP
-from lrmil_training.stages.bag_fitting import stage_seed
-from lrmil_training.stages.patch_distillation import teacher_layers
-from napari_lrmil.core.encoders import AlignedEncoder, LoadedEncoder, build_encoder, module_sha256
+from napari_lrmil.core.encoders import AlignedEncoder, LoadedEncoder, module_sha256
+
+StageSettings = TeacherConfig | Stage1Config | Stage2Config | Stage3Config
 
 
-@dataclass
+@dataclass(frozen=True)
 class RunContext:
     """One run: a seed on one split of a cohort.
 
     Attributes
     ----------
-    config, cohort, folder, device, encoder
-        What it is told.
-    standard
-        The teacher's training statistics, once they are known.
+    config
+        Configuration of the run.
+    cohort
+        Slides, classes and splits.
+    folder
+        The run folder.
+    device
+        Device of all fits and of feature extraction.
+    encoder
+        The teacher's frozen HR encoder.
     stop
-        The file that ends it; in its own folder unless it is part of a series.
-    failures
-        Slide name -> reason, of slides that gave no features.
+        A file that ends the run as soon as it exists. None: ``stop`` in the run folder. The runs of a series share the
+        file of the series.
     """
 
     config: TrainConfig
@@ -47,35 +53,40 @@ class RunContext:
     folder: Path
     device: torch.device
     encoder: LoadedEncoder
-    standard: FeatureStatistics | None = None
     stop: Path | None = None
-    failures: dict[str, str] = field(default_factory=dict)
 
     @property
-    def features(self) -> Path:
-        """Where patch features lie; several runs may share a folder, files are told apart by their encoder."""
+    def features_folder(self) -> Path:
+        """Folder of HR features. Several runs can share it, because file paths name encoder and resolution."""
         return self.config.features or self.folder / FEATURES
 
     @cached_property
-    def weights(self) -> list[float]:
+    def class_weights(self) -> list[float]:
         """Weight of each class in the label terms, from the training slides."""
         targets = [self.cohort.target(s) for s in self.cohort.of("train")]
         return class_weights(targets, len(self.cohort.classes), self.config.class_weights)
 
-    def plan(self, stage: str, settings: Any, depends: list[Any]) -> FitPlan:
-        """Return how to fit a stage; `depends` is what its result depends on beyond the run's own settings."""
-        seed = stage_seed(self.config.seed, stage)
-        key = self._key([stage, hashed_values(settings), depends])
-        patience, ema = getattr(settings, "patience", settings.epochs), getattr(settings, "ema", 0.0)
-        folder = self.folder / CHECKPOINTS / f"{stage}-{key[:8]}"
+    def fit_plan(self, stage: str, settings: StageSettings, depends: Sequence[Any] = ()) -> FitPlan:
+        """Return the plan of a fit, with its checkpoint folder and key.
+
+        Parameters
+        ----------
+        stage
+            Name in events and file names.
+        settings
+            Settings of the stage.
+        depends
+            Values, ready for JSON, that the result depends on in addition to `settings` and the run's own settings.
+        """
+        key = self._key([stage, hashed_values(settings), list(depends)])
         return FitPlan(
             stage=stage,
             epochs=settings.epochs,
-            patience=patience,
-            seed=seed,
-            folder=folder,
+            patience=getattr(settings, "patience", settings.epochs),  # stage 1 has no early stopping
+            seed=stage_seed(self.config.seed, stage),
+            folder=self.folder / CHECKPOINTS / f"{stage}-{key[:8]}",
             device=self.device,
-            ema=ema,
+            ema=getattr(settings, "ema", 0.0),
             key=key,
             devices=self.config.devices,
             precision=self.config.precision,
@@ -83,15 +94,15 @@ class RunContext:
             loggers=make_loggers(self.config.loggers, FitName(self.folder / LOGS, self.config.name, stage, key[:8])),
         )
 
-    def _key(self, told: list[Any]) -> str:
-        """Return a hash of what a stage depends on: seed, grids, encoder, teacher, the slides that are learned from.
+    def _key(self, stage: list[Any]) -> str:
+        """Return a hash of what a stage depends on: seed, grids, encoder, teacher, training and validation slides.
 
         Its JSON is part of the format of a run folder; see `config_hash` before changing it.
         """
         c = self.config
-        learned = [(s.name, s.patient, s.label, s.split) for side in ("train", "val") for s in self.cohort.of(side)]
+        slides = [(s.name, s.patient, s.label, s.split) for side in ("train", "val") for s in self.cohort.of(side)]
         shared = [c.seed, c.hr_mpp, c.hr_patch_px, c.plan.n, c.class_weights, hashed_values(c.teacher)]
-        parts = [told, shared, self.encoder.sha256, learned, *later_run_values(c)]
+        parts = [stage, shared, self.encoder.sha256, slides, *later_run_values(c)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def hr_request(self) -> FeatureRequest:
@@ -102,12 +113,12 @@ class RunContext:
             encoder_sha256=self.encoder.sha256,
             plan=self.config.plan,
             high=True,
-            folder=self.features,
-            layers=teacher_layers(self.config),
+            folder=self.features_folder,
+            layers=self.config.teacher_layers,
         )
 
     def lr_request(self, encoder: AlignedEncoder) -> FeatureRequest:
-        """Return the request for LR features by a frozen encoder; its weights' hash is part of their folder's name."""
+        """Return the request for LR features by a frozen encoder. The hash of its weights is part of their path."""
         sha256 = module_sha256(encoder)
         return FeatureRequest(
             encoder=encoder,
@@ -119,22 +130,7 @@ class RunContext:
             input_px=self.config.student_input_px,
         )
 
-    def fresh_student(self, *, aligned: bool = True) -> AlignedEncoder:
-        """Return the student before distillation: a copy of the teacher's encoder, or another network.
 
-        Parameters
-        ----------
-        aligned
-            Whether it lives in the teacher's standardised space, or is going to. Otherwise its embeddings are its own:
-            of its own width, with no projection that nobody trained, and not in another network's units.
-        """
-        name = self.config.encoder.student
-        source = self.encoder if name == "teacher" else find_encoder(name)
-        copy = build_encoder(source.spec)
-        copy.load_state_dict(source.encoder.state_dict())
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stage_seed(self.config.seed, "student"))
-            student = AlignedEncoder(copy, self.encoder.encoder.dim if aligned else copy.dim)
-        if aligned and self.standard is not None:
-            student.set_standard(self.standard.mean, self.standard.deviation)
-        return student.eval()
+def stage_seed(seed: int, stage: str) -> int:
+    """Return a seed that depends only on the run's seed and the stage's name."""
+    return int(np.random.default_rng([seed, *stage.encode()]).integers(2**31))

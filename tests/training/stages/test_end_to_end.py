@@ -31,8 +31,8 @@ class Numbered:
 
 def drawn(count: int, epoch: int = 0, **settings: Any) -> list[int]:
     """Return the numbers of the patches that are drawn, after checking that the teacher's scores go with them."""
-    told: dict[str, Any] = {"most": None, "augment": False, "seed": 3} | settings
-    data = DrawnBags([cast(PixelBag, Numbered(count))], SlideHandles(), **told)
+    arguments: dict[str, Any] = {"max_patches": None, "augment": False, "seed": 3} | settings
+    data = DrawnBags([cast(PixelBag, Numbered(count))], SlideHandles(), **arguments)
     data.epoch = epoch
     bag = data[0]
     numbers: list[int] = bag.pixels[:, 0, 0, 0].tolist()
@@ -52,8 +52,8 @@ def test_patch_dropout_leaves_out_a_share_anew_in_every_epoch() -> None:
 
 def test_patch_dropout_joins_the_draw_of_some() -> None:
     """A share of what was drawn."""
-    assert len(drawn(200, most=50)) == 50
-    assert 15 < len(drawn(200, most=50, dropout=0.5)) < 35
+    assert len(drawn(200, max_patches=50)) == 50
+    assert 15 < len(drawn(200, max_patches=50, dropout=0.5)) < 35
 
 
 def test_stage_2_on_the_fly_heeds_its_patch_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,9 @@ def test_stage_2_on_the_fly_heeds_its_patch_dropout(monkeypatch: pytest.MonkeyPa
     network = cast(Any, torch.nn.Linear(1, 1))
     plan = cast(Any, type("Plan", (), {"seed": 0}))
     config = Stage2Config(features="on_the_fly", patch_dropout=0.3)
-    stream = fit_end_to_end((network, network), label_loss, {"train": bags, "val": bags}, config, plan, 1e-3, None)
+    stream = fit_end_to_end(
+        (network, network), label_loss, {"train": bags, "val": bags}, config, plan, lr=1e-3, input_px=None
+    )
     with pytest.raises(InterruptedError):
         next(stream)
     assert (seen["train"].dropout, seen["val"].dropout) == (0.3, 0.0)

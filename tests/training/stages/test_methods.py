@@ -14,8 +14,12 @@ from lrmil_training import train as run_module
 from lrmil_training.config import TrainConfig, build_config
 from lrmil_training.data import features
 from lrmil_training.data.bags import BagItem
-from lrmil_training.stages.end_to_end import scale_step
-from lrmil_training.stages.methods import Method, _is_foreign, list_methods, stage3_loss, with_settings
+from lrmil_training.stages.end_to_end import EndToEnd, scale_step
+from lrmil_training.stages.methods import list_methods, with_settings
+from lrmil_training.stages.outputs import Student
+from lrmil_training.stages.patch_distillation import PatchDistillation
+from lrmil_training.stages.slide_distillation import LabelTraining, SlideDistillation
+from lrmil_training.stages.student import InitialMil, LrFeatures, UntrainedEncoder
 from lrmil_training.train import train
 from napari_lrmil.core.encoders import (
     AlignedEncoder,
@@ -73,8 +77,53 @@ def test_baselines_differ_from_the_student_in_what_makes_them_alone() -> None:
     assert by_name["both"].config == config.model_copy(
         update={"stage3": config.stage3.model_copy(update={"epochs": 0})}
     )
-    assert [name for name, m in by_name.items() if not m.taught] == ["labels_only", "labels_only_finetuned"]
     assert by_name["labels_only_finetuned"].config.stage3.epochs == 4
+
+
+FROZEN_START = (UntrainedEncoder, LrFeatures, InitialMil)  # of a student that stage 1 does not train
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("student", (PatchDistillation, LrFeatures, InitialMil, SlideDistillation, EndToEnd, LrFeatures)),
+        ("labels_only", (*FROZEN_START, LabelTraining)),
+        ("labels_only_finetuned", (UntrainedEncoder, InitialMil, EndToEnd, LrFeatures)),
+        ("stage1_only", (PatchDistillation, LrFeatures, InitialMil)),
+        ("stage2_only", (*FROZEN_START, SlideDistillation)),
+        ("both", (PatchDistillation, LrFeatures, InitialMil, SlideDistillation)),
+    ],
+)
+def test_a_method_is_a_list_of_stages(name: str, expected: tuple[type, ...]) -> None:
+    """Without labels-only's teacher there is no distillation; without stage 3 features are extracted once."""
+    config = build_config({"baselines": ALL, "stage3": {"epochs": 4}})
+    by_name = {m.name: m for m in list_methods(config)}
+    assert tuple(type(stage) for stage in by_name[name].stages) == expected
+    learners = [stage for stage in by_name[name].stages if isinstance(stage, EndToEnd)]
+    assert [stage.stage2 is None for stage in learners] == [name == "labels_only_finetuned"] * len(learners)
+
+
+def test_another_network_needs_its_own_statistics() -> None:
+    """Its features come before the MIL, which is fresh; an aligned student's MIL starts from the teacher's."""
+    other = build_config({"encoder": {"student": "other"}, "baselines": ALL, "stage3": {"epochs": 4}})
+    by_name = {m.name: m for m in list_methods(other)}
+    assert [type(s) for s in by_name["labels_only_finetuned"].stages] == [*FROZEN_START, EndToEnd, LrFeatures]
+    mils = {name: next(s for s in m.stages if isinstance(s, InitialMil)) for name, m in by_name.items()}
+    assert {name for name, mil in mils.items() if mil.standardises} == {
+        *("labels_only", "labels_only_finetuned", "stage2_only"),
+    }
+    assert {name for name, mil in mils.items() if mil.copies_teacher} == {"student", "stage1_only", "both"}
+    assert {name for name, mil in mils.items() if mil.notice} == {"stage2_only"}
+    assert {name for name, mil in mils.items() if mil.is_frozen} == {"stage1_only"}
+
+
+def test_a_stage_that_comes_too_early_is_refused() -> None:
+    """A list of stages in the wrong order says which stage is missing, and does not fit on stale features."""
+    student = Student(AlignedEncoder(untrained_encoder(), 8))
+    with pytest.raises(RuntimeError, match="the method needs the stage InitialMil"):
+        student.require_mil()
+    with pytest.raises(RuntimeError, match="the method needs the stage LrFeatures"):
+        student.require_features()
 
 
 def test_ablation_turns_every_term_off_in_turn() -> None:
@@ -319,21 +368,21 @@ def _by_their_own_statistics(run: Path, events: Sequence[Event], compared: Seque
 
 
 @pytest.mark.parametrize(
-    ("student", "changes", "foreign"),
+    ("student", "changes", "aligned"),
     [
-        ("teacher", {"stage1": {"epochs": 0}}, {"labels_only": False, "stage2_only": False, "both": False}),
-        ("other", {}, {"student": False, "labels_only": True, "stage2_only": True, "both": False}),
-        ("other", {"stage1": {"epochs": 0}}, {"student": True, "labels_only": True, "both": True}),
-        ("other", {"stage2": {"init": "frozen_head"}}, {"labels_only": True, "stage2_only": False}),
+        ("teacher", {"stage1": {"epochs": 0}}, {"labels_only": True, "stage2_only": True, "both": True}),
+        ("other", {}, {"student": True, "labels_only": False, "stage2_only": False, "both": True}),
+        ("other", {"stage1": {"epochs": 0}}, {"student": False, "labels_only": False, "both": False}),
+        ("other", {"stage2": {"init": "frozen_head"}}, {"labels_only": False, "stage2_only": True}),
     ],
 )
-def test_which_students_know_nothing_of_the_teachers_space(
-    student: str, changes: dict[str, object], foreign: dict[str, bool]
+def test_which_students_are_aligned_with_the_teacher(
+    student: str, changes: dict[str, object], aligned: dict[str, bool]
 ) -> None:
-    """Another network that stage 1 does not teach; not under the teacher's own head, which needs that space."""
+    """All but another network that stage 1 does not train, unless it has the teacher's own head."""
     config = build_config({"encoder": {"student": student}, "baselines": ALL} | changes)
     by_name = {m.name: m for m in list_methods(config)}
-    assert {name: _is_foreign(by_name[name]) for name in foreign} == foreign
+    assert {name: by_name[name].is_aligned for name in aligned} == aligned
 
 
 def test_stage_3_goes_on_with_stage_2s_terms_or_with_labels_alone() -> None:
@@ -341,15 +390,15 @@ def test_stage_3_goes_on_with_stage_2s_terms_or_with_labels_alone() -> None:
     torch.manual_seed(0)
     instances, logits, scores = torch.randn(5, 4), torch.tensor([2.0, -1.0]), torch.randn(5)
     output, item = GatedAttentionMIL(4, 2, 3)(instances), BagItem(instances, 1, logits, scores)
-    found = {}
+    terms = {}
     for keep in (True, False):
         config = build_config({"stage3": {"epochs": 1, "keep_stage2_terms": keep}})
-        found[keep] = stage3_loss(Method("student", config))(output, item)
-    assert set(found[True]) == {"ce", "bag", "soft"}
-    assert set(found[False]) == {"ce"}
-    assert sum(found[True].values()) > sum(found[False].values())
+        terms[keep] = EndToEnd(config.stage3, config.stage2).loss(output, item)
+    assert set(terms[True]) == {"ce", "bag", "soft"}
+    assert set(terms[False]) == {"ce"}
+    assert sum(terms[True].values()) > sum(terms[False].values())
     config = build_config({"stage3": {"epochs": 1}})
-    assert set(stage3_loss(Method("labels_only_finetuned", config, taught=False))(output, item)) == {"ce"}
+    assert set(EndToEnd(config.stage3, None).loss(output, item)) == {"ce"}
 
 
 def test_three_classes_from_table_to_bundle(cohort: Path, base: dict[str, Any], tmp_path: Path) -> None:

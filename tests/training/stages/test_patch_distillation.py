@@ -147,7 +147,7 @@ def test_the_watched_teacher_follows_the_module(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(PatchDistillationModule, "device", torch.device("cuda", 1))
     module.on_fit_start()
     assert teacher.moved == [torch.device("cuda", 1)]
-    assert not [name for name in module.state_dict() if "watched" in name]
+    assert not [name for name in module.state_dict() if "teacher" in name]
 
 
 @pytest.mark.gpu
@@ -162,7 +162,7 @@ def test_the_watched_teacher_answers_on_a_gpu() -> None:
         AlignedEncoder(untrained_encoder(), encoder.dim), {}, config_of(), FrozenTeacher(encoder, standards)
     )
     module.cuda().on_fit_start()
-    watched = module._watched[0]
+    watched = module._teacher[0]
     assert watched is not None
     found = watched.targets(torch.zeros(1, 4, 3, 64, 64, dtype=torch.uint8, device="cuda"), ())
     assert found[EMBEDDING].is_cuda

@@ -1,0 +1,91 @@
+"""Evaluation of a run: results of the teacher and of every method on all slides, written to the run folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lrmil_training.data.feature_store import StoredRows
+from lrmil_training.data.teacher_targets import EMBEDDING, TeacherTargets
+from lrmil_training.evaluation.attention_files import write_maps
+from lrmil_training.evaluation.evaluate import MEASURED, SlideResult, evaluate, slide_table
+from lrmil_training.runs.event_log import SLIDES
+from lrmil_training.stages.methods import STUDENT
+from lrmil_training.stages.outputs import Evaluation, Student, TeacherOutputs
+from lrmil_training.stages.run_context import RunContext
+from napari_lrmil.core.atomic_files import write_json
+from napari_lrmil.core.events import Event, Progress, StageDone
+from napari_lrmil.core.features.bag import read_origin
+from napari_lrmil.core.models.mil import pool_bag
+
+CPU = torch.device("cpu")
+
+
+def evaluate_run(
+    context: RunContext, teacher: TeacherOutputs, students: Mapping[str, Student]
+) -> Generator[Event, None, Evaluation]:
+    """Evaluate all methods, write ``slides.json`` and the attention maps, and return results and metrics.
+
+    Parameters
+    ----------
+    context
+        The run, with the cohort that was trained on.
+    teacher
+        Outputs of the teacher, which is the reference.
+    students
+        Method -> trained student.
+    """
+    results = {"teacher": _teacher_results(teacher)}
+    results |= {name: _student_results(teacher, student) for name, student in students.items()}
+    began = time.perf_counter()
+    yield Progress("evaluation", 0, 1, "report")
+    metrics = evaluate(context.cohort, results, context.config.bootstrap)
+    write_json(context.folder / SLIDES, {"slides": slide_table(context.cohort, results)})
+    write_maps(context.folder, {name: _held_out(results[name]) for name in ("teacher", STUDENT)})
+    yield StageDone("evaluation", time.perf_counter() - began)
+    return Evaluation(results, metrics)
+
+
+def _held_out(results: Sequence[SlideResult]) -> list[SlideResult]:
+    return [r for r in results if r.row.split in MEASURED]
+
+
+def _teacher_results(teacher: TeacherOutputs) -> list[SlideResult]:
+    return [
+        _slide_result(t, t.arrays[EMBEDDING], t.logits.numpy(), torch.softmax(t.scores, 0).numpy(), high=True)
+        for t in teacher.slides.values()
+    ]
+
+
+def _student_results(teacher: TeacherOutputs, student: Student) -> list[SlideResult]:
+    mil, features = student.require_mil(), student.require_features()
+    results = []
+    for name, targets in teacher.slides.items():
+        pooled = pool_bag(mil, features[name](), CPU)
+        results.append(_slide_result(targets, features[name], pooled.logits, pooled.attention, high=False))
+    return results
+
+
+def _slide_result(
+    targets: TeacherTargets,
+    features: StoredRows,
+    logits: NDArray[np.float32],
+    attention: NDArray[np.float32],
+    *,
+    high: bool,
+) -> SlideResult:
+    """Return the outputs of a method for a slide, with the cost of its features as their file records it."""
+    origin = read_origin(features.path)[0]
+    return SlideResult(
+        row=targets.row,
+        grid=targets.grid,
+        logits=logits,
+        attention=attention,
+        high=high,
+        pixels=origin.pixels_decoded,
+        cpu_seconds=origin.cpu_seconds,
+    )

@@ -1,0 +1,75 @@
+"""Teacher of a run: HR features, the MIL that is fitted to them, and its targets for the student."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+
+import torch
+
+from lrmil_training.data.bags import StoredBag
+from lrmil_training.data.cohort import CohortSlide, require_classes
+from lrmil_training.data.feature_store import StoredRows
+from lrmil_training.data.features import make_features
+from lrmil_training.data.teacher_targets import EMBEDDING, TeacherTargets, feature_statistics, grid_from_coords
+from lrmil_training.stages.bag_fitting import by_side, fit_mil, label_loss, labelled_item, seeded_mil
+from lrmil_training.stages.outputs import HrFeatures, TeacherOutputs
+from lrmil_training.stages.run_context import RunContext
+from napari_lrmil.core.encoders import round_to_half
+from napari_lrmil.core.events import Event
+from napari_lrmil.core.features.bag import read_origin
+from napari_lrmil.core.models.mil import GatedAttentionMIL, pool_bag
+from napari_lrmil.core.results.cohort_tables import write_failures
+
+CPU = torch.device("cpu")
+
+
+def extract_hr_features(context: RunContext) -> Generator[Event, None, HrFeatures]:
+    """Extract the missing HR features and return them with the cohort of the slides that have them.
+
+    Raises
+    ------
+    CohortError
+        If training or validation lacks a class without the slides that failed.
+    """
+    request = context.hr_request()
+    context.encoder.encoder.to(context.device)
+    failures = yield from make_features(context.cohort.slides, request, context.device)
+    write_failures(context.folder, "features", failures, {s.name for s in context.cohort.slides})
+    cohort = context.cohort.without(set(failures))
+    require_classes(cohort, ("train", "val"))
+    arrays = {}
+    for slide in cohort.slides:
+        path = request.path(slide)
+        layers = {name: StoredRows.of(path, f"layers/{name}") for name in request.layers}
+        arrays[slide.name] = {EMBEDDING: StoredRows.of(path)} | layers
+    train = [arrays[s.name] for s in cohort.of("train")]
+    statistics = {name: feature_statistics([by_name[name] for by_name in train]) for name in train[0]}
+    return HrFeatures(cohort, arrays, statistics)
+
+
+def fit_teacher(context: RunContext, hr: HrFeatures) -> Generator[Event, None, TeacherOutputs]:
+    """Fit the teacher's MIL to the labels and return its targets for every slide."""
+    settings = context.config.teacher
+    plan = context.fit_plan("teacher", settings)
+    mil = seeded_mil(context.encoder.encoder.dim, len(context.cohort.classes), settings.hidden, plan.seed)
+    mil.set_standard(hr.statistics[EMBEDDING].mean, hr.statistics[EMBEDDING].deviation)
+    bags = by_side(context, lambda s: StoredBag(hr.arrays[s.name][EMBEDDING], labelled_item(context, s)))
+    mil = yield from fit_mil(mil, label_loss, bags, settings, plan)
+    round_to_half(mil)  # the student learns from the weights that the bundle will hold
+    slides = {s.name: _teacher_targets(context, s, mil, hr) for s in context.cohort.slides}
+    return TeacherOutputs(mil, slides, hr.statistics)
+
+
+def _teacher_targets(context: RunContext, slide: CohortSlide, mil: GatedAttentionMIL, hr: HrFeatures) -> TeacherTargets:
+    """Return the scores and logits of the frozen teacher for a slide."""
+    arrays: Mapping[str, StoredRows] = hr.arrays[slide.name]
+    origin, coords = read_origin(arrays[EMBEDDING].path)
+    pooled = pool_bag(mil, arrays[EMBEDDING](), CPU)
+    return TeacherTargets(
+        row=slide,
+        grid=grid_from_coords(origin, coords, context.config.plan.n),
+        arrays=arrays,
+        standards=hr.statistics,
+        scores=torch.from_numpy(pooled.scores),
+        logits=torch.from_numpy(pooled.logits),
+    )
