@@ -1,4 +1,7 @@
-"""Several runs in one call: every fold with every seed, each a folder of its own, and a summary that pools no folds."""
+"""Series of runs: every fold with every seed, each in its own folder, and a summary that pools no folds.
+
+Slides of different folds are scored by different models, so their scores are never pooled; see `summary`.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +29,22 @@ from napari_lrmil.core.events import Event, Finished, Notice, Progress
 from napari_lrmil.core.models.bundle import CARD
 from napari_lrmil.core.results.cohort_tables import merge_failures
 
-RUNS_FOLDER = "runs"  # folder of the single runs
+RUNS_FOLDER = "runs"  # in the folder of the series; holds one run folder per part
 
 
 @dataclass(frozen=True)
 class SeriesPart:
-    """One run of a series: a seed on one fold; fold None is the cohort's fixed split."""
+    """One run of a series.
+
+    Attributes
+    ----------
+    fold
+        Number of the test fold; None for the cohort's fixed split.
+    seed
+        Seed of the run.
+    cohort
+        The slides, with the splits of this fold.
+    """
 
     fold: int | None
     seed: int
@@ -39,94 +52,109 @@ class SeriesPart:
 
     @property
     def name(self) -> str:
-        """Name of its folder."""
+        """Name of the run folder."""
         return f"seed{self.seed}" if self.fold is None else f"fold{self.fold}-seed{self.seed}"
 
 
-def is_series(run: RunContext) -> bool:
+def is_series(config: TrainConfig) -> bool:
     """Return whether the configuration asks for more than one run."""
-    return run.config.seeds > 1 or run.config.folds > 0
+    return config.seeds > 1 or config.folds > 0
 
 
-def list_parts(run: RunContext) -> list[SeriesPart]:
-    """Return the runs of a series; folds are dealt by the first seed alone, so that all seeds see the same.
+def list_parts(context: RunContext) -> list[SeriesPart]:
+    """Return the runs of a series. Folds depend on the first seed alone, so that all seeds use the same folds.
 
     Raises
     ------
     CohortError
-        Where there are too few patients for the folds, or a side lacks a class.
+        If there are too few patients for the folds, or a side lacks a class.
     """
-    config = run.config
-    folds: list[tuple[int | None, Cohort]] = [(None, run.cohort)]
+    config = context.config
+    folds: list[tuple[int | None, Cohort]] = [(None, context.cohort)]
     if config.folds:
-        folds = list(enumerate(make_folds(run.cohort, config.folds, config.seed, by_site=config.by_site)))
+        folds = list(enumerate(make_folds(context.cohort, config.folds, config.seed, by_site=config.by_site)))
     for _, cohort in folds:
         require_classes(cohort, ("train", "val"))
     seeds = range(config.seed, config.seed + config.seeds)
     return [SeriesPart(fold, seed, cohort) for seed in seeds for fold, cohort in folds]
 
 
-def run_series(run: RunContext) -> Generator[Event, None, None]:
-    """Run what is missing of a series, and write the figures of all and their summary."""
-    done = []
-    parts = list_parts(run)
-    aside = len(hold_out_test(run.cohort)) if run.config.folds else 0
-    if aside:
-        yield Notice(
-            f"{aside} slides are on the table's fixed test side and stay out of the folds; measure them afterwards "
-            "with `napari-lrmil evaluate`, or leave the column split empty to deal them too"
-        )
+def run_series(context: RunContext) -> Generator[Event, None, None]:
+    """Run the missing parts of a series, and write the metrics of all parts with their summary.
+
+    The bundle of the series is that of the part with the best student on validation slides.
+    """
+    config, parts = context.config, list_parts(context)
+    yield from _notice_of_held_out_slides(context)
+    results = []
     for count, part in enumerate(parts):
         yield Progress("runs", count, len(parts), "runs")
-        one = _part_context(run, part)
-        yield from _run_part(one)
-        merge_failures(run.folder, [run.folder / RUNS_FOLDER / begun.name for begun in parts[: count + 1]])
-        metrics = json.loads((one.folder / METRICS).read_text(encoding="utf-8"))
-        done.append({"fold": part.fold, "seed": part.seed, "metrics": metrics})
+        part_context = _part_context(context, part)
+        yield from _run_part(part_context)
+        started = [context.folder / RUNS_FOLDER / other.name for other in parts[: count + 1]]
+        merge_failures(context.folder, started)
+        metrics = json.loads((part_context.folder / METRICS).read_text(encoding="utf-8"))
+        results.append({"fold": part.fold, "seed": part.seed, "metrics": metrics})
     yield Progress("runs", len(parts), len(parts), "runs")
-    flat = [{"fold": one["fold"], "seed": one["seed"], **one["metrics"]} for one in done]
-    write_json(
-        run.folder / METRICS,
-        {"protocol": protocol(run.config.folds, run.config.seeds), "runs": flat, "summary": summarise(done)},
-    )
-    best = max(zip(parts, done, strict=True), key=lambda pair: _validation_auroc(pair[1]["metrics"]))[0]
-    shutil.copytree(run.folder / RUNS_FOLDER / best.name / BUNDLE, run.folder / BUNDLE, dirs_exist_ok=True)
-    yield Finished(run.folder)
+    runs = [{"fold": result["fold"], "seed": result["seed"], **result["metrics"]} for result in results]
+    series = {"protocol": protocol(config.folds, config.seeds), "runs": runs, "summary": summarise(results)}
+    write_json(context.folder / METRICS, series)
+    best = max(zip(parts, results, strict=True), key=lambda pair: _validation_auroc(pair[1]["metrics"]))[0]
+    best_bundle = context.folder / RUNS_FOLDER / best.name / BUNDLE
+    shutil.copytree(best_bundle, context.folder / BUNDLE, dirs_exist_ok=True)
+    yield Finished(context.folder)
+
+
+def _notice_of_held_out_slides(context: RunContext) -> Iterator[Notice]:
+    held_out = len(hold_out_test(context.cohort)) if context.config.folds else 0
+    if held_out:
+        yield Notice(
+            f"{held_out} slides are on the table's fixed test side and stay out of the folds; measure them afterwards "
+            "with `napari-lrmil evaluate`, or leave the column split empty to deal them too"
+        )
 
 
 def _validation_auroc(metrics: dict[str, Any]) -> float:
-    """Return the student's AUROC on validation slides: what chooses the run whose bundle is shared."""
+    """Return the student's AUROC on validation slides, or -1 if it is undefined."""
     value = metrics[STUDENT]["val"]["auroc"]["value"]
     return -1.0 if value is None else float(value)
 
 
-def _part_context(run: RunContext, part: SeriesPart) -> RunContext:
-    """Return one run of the series; HR features are shared, for they depend on neither fold nor seed."""
-    alone = {"seed": part.seed, "seeds": 1, "folds": 0, "features": run.features_folder}
-    config = run.config.model_copy(update=alone)
-    folder, stop = run.folder / RUNS_FOLDER / part.name, run.folder / STOP
-    return replace(run, config=config, cohort=part.cohort, folder=folder, stop=stop)
+def _part_context(context: RunContext, part: SeriesPart) -> RunContext:
+    """Return the context of one part. All parts share HR features, which depend on neither fold nor seed."""
+    changes = {"seed": part.seed, "seeds": 1, "folds": 0, "features": context.features_folder}
+    return replace(
+        context,
+        config=context.config.model_copy(update=changes),
+        cohort=part.cohort,
+        folder=context.folder / RUNS_FOLDER / part.name,
+        stop=context.folder / STOP,
+    )
 
 
-def _run_part(run: RunContext) -> Iterator[Event]:
-    """Do one run, unless it is there whole: the report is the last that is written, and the first to go."""
-    stored = run.folder / CONFIG
-    there = all((run.folder / file).exists() for file in (METRICS, Path(BUNDLE) / CARD, REPORT))
-    if there and _has_config(stored, run.config):
+def _run_part(context: RunContext) -> Iterator[Event]:
+    """Run one part unless its folder is complete.
+
+    The report is the last file of a part that is written, and the first that is deleted. Otherwise the report of an
+    earlier attempt would mark an unfinished folder as complete.
+    """
+    config_file, report = context.folder / CONFIG, context.folder / REPORT
+    is_complete = all((context.folder / file).exists() for file in (METRICS, Path(BUNDLE) / CARD, REPORT))
+    if is_complete and _has_config(config_file, context.config):
         return
-    run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / REPORT).unlink(missing_ok=True)  # or that of an earlier attempt would vouch for this one
-    write_text(stored, dump_config(run.config))
-    with EventLog(run.folder) as log:
-        for event in run_stages(run):
+    context.folder.mkdir(parents=True, exist_ok=True)
+    report.unlink(missing_ok=True)
+    write_text(config_file, dump_config(context.config))
+    with EventLog(context.folder) as log:
+        for event in run_stages(context):
             log.write(event)
-            if not isinstance(event, Finished):
+            if not isinstance(event, Finished):  # the series has its own
                 yield event
-    write_report(run.folder, run.cohort.path)
+    write_report(context.folder, context.cohort.path)
 
 
 def _has_config(file: Path, config: TrainConfig) -> bool:
-    """Return whether a stored configuration is this one; fields that its version did not have count as defaults."""
+    """Return whether a stored configuration equals `config`; fields that its version did not have are at defaults."""
     try:
         return file.exists() and load_config(file) == config
     except LrmilError:

@@ -1,4 +1,4 @@
-"""Evaluation of a bundle on a cohort that it was not made from: nothing is fitted, nothing is chosen."""
+"""Evaluation of a bundle on a cohort that it was not trained on: nothing is fitted and nothing is selected."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ BOOTSTRAP_RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class ExternalEvaluation:
-    """What is to be evaluated.
+    """Settings of an evaluation.
 
     Attributes
     ----------
     bundle
         The model, with its calibration.
     split
-        Side of the cohort, or ``all``.
+        Split of the cohort, or ``all``.
     teacher
-        Whether the HR teacher is measured beside the student.
+        Evaluate the HR teacher too.
     device, runtime
-        Where to encode, and with what; see `predict`.
+        Device and runtime of the encoders; see `predict`.
     """
 
     bundle: Bundle
@@ -52,86 +52,113 @@ class ExternalEvaluation:
 
 
 def evaluate_bundle(
-    cohort_csv: Path, folder: Path, question: ExternalEvaluation
+    cohort_csv: Path, folder: Path, evaluation: ExternalEvaluation
 ) -> Generator[Event, None, dict[str, str]]:
-    """Run a bundle over a side of a cohort, write figures and report, and return slide -> reason of those that failed.
+    """Run a bundle on one split of a cohort, write metrics and report, and return slide -> reason of each failure.
 
     Writes ``metrics.json``, ``slides.json``, ``report.html``, ``attention/`` and ``thumbnails/``.
+
+    Parameters
+    ----------
+    cohort_csv
+        Table of slides, patients and labels.
+    folder
+        Output folder.
+    evaluation
+        Bundle, split and device.
 
     Raises
     ------
     CohortError
-        Where the cohort has a class that the bundle does not know, or no slide of the split.
+        If the cohort has a class that the bundle does not know, or no slide of the split.
     LrmilError
-        Where the bundle is broken, or every slide failed.
+        If the bundle is broken, or every slide failed.
     """
-    cohort = _select_cohort(read_cohort(cohort_csv), question)
+    cohort = _select_cohort(read_cohort(cohort_csv), evaluation)
     folder.mkdir(parents=True, exist_ok=True)
-    results: dict[str, list[SlideResult]] = {"teacher": [], "student": []} if question.teacher else {"student": []}
     failures: dict[str, str] = {}
-    for done, row in enumerate(cohort.slides):
-        yield Progress("evaluation", done, len(cohort.slides), "slides")
-        try:
-            found = yield from _evaluate_slide(row, question)
-        except (LrmilError, OSError) as error:
-            failures[row.name] = str(error)
-            yield Failed(str(error), row.name, "evaluation", error)
-            continue
-        for method, result in found.items():
-            results[method].append(result)
-    yield Progress("evaluation", len(cohort.slides), len(cohort.slides), "slides")
+    results = yield from _evaluate_slides(cohort, evaluation, failures)
     write_failures(folder, "evaluate", failures, {s.name for s in cohort.slides})
     cohort = cohort.without(set(failures))
     if not cohort.slides:
         raise LrmilError(f"none of {len(failures)} slides could be read; the reasons are in {folder / 'failures.csv'}")
-    card = question.bundle.card
+    card = evaluation.bundle.card
     temperatures = {"student": card.temperature, "teacher": card.teacher_temperature}
-    side = cohort.slides[0].split
-    figures = evaluate(cohort, results, BOOTSTRAP_RESAMPLES, splits=(side,), temperatures=temperatures)
-    write_json(folder / METRICS, figures)
+    split = cohort.slides[0].split
+    metrics = evaluate(cohort, results, BOOTSTRAP_RESAMPLES, splits=(split,), temperatures=temperatures)
+    write_json(folder / METRICS, metrics)
     write_json(folder / SLIDES, {"slides": slide_table(cohort, results, temperatures)})
     write_maps(folder, results)
-    write_report(folder, cohort_csv, title=f"{question.bundle.name} on {cohort_csv.parent.name}/{cohort_csv.name}")
+    write_report(folder, cohort_csv, title=f"{evaluation.bundle.name} on {cohort_csv.parent.name}/{cohort_csv.name}")
     return failures
 
 
-def _select_cohort(cohort: Cohort, question: ExternalEvaluation) -> Cohort:
-    """Return the slides that are asked for, with the classes in the bundle's order."""
-    classes = question.bundle.card.classes
-    slides = cohort.slides if question.split == ALL_SPLITS else cohort.of(question.split)
+def _select_cohort(cohort: Cohort, evaluation: ExternalEvaluation) -> Cohort:
+    """Return the slides of the split, with the classes in the bundle's order."""
+    classes = evaluation.bundle.card.classes
+    slides = cohort.slides if evaluation.split == ALL_SPLITS else cohort.of(evaluation.split)
     if not slides:
-        there = ", ".join(split for split in SPLITS if cohort.of(split))
-        raise CohortError(cohort.path, f"no slide of split {question.split}; there are {there}; or use --split all")
-    foreign = sorted({s.label for s in slides} - set(classes))
-    if foreign:
+        splits = ", ".join(split for split in SPLITS if cohort.of(split))
+        raise CohortError(cohort.path, f"no slide of split {evaluation.split}; there are {splits}; or use --split all")
+    unknown = sorted({s.label for s in slides} - set(classes))
+    if unknown:
         raise CohortError(
             cohort.path,
-            f"slides are labelled {', '.join(foreign)}, but bundle {question.bundle.name} tells "
+            f"slides are labelled {', '.join(unknown)}, but bundle {evaluation.bundle.name} tells "
             f"{', '.join(classes)} apart; use its names in the table, or another bundle",
         )
-    if question.split == ALL_SPLITS:
+    if evaluation.split == ALL_SPLITS:
         slides = tuple(replace(s, split=ALL_SPLITS) for s in slides)
     return replace(cohort, slides=slides, classes=classes)
 
 
-def _evaluate_slide(row: CohortSlide, question: ExternalEvaluation) -> Generator[Event, None, dict[str, SlideResult]]:
-    """Return what the networks say of a slide."""
-    found: Prediction | None = None
-    with row.open() as slide:
-        asked = TeacherPatches.ALL if question.teacher else TeacherPatches.NONE
-        for event in predict(slide, question.bundle, device=question.device, teacher=asked, runtime=question.runtime):
-            match event:
-                case Finished(result):
-                    found = result
-                case Notice():
-                    yield event
-    assert found is not None  # `predict` finishes or raises
-    results = {"student": _slide_result(row, found, found.student, high=False)}
-    if found.teacher is not None:
-        results["teacher"] = _slide_result(row, found, found.teacher, high=True)
+def _evaluate_slides(
+    cohort: Cohort, evaluation: ExternalEvaluation, failures: dict[str, str]
+) -> Generator[Event, None, dict[str, list[SlideResult]]]:
+    """Return method -> results of all slides that could be read; add the others to `failures`."""
+    methods = ("teacher", "student") if evaluation.teacher else ("student",)
+    results: dict[str, list[SlideResult]] = {method: [] for method in methods}
+    for count, row in enumerate(cohort.slides):
+        yield Progress("evaluation", count, len(cohort.slides), "slides")
+        try:
+            slide_results = yield from _evaluate_slide(row, evaluation)
+        except (LrmilError, OSError) as error:  # one broken slide must not end the evaluation
+            failures[row.name] = str(error)
+            yield Failed(str(error), row.name, "evaluation", error)
+            continue
+        for method, result in slide_results.items():
+            results[method].append(result)
+    yield Progress("evaluation", len(cohort.slides), len(cohort.slides), "slides")
     return results
 
 
-def _slide_result(row: CohortSlide, found: Prediction, reading: NetworkPrediction, *, high: bool) -> SlideResult:
-    logits: NDArray[np.float32] = np.array([reading.logits[c] for c in found.classes], dtype=np.float32)
-    return SlideResult(row, found.grid, logits, reading.attention, high, reading.pixels_decoded, reading.cpu_seconds)
+def _evaluate_slide(row: CohortSlide, evaluation: ExternalEvaluation) -> Generator[Event, None, dict[str, SlideResult]]:
+    """Return network -> result for one slide."""
+    prediction: Prediction | None = None
+    patches = TeacherPatches.ALL if evaluation.teacher else TeacherPatches.NONE
+    device, runtime = evaluation.device, evaluation.runtime
+    with row.open() as slide:
+        for event in predict(slide, evaluation.bundle, device=device, teacher=patches, runtime=runtime):
+            match event:
+                case Finished(result):
+                    prediction = result
+                case Notice():
+                    yield event
+    assert prediction is not None  # `predict` finishes or raises
+    results = {"student": _slide_result(row, prediction, prediction.student, high=False)}
+    if prediction.teacher is not None:
+        results["teacher"] = _slide_result(row, prediction, prediction.teacher, high=True)
+    return results
+
+
+def _slide_result(row: CohortSlide, prediction: Prediction, network: NetworkPrediction, *, high: bool) -> SlideResult:
+    logits: NDArray[np.float32] = np.array([network.logits[c] for c in prediction.classes], dtype=np.float32)
+    return SlideResult(
+        row=row,
+        grid=prediction.grid,
+        logits=logits,
+        attention=network.attention,
+        high=high,
+        pixels=network.pixels_decoded,
+        cpu_seconds=network.cpu_seconds,
+    )

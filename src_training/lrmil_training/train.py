@@ -1,4 +1,7 @@
-"""A training run is a folder: one writer, a log of events, and whatever was done is not done again."""
+"""Training run: checks the call, runs the pipeline or a series, and writes events and report to the run folder.
+
+A run folder has one writer at a time. What is done already is not done again.
+"""
 
 from __future__ import annotations
 
@@ -27,37 +30,49 @@ from napari_lrmil.core.events import Event, Finished, Notice, Progress
 
 
 def train(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.device) -> Iterator[Event]:
-    """Train teacher and student and write the run folder; whatever is there already is used again.
+    """Train teacher and student and write the run folder; finished stages in the folder are reused.
 
-    Yields the events of every stage, which also go to ``events.jsonl``, and last `Finished` with the run folder.
+    Parameters
+    ----------
+    cohort_csv
+        Table of slides, patients and labels; see `read_cohort`.
+    out
+        The run folder.
+    config, device
+        What to train, and the device of all fits.
+
+    Yields
+    ------
+    Event
+        The events of every stage, which also go to ``events.jsonl``. The last is `Finished` with the run folder.
 
     Raises
     ------
     LrmilError
-        Where cohort, configuration or encoder cannot be used, a class is left without slides, or another process
-        writes to the folder.
+        If cohort, configuration or encoder cannot be used, a class is left without slides, or another process writes
+        to the folder.
     StoppedError
-        Where the file ``stop`` appeared in the folder; the same call goes on from the last whole epoch.
+        If the file ``stop`` appeared in the folder. The same call goes on from the last complete epoch.
     """
     for name in dict.fromkeys((config.encoder.teacher, config.encoder.student)):
-        told = encoder_notice(name)
-        if told:
-            yield Notice(told)
-    run = _prepare(cohort_csv, out, config, device)
-    work = run_series(run) if is_series(run) else run_stages(run)
-    with acquire_run_lock(out) as held, EventLog(out) as log, closing(work) as events:
+        licence_notice = encoder_notice(name)
+        if licence_notice:
+            yield Notice(licence_notice)
+    context = _prepare(cohort_csv, out, config, device)
+    stages = run_series(context) if is_series(config) else run_stages(context)
+    with acquire_run_lock(out) as lock, EventLog(out) as log, closing(stages) as events:
         clear_stop(out)
         for event in events:
-            held.check()
+            lock.check()
             log.write(event)
             _raise_if_stopped(out, event)
             if isinstance(event, Finished):
-                write_report(out, cohort_csv)  # now that the log has all it tells
+                write_report(out, cohort_csv)  # after the last event: the report shows the log
             yield event
 
 
 def _raise_if_stopped(out: Path, event: Event) -> None:
-    """Raise `StoppedError` between batches of features; fits look for the file themselves, after every batch."""
+    """Raise `StoppedError` between batches of features; a fit checks for the file itself, after every batch."""
     if isinstance(event, Progress) and event.unit in ("patches", "slides") and stop_requested(out):
         raise StoppedError(
             f"reading slides was stopped because the file {out / STOP} is there; start the same command again, "
@@ -66,43 +81,46 @@ def _raise_if_stopped(out: Path, event: Event) -> None:
 
 
 def _prepare(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.device) -> RunContext:
-    """Check everything that can be checked before any work, so that nothing half-written is left by a wrong call."""
+    """Check everything that can be checked before any work, and write the run's settings.
+
+    A wrong call thus leaves no half-written folder, and a missing package is reported now, not after an hour.
+    """
     cohort = read_cohort(cohort_csv, seed=config.seed)
     encoder = find_encoder(config.encoder.teacher)
-    own = config.encoder.student
-    student = encoder if own == "teacher" else find_encoder(own)
+    student_name = config.encoder.student
+    student = encoder if student_name == "teacher" else find_encoder(student_name)
     if student.spec.family == FROZEN:
         raise ConfigError(
             f"{student.spec.name} can be a frozen teacher only; set encoder.student to a file, folder or configuration "
             f"of {', '.join(TRAINABLE)}"
         )
     require_matching_encoders(student.encoder, encoder.encoder, config)
-    require_loggers(config.loggers)  # a package that is missing is told now, not after an hour
+    require_loggers(config.loggers)
     _refuse_another_run(out, config, cohort)
-    run = RunContext(config, cohort, out, device, encoder)
-    if is_series(run):
-        list_parts(run)  # refuses what cannot be dealt
+    context = RunContext(config, cohort, out, device, encoder)
+    if is_series(config):
+        list_parts(context)  # raises if the cohort cannot be divided into the folds
     else:
         require_classes(cohort, ("train", "val"))
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / CONFIG, dump_config(config))
     write_text(out / COHORT, cohort.sha256)
     write_json(out / CALL, {"cohort": str(cohort_csv.resolve()), "device": str(device)})
-    return run
+    return context
 
 
 def _refuse_another_run(out: Path, config: TrainConfig, cohort: Cohort) -> None:
     """Raise `ConfigError` if the folder holds a run with other settings or slides.
 
-    Settings are compared as values, not as text: fields that the version of the stored run did not have yet count as
-    their defaults.
+    Settings are compared by value, not as text: a field that the version of the stored run did not have counts as its
+    default.
     """
-    other, advice = "the folder holds a run with another", "choose another --out, or delete it"
+    problem, advice = "the folder holds a run with another", "choose another --out, or delete it"
     settings, slides = out / CONFIG, out / COHORT
     if settings.exists() and _stored_config(settings) != config:
-        raise ConfigError(f"{out}: {other} configuration; {advice}")
+        raise ConfigError(f"{out}: {problem} configuration; {advice}")
     if slides.exists() and slides.read_text(encoding="utf-8") != cohort.sha256:
-        raise ConfigError(f"{out}: {other} cohort table; {advice}")
+        raise ConfigError(f"{out}: {problem} cohort table; {advice}")
 
 
 def _stored_config(file: Path) -> TrainConfig:
