@@ -1,4 +1,4 @@
-"""BagItem, StoredBag, Loadable of `lrmil_training.data.bags`."""
+"""Bags for MIL training: one slide's instances with its label and, for distillation, the teacher's outputs."""
 
 from __future__ import annotations
 
@@ -16,40 +16,43 @@ from lrmil_training.data.feature_store import StoredRows
 
 @dataclass(frozen=True)
 class BagItem:
-    """One slide as a MIL sees it in training.
+    """Training sample of a MIL: one slide.
 
     Attributes
     ----------
     instances
-        (N, D) float32.
+        (N, D) float32 embeddings.
     target
         Index of the class.
     teacher_logits
-        (C,) where the teacher teaches.
+        (C,) logits of the teacher; empty without a teacher.
     teacher_scores
-        (N,) its scores carried to these instances.
+        (N,) attention scores of the teacher, transferred to these instances; empty without a teacher.
     weight
-        Of the slide's class in the label term.
+        Weight of the slide's class in the label term.
     """
 
     instances: Tensor
     target: int
     teacher_logits: Tensor = field(default_factory=lambda: torch.empty(0))
     teacher_scores: Tensor = field(default_factory=lambda: torch.empty(0))
-
     weight: float = 1.0
 
     def to(self, device: torch.device) -> BagItem:
-        """Return the item on another device, as Lightning asks for it."""
-        taught = self.teacher_logits.to(device), self.teacher_scores.to(device)
-        return BagItem(self.instances.to(device), self.target, *taught, self.weight)
+        """Return the item on another device; Lightning calls this."""
+        return replace(
+            self,
+            instances=self.instances.to(device),
+            teacher_logits=self.teacher_logits.to(device),
+            teacher_scores=self.teacher_scores.to(device),
+        )
 
     def load(self) -> BagItem:
-        """Return the item: it is in memory already."""
+        """Return the item itself, which is in memory already."""
         return self
 
     def subset(self, rows: Tensor) -> BagItem:
-        """Return the item with some of its instances only."""
+        """Return the item with the (R,) instances `rows` only."""
         scores = self.teacher_scores[rows] if len(self.teacher_scores) else self.teacher_scores
         instances = self.instances[rows] if len(self.instances) else self.instances
         return replace(self, instances=instances, teacher_scores=scores)
@@ -57,7 +60,15 @@ class BagItem:
 
 @dataclass(frozen=True)
 class StoredBag:
-    """A `BagItem` whose instances are on disk until they are needed."""
+    """`BagItem` whose instances stay on disk until they are needed.
+
+    Attributes
+    ----------
+    rows
+        The stored (N, D) embeddings.
+    item
+        The bag without instances.
+    """
 
     rows: StoredRows
     item: BagItem
@@ -68,7 +79,7 @@ class StoredBag:
 
 
 class Loadable(Protocol):
-    """A bag in memory or on disk."""
+    """Bag in memory or on disk."""
 
     def load(self) -> BagItem:
         """Return the bag with its instances."""
@@ -76,7 +87,17 @@ class Loadable(Protocol):
 
 
 def class_weights(targets: Sequence[int], classes: int, mode: str) -> list[float]:
-    """Return the weight of each class: inverse to its share where `mode` is balanced, so that they average to 1."""
+    """Return the weight of each class in the label term.
+
+    Parameters
+    ----------
+    targets
+        Class of each training slide.
+    classes
+        Number of classes.
+    mode
+        ``none``: 1 each. ``balanced``: inverse to the class's share, so that the mean over slides is 1.
+    """
     counts = np.bincount(targets, minlength=classes)
     if mode == "none":
         return [1.0] * classes
@@ -84,7 +105,17 @@ def class_weights(targets: Sequence[int], classes: int, mode: str) -> list[float
 
 
 class BagDataset(Dataset[BagItem]):
-    """Bags of one side, loaded one at a time; `dropout` leaves out a share of each, anew in every epoch."""
+    """Bags of one side, loaded one at a time.
+
+    Parameters
+    ----------
+    bags
+        The bags.
+    dropout
+        Share of the instances that is left out at random, anew in every epoch.
+    seed
+        Together with epoch and index it determines the draw.
+    """
 
     def __init__(self, bags: Sequence[Loadable], dropout: float = 0.0, seed: int = 0) -> None:
         self.bags, self.dropout, self.seed = bags, dropout, seed
@@ -98,5 +129,5 @@ class BagDataset(Dataset[BagItem]):
         if self.dropout == 0:
             return item
         rng = np.random.default_rng([self.seed, self.epoch, index])
-        kept = np.flatnonzero(rng.random(len(item.instances)) >= self.dropout)
-        return item.subset(torch.from_numpy(kept)) if len(kept) else item
+        rows = np.flatnonzero(rng.random(len(item.instances)) >= self.dropout)
+        return item.subset(torch.from_numpy(rows)) if len(rows) else item  # an empty bag has no output

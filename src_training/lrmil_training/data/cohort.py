@@ -1,4 +1,7 @@
-"""A cohort: slides with patients, labels and splits. Splits go by patient; a patient on two sides is an error."""
+"""Cohort table: slides with patients, labels and splits.
+
+Splits are by patient. A patient in two splits is an error, because test figures would then be too good.
+"""
 
 from __future__ import annotations
 
@@ -20,25 +23,25 @@ from napari_lrmil.core.slides.slide import Slide
 SPLITS = ("train", "val", "test")
 REQUIRED_COLUMNS = ("slide", "patient", "label")
 OPTIONAL_COLUMNS = ("split", "mpp", "site")
-SPLIT_SHARES = (0.6, 0.2, 0.2)  # of patients, where the table proposes no split
+SPLIT_SHARES = (0.6, 0.2, 0.2)  # of patients, if the table has no column split
 
 
 @dataclass(frozen=True)
 class CohortSlide:
-    """One row of the table.
+    """Row of a cohort table.
 
     Attributes
     ----------
     path
-        The slide.
+        The slide file.
     patient, label, split
-        As the table has them; a pseudo-patient such as ``2+5`` holds tissue of both.
+        Values of the table. A pseudo-patient such as ``2+5`` has tissue of both patients on one slide.
     mpp
-        µm per level-0 pixel, where the table tells it.
+        µm per level-0 pixel, if the table states it.
     site
-        Where the slide was made, where the table tells it; empty where not.
+        Hospital or scanner that made the slide; empty if the table does not state it.
     extra
-        Name and content of every further column.
+        Name and value of every further column.
     """
 
     path: Path
@@ -51,12 +54,12 @@ class CohortSlide:
 
     @property
     def name(self) -> str:
-        """The slide's file name without its ending."""
+        """The slide's file name without its suffix."""
         return self.path.stem
 
     @property
     def lesions(self) -> Path:
-        """Where lesion outlines lie, if there are any."""
+        """File of the lesion outlines; it need not exist."""
         return lesion_file(self.path)
 
     def open(self) -> Slide:
@@ -73,11 +76,11 @@ class Cohort:
     path
         The table.
     slides
-        Its rows.
+        Its rows, in the order of the table.
     classes
-        In the order that logits have.
+        Class names, in the order of the logits.
     fixed
-        Whether the table itself says which slides are tested; else the splits were dealt here.
+        True if the table states the splits; False if they were assigned here.
     """
 
     path: Path
@@ -94,27 +97,34 @@ class Cohort:
         return self.classes.index(slide.label)
 
     def without(self, names: set[str]) -> Cohort:
-        """Return the cohort less some slides."""
+        """Return the cohort without the slides of these names."""
         return replace(self, slides=tuple(s for s in self.slides if s.name not in names))
 
     @property
     def sha256(self) -> str:
-        """Hash of what a run learns and measures: slides in their order, with patient, label, split, mpp and site."""
+        """Hash of the data of a run: slides in their order, with patient, label, split, mpp and site."""
         rows = [(s.name, s.patient, s.label, s.split, s.mpp, s.site) for s in self.slides]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     def summary(self) -> dict[str, dict[str, int]]:
-        """Return slides per split and class."""
+        """Return split -> class -> number of slides."""
         return {split: dict(Counter(s.label for s in self.of(split))) for split in SPLITS if self.of(split)}
 
 
 def read_cohort(path: Path, *, seed: int = 0) -> Cohort:
-    """Return a checked cohort. Without a ``split`` column, patients are dealt out 60/20/20, stratified by label.
+    """Return a checked cohort. Without a ``split`` column, patients are split 60/20/20, stratified by label.
+
+    Parameters
+    ----------
+    path
+        CSV table with the columns `REQUIRED_COLUMNS` and, optionally, `OPTIONAL_COLUMNS`.
+    seed
+        Seed of the assigned splits.
 
     Raises
     ------
     CohortError
-        Where the table or a slide is missing, a split unknown, or two slides share a name.
+        If the table or a slide is missing, a split is unknown, or two slides share a name.
     """
     rows = read_rows(path)
     slides = [_slide(path, i, row) for i, row in enumerate(rows, start=2)]
@@ -124,10 +134,10 @@ def read_cohort(path: Path, *, seed: int = 0) -> Cohort:
             path,
             f"{len(missing)} of {len(slides)} slides are not there, first {missing[0]}; paths start at the table",
         )
-    twice = [name for name, count in Counter(s.name for s in slides).items() if count > 1]
-    if twice:
+    duplicates = [name for name, count in Counter(s.name for s in slides).items() if count > 1]
+    if duplicates:
         raise CohortError(
-            path, f"two slides are named {twice[0]}; their features would overwrite each other, rename one"
+            path, f"two slides are named {duplicates[0]}; their features would overwrite each other, rename one"
         )
     fixed = any(s.split for s in slides)
     if not fixed:
@@ -137,32 +147,32 @@ def read_cohort(path: Path, *, seed: int = 0) -> Cohort:
 
 
 def _class_order(slides: Sequence[CohortSlide]) -> list[str]:
-    """Return labels with the ordinary one first where it is called so: bars and logits read alike in every cohort."""
-    ordinary = ("normal", "benign", "negative", "0")
-    return sorted({s.label for s in slides}, key=lambda label: (label.lower() not in ordinary, label))
+    """Return labels with the negative class first if its name shows it, so that plots of all cohorts read alike."""
+    negative = ("normal", "benign", "negative", "0")
+    return sorted({s.label for s in slides}, key=lambda label: (label.lower() not in negative, label))
 
 
 def read_slides(path: Path) -> list[CohortSlide]:
-    """Return the slides of a table for work that asks for neither patients nor labels; columns may be `slide` alone.
+    """Return the slides of a table for tasks without patients and labels; ``slide`` is the only required column.
 
-    Slides that are missing, or share a name, are let through: they fail one by one, and the others go on.
+    Slides that are missing or share a name are not refused here. They fail one by one, and the others go on.
 
     Raises
     ------
     CohortError
-        Where it is no table of slides, or a resolution is no number.
+        If the file is not a table of slides, or an mpp is not a number.
     """
     rows = read_rows(path, needed=("slide",))
     return [_slide(path, i, row, needed=("slide",)) for i, row in enumerate(rows, start=2)]
 
 
 def read_rows(path: Path, needed: Sequence[str] = REQUIRED_COLUMNS) -> list[dict[str, str]]:
-    """Return the rows of a table as they stand, column -> cell; nothing but the columns is checked.
+    """Return the rows of a table, column -> cell. Only the columns are checked.
 
     Raises
     ------
     CohortError
-        Where it is no table, has no row, or lacks a column that is needed.
+        If the file is not a table, has no row, or lacks a column of `needed`.
     """
     if not path.is_file():
         raise CohortError(path, "there is no such file; expected a CSV table of slides")
@@ -174,12 +184,12 @@ def read_rows(path: Path, needed: Sequence[str] = REQUIRED_COLUMNS) -> list[dict
         raise CohortError(
             path, f"not a readable table ({error}); expected CSV with columns {', '.join(needed)}"
         ) from error
-    lacking = [column for column in needed if column not in (reader.fieldnames or ())]
-    if lacking or not rows:
-        what = f"no column {', '.join(lacking)}" if lacking else "no slide"
+    missing = [column for column in needed if column not in (reader.fieldnames or ())]
+    if missing or not rows:
+        problem = f"no column {', '.join(missing)}" if missing else "no slide"
         raise CohortError(
             path,
-            f"{what}; expected a row per slide with columns {', '.join(needed)} "
+            f"{problem}; expected a row per slide with columns {', '.join(needed)} "
             f"and optional {', '.join(OPTIONAL_COLUMNS)}",
         )
     return rows
@@ -198,37 +208,37 @@ def _slide(table: Path, line: int, row: dict[str, str], needed: Sequence[str] = 
         raise CohortError(
             table, f"line {line} has the mpp '{cells['mpp']}'; expected µm per pixel, such as 0.5"
         ) from error
-    extra = tuple((k, v or "") for k, v in row.items() if isinstance(k, str) and k not in cells)  # None: spare cells
-    where = table.parent / cells["slide"]
-    return CohortSlide(where, cells["patient"], cells["label"], cells["split"], mpp, cells["site"], extra)
+    extra = tuple((k, v or "") for k, v in row.items() if isinstance(k, str) and k not in cells)  # key None: surplus
+    slide = table.parent / cells["slide"]
+    return CohortSlide(slide, cells["patient"], cells["label"], cells["split"], mpp, cells["site"], extra)
 
 
 def require_disjoint_patients(path: Path, slides: Sequence[CohortSlide]) -> None:
-    """Raise `CohortError` where a patient is on two sides; a pseudo-patient such as ``2+5`` counts as both."""
+    """Raise `CohortError` if a patient is in two splits; a pseudo-patient such as ``2+5`` counts as both."""
     unsplit = [s.name for s in slides if not s.split]
     if unsplit:
         raise CohortError(
             path, f"{len(unsplit)} slides have no split while others do, first {unsplit[0]}; fill in all or none"
         )
-    sides: dict[str, set[str]] = {}
+    splits: dict[str, set[str]] = {}
     for s in slides:
         for part in patient_parts(s.patient):
-            sides.setdefault(part, set()).add(s.split)
-    leaks = {p: side for p, side in sides.items() if len(side) > 1}
+            splits.setdefault(part, set()).add(s.split)
+    leaks = {patient: names for patient, names in splits.items() if len(names) > 1}
     if leaks:
-        patient, side = next(iter(leaks.items()))
+        patient, names = next(iter(leaks.items()))
         raise CohortError(
             path,
-            f"patient {patient} is in {' and '.join(sorted(side))} ({len(leaks)} such patients); "
+            f"patient {patient} is in {' and '.join(sorted(names))} ({len(leaks)} such patients); "
             "all slides of a patient must be in one split",
         )
 
 
 def require_classes(cohort: Cohort, splits: Sequence[str]) -> None:
-    """Raise `CohortError` where one of `splits` lacks a class, so that nothing could be learned or measured."""
+    """Raise `CohortError` if one of `splits` lacks a class, because nothing could then be learned or measured."""
     for split in splits:
-        lacking = set(cohort.classes) - {s.label for s in cohort.of(split)}
-        if lacking or len(cohort.classes) < 2:
+        missing = set(cohort.classes) - {s.label for s in cohort.of(split)}
+        if missing or len(cohort.classes) < 2:
             labels = sorted({s.label for s in cohort.of(split)})
             has = f"{', '.join(labels)} only" if labels else "no slide at all"
             needs = ", ".join(cohort.classes) if len(cohort.classes) > 1 else "two classes"
@@ -238,15 +248,18 @@ def require_classes(cohort: Cohort, splits: Sequence[str]) -> None:
 
 
 def assign_splits(slides: Sequence[CohortSlide], seed: int) -> list[CohortSlide]:
-    """Return the slides with splits dealt by patient, stratified by label; pseudo-patients go with their parts."""
+    """Return the slides with splits assigned by patient, stratified by label.
+
+    All slides of patients that are linked by a pseudo-patient get one split.
+    """
     rng = np.random.default_rng(seed)
     groups = patient_clusters([s.patient for s in slides])
     labels = {group: s.label for group, s in zip(groups, slides, strict=True)}
-    side: dict[str, str] = {}
+    splits: dict[str, str] = {}
     for label in sorted(set(labels.values())):
-        patients = sorted(p for p, its in labels.items() if its == label)
-        order = rng.permutation(len(patients))
-        ends = np.round(np.cumsum(SPLIT_SHARES) * len(patients)).astype(int)
+        of_label = sorted(group for group, group_label in labels.items() if group_label == label)
+        order = rng.permutation(len(of_label))
+        ends = np.round(np.cumsum(SPLIT_SHARES) * len(of_label)).astype(int)
         for rank, i in enumerate(order):
-            side[patients[i]] = SPLITS[int(np.searchsorted(ends, rank, side="right"))]
-    return [replace(s, split=side[group]) for s, group in zip(slides, groups, strict=True)]
+            splits[of_label[i]] = SPLITS[int(np.searchsorted(ends, rank, side="right"))]
+    return [replace(s, split=splits[group]) for s, group in zip(slides, groups, strict=True)]

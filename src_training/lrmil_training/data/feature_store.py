@@ -1,4 +1,4 @@
-"""Features as they lie on disk: rows are read when they are asked for, so that memory does not grow with the cohort."""
+"""Stored feature arrays, read row by row on demand, so that memory does not grow with the cohort."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from napari_lrmil.core.geometry import Int64
 
 @dataclass(frozen=True)
 class StoredRows:
-    """One array of a feature file.
+    """Array of a feature file.
 
     Attributes
     ----------
     path
         The file.
     name
-        The array in it, such as ``features`` or ``layers/block_12``.
+        Array in the file, such as ``features`` or ``layers/block_12``.
     shape
         (K, D).
     """
@@ -37,6 +37,7 @@ class StoredRows:
         return cls(path, name, shape, offset)
 
     def __call__(self, rows: Int64 | slice = slice(None)) -> Features:
-        """Return the rows asked for, (R, D) float32, in memory of their own."""
+        """Return a copy of the selected rows, (R, D) float32."""
+        # Mapped anew at each call: an open map per slide would keep as many files open as the cohort has slides.
         array = np.memmap(self.path, np.float32, "r", self._offset, self.shape)
         return np.array(array[rows])

@@ -1,4 +1,4 @@
-"""Features of a cohort: one file per slide, made once, made again only where slide, encoder or grid changed."""
+"""Patch features of a cohort: one file per slide, extracted once, and again only if slide, encoder or grid changed."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from napari_lrmil.core.slides.slide import Slide
 
 @dataclass(frozen=True)
 class FeatureRequest:
-    """What to embed and where to keep it.
+    """Specification of features: encoder, patches and folder.
 
     Attributes
     ----------
     encoder
         The network.
     encoder_name, encoder_sha256
-        What the files say about it.
+        Its name and the hash of its weights, as the feature files record them.
     plan
         The two resolutions.
     high
         HR patches if true, LR patches otherwise.
-    layers
-        Maps whose pooled embeddings are kept too.
     folder
-        Where the files go, in TRIDENT's layout.
+        Folder of the files, in TRIDENT's layout.
+    layers
+        Layers whose pooled embeddings are stored too.
     input_px
-        Side to which LR patches are enlarged; None leaves them.
+        Side in pixels to which LR patches are enlarged; None leaves them as read.
     """
 
     encoder: Embedder
@@ -74,16 +74,16 @@ class FeatureRequest:
 
 
 def find_encoder(name: str) -> LoadedEncoder:
-    """Return a frozen HR encoder: of a file, folder or hub id, or that of a bundle's teacher by the bundle's name.
+    """Return a frozen HR encoder by file, folder or hub id, or the teacher's encoder of a bundle by the bundle's name.
 
     Raises
     ------
     LrmilError
-        Where the name means nothing, or what it means cannot be used.
+        If there is no encoder of that name, or it cannot be used.
     """
-    found = resolve_encoder(name)
-    if found is not None:
-        return found
+    encoder = resolve_encoder(name)
+    if encoder is not None:
+        return encoder
     try:
         bundle = Bundle(name)
     except BundleError as error:
@@ -97,30 +97,32 @@ def make_features(
     device: torch.device,
     grids: Mapping[str, NestedGrid] | None = None,
 ) -> Generator[Event, None, dict[str, str]]:
-    """Make the missing feature files; return slide name -> reason for those that failed. One bad slide stops nobody.
+    """Extract the missing features and return slide name -> reason for the slides that failed.
+
+    A slide that fails does not stop the others; a full disk stops all.
 
     Parameters
     ----------
     slides
-        Whose features.
+        The slides.
     request
         Which features.
     device
-        Where the encoder is.
+        Device of the encoder.
     grids
-        Slide name -> its grids, where they are known; else of the tissue that is found.
+        Slide name -> nested grids, if they are known. Otherwise they are derived from the tissue mask.
 
     Raises
     ------
     BagError
-        Where a file that is in the way was made with another encoder, resolution or program: it may be somebody's work.
+        If a file in the way has another encoder or resolution, or is of another program: it may be somebody's work.
     """
     for row in slides:
         refuse_foreign_features(request.path(row), request)
     failures: dict[str, str] = {}
     stage = "HR features" if request.high else "LR features"
-    for done, row in enumerate(slides):
-        yield Progress(stage, done, len(slides), "slides")
+    for count, row in enumerate(slides):
+        yield Progress(stage, count, len(slides), "slides")
         try:
             yield from _make_slide_features(row, request, device, (grids or {}).get(row.name))
         except DiskFullError:
@@ -139,15 +141,15 @@ def make_lr_features(
     device: torch.device,
     grids: Mapping[str, NestedGrid],
 ) -> Generator[Event, None, dict[str, StoredRows]]:
-    """Make the missing LR features of slides that have HR features, and return them by slide.
+    """Extract the missing LR features of slides that have HR features, and return them by slide.
 
-    LR patches are the parents of the stored HR patches (`grids`), which may have been made for another ratio or by an
-    earlier version: every LR row must stand for the children that the teacher saw.
+    LR patches are the parents of the stored HR patches, so that every LR row stands for the children that the teacher
+    saw. The stored HR patches may be those of another ratio or of an earlier version.
 
     Raises
     ------
     CohortError
-        Where a slide cannot be read any more.
+        If a slide that has HR features cannot be read any more.
     """
     encoder.to(device)
     failures = yield from make_features(cohort.slides, request, device, grids)
@@ -159,16 +161,16 @@ def make_lr_features(
 
 
 def _make_slide_features(
-    row: CohortSlide, request: FeatureRequest, device: torch.device, known: NestedGrid | None
+    row: CohortSlide, request: FeatureRequest, device: torch.device, stored_grid: NestedGrid | None
 ) -> Generator[Event, None, None]:
     began = time.process_time()
     with row.open() as slide:
-        if is_up_to_date(request.path(row), slide, request, known):
+        if is_up_to_date(request.path(row), slide, request, stored_grid):
             return
         yield from (Notice(text, row.name) for text in slide.warnings)
         if request.high:
             require_resolution(slide, request.plan.hr_mpp, "teacher (HR)")
-        grid = known or find_nested_grid(slide, request.plan)
+        grid = stored_grid or find_nested_grid(slide, request.plan)
         bag = yield from build_bag(slide, grid, request, device, stage=row.name, began=began)
         write_bag(request.path(row), bag)
 
@@ -176,7 +178,19 @@ def _make_slide_features(
 def build_bag(
     slide: Slide, grid: NestedGrid, request: FeatureRequest, device: torch.device, *, stage: str, began: float
 ) -> Generator[Event, None, Bag]:
-    """Return the features of a slide's patches; `began` is the process time at which its work did."""
+    """Return the features of a slide's patches.
+
+    Parameters
+    ----------
+    slide, grid
+        The open slide and its nested grids.
+    request, device
+        Which features, and the device of the encoder.
+    stage
+        Name of the stage in events.
+    began
+        `time.process_time` before the slide was opened, so that the recorded CPU-seconds include tissue and opening.
+    """
     patches = requested_patches(grid, request)
     embedded = yield from extract_features(
         slide, patches, request.encoder, device=device, layers=request.layers, stage=stage
@@ -190,27 +204,29 @@ def build_bag(
 
 
 def refuse_foreign_features(path: Path, request: FeatureRequest) -> None:
-    """Raise `BagError` where a whole file of other features lies where ours should; a broken one is made again."""
+    """Raise `BagError` if a readable file of other features is in the way. A broken file is written again."""
     if not path.exists() or not is_readable_bag(path):
         return
-    leave = "use another folder for features, or move the file away"
+    advice = "use another folder for features, or move the file away"
     try:
         o = read_origin(path)[0]
     except BagError as error:
-        raise BagError(path, f"another program wrote these features, and they would be overwritten; {leave}") from error
+        raise BagError(
+            path, f"another program wrote these features, and they would be overwritten; {advice}"
+        ) from error
     if o.encoder_sha256 != request.encoder_sha256:
         raise BagError(
             path,
             f"features of encoder {o.encoder} ({o.encoder_sha256[:8]}), expected {request.encoder_name} "
-            f"({request.encoder_sha256[:8]}); {leave}",
+            f"({request.encoder_sha256[:8]}); {advice}",
         )
     if abs(o.target_mpp - request.mpp) > 1e-9 or o.patch_px != request.patch_px:
-        found, expected = f"{o.patch_px} px of {o.target_mpp:g} µm", f"{request.patch_px} px of {request.mpp:g} µm"
-        raise BagError(path, f"features of patches of {found}, expected {expected}; {leave}")
+        stored, expected = f"{o.patch_px} px of {o.target_mpp:g} µm", f"{request.patch_px} px of {request.mpp:g} µm"
+        raise BagError(path, f"features of patches of {stored}, expected {expected}; {advice}")
 
 
 def requested_patches(grid: NestedGrid, request: FeatureRequest) -> PatchSet:
-    """Return the patches of the grid that the request is about."""
+    """Return the HR or LR patches of a grid, as the request asks."""
     if request.high:
         return PatchSet(grid.hr_corners, grid.lattice.cell, request.patch_px)
     return lr_patches(grid, request.plan, request.input_px)
@@ -222,7 +238,7 @@ def lr_patches(grid: NestedGrid, plan: PatchPlan, input_px: int | None) -> Patch
 
 
 def make_bag_origin(slide: Slide, patches: PatchSet, grid: NestedGrid, request: FeatureRequest) -> BagOrigin:
-    """Return how a bag was made."""
+    """Return the origin of a bag: slide, patches and encoder, as its file records them."""
     return BagOrigin(
         slide=slide.name,
         slide_fingerprint=slide.fingerprint,
@@ -237,10 +253,10 @@ def make_bag_origin(slide: Slide, patches: PatchSet, grid: NestedGrid, request: 
     )
 
 
-def is_up_to_date(path: Path, slide: Slide, request: FeatureRequest, known: NestedGrid | None = None) -> bool:
-    """Return whether a complete file of this very slide, and of its known patches, is there already.
+def is_up_to_date(path: Path, slide: Slide, request: FeatureRequest, stored_grid: NestedGrid | None = None) -> bool:
+    """Return whether a complete feature file of the same slide, and of the patches of `stored_grid`, exists.
 
-    See `refuse_foreign_features` for the rest.
+    Encoder and resolution are checked by `refuse_foreign_features`.
     """
     if not path.exists():
         return False
@@ -248,26 +264,26 @@ def is_up_to_date(path: Path, slide: Slide, request: FeatureRequest, known: Nest
         o, coords = read_origin(path)
         arrays = [array_location(path, name) for name in ("features", *(f"layers/{name}" for name in request.layers))]
     except BagError:
-        return False  # broken, or without a layer: it is made again, whole, under the same name
+        return False  # broken, or without a layer: the whole file is written again
     same_slide = o.slide_fingerprint == slide.fingerprint and abs(o.mpp0 - slide.mpp.mean) < 1e-9
-    same_patches = known is None or np.array_equal(coords, requested_patches(known, request).corners)
+    same_patches = stored_grid is None or np.array_equal(coords, requested_patches(stored_grid, request).corners)
     return bool(arrays) and same_slide and same_patches
 
 
 @dataclass(frozen=True)
 class FeatureTask:
-    """What is embedded of every slide of a call.
+    """Cohort task of the command ``features``: extract the features of one slide and write its file.
 
     Attributes
     ----------
     encoder, encoder_sha256
-        Its name as `find_encoder` takes it, and the hash that it has to have.
+        Its name for `find_encoder`, and the hash that its weights must have.
     mpp, patch_px
         µm per pixel of the patches, and their side in those pixels.
     folder
-        Where the files go, in TRIDENT's layout.
+        Folder of the files, in TRIDENT's layout.
     device
-        ``auto``, ``cpu``, ``cuda`` or ``mps``, on whatever machine does the work.
+        ``auto``, ``cpu``, ``cuda`` or ``mps``, resolved on the machine of the worker.
     """
 
     encoder: str
@@ -278,18 +294,18 @@ class FeatureTask:
     device: str = "auto"
 
     def prepare(self, threads: int) -> None:
-        """Set the threads of this process's computing."""
+        """Set the number of threads that torch uses in this process."""
         import torch
 
         torch.set_num_threads(threads)
 
     def request(self, loaded: LoadedEncoder) -> FeatureRequest:
-        """Return what is embedded by an encoder that is loaded."""
+        """Return the request for a loaded encoder."""
         plan = PatchPlan(hr_mpp=self.mpp, lr_mpp=self.mpp, hr_patch_px=self.patch_px, lr_patch_px=self.patch_px)
         return FeatureRequest(loaded.encoder, loaded.spec.name, loaded.sha256, plan, high=False, folder=self.folder)
 
     def __call__(self, work: SlideJob) -> Generator[Event, None, TaskResult]:
-        """Embed a slide and leave its file."""
+        """Extract the features of a slide, unless its file is up to date, and write the file."""
         loaded, row, device = cached_encoder(self.encoder), unlabelled_slide(work), resolve_device(self.device)
         if loaded.sha256 != self.encoder_sha256:
             raise EncoderError(f"{self.encoder} is not the encoder that the work began with; start the call again")
@@ -301,9 +317,9 @@ class FeatureTask:
                 return TaskResult("features (already there)", path, is_reused=True)
             yield from (Notice(text, row.name) for text in slide.warnings)
             yield Progress("tissue", 0, 1, "slide")
-            at = time.perf_counter()
+            tissue_began = time.perf_counter()
             grid = find_nested_grid(slide, request.plan)
-            yield StageDone("tissue", time.perf_counter() - at)
+            yield StageDone("tissue", time.perf_counter() - tissue_began)
             bag = yield from build_bag(slide, grid, request, device, stage="features", began=began)
             yield Progress("writing", 0, 1, "files")
             write_bag(path, bag)
@@ -311,11 +327,11 @@ class FeatureTask:
 
 
 def unlabelled_slide(work: SlideJob) -> CohortSlide:
-    """Return a slide as a row without patient and label, for which features do not ask."""
+    """Return a slide as a cohort row without patient and label, which features do not need."""
     return CohortSlide(work.path, patient="", label="", split="", mpp=work.mpp)
 
 
 @lru_cache(maxsize=1)
 def cached_encoder(name: str) -> LoadedEncoder:
-    """Return an encoder, loaded once in each process; see `find_encoder`."""
+    """Return `find_encoder` of a name, loaded once per process."""
     return find_encoder(name)

@@ -1,4 +1,7 @@
-"""Pairs for stage 1: an LR patch with what the teacher knows of its n² children. Also what stage 2 reads of a slide."""
+"""Patch pairs for stage 1: an LR patch with the teacher's embeddings of its n² children.
+
+Also the open slides and the augmentations that stage 3 shares.
+"""
 
 from __future__ import annotations
 
@@ -19,35 +22,41 @@ from napari_lrmil.core.features.extraction import PatchSet
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.slides.slide import Slide
 
-MAX_OPEN_SLIDES = 64  # each is an open file with its tables of tiles
+MAX_OPEN_SLIDES = 64  # each holds an open file and its tile tables in memory
 
 
 class SlideHandles:
-    """Slides that stay open until others push them out; they are not pickled, a worker process opens its own."""
+    """Open slides, least recently used closed first. They are not pickled: a worker process opens its own.
 
-    def __init__(self, most: int = MAX_OPEN_SLIDES) -> None:
-        self.most = most
+    Parameters
+    ----------
+    max_open
+        Slides that are open at the same time.
+    """
+
+    def __init__(self, max_open: int = MAX_OPEN_SLIDES) -> None:
+        self.max_open = max_open
         self._open: OrderedDict[str, Slide] = OrderedDict()
 
     def of(self, row: CohortSlide) -> Slide:
         """Return the opened slide of a row."""
         if row.name not in self._open:
-            if len(self._open) >= self.most:
+            if len(self._open) >= self.max_open:
                 self._open.popitem(last=False)[1].close()
             self._open[row.name] = row.open()
         self._open.move_to_end(row.name)
         return self._open[row.name]
 
     def close(self) -> None:
-        """Give all slides back."""
+        """Close all slides."""
         while self._open:
             self._open.popitem()[1].close()
 
     def __getstate__(self) -> dict[str, int]:
-        return {"most": self.most}
+        return {"max_open": self.max_open}
 
     def __setstate__(self, state: dict[str, int]) -> None:
-        self.__init__(state["most"])  # type: ignore[misc]  # the same start as anew
+        self.__init__(state["max_open"])  # type: ignore[misc]  # no slide is open in the new process
 
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
@@ -55,22 +64,22 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 @dataclass(frozen=True)
 class PatchPair:
-    """One LR patch and its children; a batch of them has a leading axis B.
+    """LR patch and its children. In a batch all arrays have a leading axis B.
 
     Attributes
     ----------
     pixels
         (3, p, p) uint8.
     targets
-        (n², D) standardised HR embeddings, zero where there is no child.
+        (n², D) standardised HR embeddings, zero for a child without tissue.
     layers
-        Layer name -> (n², D_l).
+        Layer name -> (n², D_l) standardised embeddings at that layer.
     scores
         (n²,) teacher's attention scores.
     present
-        (n²,) bool.
+        (n²,) bool: the child has tissue.
     hr_pixels
-        (n², 3, q, q) uint8 of the children, augmented like the patch; empty where stored targets serve.
+        (n², 3, q, q) uint8 of the children, augmented like the patch; empty if targets are stored.
     """
 
     pixels: Tensor
@@ -81,7 +90,7 @@ class PatchPair:
     hr_pixels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
 
     def to(self, device: torch.device) -> PatchPair:
-        """Return the pair on another device, as Lightning asks for it."""
+        """Return the pair on another device; Lightning calls this."""
         return PatchPair(
             self.pixels.to(device),
             self.targets.to(device),
@@ -93,7 +102,7 @@ class PatchPair:
 
 
 def collate_pairs(pairs: Sequence[PatchPair]) -> PatchPair:
-    """Return a batch."""
+    """Return a batch of pairs."""
     return PatchPair(
         pixels=torch.stack([p.pixels for p in pairs]),
         targets=torch.stack([p.targets for p in pairs]),
@@ -106,12 +115,12 @@ def collate_pairs(pairs: Sequence[PatchPair]) -> PatchPair:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What changes from epoch to epoch, as a function of (seed, epoch, slide, patch): a broken run equals a whole one.
+    """Augmentation of pairs, a function of (seed, epoch, slide, patch), so that a resumed run equals an unbroken one.
 
     Attributes
     ----------
     turn
-        Whether to mirror and turn an LR patch together with the order of its children.
+        Mirror and turn an LR patch together with the order of its children.
     stain_sd
         Relative change of each stain, the same in the LR patch and its children.
     """
@@ -121,22 +130,22 @@ class Augmentation:
 
 
 class PatchPairDataset(Dataset[PatchPair]):
-    """Pairs of a list of slides; pixels and targets are read as they are asked for.
+    """Pairs of a list of slides; pixels and targets are read on demand.
 
     Parameters
     ----------
     slides
-        Taught slides.
+        Slides with their teacher targets.
     plan
         The two resolutions.
     augmentation
-        None: every patch as it is.
+        None leaves every patch as it is.
     seed
-        With epoch, slide and patch it fixes every draw.
+        Together with epoch, slide and patch it determines every draw.
     per_slide
         Patches drawn of a slide in each epoch; None takes all.
     with_hr_pixels
-        Whether the children's pixels come along, for targets computed on the fly.
+        Read the children's pixels too, for targets that are computed on the fly.
     """
 
     def __init__(
@@ -153,8 +162,8 @@ class PatchPairDataset(Dataset[PatchPair]):
         self.with_hr_pixels = with_hr_pixels
         self.epoch = 0
         counts = [len(s.grid.lr_index) for s in slides]
-        taken = [count if per_slide is None else min(per_slide, count) for count in counts]
-        self._ends = np.cumsum(taken)
+        sizes = [count if per_slide is None else min(per_slide, count) for count in counts]
+        self._ends = np.cumsum(sizes)  # index of the first pair after each slide
         self._handles = SlideHandles()
 
     def __len__(self) -> int:
@@ -163,68 +172,66 @@ class PatchPairDataset(Dataset[PatchPair]):
     def __getitem__(self, index: int) -> PatchPair:
         i = int(np.searchsorted(self._ends, index, side="right"))
         rank = index - (int(self._ends[i - 1]) if i else 0)
-        r = self._drawn(i, rank)
-        taught, n = self.slides[i], self.plan.n
-        pixels, rows = self._lr_pixels(taught, r), taught.children_of(r).reshape(n, n)
-        hr = self._hr_pixels(taught, r) if self.with_hr_pixels else np.zeros((n, n, 0, 0, 3), np.uint8)
+        r = self._drawn_patch(i, rank)
+        targets, n = self.slides[i], self.plan.n
+        pixels, rows = self._lr_pixels(targets, r), targets.children_of(r).reshape(n, n)
+        hr = self._hr_pixels(targets, r) if self.with_hr_pixels else np.zeros((n, n, 0, 0, 3), np.uint8)
         if self.augmentation is not None:
             rng = np.random.default_rng([self.seed, self.epoch, i, r])
             turn = int(rng.integers(8)) if self.augmentation.turn else 0
-            pixels, rows, hr = (
-                apply_dihedral(pixels, turn),
-                apply_dihedral(rows, turn),
-                _apply_dihedral_to_children(hr, turn),
-            )
+            pixels, rows = apply_dihedral(pixels, turn), apply_dihedral(rows, turn)
+            hr = _apply_dihedral_to_children(hr, turn)
             if self.augmentation.stain_sd:
                 factors = 1 + self.augmentation.stain_sd * rng.standard_normal(3)
                 pixels, hr = jitter_stain(pixels, factors), jitter_stain(hr, factors)
         flat = torch.from_numpy(np.ascontiguousarray(rows).reshape(-1))
         return PatchPair(
             pixels=_channels_first(pixels),
-            targets=taught.standardised(EMBEDDING, flat),
-            layers={name: taught.standardised(name, flat) for name in taught.layers},
-            scores=taught.scores[flat.clamp(min=0)],
+            targets=targets.standardised(EMBEDDING, flat),
+            layers={name: targets.standardised(name, flat) for name in targets.layers},
+            scores=targets.scores[flat.clamp(min=0)],
             present=flat >= 0,
             hr_pixels=_channels_first(hr.reshape(n * n, *hr.shape[2:])),
         )
 
-    def _drawn(self, i: int, rank: int) -> int:
-        """Return the LR patch at `rank` of what this epoch draws of slide `i`."""
+    def _drawn_patch(self, i: int, rank: int) -> int:
+        """Return the LR patch at position `rank` of this epoch's draw from slide `i`."""
         count = len(self.slides[i].grid.lr_index)
-        taken = int(self._ends[i] - (self._ends[i - 1] if i else 0))
-        if taken == count:
+        size = int(self._ends[i] - (self._ends[i - 1] if i else 0))
+        if size == count:
             return rank
         return int(np.random.default_rng([self.seed, self.epoch, i]).permutation(count)[rank])
 
-    def _lr_pixels(self, taught: TeacherTargets, r: int) -> NDArray[np.uint8]:
-        grid = taught.grid
+    def _lr_pixels(self, targets: TeacherTargets, r: int) -> NDArray[np.uint8]:
+        """Return the (p, p, 3) pixels of an LR patch."""
+        grid = targets.grid
         patches = PatchSet(grid.lr_corners[r : r + 1], grid.lattice.lr_cell, self.plan.lr_patch_px)
-        pixels: NDArray[np.uint8] = patches.read(self._handles.of(taught.row), slice(0, 1))[0]
+        pixels: NDArray[np.uint8] = patches.read(self._handles.of(targets.row), slice(0, 1))[0]
         return pixels
 
-    def _hr_pixels(self, taught: TeacherTargets, r: int) -> NDArray[np.uint8]:
-        """Return (n, n, q, q, 3) pixels of the children, white where there is none."""
-        n, side, grid = self.plan.n, self.plan.hr_patch_px, taught.grid
-        found = np.full((n * n, side, side, 3), 255, np.uint8)
-        rows = taught.children_of(r)
-        there = np.flatnonzero(rows >= 0)
-        patches = PatchSet(grid.hr_corners[rows[there]], grid.lattice.cell, side)
-        found[there] = patches.read(self._handles.of(taught.row), slice(None))
-        return found.reshape(n, n, side, side, 3)
+    def _hr_pixels(self, targets: TeacherTargets, r: int) -> NDArray[np.uint8]:
+        """Return the (n, n, q, q, 3) pixels of the children, white for a child without tissue."""
+        n, side, grid = self.plan.n, self.plan.hr_patch_px, targets.grid
+        pixels = np.full((n * n, side, side, 3), 255, np.uint8)
+        rows = targets.children_of(r)
+        existing = np.flatnonzero(rows >= 0)
+        patches = PatchSet(grid.hr_corners[rows[existing]], grid.lattice.cell, side)
+        pixels[existing] = patches.read(self._handles.of(targets.row), slice(None))
+        return pixels.reshape(n, n, side, side, 3)
 
     def close(self) -> None:
-        """Give all slides back."""
+        """Close all slides."""
         self._handles.close()
 
 
 def apply_dihedral(array: NDArray[_Scalar], turn: int) -> NDArray[_Scalar]:
-    """Return one of the eight mirrors and quarter turns of the first two axes."""
+    """Return one of the eight mirrors and quarter turns of the first two axes; `turn` is 0 to 7."""
     array = array.swapaxes(0, 1) if turn & 4 else array
     return array[:: -1 if turn & 2 else 1, :: -1 if turn & 1 else 1]
 
 
 def _apply_dihedral_to_children(children: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
-    """Return (n, n, q, q, 3) children turned as a whole: their order and the pixels of each."""
+    """Return (n, n, q, q, 3) children turned as one image: their order and the pixels of each."""
     order = apply_dihedral(children, turn)
     return apply_dihedral(order.transpose(2, 3, 0, 1, 4), turn).transpose(2, 3, 0, 1, 4)
 
@@ -232,7 +239,7 @@ def _apply_dihedral_to_children(children: NDArray[np.uint8], turn: int) -> NDArr
 def jitter_stain(pixels: NDArray[np.uint8], factors: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Return (…, 3) RGB pixels with the amount of haematoxylin, eosin and residual multiplied by (3,) `factors`.
 
-    Colour deconvolution after Ruifrok and Johnston (2001), as scikit-image has it.
+    Colour deconvolution after Ruifrok and Johnston (2001), in the implementation of scikit-image.
     """
     from skimage.color import hed2rgb, rgb2hed
 

@@ -1,4 +1,4 @@
-"""Which patients stand together: a pseudo-patient such as ``2+5+12`` is of the same cluster as ``5``."""
+"""Patient groups: a pseudo-patient such as ``2+5+12`` is in the same group as ``5``."""
 
 from __future__ import annotations
 
@@ -6,36 +6,37 @@ from collections.abc import Sequence
 
 
 def patient_parts(patient: str) -> list[str]:
-    """Return the patients that a pseudo-patient is made of; of a plain one itself."""
+    """Return the patients of a pseudo-patient; a plain patient is its only part."""
     return [part.strip() for part in patient.split("+") if part.strip()] or [patient]
 
 
 def patient_clusters(patients: Sequence[str], sites: Sequence[str] = ()) -> list[str]:
-    """Return for each row the name of its cluster: rows that share a part of a patient, however far apart, have one.
+    """Return the cluster of each row. Rows that share a patient, directly or through others, are in one cluster.
 
     Parameters
     ----------
     patients
-        (N,) one per slide.
+        (N,) patient of each slide.
     sites
-        (N,) where given, rows of one site are one cluster too; an empty name joins nothing.
+        (N,) site of each slide, or nothing. Rows of one site are in one cluster too; an empty name joins nothing.
 
     Returns
     -------
     list of str
-        (N,) the first patient of each cluster in sorted order.
+        (N,) name of each row's cluster: its first patient in sorted order.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     rows = [(i, ("patient", part)) for i, patient in enumerate(patients) for part in patient_parts(patient)]
     rows += [(i, ("site", site)) for i, site in enumerate(sites) if site]
-    place = {key: len(patients) + at for at, key in enumerate(dict.fromkeys(key for _, key in rows))}
-    ends = [i for i, _ in rows], [place[key] for _, key in rows]
-    size = len(patients) + len(place)
+    # Bipartite graph of slides and the patients and sites that they name; its components are the clusters.
+    nodes = {key: len(patients) + i for i, key in enumerate(dict.fromkeys(key for _, key in rows))}
+    ends = [i for i, _ in rows], [nodes[key] for _, key in rows]
+    size = len(patients) + len(nodes)
     graph = coo_array(([1] * len(rows), ends), shape=(size, size))
-    found = connected_components(graph, directed=False)[1][: len(patients)].tolist()
+    components = connected_components(graph, directed=False)[1][: len(patients)].tolist()
     names: dict[int, str] = {}
-    for label, patient in sorted(zip(found, patients, strict=True), key=lambda pair: pair[1]):
-        names.setdefault(label, patient)
-    return [names[label] for label in found]
+    for component, patient in sorted(zip(components, patients, strict=True), key=lambda pair: pair[1]):
+        names.setdefault(component, patient)
+    return [names[component] for component in components]

@@ -1,6 +1,6 @@
-"""K folds of a cohort by patient: every slide is tested exactly once, and no patient is on two sides of a fold.
+"""Cross-validation folds by patient: every slide is tested exactly once, and no patient is in two splits of a fold.
 
-A test side that the table fixes stays out: what was put aside for a last measurement is not to be learned from.
+Slides that the table puts in the test split stay out, because nothing may be learned from the final test set.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from lrmil_training.data.cohort import Cohort, CohortSlide
 from lrmil_training.data.patient_groups import patient_clusters
 from napari_lrmil.core.errors import CohortError
 
-MIN_FOLDS = 3  # one to test, one to select, one to learn from
-MAX_ATTEMPTS = 20  # orders that are dealt before we say that no fold division holds every class everywhere
+MIN_FOLDS = 3  # one each for test, validation and training
+MAX_ATTEMPTS = 20  # random orders to try: the library may leave a fold without a rare class
 
 
 def make_folds(cohort: Cohort, k: int, seed: int, *, by_site: bool = False) -> list[Cohort]:
-    """Return `k` cohorts of the same slides: fold i is the test side of the i-th, the next fold its validation side.
+    """Return `k` cohorts of the same slides; cohort i tests on fold i and validates on the next fold.
 
-    Slides that the table itself puts on the test side are in none of them; see `hold_out_test`.
+    Slides in the table's own test split are in none of them; see `hold_out_test`.
 
     Parameters
     ----------
     cohort
-        What to deal; beyond a fixed test side its own splits do not matter.
+        The slides. Apart from a fixed test split, its splits do not matter.
     k
-        How many folds, three at least.
+        Number of folds, at least three.
     seed
-        Fixes who is in which fold.
+        Seed of the assignment.
     by_site
-        Whether slides of one site stay together as well, so that every site is met for the first time when tested.
+        Keep the slides of a site together too, so that every test slide is from a site that training has not seen.
 
     Raises
     ------
     CohortError
-        Where there are too few patients, or sites, of a class for every fold to have one.
+        If a class has too few patients, or sites, for every fold to have one.
     """
     if k < MIN_FOLDS:
         raise CohortError(
@@ -53,7 +53,7 @@ def make_folds(cohort: Cohort, k: int, seed: int, *, by_site: bool = False) -> l
 
 
 def hold_out_test(cohort: Cohort) -> tuple[CohortSlide, ...]:
-    """Return the slides that stay out of folds: the test side, where the table fixes one."""
+    """Return the slides that stay out of folds: the test split, if the table states one."""
     return cohort.of("test") if cohort.fixed else ()
 
 
@@ -61,29 +61,34 @@ def _groups(cohort: Cohort, by_site: bool) -> list[str]:
     patients = [s.patient for s in cohort.slides]
     if not by_site:
         return patient_clusters(patients)
-    nameless = [s.name for s in cohort.slides if not s.site]
-    if nameless:
+    without_site = [s.name for s in cohort.slides if not s.site]
+    if without_site:
         raise CohortError(
             cohort.path,
-            f"{len(nameless)} slides have no site, first {nameless[0]}; fill in that column, or do not deal by site",
+            f"{len(without_site)} slides have no site, first {without_site[0]}; fill in that column, "
+            "or do not deal by site",
         )
     return patient_clusters(patients, [s.site for s in cohort.slides])
 
 
 def _require_groups(cohort: Cohort, groups: Sequence[str], k: int, by_site: bool) -> None:
-    what = "groups of patients and sites" if by_site else "patients"
+    unit = "groups of patients and sites" if by_site else "patients"
     for label in cohort.classes:
-        its = {group for group, s in zip(groups, cohort.slides, strict=True) if s.label == label}
-        if len(its) < k:
+        of_class = {group for group, s in zip(groups, cohort.slides, strict=True) if s.label == label}
+        if len(of_class) < k:
             raise CohortError(
                 cohort.path,
-                f"class {label} has slides of {len(its)} {what} that share nothing with each other, too few for {k} "
-                f"folds; take {len(its)} folds or fewer, or add patients",
+                f"class {label} has slides of {len(of_class)} {unit} that share nothing with each other, "
+                f"too few for {k} folds; take {len(of_class)} folds or fewer, or add patients",
             )
 
 
 def _assign_folds(cohort: Cohort, groups: Sequence[str], k: int, seed: int) -> NDArray[np.int64]:
-    """Return (N,) the fold of each slide, every class in every fold."""
+    """Return the (N,) fold of each slide, with every class in every fold.
+
+    `StratifiedGroupKFold` balances the shares of slides, not of groups, so a fold can lack a rare class: then another
+    order is tried.
+    """
     from sklearn.model_selection import StratifiedGroupKFold
 
     targets = np.array([cohort.target(s) for s in cohort.slides])
@@ -103,6 +108,6 @@ def _assign_folds(cohort: Cohort, groups: Sequence[str], k: int, seed: int) -> N
 
 
 def _fold_cohort(cohort: Cohort, fold: NDArray[np.int64], i: int, k: int) -> Cohort:
-    side: Mapping[int, str] = {i: "test", (i + 1) % k: "val"}
-    slides = (replace(s, split=side.get(int(f), "train")) for s, f in zip(cohort.slides, fold, strict=True))
+    splits: Mapping[int, str] = {i: "test", (i + 1) % k: "val"}
+    slides = (replace(s, split=splits.get(int(f), "train")) for s, f in zip(cohort.slides, fold, strict=True))
     return replace(cohort, slides=tuple(slides))

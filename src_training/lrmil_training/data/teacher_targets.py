@@ -1,4 +1,4 @@
-"""EMBEDDING, SMALLEST_DEVIATION, Standard of `lrmil_training.data.teacher_targets`."""
+"""Teacher targets: what the student learns from the frozen HR teacher, slide by slide, and their statistics."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ from napari_lrmil.core.features.bag import BagOrigin, Features
 from napari_lrmil.core.geometry import Int64
 from napari_lrmil.core.patching.grid import NestedGrid, nested_grid_from_cells
 
-EMBEDDING = "features"  # the name of the final embedding among the stored arrays
-
-
-MIN_DEVIATION = 1e-4  # a dimension that never varies is left as it is, not blown up
+EMBEDDING = "features"  # name of the final embedding among the stored arrays
+MIN_DEVIATION = 1e-4  # below it a dimension counts as constant and is not scaled: noise would be blown up
 
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """Mean and deviation per dimension over the teacher's training instances."""
+    """Statistics of the teacher's training instances.
+
+    Attributes
+    ----------
+    mean, deviation
+        (D,) per dimension.
+    """
 
     mean: Tensor
     deviation: Tensor
@@ -39,9 +43,14 @@ class FeatureStatistics:
 
 
 def feature_statistics(arrays: Sequence[Callable[[], Features]]) -> FeatureStatistics:
-    """Return the statistics over the rows of all arrays; one array is in memory at a time.
+    """Return the statistics over the rows of all arrays, with one array in memory at a time.
 
-    Two passes, since the difference of large sums loses what a small deviation has.
+    It takes two passes: in a single pass a small deviation would be lost in the difference of two large sums.
+
+    Parameters
+    ----------
+    arrays
+        Functions that return (K, D) features.
     """
     count, total = 0, np.float64(0.0)
     for array in arrays:
@@ -56,22 +65,22 @@ def feature_statistics(arrays: Sequence[Callable[[], Features]]) -> FeatureStati
 
 @dataclass(frozen=True)
 class TeacherTargets:
-    """What the frozen teacher says of a slide.
+    """Outputs of the frozen teacher for a slide.
 
     Attributes
     ----------
     row
         The slide.
     grid
-        Its nested grids, rebuilt from the stored HR coordinates.
+        Nested HR and LR grids, rebuilt from the stored HR coordinates.
     arrays
         ``features`` and layer name -> stored HR embeddings, (K, D) and (K, D_l).
     standards
-        The same names -> the teacher's training statistics.
+        The same names -> statistics over the training slides.
     scores
-        (K,) attention scores.
+        (K,) attention scores of HR patches, before the softmax.
     logits
-        (C,) class scores.
+        (C,) logits of the slide.
     """
 
     row: CohortSlide
@@ -83,32 +92,33 @@ class TeacherTargets:
 
     @property
     def layers(self) -> dict[str, int]:
-        """Names of the stored layers, with the widths of their embeddings."""
+        """Name of each stored layer -> width of its embedding."""
         return {name: array.shape[1] for name, array in self.arrays.items() if name != EMBEDDING}
 
     def standardised(self, name: str, rows: Tensor) -> Tensor:
-        """Return (R, D) standardised embeddings of some HR patches, zero where the row is -1."""
-        there = rows >= 0
-        found = torch.zeros(len(rows), self.arrays[name].shape[1])
-        if there.any():
-            found[there] = self.standards[name].apply(torch.from_numpy(self.arrays[name](rows[there].numpy())))
-        return found
+        """Return the (R, D) standardised embeddings of the HR patches `rows`, zero for rows of -1."""
+        exists = rows >= 0
+        embeddings = torch.zeros(len(rows), self.arrays[name].shape[1])
+        if exists.any():
+            stored = torch.from_numpy(self.arrays[name](rows[exists].numpy()))
+            embeddings[exists] = self.standards[name].apply(stored)
+        return embeddings
 
     @cached_property
     def _children(self) -> Int64:
-        """(N, n²): for each LR patch the rows of its children, -1 where there is none."""
+        """(N, n²) HR row of every child of each LR patch, -1 for a child without tissue."""
         table = np.full((len(self.grid.lr_index), self.grid.lattice.n**2), -1, dtype=np.int64)
         table[self.grid.parent, self.grid.child] = np.arange(len(self.grid.parent))
         return table
 
     def children_of(self, r: int) -> Int64:
-        """Return (n²,) rows of the children of LR patch `r`, -1 where there is none."""
+        """Return the (n²,) HR rows of the children of LR patch `r`, -1 for a child without tissue."""
         rows: Int64 = self._children[r]
         return rows
 
 
 def grid_from_coords(origin: BagOrigin, coords: Int64, n: int) -> NestedGrid:
-    """Return the nested grids behind the stored coordinates of HR features."""
+    """Return the nested grids of stored (K, 2) HR coordinates with ratio `n`."""
     lattice = origin.lattice(n)
     index = (coords - np.asarray(lattice.origin)) // np.asarray(lattice.cell)
     return nested_grid_from_cells(lattice, index)

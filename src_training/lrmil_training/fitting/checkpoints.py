@@ -1,4 +1,7 @@
-"""The state of an unfinished stage, written whole at every epoch end; the last but one stays as a fallback."""
+"""Checkpoints of a stage: the best state of a finished one, the last two epoch ends of an unfinished one.
+
+Files are written atomically. The last state but one is the fallback if the last cannot be read.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +19,22 @@ from lrmil_training.fitting.plan import FitPlan
 from napari_lrmil.core.atomic_files import atomic_write, raise_if_full
 from napari_lrmil.core.errors import LrmilError
 
-KEY, SCALE = "lrmil_key", "lrmil_scale"  # entries of a checkpoint beside Lightning's own
-SCORE = "lrmil_score"  # entry of a stage's best state
+KEY, SCALE = "lrmil_key", "lrmil_scale"  # our entries of an unfinished stage's checkpoint, next to Lightning's
+SCORE = "lrmil_score"  # our entry of a finished stage's best state
 
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """A checkpoint to go on from.
+    """Checkpoint from which a stage is resumed.
 
     Attributes
     ----------
     path
         The file.
     epoch
-        How many epochs have ended.
+        Number of complete epochs.
     scale
-        Share of the batch size that they were fitted with.
+        Share of the batch size that they used.
     """
 
     path: Path
@@ -40,26 +43,26 @@ class ResumePoint:
 
 
 def last_files(plan: FitPlan) -> tuple[Path, Path]:
-    """Return where the state at the last epoch end and at the one before it lie."""
+    """Return the files of the state at the last epoch end and at the one before it."""
     return plan.folder / f"{plan.stage}.last.ckpt", plan.folder / f"{plan.stage}.prev.ckpt"
 
 
 def find_checkpoint(plan: FitPlan) -> ResumePoint | None:
-    """Return the newest checkpoint that can be read and was made under the plan's key."""
+    """Return the newest checkpoint that can be read and has the plan's key, or None."""
     for path in last_files(plan) if plan.key else ():
         try:
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            if found[KEY] == plan.key:
-                return ResumePoint(path, int(found["epoch"]), float(found[SCALE]))
-        except Exception:  # absent, half-written or foreign: torch has many errors for a broken file
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            if checkpoint[KEY] == plan.key:
+                return ResumePoint(path, int(checkpoint["epoch"]), float(checkpoint[SCALE]))
+        except Exception:  # missing, half-written or foreign: torch raises many types of errors for a broken file
             continue
     return None
 
 
 def discard_checkpoints(plan: FitPlan) -> None:
-    """Remove the states of an unfinished stage, and what a killed process left half-written."""
-    left = [*plan.folder.glob(f".{plan.stage}.*.partial"), *plan.folder.glob(f"{temporary_prefix(plan)}*")]
-    for path in [*last_files(plan), *left]:
+    """Delete the states of an unfinished stage, and the partial files of a killed process."""
+    partials = [*plan.folder.glob(f".{plan.stage}.*.partial"), *plan.folder.glob(f"{temporary_prefix(plan)}*")]
+    for path in [*last_files(plan), *partials]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -67,18 +70,18 @@ def discard_checkpoints(plan: FitPlan) -> None:
 
 
 def temporary_prefix(plan: FitPlan) -> str:
-    """Return how folders begin that carry a stage to processes of its own."""
+    """Return the name prefix of temporary folders that hand a stage to its processes."""
     return f".{plan.stage}.ranks."
 
 
 def write_best(plan: FitPlan, state: dict[str, torch.Tensor], score: float) -> None:
-    """Write the best state of a stage that has ended, and the selection figure that made it the best."""
+    """Write the best state of a finished stage with its selection figure."""
     with atomic_write(plan.checkpoint) as partial:
         torch.save({"state_dict": state, SCORE: score}, partial)
 
 
 def read_best(plan: FitPlan) -> dict[str, torch.Tensor]:
-    """Return the best state of a stage that has ended."""
+    """Return the best state of a finished stage."""
     state: dict[str, torch.Tensor] = torch.load(plan.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     return state
 
@@ -89,56 +92,56 @@ def read_score(plan: FitPlan) -> float:
     Raises
     ------
     LrmilError
-        Where an earlier version wrote the file, without the figure.
+        If an earlier version wrote the file, without the figure.
     """
-    found = torch.load(plan.checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    if SCORE not in found:
+    checkpoint = torch.load(plan.checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    if SCORE not in checkpoint:
         raise LrmilError(
             f"{plan.checkpoint}: an earlier version wrote this stage without its selection figure; "
             f"delete {plan.folder} to fit the stage again"
         )
-    return float(found[SCORE])
+    return float(checkpoint[SCORE])
 
 
 class SaveLastState(Callback):
-    """Write everything that is needed to go on, whole or not at all.
+    """Callback that writes the state at every epoch end atomically.
 
-    It does so as the next epoch begins: only then have the schedulers made their step. Of Lightning's loops it keeps
-    two counts and not their own state, which at this point resumes within the epoch that has ended, and with the
-    sample order of the first one.
+    It writes when the next epoch begins, because schedulers step after the hooks of the epoch end. From Lightning's
+    loops it keeps two counts. The loops' own state would resume within the epoch that has ended, with the sample order
+    of the first epoch.
 
     Parameters
     ----------
     plan
-        Whose folder and key are used.
+        Source of folder and key.
     scale
         Share of the batch size in use.
     resumed
-        Epochs that had ended when fitting began.
+        Complete epochs when the fit began.
     """
 
     def __init__(self, plan: FitPlan, scale: float, resumed: int) -> None:
         self.plan, self.scale, self.written = plan, scale, resumed
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add under which key and with which batch size the state was reached."""
+        """Add key and batch-size share, and drop the loops' state (see the class)."""
         checkpoint[KEY], checkpoint[SCALE] = self.plan.key, self.scale
         del checkpoint["loops"]
 
     def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Begin with the next epoch."""
+        """Start with the epoch after the stored one."""
         epochs, steps = trainer.fit_loop.epoch_progress, trainer.fit_loop.epoch_loop.automatic_optimization
         epochs.increment_by(checkpoint["epoch"])
         steps.optim_progress.optimizer.step.increment_by(checkpoint["global_step"])
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Write the state at the end of the epoch before."""
+        """Write the state at the end of the previous epoch."""
         if not self.plan.key or trainer.current_epoch == self.written:
             return
         last, previous = last_files(self.plan)
         partial = _partial_path(last)
         try:
-            trainer.save_checkpoint(partial)  # all processes take part, the first one writes
+            trainer.save_checkpoint(partial)  # called in all processes; the first one writes
             if trainer.is_global_zero:
                 if last.exists():
                     os.replace(last, previous)
@@ -153,4 +156,4 @@ class SaveLastState(Callback):
 
 
 def _partial_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")  # no pid: all processes of a stage name the same file
+    return path.with_name(f".{path.name}.partial")  # without PID: all processes of a stage use the same file

@@ -1,4 +1,4 @@
-"""What an epoch is made of: its order, its randomness and its means, the same for one process and for several."""
+"""Epochs: sample order, seeds and means of loss terms, for one process or several."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ _Value = TypeVar("_Value")
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """Return this process's rank and how many fit together; (0, 1) where one fits alone."""
+    """Return the rank of this process and the number of processes; (0, 1) for a single process."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
 
 
 def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
-    """Return the seed of an epoch, so that its randomness does not depend on the epochs before it."""
+    """Return the seed of an epoch. It does not depend on earlier epochs, so a resumed fit equals an unbroken one."""
     return int(np.random.default_rng([seed, epoch, rank]).integers(2**31))
 
 
 class EpochSampler(Sampler[int]):
-    """Order of samples as a function of seed and epoch, shared out where several processes fit together.
+    """Order of samples as a function of seed and epoch, divided between the processes of a fit.
 
-    Lightning tells it the epoch. In training (`shuffle`) every process gets equally many samples, a few of them
-    twice where they do not divide; in validation every sample is seen by exactly one process.
+    Lightning sets the epoch. In training (`shuffle`) all processes get the same number of samples; if the number does
+    not divide, a few samples are used twice. In validation exactly one process gets each sample.
 
     Parameters
     ----------
     length
-        How many samples there are.
+        Number of samples.
     seed
-        Of the stage.
+        Seed of the stage.
     shuffle
         False for validation.
     """
@@ -48,7 +48,7 @@ class EpochSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the order of another epoch."""
+        """Switch to the order of another epoch."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -56,7 +56,7 @@ class EpochSampler(Sampler[int]):
         if not self.shuffle:
             return iter(range(rank, self.length, world))
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        return iter(np.resize(order, len(self) * world)[rank::world].tolist())  # resize starts over at the end
+        return iter(np.resize(order, len(self) * world)[rank::world].tolist())  # resize repeats from the start
 
     def __len__(self) -> int:
         rank, world = rank_and_world_size()
@@ -70,36 +70,36 @@ class EpochSampler(Sampler[int]):
 class EpochMeans:
     """Means of loss terms over an epoch, weighted by batch size and over all processes.
 
-    Lightning's own ``log`` costs more in a step than a small bag does; adding up and logging once does not.
+    Lightning's ``log`` takes longer than the step of a small bag. Summing here and logging once per epoch avoids that.
 
     Parameters
     ----------
     side
-        Goes before the names, as in ``train/ce``.
+        Prefix of the names, as in ``train/ce``.
     """
 
     def __init__(self, side: str) -> None:
         self.side = side
         self._names: tuple[str, ...] = ()
-        self._sums: Tensor | None = None  # (terms + 1,), the last of them the number of samples
+        self._sums: Tensor | None = None  # (terms + 1,); the last entry is the number of samples
 
     def add(self, terms: Mapping[str, Tensor], size: int, batch: int) -> None:
-        """Take in the terms of a batch of `size` samples.
+        """Add the terms of a batch of `size` samples.
 
         Raises
         ------
         LrmilError
-            Where a term is not finite; see `require_finite`.
+            If a term is not finite; see `require_finite`.
         """
         values = torch.stack([value.detach().float() for value in terms.values()])
-        if not bool(torch.isfinite(values).all()):  # one look for all terms: each would wait for the device
+        if not bool(torch.isfinite(values).all()):  # one check for all terms: each check waits for the device
             for name, value in terms.items():
                 require_finite(name, value, batch)
         sums = torch.cat([values, values.new_ones(1)]) * size
         self._names, self._sums = tuple(terms), sums if self._sums is None else self._sums + sums
 
     def take(self) -> dict[str, float]:
-        """Return ``side/term`` -> mean, and begin anew. All processes must call it, and each must have had a batch."""
+        """Return ``side/term`` -> mean and reset. All processes must call it, each after at least one batch."""
         if self._sums is None:
             return {}
         if rank_and_world_size()[1] > 1:
@@ -110,7 +110,7 @@ class EpochMeans:
 
 
 def all_gather_rows(values: Sequence[_Value]) -> list[_Value]:
-    """Return the values of all processes, in order of rank; those given where one process fits alone.
+    """Return the values of all processes in order of rank; for a single process, its own.
 
     All processes must call it. Tensors should be on the CPU.
     """
@@ -123,7 +123,7 @@ def all_gather_rows(values: Sequence[_Value]) -> list[_Value]:
 
 
 def average_buffers(module: torch.nn.Module) -> None:
-    """Replace running statistics by their mean over all processes, each of which saw other samples."""
+    """Replace running statistics by their mean over all processes, which used different samples."""
     world = rank_and_world_size()[1]
     if world == 1:
         return
@@ -134,12 +134,14 @@ def average_buffers(module: torch.nn.Module) -> None:
 
 
 def require_finite(term: str, value: Tensor, batch: int) -> None:
-    """Raise `LrmilError` where a loss term is not finite: it says which, and the last good checkpoint stays."""
+    """Raise `LrmilError` if a loss term is not finite. The last good checkpoint stays."""
     if not torch.isfinite(value):
-        seen = float(value.detach())
-        raise LrmilError(f"the loss term '{term}' is {seen} at batch {batch}; lower the learning rate and start again")
+        number = float(value.detach())
+        raise LrmilError(
+            f"the loss term '{term}' is {number} at batch {batch}; lower the learning rate and start again"
+        )
 
 
 def set_epoch(loader: Any, epoch: int) -> None:
-    """Tell a loader's data which epoch it is, so that augmentation is a function of seed, epoch and index."""
+    """Set the epoch of a loader's data set, so that augmentation is a function of seed, epoch and index."""
     loader.dataset.epoch = epoch

@@ -1,4 +1,4 @@
-"""One loop for every stage: Lightning fits in a thread or in processes, its figures come out as typed events."""
+"""Fit of one stage: Lightning runs in a thread or in processes, and its metrics are yielded as events."""
 
 from __future__ import annotations
 
@@ -34,28 +34,29 @@ __all__ = [
     "set_epoch",
 ]
 
-MIN_SCALE = 1 / 64  # of the batch size; a GPU that does not hold this holds nothing
+MIN_SCALE = 1 / 64  # smallest share of the batch size that is tried when a GPU runs out of memory
 
 
 def fit(make: FitFactory, plan: FitPlan) -> Generator[Event, None, StateDict]:
     """Fit a stage and return the state of its best epoch on validation.
 
-    A stage that was broken off under the same key goes on from its last whole epoch, and ends as if it had not been.
+    An unfinished stage with the same key is resumed after its last complete epoch. The result equals that of an
+    unbroken fit.
 
     Parameters
     ----------
     make
-        Returns module, training loader and validation loader; called with the stage's seed set. Where it has an
-        argument ``scale``, a share of the batch size, it is called again with half of it when a GPU's memory runs out.
+        Returns module, training loader and validation loader; called with the stage's seed set. If it has an argument
+        ``scale``, a share of the batch size, it is called again with half of it when a GPU runs out of memory.
     plan
-        How to fit.
+        Epochs, seed, device, checkpoints.
 
     Raises
     ------
     LrmilError
-        Where the loss is not finite, a checkpoint cannot be written, or memory runs out.
+        If the loss is not finite, a checkpoint cannot be written, or memory runs out.
     StoppedError
-        Where the stop file appeared.
+        If the stop file appeared.
     """
     if plan.is_done:
         yield StageDone(plan.stage, 0.0)
@@ -73,7 +74,7 @@ def fit(make: FitFactory, plan: FitPlan) -> Generator[Event, None, StateDict]:
             break
         except OutOfMemoryError:
             scale = _halve_scale(make, plan, scale)
-        discard_checkpoints(plan)  # schedules count steps, so a smaller batch starts the stage afresh
+        discard_checkpoints(plan)  # schedules count steps, so a smaller batch restarts the stage
         yield Notice(f"the device's memory ran out: {plan.stage} starts again with {scale:.3g} of the batch size")
     write_text(plan.mark, plan.key)
     discard_checkpoints(plan)
@@ -97,7 +98,7 @@ def _halve_scale(make: FitFactory, plan: FitPlan, scale: float) -> float:
 
 
 def _log_metrics(plan: FitPlan, events: Generator[Event, None, None]) -> Generator[Event, None, None]:
-    """Pass events on, and the figures among them to the loggers."""
+    """Yield the events, and pass the metrics among them to the loggers."""
     status = "failed"
     try:
         for event in events:
@@ -136,8 +137,8 @@ def _fit_thread_main(
         run_stage(make, plan, scale, initial, events.put, cancel.is_set)
     except CancelledError:
         pass
-    except BaseException as error:  # handed over: the consumer's thread raises it
-        # The traceback's frames hold the batch; without them its memory is free for a smaller one.
+    except BaseException as error:  # raised again in the consumer's thread
+        # The frames of the traceback hold the batch. Without them its memory is free for a smaller batch.
         events.put(OutOfMemoryError(str(error)) if is_out_of_memory(error) else error)
     finally:
         gc.collect()

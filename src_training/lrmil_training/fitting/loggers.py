@@ -1,4 +1,4 @@
-"""Where the figures of every epoch also go: a table, TensorBoard, Weights & Biases, MLflow."""
+"""Loggers for the metrics of every epoch: CSV table, TensorBoard, Weights & Biases, MLflow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROJECT = "napari-lrmil"
 METRICS_TABLE, RUN_ID = "metrics.csv", "id.txt"
 COLUMNS = ("stage", "fit", "epoch", "name", "value")
 MLFLOW_VARIABLE = "MLFLOW_TRACKING_URI"
-LOGGER_PACKAGES = {  # logger -> module that it needs, and what to install for it
+LOGGER_PACKAGES = {  # logger -> module that it needs, and the package to install for it
     "csv": ("csv", ""),
     "tensorboard": ("tensorboard", "tensorboard"),
     "wandb": ("wandb", "wandb"),
@@ -31,18 +31,18 @@ LOGGER_PACKAGES = {  # logger -> module that it needs, and what to install for i
 
 @dataclass(frozen=True)
 class FitName:
-    """Which fit figures are of: methods, learning rates, seeds and folds fit a stage of one name several times.
+    """Name of a fit. Methods, learning rates, seeds and folds fit a stage of the same name several times.
 
     Attributes
     ----------
     folder
-        Of logs, in the folder of one run: of one seed on one fold.
+        Log folder in the folder of one run, that is of one seed on one fold.
     run
-        The run's name, which others may bear too.
+        Name of the run; it need not be unique.
     stage
-        That is fitted.
+        Name of the stage.
     fit
-        Hash of what its result depends on; empty where there is only one.
+        Hash of everything that the result depends on; empty for an only fit.
     """
 
     folder: Path
@@ -52,17 +52,17 @@ class FitName:
 
     @property
     def short(self) -> str:
-        """Stage and hash; tells the fits of one run apart."""
+        """Stage and hash, unique within a run."""
         return f"{self.stage}-{self.fit}" if self.fit else self.stage
 
     @property
     def title(self) -> str:
-        """For people: the run, its folder, which for a part of a series is seed and fold, and the fit."""
+        """Title for people: run, folder (seed and fold for a part of a series) and fit."""
         return f"{self.run} {self.folder.absolute().parent.name} {self.short}"
 
     @property
     def run_id(self) -> str:
-        """Drawn once and kept in the folder: runs of one name, even of one path at other times, are others."""
+        """Random id, stored in the log folder. Two runs can share a name, and even a path, one after another."""
         file = self.folder / RUN_ID
         if not file.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -71,9 +71,9 @@ class FitName:
 
 
 class TableLogger(Logger):
-    """Append figures to a table with the columns stage, fit, epoch, name and value.
+    """Append metrics to a CSV table with the columns stage, fit, epoch, name and value.
 
-    Lightning's own begins anew at every start, so that a continued run would lose its first epochs.
+    Lightning's ``CSVLogger`` overwrites its file at every start, so a resumed run would lose its first epochs.
     """
 
     def __init__(self, fit: FitName) -> None:
@@ -82,46 +82,46 @@ class TableLogger(Logger):
 
     @property
     def name(self) -> str:
-        """Return the fit."""
+        """Return the short name of the fit."""
         return self.fit.short
 
     @property
     def version(self) -> int:
-        """Return 0: there is one table, to which every start appends."""
+        """Return 0: every start appends to the same table."""
         return 0
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: settings lie in ``config.yaml`` beside the table."""
+        """Do nothing: the settings are in ``config.yaml`` of the run folder."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append a line per figure."""
+        """Append a line per metric."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        begun = self.path.exists()
+        has_header = self.path.exists()
         with self.path.open("a", newline="", encoding="utf-8") as file:
             rows = csv.writer(file)
-            if not begun:
+            if not has_header:
                 rows.writerow(COLUMNS)
             rows.writerows([self.fit.stage, self.fit.fit, step, name, value] for name, value in metrics.items())
 
 
 def make_loggers(names: Sequence[str], fit: FitName) -> tuple[Logger, ...]:
-    """Return the loggers that are asked for by name: ``csv``, ``tensorboard``, ``wandb``, ``mlflow``.
+    """Return loggers by name: ``csv``, ``tensorboard``, ``wandb``, ``mlflow``.
 
-    They write below the fit's folder and send nothing. Weights & Biases follows ``WANDB_MODE`` where that is set,
-    MLflow ``MLFLOW_TRACKING_URI``; both take their credentials from their own settings, never from ours. A stage that
-    is continued goes on in the same table and curve, in MLflow as another run of the same name.
+    They write to the log folder and send nothing over the network, unless ``WANDB_MODE`` or ``MLFLOW_TRACKING_URI`` is
+    set. Credentials come from the services' own settings, never from ours. A resumed stage continues the same table and
+    curve; in MLflow it is another run of the same name.
 
     Parameters
     ----------
     names
-        Which.
+        Names of the loggers.
     fit
-        What the figures are of: names curves and runs.
+        Name of the fit, for curves and runs.
 
     Raises
     ------
     ConfigError
-        Where a name is unknown or its package is not installed.
+        If a name is unknown or its package is not installed.
     """
     require_loggers(names)
     makers = {"csv": _table, "tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
@@ -129,7 +129,7 @@ def make_loggers(names: Sequence[str], fit: FitName) -> tuple[Logger, ...]:
 
 
 def require_loggers(names: Sequence[str]) -> None:
-    """Raise `ConfigError` where a name is unknown or its package is not installed; nothing is made."""
+    """Raise `ConfigError` if a name is unknown or its package is not installed."""
     for name in names:
         if name not in LOGGER_PACKAGES:
             raise ConfigError(f"loggers: '{name}' is unknown; there are: {', '.join(LOGGER_PACKAGES)}")
@@ -157,7 +157,7 @@ def _wandb(fit: FitName) -> Logger:
         name=fit.title,
         save_dir=fit.folder,
         project=os.environ.get("WANDB_PROJECT", PROJECT),
-        id=re.sub(r"\W+", "-", f"{fit.run_id}-{fit.short}"),  # a continued stage goes on in the same curve
+        id=re.sub(r"\W+", "-", f"{fit.run_id}-{fit.short}"),  # a resumed stage continues the same curve
         group=fit.run,
         resume="allow",
         mode=mode,
@@ -165,10 +165,12 @@ def _wandb(fit: FitName) -> Logger:
 
 
 def _mlflow(fit: FitName) -> Logger:
-    where: dict[str, Any] = {"tracking_uri": os.environ.get(MLFLOW_VARIABLE)}
-    if MLFLOW_VARIABLE not in os.environ:  # the database serves from any working folder; MLflow gave up plain files
+    uri, artifacts = os.environ.get(MLFLOW_VARIABLE), None
+    if uri is None:  # a database, as MLflow no longer supports plain files; absolute, to work from any folder
         fit.folder.mkdir(parents=True, exist_ok=True)
-        where["tracking_uri"] = f"sqlite:///{(fit.folder / 'mlflow.db').absolute().as_posix()}"
-        where["artifact_location"] = (fit.folder / "mlruns").absolute().as_uri()
-    told = {"run": fit.run, "run_id": fit.run_id, "stage": fit.stage, "fit": fit.fit}
-    return MLFlowLogger(experiment_name=PROJECT, run_name=fit.title, tags=told, **where)
+        uri = f"sqlite:///{(fit.folder / 'mlflow.db').absolute().as_posix()}"
+        artifacts = (fit.folder / "mlruns").absolute().as_uri()
+    tags = {"run": fit.run, "run_id": fit.run_id, "stage": fit.stage, "fit": fit.fit}
+    return MLFlowLogger(
+        experiment_name=PROJECT, run_name=fit.title, tags=tags, tracking_uri=uri, artifact_location=artifacts
+    )

@@ -1,4 +1,4 @@
-"""How a stage is fitted, and how it ends before its time."""
+"""Plan of a fit: epochs, seed, device, checkpoint folder and key."""
 
 from __future__ import annotations
 
@@ -11,47 +11,47 @@ from lightning.pytorch.loggers import Logger
 
 from napari_lrmil.core.errors import LrmilError
 
-SELECT = "select"  # the figure that modules log for selection on validation; higher is better
+SELECT = "select"  # metric that modules log for selection on validation; higher is better
 
 
 class StoppedError(LrmilError):
-    """A stage was asked to end; the same command goes on from its last whole epoch."""
+    """The stop file ended a stage. The same command resumes it after its last complete epoch."""
 
     exit_code = 130
 
 
 @dataclass(frozen=True)
 class FitPlan:
-    """How a stage is fitted.
+    """Plan of the fit of one stage.
 
     Attributes
     ----------
     stage
         Name in events and file names.
     epochs, patience
-        Upper bound, and epochs without a better `SELECT` before stopping.
+        Upper bound of epochs, and epochs without a better `SELECT` before early stopping.
     seed
-        Of weights, order and dropout.
+        Seed of weights, sample order and dropout.
     folder
-        Where checkpoints go.
+        Folder of the checkpoints.
     device
         ``cpu``, ``cuda`` or ``mps``.
     ema
-        Decay of the weight average that validation sees; 0 leaves it out.
+        Decay of the exponential moving average of the weights, which validation uses. 0: no average.
     key
-        Hash of all that the result depends on. A stage that ended under the same key is not fitted again, one that
-        was broken off is continued; without a key neither.
+        Hash of everything that the result depends on. A stage that ended under the same key is not fitted again, and an
+        unfinished one is resumed. Without a key, neither happens.
     devices
-        How many fit together, each in a process of its own. Gradients are averaged, so a step sees `devices` times
-        the batch, and an epoch has that many fewer steps: raise the learning rate or the epochs accordingly.
+        Number of devices, each with its own process. Gradients are averaged, so a step uses `devices` times the batch,
+        and an epoch has that many fewer steps: raise the learning rate or the epochs accordingly.
     strategy
-        ``auto`` fits in this process where there is one device; ``ddp`` always starts processes.
+        ``auto`` fits one device in this process; ``ddp`` always starts processes.
     precision
-        ``auto`` is bf16 on a GPU that computes in it and 32 bits elsewhere.
+        ``auto`` is bf16 on a GPU with native bf16, otherwise 32 bits.
     stop
-        A file; once it is there, fitting ends after the batch.
+        The fit ends after the batch in which this file appears.
     loggers
-        Also get the figures of every epoch; `loggers.make_loggers` makes them.
+        Receive the metrics of every epoch; see `loggers.make_loggers`.
     """
 
     stage: str
@@ -70,21 +70,21 @@ class FitPlan:
 
     @property
     def checkpoint(self) -> Path:
-        """Where the best state lies after fitting."""
+        """File of the best state after fitting."""
         return self.folder / f"{self.stage}.ckpt"
 
     @property
     def mark(self) -> Path:
-        """Where it is written that the stage has ended, and under which key."""
+        """File that marks a finished stage; its text is the key."""
         return self.folder / f"{self.stage}.done"
 
     @property
     def is_done(self) -> bool:
-        """Whether this very stage has ended before."""
-        there = self.mark.exists() and self.checkpoint.exists()
-        return bool(self.key) and there and self.mark.read_text(encoding="utf-8") == self.key
+        """True if the stage has ended before under the same key."""
+        has_files = self.mark.exists() and self.checkpoint.exists()
+        return bool(self.key) and has_files and self.mark.read_text(encoding="utf-8") == self.key
 
     @property
     def in_processes(self) -> bool:
-        """Whether the stage is fitted in processes of its own."""
+        """True if the stage is fitted in separate processes."""
         return self.devices > 1 or self.strategy == "ddp"

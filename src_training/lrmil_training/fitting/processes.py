@@ -1,8 +1,8 @@
-"""Several devices: one process each, started and watched from the one that asked.
+"""Fit on several devices: one process per device, started and watched by the parent process.
 
-Lightning's own launcher starts the whole command again on every rank, so that features, lock and log would have to be
-kept apart rank by rank. Here a rank does one thing, `run_stage`; the process that asked never joins the group, writes
-all files but checkpoints, and can end ranks at any time, because checkpoints are written whole.
+Lightning's launcher starts the whole command again on every rank, so each rank would need its own features, lock and
+log. Here a rank only runs `run_stage`. The parent never joins the group and writes all files except checkpoints. It can
+kill ranks at any time, because checkpoints are written atomically.
 """
 
 from __future__ import annotations
@@ -31,9 +31,16 @@ ROOT_CAUSE_TIMEOUT_S = 2.0
 
 
 def run_in_processes(make: FitFactory, plan: FitPlan, scale: float) -> Generator[Event, None, None]:
-    """Fit a stage in `plan.devices` processes and yield the events of the first of them.
+    """Fit a stage in `plan.devices` processes and yield the events of the first one.
 
-    `make` travels as a file that all ranks map into memory, so bags are held once, not once a rank.
+    `make` is passed as a file that all ranks map into memory, so bags are in memory once, not once per rank.
+
+    Raises
+    ------
+    LrmilError
+        If a rank fails with an error for the user, or ends without a reason.
+    OutOfMemoryError
+        If the memory of a device runs out.
     """
     with _payload(make, plan, scale) as file:
         ranks: list[Child] = []
@@ -45,33 +52,33 @@ def run_in_processes(make: FitFactory, plan: FitPlan, scale: float) -> Generator
             yield from _receive_events(plan, ranks)
         finally:
             for child in ranks:
-                child.close()  # no farewell: one that is done has nothing to add, one that waits would not hear it
+                child.close()  # kill at once: finished ranks have nothing left to write, waiting ranks would not react
 
 
 def _receive_events(plan: FitPlan, ranks: list[Child]) -> Generator[Event, None, None]:
-    """Yield events until all ranks have said that they are done; raise the first reason where one has not."""
+    """Yield events until all ranks are done; raise the root cause if a rank fails."""
     waiting = set(ranks)
     while waiting:
         for child in wait_for_any(waiting):
-            word = _receive(plan, child)
-            if isinstance(word, RankDone):
+            message = _receive(plan, child)
+            if isinstance(message, RankDone):
                 waiting.remove(child)
-            elif isinstance(word, RankError):
+            elif isinstance(message, RankError):
                 waiting.remove(child)
-                raise (word if word.is_told else _find_root_cause(plan, waiting) or word).error()
+                raise (message if message.is_root_cause else _find_root_cause(plan, waiting) or message).error()
             else:
-                yield word
+                yield message
 
 
 def _find_root_cause(plan: FitPlan, waiting: set[Child]) -> RankError | None:
     end = time.monotonic() + ROOT_CAUSE_TIMEOUT_S
     while waiting and time.monotonic() < end:
         for child in wait_for_any(waiting, ROOT_CAUSE_TIMEOUT_S):
-            word = _receive(plan, child)
-            if isinstance(word, RankError):
+            message = _receive(plan, child)
+            if isinstance(message, RankError):
                 waiting.remove(child)
-                if word.is_told:
-                    return word
+                if message.is_root_cause:
+                    return message
     return None
 
 
@@ -88,7 +95,7 @@ def _receive(plan: FitPlan, child: Child) -> Any:
 
 @contextmanager
 def _payload(make: FitFactory, plan: FitPlan, scale: float) -> Iterator[Path]:
-    """Lend a private file that holds what a rank needs, with the tensors that `make` captured."""
+    """Write `make`, with the tensors that it captured, and the plan to a temporary file, and delete it afterwards."""
     import cloudpickle  # type: ignore[import-untyped]
 
     with tempfile.TemporaryDirectory(prefix=temporary_prefix(plan), dir=plan.folder) as folder:
@@ -98,6 +105,7 @@ def _payload(make: FitFactory, plan: FitPlan, scale: float) -> Iterator[Path]:
 
 
 def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    """Return a port that is free now; port 0 asks the system for one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""OutOfMemoryError, _Problem, _Done of `lrmil_training.fitting.fit.rank_worker`."""
+"""Work of one process of a fit, and the messages with which it ends."""
 
 from __future__ import annotations
 
@@ -16,19 +16,27 @@ from napari_lrmil.core.features.prefetch import is_out_of_memory
 
 
 class OutOfMemoryError(Exception):
-    """A device's memory ran out."""
+    """The memory of a device ran out."""
 
 
 @dataclass(frozen=True)
 class RankError:
-    """Why a rank ended: kinds of errors travel between processes, errors themselves often cannot."""
+    """Error of a rank, as text and kind: exceptions themselves often cannot be pickled.
+
+    Attributes
+    ----------
+    kind
+        ``memory``, ``stopped``, ``user`` or ``unexpected``.
+    message
+        Text of the error; the traceback if it was unexpected.
+    """
 
     kind: str
     message: str
 
     @property
-    def is_told(self) -> bool:
-        """Whether it is a reason of its own, and not what follows from another rank's end."""
+    def is_root_cause(self) -> bool:
+        """True unless the error can follow from the end of another rank, which breaks the connection."""
         return self.kind != "unexpected"
 
     def error(self) -> Exception:
@@ -38,7 +46,7 @@ class RankError:
 
 
 class RankDone:
-    """Last word of a rank that came to its end."""
+    """Last message of a rank that finished its fit."""
 
 
 def _rank_error(error: BaseException) -> RankError:
@@ -50,10 +58,10 @@ def _rank_error(error: BaseException) -> RankError:
 
 
 def fit_rank(pipe: Connection, rank: int, payload: Path) -> None:
-    """Do a rank's part; the first one tells of the events."""
+    """Fit the stage in `payload` as rank `rank`. Only the first rank sends events."""
     try:
-        made = torch.load(payload, map_location="cpu", weights_only=False, mmap=True)  # ours, of a moment ago
-        make, plan, scale = made
+        # The parent process has just written the payload, so unpickling it is safe.
+        make, plan, scale = torch.load(payload, map_location="cpu", weights_only=False, mmap=True)
         run_stage(make, plan, scale, StateDict(), pipe.send if rank == 0 else lambda _: None, lambda: False)
         pipe.send(RankDone())
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""Lightning's part in fitting a stage: the trainer and what it calls back."""
+"""Lightning trainer of a stage, with callbacks for selection, averaging, seeds and events."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lrmil_training.fitting.plan import SELECT, FitPlan, StoppedError
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Metric, Progress
 
-STOP_CHECK_INTERVAL_S = 0.2  # between looks for the stop file: on a network drive each costs more than a small bag
+STOP_CHECK_INTERVAL_S = 0.2  # on a network drive a check for the stop file takes longer than the step of a small bag
 
 FitFactory = Callable[..., tuple[L.LightningModule, Any, Any]]
 StateDict = dict[str, torch.Tensor]
@@ -34,14 +34,14 @@ class CancelledError(Exception):
 
 
 class _Average(WeightAveraging):
-    """Exponential moving average of all weights in one pass: Lightning's own goes tensor by tensor."""
+    """Exponential moving average of all weights in one pass; Lightning's default is slower, tensor by tensor."""
 
     def __init__(self, decay: float) -> None:
         super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
 
     @property
     def state_key(self) -> str:
-        return "_Average"  # in checkpoints; Lightning takes the class's name, and passes over a state of another one
+        return "_Average"  # key in checkpoints, by default the class name: a renamed class would not find its state
 
     def weights(self) -> StateDict:
         """Return the averaged weights."""
@@ -51,10 +51,10 @@ class _Average(WeightAveraging):
 
 
 class _Selection(Callback):
-    """Keep the state of the best epoch on validation, and end when it gets no better.
+    """Selection of the best epoch on validation, with early stopping.
 
-    Lightning's own callbacks keep the best state in a second file and its name in the checkpoint: killed between
-    the two they disagree, and a run folder that was moved loses its best state.
+    Lightning's own callbacks keep the best state in a second file and the path of that file in the checkpoint. A kill
+    between the two leaves them inconsistent, and a moved run folder loses its best state.
     """
 
     def __init__(self, patience: int, average: _Average | None) -> None:
@@ -73,7 +73,9 @@ class _Selection(Callback):
         self.score, self.waited, self.best = state_dict["score"], state_dict["waited"], state_dict["best"]
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        score = float(trainer.strategy.broadcast(float(trainer.callback_metrics[SELECT])))  # one decision for all
+        score = float(
+            trainer.strategy.broadcast(float(trainer.callback_metrics[SELECT]))
+        )  # all processes must decide alike
         if not math.isfinite(score):
             raise LrmilError(
                 f"the validation figure is {score} in epoch {trainer.current_epoch + 1}; "
@@ -89,7 +91,7 @@ class _Selection(Callback):
 
 
 class _Reseed(Callback):
-    """Start every epoch from its own seed, and give all processes the same running statistics."""
+    """Seed of every epoch, and the same running statistics for all processes."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -99,28 +101,28 @@ class _Reseed(Callback):
         L.seed_everything(epoch_seed(self.seed, trainer.current_epoch, rank_and_world_size()[0]), verbose=False)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        average_buffers(module)  # comes after the weight average, so these are the averaged ones
+        average_buffers(module)  # runs after the weight average, so these are the averaged ones
 
 
 class _Report(Callback):
-    """Turn what Lightning knows into events; end after the batch where the stream is closed or asked to stop."""
+    """Events from Lightning's metrics; ends the fit after a batch if the stream is closed or the stop file exists."""
 
     def __init__(self, plan: FitPlan, emit: Callable[[Event], None], cancelled: Callable[[], bool]) -> None:
         self.plan, self.emit, self.cancelled = plan, emit, cancelled
-        self._ended: int | None = None  # the epoch that is to be reported
-        self._looked = 0.0
+        self._ended: int | None = None  # epoch that has ended and is not reported yet
+        self._checked = 0.0  # time of the last check for the stop file
 
     def on_train_batch_start(self, *_: Any) -> None:
-        self._end_if_asked()
+        self._raise_if_stopped()
 
     def on_validation_batch_start(self, *_: Any) -> None:
-        self._end_if_asked()
+        self._raise_if_stopped()
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        self._ended = trainer.current_epoch  # the module has yet to log the means of this epoch
+        self._ended = trainer.current_epoch  # not reported yet: the module logs the means of the epoch after this
 
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        self._report(trainer)  # now the checkpoint is on disk: what is reported is not done again
+        self._report(trainer)  # now the checkpoint is on disk, so a reported epoch is not repeated
 
     def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
         self._report(trainer)
@@ -133,12 +135,12 @@ class _Report(Callback):
         self.emit(Progress(self.plan.stage, self._ended + 1, self.plan.epochs, "epochs"))
         self._ended = None
 
-    def _end_if_asked(self) -> None:
+    def _raise_if_stopped(self) -> None:
         if self.cancelled():
             raise CancelledError
         now = time.monotonic()
-        if self.plan.stop is not None and now - self._looked > STOP_CHECK_INTERVAL_S:
-            self._looked = now
+        if self.plan.stop is not None and now - self._checked > STOP_CHECK_INTERVAL_S:
+            self._checked = now
             if self.plan.stop.exists():
                 raise StoppedError(
                     f"{self.plan.stage} was stopped because the file {self.plan.stop} is there; "
@@ -161,21 +163,21 @@ def run_stage(
     make
         See `fitting.fit`.
     plan
-        How to fit.
+        Epochs, seed, device, checkpoints.
     scale
-        Share of the batch size to use.
+        Share of the batch size.
     initial
-        Weights to begin with, from an earlier call that broke off; filled in where it is empty.
+        Initial weights, which a later attempt with a smaller batch starts from. Filled in if empty.
     emit
-        Gets the events.
+        Receives the events.
     cancelled
-        Whether to end after the batch.
+        Returns True to end the fit after the current batch.
     """
     L.seed_everything(plan.seed, verbose=False)
     module, train, val = make(scale=scale) if can_scale(make) else make()
     if initial:
         module.load_state_dict(initial)
-    elif can_scale(make):  # `make` may hand out the same network again, by then with weights of the broken attempt
+    elif can_scale(make):  # `make` returns the same network again, with the weights of the failed attempt
         initial |= {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
     _require_shared(plan, train, val)
     if len(train) == 0:
@@ -184,14 +186,14 @@ def run_stage(
     resume = find_checkpoint(plan)
     selection, trainer = _trainer(plan, scale, resume.epoch if resume else 0, emit, cancelled)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")  # advice on workers and loggers, not for users here
+        warnings.filterwarnings("ignore", module="lightning")  # advice for programmers about workers and loggers
         trainer.fit(module, train, val, ckpt_path=resume.path if resume else None, weights_only=True)
     if trainer.is_global_zero:
         write_best(plan, selection.best, selection.score)
 
 
 def can_scale(make: FitFactory) -> bool:
-    """Return whether `make` takes a share of the batch size."""
+    """Return whether `make` accepts a share of the batch size."""
     return "scale" in inspect.signature(make).parameters
 
 
@@ -218,7 +220,7 @@ def _trainer(
         max_epochs=plan.epochs,
         callbacks=callbacks,
         precision=_precision(plan),
-        plugins=[LightningEnvironment()],  # a scheduler's variables, such as Slurm's, do not tell who fits here
+        plugins=[LightningEnvironment()],  # or Lightning would take its ranks from the variables of Slurm
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -232,12 +234,12 @@ def _trainer(
 
 def _device_arguments(plan: FitPlan) -> dict[str, Any]:
     if not plan.in_processes:
-        one = [plan.device.index] if plan.device.type == "cuda" and plan.device.index else 1
-        return {"devices": one}
+        device = [plan.device.index] if plan.device.type == "cuda" and plan.device.index else 1
+        return {"devices": device}
     strategy = DDPStrategy(
         process_group_backend="nccl" if plan.device.type == "cuda" else "gloo",
-        find_unused_parameters=True,  # a loss without labels leaves the classifier without gradient
-        broadcast_buffers=False,  # would be done in validation too, where processes have unequal numbers of batches
+        find_unused_parameters=True,  # without the label term the classifier has no gradient
+        broadcast_buffers=False,  # would run in validation too, where processes have different numbers of batches
     )
     return {"devices": plan.devices, "strategy": strategy}
 
