@@ -36,7 +36,7 @@ from napari_lrmil.core.models import bundle as bundle_module
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.mil import GatedAttentionMIL
 from napari_lrmil.core.slides.slide import Slide
-from support.networks import Borrowed
+from support.networks import Borrowed, untrained_encoder
 from support.phantoms import copy_cohort
 from support.trained import Trained
 
