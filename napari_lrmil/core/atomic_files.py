@@ -1,6 +1,6 @@
-"""Files are written whole or not at all.
+"""Atomic writing of files and folders: complete or not at all.
 
-No maintained library writes a folder in one step; `atomicwrites`, for single files, is archived.
+No maintained library writes a folder atomically. `atomicwrites`, for single files, is archived.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from napari_lrmil.core.errors import DiskFullError, LrmilError
 from napari_lrmil.core.formatting import format_size
 
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{6})-(?P<pid>\d+)\.partial", re.DOTALL)
-NEARLY_FULL = 2**16  # bytes: HDF5, torch and safetensors tell of a full disk in words only
+NEARLY_FULL = 2**16  # bytes; HDF5, torch and safetensors report a full disk in words, without an errno
 _STATUS = Path("/proc/self/status")
 
 
 def _stated_umask() -> int | None:
-    """Return the process's umask as Linux states it since 4.7; None on other systems."""
+    """Return the umask of the process from /proc (Linux 4.7 and newer), or None on other systems."""
     try:
         line = re.search(r"^Umask:\s*([0-7]+)$", _STATUS.read_text(), re.MULTILINE)
     except OSError:
@@ -35,7 +35,7 @@ def _stated_umask() -> int | None:
 
 
 def _umask_by_setting() -> int:
-    """Return the process's umask by setting it for a moment: a file that another thread makes then is private."""
+    """Return the umask by setting it for a moment. A file that another thread creates meanwhile is private."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
@@ -47,19 +47,19 @@ _UMASK_AT_IMPORT = _umask_by_setting() if _STATED is None else _STATED
 
 @contextmanager
 def atomic_write(path: Path, needed: int = 0) -> Iterator[Path]:
-    """Lend a temporary name beside `path`; it becomes `path` if the block ends well and vanishes if not.
+    """Yield a temporary path beside `path`. It replaces `path` if the block succeeds, and is removed if not.
 
     Parameters
     ----------
     path
-        What will be there.
+        Target file.
     needed
-        Bytes that will be written, where that is known: HDF5 does not survive a disk that is full.
+        Bytes that will be written, if known. Space is checked first, because HDF5 crashes on a full disk.
 
     Raises
     ------
     DiskFullError
-        Where there is no space, or the block failed because none was left.
+        If there is not enough space, or the block failed because the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if needed and shutil.disk_usage(path.parent).free < needed + NEARLY_FULL:
@@ -67,9 +67,9 @@ def atomic_write(path: Path, needed: int = 0) -> Iterator[Path]:
     partial = path.with_name(_partial_name(path.name))
     try:
         yield partial
-        partial.chmod(0o666 & ~_umask())  # safetensors makes private files; results are shared as others are
+        partial.chmod(0o666 & ~_umask())  # safetensors creates private files, but results are shared
         os.replace(partial, path)
-    except Exception as error:  # every library that writes has an error of its own for it
+    except Exception as error:  # each library reports a full disk with another exception
         raise_if_full(path, error)
         raise
     finally:
@@ -78,16 +78,16 @@ def atomic_write(path: Path, needed: int = 0) -> Iterator[Path]:
 
 @contextmanager
 def atomic_write_folder(folder: Path, stale: Collection[str], last: str) -> Iterator[Path]:
-    """Lend a temporary folder beside `folder`; its files take their places in `folder` only if the block ends well.
+    """Yield a temporary folder beside `folder`. Its files move into `folder` only if the block succeeds.
 
     Parameters
     ----------
     folder
-        Where the files will be; others that are there stay.
+        Target folder. Other files in it stay.
     stale
-        Names of files that belong together: those that are not written anew are removed with the exchange.
+        Names of files that belong together. Those that were not written again are removed in the exchange.
     last
-        The file that says that the others are there: it goes first and comes last.
+        File that marks the others as complete. It is removed first and written last.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(_partial_name(folder.name))
@@ -97,17 +97,17 @@ def atomic_write_folder(folder: Path, stale: Collection[str], last: str) -> Iter
         yield partial
         folder.mkdir(exist_ok=True)
         (folder / last).unlink(missing_ok=True)
-        made = sorted(file.name for file in partial.iterdir())
-        for name in {*stale} - {*made}:
+        written = sorted(file.name for file in partial.iterdir())
+        for name in {*stale} - {*written}:
             (folder / name).unlink(missing_ok=True)
-        for name in sorted(made, key=lambda name: name == last):
+        for name in sorted(written, key=lambda name: name == last):
             os.replace(partial / name, folder / name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _partial_name(name: str) -> str:
-    """Return a temporary name that tells whose it is: processes of two machines may have the same number."""
+    """Return a temporary name with machine and process, as processes of two machines can share a number."""
     return f".{name}.{_machine()}-{os.getpid()}.partial"
 
 
@@ -116,31 +116,28 @@ def _machine() -> str:
 
 
 def remove_stale_partials(folder: Path, names: Collection[str]) -> list[Path]:
-    """Remove what processes of this machine that are no more left half-written of `names`, and return what that was.
+    """Remove half-written files of `names` whose process on this machine has ended, and return their paths.
 
-    What another machine left is not touched, for nothing here tells whether it still writes.
+    Files of another machine stay, because its processes may still be writing.
     """
     import psutil
 
-    wanted, gone = set(names), []
+    removed = []
     for path in folder.iterdir() if folder.is_dir() else ():
-        found = _PARTIAL.fullmatch(path.name)
-        if (
-            found
-            and found["name"] in wanted
-            and found["machine"] == _machine()
-            and not psutil.pid_exists(int(found["pid"]))
-        ):
-            gone.append(path)
+        match = _PARTIAL.fullmatch(path.name)
+        if match is None or match["name"] not in names or match["machine"] != _machine():
+            continue
+        if not psutil.pid_exists(int(match["pid"])):
+            removed.append(path)
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-    return gone
+    return removed
 
 
 def raise_if_full(path: Path, error: BaseException) -> None:
-    """Raise `DiskFullError` where an error in writing `path` came of a full disk."""
+    """Raise `DiskFullError` if an error in writing `path` was caused by a full disk."""
     if isinstance(error, LrmilError):
         return
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
@@ -152,22 +149,28 @@ def _full(path: Path) -> DiskFullError:
     free = shutil.disk_usage(path.parent).free
     return DiskFullError(
         f"{path} could not be written: no space is left on the disk ({format_size(free)} free); "
-        "make room and start the same command again, what is whole is used as it is"
+        "free some space and run the same command again, complete files are reused"
     )
 
 
 def _umask() -> int:
-    """Return the process's umask without setting it, because a set mask holds for all threads."""
+    """Return the umask of the process without setting it, because setting it affects all threads."""
     mask = _stated_umask()
     return _UMASK_AT_IMPORT if mask is None else mask
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all."""
+    """Write UTF-8 text atomically."""
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON, whole or not at all. NaN is refused: a NaN never reaches a file."""
+    """Write JSON atomically.
+
+    Raises
+    ------
+    ValueError
+        If a value is NaN or infinite.
+    """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""One family of errors. Each message is a sentence: what was seen, what was expected, what to do."""
+"""Error classes. Each message states what was seen, what was expected and what to do."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ Path = str | PathLike[str]
 
 
 class LrmilError(Exception):
-    """An error whose message is meant for the user; `exit_code` is what the command line returns."""
+    """Base of all errors whose message is meant for the user. `exit_code` is that of the command line."""
 
     exit_code = 1
 
 
 class DiskFullError(LrmilError):
-    """No space is left where something was to be written; no other slide would fare better."""
+    """The disk is full. The work stops, because other slides would fail as well."""
 
 
 class SlideError(LrmilError):
-    """A slide cannot be opened or read; `path` names it."""
+    """A slide cannot be opened or read. `path` names it."""
 
     def __init__(self, path: Path, message: str) -> None:
         super().__init__(f"{path}: {message}")
@@ -26,21 +26,21 @@ class SlideError(LrmilError):
 
 
 class ResolutionError(SlideError):
-    """A slide has no resolution, or too coarse a one for what was asked."""
+    """A slide has no resolution, or a resolution that is too coarse for the model."""
 
 
 class TissueError(SlideError):
-    """A slide has no patch with enough tissue."""
+    """No patch of a slide has enough tissue."""
 
 
 class GeometryError(LrmilError):
-    """Resolutions and patch sizes that do not nest."""
+    """Resolutions and patch sizes do not nest."""
 
     exit_code = 2
 
 
 class RegionError(LrmilError):
-    """An area of a slide cannot be used, or a file of areas cannot be read; then `path` names the file."""
+    """A region cannot be used, or a file of regions cannot be read; `path` names the file."""
 
     exit_code = 2
 
@@ -50,13 +50,13 @@ class RegionError(LrmilError):
 
 
 class EncoderError(LrmilError):
-    """An encoder is unknown, or its weights do not fit it."""
+    """An encoder is unknown, or weights do not fit it."""
 
     exit_code = 2
 
 
 class BagError(LrmilError):
-    """A feature file is broken, incomplete, or made for something else; `path` names it."""
+    """A feature file is broken, incomplete, or of another slide or encoder. `path` names it."""
 
     def __init__(self, path: Path, message: str) -> None:
         super().__init__(f"{path}: {message}")
@@ -64,7 +64,7 @@ class BagError(LrmilError):
 
 
 class StoredError(LrmilError):
-    """Results of an earlier run are of something else, incomplete or broken; `path` names them."""
+    """Stored results are broken, incomplete, or of another slide or model. `path` names them."""
 
     def __init__(self, path: Path, message: str) -> None:
         super().__init__(f"{path}: {message}")
@@ -72,11 +72,11 @@ class StoredError(LrmilError):
 
 
 class NewerSchemaError(StoredError):
-    """Results are of a newer schema version than this program reads; they are neither read nor replaced."""
+    """Stored results have a newer schema version than this program reads. They are neither read nor replaced."""
 
 
 class BundleError(LrmilError):
-    """A bundle is of another schema, incomplete, or altered; `field` names the entry at fault."""
+    """A bundle has another schema version, is incomplete or was altered. `field` names the faulty entry."""
 
     exit_code = 2
 
@@ -86,7 +86,7 @@ class BundleError(LrmilError):
 
 
 class CohortError(LrmilError):
-    """A cohort table cannot be used as it is; `path` names it."""
+    """A cohort table cannot be used. `path` names it."""
 
     exit_code = 2
 
@@ -96,6 +96,6 @@ class CohortError(LrmilError):
 
 
 class ConfigError(LrmilError):
-    """A configuration key or value that means nothing here."""
+    """A configuration key or value is invalid."""
 
     exit_code = 2

@@ -1,7 +1,7 @@
 """Typed events of long work, the same for the command line, the window and the tests.
 
-``wire_name`` is what ``events.jsonl`` calls an event. It does not follow the class: logs of earlier runs have it.
-The names of the fields stand in that file too.
+``wire_name`` is the name of an event in ``events.jsonl``. It stays when a class is renamed, because the logs of earlier
+runs contain it. Field names are part of that file too.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` units of `stage` are ready; `unit` says what is counted (patches, slides, epochs).
+    """`done` of `total` units of `stage` are ready. `unit` names what is counted: patches, slides or epochs.
 
-    `seconds_left` is there where whoever does the work knows better than the pace of the last minute tells.
+    `seconds_left` is set if the work itself has a better estimate than the pace of the last minute.
     """
 
     wire_name: ClassVar[str] = "Progress"
@@ -28,7 +28,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class StageDone:
-    """A stage ended well after `seconds` of wall time."""
+    """A stage has ended without error after `seconds` of wall time."""
 
     wire_name: ClassVar[str] = "StageDone"
 
@@ -50,7 +50,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something the user should know that does not stop the work; `subject` names the slide or file."""
+    """A warning that does not stop the work. `subject` names the slide or file."""
 
     wire_name: ClassVar[str] = "Caution"
 
@@ -60,7 +60,7 @@ class Notice:
 
 @dataclass(frozen=True)
 class Partial:
-    """Something to show before the work is done; `result` is of the kind that the work will end with."""
+    """An intermediate result to show. `result` has the type of the final one."""
 
     wire_name: ClassVar[str] = "Partial"
 
@@ -69,7 +69,7 @@ class Partial:
 
 @dataclass(frozen=True)
 class Finished:
-    """The work is done; `result` is what it made."""
+    """The work is done. `result` is its outcome."""
 
     wire_name: ClassVar[str] = "Finished"
 
@@ -78,7 +78,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """The work, or one slide of it, failed at `step` for the reason in `message` (one sentence)."""
+    """The work, or one slide of it, failed at `step`. `message` states the reason in one sentence."""
 
     wire_name: ClassVar[str] = "Failed"
 

@@ -1,6 +1,6 @@
-"""Frames and units: level-0 pixels, pixels of a level, micrometres, and the nested lattice of HR and LR patches.
+"""Coordinate frames and units: level-0 pixels, pixels of a level, µm, and the nested lattice of HR and LR patches.
 
-Only this file multiplies or divides by a downsample. A point is x then y; an array is rows then columns.
+Only this module multiplies or divides by a downsample. A point is (x, y). An array is (rows, columns).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from napari_lrmil.core.errors import GeometryError
 
-MPP_TOLERANCE = 0.05  # a level up to 5 % coarser than wanted still counts as fine enough (Method 1)
+MPP_TOLERANCE = 0.05  # a level up to 5 % coarser than required counts as fine enough (docs/explanation/method.md 1)
 
 Int64 = NDArray[np.int64]
 Float = NDArray[np.float64]
@@ -22,7 +22,7 @@ Float = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Mpp:
-    """Micrometres per level-0 pixel along x and y, and where the figures came from."""
+    """µm per level-0 pixel along x and y, and the source of the values."""
 
     x: float
     y: float
@@ -34,23 +34,23 @@ class Mpp:
 
     @property
     def mean(self) -> float:
-        """The side in µm of the square that covers as much as one pixel."""
+        """Side in µm of a square with the area of one pixel."""
         return math.sqrt(self.x * self.y)
 
 
 def footprint_um(size_level0: tuple[int, int], mpp: float) -> float:
-    """Return the side in µm of the square as large as a patch of `size_level0` pixels of `mpp` µm."""
+    """Return the side in µm of a square with the area of a patch of `size_level0` pixels of `mpp` µm."""
     return math.sqrt(size_level0[0] * size_level0[1]) * mpp
 
 
 def nominal_magnification(mpp: float) -> int:
-    """Return the objective's magnification nearest to `mpp` µm per pixel: 0.5 is 20, 0.25 and 0.2282 are 40."""
+    """Return the objective magnification nearest to `mpp` µm per pixel: 20 for 0.5, 40 for 0.25 and 0.2282."""
     return max(1, round(20 * 2.0 ** -round(math.log2(mpp / 0.5))))
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """The scanned part of a slide in whole level-0 pixels."""
+    """Scanned area of a slide in whole level-0 pixels."""
 
     x: int
     y: int
@@ -60,7 +60,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class BoxLevel0:
-    """A rectangle in level-0 pixels; its corners need not be whole numbers."""
+    """Rectangle in level-0 pixels, not necessarily whole numbers."""
 
     x: float
     y: float
@@ -72,14 +72,14 @@ class BoxLevel0:
             raise GeometryError(f"a region needs a positive size, got {self.width} x {self.height} level-0 pixels")
 
     def size_at(self, wanted_mpp: float, mpp: Mpp) -> tuple[int, int]:
-        """Return the whole number of pixels, width then height, that the box has at `wanted_mpp` µm per pixel."""
+        """Return width and height of the box in whole pixels of `wanted_mpp` µm."""
         width = max(1, round(self.width * mpp.x / wanted_mpp))
         return width, max(1, round(self.height * mpp.y / wanted_mpp))
 
 
 @dataclass(frozen=True)
 class BoxUm:
-    """A rectangle in micrometres from the slide's level-0 corner, as the viewer's world has it."""
+    """Rectangle in µm from the slide's level-0 corner, the world coordinates of the viewer."""
 
     x: float
     y: float
@@ -93,7 +93,7 @@ class BoxUm:
 
 @dataclass(frozen=True)
 class Level:
-    """One level of a pyramid: its size in its own pixels and the downsample that the file states (8.02, never 8)."""
+    """Level of a pyramid: its size in its own pixels, and its downsample unrounded (8.02, not 8)."""
 
     index: int
     width: int
@@ -101,25 +101,25 @@ class Level:
     downsample: float
 
     def mpp(self, mpp0: Mpp) -> float:
-        """Return micrometres per pixel of this level."""
+        """Return µm per pixel of this level."""
         return mpp0.mean * self.downsample
 
     def reduced(self, scale: int) -> Level:
-        """Return what decoding this level at 1 / `scale` makes of it: its whole pixels only."""
+        """Return this level as decoding at 1 / `scale` gives it. Cut pixels at the right and bottom are dropped."""
         return Level(self.index, self.width // scale, self.height // scale, self.downsample * scale)
 
 
 def choose_level(levels: Sequence[Level], mpp0: Mpp, wanted_mpp: float) -> Level:
-    """Return the coarsest level that is fine enough for `wanted_mpp`; the finest one where none is."""
+    """Return the coarsest level that is fine enough for `wanted_mpp`, or the finest level if none is."""
     enough = [level for level in levels if level.mpp(mpp0) <= wanted_mpp * (1 + MPP_TOLERANCE)]
     return max(enough, key=lambda level: level.downsample) if enough else levels[0]
 
 
 def choose_scale(level: Level, across: float, down: float) -> int:
-    """Return by how much `level` may be reduced while it is decoded (1, 2, 4 or 8) without a pixel being cut.
+    """Return the largest reduction (1, 2, 4 or 8) for decoding `level` that cuts no reduced pixel.
 
-    A wanted pixel of `across` x `down` level-0 pixels has to be a whole number of reduced ones: parts of pixels that
-    large blur what all pixels of the level show sharply.
+    A target pixel of `across` x `down` level-0 pixels must be a whole number of reduced pixels. Fractions of pixels
+    that large would blur details that the level shows sharply.
     """
     for scale in (8, 4, 2):
         shares = [side / (level.downsample * scale) for side in (across, down)]
@@ -130,14 +130,14 @@ def choose_scale(level: Level, across: float, down: float) -> int:
 
 @dataclass(frozen=True)
 class PixelWindow:
-    """A rectangle in whole pixels of a level, and where a wanted box lies inside it.
+    """Rectangle in whole pixels of a level, and the position of a box inside it.
 
     Attributes
     ----------
     x, y, width, height
-        In pixels of the level; parts of it may lie beyond the level.
+        The rectangle in pixels of the level. It can reach beyond the level.
     left, top, right, bottom
-        The wanted box in pixels from (x, y), not rounded.
+        Edges of the box in pixels from (x, y), not rounded.
     """
 
     x: int
@@ -152,29 +152,29 @@ class PixelWindow:
     @classmethod
     def around(cls, box: BoxLevel0, level: Level) -> PixelWindow:
         """Return the smallest window of `level` that covers `box`; like `OpenSlideWindow` without interpolation."""
-        x, left, right = _whole(box.x, box.x + box.width, level.downsample)
-        y, top, bottom = _whole(box.y, box.y + box.height, level.downsample)
+        x, left, right = _whole_pixels(box.x, box.x + box.width, level.downsample)
+        y, top, bottom = _whole_pixels(box.y, box.y + box.height, level.downsample)
         return cls(x, y, _pixels(right), _pixels(bottom), left, top, right, bottom)
 
     @property
-    def whole(self) -> bool:
-        """Whether the wanted box cuts no pixel."""
+    def cuts_no_pixel(self) -> bool:
+        """Whether the edges of the box lie between pixels."""
         rests = self.left, self.top, self.right - self.width, self.bottom - self.height
         return max(map(abs, rests)) < 1e-6
 
     def within(self, level: Level) -> bool:
-        """Return whether `level` has all of it."""
+        """Return whether the rectangle lies inside `level`."""
         across = self.x >= 0 and self.x + self.width <= level.width
         return across and self.y >= 0 and self.y + self.height <= level.height
 
     def pixels_inside(self, level: Level) -> int:
-        """Return how many of its pixels `level` has."""
+        """Return the number of pixels of the rectangle that lie inside `level`."""
         width = min(level.width, self.x + self.width) - max(0, self.x)
         return max(0, width) * max(0, min(level.height, self.y + self.height) - max(0, self.y))
 
 
-def _whole(start: float, stop: float, downsample: float) -> tuple[int, float, float]:
-    """Return the pixel at or before `start`, and both ends in pixels from it."""
+def _whole_pixels(start: float, stop: float, downsample: float) -> tuple[int, float, float]:
+    """Return the pixel at or before `start`, and both ends in pixels relative to it."""
     pixel = math.floor(start / downsample + 1e-6)
     return pixel, max(0.0, start / downsample - pixel), stop / downsample - pixel
 
@@ -185,7 +185,7 @@ def _pixels(stop: float) -> int:
 
 @dataclass(frozen=True)
 class Corner:
-    """A whole level-0 coordinate, the pixel of a level in which it lies, and how far into that, 0 to 1."""
+    """Whole level-0 coordinate, the pixel of a level that contains it, and the position within that pixel, 0 to 1."""
 
     level0: int
     pixel: int
@@ -193,9 +193,9 @@ class Corner:
 
 
 def pixel_aligned_corner(first: int, last: int, downsample: float) -> Corner:
-    """Return the whole level-0 coordinate between two pixels of a level that lies nearest to the edge of a pixel.
+    """Return the whole level-0 coordinate, between two pixels of a level, that is nearest to a pixel edge.
 
-    Slide libraries take level-0 coordinates and interpolate between the pixels of a level; there they do it least.
+    OpenSlide takes level-0 coordinates and interpolates between pixels of the level. It interpolates least there.
     """
     level0 = np.arange(math.ceil(first * downsample), math.floor(last * downsample) + math.ceil(downsample))
     at = level0 / downsample
@@ -207,18 +207,18 @@ def pixel_aligned_corner(first: int, last: int, downsample: float) -> Corner:
 
 @dataclass(frozen=True)
 class OpenSlideWindow:
-    """What to ask a slide library for, and where the wanted box lies inside the answer.
+    """Arguments for ``OpenSlide.read_region``, and the position of a box inside its result.
 
     Attributes
     ----------
     level
         Index of the level.
     location
-        Corner in whole level-0 pixels, as OpenSlide wants it.
+        Corner in whole level-0 pixels, as OpenSlide requires.
     size
         Width and height in pixels of the level.
     left, top, right, bottom
-        The wanted box in the answer's pixels, not rounded.
+        Edges of the box in pixels of the result, not rounded.
     """
 
     level: int
@@ -237,7 +237,7 @@ class OpenSlideWindow:
         return cls(level.index, (x, y), (_pixels(right), _pixels(bottom)), left, top, right, bottom)
 
     def pixels_inside(self, level: Level) -> int:
-        """Return how many pixels of the window the level really has."""
+        """Return the number of pixels of the window that lie inside the level."""
         x, y = (round(at / level.downsample) for at in self.location)
         width = min(level.width, x + self.size[0]) - max(0, x)
         return max(0, width) * max(0, min(level.height, y + self.size[1]) - max(0, y))
@@ -246,8 +246,8 @@ class OpenSlideWindow:
 def _cover(start: float, stop: float, downsample: float) -> tuple[int, float, float]:
     """Return a whole level-0 corner at or before `start`, and both ends in level pixels from it.
 
-    OpenSlide places a window at exactly corner / downsample and interpolates where that is no whole number, so the
-    corner is chosen next to a pixel of the level and what is left over is kept, not rounded away.
+    OpenSlide places a window at exactly corner / downsample, and interpolates if that is not a whole number. The corner
+    is therefore chosen next to a pixel of the level, and the remainder is kept instead of rounded.
     """
     pixel = math.floor(start / downsample + 1e-6)
     corner = round(pixel * downsample)
@@ -259,14 +259,19 @@ def _cover(start: float, stop: float, downsample: float) -> tuple[int, float, fl
 
 @dataclass(frozen=True)
 class PatchPlan:
-    """The two working resolutions and patch sizes; checked to nest when built.
+    """The two working resolutions and patch sizes. Construction checks that they nest.
 
     Attributes
     ----------
     hr_mpp, lr_mpp
-        µm per pixel of the patches that the teacher and the student see.
+        µm per pixel of the patches of teacher and student.
     hr_patch_px, lr_patch_px
-        Their sides in those pixels. The footprint in µm is the product.
+        Sides of the patches in those pixels. The footprint in µm is the product.
+
+    Raises
+    ------
+    GeometryError
+        If a value is not positive, or an LR patch does not hold a whole number of HR patches.
     """
 
     hr_mpp: float = 0.5
@@ -309,16 +314,16 @@ class PatchPlan:
 
 @dataclass(frozen=True)
 class Lattice:
-    """HR cells hung on a slide's origin, `n` x `n` of them to an LR cell.
+    """Regular lattice of HR cells from a slide's origin, with `n` x `n` of them per LR cell.
 
     Attributes
     ----------
     origin
-        Level-0 pixel, x then y, of the first cell's corner.
+        Level-0 pixel (x, y) of the first cell's corner.
     cell
         Width and height of an HR cell in whole level-0 pixels.
     columns, rows
-        HR cells across and down; multiples of `n`, so the last ones may reach past the slide.
+        HR cells across and down. Both are multiples of `n`, so the last cells can reach beyond the slide.
     """
 
     origin: tuple[int, int]
@@ -335,23 +340,23 @@ class Lattice:
 
     @property
     def hr_um(self) -> float:
-        """Side in µm that an HR cell really has on this slide."""
+        """Side in µm of an HR cell on this slide, after rounding to level-0 pixels."""
         return math.sqrt(self.cell[0] * self.mpp.x * self.cell[1] * self.mpp.y)
 
     @property
     def lr_um(self) -> float:
-        """Side in µm that an LR cell really has on this slide."""
+        """Side in µm of an LR cell on this slide, after rounding to level-0 pixels."""
         return self.hr_um * self.n
 
     @property
     def box(self) -> BoxLevel0:
-        """What the lattice covers."""
+        """Area of the lattice."""
         return BoxLevel0(*self.origin, self.columns * self.cell[0], self.rows * self.cell[1])
 
     def hr_corners(self, index: Int64) -> Int64:
-        """Return level-0 corners (K, 2), x then y, of HR cells given as (K, 2) column then row."""
+        """Return (K, 2) level-0 corners (x, y) of HR cells given as (K, 2) columns and rows."""
         return np.asarray(self.origin, dtype=np.int64) + index * np.asarray(self.cell, dtype=np.int64)
 
     def lr_corners(self, index: Int64) -> Int64:
-        """Return level-0 corners (N, 2), x then y, of LR cells given as (N, 2) column then row."""
+        """Return (N, 2) level-0 corners (x, y) of LR cells given as (N, 2) columns and rows."""
         return np.asarray(self.origin, dtype=np.int64) + index * np.asarray(self.lr_cell, dtype=np.int64)

@@ -1,8 +1,8 @@
 """Child processes, each with a pipe to the process that started it.
 
-A child is known by its pipe, so one that dies is told apart from the others and takes none of them along. An executor
-of the standard library breaks as a whole and does not say which task ended it. No torch here: a child may have to set
-what torch reads at import.
+Each child has its own pipe, so the death of one child is known and leaves the others running. The executors of the
+standard library break as a whole and do not state which task ended a process. This module must not import torch: a
+child sets environment variables that torch reads at import.
 """
 
 from __future__ import annotations
@@ -16,47 +16,47 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext
 from typing import Any, TypeVarTuple, cast
 
-FAREWELL_S = 5.0  # a process whose pipe has ended is at its own end
+FAREWELL_S = 5.0  # seconds to wait for a process whose pipe has closed
 Ts = TypeVarTuple("Ts")
 
 
 def start_context() -> SpawnContext:
-    """Return how children are started: a fork of this process would inherit threads of torch and OpenSlide."""
+    """Return the start method of children. A fork would inherit threads of torch and OpenSlide."""
     return multiprocessing.get_context("spawn")
 
 
 class ChildEndedError(Exception):
-    """A child has ended, so that no message will come from it."""
+    """A child process has ended and will send no message."""
 
 
 class Child:
-    """A spawned process, as the process that started it sees it.
+    """A spawned child process.
 
-    It ignores Ctrl-C, which reaches the whole group, because its parent decides; it ends with its parent.
+    It ignores Ctrl-C, which reaches the whole process group, because the parent decides. It ends with its parent.
 
     Parameters
     ----------
     name
-        Of the process.
+        Name of the process.
     target
-        Runs in the child; given the child's end of the pipe and `args`.
+        Function to run in the child. It receives the child's end of the pipe and `args`.
     args
-        Have to be picklable.
+        Picklable arguments.
 
     Attributes
     ----------
     name
         As given.
     pid
-        Number of the process.
+        Process number.
     """
 
     def __init__(self, name: str, target: Callable[[Connection, *Ts], None], *args: *Ts) -> None:
         context = start_context()
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_enter, args=(theirs, target, args), name=name, daemon=True)
+        self._pipe, child_end = context.Pipe()
+        self._process = context.Process(target=_enter, args=(child_end, target, args), name=name, daemon=True)
         self._process.start()
-        theirs.close()  # else the pipe would not end with the process
+        child_end.close()  # an open copy here would keep the pipe open after the child has ended
         self.name, self.pid = name, self._process.pid or 0
 
     def send(self, message: Any) -> None:
@@ -64,12 +64,12 @@ class Child:
         self._pipe.send(message)
 
     def receive(self) -> Any:
-        """Return the next message, waiting for it.
+        """Wait for the next message and return it.
 
         Raises
         ------
         ChildEndedError
-            If the child ended without one.
+            If the child ended without sending one.
         """
         try:
             return self._pipe.recv()
@@ -78,17 +78,17 @@ class Child:
             raise ChildEndedError(self.name) from error
 
     def exit_text(self, subject: str, detail: str = "") -> str:
-        """Return how the child ended without giving a reason; `detail` follows the code or signal."""
+        """Return a sentence about a child that ended without a reason. `detail` follows the code or signal."""
         code = self._process.exitcode or 0
         how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
         return f"{subject} {how}{detail}, as when the memory of the machine runs out"
 
     def kill(self) -> None:
-        """End the child at once; its pipe stays, to be read to its end."""
+        """Kill the child. Its pipe stays open for the messages that are left."""
         self._process.kill()
 
     def close(self) -> None:
-        """End the child, if it has not ended, and give its pipe back."""
+        """Kill the child if it still runs, and close its pipe."""
         self._process.kill()
         self._process.join()
         self._process.close()
@@ -96,7 +96,7 @@ class Child:
 
 
 def wait_for_any(children: Iterable[Child], timeout: float | None = None) -> list[Child]:
-    """Return the children that have sent a message or have ended, after `timeout` seconds at the latest."""
+    """Wait until a child has sent a message or ended, and return those that have. `timeout` is in seconds."""
     by_pipe = {child._pipe: child for child in children}
     return [by_pipe[pipe] for pipe in cast(list[Connection], wait(list(by_pipe), timeout))]
 
@@ -108,7 +108,7 @@ def _enter(pipe: Connection, target: Callable[..., None], args: tuple[Any, ...])
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent does: a restart must not meet a child that still writes."""
+    """Exit when the parent ends. A restart must not meet a child that is still writing."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,4 +1,7 @@
-"""What a user told us once and what this machine taught us: one JSON file, believed last and never fatal."""
+"""User settings and measured throughput, stored in one JSON file.
+
+Explicit arguments override it. A corrupt file is ignored.
+"""
 
 from __future__ import annotations
 
@@ -20,35 +23,35 @@ from napari_lrmil.core.errors import ConfigError, DiskFullError
 from napari_lrmil.core.events import Notice
 
 FILE = "remembered.json"
-FOLDER_VARIABLE = "NAPARI_LRMIL_CONFIG"  # a folder that stands in for the user's own
-RUNS = 7  # the last runs of a kind that an expected time comes from
+FOLDER_VARIABLE = "NAPARI_LRMIL_CONFIG"  # environment variable: folder to use instead of the user's
+RUNS = 7  # number of recent runs behind an expected time
 NETWORKS = ("student", "teacher")
 
-_WRITING = threading.Lock()  # a temporary name holds the process only: threads of one process take turns
+_WRITING = threading.Lock()  # temporary file names contain the process only, so threads must take turns
 
 
 @pydantic_dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class Settings:
-    """What the window keeps from one start to the next.
+    """Settings of the window that outlast a session.
 
     Attributes
     ----------
     tile_cache_mb
-        Decoded tiles kept in memory for the screen, MiB.
+        Cache of decoded tiles for the screen, MiB.
     device
         ``auto``, ``cpu``, ``cuda`` or ``mps``.
     attention_mode
         ``raw``, ``percentile`` or ``log``.
     opacity
-        Of the attention layer, 0 to 1.
+        Opacity of the attention layer, 0 to 1.
     smooth
-        Whether attention is interpolated between patches; as computed unless asked.
+        Whether attention is interpolated between patches for display.
     sections_open
-        Names of the dock's sections that are not folded.
+        Names of the dock's unfolded sections.
     live
         Whether analysis follows the view.
     icc
-        Whether colours go through the slide's ICC profile on the screen.
+        Whether the slide's ICC profile is applied on the screen.
     """
 
     tile_cache_mb: int = Field(256, ge=16, le=65_536, description="a whole number of MiB from 16 to 65536")
@@ -77,7 +80,7 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
 
 
 def _is_valid(name: str, value: Any) -> bool:
-    """Return whether there is a setting of this name that may have this value."""
+    """Return whether a setting of this name exists and can have this value."""
     if name not in {field.name for field in fields(Settings)}:
         return False
     try:
@@ -89,15 +92,15 @@ def _is_valid(name: str, value: Any) -> bool:
 
 @dataclass(frozen=True)
 class LoadedSettings:
-    """Settings as far as they could be read; one caution names everything that could not."""
+    """Settings, and a notice that names all entries that could not be read."""
 
     settings: Settings
-    caution: Notice | None
+    notice: Notice | None
 
 
 @dataclass(frozen=True)
 class ThroughputKey:
-    """What seconds per patch depend on: the model, where it runs, and which of its networks."""
+    """Conditions that seconds per patch depend on: model, device and network."""
 
     bundle_sha256: str
     device: str
@@ -109,17 +112,17 @@ class ThroughputKey:
 
     @property
     def text(self) -> str:
-        """The key as the file has it."""
+        """The key as it stands in the file."""
         return f"{self.bundle_sha256} {self.device} {self.network}"
 
 
 class SettingsStore:
-    """One JSON file of answers, paces and settings. Broken content counts as absent; unknown content is kept.
+    """JSON file of resolutions, throughput and settings. Broken content is ignored, unknown content is preserved.
 
     Parameters
     ----------
     folder
-        Where the file lies; by default the one that `FOLDER_VARIABLE` names, else the user's own.
+        Folder of the file. The default is that of `FOLDER_VARIABLE`, or the user's configuration folder.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
@@ -128,35 +131,35 @@ class SettingsStore:
     # ------------------------------------------------------------ resolution
 
     def remember_mpp(self, fingerprint: str, mpp: float) -> None:
-        """Keep what the user said of a slide, micrometres per level-0 pixel.
+        """Store the resolution that the user gave for a slide, in µm per level-0 pixel.
 
         Raises
         ------
         ConfigError
-            Where `mpp` is no positive number, or the file cannot be written.
+            If `mpp` is not a positive number, or the file cannot be written.
         """
         if not _is_number(mpp) or mpp <= 0:
             raise ConfigError(f"microns per pixel is {mpp!r}; expected a positive number, such as 0.5")
         self._change("mpp", fingerprint, lambda _: float(mpp))
 
     def remembered_mpp(self, fingerprint: str) -> float | None:
-        """Return what the user once said of a slide, or None."""
+        """Return the resolution that the user gave for a slide earlier, or None."""
         value = self._part("mpp").get(fingerprint)
         return float(value) if _is_number(value) and value > 0 else None
 
     # ------------------------------------------------------------ pace
 
     def remember_pace(self, key: ThroughputKey, seconds: float, patches: int) -> None:
-        """Add a run's wall seconds for its patches to the last `RUNS` of its kind; a run of no patch tells nothing."""
+        """Add the wall seconds of a run to the last `RUNS` of its kind. A run without patches is ignored."""
         if patches < 1 or not _is_number(seconds) or seconds <= 0:
             return
         self._change("pace", key.text, lambda old: [*_runs(old), [float(seconds), int(patches)]][-RUNS:])
 
     def expected_seconds(self, key: ThroughputKey, patches: int) -> float | None:
-        """Return the seconds that `patches` should take by the last runs of that kind, or None before the first.
+        """Return the expected seconds for `patches`, or None before the first run of this kind.
 
-        By the median of seconds per patch, each run weighing as many patches as it had: one run on a busy machine
-        moves it little, and a glance at four patches less than a whole slide.
+        The estimate is the median of seconds per patch, weighted by the patches of each run. One run on a busy machine
+        changes it little, and a run of four patches less than a run of a whole slide.
         """
         runs = np.array(_runs(self._part("pace").get(key.text)), dtype=np.float64).reshape(-1, 2)
         if not len(runs):
@@ -169,7 +172,7 @@ class SettingsStore:
     # ------------------------------------------------------------ settings
 
     def load_settings(self) -> LoadedSettings:
-        """Return the settings; what is unknown or broken is left at its default and told in one caution."""
+        """Return the settings. Unknown or broken entries keep their default and are named in a notice."""
         content, broken = self._read()
         stored = content.get("settings", {})
         if not isinstance(stored, dict):
@@ -179,12 +182,14 @@ class SettingsStore:
         bad = sorted(set(values) - set(good))
         if not broken and not bad:
             return LoadedSettings(Settings(**good), None)
-        what = f"the settings {', '.join(bad)} are" if bad else "it is"
-        told = f"{what} unknown or broken in {self.path} and left at the default; save the settings to mend the file"
-        return LoadedSettings(Settings(**good), Notice(told, FILE))
+        subject = f"the settings {', '.join(bad)} are" if bad else "it is"
+        message = (
+            f"{subject} unknown or broken in {self.path} and left at the default; save the settings to mend the file"
+        )
+        return LoadedSettings(Settings(**good), Notice(message, FILE))
 
     def save_settings(self, settings: Settings) -> None:
-        """Keep the settings; see `load_settings`."""
+        """Store the settings."""
         with _WRITING:
             content, _ = self._read()
             self._write({**content, "settings": asdict(settings)})
@@ -196,7 +201,7 @@ class SettingsStore:
         return part if isinstance(part, dict) else {}
 
     def _change(self, part: str, key: str, change: Callable[[Any], Any]) -> None:
-        """Read, change one entry, and write the whole again: another process may lose an entry, never the file."""
+        """Read the file, change one entry and write it again. Another process can lose an entry, but not the file."""
         with _WRITING:
             content, _ = self._read()
             old = content.get(part)
@@ -204,7 +209,7 @@ class SettingsStore:
             self._write({**content, part: {**entries, key: change(entries.get(key))}})
 
     def _read(self) -> tuple[dict[str, Any], bool]:
-        """Return the content, and whether there is a file that could not be read as such."""
+        """Return the content, and whether the file exists but is broken."""
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -218,14 +223,14 @@ class SettingsStore:
             write_json(self.path, content)
         except DiskFullError:
             raise
-        except (OSError, ValueError) as error:  # ValueError: a NaN that someone wrote by hand
+        except (OSError, ValueError) as error:  # ValueError: a NaN that was written by hand
             raise ConfigError(
                 f"{self.path} could not be written ({error}); set {FOLDER_VARIABLE} to a folder that you may write to"
             ) from error
 
 
 def default_folder() -> Path:
-    """Return the folder that `FOLDER_VARIABLE` names, else the user's own for this program."""
+    """Return the folder of `FOLDER_VARIABLE`, or the user's configuration folder of this program."""
     import platformdirs
 
     named = os.environ.get(FOLDER_VARIABLE)
@@ -233,7 +238,7 @@ def default_folder() -> Path:
 
 
 def _runs(stored: Any) -> list[list[float]]:
-    """Return the (seconds, patches) pairs among what the file has."""
+    """Return the valid (seconds, patches) pairs of the stored value."""
     if not isinstance(stored, list):
         return []
     return [

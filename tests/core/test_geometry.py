@@ -150,9 +150,9 @@ def test_a_window_of_whole_pixels_covers_its_box(box: BoxLevel0, downsample: flo
 def test_whether_a_window_cuts_pixels_and_lies_within() -> None:
     level = Level(1, 100, 80, 4.0)
     whole = PixelWindow.around(BoxLevel0(8, 4, 80, 40), level)
-    assert whole.whole and whole.within(level) and whole.pixels_inside(level) == 20 * 10
-    assert not PixelWindow.around(BoxLevel0(9, 4, 80, 40), level).whole
-    assert not PixelWindow.around(BoxLevel0(8, 4, 80, 41), level).whole
+    assert whole.cuts_no_pixel and whole.within(level) and whole.pixels_inside(level) == 20 * 10
+    assert not PixelWindow.around(BoxLevel0(9, 4, 80, 40), level).cuts_no_pixel
+    assert not PixelWindow.around(BoxLevel0(8, 4, 80, 41), level).cuts_no_pixel
     beyond = PixelWindow.around(BoxLevel0(360, -8, 80, 40), level)
     assert not beyond.within(level) and beyond.pixels_inside(level) == 10 * 8
     assert PixelWindow.around(BoxLevel0(4000, 0, 80, 40), level).pixels_inside(level) == 0

@@ -36,7 +36,7 @@ def put(memory: SettingsStore, content: object) -> None:
 def test_nothing_is_known_and_nothing_written_at_first(memory: SettingsStore) -> None:
     assert memory.remembered_mpp("f1") is None and memory.expected_seconds(STUDENT, 100) is None
     loaded = memory.load_settings()
-    assert loaded.settings == Settings() and loaded.caution is None
+    assert loaded.settings == Settings() and loaded.notice is None
     assert not memory.path.exists()
 
 
@@ -57,7 +57,7 @@ def test_each_kind_of_memory_leaves_the_others(memory: SettingsStore) -> None:
     assert again.remembered_mpp("f1") == 0.4 and again.remembered_mpp("f2") == 0.3
     assert again.remembered_mpp("f3") is None
     assert again.expected_seconds(STUDENT, 40) == pytest.approx(2.0)
-    assert again.load_settings().settings == OTHER and again.load_settings().caution is None
+    assert again.load_settings().settings == OTHER and again.load_settings().notice is None
 
 
 def test_the_last_answer_for_a_slide_counts(memory: SettingsStore) -> None:
@@ -126,7 +126,7 @@ def test_settings_are_checked_and_broken_ones_ignored_key_by_key(memory: Setting
     put(memory, {"settings": content["settings"] | change | {"brand_new": 1}})
     loaded = memory.load_settings()
     assert loaded.settings == replace(OTHER, **{name: getattr(Settings(), name)})
-    assert loaded.caution is not None and name in loaded.caution.message and "brand_new" in loaded.caution.message
+    assert loaded.notice is not None and name in loaded.caution.message and "brand_new" in loaded.caution.message
 
 
 def test_settings_lie_in_the_file_as_in_version_0_1(memory: SettingsStore) -> None:
@@ -171,14 +171,14 @@ def test_each_setting_of_a_file_is_taken_or_left_by_itself(
         put(memory, {"settings": {name: value, "opacity": 0.125} | ({"opacity": value} if name == "opacity" else {})})
         loaded = memory.load_settings()
         expected = tuple(value) if isinstance(value, list) else value
-        assert loaded.caution is None and getattr(loaded.settings, name) == expected, value
+        assert loaded.notice is None and getattr(loaded.settings, name) == expected, value
     for value in broken:
         put(memory, {"settings": {"icc": True, "live": True, name: value}})
         loaded = memory.load_settings()
         others = {"icc": True, "live": True}
         others.pop(name, None)
         assert loaded.settings == replace(Settings(), **others), value
-        assert loaded.caution is not None and loaded.caution.message == (
+        assert loaded.notice is not None and loaded.caution.message == (
             f"the settings {name} are unknown or broken in {memory.path} and left at the default; "
             "save the settings to mend the file"
         )
@@ -206,12 +206,12 @@ def test_a_broken_setting_is_told_with_what_was_expected(change: dict[str, Any],
 def test_a_broken_file_is_told_once_and_mended_by_the_next_answer(memory: SettingsStore, content: str) -> None:
     put(memory, content)
     loaded = memory.load_settings()
-    assert loaded.settings == Settings() and loaded.caution is not None and FILE in loaded.caution.message
+    assert loaded.settings == Settings() and loaded.notice is not None and FILE in loaded.caution.message
     assert memory.remembered_mpp("f1") is None and memory.expected_seconds(STUDENT, 3) is None
     memory.save_settings(OTHER)
     memory.remember_mpp("f1", 0.4)
     memory.remember_pace(STUDENT, 1.0, 2)
-    assert memory.load_settings().settings == OTHER and memory.load_settings().caution is None
+    assert memory.load_settings().settings == OTHER and memory.load_settings().notice is None
     assert memory.remembered_mpp("f1") == 0.4 and memory.expected_seconds(STUDENT, 4) == pytest.approx(2.0)
 
 

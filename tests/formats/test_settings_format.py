@@ -54,7 +54,7 @@ def test_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_stored_file_is_read() -> None:
     remembered = SettingsStore(STORED / "settings")
     loaded = remembered.load_settings()
-    assert loaded.settings == CHANGED and loaded.caution is None
+    assert loaded.settings == CHANGED and loaded.notice is None
     assert remembered.remembered_mpp(SLIDE) == 0.5 and remembered.remembered_mpp(OTHER) == 0.2527
     assert remembered.expected_seconds(ThroughputKey(BUNDLE, "cpu", "student"), 44) == pytest.approx(0.514)
     assert remembered.expected_seconds(ThroughputKey(BUNDLE, "cpu", "teacher"), 130) == pytest.approx(0.201)
@@ -68,4 +68,4 @@ def test_words_that_a_setting_may_be(tmp_path: Path, setting: str, values: tuple
     for value in values:
         (tmp_path / "remembered.json").write_text(json.dumps({"settings": {setting: value}}), encoding="utf-8")
         loaded = SettingsStore(tmp_path).load_settings()
-        assert getattr(loaded.settings, setting) == value and loaded.caution is None
+        assert getattr(loaded.settings, setting) == value and loaded.notice is None

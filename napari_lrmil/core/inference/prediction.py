@@ -15,7 +15,7 @@ from napari_lrmil.core.metrics.agreement import Agreement, pool_to_lr_grid
 from napari_lrmil.core.patching.grid import NestedGrid
 from napari_lrmil.core.patching.roi import WHOLE_SLIDE, RegionOfInterest
 from napari_lrmil.core.runtimes.select import REFERENCE, RuntimeChoice
-from napari_lrmil.core.slides.tile_reader import ASKED, AUTO, OPENSLIDE, ReaderChoice
+from napari_lrmil.core.slides.tile_reader import AUTO, OPENSLIDE, REQUESTED, ReaderChoice
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Prediction:
     @property
     def reader_asked(self) -> str:
         """The ``--reader`` that reads the slide in the same way."""
-        return OPENSLIDE if self.reader is not None and self.reader.reason == ASKED else AUTO
+        return OPENSLIDE if self.reader is not None and self.reader.reason == REQUESTED else AUTO
 
     @property
     def teacher_patches(self) -> TeacherPatches:

@@ -1,4 +1,4 @@
-"""Pixels of Aperio and generic TIFF slides from the bytes of their JPEG tiles, without a slide library in between.
+"""JPEG tiles of Aperio and generic TIFF slides, decoded directly from the bytes of the file.
 
 `opentile` reads raw tiles too. It would replace about 130 of the 680 lines of tile reading, the search for pages, and
 needs Python 3.12 and libturbojpeg as a system library. The check against OpenSlide, the detection of damaged tiles and
@@ -21,31 +21,31 @@ import numpy as np
 
 from napari_lrmil.core.byte_lru import ByteLru
 from napari_lrmil.core.geometry import Level, PixelWindow
-from napari_lrmil.core.slides.jpeg_decoder import Coding, decode, make_room
+from napari_lrmil.core.slides.jpeg_decoder import Coding, allocate_tile, decode
 from napari_lrmil.core.slides.resampling import Pixels
 
-TILE_BYTES = 64 * 2**20  # of decoded tiles for one slide: two rows of tiles of a slide of 40,000 px across
-_JPEG, _RGB, _YCBCR = 7, 2, 6  # TIFF's numbers of a compression and of two colour spaces
+TILE_BYTES = 64 * 2**20  # decoded tiles of one slide: two rows of tiles of a slide 40,000 px wide
+_JPEG, _RGB, _YCBCR = 7, 2, 6  # TIFF codes: compression, photometric interpretations
 
 TileKey = tuple[int, int, int]  # level, tile, scale
 
 
 class UnsupportedTilingError(Exception):
-    """Why a file is not read tile by tile: a clause for people, without the path."""
+    """A file whose tiles cannot be read directly. The message is a clause that states the reason."""
 
 
 @dataclass(frozen=True, eq=False)
 class Page:
-    """One level's tiles in the file.
+    """Tiles of one level in the file.
 
     Attributes
     ----------
     width, height
-        Of the level in pixels.
+        Size of the level in pixels.
     coding
-        What its tiles share.
+        Properties that all tiles share.
     offsets, counts
-        Where each tile starts and how many bytes it has, row by row. No bytes: nothing was scanned there.
+        Byte offset and byte count of each tile, row by row. A count of 0 means that the area was not scanned.
     """
 
     width: int
@@ -70,8 +70,8 @@ def find_pages(path: Path, levels: Sequence[Level]) -> tuple[Page, ...]:
 
     Raises
     ------
-    UnsuitableError
-        Where a level is not there as JPEG tiles.
+    UnsupportedTilingError
+        If a level is not stored as JPEG tiles.
     """
     import tifffile
 
@@ -81,7 +81,7 @@ def find_pages(path: Path, levels: Sequence[Level]) -> tuple[Page, ...]:
 
 
 def _page_of(level: Level, pages: Sequence[Any]) -> Page:
-    """Return the one page of a level's size; which of two is meant only OpenSlide knows."""
+    """Return the page of a level's size. Two pages of one size are refused: only OpenSlide knows which it uses."""
     fits = [page for page in pages if (page.imagewidth, page.imagelength) == (level.width, level.height)]
     if len(fits) != 1:
         raise UnsupportedTilingError(f"level {level.index} is {len(fits)} tiled pages of the file, not one")
@@ -93,32 +93,33 @@ def _page_of(level: Level, pages: Sequence[Any]) -> Page:
     layout = (page.samplesperpixel, page.bitspersample, page.planarconfig, getattr(page, "imagedepth", 1))
     if page.photometric not in (_RGB, _YCBCR) or layout != (3, 8, 1, 1):
         raise UnsupportedTilingError(f"level {level.index} is not RGB or YCbCr of 8 bits, pixel by pixel")
-    if page.tilewidth % 8 or page.tilelength % 8:  # they could not be reduced
+    if page.tilewidth % 8 or page.tilelength % 8:  # the decoder could not reduce them
         raise UnsupportedTilingError(f"level {level.index} has tiles of {page.tilewidth} x {page.tilelength} px")
     coding = Coding(page.jpegtables, page.photometric == _YCBCR, page.tilewidth, page.tilelength)
-    found = Page(level.width, level.height, coding, page.dataoffsets, page.databytecounts)
-    if not len(found.offsets) == len(found.counts) == found.columns * found.rows:
+    tiles = Page(level.width, level.height, coding, page.dataoffsets, page.databytecounts)
+    if not len(tiles.offsets) == len(tiles.counts) == tiles.columns * tiles.rows:
         raise UnsupportedTilingError(
-            f"level {level.index} has {len(found.counts)} tiles, not {found.columns} x {found.rows}"
+            f"level {level.index} has {len(tiles.counts)} tiles, not {tiles.columns} x {tiles.rows}"
         )
-    return found
+    return tiles
 
 
 class JpegTiles:
-    """An open file of JPEG tiles; reads may come from several threads, but none while it is closed.
+    """Open file of JPEG tiles. Reads are thread-safe, but must not overlap `close`.
 
-    A tile of which a window wants a part only is kept for its neighbours, so that patches on a grid of their own decode
-    each tile once. One that a window uses up is not, so that each thread needs memory for one such tile only.
+    A tile that a window covers in part is cached, because neighbouring windows need the rest of it. Patches on a grid
+    then decode each tile once. A tile that a window covers whole is not cached, and each thread reuses one buffer for
+    such tiles.
 
     Parameters
     ----------
     path, pages
-        The file, and a page for each level.
+        The file, and one page per level.
     sparse_is_white
-        Whether nothing is shown where a tile has no bytes, as OpenSlide does for generic TIFF; it fills such a tile of
-        an Aperio slide from another level.
+        Show tiles without bytes as white, as OpenSlide does for generic TIFF. In Aperio slides OpenSlide fills them
+        from another level.
     max_bytes
-        Of decoded tiles that are kept for the next window.
+        Size of the cache of decoded tiles.
     """
 
     def __init__(
@@ -127,16 +128,23 @@ class JpegTiles:
         self.pages = tuple(pages)
         self._sparse_is_white = sparse_is_white
         self._file = _Bytes(path)
-        self._kept = _TileMemory(max_bytes)
-        self._passing = _Passing()
+        self._cache = _TileCache(max_bytes)
+        self._buffers = _ThreadBuffers()
 
     def read(self, level: int, window: PixelWindow, scale: int = 1) -> Pixels | None:
-        """Return a window of a level, or of what decoding at 1 / `scale` makes of it, white beyond the level.
+        """Return the pixels of a window, white outside the level, or None if OpenSlide has to read one of its tiles.
 
-        None where a tile of it has to be left to OpenSlide.
+        Parameters
+        ----------
+        level
+            Index of the level.
+        window
+            In pixels of the level reduced by `scale`.
+        scale
+            Reduction while decoding: 1, 2, 4 or 8.
         """
         page = self.pages[level]
-        width, height = page.coding.width // scale, page.coding.height // scale  # of a tile
+        width, height = page.coding.width // scale, page.coding.height // scale  # of a decoded tile
         left, right = max(0, window.x), min(page.width // scale, window.x + window.width)
         top, bottom = max(0, window.y), min(page.height // scale, window.y + window.height)
         out = np.empty((window.height, window.width, 3), np.uint8)
@@ -148,28 +156,28 @@ class JpegTiles:
             for column in range(left // width, -(-right // width)):
                 x, y = column * width, row * height
                 inside = left <= x and x + width <= right and top <= y and y + height <= bottom
-                make = partial(self._decode, room=self._room(page.coding) if inside and scale == 1 else None)
-                tile = self._kept.get((level, row * page.columns + column, scale), make, keep=not inside)
+                make = partial(self._decode, buffer=self._buffer(page.coding) if inside and scale == 1 else None)
+                tile = self._cache.get((level, row * page.columns + column, scale), make, keep=not inside)
                 if tile is None:
                     return None
                 x0, x1, y0, y1 = max(left, x), min(right, x + width), max(top, y), min(bottom, y + height)
-                to = out[y0 - window.y : y1 - window.y, x0 - window.x : x1 - window.x]
-                to[...] = tile[y0 - y : y1 - y, x0 - x : x1 - x]
+                target = out[y0 - window.y : y1 - window.y, x0 - window.x : x1 - window.x]
+                target[...] = tile[y0 - y : y1 - y, x0 - x : x1 - x]
         return out
 
     @property
     def pixels_decoded(self) -> int:
-        """Native pixels of the tiles that were decoded, each time they were, whatever they were reduced to."""
-        made = self._kept.made
-        return sum(page.coding.width * page.coding.height * made[level] for level, page in enumerate(self.pages))
+        """Native pixels of all decoded tiles, repeats included, whatever the reduction."""
+        decoded = self._cache.decoded
+        return sum(page.coding.width * page.coding.height * decoded[level] for level, page in enumerate(self.pages))
 
-    def _room(self, coding: Coding) -> Pixels:
-        size, rooms = (coding.width, coding.height), self._passing.rooms
-        if size not in rooms:
-            rooms[size] = make_room(coding)
-        return rooms[size]
+    def _buffer(self, coding: Coding) -> Pixels:
+        size, by_size = (coding.width, coding.height), self._buffers.by_size
+        if size not in by_size:
+            by_size[size] = allocate_tile(coding)
+        return by_size[size]
 
-    def _decode(self, key: TileKey, room: Pixels | None) -> Pixels | None:
+    def _decode(self, key: TileKey, buffer: Pixels | None) -> Pixels | None:
         level, index, scale = key
         page = self.pages[level]
         offset, count = page.offsets[index], page.counts[index]
@@ -177,63 +185,63 @@ class JpegTiles:
             shape = (page.coding.height // scale, page.coding.width // scale, 3)
             return np.full(shape, 255, np.uint8) if self._sparse_is_white else None
         data = self._file.read(offset, count)
-        return decode(data, page.coding, scale, room) if len(data) == count else None
+        return decode(data, page.coding, scale, buffer) if len(data) == count else None
 
     def close(self) -> None:
-        """Give the file and the memory back."""
+        """Close the file and free the cache."""
         self._file.close()
-        self._kept.clear()
+        self._cache.clear()
 
 
-class _Passing(threading.local):
-    """Room for the pixels of a tile that is not kept, for each thread its own."""
+class _ThreadBuffers(threading.local):
+    """One buffer per thread and tile size, for tiles that are not cached."""
 
     def __init__(self) -> None:
-        self.rooms: dict[tuple[int, int], Pixels] = {}
+        self.by_size: dict[tuple[int, int], Pixels] = {}
 
 
 class _Bytes:
-    """Bytes of a file by position, for several threads at once where the system can do that."""
+    """Bytes of a file by position, for concurrent threads. Windows reads one at a time."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         self._lock = threading.Lock()
-        self.close = weakref.finalize(self, os.close, self._file)  # a slide that nobody closes gives its file back too
+        self.close = weakref.finalize(self, os.close, self._file)  # closes the file of a slide that is never closed
 
     def read(self, offset: int, count: int) -> bytes:
         """Return `count` bytes, or fewer at the end of the file."""
         if hasattr(os, "pread"):
             return os.pread(self._file, count, offset)
-        with self._lock:  # Windows has one position for all
+        with self._lock:  # Windows has no pread: all threads share one position
             os.lseek(self._file, offset, os.SEEK_SET)
             return os.read(self._file, count)
 
 
-class _TileMemory:
-    """The most recently used tiles; one that several threads want is made by the first and waited for by the others."""
+class _TileCache:
+    """Least-recently-used cache of tiles. If several threads need a tile, one decodes it and the others wait."""
 
     def __init__(self, max_bytes: int) -> None:
-        self.made: Counter[int] = Counter()  # level -> tiles
+        self.decoded: Counter[int] = Counter()  # level -> number of tiles
         self._tiles: ByteLru[TileKey, Pixels] = ByteLru(max_bytes)
-        self._making: set[TileKey] = set()
+        self._in_progress: set[TileKey] = set()
         self._state = threading.Condition()
 
     def get(self, key: TileKey, make: Callable[[TileKey], Pixels | None], *, keep: bool) -> Pixels | None:
-        """Return a tile, made where it is not there, and kept where `keep` says that a next window may want it."""
+        """Return a tile, decoded by `make` if it is not cached. `keep` caches it for later windows."""
         with self._state:
-            self._state.wait_for(lambda: key not in self._making)
+            self._state.wait_for(lambda: key not in self._in_progress)
             tile = self._tiles.get(key)
             if tile is not None:
                 return tile
-            self._making.add(key)
+            self._in_progress.add(key)
         try:
             tile = make(key)
             if tile is not None and keep:
                 self._tiles.put(key, tile)
         finally:
             with self._state:
-                self._making.discard(key)
-                self.made[key[0]] += tile is not None
+                self._in_progress.discard(key)
+                self.decoded[key[0]] += tile is not None
                 self._state.notify_all()
         return tile
 

@@ -1,4 +1,7 @@
-"""An offer for a slide that states no resolution: micrometres per pixel from the size of its nuclei. Never believed."""
+"""Estimate of µm per pixel from nuclear size, for slides without resolution metadata.
+
+It is only a suggestion: the user has to confirm it.
+"""
 
 from __future__ import annotations
 
@@ -14,36 +17,36 @@ from napari_lrmil.core.slides.slide import Pixels, Slide
 
 Field = NDArray[np.float32]  # (height, width)
 
-NUCLEUS_UM = 5.2  # across, as `diameters_um` measures it; see `estimate_mpp`
-ERROR_FACTOR = 1.4  # by which an estimate may well be off, up and down; see `estimate_mpp`
+NUCLEUS_UM = 5.2  # diameter, as `diameters_um` measures it; see `estimate_mpp`
+ERROR_FACTOR = 1.4  # likely error of an estimate, up and down; see `estimate_mpp`
 NOMINAL = (0.25, 0.5)  # 40x and 20x
-ASSUMED_MPP = tuple(0.125 * math.sqrt(2) ** i for i in range(7))  # 0.125 to 1: beyond, nuclei are dots
+ASSUMED_MPP = tuple(0.125 * math.sqrt(2) ** i for i in range(7))  # 0.125 to 1; at coarser resolutions nuclei are dots
 ENOUGH_NUCLEI = 50
-FIELDS, FIELD_PX = 4, 1024  # how many are read, and about how many level-0 pixels along a side each has
-OVERVIEW_PX = 1024  # along the longer side of the overview that the fields are chosen from
-DARKEST = 60.0  # mean grey level below which it is no stained section on a light ground
-BLACKEST = 10  # grey level that darker channels are lifted to
-FAINTEST = 0.006  # haematoxylin, as `haematoxylin` measures it, that a field needs on average; clean glass has 0.004
+FIELDS, FIELD_PX = 4, 1024  # number of fields to read, and the approximate side of each in level-0 pixels
+OVERVIEW_PX = 1024  # longer side of the overview from which the fields are chosen
+DARKEST = 60.0  # mean grey level; darker fields are not a stained section on a light ground
+BLACKEST = 10  # grey level to which darker channels are raised
+FAINTEST = 0.006  # mean haematoxylin that a field needs, as `haematoxylin` measures it; clean glass has 0.004
 
-WORKING_MPP = 0.5  # to which a field is brought under an assumed resolution
-SMOOTH_UM, GROUND_UM = 0.4, 8.0  # sd of the Gaussians that take away grain, and the tissue around a nucleus
-OPENING_UM = 0.75  # radius of the disc that cuts nuclei apart
+WORKING_MPP = 0.5  # resolution to which a field is resized under an assumed resolution
+SMOOTH_UM, GROUND_UM = 0.4, 8.0  # sd of the Gaussians that remove grain and the surrounding tissue
+OPENING_UM = 0.75  # radius of the disc that separates touching nuclei
 SMALLEST_UM, LARGEST_UM = 2.0, 25.0
-SOLID = 0.88  # area over that of the convex hull; less is a clump
+SOLID = 0.88  # area divided by that of the convex hull; a smaller value is a clump
 
 
 @dataclass(frozen=True)
 class MppEstimate:
-    """What nuclear size says of a slide's resolution.
+    """Resolution of a slide as estimated from nuclear size.
 
     Attributes
     ----------
     mpp
-        Micrometres per level-0 pixel.
+        µm per level-0 pixel.
     low, high
-        Between which it most likely lies; they are a factor 2 apart.
+        Likely range, a factor of 2 wide.
     nuclei
-        How many were measured.
+        Number of measured nuclei.
     """
 
     mpp: float
@@ -53,38 +56,39 @@ class MppEstimate:
 
     @property
     def nominal(self) -> float | None:
-        """The nominal resolution, 0.25 or 0.5, that lies nearest and within `low` and `high`; None where none does."""
-        near = min(NOMINAL, key=lambda value: abs(math.log(value / self.mpp)))
-        return near if self.low <= near <= self.high else None
+        """Nearest nominal resolution, 0.25 or 0.5, or None if it lies outside `low` to `high`."""
+        nearest = min(NOMINAL, key=lambda value: abs(math.log(value / self.mpp)))
+        return nearest if self.low <= nearest <= self.high else None
 
 
 def estimate_mpp(slide: Slide) -> MppEstimate | None:
-    """Return µm per level-0 pixel by the size of nuclei, or None where too few are found. Asks for no resolution.
+    """Estimate µm per level-0 pixel from the size of nuclei. Return None if too few nuclei are detected.
 
-    A diameter depends on the scale at which nuclei are looked for, and that scale on the resolution. So fields are
-    segmented under several assumed resolutions, and the one under which nuclei come out at `NUCLEUS_UM` is returned.
+    The slide's stated resolution is not used. A measured diameter depends on the scale of the segmentation, and that
+    scale depends on the resolution. Fields are therefore segmented under several assumed resolutions. The result is the
+    one at which nuclei have a diameter of `NUCLEUS_UM`.
 
-    Nuclei of routine sections are taken to be alike. Those outlined by hand in two breast fields (MoNuSeg, Kumar et
-    al., IEEE Trans. Med. Imaging 36, 2017) have a median equivalent diameter of 5.4 and 6.0 µm. What our threshold
-    leaves of a nucleus is less: 5.2 µm, chosen so that breast at 0.25, colon at 0.62 and CMU-1 at 0.5 µm agree.
-    Estimate over truth was then 0.87 and 0.95 for breast, 1.14 to 1.19 for CMU-1, and for twelve sets of colon fields
-    0.96 to 1.31, once 1.53, once none. Phantoms, whose nuclei are larger than most, come out at 0.64 to 0.79.
+    The method assumes that nuclei of routine sections are alike. Nuclei outlined by hand in two breast fields (MoNuSeg,
+    Kumar et al., IEEE Trans. Med. Imaging 36, 2017) have a median equivalent diameter of 5.4 and 6.0 µm. Thresholding
+    keeps less of a nucleus: 5.2 µm, chosen so that breast at 0.25, colon at 0.62 and CMU-1 at 0.5 µm agree. The ratio
+    of estimate to truth was then 0.87 and 0.95 for breast and 1.14 to 1.19 for CMU-1. For twelve sets of colon fields it
+    was 0.96 to 1.31, once 1.53, and once there was no estimate. Phantoms have larger nuclei: 0.64 to 0.79.
     """
     fields = [haematoxylin(slide.read(box, (round(box.width), round(box.height)))) for box in choose_fields(slide)]
     return estimate_of(fields) if fields else None
 
 
 def estimate_of(fields: list[Field]) -> MppEstimate | None:
-    """Return the estimate from fields of haematoxylin at level 0; see `estimate_mpp`."""
+    """Return the estimate from (height, width) fields of haematoxylin at level 0; see `estimate_mpp`."""
     low, high = -1, len(ASSUMED_MPP)
-    found: dict[int, _Typical] = {}
-    while high - low > 1:  # the diameter in µm grows with the assumed resolution: halve the span
+    nuclei: dict[int, _Typical] = {}
+    while high - low > 1:  # bisection: the diameter in µm grows with the assumed resolution
         middle = (low + high) // 2
-        found[middle] = _typical(fields, ASSUMED_MPP[middle])
-        low, high = (low, middle) if found[middle].um > NUCLEUS_UM else (middle, high)
-    if low not in found or high not in found:
-        return None  # finer or coarser than any that was assumed
-    below, above = found[low], found[high]
+        nuclei[middle] = _typical(fields, ASSUMED_MPP[middle])
+        low, high = (low, middle) if nuclei[middle].um > NUCLEUS_UM else (middle, high)
+    if low not in nuclei or high not in nuclei:
+        return None  # finer or coarser than every assumed resolution
+    below, above = nuclei[low], nuclei[high]
     if min(below.nuclei, above.nuclei) < ENOUGH_NUCLEI or not below.um <= NUCLEUS_UM < above.um:
         return None
     share = math.log(NUCLEUS_UM / below.um) / math.log(above.um / below.um)
@@ -96,7 +100,7 @@ def estimate_of(fields: list[Field]) -> MppEstimate | None:
 
 
 def choose_fields(slide: Slide) -> list[BoxLevel0]:
-    """Return up to `FIELDS` fields of level 0, richest in haematoxylin first: parts of a slide cut evenly."""
+    """Return up to `FIELDS` fields of an even division of level 0, the richest in haematoxylin first."""
     bounds = slide.bounds
     overview = _overview(slide)
     rows, columns = (max(1, round(length / FIELD_PX)) for length in (bounds.height, bounds.width))
@@ -116,7 +120,7 @@ def choose_fields(slide: Slide) -> list[BoxLevel0]:
 
 
 def _overview(slide: Slide) -> Pixels:
-    """Return the scanned part of `slide` on `OVERVIEW_PX` pixels along its longer side, or as it is where smaller."""
+    """Return (height, width, 3) pixels of the scanned area, with at most `OVERVIEW_PX` pixels on the longer side."""
     bounds = slide.bounds
     shrink = max(1.0, max(bounds.width, bounds.height) / OVERVIEW_PX)
     size = (max(1, round(bounds.width / shrink)), max(1, round(bounds.height / shrink)))
@@ -127,7 +131,7 @@ def _overview(slide: Slide) -> Pixels:
 
 
 def _part_means(image: NDArray[np.floating], rows: int, columns: int) -> NDArray[np.float64]:
-    """Return (rows, columns): the mean of each part of an image that is cut evenly into as many."""
+    """Return (rows, columns) means of the parts of an evenly divided image."""
     edges = [
         np.minimum(np.linspace(0, length, parts + 1).astype(int)[:-1], length - 1)
         for length, parts in zip(image.shape, (rows, columns), strict=True)
@@ -140,9 +144,9 @@ def _part_means(image: NDArray[np.floating], rows: int, columns: int) -> NDArray
 
 
 def haematoxylin(pixels: Pixels) -> Field:
-    """Return (height, width) amounts of haematoxylin, by Ruifrok and Johnston's colours.
+    """Return (height, width) amounts of haematoxylin (Ruifrok and Johnston, Anal. Quant. Cytol. Histol. 23, 2001).
 
-    Channels are kept off zero: the logarithm of one black pixel would outweigh a field of nuclei.
+    Channels are raised to `BLACKEST`, because the logarithm of one black pixel would outweigh a field of nuclei.
     """
     from skimage.color import rgb2hed
 
@@ -154,25 +158,25 @@ def haematoxylin(pixels: Pixels) -> Field:
 
 @dataclass(frozen=True)
 class _Typical:
-    """Diameter in µm of the typical nucleus under an assumed resolution, and how many were measured."""
+    """Diameter in µm of the typical nucleus under an assumed resolution, and the number of measured nuclei."""
 
     um: float
     nuclei: int
 
 
 def _typical(fields: list[Field], mpp: float) -> _Typical:
-    found = np.sort(np.concatenate([diameters_um(field, mpp) for field in fields]))
-    return _Typical(_weighted_median(found) if len(found) else 0.0, len(found))
+    diameters = np.sort(np.concatenate([diameters_um(field, mpp) for field in fields]))
+    return _Typical(_weighted_median(diameters) if len(diameters) else 0.0, len(diameters))
 
 
 def _weighted_median(diameters: NDArray[np.float64]) -> float:
-    """Return the median of sorted diameters, each weighing as much as it is wide: crumbs of chromatin are many."""
+    """Return the median of sorted diameters, weighted by diameter, so that many small fragments count little."""
     weight = np.cumsum(diameters)
     return float(diameters[np.searchsorted(weight, weight[-1] / 2)])
 
 
 def diameters_um(field: Field, mpp: float) -> NDArray[np.float64]:
-    """Return the equivalent diameters of the nuclei in a field of haematoxylin, were its pixels `mpp` µm wide."""
+    """Return equivalent diameters in µm of the nuclei in a (height, width) field, if its pixels are `mpp` µm wide."""
     from skimage.measure import label, regionprops_table
     from skimage.morphology import remove_small_objects
 
@@ -180,8 +184,8 @@ def diameters_um(field: Field, mpp: float) -> NDArray[np.float64]:
     blobs = remove_small_objects(_nuclear(_resized(field, mpp / WORKING_MPP)), max_size=smallest)
     table = regionprops_table(label(blobs), properties=("area", "solidity"))
     diameter = np.asarray(2 * WORKING_MPP * np.sqrt(table["area"] / math.pi), dtype=np.float64)
-    whole = np.asarray(table["solidity"] > SOLID) & (diameter < LARGEST_UM)
-    return np.asarray(diameter[whole])
+    is_single = np.asarray(table["solidity"] > SOLID) & (diameter < LARGEST_UM)
+    return np.asarray(diameter[is_single])
 
 
 def _resized(field: Field, factor: float) -> Field:
@@ -190,14 +194,14 @@ def _resized(field: Field, factor: float) -> Field:
 
 
 def _nuclear(field: Field) -> NDArray[np.bool_]:
-    """Return where there is more haematoxylin than around, at `WORKING_MPP`, with nuclei that touch cut apart."""
+    """Return the mask of pixels with more haematoxylin than their surroundings, with touching nuclei separated."""
     from scipy.ndimage import binary_fill_holes, binary_opening, gaussian_filter
     from skimage.filters import threshold_otsu
     from skimage.morphology import disk
 
     smooth = gaussian_filter(field, SMOOTH_UM / WORKING_MPP)
     rise = smooth - gaussian_filter(smooth, GROUND_UM / WORKING_MPP, truncate=2.5)
-    usual = rise.clip(*np.percentile(rise, (0.5, 99.5)))  # ink and dirt must not set the threshold
+    usual = rise.clip(*np.percentile(rise, (0.5, 99.5)))  # clip ink and dirt, which would shift the threshold
     mask = binary_fill_holes(rise > threshold_otsu(usual)) if np.ptp(usual) > 0 else np.zeros(rise.shape, dtype=bool)
-    opened: NDArray[np.bool_] = binary_opening(mask, disk(round(OPENING_UM / WORKING_MPP)))
-    return opened
+    nuclei: NDArray[np.bool_] = binary_opening(mask, disk(round(OPENING_UM / WORKING_MPP)))
+    return nuclei

@@ -1,4 +1,4 @@
-"""A slide file as OpenSlide opens it, or as a test pretends that it does."""
+"""Handle of a slide file: OpenSlide's, or one with the same interface for tests and arrays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ColourProfile(Protocol):
 
 
 class Handle(Protocol):
-    """The part of ``openslide.OpenSlide`` that a `Slide` needs; OpenSlide documents it, tests pass their own."""
+    """The part of ``openslide.OpenSlide`` that a `Slide` needs. OpenSlide documents the members."""
 
     @property
     def dimensions(self) -> tuple[int, int]: ...  # noqa: D102
@@ -40,60 +40,66 @@ class Handle(Protocol):
 Opener = Callable[[Path], Handle]
 DICOM = ".dcm"
 SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".tif", ".tiff", DICOM)
-CACHE_BYTES = 64 * 2**20  # of decoded tiles, for all open slides together
+CACHE_BYTES = 64 * 2**20  # decoded tiles of all open slides together
 
 
 def open_with_openslide(path: Path) -> Handle:
-    """Return an open slide; what OpenSlide raises passes through."""
+    """Return an open slide. Errors of OpenSlide pass through.
+
+    Raises
+    ------
+    SlideError
+        If the file is missing, empty or not readable.
+    """
     import openslide
 
-    if not path.exists():  # another opener may need no file
+    if not path.exists():  # checked here, as other openers need no file
         raise SlideError(path, "there is no such file; check the path")
     _require_content(path)
     handle = openslide.OpenSlide(slide_file(path))
     handle.set_cache(_shared_cache())
-    opened: Handle = handle
-    return opened
+    slide_handle: Handle = handle
+    return slide_handle
 
 
 def _require_content(path: Path) -> None:
-    """Raise `SlideError` for a file that may not be read, or is empty: OpenSlide calls both an unsupported format."""
+    """Raise `SlideError` for an unreadable or empty file, which OpenSlide reports as an unsupported format."""
     if path.is_dir():
         return
     try:
         with path.open("rb") as file:
             first = file.read(1)
     except PermissionError as error:
-        raise SlideError(path, "it may not be read (permission denied); ask whoever owns it") from error
+        raise SlideError(path, "the file cannot be read (permission denied); ask its owner for access") from error
     if not first:
         raise SlideError(path, "the file is empty (0 bytes); copy it again from its source")
 
 
 @lru_cache(maxsize=1)
 def _shared_cache() -> Any:
-    """Return the one cache of decoded tiles; a cache for each handle would make memory grow with the slides open."""
+    """Return the cache that all handles share. One cache per handle would grow with the number of open slides."""
     import openslide
 
     return openslide.OpenSlideCache(CACHE_BYTES)
 
 
 def has_slide_ending(path: Path) -> bool:
-    """Return whether a path ends as a slide file does; napari.yaml lists the same endings."""
+    """Return whether a path has the ending of a slide file. napari.yaml lists the same endings."""
     return path.suffix.lower() in SLIDE_ENDINGS
 
 
 def dicom_files(folder: Path) -> list[Path]:
-    """Return the DICOM files of a folder, sorted; a folder that holds any is one slide."""
+    """Return the sorted DICOM files of a folder. A folder with DICOM files is one slide."""
     return sorted(path for path in folder.glob("*") if path.suffix.lower() == DICOM)
 
 
 def slide_file(path: Path) -> Path:
-    """Return the file to open: `path` itself, or any DICOM file of a folder (OpenSlide finds the rest).
+    """Return the file to open: `path` itself, or one DICOM file of a folder (OpenSlide adds the rest).
 
     Raises
     ------
     SlideError
-        Where a folder holds no DICOM file.
+        If a folder has no DICOM file.
     """
     if not path.is_dir():
         return path

@@ -1,7 +1,7 @@
-"""Pixels in memory: RGB on white, and exact means over areas.
+"""Pixel operations: compositing on white, and exact area averages.
 
-Areas are averaged here because a window may begin and end within a pixel: `cv2.resize` has no such window, and Pillow's
-box filter rounds it to whole pixels (docs/explanation/decisions.md).
+A window can begin and end within a pixel. `cv2.resize` has no such window, and Pillow's box filter rounds it to whole
+pixels (docs/explanation/decisions.md).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Pixels = NDArray[np.uint8]  # (height, width, 3), RGB
 
 
 class Within(Protocol):
-    """Where a wanted box lies in an array of pixels, in those pixels and not rounded: `geometry`'s windows know."""
+    """Position of a box within an array, in fractions of its pixels; the windows of `geometry` provide it."""
 
     @property
     def left(self) -> float: ...  # noqa: D102
@@ -30,7 +30,7 @@ class Within(Protocol):
 
 
 def composite_on_white(image: Image.Image) -> Pixels:
-    """Return RGB pixels with transparent ones shown on white, as a slide on a light box."""
+    """Return (height, width, 3) RGB pixels with transparent areas blended to white."""
     pixels = np.asarray(image)
     if pixels.shape[-1] == 3:
         return pixels
@@ -42,29 +42,44 @@ def composite_on_white(image: Image.Image) -> Pixels:
 
 
 def area_average(pixels: Pixels, window: Within, size: tuple[int, int]) -> Pixels:
-    """Return the wanted box of a window, every output pixel the exact mean over its area of the window's pixels."""
+    """Return the box of a window at a size. Each output pixel is the exact mean of the area that it covers.
+
+    Parameters
+    ----------
+    pixels
+        (H, W, 3) uint8, the pixels of the window.
+    window
+        Position of the box within `pixels`.
+    size
+        Width and height of the result.
+
+    Returns
+    -------
+    ndarray
+        (height, width, 3) uint8.
+    """
     height, width = pixels.shape[:2]
     across = _weights(window.left, window.right, size[0], width)
     down = _weights(window.top, window.bottom, size[1], height)
     if across is None and down is None:
         x, y = round(window.left), round(window.top)
         return np.ascontiguousarray(pixels[y : y + size[1], x : x + size[0]])
-    down = down if down is not None else _exact(round(window.top), size[1], height)
-    across = across if across is not None else _exact(round(window.left), size[0], width)
+    down = down if down is not None else _identity_weights(round(window.top), size[1], height)
+    across = across if across is not None else _identity_weights(round(window.left), size[0], width)
     rows = down @ pixels.reshape(height, -1).astype(np.float32)  # (size[1], width * 3)
-    both = across @ _turned(rows)  # (size[0], size[1] * 3), of shares that sum to 1: nothing beyond 0 and 255
-    turned: Pixels = _turned(np.rint(both, out=both).astype(np.uint8)).reshape(size[1], size[0], 3)
-    return turned
+    both = across @ _transpose_rgb(rows)  # (size[0], size[1] * 3); shares sum to 1, so values stay within 0 to 255
+    averaged: Pixels = _transpose_rgb(np.rint(both, out=both).astype(np.uint8)).reshape(size[1], size[0], 3)
+    return averaged
 
 
-def _turned(pixels: NDArray[Any]) -> NDArray[Any]:
-    """Return (height, width * 3) as (width, height * 3); three colours are moved as one thing, at twice the speed."""
+def _transpose_rgb(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Return (height, width * 3) as (width, height * 3). Moving the three colours as one item is twice as fast."""
     return np.ascontiguousarray(pixels.view(f"V{3 * pixels.itemsize}").T).view(pixels.dtype)
 
 
 @lru_cache(maxsize=64)
 def _weights(start: float, stop: float, n_out: int, n_in: int) -> Any | None:
-    """Return a sparse (n_out, n_in) matrix of area shares; None where pixels map one to one."""
+    """Return a sparse (n_out, n_in) matrix of area shares, or None if pixels map one to one."""
     step = (stop - start) / n_out
     if abs(step - 1) * n_out < 1e-3 and abs(start - round(start)) < 1e-3 and round(start) + n_out <= n_in:
         return None
@@ -79,11 +94,11 @@ def _area_matrix(edges: NDArray[np.float64], n_in: int) -> Any:
     column = first[:, None] + np.arange(reach)  # (n_out, reach)
     low = np.maximum(edges[:-1, None], column)
     share = np.clip(np.minimum(edges[1:, None], column + 1) - low, 0, None)
-    column = column.clip(0, n_in - 1)  # rounding may leave a share of 1e-9 past the end
+    column = column.clip(0, n_in - 1)  # rounding can leave a share of 1e-9 past the end
     row = np.repeat(np.arange(len(first)), reach)
     share = share / share.sum(axis=1, keepdims=True)
     return csr_array((share.ravel().astype(np.float32), (row, column.ravel())), shape=(len(first), n_in))
 
 
-def _exact(start: int, n_out: int, n_in: int) -> Any:
+def _identity_weights(start: int, n_out: int, n_in: int) -> Any:
     return _area_matrix(np.arange(start, start + n_out + 1, dtype=np.float64), n_in)

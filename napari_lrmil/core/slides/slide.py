@@ -1,4 +1,4 @@
-"""A slide: its resolution and where that came from, and pixels of any region at any resolution."""
+"""Whole-slide image: resolution with its source, and pixels of any region at any resolution."""
 
 from __future__ import annotations
 
@@ -28,43 +28,51 @@ from napari_lrmil.core.geometry import (
     choose_scale,
 )
 from napari_lrmil.core.slides.openslide_handle import Handle, Opener, open_with_openslide, slide_file
-from napari_lrmil.core.slides.resampling import Pixels as Pixels  # the name that a slide's readers know it by
+from napari_lrmil.core.slides.resampling import Pixels as Pixels  # re-exported: the type of every read
 from napari_lrmil.core.slides.resampling import area_average, composite_on_white
 from napari_lrmil.core.slides.resolution import find_mpp, mpp_warnings, number
-from napari_lrmil.core.slides.tile_reader import ASKED, AUTO, OPENSLIDE, TILES, ReaderChoice, TileReader, require_reader
+from napari_lrmil.core.slides.tile_reader import (
+    AUTO,
+    OPENSLIDE,
+    REQUESTED,
+    TILES,
+    ReaderChoice,
+    TileReader,
+    require_reader,
+)
 
 logger = logging.getLogger(__name__)
 
-BLOCK_PX = 1024  # native pixels along a side of one read of an overview: memory of this size is used again and again
+BLOCK_PX = 1024  # side of one read of an overview, native pixels; buffers of this size are reused by malloc
 FINGERPRINT_BYTES = 1 << 20  # read from each end of a file that has no quick hash
-UNIT = Mpp(1.0, 1.0)  # to choose by level-0 pixels in place of µm
+UNIT = Mpp(1.0, 1.0)  # chooses levels by level-0 pixels instead of µm
 
 
 class Slide:
-    """An open slide. Use it in a ``with``; reads may come from several threads; a pickled slide opens again by itself.
+    """An open slide and a context manager. Reads are thread-safe. A pickled slide reopens on its first read.
 
     Parameters
     ----------
     path
-        A file that OpenSlide knows, or a folder that holds one DICOM slide.
+        A file that OpenSlide can open, or a folder that holds one DICOM slide.
     mpp
-        Micrometres per level-0 pixel, believed above anything that the file says.
+        µm per level-0 pixel. It overrides the file.
     remembered
-        Fingerprint -> what the user said of that slide earlier (`Remembered.remembered_mpp`); asked only where neither
-        `mpp` nor the file tells the resolution.
+        Returns the resolution that the user gave earlier for a fingerprint (`SettingsStore.remembered_mpp`). It is
+        called only if neither `mpp` nor the file states the resolution.
     opener
-        Replaces OpenSlide, for tests and for arrays; then nothing else reads the file.
+        Replaces OpenSlide, for tests and for arrays. Nothing else reads the file then.
     reader
-        ``auto`` reads from the file's JPEG tiles where these prove to be what OpenSlide shows, and else by OpenSlide;
-        ``openslide`` and ``tiles`` insist on one. `Slide.reader` tells what became of it. A damaged tile is OpenSlide's
-        to judge in any case.
+        ``auto`` reads the file's JPEG tiles if they prove to be OpenSlide's pixels, and else calls OpenSlide.
+        ``openslide`` and ``tiles`` insist on one. `Slide.reader` states the outcome. OpenSlide always handles damaged
+        tiles.
 
     Raises
     ------
     SlideError
-        Where the file is missing, or OpenSlide cannot read it.
+        If the file is missing, or OpenSlide cannot read it.
     ConfigError
-        Where there is no such reader.
+        If the reader is unknown.
     """
 
     def __init__(
@@ -85,15 +93,15 @@ class Slide:
         self._reads = 0
         self._closed = False
         self._handle: Handle | None = None
-        self.pixels_decoded = 0  # native pixels asked of the file so far, by whichever reader: the unit of reading cost
+        self.pixels_decoded = 0  # native pixels requested so far from either reader: the unit of reading cost
         with self._open() as handle:
             self.properties = dict(handle.properties)
             self.levels = _levels(handle)
             self.associated = tuple(handle.associated_images)
             self.bounds = _bounds(self.properties, self.levels[0])
-            asked = (lambda: remembered(self.fingerprint)) if remembered is not None else None
-            self._mpp = find_mpp(self.properties, override=mpp, remembered=asked)
-        refused = ASKED if reader == OPENSLIDE else "the slide does not come from a file" if opener else None
+            recall = (lambda: remembered(self.fingerprint)) if remembered is not None else None
+            self._mpp = find_mpp(self.properties, override=mpp, remembered=recall)
+        refused = REQUESTED if reader == OPENSLIDE else "the slide does not come from a file" if opener else None
         self._tiles = TileReader(self.path, self.levels, self.vendor, self._opener, refused)
         logger.debug("%s: opened, %s, %d levels", self.path, self.vendor, len(self.levels))
 
@@ -101,7 +109,7 @@ class Slide:
 
     @property
     def name(self) -> str:
-        """The file's name without its ending; a folder's whole name, which may be a DICOM number full of dots."""
+        """File name without its ending. For a folder the full name, as DICOM numbers contain dots."""
         return self.path.name if self.path.is_dir() else self.path.stem
 
     @property
@@ -126,12 +134,12 @@ class Slide:
 
     @property
     def mpp(self) -> Mpp:
-        """Micrometres per level-0 pixel and their source.
+        """µm per level-0 pixel, and where the value comes from.
 
         Raises
         ------
         ResolutionError
-            Where neither the caller nor the file says it.
+            If neither the caller nor the file states it.
         """
         if self._mpp is None:
             raise ResolutionError(
@@ -143,57 +151,75 @@ class Slide:
 
     @property
     def objective_power(self) -> float | None:
-        """The objective's magnification, where the file states it."""
+        """Magnification of the objective, if the file states it."""
         return number(self.properties.get("openslide.objective-power"))
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Sentences about a resolution that deserves a second look."""
+        """Warnings about an implausible or contradictory resolution."""
         return () if self._mpp is None else mpp_warnings(self._mpp, find_mpp(self.properties))
 
     @property
     def fingerprint(self) -> str:
-        """A short hash that tells this slide from others; OpenSlide's quick hash where the format has one."""
+        """Short hash that identifies the slide: OpenSlide's quick hash, or a hash of both ends of the file."""
         quick = self.properties.get("openslide.quickhash-1")
         return quick[:32] if quick else _file_hash(self.path)
 
     @property
     def icc_profile(self) -> bytes | None:
-        """The ICC profile that the scanner left in the file, where there is one."""
+        """ICC profile of the scanner, if the file has one."""
         with self._reading() as handle:
             profile = handle.color_profile
             return None if profile is None else profile.tobytes()
 
     @property
     def reader(self) -> ReaderChoice:
-        """How pixels have been read so far, and why; before anything was read, how they will be."""
+        """Reader in use and the reason for it. Before the first read it is chosen now."""
         with self._reading():
             return self._tiles.choice
 
     @property
     def tile_pixels_decoded(self) -> int:
-        """Native pixels of the tiles decoded so far: whole ones, each time they were, those for comparisons included.
+        """Native pixels of all tiles decoded so far, comparisons and repeats included.
 
-        More than `pixels_decoded` where patches cut tiles. 0 where OpenSlide reads, which decodes whole tiles as well
-        but tells nobody how many.
+        It exceeds `pixels_decoded` if patches cut tiles. It is 0 if OpenSlide reads: OpenSlide decodes whole tiles too,
+        but does not report how many.
         """
         return self._tiles.pixels_decoded
 
     # ------------------------------------------------------------ pixels
 
     def read(self, box: BoxLevel0, size: tuple[int, int]) -> Pixels:
-        """Return the pixels of `box`, area-averaged to `size` (width, height), white where there is no slide.
+        """Return the pixels of `box`, area-averaged to `size` and white outside the slide.
 
-        The level is the coarsest that is fine enough for the resolution that `box` and `size` imply. Nothing is
-        rounded to whole pixels of that level: fractions at the edges weigh as the fractions they are.
+        The coarsest level that is fine enough for the result is read. `box` is not rounded to whole pixels of that
+        level: pixels at its edges count by the fraction that lies inside.
+
+        Parameters
+        ----------
+        box
+            Area in level-0 pixels.
+        size
+            Width and height of the result in pixels.
+
+        Returns
+        -------
+        ndarray
+            (height, width, 3) uint8.
+
+        Raises
+        ------
+        SlideError
+            If the file is damaged or the slide is closed.
         """
         return self._averaged(box, size, self._finest_needed(box.width, box.height, size))
 
     def read_patches(self, corners: Int64, size_level0: tuple[int, int], patch_px: int) -> NDArray[np.uint8]:
-        """Return (N, patch_px, patch_px, 3) pixels of boxes of one size, for a network to look at.
+        """Return (N, patch_px, patch_px, 3) uint8 pixels of boxes of one size, as input of a network.
 
-        As `read`, but where the file lacks a level that is coarse enough, and no pixel would be cut, its JPEG tiles may
-        be reduced while they are decoded: faster than averaging and not quite the same, see `jpegstream.decode`.
+        Like `read`. If the file lacks a level that is coarse enough, and no pixel would be cut, JPEG tiles may be
+        reduced while they are decoded. That is faster than averaging, with slightly different values: see
+        `jpeg_decoder.decode`.
 
         Parameters
         ----------
@@ -213,12 +239,12 @@ class Slide:
         return out
 
     def read_blocks(self, box: BoxLevel0, size: tuple[int, int]) -> Iterator[tuple[slice, slice, Pixels]]:
-        """Yield `box` at `size` (width, height) in blocks as (rows, columns, pixels); see `read`.
+        """Yield `box` at `size` (width, height) in blocks of (rows, columns, pixels); see `read`.
 
-        A block asks the file for about `BLOCK_PX` pixels a side at most, so that memory does not grow with the slide,
-        nor where coarse levels are missing.
+        A block covers at most about `BLOCK_PX` native pixels a side. Memory therefore grows neither with the slide nor
+        with missing coarse levels.
         """
-        across, down = box.width / size[0], box.height / size[1]  # level-0 pixels to one of the result
+        across, down = box.width / size[0], box.height / size[1]  # level-0 pixels per pixel of the result
         level = self._finest_needed(box.width, box.height, size)
         step = max(1, int(BLOCK_PX * level.downsample / max(across, down)))
         for y in range(0, size[1], step):
@@ -233,14 +259,17 @@ class Slide:
         return self.read(box, box.size_at(mpp, self.mpp))
 
     def read_level(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
-        """Return a rectangle given in whole pixels of one level, as the screen wants it."""
+        """Return (height, width, 3) pixels of a rectangle in whole pixels of one level, for display."""
         downsample = self.levels[level].downsample
         box = BoxLevel0(x * downsample, y * downsample, width * downsample, height * downsample)
         window = OpenSlideWindow.around(box, self.levels[level])
         return area_average(self._read_window(window), window, (width, height))
 
     def associated_image(self, name: str) -> Pixels:
-        """Return one of `associated`, for a person who asked to see it: labels carry names, so nothing may save it."""
+        """Return one of `associated` for display on request.
+
+        Labels carry patient names, so callers must not save it.
+        """
         with self._reading() as handle:
             images = handle.associated_images
             if name not in images:
@@ -249,20 +278,20 @@ class Slide:
             return composite_on_white(images[name])
 
     def _finest_needed(self, width: float, height: float, size: tuple[int, int]) -> Level:
-        """Return the level to read a box of so many level-0 pixels from, when it is shown at `size`."""
+        """Return the level from which to read a box of `width` x `height` level-0 pixels at `size`."""
         return choose_level(self.levels, UNIT, _pixel_side(width, height, size))
 
     def _averaged(self, box: BoxLevel0, size: tuple[int, int], level: Level, scale: int = 1) -> Pixels:
         with self._reading():
-            found = self._tiles.read(box, level, scale)
-        if found is None:
+            tile_read = self._tiles.read(box, level, scale)
+        if tile_read is None:
             if self._wanted_reader == TILES and self._tiles.refused:
                 raise SlideError(self.path, f"cannot be read tile by tile ({self._tiles.refused}); use --reader auto")
             window = OpenSlideWindow.around(box, level)
             return area_average(self._read_window(window), window, size)
         with self._state:
-            self.pixels_decoded += found.asked
-        return area_average(found.pixels, found.window, size)
+            self.pixels_decoded += tile_read.native_pixels
+        return area_average(tile_read.pixels, tile_read.window, size)
 
     def _read_window(self, window: OpenSlideWindow) -> Pixels:
         with self._reading() as handle:
@@ -282,12 +311,12 @@ class Slide:
 
     @contextmanager
     def _reading(self) -> Iterator[Handle]:
-        """Lend the handle; `close` waits until it is given back, so no read meets a freed handle."""
+        """Yield the handle. `close` waits for its return, because a read with a freed handle would crash."""
         with self._state:
             if self._closed:
                 raise SlideError(self.path, "the slide has been closed; open it again to read from it")
             if self._handle is None:
-                self._handle = self._opened()
+                self._handle = self._new_handle()
             handle = self._handle
             self._reads += 1
         try:
@@ -303,10 +332,10 @@ class Slide:
             with self._reading() as handle:
                 yield handle
         except BaseException:
-            self._give_back()
+            self._close_handle()
             raise
 
-    def _opened(self) -> Handle:
+    def _new_handle(self) -> Handle:
         try:
             return self._opener(self.path)
         except SlideError:
@@ -319,17 +348,17 @@ class Slide:
             ) from error
 
     def another(self, mpp: float | None = None) -> Slide:
-        """Return the same slide, opened apart from this one, with the same override unless another is given."""
+        """Open the slide a second time, with this one's `mpp` unless another is given."""
         opener = None if self._opener is open_with_openslide else self._opener
         mpp = self._override if mpp is None else mpp
         return Slide(self.path, mpp=mpp, opener=opener, reader=self._wanted_reader)
 
     def close(self) -> None:
-        """Give the file back. Waits for reads under way; later reads raise `SlideError`."""
-        self._give_back()
+        """Close the file after running reads have ended. Later reads raise `SlideError`."""
+        self._close_handle()
         self._tiles.close()
 
-    def _give_back(self) -> None:
+    def _close_handle(self) -> None:
         with self._state:
             self._closed = True
             self._state.wait_for(lambda: self._reads == 0)
@@ -358,7 +387,7 @@ class Slide:
 
 
 def _pixel_side(width: float, height: float, size: tuple[int, int]) -> float:
-    """Return the side in level-0 pixels of one pixel of a box that is shown at `size`."""
+    """Return the side, in level-0 pixels, of one pixel of a box that is read at `size`."""
     return math.sqrt((width / size[0]) * (height / size[1]))
 
 
@@ -368,7 +397,7 @@ def _levels(handle: Handle) -> tuple[Level, ...]:
 
 
 def _bounds(properties: Mapping[str, str], level0: Level) -> Bounds:
-    """Return the scanned part where the format states it (MRXS, some DICOM), else all of level 0."""
+    """Return the scanned area if the format states it (MRXS, some DICOM), else all of level 0."""
     names = ("bounds-x", "bounds-y", "bounds-width", "bounds-height")
     values = [number(properties.get(f"openslide.{name}")) for name in names]
     if any(v is None for v in values[2:]):

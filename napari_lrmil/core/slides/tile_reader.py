@@ -1,4 +1,4 @@
-"""Which reader a slide's pixels come by: tile by tile where that proves to give OpenSlide's pixels, else OpenSlide."""
+"""Reader of a slide's windows: from its JPEG tiles if they prove to be OpenSlide's pixels, else from OpenSlide."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from napari_lrmil.core.slides.openslide_handle import Handle
 
 AUTO, OPENSLIDE, TILES = READERS = ("auto", "openslide", "tiles")
-ASKED = "asked for"  # the reason, where a caller insists on OpenSlide
-VENDORS = ("aperio", "generic-tiff")  # others place their tiles by rules of their own
-PROOF_PX = 64  # side of what is compared within a tile
-INTERPOLATED = 2  # grey levels by which two ways to interpolate may differ
-REDUCED_MEAN = 1.0  # grey levels by which reduced tiles may differ from area averages in the mean
+REQUESTED = "asked for"  # the reason if a caller insists on OpenSlide; stored in prediction.json
+VENDORS = ("aperio", "generic-tiff")  # other vendors place tiles by rules that TIFF does not state
+PROOF_PX = 64  # side of the square that is compared within a tile
+INTERPOLATED = 2  # grey levels: two implementations of bilinear interpolation round differently
+REDUCED_MEAN = 1.0  # grey levels, mean: a reduced decode is close to an area average, never equal
 
 
 def require_reader(name: str) -> None:
-    """Raise `ConfigError` for a reader that there is not."""
+    """Raise `ConfigError` if there is no reader of this name."""
     if name not in READERS:
         raise ConfigError(f"the reader {name!r} is unknown; expected {', '.join(READERS)}")
 
 
 @dataclass(frozen=True)
 class ReaderChoice:
-    """How a slide's pixels are read, ``tiles`` or ``openslide``, and why."""
+    """Reader of a slide's pixels, ``tiles`` or ``openslide``, and the reason for it."""
 
     name: str
     reason: str
@@ -42,27 +42,38 @@ class ReaderChoice:
 
 @dataclass(frozen=True)
 class TileRead:
-    """Pixels of a window, the window, and how many native pixels of the file were asked for."""
+    """Pixels of a window.
+
+    Attributes
+    ----------
+    pixels
+        (height, width, 3) uint8.
+    window
+        The window, in pixels of its level.
+    native_pixels
+        Pixels of the file that the window covers: the unit of reading cost.
+    """
 
     pixels: Pixels
     window: PixelWindow
-    asked: int
+    native_pixels: int
 
 
 class TileReader:
-    """Reads a slide's windows from its JPEG tiles, once they have been compared with OpenSlide's.
+    """Reader of windows from a slide's JPEG tiles, after a comparison with OpenSlide's pixels.
 
-    Nothing is opened before the first window is asked for. Then each level is compared on a few tiles, before its first
-    window; one difference, and the slide is OpenSlide's for good. Safe from several threads, picklable.
+    The file is opened when the first window is read. Each level is compared on a few tiles before its first window.
+    After one difference OpenSlide reads the whole slide. Instances are thread-safe and can be pickled.
 
     Parameters
     ----------
     path, levels, vendor
-        The slide as OpenSlide tells it.
+        The slide as OpenSlide describes it.
     open_reference
-        Opens the slide with OpenSlide. A handle of its own is compared with: one that met a damaged tile is useless.
+        Opens the slide with OpenSlide. The comparison has a handle of its own, because a handle that met a damaged
+        tile fails from then on.
     refused
-        Why the tiles are not to be tried at all.
+        Reason not to try the tiles at all.
     """
 
     def __init__(
@@ -80,90 +91,93 @@ class TileReader:
 
     def _reset(self) -> None:
         self._lock = threading.RLock()
-        self._unsuitable = self._refused
+        self._refusal = self._refused
         self._tiles: JpegTiles | None = None
-        self._compared: dict[int, int] = {}  # level -> tiles
-        self._reducible: dict[tuple[int, int], bool] = {}  # level and scale -> whether that is near an area average
-        self._windows = 0  # that were read here
-        self._left = 0  # windows that were left to OpenSlide
-        self._decoded_before = 0  # pixels, by tiles that were closed since
+        self._compared: dict[int, int] = {}  # level -> number of tiles compared
+        self._reducible: dict[
+            tuple[int, int], bool
+        ] = {}  # (level, scale) -> a reduced decode is close to an area average
+        self._windows = 0  # read from tiles
+        self._left_to_openslide = 0  # windows
+        self._decoded_before = 0  # pixels, by files that have been closed since
 
     @property
     def choice(self) -> ReaderChoice:
-        """How windows have been read so far; where none was, the levels are compared now."""
+        """Reader in use. If no window has been read yet, the levels are compared now."""
         with self._lock:
             if not self._compared:
                 for level in self._levels:
                     self._ready(level)
-            if self._unsuitable is None:
-                return ReaderChoice(TILES, self._told())
+            if self._refusal is None:
+                return ReaderChoice(TILES, self._reason())
             before = f"; {self._windows} windows had been read tile by tile until then" if self._windows else ""
-            return ReaderChoice(OPENSLIDE, f"{self._unsuitable}{before}")
+            return ReaderChoice(OPENSLIDE, f"{self._refusal}{before}")
 
     @property
     def refused(self) -> str | None:
-        """Why tiles are not read; None as long as they are."""
-        return self._unsuitable
+        """Reason why tiles are not read; None while they are."""
+        return self._refusal
 
     @property
     def pixels_decoded(self) -> int:
-        """Native pixels of the tiles that were decoded so far."""
+        """Native pixels of all tiles decoded so far."""
         with self._lock:
             return self._decoded_before + (0 if self._tiles is None else self._tiles.pixels_decoded)
 
-    def _told(self) -> str:
-        told = f"the pixels are OpenSlide's on {sum(self._compared.values())} tiles compared"
-        reduced = sorted({scale for (_, scale), near in self._reducible.items() if near})
-        if reduced:
-            told += f"; where a level is missing, decoded at 1/{', 1/'.join(map(str, reduced))}"
-        return f"{told}; {self._left} windows were left to OpenSlide" if self._left else told
+    def _reason(self) -> str:
+        reason = f"the pixels are OpenSlide's on {sum(self._compared.values())} tiles compared"
+        scales = sorted({scale for (_, scale), is_close in self._reducible.items() if is_close})
+        if scales:
+            reason += f"; where a level is missing, decoded at 1/{', 1/'.join(map(str, scales))}"
+        left = self._left_to_openslide
+        return f"{reason}; {left} windows were left to OpenSlide" if left else reason
 
     def read(self, box: BoxLevel0, level: Level, scale: int = 1) -> TileRead | None:
-        """Return the smallest window of `level` around `box`; None where OpenSlide is to be asked.
+        """Return the smallest window of `level` around `box`, or None if OpenSlide has to read it.
 
         Parameters
         ----------
         box, level
-            What is asked for.
+            Area, and the level to read it from.
         scale
-            By how much the level may be reduced while it is decoded. It is not at the slide's edge, nor where a pixel
-            would be cut or that proves to be far from an area average.
+            Factor by which the level may be reduced while it is decoded. The window is read in full at the slide's
+            edge, if a pixel would be cut, and if the reduced decode is not close to an area average.
         """
         tiles = self._ready(level)
         if tiles is None:
             return None
-        found = self._reduced(tiles, box, level, scale) if scale > 1 else None
-        found = found or self._whole(tiles, box, level)
+        tile_read = self._read_reduced(tiles, box, level, scale) if scale > 1 else None
+        tile_read = tile_read or self._read_full(tiles, box, level)
         with self._lock:
-            self._windows += found is not None
-            self._left += found is None
-        return found
+            self._windows += tile_read is not None
+            self._left_to_openslide += tile_read is None
+        return tile_read
 
-    def _whole(self, tiles: JpegTiles, box: BoxLevel0, level: Level) -> TileRead | None:
+    def _read_full(self, tiles: JpegTiles, box: BoxLevel0, level: Level) -> TileRead | None:
         window = PixelWindow.around(box, level)
         pixels = tiles.read(level.index, window)
         return None if pixels is None else TileRead(pixels, window, window.pixels_inside(level))
 
-    def _reduced(self, tiles: JpegTiles, box: BoxLevel0, level: Level, scale: int) -> TileRead | None:
+    def _read_reduced(self, tiles: JpegTiles, box: BoxLevel0, level: Level, scale: int) -> TileRead | None:
         virtual = level.reduced(scale)
         window = PixelWindow.around(box, virtual)
-        if not window.whole or not window.within(virtual) or not self._near(tiles, level, scale):
+        if not window.cuts_no_pixel or not window.within(virtual) or not self._is_reducible(tiles, level, scale):
             return None
         pixels = tiles.read(level.index, window, scale)
         return None if pixels is None else TileRead(pixels, window, window.pixels_inside(virtual) * scale**2)
 
     def _ready(self, level: Level) -> JpegTiles | None:
-        """Return the tiles once `level` has been compared; None where they are not to be used."""
+        """Return the tiles after `level` has been compared, or None if they must not be used."""
         if level.index not in self._compared:
             with self._lock:
-                if self._unsuitable is None and level.index not in self._compared:
+                if self._refusal is None and level.index not in self._compared:
                     try:
                         self._compare(level)
                     except UnsupportedTilingError as reason:
                         self._give_up(str(reason))
-                    except Exception as error:  # of tifffile, of OpenSlide: whatever it is, OpenSlide is left
+                    except Exception as error:  # tifffile and OpenSlide raise many kinds; OpenSlide alone remains
                         self._give_up(f"the tiles could not be compared with OpenSlide's ({error})")
-        return None if self._unsuitable is not None else self._tiles
+        return None if self._refusal is not None else self._tiles
 
     def _compare(self, level: Level) -> None:
         if self._tiles is None:
@@ -175,7 +189,7 @@ class TileReader:
             self._tiles = JpegTiles(self._path, pages, sparse_is_white=self._vendor == "generic-tiff")
         self._compared[level.index] = verify_against_openslide(self._tiles, level, self._open_reference(self._path))
 
-    def _near(self, tiles: JpegTiles, level: Level, scale: int) -> bool:
+    def _is_reducible(self, tiles: JpegTiles, level: Level, scale: int) -> bool:
         with self._lock:
             key = level.index, scale
             if key not in self._reducible:
@@ -183,10 +197,10 @@ class TileReader:
             return self._reducible[key]
 
     def _give_up(self, reason: str) -> None:
-        self._unsuitable = reason  # the tiles stay open: another thread may be reading a level that was compared
+        self._refusal = reason  # tiles stay open: another thread may be reading a level that passed
 
     def close(self) -> None:
-        """Give the file back; later windows are OpenSlide's."""
+        """Close the file. OpenSlide reads later windows."""
         with self._lock:
             self._decoded_before, tiles, self._tiles = self.pixels_decoded, self._tiles, None
         if tiles is not None:
@@ -202,15 +216,22 @@ class TileReader:
 
 
 def verify_against_openslide(tiles: JpegTiles, level: Level, reference: Handle) -> int:
-    """Return on how many tiles of a level the pixels are those of `reference`, which is closed after.
+    """Compare tiles of a level with OpenSlide's pixels and return how many were compared.
 
-    Bit for bit where OpenSlide shows the pixels as they are. Where a level's downsample is no whole number it
-    interpolates between them, and is compared with the same done here.
+    Pixels must be equal if the level's downsample is a whole number. Otherwise OpenSlide interpolates between pixels,
+    and the same interpolation of the tile must agree within `INTERPOLATED`.
+
+    Parameters
+    ----------
+    tiles, level
+        The tiles, and the level to compare.
+    reference
+        Handle of OpenSlide; it is closed afterwards.
 
     Raises
     ------
-    UnsuitableError
-        Where a pixel differs, or there was none to compare.
+    UnsupportedTilingError
+        If a pixel differs, or no tile could be compared.
     """
     page, compared = tiles.pages[level.index], 0
     try:
@@ -218,9 +239,9 @@ def verify_against_openslide(tiles: JpegTiles, level: Level, reference: Handle) 
             x, y = (pixel_aligned_corner(*span, level.downsample) for span in _spans(page, index))
             window = _around(page, x, y)
             mine = tiles.read(level.index, window)
-            if mine is None:  # nothing was scanned, or it is damaged: OpenSlide is asked for that part anyway
+            if mine is None:  # not scanned, or damaged: OpenSlide reads that part anyway
                 continue
-            size = (max(1, window.width - 1), max(1, window.height - 1))  # a level may be one pixel wide
+            size = (max(1, window.width - 1), max(1, window.height - 1))  # a level can be one pixel wide
             theirs = composite_on_white(reference.read_region((x.level0, y.level0), level.index, size))
             _require_same(mine, theirs, x, y, level)
             compared += 1
@@ -232,28 +253,31 @@ def verify_against_openslide(tiles: JpegTiles, level: Level, reference: Handle) 
 
 
 def probe_tiles(page: Page) -> list[int]:
-    """Return a few tiles: three corners, the middle, and the one of most bytes, for glass hides many a mistake."""
+    """Return the numbers of a few tiles: three corners, the middle, and the largest in bytes.
+
+    The largest tile shows tissue. Blank glass looks the same under many decoding errors.
+    """
     last = page.columns * page.rows - 1
     middle = page.rows // 2 * page.columns + page.columns // 2
     return sorted({0, page.columns - 1, middle, last, page.counts.index(max(page.counts))})
 
 
 def _spans(page: Page, index: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return between which pixels, across and down, the corner of what is compared in a tile may lie.
+    """Return the range of pixels, across and down, in which the corner of the compared square may lie.
 
-    Nothing at a tile's border: there OpenSlide lets neighbours show through where it interpolates.
+    It excludes the tile's border, where OpenSlide's interpolation mixes in the neighbouring tile.
     """
     row, column = divmod(index, page.columns)
     return _span(column, page.coding.width, page.width), _span(row, page.coding.height, page.height)
 
 
-def _span(place: int, side: int, whole: int) -> tuple[int, int]:
-    start, stop = max(0, min(place * side, whole - 3)), min((place + 1) * side, whole)
+def _span(place: int, side: int, length: int) -> tuple[int, int]:
+    start, stop = max(0, min(place * side, length - 3)), min((place + 1) * side, length)
     return start, max(start, stop - PROOF_PX - 2)
 
 
 def _around(page: Page, x: Corner, y: Corner) -> PixelWindow:
-    """Return what is compared, and a pixel more right and below to interpolate with."""
+    """Return the square to compare, with one more pixel right and below for the interpolation."""
     width = min(PROOF_PX, page.width - x.pixel - 1) + 1
     height = min(PROOF_PX, page.height - y.pixel - 1) + 1
     return PixelWindow(x.pixel, y.pixel, width, height, 0.0, 0.0, width, height)
@@ -272,13 +296,13 @@ def _require_same(mine: Pixels, theirs: Pixels, x: Corner, y: Corner, level: Lev
 
 
 def reduced_decode_matches(tiles: JpegTiles, level: Level, scale: int) -> bool:
-    """Return whether a few tiles, reduced while they are decoded, are near the area averages of the same pixels."""
+    """Return whether reduced decoding of a few tiles stays within `REDUCED_MEAN` of their area averages."""
     page, differences = tiles.pages[level.index], []
     for index in probe_tiles(page):
         row, column = divmod(index, page.columns)
         small = _tile_window(column, row, page.coding.width // scale, page.coding.height // scale)
         large = _tile_window(column, row, page.coding.width, page.coding.height)
-        if not large.within(level):  # what lies beyond the slide is white in one and the tile's own in the other
+        if not large.within(level):  # beyond the slide one is white, the other shows the tile's padding
             continue
         mine, native = tiles.read(level.index, small, scale), tiles.read(level.index, large)
         if mine is not None and native is not None:

@@ -75,8 +75,8 @@ class AnalyseWidget(DockWidget):
         self._devices = available_devices()
         loaded = self.session.settings_store.load_settings()
         self._settings = loaded.settings
-        if loaded.caution is not None:
-            show_warning(loaded.caution.message)
+        if loaded.notice is not None:
+            show_warning(loaded.notice.message)
         self._watched: Any = None  # the drawing that is listened to
         self._build()
         self.screen = SlideDisplay(self._viewer, self.session, self.navigation, self.image)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.geometry import BoxLevel0
-from napari_lrmil.core.slides.jpeg_decoder import Coding, decode, make_room
+from napari_lrmil.core.slides.jpeg_decoder import Coding, allocate_tile, decode
 from napari_lrmil.core.slides.slide import Slide
 from support.jpeg_slides import Kind, coded, damaged, segments, tissue, write_jpeg_slide
 
@@ -55,9 +55,9 @@ def test_what_an_application_wrote_of_the_colours_is_not_believed() -> None:
 def test_pixels_go_where_they_are_wanted() -> None:
     for kind in KINDS:
         data, coding = one_tile(kind)
-        room = make_room(coding)
-        found = decode(data, coding, room=room)
-        assert found is not None and np.shares_memory(found, room)
+        buffer = allocate_tile(coding)
+        found = decode(data, coding, buffer=buffer)
+        assert found is not None and np.shares_memory(found, buffer)
         np.testing.assert_array_equal(found, decode(data, coding))
 
 

@@ -337,9 +337,9 @@ def test_tiles_take_no_more_memory_than_they_may(tmp_path: Path) -> None:
     tiles = JpegTiles(path, find_pages(path, [Level(0, 2051, 1533, 1.0)]), max_bytes=4 * 256**2 * 3)
     for x in range(0, 1800, 100):
         assert tiles.read(0, PixelWindow(x, 10, 100, 100, 0, 0, 100, 100)) is not None
-        kept = tiles._kept._tiles
-        assert kept.bytes <= 4 * 256**2 * 3
-        assert kept.bytes == sum(tile.nbytes for tile in kept._arrays.values())
+        cached = tiles._cache._tiles
+        assert cached.bytes <= 4 * 256**2 * 3
+        assert cached.bytes == sum(tile.nbytes for tile in cached._arrays.values())
     tiles.close()
 
 
