@@ -126,7 +126,7 @@ def test_settings_are_checked_and_broken_ones_ignored_key_by_key(memory: Setting
     put(memory, {"settings": content["settings"] | change | {"brand_new": 1}})
     loaded = memory.load_settings()
     assert loaded.settings == replace(OTHER, **{name: getattr(Settings(), name)})
-    assert loaded.notice is not None and name in loaded.caution.message and "brand_new" in loaded.caution.message
+    assert loaded.notice is not None and name in loaded.notice.message and "brand_new" in loaded.notice.message
 
 
 def test_settings_lie_in_the_file_as_in_version_0_1(memory: SettingsStore) -> None:
@@ -178,7 +178,7 @@ def test_each_setting_of_a_file_is_taken_or_left_by_itself(
         others = {"icc": True, "live": True}
         others.pop(name, None)
         assert loaded.settings == replace(Settings(), **others), value
-        assert loaded.notice is not None and loaded.caution.message == (
+        assert loaded.notice is not None and loaded.notice.message == (
             f"the settings {name} are unknown or broken in {memory.path} and left at the default; "
             "save the settings to mend the file"
         )
@@ -206,7 +206,7 @@ def test_a_broken_setting_is_told_with_what_was_expected(change: dict[str, Any],
 def test_a_broken_file_is_told_once_and_mended_by_the_next_answer(memory: SettingsStore, content: str) -> None:
     put(memory, content)
     loaded = memory.load_settings()
-    assert loaded.settings == Settings() and loaded.notice is not None and FILE in loaded.caution.message
+    assert loaded.settings == Settings() and loaded.notice is not None and FILE in loaded.notice.message
     assert memory.remembered_mpp("f1") is None and memory.expected_seconds(STUDENT, 3) is None
     memory.save_settings(OTHER)
     memory.remember_mpp("f1", 0.4)

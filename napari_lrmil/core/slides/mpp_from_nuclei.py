@@ -71,8 +71,8 @@ def estimate_mpp(slide: Slide) -> MppEstimate | None:
     The method assumes that nuclei of routine sections are alike. Nuclei outlined by hand in two breast fields (MoNuSeg,
     Kumar et al., IEEE Trans. Med. Imaging 36, 2017) have a median equivalent diameter of 5.4 and 6.0 µm. Thresholding
     keeps less of a nucleus: 5.2 µm, chosen so that breast at 0.25, colon at 0.62 and CMU-1 at 0.5 µm agree. The ratio
-    of estimate to truth was then 0.87 and 0.95 for breast and 1.14 to 1.19 for CMU-1. For twelve sets of colon fields it
-    was 0.96 to 1.31, once 1.53, and once there was no estimate. Phantoms have larger nuclei: 0.64 to 0.79.
+    of estimate to truth was then 0.87 and 0.95 for breast and 1.14 to 1.19 for CMU-1. For twelve sets of colon fields
+    it was 0.96 to 1.31, once 1.53, and once there was no estimate. Phantoms have larger nuclei: 0.64 to 0.79.
     """
     fields = [haematoxylin(slide.read(box, (round(box.width), round(box.height)))) for box in choose_fields(slide)]
     return estimate_of(fields) if fields else None
