@@ -260,7 +260,7 @@ def test_unknown_device_and_choice(call: Call, slide: Path, bundle: Path, tmp_pa
     """What there is on this machine is listed."""
     code, _, err = call("predict", slide, "--bundle", bundle, "--out", tmp_path, "--device", "tpu")
     assert (code, one_sentence(err)) == (2, True)
-    assert "here: auto, cpu" in err
+    assert "available: auto, cpu" in err
     code, _, err = call("predict", slide, "--bundle", bundle, "--out", tmp_path, "--teacher", "some")
     assert (code, one_sentence(err)) == (2, True)
     assert "none, all, or top-K" in err

@@ -1,4 +1,4 @@
-"""A bag: embeddings of one slide's patches, where each lies, how they were made. On disk as TRIDENT has it."""
+"""Bag: features (embeddings) of one slide's patches with coordinates and origin. The HDF5 layout is TRIDENT's."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ Features = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class BagOrigin:
-    """How the instances of a bag were made; everything that must agree before two bags may be used together.
+    """How the features of a bag were computed. It must agree for bags that are used together.
 
     Attributes
     ----------
     slide
         Name of the slide.
     slide_fingerprint
-        Tells the slide's content from others.
+        Identifies the slide by its content.
     mpp0
         µm per level-0 pixel.
     target_mpp, patch_px
-        Resolution (µm per pixel) and side of the patches that the encoder saw.
+        Resolution (µm per pixel) and side of the encoded patches.
     patch_level0
         Width and height of a patch in level-0 pixels.
     origin_level0
-        Level-0 pixel on which the grid hangs.
+        Level-0 pixel of the grid's corner.
     level0_size
         Width and height of the slide.
     encoder, encoder_sha256
         Name and hash of the encoder's weights.
     pixels_decoded, cpu_seconds
-        What it cost, from opening the slide to the last embedding, over all threads; None where it was not counted.
+        Cost from opening the slide to the last embedding, over all threads; None if it was not measured.
     """
 
     slide: str
@@ -57,7 +57,7 @@ class BagOrigin:
     cpu_seconds: float | None = None
 
     def lattice(self, n: int) -> Lattice:
-        """Return the lattice on which patches of this origin lie, `n` x `n` of them to a parent."""
+        """Return the lattice of these patches, with `n` x `n` of them per parent."""
         (x, y), (width, height) = self.origin_level0, self.patch_level0
         columns = -(-(self.level0_size[0] - x) // (width * n)) * n
         rows = -(-(self.level0_size[1] - y) // (height * n)) * n
@@ -65,7 +65,7 @@ class BagOrigin:
 
     @property
     def patch_um(self) -> float:
-        """Side of a patch in µm, as it really is on this slide."""
+        """Side of a patch in µm on this slide, after rounding to level-0 pixels."""
         return footprint_um(self.patch_level0, self.mpp0)
 
 
@@ -80,9 +80,9 @@ class Bag:
     coords
         (N, 2) int64 level-0 corner of each patch, x then y.
     origin
-        How they were made.
+        How the features were computed.
     layers
-        Layer name -> (N, D_l) float32 pooled embedding at that layer; empty unless asked for.
+        Layer name -> (N, D_l) float32 pooled embedding of that layer; empty by default.
     """
 
     features: Features
@@ -105,7 +105,7 @@ class Bag:
 
 
 def write_bag(path: Path, bag: Bag) -> None:
-    """Write a bag as HDF5 in TRIDENT's layout with our extra attributes, whole or not at all."""
+    """Write a bag atomically as HDF5 in TRIDENT's layout, with additional attributes."""
     import h5py
 
     needed = sum(array.size * 4 for array in (bag.features, *bag.layers.values())) + bag.coords.size * 8
@@ -120,9 +120,9 @@ def write_bag(path: Path, bag: Bag) -> None:
 
 
 def coords_attributes(origin: BagOrigin) -> dict[str, Any]:
-    """Return the attributes of ``coords``: TRIDENT's, then ours (mpp, µm, hashes)."""
+    """Return the attributes of ``coords``: TRIDENT's, and those of this project (mpp, µm, hashes)."""
     width, height = origin.level0_size
-    theirs = {
+    trident = {
         "patch_size": origin.patch_px,
         "patch_size_level0": origin.patch_level0[0],
         "level0_magnification": nominal_magnification(origin.mpp0),
@@ -133,7 +133,7 @@ def coords_attributes(origin: BagOrigin) -> dict[str, Any]:
         "name": origin.slide,
         "savetodir": "None",
     }
-    ours = {
+    additional = {
         "mpp0": origin.mpp0,
         "target_mpp": origin.target_mpp,
         "patch_um": origin.patch_um,
@@ -144,16 +144,16 @@ def coords_attributes(origin: BagOrigin) -> dict[str, Any]:
         "slide_fingerprint": origin.slide_fingerprint,
     }
     cost = {"pixels_decoded": origin.pixels_decoded, "cpu_seconds": origin.cpu_seconds}
-    return theirs | ours | {name: value for name, value in cost.items() if value is not None}
+    return trident | additional | {name: value for name, value in cost.items() if value is not None}
 
 
 def read_bag(path: Path) -> Bag:
-    """Return a bag that `write_bag` wrote.
+    """Read a bag that `write_bag` wrote.
 
     Raises
     ------
     BagError
-        Where the file is missing, broken, incomplete, or was not written here.
+        If the file is missing, broken, incomplete, or written by another program.
     """
     import h5py
 
@@ -167,22 +167,20 @@ def read_bag(path: Path) -> Bag:
 
 
 def read_origin(path: Path) -> tuple[BagOrigin, Int64]:
-    """Return how a bag was made and its (N, 2) coordinates, without its features; raises as `read_bag` does."""
+    """Return origin and (N, 2) coordinates of a bag without reading its features. Raises as `read_bag` does."""
     import h5py
 
     try:
         with h5py.File(path, "r") as file:
             if not file.attrs.get("complete", False):
-                raise BagError(
-                    path, "the file was never finished, or another program wrote it; make the features again"
-                )
+                raise BagError(path, "the file is incomplete, or another program wrote it; extract the features again")
             return _origin(dict(file["coords"].attrs)), np.asarray(file["coords"])
     except (OSError, KeyError, ValueError, TypeError, IndexError) as error:
         raise _unreadable(path, error) from error
 
 
 def is_readable_bag(path: Path) -> bool:
-    """Return whether a file is HDF5 with features, whoever wrote it."""
+    """Return whether a file is HDF5 with features, of this or another program."""
     import h5py
 
     try:
@@ -193,12 +191,12 @@ def is_readable_bag(path: Path) -> bool:
 
 
 def array_location(path: Path, name: str) -> tuple[int, tuple[int, int]]:
-    """Return byte offset and shape of an array of a bag's file, so that rows of it can be read without the rest.
+    """Return byte offset and shape of an array in a bag's file, for reading some of its rows.
 
     Raises
     ------
     BagError
-        Where the file has no such array, or holds it in chunks as other programs do.
+        If the file has no such array, or stores it in chunks as other programs do.
     """
     import h5py
 
@@ -207,14 +205,16 @@ def array_location(path: Path, name: str) -> tuple[int, tuple[int, int]]:
             array = file[name]
             offset, shape = array.id.get_offset(), (int(array.shape[0]), int(array.shape[1]))
             if offset is None or array.dtype != np.float32:
-                raise BagError(path, f"{name} is not one block of float32; make the features again with this program")
+                raise BagError(
+                    path, f"{name} is not one block of float32; extract the features again with this program"
+                )
             return int(offset), shape
     except (OSError, KeyError, ValueError) as error:
         raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> BagError:
-    return BagError(path, f"not a readable feature file ({error}); delete it and make the features again")
+    return BagError(path, f"not a readable feature file ({error}); delete it and extract the features again")
 
 
 def _origin(a: Mapping[str, Any]) -> BagOrigin:

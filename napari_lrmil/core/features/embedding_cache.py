@@ -1,4 +1,4 @@
-"""Embeddings that were made before: a patch seen twice is encoded once."""
+"""Cache of patch embeddings, so that a patch is encoded once."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ Vector = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class CacheKey:
-    """Everything besides its place on the grid that an embedding depends on.
+    """Everything that an embedding depends on, except the patch's place on the grid.
 
     Attributes
     ----------
     slide_fingerprint
-        Tells the slide's content from others.
+        Identifies the slide by its content.
     origin_level0, cell_level0
-        The grid in level-0 pixels, x then y: a resolution given by the user moves it.
+        The grid in level-0 pixels (x, y). It changes with a resolution that the user enters.
     target_mpp, patch_px, input_px
         Resolution (µm per pixel) and side of the patches as read, and as fed to the encoder.
     network
-        Hash of the model, and which of its encoders.
+        Hash of the model, and the name of the encoder.
     precision
         Number format in which the encoder computed.
     """
@@ -49,14 +49,14 @@ class CacheKey:
 
 @dataclass(frozen=True)
 class CachedFeatures:
-    """What the cache has of some patches.
+    """Embeddings from the cache for some patches.
 
     Attributes
     ----------
     rows
-        (N,) whether a patch is there.
+        (N,) whether a patch is cached.
     features
-        (rows.sum(), D) embeddings of those.
+        (rows.sum(), D) embeddings of the cached patches.
     """
 
     rows: NDArray[np.bool_]
@@ -64,11 +64,12 @@ class CachedFeatures:
 
 
 class EmbeddingCache:
-    """The most recently used embeddings, at most `max_bytes` of them together. Safe from several threads."""
+    """Thread-safe cache of the most recently used embeddings, at most `max_bytes` in total."""
 
     def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
         self._vectors: ByteLru[Place, Vector] = ByteLru(max_bytes)
-        # A number hashes faster than a key of eight fields. Two threads may draw two for one key, never one for two.
+        # A number hashes faster than a key of eight fields. Two threads can assign two numbers to one key, which costs
+        # one more encoding, but never one number to two keys.
         self._numbers: defaultdict[CacheKey, int] = defaultdict(count().__next__)
 
     def __len__(self) -> int:
@@ -76,22 +77,22 @@ class EmbeddingCache:
 
     @property
     def bytes(self) -> int:
-        """Of all embeddings that are there."""
+        """Bytes of all cached embeddings."""
         return self._vectors.bytes
 
     def has(self, key: CacheKey, index: Int64) -> NDArray[np.bool_]:
-        """Return (N,) which of the (N, 2) cells are there, without touching them."""
+        """Return (N,) whether each of (N, 2) cells is cached, without marking them as used."""
         return np.array(self._vectors.has(self._places(key, index)), dtype=bool)
 
     def get(self, key: CacheKey, index: Int64) -> CachedFeatures:
-        """Return what there is of (N, 2) cells, column then row, and mark it as just used."""
+        """Return the cached embeddings of (N, 2) cells (column, row) and mark them as just used."""
         vectors = self._vectors.get_many(self._places(key, index))
         rows = np.array([vector is not None for vector in vectors], dtype=bool)
         features = [vector for vector in vectors if vector is not None]
         return CachedFeatures(rows, np.stack(features) if features else np.zeros((0, 0), np.float32))
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all embeddings."""
         self._vectors.clear()
 
     def put(self, key: CacheKey, index: Int64, features: Features) -> None:

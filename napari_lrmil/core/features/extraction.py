@@ -1,4 +1,4 @@
-"""Embeddings of a slide's patches: read, batch, encode, collect."""
+"""Feature extraction: read a slide's patches, batch, encode and collect."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from napari_lrmil.core.slides.slide import Slide
 
 
 class Embedder(Protocol):
-    """What `embed` calls: (B, 3, h, w) uint8 pixels in, `EncoderOutput` out. Every encoder is one."""
+    """Callable that encodes (B, 3, h, w) uint8 pixels to `EncoderOutput`. Every encoder is one."""
 
     def __call__(self, pixels: Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
         """Encode a batch."""
@@ -32,18 +32,18 @@ class Embedder(Protocol):
 
 @dataclass(frozen=True)
 class PatchSet:
-    """Patches of one size: level-0 corners, width and height there, and the side in pixels that the encoder gets.
+    """Patches of one size on a slide.
 
     Attributes
     ----------
     corners
-        (N, 2) level-0 pixels, x then y.
+        (N, 2) level-0 pixels (x, y).
     size_level0
         Width and height in level-0 pixels.
     patch_px
-        Side of the patch as read.
+        Side of a patch as read.
     input_px
-        Side as fed to the encoder, where it is enlarged; None leaves it.
+        Side to which patches are resized for the encoder; None means no resizing.
     """
 
     corners: Int64
@@ -56,17 +56,29 @@ class PatchSet:
 
     @property
     def side(self) -> int:
-        """Side as the encoder gets it, in pixels."""
+        """Side of the encoder's input in pixels."""
         return self.input_px or self.patch_px
 
     def read(self, slide: Slide, rows: slice) -> NDArray[np.uint8]:
-        """Return (B, patch_px, patch_px, 3) pixels of some of the patches."""
+        """Return (B, patch_px, patch_px, 3) uint8 pixels of some of the patches."""
         return slide.read_patches(self.corners[rows], self.size_level0, self.patch_px)
 
 
 @dataclass
 class Embeddings:
-    """(N, D) features, pooled layers, the seconds that reading and encoding took, and the patches that were encoded."""
+    """Extracted features.
+
+    Attributes
+    ----------
+    features
+        (N, D) float32.
+    layers
+        Layer name -> (N, D_l) means of its maps.
+    seconds_read, seconds_encode
+        Seconds of reading and of encoding.
+    encoded
+        Number of encoded patches.
+    """
 
     features: Features
     layers: dict[str, Features] = field(default_factory=dict)
@@ -87,19 +99,32 @@ def extract_features(
     readers: int | None = None,
     batch: int | None = None,
 ) -> Generator[Event, None, Embeddings]:
-    """Yield `Progress` after every batch and return the embeddings.
+    """Encode patches. Yield `Progress` after every batch and return the features.
 
-    Reading runs a few batches ahead in threads of its own (`readers` of them; see `PatchPrefetcher`); closing the
-    generator ends it after the batches under way. `keep` is given the rows and embeddings of every batch at once, so
-    that work which is broken off is not lost. `batch` is how many a CPU gets at once (see `BatchSize`): what training
-    has always used where it is None, for another number changes the last digits.
+    Threads read a few batches ahead (see `PatchPrefetcher`). Closing the generator ends it after the running batches.
+
+    Parameters
+    ----------
+    slide, patches, encoder, device
+        What to encode, with what and where.
+    layers
+        Layers whose pooled maps are returned too.
+    stage
+        Name of the stage in the events.
+    keep
+        Receives rows and features of every batch at once, so that a cancelled run does not lose them.
+    readers
+        Number of reading threads; None means the default of the device.
+    batch
+        Batch size on a CPU (see `BatchSize`). None is the size that training has always used. Another size changes the
+        last digits of the features.
 
     Raises
     ------
     SlideError
-        Where a patch cannot be read.
+        If a patch cannot be read.
     LrmilError
-        Where the device's memory does not hold a single patch.
+        If the memory of the device does not hold a single patch.
     """
     result = Embeddings(np.zeros((0, 0), np.float32))
     pooled: dict[str, list[NDArray[np.float32]]] = {name: [] for name in ("", *layers)}
@@ -130,13 +155,13 @@ def _encode(
     pooled: dict[str, list[NDArray[np.float32]]],
     size: BatchSize,
 ) -> Generator[Event, None, None]:
-    """Add a batch's embeddings to `pooled`, as many patches at once as fit; that is halved where memory runs out."""
+    """Add the features of a batch to `pooled`. The batch size is halved when memory runs out."""
     layers = [name for name in pooled if name]
     start = 0
     while start < len(pixels):
         try:
-            encoded = _encoded(encoder, pixels[start : start + size.size], input_px, device, layers)
-            found = [to_numpy(encoded.embedding), *(to_numpy(encoded.maps[name].mean(dim=(2, 3))) for name in layers)]
+            output = _encoded(encoder, pixels[start : start + size.size], input_px, device, layers)
+            arrays = [to_numpy(output.embedding), *(to_numpy(output.maps[name].mean(dim=(2, 3))) for name in layers)]
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -146,9 +171,9 @@ def _encode(
                 ) from error
             size.halve()
         else:
-            for parts, one in zip(pooled.values(), found, strict=True):
-                parts.append(one)
-            start += len(found[0])
+            for parts, array in zip(pooled.values(), arrays, strict=True):
+                parts.append(array)
+            start += len(arrays[0])
             continue
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -162,7 +187,7 @@ def encode(
     device: torch.device,
     layers: Sequence[str] = (),
 ) -> EncoderOutput:
-    """Encode (B, h, w, 3) uint8 pixels without gradients; uint8 travels to the device, not float."""
+    """Encode (B, h, w, 3) uint8 pixels without gradients. The transfer to the device is in uint8."""
     return _encoded(encoder, torch.from_numpy(pixels), input_px, device, layers)
 
 
@@ -175,15 +200,15 @@ def _encoded(
 
 
 def resize_patches(batch: Tensor, input_px: int | None) -> Tensor:
-    """Return (B, 3, h, w) uint8 pixels resized bilinearly to `input_px`; unchanged where that is None."""
+    """Return (B, 3, h, w) uint8 pixels, resized bilinearly to `input_px` unless that is None."""
     if input_px is None or batch.shape[-1] == input_px:
         return batch
     size = (input_px, input_px)
-    big = torch.nn.functional.interpolate(batch.float(), size=size, mode="bilinear", align_corners=False)
-    return big.round().clamp(0, 255).to(torch.uint8)
+    resized = torch.nn.functional.interpolate(batch.float(), size=size, mode="bilinear", align_corners=False)
+    return resized.round().clamp(0, 255).to(torch.uint8)
 
 
 def to_numpy(tensor: Tensor) -> NDArray[np.float32]:
-    """Return a tensor as float32 in memory."""
+    """Return a tensor as a float32 array in main memory."""
     array: NDArray[np.float32] = tensor.float().cpu().numpy()
     return array

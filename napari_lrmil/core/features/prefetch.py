@@ -1,4 +1,4 @@
-"""Patches are read while others are encoded: a bounded queue between the slide and the device."""
+"""Prefetching of patches: threads read the next batches while the device encodes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-BATCH = 32  # patches read at a time, and given to a CPU at once
-LARGEST = 512  # patches given to a GPU at once at most: its memory is shared with others
-PIXELS = 2**18  # given to a CPU at once where the batch is free to choose: what a layer puts out stays in its cache
-AHEAD = 3  # batches read before they are needed: enough to bridge a slow one
-GPU_READERS = 4  # threads that feed a GPU, where there are cores for them
-GAIN = 1.1  # patches per second that a larger batch must bring, times those of the smaller one
+BATCH = 32  # patches per read, and the default batch on a CPU
+LARGEST = 512  # largest batch on a GPU, whose memory other programs share
+PIXELS = 2**18  # pixels per batch on a CPU if the batch size is free: the output of a layer then stays in the CPU cache
+AHEAD = 3  # batches to read ahead: enough to bridge a slow read
+GPU_READERS = 4  # reading threads for a GPU, as far as there are cores
+GAIN = 1.1  # minimum speed-up (patches per second) for which the batch size is doubled again
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Batch:
     Attributes
     ----------
     pixels
-        (B, h, w, 3) uint8, on the device where it is a CUDA device with room, else in memory.
+        (B, h, w, 3) uint8, on a CUDA device with enough memory, else in main memory.
     seconds
-        What reading them took.
+        Seconds of reading.
     """
 
     pixels: Tensor
@@ -41,23 +41,23 @@ class Batch:
 
 
 class PatchPrefetcher:
-    """Batches of patches in order, read by threads, never more than `ahead` of them waiting.
+    """Reads batches of patches in order in threads, at most `ahead` of them in advance.
 
-    Use it in a ``with``: leaving it waits for the batches under way and reads no other.
+    It is a context manager. Its exit waits for running reads and starts no others.
 
     Parameters
     ----------
     read
-        Called with rows, returns (B, h, w, 3) uint8 pixels of these; from several threads where `readers` are several.
+        Returns (B, h, w, 3) uint8 pixels of a slice of rows. It must be thread-safe if there are several `readers`.
     total
-        How many patches there are.
+        Number of patches.
     device
-        Where the pixels will be encoded. For CUDA they are pinned and sent by the thread that read them, on a stream of
-        their own, so that a transfer overlaps with the computation before it.
+        Where the pixels will be encoded. For CUDA the reading thread pins and sends them on a separate stream, so that
+        transfers overlap with computation.
     readers
-        Threads that read; None: one beside a CPU's computation, up to `GPU_READERS` for any other device.
+        Number of reading threads. None means one for a CPU, and up to `GPU_READERS` for other devices.
     ahead
-        Batches of `BATCH` patches that may wait; more only where more are taken at once.
+        Batches of `BATCH` patches to hold in advance. More are held only if `take` needs more at once.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class PatchPrefetcher:
         cores = 1 if device.type == "cpu" else min(GPU_READERS, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(readers or cores, "patches")
         self._pixels, self._total, self._device, self._ahead = read, total, device, ahead
-        self._next = 0  # the first patch that nobody was sent to read
+        self._next = 0  # first patch that no read has been submitted for
         self._waiting: deque[Future[_Sent]] = deque()
         self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
@@ -85,19 +85,19 @@ class PatchPrefetcher:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def take(self, count: int) -> Batch | None:
-        """Return the next `count` patches, rounded up to whole batches, or what is left; None where nothing is.
+        """Return the next `count` patches, rounded up to whole batches, or None after the last patch.
 
         Raises
         ------
         LrmilError
-            Where a patch cannot be read.
+            If a patch cannot be read.
         """
-        wanted = -(-count // BATCH)
-        self._send(max(self._ahead, wanted))
+        batches = -(-count // BATCH)
+        self._send(max(self._ahead, batches))
         parts: list[_Sent] = []
-        while self._waiting and len(parts) < wanted:
+        while self._waiting and len(parts) < batches:
             parts.append(self._waiting.popleft().result())
-            self._send(max(self._ahead, wanted - len(parts)))  # its place in the queue is free
+            self._send(max(self._ahead, batches - len(parts)))  # refill the free place in the queue
         if not parts:
             return None
         pixels = [part.arrived() for part in parts]
@@ -116,14 +116,14 @@ class PatchPrefetcher:
 
 @dataclass(frozen=True)
 class _Sent:
-    """Pixels on their way to the device; `ready` is the event of their arrival, None where they are there."""
+    """Pixels in transfer to the device. `ready` is the CUDA event of their arrival, or None if they have arrived."""
 
     pixels: Tensor
     seconds: float
     ready: Any = None
 
     def arrived(self) -> Tensor:
-        """Return the pixels for use on the current stream, which waits for them; this thread does not."""
+        """Return the pixels for the current CUDA stream. The stream waits for the transfer, this thread does not."""
         if self.ready is not None:
             stream = torch.cuda.current_stream(self.pixels.device)
             stream.wait_event(self.ready)
@@ -136,52 +136,53 @@ def _sent(pixels: Tensor, seconds: float, device: torch.device, stream: Any) -> 
         return _Sent(pixels, seconds)
     try:
         with torch.cuda.stream(stream):
-            there = pixels.pin_memory().to(device, non_blocking=True)
-            return _Sent(there, seconds, stream.record_event())
+            on_device = pixels.pin_memory().to(device, non_blocking=True)
+            return _Sent(on_device, seconds, stream.record_event())
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        return _Sent(pixels, seconds)  # the encoder sends it in parts that fit
+        return _Sent(pixels, seconds)  # the encoder sends the pixels in parts that fit
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """Return one tensor of several; in memory where one of them did not fit the device."""
+    """Concatenate tensors, in main memory if one of them did not fit the device."""
     if len({part.device for part in parts}) > 1:
         parts = [part.cpu() for part in parts]
     return torch.cat(list(parts))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that a device's memory ran out; Apple's says so in words only."""
+    """Return whether an error reports that device memory ran out. MPS reports it only in the message."""
     return isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in str(error)
 
 
 def default_batch_size(side: int) -> int:
-    """Return how many patches of `side` pixels a CPU encodes fastest: 4 of 256, 16 of 128."""
+    """Return the fastest batch size on a CPU for patches of `side` pixels: 4 at 256 px, 16 at 128 px."""
     return min(BATCH, max(1, PIXELS // side**2))
 
 
 class BatchSize:
-    """How many patches to encode at once: found by trying on CUDA, told or `BATCH` elsewhere, halved out of memory.
+    """Batch size for encoding: fixed on CPU and MPS, tuned on CUDA, halved when memory runs out.
 
-    On CUDA it is doubled while that brings a tenth more patches per second; a step that does not is taken back.
+    On CUDA the size doubles while that raises the patches per second by a tenth. The first step that does not is
+    reverted.
 
     Parameters
     ----------
     device
-        What encodes.
-    told
-        For what is no CUDA device; None: `BATCH`.
+        Device that encodes.
+    fixed
+        Size on other devices than CUDA; None means `BATCH`.
     """
 
-    def __init__(self, device: torch.device, told: int | None = None) -> None:
-        self.size = BATCH if told is None or device.type == "cuda" else told
+    def __init__(self, device: torch.device, fixed: int | None = None) -> None:
+        self.size = BATCH if fixed is None or device.type == "cuda" else fixed
         self._settled = device.type != "cuda"
-        self._tried: list[float] = []  # patches per second of this size
-        self._best = 0.0  # of the size before
+        self._tried: list[float] = []  # patches per second, batches of the current size
+        self._best = 0.0  # patches per second of the previous size
 
     def note(self, patches: int, seconds: float) -> None:
-        """Note what a batch took; the second one of a size decides, for the first one also sets kernels up."""
+        """Record the time of a batch. The second batch of a size decides, as the first one also sets up kernels."""
         if self._settled or patches < self.size:
             return
         self._tried.append(patches / max(seconds, 1e-9))
@@ -196,5 +197,5 @@ class BatchSize:
             self.size, self._best = 2 * self.size, rate
 
     def halve(self) -> None:
-        """Go on with half as many, for good."""
+        """Halve the size and stop tuning."""
         self.size, self._settled = self.size // 2, True

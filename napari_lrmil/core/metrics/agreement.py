@@ -1,4 +1,4 @@
-"""How far two networks look at the same places, and how well attention finds annotated lesions."""
+"""Agreement of two attention maps, and localisation of annotated lesions by attention."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 Values = NDArray[np.float32] | NDArray[np.float64]
 
 TOP_SHARE = 0.10  # "top 10 %" of the patches
-LESION_SHARE = 0.25  # Method 3: a patch counts as lesion from a quarter of its area on
+LESION_SHARE = 0.25  # share of a patch's area from which it counts as lesion (docs/explanation/method.md 3)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Student against teacher on the LR grid; a figure that is undefined on this slide is None.
+    """Agreement of student and teacher on the LR grid. A figure is None if it is undefined on this slide.
 
     Attributes
     ----------
     spearman
         Rank correlation, -1 to 1.
     jaccard_top10
-        Overlap of the two sets of top-10 % patches, 0 to 1.
+        Jaccard index of the two sets of top-10 % patches, 0 to 1.
     js_divergence
-        Jensen-Shannon divergence, base 2: 0 the same, 1 nothing in common.
+        Jensen-Shannon divergence, base 2: 0 for equal maps, 1 for disjoint ones.
     n_patches
         LR patches compared.
     """
@@ -47,13 +47,13 @@ class Agreement:
 
 
 def pool_to_lr_grid(grid: NestedGrid, hr_values: Values) -> NDArray[np.float64]:
-    """Return (N,) sums of (K,) values over the children of each LR patch; attention stays a distribution."""
+    """Return (N,) sums of (K,) HR values over the children of each LR patch. Attention still sums to 1."""
     sums = np.bincount(grid.parent, weights=hr_values, minlength=len(grid.lr_index))
     return np.asarray(sums, dtype=np.float64)
 
 
 def measure_agreement(grid: NestedGrid, student: Values, teacher: Values) -> Agreement:
-    """Compare (N,) student attention with (K,) teacher attention carried to the LR grid."""
+    """Compare (N,) student attention with (K,) teacher attention, pooled to the LR grid."""
     pooled = pool_to_lr_grid(grid, teacher)
     return Agreement(
         spearman=spearman(student, pooled),
@@ -64,16 +64,18 @@ def measure_agreement(grid: NestedGrid, student: Values, teacher: Values) -> Agr
 
 
 def spearman(a: Values, b: Values) -> float | None:
-    """Return the rank correlation; None where fewer than three patches or a constant leave it undefined."""
+    """Return the rank correlation, or None if it is undefined: fewer than three patches, or constant values."""
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
-    from scipy.stats import spearmanr  # half a second to import, which a prediction without a teacher does not pay
+    from scipy.stats import (
+        spearmanr,  # the import takes half a second, and predictions without a teacher do not need it
+    )
 
     return float(spearmanr(a, b).statistic)
 
 
 def topk_jaccard(a: Values, b: Values, share: float) -> float:
-    """Return the overlap of the patches with the highest values; at least one patch from each side."""
+    """Return the Jaccard index of the patches with the highest values. Each set has at least one patch."""
     k = max(1, round(share * len(a)))
     top_a, top_b = (set(np.argsort(-np.asarray(v, dtype=np.float64), kind="stable")[:k].tolist()) for v in (a, b))
     return len(top_a & top_b) / len(top_a | top_b)
@@ -82,8 +84,8 @@ def topk_jaccard(a: Values, b: Values, share: float) -> float:
 def js_divergence(a: Values, b: Values) -> float:
     """Return the Jensen-Shannon divergence (base 2) of two non-negative vectors, each scaled to sum to 1.
 
-    From `scipy.special.rel_entr`, not as the square of `scipy.spatial.distance.jensenshannon`: that takes a root, which
-    is NaN for two equal vectors if rounding makes their divergence -1e-17.
+    It is computed from `scipy.special.rel_entr`. `scipy.spatial.distance.jensenshannon` takes a square root, which is
+    NaN for equal vectors if rounding makes their divergence -1e-17.
     """
     from scipy.special import rel_entr
 
@@ -94,12 +96,12 @@ def js_divergence(a: Values, b: Values) -> float:
 
 
 def read_outlines(path: Path) -> list[Polygon]:
-    """Return the polygons in a GeoJSON file, holes and all, level-0 pixels.
+    """Return the polygons of a GeoJSON file with their holes, in level-0 pixels.
 
     Raises
     ------
     LrmilError
-        Where the file is not GeoJSON.
+        If the file cannot be read or is not GeoJSON.
     """
     from shapely.geometry import shape
 
@@ -116,9 +118,9 @@ def read_outlines(path: Path) -> list[Polygon]:
 
 
 def lesion_shares(corners: Int64, size: tuple[int, int], outlines: Sequence[Polygon]) -> NDArray[np.float64]:
-    """Return (N,) the share of each patch's area that lies in a lesion. All in level-0 pixels.
+    """Return (N,) shares of each patch's area that lie in a lesion. All coordinates are level-0 pixels.
 
-    The hole of a ring is no lesion, unless another outline covers it.
+    The hole of a polygon does not count as lesion, unless another outline covers it.
     """
     import shapely
 
@@ -129,16 +131,16 @@ def lesion_shares(corners: Int64, size: tuple[int, int], outlines: Sequence[Poly
 
 
 def lesion_auroc(values: Values, shares: NDArray[np.float64]) -> float | None:
-    """Return how well (N,) values tell lesion patches (a quarter or more) from those without any; None if undefined.
+    """Return the AUROC of (N,) values for lesion patches (a quarter or more) against lesion-free ones, or None.
 
-    Patches with a little lesion count on neither side (Method 3).
+    Patches with less lesion are left out (docs/explanation/method.md 3). None means that a class is missing.
     """
     counted = (shares >= LESION_SHARE) | (shares == 0)
     return auroc(np.asarray(values)[counted], shares[counted] >= LESION_SHARE)
 
 
 def auroc(values: Values, positive: NDArray[np.bool_]) -> float | None:
-    """Return the area under the ROC curve (Mann-Whitney, ties count half); None where a class is missing."""
+    """Return the area under the ROC curve (Mann-Whitney, ties count half), or None if a class is missing."""
     from scipy.stats import rankdata
 
     n_pos, n_neg = int(positive.sum()), int((~positive).sum())

@@ -1,4 +1,4 @@
-"""A bundle: a folder with everything that inference needs, and the physics that a slide must match. Never pickle."""
+"""Bundle: a folder with the networks of a model and a card that states what inference needs. No pickles."""
 
 from __future__ import annotations
 
@@ -39,46 +39,46 @@ CALIBRATED = (
     "calibrated on validation slides by one temperature, which does not restore the shares of classes that training "
     "weighed to count alike"
 )
-Prepared = dict[Any, Any]  # what a runtime is made from -> what it made
+Prepared = dict[Any, Any]  # key of a runtime -> compiled encoder
 SHIPPED = Path(__file__).parents[2] / "bundles"
 
 
 class NetworkCard(BaseModel):
-    """How one of the two networks is built."""
+    """Architecture of one of the two networks."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     encoder: EncoderSpec  # architecture, name and licence of the encoder
-    dim: int  # width of an instance as its MIL sees it
-    hidden: int  # width of the attention's gate
-    encoder_sha256: str = ""  # of an encoder that the bundle only names
+    dim: int  # width of an instance of the MIL
+    hidden: int  # width of the attention gate
+    encoder_sha256: str = ""  # hash of an encoder that the bundle only names
 
 
 class Card(BaseModel):
-    """What ``lrmil.json`` says."""
+    """Content of ``lrmil.json``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: int
     name: str
-    about: str = ""  # a sentence or two: what it is, and what it is not
+    about: str = ""  # a sentence or two: what the model is, and what it is not
     version: str  # of napari-lrmil that wrote it
     classes: tuple[str, ...]
     hr_mpp: float  # µm per pixel of the teacher's patches
     lr_mpp: float  # µm per pixel of the student's patches
     hr_patch_px: int
     lr_patch_px: int
-    student_input_px: int | None = None  # side to which LR patches are enlarged before encoding; None: as read
+    student_input_px: int | None = None  # side to which LR patches are resized for the encoder; None: not resized
     normalisation: str = "RGB, (x / 255 - mean) / deviation, inside the encoder"
-    licence: str = "unknown"  # of the encoders that it comes from, the teacher's included where that is left out
-    tissue: TissueConfig = TissueConfig()  # the mask that training used
+    licence: str = "unknown"  # of all encoders that the model derives from, even if the bundle leaves the teacher out
+    tissue: TissueConfig = TissueConfig()  # tissue mask of training
     temperature: float | None = Field(None, gt=0)  # divides the student's logits; None: not calibrated
     teacher_temperature: float | None = Field(None, gt=0)
     student: NetworkCard
     teacher: NetworkCard | None = None
-    cohort: dict[str, Any] = Field(default_factory=dict)  # where it was trained: counts per split and class
+    cohort: dict[str, Any] = Field(default_factory=dict)  # training cohort: counts per split and class
     metrics: dict[str, Any] = Field(default_factory=dict)  # summary of metrics.json
-    colour: CohortColour | None = None  # of the training slides; None: not measured, and no slide is called far from it
+    colour: CohortColour | None = None  # stain of the training slides; None: not measured, so no slide is flagged
     hashes: dict[str, str]  # file name -> SHA-256
 
     @property
@@ -88,7 +88,7 @@ class Card(BaseModel):
 
 
 class StudentNetwork(nn.Module):
-    """LR encoder, distilled, and its MIL."""
+    """Distilled LR encoder and its MIL."""
 
     def __init__(self, encoder: AlignedEncoder, mil: GatedAttentionMIL) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class StudentNetwork(nn.Module):
 
 
 class TeacherNetwork(nn.Module):
-    """HR encoder, frozen, and its MIL."""
+    """Frozen HR encoder and its MIL."""
 
     def __init__(self, encoder: NetworkEncoder, mil: GatedAttentionMIL) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class TeacherNetwork(nn.Module):
 
 
 class Bundle:
-    """An opened bundle. Weights are read when first asked for: a student's run never touches the teacher's file.
+    """An open bundle. Weights are read on first use, so a run of the student never reads the teacher's file.
 
     Parameters
     ----------
@@ -114,57 +114,57 @@ class Bundle:
     Raises
     ------
     BundleError
-        Where the folder is no bundle, or one of another schema version.
+        If the folder is not a bundle, or has another schema version.
     """
 
     def __init__(self, where: str | Path) -> None:
         self.path = find_bundle(where)
         self.card = _read_card(self.path)
-        self.prepared: Prepared = {}  # runtimes of its encoders, for as long as this process has it open
+        self.prepared: Prepared = {}  # compiled encoders of this process
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"prepared": {}}  # compiled for this process alone
+        return self.__dict__ | {"prepared": {}}  # compiled encoders cannot be pickled
 
     @property
     def name(self) -> str:
-        """The bundle's own name."""
+        """Name of the model."""
         return self.card.name
 
     @property
     def sha256(self) -> str:
-        """Hash over the weights' hashes and all else that inference depends on: tells this model from any other.
+        """Hash that identifies the model: of the weights' hashes and of all that inference depends on.
 
-        Colour is left out as figures and cohort are: it changes a warning, never a probability, and a bundle that was
-        written before it was measured keeps its hash.
+        Metrics, cohort and colour are left out. Colour changes a warning, never a probability, and bundles written
+        before it was measured keep their hash.
         """
-        told = self.card.model_dump(mode="json", exclude={"metrics", "cohort", "version", "colour"})
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        content = self.card.model_dump(mode="json", exclude={"metrics", "cohort", "version", "colour"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
     def has_teacher(self) -> bool:
-        """Whether the bundle brings its HR teacher."""
+        """Whether the bundle has an HR teacher."""
         return self.card.teacher is not None
 
     @property
     def names_teacher(self) -> bool:
-        """Whether the bundle only names its teacher's encoder, so that loading it may fetch weights."""
+        """Whether the bundle only names its teacher's encoder, so that loading it can download weights."""
         return self.card.teacher is not None and self.card.teacher.encoder.family == FROZEN
 
     @property
     def teacher_notice(self) -> str | None:
-        """Licence and terms of an encoder that the bundle only names, to be told before it is loaded.
+        """Licence and terms of an encoder that the bundle only names. They must be shown before it is loaded.
 
         Raises
         ------
         EncoderError
-            Where it is not known here: the extra `encoders` is not installed.
+            If the encoder is unknown because the extra `encoders` is not installed.
         """
         return encoder_notice(self.require_teacher().encoder.name) if self.names_teacher else None
 
     def require_teacher(self) -> NetworkCard:
-        """Return the teacher's card; raise `BundleError` where the bundle brings none."""
+        """Return the teacher's card; raise `BundleError` if the bundle has none."""
         if self.card.teacher is None:
-            raise BundleError(self.path, "teacher", "the bundle brings no teacher; run without --teacher")
+            raise BundleError(self.path, "teacher", "the bundle has no teacher; run without --teacher")
         return self.card.teacher
 
     @cached_property
@@ -174,7 +174,7 @@ class Bundle:
         Raises
         ------
         BundleError
-            Where the weights are missing, do not match their hash, or do not fit.
+            If the weights are missing, do not match their hash, or do not fit the card.
         """
         card = self.card.student
         encoder = AlignedEncoder(build_encoder(card.encoder), card.dim)
@@ -189,23 +189,23 @@ class Bundle:
         Raises
         ------
         BundleError
-            Where the bundle has none, or its weights are missing, do not match their hash, or do not fit.
+            If the bundle has none, or its weights are missing, do not match their hash, or do not fit the card.
         """
         card = self.require_teacher()
         mil = GatedAttentionMIL(card.dim, len(self.card.classes), card.hidden)
-        if card.encoder.family == FROZEN:  # its weights are not ours to share: the bundle names them
+        if card.encoder.family == FROZEN:  # weights that may not be shared: the bundle only names the encoder
             self._fill(nn.ModuleDict({"mil": mil}), TEACHER)
-            return TeacherNetwork(self._pointed_at(card), mil)
+            return TeacherNetwork(self._named_encoder(card), mil)
         network = TeacherNetwork(build_encoder(card.encoder), mil)
         self._fill(network, TEACHER)
         return network
 
-    def _pointed_at(self, card: NetworkCard) -> NetworkEncoder:
-        found = resolve_encoder(card.encoder.name)
-        if found is None or found.sha256 != card.encoder_sha256:
-            told = f"{card.encoder.name} is not the encoder that this bundle was made with; run without --teacher"
-            raise BundleError(self.path, TEACHER, told)
-        return found.encoder
+    def _named_encoder(self, card: NetworkCard) -> NetworkEncoder:
+        loaded = resolve_encoder(card.encoder.name)
+        if loaded is None or loaded.sha256 != card.encoder_sha256:
+            reason = f"{card.encoder.name} is not the encoder that this bundle was made with; run without --teacher"
+            raise BundleError(self.path, TEACHER, reason)
+        return loaded.encoder
 
     def _fill(self, network: nn.Module, file: str) -> None:
         try:
@@ -215,7 +215,13 @@ class Bundle:
         network.eval().requires_grad_(False)
 
     def tensors(self, file: str) -> dict[str, Tensor]:
-        """Return the tensors of one of the bundle's files, after checking its hash."""
+        """Return the tensors of one of the bundle's files.
+
+        Raises
+        ------
+        BundleError
+            If the file is missing or does not match its hash.
+        """
         from safetensors.torch import load_file
 
         path = self.path / file
@@ -229,9 +235,15 @@ class Bundle:
 
 
 def find_bundle(where: str | Path) -> Path:
-    """Return the folder of a bundle given as a folder or as the name of a shipped one."""
+    """Return the folder of a bundle, given as a folder or as the name of a shipped one.
+
+    Raises
+    ------
+    BundleError
+        If there is none.
+    """
     path = Path(where)
-    for folder in (path, SHIPPED / path):  # a folder that only happens to be called like a shipped bundle is none
+    for folder in (path, SHIPPED / path):  # a folder with the name of a shipped bundle counts only if it has a card
         if (folder / CARD).is_file():
             return folder
     if path.is_dir():
@@ -248,16 +260,16 @@ def _read_card(path: Path) -> Card:
         raise BundleError(path, CARD, f"a folder without {CARD}; expected the folder of a trained bundle")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        found = content.get("schema_version")
-        if found != SCHEMA_VERSION:
+        version = content.get("schema_version")
+        if version != SCHEMA_VERSION:
             raise BundleError(
                 path,
                 "schema_version",
-                f"the bundle has schema version {found}, this program reads {SCHEMA_VERSION}; "
+                f"the bundle has schema version {version}, this program reads {SCHEMA_VERSION}; "
                 "train or export it again, or install the version that wrote it",
             )
         card = Card(**content)
-        _ = card.plan  # built, hence checked
+        _ = card.plan  # raises GeometryError if the resolutions do not nest
         return card
     except (ValidationError, ValueError, AttributeError, EncoderError, GeometryError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
@@ -269,16 +281,16 @@ def _read_card(path: Path) -> Card:
 def write_bundle(
     folder: Path, card: Mapping[str, Any], student: StudentNetwork, teacher: TeacherNetwork | None
 ) -> Bundle:
-    """Write a bundle and return it opened; `lrmil.json` comes last, so a folder that has it is complete.
+    """Write a bundle and open it. `lrmil.json` is written last, so a folder with it is complete.
 
     Parameters
     ----------
     folder
-        Where to write.
+        Target folder.
     card
-        Fields of `Card`, without version, networks and hashes, which are filled in here.
+        Fields of `Card` without versions, networks and hashes.
     student, teacher
-        The networks; their weights are stored as float16 (see `round_to_half`).
+        The networks. Their weights are stored as float16 (see `round_to_half`).
     """
     from safetensors.torch import save_file
 
@@ -311,12 +323,12 @@ def _licences(*networks: StudentNetwork | TeacherNetwork | None) -> str:
 
 def _network_card(network: StudentNetwork | TeacherNetwork) -> NetworkCard:
     spec = network.encoder.spec
-    pointed_at = module_sha256(network.encoder.get_submodule("net")) if spec.family == FROZEN else ""
-    return NetworkCard(encoder=spec, dim=network.mil.dim, hidden=network.mil.hidden, encoder_sha256=pointed_at)
+    sha256 = module_sha256(network.encoder.get_submodule("net")) if spec.family == FROZEN else ""
+    return NetworkCard(encoder=spec, dim=network.mil.dim, hidden=network.mil.hidden, encoder_sha256=sha256)
 
 
 def card_text(card: Card) -> str:
-    """Return the model card that people read."""
+    """Return the model card in Markdown."""
     teacher = card.teacher
     lines = [
         f"# {card.name}",
@@ -344,5 +356,5 @@ def _summary(title: str, values: Mapping[str, Any]) -> list[str]:
 
 
 def shipped_bundles() -> tuple[str, ...]:
-    """Return the names of the models that come with the program; loads torch."""
+    """Return the names of the models that are shipped with the package."""
     return tuple(sorted(p.parent.name for p in SHIPPED.glob(f"*/{CARD}")))

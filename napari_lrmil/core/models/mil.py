@@ -1,4 +1,4 @@
-"""Gated attention MIL (Ilse et al. 2018) with named results, and the exact evidence of every patch."""
+"""Gated attention MIL (Ilse et al., ICML 2018, arXiv 1802.04712), evidence per patch, and pooling of large bags."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from napari_lrmil.core.features.bag import Features
 
 @dataclass(frozen=True)
 class MilOutput:
-    """What the network says of one bag of N instances.
+    """Output of the network for one bag of N instances.
 
     Attributes
     ----------
@@ -37,7 +37,9 @@ class MilOutput:
 
 
 class GatedAttentionMIL(nn.Module):
-    """Gated attention MIL, Method 2.2: ``s_k = w·(tanh(V t_k) ⊙ σ(U t_k))``, ``Z = Σ a_k t_k``, ``WZ + b``.
+    """Gated attention MIL (Ilse et al. 2018; docs/explanation/method.md 2.2).
+
+    ``s_k = w·(tanh(V t_k) ⊙ σ(U t_k))``, ``a = softmax(s)``, ``Z = Σ a_k t_k``, logits ``WZ + b``.
 
     Parameters
     ----------
@@ -57,22 +59,22 @@ class GatedAttentionMIL(nn.Module):
         self.dim, self.classes, self.hidden = dim, classes, hidden
         self.V = nn.Linear(dim, hidden)
         self.U = nn.Linear(dim, hidden)
-        self.w = nn.Linear(hidden, 1, bias=False)  # a constant added to all scores changes nothing
+        self.w = nn.Linear(hidden, 1, bias=False)  # the softmax over instances cancels a constant, so no bias
         self.classifier = nn.Linear(dim, classes)
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("deviation", torch.ones(dim))
 
     def set_standard(self, mean: Tensor, deviation: Tensor) -> None:
-        """Standardise instances by these per-dimension statistics of the training set from now on."""
+        """Set the (D,) mean and deviation of the training set by which instances are standardised."""
         self.mean.copy_(mean)
         self.deviation.copy_(deviation)
 
     def standardise(self, instances: Tensor) -> Tensor:
-        """Return (N, D) instances in units of the training set's deviation."""
+        """Return (N, D) instances less the mean, divided by the deviation of the training set."""
         return (instances - self.mean) / self.deviation
 
     def forward(self, instances: Tensor) -> MilOutput:
-        """Pool (N, D) instances of one bag."""
+        """Classify one bag of (N, D) instances."""
         t = self.standardise(instances)  # (N, D)
         scores = self.score(t)
         attention = torch.softmax(scores, dim=0)  # (N,)
@@ -80,9 +82,9 @@ class GatedAttentionMIL(nn.Module):
         return MilOutput(self.classifier(bag), bag, attention, scores)
 
     def evidence(self, instances: Tensor, attention: Tensor) -> Tensor:
-        """Return (N, C): how much each instance adds to each class's centred logit (Method 3).
+        """Return (N, C) contributions of each instance to each class's centred logit (docs/explanation/method.md 3).
 
-        ``e_{r,c} = a_r (w_c − w̄)·z_r``; summed over r and with ``b_c − b̄`` added it is the centred logit exactly.
+        ``e_{r,c} = a_r (w_c − w̄)·z_r``. The sum over r plus ``b_c − b̄`` is exactly the centred logit.
         """
         return attention[:, None] * self.class_shares(self.standardise(instances))
 
@@ -92,21 +94,21 @@ class GatedAttentionMIL(nn.Module):
         return scores
 
     def class_shares(self, t: Tensor) -> Tensor:
-        """Return (N, C) ``(w_c − w̄)·t_r`` of (N, D) standardised instances: evidence before its share of attention."""
+        """Return (N, C) ``(w_c − w̄)·t_r`` of (N, D) standardised instances: evidence before weighting by attention."""
         weight = self.classifier.weight  # (C, D)
         return t @ (weight - weight.mean(dim=0)).T
 
     @property
     def centred_bias(self) -> Tensor:
-        """(C,) what the centred logit would be without any evidence."""
+        """(C,) centred logit without any evidence."""
         return self.classifier.bias - self.classifier.bias.mean()
 
 
-AT_ONCE = 16_384  # instances on the device: 84 MB of 1,280 dimensions
+CHUNK_ROWS = 16_384  # instances on the device at a time: 84 MB at 1,280 dimensions
 
 
 class Rows(Protocol):
-    """(N, D) features that give some of their rows: an array, a memory map, a dataset of an HDF5 file."""
+    """(N, D) features that can be read in slices of rows: an array, a memory map or an HDF5 dataset."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...  # noqa: D102
@@ -115,7 +117,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class BagOutput:
-    """One bag after its MIL: (C,) logits, (N,) attention and scores, (N, C) evidence."""
+    """Output for one bag: (C,) logits, (N,) attention and scores, (N, C) evidence."""
 
     logits: NDArray[np.float32]
     attention: Features
@@ -123,27 +125,38 @@ class BagOutput:
     evidence: Features
 
 
-def pool_bag(mil: GatedAttentionMIL, features: Rows, device: torch.device, at_once: int = AT_ONCE) -> BagOutput:
-    """Run a MIL over (N, D) features without gradients, reading each row once and `default_batch_size` rows at a time.
+def pool_bag(mil: GatedAttentionMIL, features: Rows, device: torch.device, chunk_rows: int = CHUNK_ROWS) -> BagOutput:
+    """Run a MIL over (N, D) features without gradients, in chunks of rows, reading each row once.
 
-    The softmax over all instances is kept up to date from part to part: a new greatest score rescales what was summed
-    (online softmax, Milakov and Gimelshein 2018, arXiv 1805.02867). So the result is that of the whole bag at once, but
-    for rounding, and what grows with the bag is only what is returned.
+    The softmax over all instances is updated from chunk to chunk: a new maximum rescales the sums so far (online
+    softmax, Milakov and Gimelshein 2018, arXiv 1805.02867). The result equals that of the whole bag up to rounding.
+    Memory grows with the bag only by what is returned.
+
+    Parameters
+    ----------
+    mil
+        The network.
+    features
+        (N, D) instances.
+    device
+        Where to compute.
+    chunk_rows
+        Instances per chunk.
     """
     count = features.shape[0]
     scores = np.empty(count, np.float32)
-    evidence = np.empty((count, mil.classes), np.float32)  # first without its share of attention, which comes last
+    evidence = np.empty((count, mil.classes), np.float32)  # weighted by attention at the end
     greatest, total = -math.inf, 0.0
-    bag = torch.zeros(mil.dim, dtype=torch.float64)  # on the CPU, for not every device has doubles
+    bag = torch.zeros(mil.dim, dtype=torch.float64)  # on the CPU, as not every device supports doubles
     with torch.inference_mode():
-        for start in range(0, count, at_once):
-            rows = slice(start, start + at_once)
+        for start in range(0, count, chunk_rows):
+            rows = slice(start, start + chunk_rows)
             t = mil.standardise(torch.from_numpy(np.asarray(features[rows], np.float32)).to(device))
-            found = mil.score(t)
-            scores[rows] = found.float().cpu().numpy()
+            chunk_scores = mil.score(t)
+            scores[rows] = chunk_scores.float().cpu().numpy()
             evidence[rows] = mil.class_shares(t).float().cpu().numpy()
-            before, greatest = greatest, max(greatest, float(found.max()))
-            weights = torch.exp(found - greatest)
+            before, greatest = greatest, max(greatest, float(chunk_scores.max()))
+            weights = torch.exp(chunk_scores - greatest)
             shrink = math.exp(before - greatest)
             bag = bag * shrink + (weights @ t).cpu().double()
             total = total * shrink + float(weights.cpu().double().sum())

@@ -99,7 +99,7 @@ def check_refused(path: Path, match: str) -> None:
 
 
 def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
-    check_refused(tmp_path / "none.h5", "make the features again")
+    check_refused(tmp_path / "none.h5", "extract the features again")
 
 
 def test_a_half_written_file_is_refused(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_half_written_file_is_refused(tmp_path: Path) -> None:
     whole = (tmp_path / "s1.h5").read_bytes()
     for share in (0.0, 0.01, 0.5, 0.9):
         (tmp_path / "cut.h5").write_bytes(whole[: int(share * len(whole))])
-        check_refused(tmp_path / "cut.h5", "make the features again")
+        check_refused(tmp_path / "cut.h5", "extract the features again")
 
 
 def test_a_strangers_hdf5_is_refused(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_the_student_works_without_the_teachers_file(folder: Path) -> None:
 def test_a_bundle_without_a_teacher_says_so(tmp_path: Path) -> None:
     bundle = untrained_bundle(tmp_path / "b", teacher=False)
     assert not bundle.has_teacher and not (bundle.path / TEACHER).exists()
-    check_refused(lambda: bundle.teacher, "brings no teacher", "teacher")
+    check_refused(lambda: bundle.teacher, "has no teacher", "teacher")
 
 
 def test_terms_of_a_teacher_that_is_only_named_are_told_before_it_is_looked_for(

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_lrmil.core.models.mil import AT_ONCE, GatedAttentionMIL, pool_bag
+from napari_lrmil.core.models.mil import CHUNK_ROWS, GatedAttentionMIL, pool_bag
 
 CPU = torch.device("cpu")
 
@@ -30,12 +30,12 @@ def some(seed: int, count: int) -> Any:
     return np.random.default_rng(seed).normal(0, 2, (count, 6)).astype(np.float32)
 
 
-@given(seed=st.integers(0, 1000), count=st.integers(1, 90), at_once=st.integers(1, 100), sharpness=st.floats(0, 200))
+@given(seed=st.integers(0, 1000), count=st.integers(1, 90), chunk_rows=st.integers(1, 100), sharpness=st.floats(0, 200))
 @settings(max_examples=60, deadline=None)
-def test_part_by_part_is_the_whole(seed: int, count: int, at_once: int, sharpness: float) -> None:
+def test_part_by_part_is_the_whole(seed: int, count: int, chunk_rows: int, sharpness: float) -> None:
     """Against the network itself on all instances, in double precision: also where one instance has all attention."""
     mil, features = seeded(seed, sharpness), some(seed, count)
-    found = pool_bag(mil, features, CPU, at_once)
+    found = pool_bag(mil, features, CPU, chunk_rows)
     whole = mil.double()
     instances = torch.from_numpy(features).double()
     with torch.inference_mode():
@@ -74,7 +74,7 @@ def test_a_million_instances_pass_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(GatedAttentionMIL, "standardise", counted)
     many = np.broadcast_to(once, (50, *once.shape)).reshape(-1, 6)
     found = pool_bag(mil, many, CPU)
-    assert max(sizes) == AT_ONCE and sum(sizes) == 1_000_000
+    assert max(sizes) == CHUNK_ROWS and sum(sizes) == 1_000_000
     alone = pool_bag(mil, once, CPU)
     np.testing.assert_allclose(found.logits, alone.logits, atol=1e-5)
     np.testing.assert_allclose(found.attention[:20_000] * 50, alone.attention, rtol=1e-4)
