@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from support.window import MakeDock, open_window, require_screen
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Return a bundle with student and teacher."""
-    return lively_bundle(tmp_path_factory.mktemp("bundle"))
+    bundle = lively_bundle(tmp_path_factory.mktemp("bundle"))
+    bundle.student  # noqa: B018 # loads transformers
+    _spare_the_collector()
+    return bundle
 
 
 @pytest.fixture(scope="session")
@@ -39,8 +43,15 @@ def qapp_cls() -> Any:
 def _window(qapp: Any) -> Iterator[Any]:
     """Keep one window for all tests, for each takes seconds."""
     opened = open_window()
+    _spare_the_collector()
     yield opened
     opened.close()
+
+
+def _spare_the_collector() -> None:
+    """Take what is loaded from the garbage collector: napari calls it whenever layers go, which takes 0.3 s else."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
