@@ -6,6 +6,7 @@ runs contain it. Field names are part of that file too.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -89,3 +90,4 @@ class Failed:
 
 
 Event = Progress | StageDone | Metric | Notice | Partial | Finished | Failed
+EventSource = Callable[[], Iterator[Event]]  # starts work when it is called, and yields its events

@@ -67,7 +67,7 @@ class ViewerActions:
         return layer
 
     def _paper(self) -> Shapes:
-        slide = self._session.open_slide
+        slide = self._session.opened_slide
         return (
             self.drawing() or add_layers(self._viewer, [build_region_layer(self._tag(), slide.width * slide.mpp.x)])[0]
         )
@@ -92,7 +92,7 @@ class ViewerActions:
         LrmilError
             Where the file holds no regions.
         """
-        found = read_regions(path, self._session.open_slide.bounds)
+        found = read_regions(path, self._session.opened_slide.bounds)
         layer = self._paper()
         for corners, kind in shapes_from_regions(found.regions, self.mpp):
             layer.add(corners, shape_type=kind)
@@ -102,7 +102,7 @@ class ViewerActions:
     def export_regions(self, path: Path) -> None:
         """Write the drawn regions for QuPath."""
         with explain_disk_errors(path.parent):
-            write_regions(path, self._session.regions, self._session.open_slide.bounds)
+            write_regions(path, self._session.regions, self._session.opened_slide.bounds)
 
     # ------------------------------------------------------------ tissue
 
@@ -196,7 +196,7 @@ class ViewerActions:
     @property
     def mpp(self) -> Mpp:
         """µm per level-0 pixel of the chosen slide."""
-        return self._session.open_slide.mpp
+        return self._session.opened_slide.mpp
 
     @property
     def _prediction(self) -> Prediction:

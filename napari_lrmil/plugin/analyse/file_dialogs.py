@@ -10,9 +10,9 @@ from napari.utils.notifications import show_error, show_info, show_warning
 from qtpy.QtGui import QGuiApplication
 from qtpy.QtWidgets import QFileDialog, QWidget
 
-from napari_lrmil.core.events import Event, Failed, Finished, Progress
+from napari_lrmil.core.events import Event, EventSource, Failed, Finished, Progress
 from napari_lrmil.plugin.qt.errors import show_errors
-from napari_lrmil.plugin.qt.worker import BackgroundWorker, Work
+from napari_lrmil.plugin.qt.worker import BackgroundWorker
 
 if TYPE_CHECKING:
     from napari_lrmil.plugin.analyse.actions import ViewerActions
@@ -104,7 +104,7 @@ class FileDialogs:
             self._keep.show_saving("stopping", 1.0)
             self._run.cancel()
 
-    def _save(self, work: Work) -> None:
+    def _save(self, work: EventSource) -> None:
         if self._run is None:
             self._keep.show_saving("starting", 0.0)
             self._run = BackgroundWorker(work, self._written, self._ended, self._parent)

@@ -182,7 +182,7 @@ class ResultView(QWidget):  # type: ignore[misc]  # qtpy has no types
         if self._answer is None or bundle is None or self._session.slide is None:
             return
         mpp = bundle.card.hr_mpp if self.gallery.fine else bundle.card.lr_mpp
-        slide = self._session.open_slide
+        slide = self._session.opened_slide
         self._pictures.submit(partial(read_gallery, slide, self._answer.prediction, self.gallery.patches, mpp))
 
     def _picture_read(self, event: Event) -> None:

@@ -70,14 +70,14 @@ class SlideDisplay:
 
         slide = self._session.slide
         if slide is not None:
-            colour = show_errors(partial(icc_transform, self._session.open_slide)) if true_colours else None
+            colour = show_errors(partial(icc_transform, self._session.opened_slide)) if true_colours else None
             recolour_slide(self._viewer, slide.path, colour)
 
     def show_labels(self) -> None:
         """Show label and macro image of the chosen slide in windows of their own."""
         from napari_lrmil.plugin.viewer.associated_images import associated_image_names, show_associated_image
 
-        slide = self._session.open_slide
+        slide = self._session.opened_slide
         for name in associated_image_names(slide):
             show_associated_image(slide, name, self._navigation)
 

@@ -1,4 +1,4 @@
-"""The docks of one window find each other: what is chosen in one holds in all."""
+"""Dock widgets of one napari window: their base class, and functions to find, open and tab them."""
 
 from __future__ import annotations
 
@@ -15,50 +15,56 @@ Dock = TypeVar("Dock", bound="QWidget")
 
 
 class DockWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
-    """A dock that ends what it began when it goes: closed, or taken out of its window by napari."""
+    """Base class of docks that stop their work if they are closed or if napari takes them out of the window."""
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802  # Qt's name
-        """End what this dock began."""
+        """Stop the work of this dock."""
         self._on_removed()
         super().closeEvent(event)
 
     def changeEvent(self, event: QEvent) -> None:  # noqa: N802  # Qt's name
-        """Do so where napari has taken the dock out of its window, too."""
+        """Stop the work of this dock if it has lost its parent.
+
+        ``remove_dock_widget`` of napari sets the parent to None and sends no close event.
+        """
         super().changeEvent(event)
         if event.type() == QEvent.Type.ParentChange and self.parent() is None:
             self._on_removed()
 
     def _on_removed(self) -> object:
-        raise NotImplementedError(f"{type(self).__name__} does not say how it ends")
+        raise NotImplementedError(f"{type(self).__name__} does not define how its work stops")
 
 
 def find_dock(viewer: Viewer, kind: type[Dock]) -> Dock | None:
-    """Return the dock of a kind that lies in the window; None where there is none."""
+    """Return the first dock of class `kind` in the viewer's window, or None."""
     return next((dock for dock in viewer.window.dock_widgets.values() if isinstance(dock, kind)), None)
 
 
 def open_dock(viewer: Viewer, kind: type[Dock], name: str) -> Dock:
-    """Return the dock of a kind, put beside the others as a tab if it is not there yet, and bring it to the front.
+    """Return the dock of class `kind` and bring it to the front; add it as a tab if the window has none.
 
     Parameters
     ----------
     viewer
-        Whose window.
+        Viewer whose window holds the dock.
     kind
-        The widget; it is made with the viewer.
+        Class of the dock; a new one is created with the viewer as its only argument.
     name
-        What its tab is called.
+        Text of the tab.
     """
-    there = find_dock(viewer, kind)
-    dock: Dock = there if there is not None else kind(viewer)
-    if there is None:
+    present = find_dock(viewer, kind)
+    dock: Dock = present if present is not None else kind(viewer)
+    if present is None:
         viewer.window.add_dock_widget(dock, name=name, area="right", tabify=True)
     dock.parentWidget().raise_()
     return dock
 
 
 def tabify_with(viewer: Viewer, dock: QWidget, kind: type[Dock]) -> None:
-    """Put a dock as a tab beside that of a kind, if there is one: napari's menu opens docks one above the other."""
+    """Put `dock` into one tab bar with the dock of class `kind`, if there is one.
+
+    The Plugins menu of napari stacks docks vertically, which leaves too little height for either.
+    """
     other = find_dock(viewer, kind)
     if other is None or other.parentWidget() is None or dock.parentWidget() is None:
         return

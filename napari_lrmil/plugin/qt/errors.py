@@ -1,25 +1,24 @@
-"""attempt, Result of `napari_lrmil.plugin.qt.errors`."""
+"""Errors of user actions as notifications in the napari window."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from napari.utils.notifications import show_error
 
 from napari_lrmil.core.errors import LrmilError
 
-if TYPE_CHECKING:
-    pass
-
-
 Result = TypeVar("Result")
 
 
-def show_errors(wish: Callable[[], Result]) -> Result | None:
-    """Carry out a wish; what goes wrong is a sentence in napari's notifications."""
+def show_errors(action: Callable[[], Result]) -> Result | None:
+    """Run a user action and return its result; show an `LrmilError` as a notification and return None.
+
+    Any other exception is a defect and reaches napari's own error dialog with its traceback.
+    """
     try:
-        return wish()
+        return action()
     except LrmilError as error:
         show_error(str(error))
         return None

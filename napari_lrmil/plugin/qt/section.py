@@ -1,4 +1,4 @@
-"""What all parts of the dock are made of."""
+"""Collapsible sections of a dock, and the small widgets and layouts that fill them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ from qtpy.QtWidgets import (
 )
 from superqt import QCollapsible
 
+SMALL_FONT = 0.9  # size of hints, relative to the font of the dock
+
 
 class Section(QCollapsible):  # type: ignore[misc]  # superqt has no types
-    """A part of the dock that can be folded; `toggled_open` tells its name and whether it is open.
+    """Collapsible part of a dock; `fold_changed` emits its name and whether it is open.
 
     Parameters
     ----------
     name
-        What it is remembered by.
+        Name under which the settings store whether the section is open.
     title
-        What it is called on the screen: the words of a pathologist first, the term of the method second.
+        Title on the screen: the pathologist's word first, the term of the method second.
     """
 
     fold_changed = Signal(str, bool)
@@ -36,31 +38,41 @@ class Section(QCollapsible):  # type: ignore[misc]  # superqt has no types
         super().__init__(title, parent, expandedIcon="▼", collapsedIcon="▶")
         self.name = name
         self.layout().setContentsMargins(0, 0, 0, 0)
-        self.setDuration(0)  # a fold that moves slowly hides what one is about to read
+        self.setDuration(0)  # no animation: it hides the content that the user wants to read
         self._inner = QWidget()
         self._column = QVBoxLayout(self._inner)
         self._column.setContentsMargins(6, 2, 0, 4)
         self._column.setSpacing(4)
         self.setContent(self._inner)
-        self.toggled.connect(self._tell)
+        self.toggled.connect(self._emit_fold)
 
-    def _tell(self, open_: bool) -> None:
-        self.fold_changed.emit(self.name, open_)
+    def _emit_fold(self, is_open: bool) -> None:
+        self.fold_changed.emit(self.name, is_open)
 
     def fit_height(self) -> None:
-        """Take the height that the content needs now; by itself a section takes it when it unfolds."""
+        """Adapt the height to the present content; QCollapsible measures it only while it opens."""
         self._column.invalidate()
         self._column.activate()
         if self.isExpanded():
             self.expand(animate=False)
 
     def add(self, *widgets: QWidget) -> None:
-        """Add a row of widgets."""
+        """Add a row of widgets below the present ones."""
         self._column.addWidget(widgets[0] if len(widgets) == 1 else make_row(*widgets))
 
 
 def fill_dock(dock: QWidget, parts: Sequence[QWidget], below: Sequence[QWidget]) -> QScrollArea:
-    """Fill a dock with parts that scroll, one under the other, and some below that always show; return the former."""
+    """Lay out a dock and return its scroll area.
+
+    Parameters
+    ----------
+    dock
+        An empty widget.
+    parts
+        Widgets that scroll, from top to bottom.
+    below
+        Widgets under the scroll area, which are always visible.
+    """
     inner = QWidget()
     column = QVBoxLayout(inner)
     column.setSpacing(5)
@@ -81,7 +93,7 @@ def fill_dock(dock: QWidget, parts: Sequence[QWidget], below: Sequence[QWidget])
 
 
 def make_row(*widgets: QWidget) -> QWidget:
-    """Return widgets side by side."""
+    """Return the widgets side by side; buttons, combo boxes and sliders take the spare width."""
     box = QWidget()
     line = QHBoxLayout(box)
     line.setContentsMargins(0, 0, 0, 0)
@@ -92,35 +104,45 @@ def make_row(*widgets: QWidget) -> QWidget:
 
 
 def make_button(text: str, tip: str) -> QPushButton:
-    """Return a button that says what it does."""
-    made = QPushButton(text)
-    made.setToolTip(tip)
-    return made
+    """Return a button with a text and a tooltip."""
+    button = QPushButton(text)
+    button.setToolTip(tip)
+    return button
 
 
 def make_label(name: str, text: str = "", *, bold: bool = False, small: bool = False) -> QLabel:
-    """Return text that wraps and can be copied."""
-    made = QLabel(text)
-    made.setObjectName(name)
-    made.setWordWrap(True)
-    made.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-    font = made.font()
+    """Return a label whose text wraps and can be selected with the mouse.
+
+    Parameters
+    ----------
+    name
+        Qt object name, by which tests and style sheets find the label.
+    text
+        Text at the start.
+    bold, small
+        Bold for results, small and italic for hints.
+    """
+    label = QLabel(text)
+    label.setObjectName(name)
+    label.setWordWrap(True)
+    label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+    font = label.font()
     font.setBold(bold)
     if small:
-        font.setPointSizeF(font.pointSizeF() * 0.9)
+        font.setPointSizeF(font.pointSizeF() * SMALL_FONT)
         font.setItalic(True)
-    made.setFont(font)
-    return made
+    label.setFont(font)
+    return label
 
 
 def make_divider() -> QFrame:
-    """Return a thin line across."""
+    """Return a thin horizontal line."""
     line = QFrame()
     line.setFrameShape(QFrame.Shape.HLine)
     return line
 
 
 def enable_unless(widget: QWidget, reason: str, tip: str) -> None:
-    """Enable a widget, or disable it and say why."""
+    """Disable a widget if there is a reason, and show that reason as its tooltip; else enable it and show `tip`."""
     widget.setEnabled(not reason)
     widget.setToolTip(reason or tip)

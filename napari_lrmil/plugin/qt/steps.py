@@ -1,4 +1,4 @@
-"""A part of the Train dock: folded it takes no room, open as much as its content needs, also when that grows."""
+"""Collapsible steps of the Train dock, which follow the height of their content, and the scrolling list of steps."""
 
 from __future__ import annotations
 
@@ -22,38 +22,39 @@ from qtpy.QtWidgets import (
 
 from napari_lrmil.plugin.qt.section import Section
 
-QWIDGETSIZE_MAX = (1 << 24) - 1  # Qt's own, QWIDGETSIZE_MAX
+QWIDGETSIZE_MAX = (1 << 24) - 1  # Qt's value for "no maximum height"; its Python bindings do not export it
 FIELD_MIN_WIDTH_PX, FIELD_MIN_HEIGHT_PX = 32, 18
-BOTTOM_MARGIN_PX = 14  # below the last part: text that wraps in bold is a few pixels higher than Qt foresees
+BOTTOM_MARGIN_PX = 14  # below the last widget: bold text that wraps is a few pixels higher than Qt computes
 
 
 class Step(Section):
-    """A section whose content may change its height while it is open."""
+    """Section that follows its content if that changes its height while the step is open."""
 
     def __init__(self, name: str, title: str, parent: QWidget | None = None) -> None:
         super().__init__(name, title, parent)
         self.content().layout().setContentsMargins(6, 2, 0, BOTTOM_MARGIN_PX)
         self.content().setVisible(False)
-        self.toggled.connect(self._show)
+        self.toggled.connect(self._show_content)
         policy = self.sizePolicy()
-        policy.setVerticalPolicy(QSizePolicy.Policy.Preferred)  # or text that wraps gets no more than unwrapped
+        policy.setVerticalPolicy(QSizePolicy.Policy.Preferred)  # Maximum would give wrapped text the height of one line
         self.setSizePolicy(policy)
-        self.layout().setAlignment(Qt.AlignmentFlag(0))  # for the same reason
+        self.layout().setAlignment(Qt.AlignmentFlag(0))  # an alignment has the same effect
 
-    def _show(self, open_: bool) -> None:
-        self.content().setVisible(open_)
-        self.content().setMaximumHeight(QWIDGETSIZE_MAX if open_ else 0)
+    def _show_content(self, is_open: bool) -> None:
+        self.content().setVisible(is_open)
+        # QCollapsible freezes the maximum at the height that the content had when the step was opened.
+        self.content().setMaximumHeight(QWIDGETSIZE_MAX if is_open else 0)
 
 
 class FormStep(Step):
-    """A step that holds a form.
+    """Step with a magicgui form.
 
     Parameters
     ----------
     name, title
-        As of a `Section`.
+        As for `Section`.
     form
-        What it holds.
+        The form.
     """
 
     def __init__(self, name: str, title: str, form: Container[Any], parent: QWidget | None = None) -> None:
@@ -63,28 +64,31 @@ class FormStep(Step):
 
 
 class HeightForWidthColumn(QWidget):  # type: ignore[misc]  # qtpy has no types
-    """What a scroll area holds: as high as its text needs at the width that it has, which Qt does not ask for."""
+    """Content of a scroll area, as high as its text needs at the present width.
+
+    QScrollArea ignores the height-for-width of its content and would cut off text that wraps.
+    """
 
     def event(self, event: QEvent) -> bool:
-        """Take the height that is needed now, whenever the width or the content has changed."""
+        """Set the minimum height after every change of width or content."""
         handled = bool(super().event(event))
         if event.type() in (QEvent.Type.LayoutRequest, QEvent.Type.Resize, QEvent.Type.Show):
             layout = self.layout()
             needed = layout.heightForWidth(self.width()) if layout.hasHeightForWidth() else layout.sizeHint().height()
-            if needed != self.minimumHeight():
+            if needed != self.minimumHeight():  # setting it again would send another LayoutRequest without end
                 self.setMinimumHeight(needed)
         return handled
 
 
 class StepList(QScrollArea):  # type: ignore[misc]  # qtpy has no types
-    """Steps under one another, scrolled so that what was just opened is in view.
+    """Scrolling column of steps; a step that the user opens is scrolled into view.
 
     Parameters
     ----------
     above
-        What stands over the first step.
+        Widget over the first step.
     steps
-        From top to bottom.
+        Steps from top to bottom.
     """
 
     def __init__(self, above: QWidget, steps: Sequence[Step], parent: QWidget | None = None) -> None:
@@ -101,45 +105,45 @@ class StepList(QScrollArea):  # type: ignore[misc]  # qtpy has no types
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.setWidget(inner)
         for step in steps:
-            step.toggleButton().clicked.connect(partial(self._toggled, step))
+            step.toggleButton().clicked.connect(partial(self._on_toggled, step))
 
-    def show_only(self, *open_: Step) -> None:
-        """Open some steps, fold the others, and bring the first into view."""
+    def show_only(self, *open_steps: Step) -> None:
+        """Open these steps, fold all others, and scroll to the top."""
         for step in self._steps:
-            (step.expand if step in open_ else step.collapse)(animate=False)
-        QTimer.singleShot(0, self, self._scroll_up)
+            (step.expand if step in open_steps else step.collapse)(animate=False)
+        # One turn of the event loop later, when Qt has laid the column out anew.
+        QTimer.singleShot(0, self, self._scroll_to_top)
 
-    def _scroll_up(self) -> None:
-        self.verticalScrollBar().setValue(0)  # folded steps above are short: what is open is in view
+    def _scroll_to_top(self) -> None:
+        self.verticalScrollBar().setValue(0)  # folded steps are one line high, so the first open step is visible
 
-    def _toggled(self, step: Step, open_: bool) -> None:
-        if open_:
-            QTimer.singleShot(0, self, partial(self._bring, step))
+    def _on_toggled(self, step: Step, is_open: bool) -> None:
+        if is_open:
+            QTimer.singleShot(0, self, partial(self._scroll_to, step))
 
-    def _bring(self, step: Step) -> None:
-        """Bring a step into view that was opened by hand: as much of it as there is room for, its title first."""
+    def _scroll_to(self, step: Step) -> None:
+        """Scroll a step into view; if it is higher than the view, its title comes to the top."""
         self.ensureWidgetVisible(step, 0, 0)
         if step.height() > self.viewport().height():
             self.verticalScrollBar().setValue(step.y())
 
 
 def shrink_fields(form: QWidget) -> None:
-    """Let the fields of a form be as narrow as the dock: by themselves they ask for the widest they could show."""
+    """Let the fields of a form shrink to the width of the dock; by default Qt reserves room for the longest value."""
     for kind in (QLineEdit, QComboBox, QAbstractSpinBox):
         for field in form.findChildren(kind):
             field.setMinimumWidth(FIELD_MIN_WIDTH_PX)
-            field.setStyleSheet(
-                f"min-width: {FIELD_MIN_WIDTH_PX}px; min-height: {FIELD_MIN_HEIGHT_PX}px"
-            )  # napari's asks for more
+            # The style sheet of napari sets larger minima, which win over setMinimumWidth.
+            field.setStyleSheet(f"min-width: {FIELD_MIN_WIDTH_PX}px; min-height: {FIELD_MIN_HEIGHT_PX}px")
             if isinstance(field, QComboBox):
                 field.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
             if isinstance(field, QAbstractSpinBox):
-                field.setButtonSymbols(QAbstractSpinBox.ButtonSymbols.NoButtons)  # arrow keys and the wheel do the same
+                field.setButtonSymbols(QAbstractSpinBox.ButtonSymbols.NoButtons)  # arrow keys and wheel do the same
 
 
 def align_labels(form: QWidget) -> None:
-    """Give the labels of a form one width, so that its fields line up."""
+    """Give all labels of a form the same width, which aligns the fields."""
     labels = form.findChildren(QLabel)
-    widest = max((one.sizeHint().width() for one in labels), default=0)
-    for one in labels:
-        one.setFixedWidth(widest)
+    width = max((label.sizeHint().width() for label in labels), default=0)
+    for label in labels:
+        label.setFixedWidth(width)

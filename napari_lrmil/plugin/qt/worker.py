@@ -1,45 +1,38 @@
-"""Long work off the window's thread. Only this file knows that there is a second thread.
+"""Background threads whose events arrive in the window's thread. No other module of the plugin starts a thread.
 
-The thread puts events into a queue and never touches Qt; a timer of the window's thread empties it. On Windows, where
-torch has to load before Qt, the same pump would run in a spawned process with a process queue in place of this one.
+The thread puts events into a queue and never touches Qt; a timer of the window's thread empties the queue. On Windows
+torch has to be loaded before Qt. There `forward_events` could run in a spawned process with a process queue instead.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
 
 from qtpy.QtCore import QCoreApplication, QObject, QTimer
 
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.core.events import Event, Failed
+from napari_lrmil.core.events import Event, EventSource, Failed
 
-if TYPE_CHECKING:
-    pass
-
-
-POLL_MS = 30
-
-Work = Callable[[], Iterator[Event]]
+POLL_MS = 30  # interval at which the window's thread empties the queue
 
 
-def forward_events(work: Work, cancelled: threading.Event, emit: Callable[[Event], None]) -> None:
-    """Pass on every event of `work` until it ends or is cancelled; an exception becomes `Failed`.
+def forward_events(source: EventSource, cancelled: threading.Event, emit: Callable[[Event], None]) -> None:
+    """Pass on every event of `source` until it ends or is cancelled; an exception becomes a `Failed` event.
 
     Parameters
     ----------
-    work
-        Starts the work; called here, so that starting may fail as well.
+    source
+        Starts the work. It is called here, so an exception at the start becomes an event as well.
     cancelled
-        Looked at after every event; once set nothing more is passed on and the work is closed.
+        Checked after every event; once it is set, no further event is passed on and the work is closed.
     emit
-        Takes an event.
+        Receives the events.
     """
     try:
-        with closing(work()) as events:  # type: ignore[type-var]  # generators close
+        with closing(source()) as events:  # type: ignore[type-var]  # generators close
             for event in events:
                 if cancelled.is_set():
                     return
@@ -51,24 +44,24 @@ def forward_events(work: Work, cancelled: threading.Event, emit: Callable[[Event
 
 
 class BackgroundWorker:
-    """Work under way in a thread of its own; its events arrive in the window's thread.
+    """Work in a thread of its own; its events are delivered in the window's thread.
 
     Parameters
     ----------
-    work
+    source
         Starts the work.
     on_event
         Called with every event.
     on_end
-        Called once after the last event, however the work ended.
+        Called once after the last event, also if the work failed or was cancelled.
     parent
-        Deliveries end with it, and the work is cancelled.
+        When it is deleted, the work is cancelled and no further event is delivered.
     """
 
     def __init__(
-        self, work: Work, on_event: Callable[[Event], None], on_end: Callable[[], None], parent: QObject
+        self, source: EventSource, on_event: Callable[[Event], None], on_end: Callable[[], None], parent: QObject
     ) -> None:
-        self._queue: SimpleQueue[Event | None] = SimpleQueue()  # None: the end
+        self._queue: SimpleQueue[Event | None] = SimpleQueue()  # None marks the end
         self._cancelled = threading.Event()
         self._on_event, self._on_end = on_event, on_end
         self._timer = QTimer(parent)
@@ -78,26 +71,26 @@ class BackgroundWorker:
         app = QCoreApplication.instance()
         if app is not None:
             app.aboutToQuit.connect(self._cancelled.set)
-        # Not a daemon: the interpreter waits for the batch under way, for torch does not survive its end.
-        self._thread = threading.Thread(target=self._run, args=(work,), name="napari-lrmil")
+        # Not a daemon: the interpreter has to wait for the present batch, as torch crashes if it is cut off at exit.
+        self._thread = threading.Thread(target=self._run, args=(source,), name="napari-lrmil")
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread and the delivery of events."""
         self._thread.start()
         self._timer.start()
 
     def cancel(self) -> None:
-        """Ask the work to end after the step under way; its end is told as any other."""
+        """Request the end of the work after its present step; `on_end` is called as usual."""
         self._cancelled.set()
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the thread and return whether it has ended; what it still said stays undelivered."""
+        """Wait for the thread, and return whether it has ended; events that are still queued are not delivered."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
-    def _run(self, work: Work) -> None:
+    def _run(self, source: EventSource) -> None:
         try:
-            forward_events(work, self._cancelled, self._queue.put)
+            forward_events(source, self._cancelled, self._queue.put)
         finally:
             self._queue.put(None)
 
@@ -116,43 +109,43 @@ class BackgroundWorker:
 
 
 class LatestOnly:
-    """Works on one question at a time; a newer one cancels it and comes next.
+    """Queue of length one: newly submitted work cancels the present work and starts after it.
 
     Parameters
     ----------
-    handle
-        Takes the events.
+    on_event
+        Receives the events of whichever work is running.
     parent
-        Work ends with it.
+        When it is deleted, the work is cancelled.
     """
 
-    def __init__(self, handle: Callable[[Event], None], parent: QObject) -> None:
-        self._handle, self._parent = handle, parent
-        self._run: BackgroundWorker | None = None
-        self._next: Work | None = None
+    def __init__(self, on_event: Callable[[Event], None], parent: QObject) -> None:
+        self._on_event, self._parent = on_event, parent
+        self._worker: BackgroundWorker | None = None
+        self._next: EventSource | None = None
 
     @property
     def is_busy(self) -> bool:
-        """Whether a question is being worked on."""
-        return self._run is not None
+        """Whether work is running."""
+        return self._worker is not None
 
-    def submit(self, work: Work | None) -> None:
-        """Begin `work`, at once or when what is under way has let go; None asks nothing."""
-        if work is None:
+    def submit(self, source: EventSource | None) -> None:
+        """Start the work now, or as soon as the present work has ended; None submits nothing."""
+        if source is None:
             return
-        if self._run is not None:
-            self._next = work
-            self._run.cancel()
+        if self._worker is not None:
+            self._next = source  # replaces work that has not started yet
+            self._worker.cancel()
             return
-        self._run = BackgroundWorker(work, self._handle, self._ended, self._parent)
-        self._run.start()
+        self._worker = BackgroundWorker(source, self._on_event, self._start_next, self._parent)
+        self._worker.start()
 
     def stop(self) -> None:
-        """Drop what is under way."""
+        """Cancel the present work and drop the work that waits."""
         self._next = None
-        if self._run is not None:
-            self._run.cancel()
+        if self._worker is not None:
+            self._worker.cancel()
 
-    def _ended(self) -> None:
-        self._run, work, self._next = None, self._next, None
-        self.submit(work)
+    def _start_next(self) -> None:
+        self._worker, source, self._next = None, self._next, None
+        self.submit(source)

@@ -1,4 +1,4 @@
-"""How long work takes: what is left of it, and what it should take before it begins."""
+"""Remaining time of a running stage, and the expected time of a run before it starts."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from napari_lrmil.core.patching.grid import NestedGrid
     from napari_lrmil.core.slides.slide import Slide
 
-LOOKUP_PATCHES = 1000  # patches of which the pace is asked
-ETA_AFTER_S = 2.0  # before that the pace of a stage is not known
+LOOKUP_PATCHES = 1000  # the settings store is asked for this many patches; the time of any other number follows
+ETA_AFTER_S = 2.0  # the speed of a stage is too noisy before
 
 
 @dataclass(frozen=True)
 class StageProgress:
-    """How far a stage is: units done, units in all, seconds since the stage began."""
+    """Progress of a stage: units done, units in total, seconds since the stage began."""
 
     stage: str
     done: int
@@ -39,20 +39,30 @@ class StageProgress:
 
     @property
     def fraction(self) -> float:
-        """0 to 1."""
+        """Share of the units that are done, 0 to 1."""
         return self.done / self.total if self.total else 0.0
 
     @property
     def text(self) -> str:
-        """One line: the stage, the share, and the time left where it is known."""
+        """Stage, percentage and remaining time in one line; no time before `ETA_AFTER_S` or below one second."""
         left = self.seconds * (self.total - self.done) / self.done if self.done else 0.0
-        shown = f" · {format_duration(left)} left" if self.seconds > ETA_AFTER_S and left >= 1 else ""
-        return f"{self.stage} · {self.fraction:.0%}{shown}"
+        eta = f" · {format_duration(left)} left" if self.seconds > ETA_AFTER_S and left >= 1 else ""
+        return f"{self.stage} · {self.fraction:.0%}{eta}"
 
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """What a run would read: LR patches, HR patches of a teacher, and the seconds that it should take, where known."""
+    """Expected cost of a run.
+
+    Attributes
+    ----------
+    patches
+        LR patches of the student.
+    hr_patches
+        HR patches of the teacher; 0 without a teacher.
+    seconds
+        Expected time; None if a network has not run on this machine yet.
+    """
 
     patches: int
     hr_patches: int
@@ -60,28 +70,29 @@ class RunEstimate:
 
     @property
     def text(self) -> str:
-        """One line for the user, before a run."""
+        """Numbers of patches and expected time in one line."""
         hr = f" + {self.hr_patches} of the teacher" if self.hr_patches else ""
         return f"{self.patches} patches{hr} · {self.time_text}"
 
     @property
     def time_text(self) -> str:
-        """The expected time alone."""
+        """Expected time alone."""
         return "time not known yet" if self.seconds is None else f"about {format_duration(self.seconds)}"
 
 
 @dataclass(frozen=True)
 class PlannedPatches:
-    """LR patches that are asked about, and what the two networks would take for them.
+    """LR patches of a planned run, from which its cost follows for any choice of teacher patches.
 
     Attributes
     ----------
     hr_counts
-        (N,) HR patches in each.
+        (N,) number of HR patches in each LR patch.
     attention
-        (N,) the student's attention where it is known, so that asking it again costs nothing; None where it is not.
+        (N,) attention of the student if it is cached, which makes the student free; else None.
     expected_seconds
-        Seconds that a network (``student``, ``teacher``) should take for so many patches; None where it never ran.
+        Returns the expected seconds of a network (``student``, ``teacher``) for a number of patches; None if it has
+        not run yet.
     """
 
     hr_counts: Int64
@@ -89,29 +100,38 @@ class PlannedPatches:
     expected_seconds: Callable[[str, int], float | None]
 
     def estimate(self, teacher: TeacherPatches) -> RunEstimate:
-        """Return what a run would read and take if the teacher reads these patches."""
-        patches, hr = len(self.hr_counts), self._hr_patches(teacher)
-        told = [0.0 if self.attention is not None else self.expected_seconds("student", patches)]
-        told += [self.expected_seconds("teacher", hr)] if hr else []
-        known = [seconds for seconds in told if seconds is not None]
-        return RunEstimate(patches, hr, sum(known) if len(known) == len(told) else None)
+        """Return the expected cost of a run in which the teacher reads the patches `teacher`."""
+        patches, hr = len(self.hr_counts), self._count_hr_patches(teacher)
+        parts = [0.0 if self.attention is not None else self.expected_seconds("student", patches)]
+        parts += [self.expected_seconds("teacher", hr)] if hr else []
+        seconds = [part for part in parts if part is not None]
+        return RunEstimate(patches, hr, sum(seconds) if len(seconds) == len(parts) else None)
 
     def max_teacher_patches(self, seconds: float) -> int | None:
-        """Return how many patches the teacher can look into in that time, at least one; None where no pace is known."""
+        """Return how many LR patches the teacher can read within a time, at least one; None if no speed is known.
+
+        Parameters
+        ----------
+        seconds
+            Time for both networks together.
+        """
         student = 0.0 if self.attention is not None else self.expected_seconds("student", len(self.hr_counts))
-        each = self.expected_seconds("teacher", 1)
-        if student is None or each is None:
+        per_hr_patch = self.expected_seconds("teacher", 1)
+        if student is None or per_hr_patch is None:
             return None
-        costs = each * np.cumsum(self._in_order())
+        costs = per_hr_patch * np.cumsum(self._ordered_hr_counts())
         return max(1, int((costs <= seconds - student).sum()))
 
-    def _hr_patches(self, teacher: TeacherPatches) -> int:
+    def _count_hr_patches(self, teacher: TeacherPatches) -> int:
         if teacher == TeacherPatches.NONE:
             return 0
-        return round(float(self._in_order()[: teacher.count(len(self.hr_counts))].sum()))
+        return round(float(self._ordered_hr_counts()[: teacher.count(len(self.hr_counts))].sum()))
 
-    def _in_order(self) -> NDArray[np.float64]:
-        """Return (N,) HR patches of each LR patch, the student's first choice first; their mean where unknown."""
+    def _ordered_hr_counts(self) -> NDArray[np.float64]:
+        """Return (N,) HR patches of each LR patch, by falling attention of the student.
+
+        Without attention the order is unknown, and every entry is the mean.
+        """
         if self.attention is None:
             return np.full(len(self.hr_counts), self.hr_counts.mean())
         order = np.argsort(-self.attention.astype(np.float64), kind="stable")
@@ -119,56 +139,70 @@ class PlannedPatches:
 
 
 def plan_patches(
-    grid: NestedGrid, attention: Features | None, pace: Callable[[str, int], float | None]
+    grid: NestedGrid, attention: Features | None, expected_seconds: Callable[[str, int], float | None]
 ) -> PlannedPatches:
-    """Return what looking at the patches of a grid costs."""
-    return PlannedPatches(np.bincount(grid.parent, minlength=len(grid.lr_index)), attention, pace)
+    """Return the planned patches of a grid; see `PlannedPatches` for the arguments."""
+    return PlannedPatches(np.bincount(grid.parent, minlength=len(grid.lr_index)), attention, expected_seconds)
 
 
 def cached_student_attention(
-    known: Prediction | None, grid: NestedGrid, slide: Slide, bundle: Bundle, cache: EmbeddingCache
+    last: Prediction | None, grid: NestedGrid, slide: Slide, bundle: Bundle, cache: EmbeddingCache
 ) -> Features | None:
-    """Return the student's attention to exactly these patches where it is known and costs nothing to ask again."""
-    from napari_lrmil.core.inference.predict import cache_key
-
-    if known is None or known.bundle_sha256 != bundle.sha256 or not np.array_equal(known.grid.lr_index, grid.lr_index):
-        return None
-    ends = grid.lr_index[[0, -1]]  # kept and dropped together, or nearly so: an estimate may ask for two of many
-    there = cache.has(cache_key(slide, bundle, grid, "student"), ends).all()
-    return known.student.attention if there else None
-
-
-class ThroughputHistory:
-    """What a patch takes on this machine; asked often, so each is looked up once.
+    """Return the student's attention to exactly the patches of `grid`, if its embeddings are cached; else None.
 
     Parameters
     ----------
-    remembered
-        What the last runs took.
+    last
+        The last prediction; it counts only if it comes from the same model and the same LR patches.
+    grid
+        Patches of the planned run.
+    slide, bundle, cache
+        The slide and the model of the planned run, and the cache that it would use.
+    """
+    from napari_lrmil.core.inference.predict import cache_key
+
+    if last is None or last.bundle_sha256 != bundle.sha256 or not np.array_equal(last.grid.lr_index, grid.lr_index):
+        return None
+    # The cache keeps and evicts the patches of a run nearly together. For an estimate it is enough to look up two.
+    ends = grid.lr_index[[0, -1]]
+    is_cached = cache.has(cache_key(slide, bundle, grid, "student"), ends).all()
+    return last.student.attention if is_cached else None
+
+
+class ThroughputHistory:
+    """Speed of earlier runs on this machine; the dock asks often, so each file lookup is kept in memory.
+
+    Parameters
+    ----------
+    settings_store
+        Store with the measured times of earlier runs.
     """
 
-    def __init__(self, remembered: SettingsStore) -> None:
-        self._remembered = remembered
-        self._known: dict[ThroughputKey, float | None] = {}
+    def __init__(self, settings_store: SettingsStore) -> None:
+        self._settings_store = settings_store
+        self._seconds: dict[ThroughputKey, float | None] = {}  # for LOOKUP_PATCHES patches
 
     def expected_seconds(self, bundle_sha256: str, device: str, network: str, patches: int) -> float | None:
-        """Return the seconds that patches should take; None where nothing was run yet."""
+        """Return the expected seconds for a number of patches; None if nothing comparable has run yet."""
         key = ThroughputKey(bundle_sha256, device, network)
-        if key not in self._known:
-            self._known[key] = self._remembered.expected_seconds(key, LOOKUP_PATCHES)
-        known = self._known[key]
-        return None if known is None else known / LOOKUP_PATCHES * patches
+        if key not in self._seconds:
+            self._seconds[key] = self._settings_store.expected_seconds(key, LOOKUP_PATCHES)
+        seconds = self._seconds[key]
+        return None if seconds is None else seconds / LOOKUP_PATCHES * patches
 
     def record(self, prediction: Prediction, device: str) -> list[str]:
-        """Keep what a run took, and return sentences on what kept it from being kept; the cache teaches nothing."""
-        self._known.clear()
-        told = []
+        """Store the times of a run, and return one sentence for each that could not be stored.
+
+        A network whose embeddings all came from the cache is left out, because its time says nothing about its speed.
+        """
+        self._seconds.clear()
+        problems = []
         for network, reading in (("student", prediction.student), ("teacher", prediction.teacher)):
             if reading is None or reading.seconds["encode"] <= 0:
                 continue
             key = ThroughputKey(prediction.bundle_sha256, device, network)
             try:
-                self._remembered.remember_pace(key, reading.seconds["total"], reading.patches_encoded)
-            except LrmilError as error:  # the answer is there all the same
-                told.append(str(error))
-        return told
+                self._settings_store.remember_pace(key, reading.seconds["total"], reading.patches_encoded)
+            except LrmilError as error:  # the prediction is valid without the record
+                problems.append(str(error))
+        return problems

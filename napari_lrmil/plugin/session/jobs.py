@@ -1,4 +1,4 @@
-"""Work that the window asks for, as streams of events: find the tissue, analyse, follow the view. No Qt, no napari."""
+"""Background jobs of the window as streams of events: find tissue, analyse, follow the view. No Qt, no napari."""
 
 from __future__ import annotations
 
@@ -21,41 +21,42 @@ if TYPE_CHECKING:
     from napari_lrmil.core.inference.prediction import Prediction
     from napari_lrmil.core.models.bundle import Bundle
 
-PARTIAL_INTERVAL_S = 0.4  # between pictures of an answer that is still growing
+PARTIAL_INTERVAL_S = 0.4  # between two partial results of the live view
 
 
 @dataclass(frozen=True)
 class FindTissueJob:
-    """Find a slide's tissue, so that patches can be counted before a run; and load the model, or the run would wait."""
+    """Tissue search of a slide, from which the dock counts patches before a run; it also warms up the model."""
 
     slide: SlideChoice
     bundle: Bundle
     open_slides: OpenSlides
 
     def events(self) -> Iterator[Event]:
-        """Yield how far it is, and last where the tissue is."""
+        """Yield `Progress`, then `Finished` with the slide's `TissueGrid`."""
         yield Progress("tissue", 0, 1, "slide")
         reserve_core_for_window()
         yield Finished(self.open_slides.get_tissue_grid(self.slide, self.bundle))
+        # After the result: the dock can show the number of patches while the model is loaded.
         warm_up_model(self.bundle)
 
 
 @dataclass(frozen=True)
 class PredictJob:
-    """What a run needs, fixed when it starts.
+    """One analysis with all its choices, which are fixed when it is created.
 
     Attributes
     ----------
     slide, bundle, device
-        What is asked of whom, and where it is computed.
+        The slide, the model, and the device that computes.
     open_slides, cache
-        Open slides and their tissue; embeddings made before.
+        Open slides with their tissue, and embeddings of earlier runs.
     scope
-        Which part of the slide.
+        Part of the slide.
     teacher
-        LR patches that the teacher reads beside the student.
+        LR patches that the teacher reads in addition to the student.
     out
-        Folder in which the result is written; None writes nothing.
+        Folder of the result files; None writes none.
     """
 
     slide: SlideChoice
@@ -68,7 +69,7 @@ class PredictJob:
     out: Path | None = None
 
     def events(self) -> Iterator[Event]:
-        """Analyse the slide, and write the result where asked."""
+        """Analyse the slide, write the result files if there is a folder, and yield the events of `predict`."""
         from napari_lrmil.core.features.devices import resolve_device
         from napari_lrmil.core.inference.predict import predict
 
@@ -94,33 +95,32 @@ class PredictJob:
                 yield event
 
     def live_events(self) -> Iterator[Event]:
-        """Answer as `events` does, and now and then on the way from what is embedded so far."""
-        shown = time.monotonic()
+        """Yield the same as `events`, with partial results in between and without notices.
+
+        A partial result covers the patches that are embedded so far, at most every `PARTIAL_INTERVAL_S`.
+        """
+        last_partial = time.monotonic()
         with closing(self.events()) as events:  # type: ignore[type-var]  # generators close
             for event in events:
-                if (
-                    isinstance(event, Progress)
-                    and event.unit == "patches"
-                    and time.monotonic() - shown > PARTIAL_INTERVAL_S
-                ):
-                    yield from self._so_far()
-                    shown = time.monotonic()
-                if not isinstance(event, Notice):  # the same with every step of the view
+                is_due = time.monotonic() - last_partial > PARTIAL_INTERVAL_S
+                if isinstance(event, Progress) and event.unit == "patches" and is_due:
+                    yield from self._partial_result()
+                    last_partial = time.monotonic()
+                if not isinstance(event, Notice):  # it would be repeated with every move of the view
                     yield event
 
-    def _so_far(self) -> Iterator[Event]:
-        """Answer from the patches that are embedded by now."""
+    def _partial_result(self) -> Iterator[Event]:
+        """Yield the prediction from the patches whose embeddings are in the cache; nothing if there are none."""
         from napari_lrmil.core.features.devices import resolve_device
         from napari_lrmil.core.inference.predict import cache_key, predict
 
-        slide, ground = (
-            self.open_slides.get_slide(self.slide),
-            self.open_slides.get_tissue_grid(self.slide, self.bundle),
-        )
-        there = self.cache.has(cache_key(slide, self.bundle, ground.grid, "student"), ground.grid.lr_index)
-        there &= self.scope.keeps(ground.grid)
-        if there.any():
-            part = replace(ground, grid=ground.grid.only(there))
+        slide = self.open_slides.get_slide(self.slide)
+        tissue_grid = self.open_slides.get_tissue_grid(self.slide, self.bundle)
+        grid = tissue_grid.grid
+        is_embedded = self.cache.has(cache_key(slide, self.bundle, grid, "student"), grid.lr_index)
+        is_embedded &= self.scope.keeps(grid)
+        if is_embedded.any():
+            part = replace(tissue_grid, grid=grid.only(is_embedded))
             device = resolve_device(self.device)
             *_, last = predict(slide, self.bundle, device=device, scope=self.scope, tissue_grid=part, cache=self.cache)
             if isinstance(last, Finished):
@@ -134,9 +134,9 @@ class PredictJob:
 
 
 def warm_up_model(bundle: Bundle) -> None:
-    """Load the student and look at one blank patch, for the first look of a network holds the window up.
+    """Load the student and run it on one blank patch: the first forward pass is slow and would block the window.
 
-    What is wrong with the bundle is told when somebody asks for an answer.
+    A broken bundle is ignored here; the run itself reports it.
     """
     import numpy as np
     import torch
@@ -154,10 +154,13 @@ def warm_up_model(bundle: Bundle) -> None:
 
 
 def reserve_core_for_window() -> None:
-    """Keep one core free for the window. OpenMP counts threads for the calling thread alone."""
+    """Limit torch to all cores but one, because the window has to stay responsive.
+
+    Call it in the thread that computes: OpenMP counts threads for the calling thread alone.
+    """
     import torch
 
-    from napari_lrmil.core.features.devices import limit_torch_threads as leave
+    from napari_lrmil.core.features.devices import limit_torch_threads
 
     torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 2) - 1)))
-    leave()
+    limit_torch_threads()

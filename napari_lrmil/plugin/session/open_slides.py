@@ -1,6 +1,6 @@
-"""Slides that are open for analysis, and where their tissue is: found once, used by every question.
+"""Slides that are open for analysis, with their tissue grids; each grid is computed once.
 
-They are apart from those on the screen, so that a long read for one never waits for the other.
+The slides on the screen are opened separately. A long read of the analysis therefore never blocks the display.
 """
 
 from __future__ import annotations
@@ -18,12 +18,24 @@ if TYPE_CHECKING:
     from napari_lrmil.core.patching.grid import TissueGrid
     from napari_lrmil.core.patching.tissue import Mask
 
-SlideOpener = Callable[[Path, float | None], Slide]
+SlideOpener = Callable[[Path, float | None], Slide]  # from a file and the µm per pixel that the user gave, if any
 
 
 @dataclass(frozen=True)
 class SlideChoice:
-    """A slide that may be analysed: its layer's name, its file, its µm per pixel, and those that the user gave."""
+    """A slide that can be analysed.
+
+    Attributes
+    ----------
+    name
+        Name of its layer.
+    path
+        The slide's file.
+    mpp
+        µm per level-0 pixel.
+    given_mpp
+        µm per level-0 pixel as the user gave it; None if the file states it.
+    """
 
     name: str
     path: Path
@@ -32,63 +44,72 @@ class SlideChoice:
 
 
 class OpenSlides:
-    """Open slides and their tissue. Safe from several threads; `close` it at the end.
+    """Open slides and their tissue grids. Thread-safe; call `close` at the end.
 
     Parameters
     ----------
     open_slide
-        Opens a slide of which a user may have given the µm per pixel.
+        Opens a slide.
     """
 
     def __init__(self, open_slide: SlideOpener) -> None:
         self._open = open_slide
         self._slides: dict[SlideChoice, Slide] = {}
-        self._grounds: dict[tuple[SlideChoice, str], TissueGrid] = {}
+        self._tissue_grids: dict[tuple[SlideChoice, str], TissueGrid] = {}
         self._lock = threading.RLock()
 
     def get_slide(self, choice: SlideChoice) -> Slide:
-        """Return the slide, opened if it was not open."""
+        """Return the slide, and open it if necessary."""
         with self._lock:
             if choice not in self._slides:
                 self._slides[choice] = self._open(choice.path, choice.given_mpp)
             return self._slides[choice]
 
     def get_cached_tissue_grid(self, choice: SlideChoice, bundle: Bundle) -> TissueGrid | None:
-        """Return where the tissue is, where that is known already."""
+        """Return the tissue grid if it has been computed, else None."""
         with self._lock:
-            return self._grounds.get((choice, _plan(bundle)))
+            return self._tissue_grids.get((choice, _grid_key(bundle)))
 
     def get_tissue_grid(self, choice: SlideChoice, bundle: Bundle) -> TissueGrid:
-        """Return where the tissue is, found now if it was not known; see `core.grid.grid_of` for what may go wrong."""
+        """Return the tissue grid, and compute it if necessary; raises what `find_tissue_grid` raises."""
         from napari_lrmil.core.patching.grid import find_tissue_grid
 
-        found = self.get_cached_tissue_grid(choice, bundle)
-        if found is None:
-            found = find_tissue_grid(self.get_slide(choice), bundle.card.plan, bundle.card.tissue)
+        tissue_grid = self.get_cached_tissue_grid(choice, bundle)
+        if tissue_grid is None:
+            # Outside the lock, because it takes seconds. If two threads compute it, the first result stays.
+            tissue_grid = find_tissue_grid(self.get_slide(choice), bundle.card.plan, bundle.card.tissue)
             with self._lock:
-                found = self._grounds.setdefault((choice, _plan(bundle)), found)
-        return found
+                tissue_grid = self._tissue_grids.setdefault((choice, _grid_key(bundle)), tissue_grid)
+        return tissue_grid
 
     def set_edited_mask(self, choice: SlideChoice, bundle: Bundle, mask: Mask) -> TissueGrid:
-        """Take a mask that was changed by hand, of the same raster, and return what it gives."""
+        """Replace the tissue mask by one that the user edited, and return the grid that follows from it.
+
+        Parameters
+        ----------
+        choice, bundle
+            The slide and the model.
+        mask
+            Of the same raster as the mask of the present grid.
+        """
         from napari_lrmil.core.patching.grid import tissue_grid_from_mask
 
-        changed = tissue_grid_from_mask(choice.path, self.get_tissue_grid(choice, bundle), mask, bundle.card.tissue)
+        edited = tissue_grid_from_mask(choice.path, self.get_tissue_grid(choice, bundle), mask, bundle.card.tissue)
         with self._lock:
-            self._grounds[choice, _plan(bundle)] = changed
-        return changed
+            self._tissue_grids[choice, _grid_key(bundle)] = edited
+        return edited
 
     def discard_edit(self, choice: SlideChoice, bundle: Bundle) -> None:
-        """Find the tissue anew when it is next asked for."""
+        """Forget the tissue grid; the next request computes it from the slide."""
         with self._lock:
-            self._grounds.pop((choice, _plan(bundle)), None)
+            self._tissue_grids.pop((choice, _grid_key(bundle)), None)
 
     def close_others(self, choices: Collection[SlideChoice]) -> None:
-        """Close the slides that are not among `choices`."""
+        """Close all slides except `choices`."""
         with self._lock:
-            gone = [self._slides.pop(choice) for choice in [*self._slides] if choice not in choices]
-            self._grounds = {key: ground for key, ground in self._grounds.items() if key[0] in choices}
-        for slide in gone:
+            removed = [self._slides.pop(choice) for choice in [*self._slides] if choice not in choices]
+            self._tissue_grids = {key: grid for key, grid in self._tissue_grids.items() if key[0] in choices}
+        for slide in removed:
             slide.close()
 
     def close(self) -> None:
@@ -96,6 +117,6 @@ class OpenSlides:
         self.close_others(())
 
 
-def _plan(bundle: Bundle) -> str:
-    """Return what of a bundle decides where patches lie."""
+def _grid_key(bundle: Bundle) -> str:
+    """Return the part of a bundle on which the positions of patches depend: models that share it share the grid."""
     return f"{bundle.card.plan} {bundle.card.tissue}"

@@ -1,4 +1,4 @@
-"""Why something cannot be asked of a slide, in a sentence; an empty one where it can. No Qt, no napari."""
+"""Reasons that prevent a run, as sentences for the user; an empty string means that nothing does. No Qt, no napari."""
 
 from __future__ import annotations
 
@@ -20,12 +20,22 @@ if TYPE_CHECKING:
     from napari_lrmil.core.patching.grid import TissueGrid
 
 
-def why_too_coarse(slide: SlideChoice | None, wanted_mpp: float, who: str) -> str:
-    """Return why `who`, which needs `wanted_mpp` µm per pixel, cannot read a slide."""
+def why_too_coarse(slide: SlideChoice | None, wanted_mpp: float, reader: str) -> str:
+    """Return why a network cannot read a slide.
+
+    Parameters
+    ----------
+    slide
+        The slide; None gives no reason.
+    wanted_mpp
+        µm per pixel that the network needs.
+    reader
+        Name of the network in the sentence.
+    """
     if slide is None or slide.mpp <= wanted_mpp * (1 + MPP_TOLERANCE):
         return ""
-    seen = f"The slide has {slide.mpp:.3g} µm per pixel at best"
-    return f"{seen}, too coarse for the {who}, which needs {wanted_mpp:g} or finer."
+    resolution = f"The slide has {slide.mpp:.3g} µm per pixel at best"
+    return f"{resolution}, too coarse for the {reader}, which needs {wanted_mpp:g} or finer."
 
 
 def why_teacher_unavailable(slide: SlideChoice | None, bundle: Bundle | None) -> str:
@@ -33,21 +43,35 @@ def why_teacher_unavailable(slide: SlideChoice | None, bundle: Bundle | None) ->
     if slide is None or bundle is None:
         return "Choose a slide and a model first."
     if not bundle.has_teacher:
-        return "This model brings no teacher (HR)."
+        return "This model has no teacher (HR)."
     return why_too_coarse(slide, bundle.card.hr_mpp, "teacher (HR)")
 
 
 def why_roi_missing(kind: Kind, regions: Sequence[Region], view: BoxLevel0 | None) -> str:
-    """Return why it is not known which part of the slide is meant."""
+    """Return why the part of the slide is undefined: no region is drawn, or the view is unknown."""
     if kind == "region" and not regions:
         return "No region is drawn: draw one with the button below, or import regions."
     return "The visible region is not known yet: move the view." if kind == "view" and view is None else ""
 
 
-def why_roi_empty(scope: RegionOfInterest, ground: TissueGrid, meant: NDArray[np.bool_], what_if: WhatIf) -> str:
-    """Return why there is nothing to look at where `meant` (N,) marks the patches of a scope."""
-    if meant.any():
+def why_roi_empty(
+    scope: RegionOfInterest, tissue_grid: TissueGrid, is_selected: NDArray[np.bool_], what_if: WhatIf
+) -> str:
+    """Return why a part of the slide contains no patch.
+
+    Parameters
+    ----------
+    scope
+        The part of the slide.
+    tissue_grid
+        Tissue of the slide.
+    is_selected
+        (N,) which LR patches of the grid belong to the part.
+    what_if
+        Regions that the user excluded or kept.
+    """
+    if is_selected.any():
         return ""
     if what_if != WhatIf():
         return f"Nothing is left of the {scope.text}: undo what was left out, or choose another part."
-    return f"The {scope.text} holds no patch: {scope.emptied_by(ground.grid)}"
+    return f"The {scope.text} holds no patch: {scope.emptied_by(tissue_grid.grid)}"

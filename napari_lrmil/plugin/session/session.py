@@ -1,13 +1,13 @@
-"""What the dock knows: what is chosen, how far the work is, what came out. No Qt, no napari, so tests need no screen.
+"""State of one analysis: choices, progress, result. No Qt, no napari, so tests need no screen.
 
-The dock shows a session and passes the user's wishes to it; the session never touches the dock. Threads are no concern
-of it either: it hands out the work and takes events, whoever carries them.
+The dock displays a session and passes user actions to it; the session never calls the dock. The session uses no
+threads: it returns jobs as event sources, and receives the events of whoever runs them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from psygnal import Signal
 
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.core.events import Event, Failed, Finished, Notice, Partial, Progress
+from napari_lrmil.core.events import Event, EventSource, Failed, Finished, Notice, Partial, Progress
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.patching.regions import Region, box_region
@@ -49,12 +49,11 @@ if TYPE_CHECKING:
     from napari_lrmil.core.patching.grid import TissueGrid
     from napari_lrmil.core.patching.tissue import Mask
 
-
-Work = Callable[[], Iterator[Event]]
+STUDENT = "student (LR)"  # name of the network in sentences for the user
 
 
 class SessionState(Enum):
-    """How far a session is."""
+    """Stage of the run of a session."""
 
     IDLE = "idle"
     RUNNING = "running"
@@ -64,31 +63,31 @@ class SessionState(Enum):
 
 
 class Session:
-    """One analysis at a time of one slide with one model.
+    """Analysis of one slide with one model; one run at a time.
 
     Parameters
     ----------
     open_slide
-        Opens a slide for the analysis, apart from the one on the screen; tests pass their own.
+        Opens a slide for the analysis, separately from the one on the screen; tests pass their own function.
     out
-        Folder in which each result is written; None writes nothing.
+        Folder of the result files; None writes none.
     clock
-        Seconds that only go forward.
+        Monotonic time in seconds.
     settings_store
-        What this machine's last runs took.
+        Store of user settings and of the times of earlier runs; by default the user's.
 
     Attributes
     ----------
     changed
-        Something that the dock shows has changed.
+        Signal: something that the dock displays has changed.
     finished
-        A prediction is there.
+        Signal: a run has ended with a prediction.
     prediction_updated
-        A prediction is there that takes the last one's place: of the moving view, or of a what-if.
+        Signal: a prediction of the live view or of a what-if replaces the last one.
     failed
-        A sentence that says why there is none.
+        Signal with a sentence: there is no prediction, or no model, and why.
     warned
-        A sentence that the user should know.
+        Signal with a sentence that the user should know.
     """
 
     changed = Signal()
@@ -108,41 +107,45 @@ class Session:
 
         self._out, self._clock = out, clock
         self.settings_store = settings_store or SettingsStore()
-        self.open_slides, self.cache = OpenSlides(open_slide or self._open), EmbeddingCache()
+        self.open_slides, self.cache = OpenSlides(open_slide or self._open_slide), EmbeddingCache()
         self.state = SessionState.IDLE
         self.slides: tuple[SlideChoice, ...] = ()
         self.slide: SlideChoice | None = None
         self.bundle: Bundle | None = None
-        self.bundle_name = ""  # as the user gave it: a folder, or the name of a shipped one
+        self.bundle_name = ""  # as the user gave it: a folder, or the name of a shipped model
         self.device = "auto"
-        self.teacher = TeacherPatches.NONE  # LR patches that the teacher reads beside the student
+        self.teacher = TeacherPatches.NONE  # LR patches that the teacher reads in addition to the student
         self.follows_view = False
         self.roi_kind: Kind = "slide"
         self.view: BoxLevel0 | None = None
         self.regions: tuple[Region, ...] = ()
         self.progress: StageProgress | None = None
         self.warnings: tuple[str, ...] = ()
-        self.message = ""  # why there is no result or no model; empty where all is well
+        self.message = ""  # why there is no result or no model; empty without a failure
         self.prediction: Prediction | None = None
-        self._steps: tuple[WhatIf, ...] = (WhatIf(),)  # the last one holds
-        self._asked: PredictJob | None = None
-        self._answered: tuple[object, ...] = ()  # what the live view last asked
-        self._sought: tuple[object, ...] = ()  # whose tissue was last looked for
-        self._last_meant: tuple[tuple[object, ...], NDArray[np.bool_]] | None = None
-        self._paces = ThroughputHistory(self.settings_store)
+        self._what_if_steps: tuple[WhatIf, ...] = (WhatIf(),)  # the last one is in effect, the others are for undo
+        # What the last live view, tissue search and patch selection were computed for: each is repeated only if
+        # its input has changed.
+        self._live_key: tuple[object, ...] = ()
+        self._tissue_key: tuple[object, ...] = ()
+        self._selection: tuple[tuple[object, ...], NDArray[np.bool_]] | None = None
+        self._throughput = ThroughputHistory(self.settings_store)
         self._stage_began = 0.0
 
-    def _open(self, path: Path, mpp: float | None) -> Slide:
+    def _open_slide(self, path: Path, mpp: float | None) -> Slide:
         return Slide(path, mpp=mpp, remembered=self.settings_store.remembered_mpp)
 
     def close(self) -> None:
-        """Give the slides back."""
+        """Close all slides."""
         self.open_slides.close()
 
     # ------------------------------------------------------------ choices
 
     def set_slides(self, slides: Sequence[SlideChoice]) -> None:
-        """Take the slides there are; the chosen one stays chosen while it is among them, others are closed."""
+        """Set the slides of the viewer and close all others.
+
+        The chosen slide stays chosen if it is among them; else the last one is chosen.
+        """
         self.slides = tuple(slides)
         if self.slide not in self.slides:
             self.choose_slide(self.slides[-1] if self.slides else None)
@@ -150,77 +153,85 @@ class Session:
         self.changed.emit()
 
     def choose_slide(self, slide: SlideChoice | None) -> None:
-        """Take the slide to analyse; what was drawn on another does not hold for it."""
+        """Choose the slide; another one resets the view, the regions, the what-if steps and the prediction."""
         if slide != self.slide:
-            self.view, self.regions, self._steps, self.prediction = None, (), (WhatIf(),), None
-            self._answered = ()
+            self.view, self.regions, self.prediction = None, (), None
+            self._what_if_steps, self._live_key = (WhatIf(),), ()
         self.slide = slide
         self.changed.emit()
 
-    def choose_bundle(self, where: str | Path | None) -> None:
-        """Take the model: a folder, or the name of a shipped one. Where it cannot be used, none is chosen."""
+    def choose_bundle(self, location: str | Path | None) -> None:
+        """Choose the model; if it cannot be opened, no model is chosen and `failed` is emitted.
+
+        Parameters
+        ----------
+        location
+            A bundle folder, or the name of a shipped model; None chooses no model.
+        """
         from napari_lrmil.core.models.bundle import Bundle
 
         self.message = ""
         try:
-            self.bundle = Bundle(where) if where is not None else None
-            self.bundle_name = str(where or "")
+            self.bundle = Bundle(location) if location is not None else None
+            self.bundle_name = str(location or "")
         except LrmilError as error:
             self.bundle, self.message = None, str(error)
             self.failed.emit(self.message)
         self.changed.emit()
 
     def choose_device(self, name: str) -> None:
-        """Take the device, one of `DEVICES`."""
+        """Choose the device: ``auto``, ``cpu``, ``cuda`` or ``mps``."""
         self.device = name
         self.changed.emit()
 
     def choose_teacher(self, patches: TeacherPatches) -> None:
-        """Take the LR patches that the teacher reads beside the student."""
+        """Choose the LR patches that the teacher reads in addition to the student."""
         self.teacher = patches
         self.changed.emit()
 
     def choose_roi_kind(self, kind: Kind) -> None:
-        """Take what a run is to be about: the slide, what is visible, or the drawn regions."""
+        """Choose the part of the slide for the next run: all of it, the view, or the drawn regions."""
         self.roi_kind = kind
         self.changed.emit()
 
     def set_follows_view(self, follow: bool) -> None:
-        """Take whether the student follows the view."""
-        self.follows_view, self._answered = follow, ()
+        """Switch the live view on or off: whether the student analyses what is visible while the user moves."""
+        self.follows_view, self._live_key = follow, ()
         self.changed.emit()
 
     def set_view(self, box: BoxLevel0) -> None:
-        """Take what is visible now, in level-0 pixels of the chosen slide."""
+        """Set the visible part of the chosen slide, in level-0 pixels."""
         self.view = box
         if self.roi_kind == "view":
             self.changed.emit()
 
     def set_regions(self, regions: Sequence[Region]) -> None:
-        """Take the regions that are drawn on the chosen slide."""
+        """Set the drawn regions of the chosen slide, in level-0 pixels."""
         self.regions = tuple(regions)
         self.changed.emit()
 
+    # ------------------------------------------------------------ state that follows from the choices
+
     @property
     def is_busy(self) -> bool:
-        """Whether work is under way."""
+        """Whether a run has not ended yet."""
         return self.state in (SessionState.RUNNING, SessionState.CANCELLING)
 
     @property
     def tissue_grid(self) -> TissueGrid | None:
-        """Where the tissue of the chosen slide is, once it was found."""
+        """Tissue grid of the chosen slide; None before it has been computed."""
         if self.slide is None or self.bundle is None:
             return None
         return self.open_slides.get_cached_tissue_grid(self.slide, self.bundle)
 
     @property
-    def open_slide(self) -> Slide:
+    def opened_slide(self) -> Slide:
         """The chosen slide, open for analysis.
 
         Raises
         ------
         LrmilError
-            Where none is chosen, or it cannot be opened any more.
+            If no slide is chosen, or its file cannot be opened any more.
         """
         if self.slide is None:
             raise LrmilError("no slide is open; drop one on the window")
@@ -228,37 +239,38 @@ class Session:
 
     @property
     def scope(self) -> RegionOfInterest:
-        """What a run would be about."""
+        """Part of the slide that a run would analyse."""
         if self.roi_kind == "view" and self.view is not None:
-            return self._scope("view", (box_region(self.view, "view"),))
+            return self._make_scope("view", (box_region(self.view, "view"),))
         if self.roi_kind == "region" and self.regions:
-            return self._scope("region", self.regions)
-        return self._scope("slide", ())
+            return self._make_scope("region", self.regions)
+        return self._make_scope("slide", ())
 
-    def _scope(self, kind: Kind, regions: tuple[Region, ...]) -> RegionOfInterest:
-        what_if = self._steps[-1]
-        return RegionOfInterest(kind, regions, what_if.included, what_if.excluded)
+    def _make_scope(self, kind: Kind, regions: tuple[Region, ...]) -> RegionOfInterest:
+        return RegionOfInterest(kind, regions, self.what_if.included, self.what_if.excluded)
 
     @property
     def run_blocked_by(self) -> str:
-        """Why nothing can be run; empty where it can."""
+        """Why no run can start; empty if one can."""
         if self.slide is None:
             return "No slide is open: drop one on the window, or take File > Open Sample."
         if self.bundle is None:
             return self.message or "No model is chosen."
         return (
-            why_too_coarse(self.slide, self.bundle.card.lr_mpp, "student (LR)")
+            why_too_coarse(self.slide, self.bundle.card.lr_mpp, STUDENT)
             or why_roi_missing(self.roi_kind, self.regions, self.view)
-            or (
-                why_roi_empty(self.scope, self.tissue_grid, self._selected_patches(self.tissue_grid), self.what_if)
-                if self.tissue_grid
-                else ""
-            )
+            or self._why_roi_empty()
         )
+
+    def _why_roi_empty(self) -> str:
+        tissue_grid = self.tissue_grid
+        if tissue_grid is None:  # the run itself finds the tissue, and reports an empty region
+            return ""
+        return why_roi_empty(self.scope, tissue_grid, self._selected_patches(tissue_grid), self.what_if)
 
     @property
     def teacher_blocked_by(self) -> str:
-        """Why the teacher cannot run; empty where it can."""
+        """Why the teacher cannot run; empty if it can."""
         return why_teacher_unavailable(self.slide, self.bundle)
 
     @property
@@ -268,74 +280,80 @@ class Session:
 
     @property
     def estimate(self) -> RunEstimate | None:
-        """What a run would cost; None before the tissue was found."""
-        asked = self.planned_patches
-        return asked.estimate(self.teacher if self.runs_teacher else TeacherPatches.NONE) if asked else None
+        """Expected cost of a run; None before the tissue grid has been computed."""
+        planned = self.planned_patches
+        return planned.estimate(self.teacher if self.runs_teacher else TeacherPatches.NONE) if planned else None
 
     @property
     def planned_patches(self) -> PlannedPatches | None:
-        """The patches that a run would be about, to tell what looking at them costs; None where none are known."""
-        ground = self.tissue_grid
-        if ground is None or self.bundle is None or not self._selected_patches(ground).any():
+        """Patches that a run would read; None if there are none, or before the tissue grid has been computed."""
+        tissue_grid = self.tissue_grid
+        if tissue_grid is None or self.bundle is None or not self._selected_patches(tissue_grid).any():
             return None
-        pace = partial(self._paces.expected_seconds, self.bundle.sha256, self.device)
-        meant = ground.grid.only(self._selected_patches(ground))
-        return plan_patches(
-            meant, cached_student_attention(self.prediction, meant, self.open_slide, self.bundle, self.cache), pace
-        )
+        expected_seconds = partial(self._throughput.expected_seconds, self.bundle.sha256, self.device)
+        grid = tissue_grid.grid.only(self._selected_patches(tissue_grid))
+        attention = cached_student_attention(self.prediction, grid, self.opened_slide, self.bundle, self.cache)
+        return plan_patches(grid, attention, expected_seconds)
 
-    def _selected_patches(self, ground: TissueGrid) -> NDArray[np.bool_]:
-        """Return which patches a run would be about; found once for each choice, for the dock asks often."""
-        asked = (ground, self.roi_kind, self.view, self.regions, self._steps[-1])
-        if self._last_meant is None or self._last_meant[0] != asked:
-            self._last_meant = asked, self.scope.keeps(ground.grid)
-        return self._last_meant[1]
+    def _selected_patches(self, tissue_grid: TissueGrid) -> NDArray[np.bool_]:
+        """Return (N,) which LR patches a run would read; cached, because the dock reads it at every change."""
+        key = (tissue_grid, self.roi_kind, self.view, self.regions, self.what_if)
+        if self._selection is None or self._selection[0] != key:
+            self._selection = key, self.scope.keeps(tissue_grid.grid)
+        return self._selection[1]
 
-    # ------------------------------------------------------------ a run
+    # ------------------------------------------------------------ tissue search
 
-    def prepare_tissue_search(self) -> Work | None:
-        """Return the work of finding the chosen slide's tissue; None where it is found, or cannot be."""
+    def prepare_tissue_search(self) -> EventSource | None:
+        """Return the job that computes the tissue grid of the chosen slide; None if it is known or cannot be."""
         if self.slide is None or self.bundle is None or self.tissue_grid is not None:
             return None
-        sought = (self.slide, self.bundle.sha256)
-        if sought == self._sought or why_too_coarse(self.slide, self.bundle.card.lr_mpp, "student (LR)"):
-            return None  # once for each choice: a slide without tissue would be searched for ever
-        self._sought = sought
+        key = (self.slide, self.bundle.sha256)
+        if key == self._tissue_key or why_too_coarse(self.slide, self.bundle.card.lr_mpp, STUDENT):
+            return None  # once per choice: a slide without tissue would be searched again and again
+        self._tissue_key = key
         return FindTissueJob(self.slide, self.bundle, self.open_slides).events
 
-    def prepare_run(self, teacher: TeacherPatches | None = None) -> Work:
-        """Return the work to be done, to be called in whatever thread; the choices are fixed now.
+    def on_tissue_event(self, event: Event) -> None:
+        """Handle an event of the tissue search. A failure is not shown here: the run reports it when it is started."""
+        if isinstance(event, Finished | Failed):
+            self.changed.emit()
+
+    # ------------------------------------------------------------ run
+
+    def prepare_run(self, teacher: TeacherPatches | None = None) -> EventSource:
+        """Set the state to running, and return the job with the present choices; the caller starts it in any thread.
 
         Parameters
         ----------
         teacher
-            LR patches that the teacher reads in this run; None takes what was chosen.
+            LR patches that the teacher reads in this run; None takes the chosen ones.
+
+        Raises
+        ------
+        RuntimeError
+            If no run can start now.
         """
         if self.is_busy or self.run_blocked_by or self.slide is None or self.bundle is None:
-            raise RuntimeError(f"nothing can be started now: {self.run_blocked_by or self.state.value}")
-        wanted, barred = teacher or self.teacher, self.teacher_blocked_by
-        self._asked = self._question(self.scope, TeacherPatches.NONE if barred else wanted, self._out)
-        self.state, self.progress, self.warnings, self.message, self.prediction = (
-            SessionState.RUNNING,
-            None,
-            (),
-            "",
-            None,
-        )
-        if wanted != TeacherPatches.NONE and barred:
-            self._caution(f"{barred} Only the student runs.")
+            raise RuntimeError(f"no run can start now: {self.run_blocked_by or self.state.value}")
+        requested, teacher_blocked_by = teacher or self.teacher, self.teacher_blocked_by
+        job = self._make_job(self.scope, TeacherPatches.NONE if teacher_blocked_by else requested, self._out)
+        self.state, self.progress, self.prediction = SessionState.RUNNING, None, None
+        self.warnings, self.message = (), ""
+        if requested != TeacherPatches.NONE and teacher_blocked_by:
+            self._warn(f"{teacher_blocked_by} Only the student runs.")
         self.changed.emit()
-        return self._asked.events
+        return job.events
 
-    def _question(
+    def _make_job(
         self, scope: RegionOfInterest, teacher: TeacherPatches = TeacherPatches.NONE, out: Path | None = None
     ) -> PredictJob:
         if self.slide is None or self.bundle is None:
-            raise RuntimeError("a question needs a slide and a model")
+            raise RuntimeError("a job needs a slide and a model")
         return PredictJob(self.slide, self.bundle, self.device, self.open_slides, self.cache, scope, teacher, out)
 
     def show_stored(self, prediction: Prediction) -> None:
-        """Take an answer that was stored, as if a run had given it."""
+        """Show a stored prediction like the result of a run; one of another slide is ignored."""
         if self.is_busy or self.slide is None or prediction.path != self.slide.path:
             return
         self.state, self.warnings, self.message, self.prediction = SessionState.DONE, (), "", prediction
@@ -343,31 +361,31 @@ class Session:
         self.changed.emit()
 
     def cancel(self) -> None:
-        """Stop listening to the run; `end` follows when the work has let go."""
+        """Ignore all further events of the run; the caller calls `on_finished` when the job has ended."""
         if self.state is SessionState.RUNNING:
             self.state = SessionState.CANCELLING
             self.changed.emit()
 
     def on_event(self, event: Event) -> None:
-        """Take an event of the run. After `cancel` they are ignored: late ones may still be on their way."""
+        """Handle an event of the run; after `cancel` it is ignored, because events may still be queued."""
         if self.state is not SessionState.RUNNING:
             return
         match event:
             case Progress(stage, done, total, unit):
-                self._progress(stage, done, total, unit)
+                self._set_progress(stage, done, total, unit)
             case Notice(message):
-                self._caution(message)
+                self._warn(message)
             case Failed(message):
                 self._fail(message)
             case Finished(result):
                 self.state, self.prediction = SessionState.DONE, result
-                for sentence in self._paces.record(result, self.device):
-                    self._caution(sentence)
+                for problem in self._throughput.record(result, self.device):
+                    self._warn(problem)
                 self.finished.emit(result)
         self.changed.emit()
 
     def on_finished(self) -> None:
-        """Take that the work has ended."""
+        """Handle the end of the job, with or without a result."""
         if self.state is SessionState.CANCELLING:
             self.state = SessionState.IDLE
         elif self.state is SessionState.RUNNING:
@@ -375,13 +393,13 @@ class Session:
         self.progress = None
         self.changed.emit()
 
-    def _progress(self, stage: str, done: int, total: int, unit: str) -> None:
+    def _set_progress(self, stage: str, done: int, total: int, unit: str) -> None:
         now = self._clock()
         if self.progress is None or self.progress.stage != stage:
             self._stage_began = now
         self.progress = StageProgress(stage, done, total, unit, now - self._stage_began)
 
-    def _caution(self, message: str) -> None:
+    def _warn(self, message: str) -> None:
         self.warnings = (*self.warnings, message)
         self.warned.emit(message)
 
@@ -389,24 +407,23 @@ class Session:
         self.state, self.message = SessionState.FAILED, message
         self.failed.emit(message)
 
-    def prepare_live_view(self) -> Work | None:
-        """Return the work that answers what is visible now; None where that was answered, or nothing can be.
+    # ------------------------------------------------------------ live view
 
-        Moving within the same patches asks nothing anew.
-        """
-        ground = self.tissue_grid
-        if not self.follows_view or self.is_busy or ground is None or self.view is None:
+    def prepare_live_view(self) -> EventSource | None:
+        """Return the job that analyses the visible patches; None if it cannot run or if they are the same as before."""
+        tissue_grid = self.tissue_grid
+        if not self.follows_view or self.is_busy or tissue_grid is None or self.view is None:
             return None
-        scope = self._scope("view", (box_region(self.view, "view"),))
-        rows = scope.keeps(ground.grid)
-        asked = (self.slide, self.bundle, self.device, ground, self._steps[-1], rows.tobytes())
-        if asked == self._answered or not rows.any():
+        scope = self._make_scope("view", (box_region(self.view, "view"),))
+        is_visible = scope.keeps(tissue_grid.grid)
+        key = (self.slide, self.bundle, self.device, tissue_grid, self.what_if, is_visible.tobytes())
+        if key == self._live_key or not is_visible.any():
             return None
-        self._answered = asked
-        return self._question(scope).live_events
+        self._live_key = key
+        return self._make_job(scope).live_events
 
     def on_live_event(self, event: Event) -> None:
-        """Take an event of the live view or of a what-if."""
+        """Handle an event of the live view or of a what-if."""
         match event:
             case Partial(result) | Finished(result):
                 self.prediction = result
@@ -415,58 +432,59 @@ class Session:
             case Failed(message):
                 self.failed.emit(message)
 
-    def on_tissue_event(self, event: Event) -> None:
-        """Take an event of finding the tissue; that there is none is told when somebody asks for an answer."""
-        if isinstance(event, Finished | Failed):
-            self.changed.emit()
-
     # ------------------------------------------------------------ what if
 
     @property
     def what_if(self) -> WhatIf:
-        """What is left out at present."""
-        return self._steps[-1]
+        """Regions that are excluded or kept at present."""
+        return self._what_if_steps[-1]
 
     @property
     def can_undo(self) -> bool:
-        """Whether there is a what-if to take back."""
-        return len(self._steps) > 1
+        """Whether there is a what-if step to undo."""
+        return len(self._what_if_steps) > 1
 
     def exclude(self, regions: Sequence[Region]) -> None:
-        """Leave regions out, beside what is left out already."""
-        self._step(self.what_if.exclude(self.what_if.select_new(regions, self.prediction)))
+        """Exclude more regions."""
+        self._add_step(self.what_if.exclude(self.what_if.select_new(regions, self.prediction)))
 
     def keep_only(self, regions: Sequence[Region]) -> None:
-        """Leave out everything outside of regions."""
-        self._step(self.what_if.keep_only(self.what_if.select_new(regions, self.prediction)))
+        """Exclude everything outside the regions."""
+        self._add_step(self.what_if.keep_only(self.what_if.select_new(regions, self.prediction)))
 
     def undo(self) -> None:
-        """Take the last step back."""
+        """Undo the last what-if step."""
         if self.can_undo:
-            self._steps = self._steps[:-1]
+            self._what_if_steps = self._what_if_steps[:-1]
             self.changed.emit()
 
-    def _step(self, what_if: WhatIf) -> None:
-        self._steps = (*self._steps, what_if)
-        if self.roi_kind == "region":  # what was drawn last is left out, not asked about
+    def _add_step(self, what_if: WhatIf) -> None:
+        self._what_if_steps = (*self._what_if_steps, what_if)
+        if self.roi_kind == "region":  # the regions drawn last belong to the what-if, they are not the part to analyse
             self.roi_kind = self.prediction.scope.kind if self.prediction else "slide"
         self.changed.emit()
 
-    def prepare_what_if(self) -> Work | None:
-        """Return the work that answers the last question with the present what-if; None where nothing was asked."""
+    def prepare_what_if(self) -> EventSource | None:
+        """Return the job that repeats the last prediction with the present what-if; None if there was none."""
         if self.is_busy or self.prediction is None or self.slide is None or self.bundle is None:
             return None
         last = self.prediction.scope
-        return self._question(self._scope(last.kind, last.regions)).events
+        return self._make_job(self._make_scope(last.kind, last.regions)).events
 
     def edit_tissue(self, mask: Mask | None) -> None:
-        """Take a tissue mask changed by hand, in the raster of `ground`; None goes back to the one that was found."""
+        """Replace the tissue mask of the chosen slide.
+
+        Parameters
+        ----------
+        mask
+            A mask that the user edited, of the raster of `tissue_grid`; None returns to the computed mask.
+        """
         if self.slide is None or self.bundle is None:
             return
-        self._answered = ()
+        self._live_key = ()
         if mask is None:
             self.open_slides.discard_edit(self.slide, self.bundle)
-            self._sought = ()
+            self._tissue_key = ()  # the next tissue search computes it again
         else:
             try:
                 self.open_slides.set_edited_mask(self.slide, self.bundle, mask)

@@ -1,4 +1,4 @@
-"""What if a part of the slide had not been there: regions left out, regions kept, and the way back."""
+"""What-if analysis: regions that the user excludes, or to which the user limits the slide."""
 
 from __future__ import annotations
 
@@ -14,23 +14,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WhatIf:
-    """Drawn regions that are left out, and those outside which all is left out."""
+    """One what-if state.
+
+    Attributes
+    ----------
+    excluded
+        Regions that are left out.
+    included
+        If there are any, everything outside them is left out.
+    """
 
     excluded: tuple[Region, ...] = ()
     included: tuple[Region, ...] = ()
 
     def exclude(self, regions: Sequence[Region]) -> WhatIf:
-        """Return the same with more regions left out."""
+        """Return the state with more regions left out."""
         return WhatIf((*self.excluded, *regions), self.included)
 
-    def select_new(self, drawn: Sequence[Region], last: Prediction | None) -> Sequence[Region]:
-        """Return which of the drawn regions a new step is about: those that `last` did not ask about, nor left out yet.
-
-        Where there are none, somebody means the old ones.
-        """
-        known = (*(last.scope.regions if last is not None else ()), *self.excluded)
-        return [region for region in drawn if region not in known] or drawn
-
     def keep_only(self, regions: Sequence[Region]) -> WhatIf:
-        """Return the same with all left out but `regions`."""
+        """Return the state with everything left out except `regions`."""
         return WhatIf(self.excluded, tuple(regions))
+
+    def select_new(self, drawn: Sequence[Region], last: Prediction | None) -> Sequence[Region]:
+        """Return the drawn regions to which a new step applies.
+
+        Regions of the last prediction's scope, and those that are already excluded, do not count: they are still
+        drawn, but the user means the new ones. If no other region is drawn, all of them count.
+        """
+        old = (*(last.scope.regions if last is not None else ()), *self.excluded)
+        return [region for region in drawn if region not in old] or drawn

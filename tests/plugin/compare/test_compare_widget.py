@@ -327,7 +327,7 @@ def stored(make_compare: MakeCompare, slide_path: Path, qtbot: Any, tmp_path: Pa
     dock = make_compare(slide_path)
     dock.form.hows["all"].click()
     found = get(dock, qtbot)
-    return dock, write_prediction(tmp_path / "out", dock.session.open_slide, found)
+    return dock, write_prediction(tmp_path / "out", dock.session.opened_slide, found)
 
 
 def test_what_was_stored_is_shown_without_computing(
