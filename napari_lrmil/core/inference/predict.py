@@ -1,4 +1,7 @@
-"""A slide goes in, probabilities and attention come out. The window and the command line call the same function."""
+"""Prediction of one slide: read patches, encode them, pool them with MIL, and return probabilities and attention.
+
+The window, the command line and the Python API all call `predict`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from napari_lrmil.core.events import Event, Finished, Notice, Progress, StageDone
 from napari_lrmil.core.features.bag import Features
@@ -50,89 +52,49 @@ def predict(
     cache: EmbeddingCache | None = None,
     runtime: str = "torch",
 ) -> Iterator[Event]:
-    """Run the LR student on a slide or a part of it, and the HR teacher beside it where asked.
+    """Run the LR student on a slide or a region, then the HR teacher on the patches in `teacher`.
 
     Yields `Progress`, `StageDone` and `Notice`, and last `Finished` with a `Prediction`. Closing the iterator cancels.
-    Without a teacher no pixel finer than the student's level is read and no weight of the teacher is loaded.
-    Calibration was fitted on whole slides: what is said of a part is a region score, not calibrated.
 
     Parameters
     ----------
-    slide
-        An open slide.
-    bundle
-        The model.
-    device
-        Where to encode.
+    device, runtime
+        Where the encoder runs, and how: ``torch`` (float32, the reference), ``openvino`` or ``auto``.
     teacher
-        LR patches that the teacher reads.
+        LR patches that the teacher reads. Without any, no teacher weight is loaded and no HR pixel is read.
     seconds_open
-        What opening the slide took, to be reported.
-    scope
-        Which part is asked about.
-    tissue_grid
-        The slide's tissue and grids, where they are known already or were edited.
+        Seconds that opening the slide took; they are part of the reported total.
+    scope, tissue_grid
+        Part of the slide; tissue and grids if they are known or were edited.
     cache
-        Where embeddings are taken from, and left for the next question.
-    runtime
-        ``torch`` in float32, the reference; ``openvino``; or ``auto``: the fastest that agrees with the reference.
+        Embeddings of earlier calls. New ones are added.
 
     Raises
     ------
     LrmilError
-        Where the slide is too coarse, has no tissue, cannot be read, or the bundle is broken.
+        If the slide is too coarse, has no tissue or cannot be read, or the bundle is broken.
     """
     require_runtime(runtime, device)
     if teacher != TeacherPatches.NONE:
-        yield from _teacher_terms(slide, bundle)
-    about = [f"about the model {bundle.name}: {bundle.card.about}"] if bundle.card.about else []
-    yield from (Notice(text, slide.name) for text in slide.warnings)
-    yield from map(Notice, about)
-    yield Progress("tissue", 0, 1, "slide")
-    began, cpu, decoded = time.perf_counter(), time.process_time(), slide.pixels_decoded
-    tissue_grid = tissue_grid or find_tissue_grid(slide, bundle.card.plan, bundle.card.tissue)
-    scope = replace(scope, edited=tissue_grid.edited)
-    asked = _Asked(slide, bundle, scope.of(tissue_grid.grid, slide.path), scope, device, cache, runtime, scope.whole)
-    doubts = quality_warnings(slide, asked.grid, bundle.card) if scope.kind == "slide" else ()
-    yield from (Notice(text, slide.name) for text in doubts)
-    seconds = {"open": seconds_open, "tissue": time.perf_counter() - began}
-    before = SharedCosts(seconds, slide.pixels_decoded - decoded, time.process_time() - cpu)
-    yield StageDone("tissue", before.seconds["tissue"])
-    logger.info("%s: %d LR patches, %d HR patches", slide.name, len(asked.grid.lr_index), len(asked.grid.hr_index))
-    warnings = [*slide.warnings, *about, *doubts]  # what a model is not goes with its every answer
-    yield Finished((yield from _answered(asked, before, warnings, teacher)))
-
-
-def _teacher_terms(slide: Slide, bundle: Bundle) -> Iterator[Event]:
-    """Refuse what has no teacher, and tell the terms of one that has to be fetched, before it is."""
-    bundle.require_teacher()
-    require_resolution(slide, bundle.card.hr_mpp, "teacher (HR)")
-    yield from (Notice(terms) for terms in filter(None, [bundle.teacher_notice]))
-
-
-def _answered(
-    asked: _Asked, before: SharedCosts, warnings: list[str], teacher: TeacherPatches
-) -> Generator[Event, None, Prediction]:
-    """Return what the student says, and the teacher beside it where asked."""
-    found = _prediction(asked, (yield from _student(asked, before)), warnings)
-    if teacher != TeacherPatches.NONE:
-        found = yield from _asked_beside(asked, found, before, teacher)
-    return replace(found, reader=asked.slide.reader)
-
-
-def _asked_beside(
-    asked: _Asked, found: Prediction, before: SharedCosts, teacher: TeacherPatches
-) -> Generator[Event, None, Prediction]:
-    """Return a student's prediction with what the teacher says of the patches that were chosen for it."""
-    rows = select_teacher_patches(teacher, found.student.attention)
-    part = asked if rows.all() else replace(asked, grid=asked.grid.only(rows), whole=False)
-    beside = yield from _teacher(part, before)
-    return _beside(found, beside, rows)
+        yield from _teacher_notices(slide, bundle)
+    compute = _Compute(device, cache, runtime)
+    request = yield from _prepare(slide, bundle, compute, scope, tissue_grid, seconds_open)
+    yield Finished((yield from _run_networks(request, teacher)))
 
 
 @dataclass(frozen=True)
 class SharedCosts:
-    """What either network needs before it begins: seconds of opening and tissue, pixels and CPU for the latter."""
+    """Costs before either network runs.
+
+    Attributes
+    ----------
+    seconds
+        Wall seconds of the steps ``open`` and ``tissue``.
+    pixels
+        Native pixels decoded for the tissue mask.
+    cpu_seconds
+        CPU seconds of the tissue mask, over all threads.
+    """
 
     seconds: dict[str, float]
     pixels: int
@@ -140,22 +102,47 @@ class SharedCosts:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """A question: the slide and the model, the patches that are meant, and where to compute."""
+class _Compute:
+    """Device, cache and runtime of the encoders."""
 
-    slide: Slide
-    bundle: Bundle
-    grid: NestedGrid
-    scope: RegionOfInterest
     device: torch.device
     cache: EmbeddingCache | None
     runtime: str
-    whole: bool  # whether the calibration holds, which was fitted on whole slides
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One call of `predict` after its tissue is known: slide, model, patches, and what goes into every result."""
+
+    slide: Slide
+    bundle: Bundle
+    compute: _Compute
+    grid: NestedGrid
+    scope: RegionOfInterest
+    costs: SharedCosts
+    warnings: tuple[str, ...]
+    is_calibrated: bool  # the temperature was fitted on whole slides, so it does not hold for a part
 
 
 @dataclass(frozen=True)
 class NetworkInput:
-    """Which patches a network reads, where they lie on their grid, and how its logits are to be told."""
+    """Patches that one network reads.
+
+    Attributes
+    ----------
+    stage
+        Name of the stage in progress events.
+    network
+        ``student`` or ``teacher``.
+    patches
+        Corners and size of the patches.
+    index
+        (N, 2) column and row of each patch on its grid.
+    temperature
+        Calibration temperature of the network's logits; None if it has none.
+    target_mpp
+        µm per pixel that the network sees.
+    """
 
     stage: str
     network: str
@@ -166,138 +153,200 @@ class NetworkInput:
 
 
 def student_input(card: Card, grid: NestedGrid) -> NetworkInput:
-    """Return what the student reads."""
+    """Return the LR patches of a grid, for the student."""
     patches = PatchSet(grid.lr_corners, grid.lattice.lr_cell, card.lr_patch_px, card.student_input_px)
     return NetworkInput("student (LR)", "student", patches, grid.lr_index, card.temperature, card.lr_mpp)
 
 
 def teacher_input(card: Card, grid: NestedGrid) -> NetworkInput:
-    """Return what the teacher reads."""
+    """Return the HR patches of a grid, for the teacher."""
     patches = PatchSet(grid.hr_corners, grid.lattice.cell, card.hr_patch_px)
     return NetworkInput("teacher (HR)", "teacher", patches, grid.hr_index, card.teacher_temperature, card.hr_mpp)
 
 
-def _student(asked: _Asked, before: SharedCosts) -> Generator[Event, None, NetworkPrediction]:
-    look = student_input(asked.bundle.card, asked.grid)
-    return (yield from _read(asked, lambda: asked.bundle.student.to(asked.device), look, before))
+def _teacher_notices(slide: Slide, bundle: Bundle) -> Iterator[Event]:
+    """Refuse slides and bundles without HR, and yield the teacher's terms of use before its weights are fetched."""
+    bundle.require_teacher()
+    require_resolution(slide, bundle.card.hr_mpp, "teacher (HR)")
+    yield from (Notice(terms) for terms in filter(None, [bundle.teacher_notice]))
 
 
-def _teacher(asked: _Asked, before: SharedCosts) -> Generator[Event, None, NetworkPrediction]:
-    look = teacher_input(asked.bundle.card, asked.grid)
-    return (yield from _read(asked, lambda: asked.bundle.teacher.to(asked.device), look, before))
+def _prepare(
+    slide: Slide,
+    bundle: Bundle,
+    compute: _Compute,
+    scope: RegionOfInterest,
+    tissue_grid: TissueGrid | None,
+    seconds_open: float,
+) -> Generator[Event, None, _Request]:
+    """Find tissue and patches if they are not given, and check their quality."""
+    model_notices = [f"about the model {bundle.name}: {bundle.card.about}"] if bundle.card.about else []
+    yield from (Notice(text, slide.name) for text in slide.warnings)
+    yield from map(Notice, model_notices)
+    yield Progress("tissue", 0, 1, "slide")
+    began, cpu, decoded = time.perf_counter(), time.process_time(), slide.pixels_decoded
+    tissue_grid = tissue_grid or find_tissue_grid(slide, bundle.card.plan, bundle.card.tissue)
+    scope = replace(scope, edited=tissue_grid.edited)
+    grid = scope.of(tissue_grid.grid, slide.path)
+    # The thresholds were measured on whole slides: a small region has little tissue by intent.
+    quality = quality_warnings(slide, grid, bundle.card) if scope.kind == "slide" else ()
+    yield from (Notice(text, slide.name) for text in quality)
+    seconds = {"open": seconds_open, "tissue": time.perf_counter() - began}
+    costs = SharedCosts(seconds, slide.pixels_decoded - decoded, time.process_time() - cpu)
+    yield StageDone("tissue", costs.seconds["tissue"])
+    logger.info("%s: %d LR patches, %d HR patches", slide.name, len(grid.lr_index), len(grid.hr_index))
+    # The model's own notice is stored with every result: a reader of the file has not seen the model card.
+    warnings = (*slide.warnings, *model_notices, *quality)
+    return _Request(slide, bundle, compute, grid, scope, costs, warnings, is_calibrated=scope.whole)
 
 
-def _read(
-    asked: _Asked, load: Callable[[], StudentNetwork | TeacherNetwork], look: NetworkInput, before: SharedCosts
+def _run_networks(request: _Request, teacher: TeacherPatches) -> Generator[Event, None, Prediction]:
+    """Return the student's prediction, with the teacher's if it reads any patch."""
+    read = student_input(request.bundle.card, request.grid)
+    student = yield from _run_network(request, lambda: request.bundle.student.to(request.compute.device), read)
+    prediction = _student_prediction(request, student)
+    if teacher != TeacherPatches.NONE:
+        prediction = yield from _add_teacher(request, prediction, teacher)
+    # Read last: only pixels that were read show whether the tile reader or OpenSlide decoded them.
+    return replace(prediction, reader=request.slide.reader)
+
+
+def _add_teacher(
+    request: _Request, prediction: Prediction, patches: TeacherPatches
+) -> Generator[Event, None, Prediction]:
+    """Run the teacher on the selected patches and return the prediction with both networks and their agreement."""
+    rows = select_teacher_patches(patches, prediction.student.attention)
+    # Over some patches only, the softmax is not that of a whole slide, and its temperature does not hold.
+    part = request if rows.all() else replace(request, grid=request.grid.only(rows), is_calibrated=False)
+    read = teacher_input(request.bundle.card, part.grid)
+    teacher = yield from _run_network(part, lambda: request.bundle.teacher.to(request.compute.device), read)
+    agreement = measure_agreement(part.grid, prediction.student.attention[rows], teacher.attention)
+    return replace(prediction, teacher=teacher, compared=rows, agreement=agreement)
+
+
+def _run_network(
+    request: _Request, load: Callable[[], StudentNetwork | TeacherNetwork], read: NetworkInput
 ) -> Generator[Event, None, NetworkPrediction]:
+    """Load one network, encode its patches and pool them; costs are counted as if this network had run alone."""
     began, cpu = time.perf_counter(), time.process_time()
+    compute, costs = request.compute, request.costs
     network = load()
-    runtime = prepare_runtime(asked.runtime, runtime_request(asked.slide, asked.bundle, network, look), asked.device)
+    runtime = prepare_runtime(
+        compute.runtime, runtime_request(request.slide, request.bundle, network, read), compute.device
+    )
     choice = runtime.choice
-    logger.info("%s: runtime %s, %s (%s)", look.stage, choice.name, choice.precision, choice.reason)
-    at_read = time.perf_counter()
-    decoded = asked.slide.pixels_decoded  # patches that runtimes were compared on are read again
-    embedded = yield from _embedded(asked, runtime, look)
-    at_mil = time.perf_counter()
-    pooled = pool_bag(network.mil, embedded.features, asked.device)
-    logits = dict(zip(asked.bundle.card.classes, pooled.logits.tolist(), strict=True))
+    logger.info("%s: runtime %s, %s (%s)", read.stage, choice.name, choice.precision, choice.reason)
+    read_began = time.perf_counter()
+    decoded = request.slide.pixels_decoded  # from here: comparing runtimes reads patches that are read again
+    embeddings = yield from _encode(request, runtime, read)
+    mil_began = time.perf_counter()
+    pooled = pool_bag(network.mil, embeddings.features, compute.device)
+    logits = dict(zip(request.bundle.card.classes, pooled.logits.tolist(), strict=True))
     end = time.perf_counter()
-    seconds = before.seconds | {
-        "prepare": at_read - began,
-        "read": embedded.seconds_read,
-        "encode": embedded.seconds_encode,
-        "mil": end - at_mil,
-        "total": sum(before.seconds.values()) + end - began,
-    }
-    yield StageDone(look.stage, end - began)
+    yield StageDone(read.stage, end - began)
     return NetworkPrediction(
-        coords=look.patches.corners,
-        patch_level0=look.patches.size_level0,
+        coords=read.patches.corners,
+        patch_level0=read.patches.size_level0,
         attention=pooled.attention,
         evidence=pooled.evidence,
         logits=logits,
-        probabilities=softmax_probabilities(logits, look.temperature if asked.whole else None),
-        target_mpp=look.target_mpp,
-        pixels_decoded=before.pixels + asked.slide.pixels_decoded - decoded,
-        seconds=seconds,
-        cpu_seconds=before.cpu_seconds + time.process_time() - cpu,
-        patches_encoded=embedded.encoded,
-        runtime=runtime.choice,
+        probabilities=softmax_probabilities(logits, read.temperature if request.is_calibrated else None),
+        target_mpp=read.target_mpp,
+        pixels_decoded=costs.pixels + request.slide.pixels_decoded - decoded,
+        seconds=_seconds(costs, embeddings, prepare=read_began - began, mil=end - mil_began, total=end - began),
+        cpu_seconds=costs.cpu_seconds + time.process_time() - cpu,
+        patches_encoded=embeddings.encoded,
+        runtime=choice,
     )
 
 
+def _seconds(
+    costs: SharedCosts, embeddings: Embeddings, *, prepare: float, mil: float, total: float
+) -> dict[str, float]:
+    """Return step -> wall seconds. Patches are read ahead in threads, so the steps need not sum to ``total``."""
+    return costs.seconds | {
+        "prepare": prepare,
+        "read": embeddings.seconds_read,
+        "encode": embeddings.seconds_encode,
+        "mil": mil,
+        "total": sum(costs.seconds.values()) + total,
+    }
+
+
 def runtime_request(
-    slide: Slide, bundle: Bundle, network: StudentNetwork | TeacherNetwork, look: NetworkInput
+    slide: Slide, bundle: Bundle, network: StudentNetwork | TeacherNetwork, read: NetworkInput
 ) -> RuntimeRequest:
-    """Return what a runtime is chosen for: a network, and the patches on which it is compared."""
-    patches = look.patches
-    some = replace(patches, corners=patches.corners[evenly_spaced_rows(len(patches), patches.side)])
+    """Return the network with a sample of the slide's patches, on which runtimes are compared."""
+    patches = read.patches
+    sample = replace(patches, corners=patches.corners[evenly_spaced_rows(len(patches), patches.side)])
     return RuntimeRequest(
         network,
-        f"{bundle.sha256} {look.network}",
+        f"{bundle.sha256} {read.network}",
         patches.side,
-        look.temperature,
+        read.temperature,
         len(patches),
-        lambda: some.read(slide, slice(None)),
+        lambda: sample.read(slide, slice(None)),
         bundle.prepared,
     )
 
 
-def _embedded(asked: _Asked, runtime: Runtime, look: NetworkInput) -> Generator[Event, None, Embeddings]:
-    """Embed what the cache does not have, the middle first, for that is what people look at; the rest is there."""
-    embedder = runtime.embedder
-    encode = partial(
-        extract_features, device=asked.device, stage=look.stage, batch=default_batch_size(look.patches.side)
-    )
-    if asked.cache is None:
-        return (yield from encode(asked.slide, look.patches, embedder))
-    cache, key = asked.cache, cache_key(asked.slide, asked.bundle, asked.grid, look.network, runtime.choice.numbers)
-    found = cache.get(key, look.index)
-    missing = center_first_order(look.patches.corners, np.flatnonzero(~found.rows))
+def _encode(request: _Request, runtime: Runtime, read: NetworkInput) -> Generator[Event, None, Embeddings]:
+    """Return the embeddings of all patches; only those that the cache lacks are encoded, from the middle outwards."""
+    compute, patches = request.compute, read.patches
+    encode = partial(extract_features, device=compute.device, stage=read.stage, batch=default_batch_size(patches.side))
+    if compute.cache is None:
+        return (yield from encode(request.slide, patches, runtime.embedder))
+    key = cache_key(request.slide, request.bundle, request.grid, read.network, runtime.choice.numbers)
+    cached = compute.cache.get(key, read.index)
+    # The viewer shows patches as they arrive, and people look at the middle of the view first.
+    missing = center_first_order(patches.corners, np.flatnonzero(~cached.rows))
     if len(missing) == 0:
-        return Embeddings(found.features, encoded=0)
-    some = replace(look.patches, corners=look.patches.corners[missing])
-    keep = partial(_keep, cache, key, look.index[missing])
-    made = yield from encode(asked.slide, some, embedder, keep=keep)
-    features = np.empty((len(look.index), made.features.shape[1]), np.float32)
-    features[missing] = made.features
-    if found.rows.any():
-        features[found.rows] = found.features
-    return replace(made, features=features)
+        return Embeddings(cached.features, encoded=0)
+    missing_patches = replace(patches, corners=patches.corners[missing])
+    keep = partial(_store_batch, compute.cache, key, read.index[missing])
+    encoded = yield from encode(request.slide, missing_patches, runtime.embedder, keep=keep)
+    features = np.empty((len(read.index), encoded.features.shape[1]), np.float32)
+    features[missing] = encoded.features
+    if cached.rows.any():
+        features[cached.rows] = cached.features
+    return replace(encoded, features=features)
 
 
-def _keep(cache: EmbeddingCache, key: CacheKey, index: Int64, rows: slice, features: Features) -> None:
+def _store_batch(cache: EmbeddingCache, key: CacheKey, index: Int64, rows: slice, features: Features) -> None:
+    """Cache each batch at once, so that a cancelled run leaves its finished patches to the next one."""
     cache.put(key, index[rows], features)
 
 
 def cache_key(slide: Slide, bundle: Bundle, grid: NestedGrid, network: str, precision: str = "float32") -> CacheKey:
-    """Return the key under which a slide's embeddings by one of the bundle's networks are kept.
+    """Return the cache key of a slide's embeddings by one network of a bundle.
 
     Parameters
     ----------
-    slide, bundle, grid
-        What is asked about.
+    slide, bundle
+        Slide and model.
+    grid
+        Grid of the patches; only its lattice is part of the key.
     network
         ``student`` or ``teacher``.
     precision
-        What tells a runtime's numbers from another's; see `RuntimeChoice.numbers`.
+        Runtimes with different last digits have different values here, see `RuntimeChoice.numbers`.
     """
     card, lattice = bundle.card, grid.lattice
-    lr = network == "student"
+    is_student = network == "student"
     return CacheKey(
         slide_fingerprint=slide.fingerprint,
         origin_level0=lattice.origin,
-        cell_level0=lattice.lr_cell if lr else lattice.cell,
-        target_mpp=card.lr_mpp if lr else card.hr_mpp,
-        patch_px=card.lr_patch_px if lr else card.hr_patch_px,
-        input_px=card.student_input_px if lr else None,
+        cell_level0=lattice.lr_cell if is_student else lattice.cell,
+        target_mpp=card.lr_mpp if is_student else card.hr_mpp,
+        patch_px=card.lr_patch_px if is_student else card.hr_patch_px,
+        input_px=card.student_input_px if is_student else None,
         network=f"{bundle.sha256} {network}",
         precision=precision,
     )
 
 
 def center_first_order(corners: Int64, rows: Int64) -> Int64:
-    """Return `rows` of (N, 2) corners, those nearest to the middle of them all first."""
+    """Return `rows` of (N, 2) `corners`, ordered by distance from the centre of all corners."""
     if len(rows) == 0:
         return rows
     middle = (corners.min(axis=0) + corners.max(axis=0)) / 2
@@ -306,21 +355,15 @@ def center_first_order(corners: Int64, rows: Int64) -> Int64:
 
 
 def softmax_probabilities(logits: dict[str, float], temperature: float | None) -> dict[str, float]:
-    """Return softmax of the logits, divided by the calibration temperature where there is one."""
+    """Return the softmax of class -> logit, after division by the calibration temperature if there is one."""
     values = np.array(list(logits.values()), dtype=np.float64) / (temperature or 1.0)
-    shares = np.exp(values - values.max())
+    shares = np.exp(values - values.max())  # the maximum is subtracted so that exp cannot overflow
     return dict(zip(logits, (shares / shares.sum()).tolist(), strict=True))
 
 
-def _beside(prediction: Prediction, teacher: NetworkPrediction, rows: NDArray[np.bool_]) -> Prediction:
-    """Return a prediction with what the teacher says of the (N,) LR patches that `rows` marks."""
-    grid = prediction.grid if rows.all() else prediction.grid.only(rows)
-    agreement = measure_agreement(grid, prediction.student.attention[rows], teacher.attention)
-    return replace(prediction, teacher=teacher, compared=rows, agreement=agreement)
-
-
-def _prediction(asked: _Asked, student: NetworkPrediction, warnings: list[str]) -> Prediction:
-    slide, bundle = asked.slide, asked.bundle
+def _student_prediction(request: _Request, student: NetworkPrediction) -> Prediction:
+    """Return the prediction of the student alone."""
+    slide, bundle = request.slide, request.bundle
     return Prediction(
         slide=slide.name,
         path=slide.path,
@@ -328,11 +371,11 @@ def _prediction(asked: _Asked, student: NetworkPrediction, warnings: list[str]) 
         bundle=bundle.name,
         bundle_sha256=bundle.sha256,
         classes=bundle.card.classes,
-        calibrated=bundle.card.temperature is not None and asked.scope.whole,
-        grid=asked.grid,
+        calibrated=bundle.card.temperature is not None and request.scope.whole,
+        grid=request.grid,
         level0_size=(slide.width, slide.height),
         student=student,
-        device=str(asked.device),
-        warnings=tuple(warnings),
-        scope=asked.scope,
+        device=str(request.compute.device),
+        warnings=request.warnings,
+        scope=request.scope,
     )

@@ -1,4 +1,4 @@
-"""What was found out about a slide, by the student and by the teacher beside it."""
+"""Prediction of one slide, by the student and, if it ran, by the teacher."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from napari_lrmil.core.slides.tile_reader import AUTO, OPENSLIDE, REQUESTED, Rea
 
 @dataclass(frozen=True)
 class NetworkPrediction:
-    """What one network says of one slide.
+    """Prediction of one slide by one network.
 
     Attributes
     ----------
@@ -29,24 +29,25 @@ class NetworkPrediction:
     patch_level0
         Width and height of a patch in level-0 pixels.
     attention
-        (N,) sums to 1.
+        (N,) share of each patch; sums to 1.
     evidence
-        (N, C) what each patch adds to each class's centred, uncalibrated logit.
+        (N, C) contribution of each patch to the centred, uncalibrated logit of each class.
     logits, probabilities
-        Class -> value; probabilities are calibrated where the bundle has a temperature.
+        Class -> value; probabilities are calibrated if the bundle has a temperature.
     target_mpp
-        µm per pixel that the network saw.
+        µm per pixel of the patches.
     pixels_decoded
-        Native pixels asked of the file for it, the tissue mask included; the same number by whichever reader, though
-        each decodes whole tiles.
+        Native pixels requested for this network, the tissue mask included. The number does not depend on the reader,
+        although readers decode whole tiles.
     seconds
-        Step -> wall seconds; ``total`` is from opening the slide, loading the weights included, as if it had run alone.
+        Step -> wall seconds; ``total`` starts with opening the slide and includes loading the weights, as if the
+        network had run alone.
     cpu_seconds
-        What the process computed for it, over all threads, the tissue mask included.
+        CPU seconds of the process over all threads, the tissue mask included.
     patches_encoded
         Patches that were not in the cache.
     runtime
-        What ran the encoder.
+        Runtime of the encoder.
     """
 
     coords: Int64
@@ -70,7 +71,37 @@ class NetworkPrediction:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Everything that was found out about a slide; `predict` makes it, `write` and the window show it."""
+    """Prediction of one slide, with the grid and the part of the slide that it is about.
+
+    Attributes
+    ----------
+    slide, path, slide_fingerprint
+        Name of the slide, its file, and the hash of its pixels.
+    bundle, bundle_sha256, classes
+        Name and hash of the model, and its classes in order.
+    calibrated
+        Whether the student's probabilities are calibrated.
+    grid
+        LR and HR patches.
+    level0_size
+        Width and height of level 0 in pixels.
+    student
+        Prediction of the LR student.
+    device
+        Device of the encoders, as torch names it.
+    warnings
+        Sentences on why the result may be wrong.
+    scope
+        Part of the slide.
+    teacher
+        Prediction of the HR teacher; None if it did not run.
+    compared
+        (N,) LR patches that the teacher read; None for all.
+    agreement
+        Agreement of both attention maps over these patches.
+    reader
+        Reader of the slide and why it was chosen; None in results that do not state it.
+    """
 
     slide: str
     path: Path
@@ -86,18 +117,18 @@ class Prediction:
     warnings: tuple[str, ...]
     scope: RegionOfInterest = WHOLE_SLIDE
     teacher: NetworkPrediction | None = None
-    compared: NDArray[np.bool_] | None = None  # (N,) the LR patches that the teacher looked into; None: all of them
-    agreement: Agreement | None = None  # over these
-    reader: ReaderChoice | None = None  # how the slide was read and why; None where earlier versions did not say
+    compared: NDArray[np.bool_] | None = None
+    agreement: Agreement | None = None
+    reader: ReaderChoice | None = None
 
     @property
     def partly_compared(self) -> bool:
-        """Whether the teacher looked into some of the patches only."""
+        """Whether the teacher read some of the patches only."""
         return self.compared is not None and not self.compared.all()
 
     @property
     def reader_asked(self) -> str:
-        """The ``--reader`` that reads the slide in the same way."""
+        """The value of ``--reader`` that reads the slide in the same way."""
         return OPENSLIDE if self.reader is not None and self.reader.reason == REQUESTED else AUTO
 
     @property
@@ -109,17 +140,17 @@ class Prediction:
 
     @property
     def teacher_on_lr(self) -> NDArray[np.float64]:
-        """(N,) the teacher's attention summed over the children of each LR patch; NaN where it did not look.
+        """(N,) teacher attention, summed over the children of each LR patch; NaN if the teacher did not read it.
 
         Raises
         ------
         ValueError
-            Where no teacher ran.
+            If no teacher ran.
         """
         if self.teacher is None:
-            raise ValueError("no attention of a teacher that did not run")
+            raise ValueError("no teacher ran, so there is no teacher attention; run the teacher first")
         if self.compared is None or self.compared.all():
             return pool_to_lr_grid(self.grid, self.teacher.attention)
-        carried = np.full(len(self.grid.lr_index), np.nan)
-        carried[self.compared] = pool_to_lr_grid(self.grid.only(self.compared), self.teacher.attention)
-        return carried
+        attention = np.full(len(self.grid.lr_index), np.nan)
+        attention[self.compared] = pool_to_lr_grid(self.grid.only(self.compared), self.teacher.attention)
+        return attention

@@ -1,4 +1,4 @@
-"""What makes an answer doubtful though nothing failed: colour that the model has not seen, little tissue."""
+"""Quality warnings of a prediction: stain colour outside the training range, little tissue."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from napari_lrmil.core.patching.color import color_stats, colour_distance
 from napari_lrmil.core.patching.grid import NestedGrid
 from napari_lrmil.core.slides.slide import Slide
 
-# In units of the spread between training slides. Measured: phantoms of the cohort's own look at most 0.6; half or one
-# and a half times their stain 3.3; slides of gland patients held out 0.2 to 2.5, a few of one patient to 3.9; CMU-1
-# from glands 3.5, from phantoms 7.5.
+# In units of the spread between training slides. Measured: phantoms with the stain of their cohort 0.6 at most, with
+# half or one and a half times that stain 3.3. Held-out gland slides 0.2 to 2.5, a few of one patient up to 3.9.
+# CMU-1 has 3.5 for a model of gland slides and 7.5 for one of phantoms.
 MAX_COLOUR_DISTANCE = 3.0
 MIN_LR_PATCHES = 10  # LR patches
 
 
 def quality_warnings(slide: Slide, grid: NestedGrid, card: Card) -> tuple[str, ...]:
-    """Return a sentence for each thing about the tissue of `slide` that makes this model's answer doubtful.
+    """Return one sentence for each property of the tissue that makes this model's result doubtful.
 
-    Reads a few coarse pixels where the card tells the colour of the training slides, and none where it does not.
+    A few coarse pixels are read if the model card states the colour of the training slides, otherwise none.
     """
-    found = []
+    warnings = []
     if card.colour is not None:
         distance = colour_distance(color_stats(slide, grid), card.colour)
         if distance > MAX_COLOUR_DISTANCE:
-            found.append(
+            warnings.append(
                 f"colour differs from the training slides, {distance:.1f} times as much as they differ from one "
-                "another; check stain and scanner before believing the probabilities"
+                "another; check stain and scanner before you rely on the probabilities"
             )
     patches = len(grid.lr_index)
     if patches < MIN_LR_PATCHES:
-        found.append(
+        warnings.append(
             f"little tissue: {patches} LR {'patch' if patches == 1 else 'patches'}, fewer than {MIN_LR_PATCHES}; "
-            "the answer rests on few places"
+            "the result rests on few places"
         )
-    return tuple(found)
+    return tuple(warnings)

@@ -1,4 +1,4 @@
-"""Student against teacher on one slide: where they differ, and which of them finds annotated lesions."""
+"""Comparison of student and teacher on one slide: difference of attention, localisation of annotated lesions."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from napari_lrmil.core.patching.regions import Area, Region, read_regions
 
 @dataclass(frozen=True)
 class SharedPatches:
-    """What both networks give to the LR patches that both looked into, in the order of the grid.
+    """Attention of both networks on the LR patches that both read, in the order of the grid.
 
     Attributes
     ----------
     rows
         (M,) rows of the prediction's grid.
     student, teacher
-        (M,) attention as a multiple of the average over these patches.
+        (M,) attention relative to the average over these patches.
     """
 
     rows: NDArray[np.int64]
@@ -33,20 +33,20 @@ class SharedPatches:
 
     @property
     def difference(self) -> NDArray[np.float64]:
-        """(M,) above 0 where the student looks more than its teacher does."""
+        """(M,) student minus teacher; above 0 if the student pays more attention to the patch."""
         return self.student - self.teacher
 
 
 @dataclass(frozen=True)
 class LesionMetrics:
-    """Attention against annotated lesions, over the patches that both networks looked into; None where undefined.
+    """Lesion localisation by attention, over the patches that both networks read; None if undefined.
 
     Attributes
     ----------
     lesion_auroc_student, lesion_auroc_teacher
-        How well attention tells patches with a quarter or more of lesion from those with none.
+        AUROC of attention for patches with a quarter or more of lesion against patches without any.
     pointing_student, pointing_teacher
-        The pointing game: whether the patch of most attention is one with a quarter or more of lesion.
+        Pointing game: whether the patch with the highest attention has a quarter or more of lesion.
     n_lesion_patches
         Patches with a quarter or more of lesion.
     """
@@ -59,43 +59,56 @@ class LesionMetrics:
 
 
 def shared_patches(prediction: Prediction) -> SharedPatches:
-    """Return what both networks give to the patches that both looked into; the teacher must have run.
+    """Return the attention of both networks on the patches that both read.
 
     The teacher's attention is summed over the children of each LR patch.
+
+    Raises
+    ------
+    ValueError
+        If the teacher did not run.
     """
     teacher = prediction.teacher_on_lr
     rows = np.flatnonzero(np.isfinite(teacher))
-    both = (prediction.student.attention[rows].astype(np.float64), teacher[rows])
-    student, teacher = (values / values.mean() for values in both)
+    attention = (prediction.student.attention[rows].astype(np.float64), teacher[rows])
+    # Shares of different patch counts are comparable only relative to their average.
+    student, teacher = (values / values.mean() for values in attention)
     return SharedPatches(rows, student, teacher)
 
 
 def score_lesion_localisation(prediction: Prediction, lesions: Sequence[Region]) -> LesionMetrics:
-    """Return how well each network's attention finds lesions (Method 3); the teacher must have run."""
+    """Return how well each network's attention finds lesions, see docs/explanation/method.md.
+
+    Raises
+    ------
+    ValueError
+        If the teacher did not run.
+    """
     both, grid = shared_patches(prediction), prediction.grid
     areas: list[Area] = [region.geometry for region in lesions]
-    outlines = [part for area in areas for part in getattr(area, "geoms", [area])]
+    outlines = [part for area in areas for part in getattr(area, "geoms", [area])]  # multipolygons in parts
     shares = lesion_shares(grid.lr_corners[both.rows], grid.lattice.lr_cell, outlines)
-    hit = shares >= LESION_SHARE
+    is_lesion = shares >= LESION_SHARE
     return LesionMetrics(
         lesion_auroc(both.student, shares),
         lesion_auroc(both.teacher, shares),
-        _points(both.student, hit),
-        _points(both.teacher, hit),
-        int(hit.sum()),
+        _hits_lesion(both.student, is_lesion),
+        _hits_lesion(both.teacher, is_lesion),
+        int(is_lesion.sum()),
     )
 
 
-def _points(values: Values, hit: NDArray[np.bool_]) -> bool | None:
-    return bool(hit[int(np.argmax(values))]) if hit.any() else None
+def _hits_lesion(attention: Values, is_lesion: NDArray[np.bool_]) -> bool | None:
+    """Return whether the patch with the highest attention is lesion; None if no patch is."""
+    return bool(is_lesion[int(np.argmax(attention))]) if is_lesion.any() else None
 
 
 def lesion_file(slide: Path) -> Path:
-    """Return where the annotated lesions of a slide lie: beside it, under its name, as `phantom` writes them."""
+    """Return the path of a slide's annotated lesions: ``SLIDE_lesions.geojson`` beside it, as `phantom` writes it."""
     return slide.with_name(f"{slide.stem}_lesions.geojson")
 
 
 def find_lesion_outlines(slide: Path, bounds: Bounds) -> tuple[Region, ...]:
-    """Return the lesions in the file beside a slide that is named after it; none where there is no such file."""
+    """Return the lesions in the file beside the slide, see `lesion_file`; none if there is no such file."""
     file = lesion_file(slide)
     return read_regions(file, bounds, may_be_empty=True).regions if file.is_file() else ()

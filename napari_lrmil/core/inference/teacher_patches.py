@@ -31,7 +31,7 @@ class TeacherPatches:
 
     def __post_init__(self) -> None:
         if self.k is not None and self.k < 0:
-            raise ValueError(f"a teacher that reads {self.k} patches; expected 0 or more")
+            raise ValueError(f"the teacher cannot read {self.k} patches; expected 0 or more")
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -50,7 +50,7 @@ class TeacherPatches:
         return f"top-{self.k}" if self.k else _NONE
 
     def count(self, n_patches: int) -> int:
-        """Return how many of a slide's `n_patches` LR patches the teacher reads."""
+        """Return how many of `n_patches` LR patches the teacher reads."""
         return n_patches if self.k is None else min(self.k, n_patches)
 
 
@@ -58,8 +58,21 @@ TeacherPatches.NONE, TeacherPatches.ALL = TeacherPatches(0), TeacherPatches(None
 
 
 def select_teacher_patches(choice: TeacherPatches, student_attention: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Return (N,) which LR patches the teacher reads, from a student's (N,) attention; ties in their order."""
+    """Return a mask of the LR patches that the teacher reads.
+
+    Parameters
+    ----------
+    choice
+        None, all, or the top k.
+    student_attention
+        (N,) attention of the student; patches with equal attention are taken in their order.
+
+    Returns
+    -------
+    numpy.ndarray
+        (N,) True for each patch that the teacher reads.
+    """
     rows = np.zeros(len(student_attention), dtype=np.bool_)
-    order = np.argsort(-student_attention.astype(np.float64), kind="stable")
+    order = np.argsort(-student_attention.astype(np.float64), kind="stable")  # stable: ties are reproducible
     rows[order[: choice.count(len(rows))]] = True
     return rows

@@ -1,4 +1,4 @@
-"""Prediction on a whole slide: what is read and loaded, sums, cancelling, the teacher beside it, real slides."""
+"""Prediction of a slide: pixels read, weights loaded, sums, cancelling, comparison with the teacher, real slides."""
 
 from __future__ import annotations
 
@@ -68,42 +68,46 @@ def run(slide: Slide, model: Bundle | DarknessBundle, teacher: str = "none") -> 
     return result(predict(slide, model, device=CPU, teacher=TeacherPatches.parse(teacher)))  # type: ignore[arg-type]  # a stand-in
 
 
-def check_sums(reading: NetworkPrediction, classifier_bias: torch.Tensor) -> None:
+def check_sums(network: NetworkPrediction, classifier_bias: torch.Tensor) -> None:
     """Attention sums to 1; evidence and centred bias give the centred logit, both to 1e-4."""
-    assert reading.attention.sum(dtype=np.float64) == pytest.approx(1, abs=1e-4)
-    assert (reading.attention >= 0).all() and len(reading.attention) == len(reading.coords)
-    logits, bias = np.array(list(reading.logits.values())), classifier_bias.numpy().astype(float)
-    total = reading.evidence.sum(axis=0, dtype=np.float64) + bias - bias.mean()
+    assert network.attention.sum(dtype=np.float64) == pytest.approx(1, abs=1e-4)
+    assert (network.attention >= 0).all() and len(network.attention) == len(network.coords)
+    logits, bias = np.array(list(network.logits.values())), classifier_bias.numpy().astype(float)
+    total = network.evidence.sum(axis=0, dtype=np.float64) + bias - bias.mean()
     np.testing.assert_allclose(total, logits - logits.mean(), atol=1e-4)
-    assert sum(reading.probabilities.values()) == pytest.approx(1)
+    assert sum(network.probabilities.values()) == pytest.approx(1)
 
 
 def test_the_sums_hold_and_everything_is_named(tmp_path: Path, bundle: Bundle) -> None:
     fake = pyramid()
     with fake_slide(tmp_path, fake) as slide:
-        found = run(slide, bundle)
+        prediction = run(slide, bundle)
         decoded = slide.pixels_decoded
-    check_sums(found.student, bundle.student.mil.classifier.bias)
-    assert found.teacher is None and found.agreement is None
-    assert found.slide == "fake" and found.bundle == "lively"
-    assert found.bundle_sha256 == bundle.sha256
-    assert found.slide_fingerprint == "f" * 32 and found.classes == CLASSES and found.level0_size == (1300, 800)
-    assert found.student.predicted == max(CLASSES, key=lambda c: found.student.probabilities[c])
-    assert found.student.patch_level0 == (256, 320) and found.student.target_mpp == 2.0
-    assert found.student.evidence.shape == (len(found.student.coords), 2)
-    assert np.ptp(found.student.attention) > 1e-6, "a network that looks everywhere alike would hide a mix-up"
-    assert found.student.pixels_decoded == decoded > 0
-    assert set(found.student.seconds) == {"open", "tissue", "prepare", "read", "encode", "mil", "total"}
+    check_sums(prediction.student, bundle.student.mil.classifier.bias)
+    assert prediction.teacher is None and prediction.agreement is None
+    assert prediction.slide == "fake" and prediction.bundle == "lively"
+    assert prediction.bundle_sha256 == bundle.sha256
+    assert (
+        prediction.slide_fingerprint == "f" * 32
+        and prediction.classes == CLASSES
+        and prediction.level0_size == (1300, 800)
+    )
+    assert prediction.student.predicted == max(CLASSES, key=lambda c: prediction.student.probabilities[c])
+    assert prediction.student.patch_level0 == (256, 320) and prediction.student.target_mpp == 2.0
+    assert prediction.student.evidence.shape == (len(prediction.student.coords), 2)
+    assert np.ptp(prediction.student.attention) > 1e-6, "a network that looks everywhere alike would hide a mix-up"
+    assert prediction.student.pixels_decoded == decoded > 0
+    assert set(prediction.student.seconds) == {"open", "tissue", "prepare", "read", "encode", "mil", "total"}
 
 
 def test_hr_patches_that_a_teacher_would_read_are_counted(tmp_path: Path, bundle: Bundle) -> None:
     with fake_slide(tmp_path, pyramid()) as slide:
-        found = run(slide, bundle)
-    json = build_prediction_file(found).as_json()
-    assert json["n_patches"] == len(found.student.coords) == len(found.grid.lr_index)
-    assert json["n_hr_patches"] == len(found.grid.hr_index)
+        prediction = run(slide, bundle)
+    json = build_prediction_file(prediction).as_json()
+    assert json["n_patches"] == len(prediction.student.coords) == len(prediction.grid.lr_index)
+    assert json["n_hr_patches"] == len(prediction.grid.hr_index)
     assert json["n_patches"] < json["n_hr_patches"] <= 16 * json["n_patches"]
-    corners = {tuple(c) for c in found.student.coords.tolist()}
+    corners = {tuple(c) for c in prediction.student.coords.tolist()}
     assert (0, 0) in corners and (1024, 0) not in corners and (1024, 640) in corners, (
         "patches lie where the tissue lies"
     )
@@ -115,9 +119,9 @@ def test_without_a_teacher_no_finer_pixel_is_read_and_no_teachers_weight_loaded(
     (bundle.path / TEACHER).unlink()
     fake = pyramid()
     with fake_slide(tmp_path, fake) as slide:
-        found = run(slide, Bundle(bundle.path))
+        prediction = run(slide, Bundle(bundle.path))
         mpp = [slide.mpp.mean * fake.downsamples[level] for _, level, _ in fake.reads]
-    assert found.teacher is None and len(mpp) >= len(found.student.coords)
+    assert prediction.teacher is None and len(mpp) >= len(prediction.student.coords)
     assert min(mpp) >= 2.0 / 1.12, "levels of 0.45 and 0.89 µm are there; only 1.79 µm and coarser may be touched"
     assert "teacher" not in vars(Bundle(bundle.path))
 
@@ -136,16 +140,16 @@ def test_the_teacher_beside_the_student_changes_nothing_for_the_student(tmp_path
 
 def test_the_teacher_runs_on_the_hr_grid_and_is_compared_on_the_lr_grid(tmp_path: Path, bundle: Bundle) -> None:
     with fake_slide(tmp_path, pyramid()) as slide:
-        found = run(slide, bundle, teacher="all")
-    teacher = found.teacher
-    assert teacher is not None and found.agreement is not None
+        prediction = run(slide, bundle, teacher="all")
+    teacher = prediction.teacher
+    assert teacher is not None and prediction.agreement is not None
     check_sums(teacher, bundle.teacher.mil.classifier.bias)
-    np.testing.assert_array_equal(teacher.coords, found.grid.hr_corners)
+    np.testing.assert_array_equal(teacher.coords, prediction.grid.hr_corners)
     assert teacher.patch_level0 == (64, 80) and teacher.target_mpp == 0.5
-    assert found.agreement == measure_agreement(found.grid, found.student.attention, teacher.attention)
-    assert found.agreement.n_patches == len(found.student.coords)
+    assert prediction.agreement == measure_agreement(prediction.grid, prediction.student.attention, teacher.attention)
+    assert prediction.agreement.n_patches == len(prediction.student.coords)
     assert teacher.pixels_decoded >= 0.8 * len(teacher.coords) * 64 * 80
-    assert set(build_prediction_file(found).as_json()["teacher"]) >= {"probabilities", "logits"}
+    assert set(build_prediction_file(prediction).as_json()["teacher"]) >= {"probabilities", "logits"}
 
 
 def test_two_networks_that_look_for_the_same_agree_on_the_darkest_patch(tmp_path: Path) -> None:
@@ -153,12 +157,12 @@ def test_two_networks_that_look_for_the_same_agree_on_the_darkest_patch(tmp_path
     base = speckled(1300, 800)
     base[400 + 30 : 400 + 110, 300:390] = (70, 30, 90)
     with fake_slide(tmp_path, FakeSlide(base, PYRAMID, resolution(0.5, 0.4))) as slide:
-        found = run(slide, DarknessBundle(), teacher="all")
-    assert found.student.coords[found.student.attention.argmax()].tolist() == [256, 320]
-    assert found.teacher is not None and found.agreement is not None
-    carried = pool_to_lr_grid(found.grid, found.teacher.attention)
-    assert carried.argmax() == found.student.attention.argmax() and carried.sum() == pytest.approx(1, abs=1e-4)
-    left, top = found.teacher.coords[found.teacher.attention.argmax()].tolist()
+        prediction = run(slide, DarknessBundle(), teacher="all")
+    assert prediction.student.coords[prediction.student.attention.argmax()].tolist() == [256, 320]
+    assert prediction.teacher is not None and prediction.agreement is not None
+    carried = pool_to_lr_grid(prediction.grid, prediction.teacher.attention)
+    assert carried.argmax() == prediction.student.attention.argmax() and carried.sum() == pytest.approx(1, abs=1e-4)
+    left, top = prediction.teacher.coords[prediction.teacher.attention.argmax()].tolist()
     assert 256 <= left < 390 and 400 <= top < 510
 
 
@@ -242,23 +246,23 @@ def test_without_a_teacher_scipys_statistics_are_not_loaded(
             run(slide, bundle, teacher="all")
 
 
-def test_an_odd_resolution_is_a_caution_and_a_warning_in_the_result(tmp_path: Path) -> None:
+def test_an_odd_resolution_is_a_notice_and_a_warning_in_the_result(tmp_path: Path) -> None:
     with fake_slide(tmp_path, pyramid(mpp=(0.36, 0.35))) as slide:
         events = list(predict(slide, DarknessBundle(), device=CPU))  # type: ignore[arg-type]  # a stand-in
-    cautions = [e for e in events if isinstance(e, Notice)]
-    assert len(cautions) == 1 and cautions[0].subject == "fake" and "15 %" in cautions[0].message
-    assert events[-1].result.warnings == (cautions[0].message,)  # type: ignore[union-attr]  # Finished
+    notices = [e for e in events if isinstance(e, Notice)]
+    assert len(notices) == 1 and notices[0].subject == "fake" and "15 %" in notices[0].message
+    assert events[-1].result.warnings == (notices[0].message,)  # type: ignore[union-attr]  # Finished
 
 
-def test_far_colour_is_a_caution_and_a_warning_and_its_pixels_count(tmp_path: Path) -> None:
+def test_far_colour_is_a_notice_and_a_warning_and_its_pixels_count(tmp_path: Path) -> None:
     fields = ((0.9,) * 3, (0.9,) * 3, (0.02,) * 3, (0.02,) * 3, 9)
     with fake_slide(tmp_path, pyramid(2100, 1700)) as slide:
         events = list(predict(slide, DarknessBundle(colour=CohortColour(*fields)), device=CPU))  # type: ignore[arg-type]
         decoded = slide.pixels_decoded
-    (caution,) = (e for e in events if isinstance(e, Notice))
-    found = events[-1].result  # type: ignore[union-attr]  # Finished
-    assert "colour differs" in caution.message and found.warnings == (caution.message,)
-    assert found.student.pixels_decoded == decoded
+    (notice,) = (e for e in events if isinstance(e, Notice))
+    prediction = events[-1].result  # type: ignore[union-attr]  # Finished
+    assert "colour differs" in notice.message and prediction.warnings == (notice.message,)
+    assert prediction.student.pixels_decoded == decoded
 
 
 @pytest.mark.parametrize("stage", ["tissue", "student (LR)", "teacher (HR)"])
@@ -340,24 +344,24 @@ def test_altered_weights_stop_the_run_with_their_sentence(tmp_path: Path) -> Non
 )
 def test_cmu_1_as_svs_dicom_and_pyramid(shared_data: Path, bundle: Bundle, name: str) -> None:
     with Slide(shared_data / "slides" / name) as slide:
-        found = run(slide, bundle)
-    check_sums(found.student, bundle.student.mil.classifier.bias)
-    assert found.student.patch_level0 == (256, 256)
-    assert 50 <= len(found.student.coords) <= 9 * 12
+        prediction = run(slide, bundle)
+    check_sums(prediction.student, bundle.student.mil.classifier.bias)
+    assert prediction.student.patch_level0 == (256, 256)
+    assert 50 <= len(prediction.student.coords) <= 9 * 12
 
 
 def test_the_same_slide_in_three_containers_is_seen_alike(shared_data: Path) -> None:
     """The same patches, and attention that ranks them alike, whichever way the 5x pixels were come by."""
-    found = []
+    readings = []
     for name in ("CMU-1-Small-Region.svs", "CMU-1-Small-Region_dicom", "derived/CMU-1-Small-Region_pyramid_aperio.svs"):
         with Slide(shared_data / "slides" / name) as slide:
-            found.append(run(slide, DarknessBundle()).student)
-    common = set.intersection(*({tuple(c) for c in r.coords.tolist()} for r in found))
-    assert len(common) >= 0.9 * max(len(r.coords) for r in found)
-    maps = [{tuple(c): a for c, a in zip(r.coords.tolist(), r.attention, strict=True)} for r in found]
+            readings.append(run(slide, DarknessBundle()).student)
+    common = set.intersection(*({tuple(c) for c in r.coords.tolist()} for r in readings))
+    assert len(common) >= 0.9 * max(len(r.coords) for r in readings)
+    maps = [{tuple(c): a for c, a in zip(r.coords.tolist(), r.attention, strict=True)} for r in readings]
     values = np.array([[m[c] for c in sorted(common)] for m in maps])
     assert np.corrcoef(values).min() > 0.98
-    assert found[0].pixels_decoded > 10 * found[2].pixels_decoded, "native 5x pixels are the saving"
+    assert readings[0].pixels_decoded > 10 * readings[2].pixels_decoded, "native 5x pixels are the saving"
 
 
 @pytest.mark.parametrize("name", ["monuseg_TCGA-A7-A13E_40x_aperio.svs", "monuseg_TCGA-A7-A13E_40x_generic.tif"])
@@ -365,9 +369,9 @@ def test_a_slide_of_250_micrometres_is_predicted_from_the_patches_there_are(
     shared_data: Path, bundle: Bundle, name: str
 ) -> None:
     with Slide(shared_data / "slides" / "derived" / name) as slide:
-        found = run(slide, bundle)  # 250 µm: 1.95 patches of 128 µm, all of it tissue
-        check_sums(found.student, bundle.student.mil.classifier.bias)
-        assert found.student.coords.tolist() == [[0, 0], [512, 0], [0, 512], [512, 512]]
+        prediction = run(slide, bundle)  # 250 µm: 1.95 patches of 128 µm, all of it tissue
+        check_sums(prediction.student, bundle.student.mil.classifier.bias)
+        assert prediction.student.coords.tolist() == [[0, 0], [512, 0], [0, 512], [512, 512]]
 
 
 def test_fluorescence_and_an_overview_are_refused_with_a_reason(shared_data: Path, bundle: Bundle) -> None:
@@ -388,12 +392,12 @@ def test_both_readers_give_the_same_answer(
 ) -> None:
     """From the student's own level bit for bit; where it is missing and tiles are reduced, nearly."""
     path = write_jpeg_slide(tmp_path / "a.svs", tissue(2304, 1792), downsamples, Kind("aperio"))
-    found = {}
+    predictions = {}
     for reader in ("tiles", "openslide"):
         with Slide(path, reader=reader) as slide:
-            found[reader] = run(slide, bundle, teacher="top-2")
-            assert found[reader].reader == slide.reader
-    fast, reference = found["tiles"], found["openslide"]
+            predictions[reader] = run(slide, bundle, teacher="top-2")
+            assert predictions[reader].reader == slide.reader
+    fast, reference = predictions["tiles"], predictions["openslide"]
     files = build_prediction_file(fast), build_prediction_file(reference)
     assert files[0].reader == "tiles" and fast.reader_asked == "auto"
     assert ("decoded at 1/4" in str(files[0].reader_reason)) != exact

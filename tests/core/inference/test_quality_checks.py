@@ -1,4 +1,4 @@
-"""Doubts about an answer: far colour and little tissue are one sentence each, and nothing is read for nothing."""
+"""Quality warnings: one sentence each for unusual colour and little tissue; without a reference, no pixel is read."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolutio
 PLAN = PatchPlan(0.5, 2.0, 64, 64)
 
 
-def warned(folder: Path, size: tuple[int, int], colour: CohortColour | None) -> tuple[str, ...]:
+def warnings_of(folder: Path, size: tuple[int, int], colour: CohortColour | None) -> tuple[str, ...]:
     with fake_slide(folder, FakeSlide(speckled(*size), (1.0, 4.0, 16.0), resolution(0.5))) as slide:
         return quality_warnings(slide, find_nested_grid(slide, PLAN), DarknessBundle(colour=colour).card)
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> CohortColour:
+def cohort(tmp_path: Path) -> CohortColour:
     with fake_slide(tmp_path, FakeSlide(speckled(1300, 1100), (1.0, 4.0, 16.0), resolution(0.5))) as slide:
         return cohort_colour([color_stats(slide, find_nested_grid(slide, PLAN))] * 6)
 
 
-def test_a_slide_like_the_training_slides_is_not_doubted(tmp_path: Path, own: CohortColour) -> None:
-    assert warned(tmp_path, (1300, 1100), own) == ()
+def test_a_slide_like_the_training_slides_is_not_doubted(tmp_path: Path, cohort: CohortColour) -> None:
+    assert warnings_of(tmp_path, (1300, 1100), cohort) == ()
 
 
-def test_a_far_colour_is_one_sentence_with_its_distance(tmp_path: Path, own: CohortColour) -> None:
-    far = replace(own, mean=tuple(m + 0.2 for m in own.mean))
-    (said,) = warned(tmp_path, (1300, 1100), far)
-    assert "colour differs from the training slides" in said and "9.4 times" in said
+def test_a_far_colour_is_one_sentence_with_its_distance(tmp_path: Path, cohort: CohortColour) -> None:
+    far = replace(cohort, mean=tuple(m + 0.2 for m in cohort.mean))
+    (warning,) = warnings_of(tmp_path, (1300, 1100), far)
+    assert "colour differs from the training slides" in warning and "9.4 times" in warning
 
 
-def test_a_colour_within_the_usual_spread_is_no_warning(tmp_path: Path, own: CohortColour) -> None:
-    near = replace(own, mean=tuple(m + 0.03 for m in own.mean))
-    assert warned(tmp_path, (1300, 1100), near) == ()
+def test_a_colour_within_the_usual_spread_is_no_warning(tmp_path: Path, cohort: CohortColour) -> None:
+    near = replace(cohort, mean=tuple(m + 0.03 for m in cohort.mean))
+    assert warnings_of(tmp_path, (1300, 1100), near) == ()
 
 
 @pytest.mark.parametrize(("size", "patches"), [((768, 768), 9), ((1280, 512), 10), ((200, 150), 1)])
 def test_fewer_than_ten_patches_are_little_tissue(tmp_path: Path, size: tuple[int, int], patches: int) -> None:
-    said = warned(tmp_path, size, None)
-    assert len(said) == (patches < MIN_LR_PATCHES)
-    if said:
-        assert f"{patches} LR patch" in said[0] and ("patches" in said[0].split(",")[0]) == (patches > 1)
+    warnings = warnings_of(tmp_path, size, None)
+    assert len(warnings) == (patches < MIN_LR_PATCHES)
+    if warnings:
+        assert f"{patches} LR patch" in warnings[0] and ("patches" in warnings[0].split(",")[0]) == (patches > 1)
 
 
 def test_a_card_without_colour_reads_no_pixel(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Student beside teacher: which patches are compared, by how much they differ, who finds the lesion."""
+"""Comparison of student and teacher: compared patches, difference of attention, lesion localisation."""
 
 from __future__ import annotations
 
@@ -40,28 +40,28 @@ def slide(tmp_path: Path) -> Iterator[Slide]:
         yield opened
 
 
-def ask(slide: Slide, teacher: str, **card: object) -> Prediction:
+def run_predict(slide: Slide, teacher: str, **card: object) -> Prediction:
     *_, last = predict(slide, DarknessBundle(**card), device=torch.device("cpu"), teacher=TeacherPatches.parse(teacher))  # type: ignore[arg-type]
     assert isinstance(last, Finished)
     return last.result  # type: ignore[no-any-return]  # Finished carries anything
 
 
-def with_attention(found: Prediction, student: list[float], teacher: list[float]) -> Prediction:
+def with_attention(prediction: Prediction, student: list[float], teacher: list[float]) -> Prediction:
     """Return a prediction whose networks give these attentions; the teacher's, to whole LR patches."""
-    assert found.teacher is not None
-    children = np.bincount(found.grid.parent, minlength=len(student))
-    hr = (np.array(teacher) / children)[found.grid.parent]
+    assert prediction.teacher is not None
+    children = np.bincount(prediction.grid.parent, minlength=len(student))
+    hr = (np.array(teacher) / children)[prediction.grid.parent]
     return replace(
-        found,
-        student=replace(found.student, attention=np.array(student, np.float32)),
-        teacher=replace(found.teacher, attention=hr.astype(np.float32)),
+        prediction,
+        student=replace(prediction.student, attention=np.array(student, np.float32)),
+        teacher=replace(prediction.teacher, attention=hr.astype(np.float32)),
     )
 
 
-@pytest.mark.parametrize(("choice", "wanted"), [("all", [0, 1, 2, 3]), ("top-2", [1, 3]), ("top-9", [0, 1, 2, 3])])
-def test_the_teacher_looks_where_the_student_looked_most(choice: str, wanted: list[int]) -> None:
+@pytest.mark.parametrize(("choice", "expected"), [("all", [0, 1, 2, 3]), ("top-2", [1, 3]), ("top-9", [0, 1, 2, 3])])
+def test_the_teacher_looks_where_the_student_looked_most(choice: str, expected: list[int]) -> None:
     rows = select_teacher_patches(TeacherPatches.parse(choice), np.array([0.1, 0.4, 0.1, 0.4], np.float32))
-    assert np.flatnonzero(rows).tolist() == wanted
+    assert np.flatnonzero(rows).tolist() == expected
     tied = select_teacher_patches(TeacherPatches(1), np.full(4, 0.25, np.float32))
     assert np.flatnonzero(tied).tolist() == [0], "ties in their order"
 
@@ -76,7 +76,7 @@ def test_what_the_teacher_reads_keeps_its_text_and_is_checked() -> None:
 
 
 @pytest.mark.parametrize("choice", ["", "ALL", "top-0", "top-", "top", "most", "top-1.5", "TOP-3"])
-def test_another_choice_is_refused_in_one_sentence(choice: str) -> None:
+def test_any_other_choice_is_refused_in_one_sentence(choice: str) -> None:
     with pytest.raises(ConfigError, match="top-20") as refused:
         TeacherPatches.parse(choice)
     assert one_sentence(refused.value)
@@ -84,27 +84,29 @@ def test_another_choice_is_refused_in_one_sentence(choice: str) -> None:
 
 def test_the_top_patches_are_read_finely_and_nothing_else(slide: Slide) -> None:
     before = slide.pixels_decoded
-    found = ask(slide, "top-2")
+    partial = run_predict(slide, "top-2")
     read = slide.pixels_decoded - before
-    whole = ask(slide, "all")
-    assert found.teacher is not None and whole.teacher is not None and found.compared is not None
-    assert found.compared.sum() == 2 and found.compared[found.student.attention.argmax()]
-    part = found.grid.only(found.compared)
-    np.testing.assert_array_equal(found.teacher.coords, part.hr_corners)
+    full = run_predict(slide, "all")
+    assert partial.teacher is not None and full.teacher is not None and partial.compared is not None
+    assert partial.compared.sum() == 2 and partial.compared[partial.student.attention.argmax()]
+    part = partial.grid.only(partial.compared)
+    np.testing.assert_array_equal(partial.teacher.coords, part.hr_corners)
     assert read < slide.pixels_decoded - before - read, "less than the whole slide"
-    assert len(found.student.attention) == len(whole.student.attention), "the student looks everywhere"
-    assert found.agreement == measure_agreement(part, found.student.attention[found.compared], found.teacher.attention)
-    told = build_prediction_file(found).as_json()["teacher"]
-    assert told["n_lr_patches"] == 2 and told["n_patches"] == len(part.hr_index)
-    assert found.agreement is not None and found.agreement.n_patches == 2 and whole.agreement is not None
-    assert whole.agreement.n_patches == len(whole.grid.lr_index) == len(found.grid.lr_index)
+    assert len(partial.student.attention) == len(full.student.attention), "the student looks everywhere"
+    assert partial.agreement == measure_agreement(
+        part, partial.student.attention[partial.compared], partial.teacher.attention
+    )
+    stored = build_prediction_file(partial).as_json()["teacher"]
+    assert stored["n_lr_patches"] == 2 and stored["n_patches"] == len(part.hr_index)
+    assert partial.agreement is not None and partial.agreement.n_patches == 2 and full.agreement is not None
+    assert full.agreement.n_patches == len(full.grid.lr_index) == len(partial.grid.lr_index)
 
 
 def test_calibration_holds_for_a_teacher_that_saw_the_whole_slide(slide: Slide) -> None:
     card = {"temperature": 2.0, "teacher_temperature": 2.0}
-    whole, part = ask(slide, "all", **card), ask(slide, "top-3", **card)
-    of_whole, of_part = build_prediction_file(whole).teacher, build_prediction_file(part).teacher
-    assert of_whole is not None and of_whole.calibrated and of_part is not None and not of_part.calibrated
+    full, part = run_predict(slide, "all", **card), run_predict(slide, "top-3", **card)
+    of_full, of_part = build_prediction_file(full).teacher, build_prediction_file(part).teacher
+    assert of_full is not None and of_full.calibrated and of_part is not None and not of_part.calibrated
     assert part.teacher is not None
     logits = np.array(list(part.teacher.logits.values()))
     plain = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
@@ -113,11 +115,11 @@ def test_calibration_holds_for_a_teacher_that_saw_the_whole_slide(slide: Slide) 
 
 def test_differences_by_hand(slide: Slide) -> None:
     """Each in multiples of its own average over what both looked into."""
-    found = ask(slide, "all")
-    n = len(found.grid.lr_index)
+    prediction = run_predict(slide, "all")
+    n = len(prediction.grid.lr_index)
     student, teacher = np.full(n, 0.5 / (n - 1)), np.full(n, 1 / n)
     student[0] = 0.5
-    both = shared_patches(with_attention(found, student.tolist(), teacher.tolist()))
+    both = shared_patches(with_attention(prediction, student.tolist(), teacher.tolist()))
     assert both.student[0] == pytest.approx(0.5 * n) and both.teacher == pytest.approx(np.ones(n))
     assert both.difference[0] == pytest.approx(0.5 * n - 1, rel=1e-5) and both.difference.sum() == pytest.approx(
         0, abs=1e-4
@@ -126,38 +128,38 @@ def test_differences_by_hand(slide: Slide) -> None:
 
 def test_lesions_by_hand(slide: Slide) -> None:
     """The student's most attention lies in the lesion, the teacher's beside it; ranks give the areas."""
-    found = ask(slide, "all")
-    n = len(found.grid.lr_index)
-    (left, top), (width, height) = found.grid.lr_corners[0], found.grid.lattice.lr_cell
+    prediction = run_predict(slide, "all")
+    n = len(prediction.grid.lr_index)
+    (left, top), (width, height) = prediction.grid.lr_corners[0], prediction.grid.lattice.lr_cell
     lesion = box_region(BoxLevel0(float(left), float(top), float(width), float(height)), "lesion")
     rising = (np.arange(1, n + 1) / (n * (n + 1) / 2)).tolist()
-    told = score_lesion_localisation(with_attention(found, rising[::-1], rising), [lesion])
-    assert (told.lesion_auroc_student, told.lesion_auroc_teacher) == (1.0, 0.0)
-    assert (told.pointing_student, told.pointing_teacher, told.n_lesion_patches) == (True, False, 1)
-    nowhere = score_lesion_localisation(found, [box_region(BoxLevel0(9e5, 9e5, 10, 10), "far")])
+    metrics = score_lesion_localisation(with_attention(prediction, rising[::-1], rising), [lesion])
+    assert (metrics.lesion_auroc_student, metrics.lesion_auroc_teacher) == (1.0, 0.0)
+    assert (metrics.pointing_student, metrics.pointing_teacher, metrics.n_lesion_patches) == (True, False, 1)
+    nowhere = score_lesion_localisation(prediction, [box_region(BoxLevel0(9e5, 9e5, 10, 10), "far")])
     assert nowhere.lesion_auroc_student is None and nowhere.pointing_teacher is None
 
 
 def test_both_networks_find_the_dark_spot_and_the_picture_shows_it(slide: Slide, tmp_path: Path) -> None:
-    found = ask(slide, "all")
+    prediction = run_predict(slide, "all")
     lesion = box_region(BoxLevel0(300, 300, 200, 200), "spot")
-    told = build_agreement_file(found, [lesion]).as_json()
-    assert told["pointing_student"] and told["pointing_teacher"] and told["lesion_auroc_teacher"] == 1.0
-    assert told["n_patches"] == len(found.grid.lr_index) and told["pixels_teacher"] > told["pixels_student"]
-    assert "lesion_auroc_student" not in build_agreement_file(found).as_json()
-    for prediction in (found, ask(slide, "top-2")):
-        draw_comparison(tmp_path / "compare.png", slide, prediction, [lesion])
+    stored = build_agreement_file(prediction, [lesion]).as_json()
+    assert stored["pointing_student"] and stored["pointing_teacher"] and stored["lesion_auroc_teacher"] == 1.0
+    assert stored["n_patches"] == len(prediction.grid.lr_index) and stored["pixels_teacher"] > stored["pixels_student"]
+    assert "lesion_auroc_student" not in build_agreement_file(prediction).as_json()
+    for drawn in (prediction, run_predict(slide, "top-2")):
+        draw_comparison(tmp_path / "compare.png", slide, drawn, [lesion])
         with Image.open(tmp_path / "compare.png") as picture:
             assert picture.format == "PNG" and picture.width > 1500
 
 
 def test_without_a_teacher_there_is_nothing_to_compare(slide: Slide) -> None:
-    found = ask(slide, "none")
+    prediction = run_predict(slide, "none")
     with pytest.raises(LrmilError, match="nothing to compare") as refused:
-        build_agreement_file(found).as_json()
+        build_agreement_file(prediction).as_json()
     assert one_sentence(refused.value)
-    with pytest.raises(ValueError, match="did not run"):
-        _ = found.teacher_on_lr
+    with pytest.raises(ValueError, match="no teacher ran"):
+        _ = prediction.teacher_on_lr
 
 
 def test_a_lesion_file_may_say_that_there_are_none(slide: Slide) -> None:
