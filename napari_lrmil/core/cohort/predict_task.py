@@ -152,10 +152,7 @@ class PredictTask:
             mpp=work.mpp,
             runtime=self.runtime,
             teacher=self.teacher,
-            roi=files.get("roi"),
-            keep=files.get("keep"),
-            exclude=files.get("exclude"),
-            tissue=files.get("tissue"),
+            files=files,
             report=True,
             reader=self.reader,
         )

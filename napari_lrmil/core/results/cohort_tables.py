@@ -1,4 +1,4 @@
-"""The tables of a cohort: what was predicted, and what failed and why; both keep what earlier calls found."""
+"""CSV tables of a cohort: predictions, and failures with their reasons. Rows of earlier calls are kept."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ FAILURE_COLUMNS = ("slide", "step", "reason")
 
 
 def write_predictions_table(folder: Path) -> tuple[StoredError, ...]:
-    """Write ``predictions.csv`` from all results in the folder, this call's and earlier ones'.
+    """Write ``predictions.csv`` from all results in the folder, of this call and of earlier ones.
 
     Returns
     -------
     tuple of StoredError
-        Why results were left out of the table: broken, or written by a newer version.
+        Results that are not in the table because they are broken or of a newer version.
     """
-    stored, left_out = _stored(folder)
+    stored, errors = _read_results(folder)
     classes = list(dict.fromkeys(c for file in stored for c in file.classes))
     header = ("slide", "predicted", *(f"probability_{c}" for c in classes), "n_patches", "n_hr_patches", "seconds")
-    header += ("scope", "calibrated")  # a region's score must not be taken for a slide's probability
+    header += ("scope", "calibrated")  # a region score must not be read as a slide's probability
     rows = [
         (
             file.slide,
@@ -44,11 +44,11 @@ def write_predictions_table(folder: Path) -> tuple[StoredError, ...]:
     ]
     if rows:
         _write(folder / "predictions.csv", [header, *rows])
-    return tuple(left_out)
+    return tuple(errors)
 
 
-def _stored(folder: Path) -> tuple[list[PredictionFile], list[StoredError]]:
-    """Return the results in the folder, by slide, and the errors of those that cannot be read."""
+def _read_results(folder: Path) -> tuple[list[PredictionFile], list[StoredError]]:
+    """Return the results in the folder, sorted by slide, and the errors of those that cannot be read."""
     files, errors = [], []
     for path in sorted(folder.glob(f"*/{PREDICTION}")):
         try:
@@ -58,36 +58,36 @@ def _stored(folder: Path) -> tuple[list[PredictionFile], list[StoredError]]:
     return files, errors
 
 
-def write_failures(folder: Path, step: str, failures: Mapping[str, str], called: set[str]) -> None:
-    """Write ``failures.csv``; it is taken away where nothing is left to list.
+def write_failures(folder: Path, step: str, failures: Mapping[str, str], slides: set[str]) -> None:
+    """Write ``failures.csv``, or delete it if no failure is left.
 
     Parameters
     ----------
     folder
-        Where the results are.
+        Folder of the results.
     step
-        What was being done.
+        Step at which the slides of this call failed.
     failures
         Slide -> reason, of this call.
-    called
-        Slides of this call; what earlier calls said of them no longer counts.
+    slides
+        Slides of this call. Their rows of earlier calls are dropped.
     """
-    write_failure_rows(folder, [(name, step, reason) for name, reason in failures.items()], called)
+    write_failure_rows(folder, [(name, step, reason) for name, reason in failures.items()], slides)
 
 
-def write_failure_rows(folder: Path, failed: Sequence[Sequence[str]], called: set[str]) -> None:
-    """Write ``failures.csv`` from (slide, step, reason) of this call; see `write_failures`."""
-    rows: list[Sequence[str]] = [row for row in read_failures(folder) if row[0] not in called]
-    _write_failures(folder, [*rows, *failed])
+def write_failure_rows(folder: Path, failures: Sequence[Sequence[str]], slides: set[str]) -> None:
+    """Write ``failures.csv`` from rows of (slide, step, reason) of this call; see `write_failures`."""
+    rows: list[Sequence[str]] = [row for row in read_failures(folder) if row[0] not in slides]
+    _write_failures(folder, [*rows, *failures])
 
 
-def merge_failures(folder: Path, parts: Sequence[Path]) -> None:
-    """Write ``failures.csv`` from those of the folders of `parts`; what failed alike in several is one line."""
-    _write_failures(folder, list(dict.fromkeys(row for part in parts for row in read_failures(part))))
+def merge_failures(folder: Path, sources: Sequence[Path]) -> None:
+    """Write ``failures.csv`` from those of the folders in `sources`; identical rows become one."""
+    _write_failures(folder, list(dict.fromkeys(row for source in sources for row in read_failures(source))))
 
 
 def read_failures(folder: Path) -> list[tuple[str, ...]]:
-    """Return slide, step and reason of each line of ``failures.csv``; nothing where there is none."""
+    """Return (slide, step, reason) of each row of ``failures.csv``; none if there is no such file."""
     path = folder / FAILURES
     if not path.exists():
         return []

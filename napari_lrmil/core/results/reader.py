@@ -1,4 +1,4 @@
-"""What a run stored about a slide, read back: a prediction that the window can show without computing anything."""
+"""Readers of stored results: one slide with or without slide and model, and one row per slide of a cohort."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from napari_lrmil.core.models.bundle import Bundle
     from napari_lrmil.core.slides.slide import Slide
 
-SUM_TOLERANCE = 1e-3  # float32 sums of many small shares
-STORED_MPP_TOLERANCE = 1e-4  # relative
+SUM_TOLERANCE = 1e-3  # attention is a float32 sum of many small shares
+STORED_MPP_TOLERANCE = 1e-4  # relative; rounding of a stored value is far below this, another resolution far above
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class StoredPatches:
     attention
         (N,) sums to 1.
     evidence
-        (N, C) what each patch adds to each class's centred logit, classes in the order of ``prediction.json``.
+        (N, C) contribution of each patch to the centred logit of each class, classes as in ``prediction.json``.
     attributes
         Attributes of the coordinates, such as ``mpp0`` (µm per level-0 pixel) and the size of a patch.
     """
@@ -59,7 +59,7 @@ class StoredPrediction:
     Attributes
     ----------
     folder
-        Where they were read from.
+        Folder of the files.
     summary
         ``prediction.json``: classes, probabilities, warnings, resolution, costs.
     student
@@ -88,7 +88,7 @@ class StoredPrediction:
 
 
 def read_prediction_folder(folder: Path) -> StoredPrediction:
-    """Return the results of one slide, checked as far as that is possible without slide and model.
+    """Return the results of one slide, checked as far as possible without slide and model.
 
     Raises
     ------
@@ -105,88 +105,89 @@ def read_prediction_folder(folder: Path) -> StoredPrediction:
 
 
 def find_result_folder(folder: Path, slide: Slide) -> Path:
-    """Return the folder of one slide's results: `folder` itself, or the one in it that is named after the slide.
+    """Return the folder of one slide's results: `folder` itself, or its subfolder named after the slide.
 
     Raises
     ------
     StoredError
-        Where neither holds results.
+        If neither holds results.
     """
-    for place in (folder / slide.name, folder):
-        if (place / PREDICTION).is_file():
-            return place
+    for candidate in (folder / slide.name, folder):
+        if (candidate / PREDICTION).is_file():
+            return candidate
     raise StoredError(
         folder, f"no results of {slide.name} ({PREDICTION}) here; choose the folder that `predict` or `compare` wrote"
     )
 
 
 def restore_prediction(folder: Path, slide: Slide, bundle: Bundle) -> Prediction:
-    """Return what both networks said of a slide when it was stored.
+    """Return the stored prediction of both networks, as `predict` returned it.
 
-    HR patches into which the teacher did not look are not stored, so the grid holds those that it looked into. Of a
-    question about a part of the slide the patches that were asked about are known, not the drawn outline.
+    Only HR patches that the teacher read are stored, so the grid holds no others. Of a region only the patches are
+    stored, not the drawn outline.
 
     Parameters
     ----------
     folder
-        What `predict --teacher` or `compare` wrote about this slide.
+        Results of the slide, written by ``predict --teacher`` or ``compare``.
     slide, bundle
-        What it has to be about, and what has to have said it.
+        Slide and model to which the results must belong.
 
     Raises
     ------
     StoredError
-        Where it is about another slide or by another model, has no teacher in it, or is broken.
+        If the results are of another slide or model, lack the teacher, or are broken.
     """
     file = PredictionFile.read(folder)
-    _require_same(folder, file, slide, bundle)
+    _require_match(folder, file, slide, bundle)
     teacher = file.teacher
     if teacher is None or not (folder / "teacher_attention.h5").is_file():
         raise StoredError(folder, "no teacher (HR) ran in these results; run `compare`, or `predict --teacher all`")
     names = ("attention.h5", "teacher_attention.h5")
-    lr, hr = (_read_same_resolution(folder / name, slide, bundle) for name in names)
+    lr, hr = (_read_checked_patches(folder / name, slide, bundle) for name in names)
     lattice = bundle.card.plan.lattice(slide.bounds, slide.mpp)
-    grid = _grid(folder, lattice, lr, hr)
+    grid = _restore_grid(folder, lattice, lr, hr)
     card = bundle.card
-    readings = (
-        _reading(file, lr, lattice.lr_cell, card.lr_mpp, card.classes),
-        _reading(teacher, hr, lattice.cell, card.hr_mpp, card.classes),
+    networks = (
+        _restore_network(file, lr, lattice.lr_cell, card.lr_mpp, card.classes),
+        _restore_network(teacher, hr, lattice.cell, card.hr_mpp, card.classes),
     )
-    return _prediction(file, slide, bundle, grid, *readings)
+    return _join_networks(file, slide, bundle, grid, *networks)
 
 
-def _require_same(folder: Path, file: PredictionFile, slide: Slide, bundle: Bundle) -> None:
+def _require_match(folder: Path, file: PredictionFile, slide: Slide, bundle: Bundle) -> None:
     if file.slide_fingerprint != slide.fingerprint:
         raise StoredError(
             folder,
-            f"these results are of another slide ({file.slide}: its pixels differ from those of "
-            f"{slide.name}); choose the results of this slide, or open that one",
+            f"these results are of another slide ({file.slide}, whose pixels differ from those of "
+            f"{slide.name}); choose the results of this slide, or open the other one",
         )
     if file.bundle_sha256 != bundle.sha256:
         raise StoredError(
             folder,
-            f"these results are of another model ({file.bundle}), and {bundle.name} is chosen; "
-            "choose that model, or run this one",
+            f"these results are of another model ({file.bundle}), and the chosen one is {bundle.name}; "
+            "choose the other model, or run this one",
         )
     if file.classes != bundle.card.classes:
         reason = f"the classes are {list(file.classes)}, expected {list(bundle.card.classes)}"
         raise unreadable_error(folder / PREDICTION, reason)
 
 
-def _read_same_resolution(path: Path, slide: Slide, bundle: Bundle) -> StoredPatches:
-    """Return a network's file; raise `StoredError` if its results took the slide for one of another resolution."""
+def _read_checked_patches(path: Path, slide: Slide, bundle: Bundle) -> StoredPatches:
+    """Return the patches of one network; raise `StoredError` if they were computed at another slide resolution."""
     patches = _read_patches(path, len(bundle.card.classes))
     mpp = float(patches.attributes.get("mpp0", slide.mpp.mean))
     if abs(mpp / slide.mpp.mean - 1) > STORED_MPP_TOLERANCE:
         raise StoredError(
             path,
-            f"these results took the slide for {mpp:.4g} µm per pixel, and it is open with {slide.mpp.mean:.4g}; "
+            f"these results were computed at {mpp:.4g} µm per pixel, and the slide is open at {slide.mpp.mean:.4g}; "
             "open it with the same resolution",
         )
     return patches
 
 
 def _read_patches(path: Path, n_classes: int) -> StoredPatches:
+    """Return the content of an HDF5 file of attention, checked; raises `StoredError`."""
     import h5py
 
     try:
@@ -197,37 +198,39 @@ def _read_patches(path: Path, n_classes: int) -> StoredPatches:
                 np.asarray(file["evidence"][:], np.float32),
                 dict(file["coords"].attrs),
             )
-        _check(patches, n_classes)
+        _require_valid(patches, n_classes)
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise unreadable_error(path, str(error) or type(error).__name__) from error
     return patches
 
 
-def _check(patches: StoredPatches, n_classes: int) -> None:
+def _require_valid(patches: StoredPatches, n_classes: int) -> None:
+    """Raise `ValueError` if arrays do not fit together or attention is not a distribution."""
     n = len(patches.coords)
     shapes = {"coords": (n, 2), "attention": (n,), "evidence": (n, n_classes)}
-    for name, wanted in shapes.items():
-        if (seen := getattr(patches, name).shape) != wanted:
-            raise ValueError(f"{name} has the shape {seen}, expected {wanted}")
+    for name, expected in shapes.items():
+        if (shape := getattr(patches, name).shape) != expected:
+            raise ValueError(f"{name} has the shape {shape}, expected {expected}")
     if n == 0 or not np.isfinite(patches.attention).all() or (patches.attention < 0).any():
-        raise ValueError("attention is not a number at or above 0 for each of one or more patches")
+        raise ValueError("attention has no patch, or a value that is negative or not a number")
     if abs(float(patches.attention.sum(dtype=np.float64)) - 1) > SUM_TOLERANCE:
         raise ValueError(f"attention sums to {patches.attention.sum():.3f}, expected 1")
 
 
-def _grid(folder: Path, lattice: Lattice, lr: StoredPatches, hr: StoredPatches) -> NestedGrid:
-    """Return the grid on which the stored patches lie; raises `StoredError` where they lie on none."""
-    lr_index = _cells(folder / "attention.h5", lattice, lr.coords, lattice.lr_cell)
-    hr_index = _cells(folder / "teacher_attention.h5", lattice, hr.coords, lattice.cell)
-    rows = {place: row for row, place in enumerate(map(tuple, lr_index.tolist()))}
-    parent = np.array([rows.get(place, -1) for place in map(tuple, (hr_index // lattice.n).tolist())], dtype=np.int64)
+def _restore_grid(folder: Path, lattice: Lattice, lr: StoredPatches, hr: StoredPatches) -> NestedGrid:
+    """Return the grid of the stored patches; raises `StoredError` if they do not lie on the lattice."""
+    lr_index = _cell_index(folder / "attention.h5", lattice, lr.coords, lattice.lr_cell)
+    hr_index = _cell_index(folder / "teacher_attention.h5", lattice, hr.coords, lattice.cell)
+    rows = {cell: row for row, cell in enumerate(map(tuple, lr_index.tolist()))}
+    parent = np.array([rows.get(cell, -1) for cell in map(tuple, (hr_index // lattice.n).tolist())], dtype=np.int64)
     if (parent < 0).any():
         path = folder / "teacher_attention.h5"
-        raise StoredError(path, "a patch of the teacher lies in none of the student's; run the analysis again")
+        raise StoredError(path, "a patch of the teacher lies in no patch of the student; run the analysis again")
     return NestedGrid(lattice, hr_index, lr_index, parent)
 
 
-def _cells(path: Path, lattice: Lattice, coords: Int64, cell: tuple[int, int]) -> Int64:
+def _cell_index(path: Path, lattice: Lattice, coords: Int64, cell: tuple[int, int]) -> Int64:
+    """Return (N, 2) column and row of (N, 2) level-0 corners; raises `StoredError` if one is not a cell's corner."""
     index, rest = np.divmod(coords - np.asarray(lattice.origin), np.asarray(cell))
     if rest.any() or (index < 0).any():
         raise StoredError(
@@ -236,7 +239,7 @@ def _cells(path: Path, lattice: Lattice, coords: Int64, cell: tuple[int, int]) -
     return np.asarray(index, dtype=np.int64)
 
 
-def _prediction(
+def _join_networks(
     file: PredictionFile,
     slide: Slide,
     bundle: Bundle,
@@ -244,6 +247,7 @@ def _prediction(
     student: NetworkPrediction,
     teacher: NetworkPrediction,
 ) -> Prediction:
+    """Return the prediction; agreement is computed from the stored attention, without ``agreement.json``."""
     compared = np.bincount(grid.parent, minlength=len(grid.lr_index)) > 0
     part = grid if compared.all() else grid.only(compared)
     return Prediction(
@@ -267,7 +271,7 @@ def _prediction(
     )
 
 
-def _reading(
+def _restore_network(
     result: PredictionFile | TeacherResult,
     patches: StoredPatches,
     cell: tuple[int, int],
@@ -290,21 +294,21 @@ def _reading(
 
 
 def _runtime(result: PredictionFile | TeacherResult) -> RuntimeChoice:
-    """Return what ran the encoder; results without it are of a time when there was torch alone."""
+    """Return the runtime of the encoder; files without it are of early versions, which had torch alone."""
     if result.runtime is None or result.precision is None:
         return REFERENCE
     return RuntimeChoice(result.runtime, result.precision, result.runtime_reason or "")
 
 
 def _scope(text: str, grid: NestedGrid) -> RegionOfInterest:
-    """Return what was asked about, from its words: of a part, the patches are its region."""
+    """Return the scope from its text. The region of a part is the union of its patches."""
     if text == WHOLE_SLIDE.text:
         return WHOLE_SLIDE
     corners, (width, height) = grid.lr_corners, grid.lattice.lr_cell
     boxes = shapely.box(corners[:, 0], corners[:, 1], corners[:, 0] + width, corners[:, 1] + height)
-    together: Any = shapely.union_all(boxes)  # of rectangles, so an area
+    area: Any = shapely.union_all(boxes)  # a union of rectangles has no points or lines
     kind: Kind = "view" if text.startswith(WORDS["view"]) else "region"
-    return RegionOfInterest(kind, (Region("stored", together),), edited="tissue edited" in text)
+    return RegionOfInterest(kind, (Region("stored", area),), edited="tissue edited" in text)
 
 
 # ---------------------------------------------------------------- a cohort
@@ -312,22 +316,22 @@ def _scope(text: str, grid: NestedGrid) -> RegionOfInterest:
 
 @dataclass(frozen=True)
 class StoredResult:
-    """One line of a cohort's table.
+    """One row of a cohort's table.
 
     Attributes
     ----------
     name
-        The slide's.
+        Name of the slide.
     folder
-        Where its results lie.
+        Folder of its results.
     path
-        Where the slide lay when it was analysed; None where that was not kept.
+        Path of the slide when it was analysed; None if it was not stored.
     student, teacher
-        The probability of each class; empty where the network did not run.
+        Class -> probability; None if the network did not run.
     spearman, js_divergence
-        Agreement of the two; None where it is undefined or no teacher ran.
+        Agreement of both networks; None if it is undefined or no teacher ran.
     problem
-        Why the line cannot be used; empty where it can.
+        Reason why the row cannot be used; empty if it can.
     """
 
     name: str
@@ -341,37 +345,37 @@ class StoredResult:
 
     @property
     def picture(self) -> Path | None:
-        """A picture of the slide with its maps, where there is one."""
-        found = (self.folder / name for name in ("overlay.png", "compare.png"))
-        return next((path for path in found if path.is_file()), None)
+        """Picture of the slide with its attention maps, if there is one."""
+        candidates = (self.folder / name for name in ("overlay.png", "compare.png"))
+        return next((path for path in candidates if path.is_file()), None)
 
 
 def list_result_folders(folder: Path) -> list[Path]:
-    """Return the folders of the slides whose results lie in `folder`, by name.
+    """Return the subfolders of `folder` that hold results of a slide, sorted by name.
 
     Raises
     ------
     StoredError
-        Where there is none.
+        If there is none.
     """
-    found = sorted(path.parent for path in folder.glob(f"*/{PREDICTION}"))
-    if not found:
-        raise StoredError(folder, f"no slide's results (*/{PREDICTION}) here; choose what `predict` gave as --out")
-    return found
+    folders = sorted(path.parent for path in folder.glob(f"*/{PREDICTION}"))
+    if not folders:
+        raise StoredError(folder, f"no slide's results (*/{PREDICTION}) here; choose the --out folder of `predict`")
+    return folders
 
 
 def read_result_summary(folder: Path) -> StoredResult:
-    """Return what a cohort's table says of one slide; what is wrong with its files is part of the line."""
+    """Return the row of one slide in a cohort's table. Faults of its files go to `StoredResult.problem`."""
     try:
         file = PredictionFile.read(folder)
     except StoredError as error:
         return StoredResult(folder.name, folder, problem=str(error))
-    line = StoredResult(file.slide, folder, Path(file.path) if file.path else None, file.probabilities)
+    row = StoredResult(file.slide, folder, Path(file.path) if file.path else None, file.probabilities)
     if file.teacher is None:
-        return replace(line, problem="no teacher (HR) ran")
+        return replace(row, problem="no teacher (HR) ran")
     try:
         agreement = AgreementFile.read(folder)
     except StoredError as error:
-        return replace(line, problem=str(error))
+        return replace(row, problem=str(error))
     rho, js = agreement.spearman, agreement.js_divergence
-    return replace(line, teacher=file.teacher.probabilities, spearman=rho, js_divergence=js)
+    return replace(row, teacher=file.teacher.probabilities, spearman=rho, js_divergence=js)

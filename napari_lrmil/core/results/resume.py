@@ -1,4 +1,4 @@
-"""Whether an earlier call left the very result that is asked for now."""
+"""Resume: reuse a stored result if slide, model, scope, teacher, reader and runtime match."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from napari_lrmil.core.visualize.slide_report import REPORT
 
 @dataclass(frozen=True)
 class ResultRequirements:
-    """What a result has to be about.
+    """Requirements that a stored result must meet to be reused.
 
     Attributes
     ----------
     bundle_sha256
-        The model.
+        Hash of the model.
     teacher
-        LR patches that the teacher has to have read.
+        LR patches that the teacher must have read.
     report
-        Whether ``report.html`` has to be there too.
+        Whether ``report.html`` is required too.
     reader
-        What has to have decoded the slide; None for any.
+        Reader that must have decoded the slide; None for any.
     runtime
-        Name and precision of what has to have run the encoder; None for any.
+        Runtime and precision that must have run the encoder; None for any.
     """
 
     bundle_sha256: str
@@ -40,16 +40,16 @@ class ResultRequirements:
     runtime: RuntimeChoice | None = None
 
 
-def find_reusable_result(folder: Path, slide: Slide, wanted: ResultRequirements) -> PredictionFile | None:
-    """Return the ``prediction.json`` of a slide's `folder` where it answers what is asked; None where it does not.
+def find_reusable_result(folder: Path, slide: Slide, required: ResultRequirements) -> PredictionFile | None:
+    """Return the ``prediction.json`` in a slide's `folder` if it meets the requirements, else None.
 
-    The slide (by its pixels' fingerprint and its resolution), the model, the scope and the teacher have to be the same.
-    A result with a teacher answers for the student alone too: to make it again would take the teacher's away.
+    Slide (fingerprint of its pixels, and resolution), model, scope and teacher must match. A result with a teacher is
+    also reused for the student alone, because computing it again would delete the teacher's part.
 
     Raises
     ------
     NewerSchemaError
-        If a newer version of this program wrote the file, so that nothing can be said about the result.
+        If a newer version of this program wrote the file: its keys may mean something else.
     """
     if not (folder / PREDICTION).is_file():
         return None
@@ -57,30 +57,30 @@ def find_reusable_result(folder: Path, slide: Slide, wanted: ResultRequirements)
         file = PredictionFile.read(folder)
     except NewerSchemaError:
         raise
-    except StoredError:  # broken: it is made again
+    except StoredError:  # broken: the slide is predicted again
         return None
-    same = (
+    matches = (
         file.slide_fingerprint == slide.fingerprint
-        and file.bundle_sha256 == wanted.bundle_sha256
+        and file.bundle_sha256 == required.bundle_sha256
         and file.scope == WHOLE_SLIDE.text
-        and _same_resolution(file, slide)
-        and _teacher_as_wanted(file, wanted.teacher)
-        and wanted.reader in (None, file.reader)
-        and _runtime_as_wanted(file, wanted.runtime)
+        and _resolution_matches(file, slide)
+        and _teacher_matches(file, required.teacher)
+        and required.reader in (None, file.reader)
+        and _runtime_matches(file, required.runtime)
     )
-    whole = (folder / "attention.h5").is_file() and ((folder / REPORT).is_file() or not wanted.report)
-    return file if same and whole else None
+    is_complete = (folder / "attention.h5").is_file() and ((folder / REPORT).is_file() or not required.report)
+    return file if matches and is_complete else None
 
 
-def _same_resolution(file: PredictionFile, slide: Slide) -> bool:
+def _resolution_matches(file: PredictionFile, slide: Slide) -> bool:
     return file.mpp is not None and slide.has_mpp and abs(file.mpp / slide.mpp.mean - 1) <= STORED_MPP_TOLERANCE
 
 
-def _teacher_as_wanted(file: PredictionFile, patches: TeacherPatches) -> bool:
+def _teacher_matches(file: PredictionFile, patches: TeacherPatches) -> bool:
     if patches == TeacherPatches.NONE:
         return True
     return file.teacher is not None and file.teacher.n_lr_patches == patches.count(file.n_patches)
 
 
-def _runtime_as_wanted(file: PredictionFile, runtime: RuntimeChoice | None) -> bool:
+def _runtime_matches(file: PredictionFile, runtime: RuntimeChoice | None) -> bool:
     return runtime is None or (file.runtime, file.precision) == (runtime.name, runtime.precision)

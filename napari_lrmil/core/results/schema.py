@@ -1,4 +1,4 @@
-"""Schemas of the JSON files beside a slide's results: one model per file, for its writer and for all of its readers.
+"""Schemas of the JSON result files: one pydantic model per file, shared by its writer and its readers.
 
 An added key keeps the schema version: readers ignore keys that they do not know. A file without ``schema_version`` has
 version 1. A file of a newer version is refused, because a key that this program knows may mean something else in it.
@@ -20,17 +20,17 @@ PREDICTION, AGREEMENT, COHORT = "prediction.json", "agreement.json", "cohort.jso
 LESION_KEYS = frozenset(
     {"lesion_auroc_student", "lesion_auroc_teacher", "pointing_student", "pointing_teacher", "n_lesion_patches"}
 )
-MAX_REASON_CHARS = 200  # characters of a library's message that a sentence can carry
+MAX_REASON_CHARS = 200  # of a library's message; longer ones would bury the advice at the end of the sentence
 
 
 class _Part(BaseModel):
-    """Values of a file; NaN and infinity are refused on writing and on reading."""
+    """Base of all models. NaN and infinity are refused on writing and on reading: JSON has neither."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
 class ResultFile(_Part):
-    """Base of the files; the order of the fields is the order of the keys on disk.
+    """Base of the file models. The order of the fields is the order of the keys on disk.
 
     Attributes
     ----------
@@ -52,7 +52,7 @@ class ResultFile(_Part):
         NewerSchemaError
             If a newer version of this program wrote it.
         StoredError
-            If it cannot be read; the message names the field at fault.
+            If it cannot be read; the message names the first wrong field.
         """
         path = folder / cls.FILE_NAME
         try:
@@ -60,15 +60,15 @@ class ResultFile(_Part):
             if not isinstance(content, dict):
                 raise ValueError(f"it holds a {type(content).__name__}, expected an object")
             content = {"schema_version": 1} | content
-            _require_known(path, content["schema_version"], cls.NEWEST)
+            _require_known_version(path, content["schema_version"], cls.NEWEST)
             return cls.model_validate(content)
         except ValidationError as error:
-            raise unreadable_error(path, _first_fault(error)) from error
+            raise unreadable_error(path, _first_error(error)) from error
         except (OSError, ValueError, RecursionError) as error:
             raise unreadable_error(path, str(error) or type(error).__name__) from error
 
     def write(self, folder: Path) -> None:
-        """Write the file into `folder`, whole or not at all."""
+        """Write the file into `folder` atomically."""
         write_json(folder / self.FILE_NAME, self.as_json())
 
     def as_json(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class ResultFile(_Part):
         return self.model_dump(mode="json", exclude=self._absent_keys())
 
     def _absent_keys(self) -> set[str]:
-        """Return the keys that are left out of the file, not written as null."""
+        """Return the keys that are left out of the file instead of being written as null."""
         return set()
 
 
@@ -96,9 +96,9 @@ class TeacherResult(_Part):
     pixels_decoded
         Native pixels requested for the teacher.
     runtime, precision, runtime_reason
-        What ran the encoder, see `RuntimeChoice`.
+        Runtime of the encoder, see `RuntimeChoice`.
     seconds
-        Step -> wall seconds; ``total`` is their sum.
+        Step -> wall seconds; ``total`` is the time of all steps.
     """
 
     probabilities: dict[str, float]
@@ -144,17 +144,17 @@ class PredictionFile(ResultFile):
     pixels_decoded
         Native pixels requested for the student.
     reader, reader_reason
-        What decoded the slide, see `ReaderChoice`.
+        Reader of the slide, see `ReaderChoice`.
     scope
-        Part of the slide, in words.
+        Part of the slide, as text.
     device
-        Where the encoder ran.
+        Device of the encoder.
     runtime, precision, runtime_reason
-        What ran the encoder, see `RuntimeChoice`.
+        Runtime of the encoder, see `RuntimeChoice`.
     seconds
-        Step -> wall seconds; ``total`` is their sum.
+        Step -> wall seconds; ``total`` is the time of all steps.
     warnings
-        Why the result may be wrong.
+        Sentences on why the result may be wrong.
     version
         Version of napari-lrmil that wrote the file.
     teacher
@@ -250,27 +250,27 @@ class AgreementFile(ResultFile):
 
 
 class WorkerSummary(_Part):
-    """One worker in ``cohort.json``: slides that it tried, and its largest resident memory in MB."""
+    """One worker in ``cohort.json``: slides that it attempted, and its peak resident memory in MB."""
 
     tries: int
     peak_memory_mb: float
 
 
 class CohortFile(ResultFile):
-    """``cohort.json``: what the last call on a cohort did.
+    """``cohort.json``: summary of the last call on a cohort.
 
     Attributes
     ----------
     engine
-        Where the work was done, in words.
+        Description of the backend.
     slides, done, already_there, failed, retried
-        Number of slides: in all, computed by this call, found computed, failed, and tried twice.
+        Number of slides: in total, computed by this call, reused, failed, and attempted twice.
     seconds
         Wall seconds of the call.
     slides_per_hour
-        Of the slides that this call computed; None if there are none.
+        Rate of the slides that this call computed; None if it computed none.
     workers
-        Name of each worker -> what it did.
+        Name of the worker -> its summary.
     """
 
     FILE_NAME: ClassVar[str] = COHORT
@@ -287,7 +287,7 @@ class CohortFile(ResultFile):
 
 
 def require_replaceable(folder: Path) -> None:
-    """Raise `NewerSchemaError` if a slide's `folder` has a file of a newer version, which writing would destroy."""
+    """Raise `NewerSchemaError` if a slide's `folder` has a file of a newer version, which writing would delete."""
     kinds: tuple[type[ResultFile], ...] = (PredictionFile, AgreementFile)
     for kind in kinds:
         try:
@@ -299,13 +299,13 @@ def require_replaceable(folder: Path) -> None:
 
 
 def unreadable_error(path: Path, reason: str) -> StoredError:
-    """Return the error for a file of results that cannot be read."""
+    """Return the error for a result file that cannot be read."""
     shown = " ".join(reason.split()).rstrip(".")[:MAX_REASON_CHARS]
     return StoredError(path, f"cannot be read as stored results ({shown}); run the analysis again")
 
 
-def _require_known(path: Path, version: object, newest: int) -> None:
-    """Raise `NewerSchemaError` if a file's version is above `newest`; what is no number at all, the model refuses."""
+def _require_known_version(path: Path, version: object, newest: int) -> None:
+    """Raise `NewerSchemaError` if a version is above `newest`. A version that is no number fails validation later."""
     if isinstance(version, int | float) and version > newest:
         raise NewerSchemaError(
             path,
@@ -319,11 +319,11 @@ def _require_total(seconds: dict[str, float]) -> None:
         raise ValueError("seconds.total is missing")
 
 
-def _first_fault(error: ValidationError) -> str:
-    """Return the first fault of a file with the name of its field."""
-    fault = error.errors(include_url=False, include_input=False)[0]
-    field = ".".join(map(str, fault["loc"]))
-    if fault["type"] == "missing":
+def _first_error(error: ValidationError) -> str:
+    """Return the first validation error of a file, with the name of its field."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    field = ".".join(map(str, first["loc"]))
+    if first["type"] == "missing":
         return f"{field} is missing"
-    message = fault["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ")  # pydantic's prefix for errors of our own validators
     return f"{field}: {message}" if field else message

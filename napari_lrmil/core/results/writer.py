@@ -1,4 +1,4 @@
-"""What a prediction leaves on disk: JSON, attention, overlay; all of it or nothing, `prediction.json` last."""
+"""Writer of the result files of one slide: all of them or none, ``prediction.json`` last."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from napari_lrmil.core.visualize.overlay import draw_overlay
 from napari_lrmil.core.visualize.slide_report import REPORT, ReportRequest, write_slide_report
 from napari_lrmil.version import __version__
 
-RESULT_FILES = (  # of one run: those that a later run does not write must not stay beside its own
+RESULT_FILES = (  # files that the new run does not write are deleted, because they belong to the old one
     PREDICTION,
     "attention.h5",
     "teacher_attention.h5",
@@ -41,7 +41,7 @@ RESULT_FILES = (  # of one run: those that a later run does not write must not s
 
 
 def write_prediction(out: Path, slide: Slide, prediction: Prediction, *, report: ReportRequest | None = None) -> Path:
-    """Write everything about one slide into ``out/<slide>``, its report where asked, and return that folder."""
+    """Write all files of one slide into ``out/<slide>``, and the report if requested. Return that folder."""
     for _ in write_steps(out, slide, prediction, report=report):
         pass
     return out / prediction.slide
@@ -56,30 +56,26 @@ def write_steps(
     also: Sequence[Callable[[Path], None]] = (),
     replace_newer: bool = False,
 ) -> Iterator[Progress]:
-    """Write everything about one slide into ``out/<slide>``, and yield how far it is before every file.
+    """Write all files of one slide into ``out/<slide>``; yield `Progress` before each file.
 
-    What was there before stays whole until all files are written; where they cannot be, or the iterator is closed
-    before its end, it stays for good.
+    Earlier results stay until all files are written. They also stay if a file cannot be written or the iterator is
+    closed early.
 
     Parameters
     ----------
     out
         Folder of all slides.
-    slide
-        The slide, open.
-    prediction
-        What was found out about it.
     report
-        What the report needs; None writes none.
+        Contents of the report; None writes none.
     also
-        Write more files into the folder that they are given.
+        Writers of further files; each gets the folder.
     replace_newer
         Whether results of a newer schema version may be replaced.
 
     Raises
     ------
     NewerSchemaError
-        If such results are in ``out/<slide>`` and must not be replaced.
+        If ``out/<slide>`` has such results, and they may not be replaced.
     """
     if not replace_newer:
         require_replaceable(out / prediction.slide)
@@ -93,7 +89,7 @@ def write_steps(
 
 
 def _steps(slide: Slide, prediction: Prediction, report: ReportRequest | None) -> Iterator[Callable[[Path], object]]:
-    """Yield what writes the files of a run into a folder, one or two each."""
+    """Yield one function per file; each writes its file into the folder that it gets."""
     teacher = prediction.teacher
     yield lambda folder: write_attention(folder / "attention.h5", prediction, prediction.student)
     if teacher is not None:
@@ -159,7 +155,7 @@ def _teacher_result(prediction: Prediction) -> TeacherResult | None:
 
 
 def build_agreement_file(prediction: Prediction, lesions: Sequence[Region] = ()) -> AgreementFile:
-    """Return the content of ``agreement.json``; with lesions also how well each network's attention finds them.
+    """Return the content of ``agreement.json``, with lesion localisation if lesions are given.
 
     Raises
     ------
@@ -168,8 +164,10 @@ def build_agreement_file(prediction: Prediction, lesions: Sequence[Region] = ())
     """
     student, teacher, agreement = prediction.student, prediction.teacher, prediction.agreement
     if teacher is None or agreement is None:
-        raise LrmilError(f"{prediction.slide}: the teacher did not run, so there is nothing to compare; run it first")
-    figures = score_lesion_localisation(prediction, lesions) if lesions else None
+        raise LrmilError(
+            f"{prediction.slide}: the teacher did not run, so there is nothing to compare; run the teacher first"
+        )
+    metrics = score_lesion_localisation(prediction, lesions) if lesions else None
     return AgreementFile(
         spearman=agreement.spearman,
         jaccard_top10=agreement.jaccard_top10,
@@ -181,43 +179,43 @@ def build_agreement_file(prediction: Prediction, lesions: Sequence[Region] = ())
         seconds_teacher=teacher.seconds["total"],
         pixels_student=student.pixels_decoded,
         pixels_teacher=teacher.pixels_decoded,
-        lesion_auroc_student=figures.lesion_auroc_student if figures else None,
-        lesion_auroc_teacher=figures.lesion_auroc_teacher if figures else None,
-        pointing_student=figures.pointing_student if figures else None,
-        pointing_teacher=figures.pointing_teacher if figures else None,
-        n_lesion_patches=figures.n_lesion_patches if figures else None,
+        lesion_auroc_student=metrics.lesion_auroc_student if metrics else None,
+        lesion_auroc_teacher=metrics.lesion_auroc_teacher if metrics else None,
+        pointing_student=metrics.pointing_student if metrics else None,
+        pointing_teacher=metrics.pointing_teacher if metrics else None,
+        n_lesion_patches=metrics.n_lesion_patches if metrics else None,
     )
 
 
-def write_attention(path: Path, prediction: Prediction, reading: NetworkPrediction) -> None:
-    """Write coordinates, attention and evidence of one network as HDF5."""
+def write_attention(path: Path, prediction: Prediction, network: NetworkPrediction) -> None:
+    """Write coordinates, attention and evidence of one network as HDF5, with the attributes that TRIDENT reads."""
     import h5py
 
     mpp = prediction.grid.lattice.mpp
     width, height = prediction.level0_size
     attributes = {
-        "patch_size": round(footprint_um(reading.patch_level0, mpp.mean) / reading.target_mpp),
-        "patch_size_level0": reading.patch_level0[0],
-        "patch_level0_xy": reading.patch_level0,
+        "patch_size": round(footprint_um(network.patch_level0, mpp.mean) / network.target_mpp),
+        "patch_size_level0": network.patch_level0[0],
+        "patch_level0_xy": network.patch_level0,
         "level0_magnification": nominal_magnification(mpp.mean),
-        "target_magnification": 10 / reading.target_mpp,
+        "target_magnification": 10 / network.target_mpp,
         "overlap": 0,
         "level0_width": width,
         "level0_height": height,
         "name": prediction.slide,
         "savetodir": "None",
         "mpp0": mpp.mean,
-        "target_mpp": reading.target_mpp,
-        "patch_um": footprint_um(reading.patch_level0, mpp.mean),
+        "target_mpp": network.target_mpp,
+        "patch_um": footprint_um(network.patch_level0, mpp.mean),
         "slide_fingerprint": prediction.slide_fingerprint,
         "bundle_sha256": prediction.bundle_sha256,
     }
-    content = io.BytesIO()  # made in memory, for HDF5 does not survive a disk that fills up while it writes
+    content = io.BytesIO()  # in memory first: HDF5 does not recover from a disk that fills up while it writes
     with h5py.File(content, "w") as file:
-        coords = file.create_dataset("coords", data=reading.coords)
+        coords = file.create_dataset("coords", data=network.coords)
         coords.attrs.update(attributes)
-        file.create_dataset("attention", data=reading.attention)
-        evidence = file.create_dataset("evidence", data=reading.evidence)
+        file.create_dataset("attention", data=network.attention)
+        evidence = file.create_dataset("evidence", data=network.evidence)
         evidence.attrs["classes"] = list(prediction.classes)
     with atomic_write(path) as partial:
         partial.write_bytes(content.getbuffer())

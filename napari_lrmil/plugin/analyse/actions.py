@@ -175,6 +175,7 @@ class ViewerActions:
         out = out or self.saved_in
         folder, scope = out / prediction.slide, prediction.scope
         files = {name: folder / f"{name}.geojson" for name in scope.files}
+        files |= {"tissue": folder / "tissue.png"} if scope.edited else {}
         return predict_command(
             prediction.path,
             bundle=session.bundle_name,
@@ -183,10 +184,7 @@ class ViewerActions:
             runtime=prediction.student.runtime.name,
             mpp=session.slide.given_mpp,
             teacher=prediction.teacher_patches,
-            roi=files.get("roi"),
-            keep=files.get("keep"),
-            exclude=files.get("exclude"),
-            tissue=folder / "tissue.png" if scope.edited else None,
+            files=files,
             report=True,
             reader=prediction.reader_asked,
         )

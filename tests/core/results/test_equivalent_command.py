@@ -1,4 +1,4 @@
-"""The command that is shown is one that the program takes, word by word."""
+"""The command line that is shown is accepted by the program, option by option."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import typer
 
 from napari_lrmil.cli import app
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
-from napari_lrmil.core.results.equivalent_command import predict_command
+from napari_lrmil.core.results.equivalent_command import FILE_OPTIONS, predict_command
 
 
 def parsed(command: str) -> dict[str, Any]:
-    """Return what the command line makes of a call, without running it."""
-    program, name, *words = shlex.split(command)
+    """Return the parameters that the command line parses, without running the command."""
+    program, name, *arguments = shlex.split(command)
     group = typer.main.get_command(app)
     assert program == group.name and isinstance(group, typer.core.TyperGroup)
-    return group.commands[name].make_context(name, words).params
+    return group.commands[name].make_context(name, arguments).params
 
 
-def test_every_word_arrives_where_it_belongs() -> None:
+def test_every_option_arrives_with_its_value() -> None:
     command = predict_command(
         Path("/scans/it's a slide; rm.svs"), bundle="/models/my bundle", out=Path("out dir"), device="cuda:1",
         mpp=0.2649123456789, teacher=TeacherPatches.ALL, report=True, reader="openslide",
@@ -32,11 +32,11 @@ def test_every_word_arrives_where_it_belongs() -> None:
         "device": "cuda", "runtime": "torch", "mpp": 0.2649123456789, "teacher": "all", "report": True,
         "reader": "openslide",
     }  # fmt: skip
-    told = parsed(command)
-    assert {key: told[key] for key in expected} == expected
+    parameters = parsed(command)
+    assert {key: parameters[key] for key in expected} == expected
 
 
-def test_what_was_not_given_is_not_told() -> None:
+def test_options_that_were_not_given_are_left_out() -> None:
     command = predict_command(Path("a.svs"), bundle="demo", out=Path("o"))
     assert command == "napari-lrmil predict a.svs --bundle demo --device auto --runtime torch --teacher none --out o"
     assert parsed(command)["mpp"] is None and parsed(command)["report"] is False
@@ -46,9 +46,10 @@ def test_a_slide_named_like_an_option_stays_a_slide() -> None:
     assert parsed(predict_command(Path("-x.svs"), bundle="demo", out=Path("o")))["slides"] == [Path("./-x.svs")]
 
 
-def test_a_region_is_told_as_its_file() -> None:
-    words = shlex.split(predict_command(Path("a.svs"), bundle="demo", out=Path("o"), roi=Path("my region.geojson")))
-    assert words[words.index("--roi") + 1] == "my region.geojson"
+def test_files_are_given_with_their_options() -> None:
+    files = {name: Path(f"my {name}.geojson") for name in FILE_OPTIONS}
+    parameters = parsed(predict_command(Path("a.svs"), bundle="demo", out=Path("o"), files=files))
+    assert {name: parameters[name] for name in FILE_OPTIONS} == files
 
 
 def test_an_option_that_does_not_exist_would_be_seen() -> None:

@@ -1,4 +1,4 @@
-"""Attention for other programs: in its place, in their units, whole, and the same bytes every time."""
+"""Exports for other programs: position, units, completeness, and equal bytes for equal results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MPP = (0.5, 0.4)  # a patch of 128 µm is 256 x 320 pixels
 OME = "{http://www.openmicroscopy.org/Schemas/OME/2016-06}"
 
 
-def found(folder: Path, name: str = "s 1.svs") -> Prediction:
+def predicted(folder: Path, name: str = "s 1.svs") -> Prediction:
     """Return a prediction on uneven tissue with a gap, away from the corner, on a slide that has bounds."""
     base = glass(1999, 1711)
     noise = np.random.default_rng(3).integers(-30, 30, (1300, 900, 1))
@@ -44,11 +44,13 @@ def found(folder: Path, name: str = "s 1.svs") -> Prediction:
 
 @pytest.fixture(scope="module")
 def prediction(tmp_path_factory: pytest.TempPathFactory) -> Prediction:
-    made = found(tmp_path_factory.mktemp("slide"))
-    cells = np.ptp(made.grid.lr_index, axis=0) + 1
-    assert made.student.patch_level0 == (256, 320) and len(made.student.coords) < cells.prod(), "there is a gap"
-    assert made.student.coords.min(axis=0).tolist() != [BOUNDS.x, BOUNDS.y] and cells[0] != cells[1]
-    return made
+    prediction = predicted(tmp_path_factory.mktemp("slide"))
+    cells = np.ptp(prediction.grid.lr_index, axis=0) + 1
+    assert prediction.student.patch_level0 == (256, 320) and len(prediction.student.coords) < cells.prod(), (
+        "there is a gap"
+    )
+    assert prediction.student.coords.min(axis=0).tolist() != [BOUNDS.x, BOUNDS.y] and cells[0] != cells[1]
+    return prediction
 
 
 # ---------------------------------------------------------------- OME-TIFF

@@ -1,4 +1,4 @@
-"""Stored results come back as they were, and what does not fit is refused in one sentence."""
+"""Stored results are restored unchanged; results that do not fit are refused in one sentence."""
 
 from __future__ import annotations
 
@@ -42,32 +42,36 @@ def slide(tmp_path: Path) -> Iterator[Slide]:
         yield opened
 
 
-def ask(slide: Slide, teacher: str, scope: RegionOfInterest = WHOLE_SLIDE) -> Prediction:
+def run_predict(slide: Slide, teacher: str, scope: RegionOfInterest = WHOLE_SLIDE) -> Prediction:
     *_, last = predict(slide, MODEL, device=torch.device("cpu"), teacher=TeacherPatches.parse(teacher), scope=scope)
     return last.result  # type: ignore[no-any-return,union-attr]  # the last event carries it
 
 
 @pytest.mark.parametrize("teacher", ["all", "top-3"])
 def test_what_was_stored_comes_back(slide: Slide, tmp_path: Path, teacher: str) -> None:
-    made = ask(slide, teacher)
-    write_prediction(tmp_path / "out", slide, made)
+    prediction = run_predict(slide, teacher)
+    write_prediction(tmp_path / "out", slide, prediction)
     back = restore_prediction(find_result_folder(tmp_path / "out", slide), slide, MODEL)
-    assert back.agreement == made.agreement and back.teacher_patches == made.teacher_patches
+    assert back.agreement == prediction.agreement and back.teacher_patches == prediction.teacher_patches
     assert str(back.teacher_patches) == teacher
-    np.testing.assert_array_equal(back.grid.lr_index, made.grid.lr_index)
-    np.testing.assert_allclose(back.teacher_on_lr, made.teacher_on_lr)
-    np.testing.assert_allclose(shared_patches(back).difference, shared_patches(made).difference)
-    assert build_agreement_file(back).as_json() == build_agreement_file(made).as_json()
-    assert (back.scope, back.calibrated, back.warnings) == (made.scope, made.calibrated, made.warnings)
-    assert back.reader == made.reader is not None
+    np.testing.assert_array_equal(back.grid.lr_index, prediction.grid.lr_index)
+    np.testing.assert_allclose(back.teacher_on_lr, prediction.teacher_on_lr)
+    np.testing.assert_allclose(shared_patches(back).difference, shared_patches(prediction).difference)
+    assert build_agreement_file(back).as_json() == build_agreement_file(prediction).as_json()
+    assert (back.scope, back.calibrated, back.warnings) == (
+        prediction.scope,
+        prediction.calibrated,
+        prediction.warnings,
+    )
+    assert back.reader == prediction.reader is not None
 
 
 def test_results_of_a_version_that_did_not_tell_the_reader_come_back(slide: Slide, tmp_path: Path) -> None:
-    write_prediction(tmp_path / "out", slide, ask(slide, "all"))
+    write_prediction(tmp_path / "out", slide, run_predict(slide, "all"))
     folder = find_result_folder(tmp_path / "out", slide)
-    told = json.loads((folder / "prediction.json").read_text(encoding="utf-8"))
-    del told["reader"], told["reader_reason"]
-    (folder / "prediction.json").write_text(json.dumps(told), encoding="utf-8")
+    content = json.loads((folder / "prediction.json").read_text(encoding="utf-8"))
+    del content["reader"], content["reader_reason"]
+    (folder / "prediction.json").write_text(json.dumps(content), encoding="utf-8")
     back = restore_prediction(folder, slide, MODEL)
     assert (
         back.reader is None and build_prediction_file(back).as_json()["reader"] is None and back.reader_asked == "auto"
@@ -76,7 +80,7 @@ def test_results_of_a_version_that_did_not_tell_the_reader_come_back(slide: Slid
 
 def test_what_ran_the_encoder_comes_back(slide: Slide, tmp_path: Path) -> None:
     """Saved again, results must not claim another runtime; early builds had torch alone and do not say."""
-    folder = write_prediction(tmp_path / "out", slide, ask(slide, "all"))
+    folder = write_prediction(tmp_path / "out", slide, run_predict(slide, "all"))
     stored = json.loads((folder / "prediction.json").read_text(encoding="utf-8"))
     ran = {"runtime": "openvino", "precision": "bfloat16", "runtime_reason": "the fastest that agrees"}
     (folder / "prediction.json").write_text(json.dumps(stored | ran), encoding="utf-8")
@@ -89,17 +93,17 @@ def test_what_ran_the_encoder_comes_back(slide: Slide, tmp_path: Path) -> None:
 
 
 def test_of_a_part_the_patches_are_known(slide: Slide, tmp_path: Path) -> None:
-    made = ask(slide, "all", RegionOfInterest("region", (box_region(BoxLevel0(0, 0, 600, 700), "part"),)))
-    write_prediction(tmp_path / "out", slide, made)
+    prediction = run_predict(slide, "all", RegionOfInterest("region", (box_region(BoxLevel0(0, 0, 600, 700), "part"),)))
+    write_prediction(tmp_path / "out", slide, prediction)
     back = restore_prediction(tmp_path / "out" / "s", slide, MODEL)
     assert not back.scope.whole and back.scope.kind == "region"
-    assert len(back.grid.lr_index) == len(made.grid.lr_index) == back.scope.keeps(made.grid).sum()
+    assert len(back.grid.lr_index) == len(prediction.grid.lr_index) == back.scope.keeps(prediction.grid).sum()
 
 
-def change_told(**new: Any) -> Callable[[Path], None]:
+def change_json(**new: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
-        told = json.loads((folder / "prediction.json").read_text()) | new
-        (folder / "prediction.json").write_text(json.dumps(told))
+        content = json.loads((folder / "prediction.json").read_text()) | new
+        (folder / "prediction.json").write_text(json.dumps(content))
 
     return change
 
@@ -123,13 +127,13 @@ def other_mpp(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("harm", "expected"),
     [
-        (change_told(slide_fingerprint="other"), "another slide"),
-        (change_told(bundle_sha256="other"), "another model"),
-        (change_told(classes=["a", "b"]), "classes"),
-        (change_told(seconds=None), r"cannot be read as stored results \(seconds: "),
-        (change_told(schema_version=2, logits="moved"), "schema version 2.*up to 1; update napari-lrmil"),
+        (change_json(slide_fingerprint="other"), "another slide"),
+        (change_json(bundle_sha256="other"), "another model"),
+        (change_json(classes=["a", "b"]), "classes"),
+        (change_json(seconds=None), r"cannot be read as stored results \(seconds: "),
+        (change_json(schema_version=2, logits="moved"), "schema version 2.*up to 1; update napari-lrmil"),
         (lambda folder: (folder / "teacher_attention.h5").unlink(), "no teacher"),
         (lambda folder: (folder / "attention.h5").write_bytes(b"no HDF5"), "cannot be read"),
         (lambda folder: (folder / "prediction.json").write_text('{"slide":'), "cannot be read"),
@@ -141,20 +145,20 @@ def other_mpp(folder: Path) -> None:
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_sentence(
-    slide: Slide, tmp_path: Path, harm: Callable[[Path], Any], said: str
+    slide: Slide, tmp_path: Path, harm: Callable[[Path], Any], expected: str
 ) -> None:
-    folder = write_prediction(tmp_path / "out", slide, ask(slide, "all"))
+    folder = write_prediction(tmp_path / "out", slide, run_predict(slide, "all"))
     harm(folder)
-    with pytest.raises(StoredError, match=said) as refused:
+    with pytest.raises(StoredError, match=expected) as error:
         restore_prediction(folder, slide, MODEL)
-    assert one_sentence(refused.value)
+    assert one_sentence(error.value)
 
 
 def test_without_a_teacher_and_where_nothing_lies(slide: Slide, tmp_path: Path) -> None:
-    folder = write_prediction(tmp_path / "out", slide, ask(slide, "none"))
-    with pytest.raises(StoredError, match="no teacher") as refused:
+    folder = write_prediction(tmp_path / "out", slide, run_predict(slide, "none"))
+    with pytest.raises(StoredError, match="no teacher") as error:
         restore_prediction(folder, slide, MODEL)
-    assert one_sentence(refused.value)
+    assert one_sentence(error.value)
     with pytest.raises(StoredError, match="no results"):
         find_result_folder(tmp_path, slide)
     with pytest.raises(StoredError, match="no slide's results"):
@@ -163,19 +167,19 @@ def test_without_a_teacher_and_where_nothing_lies(slide: Slide, tmp_path: Path) 
 
 def test_a_cohort_is_read_line_by_line_with_what_is_wrong(slide: Slide, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    made = ask(slide, "all")
-    good = write_prediction(out, slide, made)
+    prediction = run_predict(slide, "all")
+    good = write_prediction(out, slide, prediction)
     shutil.copytree(good, out / "half")
     (out / "half" / "agreement.json").unlink()
     shutil.copytree(good, out / "broken")
     (out / "broken" / "prediction.json").write_text("{}")
     lines = {folder.name: read_result_summary(folder) for folder in list_result_folders(out)}
-    assert made.agreement is not None and made.teacher is not None
+    assert prediction.agreement is not None and prediction.teacher is not None
     line = lines["s"]
     assert (line.name, line.path, line.problem) == ("s", slide.path, "")
-    assert line.teacher == made.teacher.probabilities and line.spearman == made.agreement.spearman
+    assert line.teacher == prediction.teacher.probabilities and line.spearman == prediction.agreement.spearman
     assert line.picture == good / "overlay.png"
-    assert "agreement.json" in lines["half"].problem and lines["half"].student == made.student.probabilities
+    assert "agreement.json" in lines["half"].problem and lines["half"].student == prediction.student.probabilities
     assert "prediction.json" in lines["broken"].problem and one_sentence(Exception(lines["broken"].problem))
 
 
@@ -183,7 +187,7 @@ def test_a_cohort_is_read_line_by_line_with_what_is_wrong(slide: Slide, tmp_path
 def test_a_slide_of_a_newer_version_is_a_line_of_a_cohort_that_says_so(
     slide: Slide, tmp_path: Path, file: str, student: bool
 ) -> None:
-    folder = write_prediction(tmp_path / "out", slide, ask(slide, "all"))
+    folder = write_prediction(tmp_path / "out", slide, run_predict(slide, "all"))
     (folder / file).write_text(json.dumps({"schema_version": 2}))
     line = read_result_summary(folder)
     assert re.search(rf"{file}.*schema version 2.*up to 1", line.problem) and one_sentence(Exception(line.problem))

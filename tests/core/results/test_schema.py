@@ -1,4 +1,4 @@
-"""Files of results: written and read alike, 0.1.0 stays readable, a newer version is refused, faults are named."""
+"""Result files: writer and reader agree, files of 0.1.0 stay readable, newer versions are refused, faults are named."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def without(*path: str) -> Callable[[Content], Any]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "content", "change", "said"),
+    ("kind", "content", "change", "expected"),
     [
         (PredictionFile, PREDICTION_0_1_0, without("n_patches"), "n_patches is missing"),
         (PredictionFile, PREDICTION_0_1_0, without("teacher", "logits"), "teacher.logits is missing"),
@@ -191,10 +191,10 @@ def without(*path: str) -> Callable[[Content], Any]:
     ],
 )
 def test_a_broken_field_is_named_in_one_sentence(
-    tmp_path: Path, kind: type[ResultFile], content: Content, change: Callable[[Content], Any], said: str
+    tmp_path: Path, kind: type[ResultFile], content: Content, change: Callable[[Content], Any], expected: str
 ) -> None:
     put(tmp_path, kind, change(json.loads(json.dumps(content))))
-    with pytest.raises(StoredError, match=rf"\({said}.*run the analysis again") as refused:
+    with pytest.raises(StoredError, match=rf"\({expected}.*run the analysis again") as refused:
         kind.read(tmp_path)
     assert not isinstance(refused.value, NewerSchemaError) and one_sentence(refused.value)
 

@@ -1,4 +1,4 @@
-"""What a prediction leaves on disk: complete, whole or not at all, and in the right place (alignment self-test)."""
+"""Result files of a slide: complete or absent, and attention at the right place (alignment self-test)."""
 
 from __future__ import annotations
 
@@ -118,14 +118,14 @@ def test_planted_squares_are_found_within_half_an_lr_patch_in_the_file(
             side = written["coords"].attrs["patch_size_level0"]
         assert side == size[0]
         middles = coords + size / 2
-        found = []
+        peaks = []
         for centre in centres:
             near = np.abs(middles - centre) <= size * per_patch / 2
-            found.append(attention[near.all(axis=1)].max())
-        assert min(found) > 2 / len(attention), f"{file}: a square was not seen"
+            peaks.append(attention[near.all(axis=1)].max())
+        assert min(peaks) > 2 / len(attention), f"{file}: a square was not seen"
         off = np.abs(middles[:, None] - np.array(centres)[None]) > size * per_patch / 2
         elsewhere = off.any(axis=2).all(axis=1)
-        assert attention[elsewhere].max() < 0.5 * min(found), f"{file}: looks elsewhere"
+        assert attention[elsewhere].max() < 0.5 * min(peaks), f"{file}: looks elsewhere"
 
 
 def test_the_self_test_would_see_a_map_moved_by_one_patch(tmp_path: Path) -> None:
@@ -143,34 +143,36 @@ def test_the_self_test_would_see_a_map_moved_by_one_patch(tmp_path: Path) -> Non
 
 def test_without_a_teacher_the_files_are_these_and_complete(tmp_path: Path) -> None:
     with uneven(tmp_path) as slide:
-        found = predicted(slide)
-        folder = write_prediction(tmp_path / "out", slide, found)
+        prediction = predicted(slide)
+        folder = write_prediction(tmp_path / "out", slide, prediction)
     assert folder == tmp_path / "out" / "s 1"
     assert sorted(p.name for p in folder.iterdir()) == ALONE
     content = json.loads((folder / "prediction.json").read_text(encoding="utf-8"))
     assert set(content) == KEYS
     assert set(content["seconds"]) == {"open", "tissue", "prepare", "read", "encode", "mil", "total"}
     assert content["slide"] == "s 1" and content["classes"] == ["normal", "lesion"] and content["device"] == "cpu"
-    assert content["probabilities"] == found.student.probabilities and content["calibrated"] is False
+    assert content["probabilities"] == prediction.student.probabilities and content["calibrated"] is False
     assert content["predicted"] == max(content["probabilities"], key=content["probabilities"].get)
     assert content["lr_mpp"] == 2.0 and content["patch_um"] == pytest.approx(128)
-    assert content["n_patches"] == len(found.student.coords) and content["n_hr_patches"] == len(found.grid.hr_index)
+    assert content["n_patches"] == len(prediction.student.coords) and content["n_hr_patches"] == len(
+        prediction.grid.hr_index
+    )
     assert content["warnings"] == []
     assert (content["reader"], content["reader_reason"]) == ("openslide", "the slide does not come from a file")
 
 
 def test_with_a_teacher_its_attention_and_the_agreement_lie_beside(tmp_path: Path) -> None:
     with uneven(tmp_path) as slide:
-        found = predicted(slide, teacher="all")
-        folder = write_prediction(tmp_path / "out", slide, found)
+        prediction = predicted(slide, teacher="all")
+        folder = write_prediction(tmp_path / "out", slide, prediction)
     assert sorted(p.name for p in folder.iterdir()) == sorted([*ALONE, "agreement.json", "teacher_attention.h5"])
     content = json.loads((folder / "prediction.json").read_text(encoding="utf-8"))
     assert set(content) == KEYS | {"teacher"}
     agreement = json.loads((folder / "agreement.json").read_text(encoding="utf-8"))
     assert set(agreement) == AGREEMENT
-    assert found.teacher is not None and agreement["probability_teacher"] == found.teacher.probabilities
+    assert prediction.teacher is not None and agreement["probability_teacher"] == prediction.teacher.probabilities
     with h5py.File(folder / "teacher_attention.h5") as file:
-        assert np.array_equal(file["coords"], found.grid.hr_corners)
+        assert np.array_equal(file["coords"], prediction.grid.hr_corners)
         assert np.sum(file["attention"], dtype=np.float64) == pytest.approx(1, abs=1e-4)
         assert file["coords"].attrs["target_mpp"] == 0.5 and file["coords"].attrs["patch_size"] == 64
 
@@ -178,15 +180,15 @@ def test_with_a_teacher_its_attention_and_the_agreement_lie_beside(tmp_path: Pat
 def test_teacher_and_student_are_charged_for_the_same_steps(tmp_path: Path) -> None:
     """Both need the slide opened and its tissue found; leaving that out for one would flatter it."""
     with uneven(tmp_path) as slide:
-        found = predicted(slide, teacher="all")
-    assert found.teacher is not None
-    assert set(found.teacher.seconds) == set(found.student.seconds)
+        prediction = predicted(slide, teacher="all")
+    assert prediction.teacher is not None
+    assert set(prediction.teacher.seconds) == set(prediction.student.seconds)
 
 
 def test_attention_files_have_tridents_attributes_and_ours(tmp_path: Path) -> None:
     with uneven(tmp_path) as slide:
-        found = predicted(slide)
-        folder = write_prediction(tmp_path / "out", slide, found)
+        prediction = predicted(slide)
+        folder = write_prediction(tmp_path / "out", slide, prediction)
     with h5py.File(folder / "attention.h5") as file:
         coords, attention, evidence = file["coords"], file["attention"], file["evidence"]
         assert coords.dtype == np.int64 and coords.shape == (len(attention), 2)
@@ -201,8 +203,8 @@ def test_attention_files_have_tridents_attributes_and_ours(tmp_path: Path) -> No
         assert a["mpp0"] == pytest.approx(np.sqrt(0.5 * 0.4)) and a["target_mpp"] == 2.0
         assert a["patch_um"] == pytest.approx(128)
         assert a["slide_fingerprint"] == "f" * 32 and a["bundle_sha256"] == "d" * 64
-        np.testing.assert_array_equal(attention, found.student.attention)
-        np.testing.assert_array_equal(evidence, found.student.evidence)
+        np.testing.assert_array_equal(attention, prediction.student.attention)
+        np.testing.assert_array_equal(evidence, prediction.student.evidence)
 
 
 @pytest.mark.parametrize(("mpp", "power"), [(0.5, 20), (0.25, 40), (0.2649, 40), (0.2282, 40), (0.46, 20)])
@@ -226,11 +228,11 @@ def test_two_footprints_of_one_slide_do_not_disagree(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "step",
     [
-        "results.write_attention",
-        "results.write_attention_ome",
-        "results.write_attention_geojson",
-        "results.draw_overlay",
-        "schema.write_json",
+        "results.writer.write_attention",
+        "results.writer.write_attention_ome",
+        "results.writer.write_attention_geojson",
+        "results.writer.draw_overlay",
+        "results.schema.write_json",
     ],
 )
 def test_a_failure_midway_leaves_what_was_there_and_no_temporary(
@@ -252,14 +254,14 @@ def test_a_failure_midway_leaves_what_was_there_and_no_temporary(
 def test_writing_that_is_broken_off_changes_nothing(tmp_path: Path) -> None:
     with uneven(tmp_path) as slide:
         steps = write_steps(tmp_path / "out", slide, predicted(slide))
-        told = [next(steps) for _ in range(3)]
+        progress = [next(steps) for _ in range(3)]
         steps.close()
-    assert [(step.done, step.unit) for step in told] == [(0, "files"), (1, "files"), (2, "files")]
+    assert [(step.done, step.unit) for step in progress] == [(0, "files"), (1, "files"), (2, "files")]
     assert not [*tmp_path.joinpath("out").rglob("*.*")]
 
 
 def test_prediction_json_goes_first_and_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that goes on skips what has one: whatever came after it would never be written."""
+    """Resume skips a slide that has one, so files written after it would be missing for good."""
     import os
 
     real, folder, moved = os.replace, tmp_path / "out" / "uneven", []
@@ -270,22 +272,22 @@ def test_prediction_json_goes_first_and_comes_last(tmp_path: Path, monkeypatch: 
             moved.append((Path(target).name, (folder / "prediction.json").exists()))
 
     with uneven(tmp_path) as slide:
-        found = predicted(slide)
-        folder = write_prediction(tmp_path / "out", slide, found)
+        prediction = predicted(slide)
+        folder = write_prediction(tmp_path / "out", slide, prediction)
         monkeypatch.setattr("napari_lrmil.core.atomic_files.os.replace", look)
-        write_prediction(tmp_path / "out", slide, found)
+        write_prediction(tmp_path / "out", slide, prediction)
     assert [name for name, _ in moved] == ALONE
-    assert [there for _, there in moved] == [False] * (len(ALONE) - 1) + [True]
+    assert [existed for _, existed in moved] == [False] * (len(ALONE) - 1) + [True]
 
 
 def test_the_exports_of_a_slide_with_bounds_are_in_qupaths_frame(tmp_path: Path) -> None:
     slide, _ = with_bounds(tmp_path)
     with slide:
-        found = predicted(slide)
-        folder = write_prediction(tmp_path / "out", slide, found)
+        prediction = predicted(slide)
+        folder = write_prediction(tmp_path / "out", slide, prediction)
     tiles = json.loads((folder / "attention.geojson").read_text(encoding="utf-8"))["features"]
     first = tiles[0]["geometry"]["coordinates"][0][0]
-    assert first == [found.student.coords[0, 0] - 333, found.student.coords[0, 1] - 217]
+    assert first == [prediction.student.coords[0, 0] - 333, prediction.student.coords[0, 1] - 217]
 
 
 def test_a_run_without_teacher_leaves_no_teacher_of_an_earlier_run(tmp_path: Path) -> None:
@@ -297,13 +299,13 @@ def test_a_run_without_teacher_leaves_no_teacher_of_an_earlier_run(tmp_path: Pat
 
 def test_a_report_is_written_where_asked_and_goes_with_the_next_run(tmp_path: Path) -> None:
     with uneven(tmp_path) as slide:
-        found = predicted(slide)
+        prediction = predicted(slide)
         folder = write_prediction(
-            tmp_path / "out", slide, found, report=ReportRequest("napari-lrmil predict x", 0.5, 2)
+            tmp_path / "out", slide, prediction, report=ReportRequest("napari-lrmil predict x", 0.5, 2)
         )
         page = (folder / "report.html").read_text(encoding="utf-8")
         assert "napari-lrmil predict x" in page and page.count("data:image/png") == 4
-        write_prediction(tmp_path / "out", slide, found)
+        write_prediction(tmp_path / "out", slide, prediction)
     assert not (folder / "report.html").exists(), "it would tell of another run"
 
 
@@ -311,12 +313,12 @@ def test_a_report_is_written_where_asked_and_goes_with_the_next_run(tmp_path: Pa
 def test_results_of_a_newer_version_are_not_replaced_unless_that_is_asked_for(tmp_path: Path, file: str) -> None:
     newer = '{"schema_version": 2}'
     with uneven(tmp_path) as slide:
-        found = predicted(slide)
-        folder = write_prediction(tmp_path / "out", slide, found)
+        prediction = predicted(slide)
+        folder = write_prediction(tmp_path / "out", slide, prediction)
         (folder / file).write_text(newer)
         with pytest.raises(StoredError, match=rf"{file}.*schema version 2.*up to 1") as refused:
-            write_prediction(tmp_path / "out", slide, found)
+            write_prediction(tmp_path / "out", slide, prediction)
         assert one_sentence(refused.value) and (folder / file).read_text() == newer
-        for _ in write_steps(tmp_path / "out", slide, found, replace_newer=True):
+        for _ in write_steps(tmp_path / "out", slide, prediction, replace_newer=True):
             pass
     assert PredictionFile.read(folder).slide == "s 1" and not (folder / "agreement.json").exists()
