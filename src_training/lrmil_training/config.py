@@ -1,4 +1,7 @@
-"""What a training run is told: frozen values, a sentence below each field with meaning, unit and why this default."""
+"""Configuration of a training run: frozen values, presets, and YAML files.
+
+The text below each field states meaning and unit and the reason for its default. The window shows it.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ from napari_lrmil.core.geometry import PatchPlan
 
 
 class _Frozen(BaseModel):
-    # Numbers may be text and names numbers: YAML reads 1e-4 as text, and precision=32 as a number.
-    # The sentence below a field is its description: the window shows it.
+    # YAML reads 1e-4 as text and precision=32 as a number, so both are converted.
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, use_attribute_docstrings=True)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _as_people_write_it(cls, value: Any, info: ValidationInfo) -> Any:
+    def _coerce(cls, value: Any, info: ValidationInfo) -> Any:
+        """Accept what people write in YAML: a single value for a list, a number for a name, text for a number."""
         kind = cls.model_fields[str(info.field_name)].annotation
         if get_origin(kind) is tuple and not isinstance(value, list | tuple):
             return _as_tuple(value)
@@ -33,7 +36,7 @@ class _Frozen(BaseModel):
 
 
 def _as_tuple(value: Any) -> Any:
-    """Return one value as a list of it; text at its commas."""
+    """Return a single value as a tuple; text is split at commas."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(","))
     return value if value is None or isinstance(value, dict) else (value,)
@@ -43,20 +46,20 @@ def _number(text: str) -> Any:
     try:
         return float(text)
     except ValueError:
-        return text  # refused where its type is checked, with what was written
+        return text  # the type check refuses it and quotes it
 
 
-SMALL_STUDENTS = ("mobilenet_v3_large", "mobilenet_v2", "convnext_atto")  # named, with random weights
+SMALL_STUDENTS = ("mobilenet_v3_large", "mobilenet_v2", "convnext_atto")  # known by name, with random weights
 
 
 class EncoderConfig(_Frozen):
-    """Which networks look at patches."""
+    """Networks that encode patches."""
 
     teacher: str = "demo"
     """Frozen HR encoder: a .safetensors file, a folder, hf:owner/name, lazyslide:name, or a bundle."""
     student: str = "teacher"
-    """The word teacher: start as a copy of it (the paper's choice); mobilenet_v3_large, mobilenet_v2 or convnext_atto:
-    small, with random weights; or another encoder, as above."""
+    """The word teacher: a copy of the teacher's encoder (the paper's choice). mobilenet_v3_large, mobilenet_v2 or
+    convnext_atto: small, with random weights. Or another encoder, as above."""
 
 
 class TeacherConfig(_Frozen):
@@ -65,57 +68,57 @@ class TeacherConfig(_Frozen):
     epochs: int = Field(60, ge=1)
     """Upper bound; early stopping usually ends sooner."""
     lr: float = Field(3e-3, gt=0)
-    """Adam; of four settings the best on validation (Real tissue)."""
+    """Learning rate of Adam; the best of four on validation (Real tissue)."""
     aggregator: Literal["gated_attention"] = "gated_attention"
-    """The paper's; the only one so far."""
+    """Pooling of the paper; the only choice so far."""
     hidden: int = Field(64, ge=1)
     """Width of the attention's gate."""
     weight_decay: float = Field(1e-4, ge=0)
-    """Bags are few and wide."""
+    """L2 penalty of Adam: bags are few and wide."""
     min_epochs: int = Field(15, ge=0)
-    """No selection before: early AUROC on few slides is luck (Method 5)."""
+    """First epoch that can be selected: early AUROC on few slides is luck (Method 5)."""
     patience: int = Field(15, ge=1)
     """Epochs without a better validation figure before stopping."""
     ema: float = Field(0.97, ge=0, lt=1)
-    """Weight averaging per step; 0.97 gave stable selection (Method 5)."""
+    """Decay per step of the weight average; 0.97 gave stable selection (Method 5)."""
     patch_dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of patches left out at random each step; 0 until it helps."""
+    """Share of patches left out at random in each step; 0 unless it helps."""
 
 
 class Stage1Config(_Frozen):
     """Patch-level distillation."""
 
     epochs: int = Field(6, ge=0)
-    """6 passes over 2,400 LR patches were enough (Method 5); 0 leaves it out."""
+    """Six passes over 2,400 LR patches were enough (Method 5). 0 turns stage 1 off."""
     lr: float = Field(4e-4, gt=0)
-    """Peak of a one-cycle schedule."""
+    """Peak learning rate of a one-cycle schedule."""
     batch_size: int = Field(32, ge=2)
-    """LR patches."""
+    """LR patches per step."""
     patches_per_slide: int | None = Field(None, ge=1)
-    """Drawn anew each epoch; None takes all, for small slides."""
+    """LR patches drawn of a slide in each epoch. None takes all, for small slides."""
     layers: tuple[str, ...] = ("block_12",)
     """Maps that the layer term compares: an intermediate one does no harm.
-    Where the student is another architecture, teacher's:student's, such as block_12:block_9."""
+    For a student of another architecture teacher's:student's, such as block_12:block_9."""
     projection: Literal["learned", "identity"] = "learned"
-    """Identity, which needs equal widths, compares maps in the teacher's units;
+    """Map from the student's widths to the teacher's. Identity needs equal widths;
     on a late map it works against the attention term."""
     lambda_layer: float = Field(0.1, ge=0)
     """Weight of the layer term."""
     lambda_attn: float = Field(1.0, ge=0)
     """Weight of the attention-weighted embedding term."""
     attention: Literal["teacher", "uniform"] = "teacher"
-    """Weights of the children; uniform is a control."""
+    """Weights of the children in the embedding term; uniform is a control."""
     targets: Literal["stored", "on_the_fly"] = "stored"
-    """HR embeddings from disk, or of the augmented HR pixels."""
+    """HR embeddings from disk, or computed from the augmented HR pixels."""
     weight_decay: float = Field(1e-2, ge=0)
-    """AdamW."""
+    """Weight decay of AdamW."""
     augment: bool = True
-    """Mirror and quarter-turn LR patch and children together."""
+    """Mirror and turn LR patch and children together."""
     stain_sd: float = Field(0.0, ge=0)
-    """Relative change of each stain in LR and HR alike; needs targets on_the_fly."""
+    """Deviation of the relative change of each stain, the same in LR and HR; needs targets on_the_fly."""
 
     @model_validator(mode="after")
-    def _stain_reaches_the_teacher(self) -> Stage1Config:
+    def _require_targets_for_stain(self) -> Stage1Config:
         if self.stain_sd > 0 and self.targets == "stored":
             raise ValueError(
                 "stain augmentation changes LR and HR pixels alike, which stored targets cannot follow; "
@@ -124,7 +127,7 @@ class Stage1Config(_Frozen):
         return self
 
     @model_validator(mode="after")
-    def _something_to_learn_from(self) -> Stage1Config:
+    def _require_a_term(self) -> Stage1Config:
         if self.epochs > 0 and self.lambda_layer == self.lambda_attn == 0:
             raise ValueError("every weight is 0; raise lambda_layer or lambda_attn, or set stage1.epochs=0")
         return self
@@ -136,40 +139,40 @@ class Stage2Config(_Frozen):
     epochs: int = Field(60, ge=1)
     """Upper bound; early stopping usually ends sooner."""
     lr: float = Field(3e-4, gt=0)
-    """Lower than the teacher's: it starts from the teacher's head."""
+    """Learning rate of Adam, lower than the teacher's: stage 2 starts from the teacher's MIL."""
     lambda_ce: float = Field(1.0, ge=0)
-    """Weight of the labels; the three terms count alike until measured otherwise."""
+    """Weight of the label term. The first three terms have equal weights unless a measurement favours others."""
     lambda_bag: float = Field(1.0, ge=0)
-    """Weight of the teacher's class probabilities."""
+    """Weight of the term of class probabilities."""
     lambda_soft: float = Field(1.0, ge=0)
-    """Weight of the teacher's attention."""
+    """Weight of the attention term."""
     lambda_hard: float = Field(0.0, ge=0)
-    """Top against bottom patches; did nothing in Method 5."""
+    """Weight of the term of top against bottom patches; it had no effect (Method 5)."""
     temperature_bag: float = Field(2.0, gt=0)
-    """Softens class probabilities; 1 = unchanged."""
+    """Temperature that softens class probabilities; 1 leaves them unchanged."""
     temperature_attn: float = Field(2.0, gt=0)
-    """Softens attention on both sides; 2 was best (Method 5)."""
+    """Temperature that softens the attention of both networks; 2 was best (Method 5)."""
     topk: int = Field(4, ge=1)
-    """Patches on either side of the hard term; small slides have few that stand out."""
+    """Top and bottom patches, each, of the hard term; on small slides few patches stand out."""
     attention_transfer: Literal["logsumexp", "mean", "max"] = "logsumexp"
-    """Children to parent; exact at temperature 1."""
+    """How scores of children become the score of the LR patch; logsumexp is exact at temperature 1."""
     init: Literal["teacher", "fresh", "frozen_head"] = "teacher"
-    """Frozen_head: the teacher's head as it is, no stage 2."""
+    """Initial weights of the MIL. Frozen_head: the teacher's MIL unchanged, no stage 2."""
     features: Literal["stored", "on_the_fly"] = "stored"
-    """On_the_fly encodes augmented pixels in every epoch: slower."""
+    """LR features from disk, or encoded from augmented pixels in every epoch, which is slower."""
     patch_dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of patches left out at random each step; 0 until it helps."""
+    """Share of patches left out at random in each step; 0 unless it helps."""
     weight_decay: float = Field(1e-4, ge=0)
-    """Adam; as the teacher's, whose architecture it has."""
+    """L2 penalty of Adam; as the teacher's, which has the same architecture."""
     min_epochs: int = Field(15, ge=0)
-    """No selection before: early AUROC on few slides is luck (Method 5)."""
+    """First epoch that can be selected: early AUROC on few slides is luck (Method 5)."""
     patience: int = Field(15, ge=1)
     """Epochs without a better validation figure before stopping."""
     ema: float = Field(0.97, ge=0, lt=1)
-    """Weight averaging per step; 0.97 gave stable selection (Method 5)."""
+    """Decay per step of the weight average; 0.97 gave stable selection (Method 5)."""
 
     @model_validator(mode="after")
-    def _something_to_learn_from(self) -> Stage2Config:
+    def _require_a_term(self) -> Stage2Config:
         terms = (self.lambda_ce, self.lambda_bag, self.lambda_soft, self.lambda_hard)
         if self.init != "frozen_head" and not any(terms):
             raise ValueError("every weight is 0; raise one of lambda_ce, lambda_bag, lambda_soft, lambda_hard")
@@ -180,29 +183,29 @@ class Stage3Config(_Frozen):
     """End-to-end fine-tuning of the student's encoder through its MIL."""
 
     epochs: int = Field(15, ge=0)
-    """450 updates on 60 slides, which validation favours (Real tissue). 0 leaves stage 3 out."""
+    """450 updates on 60 slides, which validation favours (Real tissue). 0 turns stage 3 off."""
     lr: tuple[float, ...] = Field((3e-5, 1e-4, 3e-4), min_length=1)
-    """AdamW; several: validation chooses, it is fragile."""
+    """Learning rates of AdamW; of several, validation chooses, because the choice is fragile."""
     patches_per_slide: int = Field(24, ge=1)
-    """Drawn anew at each step: bounds memory."""
+    """LR patches drawn of a slide at each step, which bounds memory."""
     slides_per_step: int = Field(2, ge=1)
-    """Slides whose gradients make an update."""
+    """Slides per update."""
     keep_stage2_terms: bool = True
-    """Go on distilling attention and probabilities; false: labels alone."""
+    """Keep the loss of stage 2; false: labels alone."""
     weight_decay: float = Field(1e-2, ge=0)
-    """AdamW, as in stage 1: the encoder has many weights and few slides."""
+    """Weight decay of AdamW, as in stage 1: many weights learn from few slides."""
     augment: bool = True
-    """Mirror and quarter-turn every patch: tissue has no upright."""
+    """Mirror and turn every patch: tissue has no preferred direction."""
     min_epochs: int = Field(5, ge=0)
-    """No selection before; fewer than in stage 2, for it starts from a fitted student."""
+    """First epoch that can be selected; earlier than in stage 2, because the student is fitted already."""
     patience: int = Field(15, ge=1)
     """Epochs without a better validation figure before stopping."""
     ema: float = Field(0.97, ge=0, lt=1)
-    """Weight averaging per step: single steps are fragile here (Method 5)."""
+    """Decay per step of the weight average: single steps are fragile here (Method 5)."""
 
     @field_validator("lr")
     @classmethod
-    def _positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+    def _require_positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if min(value) <= 0:
             raise ValueError("learning rates must be above 0")
         return value
@@ -215,29 +218,29 @@ class TrainConfig(_Frozen):
     """A training run."""
 
     name: str = "lrmil"
-    """Of the bundle."""
+    """Name of the bundle."""
     about: str = ""
-    """A sentence or two for its card: what it is, and what it is not."""
+    """Text for the card of the bundle: what it is, and what it is not."""
     seed: int = Field(0, ge=0)
-    """Of weights, order and augmentation."""
+    """Seed of weights, sample order and augmentation."""
     seeds: int = Field(1, ge=1)
-    """How many runs, with seed, seed + 1, …; figures of one seed are partly luck."""
+    """Number of runs, with seed, seed + 1, …; figures of one seed are partly luck."""
     folds: int = Field(0, ge=0)
-    """0: the cohort's fixed split; k: every patient is tested once in k runs."""
+    """0: the cohort's fixed split. k: every patient is tested once in k runs."""
     by_site: bool = False
-    """Folds keep the slides of a site together, where the table has a column site."""
+    """Keep the slides of a site in one fold; needs the column site."""
     hr_mpp: float = Field(0.5, gt=0)
     """Resolution of the teacher's patches, µm per pixel: 20x."""
     lr_mpp: float = Field(2.0, gt=0)
     """Resolution of the student's patches, µm per pixel: 5x."""
     hr_patch_px: int = Field(256, ge=32)
-    """Side of an HR patch."""
+    """Side of an HR patch in pixels."""
     lr_patch_px: int = Field(256, ge=32)
-    """Side of an LR patch."""
+    """Side of an LR patch in pixels."""
     student_input_px: int | None = Field(None, ge=32)
-    """Side to which LR patches are enlarged; None: as read."""
+    """Side in pixels to which LR patches are enlarged; None leaves them as read."""
     encoder: EncoderConfig = EncoderConfig()
-    """Which networks look at patches."""
+    """Networks that encode patches."""
     teacher: TeacherConfig = TeacherConfig()
     """The HR teacher's MIL."""
     stage1: Stage1Config = Stage1Config()
@@ -247,27 +250,27 @@ class TrainConfig(_Frozen):
     stage3: Stage3Config = Stage3Config()
     """End-to-end fine-tuning of the student's encoder through its MIL."""
     class_weights: Literal["balanced", "none"] = "balanced"
-    """Labels' loss by inverse frequency: rare classes count."""
+    """Balanced: classes weigh in the label term by inverse frequency, so that rare classes count."""
     baselines: tuple[Baseline, ...] = ("labels_only",)
-    """LR, frozen encoder, labels alone: what distillation must beat."""
+    """Other LR methods to train. Labels_only is what distillation must beat: a frozen encoder and labels alone."""
     ablation: bool = False
-    """Also every loss term off in turn."""
+    """Also train the student without each loss term in turn."""
     bootstrap: int = Field(2000, ge=100)
-    """Resamples behind every interval."""
+    """Bootstrap resamples of every interval."""
     features: Path | None = None
-    """Folder of patch features that several runs share; None: in the run folder."""
+    """Folder of HR features that several runs can share; None: in the run folder."""
     devices: int = Field(1, ge=1)
-    """Processes that train together; gradients are averaged over them."""
+    """Number of processes that train together; gradients are averaged over them."""
     precision: Literal["auto", "32", "bf16"] = "auto"
-    """Auto: bf16 on CUDA, where it is twice as fast, else fp32."""
+    """Auto: bf16 on GPUs that support it, where it is twice as fast, otherwise fp32."""
     loggers: tuple[Literal["csv", "tensorboard", "wandb", "mlflow"], ...] = ()
-    """Besides events.jsonl, always written."""
+    """Loggers of metrics in addition to events.jsonl, which is always written."""
 
     @model_validator(mode="after")
-    def _stage_3_has_something_to_learn_from(self) -> TrainConfig:
+    def _require_a_term_in_stage3(self) -> TrainConfig:
         s = self.stage2
-        something = any((s.lambda_ce, s.lambda_bag, s.lambda_soft, s.lambda_hard))
-        if self.stage3.epochs and self.stage3.keep_stage2_terms and not something:
+        has_term = any((s.lambda_ce, s.lambda_bag, s.lambda_soft, s.lambda_hard))
+        if self.stage3.epochs and self.stage3.keep_stage2_terms and not has_term:
             raise ValueError(
                 "stage 3 keeps the terms of stage 2, whose every weight is 0; raise one of stage2.lambda_ce, "
                 "lambda_bag, lambda_soft, lambda_hard, or set stage3.keep_stage2_terms=false"
@@ -276,7 +279,7 @@ class TrainConfig(_Frozen):
 
     @property
     def plan(self) -> PatchPlan:
-        """The two resolutions; raises `GeometryError` where they do not nest."""
+        """The two resolutions; raises `GeometryError` if they do not nest."""
         return PatchPlan(self.hr_mpp, self.lr_mpp, self.hr_patch_px, self.lr_patch_px)
 
     @property
@@ -287,9 +290,9 @@ class TrainConfig(_Frozen):
         return tuple(name.partition(":")[0] for name in stage.layers) if is_used else ()
 
 
-# The paper's choices as far as docs/explanation/method.md records them: 256 px patches at 20x and 5x, both stages
-# with every term, the student a copy of the teacher, whose maps hence need no projection, nothing after stage 2.
-# What the paper leaves open stays at our defaults.
+# Preset `paper`: the paper's choices as recorded in docs/explanation/method.md. They are 256 px patches at 20x and 5x,
+# stages 1 and 2 with every term, no stage 3, and a student that is a copy of the teacher, so that maps need no
+# projection. Everything that the paper leaves open has our defaults.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {
@@ -306,14 +309,21 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def load_config(path: Path | str | None = None, settings: Sequence[str] = ()) -> TrainConfig:
-    """Return the configuration of a YAML file or a preset's name, with ``key=value`` settings laid over it.
+    """Return the configuration of a YAML file or a preset's name, changed by ``key=value`` settings.
+
+    Parameters
+    ----------
+    path
+        YAML file or name of a preset; None for the defaults.
+    settings
+        Texts such as ``stage1.lambda_attn=0.5``, applied in order.
 
     Raises
     ------
     ConfigError
-        Where a key is unknown, a value impossible, or the file not YAML.
+        If a key is unknown, a value is impossible, or the file is not YAML.
     GeometryError
-        Where the two resolutions do not nest.
+        If the two resolutions do not nest.
     """
     values = copy.deepcopy(PRESETS[str(path)]) if str(path) in PRESETS else _read(path)
     for setting in settings:
@@ -346,7 +356,7 @@ def build_config(values: Mapping[str, Any]) -> TrainConfig:
         if not key:
             raise ConfigError(f"configuration: {first['msg']}") from error
         raise ConfigError(f"configuration key '{key}': {first['msg']}, got {first['input']!r}") from error
-    assert config.plan.n  # built, hence checked
+    assert config.plan.n  # raises GeometryError if the resolutions do not nest
     return config
 
 

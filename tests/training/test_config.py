@@ -30,7 +30,7 @@ def test_settings_win_over_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ("stage1.lamda=1", "key 'stage1.lamda'"),
         ("teacher.epochs=0", "key 'teacher.epochs'"),
@@ -43,9 +43,9 @@ def test_settings_win_over_the_file(tmp_path: Path) -> None:
         ("stage3.lr=fast", "key 'stage3.lr.0'"),
     ],
 )
-def test_unknown_and_impossible_settings_are_refused(setting: str, said: str) -> None:
+def test_unknown_and_impossible_settings_are_refused(setting: str, message: str) -> None:
     """The sentence names the key."""
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         load_config(None, [setting])
 
 
@@ -96,13 +96,13 @@ def test_the_papers_maps_need_no_projection() -> None:
 def test_every_key_has_its_reason() -> None:
     """A sentence below its line, which the window shows beside the field."""
     groups = [value for _, value in TrainConfig() if isinstance(value, BaseModel)]
-    told = {
+    sentences = {
         f"{type(model).__name__}.{name}": field.description
         for model in (TrainConfig(), *groups)
         for name, field in type(model).model_fields.items()
     }
-    assert len(told) > 60
-    assert not [key for key, sentence in told.items() if not sentence or not sentence.endswith(".")]
+    assert len(sentences) > 60
+    assert not [key for key, sentence in sentences.items() if not sentence or not sentence.endswith(".")]
 
 
 def test_resolutions_that_do_not_nest_are_refused() -> None:

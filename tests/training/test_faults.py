@@ -169,10 +169,10 @@ def test_parents_are_arithmetic_not_a_search() -> None:
 def test_undefined_metric_is_undefined_and_says_why() -> None:
     """One class only: the AUROC is None with a reason, never 0.0."""
     scored = ScoredSlides(np.array([[0.2, 0.8], [0.4, 0.6]]), np.array([1, 1]), ("a", "b"))
-    found = auroc_with_interval(scored, Resampler(scored.targets, scored.patients, 100))
+    auroc = auroc_with_interval(scored, Resampler(scored.targets, scored.patients, 100))
     assert ranking_auroc(scored.probabilities, scored.targets) is None
-    assert found["value"] is None
-    assert "class is missing" in found["reason"]
+    assert auroc["value"] is None
+    assert "class is missing" in auroc["reason"]
 
 
 def test_splits_go_by_patient_not_by_name(tmp_path: Path) -> None:

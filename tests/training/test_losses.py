@@ -89,9 +89,9 @@ def test_bag_kl_by_hand() -> None:
 def test_attention_kl_by_hand_is_a_sum_over_patches() -> None:
     """Temperature 2, p = (1/2, 1/4, 1/4), q = (1/3, 1/3, 1/3): 4 (1/2 log 3/2 + 2 · 1/4 log 3/4) = 4 · 0.058892."""
     teacher = 2 * torch.log(torch.tensor([2.0, 1.0, 1.0])) + 5.0
-    found = losses.attention_kl(torch.full((3,), -1.0), teacher, 2.0).item()
-    assert found == pytest.approx(4 * (0.5 * math.log(1.5) + 0.5 * math.log(0.75)), rel=1e-5)
-    assert found == pytest.approx(4 * 0.058892, rel=1e-4)
+    kl = losses.attention_kl(torch.full((3,), -1.0), teacher, 2.0).item()
+    assert kl == pytest.approx(4 * (0.5 * math.log(1.5) + 0.5 * math.log(0.75)), rel=1e-5)
+    assert kl == pytest.approx(4 * 0.058892, rel=1e-4)
 
 
 def test_attention_kl_is_zero_only_for_equal_attention() -> None:
@@ -104,16 +104,16 @@ def test_attention_kl_is_zero_only_for_equal_attention() -> None:
 def test_logsumexp_carries_scores_by_hand() -> None:
     """Children of patch 0 have e^s of 1 and 3, the one of patch 1 has 4: S = log 4 and log 4, attention half each."""
     scores = torch.tensor([0.0, math.log(4.0), math.log(3.0)])
-    found = losses.parent_scores(scores, torch.tensor([0, 1, 0]), 2)
-    assert found.tolist() == pytest.approx([math.log(4.0), math.log(4.0)])
-    assert torch.softmax(found, 0).tolist() == pytest.approx([0.5, 0.5])
+    carried = losses.parent_scores(scores, torch.tensor([0, 1, 0]), 2)
+    assert carried.tolist() == pytest.approx([math.log(4.0), math.log(4.0)])
+    assert torch.softmax(carried, 0).tolist() == pytest.approx([0.5, 0.5])
 
 
 @pytest.mark.parametrize(("how", "wanted"), [("mean", [0.0, 5.0]), ("max", [1.0, 5.0])])
 def test_other_ways_to_carry_scores(how: losses.AttentionTransfer, wanted: list[float]) -> None:
     """The research code's two choices are options."""
-    found = losses.parent_scores(torch.tensor([1.0, -1.0, 5.0]), torch.tensor([0, 0, 1]), 2, how)
-    assert found.tolist() == wanted
+    carried = losses.parent_scores(torch.tensor([1.0, -1.0, 5.0]), torch.tensor([0, 0, 1]), 2, how)
+    assert carried.tolist() == wanted
 
 
 @pytest.mark.parametrize("how", ["logsumexp", "mean", "max"])
@@ -126,8 +126,8 @@ def test_a_patch_without_children_has_no_share_in_any_way_to_carry_scores(how: l
 
 def test_hard_term_by_hand() -> None:
     """Centred scores 1, 0, -1; top and bottom one: -log σ(1) on both sides."""
-    found = losses.hard_attention_loss(torch.tensor([2.0, 1.0, 0.0]), torch.tensor([9.0, 5.0, 1.0]), 1)
-    assert found.item() == pytest.approx(-math.log(1 / (1 + math.exp(-1.0))), rel=1e-5)
+    term = losses.hard_attention_loss(torch.tensor([2.0, 1.0, 0.0]), torch.tensor([9.0, 5.0, 1.0]), 1)
+    assert term.item() == pytest.approx(-math.log(1 / (1 + math.exp(-1.0))), rel=1e-5)
 
 
 def test_hard_term_takes_the_teacher_order_and_leaves_the_middle_out() -> None:
@@ -170,10 +170,10 @@ def test_gradients_are_those_of_the_formula() -> None:
     weights = torch.full((3, 5), 0.2, dtype=torch.float64)
     teacher = x["t"].detach()
     parent = torch.tensor([0, 0, 1, 1, 2, 2])
-    some = torch.tensor([[True, False, True, True, False]]).expand(3, 5)
+    present = torch.tensor([[True, False, True, True, False]]).expand(3, 5)
     assert torch.autograd.gradcheck(lambda a: losses.attention_weighted_loss(a, x["b"].detach(), weights), x["a"])
-    assert torch.autograd.gradcheck(lambda b: losses.layer_loss(b, torch.zeros_like(b), some), x["b"])
-    assert torch.autograd.gradcheck(lambda c: losses.children_weights(c, some), x["c"])
+    assert torch.autograd.gradcheck(lambda b: losses.layer_loss(b, torch.zeros_like(b), present), x["b"])
+    assert torch.autograd.gradcheck(lambda c: losses.children_weights(c, present), x["c"])
     assert torch.autograd.gradcheck(lambda m: losses.child_blocks(m, 2), x["m"])
     assert torch.autograd.gradcheck(lambda m: losses.child_blocks(m, 6), x["m"])
     assert torch.autograd.gradcheck(lambda s: losses.attention_kl(s, teacher, 2.0), x["s"])
@@ -188,11 +188,11 @@ def test_stage2_adds_up_its_weighted_terms() -> None:
     scores = torch.tensor([0.3, -0.2, 0.9, 0.0])
     output = MilOutput(torch.tensor([0.2, -0.1]), torch.zeros(3), torch.softmax(scores, 0), scores)
     item = BagItem(torch.zeros(4, 3), 1, torch.tensor([1.0, -1.0]), torch.tensor([0.0, 1.0, 2.0, 3.0]))
-    one = distillation_loss(Stage2Config(lambda_ce=1, lambda_bag=1, lambda_soft=1, lambda_hard=1))(output, item)
-    more = distillation_loss(Stage2Config(lambda_ce=2, lambda_bag=3, lambda_soft=5, lambda_hard=0))(output, item)
-    assert set(one) == {"ce", "bag", "soft", "hard"}
-    assert set(more) == {"ce", "bag", "soft"}
-    assert [more[k].item() / one[k].item() for k in ("ce", "bag", "soft")] == pytest.approx([2, 3, 5], rel=1e-5)
+    terms = distillation_loss(Stage2Config(lambda_ce=1, lambda_bag=1, lambda_soft=1, lambda_hard=1))(output, item)
+    weighted = distillation_loss(Stage2Config(lambda_ce=2, lambda_bag=3, lambda_soft=5, lambda_hard=0))(output, item)
+    assert set(terms) == {"ce", "bag", "soft", "hard"}
+    assert set(weighted) == {"ce", "bag", "soft"}
+    assert [weighted[k].item() / terms[k].item() for k in ("ce", "bag", "soft")] == pytest.approx([2, 3, 5], rel=1e-5)
 
 
 def test_gradients_of_the_whole_stage_2_loss_are_those_of_its_formula() -> None:

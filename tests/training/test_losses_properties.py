@@ -38,9 +38,9 @@ class Draw:
 
     def present(self, rows: int, children: int) -> Tensor:
         """Return (B, n²) with at least one true per row."""
-        found = torch.rand(rows, children, generator=self.source) < 0.5
-        found[torch.arange(rows), torch.randint(children, (rows,), generator=self.source)] = True
-        return found
+        mask = torch.rand(rows, children, generator=self.source) < 0.5
+        mask[torch.arange(rows), torch.randint(children, (rows,), generator=self.source)] = True
+        return mask
 
     def parents(self, children: int, parents: int) -> Tensor:
         """Return (K,) parent of each child, in any order, none without a child."""
@@ -64,8 +64,8 @@ def test_children_that_there_are_share_one_and_the_others_have_nothing(seed: int
     weights = losses.children_weights(scores, present)
     assert (weights[~present] == 0).all() and (weights >= 0).all()
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(rows, dtype=torch.float64), **CLOSE)
-    for row, there in enumerate(present):
-        torch.testing.assert_close(weights[row, there], torch.softmax(scores[row, there], 0), **CLOSE)
+    for row, mask in enumerate(present):
+        torch.testing.assert_close(weights[row, mask], torch.softmax(scores[row, mask], 0), **CLOSE)
 
 
 @few
@@ -177,8 +177,8 @@ def test_carried_scores_follow_order_and_constant(
     scores, parent, names = draw.normal(count), draw.parents(count, parents), draw.order(parents)
     plain = losses.parent_scores(scores, parent, parents, transfer)
     order = draw.order(count)
-    found = losses.parent_scores(scores[order] + 7.0, names[parent[order]], parents, transfer)
-    torch.testing.assert_close(found[names], plain + 7.0, **CLOSE)
+    shuffled = losses.parent_scores(scores[order] + 7.0, names[parent[order]], parents, transfer)
+    torch.testing.assert_close(shuffled[names], plain + 7.0, **CLOSE)
 
 
 @few
@@ -221,12 +221,15 @@ def test_divergence_is_the_sum_written_out(term: Kl, seed: int, count: int, t: f
 @few
 @given(seeds, st.integers(1, 30), temperatures, st.floats(-50, 50), st.floats(-50, 50))
 def test_constants_and_order_change_no_divergence(
-    term: Kl, seed: int, count: int, t: float, one: float, other: float
+    term: Kl, seed: int, count: int, t: float, shift: float, teacher_shift: float
 ) -> None:
     draw = Draw(seed)
     student, teacher, order = draw.normal(count), draw.normal(count), draw.order(count)
     torch.testing.assert_close(
-        term(student[order] + one, teacher[order] + other, t), term(student, teacher, t), rtol=1e-7, atol=1e-10
+        term(student[order] + shift, teacher[order] + teacher_shift, t),
+        term(student, teacher, t),
+        rtol=1e-7,
+        atol=1e-10,
     )
 
 

@@ -64,17 +64,19 @@ def test_stages_run_in_an_order_that_can(run: tuple[Path, list[Event]]) -> None:
 
 def test_agreement_with_the_teacher_is_told_while_distilling(run: tuple[Path, list[Event]]) -> None:
     """Spearman's correlation of attention on validation slides; the teacher itself has none."""
-    told = {e.stage: e.value for e in run[1] if isinstance(e, Metric) and e.name == "val/agreement"}
-    assert "stage2" in told and "teacher" not in told and all(-1 <= value <= 1 for value in told.values())
+    agreement = {e.stage: e.value for e in run[1] if isinstance(e, Metric) and e.name == "val/agreement"}
+    assert (
+        "stage2" in agreement and "teacher" not in agreement and all(-1 <= value <= 1 for value in agreement.values())
+    )
 
 
 def test_ranks_agree_as_scipy_says() -> None:
     """Without an order on one side there is nothing to agree with."""
     from scipy.stats import spearmanr
 
-    mine, its = torch.randn(2, 40, generator=torch.Generator().manual_seed(0))
-    assert rank_agreement(mine, its) == pytest.approx(float(spearmanr(mine, its).statistic), abs=1e-6)
-    assert rank_agreement(mine, torch.ones(40)) == 0
+    scores, other = torch.randn(2, 40, generator=torch.Generator().manual_seed(0))
+    assert rank_agreement(scores, other) == pytest.approx(float(spearmanr(scores, other).statistic), abs=1e-6)
+    assert rank_agreement(scores, torch.ones(40)) == 0
 
 
 def test_a_run_stops_between_batches_of_features(cohort: Path, config: TrainConfig, tmp_path: Path) -> None:
@@ -90,8 +92,8 @@ def test_a_run_stops_between_batches_of_features(cohort: Path, config: TrainConf
 def test_run_folder_is_complete(run: tuple[Path, list[Event]]) -> None:
     """Everything that users rely on is there, and no temporary file."""
     folder = run[0]
-    there = {p.name for p in folder.iterdir()}
-    assert {"config.yaml", "events.jsonl", "features", "checkpoints", "metrics.json", "slides.json", "bundle"} <= there
+    names = {p.name for p in folder.iterdir()}
+    assert {"config.yaml", "events.jsonl", "features", "checkpoints", "metrics.json", "slides.json", "bundle"} <= names
     assert not list(folder.rglob("*.partial"))
     lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     assert [line["seq"] for line in lines] == list(range(len(lines)))
@@ -110,7 +112,7 @@ def test_the_report_is_one_page_of_its_own(run: tuple[Path, list[Event]]) -> Non
 
 def test_cost_is_counted(run: tuple[Path, list[Event]]) -> None:
     """Fewer patches, pixels and CPU-seconds than the teacher; nothing is estimated."""
-    cost = {m: its["test"]["cost"] for m, its in json.loads((run[0] / "metrics.json").read_text()).items()}
+    cost = {m: splits["test"]["cost"] for m, splits in json.loads((run[0] / "metrics.json").read_text()).items()}
     for counted in ("patches_per_slide", "pixels_per_slide", "cpu_seconds_per_slide"):
         assert 0 < cost["student"][counted] < cost["teacher"][counted]
 
@@ -137,13 +139,13 @@ def test_bundle_predicts_what_the_run_measured(run: tuple[Path, list[Event]], co
         logits = [bundle.student.mil(torch.from_numpy(read_bag(path).features)).logits.tolist() for path in stored]
     predicted = list(last.result.student.logits.values())
     assert len(logits) == 2  # the student's encoder, and that of the labels-only baseline
-    assert any(one == pytest.approx(predicted, abs=1e-5) for one in logits)
+    assert any(values == pytest.approx(predicted, abs=1e-5) for values in logits)
 
 
 def test_second_call_does_nothing_again(run: tuple[Path, list[Event]], cohort: Path, config: TrainConfig) -> None:
     """Features and ended stages are used as they are, and the figures are the same to the last digit."""
-    kept = [*(run[0] / "features").rglob("*.h5"), *run[0].rglob("*.ckpt")]
-    before = {p: p.stat().st_mtime_ns for p in kept}
+    stored = [*(run[0] / "features").rglob("*.h5"), *run[0].rglob("*.ckpt")]
+    before = {p: p.stat().st_mtime_ns for p in stored}
     metrics = (run[0] / "metrics.json").read_text()
     events = list(train(cohort, run[0], config, CPU))
     assert before
@@ -299,7 +301,7 @@ def test_mil_learns_planted_signal_and_passes_its_attention_on(tmp_path: Path) -
         return BagItem(item.instances, item.target, out.logits, out.scores)
 
     distil = Stage2Config(epochs=25, min_epochs=5, lr=5e-3, lambda_ce=0.0, init="fresh")
-    pairs = {side: [taught(i) for i in its] for side, its in items.items()}
+    pairs = {side: [taught(i) for i in bags] for side, bags in items.items()}
     student = _drain(fit_mil(seeded_mil(12, 2, 16, 8), distillation_loss(distil), pairs, distil, plan("stage2")))
     assert _auroc(student, test) > 0.95
     assert not student.training
@@ -319,9 +321,9 @@ def test_features_of_others_are_refused_and_stay(
         "another encoder": (replace(bag.origin, encoder_sha256="f" * 64), "features of encoder .*expected"),
         "another mpp": (replace(bag.origin, target_mpp=0.7), "patches of 64 px of 0.7 µm, expected 64 px of 0.5 µm"),
     }
-    for name, (origin, said) in origins.items():
+    for name, (origin, message) in origins.items():
         write_bag(file, replace(bag, origin=origin))
-        with pytest.raises(BagError, match=said):
+        with pytest.raises(BagError, match=message):
             list(train(cohort, tmp_path / name, first, CPU))
         assert read_bag(file).origin == origin
     with h5py.File(file, "w") as foreign:

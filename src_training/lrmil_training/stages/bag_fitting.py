@@ -46,7 +46,7 @@ def label_loss(output: MilOutput, item: BagItem) -> Mapping[str, Tensor]:
 
 
 def distillation_loss(config: Stage2Config) -> Loss:
-    """Return ``L_stage2 = λ_ce L_pre + λ_bag L_bag + λ_soft L_soft + λ_hard L_hard`` (docs/method.md 2.5)."""
+    """Return ``L_stage2 = λ_ce L_pre + λ_bag L_bag + λ_soft L_soft + λ_hard L_hard`` (Method 2.5)."""
 
     def loss(output: MilOutput, item: BagItem) -> Mapping[str, Tensor]:
         terms = {}  # a term with weight 0 is left out, so that logs show the terms that count

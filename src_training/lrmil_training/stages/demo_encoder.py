@@ -1,9 +1,9 @@
-"""A small HR encoder for the demo, pretrained on normal phantom tissue; it never sees a lesion or a label of one.
+"""Pretraining of the demo's small HR encoder on normal phantom tissue, without lesions and without labels.
 
-It learns to tell what a patch is made of, which the generator knows, and its texture, which the pixels themselves tell:
-the energy of haematoxylin and eosin in four bands of scale, over the patch and within its nuclei. The targets are
-whitened, so that no direction of them rules the embedding: with composition alone five directions held 94 % of its
-variance, and the rest was lost on a student that regresses it.
+The encoder regresses the composition of a patch, which the generator knows, and its texture: the energy of haematoxylin
+and eosin in four bands of scale, over the patch and within its nuclei. The targets are whitened, so that no direction
+of them dominates the embedding. With composition alone, five directions held 94 % of the variance, and a student that
+regresses the embedding lost the rest.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ from napari_lrmil.core.events import Event, Progress
 from napari_lrmil.core.phantom import COMPOSITION_CELL, NORMAL, PhantomSlide, paint
 
 BANDS_PX = (0.7, 1.4, 2.8, 5.6)  # Gaussians between which energy is measured, px at 20x: chromatin to whole nuclei
-NUCLEUS_SIGMA_PX = 3.0  # Gaussian that turns haematoxylin into where nuclei are
+NUCLEUS_SIGMA_PX = 3.0  # Gaussian that turns haematoxylin into a map of nuclei
 MIN_VARIANCE_SHARE = 0.02  # of a standardised target's variance; directions below it are noise and stay small
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """How the demo's HR encoder is made.
+    """Settings of the pretraining.
 
     Attributes
     ----------
     slides, val_slides
-        Normal phantom slides to learn from and to select on.
+        Number of normal phantom slides for training and for selection.
     size
-        Their width and height in px.
+        Width and height of a slide in px.
     patch_px
         Side of a patch; a whole number of the generator's cells.
     patches_per_slide
         Patches drawn from each slide.
     epochs, lr, batch_size
-        Of AdamW with a one-cycle schedule.
+        Settings of AdamW with a one-cycle schedule.
     colour_sd
-        Deviation of the random gain of each colour channel, so that stain does not stand in for structure.
+        Deviation of the random gain of each colour channel, so that stain cannot replace structure.
     seed
-        Fixes slides, patches and weights.
+        Seed of slides, patches and weights.
     """
 
     slides: int = 16
@@ -68,10 +68,18 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class TissuePatches:
-    """Patches (P, p, p, 3) uint8 and what is to be told of each (P, M) float32: composition, then texture."""
+    """Patches with their regression targets.
+
+    Attributes
+    ----------
+    pixels
+        (P, p, p, 3) uint8.
+    targets
+        (P, M) float32: composition, then texture.
+    """
 
     pixels: NDArray[np.uint8]
-    told: NDArray[np.float32]
+    targets: NDArray[np.float32]
 
 
 class _PatchDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -89,7 +97,7 @@ class _PatchDataset(Dataset[tuple[Tensor, Tensor]]):
             gain = 1 + rng.normal(0, self.config.colour_sd, 3)
             pixels = apply_dihedral((255 - (255 - pixels) * gain).clip(0, 255).astype(np.uint8), int(rng.integers(8)))
         picture = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
-        return picture, torch.from_numpy(self.tissue.told[index])
+        return picture, torch.from_numpy(self.tissue.targets[index])
 
 
 class Pretraining(L.LightningModule):
@@ -101,8 +109,8 @@ class Pretraining(L.LightningModule):
         self.head = nn.Linear(encoder.dim, targets)
 
     def _loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        pixels, told = batch
-        return nn.functional.mse_loss(self.head(self.encoder(pixels).embedding), told)
+        pixels, values = batch
+        return nn.functional.mse_loss(self.head(self.encoder(pixels).embedding), values)
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """Return the loss of a batch."""
@@ -111,12 +119,12 @@ class Pretraining(L.LightningModule):
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
-        """Log the loss on other slides, and the selection figure."""
+        """Log the loss on validation slides, and the selection figure."""
         loss = self._loss(batch)
         self.log_dict({"val/mse": loss, SELECT: -loss})
 
     def on_train_epoch_start(self) -> None:
-        """Tell the data which epoch it is."""
+        """Pass the epoch to the data set, which seeds its augmentation with it."""
         set_epoch(self.trainer.train_dataloader, self.current_epoch)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -137,15 +145,15 @@ def pretrain(
             PhantomSlide(f"pretrain_{i}", NORMAL, config.seed + i, config.size) for i in range(first, first + count)
         ]
         sides.append((yield from _draw_patches(slides, config)))
-    whiten = _whitening(sides[0].told)
-    train, val = (TissuePatches(s.pixels, whiten(s.told)) for s in sides)
+    whiten = _whitening(sides[0].targets)
+    train, val = (TissuePatches(s.pixels, whiten(s.targets)) for s in sides)
     plan = FitPlan("pretraining", config.epochs, config.epochs, config.seed, out / "checkpoints", device)
 
     def make() -> tuple[Pretraining, DataLoader[tuple[Tensor, Tensor]], DataLoader[tuple[Tensor, Tensor]]]:
         order = torch.Generator().manual_seed(config.seed)
         data = _PatchDataset(train, config, augment=True)
         loader = DataLoader(data, config.batch_size, shuffle=True, generator=order, drop_last=True)
-        module = Pretraining(MobileNetV2Encoder(spec), train.told.shape[1], config)
+        module = Pretraining(MobileNetV2Encoder(spec), train.targets.shape[1], config)
         return module, loader, DataLoader(_PatchDataset(val, config, augment=False), config.batch_size)
 
     state = yield from fit(make, plan)
@@ -158,9 +166,9 @@ def pretrain(
 
 
 def _draw_patches(slides: Sequence[PhantomSlide], config: PretrainConfig) -> Generator[Event, None, TissuePatches]:
-    pixels, told = [], []
-    for done, slide in enumerate(slides):
-        yield Progress("painting", done, len(slides), "slides")
+    pixels, targets = [], []
+    for count, slide in enumerate(slides):
+        yield Progress("painting", count, len(slides), "slides")
         phantom = paint(slide)
         rng = np.random.default_rng(slide.seed)
         step = config.patch_px // COMPOSITION_CELL
@@ -168,14 +176,14 @@ def _draw_patches(slides: Sequence[PhantomSlide], config: PretrainConfig) -> Gen
             row, column = (int(rng.integers(size - step + 1)) for size in phantom.composition.shape[:2])
             y, x = row * COMPOSITION_CELL, column * COMPOSITION_CELL
             patch = phantom.pixels[y : y + config.patch_px, x : x + config.patch_px]
-            made_of = np.log1p(phantom.composition[row : row + step, column : column + step].sum(axis=(0, 1)))
+            composition = np.log1p(phantom.composition[row : row + step, column : column + step].sum(axis=(0, 1)))
             pixels.append(patch)
-            told.append(np.concatenate([made_of, texture(patch)]))
-    return TissuePatches(np.stack(pixels), np.stack(told).astype(np.float32))
+            targets.append(np.concatenate([composition, texture(patch)]))
+    return TissuePatches(np.stack(pixels), np.stack(targets).astype(np.float32))
 
 
 def texture(patch: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Return log energies of both stains in bands of scale, over the patch and within nuclei; mean and deviation.
+    """Return log energies of both stains in bands of scale, over the patch and within nuclei, with mean and deviation.
 
     Parameters
     ----------
@@ -191,19 +199,22 @@ def texture(patch: NDArray[np.uint8]) -> NDArray[np.float64]:
 
     stains = np.asarray(rgb2hed(patch), dtype=np.float64)[..., :2]
     nuclei = np.clip(gaussian_filter(stains[..., 0], NUCLEUS_SIGMA_PX), 0, None) + 1e-6
-    found: list[float] = []
+    energies: list[float] = []
     for stain in np.moveaxis(stains, -1, 0):
         smooth = [stain, *(gaussian_filter(stain, s) for s in BANDS_PX)]
         for fine, coarse in itertools.pairwise(smooth):
             energy = np.square(fine - coarse)
-            found += [np.log(energy.mean() + 1e-9), np.log(np.average(energy, weights=nuclei**2) + 1e-9)]
-        found += [stain.mean(), stain.std()]
-    return np.array(found)
+            energies += [np.log(energy.mean() + 1e-9), np.log(np.average(energy, weights=nuclei**2) + 1e-9)]
+        energies += [stain.mean(), stain.std()]
+    return np.array(energies)
 
 
-def _whitening(told: NDArray[np.float32]) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """Return the map that gives every direction of the targets the same variance, down to a floor."""
-    mean, deviation = told.mean(axis=0), told.std(axis=0) + 1e-6
-    values, vectors = np.linalg.eigh(np.cov((told - mean).T / deviation[:, None]))
-    turn = vectors / np.sqrt(np.maximum(values, MIN_VARIANCE_SHARE))
-    return lambda t: (((t - mean) / deviation) @ turn).astype(np.float32)
+def _whitening(targets: NDArray[np.float32]) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """Return the function that gives every direction of the (P, M) targets the same variance, down to a floor.
+
+    Directions with less than `MIN_VARIANCE_SHARE` of the variance are noise, which full whitening would amplify.
+    """
+    mean, deviation = targets.mean(axis=0), targets.std(axis=0) + 1e-6
+    values, vectors = np.linalg.eigh(np.cov((targets - mean).T / deviation[:, None]))
+    whiten = vectors / np.sqrt(np.maximum(values, MIN_VARIANCE_SHARE))
+    return lambda t: (((t - mean) / deviation) @ whiten).astype(np.float32)

@@ -1,7 +1,7 @@
-"""Training through the encoder: bags of pixels, of which a part is drawn at each step (Method 2.6).
+"""Stage 3: end-to-end fine-tuning of encoder and MIL on bags of pixels, a few patches of each at every step.
 
-An LR bag has hundreds of patches, not tens of thousands, so that gradients can reach the encoder. Stage 2 uses the same
-loop with a frozen encoder where its features are computed as it goes.
+An LR bag has hundreds of patches, not tens of thousands, so gradients can reach the encoder (Method 2.6). Stage 2 uses
+the same loop with a frozen encoder if its features are computed on the fly.
 """
 
 from __future__ import annotations

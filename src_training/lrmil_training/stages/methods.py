@@ -19,7 +19,7 @@ from lrmil_training.stages.slide_distillation import LabelTraining, SlideDistill
 from lrmil_training.stages.student import InitialMil, LrFeatures, UntrainedEncoder
 
 STUDENT = "student"
-# Epochs of the fine-tuned baseline if stage 3 is off: 450 updates on 60 slides (docs/explanation/method.md).
+# Epochs of the fine-tuned baseline if stage 3 is off: 450 updates on 60 slides (Method 5).
 FINETUNING_EPOCHS = 15
 FRESH_MIL_NOTICE = "the student is another network without stage 1, so stage 2 starts from a fresh MIL"
 

@@ -1,6 +1,6 @@
 """Stage 1: the student's encoder learns, patch by patch, the teacher's embeddings of the children.
 
-Formulas: docs/explanation/method.md, and `lrmil_training.losses`.
+Formulas: Method 2.3, and `lrmil_training.losses`.
 """
 
 from __future__ import annotations

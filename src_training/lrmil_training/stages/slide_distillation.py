@@ -1,6 +1,6 @@
 """Stage 2: the student's MIL learns from labels and from the teacher's outputs, on a frozen encoder.
 
-The labels-only baseline fits the same MIL to the same bags without the teacher. Formulas: docs/explanation/method.md.
+The labels-only baseline fits the same MIL to the same bags without the teacher. Formulas: Method 2.5.
 """
 
 from __future__ import annotations

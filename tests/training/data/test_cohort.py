@@ -64,7 +64,7 @@ def test_dealt_splits_keep_pseudo_patients_with_their_parts(table: Table) -> Non
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "message"),
     [
         ([*GOOD, ("d.tif", "p1", "normal", "test")], "patient p1 is in test and train"),
         ([*GOOD, ("d.tif", "p1+p9", "normal", "test")], "patient p1 is in test and train"),
@@ -74,9 +74,9 @@ def test_dealt_splits_keep_pseudo_patients_with_their_parts(table: Table) -> Non
         ([*GOOD, ("a.svs", "p4", "normal", "test")], "two slides are named a"),
     ],
 )
-def test_unusable_tables_are_refused(table: Table, rows: list[tuple[str, ...]], said: str) -> None:
+def test_unusable_tables_are_refused(table: Table, rows: list[tuple[str, ...]], message: str) -> None:
     """Each fault is named with the row or patient at fault."""
-    with pytest.raises(CohortError, match=said.replace("+", r"\+")):
+    with pytest.raises(CohortError, match=message.replace("+", r"\+")):
         read_cohort(table(rows))
 
 
@@ -114,7 +114,7 @@ def test_one_class_in_all_is_refused(table: Table) -> None:
 def test_dealt_splits_are_stratified_and_repeatable(table: Table) -> None:
     """Without a split column every side gets both classes, and the same seed gives the same sides."""
     rows = [(f"s{i}.tif", f"p{i}", "normal" if i % 2 else "lesion") for i in range(20)]
-    one, two, other = (read_cohort(table(rows, HEADER[:3]), seed=seed) for seed in (3, 3, 4))
-    assert one == two
-    assert one != other
-    assert one.summary() == {s: {"lesion": n, "normal": n} for s, n in (("train", 6), ("val", 2), ("test", 2))}
+    first, second, other = (read_cohort(table(rows, HEADER[:3]), seed=seed) for seed in (3, 3, 4))
+    assert first == second
+    assert first != other
+    assert first.summary() == {s: {"lesion": n, "normal": n} for s, n in (("train", 6), ("val", 2), ("test", 2))}

@@ -18,7 +18,7 @@ from support.networks import untrained_encoder
 CPU = torch.device("cpu")
 
 
-def made(row: CohortSlide, request: FeatureRequest, grid: NestedGrid) -> np.ndarray:
+def coords_after(row: CohortSlide, request: FeatureRequest, grid: NestedGrid) -> np.ndarray:
     """Return the coordinates of the features that lie there afterwards."""
     list(make_features([row], request, CPU, {row.name: grid}))
     return read_bag(request.path(row)).coords
@@ -32,10 +32,10 @@ def test_lr_patches_are_the_parents_of_known_hr_patches(tmp_path: Path) -> None:
     request = FeatureRequest(untrained_encoder(), "e", "0" * 64, plan, high=False, folder=tmp_path / "features")
     with row.open() as slide:
         whole = find_nested_grid(slide, plan)
-    some = nested_grid_from_cells(whole.lattice, whole.hr_index[whole.hr_index[:, 0] < 7])
-    assert 0 < len(some.lr_index) < len(whole.lr_index)
-    np.testing.assert_array_equal(made(row, request, some), some.lr_corners)
+    part = nested_grid_from_cells(whole.lattice, whole.hr_index[whole.hr_index[:, 0] < 7])
+    assert 0 < len(part.lr_index) < len(whole.lr_index)
+    np.testing.assert_array_equal(coords_after(row, request, part), part.lr_corners)
     before = request.path(row).stat().st_mtime_ns
-    np.testing.assert_array_equal(made(row, request, some), some.lr_corners)
+    np.testing.assert_array_equal(coords_after(row, request, part), part.lr_corners)
     assert request.path(row).stat().st_mtime_ns == before
-    np.testing.assert_array_equal(made(row, request, whole), whole.lr_corners)
+    np.testing.assert_array_equal(coords_after(row, request, whole), whole.lr_corners)

@@ -29,10 +29,10 @@ def _plain(n: int = 24) -> Cohort:
 
 def test_clusters_join_whatever_shares_a_part() -> None:
     """1+2 and 2+3 share 2, so 3 is in the cluster of 1; 4 is alone, and 12 is not 1 and 2."""
-    found = patient_clusters(["1+2", "3", "2+3", "4", "12", "4"])
-    assert found[0] == found[1] == found[2] == "1+2"
-    assert found[3] == found[5] == "4"
-    assert found[4] == "12"
+    groups = patient_clusters(["1+2", "3", "2+3", "4", "12", "4"])
+    assert groups[0] == groups[1] == groups[2] == "1+2"
+    assert groups[3] == groups[5] == "4"
+    assert groups[4] == "12"
 
 
 def test_clusters_join_sites_where_asked() -> None:
@@ -107,7 +107,7 @@ def test_rare_classes_are_in_every_fold() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cohort", "k", "by_site", "said"),
+    ("cohort", "k", "by_site", "message"),
     [
         (_plain(), 2, False, "2 folds leave nothing to learn from"),
         (_plain(), 7, False, "class normal has slides of 6 patients .* take 6 folds or fewer"),
@@ -116,7 +116,7 @@ def test_rare_classes_are_in_every_fold() -> None:
         (_plain(), 3, True, "1 groups of patients and sites"),
     ],
 )
-def test_what_cannot_be_dealt_is_refused(cohort: Cohort, k: int, by_site: bool, said: str) -> None:
+def test_what_cannot_be_dealt_is_refused(cohort: Cohort, k: int, by_site: bool, message: str) -> None:
     """One sentence that says what was seen and what to do."""
-    with pytest.raises(CohortError, match=said):
+    with pytest.raises(CohortError, match=message):
         make_folds(cohort, k, 0, by_site=by_site)

@@ -41,10 +41,10 @@ def test_ranks_share_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     shares: dict[bool, list[list[int]]] = {True: [], False: []}
     for rank in range(3):
         monkeypatch.setattr("lrmil_training.fitting.epochs.rank_and_world_size", lambda rank=rank: (rank, 3))
-        for shuffle, found in shares.items():
+        for shuffle, ranks in shares.items():
             sampler = EpochSampler(10, 1, shuffle=shuffle)
-            found.append(list(sampler))
-            assert len(found[-1]) == len(sampler)
+            ranks.append(list(sampler))
+            assert len(ranks[-1]) == len(sampler)
     assert [len(share) for share in shares[True]] == [4, 4, 4]
     assert {i for share in shares[True] for i in share} == set(range(10))
     assert sorted(i for share in shares[False] for i in share) == list(range(10))
@@ -93,8 +93,8 @@ class _Hungry(Toy):
 def test_memory_that_runs_out_halves_the_batch(tmp_path: Path) -> None:
     """It says so, starts the stage afresh, and ends as a run with that batch size from the start would."""
     events, state = drained(fit(maker(5, _Hungry), plan(tmp_path)))
-    said = [e.message for e in events if isinstance(e, Notice)]
-    assert [m.rpartition(" with ")[2] for m in said] == ["0.5 of the batch size", "0.25 of the batch size"]
+    messages = [e.message for e in events if isinstance(e, Notice)]
+    assert [m.rpartition(" with ")[2] for m in messages] == ["0.5 of the batch size", "0.25 of the batch size"]
     small = maker(5)
     _, whole = drained(fit(lambda: small(scale=0.25), plan(tmp_path / "whole")))
     assert all(torch.equal(whole[name], state[name]) for name in whole)
@@ -169,9 +169,9 @@ def test_fewer_samples_than_a_batch_is_one_sentence(tmp_path: Path) -> None:
 
 def test_without_a_key_nothing_is_continued(tmp_path: Path) -> None:
     """Neither a finished nor an unfinished stage; and no checkpoints but the best are written."""
-    told = replace(plan(tmp_path), key="", epochs=2)
+    keyless = replace(plan(tmp_path), key="", epochs=2)
     for _ in range(2):
-        events, _ = drained(fit(maker(5), told))
+        events, _ = drained(fit(maker(5), keyless))
         assert [e.done for e in events if isinstance(e, Progress)] == [1, 2]
     assert {p.name for p in tmp_path.iterdir()} == {"toy.ckpt", "toy.done"}
 

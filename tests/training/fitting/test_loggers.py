@@ -20,19 +20,19 @@ from support.fits import drained, figures, maker, plan
 def _rows(folder: Path) -> dict[tuple[str, int], float]:
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    found = {(row["name"], int(row["epoch"])): float(row["value"]) for row in rows}
-    assert len(found) == len(rows)
+    values = {(row["name"], int(row["epoch"])): float(row["value"]) for row in rows}
+    assert len(values) == len(rows)
     assert {row["stage"] for row in rows} == {"toy"}
-    return found
+    return values
 
 
 def test_table_holds_every_figure_once_though_the_run_was_broken_off(tmp_path: Path) -> None:
     """The first epochs are not lost, nor written twice."""
-    told = plan(tmp_path, loggers=make_loggers(["csv"], FitName(tmp_path / "logs", "run", "toy")))
-    stream = fit(maker(5), told)
+    logged = plan(tmp_path, loggers=make_loggers(["csv"], FitName(tmp_path / "logs", "run", "toy")))
+    stream = fit(maker(5), logged)
     next(e for e in stream if isinstance(e, Progress) and e.done == 2)
     stream.close()
-    drained(fit(maker(5), told))
+    drained(fit(maker(5), logged))
     events, _ = drained(fit(maker(5), plan(tmp_path / "whole")))
     assert _rows(tmp_path / "logs") == pytest.approx(figures(events), abs=1e-6)
 
@@ -50,44 +50,44 @@ def test_unknown_and_missing_ones_are_named(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_nothing_is_sent_unless_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Weights & Biases is offline without ``WANDB_MODE``, MLflow writes to a folder without its own variable."""
-    told: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
     monkeypatch.setattr(loggers, "find_spec", lambda module: SimpleNamespace())
-    monkeypatch.setattr(loggers, "WandbLogger", lambda **settings: told.append(settings))
-    monkeypatch.setattr(loggers, "MLFlowLogger", lambda **settings: told.append(settings))
+    monkeypatch.setattr(loggers, "WandbLogger", lambda **settings: calls.append(settings))
+    monkeypatch.setattr(loggers, "MLFlowLogger", lambda **settings: calls.append(settings))
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     make_loggers(["wandb", "mlflow"], FitName(tmp_path, "my run", "toy"))
     monkeypatch.setenv("WANDB_MODE", "online")
     make_loggers(["wandb"], FitName(tmp_path, "my run", "toy"))
-    assert [one.get("mode") for one in told] == ["offline", None, "online"]
-    assert told[0]["id"] == told[2]["id"] != ""
-    assert told[1]["tracking_uri"] == f"sqlite:///{tmp_path.as_posix()}/mlflow.db"
-    assert not any("key" in name or "token" in name for one in told for name in one)
+    assert [call.get("mode") for call in calls] == ["offline", None, "online"]
+    assert calls[0]["id"] == calls[2]["id"] != ""
+    assert calls[1]["tracking_uri"] == f"sqlite:///{tmp_path.as_posix()}/mlflow.db"
+    assert not any("key" in name or "token" in name for call in calls for name in call)
 
 
 def test_fits_of_one_stage_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Student and ablation, two learning rates, two seeds, two runs of one name: a curve and an id each."""
-    told: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
     monkeypatch.setattr(loggers, "find_spec", lambda module: SimpleNamespace())
-    monkeypatch.setattr(loggers, "WandbLogger", lambda **settings: told.append(settings))
-    monkeypatch.setattr(loggers, "MLFlowLogger", lambda **settings: told.append(settings))
+    monkeypatch.setattr(loggers, "WandbLogger", lambda **settings: calls.append(settings))
+    monkeypatch.setattr(loggers, "MLFlowLogger", lambda **settings: calls.append(settings))
     monkeypatch.setattr(
-        loggers, "TensorBoardLogger", lambda folder, **s: told.append({"id": f"{folder}/{s['version']}"})
+        loggers, "TensorBoardLogger", lambda folder, **s: calls.append({"id": f"{folder}/{s['version']}"})
     )
     parts = [tmp_path / run / "runs" / seed / "logs" for run in ("a", "b") for seed in ("seed0", "seed1")]
     fits = [FitName(part, "lrmil", "stage3", key) for part in parts for key in ("1a2b", "3c4d")]
     for name, ids in (("wandb", "id"), ("tensorboard", "id"), ("mlflow", "run_name")):
-        told.clear()
-        for one in fits:
-            make_loggers([name], one)
-        seen = {(one[ids], *sorted(one.get("tags", {}).items())) for one in told}
+        calls.clear()
+        for fit_name in fits:
+            make_loggers([name], fit_name)
+        seen = {(call[ids], *sorted(call.get("tags", {}).items())) for call in calls}
         assert len(seen) == len(fits), name
-        again = [dict(one) for one in told]
-        told.clear()
-        for one in fits:
-            make_loggers([name], one)
-        assert told == again, "a fit that is continued goes on under its name"
-    assert told[0]["run_name"] == "lrmil seed0 stage3-1a2b"
+        again = [dict(call) for call in calls]
+        calls.clear()
+        for fit_name in fits:
+            make_loggers([name], fit_name)
+        assert calls == again, "a fit that is continued goes on under its name"
+    assert calls[0]["run_name"] == "lrmil seed0 stage3-1a2b"
 
 
 def test_the_table_says_which_fit_a_figure_is_of(tmp_path: Path) -> None:
@@ -101,12 +101,12 @@ def test_the_table_says_which_fit_a_figure_is_of(tmp_path: Path) -> None:
 def test_tensorboard_writes_curves(tmp_path: Path) -> None:
     """One folder of curves a stage, with every figure at its epoch."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    told = plan(
+    logged = plan(
         tmp_path, epochs=2, loggers=make_loggers(["tensorboard"], FitName(tmp_path / "logs", "run", "toy", "1a2b"))
     )
-    events, _ = drained(fit(maker(5), told))
+    events, _ = drained(fit(maker(5), logged))
     curves = accumulator.EventAccumulator(str(tmp_path / "logs" / "tensorboard" / "toy-1a2b")).Reload()
-    points = {(tag, one.step): one.value for tag in curves.Tags()["scalars"] for one in curves.Scalars(tag)}
+    points = {(tag, scalar.step): scalar.value for tag in curves.Tags()["scalars"] for scalar in curves.Scalars(tag)}
     named = {key: value for key, value in points.items() if key[0] != "epoch"}
     expected = figures(events)
     assert {epoch for _, epoch in expected} == {0, 1} and len(expected) >= 8

@@ -55,7 +55,7 @@ def test_two_processes_learn_what_one_learns_and_continue(tmp_path: Path) -> Non
     both = figures(first) | figures(rest)
     assert min(e.done for e in rest if isinstance(e, Progress)) == 4
     assert {v for (name, _), v in both.items() if name == "val/n"} == {47.0}
-    best = [max(v for (name, _), v in found.items() if name == "val/auroc") for found in (figures(alone), both)]
+    best = [max(v for (name, _), v in values.items() if name == "val/auroc") for values in (figures(alone), both)]
     assert best[0] > 0.8
     assert best[1] == pytest.approx(best[0], abs=0.05)
     assert len(both) == 4 * max(e.done for e in rest if isinstance(e, Progress))
@@ -83,13 +83,13 @@ class _Faulty(Toy):
 @pytest.mark.usefixtures("prepared_ranks")
 def test_the_first_reason_is_told(tmp_path: Path) -> None:
     """A rank that fails takes the others with it: what they then complain of is not the reason."""
-    told = plan(tmp_path, devices=2)
+    parallel = plan(tmp_path, devices=2)
     with pytest.raises(LrmilError, match="'ce' is nan at batch 1"):
-        drained(fit(maker(5, _Faulty, fault="nan"), told))
-    found = find_checkpoint(told)
-    assert found is not None and found.epoch == 1
+        drained(fit(maker(5, _Faulty, fault="nan"), parallel))
+    checkpoint = find_checkpoint(parallel)
+    assert checkpoint is not None and checkpoint.epoch == 1
     with pytest.raises(LrmilError, match="toy: process 2 of 2 ended with code 7 and no reason"):
-        drained(fit(maker(5, _Faulty, fault="dies"), told))
+        drained(fit(maker(5, _Faulty, fault="dies"), parallel))
     assert not multiprocessing.active_children()
 
 
@@ -145,13 +145,13 @@ def test_a_whole_run_trains_every_stage_in_two_processes(
         return run_in_processes(make, plan, scale)
 
     monkeypatch.setattr(fitting, "run_in_processes", noted)
-    found, cpu = {}, torch.device("cpu")
+    metrics, cpu = {}, torch.device("cpu")
     for devices in (1, 2):
         run = tmp_path / f"run{devices}"
         *_, last = train(table, run, build_config(settings | {"devices": devices}), cpu)
         assert isinstance(last, Finished)
-        found[devices] = json.loads((run / "metrics.json").read_text())
+        metrics[devices] = json.loads((run / "metrics.json").read_text())
     assert started == [(stage, 2) for stage in ("teacher", "stage1", "stage2", "stage3")]
     assert not multiprocessing.active_children()
-    assert _keys(found[1]) == _keys(found[2]) and "/student/test/paired/teacher/value" in _keys(found[2])
-    assert found[1] != found[2], "two processes take half the steps"
+    assert _keys(metrics[1]) == _keys(metrics[2]) and "/student/test/paired/teacher/value" in _keys(metrics[2])
+    assert metrics[1] != metrics[2], "two processes take half the steps"

@@ -95,8 +95,8 @@ def test_half_written_checkpoint_falls_back_to_the_one_before(tmp_path: Path) ->
     (tmp_path / ".toy.ranks.abc").mkdir()
     last, previous = last_files(plan(tmp_path))
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
-    found = find_checkpoint(plan(tmp_path))
-    assert found is not None and found.path == previous and found.epoch == 3
+    checkpoint = find_checkpoint(plan(tmp_path))
+    assert checkpoint is not None and checkpoint.path == previous and checkpoint.epoch == 3
     events, state = drained(fit(maker(5), plan(tmp_path)))
     _, whole = drained(fit(maker(5), plan(tmp_path / "whole")))
     assert min(e.done for e in events if isinstance(e, Progress)) == 4
@@ -124,8 +124,8 @@ def test_stop_file_ends_after_the_batch(tmp_path: Path) -> None:
     stop.touch()
     with pytest.raises(StoppedError, match=r"toy was stopped because the file .* same command again"):
         drained(stream)
-    found = find_checkpoint(plan(tmp_path))
-    assert found is not None and found.epoch >= 2
+    checkpoint = find_checkpoint(plan(tmp_path))
+    assert checkpoint is not None and checkpoint.epoch >= 2
 
 
 def test_full_disk_is_one_sentence_and_keeps_the_checkpoint_before(
@@ -144,8 +144,8 @@ def test_full_disk_is_one_sentence_and_keeps_the_checkpoint_before(
     with pytest.raises(LrmilError, match=r"toy\.last\.ckpt .*: no space is left on the disk .* same command again"):
         drained(fit(maker(5), plan(tmp_path)))
     assert not list(tmp_path.glob(".*"))
-    found = find_checkpoint(plan(tmp_path))
-    assert found is not None and found.epoch == 2
+    checkpoint = find_checkpoint(plan(tmp_path))
+    assert checkpoint is not None and checkpoint.epoch == 2
     monkeypatch.undo()
     _, state = drained(fit(maker(5), plan(tmp_path)))
     _, whole = drained(fit(maker(5), plan(tmp_path / "whole")))
@@ -156,8 +156,8 @@ def test_nan_says_term_and_batch_and_keeps_the_checkpoint(tmp_path: Path) -> Non
     """The last good checkpoint is that of the epoch before."""
     with pytest.raises(LrmilError, match="loss term 'ce' is nan at batch 2; lower the learning rate"):
         drained(fit(maker(5, bad_batch=302), plan(tmp_path)))
-    found = find_checkpoint(plan(tmp_path))
-    assert found is not None and found.epoch == 3
+    checkpoint = find_checkpoint(plan(tmp_path))
+    assert checkpoint is not None and checkpoint.epoch == 3
 
 
 def test_the_best_figure_comes_with_the_best_state(tmp_path: Path) -> None:

@@ -43,10 +43,10 @@ def drawn(count: int, epoch: int = 0, **settings: Any) -> list[int]:
 def test_patch_dropout_leaves_out_a_share_anew_in_every_epoch() -> None:
     """All patches without it; the same draw for the same epoch; never an empty bag."""
     assert drawn(200) == list(range(200))
-    kept = [drawn(200, epoch, dropout=0.4) for epoch in (0, 1)]
-    assert all(90 < len(one) < 150 for one in kept)
-    assert kept[0] != kept[1]
-    assert kept[0] == drawn(200, 0, dropout=0.4)
+    draws = [drawn(200, epoch, dropout=0.4) for epoch in (0, 1)]
+    assert all(90 < len(draw) < 150 for draw in draws)
+    assert draws[0] != draws[1]
+    assert draws[0] == drawn(200, 0, dropout=0.4)
     assert all(drawn(1, epoch, dropout=0.9) == [0] for epoch in range(9))
 
 

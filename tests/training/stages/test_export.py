@@ -32,18 +32,18 @@ def results(tmp_path: Path) -> list[SlideResult]:
 
 
 def test_the_colour_is_that_of_the_training_slides_alone(results: list[SlideResult]) -> None:
-    found = training_colour(results)
-    assert found is not None and found.slides == FEWEST_SLIDES + 1
+    colour = training_colour(results)
+    assert colour is not None and colour.slides == FEWEST_SLIDES + 1
     stats = []
     for result in results[:-1]:
         with result.row.open() as slide:
             stats.append(color_stats(slide, result.grid).mean)
-    np.testing.assert_allclose(found.mean, np.mean(stats, axis=0), atol=1e-9)
+    np.testing.assert_allclose(colour.mean, np.mean(stats, axis=0), atol=1e-9)
 
 
 def test_slides_that_are_gone_since_cost_no_bundle(results: list[SlideResult]) -> None:
     results[2].row.path.unlink()
-    found = training_colour(results)
-    assert found is not None and found.slides == FEWEST_SLIDES
+    colour = training_colour(results)
+    assert colour is not None and colour.slides == FEWEST_SLIDES
     results[3].row.path.unlink()
     assert training_colour(results) is None

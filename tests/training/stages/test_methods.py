@@ -214,13 +214,15 @@ def test_a_series_keeps_folds_apart_and_goes_on(cohort: Path, base: dict[str, An
     short = {"stage3": {"epochs": 0}, "stage2": {"init": "frozen_head"}, "stage1": {"epochs": 0}, "baselines": []}
     config = build_config(base | short | {"folds": 3})
     events = list(train(cohort, tmp_path, config, CPU))
-    told = json.loads((tmp_path / "metrics.json").read_text())
-    assert told["protocol"] == {"kind": "k-fold cross-validation", "folds": 3, "seeds": 1}
-    assert [(run["fold"], run["seed"]) for run in told["runs"]] == [(0, 0), (1, 0), (2, 0)]
-    assert sum(run["student"]["test"]["auroc"]["n_slides"] for run in told["runs"]) == 6
-    said = [e.message for e in events if isinstance(e, Notice)]
-    assert [m for m in said if m.startswith("4 slides are on the table's fixed test side and stay out of the folds")]
-    assert "student" in told["summary"]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["protocol"] == {"kind": "k-fold cross-validation", "folds": 3, "seeds": 1}
+    assert [(run["fold"], run["seed"]) for run in metrics["runs"]] == [(0, 0), (1, 0), (2, 0)]
+    assert sum(run["student"]["test"]["auroc"]["n_slides"] for run in metrics["runs"]) == 6
+    messages = [e.message for e in events if isinstance(e, Notice)]
+    assert [
+        m for m in messages if m.startswith("4 slides are on the table's fixed test side and stay out of the folds")
+    ]
+    assert "student" in metrics["summary"]
     assert (tmp_path / "bundle" / "lrmil.json").exists()
     assert [type(e).__name__ for e in events].count("Finished") == 1
     files = list(tmp_path.rglob("config.yaml"))
@@ -234,7 +236,7 @@ def test_a_series_keeps_folds_apart_and_goes_on(cohort: Path, base: dict[str, An
     mended = list(train(cohort, tmp_path, config, CPU))
     assert [e.stage for e in mended if isinstance(e, StageDone)].count("evaluation") == 3
     assert (tmp_path / "runs" / "fold1-seed0" / "bundle" / "lrmil.json").exists()
-    assert json.loads((tmp_path / "metrics.json").read_text()) == told
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
 
 
 def test_the_learning_rate_is_chosen_over_all_attempts(cohort: Path, base: dict[str, Any], tmp_path: Path) -> None:
@@ -243,10 +245,10 @@ def test_the_learning_rate_is_chosen_over_all_attempts(cohort: Path, base: dict[
     tuned = {"stage3": TINY["stage3"] | {"epochs": 4, "ema": 0.0, "lr": [1e-4, 3e-2]}}
     config = build_config(base | short | tuned)
 
-    def told(events: Iterable[Event]) -> dict[str, float]:
+    def scores_by_rate(events: Iterable[Event]) -> dict[str, float]:
         return {e.name: e.value for e in events if isinstance(e, Metric) and e.name.startswith("lr ")}
 
-    whole = told(train(cohort, tmp_path / "whole", config, CPU))
+    whole = scores_by_rate(train(cohort, tmp_path / "whole", config, CPU))
     stream = train(cohort, tmp_path / "broken", config, CPU)
     seen = 0
     for event in stream:
@@ -254,7 +256,7 @@ def test_the_learning_rate_is_chosen_over_all_attempts(cohort: Path, base: dict[
         if seen == 7:
             break
     stream.close()
-    assert told(train(cohort, tmp_path / "broken", config, CPU)) == whole
+    assert scores_by_rate(train(cohort, tmp_path / "broken", config, CPU)) == whole
     assert len(whole) == 2
     assert {p.suffix for p in (tmp_path / "broken" / "checkpoints").rglob("stage3*") if p.is_file()} == {
         ".ckpt",
@@ -267,11 +269,11 @@ def test_seeds_differ_and_share_features(cohort: Path, trained: Trained, tmp_pat
     short = {"stage3": {"epochs": 0}, "stage2": {"init": "frozen_head"}, "stage1": {"epochs": 0}, "baselines": []}
     config = build_config(TINY | short | {"encoder": {"teacher": trained.encoder}, "seeds": 2, "seed": 4})
     list(train(cohort, tmp_path, config, CPU))
-    told = json.loads((tmp_path / "metrics.json").read_text())
-    assert told["protocol"]["kind"] == "fixed split"
-    assert [run["seed"] for run in told["runs"]] == [4, 5]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["protocol"]["kind"] == "fixed split"
+    assert [run["seed"] for run in metrics["runs"]] == [4, 5]
     assert len(list((tmp_path / "features").rglob("*.h5"))) == 10
-    briers = {run["teacher"]["test"]["brier"] for run in told["runs"]}
+    briers = {run["teacher"]["test"]["brier"] for run in metrics["runs"]}
     assert len(briers) == 2
 
 
@@ -299,9 +301,9 @@ def test_memory_that_runs_out_halves_stages_1_and_3(
     monkeypatch.setattr(AlignedEncoder, "forward", limited)
     config = build_config(base | {"baselines": []})
     events = list(train(cohort, tmp_path, config, CPU))
-    said = [e.message for e in events if isinstance(e, Notice) and "memory ran out" in e.message]
-    assert {m.split(":")[1].split()[0] for m in said} == {"stage1", "stage3"}
-    assert [m for m in said if "stage1" in m][-1].endswith("0.25 of the batch size")
+    messages = [e.message for e in events if isinstance(e, Notice) and "memory ran out" in e.message]
+    assert {m.split(":")[1].split()[0] for m in messages} == {"stage1", "stage3"}
+    assert [m for m in messages if "stage1" in m][-1].endswith("0.25 of the batch size")
     assert max(most) == 16
     assert isinstance(events[-1], Finished)
 
@@ -352,8 +354,8 @@ def test_a_student_of_another_architecture(cohort: Path, base: dict[str, Any], t
 
 def _by_their_own_statistics(run: Path, events: Sequence[Event], compared: Sequence[str]) -> None:
     """Check that what stage 1 did not teach has the student's own width, 24, and is standardised as such."""
-    said = [e.message for e in events if isinstance(e, Notice)]
-    assert sum("stage 2 starts from a fresh MIL" in m for m in said) == ("stage2_only" in compared)
+    messages = [e.message for e in events if isinstance(e, Notice)]
+    assert sum("stage 2 starts from a fresh MIL" in m for m in messages) == ("stage2_only" in compared)
     assert set(compared) <= set(json.loads((run / "metrics.json").read_text()))
     stages = {"labels_only": "labels_only", "labels_only_finetuned": "finetuned"}
     for name in set(compared) & set(stages):
@@ -454,8 +456,8 @@ def test_a_borrowed_teacher_is_named_not_copied(
     assert "CC-BY-NC-ND-4.0" in Bundle(folder).card.licence
     assert "CC-BY-NC-ND-4.0" in (folder / "README.md").read_text()
     slide_file = next(cohort.parent.glob("*.tif"))
-    for found, works in ((loaded, True), (other, False), (None, False)):
-        monkeypatch.setattr(bundle_module, "resolve_encoder", lambda _, found=found: found)
+    for resolved, works in ((loaded, True), (other, False), (None, False)):
+        monkeypatch.setattr(bundle_module, "resolve_encoder", lambda _, resolved=resolved: resolved)
         with Slide(slide_file) as slide:
             if works:
                 *_, last = predict(slide, Bundle(folder), device=CPU, teacher=TeacherPatches.ALL)

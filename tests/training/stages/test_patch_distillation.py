@@ -61,9 +61,9 @@ def pair_of(targets: Tensor, layer: Tensor, scores: Sequence[float], present: Se
 
 
 def stage(
-    student: Given, standard: FeatureStatistics, config: TrainConfig, watched: FrozenTeacher | None = None
+    student: Given, standard: FeatureStatistics, config: TrainConfig, frozen: FrozenTeacher | None = None
 ) -> PatchDistillationModule:
-    return PatchDistillationModule(cast(AlignedEncoder, student), {LAYER: standard}, config, watched)
+    return PatchDistillationModule(cast(AlignedEncoder, student), {LAYER: standard}, config, frozen)
 
 
 def test_terms_by_hand() -> None:
@@ -116,11 +116,11 @@ def test_targets_of_the_watched_teacher_are_pooled_and_standardised_in_the_order
         EMBEDDING: FeatureStatistics(torch.full((3,), 1.0), torch.full((3,), 2.0)),
         LAYER: FeatureStatistics(torch.zeros(2), torch.full((2,), 4.0)),
     }
-    watched = FrozenTeacher(cast(NetworkEncoder, Given(embedding, tokens)), standards)
-    found = watched.targets(torch.zeros(2, 4, 3, 8, 8, dtype=torch.uint8), (LAYER,))
-    assert found[EMBEDDING].shape == (2, 4, 3)
-    assert found[EMBEDDING][1, 2].tolist() == [2.5] * 3  # child 6: (6 - 1) / 2
-    assert found[LAYER][1, 2].tolist() == [1.5] * 2
+    frozen = FrozenTeacher(cast(NetworkEncoder, Given(embedding, tokens)), standards)
+    targets = frozen.targets(torch.zeros(2, 4, 3, 8, 8, dtype=torch.uint8), (LAYER,))
+    assert targets[EMBEDDING].shape == (2, 4, 3)
+    assert targets[EMBEDDING][1, 2].tolist() == [2.5] * 3  # child 6: (6 - 1) / 2
+    assert targets[LAYER][1, 2].tolist() == [1.5] * 2
 
 
 def test_watched_targets_replace_the_stored_ones() -> None:
@@ -128,8 +128,8 @@ def test_watched_targets_replace_the_stored_ones() -> None:
     student = Given(torch.ones(1, 2), torch.ones(1, 2, 2, 2))
     standard = FeatureStatistics(torch.zeros(2), torch.ones(2))
     teacher = Given(torch.ones(4, 2), torch.ones(4, 2, 3, 3))
-    watched = FrozenTeacher(cast(NetworkEncoder, teacher), {EMBEDDING: standard, LAYER: standard})
-    module = stage(student, standard, config_of(projection="identity"), watched)
+    frozen = FrozenTeacher(cast(NetworkEncoder, teacher), {EMBEDDING: standard, LAYER: standard})
+    module = stage(student, standard, config_of(projection="identity"), frozen)
     stored = pair_of(torch.zeros(1, 4, 2), torch.zeros(1, 4, 2), [0.0] * 4, [True] * 4)
     assert all(float(value) > 0 for value in module.terms(stored).values())
     fresh = PatchPair(
@@ -142,8 +142,8 @@ def test_the_watched_teacher_follows_the_module(monkeypatch: pytest.MonkeyPatch)
     """In a process of its own it is loaded on the CPU, and no checkpoint may hold it: it moves as fitting begins."""
     student, teacher = Given(torch.ones(1, 2), torch.ones(1, 2, 2, 2)), Given(torch.ones(4, 2), torch.ones(4, 2, 3, 3))
     standard = FeatureStatistics(torch.zeros(2), torch.ones(2))
-    watched = FrozenTeacher(cast(NetworkEncoder, teacher), {EMBEDDING: standard, LAYER: standard})
-    module = stage(student, standard, config_of(), watched)
+    frozen = FrozenTeacher(cast(NetworkEncoder, teacher), {EMBEDDING: standard, LAYER: standard})
+    module = stage(student, standard, config_of(), frozen)
     monkeypatch.setattr(PatchDistillationModule, "device", torch.device("cuda", 1))
     module.on_fit_start()
     assert teacher.moved == [torch.device("cuda", 1)]
@@ -162,14 +162,14 @@ def test_the_watched_teacher_answers_on_a_gpu() -> None:
         AlignedEncoder(untrained_encoder(), encoder.dim), {}, config_of(), FrozenTeacher(encoder, standards)
     )
     module.cuda().on_fit_start()
-    watched = module._teacher[0]
-    assert watched is not None
-    found = watched.targets(torch.zeros(1, 4, 3, 64, 64, dtype=torch.uint8, device="cuda"), ())
-    assert found[EMBEDDING].is_cuda
+    frozen = module._teacher[0]
+    assert frozen is not None
+    targets = frozen.targets(torch.zeros(1, 4, 3, 64, 64, dtype=torch.uint8, device="cuda"), ())
+    assert targets[EMBEDDING].is_cuda
 
 
 @pytest.mark.parametrize(
-    ("layers", "changes", "error", "said"),
+    ("layers", "changes", "error", "message"),
     [
         (["late"], {}, EncoderError, "no layer late in given; there are: other"),
         (["gone:other"], {}, EncoderError, "no layer gone"),
@@ -179,7 +179,7 @@ def test_the_watched_teacher_answers_on_a_gpu() -> None:
     ],
 )
 def test_layers_are_checked_without_any_pixel(
-    layers: list[str], changes: dict[str, Any], error: type[Exception] | None, said: str
+    layers: list[str], changes: dict[str, Any], error: type[Exception] | None, message: str
 ) -> None:
     """A student whose layers have other names and widths."""
     teacher, student = (
@@ -189,7 +189,7 @@ def test_layers_are_checked_without_any_pixel(
     if error is None:
         require_matching_encoders(cast(NetworkEncoder, student), cast(NetworkEncoder, teacher), config)
         return
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         require_matching_encoders(cast(NetworkEncoder, student), cast(NetworkEncoder, teacher), config)
 
 

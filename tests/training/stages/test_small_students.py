@@ -42,8 +42,8 @@ def test_a_small_student_is_taught_and_used(name: str, layers: list[str], tmp_pa
     named = {"teacher": str(tmp_path / "teacher.safetensors"), "student": name}
     config = build_config(SHORT | {"encoder": named, "stage1": {"epochs": 1, "layers": layers}})
     events = list(train(tmp_path / "cohort" / "cohort.csv", tmp_path / "run", config, CPU))
-    told = [event.message for event in events if isinstance(event, Notice)]
-    assert isinstance(events[-1], Finished) and any(f"{name} starts with random weights" in text for text in told)
+    messages = [event.message for event in events if isinstance(event, Notice)]
+    assert isinstance(events[-1], Finished) and any(f"{name} starts with random weights" in text for text in messages)
 
     bundle = Bundle(tmp_path / "run" / "bundle")
     assert bundle.card.student.encoder.name == name
