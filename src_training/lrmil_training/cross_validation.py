@@ -91,6 +91,7 @@ def run_series(context: RunContext) -> Generator[Event, None, None]:
         yield Progress("runs", count, len(parts), "runs")
         part_context = _part_context(context, part)
         yield from _run_part(part_context)
+        # After every part, so that a series that is stopped lists what failed so far.
         started = [context.folder / RUNS_FOLDER / other.name for other in parts[: count + 1]]
         merge_failures(context.folder, started)
         metrics = json.loads((part_context.folder / METRICS).read_text(encoding="utf-8"))

@@ -84,7 +84,7 @@ def evaluate_bundle(
         raise LrmilError(f"none of {len(failures)} slides could be read; the reasons are in {folder / 'failures.csv'}")
     card = evaluation.bundle.card
     temperatures = {"student": card.temperature, "teacher": card.teacher_temperature}
-    split = cohort.slides[0].split
+    split = cohort.slides[0].split  # all slides have the same
     metrics = evaluate(cohort, results, BOOTSTRAP_RESAMPLES, splits=(split,), temperatures=temperatures)
     write_json(folder / METRICS, metrics)
     write_json(folder / SLIDES, {"slides": slide_table(cohort, results, temperatures)})
@@ -108,6 +108,7 @@ def _select_cohort(cohort: Cohort, evaluation: ExternalEvaluation) -> Cohort:
             f"{', '.join(classes)} apart; use its names in the table, or another bundle",
         )
     if evaluation.split == ALL_SPLITS:
+        # One split name for all, so that figures are over all slides and not per split.
         slides = tuple(replace(s, split=ALL_SPLITS) for s in slides)
     return replace(cohort, slides=slides, classes=classes)
 

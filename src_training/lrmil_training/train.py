@@ -54,16 +54,18 @@ def train(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.device
     StoppedError
         If the file ``stop`` appeared in the folder. The same call goes on from the last complete epoch.
     """
+    # Licence terms come first, before anything is downloaded or computed with such an encoder.
     for name in dict.fromkeys((config.encoder.teacher, config.encoder.student)):
         licence_notice = encoder_notice(name)
         if licence_notice:
             yield Notice(licence_notice)
     context = _prepare(cohort_csv, out, config, device)
     stages = run_series(context) if is_series(config) else run_stages(context)
+    # The generator is closed before the lock is released, so that no fit writes to a folder of another run.
     with acquire_run_lock(out) as lock, EventLog(out) as log, closing(stages) as events:
         clear_stop(out)
         for event in events:
-            lock.check()
+            lock.check()  # another process may have taken over a lock that seemed dead
             log.write(event)
             _raise_if_stopped(out, event)
             if isinstance(event, Finished):

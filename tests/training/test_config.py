@@ -1,4 +1,4 @@
-"""Configuration: YAML, settings laid over it, and what is refused."""
+"""Configuration: YAML, settings applied to it, and refused values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the losses must not see (padding, order, constants, the number of patches) and what they must keep."""
+"""Properties of the losses: invariance to padding, order, constants and number of patches."""
 
 from __future__ import annotations
 

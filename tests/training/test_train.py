@@ -1,4 +1,4 @@
-"""A whole run on tiny phantom slides, learning on planted signal, and what a run leaves on disk."""
+"""Whole runs on tiny phantom slides: stages, planted signal, and the files of a run folder."""
 
 from __future__ import annotations
 

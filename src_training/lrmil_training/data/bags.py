@@ -101,6 +101,7 @@ def class_weights(targets: Sequence[int], classes: int, mode: str) -> list[float
     counts = np.bincount(targets, minlength=classes)
     if mode == "none":
         return [1.0] * classes
+    # `max` only avoids a division by zero: a class without training slides is refused before.
     return [float(len(targets) / (classes * max(1, count))) for count in counts]
 
 
@@ -128,6 +129,6 @@ class BagDataset(Dataset[BagItem]):
         item = self.bags[index].load()
         if self.dropout == 0:
             return item
-        rng = np.random.default_rng([self.seed, self.epoch, index])
+        rng = np.random.default_rng([self.seed, self.epoch, index])  # independent of earlier draws: see `epochs`
         rows = np.flatnonzero(rng.random(len(item.instances)) >= self.dropout)
         return item.subset(torch.from_numpy(rows)) if len(rows) else item  # an empty bag has no output

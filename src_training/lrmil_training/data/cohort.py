@@ -103,6 +103,7 @@ class Cohort:
     @property
     def sha256(self) -> str:
         """Hash of the data of a run: slides in their order, with patient, label, split, mpp and site."""
+        # Names, not paths: a run folder stays valid if the slides move.
         rows = [(s.name, s.patient, s.label, s.split, s.mpp, s.site) for s in self.slides]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
@@ -139,6 +140,7 @@ def read_cohort(path: Path, *, seed: int = 0) -> Cohort:
         raise CohortError(
             path, f"two slides are named {duplicates[0]}; their features would overwrite each other, rename one"
         )
+    # A partly filled column counts as fixed and is refused below: a guess could put a patient in two splits.
     fixed = any(s.split for s in slides)
     if not fixed:
         slides = assign_splits(slides, seed)
@@ -177,7 +179,7 @@ def read_rows(path: Path, needed: Sequence[str] = REQUIRED_COLUMNS) -> list[dict
     if not path.is_file():
         raise CohortError(path, "there is no such file; expected a CSV table of slides")
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # Excel writes a byte order mark
             reader = csv.DictReader(file)
             rows = list(reader)
     except (OSError, UnicodeDecodeError) as error:
@@ -258,6 +260,7 @@ def assign_splits(slides: Sequence[CohortSlide], seed: int) -> list[CohortSlide]
     splits: dict[str, str] = {}
     for label in sorted(set(labels.values())):
         of_label = sorted(group for group, group_label in labels.items() if group_label == label)
+        # Each class is split on its own, which stratifies by label; sorting makes the draw independent of row order.
         order = rng.permutation(len(of_label))
         ends = np.round(np.cumsum(SPLIT_SHARES) * len(of_label)).astype(int)
         for rank, i in enumerate(order):

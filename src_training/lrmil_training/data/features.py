@@ -103,10 +103,8 @@ def make_features(
 
     Parameters
     ----------
-    slides
-        The slides.
-    request
-        Which features.
+    slides, request
+        Slides, and which features to extract.
     device
         Device of the encoder.
     grids
@@ -117,6 +115,7 @@ def make_features(
     BagError
         If a file in the way has another encoder or resolution, or is of another program: it may be somebody's work.
     """
+    # All files are checked before the first slide is read: a refusal after hours would waste them.
     for row in slides:
         refuse_foreign_features(request.path(row), request)
     failures: dict[str, str] = {}
@@ -125,7 +124,7 @@ def make_features(
         yield Progress(stage, count, len(slides), "slides")
         try:
             yield from _make_slide_features(row, request, device, (grids or {}).get(row.name))
-        except DiskFullError:
+        except DiskFullError:  # an LrmilError too, but every further slide would fail in the same way
             raise
         except LrmilError as error:
             failures[row.name] = str(error)
@@ -153,7 +152,7 @@ def make_lr_features(
     """
     encoder.to(device)
     failures = yield from make_features(cohort.slides, request, device, grids)
-    encoder.cpu()
+    encoder.cpu()  # the GPU's memory is needed by the next fit
     if failures:
         slide, reason = next(iter(failures.items()))
         raise CohortError(cohort.path, f"slide {slide} gave HR but no LR features ({reason})")
@@ -163,7 +162,7 @@ def make_lr_features(
 def _make_slide_features(
     row: CohortSlide, request: FeatureRequest, device: torch.device, stored_grid: NestedGrid | None
 ) -> Generator[Event, None, None]:
-    began = time.process_time()
+    began = time.process_time()  # before opening, because the cost of a slide includes it
     with row.open() as slide:
         if is_up_to_date(request.path(row), slide, request, stored_grid):
             return
@@ -220,6 +219,7 @@ def refuse_foreign_features(path: Path, request: FeatureRequest) -> None:
             f"features of encoder {o.encoder} ({o.encoder_sha256[:8]}), expected {request.encoder_name} "
             f"({request.encoder_sha256[:8]}); {advice}",
         )
+    # Resolutions are compared as stored floats; the tolerance only covers rounding in the file.
     if abs(o.target_mpp - request.mpp) > 1e-9 or o.patch_px != request.patch_px:
         stored, expected = f"{o.patch_px} px of {o.target_mpp:g} µm", f"{request.patch_px} px of {request.mpp:g} µm"
         raise BagError(path, f"features of patches of {stored}, expected {expected}; {advice}")
@@ -265,6 +265,7 @@ def is_up_to_date(path: Path, slide: Slide, request: FeatureRequest, stored_grid
         arrays = [array_location(path, name) for name in ("features", *(f"layers/{name}" for name in request.layers))]
     except BagError:
         return False  # broken, or without a layer: the whole file is written again
+    # The mpp can be corrected in the cohort table without a change of the slide file.
     same_slide = o.slide_fingerprint == slide.fingerprint and abs(o.mpp0 - slide.mpp.mean) < 1e-9
     same_patches = stored_grid is None or np.array_equal(coords, requested_patches(stored_grid, request).corners)
     return bool(arrays) and same_slide and same_patches
@@ -295,17 +296,17 @@ class FeatureTask:
 
     def prepare(self, threads: int) -> None:
         """Set the number of threads that torch uses in this process."""
-        import torch
-
         torch.set_num_threads(threads)
 
     def request(self, loaded: LoadedEncoder) -> FeatureRequest:
         """Return the request for a loaded encoder."""
+        # One resolution only, so HR and LR patches are the same and the grid is not nested.
         plan = PatchPlan(hr_mpp=self.mpp, lr_mpp=self.mpp, hr_patch_px=self.patch_px, lr_patch_px=self.patch_px)
         return FeatureRequest(loaded.encoder, loaded.spec.name, loaded.sha256, plan, high=False, folder=self.folder)
 
     def __call__(self, work: SlideJob) -> Generator[Event, None, TaskResult]:
         """Extract the features of a slide, unless its file is up to date, and write the file."""
+        # Each worker loads the encoder by name, so the name could mean another file by now: the hash decides.
         loaded, row, device = cached_encoder(self.encoder), unlabelled_slide(work), resolve_device(self.device)
         if loaded.sha256 != self.encoder_sha256:
             raise EncoderError(f"{self.encoder} is not the encoder that the work began with; start the call again")

@@ -170,6 +170,7 @@ class PatchPairDataset(Dataset[PatchPair]):
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, index: int) -> PatchPair:
+        # Index -> slide i and position in its draw: pairs of all slides are numbered one after another.
         i = int(np.searchsorted(self._ends, index, side="right"))
         rank = index - (int(self._ends[i - 1]) if i else 0)
         r = self._drawn_patch(i, rank)
@@ -178,6 +179,7 @@ class PatchPairDataset(Dataset[PatchPair]):
         hr = self._hr_pixels(targets, r) if self.with_hr_pixels else np.zeros((n, n, 0, 0, 3), np.uint8)
         if self.augmentation is not None:
             rng = np.random.default_rng([self.seed, self.epoch, i, r])
+            # Pixels, child rows and HR pixels are turned alike, so that every child keeps its place under the patch.
             turn = int(rng.integers(8)) if self.augmentation.turn else 0
             pixels, rows = apply_dihedral(pixels, turn), apply_dihedral(rows, turn)
             hr = _apply_dihedral_to_children(hr, turn)
@@ -189,7 +191,7 @@ class PatchPairDataset(Dataset[PatchPair]):
             pixels=_channels_first(pixels),
             targets=targets.standardised(EMBEDDING, flat),
             layers={name: targets.standardised(name, flat) for name in targets.layers},
-            scores=targets.scores[flat.clamp(min=0)],
+            scores=targets.scores[flat.clamp(min=0)],  # -1 would be the last row; `present` masks these scores
             present=flat >= 0,
             hr_pixels=_channels_first(hr.reshape(n * n, *hr.shape[2:])),
         )
@@ -200,6 +202,7 @@ class PatchPairDataset(Dataset[PatchPair]):
         size = int(self._ends[i] - (self._ends[i - 1] if i else 0))
         if size == count:
             return rank
+        # All pairs of a slide draw from the same permutation, so no patch is drawn twice in an epoch.
         return int(np.random.default_rng([self.seed, self.epoch, i]).permutation(count)[rank])
 
     def _lr_pixels(self, targets: TeacherTargets, r: int) -> NDArray[np.uint8]:
@@ -241,7 +244,7 @@ def jitter_stain(pixels: NDArray[np.uint8], factors: NDArray[np.float64]) -> NDA
 
     Colour deconvolution after Ruifrok and Johnston (2001), in the implementation of scikit-image.
     """
-    from skimage.color import hed2rgb, rgb2hed
+    from skimage.color import hed2rgb, rgb2hed  # slow to import, and needed for this augmentation alone
 
     if pixels.size == 0:
         return pixels

@@ -99,7 +99,7 @@ class TeacherTargets:
         """Return the (R, D) standardised embeddings of the HR patches `rows`, zero for rows of -1."""
         exists = rows >= 0
         embeddings = torch.zeros(len(rows), self.arrays[name].shape[1])
-        if exists.any():
+        if exists.any():  # an empty index would still read the file
             stored = torch.from_numpy(self.arrays[name](rows[exists].numpy()))
             embeddings[exists] = self.standards[name].apply(stored)
         return embeddings

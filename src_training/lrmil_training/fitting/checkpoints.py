@@ -126,7 +126,7 @@ class SaveLastState(Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add key and batch-size share, and drop the loops' state (see the class)."""
         checkpoint[KEY], checkpoint[SCALE] = self.plan.key, self.scale
-        del checkpoint["loops"]
+        del checkpoint["loops"]  # see the class
 
     def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Start with the epoch after the stored one."""
@@ -141,12 +141,13 @@ class SaveLastState(Callback):
         last, previous = last_files(self.plan)
         partial = _partial_path(last)
         try:
+            # Last becomes previous only after the new state is complete, so one readable state always exists.
             trainer.save_checkpoint(partial)  # called in all processes; the first one writes
             if trainer.is_global_zero:
                 if last.exists():
                     os.replace(last, previous)
                 os.replace(partial, last)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             raise_if_full(last, error)
             raise
         finally:

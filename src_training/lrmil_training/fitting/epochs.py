@@ -55,7 +55,7 @@ class EpochSampler(Sampler[int]):
         rank, world = rank_and_world_size()
         if not self.shuffle:
             return iter(range(rank, self.length, world))
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)  # the same in all processes
         return iter(np.resize(order, len(self) * world)[rank::world].tolist())  # resize repeats from the start
 
     def __len__(self) -> int:
@@ -117,7 +117,7 @@ def all_gather_rows(values: Sequence[_Value]) -> list[_Value]:
     world = rank_and_world_size()[1]
     if world == 1:
         return list(values)
-    parts: list[Any] = [None] * world
+    parts: list[Any] = [None] * world  # validation has different numbers of rows per process, so tensors do not fit
     distributed.all_gather_object(parts, list(values))
     return [value for part in parts for value in part]
 

@@ -40,8 +40,7 @@ MIN_SCALE = 1 / 64  # smallest share of the batch size that is tried when a GPU 
 def fit(make: FitFactory, plan: FitPlan) -> Generator[Event, None, StateDict]:
     """Fit a stage and return the state of its best epoch on validation.
 
-    An unfinished stage with the same key is resumed after its last complete epoch. The result equals that of an
-    unbroken fit.
+    An unfinished stage with the same key is resumed after its last complete epoch, with the result of an unbroken fit.
 
     Parameters
     ----------
@@ -54,19 +53,17 @@ def fit(make: FitFactory, plan: FitPlan) -> Generator[Event, None, StateDict]:
     Raises
     ------
     LrmilError
-        If the loss is not finite, a checkpoint cannot be written, or memory runs out.
-    StoppedError
-        If the stop file appeared.
+        If the loss is not finite, a checkpoint cannot be written, memory runs out, or (`StoppedError`) the stop file appears.
     """
     if plan.is_done:
         yield StageDone(plan.stage, 0.0)
         return read_best(plan)
     began = time.perf_counter()
-    plan.mark.unlink(missing_ok=True)
+    plan.mark.unlink(missing_ok=True)  # of another key: a kill must not leave it beside a new checkpoint
     plan.folder.mkdir(parents=True, exist_ok=True)
     resume = find_checkpoint(plan)
     if resume is None:
-        discard_checkpoints(plan)
+        discard_checkpoints(plan)  # they are broken or of another key
     scale, initial = resume.scale if resume else 1.0, StateDict()
     while True:
         try:
@@ -76,7 +73,7 @@ def fit(make: FitFactory, plan: FitPlan) -> Generator[Event, None, StateDict]:
             scale = _halve_scale(make, plan, scale)
         discard_checkpoints(plan)  # schedules count steps, so a smaller batch restarts the stage
         yield Notice(f"the device's memory ran out: {plan.stage} starts again with {scale:.3g} of the batch size")
-    write_text(plan.mark, plan.key)
+    write_text(plan.mark, plan.key)  # after the best state: the mark vouches for it
     discard_checkpoints(plan)
     yield StageDone(plan.stage, time.perf_counter() - began)
     return read_best(plan)
@@ -99,7 +96,7 @@ def _halve_scale(make: FitFactory, plan: FitPlan, scale: float) -> float:
 
 def _log_metrics(plan: FitPlan, events: Generator[Event, None, None]) -> Generator[Event, None, None]:
     """Yield the events, and pass the metrics among them to the loggers."""
-    status = "failed"
+    status = "failed"  # also if the consumer closes the stream before the end
     try:
         for event in events:
             if isinstance(event, Metric):
@@ -115,7 +112,8 @@ def _log_metrics(plan: FitPlan, events: Generator[Event, None, None]) -> Generat
 
 
 def _run_in_thread(make: FitFactory, plan: FitPlan, scale: float, initial: StateDict) -> Generator[Event, None, None]:
-    events: queue.Queue[Event | BaseException | None] = queue.Queue()
+    """Fit in a thread, because Lightning's loop cannot yield, and yield the events that it queues."""
+    events: queue.Queue[Event | BaseException | None] = queue.Queue()  # None marks the end
     cancel = threading.Event()
     arguments = (make, plan, scale, initial, events, cancel)
     thread = threading.Thread(target=_fit_thread_main, args=arguments, name=plan.stage, daemon=True)
@@ -126,7 +124,7 @@ def _run_in_thread(make: FitFactory, plan: FitPlan, scale: float, initial: State
                 raise event
             yield event
     finally:
-        cancel.set()
+        cancel.set()  # if the consumer closed the stream; otherwise the thread has ended
         thread.join()
 
 
@@ -141,7 +139,7 @@ def _fit_thread_main(
         # The frames of the traceback hold the batch. Without them its memory is free for a smaller batch.
         events.put(OutOfMemoryError(str(error)) if is_out_of_memory(error) else error)
     finally:
-        gc.collect()
+        gc.collect()  # module, trainer and callbacks refer to each other and hold memory of the device
         if plan.device.type == "cuda":
             torch.cuda.empty_cache()
         events.put(None)

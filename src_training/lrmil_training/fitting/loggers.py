@@ -130,7 +130,7 @@ def make_loggers(names: Sequence[str], fit: FitName) -> tuple[Logger, ...]:
 
 def require_loggers(names: Sequence[str]) -> None:
     """Raise `ConfigError` if a name is unknown or its package is not installed."""
-    for name in names:
+    for name in names:  # without importing the packages, which takes seconds
         if name not in LOGGER_PACKAGES:
             raise ConfigError(f"loggers: '{name}' is unknown; there are: {', '.join(LOGGER_PACKAGES)}")
         module, package = LOGGER_PACKAGES[name]
@@ -151,6 +151,7 @@ def _tensorboard(fit: FitName) -> Logger:
 
 
 def _wandb(fit: FitName) -> Logger:
+    # Offline by default: nothing leaves the machine unless the user asks for it.
     mode: Any = os.environ.get("WANDB_MODE", "offline")
     fit.folder.mkdir(parents=True, exist_ok=True)
     return WandbLogger(

@@ -44,6 +44,7 @@ def run_in_processes(make: FitFactory, plan: FitPlan, scale: float) -> Generator
     """
     with _payload(make, plan, scale) as file:
         ranks: list[Child] = []
+        # The threads of this machine are divided between the processes: more would only take turns.
         port, threads = _free_port(), max(1, torch.get_num_threads() // plan.devices)
         try:
             for rank in range(plan.devices):
@@ -71,6 +72,7 @@ def _receive_events(plan: FitPlan, ranks: list[Child]) -> Generator[Event, None,
 
 
 def _find_root_cause(plan: FitPlan, waiting: set[Child]) -> RankError | None:
+    """Return the first root cause that other ranks report within `ROOT_CAUSE_TIMEOUT_S`, or None."""
     end = time.monotonic() + ROOT_CAUSE_TIMEOUT_S
     while waiting and time.monotonic() < end:
         for child in wait_for_any(waiting, ROOT_CAUSE_TIMEOUT_S):
@@ -96,6 +98,7 @@ def _receive(plan: FitPlan, child: Child) -> Any:
 @contextmanager
 def _payload(make: FitFactory, plan: FitPlan, scale: float) -> Iterator[Path]:
     """Write `make`, with the tensors that it captured, and the plan to a temporary file, and delete it afterwards."""
+    # `make` is a local function, which pickle cannot store by name.
     import cloudpickle  # type: ignore[import-untyped]
 
     with tempfile.TemporaryDirectory(prefix=temporary_prefix(plan), dir=plan.folder) as folder:

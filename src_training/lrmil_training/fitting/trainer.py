@@ -160,10 +160,8 @@ def run_stage(
 
     Parameters
     ----------
-    make
+    make, plan
         See `fitting.fit`.
-    plan
-        Epochs, seed, device, checkpoints.
     scale
         Share of the batch size.
     initial
@@ -183,7 +181,7 @@ def run_stage(
     if len(train) == 0:
         raise LrmilError(f"{plan.stage}: there is not one whole batch to learn from; use a smaller batch size")
     _quiet_lightning()
-    resume = find_checkpoint(plan)
+    resume = find_checkpoint(plan)  # here and not in the caller: every rank must load it
     selection, trainer = _trainer(plan, scale, resume.epoch if resume else 0, emit, cancelled)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")  # advice for programmers about workers and loggers
@@ -200,6 +198,7 @@ def can_scale(make: FitFactory) -> bool:
 def _require_shared(plan: FitPlan, *loaders: Any) -> None:
     for loader in loaders:
         if plan.devices > 1 and not isinstance(loader.sampler, EpochSampler):
+            # Any other sampler would give all processes the same samples.
             raise TypeError(f"{plan.stage}: loaders for several devices need an EpochSampler, found {loader.sampler}")
 
 
@@ -214,6 +213,8 @@ def _trainer(
     average = _Average(plan.ema) if plan.ema else None
     selection = _Selection(plan.patience, average)
     last = SaveLastState(plan, scale, resumed)
+    # The order matters: validation uses the average before `_Reseed` acts on it, and the state is on disk before its
+    # epoch is reported.
     callbacks = [*([average] if average else []), _Reseed(plan.seed), selection, last, _Report(plan, emit, cancelled)]
     trainer = L.Trainer(
         accelerator={"cuda": "gpu"}.get(plan.device.type, plan.device.type),
@@ -225,8 +226,8 @@ def _trainer(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
+        num_sanity_val_steps=0,  # would call our validation hooks before the first epoch
+        use_distributed_sampler=False,  # `EpochSampler` divides the samples itself
         **_device_arguments(plan),
     )
     return selection, trainer

@@ -77,7 +77,7 @@ class EndToEnd:
     def run(self, context: RunContext, teacher: TeacherOutputs, student: Student) -> Generator[Event, None, Student]:
         """Fine-tune with each learning rate and return the networks that are best on validation, without features."""
         fits: list[tuple[float, Networks]] = []
-        for lr in self.settings.lr:
+        for lr in self.settings.lr:  # each from the same start, hence the copies
             plan = context.fit_plan(self.name, self.settings, [*self.depends, lr])
             networks = yield from fit_end_to_end(
                 (copy.deepcopy(student.encoder), copy.deepcopy(student.require_mil())),
@@ -199,6 +199,7 @@ class DrawnBags(Dataset[Any]):
         rng = np.random.default_rng([self.seed, self.epoch, index])
         count = len(bag.patches)
         size = count if self.max_patches is None else min(self.max_patches, count)
+        # Sorted rows read neighbouring tiles one after another, which the tile cache serves.
         rows = np.arange(count) if size == count else np.sort(rng.permutation(count)[:size])
         if self.dropout:
             remaining = rows[rng.random(len(rows)) >= self.dropout]
@@ -260,6 +261,7 @@ class EndToEndModule(SelectingModule):
 
     def training_step(self, batch: Sequence[DrawnBag], index: int) -> Tensor:
         """Return the loss of a few slides: the encoder runs once over all their patches, the MIL once per slide."""
+        # One pass over all slides of the step uses a GPU better than small passes; the MIL needs slides apart.
         pixels = torch.cat([bag.pixels for bag in batch])
         embeddings = torch.split(self.encode(pixels), [len(bag.pixels) for bag in batch])
         terms: dict[str, Tensor] = {}
@@ -349,6 +351,7 @@ def fit_end_to_end(
     def make(scale: float = 1.0) -> tuple[EndToEndModule, DataLoader[Any], DataLoader[Any]]:
         slides, patches = scale_step(step.slides, step.patches, scale)
         data = DrawnBags(bags["train"], handles, patches, augment=step.augment, seed=plan.seed, dropout=step.dropout)
+        # An incomplete last step is dropped, unless it is the only one.
         order, has_full_step = EpochSampler(len(data), plan.seed), len(data) >= slides
         train: DataLoader[Any] = DataLoader(data, slides, sampler=order, collate_fn=list, drop_last=has_full_step)
         val = DrawnBags(bags["val"], handles, None, augment=False, seed=plan.seed)
@@ -362,7 +365,7 @@ def fit_end_to_end(
     try:
         state = yield from fit(make, plan)
     finally:
-        handles.close()
+        handles.close()  # also if the consumer closes the stream
     for prefix, network in (("student.", student), ("mil.", mil)):
         network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         network.cpu().eval().requires_grad_(False)

@@ -39,6 +39,7 @@ def evaluate_run(
     students
         Method -> trained student.
     """
+    # All methods have the slides of the teacher's outputs in the same order, which paired tests rely on.
     results = {"teacher": _teacher_results(teacher)}
     results |= {name: _student_results(teacher, student) for name, student in students.items()}
     began = time.perf_counter()
@@ -65,7 +66,7 @@ def _student_results(teacher: TeacherOutputs, student: Student) -> list[SlideRes
     mil, features = student.require_mil(), student.require_features()
     results = []
     for name, targets in teacher.slides.items():
-        pooled = pool_bag(mil, features[name](), CPU)
+        pooled = pool_bag(mil, features[name](), CPU)  # on the CPU, so that figures do not depend on the device
         results.append(_slide_result(targets, features[name], pooled.logits, pooled.attention, high=False))
     return results
 

@@ -35,6 +35,7 @@ def export_bundle(
         "metrics": summary(evaluation.metrics),
         "colour": training_colour(results["student"]),
     }
+    # The teacher's encoder may still be on the GPU; bundles are written from the CPU.
     networks = StudentNetwork(student.encoder, student.require_mil())
     return write_bundle(folder, card, networks, TeacherNetwork(context.encoder.encoder.cpu(), teacher.mil))
 
@@ -63,6 +64,7 @@ def summary(metrics: Mapping[str, Any]) -> dict[str, str]:
     for method, splits in metrics.items():
         for split, figures in splits.items():
             auroc = figures["auroc"]
+            # An undefined figure, for example with a missing class, has no line.
             if auroc["value"] is not None and auroc["low"] is not None:
                 span = f"{auroc['value']:.3f} ({auroc['low']:.3f} to {auroc['high']:.3f})"
                 lines[f"{method}, {split}: AUROC"] = (

@@ -81,7 +81,7 @@ class FrozenTeacher:
     def targets(self, hr_pixels: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """Return ``features`` and layer name -> (B, n², D) standardised embeddings of (B, n², 3, q, q) pixels."""
         batch, children = hr_pixels.shape[:2]
-        with torch.no_grad():
+        with torch.no_grad():  # targets: no gradient reaches the teacher
             encoded = self.encoder(hr_pixels.flatten(0, 1), layers)
         embeddings = {EMBEDDING: encoded.embedding, **{name: encoded.maps[name].mean(dim=(2, 3)) for name in layers}}
         return {
@@ -174,6 +174,7 @@ class PatchDistillationModule(L.LightningModule):
         for name, projection in self.projections.items():
             projected = projection(losses.child_blocks(encoded.maps[self.student_layers[name]], n))
             term = losses.layer_loss(projected, targets[name], batch.present)
+            # The mean over layers: the weight of the term does not depend on how many layers it compares.
             terms[f"layer_{name}"] = stage.lambda_layer * term / len(self.projections)
         return terms
 
@@ -212,6 +213,7 @@ class PatchDistillationModule(L.LightningModule):
         stage = self.settings.stage1
         optimizer = torch.optim.AdamW(self.parameters(), lr=stage.lr, weight_decay=stage.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
+        # OneCycleLR needs two steps; a fit of one batch and one epoch has one.
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, stage.lr, total_steps=max(2, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -303,14 +305,12 @@ def fit_patch_distillation(
 
     Parameters
     ----------
-    student
-        The encoder to fit.
+    student, teacher
+        The encoder to fit, and the HR encoder, which is used if targets are computed on the fly.
     targets
         ``train`` and ``val`` -> the teacher's targets for the slides of that side.
     config, plan
-        Configuration of the method, and how to fit.
-    teacher
-        The HR encoder, used if targets are computed on the fly.
+        Configuration of the method, and plan of the fit.
     """
     data = make_pair_datasets(targets, config, plan.seed)
     first = targets["train"][0]
@@ -320,6 +320,7 @@ def fit_patch_distillation(
     def make(
         scale: float = 1.0,
     ) -> tuple[PatchDistillationModule, DataLoader[PatchPair], DataLoader[PatchPair]]:
+        # Smaller than the batch size on tiny cohorts, or `drop_last` would drop the only batch.
         size = max(1, int(scale * min(config.stage1.batch_size, len(data["train"]))))
         order = {side: EpochSampler(len(pairs), plan.seed, shuffle=side == "train") for side, pairs in data.items()}
         train = DataLoader(data["train"], size, sampler=order["train"], collate_fn=collate_pairs, drop_last=True)

@@ -78,6 +78,7 @@ class RunContext:
         depends
             Values, ready for JSON, that the result depends on in addition to `settings` and the run's own settings.
         """
+        # The first digits of the key in the folder name let methods with different settings keep a fit each.
         key = self._key([stage, hashed_values(settings), list(depends)])
         return FitPlan(
             stage=stage,
@@ -126,7 +127,7 @@ class RunContext:
             encoder_sha256=sha256,
             plan=self.config.plan,
             high=False,
-            folder=self.folder / FEATURES,
+            folder=self.folder / FEATURES,  # never shared: the encoder is of this run alone
             input_px=self.config.student_input_px,
         )
 

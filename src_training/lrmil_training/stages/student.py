@@ -32,9 +32,10 @@ def initial_encoder(context: RunContext, teacher: TeacherOutputs, *, aligned: bo
     name = context.config.encoder.student
     source = context.encoder if name == "teacher" else find_encoder(name)
     copy = build_encoder(source.spec)
-    copy.load_state_dict(source.encoder.state_dict())
+    copy.load_state_dict(source.encoder.state_dict())  # a copy: the teacher must not learn with the student
+    # Seed of the projection's weights; forked, so that other draws do not depend on whether a student was made.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stage_seed(context.config.seed, "student"))  # of the weights of the projection
+        torch.manual_seed(stage_seed(context.config.seed, "student"))
         student = AlignedEncoder(copy, context.encoder.encoder.dim if aligned else copy.dim)
     if aligned:
         student.set_standard(teacher.embedding_statistics.mean, teacher.embedding_statistics.deviation)
@@ -49,7 +50,7 @@ class UntrainedEncoder:
         """Round the encoder."""
         round_to_half(student.encoder)
         return student
-        yield  # a generator like all stages, though without an event
+        yield  # makes this a generator, as all stages are, though it has no event
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ def extract_hr_features(context: RunContext) -> Generator[Event, None, HrFeature
     request = context.hr_request()
     context.encoder.encoder.to(context.device)
     failures = yield from make_features(context.cohort.slides, request, context.device)
+    # The list is written before the check below, so that it explains a class that is missing afterwards.
     write_failures(context.folder, "features", failures, {s.name for s in context.cohort.slides})
     cohort = context.cohort.without(set(failures))
     require_classes(cohort, ("train", "val"))
@@ -42,6 +43,7 @@ def extract_hr_features(context: RunContext) -> Generator[Event, None, HrFeature
         path = request.path(slide)
         layers = {name: StoredRows.of(path, f"layers/{name}") for name in request.layers}
         arrays[slide.name] = {EMBEDDING: StoredRows.of(path)} | layers
+    # Statistics of training slides alone: validation and test slides must not influence the fit.
     train = [arrays[s.name] for s in cohort.of("train")]
     statistics = {name: feature_statistics([by_name[name] for by_name in train]) for name in train[0]}
     return HrFeatures(cohort, arrays, statistics)

@@ -1,4 +1,4 @@
-"""Cohort tables: what is refused, in one sentence that says what to do, and how splits are dealt."""
+"""Cohort tables: one-sentence errors that say what to do, and assigned splits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LR features hang on the stored HR patches: every LR row stands for the children that the teacher saw."""
+"""LR features of stored HR patches: every LR row stands for the children that the teacher saw."""
 
 from __future__ import annotations
 

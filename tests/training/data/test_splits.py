@@ -1,4 +1,4 @@
-"""Folds: every slide is tested once, patients and their parts stay together, and what cannot be dealt is refused."""
+"""Folds: every slide is tested once, patients and their parts stay together, impossible folds are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of every epoch in other places; two of them are optional packages."""
+"""Loggers of the metrics of every epoch; two of them need optional packages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A broken run equals a whole one: killed, stopped, cancelled, out of disk, with half-written checkpoints."""
+"""Resumed fits: killed, stopped, cancelled, out of disk, with half-written checkpoints; the result is the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which patches of a slide are drawn, as a function of seed, epoch and slide."""
+"""Draws of patches in stage 3, as a function of seed, epoch and slide."""
 
 from __future__ import annotations
 

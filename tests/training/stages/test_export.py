@@ -1,4 +1,4 @@
-"""What a bundle tells of its training slides: their colour, measured where they are still there."""
+"""Stain colour in the bundle of a run, also with slides that cannot be opened any more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run compares: every method is the run's configuration but for what makes it, and stages are shared."""
+"""Methods of a run: their lists of stages, their settings, and whole runs that share stages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 1's terms by hand, with a student and a teacher whose outputs are given."""
+"""Loss terms of stage 1 by hand, with a student and a teacher whose outputs are given."""
 
 from __future__ import annotations
 

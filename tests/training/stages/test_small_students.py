@@ -1,4 +1,4 @@
-"""Small students by name: they are taught, and a bundle with one is used like any other."""
+"""Small students by name: stage 1 trains them, and a bundle with one is used like any other."""
 
 from __future__ import annotations
 
