@@ -240,11 +240,11 @@ def test_turning_keeps_patch_and_children_together(run: tuple[Path, list[Event]]
         grey = np.array([[slide.read(box, (64, 64)).mean()] for box in boxes], dtype=np.float32)
     write_bag(tmp_path / "grey.h5", Bag(grey, bag.coords, bag.origin))
     arrays = {EMBEDDING: StoredRows.of(tmp_path / "grey.h5")}
-    standards = {EMBEDDING: FeatureStatistics(torch.zeros(1), torch.ones(1))}
+    statistics = {EMBEDDING: FeatureStatistics(torch.zeros(1), torch.ones(1))}
     from lrmil_training.data.cohort import CohortSlide
 
     row = CohortSlide(slide_file, "p", "normal", "train")
-    taught = TeacherTargets(row, grid, arrays, standards, torch.zeros(len(grey)), torch.zeros(2))
+    taught = TeacherTargets(row, grid, arrays, statistics, torch.zeros(len(grey)), torch.zeros(2))
     plan = build_config(TINY).plan
     data = PatchPairDataset([taught], plan, augmentation=Augmentation(), seed=5, with_hr_pixels=True)
     for epoch in range(4):

@@ -75,7 +75,7 @@ class TeacherTargets:
         Nested HR and LR grids, rebuilt from the stored HR coordinates.
     arrays
         ``features`` and layer name -> stored HR embeddings, (K, D) and (K, D_l).
-    standards
+    statistics
         The same names -> statistics over the training slides.
     scores
         (K,) attention scores of HR patches, before the softmax.
@@ -86,7 +86,7 @@ class TeacherTargets:
     row: CohortSlide
     grid: NestedGrid
     arrays: Mapping[str, StoredRows]
-    standards: Mapping[str, FeatureStatistics]
+    statistics: Mapping[str, FeatureStatistics]
     scores: Tensor
     logits: Tensor
 
@@ -101,7 +101,7 @@ class TeacherTargets:
         embeddings = torch.zeros(len(rows), self.arrays[name].shape[1])
         if exists.any():  # an empty index would still read the file
             stored = torch.from_numpy(self.arrays[name](rows[exists].numpy()))
-            embeddings[exists] = self.standards[name].apply(stored)
+            embeddings[exists] = self.statistics[name].apply(stored)
         return embeddings
 
     @cached_property

@@ -53,7 +53,7 @@ def fit(make: FitFactory, plan: FitPlan) -> Generator[Event, None, StateDict]:
     Raises
     ------
     LrmilError
-        If the loss is not finite, a checkpoint cannot be written, memory runs out, or (`StoppedError`) the stop file appears.
+        If the loss is not finite, a checkpoint cannot be written, or memory runs out; `StoppedError` if asked to stop.
     """
     if plan.is_done:
         yield StageDone(plan.stage, 0.0)

@@ -67,12 +67,12 @@ class FrozenTeacher:
     ----------
     encoder
         The network.
-    standards
+    statistics
         ``features`` and layer name -> statistics that standardise its embeddings.
     """
 
     encoder: NetworkEncoder
-    standards: Mapping[str, FeatureStatistics]
+    statistics: Mapping[str, FeatureStatistics]
 
     def to(self, device: torch.device) -> None:
         """Move the encoder to the device of the pixels. A process of several loads it on the CPU."""
@@ -85,7 +85,7 @@ class FrozenTeacher:
             encoded = self.encoder(hr_pixels.flatten(0, 1), layers)
         embeddings = {EMBEDDING: encoded.embedding, **{name: encoded.maps[name].mean(dim=(2, 3)) for name in layers}}
         return {
-            name: self.standards[name].to(value.device).apply(value).reshape(batch, children, -1)
+            name: self.statistics[name].to(value.device).apply(value).reshape(batch, children, -1)
             for name, value in embeddings.items()
         }
 
@@ -116,7 +116,7 @@ class PatchDistillationModule(L.LightningModule):
     ----------
     student
         The encoder that learns.
-    standards
+    statistics
         Layer name -> the teacher's training statistics of its pooled embedding at that layer.
     config
         Configuration of the method.
@@ -132,12 +132,12 @@ class PatchDistillationModule(L.LightningModule):
     def __init__(
         self,
         student: AlignedEncoder,
-        standards: Mapping[str, FeatureStatistics],
+        statistics: Mapping[str, FeatureStatistics],
         config: TrainConfig,
         teacher: FrozenTeacher | None = None,
     ) -> None:
         super().__init__()
-        self.student_layers = {name: student_layer(name, config.stage1.layers) for name in standards}
+        self.student_layers = {name: student_layer(name, config.stage1.layers) for name in statistics}
         require_layers(student.encoder, tuple(self.student_layers.values()))
         self.student, self.settings = student, config
         self._means = {side: EpochMeans(side) for side in ("train", "val")}
@@ -145,7 +145,7 @@ class PatchDistillationModule(L.LightningModule):
         is_learned = config.stage1.projection == "learned"
         widths = {name: student.layers[layer] for name, layer in self.student_layers.items()}
         self.projections = nn.ModuleDict(
-            {name: _make_projection(name, widths[name], standard, is_learned) for name, standard in standards.items()}
+            {name: _make_projection(name, widths[name], values, is_learned) for name, values in statistics.items()}
         )
 
     def on_fit_start(self) -> None:
@@ -314,8 +314,8 @@ def fit_patch_distillation(
     """
     data = make_pair_datasets(targets, config, plan.seed)
     first = targets["train"][0]
-    layers = {name: first.standards[name] for name in first.layers}
-    frozen = FrozenTeacher(teacher, first.standards) if config.stage1.targets == "on_the_fly" else None
+    layers = {name: first.statistics[name] for name in first.layers}
+    frozen = FrozenTeacher(teacher, first.statistics) if config.stage1.targets == "on_the_fly" else None
 
     def make(
         scale: float = 1.0,

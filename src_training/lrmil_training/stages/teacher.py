@@ -71,7 +71,7 @@ def _teacher_targets(context: RunContext, slide: CohortSlide, mil: GatedAttentio
         row=slide,
         grid=grid_from_coords(origin, coords, context.config.plan.n),
         arrays=arrays,
-        standards=hr.statistics,
+        statistics=hr.statistics,
         scores=torch.from_numpy(pooled.scores),
         logits=torch.from_numpy(pooled.logits),
     )

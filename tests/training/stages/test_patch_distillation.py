@@ -61,9 +61,9 @@ def pair_of(targets: Tensor, layer: Tensor, scores: Sequence[float], present: Se
 
 
 def stage(
-    student: Given, standard: FeatureStatistics, config: TrainConfig, frozen: FrozenTeacher | None = None
+    student: Given, statistics: FeatureStatistics, config: TrainConfig, frozen: FrozenTeacher | None = None
 ) -> PatchDistillationModule:
-    return PatchDistillationModule(cast(AlignedEncoder, student), {LAYER: standard}, config, frozen)
+    return PatchDistillationModule(cast(AlignedEncoder, student), {LAYER: statistics}, config, frozen)
 
 
 def test_terms_by_hand() -> None:
@@ -101,10 +101,10 @@ def test_a_map_like_the_teachers_costs_nothing_under_the_identity() -> None:
     rng = torch.Generator().manual_seed(3)
     tokens = 40 + 9 * torch.randn(1, 5, 4, 4, generator=rng)  # 2 x 2 tokens to a child
     raw = losses.child_blocks(tokens, 2)
-    standard = FeatureStatistics(raw.mean((0, 1)), raw.std((0, 1)) + 0.1)
+    statistics = FeatureStatistics(raw.mean((0, 1)), raw.std((0, 1)) + 0.1)
     student = Given(torch.zeros(1, 5), tokens)
-    pair = pair_of(torch.zeros(1, 4, 5), standard.apply(raw), [0.0] * 4, [True] * 4)
-    terms = stage(student, standard, config_of(projection="identity", lambda_layer=1.0)).terms(pair)
+    pair = pair_of(torch.zeros(1, 4, 5), statistics.apply(raw), [0.0] * 4, [True] * 4)
+    terms = stage(student, statistics, config_of(projection="identity", lambda_layer=1.0)).terms(pair)
     assert float(terms[f"layer_{LAYER}"]) == pytest.approx(0.0, abs=1e-9)
 
 
@@ -112,11 +112,11 @@ def test_targets_of_the_watched_teacher_are_pooled_and_standardised_in_the_order
     """Two patches of four children: (8, ...) answers come back as (2, 4, ...), in units of the deviation."""
     embedding = torch.arange(8.0)[:, None].repeat(1, 3)
     tokens = torch.arange(8.0).reshape(8, 1, 1, 1).expand(8, 2, 3, 3)
-    standards = {
+    statistics = {
         EMBEDDING: FeatureStatistics(torch.full((3,), 1.0), torch.full((3,), 2.0)),
         LAYER: FeatureStatistics(torch.zeros(2), torch.full((2,), 4.0)),
     }
-    frozen = FrozenTeacher(cast(NetworkEncoder, Given(embedding, tokens)), standards)
+    frozen = FrozenTeacher(cast(NetworkEncoder, Given(embedding, tokens)), statistics)
     targets = frozen.targets(torch.zeros(2, 4, 3, 8, 8, dtype=torch.uint8), (LAYER,))
     assert targets[EMBEDDING].shape == (2, 4, 3)
     assert targets[EMBEDDING][1, 2].tolist() == [2.5] * 3  # child 6: (6 - 1) / 2
@@ -126,10 +126,10 @@ def test_targets_of_the_watched_teacher_are_pooled_and_standardised_in_the_order
 def test_watched_targets_replace_the_stored_ones() -> None:
     """The terms see the fresh targets where there are pixels to make them of, as in training, not in validation."""
     student = Given(torch.ones(1, 2), torch.ones(1, 2, 2, 2))
-    standard = FeatureStatistics(torch.zeros(2), torch.ones(2))
+    statistics = FeatureStatistics(torch.zeros(2), torch.ones(2))
     teacher = Given(torch.ones(4, 2), torch.ones(4, 2, 3, 3))
-    frozen = FrozenTeacher(cast(NetworkEncoder, teacher), {EMBEDDING: standard, LAYER: standard})
-    module = stage(student, standard, config_of(projection="identity"), frozen)
+    frozen = FrozenTeacher(cast(NetworkEncoder, teacher), {EMBEDDING: statistics, LAYER: statistics})
+    module = stage(student, statistics, config_of(projection="identity"), frozen)
     stored = pair_of(torch.zeros(1, 4, 2), torch.zeros(1, 4, 2), [0.0] * 4, [True] * 4)
     assert all(float(value) > 0 for value in module.terms(stored).values())
     fresh = PatchPair(
@@ -141,9 +141,9 @@ def test_watched_targets_replace_the_stored_ones() -> None:
 def test_the_watched_teacher_follows_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process of its own it is loaded on the CPU, and no checkpoint may hold it: it moves as fitting begins."""
     student, teacher = Given(torch.ones(1, 2), torch.ones(1, 2, 2, 2)), Given(torch.ones(4, 2), torch.ones(4, 2, 3, 3))
-    standard = FeatureStatistics(torch.zeros(2), torch.ones(2))
-    frozen = FrozenTeacher(cast(NetworkEncoder, teacher), {EMBEDDING: standard, LAYER: standard})
-    module = stage(student, standard, config_of(), frozen)
+    statistics = FeatureStatistics(torch.zeros(2), torch.ones(2))
+    frozen = FrozenTeacher(cast(NetworkEncoder, teacher), {EMBEDDING: statistics, LAYER: statistics})
+    module = stage(student, statistics, config_of(), frozen)
     monkeypatch.setattr(PatchDistillationModule, "device", torch.device("cuda", 1))
     module.on_fit_start()
     assert teacher.moved == [torch.device("cuda", 1)]
@@ -157,9 +157,9 @@ def test_the_watched_teacher_answers_on_a_gpu() -> None:
     from support.networks import untrained_encoder
 
     encoder = untrained_encoder()
-    standards = {EMBEDDING: FeatureStatistics(torch.zeros(encoder.dim), torch.ones(encoder.dim))}
+    statistics = {EMBEDDING: FeatureStatistics(torch.zeros(encoder.dim), torch.ones(encoder.dim))}
     module = PatchDistillationModule(
-        AlignedEncoder(untrained_encoder(), encoder.dim), {}, config_of(), FrozenTeacher(encoder, standards)
+        AlignedEncoder(untrained_encoder(), encoder.dim), {}, config_of(), FrozenTeacher(encoder, statistics)
     )
     module.cuda().on_fit_start()
     frozen = module._teacher[0]
