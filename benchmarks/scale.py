@@ -24,7 +24,7 @@ LINKS = {  # MB a second that a store gives in the long run, as their makers hav
     "network of 10 Gbit/s": 1_150,
     "NVMe SSD": 3_000,
 }
-SETUPS = ("LR, what predict runs", "HR, our runtime", "what users run today")
+SETUPS = ("LR, predict defaults", "HR, fast runtime", "baseline pipeline")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What an answer costs on a CPU, with small students, step by step: LR against HR, and against what users run today.
+"""What an answer costs on a CPU, with small students, step by step: LR against HR, and against baseline pipeline.
 
     python benchmarks/speed.py SLIDE… --work DIR [--student NAME=BUNDLE…] [--bundle BUNDLE…] [--write PAGE]
 
@@ -26,10 +26,10 @@ from real_tissue_table import put_between
 from napari_lrmil.cli.console import show_progress
 from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.benchmark import (
-    BESIDE,
     CHAIN,
     HR_STUDENT,
     LR,
+    REFERENCE_SETUPS,
     Measurement,
     MeasurementSpec,
     benchmark_json,
@@ -79,7 +79,7 @@ def main() -> None:
         for (name, mpp), bundle in bundles.items():
             if slide != args.slides[0] and name != SMALL:
                 continue
-            setups = [*CHAIN, *BESIDE] if (name, mpp) == (SMALL, 2.0) else [HR_STUDENT, LR, *BESIDE]
+            setups = [*CHAIN, *REFERENCE_SETUPS] if (name, mpp) == (SMALL, 2.0) else [HR_STUDENT, LR, *REFERENCE_SETUPS]
             question = MeasurementSpec(slide, bundle.path, repeats=args.repeats, most_patches=args.most_patches)
             key = (slide.name, name, mpp)
             found[key] = show_progress(measure_all(question, setups), " ".join(map(str, key)))

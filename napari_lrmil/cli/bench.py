@@ -51,8 +51,8 @@ def bench(
         MeasurementSpec,
         benchmark_json,
         factor_table,
-        how_measured,
         measure_all,
+        measurement_notes,
         step_table,
     )
     from napari_lrmil.core.features.devices import resolve_device
@@ -76,7 +76,7 @@ def bench(
         setups = _setups(baseline=baseline and not measured, teacher=teacher)  # the baseline knows no bundle
         found = show_progress(measure_all(question, setups), model.name, shown_notices=told)
         measured.append({"model": model.name, **benchmark_json(question, found)})
-        pages += [f"## {slide.name}, {model.name}", how_measured(question), step_table(found), factor_table(found)]
+        pages += [f"## {slide.name}, {model.name}", measurement_notes(question), step_table(found), factor_table(found)]
         write_json(folder / BENCH, {"measured": measured})
         write_text(folder / TABLE, "\n\n".join(pages) + "\n")
         _print(model.name, found)
@@ -86,10 +86,10 @@ def bench(
 
 
 def _setups(*, baseline: bool, teacher: bool) -> list[Any]:
-    from napari_lrmil.core.benchmark import BESIDE, CHAIN, TEACHER, TODAY
+    from napari_lrmil.core.benchmark import BASELINE, CHAIN, REFERENCE_SETUPS, TEACHER
 
-    chain = [setup for setup in CHAIN if baseline or setup != TODAY]
-    return [*chain, *BESIDE, *([TEACHER] if teacher else [])]
+    chain = [setup for setup in CHAIN if baseline or setup != BASELINE]
+    return [*chain, *REFERENCE_SETUPS, *([TEACHER] if teacher else [])]
 
 
 def _print(name: str, found: list[Any]) -> None:

@@ -15,7 +15,7 @@ def encoders(
     name: Annotated[str | None, typer.Argument(help="one of the registry, to see all that is told of it")] = None,
 ) -> None:
     """List what can be an encoder: our families, and the registry of foundation encoders with licence and terms."""
-    from napari_lrmil.core.encoders import KINDS, TRAINABLE, foundation_card, foundation_cards
+    from napari_lrmil.core.encoders import ACCEPTED_ENCODERS, TRAINABLE, foundation_card, foundation_cards
     from napari_lrmil.core.errors import EncoderError
 
     if name is not None:
@@ -28,7 +28,7 @@ def encoders(
             out.print(f"{key:15} {value}", highlight=False, soft_wrap=True)
         return
     out.print(f"teacher and student: {', '.join(TRAINABLE)}", highlight=False)
-    out.print(f"named by {KINDS}", highlight=False, soft_wrap=True)
+    out.print(f"named by {ACCEPTED_ENCODERS}", highlight=False, soft_wrap=True)
     try:
         cards = foundation_cards()
     except EncoderError as error:

@@ -36,7 +36,7 @@ def test_bench_measures_and_draws(call: Call, tmp_path: Path) -> None:
     stored = json.loads((tmp_path / "out" / "bench.json").read_text())
     assert [one["model"] for one in stored["measured"]] == ["one", "two"]
     names = [one["setup"]["name"] for one in stored["measured"][0]["setups"]]
-    assert "what users run today" not in names and "LR, what predict runs" in names
+    assert "baseline pipeline" not in names and "LR, predict defaults" in names
     pareto = json.loads((tmp_path / "out" / "pareto.json").read_text())
     assert {p["name"] for p in pareto["points"]} == {
         f"{n}, {w}" for n in ("one", "two") for w in ("student", "teacher")

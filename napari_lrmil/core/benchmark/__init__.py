@@ -2,24 +2,24 @@
 
 from napari_lrmil.core.benchmark.measure import Measurement, MeasurementSpec, measure_all
 from napari_lrmil.core.benchmark.pareto import cost_points, write_pareto
-from napari_lrmil.core.benchmark.setups import BESIDE, CHAIN, HR_STUDENT, LR, TEACHER, TODAY, Setup
+from napari_lrmil.core.benchmark.setups import BASELINE, CHAIN, HR_STUDENT, LR, REFERENCE_SETUPS, TEACHER, Setup
 from napari_lrmil.core.benchmark.tables import (
     SpeedupFactor,
     benchmark_json,
     factor_table,
-    how_measured,
+    measurement_notes,
     resolution_shares,
     speedup_factors,
     step_table,
 )
 
 __all__ = [
-    "BESIDE",
+    "BASELINE",
     "CHAIN",
     "HR_STUDENT",
     "LR",
+    "REFERENCE_SETUPS",
     "TEACHER",
-    "TODAY",
     "Measurement",
     "MeasurementSpec",
     "Setup",
@@ -27,8 +27,8 @@ __all__ = [
     "benchmark_json",
     "cost_points",
     "factor_table",
-    "how_measured",
     "measure_all",
+    "measurement_notes",
     "resolution_shares",
     "speedup_factors",
     "step_table",

@@ -35,7 +35,9 @@ from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.visualize.overlay import COLORMAP, rasterize_patches
 
 STEPS = ("open", "tissue", "read", "encode", "mil", "overlay")
-RUN = 2 * BATCH  # patches side by side that a sample is made of: neighbours share tiles of the file, as in earnest
+SAMPLE_RUN = (
+    2 * BATCH
+)  # patches side by side that a sample is made of: neighbours share tiles of the file, as in earnest
 
 
 @dataclass(frozen=True)
@@ -279,7 +281,7 @@ class _Bench:
 
     def _prepared(self, slide: Slide, ground: TissueGrid) -> Runtime:
         """Return a runtime that was compared as `predict` does it: the student on LR patches, at either resolution."""
-        if isinstance(self.network, _Today):
+        if isinstance(self.network, _BaselineNetwork):
             return self.runtime
         card, patches = self.bundle.card, self._patches(ground)
         look = (student_input if self.setup.encoder == STUDENT else teacher_input)(card, ground.grid)
@@ -310,15 +312,15 @@ class _Bench:
         return median(cpu), median(wall)
 
 
-class _Today(nn.Module):
+class _BaselineNetwork(nn.Module):
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.encoder, self.mil = ResNetEmbedder(), GatedAttentionMIL(RESNET_DIM, classes).eval().requires_grad_(False)
 
 
-def _network(setup: Setup, bundle: Bundle) -> StudentNetwork | TeacherNetwork | _Today:
+def _network(setup: Setup, bundle: Bundle) -> StudentNetwork | TeacherNetwork | _BaselineNetwork:
     if setup.encoder == RESNET:
-        return _Today(len(bundle.card.classes))
+        return _BaselineNetwork(len(bundle.card.classes))
     return bundle.student if setup.encoder == STUDENT else bundle.teacher
 
 
@@ -326,9 +328,9 @@ def sample_rows(total: int, most: int) -> Int64:
     """Return the rows to measure: all of them, or about `most`, in runs of neighbours that are spread evenly."""
     if total <= most:
         return np.arange(total, dtype=np.int64)
-    runs = max(1, most // RUN)
-    starts = np.linspace(0, total - RUN, runs).round().astype(np.int64)
-    return np.unique((starts[:, None] + np.arange(RUN)).ravel())
+    runs = max(1, most // SAMPLE_RUN)
+    starts = np.linspace(0, total - SAMPLE_RUN, runs).round().astype(np.int64)
+    return np.unique((starts[:, None] + np.arange(SAMPLE_RUN)).ravel())
 
 
 def _overlay(patches: PatchSet, attention: np.ndarray) -> object:

@@ -36,13 +36,13 @@ class Setup:
     runtime: str
 
 
-TODAY = Setup("what users run today", "", True, RESNET, PIL, "torch")
+BASELINE = Setup("baseline pipeline", "", True, RESNET, PIL, "torch")
 HR_TORCH = Setup("HR, the student's encoder", "encoder", True, STUDENT, PIL, "torch")
-HR_READER = Setup("HR, our reading", "reader", True, STUDENT, FAST, "torch")
-HR_STUDENT = Setup("HR, our runtime", "runtime", True, STUDENT, FAST, "auto")
-LR = Setup("LR, what predict runs", "resolution", False, STUDENT, FAST, "auto")
+HR_READER = Setup("HR, fast reader", "reader", True, STUDENT, FAST, "torch")
+HR_STUDENT = Setup("HR, fast runtime", "runtime", True, STUDENT, FAST, "auto")
+LR = Setup("LR, predict defaults", "resolution", False, STUDENT, FAST, "auto")
 LR_TORCH = Setup("LR, torch and OpenSlide", "", False, STUDENT, OPENSLIDE, "torch")
 HR_OPENSLIDE = Setup("HR, torch and OpenSlide", "", True, STUDENT, OPENSLIDE, "torch")
 TEACHER = Setup("HR, the bundle's teacher", "", True, OWN_TEACHER, FAST, "auto")
-CHAIN = (TODAY, HR_TORCH, HR_READER, HR_STUDENT, LR)  # from the most expensive to ours
-BESIDE = (HR_OPENSLIDE, LR_TORCH)  # the gain of resolution once more, on the reference path
+CHAIN = (BASELINE, HR_TORCH, HR_READER, HR_STUDENT, LR)  # from the most expensive to ours
+REFERENCE_SETUPS = (HR_OPENSLIDE, LR_TORCH)  # the gain of resolution once more, on the reference path

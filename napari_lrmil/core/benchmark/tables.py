@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from napari_lrmil.core.benchmark.measure import STEPS, Measurement, MeasurementSpec
-from napari_lrmil.core.benchmark.setups import CHAIN, HR_OPENSLIDE, HR_STUDENT, LR, LR_TORCH, TODAY
+from napari_lrmil.core.benchmark.setups import BASELINE, CHAIN, HR_OPENSLIDE, HR_STUDENT, LR, LR_TORCH
 from napari_lrmil.version import __version__
 
 EVERYTHING = "everything"
@@ -52,7 +52,7 @@ def speedup_factors(found: Sequence[Measurement]) -> list[SpeedupFactor]:
     """
     by_setup = {measured.setup: measured for measured in found}
     pairs = [(b.changed, a, b) for a, b in pairwise(CHAIN)]
-    pairs += [(LR.changed, HR_OPENSLIDE, LR_TORCH), (EVERYTHING, TODAY, LR)]
+    pairs += [(LR.changed, HR_OPENSLIDE, LR_TORCH), (EVERYTHING, BASELINE, LR)]
     return [
         _factor(changed, by_setup[before], by_setup[after])
         for changed, before, after in pairs
@@ -102,7 +102,7 @@ def cpu_name() -> str:
     return f"{facts.get('model name', platform.machine())} ({', '.join(abilities) or 'no vector units known'})"
 
 
-def how_measured(question: MeasurementSpec) -> str:
+def measurement_notes(question: MeasurementSpec) -> str:
     """Return on what and how the figures of the tables were measured, and what they mean."""
     return (
         f"{cpu_name()}; {question.device}, {question.threads} threads; medians of {question.repeats} passes, one step "
@@ -139,7 +139,7 @@ def _row(measured: Measurement) -> list[str]:
 
 def factor_table(found: Sequence[Measurement]) -> str:
     """Return a row per change along the chain: how many times less it costs."""
-    heads = ["what changes", "from", "to", "CPU-seconds", "wall", "patches", "CPU over patches"]
+    heads = ["change", "from", "to", "CPU-seconds", "wall", "patches", "CPU over patches"]
     return _markdown(
         heads,
         [

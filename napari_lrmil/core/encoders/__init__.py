@@ -13,7 +13,7 @@ from napari_lrmil.core.encoders.base import (
     require_layers,
 )
 from napari_lrmil.core.encoders.foundation import EncoderCard, foundation_card, foundation_cards
-from napari_lrmil.core.encoders.registry import KINDS, encoder_notice, resolve_encoder
+from napari_lrmil.core.encoders.registry import ACCEPTED_ENCODERS, encoder_notice, resolve_encoder
 from napari_lrmil.core.encoders.weights import (
     LoadedEncoder,
     file_sha256,
@@ -26,9 +26,9 @@ from napari_lrmil.core.encoders.weights import (
 )
 
 __all__ = [
+    "ACCEPTED_ENCODERS",
     "CONVOLUTIONAL",
     "FROZEN",
-    "KINDS",
     "TRAINABLE",
     "AlignedEncoder",
     "Encoder",

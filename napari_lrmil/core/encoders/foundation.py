@@ -24,9 +24,9 @@ from napari_lrmil.core.encoders.base import (
 from napari_lrmil.core.encoders.weights import LoadedEncoder, module_sha256
 from napari_lrmil.core.errors import EncoderError
 
-PREFIX = f"{FROZEN}:"
+FOUNDATION_PREFIX = f"{FROZEN}:"
 PROBE_PX = 224  # of a patch that tells widths; every model of the registry resizes to its own size
-HUB_PREFIXES = ("hf-hub:", "hf_hub:")  # timm takes both
+TIMM_HUB_PREFIXES = ("hf-hub:", "hf_hub:")  # timm takes both
 CNN_STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
@@ -68,7 +68,7 @@ class EncoderCard:
         """Licence and terms, as they are told before a download."""
         use = {True: "", False: ", not for commercial use", None: ""}[self.commercial]
         gated = f"; gated: agree to its terms at {self.url} and call `hf auth login` once" if self.gated else ""
-        return f"{PREFIX}{self.name}: licence {self.licence}{use}{gated}; models made with it inherit these terms"
+        return f"{FOUNDATION_PREFIX}{self.name}: licence {self.licence}{use}{gated}; models made with it inherit these terms"
 
 
 def foundation_cards() -> list[EncoderCard]:
@@ -112,7 +112,7 @@ class FoundationEncoder(NetworkEncoder):
         self.net = _frozen(model.model)
         self.training = False
         self._prepare: Callable[[Any], Any] | None = model.get_transform()
-        self._places = _places(self.net)
+        self._places = _find_map_layers(self.net)
         probe = self._encoded(torch.zeros(1, 3, PROBE_PX, PROBE_PX, dtype=torch.uint8), tuple(self._places))
         self.dim = probe.embedding.shape[1]
         self._widths = {name: found.shape[1] for name, found in probe.maps.items()}
@@ -154,22 +154,22 @@ def load_foundation(name: str) -> LoadedEncoder:
     EncoderError
         Where the extra is not installed, the name unknown, or the weights cannot be had.
     """
-    key, _, where = name.removeprefix(PREFIX).partition("@")
+    key, _, where = name.removeprefix(FOUNDATION_PREFIX).partition("@")
     card, kind = foundation_card(key), _model_class(key)
     try:
-        model = _made(kind, Path(where)) if where else kind()
+        model = _load_local_model(kind, Path(where)) if where else kind()
     except EncoderError:
         raise
     except Exception as error:  # whatever the registry's many sources raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         gated = f"; agree to its terms at {card.url} and call `hf auth login`" if card.gated else ""
-        raise EncoderError(f"{PREFIX}{key} could not be loaded ({reason}){gated}") from error
-    spec = EncoderSpec(FROZEN, {"key": key}, card.licence, f"{PREFIX}{key}")
+        raise EncoderError(f"{FOUNDATION_PREFIX}{key} could not be loaded ({reason}){gated}") from error
+    spec = EncoderSpec(FROZEN, {"key": key}, card.licence, f"{FOUNDATION_PREFIX}{key}")
     encoder = FoundationEncoder(spec, model)
     return LoadedEncoder(encoder, module_sha256(encoder.net))
 
 
-def _made(kind: Any, where: Path) -> Any:
+def _load_local_model(kind: Any, where: Path) -> Any:
     """Return a model with weights from `where`: a file if its class takes one, a model folder if timm builds it."""
     if not where.exists():
         raise EncoderError(f"{where}: there are no weights; expected a file, or a model's folder with config.json")
@@ -195,7 +195,7 @@ def _timm_from(folder: Path) -> Iterator[list[str]]:
 
     def created(name: str, *args: Any, **kwargs: Any) -> Any:
         asked.append(name)
-        return create(f"local-dir:{folder}" if name.startswith(HUB_PREFIXES) else name, *args, **kwargs)
+        return create(f"local-dir:{folder}" if name.startswith(TIMM_HUB_PREFIXES) else name, *args, **kwargs)
 
     timm.create_model = created
     try:
@@ -211,7 +211,7 @@ def _frozen(network: nn.Module) -> nn.Module:
     return network.requires_grad_(False)
 
 
-def _places(network: nn.Module) -> dict[str, tuple[nn.Module, int]]:
+def _find_map_layers(network: nn.Module) -> dict[str, tuple[nn.Module, int]]:
     """Return layer name -> module whose output has places, and how many leading tokens stand for none."""
     blocks = getattr(network, "blocks", None)
     if isinstance(blocks, nn.ModuleList | nn.Sequential):  # timm's ViT
@@ -253,7 +253,7 @@ def _model_class(name: str) -> Any:
     registry = _registry()
     if name not in registry or not hasattr(registry[name], "encode_image"):
         there = ", ".join(card.name for card in foundation_cards())
-        raise EncoderError(f"no encoder {PREFIX}{name}; there are: {there}")
+        raise EncoderError(f"no encoder {FOUNDATION_PREFIX}{name}; there are: {there}")
     return registry[name]
 
 

@@ -36,10 +36,10 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-HUB = "hf:"
+HUB_PREFIX = "hf:"
 CONFIG, PREPROCESSOR, README = "config.json", "preprocessor_config.json", "README.md"
 OUTPUTS = ("out_features", "out_indices", "stage_names", "apply_layernorm", "reshape_hidden_states")  # of a backbone
-FETCHED = (CONFIG, PREPROCESSOR, README, "*.safetensors", "*.safetensors.index.json")
+HUB_FILES = (CONFIG, PREPROCESSOR, README, "*.safetensors", "*.safetensors.index.json")
 
 
 def load_published(folder: Path, weights: Path | None = None, *, name: str = "") -> LoadedEncoder:
@@ -182,9 +182,11 @@ class HubName:
     @classmethod
     def parse(cls, name: str) -> HubName:
         """Return the parts of a name; raises `EncoderError` where it is none."""
-        repository, _, revision = name.removeprefix(HUB).partition("@")
+        repository, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
         if len(parts := repository.split("/")) != 2 or not all(parts):
-            raise EncoderError(f"{name}: no hub id; expected {HUB}owner/name, or {HUB}owner/name@revision")
+            raise EncoderError(
+                f"{name}: no hub id; expected {HUB_PREFIX}owner/name, or {HUB_PREFIX}owner/name@revision"
+            )
         return cls(repository, revision or None)
 
 
@@ -210,7 +212,7 @@ def _cached(asked: HubName) -> Path | None:
 
     try:
         where = snapshot_download(
-            asked.repository, revision=asked.revision, allow_patterns=list(FETCHED), local_files_only=True
+            asked.repository, revision=asked.revision, allow_patterns=list(HUB_FILES), local_files_only=True
         )
     except LocalEntryNotFoundError:
         return None
@@ -224,13 +226,13 @@ def _fetched(asked: HubName) -> Path:
     page = f"https://huggingface.co/{asked.repository}"
     if constants.HF_HUB_OFFLINE:
         raise EncoderError(
-            f"{HUB}{asked.repository} was not fetched before and HF_HUB_OFFLINE is set; unset it, or give a folder"
+            f"{HUB_PREFIX}{asked.repository} was not fetched before and HF_HUB_OFFLINE is set; unset it, or give a folder"
         )
     try:
-        return Path(snapshot_download(asked.repository, revision=asked.revision, allow_patterns=list(FETCHED)))
+        return Path(snapshot_download(asked.repository, revision=asked.revision, allow_patterns=list(HUB_FILES)))
     except errors.GatedRepoError as error:
         raise EncoderError(
-            f"{HUB}{asked.repository} is gated; agree to its terms at {page}, then call `hf auth login` once"
+            f"{HUB_PREFIX}{asked.repository} is gated; agree to its terms at {page}, then call `hf auth login` once"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise EncoderError(f"{page} is not there, or private; check the id, or call `hf auth login`") from error

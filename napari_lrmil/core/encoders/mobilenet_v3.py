@@ -25,7 +25,7 @@ STEM, HEAD = 16, 960  # channels of the first and of the last convolution
 
 
 @dataclass(frozen=True)
-class Row:
+class BlockSettings:
     """A row of the paper's table 1: an inverted residual block.
 
     Attributes
@@ -49,21 +49,21 @@ class Row:
 
 
 LARGE = (
-    Row(3, 16, 16, False, False, 1),
-    Row(3, 64, 24, False, False, 2),
-    Row(3, 72, 24, False, False, 1),
-    Row(5, 72, 40, True, False, 2),
-    Row(5, 120, 40, True, False, 1),
-    Row(5, 120, 40, True, False, 1),
-    Row(3, 240, 80, False, True, 2),
-    Row(3, 200, 80, False, True, 1),
-    Row(3, 184, 80, False, True, 1),
-    Row(3, 184, 80, False, True, 1),
-    Row(3, 480, 112, True, True, 1),
-    Row(3, 672, 112, True, True, 1),
-    Row(5, 672, 160, True, True, 2),
-    Row(5, 960, 160, True, True, 1),
-    Row(5, 960, 160, True, True, 1),
+    BlockSettings(3, 16, 16, False, False, 1),
+    BlockSettings(3, 64, 24, False, False, 2),
+    BlockSettings(3, 72, 24, False, False, 1),
+    BlockSettings(5, 72, 40, True, False, 2),
+    BlockSettings(5, 120, 40, True, False, 1),
+    BlockSettings(5, 120, 40, True, False, 1),
+    BlockSettings(3, 240, 80, False, True, 2),
+    BlockSettings(3, 200, 80, False, True, 1),
+    BlockSettings(3, 184, 80, False, True, 1),
+    BlockSettings(3, 184, 80, False, True, 1),
+    BlockSettings(3, 480, 112, True, True, 1),
+    BlockSettings(3, 672, 112, True, True, 1),
+    BlockSettings(5, 672, 160, True, True, 2),
+    BlockSettings(5, 960, 160, True, True, 1),
+    BlockSettings(5, 960, 160, True, True, 1),
 )
 
 
@@ -97,10 +97,10 @@ class SqueezeExcite(nn.Module):
         return x * gate
 
 
-class Block(nn.Module):
+class InvertedResidual(nn.Module):
     """Expand, filter each channel by itself, weigh the channels, project; the input is added where shapes agree."""
 
-    def __init__(self, inside: int, row: Row) -> None:
+    def __init__(self, inside: int, row: BlockSettings) -> None:
         super().__init__()
         act: type[nn.Module] = nn.Hardswish if row.hard_swish else nn.ReLU
         wide = row.expanded
@@ -134,7 +134,7 @@ class MobileNetV3Large(nn.Module):
         self.stem = _normed(_convolution(3, inside, 3, stride=2), nn.Hardswish())
         blocks = []
         for row in LARGE:
-            scaled = Row(
+            scaled = BlockSettings(
                 row.kernel,
                 round_channels(width * row.expanded),
                 round_channels(width * row.out),
@@ -142,7 +142,7 @@ class MobileNetV3Large(nn.Module):
                 row.hard_swish,
                 row.stride,
             )
-            blocks.append(Block(inside, scaled))
+            blocks.append(InvertedResidual(inside, scaled))
             inside = scaled.out
         self.blocks = nn.ModuleList(blocks)
         self.head = _normed(_convolution(inside, round_channels(width * HEAD), 1), nn.Hardswish())

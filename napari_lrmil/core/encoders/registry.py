@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from napari_lrmil.core.encoders.architectures import build_encoder
 from napari_lrmil.core.encoders.base import IMAGENET, EncoderSpec, NetworkEncoder
-from napari_lrmil.core.encoders.foundation import PREFIX, foundation_card, load_foundation
+from napari_lrmil.core.encoders.foundation import FOUNDATION_PREFIX, foundation_card, load_foundation
 from napari_lrmil.core.encoders.huggingface import (
     CONFIG,
-    HUB,
+    HUB_PREFIX,
     build_untrained,
     hub_notice,
     load_from_hub,
@@ -24,7 +24,7 @@ from napari_lrmil.core.errors import EncoderError
 
 ATTO = {"depths": [2, 2, 6, 2], "hidden_sizes": [40, 80, 160, 320]}
 OURS = "BSD-3-Clause"  # random numbers of this program
-NAMED = {
+UNTRAINED_ENCODERS = {
     spec.name: spec
     for spec in (
         EncoderSpec("mobilenet_v2", licence=OURS, name="mobilenet_v2"),
@@ -35,11 +35,11 @@ NAMED = {
 
 
 def random_encoder(name: str) -> LoadedEncoder:
-    """Return one of `NAMED` with random weights, the same every time."""
+    """Return one of `UNTRAINED_ENCODERS` with random weights, the same every time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(zlib.crc32(name.encode()))
-        encoder = build_encoder(NAMED[name])
-        if NAMED[name].family != "convnext":
+        encoder = build_encoder(UNTRAINED_ENCODERS[name])
+        if UNTRAINED_ENCODERS[name].family != "convnext":
             calibrate_batch_norm(encoder)
     return LoadedEncoder(encoder, module_sha256(encoder))
 
@@ -71,10 +71,10 @@ def _noise() -> Tensor:
     return (255 * (0.7 * soft + 0.3 * torch.rand(32, 3, 64, 64))).to(torch.uint8)
 
 
-KINDS = (
+ACCEPTED_ENCODERS = (
     "a .safetensors file, the folder of a model with config.json, a configuration (.json, .yaml) for random weights, "
-    f"{', '.join(NAMED)} with fresh weights, "
-    f"{HUB}owner/name, lazyslide:NAME (`napari-lrmil encoders` lists them), or a shipped bundle's name"
+    f"{', '.join(UNTRAINED_ENCODERS)} with fresh weights, "
+    f"{HUB_PREFIX}owner/name, lazyslide:NAME (`napari-lrmil encoders` lists them), or a shipped bundle's name"
 )
 
 
@@ -86,15 +86,15 @@ def resolve_encoder(name: str) -> LoadedEncoder | None:
     EncoderError
         Where it means one, which cannot be used.
     """
-    if name.startswith(HUB):
+    if name.startswith(HUB_PREFIX):
         return load_from_hub(name)
-    if name.startswith(PREFIX):
+    if name.startswith(FOUNDATION_PREFIX):
         return load_foundation(name)
-    if name in NAMED:
+    if name in UNTRAINED_ENCODERS:
         return random_encoder(name)
     path = Path(name)
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
-        raise EncoderError(f"{path}: a pickle, which could run code when it is read; expected {KINDS}")
+        raise EncoderError(f"{path}: a pickle, which could run code when it is read; expected {ACCEPTED_ENCODERS}")
     if path.is_dir() and (path / CONFIG).exists():
         return load_published(path)
     if path.suffix == ".safetensors":
@@ -113,12 +113,12 @@ def _file(path: Path) -> LoadedEncoder:
 
 def encoder_notice(name: str) -> str | None:
     """Return licence and terms of an encoder that others made, and that weights are random; None: nothing to say."""
-    if name in NAMED:
+    if name in UNTRAINED_ENCODERS:
         return (
             f"{name} starts with random weights and learns from the teacher alone; for weights that someone trained "
-            f"give a .safetensors file, a folder with config.json, or {HUB}owner/name of a model of the family "
-            f"{NAMED[name].family}"
+            f"give a .safetensors file, a folder with config.json, or {HUB_PREFIX}owner/name of a model of the family "
+            f"{UNTRAINED_ENCODERS[name].family}"
         )
-    if name.startswith(PREFIX):
-        return foundation_card(name.removeprefix(PREFIX).partition("@")[0]).notice
-    return hub_notice(name) if name.startswith(HUB) else None
+    if name.startswith(FOUNDATION_PREFIX):
+        return foundation_card(name.removeprefix(FOUNDATION_PREFIX).partition("@")[0]).notice
+    return hub_notice(name) if name.startswith(HUB_PREFIX) else None

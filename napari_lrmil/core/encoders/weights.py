@@ -57,7 +57,7 @@ def module_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def folded_mobilenet(path: Path, tensors: dict[str, Tensor]) -> MobileNetV2Encoder:
+def load_folded_mobilenet(path: Path, tensors: dict[str, Tensor]) -> MobileNetV2Encoder:
     """Return MobileNetV2 from convolutions with batch norm folded in: the batch norm left in place does nothing.
 
     Raises
@@ -129,7 +129,7 @@ def load_encoder(path: str | Path) -> LoadedEncoder:
     path = Path(path)
     tensors, metadata = read_tensors(path)
     described = metadata.get(METADATA_KEY)
-    encoder = _described(path, described, tensors) if described else folded_mobilenet(path, tensors)
+    encoder = _described(path, described, tensors) if described else load_folded_mobilenet(path, tensors)
     return LoadedEncoder(encoder, file_sha256(path))
 
 

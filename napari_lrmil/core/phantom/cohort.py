@@ -17,7 +17,7 @@ from napari_lrmil.core.errors import CohortError
 from napari_lrmil.core.events import Event, Finished, Progress
 from napari_lrmil.core.phantom.look import CLASSES, DEFAULT_LOOK, PhantomLook, PhantomSlide
 from napari_lrmil.core.phantom.slide import write_slide
-from napari_lrmil.core.phantom.variants import combine
+from napari_lrmil.core.phantom.variants import combine_variants
 
 COHORT_COLUMNS = ("slide", "patient", "label", "split")
 
@@ -62,7 +62,7 @@ def make_cohort(
         With the path of ``cohort.csv``.
     """
     plan, splits = _plan_cohort(slides, size, seed, split)
-    combine(variants)  # a wrong name is told before anything is painted
+    combine_variants(variants)  # a wrong name is told before anything is painted
     files = []
     for done, path in enumerate(_write_all(Path(out), plan, look, variants, workers), start=1):
         files.append(path.name)

@@ -14,7 +14,7 @@ _BEYOND = (640, 384)  # level-0 px right of and below it
 
 
 @dataclass(frozen=True)
-class Facts:
+class PyramidFacts:
     """What a container may tell."""
 
     sizes: tuple[tuple[int, int], ...]  # width and height of each level
@@ -38,14 +38,16 @@ class Container:
     """A kind of file."""
 
     suffix: str
-    own_tags: Callable[[Facts, int], dict[str, Any]]  # of a level: what ``TiffWriter.write`` is told beside the pixels
+    own_tags: Callable[
+        [PyramidFacts, int], dict[str, Any]
+    ]  # of a level: what ``TiffWriter.write`` is told beside the pixels
     offset: tuple[int, int] = (0, 0)  # where the first pixel lies, level-0 px
     needs_mpp: bool = False
     two_mpp: bool = True  # whether x and y may differ in resolution
     always_big: bool = False  # BigTIFF whatever the size
     is_ome: bool = False
 
-    def check(self, path: Path, facts: Facts) -> None:
+    def check(self, path: Path, facts: PyramidFacts) -> None:
         """Raise `GeometryError` where this container cannot tell the facts."""
         if not self.two_mpp and facts.mpp != facts.mpp_y:
             stated = f"{facts.mpp} x {facts.mpp_y} µm"
@@ -53,7 +55,7 @@ class Container:
         if self.needs_mpp and facts.mpp is None:
             raise GeometryError(f"{path}: a Leica slide is laid out in nm; give an mpp, or choose aperio or generic")
 
-    def tags(self, facts: Facts, level: int) -> dict[str, Any]:
+    def tags(self, facts: PyramidFacts, level: int) -> dict[str, Any]:
         """Return what the TIFF tags of a level hold."""
         told: dict[str, Any] = {"metadata": None, "subfiletype": 0}
         if facts.mpp is not None and facts.mpp_y is not None:
@@ -62,7 +64,7 @@ class Container:
         return told | self.own_tags(facts, level)
 
 
-def _aperio(facts: Facts, level: int) -> dict[str, Any]:
+def _aperio(facts: PyramidFacts, level: int) -> dict[str, Any]:
     """Return an image description as OpenSlide's Aperio reader expects it: vendor, then facts between bars."""
     cols, rows = facts.sizes[level]
     size = f"{facts.width}x{facts.height}" + (f" -> {cols}x{rows}" if level else "")
@@ -72,13 +74,13 @@ def _aperio(facts: Facts, level: int) -> dict[str, Any]:
     return {"description": text}
 
 
-def _generic(facts: Facts, level: int) -> dict[str, Any]:
+def _generic(facts: PyramidFacts, level: int) -> dict[str, Any]:
     """Mark lower levels as reduced: OpenSlide tells levels from pages by it."""
     del facts
     return {"subfiletype": int(level > 0)}
 
 
-def _ome(facts: Facts, level: int) -> dict[str, Any]:
+def _ome(facts: PyramidFacts, level: int) -> dict[str, Any]:
     """Hang the lower levels below level 0, whose description tifffile writes from the metadata."""
     if level:
         return {"subfiletype": 1}
@@ -86,12 +88,12 @@ def _ome(facts: Facts, level: int) -> dict[str, Any]:
     return {"subifds": len(facts.sizes) - 1, "metadata": {"axes": "YXS", **sizes}}
 
 
-def _leica(facts: Facts, level: int) -> dict[str, Any]:
+def _leica(facts: PyramidFacts, level: int) -> dict[str, Any]:
     """Describe a scanned area that lies off the corner of its slide, lengths in nm; the first page has it all."""
     return {"description": None if level else _scn(facts)}
 
 
-def _scn(facts: Facts) -> str:
+def _scn(facts: PyramidFacts) -> str:
     nm = 1000 * (facts.mpp or 0.0)  # checked before
     spans = tuple(round(n * nm) for n in facts.sizes[0])
     offset = tuple(round(n * nm) for n in BOUNDS_OFFSET)

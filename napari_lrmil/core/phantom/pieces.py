@@ -13,8 +13,8 @@ from napari_lrmil.core.phantom.composition import CELL_UM, measure_composition
 from napari_lrmil.core.phantom.layout import Plan, lay_out
 from napari_lrmil.core.phantom.look import LESION, Field, Outline, PhantomLook, PhantomSlide
 from napari_lrmil.core.phantom.nuclei import Nuclei, populate
-from napari_lrmil.core.phantom.stamps import Imprint, imprint
-from napari_lrmil.core.phantom.strokes import Stroke, fold_of
+from napari_lrmil.core.phantom.stamps import Imprint, place_stamps
+from napari_lrmil.core.phantom.strokes import Stroke, fold_stroke
 
 _SIDE_UM = (
     3000.0  # no piece among several is longer: a plan costs 24 bytes per 4 µm², and a row of them is held at once
@@ -72,16 +72,16 @@ class Piece:
 def make_piece(spot: Spot, look: PhantomLook) -> Piece:
     """Lay out a piece of tissue and its nuclei."""
     slide = spot.piece
-    rng = streams(slide.seed)
+    rng = random_streams(slide.seed)
     glands, plan = lay_out(slide, look, rng["plan"])
     nuclei, goblets = populate(plan, glands, look, rng["nuclei"])
     foci = plan.foci if slide.label == LESION else ()
-    prints = imprint(nuclei, goblets, foci, slide, look, rng["stamps"])
+    prints = place_stamps(nuclei, goblets, foci, slide, look, rng["stamps"])
     width, height = (n * slide.mpp for n in slide.size)
-    return Piece(spot, plan, nuclei, prints, fold_of(width, height) if look.fold else None)
+    return Piece(spot, plan, nuclei, prints, fold_stroke(width, height) if look.fold else None)
 
 
-def streams(seed: int) -> dict[str, np.random.Generator]:
+def random_streams(seed: int) -> dict[str, np.random.Generator]:
     """Return one random stream per step, so that a draw in one step moves nothing in another."""
     steps = ("plan", "nuclei", "stamps", "light", "spots")
     return {step: np.random.default_rng([seed, i]) for i, step in enumerate(steps)}
@@ -105,7 +105,7 @@ def find_spots(slide: PhantomSlide, look: PhantomLook) -> list[Spot]:
         raise GeometryError(f"{slide.name}: a tissue share of {share:g} is impossible; choose up to {filled:.2f}")
     grid = tuple(math.ceil(side * math.sqrt(share / filled) / _SIDE_UM) for side in (width, height))
     size = tuple(int(s / n * math.sqrt(share / filled) / CELL_UM) for s, n in zip((width, height), grid, strict=True))
-    rng = streams(slide.seed)["spots"]
+    rng = random_streams(slide.seed)["spots"]
     places = [(column, row) for row in range(grid[1]) for column in range(grid[0])]
     return sorted((_place(slide, place, grid, size, rng) for place in places), key=lambda spot: spot.corner[1])
 

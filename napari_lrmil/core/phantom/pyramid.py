@@ -14,7 +14,7 @@ import tifffile
 
 from napari_lrmil.core.atomic_files import atomic_write
 from napari_lrmil.core.errors import GeometryError
-from napari_lrmil.core.phantom.containers import CONTAINERS, Facts
+from napari_lrmil.core.phantom.containers import CONTAINERS, PyramidFacts
 from napari_lrmil.core.phantom.look import Pixels
 
 _TILE = 256  # px along a side of a tile
@@ -75,7 +75,7 @@ def write_bands(
     if container not in CONTAINERS:
         raise GeometryError(f"{path}: container {container!r} is unknown; use {', '.join(CONTAINERS)}")
     kind = CONTAINERS[container]
-    facts = Facts(_level_sizes(size, levels), mpp, mpp if mpp_y is None else mpp_y, quality)
+    facts = PyramidFacts(_level_sizes(size, levels), mpp, mpp if mpp_y is None else mpp_y, quality)
     kind.check(path, facts)
     big = kind.always_big or 4 * facts.width * facts.height > _CLASSIC_TIFF  # 3 bytes each, a third more below
     with atomic_write(Path(path)) as partial, ExitStack() as stack:

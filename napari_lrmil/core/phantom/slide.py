@@ -14,11 +14,11 @@ from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.phantom.composition import CELL_UM, compose
 from napari_lrmil.core.phantom.containers import CONTAINERS
 from napari_lrmil.core.phantom.look import DEFAULT_LOOK, Field, Outline, PhantomLook, PhantomSlide, Pixels
-from napari_lrmil.core.phantom.pieces import Piece, find_spots, make_piece, streams
+from napari_lrmil.core.phantom.pieces import Piece, find_spots, make_piece, random_streams
 from napari_lrmil.core.phantom.pyramid import write_bands
 from napari_lrmil.core.phantom.stain import Exposure
-from napari_lrmil.core.phantom.strokes import pen_of
-from napari_lrmil.core.phantom.variants import combine
+from napari_lrmil.core.phantom.strokes import pen_stroke
+from napari_lrmil.core.phantom.variants import combine_variants
 
 DEFAULT_CONTAINER = "aperio"
 _BAND = 256  # rows painted at a time, which bounds memory
@@ -56,7 +56,7 @@ def paint(slide: PhantomSlide, look: PhantomLook = DEFAULT_LOOK) -> Phantom:
 
 def paint_bands(slide: PhantomSlide, look: PhantomLook = DEFAULT_LOOK) -> Iterator[Band]:
     """Yield a slide from top to bottom; no more of it is held than a band and the plans of the tissue that it cuts."""
-    rng = streams(slide.seed)["light"]
+    rng = random_streams(slide.seed)["light"]
     exposure = Exposure.draw(slide, look, rng)
     waiting = find_spots(slide, look)
     pieces: list[Piece] = []
@@ -87,7 +87,7 @@ def write_slide(
     variants
         Names of `VARIANTS`, each of which changes one thing about the slide or its file.
     """
-    variant = combine(variants)
+    variant = combine_variants(variants)
     slide, look = slide.zoomed(variant.zoom), variant.apply(look)
     container, planted = variant.container or DEFAULT_CONTAINER, _Planted([], [], [])
     path = Path(folder) / f"{slide.name}{CONTAINERS[variant.container].suffix if variant.container else '.tif'}"
@@ -95,7 +95,7 @@ def write_slide(
     write_bands(path, planted.note(paint_bands(slide, look)), slide.size, mpp, container=container)
     if look.pen:
         width, height = (n * slide.mpp for n in slide.size)
-        planted.pens.append(pen_of(width, height).outline() / slide.mpp)
+        planted.pens.append(pen_stroke(width, height).outline() / slide.mpp)
     moved = planted.moved(CONTAINERS[container].offset)
     write_json(path.with_name(f"{path.stem}_lesions.geojson"), lesions_geojson(moved.lesions))
     if moved.folds or moved.pens:

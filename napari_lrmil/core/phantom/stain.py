@@ -14,8 +14,8 @@ from scipy.ndimage import gaussian_filter
 from napari_lrmil.core.phantom.layout import PLAN_UM
 from napari_lrmil.core.phantom.look import EOSIN, HAEMATOXYLIN, INKS, Field, PhantomLook, PhantomSlide, Pixels
 from napari_lrmil.core.phantom.pieces import Piece
-from napari_lrmil.core.phantom.stamps import LAYER_UNIT, stamp
-from napari_lrmil.core.phantom.strokes import pen_of
+from napari_lrmil.core.phantom.stamps import LAYER_UNIT, draw_stamps
+from napari_lrmil.core.phantom.strokes import pen_stroke
 
 _TILE = 1024  # texels along a side of the noise tiles; a power of two, so that they wrap by a bit mask
 
@@ -71,7 +71,7 @@ class Exposure:
         mpp = self.slide.mpp
         x, y = ((np.arange(n, dtype=np.float32) + np.float32(0.5)) * np.float32(mpp) for n in self.slide.size)
         width, height = (n * mpp for n in self.slide.size)
-        return _edge(pen_of(width, height).depth(x, y[rows, None]), 4.0)
+        return _edge(pen_stroke(width, height).depth(x, y[rows, None]), 4.0)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _stain(piece: Piece, rows: slice) -> tuple[Field, Field]:
     membrane = 0.10 * np.exp(-((gland / 1.6) ** 2))
     _mix(haem, eosin, _edge(gland, 1.2), 0.20 + 0.03 * grain, 0.30 + 0.03 * grain + membrane)
     del gland, membrane
-    layers = stamp(piece.imprints, rows, width)
+    layers = draw_stamps(piece.imprints, rows, width)
     _mix(haem, eosin, layers.mucin * np.float32(0.8 / 255), 0.10 + 0.01 * grain, 0.04)
     _mix(haem, eosin, _edge(_enlarge(plan.lumen, rows, width, mpp), 2.0), 0.03 + 0.015 * grain, 0.03)
     _mix(haem, eosin, layers.mask * np.float32(1 / 255), 0.05, 0.16)

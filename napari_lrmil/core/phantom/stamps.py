@@ -117,7 +117,7 @@ def _calibrate(chromatin: NDArray[Any], mask: NDArray[Any], density: float, step
     return amount
 
 
-def imprint(
+def place_stamps(
     nuclei: Mapping[str, Nuclei],
     goblets: Nuclei,
     foci: Sequence[Blob],
@@ -132,13 +132,13 @@ def imprint(
     for name, kind in looks.items():
         group = nuclei[name]
         changed = group.within(foci if kind is look.epithelial else ())
-        picks, gains = _draw_stamps(group, rng)
+        picks, gains = _choose_stamps(group, rng)
         for here, used in ((~changed, kind), (changed, look.lesional)):
             stamps, xy = _stamps(used, slide.mpp), group.xy[here] / slide.mpp
             darker = 1 + used.density_sd * gains[here]
             imprints.append(_sorted("density", stamps.density, xy, picks[here], darker))
             imprints.append(_sorted("mask", stamps.mask, xy, picks[here]))
-    picks, _ = _draw_stamps(goblets, rng)
+    picks, _ = _choose_stamps(goblets, rng)
     return [*imprints, _sorted("mucin", _stamps(vacuole, slide.mpp).mask, goblets.xy / slide.mpp, picks)]
 
 
@@ -151,7 +151,7 @@ def _sorted(
     return Imprint(layer, stamps, corners[order], picks[order], None if gains is None else gains[order])
 
 
-def stamp(imprints: Sequence[Imprint], rows: slice, width: int) -> Layers:
+def draw_stamps(imprints: Sequence[Imprint], rows: slice, width: int) -> Layers:
     """Return a band of rows stamped with what reaches into it."""
     layers = Layers(*(np.zeros((rows.stop - rows.start, width), dtype=np.uint8) for _ in range(3)))
     for one in imprints:
@@ -159,7 +159,7 @@ def stamp(imprints: Sequence[Imprint], rows: slice, width: int) -> Layers:
     return layers
 
 
-def _draw_stamps(group: Nuclei, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _choose_stamps(group: Nuclei, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return a stamp that points the right way for each nucleus, and how many sd its density is off."""
     direction = np.rint(group.angle / (np.pi / _ANGLES)).astype(int) % _ANGLES
     picks = rng.integers(_STAMPS // _ANGLES, size=len(direction)) * _ANGLES + direction

@@ -43,12 +43,12 @@ class Stroke:
         return np.concatenate([middle + off * self.width / 2, (middle - off * self.width / 2)[::-1]])
 
 
-def fold_of(width: float, height: float) -> Stroke:
+def fold_stroke(width: float, height: float) -> Stroke:
     """Return the fold of a piece of tissue: down the middle, where the L has tissue whichever way it lies."""
     return Stroke((0.46 * width, 0.20 * height), (0.54 * width, 0.80 * height), _FOLD_UM, 0.03 * width)
 
 
-def pen_of(width: float, height: float) -> Stroke:
+def pen_stroke(width: float, height: float) -> Stroke:
     """Return a stroke from top right to bottom left: one end lies in the notch of the L, and the middle on tissue."""
     thick = min(_PEN_UM, 0.12 * min(width, height))
     return Stroke((0.86 * width, 0.12 * height), (0.14 * width, 0.88 * height), thick, 0.04 * min(width, height))

@@ -39,7 +39,7 @@ VARIANTS = {
 }
 
 
-def combine(names: Sequence[str]) -> Variant:
+def combine_variants(names: Sequence[str]) -> Variant:
     """Return one variant that is all of `names` at once.
 
     Raises

@@ -16,10 +16,10 @@ from napari_lrmil.core.atomic_files import atomic_write_folder, write_json
 from napari_lrmil.version import __version__
 
 CACHE_VARIABLE = "NAPARI_LRMIL_CACHE"
-EDITION = 1  # of how networks are prepared; another one makes what is kept be made again
-KEPT = 24  # ways on disk; those that were not used for longest go
-VERDICT = "verdict.json"
-GRAPH, WEIGHTS = "encoder.xml", "encoder.bin"  # of OpenVINO
+CACHE_VERSION = 1  # of how networks are prepared; another one makes what is kept be made again
+MAX_ENTRIES = 24  # ways on disk; those that were not used for longest go
+CHECK_FILE = "verdict.json"
+GRAPH_FILE, WEIGHTS_FILE = "encoder.xml", "encoder.bin"  # of OpenVINO
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class RuntimeKey:
     @property
     def folder(self) -> Path:
         """Where what is known about it is kept."""
-        told = {**asdict(self), "torch": torch.__version__, "ours": __version__, "edition": EDITION}
+        told = {**asdict(self), "torch": torch.__version__, "ours": __version__, "edition": CACHE_VERSION}
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
         return cache_folder() / "runtimes" / digest[:32]
 
@@ -84,7 +84,7 @@ def cache_folder() -> Path:
     return Path(named) if named else platformdirs.user_cache_path("napari-lrmil", appauthor=False)
 
 
-def processor(device: torch.device) -> str:
+def describe_processor(device: torch.device) -> str:
     """Return name and abilities of a CPU or CUDA device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -93,7 +93,7 @@ def processor(device: torch.device) -> str:
     return " ".join([str(found.get("cpu_name", "")), *abilities])
 
 
-def multiplies_bfloat16(device: torch.device) -> bool:
+def has_native_bfloat16(device: torch.device) -> bool:
     """Return whether a CPU or CUDA device computes in bfloat16 by itself; emulated, that is slower than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -103,7 +103,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 def load_check(way: RuntimeKey) -> AgreementCheck | None:
     """Return what an earlier process found out; None where there is nothing whole."""
     try:
-        found = AgreementCheck(**json.loads((way.folder / VERDICT).read_text(encoding="utf-8")))
+        found = AgreementCheck(**json.loads((way.folder / CHECK_FILE).read_text(encoding="utf-8")))
         os.utime(way.folder)  # used just now
     except (OSError, ValueError, TypeError):
         return None
@@ -116,9 +116,9 @@ def store_check(way: RuntimeKey, verdict: AgreementCheck, write: Callable[[Path]
     A folder that cannot be written keeps nothing: a cache is a convenience.
     """
     try:
-        with atomic_write_folder(way.folder, (GRAPH, WEIGHTS), VERDICT) as partial:
+        with atomic_write_folder(way.folder, (GRAPH_FILE, WEIGHTS_FILE), CHECK_FILE) as partial:
             write(partial)
-            write_json(partial / VERDICT, asdict(verdict))
+            write_json(partial / CHECK_FILE, asdict(verdict))
         _drop_oldest(way.folder.parent)
     except (OSError, RuntimeError):  # the last is OpenVINO's, for a file that it cannot write
         return
@@ -126,5 +126,5 @@ def store_check(way: RuntimeKey, verdict: AgreementCheck, write: Callable[[Path]
 
 def _drop_oldest(folder: Path) -> None:
     there = sorted((f for f in folder.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime, reverse=True)
-    for old in there[KEPT:]:
+    for old in there[MAX_ENTRIES:]:
         shutil.rmtree(old, ignore_errors=True)

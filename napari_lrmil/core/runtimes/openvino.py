@@ -17,7 +17,7 @@ from napari_lrmil.core.encoders import EncoderOutput
 from napari_lrmil.core.encoders.huggingface import quiet_transformers
 from napari_lrmil.core.errors import EncoderError
 from napari_lrmil.core.features.prefetch import default_batch_size
-from napari_lrmil.core.runtimes.agreement_cache import GRAPH, WEIGHTS
+from napari_lrmil.core.runtimes.agreement_cache import GRAPH_FILE, WEIGHTS_FILE
 
 
 def is_installed() -> bool:
@@ -34,7 +34,7 @@ def version() -> str:
     return str(openvino.__version__)
 
 
-def precisions() -> tuple[str, ...]:
+def supported_precisions() -> tuple[str, ...]:
     """Return the number formats to try on this CPU, the fastest first.
 
     OpenVINO's own choice tells whether the CPU multiplies bfloat16: elsewhere it is emulated, and slower.
@@ -61,7 +61,7 @@ class _Pixels(nn.Module):
         return found
 
 
-def convert(encoder: nn.Module, side: int) -> Any:
+def convert_encoder(encoder: nn.Module, side: int) -> Any:
     """Return the OpenVINO model of an encoder for as many patches of `side` pixels as are best `default_batch_size`.
 
     The frontend is called by itself: `openvino.convert_model` reports home what it converts.
@@ -93,11 +93,11 @@ def convert(encoder: nn.Module, side: int) -> Any:
 def _as_stored(model: Any) -> Any:
     """Return a model as it comes back from disk, where its graph is another: every process computes the same."""
     with TemporaryDirectory() as folder:
-        write(Path(folder), model)
-        return _core().read_model(*((Path(folder) / name).read_bytes() for name in (GRAPH, WEIGHTS)))
+        write_model(Path(folder), model)
+        return _core().read_model(*((Path(folder) / name).read_bytes() for name in (GRAPH_FILE, WEIGHTS_FILE)))
 
 
-def compiled(model: Any, precision: str, threads: int) -> Any:
+def compile_model(model: Any, precision: str, threads: int) -> Any:
     """Return a model ready to run with `threads` threads, in one stream.
 
     Threads are not pinned: several processes on a machine would all be pinned to its first cores.
@@ -142,16 +142,16 @@ class OpenVinoEmbedder:
         return np.array(found[0][:count], dtype=np.float32)  # a copy: the next batch writes where this one lies
 
 
-def read(folder: Path) -> Any | None:
+def read_model(folder: Path) -> Any | None:
     """Return the model that an earlier process left; None where there is nothing whole."""
     try:
-        return _core().read_model(folder / GRAPH, folder / WEIGHTS)
+        return _core().read_model(folder / GRAPH_FILE, folder / WEIGHTS_FILE)
     except RuntimeError:  # OpenVINO's, for a file that is missing or broken
         return None
 
 
-def write(folder: Path, model: Any) -> None:
+def write_model(folder: Path, model: Any) -> None:
     """Leave a model for later processes; raises `RuntimeError` where it cannot be written."""
     import openvino
 
-    openvino.save_model(model, folder / GRAPH, compress_to_fp16=False)
+    openvino.save_model(model, folder / GRAPH_FILE, compress_to_fp16=False)

@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from napari_lrmil.core.encoders import NetworkEncoder
 
-ALIKE = {True: 0.9, False: 0.1}  # correlation of what a filter's taps see: neighbouring pixels; different channels
-FAR = 1e9  # no activation is as large
+INPUT_CORRELATION = {
+    True: 0.9,
+    False: 0.1,
+}  # correlation of what a filter's taps see: neighbouring pixels; different channels
+ACTIVATION_BOUND = 1e9  # no activation is as large
 MAX_FLIPS_PER_FILTER = (
     12  # weights of a filter that may leave the nearest number: the first few bring nearly everything
 )
-HEAVY = 2e-3  # of a channel's spread: errors of biases that are as large as those of everything else
+MAX_BIAS_ERROR = 2e-3  # of a channel's spread: errors of biases that are as large as those of everything else
 
 
 class ConvBatchNorm2d(nn.Conv2d):
@@ -51,7 +54,7 @@ class ConvBatchNorm2d(nn.Conv2d):
         """Return what convolution and norm put out."""
         if not self.apart or self.bias is None:
             return super().forward(x)
-        found: Tensor = self._conv_forward(x, self.weight, None).clamp(-FAR, FAR)
+        found: Tensor = self._conv_forward(x, self.weight, None).clamp(-ACTIVATION_BOUND, ACTIVATION_BOUND)
         return found + self.bias.reshape(-1, 1, 1)
 
 
@@ -88,11 +91,13 @@ def round_weights_to_bfloat16(encoder: nn.Module, *, biases: bool = False) -> nn
             spatial = isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1
             _set_weight(
                 module,
-                error_compensated_rounding(module.weight.flatten(1), ALIKE[spatial]).reshape(module.weight.shape),
+                error_compensated_rounding(module.weight.flatten(1), INPUT_CORRELATION[spatial]).reshape(
+                    module.weight.shape
+                ),
             )
         if biases and isinstance(module, ConvBatchNorm2d) and module.bias is not None:
             lost = (module.bias.to(torch.bfloat16).float() - module.bias) / module.spread
-            module.apart = bool(lost.square().mean().sqrt() > HEAVY)
+            module.apart = bool(lost.square().mean().sqrt() > MAX_BIAS_ERROR)
     return made
 
 

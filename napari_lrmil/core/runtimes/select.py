@@ -28,13 +28,13 @@ from napari_lrmil.core.runtimes.openvino import OpenVinoEmbedder
 from napari_lrmil.core.runtimes.optimize import fold_batch_norm, round_weights_to_bfloat16
 
 RUNTIMES = ("auto", "torch", "openvino")
-LOWEST_SPEARMAN = 0.999  # of attention, between a fast runtime and torch
-LARGEST_DIFFERENCE = 1e-2  # of a class's probability
-CHECKED_PIXELS = 2**22  # in patches that are compared, from all over the slide: more patches, a surer Spearman
-CHECKED = (64, 256)  # fewest and most of them, whatever their size
-ENOUGH = 32  # patches whose comparison is worth making, and is remembered: two or three tell little
-FEW = 4  # patches that show whether a network with its norms folded is the same
-ROUNDING = 1e-3  # of the largest embedding: what another order of additions may change
+MIN_SPEARMAN = 0.999  # of attention, between a fast runtime and torch
+MAX_PROBABILITY_DIFFERENCE = 1e-2  # of a class's probability
+SAMPLE_PIXELS = 2**22  # in patches that are compared, from all over the slide: more patches, a surer Spearman
+SAMPLE_SIZE_RANGE = (64, 256)  # fewest and most of them, whatever their size
+MIN_CHECK_PATCHES = 32  # patches whose comparison is worth making, and is remembered: two or three tell little
+FOLDING_CHECK_PATCHES = 4  # patches that show whether a network with its norms folded is the same
+FOLDING_TOLERANCE = 1e-3  # of the largest embedding: what another order of additions may change
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,11 @@ class RuntimeRequest:
             Where that is another network: modules that follow each other are not used so.
         """
         encoder = self.network.encoder
-        made = _lean(encoder)
+        made = _fold_if_normed(encoder)
         if made is encoder:
             return made
-        wanted, found = (self.embedded(e, FEW) for e in (encoder, made))
-        if not np.allclose(wanted, found, rtol=0, atol=ROUNDING * float(np.abs(wanted).max())):
+        wanted, found = (self.embedded(e, FOLDING_CHECK_PATCHES) for e in (encoder, made))
+        if not np.allclose(wanted, found, rtol=0, atol=FOLDING_TOLERANCE * float(np.abs(wanted).max())):
             raise EncoderError("this encoder cannot be folded")
         return made
 
@@ -191,7 +191,9 @@ def prepare_runtime(asked: str, subject: RuntimeRequest, device: torch.device) -
     encoder = subject.network.encoder
     if asked == REFERENCE.name:
         return Runtime(encoder, REFERENCE)
-    if asked == "auto" and subject.patches < ENOUGH:  # whatever others have shown: which came first must not matter
+    if (
+        asked == "auto" and subject.patches < MIN_CHECK_PATCHES
+    ):  # whatever others have shown: which came first must not matter
         few = f"{subject.patches} patches are too few to compare by, and soon done"
         return Runtime(encoder, RuntimeChoice(reason=few))
     notes, ways = candidate_runtimes(asked, subject, device)
@@ -225,11 +227,11 @@ def candidate_runtimes(asked: str, subject: RuntimeRequest, device: torch.device
     if device.type == "cpu" and not converted.is_installed():
         notes.append("OpenVINO is not installed")
     elif device.type == "cpu" and (asked == "openvino" or family in CONVOLUTIONAL):
-        ways += [("openvino", converted.version(), precision) for precision in converted.precisions()]
+        ways += [("openvino", converted.version(), precision) for precision in converted.supported_precisions()]
     if asked == "auto":
-        half = verdicts.multiplies_bfloat16(device)
+        half = verdicts.has_native_bfloat16(device)
         ways += [("torch", torch.__version__, precision) for precision in ("bfloat16", "float32")[not half :]]
-    name = verdicts.processor(device)
+    name = verdicts.describe_processor(device)
     return notes, [RuntimeKey(subject.identity, subject.side, *way, name) for way in ways]
 
 
@@ -261,13 +263,13 @@ def evaluate_candidate(subject: RuntimeRequest, way: RuntimeKey) -> CandidateRes
         Where the encoder cannot be run that way.
     """
     known: CandidateResult | None = subject.prepared.get(way)
-    if known is not None and known.verdict.patches >= ENOUGH:
+    if known is not None and known.verdict.patches >= MIN_CHECK_PATCHES:
         return known
-    made = _kept(subject, way) if known is None else None
+    made = _load_candidate(subject, way) if known is None else None
     if made is None:
-        model, embedder = (known.model, known.embedder) if known and known.embedder else _made(subject, way)
-        made = CandidateResult(embedder, _verdict(subject, way, embedder), model)
-        if made.verdict.patches >= ENOUGH:
+        model, embedder = (known.model, known.embedder) if known and known.embedder else _build_candidate(subject, way)
+        made = CandidateResult(embedder, _check_candidate(subject, way, embedder), model)
+        if made.verdict.patches >= MIN_CHECK_PATCHES:
             verdicts.store_check(way, made.verdict, partial(_write, made))
             made = replace(made, model=None)  # it is not compared again, and what runs it has its own copy
     subject.prepared[way] = made
@@ -276,10 +278,10 @@ def evaluate_candidate(subject: RuntimeRequest, way: RuntimeKey) -> CandidateRes
 
 def _write(made: CandidateResult, folder: Path) -> None:
     if made.model is not None and made.verdict.agrees:
-        converted.write(folder, made.model)
+        converted.write_model(folder, made.model)
 
 
-def _kept(subject: RuntimeRequest, way: RuntimeKey) -> CandidateResult | None:
+def _load_candidate(subject: RuntimeRequest, way: RuntimeKey) -> CandidateResult | None:
     """Return what an earlier process left; None where that is not whole."""
     verdict = verdicts.load_check(way)
     if verdict is None:
@@ -287,40 +289,40 @@ def _kept(subject: RuntimeRequest, way: RuntimeKey) -> CandidateResult | None:
     if not verdict.agrees:
         return CandidateResult(None, verdict)
     if way.runtime == "torch":
-        return CandidateResult(_of_torch(_lean(subject.network.encoder), way, subject.device), verdict)
-    model = converted.read(way.folder)
-    return None if model is None else CandidateResult(_of_openvino(model, way), verdict)
+        return CandidateResult(_torch_embedder(_fold_if_normed(subject.network.encoder), way, subject.device), verdict)
+    model = converted.read_model(way.folder)
+    return None if model is None else CandidateResult(_openvino_embedder(model, way), verdict)
 
 
-def _made(subject: RuntimeRequest, way: RuntimeKey) -> tuple[Any, Embedder]:
+def _build_candidate(subject: RuntimeRequest, way: RuntimeKey) -> tuple[Any, Embedder]:
     """Return model and embedder of a way; the model is None where torch runs."""
     if way.runtime == "torch":
-        return None, _of_torch(subject.folded, way, subject.device)
+        return None, _torch_embedder(subject.folded, way, subject.device)
     encoder = round_weights_to_bfloat16(subject.folded, biases=True) if way.precision == "bfloat16" else subject.folded
-    model = converted.convert(encoder, subject.side)
-    return model, _of_openvino(model, way)
+    model = converted.convert_encoder(encoder, subject.side)
+    return model, _openvino_embedder(model, way)
 
 
-def _of_openvino(model: Any, way: RuntimeKey) -> Embedder:
+def _openvino_embedder(model: Any, way: RuntimeKey) -> Embedder:
     """Return a model for as many threads as torch uses: one setting, made on purpose, holds for both."""
-    return OpenVinoEmbedder(converted.compiled(model, way.precision, torch.get_num_threads()))
+    return OpenVinoEmbedder(converted.compile_model(model, way.precision, torch.get_num_threads()))
 
 
-def _of_torch(encoder: Any, way: RuntimeKey, device: torch.device) -> Embedder:
+def _torch_embedder(encoder: Any, way: RuntimeKey, device: torch.device) -> Embedder:
     plain: Embedder = encoder
     if way.precision == "float32":
         return plain
     small = encoder.spec.family in CONVOLUTIONAL  # others have no filters of few taps, and may be large
-    return HalfEmbedder(round_weights_to_bfloat16(encoder) if small else encoder, device)
+    return Bfloat16Embedder(round_weights_to_bfloat16(encoder) if small else encoder, device)
 
 
-def _lean(encoder: Any) -> Any:
+def _fold_if_normed(encoder: Any) -> Any:
     return (
         fold_batch_norm(encoder) if any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules()) else encoder
     )
 
 
-def _verdict(subject: RuntimeRequest, way: RuntimeKey, embedder: Embedder) -> AgreementCheck:
+def _check_candidate(subject: RuntimeRequest, way: RuntimeKey, embedder: Embedder) -> AgreementCheck:
     """Return whether a way agrees with torch in float32, which with folded norms is compared where they are folded."""
     if (way.runtime, way.precision) == ("torch", "float32"):
         same = subject.folded is subject.network.encoder
@@ -332,19 +334,19 @@ def _verdict(subject: RuntimeRequest, way: RuntimeKey, embedder: Embedder) -> Ag
 def compare_with_reference(subject: RuntimeRequest, embedder: Embedder) -> AgreementCheck:
     """Return whether attention and probabilities of the sample are those of torch, within what is allowed."""
     (attention, shares), (own_attention, own_shares) = (
-        _pooled(subject, features) for features in (subject.reference, subject.embedded(embedder))
+        _pool_sample(subject, features) for features in (subject.reference, subject.embedded(embedder))
     )
     count, rank = len(attention), spearman(attention, own_attention)
     difference = float(np.abs(shares - own_shares).max())
     if rank is None:  # too few patches, or all alike: then by their values
-        rank = 1.0 if np.abs(attention - own_attention).max() <= LARGEST_DIFFERENCE else 0.0
+        rank = 1.0 if np.abs(attention - own_attention).max() <= MAX_PROBABILITY_DIFFERENCE else 0.0
     told = (
         f"against torch on {count} patches: Spearman of attention {rank:.5f}, probabilities differ by {difference:.1e}"
     )
-    return AgreementCheck(bool(rank >= LOWEST_SPEARMAN and difference <= LARGEST_DIFFERENCE), told, count)
+    return AgreementCheck(bool(rank >= MIN_SPEARMAN and difference <= MAX_PROBABILITY_DIFFERENCE), told, count)
 
 
-def _pooled(subject: RuntimeRequest, features: Features) -> tuple[Features, Features]:
+def _pool_sample(subject: RuntimeRequest, features: Features) -> tuple[Features, Features]:
     """Return (n,) attention and (C,) probabilities of the sample as a bag."""
     mil = subject.network.mil
     with torch.inference_mode():
@@ -352,7 +354,7 @@ def _pooled(subject: RuntimeRequest, features: Features) -> tuple[Features, Feat
     return to_numpy(out.attention), to_numpy(torch.softmax(out.logits / (subject.temperature or 1.0), dim=0))
 
 
-class HalfEmbedder:
+class Bfloat16Embedder:
     """A torch encoder in bfloat16 where that is safe for a layer; embeddings come out in float32.
 
     Parameters
@@ -375,6 +377,6 @@ class HalfEmbedder:
 
 def evenly_spaced_rows(total: int, side: int) -> Int64:
     """Return rows to compare on, evenly over the `total` patches of `side` pixels."""
-    fewest, most = CHECKED
-    count = min(most, max(fewest, CHECKED_PIXELS // side**2))
+    fewest, most = SAMPLE_SIZE_RANGE
+    count = min(most, max(fewest, SAMPLE_PIXELS // side**2))
     return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))

@@ -14,7 +14,7 @@ import torch
 from lrmil_training.data.cohort import Cohort, CohortSlide
 from lrmil_training.data.feature_store import StoredRows
 from napari_lrmil.core.cohort import SlideJob, TaskResult
-from napari_lrmil.core.encoders import KINDS, AlignedEncoder, LoadedEncoder, resolve_encoder
+from napari_lrmil.core.encoders import ACCEPTED_ENCODERS, AlignedEncoder, LoadedEncoder, resolve_encoder
 from napari_lrmil.core.errors import BagError, BundleError, CohortError, DiskFullError, EncoderError, LrmilError
 from napari_lrmil.core.events import Event, Failed, Notice, Progress, StageDone
 from napari_lrmil.core.features.bag import Bag, BagOrigin, array_location, is_readable_bag, read_origin, write_bag
@@ -87,7 +87,7 @@ def find_encoder(name: str) -> LoadedEncoder:
     try:
         bundle = Bundle(name)
     except BundleError as error:
-        raise EncoderError(f"no encoder '{name}'; expected {KINDS}") from error
+        raise EncoderError(f"no encoder '{name}'; expected {ACCEPTED_ENCODERS}") from error
     return LoadedEncoder(bundle.teacher.encoder, bundle.card.hashes["teacher.safetensors"])
 
 

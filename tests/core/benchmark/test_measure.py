@@ -14,17 +14,17 @@ import torch
 
 from napari_lrmil.core import benchmark as costs
 from napari_lrmil.core.benchmark import (
-    BESIDE,
+    BASELINE,
     CHAIN,
     LR,
-    TODAY,
+    REFERENCE_SETUPS,
     MeasurementSpec,
     Setup,
     benchmark_json,
     speedup_factors,
     step_table,
 )
-from napari_lrmil.core.benchmark.measure import RUN, STEPS, Measurement, measure, measure_all, sample_rows
+from napari_lrmil.core.benchmark.measure import SAMPLE_RUN, STEPS, Measurement, measure, measure_all, sample_rows
 from napari_lrmil.core.benchmark.pareto import CostPoint, cost_points, pareto_front, write_pareto
 from napari_lrmil.core.benchmark.setups import HR_OPENSLIDE, HR_STUDENT, HR_TORCH, LR_TORCH
 from napari_lrmil.core.benchmark.tables import factor_table
@@ -54,7 +54,7 @@ def test_each_setup_differs_from_the_one_before_in_what_it_says() -> None:
     assert replace(HR_OPENSLIDE, name="", fine=False) == replace(LR_TORCH, name="")
 
 
-@pytest.mark.parametrize("setup", [HR_TORCH, HR_OPENSLIDE, LR_TORCH, TODAY], ids=lambda s: s.name)
+@pytest.mark.parametrize("setup", [HR_TORCH, HR_OPENSLIDE, LR_TORCH, BASELINE], ids=lambda s: s.name)
 def test_counts_are_those_of_the_grid(question: MeasurementSpec, setup: Setup) -> None:
     bundle = Bundle(question.bundle)
     with Slide(question.slide) as slide:
@@ -62,7 +62,7 @@ def test_counts_are_those_of_the_grid(question: MeasurementSpec, setup: Setup) -
         at_tissue = slide.pixels_decoded
     found = measure(replace(question, most_patches=64), setup)
     assert found.patches == (len(grid.hr_index) if setup.fine else len(grid.lr_index))
-    assert found.sampled == min(found.patches, RUN)
+    assert found.sampled == min(found.patches, SAMPLE_RUN)
     side = bundle.card.hr_patch_px if setup.fine else bundle.card.lr_patch_px
     assert found.pixels - at_tissue >= found.patches * side**2  # a patch may straddle pixels of a level
     assert found.pixels - at_tissue <= 1.3 * found.patches * side**2
@@ -120,7 +120,7 @@ def made(setup: Setup, cpu: float, patches: int) -> Measurement:
 
 def test_factors_multiply_along_the_chain() -> None:
     seconds = dict(zip(CHAIN, (600.0, 60.0, 50.0, 15.0, 1.5), strict=True)) | dict(
-        zip(BESIDE, (70.0, 7.0), strict=True)
+        zip(REFERENCE_SETUPS, (70.0, 7.0), strict=True)
     )
     found = [made(setup, cpu, 120 if setup.fine else 10) for setup, cpu in seconds.items()]
     told = speedup_factors(found)

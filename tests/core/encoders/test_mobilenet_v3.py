@@ -19,7 +19,7 @@ from napari_lrmil.core.encoders import (
     round_to_half,
 )
 from napari_lrmil.core.encoders.mobilenet_v3 import LARGE, MobileNetV3Encoder, round_channels
-from napari_lrmil.core.encoders.registry import NAMED
+from napari_lrmil.core.encoders.registry import UNTRAINED_ENCODERS
 from napari_lrmil.core.errors import EncoderError
 from napari_lrmil.core.models.bundle import Bundle, StudentNetwork, write_bundle
 from napari_lrmil.core.models.mil import GatedAttentionMIL
@@ -112,7 +112,7 @@ def test_settings_that_make_no_network_are_one_sentence(settings: dict[str, obje
     assert one_sentence(caught.value)
 
 
-@pytest.mark.parametrize("name", list(NAMED))
+@pytest.mark.parametrize("name", list(UNTRAINED_ENCODERS))
 def test_small_students_have_names_and_start_alive(name: str) -> None:
     """Distillation keeps batch norm's statistics, so those of a fresh network must let a difference through."""
     found, again = resolve_encoder(name), resolve_encoder(name)
@@ -126,15 +126,15 @@ def test_small_students_have_names_and_start_alive(name: str) -> None:
     assert (some[0] - some[1]).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("name", list(NAMED))
+@pytest.mark.parametrize("name", list(UNTRAINED_ENCODERS))
 def test_random_weights_are_told_with_what_to_give_for_others(name: str) -> None:
     told = encoder_notice(name)
     assert told is not None and f"{name} starts with random weights" in told
-    assert "a .safetensors file" in told and NAMED[name].family in told
+    assert "a .safetensors file" in told and UNTRAINED_ENCODERS[name].family in told
 
 
 def test_the_settings_list_every_small_student() -> None:
-    assert sorted(SMALL_STUDENTS) == sorted(NAMED)
+    assert sorted(SMALL_STUDENTS) == sorted(UNTRAINED_ENCODERS)
 
 
 def test_atto_is_as_wide_and_deep_as_its_name_says() -> None:

@@ -15,7 +15,7 @@ from napari_lrmil.core.errors import ConfigError, GeometryError, ResolutionError
 from napari_lrmil.core.geometry import Bounds, BoxLevel0, PatchPlan
 from napari_lrmil.core.patching.tissue import find_tissue
 from napari_lrmil.core.phantom import BOUNDS_OFFSET, LESION, VARIANTS, PhantomLook, PhantomSlide, paint, write_slide
-from napari_lrmil.core.phantom.variants import combine
+from napari_lrmil.core.phantom.variants import combine_variants
 from napari_lrmil.core.slides.slide import Slide
 
 SLIDE = PhantomSlide("a", LESION, 11, (1600, 1152))
@@ -202,7 +202,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="leica and ome"):
         write_slide(tmp_path, SLIDE, variants=["bounds", "ome"])
     with pytest.raises(ConfigError, match="black and green"):
-        combine(["pen", "pen-black"])
+        combine_variants(["pen", "pen-black"])
     with pytest.raises(GeometryError, match="laid out in nm"):
         write_slide(tmp_path, SLIDE, variants=["bounds", "no-mpp"])
     with pytest.raises(ConfigError, match="'red'"):

@@ -33,7 +33,7 @@ from napari_lrmil.core.runtimes import select as runtime
 from napari_lrmil.core.runtimes.openvino import OpenVinoEmbedder
 from napari_lrmil.core.runtimes.optimize import fold_batch_norm, round_weights_to_bfloat16
 from napari_lrmil.core.runtimes.select import (
-    ENOUGH,
+    MIN_CHECK_PATCHES,
     RuntimeChoice,
     RuntimeRequest,
     evenly_spaced_rows,
@@ -51,7 +51,7 @@ needs_openvino = pytest.mark.skipif(not converted.is_installed(), reason="the ex
 def kept_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return an empty cache folder of this test's own."""
     monkeypatch.setenv(verdicts.CACHE_VARIABLE, str(tmp_path / "cache"))
-    monkeypatch.setattr(runtime, "LOWEST_SPEARMAN", 0.98)  # patches that overlap are near to ties
+    monkeypatch.setattr(runtime, "MIN_SPEARMAN", 0.98)  # patches that overlap are near to ties
     return tmp_path / "cache"
 
 
@@ -86,13 +86,13 @@ class Conversions:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made = 0
-        original = converted.convert
+        original = converted.convert_encoder
 
         def counted(*args: Any) -> Any:
             self.made += 1
             return original(*args)
 
-        monkeypatch.setattr(converted, "convert", counted)
+        monkeypatch.setattr(converted, "convert_encoder", counted)
 
 
 # ---------------------------------------------------------------- OpenVINO beside torch
@@ -104,10 +104,10 @@ def test_a_trained_bundle_is_seen_alike(demo: Bundle, which: str) -> None:
     """The demo's own networks in float32, and how far bfloat16 is off them; what is used is checked on every slide."""
     network, pixels = getattr(demo, which), patches(96)
     spare = round_weights_to_bfloat16(fold_batch_norm(network.encoder), biases=True)
-    models = [converted.convert(e, 128) for e in (network.encoder, spare)]
+    models = [converted.convert_encoder(e, 128) for e in (network.encoder, spare)]
     full, half = (
-        encode(OpenVinoEmbedder(converted.compiled(m, precision, 1)), pixels, None, CPU).embedding
-        for m, precision in zip(models, ("float32", converted.precisions()[0]), strict=True)
+        encode(OpenVinoEmbedder(converted.compile_model(m, precision, 1)), pixels, None, CPU).embedding
+        for m, precision in zip(models, ("float32", converted.supported_precisions()[0]), strict=True)
     )
     wanted = encode(network.encoder, pixels, None, CPU).embedding
     seen, told = (pool_bag(network.mil, e.numpy(), CPU) for e in (wanted, full))
@@ -125,7 +125,7 @@ def test_every_convolutional_family_converts(name: str) -> None:
     loaded = resolve_encoder(name)
     assert loaded is not None
     encoder = AlignedEncoder(loaded.encoder, 24).eval()
-    embedder = OpenVinoEmbedder(converted.compiled(converted.convert(encoder, 64), "float32", 1))
+    embedder = OpenVinoEmbedder(converted.compile_model(converted.convert_encoder(encoder, 64), "float32", 1))
     pixels = patches(default_batch_size(64) + 3, 64)
     wanted, found = (encode(e, pixels, None, CPU).embedding for e in (encoder, embedder))
     assert found.shape == wanted.shape == (default_batch_size(64) + 3, 24)
@@ -134,7 +134,9 @@ def test_every_convolutional_family_converts(name: str) -> None:
 
 @needs_openvino
 def test_a_patch_embeds_to_the_same_whatever_lies_beside_it(demo: Bundle) -> None:
-    ready = converted.compiled(converted.convert(demo.student.encoder, 128), converted.precisions()[0], 1)
+    ready = converted.compile_model(
+        converted.convert_encoder(demo.student.encoder, 128), converted.supported_precisions()[0], 1
+    )
     embedder, pixels = OpenVinoEmbedder(ready), patches(20)
     together = encode(embedder, pixels, None, CPU).embedding
     alone = encode(embedder, pixels[17:18], None, CPU).embedding
@@ -143,7 +145,9 @@ def test_a_patch_embeds_to_the_same_whatever_lies_beside_it(demo: Bundle) -> Non
 
 @needs_openvino
 def test_layers_are_left_to_torch(demo: Bundle) -> None:
-    embedder = OpenVinoEmbedder(converted.compiled(converted.convert(demo.student.encoder, 128), "float32", 1))
+    embedder = OpenVinoEmbedder(
+        converted.compile_model(converted.convert_encoder(demo.student.encoder, 128), "float32", 1)
+    )
     with pytest.raises(EncoderError, match="--runtime torch") as caught:
         embedder(torch.zeros((1, 3, 128, 128), dtype=torch.uint8), ("head",))
     assert one_sentence(caught.value)
@@ -159,7 +163,7 @@ def test_converting_reports_nothing_home(demo: Bundle, monkeypatch: pytest.Monke
 
     for name in ("__init__", "send_event", "start_session"):
         monkeypatch.setattr(telemetry.Telemetry, name, refuse)
-    converted.convert(demo.student.encoder, 128)
+    converted.convert_encoder(demo.student.encoder, 128)
 
 
 # ---------------------------------------------------------------- the choice
@@ -177,7 +181,7 @@ def test_torch_is_taken_as_it_is_and_nothing_is_compared(demo: Bundle) -> None:
 @needs_openvino
 def test_auto_takes_openvino_where_it_agrees(demo: Bundle) -> None:
     found = prepare_runtime("auto", subject(demo), CPU)
-    assert (found.choice.name, found.choice.precision) == ("openvino", converted.precisions()[0])
+    assert (found.choice.name, found.choice.precision) == ("openvino", converted.supported_precisions()[0])
     assert "on 64 patches: Spearman of attention" in found.choice.reason
     assert found.choice.numbers == f"{found.choice.precision} openvino", "a cache must tell them from torch's"
 
@@ -202,7 +206,7 @@ def test_what_does_not_agree_is_refused_and_the_reason_told(
     asked = subject(demo)
     found = prepare_runtime("openvino", asked, CPU)
     assert found.embedder is demo.student.encoder and found.choice.name == "torch"
-    for precision in converted.precisions():
+    for precision in converted.supported_precisions():
         assert f"OpenVINO in {precision} was refused: against torch on 64 patches" in found.choice.reason
     monkeypatch.undo()
     monkeypatch.setenv(verdicts.CACHE_VARIABLE, str(kept_in))
@@ -212,14 +216,14 @@ def test_what_does_not_agree_is_refused_and_the_reason_told(
 
 @needs_openvino
 def test_float32_is_tried_where_bfloat16_does_not_agree(demo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(converted, "precisions", lambda: ("bfloat16", "float32"))
-    original, told = converted.compiled, []
+    monkeypatch.setattr(converted, "supported_precisions", lambda: ("bfloat16", "float32"))
+    original, told = converted.compile_model, []
 
     def compiled(model: Any, precision: str, threads: int) -> Any:
         told.append(precision)
         return original(model, "float32", threads)
 
-    monkeypatch.setattr(converted, "compiled", compiled)
+    monkeypatch.setattr(converted, "compile_model", compiled)
     monkeypatch.setattr(
         runtime, "OpenVinoEmbedder", lambda ready: (Wrong if len(told) == 1 else OpenVinoEmbedder)(ready)
     )
@@ -234,7 +238,7 @@ def test_without_openvino_auto_is_torch_made_lean_and_says_so(
     demo: Bundle, monkeypatch: pytest.MonkeyPatch, half: bool
 ) -> None:
     monkeypatch.setattr(converted, "is_installed", lambda: False)
-    monkeypatch.setattr(verdicts, "multiplies_bfloat16", lambda device: half)
+    monkeypatch.setattr(verdicts, "has_native_bfloat16", lambda device: half)
     asked = subject(demo)
     found = prepare_runtime("auto", asked, CPU)
     precision = "bfloat16" if half else "float32"
@@ -308,24 +312,26 @@ def test_few_patches_are_compared_again_with_the_next_slide(
     conversions, asked = Conversions(monkeypatch), subject(demo, 2)
     assert prepare_runtime("openvino", asked, CPU).choice.name == "openvino"
     assert not list(kept_in.rglob("*.json"))
-    found = prepare_runtime("auto", replace(asked, patches=ENOUGH, pixels=lambda: patches(ENOUGH)), CPU)
-    assert f"on {ENOUGH} patches" in found.choice.reason
+    found = prepare_runtime(
+        "auto", replace(asked, patches=MIN_CHECK_PATCHES, pixels=lambda: patches(MIN_CHECK_PATCHES)), CPU
+    )
+    assert f"on {MIN_CHECK_PATCHES} patches" in found.choice.reason
     assert conversions.made == 1 and len(list(kept_in.rglob("verdict.json"))) == 1
 
 
 @needs_openvino
 def test_few_patches_are_torchs_whatever_was_compared_before(demo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    conversions, few = Conversions(monkeypatch), subject(demo, ENOUGH - 1)
+    conversions, few = Conversions(monkeypatch), subject(demo, MIN_CHECK_PATCHES - 1)
     found = prepare_runtime("auto", few, CPU)
     assert found.embedder is demo.student.encoder and conversions.made == 0
     assert found.choice.reason == "31 patches are too few to compare by, and soon done"
-    prepare_runtime("auto", subject(demo, ENOUGH), CPU)
+    prepare_runtime("auto", subject(demo, MIN_CHECK_PATCHES), CPU)
     assert prepare_runtime("auto", few, CPU).choice == found.choice  # which slide came first must not matter
     assert prepare_runtime("openvino", few, CPU).choice.name == "openvino"
 
 
 @needs_openvino
-@pytest.mark.parametrize("file", [verdicts.GRAPH, verdicts.WEIGHTS, verdicts.VERDICT])
+@pytest.mark.parametrize("file", [verdicts.GRAPH_FILE, verdicts.WEIGHTS_FILE, verdicts.CHECK_FILE])
 def test_a_broken_cache_is_made_again(demo: Bundle, monkeypatch: pytest.MonkeyPatch, kept_in: Path, file: str) -> None:
     conversions = Conversions(monkeypatch)
     prepare_runtime("auto", subject(demo), CPU)
@@ -343,12 +349,12 @@ def test_a_cache_that_cannot_be_written_is_done_without(demo: Bundle, kept_in: P
 
 @needs_openvino
 def test_the_oldest_conversions_go(demo: Bundle, kept_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verdicts, "KEPT", 2)
+    monkeypatch.setattr(verdicts, "MAX_ENTRIES", 2)
     for i in range(4):
         (kept_in / "runtimes" / str(i)).mkdir(parents=True)
     prepare_runtime("auto", subject(demo), CPU)
     left = list((kept_in / "runtimes").iterdir())
-    assert len(left) == 2 and any((folder / verdicts.VERDICT).exists() for folder in left)
+    assert len(left) == 2 and any((folder / verdicts.CHECK_FILE).exists() for folder in left)
 
 
 def test_patches_to_compare_come_from_all_over_the_slide() -> None:
@@ -370,7 +376,7 @@ def predicted(events: Iterator[Any]) -> Prediction:
 @needs_openvino
 def test_a_prediction_says_what_ran_and_is_that_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Student and teacher alike; the cache keeps the two runtimes' embeddings apart."""
-    monkeypatch.setattr(converted, "precisions", lambda: ("float32",))
+    monkeypatch.setattr(converted, "supported_precisions", lambda: ("float32",))
     bundle, kept = lively_bundle(tmp_path / "b"), EmbeddingCache()
     with fake_slide(tmp_path, FakeSlide(speckled(1300, 1300), properties=resolution(0.5))) as slide:
         plain = predicted(predict(slide, bundle, device=CPU, teacher=TeacherPatches.ALL, cache=kept))
@@ -394,8 +400,8 @@ def test_a_process_prepares_a_bundle_once(tmp_path: Path, monkeypatch: pytest.Mo
     import pickle
 
     bundle, compiled = lively_bundle(tmp_path / "b"), []
-    original = converted.compiled
-    monkeypatch.setattr(converted, "compiled", lambda *args: compiled.append(args) or original(*args))
+    original = converted.compile_model
+    monkeypatch.setattr(converted, "compile_model", lambda *args: compiled.append(args) or original(*args))
     with fake_slide(tmp_path, FakeSlide(speckled(1300, 1300), properties=resolution(0.5))) as slide:
         first, second = (predicted(predict(slide, bundle, device=CPU, runtime="auto")) for _ in range(2))
     assert first.student.probabilities == second.student.probabilities
@@ -436,10 +442,10 @@ def test_a_large_network_without_batch_norm_is_not_copied(monkeypatch: pytest.Mo
     """A copy of a foundation model would not fit beside it."""
     spec = EncoderSpec("vit", {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}, "x", "tokens")
     network = StudentNetwork(build_encoder(spec).eval(), GatedAttentionMIL(48, 2))
-    monkeypatch.setattr(verdicts, "multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr(verdicts, "has_native_bfloat16", lambda device: True)
     asked = RuntimeRequest(network, "tokens", 64, None, 40, lambda: patches(40, 64), {})
     assert asked.folded is network.encoder
     found = prepare_runtime("auto", asked, CPU)
     assert (found.choice.name, found.choice.precision) == ("torch", "bfloat16"), found.choice.reason
-    assert isinstance(found.embedder, runtime.HalfEmbedder)
+    assert isinstance(found.embedder, runtime.Bfloat16Embedder)
     assert found.embedder._encoder is network.encoder
