@@ -68,7 +68,8 @@ class EncoderCard:
         """Licence and terms, as they are told before a download."""
         use = {True: "", False: ", not for commercial use", None: ""}[self.commercial]
         gated = f"; gated: agree to its terms at {self.url} and call `hf auth login` once" if self.gated else ""
-        return f"{FOUNDATION_PREFIX}{self.name}: licence {self.licence}{use}{gated}; models made with it inherit these terms"
+        terms = f"licence {self.licence}{use}{gated}; models made with it inherit these terms"
+        return f"{FOUNDATION_PREFIX}{self.name}: {terms}"
 
 
 def foundation_cards() -> list[EncoderCard]:

@@ -226,7 +226,8 @@ def _fetched(asked: HubName) -> Path:
     page = f"https://huggingface.co/{asked.repository}"
     if constants.HF_HUB_OFFLINE:
         raise EncoderError(
-            f"{HUB_PREFIX}{asked.repository} was not fetched before and HF_HUB_OFFLINE is set; unset it, or give a folder"
+            f"{HUB_PREFIX}{asked.repository} was not fetched before and HF_HUB_OFFLINE is set; "
+            "unset it, or give a folder"
         )
     try:
         return Path(snapshot_download(asked.repository, revision=asked.revision, allow_patterns=list(HUB_FILES)))
