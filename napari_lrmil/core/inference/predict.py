@@ -217,7 +217,7 @@ def _add_teacher(
     """Run the teacher on the selected patches and return the prediction with both networks and their agreement."""
     rows = select_teacher_patches(patches, prediction.student.attention)
     # Over some patches only, the softmax is not that of a whole slide, and its temperature does not hold.
-    part = request if rows.all() else replace(request, grid=request.grid.only(rows), is_calibrated=False)
+    part = request if rows.all() else replace(request, grid=request.grid.select(rows), is_calibrated=False)
     read = teacher_input(request.bundle.card, part.grid)
     teacher = yield from _run_network(part, lambda: request.bundle.teacher.to(request.compute.device), read)
     agreement = measure_agreement(part.grid, prediction.student.attention[rows], teacher.attention)

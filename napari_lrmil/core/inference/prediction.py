@@ -152,5 +152,5 @@ class Prediction:
         if self.compared is None or self.compared.all():
             return pool_to_lr_grid(self.grid, self.teacher.attention)
         attention = np.full(len(self.grid.lr_index), np.nan)
-        attention[self.compared] = pool_to_lr_grid(self.grid.only(self.compared), self.teacher.attention)
+        attention[self.compared] = pool_to_lr_grid(self.grid.select(self.compared), self.teacher.attention)
         return attention

@@ -1,6 +1,6 @@
-"""Colour of slides: true to the scanner's ICC profile, and how far from the slides that a model was trained on.
+"""Colour of slides: correction by the ICC profile, and the distance from the colours of a training cohort.
 
-`torchstain` and `histomicstk` normalise stains. Only statistics of colour are needed here.
+`torchstain` and `histomicstk` normalise stains. This module only needs colour statistics.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from napari_lrmil.core.patching.grid import NestedGrid
 from napari_lrmil.core.patching.tissue import TissueConfig
 from napari_lrmil.core.slides.slide import Pixels, Slide
 
-CELLS = 64  # HR cells that a slide's colour is measured in: the cost does not grow with the slide
-OVERVIEW_MPP = 16.0  # µm per pixel to which they are read, from a coarse level
-LEAST_SPREAD = 0.015  # optical density; else a cohort of one batch would find every other colour far
-FEWEST_SLIDES = 5  # below, a spread between slides is chance
+CELLS = 64  # HR cells in which a slide's colour is measured, so that the cost does not grow with the slide
+OVERVIEW_MPP = 16.0  # µm per pixel at which they are read, from a coarse level
+LEAST_SPREAD = 0.015  # optical density; lower bound, as a cohort of one staining batch would flag every other slide
+FEWEST_SLIDES = 5  # with fewer slides the spread between slides is chance
 
 Triple = tuple[float, float, float]
 
@@ -32,12 +32,12 @@ Triple = tuple[float, float, float]
 
 
 def icc_transform(slide: Slide) -> Callable[[Pixels], Pixels] | None:
-    """Return what turns (height, width, 3) pixels of `slide` into sRGB, or None where it has no ICC profile.
+    """Return a function that converts (height, width, 3) pixels of `slide` to sRGB, or None without an ICC profile.
 
     Raises
     ------
     SlideError
-        Where there is a profile that cannot be used on RGB.
+        If the profile cannot be applied to RGB.
     """
     from PIL import ImageCms
 
@@ -72,16 +72,16 @@ class ColourStats:
 
 @dataclass(frozen=True)
 class CohortColour:
-    """How the colour of slides varies within a cohort.
+    """Centre and spread of the colours of a cohort's slides.
 
     Attributes
     ----------
     mean, deviation
-        Over the slides, the average of what `ColourStats` calls so.
+        Averages over the slides of the fields of `ColourStats`.
     mean_spread, deviation_spread
-        Their standard deviation between slides, no less than `LEAST_SPREAD`.
+        Their standard deviations between slides, at least `LEAST_SPREAD`.
     slides
-        How many were measured.
+        Number of slides.
     """
 
     mean: Triple
@@ -92,47 +92,47 @@ class CohortColour:
 
 
 def color_stats(slide: Slide, grid: NestedGrid) -> ColourStats:
-    """Return the colour of the tissue of `slide`, from up to `CELLS` kept HR cells evenly through the list of them."""
+    """Return the colour of the tissue of `slide`, measured in up to `CELLS` evenly chosen HR patches."""
     chosen = np.unique(np.linspace(0, len(grid.hr_index) - 1, min(CELLS, len(grid.hr_index))).round().astype(int))
     side = max(1, round(grid.lattice.hr_um / OVERVIEW_MPP))
     cell = grid.lattice.cell
-    found = [slide.read(BoxLevel0(float(x), float(y), *cell), (side, side)) for x, y in grid.hr_corners[chosen]]
-    density = optical_density(_stained(np.concatenate([pixels.reshape(-1, 3) for pixels in found])))
+    patches = [slide.read(BoxLevel0(float(x), float(y), *cell), (side, side)) for x, y in grid.hr_corners[chosen]]
+    density = optical_density(_stained(np.concatenate([pixels.reshape(-1, 3) for pixels in patches])))
     return ColourStats(_triple(density.mean(axis=0)), _triple(density.std(axis=0)))
 
 
 def _stained(pixels: Pixels) -> Pixels:
-    """Return those of (N, 3) pixels that are no glass; all of them where none is stained."""
+    """Return the stained pixels among (N, 3) pixels, or all of them if none is stained."""
     chroma = pixels.max(axis=1) - pixels.min(axis=1)
     stained = pixels[chroma > TissueConfig().lowest_chroma]
     return stained if len(stained) else pixels
 
 
 def optical_density(pixels: Pixels) -> NDArray[np.float64]:
-    """Return -log10 of the light that is let through, channel by channel."""
+    """Return optical density, -log10 of the transmitted light, per channel."""
     density: NDArray[np.float64] = -np.log10((pixels.astype(np.float64) + 1) / 256)
     return density
 
 
 def cohort_colour(stats: Sequence[ColourStats]) -> CohortColour:
-    """Return centre and spread of the colours of a cohort's slides.
+    """Return centre and spread of the colours of a cohort.
 
     Raises
     ------
     ValueError
-        Where fewer than `FEWEST_SLIDES` are given.
+        If there are fewer than `FEWEST_SLIDES` slides.
     """
     if len(stats) < FEWEST_SLIDES:
-        raise ValueError(f"{len(stats)} slides tell no spread of colour between slides; give at least {FEWEST_SLIDES}")
+        raise ValueError(f"{len(stats)} slides are too few for a spread of colours; give at least {FEWEST_SLIDES}")
     table = np.array([(s.mean, s.deviation) for s in stats])  # (slides, 2, 3)
     centre, spread = table.mean(axis=0), np.maximum(table.std(axis=0, ddof=1), LEAST_SPREAD)
     return CohortColour(_triple(centre[0]), _triple(centre[1]), _triple(spread[0]), _triple(spread[1]), len(stats))
 
 
 def colour_distance(stats: ColourStats, cohort: CohortColour) -> float:
-    """Return how far a slide's colour is from a cohort's: root mean square of its six figures in units of the spread.
+    """Return the distance of a slide's colour from a cohort, in units of the cohort's spread.
 
-    A slide of the cohort itself is seldom more than 1 away.
+    It is the root mean square over the six values of `ColourStats`. Slides of the cohort are seldom farther than 1.
     """
     centre = np.array([cohort.mean, cohort.deviation])
     spread = np.array([cohort.mean_spread, cohort.deviation_spread])

@@ -1,4 +1,4 @@
-"""The nested grids: HR patches with enough tissue, and the LR patches that are their parents."""
+"""Nested patch grids: HR patches with enough tissue, and the LR patches that contain them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from napari_lrmil.core.slides.slide import Slide
 
 @dataclass(frozen=True)
 class NestedGrid:
-    """Kept patches of both resolutions.
+    """Selected patches of both resolutions.
 
     Attributes
     ----------
     lattice
-        Where the cells lie.
+        Lattice of the cells.
     hr_index
-        (K, 2) column then row of the kept HR cells, in reading order.
+        (K, 2) columns and rows of the selected HR cells, in reading order.
     lr_index
-        (N, 2) column then row of the kept LR cells, in reading order.
+        (N, 2) columns and rows of the selected LR cells, in reading order.
     parent
-        (K,) for each HR patch the row of `lr_index` that holds it.
+        (K,) row of `lr_index` that contains each HR patch.
     """
 
     lattice: Lattice
@@ -41,47 +41,48 @@ class NestedGrid:
 
     @property
     def hr_corners(self) -> Int64:
-        """(K, 2) level-0 pixels, x then y."""
+        """(K, 2) level-0 corners (x, y) of the HR patches."""
         return self.lattice.hr_corners(self.hr_index)
 
     @property
     def lr_corners(self) -> Int64:
-        """(N, 2) level-0 pixels, x then y."""
+        """(N, 2) level-0 corners (x, y) of the LR patches."""
         return self.lattice.lr_corners(self.lr_index)
 
     @property
     def child(self) -> Int64:
-        """(K,) place of each HR patch among the n * n cells of its parent, row by row."""
+        """(K,) position of each HR patch within the n * n cells of its parent, row by row."""
         inside = self.hr_index % self.lattice.n
         return inside[:, 1] * self.lattice.n + inside[:, 0]
 
     @property
     def patch_ratio(self) -> float:
-        """HR patches per LR patch: the bound on what low resolution can save."""
+        """HR patches per LR patch: the upper bound on what low resolution can save."""
         return len(self.hr_index) / len(self.lr_index)
 
-    def only(self, kept: NDArray[np.bool_]) -> NestedGrid:
-        """Return the grid of the LR patches that `kept` (N,) marks, and of their HR patches."""
-        children = kept[self.parent]
-        row = np.cumsum(kept) - 1  # of an LR patch among those kept
-        return NestedGrid(self.lattice, self.hr_index[children], self.lr_index[kept], row[self.parent[children]])
+    def select(self, is_selected: NDArray[np.bool_]) -> NestedGrid:
+        """Return the grid of the LR patches that (N,) `is_selected` marks, with their HR patches."""
+        children = is_selected[self.parent]
+        row = np.cumsum(is_selected) - 1  # new row of each selected LR patch
+        return NestedGrid(self.lattice, self.hr_index[children], self.lr_index[is_selected], row[self.parent[children]])
 
 
 def build_nested_grid(lattice: Lattice, shares: NDArray[np.float32], min_share: float) -> NestedGrid:
-    """Return the grids for given tissue shares (rows, columns) of the HR cells.
+    """Return the grids for tissue shares (rows, columns) of the HR cells.
 
-    An LR patch is kept when at least one of its HR cells is, so that no HR patch lacks a parent (Method 1).
+    HR cells with at least `min_share` of tissue are selected, and every LR cell with a selected HR cell, so that no HR
+    patch lacks a parent (docs/explanation/method.md 1).
     """
     rows, columns = np.nonzero(shares >= min_share)
     return nested_grid_from_cells(lattice, np.stack([columns, rows], axis=1).astype(np.int64))
 
 
 def nested_grid_from_cells(lattice: Lattice, hr_index: Int64) -> NestedGrid:
-    """Return the grids for (K, 2) kept HR cells: parents by integer division, never by a search."""
+    """Return the grids for (K, 2) selected HR cells. Parents follow by integer division."""
     lr_columns = lattice.columns // lattice.n
     key = (hr_index[:, 1] // lattice.n) * lr_columns + hr_index[:, 0] // lattice.n
-    kept, parent = np.unique(key, return_inverse=True)
-    lr_index = np.stack([kept % lr_columns, kept // lr_columns], axis=1).astype(np.int64)
+    lr_keys, parent = np.unique(key, return_inverse=True)
+    lr_index = np.stack([lr_keys % lr_columns, lr_keys // lr_columns], axis=1).astype(np.int64)
     return NestedGrid(lattice, hr_index, lr_index, parent.astype(np.int64))
 
 
@@ -90,18 +91,18 @@ def find_nested_grid(slide: Slide, plan: PatchPlan, config: TissueConfig | None 
     return find_tissue_grid(slide, plan, config).grid
 
 
-@dataclass(frozen=True, eq=False)  # one is not compared with another but taken for itself: its arrays are large
+@dataclass(frozen=True, eq=False)  # compared by identity, as comparing the arrays would be slow
 class TissueGrid:
-    """Where a slide's tissue is, and the patches that it gives.
+    """Tissue mask of a slide and the nested grids derived from it.
 
     Attributes
     ----------
     tissue
         The mask, on the lattice of the patches.
     grid
-        Kept patches of both resolutions.
+        Patches of both resolutions.
     edited
-        Whether somebody changed the mask by hand.
+        Whether the mask was edited by hand.
     """
 
     tissue: Tissue
@@ -110,14 +111,14 @@ class TissueGrid:
 
 
 def find_tissue_grid(slide: Slide, plan: PatchPlan, config: TissueConfig | None = None) -> TissueGrid:
-    """Return the tissue of `slide` and its nested grids.
+    """Segment the tissue of `slide` and return it with the nested grids.
 
     Raises
     ------
     ResolutionError
-        Where the slide is too coarse for LR patches.
+        If the slide is too coarse for LR patches.
     TissueError
-        Where no patch has enough tissue.
+        If no patch has enough tissue.
     """
     config = config or TissueConfig()
     require_resolution(slide, plan.lr_mpp, "student (LR)")
@@ -125,14 +126,20 @@ def find_tissue_grid(slide: Slide, plan: PatchPlan, config: TissueConfig | None 
     return TissueGrid(tissue, nested_grid_from_tissue(slide.path, tissue, config))
 
 
-def tissue_grid_from_mask(path: Path, ground: TissueGrid, mask: Mask, config: TissueConfig) -> TissueGrid:
-    """Return what a mask of the same raster gives that somebody changed by hand; raises `TissueError` as above."""
-    tissue = replace(ground.tissue, mask=mask)
+def tissue_grid_from_mask(path: Path, original: TissueGrid, mask: Mask, config: TissueConfig) -> TissueGrid:
+    """Return the grids of an edited mask on the raster of `original`.
+
+    Raises
+    ------
+    TissueError
+        If no patch has enough tissue.
+    """
+    tissue = replace(original.tissue, mask=mask)
     return TissueGrid(tissue, nested_grid_from_tissue(path, tissue, config), edited=True)
 
 
 def nested_grid_from_tissue(path: Path, tissue: Tissue, config: TissueConfig) -> NestedGrid:
-    """Return the grids that a tissue mask gives; `path` names the slide in the error."""
+    """Return the grids of a tissue mask. `path` names the slide in the error."""
     grid = build_nested_grid(tissue.lattice, tissue.shares(), config.min_share)
     if len(grid.lr_index) == 0:
         raise TissueError(
@@ -144,7 +151,7 @@ def nested_grid_from_tissue(path: Path, tissue: Tissue, config: TissueConfig) ->
 
 
 def require_resolution(slide: Slide, wanted_mpp: float, who: str) -> None:
-    """Raise `ResolutionError` where the base of `slide` is more than 5 % coarser than `wanted_mpp`."""
+    """Raise `ResolutionError` if level 0 of `slide` is more than 5 % coarser than `wanted_mpp`."""
     if slide.mpp.mean > wanted_mpp * (1 + MPP_TOLERANCE):
         raise ResolutionError(
             slide.path,

@@ -89,7 +89,7 @@ class RegionOfInterest:
         kept = self.keeps(grid)
         if not kept.any():
             raise TissueError(slide, f"the {self.text} holds no LR patch: {self.emptied_by(grid)}")
-        return grid if kept.all() else grid.only(kept)
+        return grid if kept.all() else grid.select(kept)
 
     def emptied_by(self, grid: NestedGrid) -> str:
         """Return why no patch of a slide's grid is meant, and what to do about it."""

@@ -1,4 +1,4 @@
-"""Where the tissue is: one mask per slide, on a raster that the HR lattice divides exactly."""
+"""Tissue segmentation: one mask per slide, on a raster that divides the HR lattice exactly."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from PIL import Image
 
 from napari_lrmil.core.errors import TissueError
 from napari_lrmil.core.geometry import Bounds, BoxLevel0, Lattice
-from napari_lrmil.core.patching.mask_filters import Mask as Mask  # the name that readers of a mask know it by
+from napari_lrmil.core.patching.mask_filters import Mask as Mask  # re-exported: the type of every mask
 from napari_lrmil.core.patching.mask_filters import gaussian_smooth, remove_small_objects_and_holes
 from napari_lrmil.core.slides.resampling import Pixels
 from napari_lrmil.core.slides.slide import Slide
 
-_AT_ONCE = 2**16  # pixels
+_STRIP_PIXELS = 2**16  # rows are processed in strips of this size, which stay in the CPU cache
 
 
 @dataclass(frozen=True)
 class TissueConfig:
-    """How tissue is told from glass.
+    """Parameters of the tissue segmentation.
 
     Attributes
     ----------
     mask_um
-        Wanted side of a mask pixel in µm. 8: a few cells across, and a level that every pyramid has.
+        Target side of a mask pixel in µm. 8 µm is a few cells wide, and every pyramid has a level for it.
     lowest_chroma, highest_chroma
-        Grey levels between which the threshold on colourfulness (max - min of RGB) must lie. Otsu's choice is
-        clipped to them, so that a slide full of tissue is not cut in two and glass noise is not taken for tissue.
+        Bounds, in grey levels, of the threshold on colourfulness (max - min of RGB). Otsu's threshold is clipped to
+        them. Without them it would split the tissue of a full slide, or take noise on glass for tissue.
     darkest
-        Mean grey level below which nothing is tissue: pen, tape, the black of fluorescence.
+        Mean grey level below which a pixel is not tissue: pen, tape, the background of fluorescence.
     smallest_um2
-        Specks and holes below this area are ignored.
+        Objects and holes below this area are removed.
     min_share
-        An HR patch is kept when at least this share of it is tissue.
+        Share of tissue from which an HR patch is selected.
     """
 
     mask_um: float = 8.0
@@ -54,11 +54,11 @@ class Tissue:
     Attributes
     ----------
     mask
-        (rows * k, columns * k): `k` x `k` mask pixels to an HR cell of `lattice`.
+        (rows * k, columns * k) bool, with `k` x `k` mask pixels per HR cell of `lattice`.
     lattice
-        The lattice on which the mask hangs.
+        Lattice of the HR cells.
     threshold
-        Colourfulness (grey levels) above which a pixel counted as tissue.
+        Colourfulness in grey levels above which a pixel is tissue.
     """
 
     mask: Mask
@@ -73,7 +73,7 @@ class Tissue:
             )
 
     def shares(self) -> NDArray[np.float32]:
-        """Return (rows, columns): the share of each HR cell that is tissue."""
+        """Return (rows, columns) shares of tissue in each HR cell."""
         k = self.mask.shape[0] // self.lattice.rows
         down = self.mask.view(np.uint8).reshape(self.lattice.rows, k, -1).sum(axis=1, dtype=np.uint32)
         cells = down.reshape(self.lattice.rows, self.lattice.columns, k).sum(axis=2)
@@ -81,10 +81,10 @@ class Tissue:
 
 
 def find_tissue(slide: Slide, lattice: Lattice, config: TissueConfig | None = None) -> Tissue:
-    """Return the tissue of `slide`, read at about `config.mask_um` per pixel from a level just fine enough.
+    """Segment the tissue of `slide` at about `config.mask_um` per pixel.
 
-    Only what lies within the slide's bounds is looked at: how far the lattice reaches past them depends on `n`, and
-    which cells are tissue must not.
+    A pixel is tissue if its smoothed colourfulness (max - min of RGB) exceeds Otsu's threshold. Only the area within
+    the slide's bounds is read: the lattice reaches beyond them by an amount that depends on `n`, and the mask must not.
     """
     config = config or TissueConfig()
     k = max(4, round(lattice.hr_um / config.mask_um))
@@ -93,22 +93,22 @@ def find_tissue(slide: Slide, lattice: Lattice, config: TissueConfig | None = No
     dark: list[tuple[slice, slice, Mask]] = []
     for rows, columns, pixels in slide.read_blocks(box, size):
         chroma[rows, columns] = _colourfulness(pixels)
-        if pixels.min() < config.darkest:  # else no mean of three colours is: mostly the second look is saved
+        if pixels.min() < config.darkest:  # cheap test first: most blocks have no dark pixel
             dark.append((rows, columns, _darker(pixels, config.darkest)))
     smooth = gaussian_smooth(chroma)
     threshold = _threshold(smooth, config)
-    inside = smooth > threshold
-    for rows, columns, part in dark:
-        inside[rows, columns] &= ~part
+    is_tissue = smooth > threshold
+    for rows, columns, is_dark in dark:
+        is_tissue[rows, columns] &= ~is_dark
     mask = np.zeros((lattice.rows * k, lattice.columns * k), dtype=bool)
     mask[: size[1], : size[0]] = remove_small_objects_and_holes(
-        inside, int(config.smallest_um2 / (lattice.hr_um / k) ** 2)
+        is_tissue, int(config.smallest_um2 / (lattice.hr_um / k) ** 2)
     )
     return Tissue(mask, lattice, threshold)
 
 
 def write_mask(path: Path, mask: Mask) -> None:
-    """Write a mask as a PNG of one bit, whole or not at all."""
+    """Write a mask atomically as a 1-bit PNG."""
     from napari_lrmil.core.atomic_files import atomic_write
 
     with atomic_write(path) as partial:
@@ -116,37 +116,39 @@ def write_mask(path: Path, mask: Mask) -> None:
 
 
 def read_mask(path: Path, like: Tissue) -> Mask:
-    """Return a mask that was written for the same slide and patches.
+    """Read a mask that was written for the same slide and patches.
 
     Raises
     ------
     TissueError
-        Where it is no picture, or one of another raster than `like`.
+        If the file is not an image, or its size differs from `like`.
     """
     try:
         with Image.open(path) as picture:
             mask = np.asarray(picture.convert("1"), dtype=np.bool_)
     except (OSError, ValueError) as error:
-        raise TissueError(path, f"not a mask that can be read ({error}); expected the PNG that was saved") from error
+        raise TissueError(path, f"the mask cannot be read ({error}); expected a PNG that this program wrote") from error
     if mask.shape != like.mask.shape:
         seen, wanted = (" x ".join(map(str, m.shape[::-1])) for m in (mask, like.mask))
-        raise TissueError(path, f"a mask of {seen} px, where this slide and model have {wanted}; edit it on this slide")
+        raise TissueError(
+            path, f"the mask has {seen} px, expected {wanted} for this slide and model; edit the mask on this slide"
+        )
     return mask
 
 
 def _within(bounds: Bounds, lattice: Lattice, k: int) -> tuple[BoxLevel0, tuple[int, int]]:
-    """Return the part of the lattice that the slide reaches into, in whole mask pixels, and its size in those."""
+    """Return the part of the lattice within the slide's bounds, in whole mask pixels, and its size in mask pixels."""
     ends = bounds.x + bounds.width - lattice.origin[0], bounds.y + bounds.height - lattice.origin[1]
     most = lattice.columns * k, lattice.rows * k
     width, height = (
-        min(whole, max(1, -(-end * k // cell))) for end, cell, whole in zip(ends, lattice.cell, most, strict=True)
+        min(limit, max(1, -(-end * k // cell))) for end, cell, limit in zip(ends, lattice.cell, most, strict=True)
     )
     across, down = lattice.cell[0] / k, lattice.cell[1] / k
     return BoxLevel0(*lattice.origin, width * across, height * down), (width, height)
 
 
 def _colourfulness(pixels: Pixels) -> NDArray[np.uint8]:
-    """Return (height, width): max - min of RGB; plane by plane, for numpy is slow along an axis of three."""
+    """Return (height, width) max - min of RGB. It works plane by plane: numpy is slow along an axis of three."""
     out = np.empty(pixels.shape[:2], np.uint8)
     for part, most in zip(_strips(pixels), _strips(out), strict=True):
         red, green, blue = np.ascontiguousarray(part.transpose(2, 0, 1))
@@ -156,12 +158,12 @@ def _colourfulness(pixels: Pixels) -> NDArray[np.uint8]:
 
 
 def _strips(array: NDArray[Any]) -> list[NDArray[Any]]:
-    """Return views of rows, so few that copies of them stay in the processor's own memory."""
-    return np.array_split(array, 1 + array.shape[0] * array.shape[1] // _AT_ONCE)
+    """Return views of rows, small enough for the CPU cache."""
+    return np.array_split(array, 1 + array.shape[0] * array.shape[1] // _STRIP_PIXELS)
 
 
 def _darker(pixels: Pixels, grey: float) -> Mask:
-    """Return where the mean of RGB is below `grey`."""
+    """Return the mask of pixels whose mean of RGB is below `grey`."""
     total = pixels[..., 0].astype(np.uint16)
     total += pixels[..., 1]
     total += pixels[..., 2]
@@ -171,17 +173,17 @@ def _darker(pixels: Pixels, grey: float) -> Mask:
 
 def _threshold(chroma: NDArray[np.float32], config: TissueConfig) -> float:
     low, high = float(chroma.min()), float(chroma.max())
-    found = _otsu(chroma, low, high) if high > low else config.highest_chroma
-    return float(np.clip(found, config.lowest_chroma, config.highest_chroma))
+    otsu = _otsu(chroma, low, high) if high > low else config.highest_chroma
+    return float(np.clip(otsu, config.lowest_chroma, config.highest_chroma))
 
 
 def _otsu(values: NDArray[np.float32], low: float, high: float) -> float:
-    """Return Otsu's threshold; a histogram of bytes is several times as fast as one of fractions."""
+    """Return Otsu's threshold from 256 bins. A histogram of bytes is several times faster than one of floats."""
     from skimage.filters import threshold_otsu
 
     counts = np.zeros(256, np.int64)
     for rows in _strips(values):
         bins = rows - np.float32(low)
-        bins *= np.float32((256 - 1e-4) / (high - low))  # the highest value falls into the last bin, not beyond
+        bins *= np.float32((256 - 1e-4) / (high - low))  # keeps the highest value in the last bin
         counts += np.asarray(Image.fromarray(bins.astype(np.uint8)).histogram())
     return float(threshold_otsu(hist=(counts, low + (np.arange(256) + 0.5) * (high - low) / 256)))

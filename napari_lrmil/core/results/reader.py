@@ -249,7 +249,7 @@ def _join_networks(
 ) -> Prediction:
     """Return the prediction; agreement is computed from the stored attention, without ``agreement.json``."""
     compared = np.bincount(grid.parent, minlength=len(grid.lr_index)) > 0
-    part = grid if compared.all() else grid.only(compared)
+    part = grid if compared.all() else grid.select(compared)
     return Prediction(
         slide=slide.name,
         path=slide.path,

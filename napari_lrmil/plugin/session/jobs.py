@@ -120,7 +120,7 @@ class PredictJob:
         is_embedded = self.cache.has(cache_key(slide, self.bundle, grid, "student"), grid.lr_index)
         is_embedded &= self.scope.keeps(grid)
         if is_embedded.any():
-            part = replace(tissue_grid, grid=grid.only(is_embedded))
+            part = replace(tissue_grid, grid=grid.select(is_embedded))
             device = resolve_device(self.device)
             *_, last = predict(slide, self.bundle, device=device, scope=self.scope, tissue_grid=part, cache=self.cache)
             if isinstance(last, Finished):

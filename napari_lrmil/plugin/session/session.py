@@ -291,7 +291,7 @@ class Session:
         if tissue_grid is None or self.bundle is None or not self._selected_patches(tissue_grid).any():
             return None
         expected_seconds = partial(self._throughput.expected_seconds, self.bundle.sha256, self.device)
-        grid = tissue_grid.grid.only(self._selected_patches(tissue_grid))
+        grid = tissue_grid.grid.select(self._selected_patches(tissue_grid))
         attention = cached_student_attention(self.prediction, grid, self.opened_slide, self.bundle, self.cache)
         return plan_patches(grid, attention, expected_seconds)
 

@@ -89,7 +89,7 @@ def test_the_top_patches_are_read_finely_and_nothing_else(slide: Slide) -> None:
     full = run_predict(slide, "all")
     assert partial.teacher is not None and full.teacher is not None and partial.compared is not None
     assert partial.compared.sum() == 2 and partial.compared[partial.student.attention.argmax()]
-    part = partial.grid.only(partial.compared)
+    part = partial.grid.select(partial.compared)
     np.testing.assert_array_equal(partial.teacher.coords, part.hr_corners)
     assert read < slide.pixels_decoded - before - read, "less than the whole slide"
     assert len(partial.student.attention) == len(full.student.attention), "the student looks everywhere"
