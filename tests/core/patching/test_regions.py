@@ -201,7 +201,7 @@ def test_asap_counts_from_level_0_and_orders_its_corners(tmp_path: Path) -> None
         ('[{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]}}]', "annotations"),
         ('[{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[["a", 0]]]}}]', "annotations"),
         ('[{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": '
-         "[[[0, 0], [9, 0], [NaN, 5], [0, 0]]]}}]", "no finite number"),
+         "[[[0, 0], [9, 0], [NaN, 5], [0, 0]]]}}]", "not a finite number"),
         ('[{"type": "Feature", "geometry": null, "properties": 3}]', "not a file of annotations"),
         ("<ASAP_Annotations><Annotations>", "not a file of annotations"),
         ('<Annotations MicronsPerPixel="0.25"><Annotation/></Annotations>', "XML of another program: <Annotations>"),
@@ -209,12 +209,12 @@ def test_asap_counts_from_level_0_and_orders_its_corners(tmp_path: Path) -> None
          "'Order' is missing"),
         (asap('<Annotation Type="Polygon"><Coordinates><Coordinate Order="0" X="1,5" Y="2"/></Coordinates>'
               "</Annotation>"), "not a file of annotations"),
-        ("[]", "there are no annotations in it"),
-        ('{"type": "FeatureCollection", "features": []}', "there are no annotations in it"),
+        ("[]", "the file has no annotations"),
+        ('{"type": "FeatureCollection", "features": []}', "the file has no annotations"),
         (json.dumps(feature({"type": "Point", "coordinates": [1, 2]})), "none of its 1 annotations has an area"),
-        (asap(annotation([(0, 5, 5), (1, float("nan"), 8), (2, 9, 8)])), "no finite number"),
+        (asap(annotation([(0, 5, 5), (1, float("nan"), 8), (2, 9, 8)])), "not a finite number"),
         ('{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [1e999, 0], [5, 5], [0, 0]]]}}',
-         "no finite number"),
+         "not a finite number"),
         (asap(annotation([(0, 5, 5)], "Dot")), "none of its 1 annotations has an area"),
     ],
 )  # fmt: skip
