@@ -114,7 +114,7 @@ def test_a_strangers_hdf5_is_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["features"] = np.zeros((3, 2))
         file["coords"] = np.zeros((3, 2), int)
-    check_refused(tmp_path / "a.h5", "never finished, or another program wrote it")
+    check_refused(tmp_path / "a.h5", "incomplete, or another program wrote it")
 
 
 def test_a_file_without_coordinates_is_refused(tmp_path: Path) -> None:

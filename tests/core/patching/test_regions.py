@@ -195,7 +195,7 @@ def test_asap_counts_from_level_0_and_orders_its_corners(tmp_path: Path) -> None
         ("{}", "JSON without Features"),
         ('{"positive": [{"name": "Tumor1", "vertices": [[1, 2]]}]}', "JSON without Features"),
         ('{"type": "FeatureCollection"}', "JSON without Features"),
-        ("[1]", "something else than Features"),
+        ("[1]", "entries that are not Features"),
         ('[{"type": "Feature", "properties": {}}]', "'geometry' is missing"),
         ('[{"type": "Feature", "geometry": {"type": "Polygon"}}]', "not a file of annotations"),
         ('[{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]}}]', "annotations"),
