@@ -26,6 +26,7 @@ class _Frozen(BaseModel):
     def _coerce(cls, value: Any, info: ValidationInfo) -> Any:
         """Accept what people write in YAML: a single value for a list, a number for a name, text for a number."""
         kind = cls.model_fields[str(info.field_name)].annotation
+        # layers: block_12 and lr: 1e-4 are written without brackets where the field takes several values.
         if get_origin(kind) is tuple and not isinstance(value, list | tuple):
             return _as_tuple(value)
         if get_origin(kind) is Literal and isinstance(value, int) and not isinstance(value, bool):
@@ -325,6 +326,7 @@ def load_config(path: Path | str | None = None, settings: Sequence[str] = ()) ->
     GeometryError
         If the two resolutions do not nest.
     """
+    # A deep copy, because settings are written into nested groups below.
     values = copy.deepcopy(PRESETS[str(path)]) if str(path) in PRESETS else _read(path)
     for setting in settings:
         _apply_setting(values, setting)
@@ -349,7 +351,7 @@ def build_config(values: Mapping[str, Any]) -> TrainConfig:
     try:
         config = TrainConfig.model_validate(dict(values))
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors()[0]  # one sentence names one key; the next call names the next
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"configuration key '{key}' is unknown; there are: {', '.join(known_keys())}") from error
@@ -377,7 +379,7 @@ def _apply_setting(values: dict[str, Any], setting: str) -> None:
         if not isinstance(values, dict):
             raise ConfigError(f"--set {setting}: {parent} is a value, not a group of keys")
     try:
-        values[last] = yaml.safe_load(text)
+        values[last] = yaml.safe_load(text)  # types as in a file: numbers, lists, true and false
     except yaml.YAMLError as error:
         raise ConfigError(
             f"--set {setting}: the value is not readable as YAML; quote it if it holds brackets"
@@ -386,4 +388,4 @@ def _apply_setting(values: dict[str, Any], setting: str) -> None:
 
 def dump_config(config: TrainConfig) -> str:
     """Return the resolved configuration as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)  # in the order of the fields

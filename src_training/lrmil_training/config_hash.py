@@ -76,6 +76,7 @@ def later_values(config: BaseModel) -> dict[str, Any]:
     values = config.model_dump(mode="json")
     fields = type(config).model_fields
     differing = {}
+    # Sorted: the order in which later versions declare fields must not matter.
     for name in sorted(set(fields) - set(_first_fields(config))):
         default = to_jsonable_python(fields[name].get_default(call_default_factory=True))
         if values[name] != default:
@@ -97,4 +98,5 @@ def later_run_values(config: TrainConfig) -> list[dict[str, Any]]:
 
 
 def _first_fields(config: BaseModel) -> tuple[str, ...]:
+    # By `isinstance`, so that a subclass keeps the first fields of its base.
     return next((names for kind, names in FIRST_FIELDS.items() if isinstance(config, kind)), ())

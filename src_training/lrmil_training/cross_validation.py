@@ -73,8 +73,9 @@ def list_parts(context: RunContext) -> list[SeriesPart]:
     folds: list[tuple[int | None, Cohort]] = [(None, context.cohort)]
     if config.folds:
         folds = list(enumerate(make_folds(context.cohort, config.folds, config.seed, by_site=config.by_site)))
-    for _, cohort in folds:
+    for _, cohort in folds:  # checked before the first run, which takes hours
         require_classes(cohort, ("train", "val"))
+    # Seeds outside, folds inside: a stopped series has whole rounds of folds.
     seeds = range(config.seed, config.seed + config.seeds)
     return [SeriesPart(fold, seed, cohort) for seed in seeds for fold, cohort in folds]
 

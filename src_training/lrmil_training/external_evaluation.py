@@ -83,6 +83,7 @@ def evaluate_bundle(
     if not cohort.slides:
         raise LrmilError(f"none of {len(failures)} slides could be read; the reasons are in {folder / 'failures.csv'}")
     card = evaluation.bundle.card
+    # The bundle's own calibration: fitting another on this cohort would be fitting.
     temperatures = {"student": card.temperature, "teacher": card.teacher_temperature}
     split = cohort.slides[0].split  # all slides have the same
     metrics = evaluate(cohort, results, BOOTSTRAP_RESAMPLES, splits=(split,), temperatures=temperatures)

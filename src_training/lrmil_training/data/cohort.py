@@ -127,7 +127,7 @@ def read_cohort(path: Path, *, seed: int = 0) -> Cohort:
     CohortError
         If the table or a slide is missing, a split is unknown, or two slides share a name.
     """
-    rows = read_rows(path)
+    rows = read_rows(path)  # line 1 is the header, so rows are counted from 2 in messages
     slides = [_slide(path, i, row) for i, row in enumerate(rows, start=2)]
     missing = [s.path.name for s in slides if not s.path.exists()]
     if missing:
@@ -135,6 +135,7 @@ def read_cohort(path: Path, *, seed: int = 0) -> Cohort:
             path,
             f"{len(missing)} of {len(slides)} slides are not there, first {missing[0]}; paths start at the table",
         )
+    # Feature files are named after slides.
     duplicates = [name for name, count in Counter(s.name for s in slides).items() if count > 1]
     if duplicates:
         raise CohortError(

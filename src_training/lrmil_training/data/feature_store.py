@@ -40,4 +40,4 @@ class StoredRows:
         """Return a copy of the selected rows, (R, D) float32."""
         # Mapped anew at each call: an open map per slide would keep as many files open as the cohort has slides.
         array = np.memmap(self.path, np.float32, "r", self._offset, self.shape)
-        return np.array(array[rows])
+        return np.array(array[rows])  # a copy, so that the map is released

@@ -64,7 +64,7 @@ class FitName:
     def run_id(self) -> str:
         """Random id, stored in the log folder. Two runs can share a name, and even a path, one after another."""
         file = self.folder / RUN_ID
-        if not file.exists():
+        if not file.exists():  # drawn once: a resumed run must keep its id
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(file, secrets.token_hex(4))
         return file.read_text(encoding="utf-8").strip()
@@ -95,6 +95,7 @@ class TableLogger(Logger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append a line per metric."""
+        # Opened for every epoch, so that a killed run has all its lines.
         self.path.parent.mkdir(parents=True, exist_ok=True)
         has_header = self.path.exists()
         with self.path.open("a", newline="", encoding="utf-8") as file:

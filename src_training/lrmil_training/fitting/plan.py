@@ -82,6 +82,7 @@ class FitPlan:
     def is_done(self) -> bool:
         """True if the stage has ended before under the same key."""
         has_files = self.mark.exists() and self.checkpoint.exists()
+        # The folder name has only the first digits of the key, so the whole key is compared.
         return bool(self.key) and has_files and self.mark.read_text(encoding="utf-8") == self.key
 
     @property

@@ -64,7 +64,7 @@ def fit_rank(pipe: Connection, rank: int, payload: Path) -> None:
         make, plan, scale = torch.load(payload, map_location="cpu", weights_only=False, mmap=True)
         run_stage(make, plan, scale, StateDict(), pipe.send if rank == 0 else lambda _: None, lambda: False)
         pipe.send(RankDone())
-    except BaseException as error:
+    except BaseException as error:  # also KeyboardInterrupt: the parent waits for a message
         pipe.send(_rank_error(error))
     finally:
         pipe.close()

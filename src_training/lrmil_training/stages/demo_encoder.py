@@ -94,6 +94,7 @@ class _PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         pixels = self.tissue.pixels[index]
         if self.augment:
             rng = np.random.default_rng([self.config.seed, self.epoch, index])
+            # Gain acts on absorbed light (255 - pixels), as a thicker or darker stain does.
             gain = 1 + rng.normal(0, self.config.colour_sd, 3)
             pixels = apply_dihedral((255 - (255 - pixels) * gain).clip(0, 255).astype(np.uint8), int(rng.integers(8)))
         picture = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
@@ -145,7 +146,7 @@ def pretrain(
             PhantomSlide(f"pretrain_{i}", NORMAL, config.seed + i, config.size) for i in range(first, first + count)
         ]
         sides.append((yield from _draw_patches(slides, config)))
-    whiten = _whitening(sides[0].targets)
+    whiten = _whitening(sides[0].targets)  # fitted on training slides alone
     train, val = (TissuePatches(s.pixels, whiten(s.targets)) for s in sides)
     plan = FitPlan("pretraining", config.epochs, config.epochs, config.seed, out / "checkpoints", device)
 
@@ -170,7 +171,7 @@ def _draw_patches(slides: Sequence[PhantomSlide], config: PretrainConfig) -> Gen
     for count, slide in enumerate(slides):
         yield Progress("painting", count, len(slides), "slides")
         phantom = paint(slide)
-        rng = np.random.default_rng(slide.seed)
+        rng = np.random.default_rng(slide.seed)  # patches depend on their slide alone, not on the number of slides
         step = config.patch_px // COMPOSITION_CELL
         for _ in range(config.patches_per_slide):
             row, column = (int(rng.integers(size - step + 1)) for size in phantom.composition.shape[:2])
@@ -198,6 +199,7 @@ def texture(patch: NDArray[np.uint8]) -> NDArray[np.float64]:
     from skimage.color import rgb2hed
 
     stains = np.asarray(rgb2hed(patch), dtype=np.float64)[..., :2]
+    # Weights of pixels: blurred haematoxylin is high within nuclei. Never 0, because weights must not sum to 0.
     nuclei = np.clip(gaussian_filter(stains[..., 0], NUCLEUS_SIGMA_PX), 0, None) + 1e-6
     energies: list[float] = []
     for stain in np.moveaxis(stains, -1, 0):

@@ -121,6 +121,7 @@ def _tuning_dependencies(config: TrainConfig, *, aligned: bool, uses_teacher: bo
 def _dependencies(
     config: TrainConfig, groups: list[Any], *later: Any, aligned: bool = True, uses_teacher: bool = True
 ) -> list[Any]:
+    # The order of the values is part of the keys. A folder of an earlier version is resumed only if it stays.
     student = [uses_teacher, config.encoder.student, config.student_input_px, config.lr_mpp, config.lr_patch_px]
     statistics = [] if aligned else ["by its own statistics"]
     return [*student, *map(hashed_values, groups), *statistics, *later, *later_run_values(config)]
@@ -167,6 +168,7 @@ def _ablation(config: TrainConfig) -> list[Method]:
 
 def with_settings(config: TrainConfig, changes: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
     """Return `config` with some settings of its groups changed, checked as a whole; raises `ConfigError`."""
+    # Built from values and not by `model_copy`, which would skip the checks between fields.
     values = config.model_dump()
     for group, settings in changes.items():
         values[group] |= settings

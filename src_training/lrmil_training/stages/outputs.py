@@ -66,6 +66,8 @@ class TeacherOutputs:
 class Student:
     """Networks of a method after some of its stages.
 
+    The networks themselves are fitted in place; a `Student` says which of its parts exist and belong together.
+
     Attributes
     ----------
     encoder
@@ -78,6 +80,7 @@ class Student:
 
     encoder: AlignedEncoder
     mil: GatedAttentionMIL | None = None
+    # A stage that changes the encoder returns a `Student` without features, so that no later stage uses stale ones.
     features: Mapping[str, StoredRows] | None = None
 
     def require_mil(self) -> GatedAttentionMIL:

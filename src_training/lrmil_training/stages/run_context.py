@@ -63,6 +63,7 @@ class RunContext:
     @cached_property
     def class_weights(self) -> list[float]:
         """Weight of each class in the label terms, from the training slides."""
+        # Training slides alone: validation slides must not influence the fit.
         targets = [self.cohort.target(s) for s in self.cohort.of("train")]
         return class_weights(targets, len(self.cohort.classes), self.config.class_weights)
 
@@ -101,6 +102,7 @@ class RunContext:
         Its JSON is part of the format of a run folder; see `config_hash` before changing it.
         """
         c = self.config
+        # Test slides are left out, because a fit does not depend on them.
         slides = [(s.name, s.patient, s.label, s.split) for side in ("train", "val") for s in self.cohort.of(side)]
         shared = [c.seed, c.hr_mpp, c.hr_patch_px, c.plan.n, c.class_weights, hashed_values(c.teacher)]
         parts = [stage, shared, self.encoder.sha256, slides, *later_run_values(c)]

@@ -56,6 +56,7 @@ class SlideDistillation:
         self, context: RunContext, teacher: TeacherOutputs, student: Student
     ) -> Generator[Event, None, GatedAttentionMIL]:
         """Fit on patches that are augmented and encoded anew in every epoch. The encoder stays frozen."""
+        # The loop of stage 3 with a frozen encoder: both encode bags of pixels, which are drawn and turned anew.
         settings = self.settings
         fitting = fit_end_to_end(
             (student.encoder, student.require_mil()),
@@ -66,7 +67,7 @@ class SlideDistillation:
             lr=settings.lr,
             input_px=context.config.student_input_px,
         )
-        return (yield from fitting)[1]
+        return (yield from fitting)[1]  # the encoder is unchanged
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class LabelTraining:
 
     def run(self, context: RunContext, teacher: TeacherOutputs, student: Student) -> Generator[Event, None, Student]:
         """Fit the MIL by cross-entropy alone and round it to half precision."""
-        bags = stored_bags(context, teacher, student, None)
+        bags = stored_bags(context, teacher, student, None)  # None: without the teacher's outputs
         plan = context.fit_plan(self.name, self.settings, self.depends)
         mil = yield from fit_mil(student.require_mil(), label_loss, bags, self.settings, plan)
         round_to_half(mil)
