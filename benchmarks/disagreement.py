@@ -23,8 +23,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from real_tissue_table import put_between
 
-from lrmil_training.evaluation.attention_files import AttentionMap, read_map
-from lrmil_training.report.slide_pictures import limit
+from lrmil_training.evaluation.attention_files import AttentionMap, read_attention_map
+from lrmil_training.report.slide_pictures import attention_limit
 from napari_lrmil.core.inference.teacher_comparison import SharedPatches, lesion_file
 from napari_lrmil.core.metrics.agreement import read_outlines
 from napari_lrmil.core.visualize.comparison_figure import DIFFERENCE_COLORMAP, difference_limit
@@ -156,7 +156,7 @@ def write_csv(path: Path, found: Sequence[SlideFigures]) -> None:
 def draw(path: Path, work: Path, one: SlideFigures) -> None:
     """Draw a slide's two maps on one colour scale, their difference, and patch against patch."""
     folder = work / "runs" / one.run / "attention"
-    student, teacher = (read_map(folder / name / f"{one.slide}.h5") for name in ("student", "teacher"))
+    student, teacher = (read_attention_map(folder / name / f"{one.slide}.h5") for name in ("student", "teacher"))
     if student is None or teacher is None:
         raise SystemExit(f"{folder}: no attention of {one.slide}; the run was cut short")
     pooled = pooled_to(student, teacher)
@@ -165,7 +165,7 @@ def draw(path: Path, work: Path, one: SlideFigures) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 4)
     outlines = read_outlines(lesion_file(work / "cohorts" / "default" / f"fold_{one.fold}" / f"{one.slide}.tif"))
-    top, reach = limit([student, pooled]), difference_limit(both)
+    top, reach = attention_limit([student, pooled]), difference_limit(both)
     sides = zip(axes[:2], (both.student, both.teacher), strict=True)
     shown = [_cells(axis, student, values, (0, top), COLORMAP) for axis, values in sides]
     apart = _cells(axes[2], student, both.difference, (-reach, reach), DIFFERENCE_COLORMAP)

@@ -333,14 +333,14 @@ def _agreement(args: argparse.Namespace, cell: Cell, a: Path, b: Path) -> dict[s
 
     from lrmil_training.config import build_config
     from lrmil_training.data.cohort import read_cohort
-    from lrmil_training.evaluation.attention_files import read_map
+    from lrmil_training.evaluation.attention_files import read_attention_map
     from napari_lrmil.core.metrics.agreement import measure_agreement, pool_to_lr_grid
     from napari_lrmil.core.patching.grid import find_nested_grid
 
     plan = build_config({**BASE, **RESOLUTIONS[cell.resolution]}).plan
     found = []
     for row in read_cohort(cohort_folder(args, cell.cohort, cell.fold) / "cohort.csv").of("test"):
-        one, other = (read_map(folder / f"{row.name}.h5") for folder in (a, b))
+        one, other = (read_attention_map(folder / f"{row.name}.h5") for folder in (a, b))
         assert one is not None and other is not None
         with row.open() as slide:
             grid = find_nested_grid(slide, plan)

@@ -15,11 +15,11 @@ from typing import Any
 from lrmil_training.config import TrainConfig, dump_config, load_config
 from lrmil_training.data.cohort import Cohort, require_classes
 from lrmil_training.data.splits import hold_out_test, make_folds
-from lrmil_training.evaluation.evaluate import protocol
-from lrmil_training.evaluation.summary import summarise
-from lrmil_training.report.report import REPORT, write_report
+from lrmil_training.evaluation.evaluate import describe_protocol
+from lrmil_training.evaluation.summary import summarise_runs
+from lrmil_training.report.report import REPORT_FILE, write_report
 from lrmil_training.runs.event_log import BUNDLE, CONFIG, METRICS, EventLog
-from lrmil_training.runs.lock import STOP
+from lrmil_training.runs.lock import STOP_FILE
 from lrmil_training.stages.methods import STUDENT
 from lrmil_training.stages.pipeline import run_stages
 from lrmil_training.stages.run_context import RunContext
@@ -99,7 +99,11 @@ def run_series(context: RunContext) -> Generator[Event, None, None]:
         results.append({"fold": part.fold, "seed": part.seed, "metrics": metrics})
     yield Progress("runs", len(parts), len(parts), "runs")
     runs = [{"fold": result["fold"], "seed": result["seed"], **result["metrics"]} for result in results]
-    series = {"protocol": protocol(config.folds, config.seeds), "runs": runs, "summary": summarise(results)}
+    series = {
+        "protocol": describe_protocol(config.folds, config.seeds),
+        "runs": runs,
+        "summary": summarise_runs(results),
+    }
     write_json(context.folder / METRICS, series)
     best = max(zip(parts, results, strict=True), key=lambda pair: _validation_auroc(pair[1]["metrics"]))[0]
     best_bundle = context.folder / RUNS_FOLDER / best.name / BUNDLE
@@ -130,7 +134,7 @@ def _part_context(context: RunContext, part: SeriesPart) -> RunContext:
         config=context.config.model_copy(update=changes),
         cohort=part.cohort,
         folder=context.folder / RUNS_FOLDER / part.name,
-        stop=context.folder / STOP,
+        stop=context.folder / STOP_FILE,
     )
 
 
@@ -140,8 +144,8 @@ def _run_part(context: RunContext) -> Iterator[Event]:
     The report is the last file of a part that is written, and the first that is deleted. Otherwise the report of an
     earlier attempt would mark an unfinished folder as complete.
     """
-    config_file, report = context.folder / CONFIG, context.folder / REPORT
-    is_complete = all((context.folder / file).exists() for file in (METRICS, Path(BUNDLE) / CARD, REPORT))
+    config_file, report = context.folder / CONFIG, context.folder / REPORT_FILE
+    is_complete = all((context.folder / file).exists() for file in (METRICS, Path(BUNDLE) / CARD, REPORT_FILE))
     if is_complete and _has_config(config_file, context.config):
         return
     context.folder.mkdir(parents=True, exist_ok=True)

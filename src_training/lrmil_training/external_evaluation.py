@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from lrmil_training.data.cohort import SPLITS, Cohort, CohortSlide, read_cohort
-from lrmil_training.evaluation.attention_files import write_maps
-from lrmil_training.evaluation.evaluate import SlideResult, evaluate, slide_table
+from lrmil_training.evaluation.attention_files import write_attention_maps
+from lrmil_training.evaluation.evaluate import SlideResult, build_slide_table, evaluate_methods
 from lrmil_training.report.report import write_report
 from lrmil_training.runs.event_log import METRICS, SLIDES
 from napari_lrmil.core.atomic_files import write_json
@@ -86,10 +86,10 @@ def evaluate_bundle(
     # The bundle's own calibration: fitting another on this cohort would be fitting.
     temperatures = {"student": card.temperature, "teacher": card.teacher_temperature}
     split = cohort.slides[0].split  # all slides have the same
-    metrics = evaluate(cohort, results, BOOTSTRAP_RESAMPLES, splits=(split,), temperatures=temperatures)
+    metrics = evaluate_methods(cohort, results, BOOTSTRAP_RESAMPLES, splits=(split,), temperatures=temperatures)
     write_json(folder / METRICS, metrics)
-    write_json(folder / SLIDES, {"slides": slide_table(cohort, results, temperatures)})
-    write_maps(folder, results)
+    write_json(folder / SLIDES, {"slides": build_slide_table(cohort, results, temperatures)})
+    write_attention_maps(folder, results)
     write_report(folder, cohort_csv, title=f"{evaluation.bundle.name} on {cohort_csv.parent.name}/{cohort_csv.name}")
     return failures
 

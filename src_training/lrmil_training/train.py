@@ -19,7 +19,7 @@ from lrmil_training.fitting.loggers import require_loggers
 from lrmil_training.fitting.plan import StoppedError
 from lrmil_training.report.report import write_report
 from lrmil_training.runs.event_log import CALL, COHORT, CONFIG, EventLog
-from lrmil_training.runs.lock import STOP, acquire_run_lock, clear_stop, stop_requested
+from lrmil_training.runs.lock import STOP_FILE, acquire_run_lock, clear_stop_request, is_stop_requested
 from lrmil_training.stages.patch_distillation import require_matching_encoders
 from lrmil_training.stages.pipeline import run_stages
 from lrmil_training.stages.run_context import RunContext
@@ -63,7 +63,7 @@ def train(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.device
     stages = run_series(context) if is_series(config) else run_stages(context)
     # The generator is closed before the lock is released, so that no fit writes to a folder of another run.
     with acquire_run_lock(out) as lock, EventLog(out) as log, closing(stages) as events:
-        clear_stop(out)
+        clear_stop_request(out)
         for event in events:
             lock.check()  # another process may have taken over a lock that seemed dead
             log.write(event)
@@ -75,9 +75,9 @@ def train(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.device
 
 def _raise_if_stopped(out: Path, event: Event) -> None:
     """Raise `StoppedError` between batches of features; a fit checks for the file itself, after every batch."""
-    if isinstance(event, Progress) and event.unit in ("patches", "slides") and stop_requested(out):
+    if isinstance(event, Progress) and event.unit in ("patches", "slides") and is_stop_requested(out):
         raise StoppedError(
-            f"reading slides was stopped because the file {out / STOP} is there; start the same command again, "
+            f"reading slides was stopped because the file {out / STOP_FILE} is there; start the same command again, "
             "slides that are done are not read again"
         )
 

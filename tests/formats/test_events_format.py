@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from lrmil_training.report.run_record import read_curves
-from lrmil_training.runs.event_log import EventLog, event_json, read_events
+from lrmil_training.report.run_record import read_training_curves
+from lrmil_training.runs.event_log import EventLog, event_to_json, read_events
 from napari_lrmil.core.events import Event, Failed, Finished, Metric, Notice, Partial, Progress, StageDone
 from napari_lrmil.plugin.train.run_monitor import RunLogState
 from support.shapes import STORED, mismatches
@@ -47,7 +47,7 @@ LINES: dict[str, dict[str, Any]] = {
     ],
 )
 def test_an_event_as_a_line(event: Event, line: dict[str, Any]) -> None:
-    assert event_json(event) == line
+    assert event_to_json(event) == line
 
 
 def test_lines_are_numbered_and_dated(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_the_window_reads_the_stored_log(stored: list[dict[str, Any]]) -> None:
 
 
 def test_the_report_reads_the_stored_log(stored: list[dict[str, Any]]) -> None:
-    curves = {(curve.stage, curve.number): curve for curve in read_curves(stored)}
+    curves = {(curve.stage, curve.number): curve for curve in read_training_curves(stored)}
     assert {fit: len(curve.series["select"]) for fit, curve in curves.items()} == {
         ("teacher", 0): 6,
         ("stage1", 0): 2,

@@ -15,15 +15,15 @@ import torch
 
 from lrmil_training.config import build_config, load_config
 from lrmil_training.data.feature_store import StoredRows
-from lrmil_training.evaluation.attention_files import read_map
+from lrmil_training.evaluation.attention_files import read_attention_map
 from lrmil_training.report.report import write_report
 from lrmil_training.report.run_record import read_run
 from lrmil_training.train import train
 from napari_lrmil.core.features.bag import read_bag
 from napari_lrmil.core.phantom import make_cohort
 from napari_lrmil.core.results.cohort_tables import read_failures
-from napari_lrmil.plugin.train.result_table import read_result
-from napari_lrmil.plugin.train.run_process import Phase, TrainingRun
+from napari_lrmil.plugin.train.result_table import read_run_result
+from napari_lrmil.plugin.train.run_process import RunPhase, TrainingRun
 from support.run_folders import write_series
 from support.shapes import STORED, mismatches
 
@@ -228,15 +228,15 @@ def test_the_stored_series_is_read() -> None:
     record = read_run(SERIES)
     assert record.protocol == {"kind": "k-fold cross-validation", "folds": 3, "seeds": 1}
     assert (len(record.runs), record.names, record.splits) == (3, ["teacher", "student"], ["test", "val"])
-    result = read_result(SERIES)
+    result = read_run_result(SERIES)
     assert result is not None and [row.auroc for row in result.rows] == ["0.35", "0.53"]
 
 
 def test_the_window_opens_the_stored_run() -> None:
     run = TrainingRun()
     run.open(RUN)
-    assert run.phase is Phase.FINISHED and run.foreign == ""
-    result = read_result(RUN)
+    assert run.phase is RunPhase.FINISHED and run.foreign == ""
+    result = read_run_result(RUN)
     assert result is not None and result.split == "test" and result.bundle == RUN / "bundle"
     rows = {row.method: (row.auroc, row.interval, row.accuracy, row.agreement, row.patches) for row in result.rows}
     assert rows == {
@@ -275,7 +275,9 @@ def test_stored_features_are_read() -> None:
 
 
 def test_stored_maps_are_read() -> None:
-    student, teacher = (read_map(RUN / "attention" / name / "test-13-002.h5") for name in ("student", "teacher"))
+    student, teacher = (
+        read_attention_map(RUN / "attention" / name / "test-13-002.h5") for name in ("student", "teacher")
+    )
     assert student is not None and teacher is not None
     assert (student.patch_level0, teacher.patch_level0) == ((128, 128), (32, 32))
     assert (len(student.coords), len(teacher.coords)) == (22, 260)

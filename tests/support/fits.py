@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from lrmil_training.evaluation.metrics import ranking_auroc
+from lrmil_training.evaluation.metrics import multiclass_auroc
 from lrmil_training.fitting.fit import SELECT, EpochMeans, EpochSampler, FitPlan, all_gather_rows, fit
 from napari_lrmil.core.events import Event, Metric, Progress
 
@@ -57,7 +57,7 @@ class Toy(L.LightningModule):
         seen = all_gather_rows(self.seen)
         self.seen.clear()
         logits, y = torch.cat([s for s, _ in seen]), torch.cat([t for _, t in seen])
-        auroc = ranking_auroc(torch.softmax(logits, 1).numpy(), y.numpy())
+        auroc = multiclass_auroc(torch.softmax(logits, 1).numpy(), y.numpy())
         ce = functional.cross_entropy(logits, y)
         self.log_dict({"val/auroc": float(auroc or 0), "val/n": float(len(y)), SELECT: -ce})
 

@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 
 from lrmil_training.data.cohort import Cohort, CohortSlide
-from lrmil_training.evaluation.evaluate import SlideResult, evaluate, protocol, slide_table, summarise
+from lrmil_training.evaluation.evaluate import (
+    SlideResult,
+    build_slide_table,
+    describe_protocol,
+    evaluate_methods,
+    summarise,
+)
 from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.geometry import Lattice, Mpp
 from napari_lrmil.core.patching.grid import NestedGrid, nested_grid_from_cells
@@ -103,8 +109,8 @@ def write_run(
     folder.mkdir(parents=True, exist_ok=True)
     cohort = made_cohort(folder, counts, classes, alone=alone)
     results = made_results(cohort)
-    write_json(folder / "metrics.json", {"protocol": protocol(0, 1), **evaluate(cohort, results, 300)})
-    write_json(folder / "slides.json", {"slides": slide_table(cohort, results)})
+    write_json(folder / "metrics.json", {"protocol": describe_protocol(0, 1), **evaluate_methods(cohort, results, 300)})
+    write_json(folder / "slides.json", {"slides": build_slide_table(cohort, results)})
     (folder / "config.yaml").write_text(
         "name: made up\nseed: 0\nclass_weights: balanced\nstage1:\n  epochs: 20\n  lambda_attn: 1.0\n"
     )
@@ -120,8 +126,10 @@ def write_series(folder: Path, counts: Mapping[str, int], folds: int, seeds: int
     for seed in range(seeds):
         for fold in range(folds) if folds else [None]:
             results = made_results(cohort, seed=10 * seed + (fold or 0))
-            runs.append({"fold": fold, "seed": seed, "metrics": evaluate(cohort, results, 100)})
+            runs.append({"fold": fold, "seed": seed, "metrics": evaluate_methods(cohort, results, 100)})
     flat = [{"fold": one["fold"], "seed": one["seed"], **one["metrics"]} for one in runs]
-    write_json(folder / "metrics.json", {"protocol": protocol(folds, seeds), "runs": flat, "summary": summarise(runs)})
+    write_json(
+        folder / "metrics.json", {"protocol": describe_protocol(folds, seeds), "runs": flat, "summary": summarise(runs)}
+    )
     (folder / "config.yaml").write_text(f"name: made up\nfolds: {folds}\nclass_weights: none\n")
     return folder

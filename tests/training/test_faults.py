@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from lrmil_training import losses
 from lrmil_training.data.cohort import read_cohort
-from lrmil_training.evaluation.metrics import Resampler, ScoredSlides, auroc_with_interval, ranking_auroc
+from lrmil_training.evaluation.metrics import Resampler, ScoredSlides, auroc_with_interval, multiclass_auroc
 from lrmil_training.fitting.fit import SELECT, FitPlan, fit
 from napari_lrmil.core.geometry import Bounds, Mpp, PatchPlan
 from napari_lrmil.core.metrics.agreement import pool_to_lr_grid
@@ -170,7 +170,7 @@ def test_undefined_metric_is_undefined_and_says_why() -> None:
     """One class only: the AUROC is None with a reason, never 0.0."""
     scored = ScoredSlides(np.array([[0.2, 0.8], [0.4, 0.6]]), np.array([1, 1]), ("a", "b"))
     auroc = auroc_with_interval(scored, Resampler(scored.targets, scored.patients, 100))
-    assert ranking_auroc(scored.probabilities, scored.targets) is None
+    assert multiclass_auroc(scored.probabilities, scored.targets) is None
     assert auroc["value"] is None
     assert "class is missing" in auroc["reason"]
 

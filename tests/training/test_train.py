@@ -19,7 +19,7 @@ from lrmil_training.data.bags import BagItem
 from lrmil_training.data.feature_store import StoredRows
 from lrmil_training.data.patch_pairs import Augmentation, PatchPairDataset
 from lrmil_training.data.teacher_targets import EMBEDDING, FeatureStatistics, TeacherTargets, grid_from_coords
-from lrmil_training.evaluation.metrics import ranking_auroc
+from lrmil_training.evaluation.metrics import multiclass_auroc
 from lrmil_training.fitting.fit import FitPlan, StoppedError
 from lrmil_training.runs.lock import request_stop
 from lrmil_training.stages.bag_fitting import distillation_loss, fit_mil, label_loss, rank_agreement, seeded_mil
@@ -272,7 +272,7 @@ def _planted(n: int, seed: int) -> list[BagItem]:
 
 def _auroc(mil: GatedAttentionMIL, items: list[BagItem]) -> float:
     logits = torch.stack([mil(item.instances).logits for item in items])
-    value = ranking_auroc(torch.softmax(logits, 1).numpy(), np.array([item.target for item in items]))
+    value = multiclass_auroc(torch.softmax(logits, 1).numpy(), np.array([item.target for item in items]))
     assert value is not None
     return value
 

@@ -12,11 +12,11 @@ from lrmil_training.data.cohort import SPLITS
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.plugin.qt.section import enable_unless, make_button, make_label
 from napari_lrmil.plugin.qt.steps import Step
-from napari_lrmil.plugin.train.cohort_table import COLUMNS, CohortTable, Count, Row
+from napari_lrmil.plugin.train.cohort_table import COLUMNS, ClassCount, CohortRow, CohortTable
 
-HEADS = ("", "Slide", "Label", "Patient", "Split", "µm/px")
-SLIDE, WIDTHS = 1, (22, 90, 58, 74, 44, 44)
-TIPS = (
+COLUMN_TITLES = ("", "Slide", "Label", "Patient", "Split", "µm/px")
+SLIDE_COLUMN, COLUMN_WIDTHS_PX = 1, (22, 90, 58, 74, 44, 44)
+COLUMN_TIPS = (
     "Whether the slide can be used",
     "The slide's file",
     "The class that a model is to tell, such as tumour or normal",
@@ -24,17 +24,17 @@ TIPS = (
     "train, val or test; all slides of a patient move together",
     "µm per level-0 pixel, only where the file does not say",
 )
-GOOD, BAD, UNKNOWN = "✓", "✗", "…"
-ROW_PX, LEAST_ROWS, MOST_ROWS = 22, 4, 12
-OPEN = "A CSV with a row per slide: slide, patient, label, optional split and mpp"
-BUILD = "Every slide of a folder; subfolders are taken for classes"
-PROPOSE = "Deal patients 60/20/20 to train, val and test, every class alike; replaces the splits that are there"
-REMOVE = "Leave the selected slides out of the table; no file is deleted"
-READY = "The table is complete: go on with the settings below."
-SAVE = "Write the table as CSV; training reads it from there"
+USABLE_MARK, FAULT_MARK, UNCHECKED_MARK = "✓", "✗", "…"
+ROW_PX, MIN_VISIBLE_ROWS, MAX_VISIBLE_ROWS = 22, 4, 12
+OPEN_TIP = "A CSV with a row per slide: slide, patient, label, optional split and mpp"
+BUILD_TIP = "Every slide of a folder; subfolders are taken for classes"
+PROPOSE_TIP = "Deal patients 60/20/20 to train, val and test, every class alike; replaces the splits that are there"
+REMOVE_TIP = "Leave the selected slides out of the table; no file is deleted"
+READY_TEXT = "The table is complete: go on with the settings below."
+SAVE_TIP = "Write the table as CSV; training reads it from there"
 
 
-class CohortModel(QAbstractTableModel):  # type: ignore[misc]  # qtpy has no types
+class CohortTableModel(QAbstractTableModel):  # type: ignore[misc]  # qtpy has no types
     """A `CohortTable` for Qt; what is refused is told by `refused`, and the cell stays as it was."""
 
     refused = Signal(str)
@@ -42,7 +42,7 @@ class CohortModel(QAbstractTableModel):  # type: ignore[misc]  # qtpy has no typ
     def __init__(self, table: CohortTable, parent: QObject | None = None) -> None:
         super().__init__(parent)
         self._table = table
-        self._rows: tuple[Row, ...] = table.rows
+        self._rows: tuple[CohortRow, ...] = table.rows
 
     def refresh(self) -> None:
         """Show what the table holds now."""
@@ -65,7 +65,10 @@ class CohortModel(QAbstractTableModel):  # type: ignore[misc]  # qtpy has no typ
     ) -> Any:
         if orientation == Qt.Orientation.Vertical:
             return None
-        return {Qt.ItemDataRole.DisplayRole: HEADS[section], Qt.ItemDataRole.ToolTipRole: TIPS[section]}.get(role)
+        return {
+            Qt.ItemDataRole.DisplayRole: COLUMN_TITLES[section],
+            Qt.ItemDataRole.ToolTipRole: COLUMN_TIPS[section],
+        }.get(role)
 
     def data(self, index: QModelIndex, role: int = Qt.ItemDataRole.DisplayRole) -> Any:  # noqa: D102
         row = self._rows[index.row()]
@@ -74,13 +77,13 @@ class CohortModel(QAbstractTableModel):  # type: ignore[misc]  # qtpy has no typ
         column = COLUMNS[index.column() - 1]
         text = row.path.name if column == "slide" else getattr(row, column)
         if role == Qt.ItemDataRole.ToolTipRole:
-            return str(row.path) if column == "slide" else f"{text}\n{TIPS[index.column()]}".strip()
+            return str(row.path) if column == "slide" else f"{text}\n{COLUMN_TIPS[index.column()]}".strip()
         return text if role in (Qt.ItemDataRole.DisplayRole, Qt.ItemDataRole.EditRole) else None
 
-    def _state(self, row: Row, role: int) -> Any:
+    def _state(self, row: CohortRow, role: int) -> Any:
         check = self._table.check_of(row)
         if role == Qt.ItemDataRole.DisplayRole:
-            return UNKNOWN if check is None else BAD if check.fault else GOOD
+            return UNCHECKED_MARK if check is None else FAULT_MARK if check.fault else USABLE_MARK
         if role == Qt.ItemDataRole.ToolTipRole:
             return (
                 "not looked at yet"
@@ -136,10 +139,10 @@ class CohortEditor(Step):
     def __init__(self, table: CohortTable, parent: QWidget | None = None) -> None:
         super().__init__("train slides", "1 · Slides to learn from (cohort)", parent)
         self._table = table
-        self.open, self.build = make_button("Open table…", OPEN), make_button("From a folder…", BUILD)
-        self.propose, self.remove = make_button("Propose splits", PROPOSE), make_button("Remove", REMOVE)
-        self.save = make_button("Save table…", SAVE)
-        self.model = CohortModel(table, self)
+        self.open, self.build = make_button("Open table…", OPEN_TIP), make_button("From a folder…", BUILD_TIP)
+        self.propose, self.remove = make_button("Propose splits", PROPOSE_TIP), make_button("Remove", REMOVE_TIP)
+        self.save = make_button("Save table…", SAVE_TIP)
+        self.model = CohortTableModel(table, self)
         self.view = self._make_view()
         self.where, self.counts, self.state = (
             make_label("cohort file", small=True),
@@ -175,9 +178,9 @@ class CohortEditor(Step):
         view.verticalHeader().setDefaultSectionSize(ROW_PX)
         view.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Interactive)
         view.horizontalHeader().setMinimumSectionSize(20)
-        for column, width in enumerate(WIDTHS):
+        for column, width in enumerate(COLUMN_WIDTHS_PX):
             view.setColumnWidth(column, width)
-        view.horizontalHeader().setSectionResizeMode(SLIDE, QHeaderView.ResizeMode.Stretch)
+        view.horizontalHeader().setSectionResizeMode(SLIDE_COLUMN, QHeaderView.ResizeMode.Stretch)
         view.setWordWrap(False)
         view.setTextElideMode(Qt.TextElideMode.ElideMiddle)  # names of slides differ at their ends
         view.setAccessibleName("Slides of the cohort")
@@ -199,17 +202,17 @@ class CohortEditor(Step):
             self._refusal = ""
         self.model.refresh()
         self.view.setColumnHidden(len(COLUMNS), not table.asks_mpp)  # most files say it, and a dock is narrow
-        rows = min(max(len(table.rows), LEAST_ROWS), MOST_ROWS)
+        rows = min(max(len(table.rows), MIN_VISIBLE_ROWS), MAX_VISIBLE_ROWS)
         self.view.setFixedHeight(self.view.horizontalHeader().sizeHint().height() + rows * ROW_PX + 4)
         empty = "" if table.rows else "There is no slide in the table yet."
-        for widget, tip in ((self.propose, PROPOSE), (self.remove, REMOVE), (self.save, SAVE)):
+        for widget, tip in ((self.propose, PROPOSE_TIP), (self.remove, REMOVE_TIP), (self.save, SAVE_TIP)):
             enable_unless(widget, empty, tip)
         name = table.path.name if table.path else "a new table"
         self.where.setText(f"{name}{'' if table.saved else ', not saved'}" if table.rows else "")
         self.where.setToolTip(str(table.path or ""))
         self.counts.setText(_counts_html(table.classes, table.counts()) if table.rows else "")
         self.state.setText(
-            "\n".join(filter(None, (self._refusal, self._looked_at(checking), table.blocked_by or READY)))
+            "\n".join(filter(None, (self._refusal, self._looked_at(checking), table.blocked_by or READY_TEXT)))
         )
 
     def _looked_at(self, checking: bool) -> str:
@@ -225,7 +228,7 @@ class CohortEditor(Step):
         return told + ("…" if checking else ".")
 
 
-def _counts_html(classes: list[str], counts: dict[str, dict[str, Count]]) -> str:
+def _counts_html(classes: list[str], counts: dict[str, dict[str, ClassCount]]) -> str:
     """Return slides and, in brackets, patients of each class and split."""
     head = "".join(f"<th align='right'>&nbsp;&nbsp;{name}</th>" for name in classes)
     rows = "".join(

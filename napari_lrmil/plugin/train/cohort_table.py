@@ -36,13 +36,13 @@ from napari_lrmil.core.patching.grid import find_tissue_grid, require_resolution
 from napari_lrmil.core.slides.openslide_handle import DICOM, SLIDE_ENDINGS, has_slide_ending
 from napari_lrmil.core.slides.slide import Slide
 
-Column = Literal["slide", "label", "patient", "split", "mpp"]
-COLUMNS: tuple[Column, ...] = ("slide", "label", "patient", "split", "mpp")
-UNSAVED = Path("the table")  # what errors call a cohort that has no file yet
+ColumnName = Literal["slide", "label", "patient", "split", "mpp"]
+COLUMNS: tuple[ColumnName, ...] = ("slide", "label", "patient", "split", "mpp")
+UNSAVED_TABLE = Path("the table")  # what errors call a cohort that has no file yet
 
 
 @dataclass(frozen=True)
-class Row:
+class CohortRow:
     """One slide as the table has it; cells that are not filled in are empty."""
 
     path: Path
@@ -63,7 +63,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Check:
+class SlideCheck:
     """What was found out about a slide.
 
     Attributes
@@ -95,22 +95,22 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Checked:
+class SlideChecked:
     """A check and the row it is of."""
 
     key: tuple[Path, str]
-    check: Check
+    check: SlideCheck
 
 
 @dataclass(frozen=True)
-class Count:
+class ClassCount:
     """Slides and patients of a class on one side of the split."""
 
     slides: int
     patients: int
 
 
-def check_slide(row: Row, plan: PatchPlan) -> Check:
+def check_slide(row: CohortRow, plan: PatchPlan) -> SlideCheck:
     """Return what can be told of a slide: whether it opens, says its resolution, and has tissue."""
     began, silent = time.perf_counter(), False
     try:
@@ -121,17 +121,17 @@ def check_slide(row: Row, plan: PatchPlan) -> Check:
             mpp = slide.mpp.mean
     except LrmilError as error:
         seconds, absent = time.perf_counter() - began, not row.path.exists()
-        return Check(_short(error, row.path), seconds=seconds, plan=plan, silent=silent, absent=absent)
+        return SlideCheck(_drop_path(error, row.path), seconds=seconds, plan=plan, silent=silent, absent=absent)
     except Exception as error:  # whatever a library says of a broken file: it is that slide's fault, not the table's
-        return Check(f"cannot be read ({type(error).__name__}: {error})", plan=plan)
-    return Check("", mpp, len(grid.lr_index), len(grid.hr_index), time.perf_counter() - began, plan)
+        return SlideCheck(f"cannot be read ({type(error).__name__}: {error})", plan=plan)
+    return SlideCheck("", mpp, len(grid.lr_index), len(grid.hr_index), time.perf_counter() - began, plan)
 
 
-def _short(error: LrmilError, path: Path) -> str:
+def _drop_path(error: LrmilError, path: Path) -> str:
     return str(error).removeprefix(f"{path}: ")
 
 
-def slides_in(folder: Path) -> tuple[Row, ...]:
+def find_slides(folder: Path) -> tuple[CohortRow, ...]:
     """Return a row for every slide in a folder and its subfolders; a subfolder's name is taken for the class.
 
     A folder of DICOM files is one slide. Every slide gets a patient of its own, by its file's name, because only the
@@ -146,7 +146,9 @@ def slides_in(folder: Path) -> tuple[Row, ...]:
     if not files:
         raise CohortError(folder, f"no slide in this folder; expected files that end in {', '.join(SLIDE_ENDINGS)}")
     slides = sorted({path.parent if path.suffix.lower() == DICOM else path for path in files})
-    return tuple(Row(path, "" if folder in (path, path.parent) else path.parent.name, path.stem) for path in slides)
+    return tuple(
+        CohortRow(path, "" if folder in (path, path.parent) else path.parent.name, path.stem) for path in slides
+    )
 
 
 class CohortTable:
@@ -169,11 +171,11 @@ class CohortTable:
     changed = Signal()
 
     def __init__(self) -> None:
-        self.rows: tuple[Row, ...] = ()
+        self.rows: tuple[CohortRow, ...] = ()
         self.path: Path | None = None
         self.saved = self.edited = False
         self.plan = PatchPlan()
-        self._checks: dict[tuple[Path, str], Check] = {}
+        self._checks: dict[tuple[Path, str], SlideCheck] = {}
         self._columns: list[str] = []  # of the file that was read, in its order
 
     # ------------------------------------------------------------ where it comes from and goes to
@@ -187,14 +189,14 @@ class CohortTable:
             told = {key: (cells.get(key) or "").strip() for key in known}
             extra = tuple((k, v or "") for k, v in cells.items() if isinstance(k, str) and k not in known)
             where = path.parent / told.pop("slide")
-            rows.append(Row(where, **told, extra=extra))
+            rows.append(CohortRow(where, **told, extra=extra))
         self._columns = [key for key in read[0] if isinstance(key, str)]
         self.edited = False
         self._take(tuple(rows), path.resolve(), saved=True)
 
     def build(self, folder: Path) -> None:
         """Take every slide of a folder; labels are to be filled in where subfolders do not tell them."""
-        rows, self._columns, self.edited = slides_in(folder), [], False
+        rows, self._columns, self.edited = find_slides(folder), [], False
         self._take(rows, None, saved=False)
 
     def save(self, path: Path) -> None:
@@ -214,19 +216,19 @@ class CohortTable:
         self.path, self.saved, self.edited = path.resolve(), True, False
         self.changed.emit()
 
-    def _cells(self, row: Row, folder: Path) -> dict[str, str]:
+    def _cells(self, row: CohortRow, folder: Path) -> dict[str, str]:
         cells = {key: getattr(row, key) for key in ("label", "patient", "split")} | dict(row.extra)
         if row.mpp or "mpp" in self._columns:
             cells["mpp"] = row.mpp
-        return {"slide": _relative(row.path, folder), **cells}
+        return {"slide": _relative_path(row.path, folder), **cells}
 
-    def _take(self, rows: tuple[Row, ...], path: Path | None, *, saved: bool) -> None:
+    def _take(self, rows: tuple[CohortRow, ...], path: Path | None, *, saved: bool) -> None:
         self.rows, self.path, self.saved = rows, path, saved
         self.changed.emit()
 
     # ------------------------------------------------------------ editing
 
-    def edit(self, index: int, column: Column, text: str) -> None:
+    def edit(self, index: int, column: ColumnName, text: str) -> None:
         """Fill in a cell. A split is a patient's: all slides of that patient move along.
 
         Raises
@@ -240,13 +242,13 @@ class CohortTable:
             groups = patient_clusters([r.patient for r in self.rows])
             rows = [replace(r, split=text) if g == groups[index] else r for r, g in zip(self.rows, groups, strict=True)]
         else:
-            _check_cell(column, text)
+            _require_valid_cell(column, text)
             rows = list(self.rows)
             rows[index] = replace(row, **{column: text})  # type: ignore[arg-type]  # columns of text
         if tuple(rows) == self.rows:
             return
         if column == "patient" and not self._leak():
-            require_disjoint_patients(self.path or UNSAVED, [r.as_slide() for r in rows if r.split])
+            require_disjoint_patients(self.path or UNSAVED_TABLE, [r.as_slide() for r in rows if r.split])
         self._edited(rows)
 
     def remove(self, indices: Collection[int]) -> None:
@@ -260,7 +262,7 @@ class CohortTable:
         dealt = assign_splits([row.as_slide() for row in self.rows], seed)
         self._edited([replace(row, split=slide.split) for row, slide in zip(self.rows, dealt, strict=True)])
 
-    def _edited(self, rows: Sequence[Row]) -> None:
+    def _edited(self, rows: Sequence[CohortRow]) -> None:
         self.edited = True
         self._take(tuple(rows), self.path, saved=False)
 
@@ -304,9 +306,9 @@ class CohortTable:
                 unknown = next((s for s in slides if s.split not in ("", *SPLITS)), None)
                 if unknown is not None:
                     return f"{unknown.path.name} has the split '{unknown.split}'; expected {', '.join(SPLITS)}."
-                require_disjoint_patients(UNSAVED, slides)
+                require_disjoint_patients(UNSAVED_TABLE, slides)
         except CohortError as error:
-            return _sentence(error)
+            return _error_sentence(error)
         return ""
 
     def _lacking_class(self) -> str:
@@ -317,9 +319,9 @@ class CohortTable:
         if not any(s.split for s in slides):
             slides = assign_splits(slides, 0)
         try:
-            require_classes(Cohort(UNSAVED, tuple(slides), classes), ("train", "val"))
+            require_classes(Cohort(UNSAVED_TABLE, tuple(slides), classes), ("train", "val"))
         except CohortError as error:
-            return _sentence(error)
+            return _error_sentence(error)
         return ""
 
     @property
@@ -327,28 +329,28 @@ class CohortTable:
         """The labels there are."""
         return sorted({row.label for row in self.rows if row.label})
 
-    def counts(self) -> dict[str, dict[str, Count]]:
+    def counts(self) -> dict[str, dict[str, ClassCount]]:
         """Return split -> class -> slides and patients; the split of slides without one is empty."""
-        found: dict[str, dict[str, Count]] = {}
+        found: dict[str, dict[str, ClassCount]] = {}
         for split in ("", *SPLITS):
             its = [row for row in self.rows if row.split == split]
             if its:
-                found[split] = {c: _count([r for r in its if r.label == c]) for c in self.classes}
+                found[split] = {c: _count_rows([r for r in its if r.label == c]) for c in self.classes}
         return found
 
     # ------------------------------------------------------------ checks of slides
 
-    def check_of(self, row: Row) -> Check | None:
+    def check_of(self, row: CohortRow) -> SlideCheck | None:
         """Return what is known of a row's slide; None where it was not looked at yet."""
         return self._checks.get(row.key)
 
     @property
-    def unchecked(self) -> list[Row]:
+    def unchecked(self) -> list[CohortRow]:
         """The rows whose slides were not looked at yet."""
         return [row for row in self.rows if row.key not in self._checks]
 
     @property
-    def usable(self) -> list[tuple[Row, Check]]:
+    def usable(self) -> list[tuple[CohortRow, SlideCheck]]:
         """The slides that were looked at and can be used."""
         found = ((row, self._checks.get(row.key)) for row in self.rows)
         return [(row, check) for row, check in found if check is not None and not check.fault]
@@ -370,41 +372,45 @@ class CohortTable:
             self.changed.emit()
 
     def checking(self) -> Iterator[Event]:
-        """Look at every slide that was not looked at yet, one at a time; each comes as a `Partial` of `Checked`."""
+        """Check every unchecked slide, one at a time, and yield each result as a `Partial` of `SlideChecked`."""
         rows, plan = self.unchecked, self.plan
         for done, row in enumerate(rows):
             yield Progress("slides", done, len(rows), "slides")
-            yield Partial(Checked(row.key, check_slide(row, plan)))
+            yield Partial(SlideChecked(row.key, check_slide(row, plan)))
         yield Finished()
 
     def handle(self, event: Event) -> None:
         """Take an event of `checking`; what was found for other patch sizes is dropped."""
-        if isinstance(event, Partial) and isinstance(event.result, Checked) and event.result.check.plan == self.plan:
+        if (
+            isinstance(event, Partial)
+            and isinstance(event.result, SlideChecked)
+            and event.result.check.plan == self.plan
+        ):
             self._checks[event.result.key] = event.result.check
             self.changed.emit()
 
 
-def _check_cell(column: Column, text: str) -> None:
+def _require_valid_cell(column: ColumnName, text: str) -> None:
     if column == "mpp" and text:
         try:
             good = float(text) > 0
         except ValueError:
             good = False
         if not good:
-            raise CohortError(UNSAVED, f"'{text}' is no resolution; expected µm per pixel, such as 0.5")
+            raise CohortError(UNSAVED_TABLE, f"'{text}' is no resolution; expected µm per pixel, such as 0.5")
 
 
-def _count(rows: Sequence[Row]) -> Count:
-    return Count(len(rows), len({part for row in rows for part in patient_parts(row.patient)}))
+def _count_rows(rows: Sequence[CohortRow]) -> ClassCount:
+    return ClassCount(len(rows), len({part for row in rows for part in patient_parts(row.patient)}))
 
 
-def _relative(path: Path, folder: Path) -> str:
+def _relative_path(path: Path, folder: Path) -> str:
     try:
         return Path(os.path.relpath(path, folder)).as_posix()
     except ValueError:  # another drive
         return str(path)
 
 
-def _sentence(error: CohortError) -> str:
-    told = str(error).removeprefix(f"{UNSAVED}: ")
+def _error_sentence(error: CohortError) -> str:
+    told = str(error).removeprefix(f"{UNSAVED_TABLE}: ")
     return f"{told[0].upper()}{told[1:]}."

@@ -13,8 +13,8 @@ from pydantic.fields import FieldInfo
 
 from lrmil_training.config import PRESETS, TrainConfig, build_config
 
-Kind = Literal["whole", "flag", "choice", "text"]
-WORDS = {
+FieldKind = Literal["whole", "flag", "choice", "text"]
+FIELD_LABELS = {
     "hr_mpp": "HR, µm per pixel",
     "lr_mpp": "LR, µm per pixel",
     "hr_patch_px": "HR patch, px",
@@ -26,7 +26,7 @@ WORDS = {
     "init": "Start from",
     "about": "About the model",
 }
-GROUPS = {
+GROUP_TITLES = {
     "": "General",
     "encoder": "Encoders",
     "teacher": "Teacher",
@@ -37,7 +37,7 @@ GROUPS = {
 
 
 @dataclass(frozen=True)
-class Field:
+class ConfigField:
     """One setting.
 
     Attributes
@@ -57,7 +57,7 @@ class Field:
     """
 
     key: str
-    kind: Kind
+    kind: FieldKind
     sentence: str
     default: Any
     choices: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ class Field:
     def word(self) -> str:
         """What it is called in the form."""
         name = self.key.rpartition(".")[2]
-        return WORDS.get(name, name.replace("lambda_", "weight of ").replace("_", " ").capitalize())
+        return FIELD_LABELS.get(name, name.replace("lambda_", "weight of ").replace("_", " ").capitalize())
 
     def written(self, value: Any) -> Any:
         """Return what its editor shows for a value."""
@@ -100,31 +100,35 @@ class Field:
             return text  # refused where its type is checked, with what was written
 
 
-def fields() -> tuple[Field, ...]:
+def list_config_fields() -> tuple[ConfigField, ...]:
     """Return every setting there is, in the order of the configuration."""
-    return tuple(_fields(TrainConfig(), ""))
+    return tuple(_collect_fields(TrainConfig(), ""))
 
 
-def _fields(model: BaseModel, prefix: str) -> list[Field]:
+def _collect_fields(model: BaseModel, prefix: str) -> list[ConfigField]:
     found = []
     for name, info in type(model).model_fields.items():
         value = getattr(model, name)
-        found += _fields(value, f"{name}.") if isinstance(value, BaseModel) else [_field(prefix + name, info, value)]
+        found += (
+            _collect_fields(value, f"{name}.")
+            if isinstance(value, BaseModel)
+            else [_make_field(prefix + name, info, value)]
+        )
     return found
 
 
-def _field(key: str, info: FieldInfo, value: Any) -> Field:
+def _make_field(key: str, info: FieldInfo, value: Any) -> ConfigField:
     sentence = " ".join((info.description or "").split())
     if info.annotation is bool:
-        return Field(key, "flag", sentence, value)
+        return ConfigField(key, "flag", sentence, value)
     if get_origin(info.annotation) is Literal:
-        return Field(key, "choice", sentence, value, choices=get_args(info.annotation))
+        return ConfigField(key, "choice", sentence, value, choices=get_args(info.annotation))
     if info.annotation is int:
-        return Field(key, "whole", sentence, value, lowest=_lowest(info))
-    return Field(key, "text", sentence, value)
+        return ConfigField(key, "whole", sentence, value, lowest=_minimum(info))
+    return ConfigField(key, "text", sentence, value)
 
 
-def _lowest(info: FieldInfo) -> int:
+def _minimum(info: FieldInfo) -> int:
     for bound in info.metadata:
         if isinstance(bound, Ge):
             return int(str(bound.ge))
@@ -133,7 +137,7 @@ def _lowest(info: FieldInfo) -> int:
     return 0
 
 
-def flat(config: TrainConfig) -> dict[str, Any]:
+def flatten_config(config: TrainConfig) -> dict[str, Any]:
     """Return key -> value of a configuration."""
     found: dict[str, Any] = {}
     for name, value in config:
@@ -141,7 +145,7 @@ def flat(config: TrainConfig) -> dict[str, Any]:
     return found
 
 
-def nested(values: Mapping[str, Any]) -> TrainConfig:
+def unflatten_config(values: Mapping[str, Any]) -> TrainConfig:
     """Return the checked configuration of key -> value; raises `ConfigError` or `GeometryError` as `build_config`."""
     tree: dict[str, Any] = {}
     for key, value in values.items():
@@ -150,6 +154,6 @@ def nested(values: Mapping[str, Any]) -> TrainConfig:
     return build_config(tree)
 
 
-def preset(name: str) -> TrainConfig:
+def preset_config(name: str) -> TrainConfig:
     """Return a preset's configuration."""
     return build_config(PRESETS[name])

@@ -15,21 +15,28 @@ from lrmil_training.config import PRESETS, SMALL_STUDENTS, TrainConfig
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.plugin.qt.section import make_button, make_label, make_row
 from napari_lrmil.plugin.qt.steps import FormStep, Step, shrink_fields
-from napari_lrmil.plugin.train.config_fields import GROUPS, Field, fields, flat, nested, preset
-from napari_lrmil.plugin.train.encoder_choices import EncoderOffer
-from napari_lrmil.plugin.train.pair_preview import PatchPicture
+from napari_lrmil.plugin.train.config_fields import (
+    GROUP_TITLES,
+    ConfigField,
+    flatten_config,
+    list_config_fields,
+    preset_config,
+    unflatten_config,
+)
+from napari_lrmil.plugin.train.encoder_choices import EncoderChoice
+from napari_lrmil.plugin.train.pair_preview import PatchPairPicture
 
 # What matters, each line one decision: word, and the settings that it holds.
-TOP: tuple[tuple[str, tuple[str, ...]], ...] = (
+MAIN_FIELDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("HR encoder", ("encoder.teacher",)),
     ("µm/px: HR, LR", ("hr_mpp", "lr_mpp")),
     ("Patch px: HR, LR", ("hr_patch_px", "lr_patch_px")),
     ("Epochs: HR, 1, 2", ("teacher.epochs", "stage1.epochs", "stage2.epochs")),
     ("Seeds, folds", ("seeds", "folds")),
 )
-OTHER, OWN = "another: file, folder, hf:…", "own settings"
-PICTURE_PX = 148
-HIGHEST = 999_999
+OTHER_ENCODER, CUSTOM_PRESET = "another: file, folder, hf:…", "own settings"
+PREVIEW_PX = 148
+MAX_SPIN_VALUE = 999_999
 Widget = Any  # magicgui's; their common base tells no types
 
 
@@ -41,39 +48,41 @@ class TrainingForm(Step):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__("train settings", "2 · Settings", parent)
-        self._fields = {field.key: field for field in fields()}
+        self._fields = {field.key: field for field in list_config_fields()}
         self._showing = False
-        self.editors: dict[str, Widget] = {key: _editor(field) for key, field in self._fields.items()}
+        self.editors: dict[str, Widget] = {key: _make_editor(field) for key, field in self._fields.items()}
         self.preset = widgets.ComboBox(
-            label="Preset", choices=[*PRESETS, OWN], tooltip="A set of settings to begin with"
+            label="Preset", choices=[*PRESETS, CUSTOM_PRESET], tooltip="A set of settings to begin with"
         )
         self.file = make_button("Settings from a file…", "A YAML file such as the config.yaml of a run")
-        self.encoder = widgets.ComboBox(label="HR encoder", choices=[OTHER], tooltip=self._tip("encoder.teacher"))
+        self.encoder = widgets.ComboBox(
+            label="HR encoder", choices=[OTHER_ENCODER], tooltip=self._tip("encoder.teacher")
+        )
         self.encoder_told = make_label("encoder told", small=True)
         self.device = widgets.ComboBox(label="Device", choices=["auto"], tooltip="A GPU where there is one")
         self.problem, self.estimate = make_label("settings problem"), make_label("estimate")
         self.lr, self.hr = QLabel(), QLabel()
         self.lr_told, self.hr_told = make_label("lr patch", small=True), make_label("hr patch", small=True)
-        self.groups = [self._group(name, title) for name, title in GROUPS.items()]
+        self.groups = [self._group(name, title) for name, title in GROUP_TITLES.items()]
         self._offer_students()
         self._lay_out()
         self._connect()
-        self.set_value(preset("default"))
+        self.set_value(preset_config("default"))
 
     # ------------------------------------------------------------ building
 
     def _lay_out(self) -> None:
-        self.top = widgets.Container(widgets=[self.preset, *map(self._line, TOP), self.device], labels=True)
+        self.top = widgets.Container(widgets=[self.preset, *map(self._line, MAIN_FIELDS), self.device], labels=True)
         self.top.margins = (0, 0, 0, 0)
         shrink_fields(self.top.native)
         self.add(self.file)
         self.add(self.top.native)
         self.add(self.encoder_told)
         for picture in (self.lr, self.hr):
-            picture.setFixedSize(PICTURE_PX, PICTURE_PX)
+            picture.setFixedSize(PREVIEW_PX, PREVIEW_PX)
         self.pictures, self.captions = make_row(self.lr, self.hr), make_row(self.lr_told, self.hr_told)
         for told in (self.lr_told, self.hr_told):
-            told.setFixedWidth(PICTURE_PX)
+            told.setFixedWidth(PREVIEW_PX)
         self.add(self.pictures)
         self.add(self.captions)
         self.add(self.estimate)
@@ -100,7 +109,7 @@ class TrainingForm(Step):
         return made
 
     def _group(self, name: str, title: str) -> FormStep:
-        shown = {key for _, keys in TOP for key in keys}
+        shown = {key for _, keys in MAIN_FIELDS for key in keys}
         its = [self.editors[f.key] for f in self._fields.values() if f.group == name and f.key not in shown]
         form = widgets.Container(widgets=its, labels=True)
         form.margins = (0, 0, 0, 0)
@@ -122,16 +131,16 @@ class TrainingForm(Step):
 
     def value(self) -> TrainConfig:
         """Return what the form says; raises `ConfigError` or `GeometryError` where that means nothing."""
-        return nested({key: field.read(self.editors[key].value) for key, field in self._fields.items()})
+        return unflatten_config({key: field.read(self.editors[key].value) for key, field in self._fields.items()})
 
     def set_value(self, config: TrainConfig) -> None:
         """Show a configuration."""
         self._showing = True
         try:
-            for key, value in flat(config).items():
+            for key, value in flatten_config(config).items():
                 self.editors[key].value = self._fields[key].written(value)
             self._show_encoder(config.encoder.teacher)
-            named = next((name for name in PRESETS if preset(name) == config), OWN)
+            named = next((name for name in PRESETS if preset_config(name) == config), CUSTOM_PRESET)
             self.preset.value = named
         finally:
             self._showing = False
@@ -150,20 +159,20 @@ class TrainingForm(Step):
     def _edited(self, _: Any = None) -> None:
         if not self._showing:
             self._showing = True
-            self.preset.value = OWN
+            self.preset.value = CUSTOM_PRESET
             self._showing = False
             self.changed.emit()
 
     def _preset_chosen(self, name: str) -> None:
-        if not self._showing and name != OWN:
-            self.set_value(preset(name))
+        if not self._showing and name != CUSTOM_PRESET:
+            self.set_value(preset_config(name))
 
     # ------------------------------------------------------------ encoders
 
     def offer_encoders(self, names: list[str]) -> None:
         """Offer these encoders, and any other by its name."""
         self._showing = True
-        self.encoder.choices = [*names, OTHER]
+        self.encoder.choices = [*names, OTHER_ENCODER]
         self._show_encoder(self.editors["encoder.teacher"].value)
         self._showing = False
 
@@ -179,31 +188,31 @@ class TrainingForm(Step):
         words = {"auto": f"best there is: {devices['auto']}"}
         self.device.choices = [(words.get(name, told), name) for name, told in devices.items()]
 
-    def show_encoder_told(self, offer: EncoderOffer) -> None:
+    def show_encoder_told(self, offer: EncoderChoice) -> None:
         """Tell licence and size of the chosen encoder, and whether its weights are here."""
         self.encoder_told.setText(f"{offer.name}: {offer.text}" if not offer.barred else offer.barred)
 
     def _show_encoder(self, name: str) -> None:
         listed = name in self.encoder.choices
-        self.encoder.value = name if listed else OTHER
+        self.encoder.value = name if listed else OTHER_ENCODER
         self.editors["encoder.teacher"].visible = not listed
 
     def _encoder_chosen(self, name: str) -> None:
         if self._showing:
             return
-        self.editors["encoder.teacher"].visible = name == OTHER
-        if name != OTHER:
+        self.editors["encoder.teacher"].visible = name == OTHER_ENCODER
+        if name != OTHER_ENCODER:
             self.editors["encoder.teacher"].value = name
 
     # ------------------------------------------------------------ what the settings mean
 
-    def show_picture(self, picture: PatchPicture | None) -> None:
+    def show_picture(self, picture: PatchPairPicture | None) -> None:
         """Show one LR patch and its HR patches; nothing before a slide was looked at."""
         for part in (self.pictures, self.captions):
             part.setVisible(picture is not None)
         if picture is not None:
             for where, pixels in ((self.lr, picture.lr), (self.hr, picture.hr)):
-                where.setPixmap(_pixmap(pixels))
+                where.setPixmap(_make_pixmap(pixels))
             self.lr_told.setText(picture.lr_text)
             self.hr_told.setText(picture.hr_text)
 
@@ -213,7 +222,7 @@ class TrainingForm(Step):
         self.estimate.setVisible(bool(text))
 
 
-def _editor(field: Field) -> Widget:
+def _make_editor(field: ConfigField) -> Widget:
     told: dict[str, Any] = {
         "label": field.word,
         "tooltip": f"{field.key}: {field.sentence}",
@@ -225,12 +234,12 @@ def _editor(field: Field) -> Widget:
         case "choice":
             return widgets.ComboBox(choices=field.choices, value=field.default, **told)
         case "whole":
-            return widgets.SpinBox(value=field.default, min=field.lowest, max=HIGHEST, **told)
+            return widgets.SpinBox(value=field.default, min=field.lowest, max=MAX_SPIN_VALUE, **told)
     return widgets.LineEdit(value=field.written(field.default), **told)
 
 
-def _pixmap(pixels: NDArray[np.uint8]) -> QPixmap:
+def _make_pixmap(pixels: NDArray[np.uint8]) -> QPixmap:
     pixels = np.ascontiguousarray(pixels)
     height, width, _ = pixels.shape
     image = QImage(pixels.data, width, height, 3 * width, QImage.Format.Format_RGB888)
-    return QPixmap.fromImage(image).scaled(PICTURE_PX, PICTURE_PX)
+    return QPixmap.fromImage(image).scaled(PREVIEW_PX, PREVIEW_PX)

@@ -15,22 +15,22 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lrmil_training.report.plots import TERMS
-from lrmil_training.report.run_record import Curve
+from lrmil_training.report.plots import TERM_COLOURS
+from lrmil_training.report.run_record import TrainingCurve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WORDS = {
+TERM_LABELS = {
     "ce": "labels",
     "bag": "teacher's probabilities",
     "soft": "teacher's attention",
     "hard": "top patches",
     "attn": "attended embedding",
 }
-HEIGHT_PX = 300
+CANVAS_HEIGHT_PX = 300
 LEGEND_SHARE = 0.5  # of the height of the lines, above them
-AT_NIGHT = {
+DARK_THEME_COLOURS = {
     "#0072b2": "#56b4e9",
     "#56b4e9": "#9ad7f7",
     "#009e73": "#2fc79c",
@@ -50,14 +50,14 @@ class PlotTheme:
     @property
     def dark(self) -> bool:
         """Whether the paper is darker than the text."""
-        return _grey(self.paper) < _grey(self.text)
+        return _brightness(self.paper) < _brightness(self.text)
 
     def tint(self, colour: str) -> str:
         """Return a colour as it can be told from the paper: the darkest of the palette have lighter ones at night."""
-        return AT_NIGHT.get(colour, colour) if self.dark else colour
+        return DARK_THEME_COLOURS.get(colour, colour) if self.dark else colour
 
 
-def _grey(colour: str) -> float:
+def _brightness(colour: str) -> float:
     return float(np.mean(to_rgb(colour)))
 
 
@@ -74,16 +74,16 @@ class CurveCanvas(FigureCanvasQTAgg):
         self._ink = ink
         figure = Figure(facecolor=ink.paper, dpi=96)
         super().__init__(figure)  # type: ignore[no-untyped-call]  # matplotlib's Qt parts have few types
-        self.setFixedHeight(HEIGHT_PX)
+        self.setFixedHeight(CANVAS_HEIGHT_PX)
         self.setMinimumWidth(200)
 
-    def show_curve(self, curve: Curve) -> None:
+    def show_curve(self, curve: TrainingCurve) -> None:
         """Draw a fit anew."""
         figure = self.figure
         figure.clear()  # and its margins with it
         # By hand: a layout engine takes as long as the drawing.
         figure.subplots_adjust(left=0.13, right=0.98, top=0.93, bottom=0.12, hspace=0.5)
-        panels = _panels(curve)
+        panels = _split_into_panels(curve)
         heights = [1.6 if len(lines) > 1 else 1.0 for lines in panels.values()]  # a legend needs room
         ratios = {"height_ratios": heights}
         axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, gridspec_kw=ratios)[:, 0]
@@ -96,7 +96,7 @@ class CurveCanvas(FigureCanvasQTAgg):
                 axis.axvline(curve.chosen + 1, color=self._ink.faint, lw=0.8, ls=":")
         self.draw_idle()  # type: ignore[no-untyped-call]
 
-    def _panel(self, axis: Axes, title: str, lines: list[Line]) -> None:
+    def _panel(self, axis: Axes, title: str, lines: list[CurveLine]) -> None:
         axis.set_facecolor(self._ink.paper)
         for line in lines:
             axis.plot(
@@ -123,7 +123,7 @@ class CurveCanvas(FigureCanvasQTAgg):
 
 
 @dataclass(frozen=True)
-class Line:
+class CurveLine:
     """One line of a panel."""
 
     name: str
@@ -132,7 +132,7 @@ class Line:
     dashed: bool = False
 
 
-def _panels(curve: Curve) -> dict[str, list[Line]]:
+def _split_into_panels(curve: TrainingCurve) -> dict[str, list[CurveLine]]:
     """Return title -> lines."""
     series: Mapping[str, Any] = curve.series
     terms = sorted({name.split("/", 1)[1] for name in series if name.startswith("train/")})
@@ -141,18 +141,18 @@ def _panels(curve: Curve) -> dict[str, list[Line]]:
         for side in ("train", "val"):
             values = series.get(f"{side}/{term}")
             if values:  # one name for both: the panel's title says which is dashed
-                name = _word(term) if side == "train" else ""
-                losses.append(Line(name, values, TERMS[i % len(TERMS)], side == "val"))
+                name = _term_label(term) if side == "train" else ""
+                losses.append(CurveLine(name, values, TERM_COLOURS[i % len(TERM_COLOURS)], side == "val"))
     panels = {"Loss terms (dashed: validation)": losses}
     if "val/auroc" in series:
-        panels["Validation AUROC"] = [Line("AUROC", series["val/auroc"], TERMS[0])]
+        panels["Validation AUROC"] = [CurveLine("AUROC", series["val/auroc"], TERM_COLOURS[0])]
     if "val/agreement" in series:
         title = "Attention as the teacher's (ρ, validation)"
-        panels[title] = [Line("ρ", series["val/agreement"], TERMS[2])]
+        panels[title] = [CurveLine("ρ", series["val/agreement"], TERM_COLOURS[2])]
     return panels
 
 
-def _word(term: str) -> str:
+def _term_label(term: str) -> str:
     if term.startswith("layer_"):
         return f"maps at {term.removeprefix('layer_')}"
-    return WORDS.get(term, term)
+    return TERM_LABELS.get(term, term)

@@ -9,12 +9,12 @@ from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.formatting import format_size
 from napari_lrmil.core.models.bundle import shipped_bundles
 
-HUB, REGISTRY = "hf:", "lazyslide:"
-HUB_PAGE = "https://huggingface.co/"
+HUB_PREFIX, REGISTRY_PREFIX = "hf:", "lazyslide:"
+HUB_URL = "https://huggingface.co/"
 
 
 @dataclass(frozen=True)
-class EncoderOffer:
+class EncoderChoice:
     """An encoder that can be named.
 
     Attributes
@@ -47,28 +47,28 @@ class EncoderOffer:
         return self.barred or " · ".join(filter(None, (f"licence {self.licence}", self.size, where)))
 
 
-def encoder_offers() -> tuple[EncoderOffer, ...]:
+def list_encoder_choices() -> tuple[EncoderChoice, ...]:
     """Return what comes with the program and what the registry lists, if that is installed; nothing is fetched."""
-    return *map(_shipped, shipped_bundles()), *_registry()
+    return *map(_describe_shipped, shipped_bundles()), *_list_registry()
 
 
-def offer_of(name: str) -> EncoderOffer:
+def describe_encoder(name: str) -> EncoderChoice:
     """Return what can be told of any name without loading it."""
-    if name.startswith(REGISTRY):
-        return _of_registry(name)
-    if name.startswith(HUB):
-        here = hub_has(name.removeprefix(HUB))
-        return EncoderOffer(name, "as its page says", here=here)
+    if name.startswith(REGISTRY_PREFIX):
+        return _describe_registry_encoder(name)
+    if name.startswith(HUB_PREFIX):
+        here = is_in_hub_cache(name.removeprefix(HUB_PREFIX))
+        return EncoderChoice(name, "as its page says", here=here)
     if name in shipped_bundles():
-        return _shipped(name)
+        return _describe_shipped(name)
     path = Path(name)
     if not name or not path.exists():
-        return EncoderOffer(name, barred=f"There is no encoder '{name}' here; choose a file, or give hf:owner/name.")
+        return EncoderChoice(name, barred=f"There is no encoder '{name}' here; choose a file, or give hf:owner/name.")
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    return EncoderOffer(name, "as its authors say", format_size(sum(f.stat().st_size for f in files)))
+    return EncoderChoice(name, "as its authors say", format_size(sum(f.stat().st_size for f in files)))
 
 
-def hub_has(repository: str) -> bool:
+def is_in_hub_cache(repository: str) -> bool:
     """Return whether a repository's weights lie in the Hugging Face cache."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -80,33 +80,33 @@ def hub_has(repository: str) -> bool:
     )
 
 
-def _shipped(name: str) -> EncoderOffer:
+def _describe_shipped(name: str) -> EncoderChoice:
     from napari_lrmil.core.models.bundle import TEACHER, Bundle
 
     bundle = Bundle(name)
     card, file = bundle.card.teacher, bundle.path / TEACHER
     if card is None or not file.exists():
-        return EncoderOffer(name, barred=f"The model {name} brings no teacher.")
-    return EncoderOffer(name, card.encoder.licence, format_size(file.stat().st_size))
+        return EncoderChoice(name, barred=f"The model {name} brings no teacher.")
+    return EncoderChoice(name, card.encoder.licence, format_size(file.stat().st_size))
 
 
-def _registry() -> list[EncoderOffer]:
+def _list_registry() -> list[EncoderChoice]:
     from napari_lrmil.core.encoders import foundation_cards
 
     try:
-        return [_of_registry(f"{REGISTRY}{card.name}") for card in foundation_cards()]
+        return [_describe_registry_encoder(f"{REGISTRY_PREFIX}{card.name}") for card in foundation_cards()]
     except LrmilError:
         return []  # the extra is not installed: `offer_of` says so to whoever names one of its encoders
 
 
-def _of_registry(name: str) -> EncoderOffer:
+def _describe_registry_encoder(name: str) -> EncoderChoice:
     from napari_lrmil.core.encoders import foundation_card
 
-    key, _, file = name.removeprefix(REGISTRY).partition("@")
+    key, _, file = name.removeprefix(REGISTRY_PREFIX).partition("@")
     try:
         card = foundation_card(key)
     except LrmilError as error:
-        return EncoderOffer(name, barred=f"{name}: {error}")
-    here = Path(file).exists() if file else hub_has(card.url.removeprefix(HUB_PAGE).strip("/"))
+        return EncoderChoice(name, barred=f"{name}: {error}")
+    here = Path(file).exists() if file else is_in_hub_cache(card.url.removeprefix(HUB_URL).strip("/"))
     how = f"agree to its terms at {card.url} and call `hf auth login` once" if card.gated else ""
-    return EncoderOffer(name, card.licence, f"{card.parameters} parameters", here, how)
+    return EncoderChoice(name, card.licence, f"{card.parameters} parameters", here, how)

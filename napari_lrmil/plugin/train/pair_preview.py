@@ -14,13 +14,13 @@ from napari_lrmil.core.geometry import BoxLevel0, PatchPlan
 from napari_lrmil.core.patching.grid import find_tissue_grid
 from napari_lrmil.core.slides.slide import Slide
 
-SIDE_PX = 288  # of each of the two pictures
-MOST_CHILDREN = 8  # along a side, beyond which a line between children would hide them
-LINE = (255, 255, 255)
+PICTURE_PX = 288  # of each of the two pictures
+MAX_GRID_CELLS = 8  # along a side, beyond which a line between children would hide them
+LINE_RGB = (255, 255, 255)
 
 
 @dataclass(frozen=True)
-class PatchPicture:
+class PatchPairPicture:
     """One LR patch as the student sees it, and its HR patches as the teacher does.
 
     Attributes
@@ -51,8 +51,8 @@ class PatchPicture:
         return f"Teacher (HR): {p.n} × {p.n} of {p.hr_patch_px} px of {p.hr_mpp:g} µm = {p.hr_um:g} µm each"
 
 
-def picturing(path: Path, mpp: float | None, plan: PatchPlan) -> Iterator[Event]:
-    """Draw the patch with the most tissue, and finish with the `PatchPicture`."""
+def draw_patch_pair(path: Path, mpp: float | None, plan: PatchPlan) -> Iterator[Event]:
+    """Draw the patch with the most tissue, and finish with the `PatchPairPicture`."""
     with Slide(path, mpp=mpp) as slide:
         grid = find_tissue_grid(slide, plan).grid
         children = np.bincount(grid.parent, minlength=len(grid.lr_index))
@@ -62,21 +62,21 @@ def picturing(path: Path, mpp: float | None, plan: PatchPlan) -> Iterator[Event]
         box = BoxLevel0(float(corner[0]), float(corner[1]), *map(float, cell))
         seen = slide.read(box, (plan.lr_patch_px, plan.lr_patch_px))
         side = plan.n * plan.hr_patch_px
-        fine = slide.read(box, (side, side) if side <= 4 * SIDE_PX else (4 * SIDE_PX, 4 * SIDE_PX))
-    yield Finished(PatchPicture(_scaled(seen), _ruled(_scaled(fine), plan.n), plan, path.name))
+        fine = slide.read(box, (side, side) if side <= 4 * PICTURE_PX else (4 * PICTURE_PX, 4 * PICTURE_PX))
+    yield Finished(PatchPairPicture(_resize(seen), _draw_grid_lines(_resize(fine), plan.n), plan, path.name))
 
 
-def _scaled(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _resize(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     from PIL import Image
 
-    coarse = len(pixels) < SIDE_PX  # its pixels are shown as they are, which is what the student has to live with
+    coarse = len(pixels) < PICTURE_PX  # its pixels are shown as they are, which is what the student has to live with
     how = Image.Resampling.NEAREST if coarse else Image.Resampling.BOX
-    return np.asarray(Image.fromarray(pixels).resize((SIDE_PX, SIDE_PX), how))
+    return np.asarray(Image.fromarray(pixels).resize((PICTURE_PX, PICTURE_PX), how))
 
 
-def _ruled(pixels: NDArray[np.uint8], n: int) -> NDArray[np.uint8]:
+def _draw_grid_lines(pixels: NDArray[np.uint8], n: int) -> NDArray[np.uint8]:
     ruled = pixels.copy()
-    for at in np.linspace(0, SIDE_PX, n + 1)[1:-1].round().astype(int) if n <= MOST_CHILDREN else ():
-        ruled[at - 1 : at + 1] = LINE
-        ruled[:, at - 1 : at + 1] = LINE
+    for at in np.linspace(0, PICTURE_PX, n + 1)[1:-1].round().astype(int) if n <= MAX_GRID_CELLS else ():
+        ruled[at - 1 : at + 1] = LINE_RGB
+        ruled[:, at - 1 : at + 1] = LINE_RGB
     return ruled

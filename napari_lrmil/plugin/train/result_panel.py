@@ -11,15 +11,15 @@ from matplotlib.figure import Figure
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QWidget
 
-from lrmil_training.report.plots import colour, marker
+from lrmil_training.report.plots import method_colour, method_marker
 from napari_lrmil.plugin.qt.section import enable_unless, make_button, make_label
 from napari_lrmil.plugin.qt.steps import Step
 from napari_lrmil.plugin.train.curves import PlotTheme
-from napari_lrmil.plugin.train.result_table import MethodRow, Result
+from napari_lrmil.plugin.train.result_table import MethodRow, RunResult
 
-SIDE_PX = 250
-BESIDE = 3  # methods in one table
-LINES = {
+PLOT_HEIGHT_PX = 250
+METHODS_PER_TABLE = 3  # methods in one table
+ROW_LABELS = {
     "auroc": "AUROC",
     "interval": "interval",
     "accuracy": "bal. accuracy",
@@ -28,13 +28,13 @@ LINES = {
     "pixels": "MPix",
     "seconds": "CPU s",
 }
-USE = "Choose this model in the Analyse dock"
-REPORT = "All figures, slides and curves on one page, in the browser"
-NONE = "No run has finished yet."
+USE_TIP = "Choose this model in the Analyse dock"
+REPORT_TIP = "All figures, slides and curves on one page, in the browser"
+NO_RESULT = "No run has finished yet."
 
 
 class ResultSection(Step):
-    """Shows a `Result`."""
+    """Shows a `RunResult`."""
 
     use_wanted = Signal()
     report_wanted = Signal()
@@ -42,12 +42,12 @@ class ResultSection(Step):
     def __init__(self, ink: PlotTheme, parent: QWidget | None = None) -> None:
         super().__init__("train result", "4 · Result", parent)
         self._ink = ink
-        self.use, self.report = make_button("Use this model", USE), make_button("Report…", REPORT)
+        self.use, self.report = make_button("Use this model", USE_TIP), make_button("Report…", REPORT_TIP)
         self.table, self.notes = make_label("result table"), make_label("result notes", small=True)
         self.table.setTextFormat(Qt.TextFormat.RichText)
         figure = Figure(layout="constrained", facecolor=ink.paper, dpi=96)
         self.reliability: Any = FigureCanvasQTAgg(figure)  # type: ignore[no-untyped-call]  # matplotlib's Qt parts
-        self.reliability.setFixedHeight(SIDE_PX)
+        self.reliability.setFixedHeight(PLOT_HEIGHT_PX)
         self.use.clicked.connect(lambda: self.use_wanted.emit())
         self.report.clicked.connect(lambda: self.report_wanted.emit())
         self.add(self.use, self.report)
@@ -55,17 +55,17 @@ class ResultSection(Step):
             self.add(part)
         self.show_result(None)
 
-    def show_result(self, result: Result | None) -> None:
+    def show_result(self, result: RunResult | None) -> None:
         """Show what a run found out, or nothing."""
-        enable_unless(self.use, "" if result and result.bundle else NONE, USE)
-        enable_unless(self.report, "" if result and result.report else NONE, REPORT)
-        self.table.setText(_table_html(result) if result else NONE)
+        enable_unless(self.use, "" if result and result.bundle else NO_RESULT, USE_TIP)
+        enable_unless(self.report, "" if result and result.report else NO_RESULT, REPORT_TIP)
+        self.table.setText(_result_html(result) if result else NO_RESULT)
         self.notes.setText(" ".join(result.notes) if result else "")
         self.reliability.setVisible(bool(result and any(result.reliability.values())))
         if result and result.reliability:
             self._draw(result)
 
-    def _draw(self, result: Result) -> None:
+    def _draw(self, result: RunResult) -> None:
         figure, ink = self.reliability.figure, self._ink
         figure.clear()
         axis = figure.subplots()
@@ -74,9 +74,14 @@ class ResultSection(Step):
         methods = list(result.reliability)
         for row in (r for r in result.rows if result.reliability[r.method]):
             bins = result.reliability[row.method]
-            tint = ink.tint(colour(row.method, methods))
+            tint = ink.tint(method_colour(row.method, methods))
             axis.plot(
-                *zip(*bins, strict=True), color=tint, marker=marker(row.method, methods), ms=4, lw=1, label=row.name
+                *zip(*bins, strict=True),
+                color=tint,
+                marker=method_marker(row.method, methods),
+                ms=4,
+                lw=1,
+                label=row.name,
             )
         axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axis.set_xlabel("mean probability", color=ink.text, fontsize=8)
@@ -91,22 +96,22 @@ class ResultSection(Step):
         self.reliability.draw_idle()
 
 
-def _table_html(result: Result) -> str:
-    blocks = (result.rows[i : i + BESIDE] for i in range(0, len(result.rows), BESIDE))
+def _result_html(result: RunResult) -> str:
+    blocks = (result.rows[i : i + METHODS_PER_TABLE] for i in range(0, len(result.rows), METHODS_PER_TABLE))
     below = "attention: how far it ranks patches as the teacher's does. Patches, pixels and seconds: of a slide"
-    return f"<b>On the {escape(result.split)} slides</b>{''.join(map(_block, blocks))}<i>{below}</i>"
+    return f"<b>On the {escape(result.split)} slides</b>{''.join(map(_method_table_html, blocks))}<i>{below}</i>"
 
 
-def _block(methods: Sequence[MethodRow]) -> str:
+def _method_table_html(methods: Sequence[MethodRow]) -> str:
     """Return a table of a few methods side by side: a dock is narrow."""
     head = "".join(f"<th align='right'>{escape(m.name)}</th>" for m in methods)
     lines = "".join(
-        f"<tr><td>{word}</td>" + "".join(f"<td align='right'>{_cell(m, name)}</td>" for m in methods) + "</tr>"
-        for name, word in LINES.items()
+        f"<tr><td>{word}</td>" + "".join(f"<td align='right'>{_cell_html(m, name)}</td>" for m in methods) + "</tr>"
+        for name, word in ROW_LABELS.items()
     )
     return f"<table width='100%' cellspacing='3'><tr><td></td>{head}</tr>{lines}</table>"
 
 
-def _cell(method: MethodRow, name: str) -> str:
+def _cell_html(method: MethodRow, name: str) -> str:
     text = escape(getattr(method, name)).replace(" to ", "–").replace(" ", "&nbsp;")
     return f"<b>{text}</b>" if name == "auroc" else text

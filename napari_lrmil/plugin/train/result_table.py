@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrmil_training.evaluation.summary import is_method
-from lrmil_training.report.run_record import NAMES, SIDES, method_label
+from lrmil_training.evaluation.summary import is_method_entry
+from lrmil_training.report.run_record import METHOD_LABELS, SPLIT_ORDER, method_label
 from lrmil_training.runs.event_log import BUNDLE, METRICS
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.models.bundle import CARD
 
-FEW_SLIDES = 30
-REPORT = "report.html"
+FEW_TEST_SLIDES = 30
+REPORT_FILE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class MethodRow:
 
 
 @dataclass(frozen=True)
-class Result:
+class RunResult:
     """What a run found out.
 
     Attributes
@@ -66,11 +66,11 @@ class Result:
     @property
     def report(self) -> Path | None:
         """The page; None where the run has none."""
-        page = self.folder / REPORT
+        page = self.folder / REPORT_FILE
         return page if page.exists() else None
 
 
-def read_result(folder: Path) -> Result | None:
+def read_run_result(folder: Path) -> RunResult | None:
     """Return what ``metrics.json`` says; None where the run has not come so far.
 
     Raises
@@ -84,13 +84,13 @@ def read_result(folder: Path) -> Result | None:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         series = "summary" in found
-        methods = found["summary"] if series else {name: its for name, its in found.items() if is_method(its)}
-        split = next(side for side in SIDES if any(side in its for its in methods.values()))
-        figures = {name: methods[name][split] for name in sorted(methods, key=_rank) if split in methods[name]}
-        make = _row_of_series if series else _row
+        methods = found["summary"] if series else {name: its for name, its in found.items() if is_method_entry(its)}
+        split = next(side for side in SPLIT_ORDER if any(side in its for its in methods.values()))
+        figures = {name: methods[name][split] for name in sorted(methods, key=_method_rank) if split in methods[name]}
+        make = _make_series_row if series else _make_row
         rows = tuple(make(name, its) for name, its in figures.items())
-        reliability = {} if series else {name: _bins(its) for name, its in figures.items()}
-        return Result(folder, split, rows, reliability, _notes(figures, series))
+        reliability = {} if series else {name: _reliability_points(its) for name, its in figures.items()}
+        return RunResult(folder, split, rows, reliability, _make_notes(figures, series))
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise LrmilError(
             f"{file}: these figures cannot be read, they are damaged or of another version ({type(error).__name__}: "
@@ -98,50 +98,52 @@ def read_result(folder: Path) -> Result | None:
         ) from error
 
 
-def _rank(method: str) -> int:
-    return list(NAMES).index(method) if method in NAMES else len(NAMES)
+def _method_rank(method: str) -> int:
+    return list(METHOD_LABELS).index(method) if method in METHOD_LABELS else len(METHOD_LABELS)
 
 
-def _row(method: str, its: Mapping[str, Any]) -> MethodRow:
+def _make_row(method: str, its: Mapping[str, Any]) -> MethodRow:
     a, cost = its["auroc"], its["cost"]
     agreement = (its.get("agreement") or {}).get("spearman")
     megapixels = None if cost["pixels_per_slide"] is None else cost["pixels_per_slide"] / 1e6
     return MethodRow(
         method,
         method_label(method),
-        _figure(a["value"]),
+        _format_metric(a["value"]),
         "–" if a["low"] is None else f"{a['low']:.2f} to {a['high']:.2f}",
-        _figure(its["balanced_accuracy"]),
-        _figure(agreement),
+        _format_metric(its["balanced_accuracy"]),
+        _format_metric(agreement),
         f"{cost['patches_per_slide']:,.0f}",
-        _figure(megapixels, 3),
-        _figure(cost["cpu_seconds_per_slide"], 2),
+        _format_metric(megapixels, 3),
+        _format_metric(cost["cpu_seconds_per_slide"], 2),
     )
 
 
-def _row_of_series(method: str, its: Mapping[str, Any]) -> MethodRow:
+def _make_series_row(method: str, its: Mapping[str, Any]) -> MethodRow:
     spread, agreement = its["auroc"]["sd"], its["agreement"]["spearman"]["mean"]
     around = "–" if spread is None else f"± {spread:.2f}"
-    accuracy = _figure(its["balanced_accuracy"]["mean"])
-    return MethodRow(method, method_label(method), _figure(its["auroc"]["mean"]), around, accuracy, _figure(agreement))
+    accuracy = _format_metric(its["balanced_accuracy"]["mean"])
+    return MethodRow(
+        method, method_label(method), _format_metric(its["auroc"]["mean"]), around, accuracy, _format_metric(agreement)
+    )
 
 
-def _figure(value: float | None, digits: int = 0) -> str:
+def _format_metric(value: float | None, digits: int = 0) -> str:
     """Return a figure with two decimals, or with so many digits that count."""
     return "–" if value is None else f"{value:.{digits}g}" if digits else f"{value:.2f}"
 
 
-def _bins(its: Mapping[str, Any]) -> list[tuple[float, float]]:
+def _reliability_points(its: Mapping[str, Any]) -> list[tuple[float, float]]:
     return [(float(b["confidence"]), float(b["accuracy"])) for b in its.get("reliability") or []]
 
 
-def _notes(figures: Mapping[str, Mapping[str, Any]], series: bool) -> tuple[str, ...]:
+def _make_notes(figures: Mapping[str, Mapping[str, Any]], series: bool) -> tuple[str, ...]:
     if series:
         runs = max(its["auroc"]["n_runs"] for its in figures.values())
         return (f"Mean ± standard deviation over {runs} runs.",)
     first = next(iter(figures.values()))["auroc"]
     notes = [f"{first['n_slides']} slides of {first['n_patients']} patients; intervals over {first['interval']}."]
-    if first["n_slides"] < FEW_SLIDES:
+    if first["n_slides"] < FEW_TEST_SLIDES:
         notes.append(f"{first['n_slides']} slides tell little: expect these figures to move.")
     student = figures.get("student")
     if student is not None and not student["calibrated"]:

@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lrmil_training.report.run_record import Curve, CurveReader
-from lrmil_training.runs.lock import BEAT_S, LOCK, MISSED, Owner, find_holder
+from lrmil_training.report.run_record import CurveReader, TrainingCurve
+from lrmil_training.runs.lock import HEARTBEAT_S, LOCK_FILE, MAX_MISSED_HEARTBEATS, LockOwner, find_owner
 from napari_lrmil.core.events import Failed, Finished, Notice, Progress, StageDone
 from napari_lrmil.core.formatting import format_duration
 
-MOST_BYTES = 1 << 19  # of a log read at once: half a megabyte of JSON takes some hundredths of a second
-SILENT_S = BEAT_S * MISSED
-KEPT = 20  # cautions and failures that are kept to be shown
+MAX_READ_BYTES = 1 << 19  # of a log read at once: half a megabyte of JSON takes some hundredths of a second
+SILENCE_LIMIT_S = HEARTBEAT_S * MAX_MISSED_HEARTBEATS
+MAX_NOTICES = 20  # cautions and failures that are kept to be shown
 
-Line = Mapping[str, Any]
+LogLine = Mapping[str, Any]
 
 
 class JsonLinesTail:
@@ -40,7 +40,7 @@ class JsonLinesTail:
         self.more = False  # whether the last reading left some for the next
         self._at = 0
 
-    def read(self, most: int = MOST_BYTES) -> list[Line]:
+    def read(self, most: int = MAX_READ_BYTES) -> list[LogLine]:
         """Return the next whole lines, of about `most` bytes at once."""
         try:
             if self.path.stat().st_size < self._at:  # another run in the same place
@@ -58,7 +58,7 @@ class JsonLinesTail:
         self._at += len(whole) + 1 if whole else 0
         return [line for line in map(self._parsed, whole.splitlines()) if line is not None]
 
-    def _parsed(self, text: bytes) -> Line | None:
+    def _parsed(self, text: bytes) -> LogLine | None:
         try:
             line = json.loads(text)
         except ValueError:
@@ -70,7 +70,7 @@ class JsonLinesTail:
 
 
 @dataclass(frozen=True)
-class StagePace:
+class TrainingStageProgress:
     """How far a stage is, and how fast this attempt goes.
 
     Attributes
@@ -162,7 +162,7 @@ class RunLogState:
         self._unit = ""
 
     @property
-    def curves(self) -> list[Curve]:
+    def curves(self) -> list[TrainingCurve]:
         """Every fit so far."""
         return self._reader.curves
 
@@ -171,12 +171,12 @@ class RunLogState:
         """Stages that have ended, with the seconds that all attempts spent on them."""
         return self.earlier | {stage: s + self.earlier.get(stage, 0.0) for stage, s in self.done.items()}
 
-    def pace(self, now: float | None = None) -> StagePace | None:
+    def pace(self, now: float | None = None) -> TrainingStageProgress | None:
         """Return how far the stage under way is; until `now`, else until the last line."""
         if not self.stage:
             return None
         seconds = max(0.0, (self.last_time if now is None else now) - self._began)
-        return StagePace(self.stage, self._unit, self._first, self._done + self._part, self._total, seconds)
+        return TrainingStageProgress(self.stage, self._unit, self._first, self._done + self._part, self._total, seconds)
 
     @property
     def resumes(self) -> str:
@@ -190,7 +190,7 @@ class RunLogState:
             return f"Resume goes on after {stage_label(list(self.spent)[-1])}"
         return "Resume begins again, for nothing was done yet"
 
-    def take(self, lines: Iterable[Line]) -> None:
+    def take(self, lines: Iterable[LogLine]) -> None:
         """Take further lines; what a newer version may say beyond what is known here is passed over."""
         for line in lines:
             try:
@@ -198,7 +198,7 @@ class RunLogState:
             except (KeyError, TypeError, ValueError):
                 continue
 
-    def _take(self, line: Line) -> None:
+    def _take(self, line: LogLine) -> None:
         kind, at = line["event"], float(line.get("time", 0.0))
         attempt = int(line.get("attempt", 0))
         if attempt != self.attempt:
@@ -212,7 +212,7 @@ class RunLogState:
             case StageDone.wire_name:
                 self.done[str(line["stage"])] = float(line["seconds"])
                 self.stage = "" if self.stage == line["stage"] else self.stage
-            case Notice.wire_name if len(self.cautions) < KEPT:
+            case Notice.wire_name if len(self.cautions) < MAX_NOTICES:
                 self.cautions[" ".join(filter(None, (line.get("subject", ""), line["message"])))] = None
             case Failed.wire_name:
                 self.failures[str(line.get("subject", ""))] = str(line["message"])
@@ -236,7 +236,7 @@ class RunLogState:
 
 
 @dataclass(frozen=True)
-class Writer:
+class RunWriter:
     """Who writes to a run folder.
 
     Attributes
@@ -247,13 +247,13 @@ class Writer:
         Seconds since its last sign of life.
     """
 
-    owner: Owner
+    owner: LockOwner
     silent_s: float
 
     @property
     def alive(self) -> bool:
         """Whether it was heard of lately."""
-        return self.silent_s < SILENT_S
+        return self.silent_s < SILENCE_LIMIT_S
 
     @property
     def text(self) -> str:
@@ -262,7 +262,7 @@ class Writer:
         return f"process {self.owner.pid} on {self.owner.host}{since}"
 
 
-class Heartbeat:
+class HeartbeatMonitor:
     """Watches the lock file of a run folder; another machine's clock need not agree with ours.
 
     Parameters
@@ -275,24 +275,24 @@ class Heartbeat:
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder, self._clock = folder, clock
-        self._last: Owner | None = None
+        self._last: LockOwner | None = None
         self._heard = 0.0
 
-    def look(self) -> Writer | None:
+    def look(self) -> RunWriter | None:
         """Return who writes; None where nobody does, or whoever did has died on this machine."""
-        owner, now = find_holder(self._folder), self._clock()
+        owner, now = find_owner(self._folder), self._clock()
         if owner is None:
             self._last = None
             return None
         if self._last is None:
-            self._heard = now - min(self._age(), SILENT_S)  # an old file may be that of a writer long gone
+            self._heard = now - min(self._age(), SILENCE_LIMIT_S)  # an old file may be that of a writer long gone
         elif owner != self._last:
             self._heard = now
         self._last = owner
-        return Writer(owner, now - self._heard)
+        return RunWriter(owner, now - self._heard)
 
     def _age(self) -> float:
         try:
-            return max(0.0, time.time() - (self._folder / LOCK).stat().st_mtime)
+            return max(0.0, time.time() - (self._folder / LOCK_FILE).stat().st_mtime)
         except OSError:
             return 0.0

@@ -12,21 +12,23 @@ from napari_lrmil.plugin.qt.section import enable_unless, make_button, make_labe
 from napari_lrmil.plugin.qt.steps import Step
 from napari_lrmil.plugin.train.curves import CurveCanvas, PlotTheme
 from napari_lrmil.plugin.train.run_monitor import stage_label
-from napari_lrmil.plugin.train.run_process import Phase, TrainingRun, holds_run
+from napari_lrmil.plugin.train.run_process import RunPhase, TrainingRun, holds_run
 
-START = "Train in a process of its own; it goes on when napari is closed"
-STOP = "Ends after the batch; nothing that was done is lost"
-RESUME = "Goes on from the last whole epoch, or slide, with the same table and settings"
-TAKEN = "A run lies in this folder: Open a run… shows it, Resume goes on with it. For a new run choose another folder."
-OPEN = "Look at a run that is there: finished, stopped, or being written, here or on another machine"
-NEWEST = "the newest fit"
-SHOWN = 3  # cautions and failures told in the dock
+START_TIP = "Train in a process of its own; it goes on when napari is closed"
+STOP_TIP = "Ends after the batch; nothing that was done is lost"
+RESUME_TIP = "Goes on from the last whole epoch, or slide, with the same table and settings"
+FOLDER_TAKEN = (
+    "A run lies in this folder: Open a run… shows it, Resume goes on with it. For a new run choose another folder."
+)
+OPEN_RUN_TIP = "Look at a run that is there: finished, stopped, or being written, here or on another machine"
+NEWEST_FIT = "the newest fit"
+MAX_NOTICES_SHOWN = 3  # cautions and failures told in the dock
 
-STATES = {
-    Phase.NONE: "",
-    Phase.STARTING: "Starting: the program is being loaded…",
-    Phase.STOPPING: "Stopping after the batch…",
-    Phase.FINISHED: "Finished.",
+PHASE_TEXTS = {
+    RunPhase.NONE: "",
+    RunPhase.STARTING: "Starting: the program is being loaded…",
+    RunPhase.STOPPING: "Stopping after the batch…",
+    RunPhase.FINISHED: "Finished.",
 }
 
 
@@ -46,8 +48,8 @@ class RunSection(Step):
         self.folder.setPlaceholderText("folder for the run")
         self.folder.setToolTip("Everything of the run goes in here; an empty or new folder")
         self.choose = make_button("Folder…", "Where the run is written")
-        self.start, self.stop = make_button("Start training", START), make_button("Stop", STOP)
-        self.resume, self.open = make_button("Resume", RESUME), make_button("Open a run…", OPEN)
+        self.start, self.stop = make_button("Start training", START_TIP), make_button("Stop", STOP_TIP)
+        self.resume, self.open = make_button("Resume", RESUME_TIP), make_button("Open a run…", OPEN_RUN_TIP)
         self.stages, self.state, self.told = (
             make_label("stages"),
             make_label("run state", bold=True),
@@ -56,7 +58,7 @@ class RunSection(Step):
         self.progress = QProgressBar()
         self.progress.setRange(0, 1000)
         self.which = QComboBox()
-        self.which.addItem(NEWEST)
+        self.which.addItem(NEWEST_FIT)
         self.which.setAccessibleName("Which fit the curves show")
         self.canvas = CurveCanvas(ink)
         for widget, wish in (
@@ -85,35 +87,35 @@ class RunSection(Step):
         run = self._run
         under_way = "A run is under way." if run.alive else ""
         no_folder = "" if self.value() else "Choose a folder for the run first."
-        enable_unless(self.start, under_way or blocked or no_folder or self._taken(), START)
-        stopping = "It ends after the batch." if run.phase is Phase.STOPPING else ""
-        enable_unless(self.stop, stopping or ("" if run.alive else "No run is under way."), STOP)
-        finished = "The run is finished." if run.phase is Phase.FINISHED else ""
-        enable_unless(self.resume, run.resume_blocked_by or finished, RESUME)
+        enable_unless(self.start, under_way or blocked or no_folder or self._taken(), START_TIP)
+        stopping = "It ends after the batch." if run.phase is RunPhase.STOPPING else ""
+        enable_unless(self.stop, stopping or ("" if run.alive else "No run is under way."), STOP_TIP)
+        finished = "The run is finished." if run.phase is RunPhase.FINISHED else ""
+        enable_unless(self.resume, run.resume_blocked_by or finished, RESUME_TIP)
         self.state.setText(self._state_text())
         self.stages.setText(self._stages_text())
         self.told.setText(self._told_text())
         pace = run.story.pace()
-        self.progress.setVisible(pace is not None and run.phase is not Phase.FINISHED)
+        self.progress.setVisible(pace is not None and run.phase is not RunPhase.FINISHED)
         self.progress.setValue(round(1000 * pace.share) if pace else 0)
         for part in (self.which, self.canvas):
             part.setVisible(bool(run.story.curves))
 
     def _taken(self) -> str:
         folder = self.value()
-        return TAKEN if folder is not None and holds_run(folder) else ""
+        return FOLDER_TAKEN if folder is not None and holds_run(folder) else ""
 
     def _state_text(self) -> str:
         run = self._run
-        if run.phase is Phase.BROKEN:
+        if run.phase is RunPhase.BROKEN:
             return run.reason
-        if run.phase is Phase.RUNNING:
+        if run.phase is RunPhase.RUNNING:
             where = f" by {run.writer.text}" if run.writer is not None and not run.is_ours else ""
             return run.pace_text() or f"Running{where}…"
-        if run.phase is Phase.STOPPED:
+        if run.phase is RunPhase.STOPPED:
             pace = run.story.pace()
             return f"Stopped at {pace.reached if pace else 'a stage that had just begun'}. {run.story.resumes}."
-        return STATES[run.phase]
+        return PHASE_TEXTS[run.phase]
 
     def _stages_text(self) -> str:
         return " · ".join(f"✓ {stage_label(stage)} {format_duration(s)}" for stage, s in self._run.story.spent.items())
@@ -121,7 +123,7 @@ class RunSection(Step):
     def _told_text(self) -> str:
         run = self._run
         failures = [f"{slide}: {why}" for slide, why in run.story.failures.items()]
-        lines = [f"⚠ {text}" for text in (*failures, *run.story.cautions)][:SHOWN]
+        lines = [f"⚠ {text}" for text in (*failures, *run.story.cautions)][:MAX_NOTICES_SHOWN]
         who = run.writer.text if run.writer is not None and not run.is_ours else ""
         where = f"{run.folder}" if run.folder else ""
         return "\n".join(filter(None, (where, f"written by {who}" if who else "", run.foreign, *lines)))
@@ -129,7 +131,7 @@ class RunSection(Step):
     def draw(self) -> None:
         """Draw the chosen fit anew."""
         curves = self._run.story.curves
-        titles = [NEWEST, *(stage_label(curve.title) for curve in curves)]
+        titles = [NEWEST_FIT, *(stage_label(curve.title) for curve in curves)]
         if titles != [self.which.itemText(i) for i in range(self.which.count())]:
             chosen = self.which.currentText()
             self.which.clear()
@@ -140,7 +142,7 @@ class RunSection(Step):
             self.canvas.show_curve(curves[chosen - 1] if chosen > 0 else curves[-1])
 
 
-GOES_ON, ENDS, STAYS = "Let it go on", "Stop it", "Do not close"
+KEEP_TRAINING, STOP_TRAINING, STAY_OPEN = "Let it go on", "Stop it", "Do not close"
 
 
 def confirm_close_during_training(may_stay: bool) -> str:
@@ -149,15 +151,15 @@ def confirm_close_during_training(may_stay: bool) -> str:
     box.setWindowTitle("A training is under way")
     box.setText("A training is under way. Shall it go on without this window?")
     box.setInformativeText("It can be followed again with 'Open a run…'. Stopped, it can be resumed.")
-    box.addButton(GOES_ON, QMessageBox.ButtonRole.AcceptRole)
-    box.addButton(ENDS, QMessageBox.ButtonRole.DestructiveRole)
+    box.addButton(KEEP_TRAINING, QMessageBox.ButtonRole.AcceptRole)
+    box.addButton(STOP_TRAINING, QMessageBox.ButtonRole.DestructiveRole)
     if may_stay:
-        box.addButton(STAYS, QMessageBox.ButtonRole.RejectRole)
+        box.addButton(STAY_OPEN, QMessageBox.ButtonRole.RejectRole)
     box.exec()
     clicked = box.clickedButton()
-    answer = clicked.text() if clicked is not None else GOES_ON
+    answer = clicked.text() if clicked is not None else KEEP_TRAINING
     box.deleteLater()
-    return answer if answer in (ENDS, STAYS) else GOES_ON
+    return answer if answer in (STOP_TRAINING, STAY_OPEN) else KEEP_TRAINING
 
 
 def confirm_discard_table() -> bool:

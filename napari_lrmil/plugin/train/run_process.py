@@ -22,24 +22,24 @@ from psygnal import Signal
 
 from lrmil_training.config import TrainConfig, dump_config, load_config
 from lrmil_training.runs.event_log import CALL, CONFIG, EVENTS
-from lrmil_training.runs.lock import clear_stop, request_stop, stop_requested
+from lrmil_training.runs.lock import clear_stop_request, is_stop_requested, request_stop
 from napari_lrmil.core.atomic_files import raise_if_full, write_text
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.plugin.train.run_monitor import Heartbeat, JsonLinesTail, RunLogState, Writer
+from napari_lrmil.plugin.train.run_monitor import HeartbeatMonitor, JsonLinesTail, RunLogState, RunWriter
 
-SETTINGS, OUTPUT = "settings.yaml", "output.txt"  # what the window asked for, and what the process said
+SETTINGS_FILE, OUTPUT_FILE = "settings.yaml", "output.txt"  # what the window asked for, and what the process said
 TAIL_BYTES = 4096  # of the output, in which its last sentence lies
-_LET_GO: list[subprocess.Popen[bytes]] = []  # children that outlive their dock; kept so that Python reaps them
+_RELEASED: list[subprocess.Popen[bytes]] = []  # children that outlive their dock; kept so that Python reaps them
 
 
 @atexit.register
-def _leave_running() -> None:
-    for child in _LET_GO:
+def _silence_released_children() -> None:
+    for child in _RELEASED:
         if child.poll() is None:
             child.returncode = 0  # it runs on on purpose: Python would warn of it
 
 
-class Phase(Enum):
+class RunPhase(Enum):
     """How far a run is."""
 
     NONE = "no run"
@@ -79,7 +79,7 @@ class TrainCommand:
         return [*words, "--config", str(self.config), "--device", self.device]
 
 
-def begin(call: TrainCommand) -> subprocess.Popen[bytes]:
+def start_process(call: TrainCommand) -> subprocess.Popen[bytes]:
     """Start the process of a call, apart from this one; what it says goes to a file in the run folder.
 
     Raises
@@ -93,15 +93,15 @@ def begin(call: TrainCommand) -> subprocess.Popen[bytes]:
         detached = {"creationflags": sum(getattr(subprocess, flag) for flag in flags)}
     environment = os.environ | {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "2000", "PYTHONUNBUFFERED": "1"}
     try:
-        with (call.folder / OUTPUT).open("wb") as output:
+        with (call.folder / OUTPUT_FILE).open("wb") as output:
             return subprocess.Popen(
                 call.words, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, **detached
             )
     except OSError as error:
-        raise _unwritable(call.folder, error) from error
+        raise _unwritable_error(call.folder, error) from error
 
 
-def _unwritable(folder: Path, error: OSError) -> LrmilError:
+def _unwritable_error(folder: Path, error: OSError) -> LrmilError:
     if folder.parent.exists():
         raise_if_full(folder, error)
     return LrmilError(f"{folder}: a run cannot be written there ({error.strerror}); choose another folder")
@@ -141,10 +141,10 @@ class TrainingRun:
     def _close(self) -> None:
         self.folder: Path | None = None
         self.story = RunLogState()
-        self.writer: Writer | None = None
-        self.phase, self.reason, self.foreign = Phase.NONE, "", ""
+        self.writer: RunWriter | None = None
+        self.phase, self.reason, self.foreign = RunPhase.NONE, "", ""
         self._tail: JsonLinesTail | None = None
-        self._heart: Heartbeat | None = None
+        self._heart: HeartbeatMonitor | None = None
         self._seen: Any = None
 
     # ------------------------------------------------------------ starting and opening
@@ -152,7 +152,7 @@ class TrainingRun:
     @property
     def alive(self) -> bool:
         """Whether a process writes to the folder, as far as can be told."""
-        return self.phase in (Phase.STARTING, Phase.RUNNING, Phase.STOPPING)
+        return self.phase in (RunPhase.STARTING, RunPhase.RUNNING, RunPhase.STOPPING)
 
     @property
     def is_ours(self) -> bool:
@@ -167,20 +167,20 @@ class TrainingRun:
         LrmilError
             Where the folder cannot be written to, or holds a run already.
         """
-        refuse_taken(folder)
+        require_no_run(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / SETTINGS, dump_config(config))
+            write_text(folder / SETTINGS_FILE, dump_config(config))
         except OSError as error:
-            raise _unwritable(folder, error) from error
-        self._begin(TrainCommand(cohort, folder, folder / SETTINGS, device))
+            raise _unwritable_error(folder, error) from error
+        self._begin(TrainCommand(cohort, folder, folder / SETTINGS_FILE, device))
 
     def _begin(self, call: TrainCommand) -> None:
-        clear_stop(call.folder)
-        child = begin(call)
+        clear_stop_request(call.folder)
+        child = start_process(call)
         self._look_at(call.folder)
         self._call, self._child = call, child
-        self.phase, self.reason = Phase.STARTING, ""
+        self.phase, self.reason = RunPhase.STARTING, ""
         self.changed.emit()
 
     def open(self, folder: Path) -> None:
@@ -191,23 +191,23 @@ class TrainingRun:
         LrmilError
             Where the folder is none of a run.
         """
-        if not any((folder / name).exists() for name in (CONFIG, EVENTS, SETTINGS)):
+        if not any((folder / name).exists() for name in (CONFIG, EVENTS, SETTINGS_FILE)):
             raise LrmilError(f"{folder}: no training run is here; expected a folder with {CONFIG} and {EVENTS}")
         self.let_go()
         self._look_at(folder)
-        self.foreign = _foreign(folder)
+        self.foreign = _why_foreign(folder)
         self.poll()
         self.changed.emit()
 
     def _look_at(self, folder: Path) -> None:
         self._close()
         self.folder = folder
-        self._tail, self._heart = JsonLinesTail(folder / EVENTS), Heartbeat(folder)
+        self._tail, self._heart = JsonLinesTail(folder / EVENTS), HeartbeatMonitor(folder)
 
     def let_go(self) -> None:
         """Follow the process no longer; it goes on."""
         if self._child is not None and self._child.poll() is None:
-            _LET_GO.append(self._child)
+            _RELEASED.append(self._child)
         self._child = None
 
     # ------------------------------------------------------------ stopping and going on
@@ -219,8 +219,8 @@ class TrainingRun:
         try:
             request_stop(self.folder)
         except OSError as error:
-            raise _unwritable(self.folder, error) from error
-        self.phase = Phase.STOPPING
+            raise _unwritable_error(self.folder, error) from error
+        self.phase = RunPhase.STOPPING
         self.changed.emit()
 
     @property
@@ -247,13 +247,13 @@ class TrainingRun:
         """
         if self.folder is None or self.resume_blocked_by:
             raise LrmilError(self.resume_blocked_by)
-        folder, told = self.folder, _stored_call(self.folder)
+        folder, told = self.folder, _read_stored_call(self.folder)
         table = Path(told["cohort"]) if told.get("cohort") else None
         if table is None or not table.exists():
             table = cohort
         if table is None:
             raise LrmilError(f"{folder}: its cohort table is not on this machine; open that table above, then resume")
-        config = next((folder / name for name in (CONFIG, SETTINGS) if (folder / name).exists()), None)
+        config = next((folder / name for name in (CONFIG, SETTINGS_FILE) if (folder / name).exists()), None)
         if config is None:
             raise LrmilError(f"{folder}: it has no {CONFIG}, so its settings are not known; start a new run")
         foreign = self.foreign
@@ -277,38 +277,38 @@ class TrainingRun:
         if lines or seen != self._seen:
             self._seen = seen
             self.changed.emit()
-        if before is not self.phase and self.phase is Phase.FINISHED:
+        if before is not self.phase and self.phase is RunPhase.FINISHED:
             self.finished.emit(self.folder)
-        if before not in (self.phase, Phase.NONE) and self.phase is Phase.BROKEN:
+        if before not in (self.phase, RunPhase.NONE) and self.phase is RunPhase.BROKEN:
             self.failed.emit(self.reason)
 
-    def _found(self, code: int | None) -> Phase:
+    def _found(self, code: int | None) -> RunPhase:
         assert self.folder is not None
         if self._child is not None and code is None:
-            if self.phase is Phase.STOPPING:
-                return Phase.STOPPING
-            begun = self.writer is not None or self.phase is Phase.RUNNING  # and it may be about to end
-            return Phase.RUNNING if begun else Phase.STARTING
+            if self.phase is RunPhase.STOPPING:
+                return RunPhase.STOPPING
+            begun = self.writer is not None or self.phase is RunPhase.RUNNING  # and it may be about to end
+            return RunPhase.RUNNING if begun else RunPhase.STARTING
         if self._child is None and self.writer is not None and self.writer.alive:
-            return Phase.STOPPING if stop_requested(self.folder) else Phase.RUNNING
+            return RunPhase.STOPPING if is_stop_requested(self.folder) else RunPhase.RUNNING
         if self.story.finished and code in (None, 0, 3):  # 3: some slides failed, which is told elsewhere
-            return Phase.FINISHED
-        if stop_requested(self.folder):
-            return Phase.STOPPED
+            return RunPhase.FINISHED
+        if is_stop_requested(self.folder):
+            return RunPhase.STOPPED
         self.reason = self._why(code, self.writer)
-        return Phase.BROKEN
+        return RunPhase.BROKEN
 
-    def _why(self, code: int | None, writer: Writer | None) -> str:
+    def _why(self, code: int | None, writer: RunWriter | None) -> str:
         kept = f"what was done is kept, {self.story.resumes}"
         if code is None:
             who = f"{writer.text}" if writer else "no process writes to it any more"
-            said = last_sentence(self.folder)
+            said = read_last_error(self.folder)
             if said and not writer:
                 return said
             return f"The run is not finished, and {who}; {kept}."
         if code < 0:
             return f"The training process was killed (signal {-code}); {kept}."
-        return last_sentence(self.folder) or f"The training process ended with exit code {code}; {kept}."
+        return read_last_error(self.folder) or f"The training process ended with exit code {code}; {kept}."
 
     def pace_text(self) -> str:
         """Return how far the stage under way is, for people."""
@@ -323,18 +323,18 @@ def holds_run(folder: Path) -> bool:
     return (folder / CONFIG).exists()
 
 
-def refuse_taken(folder: Path) -> None:
+def require_no_run(folder: Path) -> None:
     """Raise `LrmilError` where a folder holds a run."""
     if holds_run(folder):
         raise LrmilError(f"{folder}: a run lies there already; open it to go on with it, or choose another folder")
 
 
-def last_sentence(folder: Path | None) -> str:
+def read_last_error(folder: Path | None) -> str:
     """Return what the process said last, where that was an error; empty where it was not."""
     if folder is None:
         return ""
     try:
-        with (folder / OUTPUT).open("rb") as file:
+        with (folder / OUTPUT_FILE).open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
@@ -343,7 +343,7 @@ def last_sentence(folder: Path | None) -> str:
     return told[-1].strip() if told else ""
 
 
-def _stored_call(folder: Path) -> dict[str, Any]:
+def _read_stored_call(folder: Path) -> dict[str, Any]:
     try:
         told = json.loads((folder / CALL).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -351,7 +351,7 @@ def _stored_call(folder: Path) -> dict[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
-def _foreign(folder: Path) -> str:
+def _why_foreign(folder: Path) -> str:
     """Return a sentence where the folder's settings are not ours to go on with."""
     config = folder / CONFIG
     if not config.exists():

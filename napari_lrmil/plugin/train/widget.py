@@ -30,28 +30,28 @@ from napari_lrmil.plugin.train.cohort_editor import CohortEditor
 from napari_lrmil.plugin.train.cohort_table import CohortTable
 from napari_lrmil.plugin.train.config_form import TrainingForm
 from napari_lrmil.plugin.train.curves import PlotTheme
-from napari_lrmil.plugin.train.encoder_choices import EncoderOffer, encoder_offers, offer_of
-from napari_lrmil.plugin.train.estimate import estimate, learn
-from napari_lrmil.plugin.train.pair_preview import PatchPicture, picturing
+from napari_lrmil.plugin.train.encoder_choices import EncoderChoice, describe_encoder, list_encoder_choices
+from napari_lrmil.plugin.train.estimate import estimate_training, remember_throughput
+from napari_lrmil.plugin.train.pair_preview import PatchPairPicture, draw_patch_pair
 from napari_lrmil.plugin.train.result_panel import ResultSection
-from napari_lrmil.plugin.train.result_table import Result, read_result
+from napari_lrmil.plugin.train.result_table import RunResult, read_run_result
 from napari_lrmil.plugin.train.run_panel import (
-    ENDS,
-    STAYS,
+    STAY_OPEN,
+    STOP_TRAINING,
     RunSection,
     confirm_close_during_training,
     confirm_discard_table,
 )
-from napari_lrmil.plugin.train.run_process import Phase, TrainingRun, refuse_taken
+from napari_lrmil.plugin.train.run_process import RunPhase, TrainingRun, require_no_run
 from napari_lrmil.plugin.viewer.gl_context import guard_layer_removal
 
-WIDTH_PX = 340
+DOCK_MIN_WIDTH_PX = 340
 POLL_MS = 400  # between looks at the run folder
 DRAW_MS = 700  # between drawings of the curves, each of which takes some hundredths of a second
-SETTLE_MS = 400  # settings that are still being typed
-ANALYSE = "Analyse (LRMIL)"
-COHORT = "cohort.csv"  # in the run folder, of a table that was not saved elsewhere
-TABLES = "Cohort tables (*.csv)"
+SETTINGS_SETTLE_MS = 400  # settings that are still being typed
+ANALYSE_TITLE = "Analyse (LRMIL)"
+COHORT_FILE = "cohort.csv"  # in the run folder, of a table that was not saved elsewhere
+TABLE_FILTER = "Cohort tables (*.csv)"
 
 
 class TrainWidget(DockWidget):
@@ -72,22 +72,22 @@ class TrainWidget(DockWidget):
         self._remembered = remembered or SettingsStore()
         self._devices = available_devices()
         self.table, self.run = CohortTable(), TrainingRun()
-        self._result: Result | None = None
-        self._offer: EncoderOffer | None = None
+        self._result: RunResult | None = None
+        self._offer: EncoderChoice | None = None
         self._started: tuple[TrainConfig, str] | None = None
         self._left = self._placed = self._led_on = False
         self._pictured: Any = None
         self._build()
         self._connect()
-        self._offers.submit(_encoders)
+        self._offers.submit(_list_encoders)
         self._settings_settled()
         self._refresh()
 
     # ------------------------------------------------------------ what there is to see
 
     def _build(self) -> None:
-        self.setMinimumWidth(WIDTH_PX)
-        ink = _ink(self._viewer)
+        self.setMinimumWidth(DOCK_MIN_WIDTH_PX)
+        ink = _plot_theme(self._viewer)
         self.about = make_label("about", bold=True)
         self.cohort, self.form = CohortEditor(self.table), TrainingForm()
         self.running, self.outcome = RunSection(self.run, ink), ResultSection(ink)
@@ -114,7 +114,7 @@ class TrainWidget(DockWidget):
         self._results = LatestOnly(self._result_read, self)
         self._poll = self._timer(POLL_MS, self.run.poll, once=False)
         self._draw = self._timer(DRAW_MS, self._draw_curves)
-        self._settle = self._timer(SETTLE_MS, self._settings_settled)
+        self._settle = self._timer(SETTINGS_SETTLE_MS, self._settings_settled)
         self._place = self._timer(0, self._lie_beside)
         wishes: tuple[tuple[Any, Callable[..., None]], ...] = (
             (self.cohort.open_wanted, self._ask_table),
@@ -163,7 +163,7 @@ class TrainWidget(DockWidget):
     def _ask_table(self) -> None:
         if not self._may_drop_table():
             return
-        file, _ = QFileDialog.getOpenFileName(self, "Cohort table", "", TABLES)
+        file, _ = QFileDialog.getOpenFileName(self, "Cohort table", "", TABLE_FILTER)
         if file:
             self.open_table(Path(file))
 
@@ -183,8 +183,8 @@ class TrainWidget(DockWidget):
             show_errors(partial(self.table.build, Path(folder)))
 
     def _ask_save(self) -> None:
-        start = self.table.path or (self.table.rows[0].path.parent / COHORT if self.table.rows else COHORT)
-        file, _ = QFileDialog.getSaveFileName(self, "Save the cohort table", str(start), TABLES)
+        start = self.table.path or (self.table.rows[0].path.parent / COHORT_FILE if self.table.rows else COHORT_FILE)
+        file, _ = QFileDialog.getSaveFileName(self, "Save the cohort table", str(start), TABLE_FILTER)
         if file:
             show_errors(partial(self.table.save, Path(file).with_suffix(".csv")))
 
@@ -233,7 +233,7 @@ class TrainWidget(DockWidget):
             if config.plan != self.table.plan:
                 self.table.choose_plan(config.plan)
                 self._checks.submit(self.table.checking)  # and no further for the patch sizes of before
-            self._told.submit(partial(_offer, config.encoder.teacher))
+            self._told.submit(partial(_describe_encoder, config.encoder.teacher))
         self._draw_picture()
         self._refresh()
 
@@ -258,10 +258,10 @@ class TrainWidget(DockWidget):
             self.form.show_picture(None)
             return
         row, _ = first
-        self._pictures.submit(partial(picturing, row.path, float(row.mpp) if row.mpp else None, self.table.plan))
+        self._pictures.submit(partial(draw_patch_pair, row.path, float(row.mpp) if row.mpp else None, self.table.plan))
 
     def _pictured_event(self, event: Event) -> None:
-        if isinstance(event, Finished) and isinstance(event.result, PatchPicture):
+        if isinstance(event, Finished) and isinstance(event.result, PatchPairPicture):
             self.form.show_picture(event.result)
 
     @property
@@ -291,9 +291,9 @@ class TrainWidget(DockWidget):
             raise LrmilError(blocked or "Choose a folder for the run first.")
         config = self.form.value()
         folder = folder.resolve()
-        refuse_taken(folder)  # before a table is written into it
+        require_no_run(folder)  # before a table is written into it
         if not (self.table.saved and self.table.path):
-            self.table.save(folder / COHORT)
+            self.table.save(folder / COHORT_FILE)
         assert self.table.path is not None
         self.run.start(self.table.path, folder, config, str(self.form.device.value))
         self._started = config, self._device
@@ -336,10 +336,10 @@ class TrainWidget(DockWidget):
 
     def _finished(self, folder: Path) -> None:
         if self._started is not None and self.run.story.attempt == 0:  # what was resumed tells no whole pace
-            told = learn(folder, self.run.story, *self._started, self._remembered)
+            told = remember_throughput(folder, self.run.story, *self._started, self._remembered)
             if told:
                 show_error(told)
-        self._results.submit(partial(_result, folder))
+        self._results.submit(partial(_read_result, folder))
 
     def _result_read(self, event: Event) -> None:
         if isinstance(event, Failed):
@@ -358,7 +358,7 @@ class TrainWidget(DockWidget):
             show_info(f"The Analyse dock has the model of {self._result.folder.name} now.")
 
     def _analyse(self) -> AnalyseWidget:
-        return open_dock(self._viewer, AnalyseWidget, ANALYSE)
+        return open_dock(self._viewer, AnalyseWidget, ANALYSE_TITLE)
 
     def _open_report(self) -> None:
         if self._result is not None and self._result.report is not None:
@@ -368,7 +368,7 @@ class TrainWidget(DockWidget):
         config = self.form.check()
         self.cohort.refresh(self._checks.is_busy)
         self.running.refresh(self.start_blocked_by)
-        found = estimate(self.table, config, self._device, self._remembered) if config else None
+        found = estimate_training(self.table, config, self._device, self._remembered) if config else None
         self.form.show_estimate(found.text if found else "Time and room are estimated once slides were looked at.")
         count = f"{len(self.table.rows)} slides" if self.table.rows else "no slides"
         run = f"{self.run.folder.name}: {self.run.phase.value}" if self.run.folder else "no run"
@@ -401,11 +401,11 @@ class TrainWidget(DockWidget):
         """Ask whether a run that was started here goes on; return False where the user would rather stay."""
         if self._left:
             return True
-        if self.run.is_ours and self.run.phase is not Phase.STOPPING:
+        if self.run.is_ours and self.run.phase is not RunPhase.STOPPING:
             answer = confirm_close_during_training(may_stay)
-            if answer == STAYS:
+            if answer == STAY_OPEN:
                 return False
-            if answer == ENDS:
+            if answer == STOP_TRAINING:
                 show_errors(self.run.stop)
         self._left = True
         for timer in (self._poll, self._draw, self._settle, self._place):
@@ -416,7 +416,7 @@ class TrainWidget(DockWidget):
         return True
 
 
-def _ink(viewer: napari.viewer.Viewer) -> PlotTheme:
+def _plot_theme(viewer: napari.viewer.Viewer) -> PlotTheme:
     theme = get_theme(viewer.theme)
     return PlotTheme(theme.background.as_hex(), theme.text.as_hex(), theme.secondary.as_hex())
 
@@ -427,13 +427,13 @@ def _research_use() -> str:
     return RESEARCH_USE
 
 
-def _encoders() -> Iterator[Event]:
-    yield Finished(encoder_offers())
+def _list_encoders() -> Iterator[Event]:
+    yield Finished(list_encoder_choices())
 
 
-def _offer(name: str) -> Iterator[Event]:
-    yield Finished(offer_of(name))
+def _describe_encoder(name: str) -> Iterator[Event]:
+    yield Finished(describe_encoder(name))
 
 
-def _result(folder: Path) -> Iterator[Event]:
-    yield Finished(read_result(folder))
+def _read_result(folder: Path) -> Iterator[Event]:
+    yield Finished(read_run_result(folder))

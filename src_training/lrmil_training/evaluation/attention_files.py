@@ -12,7 +12,7 @@ from lrmil_training.evaluation.evaluate import Results
 from napari_lrmil.core.atomic_files import atomic_write
 from napari_lrmil.core.geometry import Int64
 
-FOLDER = "attention"
+ATTENTION_FOLDER = "attention"
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,18 @@ class AttentionMap:
     attention: NDArray[np.float32]
 
 
-def write_maps(folder: Path, results: Results) -> None:
+def write_attention_maps(folder: Path, results: Results) -> None:
     """Write the attention of all methods, each on its own grid, in the layout of a prediction's ``attention.h5``."""
     for method, its in results.items():
         for r in its:
             lattice = r.grid.lattice
             corners, size = (r.grid.hr_corners, lattice.cell) if r.high else (r.grid.lr_corners, lattice.lr_cell)
-            write_map(folder / FOLDER / method / f"{r.row.name}.h5", AttentionMap(corners, size, r.attention))
+            write_attention_map(
+                folder / ATTENTION_FOLDER / method / f"{r.row.name}.h5", AttentionMap(corners, size, r.attention)
+            )
 
 
-def write_map(path: Path, found: AttentionMap) -> None:
+def write_attention_map(path: Path, found: AttentionMap) -> None:
     """Write one map, whole or not at all."""
     import h5py
 
@@ -54,7 +56,7 @@ def write_map(path: Path, found: AttentionMap) -> None:
         file.create_dataset("attention", data=found.attention)
 
 
-def read_map(path: Path) -> AttentionMap | None:
+def read_attention_map(path: Path) -> AttentionMap | None:
     """Return a map; None where there is none."""
     import h5py
 

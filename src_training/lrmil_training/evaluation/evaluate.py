@@ -15,12 +15,11 @@ from lrmil_training.evaluation.metrics import (
     Resampler,
     ScoredSlides,
     auroc_with_interval,
-    classification,
+    classification_metrics,
     fit_temperature,
     paired_difference,
 )
-from lrmil_training.evaluation.significance import delong_paired, non_inferiority
-from lrmil_training.evaluation.summary import summarise as summarise
+from lrmil_training.evaluation.significance import assess_non_inferiority, delong_test
 from napari_lrmil.core.metrics.agreement import (
     lesion_auroc,
     lesion_shares,
@@ -30,9 +29,9 @@ from napari_lrmil.core.metrics.agreement import (
 )
 from napari_lrmil.core.patching.grid import NestedGrid
 
-REFERENCE = "teacher"  # the method that agreement and "not worse" are measured against
+REFERENCE_METHOD = "teacher"  # the method that agreement and "not worse" are measured against
 AGREEMENT = ("spearman", "jaccard_top10", "js_divergence")
-MEASURED = SPLITS[1:]
+MEASURED_SPLITS = SPLITS[1:]
 
 
 @dataclass(frozen=True)
@@ -75,30 +74,30 @@ Results = Mapping[str, Sequence[SlideResult]]  # method -> slides
 Temperatures = Mapping[str, float | None]
 
 
-def temperature_of(cohort: Cohort, results: Sequence[SlideResult]) -> float | None:
+def fit_method_temperature(cohort: Cohort, results: Sequence[SlideResult]) -> float | None:
     """Return the calibration temperature of a method, fitted on validation slides; None where they cannot tell it."""
     val = [r for r in results if r.row.split == "val"]
     logits = np.array([r.logits for r in val], dtype=np.float64)
     return fit_temperature(logits, np.array([cohort.target(r.row) for r in val]))
 
 
-def temperatures_of(cohort: Cohort, results: Results) -> dict[str, float | None]:
-    """Return `temperature_of` every method."""
-    return {method: temperature_of(cohort, its) for method, its in results.items()}
+def fit_method_temperatures(cohort: Cohort, results: Results) -> dict[str, float | None]:
+    """Return `fit_method_temperature` every method."""
+    return {method: fit_method_temperature(cohort, its) for method, its in results.items()}
 
 
-def protocol(folds: int, seeds: int) -> dict[str, Any]:
+def describe_protocol(folds: int, seeds: int) -> dict[str, Any]:
     """Return what ``metrics.json`` says of how slides were parted; the two kinds never share a table."""
     kind = "k-fold cross-validation" if folds else "fixed split"
     return {"kind": kind, "folds": folds, "seeds": seeds}
 
 
-def evaluate(
+def evaluate_methods(
     cohort: Cohort,
     results: Results,
     bootstrap: int,
     *,
-    splits: Sequence[str] = MEASURED,
+    splits: Sequence[str] = MEASURED_SPLITS,
     temperatures: Temperatures | None = None,
 ) -> dict[str, Any]:
     """Return method -> split -> figures, which ``metrics.json`` holds.
@@ -116,49 +115,51 @@ def evaluate(
     temperatures
         Method -> calibration temperature; fitted on validation slides where not given.
     """
-    fitted = temperatures_of(cohort, results) if temperatures is None else temperatures
+    fitted = fit_method_temperatures(cohort, results) if temperatures is None else temperatures
     metrics: dict[str, Any] = {method: {} for method in results}
     for split in splits:
         if cohort.of(split):
-            for method, figures in _split(cohort, results, split, bootstrap, fitted).items():
+            for method, figures in _evaluate_split(cohort, results, split, bootstrap, fitted).items():
                 metrics[method][split] = figures
     return metrics
 
 
-def _split(
+def _evaluate_split(
     cohort: Cohort, results: Results, split: str, bootstrap: int, temperatures: Temperatures
 ) -> dict[str, dict[str, Any]]:
     rows = {method: [r for r in its if r.row.split == split] for method, its in results.items()}
-    scored = {method: _scored(cohort, its, temperatures[method]) for method, its in rows.items()}
+    scored = {method: _score_slides(cohort, its, temperatures[method]) for method, its in rows.items()}
     first = next(iter(scored.values()))
     resampler = Resampler(first.targets, first.patients, bootstrap)
     found = {}
     for method, its in rows.items():
         found[method] = {
             "auroc": auroc_with_interval(scored[method], resampler),
-            **classification(scored[method], cohort.classes),
+            **classification_metrics(scored[method], cohort.classes),
             "calibrated": temperatures[method] is not None,
-            **_against_others(method, scored, resampler),
-            "agreement": _mean_agreement(its, rows[REFERENCE]) if _has_reference(method, rows) else None,
-            "lesion_auroc": _mean([_lesions(r) for r in its]),
-            "cost": _cost(its),
+            **_compare_with_others(method, scored, resampler),
+            "agreement": _mean_agreement(its, rows[REFERENCE_METHOD]) if _has_reference(method, rows) else None,
+            "lesion_auroc": _mean_of_defined([_slide_lesion_auroc(r) for r in its]),
+            "cost": _mean_cost(its),
         }
     return found
 
 
 def _has_reference(method: str, results: Mapping[str, Any]) -> bool:
-    return method != REFERENCE and REFERENCE in results
+    return method != REFERENCE_METHOD and REFERENCE_METHOD in results
 
 
-def _against_others(method: str, scored: Mapping[str, ScoredSlides], resampler: Resampler) -> dict[str, Any]:
+def _compare_with_others(method: str, scored: Mapping[str, ScoredSlides], resampler: Resampler) -> dict[str, Any]:
     others = [other for other in scored if other != method]
     paired = {other: paired_difference(scored[method], scored[other], resampler) for other in others}
-    verdict = non_inferiority(paired[REFERENCE], resampler.interval) if _has_reference(method, scored) else None
-    tests = {other: delong_paired(scored[method], scored[other]) for other in others}
+    verdict = (
+        assess_non_inferiority(paired[REFERENCE_METHOD], resampler.interval) if _has_reference(method, scored) else None
+    )
+    tests = {other: delong_test(scored[method], scored[other]) for other in others}
     return {"paired": paired, "delong": tests, "non_inferiority": verdict}
 
 
-def _scored(cohort: Cohort, results: Sequence[SlideResult], temperature: float | None) -> ScoredSlides:
+def _score_slides(cohort: Cohort, results: Sequence[SlideResult], temperature: float | None) -> ScoredSlides:
     targets = np.array([cohort.target(r.row) for r in results])
     probabilities = np.array([_probabilities(r, temperature) for r in results])
     return ScoredSlides(probabilities, targets, tuple(r.row.patient for r in results))
@@ -171,21 +172,23 @@ def _probabilities(result: SlideResult, temperature: float | None) -> NDArray[np
 # ---------------------------------------------------------------- slide by slide
 
 
-def slide_table(cohort: Cohort, results: Results, temperatures: Temperatures | None = None) -> list[dict[str, Any]]:
+def build_slide_table(
+    cohort: Cohort, results: Results, temperatures: Temperatures | None = None
+) -> list[dict[str, Any]]:
     """Return a row per slide with what each method says of it, which ``slides.json`` holds.
 
     Parameters
     ----------
     cohort, results, temperatures
-        As for `evaluate`.
+        As for `evaluate_methods`.
     """
-    fitted = temperatures_of(cohort, results) if temperatures is None else temperatures
+    fitted = fit_method_temperatures(cohort, results) if temperatures is None else temperatures
     by_slide = {method: {r.row.name: r for r in its} for method, its in results.items()}
     rows = []
     for slide in cohort.slides:
         its = {method: found[slide.name] for method, found in by_slide.items() if slide.name in found}
         if its:
-            said = {m: _told(cohort, r, its.get(REFERENCE), fitted[m]) for m, r in its.items()}
+            said = {m: _slide_metrics(cohort, r, its.get(REFERENCE_METHOD), fitted[m]) for m, r in its.items()}
             grid = next(iter(its.values())).grid
             rows.append(
                 {
@@ -202,35 +205,35 @@ def slide_table(cohort: Cohort, results: Results, temperatures: Temperatures | N
     return rows
 
 
-def _told(
+def _slide_metrics(
     cohort: Cohort, result: SlideResult, teacher: SlideResult | None, temperature: float | None
 ) -> dict[str, Any]:
-    reference = None if teacher is None or teacher is result else _agreement(result, teacher)
+    reference = None if teacher is None or teacher is result else _slide_agreement(result, teacher)
     return {
-        "logits": _by_class(cohort, result.logits),
-        "probabilities": _by_class(cohort, _probabilities(result, temperature)),
+        "logits": _name_classes(cohort, result.logits),
+        "probabilities": _name_classes(cohort, _probabilities(result, temperature)),
         "agreement": reference,
-        "lesion_auroc": _lesions(result),
+        "lesion_auroc": _slide_lesion_auroc(result),
     }
 
 
-def _by_class(cohort: Cohort, values: NDArray[np.floating[Any]]) -> dict[str, float]:
+def _name_classes(cohort: Cohort, values: NDArray[np.floating[Any]]) -> dict[str, float]:
     return dict(zip(cohort.classes, values.tolist(), strict=True))
 
 
 def _mean_agreement(results: Sequence[SlideResult], teacher: Sequence[SlideResult]) -> dict[str, float | None]:
     """Return mean agreement with the teacher over slides; where a figure is undefined a slide does not count."""
-    found = [_agreement(r, t) for r, t in zip(results, teacher, strict=True)]
-    return {key: _mean([one[key] for one in found]) for key in AGREEMENT}
+    found = [_slide_agreement(r, t) for r, t in zip(results, teacher, strict=True)]
+    return {key: _mean_of_defined([one[key] for one in found]) for key in AGREEMENT}
 
 
-def _agreement(result: SlideResult, teacher: SlideResult) -> dict[str, float | None]:
+def _slide_agreement(result: SlideResult, teacher: SlideResult) -> dict[str, float | None]:
     """Return how far a method looks where the teacher does, both on the LR grid."""
     found = asdict(measure_agreement(result.grid, result.lr_attention, teacher.attention))
     return {key: found[key] for key in AGREEMENT}
 
 
-def _lesions(result: SlideResult) -> float | None:
+def _slide_lesion_auroc(result: SlideResult) -> float | None:
     """Return how well attention on the LR grid finds the outlined lesions; None without, or where it is undefined."""
     path = result.row.lesions
     outlines = read_outlines(path) if path.exists() else []
@@ -240,22 +243,22 @@ def _lesions(result: SlideResult) -> float | None:
     return lesion_auroc(result.lr_attention, shares)
 
 
-def _cost(results: Sequence[SlideResult]) -> dict[str, float | None]:
+def _mean_cost(results: Sequence[SlideResult]) -> dict[str, float | None]:
     """Return what a slide costs: patches, which do not depend on the machine; pixels and time where they are known."""
     patches = [len(r.grid.hr_index if r.high else r.grid.lr_index) for r in results]
     return {
         "patches_per_slide": float(np.mean(patches)),
         "patches_total": float(np.sum(patches)),
-        "pixels_per_slide": _mean_of_all([r.pixels for r in results]),
-        "cpu_seconds_per_slide": _mean_of_all([r.cpu_seconds for r in results]),
+        "pixels_per_slide": _mean_if_complete([r.pixels for r in results]),
+        "cpu_seconds_per_slide": _mean_if_complete([r.cpu_seconds for r in results]),
     }
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def _mean_of_defined(values: Sequence[float | None]) -> float | None:
     known = [v for v in values if v is not None]
     return float(np.mean(known)) if known else None
 
 
-def _mean_of_all(values: Sequence[float | None]) -> float | None:
+def _mean_if_complete(values: Sequence[float | None]) -> float | None:
     """Return the mean where every value is known: a mean over some slides would be compared with one over others."""
-    return None if None in values else _mean(values)
+    return None if None in values else _mean_of_defined(values)

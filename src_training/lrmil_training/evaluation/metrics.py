@@ -21,12 +21,12 @@ from napari_lrmil.core.metrics.agreement import auroc
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 
-FEWEST_CLUSTERS = 5  # patients of each class below which a bootstrap over patients says nothing
+MIN_PATIENTS_PER_CLASS = 5  # patients of each class below which a bootstrap over patients says nothing
 OVER_PATIENTS, OVER_SLIDES = "patients", "slides (patient uncertainty not covered)"
-BINS = 10  # of nearly equal mass, for the calibration error
-LEVEL = 0.95
-FEWEST_TO_CALIBRATE = 10  # validation slides
-TEMPERATURES = (0.25, 10.0)  # bounds of the search
+N_RELIABILITY_BINS = 10  # of nearly equal mass, for the calibration error
+CONFIDENCE_LEVEL = 0.95
+MIN_CALIBRATION_SLIDES = 10  # validation slides
+TEMPERATURE_BOUNDS = (0.25, 10.0)  # bounds of the search
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ScoredSlides:
     patients: tuple[str, ...]
 
 
-def ranking_auroc(probabilities: NDArray[np.floating[Any]], targets: NDArray[np.integer[Any]]) -> float | None:
+def multiclass_auroc(probabilities: NDArray[np.floating[Any]], targets: NDArray[np.integer[Any]]) -> float | None:
     """Return the AUROC: of class 1 where there are two, the mean over one-against-rest where there are more.
 
     None where a class is missing among the targets.
@@ -76,33 +76,33 @@ class Resampler:
     """
 
     def __init__(self, targets: Int, patients: Sequence[str], times: int, seed: int = 0) -> None:
-        rows = _rows_of(patient_clusters(patients))
+        rows = _group_rows(patient_clusters(patients))
         self.n_clusters = len(rows)
         held = [sum(bool((targets[its] == c).any()) for its in rows) for c in np.unique(targets)]
-        enough = all(count >= FEWEST_CLUSTERS for count in held)
+        enough = all(count >= MIN_PATIENTS_PER_CLASS for count in held)
         self.interval = OVER_PATIENTS if enough else OVER_SLIDES
-        strata = _strata(targets, rows if enough else [np.array([i]) for i in range(len(targets))])
+        strata = _stratify(targets, rows if enough else [np.array([i]) for i in range(len(targets))])
         rng = np.random.default_rng(seed)
-        self.draws = [_draw(strata, rng) for _ in range(times)]
+        self.draws = [_draw_rows(strata, rng) for _ in range(times)]
         self._kept: dict[int, tuple[ScoredSlides, Float]] = {}
 
     def bounds(self, figure: Callable[[Int], float | None]) -> tuple[float, float] | None:
         """Return the percentile interval of a figure of row indices; None where it is undefined in any resample."""
-        return percentiles(np.array([_or_nan(figure(rows)) for rows in self.draws]))
+        return percentile_interval(np.array([_or_nan(figure(rows)) for rows in self.draws]))
 
     def aurocs(self, scored: ScoredSlides) -> Float:
         """Return the AUROC in every resample, NaN where it is undefined; kept, as many pairs of methods ask for it."""
         if id(scored) not in self._kept:
-            found = [ranking_auroc(scored.probabilities[rows], scored.targets[rows]) for rows in self.draws]
+            found = [multiclass_auroc(scored.probabilities[rows], scored.targets[rows]) for rows in self.draws]
             self._kept[id(scored)] = scored, np.array([_or_nan(value) for value in found])
         return self._kept[id(scored)][1]
 
 
-def percentiles(values: Float) -> tuple[float, float] | None:
-    """Return the bounds that hold `LEVEL` of the values; None where one of them is NaN."""
+def percentile_interval(values: Float) -> tuple[float, float] | None:
+    """Return the bounds that hold `CONFIDENCE_LEVEL` of the values; None where one of them is NaN."""
     if len(values) == 0 or np.isnan(values).any():
         return None
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(values, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
     return float(low), float(high)
 
 
@@ -110,7 +110,7 @@ def _or_nan(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def _rows_of(names: Sequence[str]) -> list[Int]:
+def _group_rows(names: Sequence[str]) -> list[Int]:
     """Return the rows of each name, in order of first appearance."""
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(names):
@@ -118,7 +118,7 @@ def _rows_of(names: Sequence[str]) -> list[Int]:
     return [np.array(its) for its in rows.values()]
 
 
-def _strata(targets: Int, rows: Sequence[Int]) -> list[list[Int]]:
+def _stratify(targets: Int, rows: Sequence[Int]) -> list[list[Int]]:
     """Return the clusters by class; a mixed one goes with the class that has fewest slides, or draws might lack it."""
     counts = np.bincount(targets)
     strata: dict[int, list[Int]] = {}
@@ -127,14 +127,14 @@ def _strata(targets: Int, rows: Sequence[Int]) -> list[list[Int]]:
     return list(strata.values())
 
 
-def _draw(strata: Sequence[Sequence[Int]], rng: np.random.Generator) -> Int:
+def _draw_rows(strata: Sequence[Sequence[Int]], rng: np.random.Generator) -> Int:
     drawn = [its[i] for its in strata for i in rng.integers(len(its), size=len(its))]
     return np.concatenate(drawn)
 
 
 def auroc_with_interval(scored: ScoredSlides, resampler: Resampler) -> dict[str, Any]:
     """Return value, bounds and what the interval is over, as ``metrics.json`` has it."""
-    value = ranking_auroc(scored.probabilities, scored.targets)
+    value = multiclass_auroc(scored.probabilities, scored.targets)
     found: dict[str, Any] = {
         "value": value,
         "low": None,
@@ -146,19 +146,19 @@ def auroc_with_interval(scored: ScoredSlides, resampler: Resampler) -> dict[str,
     }
     if value is None:
         return found | {"reason": "a class is missing in this split"}
-    bounds = percentiles(resampler.aurocs(scored))
+    bounds = percentile_interval(resampler.aurocs(scored))
     return found | ({"low": bounds[0], "high": bounds[1]} if bounds else {"reason": "a resample lacked a class"})
 
 
 def paired_difference(a: ScoredSlides, b: ScoredSlides, resampler: Resampler) -> dict[str, float | None]:
     """Return AUROC of `a` less that of `b` on the same slides, with the bounds of the paired bootstrap."""
-    one, other = ranking_auroc(a.probabilities, a.targets), ranking_auroc(b.probabilities, b.targets)
+    one, other = multiclass_auroc(a.probabilities, a.targets), multiclass_auroc(b.probabilities, b.targets)
     value = None if one is None or other is None else one - other
-    bounds = None if value is None else percentiles(resampler.aurocs(a) - resampler.aurocs(b))
+    bounds = None if value is None else percentile_interval(resampler.aurocs(a) - resampler.aurocs(b))
     return {"value": value, "low": bounds[0] if bounds else None, "high": bounds[1] if bounds else None}
 
 
-def classification(scored: ScoredSlides, classes: Sequence[str]) -> dict[str, Any]:
+def classification_metrics(scored: ScoredSlides, classes: Sequence[str]) -> dict[str, Any]:
     """Return balanced accuracy, F1, confusion matrix, calibration and figures per class, each with its slide count.
 
     ``confusion`` has true classes as rows and predicted ones as columns, both in the order of `classes`; ``f1`` is that
@@ -174,9 +174,9 @@ def classification(scored: ScoredSlides, classes: Sequence[str]) -> dict[str, An
     precision, recall, f1, support = precision_recall_fscore_support(scored.targets, predicted, **told)
     per_class = {
         name: {
-            "precision": _known(precision[i]),
-            "recall": _known(recall[i]),
-            "f1": _known(f1[i]),
+            "precision": _finite_or_none(precision[i]),
+            "recall": _finite_or_none(recall[i]),
+            "f1": _finite_or_none(f1[i]),
             "n": int(support[i]),
         }
         for i, name in enumerate(classes)
@@ -186,8 +186,8 @@ def classification(scored: ScoredSlides, classes: Sequence[str]) -> dict[str, An
     else:
         told |= {"average": "macro"}
     return {
-        "balanced_accuracy": _known(recall[support > 0].mean()),  # of the classes that are there
-        "f1": _known(f1_score(scored.targets, predicted, **told)),
+        "balanced_accuracy": _finite_or_none(recall[support > 0].mean()),  # of the classes that are there
+        "f1": _finite_or_none(f1_score(scored.targets, predicted, **told)),
         "ece": calibration_error(scored.probabilities, scored.targets),
         "brier": float(np.square(scored.probabilities - np.eye(len(classes))[scored.targets]).sum(axis=1).mean()),
         "per_class": per_class,
@@ -197,7 +197,7 @@ def classification(scored: ScoredSlides, classes: Sequence[str]) -> dict[str, An
     }
 
 
-def _known(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
@@ -214,16 +214,16 @@ def reliability_bins(probabilities: Float, targets: Int) -> list[dict[str, float
     """
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == targets
     order = np.argsort(confidence, kind="stable")
-    bins = [rows for rows in np.split(order, _cuts_between_values(confidence[order])) if len(rows)]
+    bins = [rows for rows in np.split(order, _bin_edges(confidence[order])) if len(rows)]
     return [
         {"n": len(rows), "confidence": float(confidence[rows].mean()), "accuracy": float(right[rows].mean())}
         for rows in bins
     ]
 
 
-def _cuts_between_values(ordered: Float) -> Int:
-    """Return where to cut sorted values into `BINS` parts: equal parts, each cut moved to the nearer end of a tie."""
-    equal = np.cumsum([len(part) for part in np.array_split(ordered, BINS)])[:-1]
+def _bin_edges(ordered: Float) -> Int:
+    """Return the cuts of sorted values into `N_RELIABILITY_BINS` equal parts, each moved to the nearer end of a tie."""
+    equal = np.cumsum([len(part) for part in np.array_split(ordered, N_RELIABILITY_BINS)])[:-1]
     cuts = equal[equal < len(ordered)]
     first, last = (np.searchsorted(ordered, ordered[cuts], side) for side in ("left", "right"))
     return np.unique(np.where(cuts - first <= last - cuts, first, last))
@@ -238,7 +238,7 @@ def calibration_error(probabilities: Float, targets: Int) -> float:
 def fit_temperature(logits: Float, targets: Int) -> float | None:
     """Return the temperature that minimises cross-entropy on validation slides; None where they cannot tell it.
 
-    They cannot where they are fewer than `FEWEST_TO_CALIBRATE`, or where the best temperature lies on the bounds of the
+    They cannot if they are fewer than `MIN_CALIBRATION_SLIDES`, or if the best temperature is on the bounds of the
     search: without a single error they ask for certainty, and with logits that say nothing for none at all.
     """
     from scipy.optimize import minimize_scalar
@@ -248,9 +248,9 @@ def fit_temperature(logits: Float, targets: Int) -> float | None:
         chosen = log_softmax(logits / np.exp(log_temperature), axis=1)[np.arange(len(targets)), targets]
         return float(-chosen.mean())
 
-    if len(targets) < FEWEST_TO_CALIBRATE:
+    if len(targets) < MIN_CALIBRATION_SLIDES:
         return None
-    low, high = np.log(TEMPERATURES)
+    low, high = np.log(TEMPERATURE_BOUNDS)
     found = minimize_scalar(entropy, bounds=(low, high), method="bounded")
     on_bound = min(found.x - low, high - found.x) < 0.01 * (high - low)
     return None if on_bound else float(np.exp(found.x))

@@ -14,20 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrmil_training.data.patient_groups import patient_clusters
-from lrmil_training.evaluation.metrics import LEVEL, OVER_SLIDES, ScoredSlides
+from lrmil_training.evaluation.metrics import CONFIDENCE_LEVEL, OVER_SLIDES, ScoredSlides
 
 Float = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Aurocs:
+class AurocCovariance:
     """AUROCs of several scores of the same slides: (M,) values and their (M, M) covariance."""
 
     values: Float
     covariance: Float
 
 
-def delong(scores: Float, positive: NDArray[np.bool_]) -> Aurocs:
+def delong_covariance(scores: Float, positive: NDArray[np.bool_]) -> AurocCovariance:
     """Return AUROCs and their covariance.
 
     Parameters
@@ -47,7 +47,7 @@ def delong(scores: Float, positive: NDArray[np.bool_]) -> Aurocs:
     above = (ranks[:, positive] - rankdata(ours, axis=1)) / n
     below = 1 - (ranks[:, ~positive] - rankdata(others, axis=1)) / m
     covariance = np.atleast_2d(np.cov(above)) / m + np.atleast_2d(np.cov(below)) / n
-    return Aurocs(above.mean(axis=1), np.asarray(covariance, dtype=np.float64))
+    return AurocCovariance(above.mean(axis=1), np.asarray(covariance, dtype=np.float64))
 
 
 def normal_interval(value: float, variance: float, level: float) -> tuple[float, float]:
@@ -58,38 +58,40 @@ def normal_interval(value: float, variance: float, level: float) -> tuple[float,
     return value - half, value + half
 
 
-def two_sided_p(z: float) -> float:
+def two_sided_p_value(z: float) -> float:
     """Return the probability of a standard normal figure at least as far from 0."""
     from scipy.stats import norm
 
     return float(2 * norm.sf(abs(z)))
 
 
-MARGIN = 0.03  # of AUROC, that a student may lie below its teacher and still be called not worse (Method 3)
+NON_INFERIORITY_MARGIN = (
+    0.03  # of AUROC, that a student may lie below its teacher and still be called not worse (Method 3)
+)
 
 
-def delong_paired(a: ScoredSlides, b: ScoredSlides) -> dict[str, Any]:
+def delong_test(a: ScoredSlides, b: ScoredSlides) -> dict[str, Any]:
     """Return AUROC of `a` less that of `b` with DeLong's interval and two-sided p; None with a reason where undefined.
 
     Both must have scored the same slides in the same order, by one and the same model each: slides of several folds are
     scored by several models, and belong in no common ranking.
     """
-    found: dict[str, Any] = {"value": None, "low": None, "high": None, "p": None, "reason": _hindrance(a)}
+    found: dict[str, Any] = {"value": None, "low": None, "high": None, "p": None, "reason": _why_undefined(a)}
     if found["reason"]:
         return found
     scores = np.stack([a.probabilities[:, 1], b.probabilities[:, 1]])
-    both = delong(scores, a.targets == 1)
+    both = delong_covariance(scores, a.targets == 1)
     if np.isin(both.values, (0.0, 1.0)).any():  # no pair of slides is out of order: the formula's variance is zero
         return found | {"reason": "an AUROC is exactly 0 or 1, where the formula's variance says nothing"}
     value = float(both.values[0] - both.values[1])
     variance = float(both.covariance[0, 0] + both.covariance[1, 1] - 2 * both.covariance[0, 1])
     if variance < 1e-12:
         return found | {"reason": "both methods rank the slides alike, which leaves no variance"}
-    low, high = normal_interval(value, variance, LEVEL)
-    return found | {"value": value, "low": low, "high": high, "p": two_sided_p(value / variance**0.5)}
+    low, high = normal_interval(value, variance, CONFIDENCE_LEVEL)
+    return found | {"value": value, "low": low, "high": high, "p": two_sided_p_value(value / variance**0.5)}
 
 
-def _hindrance(scored: ScoredSlides) -> str | None:
+def _why_undefined(scored: ScoredSlides) -> str | None:
     """Return why DeLong's formula does not hold for these slides; None where it does."""
     if scored.probabilities.shape[1] != 2:
         return "DeLong's test is for two classes"
@@ -100,8 +102,8 @@ def _hindrance(scored: ScoredSlides) -> str | None:
     return None
 
 
-def non_inferiority(paired: Mapping[str, float | None], interval: str) -> dict[str, Any]:
-    """Return whether a method is not worse than the teacher: the lower bound of the difference lies above -`MARGIN`.
+def assess_non_inferiority(paired: Mapping[str, float | None], interval: str) -> dict[str, Any]:
+    """Test that a method is not worse than the teacher: the lower bound of the difference is above the margin.
 
     Parameters
     ----------
@@ -116,10 +118,10 @@ def non_inferiority(paired: Mapping[str, float | None], interval: str) -> dict[s
         ``holds`` is None where no lower bound can be told; ``reason`` says why, or what the verdict leaves out.
     """
     low = paired["low"]
-    found: dict[str, Any] = {"margin": MARGIN, "low": low, "holds": None, "interval": interval}
+    found: dict[str, Any] = {"margin": NON_INFERIORITY_MARGIN, "low": low, "holds": None, "interval": interval}
     if low is None:
         return found | {"reason": "the paired difference has no interval"}
     if low == paired["high"]:
         return found | {"reason": "every resample has the same difference, so the interval has no width"}
     reason = "the interval is over slides: patient uncertainty not covered" if interval == OVER_SLIDES else None
-    return found | {"holds": low > -MARGIN, "reason": reason}
+    return found | {"holds": low > -NON_INFERIORITY_MARGIN, "reason": reason}

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-FIGURES = ("balanced_accuracy", "f1", "ece", "brier", "lesion_auroc")
-AGREEMENT = ("spearman", "jaccard_top10", "js_divergence")
+SUMMARISED_METRICS = ("balanced_accuracy", "f1", "ece", "brier", "lesion_auroc")
+AGREEMENT_METRICS = ("spearman", "jaccard_top10", "js_divergence")
 
-Run = Mapping[str, Any]
+RunMetrics = Mapping[str, Any]
 
 
-def summarise(runs: Sequence[Run]) -> dict[str, Any]:
+def summarise_runs(runs: Sequence[RunMetrics]) -> dict[str, Any]:
     """Return method -> split -> figures over runs.
 
     Parameters
@@ -40,28 +40,30 @@ def summarise(runs: Sequence[Run]) -> dict[str, Any]:
     """
     if len({run.get("fold") is None for run in runs}) > 1:
         raise ValueError("some runs are folds and others have the fixed split; summarise them apart")
-    runs = [{**run, "metrics": {m: its for m, its in run["metrics"].items() if is_method(its)}} for run in runs]
+    runs = [{**run, "metrics": {m: its for m, its in run["metrics"].items() if is_method_entry(its)}} for run in runs]
     methods = dict.fromkeys(method for run in runs for method in run["metrics"])
-    return {method: _splits(runs, method) for method in methods}
+    return {method: _summarise_splits(runs, method) for method in methods}
 
 
-def is_method(entry: Any) -> bool:
+def is_method_entry(entry: Any) -> bool:
     """Return whether an entry of ``metrics.json`` holds a method's figures by split."""
     return isinstance(entry, Mapping) and any(isinstance(f, Mapping) and "auroc" in f for f in entry.values())
 
 
-def _splits(runs: Sequence[Run], method: str) -> dict[str, Any]:
+def _summarise_splits(runs: Sequence[RunMetrics], method: str) -> dict[str, Any]:
     splits = dict.fromkeys(split for run in runs for split in run["metrics"].get(method, {}))
-    return {s: _figures([run for run in runs if s in run["metrics"].get(method, {})], method, s) for s in splits}
+    return {
+        s: _summarise_split([run for run in runs if s in run["metrics"].get(method, {})], method, s) for s in splits
+    }
 
 
-def _figures(runs: Sequence[Run], method: str, split: str) -> dict[str, Any]:
+def _summarise_split(runs: Sequence[RunMetrics], method: str, split: str) -> dict[str, Any]:
     def over(*path: str, listed: bool = False) -> dict[str, Any]:
-        return _over([(run, _at(run["metrics"][method][split], path)) for run in runs], listed)
+        return _summarise_values([(run, _get_nested(run["metrics"][method][split], path)) for run in runs], listed)
 
     found: dict[str, Any] = {"auroc": over("auroc", "value", listed=True)}
-    found |= {name: over(name) for name in FIGURES}
-    found["agreement"] = {name: over("agreement", name) for name in AGREEMENT}
+    found |= {name: over(name) for name in SUMMARISED_METRICS}
+    found["agreement"] = {name: over("agreement", name) for name in AGREEMENT_METRICS}
     found["paired"] = {}
     for other in dict.fromkeys(o for run in runs for o in run["metrics"][method][split].get("paired", {})):
         difference = over("paired", other, "value", listed=True)
@@ -70,14 +72,14 @@ def _figures(runs: Sequence[Run], method: str, split: str) -> dict[str, Any]:
     return found
 
 
-def _at(figures: Any, path: Sequence[str]) -> float | None:
+def _get_nested(figures: Any, path: Sequence[str]) -> float | None:
     """Return the figure under nested keys; None where one of them is missing or undefined."""
     for key in path:
         figures = figures.get(key) if isinstance(figures, Mapping) else None
     return None if figures is None else float(figures)
 
 
-def _over(values: Sequence[tuple[Run, float | None]], listed: bool) -> dict[str, Any]:
+def _summarise_values(values: Sequence[tuple[RunMetrics, float | None]], listed: bool) -> dict[str, Any]:
     known = [value for _, value in values if value is not None]
     found: dict[str, Any] = {
         "mean": float(np.mean(known)) if known else None,

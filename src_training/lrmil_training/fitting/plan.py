@@ -29,7 +29,7 @@ class FitPlan:
     stage
         Name in events and file names.
     epochs, patience
-        Upper bound of epochs, and epochs without a better `SELECT` before early stopping.
+        Upper bound of epochs, and epochs without a better `SELECTION_METRIC` before early stopping.
     seed
         Seed of weights, sample order and dropout.
     folder

@@ -9,19 +9,28 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lrmil_training.evaluation.significance import MARGIN
-from lrmil_training.report.plots import agreement, colour, draw, forest, reliability, roc, run_dots, training
+from lrmil_training.evaluation.significance import NON_INFERIORITY_MARGIN
+from lrmil_training.report.plots import (
+    method_colour,
+    plot_agreement,
+    plot_forest,
+    plot_reliability,
+    plot_roc,
+    plot_runs,
+    plot_training,
+    render_svg_uri,
+)
 from lrmil_training.report.run_record import (
     RunRecord,
-    classes_of,
-    cohort_counts,
+    class_names,
+    count_by_split,
     method_label,
     probability_distance,
-    read_curves,
     read_run,
+    read_training_curves,
     sort_by_probability_distance,
 )
-from lrmil_training.report.slide_pictures import make_thumbnails, pictures
+from lrmil_training.report.slide_pictures import draw_slide_pictures, write_thumbnails
 from napari_lrmil.core.atomic_files import write_text
 from napari_lrmil.core.formatting import format_signed
 from napari_lrmil.core.results.cohort_tables import FAILURE_COLUMNS, read_failures
@@ -31,12 +40,12 @@ from napari_lrmil.version import __version__
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-REPORT, RUNS = "report.html", "runs"  # the page, and the folder of a series' single runs
-TEMPLATES = Path(__file__).parent / "templates"
-SHOWN = 12  # slides with pictures; all are in the table below them
-FEW_SLIDES = 30  # in a split, below which figures are more luck than measure
-IMBALANCED = 3.0  # times as many slides of the commonest class as of the rarest, from which it is said
-PACKAGES = ("torch", "lightning", "numpy", "scipy", "scikit-learn", "openslide-python", "tifffile")
+REPORT_FILE, RUNS_FOLDER = "report.html", "runs"  # the page, and the folder of a series' single runs
+TEMPLATE_FOLDER = Path(__file__).parent / "templates"
+MAX_SLIDE_CARDS = 12  # slides with pictures; all are in the table below them
+FEW_TEST_SLIDES = 30  # in a split, below which figures are more luck than measure
+IMBALANCE_RATIO = 3.0  # times as many slides of the commonest class as of the rarest, from which it is said
+REPORTED_PACKAGES = ("torch", "lightning", "numpy", "scipy", "scikit-learn", "openslide-python", "tifffile")
 
 Context = dict[str, Any]
 
@@ -65,64 +74,69 @@ def write_report(folder: Path, cohort_csv: Path | None = None, *, title: str | N
 
     record = read_run(folder)
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader(TEMPLATE_FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure": figure_text, "signed": format_signed, "share": _share, "name": method_label}
+    environment.filters |= {
+        "figure": format_metric,
+        "signed": format_signed,
+        "share": _format_share,
+        "name": method_label,
+    }
     page = environment.get_template("report.html.j2").render(
-        _context(record, cohort_csv or folder / "cohort.csv") | ({"title": title} if title else {})
+        _build_context(record, cohort_csv or folder / "cohort.csv") | ({"title": title} if title else {})
     )
-    write_text(folder / REPORT, page)
-    return folder / REPORT
+    write_text(folder / REPORT_FILE, page)
+    return folder / REPORT_FILE
 
 
-def figure_text(value: float | None, digits: int = 3) -> str:
+def format_metric(value: float | None, digits: int = 3) -> str:
     """Return a figure for a table; a dash where it is undefined."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _share(value: float | None) -> str:
+def _format_share(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.0f} %"
 
 
-def _context(record: RunRecord, cohort_csv: Path) -> Context:
+def _build_context(record: RunRecord, cohort_csv: Path) -> Context:
     """Return all that the template shows."""
     main = record.splits[0] if record.splits else None
-    colours = {m: colour(m, record.names) for m in record.names}
+    colours = {m: method_colour(m, record.names) for m in record.names}
     return {
         "title": record.config.get("name") or record.folder.name,
         "research_use": RESEARCH_USE,
         "record": record,
         "colours": colours,
-        "when": _when(record),
-        "protocol": _protocol(record),
-        "cohort": cohort_counts(record),
-        "classes": classes_of(record),
-        "imbalance": _imbalance(cohort_counts(record)),
-        "weighting": weighting(record),
-        "splits": [_split(record, split) for split in record.splits if record.methods],
-        "over_runs": [_over_runs(record, split) for split in record.splits if record.summary],
-        "parts": _parts(record.folder),
-        "slides": _slides(record, main, cohort_csv) if main else None,
-        "curves": [_curve(c) for c in read_curves(record.events)],
-        "cost": _cost(record, main),
-        "failures": _failures(record.folder),
-        "versions": _versions(),
-        "margin": MARGIN,
+        "when": _run_times(record),
+        "protocol": _describe_protocol(record),
+        "cohort": count_by_split(record),
+        "classes": class_names(record),
+        "imbalance": _describe_imbalance(count_by_split(record)),
+        "weighting": describe_class_weights(record),
+        "splits": [_split_section(record, split) for split in record.splits if record.methods],
+        "over_runs": [_series_section(record, split) for split in record.splits if record.summary],
+        "parts": _single_runs(record.folder),
+        "slides": _slide_section(record, main, cohort_csv) if main else None,
+        "curves": [_curve_section(c) for c in read_training_curves(record.events)],
+        "cost": _cost_rows(record, main),
+        "failures": _failure_rows(record.folder),
+        "versions": _package_versions(),
+        "margin": NON_INFERIORITY_MARGIN,
     }
 
 
 # ---------------------------------------------------------------- results
 
 
-def _split(record: RunRecord, split: str) -> Context:
+def _split_section(record: RunRecord, split: str) -> Context:
     """Return figures and plots of one split of a run with a fixed split."""
     figures = {m: record.methods[m][split] for m in record.names if split in record.methods.get(m, {})}
     first = next(iter(figures.values()))
-    pairs = _pairs(figures)
+    pairs = _paired_differences(figures)
     measured = [p for p in pairs if p["value"] is not None]
     n = first["auroc"]["n_slides"]
     return {
@@ -130,22 +144,26 @@ def _split(record: RunRecord, split: str) -> Context:
         "figures": figures,
         "n_slides": n,
         "n_patients": first["auroc"]["n_patients"],
-        "few": n < FEW_SLIDES,
+        "few": n < FEW_TEST_SLIDES,
         "interval": first["auroc"]["interval"],
         "pairs": pairs,
-        "forest": _drawn(forest(measured, record.names) if measured else None, 6.6, 0.75 + 0.27 * len(measured)),
-        "roc": _drawn(roc(record, split), 4.1, 3.9),
-        "reliability": _drawn(reliability(record, split), 4.1, 3.9),
-        "verdicts": {m: verdict(f["non_inferiority"]) for m, f in figures.items() if f.get("non_inferiority")},
-        "agreement": _drawn(agreement(record, split), 8.4, 1.0 + 0.36 * len(figures)),
+        "forest": _draw_optional(
+            plot_forest(measured, record.names) if measured else None, 6.6, 0.75 + 0.27 * len(measured)
+        ),
+        "roc": _draw_optional(plot_roc(record, split), 4.1, 3.9),
+        "reliability": _draw_optional(plot_reliability(record, split), 4.1, 3.9),
+        "verdicts": {
+            m: describe_non_inferiority(f["non_inferiority"]) for m, f in figures.items() if f.get("non_inferiority")
+        },
+        "agreement": _draw_optional(plot_agreement(record, split), 8.4, 1.0 + 0.36 * len(figures)),
     }
 
 
-def _drawn(make: Callable[[Figure], None] | None, width: float, height: float) -> str | None:
-    return None if make is None else draw(make, width, height)
+def _draw_optional(make: Callable[[Figure], None] | None, width: float, height: float) -> str | None:
+    return None if make is None else render_svg_uri(make, width, height)
 
 
-def _pairs(figures: Mapping[str, Mapping[str, Any]]) -> list[Context]:
+def _paired_differences(figures: Mapping[str, Mapping[str, Any]]) -> list[Context]:
     """Return the differences that a reader asks for: student less every other, then every other less the teacher."""
     asked = [("student", other) for other in figures if other != "student"]
     asked += [(method, "teacher") for method in figures if method not in ("student", "teacher")]
@@ -161,7 +179,7 @@ def _pairs(figures: Mapping[str, Mapping[str, Any]]) -> list[Context]:
     ]
 
 
-def verdict(found: Mapping[str, Any]) -> str:
+def describe_non_inferiority(found: Mapping[str, Any]) -> str:
     """Return a non-inferiority result in words."""
     beyond = f" ({found['reason']})" if found.get("reason") else ""
     if found["holds"] is None:
@@ -172,7 +190,7 @@ def verdict(found: Mapping[str, Any]) -> str:
     return f"{said}: {bound}{beyond}"
 
 
-def _over_runs(record: RunRecord, split: str) -> Context:
+def _series_section(record: RunRecord, split: str) -> Context:
     """Return figures over folds and seeds: each run measured by itself, nothing pooled."""
     figures = {m: record.summary[m][split] for m in record.names if split in record.summary.get(m, {})}
     asked = [("student", other) for other in figures if other != "student"]
@@ -188,16 +206,18 @@ def _over_runs(record: RunRecord, split: str) -> Context:
         "title": f"{side}, over {len(record.runs)} runs",
         "figures": figures,
         "pairs": pairs,
-        "dots": draw(run_dots(record, split), 6.6, 0.8 + 0.42 * len(figures)),
+        "dots": render_svg_uri(plot_runs(record, split), 6.6, 0.8 + 0.42 * len(figures)),
     }
 
 
-def _parts(folder: Path) -> list[tuple[str, bool]]:
+def _single_runs(folder: Path) -> list[tuple[str, bool]]:
     """Return the folders of a series' single runs, and whether each has a report of its own."""
-    return [(path.name, (path / REPORT).exists()) for path in sorted(folder.glob(f"{RUNS}/*")) if path.is_dir()]
+    return [
+        (path.name, (path / REPORT_FILE).exists()) for path in sorted(folder.glob(f"{RUNS_FOLDER}/*")) if path.is_dir()
+    ]
 
 
-def _cost(record: RunRecord, split: str | None) -> list[Context]:
+def _cost_rows(record: RunRecord, split: str | None) -> list[Context]:
     """Return what a slide costs by method, and how many times less than the teacher."""
     found = {m: its[split]["cost"] for m, its in record.methods.items() if split is not None and split in its}
     teacher = found.get("teacher", {}).get("patches_per_slide")
@@ -211,7 +231,7 @@ def _cost(record: RunRecord, split: str | None) -> list[Context]:
 # ---------------------------------------------------------------- cohort, slides, training
 
 
-def _imbalance(rows: Sequence[Context]) -> str | None:
+def _describe_imbalance(rows: Sequence[Context]) -> str | None:
     """Return a sentence on classes of very unequal size; None where they are not."""
     totals: dict[str, int] = {}
     for row in rows:
@@ -222,12 +242,12 @@ def _imbalance(rows: Sequence[Context]) -> str | None:
     ranked = sorted(totals.items(), key=lambda item: -item[1])
     (most, most_slides), (least, least_slides) = ranked[0], ranked[-1]
     told = f"{most_slides} slides of {most}, {least_slides} of {least}"
-    if least_slides * IMBALANCED <= most_slides:
+    if least_slides * IMBALANCE_RATIO <= most_slides:
         return f"The classes are imbalanced: {told}. Read balanced accuracy and the figures per class, not F1 alone."
     return f"The classes are of similar size: {told}."
 
 
-def weighting(record: RunRecord) -> str | None:
+def describe_class_weights(record: RunRecord) -> str | None:
     """Return how imbalance was handled in training, with each class's weight; None where the run does not say."""
     from lrmil_training.data.bags import class_weights
 
@@ -237,40 +257,47 @@ def weighting(record: RunRecord) -> str | None:
     if how != "balanced":
         return f"In training every slide counted alike (class_weights: {how})."
     told = "In training classes were weighted by inverse frequency (class_weights: balanced)"
-    train = next((row["classes"] for row in cohort_counts(record) if row["split"] == "train"), None)
+    train = next((row["classes"] for row in count_by_split(record) if row["split"] == "train"), None)
     if not train:
         return f"{told}."
     weights = class_weights([i for i, count in enumerate(train.values()) for _ in range(count)], len(train), how)
     return f"{told}: {', '.join(f'{c} {w:.2f}' for c, w in zip(train, weights, strict=True))}."
 
 
-def _slides(record: RunRecord, split: str, cohort_csv: Path) -> Context:
+def _slide_section(record: RunRecord, split: str, cohort_csv: Path) -> Context:
     """Return the slides of a split by distance of probabilities, the first of them with pictures."""
     ordered = sort_by_probability_distance(record, split)
-    make_thumbnails(record.folder, cohort_csv, [s["slide"] for s in ordered[:SHOWN]])
+    write_thumbnails(record.folder, cohort_csv, [s["slide"] for s in ordered[:MAX_SLIDE_CARDS]])
     beside = [m for m in ("teacher", "student") if m in record.names]
     rows: list[Context] = [{"slide": s, "apart": probability_distance(s)} for s in ordered]
-    cards = [row | {"pictures": pictures(record.folder, row["slide"], beside)} for row in rows[:SHOWN]]
+    cards = [
+        row | {"pictures": draw_slide_pictures(record.folder, row["slide"], beside)} for row in rows[:MAX_SLIDE_CARDS]
+    ]
     return {"split": split, "cards": cards, "all": rows}
 
 
-def _curve(curve: Any) -> Context:
+def _curve_section(curve: Any) -> Context:
     epochs = max(len(series) for series in curve.series.values())
     best = None if curve.chosen is None else curve.chosen + 1
-    return {"title": curve.title, "epochs": epochs, "chosen": best, "plot": draw(training(curve), 7.4, 2.2)}
+    return {
+        "title": curve.title,
+        "epochs": epochs,
+        "chosen": best,
+        "plot": render_svg_uri(plot_training(curve), 7.4, 2.2),
+    }
 
 
-def _failures(folder: Path) -> list[Mapping[str, str]]:
+def _failure_rows(folder: Path) -> list[Mapping[str, str]]:
     return [dict(zip(FAILURE_COLUMNS, row, strict=True)) for row in read_failures(folder)]
 
 
 # ---------------------------------------------------------------- the run itself
 
 
-def _protocol(record: RunRecord) -> str:
+def _describe_protocol(record: RunRecord) -> str:
     """Return how slides were parted, in words."""
     told = record.protocol
-    if told is None and record.folder.absolute().parent.name == RUNS:  # its split may be a fold's
+    if told is None and record.folder.absolute().parent.name == RUNS_FOLDER:  # its split may be a fold's
         return f"one run of a series, {record.folder.name}"
     if told is None:
         return "fixed split" if not record.runs else f"{len(record.runs)} runs"
@@ -278,14 +305,14 @@ def _protocol(record: RunRecord) -> str:
     return (f"{told['folds']}-fold cross-validation" if told.get("folds") else str(told["kind"])) + seeds
 
 
-def _when(record: RunRecord) -> Context:
+def _run_times(record: RunRecord) -> Context:
     """Return when the run began and ended, how often it was begun, and whether it came to its end."""
     times = [line["time"] for line in record.events if "time" in line]
     attempts = {line.get("attempt", 0) for line in record.events}
     stages = [str(line["stage"]) for line in record.events if line.get("stage")]
     return {
-        "began": _clock(times[0]) if times else None,
-        "ended": _clock(times[-1]) if times else None,
+        "began": _format_utc(times[0]) if times else None,
+        "ended": _format_utc(times[-1]) if times else None,
         "hours": (times[-1] - times[0]) / 3600 if times else None,
         "attempts": len(attempts),
         "finished": record.finished,
@@ -293,14 +320,14 @@ def _when(record: RunRecord) -> Context:
     }
 
 
-def _clock(seconds: float) -> str:
+def _format_utc(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds)) + " UTC"
 
 
-def _versions() -> dict[str, str]:
+def _package_versions() -> dict[str, str]:
     """Return the versions of the program that writes the report."""
     found = {"napari-lrmil": __version__, "Python": platform.python_version()}
-    for package in PACKAGES:
+    for package in REPORTED_PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

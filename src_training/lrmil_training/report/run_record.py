@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lrmil_training.evaluation.summary import is_method
+from lrmil_training.evaluation.summary import is_method_entry
 from lrmil_training.runs.event_log import CONFIG, EVENTS, METRICS, SLIDES, read_events
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Finished, Metric, Progress, StageDone
 
-SIDES = ("test", "all", "val", "train")  # in the order of what a reader wants first
-NAMES = {
+SPLIT_ORDER = ("test", "all", "val", "train")  # in the order of what a reader wants first
+METHOD_LABELS = {
     "teacher": "HR teacher",
     "student": "LR student",
     "labels_only": "LR, labels only",
@@ -25,8 +25,8 @@ NAMES = {
     "stage2_only": "LR, stage 2 only",
     "both": "LR, stages 1 and 2",
 }
-SERIES = "runs"  # the stage whose progress counts the runs of a series
-SELECT = "select"  # the figure by which a stage chose its epoch; higher is better
+SERIES_STAGE = "runs"  # the stage whose progress counts the runs of a series
+SELECTION_METRIC = "select"  # the figure by which a stage chose its epoch; higher is better
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,15 @@ class RunRecord:
     def splits(self) -> list[str]:
         """The splits that were measured, the most telling first."""
         there = {split for splits in (self.methods or self.summary).values() for split in splits}
-        return [split for split in SIDES if split in there]
+        return [split for split in SPLIT_ORDER if split in there]
 
     @property
     def names(self) -> list[str]:
         """The methods, teacher and student first."""
         told = dict.fromkeys([*self.methods, *self.summary, *(m for s in self.slides for m in s["methods"])])
-        return sorted(told, key=lambda name: list(NAMES).index(name) if name in NAMES else len(NAMES))
+        return sorted(
+            told, key=lambda name: list(METHOD_LABELS).index(name) if name in METHOD_LABELS else len(METHOD_LABELS)
+        )
 
     @property
     def finished(self) -> bool:
@@ -81,7 +83,7 @@ class RunRecord:
 
 def method_label(method: str) -> str:
     """Return a method's name for people."""
-    return NAMES.get(method) or f"LR, {method.replace('_', ' ')}"
+    return METHOD_LABELS.get(method) or f"LR, {method.replace('_', ' ')}"
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -96,14 +98,14 @@ def read_run(folder: Path) -> RunRecord:
 
     config = folder / CONFIG
     text = config.read_text(encoding="utf-8") if config.exists() else ""
-    found = _json(folder / METRICS) or {}
-    slides = _json(folder / SLIDES) or []
+    found = _read_json(folder / METRICS) or {}
+    slides = _read_json(folder / SLIDES) or []
     return RunRecord(
         folder=folder,
         config=yaml.safe_load(text) or {},
         config_text=text,
         events=read_events(folder / EVENTS),
-        methods={name: its for name, its in found.items() if name != "summary" and is_method(its)},
+        methods={name: its for name, its in found.items() if name != "summary" and is_method_entry(its)},
         protocol=found.get("protocol"),
         runs=found.get("runs") or [],
         summary=found.get("summary") or {},
@@ -111,7 +113,7 @@ def read_run(folder: Path) -> RunRecord:
     )
 
 
-def _json(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
     if not path.exists():
         return None
     try:
@@ -124,7 +126,7 @@ def _json(path: Path) -> Any:
 
 
 @dataclass
-class Curve:
+class TrainingCurve:
     """One fit of one stage: name of a figure -> epoch -> value."""
 
     stage: str
@@ -135,7 +137,7 @@ class Curve:
     @property
     def chosen(self) -> int | None:
         """The epoch that was kept: the first with the highest selection figure."""
-        finite = {step: value for step, value in self.series.get(SELECT, {}).items() if math.isfinite(value)}
+        finite = {step: value for step, value in self.series.get(SELECTION_METRIC, {}).items() if math.isfinite(value)}
         return max(finite, key=lambda step: (finite[step], -step)) if finite else None
 
     @property
@@ -153,13 +155,13 @@ class CurveReader:
     """
 
     def __init__(self) -> None:
-        self._found: dict[tuple[str, int, str], Curve] = {}
+        self._found: dict[tuple[str, int, str], TrainingCurve] = {}
         self._ended: Counter[str] = Counter()
         self._before: tuple[Any, int] = (None, -1)
         self._where = ""
 
     @property
-    def curves(self) -> list[Curve]:
+    def curves(self) -> list[TrainingCurve]:
         """Every fit so far that has a figure of training or validation."""
         return [curve for curve in self._found.values() if any("/" in name for name in curve.series)]
 
@@ -170,17 +172,17 @@ class CurveReader:
         if now[0] != self._before[0] or now[1] < self._before[1]:
             self._ended, self._where = Counter(), ""
         self._before = now
-        if line.get("event") == Progress.wire_name and stage == SERIES:
+        if line.get("event") == Progress.wire_name and stage == SERIES_STAGE:
             self._ended, self._where = Counter(), f"run {int(line['done']) + 1}"
         elif line.get("event") == StageDone.wire_name:
             self._ended[stage] += 1
         elif line.get("event") == Metric.wire_name:
             key = (stage, self._ended[stage], self._where)
-            curve = self._found.setdefault(key, Curve(*key))
-            _put(curve.series.setdefault(str(line["name"]), {}), int(line["step"]), float(line["value"]))
+            curve = self._found.setdefault(key, TrainingCurve(*key))
+            _set_step(curve.series.setdefault(str(line["name"]), {}), int(line["step"]), float(line["value"]))
 
 
-def read_curves(events: Iterable[Mapping[str, Any]]) -> list[Curve]:
+def read_training_curves(events: Iterable[Mapping[str, Any]]) -> list[TrainingCurve]:
     """Return every fit of a log; see `CurveReader`."""
     reader = CurveReader()
     for line in events:
@@ -188,7 +190,7 @@ def read_curves(events: Iterable[Mapping[str, Any]]) -> list[Curve]:
     return reader.curves
 
 
-def _put(series: dict[int, float], step: int, value: float) -> None:
+def _set_step(series: dict[int, float], step: int, value: float) -> None:
     for later in [s for s in series if s >= step]:  # the stage went back: what came after is no part of it
         del series[later]
     series[step] = value
@@ -197,9 +199,9 @@ def _put(series: dict[int, float], step: int, value: float) -> None:
 # ---------------------------------------------------------------- slides
 
 
-def cohort_counts(record: RunRecord) -> list[dict[str, Any]]:
+def count_by_split(record: RunRecord) -> list[dict[str, Any]]:
     """Return a row per split: slides, patients, and slides of each class, the classes in one order throughout."""
-    labels = classes_of(record)
+    labels = class_names(record)
     rows = []
     for split in ("train", "val", "test", "all"):
         its = [s for s in record.slides if s["split"] == split]
@@ -211,7 +213,7 @@ def cohort_counts(record: RunRecord) -> list[dict[str, Any]]:
     return rows
 
 
-def classes_of(record: RunRecord) -> list[str]:
+def class_names(record: RunRecord) -> list[str]:
     """Return the classes in the order of the logits."""
     for s in record.slides:
         for told in s["methods"].values():

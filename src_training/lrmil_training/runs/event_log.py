@@ -15,7 +15,7 @@ from napari_lrmil.core.events import Event, Finished
 EVENTS = "events.jsonl"  # file name in a run folder
 
 
-def event_json(event: Event) -> dict[str, Any]:
+def event_to_json(event: Event) -> dict[str, Any]:
     """Return an event as one line of ``events.jsonl`` has it."""
     values = {k: v for k, v in event.__dict__.items() if k not in ("error", "seconds_left")}
     if isinstance(event, Finished):
@@ -37,7 +37,7 @@ class EventLog:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / EVENTS
-        _cut_broken_end(path)
+        _truncate_broken_line(path)
         last = max(read_events(path), key=lambda line: int(line.get("seq", -1)), default={})
         self.attempt = int(last.get("attempt", -1)) + 1
         self._next = int(last.get("seq", -1)) + 1
@@ -45,7 +45,7 @@ class EventLog:
 
     def write(self, event: Event) -> None:
         """Append an event."""
-        line = {"seq": self._next, "attempt": self.attempt, "time": time.time(), **event_json(event)}
+        line = {"seq": self._next, "attempt": self.attempt, "time": time.time(), **event_to_json(event)}
         try:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
@@ -79,7 +79,7 @@ def read_events(path: Path, *, attempt: int | None = None) -> list[dict[str, Any
     return [line for line in lines if attempt is None or line.get("attempt", 0) == attempt]
 
 
-def _cut_broken_end(path: Path) -> None:
+def _truncate_broken_line(path: Path) -> None:
     if path.exists():
         content = path.read_bytes()
         os.truncate(path, content.rfind(b"\n") + 1)

@@ -19,7 +19,7 @@ from lrmil_training.config import Stage2Config, Stage3Config, TeacherConfig
 from lrmil_training.data.bags import BagDataset, BagItem, Loadable, StoredBag
 from lrmil_training.data.cohort import CohortSlide
 from lrmil_training.data.teacher_targets import TeacherTargets
-from lrmil_training.evaluation.metrics import ranking_auroc
+from lrmil_training.evaluation.metrics import multiclass_auroc
 from lrmil_training.fitting.fit import SELECT, EpochMeans, EpochSampler, FitPlan, all_gather_rows, fit, set_epoch
 from lrmil_training.losses import AttentionTransfer, attention_kl, bag_kl, hard_attention_loss, parent_scores
 from lrmil_training.stages.outputs import Student, TeacherOutputs
@@ -152,7 +152,7 @@ class SelectingModule(L.LightningModule):
         self._logits.clear()
         logits, targets = torch.stack([row for row, _ in rows]), torch.tensor([target for _, target in rows])
         ce = float(functional.cross_entropy(logits, targets))
-        value = ranking_auroc(torch.softmax(logits, dim=1).numpy(), targets.numpy())
+        value = multiclass_auroc(torch.softmax(logits, dim=1).numpy(), targets.numpy())
         auroc = float("nan") if value is None else value  # cohorts with a class missing were refused before
         is_ready = self.current_epoch + 1 >= min(self.config.min_epochs, self.config.epochs)
         waiting = BELOW_MIN_EPOCHS + 1e-4 * self.current_epoch  # rises, so that patience starts when selection does

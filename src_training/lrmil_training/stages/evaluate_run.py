@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from lrmil_training.data.feature_store import StoredRows
 from lrmil_training.data.teacher_targets import EMBEDDING, TeacherTargets
-from lrmil_training.evaluation.attention_files import write_maps
-from lrmil_training.evaluation.evaluate import MEASURED, SlideResult, evaluate, slide_table
+from lrmil_training.evaluation.attention_files import write_attention_maps
+from lrmil_training.evaluation.evaluate import MEASURED_SPLITS, SlideResult, build_slide_table, evaluate_methods
 from lrmil_training.runs.event_log import SLIDES
 from lrmil_training.stages.methods import STUDENT
 from lrmil_training.stages.outputs import Evaluation, Student, TeacherOutputs
@@ -44,15 +44,15 @@ def evaluate_run(
     results |= {name: _student_results(teacher, student) for name, student in students.items()}
     began = time.perf_counter()
     yield Progress("evaluation", 0, 1, "report")
-    metrics = evaluate(context.cohort, results, context.config.bootstrap)
-    write_json(context.folder / SLIDES, {"slides": slide_table(context.cohort, results)})
-    write_maps(context.folder, {name: _held_out(results[name]) for name in ("teacher", STUDENT)})
+    metrics = evaluate_methods(context.cohort, results, context.config.bootstrap)
+    write_json(context.folder / SLIDES, {"slides": build_slide_table(context.cohort, results)})
+    write_attention_maps(context.folder, {name: _held_out(results[name]) for name in ("teacher", STUDENT)})
     yield StageDone("evaluation", time.perf_counter() - began)
     return Evaluation(results, metrics)
 
 
 def _held_out(results: Sequence[SlideResult]) -> list[SlideResult]:
-    return [r for r in results if r.row.split in MEASURED]
+    return [r for r in results if r.row.split in MEASURED_SPLITS]
 
 
 def _teacher_results(teacher: TeacherOutputs) -> list[SlideResult]:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lrmil_training.evaluation.evaluate import SlideResult, temperature_of
+from lrmil_training.evaluation.evaluate import SlideResult, fit_method_temperature
 from lrmil_training.stages.outputs import Evaluation, Student, TeacherOutputs
 from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.errors import SlideError
@@ -29,8 +29,8 @@ def export_bundle(
         "hr_patch_px": config.hr_patch_px,
         "lr_patch_px": config.lr_patch_px,
         "student_input_px": config.student_input_px,
-        "temperature": temperature_of(cohort, results["student"]),
-        "teacher_temperature": temperature_of(cohort, results["teacher"]),
+        "temperature": fit_method_temperature(cohort, results["student"]),
+        "teacher_temperature": fit_method_temperature(cohort, results["teacher"]),
         "cohort": {f"{split} slides": _class_counts(counts) for split, counts in cohort.summary().items()},
         "metrics": summary(evaluation.metrics),
         "colour": training_colour(results["student"]),

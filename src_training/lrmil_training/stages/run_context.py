@@ -21,7 +21,7 @@ from lrmil_training.data.features import FeatureRequest
 from lrmil_training.fitting.fit import FitPlan
 from lrmil_training.fitting.loggers import FitName, make_loggers
 from lrmil_training.runs.event_log import CHECKPOINTS, FEATURES, LOGS
-from lrmil_training.runs.lock import STOP
+from lrmil_training.runs.lock import STOP_FILE
 from napari_lrmil.core.encoders import AlignedEncoder, LoadedEncoder, module_sha256
 
 StageSettings = TeacherConfig | Stage1Config | Stage2Config | Stage3Config
@@ -92,7 +92,7 @@ class RunContext:
             key=key,
             devices=self.config.devices,
             precision=self.config.precision,
-            stop=self.stop or self.folder / STOP,
+            stop=self.stop or self.folder / STOP_FILE,
             loggers=make_loggers(self.config.loggers, FitName(self.folder / LOGS, self.config.name, stage, key[:8])),
         )
 

@@ -9,7 +9,7 @@ import pytest
 from lrmil_training.data.cohort import read_cohort
 from napari_lrmil.core.errors import CohortError
 from napari_lrmil.core.geometry import PatchPlan
-from napari_lrmil.plugin.train.cohort_table import COLUMNS, CohortTable, Count, Row, check_slide, slides_in
+from napari_lrmil.plugin.train.cohort_table import COLUMNS, ClassCount, CohortRow, CohortTable, check_slide, find_slides
 from support.fake_slides import glass, one_sentence, speckled, write_tiff
 
 SMALL = PatchPlan(hr_patch_px=64, lr_patch_px=64)
@@ -44,7 +44,7 @@ def test_proposed_splits_go_by_patient_and_hold_every_class(tmp_path: Path) -> N
     assert all(len(its) == 1 for its in sides.values())
     counts = table.counts()
     assert list(counts) == ["train", "val", "test"] and all(set(of) == {"normal", "tumour"} for of in counts.values())
-    assert counts["train"]["normal"] == Count(slides=6, patients=3) and not table.blocked_by
+    assert counts["train"]["normal"] == ClassCount(slides=6, patients=3) and not table.blocked_by
 
 
 def test_a_split_belongs_to_the_patient(tmp_path: Path) -> None:
@@ -124,12 +124,14 @@ def test_a_folder_of_dicom_files_is_one_slide_of_its_class(tmp_path: Path) -> No
     for name in ("normal/a/0.dcm", "normal/a/1.dcm", "normal/a/label.DCM", "tumour/b/0.DCM", "tumour/c.svs"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert [(row.path.relative_to(tmp_path).as_posix(), row.label, row.patient) for row in slides_in(tmp_path)] == [
+    assert [(row.path.relative_to(tmp_path).as_posix(), row.label, row.patient) for row in find_slides(tmp_path)] == [
         ("normal/a", "normal", "a"),
         ("tumour/b", "tumour", "b"),
         ("tumour/c.svs", "tumour", "c"),
     ]
-    assert [(row.path, row.label) for row in slides_in(tmp_path / "normal" / "a")] == [(tmp_path / "normal" / "a", "")]
+    assert [(row.path, row.label) for row in find_slides(tmp_path / "normal" / "a")] == [
+        (tmp_path / "normal" / "a", "")
+    ]
 
 
 def test_a_folder_without_slides_and_a_wrong_table_are_refused(tmp_path: Path) -> None:
@@ -157,7 +159,7 @@ def test_each_slide_is_told_what_is_wrong_with_it(tmp_path: Path) -> None:
     coarse = write_tiff(tmp_path / "coarse.tif", speckled(600, 400), (1.0,), mpp=(1.0, 1.0))
     (tmp_path / "text.tif").write_text("not a slide")
     checks = {
-        p.stem: check_slide(Row(p), SMALL) for p in (good, empty, coarse, tmp_path / "text.tif", Path("gone.tif"))
+        p.stem: check_slide(CohortRow(p), SMALL) for p in (good, empty, coarse, tmp_path / "text.tif", Path("gone.tif"))
     }
     assert not checks["good"].fault and checks["good"].mpp == pytest.approx(0.5)
     assert checks["good"].hr_patches > checks["good"].lr_patches > 0

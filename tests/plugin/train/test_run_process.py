@@ -15,16 +15,16 @@ import pytest
 
 from lrmil_training.config import dump_config
 from lrmil_training.runs.event_log import EVENTS
-from lrmil_training.runs.lock import LOCK, STOP, Owner
+from lrmil_training.runs.lock import LOCK_FILE, STOP_FILE, LockOwner
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.plugin.train import run_process as training_run
-from napari_lrmil.plugin.train.cohort_table import Check, Checked, CohortTable, Row
-from napari_lrmil.plugin.train.config_fields import fields, flat, nested, preset
-from napari_lrmil.plugin.train.estimate import estimate, keys
-from napari_lrmil.plugin.train.result_table import read_result
-from napari_lrmil.plugin.train.run_monitor import SILENT_S, Heartbeat, JsonLinesTail, RunLogState
-from napari_lrmil.plugin.train.run_process import Phase, TrainCommand, TrainingRun
+from napari_lrmil.plugin.train.cohort_table import CohortRow, CohortTable, SlideCheck, SlideChecked
+from napari_lrmil.plugin.train.config_fields import flatten_config, list_config_fields, preset_config, unflatten_config
+from napari_lrmil.plugin.train.estimate import estimate_training, throughput_keys
+from napari_lrmil.plugin.train.result_table import read_run_result
+from napari_lrmil.plugin.train.run_monitor import SILENCE_LIMIT_S, HeartbeatMonitor, JsonLinesTail, RunLogState
+from napari_lrmil.plugin.train.run_process import RunPhase, TrainCommand, TrainingRun
 from support.fake_slides import one_sentence
 from support.run_folders import write_run, write_series
 from support.training_child import CHILD
@@ -118,29 +118,29 @@ def test_curves_grow_and_lines_of_another_version_are_passed_over() -> None:
 
 
 def lock(folder: Path, **told: Any) -> None:
-    owner = Owner("far-away", 7, "", time.time(), "token")
-    (folder / LOCK).write_text(json.dumps(asdict(owner) | told))
+    owner = LockOwner("far-away", 7, "", time.time(), "token")
+    (folder / LOCK_FILE).write_text(json.dumps(asdict(owner) | told))
 
 
 def test_a_writer_elsewhere_is_known_by_its_beats(tmp_path: Path) -> None:
     """Another machine's clock is not asked: only whether something changes."""
     now = [1000.0]
-    heart = Heartbeat(tmp_path, lambda: now[0])
+    heart = HeartbeatMonitor(tmp_path, lambda: now[0])
     assert heart.look() is None
     lock(tmp_path)
     writer = heart.look()
     assert writer is not None and writer.alive and "process 7 on far-away" in writer.text
-    now[0] += SILENT_S - 1
+    now[0] += SILENCE_LIMIT_S - 1
     lock(tmp_path, beats=1)
     assert heart.look().alive  # type: ignore[union-attr]  # the lock is there
-    now[0] += SILENT_S + 1
+    now[0] += SILENCE_LIMIT_S + 1
     writer = heart.look()
     assert writer is not None and not writer.alive and "not been heard of" in writer.text
 
 
 def test_a_dead_process_of_this_machine_is_no_writer(tmp_path: Path) -> None:
     lock(tmp_path, host=socket.gethostname(), pid=2**22 + 1, space=os.readlink("/proc/self/ns/pid"))
-    assert Heartbeat(tmp_path).look() is None
+    assert HeartbeatMonitor(tmp_path).look() is None
 
 
 # ---------------------------------------------------------------- opening
@@ -148,26 +148,26 @@ def test_a_dead_process_of_this_machine_is_no_writer(tmp_path: Path) -> None:
 
 def test_a_finished_run_opens_as_one(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", {"train": 8, "val": 6, "test": 8})
-    (folder / "config.yaml").write_text(dump_config(preset("default")))
+    (folder / "config.yaml").write_text(dump_config(preset_config("default")))
     run = TrainingRun()
     run.open(folder)
-    assert run.phase is Phase.FINISHED and run.story.attempt == 1 and len(run.story.curves) == 4
-    result = read_result(folder)
+    assert run.phase is RunPhase.FINISHED and run.story.attempt == 1 and len(run.story.curves) == 4
+    result = read_run_result(folder)
     assert result is not None and [row.name for row in result.rows[:2]] == ["HR teacher", "LR student"]
     assert " to " in result.rows[0].interval and result.reliability["student"] and "tell little" in result.notes[1]
 
 
 def test_a_series_has_a_mean_and_a_spread(tmp_path: Path) -> None:
-    result = read_result(write_series(tmp_path / "run", {"train": 8, "val": 6, "test": 8}, 3))
+    result = read_run_result(write_series(tmp_path / "run", {"train": 8, "val": 6, "test": 8}, 3))
     assert result is not None and "±" in result.rows[0].interval and "3 runs" in result.notes[0]
 
 
 def test_half_written_figures_are_one_sentence(tmp_path: Path) -> None:
-    assert read_result(tmp_path) is None
+    assert read_run_result(tmp_path) is None
     for text in ('{"student": {"test"', '{"student": {"test": {"auroc": {}}}}', "[]"):
         (tmp_path / "metrics.json").write_text(text)
         with pytest.raises(LrmilError, match="cannot be read") as told:
-            read_result(tmp_path)
+            read_run_result(tmp_path)
         assert one_sentence(told.value)
 
 
@@ -184,12 +184,12 @@ def test_a_run_of_another_version_is_shown_and_not_gone_on_with(tmp_path: Path) 
     )
     run = TrainingRun()
     run.open(tmp_path)
-    assert run.story.curves and run.phase is Phase.BROKEN
+    assert run.story.curves and run.phase is RunPhase.BROKEN
     assert "another version" in run.resume_blocked_by and "warp" in run.foreign
 
 
 def test_a_run_without_its_table_asks_for_it(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text(dump_config(preset("default")))
+    (tmp_path / "config.yaml").write_text(dump_config(preset_config("default")))
     run = TrainingRun()
     run.open(tmp_path)
     with pytest.raises(LrmilError, match="cohort table is not on this machine"):
@@ -209,7 +209,7 @@ def child(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TrainCommand, "words", property(words))
 
 
-def until(run: TrainingRun, *phases: Phase) -> None:
+def until(run: TrainingRun, *phases: RunPhase) -> None:
     end = time.monotonic() + WAIT_S
     while run.phase not in phases:
         assert time.monotonic() < end, run.phase
@@ -224,40 +224,40 @@ def test_start_stop_resume_and_a_kill(tmp_path: Path) -> None:
     table = tmp_path / "cohort.csv"
     table.touch()
     folder = tmp_path / "run"
-    run.start(table, folder, preset("default"), "cpu")
-    assert run.phase is Phase.STARTING and run.resume_blocked_by
-    until(run, Phase.RUNNING)
+    run.start(table, folder, preset_config("default"), "cpu")
+    assert run.phase is RunPhase.STARTING and run.resume_blocked_by
+    until(run, RunPhase.RUNNING)
     assert run.is_ours
     run.stop()
-    assert (folder / STOP).exists()
-    until(run, Phase.STOPPED)
+    assert (folder / STOP_FILE).exists()
+    until(run, RunPhase.STOPPED)
     assert not told and not run.resume_blocked_by
     run.resume(table, "cpu")
-    until(run, Phase.RUNNING)
+    until(run, RunPhase.RUNNING)
     while run.story.attempt < 1:
         run.poll()
     assert run._child is not None
     run._child.kill()
-    until(run, Phase.BROKEN)
+    until(run, RunPhase.BROKEN)
     assert len(told) == 1 and "was killed (signal 9)" in told[0] and "Resume" in told[0]
     run.resume(table, "cpu")
-    until(run, Phase.RUNNING)
+    until(run, RunPhase.RUNNING)
     run.stop()
-    until(run, Phase.STOPPED)
+    until(run, RunPhase.STOPPED)
 
 
 @pytest.mark.usefixtures("child")
 def test_a_run_goes_on_without_its_window_and_another_one_follows_it(tmp_path: Path) -> None:
     first, second = TrainingRun(), TrainingRun()
-    first.start(tmp_path / "cohort.csv", tmp_path / "run", preset("default"), "cpu")
-    until(first, Phase.RUNNING)
+    first.start(tmp_path / "cohort.csv", tmp_path / "run", preset_config("default"), "cpu")
+    until(first, RunPhase.RUNNING)
     process = first._child
     first.let_go()
     second.open(tmp_path / "run")
-    until(second, Phase.RUNNING)
+    until(second, RunPhase.RUNNING)
     assert not second.is_ours and second.writer is not None
     second.stop()
-    until(second, Phase.STOPPED)
+    until(second, RunPhase.STOPPED)
     assert process is not None and process.wait(WAIT_S) == 1
 
 
@@ -266,30 +266,30 @@ def test_what_the_program_said_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(TrainCommand, "words", property(lambda _: [sys.executable, "-c", said]))
     run, told = TrainingRun(), list[str]()
     run.failed.connect(told.append)
-    run.start(tmp_path / "cohort.csv", tmp_path / "run", preset("default"), "cpu")
-    until(run, Phase.BROKEN)
+    run.start(tmp_path / "cohort.csv", tmp_path / "run", preset_config("default"), "cpu")
+    until(run, RunPhase.BROKEN)
     assert told == ["lazyslide:uni2 could not be loaded; agree to its terms"]
     later = TrainingRun()
     later.open(tmp_path / "run")
-    assert later.phase is Phase.BROKEN and later.reason == told[0]
+    assert later.phase is RunPhase.BROKEN and later.reason == told[0]
 
 
 def test_an_unwritable_folder_and_one_with_a_run_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     run = TrainingRun()
     with pytest.raises(LrmilError, match="cannot be written there") as told:
-        run.start(tmp_path / "cohort.csv", tmp_path / "file" / "run", preset("default"), "cpu")
-    assert one_sentence(told.value) and run.phase is Phase.NONE
-    (tmp_path / "config.yaml").write_text(dump_config(preset("default")))
+        run.start(tmp_path / "cohort.csv", tmp_path / "file" / "run", preset_config("default"), "cpu")
+    assert one_sentence(told.value) and run.phase is RunPhase.NONE
+    (tmp_path / "config.yaml").write_text(dump_config(preset_config("default")))
     with pytest.raises(LrmilError, match="a run lies there already") as told:
-        run.start(tmp_path / "cohort.csv", tmp_path, preset("default"), "cpu")
+        run.start(tmp_path / "cohort.csv", tmp_path, preset_config("default"), "cpu")
     assert one_sentence(told.value)
 
 
 def test_the_call_is_the_command_line(tmp_path: Path) -> None:
     words = TrainCommand(tmp_path / "c.csv", tmp_path / "run", tmp_path / "s.yaml", "cpu").words
     assert words[:4] == [sys.executable, "-m", "napari_lrmil", "train"] and words[-2:] == ["--device", "cpu"]
-    assert training_run.SETTINGS != "config.yaml"  # which is the program's own to write
+    assert training_run.SETTINGS_FILE != "config.yaml"  # which is the program's own to write
 
 
 # ---------------------------------------------------------------- settings and estimate
@@ -297,27 +297,27 @@ def test_the_call_is_the_command_line(tmp_path: Path) -> None:
 
 def test_the_form_has_every_setting_and_gives_it_back() -> None:
     for name in ("default", "paper"):
-        config = preset(name)
-        values = flat(config)
-        its = {field.key: field for field in fields()}
+        config = preset_config(name)
+        values = flatten_config(config)
+        its = {field.key: field for field in list_config_fields()}
         assert set(its) == set(values) and all(field.sentence for field in its.values())
-        assert nested({key: field.read(field.written(values[key])) for key, field in its.items()}) == config
+        assert unflatten_config({key: field.read(field.written(values[key])) for key, field in its.items()}) == config
     assert its["stage1.epochs"].lowest == 0 and its["teacher.epochs"].lowest == 1
     assert its["stage2.init"].choices == ("teacher", "fresh", "frozen_head")
 
 
 def test_the_estimate_says_what_it_rests_on(tmp_path: Path) -> None:
     table, remembered = CohortTable(), SettingsStore(tmp_path)
-    assert estimate(table, preset("default"), "cpu", remembered) is None
-    table.rows = tuple(Row(Path(f"{i}.svs"), "ab"[i % 2], str(i), "train") for i in range(4))
+    assert estimate_training(table, preset_config("default"), "cpu", remembered) is None
+    table.rows = tuple(CohortRow(Path(f"{i}.svs"), "ab"[i % 2], str(i), "train") for i in range(4))
     for row in table.rows[:2]:
-        check = Check("", 0.5, 100, 1600, 1.0, table.plan)
-        table._checks[row.key] = Checked(row.key, check).check
-    stated = estimate(table, preset("default"), "cpu", remembered)
+        check = SlideCheck("", 0.5, 100, 1600, 1.0, table.plan)
+        table._checks[row.key] = SlideChecked(row.key, check).check
+    stated = estimate_training(table, preset_config("default"), "cpu", remembered)
     assert stated is not None and "6,400 HR and 400 LR patches, counted on 2 of 4 slides" in stated.basis
     assert "docs/explanation/decisions.md" in stated.basis and stated.seconds and stated.size > 6400 * 1280 * 4
-    unknown = estimate(table, preset("default"), "cuda", remembered)
+    unknown = estimate_training(table, preset_config("default"), "cuda", remembered)
     assert unknown is not None and unknown.seconds is None and "not known" in unknown.text
-    remembered.remember_pace(keys(preset("default"), "cuda")[0], 64.0, 6400)
-    learnt = estimate(table, preset("default"), "cuda", remembered)
+    remembered.remember_pace(throughput_keys(preset_config("default"), "cuda")[0], 64.0, 6400)
+    learnt = estimate_training(table, preset_config("default"), "cuda", remembered)
     assert learnt is not None and learnt.seconds is not None and "earlier runs" in learnt.basis

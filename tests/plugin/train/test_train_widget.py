@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lrmil_training.runs.lock import STOP
+from lrmil_training.runs.lock import STOP_FILE
 from napari_lrmil.core.encoders import save_encoder
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.phantom import make_cohort
@@ -199,7 +199,7 @@ def test_a_run_is_started_stopped_resumed_and_its_model_used(
 ) -> None:
     from napari_lrmil.plugin.analyse.widget import AnalyseWidget
     from napari_lrmil.plugin.qt.docks import find_dock
-    from napari_lrmil.plugin.train.run_process import Phase
+    from napari_lrmil.plugin.train.run_process import RunPhase
 
     choose(monkeypatch, "getOpenFileName", ground / "cohort.csv")
     dock.cohort.open.click()
@@ -216,8 +216,8 @@ def test_a_run_is_started_stopped_resumed_and_its_model_used(
     qtbot.waitUntil(lambda: "teacher ·" in dock.running.state.text(), timeout=WAIT_MS)
     assert dock.running.progress.isVisible()
     dock.running.stop.click()
-    assert (folder / STOP).exists() and not dock.running.stop.isEnabled()
-    qtbot.waitUntil(lambda: dock.run.phase is Phase.STOPPED, timeout=WAIT_MS)
+    assert (folder / STOP_FILE).exists() and not dock.running.stop.isEnabled()
+    qtbot.waitUntil(lambda: dock.run.phase is RunPhase.STOPPED, timeout=WAIT_MS)
     assert (folder / "cohort.csv").exists() and dock.running.resume.isEnabled()
     assert "Stopped at teacher · " in dock.running.state.text() and dock.running.progress.isVisible()
     assert "last whole epoch" in dock.running.state.text()
@@ -226,13 +226,13 @@ def test_a_run_is_started_stopped_resumed_and_its_model_used(
     dock.running.resume.click()
     qtbot.waitUntil(lambda: bool(dock.running.canvas.figure.axes), timeout=WAIT_MS)
     qtbot.waitUntil(lambda: dock.outcome.use.isEnabled(), timeout=WAIT_MS)
-    assert dock.run.story.attempt == 1 and dock.run.phase is Phase.FINISHED
+    assert dock.run.story.attempt == 1 and dock.run.phase is RunPhase.FINISHED
     assert "LR student" in dock.outcome.table.text() and dock.outcome.report.isEnabled()
     assert not dock.running.start.isEnabled() and "A run lies in this folder" in dock.running.start.toolTip()
     before = (folder / "output.txt").read_text()
     with pytest.raises(LrmilError, match="a run lies there already"):
         dock.start()
-    assert (folder / "output.txt").read_text() == before and dock.run.phase is Phase.FINISHED
+    assert (folder / "output.txt").read_text() == before and dock.run.phase is RunPhase.FINISHED
     dock.outcome.use.click()
     analyse = find_dock(viewer, AnalyseWidget)
     assert analyse is not None and analyse.session.bundle.path == folder / "bundle"
@@ -252,7 +252,7 @@ def test_a_run_of_another_machine_is_followed(dock: Any, tmp_path: Path, qtbot: 
     assert dock.running.stop.isEnabled() and not dock.running.resume.isEnabled()
     qtbot.waitUntil(lambda: len(dock.running.canvas.figure.axes) >= 2, timeout=20_000)
     dock.running.stop.click()
-    assert (folder / STOP).exists() and "Stopping" in dock.running.state.text()
+    assert (folder / STOP_FILE).exists() and "Stopping" in dock.running.state.text()
 
 
 @pytest.mark.parametrize("word", ["Let it go on", "Stop it"])
@@ -277,7 +277,7 @@ def test_closing_the_dock_asks_whether_the_training_goes_on(
     qtbot.waitUntil(lambda: "teacher ·" in dock.running.state.text(), timeout=WAIT_MS)
     answer_question(word)
     viewer.window.remove_dock_widget(dock)
-    assert (folder / STOP).exists() is (word == "Stop it")
+    assert (folder / STOP_FILE).exists() is (word == "Stop it")
     follower = TrainingRun()
     follower.open(folder)
     assert follower.alive

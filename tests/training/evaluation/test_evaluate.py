@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lrmil_training.evaluation.evaluate import evaluate, slide_table, temperature_of
+from lrmil_training.evaluation.evaluate import build_slide_table, evaluate_methods, fit_method_temperature
 from napari_lrmil.core.metrics.agreement import pool_to_lr_grid
 from support.run_folders import made_cohort, made_results
 
@@ -19,7 +19,7 @@ COUNTS = {"train": 4, "val": 6, "test": 12}
 def test_methods_are_compared_on_the_same_slides(tmp_path: Path) -> None:
     """Differences are those of the AUROCs, antisymmetric, and the teacher has neither verdict nor agreement."""
     cohort = made_cohort(tmp_path, COUNTS)
-    found = evaluate(cohort, made_results(cohort), 100)
+    found = evaluate_methods(cohort, made_results(cohort), 100)
     assert {m: set(its) for m, its in found.items()} == {m: {"val", "test"} for m in made_results(cohort)}
     student, teacher = found["student"]["test"], found["teacher"]["test"]
     difference = student["auroc"]["value"] - teacher["auroc"]["value"]
@@ -34,7 +34,9 @@ def test_methods_are_compared_on_the_same_slides(tmp_path: Path) -> None:
 def test_delong_needs_one_slide_a_patient(tmp_path: Path) -> None:
     for alone, reason in ((False, "some patients have several slides"), (True, None)):
         cohort = made_cohort(tmp_path, COUNTS | {"test": 40}, alone=alone)
-        told = evaluate(cohort, made_results(cohort), 100, splits=("test",))["student"]["test"]["delong"]["labels_only"]
+        told = evaluate_methods(cohort, made_results(cohort), 100, splits=("test",))["student"]["test"]["delong"][
+            "labels_only"
+        ]
         assert (told["p"] is None) == (reason is not None)
         assert reason is None or told["reason"].startswith(reason)
 
@@ -50,11 +52,11 @@ def test_agreement_is_with_the_teachers_attention_carried_to_the_lr_grid(tmp_pat
     ]
     turned = [replace(r, attention=(1 - r.attention) / (1 - r.attention).sum()) for r in same]
     made = {"teacher": teacher, "student": same, "turned": turned}
-    found = evaluate(cohort, made, 100, splits=("test",), temperatures=dict.fromkeys(made))
+    found = evaluate_methods(cohort, made, 100, splits=("test",), temperatures=dict.fromkeys(made))
     assert found["student"]["test"]["agreement"]["spearman"] == pytest.approx(1, abs=1e-6)
     assert found["student"]["test"]["agreement"]["js_divergence"] == pytest.approx(0, abs=1e-6)
     assert found["turned"]["test"]["agreement"]["spearman"] == pytest.approx(-1, abs=1e-6)
-    told = slide_table(cohort, made, dict.fromkeys(made))
+    told = build_slide_table(cohort, made, dict.fromkeys(made))
     assert told[0]["methods"]["student"]["agreement"]["spearman"] == pytest.approx(1, abs=1e-6)
 
 
@@ -71,9 +73,9 @@ def test_lesions_are_measured_where_outlines_lie_beside_the_slide(tmp_path: Path
         attention = np.zeros(len(first.grid.lr_index), np.float32)
         attention[hot] = 1
         made = {"student": [replace(first, attention=attention), *results[1:]]}
-        found = evaluate(cohort, made, 100, splits=("test",), temperatures={"student": None})
+        found = evaluate_methods(cohort, made, 100, splits=("test",), temperatures={"student": None})
         assert found["student"]["test"]["lesion_auroc"] == pytest.approx(expected)
-    rows = slide_table(cohort, made, {"student": None})
+    rows = build_slide_table(cohort, made, {"student": None})
     assert [row["methods"]["student"]["lesion_auroc"] is None for row in rows] == [False, True, True, True]
 
 
@@ -81,10 +83,10 @@ def test_calibration_is_fitted_on_validation_slides_and_leaves_the_ranking(tmp_p
     cohort = made_cohort(tmp_path, {"val": 40, "test": 12})
     results = made_results(cohort, {"student": 1.0})
     loud = {"student": [replace(r, logits=5 * r.logits) for r in results["student"]]}
-    one, five = temperature_of(cohort, results["student"]), temperature_of(cohort, loud["student"])
+    one, five = fit_method_temperature(cohort, results["student"]), fit_method_temperature(cohort, loud["student"])
     assert one is not None and five == pytest.approx(5 * one, rel=1e-2)
     plain, calibrated = (
-        evaluate(cohort, loud, 100, splits=("test",), temperatures={"student": temperature})["student"]["test"]
+        evaluate_methods(cohort, loud, 100, splits=("test",), temperatures={"student": temperature})["student"]["test"]
         for temperature in (None, five)
     )
     assert (plain["calibrated"], calibrated["calibrated"]) == (False, True)
@@ -95,9 +97,9 @@ def test_calibration_is_fitted_on_validation_slides_and_leaves_the_ranking(tmp_p
 def test_cost_is_a_mean_over_all_slides_or_none(tmp_path: Path) -> None:
     cohort = made_cohort(tmp_path, {"test": 4})
     results = made_results(cohort, {"teacher": 1.0, "student": 1.0})
-    cost = {m: its["test"]["cost"] for m, its in evaluate(cohort, results, 100, splits=("test",)).items()}
+    cost = {m: its["test"]["cost"] for m, its in evaluate_methods(cohort, results, 100, splits=("test",)).items()}
     assert cost["teacher"]["patches_per_slide"] == np.mean([len(r.grid.hr_index) for r in results["teacher"]])
     assert cost["student"]["patches_per_slide"] == np.mean([len(r.grid.lr_index) for r in results["student"]])
     results["student"][3] = replace(results["student"][3], pixels=None)
-    cost = evaluate(cohort, results, 100, splits=("test",))["student"]["test"]["cost"]
+    cost = evaluate_methods(cohort, results, 100, splits=("test",))["student"]["test"]["cost"]
     assert cost["pixels_per_slide"] is None and cost["cpu_seconds_per_slide"] is not None

@@ -11,22 +11,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrmil_training.evaluation.metrics import (
-    FEWEST_CLUSTERS,
-    FEWEST_TO_CALIBRATE,
+    MIN_CALIBRATION_SLIDES,
+    MIN_PATIENTS_PER_CLASS,
     OVER_PATIENTS,
     OVER_SLIDES,
     Resampler,
     ScoredSlides,
     auroc_with_interval,
     calibration_error,
-    classification,
+    classification_metrics,
     fit_temperature,
+    multiclass_auroc,
     paired_difference,
-    percentiles,
-    ranking_auroc,
+    percentile_interval,
     reliability_bins,
 )
-from lrmil_training.evaluation.significance import MARGIN, delong, delong_paired, non_inferiority
+from lrmil_training.evaluation.significance import (
+    NON_INFERIORITY_MARGIN,
+    assess_non_inferiority,
+    delong_covariance,
+    delong_test,
+)
 
 
 def _scored(n: int = 40, signal: float = 1.5, seed: int = 0) -> ScoredSlides:
@@ -45,9 +50,9 @@ def test_auroc_is_sklearns_for_two_and_three_classes() -> None:
     targets = rng.integers(3, size=60)
     scores = np.round(rng.random((60, 3)) + 0.4 * np.eye(3)[targets], 1)
     p = scores / scores.sum(axis=1, keepdims=True)
-    assert ranking_auroc(p, targets) == pytest.approx(roc_auc_score(targets, p, multi_class="ovr"))
+    assert multiclass_auroc(p, targets) == pytest.approx(roc_auc_score(targets, p, multi_class="ovr"))
     two = _scored()
-    assert ranking_auroc(two.probabilities, two.targets) == pytest.approx(
+    assert multiclass_auroc(two.probabilities, two.targets) == pytest.approx(
         roc_auc_score(two.targets, two.probabilities[:, 1])
     )
 
@@ -56,7 +61,7 @@ def test_an_auroc_without_one_of_three_classes_is_undefined_and_says_why() -> No
     """Also where the two others are told apart: a mean over fewer classes would be another figure."""
     targets = np.arange(12) % 2
     scored = ScoredSlides(np.eye(3)[targets] * 0.7 + 0.1, targets, tuple(f"p{i}" for i in range(12)))
-    assert ranking_auroc(scored.probabilities, targets) is None
+    assert multiclass_auroc(scored.probabilities, targets) is None
     figure = auroc_with_interval(scored, Resampler(targets, scored.patients, 10))
     assert (figure["value"], figure["low"], figure["high"]) == (None, None, None)
     assert figure["reason"] == "a class is missing in this split"
@@ -93,9 +98,9 @@ def test_bootstrap_draws_whole_patients() -> None:
 def test_an_interval_holds_the_middle_95_percent_of_the_resamples() -> None:
     """Of 0 to 1000 it is 25 to 975; an undefined resample or none at all leaves it undefined."""
     values = np.random.default_rng(0).permutation(1001).astype(float)
-    assert percentiles(values) == pytest.approx((25, 975))
-    assert percentiles(np.append(values, np.nan)) is None
-    assert percentiles(np.array([])) is None
+    assert percentile_interval(values) == pytest.approx((25, 975))
+    assert percentile_interval(np.append(values, np.nan)) is None
+    assert percentile_interval(np.array([])) is None
 
 
 def test_interval_of_perfect_separation_is_a_point() -> None:
@@ -172,7 +177,9 @@ def test_the_calibration_error_does_not_depend_on_the_order_of_rows(slides: list
 
 def test_brier_and_accuracy_by_hand() -> None:
     """Two slides at 0.8: one right (0.08), one wrong (1.28): mean 0.68, balanced accuracy 0.5."""
-    found = classification(ScoredSlides(np.array([[0.2, 0.8], [0.2, 0.8]]), np.array([1, 0]), ("a", "b")), ("n", "l"))
+    found = classification_metrics(
+        ScoredSlides(np.array([[0.2, 0.8], [0.2, 0.8]]), np.array([1, 0]), ("a", "b")), ("n", "l")
+    )
     assert found["brier"] == pytest.approx(0.68)
     assert found["balanced_accuracy"] == pytest.approx(0.5)
     assert found["per_class"]["n"]["recall"] == 0.0
@@ -202,7 +209,7 @@ def test_ten_slides_are_enough_for_a_temperature_and_nine_are_not() -> None:
     targets = np.arange(10) % 2
     margin = np.where(targets == 1, 2.0, -2.0) * np.repeat([-1, 1], [2, 8])
     logits = np.stack([np.zeros(10), margin], axis=1)
-    assert FEWEST_TO_CALIBRATE == 10
+    assert MIN_CALIBRATION_SLIDES == 10
     assert fit_temperature(logits, targets) == pytest.approx(2 / np.log(4), rel=1e-3)
     assert fit_temperature(logits[:9], targets[:9]) is None
 
@@ -210,7 +217,7 @@ def test_ten_slides_are_enough_for_a_temperature_and_nine_are_not() -> None:
 def test_confusion_has_true_classes_as_rows() -> None:
     """Of three a, two are called a and one b; the one b is called c; the one c is called c."""
     p = np.eye(3)[[0, 0, 1, 2, 2]]
-    found = classification(ScoredSlides(p, np.array([0, 0, 0, 1, 2]), tuple("vwxyz")), ("a", "b", "c"))
+    found = classification_metrics(ScoredSlides(p, np.array([0, 0, 0, 1, 2]), tuple("vwxyz")), ("a", "b", "c"))
     assert found["confusion"] == [[2, 1, 0], [0, 0, 1], [0, 0, 1]]
     assert found["class_counts"] == {"a": 3, "b": 1, "c": 1}
     assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 0 + 1) / 3)
@@ -225,14 +232,14 @@ def test_figures_are_sklearns_for_three_classes() -> None:
     rng = np.random.default_rng(4)
     targets = rng.integers(3, size=90)
     p = rng.dirichlet(np.ones(3), size=90)
-    found = classification(ScoredSlides(p, targets, tuple(map(str, range(90)))), ("a", "b", "c"))
+    found = classification_metrics(ScoredSlides(p, targets, tuple(map(str, range(90)))), ("a", "b", "c"))
     assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(targets, p.argmax(1)))
     assert found["f1"] == pytest.approx(f1_score(targets, p.argmax(1), average="macro"))
 
 
 def test_a_class_that_is_not_there_leaves_its_figures_undefined() -> None:
     """No slide of the positive class, and none called so: F1 is undefined, not 0, and nothing warns."""
-    found = classification(
+    found = classification_metrics(
         ScoredSlides(np.tile([0.9, 0.1], (3, 1)), np.zeros(3, dtype=int), ("a", "b", "c")), ("n", "l")
     )
     assert found["f1"] is None
@@ -285,8 +292,8 @@ def test_patients_with_both_classes_count_for_both() -> None:
 
 
 def test_five_patients_of_each_class_are_enough_and_four_are_not() -> None:
-    """At `FEWEST_CLUSTERS` the bootstrap is over patients; with one fewer of either class it is over slides."""
-    assert FEWEST_CLUSTERS == 5
+    """At `MIN_PATIENTS_PER_CLASS` the bootstrap is over patients; with one fewer of either class it is over slides."""
+    assert MIN_PATIENTS_PER_CLASS == 5
     for patients_of_class, interval in (((5, 5), OVER_PATIENTS), ((4, 5), OVER_SLIDES), ((9, 4), OVER_SLIDES)):
         targets = np.repeat([0, 1, 0, 1], [*patients_of_class, *patients_of_class])  # two slides of each patient
         patients = [f"p{i}" for i in range(sum(patients_of_class))] * 2
@@ -346,7 +353,7 @@ def test_delong_is_the_u_statistics_covariance() -> None:
     rng = np.random.default_rng(3)
     positive = np.arange(31) % 3 == 0
     scores = np.round(rng.standard_normal((3, 31)) + 0.8 * positive, 1)
-    found = delong(scores, positive)
+    found = delong_covariance(scores, positive)
     values, covariance = _brute(scores, positive)
     assert found.values == pytest.approx(values)
     assert found.covariance == pytest.approx(covariance)
@@ -354,7 +361,7 @@ def test_delong_is_the_u_statistics_covariance() -> None:
 
 def test_delong_by_hand() -> None:
     """Positives 1, 3 against negatives 0, 2: three of four pairs in order; V10 = (1/2, 1), V01 = (1, 1/2)."""
-    found = delong(np.array([[1.0, 3.0, 0.0, 2.0]]), np.array([True, True, False, False]))
+    found = delong_covariance(np.array([[1.0, 3.0, 0.0, 2.0]]), np.array([True, True, False, False]))
     assert found.values[0] == pytest.approx(0.75)
     assert found.covariance[0, 0] == pytest.approx(0.125 / 2 + 0.125 / 2)  # both sample variances are 1/8
 
@@ -366,7 +373,7 @@ def _single(scored: ScoredSlides) -> ScoredSlides:
 def test_delong_agrees_with_the_bootstrap() -> None:
     """On 200 independent slides interval and bootstrap tell the same story, and a real difference is found."""
     a, b = _single(_scored(200, 1.5, 1)), _single(_scored(200, 0.5, 2))
-    found = delong_paired(a, b)
+    found = delong_test(a, b)
     boot = paired_difference(a, b, Resampler(a.targets, a.patients, 1000))
     assert found["value"] == pytest.approx(boot["value"])
     assert (found["low"], found["high"]) == pytest.approx((boot["low"], boot["high"]), abs=0.02)
@@ -385,7 +392,7 @@ def test_delong_is_undefined_where_its_formula_says_nothing() -> None:
         ((_single(a), _single(a)), "alike"),
         ((three, three), "two classes"),
     ):
-        found = delong_paired(*pair)
+        found = delong_test(*pair)
         assert found["p"] is None and found["low"] is None
         assert said in found["reason"]
 
@@ -393,15 +400,15 @@ def test_delong_is_undefined_where_its_formula_says_nothing() -> None:
 @pytest.mark.parametrize(("low", "holds"), [(-0.02, True), (-0.03, False), (-0.2, False), (None, None)])
 def test_not_worse_hangs_on_the_lower_bound(low: float | None, holds: bool | None) -> None:
     """Above -0.03, not at it; without a bound there is no verdict."""
-    found = non_inferiority({"value": 0.0, "low": low, "high": 0.1}, OVER_PATIENTS)
+    found = assess_non_inferiority({"value": 0.0, "low": low, "high": 0.1}, OVER_PATIENTS)
     assert found["holds"] is holds
-    assert found["margin"] == MARGIN == 0.03
+    assert found["margin"] == NON_INFERIORITY_MARGIN == 0.03
     assert (found["reason"] is None) == (low is not None)
 
 
 def test_a_verdict_says_what_it_leaves_out() -> None:
     """Over slides patients are not covered; at the ceiling the interval has no width."""
-    assert "patient" in non_inferiority({"value": 0.0, "low": -0.01, "high": 0.1}, OVER_SLIDES)["reason"]
-    ceiling = non_inferiority({"value": 0.0, "low": 0.0, "high": 0.0}, OVER_PATIENTS)
+    assert "patient" in assess_non_inferiority({"value": 0.0, "low": -0.01, "high": 0.1}, OVER_SLIDES)["reason"]
+    ceiling = assess_non_inferiority({"value": 0.0, "low": 0.0, "high": 0.0}, OVER_PATIENTS)
     assert ceiling["holds"] is None
     assert "no width" in ceiling["reason"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lrmil_training.evaluation.summary import is_method, summarise
+from lrmil_training.evaluation.summary import is_method_entry, summarise_runs
 
 
 def run(
@@ -30,7 +30,7 @@ def run(
 
 def test_means_and_deviations_by_hand() -> None:
     """.8, .9 and 1.0 have mean .9 and sample deviation .1; of +.1, -.1 and 0 one is positive."""
-    found = summarise([run(0, 0, 0.8, -0.1, 0.2), run(1, 0, 0.9, 0.0, 0.4), run(2, 0, 1.0, 0.1, 0.6)])
+    found = summarise_runs([run(0, 0, 0.8, -0.1, 0.2), run(1, 0, 0.9, 0.0, 0.4), run(2, 0, 1.0, 0.1, 0.6)])
     assert set(found) == {"student", "teacher"}
     figures = found["student"]["test"]
     assert figures["auroc"] == {
@@ -46,7 +46,7 @@ def test_means_and_deviations_by_hand() -> None:
 
 
 def test_an_undefined_figure_is_left_out_not_counted_as_0() -> None:
-    found = summarise([run(None, 0, 0.8, 0.1, None), run(None, 1, None, None, 0.5)])["student"]["test"]
+    found = summarise_runs([run(None, 0, 0.8, 0.1, None), run(None, 1, None, None, 0.5)])["student"]["test"]
     assert (found["auroc"]["mean"], found["auroc"]["sd"], found["auroc"]["n_runs"]) == (0.8, None, 1)
     assert [one["value"] for one in found["auroc"]["runs"]] == [0.8, None]
     assert found["agreement"]["spearman"]["n_runs"] == found["paired"]["teacher"]["positive"] == 1
@@ -55,16 +55,16 @@ def test_an_undefined_figure_is_left_out_not_counted_as_0() -> None:
 
 def test_folds_and_a_fixed_split_are_not_mixed() -> None:
     with pytest.raises(ValueError, match="some runs are folds and others have the fixed split"):
-        summarise([run(0, 0, 0.8, 0.1, 0.2), run(None, 0, 0.9, 0.1, 0.2)])
+        summarise_runs([run(0, 0, 0.8, 0.1, 0.2), run(None, 0, 0.9, 0.1, 0.2)])
 
 
 def test_a_method_that_one_run_lacks_is_summed_up_over_the_others() -> None:
     runs = [run(None, seed, 0.8, 0.1, 0.2) for seed in range(3)]
     del runs[1]["metrics"]["student"]
-    assert summarise(runs)["student"]["test"]["auroc"]["n_runs"] == 2
+    assert summarise_runs(runs)["student"]["test"]["auroc"]["n_runs"] == 2
 
 
 @pytest.mark.parametrize("entry", [None, 3, {}, {"kind": "fixed split"}, [{"fold": 0}], {"test": {"n": 3}}])
 def test_what_else_metrics_hold_is_no_method(entry: Any) -> None:
-    assert not is_method(entry)
-    assert is_method({"test": {"auroc": {}}})
+    assert not is_method_entry(entry)
+    assert is_method_entry({"test": {"auroc": {}}})

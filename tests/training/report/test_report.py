@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from lrmil_training.report.plots import agreement, forest, reliability, run_dots
-from lrmil_training.report.report import figure_text, verdict, weighting, write_report
-from lrmil_training.report.run_record import method_label, read_curves, read_run, sort_by_probability_distance
+from lrmil_training.report.plots import plot_agreement, plot_forest, plot_reliability, plot_runs
+from lrmil_training.report.report import describe_class_weights, describe_non_inferiority, format_metric, write_report
+from lrmil_training.report.run_record import method_label, read_run, read_training_curves, sort_by_probability_distance
 from support.run_folders import CLASSES, write_events, write_run, write_series
 
 COUNTS = {"train": 9, "val": 12, "test": 26}
@@ -72,10 +72,10 @@ def test_every_figure_of_a_method_is_shown(folder: Path, page: str) -> None:
         )
         told = [found["auroc"][k] for k in ("value", "low", "high")]
         told += [found[k] for k in ("balanced_accuracy", "f1", "ece", "brier")]
-        assert re.findall(r"\d\.\d{3}", row) == [figure_text(value) for value in told], method
+        assert re.findall(r"\d\.\d{3}", row) == [format_metric(value) for value in told], method
         rows = [line for line in text.split("By class")[1].splitlines() if method_label(method) in line]
         by_class = [found["per_class"][c][k] for c in CLASSES for k in ("recall", "precision", "f1")]
-        assert re.findall(r"\d\.\d{3}", rows[0]) == [figure_text(value) for value in by_class]
+        assert re.findall(r"\d\.\d{3}", rows[0]) == [format_metric(value) for value in by_class]
     matrices = page.split("Confusion matrices")[1].split("By class")[0]
     counts = [int(n) for n in re.findall(r"<td style=[^>]*>(\d+)</td>", matrices)]
     assert counts == [n for m in METHODS for row in metrics[m]["test"]["confusion"] for n in row]
@@ -87,9 +87,9 @@ def test_imbalance_and_its_remedy_are_stated(page: str, folder: Path, tmp_path: 
     said = "weighted by inverse frequency (class_weights: balanced): normal 0.90, lesion 1.12"
     assert said in page and "does not restore their shares" in page
     series = read_run(write_series(tmp_path / "series", {"train": 4, "val": 6, "test": 8}, folds=2))
-    assert weighting(series) == "In training every slide counted alike (class_weights: none)."
+    assert describe_class_weights(series) == "In training every slide counted alike (class_weights: none)."
     (tmp_path / "none").mkdir()
-    assert weighting(read_run(tmp_path / "none")) is None
+    assert describe_class_weights(read_run(tmp_path / "none")) is None
 
 
 def test_delong_is_shown_only_with_one_slide_a_patient(page: str, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_series_shows_means_over_runs_and_the_runs_themselves(tmp_path: Path) 
     ],
 )
 def test_verdicts_are_words_with_their_bound(found: dict[str, Any], words: str) -> None:
-    told = verdict(found)
+    told = describe_non_inferiority(found)
     assert told.startswith(words)
     assert found["low"] is None or f"{found['low']:+.3f}, margin −0.030".replace("-", "−") in told
 
@@ -172,7 +172,7 @@ def drawn(make: Any) -> Figure:
 
 def test_reliability_is_drawn_from_tenths_of_the_slides(folder: Path, slides: list[dict[str, Any]]) -> None:
     """26 slides in ten bins of equal mass: six of three and four of two, by the probability of the called class."""
-    axis = drawn(reliability(read_run(folder), "test")).axes[0]
+    axis = drawn(plot_reliability(read_run(folder), "test")).axes[0]
     lines = {line.get_label(): line for line in axis.lines}
     for method in METHODS:
         p = np.array([probability(row, method) for row in slides])
@@ -186,7 +186,7 @@ def test_reliability_is_drawn_from_tenths_of_the_slides(folder: Path, slides: li
 
 
 def test_agreement_is_a_dot_a_slide_and_its_median(folder: Path, slides: list[dict[str, Any]]) -> None:
-    make = agreement(read_run(folder), "test")
+    make = plot_agreement(read_run(folder), "test")
     assert make is not None
     axes = drawn(make).axes
     names = [label.get_text() for label in axes[0].get_yticklabels()]
@@ -205,7 +205,7 @@ def test_no_agreement_is_drawn_without_a_teacher(tmp_path: Path) -> None:
     for row in stored["slides"]:
         row["methods"] = {"student": row["methods"]["student"] | {"agreement": None}}
     (folder / "slides.json").write_text(json.dumps(stored))
-    assert agreement(read_run(folder), "test") is None
+    assert plot_agreement(read_run(folder), "test") is None
 
 
 def test_forest_and_dots_are_at_the_figures(tmp_path: Path) -> None:
@@ -213,11 +213,11 @@ def test_forest_and_dots_are_at_the_figures(tmp_path: Path) -> None:
         {"method": "student", "other": "teacher", "value": 0.1, "low": -0.2, "high": 0.3},
         {"method": "student", "other": "labels_only", "value": 0.25, "low": None, "high": None},
     ]
-    lines = drawn(forest(rows, METHODS)).axes[0].lines[2:]  # after those at 0 and at the margin
+    lines = drawn(plot_forest(rows, METHODS)).axes[0].lines[2:]  # after those at 0 and at the margin
     assert [np.ravel(line.get_xdata()).tolist() for line in lines] == [[0.25], [-0.2, 0.3], [0.1]]
     record = read_run(write_series(tmp_path / "seeds", {"train": 4, "val": 6, "test": 12}, folds=0, seeds=3))
     values = [one["value"] for one in record.summary["student"]["test"]["auroc"]["runs"]]
-    found = [np.ravel(line.get_xdata()).tolist() for line in drawn(run_dots(record, "test")).axes[0].lines]
+    found = [np.ravel(line.get_xdata()).tolist() for line in drawn(plot_runs(record, "test")).axes[0].lines]
     assert values in found and [pytest.approx(np.mean(values))] in found
 
 
@@ -235,7 +235,7 @@ def test_a_later_attempt_overrides_the_epochs_that_it_did_again() -> None:
         line(i, attempt, "Metric", "stage1", name="train/attn", value=value, step=step)
         for i, (attempt, step, value) in enumerate(told)
     ]
-    (curve,) = read_curves(events)
+    (curve,) = read_training_curves(events)
     assert curve.series["train/attn"] == {0: 1.0, 1: 0.8, 2: 0.65}
     assert (curve.title, curve.chosen) == ("stage1", None)
 
@@ -251,16 +251,20 @@ def test_fits_of_one_stage_and_runs_of_a_series_are_curves_of_their_own() -> Non
         line(5, 0, "Metric", "stage2", **metric),
         line(6, 0, "Metric", "stage3", name="lr 0.001", value=0.9, step=0),  # a figure of no epoch is no curve
     ]
-    assert [c.title for c in read_curves(events)] == ["stage2 · run 1", "stage2, fit 2 · run 1", "stage2 · run 2"]
+    assert [c.title for c in read_training_curves(events)] == [
+        "stage2 · run 1",
+        "stage2, fit 2 · run 1",
+        "stage2 · run 2",
+    ]
 
 
 def test_the_epoch_that_is_kept_is_the_first_of_the_best(tmp_path: Path, page: str) -> None:
     values = [0.5, 0.9, float("nan"), 0.9, 0.7]
     events = [line(i, 0, "Metric", "teacher", name="select", value=v, step=i) for i, v in enumerate(values)]
     events.append(line(9, 0, "Metric", "teacher", name="val/auroc", value=0.5, step=4))
-    assert read_curves(events)[0].chosen == 1
+    assert read_training_curves(events)[0].chosen == 1
     write_events(tmp_path)
-    curves = read_curves(read_run(tmp_path).events)
+    curves = read_training_curves(read_run(tmp_path).events)
     assert [c.stage for c in curves] == ["teacher", "stage1", "stage2", "labels_only"]
     assert all(len(c.series["select"]) == 20 for c in curves), "the line that broke off and the attempt before it"
     assert f"20 epochs, epoch {(curves[0].chosen or 0) + 1} kept." in page

@@ -15,22 +15,22 @@ import pytest
 
 from lrmil_training.runs.event_log import EventLog, read_events
 from lrmil_training.runs.lock import (
-    LOCK,
+    LOCK_FILE,
     LockedError,
-    Owner,
+    LockOwner,
     acquire_run_lock,
-    clear_stop,
-    find_holder,
+    clear_stop_request,
+    find_owner,
+    is_stop_requested,
     request_stop,
-    stop_requested,
 )
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Finished, Metric, Progress
 
 
-def _lay(folder: Path, owner: Owner, age: float) -> None:
-    (folder / LOCK).write_text(json.dumps(asdict(owner)))
-    os.utime(folder / LOCK, (time.time() - age,) * 2)
+def _lay(folder: Path, owner: LockOwner, age: float) -> None:
+    (folder / LOCK_FILE).write_text(json.dumps(asdict(owner)))
+    os.utime(folder / LOCK_FILE, (time.time() - age,) * 2)
 
 
 def test_a_second_writer_gets_one_sentence(tmp_path: Path) -> None:
@@ -38,10 +38,10 @@ def test_a_second_writer_gets_one_sentence(tmp_path: Path) -> None:
     with acquire_run_lock(tmp_path / "run"):
         with pytest.raises(LockedError, match=rf"process {os.getpid()} on .* since 20.*; wait .* another folder"):
             acquire_run_lock(tmp_path / "run").__enter__()
-        found = find_holder(tmp_path / "run")
+        found = find_owner(tmp_path / "run")
         assert found is not None and found.pid == os.getpid()
     assert not list((tmp_path / "run").iterdir())
-    assert find_holder(tmp_path / "run") is None
+    assert find_owner(tmp_path / "run") is None
     with acquire_run_lock(tmp_path / "run"):
         pass
 
@@ -52,7 +52,7 @@ def test_a_killed_writer_leaves_no_lock_that_holds(tmp_path: Path) -> None:
     code = "import os, pathlib, sys; from lrmil_training.runs.lock import acquire_run_lock\n"
     code += "with acquire_run_lock(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
-    assert (tmp_path / LOCK).exists()
+    assert (tmp_path / LOCK_FILE).exists()
     began = time.monotonic()
     with acquire_run_lock(tmp_path):
         assert time.monotonic() - began < 2
@@ -60,7 +60,7 @@ def test_a_killed_writer_leaves_no_lock_that_holds(tmp_path: Path) -> None:
 
 def test_another_machine_is_believed_while_it_beats(tmp_path: Path) -> None:
     """By the file's time, or, where the clocks differ, by waiting for a beat; then it is taken over."""
-    other = Owner("elsewhere", 1, "", time.time() - 60, "theirs", 3)
+    other = LockOwner("elsewhere", 1, "", time.time() - 60, "theirs", 3)
     _lay(tmp_path, other, age=0)
     with pytest.raises(LockedError, match="process 1 on elsewhere"):
         acquire_run_lock(tmp_path, beat_s=0.2).__enter__()
@@ -76,13 +76,13 @@ def test_another_machine_is_believed_while_it_beats(tmp_path: Path) -> None:
 
 def test_a_half_written_lock_of_old_is_no_lock(tmp_path: Path) -> None:
     """It was never held: the next writer has the folder to itself, and leaves nothing behind."""
-    (tmp_path / LOCK).write_text('{"host": "a", "p')
-    os.utime(tmp_path / LOCK, (0, 0))
-    assert find_holder(tmp_path) is None
+    (tmp_path / LOCK_FILE).write_text('{"host": "a", "p')
+    os.utime(tmp_path / LOCK_FILE, (0, 0))
+    assert find_owner(tmp_path) is None
     with acquire_run_lock(tmp_path) as held:
-        assert find_holder(tmp_path) == held.owner
+        assert find_owner(tmp_path) == held.owner
         assert held.owner.pid == os.getpid()
-        assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+        assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
         with pytest.raises(LockedError, match=f"process {os.getpid()} on "):
             acquire_run_lock(tmp_path).__enter__()
         held.check()
@@ -93,20 +93,20 @@ def test_it_beats_and_notices_that_it_was_taken_over(tmp_path: Path) -> None:
     """As after the machine slept: the other's lock stays, and the first holder is told."""
     with acquire_run_lock(tmp_path, beat_s=0.05) as held:
         time.sleep(0.3)
-        assert find_holder(tmp_path) == held.owner
+        assert find_owner(tmp_path) == held.owner
         assert held.owner.beats > 1
         held.check()
-        _lay(tmp_path, Owner("elsewhere", 7, "", 0.0, "theirs"), age=0)
+        _lay(tmp_path, LockOwner("elsewhere", 7, "", 0.0, "theirs"), age=0)
         time.sleep(0.3)
         with pytest.raises(LrmilError, match="another process took the run over"):
             held.check()
-    assert json.loads((tmp_path / LOCK).read_text())["token"] == "theirs"
+    assert json.loads((tmp_path / LOCK_FILE).read_text())["token"] == "theirs"
 
 
 def test_of_many_who_take_over_one_succeeds(tmp_path: Path) -> None:
     """However the steps of two contenders interleave."""
     for _ in range(10):
-        _lay(tmp_path, Owner("elsewhere", 7, "", 0.0, "theirs"), age=1000)
+        _lay(tmp_path, LockOwner("elsewhere", 7, "", 0.0, "theirs"), age=1000)
         held: list[int] = []
         go, end = threading.Barrier(4), threading.Event()
 
@@ -133,10 +133,10 @@ def test_of_many_who_take_over_one_succeeds(tmp_path: Path) -> None:
 def test_stop_file(tmp_path: Path) -> None:
     """A request for an earlier process is cleared."""
     request_stop(tmp_path)
-    assert stop_requested(tmp_path)
-    clear_stop(tmp_path)
-    clear_stop(tmp_path)
-    assert not stop_requested(tmp_path)
+    assert is_stop_requested(tmp_path)
+    clear_stop_request(tmp_path)
+    clear_stop_request(tmp_path)
+    assert not is_stop_requested(tmp_path)
 
 
 def test_event_log_counts_on_and_drops_a_broken_end(tmp_path: Path) -> None:
