@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +23,7 @@ from napari_lrmil.core.events import Progress
 from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
 from napari_lrmil.core.results.schema import CohortFile, PredictionFile
 from support.networks import untrained_bundle, untrained_encoder
+from support.processes import ended, run_command_up_to, start
 
 Call = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parents[1]
@@ -199,18 +199,19 @@ def test_an_interrupt_keeps_what_is_done_and_lists_it(slides: Path, bundle: Path
     shutil.copytree(slides, folder)
     big = write_slide(folder, PhantomSlide("second", LESION, 9, (3072, 2304)))
     (folder / "a.svs").write_text("no slide")
-    call = [sys.executable, "-m", "napari_lrmil", "predict", folder, *words(bundle, out)]
-    work = subprocess.Popen(list(map(str, call)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while "Präparat 2 – été" not in made(out) or "first" not in made(out):
-        assert work.poll() is None
-        time.sleep(0.01)
-    work.send_signal(signal.SIGINT)
-    _, told = work.communicate(timeout=60)
-    assert work.returncode == 130 and "cancelled" in told and "Traceback" not in told
+    command = tuple(map(str, ("predict", folder, *words(bundle, out))))
+    work = start(run_command_up_to, command, big.stem, tmp_path / "reached", tmp_path / "said")
+    while not (tmp_path / "reached").exists():
+        work.join(0.01)
+        assert work.exitcode is None, (tmp_path / "said").read_text()
+    os.kill(work.pid or 0, signal.SIGINT)
+    assert ended(work) == 130
+    told = (tmp_path / "said").read_text()
+    assert "cancelled" in told and "Traceback" not in told
     done = made(out)
+    assert set(done) == {"first", "Präparat 2 – été"}
     with (out / "predictions.csv").open(encoding="utf-8") as file:
         assert {row["slide"] for row in csv.DictReader(file)} == set(done)
-    assert big.stem not in done
     assert not [path for path in out.iterdir() if path.name.endswith(".partial")]
     assert not (out / "failures.csv").exists()  # its second try was to come
 

@@ -23,7 +23,7 @@ from napari_lrmil.core.errors import (
 )
 from napari_lrmil.core.events import Event, Notice, Progress, StageDone
 
-LOG, DONE = "log", "done"
+LOG, DONE, GIVEN_UP = "log", "done", "given up"
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,21 @@ class Logged:
         for wanted, act in ACTS.items():
             if work.name.startswith(wanted):
                 act(self.folder / f"{work.name}.seen")
-        for tick in range(600 if work.name.startswith("ticks") else 0):  # a minute of batches
-            with (self.folder / f"{work.name}.seen").open("a") as seen:
-                seen.write(".")
-            time.sleep(0.1)
-            yield Progress("encode", tick, 600)
+        if work.name.startswith("ticks"):
+            yield from self._ticks(work)
         yield Progress("encode", 1, 1)
         mark.write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         return TaskResult("done", mark)
+
+    def _ticks(self, work: SlideJob) -> Generator[Event, None, None]:
+        """Do a minute of batches, and leave a mark if they are not wanted any more."""
+        try:
+            for tick in range(600):
+                time.sleep(0.1)
+                yield Progress("encode", tick, 600)
+        except GeneratorExit:
+            (self.folder / f"{work.name}.{GIVEN_UP}").touch()
+            raise
 
 
 def _kill(_: Path) -> None:

@@ -8,11 +8,18 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from napari_lrmil.core.events import Event, Progress
+
+if TYPE_CHECKING:
+    from napari_lrmil.core.slides.slide import Slide
 
 PRELOADED = ["napari_lrmil.cli", "lrmil_training.train", "lrmil_training.fitting.processes", "support.fits"]
 
@@ -43,6 +50,24 @@ def ended(process: BaseProcess) -> int:
     process.join()
     assert process.exitcode is not None
     return process.exitcode
+
+
+def run_command_up_to(words: Sequence[str], slide: str, reached: Path, said: Path) -> None:
+    """Run ``napari-lrmil predict``, and wait for ever once the first patches of a slide are encoded; note that."""
+    from napari_lrmil.core.cohort import predict_task
+
+    predict = predict_task.predict
+
+    def held(opened: Slide, *arguments: Any, **options: Any) -> Iterator[Event]:
+        with closing(predict(opened, *arguments, **options)) as stream:
+            for event in stream:
+                yield event
+                if opened.name == slide and isinstance(event, Progress) and event.unit == "patches":
+                    reached.touch()
+                    threading.Event().wait()
+
+    predict_task.predict = held
+    _command(list(words), said)
 
 
 def _command(words: list[str], said: Path | None) -> None:
