@@ -1,4 +1,4 @@
-"""Label and macro images, on request only, in a window of their own: never a layer, so no export can hold one."""
+"""Window for the label and macro images of a slide. They are never layers, so no export can contain them."""
 
 from __future__ import annotations
 
@@ -13,21 +13,30 @@ if TYPE_CHECKING:
     from napari_lrmil.core.slides.slide import Pixels, Slide
 
 PRIVACY_WARNING = "Labels may carry patient names: not part of any export or screenshot."
-MAX_PICTURE_PX = (900, 560)
+MAX_PICTURE_PX = (900, 560)  # width, height: fits a laptop's screen
 
 
 def associated_image_names(slide: Slide) -> tuple[str, ...]:
-    """Return the names of a slide's label, macro and other images; reads none of them."""
+    """Return the names of a slide's label, macro and other images, without reading them."""
     return slide.associated
 
 
 def show_associated_image(slide: Slide, name: str, parent: QWidget | None = None) -> AssociatedImageWindow:
-    """Show one of a slide's images in a window of its own, which forgets it when it is closed.
+    """Show an associated image in a window of its own; the pixels are released when the window is closed.
+
+    Parameters
+    ----------
+    slide
+        The slide.
+    name
+        One of `associated_image_names`.
+    parent
+        Window over which the new one is placed.
 
     Raises
     ------
     SlideError
-        Where the slide has no such image, or it cannot be read.
+        If the slide has no such image, or it cannot be read.
     """
     window = AssociatedImageWindow(f"{name} of {slide.name}", slide.associated_image(name), parent)
     window.show()
@@ -35,12 +44,12 @@ def show_associated_image(slide: Slide, name: str, parent: QWidget | None = None
 
 
 class AssociatedImageWindow(QDialog):  # type: ignore[misc]  # qtpy has no types
-    """A picture that came with the slide, and what to keep in mind about it.
+    """Window with an associated image and a privacy warning.
 
     Parameters
     ----------
     title
-        Which picture it is.
+        Title of the window.
     pixels
         (height, width, 3) RGB.
     """
@@ -52,7 +61,7 @@ class AssociatedImageWindow(QDialog):  # type: ignore[misc]  # qtpy has no types
         column = QVBoxLayout(self)
         self.picture = QLabel()
         self.picture.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        self.picture.setPixmap(_fitting(pixels))
+        self.picture.setPixmap(_fit_pixmap(pixels))
         self.picture.setAccessibleName(title)
         self.warning = QLabel(PRIVACY_WARNING)
         self.warning.setWordWrap(True)
@@ -62,9 +71,11 @@ class AssociatedImageWindow(QDialog):  # type: ignore[misc]  # qtpy has no types
             column.addWidget(part)
 
 
-def _fitting(pixels: Pixels) -> QPixmap:
+def _fit_pixmap(pixels: Pixels) -> QPixmap:
+    """Return the pixels as a pixmap, reduced to `MAX_PICTURE_PX` if they are larger."""
     height, width, _ = pixels.shape
     data = np.ascontiguousarray(pixels)
+    # copy(): a QImage shares the buffer of the array, which is freed at the end of this function.
     image = QImage(data.data, width, height, 3 * width, QImage.Format.Format_RGB888).copy()
     if width > MAX_PICTURE_PX[0] or height > MAX_PICTURE_PX[1]:
         image = image.scaled(

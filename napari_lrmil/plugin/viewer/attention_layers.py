@@ -1,6 +1,6 @@
-"""What maps over a slide look like: attention beside, or wiped over, that of the teacher; differences; evidence; picks.
+"""napari layers of a prediction: attention of student and teacher, their difference, evidence, picked patches.
 
-A map is one pixel per patch. This file makes the data of layers; `layers` adds them.
+A map has one pixel per patch. This module builds the data of layers; `layers` adds them to the viewer.
 """
 
 from __future__ import annotations
@@ -22,24 +22,25 @@ if TYPE_CHECKING:
     from napari_lrmil.core.inference.prediction import Prediction
     from napari_lrmil.core.visualize.overlay import AttentionScale, Heatmap
 
-DEFAULT_OPACITY = 0.5  # the tissue has to stay readable where attention is low, which is dark
-DIFFERENCE_OPACITY = 0.85  # its middle, where the networks agree, lets the tissue through by itself
+DEFAULT_OPACITY = 0.5  # low attention is dark: the tissue has to stay readable below it
+DIFFERENCE_OPACITY = 0.85  # the colour map itself is transparent where the networks agree
+EVIDENCE_OPACITY = 0.8  # likewise, where the evidence is zero
 VIEW_TITLES: dict[Side, str] = {"student": "Student (LR)", "teacher": "Teacher (HR)"}
-PICK_PX = 12  # pixels along a picked patch: one of them makes the outline
-PICKED_RGBA = (0.0, 0.835, 0.94, 1.0)  # in none of the other colour scales
+PICK_PX = 12  # raster pixels along a picked patch; the outline is one of them wide
+PICKED_RGBA = (0.0, 0.835, 0.94, 1.0)  # a cyan that no other colour map contains
 CompareView = Literal["side", "wipe", "difference"]
 
 
 @dataclass(frozen=True)
 class AttentionStyle:
-    """How attention is to look.
+    """Display style of attention.
 
     Attributes
     ----------
     mode
-        As it is, as a percentile, or in powers of ten.
+        Raw values, percentiles, or powers of ten.
     smooth
-        Whether colours run into each other; never unless asked, for a patch is what the network saw.
+        Whether colours are interpolated between patches. Off by default, because a patch is what the network saw.
     opacity
         0 to 1.
     """
@@ -51,7 +52,7 @@ class AttentionStyle:
 
 @dataclass(frozen=True)
 class CompareMode:
-    """How the maps of student and teacher lie to each other.
+    """Arrangement of the maps of student and teacher.
 
     Attributes
     ----------
@@ -70,7 +71,7 @@ class CompareMode:
 
 @dataclass(frozen=True)
 class _PatchMap:
-    """A map on its grid: (n, 2) level-0 corners, their size, and (n,) attention that sums to 1."""
+    """Map on its grid: (n, 2) level-0 corners, patch size in level-0 pixels, and (n,) attention that sums to 1."""
 
     coords: Int64
     patch_level0: tuple[int, int]
@@ -78,42 +79,69 @@ class _PatchMap:
 
 
 def count_columns(prediction: Prediction) -> int:
-    """Return how many columns of LR patches the map of a prediction has."""
-    across = prediction.student.coords[:, 0]
-    return int((across.max() - across.min()) // prediction.student.patch_level0[0]) + 1
+    """Return the number of columns of LR patches between the leftmost and the rightmost one."""
+    x = prediction.student.coords[:, 0]
+    return int((x.max() - x.min()) // prediction.student.patch_level0[0]) + 1
+
+
+# ---------------------------------------------------------------- attention and difference
 
 
 def build_map_layers(
     prediction: Prediction,
     mpp: float,
     given_mpp: float | None,
-    look: AttentionStyle | None = None,
-    pairing: CompareMode | None = None,
+    style: AttentionStyle | None = None,
+    compare: CompareMode | None = None,
 ) -> dict[RoleAndSide, LayerData]:
-    """Return the maps of a prediction and where they lie; without a teacher, the student's alone."""
-    pairing = pairing or CompareMode()
-    if prediction.teacher is not None and pairing.view == "difference":
-        return {("difference", "student"): _difference_layer(prediction, mpp, given_mpp)}
-    made = build_attention_layers(prediction, mpp, given_mpp, look, pooled=pairing.pooled)
-    if prediction.teacher is None or pairing.view == "side":
-        return {("attention", side): layer for side, layer in made.items()}
-    left = count_columns(prediction) // 2 if pairing.wipe is None else pairing.wipe
-    edge = int(prediction.student.coords[:, 0].min()) + left * prediction.student.patch_level0[0]  # level-0 x
-    teacher = made["teacher"]
+    """Return the maps of a prediction by role and side; without a teacher, only the student's.
+
+    Parameters
+    ----------
+    prediction
+        The prediction.
+    mpp, given_mpp
+        Mean µm per level-0 pixel of the slide, and the value that the user gave, if any.
+    style
+        Display style; by default raw values.
+    compare
+        Arrangement of the two maps; by default side by side.
+    """
+    compare = compare or CompareMode()
+    if prediction.teacher is not None and compare.view == "difference":
+        return {("difference", "student"): _build_difference_layer(prediction, mpp, given_mpp)}
+    layers = build_attention_layers(prediction, mpp, given_mpp, style, pooled=compare.pooled)
+    if prediction.teacher is None or compare.view == "side":
+        return {("attention", side): layer for side, layer in layers.items()}
+    student, teacher = layers["student"], layers["teacher"]
     teacher[1]["metadata"] = LayerTag("wipe", prediction.path, mpp, given_mpp).as_metadata()
-    for layer, width, is_left in (
-        (made["student"], prediction.student.patch_level0[0], True),
-        (teacher, _teacher_map(prediction, pairing.pooled).patch_level0[0], False),
-    ):
-        _wipe(layer, prediction, edge, width, is_left)
-    return {("attention", "student"): made["student"], ("wipe", "student"): teacher}
+    patch = prediction.student.patch_level0[0]
+    left = count_columns(prediction) // 2 if compare.wipe is None else compare.wipe
+    edge = int(prediction.student.coords[:, 0].min()) + left * patch  # level-0 x
+    _cut_at_wipe(student, prediction, edge, patch, is_left=True)
+    _cut_at_wipe(teacher, prediction, edge, _teacher_map(prediction, compare.pooled).patch_level0[0], is_left=False)
+    return {("attention", "student"): student, ("wipe", "student"): teacher}
 
 
-def _wipe(layer: LayerData, prediction: Prediction, edge: int, width: int, is_left: bool) -> None:
-    """Take away what lies on the other side of the wipe; `edge` and `width` of a patch are level-0 pixels."""
+def _cut_at_wipe(layer: LayerData, prediction: Prediction, edge: int, patch: int, *, is_left: bool) -> None:
+    """Erase the part of a map on the other side of the wipe.
+
+    Parameters
+    ----------
+    layer
+        The map; changed in place.
+    prediction
+        Prediction of the map.
+    edge
+        x of the wipe in level-0 pixels.
+    patch
+        Width of a patch of this map in level-0 pixels.
+    is_left
+        Whether the map shows the part left of the wipe.
+    """
     image, options, _ = layer
-    first = options["translate"][1] / prediction.grid.lattice.mpp.x - width / 2  # level-0 x of the raster's corner
-    lies_left = first + (np.arange(image.shape[1]) + 0.5) * width < edge
+    first = options["translate"][1] / prediction.grid.lattice.mpp.x - patch / 2  # level-0 x of the raster's corner
+    lies_left = first + (np.arange(image.shape[1]) + 0.5) * patch < edge
     image[:, ~lies_left if is_left else lies_left] = np.nan
 
 
@@ -121,113 +149,71 @@ def build_attention_layers(
     prediction: Prediction,
     mpp: float,
     given_mpp: float | None,
-    look: AttentionStyle | None = None,
+    style: AttentionStyle | None = None,
     *,
     pooled: bool = False,
 ) -> dict[Side, LayerData]:
-    """Return the attention of the student, and of the teacher where it ran, with the same colour limits."""
+    """Return the attention of the student, and of the teacher if it ran, with common colour limits.
+
+    Parameters
+    ----------
+    prediction, mpp, given_mpp, style
+        As for `build_map_layers`.
+    pooled
+        As in `CompareMode`.
+    """
     from napari_lrmil.core.visualize.overlay import attention_limits, attention_values, rasterize_patches
 
-    look = look or AttentionStyle()
+    style = style or AttentionStyle()
     student = prediction.student
-    readings: dict[Side, _PatchMap] = {"student": _PatchMap(student.coords, student.patch_level0, student.attention)}
+    maps: dict[Side, _PatchMap] = {"student": _PatchMap(student.coords, student.patch_level0, student.attention)}
     if prediction.teacher is not None:
-        readings["teacher"] = _teacher_map(prediction, pooled)
-    shown = {side: attention_values(reading.attention, look.mode) for side, reading in readings.items()}
-    colours = attention_limits(list(shown.values()), look.mode)
-    made: dict[Side, LayerData] = {}
-    for side, reading in readings.items():
-        heat = rasterize_patches(reading, shown[side])
+        maps["teacher"] = _teacher_map(prediction, pooled)
+    values = {side: attention_values(patch_map.attention, style.mode) for side, patch_map in maps.items()}
+    limits = attention_limits(list(values.values()), style.mode)
+    layers: dict[Side, LayerData] = {}
+    for side, patch_map in maps.items():
+        heat = rasterize_patches(patch_map, values[side])
         options = {
             "name": f"{VIEW_TITLES[side]} attention",
             "colormap": attention_colormap(),
-            "contrast_limits": colours,
-            "opacity": look.opacity,
+            "contrast_limits": limits,
+            "opacity": style.opacity,
             **_map_options(heat, prediction, LayerTag("attention", prediction.path, mpp, given_mpp, side)),
-            "interpolation2d": "linear" if look.smooth else "nearest",
+            "interpolation2d": "linear" if style.smooth else "nearest",
         }
-        made[side] = heat.image, options, "image"
-    return made
+        layers[side] = heat.image, options, "image"
+    return layers
 
 
 def _teacher_map(prediction: Prediction, pooled: bool) -> _PatchMap:
-    """Return the teacher's attention on its own grid, or summed over the children of each LR patch."""
-    teacher = prediction.teacher
+    """Return the teacher's attention on its own HR grid, or summed over the children of each LR patch."""
+    student, teacher = prediction.student, prediction.teacher
     if teacher is None:
-        raise ValueError("no map of a teacher that did not run")
+        raise ValueError("the prediction has no teacher")
     if not pooled:
         return _PatchMap(teacher.coords, teacher.patch_level0, teacher.attention)
-    carried = prediction.teacher_on_lr
-    there = np.isfinite(carried)
-    return _PatchMap(
-        prediction.student.coords[there], prediction.student.patch_level0, carried[there].astype(np.float32)
-    )
+    on_lr_grid = prediction.teacher_on_lr
+    was_read = np.isfinite(on_lr_grid)  # NaN in LR patches that the teacher did not read
+    return _PatchMap(student.coords[was_read], student.patch_level0, on_lr_grid[was_read].astype(np.float32))
 
 
-def _difference_layer(prediction: Prediction, mpp: float, given_mpp: float | None) -> LayerData:
-    """Return where student and teacher differ, on the LR grid: above 0 where the student looks more."""
+def _build_difference_layer(prediction: Prediction, mpp: float, given_mpp: float | None) -> LayerData:
+    """Return student minus teacher on the LR grid: above 0 where the student attends more."""
     from napari_lrmil.core.inference.teacher_comparison import shared_patches
     from napari_lrmil.core.visualize.comparison_figure import difference_limit
     from napari_lrmil.core.visualize.overlay import rasterize_patches
 
-    both = shared_patches(prediction)
+    shared = shared_patches(prediction)
     values = np.full(len(prediction.student.attention), np.nan, dtype=np.float32)
-    values[both.rows] = both.difference
-    limit, heat = difference_limit(both), rasterize_patches(prediction.student, values)
+    values[shared.rows] = shared.difference
+    limit, heat = difference_limit(shared), rasterize_patches(prediction.student, values)
     options = {
         "name": "Student less teacher",
         "colormap": difference_colormap(),
-        "contrast_limits": (-limit, limit),
+        "contrast_limits": (-limit, limit),  # symmetric, so that zero has the transparent middle colour
         "opacity": DIFFERENCE_OPACITY,
         **_map_options(heat, prediction, LayerTag("difference", prediction.path, mpp, given_mpp)),
-        "interpolation2d": "nearest",
-    }
-    return heat.image, options, "image"
-
-
-def build_picked_layer(
-    prediction: Prediction, rows: Int64, mpp: float, given_mpp: float | None, side: Side = "student"
-) -> LayerData:
-    """Return outlines round the LR patches in these rows of a prediction."""
-    from napari_lrmil.core.visualize.overlay import rasterize_patches
-
-    marks = np.zeros(len(prediction.student.attention), np.float32)
-    marks[rows] = 1
-    heat = rasterize_patches(prediction.student, marks)
-    tag = LayerTag("picked", prediction.path, mpp, given_mpp, side)
-    width, height = (length / PICK_PX for length in heat.pixel_level0)
-    options = {
-        "name": "Picked patches" if side == "student" else "Picked patches (teacher's view)",
-        "colormap": _pick_colours(),
-        "contrast_limits": (0, 1),
-        "opacity": 1.0,
-        "blending": "translucent",
-        "metadata": tag.as_metadata(),
-        **placement(heat.origin_level0, (width, height), prediction.grid.lattice.mpp),
-        "interpolation2d": "nearest",
-    }
-    return _outlines(heat.image), options, "image"
-
-
-def _outlines(marks: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return (rows * PICK_PX, columns * PICK_PX) with 1 along the inner edge of every marked pixel."""
-    edge = np.zeros((PICK_PX, PICK_PX), bool)
-    edge[[0, -1]] = edge[:, [0, -1]] = True
-    return np.kron(np.nan_to_num(marks) > 0, edge).astype(np.uint8)
-
-
-def build_evidence_layer(prediction: Prediction, name: str, mpp: float, given_mpp: float | None) -> LayerData:
-    """Return what each patch adds to the logit of the class `name`, blue against it and orange for it."""
-    from napari_lrmil.core.visualize.overlay import evidence_limits, rasterize_patches
-
-    values = prediction.student.evidence[:, prediction.classes.index(name)]
-    heat = rasterize_patches(prediction.student, values)
-    options = {
-        "name": f"Evidence for {name}",
-        "colormap": evidence_colormap(),
-        "contrast_limits": evidence_limits(values),
-        "opacity": 0.8,
-        **_map_options(heat, prediction, LayerTag("evidence", prediction.path, mpp, given_mpp)),
         "interpolation2d": "nearest",
     }
     return heat.image, options, "image"
@@ -241,9 +227,81 @@ def _map_options(heat: Heatmap, prediction: Prediction, tag: LayerTag) -> dict[s
     }
 
 
+# ---------------------------------------------------------------- picked patches and evidence
+
+
+def build_picked_layer(
+    prediction: Prediction, rows: Int64, mpp: float, given_mpp: float | None, side: Side = "student"
+) -> LayerData:
+    """Return the outlines of LR patches.
+
+    Parameters
+    ----------
+    prediction, mpp, given_mpp
+        As for `build_map_layers`.
+    rows
+        Rows of the patches in the prediction.
+    side
+        View of the layer.
+    """
+    from napari_lrmil.core.visualize.overlay import rasterize_patches
+
+    marks = np.zeros(len(prediction.student.attention), np.float32)
+    marks[rows] = 1
+    heat = rasterize_patches(prediction.student, marks)
+    tag = LayerTag("picked", prediction.path, mpp, given_mpp, side)
+    width, height = (length / PICK_PX for length in heat.pixel_level0)
+    options = {
+        "name": "Picked patches" if side == "student" else "Picked patches (teacher's view)",
+        "colormap": _picked_colormap(),
+        "contrast_limits": (0, 1),
+        "opacity": 1.0,
+        "blending": "translucent",
+        "metadata": tag.as_metadata(),
+        **placement(heat.origin_level0, (width, height), prediction.grid.lattice.mpp),
+        "interpolation2d": "nearest",
+    }
+    return _draw_outlines(heat.image), options, "image"
+
+
+def _draw_outlines(marks: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return (rows * PICK_PX, columns * PICK_PX) with 1 along the inner edge of every marked pixel."""
+    edge = np.zeros((PICK_PX, PICK_PX), bool)
+    edge[[0, -1]] = edge[:, [0, -1]] = True
+    return np.kron(np.nan_to_num(marks) > 0, edge).astype(np.uint8)
+
+
+def build_evidence_layer(prediction: Prediction, name: str, mpp: float, given_mpp: float | None) -> LayerData:
+    """Return the contribution of each patch to the logit of a class: blue against it, orange for it.
+
+    Parameters
+    ----------
+    prediction, mpp, given_mpp
+        As for `build_map_layers`.
+    name
+        Name of the class.
+    """
+    from napari_lrmil.core.visualize.overlay import evidence_limits, rasterize_patches
+
+    values = prediction.student.evidence[:, prediction.classes.index(name)]
+    heat = rasterize_patches(prediction.student, values)
+    options = {
+        "name": f"Evidence for {name}",
+        "colormap": evidence_colormap(),
+        "contrast_limits": evidence_limits(values),
+        "opacity": EVIDENCE_OPACITY,
+        **_map_options(heat, prediction, LayerTag("evidence", prediction.path, mpp, given_mpp)),
+        "interpolation2d": "nearest",
+    }
+    return heat.image, options, "image"
+
+
+# ---------------------------------------------------------------- colour maps
+
+
 @cache
 def attention_colormap() -> Colormap:
-    """Return the map for attention: its dark end lets the tissue through, for there is little to see there."""
+    """Return the colour map of attention; its dark end is transparent, so that unattended tissue stays visible."""
     from matplotlib import colormaps
     from napari.utils import Colormap
 
@@ -256,19 +314,20 @@ def attention_colormap() -> Colormap:
 
 @cache
 def evidence_colormap() -> Colormap:
-    """Return the map for evidence: blue against, orange for, nothing where there is none; readable without red."""
+    """Return the colour map of evidence: blue against, orange for, transparent at zero; readable without red vision."""
     from napari.utils import Colormap
 
-    against, none, for_it = (0.13, 0.40, 0.67), (0.97, 0.97, 0.97), (0.90, 0.38, 0.00)
+    against, neutral, in_favour = (0.13, 0.40, 0.67), (0.97, 0.97, 0.97), (0.90, 0.38, 0.00)
     steps = np.linspace(-1, 1, 65)[:, None]
-    ends = np.where(steps < 0, against, for_it)
-    colours = np.concatenate([none + (ends - none) * np.abs(steps) ** 0.7, 0.1 + 0.9 * np.abs(steps)], axis=1)
+    ends = np.where(steps < 0, against, in_favour)
+    # Exponent 0.7: colour rises faster than the value, which makes weak evidence visible.
+    colours = np.concatenate([neutral + (ends - neutral) * np.abs(steps) ** 0.7, 0.1 + 0.9 * np.abs(steps)], axis=1)
     return Colormap(colours, name="evidence")
 
 
 @cache
 def difference_colormap() -> Colormap:
-    """Return the map for differences: purple where the teacher looks more, orange where the student does."""
+    """Return the colour map of differences: purple where the teacher attends more, orange where the student does."""
     from matplotlib import colormaps
     from napari.utils import Colormap
 
@@ -276,12 +335,12 @@ def difference_colormap() -> Colormap:
 
     steps = np.linspace(-1, 1, 65)
     colours = colormaps[DIFFERENCE_COLORMAP]((steps + 1) / 2)
-    colours[:, 3] = 0.05 + 0.95 * np.abs(steps) ** 0.7  # where they agree there is nothing to see
+    colours[:, 3] = 0.05 + 0.95 * np.abs(steps) ** 0.7  # nearly transparent where the networks agree
     return Colormap(colours, name="difference")
 
 
 @cache
-def _pick_colours() -> Colormap:
+def _picked_colormap() -> Colormap:
     from napari.utils import Colormap
 
     return Colormap([(*PICKED_RGBA[:3], 0.0), PICKED_RGBA], name="picked")

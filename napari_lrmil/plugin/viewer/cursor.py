@@ -1,4 +1,4 @@
-"""What the mouse points at, as a place on the slide."""
+"""Position of the mouse on the slide."""
 
 from __future__ import annotations
 
@@ -18,22 +18,34 @@ THROTTLE_MS = 40
 
 
 class CursorTracker(QWidget):  # type: ignore[misc]  # qtpy has no types
-    """Tells where the mouse is in µm, x then y, at most every `THROTTLE_MS`; shows nothing, goes with the dock."""
+    """Invisible widget that reports the mouse position in µm, at most once per `THROTTLE_MS`.
 
-    def __init__(self, viewer: ViewerModel, tell: Callable[[float, float], None], parent: QWidget) -> None:
+    It is a widget because Qt then deletes it, and with it its connections, together with the dock.
+
+    Parameters
+    ----------
+    viewer
+        Viewer whose cursor is tracked.
+    on_move
+        Called with x and y in µm from the slide's corner.
+    parent
+        The dock.
+    """
+
+    def __init__(self, viewer: ViewerModel, on_move: Callable[[float, float], None], parent: QWidget) -> None:
         super().__init__(parent)
         self.setVisible(False)
-        self._viewer, self._tell = viewer, tell
+        self._viewer, self._on_move = viewer, on_move
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.setInterval(THROTTLE_MS)
-        self._timer.timeout.connect(self._now)
-        connect_until_destroyed(self, [(viewer.cursor.events.position, self._moved)])
+        self._timer.timeout.connect(self._report)
+        connect_until_destroyed(self, [(viewer.cursor.events.position, self._schedule)])
 
-    def _moved(self, _: Any = None) -> None:
+    def _schedule(self, _: Any = None) -> None:
         if not self._timer.isActive():
             self._timer.start()
 
-    def _now(self) -> None:
+    def _report(self) -> None:
         y, x = (v * um_per_unit(self._viewer) for v in self._viewer.cursor.position[-2:])
-        self._tell(x, y)
+        self._on_move(x, y)

@@ -1,7 +1,7 @@
-"""What layers look like: slides, attention, and where they lie in the viewer's world. Only this file adds layers.
+"""napari layers of slides, tissue and regions: their data, position and tag. All layers are added through this module.
 
-The world is micrometres from the corner of the slide's level-0 pixel (0, 0). napari puts the *centre* of a layer's
-first pixel at `translate`, so a layer of large pixels needs a larger shift than one of small pixels.
+The world is in micrometres from the corner of the slide's level-0 pixel (0, 0). napari puts the *centre* of a layer's
+first pixel at `translate`. A layer with large pixels therefore needs a larger shift than one with small pixels.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ if TYPE_CHECKING:
 
     from napari_lrmil.core.patching.grid import TissueGrid
 
-TAG_KEY = "napari_lrmil"  # our entry in a layer's metadata
-SCREEN_KEY = "napari_lrmil_screen"  # the open slide behind a layer
+TAG_KEY = "napari_lrmil"  # entry of the tag in a layer's metadata
+SCREEN_KEY = "napari_lrmil_screen"  # entry of the open slide behind a layer
 UNITS = ("um", "um")
 
-LayerData = tuple[Any, dict[str, Any], str]
+LayerData = tuple[Any, dict[str, Any], str]  # napari's: data, keyword arguments, layer type
 Role = Literal["underlay", "slide", "attention", "wipe", "difference", "evidence", "picked", "drawn", "tissue"]
-MAP_ROLES: tuple[Role, ...] = ("attention", "wipe", "difference")  # what student and teacher gave to the patches
+MAP_ROLES: tuple[Role, ...] = ("attention", "wipe", "difference")  # maps of the attention of student and teacher
 Side = Literal["student", "teacher"]
 RoleAndSide = tuple[Role, Side]
 
 
 @dataclass(frozen=True)
 class LayerTag:
-    """What a layer of ours is.
+    """Identity of a layer of this plugin, stored in the layer's metadata.
 
     Attributes
     ----------
     role
-        What it shows; underlay, slide and attention lie in this order within a view.
+        Content of the layer; underlay, slide and attention lie in this order within a view.
     path
         The slide's file.
     mpp
         Mean µm per level-0 pixel.
     given_mpp
-        The resolution that the user gave in place of the file's, if any.
+        µm per level-0 pixel as the user gave it; None if the file states it.
     side
-        The view to which it belongs when student and teacher lie side by side.
+        View of the layer when student and teacher are shown side by side.
     """
 
     role: Role
@@ -59,7 +59,7 @@ class LayerTag:
     side: Side = "student"
 
     def as_metadata(self) -> dict[str, Any]:
-        """Return the tag as an entry of a layer's metadata."""
+        """Return the tag as an entry of a layer's metadata, made of plain types."""
         return {
             TAG_KEY: {
                 "path": str(self.path),
@@ -72,21 +72,31 @@ class LayerTag:
 
 
 def get_tag(layer: Layer) -> LayerTag | None:
-    """Return what a layer of ours is; None for any other layer."""
-    found = layer.metadata.get(TAG_KEY)
-    if not isinstance(found, dict):
+    """Return the tag of a layer; None for a layer that is not of this plugin."""
+    entry = layer.metadata.get(TAG_KEY)
+    if not isinstance(entry, dict):
         return None
-    return LayerTag(found["role"], Path(found["path"]), found["mpp"], found["mpp_given"], found["side"])
+    return LayerTag(entry["role"], Path(entry["path"]), entry["mpp"], entry["mpp_given"], entry["side"])
 
 
 def get_screen_slide(layer: Layer) -> ScreenSlide | None:
-    """Return the open slide that a layer shows; None for layers that show none."""
-    found = layer.metadata.get(SCREEN_KEY)
-    return found if isinstance(found, ScreenSlide) else None
+    """Return the open slide that a layer shows; None for a layer that shows no slide."""
+    screen = layer.metadata.get(SCREEN_KEY)
+    return screen if isinstance(screen, ScreenSlide) else None
 
 
 def placement(origin_level0: tuple[float, float], pixel_level0: tuple[float, float], mpp: Mpp) -> dict[str, Any]:
-    """Return scale, translate and units of a layer whose first corner is a level-0 pixel; arguments are x, y."""
+    """Return the keyword arguments scale, translate and units of a layer.
+
+    Parameters
+    ----------
+    origin_level0
+        x and y of the layer's first corner, in level-0 pixels.
+    pixel_level0
+        Width and height of a pixel of the layer, in level-0 pixels.
+    mpp
+        µm per level-0 pixel.
+    """
     (x, y), (width, height) = origin_level0, pixel_level0
     return {
         "scale": (height * mpp.y, width * mpp.x),
@@ -101,44 +111,46 @@ def placement(origin_level0: tuple[float, float], pixel_level0: tuple[float, flo
 def build_slide_layers(
     slide: Slide, *, underlay: bool, cache_bytes: int = DEFAULT_CACHE_BYTES, colour: ColourTransform | None = None
 ) -> list[LayerData]:
-    """Return the layer of a slide, and under it its coarsest level where asked.
+    """Return the layer of a slide, preceded by an underlay if requested.
 
     Parameters
     ----------
     slide
-        An open slide; the layers own it from now on.
+        An open slide; from now on the layers own it.
     underlay
-        Asynchronous slicing leaves the canvas bare while tiles load, unless something coarse lies beneath.
+        Whether to add a layer of the coarsest level below. With asynchronous slicing the canvas would be empty while
+        tiles load.
     cache_bytes
-        The most that decoded tiles of this slide may take, all its layers together.
+        Upper bound of the decoded tiles of this slide in memory, for all its layers together.
     colour
-        Changes the colours of what the file holds.
+        Changes the colours of the file's pixels; None leaves them.
     """
     screen = ScreenSlide(slide, TileCache(cache_bytes), colour)
-    given = slide.mpp.mean if slide.mpp.source == "override" else None
-    tag = LayerTag("slide", slide.path, slide.mpp.mean, given)
-    found = [_pyramid(screen, tag)]
+    given_mpp = slide.mpp.mean if slide.mpp.source == "override" else None
+    layers = [_pyramid(screen, LayerTag("slide", slide.path, slide.mpp.mean, given_mpp))]
     if underlay and len(screen.levels) > 1:
-        found.insert(0, _underlay(screen, LayerTag("underlay", slide.path, slide.mpp.mean, given)))
-    return found
+        layers.insert(0, _underlay(screen, LayerTag("underlay", slide.path, slide.mpp.mean, given_mpp)))
+    return layers
 
 
 def _pyramid(screen: ScreenSlide, tag: LayerTag) -> LayerData:
-    options = {"multiscale": len(screen.levels) > 1, "cache": False, **_look(screen, 0, tag), "name": screen.slide.name}
     arrays = screen.arrays()
+    options = {
+        **_slide_options(screen, 0, tag),
+        "multiscale": len(arrays) > 1,
+        "cache": False,  # dask's cache would hold the tiles of `TileCache` a second time
+        "name": screen.slide.name,
+    }
     return (arrays if len(arrays) > 1 else arrays[0]), options, "image"
 
 
 def _underlay(screen: ScreenSlide, tag: LayerTag) -> LayerData:
     last = len(screen.levels) - 1
-    return (
-        screen.array(last),
-        {**_look(screen, last, tag), "cache": False, "name": f"{screen.slide.name} (overview)"},
-        "image",
-    )
+    options = {**_slide_options(screen, last, tag), "cache": False, "name": f"{screen.slide.name} (overview)"}
+    return screen.array(last), options, "image"
 
 
-def _look(screen: ScreenSlide, level: int, tag: LayerTag) -> dict[str, Any]:
+def _slide_options(screen: ScreenSlide, level: int, tag: LayerTag) -> dict[str, Any]:
     bounds = screen.slide.bounds
     return {
         "rgb": True,
@@ -149,53 +161,57 @@ def _look(screen: ScreenSlide, level: int, tag: LayerTag) -> dict[str, Any]:
 
 
 def copy_for_teacher_view(layer: Image) -> LayerData:
-    """Return a second layer of the same slide for the teacher's view; it shares the arrays and their cache."""
-    tag = _tagged(layer)
-    data, options, kind = layer.as_layer_data_tuple()
-    kept = {
-        k: options[k]
-        for k in ("rgb", "multiscale", "contrast_limits", "scale", "translate", "units", "opacity", "gamma")
-    }
-    other = LayerTag(tag.role, tag.path, tag.mpp, tag.given_mpp, "teacher")
-    metadata = {**other.as_metadata(), SCREEN_KEY: get_screen_slide(layer)}
-    return (
-        data,
-        {**kept, "cache": False, "name": f"{layer.name} (teacher's view)", "metadata": metadata},
-        kind,
-    )
+    """Return a second layer of the same slide for the teacher's view; it shares the arrays and their cache.
 
-
-def _tagged(layer: Layer) -> LayerTag:
+    Raises
+    ------
+    ValueError
+        If the layer is not of this plugin.
+    """
     tag = get_tag(layer)
     if tag is None:
-        raise ValueError(f"the layer {layer.name} is none of ours")
-    return tag
+        raise ValueError(f"the layer {layer.name} is not of this plugin")
+    data, options, kind = layer.as_layer_data_tuple()
+    names = ("rgb", "multiscale", "contrast_limits", "scale", "translate", "units", "opacity", "gamma")
+    copied = {name: options[name] for name in names}
+    teacher_tag = LayerTag(tag.role, tag.path, tag.mpp, tag.given_mpp, "teacher")
+    metadata = {**teacher_tag.as_metadata(), SCREEN_KEY: get_screen_slide(layer)}
+    return data, {**copied, "cache": False, "name": f"{layer.name} (teacher's view)", "metadata": metadata}, kind
 
 
-# ---------------------------------------------------------------- drawn by hand
+# ---------------------------------------------------------------- layers that the user edits
 
 
-REGION_EDGE, EXCLUDED_EDGE = "#ffcc33", "#d55e00"  # edges of what is asked about, and of what is left out
+REGION_EDGE, EXCLUDED_EDGE = "#ffcc33", "#d55e00"  # of regions of interest, and of excluded regions
+REGION_FACE = [1.0, 0.8, 0.2, 0.12]  # RGBA: the tissue inside a region has to stay readable
 
 
 def build_region_layer(slide: LayerTag, width_um: float) -> LayerData:
-    """Return an empty layer of shapes, in µm, to draw regions of a slide of that width on."""
+    """Return an empty layer of shapes in µm, to draw regions on.
+
+    Parameters
+    ----------
+    slide
+        Tag of the slide's layer.
+    width_um
+        Width of the slide.
+    """
     tag = LayerTag("drawn", slide.path, slide.mpp, slide.given_mpp)
     options = {
         "name": "Regions",
         "ndim": 2,
         "edge_color": REGION_EDGE,
-        "face_color": [1.0, 0.8, 0.2, 0.12],
-        "edge_width": max(2.0, width_um / 600),  # two pixels of a screen on which the slide is seen as a whole
+        "face_color": REGION_FACE,
+        "edge_width": max(2.0, width_um / 600),  # µm: two screen pixels if 1200 of them show the slide's width
         "units": UNITS,
         "metadata": tag.as_metadata(),
     }
     return [], options, "shapes"
 
 
-def build_tissue_layer(ground: TissueGrid, slide: LayerTag) -> LayerData:
-    """Return a slide's tissue mask as labels that can be painted: 1 is tissue."""
-    lattice, mask = ground.tissue.lattice, ground.tissue.mask
+def build_tissue_layer(tissue_grid: TissueGrid, slide: LayerTag) -> LayerData:
+    """Return the tissue mask of a slide as labels that the user can paint; 1 is tissue."""
+    lattice, mask = tissue_grid.tissue.lattice, tissue_grid.tissue.mask
     pixel = lattice.box.width / mask.shape[1], lattice.box.height / mask.shape[0]
     tag = LayerTag("tissue", slide.path, slide.mpp, slide.given_mpp)
     options = {
@@ -207,44 +223,57 @@ def build_tissue_layer(ground: TissueGrid, slide: LayerTag) -> LayerData:
     return mask.astype(np.uint8), options, "labels"
 
 
-# ---------------------------------------------------------------- adding
+# ---------------------------------------------------------------- changes in the viewer
 
 
-def add_layers(viewer: ViewerModel, made: Iterable[LayerData]) -> list[Image]:
-    """Add layers to the viewer, in drawing order, and return them."""
-    return [getattr(viewer, f"add_{kind}")(data, **options) for data, options, kind in made]
+def add_layers(viewer: ViewerModel, layers: Iterable[LayerData]) -> list[Image]:
+    """Add layers to the viewer, the lowest first, and return them."""
+    return [getattr(viewer, f"add_{kind}")(data, **options) for data, options, kind in layers]
 
 
-def update_layer(layer: Image, made: LayerData) -> None:
-    """Let a layer show what `made` says; its place in the list, and whether it is shown, stay."""
-    data, options, _ = made
+def update_layer(layer: Image, new: LayerData) -> None:
+    """Change data and style of a layer to those of `new`; its position in the list and its visibility stay."""
+    data, options, _ = new
+    # An assignment of equal data would still make napari slice and upload it again.
     if data.shape != layer.data.shape or not np.array_equal(data, layer.data, equal_nan=True):
         layer.data = data
     for name in ("scale", "translate", "contrast_limits", "opacity", "interpolation2d", "metadata"):
         setattr(layer, name, options[name])
 
 
-def lrmil_layers(viewer: ViewerModel, path: Path | None = None, **wanted: str) -> list[Image]:
-    """Return our layers, bottom first, of one slide or of all, whose tag has the wanted fields."""
+def lrmil_layers(viewer: ViewerModel, path: Path | None = None, **fields: str) -> list[Image]:
+    """Return the layers of this plugin, the lowest first.
+
+    Parameters
+    ----------
+    viewer
+        The viewer.
+    path
+        File of the slide; None takes all slides.
+    fields
+        Values that fields of the tag must have, such as ``role="slide"``.
+    """
     tags = [(layer, get_tag(layer)) for layer in viewer.layers]
     return [
         layer
         for layer, tag in tags
-        if tag is not None and path in (None, tag.path) and all(getattr(tag, k) == v for k, v in wanted.items())
+        if tag is not None
+        and path in (None, tag.path)
+        and all(getattr(tag, name) == value for name, value in fields.items())
     ]
 
 
 def recolour_slide(viewer: ViewerModel, path: Path, colour: ColourTransform | None) -> None:
-    """Show a slide in other colours, or as the file has them, in all its layers."""
+    """Show a slide with other colours in all its layers; None shows the colours of the file."""
     shown = [(layer, screen) for layer in lrmil_layers(viewer, path) if (screen := get_screen_slide(layer)) is not None]
-    for screen in {id(screen): screen for _, screen in shown}.values():
+    for screen in {id(screen): screen for _, screen in shown}.values():  # several layers share one
         screen.set_colour(colour)
     for layer, _ in shown:
         layer.refresh()
 
 
 def remove_layers(viewer: ViewerModel, layers: Sequence[Layer]) -> None:
-    """Remove layers that are still there."""
+    """Remove layers from the viewer; those that the user has removed already are skipped."""
     for layer in layers:
         if layer in viewer.layers:
             viewer.layers.remove(layer)

@@ -1,4 +1,4 @@
-"""The whole slide, small, with a frame around what is visible. Label and macro images never come into it.
+"""Minimap: thumbnail of the whole slide with a frame around the visible part. It never shows label or macro images.
 
 Own code: neither superqt nor napari's plugins for slides have an overview widget.
 """
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 REDRAW_MS = 30
 SIZE_PX = QSize(320, 170)
 MARGIN_PX = 3
-MIN_FRAME_PX = 7  # a frame of a pixel at 40x could not be found
-GLASS, FRAME, HALO = "#f4f3f5", "#0b62d6", "#ffffff"  # blue is the colour that H&E lacks
-EDGE = "#808080"
-ARROW_STEP = 0.5  # of the view
-ARROWS = {
+MIN_FRAME_PX = 7  # at 40x the true frame can be one pixel, too small to see
+GLASS, FRAME, HALO = "#f4f3f5", "#0b62d6", "#ffffff"  # a blue frame, because H&E contains no blue of this kind
+EDGE, NOTE = "#808080", "#404040"
+ARROW_STEP = 0.5  # fraction of the view
+ARROWS = {  # direction in x and y
     Qt.Key.Key_Left: (-1, 0),
     Qt.Key.Key_Right: (1, 0),
     Qt.Key.Key_Up: (0, -1),
@@ -45,7 +45,17 @@ ARROWS = {
 
 @dataclass(frozen=True)
 class MapTransform:
-    """How a part of the world lies in a picture: its extent in µm, where its corner is, and pixels per µm."""
+    """Mapping between the world and the pixels of the minimap.
+
+    Attributes
+    ----------
+    extent
+        Part of the world that the minimap shows, in µm.
+    left, top
+        Pixel of its corner.
+    px_per_um
+        Scale.
+    """
 
     extent: BoxUm
     left: float
@@ -54,18 +64,18 @@ class MapTransform:
 
     @classmethod
     def within(cls, extent: BoxUm, width: float, height: float) -> MapTransform:
-        """Return `extent` as large as it gets in the middle of `width` x `height` pixels."""
+        """Return the mapping that centres `extent` as large as possible in `width` x `height` pixels."""
         scale = max(1e-9, min((width - 2 * MARGIN_PX) / extent.width, (height - 2 * MARGIN_PX) / extent.height))
         return cls(extent, (width - extent.width * scale) / 2, (height - extent.height * scale) / 2, scale)
 
     def to_px(self, box: BoxUm) -> tuple[float, float, float, float]:
-        """Return left, top, width and height in pixels of a rectangle of the world."""
+        """Return left, top, width and height of a box of the world, in pixels."""
         left = self.left + (box.x - self.extent.x) * self.px_per_um
         top = self.top + (box.y - self.extent.y) * self.px_per_um
         return left, top, box.width * self.px_per_um, box.height * self.px_per_um
 
     def to_um(self, x: float, y: float) -> tuple[float, float]:
-        """Return the point of the world, x then y in µm, at a pixel; one beside the slide counts as its edge."""
+        """Return x and y in µm of a pixel; a pixel outside the slide gives the nearest point of the slide."""
         extent = self.extent
         um_x, um_y = extent.x + (x - self.left) / self.px_per_um, extent.y + (y - self.top) / self.px_per_um
         return (
@@ -74,47 +84,45 @@ class MapTransform:
         )
 
     def frame(self, visible: BoxUm) -> tuple[float, float, float, float]:
-        """Return left, top, width and height of a frame around what is visible, never too small to see."""
-        ends = [
-            _clipped(*pair)
-            for pair in (
-                (visible.x, visible.width, self.extent.x, self.extent.width),
-                (visible.y, visible.height, self.extent.y, self.extent.height),
-            )
-        ]
-        (x0, x1), (y0, y1) = ends
+        """Return left, top, width and height of a frame around `visible`, in pixels, at least `MIN_FRAME_PX` wide."""
+        x0, x1 = _clip(visible.x, visible.width, self.extent.x, self.extent.width)
+        y0, y1 = _clip(visible.y, visible.height, self.extent.y, self.extent.height)
         left, top, *_ = self.to_px(BoxUm(x0, y0, 1, 1))
         width, height = (x1 - x0) * self.px_per_um, (y1 - y0) * self.px_per_um
-        wider, higher = max(0.0, MIN_FRAME_PX - width), max(0.0, MIN_FRAME_PX - height)
-        return left - wider / 2, top - higher / 2, width + wider, height + higher
+        extra_x, extra_y = max(0.0, MIN_FRAME_PX - width), max(0.0, MIN_FRAME_PX - height)
+        return left - extra_x / 2, top - extra_y / 2, width + extra_x, height + extra_y
 
 
-def _clipped(start: float, length: float, low: float, span: float) -> tuple[float, float]:
+def _clip(start: float, length: float, low: float, span: float) -> tuple[float, float]:
+    """Return start and end of an interval, clipped to `low` … `low + span`."""
     return min(max(start, low), low + span), min(max(start + length, low), low + span)
 
 
 class Minimap(QWidget):  # type: ignore[misc]  # qtpy has no types
-    """The current slide as a whole. Click, drag or the arrow keys move the view.
+    """Thumbnail of the current slide, on which a click, a drag or the arrow keys move the view.
 
     Parameters
     ----------
     viewer
-        The viewer that is looked through.
+        Viewer whose camera the minimap shows and moves.
     """
 
     def __init__(self, viewer: ViewerModel, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._viewer = viewer
         self._screen: ScreenSlide | None = None
-        self._picture: QImage | None = None
-        self._run: BackgroundWorker | None = None
+        self._thumbnail: QImage | None = None
+        self._worker: BackgroundWorker | None = None
         self._note = ""
-        self._redraw, self._look = _after(self, REDRAW_MS, self.update), _after(self, 0, self._look_again)
-        self._dress()
+        self._redraw_soon = _make_timer(self, REDRAW_MS, self.update)
+        self._find_slide_soon = _make_timer(
+            self, 0, self._find_slide
+        )  # napari emits `inserted` before a layer is ready
+        self._configure()
         self._subscribe()
-        self._look_again()
+        self._find_slide()
 
-    def _dress(self) -> None:
+    def _configure(self) -> None:
         self.setObjectName("minimap")
         self.setAccessibleName("Overview of the slide; the arrow keys move the view")
         self.setToolTip("The whole slide. The frame is what you see: click, drag or use the arrow keys to move it.")
@@ -127,95 +135,95 @@ class Minimap(QWidget):  # type: ignore[misc]  # qtpy has no types
         camera = viewer.scene.camera.events
         moves = [camera.center, camera.zoom, viewer.canvas.events.size, viewer.canvas.grid.events.enabled]
         changes = [layers.events.inserted, layers.events.removed, layers.selection.events.active]
-        connect_until_destroyed(self, [(e, self._moved) for e in moves] + [(e, self._changed) for e in changes])
+        connections = [(emitter, self._on_moved) for emitter in moves]
+        connections += [(emitter, self._on_layers_changed) for emitter in changes]
+        connect_until_destroyed(self, connections)
 
     def sizeHint(self) -> QSize:  # noqa: N802  # Qt's name
-        """Return a size that fits a dock."""
+        """Return the preferred size in a dock."""
         return SIZE_PX
 
     @property
     def transform(self) -> MapTransform | None:
-        """Where the slide lies in the widget; None where there is no slide."""
+        """Mapping between the slide and the widget's pixels; None if there is no slide."""
         screen = self._screen
         return MapTransform.within(screen.extent_um, self.width(), self.height()) if screen is not None else None
 
     @property
     def thumbnail(self) -> QImage | None:
-        """The thumbnail, once it has been read."""
-        return self._picture
+        """Thumbnail of the slide; None until it has been read."""
+        return self._thumbnail
 
-    # ------------------------------------------------------------ news
+    # ------------------------------------------------------------ changes in the viewer
 
-    def _moved(self, _: Any = None) -> None:
-        if not self._redraw.isActive():  # a timer that runs draws this move too
-            self._redraw.start()
+    def _on_moved(self, _: Any = None) -> None:
+        if not self._redraw_soon.isActive():  # a running timer will draw this move too
+            self._redraw_soon.start()
 
-    def _changed(self, _: Any = None) -> None:
-        self._look.start()
+    def _on_layers_changed(self, _: Any = None) -> None:
+        self._find_slide_soon.start()
 
-    def _look_again(self) -> None:
+    def _find_slide(self) -> None:
         layer = current_slide(self._viewer)
         screen = get_screen_slide(layer) if layer is not None else None
         if screen is not self._screen:
             if self._screen is not None:
-                self._screen.colour_changed.disconnect(self._recoloured)
-            self._screen, self._picture = screen, None
+                self._screen.colour_changed.disconnect(self._read)
+            self._screen, self._thumbnail = screen, None
             if screen is not None:
-                screen.colour_changed.connect(self._recoloured)
+                screen.colour_changed.connect(self._read)
             self._read()
         self.update()
 
-    def _recoloured(self) -> None:
-        self._read()
-
     def _read(self) -> None:
-        """Read the coarsest level in a thread; what is being read for another slide no longer counts."""
-        if self._run is not None:
-            self._run.cancel()
-        self._run, self._note = None, "" if self._screen is None else "reading the overview…"
+        """Read the coarsest level in a thread, and cancel the read for an earlier slide."""
+        if self._worker is not None:
+            self._worker.cancel()
+        self._worker, self._note = None, "" if self._screen is None else "reading the overview…"
         if self._screen is not None:
-            self._run = BackgroundWorker(partial(_overview, self._screen), self._take, self.update, self)
-            self._run.start()
+            source = partial(_read_overview, self._screen)
+            self._worker = BackgroundWorker(source, self._on_event, self.update, self)
+            self._worker.start()
 
-    def _take(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         if isinstance(event, Finished):
-            self._picture, self._note = _image(event.result), ""
+            self._thumbnail, self._note = _make_image(event.result), ""
         elif isinstance(event, Failed):
-            self._note = event.message
+            self._note = event.message  # shown in place of the thumbnail; the frame still works
 
     # ------------------------------------------------------------ drawing
 
     def paintEvent(self, _: QPaintEvent) -> None:  # noqa: N802  # Qt's name
-        """Draw the slide and the frame."""
+        """Draw the thumbnail and the frame."""
         painter = QPainter(self)
         try:
             self._draw(painter)
         finally:
-            painter.end()  # Qt does not survive a painter that outlives its event
+            painter.end()  # Qt crashes if a painter is still active after the event
 
     def _draw(self, painter: QPainter) -> None:
         painter.setRenderHints(QPainter.RenderHint.Antialiasing | QPainter.RenderHint.SmoothPixmapTransform)
-        fit = self.transform
-        if fit is None:
+        transform = self.transform
+        if transform is None:
             self._write(painter, "No slide is open.")
         else:
-            self._draw_slide(painter, fit)
-            self._draw_frame(painter, fit)
+            self._draw_slide(painter, transform)
+            self._draw_frame(painter, transform)
 
-    def _draw_slide(self, painter: QPainter, fit: MapTransform) -> None:
-        area = QRectF(*fit.to_px(fit.extent))
+    def _draw_slide(self, painter: QPainter, transform: MapTransform) -> None:
+        area = QRectF(*transform.to_px(transform.extent))
         painter.fillRect(area, QColor(GLASS))
-        if self._picture is not None:
-            painter.drawImage(area, self._picture)
+        if self._thumbnail is not None:
+            painter.drawImage(area, self._thumbnail)
         painter.setPen(QPen(QColor(EDGE), 2 if self.hasFocus() else 1))
         painter.drawRect(area)
         if self._note:
-            painter.setPen(QColor("#404040"))
+            painter.setPen(QColor(NOTE))
             self._write(painter, self._note)
 
-    def _draw_frame(self, painter: QPainter, fit: MapTransform) -> None:
-        frame = QRectF(*fit.frame(visible_um(self._viewer)))
-        for colour, width in ((HALO, 4.0), (FRAME, 2.0)):  # seen on dark and on light tissue
+    def _draw_frame(self, painter: QPainter, transform: MapTransform) -> None:
+        frame = QRectF(*transform.frame(visible_um(self._viewer)))
+        for colour, width in ((HALO, 4.0), (FRAME, 2.0)):  # visible on dark and on light tissue
             pen = QPen(QColor(colour), width)
             pen.setJoinStyle(Qt.PenJoinStyle.MiterJoin)
             painter.setPen(pen)
@@ -225,36 +233,36 @@ class Minimap(QWidget):  # type: ignore[misc]  # qtpy has no types
         flags = Qt.AlignmentFlag.AlignCenter | Qt.TextFlag.TextWordWrap
         painter.drawText(QRectF(self.rect()).adjusted(8, 8, -8, -8), flags, text)
 
-    # ------------------------------------------------------------ wishes
+    # ------------------------------------------------------------ mouse and keyboard
 
     def mousePressEvent(self, event: QMouseEvent) -> None:  # noqa: N802  # Qt's name
-        """Move the view to where the mouse is."""
+        """Centre the view on the mouse position."""
         self.mouseMoveEvent(event)
 
     def mouseMoveEvent(self, event: QMouseEvent) -> None:  # noqa: N802  # Qt's name
-        """Move the view along with the mouse."""
+        """Centre the view on the mouse position while the left button is down."""
         if event.buttons() & Qt.MouseButton.LeftButton:
-            self._go(event.position())
+            self._centre_on(event.position())
 
-    def _go(self, at: QPointF) -> None:
-        fit = self.transform
-        if fit is not None:
-            fly_to(self._viewer, fit.to_um(at.x(), at.y()))
+    def _centre_on(self, point: QPointF) -> None:
+        transform = self.transform
+        if transform is not None:
+            fly_to(self._viewer, transform.to_um(point.x(), point.y()))
 
     def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802  # Qt's name
-        """Move the view by half of itself, within the slide."""
-        step, fit = ARROWS.get(event.key()), self.transform
-        if step is None or fit is None:
+        """Move the view by half its size, within the slide."""
+        step, transform = ARROWS.get(event.key()), self.transform
+        if step is None or transform is None:
             super().keyPressEvent(event)
             return
-        seen = visible_um(self._viewer)
-        x = seen.x + seen.width * (0.5 + ARROW_STEP * step[0])
-        y = seen.y + seen.height * (0.5 + ARROW_STEP * step[1])
-        left, top, *_ = fit.to_px(BoxUm(x, y, 1, 1))
-        fly_to(self._viewer, fit.to_um(left, top))
+        view = visible_um(self._viewer)
+        x = view.x + view.width * (0.5 + ARROW_STEP * step[0])
+        y = view.y + view.height * (0.5 + ARROW_STEP * step[1])
+        left, top, *_ = transform.to_px(BoxUm(x, y, 1, 1))
+        fly_to(self._viewer, transform.to_um(left, top))
 
 
-def _after(owner: QWidget, ms: int, callback: Any) -> QTimer:
+def _make_timer(owner: QWidget, ms: int, callback: Any) -> QTimer:
     timer = QTimer(owner)
     timer.setSingleShot(True)
     timer.setInterval(ms)
@@ -262,11 +270,12 @@ def _after(owner: QWidget, ms: int, callback: Any) -> QTimer:
     return timer
 
 
-def _overview(screen: ScreenSlide) -> Iterator[Event]:
+def _read_overview(screen: ScreenSlide) -> Iterator[Event]:
     yield Finished(np.asarray(screen.array(len(screen.levels) - 1)))
 
 
-def _image(pixels: Pixels) -> QImage:
+def _make_image(pixels: Pixels) -> QImage:
     height, width, _ = pixels.shape
     data = np.ascontiguousarray(pixels)
+    # copy(): a QImage shares the buffer of the array, which is freed at the end of this function.
     return QImage(data.data, width, height, 3 * width, QImage.Format.Format_RGB888).copy()

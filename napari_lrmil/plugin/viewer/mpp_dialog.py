@@ -1,4 +1,4 @@
-"""The window that asks for µm per pixel: the only one that has to be answered before anything else."""
+"""Dialog that asks for the resolution of a slide. It is modal: without a resolution the slide cannot be opened."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from napari_lrmil.plugin.viewer.mpp_prompt import COMMON_MPP, EstimateMpp, MppAn
 
 WIDTH_PX = 460
 EXPLANATION = (
-    "{name} does not say how large its pixels are. The model measures in µm, so a wrong value gives wrong answers: "
+    "{name} does not state how large its pixels are. The model measures in µm, so a wrong value gives wrong results: "
     "take it from the scanner's report if you can."
 )
 
 
 def ask_mpp(slide: Slide, estimate: EstimateMpp | None = None, parent: QWidget | None = None) -> MppAnswer | None:
-    """Ask for the resolution of `slide` and wait for the answer; None where the dialog was cancelled."""
+    """Ask for the resolution of `slide` and wait for the answer; return None if the dialog was cancelled."""
     dialog = MppDialog(slide.name, estimate, parent)
     try:
         return dialog.value() if dialog.exec_() == QDialog.DialogCode.Accepted else None
@@ -43,25 +43,25 @@ def ask_mpp(slide: Slide, estimate: EstimateMpp | None = None, parent: QWidget |
 
 
 class MppDialog(QDialog):  # type: ignore[misc]  # qtpy has no types
-    """A field for µm per pixel, the usual values, and an estimate where something can make one.
+    """Dialog with a field for µm per pixel, buttons for common values, and an estimate if there is one.
 
     Parameters
     ----------
     name
-        The slide's.
+        Name of the slide.
     estimate
-        Estimates the resolution from the pixels; called in a thread, and only its result counts.
+        Estimates the resolution from the pixels. It runs in a thread; None, or an exception, means no estimate.
     """
 
     def __init__(self, name: str, estimate: EstimateMpp | None = None, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self._run: BackgroundWorker | None = None
+        self._worker: BackgroundWorker | None = None
         self.setWindowTitle("How large is a pixel?")
         self.setMinimumWidth(WIDTH_PX)
         self._build(name)
-        self._show()
+        self._refresh()
         if estimate is not None:
-            self._begin(estimate)
+            self._start_estimate(estimate)
 
     def _build(self, name: str) -> None:
         column = QVBoxLayout(self)
@@ -70,48 +70,48 @@ class MppDialog(QDialog):  # type: ignore[misc]  # qtpy has no types
         text.setWordWrap(True)
         text.setContentsMargins(0, 0, 0, 6)
         column.addWidget(text)
-        column.addLayout(self._entry())
-        column.addWidget(self._estimate_box())
+        column.addLayout(self._build_entry())
+        column.addWidget(self._build_estimate())
         self.remember = QCheckBox("Remember for this file")
         self.remember.setChecked(True)
         column.addWidget(self.remember)
-        column.addWidget(self._answers())
+        column.addWidget(self._build_buttons())
 
-    def _entry(self) -> QHBoxLayout:
+    def _build_entry(self) -> QHBoxLayout:
         row = QHBoxLayout()
         self.field = QDoubleSpinBox()
         self.field.setRange(0.0, PLAUSIBLE_MPP[1])
         self.field.setDecimals(4)
         self.field.setSingleStep(0.01)
-        self.field.setSpecialValueText("not known yet")  # 0; a default would be a guess
+        self.field.setSpecialValueText("not known yet")  # shown for 0; any other default would be a guess
         self.field.setSuffix(" µm per pixel")
         self.field.setAccessibleName("µm per pixel")
-        self.field.valueChanged.connect(self._show)
+        self.field.valueChanged.connect(self._refresh)
         row.addWidget(self.field, 1)
         self.common: dict[str, QPushButton] = {}
         for name, mpp in COMMON_MPP.items():
-            self.common[name] = self._offer(f"{name} ({mpp:g})", mpp)
+            self.common[name] = self._make_value_button(f"{name} ({mpp:g})", mpp)
             row.addWidget(self.common[name])
         return row
 
-    def _offer(self, text: str, mpp: float) -> QPushButton:
+    def _make_value_button(self, text: str, mpp: float) -> QPushButton:
         button = QPushButton(text)
-        button.setAutoDefault(False)
+        button.setAutoDefault(False)  # Enter in the field would press it
         button.setToolTip(f"{mpp:.3g} µm per pixel")
-        button.clicked.connect(partial(self._take, mpp))
+        button.clicked.connect(partial(self._fill_in, mpp))
         return button
 
-    def _take(self, mpp: float, _: bool = False) -> None:
+    def _fill_in(self, mpp: float, _: bool = False) -> None:
         self.field.setValue(mpp)
 
-    def _estimate_box(self) -> QWidget:
+    def _build_estimate(self) -> QWidget:
         self.estimate_box = QWidget()
         row = QHBoxLayout(self.estimate_box)
         row.setContentsMargins(0, 0, 0, 0)
         self.estimate_text = QLabel()
         self.estimate_text.setWordWrap(True)
         self.estimate_busy = QProgressBar()
-        self.estimate_busy.setRange(0, 0)  # no share of the work is known
+        self.estimate_busy.setRange(0, 0)  # the estimate reports no progress
         self.estimate_busy.setMaximumWidth(120)
         self.use_estimate = QPushButton("Use")
         self.use_estimate.setAutoDefault(False)
@@ -122,7 +122,7 @@ class MppDialog(QDialog):  # type: ignore[misc]  # qtpy has no types
         self.estimate_box.hide()
         return self.estimate_box
 
-    def _answers(self) -> QDialogButtonBox:
+    def _build_buttons(self) -> QDialogButtonBox:
         box = QDialogButtonBox()
         self.open_button = box.addButton("Open", QDialogButtonBox.ButtonRole.AcceptRole)
         self.cancel_button = box.addButton("Do not open", QDialogButtonBox.ButtonRole.RejectRole)
@@ -131,50 +131,58 @@ class MppDialog(QDialog):  # type: ignore[misc]  # qtpy has no types
         return box
 
     def showEvent(self, event: QShowEvent) -> None:  # noqa: N802  # Qt's name
-        """Make room for all lines of the text, now that the theme has set the fonts."""
+        """Fit the height to the text. This is possible only now, because the theme has set the fonts."""
         super().showEvent(event)
         self.resize(self.width(), self.layout().totalHeightForWidth(self.width()))
 
     def value(self) -> MppAnswer:
-        """Return what is filled in."""
+        """Return the answer that is filled in.
+
+        Raises
+        ------
+        ValueError
+            If the field holds no plausible resolution.
+        """
         return MppAnswer(self.field.value(), self.remember.isChecked())
 
-    def _show(self, _: float = 0.0) -> None:
-        mpp = self.field.value()
-        self.open_button.setEnabled(is_plausible(mpp))
-        low, high = PLAUSIBLE_MPP
-        known = f"as a {nominal_magnification(mpp)}x scan has" if is_plausible(mpp) else f"expected {low:g} to {high:g}"
-        self.field.setToolTip(f"µm per pixel at the finest level; {known}")
-        self.open_button.setToolTip("" if is_plausible(mpp) else "Say first how large a pixel is")
+    def _refresh(self, _: float = 0.0) -> None:
+        mpp, (low, high) = self.field.value(), PLAUSIBLE_MPP
+        can_open = is_plausible(mpp)
+        hint = f"as a {nominal_magnification(mpp)}x scan has" if can_open else f"expected {low:g} to {high:g}"
+        self.field.setToolTip(f"µm per pixel at the finest level; {hint}")
+        self.open_button.setEnabled(can_open)
+        self.open_button.setToolTip("" if can_open else "Enter the size of a pixel first")
 
-    # ------------------------------------------------------------ the estimate
+    # ------------------------------------------------------------ estimate
 
-    def _begin(self, estimate: EstimateMpp) -> None:
+    def _start_estimate(self, estimate: EstimateMpp) -> None:
         self.estimate_text.setText("Estimating from nuclear size…")
         self.estimate_box.show()
-        self._run = BackgroundWorker(partial(_estimated, estimate), self._told, self.estimate_busy.hide, self)
-        self._run.start()
+        self._worker = BackgroundWorker(
+            partial(_estimate_events, estimate), self._on_estimate_event, self.estimate_busy.hide, self
+        )
+        self._worker.start()
 
-    def _told(self, event: Event) -> None:
+    def _on_estimate_event(self, event: Event) -> None:
         if isinstance(event, Finished) and event.result is not None:
             self._show_estimate(event.result)
-        elif isinstance(event, Finished | Failed):
+        elif isinstance(event, Finished | Failed):  # the user can still enter a value
             self.estimate_text.setText("Nuclear size gives no estimate for this slide.")
 
-    def _show_estimate(self, found: MppRange) -> None:
+    def _show_estimate(self, estimate: MppRange) -> None:
         self.estimate_text.setText(
-            f"Estimated from nuclear size: about {found.mpp:.2f} ({found.low:.2f} to {found.high:.2f})"
+            f"Estimated from nuclear size: about {estimate.mpp:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
         )
-        self.use_estimate.setText(f"Use {found.mpp:.2f}")
-        self.use_estimate.clicked.connect(partial(self._take, round(found.mpp, 4)))
+        self.use_estimate.setText(f"Use {estimate.mpp:.2f}")
+        self.use_estimate.clicked.connect(partial(self._fill_in, round(estimate.mpp, 4)))
         self.use_estimate.show()
 
     def done(self, result: int) -> None:
-        """Let go of an estimate that is still being made."""
-        if self._run is not None:
-            self._run.cancel()
+        """Cancel an estimate that is still running."""
+        if self._worker is not None:
+            self._worker.cancel()
         super().done(result)
 
 
-def _estimated(estimate: EstimateMpp) -> Iterator[Event]:
+def _estimate_events(estimate: EstimateMpp) -> Iterator[Event]:
     yield Finished(estimate())

@@ -1,6 +1,6 @@
-"""A slide that does not say how large its pixels are: ask, and remember the answer for that file. No Qt.
+"""Resolution of slides whose file does not state it: ask the user, and remember the answer per file. No Qt.
 
-`mppdialog` is the window that asks.
+`mpp_dialog` is the window that asks.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from napari_lrmil.core.user_settings import SettingsStore
 if TYPE_CHECKING:
     from napari_lrmil.core.slides.slide import Slide
 
-COMMON_MPP = {"20x": 0.5, "40x": 0.25}  # µm per pixel of the usual scans
+COMMON_MPP = {"20x": 0.5, "40x": 0.25}  # µm per pixel of common scans, offered as buttons
 
 
 class MppRange(Protocol):
-    """A resolution that was estimated from the pixels: µm per pixel, and the range in which it may lie."""
+    """Resolution that was estimated from the pixels, in µm per pixel, with the range in which it probably lies."""
 
     @property
     def mpp(self) -> float: ...  # noqa: D102
@@ -34,7 +34,13 @@ EstimateMpp = Callable[[], MppRange | None]
 
 @dataclass(frozen=True)
 class MppAnswer:
-    """µm per level-0 pixel as the user says, and whether to remember it for the file."""
+    """Answer of the user: µm per level-0 pixel, and whether to remember it for the file.
+
+    Raises
+    ------
+    ValueError
+        If no slide has such a resolution.
+    """
 
     mpp: float
     remember: bool = True
@@ -45,27 +51,36 @@ class MppAnswer:
             raise ValueError(f"{self.mpp:g} µm per pixel is no resolution of a slide; expected {low:g} to {high:g}")
 
 
-AskMpp = Callable[["Slide"], MppAnswer | None]  # None: the user does not want to say
+AskMpp = Callable[["Slide"], MppAnswer | None]  # returns None if the user cancels
 
 
 def is_plausible(mpp: float) -> bool:
-    """Whether a slide may have such a resolution."""
+    """Return whether a slide can have this resolution, in µm per pixel."""
     return PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1]
 
 
 def resolve_mpp(slide: Slide, ask: AskMpp, memory: SettingsStore | None = None) -> float | None:
-    """Return µm per level-0 pixel: as the file says, else as was once answered for it, else as `ask` answers now.
+    """Return the µm per level-0 pixel from the file, from an earlier answer, or from a new answer, in this order.
+
+    Parameters
+    ----------
+    slide
+        The slide.
+    ask
+        Asks the user.
+    memory
+        Store of answers, by the fingerprint of the slide; None neither reads nor stores answers.
 
     Returns
     -------
     float or None
-        None where the user does not want to say: the slide cannot be used then.
+        None if the user cancels; the slide cannot be used without a resolution.
     """
     if slide.has_mpp:
         return slide.mpp.mean
-    known = memory.remembered_mpp(slide.fingerprint) if memory is not None else None
-    if known is not None:
-        return known
+    remembered = memory.remembered_mpp(slide.fingerprint) if memory is not None else None
+    if remembered is not None:
+        return remembered
     answer = ask(slide)
     if answer is None:
         return None

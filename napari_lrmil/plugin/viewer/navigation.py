@@ -1,7 +1,7 @@
-"""Where the viewer looks: magnification, the visible part of the world, and how to get elsewhere. No Qt.
+"""Magnification, position and visible part of the viewer, and functions that change them. No Qt.
 
-A magnification is what a pathologist calls it: at 20x a screen pixel shows 0.5 µm. The camera's zoom counts the
-window's own pixels, of which a dense screen makes several real ones; `pixel_ratio` says how many along a side.
+Magnification has the pathologist's meaning: at 20x a screen pixel shows 0.5 µm. The camera's zoom counts logical
+pixels, and one of them has several device pixels on a high-resolution screen. `pixel_ratio` is their number per side.
 """
 
 from __future__ import annotations
@@ -18,30 +18,45 @@ if TYPE_CHECKING:
     from pint import Unit
 
 MAGNIFICATIONS = (1.25, 2.5, 5.0, 10.0, 20.0, 40.0)
-MAX_SCREEN_PX = 2  # screen pixels along a side of a slide pixel; a larger one shows nothing more
+MAX_SCREEN_PX = 2  # screen pixels along the side of a slide pixel; a larger zoom shows no further detail
 
 
 # ---------------------------------------------------------------- magnification
 
 
 def um_per_pixel(magnification: float) -> float:
-    """Return what a screen pixel shows, in µm."""
+    """Return the µm that a screen pixel shows at a magnification."""
     return POWER_TIMES_MPP / magnification
 
 
 def magnification_zoom(magnification: float, um_per_unit: float = 1.0, pixel_ratio: float = 1.0) -> float:
-    """Return the camera's zoom, in window pixels per unit of the world, at which a screen pixel shows 10 / mag µm."""
+    """Return the camera's zoom for a magnification.
+
+    Parameters
+    ----------
+    magnification
+        Nominal, such as 20 for 0.5 µm per screen pixel.
+    um_per_unit
+        Length of a unit of the viewer's world.
+    pixel_ratio
+        Device pixels per logical pixel along one side.
+
+    Returns
+    -------
+    float
+        Logical pixels per unit of the world.
+    """
     return um_per_unit / (um_per_pixel(magnification) * pixel_ratio)
 
 
 def um_per_unit(viewer: ViewerModel) -> float:
-    """Return the length of a unit of the viewer's world: a layer in nm beside the slide makes it 0.001 µm."""
+    """Return the length of a unit of the viewer's world in µm; a second layer in nm makes it 0.001."""
     units = viewer.layers.extent.units
     return (unit_length_um(units[-1]) if units else None) or 1.0
 
 
 def unit_length_um(unit: Unit) -> float | None:
-    """Return a unit's length in µm; None where it is no length, such as pixels."""
+    """Return the length of a unit in µm; None if it is not a length, such as pixels."""
     if not unit.is_compatible_with("um"):
         return None
     return float((1.0 * unit).to("um").magnitude)
@@ -54,12 +69,20 @@ def current_magnification(viewer: ViewerModel, pixel_ratio: float = 1.0) -> floa
 
 
 def set_magnification(viewer: ViewerModel, magnification: float, pixel_ratio: float = 1.0) -> None:
-    """Show the world at a magnification; the centre stays."""
+    """Show the world at a magnification; the centre does not change."""
     viewer.scene.camera.zoom = magnification_zoom(magnification, um_per_unit(viewer), pixel_ratio)
 
 
 def why_magnification_unavailable(magnification: float, mpp: float | None) -> str:
-    """Return why a magnification is of no use on a slide of `mpp` µm per pixel; empty where it is."""
+    """Return why a magnification is not useful on a slide; empty if it is.
+
+    Parameters
+    ----------
+    magnification
+        The magnification.
+    mpp
+        Finest µm per pixel of the slide; None if no slide is open.
+    """
     if mpp is None:
         return "Open a slide first."
     side = mpp / um_per_pixel(magnification)
@@ -71,13 +94,25 @@ def why_magnification_unavailable(magnification: float, mpp: float | None) -> st
     )
 
 
-# ---------------------------------------------------------------- place
+# ---------------------------------------------------------------- position
 
 
 def fly_to(
     viewer: ViewerModel, centre_um: tuple[float, float], magnification: float | None = None, pixel_ratio: float = 1.0
 ) -> None:
-    """Bring a point of the slide, x then y in µm, to the middle of the view; the magnification stays unless given."""
+    """Move a point of the slide to the centre of the view.
+
+    Parameters
+    ----------
+    viewer
+        The viewer.
+    centre_um
+        x and y in µm.
+    magnification
+        New magnification; None keeps the present one.
+    pixel_ratio
+        Device pixels per logical pixel along one side.
+    """
     unit = um_per_unit(viewer)
     x, y = (v / unit for v in centre_um)
     if magnification is not None:
@@ -86,9 +121,9 @@ def fly_to(
 
 
 def visible_um(viewer: ViewerModel) -> BoxUm:
-    """Return the part of the world that the canvas shows; in grid mode what each of the linked views shows.
+    """Return the part of the world that the canvas shows; in grid mode, the part that each of the linked views shows.
 
-    It may reach past the slide. Meant for two dimensions.
+    It may extend beyond the slide. It holds for a two-dimensional view only.
     """
     unit = um_per_unit(viewer)
     height, width = viewer.canvas.viewbox_size(viewer.layers)
@@ -97,33 +132,33 @@ def visible_um(viewer: ViewerModel) -> BoxUm:
     return BoxUm(x * unit - across / 2, y * unit - down / 2, across, down)
 
 
-# ---------------------------------------------------------------- what is shown
+# ---------------------------------------------------------------- current slide
 
 
 def current_slide(viewer: ViewerModel) -> Image | None:
-    """Return the slide layer that the user deals with: that of the active layer, else the topmost visible one."""
+    """Return the layer of the current slide: that of the active layer, else the topmost visible slide, else None."""
     active = viewer.layers.selection.active
     tag = get_tag(active) if active is not None else None
-    own = lrmil_layers(viewer, tag.path, role="slide", side="student") if tag is not None else []
-    shown = [layer for layer in lrmil_layers(viewer, role="slide", side="student") if layer.visible]
-    return next(iter([*own, *reversed(shown)]), None)
+    of_active = lrmil_layers(viewer, tag.path, role="slide", side="student") if tag is not None else []
+    visible = [layer for layer in lrmil_layers(viewer, role="slide", side="student") if layer.visible]
+    return next(iter([*of_active, *reversed(visible)]), None)
 
 
 def current_mpp(viewer: ViewerModel) -> float | None:
-    """Return the finest resolution of the current slide in µm per pixel; None where there is no slide."""
+    """Return the finest µm per pixel of the current slide; None if there is no slide."""
     layer = current_slide(viewer)
     screen = get_screen_slide(layer) if layer is not None else None
     return screen.slide.mpp.mean if screen is not None else None
 
 
 def show_scale_bar_with_slides(viewer: ViewerModel) -> None:
-    """Switch the scale bar on whenever a first slide comes; its unit is that of the layers, µm."""
+    """Show the scale bar whenever a first slide is added; its unit is that of the layers, µm."""
 
-    def layer_came(event: Any) -> None:
+    def on_inserted(event: Any) -> None:
         slides = lrmil_layers(viewer, role="slide", side="student")
-        if slides == [event.value]:  # only with the first: a user who switched it off had a reason
+        if slides == [event.value]:  # not with a second slide: the user may have hidden the scale bar in between
             viewer.canvas.overlays.scale_bar.visible = True
 
     if lrmil_layers(viewer, role="slide"):
         viewer.canvas.overlays.scale_bar.visible = True
-    viewer.layers.events.inserted.connect(layer_came)
+    viewer.layers.events.inserted.connect(on_inserted)

@@ -1,4 +1,4 @@
-"""A row of magnifications, 1.25x to 40x, on buttons and on the keys 1 to 6.
+"""Overview section of the dock: magnification buttons with the keys 1 to 6, minimap, colour and label buttons.
 
 Own code: neither superqt nor napari's plugins for slides have buttons for magnifications.
 """
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 
 
 REFRESH_MS = 30
-MAGNIFICATION_TOLERANCE = 0.01  # as near as this counts as the button's magnification
+MAGNIFICATION_TOLERANCE = 0.01  # relative; a button is checked within it, because the zoom is a rounded float
 STYLE = "QPushButton { padding: 3px 0px; min-width: 34px; } QPushButton:checked { font-weight: bold; }"
 
 
 class MagnificationRow(QWidget):  # type: ignore[misc]  # qtpy has no types
-    """Buttons that show the slide at a magnification, and the one that it has where that is between theirs.
+    """Row of magnification buttons, and a label with the present magnification if it is between two buttons.
 
     Parameters
     ----------
     viewer
-        The viewer that is looked through.
+        Viewer whose camera the buttons move.
     """
 
     def __init__(self, viewer: ViewerModel, parent: QWidget | None = None) -> None:
@@ -48,7 +48,7 @@ class MagnificationRow(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.buttons: dict[float, QPushButton] = {}
         self._shortcuts: dict[float, QShortcut] = {}
         self._build()
-        self._refresh_soon = QTimer(self)  # napari tells of a layer in the middle of adding it
+        self._refresh_soon = QTimer(self)  # napari emits `inserted` before the layer is fully added
         self._refresh_soon.setSingleShot(True)
         self._refresh_soon.setInterval(REFRESH_MS)
         self._refresh_soon.timeout.connect(self._refresh)
@@ -63,59 +63,62 @@ class MagnificationRow(QWidget):  # type: ignore[misc]  # qtpy has no types
             button = QPushButton(f"{magnification:g}x")
             button.setCheckable(True)
             button.setStyleSheet(STYLE)
-            button.clicked.connect(partial(self._chosen, magnification))
+            button.clicked.connect(partial(self._choose, magnification))
             row.addWidget(button, 1)
             self.buttons[magnification] = button
-            self._shortcuts[magnification] = self._shortcut(str(key), magnification)
-        self.now = QLabel()
-        self.now.setObjectName("magnification")
-        self.now.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
-        self.now.setMinimumWidth(self.now.fontMetrics().horizontalAdvance(" 88.8x "))
-        self.now.setToolTip("Magnification now: at 20x a pixel of the screen shows 0.5 µm")
-        row.addWidget(self.now)
+            self._shortcuts[magnification] = self._make_shortcut(str(key), magnification)
+        self.current = QLabel()
+        self.current.setObjectName("magnification")
+        self.current.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+        # Room for any text, or the buttons would move whenever it changes.
+        self.current.setMinimumWidth(self.current.fontMetrics().horizontalAdvance(" 88.8x "))
+        self.current.setToolTip("Magnification now: at 20x a pixel of the screen shows 0.5 µm")
+        row.addWidget(self.current)
 
-    def _shortcut(self, key: str, magnification: float) -> QShortcut:
+    def _make_shortcut(self, key: str, magnification: float) -> QShortcut:
         shortcut = QShortcut(QKeySequence(key), self)
         shortcut.setContext(Qt.ShortcutContext.WindowShortcut)
-        shortcut.activated.connect(partial(self._chosen, magnification))
+        shortcut.activated.connect(partial(self._choose, magnification))
         return shortcut
 
     def _subscribe(self) -> None:
         viewer, layers = self._viewer, self._viewer.layers
-        news = [
+        emitters = [
             viewer.scene.camera.events.zoom,
             layers.events.inserted,
             layers.events.removed,
             layers.selection.events.active,
         ]
-        connect_until_destroyed(self, [(emitter, self._news) for emitter in news])
+        connect_until_destroyed(self, [(emitter, self._schedule_refresh) for emitter in emitters])
 
     def value(self) -> float:
-        """Return the magnification that is shown."""
+        """Return the present magnification."""
         return current_magnification(self._viewer, self.devicePixelRatioF())
 
-    def _chosen(self, magnification: float, _: bool = False) -> None:
+    def _choose(self, magnification: float, _: bool = False) -> None:
         set_magnification(self._viewer, magnification, self.devicePixelRatioF())
         self._refresh()
 
-    def _news(self, _: Any = None) -> None:
+    def _schedule_refresh(self, _: Any = None) -> None:
         if not self._refresh_soon.isActive():
             self._refresh_soon.start()
 
     def _refresh(self) -> None:
-        now, mpp, keys_free = self.value(), current_mpp(self._viewer), self._keys_are_free()
-        for key, (magnification, magnification_button) in enumerate(self.buttons.items(), start=1):
-            blocked = why_magnification_unavailable(magnification, mpp)
-            magnification_button.setEnabled(not blocked)
-            magnification_button.setChecked(not blocked and abs(now / magnification - 1) < MAGNIFICATION_TOLERANCE)
-            offer = f"{magnification:g}x: a pixel of the screen shows {um_per_pixel(magnification):g} µm (key {key})"
-            magnification_button.setToolTip(blocked or offer)
-            self._shortcuts[magnification].setEnabled(not blocked and keys_free)
-        between = mpp is not None and not any(x.isChecked() for x in self.buttons.values())
-        self.now.setText(f"{now:.3g}x" if between else "")
+        value, mpp, keys_are_free = self.value(), current_mpp(self._viewer), self._keys_are_free()
+        for key, (magnification, button) in enumerate(self.buttons.items(), start=1):
+            reason = why_magnification_unavailable(magnification, mpp)
+            tip = f"{magnification:g}x: a pixel of the screen shows {um_per_pixel(magnification):g} µm (key {key})"
+            enable_unless(button, reason, tip)
+            button.setChecked(not reason and abs(value / magnification - 1) < MAGNIFICATION_TOLERANCE)
+            self._shortcuts[magnification].setEnabled(not reason and keys_are_free)
+        is_between = mpp is not None and not any(button.isChecked() for button in self.buttons.values())
+        self.current.setText(f"{value:.3g}x" if is_between else "")
 
     def _keys_are_free(self) -> bool:
-        """Whether the digits are ours: on layers that are drawn on they choose napari's tools."""
+        """Return whether the digit keys may change the magnification.
+
+        On Labels, Shapes and Points layers napari uses them to choose a drawing tool.
+        """
         from napari.layers import Image
 
         active = self._viewer.layers.selection.active
@@ -123,7 +126,15 @@ class MagnificationRow(QWidget):  # type: ignore[misc]  # qtpy has no types
 
 
 class NavigationSection(Section):
-    """Magnification buttons, minimap, colours."""
+    """Section with magnification buttons, minimap, colour profile and label button.
+
+    Attributes
+    ----------
+    icc_toggled
+        Signal: whether to apply the colour profile of the slide.
+    label_requested
+        Signal: the user wants to see the label and macro images.
+    """
 
     icc_toggled = Signal(bool)
     label_requested = Signal()
@@ -140,11 +151,16 @@ class NavigationSection(Section):
         self.add(self.icc, self.label)
 
     def show_slide(self, has_profile: bool, images: tuple[str, ...]) -> None:
-        """Enable what the slide has."""
-        enable_unless(
-            self.icc,
-            "" if has_profile else "The slide has no colour profile.",
-            "Show colours as the scanner meant them",
-        )
-        told = f"Show {', '.join(images)}: may carry a patient's name; never part of an export"
-        enable_unless(self.label, "" if images else "The slide has no label or macro image.", told)
+        """Enable the controls for which the slide has data.
+
+        Parameters
+        ----------
+        has_profile
+            Whether the slide has an ICC colour profile.
+        images
+            Names of its associated images.
+        """
+        no_profile = "" if has_profile else "The slide has no colour profile."
+        enable_unless(self.icc, no_profile, "Show the colours that the scanner's profile defines")
+        tip = f"Show {', '.join(images)}: may carry a patient's name; never part of an export"
+        enable_unless(self.label, "" if images else "The slide has no label or macro image.", tip)

@@ -1,4 +1,4 @@
-"""Slides dropped on the window become layers; a DICOM series, which is many files, becomes one."""
+"""napari reader for slides: files and folders become layers; a DICOM series of many files becomes one slide."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ if TYPE_CHECKING:
 
 Paths = str | Path | Sequence[str | Path]
 SERIES_PROPERTY = "dicom.SeriesInstanceUID"
-NO_LAYERS: list[Any] = [(None,)]  # how a reader tells napari that it did well and made no layer
+NO_LAYERS: list[Any] = [(None,)]  # tells napari that the reader succeeded without a layer; an empty list means failure
 
 
 def get_reader(path: Paths) -> Callable[[Paths], list[LayerData]] | None:
-    """Return a reader where every path is a slide that OpenSlide knows; None leaves the file to other readers."""
-    return read_dropped_slides if all(is_slide(p) for p in _paths(path)) else None
+    """Return the reader if every path is a slide that OpenSlide can open; None leaves the files to other readers."""
+    return read_dropped_slides if all(is_slide(p) for p in _as_paths(path)) else None
 
 
 def read_dropped_slides(path: Paths) -> list[LayerData]:
-    """Return the layers of slides for the window that is open: it asks for what a file does not say.
+    """Return the layers of slides for the current window, which asks for a resolution if the file has none.
 
-    napari hands over dropped files one by one, so files of a DICOM series that is already shown give no layer.
+    napari passes dropped files one by one. Files of a DICOM series that is already shown give no layer.
 
     Raises
     ------
     SlideError
-        Where a slide cannot be opened.
+        If a slide cannot be opened.
     ResolutionError
-        Where no window is open that could ask how large a pixel is.
+        If a file states no resolution and there is no window that could ask for it.
     """
     from napari import current_viewer
 
     viewer = current_viewer()
-    shown = _series_shown(viewer) if viewer is not None else frozenset()
+    shown = _shown_series(viewer) if viewer is not None else frozenset()
     cache = SettingsStore().load_settings().settings.tile_cache_mb << 20
-    made = read_slides(path, ask=ask_mpp_with_estimate if viewer is not None else None, shown=shown, cache_bytes=cache)
-    return made or NO_LAYERS
+    ask = ask_mpp_with_estimate if viewer is not None else None
+    return read_slides(path, ask=ask, shown=shown, cache_bytes=cache) or NO_LAYERS
 
 
 def read_slides(
@@ -58,81 +58,82 @@ def read_slides(
     shown: Iterable[str] = (),
     cache_bytes: int = DEFAULT_CACHE_BYTES,
 ) -> list[LayerData]:
-    """Return the layers of one or more slides; pixels are read when they are looked at.
+    """Return the layers of one or more slides; their pixels are read when they are displayed.
 
     Parameters
     ----------
     path
-        Slides; a folder of DICOM files holds one slide for each series.
+        Slides; a folder of DICOM files contains one slide per series.
     mpp
-        µm per level-0 pixel, believed above what the files say.
+        µm per level-0 pixel, which overrides the files.
     ask
-        Asks for the resolution that a file lacks. A slide for which there is no answer is left out, with a sentence.
+        Asks for the resolution of a file that states none. If the user cancels, the slide is left out with a
+        notification. None raises an error instead.
     memory
-        What was answered before; by default the user's.
+        Store of earlier answers; by default the user's.
     shown
-        DICOM series that are open already and left out.
+        DICOM series that are open already; they are left out.
     cache_bytes
-        The most that decoded tiles may take, for each slide.
+        Upper bound of the decoded tiles in memory, for each slide.
 
     Raises
     ------
     SlideError
-        Where a slide cannot be opened.
+        If a slide cannot be opened.
     ResolutionError
-        Where neither the file nor `mpp` says how large a pixel is, and nobody can be asked.
+        If neither the file nor `mpp` states a resolution, and `ask` is None.
     """
-    found = [_known(one, mpp, ask, memory) for one in one_path_per_slide(_paths(path), shown)]
-    return [layer for slide in found if slide is not None for layer in _layers(slide, cache_bytes)]
+    slides = [_open_with_mpp(file, mpp, ask, memory) for file in one_path_per_slide(_as_paths(path), shown)]
+    return [layer for slide in slides if slide is not None for layer in _build_layers(slide, cache_bytes)]
 
 
-def _known(path: Path, mpp: float | None, ask: AskMpp | None, memory: SettingsStore | None) -> Slide | None:
-    """Return the open slide with a resolution, if anyone says it; None where the user would not."""
+def _open_with_mpp(path: Path, mpp: float | None, ask: AskMpp | None, memory: SettingsStore | None) -> Slide | None:
+    """Return the open slide, with a resolution if anyone states it; None if the user cancels."""
     slide = Slide(path, mpp=mpp)
     if slide.has_mpp or ask is None:
         return slide
     try:
-        answered = resolve_mpp(slide, ask, memory or SettingsStore())
+        given_mpp = resolve_mpp(slide, ask, memory or SettingsStore())
     finally:
         slide.close()
-    if answered is None:
-        _tell(f"{path.name} was not opened: how large its pixels are is not known.")
+    if given_mpp is None:
+        _notify(f"{path.name} was not opened: how large its pixels are is not known.")
         return None
-    return Slide(path, mpp=answered)
+    return Slide(path, mpp=given_mpp)
 
 
-def _layers(slide: Slide, cache_bytes: int) -> list[LayerData]:
+def _build_layers(slide: Slide, cache_bytes: int) -> list[LayerData]:
     from napari_lrmil.plugin.viewer.layers import build_slide_layers
 
     try:
         return build_slide_layers(slide, underlay=slices_asynchronously(), cache_bytes=cache_bytes)
-    except BaseException:
+    except BaseException:  # no layer owns the slide yet, so nobody else would close it
         slide.close()
         raise
 
 
 def slices_asynchronously() -> bool:
-    """Whether napari loads tiles in the background."""
+    """Return whether napari loads tiles in the background."""
     from napari.settings import get_settings
 
     return bool(get_settings().experimental.async_)
 
 
 def ask_mpp_with_estimate(slide: Slide) -> MppAnswer | None:
-    """Ask for the resolution of a slide in a dialog, which offers what its nuclei say."""
+    """Ask for the resolution of a slide in a dialog that also offers an estimate from nuclear size."""
     from napari_lrmil.core.slides.mpp_from_nuclei import estimate_mpp
-    from napari_lrmil.plugin.viewer.mpp_dialog import ask_mpp as ask
+    from napari_lrmil.plugin.viewer.mpp_dialog import ask_mpp
 
-    return ask(slide, partial(estimate_mpp, slide))
+    return ask_mpp(slide, partial(estimate_mpp, slide))
 
 
-def _tell(sentence: str) -> None:
+def _notify(sentence: str) -> None:
     from napari.utils.notifications import show_info
 
     show_info(sentence)
 
 
-def _paths(path: Paths) -> list[Path]:
+def _as_paths(path: Paths) -> list[Path]:
     return [Path(path)] if isinstance(path, str | Path) else [Path(p) for p in path]
 
 
@@ -140,10 +141,10 @@ def _paths(path: Paths) -> list[Path]:
 
 
 def one_path_per_slide(paths: Iterable[Path], shown: Iterable[str] = ()) -> list[Path]:
-    """Return one path for each slide, in the order in which they came.
+    """Return one path per slide, in the given order.
 
-    Files of one DICOM series are one slide, whichever of them is opened; a folder with several series gives one file
-    of each.
+    All files of a DICOM series are one slide, whichever of them is opened. A folder with several series gives one
+    file of each.
 
     Parameters
     ----------
@@ -152,62 +153,61 @@ def one_path_per_slide(paths: Iterable[Path], shown: Iterable[str] = ()) -> list
     shown
         Series to leave out.
     """
-    seen, kept = set(shown), []
+    seen, selected = set(shown), []
     for path in paths:
-        for one, series in _slides_at(path):
+        for slide_path, series in _slides_in(path):
             if series is None or series not in seen:
-                kept.append(one)
+                selected.append(slide_path)
             if series is not None:
                 seen.add(series)
-    return kept
+    return selected
 
 
-def _slides_at(path: Path) -> list[tuple[Path, str | None]]:
+def _slides_in(path: Path) -> list[tuple[Path, str | None]]:
     """Return what to open at a path, each with its DICOM series if it has one."""
     if not path.is_dir():
-        return [(path, _series(path))]
-    first: dict[str, Path] = {}
-    for file in _dicom_files(path):
-        first.setdefault(_series(file) or str(file), file)
-    if len(first) > 1:
-        return [(file, series) for series, file in first.items()]
-    return [(path, next(iter(first), None))]  # by its folder, which has a name that a person gave it
+        return [(path, _read_series(path))]
+    first_files: dict[str, Path] = {}
+    for file in _dicom_slide_files(path):
+        first_files.setdefault(_read_series(file) or str(file), file)
+    if len(first_files) > 1:
+        return [(file, series) for series, file in first_files.items()]
+    return [(path, next(iter(first_files), None))]  # the folder, because its name was chosen by a person
 
 
-def _series(file: Path) -> str | None:
-    """Return the DICOM series of a file; None for other formats, and for broken files, of which `Slide` will tell."""
+def _read_series(file: Path) -> str | None:
+    """Return the DICOM series of a file; None for other formats and for broken files, which `Slide` reports later."""
     import openslide
 
     try:
         if openslide.OpenSlide.detect_format(file) != "dicom":
             return None
         with openslide.OpenSlide(file) as handle:
-            found: str | None = handle.properties.get(SERIES_PROPERTY)
-            return found
+            series: str | None = handle.properties.get(SERIES_PROPERTY)
+            return series
     except (OSError, openslide.OpenSlideError):
         return None
 
 
-def _series_shown(viewer: ViewerModel) -> frozenset[str]:
+def _shown_series(viewer: ViewerModel) -> frozenset[str]:
     from napari_lrmil.plugin.viewer.layers import get_screen_slide, lrmil_layers
 
     screens = [get_screen_slide(layer) for layer in lrmil_layers(viewer, role="slide")]
-    return frozenset(
-        s.slide.properties[SERIES_PROPERTY] for s in screens if s is not None and SERIES_PROPERTY in s.slide.properties
-    )
+    properties = [screen.slide.properties for screen in screens if screen is not None]
+    return frozenset(values[SERIES_PROPERTY] for values in properties if SERIES_PROPERTY in values)
 
 
-# ---------------------------------------------------------------- what is a slide
+# ---------------------------------------------------------------- recognise slides
 
 
 def is_slide(path: Path) -> bool:
-    """Whether a file, or a folder of DICOM files, is a slide; looks at the files' heads only."""
+    """Return whether a file, or a folder of DICOM files, is a slide; only the headers are read."""
     if path.is_dir():
-        return bool(_dicom_files(path))
+        return bool(_dicom_slide_files(path))
     return _is_slide_file(path)
 
 
-def _dicom_files(folder: Path) -> list[Path]:
+def _dicom_slide_files(folder: Path) -> list[Path]:
     return [file for file in dicom_files(folder) if _is_slide_file(file)]
 
 
@@ -222,7 +222,7 @@ def _is_slide_file(path: Path) -> bool:
 
 
 def _is_colour(file: Path) -> bool:
-    """Whether a tiled TIFF holds 8-bit RGB; OpenSlide would also take the grey stacks of a microscope."""
+    """Return whether a tiled TIFF holds 8-bit RGB; OpenSlide would also accept greyscale stacks of a microscope."""
     import tifffile
 
     try:

@@ -1,4 +1,4 @@
-"""Regions drawn in napari as regions of a slide, and back. The viewer's world is µm from the slide's corner."""
+"""Conversion between napari shapes and regions of a slide. The viewer's world is in µm from the slide's corner."""
 
 from __future__ import annotations
 
@@ -15,45 +15,61 @@ from napari_lrmil.core.patching.regions import Region
 if TYPE_CHECKING:
     from napari.layers import Shapes
 
-ELLIPSE_CORNERS = 64  # corners of an ellipse
+ELLIPSE_CORNERS = 64  # of the polygon that stands for an ellipse; its area is 0.16 % too small
 
 
 def regions_from_shapes(layer: Shapes, mpp: Mpp, rows: Iterable[int] | None = None) -> tuple[Region, ...]:
-    """Return the areas among the shapes of a layer in level-0 pixels; lines and paths are none.
+    """Return the shapes of a layer as regions in level-0 pixels; lines and paths have no area and are left out.
 
     Parameters
     ----------
     layer
         Shapes in the viewer's world.
     mpp
-        µm per level-0 pixel of the slide that they lie on.
+        µm per level-0 pixel of the slide.
     rows
-        Which of the shapes; None takes all.
+        Indices of the shapes; None takes all.
     """
-    found = []
+    regions = []
     for row in range(layer.nshapes) if rows is None else rows:
         kind = str(layer.shape_type[row])
         if kind in ("line", "path"):
             continue
         try:
-            found.append(Region(f"region {row + 1}", shapely.Polygon(_outline(layer, row, kind) / (mpp.x, mpp.y))))
-        except (RegionError, ValueError):  # a click that made no area; the user sees it on the screen
+            polygon = shapely.Polygon(_outline_um(layer, row, kind) / (mpp.x, mpp.y))
+            regions.append(Region(f"region {row + 1}", polygon))
+        except (RegionError, ValueError):  # a click without area; the user sees on the screen that it is none
             continue
-    return tuple(found)
+    return tuple(regions)
 
 
-def _outline(layer: Shapes, row: int, kind: str) -> Float:
-    """Return (points, 2) the outline of a shape in the world, x then y."""
+def _outline_um(layer: Shapes, row: int, kind: str) -> Float:
+    """Return the outline of a shape in the world, (points, 2) x then y."""
     corners = np.asarray(layer.data[row], dtype=np.float64)[:, -2:]
+    # Through data_to_world: the user may have moved, scaled or rotated the layer.
     world = np.array([layer.data_to_world(corner)[-2:] for corner in corners])[:, ::-1]
     if kind != "ellipse":
         return np.asarray(world)
+    # napari stores the four corners of the ellipse's bounding box.
     centre, across, down = world.mean(axis=0), (world[1] - world[0]) / 2, (world[3] - world[0]) / 2
     angle = np.linspace(0, 2 * np.pi, ELLIPSE_CORNERS, endpoint=False)[:, None]
     return np.asarray(centre + np.cos(angle) * across + np.sin(angle) * down)
 
 
 def shapes_from_regions(regions: Sequence[Region], mpp: Mpp) -> list[tuple[Any, str]]:
-    """Return regions as polygons of the viewer's world, rows then columns, as napari's Shapes take them."""
+    """Return the parts of regions as (corners, shape type) for `Shapes.add`.
+
+    Parameters
+    ----------
+    regions
+        Regions in level-0 pixels; a region of several parts gives several polygons.
+    mpp
+        µm per level-0 pixel.
+
+    Returns
+    -------
+    list
+        Corners are (points, 2) in µm, row then column.
+    """
     parts = [part for region in regions for part in getattr(region.geometry, "geoms", [region.geometry])]
     return [(np.asarray(part.exterior.coords)[:-1, ::-1] * (mpp.y, mpp.x), "polygon") for part in parts]

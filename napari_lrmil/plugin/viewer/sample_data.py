@@ -1,4 +1,4 @@
-"""File > Open Sample: a phantom slide, painted once and kept."""
+"""Sample slide of the menu File > Open Sample: a synthetic slide, written once into the user's cache folder."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ SAMPLE_SLIDE = PhantomSlide("phantom_lesion", LESION, seed=7, size=(4096, 3072))
 
 
 def phantom_slide() -> list[LayerData]:
-    """Return the layers of the sample slide, painted on first use into the user's cache folder."""
+    """Return the layers of the sample slide."""
     from napari_lrmil.plugin.viewer.reader import read_slides
 
     return read_slides(write_sample_slide(_cache_folder()))
 
 
 def write_sample_slide(folder: Path) -> Path:
-    """Return the sample slide in `folder`; it is written where it is not there."""
+    """Return the file of the sample slide in `folder`, and write it if it is missing."""
     path = folder / f"{SAMPLE_SLIDE.name}.tif"
     return path if path.is_file() else write_slide(folder, SAMPLE_SLIDE)
 
@@ -31,4 +31,5 @@ def _cache_folder() -> Path:
 
     from napari_lrmil.version import __version__
 
+    # One folder per version, because a new version may paint the slide differently.
     return Path(user_cache_path("napari-lrmil", appauthor=False)) / f"phantom-{__version__}"

@@ -1,6 +1,6 @@
-"""A slide's pixels for the screen: tiles of every level, kept in a byte-bounded cache, as lazy dask arrays.
+"""Image pyramid of a slide for the screen: lazy dask arrays over tiles in a byte-bounded cache.
 
-The levels are those of the file where they are there, and averages of the level above where they are missing.
+Levels of the file are used as they are. Missing levels are averaged from the next finer one.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from napari_lrmil.core.slides.slide import Slide
 if TYPE_CHECKING:
     import dask.array as da
 
-TILE_PX = 512  # side of a tile; square, as napari asks for rows and columns alike
+TILE_PX = 512  # side of a tile; square, because napari requests rows and columns alike
 DEFAULT_CACHE_BYTES = 256 << 20
-MAX_COARSEST_PX = 1024  # napari keeps the coarsest level whole, so it has to be small
-MAX_LEVEL_STEP = 4  # between neighbouring levels; napari loads a view at up to this many times the screen's pixels
+MAX_COARSEST_PX = 1024  # longer side of the coarsest level; napari keeps that level in memory as a whole
+MAX_LEVEL_STEP = 4  # between neighbouring levels; napari loads up to this many times the screen's pixels per side
 
 ScreenTileKey = tuple[int, int, int]  # level, tile row, tile column
-ColourTransform = Callable[[Pixels], Pixels]  # the same shape in other colours; called from several threads
+ColourTransform = Callable[[Pixels], Pixels]  # keeps the shape; called from several threads
 
 
 class TileCache(ByteLru[ScreenTileKey, Pixels]):
-    """Tiles of all levels for the screen."""
+    """Cache of the screen's tiles of all levels of a slide."""
 
     def __init__(self, max_bytes: int = DEFAULT_CACHE_BYTES) -> None:
         super().__init__(max_bytes)
@@ -42,15 +42,15 @@ class TileCache(ByteLru[ScreenTileKey, Pixels]):
 
 @dataclass(frozen=True)
 class ScreenLevel:
-    """One level that the viewer gets.
+    """Level of the screen's pyramid.
 
     Attributes
     ----------
     width, height
-        In its own pixels; together they cover the scanned part of the slide exactly, so a pixel's side in level-0
-        pixels is the quotient of the sizes and need not be whole.
+        Size in pixels of this level. The level covers the scanned part of the slide exactly: the side of its pixel
+        in level-0 pixels is the quotient of the sizes, which may be fractional.
     in_file
-        Whether the file has a level as fine; else it is averaged from the screen level above.
+        Whether the file has a level of this resolution; else the level is averaged from the next finer one.
     """
 
     width: int
@@ -59,7 +59,15 @@ class ScreenLevel:
 
 
 def plan_levels(levels: Sequence[Level], bounds: Bounds) -> tuple[ScreenLevel, ...]:
-    """Return the levels for the screen: the file's, and missing ones in steps of at most `MAX_LEVEL_STEP`."""
+    """Return the levels for the screen: those of the file, and added ones where a step exceeds `MAX_LEVEL_STEP`.
+
+    Parameters
+    ----------
+    levels
+        Levels of the file, finest first.
+    bounds
+        Scanned part of the slide.
+    """
     planned = [ScreenLevel(bounds.width, bounds.height, True)]
     for level in levels[1:]:
         width, height = round(bounds.width / level.downsample), round(bounds.height / level.downsample)
@@ -73,7 +81,7 @@ def plan_levels(levels: Sequence[Level], bounds: Bounds) -> tuple[ScreenLevel, .
 
 
 def _steps_between(finer: ScreenLevel, width: int) -> list[ScreenLevel]:
-    """Return what is missing between `finer` and a level of `width`, in equal steps."""
+    """Return the missing levels between `finer` and a level of `width`, in equal steps."""
     ratio = finer.width / width
     steps = math.ceil(math.log(ratio, MAX_LEVEL_STEP) - 0.05)  # 4.1 still counts as one step
     return [_reduced(finer, ratio ** (i / steps)) for i in range(1, steps)]
@@ -84,21 +92,21 @@ def _reduced(level: ScreenLevel, factor: float) -> ScreenLevel:
 
 
 class ScreenSlide:
-    """A slide as the viewer sees it. It owns `slide`, which is closed when the last array made here is gone.
+    """Pyramid of a slide for the viewer. It owns the slide, and closes it when the last of its arrays is deleted.
 
     Parameters
     ----------
     slide
         An open slide with a known resolution.
     cache
-        Where tiles are kept; shared by all arrays made here.
+        Cache of the tiles, shared by all arrays of this pyramid.
     colour
-        Changes the colours of what the file holds, such as an ICC profile would; None leaves them.
+        Changes the colours of the file's pixels, for example by an ICC profile; None leaves them.
 
     Attributes
     ----------
     colour_changed
-        Tiles look different from now on; who shows some has to ask for them again.
+        Signal: the colours have changed, and views of this slide have to be drawn again.
     """
 
     colour_changed = Signal()
@@ -108,39 +116,39 @@ class ScreenSlide:
         self.cache = TileCache() if cache is None else cache
         self.levels = plan_levels(slide.levels, slide.bounds)
         self._colour = colour
-        self._recolouring = threading.Lock()  # no tile in old colours may reach the cache after a change
-        self._id = uuid4().hex  # dask tells arrays apart by name
+        self._colour_lock = threading.Lock()  # after a change, no tile in the old colours may enter the cache
+        self._id = uuid4().hex  # dask identifies arrays by name
         weakref.finalize(self, slide.close)
 
     @property
     def extent_um(self) -> BoxUm:
-        """Where the scanned part lies in the viewer's world."""
+        """Scanned part of the slide in the viewer's world, in µm."""
         bounds, mpp = self.slide.bounds, self.slide.mpp
         return BoxUm(bounds.x * mpp.x, bounds.y * mpp.y, bounds.width * mpp.x, bounds.height * mpp.y)
 
     @property
     def colour(self) -> ColourTransform | None:
-        """What changes the colours, if anything does."""
+        """Function that changes the colours; None for the colours of the file."""
         return self._colour
 
     def set_colour(self, colour: ColourTransform | None) -> None:
-        """Show other colours from now on; kept tiles are forgotten."""
-        with self._recolouring:
+        """Change the colours and empty the cache."""
+        with self._colour_lock:
             self._colour = colour
             self.cache.clear()
         self.colour_changed.emit()
 
     def pixel_level0(self, level: int) -> tuple[float, float]:
-        """Return width and height of a pixel of `level` in level-0 pixels, exactly."""
-        at, bounds = self.levels[level], self.slide.bounds
-        return bounds.width / at.width, bounds.height / at.height
+        """Return the exact width and height of a pixel of `level` in level-0 pixels."""
+        screen_level, bounds = self.levels[level], self.slide.bounds
+        return bounds.width / screen_level.width, bounds.height / screen_level.height
 
     def array(self, level: int) -> da.Array:
-        """Return a level as a lazy (height, width, 3) uint8 array; no pixel is read before it is asked for."""
+        """Return a level as a (height, width, 3) uint8 array; each chunk is read when it is computed."""
         import dask.array as da
 
-        at = self.levels[level]
-        chunks = (_chunks(at.height), _chunks(at.width), (3,))
+        screen_level = self.levels[level]
+        chunks = (_chunks(screen_level.height), _chunks(screen_level.width), (3,))
         return da.map_blocks(
             self._block,
             level=level,
@@ -158,43 +166,50 @@ class ScreenSlide:
         return self.tile((level, block_id[0], block_id[1]))
 
     def tile(self, key: ScreenTileKey) -> Pixels:
-        """Return a tile of at most `TILE_PX` squared, from the cache or from the file."""
+        """Return a tile, at most `TILE_PX` squared, from the cache or from the file.
+
+        Parameters
+        ----------
+        key
+            Level, tile row, tile column.
+        """
         tile = self.cache.get(key)
         if tile is None:
             colour = self._colour
-            tile = self._make(key, colour)
-            with self._recolouring:
-                if colour is self._colour:
+            tile = self._read_tile(key, colour)
+            with self._colour_lock:
+                if colour is self._colour:  # the colours may have changed while the tile was read
                     self.cache.put(key, tile)
         return tile
 
-    def _make(self, key: ScreenTileKey, colour: ColourTransform | None) -> Pixels:
+    def _read_tile(self, key: ScreenTileKey, colour: ColourTransform | None) -> Pixels:
         level, row, column = key
-        at = self.levels[level]
+        screen_level = self.levels[level]
         x, y = column * TILE_PX, row * TILE_PX
-        size = min(TILE_PX, at.width - x), min(TILE_PX, at.height - y)
-        if not at.in_file:
-            return self._averaged(level, (x, y), size)
+        size = min(TILE_PX, screen_level.width - x), min(TILE_PX, screen_level.height - y)
+        if not screen_level.in_file:  # averaged from tiles whose colours are transformed already
+            return self._average_tile(level, (x, y), size)
         fx, fy = self.pixel_level0(level)
         bounds = self.slide.bounds
         box = BoxLevel0(bounds.x + x * fx, bounds.y + y * fy, size[0] * fx, size[1] * fy)
         pixels = self.slide.read(box, size)
         return pixels if colour is None else colour(pixels)
 
-    def _averaged(self, level: int, corner: tuple[int, int], size: tuple[int, int]) -> Pixels:
-        """Return a rectangle of a missing level as exact means over the tiles of the level above."""
-        at, above = self.levels[level], self.levels[level - 1]
-        left, right = (above.width * v / at.width for v in (corner[0], corner[0] + size[0]))
-        top, bottom = (above.height * v / at.height for v in (corner[1], corner[1] + size[1]))
+    def _average_tile(self, level: int, corner: tuple[int, int], size: tuple[int, int]) -> Pixels:
+        """Return a rectangle of a missing level as exact area means over the next finer level."""
+        coarse, fine = self.levels[level], self.levels[level - 1]
+        left, right = (fine.width * v / coarse.width for v in (corner[0], corner[0] + size[0]))
+        top, bottom = (fine.height * v / coarse.height for v in (corner[1], corner[1] + size[1]))
+        # 1e-6: without it a rounding error of the quotient would read one more row or column.
         x, y = math.floor(left + 1e-6), math.floor(top + 1e-6)
-        stop = min(above.width, math.ceil(right - 1e-6)), min(above.height, math.ceil(bottom - 1e-6))
-        pixels = self._region(level - 1, (x, y), stop)
+        stop = min(fine.width, math.ceil(right - 1e-6)), min(fine.height, math.ceil(bottom - 1e-6))
+        pixels = self._read_region(level - 1, (x, y), stop)
         shape = (pixels.shape[1], pixels.shape[0])
         left, top = max(0.0, left - x), max(0.0, top - y)
         return area_average(pixels, OpenSlideWindow(0, (0, 0), shape, left, top, right - x, bottom - y), size)
 
-    def _region(self, level: int, start: tuple[int, int], stop: tuple[int, int]) -> Pixels:
-        """Return the pixels from `start` to `stop` (x, y) of a level, put together from its tiles."""
+    def _read_region(self, level: int, start: tuple[int, int], stop: tuple[int, int]) -> Pixels:
+        """Return the pixels from `start` to `stop` (x, y) of a level, assembled from its tiles."""
         out = np.empty((stop[1] - start[1], stop[0] - start[0], 3), np.uint8)
         for row in range(start[1] // TILE_PX, math.ceil(stop[1] / TILE_PX)):
             for column in range(start[0] // TILE_PX, math.ceil(stop[0] / TILE_PX)):
@@ -204,10 +219,10 @@ class ScreenSlide:
 
 
 def _overlap(index: int, start: int, stop: int) -> tuple[slice, slice]:
-    """Return where tile `index` lies between `start` and `stop`, and which part of the tile that is, along one axis."""
+    """Return the overlap of tile `index` with the range `start` to `stop` along one axis, as slices of both."""
     first, last = max(start, index * TILE_PX), min(stop, (index + 1) * TILE_PX)
     return slice(first - start, last - start), slice(first - index * TILE_PX, last - index * TILE_PX)
 
 
 def _chunks(length: int) -> tuple[int, ...]:
-    return tuple(min(TILE_PX, length - at) for at in range(0, length, TILE_PX))
+    return tuple(min(TILE_PX, length - start) for start in range(0, length, TILE_PX))

@@ -1,7 +1,7 @@
-"""Which layers lie in which view: one view of a slide, or student and teacher side by side with linked cameras.
+"""Arrangement of layers: one view of a slide, or student and teacher side by side with linked cameras.
 
-napari's grid fills its cells with runs of `stride` layers from the bottom of the list, left to right, and one camera
-drives all of them. So the student's layers come first, the teacher's second, and both are equally many.
+napari's grid fills its cells with runs of `stride` layers from the bottom of the list, left to right. One camera
+moves all cells. The student's layers therefore come first, the teacher's second, and both sides have equally many.
 
 Own code on top of that grid: napari's plugins for slides have no split view.
 """
@@ -44,59 +44,65 @@ if TYPE_CHECKING:
 
 VIEW_ROLES = ("underlay", "slide", "attention", "picked")  # bottom first
 SPACING_PX = 6
-CAPTION_PREFIX, CAPTION_WIDTH = "Colour: ", 44  # in a line: beside the scale bar there is no room for more
+CAPTION_PREFIX, CAPTION_WIDTH = "Colour: ", 44  # letters per line; the scale bar takes the rest of the width
+
+
+# ---------------------------------------------------------------- views
 
 
 @dataclass(frozen=True)
 class SplitView:
-    """The layers of the two views, bottom first, role by role the same."""
+    """Layers of the two views, bottom first, with the same roles on both sides."""
 
     student: tuple[Image, ...]
     teacher: tuple[Image, ...]
 
     @property
     def layers(self) -> tuple[Image, ...]:
-        """All of them in the order in which the grid wants them."""
+        """Layers of both views in the order that the grid needs."""
         return self.student + self.teacher
 
 
 def find_split_view(viewer: ViewerModel) -> SplitView | None:
-    """Return the two views where a slide has a student's and a teacher's attention, else None."""
+    """Return the two views of a slide that has attention of student and teacher; None if there is none."""
     for attention in lrmil_layers(viewer, role="attention", side="teacher"):
-        path = _path(attention)
-        pairs = [(_first(viewer, path, role, "student"), _first(viewer, path, role, "teacher")) for role in VIEW_ROLES]
-        whole = [(s, t) for s, t in pairs if s is not None and t is not None]
-        if pairs[1] in whole and pairs[2] in whole:
-            return SplitView(tuple(s for s, _ in whole), tuple(t for _, t in whole))
+        path = _slide_path(attention)
+        pairs = {
+            role: (_find_layer(viewer, path, role, "student"), _find_layer(viewer, path, role, "teacher"))
+            for role in VIEW_ROLES
+        }
+        complete = {role: (s, t) for role, (s, t) in pairs.items() if s is not None and t is not None}
+        if "slide" in complete and "attention" in complete:
+            return SplitView(tuple(s for s, _ in complete.values()), tuple(t for _, t in complete.values()))
     return None
 
 
-def _path(layer: Layer) -> Path | None:
+def _slide_path(layer: Layer) -> Path | None:
     tag = get_tag(layer)
     return tag.path if tag else None
 
 
-def _maps(viewer: ViewerModel, path: Path | None = None) -> list[Image]:
-    """Return the maps that there are, in the order in which they are drawn."""
-    found = [layer for role in MAP_ROLES for layer in lrmil_layers(viewer, path, role=role)]
-    return [layer for layer in viewer.layers if layer in found]
+def _map_layers(viewer: ViewerModel, path: Path | None = None) -> list[Image]:
+    """Return the maps of one slide or of all, in the order in which they are drawn."""
+    maps = [layer for role in MAP_ROLES for layer in lrmil_layers(viewer, path, role=role)]
+    return [layer for layer in viewer.layers if layer in maps]
 
 
-def _first(viewer: ViewerModel, path: Path | None, role: str, side: str) -> Image | None:
+def _find_layer(viewer: ViewerModel, path: Path | None, role: str, side: str) -> Image | None:
     return next(iter(lrmil_layers(viewer, path, role=role, side=side)), None)
 
 
 def arrange_views(viewer: ViewerModel) -> None:
-    """Bring order and grid in line with the layers there are; call it whenever layers came or went."""
-    _tie_underlays(viewer)
+    """Adapt the order of layers and the grid to the present layers; call it whenever layers were added or removed."""
+    _link_underlays(viewer)
     caption = viewer.canvas.overlays.text
-    if caption.text.startswith(CAPTION_PREFIX) and not _maps(viewer):
-        _hush(viewer)
+    if caption.text.startswith(CAPTION_PREFIX) and not _map_layers(viewer):
+        _hide_caption(viewer)
     views = find_split_view(viewer)
     if views is None:
         _leave_grid(viewer)
         return
-    _order(viewer, views.layers)
+    _move_to_bottom(viewer, views.layers)
     for layer in lrmil_layers(viewer):
         if layer not in views.layers:
             layer.visible = False  # a visible one would open a third view
@@ -107,111 +113,138 @@ def arrange_views(viewer: ViewerModel) -> None:
     viewer.canvas.grid.enabled = True
 
 
-def _tie_underlays(viewer: ViewerModel) -> None:
-    """Let a slide and the coarse layer beneath it show and hide together."""
+def _link_underlays(viewer: ViewerModel) -> None:
+    """Link visibility and opacity of each slide to those of the underlay below it."""
     from napari.experimental import link_layers
 
     for underlay in lrmil_layers(viewer, role="underlay"):
         tag = get_tag(underlay)
-        slide = _first(viewer, tag.path, "slide", tag.side) if tag else None
+        slide = _find_layer(viewer, tag.path, "slide", tag.side) if tag else None
         if slide is not None:
             link_layers([underlay, slide], ("visible", "opacity"))
 
 
 def _leave_grid(viewer: ViewerModel) -> None:
-    """Take what only the teacher's view needed away; a grid that is not ours stays as it is."""
-    lonely = [
+    """Remove the layers that only the teacher's view needed; a grid that the user switched on stays."""
+    orphans = [
         layer for role in ("underlay", "slide", "picked") for layer in lrmil_layers(viewer, role=role, side="teacher")
     ]
-    if lonely:
-        remove_layers(viewer, lonely)
+    if orphans:
+        remove_layers(viewer, orphans)
         viewer.canvas.grid.enabled = False
 
 
-def _order(viewer: ViewerModel, wanted: tuple[Image, ...]) -> None:
-    now = [layer for layer in viewer.layers if layer in wanted]
-    if list(viewer.layers[: len(wanted)]) != list(wanted) or now != list(wanted):
-        rest = [layer for layer in viewer.layers if layer not in wanted]
-        viewer.layers.move_multiple([viewer.layers.index(layer) for layer in (*wanted, *rest)], 0)
+def _move_to_bottom(viewer: ViewerModel, ordered: tuple[Image, ...]) -> None:
+    """Move the layers to the bottom of the list, in this order; nothing happens if they are there already."""
+    if list(viewer.layers[: len(ordered)]) != list(ordered):
+        others = [layer for layer in viewer.layers if layer not in ordered]
+        viewer.layers.move_multiple([viewer.layers.index(layer) for layer in (*ordered, *others)], 0)
+
+
+# ---------------------------------------------------------------- attention
 
 
 def show_attention(
     viewer: ViewerModel,
     prediction: Prediction,
     slide: SlideChoice,
-    look: AttentionStyle | None = None,
-    pairing: CompareMode | None = None,
+    style: AttentionStyle | None = None,
+    compare: CompareMode | None = None,
 ) -> None:
-    """Lay the attention over its slide, and the teacher's to it where it ran; layers of the last run are kept.
+    """Show the attention of a prediction over its slide, and hide all other slides.
 
-    A layer made anew costs the window a tenth of a second, and would lose what the user did to the old one.
+    Layers of the last prediction are reused. A new layer takes the window 0.1 s, and would lose the changes that the
+    user made to the old one.
+
+    Parameters
+    ----------
+    viewer
+        The viewer.
+    prediction, slide
+        The prediction, and its slide.
+    style, compare
+        Display style, and arrangement of student and teacher.
     """
     for layer in lrmil_layers(viewer):
-        layer.visible = _path(layer) == slide.path  # slides share their corner, so another one would lie over this one
-    refresh_attention(viewer, prediction, slide, look, pairing)
-
-
-def _lay(viewer: ViewerModel, slide: SlideChoice, made: Mapping[RoleAndSide, LayerData]) -> None:
-    """Add the maps of a prediction in place of those there were; `dress` gives them names and legend."""
-    there = bool(_maps(viewer, slide.path))
-    was_beside, camera = bool(viewer.canvas.grid.enabled), viewer.scene.camera
-    centre, zoom = camera.center, camera.zoom
-    remove_attention(viewer, slide.path)
-    layers = add_layers(viewer, [layer for place, layer in made.items() if place[1] == "student"])
-    if ("attention", "teacher") in made:
-        found = [_first(viewer, slide.path, role, "student") for role in VIEW_ROLES[:2]]
-        copies: list[LayerData] = [copy_for_teacher_view(layer) for layer in found if layer is not None]
-        add_layers(viewer, [*copies, made["attention", "teacher"]])
-    arrange_views(viewer)
-    viewer.layers.selection.active = layers[0]
-    beside = bool(viewer.canvas.grid.enabled)
-    if beside != was_beside and there:  # the place stays, in a view half or twice as wide
-        camera.center, camera.zoom = centre, zoom * (0.5 if beside else 2.0)
-    elif beside != was_beside:
-        viewer.reset_view()
-    if was_beside and not beside:
-        for layer in lrmil_layers(viewer, slide.path, role="drawn"):
-            layer.visible = True  # two views have no place for it
-
-
-def remove_attention(viewer: ViewerModel, path: Path) -> None:
-    """Take the results of an earlier run away."""
-    old = [layer for role in (*MAP_ROLES, "evidence", "picked") for layer in lrmil_layers(viewer, path, role=role)]
-    remove_layers(viewer, old)
-    arrange_views(viewer)
+        layer.visible = _slide_path(layer) == slide.path  # all slides have their corner at the same place
+    refresh_attention(viewer, prediction, slide, style, compare)
 
 
 def refresh_attention(
     viewer: ViewerModel,
     prediction: Prediction,
     slide: SlideChoice,
-    look: AttentionStyle | None = None,
-    pairing: CompareMode | None = None,
+    style: AttentionStyle | None = None,
+    compare: CompareMode | None = None,
 ) -> None:
-    """Show a prediction in the layers of the last one where there are any: nothing flickers, the camera stays."""
-    tags = {layer: get_tag(layer) for layer in _maps(viewer, slide.path)}
-    there = {(tag.role, tag.side): layer for layer, tag in tags.items() if tag is not None}
-    made = build_map_layers(prediction, slide.mpp, slide.given_mpp, look, pairing)
-    if set(there) != set(made):
-        _lay(viewer, slide, made)
+    """Show a prediction in the layers of the last one, if they have the same roles; the camera does not move.
+
+    Parameters
+    ----------
+    viewer, prediction, slide, style, compare
+        As for `show_attention`.
+    """
+    tags = {layer: get_tag(layer) for layer in _map_layers(viewer, slide.path)}
+    present = {(tag.role, tag.side): layer for layer, tag in tags.items() if tag is not None}
+    new = build_map_layers(prediction, slide.mpp, slide.given_mpp, style, compare)
+    if set(present) != set(new):
+        _replace_maps(viewer, slide, new)
         return
-    for place, layer in there.items():
-        update_layer(layer, made[place])
+    for role_and_side, layer in present.items():
+        update_layer(layer, new[role_and_side])
+
+
+def _replace_maps(viewer: ViewerModel, slide: SlideChoice, maps: Mapping[RoleAndSide, LayerData]) -> None:
+    """Replace the maps of a slide; `add_legends` adds titles and legend afterwards."""
+    had_maps = bool(_map_layers(viewer, slide.path))
+    was_split, camera = bool(viewer.canvas.grid.enabled), viewer.scene.camera
+    centre, zoom = camera.center, camera.zoom
+    remove_attention(viewer, slide.path)
+    layers = add_layers(viewer, [layer for (_, side), layer in maps.items() if side == "student"])
+    if ("attention", "teacher") in maps:
+        below = [_find_layer(viewer, slide.path, role, "student") for role in VIEW_ROLES[:2]]
+        copies: list[LayerData] = [copy_for_teacher_view(layer) for layer in below if layer is not None]
+        add_layers(viewer, [*copies, maps["attention", "teacher"]])
+    arrange_views(viewer)
+    viewer.layers.selection.active = layers[0]
+    is_split = bool(viewer.canvas.grid.enabled)
+    if is_split != was_split and had_maps:  # the same part of the slide, in views of half or twice the width
+        camera.center, camera.zoom = centre, zoom * (0.5 if is_split else 2.0)
+    elif is_split != was_split:
+        viewer.reset_view()
+    if was_split and not is_split:
+        for layer in lrmil_layers(viewer, slide.path, role="drawn"):
+            layer.visible = True  # `arrange_views` has hidden it, because a split view has no cell for it
+
+
+def remove_attention(viewer: ViewerModel, path: Path) -> None:
+    """Remove maps, evidence and picked patches of a slide."""
+    roles = (*MAP_ROLES, "evidence", "picked")
+    remove_layers(viewer, [layer for role in roles for layer in lrmil_layers(viewer, path, role=role)])
+    arrange_views(viewer)
 
 
 def show_picked_patches(viewer: ViewerModel, prediction: Prediction, slide: SlideChoice, rows: Int64 | None) -> None:
-    """Outline LR patches, given as rows of a prediction, in all views of its slide; None or no row outlines nothing."""
+    """Outline LR patches in all views of their slide.
+
+    Parameters
+    ----------
+    viewer, prediction, slide
+        As for `show_attention`.
+    rows
+        Rows of the patches in the prediction; None or an empty array removes the outlines.
+    """
     sides: tuple[Side, ...] = ("student", "teacher") if find_split_view(viewer) is not None else ("student",)
     if rows is None or len(rows) == 0:
         remove_layers(viewer, lrmil_layers(viewer, slide.path, role="picked"))
         return
     for side in sides:
-        made = build_picked_layer(prediction, rows, slide.mpp, slide.given_mpp, side)
-        there = _first(viewer, slide.path, "picked", side)
-        if there is None:
-            add_layers(viewer, [made])
+        new = build_picked_layer(prediction, rows, slide.mpp, slide.given_mpp, side)
+        present = _find_layer(viewer, slide.path, "picked", side)
+        if present is None:
+            add_layers(viewer, [new])
         else:
-            update_layer(there, made)
+            update_layer(present, new)
     arrange_views(viewer)
 
 
@@ -220,79 +253,99 @@ def show_evidence(
     prediction: Prediction,
     slide: SlideChoice,
     name: str | None,
-    look: AttentionStyle | None = None,
+    style: AttentionStyle | None = None,
 ) -> None:
-    """Show the evidence for a class in place of the student's attention; None shows the attention again."""
-    there = _first(viewer, slide.path, "evidence", "student")
-    for layer in _maps(viewer, slide.path):
+    """Show the evidence for a class instead of the student's attention.
+
+    Parameters
+    ----------
+    viewer, prediction, slide
+        As for `show_attention`.
+    name
+        Name of the class; None shows the attention again.
+    style
+        Style of the attention, for its caption.
+    """
+    present = _find_layer(viewer, slide.path, "evidence", "student")
+    for layer in _map_layers(viewer, slide.path):
         if layer not in lrmil_layers(viewer, side="teacher"):
             layer.visible = name is None
     if name is None:
-        remove_layers(viewer, [there] if there is not None else [])
-        _caption(viewer, look)
+        remove_layers(viewer, [present] if present is not None else [])
+        _show_map_caption(viewer, style)
         return
-    made = build_evidence_layer(prediction, name, slide.mpp, slide.given_mpp)
-    if there is None:
-        [there] = add_layers(viewer, [made])
-        _bar(there)
+    new = build_evidence_layer(prediction, name, slide.mpp, slide.given_mpp)
+    if present is None:
+        [present] = add_layers(viewer, [new])
+        _show_colorbar(present)
     else:
-        update_layer(there, made)
-    there.name = made[1]["name"]
-    _say(viewer, f"evidence for {name} (logit), blue against, orange for")
+        update_layer(present, new)
+    present.name = new[1]["name"]
+    _set_caption(viewer, f"evidence for {name} (logit), blue against, orange for")
 
 
-def add_legends(viewer: ViewerModel, look: AttentionStyle | None = None) -> Iterator[None]:
-    """Name the views where there are two, and give the last one the legend that holds for all, a step at a time.
+# ---------------------------------------------------------------- titles, colour bar, caption
 
-    Each step takes the window a few hundredths of a second where letters are drawn for the first time.
+
+def add_legends(viewer: ViewerModel, style: AttentionStyle | None = None) -> Iterator[None]:
+    """Add titles to a split view, and the colour bar that holds for all views to the last one, step by step.
+
+    The caller takes one step per turn of the event loop. A step takes the window a few hundredths of a second,
+    because letters are rendered for the first time.
+
+    Parameters
+    ----------
+    viewer
+        The viewer.
+    style
+        Style of the attention, for its caption.
     """
-    shown = [layer for layer in _maps(viewer) if layer.visible]
-    beside = bool(viewer.canvas.grid.enabled)
-    for layer in shown:
-        if layer.name_overlay.visible != beside:
-            layer.name_overlay.font_size, layer.name_overlay.visible = 10, beside
+    visible = [layer for layer in _map_layers(viewer) if layer.visible]
+    is_split = bool(viewer.canvas.grid.enabled)
+    for layer in visible:
+        if layer.name_overlay.visible != is_split:
+            layer.name_overlay.font_size, layer.name_overlay.visible = 10, is_split
             yield
-    for layer in shown:
-        if layer.colorbar.visible != (layer is shown[-1]):
-            _bar(layer, layer is shown[-1])
+    for layer in visible:
+        if layer.colorbar.visible != (layer is visible[-1]):
+            _show_colorbar(layer, layer is visible[-1])
             yield
-    if shown:
-        _caption(viewer, look)
+    if visible:
+        _show_map_caption(viewer, style)
 
 
-def _bar(layer: Image, visible: bool = True) -> None:
-    bar = layer.colorbar
-    bar.position, bar.size, bar.font_size, bar.visible = "top_right", (18, 150), 9, visible
+def _show_colorbar(layer: Image, visible: bool = True) -> None:
+    colorbar = layer.colorbar
+    colorbar.position, colorbar.size, colorbar.font_size, colorbar.visible = "top_right", (18, 150), 9, visible
 
 
-def _caption(viewer: ViewerModel, look: AttentionStyle | None) -> None:
-    """Say what the colours mean, by the maps that there are."""
+def _show_map_caption(viewer: ViewerModel, style: AttentionStyle | None) -> None:
+    """Show the meaning of the colours of the present maps."""
     from napari_lrmil.core.visualize.comparison_figure import DIFFERENCE_LEGEND
     from napari_lrmil.core.visualize.overlay import SCALE_LEGENDS
 
-    meaning = SCALE_LEGENDS[look.mode if look else "raw"]
+    meaning = SCALE_LEGENDS[style.mode if style else "raw"]
     if lrmil_layers(viewer, role="difference"):
         meaning = f"{DIFFERENCE_LEGEND}; orange: the student looks more"
     elif lrmil_layers(viewer, role="wipe"):
         meaning += "; student left of the wipe, teacher right of it"
-    _say(viewer, meaning)
+    _set_caption(viewer, meaning)
 
 
 def prepare_caption(viewer: ViewerModel) -> None:
-    """Have the letters of the caption drawn where nobody sees them, so that a first analysis need not wait for them."""
-    caption = viewer.canvas.overlays.text
-    if not caption.visible:
-        _caption(viewer, None)
-        _hush(viewer)
+    """Render the letters of the caption invisibly, so that the first analysis does not wait for them."""
+    if not viewer.canvas.overlays.text.visible:
+        _show_map_caption(viewer, None)
+        _hide_caption(viewer)
 
 
-def _hush(viewer: ViewerModel) -> None:
-    """Let nobody see the caption, its box neither; its letters stay drawn."""
+def _hide_caption(viewer: ViewerModel) -> None:
+    """Make the caption and its box transparent instead of invisible: its letters stay rendered."""
     caption = viewer.canvas.overlays.text
     caption.opacity, caption.box = 0.0, False
 
 
-def _say(viewer: ViewerModel, meaning: str) -> None:
+def _set_caption(viewer: ViewerModel, meaning: str) -> None:
     caption, text = viewer.canvas.overlays.text, fill(CAPTION_PREFIX + meaning, CAPTION_WIDTH)
     if (caption.text, caption.visible, caption.opacity) == (text, True, 1.0):
         return

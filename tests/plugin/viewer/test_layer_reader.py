@@ -113,7 +113,7 @@ def test_a_slide_that_nobody_can_size_is_left_out_with_a_sentence_and_closed(
 ) -> None:
     path = write_tiff(tmp_path / "bare.tif", speckled(600, 400))
     told: list[str] = []
-    monkeypatch.setattr(reader, "_tell", told.append)
+    monkeypatch.setattr(reader, "_notify", told.append)
     made = read_slides([path, slide_path], ask=lambda _: None, memory=SettingsStore(tmp_path))
     assert [options["name"] for _, options, _ in made] == ["tissue"]
     [sentence] = told
@@ -123,7 +123,7 @@ def test_a_slide_that_nobody_can_size_is_left_out_with_a_sentence_and_closed(
 def test_napari_takes_a_cancelled_dialog_for_no_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tiff(tmp_path / "bare.tif", speckled(600, 400))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    monkeypatch.setattr(reader, "_tell", lambda _: None)
+    monkeypatch.setattr(reader, "_notify", lambda _: None)
     monkeypatch.setattr(reader, "ask_mpp_with_estimate", lambda _: None)
     monkeypatch.setattr("napari.current_viewer", ViewerModel)
     opener = get_reader(path)

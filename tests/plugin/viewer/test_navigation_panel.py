@@ -38,7 +38,7 @@ def _open(viewer: Any, row: Any, path: Path, qtbot: Any) -> None:
 def test_without_a_slide_nothing_can_be_pressed_and_the_row_says_why(row: Any) -> None:
     assert not any(button.isEnabled() for button in row.buttons.values())
     assert {button.toolTip() for button in row.buttons.values()} == {"Open a slide first."}
-    assert row.now.text() == ""
+    assert row.current.text() == ""
 
 
 def test_a_button_shows_the_slide_at_its_magnification(row: Any, viewer: Any, slide_path: Path, qtbot: Any) -> None:
@@ -48,7 +48,7 @@ def test_a_button_shows_the_slide_at_its_magnification(row: Any, viewer: Any, sl
         assert current_magnification(viewer, row.devicePixelRatioF()) == pytest.approx(magnification)
         assert [b.text() for b in row.buttons.values() if b.isChecked()] == [f"{magnification:g}x"]
     viewer.scene.camera.zoom *= 0.3
-    qtbot.waitUntil(lambda: row.now.text() == "12x", timeout=2000)
+    qtbot.waitUntil(lambda: row.current.text() == "12x", timeout=2000)
     assert not any(button.isChecked() for button in row.buttons.values())
 
 
