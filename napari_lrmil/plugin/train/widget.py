@@ -131,7 +131,7 @@ class TrainWidget(DockWidget):
             (self.running.stop_wanted, lambda: show_errors(self.run.stop)),
             (self.running.resume_wanted, lambda: show_errors(self._resume)),
             (self.running.open_wanted, self._ask_run),
-            (self.running.folded, lambda *_: self._draw.start()),
+            (self.running.fold_changed, lambda *_: self._draw.start()),
             (self.outcome.use_wanted, self._use_model),
             (self.outcome.report_wanted, self._open_report),
         )
