@@ -276,7 +276,7 @@ def test_a_stored_prediction_is_opened(slide: Slide) -> None:
     found = restore_prediction(folder, slide, Bundle(BUNDLE))
     assert found.student.probabilities == told["probabilities"] and found.student.logits == told["logits"]
     assert found.teacher is not None and found.teacher.probabilities == told["teacher"]["probabilities"]
-    assert (len(found.grid.lr_index), len(found.grid.hr_index), found.scope.whole) == (22, 260, True)
+    assert (len(found.grid.lr_index), len(found.grid.hr_index), found.scope.is_whole_slide) == (22, 260, True)
     assert found.agreement is not None and found.agreement.spearman == pytest.approx(agreement["spearman"], abs=1e-6)
     assert (found.reader_asked, str(found.teacher_patches), found.calibrated) == ("auto", "all", True)
 

@@ -205,5 +205,5 @@ def _told(prediction: Prediction) -> str:
     agreement = prediction.agreement
     beside = f"; with the teacher: {format_agreement(agreement, n_lr)}" if agreement else ""
     patches = f"{n_lr} LR patches in place of {len(prediction.grid.hr_index)} HR"
-    part = "" if prediction.scope.whole else f"{prediction.scope.text}, region score: "
+    part = "" if prediction.scope.is_whole_slide else f"{prediction.scope.text}, region score: "
     return f"{part}{format_probabilities(prediction.student.probabilities)} ({patches}{beside})"

@@ -9,9 +9,9 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_lrmil.core.byte_lru import ByteLru
 from napari_lrmil.core.features.bag import Features
 from napari_lrmil.core.geometry import Int64
+from napari_lrmil.core.slides.byte_lru import ByteLru
 
 CACHE_BYTES = 512 << 20  # 100,000 patches of 1280 dimensions
 

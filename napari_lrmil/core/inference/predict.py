@@ -197,7 +197,7 @@ def _prepare(
     logger.info("%s: %d LR patches, %d HR patches", slide.name, len(grid.lr_index), len(grid.hr_index))
     # The model's own notice is stored with every result: a reader of the file has not seen the model card.
     warnings = (*slide.warnings, *model_notices, *quality)
-    return _Request(slide, bundle, compute, grid, scope, costs, warnings, is_calibrated=scope.whole)
+    return _Request(slide, bundle, compute, grid, scope, costs, warnings, is_calibrated=scope.is_whole_slide)
 
 
 def _run_networks(request: _Request, teacher: TeacherPatches) -> Generator[Event, None, Prediction]:
@@ -371,7 +371,7 @@ def _student_prediction(request: _Request, student: NetworkPrediction) -> Predic
         bundle=bundle.name,
         bundle_sha256=bundle.sha256,
         classes=bundle.card.classes,
-        calibrated=bundle.card.temperature is not None and request.scope.whole,
+        calibrated=bundle.card.temperature is not None and request.scope.is_whole_slide,
         grid=request.grid,
         level0_size=(slide.width, slide.height),
         student=student,

@@ -1,4 +1,4 @@
-"""What of a slide is asked about: all of it, what is visible, drawn regions; and what is left out."""
+"""Region of interest of a prediction: the whole slide, the visible area or drawn regions, less excluded areas."""
 
 from __future__ import annotations
 
@@ -22,83 +22,83 @@ WORDS: dict[Kind, str] = {"slide": "whole slide", "view": "visible region", "reg
 
 @dataclass(frozen=True)
 class RegionOfInterest:
-    """A question to one slide.
+    """Part of a slide that a prediction covers.
 
     Attributes
     ----------
     kind
-        All of the slide, the visible part, or drawn regions.
+        The whole slide, the visible area, or drawn regions.
     regions
-        What is asked about, in level-0 pixels; none for the whole slide.
-    kept
-        Where there are any, what lies outside them is left out.
+        Regions to predict, in level-0 pixels; empty for the whole slide.
+    included
+        If not empty, everything outside these regions is left out.
     excluded
-        What is left out: a pen mark, a fold, an artefact.
+        Regions to leave out, such as a pen mark, a fold or an artefact.
     edited
-        Whether somebody changed the tissue mask by hand.
+        Whether the tissue mask was edited by hand.
     """
 
     kind: Kind = "slide"
     regions: tuple[Region, ...] = ()
-    kept: tuple[Region, ...] = ()
+    included: tuple[Region, ...] = ()
     excluded: tuple[Region, ...] = ()
     edited: bool = False
 
     def __post_init__(self) -> None:
         if (self.kind == "slide") != (not self.regions):
-            raise ValueError(f"a question about the {WORDS[self.kind]} with {len(self.regions)} regions")
+            raise ValueError(f"a prediction of the {WORDS[self.kind]} with {len(self.regions)} regions")
 
     @property
-    def whole(self) -> bool:
-        """Whether this is the slide as a model was calibrated for: all of it, as it is."""
-        return self.kind == "slide" and not (self.kept or self.excluded or self.edited)
+    def is_whole_slide(self) -> bool:
+        """Whether this is the whole, unedited slide, for which models are calibrated."""
+        return self.kind == "slide" and not (self.included or self.excluded or self.edited)
 
     @property
     def text(self) -> str:
-        """The scope in words."""
-        some = f"{len(self.regions)} drawn regions" if len(self.regions) > 1 else WORDS[self.kind]
+        """Description in words, as ``prediction.json`` stores it."""
+        base = f"{len(self.regions)} drawn regions" if len(self.regions) > 1 else WORDS[self.kind]
         parts = [
-            ", only what was kept" if self.kept else "",
+            ", only what was kept" if self.included else "",
             f", without {len(self.excluded)} excluded" if self.excluded else "",
             ", tissue edited" if self.edited else "",
         ]
-        return some + "".join(parts)
+        return base + "".join(parts)
 
     @property
     def files(self) -> dict[str, tuple[Region, ...]]:
-        """Option of the command line -> the regions that it has to be given to ask the same."""
-        named = {"roi": self.regions, "keep": self.kept, "exclude": self.excluded}
-        return {name: regions for name, regions in named.items() if regions}
+        """Option of the command line -> regions to pass for the same prediction."""
+        by_option = {"roi": self.regions, "keep": self.included, "exclude": self.excluded}
+        return {name: regions for name, regions in by_option.items() if regions}
 
-    def keeps(self, grid: NestedGrid) -> NDArray[np.bool_]:
-        """Return (N,) which LR patches of a slide's grid are meant."""
+    def selects(self, grid: NestedGrid) -> NDArray[np.bool_]:
+        """Return (N,) whether each LR patch of a slide's grid belongs to the region of interest."""
         corners, size = grid.lr_corners, grid.lattice.lr_cell
-        meant = np.ones(len(corners), dtype=bool)
-        for regions in filter(None, (self.regions, self.kept)):
-            meant &= patches_in_regions(corners, size, regions)
-        return meant & ~patches_in_regions(corners, size, self.excluded) if self.excluded else meant
+        is_selected = np.ones(len(corners), dtype=bool)
+        for regions in filter(None, (self.regions, self.included)):
+            is_selected &= patches_in_regions(corners, size, regions)
+        return is_selected & ~patches_in_regions(corners, size, self.excluded) if self.excluded else is_selected
 
     def of(self, grid: NestedGrid, slide: Path) -> NestedGrid:
-        """Return the part of a slide's grid that is meant.
+        """Return the part of a slide's grid that belongs to the region of interest.
 
         Raises
         ------
         TissueError
-            Where no patch is left; `slide` names the file.
+            If no patch is left. `slide` names the file.
         """
-        kept = self.keeps(grid)
-        if not kept.any():
+        is_selected = self.selects(grid)
+        if not is_selected.any():
             raise TissueError(slide, f"the {self.text} holds no LR patch: {self.emptied_by(grid)}")
-        return grid if kept.all() else grid.select(kept)
+        return grid if is_selected.all() else grid.select(is_selected)
 
     def emptied_by(self, grid: NestedGrid) -> str:
-        """Return why no patch of a slide's grid is meant, and what to do about it."""
+        """Return why no patch is selected, and what to do about it."""
         if self.excluded:
-            return "everything there is excluded; choose a part with tissue"
-        asked = shapely.union_all([region.geometry for region in (*self.regions, *self.kept)])
+            return "everything in it is excluded; choose a part with tissue"
+        area = shapely.union_all([region.geometry for region in (*self.regions, *self.included)])
         box = grid.lattice.box
-        if not asked.intersects(shapely.box(box.x, box.y, box.x + box.width, box.y + box.height)):
-            left, top, right, bottom = (round(value) for value in asked.bounds)
+        if not area.intersects(shapely.box(box.x, box.y, box.x + box.width, box.y + box.height)):
+            left, top, right, bottom = (round(value) for value in area.bounds)
             return (
                 f"it lies outside the slide (x {left} to {right}, y {top} to {bottom} in level-0 pixels, where patches "
                 f"lie from {box.x:.0f} to {box.x + box.width:.0f} and {box.y:.0f} to {box.y + box.height:.0f}); was it "
@@ -111,13 +111,15 @@ WHOLE_SLIDE = RegionOfInterest()
 
 
 def read_scope(files: Mapping[str, Path | None], bounds: Bounds) -> RegionOfInterest:
-    """Return the scope that files of regions make; keys are those of `Scope.files`, None where there is no file.
+    """Return the region of interest from files of regions. Keys are those of `RegionOfInterest.files`.
 
     Raises
     ------
     RegionError
-        Where a file holds no regions.
+        If a file contains no regions.
     """
-    found = {name: read_regions(file, bounds).regions for name, file in files.items() if file is not None}
-    regions = found.get("roi", ())
-    return RegionOfInterest("region" if regions else "slide", regions, found.get("keep", ()), found.get("exclude", ()))
+    by_option = {name: read_regions(file, bounds).regions for name, file in files.items() if file is not None}
+    regions = by_option.get("roi", ())
+    return RegionOfInterest(
+        "region" if regions else "slide", regions, by_option.get("keep", ()), by_option.get("exclude", ())
+    )

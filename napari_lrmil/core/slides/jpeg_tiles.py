@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from napari_lrmil.core.byte_lru import ByteLru
 from napari_lrmil.core.geometry import Level, PixelWindow
+from napari_lrmil.core.slides.byte_lru import ByteLru
 from napari_lrmil.core.slides.jpeg_decoder import Coding, allocate_tile, decode
 from napari_lrmil.core.slides.resampling import Pixels
 

@@ -273,8 +273,8 @@ class Slide:
         with self._reading() as handle:
             images = handle.associated_images
             if name not in images:
-                known = ", ".join(self.associated) or "none"
-                raise SlideError(self.path, f"has no associated image {name}; there are: {known}")
+                names = ", ".join(self.associated) or "none"
+                raise SlideError(self.path, f"has no associated image {name}; there are: {names}")
             return composite_on_white(images[name])
 
     def _finest_needed(self, width: float, height: float, size: tuple[int, int]) -> Level:

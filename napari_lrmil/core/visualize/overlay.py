@@ -137,7 +137,7 @@ def draw_overlay(path: Path, slide: Slide, prediction: Prediction) -> None:
 
 def _show_scope(axis: Axes, scope: RegionOfInterest) -> None:
     """Outline what was asked about, and what was left out."""
-    for regions, style in ((scope.regions, "solid"), (scope.kept, "solid"), (scope.excluded, "dotted")):
+    for regions, style in ((scope.regions, "solid"), (scope.included, "solid"), (scope.excluded, "dotted")):
         rings = [ring for region in regions for ring in shapely.get_rings(region.geometry)]
         for ring in rings:
             x, y = shapely.get_coordinates(ring).T
@@ -147,7 +147,7 @@ def _show_scope(axis: Axes, scope: RegionOfInterest) -> None:
 
 def calibration_text(prediction: Prediction) -> str:
     """Return what the probabilities are worth: a temperature holds for whole slides only (Method 3)."""
-    if not prediction.scope.whole:
+    if not prediction.scope.is_whole_slide:
         return "Region score, uncalibrated"
     return "Probabilities calibrated on validation slides" if prediction.calibrated else "Probabilities not calibrated"
 

@@ -122,7 +122,7 @@ def probability_margin(probabilities: Mapping[str, float]) -> float:
 def _context(slide: Slide, prediction: Prediction, gallery: Sequence[GalleryPatch], command: str) -> Context:
     student, teacher, grid = prediction.student, prediction.teacher, prediction.grid
     scope = prediction.scope
-    region = not scope.whole
+    region = not scope.is_whole_slide
     return {
         "name": prediction.slide,
         "research_use": RESEARCH_USE,

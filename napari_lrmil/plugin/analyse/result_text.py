@@ -23,7 +23,7 @@ class ResultText:
     @property
     def trust(self) -> str:
         """What kind of figures the probabilities are."""
-        if not self.prediction.scope.whole:
+        if not self.prediction.scope.is_whole_slide:
             return f"Region score of the {self.prediction.scope.text}, uncalibrated."
         known = "calibrated on validation slides" if self.prediction.calibrated else "not calibrated"
         return f"Probabilities, {known}."

@@ -118,7 +118,7 @@ class PredictJob:
         tissue_grid = self.open_slides.get_tissue_grid(self.slide, self.bundle)
         grid = tissue_grid.grid
         is_embedded = self.cache.has(cache_key(slide, self.bundle, grid, "student"), grid.lr_index)
-        is_embedded &= self.scope.keeps(grid)
+        is_embedded &= self.scope.selects(grid)
         if is_embedded.any():
             part = replace(tissue_grid, grid=grid.select(is_embedded))
             device = resolve_device(self.device)

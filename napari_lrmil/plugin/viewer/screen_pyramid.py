@@ -16,8 +16,8 @@ from uuid import uuid4
 import numpy as np
 from psygnal import Signal
 
-from napari_lrmil.core.byte_lru import ByteLru
 from napari_lrmil.core.geometry import Bounds, BoxLevel0, BoxUm, Level, OpenSlideWindow
+from napari_lrmil.core.slides.byte_lru import ByteLru
 from napari_lrmil.core.slides.resampling import Pixels, area_average
 from napari_lrmil.core.slides.slide import Slide
 

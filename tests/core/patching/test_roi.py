@@ -40,7 +40,7 @@ def ask(slide: Slide, bundle: Any = None, **how: Any) -> Prediction:
 def test_a_region_is_answered_by_its_patches_alone(slide: Slide) -> None:
     bundle = DarknessBundle()
     whole, part = ask(slide, bundle), ask(slide, bundle, scope=RegionOfInterest("region", (LEFT,)))
-    meant = RegionOfInterest("region", (LEFT,)).keeps(whole.grid)
+    meant = RegionOfInterest("region", (LEFT,)).selects(whole.grid)
     assert 0 < meant.sum() < len(meant)
     np.testing.assert_array_equal(part.student.coords, whole.student.coords[meant])
     assert part.student.attention.sum() == pytest.approx(1, abs=1e-5)
@@ -59,10 +59,10 @@ def test_a_part_is_never_called_calibrated(slide: Slide) -> None:
 
 def test_leaving_out_and_keeping_are_each_others_opposite(slide: Slide) -> None:
     grid = ask(slide).grid
-    out, kept = RegionOfInterest(excluded=(LEFT,)).keeps(grid), RegionOfInterest(kept=(LEFT,)).keeps(grid)
+    out, kept = RegionOfInterest(excluded=(LEFT,)).selects(grid), RegionOfInterest(included=(LEFT,)).selects(grid)
     np.testing.assert_array_equal(out, ~kept)
-    both = RegionOfInterest("region", (LEFT,), excluded=(CORNER,)).keeps(grid)
-    assert both.sum() == kept.sum() - RegionOfInterest("region", (CORNER,)).keeps(grid).sum()
+    both = RegionOfInterest("region", (LEFT,), excluded=(CORNER,)).selects(grid)
+    assert both.sum() == kept.sum() - RegionOfInterest("region", (CORNER,)).selects(grid).sum()
 
 
 def test_hr_patches_follow_their_parents(slide: Slide) -> None:
@@ -123,10 +123,10 @@ def test_evidence_of_a_part_sums_to_its_logit(slide: Slide) -> None:
 
 
 def test_words() -> None:
-    assert WHOLE_SLIDE.whole and WHOLE_SLIDE.text == "whole slide"
+    assert WHOLE_SLIDE.is_whole_slide and WHOLE_SLIDE.text == "whole slide"
     scope = RegionOfInterest("region", (LEFT, CORNER), excluded=(CORNER,), edited=True)
-    assert scope.text == "2 drawn regions, without 1 excluded, tissue edited" and not scope.whole
-    assert RegionOfInterest(kept=(LEFT,)).files == {"keep": (LEFT,)}
+    assert scope.text == "2 drawn regions, without 1 excluded, tissue edited" and not scope.is_whole_slide
+    assert RegionOfInterest(included=(LEFT,)).files == {"keep": (LEFT,)}
 
 
 @pytest.mark.gpu

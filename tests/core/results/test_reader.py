@@ -96,8 +96,8 @@ def test_of_a_part_the_patches_are_known(slide: Slide, tmp_path: Path) -> None:
     prediction = run_predict(slide, "all", RegionOfInterest("region", (box_region(BoxLevel0(0, 0, 600, 700), "part"),)))
     write_prediction(tmp_path / "out", slide, prediction)
     back = restore_prediction(tmp_path / "out" / "s", slide, MODEL)
-    assert not back.scope.whole and back.scope.kind == "region"
-    assert len(back.grid.lr_index) == len(prediction.grid.lr_index) == back.scope.keeps(prediction.grid).sum()
+    assert not back.scope.is_whole_slide and back.scope.kind == "region"
+    assert len(back.grid.lr_index) == len(prediction.grid.lr_index) == back.scope.selects(prediction.grid).sum()
 
 
 def change_json(**new: Any) -> Callable[[Path], None]:

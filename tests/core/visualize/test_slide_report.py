@@ -199,9 +199,11 @@ def test_it_says_what_the_probabilities_are_worth(
     with opened(tmp_path) as slide:
         page = page_of(tmp_path, slide, replace(predicted(slide, temperature=temperature), scope=scope))
     assert told in page.text
-    assert ("Region: " in page.text) == (not scope.whole) and ("Whole slide" in page.text) == scope.whole
+    assert ("Region: " in page.text) == (not scope.is_whole_slide) and (
+        "Whole slide" in page.text
+    ) == scope.is_whole_slide
     assert ("calibrated on validation" in page.text) == ("calibrated on" in told)
-    if not scope.whole:
+    if not scope.is_whole_slide:
         assert f"Region: {scope.text}" in page.text and "Highest region score" in page.text
 
 

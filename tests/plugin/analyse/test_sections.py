@@ -260,7 +260,7 @@ def test_leaving_a_region_out_answers_from_what_was_seen_and_can_be_undone(dock:
     edge = dock.wishes.drawing().edge_color[0].copy()
     assert without.student.patches_encoded == 0 and "without 1 excluded" in dock.results.calibration.text()
     assert (without.grid.lr_corners[:, 0] * 0.5 > 150).all()
-    kept = ~without.scope.keeps(before.grid)
+    kept = ~without.scope.selects(before.grid)
     assert len(without.grid.lr_index) == (~kept).sum() < len(before.grid.lr_index)
     dock.what_if.undo.click()
     qtbot.waitUntil(lambda: dock.session.prediction is not without, timeout=WAIT_MS)

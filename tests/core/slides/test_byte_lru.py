@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from napari_lrmil.core.byte_lru import ByteLru
+from napari_lrmil.core.slides.byte_lru import ByteLru
 
 Bytes = NDArray[np.uint8]
 ACTIONS = st.tuples(st.sampled_from(["put", "get", "has", "clear"]), st.integers(0, 4), st.integers(0, 12))
