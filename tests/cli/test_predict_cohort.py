@@ -274,7 +274,7 @@ def test_predict_on_a_cluster_finds_slides_and_results_by_their_whole_paths(
     distributed = pytest.importorskip("distributed")
     monkeypatch.chdir(slides.parent)
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, silence_logs=50
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0", silence_logs=50
     ) as cluster:
         monkeypatch.setattr(SerialBackend, "run", None)  # nothing is done here
         code, _, err = call("predict", slides.name, *words(bundle, tmp_path), "--scheduler", cluster.scheduler_address)
