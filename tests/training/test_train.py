@@ -20,7 +20,7 @@ from lrmil_training.data.feature_store import StoredRows
 from lrmil_training.data.patch_pairs import Augmentation, PatchPairDataset
 from lrmil_training.data.teacher_targets import EMBEDDING, FeatureStatistics, TeacherTargets, grid_from_coords
 from lrmil_training.evaluation.metrics import multiclass_auroc
-from lrmil_training.fitting.fit import FitPlan, StoppedError
+from lrmil_training.fitting.plan import FitPlan, StoppedError
 from lrmil_training.runs.lock import request_stop
 from lrmil_training.stages.bag_fitting import distillation_loss, fit_mil, label_loss, rank_agreement, seeded_mil
 from lrmil_training.train import train

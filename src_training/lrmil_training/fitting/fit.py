@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from lrmil_training.fitting.checkpoints import discard_checkpoints, find_checkpoint, read_best
-from lrmil_training.fitting.epochs import EpochMeans, EpochSampler, all_gather_rows, require_finite, set_epoch
-from lrmil_training.fitting.plan import SELECT, FitPlan, StoppedError
+from lrmil_training.fitting.epochs import EpochMeans, EpochSampler, all_gather_rows, set_epoch
+from lrmil_training.fitting.plan import SELECT, FitPlan
 from lrmil_training.fitting.processes import run_in_processes
 from lrmil_training.fitting.rank_worker import OutOfMemoryError
 from lrmil_training.fitting.trainer import CancelledError, FitFactory, StateDict, can_scale, run_stage
@@ -27,10 +27,8 @@ __all__ = [
     "EpochMeans",
     "EpochSampler",
     "FitPlan",
-    "StoppedError",
     "all_gather_rows",
     "fit",
-    "require_finite",
     "set_epoch",
 ]
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from lrmil_training.fitting.checkpoints import find_checkpoint, last_files, read_best, read_score
-from lrmil_training.fitting.fit import StoppedError, fit
+from lrmil_training.fitting.fit import fit
+from lrmil_training.fitting.plan import StoppedError
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Progress
 from support import fits
