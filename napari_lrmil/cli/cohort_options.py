@@ -99,7 +99,7 @@ def run_with_progress(
 
     tally, engine, keep = CohortProgress(), where.engine(len(works)), partial(_keep, folder)
     leftovers: dict[Path, set[str]] = {}
-    stream = run_cohort(works, task, engine, tally, keep=keep)
+    stream = run_cohort(works, task, engine, tally, on_failure=keep)
     try:
         show_progress(stream, command, quiet=len(works) == 1, shown_notices=told, on_partial=_tell)
     finally:

@@ -119,7 +119,7 @@ def predict(
     task = PredictTask(
         model.path,
         model.sha256,
-        named=str(bundle),
+        bundle_name=str(bundle),
         folder=where.place(folder),
         device=device,
         teacher=teacher_patches,
@@ -185,7 +185,7 @@ def compare(
     task = PredictTask(
         model.path,
         model.sha256,
-        named=str(bundle),
+        bundle_name=str(bundle),
         folder=folder,
         device=device,
         teacher=teacher_patches,

@@ -1,4 +1,4 @@
-"""Tasks for tests of cohorts: light ones that travel to workers, where this module is imported anew."""
+"""Light tasks for cohort tests. They travel to workers, which import this module themselves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,37 +28,37 @@ LOG, DONE, GIVEN_UP = "log", "done", "given up"
 
 @dataclass(frozen=True)
 class Logged:
-    """Does what a slide's name says, and leaves a line in an append-only log for every time it computes."""
+    """Task that acts as the slide's name says, and appends a line to a log each time it computes."""
 
     folder: Path
 
     def prepare(self, threads: int) -> None:
         (self.folder / "threads").write_text(str(threads))
 
-    def __call__(self, work: SlideJob) -> Generator[Event, None, TaskResult]:
-        mark = self.folder / f"{work.name}.{DONE}"
+    def __call__(self, job: SlideJob) -> Generator[Event, None, TaskResult]:
+        mark = self.folder / f"{job.name}.{DONE}"
         if mark.exists():
             return TaskResult("there", mark, is_reused=True)
-        yield Notice("about the model", work.name)
+        yield Notice("about the model", job.name)
         with (self.folder / LOG).open("a") as log:
-            log.write(f"{work.name}\n")
-        for wanted, act in ACTS.items():
-            if work.name.startswith(wanted):
-                act(self.folder / f"{work.name}.seen")
-        if work.name.startswith("ticks"):
-            yield from self._ticks(work)
+            log.write(f"{job.name}\n")
+        for prefix, act in ACTS.items():
+            if job.name.startswith(prefix):
+                act(self.folder / f"{job.name}.seen")
+        if job.name.startswith("ticks"):
+            yield from self._ticks(job)
         yield Progress("encode", 1, 1)
         mark.write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         return TaskResult("done", mark)
 
-    def _ticks(self, work: SlideJob) -> Generator[Event, None, None]:
-        """Do a minute of batches, and leave a mark if they are not wanted any more."""
+    def _ticks(self, job: SlideJob) -> Generator[Event, None, None]:
+        """Yield a minute of batches, and leave a mark if the slide is abandoned."""
         try:
             for tick in range(600):
                 time.sleep(0.1)
                 yield Progress("encode", tick, 600)
         except GeneratorExit:
-            (self.folder / f"{work.name}.{GIVEN_UP}").touch()
+            (self.folder / f"{job.name}.{GIVEN_UP}").touch()
             raise
 
 
@@ -73,7 +73,7 @@ def _kill_once(seen: Path) -> None:
 
 
 def _end_job_once(seen: Path) -> None:
-    """End the whole job, its nanny included, which leads a group of its own."""
+    """End the whole SLURM job with its nanny: the job leads a process group of its own."""
     if not seen.exists():
         seen.touch()
         group = os.getpgid(os.getppid())
@@ -110,45 +110,47 @@ ACTS = {
 }
 
 
-def logged(folder: Path) -> Counter[str]:
-    """Return how often each slide was computed."""
+def count_computed(folder: Path) -> Counter[str]:
+    """Return slide name -> how often it was computed."""
     log = folder / LOG
     return Counter(log.read_text().splitlines()) if log.exists() else Counter()
 
 
-def done(folder: Path) -> set[str]:
-    """Return which slides have a result."""
+def finished_slides(folder: Path) -> set[str]:
+    """Return the names of the slides that have a result."""
     return {path.name.removesuffix(f".{DONE}") for path in folder.glob(f"*.{DONE}")}
 
 
-def works(*names: str) -> list[SlideJob]:
-    """Return slides by name."""
+def make_jobs(*names: str) -> list[SlideJob]:
+    """Return jobs for slides of these names."""
     return [SlideJob(Path(f"{name}.svs")) for name in names]
 
 
-def followed(slides: list[SlideJob], task: Any, engine: Backend, **options: Any) -> tuple[CohortProgress, list[Event]]:
-    """Run a cohort to its end."""
-    tally = CohortProgress()
-    return tally, list(run_cohort(slides, task, engine, tally, **options))
+def run_to_end(
+    jobs: list[SlideJob], task: Any, backend: Backend, on_failure: Callable[[CohortProgress], None] = lambda _: None
+) -> tuple[CohortProgress, list[Event]]:
+    """Run a cohort to its end and return its progress and events."""
+    progress = CohortProgress()
+    return progress, list(run_cohort(jobs, task, backend, progress, on_failure=on_failure))
 
 
 @dataclass(frozen=True)
 class Raising:
-    """Raises an error at a step of its own."""
+    """Task that raises an error of the given kind, at the step that belongs to it."""
 
     kind: str
 
     def prepare(self, threads: int) -> None:
         """Nothing to prepare."""
 
-    def __call__(self, work: SlideJob) -> Generator[Event, None, Any]:
+    def __call__(self, job: SlideJob) -> Generator[Event, None, Any]:
         errors: dict[str, tuple[int, Exception]] = {
-            "open": (0, SlideError(work.path, "no slide")),
-            "no mpp": (1, ResolutionError(work.path, "no resolution")),
-            "glass": (1, TissueError(work.path, "no tissue")),
-            "overview": (1, SlideError(work.path, "level 4 could not be read")),
+            "open": (0, SlideError(job.path, "no slide")),
+            "no mpp": (1, ResolutionError(job.path, "no resolution")),
+            "glass": (1, TissueError(job.path, "no tissue")),
+            "overview": (1, SlideError(job.path, "level 4 could not be read")),
             "region": (1, RegionError("no regions")),
-            "tile": (2, SlideError(work.path, "level 2 could not be read")),
+            "tile": (2, SlideError(job.path, "level 2 could not be read")),
             "encode": (2, LrmilError("the memory of cuda does not hold a single patch")),
             "bug": (2, RuntimeError("two\nlines")),
             "write": (3, OSError("no such device")),
@@ -163,7 +165,7 @@ class Raising:
 
 
 class Unimportable:
-    """Ends the process that unpickles it."""
+    """Task that ends the process that unpickles it."""
 
     def __reduce__(self) -> tuple[Any, tuple[int]]:
         return os._exit, (9,)
@@ -171,14 +173,14 @@ class Unimportable:
     def prepare(self, threads: int) -> None:
         """Never reached."""
 
-    def __call__(self, work: SlideJob) -> Generator[Event, None, Any]:
+    def __call__(self, job: SlideJob) -> Generator[Event, None, Any]:
         raise NotImplementedError
         yield
 
 
 @dataclass(frozen=True)
 class KillsItsWorker:
-    """Another task, whose worker is killed in the middle of one slide, once; computing is logged."""
+    """Another task whose worker is killed once, in the middle of one slide; computed slides are logged."""
 
     task: Any
     victim: str
@@ -187,17 +189,17 @@ class KillsItsWorker:
     def prepare(self, threads: int) -> None:
         self.task.prepare(threads)
 
-    def __call__(self, work: SlideJob) -> Generator[Event, None, Any]:
+    def __call__(self, job: SlideJob) -> Generator[Event, None, Any]:
         seen = self.folder / "seen"
-        stream = self.task(work)
+        stream = self.task(job)
         while True:
             try:
                 event = next(stream)
             except StopIteration as end:
                 if not end.value.is_reused:
                     with (self.folder / LOG).open("a") as log:
-                        log.write(f"{work.name}\n")
+                        log.write(f"{job.name}\n")
                 return end.value
-            if work.name == self.victim and event == StageDone("tissue", getattr(event, "seconds", 0)):
+            if job.name == self.victim and event == StageDone("tissue", getattr(event, "seconds", 0)):
                 _kill_once(seen)
             yield event

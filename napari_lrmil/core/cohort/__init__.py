@@ -1,8 +1,8 @@
-"""A list of slides and a task become a stream of events: here, in local processes, or on a cluster.
+"""Cohorts: run one task on many slides, in this process, in local processes or on a cluster.
 
-A task is a small value that travels to wherever the work is done; slides are opened and networks loaded there. What it
-finds it writes to disk slide by slide, and only a few words about it come back. An engine hands slides out and tells
-what became of each; `run_cohort` counts, tries again, and keeps the list of failures.
+A task is a small value that travels to the workers. Slides are opened and networks are loaded there. Results go to disk
+slide by slide, and only a summary of each comes back. A backend distributes the slides and reports an outcome for each.
+`run_cohort` counts outcomes, retries failures and collects them.
 """
 
 from napari_lrmil.core.cohort.backends import BackendChoice, choose_backend, parse_memory

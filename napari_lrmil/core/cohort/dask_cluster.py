@@ -1,8 +1,7 @@
-"""Workers of a dask.distributed cluster, of anybody's or of SLURM jobs of our own.
+"""Workers of a dask.distributed cluster: an existing one, or SLURM jobs of our own.
 
-Each worker is given one slide at a time, whatever its threads, and that slide is its own: where the worker dies it is
-known which slide it had. The scheduler's own way of trying again blames whatever was on a worker when it died. Nothing
-but a few words comes back: results are on the disk that all machines share.
+Each worker gets one slide at a time, whatever its number of threads. If a worker dies, its slide is known. dask's own
+retries would blame every task on that worker. Only a summary comes back: results are on the shared disk.
 """
 
 from __future__ import annotations
@@ -26,49 +25,55 @@ from napari_lrmil.core.events import Event, Notice
 from napari_lrmil.version import __version__
 
 CONNECT_TIMEOUT_S = 20.0
-WORKER_POLL_S = 1.0  # between looks at which workers there are
-RESULT_TIMEOUT_S = 60.0  # for a few words
-NO_WORKER_NOTICE_S = 30.0  # without any worker, before that is told
+WORKER_POLL_S = 1.0  # between checks of the scheduler's workers
+RESULT_TIMEOUT_S = 60.0  # for the few hundred bytes of an outcome
+NO_WORKER_NOTICE_S = 30.0  # without any worker before the user is told
 LOST_WORKER = "was lost while it had this slide, as when its memory runs out"
 
-_ONE_AT_A_TIME = threading.Lock()  # of one worker's threads
+_ONE_SLIDE_AT_A_TIME = threading.Lock()  # across the threads of one worker
 
 
 @dataclass
 class DaskCluster:
-    """A cluster that is there already, by the address of its scheduler."""
+    """Backend with the workers of an existing cluster.
+
+    Attributes
+    ----------
+    address
+        Address of the scheduler.
+    """
 
     address: str
-    _seen: int = field(default=0, repr=False)
+    _most_workers: int = field(default=0, repr=False)
 
     @property
     def workers(self) -> int:
-        """Most workers that were seen at once."""
-        return self._seen
+        """Largest number of workers at once so far."""
+        return self._most_workers
 
     @property
     def text(self) -> str:
-        """Itself in a few words."""
-        return f"dask cluster at {self.address}, at most {self._seen} workers"
+        """Description in a few words."""
+        return f"dask cluster at {self.address}, at most {self._most_workers} workers"
 
     def run(self, todo: deque[SlideJob], task: SlideTask) -> Generator[Event | Outcome, None, None]:
-        """See `Engine.run`."""
+        """See `Backend.run`."""
         with self._client() as client:
-            _require_same_program(client)
-            run = _Run(client, todo, task, self._tend)
+            _require_same_version(client)
+            run = _ClusterRun(client, todo, task, self._keep_workers)
             try:
-                for word in run.words():
-                    self._seen = max(self._seen, len(run.workers))
-                    yield word
+                for event in run.events():
+                    self._most_workers = max(self._most_workers, len(run.workers))
+                    yield event
             finally:
                 run.cancel()
 
-    def _tend(self) -> None:
-        """See to it that there are workers; here whoever started the cluster does."""
+    def _keep_workers(self) -> None:
+        """Replace workers that ended. The owner of an existing cluster does that."""
 
     @contextmanager
     def _client(self) -> Iterator[Any]:
-        distributed = _distributed()
+        distributed = _import_distributed()
         try:
             _require_listener(self.address)
             client = distributed.Client(self.address, timeout=CONNECT_TIMEOUT_S, set_as_default=False)
@@ -82,165 +87,172 @@ class DaskCluster:
 
 
 def _require_listener(address: str) -> None:
-    """Raise `OSError` or `ValueError` where nobody listens: a client without a connection complains when it goes."""
-    found = re.fullmatch(r"(?:(tcp|tls)://)?\[?([^\[\]/]+?)\]?:(\d+)", address)
-    if found is None and "://" not in address:
-        raise ValueError("that is no address such as tcp://HOST:8786")
-    if found is not None:
-        socket.create_connection((found[2], int(found[3])), CONNECT_TIMEOUT_S).close()
+    """Raise `OSError` or `ValueError` if nothing listens there: a dask client that never connected logs errors."""
+    match = re.fullmatch(r"(?:(tcp|tls)://)?\[?([^\[\]/]+?)\]?:(\d+)", address)
+    if match is None and "://" not in address:
+        raise ValueError("it is not an address such as tcp://HOST:8786")
+    if match is not None:  # other protocols, such as ws://, are left to dask
+        socket.create_connection((match[2], int(match[3])), CONNECT_TIMEOUT_S).close()
 
 
 @dataclass
 class SlurmJobs(DaskCluster):
-    """A cluster of SLURM jobs that lasts as long as the work."""
+    """Backend with SLURM jobs, which end with the work.
+
+    Attributes
+    ----------
+    options
+        Options of the jobs.
+    """
 
     address: str = "slurm"
     options: SlurmOptions = field(default_factory=SlurmOptions)
-    _jobs: Any = field(default=None, repr=False)
+    _cluster: Any = field(default=None, repr=False)
 
     @property
     def text(self) -> str:
-        """Itself in a few words."""
+        """Description in a few words."""
         o = self.options
-        return f"SLURM, {o.jobs} jobs of {o.cores} cores and {o.memory_mb:.0f} MB, at most {self._seen} at once"
+        return f"SLURM, {o.jobs} jobs of {o.cores} cores and {o.memory_mb:.0f} MB, at most {self._most_workers} at once"
 
     @contextmanager
     def _client(self) -> Iterator[Any]:
-        distributed = _distributed()
-        with create_slurm_cluster(self.options) as self._jobs:
-            self._tend()
-            with distributed.Client(self._jobs, set_as_default=False) as client:
+        distributed = _import_distributed()
+        with create_slurm_cluster(self.options) as self._cluster:
+            self._keep_workers()
+            with distributed.Client(self._cluster, set_as_default=False) as client:
                 yield client
 
-    def _tend(self) -> None:
-        self._jobs.scale(jobs=self.options.jobs)  # asks for those again that ended, such as by their walltime
+    def _keep_workers(self) -> None:
+        self._cluster.scale(jobs=self.options.jobs)  # submits a new job for each that ended, as by its time limit
 
 
-class _Run:
-    """Slides under way on a cluster."""
+@dataclass(frozen=True)
+class _RunningSlide:
+    """A slide in progress: its job, its future, and the address of its worker."""
 
-    def __init__(self, client: Any, todo: deque[SlideJob], task: SlideTask, tend: Callable[[], None]) -> None:
-        self.client, self.todo, self.task, self.tend = client, todo, task, tend
-        self.under_way: dict[str, _UnderWay] = {}
+    job: SlideJob
+    future: Any
+    worker: str
+
+
+class _ClusterRun:
+    """Slides in progress on a cluster."""
+
+    def __init__(self, client: Any, todo: deque[SlideJob], task: SlideTask, keep_workers: Callable[[], None]) -> None:
+        self.client, self.todo, self.task, self.keep_workers = client, todo, task, keep_workers
+        self.running: dict[str, _RunningSlide] = {}
         self.settled: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.workers: set[str] = set()  # addresses of those that take work
-        self.looked = 0.0
-        self.seen_alive = time.monotonic()
-        self.told = False
-        self.call, self.number = secrets.token_hex(4), 0
+        self.workers: set[str] = set()  # addresses of those that accept work
+        self.polled = 0.0
+        self.last_worker_seen = time.monotonic()
+        self.has_told_no_worker = False
+        self.run_id, self.submitted = secrets.token_hex(4), 0
 
-    def words(self) -> Iterator[Event | Outcome]:
-        """Yield what becomes of the slides."""
-        while self.todo or self.under_way:
-            yield from self._lost()
-            busy = {one.worker for one in self.under_way.values()}
+    def events(self) -> Iterator[Event | Outcome]:
+        """Yield the outcome of each slide, and a notice if no worker comes."""
+        while self.todo or self.running:
+            yield from self._poll_workers()
+            busy = {slide.worker for slide in self.running.values()}
             for worker in sorted(self.workers - busy)[: len(self.todo)]:
                 self._submit(self.todo.popleft(), worker)
-            if not (self.told or self.workers) and time.monotonic() - self.seen_alive > NO_WORKER_NOTICE_S:
-                self.told = True
+            waited = time.monotonic() - self.last_worker_seen
+            if not (self.has_told_no_worker or self.workers) and waited > NO_WORKER_NOTICE_S:
+                self.has_told_no_worker = True
                 yield Notice("the scheduler has no worker that takes work; slides wait until one comes")
             try:
                 future = self.settled.get(timeout=WORKER_POLL_S)
             except queue.Empty:
                 continue
-            one = self.under_way.pop(future.key, None)
-            if one is not None:  # else its worker was given up already
-                yield _outcome(one)
+            slide = self.running.pop(future.key, None)
+            if slide is not None:  # None: its worker was already given up as lost
+                yield _outcome(slide)
                 future.release()
 
     def cancel(self) -> None:
-        """Take everything back; workers notice it within a batch, and write nothing of what they had begun."""
-        if self.under_way:
-            self.client.cancel([one.future for one in self.under_way.values()])
+        """Cancel all slides in progress. Workers notice it within a batch and write nothing of them."""
+        if self.running:
+            self.client.cancel([slide.future for slide in self.running.values()])
 
-    def _lost(self) -> Iterator[Outcome]:
-        """Look which workers there are, at times, and yield what became of slides whose worker is gone."""
+    def _poll_workers(self) -> Iterator[Outcome]:
+        """Update the list of workers from time to time; yield a failed outcome for each slide whose worker is gone."""
         now = time.monotonic()
-        if now - self.looked < WORKER_POLL_S:
+        if now - self.polled < WORKER_POLL_S:
             return
-        self.tend()
-        there = self._workers_there()
-        self.workers, self.looked = {name for name, told in there.items() if told["status"] == "running"}, now
-        self.seen_alive = now if self.workers else self.seen_alive
-        for key in [key for key, one in self.under_way.items() if one.worker not in there]:
-            one = self.under_way.pop(key)
-            self.client.cancel([one.future])
-            yield lost_outcome(one.work, f"the worker {one.worker} {LOST_WORKER}")
+        self.keep_workers()
+        connected = self._connected_workers()
+        self.workers, self.polled = {name for name, facts in connected.items() if facts["status"] == "running"}, now
+        self.last_worker_seen = now if self.workers else self.last_worker_seen
+        for key in [key for key, slide in self.running.items() if slide.worker not in connected]:
+            slide = self.running.pop(key)
+            self.client.cancel([slide.future])
+            yield lost_outcome(slide.job, f"the worker {slide.worker} {LOST_WORKER}")
 
-    def _workers_there(self) -> dict[str, Any]:
-        """Return the scheduler's workers by address; raise `LrmilError` where it is no more."""
+    def _connected_workers(self) -> dict[str, Any]:
+        """Return address -> facts of the scheduler's workers; raises `LrmilError` if the scheduler is gone."""
         try:
-            told: dict[str, Any] | None = self.client.scheduler_info(n_workers=-1).get("workers")
+            workers: dict[str, Any] | None = self.client.scheduler_info(n_workers=-1).get("workers")
         except (OSError, TimeoutError):
-            told = None
-        if told is None or self.client.status == "closed":  # then what was told is old
+            workers = None
+        if workers is None or self.client.status == "closed":  # a closed client returns its last, outdated answer
             raise LrmilError("the scheduler is gone; start the same call again with another one, what is done stays")
-        return told
+        return workers
 
-    def _submit(self, work: SlideJob, worker: str) -> None:
-        """Hand a slide to one worker and no other: where it dies, it is known whose slide that was."""
-        self.number += 1
-        key = f"{work.name}-{self.call}-{self.number}"  # its own: a second try does not mean the first one's result
-        future = self.client.submit(_on_worker, self.task, work, key=key, workers=[worker], pure=False)
-        self.under_way[key] = _UnderWay(work, future, worker)
+    def _submit(self, job: SlideJob, worker: str) -> None:
+        """Submit a slide to one worker and no other, so that the slide of a dead worker is known."""
+        self.submitted += 1
+        key = f"{job.name}-{self.run_id}-{self.submitted}"  # unique: a retry must not get the first attempt's result
+        future = self.client.submit(_run_on_worker, self.task, job, key=key, workers=[worker], pure=False)
+        self.running[key] = _RunningSlide(job, future, worker)
         future.add_done_callback(self.settled.put)
 
 
-@dataclass(frozen=True)
-class _UnderWay:
-    """A slide, what was promised for it, and the address of the worker that has it."""
-
-    work: SlideJob
-    future: Any
-    worker: str
-
-
-def _outcome(one: _UnderWay) -> Outcome:
-    """Return what a settled future tells; its few words may have gone with its worker, then the disk will tell."""
+def _outcome(slide: _RunningSlide) -> Outcome:
+    """Return the outcome of a settled future. If it was lost with its worker, a retry finds the results on disk."""
     from distributed.scheduler import KilledWorker
 
     try:
-        outcome: Outcome = one.future.result(timeout=RESULT_TIMEOUT_S)
+        outcome: Outcome = slide.future.result(timeout=RESULT_TIMEOUT_S)
     except (KilledWorker, TimeoutError):
-        return lost_outcome(one.work, f"the worker {one.worker} {LOST_WORKER}")
+        return lost_outcome(slide.job, f"the worker {slide.worker} {LOST_WORKER}")
     except Exception as error:  # the slide could not be sent, the worker lacks a package, the future was cancelled
-        return lost_outcome(one.work, f"{type(error).__name__}: {one_line(error)}")
+        return lost_outcome(slide.job, f"{type(error).__name__}: {one_line(error)}")
     return outcome
 
 
-def _on_worker(task: SlideTask, work: SlideJob) -> Outcome:
-    """Do a slide on a worker of the cluster."""
+def _run_on_worker(task: SlideTask, job: SlideJob) -> Outcome:
+    """Run the task on a slide, on a worker of the cluster."""
     from distributed import get_worker
 
     worker = get_worker()
     key = worker.get_current_task()
 
-    def given_up() -> bool:
-        one = worker.state.tasks.get(key)
-        return one is None or one.state == "cancelled"
+    def is_cancelled() -> bool:
+        state = worker.state.tasks.get(key)
+        return state is None or state.state == "cancelled"
 
-    with _ONE_AT_A_TIME:
-        return run_task(task, work, worker.state.nthreads, given_up=given_up)
+    with _ONE_SLIDE_AT_A_TIME:
+        return run_task(task, job, worker.state.nthreads, is_cancelled=is_cancelled)
 
 
 def _version() -> str:
     return __version__
 
 
-def _require_same_program(client: Any) -> None:
-    """Raise `ConfigError` where a worker has another napari-lrmil, or none."""
-    found = set(client.run(_version, on_error="return").values())
-    broken = [error for error in found if isinstance(error, ImportError)]
+def _require_same_version(client: Any) -> None:
+    """Raise `ConfigError` if a worker has another version of napari-lrmil, or none."""
+    versions = set(client.run(_version, on_error="return").values())
+    broken = [error for error in versions if isinstance(error, ImportError)]
     if broken:
         raise ConfigError(
             f"the cluster's workers cannot import napari-lrmil ({one_line(broken[0])}); install it where they run"
         ) from broken[0]
-    others = ", ".join(sorted(v for v in found if isinstance(v, str) and v != __version__))
+    others = ", ".join(sorted(v for v in versions if isinstance(v, str) and v != __version__))
     if others:
         raise ConfigError(f"workers of the cluster run napari-lrmil {others}, this is {__version__}; install the same")
 
 
-def _distributed() -> Any:
+def _import_distributed() -> Any:
     try:
         import distributed
     except ImportError as error:

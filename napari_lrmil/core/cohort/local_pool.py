@@ -1,6 +1,6 @@
-"""Local processes: where one dies it is known which slide it had, and no other is lost.
+"""Pool of local processes. If a worker dies, its slide is known and no other slide is lost.
 
-`concurrent.futures` and `loky` lose every slide under way with one dead worker, and `pebble` is LGPL. dask's
+`concurrent.futures` and `loky` lose every slide in progress with one dead worker, and `pebble` is LGPL. dask's
 `LocalCluster` could do it, but takes 2 to 4 s to start and is an optional dependency.
 """
 
@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
 
 from napari_lrmil.core.cohort.memory import process_memory_mb
 from napari_lrmil.core.cohort.task import Outcome, SlideJob, SlideTask, lost_outcome, run_task, worker_name
@@ -19,23 +18,23 @@ from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event
 from napari_lrmil.core.processes import Child, ChildEndedError, wait_for_any
 
-MEMORY_POLL_S = 0.2  # between looks at what workers hold
-MAX_FAILED_STARTS = 3  # workers in a row that end before they can begin: then something is wrong with all of them
+MEMORY_POLL_S = 0.2  # between checks of the workers' memory
+MAX_FAILED_STARTS = 3  # workers in a row that end before they are ready: the fault is not theirs
 Environment = Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class LocalProcesses:
-    """Workers on this machine.
+    """Backend with worker processes on this machine.
 
     Attributes
     ----------
     environments
-        One for each worker: variables that are set there, such as the one device that it sees.
+        Environment variables of each worker, such as the GPU that it sees.
     threads
-        Of each worker's computing.
+        Threads of each worker's computation.
     memory_mb
-        A worker that holds more is ended, and its slide has failed.
+        Memory limit, MB. A worker that exceeds it is ended, and its slide has failed.
     """
 
     environments: Sequence[Environment]
@@ -44,117 +43,121 @@ class LocalProcesses:
 
     @property
     def workers(self) -> int:
-        """How many slides are under way at once."""
+        """Number of slides in progress at once."""
         return len(self.environments)
 
     @property
     def text(self) -> str:
-        """Itself in a few words."""
+        """Description in a few words."""
         return f"{self.workers} local processes, {self.threads} threads and {self.memory_mb:.0f} MB each"
 
     def run(self, todo: deque[SlideJob], task: SlideTask) -> Generator[Event | Outcome, None, None]:
-        """See `Engine.run`."""
-        crew = [_Worker(self, task, environment) for environment in self.environments[: max(1, len(todo))]]
-        unready = 0
+        """See `Backend.run`."""
+        pool = [_Worker(self, task, variables) for variables in self.environments[: max(1, len(todo))]]
+        failed_starts = 0
         try:
-            while todo or any(worker.work for worker in crew):
-                for worker in crew:
-                    worker.take(todo)
-                for worker in _speaking(crew):
-                    word = worker.hear()
-                    if isinstance(word, Outcome):
-                        unready = 0
-                        yield word
-                    elif word is None:  # it is no more
-                        unready = 0 if worker.ready else unready + 1
-                        if unready >= MAX_FAILED_STARTS:
-                            raise LrmilError(f"{worker.how_it_ended()} before it could begin; start with fewer workers")
-                        outcome = worker.outcome_of_death()
-                        crew[crew.index(worker)] = _Worker(self, task, worker.environment)
-                        if outcome is not None:
-                            yield outcome
-                for worker in crew:
-                    worker.watch()
+            while todo or any(worker.job for worker in pool):
+                for worker in pool:
+                    worker.assign_next(todo)
+                for worker in _wait_for_messages(pool):
+                    outcome = worker.receive()
+                    if worker.has_ended:
+                        failed_starts = 0 if worker.is_ready else failed_starts + 1
+                        if failed_starts >= MAX_FAILED_STARTS:
+                            raise LrmilError(f"{worker.exit_text()} before it could begin; start with fewer workers")
+                        outcome = worker.crash_outcome()
+                        pool[pool.index(worker)] = _Worker(self, task, worker.environment)
+                    elif outcome is not None:
+                        failed_starts = 0
+                    if outcome is not None:
+                        yield outcome
+                for worker in pool:
+                    worker.check_memory()
         finally:
-            for worker in crew:
-                worker.end()
+            for worker in pool:
+                worker.close()
 
 
 class _Worker:
-    """A process, seen from the one that started it: what it does at the moment, and what it holds."""
+    """Worker process, seen from its parent: its current slide and its memory."""
 
-    def __init__(self, engine: LocalProcesses, task: SlideTask, environment: Environment) -> None:
+    def __init__(self, backend: LocalProcesses, task: SlideTask, environment: Environment) -> None:
         self.environment = environment
-        self.memory_mb = engine.memory_mb
-        self.child = Child("slides", _serve, task, engine.threads, dict(environment))
-        self.work: SlideJob | None = None
-        self.ready = False
-        self.held_mb = 0.0
-        self.above: float | None = None  # what it held when it was ended for that
+        self.memory_limit_mb = backend.memory_mb
+        self.child = Child("slides", _serve, task, backend.threads, dict(environment))
+        self.job: SlideJob | None = None
+        self.is_ready = False
+        self.has_ended = False
+        self.excess_mb: float | None = None  # its memory when it was killed for exceeding the limit
 
-    def take(self, todo: deque[SlideJob]) -> None:
-        """Give it the next slide, if it can take one."""
-        if not (self.ready and self.work is None and todo):
+    def assign_next(self, todo: deque[SlideJob]) -> None:
+        """Send the next slide to the worker, if it is ready and idle."""
+        if not (self.is_ready and self.job is None and todo):
             return
         try:
             self.child.send(todo[0])
-        except OSError:  # it died while idle: heard of in a moment
+        except OSError:  # it died while idle: the next `receive` reports that
             return
-        self.work = todo.popleft()
+        self.job = todo.popleft()
 
-    def hear(self) -> Any:
-        """Return its next word: True when it is ready, an `Outcome`; None where there will be no more."""
+    def receive(self) -> Outcome | None:
+        """Return the outcome of its slide; None if the message is its start or its end."""
         try:
-            word = self.child.receive()
+            message = self.child.receive()
         except ChildEndedError:
+            self.has_ended = True
             return None
-        if isinstance(word, Outcome):
-            self.work = None
-        self.ready = True
-        return word
+        self.is_ready = True
+        if not isinstance(message, Outcome):
+            return None
+        self.job = None
+        return message
 
-    def watch(self) -> None:
-        """End it where it holds more than it may."""
-        if self.work is None:
+    def check_memory(self) -> None:
+        """Kill the worker if it exceeds its memory limit."""
+        if self.job is None:
             return
-        self.held_mb = process_memory_mb(self.child.pid)
-        if self.above is None and self.held_mb > self.memory_mb:
-            self.above = self.held_mb
+        memory_mb = process_memory_mb(self.child.pid)
+        if self.excess_mb is None and memory_mb > self.memory_limit_mb:
+            self.excess_mb = memory_mb
             self.child.kill()
 
-    def how_it_ended(self) -> str:
-        """Return how it ended, in words."""
+    def exit_text(self) -> str:
+        """Return the reason of its end."""
         return self.child.exit_text("the worker")
 
-    def outcome_of_death(self) -> Outcome | None:
-        """Return what became of the slide that it had, if it had one."""
-        how = self.child.exit_text("the worker", " while it had this slide")
+    def crash_outcome(self) -> Outcome | None:
+        """Return a failed outcome for the slide that the ended worker was processing; None if it was idle."""
+        exit_text = self.child.exit_text("the worker", " while it had this slide")
         self.child.close()
-        if self.work is None:
+        if self.job is None:
             return None
-        if self.above is None:
-            return lost_outcome(self.work, how)
-        reason = f"memory: the worker held {self.above:.0f} MB, and {self.memory_mb:.0f} MB are allowed; see --memory"
-        return lost_outcome(self.work, reason, worker=worker_name(self.child.pid), peak_mb=self.above)
+        if self.excess_mb is None:
+            return lost_outcome(self.job, exit_text)
+        reason = (
+            f"memory: the worker held {self.excess_mb:.0f} MB, and {self.memory_limit_mb:.0f} MB are allowed; "
+            "see --memory"
+        )
+        return lost_outcome(self.job, reason, worker=worker_name(self.child.pid), peak_mb=self.excess_mb)
 
-    def end(self) -> None:
-        """End it, whatever it does: files are written whole or not at all."""
+    def close(self) -> None:
+        """End the process at once. Files are written atomically, so no half-written one stays."""
         self.child.close()
 
 
-def _speaking(crew: Sequence[_Worker]) -> list[_Worker]:
-    """Return the workers of which there is news, after `MEMORY_POLL_S` at the latest."""
-    workers = {worker.child: worker for worker in crew}
+def _wait_for_messages(pool: Sequence[_Worker]) -> list[_Worker]:
+    """Return the workers that sent a message or ended, after `MEMORY_POLL_S` at the latest."""
+    workers = {worker.child: worker for worker in pool}
     return [workers[child] for child in wait_for_any(workers, MEMORY_POLL_S)]
 
 
 def _serve(pipe: Connection, task: SlideTask, threads: int, environment: Environment) -> None:
-    """Do slide after slide until the pipe ends."""
-    os.environ.update(environment)  # before anything looks for devices
-    pipe.send(True)
+    """Process one slide after the other in the worker until the pipe closes."""
+    os.environ.update(environment)  # before any library looks for GPUs
+    pipe.send(True)  # ready
     while True:
         try:
-            work = pipe.recv()
+            job = pipe.recv()
         except EOFError:
             return
-        pipe.send(run_task(task, work, threads))
+        pipe.send(run_task(task, job, threads))

@@ -1,4 +1,4 @@
-"""Memory of processes, in MB (10^6 bytes): how much one holds, the most it ever held, how much this machine has."""
+"""Memory of processes and of the machine, in MB (10^6 bytes)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MB = 1e6
 
 
 def process_memory_mb(pid: int) -> float:
-    """Return the resident memory of a process; 0 where it is no more."""
+    """Return the resident memory of a process; 0 if it has ended."""
     try:
         return float(psutil.Process(pid).memory_info().rss) / MB
     except psutil.Error:
@@ -18,9 +18,9 @@ def process_memory_mb(pid: int) -> float:
 
 
 def peak_memory_mb() -> float:
-    """Return the most that this process held up to now.
+    """Return the peak resident memory of this process so far.
 
-    Linux' own high-water mark is read in place of ``getrusage``, which starts with what the parent held.
+    On Linux it is read from ``VmHWM``, because the value of ``getrusage`` starts with the parent's memory.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -32,11 +32,11 @@ def peak_memory_mb() -> float:
 
 
 def total_memory_mb() -> float:
-    """Return the memory of this machine, or of the container that this process is in."""
-    found = [float(psutil.virtual_memory().total)]
-    for file in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+    """Return the memory of this machine, or the limit of the container in which this process runs."""
+    limits = [float(psutil.virtual_memory().total)]
+    for file in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):  # v2, v1
         try:
-            found.append(float(file.read_text()))
-        except (OSError, ValueError):  # no such limit, or the word "max"
+            limits.append(float(file.read_text()))
+        except (OSError, ValueError):  # no such file, or the word "max" for no limit
             continue
-    return min(found) / MB
+    return min(limits) / MB

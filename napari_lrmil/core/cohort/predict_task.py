@@ -1,15 +1,15 @@
-"""Prediction of a slide as work that travels: open, predict, write; the model is loaded once in each process."""
+"""Cohort task that predicts a slide: open it, predict, write the results. The model is loaded once per process."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from napari_lrmil.core.cohort import SlideJob, TaskResult
+from napari_lrmil.core.cohort.task import SlideJob, TaskResult
 from napari_lrmil.core.errors import BundleError
 from napari_lrmil.core.events import Event, Finished
 from napari_lrmil.core.formatting import format_agreement, format_probabilities
@@ -41,39 +41,38 @@ REGION_OPTIONS = ("roi", "keep", "exclude")
 
 @dataclass(frozen=True)
 class PredictTask:
-    """What every slide of a call is asked: by which model, where, with what beside it, about which part.
+    """Cohort task of the commands ``predict`` and ``compare``.
 
     Attributes
     ----------
     bundle, bundle_sha256
-        Folder of the model, and the hash that it has to have.
-    named
-        How the caller named it.
+        Folder of the model, and the hash that it must have.
+    bundle_name
+        Name or path that the caller gave, for the command line in the report.
     folder
-        Where the results go.
+        Folder of the results.
     device
-        ``auto``, ``cpu``, ``cuda`` or ``mps``, on whatever machine does the work.
+        ``auto``, ``cpu``, ``cuda`` or ``mps``, resolved on the machine of the worker.
     teacher
         LR patches that the teacher reads.
     report
         Whether ``report.html`` is written.
     files
-        Regions and mask, by option; they are about one slide.
+        Option (`REGION_OPTIONS`, ``tissue``, ``lesions``) -> file. They belong to one slide.
     compare
-        Whether student and teacher are drawn side by side.
+        Whether the comparison of student and teacher is drawn.
     resume
-        Whether results that are there already are left as they are; if not, those of a newer schema version are
-        replaced too.
+        Whether matching results of earlier calls are kept. If not, those of a newer schema version are replaced too.
     runtime
-        ``auto``, ``torch`` or ``openvino``. What is not torch agrees with it, so that results of any runtime answer for
-        it; only torch, the reference, answers for torch.
+        ``auto``, ``torch`` or ``openvino``. Results of any runtime are reused for ``auto`` and ``openvino``, because
+        these agree with torch. For ``torch``, the reference, only results of torch are reused.
     reader
         ``auto``, ``openslide`` or ``tiles``, see `Slide`.
     """
 
     bundle: Path
     bundle_sha256: str
-    named: str
+    bundle_name: str
     folder: Path
     device: str = "auto"
     teacher: TeacherPatches = TeacherPatches.NONE
@@ -85,114 +84,118 @@ class PredictTask:
     reader: str = AUTO
 
     def prepare(self, threads: int) -> None:
-        """Set the threads of this process's computing."""
+        """Set the number of threads that torch uses in this process."""
         import torch
 
         torch.set_num_threads(threads)
 
-    def __call__(self, work: SlideJob) -> Generator[Event, None, TaskResult]:
-        """Predict a slide and leave its results in its folder."""
+    def __call__(self, job: SlideJob) -> Generator[Event, None, TaskResult]:
+        """Predict a slide and write its results to its folder."""
         model = open_bundle_once(self.bundle, self.bundle_sha256)
         began = time.perf_counter()
-        with Slide(work.path, mpp=work.mpp, remembered=SettingsStore().remembered_mpp, reader=self.reader) as slide:
-            opened = time.perf_counter() - began
+        with Slide(job.path, mpp=job.mpp, remembered=SettingsStore().remembered_mpp, reader=self.reader) as slide:
+            seconds_open = time.perf_counter() - began
             if self.resume:
                 require_replaceable(self.folder / slide.name)  # before hours of work, not after them
-            there = self._earlier(slide)
-            if there is not None:
-                return there
-            stream = predict(
-                slide,
-                model,
-                device=_device(self.device),
-                teacher=self.teacher,
-                seconds_open=opened,
-                scope=read_scope({k: v for k, v in self.files.items() if k in REGION_OPTIONS}, slide.bounds),
-                tissue_grid=self._edited(slide, model),
-                runtime=self.runtime,
-            )
-            prediction = yield from _finished(stream)
-            where = self.folder / prediction.slide
+            reused = self._reusable_result(slide)
+            if reused is not None:
+                return reused
+            prediction = yield from _pass_on(self._predict(slide, model, seconds_open))
             also = [partial(self._write_comparison, slide, prediction)] if self.compare else []
-            report, again = self._report(work, model), not self.resume
-            yield from write_steps(self.folder, slide, prediction, report=report, also=also, replace_newer=again)
-        return TaskResult(_told(prediction), where)
+            report, replace_newer = self._report_request(job, model), not self.resume
+            yield from write_steps(
+                self.folder, slide, prediction, report=report, also=also, replace_newer=replace_newer
+            )
+        return TaskResult(_summary(prediction), self.folder / prediction.slide)
 
-    def _earlier(self, slide: Slide) -> TaskResult | None:
-        """Return what is told of a slide whose results are there; a question about a part is always asked anew."""
+    def _predict(self, slide: Slide, model: Bundle, seconds_open: float) -> Iterator[Event]:
+        """Return the events of the prediction, on the requested regions and with an edited tissue mask if given."""
+        return predict(
+            slide,
+            model,
+            device=_resolve_device(self.device),
+            teacher=self.teacher,
+            seconds_open=seconds_open,
+            scope=read_scope({k: v for k, v in self.files.items() if k in REGION_OPTIONS}, slide.bounds),
+            tissue_grid=self._edited_tissue(slide, model),
+            runtime=self.runtime,
+        )
+
+    def _reusable_result(self, slide: Slide) -> TaskResult | None:
+        """Return the result of an earlier call, if it can be reused. A region is always predicted again."""
         if not self.resume or self.compare or any(file is not None for file in self.files.values()):
             return None
-        where = self.folder / slide.name
+        folder = self.folder / slide.name
         reader = None if self.reader == AUTO else self.reader
         runtime = REFERENCE if self.runtime == REFERENCE.name else None
-        wanted = ResultRequirements(self.bundle_sha256, self.teacher, self.report, reader, runtime)
-        file = find_reusable_result(where, slide, wanted)
+        requirements = ResultRequirements(self.bundle_sha256, self.teacher, self.report, reader, runtime)
+        file = find_reusable_result(folder, slide, requirements)
         if file is None:
             return None
-        return TaskResult(f"{format_probabilities(file.probabilities)} (already there)", where, is_reused=True)
+        return TaskResult(f"{format_probabilities(file.probabilities)} (already there)", folder, is_reused=True)
 
-    def _edited(self, slide: Slide, model: Bundle) -> TissueGrid | None:
-        """Return the tissue of a mask that was changed by hand; None where there is none."""
+    def _edited_tissue(self, slide: Slide, model: Bundle) -> TissueGrid | None:
+        """Return the tissue grid of a mask that was edited by hand; None without one."""
         file, card = self.files.get("tissue"), model.card
         if file is None:
             return None
-        found = find_tissue_grid(slide, card.plan, card.tissue)
-        return tissue_grid_from_mask(slide.path, found, read_mask(file, found.tissue), card.tissue)
+        detected = find_tissue_grid(slide, card.plan, card.tissue)
+        return tissue_grid_from_mask(slide.path, detected, read_mask(file, detected.tissue), card.tissue)
 
-    def _report(self, work: SlideJob, model: Bundle) -> ReportRequest | None:
-        """Return what a slide's report needs; the device is the one that was chosen, so that the numbers come again."""
+    def _report_request(self, job: SlideJob, model: Bundle) -> ReportRequest | None:
+        """Return the contents of the report. Its command names the actual device, so that it gives the same numbers."""
         if not self.report:
             return None
-        files = {name: file.absolute() for name, file in self.files.items() if file is not None}
         command = predict_command(
-            work.path,
-            bundle=self.named,
+            job.path,
+            bundle=self.bundle_name,
             out=self.folder.absolute(),
-            device=str(_device(self.device)),
-            mpp=work.mpp,
+            device=str(_resolve_device(self.device)),
+            mpp=job.mpp,
             runtime=self.runtime,
             teacher=self.teacher,
-            files=files,
+            files={name: file.absolute() for name, file in self.files.items() if file is not None},
             report=True,
             reader=self.reader,
         )
         return ReportRequest(command, model.card.hr_mpp)
 
-    def _write_comparison(self, slide: Slide, prediction: Prediction, where: Path) -> None:
-        lesions = self.files.get("lesions")
-        known = (
-            read_regions(lesions, slide.bounds, may_be_empty=True).regions
-            if lesions
+    def _write_comparison(self, slide: Slide, prediction: Prediction, folder: Path) -> None:
+        """Write ``compare.png`` and ``agreement.json``, with lesions from the option or from beside the slide."""
+        file = self.files.get("lesions")
+        lesions = (
+            read_regions(file, slide.bounds, may_be_empty=True).regions
+            if file
             else find_lesion_outlines(slide.path, slide.bounds)
         )
-        draw_comparison(where / "compare.png", slide, prediction, known)
-        build_agreement_file(prediction, known).write(where)
+        draw_comparison(folder / "compare.png", slide, prediction, lesions)
+        build_agreement_file(prediction, lesions).write(folder)
 
 
 @lru_cache(maxsize=1)
-def open_bundle_once(where: Path, sha256: str) -> Bundle:
-    """Return a bundle, opened once in each process; its networks are loaded when they are first asked for.
+def open_bundle_once(folder: Path, sha256: str) -> Bundle:
+    """Return a bundle, opened once per process. Its networks are loaded on first use.
 
     Raises
     ------
     BundleError
-        Where it is not the one with that hash.
+        If the bundle in `folder` has another hash.
     """
-    bundle = Bundle(where)
+    bundle = Bundle(folder)
     if bundle.sha256 != sha256:
-        raise BundleError(where, "", "the bundle is not the one that the work began with; start the call again")
+        raise BundleError(folder, "", "the bundle is not the one that the work began with; start the call again")
     return bundle
 
 
-def _device(name: str) -> torch.device:
+def _resolve_device(name: str) -> torch.device:
     from napari_lrmil.core.features.devices import resolve_device
 
     return resolve_device(name)
 
 
-def _finished(stream: Any) -> Generator[Event, None, Prediction]:
-    """Pass the events of a prediction on, and return what it ended with."""
-    for event in stream:
+def _pass_on(events: Iterator[Event]) -> Generator[Event, None, Prediction]:
+    """Pass the events of a prediction on, and return its result."""
+    for event in events:
         if isinstance(event, Finished):
             prediction: Prediction = event.result
         else:
@@ -200,10 +203,11 @@ def _finished(stream: Any) -> Generator[Event, None, Prediction]:
     return prediction
 
 
-def _told(prediction: Prediction) -> str:
+def _summary(prediction: Prediction) -> str:
+    """Return a prediction in one line, for the terminal."""
     n_lr = len(prediction.grid.lr_index)
     agreement = prediction.agreement
-    beside = f"; with the teacher: {format_agreement(agreement, n_lr)}" if agreement else ""
+    teacher = f"; with the teacher: {format_agreement(agreement, n_lr)}" if agreement else ""
     patches = f"{n_lr} LR patches in place of {len(prediction.grid.hr_index)} HR"
-    part = "" if prediction.scope.is_whole_slide else f"{prediction.scope.text}, region score: "
-    return f"{part}{format_probabilities(prediction.student.probabilities)} ({patches}{beside})"
+    region = "" if prediction.scope.is_whole_slide else f"{prediction.scope.text}, region score: "
+    return f"{region}{format_probabilities(prediction.student.probabilities)} ({patches}{teacher})"

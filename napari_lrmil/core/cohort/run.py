@@ -1,11 +1,11 @@
-"""The cohort as a whole: every slide once, failures once more at the end, names that would collide refused."""
+"""Run of a cohort: every slide once, failures a second time at the end, slides with colliding names refused."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -24,33 +24,34 @@ from napari_lrmil.core.events import Event, Failed, Notice, Partial, Progress
 from napari_lrmil.core.results.schema import CohortFile, WorkerSummary
 
 STAGE = "cohort"
-TRIES = 2
 
 
 @dataclass
 class CohortProgress:
-    """What became of the slides so far; it is right at any moment, so that broken-off work can be told too.
+    """Outcomes of a cohort so far. It is consistent at any moment, so that interrupted work can be reported too.
 
     Attributes
     ----------
     total
         Slides of the cohort.
     done, reused
-        Slides that gave results in this call, and those whose results were there.
-    retried
-        Slides that were tried a second time.
+        Slides computed by this call, and slides whose results were kept from earlier calls.
+    retried_jobs
+        Slides that were attempted a second time.
     failures
-        Slide and why, in the order of their last try.
+        Slide and failure, in the order of their last attempt.
     settled_slides
-        File names of the slides about which nothing more will be heard.
+        File names of the slides whose outcome is final.
     worker_slides, worker_peak_mb
-        Worker -> slides it was heard of, and the most memory that it held, MB.
+        Worker -> number of outcomes, and its peak memory in MB.
+    began
+        Start of the work, by `time.monotonic`.
     """
 
     total: int = 0
     done: int = 0
     reused: int = 0
-    retried: int = 0
+    retried_jobs: set[SlideJob] = field(default_factory=set)
     failures: list[tuple[SlideJob, Failure]] = field(default_factory=list)
     settled_slides: set[str] = field(default_factory=set)
     worker_slides: dict[str, int] = field(default_factory=dict)
@@ -59,8 +60,13 @@ class CohortProgress:
 
     @property
     def settled(self) -> int:
-        """Slides about which nothing more will be heard."""
+        """Number of slides whose outcome is final."""
         return self.done + self.reused + len(self.failures)
+
+    @property
+    def retried(self) -> int:
+        """Number of slides that were attempted a second time."""
+        return len(self.retried_jobs)
 
     @property
     def seconds(self) -> float:
@@ -69,13 +75,13 @@ class CohortProgress:
 
     @property
     def seconds_left(self) -> float | None:
-        """How long the rest should take; None as long as nothing tells."""
+        """Expected seconds for the remaining slides; None before the first is computed."""
         return estimate_seconds_left(self.began, self.settled - self.reused, self.total - self.settled)
 
     @property
     def rows(self) -> list[tuple[str, str, str]]:
-        """Slide, step and reason of each failure, as ``failures.csv`` has them."""
-        return [(work.path.name, failure.step, failure.reason) for work, failure in self.failures]
+        """Slide, step and reason of each failure, the columns of ``failures.csv``."""
+        return [(job.path.name, failure.step, failure.reason) for job, failure in self.failures]
 
     def record(self, outcome: Outcome) -> None:
         """Count an outcome for its worker."""
@@ -84,7 +90,7 @@ class CohortProgress:
             peak = max(outcome.peak_mb, self.worker_peak_mb.get(outcome.worker, 0.0))
             self.worker_peak_mb[outcome.worker] = peak
 
-    def summary(self, engine: Backend) -> CohortFile:
+    def summary(self, backend: Backend) -> CohortFile:
         """Return the content of ``cohort.json``."""
         workers = {
             name: WorkerSummary(tries=count, peak_memory_mb=round(self.worker_peak_mb[name], 1))
@@ -92,7 +98,7 @@ class CohortProgress:
         }
         computed, hours = self.done, self.seconds / 3600
         return CohortFile(
-            engine=engine.text,
+            engine=backend.text,
             slides=self.total,
             done=self.done,
             already_there=self.reused,
@@ -104,99 +110,107 @@ class CohortProgress:
         )
 
 
-def run_cohort(
-    works: Sequence[SlideJob],
-    task: SlideTask,
-    engine: Backend,
-    tally: CohortProgress,
-    *,
-    keep: Callable[[CohortProgress], None] = lambda _: None,
-) -> Generator[Event, None, None]:
-    """Do a task for every slide, and fill `tally`. One bad slide stops nobody.
+OnFailure = Callable[[CohortProgress], None]
 
-    Yields `Progress` with the time left, `Notice`, `Partial` with the `Outcome` of every slide that is done, and
-    `Failed` for each that is not, after its second try. Second tries come last, when a passing trouble may be over;
-    what a slide *is* (no resolution, no tissue) is not asked twice.
+
+def run_cohort(
+    jobs: Sequence[SlideJob],
+    task: SlideTask,
+    backend: Backend,
+    progress: CohortProgress,
+    *,
+    on_failure: OnFailure = lambda _: None,
+) -> Generator[Event, None, None]:
+    """Run a task on every slide and fill `progress`. A failed slide does not stop the others.
+
+    Yields `Progress` with the time left, `Notice`, `Partial` with each successful `Outcome`, and `Failed` for each
+    slide that failed for good. Of two slides whose results would have the same name, the second is refused.
 
     Parameters
     ----------
-    works
-        The slides. The second of two whose results would have one name is refused.
-    task, engine
-        What is done, and where.
-    tally
+    progress
         An empty one.
-    keep
-        Called after each failure, so that a list of them outlives this process.
+    on_failure
+        Called after each failure, so that the list of failures on disk survives this process.
 
     Raises
     ------
     DiskFullError
-        Where no space is left for results.
+        If no space is left for results.
     """
-    tally.total = len(works)
-    todo: deque[SlideJob] = deque()
-    for work, failure in _refused(works, todo):
-        yield _failed(tally, work, failure, keep)
-    again: set[SlideJob] = set()
-    several = tally.total > 1
-    if several:
-        yield Progress(STAGE, tally.settled, tally.total, "slides", tally.seconds_left)
-    with closing(engine.run(todo, task)) as stream:
+    progress.total = len(jobs)
+    todo, refused = _refuse_same_names(jobs)
+    for job, failure in refused:
+        yield _fail(progress, job, failure, on_failure)
+    yield from _cohort_progress(progress)
+    with closing(backend.run(todo, task)) as stream:
         for event in stream:
-            if not isinstance(event, Outcome):
-                yield from _within(event, several)
-                continue
-            yield from event.notices
-            tally.record(event)
-            if event.failure is not None and event.failure.retry and event.job not in again:
-                again.add(event.job)
-                tally.retried += 1
-                todo.append(event.job)
-                if event.failure.step == WORKER:
-                    yield Notice(f"{event.failure.reason}; it is tried once more, after the others", event.job.name)
-                continue
-            yield _settled(tally, event, keep)
-            if several:
-                yield Progress(STAGE, tally.settled, tally.total, "slides", tally.seconds_left)
+            if isinstance(event, Outcome):
+                yield from _handle_outcome(event, progress, todo, on_failure)
+            elif progress.total <= 1 or _is_shown(event):
+                yield event
 
 
-def _refused(works: Sequence[SlideJob], todo: deque[SlideJob]) -> list[tuple[SlideJob, Failure]]:
-    """Add to `todo` what can be done, and return what cannot: results of one name would overwrite each other."""
-    named: dict[str, SlideJob] = {}
-    refused = []
-    for work in works:
-        first = named.setdefault(os.path.normcase(work.name), work)
-        if first is work:
-            todo.append(work)
+def _cohort_progress(progress: CohortProgress) -> Iterator[Event]:
+    """Yield how far the cohort is; a single slide has its own progress."""
+    if progress.total > 1:
+        yield Progress(STAGE, progress.settled, progress.total, "slides", progress.seconds_left)
+
+
+def _refuse_same_names(jobs: Sequence[SlideJob]) -> tuple[deque[SlideJob], list[tuple[SlideJob, Failure]]]:
+    """Return the slides to process, and those whose results would overwrite the results of another slide."""
+    first_of_name: dict[str, SlideJob] = {}
+    accepted, refused = deque[SlideJob](), []
+    for job in jobs:
+        first = first_of_name.setdefault(os.path.normcase(job.name), job)  # Windows ignores case in file names
+        if first is job:
+            accepted.append(job)
         else:
             reason = f"its results would overwrite those of {first.path}; rename one, or use another --out"
-            refused.append((work, Failure(WRITE, reason, retry=False)))
-    return refused
+            refused.append((job, Failure(WRITE, reason, retry=False)))
+    return accepted, refused
 
 
-def _settled(tally: CohortProgress, outcome: Outcome, keep: Callable[[CohortProgress], None]) -> Event:
+def _handle_outcome(
+    outcome: Outcome, progress: CohortProgress, todo: deque[SlideJob], on_failure: OnFailure
+) -> Iterator[Event]:
+    """Settle a slide, or queue it for its second attempt after all others, when a passing fault may be over."""
+    yield from outcome.notices
+    progress.record(outcome)
+    failure, job = outcome.failure, outcome.job
+    if failure is not None and failure.retry and job not in progress.retried_jobs:
+        progress.retried_jobs.add(job)
+        todo.append(job)
+        if failure.step == WORKER:
+            yield Notice(f"{failure.reason}; it is tried once more, after the others", job.name)
+        return
+    yield _settle(progress, outcome, on_failure)
+    yield from _cohort_progress(progress)
+
+
+def _settle(progress: CohortProgress, outcome: Outcome, on_failure: OnFailure) -> Event:
+    """Count a final outcome and return its event; raises `DiskFullError`."""
     if outcome.failure is None:
-        tally.settled_slides.add(outcome.job.path.name)
+        progress.settled_slides.add(outcome.job.path.name)
         if outcome.result is not None and outcome.result.is_reused:
-            tally.reused += 1
+            progress.reused += 1
         else:
-            tally.done += 1
+            progress.done += 1
         return Partial(outcome)
-    event = _failed(tally, outcome.job, outcome.failure, keep)
+    event = _fail(progress, outcome.job, outcome.failure, on_failure)
     if outcome.failure.fatal:
         raise DiskFullError(outcome.failure.reason)
     return event
 
 
-def _failed(tally: CohortProgress, work: SlideJob, failure: Failure, keep: Callable[[CohortProgress], None]) -> Failed:
-    tally.failures.append((work, failure))
-    tally.settled_slides.add(work.path.name)
-    keep(tally)
-    return Failed(failure.reason, work.path.name, failure.step, failure.error)
+def _fail(progress: CohortProgress, job: SlideJob, failure: Failure, on_failure: OnFailure) -> Failed:
+    """Record a failed slide and return its event."""
+    progress.failures.append((job, failure))
+    progress.settled_slides.add(job.path.name)
+    on_failure(progress)
+    return Failed(failure.reason, job.path.name, failure.step, failure.error)
 
 
-def _within(event: Event, several: bool) -> Generator[Event, None, None]:
-    """Yield what is worth telling of the events within a slide: all of them where there is only one."""
-    if not several or isinstance(event, Notice) or (isinstance(event, Progress) and event.unit == "patches"):
-        yield event
+def _is_shown(event: Event) -> bool:
+    """Return whether an event within a slide is shown beside the progress of the cohort."""
+    return isinstance(event, Notice) or (isinstance(event, Progress) and event.unit == "patches")

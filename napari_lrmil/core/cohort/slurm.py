@@ -1,4 +1,4 @@
-"""Jobs on a SLURM cluster through dask-jobqueue: what can be set, and the script that each job is."""
+"""SLURM jobs as dask workers, through dask-jobqueue: their options, and the script of a job."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from napari_lrmil.core.errors import ConfigError
 
 
 class SlurmOptions(BaseModel):
-    """How jobs are asked for; what is left out here is left to dask-jobqueue's own configuration and to the cluster."""
+    """Options of SLURM jobs. Anything else comes from dask-jobqueue's own configuration and from the cluster."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     jobs: int = Field(4, ge=1)
-    """Jobs at once, each one worker with one slide at a time."""
+    """Jobs at once. Each is one worker, with one slide at a time."""
     cores: int = Field(2, ge=1)
-    """Cores of a job, which are the threads of its computing."""
+    """Cores of a job, and threads of its computation."""
     memory_mb: float = Field(4000, gt=0)
-    """Memory of a job, MB (10^6 bytes); the worker is started anew before it holds more."""
+    """Memory of a job, MB (10^6 bytes). The worker is restarted before it exceeds this."""
     walltime: str = "04:00:00"
-    """How long a job may last; a slide that is cut off by it is done by another job."""
+    """Time limit of a job. Another job takes over a slide that the limit cut off."""
     partition: str | None = None
-    """Which part of the cluster; None: its default."""
+    """Partition of the cluster; None for its default."""
     account: str | None = None
-    """Whom it is charged to."""
+    """Account that is charged."""
     gpu: bool = False
     """Whether each job gets a GPU."""
     interface: str | None = None
     """Network interface over which jobs reach this machine, such as ib0."""
     python: str = sys.executable
-    """The interpreter that has napari-lrmil, on the nodes."""
+    """Python interpreter on the nodes that has napari-lrmil."""
     prologue: tuple[str, ...] = ()
-    """Lines of shell before the worker, such as `module load` or `source .venv/bin/activate`."""
+    """Shell lines before the worker starts, such as `module load` or `source .venv/bin/activate`."""
     directives: tuple[str, ...] = ()
     """Further options of sbatch, such as --exclusive."""
     logs: Path | None = None
-    """Folder for what jobs print; None: where sbatch puts it."""
+    """Folder for the output of jobs; None for sbatch's default."""
 
 
 def read_slurm_options(file: Path) -> SlurmOptions:
@@ -49,28 +49,27 @@ def read_slurm_options(file: Path) -> SlurmOptions:
     Raises
     ------
     ConfigError
-        Where it cannot be read, or holds a key or value that means nothing here.
+        If it cannot be read, or holds an unknown key or a wrong value.
     """
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         return SlurmOptions(**content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        known = ", ".join(SlurmOptions.model_fields)
-        raise ConfigError(f"{file}: {where}: {first['msg']}; keys are {known}") from error
+        key = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{file}: {key}: {first['msg']}; keys are {', '.join(SlurmOptions.model_fields)}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
-        told = " ".join(str(error).split())
-        raise ConfigError(f"{file} cannot be read as options of SLURM jobs ({told}); expected YAML") from error
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{file} cannot be read as options of SLURM jobs ({reason}); expected YAML") from error
 
 
 def create_slurm_cluster(options: SlurmOptions) -> Any:
-    """Return a dask-jobqueue cluster without jobs: a scheduler in this process; jobs come with ``scale(jobs=N)``.
+    """Return a dask-jobqueue cluster: a scheduler in this process. Jobs are submitted by ``scale(jobs=N)``.
 
     Raises
     ------
     ConfigError
-        Where dask-jobqueue is not installed.
+        If dask-jobqueue is not installed.
     """
     try:
         from dask_jobqueue import SLURMCluster
@@ -80,7 +79,7 @@ def create_slurm_cluster(options: SlurmOptions) -> Any:
     return SLURMCluster(
         n_workers=0,
         cores=options.cores,
-        processes=1,  # one slide at a time in a job: its threads are those of the network
+        processes=1,  # a job has one slide at a time, and its threads are those of the network
         memory=f"{options.memory_mb:.0f}MB",
         walltime=options.walltime,
         queue=options.partition,
@@ -91,12 +90,12 @@ def create_slurm_cluster(options: SlurmOptions) -> Any:
         job_script_prologue=list(options.prologue),
         job_extra_directives=directives,
         log_directory=None if options.logs is None else str(options.logs),
-        scheduler_options={"dashboard_address": ":0"},
+        scheduler_options={"dashboard_address": ":0"},  # any free port, so that two calls can run at once
     )
 
 
 def job_script(options: SlurmOptions) -> str:
-    """Return the script of a job, as it would be given to ``sbatch``."""
+    """Return the script of a job, as it is submitted with ``sbatch``."""
     with create_slurm_cluster(options) as cluster:
         script: str = cluster.job_script()
     return script

@@ -1,4 +1,4 @@
-"""One slide's work: what travels to a worker, how it is done there, and what comes back."""
+"""Work on one slide of a cohort: the job that travels to a worker, its processing there, and the outcome."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from napari_lrmil.core.errors import (
 from napari_lrmil.core.events import Event, Notice, Progress, StageDone
 
 OPEN, TISSUE, READ, ENCODE, WRITE, WORKER = "open", "tissue", "read", "encode", "write", "worker"
-PERMANENT_ERRORS = (ResolutionError, TissueError, RegionError, NewerSchemaError)  # a second try would find the same
+PERMANENT_ERRORS = (ResolutionError, TissueError, RegionError, NewerSchemaError)  # of the slide: a retry cannot help
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class SlideJob:
     Attributes
     ----------
     path
-        The slide.
+        Slide file, or folder of a DICOM slide.
     mpp
-        µm per level-0 pixel, where the caller or a table tells it.
+        µm per level-0 pixel, if the caller or the cohort table states it.
     """
 
     path: Path
@@ -45,22 +45,22 @@ class SlideJob:
 
     @property
     def name(self) -> str:
-        """What its results are called, as `Slide.name`."""
+        """Name of the results, the same as `Slide.name`."""
         return self.path.name if self.path.is_dir() else self.path.stem
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """A few words on a slide that is done.
+    """Summary of a slide that is done.
 
     Attributes
     ----------
     text
-        What came out, in a line.
+        The result in one line.
     path
-        File or folder of its results.
+        File or folder of the results.
     is_reused
-        Whether these were there before.
+        Whether the results are of an earlier call.
     """
 
     text: str
@@ -70,20 +70,20 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a slide gave nothing.
+    """Reason why a slide has no result.
 
     Attributes
     ----------
     step
-        ``open``, ``tissue``, ``read``, ``encode``, ``write``, or ``worker`` where the process ended.
+        ``open``, ``tissue``, ``read``, ``encode``, ``write``, or ``worker`` if the process ended.
     reason
         One line.
     retry
-        Whether a second try could end otherwise.
+        Whether a second attempt could succeed.
     fatal
-        Whether no other slide would fare better.
+        Whether every other slide would fail too.
     error
-        The error itself, where it happened in this process.
+        The error itself, if it was raised in this process.
     """
 
     step: str
@@ -94,28 +94,28 @@ class Failure:
 
     @property
     def is_expected(self) -> bool:
-        """Whether the reason is one that was foreseen; the others deserve a traceback."""
+        """Whether the error is of an expected kind; any other deserves a traceback."""
         return self.error is None or isinstance(self.error, LrmilError | OSError | MemoryError)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a slide: what its task returned, or why it failed.
+    """Outcome of a slide: the result of its task, or its failure.
 
     Attributes
     ----------
     job
         The slide.
     result
-        What the task returned; None where it failed.
+        Return value of the task; None if it failed.
     failure
-        None where it did not.
+        None if the task succeeded.
     worker
-        Host and process.
+        Host and process, see `worker_name`.
     peak_mb
-        Largest resident memory of that process up to now, MB.
+        Peak resident memory of that process so far, MB.
     notices
-        What was said on the way, where it could not be told at once.
+        Notices of a worker, which cannot be shown at once as those of this process are.
     """
 
     job: SlideJob
@@ -127,115 +127,118 @@ class Outcome:
 
 
 class SlideTask(Protocol):
-    """What is done with every slide. It travels to workers, so it holds names and paths: no handle and no network."""
+    """Work that is done for every slide. It travels to workers, so it holds names and paths, no handle or network."""
 
     def prepare(self, threads: int) -> None:
-        """Make a worker's process ready; called before every slide, cheap after the first."""
+        """Prepare a worker's process. Called before every slide; cheap after the first."""
         ...
 
-    def __call__(self, work: SlideJob) -> Generator[Event, None, TaskResult]:
-        """Do a slide: yield events, leave the results on disk, return a few words.
+    def __call__(self, job: SlideJob, /) -> Generator[Event, None, TaskResult]:
+        """Process a slide: yield events, write the results to disk, return a summary.
 
-        `Progress` of the stage ``tissue``, `StageDone` of it, and `Progress` of ``writing`` tell at which step it is.
+        `Progress` and `StageDone` of ``tissue``, and `Progress` of ``writing``, tell the current step.
         """
         ...
 
 
 class Backend(Protocol):
-    """Where the work is done."""
+    """Place where slides are processed."""
 
     @property
     def workers(self) -> int:
-        """How many slides are under way at once, as far as that is known."""
+        """Number of slides in progress at once, as far as it is known."""
         ...
 
     @property
     def text(self) -> str:
-        """Itself in a few words."""
+        """Description in a few words."""
         ...
 
     def run(self, todo: deque[SlideJob], task: SlideTask) -> Generator[Event | Outcome, None, None]:
-        """Take slides from `todo` until it is empty and none is under way, and yield what became of each.
+        """Process slides until `todo` is empty and none is in progress; yield an `Outcome` for each.
 
-        The caller may add to `todo` between two results. Closing the generator ends the work.
+        The caller may append to `todo` between two outcomes. Closing the generator ends the work.
         """
         ...
 
 
 class SerialBackend:
-    """One slide after the other, in this process; their events are told as they come."""
+    """Backend that processes one slide after the other in this process and passes on all events."""
 
     workers, text = 1, "in this process"
 
     def run(self, todo: deque[SlideJob], task: SlideTask) -> Generator[Event | Outcome, None, None]:
-        """See `Engine.run`."""
+        """See `Backend.run`."""
         while todo:
-            work = todo.popleft()
-            with closing(process_slide(task, work)) as stream:
+            job = todo.popleft()
+            with closing(process_slide(task, job)) as stream:
                 try:
                     while True:
-                        yield _named(next(stream), work)
+                        yield _with_slide_name(next(stream), job)
                 except StopIteration as end:
                     outcome: Outcome = end.value
             yield outcome
 
 
-def _named(event: Event, work: SlideJob) -> Event:
-    """Return an event whose stage says which slide it is about."""
+def _with_slide_name(event: Event, job: SlideJob) -> Event:
+    """Return a progress event whose stage names the slide."""
     if isinstance(event, Progress):
-        return replace(event, stage=f"{work.path.name} · {event.stage}")
+        return replace(event, stage=f"{job.path.name} · {event.stage}")
     return event
 
 
-def process_slide(task: SlideTask, work: SlideJob) -> Generator[Event, None, Outcome]:
-    """Do a slide, pass its events on, and return what became of it; only an interrupt is raised."""
+def process_slide(task: SlideTask, job: SlideJob) -> Generator[Event, None, Outcome]:
+    """Run the task on a slide, pass its events on, and return the outcome. Only interrupts are raised."""
     step = OPEN
     try:
-        with closing(task(work)) as stream:
+        with closing(task(job)) as stream:
             while True:
                 event = next(stream)
                 step = _step_after(event, step)
                 yield event
     except StopIteration as end:
-        return Outcome(work, end.value, None, worker_name(), peak_memory_mb())
+        return Outcome(job, end.value, None, worker_name(), peak_memory_mb())
     except Exception as error:
-        return Outcome(work, None, _failure(error, step, work), worker_name(), peak_memory_mb())
+        return Outcome(job, None, _failure(error, step, job), worker_name(), peak_memory_mb())
 
 
-def run_task(task: SlideTask, work: SlideJob, threads: int, *, given_up: Callable[[], bool] = lambda: False) -> Outcome:
-    """Do a slide in a worker, and return what became of it in a form that travels.
+def run_task(
+    task: SlideTask, job: SlideJob, threads: int, *, is_cancelled: Callable[[], bool] = lambda: False
+) -> Outcome:
+    """Run the task on a slide in a worker, and return an outcome that can be pickled.
 
-    `given_up` is asked between events: where nobody waits for the slide any more, nothing is written of it.
+    `is_cancelled` is called between events. If it returns True, the slide is abandoned and nothing of it is written.
     """
     notices = []
     try:
         task.prepare(threads)
-        with closing(process_slide(task, work)) as stream:
-            while not given_up():
+        with closing(process_slide(task, job)) as stream:
+            while not is_cancelled():
                 event = next(stream)
                 if isinstance(event, Notice):
                     notices.append(event)
-        outcome = lost_outcome(work, "given up")
+        outcome = lost_outcome(job, "given up")
     except StopIteration as end:
         outcome = end.value
-    except Exception as error:  # of `prepare`
-        outcome = Outcome(work, None, _failure(error, WORKER, work), worker_name(), peak_memory_mb())
-    failure = outcome.failure and replace(outcome.failure, error=None)  # errors often do not survive the journey
+    except Exception as error:  # from `prepare`: process_slide raises none
+        outcome = Outcome(job, None, _failure(error, WORKER, job), worker_name(), peak_memory_mb())
+    # Many exceptions cannot be unpickled, because their constructors take other arguments than their message.
+    failure = outcome.failure and replace(outcome.failure, error=None)
     return replace(outcome, failure=failure, notices=tuple(notices))
 
 
-def lost_outcome(work: SlideJob, reason: str, *, worker: str = "", retry: bool = True, peak_mb: float = 0.0) -> Outcome:
-    """Return what became of a slide whose worker is no more."""
-    return Outcome(work, None, Failure(WORKER, reason, retry=retry), worker, peak_mb)
+def lost_outcome(job: SlideJob, reason: str, *, worker: str = "", retry: bool = True, peak_mb: float = 0.0) -> Outcome:
+    """Return the outcome of a slide whose worker has ended."""
+    return Outcome(job, None, Failure(WORKER, reason, retry=retry), worker, peak_mb)
 
 
 def worker_name(process: int | None = None) -> str:
-    """Return host and process, this one where none is given."""
+    """Return ``host:pid``, of this process if none is given."""
     return f"{socket.gethostname()}:{process or os.getpid()}"
 
 
 def _step_after(event: Event, step: str) -> str:
-    """Return at which step a slide is after an event of its task."""
+    """Return the step of a slide after an event of its task."""
     match event:
         case Progress("tissue"):
             return TISSUE
@@ -246,21 +249,24 @@ def _step_after(event: Event, step: str) -> str:
     return step
 
 
-def _failure(error: Exception, step: str, work: SlideJob) -> Failure:
+def _failure(error: Exception, step: str, job: SlideJob) -> Failure:
+    """Return the failure for an error that was raised at `step`."""
     if isinstance(error, DiskFullError):
         return Failure(WRITE, one_line(error), retry=False, fatal=True, error=error)
-    at = _step_of(error, step)
     if isinstance(error, MemoryError):
-        reason = "memory: no more could be had; use fewer workers"
+        reason = "memory: no more could be allocated; use fewer workers"
     elif isinstance(error, LrmilError | OSError):
-        reason = one_line(error).removeprefix(f"{work.path}: ")
+        reason = one_line(error).removeprefix(f"{job.path}: ")  # the table has the slide in a column of its own
     else:
-        told = f"{type(error).__name__}: {one_line(error)}"
-        reason = f"{told}; this was not expected, call it for this slide alone with --debug and report it"
-    return Failure(at, reason, retry=not isinstance(error, PERMANENT_ERRORS), error=error)
+        reason = (
+            f"{type(error).__name__}: {one_line(error)}; this was not expected, "
+            "run this slide alone with --debug and report it"
+        )
+    return Failure(_failed_step(error, step), reason, retry=not isinstance(error, PERMANENT_ERRORS), error=error)
 
 
-def _step_of(error: Exception, step: str) -> str:
+def _failed_step(error: Exception, step: str) -> str:
+    """Return the step at which an error belongs: its kind tells more than the last event."""
     if isinstance(error, ResolutionError):
         return OPEN
     if isinstance(error, TissueError):
@@ -269,10 +275,13 @@ def _step_of(error: Exception, step: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's message on one line."""
+    """Return an error's message on one line, or its class name if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def estimate_seconds_left(began: float, computed: int, remaining: int) -> float | None:
-    """Return the seconds that `remaining` slides should take, by the `computed` ones since `began` (monotonic)."""
+    """Return the expected seconds for `remaining` slides, or None before the first is computed.
+
+    The pace is that of the `computed` slides since `began` (`time.monotonic`).
+    """
     return (time.monotonic() - began) / computed * remaining if computed else None

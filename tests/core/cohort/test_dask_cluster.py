@@ -1,4 +1,4 @@
-"""A cohort on a cluster: dask workers that die, a scheduler that is not there, jobs on SLURM."""
+"""Cohorts on a cluster: dying dask workers, a missing scheduler, SLURM jobs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,15 @@ from napari_lrmil.core.cohort.task import SerialBackend
 from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.events import Notice
 from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
-from support.cohort_tasks import GIVEN_UP, KillsItsWorker, Logged, done, followed, logged, works
+from support.cohort_tasks import (
+    GIVEN_UP,
+    KillsItsWorker,
+    Logged,
+    count_computed,
+    finished_slides,
+    make_jobs,
+    run_to_end,
+)
 from support.networks import untrained_bundle
 
 
@@ -43,16 +51,16 @@ def on(cluster: Any) -> Backend:
     return choose_backend(BackendChoice(scheduler=cluster.scheduler_address), slides=9)
 
 
-def test_a_cluster_finishes_where_workers_die(cluster: Any, tmp_path: Path) -> None:
-    """As with local processes; a slide that kills its workers is blamed, and none that shared them."""
-    slides = works("a", "dies once", "b", "fails once", "no mpp", "c", "dies always")
-    tally, events = followed(slides, Logged(tmp_path), on(cluster))
-    assert done(tmp_path) == {"a", "b", "c", "dies once", "fails once"}
-    assert logged(tmp_path) == {
+def test_a_cluster_finishes_although_workers_die(cluster: Any, tmp_path: Path) -> None:
+    """As with local processes: a slide that kills its workers fails, and the others on them do not."""
+    slides = make_jobs("a", "dies once", "b", "fails once", "no mpp", "c", "dies always")
+    progress, events = run_to_end(slides, Logged(tmp_path), on(cluster))
+    assert finished_slides(tmp_path) == {"a", "b", "c", "dies once", "fails once"}
+    assert count_computed(tmp_path) == {
         "a": 1, "b": 1, "c": 1, "dies once": 2, "fails once": 2, "no mpp": 1, "dies always": 2,
     }  # fmt: skip
-    assert [row[:2] for row in tally.rows] == [("no mpp.svs", "open"), ("dies always.svs", "worker")]
-    assert re.fullmatch(r"the worker tcp://\S+ was lost while it had this slide, .*", tally.rows[1][2])
+    assert [row[:2] for row in progress.rows] == [("no mpp.svs", "open"), ("dies always.svs", "worker")]
+    assert re.fullmatch(r"the worker tcp://\S+ was lost while it had this slide, .*", progress.rows[1][2])
     assert any(isinstance(event, Notice) for event in events)
     assert (tmp_path / "threads").read_text() == "2"  # the worker's own, for one slide at a time
     assert "dask cluster at tcp://" in on(cluster).text
@@ -61,7 +69,7 @@ def test_a_cluster_finishes_where_workers_die(cluster: Any, tmp_path: Path) -> N
 def test_predictions_of_a_cluster_whose_worker_was_killed_are_those_of_single_runs(
     cluster: Any, tmp_path: Path
 ) -> None:
-    """To 1e-5, each computed once; after the bundle has changed everything is asked again."""
+    """Probabilities equal to 1e-5; each slide is computed once."""
     paths = [write_slide(tmp_path / "slides", PhantomSlide(f"s{i}", LESION, i, (1536, 1024))) for i in range(3)]
     slides = [SlideJob(path) for path in paths]
     bundle = untrained_bundle(tmp_path / "bundle")
@@ -69,38 +77,40 @@ def test_predictions_of_a_cluster_whose_worker_was_killed_are_those_of_single_ru
     def task(out: str, sha256: str) -> PredictTask:
         return PredictTask(bundle.path, sha256, "b", tmp_path / out, "cpu")
 
-    followed(slides, task("single", bundle.sha256), SerialBackend())
+    run_to_end(slides, task("single", bundle.sha256), SerialBackend())
     (tmp_path / "log").touch()
     killing = KillsItsWorker(task("cluster", bundle.sha256), "s1", tmp_path)
-    tally, _ = followed(slides, killing, on(cluster))
-    assert (tally.done, tally.rows) == (3, []) and (tmp_path / "seen").exists()
-    assert logged(tmp_path) == {"s0": 1, "s1": 1, "s2": 1}
+    progress, _ = run_to_end(slides, killing, on(cluster))
+    assert (progress.done, progress.rows) == (3, []) and (tmp_path / "seen").exists()
+    assert count_computed(tmp_path) == {"s0": 1, "s1": 1, "s2": 1}
     for path in paths:
-        one, other = (
+        single, cluster_wide = (
             json.loads((tmp_path / out / path.stem / "prediction.json").read_text()) for out in ("single", "cluster")
         )
-        assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
-    tally, _ = followed(slides, killing, SerialBackend())
-    assert (tally.done, tally.reused) == (0, 3) and logged(tmp_path).total() == 3
+        assert single["probabilities"] == pytest.approx(cluster_wide["probabilities"], abs=1e-5)
+    progress, _ = run_to_end(slides, killing, SerialBackend())
+    assert (progress.done, progress.reused) == (0, 3) and count_computed(tmp_path).total() == 3
 
 
-def test_what_is_taken_back_is_given_up_by_the_workers(cluster: Any, tmp_path: Path) -> None:
-    """As after Ctrl-C: a restart must not meet a worker that goes on with what it has been given before."""
+def test_workers_abandon_cancelled_slides(cluster: Any, tmp_path: Path) -> None:
+    """As after Ctrl-C: a restart must not compete with a worker that goes on with its slide."""
 
     def interrupt() -> None:
-        while not (logged(tmp_path)["ticks 1"] and "a" in done(tmp_path)):
+        while not (count_computed(tmp_path)["ticks 1"] and "a" in finished_slides(tmp_path)):
             time.sleep(0.02)
         _thread.interrupt_main()
 
-    stream = run_cohort(works("a", "ticks 1", "ticks 2"), Logged(tmp_path), on(cluster), CohortProgress())
+    stream = run_cohort(make_jobs("a", "ticks 1", "ticks 2"), Logged(tmp_path), on(cluster), CohortProgress())
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         list(stream)
-    ticking = [name for name in logged(tmp_path) if name != "a"]  # one slide, or two: the other worker may be starting
+    ticking = [
+        name for name in count_computed(tmp_path) if name != "a"
+    ]  # one slide, or two: the other worker may be starting
     while not all((tmp_path / f"{name}.{GIVEN_UP}").exists() for name in ticking):
-        assert done(tmp_path) == {"a"}
+        assert finished_slides(tmp_path) == {"a"}
         time.sleep(0.02)
-    assert done(tmp_path) == {"a"}
+    assert finished_slides(tmp_path) == {"a"}
 
 
 def test_a_scheduler_that_is_not_there_is_a_wrong_call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -108,11 +118,11 @@ def test_a_scheduler_that_is_not_there_is_a_wrong_call(monkeypatch: pytest.Monke
     from napari_lrmil.core.cohort import dask_cluster as module
 
     monkeypatch.setattr(module, "CONNECT_TIMEOUT_S", 0.5)
-    engine = choose_backend(BackendChoice(scheduler="tcp://127.0.0.1:9"), slides=2)
-    with pytest.raises(ConfigError, match="that is no address such as"):
-        followed(works("a", "b"), Logged(tmp_path), choose_backend(BackendChoice(scheduler="nonsense"), slides=2))
+    backend = choose_backend(BackendChoice(scheduler="tcp://127.0.0.1:9"), slides=2)
+    with pytest.raises(ConfigError, match="it is not an address such as"):
+        run_to_end(make_jobs("a", "b"), Logged(tmp_path), choose_backend(BackendChoice(scheduler="nonsense"), slides=2))
     with pytest.raises(ConfigError, match="no dask scheduler answers at"):
-        followed(works("a"), Logged(tmp_path), engine)
+        run_to_end(make_jobs("a"), Logged(tmp_path), backend)
     for choice in (BackendChoice(2, "tcp://127.0.0.1:9"), BackendChoice(None, "tcp://127.0.0.1:9", 500)):
         with pytest.raises(ConfigError, match="where they are started"):
             choose_backend(choice, slides=2)
@@ -122,7 +132,7 @@ def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path
     for missing, scheduler in (("distributed", "tcp://h:1"), ("dask_jobqueue", "slurm")):
         monkeypatch.setitem(sys.modules, missing, None)
         with pytest.raises(ConfigError, match=re.escape('pip install "napari-lrmil[distributed]"')):
-            followed(works("a"), Logged(tmp_path), choose_backend(BackendChoice(scheduler=scheduler), slides=2))
+            run_to_end(make_jobs("a"), Logged(tmp_path), choose_backend(BackendChoice(scheduler=scheduler), slides=2))
 
 
 # ---------------------------------------------------------------- SLURM
@@ -168,12 +178,12 @@ def test_options_of_jobs_come_from_a_file_and_from_the_call(tmp_path: Path) -> N
 
     file = tmp_path / "slurm.yaml"
     file.write_text("jobs: 8\npartition: long\n")
-    engine = choose_backend(BackendChoice(3, f"slurm:{file}", 2000), slides=99)
-    assert isinstance(engine, SlurmJobs)
-    assert (engine.options.jobs, engine.options.partition, engine.options.memory_mb) == (3, "long", 2000)
-    for content, said in (("queue: long", "queue"), ("jobs: many", "jobs"), ("- a", "YAML"), ("a: [", "YAML")):
+    backend = choose_backend(BackendChoice(3, f"slurm:{file}", 2000), slides=99)
+    assert isinstance(backend, SlurmJobs)
+    assert (backend.options.jobs, backend.options.partition, backend.options.memory_mb) == (3, "long", 2000)
+    for content, expected in (("queue: long", "queue"), ("jobs: many", "jobs"), ("- a", "YAML"), ("a: [", "YAML")):
         file.write_text(content)
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=expected):
             choose_backend(BackendChoice(scheduler=f"slurm:{file}"), slides=2)
 
 
@@ -193,10 +203,10 @@ kill -- -$1
 
 
 @pytest.mark.skipif(shutil.which("setsid") is None, reason="a batch system of two shell scripts needs setsid")
-def test_jobs_are_asked_for_again_when_they_end_and_cancelled_at_the_end(
+def test_ended_jobs_are_submitted_again_and_all_are_cancelled_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two scripts stand in for SLURM; the first job dies with its first slide, as by its walltime."""
+    """Two scripts replace SLURM; the first job ends with its first slide, as by its time limit."""
     pytest.importorskip("dask_jobqueue")
     import dask
 
@@ -210,14 +220,14 @@ def test_jobs_are_asked_for_again_when_they_end_and_cancelled_at_the_end(
     monkeypatch.setenv("GROUP_OF_TESTS", str(os.getpgrp()))
     file = tmp_path / "slurm.yaml"
     file.write_text("jobs: 1\ncores: 3\nmemory_mb: 2000\ninterface: lo\n")
-    engine = choose_backend(BackendChoice(scheduler=f"slurm:{file}"), slides=9)
+    backend = choose_backend(BackendChoice(scheduler=f"slurm:{file}"), slides=9)
     with dask.config.set({"distributed.deploy.lost-worker-timeout": "100ms"}):
-        tally, _ = followed(works("job ends once", "a"), Logged(tmp_path), engine)
-    assert (tally.done, tally.retried, tally.rows) == (2, 1, [])
-    assert logged(tmp_path) == {"a": 1, "job ends once": 2}
+        progress, _ = run_to_end(make_jobs("job ends once", "a"), Logged(tmp_path), backend)
+    assert (progress.done, progress.retried, progress.rows) == (2, 1, [])
+    assert count_computed(tmp_path) == {"a": 1, "job ends once": 2}
     assert (tmp_path / "threads").read_text() == "3"
     assert (tmp_path / "calls").read_text().split().count("sbatch") == 2
-    assert engine.text == "SLURM, 1 jobs of 3 cores and 2000 MB, at most 1 at once"
+    assert backend.text == "SLURM, 1 jobs of 3 cores and 2000 MB, at most 1 at once"
     left = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     deadline = time.monotonic() + 20
     while any(psutil.pid_exists(pid) for pid in left) and time.monotonic() < deadline:
