@@ -19,6 +19,6 @@ def show_errors(action: Callable[[], Result]) -> Result | None:
     """
     try:
         return action()
-    except LrmilError as error:
+    except LrmilError as error:  # its text is one sentence for the user
         show_error(str(error))
         return None

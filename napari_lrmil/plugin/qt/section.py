@@ -82,6 +82,7 @@ def fill_dock(dock: QWidget, parts: Sequence[QWidget], below: Sequence[QWidget])
     scroll = QScrollArea()
     scroll.setWidgetResizable(True)
     scroll.setFrameShape(QFrame.Shape.NoFrame)
+    # Content adapts to the width of the dock; a horizontal bar would cover its last line.
     scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
     scroll.setWidget(inner)
     outer = QVBoxLayout(dock)

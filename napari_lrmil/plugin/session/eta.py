@@ -45,6 +45,7 @@ class StageProgress:
     @property
     def text(self) -> str:
         """Stage, percentage and remaining time in one line; no time before `ETA_AFTER_S` or below one second."""
+        # Assumes that the mean time per unit so far also holds for the rest of the stage.
         left = self.seconds * (self.total - self.done) / self.done if self.done else 0.0
         eta = f" · {format_duration(left)} left" if self.seconds > ETA_AFTER_S and left >= 1 else ""
         return f"{self.stage} · {self.fraction:.0%}{eta}"
@@ -102,6 +103,7 @@ class PlannedPatches:
     def estimate(self, teacher: TeacherPatches) -> RunEstimate:
         """Return the expected cost of a run in which the teacher reads the patches `teacher`."""
         patches, hr = len(self.hr_counts), self._count_hr_patches(teacher)
+        # A part is None if its network has not run yet; then the sum is unknown too.
         parts = [0.0 if self.attention is not None else self.expected_seconds("student", patches)]
         parts += [self.expected_seconds("teacher", hr)] if hr else []
         seconds = [part for part in parts if part is not None]
@@ -195,7 +197,7 @@ class ThroughputHistory:
 
         A network whose embeddings all came from the cache is left out, because its time says nothing about its speed.
         """
-        self._seconds.clear()
+        self._seconds.clear()  # the new record changes the expected times
         problems = []
         for network, reading in (("student", prediction.student), ("teacher", prediction.teacher)):
             if reading is None or reading.seconds["encode"] <= 0:

@@ -76,6 +76,7 @@ class PredictJob:
         reserve_core_for_window()
         began = time.perf_counter()
         slide = self.open_slides.get_slide(self.slide)
+        # A slide that is open already costs nothing; the result reports the time that this run took.
         seconds, device = time.perf_counter() - began, resolve_device(self.device)
         yield Progress("tissue", 0, 1, "slide")
         stream = predict(

@@ -56,7 +56,7 @@ class OpenSlides:
         self._open = open_slide
         self._slides: dict[SlideChoice, Slide] = {}
         self._tissue_grids: dict[tuple[SlideChoice, str], TissueGrid] = {}
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # the live view and a tissue search may run at the same time
 
     def get_slide(self, choice: SlideChoice) -> Slide:
         """Return the slide, and open it if necessary."""
@@ -109,7 +109,7 @@ class OpenSlides:
         with self._lock:
             removed = [self._slides.pop(choice) for choice in [*self._slides] if choice not in choices]
             self._tissue_grids = {key: grid for key, grid in self._tissue_grids.items() if key[0] in choices}
-        for slide in removed:
+        for slide in removed:  # outside the lock, because `close` waits for running reads
             slide.close()
 
     def close(self) -> None:

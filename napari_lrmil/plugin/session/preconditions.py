@@ -32,6 +32,7 @@ def why_too_coarse(slide: SlideChoice | None, wanted_mpp: float, reader: str) ->
     reader
         Name of the network in the sentence.
     """
+    # The tolerance is that of the choice of a level: 5 % coarser counts as fine enough.
     if slide is None or slide.mpp <= wanted_mpp * (1 + MPP_TOLERANCE):
         return ""
     resolution = f"The slide has {slide.mpp:.3g} µm per pixel at best"
@@ -72,6 +73,6 @@ def why_roi_empty(
     """
     if is_selected.any():
         return ""
-    if what_if != WhatIf():
+    if what_if != WhatIf():  # the likelier cause, and the one that the user can undo
         return f"Nothing is left of the {scope.text}: undo what was left out, or choose another part."
     return f"The {scope.text} holds no patch: {scope.emptied_by(tissue_grid.grid)}"

@@ -107,6 +107,7 @@ class Session:
 
         self._out, self._clock = out, clock
         self.settings_store = settings_store or SettingsStore()
+        # Both live as long as the session: a second run on the same slide and model reads no pixel again.
         self.open_slides, self.cache = OpenSlides(open_slide or self._open_slide), EmbeddingCache()
         self.state = SessionState.IDLE
         self.slides: tuple[SlideChoice, ...] = ()

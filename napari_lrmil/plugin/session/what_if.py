@@ -41,5 +41,6 @@ class WhatIf:
         Regions of the last prediction's scope, and those that are already excluded, do not count: they are still
         drawn, but the user means the new ones. If no other region is drawn, all of them count.
         """
+        # The layer of drawn regions keeps all of them, because the user may still move or delete them.
         old = (*(last.scope.regions if last is not None else ()), *self.excluded)
         return [region for region in drawn if region not in old] or drawn

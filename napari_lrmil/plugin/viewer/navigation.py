@@ -52,6 +52,7 @@ def magnification_zoom(magnification: float, um_per_unit: float = 1.0, pixel_rat
 def um_per_unit(viewer: ViewerModel) -> float:
     """Return the length of a unit of the viewer's world in µm; a second layer in nm makes it 0.001."""
     units = viewer.layers.extent.units
+    # 1.0 without layers, or with layers in pixels only: slides bring µm.
     return (unit_length_um(units[-1]) if units else None) or 1.0
 
 
@@ -126,7 +127,7 @@ def visible_um(viewer: ViewerModel) -> BoxUm:
     It may extend beyond the slide. It holds for a two-dimensional view only.
     """
     unit = um_per_unit(viewer)
-    height, width = viewer.canvas.viewbox_size(viewer.layers)
+    height, width = viewer.canvas.viewbox_size(viewer.layers)  # of one cell in grid mode
     y, x = viewer.scene.camera.center[-2:]
     across, down = (float(v) / viewer.scene.camera.zoom * unit for v in (width, height))
     return BoxUm(x * unit - across / 2, y * unit - down / 2, across, down)

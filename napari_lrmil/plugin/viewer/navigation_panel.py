@@ -77,7 +77,7 @@ class MagnificationRow(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     def _make_shortcut(self, key: str, magnification: float) -> QShortcut:
         shortcut = QShortcut(QKeySequence(key), self)
-        shortcut.setContext(Qt.ShortcutContext.WindowShortcut)
+        shortcut.setContext(Qt.ShortcutContext.WindowShortcut)  # the canvas has the focus, not this row
         shortcut.activated.connect(partial(self._choose, magnification))
         return shortcut
 

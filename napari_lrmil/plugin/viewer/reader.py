@@ -90,7 +90,7 @@ def read_slides(
 def _open_with_mpp(path: Path, mpp: float | None, ask: AskMpp | None, memory: SettingsStore | None) -> Slide | None:
     """Return the open slide, with a resolution if anyone states it; None if the user cancels."""
     slide = Slide(path, mpp=mpp)
-    if slide.has_mpp or ask is None:
+    if slide.has_mpp or ask is None:  # without `ask`, building the layers raises ResolutionError
         return slide
     try:
         given_mpp = resolve_mpp(slide, ask, memory or SettingsStore())
@@ -218,6 +218,7 @@ def _is_slide_file(path: Path) -> bool:
         vendor = openslide.OpenSlide.detect_format(path)
     except (OSError, openslide.OpenSlideError):
         return False
+    # OpenSlide's generic reader takes any tiled TIFF; the readers of vendors' formats check theirs.
     return vendor is not None and (vendor != "generic-tiff" or _is_colour(path))
 
 

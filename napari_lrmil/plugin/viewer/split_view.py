@@ -103,7 +103,7 @@ def arrange_views(viewer: ViewerModel) -> None:
         _leave_grid(viewer)
         return
     _move_to_bottom(viewer, views.layers)
-    for layer in lrmil_layers(viewer):
+    for layer in lrmil_layers(viewer):  # layers of other plugins are the user's own matter
         if layer not in views.layers:
             layer.visible = False  # a visible one would open a third view
     if viewer.canvas.grid.stride != len(views.student):
@@ -308,7 +308,7 @@ def add_legends(viewer: ViewerModel, style: AttentionStyle | None = None) -> Ite
             yield
     for layer in visible:
         if layer.colorbar.visible != (layer is visible[-1]):
-            _show_colorbar(layer, layer is visible[-1])
+            _show_colorbar(layer, layer is visible[-1])  # one is enough: all maps share their limits
             yield
     if visible:
         _show_map_caption(viewer, style)
