@@ -15,8 +15,8 @@ from lrmil_training.evaluation.evaluate import (
     build_slide_table,
     describe_protocol,
     evaluate_methods,
-    summarise,
 )
+from lrmil_training.evaluation.summary import summarise_runs
 from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.geometry import Lattice, Mpp
 from napari_lrmil.core.patching.grid import NestedGrid, nested_grid_from_cells
@@ -129,7 +129,8 @@ def write_series(folder: Path, counts: Mapping[str, int], folds: int, seeds: int
             runs.append({"fold": fold, "seed": seed, "metrics": evaluate_methods(cohort, results, 100)})
     flat = [{"fold": one["fold"], "seed": one["seed"], **one["metrics"]} for one in runs]
     write_json(
-        folder / "metrics.json", {"protocol": describe_protocol(folds, seeds), "runs": flat, "summary": summarise(runs)}
+        folder / "metrics.json",
+        {"protocol": describe_protocol(folds, seeds), "runs": flat, "summary": summarise_runs(runs)},
     )
     (folder / "config.yaml").write_text(f"name: made up\nfolds: {folds}\nclass_weights: none\n")
     return folder
