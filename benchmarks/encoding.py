@@ -45,7 +45,7 @@ def measure(path: Path, named: str) -> None:
         every: dict[str, Embedder] = {"torch float32, as it is": bundle.student.encoder}
         for way in candidate_runtimes("auto", subject, CPU)[1]:
             ready = evaluate_candidate(subject, way)
-            every[f"{way.runtime} {way.precision}{'' if ready.verdict.agrees else ' (refused)'}"] = (
+            every[f"{way.runtime} {way.precision}{'' if ready.check.agrees else ' (refused)'}"] = (
                 ready.embedder or bundle.student.encoder
             )
         reference = _embedded(slide, patches, bundle.student.encoder)[0]

@@ -296,7 +296,7 @@ def _encode(request: _Request, runtime: Runtime, read: NetworkInput) -> Generato
     encode = partial(extract_features, device=compute.device, stage=read.stage, batch=default_batch_size(patches.side))
     if compute.cache is None:
         return (yield from encode(request.slide, patches, runtime.embedder))
-    key = cache_key(request.slide, request.bundle, request.grid, read.network, runtime.choice.numbers)
+    key = cache_key(request.slide, request.bundle, request.grid, read.network, runtime.choice.cache_tag)
     cached = compute.cache.get(key, read.index)
     # The viewer shows patches as they arrive, and people look at the middle of the view first.
     missing = center_first_order(patches.corners, np.flatnonzero(~cached.rows))
@@ -329,7 +329,7 @@ def cache_key(slide: Slide, bundle: Bundle, grid: NestedGrid, network: str, prec
     network
         ``student`` or ``teacher``.
     precision
-        Runtimes with different last digits have different values here, see `RuntimeChoice.numbers`.
+        Runtimes with different last digits have different values here, see `RuntimeChoice.cache_tag`.
     """
     card, lattice = bundle.card, grid.lattice
     is_student = network == "student"

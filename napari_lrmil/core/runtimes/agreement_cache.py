@@ -1,4 +1,7 @@
-"""What was found out about a way to run an encoder, kept on disk so that the next process need not find out."""
+"""Disk cache of agreement checks, which tell whether a runtime gives the same results as torch in float32.
+
+A later process reuses the check and the converted network of an earlier one.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +19,24 @@ from napari_lrmil.core.atomic_files import atomic_write_folder, write_json
 from napari_lrmil.version import __version__
 
 CACHE_VARIABLE = "NAPARI_LRMIL_CACHE"
-CACHE_VERSION = 1  # of how networks are prepared; another one makes what is kept be made again
-MAX_ENTRIES = 24  # ways on disk; those that were not used for longest go
+CACHE_VERSION = 1  # increase it if the preparation of networks changes: cached entries are then made again
+MAX_ENTRIES = 24  # runtimes on disk; the least recently used are deleted
 CHECK_FILE = "verdict.json"
-GRAPH_FILE, WEIGHTS_FILE = "encoder.xml", "encoder.bin"  # of OpenVINO
+GRAPH_FILE, WEIGHTS_FILE = "encoder.xml", "encoder.bin"  # the two files of an OpenVINO model
 
 
 @dataclass(frozen=True)
 class AgreementCheck:
-    """What a comparison with torch in float32 found, on the machine where it was made.
+    """Result of a comparison with torch in float32, made on this machine.
 
     Attributes
     ----------
     agrees
-        Whether attention and probabilities are the same, within what is allowed.
+        True if attention and probabilities are the same within the tolerances.
     reason
-        The figures, in words.
+        Figures of the comparison, as text.
     patches
-        How many were compared.
+        Number of patches that were compared.
     """
 
     agrees: bool
@@ -43,22 +46,22 @@ class AgreementCheck:
 
 @dataclass(frozen=True)
 class RuntimeKey:
-    """Everything that a way to run an encoder, and the verdict on it, depend on.
+    """Everything that a runtime of an encoder, and its agreement check, depend on.
 
     Attributes
     ----------
     network
-        Hash of the model, and which of its encoders.
+        Hash of the model, and the name of the network in it.
     side
-        Of the patches as fed to the encoder, in pixels.
+        Side of the patches as the encoder receives them, in pixels.
     runtime
         ``torch`` or ``openvino``.
     version
-        Of the runtime.
+        Version of the runtime.
     precision
         Number format: ``bfloat16`` or ``float32``.
     processor
-        Name and abilities of what computes.
+        Name and instruction sets of the CPU, or name of the GPU.
     """
 
     network: str
@@ -70,14 +73,15 @@ class RuntimeKey:
 
     @property
     def folder(self) -> Path:
-        """Where what is known about it is kept."""
-        told = {**asdict(self), "torch": torch.__version__, "ours": __version__, "edition": CACHE_VERSION}
-        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        """Cache folder of this runtime; its name is a hash of all fields and of the versions of torch and this code."""
+        # The names of these entries are part of the hash. A new name would orphan every cached runtime.
+        entries = {**asdict(self), "torch": torch.__version__, "ours": __version__, "edition": CACHE_VERSION}
+        digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
         return cache_folder() / "runtimes" / digest[:32]
 
 
 def cache_folder() -> Path:
-    """Return the folder that `CACHE_VARIABLE` names, else the user's own for what can be made again."""
+    """Return the folder that `CACHE_VARIABLE` names, or the user's cache folder."""
     import platformdirs
 
     named = os.environ.get(CACHE_VARIABLE)
@@ -85,46 +89,47 @@ def cache_folder() -> Path:
 
 
 def describe_processor(device: torch.device) -> str:
-    """Return name and abilities of a CPU or CUDA device."""
+    """Return the name of a CUDA device, or the name and instruction sets of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    found = torch.cpu.get_capabilities()
-    abilities = sorted(name for name, there in found.items() if there is True)
-    return " ".join([str(found.get("cpu_name", "")), *abilities])
+    capabilities = torch.cpu.get_capabilities()
+    instruction_sets = sorted(name for name, is_present in capabilities.items() if is_present is True)
+    return " ".join([str(capabilities.get("cpu_name", "")), *instruction_sets])
 
 
 def has_native_bfloat16(device: torch.device) -> bool:
-    """Return whether a CPU or CUDA device computes in bfloat16 by itself; emulated, that is slower than float32."""
+    """Return whether a CPU or CUDA device computes in bfloat16 natively; emulation is slower than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)
+    return any(is_present for name, is_present in torch.cpu.get_capabilities().items() if "bf16" in name)
 
 
-def load_check(way: RuntimeKey) -> AgreementCheck | None:
-    """Return what an earlier process found out; None where there is nothing whole."""
+def load_check(key: RuntimeKey) -> AgreementCheck | None:
+    """Return the check of an earlier process, or None if the cache holds none that is complete."""
     try:
-        found = AgreementCheck(**json.loads((way.folder / CHECK_FILE).read_text(encoding="utf-8")))
-        os.utime(way.folder)  # used just now
-    except (OSError, ValueError, TypeError):
+        entry = json.loads((key.folder / CHECK_FILE).read_text(encoding="utf-8"))
+        check = AgreementCheck(**entry)
+        os.utime(key.folder)  # the modification time is the time of the last use, see `_delete_oldest`
+    except (OSError, ValueError, TypeError):  # a missing or damaged entry: the caller checks again
         return None
-    return found
+    return check
 
 
-def store_check(way: RuntimeKey, verdict: AgreementCheck, write: Callable[[Path], None]) -> None:
-    """Keep a verdict, and what `write` puts into the folder, for later processes.
+def store_check(key: RuntimeKey, check: AgreementCheck, write: Callable[[Path], None]) -> None:
+    """Store a check for later processes, with the files that `write` adds to its folder.
 
-    A folder that cannot be written keeps nothing: a cache is a convenience.
+    If the folder cannot be written, nothing is stored: later processes check again.
     """
     try:
-        with atomic_write_folder(way.folder, (GRAPH_FILE, WEIGHTS_FILE), CHECK_FILE) as partial:
+        with atomic_write_folder(key.folder, (GRAPH_FILE, WEIGHTS_FILE), CHECK_FILE) as partial:
             write(partial)
-            write_json(partial / CHECK_FILE, asdict(verdict))
-        _drop_oldest(way.folder.parent)
-    except (OSError, RuntimeError):  # the last is OpenVINO's, for a file that it cannot write
+            write_json(partial / CHECK_FILE, asdict(check))
+        _delete_oldest(key.folder.parent)
+    except (OSError, RuntimeError):  # OpenVINO raises RuntimeError for a file that it cannot write
         return
 
 
-def _drop_oldest(folder: Path) -> None:
-    there = sorted((f for f in folder.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime, reverse=True)
-    for old in there[MAX_ENTRIES:]:
-        shutil.rmtree(old, ignore_errors=True)
+def _delete_oldest(folder: Path) -> None:
+    entries = sorted((f for f in folder.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime, reverse=True)
+    for entry in entries[MAX_ENTRIES:]:
+        shutil.rmtree(entry, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""An encoder converted for OpenVINO: bytes in, embeddings out."""
+"""OpenVINO runtime: encoders converted to OpenVINO models that take uint8 pixels and return embeddings."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from napari_lrmil.core.runtimes.agreement_cache import GRAPH_FILE, WEIGHTS_FILE
 
 
 def is_installed() -> bool:
-    """Return whether OpenVINO is here, without loading it."""
+    """Return whether OpenVINO is installed, without importing it."""
     from importlib.util import find_spec
 
     return find_spec("openvino") is not None
 
 
 def version() -> str:
-    """Return the version of OpenVINO."""
+    """Return the version of the installed OpenVINO."""
     import openvino
 
     return str(openvino.__version__)
@@ -37,10 +37,10 @@ def version() -> str:
 def supported_precisions() -> tuple[str, ...]:
     """Return the number formats to try on this CPU, the fastest first.
 
-    OpenVINO's own choice tells whether the CPU multiplies bfloat16: elsewhere it is emulated, and slower.
+    OpenVINO chooses bfloat16 by default only if the CPU computes in it natively. Emulated bfloat16 is slower.
     """
-    own = _core().get_property("CPU", "INFERENCE_PRECISION_HINT").to_string()
-    return ("bfloat16", "float32") if own == "bf16" else ("float32",)
+    default_hint = _core().get_property("CPU", "INFERENCE_PRECISION_HINT").to_string()
+    return ("bfloat16", "float32") if default_hint == "bf16" else ("float32",)
 
 
 def _core() -> Any:
@@ -49,27 +49,42 @@ def _core() -> Any:
     return openvino.Core()
 
 
-class _Pixels(nn.Module):
-    """(B, h, w, 3) uint8 in, (B, D) embedding out: bytes travel, in the order in which they are read."""
+class _PixelEncoder(nn.Module):
+    """Encoder with (B, h, w, 3) uint8 input and (B, D) output.
+
+    Pixels keep the type and the memory order in which they are read, which avoids a conversion per batch.
+    """
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
 
     def forward(self, pixels: Tensor) -> Tensor:
-        found: Tensor = self.encoder(pixels.permute(0, 3, 1, 2)).embedding
-        return found
+        embedding: Tensor = self.encoder(pixels.permute(0, 3, 1, 2)).embedding
+        return embedding
 
 
 def convert_encoder(encoder: nn.Module, side: int) -> Any:
-    """Return the OpenVINO model of an encoder for as many patches of `side` pixels as are best `default_batch_size`.
+    """Return the OpenVINO model of an encoder.
 
-    The frontend is called by itself: `openvino.convert_model` reports home what it converts.
+    The frontend is called directly, because `openvino.convert_model` sends telemetry.
+
+    Parameters
+    ----------
+    encoder
+        Network whose output has an ``embedding`` of shape (B, D).
+    side
+        Side of the patches, in pixels. It also fixes the batch size, see `default_batch_size`.
+
+    Returns
+    -------
+    openvino.Model
+        Model with one (B, side, side, 3) uint8 input.
 
     Raises
     ------
     EncoderError
-        Where the network holds something that OpenVINO does not know.
+        If the network contains an operation that OpenVINO does not support.
     """
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -77,30 +92,43 @@ def convert_encoder(encoder: nn.Module, side: int) -> Any:
     shape = (default_batch_size(side), side, side, 3)
     frontend = FrontEndManager().load_by_framework("pytorch")
     try:
-        with warnings.catch_warnings(), torch.no_grad(), quiet_transformers():  # tracing touches all that a network has
-            warnings.simplefilter("ignore")  # of tracing: sizes become constants, which they are here
+        with warnings.catch_warnings(), torch.no_grad(), quiet_transformers():  # tracing reads every attribute
+            warnings.simplefilter("ignore")  # tracing turns sizes into constants, and here they are constant
             example = torch.zeros(shape, dtype=torch.uint8)
-            once = {"check_trace": False}  # we compare the result ourselves
-            decoder = TorchScriptPythonDecoder(_Pixels(encoder), example_input=example, trace_kwargs=once)
+            options = {"check_trace": False}  # the embeddings are compared with torch later
+            decoder = TorchScriptPythonDecoder(_PixelEncoder(encoder), example_input=example, trace_kwargs=options)
             model = frontend.convert(frontend.load(decoder))
         model.reshape(list(shape))
         return _as_stored(model)
-    except Exception as error:  # whatever tracing and the frontend raise
+    except Exception as error:  # tracing and the frontend raise many types
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         raise EncoderError(f"OpenVINO cannot run this encoder ({reason}); use --runtime torch") from error
 
 
 def _as_stored(model: Any) -> Any:
-    """Return a model as it comes back from disk, where its graph is another: every process computes the same."""
+    """Return a model after a round trip through disk.
+
+    OpenVINO changes the graph when it saves a model. Without the round trip, the process that converts a network would
+    compute other last digits than the processes that load it.
+    """
     with TemporaryDirectory() as folder:
         write_model(Path(folder), model)
         return _core().read_model(*((Path(folder) / name).read_bytes() for name in (GRAPH_FILE, WEIGHTS_FILE)))
 
 
 def compile_model(model: Any, precision: str, threads: int) -> Any:
-    """Return a model ready to run with `threads` threads, in one stream.
+    """Return a compiled model that runs with `threads` threads, in one stream.
 
-    Threads are not pinned: several processes on a machine would all be pinned to its first cores.
+    Threads are not pinned, because OpenVINO would pin those of every process to the first cores of the machine.
+
+    Parameters
+    ----------
+    model
+        Result of `convert_encoder` or `read_model`.
+    precision
+        ``bfloat16`` or ``float32``.
+    threads
+        Number of CPU threads.
     """
     hints: Mapping[str, Any] = {
         "INFERENCE_PRECISION_HINT": {"bfloat16": "bf16", "float32": "f32"}[precision],
@@ -112,46 +140,48 @@ def compile_model(model: Any, precision: str, threads: int) -> Any:
 
 
 class OpenVinoEmbedder:
-    """What `embed` calls in place of a torch encoder: (B, 3, h, w) uint8 in, embeddings out, no maps.
+    """Replacement of a torch encoder: (B, 3, h, w) uint8 pixels in, embeddings out, no maps.
 
-    The batch is fixed, and the last one is filled up: a patch embeds to the same numbers whatever lies beside it.
+    The model has a fixed batch size, and the last batch is padded with zeros. The embedding of a patch therefore does
+    not depend on the other patches of its batch.
 
     Parameters
     ----------
-    ready
-        A compiled model; several embedders may share it.
+    compiled_model
+        Result of `compile_model`; several embedders can share it.
     """
 
-    def __init__(self, ready: Any) -> None:
-        self._request = ready.create_infer_request()
-        self._shape = tuple(ready.inputs[0].shape)
+    def __init__(self, compiled_model: Any) -> None:
+        self._request = compiled_model.create_infer_request()
+        self._shape = tuple(compiled_model.inputs[0].shape)
 
     def __call__(self, pixels: Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
-        """Encode a batch of any size; raises `EncoderError` where layers are asked for."""
+        """Encode a batch of any size; raise `EncoderError` if `layers` is not empty."""
         if layers:
-            raise EncoderError("OpenVINO gives embeddings alone; layers need --runtime torch")
+            raise EncoderError("OpenVINO returns embeddings only; layers need --runtime torch")
         rows: NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).contiguous().numpy()
-        parts = [self._encoded(rows[i : i + self._shape[0]]) for i in range(0, len(rows), self._shape[0])]
+        parts = [self._encode(rows[i : i + self._shape[0]]) for i in range(0, len(rows), self._shape[0])]
         return EncoderOutput(torch.from_numpy(np.concatenate(parts)), {})
 
-    def _encoded(self, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
-        count, whole = len(rows), self._shape[0]
-        if count < whole:
-            rows = np.concatenate([rows, np.zeros((whole - count, *self._shape[1:]), np.uint8)])
-        found = self._request.infer([rows], share_inputs=True, share_outputs=True)
-        return np.array(found[0][:count], dtype=np.float32)  # a copy: the next batch writes where this one lies
+    def _encode(self, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the (n, D) embeddings of at most one batch of (n, h, w, 3) pixels."""
+        count, batch = len(rows), self._shape[0]
+        if count < batch:
+            rows = np.concatenate([rows, np.zeros((batch - count, *self._shape[1:]), np.uint8)])
+        outputs = self._request.infer([rows], share_inputs=True, share_outputs=True)
+        return np.array(outputs[0][:count], dtype=np.float32)  # copied: the next batch overwrites the shared output
 
 
 def read_model(folder: Path) -> Any | None:
-    """Return the model that an earlier process left; None where there is nothing whole."""
+    """Return the model that an earlier process stored in `folder`, or None if a file is missing or damaged."""
     try:
         return _core().read_model(folder / GRAPH_FILE, folder / WEIGHTS_FILE)
-    except RuntimeError:  # OpenVINO's, for a file that is missing or broken
+    except RuntimeError:  # what OpenVINO raises for a missing or damaged file
         return None
 
 
 def write_model(folder: Path, model: Any) -> None:
-    """Leave a model for later processes; raises `RuntimeError` where it cannot be written."""
+    """Write a model into `folder` for later processes; raise `RuntimeError` if it cannot be written."""
     import openvino
 
     openvino.save_model(model, folder / GRAPH_FILE, compress_to_fp16=False)

@@ -1,4 +1,4 @@
-"""What runs the encoder: torch, whose numbers are the reference, or something faster that was seen to agree with it."""
+"""Selection of the runtime of an encoder: torch in float32 is the reference, faster ones must agree with it."""
 
 from __future__ import annotations
 
@@ -21,34 +21,33 @@ from napari_lrmil.core.features.prefetch import default_batch_size
 from napari_lrmil.core.geometry import Int64
 from napari_lrmil.core.metrics.agreement import spearman
 from napari_lrmil.core.models.bundle import Prepared, StudentNetwork, TeacherNetwork
-from napari_lrmil.core.runtimes import agreement_cache as verdicts
-from napari_lrmil.core.runtimes import openvino as converted
+from napari_lrmil.core.runtimes import agreement_cache, openvino
 from napari_lrmil.core.runtimes.agreement_cache import AgreementCheck, RuntimeKey
 from napari_lrmil.core.runtimes.openvino import OpenVinoEmbedder
 from napari_lrmil.core.runtimes.optimize import fold_batch_norm, round_weights_to_bfloat16
 
 RUNTIMES = ("auto", "torch", "openvino")
 MIN_SPEARMAN = 0.999  # of attention, between a fast runtime and torch
-MAX_PROBABILITY_DIFFERENCE = 1e-2  # of a class's probability
-SAMPLE_PIXELS = 2**22  # in patches that are compared, from all over the slide: more patches, a surer Spearman
-SAMPLE_SIZE_RANGE = (64, 256)  # fewest and most of them, whatever their size
-MIN_CHECK_PATCHES = 32  # patches whose comparison is worth making, and is remembered: two or three tell little
-FOLDING_CHECK_PATCHES = 4  # patches that show whether a network with its norms folded is the same
-FOLDING_TOLERANCE = 1e-3  # of the largest embedding: what another order of additions may change
+MAX_PROBABILITY_DIFFERENCE = 1e-2  # of any class
+SAMPLE_PIXELS = 2**22  # pixels of the compared patches; more patches give a more certain Spearman correlation
+SAMPLE_SIZE_RANGE = (64, 256)  # minimum and maximum number of compared patches, whatever their size
+MIN_CHECK_PATCHES = 32  # fewer patches tell little: such a check is not stored, and "auto" does not make it
+FOLDING_CHECK_PATCHES = 4  # enough to detect a network that folding has changed
+FOLDING_TOLERANCE = 1e-3  # share of the largest embedding value; covers another order of additions
 
 
 @dataclass(frozen=True)
 class RuntimeChoice:
-    """What ran an encoder, as ``prediction.json`` tells it.
+    """Runtime that encoded a slide, as ``prediction.json`` records it.
 
     Attributes
     ----------
     name
         ``torch`` or ``openvino``.
     precision
-        Number format in which it computed: ``float32`` or ``bfloat16``.
+        Number format of the computation: ``float32`` or ``bfloat16``.
     reason
-        Why it was this one, in words.
+        Reason for the choice, as text.
     """
 
     name: str = "torch"
@@ -56,8 +55,8 @@ class RuntimeChoice:
     reason: str = "asked for"
 
     @property
-    def numbers(self) -> str:
-        """Tells embeddings of this runtime from others; those of torch in float32 are called by their format alone."""
+    def cache_tag(self) -> str:
+        """Name that keeps this runtime's embeddings apart from others in a cache; torch adds nothing to its format."""
         return self.precision if self.name == "torch" else f"{self.precision} {self.name}"
 
 
@@ -66,7 +65,7 @@ REFERENCE = RuntimeChoice()
 
 @dataclass(frozen=True)
 class Runtime:
-    """An encoder that is ready to be called."""
+    """Encoder that is ready to be called, and the choice that led to it."""
 
     embedder: Embedder
     choice: RuntimeChoice
@@ -74,24 +73,24 @@ class Runtime:
 
 @dataclass(frozen=True)
 class RuntimeRequest:
-    """What is to be run, and what it is compared on.
+    """Network to run, and the patches on which runtimes are compared.
 
     Attributes
     ----------
     network
         Encoder and MIL, on the device.
     identity
-        Hash of the model, and which of its encoders.
+        Hash of the model, and the name of the network in it.
     side
-        Of a patch as the encoder gets it, in pixels.
+        Side of a patch as the encoder receives it, in pixels.
     temperature
-        Divides the logits, where probabilities are calibrated.
+        Divisor of the logits, if probabilities are calibrated.
     patches
-        How many are to be encoded.
+        Number of patches to encode.
     pixels
-        Returns (n, h, w, 3) patches of the slide; called only where a comparison has to be made.
+        Function that returns (n, h, w, 3) patches of the slide; called only if a comparison is necessary.
     prepared
-        What this process has ready already.
+        Runtimes that this process has prepared already.
     """
 
     network: StudentNetwork | TeacherNetwork
@@ -109,59 +108,59 @@ class RuntimeRequest:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network."""
         return next(self.network.mil.parameters()).device
 
     @cached_property
-    def folded(self) -> Any:
-        """The encoder with its batch norms folded; itself where it has none, for a copy may be large.
+    def folded_encoder(self) -> Any:
+        """Encoder with folded batch norm; the encoder itself if it has no batch norm, because a copy can be large.
 
         Raises
         ------
         EncoderError
-            Where that is another network: modules that follow each other are not used so.
+            If folding changes the embeddings: the network does not run its modules in the order of their definition.
         """
         encoder = self.network.encoder
-        made = _fold_if_normed(encoder)
-        if made is encoder:
-            return made
-        wanted, found = (self.embedded(e, FOLDING_CHECK_PATCHES) for e in (encoder, made))
-        if not np.allclose(wanted, found, rtol=0, atol=FOLDING_TOLERANCE * float(np.abs(wanted).max())):
+        folded = _fold_if_normed(encoder)
+        if folded is encoder:
+            return folded
+        expected, embeddings = (self.embed_sample(e, FOLDING_CHECK_PATCHES) for e in (encoder, folded))
+        if not np.allclose(expected, embeddings, rtol=0, atol=FOLDING_TOLERANCE * float(np.abs(expected).max())):
             raise EncoderError("this encoder cannot be folded")
-        return made
+        return folded
 
     @cached_property
     def reference(self) -> Features:
         """(n, D) embeddings of the sample by torch in float32."""
-        return self.embedded(self.folded)
+        return self.embed_sample(self.folded_encoder)
 
-    def embedded(self, embedder: Embedder, most: int | None = None) -> Features:
-        """Return (n, D) embeddings of the sample, or of its first few patches, by another runtime."""
-        pixels, size = self.sample[:most], default_batch_size(self.side)
+    def embed_sample(self, embedder: Embedder, limit: int | None = None) -> Features:
+        """Return the (n, D) embeddings of the sample, or of its first `limit` patches."""
+        pixels, size = self.sample[:limit], default_batch_size(self.side)
         parts = (pixels[i : i + size] for i in range(0, len(pixels), size))
         return np.concatenate([to_numpy(encode(embedder, part, self.side, self.device).embedding) for part in parts])
 
 
-def require_runtime(asked: str, device: torch.device | None) -> None:
-    """Check that a runtime can be asked for at all, before any slide is opened.
+def require_runtime(name: str, device: torch.device | None) -> None:
+    """Check that a runtime can be used, before any slide is opened.
 
     Parameters
     ----------
-    asked
+    name
         One of `RUNTIMES`.
     device
-        Where it will run; None: on another machine, of which nothing is known here.
+        Device that will run it. None means another machine, about which nothing can be checked here.
 
     Raises
     ------
     ConfigError
-        Where there is none of that name, it is not installed, or it does not run on the device.
+        If the name is unknown, the runtime is not installed, or it does not run on the device.
     """
-    if asked not in RUNTIMES:
-        raise ConfigError(f"no runtime '{asked}'; there are: {', '.join(RUNTIMES)}")
-    if asked != "openvino" or device is None:
+    if name not in RUNTIMES:
+        raise ConfigError(f"no runtime '{name}'; there are: {', '.join(RUNTIMES)}")
+    if name != "openvino" or device is None:
         return
-    if not converted.is_installed():
+    if not openvino.is_installed():
         raise ConfigError(
             "--runtime openvino: OpenVINO is not installed; pip install 'napari-lrmil[openvino]', or take torch or auto"
         )
@@ -169,214 +168,221 @@ def require_runtime(asked: str, device: torch.device | None) -> None:
         raise ConfigError(f"--runtime openvino runs on the CPU, not on {device}; add --device cpu, or take auto")
 
 
-def prepare_runtime(asked: str, subject: RuntimeRequest, device: torch.device) -> Runtime:
-    """Return the fastest runtime that may be used and agrees with torch in float32; that itself where none does.
+def prepare_runtime(name: str, request: RuntimeRequest, device: torch.device) -> Runtime:
+    """Return the fastest runtime that agrees with torch in float32, or torch in float32 if none does.
 
     Parameters
     ----------
-    asked
-        ``torch``; ``openvino``; or ``auto``: on a CPU OpenVINO for convolutional encoders where it is installed, else
-        torch with batch norm folded; on CUDA torch. Each in bfloat16 first, where the device multiplies that.
-    subject
-        What is to be run.
+    name
+        ``torch``, ``openvino`` or ``auto``. On a CPU, ``auto`` tries OpenVINO for convolutional encoders if it is
+        installed, then torch with folded batch norm. On CUDA it tries torch. Each is tried in bfloat16 first if the
+        device computes in it natively.
+    request
+        Network to run.
     device
-        Where.
+        Device of the network.
 
     Raises
     ------
     ConfigError
         See `require_runtime`.
     """
-    require_runtime(asked, device)
-    encoder = subject.network.encoder
-    if asked == REFERENCE.name:
+    require_runtime(name, device)
+    encoder = request.network.encoder
+    if name == REFERENCE.name:
         return Runtime(encoder, REFERENCE)
-    if (
-        asked == "auto" and subject.patches < MIN_CHECK_PATCHES
-    ):  # whatever others have shown: which came first must not matter
-        few = f"{subject.patches} patches are too few to compare by, and soon done"
-        return Runtime(encoder, RuntimeChoice(reason=few))
-    notes, ways = candidate_runtimes(asked, subject, device)
-    for way in ways:
+    if name == "auto" and request.patches < MIN_CHECK_PATCHES:
+        # A stored check of another slide is ignored here: results must not depend on the order of the slides.
+        reason = f"{request.patches} patches are too few to compare by, and soon done"
+        return Runtime(encoder, RuntimeChoice(reason=reason))
+    notes, keys = candidate_runtimes(name, request, device)
+    for key in keys:
         try:
-            made = evaluate_candidate(subject, way)
+            candidate = evaluate_candidate(request, key)
         except EncoderError as error:
-            notes.append(f"{_title(way)}: {error}")
+            notes.append(f"{_title(key)}: {error}")
             continue
-        if made.verdict.agrees and made.embedder is not None:
-            return Runtime(
-                made.embedder, RuntimeChoice(way.runtime, way.precision, "; ".join([*notes, made.verdict.reason]))
-            )
-        notes.append(f"{_title(way)} was refused: {made.verdict.reason}")
+        check = candidate.check
+        if check.agrees and candidate.embedder is not None:
+            reason = "; ".join([*notes, check.reason])
+            return Runtime(candidate.embedder, RuntimeChoice(key.runtime, key.precision, reason))
+        notes.append(f"{_title(key)} was refused: {check.reason}")
     return Runtime(encoder, RuntimeChoice(reason="; ".join(notes)))
 
 
-def _title(way: RuntimeKey) -> str:
-    return f"{'OpenVINO' if way.runtime == 'openvino' else way.runtime} in {way.precision}"
+def _title(key: RuntimeKey) -> str:
+    return f"{'OpenVINO' if key.runtime == 'openvino' else key.runtime} in {key.precision}"
 
 
-def candidate_runtimes(asked: str, subject: RuntimeRequest, device: torch.device) -> tuple[list[str], list[RuntimeKey]]:
-    """Return why some ways are not tried, and those that are, the fastest first."""
-    family = getattr(getattr(subject.network.encoder, "spec", None), "family", "unknown")
+def candidate_runtimes(name: str, request: RuntimeRequest, device: torch.device) -> tuple[list[str], list[RuntimeKey]]:
+    """Return notes on runtimes that are not tried, and the keys of those that are, the fastest first."""
+    family = getattr(getattr(request.network.encoder, "spec", None), "family", "unknown")
     if device.type not in ("cpu", "cuda"):
         return [f"on {device} torch in float32 is the only runtime"], []
     if family in (FROZEN, "unknown") and device.type == "cpu":
         return [f"an encoder of the family {family} is left to torch"], []
     notes: list[str] = []
-    ways: list[tuple[str, str, str]] = []
-    if device.type == "cpu" and not converted.is_installed():
+    candidates: list[tuple[str, str, str]] = []  # runtime, version, precision
+    if device.type == "cpu" and not openvino.is_installed():
         notes.append("OpenVINO is not installed")
-    elif device.type == "cpu" and (asked == "openvino" or family in CONVOLUTIONAL):
-        ways += [("openvino", converted.version(), precision) for precision in converted.supported_precisions()]
-    if asked == "auto":
-        half = verdicts.has_native_bfloat16(device)
-        ways += [("torch", torch.__version__, precision) for precision in ("bfloat16", "float32")[not half :]]
-    name = verdicts.describe_processor(device)
-    return notes, [RuntimeKey(subject.identity, subject.side, *way, name) for way in ways]
+    elif device.type == "cpu" and (name == "openvino" or family in CONVOLUTIONAL):
+        candidates += [("openvino", openvino.version(), precision) for precision in openvino.supported_precisions()]
+    if name == "auto":
+        precisions = ("bfloat16", "float32") if agreement_cache.has_native_bfloat16(device) else ("float32",)
+        candidates += [("torch", torch.__version__, precision) for precision in precisions]
+    processor = agreement_cache.describe_processor(device)
+    return notes, [RuntimeKey(request.identity, request.side, *candidate, processor) for candidate in candidates]
 
 
 @dataclass(frozen=True)
 class CandidateResult:
-    """A way to run an encoder, in this process.
+    """Candidate runtime, prepared and checked in this process.
 
     Attributes
     ----------
     embedder
-        What embeds; None where an earlier process refused it.
-    verdict
-        Whether it agrees.
+        Callable that embeds patches; None if an earlier process refused the candidate.
+    check
+        Result of the comparison with torch.
     model
-        The converted one, until the verdict is kept.
+        Converted OpenVINO model, until the check is stored.
     """
 
     embedder: Embedder | None
-    verdict: AgreementCheck
+    check: AgreementCheck
     model: Any = None
 
 
-def evaluate_candidate(subject: RuntimeRequest, way: RuntimeKey) -> CandidateResult:
-    """Return a way that was compared: by this process, by an earlier one, or now.
+def evaluate_candidate(request: RuntimeRequest, key: RuntimeKey) -> CandidateResult:
+    """Return a checked candidate, from this process, from the disk cache, or from a comparison made now.
 
     Raises
     ------
     EncoderError
-        Where the encoder cannot be run that way.
+        If this runtime cannot run the encoder.
     """
-    known: CandidateResult | None = subject.prepared.get(way)
-    if known is not None and known.verdict.patches >= MIN_CHECK_PATCHES:
-        return known
-    made = _load_candidate(subject, way) if known is None else None
-    if made is None:
-        model, embedder = (known.model, known.embedder) if known and known.embedder else _build_candidate(subject, way)
-        made = CandidateResult(embedder, _check_candidate(subject, way, embedder), model)
-        if made.verdict.patches >= MIN_CHECK_PATCHES:
-            verdicts.store_check(way, made.verdict, partial(_write, made))
-            made = replace(made, model=None)  # it is not compared again, and what runs it has its own copy
-    subject.prepared[way] = made
-    return made
+    earlier: CandidateResult | None = request.prepared.get(key)
+    if earlier is not None and earlier.check.patches >= MIN_CHECK_PATCHES:
+        return earlier
+    candidate = _load_candidate(request, key) if earlier is None else None
+    if candidate is None:
+        # A check on too few patches is repeated with this slide, but the converted network is reused.
+        if earlier is not None and earlier.embedder is not None:
+            model, embedder = earlier.model, earlier.embedder
+        else:
+            model, embedder = _build_candidate(request, key)
+        candidate = CandidateResult(embedder, _check_candidate(request, key, embedder), model)
+        if candidate.check.patches >= MIN_CHECK_PATCHES:
+            agreement_cache.store_check(key, candidate.check, partial(_write_model, candidate))
+            candidate = replace(candidate, model=None)  # frees memory: the compiled network has a copy of its own
+    request.prepared[key] = candidate
+    return candidate
 
 
-def _write(made: CandidateResult, folder: Path) -> None:
-    if made.model is not None and made.verdict.agrees:
-        converted.write_model(folder, made.model)
+def _write_model(candidate: CandidateResult, folder: Path) -> None:
+    if candidate.model is not None and candidate.check.agrees:
+        openvino.write_model(folder, candidate.model)
 
 
-def _load_candidate(subject: RuntimeRequest, way: RuntimeKey) -> CandidateResult | None:
-    """Return what an earlier process left; None where that is not whole."""
-    verdict = verdicts.load_check(way)
-    if verdict is None:
+def _load_candidate(request: RuntimeRequest, key: RuntimeKey) -> CandidateResult | None:
+    """Return the candidate that an earlier process stored, or None if the cache entry is missing or incomplete."""
+    check = agreement_cache.load_check(key)
+    if check is None:
         return None
-    if not verdict.agrees:
-        return CandidateResult(None, verdict)
-    if way.runtime == "torch":
-        return CandidateResult(_torch_embedder(_fold_if_normed(subject.network.encoder), way, subject.device), verdict)
-    model = converted.read_model(way.folder)
-    return None if model is None else CandidateResult(_openvino_embedder(model, way), verdict)
+    if not check.agrees:
+        return CandidateResult(None, check)
+    if key.runtime == "torch":
+        embedder = _torch_embedder(_fold_if_normed(request.network.encoder), key, request.device)
+        return CandidateResult(embedder, check)
+    model = openvino.read_model(key.folder)
+    return None if model is None else CandidateResult(_openvino_embedder(model, key), check)
 
 
-def _build_candidate(subject: RuntimeRequest, way: RuntimeKey) -> tuple[Any, Embedder]:
-    """Return model and embedder of a way; the model is None where torch runs."""
-    if way.runtime == "torch":
-        return None, _torch_embedder(subject.folded, way, subject.device)
-    encoder = round_weights_to_bfloat16(subject.folded, biases=True) if way.precision == "bfloat16" else subject.folded
-    model = converted.convert_encoder(encoder, subject.side)
-    return model, _openvino_embedder(model, way)
+def _build_candidate(request: RuntimeRequest, key: RuntimeKey) -> tuple[Any, Embedder]:
+    """Return model and embedder of a candidate; the model is None for torch."""
+    encoder = request.folded_encoder
+    if key.runtime == "torch":
+        return None, _torch_embedder(encoder, key, request.device)
+    if key.precision == "bfloat16":
+        encoder = round_weights_to_bfloat16(encoder, biases=True)
+    model = openvino.convert_encoder(encoder, request.side)
+    return model, _openvino_embedder(model, key)
 
 
-def _openvino_embedder(model: Any, way: RuntimeKey) -> Embedder:
-    """Return a model for as many threads as torch uses: one setting, made on purpose, holds for both."""
-    return OpenVinoEmbedder(converted.compile_model(model, way.precision, torch.get_num_threads()))
+def _openvino_embedder(model: Any, key: RuntimeKey) -> Embedder:
+    """Return a compiled model that uses as many threads as torch, so that one setting controls both."""
+    return OpenVinoEmbedder(openvino.compile_model(model, key.precision, torch.get_num_threads()))
 
 
-def _torch_embedder(encoder: Any, way: RuntimeKey, device: torch.device) -> Embedder:
-    plain: Embedder = encoder
-    if way.precision == "float32":
-        return plain
-    small = encoder.spec.family in CONVOLUTIONAL  # others have no filters of few taps, and may be large
-    return Bfloat16Embedder(round_weights_to_bfloat16(encoder) if small else encoder, device)
+def _torch_embedder(encoder: Any, key: RuntimeKey, device: torch.device) -> Embedder:
+    embedder: Embedder = encoder
+    if key.precision == "float32":
+        return embedder
+    # Compensated rounding helps spatial filters only. Token networks have none, and a copy of one can be very large.
+    is_convolutional = encoder.spec.family in CONVOLUTIONAL
+    return Bfloat16Embedder(round_weights_to_bfloat16(encoder) if is_convolutional else encoder, device)
 
 
 def _fold_if_normed(encoder: Any) -> Any:
-    return (
-        fold_batch_norm(encoder) if any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules()) else encoder
-    )
+    """Return the encoder with folded batch norm, or the encoder itself if it has no batch norm."""
+    has_batch_norm = any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules())
+    return fold_batch_norm(encoder) if has_batch_norm else encoder
 
 
-def _check_candidate(subject: RuntimeRequest, way: RuntimeKey, embedder: Embedder) -> AgreementCheck:
-    """Return whether a way agrees with torch in float32, which with folded norms is compared where they are folded."""
-    if (way.runtime, way.precision) == ("torch", "float32"):
-        same = subject.folded is subject.network.encoder
-        told = "the network as it is" if same else "batch norm is folded into the convolutions"
-        return AgreementCheck(True, told, len(subject.sample))
-    return compare_with_reference(subject, embedder)
+def _check_candidate(request: RuntimeRequest, key: RuntimeKey, embedder: Embedder) -> AgreementCheck:
+    """Return whether a candidate agrees with torch; `folded_encoder` has already checked torch in float32 itself."""
+    if (key.runtime, key.precision) == ("torch", "float32"):
+        is_unchanged = request.folded_encoder is request.network.encoder
+        reason = "the network as it is" if is_unchanged else "batch norm is folded into the convolutions"
+        return AgreementCheck(True, reason, len(request.sample))
+    return compare_with_reference(request, embedder)
 
 
-def compare_with_reference(subject: RuntimeRequest, embedder: Embedder) -> AgreementCheck:
-    """Return whether attention and probabilities of the sample are those of torch, within what is allowed."""
-    (attention, shares), (own_attention, own_shares) = (
-        _pool_sample(subject, features) for features in (subject.reference, subject.embedded(embedder))
-    )
-    count, rank = len(attention), spearman(attention, own_attention)
-    difference = float(np.abs(shares - own_shares).max())
-    if rank is None:  # too few patches, or all alike: then by their values
-        rank = 1.0 if np.abs(attention - own_attention).max() <= MAX_PROBABILITY_DIFFERENCE else 0.0
-    told = (
-        f"against torch on {count} patches: Spearman of attention {rank:.5f}, probabilities differ by {difference:.1e}"
-    )
-    return AgreementCheck(bool(rank >= MIN_SPEARMAN and difference <= MAX_PROBABILITY_DIFFERENCE), told, count)
+def compare_with_reference(request: RuntimeRequest, embedder: Embedder) -> AgreementCheck:
+    """Return whether attention and probabilities of the sample equal those of torch, within the tolerances."""
+    expected_attention, expected_probabilities = _pool_sample(request, request.reference)
+    attention, probabilities = _pool_sample(request, request.embed_sample(embedder))
+    count, rank = len(attention), spearman(expected_attention, attention)
+    difference = float(np.abs(expected_probabilities - probabilities).max())
+    if rank is None:  # ranks are undefined for one patch or equal values: compare the values instead
+        is_close = np.abs(expected_attention - attention).max() <= MAX_PROBABILITY_DIFFERENCE
+        rank = 1.0 if is_close else 0.0
+    agrees = bool(rank >= MIN_SPEARMAN and difference <= MAX_PROBABILITY_DIFFERENCE)
+    figures = f"Spearman of attention {rank:.5f}, probabilities differ by {difference:.1e}"
+    return AgreementCheck(agrees, f"against torch on {count} patches: {figures}", count)
 
 
-def _pool_sample(subject: RuntimeRequest, features: Features) -> tuple[Features, Features]:
-    """Return (n,) attention and (C,) probabilities of the sample as a bag."""
-    mil = subject.network.mil
+def _pool_sample(request: RuntimeRequest, features: Features) -> tuple[Features, Features]:
+    """Return (n,) attention and (C,) probabilities of the sample as one bag."""
+    mil = request.network.mil
     with torch.inference_mode():
         out = mil(torch.from_numpy(features).to(next(mil.parameters()).device))
-    return to_numpy(out.attention), to_numpy(torch.softmax(out.logits / (subject.temperature or 1.0), dim=0))
+    return to_numpy(out.attention), to_numpy(torch.softmax(out.logits / (request.temperature or 1.0), dim=0))
 
 
 class Bfloat16Embedder:
-    """A torch encoder in bfloat16 where that is safe for a layer; embeddings come out in float32.
+    """Torch encoder under bfloat16 autocast, which keeps sensitive layers in float32; embeddings are float32.
 
     Parameters
     ----------
     encoder
-        On the device.
+        Encoder on the device.
     device
-        CUDA, or a CPU.
+        CUDA device or CPU.
     """
 
     def __init__(self, encoder: Embedder, device: torch.device) -> None:
         self._encoder, self._device = encoder, device
 
     def __call__(self, pixels: Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
-        """Encode a batch."""
+        """Encode a (B, 3, h, w) uint8 batch."""
         with torch.autocast(self._device.type, torch.bfloat16):
-            found = self._encoder(pixels, layers)
-        return EncoderOutput(found.embedding.float(), found.maps)
+            output = self._encoder(pixels, layers)
+        return EncoderOutput(output.embedding.float(), output.maps)
 
 
 def evenly_spaced_rows(total: int, side: int) -> Int64:
-    """Return rows to compare on, evenly over the `total` patches of `side` pixels."""
+    """Return rows to compare on, spread evenly over `total` patches of `side` pixels."""
     fewest, most = SAMPLE_SIZE_RANGE
     count = min(most, max(fewest, SAMPLE_PIXELS // side**2))
     return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))

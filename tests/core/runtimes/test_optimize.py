@@ -1,4 +1,4 @@
-"""The same network with less to compute: what folding and rounding change, and what they leave."""
+"""Inference-time optimisation: folded batch norm and compensated rounding leave the output nearly unchanged."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def encoder(name: str) -> NetworkEncoder:
     return loaded.encoder
 
 
-def pictures(count: int = 3, side: int = 96) -> torch.Tensor:
+def smooth_images(count: int = 3, side: int = 96) -> torch.Tensor:
     """Return (count, 3, side, side) smooth pixels: neighbours are alike, as on slides."""
     coarse = torch.rand((count, 3, 6, 6), generator=torch.Generator().manual_seed(1))
     smooth = nn.functional.interpolate(coarse, size=side, mode="bilinear", align_corners=False)
     return (255 * smooth).to(torch.uint8)
 
 
-def embedded(network: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+def embed(network: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
-        found: torch.Tensor = network(pixels).embedding
-    return found
+        embedding: torch.Tensor = network(pixels).embedding
+    return embedding
 
 
-def kinds(network: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
+def modules_of(network: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
     return [module for module in network.modules() if isinstance(module, kind)]
 
 
@@ -52,18 +52,18 @@ def kinds(network: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
 @pytest.mark.parametrize("name", NAMES)
 def test_folded_norms_are_gone_and_numbers_stay(name: str) -> None:
     network = AlignedEncoder(encoder(name), 24).eval()
-    norms = kinds(network, nn.BatchNorm2d)
-    made = fold_batch_norm(network)
-    assert not kinds(made, nn.BatchNorm2d) and len(kinds(made, ConvBatchNorm2d)) == len(norms)
-    assert len(kinds(network, nn.BatchNorm2d)) == len(norms), "the original is left alone"
-    wanted, found = (embedded(e, pictures()) for e in (network, made))
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
+    norms = modules_of(network, nn.BatchNorm2d)
+    optimized = fold_batch_norm(network)
+    assert not modules_of(optimized, nn.BatchNorm2d) and len(modules_of(optimized, ConvBatchNorm2d)) == len(norms)
+    assert len(modules_of(network, nn.BatchNorm2d)) == len(norms), "the original is left alone"
+    expected, embedding = (embed(e, smooth_images()) for e in (network, optimized))
+    torch.testing.assert_close(embedding, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 
 # ---------------------------------------------------------------- weights
 
 
-def by_trying_all(weights: list[float], alike: float) -> float:
+def brute_force_cost(weights: list[float], correlation: float) -> float:
     """Return the least expected square error of a filter that rounds every weight up or down."""
     errors = []
     for weight in weights:
@@ -71,23 +71,26 @@ def by_trying_all(weights: list[float], alike: float) -> float:
         ends = [torch.nextafter(near, torch.tensor(end, dtype=torch.bfloat16)) for end in (-torch.inf, torch.inf)]
         other = min((float(e) - weight for e in ends if (float(e) - weight) * (float(near) - weight) <= 0), key=abs)
         errors.append((float(near) - weight, other))
-    costs = [(1 - alike) * sum(e**2 for e in some) + alike * sum(some) ** 2 for some in product(*errors)]
+    costs = [
+        (1 - correlation) * sum(e**2 for e in candidate) + correlation * sum(candidate) ** 2
+        for candidate in product(*errors)
+    ]
     return min(costs)
 
 
-def cost(error: torch.Tensor, alike: float) -> torch.Tensor:
-    return (1 - alike) * error.square().sum(dim=1) + alike * error.sum(dim=1).square()
+def cost(error: torch.Tensor, correlation: float) -> torch.Tensor:
+    return (1 - correlation) * error.square().sum(dim=1) + correlation * error.sum(dim=1).square()
 
 
 def test_weights_are_rounded_nearly_as_well_as_they_can_be() -> None:
     weights = torch.randn((40, 9), generator=torch.Generator().manual_seed(2))
-    found = error_compensated_rounding(weights, 0.9)
-    assert torch.equal(found, found.to(torch.bfloat16).float())
-    best = torch.tensor([by_trying_all(row, 0.9) for row in weights.tolist()])
+    rounded = error_compensated_rounding(weights, 0.9)
+    assert torch.equal(rounded, rounded.to(torch.bfloat16).float())
+    best = torch.tensor([brute_force_cost(row, 0.9) for row in weights.tolist()])
     plain = cost(weights.to(torch.bfloat16).float() - weights, 0.9)
-    ours = cost(found - weights, 0.9)
-    assert (ours <= plain + 1e-12).all()
-    assert ours.sum() < 0.2 * plain.sum() and ours.sum() < 3 * best.sum()
+    compensated = cost(rounded - weights, 0.9)
+    assert (compensated <= plain + 1e-12).all()
+    assert compensated.sum() < 0.2 * plain.sum() and compensated.sum() < 3 * best.sum()
 
 
 def test_what_does_not_depend_on_neighbours_takes_the_nearest() -> None:
@@ -107,15 +110,15 @@ def test_a_filter_of_few_taps_loses_less_where_neighbours_are_alike() -> None:
     for module in spared.modules():
         if isinstance(module, nn.Conv2d):
             assert torch.equal(module.weight, module.weight.to(torch.bfloat16).float())
-    wanted, found, lost = (e[0](pictures().float()) for e in (network, spared, plain))  # type: ignore[operator, index]  # a Sequential
-    assert (found - wanted).norm() < 0.5 * (lost - wanted).norm()
+    expected, embedding, lost = (e[0](smooth_images().float()) for e in (network, spared, plain))  # type: ignore[operator, index]  # a Sequential
+    assert (embedding - expected).norm() < 0.5 * (lost - expected).norm()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_rounded_networks_say_nearly_the_same(name: str) -> None:
     network = fold_batch_norm(Bundle("demo").student.encoder if name == "mobilenet_v2" else encoder(name))
-    wanted, found = (embedded(e, pictures(8)) for e in (network, round_weights_to_bfloat16(network)))
-    assert 0 < (found - wanted).norm() < 0.1 * wanted.norm()
+    expected, embedding = (embed(e, smooth_images(8)) for e in (network, round_weights_to_bfloat16(network)))
+    assert 0 < (embedding - expected).norm() < 0.1 * expected.norm()
 
 
 @pytest.mark.parametrize("normalisation", [((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), IMAGENET])
@@ -123,24 +126,26 @@ def test_pixels_stay_whole_numbers_that_bfloat16_holds(normalisation: tuple[tupl
     torch.manual_seed(4)
     spec = EncoderSpec("mobilenet_v3_large", {"width": 0.25}, "BSD-3-Clause", "small", *normalisation)
     network = fold_batch_norm(build_encoder(spec))
-    made = round_weights_to_bfloat16(network)
-    assert isinstance(made, NetworkEncoder)
+    optimized = round_weights_to_bfloat16(network)
+    assert isinstance(optimized, NetworkEncoder)
     every = torch.arange(256, dtype=torch.uint8).expand(3, 256)[None, :, :, None]
-    pixels = made.normalised(every)
+    pixels = optimized.normalised(every)
     assert torch.equal(pixels, pixels.to(torch.bfloat16).float()) and pixels.abs().max() <= 256
-    wanted, found = (embedded(e, pictures(8)) for e in (network, made))
-    assert (found - wanted).norm() < 0.02 * wanted.norm()
+    expected, embedding = (embed(e, smooth_images(8)) for e in (network, optimized))
+    assert (embedding - expected).norm() < 0.02 * expected.norm()
 
 
 def test_biases_stay_apart_where_their_rounding_would_be_felt() -> None:
     network = fold_batch_norm(lively(untrained_encoder()))
-    first, second = (m for m in kinds(network, ConvBatchNorm2d)[:2])
+    first, second = (m for m in modules_of(network, ConvBatchNorm2d)[:2])
     assert isinstance(first, ConvBatchNorm2d) and isinstance(second, ConvBatchNorm2d) and first.bias is not None
-    for module in kinds(network, ConvBatchNorm2d):
-        module.bias.data.zero_()  # type: ignore[operator, union-attr]  # a Fused has one
+    for module in modules_of(network, ConvBatchNorm2d):
+        module.bias.data.zero_()  # type: ignore[operator, union-attr]  # a ConvBatchNorm2d has one
     first.bias.data += 3.01
-    made = round_weights_to_bfloat16(network, biases=True)
-    assert [m.apart for m in kinds(made, ConvBatchNorm2d)][1:] == [False] * (len(kinds(made, ConvBatchNorm2d)) - 1)
-    assert kinds(made, ConvBatchNorm2d)[0].apart is True
-    assert not any(m.apart for m in kinds(round_weights_to_bfloat16(network), ConvBatchNorm2d))
-    torch.testing.assert_close(*(embedded(e, pictures()) for e in (made, round_weights_to_bfloat16(network))))
+    optimized = round_weights_to_bfloat16(network, biases=True)
+    assert [m.has_separate_bias for m in modules_of(optimized, ConvBatchNorm2d)][1:] == [False] * (
+        len(modules_of(optimized, ConvBatchNorm2d)) - 1
+    )
+    assert modules_of(optimized, ConvBatchNorm2d)[0].has_separate_bias is True
+    assert not any(m.has_separate_bias for m in modules_of(round_weights_to_bfloat16(network), ConvBatchNorm2d))
+    torch.testing.assert_close(*(embed(e, smooth_images()) for e in (optimized, round_weights_to_bfloat16(network))))

@@ -1,4 +1,4 @@
-"""What runs the encoder: OpenVINO agrees with torch or is refused, and every choice has its reason."""
+"""Selection of the runtime: OpenVINO agrees with torch or is refused, and every choice has a reason."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ from napari_lrmil.core.models.bundle import Bundle, StudentNetwork
 from napari_lrmil.core.models.mil import GatedAttentionMIL, pool_bag
 from napari_lrmil.core.phantom import LESION, PhantomSlide, paint
 from napari_lrmil.core.results.writer import build_prediction_file
-from napari_lrmil.core.runtimes import agreement_cache as verdicts
-from napari_lrmil.core.runtimes import openvino as converted
-from napari_lrmil.core.runtimes import select as runtime
+from napari_lrmil.core.runtimes import agreement_cache, openvino, select
 from napari_lrmil.core.runtimes.openvino import OpenVinoEmbedder
 from napari_lrmil.core.runtimes.optimize import fold_batch_norm, round_weights_to_bfloat16
 from napari_lrmil.core.runtimes.select import (
@@ -44,14 +42,14 @@ from support.fake_slides import FakeSlide, fake_slide, lively, lively_bundle, on
 from support.networks import untrained_encoder
 
 CPU = torch.device("cpu")
-needs_openvino = pytest.mark.skipif(not converted.is_installed(), reason="the extra openvino is not installed")
+needs_openvino = pytest.mark.skipif(not openvino.is_installed(), reason="the extra openvino is not installed")
 
 
 @pytest.fixture(autouse=True)
-def kept_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return an empty cache folder of this test's own."""
-    monkeypatch.setenv(verdicts.CACHE_VARIABLE, str(tmp_path / "cache"))
-    monkeypatch.setattr(runtime, "MIN_SPEARMAN", 0.98)  # patches that overlap are near to ties
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return an empty cache folder for this test."""
+    monkeypatch.setenv(agreement_cache.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(select, "MIN_SPEARMAN", 0.98)  # patches that overlap are near to ties
     return tmp_path / "cache"
 
 
@@ -74,28 +72,28 @@ def patches(count: int, side: int = 128) -> np.ndarray:
     return every[np.linspace(0, len(every) - 1, count).astype(int)] if count else every[:0]
 
 
-def subject(bundle: Bundle, count: int = 64, **changes: Any) -> RuntimeRequest:
-    made = RuntimeRequest(
+def runtime_request(bundle: Bundle, count: int = 64, **changes: Any) -> RuntimeRequest:
+    request = RuntimeRequest(
         bundle.student, f"{bundle.sha256} student", bundle.card.lr_patch_px, None, count, lambda: patches(count), {}
     )
-    return replace(made, **changes)
+    return replace(request, **changes)
 
 
 class Conversions:
-    """Counts how often an encoder was converted."""
+    """Counts how often an encoder was openvino."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.made = 0
-        original = converted.convert_encoder
+        self.count = 0
+        original = openvino.convert_encoder
 
         def counted(*args: Any) -> Any:
-            self.made += 1
+            self.count += 1
             return original(*args)
 
-        monkeypatch.setattr(converted, "convert_encoder", counted)
+        monkeypatch.setattr(openvino, "convert_encoder", counted)
 
 
-# ---------------------------------------------------------------- OpenVINO beside torch
+# ---------------------------------------------------------------- OpenVINO against torch
 
 
 @needs_openvino
@@ -104,16 +102,16 @@ def test_a_trained_bundle_is_seen_alike(demo: Bundle, which: str) -> None:
     """The demo's own networks in float32, and how far bfloat16 is off them; what is used is checked on every slide."""
     network, pixels = getattr(demo, which), patches(96)
     spare = round_weights_to_bfloat16(fold_batch_norm(network.encoder), biases=True)
-    models = [converted.convert_encoder(e, 128) for e in (network.encoder, spare)]
+    models = [openvino.convert_encoder(e, 128) for e in (network.encoder, spare)]
     full, half = (
-        encode(OpenVinoEmbedder(converted.compile_model(m, precision, 1)), pixels, None, CPU).embedding
-        for m, precision in zip(models, ("float32", converted.supported_precisions()[0]), strict=True)
+        encode(OpenVinoEmbedder(openvino.compile_model(m, precision, 1)), pixels, None, CPU).embedding
+        for m, precision in zip(models, ("float32", openvino.supported_precisions()[0]), strict=True)
     )
     wanted = encode(network.encoder, pixels, None, CPU).embedding
-    seen, told = (pool_bag(network.mil, e.numpy(), CPU) for e in (wanted, full))
-    rank = spearman(seen.attention, told.attention)
-    assert rank is not None and rank >= 0.999 and np.ptp(seen.attention) > 1e-4
-    shares = [torch.softmax(torch.from_numpy(p.logits), 0).numpy() for p in (seen, told)]
+    expected, pooled = (pool_bag(network.mil, e.numpy(), CPU) for e in (wanted, full))
+    rank = spearman(expected.attention, pooled.attention)
+    assert rank is not None and rank >= 0.999 and np.ptp(expected.attention) > 1e-4
+    shares = [torch.softmax(torch.from_numpy(p.logits), 0).numpy() for p in (expected, pooled)]
     assert np.abs(shares[0] - shares[1]).max() <= 1e-2
     assert (half - wanted).norm() < 0.1 * (wanted - wanted.mean(dim=0)).norm()
 
@@ -125,17 +123,17 @@ def test_every_convolutional_family_converts(name: str) -> None:
     loaded = resolve_encoder(name)
     assert loaded is not None
     encoder = AlignedEncoder(loaded.encoder, 24).eval()
-    embedder = OpenVinoEmbedder(converted.compile_model(converted.convert_encoder(encoder, 64), "float32", 1))
+    embedder = OpenVinoEmbedder(openvino.compile_model(openvino.convert_encoder(encoder, 64), "float32", 1))
     pixels = patches(default_batch_size(64) + 3, 64)
-    wanted, found = (encode(e, pixels, None, CPU).embedding for e in (encoder, embedder))
-    assert found.shape == wanted.shape == (default_batch_size(64) + 3, 24)
-    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+    expected, embedding = (encode(e, pixels, None, CPU).embedding for e in (encoder, embedder))
+    assert embedding.shape == expected.shape == (default_batch_size(64) + 3, 24)
+    torch.testing.assert_close(embedding, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
 @needs_openvino
 def test_a_patch_embeds_to_the_same_whatever_lies_beside_it(demo: Bundle) -> None:
-    ready = converted.compile_model(
-        converted.convert_encoder(demo.student.encoder, 128), converted.supported_precisions()[0], 1
+    ready = openvino.compile_model(
+        openvino.convert_encoder(demo.student.encoder, 128), openvino.supported_precisions()[0], 1
     )
     embedder, pixels = OpenVinoEmbedder(ready), patches(20)
     together = encode(embedder, pixels, None, CPU).embedding
@@ -146,7 +144,7 @@ def test_a_patch_embeds_to_the_same_whatever_lies_beside_it(demo: Bundle) -> Non
 @needs_openvino
 def test_layers_are_left_to_torch(demo: Bundle) -> None:
     embedder = OpenVinoEmbedder(
-        converted.compile_model(converted.convert_encoder(demo.student.encoder, 128), "float32", 1)
+        openvino.compile_model(openvino.convert_encoder(demo.student.encoder, 128), "float32", 1)
     )
     with pytest.raises(EncoderError, match="--runtime torch") as caught:
         embedder(torch.zeros((1, 3, 128, 128), dtype=torch.uint8), ("head",))
@@ -163,7 +161,7 @@ def test_converting_reports_nothing_home(demo: Bundle, monkeypatch: pytest.Monke
 
     for name in ("__init__", "send_event", "start_session"):
         monkeypatch.setattr(telemetry.Telemetry, name, refuse)
-    converted.convert_encoder(demo.student.encoder, 128)
+    openvino.convert_encoder(demo.student.encoder, 128)
 
 
 # ---------------------------------------------------------------- the choice
@@ -173,90 +171,92 @@ def test_torch_is_taken_as_it_is_and_nothing_is_compared(demo: Bundle) -> None:
     def unread() -> np.ndarray:
         raise AssertionError("read")
 
-    found = prepare_runtime("torch", subject(demo, pixels=unread), CPU)
-    assert found.embedder is demo.student.encoder
-    assert found.choice == RuntimeChoice("torch", "float32", "asked for") and found.choice.numbers == "float32"
+    runtime = prepare_runtime("torch", runtime_request(demo, pixels=unread), CPU)
+    assert runtime.embedder is demo.student.encoder
+    assert runtime.choice == RuntimeChoice("torch", "float32", "asked for") and runtime.choice.cache_tag == "float32"
 
 
 @needs_openvino
 def test_auto_takes_openvino_where_it_agrees(demo: Bundle) -> None:
-    found = prepare_runtime("auto", subject(demo), CPU)
-    assert (found.choice.name, found.choice.precision) == ("openvino", converted.supported_precisions()[0])
-    assert "on 64 patches: Spearman of attention" in found.choice.reason
-    assert found.choice.numbers == f"{found.choice.precision} openvino", "a cache must tell them from torch's"
+    runtime = prepare_runtime("auto", runtime_request(demo), CPU)
+    assert (runtime.choice.name, runtime.choice.precision) == ("openvino", openvino.supported_precisions()[0])
+    assert "on 64 patches: Spearman of attention" in runtime.choice.reason
+    assert runtime.choice.cache_tag == f"{runtime.choice.precision} openvino", (
+        "a cache must keep them apart from torch's"
+    )
 
 
 class Wrong:
-    """An OpenVINO that computes something else."""
+    """OpenVINO embedder whose results are wrong."""
 
     def __init__(self, ready: Any) -> None:
         self._right = OpenVinoEmbedder(ready)
 
     def __call__(self, pixels: torch.Tensor, layers: Any = ()) -> Any:
-        found = self._right(pixels)
-        noise = torch.randn(found.embedding.shape, generator=torch.Generator().manual_seed(0))
-        return replace(found, embedding=found.embedding + 3 * found.embedding.std() * noise)
+        output = self._right(pixels)
+        noise = torch.randn(output.embedding.shape, generator=torch.Generator().manual_seed(0))
+        return replace(output, embedding=output.embedding + 3 * output.embedding.std() * noise)
 
 
 @needs_openvino
 def test_what_does_not_agree_is_refused_and_the_reason_told(
-    demo: Bundle, monkeypatch: pytest.MonkeyPatch, kept_in: Path
+    demo: Bundle, monkeypatch: pytest.MonkeyPatch, cache_folder: Path
 ) -> None:
-    monkeypatch.setattr(runtime, "OpenVinoEmbedder", Wrong)
-    asked = subject(demo)
-    found = prepare_runtime("openvino", asked, CPU)
-    assert found.embedder is demo.student.encoder and found.choice.name == "torch"
-    for precision in converted.supported_precisions():
-        assert f"OpenVINO in {precision} was refused: against torch on 64 patches" in found.choice.reason
+    monkeypatch.setattr(select, "OpenVinoEmbedder", Wrong)
+    request = runtime_request(demo)
+    runtime = prepare_runtime("openvino", request, CPU)
+    assert runtime.embedder is demo.student.encoder and runtime.choice.name == "torch"
+    for precision in openvino.supported_precisions():
+        assert f"OpenVINO in {precision} was refused: against torch on 64 patches" in runtime.choice.reason
     monkeypatch.undo()
-    monkeypatch.setenv(verdicts.CACHE_VARIABLE, str(kept_in))
-    later = prepare_runtime("openvino", subject(demo, pixels=lambda: patches(0)), CPU)
-    assert later.choice == found.choice, "a later process says the same, and compares nothing"
+    monkeypatch.setenv(agreement_cache.CACHE_VARIABLE, str(cache_folder))
+    later = prepare_runtime("openvino", runtime_request(demo, pixels=lambda: patches(0)), CPU)
+    assert later.choice == runtime.choice, "a later process says the same, and compares nothing"
 
 
 @needs_openvino
 def test_float32_is_tried_where_bfloat16_does_not_agree(demo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(converted, "supported_precisions", lambda: ("bfloat16", "float32"))
-    original, told = converted.compile_model, []
+    monkeypatch.setattr(openvino, "supported_precisions", lambda: ("bfloat16", "float32"))
+    original, precisions = openvino.compile_model, []
 
     def compiled(model: Any, precision: str, threads: int) -> Any:
-        told.append(precision)
+        precisions.append(precision)
         return original(model, "float32", threads)
 
-    monkeypatch.setattr(converted, "compile_model", compiled)
+    monkeypatch.setattr(openvino, "compile_model", compiled)
     monkeypatch.setattr(
-        runtime, "OpenVinoEmbedder", lambda ready: (Wrong if len(told) == 1 else OpenVinoEmbedder)(ready)
+        select, "OpenVinoEmbedder", lambda ready: (Wrong if len(precisions) == 1 else OpenVinoEmbedder)(ready)
     )
-    found = prepare_runtime("auto", subject(demo), CPU)
-    assert told == ["bfloat16", "float32"]
-    assert (found.choice.name, found.choice.precision) == ("openvino", "float32")
-    assert found.choice.reason.startswith("OpenVINO in bfloat16 was refused")
+    runtime = prepare_runtime("auto", runtime_request(demo), CPU)
+    assert precisions == ["bfloat16", "float32"]
+    assert (runtime.choice.name, runtime.choice.precision) == ("openvino", "float32")
+    assert runtime.choice.reason.startswith("OpenVINO in bfloat16 was refused")
 
 
 @pytest.mark.parametrize("half", [True, False])
 def test_without_openvino_auto_is_torch_made_lean_and_says_so(
     demo: Bundle, monkeypatch: pytest.MonkeyPatch, half: bool
 ) -> None:
-    monkeypatch.setattr(converted, "is_installed", lambda: False)
-    monkeypatch.setattr(verdicts, "has_native_bfloat16", lambda device: half)
-    asked = subject(demo)
-    found = prepare_runtime("auto", asked, CPU)
+    monkeypatch.setattr(openvino, "is_installed", lambda: False)
+    monkeypatch.setattr(agreement_cache, "has_native_bfloat16", lambda device: half)
+    request = runtime_request(demo)
+    runtime = prepare_runtime("auto", request, CPU)
     precision = "bfloat16" if half else "float32"
-    assert (found.choice.name, found.choice.precision) == ("torch", precision)
-    assert found.choice.reason.startswith("OpenVINO is not installed; ")
-    wanted, made = asked.embedded(demo.student.encoder), asked.embedded(found.embedder)
-    assert np.abs(made - wanted).max() < (0.1 if half else 1e-3) * np.abs(wanted).max()
-    norms = [m for m in found.embedder.modules() if isinstance(m, torch.nn.BatchNorm2d)] if not half else []  # type: ignore[attr-defined]  # a module
+    assert (runtime.choice.name, runtime.choice.precision) == ("torch", precision)
+    assert runtime.choice.reason.startswith("OpenVINO is not installed; ")
+    expected, embeddings = request.embed_sample(demo.student.encoder), request.embed_sample(runtime.embedder)
+    assert np.abs(embeddings - expected).max() < (0.1 if half else 1e-3) * np.abs(expected).max()
+    norms = [m for m in runtime.embedder.modules() if isinstance(m, torch.nn.BatchNorm2d)] if not half else []  # type: ignore[attr-defined]  # a module
     assert not norms, "they are folded"
 
 
 def test_what_cannot_be_asked_for_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="no runtime 'abacus'; there are: auto, torch, openvino") as unknown:
         require_runtime("abacus", CPU)
-    monkeypatch.setattr(converted, "is_installed", lambda: True)
+    monkeypatch.setattr(openvino, "is_installed", lambda: True)
     with pytest.raises(ConfigError, match="runs on the CPU, not on meta") as elsewhere:
         require_runtime("openvino", torch.device("meta"))
-    monkeypatch.setattr(converted, "is_installed", lambda: False)
+    monkeypatch.setattr(openvino, "is_installed", lambda: False)
     with pytest.raises(ConfigError, match=r"not installed; pip install 'napari-lrmil\[openvino\]'") as missing:
         require_runtime("openvino", CPU)
     assert all(one_sentence(caught.value) for caught in (unknown, elsewhere, missing))
@@ -268,8 +268,8 @@ def test_auto_leaves_tokens_and_strangers_to_torch(demo: Bundle) -> None:
         pass
 
     network = StudentNetwork(Stranger(), GatedAttentionMIL(4, 2))  # type: ignore[arg-type]  # a stand-in
-    found = prepare_runtime("auto", subject(demo, network=network), CPU)
-    assert found.choice == RuntimeChoice("torch", "float32", "an encoder of the family unknown is left to torch")
+    runtime = prepare_runtime("auto", runtime_request(demo, network=network), CPU)
+    assert runtime.choice == RuntimeChoice("torch", "float32", "an encoder of the family unknown is left to torch")
 
 
 @needs_openvino
@@ -278,83 +278,85 @@ def test_what_openvino_cannot_convert_stays_with_torch(demo: Bundle, monkeypatch
         raise ValueError("this network cannot be traced")
 
     monkeypatch.setattr(torch.jit, "trace", refuse)
-    found = prepare_runtime("openvino", subject(demo), CPU)
-    assert found.embedder is demo.student.encoder and found.choice.name == "torch"
-    assert "OpenVINO cannot run this encoder" in found.choice.reason
+    runtime = prepare_runtime("openvino", runtime_request(demo), CPU)
+    assert runtime.embedder is demo.student.encoder and runtime.choice.name == "torch"
+    assert "OpenVINO cannot run this encoder" in runtime.choice.reason
 
 
 def test_what_is_another_network_once_folded_stays_as_it_is(demo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Modules that follow each other need not be used so."""
-    monkeypatch.setattr(converted, "is_installed", lambda: False)
-    monkeypatch.setattr(runtime, "fold_batch_norm", lambda encoder: untrained_encoder(9))
+    monkeypatch.setattr(openvino, "is_installed", lambda: False)
+    monkeypatch.setattr(select, "fold_batch_norm", lambda encoder: untrained_encoder(9))
     network = StudentNetwork(untrained_encoder(), GatedAttentionMIL(1280 // 4, 2))
-    found = prepare_runtime("auto", subject(demo, network=network), CPU)
-    assert found.embedder is network.encoder and "cannot be folded" in found.choice.reason
+    runtime = prepare_runtime("auto", runtime_request(demo, network=network), CPU)
+    assert runtime.embedder is network.encoder and "cannot be folded" in runtime.choice.reason
 
 
-# ---------------------------------------------------------------- what is remembered
+# ---------------------------------------------------------------- the disk cache
 
 
 @needs_openvino
 def test_a_later_process_neither_converts_nor_compares(demo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     conversions = Conversions(monkeypatch)
-    first, pixels = prepare_runtime("auto", subject(demo), CPU), patches(3)
-    later = prepare_runtime("auto", subject(demo, pixels=lambda: patches(0)), CPU)
-    assert conversions.made == 1 and later.choice == first.choice
+    first, pixels = prepare_runtime("auto", runtime_request(demo), CPU), patches(3)
+    later = prepare_runtime("auto", runtime_request(demo, pixels=lambda: patches(0)), CPU)
+    assert conversions.count == 1 and later.choice == first.choice
     assert torch.equal(*(encode(r.embedder, pixels, None, CPU).embedding for r in (first, later)))
 
 
 @needs_openvino
 def test_few_patches_are_compared_again_with_the_next_slide(
-    demo: Bundle, monkeypatch: pytest.MonkeyPatch, kept_in: Path
+    demo: Bundle, monkeypatch: pytest.MonkeyPatch, cache_folder: Path
 ) -> None:
     """Two patches agree by luck; the conversion is kept in this process all the same."""
-    conversions, asked = Conversions(monkeypatch), subject(demo, 2)
-    assert prepare_runtime("openvino", asked, CPU).choice.name == "openvino"
-    assert not list(kept_in.rglob("*.json"))
-    found = prepare_runtime(
-        "auto", replace(asked, patches=MIN_CHECK_PATCHES, pixels=lambda: patches(MIN_CHECK_PATCHES)), CPU
+    conversions, request = Conversions(monkeypatch), runtime_request(demo, 2)
+    assert prepare_runtime("openvino", request, CPU).choice.name == "openvino"
+    assert not list(cache_folder.rglob("*.json"))
+    runtime = prepare_runtime(
+        "auto", replace(request, patches=MIN_CHECK_PATCHES, pixels=lambda: patches(MIN_CHECK_PATCHES)), CPU
     )
-    assert f"on {MIN_CHECK_PATCHES} patches" in found.choice.reason
-    assert conversions.made == 1 and len(list(kept_in.rglob("verdict.json"))) == 1
+    assert f"on {MIN_CHECK_PATCHES} patches" in runtime.choice.reason
+    assert conversions.count == 1 and len(list(cache_folder.rglob("verdict.json"))) == 1
 
 
 @needs_openvino
 def test_few_patches_are_torchs_whatever_was_compared_before(demo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    conversions, few = Conversions(monkeypatch), subject(demo, MIN_CHECK_PATCHES - 1)
-    found = prepare_runtime("auto", few, CPU)
-    assert found.embedder is demo.student.encoder and conversions.made == 0
-    assert found.choice.reason == "31 patches are too few to compare by, and soon done"
-    prepare_runtime("auto", subject(demo, MIN_CHECK_PATCHES), CPU)
-    assert prepare_runtime("auto", few, CPU).choice == found.choice  # which slide came first must not matter
+    conversions, few = Conversions(monkeypatch), runtime_request(demo, MIN_CHECK_PATCHES - 1)
+    runtime = prepare_runtime("auto", few, CPU)
+    assert runtime.embedder is demo.student.encoder and conversions.count == 0
+    assert runtime.choice.reason == "31 patches are too few to compare by, and soon done"
+    prepare_runtime("auto", runtime_request(demo, MIN_CHECK_PATCHES), CPU)
+    assert prepare_runtime("auto", few, CPU).choice == runtime.choice  # which slide came first must not matter
     assert prepare_runtime("openvino", few, CPU).choice.name == "openvino"
 
 
 @needs_openvino
-@pytest.mark.parametrize("file", [verdicts.GRAPH_FILE, verdicts.WEIGHTS_FILE, verdicts.CHECK_FILE])
-def test_a_broken_cache_is_made_again(demo: Bundle, monkeypatch: pytest.MonkeyPatch, kept_in: Path, file: str) -> None:
+@pytest.mark.parametrize("file", [agreement_cache.GRAPH_FILE, agreement_cache.WEIGHTS_FILE, agreement_cache.CHECK_FILE])
+def test_a_broken_cache_is_made_again(
+    demo: Bundle, monkeypatch: pytest.MonkeyPatch, cache_folder: Path, file: str
+) -> None:
     conversions = Conversions(monkeypatch)
-    prepare_runtime("auto", subject(demo), CPU)
-    (path,) = kept_in.rglob(file)
+    prepare_runtime("auto", runtime_request(demo), CPU)
+    (path,) = cache_folder.rglob(file)
     path.write_bytes(path.read_bytes()[:100])
-    assert prepare_runtime("auto", subject(demo), CPU).choice.name == "openvino"
-    assert conversions.made == 2
+    assert prepare_runtime("auto", runtime_request(demo), CPU).choice.name == "openvino"
+    assert conversions.count == 2
 
 
 @needs_openvino
-def test_a_cache_that_cannot_be_written_is_done_without(demo: Bundle, kept_in: Path) -> None:
-    kept_in.write_text("a file in the place of the folder")
-    assert prepare_runtime("auto", subject(demo), CPU).choice.name == "openvino"
+def test_a_cache_that_cannot_be_written_is_done_without(demo: Bundle, cache_folder: Path) -> None:
+    cache_folder.write_text("a file in the place of the folder")
+    assert prepare_runtime("auto", runtime_request(demo), CPU).choice.name == "openvino"
 
 
 @needs_openvino
-def test_the_oldest_conversions_go(demo: Bundle, kept_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verdicts, "MAX_ENTRIES", 2)
+def test_the_oldest_conversions_go(demo: Bundle, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agreement_cache, "MAX_ENTRIES", 2)
     for i in range(4):
-        (kept_in / "runtimes" / str(i)).mkdir(parents=True)
-    prepare_runtime("auto", subject(demo), CPU)
-    left = list((kept_in / "runtimes").iterdir())
-    assert len(left) == 2 and any((folder / verdicts.CHECK_FILE).exists() for folder in left)
+        (cache_folder / "runtimes" / str(i)).mkdir(parents=True)
+    prepare_runtime("auto", runtime_request(demo), CPU)
+    left = list((cache_folder / "runtimes").iterdir())
+    assert len(left) == 2 and any((folder / agreement_cache.CHECK_FILE).exists() for folder in left)
 
 
 def test_patches_to_compare_come_from_all_over_the_slide() -> None:
@@ -366,28 +368,32 @@ def test_patches_to_compare_come_from_all_over_the_slide() -> None:
 # ---------------------------------------------------------------- a prediction
 
 
-def predicted(events: Iterator[Any]) -> Prediction:
+def run_to_end(events: Iterator[Any]) -> Prediction:
     *_, last = events
     assert isinstance(last, Finished)
-    found: Prediction = last.result
-    return found
+    prediction: Prediction = last.result
+    return prediction
 
 
 @needs_openvino
 def test_a_prediction_says_what_ran_and_is_that_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Student and teacher alike; the cache keeps the two runtimes' embeddings apart."""
-    monkeypatch.setattr(converted, "supported_precisions", lambda: ("float32",))
-    bundle, kept = lively_bundle(tmp_path / "b"), EmbeddingCache()
+    monkeypatch.setattr(openvino, "supported_precisions", lambda: ("float32",))
+    bundle, embeddings = lively_bundle(tmp_path / "b"), EmbeddingCache()
     with fake_slide(tmp_path, FakeSlide(speckled(1300, 1300), properties=resolution(0.5))) as slide:
-        plain = predicted(predict(slide, bundle, device=CPU, teacher=TeacherPatches.ALL, cache=kept))
-        fast = predicted(predict(slide, bundle, device=CPU, teacher=TeacherPatches.ALL, cache=kept, runtime="openvino"))
-    told, reference = build_prediction_file(fast).as_json(), build_prediction_file(plain).as_json()
-    assert told["pixels_decoded"] == reference["pixels_decoded"], "what was read to compare is no pixel of the method"
+        plain = run_to_end(predict(slide, bundle, device=CPU, teacher=TeacherPatches.ALL, cache=embeddings))
+        fast = run_to_end(
+            predict(slide, bundle, device=CPU, teacher=TeacherPatches.ALL, cache=embeddings, runtime="openvino")
+        )
+    written, reference = build_prediction_file(fast).as_json(), build_prediction_file(plain).as_json()
+    assert written["pixels_decoded"] == reference["pixels_decoded"], (
+        "what was read to compare is no pixel of the method"
+    )
     assert (reference["runtime"], reference["precision"]) == ("torch", "float32")
-    assert told["runtime"] == told["teacher"]["runtime"] == "openvino", told["runtime_reason"]
-    assert json.dumps(told["runtime_reason"]) and told["precision"] in ("bfloat16", "float32")
+    assert written["runtime"] == written["teacher"]["runtime"] == "openvino", written["runtime_reason"]
+    assert json.dumps(written["runtime_reason"]) and written["precision"] in ("bfloat16", "float32")
     assert fast.student.patches_encoded == plain.student.patches_encoded > 0, (
-        "torch's embeddings were not taken for its"
+        "torch's cached embeddings were not taken for those of OpenVINO"
     )
     assert fast.student.probabilities == pytest.approx(plain.student.probabilities, abs=1e-2)
     rank = spearman(plain.student.attention, fast.student.attention)
@@ -400,10 +406,10 @@ def test_a_process_prepares_a_bundle_once(tmp_path: Path, monkeypatch: pytest.Mo
     import pickle
 
     bundle, compiled = lively_bundle(tmp_path / "b"), []
-    original = converted.compile_model
-    monkeypatch.setattr(converted, "compile_model", lambda *args: compiled.append(args) or original(*args))
+    original = openvino.compile_model
+    monkeypatch.setattr(openvino, "compile_model", lambda *args: compiled.append(args) or original(*args))
     with fake_slide(tmp_path, FakeSlide(speckled(1300, 1300), properties=resolution(0.5))) as slide:
-        first, second = (predicted(predict(slide, bundle, device=CPU, runtime="auto")) for _ in range(2))
+        first, second = (run_to_end(predict(slide, bundle, device=CPU, runtime="auto")) for _ in range(2))
     assert first.student.probabilities == second.student.probabilities
     assert len(compiled) == len(bundle.prepared) > 0
     assert pickle.loads(pickle.dumps(bundle)).prepared == {}
@@ -417,10 +423,10 @@ def test_a_process_prepares_a_bundle_once(tmp_path: Path, monkeypatch: pytest.Mo
 def test_on_cuda_bfloat16_agrees_or_is_refused(demo: Bundle) -> None:
     device = torch.device("cuda")
     network = Bundle("demo").student.to(device)
-    found = prepare_runtime("auto", subject(demo, network=network), device)
-    assert found.choice.name == "torch"
-    if found.choice.precision == "float32":
-        assert "refused" in found.choice.reason or "does not compute" in found.choice.reason
+    runtime = prepare_runtime("auto", runtime_request(demo, network=network), device)
+    assert runtime.choice.name == "torch"
+    if runtime.choice.precision == "float32":
+        assert "refused" in runtime.choice.reason or "does not compute" in runtime.choice.reason
 
 
 @pytest.mark.gpu
@@ -430,22 +436,22 @@ def test_on_cuda_pinned_batches_arrive_whole(tmp_path: Path) -> None:
 
     from napari_lrmil.core.features.extraction import PatchSet, extract_features
 
-    encoder, found = lively(untrained_encoder()), []
+    encoder, features = lively(untrained_encoder()), []
     with fake_slide(tmp_path, FakeSlide(speckled(900, 4200))) as slide:
         for device in (CPU, torch.device("cuda")):
             wide = PatchSet(corners(800), (80, 48), 32)
-            found.append(drain(extract_features(slide, wide, encoder.to(device), device=device))[1].features)
-    np.testing.assert_allclose(found[0], found[1], atol=1e-2 * np.abs(found[0]).max())
+            features.append(drain(extract_features(slide, wide, encoder.to(device), device=device))[1].features)
+    np.testing.assert_allclose(features[0], features[1], atol=1e-2 * np.abs(features[0]).max())
 
 
 def test_a_large_network_without_batch_norm_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy of a foundation model would not fit beside it."""
     spec = EncoderSpec("vit", {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}, "x", "tokens")
     network = StudentNetwork(build_encoder(spec).eval(), GatedAttentionMIL(48, 2))
-    monkeypatch.setattr(verdicts, "has_native_bfloat16", lambda device: True)
-    asked = RuntimeRequest(network, "tokens", 64, None, 40, lambda: patches(40, 64), {})
-    assert asked.folded is network.encoder
-    found = prepare_runtime("auto", asked, CPU)
-    assert (found.choice.name, found.choice.precision) == ("torch", "bfloat16"), found.choice.reason
-    assert isinstance(found.embedder, runtime.Bfloat16Embedder)
-    assert found.embedder._encoder is network.encoder
+    monkeypatch.setattr(agreement_cache, "has_native_bfloat16", lambda device: True)
+    request = RuntimeRequest(network, "tokens", 64, None, 40, lambda: patches(40, 64), {})
+    assert request.folded_encoder is network.encoder
+    runtime = prepare_runtime("auto", request, CPU)
+    assert (runtime.choice.name, runtime.choice.precision) == ("torch", "bfloat16"), runtime.choice.reason
+    assert isinstance(runtime.embedder, select.Bfloat16Embedder)
+    assert runtime.embedder._encoder is network.encoder
