@@ -1,4 +1,4 @@
-"""Encoders: networks that turn patches into embeddings, from whatever source."""
+"""Encoders: networks that turn patches into embeddings, loaded from files, hubs or registries, or built untrained."""
 
 from napari_lrmil.core.encoders.architectures import MobileNetV2Encoder, build_encoder
 from napari_lrmil.core.encoders.base import (

@@ -1,4 +1,4 @@
-"""The architectures that can be trained: through ``transformers`` two convolutional ones and two of tokens; ours."""
+"""Trainable architectures: MobileNetV2, ConvNeXt, ViT and DINOv2 of ``transformers``, and our MobileNetV3."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from napari_lrmil.core.errors import EncoderError
 
 
 def _configured(kind: Any, spec: EncoderSpec) -> Any:
-    """Return the ``transformers`` configuration of a spec; a setting that it does not have is an error."""
+    """Return the ``transformers`` configuration of a specification; raise `EncoderError` for an unknown setting."""
     from huggingface_hub.errors import StrictDataclassError
 
     defaults = kind()
@@ -33,18 +33,21 @@ def _configured(kind: Any, spec: EncoderSpec) -> Any:
         return kind(**spec.settings)
     except (ValueError, TypeError, StrictDataclassError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise EncoderError(f"{spec.name}: the settings of {spec.family} do not go together ({reason})") from error
+        raise EncoderError(f"{spec.name}: the settings of {spec.family} cannot be combined ({reason})") from error
 
 
 class MobileNetV2Encoder(NetworkEncoder):
-    """MobileNetV2 (Sandler et al. 2018); maps ``block_1`` … ``block_16`` and ``head``, embedding their mean."""
+    """MobileNetV2 (Sandler et al. 2018) with maps ``block_1`` … ``block_16`` and ``head``.
+
+    The embedding is the spatial mean of ``head``.
+    """
 
     def __init__(self, spec: EncoderSpec | None = None) -> None:
         from transformers import MobileNetV2Config, MobileNetV2Model
 
         super().__init__(spec or EncoderSpec())
         config = _configured(MobileNetV2Config, self.spec)
-        # Channels last: half the time on a CPU, and the same numbers but for rounding.
+        # Channels last halves the time on a CPU; results differ by rounding only.
         self.net = MobileNetV2Model(config, add_pooling_layer=False).to(memory_format=torch.channels_last)
         self.dim: int = self.net.conv_1x1.convolution.out_channels
 
@@ -61,12 +64,15 @@ class MobileNetV2Encoder(NetworkEncoder):
         at = {name: self.net.layer[int(name[6:]) - 1] for name in layers if name != "head"}
         with capture_activations(at) as maps:
             head = self.net(pixel_values=x).last_hidden_state  # (B, D, h/32, w/32)
-        found = {name: head if name == "head" else maps[name] for name in layers}
-        return EncoderOutput(head.mean(dim=(2, 3)), found)
+        selected = {name: head if name == "head" else maps[name] for name in layers}
+        return EncoderOutput(head.mean(dim=(2, 3)), selected)
 
 
 class ConvNextEncoder(NetworkEncoder):
-    """ConvNeXt (Liu et al. 2022); maps ``stage_1`` … ``stage_4``, embedding the normalised mean of the last."""
+    """ConvNeXt (Liu et al. 2022) with maps ``stage_1`` … ``stage_4``.
+
+    The embedding is the layer-normalised spatial mean of the last stage.
+    """
 
     def __init__(self, spec: EncoderSpec) -> None:
         from transformers import ConvNextConfig, ConvNextModel
@@ -75,7 +81,8 @@ class ConvNextEncoder(NetworkEncoder):
         config = _configured(ConvNextConfig, spec)
         self.net = ConvNextModel(config).to(memory_format=torch.channels_last)
         self._widths = list(config.hidden_sizes)
-        self._least_px = config.patch_size * 2 ** (len(self._widths) - 1)
+        # The stem and each further stage reduce the side; below this size the last map would be empty.
+        self._min_side_px = config.patch_size * 2 ** (len(self._widths) - 1)
         self.dim = self._widths[-1]
 
     @property
@@ -86,10 +93,10 @@ class ConvNextEncoder(NetworkEncoder):
     def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
         """Encode (B, 3, h, w) uint8 RGB pixels; see `NetworkEncoder.forward`."""
         require_layers(self, layers)
-        if min(pixels.shape[-2:]) < self._least_px:
+        if min(pixels.shape[-2:]) < self._min_side_px:
             height, width = pixels.shape[-2:]
             raise EncoderError(
-                f"{self.spec.name} needs patches of {self._least_px} px or more, found {width} x {height}; "
+                f"{self.spec.name} needs patches of {self._min_side_px} px or more, found {width} x {height}; "
                 "set student_input_px, or use larger patches"
             )
         x = self.normalised(pixels).contiguous(memory_format=torch.channels_last)
@@ -101,10 +108,10 @@ class ConvNextEncoder(NetworkEncoder):
 
 
 class TokenEncoder(NetworkEncoder):
-    """ViT (Dosovitskiy et al. 2021) or DINOv2 (Oquab et al. 2023); maps ``block_1`` …, embedding the class token.
+    """ViT (Dosovitskiy et al. 2021) or DINOv2 (Oquab et al. 2023) with maps ``block_1`` ….
 
-    Patches whose side is no multiple of the network's token are resized to the nearest; position embeddings are
-    interpolated to their size, so a network trained on 224 px reads 64 px too.
+    The embedding is the class token. Patches are resized to the nearest multiple of the token size. Position
+    embeddings are interpolated, so a network trained on 224 px can read 64 px.
     """
 
     def __init__(self, spec: EncoderSpec) -> None:
@@ -113,7 +120,8 @@ class TokenEncoder(NetworkEncoder):
         self._blocks = f"{blocks}."
         self._count: int = config.num_hidden_layers
         self._token_px: int = config.patch_size
-        self._before = 1 + getattr(config, "num_register_tokens", 0)  # tokens that stand for no place
+        # The class token and the register tokens come first and have no position.
+        self._prefix_tokens = 1 + getattr(config, "num_register_tokens", 0)
         self.dim: int = config.hidden_size
 
     @property
@@ -129,19 +137,19 @@ class TokenEncoder(NetworkEncoder):
         size = (rows * self._token_px, columns * self._token_px)
         if x.shape[-2:] != size:
             x = functional.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
-        more = {"interpolate_pos_encoding": True} if self.spec.family == "vit" else {}  # DINOv2 always does
+        options = {"interpolate_pos_encoding": True} if self.spec.family == "vit" else {}  # DINOv2 always interpolates
         at = {name: self.net.get_submodule(f"{self._blocks}{int(name[6:]) - 1}") for name in layers}
         with capture_activations(at) as tokens:
-            embedding = self.net(pixel_values=x, **more).last_hidden_state[:, 0]
+            embedding = self.net(pixel_values=x, **options).last_hidden_state[:, 0]
         return EncoderOutput(embedding, {name: self._map(tokens[name], rows, columns) for name in layers})
 
     def _map(self, tokens: Tensor, rows: int, columns: int) -> Tensor:
-        """Return (B, D, rows, columns) of the (B, T, D) tokens that stand for a place."""
-        return tokens[:, self._before :].transpose(1, 2).reshape(len(tokens), self.dim, rows, columns)
+        """Return the (B, D, rows, columns) map of (B, T, D) tokens, without the prefix tokens."""
+        return tokens[:, self._prefix_tokens :].transpose(1, 2).reshape(len(tokens), self.dim, rows, columns)
 
 
 def _token_network(spec: EncoderSpec) -> tuple[Any, nn.Module, str]:
-    """Return configuration, network and where its blocks are."""
+    """Return configuration, network, and the name of the module that holds its blocks."""
     import transformers as t
 
     if spec.family == "vit":
@@ -156,12 +164,12 @@ def _token_network(spec: EncoderSpec) -> tuple[Any, nn.Module, str]:
 
 
 def build_encoder(spec: EncoderSpec) -> NetworkEncoder:
-    """Return an encoder of `spec` with fresh weights.
+    """Return an encoder of `spec` with random weights.
 
     Raises
     ------
     EncoderError
-        Where the family is none that can be built here, or its settings cannot be.
+        If the family cannot be built here, or does not accept the settings.
     """
     match spec.family:
         case "mobilenet_v2":

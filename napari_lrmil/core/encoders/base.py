@@ -1,4 +1,7 @@
-"""What an encoder is: pixels in, a pooled embedding and spatial maps at named layers out, normalisation inside."""
+"""Interface of encoders: uint8 pixels in, a pooled embedding and spatial maps of named layers out.
+
+Normalisation is part of the encoder, so callers pass pixels as they read them.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +20,19 @@ HALF: Rgb = (0.5, 0.5, 0.5)
 IMAGENET: tuple[Rgb, Rgb] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 TRAINABLE = ("mobilenet_v2", "mobilenet_v3_large", "convnext", "vit", "dinov2", "dinov2_with_registers")
 CONVOLUTIONAL = ("mobilenet_v2", "mobilenet_v3_large", "convnext")
-FROZEN = "lazyslide"  # foundation encoders, which others load: teachers only
+FROZEN = "lazyslide"  # foundation encoders, loaded by lazyslide-models; they can only be teachers
 
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """What an encoder says of a batch.
+    """Output of an encoder for a batch of patches.
 
     Attributes
     ----------
     embedding
         (B, D) pooled embedding.
     maps
-        Layer name -> (B, C, h, w) spatial map, for the layers that were asked for.
+        Layer name -> (B, C, h, w) spatial map, for the requested layers.
     """
 
     embedding: Tensor
@@ -38,7 +41,7 @@ class EncoderOutput:
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """How to build an encoder without its weights.
+    """Architecture of an encoder, without its weights.
 
     Attributes
     ----------
@@ -46,19 +49,19 @@ class EncoderSpec:
         Architecture: ``mobilenet_v2``, ``mobilenet_v3_large``, ``convnext``, ``vit``, ``dinov2`` or
         ``dinov2_with_registers``; for a frozen foundation encoder ``lazyslide``.
     settings
-        Entries of the family's ``transformers`` configuration that differ from its defaults; of MobileNetV3 ``width``,
-        which multiplies its channels.
+        Entries of the family's ``transformers`` configuration that differ from its defaults. MobileNetV3 has one
+        entry, ``width``, which multiplies the number of channels.
     licence
         Licence of the weights, shown in the bundle's card.
     name
-        What people call these weights.
+        Name of the weights, for messages and reports.
     mean, deviation
-        Of each channel, in 0 .. 1: what the weights were trained with is ``(x / 255 - mean) / deviation``.
+        Normalisation of each channel, in 0 .. 1: the weights were trained with ``(x / 255 - mean) / deviation``.
 
     Raises
     ------
     EncoderError
-        Where the family is unknown.
+        If the family is unknown.
     """
 
     family: str = "mobilenet_v2"
@@ -70,11 +73,14 @@ class EncoderSpec:
 
     def __post_init__(self) -> None:
         if self.family not in (*TRAINABLE, FROZEN):
-            raise EncoderError(f"unknown encoder family '{self.family}'; known: {', '.join(TRAINABLE)}")
+            raise EncoderError(f"unknown encoder family '{self.family}'; expected one of {', '.join(TRAINABLE)}")
 
 
 class Encoder(Protocol):
-    """Anything with a pooled embedding and spatial maps can be teacher; a student's weights must be ours to train."""
+    """Network with a pooled embedding and spatial maps.
+
+    Every encoder can be a teacher. A student must be a `NetworkEncoder` of a family in `TRAINABLE`.
+    """
 
     spec: EncoderSpec
     dim: int
@@ -90,36 +96,37 @@ class Encoder(Protocol):
 
 
 def require_layers(encoder: Encoder, layers: Sequence[str]) -> None:
-    """Raise `EncoderError` naming the layers that exist, where one of `layers` does not."""
+    """Raise `EncoderError`, with the names of the existing layers, if one of `layers` does not exist."""
     unknown = [name for name in layers if name not in encoder.layers]
     if unknown:
-        there = ", ".join(encoder.layers) or "none, so set stage1.lambda_layer=0"
-        raise EncoderError(f"no layer {', '.join(unknown)} in {encoder.spec.name}; there are: {there}")
+        available = ", ".join(encoder.layers) or "none, so set stage1.lambda_layer=0"
+        raise EncoderError(f"no layer {', '.join(unknown)} in {encoder.spec.name}; there are: {available}")
 
 
 class NetworkEncoder(nn.Module):
-    """What all families share: normalisation, and maps taken where named modules put them out.
+    """Base class of all families: holds the specification and normalises pixels.
 
     Parameters
     ----------
     spec
-        How the network is built.
+        Architecture of the network.
 
     Raises
     ------
     EncoderError
-        Where the settings are no configuration of the family.
+        If the family does not accept the settings.
     """
 
     mean: Tensor
     deviation: Tensor
-    net: Any  # of transformers, which tells no types, but for our own
+    net: Any  # a transformers model, which has no usable types, or MobileNetV3Large
     dim: int
 
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
         self.spec = spec
-        for name, values in (("mean", spec.mean), ("deviation", spec.deviation)):  # no weights: the spec holds them
+        for name, values in (("mean", spec.mean), ("deviation", spec.deviation)):
+            # Not persistent: the specification already stores these values.
             self.register_buffer(name, 255 * torch.tensor(values).reshape(3, 1, 1), persistent=False)
 
     @property
@@ -133,14 +140,14 @@ class NetworkEncoder(nn.Module):
         Raises
         ------
         EncoderError
-            Where a layer does not exist.
+            If a layer does not exist.
         """
         raise NotImplementedError
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """Return (B, 3, h, w) float pixels as the weights expect them, in memory with channels last.
+        """Return (B, 3, h, w) float pixels, normalised as the weights expect them, in channels-last memory format.
 
-        Pixels are read with channels last, and are computed on in that order, so that nothing has to be moved.
+        Pixels are read in this format and convolutions run faster on it, so no step has to reorder memory.
         """
         last = pixels.permute(0, 2, 3, 1).to(self.mean.dtype)  # (B, h, w, 3)
         return ((last - self.mean.flatten()) / self.deviation.flatten()).permute(0, 3, 1, 2)
@@ -148,33 +155,34 @@ class NetworkEncoder(nn.Module):
 
 @contextmanager
 def capture_activations(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Collect what modules put out while the network runs: name -> tensor."""
-    found: dict[str, Tensor] = {}
+    """Record the outputs of modules while the network runs; yields a mapping of name -> tensor."""
+    outputs: dict[str, Tensor] = {}
 
-    def keeper(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def keep(_: nn.Module, __: Any, output: Any) -> None:
-            found[name] = output[0] if isinstance(output, tuple) else output
+    def make_hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def record(_: nn.Module, __: Any, output: Any) -> None:
+            # Blocks of transformers return a tuple with the hidden states first.
+            outputs[name] = output[0] if isinstance(output, tuple) else output
 
-        return keep
+        return record
 
-    hooks = [module.register_forward_hook(keeper(name)) for name, module in modules.items()]
+    hooks = [module.register_forward_hook(make_hook(name)) for name, module in modules.items()]
     try:
-        yield found
+        yield outputs
     finally:
         for hook in hooks:
             hook.remove()
 
 
 class AlignedEncoder(nn.Module):
-    """A student encoder whose embeddings live in the teacher's standardised space (``P(z_r)``, Method 2.3).
+    """Student encoder whose embeddings are in the teacher's standardised space (``P(z_r)``, Method 2.3).
 
-    Where the widths agree, `P` is the identity and the student's embedding is standardised with the teacher's training
-    statistics; where they differ, a linear map carries it there.
+    If the widths are equal, `P` is the identity, and the embedding is standardised with the teacher's training
+    statistics. If they differ, `P` is a learned linear map.
 
     Parameters
     ----------
     encoder
-        The student's own network.
+        Network of the student.
     teacher_dim
         Width D of the teacher's embedding.
     """
@@ -191,14 +199,14 @@ class AlignedEncoder(nn.Module):
         self.register_buffer("deviation", torch.ones(encoder.dim))
 
     def set_standard(self, mean: Tensor, deviation: Tensor) -> None:
-        """Standardise by the teacher's training statistics; nothing to do where a linear map learns the scale."""
+        """Set the (D,) training statistics of the teacher; no effect if a linear map learns the scale."""
         if isinstance(self.projection, nn.Identity):
             self.mean.copy_(mean)
             self.deviation.copy_(deviation)
 
     @property
     def spec(self) -> EncoderSpec:
-        """How the student's own network is built."""
+        """Architecture of the student's network."""
         return self.encoder.spec
 
     @property

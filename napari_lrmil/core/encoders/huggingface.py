@@ -1,4 +1,4 @@
-"""Encoders as others publish them: a folder or hub repository with ``config.json`` and safetensors."""
+"""Published encoders: a local folder or hub repository with ``config.json`` and safetensors files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from napari_lrmil.core.errors import EncoderError
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Let ``transformers`` tell errors only, and draw no bars, for a while."""
+    """Suppress log messages below errors and progress bars of ``transformers``."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -38,95 +38,100 @@ def quiet_transformers() -> Iterator[None]:
 
 HUB_PREFIX = "hf:"
 CONFIG, PREPROCESSOR, README = "config.json", "preprocessor_config.json", "README.md"
-OUTPUTS = ("out_features", "out_indices", "stage_names", "apply_layernorm", "reshape_hidden_states")  # of a backbone
+OUTPUTS = ("out_features", "out_indices", "stage_names", "apply_layernorm", "reshape_hidden_states")  # backbone entries
 HUB_FILES = (CONFIG, PREPROCESSOR, README, "*.safetensors", "*.safetensors.index.json")
 
 
 def load_published(folder: Path, weights: Path | None = None, *, name: str = "") -> LoadedEncoder:
-    """Return the encoder of a folder with ``config.json`` and safetensors, as model hubs have them.
+    """Return the encoder of a folder with ``config.json`` and safetensors files, the layout of model hubs.
 
     Parameters
     ----------
     folder
-        With ``config.json``; its ``preprocessor_config.json`` tells the normalisation, its ``README.md`` the licence.
+        Folder of the model. ``preprocessor_config.json`` gives the normalisation, ``README.md`` the licence.
     weights
-        One file of weights; all safetensors of the folder where not given.
+        File of weights; by default all safetensors files of the folder.
     name
-        What to call it; the folder's name where not given.
+        Name of the encoder; by default the name of the folder.
 
     Raises
     ------
     EncoderError
-        Where the architecture is not one of ours, or weights are missing or do not fit.
+        If the architecture is not supported, or weights are missing or do not fit.
     """
     files = [weights] if weights else sorted(folder.glob("*.safetensors"))
     if not files:
-        pickled = next((p.name for p in folder.glob("*.bin")), None)
-        found = f"{pickled}, a pickle, which could run code when it is read" if pickled else "no weights"
-        raise EncoderError(f"{folder}: found {found}; expected .safetensors beside {CONFIG}")
-    spec = _spec(folder / CONFIG, name or folder.name)
+        pickle_name = next((p.name for p in folder.glob("*.bin")), None)
+        content = f"{pickle_name}, a pickle, which could run code when it is read" if pickle_name else "no weights"
+        raise EncoderError(f"{folder}: found {content}; expected .safetensors beside {CONFIG}")
+    spec = _read_spec(folder / CONFIG, name or folder.name)
     tensors = {key: value for file in files for key, value in read_tensors(file)[0].items()}
     encoder = build_encoder(spec)
-    _fill(encoder, tensors, folder)
+    _load_published_weights(encoder, tensors, folder)
     digest = hashlib.sha256("".join(file_sha256(f) for f in (folder / CONFIG, *files)).encode()).hexdigest()
     return LoadedEncoder(encoder, digest)
 
 
 def build_untrained(path: Path) -> LoadedEncoder:
-    """Return an encoder with random weights from a configuration alone (JSON or YAML); the file fixes the weights.
+    """Return an encoder with random weights from a configuration file (JSON or YAML); the file content is the seed.
 
     Raises
     ------
     EncoderError
-        Where the file is no configuration of a family that is known.
+        If the file is not a configuration of a supported family.
     """
-    spec = _spec(path, f"{path.stem} (untrained)")
+    spec = _read_spec(path, f"{path.stem} (untrained)")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(zlib.crc32(path.read_bytes()))
         return LoadedEncoder(build_encoder(spec), file_sha256(path))
 
 
-def _spec(path: Path, name: str) -> EncoderSpec:
-    config = _mapping(path)
+def _read_spec(path: Path, name: str) -> EncoderSpec:
+    """Return the specification of a ``config.json`` and the files next to it."""
+    config = _read_mapping(path)
     family = str(config.get("model_type", ""))
     if family not in TRAINABLE:
         raise EncoderError(
             f"{path}: model_type is '{family}', which is not supported; expected one of {', '.join(TRAINABLE)}"
         )
-    mean, deviation = _normalisation(path.parent / PREPROCESSOR, family)
-    return EncoderSpec(family, _architecture(config, family), _licence(path.parent / README), name, mean, deviation)
+    mean, deviation = _read_normalisation(path.parent / PREPROCESSOR, family)
+    settings, licence = _architecture_settings(config, family), _read_licence(path.parent / README)
+    return EncoderSpec(family, settings, licence, name, mean, deviation)
 
 
-def _mapping(path: Path) -> dict[str, Any]:
+def _read_mapping(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
         text = path.read_text(encoding="utf-8")
-        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)  # YAML reads 1e-06 as text
+        # YAML would read 1e-06 of a JSON file as text.
+        mapping = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise EncoderError(f"{path}: not a readable configuration ({error}); expected JSON or YAML") from error
-    if not isinstance(found, dict):
-        raise EncoderError(f"{path}: expected a configuration with keys and values, found {type(found).__name__}")
-    return found
+    if not isinstance(mapping, dict):
+        raise EncoderError(f"{path}: expected a configuration with keys and values, found {type(mapping).__name__}")
+    return mapping
 
 
-def _architecture(config: Mapping[str, Any], family: str) -> dict[str, Any]:
-    """Return the entries that shape the network and differ from its defaults; the rest is of a head or a task."""
+def _architecture_settings(config: Mapping[str, Any], family: str) -> dict[str, Any]:
+    """Return the entries that define the network and differ from its defaults, without those of heads and tasks."""
     from transformers import CONFIG_MAPPING, PretrainedConfig
 
-    if family not in CONFIG_MAPPING:  # written here
+    if family not in CONFIG_MAPPING:  # MobileNetV3, which is not a transformers model
         return {key: value for key, value in config.items() if key == "width"}
-    defaults, every = CONFIG_MAPPING[family](), PretrainedConfig()
-    own = {key: value for key, value in config.items() if hasattr(defaults, key) and not hasattr(every, key)}
+    # Entries of the base class describe training and output options, not the architecture.
+    defaults, base = CONFIG_MAPPING[family](), PretrainedConfig()
+    own = {key: value for key, value in config.items() if hasattr(defaults, key) and not hasattr(base, key)}
     return {key: value for key, value in own.items() if getattr(defaults, key) != value and key not in OUTPUTS}
 
 
-def _normalisation(path: Path, family: str) -> tuple[Rgb, Rgb]:
+def _read_normalisation(path: Path, family: str) -> tuple[Rgb, Rgb]:
+    """Return mean and deviation of each channel, 0 .. 1; without a file those of the family's original training."""
     if not path.exists():
-        halves = ("mobilenet_v2", "mobilenet_v3_large", "vit")
-        return (HALF, HALF) if family in halves else IMAGENET  # what their authors trained with
-    told = _mapping(path)
-    mean, deviation = told.get("image_mean", HALF), told.get("image_std", HALF)
+        uses_half = family in ("mobilenet_v2", "mobilenet_v3_large", "vit")
+        return (HALF, HALF) if uses_half else IMAGENET
+    entries = _read_mapping(path)
+    mean, deviation = entries.get("image_mean", HALF), entries.get("image_std", HALF)
     try:
         (a, b, c), (d, e, f) = mean, deviation
         return (float(a), float(b), float(c)), (float(d), float(e), float(f))
@@ -134,8 +139,8 @@ def _normalisation(path: Path, family: str) -> tuple[Rgb, Rgb]:
         raise EncoderError(f"{path}: image_mean and image_std are not three numbers each") from error
 
 
-def _licence(readme: Path) -> str:
-    """Return the licence that a model card names at its head."""
+def _read_licence(readme: Path) -> str:
+    """Return the licence in the YAML head of a model card, or "unknown"."""
     import yaml
 
     if not readme.exists():
@@ -143,28 +148,34 @@ def _licence(readme: Path) -> str:
     text = readme.read_text(encoding="utf-8", errors="replace")
     head = text.split("---")[1] if text.startswith("---") and text.count("---") > 1 else ""
     try:
-        told = yaml.safe_load(head) or {}
+        entries = yaml.safe_load(head) or {}
     except yaml.YAMLError:
         return "unknown"
-    return str(told.get("license", "unknown")) if isinstance(told, dict) else "unknown"
+    return str(entries.get("license", "unknown")) if isinstance(entries, dict) else "unknown"
 
 
-def _fill(encoder: NetworkEncoder, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Load published weights: prefixes, heads and older names are ``transformers``' business, missing tensors ours."""
+def _load_published_weights(encoder: NetworkEncoder, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Load published weights; ``transformers`` maps prefixes and old names, and missing tensors are an error here."""
     net: Any = encoder.net
-    if not hasattr(net, "config"):  # written here: others have other names for its tensors
+    if not hasattr(net, "config"):  # our own MobileNetV3, whose published weights use other tensor names
         family = encoder.spec.family
         raise EncoderError(f"{folder}: weights of {family} are read from a .safetensors file that this program wrote")
-    bare = {"add_pooling_layer": False} if encoder.spec.family in ("vit", "mobilenet_v2") else {}  # we pool ourselves
+    # The encoders pool themselves; a pooling layer of the checkpoint would be missing or unused.
+    options = {"add_pooling_layer": False} if encoder.spec.family in ("vit", "mobilenet_v2") else {}
     with quiet_transformers():
         loaded, report = type(net).from_pretrained(
-            None, config=net.config, state_dict=tensors, output_loading_info=True, ignore_mismatched_sizes=True, **bare
+            None,
+            config=net.config,
+            state_dict=tensors,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
         )
-    lacking = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
-    if lacking:
+    missing = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    if missing:
         raise EncoderError(
-            f"{folder}: the weights do not fit {CONFIG}: {len(lacking)} tensors are missing or of another shape, "
-            f"first {lacking[0]}"
+            f"{folder}: the weights do not fit {CONFIG}: {len(missing)} tensors are missing or of another shape, "
+            f"first {missing[0]}"
         )
     net.load_state_dict({key: value.float() for key, value in loaded.state_dict().items()})
 
@@ -174,14 +185,14 @@ def _fill(encoder: NetworkEncoder, tensors: dict[str, Tensor], folder: Path) -> 
 
 @dataclass(frozen=True)
 class HubName:
-    """``hf:owner/name`` or ``hf:owner/name@revision``."""
+    """Hub id and revision of ``hf:owner/name`` or ``hf:owner/name@revision``."""
 
     repository: str
     revision: str | None
 
     @classmethod
     def parse(cls, name: str) -> HubName:
-        """Return the parts of a name; raises `EncoderError` where it is none."""
+        """Return the parts of a name; raise `EncoderError` if it does not have this form."""
         repository, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
         if len(parts := repository.split("/")) != 2 or not all(parts):
             raise EncoderError(
@@ -191,71 +202,72 @@ class HubName:
 
 
 def load_from_hub(name: str) -> LoadedEncoder:
-    """Return an encoder from the Hugging Face hub, or from the cache where it was fetched before.
+    """Return an encoder from the Hugging Face hub, or from the local cache if it was fetched before.
 
-    Access to gated models is the user's own: ``hf auth login`` keeps a token where Hugging Face wants it.
+    Gated models need the user's own access token, which ``hf auth login`` stores.
 
     Raises
     ------
     EncoderError
-        Where the hub cannot be reached, does not have it, or asks for an agreement first.
+        If the hub cannot be reached, does not have the model, or requires an agreement first.
     """
-    asked = HubName.parse(name)
-    folder = _cached(asked) or _fetched(asked)
-    return load_published(folder, name=asked.repository)
+    hub_name = HubName.parse(name)
+    folder = _find_cached(hub_name) or _fetch(hub_name)
+    return load_published(folder, name=hub_name.repository)
 
 
-def _cached(asked: HubName) -> Path | None:
-    """Return where it lies in the cache, config and weights; None where it does not."""
+def _find_cached(hub_name: HubName) -> Path | None:
+    """Return the folder in the local cache, or None if configuration or weights are not there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        where = snapshot_download(
-            asked.repository, revision=asked.revision, allow_patterns=list(HUB_FILES), local_files_only=True
+        snapshot = snapshot_download(
+            hub_name.repository, revision=hub_name.revision, allow_patterns=list(HUB_FILES), local_files_only=True
         )
     except LocalEntryNotFoundError:
         return None
-    folder = Path(where)
+    folder = Path(snapshot)
     return folder if (folder / CONFIG).exists() and any(folder.glob("*.safetensors")) else None
 
 
-def _fetched(asked: HubName) -> Path:
+def _fetch(hub_name: HubName) -> Path:
+    """Download a model and return its folder; every failure becomes an `EncoderError` with the next step."""
     from huggingface_hub import constants, errors, snapshot_download
 
-    page = f"https://huggingface.co/{asked.repository}"
+    page = f"https://huggingface.co/{hub_name.repository}"
     if constants.HF_HUB_OFFLINE:
         raise EncoderError(
-            f"{HUB_PREFIX}{asked.repository} was not fetched before and HF_HUB_OFFLINE is set; "
+            f"{HUB_PREFIX}{hub_name.repository} was not fetched before and HF_HUB_OFFLINE is set; "
             "unset it, or give a folder"
         )
     try:
-        return Path(snapshot_download(asked.repository, revision=asked.revision, allow_patterns=list(HUB_FILES)))
+        return Path(snapshot_download(hub_name.repository, revision=hub_name.revision, allow_patterns=list(HUB_FILES)))
     except errors.GatedRepoError as error:
         raise EncoderError(
-            f"{HUB_PREFIX}{asked.repository} is gated; agree to its terms at {page}, then call `hf auth login` once"
+            f"{HUB_PREFIX}{hub_name.repository} is gated; agree to its terms at {page}, then call `hf auth login` once"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise EncoderError(f"{page} is not there, or private; check the id, or call `hf auth login`") from error
     except errors.RevisionNotFoundError as error:
-        raise EncoderError(f"{page} has no revision {asked.revision}") from error
+        raise EncoderError(f"{page} has no revision {hub_name.revision}") from error
     except (errors.HfHubHTTPError, OSError) as error:
-        told = f"{page}, where its licence and terms are, could not be fetched"
+        failure = f"{page}, where its licence and terms are, could not be fetched"
         why = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise EncoderError(f"{told} ({why}); see whether there is a network, or give a local folder") from error
+        raise EncoderError(f"{failure} ({why}); see whether there is a network, or give a local folder") from error
 
 
 def hub_notice(name: str) -> str | None:
-    """Return licence and terms of a hub model that is about to be fetched; None where it is in the cache already."""
+    """Return licence and terms of a hub model that is about to be fetched, or None if it is cached already."""
     from huggingface_hub import HfApi, constants
 
-    asked = HubName.parse(name)
-    if constants.HF_HUB_OFFLINE or _cached(asked) is not None:
+    hub_name = HubName.parse(name)
+    if constants.HF_HUB_OFFLINE or _find_cached(hub_name) is not None:
         return None
     try:
-        info = HfApi().model_info(asked.repository, revision=asked.revision)
-    except Exception:  # whatever a connection that is not there raises: fetching will say why
+        info = HfApi().model_info(hub_name.repository, revision=hub_name.revision)
+    except Exception:  # many types without a connection; the download that follows reports the reason
         return None
     licence = getattr(info.card_data, "license", None) or "not told"
-    gated = f"; gated: agree to its terms at https://huggingface.co/{asked.repository} first" if info.gated else ""
+    gated = f"; gated: agree to its terms at https://huggingface.co/{hub_name.repository} first" if info.gated else ""
     return f"{name} will be fetched from huggingface.co; its licence: {licence}{gated}"

@@ -1,7 +1,7 @@
-"""MobileNetV3-Large (Howard et al. 2019), written here: no library that we rest on has it without torchvision.
+"""MobileNetV3-Large (Howard et al. 2019), because no library that we depend on has it without torchvision.
 
-`timm` needs torchvision too, and both fail on import beside a CPU build of torch (docs/explanation/decisions.md). Once
-they resolve, `timm` can replace these 190 lines.
+`timm` needs torchvision too, and both fail on import with a CPU build of torch (docs/explanation/decisions.md). Once
+that is resolved, `timm` can replace this module.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ STEM, HEAD = 16, 960  # channels of the first and of the last convolution
 
 @dataclass(frozen=True)
 class BlockSettings:
-    """A row of the paper's table 1: an inverted residual block.
+    """Settings of one inverted residual block: a row of the paper's table 1.
 
     Attributes
     ----------
     kernel, stride
-        Of the depthwise convolution.
+        Kernel size and stride of the depthwise convolution.
     expanded, out
-        Channels inside the block and after it.
+        Number of channels inside the block and after it.
     squeeze
-        Whether the block weighs its channels by what it sees of the whole patch.
+        Whether the block has a squeeze-and-excite gate.
     hard_swish
-        Its activation; ReLU where not.
+        Whether the activation is hard swish; otherwise ReLU.
     """
 
     kernel: int
@@ -68,7 +68,7 @@ LARGE = (
 
 
 def round_channels(channels: float) -> int:
-    """Return the multiple of 8 nearest to a number of channels, and never less than nine tenths of it."""
+    """Return the multiple of 8 nearest to `channels`, but never less than 90 % of it."""
     near = max(8, int(channels + 4) // 8 * 8)
     return near if near >= 0.9 * channels else near + 8
 
@@ -83,7 +83,7 @@ def _normed(convolution: nn.Conv2d, activation: nn.Module | None) -> nn.Sequenti
 
 
 class SqueezeExcite(nn.Module):
-    """Weigh channels by a gate in 0 .. 1 that two small layers make of their means."""
+    """Squeeze-and-excite: two small layers compute a gate in 0 .. 1 per channel from the channel means."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -91,14 +91,14 @@ class SqueezeExcite(nn.Module):
         self.reduce, self.expand = nn.Conv2d(channels, squeezed, 1), nn.Conv2d(squeezed, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (B, C, h, w), each channel times its gate."""
+        """Return (B, C, h, w), each channel multiplied by its gate."""
         means = x.mean(dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
         gate: Tensor = nn.functional.hardsigmoid(self.expand(nn.functional.relu(self.reduce(means))))
         return x * gate
 
 
 class InvertedResidual(nn.Module):
-    """Expand, filter each channel by itself, weigh the channels, project; the input is added where shapes agree."""
+    """Inverted residual block: expand, depthwise convolution, gate, project; plus the input if shapes agree."""
 
     def __init__(self, inside: int, row: BlockSettings) -> None:
         super().__init__()
@@ -115,17 +115,17 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, out, h / stride, w / stride)."""
-        found: Tensor = self.parts(x)
-        return x + found if self.residual else found
+        projected: Tensor = self.parts(x)
+        return x + projected if self.residual else projected
 
 
 class MobileNetV3Large(nn.Module):
-    """The network up to the last convolution, with fresh weights.
+    """MobileNetV3-Large up to the last convolution, with random weights.
 
     Parameters
     ----------
     width
-        Times the paper's channels.
+        Multiple of the paper's number of channels.
     """
 
     def __init__(self, width: float = 1.0) -> None:
@@ -149,23 +149,24 @@ class MobileNetV3Large(nn.Module):
         self.dim = round_channels(width * HEAD)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight)  # by what a filter sees: the depthwise ones see one channel
+                nn.init.kaiming_normal_(module.weight)  # by fan-in: a depthwise filter has one input channel
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (B, D, h/32, w/32) of (B, 3, h, w) normalised pixels."""
+        """Return the (B, D, h/32, w/32) map of (B, 3, h, w) normalised pixels."""
         x = self.stem(x)
         for block in self.blocks:
             x = block(x)
-        found: Tensor = self.head(x)
-        return found
+        features: Tensor = self.head(x)
+        return features
 
 
 class MobileNetV3Encoder(NetworkEncoder):
-    """MobileNetV3-Large; maps ``block_1`` … ``block_15`` and ``head``, embedding the mean of the last convolution.
+    """MobileNetV3-Large with maps ``block_1`` … ``block_15`` and ``head``.
 
-    The paper's classifier has one more layer after the mean; it belongs to ImageNet's classes, and is left out.
+    The embedding is the spatial mean of ``head``. The paper's classifier has one more layer after the mean. It serves
+    the ImageNet classes and is left out.
     """
 
     def __init__(self, spec: EncoderSpec) -> None:

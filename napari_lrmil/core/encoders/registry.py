@@ -1,4 +1,4 @@
-"""One name for every kind of encoder: a file, a folder, a hub id, a foundation model of the registry."""
+"""Resolution of encoder names: a file, a folder, a hub id, a foundation model, or an untrained architecture."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from napari_lrmil.core.encoders.weights import METADATA_KEY, LoadedEncoder, load
 from napari_lrmil.core.errors import EncoderError
 
 ATTO = {"depths": [2, 2, 6, 2], "hidden_sizes": [40, 80, 160, 320]}
-OURS = "BSD-3-Clause"  # random numbers of this program
+OURS = "BSD-3-Clause"  # licence of random weights, which this program generates
 UNTRAINED_ENCODERS = {
     spec.name: spec
     for spec in (
@@ -35,7 +35,7 @@ UNTRAINED_ENCODERS = {
 
 
 def random_encoder(name: str) -> LoadedEncoder:
-    """Return one of `UNTRAINED_ENCODERS` with random weights, the same every time."""
+    """Return one of `UNTRAINED_ENCODERS` with random weights, seeded by its name."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(zlib.crc32(name.encode()))
         encoder = build_encoder(UNTRAINED_ENCODERS[name])
@@ -45,10 +45,10 @@ def random_encoder(name: str) -> LoadedEncoder:
 
 
 def calibrate_batch_norm(encoder: NetworkEncoder) -> None:
-    """Give a convolutional network weights and batch norm statistics with which signals neither vanish nor explode.
+    """Initialise weights and batch norm statistics so that signals neither vanish nor explode.
 
-    Distillation keeps the statistics that a network comes with. Those of a network that saw nothing say mean 0 and
-    variance 1, which no layer has, so it is shown pictures once: soft coloured noise.
+    Distillation keeps the batch norm statistics of the network. A new network has mean 0 and variance 1, which fits no
+    layer. One pass over smooth coloured noise replaces them with measured statistics.
     """
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d):
@@ -56,7 +56,7 @@ def calibrate_batch_norm(encoder: NetworkEncoder) -> None:
     norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = None  # the plain mean of what is shown
+        norm.momentum = None  # cumulative mean instead of an exponential one
     encoder.train()
     with torch.no_grad():
         encoder(_noise())
@@ -66,7 +66,7 @@ def calibrate_batch_norm(encoder: NetworkEncoder) -> None:
 
 
 def _noise() -> Tensor:
-    """Return (32, 3, 64, 64) uint8 pictures."""
+    """Return (32, 3, 64, 64) uint8 images."""
     soft = nn.functional.interpolate(torch.rand(32, 3, 8, 8), size=64, mode="bilinear", align_corners=False)
     return (255 * (0.7 * soft + 0.3 * torch.rand(32, 3, 64, 64))).to(torch.uint8)
 
@@ -79,12 +79,12 @@ ACCEPTED_ENCODERS = (
 
 
 def resolve_encoder(name: str) -> LoadedEncoder | None:
-    """Return the frozen encoder that a name means; None where it is no file, folder or hub id.
+    """Return the frozen encoder of a name, or None if the name matches none of `ACCEPTED_ENCODERS`.
 
     Raises
     ------
     EncoderError
-        Where it means one, which cannot be used.
+        If the name matches, but the encoder cannot be used.
     """
     if name.startswith(HUB_PREFIX):
         return load_from_hub(name)
@@ -98,24 +98,25 @@ def resolve_encoder(name: str) -> LoadedEncoder | None:
     if path.is_dir() and (path / CONFIG).exists():
         return load_published(path)
     if path.suffix == ".safetensors":
-        return _file(path)
+        return _load_file(path)
     if path.suffix in (".json", ".yaml", ".yml"):
         return build_untrained(path)
     return None
 
 
-def _file(path: Path) -> LoadedEncoder:
-    described = path.is_file() and METADATA_KEY in read_tensors(path)[1]
-    if not described and (path.parent / CONFIG).exists():
+def _load_file(path: Path) -> LoadedEncoder:
+    """Return the encoder of a safetensors file; without our description the config.json next to it is used."""
+    is_described = path.is_file() and METADATA_KEY in read_tensors(path)[1]
+    if not is_described and (path.parent / CONFIG).exists():
         return load_published(path.parent, path)
     return load_encoder(path)
 
 
 def encoder_notice(name: str) -> str | None:
-    """Return licence and terms of an encoder that others made, and that weights are random; None: nothing to say."""
+    """Return licence and terms of a third-party encoder, or a note that weights are random; None if not needed."""
     if name in UNTRAINED_ENCODERS:
         return (
-            f"{name} starts with random weights and learns from the teacher alone; for weights that someone trained "
+            f"{name} starts with random weights and learns from the teacher only; for trained weights "
             f"give a .safetensors file, a folder with config.json, or {HUB_PREFIX}owner/name of a model of the family "
             f"{UNTRAINED_ENCODERS[name].family}"
         )

@@ -1,4 +1,4 @@
-"""Tensors of a network: rounded, checked, hashed."""
+"""Weights of encoders: rounding, hashing, and reading and writing safetensors files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from napari_lrmil.core.errors import EncoderError
 
 
 def round_to_half(module: nn.Module) -> None:
-    """Round the weights to what float16 can hold, in place, so that a file of half the size holds exactly them."""
+    """Round the weights in place to values that float16 holds exactly, so that a float16 file loses nothing."""
     with torch.no_grad():
         for tensor in module.state_dict().values():
             if tensor.is_floating_point():
@@ -27,7 +27,10 @@ def round_to_half(module: nn.Module) -> None:
 
 
 def half_tensors(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
-    """Return the weights as contiguous float16 tensors, names prefixed; call `round_to_half` before measuring."""
+    """Return the weights as contiguous float16 tensors with prefixed names.
+
+    Call `round_to_half` before an evaluation, so that the file gives the evaluated results.
+    """
     state = module.state_dict().items()
     return {f"{prefix}{k}": (v.half() if v.is_floating_point() else v).cpu().clone().contiguous() for k, v in state}
 
@@ -39,17 +42,17 @@ def file_sha256(path: Path) -> str:
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Fill `module` with `tensors`, cast to its own precision; raise `EncoderError` where names or shapes differ."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    """Load `tensors` into `module` as float32; raise `EncoderError` if names or shapes differ."""
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    differing = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
     if differing:
         raise EncoderError(f"the weights do not fit the network: {len(differing)} tensors differ, first {differing[0]}")
     module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
 
 
 def module_sha256(module: nn.Module) -> str:
-    """Return a hash of a network's weights."""
+    """Return the SHA-256 of a network's tensor names and values."""
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         digest.update(name.encode())
@@ -58,36 +61,38 @@ def module_sha256(module: nn.Module) -> str:
 
 
 def load_folded_mobilenet(path: Path, tensors: dict[str, Tensor]) -> MobileNetV2Encoder:
-    """Return MobileNetV2 from convolutions with batch norm folded in: the batch norm left in place does nothing.
+    """Return MobileNetV2 from convolutions with batch norm folded in; its batch norm layers become the identity.
 
     Raises
     ------
     EncoderError
-        Where the tensors are not those of such a network.
+        If the tensors are not those of such a network.
     """
     encoder = MobileNetV2Encoder(EncoderSpec(name=path.stem, licence="see the source of the weights"))
-    names = dict(_names(len(encoder.net.layer)))
+    names = dict(_convolution_names(len(encoder.net.layer)))
     if set(tensors) != {f"{name}.{part}" for name in names for part in ("weight", "bias")}:
-        found = ", ".join(sorted(tensors)[:3])
+        first_names = ", ".join(sorted(tensors)[:3])
         raise EncoderError(
-            f"{path}: nothing says which network holds the tensors {found} …; "
+            f"{path}: the network of the tensors {first_names} … is unknown; "
             "expected an encoder that this program wrote, or the folder of a model with its config.json"
         )
     state = encoder.net.state_dict()
     for source, target in names.items():
         weight, bias = tensors[f"{source}.weight"].float(), tensors[f"{source}.bias"].float()
-        state.update(_convolution_alone(target, weight, bias, encoder.net.config.layer_norm_eps))
+        state.update(_with_identity_norm(target, weight, bias, encoder.net.config.layer_norm_eps))
     load_weights(encoder.net, state)
     return encoder
 
 
-def _convolution_alone(target: str, weight: Tensor, bias: Tensor, eps: float) -> dict[str, Any]:
+def _with_identity_norm(target: str, weight: Tensor, bias: Tensor, eps: float) -> dict[str, Any]:
+    """Return the state of a convolution and of a batch norm that only adds the bias."""
+    # Batch norm divides by sqrt(variance + eps), which is 1 here.
     ones = torch.ones_like(bias)
     norm = {"weight": ones, "bias": bias, "running_mean": 0 * ones, "running_var": ones - eps}
     return {f"{target}.convolution.weight": weight} | {f"{target}.normalization.{k}": v for k, v in norm.items()}
 
 
-def _names(blocks: int) -> list[tuple[str, str]]:
+def _convolution_names(blocks: int) -> list[tuple[str, str]]:
     """Return (name in the folded file, name in ``transformers``) of every convolution."""
     names = [
         ("stem", "conv_stem.first_conv"),
@@ -104,7 +109,7 @@ METADATA_KEY = "lrmil_encoder"
 
 @dataclass(frozen=True)
 class LoadedEncoder:
-    """An encoder in evaluation mode with its weights, and the hash that tells them from others."""
+    """Frozen encoder in evaluation mode, with the hash of its weights."""
 
     encoder: NetworkEncoder
     sha256: str
@@ -118,23 +123,23 @@ class LoadedEncoder:
 def load_encoder(path: str | Path) -> LoadedEncoder:
     """Return the encoder stored in a safetensors file, frozen and in evaluation mode.
 
-    Files written by `save_encoder` carry their own description. A MobileNetV2 with batch norm folded into its
-    convolutions (tensors ``stem``, ``blocks.i.j``, ``head``) is read too.
+    Files of `save_encoder` contain a description of the architecture. A MobileNetV2 with batch norm folded into its
+    convolutions (tensors ``stem``, ``blocks.i.j``, ``head``) needs none.
 
     Raises
     ------
     EncoderError
-        Where the file is missing, not safetensors, or its tensors fit no encoder that we know.
+        If the file is missing or not safetensors, or its tensors fit no supported encoder.
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)
-    described = metadata.get(METADATA_KEY)
-    encoder = _described(path, described, tensors) if described else load_folded_mobilenet(path, tensors)
+    description = metadata.get(METADATA_KEY)
+    encoder = _build_described(path, description, tensors) if description else load_folded_mobilenet(path, tensors)
     return LoadedEncoder(encoder, file_sha256(path))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return tensors and metadata of a safetensors file; raises `EncoderError` where it is none."""
+    """Return tensors and metadata of a safetensors file; raise `EncoderError` if it is not one."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -147,19 +152,20 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def save_encoder(path: Path, encoder: NetworkEncoder) -> None:
-    """Write weights (float16) and description to one safetensors file, whole or not at all."""
+    """Write float16 weights and the description of the architecture to one safetensors file, atomically."""
     from safetensors.torch import save_file
 
     with atomic_write(path) as partial:
         save_file(half_tensors(encoder), partial, metadata={METADATA_KEY: json.dumps(asdict(encoder.spec))})
 
 
-def _described(path: Path, described: str, tensors: dict[str, Tensor]) -> NetworkEncoder:
+def _build_described(path: Path, description: str, tensors: dict[str, Tensor]) -> NetworkEncoder:
+    """Return the encoder that the metadata of a file describe, with the weights of the file."""
     try:
-        told = json.loads(described)
-        for name in ("mean", "deviation"):  # JSON knows no tuples
-            told[name] = tuple(told[name])
-        encoder = build_encoder(EncoderSpec(**told))
+        fields = json.loads(description)
+        for name in ("mean", "deviation"):  # JSON has lists where the specification has tuples
+            fields[name] = tuple(fields[name])
+        encoder = build_encoder(EncoderSpec(**fields))
         load_weights(encoder, tensors)
     except (TypeError, ValueError, KeyError, EncoderError) as error:
         raise EncoderError(f"{path}: the file's description of its encoder cannot be used ({error})") from error

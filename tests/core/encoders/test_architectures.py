@@ -322,7 +322,7 @@ def test_without_a_network_the_page_with_the_terms_is_named(tmp_path: Path, monk
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", odd)
     assert encoder_notice("hf:owner/away") is None
-    monkeypatch.setattr("napari_lrmil.core.encoders.huggingface._cached", lambda _: None)
+    monkeypatch.setattr("napari_lrmil.core.encoders.huggingface._find_cached", lambda _: None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(
         EncoderError, match=r"huggingface.co/owner/away, where its licence and terms are, .*network"

@@ -127,7 +127,7 @@ def test_an_unknown_layer_names_those_there_are(encoder: MobileNetV2Encoder) -> 
 
 
 def test_an_unknown_family_names_the_known_ones() -> None:
-    with pytest.raises(EncoderError, match="unknown encoder family 'alexnet'; known: mobilenet_v2"):
+    with pytest.raises(EncoderError, match="unknown encoder family 'alexnet'; expected one of mobilenet_v2"):
         EncoderSpec(family="alexnet")
 
 
