@@ -18,7 +18,7 @@ Call = Callable[..., tuple[int, str, str]]
 @pytest.fixture(autouse=True)
 def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure in this process: that each setup has its own is tested elsewhere, and loading torch takes seconds."""
-    monkeypatch.setattr(measuring, "_measured_elsewhere", measuring.measure)
+    monkeypatch.setattr(measuring, "_measure_in_child", measuring.measure)
 
 
 def test_bench_measures_and_draws(call: Call, tmp_path: Path) -> None:

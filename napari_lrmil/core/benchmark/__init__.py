@@ -1,4 +1,4 @@
-"""What a slide costs, step by step, and what each part of the method saves: resolution, encoder, reader, runtime."""
+"""Cost of a slide per step, and the saving by each part of the method: resolution, encoder, reader, runtime."""
 
 from napari_lrmil.core.benchmark.measure import Measurement, MeasurementSpec, measure_all
 from napari_lrmil.core.benchmark.pareto import cost_points, write_pareto

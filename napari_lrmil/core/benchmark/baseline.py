@@ -1,6 +1,6 @@
-"""What users run today, to be compared with: patches through OpenSlide and PIL, ResNet-50 in eager float32 torch.
+"""Baseline pipeline of the benchmark: patches through OpenSlide and PIL, ResNet-50 in eager float32 torch.
 
-Only its cost is of interest here: the weights are random, which computes as long as trained ones do.
+Only its cost is measured. The weights are random, because trained ones take the same time.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from napari_lrmil.core.slides.openslide_handle import slide_file
 from napari_lrmil.core.slides.slide import Slide
 
 RESNET_DIM = 2048
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as such pipelines have it
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, the usual normalisation of such pipelines
 
 
 class ResNetEmbedder(nn.Module):
-    """ResNet-50 (He et al. 2016, arXiv 1512.03385) up to its pooling: (B, 3, h, w) uint8 in, (B, 2048) out."""
+    """ResNet-50 (He et al. 2016, arXiv 1512.03385) up to its pooling; (B, 3, h, w) uint8 in, (B, 2048) out."""
 
     def __init__(self) -> None:
         from transformers import ResNetConfig, ResNetModel
 
         super().__init__()
-        self.network = ResNetModel(ResNetConfig())  # its default is ResNet-50
+        self.network = ResNetModel(ResNetConfig())  # the default configuration is ResNet-50
         self.eval().requires_grad_(False)
 
     def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
-        """Encode a batch; it has no layers to give."""
+        """Encode a batch; raise `ValueError` if `layers` is not empty, because there are no maps."""
         if layers:
             raise ValueError("no layers of ResNet-50 are offered")
         scaled = pixels.float() / 255
@@ -42,14 +42,14 @@ class ResNetEmbedder(nn.Module):
 
 
 class PilReader:
-    """Patches as most pipelines read them: one region of the best level each, RGBA to RGB, resized by PIL.
+    """Reader of most pipelines: one region of the best level per patch, RGBA to RGB, resized by PIL.
 
     Parameters
     ----------
     slide
-        Whose levels are chosen from; the file is opened once more.
+        Slide to read; its file is opened a second time.
     patches
-        What is read.
+        Patches to read.
     """
 
     def __init__(self, slide: Slide, patches: PatchSet) -> None:
@@ -57,17 +57,18 @@ class PilReader:
 
         self._handle = openslide.OpenSlide(slide_file(slide.path))
         self._patches = patches
-        across = patches.size_level0[0] / patches.patch_px  # level-0 pixels to one of the patch
-        self._level = self._handle.get_best_level_for_downsample(across * (1 + 1e-3))
-        down: float = self._handle.level_downsamples[self._level]
-        self._size = tuple(max(1, round(side / down)) for side in patches.size_level0)
+        downsample = patches.size_level0[0] / patches.patch_px
+        # The tolerance keeps a level whose stated downsample is larger by rounding only.
+        self._level = self._handle.get_best_level_for_downsample(downsample * (1 + 1e-3))
+        level_downsample: float = self._handle.level_downsamples[self._level]
+        self._size = tuple(max(1, round(side / level_downsample)) for side in patches.size_level0)
         self.pixels_decoded = 0
 
     def read(self, rows: slice) -> NDArray[np.uint8]:
-        """Return (B, patch_px, patch_px, 3) pixels of some of the patches."""
-        return np.stack([self._one(x, y) for x, y in self._patches.corners[rows].tolist()])
+        """Return the (B, patch_px, patch_px, 3) pixels of a range of patches."""
+        return np.stack([self._read_patch(x, y) for x, y in self._patches.corners[rows].tolist()])
 
-    def _one(self, x: int, y: int) -> NDArray[np.uint8]:
+    def _read_patch(self, x: int, y: int) -> NDArray[np.uint8]:
         region: Any = self._handle.read_region((x, y), self._level, self._size).convert("RGB")
         self.pixels_decoded += region.width * region.height
         side = self._patches.patch_px
@@ -76,5 +77,5 @@ class PilReader:
         return np.asarray(region)
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         self._handle.close()

@@ -1,4 +1,4 @@
-"""Measures one setup on one slide in a process of its own: CPU-seconds and wall seconds of every step, and memory."""
+"""Measurement of one setup on one slide in a separate process: CPU and wall seconds of each step, and memory."""
 
 from __future__ import annotations
 
@@ -42,20 +42,21 @@ SAMPLE_RUN = (
 
 @dataclass(frozen=True)
 class MeasurementSpec:
-    """What is measured, and how.
+    """Settings of a measurement.
 
     Attributes
     ----------
     slide, mpp
-        The file, and its resolution where it does not say.
+        Slide file, and its resolution in µm per pixel if the file does not state it.
     bundle
-        The model.
+        Folder of the model.
     device, threads
-        Where, and how many threads torch or OpenVINO may use.
+        Device, and number of threads for torch or OpenVINO.
     repeats
-        How often; medians are told.
+        Number of measured passes; medians are reported.
     most_patches
-        Of more patches than this only a sample is read and encoded, and the seconds of both are scaled up.
+        Maximum number of patches to read and encode. If there are more, a sample of this size is measured, and the
+        seconds of both steps are scaled up.
     """
 
     slide: Path
@@ -69,27 +70,28 @@ class MeasurementSpec:
 
 @dataclass
 class Measurement:
-    """What a setup costs on a slide: medians over the repeats.
+    """Cost of a setup on a slide, as medians over the repeats.
 
     Attributes
     ----------
     setup
-        Which.
+        Setup that was measured.
     cpu, wall
         Step -> seconds; ``total`` is their sum.
     patches, sampled
-        How many the slide has, and how many were read and encoded.
+        Number of patches of the slide, and of those that were read and encoded.
     pixels, read_bytes
         Native pixels decoded and bytes read from the file for the whole slide, the tissue mask included; bytes are None
-        where the system does not tell.
+        if the system does not count them.
     flops
-        Of encoder and MIL for the whole slide, a multiplication and an addition counted as two.
+        Operations of encoder and MIL for the whole slide; a multiplication and an addition count as two.
     peak_mb
-        Most memory that its process held.
+        Peak memory of the process, in MB.
     reader, runtime
-        What read and what ran, with reasons.
+        Name of the reader, and the chosen runtime.
     whole_cpu, whole_wall
-        Of `predict` itself, where reading and encoding overlap; None where it does not run this setup.
+        CPU and wall seconds of `predict`, in which reading and encoding overlap; None if `predict` cannot run the
+        setup.
     """
 
     setup: Setup
@@ -107,29 +109,36 @@ class Measurement:
     whole_wall: float | None = None
 
 
-def measure_all(question: MeasurementSpec, setups: Sequence[Setup]) -> Iterator[Event]:
-    """Measure setups one after the other, each in a new process, and finish with a list of `Measurement`.
+def measure_all(spec: MeasurementSpec, setups: Sequence[Setup]) -> Iterator[Event]:
+    """Measure setups one after the other, each in a new process.
+
+    Yields
+    ------
+    Progress
+        Before each setup and at the end.
+    Finished
+        With a list of `Measurement`.
 
     Raises
     ------
     LrmilError
-        Where slide or bundle cannot be used.
+        If slide or bundle cannot be used.
     """
-    found: list[Measurement] = []
+    measurements: list[Measurement] = []
     for done, setup in enumerate(setups):
         yield Progress("measuring", done, len(setups), "setups")
-        found.append(_measured_elsewhere(question, setup))
+        measurements.append(_measure_in_child(spec, setup))
     yield Progress("measuring", len(setups), len(setups), "setups")
-    yield Finished(found)
+    yield Finished(measurements)
 
 
-def _measured_elsewhere(question: MeasurementSpec, setup: Setup) -> Measurement:
-    child = Child("measuring", _measure_for_parent, question, setup)
+def _measure_in_child(spec: MeasurementSpec, setup: Setup) -> Measurement:
+    child = Child("measuring", _measure_for_parent, spec, setup)
     try:
         outcome: Measurement | Exception = child.receive()
     except ChildEndedError as error:
-        how = child.exit_text(f"the process that measured '{setup.name}'")
-        raise LrmilError(f"{question.slide}: {how}; close other programs and call it again") from error
+        reason = child.exit_text(f"the process that measured '{setup.name}'")
+        raise LrmilError(f"{spec.slide}: {reason}; close other programs and call it again") from error
     finally:
         child.close()
     if isinstance(outcome, Exception):
@@ -137,50 +146,50 @@ def _measured_elsewhere(question: MeasurementSpec, setup: Setup) -> Measurement:
     return outcome
 
 
-def _measure_for_parent(pipe: Connection, question: MeasurementSpec, setup: Setup) -> None:
-    """Send what was measured, or what went wrong in words: not every error can travel between processes."""
+def _measure_for_parent(pipe: Connection, spec: MeasurementSpec, setup: Setup) -> None:
+    """Send the measurement, or the error as text, because not every exception can be pickled."""
     try:
-        pipe.send(measure(question, setup))
+        pipe.send(measure(spec, setup))
     except LrmilError as error:
         pipe.send(LrmilError(str(error)))
     except Exception:
         pipe.send(RuntimeError(traceback.format_exc()))
 
 
-def measure(question: MeasurementSpec, setup: Setup) -> Measurement:
-    """Return what a setup costs, measured in this process after everything has been loaded and run once."""
-    torch.set_num_threads(question.threads)
-    device, bundle = resolve_device(question.device), Bundle(question.bundle)
-    bench = _Bench(question, setup, bundle, device)
-    clocks = [bench.pass_over(warm=True), *(bench.pass_over() for _ in range(question.repeats))][1:]
+def measure(spec: MeasurementSpec, setup: Setup) -> Measurement:
+    """Return the cost of a setup, measured in this process after one warm-up pass."""
+    torch.set_num_threads(spec.threads)
+    device, bundle = resolve_device(spec.device), Bundle(spec.bundle)
+    bench = _Bench(spec, setup, bundle, device)
+    clocks = [bench.measure_pass(warm=True), *(bench.measure_pass() for _ in range(spec.repeats))][1:]
     last = clocks[-1]
-    share = last.patches / last.sampled  # of the whole slide to the sample
+    scale = last.patches / last.sampled  # from the sample to the whole slide
     cpu, wall = ({s: median(getattr(c, kind)[s] for c in clocks) for s in STEPS} for kind in ("cpu", "wall"))
     for seconds in (cpu, wall):
-        seconds |= {step: seconds[step] * share for step in ("read", "encode")}
+        seconds |= {step: seconds[step] * scale for step in ("read", "encode")}
         seconds["total"] = sum(seconds.values())
-    found = Measurement(
+    measurement = Measurement(
         setup=setup,
         cpu=cpu,
         wall=wall,
         patches=last.patches,
         sampled=last.sampled,
-        pixels=last.pixels["tissue"] + round(last.pixels["read"] * share),
-        read_bytes=None if last.bytes is None else last.bytes["tissue"] + round(last.bytes["read"] * share),
+        pixels=last.pixels["tissue"] + round(last.pixels["read"] * scale),
+        read_bytes=None if last.bytes is None else last.bytes["tissue"] + round(last.bytes["read"] * scale),
         flops=bench.flops(last.side) * last.patches,
-        peak_mb=0.0,
+        peak_mb=0.0,  # set at the end, so that it includes `predict`
         reader=last.reader,
         runtime=bench.runtime.choice,
     )
     if not setup.fine and setup.encoder == STUDENT:
-        found.whole_cpu, found.whole_wall = bench.as_predict_runs()
-    found.peak_mb = peak_memory_mb()
-    return found
+        measurement.whole_cpu, measurement.whole_wall = bench.measure_predict()
+    measurement.peak_mb = peak_memory_mb()
+    return measurement
 
 
 @dataclass
 class _Clock:
-    """One pass over a slide: step -> CPU-seconds, wall seconds, pixels, bytes."""
+    """Counters of one pass over a slide: step -> CPU-seconds, wall seconds, pixels, bytes."""
 
     cpu: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
     wall: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
@@ -193,7 +202,7 @@ class _Clock:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Add what the process does meanwhile to a step."""
+        """Add the time and the bytes read inside the ``with`` block to a step."""
         cpu, wall, read = time.process_time(), time.perf_counter(), _bytes_read()
         yield
         self.cpu[name] += time.process_time() - cpu
@@ -206,35 +215,35 @@ class _Clock:
 
 
 def _bytes_read() -> int | None:
-    """Return what this process has read so far, from the disk or the system's cache; None where nobody counts it."""
+    """Return the bytes that this process has read from disk or page cache, or None if the system does not count."""
     counters = getattr(psutil.Process(), "io_counters", None)  # not on macOS
-    return None if counters is None else getattr(counters(), "read_chars", None)  # Linux alone
+    return None if counters is None else getattr(counters(), "read_chars", None)  # Linux only
 
 
 class _Bench:
-    """A setup that is ready to go over its slide again and again."""
+    """Setup with loaded networks, ready for repeated passes over its slide."""
 
-    def __init__(self, question: MeasurementSpec, setup: Setup, bundle: Bundle, device: torch.device) -> None:
-        self.question, self.setup, self.bundle, self.device = question, setup, bundle, device
+    def __init__(self, spec: MeasurementSpec, setup: Setup, bundle: Bundle, device: torch.device) -> None:
+        self.spec, self.setup, self.bundle, self.device = spec, setup, bundle, device
         self.network = _network(setup, bundle).to(device)
         self.runtime = Runtime(self.network.encoder, RuntimeChoice())
 
-    def pass_over(self, *, warm: bool = False) -> _Clock:
-        """Go from opening the slide to the overlay, one step after the other; `warm` prepares the runtime too."""
+    def measure_pass(self, *, warm: bool = False) -> _Clock:
+        """Run all steps in sequence, from opening the slide to the overlay; `warm` also prepares the runtime."""
         clock = _Clock()
         with clock.step("open"):
             slide = self._open()
         with slide:
             with clock.step("tissue"):
-                ground = find_tissue_grid(slide, self.bundle.card.plan, self.bundle.card.tissue)
+                tissue_grid = find_tissue_grid(slide, self.bundle.card.plan, self.bundle.card.tissue)
             clock.pixels["tissue"] = slide.pixels_decoded
             if warm:
-                self.runtime = self._prepared(slide, ground)
-            patches = self._patches(ground)
+                self.runtime = self._prepare_runtime(slide, tissue_grid)
+            patches = self._patches(tissue_grid)
             clock.patches = len(patches)
-            patches = replace(patches, corners=patches.corners[sample_rows(len(patches), self.question.most_patches)])
+            patches = replace(patches, corners=patches.corners[sample_rows(len(patches), self.spec.most_patches)])
             clock.sampled, clock.side = len(patches), patches.side
-            features = self._encoded(slide, patches, clock)
+            features = self._encode(slide, patches, clock)
             clock.reader = self.setup.reader if self.setup.reader == PIL else slide.reader.name
         with clock.step("mil"):
             pooled = pool_bag(self.network.mil, features, self.device)
@@ -244,54 +253,53 @@ class _Bench:
 
     def _open(self) -> Slide:
         reader = "openslide" if self.setup.reader == PIL else self.setup.reader
-        return Slide(self.question.slide, mpp=self.question.mpp, reader=reader)
+        return Slide(self.spec.slide, mpp=self.spec.mpp, reader=reader)
 
-    def _patches(self, ground: TissueGrid) -> PatchSet:
-        look = teacher_input if self.setup.fine else student_input
-        return look(self.bundle.card, ground.grid).patches
+    def _patches(self, tissue_grid: TissueGrid) -> PatchSet:
+        network_input = teacher_input if self.setup.fine else student_input
+        return network_input(self.bundle.card, tissue_grid.grid).patches
 
-    def _encoded(self, slide: Slide, patches: PatchSet, clock: _Clock) -> np.ndarray:
-        read, before = self._reading(slide, patches)
+    def _encode(self, slide: Slide, patches: PatchSet, clock: _Clock) -> np.ndarray:
+        read, count_pixels = self._open_reader(slide, patches)
         parts = []
-        most = (
-            BATCH if self.setup.encoder == RESNET else default_batch_size(patches.side)
-        )  # as such pipelines, and as ours, do it
+        # The batch size of usual pipelines for the baseline, and of `predict` for the other setups.
+        batch = BATCH if self.setup.encoder == RESNET else default_batch_size(patches.side)
         for start in range(0, len(patches), BATCH):
             with clock.step("read"):
                 pixels = read(slice(start, start + BATCH))
             with clock.step("encode"):
-                for at in range(0, len(pixels), most):
-                    encoded = encode(self.runtime.embedder, pixels[at : at + most], patches.input_px, self.device)
+                for i in range(0, len(pixels), batch):
+                    encoded = encode(self.runtime.embedder, pixels[i : i + batch], patches.input_px, self.device)
                     parts.append(to_numpy(encoded.embedding))
-        clock.pixels["read"] = before()
+        clock.pixels["read"] = count_pixels()
         return np.concatenate(parts)
 
-    def _reading(self, slide: Slide, patches: PatchSet) -> tuple[Callable[[slice], np.ndarray], Callable[[], int]]:
-        """Return what reads rows of patches, and what tells how many pixels that took, closing what it opened."""
+    def _open_reader(self, slide: Slide, patches: PatchSet) -> tuple[Callable[[slice], np.ndarray], Callable[[], int]]:
+        """Return a function that reads rows of patches, and one that closes the reader and returns its pixel count."""
         if self.setup.reader != PIL:
             start = slide.pixels_decoded
             return lambda rows: patches.read(slide, rows), lambda: slide.pixels_decoded - start
         reader = PilReader(slide, patches)
 
-        def end() -> int:
+        def close_and_count() -> int:
             reader.close()
             return reader.pixels_decoded
 
-        return reader.read, end
+        return reader.read, close_and_count
 
-    def _prepared(self, slide: Slide, ground: TissueGrid) -> Runtime:
-        """Return a runtime that was compared as `predict` does it: the student on LR patches, at either resolution."""
+    def _prepare_runtime(self, slide: Slide, tissue_grid: TissueGrid) -> Runtime:
+        """Return a runtime that is checked as in `predict`: the student on LR patches, at both resolutions."""
         if isinstance(self.network, _BaselineNetwork):
             return self.runtime
-        card, patches = self.bundle.card, self._patches(ground)
-        look = (student_input if self.setup.encoder == STUDENT else teacher_input)(card, ground.grid)
-        if look.patches.side != patches.side:  # a runtime is made for patches of one size
-            look = replace(look, patches=patches)
-        subject = runtime_request(slide, self.bundle, self.network, look)
-        return prepare_runtime(self.setup.runtime, subject, self.device)
+        card, patches = self.bundle.card, self._patches(tissue_grid)
+        network_input = (student_input if self.setup.encoder == STUDENT else teacher_input)(card, tissue_grid.grid)
+        if network_input.patches.side != patches.side:  # a runtime accepts patches of one size only
+            network_input = replace(network_input, patches=patches)
+        request = runtime_request(slide, self.bundle, self.network, network_input)
+        return prepare_runtime(self.setup.runtime, request, self.device)
 
     def flops(self, side: int) -> float:
-        """Return the operations for one patch of so many pixels a side."""
+        """Return the number of operations for one patch of `side` pixels."""
         from torch.utils.flop_counter import FlopCounterMode
 
         pixels = torch.zeros((1, 3, side, side), dtype=torch.uint8, device=self.device)
@@ -299,20 +307,22 @@ class _Bench:
             self.network.mil(self.network.encoder(pixels).embedding)
         return float(counted.get_total_flops())
 
-    def as_predict_runs(self) -> tuple[float, float]:
-        """Return CPU and wall seconds of `predict` itself, from opening the slide; medians."""
+    def measure_predict(self) -> tuple[float, float]:
+        """Return the median CPU and wall seconds of `predict`, including the opening of the slide."""
         cpu, wall = [], []
-        for _ in range(self.question.repeats):
-            at = time.process_time(), time.perf_counter()
+        for _ in range(self.spec.repeats):
+            cpu_start, wall_start = time.process_time(), time.perf_counter()
             with self._open() as slide:
                 for _event in predict(slide, self.bundle, device=self.device, runtime=self.setup.runtime):
                     pass
-            cpu.append(time.process_time() - at[0])
-            wall.append(time.perf_counter() - at[1])
+            cpu.append(time.process_time() - cpu_start)
+            wall.append(time.perf_counter() - wall_start)
         return median(cpu), median(wall)
 
 
 class _BaselineNetwork(nn.Module):
+    """Untrained ResNet-50 and MIL of the baseline pipeline."""
+
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.encoder, self.mil = ResNetEmbedder(), GatedAttentionMIL(RESNET_DIM, classes).eval().requires_grad_(False)
@@ -324,24 +334,26 @@ def _network(setup: Setup, bundle: Bundle) -> StudentNetwork | TeacherNetwork | 
     return bundle.student if setup.encoder == STUDENT else bundle.teacher
 
 
-def sample_rows(total: int, most: int) -> Int64:
-    """Return the rows to measure: all of them, or about `most`, in runs of neighbours that are spread evenly."""
-    if total <= most:
+def sample_rows(total: int, limit: int) -> Int64:
+    """Return the rows to measure: all of them, or about `limit`, in evenly spread runs of neighbours."""
+    if total <= limit:
         return np.arange(total, dtype=np.int64)
-    runs = max(1, most // SAMPLE_RUN)
+    runs = max(1, limit // SAMPLE_RUN)
     starts = np.linspace(0, total - SAMPLE_RUN, runs).round().astype(np.int64)
     return np.unique((starts[:, None] + np.arange(SAMPLE_RUN)).ravel())
 
 
 def _overlay(patches: PatchSet, attention: np.ndarray) -> object:
-    """Return the coloured map that is laid over the slide, a pixel per patch; it is made for what that costs."""
+    """Return the coloured attention map, one pixel per patch; only the cost of computing it matters here."""
     from matplotlib import colormaps
 
-    image = rasterize_patches(_Placed(patches.corners, patches.size_level0), attention * len(attention)).image
+    image = rasterize_patches(_PlacedPatches(patches.corners, patches.size_level0), attention * len(attention)).image
     return colormaps[COLORMAP](np.nan_to_num(image / max(2.0, float(np.nanpercentile(image, 99)))))
 
 
 @dataclass(frozen=True)
-class _Placed:
+class _PlacedPatches:
+    """Positions of patches in the form that `rasterize_patches` takes."""
+
     coords: Int64
     patch_level0: tuple[int, int]

@@ -1,4 +1,4 @@
-"""The setups that are compared: each differs from the one before it in one thing, so that each thing's gain is seen."""
+"""Setups of the benchmark: each one of the chain differs from the previous one in a single part (an ablation)."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ RESNET, STUDENT, OWN_TEACHER = "ResNet-50", "the student's", "the teacher's"
 
 @dataclass(frozen=True)
 class Setup:
-    """One way from a slide to its answer.
+    """Configuration of one measured pipeline, from slide to prediction.
 
     Attributes
     ----------
     name
-        For people.
+        Name in tables.
     changed
-        What differs from the setup before it; empty where it stands by itself.
+        Part that differs from the previous setup; empty if the setup is not part of the chain.
     fine
-        Whether it reads HR patches, all of them; else LR patches.
+        Whether it reads all HR patches; otherwise all LR patches.
     encoder
-        Whose encoder: `RESNET` with weights that nobody trained, for its cost alone; `STUDENT`; or `OWN_TEACHER`.
+        `RESNET`, untrained and measured for its cost only; `STUDENT`; or `OWN_TEACHER`.
     reader
-        `PIL`; `OPENSLIDE`, our reading through it; or `FAST`, what `predict` takes.
+        `PIL`; `OPENSLIDE`, our patch reader on OpenSlide; or `FAST`, the default reader of `predict`.
     runtime
-        As in `predict`: ``torch``, ``openvino`` or ``auto``.
+        Runtime as in `predict`: ``torch``, ``openvino`` or ``auto``.
     """
 
     name: str
@@ -44,5 +44,5 @@ LR = Setup("LR, predict defaults", "resolution", False, STUDENT, FAST, "auto")
 LR_TORCH = Setup("LR, torch and OpenSlide", "", False, STUDENT, OPENSLIDE, "torch")
 HR_OPENSLIDE = Setup("HR, torch and OpenSlide", "", True, STUDENT, OPENSLIDE, "torch")
 TEACHER = Setup("HR, the bundle's teacher", "", True, OWN_TEACHER, FAST, "auto")
-CHAIN = (BASELINE, HR_TORCH, HR_READER, HR_STUDENT, LR)  # from the most expensive to ours
-REFERENCE_SETUPS = (HR_OPENSLIDE, LR_TORCH)  # the gain of resolution once more, on the reference path
+CHAIN = (BASELINE, HR_TORCH, HR_READER, HR_STUDENT, LR)  # from the most expensive setup to the defaults of predict
+REFERENCE_SETUPS = (HR_OPENSLIDE, LR_TORCH)  # gain of resolution alone, on the reference reader and runtime

@@ -1,4 +1,4 @@
-"""Costs as JSON and as Markdown tables."""
+"""Benchmark results as JSON and as Markdown tables."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ EVERYTHING = "everything"
 
 @dataclass(frozen=True)
 class SpeedupFactor:
-    """How many times less one setup costs than another.
+    """Ratio of the costs of two setups.
 
     Attributes
     ----------
     changed
-        What differs: encoder, reader, runtime, resolution, or `EVERYTHING`.
+        Part that differs: encoder, reader, runtime, resolution, or `EVERYTHING`.
     before, after
         Names of the setups.
     cpu, wall
-        CPU-seconds and wall seconds, the former over the latter.
+        CPU-seconds and wall seconds of `before`, divided by those of `after`.
     patches
-        Patches, likewise.
+        Number of patches of `before`, divided by that of `after`.
     """
 
     changed: str
@@ -41,16 +41,16 @@ class SpeedupFactor:
 
     @property
     def share_of_patches(self) -> float:
-        """CPU-seconds saved over patches saved: 1 where a patch costs the same at either resolution."""
+        """Factor of CPU-seconds over factor of patches; 1 if a patch costs the same at both resolutions."""
         return self.cpu / self.patches
 
 
-def speedup_factors(found: Sequence[Measurement]) -> list[SpeedupFactor]:
-    """Return the factor of each change along the chain, as far as it was measured, and that of all of them together.
+def speedup_factors(measurements: Sequence[Measurement]) -> list[SpeedupFactor]:
+    """Return the factor of each measured change along the chain, and of all changes together.
 
-    The resolution's comes a second time, for torch and OpenSlide, where both were measured.
+    The factor of the resolution appears a second time if it was measured with torch and OpenSlide too.
     """
-    by_setup = {measured.setup: measured for measured in found}
+    by_setup = {measured.setup: measured for measured in measurements}
     pairs = [(b.changed, a, b) for a, b in pairwise(CHAIN)]
     pairs += [(LR.changed, HR_OPENSLIDE, LR_TORCH), (EVERYTHING, BASELINE, LR)]
     return [
@@ -71,54 +71,56 @@ def _factor(changed: str, before: Measurement, after: Measurement) -> SpeedupFac
     )
 
 
-def resolution_shares(found: Sequence[Measurement]) -> list[float]:
-    """Return `Factor.share_of_patches` of the resolution, on the fast path and on the reference path."""
+def resolution_shares(measurements: Sequence[Measurement]) -> list[float]:
+    """Return `SpeedupFactor.share_of_patches` of the resolution, with default and with reference setups."""
     names = (HR_STUDENT.name, HR_OPENSLIDE.name)
-    return [f.share_of_patches for f in speedup_factors(found) if f.changed == LR.changed and f.before in names]
+    return [f.share_of_patches for f in speedup_factors(measurements) if f.changed == LR.changed and f.before in names]
 
 
-def benchmark_json(question: MeasurementSpec, found: Sequence[Measurement]) -> dict[str, Any]:
-    """Return everything that was measured, what was asked, and the machine's processor."""
-    told = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(question).items()}
+def benchmark_json(spec: MeasurementSpec, measurements: Sequence[Measurement]) -> dict[str, Any]:
+    """Return all measurements and factors, the specification, and the processor of this machine."""
+    spec_fields = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(spec).items()}
     return {
         "version": __version__,
         "processor": cpu_name(),
-        **told,
-        "setups": [asdict(measured) for measured in found],
+        **spec_fields,
+        "setups": [asdict(measured) for measured in measurements],
         "factors": [
-            asdict(factor) | {"share_of_patches": factor.share_of_patches} for factor in speedup_factors(found)
+            asdict(factor) | {"share_of_patches": factor.share_of_patches} for factor in speedup_factors(measurements)
         ],
     }
 
 
 def cpu_name() -> str:
-    """Return the name of this CPU, and whether it multiplies bfloat16 where it says so."""
+    """Return the name of this CPU and its vector instruction sets, if Linux reports them."""
     info = Path("/proc/cpuinfo")
     if not info.exists():
         return platform.processor() or platform.machine()
     lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    abilities = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in facts.get("flags", "")]
-    return f"{facts.get('model name', platform.machine())} ({', '.join(abilities) or 'no vector units known'})"
+    entries = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    instruction_sets = [
+        name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in entries.get("flags", "")
+    ]
+    return f"{entries.get('model name', platform.machine())} ({', '.join(instruction_sets) or 'no vector units known'})"
 
 
-def measurement_notes(question: MeasurementSpec) -> str:
-    """Return on what and how the figures of the tables were measured, and what they mean."""
+def measurement_notes(spec: MeasurementSpec) -> str:
+    """Return a paragraph on the machine, the method and the units of the tables."""
     return (
-        f"{cpu_name()}; {question.device}, {question.threads} threads; medians of {question.repeats} passes, one step "
-        f"after the other, after one that loads everything. Of more than {question.most_patches} patches a sample "
-        "was read and encoded, and the seconds scaled up. MPix: native pixels asked of the file. GFLOP: of encoder "
-        "and MIL, a multiplication and an addition counted as two. CPU over patches: CPU-seconds saved over patches "
-        "saved."
+        f"{cpu_name()}; {spec.device}, {spec.threads} threads; medians of {spec.repeats} passes, one step "
+        f"after the other, after a warm-up pass. If a slide has more than {spec.most_patches} patches, a sample "
+        "is read and encoded, and its seconds are scaled up. MPix: native pixels read from the file. GFLOP: encoder "
+        "and MIL; a multiplication and an addition count as two. CPU over patches: factor of CPU-seconds over factor "
+        "of patches."
     )
 
 
-def step_table(found: Sequence[Measurement]) -> str:
-    """Return a row per setup: patches, pixels, operations, CPU-seconds of each step, wall seconds, memory."""
-    heads = ["setup", "patches", "MPix", "MB read", "GFLOP", *(f"{step}, CPU-s" for step in STEPS)]
-    heads += ["sum, CPU-s", "sum, s", "peak MB", "reader and runtime"]
-    rows = [_row(measured) for measured in found]
-    return _markdown(heads, rows)
+def step_table(measurements: Sequence[Measurement]) -> str:
+    """Return one row per setup: patches, pixels, operations, CPU-seconds of each step, wall seconds, memory."""
+    columns = ["setup", "patches", "MPix", "MB read", "GFLOP", *(f"{step}, CPU-s" for step in STEPS)]
+    columns += ["sum, CPU-s", "sum, s", "peak MB", "reader and runtime"]
+    rows = [_row(measured) for measured in measurements]
+    return _markdown(columns, rows)
 
 
 def _row(measured: Measurement) -> list[str]:
@@ -137,11 +139,11 @@ def _row(measured: Measurement) -> list[str]:
     ]
 
 
-def factor_table(found: Sequence[Measurement]) -> str:
-    """Return a row per change along the chain: how many times less it costs."""
-    heads = ["change", "from", "to", "CPU-seconds", "wall", "patches", "CPU over patches"]
+def factor_table(measurements: Sequence[Measurement]) -> str:
+    """Return one row per change along the chain, with the factors that it saves."""
+    columns = ["change", "from", "to", "CPU-seconds", "wall", "patches", "CPU over patches"]
     return _markdown(
-        heads,
+        columns,
         [
             [
                 f.changed,
@@ -152,12 +154,12 @@ def factor_table(found: Sequence[Measurement]) -> str:
                 f"{f.patches:.1f} times",
                 f"{f.share_of_patches:.2f}" if f.changed == LR.changed else "",
             ]
-            for f in speedup_factors(found)
+            for f in speedup_factors(measurements)
         ],
     )
 
 
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in (heads, *rows)]
-    lines.insert(1, "|" + "---|" * len(heads))
+def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in (columns, *rows)]
+    lines.insert(1, "|" + "---|" * len(columns))
     return "\n".join(lines)

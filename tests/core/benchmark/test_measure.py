@@ -40,8 +40,8 @@ from support.networks import untrained_bundle
 
 
 @pytest.fixture(scope="module")
-def question(tmp_path_factory: pytest.TempPathFactory) -> MeasurementSpec:
-    """Return a question about a small phantom and an untrained bundle."""
+def spec(tmp_path_factory: pytest.TempPathFactory) -> MeasurementSpec:
+    """Return the specification of a measurement of a small phantom and an untrained bundle."""
     slide = write_slide(tmp_path_factory.mktemp("slide"), PhantomSlide("phantom", LESION, 5, (1536, 1024)))
     return MeasurementSpec(slide, untrained_bundle(tmp_path_factory.mktemp("bundle")).path, repeats=1)
 
@@ -55,28 +55,28 @@ def test_each_setup_differs_from_the_one_before_in_what_it_says() -> None:
 
 
 @pytest.mark.parametrize("setup", [HR_TORCH, HR_OPENSLIDE, LR_TORCH, BASELINE], ids=lambda s: s.name)
-def test_counts_are_those_of_the_grid(question: MeasurementSpec, setup: Setup) -> None:
-    bundle = Bundle(question.bundle)
-    with Slide(question.slide) as slide:
+def test_counts_are_those_of_the_grid(spec: MeasurementSpec, setup: Setup) -> None:
+    bundle = Bundle(spec.bundle)
+    with Slide(spec.slide) as slide:
         grid = find_nested_grid(slide, bundle.card.plan, bundle.card.tissue)
         at_tissue = slide.pixels_decoded
-    found = measure(replace(question, most_patches=64), setup)
-    assert found.patches == (len(grid.hr_index) if setup.fine else len(grid.lr_index))
-    assert found.sampled == min(found.patches, SAMPLE_RUN)
+    measurement = measure(replace(spec, most_patches=64), setup)
+    assert measurement.patches == (len(grid.hr_index) if setup.fine else len(grid.lr_index))
+    assert measurement.sampled == min(measurement.patches, SAMPLE_RUN)
     side = bundle.card.hr_patch_px if setup.fine else bundle.card.lr_patch_px
-    assert found.pixels - at_tissue >= found.patches * side**2  # a patch may straddle pixels of a level
-    assert found.pixels - at_tissue <= 1.3 * found.patches * side**2
-    assert set(found.cpu) == {*STEPS, "total"} and found.cpu["total"] == pytest.approx(
-        sum(found.cpu[step] for step in STEPS)
+    assert measurement.pixels - at_tissue >= measurement.patches * side**2  # a patch may straddle pixels of a level
+    assert measurement.pixels - at_tissue <= 1.3 * measurement.patches * side**2
+    assert set(measurement.cpu) == {*STEPS, "total"} and measurement.cpu["total"] == pytest.approx(
+        sum(measurement.cpu[step] for step in STEPS)
     )
-    assert found.runtime == REFERENCE and found.peak_mb > 100
-    assert (found.whole_cpu is None) is setup.fine
+    assert measurement.runtime == REFERENCE and measurement.peak_mb > 100
+    assert (measurement.whole_cpu is None) is setup.fine
 
 
-def test_operations_are_counted_as_they_are(question: MeasurementSpec) -> None:
+def test_operations_are_counted_as_they_are(spec: MeasurementSpec) -> None:
     """The same encoder needs the same for a patch of the same size, at either resolution; ResNet-50 needs 4.1 G MAC."""
-    fine, coarse = measure(question, HR_TORCH), measure(question, LR_TORCH)
-    card = Bundle(question.bundle).card
+    fine, coarse = measure(spec, HR_TORCH), measure(spec, LR_TORCH)
+    card = Bundle(spec.bundle).card
     per_pixel = [m.flops / m.patches / px**2 for m, px in ((fine, card.hr_patch_px), (coarse, card.lr_patch_px))]
     assert per_pixel[0] == pytest.approx(per_pixel[1], rel=0.05)
     from torch.utils.flop_counter import FlopCounterMode
@@ -89,13 +89,13 @@ def test_operations_are_counted_as_they_are(question: MeasurementSpec) -> None:
     assert counted.get_total_flops() == pytest.approx(2 * 4.1e9, rel=0.02)
 
 
-def test_the_baseline_reads_what_we_read(question: MeasurementSpec) -> None:
+def test_the_baseline_reads_what_we_read(spec: MeasurementSpec) -> None:
     """Where a level has the wanted resolution, PIL's patches are ours: the baseline does the same work."""
     from napari_lrmil.core.benchmark.baseline import PilReader
     from napari_lrmil.core.features.extraction import PatchSet
 
-    bundle = Bundle(question.bundle)
-    with Slide(question.slide, reader="openslide") as slide:
+    bundle = Bundle(spec.bundle)
+    with Slide(spec.slide, reader="openslide") as slide:
         grid = find_nested_grid(slide, bundle.card.plan, bundle.card.tissue)
         patches = PatchSet(grid.hr_corners[:6], grid.lattice.cell, bundle.card.hr_patch_px)
         reader = PilReader(slide, patches)
@@ -112,7 +112,7 @@ def test_a_sample_is_runs_of_neighbours_spread_evenly() -> None:
     assert (np.diff(rows) == 1).sum() == 640 - 10 and len(set(np.diff(rows)[np.diff(rows) > 1])) <= 2
 
 
-def made(setup: Setup, cpu: float, patches: int) -> Measurement:
+def measurement(setup: Setup, cpu: float, patches: int) -> Measurement:
     return Measurement(
         setup, {"total": cpu}, {"total": cpu / 2}, patches, patches, 1, None, 1.0, 1.0, "tiles", REFERENCE
     )
@@ -122,40 +122,44 @@ def test_factors_multiply_along_the_chain() -> None:
     seconds = dict(zip(CHAIN, (600.0, 60.0, 50.0, 15.0, 1.5), strict=True)) | dict(
         zip(REFERENCE_SETUPS, (70.0, 7.0), strict=True)
     )
-    found = [made(setup, cpu, 120 if setup.fine else 10) for setup, cpu in seconds.items()]
-    told = speedup_factors(found)
-    along = [f for f in told if f.changed != "everything" and f.before != HR_OPENSLIDE.name]
-    assert np.prod([f.cpu for f in along]) == pytest.approx(told[-1].cpu) == 400
+    measurements = [measurement(setup, cpu, 120 if setup.fine else 10) for setup, cpu in seconds.items()]
+    factors = speedup_factors(measurements)
+    along = [f for f in factors if f.changed != "everything" and f.before != HR_OPENSLIDE.name]
+    assert np.prod([f.cpu for f in along]) == pytest.approx(factors[-1].cpu) == 400
     assert [f.changed for f in along] == ["encoder", "reader", "runtime", "resolution"]
-    assert costs.resolution_shares(found) == pytest.approx([10 / 12, 10 / 12])
-    assert [f.changed for f in speedup_factors([made(HR_STUDENT, 15, 120), made(LR, 1.5, 10)])] == ["resolution"]
-    assert "| 400.0 times |" in factor_table(found)
+    assert costs.resolution_shares(measurements) == pytest.approx([10 / 12, 10 / 12])
+    assert [f.changed for f in speedup_factors([measurement(HR_STUDENT, 15, 120), measurement(LR, 1.5, 10)])] == [
+        "resolution"
+    ]
+    assert "| 400.0 times |" in factor_table(measurements)
 
 
-def test_what_was_measured_is_json_and_a_table(question: MeasurementSpec) -> None:
-    found = [measure(question, LR_TORCH)]
-    told = json.loads(json.dumps(benchmark_json(question, found)))
-    assert told["setups"][0]["patches"] == found[0].patches and told["slide"] == str(question.slide)
-    assert told["setups"][0]["cpu"]["encode"] > 0 and told["processor"]
-    assert f"| {LR_TORCH.name} | {found[0].patches} |" in step_table(found)
+def test_what_was_measured_is_json_and_a_table(spec: MeasurementSpec) -> None:
+    measurements = [measure(spec, LR_TORCH)]
+    written = json.loads(json.dumps(benchmark_json(spec, measurements)))
+    assert written["setups"][0]["patches"] == measurements[0].patches and written["slide"] == str(spec.slide)
+    assert written["setups"][0]["cpu"]["encode"] > 0 and written["processor"]
+    assert f"| {LR_TORCH.name} | {measurements[0].patches} |" in step_table(measurements)
 
 
-def test_each_setup_has_a_process_of_its_own(question: MeasurementSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_setup_has_a_process_of_its_own(spec: MeasurementSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that one's memory is not another's; and where it dies, that is one sentence."""
-    events: list[Event] = list(measure_all(question, [LR_TORCH]))
+    events: list[Event] = list(measure_all(spec, [LR_TORCH]))
     assert isinstance(events[-1], Finished)
     assert events[-1].result[0].patches > 0
     monkeypatch.setattr(costs.measure, "_measure_for_parent", _die)
-    with pytest.raises(LrmilError, match=r"the process that measured .* ended with code 9, as when the memory") as told:
-        list(measure_all(question, [LR_TORCH]))
-    assert one_sentence(told.value)
+    with pytest.raises(
+        LrmilError, match=r"the process that measured .* ended with code 9, as when the memory"
+    ) as caught:
+        list(measure_all(spec, [LR_TORCH]))
+    assert one_sentence(caught.value)
 
 
-def test_what_is_wrong_with_a_slide_is_told_as_it_is(question: MeasurementSpec, tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_slide_is_told_as_it_is(spec: MeasurementSpec, tmp_path: Path) -> None:
     (tmp_path / "text.svs").write_text("no slide")
-    with pytest.raises(LrmilError, match=r"text\.svs") as told:
-        list(measure_all(replace(question, slide=tmp_path / "text.svs"), [LR_TORCH]))
-    assert one_sentence(told.value) and "memory" not in str(told.value)
+    with pytest.raises(LrmilError, match=r"text\.svs") as caught:
+        list(measure_all(replace(spec, slide=tmp_path / "text.svs"), [LR_TORCH]))
+    assert one_sentence(caught.value) and "memory" not in str(caught.value)
 
 
 def _die(*_: object) -> None:
@@ -167,9 +171,9 @@ def _die(*_: object) -> None:
 
 def test_the_front_is_what_nobody_beats_in_both(tmp_path: Path) -> None:
     figures = {"a": (0.9, 1.0), "b": (0.8, 2.0), "c": (0.95, 10.0), "d": (0.95, 20.0)}
-    found = [CostPoint(name, auroc, auroc - 0.05, None, cpu, 12) for name, (auroc, cpu) in figures.items()]
-    assert [p.name for p in pareto_front(found)] == ["a", "c"]
-    write_pareto(tmp_path, found)
+    points = [CostPoint(name, auroc, auroc - 0.05, None, cpu, 12) for name, (auroc, cpu) in figures.items()]
+    assert [p.name for p in pareto_front(points)] == ["a", "c"]
+    write_pareto(tmp_path, points)
     assert json.loads((tmp_path / "pareto.json").read_text())["front"] == ["a", "c"]
     assert (tmp_path / "pareto.png").stat().st_size > 10_000
 
