@@ -1,4 +1,4 @@
-"""Bundles, slides and a real napari window for the plugin's tests."""
+"""Bundle, slide and real napari window for the plugin's tests."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from support.window import MakeDock, open_window, require_screen
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Return a bundle with student and teacher."""
     bundle = lively_bundle(tmp_path_factory.mktemp("bundle"))
-    bundle.student  # noqa: B018 # loads transformers
-    _spare_the_collector()
+    bundle.student  # noqa: B018  # loads transformers, so that the collector can skip it
+    _freeze_loaded_objects()
     return bundle
 
 
@@ -32,7 +32,7 @@ def slide_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def qapp_cls() -> Any:
-    """Return what pytest-qt starts as the application, where there is a screen for one."""
+    """Return the application class that pytest-qt starts; skip without a screen."""
     require_screen()
     from qtpy.QtWidgets import QApplication
 
@@ -41,34 +41,34 @@ def qapp_cls() -> Any:
 
 @pytest.fixture(scope="session")
 def _window(qapp: Any) -> Iterator[Any]:
-    """Keep one window for all tests, for each takes seconds."""
-    opened = open_window()
-    _spare_the_collector()
-    yield opened
-    opened.close()
+    """Return one window for all tests, because each takes seconds to open."""
+    window = open_window()
+    _freeze_loaded_objects()
+    yield window
+    window.close()
 
 
-def _spare_the_collector() -> None:
-    """Take what is loaded from the garbage collector: napari calls it whenever layers go, which takes 0.3 s else."""
+def _freeze_loaded_objects() -> None:
+    """Exclude all present objects from garbage collection, which napari runs at each removal of layers: 0.3 s less."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture
 def viewer(_window: Any, qtbot: Any) -> Iterator[Any]:
-    """Lend the window, and leave it without layers and docks."""
+    """Return the shared window, and remove layers and docks after the test."""
     yield _window
     _window.layers.clear()
     _window.canvas.grid.enabled = False
     for dock in list(_window.window.dock_widgets.values()):
-        _window.window.remove_dock_widget(dock)  # napari leaves the widget itself to its owner
+        _window.window.remove_dock_widget(dock)  # napari does not delete the widget
         dock.deleteLater()
     qtbot.wait(20)
 
 
 @pytest.fixture
 def make_dock(viewer: Any, bundle: Bundle, qtbot: Any) -> MakeDock:
-    """Return what docks a widget into the window, with the model chosen and a slide opened."""
+    """Return a function that adds an Analyse dock to the window, with a model and optionally a slide."""
     from napari_lrmil.plugin.analyse.widget import AnalyseWidget
     from napari_lrmil.plugin.viewer.layers import add_layers
     from napari_lrmil.plugin.viewer.reader import read_slides

@@ -1,4 +1,4 @@
-"""Slides with one dark square at a known place, and the centre of darkness in a picture."""
+"""Slides with one dark square at a known position, and the centre of darkness in an image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LR_UM = 128.0  # of DarknessBundle
 
 @dataclass(frozen=True)
 class Planted:
-    """A dark square on tissue: the slide, and where the square's centre lies in µm, x then y."""
+    """Slide with a dark square on tissue; `centre_um` is the centre of the square in µm, x then y."""
 
     fake: FakeSlide
     centre_um: tuple[float, float]
@@ -23,7 +23,15 @@ class Planted:
 
 
 def plant(mpp: tuple[float, float], origin: tuple[int, int] = (0, 0)) -> Planted:
-    """Return 0.6 x 0.4 mm of tissue with a square of 90 µm within one LR patch; `origin` is where the scan begins."""
+    """Return 0.6 x 0.4 mm of tissue with a square of 90 µm within one LR patch.
+
+    Parameters
+    ----------
+    mpp
+        µm per level-0 pixel, x then y.
+    origin
+        Level-0 pixel at which the scanned part begins, x then y.
+    """
     width, height = round(600 / mpp[0]), round(400 / mpp[1])
     x, y = (round(v / m) for v, m in zip((3 * LR_UM + 15, LR_UM + 22), mpp, strict=True))
     w, h = (round(90 / m) for m in mpp)
@@ -40,8 +48,8 @@ def plant(mpp: tuple[float, float], origin: tuple[int, int] = (0, 0)) -> Planted
 
 
 def centroid(pixels: Any) -> Any:
-    """Return row and column of the middle of what is darker than tissue; blurred edges count by their share."""
+    """Return row and column of the centre of the pixels darker than tissue; blurred edges count in proportion."""
     darkness = np.clip((TISSUE[0] - pixels[..., 0].astype(float)) / (TISSUE[0] - DARK[0]), 0, 1)
-    darkness[darkness < 0.04] = 0  # rounding
+    darkness[darkness < 0.04] = 0  # tissue, apart from rounding
     rows, columns = np.indices(darkness.shape)
     return np.array([(rows * darkness).sum(), (columns * darkness).sum()]) / darkness.sum()

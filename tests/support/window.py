@@ -1,4 +1,4 @@
-"""A real napari window for tests."""
+"""Real napari windows for tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HAS_SCREEN = not sys.platform.startswith("linux") or bool(os.environ.get("DISPLA
 
 
 def require_screen() -> None:
-    """Skip where there is no screen; Qt would end the whole process."""
+    """Skip the test if there is no screen, because Qt would abort the whole process."""
     if not HAS_SCREEN:
         pytest.skip(
             "no screen: run under xvfb-run -a -s '-screen 0 1920x1200x24 +extension GLX'", allow_module_level=True
@@ -27,7 +27,7 @@ def open_window() -> Any:
 
     from napari_lrmil.plugin.viewer.gl_context import guard_layer_removal
 
-    opened = napari.Viewer(show=True)
-    guard_layer_removal(opened)  # a test without a dock removes layers too
-    opened.window._qt_window.resize(1280, 800)
-    return opened
+    viewer = napari.Viewer(show=True)
+    guard_layer_removal(viewer)  # tests without a dock remove layers too
+    viewer.window._qt_window.resize(1280, 800)
+    return viewer

@@ -1,4 +1,4 @@
-"""Events cross from the thread to the window, and the thread ends with the window."""
+"""Background threads: events arrive in the window's thread, and a thread ends with its window."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from napari_lrmil.plugin.qt.worker import BackgroundWorker, forward_events
 
 
 def _collect(work: Any) -> list[Event]:
-    got: list[Event] = []
-    forward_events(work, threading.Event(), got.append)
-    return got
+    events: list[Event] = []
+    forward_events(work, threading.Event(), events.append)
+    return events
 
 
 def test_events_pass_in_order() -> None:
@@ -28,19 +28,19 @@ def iter_of(*events: Event) -> Iterator[Event]:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (LrmilError("slide.svs: no tissue"), "slide.svs: no tissue"),
         (RuntimeError("CUDA error"), "RuntimeError: CUDA error"),
     ],
 )
-def test_every_exception_becomes_a_failure(error: Exception, said: str) -> None:
+def test_every_exception_becomes_a_failure(error: Exception, message: str) -> None:
     def work() -> Iterator[Event]:
         yield Progress("a", 0, 1)
         raise error
 
     *_, last = _collect(work)
-    assert isinstance(last, Failed) and last.message.startswith(said) and last.error is error
+    assert isinstance(last, Failed) and last.message.startswith(message) and last.error is error
 
 
 def test_work_that_cannot_even_begin_is_a_failure() -> None:
@@ -51,7 +51,7 @@ def test_work_that_cannot_even_begin_is_a_failure() -> None:
 
 
 def test_a_cancelled_run_closes_its_work_and_passes_nothing_on() -> None:
-    cancelled, closed, got = threading.Event(), threading.Event(), []
+    cancelled, closed, events = threading.Event(), threading.Event(), []
 
     def work() -> Iterator[Event]:
         try:
@@ -61,8 +61,8 @@ def test_a_cancelled_run_closes_its_work_and_passes_nothing_on() -> None:
         finally:
             closed.set()
 
-    forward_events(work, cancelled, got.append)
-    assert closed.is_set() and got == [Progress("a", 0, 2)]
+    forward_events(work, cancelled, events.append)
+    assert closed.is_set() and events == [Progress("a", 0, 2)]
 
 
 def test_events_arrive_in_the_windows_thread_and_the_end_is_told_once(qtbot: Any) -> None:
@@ -84,17 +84,17 @@ def test_events_arrive_in_the_windows_thread_and_the_end_is_told_once(qtbot: Any
 def test_the_work_ends_when_its_window_goes(qtbot: Any) -> None:
     from qtpy.QtCore import QObject
 
-    parent, going, told = QObject(), threading.Event(), []
+    parent, pause, events = QObject(), threading.Event(), []
 
     def work() -> Iterator[Event]:
         while True:
-            going.wait(0.01)
+            pause.wait(0.01)
             yield Progress("a", 0, 1)
 
-    run = BackgroundWorker(work, told.append, lambda: told.append(None), parent)
+    run = BackgroundWorker(work, events.append, lambda: events.append(None), parent)
     run.start()
-    qtbot.waitUntil(lambda: len(told) > 2, timeout=5000)
+    qtbot.waitUntil(lambda: len(events) > 2, timeout=5000)
     parent.deleteLater()
     del parent
     qtbot.waitUntil(lambda: run.wait(0), timeout=5000)
-    assert None not in told
+    assert None not in events, "the end was delivered to a window that is gone"

@@ -1,4 +1,4 @@
-"""The dock's logic, without a screen."""
+"""Session of the dock: choices, runs, failures and what-if steps, without a screen."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PATH = Path("slide.tif")
 
 
 class Clock:
-    """A clock that goes on when told."""
+    """Clock that a test sets."""
 
     now = 0.0
 
@@ -62,12 +62,12 @@ def test_it_says_what_is_missing_before_a_run(bundle: Bundle) -> None:
 
 
 def test_a_broken_model_is_told_in_one_sentence_and_not_chosen(session: Session, tmp_path: Path) -> None:
-    told: list[str] = []
-    session.failed.connect(told.append)
+    failures: list[str] = []
+    session.failed.connect(failures.append)
     session.choose_bundle(tmp_path)
-    assert session.bundle is None and len(told) == 1
-    assert one_sentence(Exception(told[0]))
-    assert session.run_blocked_by == told[0]
+    assert session.bundle is None and len(failures) == 1
+    assert one_sentence(Exception(failures[0]))
+    assert session.run_blocked_by == failures[0]
 
 
 def test_the_teacher_is_barred_on_a_slide_too_coarse_for_it(session: Session) -> None:
@@ -105,10 +105,10 @@ def test_events_become_state(bundle: Bundle) -> None:
     assert session.warnings == ("colours differ",)
     done: list[Any] = []
     session.finished.connect(done.append)
-    told = SimpleNamespace(student=SimpleNamespace(seconds={"encode": 0.0}), teacher=None)
-    session.on_event(Finished(told))
+    result = SimpleNamespace(student=SimpleNamespace(seconds={"encode": 0.0}), teacher=None)
+    session.on_event(Finished(result))
     session.on_finished()
-    assert session.state is SessionState.DONE and done == [told] and session.progress is None
+    assert session.state is SessionState.DONE and done == [result] and session.progress is None
 
 
 def test_after_a_cancel_nothing_arrives_and_a_new_run_can_start(session: Session) -> None:
@@ -125,12 +125,12 @@ def test_after_a_cancel_nothing_arrives_and_a_new_run_can_start(session: Session
 
 
 def test_a_failure_is_told_and_the_session_stays_usable(session: Session) -> None:
-    told: list[str] = []
-    session.failed.connect(told.append)
+    failures: list[str] = []
+    session.failed.connect(failures.append)
     session.prepare_run()
     session.on_event(Failed("no tissue"))
     session.on_finished()
-    assert session.state is SessionState.FAILED and told == ["no tissue"] and session.message == "no tissue"
+    assert session.state is SessionState.FAILED and failures == ["no tissue"] and session.message == "no tissue"
     session.prepare_run()
     assert session.message == ""
 
@@ -152,10 +152,10 @@ def test_a_run_gives_events_and_writes_where_asked(bundle: Bundle, slide_path: P
 
 
 def test_a_step_is_about_what_was_drawn_since() -> None:
-    """A region asked about, or left out before, is not left out because another one is."""
+    """Regions of the last prediction, and those excluded before, are not excluded together with a new one."""
     first, second, third = (box_region(BoxLevel0(x, 0, 10, 10), "r") for x in (0, 20, 40))
     before = WhatIf(excluded=(second,))
     last: Any = SimpleNamespace(scope=RegionOfInterest("region", (first,)))
     assert before.select_new([first, second, third], last) == [third]
-    assert before.select_new([first, second], last) == [first, second], "there is no other that could be meant"
+    assert before.select_new([first, second], last) == [first, second], "no other region is drawn"
     assert before.select_new([first, second], None) == [first]

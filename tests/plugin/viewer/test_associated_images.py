@@ -1,4 +1,4 @@
-"""Label and macro images: named without being read, shown on request, in no layer and in no screenshot."""
+"""Label and macro images: listed without reading, shown on request, in no layer and in no screenshot."""
 
 from __future__ import annotations
 

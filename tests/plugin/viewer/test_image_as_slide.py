@@ -1,4 +1,4 @@
-"""Ordinary pictures as slides: what is taken, what is refused, and that the engine reads them as any slide."""
+"""Ordinary images as slides: accepted and refused layers, and the same prediction as for a slide of these pixels."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def test_a_picture_reads_as_a_slide_of_one_level_white_past_its_edge() -> None:
 def test_without_a_resolution_it_has_none_and_with_lengths_it_has_the_layers_own() -> None:
     assert not slide_from_layer(_photo()).has_mpp
     layer = Image(PHOTO, rgb=True, scale=(250, 500), units=("nm", "nm"))
-    found = slide_from_layer(layer).mpp
-    assert (found.x, found.y) == pytest.approx((0.5, 0.25))
+    mpp = slide_from_layer(layer).mpp
+    assert (mpp.x, mpp.y) == pytest.approx((0.5, 0.25))
 
 
 def test_the_fingerprint_is_that_of_the_pixels() -> None:
@@ -91,13 +91,13 @@ def test_the_engine_says_the_same_of_the_picture_as_of_a_slide_with_its_pixels(t
     base = l_shape(900, 700, (300, 260))
     bundle = DarknessBundle()
     with slide_from_layer(Image(base, rgb=True), mpp=0.5) as picture:
-        *_, ours_says = predict(picture, bundle, device=torch.device("cpu"))  # type: ignore[arg-type]
+        *_, picture_finished = predict(picture, bundle, device=torch.device("cpu"))  # type: ignore[arg-type]
     with fake_slide(tmp_path, FakeSlide(base, (1.0,), resolution(0.5))) as slide:
-        *_, theirs = predict(slide, bundle, device=torch.device("cpu"))  # type: ignore[arg-type]
-    ours_result, their_result = ours_says.result, theirs.result  # type: ignore[union-attr]
-    assert len(ours_result.grid.lr_index) > 5
-    assert np.array_equal(ours_result.student.attention, their_result.student.attention)
-    assert ours_result.student.probabilities == their_result.student.probabilities
+        *_, slide_finished = predict(slide, bundle, device=torch.device("cpu"))  # type: ignore[arg-type]
+    of_picture, of_slide = picture_finished.result, slide_finished.result  # type: ignore[union-attr]
+    assert len(of_picture.grid.lr_index) > 5
+    assert np.array_equal(of_picture.student.attention, of_slide.student.attention)
+    assert of_picture.student.probabilities == of_slide.student.probabilities
 
 
 def test_a_picture_becomes_a_slide_in_the_viewer_and_the_analysis_can_open_it(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the reader claims, what it leaves to others, and that it opens without reading."""
+"""Reader of slides: which files it accepts, that it opens without reading pixels, resolution and DICOM series."""
 
 from __future__ import annotations
 
@@ -96,27 +96,27 @@ def test_real_slides_open(shared_data: Path, tmp_path: Path) -> None:
 
 def test_a_slide_without_resolution_is_asked_about_and_opened_with_the_answer(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "bare.tif", speckled(600, 400))
-    memory, asked = SettingsStore(tmp_path), []
+    memory, asked_names = SettingsStore(tmp_path), []
 
     def ask(slide: Slide) -> MppAnswer:
-        asked.append(slide.name)
+        asked_names.append(slide.name)
         return MppAnswer(0.25)
 
     for _ in range(2):
         [(_, options, _)] = read_slides(path, ask=ask, memory=memory)
         assert options["scale"] == (0.25, 0.25)
-    assert asked == ["bare"]
+    assert asked_names == ["bare"]
 
 
 def test_a_slide_that_nobody_can_size_is_left_out_with_a_sentence_and_closed(
     tmp_path: Path, slide_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_tiff(tmp_path / "bare.tif", speckled(600, 400))
-    told: list[str] = []
-    monkeypatch.setattr(reader, "_notify", told.append)
-    made = read_slides([path, slide_path], ask=lambda _: None, memory=SettingsStore(tmp_path))
-    assert [options["name"] for _, options, _ in made] == ["tissue"]
-    [sentence] = told
+    notifications: list[str] = []
+    monkeypatch.setattr(reader, "_notify", notifications.append)
+    layers = read_slides([path, slide_path], ask=lambda _: None, memory=SettingsStore(tmp_path))
+    assert [options["name"] for _, options, _ in layers] == ["tissue"]
+    [sentence] = notifications
     assert sentence.startswith("bare.tif was not opened") and "\n" not in sentence
 
 
@@ -143,7 +143,8 @@ def test_files_of_one_dicom_series_are_one_slide(dicom: Path, slide_path: Path) 
     assert len(files) == 4
     assert one_path_per_slide([files[2], slide_path, *files, dicom]) == [files[2], slide_path]
     [(data, options, _)] = read_slides(files)
-    assert data.shape == (2967, 2220, 3) if hasattr(data, "shape") else data[0].shape == (2967, 2220, 3)
+    finest = data[0] if options["multiscale"] else data
+    assert finest.shape == (2967, 2220, 3)
     assert options["scale"] == pytest.approx((0.499, 0.499))
 
 
@@ -156,8 +157,8 @@ def test_a_folder_of_one_series_is_one_slide_by_its_name_and_of_two_series_two(
     assert [options["name"] for _, options, _ in read_slides(folder)] == ["study"]
     shutil.copy(shared_data / "slides" / "camelyon_overview_jpeg" / "overview.dcm", folder / "overview.dcm")
     (folder / "broken.dcm").write_bytes(b"DICM")
-    found = one_path_per_slide([folder])
-    assert len(found) == 2 and found[1] == folder / "overview.dcm"
+    paths = one_path_per_slide([folder])
+    assert len(paths) == 2 and paths[1] == folder / "overview.dcm"
     assert get_reader(folder) is not None
 
 

@@ -1,4 +1,4 @@
-"""Where things lie in napari's world: µm from the slide's level-0 corner, whatever the resolution, bounds and level."""
+"""Position of layers in µm from the slide's level-0 corner, for several resolutions, bounds and levels."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def planted(request: pytest.FixtureRequest) -> Planted:
     return plant(*CASES[request.param])
 
 
-def _layer(made: Any) -> Any:
+def _layer(layer_data: Any) -> Any:
     from napari.layers import Image
 
-    data, options, _ = made
+    data, options, _ = layer_data
     return Image(data, **options)
 
 
@@ -93,8 +93,8 @@ def test_the_underlay_lies_where_the_slide_lies(planted: Planted, tmp_path: Path
 
 def test_attention_is_that_of_the_prediction_and_both_maps_share_their_colours(tmp_path: Path) -> None:
     prediction = _prediction(tmp_path, plant((0.5, 0.5)))
-    made = build_attention_layers(prediction, 0.5, None)
-    student, teacher = made["student"], made["teacher"]
+    layers = build_attention_layers(prediction, 0.5, None)
+    student, teacher = layers["student"], layers["teacher"]
     assert np.nansum(student[0]) / len(prediction.student.attention) == pytest.approx(1, abs=1e-5)
     assert student[1]["contrast_limits"] == teacher[1]["contrast_limits"]
     assert student[1]["colormap"] == teacher[1]["colormap"]
@@ -142,4 +142,4 @@ def test_other_colours_reach_every_layer_of_the_slide_and_no_other(tmp_path: Pat
     assert np.array_equal(shown[0], 255 - fakes[0].base) and np.array_equal(shown[2], shown[0])
     assert np.array_equal(shown[1], fakes[1].base)
     seen = np.asarray(layers[0]._slice.image.view)
-    assert seen[3, 5].tolist() == (255 - fakes[0].base)[3, 5].tolist(), "the canvas was told"
+    assert seen[3, 5].tolist() == (255 - fakes[0].base)[3, 5].tolist(), "the canvas shows the new colours"

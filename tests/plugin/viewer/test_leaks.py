@@ -1,4 +1,4 @@
-"""Slides that were opened, analysed and closed leave neither memory nor files behind."""
+"""Memory and open files after slides were opened, analysed and closed."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def resident_mb() -> float:
 
 def open_files(folder: Path) -> list[str]:
     """Return the files below `folder` that this process holds open."""
-    found = []
+    names = []
     for link in Path("/proc/self/fd").iterdir():
         try:
-            found.append(os.readlink(link))
+            names.append(os.readlink(link))
         except OSError:  # closed in the meantime
             continue
-    return [name for name in found if name.startswith(str(folder))]
+    return [name for name in names if name.startswith(str(folder))]
 
 
 def test_twenty_slides_leave_nothing(make_dock: MakeDock, viewer: Any, qtbot: Any, tmp_path: Path) -> None:

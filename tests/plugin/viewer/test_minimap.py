@@ -1,4 +1,4 @@
-"""The overview in a real window: the picture, the frame, and where a click leads."""
+"""Minimap in a real window: thumbnail, frame, clicks and keys."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def half_dark(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def minimap(viewer: Any, qtbot: Any) -> Any:
-    made = Minimap(viewer)
-    viewer.window.add_dock_widget(made, name="overview", area="right")
+    widget = Minimap(viewer)
+    viewer.window.add_dock_widget(widget, name="overview", area="right")
     qtbot.wait(20)
-    return made
+    return widget
 
 
 def _open(viewer: Any, minimap: Any, path: Path, qtbot: Any) -> Any:
@@ -59,16 +59,16 @@ def _at(minimap: Any, um: tuple[float, float]) -> QPoint:
 
 
 def test_fit_keeps_shape_and_finds_its_way_back() -> None:
-    fit = MapTransform.within(BoxUm(100, 40, 600, 200), 306, 206)
-    assert fit.to_px(fit.extent) == pytest.approx((3, 53, 300, 100))
-    assert fit.to_um(3 + 150, 53 + 25) == pytest.approx((400, 90))
-    assert fit.to_um(-50, 900) == pytest.approx((100, 240)), "beside the slide is its edge"
+    transform = MapTransform.within(BoxUm(100, 40, 600, 200), 306, 206)
+    assert transform.to_px(transform.extent) == pytest.approx((3, 53, 300, 100))
+    assert transform.to_um(3 + 150, 53 + 25) == pytest.approx((400, 90))
+    assert transform.to_um(-50, 900) == pytest.approx((100, 240)), "a pixel outside the slide is its edge"
 
 
 def test_the_frame_ends_at_the_slide_and_is_never_too_small_to_see() -> None:
-    fit = MapTransform.within(BoxUm(0, 0, 600, 200), 306, 206)
-    assert fit.frame(BoxUm(-900, 50, 1000, 100)) == pytest.approx((3, 78, 50, 50))
-    left, top, width, height = fit.frame(BoxUm(300, 100, 1, 1))
+    transform = MapTransform.within(BoxUm(0, 0, 600, 200), 306, 206)
+    assert transform.frame(BoxUm(-900, 50, 1000, 100)) == pytest.approx((3, 78, 50, 50))
+    left, top, width, height = transform.frame(BoxUm(300, 100, 1, 1))
     assert (width, height) == (module.MIN_FRAME_PX,) * 2
     assert (left + width / 2, top + height / 2) == pytest.approx((3 + 150.25, 53 + 50.25))
 

@@ -1,4 +1,4 @@
-"""The dialog that asks for a resolution."""
+"""Dialog that asks for a resolution: values, answers, the estimate in its thread."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from support.fake_slides import FakeSlide, fake_slide, speckled  # noqa: E402
 
 
 @dataclass(frozen=True)
-class Found:
-    """An estimate."""
+class NuclearEstimate:
+    """Estimate of the resolution."""
 
     mpp: float = 0.27
     low: float = 0.22
@@ -47,17 +47,17 @@ def _while_open(do: Any) -> None:
     QTimer.singleShot(0, look)
 
 
-def _left(button: Any, qtbot: Any) -> None:
+def _click(button: Any, qtbot: Any) -> None:
     qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
 
 
 @pytest.mark.parametrize(("name", "mpp"), [("20x", 0.5), ("40x", 0.25)])
 def test_a_button_fills_in_and_open_answers(slide: Any, qtbot: Any, name: str, mpp: float) -> None:
     def answer(dialog: MppDialog) -> None:
-        assert not dialog.open_button.isEnabled(), "no default, for that would be a guess"
+        assert not dialog.open_button.isEnabled(), "a default would be a guess"
         assert dialog.remember.isChecked()
-        _left(dialog.common[name], qtbot)
-        _left(dialog.open_button, qtbot)
+        _click(dialog.common[name], qtbot)
+        _click(dialog.open_button, qtbot)
 
     _while_open(answer)
     assert ask_mpp(slide) == MppAnswer(mpp, remember=True)
@@ -68,14 +68,14 @@ def test_a_number_can_be_typed_and_need_not_be_remembered(slide: Any, qtbot: Any
         dialog.field.selectAll()
         qtbot.keyClicks(dialog.field, dialog.field.locale().toString(0.2649, "f", 4))
         dialog.remember.setChecked(False)
-        _left(dialog.open_button, qtbot)
+        _click(dialog.open_button, qtbot)
 
     _while_open(answer)
     assert ask_mpp(slide) == MppAnswer(0.2649, remember=False)
 
 
 def test_cancelling_is_no_answer(slide: Any, qtbot: Any) -> None:
-    _while_open(lambda dialog: _left(dialog.cancel_button, qtbot))
+    _while_open(lambda dialog: _click(dialog.cancel_button, qtbot))
     assert ask_mpp(slide) is None
     _while_open(lambda dialog: qtbot.keyClick(dialog, Qt.Key.Key_Escape))
     assert ask_mpp(slide) is None
@@ -84,10 +84,10 @@ def test_cancelling_is_no_answer(slide: Any, qtbot: Any) -> None:
 def test_the_estimate_is_made_in_a_thread_and_offered_with_its_range(slide: Any, qtbot: Any) -> None:
     go, threads = threading.Event(), []
 
-    def estimate() -> Found:
+    def estimate() -> NuclearEstimate:
         threads.append(threading.current_thread())
         go.wait(10)
-        return Found()
+        return NuclearEstimate()
 
     def answer(dialog: MppDialog) -> None:
         assert dialog.estimate_busy.isVisible() and not dialog.use_estimate.isVisible()
@@ -95,8 +95,8 @@ def test_the_estimate_is_made_in_a_thread_and_offered_with_its_range(slide: Any,
         qtbot.waitUntil(dialog.use_estimate.isVisible, timeout=5000)
         assert "about 0.27 (0.22 to 0.33)" in dialog.estimate_text.text()
         qtbot.waitUntil(lambda: not dialog.estimate_busy.isVisible(), timeout=5000)
-        _left(dialog.use_estimate, qtbot)
-        _left(dialog.open_button, qtbot)
+        _click(dialog.use_estimate, qtbot)
+        _click(dialog.open_button, qtbot)
 
     _while_open(answer)
     assert ask_mpp(slide, estimate) == MppAnswer(0.27)
@@ -112,7 +112,7 @@ def test_where_there_is_no_estimate_it_says_so(slide: Any, qtbot: Any, outcome: 
     def answer(dialog: MppDialog) -> None:
         qtbot.waitUntil(lambda: "no estimate" in dialog.estimate_text.text(), timeout=5000)
         assert not dialog.use_estimate.isVisible()
-        _left(dialog.cancel_button, qtbot)
+        _click(dialog.cancel_button, qtbot)
 
     _while_open(answer)
     assert ask_mpp(slide, estimate) is None
@@ -120,7 +120,7 @@ def test_where_there_is_no_estimate_it_says_so(slide: Any, qtbot: Any, outcome: 
 
 def test_closing_it_does_not_wait_for_the_estimate(slide: Any, qtbot: Any) -> None:
     go = threading.Event()
-    _while_open(lambda dialog: _left(dialog.cancel_button, qtbot))
-    assert ask_mpp(slide, lambda: Found() if go.wait(20) else None) is None
+    _while_open(lambda dialog: _click(dialog.cancel_button, qtbot))
+    assert ask_mpp(slide, lambda: NuclearEstimate() if go.wait(20) else None) is None
     assert not go.is_set()
     go.set()

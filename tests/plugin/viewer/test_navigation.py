@@ -1,4 +1,4 @@
-"""Magnification, place and visible part of the world, on a viewer without a window."""
+"""Magnification, position and visible part of the world, on a viewer without a window."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from napari.components import ViewerModel
 
 from napari_lrmil.core.geometry import BoxUm
-from napari_lrmil.plugin.viewer import navigation as navigate
+from napari_lrmil.plugin.viewer import navigation
 from napari_lrmil.plugin.viewer.layers import add_layers, build_slide_layers, lrmil_layers
 from support.fake_slides import FakeSlide, fake_slide, resolution, speckled
 
@@ -19,9 +19,9 @@ CANVAS = (300, 500)  # height, width
 
 @pytest.fixture
 def viewer() -> ViewerModel:
-    made = ViewerModel()
-    made.canvas.size = CANVAS
-    return made
+    model = ViewerModel()
+    model.canvas.size = CANVAS
+    return model
 
 
 def _open(viewer: ViewerModel, folder: Path, mpp: float = 0.5, name: str = "fake.svs") -> Any:
@@ -35,43 +35,43 @@ def test_a_screen_pixel_shows_ten_um_over_the_magnification(
 ) -> None:
     _open(viewer, tmp_path)
     centre = viewer.scene.camera.center
-    navigate.set_magnification(viewer, magnification)
-    seen = navigate.visible_um(viewer)
+    navigation.set_magnification(viewer, magnification)
+    seen = navigation.visible_um(viewer)
     assert (seen.width / CANVAS[1], seen.height / CANVAS[0]) == pytest.approx((um, um))
-    assert navigate.current_magnification(viewer) == pytest.approx(magnification)
+    assert navigation.current_magnification(viewer) == pytest.approx(magnification)
     assert viewer.scene.camera.center == centre
 
 
 def test_on_a_dense_screen_it_is_the_real_pixel_that_counts(viewer: ViewerModel, tmp_path: Path) -> None:
     _open(viewer, tmp_path)
-    navigate.set_magnification(viewer, 20, pixel_ratio=2.0)
-    assert navigate.visible_um(viewer).width == pytest.approx(CANVAS[1] * 2 * 0.5)
-    assert navigate.current_magnification(viewer, pixel_ratio=2.0) == pytest.approx(20)
-    assert navigate.current_magnification(viewer) == pytest.approx(10)
+    navigation.set_magnification(viewer, 20, pixel_ratio=2.0)
+    assert navigation.visible_um(viewer).width == pytest.approx(CANVAS[1] * 2 * 0.5)
+    assert navigation.current_magnification(viewer, pixel_ratio=2.0) == pytest.approx(20)
+    assert navigation.current_magnification(viewer) == pytest.approx(10)
 
 
 def test_fly_to_brings_a_point_to_the_middle(viewer: ViewerModel, tmp_path: Path) -> None:
     _open(viewer, tmp_path)
-    navigate.fly_to(viewer, (310.0, 120.0), magnification=10)
-    assert navigate.visible_um(viewer) == BoxUm(310 - 250, 120 - 150, 500, 300)
-    navigate.fly_to(viewer, (20.0, 410.0))
-    assert navigate.visible_um(viewer) == BoxUm(20 - 250, 410 - 150, 500, 300)
+    navigation.fly_to(viewer, (310.0, 120.0), magnification=10)
+    assert navigation.visible_um(viewer) == BoxUm(310 - 250, 120 - 150, 500, 300)
+    navigation.fly_to(viewer, (20.0, 410.0))
+    assert navigation.visible_um(viewer) == BoxUm(20 - 250, 410 - 150, 500, 300)
 
 
 def test_a_layer_in_nm_does_not_change_what_a_um_is(viewer: ViewerModel, tmp_path: Path) -> None:
     _open(viewer, tmp_path)
     viewer.add_image(np.zeros((40, 70)), scale=(1000, 1000), units=("nm", "nm"))
-    navigate.fly_to(viewer, (310.0, 120.0), magnification=10)
+    navigation.fly_to(viewer, (310.0, 120.0), magnification=10)
     assert viewer.scene.camera.center[-2:] == pytest.approx((120_000, 310_000))
-    seen = navigate.visible_um(viewer)
+    seen = navigation.visible_um(viewer)
     assert (seen.x, seen.y, seen.width, seen.height) == pytest.approx((60, -30, 500, 300))
 
 
 def test_with_pixels_beside_it_the_world_counts_the_slides_own_units(viewer: ViewerModel, tmp_path: Path) -> None:
     _open(viewer, tmp_path)
     viewer.add_image(np.zeros((40, 70)))
-    navigate.set_magnification(viewer, 10)
-    assert navigate.visible_um(viewer).width == pytest.approx(500)
+    navigation.set_magnification(viewer, 10)
+    assert navigation.visible_um(viewer).width == pytest.approx(500)
 
 
 def test_in_grid_mode_it_is_what_one_of_the_views_shows(viewer: ViewerModel, tmp_path: Path) -> None:
@@ -81,8 +81,8 @@ def test_in_grid_mode_it_is_what_one_of_the_views_shows(viewer: ViewerModel, tmp
     viewer.canvas.grid.shape = (1, -1)
     viewer.canvas.grid.spacing = 10
     viewer.canvas.grid.enabled = True
-    navigate.fly_to(viewer, (310.0, 120.0), magnification=10)
-    seen = navigate.visible_um(viewer)
+    navigation.fly_to(viewer, (310.0, 120.0), magnification=10)
+    seen = navigation.visible_um(viewer)
     assert (seen.width, seen.height) == pytest.approx(((500 - 10) / 2, 300))
     assert seen.x + seen.width / 2 == pytest.approx(310)
 
@@ -91,34 +91,34 @@ def test_in_grid_mode_it_is_what_one_of_the_views_shows(viewer: ViewerModel, tmp
     ("mpp", "finest"), [(0.25, 40), (0.499, 40), (0.51, 40), (0.65, 20), (1.0, 20), (1.1, 10), (8.0, 2.5)]
 )
 def test_twice_the_slides_own_resolution_is_the_end(mpp: float, finest: float) -> None:
-    blocked = {m: navigate.why_magnification_unavailable(m, mpp) for m in navigate.MAGNIFICATIONS}
+    blocked = {m: navigation.why_magnification_unavailable(m, mpp) for m in navigation.MAGNIFICATIONS}
     assert max(m for m, why in blocked.items() if not why) == finest
     assert all(f"{mpp:.3g} µm" in why for why in blocked.values() if why)
 
 
 def test_without_a_slide_no_magnification_is_offered() -> None:
-    assert all(navigate.why_magnification_unavailable(m, None) for m in navigate.MAGNIFICATIONS)
+    assert all(navigation.why_magnification_unavailable(m, None) for m in navigation.MAGNIFICATIONS)
 
 
 def test_the_current_slide_is_that_of_the_active_layer_else_the_topmost_visible(
     viewer: ViewerModel, tmp_path: Path
 ) -> None:
-    assert navigate.current_slide(viewer) is None and navigate.current_mpp(viewer) is None
+    assert navigation.current_slide(viewer) is None and navigation.current_mpp(viewer) is None
     first, second = _open(viewer, tmp_path), _open(viewer, tmp_path, 0.25, "second.svs")
     viewer.layers.selection.active = None
-    assert navigate.current_slide(viewer) is second
+    assert navigation.current_slide(viewer) is second
     second.visible = False
-    assert navigate.current_slide(viewer) is first
+    assert navigation.current_slide(viewer) is first
     [underlay] = lrmil_layers(viewer, tmp_path / "second.svs", role="underlay")
     viewer.layers.selection.active = underlay
-    assert navigate.current_slide(viewer) is second and navigate.current_mpp(viewer) == pytest.approx(0.25)
+    assert navigation.current_slide(viewer) is second and navigation.current_mpp(viewer) == pytest.approx(0.25)
     viewer.layers.selection.active = viewer.add_image(np.zeros((5, 9)))
-    assert navigate.current_slide(viewer) is first
+    assert navigation.current_slide(viewer) is first
 
 
 def test_the_scale_bar_comes_with_the_first_slide_only(viewer: ViewerModel, tmp_path: Path) -> None:
     bar = viewer.canvas.overlays.scale_bar
-    navigate.show_scale_bar_with_slides(viewer)
+    navigation.show_scale_bar_with_slides(viewer)
     viewer.add_image(np.zeros((40, 70)))
     assert not bar.visible
     viewer.layers.clear()
@@ -126,10 +126,10 @@ def test_the_scale_bar_comes_with_the_first_slide_only(viewer: ViewerModel, tmp_
     assert bar.visible and str(viewer.layers.extent.units[-1]) == "micrometer"
     bar.visible = False
     _open(viewer, tmp_path, name="second.svs")
-    assert not bar.visible, "who switched it off had a reason"
+    assert not bar.visible, "the user has hidden it"
 
 
 def test_the_scale_bar_comes_for_a_slide_that_is_there(viewer: ViewerModel, tmp_path: Path) -> None:
     _open(viewer, tmp_path)
-    navigate.show_scale_bar_with_slides(viewer)
+    navigation.show_scale_bar_with_slides(viewer)
     assert viewer.canvas.overlays.scale_bar.visible

@@ -1,4 +1,4 @@
-"""The magnification row in a real window, by mouse and by key."""
+"""Magnification buttons in a real window, by mouse and by key."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from napari_lrmil.plugin.viewer.navigation_panel import MagnificationRow  # noqa
 
 @pytest.fixture
 def row(viewer: Any, qtbot: Any) -> Any:
-    made = MagnificationRow(viewer)
-    viewer.window.add_dock_widget(made, name="magnification", area="right")
+    widget = MagnificationRow(viewer)
+    viewer.window.add_dock_widget(widget, name="magnification", area="right")
     viewer.window._qt_window.activateWindow()
     qtbot.wait(50)
-    return made
+    return widget
 
 
 def _open(viewer: Any, row: Any, path: Path, qtbot: Any) -> None:

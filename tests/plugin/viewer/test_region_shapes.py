@@ -1,4 +1,4 @@
-"""Regions drawn in napari, in level-0 pixels of a slide whose pixels are not square."""
+"""Conversion between napari shapes and regions of a slide whose pixels are not square."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sample slide is painted once, and opens as any other."""
+"""Sample slide: written once, and opened like any other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The screen's pixels: lazy, exact, bounded in memory, closed when nobody looks."""
+"""Image pyramid for the screen: lazy, exact, bounded in memory, closed with its last array."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def test_making_arrays_reads_no_pixel_and_a_view_reads_only_its_tiles(tmp_path: 
 def test_layers_of_one_slide_share_the_cache(tmp_path: Path) -> None:
     fake = FakeSlide(speckled(WIDTH, HEIGHT), (1.0,), resolution(0.5))
     screen = ScreenSlide(fake_slide(tmp_path, fake))
-    one, two = screen.array(0), screen.array(0)
-    assert np.array_equal(np.asarray(one), np.asarray(two))
+    first, second = screen.array(0), screen.array(0)
+    assert np.array_equal(np.asarray(first), np.asarray(second))
     assert len(fake.reads) == 9
 
 
@@ -110,11 +110,11 @@ def test_only_the_scanned_part_is_shown(tmp_path: Path) -> None:
 def test_other_colours_hold_for_every_level_and_for_tiles_that_were_kept(tmp_path: Path) -> None:
     base = speckled(WIDTH, HEIGHT)
     screen = ScreenSlide(fake_slide(tmp_path, FakeSlide(base, (1.0,), resolution(0.5))))
-    told: list[bool] = []
-    screen.colour_changed.connect(lambda: told.append(True))
+    emitted: list[bool] = []
+    screen.colour_changed.connect(lambda: emitted.append(True))
     before = [np.asarray(array) for array in screen.arrays()]
     screen.set_colour(lambda pixels: 255 - pixels)
-    assert told == [True] and screen.cache.bytes == 0
+    assert emitted == [True] and screen.cache.bytes == 0
     assert np.array_equal(np.asarray(screen.array(0)), 255 - before[0])
     assert np.abs(np.asarray(screen.array(1)).astype(int) - (255 - before[1])).max() <= 1, "averaged once, not twice"
     screen.set_colour(None)
@@ -125,7 +125,7 @@ def test_a_tile_that_was_read_in_the_old_colours_is_not_kept(tmp_path: Path) -> 
     fake = FakeSlide(speckled(700, 600), (1.0,), resolution(0.5))
     screen = ScreenSlide(fake_slide(tmp_path, fake))
     fake.before_read = lambda: screen.set_colour(np.zeros_like) if screen.colour is None else None
-    assert screen.tile((0, 0, 0)).any(), "this one was under way"
+    assert screen.tile((0, 0, 0)).any(), "its read began before the change"
     assert not screen.tile((0, 0, 0)).any()
 
 
