@@ -2,9 +2,10 @@
 
 Outside a paint event the current context is that of Qt's compositor, left over from the last frame. napari (0.9.2:
 ``VispyCanvas._clean_and_update_scenegraph``) deletes the shader programs of a removed layer in whichever context is
-current. Drivers of Mesa that compile shaders per context, as software OpenGL does, cannot delete them there: they keep
-them until the canvas draws again, then unbind the canvas's shaders without marking that state as changed. If the next
-frame uses only the program of the last one, as it does if a single image is left, the process dies of a null pointer.
+current. Mesa's drivers that compile shaders per context, such as software OpenGL, cannot delete them there. They keep
+the shaders until the canvas draws again, and then unbind the canvas's shaders without marking that state as changed.
+The next frame may use only the program of the last one, for example if a single image is left. The process then dies
+of a null pointer.
 """
 
 from __future__ import annotations
