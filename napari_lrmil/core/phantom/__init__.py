@@ -1,13 +1,14 @@
-"""Phantom slides: procedural H&E-like tissue whose classes differ in the fine structure of nuclei, and in little else.
+"""Phantom slides: procedural H&E-like tissue whose classes differ mainly in the fine structure of nuclei.
 
-A slide is an L of fibrous stroma with glands on noisy glass. On a lesion slide a few foci hold epithelial nuclei of
-coarse chromatin and unequal darkness; they lie where the ordinary ones would, are as many, and absorb as much light. So
-a 20x network tells a focus from its surroundings at once; at 5x only the unequal darkness of dots is left.
+A slide is an L of fibrous stroma with glands on noisy glass. On a lesion slide, epithelial nuclei in a few foci have
+coarse chromatin and unequal darkness. Their positions, their number and their mean absorption are those of ordinary
+nuclei. A 20x network therefore separates a focus from its surroundings easily. At 5x, only the unequal darkness is
+left.
 
-Everything is laid out on a coarse plan, then painted band by band as amounts of haematoxylin and eosin, turned into
-light by Beer and Lambert's law, and written while it is painted: memory does not grow with the slide. A huge slide
-holds several such pieces of tissue. Variants are finer, do not tell their resolution, have a fold or a pen's stroke, or
-are another kind of file. Lengths are micrometres unless a name says otherwise.
+Tissue is laid out on a coarse plan, then painted band by band as amounts of haematoxylin and eosin. The Beer-Lambert
+law turns them into light. Bands are written while they are painted, so memory does not grow with the slide. A huge
+slide holds several pieces of tissue. Variants have a finer resolution, no stated resolution, a fold, a pen stroke, or
+another file format. Lengths are micrometres unless a name says otherwise.
 """
 
 from napari_lrmil.core.phantom.cohort import make_cohort

@@ -1,4 +1,4 @@
-"""Cohorts of phantom slides: labels and splits dealt out, slides written in parallel, one table."""
+"""Cohorts of phantom slides: assigns labels and splits, writes slides in parallel and one cohort table."""
 
 from __future__ import annotations
 
@@ -33,36 +33,30 @@ def make_cohort(
     look: PhantomLook = DEFAULT_LOOK,
     variants: Sequence[str] = (),
 ) -> Iterator[Event]:
-    """Write a cohort, half of it lesion slides, and yield how far it is; several calls may fill one folder.
+    """Write a cohort with half lesion slides, and yield progress; several calls can fill one folder.
 
     Parameters
     ----------
     out
-        Folder of the slides and of ``cohort.csv``; rows of earlier calls stay, rows of the same slides are replaced.
-    slides
-        How many. Each has a patient of its own.
-    size
-        Width and height of each, px of 0.5 µm.
+        Folder of the slides and of ``cohort.csv``. Rows of earlier calls stay; rows of the same slides are replaced.
+    slides, size
+        Number of slides, each of a different patient; width and height of each, in px of 0.5 µm.
     seed
-        With `split` it fixes every pixel, however many `workers` there are.
+        Random seed. Together with `split` it determines every pixel, independent of `workers`.
     split
-        For all of these slides; without it they are split 60/20/20 within each class.
+        Split of all slides; by default they are split 60/20/20 within each class.
     workers
-        Processes that paint.
-    look
-        How they look.
-    variants
-        Names of `VARIANTS`, all of which every slide is.
+        Number of painting processes.
+    look, variants
+        Appearance of the tissue, and names of `VARIANTS` that are all applied to every slide.
 
     Yields
     ------
-    Progress
-        After each slide.
-    Finished
-        With the path of ``cohort.csv``.
+    Progress, Finished
+        Progress after each slide; at the end the path of ``cohort.csv``.
     """
     plan, splits = _plan_cohort(slides, size, seed, split)
-    combine_variants(variants)  # a wrong name is told before anything is painted
+    combine_variants(variants)  # raises an error for a wrong name before anything is painted
     files = []
     for done, path in enumerate(_write_all(Path(out), plan, look, variants, workers), start=1):
         files.append(path.name)
@@ -74,7 +68,7 @@ def make_cohort(
 def _plan_cohort(
     count: int, size: tuple[int, int], seed: int, split: str | None
 ) -> tuple[list[PhantomSlide], list[str]]:
-    """Return the slides and their splits. Names hold the call and a number, which the shuffled labels do not follow."""
+    """Return the slides and their splits; labels are shuffled, so names do not reveal them."""
     call = zlib.crc32((split or "").encode())  # other splits of the same seed hold other slides
     rng = np.random.default_rng([seed, call])
     labels = [CLASSES[int(i)] for i in rng.permutation(np.arange(count) % 2)]
@@ -86,7 +80,7 @@ def _plan_cohort(
 
 
 def _stratify(labels: Sequence[str]) -> list[str]:
-    """Return splits dealt out in turn within each class, so that few slides still reach all three."""
+    """Return splits assigned in turn within each class, so that even a few slides cover all three splits."""
     turn, seen = ("train", "val", "test", "train", "train"), dict.fromkeys(CLASSES, -1)
     splits = []
     for label in labels:
@@ -106,12 +100,12 @@ def _write_all(
         try:
             yield from (job.result() for job in jobs)
         finally:
-            for job in jobs:  # a caller that stops early does not wait for the rest
+            for job in jobs:  # a caller that stops early must not wait for the remaining slides
                 job.cancel()
 
 
 def _merge_table(path: Path, rows: Sequence[tuple[str, ...]]) -> Path:
-    """Add rows to the cohort table, in place of older rows of the same slides, and return its path."""
+    """Add rows to the cohort table, replace older rows of the same slides, and return its path."""
     table = {row[0]: row for row in [*_read_table(path), *rows]}
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([COHORT_COLUMNS, *(table[name] for name in sorted(table))])

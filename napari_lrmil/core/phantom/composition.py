@@ -1,4 +1,4 @@
-"""What each cell of a slide is made of: shares of tissue and counts of nuclei, known without painting."""
+"""Composition of each cell of a slide: shares of tissue and counts of nuclei, computed without painting."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def measure_composition(plan: Plan, nuclei: Mapping[str, Nuclei]) -> Field:
 
 
 def _cell_means(field: NDArray[Any]) -> NDArray[Any]:
-    """Return means over cells; a cell cut by the slide's edge averages what there is of it."""
+    """Return means over cells; a cell cut by the slide's edge is averaged over its remaining part."""
     side = round(CELL_UM / PLAN_UM)
     starts = [np.arange(0, n, side) for n in field.shape]
     sums = np.add.reduceat(np.add.reduceat(field, starts[0], axis=0), starts[1], axis=1)
@@ -40,9 +40,9 @@ def _cell_means(field: NDArray[Any]) -> NDArray[Any]:
 
 
 def compose(shape: tuple[int, int], parts: Sequence[tuple[tuple[int, int], Field]]) -> Field:
-    """Return the composition of a slide of `shape` (rows, cols) cells: its pieces, each from a (row, col), on glass."""
-    whole = np.zeros((*shape, len(COMPOSITION)), dtype=np.float32)
-    whole[..., 0] = 1
+    """Return the (rows, cols, len(COMPOSITION)) composition of a slide: its pieces on glass, each at its (row, col)."""
+    composition = np.zeros((*shape, len(COMPOSITION)), dtype=np.float32)
+    composition[..., 0] = 1  # glass
     for (row, col), part in parts:
-        whole[row : row + part.shape[0], col : col + part.shape[1]] = part
-    return whole
+        composition[row : row + part.shape[0], col : col + part.shape[1]] = part
+    return composition

@@ -1,4 +1,4 @@
-"""The coarse plan of a slide: where tissue, foci, glands and fibres lie."""
+"""Coarse plan of a slide: positions of tissue, foci, glands and fibres."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLAN_UM = 2.0  # µm along a side of one cell of the plan, whatever the resoluti
 
 @dataclass(frozen=True)
 class Plan:
-    """Where everything lies; fields have one value per `PLAN_UM`."""
+    """Plan of a piece of tissue; fields have one value per `PLAN_UM`."""
 
     tissue: Field  # µm within the tissue, negative on glass
     gland: Field  # µm within a gland, negative in the stroma
@@ -32,7 +32,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Blob:
-    """A gland or a focus: a circle with ripples."""
+    """Outline of a gland or focus: a circle with ripples."""
 
     centre: tuple[float, float]  # x, y in µm
     radius: float  # µm
@@ -52,7 +52,7 @@ class Blob:
 
 
 def lay_out(slide: PhantomSlide, look: PhantomLook, rng: np.random.Generator) -> tuple[list[Blob], Plan]:
-    """Return the glands of a slide, and its plan, which has foci whatever the label."""
+    """Return the glands of a slide and its plan; the plan has foci for both labels, so that twins match."""
     cell, px = PLAN_UM, PLAN_UM / slide.mpp
     shape = (math.ceil(slide.size[1] / px), math.ceil(slide.size[0] / px))
     y, x = (np.arange(n, dtype=np.float32)[:, None] * cell + cell / 2 for n in shape)
@@ -67,11 +67,11 @@ def lay_out(slide: PhantomSlide, look: PhantomLook, rng: np.random.Generator) ->
 
 
 def _tissue(x: Field, y: Field, slide: PhantomSlide, look: PhantomLook, rng: np.random.Generator) -> Field:
-    """Return the depth within an L whose notch lies top right or bottom left: a swap of x and y would move it."""
+    """Return the depth within an L with its notch top right or bottom left, so that a swap of x and y shows."""
     width, height = (s * slide.mpp for s in slide.size)
     left, top = (max(look.margin * side, look.edge_um) for side in (width, height))
     notch_x, notch_y = width * (1 - look.notch[0]), height * look.notch[1]
-    if rng.random() < 0.5:  # turn the L by half a turn
+    if rng.random() < 0.5:  # rotate the L by 180°
         x, y = width - x, height - y
     within = np.minimum(np.minimum(x - left, width - left - x), np.minimum(y - top, height - top - y))
     depth = np.minimum(within, np.maximum(notch_x - x, y - notch_y))
@@ -86,10 +86,10 @@ def _waves(rng: np.random.Generator, depth: float, orders: Sequence[int] = (2, 3
 
 
 def _place_foci(tissue: Field, cell: float, look: PhantomLook, rng: np.random.Generator) -> list[Blob]:
-    """Return disjoint round blobs well within the tissue that together cover a drawn share of it."""
+    """Return disjoint round blobs well inside the tissue that together cover a randomly drawn share of it."""
     area = float((tissue > 0).sum()) * cell**2 * rng.uniform(*look.lesion_share)
-    wanted = int(rng.integers(look.foci[0], look.foci[1] + 1))
-    count = max(1, min(wanted, int(area / (np.pi / 4 * look.focus_across[0] ** 2))))
+    drawn_count = int(rng.integers(look.foci[0], look.foci[1] + 1))
+    count = max(1, min(drawn_count, int(area / (np.pi / 4 * look.focus_across[0] ** 2))))
     radius = min(math.sqrt(area / count / np.pi), look.focus_across[1] / 2)
     room = tissue.copy()
     foci: list[Blob] = []
@@ -111,7 +111,7 @@ def _distance(centre: tuple[float, float], shape: tuple[int, ...], cell: float) 
 
 
 def _place_glands(tissue: Field, cell: float, look: PhantomLook, rng: np.random.Generator) -> list[Blob]:
-    """Return glands on a jittered hexagonal lattice, with patches left out for plain stroma."""
+    """Return glands on a jittered hexagonal lattice with gaps of plain stroma."""
     step = look.gland_spacing
     scarce = noise(rng, (tissue.shape[0], tissue.shape[1]), 260 / cell)
     limit = np.quantile(scarce, 1 - look.gland_gaps)
@@ -129,7 +129,7 @@ def _place_glands(tissue: Field, cell: float, look: PhantomLook, rng: np.random.
 
 
 def _gland_depth(glands: Sequence[Blob], shape: tuple[int, int], cell: float, around: float = 60.0) -> Field:
-    """Return the depth within the nearest gland, µm; exact to within `around` outside of it."""
+    """Return the depth within the nearest gland, µm; outside, distances above `around` are cut off."""
     depth = np.full(shape, -around, dtype=np.float32)
     for gland in glands:
         half = gland.radius + around
@@ -142,11 +142,13 @@ def _gland_depth(glands: Sequence[Blob], shape: tuple[int, int], cell: float, ar
 
 
 def _fibres(x: Field, y: Field, gland: Field, cell: float, rng: np.random.Generator) -> tuple[Field, Field]:
-    """Return coordinates across and along collagen fibres: a wavy main direction that gives way to the glands."""
+    """Return coordinates across and along collagen fibres: a wavy main direction that bends around glands."""
     angle = rng.uniform(0, np.pi)
     shape = (gland.shape[0], gland.shape[1])
     wave = 40 * noise(rng, shape, 240 / cell) + 5 * noise(rng, shape, 45 / cell)
-    around = gaussian_filter(np.clip(-gland, 0, 30), 5 / cell)  # smooth where the surroundings of two glands meet
+    around = gaussian_filter(
+        np.clip(-gland, 0, 30), 5 / cell
+    )  # smooths the border between the surroundings of two glands
     across = x * np.cos(angle) + y * np.sin(angle) + wave + 1.2 * around
     along = y * np.cos(angle) - x * np.sin(angle) + 20 * noise(rng, shape, 200 / cell)
     return across.astype(np.float32), along.astype(np.float32)
@@ -158,4 +160,4 @@ def noise(rng: np.random.Generator, shape: tuple[int, int], wavelength: float) -
     lattice = Image.fromarray(rng.standard_normal(coarse[::-1], dtype=np.float32))
     box = (1.0, 1.0, 1.0 + min(coarse[0] - 2, shape[1] / wavelength), 1.0 + min(coarse[1] - 2, shape[0] / wavelength))
     field: Field = np.asarray(lattice.resize(shape[::-1], Image.Resampling.BICUBIC, box=box))
-    return field * np.float32(1.35)  # bicubic interpolation flattens white noise by about this much
+    return field * np.float32(1.35)  # bicubic interpolation reduces the sd of white noise by about this factor

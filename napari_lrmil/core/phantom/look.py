@@ -1,4 +1,4 @@
-"""What a phantom slide holds and how it looks: label, seed and size; colours and tuned quantities."""
+"""Content and appearance of a phantom slide: label, seed and size; colours and tuned quantities."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ INKS = {
 
 @dataclass(frozen=True)
 class NucleusLook:
-    """One kind of nucleus."""
+    """Appearance of one kind of nucleus."""
 
     length: float  # long axis, µm
     width: float  # short axis, µm
@@ -45,9 +45,9 @@ class NucleusLook:
 
 @dataclass(frozen=True)
 class PhantomLook:
-    """How a phantom looks; the defaults make a lesion plain at 20x and faint at 5x (docs, Demo model)."""
+    """Appearance of a phantom; by default a lesion is obvious at 20x and faint at 5x (docs, Demo model)."""
 
-    margin: float = 0.05  # glass round the tissue, share of the slide's side, and no less than `edge_um`
+    margin: float = 0.05  # glass around the tissue, share of the slide's side, at least `edge_um`
     notch: tuple[float, float] = (0.42, 0.50)  # sides of the corner missing from the L, share of width and height
     edge_um: float = 26.0  # depth of the raggedness of the tissue edge
     gland_spacing: float = 104.0  # µm between gland centres; sets the number of epithelial nuclei
@@ -68,7 +68,7 @@ class PhantomLook:
     )  # fmt: skip
     fibroblast: NucleusLook = NucleusLook(15.0, 3.0, 1.05, size_sd=0.18, ripple=0.10, grain=0.10, rim=0.1, nucleoli=0)
     lymphocyte: NucleusLook = NucleusLook(6.4, 6.0, 1.25, size_sd=0.07, grain=0.40, grain_um=0.6, rim=0.3, nucleoli=0)
-    foci: tuple[int, int] = (1, 3)  # foci on a lesion slide, fewer where they would be too small
+    foci: tuple[int, int] = (1, 3)  # number of foci on a lesion slide, fewer if they would be too small
     focus_across: tuple[float, float] = (320.0, 1100.0)  # µm; a 5x patch should fit into one
     lesion_share: tuple[float, float] = (0.12, 0.20)  # of the tissue
     stain_sd: float = 0.05  # relative sd of the amount of each stain between slides
@@ -92,7 +92,7 @@ DEFAULT_LOOK = PhantomLook()
 
 @dataclass(frozen=True)
 class PhantomSlide:
-    """What a slide will hold; equal values give equal pixels, and only a focus depends on the label."""
+    """Definition of a slide; equal values give equal pixels, and the label changes the foci only."""
 
     name: str
     label: str
@@ -107,6 +107,6 @@ class PhantomSlide:
             raise GeometryError(f"{self.name}: {self.size} px of {self.mpp} µm hold no gland; use 200 µm or more")
 
     def zoomed(self, factor: int) -> PhantomSlide:
-        """Return the same tissue under an objective of `factor` times the power, so with as many more pixels."""
+        """Return the same tissue at `factor` times the magnification, with `factor` times the pixels per side."""
         width, height = self.size
         return replace(self, size=(width * factor, height * factor), mpp=self.mpp / factor)

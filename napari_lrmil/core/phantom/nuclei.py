@@ -1,4 +1,4 @@
-"""Nuclei and goblet vacuoles: how many of each kind, where, and which way they point."""
+"""Nuclei and goblet vacuoles: number, position and orientation of each kind."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from napari_lrmil.core.phantom.look import Field, Outline, PhantomLook
 
 @dataclass(frozen=True)
 class Nuclei:
-    """Nuclei of one kind."""
+    """Positions and orientations of the nuclei of one kind."""
 
     xy: Outline  # (n, 2), µm
     angle: NDArray[np.float64]  # (n,), of the long axis, radians from x towards y
 
     def within(self, foci: Sequence[Blob]) -> NDArray[np.bool_]:
-        """Return which nuclei have their centre in a focus."""
+        """Return an (n,) mask of the nuclei whose centre is inside a focus."""
         inside = np.zeros(len(self.xy), dtype=bool)
         for focus in foci:
             dx, dy = (self.xy - focus.centre).T
@@ -49,13 +49,13 @@ def populate(
 
 
 def _scatter(expected: NDArray[Any], cell: float, rng: np.random.Generator) -> Outline:
-    """Return points whose number in each cell of the plan is expected to be `expected`."""
+    """Return random points, at most one per cell; `expected` is the expected number in each cell of the plan."""
     rows, cols = np.nonzero(rng.random(expected.shape, dtype=np.float32) < expected)
     return (np.stack([cols, rows], axis=1) + rng.random((len(rows), 2))) * cell
 
 
 def _fibre_angle(across: Field, xy: Outline, cell: float) -> NDArray[np.float64]:
-    """Return the direction of the fibres at points: square to the gradient of the coordinate across them."""
+    """Return the fibre direction at points: perpendicular to the gradient of the coordinate across the fibres."""
     i, j = (np.clip((xy[:, k] / cell).astype(int), 1, across.shape[1 - k] - 2) for k in (1, 0))
     slope_y, slope_x = across[i + 1, j] - across[i - 1, j], across[i, j + 1] - across[i, j - 1]
     return np.asarray(np.arctan2(slope_y, slope_x) + np.pi / 2, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Where pieces of tissue lie on a slide, and what is in them; each is laid out when the painter reaches it."""
+"""Pieces of tissue on a slide: their positions and contents, laid out only when the painter reaches them."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ _HUGE_SHARE = 0.5  # tissue of a huge slide whose look does not say
 
 @dataclass(frozen=True)
 class Spot:
-    """A place for one piece of tissue, which is a phantom slide of its own."""
+    """Position of one piece of tissue, which is defined like a small phantom slide."""
 
     corner: tuple[int, int]  # x, y in px
     piece: PhantomSlide
 
     @property
     def rows(self) -> slice:
-        """The rows of the slide that it takes."""
+        """Rows of the slide that it covers."""
         return slice(self.corner[1], self.corner[1] + self.piece.size[1])
 
     @property
     def columns(self) -> slice:
-        """The columns of the slide that it takes."""
+        """Columns of the slide that it covers."""
         return slice(self.corner[0], self.corner[0] + self.piece.size[0])
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of tissue, ready to be painted."""
+    """Piece of tissue with its plan and nuclei, ready to be painted."""
 
     spot: Spot
     plan: Plan
@@ -64,7 +64,7 @@ class Piece:
         return () if self.fold is None else (self.fold.outline() / self.spot.piece.mpp + self.spot.corner,)
 
     def composition(self) -> tuple[tuple[int, int], Field]:
-        """Return the cell (row, col) where it begins, and what its cells are made of."""
+        """Return its first cell (row, col), and the composition of its cells."""
         x, y = (round(c * self.spot.piece.mpp / CELL_UM) for c in self.spot.corner)
         return (y, x), measure_composition(self.plan, self.nuclei)
 
@@ -82,18 +82,18 @@ def make_piece(spot: Spot, look: PhantomLook) -> Piece:
 
 
 def random_streams(seed: int) -> dict[str, np.random.Generator]:
-    """Return one random stream per step, so that a draw in one step moves nothing in another."""
+    """Return one random stream per step, so that draws in one step do not change another step."""
     steps = ("plan", "nuclei", "stamps", "light", "spots")
     return {step: np.random.default_rng([seed, i]) for i, step in enumerate(steps)}
 
 
 def find_spots(slide: PhantomSlide, look: PhantomLook) -> list[Spot]:
-    """Return the places of the pieces, from top to bottom: the whole slide, or one in each cell of a coarse grid.
+    """Return the positions of the pieces from top to bottom: the whole slide, or one per cell of a coarse grid.
 
     Raises
     ------
     GeometryError
-        Where so much of the slide cannot be tissue, or the pieces would be too small.
+        If the share of tissue is too large, or the pieces would be too small.
     """
     width, height = (n * slide.mpp for n in slide.size)
     share = look.tissue_share
@@ -111,7 +111,7 @@ def find_spots(slide: PhantomSlide, look: PhantomLook) -> list[Spot]:
 
 
 def _share_of_l(look: PhantomLook) -> float:
-    """Return how much of a large piece is tissue: the L within its margins."""
+    """Return the share of tissue in a large piece: the L within its margins."""
     notch = math.prod(n - look.margin for n in look.notch)
     return (1 - 2 * look.margin) ** 2 - notch
 
@@ -123,7 +123,7 @@ def _place(
     size: tuple[int, ...],
     rng: np.random.Generator,
 ) -> Spot:
-    """Return a spot of `size` somewhere in its field of the grid; both in whole cells of the composition."""
+    """Return a spot of `size` at a random position in its grid cell; both in whole cells of the composition."""
     corner, extent = [], []
     for i in range(2):
         pitch = slide.size[i] * slide.mpp / grid[i] / CELL_UM

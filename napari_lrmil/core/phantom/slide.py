@@ -1,4 +1,4 @@
-"""One phantom slide: paint it band by band, and write it with the outlines of its lesions."""
+"""Painting and writing of one phantom slide, band by band, with the outlines of its lesions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BAND = 256  # rows painted at a time, which bounds memory
 
 @dataclass(frozen=True)
 class Phantom:
-    """A painted slide."""
+    """Painted slide with its ground truth."""
 
     pixels: Pixels  # (height, width, 3)
     lesions: tuple[Outline, ...]  # level-0 px, empty on a normal slide
@@ -35,7 +35,7 @@ class Phantom:
 
 @dataclass(frozen=True)
 class Band:
-    """Some rows of a slide, and the pieces of tissue that begin in them."""
+    """Consecutive rows of a slide, and the pieces of tissue that begin in them."""
 
     pixels: Pixels  # (rows, width, 3)
     begun: tuple[Piece, ...]
@@ -55,7 +55,7 @@ def paint(slide: PhantomSlide, look: PhantomLook = DEFAULT_LOOK) -> Phantom:
 
 
 def paint_bands(slide: PhantomSlide, look: PhantomLook = DEFAULT_LOOK) -> Iterator[Band]:
-    """Yield a slide from top to bottom; no more of it is held than a band and the plans of the tissue that it cuts."""
+    """Yield a slide from top to bottom; memory holds one band and the plans of the pieces that it crosses."""
     rng = random_streams(slide.seed)["light"]
     exposure = Exposure.draw(slide, look, rng)
     waiting = find_spots(slide, look)
@@ -72,56 +72,56 @@ def paint_bands(slide: PhantomSlide, look: PhantomLook = DEFAULT_LOOK) -> Iterat
 def write_slide(
     folder: Path, slide: PhantomSlide, look: PhantomLook = DEFAULT_LOOK, *, variants: Sequence[str] = ()
 ) -> Path:
-    """Paint a slide into `folder` while it is written, and return its path.
+    """Paint a slide, write it into `folder` band by band, and return its path.
 
-    Beside it lie ``<stem>_lesions.geojson`` and, of a fold or a pen's stroke, ``<stem>_artefacts.geojson``.
+    ``<stem>_lesions.geojson`` is written next to it. With a fold or a pen stroke, so is ``<stem>_artefacts.geojson``.
 
     Parameters
     ----------
     folder
-        Where to; it is made.
+        Folder of the files; it is created.
     slide
-        What to paint, at 20x.
+        Slide to paint, at 20x.
     look
-        How it looks.
+        Appearance of the tissue.
     variants
-        Names of `VARIANTS`, each of which changes one thing about the slide or its file.
+        Names of `VARIANTS`, each of which changes one property of the slide or its file.
     """
     variant = combine_variants(variants)
     slide, look = slide.zoomed(variant.zoom), variant.apply(look)
-    container, planted = variant.container or DEFAULT_CONTAINER, _Planted([], [], [])
+    container, outlines = variant.container or DEFAULT_CONTAINER, _Outlines([], [], [])
     path = Path(folder) / f"{slide.name}{CONTAINERS[variant.container].suffix if variant.container else '.tif'}"
     mpp = slide.mpp if variant.states_mpp else None
-    write_bands(path, planted.note(paint_bands(slide, look)), slide.size, mpp, container=container)
+    write_bands(path, outlines.collect(paint_bands(slide, look)), slide.size, mpp, container=container)
     if look.pen:
         width, height = (n * slide.mpp for n in slide.size)
-        planted.pens.append(pen_stroke(width, height).outline() / slide.mpp)
-    moved = planted.moved(CONTAINERS[container].offset)
-    write_json(path.with_name(f"{path.stem}_lesions.geojson"), lesions_geojson(moved.lesions))
-    if moved.folds or moved.pens:
-        write_json(path.with_name(f"{path.stem}_artefacts.geojson"), artefacts_geojson(moved.folds, moved.pens))
+        outlines.pens.append(pen_stroke(width, height).outline() / slide.mpp)
+    shifted = outlines.shifted(CONTAINERS[container].offset)
+    write_json(path.with_name(f"{path.stem}_lesions.geojson"), lesions_geojson(shifted.lesions))
+    if shifted.folds or shifted.pens:
+        write_json(path.with_name(f"{path.stem}_artefacts.geojson"), artefacts_geojson(shifted.folds, shifted.pens))
     return path
 
 
 @dataclass(frozen=True)
-class _Planted:
-    """Outlines of what a slide holds, noted while it is painted; level-0 px."""
+class _Outlines:
+    """Outlines of lesions and artefacts, collected while the slide is painted; level-0 px."""
 
     lesions: list[Outline]
     folds: list[Outline]
     pens: list[Outline]
 
-    def note(self, bands: Iterable[Band]) -> Iterator[Pixels]:
-        """Yield the pixels of bands, and keep the outlines of what begins in them."""
+    def collect(self, bands: Iterable[Band]) -> Iterator[Pixels]:
+        """Yield the pixels of bands, and collect the outlines of the pieces that begin in them."""
         for band in bands:
             for piece in band.begun:
                 self.lesions.extend(piece.lesions)
                 self.folds.extend(piece.folds)
             yield band.pixels
 
-    def moved(self, offset: tuple[int, int]) -> _Planted:
-        """Return the outlines where the painted part begins at `offset` px."""
-        return _Planted(*([outline + offset for outline in kind] for kind in (self.lesions, self.folds, self.pens)))
+    def shifted(self, offset: tuple[int, int]) -> _Outlines:
+        """Return the outlines shifted by `offset` px."""
+        return _Outlines(*([outline + offset for outline in kind] for kind in (self.lesions, self.folds, self.pens)))
 
 
 def lesions_geojson(outlines: Sequence[Outline]) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def lesions_geojson(outlines: Sequence[Outline]) -> dict[str, Any]:
 
 
 def artefacts_geojson(folds: Sequence[Outline], pens: Sequence[Outline]) -> dict[str, Any]:
-    """Return outlines of folds and of a pen's strokes as annotations of these classes."""
+    """Return outlines of folds and pen strokes as annotations of the classes Fold and Pen."""
     features = [_feature(outline, "Fold", (120, 0, 160)) for outline in folds]
     return _collection([*features, *(_feature(outline, "Pen", (0, 120, 60)) for outline in pens)])
 

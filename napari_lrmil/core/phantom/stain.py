@@ -1,4 +1,4 @@
-"""Amounts of haematoxylin and eosin in a band of rows, and the light that they let through."""
+"""Amounts of haematoxylin and eosin in a band of rows, and the light that they transmit."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _tile(sigma_across: float, sigma_along: float) -> Field:
 
 @dataclass(frozen=True)
 class Exposure:
-    """What is the same all over a slide: its stains, its light and its pen."""
+    """Properties that are constant over a slide: stain amounts, light and pen."""
 
     slide: PhantomSlide
     look: PhantomLook
@@ -44,7 +44,7 @@ class Exposure:
         return cls(slide, look, stains, rng.normal(look.lamp, look.lamp_sd, 3).astype(np.float32))
 
     def develop(self, pieces: Sequence[Piece], rows: slice, rng: np.random.Generator) -> Pixels:
-        """Return the light that the lamp sends through a band of the slide, and the camera's noise."""
+        """Return the RGB pixels of a band: transmitted light of the lamp, plus camera noise."""
         shape = (rows.stop - rows.start, self.slide.size[0])
         stained = [_Stained.of(piece, rows) for piece in pieces]
         ink = self._ink(rows)
@@ -65,7 +65,7 @@ class Exposure:
         return pixels
 
     def _ink(self, rows: slice) -> Field | None:
-        """Return how much of each pixel of a band the pen has covered; None where it has not been."""
+        """Return the share of each pixel of a band that the pen covers, or None without a pen."""
         if self.look.pen is None:
             return None
         mpp = self.slide.mpp
@@ -76,15 +76,15 @@ class Exposure:
 
 @dataclass(frozen=True)
 class _Stained:
-    """The stains of a piece of tissue in a band of the slide."""
+    """Amounts of both stains of a piece of tissue in a band of the slide."""
 
-    window: tuple[slice, slice]  # of the band that the piece takes
+    window: tuple[slice, slice]  # part of the band that the piece covers
     haem: Field
     eosin: Field
 
     @classmethod
     def of(cls, piece: Piece, rows: slice) -> _Stained:
-        """Return what a piece has of a band of rows, which must meet it."""
+        """Return the stains of the part of a piece in a band of rows; the two must overlap."""
         top = piece.spot.rows.start
         own = slice(max(rows.start, top) - top, min(rows.stop, piece.spot.rows.stop) - top)
         haem, eosin = _stain(piece, own)
@@ -92,12 +92,12 @@ class _Stained:
 
 
 def _stain(piece: Piece, rows: slice) -> tuple[Field, Field]:
-    """Return the amounts of haematoxylin and eosin in a band of rows of a piece; no field lives longer than needed."""
+    """Return the amounts of haematoxylin and eosin in a band of rows of a piece."""
     plan, width, mpp = piece.plan, piece.spot.piece.size[0], piece.spot.piece.mpp
     grain = _grain(rows, width)
     fibre = _fibre(_enlarge(plan.across, rows, width, mpp), _enlarge(plan.along, rows, width, mpp))
     haem, eosin = _stroma(fibre, grain)
-    del fibre
+    del fibre  # fields of a band are large: each is freed after its last use
     gland = _enlarge(plan.gland, rows, width, mpp)
     membrane = 0.10 * np.exp(-((gland / 1.6) ** 2))
     _mix(haem, eosin, _edge(gland, 1.2), 0.20 + 0.03 * grain, 0.30 + 0.03 * grain + membrane)
@@ -132,18 +132,18 @@ def _enlarge(field: Field, rows: slice, width: int, mpp: float) -> Field:
 
 
 def _edge(depth: Field, blur: float) -> Field:
-    """Return 0 outside to 1 inside over `blur` µm."""
+    """Return a ramp from 0 outside to 1 inside, `blur` µm wide."""
     return np.asarray(np.clip(depth * np.float32(1 / blur) + np.float32(0.5), 0, 1))
 
 
 def _mix(haem: Field, eosin: Field, share: Field, own_haem: Field | float, own_eosin: Field | float) -> None:
-    """Replace `share` of what is there by a tissue of its own stains, in place."""
+    """Replace a share of the stains by those of another tissue, in place."""
     haem += share * (own_haem - haem)
     eosin += share * (own_eosin - eosin)
 
 
 def _grain(rows: slice, width: int) -> Field:
-    """Return fine isotropic noise for a band, from a tile that repeats too far apart to be seen."""
+    """Return fine isotropic noise for a band, from a repeated tile; the period is too long to be visible."""
     tile = _tile(1.2, 1.2)
     i, j = np.arange(rows.start, rows.stop) & (_TILE - 1), np.arange(width) & (_TILE - 1)
     return np.asarray(tile[i[:, None], j])
@@ -156,7 +156,7 @@ def _fibre(across: Field, along: Field) -> Field:
 
 
 def _stroma(fibre: Field, grain: Field) -> tuple[Field, Field]:
-    """Return collagen: pink fibres, paler between, with clefts."""
+    """Return the stains of collagen: pink fibres, paler between them, with clefts."""
     cleft = np.clip(-0.9 * fibre - 1.0, 0, 1)
     eosin = (0.40 + 0.10 * fibre + 0.02 * grain) * (1 - 0.75 * cleft)
     return (0.07 + 0.02 * fibre) * (1 - cleft), eosin

@@ -1,4 +1,7 @@
-"""Libraries of nuclei drawn beforehand, and the layers of level-0 pixels that they are stamped on."""
+"""Stamp libraries: nuclei drawn in advance, and the level-0 layers that they are stamped on.
+
+Stamping a drawn nucleus is much cheaper than drawing each one.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,14 @@ from napari_lrmil.core.phantom.layout import Blob
 from napari_lrmil.core.phantom.look import HAEMATOXYLIN, NucleusLook, Outline, PhantomLook, PhantomSlide, Pixels
 from napari_lrmil.core.phantom.nuclei import Nuclei
 
-LAYER_UNIT = 0.01  # optical density that one grey level of the nuclear layer stands for
+LAYER_UNIT = 0.01  # optical density of one grey level of the nuclear layer
 _ANGLES = 16  # directions of the nuclei in a stamp library, over half a turn
 _STAMPS = 20 * _ANGLES  # nuclei in a stamp library
 
 
 @dataclass(frozen=True)
 class _Stamps:
-    """Nuclei drawn beforehand; number i points in direction i modulo `_ANGLES`."""
+    """Library of drawn nuclei; nucleus i has direction i modulo `_ANGLES`."""
 
     density: Pixels  # (n, side, side), in units of `LAYER_UNIT`
     mask: Pixels  # (n, side, side), 255 within
@@ -31,7 +34,7 @@ class _Stamps:
 
 @dataclass(frozen=True)
 class Layers:
-    """What is stamped on a band of level-0 rows."""
+    """Stamped layers of a band of level-0 rows."""
 
     density: Pixels  # (rows, width) haematoxylin of nuclei, in units of `LAYER_UNIT`
     mask: Pixels  # (rows, width) 255 within a nucleus
@@ -40,16 +43,16 @@ class Layers:
 
 @dataclass(frozen=True)
 class Imprint:
-    """Where the stamps of a library are to be set; sorted from top to bottom, so that a band finds its own."""
+    """Positions of the stamps of one library, sorted from top to bottom, so that a band finds its stamps quickly."""
 
     layer: str  # of `Layers`
     stamps: Pixels  # (m, side, side)
     corners: NDArray[np.int64]  # (n, 2), px, x then y
     picks: NDArray[np.int64]  # (n,) which stamp
-    gains: NDArray[np.float64] | None  # (n,) by which it is darker
+    gains: NDArray[np.float64] | None  # (n,) factor of the density of each stamp
 
     def within(self, rows: slice) -> Imprint:
-        """Return the stamps that reach into a band, corners counted from its first row."""
+        """Return the stamps that overlap a band, with corners relative to its first row."""
         top, side = self.corners[:, 1], self.stamps.shape[1]
         chosen = slice(*np.searchsorted(top, (rows.start - side + 1, rows.stop)))
         gains = None if self.gains is None else self.gains[chosen]
@@ -58,7 +61,7 @@ class Imprint:
 
 @lru_cache(maxsize=16)
 def _stamps(kind: NucleusLook, mpp: float) -> _Stamps:
-    """Return a library of nuclei of one kind. Its seed is fixed: slides differ by which they use and where."""
+    """Return the library of one kind of nucleus; its seed is fixed, and slides differ in the choice of stamps."""
     rng = np.random.default_rng(20)
     side = 2 * math.ceil(0.5 * kind.length * (1 + 3.2 * kind.size_sd) / mpp + 2)
     scale = np.exp(rng.normal(0, kind.size_sd, (2, _STAMPS)))
@@ -94,26 +97,28 @@ def _chromatin(kind: NucleusLook, radius: NDArray[Any], mpp: float, rng: np.rand
     y, x = np.mgrid[:side, :side].astype(np.float32)
     for _ in range(2 if kind.nucleoli else 0):
         cy, cx = rng.normal((side - 1) / 2, 0.18 * kind.width / mpp, (2, _STAMPS, 1, 1)).astype(np.float32)
-        there = rng.random((_STAMPS, 1, 1)) < kind.nucleoli / 2
+        has_nucleolus = rng.random((_STAMPS, 1, 1)) < kind.nucleoli / 2
         blob = np.exp(-((np.hypot(y - cy, x - cx) * mpp / kind.nucleolus_um) ** 4))
-        chromatin = chromatin + 1.2 * there * blob
+        chromatin = chromatin + 1.2 * has_nucleolus * blob
     return np.maximum(chromatin, 0.12)
 
 
 def _calibrate(chromatin: NDArray[Any], mask: NDArray[Any], density: float, steps: int = 6) -> NDArray[Any]:
-    """Scale each nucleus until it absorbs the light that a flat one of `density` absorbs.
+    """Scale each nucleus until it absorbs as much light as a flat nucleus of `density`.
 
-    Light, not density, is what a coarse pixel averages; with equal density a clumped nucleus would look paler at 5x.
+    A coarse pixel averages light, not density. With equal density, a clumped nucleus would look paler at 5x.
     """
 
     def absorbed(amount: NDArray[Any]) -> NDArray[Any]:
         passed = [np.exp(-amount * stain).sum((1, 2), keepdims=True) for stain in HAEMATOXYLIN]
         return np.asarray(amount[0].size * len(passed) - sum(passed))
 
-    wanted = absorbed(mask * density)
+    target = absorbed(mask * density)
     amount = chromatin * density
     for _ in range(steps):
-        amount = amount * (wanted / absorbed(amount)) ** 1.3  # 1.3 hastens the approach: absorption is concave
+        amount = (
+            amount * (target / absorbed(amount)) ** 1.3
+        )  # absorption is concave: the exponent speeds up convergence
     return amount
 
 
@@ -125,19 +130,19 @@ def place_stamps(
     look: PhantomLook,
     rng: np.random.Generator,
 ) -> list[Imprint]:
-    """Return where nuclei and vacuoles are stamped; epithelial nuclei within `foci` are lesional."""
+    """Return the stamp positions of nuclei and vacuoles; epithelial nuclei within `foci` are lesional."""
     looks = {"epithelial_nuclei": look.epithelial, "fibroblasts": look.fibroblast, "lymphocytes": look.lymphocyte}
     vacuole = NucleusLook(9.5, 7.5, 0.5, size_sd=0.18, grain=0.0, rim=0.0, nucleoli=0)
     imprints = []
     for name, kind in looks.items():
         group = nuclei[name]
-        changed = group.within(foci if kind is look.epithelial else ())
+        is_lesional = group.within(foci if kind is look.epithelial else ())
         picks, gains = _choose_stamps(group, rng)
-        for here, used in ((~changed, kind), (changed, look.lesional)):
-            stamps, xy = _stamps(used, slide.mpp), group.xy[here] / slide.mpp
-            darker = 1 + used.density_sd * gains[here]
-            imprints.append(_sorted("density", stamps.density, xy, picks[here], darker))
-            imprints.append(_sorted("mask", stamps.mask, xy, picks[here]))
+        for mask, used in ((~is_lesional, kind), (is_lesional, look.lesional)):
+            stamps, xy = _stamps(used, slide.mpp), group.xy[mask] / slide.mpp
+            density_factors = 1 + used.density_sd * gains[mask]
+            imprints.append(_sorted("density", stamps.density, xy, picks[mask], density_factors))
+            imprints.append(_sorted("mask", stamps.mask, xy, picks[mask]))
     picks, _ = _choose_stamps(goblets, rng)
     return [*imprints, _sorted("mucin", _stamps(vacuole, slide.mpp).mask, goblets.xy / slide.mpp, picks)]
 
@@ -152,22 +157,22 @@ def _sorted(
 
 
 def draw_stamps(imprints: Sequence[Imprint], rows: slice, width: int) -> Layers:
-    """Return a band of rows stamped with what reaches into it."""
+    """Return the layers of a band of rows with all stamps that overlap it."""
     layers = Layers(*(np.zeros((rows.stop - rows.start, width), dtype=np.uint8) for _ in range(3)))
-    for one in imprints:
-        _blit(getattr(layers, one.layer), one.within(rows))
+    for imprint in imprints:
+        _blit(getattr(layers, imprint.layer), imprint.within(rows))
     return layers
 
 
 def _choose_stamps(group: Nuclei, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return a stamp that points the right way for each nucleus, and how many sd its density is off."""
+    """Return a stamp of the right direction for each nucleus, and the deviation of its density in sd."""
     direction = np.rint(group.angle / (np.pi / _ANGLES)).astype(int) % _ANGLES
     picks = rng.integers(_STAMPS // _ANGLES, size=len(direction)) * _ANGLES + direction
     return picks, np.clip(rng.normal(size=len(direction)), -2.5, 2.5)
 
 
 def _blit(layer: Pixels, prints: Imprint) -> None:
-    """Stamp with the maximum of old and new: nuclei that overlap in a thin section do not add up."""
+    """Stamp with the maximum of old and new, because overlapping nuclei in a thin section do not add up."""
     stamps, side = prints.stamps, prints.stamps.shape[1]
     for i, (x, y) in enumerate(prints.corners.tolist()):
         x0, y0 = max(x, 0), max(y, 0)

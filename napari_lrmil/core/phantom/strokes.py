@@ -1,4 +1,4 @@
-"""Bands across a slide that are no tissue's own: a fold of the section, and a pen's stroke on the glass."""
+"""Artefacts in the shape of a band: a fold of the section, and a pen stroke on the glass."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _PEN_UM = 350.0  # width of a marker's stroke; narrower on a small slide
 
 @dataclass(frozen=True)
 class Stroke:
-    """A bent band with round ends; lengths in µm."""
+    """Bent band with round ends; lengths in µm."""
 
     start: tuple[float, float]  # x, y
     end: tuple[float, float]
     width: float
-    bow: float  # how far its middle lies off the straight line
+    bow: float  # distance of its middle from the straight line
 
     def depth(self, x: Field, y: Field) -> Field:
-        """Return how deep points lie within the band, µm; negative outside."""
+        """Return the depth of points within the band, µm; negative outside."""
         length = math.dist(self.start, self.end)
         along_x, along_y = ((b - a) / length for a, b in zip(self.start, self.end, strict=True))
         dx, dy = x - np.float32(self.start[0]), y - np.float32(self.start[1])
@@ -34,7 +34,7 @@ class Stroke:
         return np.asarray(self.width / 2 - np.hypot(across, (along - inside) * np.float32(length)), dtype=np.float32)
 
     def outline(self, points: int = 32) -> Outline:
-        """Return the outline without the round of the ends, µm."""
+        """Return the outline without the round ends, µm."""
         t = np.linspace(0, 1, points)[:, None]
         start, end = (np.array(p, dtype=np.float64) for p in (self.start, self.end))
         along = (end - start) / math.dist(self.start, self.end)
@@ -44,11 +44,11 @@ class Stroke:
 
 
 def fold_stroke(width: float, height: float) -> Stroke:
-    """Return the fold of a piece of tissue: down the middle, where the L has tissue whichever way it lies."""
+    """Return the fold of a piece of tissue: near its middle, where both orientations of the L have tissue."""
     return Stroke((0.46 * width, 0.20 * height), (0.54 * width, 0.80 * height), _FOLD_UM, 0.03 * width)
 
 
 def pen_stroke(width: float, height: float) -> Stroke:
-    """Return a stroke from top right to bottom left: one end lies in the notch of the L, and the middle on tissue."""
+    """Return a stroke from top right to bottom left: one end is in the notch of the L, the middle is on tissue."""
     thick = min(_PEN_UM, 0.12 * min(width, height))
     return Stroke((0.86 * width, 0.12 * height), (0.14 * width, 0.88 * height), thick, 0.04 * min(width, height))

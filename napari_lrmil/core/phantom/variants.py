@@ -1,4 +1,4 @@
-"""Slides as scanners and laboratories make them: finer, silent, spoilt, or in another kind of file."""
+"""Variants of phantoms: finer resolution, no stated resolution, artefacts, other file formats."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from napari_lrmil.core.phantom.look import PhantomLook
 
 @dataclass(frozen=True)
 class Variant:
-    """What is unlike an ordinary phantom."""
+    """Differences from an ordinary phantom."""
 
     about: str
-    zoom: int = 1  # pixels along a side for each of the 20x slide
+    zoom: int = 1  # factor of the pixels per side, relative to the 20x slide
     container: str | None = None  # one of `CONTAINERS`; None: Aperio's
-    states_mpp: bool = True  # whether the file tells its resolution
+    states_mpp: bool = True  # whether the file states its resolution
     fold: bool = False
-    pen: str | None = None  # its ink
+    pen: str | None = None  # ink of the pen
 
     def apply(self, look: PhantomLook) -> PhantomLook:
-        """Return a look with the fold and the pen of this variant beside its own."""
+        """Return a look with the fold and the pen of this variant added."""
         return replace(look, fold=look.fold or self.fold, pen=self.pen or look.pen)
 
 
@@ -40,12 +40,12 @@ VARIANTS = {
 
 
 def combine_variants(names: Sequence[str]) -> Variant:
-    """Return one variant that is all of `names` at once.
+    """Return one variant that combines all of `names`.
 
     Raises
     ------
     ConfigError
-        Where a name is unknown, or two want another container, or another ink.
+        If a name is unknown, or two variants need different containers or inks.
     """
     unknown = [name for name in names if name not in VARIANTS]
     if unknown:
@@ -54,16 +54,16 @@ def combine_variants(names: Sequence[str]) -> Variant:
     return Variant(
         ", ".join(names),
         zoom=max((v.zoom for v in chosen), default=1),
-        container=_only([v.container for v in chosen], names),
+        container=_require_single([v.container for v in chosen], names),
         states_mpp=all(v.states_mpp for v in chosen),
         fold=any(v.fold for v in chosen),
-        pen=_only([v.pen for v in chosen], names),
+        pen=_require_single([v.pen for v in chosen], names),
     )
 
 
-def _only(wishes: Sequence[str | None], names: Sequence[str]) -> str | None:
-    """Return the one wish that there is, or None."""
-    found = {wish for wish in wishes if wish is not None}
-    if len(found) > 1:
-        raise ConfigError(f"the variants {', '.join(names)} exclude each other: {' and '.join(sorted(found))}")
-    return found.pop() if found else None
+def _require_single(values: Sequence[str | None], names: Sequence[str]) -> str | None:
+    """Return the only value that is not None, or None; raise `ConfigError` if there are several."""
+    distinct = {value for value in values if value is not None}
+    if len(distinct) > 1:
+        raise ConfigError(f"the variants {', '.join(names)} exclude each other: {' and '.join(sorted(distinct))}")
+    return distinct.pop() if distinct else None
