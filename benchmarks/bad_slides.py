@@ -127,10 +127,10 @@ def as_ordinary_user() -> list[str] | None:
     """Return the words before a command that make file permissions count for it; None where root cannot be bound."""
     if os.name != "posix" or os.geteuid() != 0:
         return []
-    words = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
-    if shutil.which(words[0]) is None or subprocess.run([*words, "true"], capture_output=True).returncode:
+    command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    if shutil.which(command[0]) is None or subprocess.run([*command, "true"], capture_output=True).returncode:
         return None
-    return words
+    return command
 
 
 def _written(path: Path, content: bytes) -> Path:

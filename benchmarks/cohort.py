@@ -112,8 +112,8 @@ def _good_slides(folder: Path, count: int, size: tuple[int, ...], share: float) 
 
 
 def _task(bundle: str, out: Path) -> PredictTask:
-    found = Bundle(bundle)
-    return PredictTask(found.path.absolute(), found.sha256, bundle, out, "cpu")
+    model = Bundle(bundle)
+    return PredictTask(model.path.absolute(), model.sha256, bundle, out, "cpu")
 
 
 # ---------------------------------------------------------------- the cluster
@@ -124,18 +124,18 @@ def _on_cluster(run: Path, good: Sequence[Path], every: Sequence[Path], bundle: 
         _all(run_cohort([SlideJob(path)], _task(bundle, run / "single"), SerialBackend(), CohortProgress()))
     together, log = run / "together", run / "log"
     log.touch()
-    task, works = Counted(_task(bundle, together), log), [SlideJob(path) for path in every]
+    task, jobs = Counted(_task(bundle, together), log), [SlideJob(path) for path in every]
     with _cluster(port) as (address, workers):
         kill = len(good) // 3, lambda: _kill_busy(workers, log)
-        first = _until(works, task, _engine(address), [kill], len(good) * 2 // 3)
+        first = _until(jobs, task, _engine(address), [kill], len(good) * 2 // 3)
         begun = _count(log)
         second = CohortProgress()
-        _all(run_cohort(works, task, _engine(address), second))
+        _all(run_cohort(jobs, task, _engine(address), second))
         before = _when(together)
-        words = [str(every[0].parent), "--bundle", bundle, "--out", str(together), "--device", "cpu"]
-        call = [*_prefix(), sys.executable, "-m", "napari_lrmil", "predict", *words, "--scheduler", address]
+        arguments = [str(every[0].parent), "--bundle", bundle, "--out", str(together), "--device", "cpu"]
+        call = [*_prefix(), sys.executable, "-m", "napari_lrmil", "predict", *arguments, "--scheduler", address]
         third = subprocess.run(call, capture_output=True, text=True)
-        told = CohortFile.read(together)
+        cohort_file = CohortFile.read(together)
     counts = _count(log)
     return {
         "slides": len(every),
@@ -155,14 +155,21 @@ def _on_cluster(run: Path, good: Sequence[Path], every: Sequence[Path], bundle: 
         "results_made_twice": sorted(name for name, n in counts["done"].items() if n > 1),
         "largest_difference": _difference(run, good),
         "largest_difference_of_attention": _attention_apart(run, good),
-        "command_line": {
-            "exit_code": third.returncode,
-            "already_there": told.already_there,
-            "done": told.done,
-            "failed": told.failed,
-            "results_touched": sum(before[name] != when for name, when in _when(together).items()),
-            "lines_in_failures_csv": len((together / "failures.csv").read_text(encoding="utf-8").splitlines()) - 1,
-        },
+        "command_line": _command_line_figures(third.returncode, cohort_file, together, before),
+    }
+
+
+def _command_line_figures(
+    exit_code: int, cohort_file: CohortFile, folder: Path, before: dict[str, int]
+) -> dict[str, int | None]:
+    """Return the results of a second call on a finished folder, which must not touch any result."""
+    return {
+        "exit_code": exit_code,
+        "already_there": cohort_file.already_there,
+        "done": cohort_file.done,
+        "failed": cohort_file.failed,
+        "results_touched": sum(before[name] != when for name, when in _when(folder).items()),
+        "lines_in_failures_csv": len((folder / "failures.csv").read_text(encoding="utf-8").splitlines()) - 1,
     }
 
 
@@ -177,8 +184,8 @@ def _prefix() -> list[str]:
 @contextmanager
 def _cluster(port: int) -> Iterator[tuple[str, list[psutil.Process]]]:
     """Lend the address of a scheduler with two workers, and the nannies that start them anew."""
-    here = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": here}
+    python_path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": python_path}
     address = f"tcp://127.0.0.1:{port}"
     calls = [
         ["dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--dashboard-address", ":0"],
@@ -186,18 +193,18 @@ def _cluster(port: int) -> Iterator[tuple[str, list[psutil.Process]]]:
     ]
     started = []
     try:
-        for module, *words in calls:
-            call = [*_prefix(), sys.executable, "-m", f"distributed.cli.{module}", *words]
+        for module, *arguments in calls:
+            call = [*_prefix(), sys.executable, "-m", f"distributed.cli.{module}", *arguments]
             started.append(subprocess.Popen(call, env=environment, stderr=subprocess.DEVNULL))
         from distributed import Client
 
         with Client(address, timeout=60, set_as_default=False) as client:
             client.wait_for_workers(2, timeout=120)
-        yield address, [psutil.Process(one.pid) for one in started[1:]]
+        yield address, [psutil.Process(process.pid) for process in started[1:]]
     finally:
-        for one in reversed(started):
-            one.terminate()
-            one.wait()
+        for process in reversed(started):
+            process.terminate()
+            process.wait()
 
 
 def _kill_busy(nannies: Sequence[psutil.Process], log: Path) -> None:
@@ -205,8 +212,8 @@ def _kill_busy(nannies: Sequence[psutil.Process], log: Path) -> None:
     children = {child.pid for nanny in nannies for child in nanny.children(recursive=True)}
     while True:
         lines = [line.split("\t") for line in log.read_text(encoding="utf-8").splitlines()]
-        last = {int(pid): word for word, pid, _ in lines}
-        busy = [pid for pid, word in last.items() if word == "begun" and pid in children]
+        last = {int(pid): state for state, pid, _ in lines}
+        busy = [pid for pid, state in last.items() if state == "begun" and pid in children]
         if busy:
             psutil.Process(busy[0]).kill()
             return
@@ -230,11 +237,11 @@ def _until(
 
 
 def _count(log: Path) -> dict[str, Counter[str]]:
-    found: dict[str, Counter[str]] = {"begun": Counter(), "done": Counter()}
+    counts: dict[str, Counter[str]] = {"begun": Counter(), "done": Counter()}
     for line in log.read_text(encoding="utf-8").splitlines():
-        word, _, name = line.split("\t")
-        found[word][name] += 1
-    return found
+        state, _, name = line.split("\t")
+        counts[state][name] += 1
+    return counts
 
 
 def _when(folder: Path) -> dict[str, int]:
@@ -245,8 +252,10 @@ def _difference(run: Path, good: Sequence[Path]) -> float:
     """Return the largest difference of a probability between single runs and the cohort."""
     largest = 0.0
     for path in good:
-        one, other = (PredictionFile.read(run / kind / path.stem).probabilities for kind in ("single", "together"))
-        largest = max(largest, *(abs(one[name] - other[name]) for name in one))
+        single, together = (
+            PredictionFile.read(run / kind / path.stem).probabilities for kind in ("single", "together")
+        )
+        largest = max(largest, *(abs(single[name] - together[name]) for name in single))
     return largest
 
 
@@ -254,8 +263,8 @@ def _attention_apart(run: Path, good: Sequence[Path]) -> float:
     """Return the largest difference of a patch's attention, times the average, between single runs and the cohort."""
     largest = 0.0
     for path in good:
-        one, other = (_attention(run / kind / path.stem / "attention.h5") for kind in ("single", "together"))
-        largest = max(largest, float(np.abs(one - other).max()) * len(one))
+        single, together = (_attention(run / kind / path.stem / "attention.h5") for kind in ("single", "together"))
+        largest = max(largest, float(np.abs(single - together).max()) * len(single))
     return largest
 
 
@@ -316,8 +325,8 @@ def _print(f: dict[str, Any]) -> None:
             f"| {row['workers']} | {row['wall_seconds']:.1f} | {row['slides_per_hour_with_start']:.0f} | "
             f"{row['slides_per_hour']:.0f} | {row['peak_memory_mb']:.0f} |"
         )
-    one, two = (row["slides_per_hour"] for row in f["scaling"])
-    print(f"\nTwo workers did {two / one:.2f} times the slides of one.")
+    one_worker, two_workers = (row["slides_per_hour"] for row in f["scaling"])
+    print(f"\nTwo workers did {two_workers / one_worker:.2f} times the slides of one.")
 
 
 def _steps(rows: Sequence[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""Patches kept and pixels decoded by the LR student and by the HR teacher, on the same slides.
+"""Patches, decoded pixels and CPU time of the LR student and of the HR teacher, on the same slides.
 
 python benchmarks/cost.py SLIDE… [--bundle demo]
 """
@@ -58,7 +58,7 @@ def _run(path: Path, bundle: Bundle, teacher: TeacherPatches) -> tuple[Predictio
 
 
 def table(costs: Sequence[Cost]) -> str:
-    """Return a row per slide, and the medians."""
+    """Return one row per slide, and the medians."""
     rows = [
         (c.name, c.lr_patches, c.hr_patches, c.lr_pixels / 1e6, c.hr_pixels / 1e6, c.lr_cpu, c.hr_cpu) for c in costs
     ]

@@ -104,10 +104,10 @@ def _number(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.3f}"
 
 
-def _difference(found: dict[str, float | None] | None) -> str:
-    if found is None:
+def _difference(paired: dict[str, float | None] | None) -> str:
+    if paired is None:
         return ""
-    return f"{found['value']:+.3f} ({_number(found['low'])} to {_number(found['high'])})"
+    return f"{paired['value']:+.3f} ({_number(paired['low'])} to {_number(paired['high'])})"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Where student and teacher part on real tissue: agreement on every test slide, and pictures of the worst.
+"""Disagreement of student and teacher on real tissue: agreement on every test slide, pictures of the worst ones.
 
     python benchmarks/disagreement.py --work WORK [--write PAGE] [--pictures docs/images] [--csv FILE]
 
-`WORK` is the folder of benchmarks/real_tissue.py: the first run of every fold at 2.5x as it is read is looked at. The
-pictures hold patches and outlines and no pixel of the slides, which may not be passed on.
+`WORK` is the folder of benchmarks/real_tissue.py: the script uses the first run of every fold at native 2.5x. The
+pictures show patches and outlines but no pixels of the slides, whose licence forbids redistribution.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class SlideFigures:
-    """Agreement and answers of one test slide."""
+    """Agreement and predictions of student and teacher on one test slide."""
 
     fold: int
     run: str
@@ -57,12 +57,12 @@ class SlideFigures:
 
     @property
     def differ(self) -> bool:
-        """Whether the two answers are different classes."""
+        """Whether the two predicted classes are different."""
         return (self.malignant_student >= 0.5) != (self.malignant_teacher >= 0.5)
 
 
 def main() -> None:
-    """Read the runs, print or write the table, draw the slides of least rank correlation."""
+    """Read the runs, print or write the table, draw the slides with the lowest rank correlation."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--work", type=Path, required=True, help="folder for slides, features and runs")
     p.add_argument("--write", type=Path, help="page whose table is put in its place")
@@ -70,40 +70,40 @@ def main() -> None:
     p.add_argument("--csv", type=Path, help="file for a row per slide")
     args = p.parse_args()
     runs = {fold: _first_run(args.work, fold) for fold in range(3)}
-    found = [one for fold, run in runs.items() if run for one in read_figures(fold, run)]
-    worst = sorted(found, key=lambda one: one.spearman)[:PICTURED]
-    told = table(found)
-    print(told)
-    for one in worst:
-        print(one)
+    figures = [slide for fold, run in runs.items() if run for slide in read_figures(fold, run)]
+    worst = sorted(figures, key=lambda slide: slide.spearman)[:PICTURED]
+    text = table(figures)
+    print(text)
+    for slide in worst:
+        print(slide)
     if args.csv:
-        write_csv(args.csv, found)
+        write_csv(args.csv, figures)
     if args.write:
-        put_between(args.write, BEGIN, END, f"{told}\n")
-    for place, one in enumerate(worst, start=1):
+        put_between(args.write, BEGIN, END, f"{text}\n")
+    for place, slide in enumerate(worst, start=1):
         if args.pictures:
-            draw(args.pictures / f"disagreement-{place}.png", args.work, one)
+            draw(args.pictures / f"disagreement-{place}.png", args.work, slide)
 
 
 def _first_run(work: Path, fold: int) -> Path | None:
-    whole = [run for run in sorted((work / "runs").glob(RUNS.format(fold=fold))) if (run / "slides.json").exists()]
-    return whole[0] if whole else None
+    complete = [run for run in sorted((work / "runs").glob(RUNS.format(fold=fold))) if (run / "slides.json").exists()]
+    return complete[0] if complete else None
 
 
 def read_figures(fold: int, run: Path) -> list[SlideFigures]:
     """Return the figures of a run's test slides."""
     slides = json.loads((run / "slides.json").read_text())["slides"]
-    return [_figures(fold, run.name, one) for one in slides if one["split"] == "test"]
+    return [_figures(fold, run.name, slide) for slide in slides if slide["split"] == "test"]
 
 
-def _figures(fold: int, run: str, told: dict[str, Any]) -> SlideFigures:
-    student, teacher = told["methods"]["student"], told["methods"]["teacher"]
+def _figures(fold: int, run: str, slide: dict[str, Any]) -> SlideFigures:
+    student, teacher = slide["methods"]["student"], slide["methods"]["teacher"]
     return SlideFigures(
         fold,
         run,
-        told["slide"],
-        told["label"],
-        told["n_patches"],
+        slide["slide"],
+        slide["label"],
+        slide["n_patches"],
         *(student["agreement"][name] for name in MEASURES),
         student["probabilities"]["malignant"],
         teacher["probabilities"]["malignant"],
@@ -115,72 +115,76 @@ def _figures(fold: int, run: str, told: dict[str, Any]) -> SlideFigures:
 # ---------------------------------------------------------------- table
 
 
-def table(found: Sequence[SlideFigures]) -> str:
-    """Return a row per fold and class: medians over the slides, and how many of them get different answers."""
+def table(figures: Sequence[SlideFigures]) -> str:
+    """Return one row per fold and class: medians over the slides, and the number with different predictions."""
     lines = [
         "| fold | slides | | ρ, median (least to most) | top-10 % overlap | JS | lesion AUROC, student / teacher "
         "| different answers |",
         "|---|---|---:|---|---:|---:|---|---:|",
     ]
-    for fold in sorted({one.fold for one in found}):
+    for fold in sorted({slide.fold for slide in figures}):
         for label in GROUPS:
-            its = [one for one in found if (one.fold, one.label) == (fold, label)]
-            if its:
-                lines.append(_row(fold, label, its))
+            group = [slide for slide in figures if (slide.fold, slide.label) == (fold, label)]
+            if group:
+                lines.append(_row(fold, label, group))
     return "\n".join(lines)
 
 
-def _row(fold: int, label: str, its: Sequence[SlideFigures]) -> str:
-    rho = [one.spearman for one in its]
-    overlap, apart = (float(np.median([getattr(one, name) for one in its])) for name in MEASURES[1:])
-    lesions = [(one.lesion_student, one.lesion_teacher) for one in its if one.lesion_student is not None]
-    seen = " / ".join(f"{value:.2f}" for value in np.median(lesions, axis=0)) if lesions else "—"
+def _row(fold: int, label: str, group: Sequence[SlideFigures]) -> str:
+    rho = [slide.spearman for slide in group]
+    overlap, divergence = (float(np.median([getattr(slide, name) for slide in group])) for name in MEASURES[1:])
+    lesions = [(slide.lesion_student, slide.lesion_teacher) for slide in group if slide.lesion_student is not None]
+    auroc_text = " / ".join(f"{value:.2f}" for value in np.median(lesions, axis=0)) if lesions else "—"
     return (
-        f"| {fold} | {label} | {len(its)} | {np.median(rho):.2f} ({min(rho):.2f} to {max(rho):.2f}) | {overlap:.2f} "
-        f"| {apart:.2f} | {seen} | {sum(one.differ for one in its)} |"
+        f"| {fold} | {label} | {len(group)} | {np.median(rho):.2f} ({min(rho):.2f} to {max(rho):.2f}) | {overlap:.2f} "
+        f"| {divergence:.2f} | {auroc_text} | {sum(slide.differ for slide in group)} |"
     )
 
 
-def write_csv(path: Path, found: Sequence[SlideFigures]) -> None:
+def write_csv(path: Path, figures: Sequence[SlideFigures]) -> None:
     """Write a row per slide."""
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(SlideFigures.__dataclass_fields__)
-        for one in found:
-            rows.writerow([f"{v:.4f}" if isinstance(v, float) else v for v in one.__dict__.values()])
+        for slide in figures:
+            rows.writerow([f"{v:.4f}" if isinstance(v, float) else v for v in slide.__dict__.values()])
 
 
 # ---------------------------------------------------------------- pictures
 
 
-def draw(path: Path, work: Path, one: SlideFigures) -> None:
-    """Draw a slide's two maps on one colour scale, their difference, and patch against patch."""
-    folder = work / "runs" / one.run / "attention"
-    student, teacher = (read_attention_map(folder / name / f"{one.slide}.h5") for name in ("student", "teacher"))
+def draw(path: Path, work: Path, slide: SlideFigures) -> None:
+    """Draw both attention maps of a slide on one colour scale, their difference, and a scatter plot of patches."""
+    folder = work / "runs" / slide.run / "attention"
+    student, teacher = (read_attention_map(folder / name / f"{slide.slide}.h5") for name in ("student", "teacher"))
     if student is None or teacher is None:
-        raise SystemExit(f"{folder}: no attention of {one.slide}; the run was cut short")
+        raise SystemExit(f"{folder}: no attention of {slide.slide}; the run was cut short")
     pooled = pooled_to(student, teacher)
-    both = SharedPatches(np.arange(len(pooled.coords)), *(len(one.coords) * one.attention for one in (student, pooled)))
+    both = SharedPatches(
+        np.arange(len(pooled.coords)), *(len(side.coords) * side.attention for side in (student, pooled))
+    )
     figure = Figure(figsize=(14, 4.1), layout="constrained", dpi=100)
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 4)
-    outlines = read_outlines(lesion_file(work / "cohorts" / "default" / f"fold_{one.fold}" / f"{one.slide}.tif"))
+    outlines = read_outlines(lesion_file(work / "cohorts" / "default" / f"fold_{slide.fold}" / f"{slide.slide}.tif"))
     top, reach = attention_limit([student, pooled]), difference_limit(both)
     sides = zip(axes[:2], (both.student, both.teacher), strict=True)
-    shown = [_cells(axis, student, values, (0, top), COLORMAP) for axis, values in sides]
-    apart = _cells(axes[2], student, both.difference, (-reach, reach), DIFFERENCE_COLORMAP)
+    maps = [_cells(axis, student, values, (0, top), COLORMAP) for axis, values in sides]
+    difference = _cells(axes[2], student, both.difference, (-reach, reach), DIFFERENCE_COLORMAP)
     for axis in axes[:3]:
         for outline in outlines:
             axis.plot(*shapely.get_coordinates(outline.exterior).T, color="#cc79a7", linewidth=1.6)
-    axes[0].set_title(f"Student (LR): malignant {one.malignant_student:.2f}", fontsize=10)
-    axes[1].set_title(f"Teacher (HR), pooled: malignant {one.malignant_teacher:.2f}", fontsize=10)
+    axes[0].set_title(f"Student (LR): malignant {slide.malignant_student:.2f}", fontsize=10)
+    axes[1].set_title(f"Teacher (HR), pooled: malignant {slide.malignant_teacher:.2f}", fontsize=10)
     axes[2].set_title("Student less teacher", fontsize=10)
-    figure.colorbar(shown[0], ax=list(axes[:2]), shrink=0.7, label="attention, times the average", extend="max")
-    figure.colorbar(apart, ax=axes[2], shrink=0.7, label="times the average", extend="both")
+    figure.colorbar(maps[0], ax=list(axes[:2]), shrink=0.7, label="attention, times the average", extend="max")
+    figure.colorbar(difference, ax=axes[2], shrink=0.7, label="times the average", extend="both")
     axes[3].scatter(both.teacher, both.student, s=14, alpha=0.6, color="#0072b2", linewidths=0)
     axes[3].set(xlabel="teacher's attention, times the average", ylabel="student's attention, times the average")
     axes[3].set_title("A point is an LR patch", fontsize=10)
-    figure.suptitle(f"fold {one.fold}, {one.slide}, {one.label}: ρ {one.spearman:.2f}, {one.n_patches} LR patches")
+    figure.suptitle(
+        f"fold {slide.fold}, {slide.slide}, {slide.label}: ρ {slide.spearman:.2f}, {slide.n_patches} LR patches"
+    )
     figure.savefig(path)
 
 
@@ -195,11 +199,11 @@ def pooled_to(student: AttentionMap, teacher: AttentionMap) -> AttentionMap:
     return AttentionMap(student.coords, student.patch_level0, sums.astype(np.float32))
 
 
-def _cells(axis: Any, found: AttentionMap, values: Values, limits: tuple[float, float], colours: str) -> Any:
+def _cells(axis: Any, attention_map: AttentionMap, values: Values, limits: tuple[float, float], colours: str) -> Any:
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
-    cells = [Rectangle((float(x), float(y)), *found.patch_level0) for x, y in found.coords]
+    cells = [Rectangle((float(x), float(y)), *attention_map.patch_level0) for x, y in attention_map.coords]
     shown = PatchCollection(cells, cmap=colours, linewidths=0)
     shown.set_array(values)
     shown.set_clim(*limits)

@@ -1,4 +1,4 @@
-"""What encoding a slide costs in each runtime, and how far it agrees with torch in float32: CPU-seconds of one thread.
+"""Cost of encoding a slide with each runtime (CPU-seconds of one thread), and agreement with torch in float32.
 
 python benchmarks/encoding.py SLIDE BUNDLE…
 """
@@ -26,39 +26,41 @@ CPU = torch.device("cpu")
 REPEATS = 3
 
 
-def measure(path: Path, named: str) -> None:
-    """Print a row per runtime."""
-    bundle = Bundle(named)
+def measure(path: Path, bundle_name: str) -> None:
+    """Print one row per runtime."""
+    bundle = Bundle(bundle_name)
     card = bundle.card
     with Slide(path) as slide:
         grid = find_tissue_grid(slide, card.plan, card.tissue).grid
         patches = PatchSet(grid.lr_corners, grid.lattice.lr_cell, card.lr_patch_px, card.student_input_px)
-        some = PatchSet(
+        sample = PatchSet(
             patches.corners[evenly_spaced_rows(len(patches), patches.side)],
             patches.size_level0,
             patches.patch_px,
             patches.input_px,
         )
-        read = partial(some.read, slide, slice(None))
+        read = partial(sample.read, slide, slice(None))
         about = f"{bundle.sha256} student", patches.side, card.temperature, len(patches)
-        subject = RuntimeRequest(bundle.student, *about, read, {})
-        every: dict[str, Embedder] = {"torch float32, as it is": bundle.student.encoder}
-        for way in candidate_runtimes("auto", subject, CPU)[1]:
-            ready = evaluate_candidate(subject, way)
-            every[f"{way.runtime} {way.precision}{'' if ready.check.agrees else ' (refused)'}"] = (
-                ready.embedder or bundle.student.encoder
+        request = RuntimeRequest(bundle.student, *about, read, {})
+        embedders: dict[str, Embedder] = {"torch float32, as it is": bundle.student.encoder}
+        for key in candidate_runtimes("auto", request, CPU)[1]:
+            candidate = evaluate_candidate(request, key)
+            embedders[f"{key.runtime} {key.precision}{'' if candidate.check.agrees else ' (refused)'}"] = (
+                candidate.embedder or bundle.student.encoder
             )
-        reference = _embedded(slide, patches, bundle.student.encoder)[0]
-        seen = pool_bag(bundle.student.mil, reference.features, CPU)
-        runs: dict[str, list[tuple[Embeddings, float]]] = {name: [] for name in every}
-        for _ in range(REPEATS):  # in turns, for the machine may be busier at one time than at another
-            for name, embedder in every.items():
-                runs[name].append(_embedded(slide, patches, embedder))
-        for name, its in runs.items():
-            told = pool_bag(bundle.student.mil, its[0][0].features, CPU)
-            shares = [torch.softmax(torch.from_numpy(p.logits) / (card.temperature or 1), 0) for p in (seen, told)]
-            rank = spearman(seen.attention, told.attention) or 0.0
-            seconds = sorted(cpu for _, cpu in its)[REPEATS // 2]
+        reference = _embed_timed(slide, patches, bundle.student.encoder)[0]
+        expected = pool_bag(bundle.student.mil, reference.features, CPU)
+        runs: dict[str, list[tuple[Embeddings, float]]] = {name: [] for name in embedders}
+        for _ in range(REPEATS):  # in turns, because the load of the machine can change
+            for name, embedder in embedders.items():
+                runs[name].append(_embed_timed(slide, patches, embedder))
+        for name, measured in runs.items():
+            pooled = pool_bag(bundle.student.mil, measured[0][0].features, CPU)
+            shares = [
+                torch.softmax(torch.from_numpy(p.logits) / (card.temperature or 1), 0) for p in (expected, pooled)
+            ]
+            rank = spearman(expected.attention, pooled.attention) or 0.0
+            seconds = sorted(cpu for _, cpu in measured)[REPEATS // 2]
             difference = float((shares[0] - shares[1]).abs().max())
             print(
                 f"| {bundle.name} | {name} | {len(patches)} x {patches.side} px | {seconds:.2f} "
@@ -66,12 +68,12 @@ def measure(path: Path, named: str) -> None:
             )
 
 
-def _embedded(slide: Slide, patches: PatchSet, embedder: Embedder) -> tuple[Embeddings, float]:
+def _embed_timed(slide: Slide, patches: PatchSet, embedder: Embedder) -> tuple[Embeddings, float]:
     """Return embeddings and the CPU-seconds of reading and encoding them."""
     began = time.process_time()
     work = extract_features(slide, patches, embedder, device=CPU, batch=default_batch_size(patches.side))
-    made: Embeddings = show_progress(with_finished_event(work), slide.name)
-    return made, time.process_time() - began
+    embeddings: Embeddings = show_progress(with_finished_event(work), slide.name)
+    return embeddings, time.process_time() - began
 
 
 def main() -> None:
@@ -81,7 +83,7 @@ def main() -> None:
     p.add_argument("bundles", nargs="+")
     given = p.parse_args()
     torch.set_num_threads(1)
-    print("| model | runtime | patches | CPU-s, reading too | Spearman | probability |")
+    print("| model | runtime | patches | CPU-s, reading included | Spearman | probability |")
     print("|---|---|---|---|---|---|")
     for bundle in given.bundles:
         measure(given.slide, bundle)

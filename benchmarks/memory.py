@@ -1,9 +1,9 @@
-"""Peak memory of training on few and on many slides: features stay on disk, so it must not grow with the cohort.
+"""Peak memory of training on few and on many slides; it must not grow with the cohort, as features stay on disk.
 
     python benchmarks/memory.py --out FOLDER [--slides 10,100]
 
-Prints a row per cohort: slides, features on disk, peak of the memory that only this process holds (RssAnon), peak of
-all that was resident, which counts pages of files that the system may drop.
+Prints one row per cohort: slides, features on disk, peak of the private memory (RssAnon), and peak of the resident
+memory, which includes file pages that the system can drop.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import threading
 import time
 from pathlib import Path
 
-EVERY_S = 0.05  # between looks at the process' memory
+EVERY_S = 0.05  # sampling interval
 SETTINGS = {
     "hr_patch_px": 64,
     "lr_patch_px": 64,
     "bootstrap": 100,
     "teacher": {"epochs": 4, "min_epochs": 1},
-    "stage1": {"epochs": 1, "patches_per_slide": 8},  # a whole batch on ten slides too
+    "stage1": {"epochs": 1, "patches_per_slide": 8},  # enough for a full batch with ten slides
     "stage2": {"epochs": 4, "min_epochs": 1},
     "stage3": {"epochs": 1, "min_epochs": 1, "patches_per_slide": 8, "lr": [1e-4]},
     "baselines": [],
@@ -60,9 +60,9 @@ def measure(out: Path, count: int) -> None:
     del encoder
     cohort, run = out / f"cohort_{count}", out / f"run_{count}"
     tenth = max(2, count // 5)
-    for split, some, seed in (("train", count - 2 * tenth, 1), ("val", tenth, 2), ("test", tenth, 3)):
+    for split, slides, seed in (("train", count - 2 * tenth, 1), ("val", tenth, 2), ("test", tenth, 3)):
         if not list(cohort.glob(f"{split}*.tif")):
-            list(make_cohort(cohort, some, (1536, 1024), seed, split=split))
+            list(make_cohort(cohort, slides, (1536, 1024), seed, split=split))
     config = build_config(SETTINGS | {"encoder": {"teacher": str(out / "untrained.safetensors")}})
     peak = Peak()
     for _ in train(cohort / "cohort.csv", run, config, torch.device("cpu")):
@@ -73,7 +73,7 @@ def measure(out: Path, count: int) -> None:
 
 
 class Peak:
-    """The greatest memory of this process while it is watched, in MB."""
+    """Sampler of the peak memory of this process, in MB."""
 
     def __init__(self) -> None:
         self._own, self._resident, self._going = 0.0, 0.0, True
@@ -82,9 +82,9 @@ class Peak:
 
     def _watch(self) -> None:
         while self._going:
-            told = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-            self._own = max(self._own, int(told["RssAnon"].split()[0]) / 1024)
-            self._resident = max(self._resident, int(told["VmRSS"].split()[0]) / 1024)
+            status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+            self._own = max(self._own, int(status["RssAnon"].split()[0]) / 1024)
+            self._resident = max(self._resident, int(status["VmRSS"].split()[0]) / 1024)
             time.sleep(EVERY_S)
 
     def stop(self) -> tuple[float, float]:

@@ -162,33 +162,35 @@ def one_run(bags: Bags, settings: Settings, folds: int, seed: int) -> Iterator[f
 def summary(accuracies: NDArray[np.float64]) -> dict[str, float]:
     """Return mean, deviations and standard errors of (runs, folds) accuracies; undefined ones are left out.
 
-    Folds hold nine or ten bags, so the deviation over folds is mostly their smallness; runs see all bags each, so the
-    deviation over runs is that of other folds and other weights on the same bags. Runs share their bags: neither
-    standard error says how far the mean would move on other molecules.
+    A fold has nine or ten bags, and the deviation over folds comes mostly from that small number. Each run covers all
+    bags, and the deviation over runs comes from other folds and other weights. All runs share the same bags. Neither
+    standard error therefore tells how far the mean would move on other molecules.
     """
-    found = {"mean": float(accuracies.mean())}
+    statistics = {"mean": float(accuracies.mean())}
     for name, values in {"folds": accuracies.ravel(), "runs": accuracies.mean(axis=1)}.items():
         if len(values) > 1:
             deviation = float(values.std(ddof=1))
-            found |= {f"sd_{name}": deviation, f"se_{name}": deviation / len(values) ** 0.5}
-    return found
+            statistics |= {f"sd_{name}": deviation, f"se_{name}": deviation / len(values) ** 0.5}
+    return statistics
 
 
-def report(body: str, found: dict[str, float], shape: tuple[int, int], cpu: float) -> str:
+def report(body: str, statistics: dict[str, float], shape: tuple[int, int], cpu: float) -> str:
     """Return the figures as text."""
     spread = {
         "over all folds": ("sd_folds", "se_folds"),
         "over means of runs": ("sd_runs", "se_runs"),
     }
-    lines = [f"MUSK1, {body}, {shape[0]} runs x {shape[1]} folds: accuracy {found['mean']:.3f} (published {PUBLISHED})"]
+    lines = [
+        f"MUSK1, {body}, {shape[0]} runs x {shape[1]} folds: accuracy {statistics['mean']:.3f} (published {PUBLISHED})"
+    ]
     for what, (sd, se) in spread.items():
-        if sd in found:
-            lines.append(f"  {what}: sd {found[sd]:.3f}, standard error {found[se]:.3f}")
+        if sd in statistics:
+            lines.append(f"  {what}: sd {statistics[sd]:.3f}, standard error {statistics[se]:.3f}")
     return "\n".join([*lines, f"  {cpu:.0f} CPU-seconds"])
 
 
 def main() -> None:
-    """Cross-validate, print the figures and write them down where asked."""
+    """Cross-validate, print the statistics, and write them with --json."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=Path, required=True, help="musk1.csv")
     p.add_argument("--body", choices=BODIES, default="plain")
@@ -203,10 +205,16 @@ def main() -> None:
     for seed in range(args.runs):
         rows.append(list(one_run(bags, settings, args.folds, seed)))
         print(f"run {seed}: {np.mean(rows[-1]):.3f}", flush=True)
-    found, cpu = summary(np.array(rows)), time.process_time() - began
-    print(report(args.body, found, (args.runs, args.folds), cpu))
+    statistics, cpu = summary(np.array(rows)), time.process_time() - began
+    print(report(args.body, statistics, (args.runs, args.folds), cpu))
     if args.json:
-        figures = {"body": args.body, "settings": asdict(settings), **found, "accuracies": rows, "cpu_seconds": cpu}
+        figures = {
+            "body": args.body,
+            "settings": asdict(settings),
+            **statistics,
+            "accuracies": rows,
+            "cpu_seconds": cpu,
+        }
         write_text(args.json, json.dumps(figures, indent=2))
 
 

@@ -1,10 +1,10 @@
-"""What a slide's pixels and its tissue mask cost, read tile by tile and by OpenSlide.
+"""Cost of reading patches and the tissue mask, with the tile reader and with OpenSlide.
 
     python benchmarks/reading.py SLIDE… [--mpp 0 2 4] [--runs 7] [--write docs/explanation/benchmarks/reading.md]
 
-The patches of the slide's tissue are read as `predict` reads them, from a slide just opened, what proves the tiles
-included. Readers take turns, so that what else the machine does meets both; figures are medians over the runs after
-the first, the ratio is the median of the ratios within a run.
+The patches of the tissue are read as in `predict`, from a newly opened slide, including the check of the tiles. The
+readers take turns, so that other load on the machine affects both. Figures are medians over the runs after the first;
+the ratio is the median of the ratios within a run.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ HEAD = ("slide", "µm per px", "reader", "MPix", "MPix decoded", "MPix per CPU-s
 
 @dataclass(frozen=True)
 class Cost:
-    """One run over one slide by one reader: native pixels asked and decoded, CPU-seconds."""
+    """Cost of one run over one slide with one reader: requested and decoded native pixels, CPU-seconds."""
 
-    asked: int
+    requested: int
     decoded: int
     seconds: float
     tissue_read: float
@@ -42,17 +42,17 @@ class Cost:
 
     @property
     def mpix_per_second(self) -> float:
-        """Millions of native pixels that were asked for, in a CPU-second."""
-        return self.asked / 1e6 / self.seconds
+        """Millions of requested native pixels per CPU-second."""
+        return self.requested / 1e6 / self.seconds
 
 
 class TimedSlide(Slide):
-    """A slide that knows how many CPU-seconds its blocks took to read."""
+    """Slide that counts the CPU-seconds of reading its blocks."""
 
     blocks_seconds = 0.0
 
     def read_blocks(self, box: BoxLevel0, size: tuple[int, int]) -> Iterator[tuple[slice, slice, Pixels]]:
-        """Yield what `Slide.read_blocks` does."""
+        """Yield the blocks of `Slide.read_blocks`, and add the time of reading them."""
         blocks = super().read_blocks(box, size)
         while True:
             began = time.process_time()
@@ -75,8 +75,8 @@ def measure(path: Path, reader: str, plan: PatchPlan, grid: NestedGrid) -> Cost:
     with Slide(path, reader=reader) as slide:
         for start in range(0, len(patches), BATCH):
             patches.read(slide, slice(start, start + BATCH))
-        asked, decoded = slide.pixels_decoded, slide.tile_pixels_decoded
-    return Cost(asked, decoded, time.process_time() - began, tissue_read, tissue - tissue_read)
+        requested, decoded = slide.pixels_decoded, slide.tile_pixels_decoded
+    return Cost(requested, decoded, time.process_time() - began, tissue_read, tissue - tissue_read)
 
 
 def rows(path: Path, mpp: float, runs: int) -> Iterator[tuple[str, ...]]:
@@ -85,13 +85,15 @@ def rows(path: Path, mpp: float, runs: int) -> Iterator[tuple[str, ...]]:
         mpp = mpp or slide.mpp.mean
         plan = PatchPlan(min(HR_MPP, mpp), mpp, PATCH_PX, PATCH_PX)
         grid = find_tissue_grid(slide, plan, TissueConfig()).grid
-    found: dict[str, list[Cost]] = {OPENSLIDE: [], TILES: []}
+    runs_of_reader: dict[str, list[Cost]] = {OPENSLIDE: [], TILES: []}
     for _ in range(runs + 1):  # the first one loads libraries
-        for reader, costs in found.items():
+        for reader, costs in runs_of_reader.items():
             costs.append(measure(path, reader, plan, grid))
-    pairs = zip(found[TILES][1:], found[OPENSLIDE][1:], strict=True)
-    ratio = float(np.median([one.mpix_per_second / other.mpix_per_second for one, other in pairs]))
-    for reader, costs in found.items():
+    pairs = zip(runs_of_reader[TILES][1:], runs_of_reader[OPENSLIDE][1:], strict=True)
+    ratio = float(
+        np.median([tiles_cost.mpix_per_second / openslide_cost.mpix_per_second for tiles_cost, openslide_cost in pairs])
+    )
+    for reader, costs in runs_of_reader.items():
         yield (
             path.name,
             f"{mpp:g}",
@@ -103,9 +105,9 @@ def rows(path: Path, mpp: float, runs: int) -> Iterator[tuple[str, ...]]:
 
 
 def _figures(costs: Sequence[Cost]) -> tuple[str, str, str]:
-    one = costs[0]
+    first = costs[0]
     speed = float(np.median([cost.mpix_per_second for cost in costs]))
-    return f"{one.asked / 1e6:.1f}", f"{one.decoded / 1e6:.1f}" if one.decoded else "unknown", f"{speed:.0f}"
+    return f"{first.requested / 1e6:.1f}", f"{first.decoded / 1e6:.1f}" if first.decoded else "unknown", f"{speed:.0f}"
 
 
 def _tissue(costs: Sequence[Cost]) -> tuple[str, str]:
@@ -115,9 +117,9 @@ def _tissue(costs: Sequence[Cost]) -> tuple[str, str]:
     return f"{1e3 * read:.0f} ms", f"{1e3 * computed:.0f} ms"
 
 
-def table(found: Sequence[tuple[str, ...]]) -> str:
-    """Return the rows under their heads."""
-    lines = [HEAD, ("---",) * len(HEAD), *found]
+def table(rows_of_cells: Sequence[tuple[str, ...]]) -> str:
+    """Return the rows as a Markdown table."""
+    lines = [HEAD, ("---",) * len(HEAD), *rows_of_cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -131,10 +133,10 @@ def main() -> None:
     p.add_argument("--runs", type=int, default=7)
     p.add_argument("--write", type=Path, help="page whose table is put in its place")
     args = p.parse_args()
-    told = table([row for path in args.slides for mpp in args.mpp for row in rows(path, mpp, args.runs)])
-    print(told)
+    text = table([row for path in args.slides for mpp in args.mpp for row in rows(path, mpp, args.runs)])
+    print(text)
     if args.write:
-        put_between(args.write, BEGIN, END, f"{told}\n")
+        put_between(args.write, BEGIN, END, f"{text}\n")
 
 
 if __name__ == "__main__":

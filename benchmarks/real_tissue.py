@@ -148,8 +148,8 @@ def measure_side_by_side(args: argparse.Namespace, missing: list[Cell]) -> None:
                     waiting.remove(cell)
                     running[pool.submit(measure_cell, args, cell)] = cell
             done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for one in done:
-                cell, error = running.pop(one), one.exception()
+            for future in done:
+                cell, error = running.pop(future), future.exception()
                 if error is None:
                     _features(args, cell).with_suffix(".whole").touch()
                 print(f"{cell.name}: {error or 'done'}", flush=True)
@@ -226,9 +226,9 @@ def _table(args: argparse.Namespace, source: str, fold: int, folder: Path, chang
     import pandas as pd
 
     make_cohort(args, source, fold)
-    there = cohort_folder(args, source, fold)
-    rows = change(pd.read_csv(there / "cohort.csv", dtype=str))
-    rows["slide"] = [os.path.relpath(there / name, folder) for name in rows["slide"]]
+    source_folder = cohort_folder(args, source, fold)
+    rows = change(pd.read_csv(source_folder / "cohort.csv", dtype=str))
+    rows["slide"] = [os.path.relpath(source_folder / name, folder) for name in rows["slide"]]
     folder.mkdir(parents=True, exist_ok=True)
     rows.to_csv(folder / "cohort.csv", index=False)
 
@@ -236,8 +236,8 @@ def _table(args: argparse.Namespace, source: str, fold: int, folder: Path, chang
 def _fewer(rows: Any) -> Any:
     """Return a third of the training slides, half of each class, as they come; validation and test stay."""
     train = rows[rows["split"] == "train"]
-    kept = train.groupby("label").head(THIRD // 2).index
-    return rows[(rows["split"] != "train") | rows.index.isin(kept)].copy()
+    selected = train.groupby("label").head(THIRD // 2).index
+    return rows[(rows["split"] != "train") | rows.index.isin(selected)].copy()
 
 
 def _permuted(rows: Any, seed: int) -> Any:
@@ -283,14 +283,14 @@ def measure_cell(args: argparse.Namespace, cell: Cell) -> None:
     for event in train(cohort_folder(args, cell.cohort, cell.fold) / "cohort.csv", run, build_config(values), _cpu()):
         if type(event).__name__ == "Metric" and event.name.startswith("lr "):
             figures.setdefault(event.stage, {})[event.name[3:]] = event.value
-    found = {
+    results = {
         "cell": {k: v for k, v in cell.__dict__.items() if k != "changes"},
         "rates": figures,
         "cpu_seconds": cpu_seconds() - began,  # of this attempt: what a broken one had done is not in it
         "wall_seconds": time.perf_counter() - wall,
         "metrics": json.loads((run / METRICS).read_text()),
     }
-    _write(args.results / f"{cell.name}.json", found)
+    _write(args.results / f"{cell.name}.json", results)
     shutil.rmtree(run / "features", ignore_errors=True)  # LR features of every encoder: large, and made again if needed
 
 
@@ -316,15 +316,15 @@ def measure_ceiling(args: argparse.Namespace, cell: Cell) -> None:
 
     file = args.results / f"ceiling-{cell.cohort}-{cell.resolution.replace(' ', '_')}-fold{cell.fold}.json"
     same = [Cell(**{**cell.__dict__, "seed": seed}) for seed in range(5)]
-    runs = [args.work / "runs" / one.name for one in same if (args.results / f"{one.name}.json").exists()]
+    runs = [args.work / "runs" / item.name for item in same if (args.results / f"{item.name}.json").exists()]
     maps = [run / "attention" / "teacher" for run in runs if (run / "attention" / "teacher").is_dir()]
     pairs = list(combinations(maps, 2))
     if not pairs or (file.exists() and json.loads(file.read_text())["teachers"] == len(maps)):
         return
-    found = [_agreement(args, cell, a, b) for a, b in pairs]
-    mean = {name: sum(one[name] for one in found) / len(found) for name in found[0]}
-    told = {k: v for k, v in cell.__dict__.items() if k in ("cohort", "fold", "resolution")}
-    _write(file, {"cell": told | {"kind": "ceiling"}, "teachers": len(maps), "agreement": mean})
+    agreements = [_agreement(args, cell, a, b) for a, b in pairs]
+    mean = {name: sum(item[name] for item in agreements) / len(agreements) for name in agreements[0]}
+    cell_fields = {k: v for k, v in cell.__dict__.items() if k in ("cohort", "fold", "resolution")}
+    _write(file, {"cell": cell_fields | {"kind": "ceiling"}, "teachers": len(maps), "agreement": mean})
 
 
 def _agreement(args: argparse.Namespace, cell: Cell, a: Path, b: Path) -> dict[str, float]:
@@ -338,15 +338,15 @@ def _agreement(args: argparse.Namespace, cell: Cell, a: Path, b: Path) -> dict[s
     from napari_lrmil.core.patching.grid import find_nested_grid
 
     plan = build_config({**BASE, **RESOLUTIONS[cell.resolution]}).plan
-    found = []
+    rows = []
     for row in read_cohort(cohort_folder(args, cell.cohort, cell.fold) / "cohort.csv").of("test"):
-        one, other = (read_attention_map(folder / f"{row.name}.h5") for folder in (a, b))
-        assert one is not None and other is not None
+        first, second = (read_attention_map(folder / f"{row.name}.h5") for folder in (a, b))
+        assert first is not None and second is not None
         with row.open() as slide:
             grid = find_nested_grid(slide, plan)
-        told = measure_agreement(grid, pool_to_lr_grid(grid, one.attention), other.attention)
-        found.append((told.spearman, told.jaccard_top10, told.js_divergence))
-    means = np.nanmean(np.array(found, dtype=float), axis=0).tolist()
+        agreement = measure_agreement(grid, pool_to_lr_grid(grid, first.attention), second.attention)
+        rows.append((agreement.spearman, agreement.jaccard_top10, agreement.js_divergence))
+    means = np.nanmean(np.array(rows, dtype=float), axis=0).tolist()
     return dict(zip(("spearman", "jaccard_top10", "js_divergence"), means, strict=True))
 
 
@@ -360,18 +360,18 @@ def measure_cost(args: argparse.Namespace, cell: Cell) -> None:
     bundle = args.work / "runs" / cell.name / BUNDLE
     if file.exists() or not bundle.exists():
         return
-    question = ExternalEvaluation(Bundle(bundle), "test", teacher=True, device=_cpu())
+    evaluation = ExternalEvaluation(Bundle(bundle), "test", teacher=True, device=_cpu())
     out = args.work / "cost" / cell.resolution.replace(" ", "_")
-    for _ in evaluate_bundle(cohort_folder(args, cell.cohort, cell.fold) / "cohort.csv", out, question):
+    for _ in evaluate_bundle(cohort_folder(args, cell.cohort, cell.fold) / "cohort.csv", out, evaluation):
         pass
     figures = json.loads((out / "metrics.json").read_text())
     cost = {method: splits["test"]["cost"] for method, splits in figures.items()}
     _write(file, {"cell": {"kind": "cost", "resolution": cell.resolution}, "cost": cost})
 
 
-def _write(file: Path, found: dict[str, Any]) -> None:
+def _write(file: Path, results: dict[str, Any]) -> None:
     partial = file.with_name(f".{file.stem}.partial")
-    partial.write_text(json.dumps(found, indent=1))
+    partial.write_text(json.dumps(results, indent=1))
     partial.replace(file)
 
 
@@ -386,8 +386,8 @@ def chosen_rates(results: Path, cell: Cell) -> list[float]:
     file = results / f"{_chooser(cell).name}.json"
     if _chooser(cell).name == cell.name or not file.exists():
         return []
-    told = json.loads(file.read_text())["rates"]
-    return sorted({float(max(rates, key=rates.get)) for rates in told.values()})
+    rates_of_stage = json.loads(file.read_text())["rates"]
+    return sorted({float(max(rates, key=rates.get)) for rates in rates_of_stage.values()})
 
 
 def _chooser(cell: Cell) -> Cell:

@@ -1,4 +1,4 @@
-"""A picture of what benchmarks/real_tissue.py measured: every run a point, every method a row.
+"""Plot of the results of benchmarks/real_tissue.py: one point per run, one row per method.
 
 python benchmarks/real_tissue_plot.py OUT.png [--results FOLDER]
 """
@@ -23,12 +23,12 @@ ROWS = {  # from the bottom up
     "both": "stages 1 and 2",
     "student": "stages 1, 2 and 3",
 }
-FOLD_COLOURS = ("#0072b2", "#e69f00", "#009e73")  # told apart without colour vision too
-SPREAD = 0.22  # rows of one fold lie this far from those of the next
+FOLD_COLOURS = ("#0072b2", "#e69f00", "#009e73")  # distinguishable with colour vision deficiency
+SPREAD = 0.22  # vertical distance between the points of two folds
 
 
 def main() -> None:
-    """Draw a panel for every cohort and resolution that all methods were measured on."""
+    """Draw a panel for every cohort and resolution on which all methods were measured."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("out", type=Path)
     p.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "real_tissue")
@@ -43,18 +43,18 @@ def main() -> None:
         draw(axis, [c for c in cells if (c["cell"]["cohort"], c["cell"]["resolution"]) == panel])
         axis.set_title(f"{COHORTS[panel[0]]}, {panel[1]}", fontsize=9)
     axes[0].set_yticks(range(len(ROWS)), ROWS.values(), fontsize=9)
-    figure.supxlabel("AUROC on patients never seen; a point is a run, its colour the fold, a bar the mean", fontsize=9)
+    figure.supxlabel("AUROC on unseen patients; point: run, colour: fold, bar: mean", fontsize=9)
     figure.savefig(args.out)
 
 
 def draw(axis: Any, cells: list[dict[str, Any]]) -> None:
     """Draw the runs of one panel."""
     for at, method in enumerate(ROWS):
-        found = [(c["cell"]["fold"], c["metrics"][method]["test"]["auroc"]["value"]) for c in cells]
-        for fold, value in found:
+        aurocs = [(c["cell"]["fold"], c["metrics"][method]["test"]["auroc"]["value"]) for c in cells]
+        for fold, value in aurocs:
             axis.plot(value, at + SPREAD * (fold - 1), "o", color=FOLD_COLOURS[fold], markersize=5, alpha=0.8)
-        by_fold = [[v for fold, v in found if fold == wanted] for wanted in {fold for fold, _ in found}]
-        mean = sum(sum(its) / len(its) for its in by_fold) / len(by_fold)
+        by_fold = [[v for fold, v in aurocs if fold == wanted] for wanted in {fold for fold, _ in aurocs}]
+        mean = sum(sum(values) / len(values) for values in by_fold) / len(by_fold)
         axis.plot([mean, mean], [at - 0.4, at + 0.4], color="black", linewidth=2)
     axis.axvline(0.5, color="grey", linewidth=0.8, linestyle=":")
     axis.set_xlim(0, 1.03)

@@ -1,4 +1,4 @@
-"""The tables of benchmarks/real_tissue.py, from the figures of its cells."""
+"""Tables of benchmarks/real_tissue.py, computed from the results of its cells."""
 
 from __future__ import annotations
 
@@ -42,74 +42,74 @@ KINDS = {
     "permuted": "Control: nothing to be learned",
     "stain_matched": "Control: stain",
 }
-OTHERS = ("labels_only", "labels_only_finetuned", "teacher")  # what differences are told from
+OTHERS = ("labels_only", "labels_only_finetuned", "teacher")  # methods that differences are computed against
 
 
 def write_tables(folder: Path, page: Path) -> None:
-    """Put the tables between the marks that stand in a page."""
-    with redirect_stdout(StringIO()) as told:
+    """Write the tables between two marker lines of a page."""
+    with redirect_stdout(StringIO()) as output:
         print_tables(folder)
-    put_between(page, BEGIN, END, f"{told.getvalue()}\n")
+    put_between(page, BEGIN, END, f"{output.getvalue()}\n")
 
 
-def put_between(page: Path, begin: str, end: str, told: str) -> None:
-    """Put text between two lines that stand in a page; whoever has no place for it is told so."""
+def put_between(page: Path, begin: str, end: str, text: str) -> None:
+    """Replace the text between two marker lines of a page; exit with a message if they are missing."""
     before, _, rest = page.read_text(encoding="utf-8").partition(begin)
     _, mark, after = rest.partition(end)
     if not mark:
         raise SystemExit(f"{page} has no place for the tables: expected the lines {begin} and {end}")
-    page.write_text(f"{before}{begin}\n{told}{end}{after}", encoding="utf-8")
+    page.write_text(f"{before}{begin}\n{text}{end}{after}", encoding="utf-8")
 
 
 def print_tables(folder: Path) -> None:
-    """Print a table for every kind, cohort and resolution that there are figures of."""
-    found: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
+    """Print a table for every kind, cohort and resolution with results."""
+    cells_by_key: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
     ceilings: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     costs = []
     for file in sorted(folder.glob("*.json")):
-        told = json.loads(file.read_text())
-        cell = told["cell"]
+        result = json.loads(file.read_text())
+        cell = result["cell"]
         if cell["kind"] == "cost":
-            costs.append(told)
+            costs.append(result)
         elif cell["kind"] == "ceiling":
-            ceilings[cell["cohort"], cell["resolution"]].append(told)
+            ceilings[cell["cohort"], cell["resolution"]].append(result)
         else:
             cohort = "permuted" if cell["cohort"].startswith("permuted") else cell["cohort"]
-            found[cell["kind"], cohort, cell["resolution"]].append(told)
-    _teachers_table({key[0]: cells for key, cells in found.items() if key[0].startswith(TEACHER)})
-    for key in sorted((key for key in found if key[0] in ORDER), key=_place):
+            cells_by_key[cell["kind"], cohort, cell["resolution"]].append(result)
+    _teachers_table({key[0]: cells for key, cells in cells_by_key.items() if key[0].startswith(TEACHER)})
+    for key in sorted((key for key in cells_by_key if key[0] in ORDER), key=_place):
         print(f"\n### {KINDS[key[0]]}: {COHORTS[key[1]]}, {key[2]}\n")
-        _auroc_table(found[key])
+        _auroc_table(cells_by_key[key])
         if key[0] == "headline":
-            _table(paired_rows(found[key]))
-            _table(not_worse_rows(found[key]))
-            print(f"{interval_note(found[key]) or ''}\n")
-            _attention_table(found[key], ceilings[key[1:]])
-    _every_run(found)
+            _table(paired_rows(cells_by_key[key]))
+            _table(not_worse_rows(cells_by_key[key]))
+            print(f"{interval_note(cells_by_key[key]) or ''}\n")
+            _attention_table(cells_by_key[key], ceilings[key[1:]])
+    _every_run(cells_by_key)
     print(f"\n### Goals, {NATIVE} as it is read\n")
     ceiling = mean([c["agreement"]["spearman"] for c in ceilings["default", NATIVE]])
-    _table(expectation_rows(expectations(found, ceiling)))
+    _table(expectation_rows(expectations(cells_by_key, ceiling)))
     _cost_table(costs)
-    hours = sum(told["cpu_seconds"] for cells in found.values() for told in cells) / 3600
-    print(f"\n{sum(map(len, found.values()))} cells, {hours:.1f} CPU-hours")
+    hours = sum(result["cpu_seconds"] for cells in cells_by_key.values() for result in cells) / 3600
+    print(f"\n{sum(map(len, cells_by_key.values()))} cells, {hours:.1f} CPU-hours")
 
 
 def _place(key: tuple[str, str, str]) -> tuple[int, str, list[str]]:
     return ORDER.index(key[0]), key[2], [*COHORTS].index(key[1])
 
 
-def _teachers_table(found: Mapping[str, Cells]) -> None:
-    """Print what the teacher's settings were chosen by: validation, before any student was trained."""
+def _teachers_table(cells_by_kind: Mapping[str, Cells]) -> None:
+    """Print the validation AUROC by which the teacher's settings were chosen, before any student was trained."""
     print("\n### The teacher's settings\n")
     rows = [["learning rate and width of the gate", "validation", "test"]]
-    for kind, cells in found.items():
+    for kind, cells in cells_by_kind.items():
         means = [_spread([_auroc(c, "teacher", split) for c in cells]) for split in ("val", "test")]
         rows.append([kind.removeprefix(TEACHER).replace("_hidden", ", "), *means])
     _table(rows)
 
 
 def _auroc_table(cells: Cells) -> None:
-    """Print a row per method: test AUROC of every fold, mean over runs, differences within runs; validation last."""
+    """Print one row per method: test AUROC of each fold, mean over runs, differences within runs, validation."""
     folds = sorted({c["cell"]["fold"] for c in cells})
     shown = [o for o in OTHERS if any(o in c["metrics"] for c in cells)]
     head = ["method", "seeds", *(f"fold {f}" for f in folds), "mean", *(f"less {o}" for o in shown), "validation"]
@@ -125,9 +125,9 @@ def _auroc_table(cells: Cells) -> None:
     print()
 
 
-def _every_run(found: Mapping[tuple[str, str, str], Cells]) -> None:
-    """Print test AUROC of every run, one column each."""
-    headline = {key: cells for key, cells in found.items() if key[0] == "headline"}
+def _every_run(cells_by_key: Mapping[tuple[str, str, str], Cells]) -> None:
+    """Print the test AUROC of every run, one column per run."""
+    headline = {key: cells for key, cells in cells_by_key.items() if key[0] == "headline"}
     runs = sorted({(c["cell"]["fold"], c["cell"]["seed"]) for cells in headline.values() for c in cells})
     print("\n### Every run: test AUROC by fold and seed\n")
     rows = [["slides, resolution", "method", *(f"f{fold} s{seed}" for fold, seed in runs)]]
@@ -140,7 +140,7 @@ def _every_run(found: Mapping[tuple[str, str, str], Cells]) -> None:
 
 
 def _attention_table(cells: Cells, ceilings: Cells) -> None:
-    """Print a row per method: agreement with the teacher, and how well attention finds lesions."""
+    """Print one row per method: agreement with the teacher, and lesion AUROC of the attention."""
     keys = ("spearman", "jaccard_top10", "js_divergence")
     _row(["method", "ρ", "top-10 % overlap", "divergence", "lesion AUROC", "patches"])
     print("|---" * 6 + "|")
@@ -159,16 +159,16 @@ def _attention_table(cells: Cells, ceilings: Cells) -> None:
 
 
 def _cost_table(costs: Cells) -> None:
-    """Print what a slide costs, by resolution and network."""
+    """Print the cost of a slide by resolution and network."""
     if not costs:
         return
     print("\n### Cost per slide\n")
     _row(["resolution", "network", "patches", "MPix", "CPU-s"])
     print("|---" * 5 + "|")
-    for told in costs:
-        for network, cost in told["cost"].items():
+    for result in costs:
+        for network, cost in result["cost"].items():
             figures = cost["patches_per_slide"], cost["pixels_per_slide"] / 1e6, cost["cpu_seconds_per_slide"]
-            _row([told["cell"]["resolution"], network, f"{figures[0]:.0f}", f"{figures[1]:.2f}", f"{figures[2]:.2f}"])
+            _row([result["cell"]["resolution"], network, f"{figures[0]:.0f}", f"{figures[1]:.2f}", f"{figures[2]:.2f}"])
 
 
 def _table(rows: Rows) -> None:
@@ -198,24 +198,24 @@ def _figure(cell: dict[str, Any], method: str, read: Read, split: str = "test") 
 
 
 def _with_interval(cells: Cells, method: str) -> str:
-    """Return mean and deviation over seeds, and the 95 % interval over slides: its bounds' means over seeds."""
+    """Return mean and deviation over seeds, and the mean bounds of the 95 % interval over slides."""
     bounds = [[_figure(c, method, lambda m, b=b: m["auroc"][b]) for c in cells] for b in ("low", "high")]
-    low, high = ([v for v in found if v is not None] for found in bounds)
+    low, high = ([v for v in side if v is not None] for side in bounds)
     span = f" ({np.mean(low):.2f} to {np.mean(high):.2f})" if low and high else ""
     return _spread([_auroc(c, method) for c in cells]) + span
 
 
 def _spread(values: Sequence[float | None]) -> str:
-    known = [v for v in values if v is not None]
-    if not known:
+    defined = [v for v in values if v is not None]
+    if not defined:
         return "-"
-    return f"{np.mean(known):.3f} ± {np.std(known, ddof=1):.3f}" if len(known) > 1 else f"{known[0]:.3f}"
+    return f"{np.mean(defined):.3f} ± {np.std(defined, ddof=1):.3f}" if len(defined) > 1 else f"{defined[0]:.3f}"
 
 
 def _difference(cells: Cells, method: str, other: str) -> str:
-    """Return mean paired difference over runs, and in how many of them it is above 0."""
+    """Return the mean paired difference over runs, and the number of runs in which it is above 0."""
     pairs = [(_auroc(c, method), _auroc(c, other)) for c in cells]
-    known = [a - b for a, b in pairs if a is not None and b is not None]
-    if method == other or not known:
+    differences = [a - b for a, b in pairs if a is not None and b is not None]
+    if method == other or not differences:
         return "-"
-    return f"{np.mean(known):+.3f} ({sum(d > 0 for d in known)} of {len(known)})"
+    return f"{np.mean(differences):+.3f} ({sum(d > 0 for d in differences)} of {len(differences)})"

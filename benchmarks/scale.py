@@ -17,7 +17,7 @@ from real_tissue_table import put_between
 BEGIN, END = "<!-- written by benchmarks/scale.py --write -->", "<!-- end of what it writes -->"
 COHORTS = (10_000, 1_000_000)
 CORES = 64  # of a usual node
-LINKS = {  # MB a second that a store gives in the long run, as their makers have it
+LINKS = {  # sustained MB per second, from data sheets
     "one hard disk": 150,
     "network of 1 Gbit/s": 115,
     "SATA SSD": 500,
@@ -28,21 +28,21 @@ SETUPS = ("LR, predict defaults", "HR, fast runtime", "baseline pipeline")
 
 
 def main() -> None:
-    """Print the tables, and write them where asked."""
+    """Print the tables, and write them with --write."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     p.add_argument("--write", type=Path)
     args = p.parse_args()
     speed = json.loads((args.results / "speed.json").read_text(encoding="utf-8"))
-    page = told(speed["measured"][0])
+    page = render_page(speed["measured"][0])
     print(page)
     if args.write:
         put_between(args.write, BEGIN, END, page)
 
 
-def told(measured: dict[str, Any]) -> str:
+def render_page(measured: dict[str, Any]) -> str:
     """Return all tables of one slide and model."""
-    setups = {found["setup"]["name"]: found for found in measured["setups"]}
+    setups = {setup["setup"]["name"]: setup for setup in measured["setups"]}
     shown = [setups[name] for name in SETUPS if name in setups]
     slide = Path(measured["slide"]).name
     lines = [
@@ -53,13 +53,13 @@ def told(measured: dict[str, Any]) -> str:
 
 
 def costs(shown: list[dict[str, Any]]) -> list[str]:
-    """Return a row for each setup: slides an hour, bytes, and what cohorts take."""
+    """Return one row per setup: slides per hour, bytes, and the cost of cohorts."""
     heads = ["", "slides an hour and core", "MB read per slide"]
     heads += [f"{n:,} slides: core-hours | on {CORES} cores | TB read" for n in COHORTS]
     rows = []
-    for found in shown:
-        seconds, size = cpu(found), found["read_bytes"]
-        row = [found["setup"]["name"], f"{3600 / seconds:,.0f}", f"{size / 1e6:,.0f}"]
+    for setup in shown:
+        seconds, size = cpu(setup), setup["read_bytes"]
+        row = [setup["setup"]["name"], f"{3600 / seconds:,.0f}", f"{size / 1e6:,.0f}"]
         for count in COHORTS:
             hours = count * seconds / 3600
             row += [f"{hours:,.0f}", span(hours / CORES), f"{count * size / 1e12:,.2f}"]
@@ -67,28 +67,28 @@ def costs(shown: list[dict[str, Any]]) -> list[str]:
     return table(heads, rows)
 
 
-def steps(found: dict[str, Any]) -> list[str]:
-    """Return how a slide's CPU-seconds are shared among the steps."""
-    seconds = {step: s for step, s in found["cpu"].items() if step != "total"}
-    row = [f"{s:.3f} s ({100 * s / found['cpu']['total']:.0f} %)" for s in seconds.values()]
-    return table([f"{found['setup']['name']}: {step}" if i == 0 else step for i, step in enumerate(seconds)], [row])
+def steps(setup: dict[str, Any]) -> list[str]:
+    """Return the CPU-seconds of a slide per step."""
+    seconds = {step: s for step, s in setup["cpu"].items() if step != "total"}
+    row = [f"{s:.3f} s ({100 * s / setup['cpu']['total']:.0f} %)" for s in seconds.values()]
+    return table([f"{setup['setup']['name']}: {step}" if i == 0 else step for i, step in enumerate(seconds)], [row])
 
 
 def stores(shown: list[dict[str, Any]]) -> list[str]:
-    """Return how many cores each store feeds before it is what everybody waits for."""
-    heads = ["store", "MB/s", *(f"cores it feeds: {found['setup']['name']}" for found in shown)]
-    rate = [found["read_bytes"] / 1e6 / cpu(found) for found in shown]  # MB a second and core
-    rows = [[name, f"{most:,}", *(f"{most / one:,.0f}" for one in rate)] for name, most in LINKS.items()]
-    return table(heads, [*rows, ["MB/s that a core asks for", "", *(f"{one:,.1f}" for one in rate)]])
+    """Return the number of cores that each store can supply before it becomes the bottleneck."""
+    heads = ["store", "MB/s", *(f"cores it feeds: {setup['setup']['name']}" for setup in shown)]
+    rate = [setup["read_bytes"] / 1e6 / cpu(setup) for setup in shown]  # MB a second and core
+    rows = [[name, f"{most:,}", *(f"{most / value:,.0f}" for value in rate)] for name, most in LINKS.items()]
+    return table(heads, [*rows, ["MB/s that a core asks for", "", *(f"{value:,.1f}" for value in rate)]])
 
 
-def cpu(found: dict[str, Any]) -> float:
-    """Return the CPU-seconds of a slide: as predict runs it where that was measured."""
-    return float(found["whole_cpu"] or found["cpu"]["total"])
+def cpu(setup: dict[str, Any]) -> float:
+    """Return the CPU-seconds of a slide in `predict` if measured, otherwise the sum over the steps."""
+    return float(setup["whole_cpu"] or setup["cpu"]["total"])
 
 
 def span(hours: float) -> str:
-    """Return a time for people."""
+    """Return a duration as text."""
     return f"{60 * hours:.0f} min" if hours < 2 else f"{hours:.0f} h" if hours < 72 else f"{hours / 24:,.0f} days"
 
 

@@ -1,4 +1,4 @@
-"""What an answer costs on a CPU, with small students, step by step: LR against HR, and against baseline pipeline.
+"""What an answer costs on a CPU, with small students, step by step: LR against HR, and against the baseline pipeline.
 
     python benchmarks/speed.py SLIDE… --work DIR [--student NAME=BUNDLE…] [--bundle BUNDLE…] [--write PAGE]
 
@@ -50,13 +50,12 @@ from napari_lrmil.core.slides.slide import Slide
 BEGIN, END = "<!-- written by benchmarks/speed.py --write -->", "<!-- end of speed.py -->"
 SMALL, OTHERS = "mobilenet_v3_large", ("mobilenet_v2", "convnext_atto")
 COLDS = 3
-Found = dict[tuple[str, str, float], list[Measurement]]  # slide, student, µm per LR pixel -> setups
+MeasurementsByKey = dict[tuple[str, str, float], list[Measurement]]  # slide, student, µm per LR pixel -> setups
 Seconds = dict[str, list[float]]
-WISHED = {SMALL: 1.3, "mobilenet_v2": 2.0}  # CPU-seconds of a whole slide at 5x
+GOALS_CPU_S = {SMALL: 1.3, "mobilenet_v2": 2.0}  # goals for a whole slide at 5x
 
 
-def main() -> None:
-    """Measure, print, and write where asked."""
+def _parse_arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("slides", nargs="+", type=Path)
     p.add_argument("--work", type=Path, required=True, help="folder for bundles and results")
@@ -67,32 +66,37 @@ def main() -> None:
     p.add_argument("--repeats", type=int, default=3)
     p.add_argument("--most-patches", type=int, default=512, help="of HR patches, more are sampled")
     p.add_argument("--write", type=Path, help="page to put the tables into")
-    args = p.parse_args()
+    return p.parse_args()
+
+
+def main() -> None:
+    """Measure, print, and write the tables with --write."""
+    args = _parse_arguments()
     trained = dict(word.split("=", 1) for word in args.student)
     bundles = {
         (name, mpp): Bundle(trained[name]) if mpp == 2.0 and name in trained else untrained(args.work, name, mpp)
         for name, mpp in [(SMALL, 2.0), (SMALL, 4.0), *((name, 2.0) for name in OTHERS)]
     }
-    found: Found = {}
+    measurements: MeasurementsByKey = {}
     stored: dict[str, Any] = {"measured": []}
     for slide in args.slides:
         for (name, mpp), bundle in bundles.items():
             if slide != args.slides[0] and name != SMALL:
                 continue
             setups = [*CHAIN, *REFERENCE_SETUPS] if (name, mpp) == (SMALL, 2.0) else [HR_STUDENT, LR, *REFERENCE_SETUPS]
-            question = MeasurementSpec(slide, bundle.path, repeats=args.repeats, most_patches=args.most_patches)
+            spec = MeasurementSpec(slide, bundle.path, repeats=args.repeats, most_patches=args.most_patches)
             key = (slide.name, name, mpp)
-            found[key] = show_progress(measure_all(question, setups), " ".join(map(str, key)))
+            measurements[key] = show_progress(measure_all(spec, setups), " ".join(map(str, key)))
             names = {"model": f"{name} at {10 / mpp:g}x", "slide": slide.name, "bundle": bundle.path.name}
             stored["measured"].append(
-                benchmark_json(question, found[key]) | names
+                benchmark_json(spec, measurements[key]) | names
             )  # no path: it goes into the repository
-            print(f"## {key}\n{step_table(found[key])}\n{factor_table(found[key])}\n", flush=True)
+            print(f"## {key}\n{step_table(measurements[key])}\n{factor_table(measurements[key])}\n", flush=True)
     write_json(args.work / "speed.json", stored)
     colds = cold(args.slides[0], bundles[SMALL, 2.0], args.work)
     named = {f"{name} {10 / mpp:g}x": bundle for (name, mpp), bundle in bundles.items()}
     agreed = agreement(args.slides, named | {name: Bundle(name) for name in args.bundle})
-    page = told(found, colds, agreed, args.slides[0].name)
+    page = render_page(measurements, colds, agreed, args.slides[0].name)
     print(page)
     (args.work / "speed.md").write_text(page, encoding="utf-8")
     if args.write:
@@ -103,9 +107,9 @@ def main() -> None:
 def untrained(work: Path, name: str, mpp: float) -> Bundle:
     """Write a bundle of a student with patches of 256 px, 20x for its teacher's grid."""
     torch.manual_seed(0)
-    found = resolve_encoder(name)
-    assert found is not None
-    encoder = found.encoder
+    loaded = resolve_encoder(name)
+    assert loaded is not None
+    encoder = loaded.encoder
     student = StudentNetwork(AlignedEncoder(encoder, encoder.dim), GatedAttentionMIL(encoder.dim, 2)).eval()
     round_to_half(student)
     card = {"name": f"{name}-{10 / mpp:g}x", "classes": ("normal", "lesion"), "hr_mpp": 0.5, "lr_mpp": mpp}
@@ -113,78 +117,79 @@ def untrained(work: Path, name: str, mpp: float) -> Bundle:
 
 
 def cold(slide: Path, bundle: Bundle, work: Path) -> Seconds:
-    """Return wall seconds of new processes to the first result: the very first, which converts, and later ones."""
+    """Return wall seconds of new processes until the first result: the first one, which converts, and later ones."""
     seconds: Seconds = {"first": [], "later": []}
     environment = os.environ | {"NAPARI_LRMIL_CACHE": str(work / "cache")}
     for kind in ("first", *["later"] * COLDS):
         call = [sys.executable, "-m", "napari_lrmil", "predict", slide, "--bundle", bundle.path, "--no-resume"]
         began = time.perf_counter()
         with (work / "cold.txt").open("a") as output:
-            words = [str(word) for word in [*call, "--out", work / "cold"]]
-            subprocess.run(words, check=True, stdout=output, stderr=output, env=environment)
+            command = [str(word) for word in [*call, "--out", work / "cold"]]
+            subprocess.run(command, check=True, stdout=output, stderr=output, env=environment)
         seconds[kind].append(time.perf_counter() - began)
     return seconds
 
 
 def agreement(slides: Sequence[Path], bundles: Mapping[str, Bundle]) -> list[str]:
-    """Return a row for each slide, model, reader and runtime: how far its answer is from OpenSlide's and torch's."""
+    """Return one row per slide, model, reader and runtime: difference from the result of OpenSlide and torch."""
     rows = []
     for path in slides:
         for name, bundle in bundles.items():
             reference = answer(path, bundle, "openslide", "torch")
             for reader, runtime in (("tiles", "torch"), ("openslide", "openvino"), ("tiles", "openvino")):
-                found = answer(path, bundle, reader, runtime)
-                rank = spearman(reference.student.attention, found.student.attention)
-                shares = (reference.student.probabilities, found.student.probabilities)
-                apart = max(abs(shares[0][c] - shares[1][c]) for c in shares[0])
-                what = found.student.runtime
+                prediction = answer(path, bundle, reader, runtime)
+                rank = spearman(reference.student.attention, prediction.student.attention)
+                shares = (reference.student.probabilities, prediction.student.probabilities)
+                difference = max(abs(shares[0][c] - shares[1][c]) for c in shares[0])
+                choice = prediction.student.runtime
+                correlation = "undefined" if rank is None else f"{rank:.5f}"
                 rows.append(
-                    f"| {path.name} | {name} | {reader} | {what.name} {what.precision} | "
-                    f"{len(found.student.attention)} | {'undefined' if rank is None else f'{rank:.5f}'} | {apart:.1e} |"
+                    f"| {path.name} | {name} | {reader} | {choice.name} {choice.precision} | "
+                    f"{len(prediction.student.attention)} | {correlation} | {difference:.1e} |"
                 )
     return rows
 
 
 def answer(path: Path, bundle: Bundle, reader: str, runtime: str) -> Prediction:
-    """Return what a model says of a slide by way of a reader and a runtime."""
+    """Return the prediction of a model for a slide with a reader and a runtime."""
     with Slide(path, reader=reader if reader == "openslide" else "auto") as slide:
         events = predict(slide, bundle, device=torch.device("cpu"), runtime=runtime)
         prediction: Prediction = show_progress(events, path.name, shown_notices={bundle.card.about, *slide.warnings})
         return prediction
 
 
-def told(found: Found, colds: Seconds, agreed: list[str], first: str) -> str:
-    """Return the page: what was wished for, and the tables."""
+def render_page(measurements: MeasurementsByKey, colds: Seconds, agreed: list[str], first: str) -> str:
+    """Return the page: goals and tables."""
     parts = [f"{cpu_name()}, Python {platform.python_version()}, torch {torch.__version__}, one thread.", ""]
-    parts += ["| goal | measured | |", "|---|---|---|", *wishes(found, colds, first), ""]
-    for (slide, name, mpp), its in found.items():
-        parts += [f"**{slide}, {name} at {10 / mpp:g}x**", "", step_table(its), "", factor_table(its), ""]
+    parts += ["| goal | measured | |", "|---|---|---|", *goal_rows(measurements, colds, first), ""]
+    for (slide, name, mpp), setups in measurements.items():
+        parts += [f"**{slide}, {name} at {10 / mpp:g}x**", "", step_table(setups), "", factor_table(setups), ""]
     heads = "| slide | model | reader | runtime | patches | Spearman of attention | probabilities apart |"
     return "\n".join([*parts, heads, "|---|---|---|---|---|---|---|", *agreed, ""])
 
 
-def wishes(found: Found, colds: Seconds, first: str) -> list[str]:
-    """Return a row for each figure that was wished for, with what was measured on the first slide."""
-    small = found[first, SMALL, 2.0]
+def goal_rows(measurements: MeasurementsByKey, colds: Seconds, first: str) -> list[str]:
+    """Return one row per goal, with the figure measured on the first slide."""
+    small = measurements[first, SMALL, 2.0]
     lr = setup_of(small, LR)
     rows = []
     for mpp in (2.0, 4.0):
-        fast, reference = resolution_shares(found[first, SMALL, mpp])
-        figures = f"{fast:.2f} as predict runs it; {reference:.2f} with torch and OpenSlide"
-        wish = f"{10 / mpp:g}x: CPU saved over patches saved, at least 0.9"
-        rows.append((wish, figures, fast >= 0.9))
+        fast, reference = resolution_shares(measurements[first, SMALL, mpp])
+        figures = f"{fast:.2f} with predict defaults; {reference:.2f} with torch and OpenSlide"
+        goal = f"{10 / mpp:g}x: CPU saved over patches saved, at least 0.9"
+        rows.append((goal, figures, fast >= 0.9))
     saved = {f.before: f for f in speedup_factors(small)}
     lower = saved[HR_STUDENT.name]
     figures = f"{lower.cpu:.1f} times for {lower.patches:.1f} times fewer patches"
     rows.append(("5x against HR, above 10 times", figures, lower.cpu > 10))
     everything = next(f.cpu for f in speedup_factors(small) if f.changed == EVERYTHING)
     rows.append(("5x against the usual pipeline, at least 300 times", f"{everything:.0f} times", everything >= 300))
-    for name, most in WISHED.items():
-        its = found[first, name, 2.0]
-        seconds, torch_seconds = setup_of(its, LR).whole_cpu, setup_of(its, LR_TORCH).whole_cpu
+    for name, most in GOALS_CPU_S.items():
+        setups = measurements[first, name, 2.0]
+        seconds, torch_seconds = setup_of(setups, LR).whole_cpu, setup_of(setups, LR_TORCH).whole_cpu
         assert seconds is not None and torch_seconds is not None
         figures = (
-            f"{seconds:.2f}, {setup_of(its, LR).cpu['total']:.2f} step by step; torch, OpenSlide {torch_seconds:.2f}"
+            f"{seconds:.2f}, {setup_of(setups, LR).cpu['total']:.2f} step by step; torch, OpenSlide {torch_seconds:.2f}"
         )
         rows.append((f"whole slide at 5x, {name}: at most {most:g} CPU-s", figures, seconds <= most))
     tissue = lr.cpu["tissue"]
@@ -193,12 +198,12 @@ def wishes(found: Found, colds: Seconds, first: str) -> list[str]:
     later = median(colds["later"])
     figures = f"{later:.1f} s ({colds['first'][0]:.1f} s the very first time, which converts the model)"
     rows.append(("first result of a new process, at most 8 s", figures, later <= 8))
-    return [f"| {wish} | {measured} | {'met' if held else '**missed**'} |" for wish, measured, held in rows]
+    return [f"| {goal} | {measured} | {'met' if held else '**missed**'} |" for goal, measured, held in rows]
 
 
-def setup_of(found: Sequence[Measurement], setup: object) -> Measurement:
-    """Return what was measured for a setup."""
-    return next(measured for measured in found if measured.setup == setup)
+def setup_of(measurements: Sequence[Measurement], setup: object) -> Measurement:
+    """Return the measurement of a setup."""
+    return next(measured for measured in measurements if measured.setup == setup)
 
 
 if __name__ == "__main__":

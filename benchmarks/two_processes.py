@@ -42,7 +42,7 @@ def main() -> None:
     for (split, seed), count in zip((("train", 1), ("val", 2), ("test", 3)), args.slides, strict=True):
         if not list(cohort.glob(f"{split}*.tif")):
             list(make_cohort(cohort, count, (1536, 1280), seed, split=split))
-    found: dict[str, dict[int, list[float]]] = {}
+    aurocs: dict[str, dict[int, list[float]]] = {}
     for seed in range(args.seeds):
         for devices in (1, 2):
             run = args.out / f"seed{seed}_devices{devices}"
@@ -50,11 +50,11 @@ def main() -> None:
             for _ in train(cohort / "cohort.csv", run, config, torch.device("cpu")):
                 pass
             for method, splits in json.loads((run / "metrics.json").read_text()).items():
-                found.setdefault(method, {}).setdefault(devices, []).append(splits["val"]["auroc"]["value"])
+                aurocs.setdefault(method, {}).setdefault(devices, []).append(splits["val"]["auroc"]["value"])
     print(f"| method | one process, {args.seeds} seeds | two processes | mean difference |\n|---|---|---|---|")
-    for method, by in found.items():
-        one, two = (", ".join(f"{v:.3f}" for v in by[n]) for n in (1, 2))
-        print(f"| {method} | {one} | {two} | {np.mean(by[2]) - np.mean(by[1]):+.3f} |")
+    for method, by in aurocs.items():
+        single, double = (", ".join(f"{v:.3f}" for v in by[n]) for n in (1, 2))
+        print(f"| {method} | {single} | {double} | {np.mean(by[2]) - np.mean(by[1]):+.3f} |")
 
 
 if __name__ == "__main__":

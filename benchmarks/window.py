@@ -48,14 +48,14 @@ class Heart:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Watch what happens within."""
+        """Record the longest block of the event loop inside the ``with`` block."""
         self._last, self._longest = None, 0.0
         yield
         self.blocks.setdefault(name, []).append(1000 * self._longest)
 
 
 def main() -> None:
-    """Measure, print and keep the figures."""
+    """Measure, print, and store the medians with --json."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("slide", type=Path)
     p.add_argument("--bundle", default="demo")
@@ -67,13 +67,13 @@ def main() -> None:
     import torch  # noqa: F401  # before Qt
 
     figures = [once(args.slide, args.bundle, args.mpp) for _ in range(args.repeat)]
-    found = {name: statistics.median(one[name] for one in figures if name in one) for name in figures[0]}
+    medians = {name: statistics.median(run[name] for run in figures if name in run) for name in figures[0]}
     print(f"{args.slide.name}, model {args.bundle}, medians of {args.repeat}\n")
     print("| figure | ms |\n|---|---|")
-    for name, value in found.items():
+    for name, value in medians.items():
         print(f"| {name} | {value:.0f} |")
     if args.json:
-        args.json.write_text(json.dumps({"slide": args.slide.name, "median": found, "all": figures}, indent=1))
+        args.json.write_text(json.dumps({"slide": args.slide.name, "median": medians, "all": figures}, indent=1))
 
 
 def once(path: Path, bundle: str, mpp: float | None) -> dict[str, float]:
@@ -89,21 +89,21 @@ def once(path: Path, bundle: str, mpp: float | None) -> dict[str, float]:
     viewer.window.add_dock_widget(dock, name="napari-lrmil", area="right")
     dock.open_model(bundle)
     QApplication.processEvents()
-    found = {"first picture after opening": 1000 * first_picture(viewer, path, mpp)}
+    milliseconds = {"first picture after opening": 1000 * first_picture(viewer, path, mpp)}
     until(lambda: dock.session.tissue_grid is not None and not dock.follower.tissue.is_busy, LONG_S)
     heart = Heart()
     for phase, act in phases(viewer, dock).items():
         with heart.phase(phase):
             act()
-        found[f"longest block, {phase}"] = heart.blocks[phase][-1]
-    found |= live(viewer, dock, heart)
+        milliseconds[f"longest block, {phase}"] = heart.blocks[phase][-1]
+    milliseconds |= live(viewer, dock, heart)
     heart._timer.stop()
     viewer.close()
-    return found
+    return milliseconds
 
 
 def first_picture(viewer: Any, path: Path, mpp: float | None) -> float:
-    """Return seconds from asking for a slide until the canvas has drawn it."""
+    """Return seconds from opening a slide until the canvas has drawn it."""
     from napari_lrmil.plugin.viewer.layers import add_layers
     from napari_lrmil.plugin.viewer.reader import read_slides
 
@@ -114,7 +114,7 @@ def first_picture(viewer: Any, path: Path, mpp: float | None) -> float:
     viewer.reset_view()
     canvas.events.draw.connect(lambda _: drawn.append(time.perf_counter()))
     until(lambda: bool(drawn) and all(layer.loaded for layer in layers), 60)
-    wait(0.3)  # what was loaded last is drawn in here
+    wait(0.3)  # time to draw the tiles that were loaded last
     return drawn[-1] - began
 
 
@@ -210,10 +210,10 @@ def wait(seconds: float) -> None:
     loop.exec_()
 
 
-def until(there: Callable[[], bool], seconds: float) -> None:
-    """Let the event loop run until something is there."""
+def until(is_ready: Callable[[], bool], seconds: float) -> None:
+    """Let the event loop run until a condition is true; exit after `seconds`."""
     end = time.monotonic() + seconds
-    while not there():
+    while not is_ready():
         if time.monotonic() > end:
             raise SystemExit("gave up waiting")
         wait(0.01)

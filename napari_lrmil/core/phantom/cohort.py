@@ -52,8 +52,8 @@ def make_cohort(
 
     Yields
     ------
-    Progress, Finished
-        Progress after each slide; at the end the path of ``cohort.csv``.
+    Event
+        Progress after each slide, then Finished with the path of ``cohort.csv``.
     """
     plan, splits = _plan_cohort(slides, size, seed, split)
     combine_variants(variants)  # raises an error for a wrong name before anything is painted
@@ -61,8 +61,11 @@ def make_cohort(
     for done, path in enumerate(_write_all(Path(out), plan, look, variants, workers), start=1):
         files.append(path.name)
         yield Progress("phantom", done, slides, unit="slides")
-    rows = [(f, f"P-{s.name}", s.label, part) for f, s, part in zip(files, plan, splits, strict=True)]
-    yield Finished(_merge_table(Path(out) / "cohort.csv", rows))
+    yield Finished(_merge_table(Path(out) / "cohort.csv", _table_rows(files, plan, splits)))
+
+
+def _table_rows(files: Sequence[str], plan: Sequence[PhantomSlide], splits: Sequence[str]) -> list[tuple[str, ...]]:
+    return [(f, f"P-{s.name}", s.label, split) for f, s, split in zip(files, plan, splits, strict=True)]
 
 
 def _plan_cohort(

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import tifffile
@@ -90,20 +90,26 @@ def write_bands(
         lower = [stack.enter_context(_Reduced(w, partial.parent)) for w, _ in pyramid.sizes[1:]]
         sources = [_feed(bands, lower), *(level.bands() for level in lower)]
         for level, source in enumerate(sources):
-            width, height = pyramid.sizes[level]
-            writer.write(
-                _tiles(source, width),
-                shape=(height, width, 3),
-                dtype=np.uint8,
-                photometric="rgb",  # tifffile makes it YCbCr for JPEG itself
-                compression="jpeg",
-                compressionargs={"level": quality},
-                subsampling=(2, 2),
-                tile=(_TILE, _TILE),
-                software=False,
-                buffersize=_ENCODED_AT_ONCE,
-                **kind.tags(pyramid, level),
-            )
+            _write_level(writer, source, pyramid, level, kind.tags(pyramid, level))
+
+
+def _write_level(
+    writer: tifffile.TiffWriter, bands: Iterable[Pixels], pyramid: PyramidFacts, level: int, tags: dict[str, Any]
+) -> None:
+    width, height = pyramid.sizes[level]
+    writer.write(
+        _tiles(bands, width),
+        shape=(height, width, 3),
+        dtype=np.uint8,
+        photometric="rgb",  # tifffile converts to YCbCr for JPEG
+        compression="jpeg",
+        compressionargs={"level": pyramid.quality},
+        subsampling=(2, 2),
+        tile=(_TILE, _TILE),
+        software=False,
+        buffersize=_ENCODED_AT_ONCE,
+        **tags,
+    )
 
 
 def _level_sizes(size: tuple[int, int], levels: int) -> tuple[tuple[int, int], ...]:
