@@ -88,10 +88,10 @@ def without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def created(name: str, *args: Any, **kwargs: Any) -> Any:
         hub = name.partition(":")[2]
-        told = GIVEN.get(hub, {}) | kwargs | {"pretrained": False, "num_classes": 0}
+        options = GIVEN.get(hub, {}) | kwargs | {"pretrained": False, "num_classes": 0}
         torch.manual_seed(0)
         shallow = {"depth": 2} if ARCHITECTURES[hub].startswith(("vit_large", "vit_huge", "vit_giant")) else {}
-        return create(ARCHITECTURES[hub], *args, **told | shallow)
+        return create(ARCHITECTURES[hub], *args, **options | shallow)
 
     monkeypatch.setattr(timm, "create_model", created)
 
@@ -103,10 +103,10 @@ def test_cards_tell_licence_and_terms() -> None:
     assert not {"cellpose", "madeleine", "grandqc-tissue", "rosie"} & set(cards)
     assert all(card.licence for card in cards.values())
     assert (cards["uni"].gated, cards["uni"].commercial, cards["uni"].width) == (True, False, 1024)
-    told = encoder_notice("lazyslide:uni")
-    assert told is not None
+    notice = encoder_notice("lazyslide:uni")
+    assert notice is not None
     for part in ("CC-BY-NC-ND-4.0", "not for commercial use", "agree to its terms at https://", "inherit"):
-        assert part in told
+        assert part in notice
 
 
 @pytest.mark.usefixtures("without_weights")
@@ -121,14 +121,14 @@ def test_patches_go_in_and_embeddings_and_maps_come_out(name: str) -> None:
     pixels = torch.randint(0, 256, (2, 3, 128, 128), dtype=torch.uint8)
     layers = list(encoder.layers)
     assert layers
-    found = encoder(pixels, [layers[0], layers[-1]])
-    assert found.embedding.shape == (2, BUILT[name])
-    assert found.embedding.isfinite().all()
+    output = encoder(pixels, [layers[0], layers[-1]])
+    assert output.embedding.shape == (2, BUILT[name])
+    assert output.embedding.isfinite().all()
     for layer in (layers[0], layers[-1]):
-        assert found.maps[layer].shape[:2] == (2, encoder.layers[layer])
-        assert found.maps[layer].shape[2] == found.maps[layer].shape[3] > 1
+        assert output.maps[layer].shape[:2] == (2, encoder.layers[layer])
+        assert output.maps[layer].shape[2] == output.maps[layer].shape[3] > 1
     student = torch.ones(BUILT[name], requires_grad=True)
-    (student * found.embedding).sum().backward()
+    (student * output.embedding).sum().backward()
     assert student.grad is not None
 
 
@@ -144,8 +144,8 @@ def test_phikon_v2_with_random_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", lambda *_, **__: processor)
     encoder = load_foundation("lazyslide:phikonv2").encoder
     assert encoder.layers == {"block_1": 1024, "block_2": 1024}
-    found = encoder(torch.randint(0, 256, (2, 3, 128, 128), dtype=torch.uint8), ["block_2"])
-    assert found.embedding.shape == (2, 1024) and found.maps["block_2"].shape == (2, 1024, 14, 14)
+    output = encoder(torch.randint(0, 256, (2, 3, 128, 128), dtype=torch.uint8), ["block_2"])
+    assert output.embedding.shape == (2, 1024) and output.maps["block_2"].shape == (2, 1024, 14, 14)
 
 
 @pytest.mark.parametrize("name", ["ctranspath", "chief"])
@@ -162,8 +162,8 @@ def test_an_exported_program_is_used_as_it_is(name: str, tmp_path: Path, monkeyp
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(tmp_path / "program.pt2"))
     encoder = load_foundation(f"lazyslide:{name}").encoder
     assert not encoder.train().eval().training and encoder.layers == {}
-    found = encoder(torch.randint(0, 256, (3, 3, 128, 128), dtype=torch.uint8))
-    assert found.embedding.shape == (3, 768) and found.embedding.isfinite().all()
+    output = encoder(torch.randint(0, 256, (3, 3, 128, 128), dtype=torch.uint8))
+    assert output.embedding.shape == (3, 768) and output.embedding.isfinite().all()
 
 
 @pytest.mark.usefixtures("without_weights")
@@ -210,7 +210,7 @@ def test_a_local_folder_of_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("lazyslide:nothing", "no encoder lazyslide:nothing; there are: "),
         ("lazyslide:cellpose", "no encoder lazyslide:cellpose"),
@@ -219,9 +219,9 @@ def test_a_local_folder_of_weights(tmp_path: Path) -> None:
         ("lazyslide:virchow", "lazyslide:virchow could not be loaded .*agree to its terms"),
     ],
 )
-def test_what_cannot_be_had_is_one_sentence(name: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_had_is_one_sentence(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(EncoderError, match=said) as caught:
+    with pytest.raises(EncoderError, match=message) as caught:
         load_foundation(name)
     assert "\n" not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""TIFF slides of JPEG tiles in the ways that writers code them: colours, subsampling, tables, sizes, levels, damage."""
+"""TIFF slides of JPEG tiles, in the encodings of different writers: colours, subsampling, tables, sizes, damage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ JPEG_TABLES, SUBSAMPLING = 347, {"444": (1, 1), "422": (2, 1), "420": (2, 2)}
 
 @dataclass(frozen=True)
 class Kind:
-    """How tiles are coded."""
+    """Encoding of the tiles of a slide."""
 
     vendor: str = "generic"
     ycbcr: bool = True
@@ -43,7 +43,7 @@ def tissue(width: int, height: int, seed: int = 5) -> Array:
 def write_jpeg_slide(
     path: Path, base: Array, downsamples: Sequence[float] = (1,), kind: Kind | None = None, *, empty: Sequence[int] = ()
 ) -> Path:
-    """Write a pyramid of JPEG tiles with 0.5 µm to a pixel; `empty` tiles of level 0 have no bytes."""
+    """Write a pyramid of JPEG tiles with 0.5 µm per pixel; `empty` tiles of level 0 have no bytes."""
     import tifffile
 
     kind = kind or Kind()
@@ -53,11 +53,11 @@ def write_jpeg_slide(
             level = base if downsample == 1 else reduced(base, downsample)
             tiles, tables = coded(level, kind)
             tiles = [b"" if downsample == 1 and i in empty else tile for i, tile in enumerate(tiles)]
-            words: dict[str, Any] = {"subsampling": SUBSAMPLING[kind.subsampling]} if kind.ycbcr else {}
+            options: dict[str, Any] = {"subsampling": SUBSAMPLING[kind.subsampling]} if kind.ycbcr else {}
             if kind.vendor == "aperio":
-                words["description"] = APERIO.format(base.shape[1], base.shape[0], width)
+                options["description"] = APERIO.format(base.shape[1], base.shape[0], width)
             elif downsample != 1:
-                words["subfiletype"] = 1
+                options["subfiletype"] = 1
             file.write(
                 iter(tiles),
                 shape=level.shape,
@@ -70,7 +70,7 @@ def write_jpeg_slide(
                 resolution=(2e4, 2e4),
                 resolutionunit="CENTIMETER",
                 extratags=[(JPEG_TABLES, 7, len(tables), tables, True)] if tables else [],
-                **words,
+                **options,
             )
     return path
 
@@ -115,13 +115,13 @@ def segments(data: bytes) -> Iterator[bytes]:
 
 
 def _without_tables(data: bytes) -> bytes:
-    kept = list(segments(data))
-    scan = 2 + sum(map(len, kept))
-    return data[:2] + b"".join(s for s in kept if s[1] not in (0xDB, 0xC4)) + data[scan:]
+    markers = list(segments(data))
+    scan = 2 + sum(map(len, markers))
+    return data[:2] + b"".join(s for s in markers if s[1] not in (0xDB, 0xC4)) + data[scan:]
 
 
 def damaged(path: Path, index: int, data: bytes | None = None, *, level: int = 0, at: float = 0.5) -> Path:
-    """Put `data` into the middle of a tile's bytes; zeros to its end where none are given."""
+    """Overwrite the middle of a tile's bytes with `data`, or its second half with zeros."""
     import tifffile
 
     with tifffile.TiffFile(path) as file:

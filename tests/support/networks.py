@@ -1,4 +1,4 @@
-"""Small untrained networks and bundles for tests: seeded, so every test sees the same ones."""
+"""Small untrained networks and bundles for tests, with fixed seeds."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def untrained_encoder(seed: int = 0) -> MobileNetV2Encoder:
     torch.manual_seed(seed)
     encoder = MobileNetV2Encoder(SMALL)
     for module in encoder.modules():
-        if isinstance(module, torch.nn.Conv2d):  # the library's own start is so small that every picture gives nothing
+        if isinstance(module, torch.nn.Conv2d):  # the default weights are so small that all outputs vanish
             torch.nn.init.kaiming_normal_(module.weight)
     round_to_half(encoder)
     return encoder.eval()
 
 
 class Borrowed(NetworkEncoder):
-    """A frozen encoder whose weights are not ours to share, as the registry's are."""
+    """Frozen encoder whose licence forbids redistribution, like most of the registry."""
 
     def __init__(self) -> None:
         super().__init__(EncoderSpec("lazyslide", {"key": "x"}, "CC-BY-NC-ND-4.0", "lazyslide:x"))

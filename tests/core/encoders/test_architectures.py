@@ -46,7 +46,7 @@ FAMILIES = list(SETTINGS)
 PUBLISHED = [family for family in FAMILIES if family != "mobilenet_v3_large"]  # which is written here
 
 
-def made(family: str, seed: int = 0) -> NetworkEncoder:
+def tiny_encoder(family: str, seed: int = 0) -> NetworkEncoder:
     """Return a small network with random weights that a half can hold."""
     torch.manual_seed(seed)
     encoder = build_encoder(EncoderSpec(family, SETTINGS[family], name=f"tiny-{family}", licence="CC0-1.0"))
@@ -58,7 +58,7 @@ def pixels(side: int = 64, count: int = 2) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
-def embedded(encoder: NetworkEncoder, side: int = 64) -> torch.Tensor:
+def embed(encoder: NetworkEncoder, side: int = 64) -> torch.Tensor:
     with torch.no_grad():
         return encoder(pixels(side)).embedding
 
@@ -67,20 +67,20 @@ def embedded(encoder: NetworkEncoder, side: int = 64) -> torch.Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_patch_size_gives_an_embedding_and_square_maps(family: str, side: int) -> None:
     """Also one that is no multiple of a token, and one that is not the size of pretraining."""
-    encoder = made(family)
+    encoder = tiny_encoder(family)
     with torch.no_grad():
-        found = encoder(pixels(side), list(encoder.layers))
-    assert found.embedding.shape == (2, encoder.dim)
-    assert found.embedding.isfinite().all()
+        output = encoder(pixels(side), list(encoder.layers))
+    assert output.embedding.shape == (2, encoder.dim)
+    assert output.embedding.isfinite().all()
     for name, width in encoder.layers.items():
-        assert found.maps[name].shape[:2] == (2, width), name
-        assert found.maps[name].shape[2] == found.maps[name].shape[3] >= 1, name
+        assert output.maps[name].shape[:2] == (2, width), name
+        assert output.maps[name].shape[2] == output.maps[name].shape[3] >= 1, name
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_maps_keep_rows_before_columns(family: str) -> None:
     """A change in the upper right corner shows most in the map's upper right."""
-    encoder = made(family)
+    encoder = tiny_encoder(family)
     layer = next(iter(encoder.layers))
     plain = torch.full((1, 3, 56, 56), 128, dtype=torch.uint8)
     dotted = plain.clone()
@@ -95,17 +95,19 @@ def test_maps_keep_rows_before_columns(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_asking_for_layers_changes_nothing_and_leaves_no_hook(family: str) -> None:
     """What is asked for is an output of the network as it runs anyway."""
-    encoder = made(family)
+    encoder = tiny_encoder(family)
     with torch.no_grad():
         watched = encoder(pixels(), list(encoder.layers)).embedding
-    assert torch.allclose(watched, embedded(encoder))
+    assert torch.allclose(watched, embed(encoder))
     assert not any(module._forward_hooks for module in encoder.modules())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_unit_of_gradient_reaches_the_first_weights(family: str) -> None:
     """Students are trained through whatever family."""
-    encoder = made(family).train().requires_grad_(True)  # batch norm of random weights by its batch, or signals vanish
+    encoder = (
+        tiny_encoder(family).train().requires_grad_(True)
+    )  # batch norm of random weights by its batch, or signals vanish
     encoder(pixels()).embedding.square().sum().backward()
     first = next(encoder.parameters())
     assert first.grad is not None
@@ -115,11 +117,11 @@ def test_a_unit_of_gradient_reaches_the_first_weights(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_saved_is_what_is_loaded(family: str, tmp_path: Path) -> None:
     """The file says what it is; nothing else is needed."""
-    encoder = made(family)
+    encoder = tiny_encoder(family)
     save_encoder(tmp_path / "e.safetensors", encoder)
     loaded = load_encoder(tmp_path / "e.safetensors")
     assert loaded.spec == encoder.spec
-    assert torch.equal(embedded(loaded.encoder), embedded(encoder))
+    assert torch.equal(embed(loaded.encoder), embed(encoder))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -133,7 +135,7 @@ def test_normalisation_is_that_of_the_spec(family: str) -> None:
 
 def test_a_patch_too_small_for_the_network_is_one_sentence() -> None:
     with pytest.raises(EncoderError, match="32 px or more, found 16 x 16; set student_input_px"):
-        made("convnext")(pixels(16))
+        tiny_encoder("convnext")(pixels(16))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -149,8 +151,8 @@ def publish(folder: Path, encoder: NetworkEncoder, prefix: str = "", **config: A
     """Write a model's folder as hubs have it: configuration, weights with a head, normalisation, card."""
     folder.mkdir(parents=True, exist_ok=True)
     encoder.net.config.architectures = ["SomethingForImageClassification"]
-    told = encoder.net.config.to_dict() | {"id2label": {"0": "a"}, "problem_type": "x"} | config
-    (folder / "config.json").write_text(json.dumps(told))
+    settings = encoder.net.config.to_dict() | {"id2label": {"0": "a"}, "problem_type": "x"} | config
+    (folder / "config.json").write_text(json.dumps(settings))
     state = {f"{prefix}{name}": value.contiguous() for name, value in encoder.net.state_dict().items()}
     save_file(state | {"classifier.weight": torch.zeros(2, encoder.dim)}, folder / "model.safetensors")
     normal = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
@@ -163,24 +165,24 @@ def publish(folder: Path, encoder: NetworkEncoder, prefix: str = "", **config: A
 @pytest.mark.parametrize("prefixed", [False, True])
 def test_a_published_folder_is_read(family: str, prefixed: bool, tmp_path: Path) -> None:
     """Base model or one with a head: architecture, weights, normalisation and licence."""
-    source = made(family)
+    source = tiny_encoder(family)
     folder = publish(tmp_path / "model", source, f"{source.net.base_model_prefix}." if prefixed else "")
     for name in (str(folder), str(folder / "model.safetensors")):
-        found = resolve_encoder(name)
-        assert found is not None
-        assert found.spec.licence == "apache-2.0"
-        assert (found.spec.mean, found.spec.deviation) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-        state = found.encoder.net.state_dict()
+        loaded = resolve_encoder(name)
+        assert loaded is not None
+        assert loaded.spec.licence == "apache-2.0"
+        assert (loaded.spec.mean, loaded.spec.deviation) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+        state = loaded.encoder.net.state_dict()
         assert all(torch.equal(state[key], value) for key, value in source.net.state_dict().items())
-        assert not found.encoder.training
-        again = build_encoder(found.spec)  # a bundle holds the spec alone
-        again.load_state_dict(found.encoder.state_dict())
-        assert torch.equal(embedded(again.eval()), embedded(found.encoder))
+        assert not loaded.encoder.training
+        again = build_encoder(loaded.spec)  # a bundle holds the spec alone
+        again.load_state_dict(loaded.encoder.state_dict())
+        assert torch.equal(embed(again.eval()), embed(loaded.encoder))
 
 
 def test_names_of_older_checkpoints_are_understood(tmp_path: Path) -> None:
     """Hubs hold weights that were written years ago."""
-    source = made("vit")
+    source = tiny_encoder("vit")
     folder = publish(tmp_path / "model", source)
     old = {}
     for name, value in source.net.state_dict().items():
@@ -191,15 +193,15 @@ def test_names_of_older_checkpoints_are_understood(tmp_path: Path) -> None:
         older = older.replace("mlp.fc1", "intermediate.dense").replace("mlp.fc2", "output.dense")
         old[f"vit.{older}"] = value.contiguous()
     save_file(old, folder / "model.safetensors")
-    found = load_published(folder)
-    assert torch.equal(found.encoder.net(torch.zeros(1, 3, 56, 56))[0], source.net(torch.zeros(1, 3, 56, 56))[0])
+    loaded = load_published(folder)
+    assert torch.equal(loaded.encoder.net(torch.zeros(1, 3, 56, 56))[0], source.net(torch.zeros(1, 3, 56, 56))[0])
 
 
 @pytest.mark.parametrize("family", PUBLISHED)
 def test_weights_that_lack_a_tensor_are_refused(family: str, tmp_path: Path) -> None:
     """Random weights in a network that is believed to be trained would go unnoticed for weeks."""
-    folder = publish(tmp_path / "model", made(family))
-    state = {name: value.contiguous() for name, value in list(made(family).net.state_dict().items())[3:]}
+    folder = publish(tmp_path / "model", tiny_encoder(family))
+    state = {name: value.contiguous() for name, value in list(tiny_encoder(family).net.state_dict().items())[3:]}
     save_file(state, folder / "model.safetensors")
     with pytest.raises(EncoderError, match="tensors are missing or of another shape, first "):
         load_published(folder)
@@ -207,7 +209,7 @@ def test_weights_that_lack_a_tensor_are_refused(family: str, tmp_path: Path) -> 
 
 def test_a_folder_of_what_nobody_publishes_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mobilenet_v3_large", "width": 0.25}))
-    state = made("mobilenet_v3_large").net.state_dict()
+    state = tiny_encoder("mobilenet_v3_large").net.state_dict()
     save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "model.safetensors")
     with pytest.raises(EncoderError, match=r"mobilenet_v3_large are read from a \.safetensors file that this program"):
         load_published(tmp_path)
@@ -222,16 +224,16 @@ def test_a_configuration_alone_gives_random_weights_that_the_file_fixes(
     path = tmp_path / f"small.{suffix}"
     path.write_text(json.dumps({"model_type": family, **SETTINGS[family]}))
     torch.manual_seed(5)
-    one = resolve_encoder(str(path))
+    first = resolve_encoder(str(path))
     torch.manual_seed(6)
-    other = resolve_encoder(str(path))
-    assert one is not None and other is not None
-    assert "untrained" in one.spec.name
-    assert torch.equal(embedded(one.encoder), embedded(other.encoder))
+    second = resolve_encoder(str(path))
+    assert first is not None and second is not None
+    assert "untrained" in first.spec.name
+    assert torch.equal(embed(first.encoder), embed(second.encoder))
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "said"),
+    ("file", "content", "message"),
     [
         (
             "config.json",
@@ -244,17 +246,17 @@ def test_a_configuration_alone_gives_random_weights_that_the_file_fixes(
         ("model.safetensors", "text", "not a safetensors file"),
     ],
 )
-def test_a_damaged_folder_is_one_sentence(tmp_path: Path, file: str, content: str, said: str) -> None:
-    folder = publish(tmp_path / "model", made("vit"))
+def test_a_damaged_folder_is_one_sentence(tmp_path: Path, file: str, content: str, message: str) -> None:
+    folder = publish(tmp_path / "model", tiny_encoder("vit"))
     (folder / file).write_text(content)
-    with pytest.raises(EncoderError, match=said) as caught:
+    with pytest.raises(EncoderError, match=message) as caught:
         resolve_encoder(str(folder))
     assert "\n" not in str(caught.value)
 
 
 def test_pickles_are_refused(tmp_path: Path) -> None:
     """Reading one may run whatever its author wanted."""
-    folder = publish(tmp_path / "model", made("vit"))
+    folder = publish(tmp_path / "model", tiny_encoder("vit"))
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(EncoderError, match=r"pytorch_model\.bin, a pickle"):
         resolve_encoder(str(folder))
@@ -280,12 +282,12 @@ def test_offline_a_model_comes_from_the_cache_or_not_at_all(tmp_path: Path, monk
     with pytest.raises(EncoderError, match="hf:owner/tiny was not fetched before and HF_HUB_OFFLINE is set"):
         resolve_encoder("hf:owner/tiny")
     repository = tmp_path / "models--owner--tiny"
-    publish(repository / "snapshots" / "abc", made("dinov2"))
+    publish(repository / "snapshots" / "abc", tiny_encoder("dinov2"))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc")
-    found = resolve_encoder("hf:owner/tiny")
-    assert found is not None
-    assert found.spec.name == "owner/tiny"
+    loaded = resolve_encoder("hf:owner/tiny")
+    assert loaded is not None
+    assert loaded.spec.name == "owner/tiny"
     assert encoder_notice("hf:owner/tiny") is None
 
 
@@ -299,10 +301,10 @@ def test_licence_and_terms_are_told_before_a_download(tmp_path: Path, monkeypatc
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: info)
-    told = encoder_notice("hf:owner/gated")
-    assert told is not None
-    assert "cc-by-nc-4.0" in told
-    assert "agree to its terms at https://huggingface.co/owner/gated" in told
+    notice = encoder_notice("hf:owner/gated")
+    assert notice is not None
+    assert "cc-by-nc-4.0" in notice
+    assert "agree to its terms at https://huggingface.co/owner/gated" in notice
 
 
 def test_without_a_network_the_page_with_the_terms_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,9 +328,9 @@ def test_without_a_network_the_page_with_the_terms_is_named(tmp_path: Path, monk
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(
         EncoderError, match=r"huggingface.co/owner/away, where its licence and terms are, .*network"
-    ) as told:
+    ) as caught:
         resolve_encoder("hf:owner/away")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 # ---------------------------------------------------------------- in the teacher's space
@@ -336,7 +338,7 @@ def test_without_a_network_the_page_with_the_terms_is_named(tmp_path: Path, monk
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_student_of_any_family_reaches_the_teachers_width(family: str) -> None:
-    student = AlignedEncoder(made(family), 37)
+    student = AlignedEncoder(tiny_encoder(family), 37)
     assert student(pixels()).embedding.shape == (2, 37)
 
 

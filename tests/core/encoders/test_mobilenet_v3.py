@@ -1,4 +1,4 @@
-"""MobileNetV3-Large: counted by hand from the paper's table, maps where they are named, small students by name."""
+"""MobileNetV3-Large: size and work of the paper's table, named maps, and small students by name."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TABLE = (
 )  # fmt: skip
 
 
-def by_hand(side: int) -> tuple[int, int]:
+def count_by_hand(side: int) -> tuple[int, int]:
     """Return parameters and multiply-adds of the convolutions for a square patch, from the table alone."""
     side //= 2
     parameters, macs, inside = 3 * 16 * 9 + 2 * 16, side**2 * 3 * 16 * 9, 16
@@ -56,28 +56,28 @@ def by_hand(side: int) -> tuple[int, int]:
     return parameters + inside * 960 + 2 * 960, macs + side**2 * inside * 960
 
 
-def counted(encoder: MobileNetV3Encoder, side: int) -> int:
-    """Return the multiply-adds that the convolutions really do."""
-    found = 0
+def count_multiply_adds(encoder: MobileNetV3Encoder, side: int) -> int:
+    """Return the number of multiply-adds that the convolutions perform."""
+    total = 0
 
     def count(module: nn.Module, _: object, output: torch.Tensor) -> None:
-        nonlocal found
+        nonlocal total
         assert isinstance(module, nn.Conv2d)
-        found += output[0].numel() * module.weight[0].numel()
+        total += output[0].numel() * module.weight[0].numel()
 
     hooks = [m.register_forward_hook(count) for m in encoder.modules() if isinstance(m, nn.Conv2d)]
     with torch.no_grad():
         encoder(torch.zeros((1, 3, side, side), dtype=torch.uint8))
     for hook in hooks:
         hook.remove()
-    return found
+    return total
 
 
 def test_weights_and_work_are_those_of_the_paper() -> None:
     encoder = MobileNetV3Encoder(EncoderSpec("mobilenet_v3_large")).eval()
-    parameters, macs = by_hand(128)
+    parameters, macs = count_by_hand(128)
     assert sum(p.numel() for p in encoder.parameters()) == parameters == 2_971_952
-    assert counted(encoder, 128) == macs
+    assert count_multiply_adds(encoder, 128) == macs
     assert 0.06e9 < macs < 0.08e9, "the paper has 219 million at 224 px, classifier included"
 
 
@@ -85,14 +85,14 @@ def test_every_block_has_a_map_of_its_width_and_size() -> None:
     encoder = MobileNetV3Encoder(EncoderSpec("mobilenet_v3_large", {"width": 0.5})).eval()
     pixels = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
     with torch.no_grad():
-        found = encoder(pixels, list(encoder.layers))
+        output = encoder(pixels, list(encoder.layers))
     rows = 32
     for i, row in enumerate(LARGE, start=1):
         rows //= row.stride
-        assert found.maps[f"block_{i}"].shape == (2, round_channels(row.out / 2), rows, rows * 3 // 2), i
+        assert output.maps[f"block_{i}"].shape == (2, round_channels(row.out / 2), rows, rows * 3 // 2), i
     assert list(encoder.layers) == [*(f"block_{i}" for i in range(1, 16)), "head"]
-    assert found.maps["head"].shape == (2, 480, 2, 3)
-    torch.testing.assert_close(found.embedding, found.maps["head"].mean(dim=(2, 3)))
+    assert output.maps["head"].shape == (2, 480, 2, 3)
+    torch.testing.assert_close(output.embedding, output.maps["head"].mean(dim=(2, 3)))
 
 
 def test_channels_are_multiples_of_eight_and_never_much_fewer() -> None:
@@ -115,22 +115,22 @@ def test_settings_that_make_no_network_are_one_sentence(settings: dict[str, obje
 @pytest.mark.parametrize("name", list(UNTRAINED_ENCODERS))
 def test_small_students_have_names_and_start_alive(name: str) -> None:
     """Distillation keeps batch norm's statistics, so those of a fresh network must let a difference through."""
-    found, again = resolve_encoder(name), resolve_encoder(name)
-    assert found is not None and again is not None and found.sha256 == again.sha256
-    assert found.spec.name == name and not found.encoder.training
+    loaded, again = resolve_encoder(name), resolve_encoder(name)
+    assert loaded is not None and again is not None and loaded.sha256 == again.sha256
+    assert loaded.spec.name == name and not loaded.encoder.training
     dark, light = (torch.full((1, 3, 64, 64), v, dtype=torch.uint8) for v in (60, 190))
     with torch.no_grad():
         noise = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        some = found.encoder(torch.cat([dark, light, noise])).embedding
-    assert some.isfinite().all() and 1e-3 < some.std() < 100
-    assert (some[0] - some[1]).abs().max() > 1e-2
+        embeddings = loaded.encoder(torch.cat([dark, light, noise])).embedding
+    assert embeddings.isfinite().all() and 1e-3 < embeddings.std() < 100
+    assert (embeddings[0] - embeddings[1]).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("name", list(UNTRAINED_ENCODERS))
 def test_random_weights_are_told_with_what_to_give_for_others(name: str) -> None:
-    told = encoder_notice(name)
-    assert told is not None and f"{name} starts with random weights" in told
-    assert "a .safetensors file" in told and UNTRAINED_ENCODERS[name].family in told
+    notice = encoder_notice(name)
+    assert notice is not None and f"{name} starts with random weights" in notice
+    assert "a .safetensors file" in notice and UNTRAINED_ENCODERS[name].family in notice
 
 
 def test_the_settings_list_every_small_student() -> None:
@@ -138,24 +138,24 @@ def test_the_settings_list_every_small_student() -> None:
 
 
 def test_atto_is_as_wide_and_deep_as_its_name_says() -> None:
-    found = resolve_encoder("convnext_atto")
-    assert found is not None
-    assert found.encoder.layers == {"stage_1": 40, "stage_2": 80, "stage_3": 160, "stage_4": 320}
-    stages = found.encoder.get_submodule("net.encoder.stages")
+    loaded = resolve_encoder("convnext_atto")
+    assert loaded is not None
+    assert loaded.encoder.layers == {"stage_1": 40, "stage_2": 80, "stage_3": 160, "stage_4": 320}
+    stages = loaded.encoder.get_submodule("net.encoder.stages")
     assert [len(stage.layers) for stage in stages] == [2, 2, 6, 2]  # type: ignore[union-attr]  # of transformers
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_large", "convnext_atto"])
 def test_a_bundle_brings_a_small_student_whose_width_the_projection_maps(name: str, tmp_path: Path) -> None:
-    found = resolve_encoder(name)
-    assert found is not None
+    base = resolve_encoder(name)
+    assert base is not None
     torch.manual_seed(0)
-    student = StudentNetwork(AlignedEncoder(found.encoder, 48), GatedAttentionMIL(48, 2)).eval()
+    student = StudentNetwork(AlignedEncoder(base.encoder, 48), GatedAttentionMIL(48, 2)).eval()
     round_to_half(student)
     card = {"hr_mpp": 0.5, "lr_mpp": 2.0, "hr_patch_px": 64, "lr_patch_px": 64}
     write_bundle(tmp_path / "b", {"name": "small", "classes": CLASSES} | card, student, None)
     loaded = Bundle(tmp_path / "b").student
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
-        kept, wanted = loaded.encoder(pixels).embedding, student.encoder(pixels).embedding
-    assert kept.shape == (2, 48) and torch.equal(kept, wanted)
+        embedding, expected = loaded.encoder(pixels).embedding, student.encoder(pixels).embedding
+    assert embedding.shape == (2, 48) and torch.equal(embedding, expected)

@@ -56,12 +56,12 @@ def test_shared_weights_give_the_reference_embeddings(shared_data: Path) -> None
             crops.append(np.asarray(opened.convert("RGB"))[y : y + side, x : x + side])
     loaded = load_encoder(shared_data / "weights" / WEIGHTS)
     with torch.inference_mode():
-        found = loaded.encoder(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)).embedding
+        embeddings = loaded.encoder(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)).embedding
     expected = torch.from_numpy(reference["embeddings"])
-    assert found.shape == (4, 1280)
-    assert torch.cosine_similarity(found, expected).min() >= 0.999
-    assert torch.allclose(found.norm(dim=1), expected.norm(dim=1), rtol=0.02), "the scale is part of the space"
-    assert torch.cosine_similarity(found, expected.roll(1, 0)).max() < 0.99, "the criterion could not fail"
+    assert embeddings.shape == (4, 1280)
+    assert torch.cosine_similarity(embeddings, expected).min() >= 0.999
+    assert torch.allclose(embeddings.norm(dim=1), expected.norm(dim=1), rtol=0.02), "the scale is part of the space"
+    assert torch.cosine_similarity(embeddings, expected.roll(1, 0)).max() < 0.99, "the criterion could not fail"
 
 
 def test_shared_weights_arrive_frozen_in_evaluation_mode_with_their_hash(shared_data: Path) -> None:

@@ -173,8 +173,8 @@ def test_any_array_is_written_where_it_belongs(tmp_path: Path, mpp: float, mpp_y
     path = tmp_path / "deep" / "square.tif"
     write_pyramid(path, level0, mpp, container=container, levels=3, mpp_y=mpp_y)
     with openslide.OpenSlide(path) as slide:
-        found = [float(slide.properties[f"openslide.mpp-{axis}"]) for axis in "xy"]
-        assert found == pytest.approx([mpp, mpp_y or mpp], rel=1e-5)
+        resolution = [float(slide.properties[f"openslide.mpp-{axis}"]) for axis in "xy"]
+        assert resolution == pytest.approx([mpp, mpp_y or mpp], rel=1e-5)
         assert slide.level_dimensions == ((901, 700), (450, 350), (225, 175))
         for level in range(3):
             at = np.asarray(slide.read_region((520, 136), level, (16, 16)))[..., :3].mean((0, 1))
@@ -257,11 +257,11 @@ def test_without_a_split_slides_are_split_60_20_20_within_each_class(
 
 def test_workers_do_not_change_the_pixels(tmp_path: Path) -> None:
     """The same arguments give the same bytes whether one process paints or two."""
-    one = result(list(make_cohort(tmp_path / "one", 2, TINY, 9)))
-    two = result(list(make_cohort(tmp_path / "two", 2, TINY, 9, workers=2)))
-    assert one.read_text() == two.read_text()
-    for row in read(one):
-        assert (one.parent / row["slide"]).read_bytes() == (two.parent / row["slide"]).read_bytes()
+    single = result(list(make_cohort(tmp_path / "one", 2, TINY, 9)))
+    double = result(list(make_cohort(tmp_path / "two", 2, TINY, 9, workers=2)))
+    assert single.read_text() == double.read_text()
+    for row in read(single):
+        assert (single.parent / row["slide"]).read_bytes() == (double.parent / row["slide"]).read_bytes()
 
 
 def test_a_cohort_left_early_has_no_table_and_a_foreign_table_is_kept(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from napari_lrmil.core.phantom import (
 from napari_lrmil.core.phantom.pieces import find_spots
 
 Pixels = NDArray[np.uint8]
-SOME = PhantomLook(tissue_share=0.3)
+SPARSE = PhantomLook(tissue_share=0.3)
 
 
 def waves(width: int, height: int) -> Pixels:
@@ -78,7 +78,7 @@ def test_the_writer_holds_a_small_part_of_level_0(tmp_path: Path) -> None:
 def test_painting_and_writing_hold_a_part_of_level_0(tmp_path: Path) -> None:
     """The plan of the tissue that a band cuts, and the band; a taller slide needs no more."""
     write_slide(tmp_path, PhantomSlide("warm", LESION, 1, (640, 448)))  # libraries of nuclei are drawn once
-    look = replace(SOME, tissue_share=0.2)
+    look = replace(SPARSE, tissue_share=0.2)
     peak = peak_bytes(lambda: write_slide(tmp_path, PhantomSlide("tall", LESION, 1, (3000, 16000)), look))
     assert peak < 0.4 * 3 * 3000 * 16000
 
@@ -155,14 +155,14 @@ def test_pieces_of_a_huge_slide_are_apart_and_as_much_tissue_as_asked() -> None:
 def test_a_slide_with_a_tissue_share_is_described_where_its_pieces_lie() -> None:
     """Composition and lesions are the slide's, not the piece's; the rest is glass."""
     slide = PhantomSlide("a", LESION, 3, (2560, 1792))
-    phantom = paint(slide, SOME)
+    phantom = paint(slide, SPARSE)
     glass = phantom.composition[..., 0]
     assert glass.shape == (28, 40)
     assert 1 - glass.mean() == pytest.approx(0.3, abs=0.06)
     cells = phantom.pixels.reshape(28, COMPOSITION_CELL, 40, COMPOSITION_CELL, 3).mean((1, 3))
     assert cells[glass == 1].min() > 235
     assert cells[phantom.composition[..., 1] > 0.95][:, 1].max() < 210
-    (piece,) = find_spots(slide, SOME)
+    (piece,) = find_spots(slide, SPARSE)
     assert piece.corner != (0, 0)
     for outline in phantom.lesions:
         x, y = outline.mean(0)

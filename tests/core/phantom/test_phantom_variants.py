@@ -96,8 +96,8 @@ def test_a_slide_with_bounds_has_its_scan_off_the_corner(tmp_path: Path, plain: 
         for level in (1, 2, 4):
             scale = 2**level
             size = (1600 // scale, 1152 // scale)
-            found = slide.read(BoxLevel0(x, y, *SLIDE.size), size).astype(int)
-            assert np.abs(found - reference.read(BoxLevel0(0, 0, *SLIDE.size), size)).mean() < 1
+            pixels = slide.read(BoxLevel0(x, y, *SLIDE.size), size).astype(int)
+            assert np.abs(pixels - reference.read(BoxLevel0(0, 0, *SLIDE.size), size)).mean() < 1
     for moved, ring in zip(outlines(path, "lesions"), outlines(plain, "lesions"), strict=True):
         assert np.allclose(moved, np.add(ring, BOUNDS_OFFSET), atol=0.06)
 
