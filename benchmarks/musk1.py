@@ -34,7 +34,7 @@ PUBLISHED = "0.900 ± 0.050"
 
 @dataclass(frozen=True)
 class Settings:
-    """How one network is built and fitted.
+    """Architecture and training settings of one network.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What an answer costs on a CPU, with small students, step by step: LR against HR, and against the baseline pipeline.
+"""Cost of a prediction on a CPU per step, with small students: LR against HR, and against the baseline pipeline.
 
     python benchmarks/speed.py SLIDE… --work DIR [--student NAME=BUNDLE…] [--bundle BUNDLE…] [--write PAGE]
 

@@ -1,4 +1,4 @@
-"""How long the window stands still: idle, panning, while a slide is analysed, and while the student follows the view.
+"""Blocking times of the window: idle, panning, during the analysis of a slide, and in live view.
 
     python benchmarks/window.py SLIDE [--bundle demo] [--repeat 3] [--json OUT]
 

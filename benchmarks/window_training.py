@@ -1,4 +1,4 @@
-"""How long the window stands still while a training run goes on beside it, followed by the Train dock.
+"""Blocking times of the window during a training run that the Train dock follows.
 
     python benchmarks/window_training.py --out DIR [--slides 24] [--seconds 60]
 
