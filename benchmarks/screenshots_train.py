@@ -58,7 +58,7 @@ def tour(viewer: Any, dock: Any, args: argparse.Namespace) -> None:
     picture(viewer, args.out / "train-slides.jpg")
     choose("getOpenFileName", (str(SETTINGS), ""), dock.form.file)
     fold(dock, dock.form.name)
-    until(lambda: "licence" in dock.form.encoder_told.text(), LONG_S)
+    until(lambda: "licence" in dock.form.encoder_info.text(), LONG_S)
     picture(viewer, args.out / "train-settings.jpg")
     run = next(args.work / f"run-{i}" for i in range(1000) if not (args.work / f"run-{i}").exists())
     choose("getExistingDirectory", str(run), dock.running.choose)

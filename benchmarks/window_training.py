@@ -107,7 +107,7 @@ def start(dock: Any, slides: Path, out: Path) -> None:
 
     choose("getOpenFileName", (str(slides / "cohort.csv"), ""), dock.cohort.open)
     choose("getOpenFileName", (str(out / "settings.yaml"), ""), dock.form.file)
-    until(lambda: "looked at" in dock.cohort.state.text(), 300)
+    until(lambda: "slides checked" in dock.cohort.state.text(), 300)
     run = next(out / f"run-{i}" for i in range(1000) if not (out / f"run-{i}").exists())
     choose("getExistingDirectory", str(run), dock.running.choose)
     until(lambda: dock.running.start.isEnabled(), 120)

@@ -17,8 +17,8 @@ from lrmil_training.data.cohort import Cohort, require_classes
 from lrmil_training.data.splits import hold_out_test, make_folds
 from lrmil_training.evaluation.evaluate import describe_protocol
 from lrmil_training.evaluation.summary import summarise_runs
-from lrmil_training.report.report import REPORT_FILE, write_report
-from lrmil_training.runs.event_log import BUNDLE, CONFIG, METRICS, EventLog
+from lrmil_training.report.report import write_report
+from lrmil_training.runs.event_log import BUNDLE, CONFIG, METRICS, REPORT_FILE, RUNS_FOLDER, EventLog
 from lrmil_training.runs.lock import STOP_FILE
 from lrmil_training.stages.methods import STUDENT
 from lrmil_training.stages.pipeline import run_stages
@@ -28,8 +28,6 @@ from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Finished, Notice, Progress
 from napari_lrmil.core.models.bundle import CARD
 from napari_lrmil.core.results.cohort_tables import merge_failures
-
-RUNS_FOLDER = "runs"  # in the folder of the series; holds one run folder per part
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A run folder as a run leaves it, made up: figures come from our own evaluation of drawn logits on small grids."""
+"""Synthetic run folders: metrics are those of the real evaluation on random logits and small grids."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ CLASSES = ("normal", "lesion")
 SIGNAL = {"teacher": 2.2, "student": 1.9, "labels_only": 0.9, "stage2_only": 1.4}
 
 
-def made_cohort(
+def synthetic_cohort(
     folder: Path, counts: Mapping[str, int], classes: Sequence[str] = CLASSES, *, alone: bool = False
 ) -> Cohort:
-    """Return a cohort of slides that need not exist, two of every third patient, unless `alone` one of each."""
+    """Return a cohort of slides without files: two slides of every third patient, or one of each if `alone`."""
     slides = []
     for split, count in counts.items():
         for i in range(count):
@@ -38,20 +38,22 @@ def made_cohort(
     return Cohort(folder / "cohort.csv", tuple(slides), tuple(classes))
 
 
-def made_grid(size: tuple[int, int] = (12, 8), seed: int = 0) -> NestedGrid:
-    """Return nested grids of that many HR columns and rows, with an L of tissue and a few holes."""
+def synthetic_grid(size: tuple[int, int] = (12, 8), seed: int = 0) -> NestedGrid:
+    """Return nested grids of `size` HR columns and rows, with L-shaped tissue and a few holes."""
     lattice = Lattice((0, 0), (256, 256), size[0], size[1], 4, Mpp(0.5, 0.5, "test"))
     cells = [(x, y) for y in range(size[1]) for x in range(size[0]) if x < size[0] // 2 or y < size[1] // 2]
     rng = np.random.default_rng(seed)
     return nested_grid_from_cells(lattice, np.array([c for c in cells if rng.random() < 0.9], dtype=np.int64))
 
 
-def made_results(cohort: Cohort, methods: Mapping[str, float] = SIGNAL, seed: int = 5) -> dict[str, list[SlideResult]]:
-    """Return what each method says: the teacher looks at one place, students near it, the more so the better."""
-    found: dict[str, list[SlideResult]] = {method: [] for method in methods}
+def synthetic_results(
+    cohort: Cohort, methods: Mapping[str, float] = SIGNAL, seed: int = 5
+) -> dict[str, list[SlideResult]]:
+    """Return results of each method: attention peaks at a random centre, and is less noisy for a larger signal."""
+    results: dict[str, list[SlideResult]] = {method: [] for method in methods}
     for number, row in enumerate(cohort.slides):
         rng = np.random.default_rng([seed, number])
-        grid, hidden = made_grid((24, 16), number), rng.standard_normal(len(cohort.classes))
+        grid, hidden = synthetic_grid((24, 16), number), rng.standard_normal(len(cohort.classes))
         truth = np.eye(len(cohort.classes))[cohort.target(row)]
         centre = rng.random(2) * (10, 7)
         for method, signal in methods.items():
@@ -61,16 +63,16 @@ def made_results(cohort: Cohort, methods: Mapping[str, float] = SIGNAL, seed: in
             logits = signal * truth + 0.7 * hidden + 0.8 * rng.standard_normal(len(truth))
             high = method == "teacher"
             pixels = 256 * 256 * len(index)
-            found[method].append(
+            results[method].append(
                 SlideResult(
                     row, grid, logits.astype(np.float32), attention.astype(np.float32), high, pixels, len(index) / 40
                 )
             )
-    return found
+    return results
 
 
 def write_events(folder: Path, stages: Sequence[str] = ("teacher", "stage1", "stage2", "labels_only")) -> None:
-    """Write a log of two attempts; the first breaks off in the second stage, in the middle of a line."""
+    """Write a log of two attempts: the first stops in the second stage, and the last line is incomplete."""
     rng = np.random.default_rng(1)
     lines: list[dict[str, Any]] = []
 
@@ -105,10 +107,10 @@ def write_events(folder: Path, stages: Sequence[str] = ("teacher", "stage1", "st
 def write_run(
     folder: Path, counts: Mapping[str, int], classes: Sequence[str] = CLASSES, *, alone: bool = False
 ) -> Path:
-    """Write a whole run folder, but for pictures, and return it."""
+    """Write a complete run folder without pictures, and return it."""
     folder.mkdir(parents=True, exist_ok=True)
-    cohort = made_cohort(folder, counts, classes, alone=alone)
-    results = made_results(cohort)
+    cohort = synthetic_cohort(folder, counts, classes, alone=alone)
+    results = synthetic_results(cohort)
     write_json(folder / "metrics.json", {"protocol": describe_protocol(0, 1), **evaluate_methods(cohort, results, 300)})
     write_json(folder / "slides.json", {"slides": build_slide_table(cohort, results)})
     (folder / "config.yaml").write_text(
@@ -119,15 +121,15 @@ def write_run(
 
 
 def write_series(folder: Path, counts: Mapping[str, int], folds: int, seeds: int = 1) -> Path:
-    """Write the top folder of a series, of folds or, where there are none, of seeds, and return it."""
+    """Write the folder of a series of folds, or of seeds if `folds` is 0, and return it."""
     folder.mkdir(parents=True, exist_ok=True)
-    cohort = made_cohort(folder, counts)
+    cohort = synthetic_cohort(folder, counts)
     runs: list[dict[str, Any]] = []
     for seed in range(seeds):
         for fold in range(folds) if folds else [None]:
-            results = made_results(cohort, seed=10 * seed + (fold or 0))
+            results = synthetic_results(cohort, seed=10 * seed + (fold or 0))
             runs.append({"fold": fold, "seed": seed, "metrics": evaluate_methods(cohort, results, 100)})
-    flat = [{"fold": one["fold"], "seed": one["seed"], **one["metrics"]} for one in runs]
+    flat = [{"fold": run["fold"], "seed": run["seed"], **run["metrics"]} for run in runs]
     write_json(
         folder / "metrics.json",
         {"protocol": describe_protocol(folds, seeds), "runs": flat, "summary": summarise_runs(runs)},

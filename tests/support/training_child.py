@@ -1,4 +1,4 @@
-"""A process that writes to a run folder as a training does, until it is stopped."""
+"""Program that holds a run folder and writes epochs like a training run, until a stop is requested."""
 
 CHILD = """
 import sys, time, pathlib

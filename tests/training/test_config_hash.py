@@ -21,7 +21,7 @@ from lrmil_training.stages.patch_distillation import PatchDistillation
 from lrmil_training.stages.run_context import RunContext
 from lrmil_training.stages.slide_distillation import SlideDistillation
 from napari_lrmil.core.encoders import LoadedEncoder
-from support.run_folders import made_cohort
+from support.run_folders import synthetic_cohort
 
 FIRST_DEFAULTS = Path(__file__).parents[1] / "formats" / "v0_1" / "default_config.yaml"
 GROUPS = ("teacher", "stage1", "stage2", "stage3")
@@ -47,7 +47,7 @@ RUN_CHANGES: dict[str, tuple[dict[str, Any], int]] = {  # changed values, and ho
 def _keys(config: TrainConfig) -> dict[str, str]:
     """Return the key of every stage of the student; empty for a stage that is not fitted."""
     encoder = cast(LoadedEncoder, SimpleNamespace(sha256="0" * 64))
-    cohort = made_cohort(Path("cohort"), {"train": 4, "val": 2})
+    cohort = synthetic_cohort(Path("cohort"), {"train": 4, "val": 2})
     context = RunContext(config, cohort, Path("run"), torch.device("cpu"), encoder)
     keys = {"teacher": context.fit_plan("teacher", config.teacher).key} | dict.fromkeys(GROUPS[1:], "")
     for stage in distilled_method(STUDENT, config).stages:

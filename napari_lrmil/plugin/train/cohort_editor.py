@@ -1,4 +1,4 @@
-"""The slides to learn from, as a table that is edited in place."""
+"""Editable table of the cohort."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from napari_lrmil.plugin.train.cohort_table import COLUMNS, ClassCount, CohortRo
 COLUMN_TITLES = ("", "Slide", "Label", "Patient", "Split", "µm/px")
 SLIDE_COLUMN, COLUMN_WIDTHS_PX = 1, (22, 90, 58, 74, 44, 44)
 COLUMN_TIPS = (
-    "Whether the slide can be used",
+    "✓: the slide is usable; ✗: it is not",
     "The slide's file",
-    "The class that a model is to tell, such as tumour or normal",
-    "Whose slide it is; a pseudo-patient such as 2+5 counts as both",
-    "train, val or test; all slides of a patient move together",
-    "µm per level-0 pixel, only where the file does not say",
+    "Class of the slide, such as tumour or normal",
+    "Patient of the slide; a pseudo-patient such as 2+5 counts as both",
+    "train, val or test; all slides of a patient have the same split",
+    "µm per level-0 pixel; needed only if the file does not state it",
 )
 USABLE_MARK, FAULT_MARK, UNCHECKED_MARK = "✓", "✗", "…"
 ROW_PX, MIN_VISIBLE_ROWS, MAX_VISIBLE_ROWS = 22, 4, 12
-OPEN_TIP = "A CSV with a row per slide: slide, patient, label, optional split and mpp"
-BUILD_TIP = "Every slide of a folder; subfolders are taken for classes"
-PROPOSE_TIP = "Deal patients 60/20/20 to train, val and test, every class alike; replaces the splits that are there"
-REMOVE_TIP = "Leave the selected slides out of the table; no file is deleted"
-READY_TEXT = "The table is complete: go on with the settings below."
-SAVE_TIP = "Write the table as CSV; training reads it from there"
+OPEN_TIP = "CSV with a row per slide: slide, patient, label, optional split and mpp"
+BUILD_TIP = "Add every slide of a folder; subfolders are classes"
+PROPOSE_TIP = "Assign patients 60/20/20 to train, val and test, in each class; replaces the present splits"
+REMOVE_TIP = "Remove the selected slides from the table; no file is deleted"
+READY_TEXT = "The table is complete. Continue with the settings below."
+SAVE_TIP = "Write the table as CSV, from which training reads it"
 
 
 class CohortTableModel(QAbstractTableModel):  # type: ignore[misc]  # qtpy has no types
-    """A `CohortTable` for Qt; what is refused is told by `refused`, and the cell stays as it was."""
+    """Qt model of a `CohortTable`; emits `refused` with the reason if an edit is rejected, and keeps the old value."""
 
     refused = Signal(str)
 
@@ -45,7 +45,7 @@ class CohortTableModel(QAbstractTableModel):  # type: ignore[misc]  # qtpy has n
         self._rows: tuple[CohortRow, ...] = table.rows
 
     def refresh(self) -> None:
-        """Show what the table holds now."""
+        """Update the view after a change of the table."""
         if len(self._rows) != len(self._table.rows):
             self.beginResetModel()
             self._rows = self._table.rows
@@ -86,7 +86,7 @@ class CohortTableModel(QAbstractTableModel):  # type: ignore[misc]  # qtpy has n
             return UNCHECKED_MARK if check is None else FAULT_MARK if check.fault else USABLE_MARK
         if role == Qt.ItemDataRole.ToolTipRole:
             return (
-                "not looked at yet"
+                "not checked yet"
                 if check is None
                 else check.fault or f"{check.mpp:.4g} µm per pixel, LR patches with tissue: {check.lr_patches}"
             )
@@ -110,7 +110,7 @@ class CohortTableModel(QAbstractTableModel):  # type: ignore[misc]  # qtpy has n
 
 
 class SplitDelegate(QStyledItemDelegate):  # type: ignore[misc]  # qtpy has no types
-    """Edits a split by choosing one."""
+    """Combo box as the editor of a split."""
 
     def createEditor(self, parent: QWidget, _: Any, __: QModelIndex) -> QWidget:  # noqa: N802, D102  # Qt's name
         box = QComboBox(parent)
@@ -128,7 +128,7 @@ class SplitDelegate(QStyledItemDelegate):  # type: ignore[misc]  # qtpy has no t
 
 
 class CohortEditor(Step):
-    """Shows and edits a `CohortTable`."""
+    """Step 1 of the dock: table of slides, its buttons, counts by split and class, and what is still missing."""
 
     open_wanted = Signal()
     build_wanted = Signal()
@@ -144,23 +144,23 @@ class CohortEditor(Step):
         self.save = make_button("Save table…", SAVE_TIP)
         self.model = CohortTableModel(table, self)
         self.view = self._make_view()
-        self.where, self.counts, self.state = (
+        self.file_label, self.counts, self.state = (
             make_label("cohort file", small=True),
             make_label("counts"),
             make_label("cohort state"),
         )
         self._refusal, self._refused_rows = "", table.rows
         self.counts.setTextFormat(Qt.TextFormat.RichText)
-        for widget, wish in (
+        for widget, signal in (
             (self.open, self.open_wanted),
             (self.build, self.build_wanted),
             (self.propose, self.propose_wanted),
             (self.save, self.save_wanted),
         ):
-            widget.clicked.connect(lambda _=False, wish=wish: wish.emit())
+            widget.clicked.connect(lambda _=False, signal=signal: signal.emit())
         self.remove.clicked.connect(lambda: self.remove_wanted.emit(self.selected()))
         self.add(self.open, self.build)
-        self.add(self.where)
+        self.add(self.file_label)
         self.add(self.view)
         self.add(self.propose, self.remove, self.save)
         self.add(self.counts)
@@ -172,8 +172,10 @@ class CohortEditor(Step):
         view.setModel(self.model)
         view.setItemDelegateForColumn(COLUMNS.index("split") + 1, SplitDelegate(view))
         view.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-        how = QAbstractItemView.EditTrigger
-        view.setEditTriggers(how.DoubleClicked | how.SelectedClicked | how.EditKeyPressed | how.AnyKeyPressed)
+        trigger = QAbstractItemView.EditTrigger
+        view.setEditTriggers(
+            trigger.DoubleClicked | trigger.SelectedClicked | trigger.EditKeyPressed | trigger.AnyKeyPressed
+        )
         view.verticalHeader().hide()
         view.verticalHeader().setDefaultSectionSize(ROW_PX)
         view.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Interactive)
@@ -182,59 +184,61 @@ class CohortEditor(Step):
             view.setColumnWidth(column, width)
         view.horizontalHeader().setSectionResizeMode(SLIDE_COLUMN, QHeaderView.ResizeMode.Stretch)
         view.setWordWrap(False)
-        view.setTextElideMode(Qt.TextElideMode.ElideMiddle)  # names of slides differ at their ends
+        view.setTextElideMode(Qt.TextElideMode.ElideMiddle)  # names of slides often differ only at the end
         view.setAccessibleName("Slides of the cohort")
         return view
 
     def selected(self) -> set[int]:
-        """Return the selected rows."""
+        """Return the indices of the selected rows."""
         return {index.row() for index in self.view.selectionModel().selectedIndexes()}
 
     def show_refusal(self, sentence: str) -> None:
-        """Say why what was asked for did not happen, until the table changes."""
+        """Show why a change was rejected, until the table changes."""
         self._refusal, self._refused_rows = sentence, self._table.rows
         self.refresh()
 
     def refresh(self, checking: bool = False) -> None:
-        """Show the table, the counts, and what keeps it from training."""
+        """Update table, counts and state; `checking` tells that slides are being checked."""
         table = self._table
         if table.rows is not self._refused_rows:
             self._refusal = ""
         self.model.refresh()
-        self.view.setColumnHidden(len(COLUMNS), not table.asks_mpp)  # most files say it, and a dock is narrow
+        self.view.setColumnHidden(len(COLUMNS), not table.asks_mpp)  # most files state it, and a dock is narrow
         rows = min(max(len(table.rows), MIN_VISIBLE_ROWS), MAX_VISIBLE_ROWS)
         self.view.setFixedHeight(self.view.horizontalHeader().sizeHint().height() + rows * ROW_PX + 4)
-        empty = "" if table.rows else "There is no slide in the table yet."
+        empty = "" if table.rows else "The table has no slides yet."
         for widget, tip in ((self.propose, PROPOSE_TIP), (self.remove, REMOVE_TIP), (self.save, SAVE_TIP)):
             enable_unless(widget, empty, tip)
         name = table.path.name if table.path else "a new table"
-        self.where.setText(f"{name}{'' if table.saved else ', not saved'}" if table.rows else "")
-        self.where.setToolTip(str(table.path or ""))
+        self.file_label.setText(f"{name}{'' if table.saved else ', not saved'}" if table.rows else "")
+        self.file_label.setToolTip(str(table.path or ""))
         self.counts.setText(_counts_html(table.classes, table.counts()) if table.rows else "")
         self.state.setText(
-            "\n".join(filter(None, (self._refusal, self._looked_at(checking), table.blocked_by or READY_TEXT)))
+            "\n".join(filter(None, (self._refusal, self._check_summary(checking), table.blocked_by or READY_TEXT)))
         )
 
-    def _looked_at(self, checking: bool) -> str:
+    def _check_summary(self, checking: bool) -> str:
         table = self._table
         if not table.rows:
             return ""
-        seen = len(table.rows) - len(table.unchecked)
-        told = f"{seen} of {len(table.rows)} slides looked at" if table.unchecked else f"All {seen} slides looked at"
+        checked = len(table.rows) - len(table.unchecked)
+        summary = (
+            f"{checked} of {len(table.rows)} slides checked" if table.unchecked else f"All {checked} slides checked"
+        )
         if table.broken:
             checks = ((row, table.check_of(row)) for row in table.rows)
             name, fault = next((row.path.name, check.fault) for row, check in checks if check and check.fault)
-            told += f"; {table.broken} cannot be used and will be left out, first {name}: {fault}"
-        return told + ("…" if checking else ".")
+            summary += f"; {table.broken} cannot be used and will be left out, first {name}: {fault}"
+        return summary + ("…" if checking else ".")
 
 
 def _counts_html(classes: list[str], counts: dict[str, dict[str, ClassCount]]) -> str:
-    """Return slides and, in brackets, patients of each class and split."""
+    """Return an HTML table with slides and, in brackets, patients of each class and split."""
     head = "".join(f"<th align='right'>&nbsp;&nbsp;{name}</th>" for name in classes)
     rows = "".join(
         f"<tr><td>{split or 'no split'}</td>"
-        + "".join(f"<td align='right'>&nbsp;&nbsp;{of[c].slides} ({of[c].patients})</td>" for c in classes)
+        + "".join(f"<td align='right'>&nbsp;&nbsp;{by_class[c].slides} ({by_class[c].patients})</td>" for c in classes)
         + "</tr>"
-        for split, of in counts.items()
+        for split, by_class in counts.items()
     )
     return f"<table><tr><td>slides (patients)</td>{head}</tr>{rows}</table>"

@@ -1,4 +1,4 @@
-"""The settings of a training run as fields of a form: made from the configuration itself, so there is one truth."""
+"""Form fields of the training settings, derived from the configuration model, which defines names and defaults."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ GROUP_TITLES = {
 
 @dataclass(frozen=True)
 class ConfigField:
-    """One setting.
+    """Form field of one setting.
 
     Attributes
     ----------
     key
-        As ``--set`` takes it.
+        Name of the setting, as for ``--set``.
     kind
-        What edits it: a whole number, a tick, a choice, or text as YAML has it.
+        Kind of editor: whole number, check box, choice, or text in YAML syntax.
     sentence
-        Meaning, unit, and why the default.
+        Meaning, unit and reason for the default.
     default
-        Its value where nobody changes it.
+        Default value.
     choices
-        Of a choice.
+        Values of a choice.
     lowest
-        Of a whole number.
+        Smallest whole number.
     """
 
     key: str
@@ -65,17 +65,17 @@ class ConfigField:
 
     @property
     def group(self) -> str:
-        """The part of the configuration that it belongs to; empty for the run's own."""
+        """Part of the configuration; empty for settings of the whole run."""
         return self.key.rpartition(".")[0]
 
     @property
-    def word(self) -> str:
-        """What it is called in the form."""
+    def label(self) -> str:
+        """Label in the form."""
         name = self.key.rpartition(".")[2]
         return FIELD_LABELS.get(name, name.replace("lambda_", "weight of ").replace("_", " ").capitalize())
 
-    def written(self, value: Any) -> Any:
-        """Return what its editor shows for a value."""
+    def to_editor(self, value: Any) -> Any:
+        """Return the editor's value for a setting's value."""
         if self.kind != "text":
             return value
         if isinstance(value, list | tuple):
@@ -85,8 +85,8 @@ class ConfigField:
             return short
         return "" if value is None else str(value)
 
-    def read(self, shown: Any) -> Any:
-        """Return the value that an editor shows, for the configuration to check."""
+    def from_editor(self, shown: Any) -> Any:
+        """Return the setting's value for an editor's value; the configuration validates it."""
         if self.kind != "text":
             return shown
         text = str(shown).strip()
@@ -97,24 +97,24 @@ class ConfigField:
         try:
             return yaml.safe_load(text) if text else None
         except yaml.YAMLError:
-            return text  # refused where its type is checked, with what was written
+            return text  # the configuration rejects it and quotes the text
 
 
 def list_config_fields() -> tuple[ConfigField, ...]:
-    """Return every setting there is, in the order of the configuration."""
+    """Return every setting, in the order of the configuration."""
     return tuple(_collect_fields(TrainConfig(), ""))
 
 
 def _collect_fields(model: BaseModel, prefix: str) -> list[ConfigField]:
-    found = []
+    collected = []
     for name, info in type(model).model_fields.items():
         value = getattr(model, name)
-        found += (
+        collected += (
             _collect_fields(value, f"{name}.")
             if isinstance(value, BaseModel)
             else [_make_field(prefix + name, info, value)]
         )
-    return found
+    return collected
 
 
 def _make_field(key: str, info: FieldInfo, value: Any) -> ConfigField:
@@ -138,15 +138,15 @@ def _minimum(info: FieldInfo) -> int:
 
 
 def flatten_config(config: TrainConfig) -> dict[str, Any]:
-    """Return key -> value of a configuration."""
-    found: dict[str, Any] = {}
+    """Return a configuration as key -> value."""
+    flat: dict[str, Any] = {}
     for name, value in config:
-        found |= {f"{name}.{k}": v for k, v in value} if isinstance(value, BaseModel) else {name: value}
-    return found
+        flat |= {f"{name}.{k}": v for k, v in value} if isinstance(value, BaseModel) else {name: value}
+    return flat
 
 
 def unflatten_config(values: Mapping[str, Any]) -> TrainConfig:
-    """Return the checked configuration of key -> value; raises `ConfigError` or `GeometryError` as `build_config`."""
+    """Return the validated configuration of key -> value; raises `ConfigError` or `GeometryError`."""
     tree: dict[str, Any] = {}
     for key, value in values.items():
         group, _, name = key.rpartition(".")
@@ -155,5 +155,5 @@ def unflatten_config(values: Mapping[str, Any]) -> TrainConfig:
 
 
 def preset_config(name: str) -> TrainConfig:
-    """Return a preset's configuration."""
+    """Return the configuration of a preset."""
     return build_config(PRESETS[name])

@@ -1,4 +1,4 @@
-"""How to train: the few settings that matter on top, all others folded; every field comes from the configuration."""
+"""Form of the training settings: the main ones on top, all others in folded groups."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from napari_lrmil.plugin.train.config_fields import (
 from napari_lrmil.plugin.train.encoder_choices import EncoderChoice
 from napari_lrmil.plugin.train.pair_preview import PatchPairPicture
 
-# What matters, each line one decision: word, and the settings that it holds.
+# Main settings: label of the line, and its settings.
 MAIN_FIELDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("HR encoder", ("encoder.teacher",)),
     ("µm/px: HR, LR", ("hr_mpp", "lr_mpp")),
@@ -34,14 +34,14 @@ MAIN_FIELDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Epochs: HR, 1, 2", ("teacher.epochs", "stage1.epochs", "stage2.epochs")),
     ("Seeds, folds", ("seeds", "folds")),
 )
-OTHER_ENCODER, CUSTOM_PRESET = "another: file, folder, hf:…", "own settings"
+OTHER_ENCODER, CUSTOM_PRESET = "other: file, folder, hf:…", "own settings"
 PREVIEW_PX = 148
 MAX_SPIN_VALUE = 999_999
-Widget = Any  # magicgui's; their common base tells no types
+Widget = Any  # a magicgui widget; the common base class declares no value
 
 
 class TrainingForm(Step):
-    """Edits a `TrainConfig` and the device; `changed` tells of every change."""
+    """Step 2 of the dock: editors of a `TrainConfig` and the device; emits `changed` after every change."""
 
     changed = Signal()
     file_wanted = Signal()
@@ -52,17 +52,17 @@ class TrainingForm(Step):
         self._showing = False
         self.editors: dict[str, Widget] = {key: _make_editor(field) for key, field in self._fields.items()}
         self.preset = widgets.ComboBox(
-            label="Preset", choices=[*PRESETS, CUSTOM_PRESET], tooltip="A set of settings to begin with"
+            label="Preset", choices=[*PRESETS, CUSTOM_PRESET], tooltip="Predefined settings to start from"
         )
-        self.file = make_button("Settings from a file…", "A YAML file such as the config.yaml of a run")
+        self.file = make_button("Settings from a file…", "YAML file, such as the config.yaml of a run")
         self.encoder = widgets.ComboBox(
             label="HR encoder", choices=[OTHER_ENCODER], tooltip=self._tip("encoder.teacher")
         )
-        self.encoder_told = make_label("encoder told", small=True)
-        self.device = widgets.ComboBox(label="Device", choices=["auto"], tooltip="A GPU where there is one")
+        self.encoder_info = make_label("encoder info", small=True)
+        self.device = widgets.ComboBox(label="Device", choices=["auto"], tooltip="auto uses a GPU if there is one")
         self.problem, self.estimate = make_label("settings problem"), make_label("estimate")
         self.lr, self.hr = QLabel(), QLabel()
-        self.lr_told, self.hr_told = make_label("lr patch", small=True), make_label("hr patch", small=True)
+        self.lr_caption, self.hr_caption = make_label("lr patch", small=True), make_label("hr patch", small=True)
         self.groups = [self._group(name, title) for name, title in GROUP_TITLES.items()]
         self._offer_students()
         self._lay_out()
@@ -77,12 +77,12 @@ class TrainingForm(Step):
         shrink_fields(self.top.native)
         self.add(self.file)
         self.add(self.top.native)
-        self.add(self.encoder_told)
+        self.add(self.encoder_info)
         for picture in (self.lr, self.hr):
             picture.setFixedSize(PREVIEW_PX, PREVIEW_PX)
-        self.pictures, self.captions = make_row(self.lr, self.hr), make_row(self.lr_told, self.hr_told)
-        for told in (self.lr_told, self.hr_told):
-            told.setFixedWidth(PREVIEW_PX)
+        self.pictures, self.captions = make_row(self.lr, self.hr), make_row(self.lr_caption, self.hr_caption)
+        for caption in (self.lr_caption, self.hr_caption):
+            caption.setFixedWidth(PREVIEW_PX)
         self.add(self.pictures)
         self.add(self.captions)
         self.add(self.estimate)
@@ -92,26 +92,25 @@ class TrainingForm(Step):
         self.show_picture(None)
 
     def _line(self, line: tuple[str, tuple[str, ...]]) -> Widget:
-        word, keys = line
+        label, keys = line
         if keys == ("encoder.teacher",):
-            both = [self.encoder, self.editors["encoder.teacher"]]
-            made = widgets.Container(widgets=both, layout="vertical", labels=False, label=word)
+            choices = [self.encoder, self.editors["encoder.teacher"]]
+            editor = widgets.Container(widgets=choices, layout="vertical", labels=False, label=label)
         elif len(keys) == 1:
-            made = self.editors[keys[0]]
-            made.label = word
+            editor = self.editors[keys[0]]
+            editor.label = label
         else:
-            made = widgets.Container(
-                widgets=[self.editors[key] for key in keys], layout="horizontal", labels=False, label=word
-            )
-        if isinstance(made, widgets.Container):
-            made.margins = (0, 0, 0, 0)
-        made.tooltip = "\n".join(self._tip(key) for key in keys)
-        return made
+            editors = [self.editors[key] for key in keys]
+            editor = widgets.Container(widgets=editors, layout="horizontal", labels=False, label=label)
+        if isinstance(editor, widgets.Container):
+            editor.margins = (0, 0, 0, 0)
+        editor.tooltip = "\n".join(self._tip(key) for key in keys)
+        return editor
 
     def _group(self, name: str, title: str) -> FormStep:
-        shown = {key for _, keys in MAIN_FIELDS for key in keys}
-        its = [self.editors[f.key] for f in self._fields.values() if f.group == name and f.key not in shown]
-        form = widgets.Container(widgets=its, labels=True)
+        main = {key for _, keys in MAIN_FIELDS for key in keys}
+        editors = [self.editors[f.key] for f in self._fields.values() if f.group == name and f.key not in main]
+        form = widgets.Container(widgets=editors, labels=True)
         form.margins = (0, 0, 0, 0)
         shrink_fields(form.native)
         return FormStep(f"train {name or 'general'}", title, form)
@@ -130,15 +129,17 @@ class TrainingForm(Step):
     # ------------------------------------------------------------ the value
 
     def value(self) -> TrainConfig:
-        """Return what the form says; raises `ConfigError` or `GeometryError` where that means nothing."""
-        return unflatten_config({key: field.read(self.editors[key].value) for key, field in self._fields.items()})
+        """Return the configuration in the form; raises `ConfigError` or `GeometryError` if it is invalid."""
+        return unflatten_config(
+            {key: field.from_editor(self.editors[key].value) for key, field in self._fields.items()}
+        )
 
     def set_value(self, config: TrainConfig) -> None:
         """Show a configuration."""
         self._showing = True
         try:
             for key, value in flatten_config(config).items():
-                self.editors[key].value = self._fields[key].written(value)
+                self.editors[key].value = self._fields[key].to_editor(value)
             self._show_encoder(config.encoder.teacher)
             named = next((name for name in PRESETS if preset_config(name) == config), CUSTOM_PRESET)
             self.preset.value = named
@@ -147,7 +148,7 @@ class TrainingForm(Step):
         self.changed.emit()
 
     def check(self) -> TrainConfig | None:
-        """Return the configuration, or None and show what is wrong with it."""
+        """Return the configuration; if it is invalid, show the error and return None."""
         try:
             config = self.value()
         except LrmilError as error:
@@ -170,27 +171,27 @@ class TrainingForm(Step):
     # ------------------------------------------------------------ encoders
 
     def offer_encoders(self, names: list[str]) -> None:
-        """Offer these encoders, and any other by its name."""
+        """Offer these encoders; others can be entered by name."""
         self._showing = True
         self.encoder.choices = [*names, OTHER_ENCODER]
         self._show_encoder(self.editors["encoder.teacher"].value)
         self._showing = False
 
     def _offer_students(self) -> None:
-        """List the students that have a name, whatever is typed; any other may be named too."""
+        """Complete the names of small students; other encoders can be entered by name."""
         line = self.editors["encoder.student"].native
         self.students = QCompleter(["teacher", *SMALL_STUDENTS], line)
         self.students.setCompletionMode(QCompleter.CompletionMode.UnfilteredPopupCompletion)
         line.setCompleter(self.students)
 
     def offer_devices(self, devices: dict[str, str]) -> None:
-        """Offer what this machine has: name -> what to call it."""
-        words = {"auto": f"best there is: {devices['auto']}"}
-        self.device.choices = [(words.get(name, told), name) for name, told in devices.items()]
+        """Offer the devices of this machine: name -> label."""
+        automatic = {"auto": f"best available: {devices['auto']}"}
+        self.device.choices = [(automatic.get(name, label), name) for name, label in devices.items()]
 
-    def show_encoder_told(self, offer: EncoderChoice) -> None:
-        """Tell licence and size of the chosen encoder, and whether its weights are here."""
-        self.encoder_told.setText(f"{offer.name}: {offer.text}" if not offer.barred else offer.barred)
+    def show_encoder_info(self, choice: EncoderChoice) -> None:
+        """Show licence and size of the chosen encoder, and whether its weights are on this machine."""
+        self.encoder_info.setText(f"{choice.name}: {choice.text}" if not choice.blocked_by else choice.blocked_by)
 
     def _show_encoder(self, name: str) -> None:
         listed = name in self.encoder.choices
@@ -204,38 +205,38 @@ class TrainingForm(Step):
         if name != OTHER_ENCODER:
             self.editors["encoder.teacher"].value = name
 
-    # ------------------------------------------------------------ what the settings mean
+    # ------------------------------------------------------------ preview and estimate
 
     def show_picture(self, picture: PatchPairPicture | None) -> None:
-        """Show one LR patch and its HR patches; nothing before a slide was looked at."""
+        """Show one LR patch and its HR patches; hide both if there is no picture yet."""
         for part in (self.pictures, self.captions):
             part.setVisible(picture is not None)
         if picture is not None:
-            for where, pixels in ((self.lr, picture.lr), (self.hr, picture.hr)):
-                where.setPixmap(_make_pixmap(pixels))
-            self.lr_told.setText(picture.lr_text)
-            self.hr_told.setText(picture.hr_text)
+            for image, pixels in ((self.lr, picture.lr), (self.hr, picture.hr)):
+                image.setPixmap(_make_pixmap(pixels))
+            self.lr_caption.setText(picture.lr_text)
+            self.hr_caption.setText(picture.hr_text)
 
     def show_estimate(self, text: str) -> None:
-        """Show what a run should take."""
+        """Show the estimate of time and disk space."""
         self.estimate.setText(text)
         self.estimate.setVisible(bool(text))
 
 
 def _make_editor(field: ConfigField) -> Widget:
-    told: dict[str, Any] = {
-        "label": field.word,
+    options: dict[str, Any] = {
+        "label": field.label,
         "tooltip": f"{field.key}: {field.sentence}",
         "name": field.key.replace(".", "_"),
     }
     match field.kind:
         case "flag":
-            return widgets.CheckBox(value=field.default, text="", **told)
+            return widgets.CheckBox(value=field.default, text="", **options)
         case "choice":
-            return widgets.ComboBox(choices=field.choices, value=field.default, **told)
+            return widgets.ComboBox(choices=field.choices, value=field.default, **options)
         case "whole":
-            return widgets.SpinBox(value=field.default, min=field.lowest, max=MAX_SPIN_VALUE, **told)
-    return widgets.LineEdit(value=field.written(field.default), **told)
+            return widgets.SpinBox(value=field.default, min=field.lowest, max=MAX_SPIN_VALUE, **options)
+    return widgets.LineEdit(value=field.to_editor(field.default), **options)
 
 
 def _make_pixmap(pixels: NDArray[np.uint8]) -> QPixmap:

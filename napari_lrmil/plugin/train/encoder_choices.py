@@ -1,4 +1,4 @@
-"""Which encoders can teach: licence, size, and whether their weights are on this machine."""
+"""Encoders for the teacher: licence, size, and whether their weights are on this machine."""
 
 from __future__ import annotations
 
@@ -15,61 +15,67 @@ HUB_URL = "https://huggingface.co/"
 
 @dataclass(frozen=True)
 class EncoderChoice:
-    """An encoder that can be named.
+    """Encoder that the configuration can name.
 
     Attributes
     ----------
     name
-        As the configuration takes it.
+        Name in the configuration.
     licence, size
-        As far as they are told.
-    here
+        As far as they are known.
+    is_local
         Whether its weights are on this machine.
-    how
-        What to do where they are not; empty where training fetches them by itself.
-    barred
-        A sentence on why it cannot be used at all; empty where it can.
+    instructions
+        How to get the weights; empty if training downloads them.
+    blocked_by
+        Sentence on why it cannot be used; empty if it can.
     """
 
     name: str
-    licence: str = "not told"
+    licence: str = "unknown"
     size: str = ""
-    here: bool = True
-    how: str = ""
-    barred: str = ""
+    is_local: bool = True
+    instructions: str = ""
+    blocked_by: str = ""
 
     @property
     def text(self) -> str:
-        """One line: licence, size, where the weights are."""
-        where = (
-            "weights are here" if self.here else f"weights are not here; {self.how or 'fetched when training starts'}"
-        )
-        return self.barred or " · ".join(filter(None, (f"licence {self.licence}", self.size, where)))
+        """One line: licence, size, location of the weights."""
+        location = f"weights are not here; {self.instructions or 'downloaded when training starts'}"
+        if self.is_local:
+            location = "weights are here"
+        return self.blocked_by or " · ".join(filter(None, (f"licence {self.licence}", self.size, location)))
 
 
 def list_encoder_choices() -> tuple[EncoderChoice, ...]:
-    """Return what comes with the program and what the registry lists, if that is installed; nothing is fetched."""
+    """Return the shipped encoders and those of the registry, if it is installed; nothing is downloaded."""
     return *map(_describe_shipped, shipped_bundles()), *_list_registry()
 
 
 def describe_encoder(name: str) -> EncoderChoice:
-    """Return what can be told of any name without loading it."""
+    """Return the properties of an encoder without loading it.
+
+    Parameters
+    ----------
+    name
+        Shipped model, ``lazyslide:…``, ``hf:…``, file or folder.
+    """
     if name.startswith(REGISTRY_PREFIX):
         return _describe_registry_encoder(name)
     if name.startswith(HUB_PREFIX):
-        here = is_in_hub_cache(name.removeprefix(HUB_PREFIX))
-        return EncoderChoice(name, "as its page says", here=here)
+        is_local = is_in_hub_cache(name.removeprefix(HUB_PREFIX))
+        return EncoderChoice(name, "as its page says", is_local=is_local)
     if name in shipped_bundles():
         return _describe_shipped(name)
     path = Path(name)
     if not name or not path.exists():
-        return EncoderChoice(name, barred=f"There is no encoder '{name}' here; choose a file, or give hf:owner/name.")
+        return EncoderChoice(name, blocked_by=f"There is no encoder '{name}'; choose a file, or give hf:owner/name.")
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     return EncoderChoice(name, "as its authors say", format_size(sum(f.stat().st_size for f in files)))
 
 
 def is_in_hub_cache(repository: str) -> bool:
-    """Return whether a repository's weights lie in the Hugging Face cache."""
+    """Return whether the weights of a repository are in the Hugging Face cache."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folder = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "snapshots"
@@ -86,7 +92,7 @@ def _describe_shipped(name: str) -> EncoderChoice:
     bundle = Bundle(name)
     card, file = bundle.card.teacher, bundle.path / TEACHER
     if card is None or not file.exists():
-        return EncoderChoice(name, barred=f"The model {name} brings no teacher.")
+        return EncoderChoice(name, blocked_by=f"The model {name} has no teacher.")
     return EncoderChoice(name, card.encoder.licence, format_size(file.stat().st_size))
 
 
@@ -106,7 +112,7 @@ def _describe_registry_encoder(name: str) -> EncoderChoice:
     try:
         card = foundation_card(key)
     except LrmilError as error:
-        return EncoderChoice(name, barred=f"{name}: {error}")
-    here = Path(file).exists() if file else is_in_hub_cache(card.url.removeprefix(HUB_URL).strip("/"))
-    how = f"agree to its terms at {card.url} and call `hf auth login` once" if card.gated else ""
-    return EncoderChoice(name, card.licence, f"{card.parameters} parameters", here, how)
+        return EncoderChoice(name, blocked_by=f"{name}: {error}")
+    is_local = Path(file).exists() if file else is_in_hub_cache(card.url.removeprefix(HUB_URL).strip("/"))
+    instructions = f"agree to its terms at {card.url} and call `hf auth login` once" if card.gated else ""
+    return EncoderChoice(name, card.licence, f"{card.parameters} parameters", is_local, instructions)

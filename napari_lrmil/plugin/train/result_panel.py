@@ -1,4 +1,4 @@
-"""What a finished run found out: teacher beside student, and the way from there to the slides."""
+"""Result of a finished run: table of teacher, student and baselines, reliability diagram, and the next steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from napari_lrmil.plugin.train.curves import PlotTheme
 from napari_lrmil.plugin.train.result_table import MethodRow, RunResult
 
 PLOT_HEIGHT_PX = 250
-METHODS_PER_TABLE = 3  # methods in one table
+METHODS_PER_TABLE = 3  # a dock is narrow
 ROW_LABELS = {
     "auroc": "AUROC",
     "interval": "interval",
@@ -28,25 +28,25 @@ ROW_LABELS = {
     "pixels": "MPix",
     "seconds": "CPU s",
 }
-USE_TIP = "Choose this model in the Analyse dock"
-REPORT_TIP = "All figures, slides and curves on one page, in the browser"
+USE_TIP = "Open this model in the Analyse dock"
+REPORT_TIP = "Open the page with all metrics, slides and curves in the browser"
 NO_RESULT = "No run has finished yet."
 
 
 class ResultSection(Step):
-    """Shows a `RunResult`."""
+    """Step 4 of the dock: view of a `RunResult`."""
 
     use_wanted = Signal()
     report_wanted = Signal()
 
-    def __init__(self, ink: PlotTheme, parent: QWidget | None = None) -> None:
+    def __init__(self, theme: PlotTheme, parent: QWidget | None = None) -> None:
         super().__init__("train result", "4 · Result", parent)
-        self._ink = ink
+        self._theme = theme
         self.use, self.report = make_button("Use this model", USE_TIP), make_button("Report…", REPORT_TIP)
         self.table, self.notes = make_label("result table"), make_label("result notes", small=True)
         self.table.setTextFormat(Qt.TextFormat.RichText)
-        figure = Figure(layout="constrained", facecolor=ink.paper, dpi=96)
-        self.reliability: Any = FigureCanvasQTAgg(figure)  # type: ignore[no-untyped-call]  # matplotlib's Qt parts
+        figure = Figure(layout="constrained", facecolor=theme.paper, dpi=96)
+        self.reliability: Any = FigureCanvasQTAgg(figure)  # type: ignore[no-untyped-call]  # matplotlib's Qt backend is untyped
         self.reliability.setFixedHeight(PLOT_HEIGHT_PX)
         self.use.clicked.connect(lambda: self.use_wanted.emit())
         self.report.clicked.connect(lambda: self.report_wanted.emit())
@@ -56,7 +56,7 @@ class ResultSection(Step):
         self.show_result(None)
 
     def show_result(self, result: RunResult | None) -> None:
-        """Show what a run found out, or nothing."""
+        """Show a result, or that there is none yet."""
         enable_unless(self.use, "" if result and result.bundle else NO_RESULT, USE_TIP)
         enable_unless(self.report, "" if result and result.report else NO_RESULT, REPORT_TIP)
         self.table.setText(_result_html(result) if result else NO_RESULT)
@@ -66,15 +66,15 @@ class ResultSection(Step):
             self._draw(result)
 
     def _draw(self, result: RunResult) -> None:
-        figure, ink = self.reliability.figure, self._ink
+        figure, theme = self.reliability.figure, self._theme
         figure.clear()
         axis = figure.subplots()
-        axis.set_facecolor(ink.paper)
-        axis.plot([0, 1], [0, 1], color=ink.faint, lw=0.8, ls="--")
+        axis.set_facecolor(theme.paper)
+        axis.plot([0, 1], [0, 1], color=theme.faint, lw=0.8, ls="--")
         methods = list(result.reliability)
         for row in (r for r in result.rows if result.reliability[r.method]):
             bins = result.reliability[row.method]
-            tint = ink.tint(method_colour(row.method, methods))
+            tint = theme.tint(method_colour(row.method, methods))
             axis.plot(
                 *zip(*bins, strict=True),
                 color=tint,
@@ -84,30 +84,30 @@ class ResultSection(Step):
                 label=row.name,
             )
         axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-        axis.set_xlabel("mean probability", color=ink.text, fontsize=8)
-        axis.set_ylabel("share that was right", color=ink.text, fontsize=8)
-        axis.set_title("Reliability (on the diagonal: as it should be)", color=ink.text, fontsize=8, loc="left")
-        axis.tick_params(colors=ink.text, labelsize=7)
+        axis.set_xlabel("mean probability", color=theme.text, fontsize=8)
+        axis.set_ylabel("accuracy", color=theme.text, fontsize=8)
+        axis.set_title("Reliability (diagonal: probability equals accuracy)", color=theme.text, fontsize=8, loc="left")
+        axis.tick_params(colors=theme.text, labelsize=7)
         for side, spine in axis.spines.items():
             spine.set_visible(side in ("left", "bottom"))
-            spine.set_color(ink.faint)
+            spine.set_color(theme.faint)
         for text in axis.legend(fontsize=7, frameon=False).get_texts():
-            text.set_color(ink.text)
+            text.set_color(theme.text)
         self.reliability.draw_idle()
 
 
 def _result_html(result: RunResult) -> str:
     blocks = (result.rows[i : i + METHODS_PER_TABLE] for i in range(0, len(result.rows), METHODS_PER_TABLE))
-    below = "attention: how far it ranks patches as the teacher's does. Patches, pixels and seconds: of a slide"
-    return f"<b>On the {escape(result.split)} slides</b>{''.join(map(_method_table_html, blocks))}<i>{below}</i>"
+    caption = "attention: rank correlation with the teacher's attention. Patches, pixels and seconds: per slide"
+    return f"<b>On the {escape(result.split)} slides</b>{''.join(map(_method_table_html, blocks))}<i>{caption}</i>"
 
 
 def _method_table_html(methods: Sequence[MethodRow]) -> str:
-    """Return a table of a few methods side by side: a dock is narrow."""
+    """Return a table with one column per method."""
     head = "".join(f"<th align='right'>{escape(m.name)}</th>" for m in methods)
     lines = "".join(
-        f"<tr><td>{word}</td>" + "".join(f"<td align='right'>{_cell_html(m, name)}</td>" for m in methods) + "</tr>"
-        for name, word in ROW_LABELS.items()
+        f"<tr><td>{label}</td>" + "".join(f"<td align='right'>{_cell_html(m, name)}</td>" for m in methods) + "</tr>"
+        for name, label in ROW_LABELS.items()
     )
     return f"<table width='100%' cellspacing='3'><tr><td></td>{head}</tr>{lines}</table>"
 

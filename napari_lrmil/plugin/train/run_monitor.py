@@ -190,22 +190,22 @@ class RunLogState:
             return f"Resume goes on after {stage_label(list(self.spent)[-1])}"
         return "Resume begins again, for nothing was done yet"
 
-    def take(self, lines: Iterable[LogLine]) -> None:
+    def update(self, lines: Iterable[LogLine]) -> None:
         """Take further lines; what a newer version may say beyond what is known here is passed over."""
         for line in lines:
             try:
-                self._take(line)
+                self._apply(line)
             except (KeyError, TypeError, ValueError):
                 continue
 
-    def _take(self, line: LogLine) -> None:
+    def _apply(self, line: LogLine) -> None:
         kind, at = line["event"], float(line.get("time", 0.0))
         attempt = int(line.get("attempt", 0))
         if attempt != self.attempt:
             self.earlier = self.spent
             self.attempt, self.done, self.stage, self.patches = attempt, {}, "", 0
         self.last_time, self.finished = at, kind == Finished.wire_name
-        self._reader.take(line)
+        self._reader.add(line)
         match kind:
             case Progress.wire_name:
                 self._progress(str(line["stage"]), int(line["done"]), int(line["total"]), str(line["unit"]), at)

@@ -270,7 +270,7 @@ class TrainingRun:
         code = self._child.poll() if self._child is not None else None  # before the log: what it wrote last is in it
         self.writer = self._heart.look()
         lines = self._tail.read()
-        self.story.take(lines)
+        self.story.update(lines)
         if not self._tail.more:
             self.phase = self._found(code)
         seen = (self.phase, self.reason, self.writer and self.writer.alive)

@@ -244,7 +244,7 @@ class TrainWidget(DockWidget):
     def _told_of(self, event: Event) -> None:
         if isinstance(event, Finished):
             self._offer = event.result
-            self.form.show_encoder_told(event.result)
+            self.form.show_encoder_info(event.result)
             self._refresh()
 
     def _draw_picture(self) -> None:
@@ -276,8 +276,8 @@ class TrainWidget(DockWidget):
     @property
     def start_blocked_by(self) -> str:
         """Return a sentence on why no run can be started; empty where one can."""
-        barred = self._offer.barred if self._offer else ""
-        return self.table.blocked_by or self.form.problem.text() or barred
+        encoder_blocked_by = self._offer.blocked_by if self._offer else ""
+        return self.table.blocked_by or self.form.problem.text() or encoder_blocked_by
 
     def _ask_folder(self) -> None:
         folder = QFileDialog.getExistingDirectory(self, "Folder for the run")

@@ -1,4 +1,4 @@
-"""Attention of every method on every slide, as files ``attention/<method>/<slide>.h5`` that a report draws."""
+"""Files ``attention/<method>/<slide>.h5`` with the attention of each method on each slide, for the report."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ ATTENTION_FOLDER = "attention"
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """Where one network looked on one slide.
+    """Attention of one method on one slide.
 
     Attributes
     ----------
     coords
         (N, 2) level-0 corner of each patch, x then y.
     patch_level0
-        Width and height of a patch in level-0 pixels.
+        Width and height of a patch, in level-0 pixels.
     attention
-        (N,) sums to 1.
+        (N,) attention, sums to 1.
     """
 
     coords: Int64
@@ -35,29 +35,31 @@ class AttentionMap:
 
 
 def write_attention_maps(folder: Path, results: Results) -> None:
-    """Write the attention of all methods, each on its own grid, in the layout of a prediction's ``attention.h5``."""
-    for method, its in results.items():
-        for r in its:
-            lattice = r.grid.lattice
-            corners, size = (r.grid.hr_corners, lattice.cell) if r.high else (r.grid.lr_corners, lattice.lr_cell)
-            write_attention_map(
-                folder / ATTENTION_FOLDER / method / f"{r.row.name}.h5", AttentionMap(corners, size, r.attention)
-            )
+    """Write the attention of all methods, each on its own grid, in the format of a prediction's ``attention.h5``."""
+    for method, slide_results in results.items():
+        for result in slide_results:
+            grid, lattice = result.grid, result.grid.lattice
+            corners, size = (grid.hr_corners, lattice.cell) if result.high else (grid.lr_corners, lattice.lr_cell)
+            path = folder / ATTENTION_FOLDER / method / f"{result.row.name}.h5"
+            write_attention_map(path, AttentionMap(corners, size, result.attention))
 
 
-def write_attention_map(path: Path, found: AttentionMap) -> None:
-    """Write one map, whole or not at all."""
+def write_attention_map(path: Path, attention_map: AttentionMap) -> None:
+    """Write one file atomically."""
     import h5py
 
-    with atomic_write(path, found.coords.nbytes + found.attention.nbytes) as partial, h5py.File(partial, "w") as file:
-        coords = file.create_dataset("coords", data=found.coords)
-        coords.attrs["patch_level0_xy"] = found.patch_level0
-        coords.attrs["patch_size_level0"] = found.patch_level0[0]
-        file.create_dataset("attention", data=found.attention)
+    with (
+        atomic_write(path, attention_map.coords.nbytes + attention_map.attention.nbytes) as partial,
+        h5py.File(partial, "w") as file,
+    ):
+        coords = file.create_dataset("coords", data=attention_map.coords)
+        coords.attrs["patch_level0_xy"] = attention_map.patch_level0
+        coords.attrs["patch_size_level0"] = attention_map.patch_level0[0]
+        file.create_dataset("attention", data=attention_map.attention)
 
 
 def read_attention_map(path: Path) -> AttentionMap | None:
-    """Return a map; None where there is none."""
+    """Return the content of a file; None if it does not exist."""
     import h5py
 
     if not path.exists():

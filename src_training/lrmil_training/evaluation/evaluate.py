@@ -1,4 +1,4 @@
-"""Evaluation of a run: every method on validation and test slides, with intervals, agreement, lesions and cost."""
+"""Evaluation of a run: metrics of each method on validation and test slides, with agreement, lesions and cost."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from lrmil_training.evaluation.metrics import (
     paired_difference,
 )
 from lrmil_training.evaluation.significance import assess_non_inferiority, delong_test
+from lrmil_training.evaluation.summary import AGREEMENT_METRICS
 from napari_lrmil.core.metrics.agreement import (
     lesion_auroc,
     lesion_shares,
@@ -29,14 +30,13 @@ from napari_lrmil.core.metrics.agreement import (
 )
 from napari_lrmil.core.patching.grid import NestedGrid
 
-REFERENCE_METHOD = "teacher"  # the method that agreement and "not worse" are measured against
-AGREEMENT = ("spearman", "jaccard_top10", "js_divergence")
+REFERENCE_METHOD = "teacher"  # agreement and non-inferiority are measured against it
 MEASURED_SPLITS = SPLITS[1:]
 
 
 @dataclass(frozen=True)
 class SlideResult:
-    """What one method says of one slide.
+    """Result of one method on one slide.
 
     Attributes
     ----------
@@ -45,15 +45,15 @@ class SlideResult:
     grid
         Its nested grids.
     logits
-        (C,) raw.
+        (C,) uncalibrated.
     attention
-        (K,) on the HR grid where `high`, else (N,) on the LR grid.
+        (K,) on the HR grid if `high`, else (N,) on the LR grid.
     high
         Whether the method reads HR patches.
     pixels
-        Native pixels decoded for it, where they were counted.
+        Native pixels decoded for the slide; None if they were not counted.
     cpu_seconds
-        What it took from opening the slide to its logits, over all threads, where it was measured.
+        CPU time over all threads from opening the slide to its logits; None if it was not measured.
     """
 
     row: CohortSlide
@@ -75,19 +75,19 @@ Temperatures = Mapping[str, float | None]
 
 
 def fit_method_temperature(cohort: Cohort, results: Sequence[SlideResult]) -> float | None:
-    """Return the calibration temperature of a method, fitted on validation slides; None where they cannot tell it."""
+    """Return the calibration temperature of a method; None if validation slides do not determine it."""
     val = [r for r in results if r.row.split == "val"]
     logits = np.array([r.logits for r in val], dtype=np.float64)
     return fit_temperature(logits, np.array([cohort.target(r.row) for r in val]))
 
 
 def fit_method_temperatures(cohort: Cohort, results: Results) -> dict[str, float | None]:
-    """Return `fit_method_temperature` every method."""
-    return {method: fit_method_temperature(cohort, its) for method, its in results.items()}
+    """Return the calibration temperature of each method, see `fit_method_temperature`."""
+    return {method: fit_method_temperature(cohort, slide_results) for method, slide_results in results.items()}
 
 
 def describe_protocol(folds: int, seeds: int) -> dict[str, Any]:
-    """Return what ``metrics.json`` says of how slides were parted; the two kinds never share a table."""
+    """Return the entry ``protocol`` of ``metrics.json``: how slides were split. No table mixes the two kinds."""
     kind = "k-fold cross-validation" if folds else "fixed split"
     return {"kind": kind, "folds": folds, "seeds": seeds}
 
@@ -100,49 +100,50 @@ def evaluate_methods(
     splits: Sequence[str] = MEASURED_SPLITS,
     temperatures: Temperatures | None = None,
 ) -> dict[str, Any]:
-    """Return method -> split -> figures, which ``metrics.json`` holds.
+    """Return method -> split -> metrics, the content of ``metrics.json``.
 
     Parameters
     ----------
     cohort
         Slides, classes and splits.
     results
-        What each method says of each slide; all methods of the same slides in the same order.
+        Method -> results by slide; the same slides in the same order for all methods.
     bootstrap
-        Resamples behind each interval.
+        Number of bootstrap resamples for each interval.
     splits
-        Which splits to measure.
+        Splits to evaluate; those without slides are skipped.
     temperatures
-        Method -> calibration temperature; fitted on validation slides where not given.
+        Method -> calibration temperature; fitted on validation slides if not given.
     """
     fitted = fit_method_temperatures(cohort, results) if temperatures is None else temperatures
     metrics: dict[str, Any] = {method: {} for method in results}
     for split in splits:
         if cohort.of(split):
-            for method, figures in _evaluate_split(cohort, results, split, bootstrap, fitted).items():
-                metrics[method][split] = figures
+            for method, values in _evaluate_split(cohort, results, split, bootstrap, fitted).items():
+                metrics[method][split] = values
     return metrics
 
 
 def _evaluate_split(
     cohort: Cohort, results: Results, split: str, bootstrap: int, temperatures: Temperatures
 ) -> dict[str, dict[str, Any]]:
-    rows = {method: [r for r in its if r.row.split == split] for method, its in results.items()}
-    scored = {method: _score_slides(cohort, its, temperatures[method]) for method, its in rows.items()}
+    on_split = {method: [r for r in all_slides if r.row.split == split] for method, all_slides in results.items()}
+    scored = {method: _score_slides(cohort, slides, temperatures[method]) for method, slides in on_split.items()}
     first = next(iter(scored.values()))
     resampler = Resampler(first.targets, first.patients, bootstrap)
-    found = {}
-    for method, its in rows.items():
-        found[method] = {
+    metrics = {}
+    for method, slides in on_split.items():
+        has_reference = _has_reference(method, on_split)
+        metrics[method] = {
             "auroc": auroc_with_interval(scored[method], resampler),
             **classification_metrics(scored[method], cohort.classes),
             "calibrated": temperatures[method] is not None,
             **_compare_with_others(method, scored, resampler),
-            "agreement": _mean_agreement(its, rows[REFERENCE_METHOD]) if _has_reference(method, rows) else None,
-            "lesion_auroc": _mean_of_defined([_slide_lesion_auroc(r) for r in its]),
-            "cost": _mean_cost(its),
+            "agreement": _mean_agreement(slides, on_split[REFERENCE_METHOD]) if has_reference else None,
+            "lesion_auroc": _mean_of_defined([_slide_lesion_auroc(r) for r in slides]),
+            "cost": _mean_cost(slides),
         }
-    return found
+    return metrics
 
 
 def _has_reference(method: str, results: Mapping[str, Any]) -> bool:
@@ -169,27 +170,28 @@ def _probabilities(result: SlideResult, temperature: float | None) -> NDArray[np
     return np.asarray(softmax(result.logits.astype(np.float64) / (temperature or 1.0)), dtype=np.float64)
 
 
-# ---------------------------------------------------------------- slide by slide
+# ---------------------------------------------------------------- table of slides
 
 
 def build_slide_table(
     cohort: Cohort, results: Results, temperatures: Temperatures | None = None
 ) -> list[dict[str, Any]]:
-    """Return a row per slide with what each method says of it, which ``slides.json`` holds.
+    """Return a row per slide with the results of each method, the content of ``slides.json``.
 
     Parameters
     ----------
     cohort, results, temperatures
-        As for `evaluate_methods`.
+        See `evaluate_methods`.
     """
     fitted = fit_method_temperatures(cohort, results) if temperatures is None else temperatures
-    by_slide = {method: {r.row.name: r for r in its} for method, its in results.items()}
+    by_slide = {method: {r.row.name: r for r in slides} for method, slides in results.items()}
     rows = []
     for slide in cohort.slides:
-        its = {method: found[slide.name] for method, found in by_slide.items() if slide.name in found}
-        if its:
-            said = {m: _slide_metrics(cohort, r, its.get(REFERENCE_METHOD), fitted[m]) for m, r in its.items()}
-            grid = next(iter(its.values())).grid
+        of_slide = {method: slides[slide.name] for method, slides in by_slide.items() if slide.name in slides}
+        if of_slide:
+            teacher = of_slide.get(REFERENCE_METHOD)
+            methods = {m: _slide_metrics(cohort, r, teacher, fitted[m]) for m, r in of_slide.items()}
+            grid = next(iter(of_slide.values())).grid
             rows.append(
                 {
                     "slide": slide.name,
@@ -199,7 +201,7 @@ def build_slide_table(
                     **({"site": slide.site} if slide.site else {}),
                     "n_patches": len(grid.lr_index),
                     "n_hr_patches": len(grid.hr_index),
-                    "methods": said,
+                    "methods": methods,
                 }
             )
     return rows
@@ -208,11 +210,11 @@ def build_slide_table(
 def _slide_metrics(
     cohort: Cohort, result: SlideResult, teacher: SlideResult | None, temperature: float | None
 ) -> dict[str, Any]:
-    reference = None if teacher is None or teacher is result else _slide_agreement(result, teacher)
+    agreement = None if teacher is None or teacher is result else _slide_agreement(result, teacher)
     return {
         "logits": _name_classes(cohort, result.logits),
         "probabilities": _name_classes(cohort, _probabilities(result, temperature)),
-        "agreement": reference,
+        "agreement": agreement,
         "lesion_auroc": _slide_lesion_auroc(result),
     }
 
@@ -222,19 +224,19 @@ def _name_classes(cohort: Cohort, values: NDArray[np.floating[Any]]) -> dict[str
 
 
 def _mean_agreement(results: Sequence[SlideResult], teacher: Sequence[SlideResult]) -> dict[str, float | None]:
-    """Return mean agreement with the teacher over slides; where a figure is undefined a slide does not count."""
-    found = [_slide_agreement(r, t) for r, t in zip(results, teacher, strict=True)]
-    return {key: _mean_of_defined([one[key] for one in found]) for key in AGREEMENT}
+    """Return the mean agreement with the teacher; slides with an undefined value are left out of that mean."""
+    agreements = [_slide_agreement(r, t) for r, t in zip(results, teacher, strict=True)]
+    return {key: _mean_of_defined([agreement[key] for agreement in agreements]) for key in AGREEMENT_METRICS}
 
 
 def _slide_agreement(result: SlideResult, teacher: SlideResult) -> dict[str, float | None]:
-    """Return how far a method looks where the teacher does, both on the LR grid."""
-    found = asdict(measure_agreement(result.grid, result.lr_attention, teacher.attention))
-    return {key: found[key] for key in AGREEMENT}
+    """Return the agreement of a method's attention with the teacher's, both on the LR grid."""
+    agreement = asdict(measure_agreement(result.grid, result.lr_attention, teacher.attention))
+    return {key: agreement[key] for key in AGREEMENT_METRICS}
 
 
 def _slide_lesion_auroc(result: SlideResult) -> float | None:
-    """Return how well attention on the LR grid finds the outlined lesions; None without, or where it is undefined."""
+    """Return the AUROC of LR-grid attention for outlined lesions; None without outlines or if it is undefined."""
     path = result.row.lesions
     outlines = read_outlines(path) if path.exists() else []
     if not outlines:
@@ -244,7 +246,7 @@ def _slide_lesion_auroc(result: SlideResult) -> float | None:
 
 
 def _mean_cost(results: Sequence[SlideResult]) -> dict[str, float | None]:
-    """Return what a slide costs: patches, which do not depend on the machine; pixels and time where they are known."""
+    """Return mean patches, pixels and CPU time of a slide; only patches are independent of the machine."""
     patches = [len(r.grid.hr_index if r.high else r.grid.lr_index) for r in results]
     return {
         "patches_per_slide": float(np.mean(patches)),
@@ -255,10 +257,10 @@ def _mean_cost(results: Sequence[SlideResult]) -> dict[str, float | None]:
 
 
 def _mean_of_defined(values: Sequence[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return float(np.mean(known)) if known else None
+    defined = [v for v in values if v is not None]
+    return float(np.mean(defined)) if defined else None
 
 
 def _mean_if_complete(values: Sequence[float | None]) -> float | None:
-    """Return the mean where every value is known: a mean over some slides would be compared with one over others."""
+    """Return the mean, or None if a value is missing: means over different slides are not comparable."""
     return None if None in values else _mean_of_defined(values)

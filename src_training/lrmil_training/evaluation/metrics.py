@@ -1,9 +1,9 @@
-"""Figures with intervals. A figure that is undefined is None and says why; nothing is ever reported as 0 instead.
+"""Metrics with bootstrap intervals. An undefined metric is None with a reason, never 0.
 
 The bootstrap is own code: `scipy.stats.bootstrap`, `confidenceinterval` and `statsmodels` do not resample clusters of
-patients within classes, nor keep the draws for paired differences. So is the calibration error: `torchmetrics` has only
-bins of equal width. Bins of equal mass that split ties gave 0.300 to 0.420 for a true gap of 0.300, depending on the
-order of 60 slides.
+patients within classes and do not keep the draws for paired differences. The calibration error is own code too:
+`torchmetrics` has only bins of equal width. Bins of equal mass that split ties gave 0.300 to 0.420 for a true gap of
+0.300, depending on the order of 60 slides.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from napari_lrmil.core.metrics.agreement import auroc
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 
-MIN_PATIENTS_PER_CLASS = 5  # patients of each class below which a bootstrap over patients says nothing
+MIN_PATIENTS_PER_CLASS = 5  # with fewer patients in a class, a bootstrap over patients is meaningless
 OVER_PATIENTS, OVER_SLIDES = "patients", "slides (patient uncertainty not covered)"
 N_RELIABILITY_BINS = 10  # of nearly equal mass, for the calibration error
 CONFIDENCE_LEVEL = 0.95
-MIN_CALIBRATION_SLIDES = 10  # validation slides
-TEMPERATURE_BOUNDS = (0.25, 10.0)  # bounds of the search
+MIN_CALIBRATION_SLIDES = 10  # validation slides that a temperature needs
+TEMPERATURE_BOUNDS = (0.25, 10.0)  # bounds of the search for a temperature
 
 
 @dataclass(frozen=True)
 class ScoredSlides:
-    """What one method says of the slides of one split.
+    """Class probabilities of one method for the slides of one split.
 
     Attributes
     ----------
@@ -49,57 +49,68 @@ class ScoredSlides:
 
 
 def multiclass_auroc(probabilities: NDArray[np.floating[Any]], targets: NDArray[np.integer[Any]]) -> float | None:
-    """Return the AUROC: of class 1 where there are two, the mean over one-against-rest where there are more.
+    """Return the AUROC: that of class 1 for two classes, the mean of one-against-rest AUROCs for more.
 
-    None where a class is missing among the targets.
+    None if the targets lack a class.
     """
     classes = probabilities.shape[1]
-    counted = [1] if classes == 2 else range(classes)
-    values = [auroc(probabilities[:, c], targets == c) for c in counted]
+    positives = [1] if classes == 2 else range(classes)
+    values = [auroc(probabilities[:, c], targets == c) for c in positives]
     return None if any(v is None for v in values) else float(np.mean([v for v in values if v is not None]))
 
 
 class Resampler:
-    """Class-stratified bootstrap over patients; over slides where a class has too few patients.
+    """Class-stratified bootstrap over patients, or over slides if a class has too few patients.
 
-    Patients that share a part, such as ``2+5`` and ``5+12``, are one cluster and are drawn together or not at all. A
-    cluster with slides of several classes counts for each of them, and is drawn among those of its rarest.
+    Pseudo-patients that share a patient, such as ``2+5`` and ``5+12``, are one cluster: all of them are drawn together.
+    A cluster with slides of several classes counts for each class and is drawn in the stratum of its rarest class.
 
     Parameters
     ----------
-    targets, patients
-        Of the slides of a split.
+    targets
+        (N,) class index of the slides of a split.
+    patients
+        (N,) patient of each slide.
     times
         Number of resamples.
     seed
-        Fixes them, so that paired differences use the same ones.
+        Seed of the resamples; equal seeds give equal resamples, which paired differences need.
+
+    Attributes
+    ----------
+    draws
+        Row indices of each resample.
+    interval
+        `OVER_PATIENTS` or `OVER_SLIDES`.
+    n_clusters
+        Number of independent clusters of patients.
     """
 
     def __init__(self, targets: Int, patients: Sequence[str], times: int, seed: int = 0) -> None:
         rows = _group_rows(patient_clusters(patients))
         self.n_clusters = len(rows)
-        held = [sum(bool((targets[its] == c).any()) for its in rows) for c in np.unique(targets)]
-        enough = all(count >= MIN_PATIENTS_PER_CLASS for count in held)
+        clusters_per_class = [sum(bool((targets[r] == c).any()) for r in rows) for c in np.unique(targets)]
+        enough = all(count >= MIN_PATIENTS_PER_CLASS for count in clusters_per_class)
         self.interval = OVER_PATIENTS if enough else OVER_SLIDES
         strata = _stratify(targets, rows if enough else [np.array([i]) for i in range(len(targets))])
         rng = np.random.default_rng(seed)
         self.draws = [_draw_rows(strata, rng) for _ in range(times)]
-        self._kept: dict[int, tuple[ScoredSlides, Float]] = {}
+        self._cache: dict[int, tuple[ScoredSlides, Float]] = {}
 
-    def bounds(self, figure: Callable[[Int], float | None]) -> tuple[float, float] | None:
-        """Return the percentile interval of a figure of row indices; None where it is undefined in any resample."""
-        return percentile_interval(np.array([_or_nan(figure(rows)) for rows in self.draws]))
+    def bounds(self, metric: Callable[[Int], float | None]) -> tuple[float, float] | None:
+        """Return the percentile interval of a metric of row indices; None if it is undefined in any resample."""
+        return percentile_interval(np.array([_or_nan(metric(rows)) for rows in self.draws]))
 
     def aurocs(self, scored: ScoredSlides) -> Float:
-        """Return the AUROC in every resample, NaN where it is undefined; kept, as many pairs of methods ask for it."""
-        if id(scored) not in self._kept:
-            found = [multiclass_auroc(scored.probabilities[rows], scored.targets[rows]) for rows in self.draws]
-            self._kept[id(scored)] = scored, np.array([_or_nan(value) for value in found])
-        return self._kept[id(scored)][1]
+        """Return the AUROC in every resample, NaN if undefined; cached, because every pair of methods needs it."""
+        if id(scored) not in self._cache:
+            values = [multiclass_auroc(scored.probabilities[rows], scored.targets[rows]) for rows in self.draws]
+            self._cache[id(scored)] = scored, np.array([_or_nan(value) for value in values])
+        return self._cache[id(scored)][1]
 
 
 def percentile_interval(values: Float) -> tuple[float, float] | None:
-    """Return the bounds that hold `CONFIDENCE_LEVEL` of the values; None where one of them is NaN."""
+    """Return the bounds of the central `CONFIDENCE_LEVEL` of the values; None if a value is NaN."""
     if len(values) == 0 or np.isnan(values).any():
         return None
     low, high = np.quantile(values, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
@@ -115,27 +126,28 @@ def _group_rows(names: Sequence[str]) -> list[Int]:
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(names):
         rows.setdefault(name, []).append(row)
-    return [np.array(its) for its in rows.values()]
+    return [np.array(indices) for indices in rows.values()]
 
 
 def _stratify(targets: Int, rows: Sequence[Int]) -> list[list[Int]]:
-    """Return the clusters by class; a mixed one goes with the class that has fewest slides, or draws might lack it."""
+    """Return the clusters by class; a mixed cluster joins its rarest class, so that no draw lacks that class."""
     counts = np.bincount(targets)
     strata: dict[int, list[Int]] = {}
-    for its in rows:
-        strata.setdefault(min(targets[its].tolist(), key=lambda c: (counts[c], c)), []).append(its)
+    for cluster in rows:
+        rarest = min(targets[cluster].tolist(), key=lambda c: (counts[c], c))
+        strata.setdefault(rarest, []).append(cluster)
     return list(strata.values())
 
 
 def _draw_rows(strata: Sequence[Sequence[Int]], rng: np.random.Generator) -> Int:
-    drawn = [its[i] for its in strata for i in rng.integers(len(its), size=len(its))]
+    drawn = [stratum[i] for stratum in strata for i in rng.integers(len(stratum), size=len(stratum))]
     return np.concatenate(drawn)
 
 
 def auroc_with_interval(scored: ScoredSlides, resampler: Resampler) -> dict[str, Any]:
-    """Return value, bounds and what the interval is over, as ``metrics.json`` has it."""
+    """Return the AUROC with interval and counts, as in ``metrics.json``."""
     value = multiclass_auroc(scored.probabilities, scored.targets)
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "value": value,
         "low": None,
         "high": None,
@@ -145,33 +157,34 @@ def auroc_with_interval(scored: ScoredSlides, resampler: Resampler) -> dict[str,
         "interval": resampler.interval,
     }
     if value is None:
-        return found | {"reason": "a class is missing in this split"}
+        return result | {"reason": "a class is missing in this split"}
     bounds = percentile_interval(resampler.aurocs(scored))
-    return found | ({"low": bounds[0], "high": bounds[1]} if bounds else {"reason": "a resample lacked a class"})
+    return result | ({"low": bounds[0], "high": bounds[1]} if bounds else {"reason": "a resample lacked a class"})
 
 
 def paired_difference(a: ScoredSlides, b: ScoredSlides, resampler: Resampler) -> dict[str, float | None]:
-    """Return AUROC of `a` less that of `b` on the same slides, with the bounds of the paired bootstrap."""
-    one, other = multiclass_auroc(a.probabilities, a.targets), multiclass_auroc(b.probabilities, b.targets)
-    value = None if one is None or other is None else one - other
+    """Return AUROC of `a` minus AUROC of `b` on the same slides, with the interval of the paired bootstrap."""
+    first, second = multiclass_auroc(a.probabilities, a.targets), multiclass_auroc(b.probabilities, b.targets)
+    value = None if first is None or second is None else first - second
     bounds = None if value is None else percentile_interval(resampler.aurocs(a) - resampler.aurocs(b))
     return {"value": value, "low": bounds[0] if bounds else None, "high": bounds[1] if bounds else None}
 
 
 def classification_metrics(scored: ScoredSlides, classes: Sequence[str]) -> dict[str, Any]:
-    """Return balanced accuracy, F1, confusion matrix, calibration and figures per class, each with its slide count.
+    """Return balanced accuracy, F1, confusion matrix, calibration, and metrics per class with the number of slides.
 
-    ``confusion`` has true classes as rows and predicted ones as columns, both in the order of `classes`; ``f1`` is that
-    of class 1 where there are two, the mean over classes where there are more. ``brier`` is Brier's own score, the
-    squared error summed over all classes, 0 to 2: with two classes twice scikit-learn's ``brier_score_loss``. A figure
-    without a slide it could be measured on is None.
+    ``confusion`` has true classes as rows and predicted classes as columns, both in the order of `classes`. ``f1`` is
+    that of class 1 for two classes, and the mean over classes for more. ``brier`` is the original score of Brier, the
+    squared error summed over all classes, 0 to 2; for two classes it is twice scikit-learn's ``brier_score_loss``. A
+    metric without slides is None.
     """
     from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 
     predicted = scored.probabilities.argmax(axis=1)
     labels = list(range(len(classes)))
-    told: dict[str, Any] = {"labels": labels, "zero_division": np.nan}
-    precision, recall, f1, support = precision_recall_fscore_support(scored.targets, predicted, **told)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        scored.targets, predicted, labels=labels, zero_division=np.nan
+    )
     per_class = {
         name: {
             "precision": _finite_or_none(precision[i]),
@@ -181,13 +194,12 @@ def classification_metrics(scored: ScoredSlides, classes: Sequence[str]) -> dict
         }
         for i, name in enumerate(classes)
     }
+    f1_mode: dict[str, Any] = {"average": "macro", "labels": labels}
     if len(classes) == 2:
-        told = {"pos_label": 1, "average": "binary", "zero_division": np.nan}
-    else:
-        told |= {"average": "macro"}
+        f1_mode = {"average": "binary", "pos_label": 1}
     return {
-        "balanced_accuracy": _finite_or_none(recall[support > 0].mean()),  # of the classes that are there
-        "f1": _finite_or_none(f1_score(scored.targets, predicted, **told)),
+        "balanced_accuracy": _finite_or_none(recall[support > 0].mean()),  # of classes with slides
+        "f1": _finite_or_none(f1_score(scored.targets, predicted, zero_division=np.nan, **f1_mode)),
         "ece": calibration_error(scored.probabilities, scored.targets),
         "brier": float(np.square(scored.probabilities - np.eye(len(classes))[scored.targets]).sum(axis=1).mean()),
         "per_class": per_class,
@@ -205,18 +217,18 @@ def reliability_bins(probabilities: Float, targets: Int) -> list[dict[str, float
     """Return bins of slides by the probability of their predicted class, ten of equal mass if no two slides tie.
 
     Slides of equal probability share a bin. Otherwise the order of rows would decide which of them are averaged
-    together, and the calibration error would change with it. So ties make bins larger, and there may be fewer than ten.
+    together, and the calibration error would depend on it. Ties make bins larger, and there may be fewer than ten.
 
     Returns
     -------
     list
-        By rising probability: ``n`` slides, their mean ``confidence``, and their ``accuracy``, the share that is right.
+        By ascending probability: ``n`` slides, their mean ``confidence``, and their ``accuracy``.
     """
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == targets
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == targets
     order = np.argsort(confidence, kind="stable")
     bins = [rows for rows in np.split(order, _bin_edges(confidence[order])) if len(rows)]
     return [
-        {"n": len(rows), "confidence": float(confidence[rows].mean()), "accuracy": float(right[rows].mean())}
+        {"n": len(rows), "confidence": float(confidence[rows].mean()), "accuracy": float(correct[rows].mean())}
         for rows in bins
     ]
 
@@ -236,21 +248,29 @@ def calibration_error(probabilities: Float, targets: Int) -> float:
 
 
 def fit_temperature(logits: Float, targets: Int) -> float | None:
-    """Return the temperature that minimises cross-entropy on validation slides; None where they cannot tell it.
+    """Return the temperature that minimises cross-entropy on validation slides; None if they do not determine it.
 
-    They cannot if they are fewer than `MIN_CALIBRATION_SLIDES`, or if the best temperature is on the bounds of the
-    search: without a single error they ask for certainty, and with logits that say nothing for none at all.
+    They do not if they are fewer than `MIN_CALIBRATION_SLIDES`, or if the best temperature is on a bound of the search:
+    without any error the lowest temperature is best, with uninformative logits the highest. Temperature scaling is that
+    of Guo et al., *On calibration of modern neural networks*, ICML 2017.
+
+    Parameters
+    ----------
+    logits
+        (N, C) of validation slides.
+    targets
+        (N,) class index.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
 
-    def entropy(log_temperature: float) -> float:
+    def cross_entropy(log_temperature: float) -> float:
         chosen = log_softmax(logits / np.exp(log_temperature), axis=1)[np.arange(len(targets)), targets]
         return float(-chosen.mean())
 
     if len(targets) < MIN_CALIBRATION_SLIDES:
         return None
     low, high = np.log(TEMPERATURE_BOUNDS)
-    found = minimize_scalar(entropy, bounds=(low, high), method="bounded")
-    on_bound = min(found.x - low, high - found.x) < 0.01 * (high - low)
-    return None if on_bound else float(np.exp(found.x))
+    optimum = minimize_scalar(cross_entropy, bounds=(low, high), method="bounded")
+    on_bound = min(optimum.x - low, high - optimum.x) < 0.01 * (high - low)
+    return None if on_bound else float(np.exp(optimum.x))

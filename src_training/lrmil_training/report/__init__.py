@@ -1,1 +1,1 @@
-"""The HTML report of a run."""
+"""Report of a run: the record of its folder, the sections, the plots and the pictures."""

@@ -1,4 +1,4 @@
-"""What a run folder holds, read for its report; whatever a killed run did not come to write is simply not there."""
+"""Content of a run folder, read for the report; files that a killed run did not write yet count as empty."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lrmil_training.runs.event_log import CONFIG, EVENTS, METRICS, SLIDES, read_
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Finished, Metric, Progress, StageDone
 
-SPLIT_ORDER = ("test", "all", "val", "train")  # in the order of what a reader wants first
+SPLIT_ORDER = ("test", "all", "val", "train")  # held-out slides first: readers look for them
 METHOD_LABELS = {
     "teacher": "HR teacher",
     "student": "LR student",
@@ -25,28 +25,29 @@ METHOD_LABELS = {
     "stage2_only": "LR, stage 2 only",
     "both": "LR, stages 1 and 2",
 }
+FEW_TEST_SLIDES = 30  # fewer slides in a split give metrics that depend mostly on chance
 SERIES_STAGE = "runs"  # the stage whose progress counts the runs of a series
-SELECTION_METRIC = "select"  # the figure by which a stage chose its epoch; higher is better
+SELECTION_METRIC = "select"  # the metric by which a stage chooses its epoch; higher is better
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run folder's content.
+    """Content of a run folder.
 
     Attributes
     ----------
     folder
-        The run's.
+        The run folder.
     config, config_text
-        ``config.yaml``, as values and as it stands.
+        ``config.yaml``, as values and as text.
     events
         Lines of ``events.jsonl``.
     methods
-        Method -> split -> figures; empty where the run has folds or seeds, or has not come so far.
+        Method -> split -> metrics; empty for a series of folds or seeds, and before the evaluation.
     protocol
-        How slides were parted; None where the run does not say.
+        How slides were split; None if the run does not state it.
     runs, summary
-        Of a run with folds or seeds: the figures of each, and those over all.
+        For a series: the metrics of each run, and their summary.
     slides
         Rows of ``slides.json``.
     """
@@ -63,52 +64,55 @@ class RunRecord:
 
     @property
     def splits(self) -> list[str]:
-        """The splits that were measured, the most telling first."""
-        there = {split for splits in (self.methods or self.summary).values() for split in splits}
-        return [split for split in SPLIT_ORDER if split in there]
+        """Evaluated splits, in the order of `SPLIT_ORDER`."""
+        evaluated = {split for splits in (self.methods or self.summary).values() for split in splits}
+        return [split for split in SPLIT_ORDER if split in evaluated]
 
     @property
     def names(self) -> list[str]:
-        """The methods, teacher and student first."""
-        told = dict.fromkeys([*self.methods, *self.summary, *(m for s in self.slides for m in s["methods"])])
-        return sorted(
-            told, key=lambda name: list(METHOD_LABELS).index(name) if name in METHOD_LABELS else len(METHOD_LABELS)
-        )
+        """Methods, teacher and student first."""
+        methods = dict.fromkeys([*self.methods, *self.summary, *(m for s in self.slides for m in s["methods"])])
+        return sorted(methods, key=method_rank)
 
     @property
     def finished(self) -> bool:
-        """Whether the last attempt ended well."""
+        """Whether the last attempt finished."""
         return bool(self.events) and self.events[-1].get("event") == Finished.wire_name
 
 
 def method_label(method: str) -> str:
-    """Return a method's name for people."""
+    """Return the display name of a method."""
     return METHOD_LABELS.get(method) or f"LR, {method.replace('_', ' ')}"
 
 
+def method_rank(method: str) -> int:
+    """Return the position of a method in tables: that in `METHOD_LABELS`, or after all of them."""
+    return list(METHOD_LABELS).index(method) if method in METHOD_LABELS else len(METHOD_LABELS)
+
+
 def read_run(folder: Path) -> RunRecord:
-    """Return what the folder holds.
+    """Return the content of a run folder.
 
     Raises
     ------
     LrmilError
-        Where a file is there and cannot be understood.
+        If a file exists and is damaged.
     """
     import yaml
 
     config = folder / CONFIG
     text = config.read_text(encoding="utf-8") if config.exists() else ""
-    found = _read_json(folder / METRICS) or {}
+    metrics = _read_json(folder / METRICS) or {}
     slides = _read_json(folder / SLIDES) or []
     return RunRecord(
         folder=folder,
         config=yaml.safe_load(text) or {},
         config_text=text,
         events=read_events(folder / EVENTS),
-        methods={name: its for name, its in found.items() if name != "summary" and is_method_entry(its)},
-        protocol=found.get("protocol"),
-        runs=found.get("runs") or [],
-        summary=found.get("summary") or {},
+        methods={name: entry for name, entry in metrics.items() if name != "summary" and is_method_entry(entry)},
+        protocol=metrics.get("protocol"),
+        runs=metrics.get("runs") or [],
+        summary=metrics.get("summary") or {},
         slides=slides["slides"] if isinstance(slides, dict) else slides,
     )
 
@@ -127,58 +131,70 @@ def _read_json(path: Path) -> Any:
 
 @dataclass
 class TrainingCurve:
-    """One fit of one stage: name of a figure -> epoch -> value."""
+    """Metrics of one fit of one stage.
+
+    Attributes
+    ----------
+    stage
+        Name of the stage.
+    number
+        Number of earlier fits of this stage; methods that differ in a loss term fit it again.
+    run
+        Label of the run in a series; empty otherwise.
+    series
+        Metric -> epoch, from 0 -> value.
+    """
 
     stage: str
-    number: int  # fits of this stage that came before: methods that differ in a loss term fit it anew
-    where: str  # which run of a series
+    number: int
+    run: str
     series: dict[str, dict[int, float]] = field(default_factory=dict)
 
     @property
     def chosen(self) -> int | None:
-        """The epoch that was kept: the first with the highest selection figure."""
+        """Epoch of the stored checkpoint: the first with the highest selection metric."""
         finite = {step: value for step, value in self.series.get(SELECTION_METRIC, {}).items() if math.isfinite(value)}
         return max(finite, key=lambda step: (finite[step], -step)) if finite else None
 
     @property
     def title(self) -> str:
-        """What it is, for people."""
-        again = f", fit {self.number + 1}" if self.number else ""
-        return " · ".join(filter(None, [self.stage + again, self.where]))
+        """Display name: stage, number of the fit, run."""
+        fit = f", fit {self.number + 1}" if self.number else ""
+        return " · ".join(filter(None, [self.stage + fit, self.run]))
 
 
 class CurveReader:
-    """Takes the lines of an event log one by one, as they come, and keeps every fit.
+    """Accumulates the training curves of an event log, line by line.
 
-    What later attempts did anew overrides earlier epochs. A stage that has ended says so in every attempt, done again
-    or not, so its fits are counted anew in each. In a series the runs count themselves.
+    Epochs that a later attempt repeats replace the earlier values. Every attempt logs the end of each stage, also of a
+    stage that it skips, so fits are counted from 0 in each attempt. In a series they are counted from 0 in each run.
     """
 
     def __init__(self) -> None:
-        self._found: dict[tuple[str, int, str], TrainingCurve] = {}
+        self._fits: dict[tuple[str, int, str], TrainingCurve] = {}
         self._ended: Counter[str] = Counter()
-        self._before: tuple[Any, int] = (None, -1)
-        self._where = ""
+        self._previous: tuple[Any, int] = (None, -1)
+        self._run = ""
 
     @property
     def curves(self) -> list[TrainingCurve]:
-        """Every fit so far that has a figure of training or validation."""
-        return [curve for curve in self._found.values() if any("/" in name for name in curve.series)]
+        """Fits so far that have a training or validation metric."""
+        return [curve for curve in self._fits.values() if any("/" in name for name in curve.series)]
 
-    def take(self, line: Mapping[str, Any]) -> None:
-        """Take the next line."""
-        now = line.get("attempt"), int(line.get("seq", self._before[1]))
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Add the next line of the log."""
+        attempt, seq = line.get("attempt"), int(line.get("seq", self._previous[1]))
         stage = str(line.get("stage", ""))
-        if now[0] != self._before[0] or now[1] < self._before[1]:
-            self._ended, self._where = Counter(), ""
-        self._before = now
+        if attempt != self._previous[0] or seq < self._previous[1]:
+            self._ended, self._run = Counter(), ""
+        self._previous = attempt, seq
         if line.get("event") == Progress.wire_name and stage == SERIES_STAGE:
-            self._ended, self._where = Counter(), f"run {int(line['done']) + 1}"
+            self._ended, self._run = Counter(), f"run {int(line['done']) + 1}"
         elif line.get("event") == StageDone.wire_name:
             self._ended[stage] += 1
         elif line.get("event") == Metric.wire_name:
-            key = (stage, self._ended[stage], self._where)
-            curve = self._found.setdefault(key, TrainingCurve(*key))
+            key = (stage, self._ended[stage], self._run)
+            curve = self._fits.setdefault(key, TrainingCurve(*key))
             _set_step(curve.series.setdefault(str(line["name"]), {}), int(line["step"]), float(line["value"]))
 
 
@@ -186,12 +202,12 @@ def read_training_curves(events: Iterable[Mapping[str, Any]]) -> list[TrainingCu
     """Return every fit of a log; see `CurveReader`."""
     reader = CurveReader()
     for line in events:
-        reader.take(line)
+        reader.add(line)
     return reader.curves
 
 
 def _set_step(series: dict[int, float], step: int, value: float) -> None:
-    for later in [s for s in series if s >= step]:  # the stage went back: what came after is no part of it
+    for later in [s for s in series if s >= step]:  # the stage was resumed at `step`; later values are obsolete
         del series[later]
     series[step] = value
 
@@ -200,53 +216,52 @@ def _set_step(series: dict[int, float], step: int, value: float) -> None:
 
 
 def count_by_split(record: RunRecord) -> list[dict[str, Any]]:
-    """Return a row per split: slides, patients, and slides of each class, the classes in one order throughout."""
+    """Return a row per split: slides, patients, and slides of each class, in the order of `class_names`."""
     labels = class_names(record)
     rows = []
     for split in ("train", "val", "test", "all"):
-        its = [s for s in record.slides if s["split"] == split]
-        if its:
-            counts = {label: sum(s["label"] == label for s in its) for label in labels}
-            rows.append(
-                {"split": split, "slides": len(its), "patients": len({s["patient"] for s in its}), "classes": counts}
-            )
+        slides = [s for s in record.slides if s["split"] == split]
+        if slides:
+            patients = {s["patient"] for s in slides}
+            counts = {label: sum(s["label"] == label for s in slides) for label in labels}
+            rows.append({"split": split, "slides": len(slides), "patients": len(patients), "classes": counts})
     return rows
 
 
 def class_names(record: RunRecord) -> list[str]:
-    """Return the classes in the order of the logits."""
-    for s in record.slides:
-        for told in s["methods"].values():
-            return list(told["probabilities"])
+    """Return the classes in the order of the logits; empty before the evaluation."""
+    for slide in record.slides:
+        for result in slide["methods"].values():
+            return list(result["probabilities"])
     for splits in record.methods.values():
-        for figures in splits.values():
-            return list(figures["per_class"])
+        for metrics in splits.values():
+            return list(metrics["per_class"])
     return []
 
 
 def probability_distance(slide: Mapping[str, Any]) -> float | None:
     """Return half the summed absolute differences of the student's and the teacher's class probabilities, 0 to 1.
 
-    None if one of them did not see the slide. For two classes it is the difference of one probability.
+    None if student or teacher has no result for the slide. For two classes it is the difference of one probability.
     """
-    told = slide["methods"]
-    if "student" not in told or "teacher" not in told:
+    results = slide["methods"]
+    if "student" not in results or "teacher" not in results:
         return None
-    ours, theirs = told["student"]["probabilities"], told["teacher"]["probabilities"]
-    return float(sum(abs(ours[c] - theirs[c]) for c in ours) / 2)
+    student, teacher = results["student"]["probabilities"], results["teacher"]["probabilities"]
+    return float(sum(abs(student[c] - teacher[c]) for c in student) / 2)
 
 
 def sort_by_probability_distance(record: RunRecord, split: str) -> list[Mapping[str, Any]]:
-    """Return the slides of a split, those first whose probabilities by student and teacher differ most.
+    """Return the slides of a split, those with the largest `probability_distance` first.
 
-    Without a teacher those come first whose own class the student gives least.
+    Without a teacher, slides with the lowest probability of their true class come first.
     """
 
     def key(slide: Mapping[str, Any]) -> float:
-        apart = probability_distance(slide)
-        if apart is not None:
-            return apart
-        told = next(iter(slide["methods"].values()))
-        return 1 - float(told["probabilities"][slide["label"]])
+        distance = probability_distance(slide)
+        if distance is not None:
+            return distance
+        result = next(iter(slide["methods"].values()))
+        return 1 - float(result["probabilities"][slide["label"]])
 
     return sorted((s for s in record.slides if s["split"] == split), key=lambda s: (-key(s), s["slide"]))

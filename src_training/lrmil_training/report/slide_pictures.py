@@ -1,4 +1,4 @@
-"""The slides of a report: a thumbnail of each, and over it where the methods looked."""
+"""Pictures of slides for the report: thumbnails, and the attention of each method on them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.visualize.overlay import COLORMAP
 
 THUMBNAIL_FOLDER, BOXES_FILE = "thumbnails", "boxes.json"
-THUMBNAIL_PX = 360  # px of a thumbnail: legible on paper at three to a row, and a few kB each
+THUMBNAIL_PX = 360  # longer side: legible in print with three in a row, and only a few kB each
 OVERLAY_OPACITY = 0.6
 
 Rgb = NDArray[np.uint8]
@@ -32,24 +32,35 @@ Box = tuple[float, float, float, float]  # x, y, width and height in level-0 pix
 
 @dataclass(frozen=True)
 class SlidePicture:
-    """A picture as a data address, and what it shows."""
+    """Picture as a data URI, with a caption."""
 
-    address: str
+    uri: str
     title: str
 
 
 def write_thumbnails(folder: Path, cohort_csv: Path | None, names: Sequence[str]) -> None:
-    """Write ``thumbnails/<slide>.jpg`` for slides that lack one and can be read; the others go without a picture.
+    """Write ``thumbnails/<slide>.jpg`` for slides that have none yet; slides that cannot be read are skipped.
 
-    ``thumbnails/boxes.json`` holds the level-0 rectangle that each shows.
+    ``thumbnails/boxes.json`` holds the level-0 rectangle of each thumbnail.
+
+    Parameters
+    ----------
+    folder
+        The run folder.
+    cohort_csv
+        Cohort table with the paths of the slides; no thumbnail is written without it.
+    names
+        Slides that need a thumbnail.
     """
+    if not names:
+        return
     rows = _read_cohort_slides(cohort_csv)
     boxes = _read_boxes(folder)
     for name in names:
         if name in rows and not (name in boxes and _thumbnail_path(folder, name).exists()):
             try:
                 boxes[name] = _write_thumbnail(_thumbnail_path(folder, name), rows[name])
-            except (LrmilError, OSError):  # evaluation has listed it in failures.csv, with its reason
+            except (LrmilError, OSError):  # the evaluation has listed the slide in failures.csv with the reason
                 continue
     if boxes:
         write_json(folder / THUMBNAIL_FOLDER / BOXES_FILE, boxes)
@@ -60,7 +71,7 @@ def _read_cohort_slides(cohort_csv: Path | None) -> dict[str, CohortSlide]:
         return {}
     try:
         return {s.name: s for s in read_cohort(cohort_csv).slides}
-    except LrmilError:  # the table was moved or its slides were: a report is made without them
+    except LrmilError:  # the table or its slides were moved; the report is still useful without pictures
         return {}
 
 
@@ -75,10 +86,10 @@ def _read_boxes(folder: Path) -> dict[str, Box]:
 
 def _write_thumbnail(path: Path, row: CohortSlide) -> Box:
     with row.open() as slide:
-        b = slide.bounds
-        scale = max(1.0, max(b.width, b.height) / THUMBNAIL_PX)
-        box = BoxLevel0(float(b.x), float(b.y), float(b.width), float(b.height))
-        size = (max(1, round(b.width / scale)), max(1, round(b.height / scale)))
+        bounds = slide.bounds
+        scale = max(1.0, max(bounds.width, bounds.height) / THUMBNAIL_PX)
+        box = BoxLevel0(float(bounds.x), float(bounds.y), float(bounds.width), float(bounds.height))
+        size = (max(1, round(bounds.width / scale)), max(1, round(bounds.height / scale)))
         pixels = np.empty((size[1], size[0], 3), np.uint8)
         for rows, columns, block in slide.read_blocks(box, size):
             pixels[rows, columns] = block
@@ -88,57 +99,72 @@ def _write_thumbnail(path: Path, row: CohortSlide) -> Box:
 
 
 def draw_slide_pictures(folder: Path, slide: Mapping[str, Any], methods: Sequence[str]) -> list[SlidePicture]:
-    """Return a slide's thumbnail, and where there are maps the attention of `methods` over it on one colour scale."""
+    """Return a slide's thumbnail and the stored attention of `methods` on it, all on one colour scale.
+
+    Parameters
+    ----------
+    folder
+        The run folder.
+    slide
+        A row of ``slides.json``.
+    methods
+        Methods in the order of their pictures; those without a stored map are left out.
+
+    Returns
+    -------
+    list
+        Empty if the slide has no thumbnail.
+    """
     name = slide["slide"]
     path = _thumbnail_path(folder, name)
     if not path.exists():
         return []
     with Image.open(path) as opened:
         pixels = np.asarray(opened.convert("RGB"))
-    found = [SlidePicture(_jpeg_data_uri(pixels), "slide")]
+    result = [SlidePicture(_jpeg_data_uri(pixels), "slide")]
     box = _read_boxes(folder).get(name)
-    maps = {m: read_attention_map(folder / ATTENTION_FOLDER / m / f"{name}.h5") for m in methods}
-    there = {m: one for m, one in maps.items() if one is not None}
-    if box is not None and there:
-        top = attention_limit(list(there.values()))
-        found += [
-            SlidePicture(_jpeg_data_uri(overlay_attention(pixels, box, one, top)), method_label(m))
-            for m, one in there.items()
-        ]
-    return found
+    stored = {m: read_attention_map(folder / ATTENTION_FOLDER / m / f"{name}.h5") for m in methods}
+    maps = {m: attention_map for m, attention_map in stored.items() if attention_map is not None}
+    if box is not None and maps:
+        limit = attention_limit(list(maps.values()))
+        for method, attention_map in maps.items():
+            heatmap = overlay_attention(pixels, box, attention_map, limit)
+            result.append(SlidePicture(_jpeg_data_uri(heatmap), method_label(method)))
+    return result
 
 
 def attention_limit(maps: Sequence[AttentionMap]) -> float:
-    """Return the attention (times the slide's average) at the top of the colour scale; see `overlay.color_limits`."""
-    tops = [float(np.percentile(one.attention * len(one.attention), 99)) for one in maps]
-    return max(2.0, min(tops))
+    """Return the upper end of a common colour scale, in multiples of the average attention; see `color_limits`."""
+    percentiles = [float(np.percentile(m.attention * len(m.attention), 99)) for m in maps]
+    return max(2.0, min(percentiles))
 
 
-def overlay_attention(pixels: Rgb, box: Box, found: AttentionMap, top: float) -> Rgb:
-    """Return a thumbnail with a map over it; pixels outside all patches stay as they are.
+def overlay_attention(pixels: Rgb, box: Box, attention_map: AttentionMap, limit: float) -> Rgb:
+    """Return a thumbnail with a heatmap on it; pixels outside all patches do not change.
 
     Parameters
     ----------
     pixels
-        (height, width, 3) of the rectangle `box`.
+        (height, width, 3) thumbnail of the rectangle `box`.
     box
-        In level-0 pixels.
-    found
-        The map.
-    top
-        Attention, times the average, that is brightest.
+        Level-0 pixels.
+    attention_map
+        Attention of one method on the slide.
+    limit
+        Upper end of the colour scale, in multiples of the average attention.
     """
     from matplotlib import colormaps
 
     height, width = pixels.shape[:2]
-    share = np.clip(found.attention * len(found.attention) / top, 0, 1)
+    share = np.clip(attention_map.attention * len(attention_map.attention) / limit, 0, 1)
     colours = colormaps[COLORMAP](share)[:, :3] * 255
     mixed = pixels.astype(np.float64)
-    starts = (found.coords - np.array(box[:2])) / np.array(box[2:]) * np.array([width, height])
-    ends = starts + np.array(found.patch_level0) / np.array(box[2:]) * np.array([width, height])
-    for (x0, y0), (x1, y1), ink in zip(np.rint(starts).astype(int), np.rint(ends).astype(int), colours, strict=True):
+    starts = (attention_map.coords - np.array(box[:2])) / np.array(box[2:]) * np.array([width, height])
+    ends = starts + np.array(attention_map.patch_level0) / np.array(box[2:]) * np.array([width, height])
+    corners = np.rint(starts).astype(int), np.rint(ends).astype(int)
+    for (x0, y0), (x1, y1), patch_colour in zip(*corners, colours, strict=True):
         cell = np.s_[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)]
-        mixed[cell] = (1 - OVERLAY_OPACITY) * mixed[cell] + OVERLAY_OPACITY * ink
+        mixed[cell] = (1 - OVERLAY_OPACITY) * mixed[cell] + OVERLAY_OPACITY * patch_colour
     return np.rint(mixed).astype(np.uint8)
 
 

@@ -1,1 +1,1 @@
-"""The run folder: lock and event log."""
+"""The run folder: names of its files, lock and event log."""

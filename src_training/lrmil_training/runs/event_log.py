@@ -1,4 +1,4 @@
-"""The events of a run as lines of a file, which another process or machine can follow."""
+"""Event log of a run: one JSON line per event, which another process or machine can follow; names of run files."""
 
 from __future__ import annotations
 
@@ -12,11 +12,21 @@ from typing import Any
 from napari_lrmil.core.atomic_files import raise_if_full
 from napari_lrmil.core.events import Event, Finished
 
-EVENTS = "events.jsonl"  # file name in a run folder
+# Names in a run folder.
+FEATURES, CHECKPOINTS, LOGS, BUNDLE = "features", "checkpoints", "logs", "bundle"
+EVENTS, METRICS, SLIDES, CONFIG, COHORT = (
+    "events.jsonl",
+    "metrics.json",
+    "slides.json",
+    "config.yaml",
+    "cohort.sha256",
+)
+REPORT_FILE, RUNS_FOLDER = "report.html", "runs"  # the report, and the folder of the runs of a series
+CALL = "call.json"  # path of the cohort table and the device; the Train dock needs both to resume the run
 
 
 def event_to_json(event: Event) -> dict[str, Any]:
-    """Return an event as one line of ``events.jsonl`` has it."""
+    """Return the JSON values of an event, as a line of ``events.jsonl`` holds them."""
     values = {k: v for k, v in event.__dict__.items() if k not in ("error", "seconds_left")}
     if isinstance(event, Finished):
         values = {"result": str(event.result)}
@@ -24,14 +34,19 @@ def event_to_json(event: Event) -> dict[str, Any]:
 
 
 class EventLog:
-    """Append events to ``events.jsonl``, each a flushed line with ``seq``, ``attempt`` and ``time``.
+    """Writer of ``events.jsonl``: each event is one flushed line with ``seq``, ``attempt`` and ``time``.
 
-    Numbers go on from attempt to attempt. A line that a killed process left without an end is cut off.
+    ``seq`` continues from attempt to attempt. An incomplete last line, left by a killed process, is removed.
 
     Parameters
     ----------
     folder
-        The run's.
+        The run folder, created if it does not exist.
+
+    Attributes
+    ----------
+    attempt
+        Number of this attempt at the run, from 0.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,19 +55,25 @@ class EventLog:
         _truncate_broken_line(path)
         last = max(read_events(path), key=lambda line: int(line.get("seq", -1)), default={})
         self.attempt = int(last.get("attempt", -1)) + 1
-        self._next = int(last.get("seq", -1)) + 1
+        self._next_seq = int(last.get("seq", -1)) + 1
         self._path, self._file = path, path.open("a", encoding="utf-8")
 
     def write(self, event: Event) -> None:
-        """Append an event."""
-        line = {"seq": self._next, "attempt": self.attempt, "time": time.time(), **event_to_json(event)}
+        """Append an event.
+
+        Raises
+        ------
+        DiskFullError
+            If no space is left on the disk.
+        """
+        line = {"seq": self._next_seq, "attempt": self.attempt, "time": time.time(), **event_to_json(event)}
         try:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
         except OSError as error:
             raise_if_full(self._path, error)
             raise
-        self._next += 1
+        self._next_seq += 1
 
     def close(self) -> None:
         """Close the file."""
@@ -62,20 +83,25 @@ class EventLog:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
 
 
 def read_events(path: Path, *, attempt: int | None = None) -> list[dict[str, Any]]:
-    """Return the lines of an event log, of one attempt or of all; a broken last line is dropped.
+    """Return the lines of an event log; an incomplete last line is dropped.
 
-    A file that does not exist has none.
+    Parameters
+    ----------
+    path
+        The log; the list is empty if the file does not exist.
+    attempt
+        Return the lines of this attempt only; of all attempts if None.
     """
     if not path.exists():
         return []
-    whole, _, _ = path.read_bytes().rpartition(b"\n")
-    lines = [json.loads(line) for line in whole.splitlines() if line]
+    complete, _, _ = path.read_bytes().rpartition(b"\n")
+    lines = [json.loads(line) for line in complete.splitlines() if line]
     return [line for line in lines if attempt is None or line.get("attempt", 0) == attempt]
 
 
@@ -83,8 +109,3 @@ def _truncate_broken_line(path: Path) -> None:
     if path.exists():
         content = path.read_bytes()
         os.truncate(path, content.rfind(b"\n") + 1)
-
-
-FEATURES, CHECKPOINTS, LOGS, BUNDLE = "features", "checkpoints", "logs", "bundle"
-METRICS, SLIDES, CONFIG, COHORT = "metrics.json", "slides.json", "config.yaml", "cohort.sha256"
-CALL = "call.json"  # which table and which device, so that whoever opens the folder can go on with it

@@ -1,7 +1,7 @@
-"""One writer to a run folder: a lock file with host, process and heartbeat that goes stale by itself.
+"""Lock file that allows one writer per run folder; it expires if its process dies or its heartbeat stops.
 
-`flufl.lock` would save about 90 lines, but a lock is broken only after its lifetime. Here a dead process of this
-machine is noticed at once, and containers that number their processes alike are told apart. `filelock` does not expire.
+`flufl.lock` would save about 90 lines, but it breaks a lock only after its lifetime. This lock notices at once that a
+process of this machine is dead, and it tells containers with equal process numbers apart. `filelock` does not expire.
 """
 
 from __future__ import annotations
@@ -14,20 +14,22 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from napari_lrmil.core.atomic_files import write_text
 from napari_lrmil.core.errors import LrmilError
 
-LOCK_FILE, STOP_FILE = "lock", "stop"  # file names in a run folder
+LOCK_FILE, STOP_FILE = "lock", "stop"  # in a run folder
 HEARTBEAT_S = 5.0  # often enough to notice a dead writer soon, seldom enough for a network drive
-TAKEOVER_GUARD_S = 30.0  # taking a lock over lasts milliseconds; a guard of this age belongs to a killed process
-MAX_MISSED_HEARTBEATS = 6  # beats after which a writer of another machine counts as gone
+TAKEOVER_GUARD_S = 30.0  # a takeover lasts milliseconds; a guard file of this age belongs to a killed process
+MAX_MISSED_HEARTBEATS = 6  # after which a writer of another machine counts as dead
+RETRY_S = 0.02  # pause before a lock file that is being written or removed is read again
+FILE_KEYS = {"pid_namespace": "space", "heartbeats": "beats"}  # field -> key in the lock file, where they differ
 
 
 class LockedError(LrmilError):
-    """Another process writes to the folder; `owner` says which."""
+    """Error: another process writes to the folder; `owner` is that process."""
 
     def __init__(self, message: str, owner: LockOwner) -> None:
         super().__init__(message)
@@ -36,49 +38,64 @@ class LockedError(LrmilError):
 
 @dataclass(frozen=True)
 class LockOwner:
-    """Who writes to a folder.
+    """Process that writes to a run folder.
 
     Attributes
     ----------
     host
         Name of the machine.
     pid
-        Number of the process.
-    space
-        Where that number counts: containers of one name number their processes apart.
+        Process number.
+    pid_namespace
+        PID namespace; process numbers of two containers on one host are not comparable.
     since
         Start, in seconds since 1970.
     token
-        Tells this hold from all others.
-    beats
-        How often it has shown that it lives.
+        Unique to this acquisition of the lock.
+    heartbeats
+        Number of heartbeats so far.
     """
 
     host: str
     pid: int
-    space: str
+    pid_namespace: str
     since: float
     token: str
-    beats: int = 0
+    heartbeats: int = 0
 
     @property
     def is_dead(self) -> bool:
-        """Whether it surely no longer runs; another machine's processes cannot be looked for."""
-        return (self.host, self.space) == (socket.gethostname(), _pid_namespace()) and not _is_running(self.pid)
+        """Whether the process has certainly ended; False for a process of another machine, which cannot be checked."""
+        return (self.host, self.pid_namespace) == (socket.gethostname(), _pid_namespace()) and not _is_running(self.pid)
 
 
 class RunLock:
-    """A folder that this process writes to."""
+    """Lock on a run folder, held by this process; a thread writes its heartbeats.
 
-    def __init__(self, path: Path, owner: LockOwner, beat_s: float) -> None:
-        self.path, self.owner, self.beat_s = path, owner, beat_s
+    Parameters
+    ----------
+    path
+        The lock file.
+    owner
+        This process.
+    heartbeat_s
+        Seconds between heartbeats.
+
+    Attributes
+    ----------
+    lost
+        Whether another process has taken the folder over.
+    """
+
+    def __init__(self, path: Path, owner: LockOwner, heartbeat_s: float) -> None:
+        self.path, self.owner, self.heartbeat_s = path, owner, heartbeat_s
         self.lost = False
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="run lock", daemon=True)
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._write_heartbeats, name="run lock", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Raise `LrmilError` where another process took the folder over, as after this machine slept."""
+        """Raise `LrmilError` if another process took the folder over, for example while this machine slept."""
         if self.lost:
             raise LrmilError(
                 f"{self.path.parent}: another process took the run over while this one was not heard of; "
@@ -86,144 +103,144 @@ class RunLock:
             )
 
     def release(self) -> None:
-        """Give the folder free."""
-        self._end.set()
+        """Stop the heartbeat and remove the lock file, unless it belongs to another process by now."""
+        self._released.set()
         self._thread.join()
         if _read_lock(self.path, self.owner.token):
             self.path.unlink(missing_ok=True)
 
-    def _beat(self) -> None:
-        while not self._end.wait(self.beat_s):
+    def _write_heartbeats(self) -> None:
+        while not self._released.wait(self.heartbeat_s):
             if not _read_lock(self.path, self.owner.token):
                 self.lost = True
                 return
-            self.owner = replace(self.owner, beats=self.owner.beats + 1)
+            self.owner = replace(self.owner, heartbeats=self.owner.heartbeats + 1)
             try:
                 _write_lock(self.path, self.owner)
             except OSError:
-                continue  # a full disk is told by whoever needs the room; a beat may be missed
+                continue  # a missed heartbeat does no harm; a full disk is reported by the next writer of run files
 
 
 @contextmanager
-def acquire_run_lock(folder: Path, beat_s: float = HEARTBEAT_S) -> Iterator[RunLock]:
-    """Hold a run folder; no other process can meanwhile.
+def acquire_run_lock(folder: Path, heartbeat_s: float = HEARTBEAT_S) -> Iterator[RunLock]:
+    """Hold a run folder exclusively.
 
     Parameters
     ----------
     folder
-        Made if it does not exist.
-    beat_s
-        Seconds between signs of life; a lock that shows none for `MAX_MISSED_HEARTBEATS` of them is taken over.
+        Created if it does not exist.
+    heartbeat_s
+        Seconds between heartbeats; a lock without one for `MAX_MISSED_HEARTBEATS` of them is taken over.
+
+    Yields
+    ------
+    RunLock
+        Released at the end of the block.
 
     Raises
     ------
     LockedError
-        Where another process holds it.
+        If another process holds the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK_FILE
     owner = LockOwner(socket.gethostname(), os.getpid(), _pid_namespace(), time.time(), uuid.uuid4().hex)
     while not _try_create(path, owner):
         other = _read_lock(path)
-        if other is None and _file_age_s(path) < beat_s * MAX_MISSED_HEARTBEATS:
-            time.sleep(0.02)  # it is being written, or was given free, at this moment
+        if other is None and _file_age_s(path) < heartbeat_s * MAX_MISSED_HEARTBEATS:
+            time.sleep(RETRY_S)  # the file is being written, or was removed, at this moment
             continue
-        if other is not None and not other.is_dead and _is_alive(path, other, beat_s):
+        if other is not None and not other.is_dead and _is_alive(path, other, heartbeat_s):
             raise LockedError(_locked_message(folder, other), other)
         if _try_take_over(path, other, owner):
             break
-    held = RunLock(path, owner, beat_s)
+    lock = RunLock(path, owner, heartbeat_s)
     try:
-        yield held
+        yield lock
     finally:
-        held.release()
+        lock.release()
 
 
 def find_owner(folder: Path) -> LockOwner | None:
-    """Return who seems to write to a folder, without waiting for a sign of life; None where nobody does."""
+    """Return the process in the lock file, without waiting for a heartbeat; None if there is none or it is dead."""
     owner = _read_lock(folder / LOCK_FILE)
     return None if owner is None or owner.is_dead else owner
 
 
-def clear_stop_request(folder: Path) -> None:
-    """Remove a request to stop that was meant for an earlier process."""
-    (folder / STOP_FILE).unlink(missing_ok=True)
-
-
-def request_stop(folder: Path) -> None:
-    """Ask the process that writes to a folder to end after the batch."""
-    write_text(folder / STOP_FILE, "")
-
-
-def is_stop_requested(folder: Path) -> bool:
-    """Return whether the process that writes to a folder has been asked to end."""
-    return (folder / STOP_FILE).exists()
+# ---------------------------------------------------------------- the lock file
 
 
 def _try_create(path: Path, owner: LockOwner) -> bool:
     try:
         with path.open("x", encoding="utf-8") as file:
-            json.dump(asdict(owner), file)
+            file.write(owner_to_json(owner))
     except FileExistsError:
         return False
     return True
 
 
+def owner_to_json(owner: LockOwner) -> str:
+    """Return the content of the lock file."""
+    return json.dumps({FILE_KEYS.get(name, name): value for name, value in vars(owner).items()})
+
+
 def _write_lock(path: Path, owner: LockOwner) -> None:
     # Not `atomic_write`: its temporary name holds host and process number, which two containers may share.
-    beside = path.with_name(f".{path.name}.{owner.token}")
+    temporary = path.with_name(f".{path.name}.{owner.token}")
     try:
-        beside.write_text(json.dumps(asdict(owner)), encoding="utf-8")
-        os.replace(beside, path)
+        temporary.write_text(owner_to_json(owner), encoding="utf-8")
+        os.replace(temporary, path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _read_lock(path: Path, token: str = "") -> LockOwner | None:
-    """Return who a lock file names; None where it is absent, half-written, or of another hold than `token`."""
+    """Return the owner in a lock file; None if it is absent, half-written, or has another token than `token`."""
+    fields = {key: name for name, key in FILE_KEYS.items()}
     try:
-        owner = LockOwner(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        owner = LockOwner(**{fields.get(key, key): value for key, value in values.items()})
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
     return owner if token in ("", owner.token) else None
 
 
-def _is_alive(path: Path, owner: LockOwner, beat_s: float) -> bool:
-    """Return whether an owner shows signs of life.
+def _is_alive(path: Path, owner: LockOwner, heartbeat_s: float) -> bool:
+    """Return whether an owner still writes heartbeats.
 
-    By the file's time where that is recent; else by waiting for the next beats, for clocks of two machines may differ.
+    A recent modification time is enough. An old one may come from a clock that differs, so wait for the next heartbeat.
     """
-    if _file_age_s(path) < beat_s * MAX_MISSED_HEARTBEATS:
+    if _file_age_s(path) < heartbeat_s * MAX_MISSED_HEARTBEATS:
         return True
-    end = time.monotonic() + 2 * beat_s
+    end = time.monotonic() + 2 * heartbeat_s
     while time.monotonic() < end:
-        time.sleep(min(0.2, beat_s))
+        time.sleep(min(0.2, heartbeat_s))
         if _read_lock(path) != owner:
             return True
     return False
 
 
 def _try_take_over(path: Path, stale: LockOwner | None, owner: LockOwner) -> bool:
-    """Replace a lock that nobody holds; of several who try, one succeeds, and a lock made meanwhile stays."""
+    """Replace a stale lock; only one of several contenders succeeds, and a lock created meanwhile stays."""
     guard = path.with_name(f".{path.name}.takeover")
     if _file_age_s(guard) > TAKEOVER_GUARD_S:
         guard.unlink(missing_ok=True)
     try:
         guard.open("x").close()
     except FileExistsError:
-        time.sleep(0.02)
+        time.sleep(RETRY_S)
         return False
     try:
         if not path.exists() or _read_lock(path) != stale:
             return False
-        _write_lock(path, owner)  # in one step: there is no moment without a lock, in which another could be made
+        _write_lock(path, owner)  # in one step: without a lock file in between, no contender can create its own
         return True
     finally:
         guard.unlink(missing_ok=True)
 
 
 def _file_age_s(path: Path) -> float:
-    """Return seconds since a file was written; 0 where there is none."""
+    """Return seconds since a file was written; 0 if it does not exist."""
     try:
         return time.time() - path.stat().st_mtime
     except FileNotFoundError:
@@ -238,16 +255,19 @@ def _locked_message(folder: Path, owner: LockOwner) -> str:
     )
 
 
+# ---------------------------------------------------------------- processes
+
+
 def _pid_namespace() -> str:
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
-        return ""  # no containers here
+        return ""  # not Linux, so there are no PID namespaces
 
 
 def _is_running(pid: int) -> bool:
     if os.name == "nt":
-        return True  # signal 0 would end it there: the heartbeat decides
+        return True  # on Windows signal 0 would end the process, so only the heartbeat decides
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -255,3 +275,21 @@ def _is_running(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+# ---------------------------------------------------------------- request to stop
+
+
+def request_stop(folder: Path) -> None:
+    """Ask the process that writes to a folder to end after the current batch."""
+    write_text(folder / STOP_FILE, "")
+
+
+def is_stop_requested(folder: Path) -> bool:
+    """Return whether the process that writes to a folder has been asked to end."""
+    return (folder / STOP_FILE).exists()
+
+
+def clear_stop_request(folder: Path) -> None:
+    """Remove a request to stop that was addressed to an earlier process."""
+    (folder / STOP_FILE).unlink(missing_ok=True)

@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 
 from lrmil_training.config import dump_config
 from lrmil_training.runs.event_log import EVENTS
-from lrmil_training.runs.lock import LOCK_FILE, STOP_FILE, LockOwner
+from lrmil_training.runs.lock import LOCK_FILE, STOP_FILE, LockOwner, owner_to_json
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.plugin.train import run_process as training_run
@@ -75,39 +75,41 @@ def test_a_line_cut_off_by_a_kill_is_written_over_by_the_next_attempt(tmp_path: 
 def test_progress_and_time_left() -> None:
     """Epochs that an earlier attempt made do not count as made at this attempt's pace."""
     story = RunLogState()
-    story.take([line(0, "Progress", at=100, stage="HR features", done=0, total=4, unit="slides")])
-    story.take([line(1, "Progress", at=105, stage="s0", done=30, total=60, unit="patches")])
+    story.update([line(0, "Progress", at=100, stage="HR features", done=0, total=4, unit="slides")])
+    story.update([line(1, "Progress", at=105, stage="s0", done=30, total=60, unit="patches")])
     pace = story.pace(110)
     assert pace is not None and pace.share == pytest.approx(0.125) and pace.left == pytest.approx(70)
-    story.take([line(2, "Progress", at=140, stage="HR features", done=4, total=4, unit="slides")])
+    story.update([line(2, "Progress", at=140, stage="HR features", done=4, total=4, unit="slides")])
     assert story.done == {"HR features": 40} and story.pace() is None
     epochs = [
         line(3 + i, "Progress", 1, 200 + 10 * i, stage="teacher", done=6 + i, total=20, unit="epochs") for i in (0, 1)
     ]
-    story.take(epochs)
+    story.update(epochs)
     pace = story.pace(210)
     assert pace is not None and (pace.first, pace.done, pace.left) == (6, 7, pytest.approx(130))
     assert "teacher · 7 of 20 epochs · at most 2 min left" in pace.text
-    story.take([line(9, "StageDone", 1, 300, stage="teacher", seconds=100.0), line(10, "Finished", 1, 301, result="r")])
+    story.update(
+        [line(9, "StageDone", 1, 300, stage="teacher", seconds=100.0), line(10, "Finished", 1, 301, result="r")]
+    )
     assert story.finished and story.done["teacher"] == 100
 
 
 def test_what_resume_does_is_told_as_it_is() -> None:
     story = RunLogState()
     assert "nothing was done yet" in story.resumes
-    story.take([line(0, "Progress", at=100, stage="HR features", done=1, total=4, unit="slides")])
+    story.update([line(0, "Progress", at=100, stage="HR features", done=1, total=4, unit="slides")])
     assert "with the slide it was at" in story.resumes
-    story.take([line(1, "Progress", at=140, stage="HR features", done=4, total=4, unit="slides")])
+    story.update([line(1, "Progress", at=140, stage="HR features", done=4, total=4, unit="slides")])
     assert "after HR features" in story.resumes
-    story.take([line(2, "Metric", at=150, stage="teacher", name="train/ce", value=1.0, step=0)])
+    story.update([line(2, "Metric", at=150, stage="teacher", name="train/ce", value=1.0, step=0)])
     assert "from the last whole epoch" in story.resumes
 
 
 def test_curves_grow_and_lines_of_another_version_are_passed_over() -> None:
     story = RunLogState()
-    story.take([line(i, "Metric", stage="teacher", name="train/ce", value=1.0 / (1 + i), step=i) for i in range(3)])
-    story.take([{"event": "Metric"}, {"nothing": 1}, line(4, "Dance", stage="x")])
-    story.take(
+    story.update([line(i, "Metric", stage="teacher", name="train/ce", value=1.0 / (1 + i), step=i) for i in range(3)])
+    story.update([{"event": "Metric"}, {"nothing": 1}, line(4, "Dance", stage="x")])
+    story.update(
         [line(5, "Failed", message="no tissue", subject="s1", step="features"), line(6, "Caution", message="few")]
     )
     assert story.curves[0].series["train/ce"] == {0: 1.0, 1: 0.5, 2: pytest.approx(1 / 3)}
@@ -117,9 +119,9 @@ def test_curves_grow_and_lines_of_another_version_are_passed_over() -> None:
 # ---------------------------------------------------------------- who writes
 
 
-def lock(folder: Path, **told: Any) -> None:
+def write_lock(folder: Path, **fields: Any) -> None:
     owner = LockOwner("far-away", 7, "", time.time(), "token")
-    (folder / LOCK_FILE).write_text(json.dumps(asdict(owner) | told))
+    (folder / LOCK_FILE).write_text(owner_to_json(replace(owner, **fields)))
 
 
 def test_a_writer_elsewhere_is_known_by_its_beats(tmp_path: Path) -> None:
@@ -127,11 +129,11 @@ def test_a_writer_elsewhere_is_known_by_its_beats(tmp_path: Path) -> None:
     now = [1000.0]
     heart = HeartbeatMonitor(tmp_path, lambda: now[0])
     assert heart.look() is None
-    lock(tmp_path)
+    write_lock(tmp_path)
     writer = heart.look()
     assert writer is not None and writer.alive and "process 7 on far-away" in writer.text
     now[0] += SILENCE_LIMIT_S - 1
-    lock(tmp_path, beats=1)
+    write_lock(tmp_path, heartbeats=1)
     assert heart.look().alive  # type: ignore[union-attr]  # the lock is there
     now[0] += SILENCE_LIMIT_S + 1
     writer = heart.look()
@@ -139,7 +141,7 @@ def test_a_writer_elsewhere_is_known_by_its_beats(tmp_path: Path) -> None:
 
 
 def test_a_dead_process_of_this_machine_is_no_writer(tmp_path: Path) -> None:
-    lock(tmp_path, host=socket.gethostname(), pid=2**22 + 1, space=os.readlink("/proc/self/ns/pid"))
+    write_lock(tmp_path, host=socket.gethostname(), pid=2**22 + 1, pid_namespace=os.readlink("/proc/self/ns/pid"))
     assert HeartbeatMonitor(tmp_path).look() is None
 
 
@@ -299,11 +301,12 @@ def test_the_form_has_every_setting_and_gives_it_back() -> None:
     for name in ("default", "paper"):
         config = preset_config(name)
         values = flatten_config(config)
-        its = {field.key: field for field in list_config_fields()}
-        assert set(its) == set(values) and all(field.sentence for field in its.values())
-        assert unflatten_config({key: field.read(field.written(values[key])) for key, field in its.items()}) == config
-    assert its["stage1.epochs"].lowest == 0 and its["teacher.epochs"].lowest == 1
-    assert its["stage2.init"].choices == ("teacher", "fresh", "frozen_head")
+        by_key = {field.key: field for field in list_config_fields()}
+        assert set(by_key) == set(values) and all(field.sentence for field in by_key.values())
+        edited = {key: field.from_editor(field.to_editor(values[key])) for key, field in by_key.items()}
+        assert unflatten_config(edited) == config
+    assert by_key["stage1.epochs"].lowest == 0 and by_key["teacher.epochs"].lowest == 1
+    assert by_key["stage2.init"].choices == ("teacher", "fresh", "frozen_head")
 
 
 def test_the_estimate_says_what_it_rests_on(tmp_path: Path) -> None:
@@ -317,7 +320,7 @@ def test_the_estimate_says_what_it_rests_on(tmp_path: Path) -> None:
     assert stated is not None and "6,400 HR and 400 LR patches, counted on 2 of 4 slides" in stated.basis
     assert "docs/explanation/decisions.md" in stated.basis and stated.seconds and stated.size > 6400 * 1280 * 4
     unknown = estimate_training(table, preset_config("default"), "cuda", remembered)
-    assert unknown is not None and unknown.seconds is None and "not known" in unknown.text
+    assert unknown is not None and unknown.seconds is None and "unknown" in unknown.text
     remembered.remember_pace(throughput_keys(preset_config("default"), "cuda")[0], 64.0, 6400)
     learnt = estimate_training(table, preset_config("default"), "cuda", remembered)
     assert learnt is not None and learnt.seconds is not None and "earlier runs" in learnt.basis

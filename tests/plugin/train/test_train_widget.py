@@ -135,7 +135,7 @@ def test_a_table_is_edited_checked_and_saved(
         assert not dock.form.isExpanded()
         write_cell(dock, qtbot, row, 2, "tumour" if row % 2 else "normal")
     assert dock.form.isExpanded() and "complete" in dock.cohort.state.text()
-    qtbot.waitUntil(lambda: "All 8 slides looked at." in dock.cohort.state.text(), timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: "All 8 slides checked." in dock.cohort.state.text(), timeout=WAIT_MS)
     assert dock.cohort.view.model().index(0, 0).data() == "✓"
     dock.cohort.propose.click()
     assert "val" in dock.cohort.counts.text() and ">1 (1)<" in dock.cohort.counts.text().replace("&nbsp;", "")
@@ -147,10 +147,10 @@ def test_a_table_is_edited_checked_and_saved(
     choose(monkeypatch, "getOpenFileName", ground / "cohort.csv")
     answer_question("Keep the table")
     dock.cohort.open.click()
-    assert dock.table.path is None and "not saved" in dock.cohort.where.text()
+    assert dock.table.path is None and "not saved" in dock.cohort.file_label.text()
     choose(monkeypatch, "getSaveFileName", tmp_path / "mine.csv")
     dock.cohort.save.click()
-    assert (tmp_path / "mine.csv").read_text().count("\n") == 9 and "not saved" not in dock.cohort.where.text()
+    assert (tmp_path / "mine.csv").read_text().count("\n") == 9 and "not saved" not in dock.cohort.file_label.text()
 
 
 def test_a_slide_that_is_not_there_keeps_the_table_from_training(
@@ -164,7 +164,7 @@ def test_a_slide_that_is_not_there_keeps_the_table_from_training(
     (ground / "odd.csv").write_text("\n".join([*lines, *odd]) + "\n")
     choose(monkeypatch, "getOpenFileName", ground / "odd.csv")
     dock.cohort.open.click()
-    qtbot.waitUntil(lambda: "All 10 slides looked at" in dock.cohort.state.text(), timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: "All 10 slides checked" in dock.cohort.state.text(), timeout=WAIT_MS)
     assert "There is no " in dock.table.blocked_by and "gone.tif" in dock.table.blocked_by
     assert one_sentence(Exception(dock.table.blocked_by)) and dock.table.broken == 2
     dock.table.remove({8})
@@ -174,8 +174,8 @@ def test_a_slide_that_is_not_there_keeps_the_table_from_training(
 
 def test_settings_come_from_the_configuration(dock: Any, qtbot: Any) -> None:
     form = dock.form
-    qtbot.waitUntil(lambda: "licence BSD" in form.encoder_told.text(), timeout=WAIT_MS)
-    assert "weights are here" in form.encoder_told.text() and "demo" in form.encoder.choices
+    qtbot.waitUntil(lambda: "licence BSD" in form.encoder_info.text(), timeout=WAIT_MS)
+    assert "weights are here" in form.encoder_info.text() and "demo" in form.encoder.choices
     form.preset.value = "paper"
     assert form.value().stage1.projection == "identity"
     form.editors["stage1.epochs"].value = 3
@@ -187,7 +187,7 @@ def test_settings_come_from_the_configuration(dock: Any, qtbot: Any) -> None:
     form.editors["lr_patch_px"].value = 256
     form.encoder.value = form.encoder.choices[-1]
     form.editors["encoder.teacher"].value = "nowhere.safetensors"
-    qtbot.waitUntil(lambda: "no encoder 'nowhere.safetensors'" in form.encoder_told.text(), timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: "no encoder 'nowhere.safetensors'" in form.encoder_info.text(), timeout=WAIT_MS)
 
 
 # ---------------------------------------------------------------- a run
@@ -206,7 +206,7 @@ def test_a_run_is_started_stopped_resumed_and_its_model_used(
     dock.cohort.propose.click()
     choose(monkeypatch, "getOpenFileName", ground / "settings.yaml")
     dock.form.file.click()
-    qtbot.waitUntil(lambda: "untrained" in dock.form.encoder_told.text(), timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: "untrained" in dock.form.encoder_info.text(), timeout=WAIT_MS)
     assert not dock.running.start.isEnabled() and "folder" in dock.running.start.toolTip()
     folder = tmp_path / "run"
     choose(monkeypatch, "getExistingDirectory", folder)

@@ -78,9 +78,9 @@ def test_an_auroc_says_on_how_many_slides_patients_and_clusters_it_rests() -> No
 def test_interval_holds_the_value_and_says_what_it_is_over() -> None:
     """Enough patients of each class: over patients; few: over slides, and it says so."""
     scored = _scored()
-    found = auroc_with_interval(scored, Resampler(scored.targets, scored.patients, 300))
-    assert found["low"] < found["value"] < found["high"]
-    assert found["interval"] == OVER_PATIENTS
+    result = auroc_with_interval(scored, Resampler(scored.targets, scored.patients, 300))
+    assert result["low"] < result["value"] < result["high"]
+    assert result["interval"] == OVER_PATIENTS
     few = Resampler(scored.targets, ["2+5+12"] * 20 + ["3"] * 20, 100)
     assert few.interval == OVER_SLIDES
 
@@ -106,8 +106,8 @@ def test_an_interval_holds_the_middle_95_percent_of_the_resamples() -> None:
 def test_interval_of_perfect_separation_is_a_point() -> None:
     """An AUROC of exactly 1 has the bootstrap interval 1 to 1, not an error."""
     scored = _scored(signal=50.0)
-    found = auroc_with_interval(scored, Resampler(scored.targets, scored.patients, 100))
-    assert (found["value"], found["low"], found["high"]) == (1.0, 1.0, 1.0)
+    result = auroc_with_interval(scored, Resampler(scored.targets, scored.patients, 100))
+    assert (result["value"], result["low"], result["high"]) == (1.0, 1.0, 1.0)
 
 
 def test_paired_difference_is_narrower_than_the_difference_of_intervals() -> None:
@@ -115,8 +115,8 @@ def test_paired_difference_is_narrower_than_the_difference_of_intervals() -> Non
     a, b = _scored(signal=1.5), _scored(signal=0.5)
     resampler = Resampler(a.targets, a.patients, 200)
     assert paired_difference(a, a, resampler) == {"value": 0.0, "low": 0.0, "high": 0.0}
-    found = paired_difference(a, b, resampler)
-    assert found["value"] is not None and found["value"] > 0
+    result = paired_difference(a, b, resampler)
+    assert result["value"] is not None and result["value"] > 0
 
 
 def test_calibration_error_by_hand() -> None:
@@ -177,13 +177,13 @@ def test_the_calibration_error_does_not_depend_on_the_order_of_rows(slides: list
 
 def test_brier_and_accuracy_by_hand() -> None:
     """Two slides at 0.8: one right (0.08), one wrong (1.28): mean 0.68, balanced accuracy 0.5."""
-    found = classification_metrics(
+    result = classification_metrics(
         ScoredSlides(np.array([[0.2, 0.8], [0.2, 0.8]]), np.array([1, 0]), ("a", "b")), ("n", "l")
     )
-    assert found["brier"] == pytest.approx(0.68)
-    assert found["balanced_accuracy"] == pytest.approx(0.5)
-    assert found["per_class"]["n"]["recall"] == 0.0
-    assert found["per_class"]["n"]["precision"] is None  # nothing was called n: undefined, not 0
+    assert result["brier"] == pytest.approx(0.68)
+    assert result["balanced_accuracy"] == pytest.approx(0.5)
+    assert result["per_class"]["n"]["recall"] == 0.0
+    assert result["per_class"]["n"]["precision"] is None  # nothing was called n: undefined, not 0
 
 
 def test_temperature_undoes_overconfidence() -> None:
@@ -217,12 +217,12 @@ def test_ten_slides_are_enough_for_a_temperature_and_nine_are_not() -> None:
 def test_confusion_has_true_classes_as_rows() -> None:
     """Of three a, two are called a and one b; the one b is called c; the one c is called c."""
     p = np.eye(3)[[0, 0, 1, 2, 2]]
-    found = classification_metrics(ScoredSlides(p, np.array([0, 0, 0, 1, 2]), tuple("vwxyz")), ("a", "b", "c"))
-    assert found["confusion"] == [[2, 1, 0], [0, 0, 1], [0, 0, 1]]
-    assert found["class_counts"] == {"a": 3, "b": 1, "c": 1}
-    assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 0 + 1) / 3)
-    assert found["f1"] == pytest.approx((4 / 5 + 0 + 2 / 3) / 3)
-    assert found["brier"] == pytest.approx(2 * 2 / 5)
+    result = classification_metrics(ScoredSlides(p, np.array([0, 0, 0, 1, 2]), tuple("vwxyz")), ("a", "b", "c"))
+    assert result["confusion"] == [[2, 1, 0], [0, 0, 1], [0, 0, 1]]
+    assert result["class_counts"] == {"a": 3, "b": 1, "c": 1}
+    assert result["balanced_accuracy"] == pytest.approx((2 / 3 + 0 + 1) / 3)
+    assert result["f1"] == pytest.approx((4 / 5 + 0 + 2 / 3) / 3)
+    assert result["brier"] == pytest.approx(2 * 2 / 5)
 
 
 def test_figures_are_sklearns_for_three_classes() -> None:
@@ -232,19 +232,19 @@ def test_figures_are_sklearns_for_three_classes() -> None:
     rng = np.random.default_rng(4)
     targets = rng.integers(3, size=90)
     p = rng.dirichlet(np.ones(3), size=90)
-    found = classification_metrics(ScoredSlides(p, targets, tuple(map(str, range(90)))), ("a", "b", "c"))
-    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(targets, p.argmax(1)))
-    assert found["f1"] == pytest.approx(f1_score(targets, p.argmax(1), average="macro"))
+    result = classification_metrics(ScoredSlides(p, targets, tuple(map(str, range(90)))), ("a", "b", "c"))
+    assert result["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(targets, p.argmax(1)))
+    assert result["f1"] == pytest.approx(f1_score(targets, p.argmax(1), average="macro"))
 
 
 def test_a_class_that_is_not_there_leaves_its_figures_undefined() -> None:
     """No slide of the positive class, and none called so: F1 is undefined, not 0, and nothing warns."""
-    found = classification_metrics(
+    result = classification_metrics(
         ScoredSlides(np.tile([0.9, 0.1], (3, 1)), np.zeros(3, dtype=int), ("a", "b", "c")), ("n", "l")
     )
-    assert found["f1"] is None
-    assert found["per_class"]["l"] == {"precision": None, "recall": None, "f1": None, "n": 0}
-    assert found["balanced_accuracy"] == 1.0
+    assert result["f1"] is None
+    assert result["per_class"]["l"] == {"precision": None, "recall": None, "f1": None, "n": 0}
+    assert result["balanced_accuracy"] == 1.0
 
 
 def test_reliability_bins_have_equal_mass_and_give_the_error() -> None:
@@ -325,8 +325,8 @@ def test_bootstrap_interval_covers_the_truth() -> None:
         margin = targets + np.sqrt(0.5) * own + np.sqrt(0.5) * rng.standard_normal(120)
         p = 1 / (1 + np.exp(-margin))
         scored = ScoredSlides(np.stack([1 - p, p], 1), targets, tuple(f"p{i // 3}" for i in range(120)))
-        found = auroc_with_interval(scored, Resampler(targets, scored.patients, 200))
-        held += found["low"] <= truth <= found["high"]
+        result = auroc_with_interval(scored, Resampler(targets, scored.patients, 200))
+        held += result["low"] <= truth <= result["high"]
     assert 0.88 <= held / 120 <= 0.99
 
 
@@ -353,17 +353,17 @@ def test_delong_is_the_u_statistics_covariance() -> None:
     rng = np.random.default_rng(3)
     positive = np.arange(31) % 3 == 0
     scores = np.round(rng.standard_normal((3, 31)) + 0.8 * positive, 1)
-    found = delong_covariance(scores, positive)
+    result = delong_covariance(scores, positive)
     values, covariance = _brute(scores, positive)
-    assert found.values == pytest.approx(values)
-    assert found.covariance == pytest.approx(covariance)
+    assert result.values == pytest.approx(values)
+    assert result.covariance == pytest.approx(covariance)
 
 
 def test_delong_by_hand() -> None:
     """Positives 1, 3 against negatives 0, 2: three of four pairs in order; V10 = (1/2, 1), V01 = (1, 1/2)."""
-    found = delong_covariance(np.array([[1.0, 3.0, 0.0, 2.0]]), np.array([True, True, False, False]))
-    assert found.values[0] == pytest.approx(0.75)
-    assert found.covariance[0, 0] == pytest.approx(0.125 / 2 + 0.125 / 2)  # both sample variances are 1/8
+    result = delong_covariance(np.array([[1.0, 3.0, 0.0, 2.0]]), np.array([True, True, False, False]))
+    assert result.values[0] == pytest.approx(0.75)
+    assert result.covariance[0, 0] == pytest.approx(0.125 / 2 + 0.125 / 2)  # both sample variances are 1/8
 
 
 def _single(scored: ScoredSlides) -> ScoredSlides:
@@ -371,13 +371,13 @@ def _single(scored: ScoredSlides) -> ScoredSlides:
 
 
 def test_delong_agrees_with_the_bootstrap() -> None:
-    """On 200 independent slides interval and bootstrap tell the same story, and a real difference is found."""
+    """On 200 independent slides interval and bootstrap tell the same story, and a real difference is result."""
     a, b = _single(_scored(200, 1.5, 1)), _single(_scored(200, 0.5, 2))
-    found = delong_test(a, b)
+    result = delong_test(a, b)
     boot = paired_difference(a, b, Resampler(a.targets, a.patients, 1000))
-    assert found["value"] == pytest.approx(boot["value"])
-    assert (found["low"], found["high"]) == pytest.approx((boot["low"], boot["high"]), abs=0.02)
-    assert found["p"] < 0.01 and found["reason"] is None
+    assert result["value"] == pytest.approx(boot["value"])
+    assert (result["low"], result["high"]) == pytest.approx((boot["low"], boot["high"]), abs=0.02)
+    assert result["p"] < 0.01 and result["reason"] is None
 
 
 def test_delong_is_undefined_where_its_formula_says_nothing() -> None:
@@ -386,24 +386,24 @@ def test_delong_is_undefined_where_its_formula_says_nothing() -> None:
     shared = ScoredSlides(a.probabilities, a.targets, ("2+5", "5", *(f"q{i}" for i in range(38))))
     perfect = _single(_scored(40, signal=50.0))
     three = ScoredSlides(np.full((6, 3), 1 / 3), np.arange(6) % 3, tuple("abcdef"))
-    for pair, said in (
+    for pair, reason in (
         ((shared, b), "several slides"),
         ((_single(a), perfect), "exactly 0 or 1"),
         ((_single(a), _single(a)), "alike"),
         ((three, three), "two classes"),
     ):
-        found = delong_test(*pair)
-        assert found["p"] is None and found["low"] is None
-        assert said in found["reason"]
+        result = delong_test(*pair)
+        assert result["p"] is None and result["low"] is None
+        assert reason in result["reason"]
 
 
 @pytest.mark.parametrize(("low", "holds"), [(-0.02, True), (-0.03, False), (-0.2, False), (None, None)])
 def test_not_worse_hangs_on_the_lower_bound(low: float | None, holds: bool | None) -> None:
     """Above -0.03, not at it; without a bound there is no verdict."""
-    found = assess_non_inferiority({"value": 0.0, "low": low, "high": 0.1}, OVER_PATIENTS)
-    assert found["holds"] is holds
-    assert found["margin"] == NON_INFERIORITY_MARGIN == 0.03
-    assert (found["reason"] is None) == (low is not None)
+    result = assess_non_inferiority({"value": 0.0, "low": low, "high": 0.1}, OVER_PATIENTS)
+    assert result["holds"] is holds
+    assert result["margin"] == NON_INFERIORITY_MARGIN == 0.03
+    assert (result["reason"] is None) == (low is not None)
 
 
 def test_a_verdict_says_what_it_leaves_out() -> None:

@@ -1,4 +1,4 @@
-"""Figures over runs: the mean of what each found, undefined figures left out, folds and a fixed split never mixed."""
+"""Summary over runs: mean of each run's metrics, undefined values left out, folds and a fixed split never mixed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lrmil_training.evaluation.summary import is_method_entry, summarise_runs
 def run(
     fold: int | None, seed: int, auroc: float | None, difference: float | None, rho: float | None
 ) -> dict[str, Any]:
-    """Return one run with two methods; the student has the figures that are told."""
+    """Return one run with two methods; the arguments are metrics of the student."""
     shared = {"balanced_accuracy": 0.5, "f1": None, "ece": 0.1, "brier": 0.2 + 0.1 * seed, "lesion_auroc": 0.75}
     student = {
         "auroc": {"value": auroc},
@@ -30,9 +30,9 @@ def run(
 
 def test_means_and_deviations_by_hand() -> None:
     """.8, .9 and 1.0 have mean .9 and sample deviation .1; of +.1, -.1 and 0 one is positive."""
-    found = summarise_runs([run(0, 0, 0.8, -0.1, 0.2), run(1, 0, 0.9, 0.0, 0.4), run(2, 0, 1.0, 0.1, 0.6)])
-    assert set(found) == {"student", "teacher"}
-    figures = found["student"]["test"]
+    summary = summarise_runs([run(0, 0, 0.8, -0.1, 0.2), run(1, 0, 0.9, 0.0, 0.4), run(2, 0, 1.0, 0.1, 0.6)])
+    assert set(summary) == {"student", "teacher"}
+    figures = summary["student"]["test"]
     assert figures["auroc"] == {
         "mean": pytest.approx(0.9),
         "sd": pytest.approx(0.1),
@@ -46,11 +46,11 @@ def test_means_and_deviations_by_hand() -> None:
 
 
 def test_an_undefined_figure_is_left_out_not_counted_as_0() -> None:
-    found = summarise_runs([run(None, 0, 0.8, 0.1, None), run(None, 1, None, None, 0.5)])["student"]["test"]
-    assert (found["auroc"]["mean"], found["auroc"]["sd"], found["auroc"]["n_runs"]) == (0.8, None, 1)
-    assert [one["value"] for one in found["auroc"]["runs"]] == [0.8, None]
-    assert found["agreement"]["spearman"]["n_runs"] == found["paired"]["teacher"]["positive"] == 1
-    assert found["brier"]["mean"] == pytest.approx(0.25)
+    summary = summarise_runs([run(None, 0, 0.8, 0.1, None), run(None, 1, None, None, 0.5)])["student"]["test"]
+    assert (summary["auroc"]["mean"], summary["auroc"]["sd"], summary["auroc"]["n_runs"]) == (0.8, None, 1)
+    assert [run["value"] for run in summary["auroc"]["runs"]] == [0.8, None]
+    assert summary["agreement"]["spearman"]["n_runs"] == summary["paired"]["teacher"]["positive"] == 1
+    assert summary["brier"]["mean"] == pytest.approx(0.25)
 
 
 def test_folds_and_a_fixed_split_are_not_mixed() -> None:

@@ -1,4 +1,4 @@
-"""The report of made-up run folders: what it shows is what was measured, and it needs nothing from elsewhere."""
+"""Report of synthetic run folders: it shows the measured values and is self-contained."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from lrmil_training.report.plots import plot_agreement, plot_forest, plot_reliability, plot_runs
-from lrmil_training.report.report import describe_class_weights, describe_non_inferiority, format_metric, write_report
+from lrmil_training.report.plots import Plot, plot_agreement, plot_forest, plot_reliability, plot_runs
+from lrmil_training.report.report import format_metric, write_report
 from lrmil_training.report.run_record import method_label, read_run, read_training_curves, sort_by_probability_distance
+from lrmil_training.report.sections import describe_class_weights, describe_non_inferiority
 from support.run_folders import CLASSES, write_events, write_run, write_series
 
 COUNTS = {"train": 9, "val": 12, "test": 26}
@@ -66,15 +67,15 @@ def test_every_figure_of_a_method_is_shown(folder: Path, page: str) -> None:
     metrics = json.loads((folder / "metrics.json").read_text())
     text = re.sub(r"<[^>]+>", " ", page)
     for method in METHODS:
-        found = metrics[method]["test"]
+        values = metrics[method]["test"]
         row = next(
             line for line in text.split("Results on the test split")[1].splitlines() if method_label(method) in line
         )
-        told = [found["auroc"][k] for k in ("value", "low", "high")]
-        told += [found[k] for k in ("balanced_accuracy", "f1", "ece", "brier")]
-        assert re.findall(r"\d\.\d{3}", row) == [format_metric(value) for value in told], method
+        shown = [values["auroc"][k] for k in ("value", "low", "high")]
+        shown += [values[k] for k in ("balanced_accuracy", "f1", "ece", "brier")]
+        assert re.findall(r"\d\.\d{3}", row) == [format_metric(value) for value in shown], method
         rows = [line for line in text.split("By class")[1].splitlines() if method_label(method) in line]
-        by_class = [found["per_class"][c][k] for c in CLASSES for k in ("recall", "precision", "f1")]
+        by_class = [values["per_class"][c][k] for c in CLASSES for k in ("recall", "precision", "f1")]
         assert re.findall(r"\d\.\d{3}", rows[0]) == [format_metric(value) for value in by_class]
     matrices = page.split("Confusion matrices")[1].split("By class")[0]
     counts = [int(n) for n in re.findall(r"<td style=[^>]*>(\d+)</td>", matrices)]
@@ -84,10 +85,10 @@ def test_every_figure_of_a_method_is_shown(folder: Path, page: str) -> None:
 
 def test_imbalance_and_its_remedy_are_stated(page: str, folder: Path, tmp_path: Path) -> None:
     """Nine training slides, five of them normal: 9 / (2 · 5) and 9 / (2 · 4)."""
-    said = "weighted by inverse frequency (class_weights: balanced): normal 0.90, lesion 1.12"
-    assert said in page and "does not restore their shares" in page
+    sentence = "weighted by inverse frequency (class_weights: balanced): normal 0.90, lesion 1.12"
+    assert sentence in page and "does not restore the class frequencies" in page
     series = read_run(write_series(tmp_path / "series", {"train": 4, "val": 6, "test": 8}, folds=2))
-    assert describe_class_weights(series) == "In training every slide counted alike (class_weights: none)."
+    assert describe_class_weights(series) == "In training all slides had the same weight (class_weights: none)."
     (tmp_path / "none").mkdir()
     assert describe_class_weights(read_run(tmp_path / "none")) is None
 
@@ -95,11 +96,11 @@ def test_imbalance_and_its_remedy_are_stated(page: str, folder: Path, tmp_path: 
 def test_delong_is_shown_only_with_one_slide_a_patient(page: str, tmp_path: Path) -> None:
     assert "undefined: some patients have several slides" in page and "&lt; 0.001" not in page
     metrics = json.loads((write_run(tmp_path / "run", COUNTS, alone=True) / "metrics.json").read_text())
-    told = metrics["student"]["test"]["delong"]["labels_only"]
+    delong = metrics["student"]["test"]["delong"]["labels_only"]
     other = write_report(tmp_path / "run").read_text()
-    assert told["p"] is not None and "several slides" not in other
+    assert delong["p"] is not None and "several slides" not in other
     row = next(line for line in other.splitlines() if "LR student − LR, labels only</td>" in line)
-    assert f"{told['value']:+.3f}".replace("-", "−") in row
+    assert f"{delong['value']:+.3f}".replace("-", "−") in row
 
 
 def test_cross_validated_and_test_figures_are_named_apart(page: str, tmp_path: Path) -> None:
@@ -109,9 +110,9 @@ def test_cross_validated_and_test_figures_are_named_apart(page: str, tmp_path: P
     seeds = write_report(write_series(tmp_path / "seeds", counts, folds=0, seeds=2)).read_text()
     part = write_report(write_run(tmp_path / "folds" / "runs" / "fold1-seed0", counts)).read_text()
     assert "· fixed split" in page and "Results on the test split" in page and "ross-validat" not in page
-    assert "· 3-fold cross-validation" in folds and "Cross-validated test figures, over 3 runs" in folds
+    assert "· 3-fold cross-validation" in folds and "Cross-validated test metrics, over 3 runs" in folds
     assert "fixed split" not in folds and "Results on the" not in folds
-    assert "fixed split, 2 seeds" in seeds and "Test figures on the fixed split, over 2 runs" in seeds
+    assert "fixed split, 2 seeds" in seeds and "Test metrics on the fixed split, over 2 runs" in seeds
     assert "ross-validat" not in seeds and self_contained(folds) and self_contained(seeds)
     metrics = tmp_path / "folds" / "runs" / "fold1-seed0" / "metrics.json"
     alone = {k: v for k, v in json.loads(metrics.read_text()).items() if k != "protocol"}
@@ -128,51 +129,51 @@ def test_a_series_shows_means_over_runs_and_the_runs_themselves(tmp_path: Path) 
     values = [run["student"]["test"]["auroc"]["value"] for run in metrics["runs"]]
     assert len(set(values)) > 1
     text = re.sub(r"<[^>]+>", " ", page)
-    row = next(line for line in text.split("Cross-validated test figures")[1].splitlines() if "LR student" in line)
+    row = next(line for line in text.split("Cross-validated test metrics")[1].splitlines() if "LR student" in line)
     assert re.findall(r"\d\.\d{3}", row)[:2] == [f"{np.mean(values):.3f}", f"{np.std(values, ddof=1):.3f}"]
     less = [v - run["teacher"]["test"]["auroc"]["value"] for v, run in zip(values, metrics["runs"], strict=True)]
     assert ", ".join(f"{d:+.3f}".replace("-", "−") for d in less) in text
 
 
 @pytest.mark.parametrize(
-    ("found", "words"),
+    ("result", "phrase"),
     [
         ({"holds": True, "low": -0.01, "margin": 0.03, "reason": "over slides"}, "not worse than the teacher: "),
         ({"holds": False, "low": -0.2, "margin": 0.03, "reason": None}, "not shown to be as good as the teacher: "),
-        ({"holds": None, "low": None, "margin": 0.03, "reason": "no interval"}, "cannot be told (no interval)"),
+        ({"holds": None, "low": None, "margin": 0.03, "reason": "no interval"}, "undecided (no interval)"),
     ],
 )
-def test_verdicts_are_words_with_their_bound(found: dict[str, Any], words: str) -> None:
-    told = describe_non_inferiority(found)
-    assert told.startswith(words)
-    assert found["low"] is None or f"{found['low']:+.3f}, margin −0.030".replace("-", "−") in told
+def test_verdicts_are_phrases_with_their_bound(result: dict[str, Any], phrase: str) -> None:
+    verdict = describe_non_inferiority(result)
+    assert verdict.startswith(phrase)
+    assert result["low"] is None or f"{result['low']:+.3f}, margin −0.030".replace("-", "−") in verdict
 
 
 # ---------------------------------------------------------------- slides
 
 
 def test_slides_come_by_distance_of_probabilities(folder: Path, page: str, slides: list[dict[str, Any]]) -> None:
-    """Those first on which student and teacher part most; for two classes that is one probability's difference."""
-    apart = {row["slide"]: abs(probability(row, "student") - probability(row, "teacher")) for row in slides}
-    ordered = sorted(apart, key=lambda name: -apart[name])
+    """The largest difference between student and teacher first; for two classes that of one probability."""
+    distances = {row["slide"]: abs(probability(row, "student") - probability(row, "teacher")) for row in slides}
+    ordered = sorted(distances, key=lambda name: -distances[name])
     assert [s["slide"] for s in sort_by_probability_distance(read_run(folder), "test")] == ordered
-    assert ordered != sorted(apart), "the order of the table would pass as well"
+    assert ordered != sorted(distances), "the order of the table would pass as well"
     assert re.findall(r"<h4>(\w+)</h4>", page) == ordered[:12]
-    assert f"apart by {apart[ordered[0]]:.2f}" in page
+    assert f"difference {distances[ordered[0]]:.2f}" in page
 
 
 # ---------------------------------------------------------------- plots
 
 
-def drawn(make: Any) -> Figure:
+def draw(plot: Plot) -> Figure:
     figure = Figure()
-    make(figure)
+    plot(figure)
     return figure
 
 
 def test_reliability_is_drawn_from_tenths_of_the_slides(folder: Path, slides: list[dict[str, Any]]) -> None:
     """26 slides in ten bins of equal mass: six of three and four of two, by the probability of the called class."""
-    axis = drawn(plot_reliability(read_run(folder), "test")).axes[0]
+    axis = draw(plot_reliability(read_run(folder), "test")).axes[0]
     lines = {line.get_label(): line for line in axis.lines}
     for method in METHODS:
         p = np.array([probability(row, method) for row in slides])
@@ -186,9 +187,9 @@ def test_reliability_is_drawn_from_tenths_of_the_slides(folder: Path, slides: li
 
 
 def test_agreement_is_a_dot_a_slide_and_its_median(folder: Path, slides: list[dict[str, Any]]) -> None:
-    make = plot_agreement(read_run(folder), "test")
-    assert make is not None
-    axes = drawn(make).axes
+    plot = plot_agreement(read_run(folder), "test")
+    assert plot is not None
+    axes = draw(plot).axes
     names = [label.get_text() for label in axes[0].get_yticklabels()]
     assert names == [method_label(m) for m in reversed(METHODS[1:])], "the teacher does not agree with itself"
     for axis, key in zip(axes, ("spearman", "jaccard_top10", "js_divergence"), strict=True):
@@ -213,12 +214,12 @@ def test_forest_and_dots_are_at_the_figures(tmp_path: Path) -> None:
         {"method": "student", "other": "teacher", "value": 0.1, "low": -0.2, "high": 0.3},
         {"method": "student", "other": "labels_only", "value": 0.25, "low": None, "high": None},
     ]
-    lines = drawn(plot_forest(rows, METHODS)).axes[0].lines[2:]  # after those at 0 and at the margin
+    lines = draw(plot_forest(rows, METHODS)).axes[0].lines[2:]  # after those at 0 and at the margin
     assert [np.ravel(line.get_xdata()).tolist() for line in lines] == [[0.25], [-0.2, 0.3], [0.1]]
     record = read_run(write_series(tmp_path / "seeds", {"train": 4, "val": 6, "test": 12}, folds=0, seeds=3))
-    values = [one["value"] for one in record.summary["student"]["test"]["auroc"]["runs"]]
-    found = [np.ravel(line.get_xdata()).tolist() for line in drawn(plot_runs(record, "test")).axes[0].lines]
-    assert values in found and [pytest.approx(np.mean(values))] in found
+    values = [run["value"] for run in record.summary["student"]["test"]["auroc"]["runs"]]
+    points = [np.ravel(line.get_xdata()).tolist() for line in draw(plot_runs(record, "test")).axes[0].lines]
+    assert values in points and [pytest.approx(np.mean(values))] in points
 
 
 # ---------------------------------------------------------------- curves
@@ -229,11 +230,11 @@ def line(seq: int, attempt: int, event: str, stage: str, **more: Any) -> dict[st
 
 
 def test_a_later_attempt_overrides_the_epochs_that_it_did_again() -> None:
-    """The first attempt came to epoch 3; the second went on from epoch 2 and ended there: 3 is no part of the fit."""
-    told = [(0, 0, 1.0), (0, 1, 0.8), (0, 2, 0.7), (0, 3, 0.6), (1, 2, 0.65)]
+    """The first attempt reached epoch 3, the second resumed at epoch 2 and ended there: epoch 3 is dropped."""
+    values = [(0, 0, 1.0), (0, 1, 0.8), (0, 2, 0.7), (0, 3, 0.6), (1, 2, 0.65)]
     events = [
         line(i, attempt, "Metric", "stage1", name="train/attn", value=value, step=step)
-        for i, (attempt, step, value) in enumerate(told)
+        for i, (attempt, step, value) in enumerate(values)
     ]
     (curve,) = read_training_curves(events)
     assert curve.series["train/attn"] == {0: 1.0, 1: 0.8, 2: 0.65}
@@ -249,7 +250,7 @@ def test_fits_of_one_stage_and_runs_of_a_series_are_curves_of_their_own() -> Non
         line(3, 0, "Metric", "stage2", **metric),
         line(4, 0, "Progress", "runs", done=1, total=2),
         line(5, 0, "Metric", "stage2", **metric),
-        line(6, 0, "Metric", "stage3", name="lr 0.001", value=0.9, step=0),  # a figure of no epoch is no curve
+        line(6, 0, "Metric", "stage3", name="lr 0.001", value=0.9, step=0),  # neither train/ nor val/: no curve
     ]
     assert [c.title for c in read_training_curves(events)] == [
         "stage2 · run 1",
@@ -267,11 +268,11 @@ def test_the_epoch_that_is_kept_is_the_first_of_the_best(tmp_path: Path, page: s
     curves = read_training_curves(read_run(tmp_path).events)
     assert [c.stage for c in curves] == ["teacher", "stage1", "stage2", "labels_only"]
     assert all(len(c.series["select"]) == 20 for c in curves), "the line that broke off and the attempt before it"
-    assert f"20 epochs, epoch {(curves[0].chosen or 0) + 1} kept." in page
+    assert f"20 epochs, epoch {(curves[0].chosen or 0) + 1} stored." in page
 
 
 def test_a_run_that_broke_off_says_so(tmp_path: Path) -> None:
     write_events(tmp_path)
     lines = (tmp_path / "events.jsonl").read_text().splitlines()
-    (tmp_path / "events.jsonl").write_text("\n".join(one for one in lines if '"Finished"' not in one))
+    (tmp_path / "events.jsonl").write_text("\n".join(text for text in lines if '"Finished"' not in text))
     assert "This run has not finished" in write_report(tmp_path).read_text()

@@ -1,4 +1,4 @@
-"""A disk that is full: one sentence, nothing half-written, and the same command goes on once there is room."""
+"""Full disk: a one-sentence error, no partial files, and the same command resumes once there is space."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Return a disk of 1 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, check=False)
-    if made.returncode:
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, check=False)
+    if mount.returncode:
         pytest.skip("a small disk can be mounted by root on Linux only")
     yield disk
     subprocess.run(["umount", "-l", disk], check=True)
 
 
 def test_what_does_not_fit_is_told_and_leaves_nothing(small_disk: Path) -> None:
-    """Of whatever library; an error of ours stays what it is."""
-    said = r"no space is left on the disk \(\d\.\d MB free\); make room"
-    with pytest.raises(DiskFullError, match=said), atomic_write(small_disk / "large") as partial:
+    """The disk error of any library is translated; an `LrmilError` passes unchanged."""
+    message = r"no space is left on the disk \(\d\.\d MB free\); free some space"
+    with pytest.raises(DiskFullError, match=message), atomic_write(small_disk / "large") as partial:
         partial.write_bytes(bytes(2**21))
-    with pytest.raises(DiskFullError, match=said), atomic_write(small_disk / "large", 2**21):
-        pytest.fail("it was known before")
+    with pytest.raises(DiskFullError, match=message), atomic_write(small_disk / "large", 2**21):
+        pytest.fail("the size was checked in advance")
     assert not list(small_disk.iterdir())
     (small_disk / "ballast").write_bytes(bytes(2**20))
     with pytest.raises(LrmilError, match="ours"), atomic_write(small_disk / "x"):
@@ -52,18 +52,24 @@ def test_what_does_not_fit_is_told_and_leaves_nothing(small_disk: Path) -> None:
 
 
 def test_training_goes_on_when_there_is_room(small_disk: Path, tmp_path: Path) -> None:
-    """From the command line, as a user meets it."""
+    """The command line fails with one sentence; after the disk is enlarged the same command completes."""
     for split, count, seed in (("train", 4, 1), ("val", 2, 2), ("test", 2, 3)):
         list(make_cohort(tmp_path / "cohort", count, (1024, 768), seed, split=split))
     save_encoder(tmp_path / "e.safetensors", untrained_encoder())
     settings = [*SETTINGS, f"encoder.teacher={tmp_path / 'e.safetensors'}"]
     command = [sys.executable, "-m", "napari_lrmil", "train", tmp_path / "cohort" / "cohort.csv"]
-    command += ["--out", small_disk / "run", "--device", "cpu", *(word for s in settings for word in ("--set", s))]
-    full = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    command += [
+        "--out",
+        small_disk / "run",
+        "--device",
+        "cpu",
+        *(argument for s in settings for argument in ("--set", s)),
+    ]
+    full = subprocess.run([str(argument) for argument in command], capture_output=True, text=True, check=False)
     assert full.returncode == 1
     assert "no space is left on the disk" in full.stderr
     assert "Traceback" not in full.stderr
     assert not list(small_disk.rglob("*.partial"))
     subprocess.run(["mount", "-o", "remount,size=200m", small_disk], check=True)
-    subprocess.run([str(word) for word in command], capture_output=True, check=True)
+    subprocess.run([str(argument) for argument in command], capture_output=True, check=True)
     assert (small_disk / "run" / "bundle" / "lrmil.json").exists()

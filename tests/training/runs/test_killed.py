@@ -1,4 +1,4 @@
-"""A run killed in any stage and started again ends with the figures of one that was never killed."""
+"""Resume after SIGKILL in each stage gives the metrics of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -43,25 +43,25 @@ def folder(phantoms: Path, trained: Trained, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="module")
-def unbroken(folder: Path) -> Any:
-    """Return the figures of a run that nobody disturbed, in a process that starts from nothing."""
-    call = [sys.executable, "-m", "napari_lrmil", *_words(folder, folder / "unbroken")]
+def uninterrupted(folder: Path) -> Any:
+    """Return the metrics of a run that was not killed, in a process of its own."""
+    call = [sys.executable, "-m", "napari_lrmil", *_train_arguments(folder, folder / "uninterrupted")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     subprocess.run(call, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
-    return json.loads((folder / "unbroken" / "metrics.json").read_text())
+    return json.loads((folder / "uninterrupted" / "metrics.json").read_text())
 
 
-def _words(folder: Path, out: Path) -> list[str]:
+def _train_arguments(folder: Path, out: Path) -> list[str]:
     call = ["train", str(folder / "cohort.csv"), "--out", str(out)]
     return [*call, "--config", str(folder / "config.yaml"), "--device", "cpu"]
 
 
 def _start(folder: Path, out: Path) -> BaseProcess:
-    return start_command(*_words(folder, out))
+    return start_command(*_train_arguments(folder, out))
 
 
 def _epochs(out: Path, stage: str) -> int:
-    """Return how many epochs of a stage the log tells of."""
+    """Return the number of epochs of a stage in the log."""
     return max(_progress(out, stage), default=0)
 
 
@@ -72,10 +72,10 @@ def _progress(out: Path, stage: str, attempt: int | None = None) -> list[int]:
 
 @pytest.mark.timeout(600)  # four fits, one of them killed and begun again
 @pytest.mark.parametrize("stage", STAGES)
-def test_killed_and_resumed_equals_unbroken(folder: Path, unbroken: Any, stage: str) -> None:
-    """SIGKILL leaves no time to tidy up; the second start goes on from the last whole epoch, not from the first.
+def test_killed_and_resumed_equals_uninterrupted(folder: Path, uninterrupted: Any, stage: str) -> None:
+    """The second start continues from the last complete epoch; SIGKILL leaves no time to write anything.
 
-    Of two learning rates stage 3 chooses the one that it would have chosen.
+    Of its two learning rates, stage 3 chooses the same one.
     """
     out = folder / f"killed_in_{stage}"
     first = _start(folder, out)
@@ -89,13 +89,13 @@ def test_killed_and_resumed_equals_unbroken(folder: Path, unbroken: Any, stage: 
     assert ended(_start(folder, out)) == 0
     again = _progress(out, stage, attempt=1)
     assert again[0] > 1, f"{done} epochs were done, but the first was fitted again"
-    assert _flat(json.loads((out / "metrics.json").read_text())) == pytest.approx(_flat(unbroken), abs=1e-6)
+    assert _flatten(json.loads((out / "metrics.json").read_text())) == pytest.approx(_flatten(uninterrupted), abs=1e-6)
 
 
-def _flat(figures: Any, name: str = "") -> dict[str, float]:
+def _flatten(figures: Any, name: str = "") -> dict[str, float]:
     if isinstance(figures, dict):
         timeless = {key: value for key, value in figures.items() if key != "cpu_seconds_per_slide"}
-        return {k: v for key, value in timeless.items() for k, v in _flat(value, f"{name}/{key}").items()}
+        return {k: v for key, value in timeless.items() for k, v in _flatten(value, f"{name}/{key}").items()}
     if isinstance(figures, list):
-        return {k: v for i, value in enumerate(figures) for k, v in _flat(value, f"{name}/{i}").items()}
+        return {k: v for i, value in enumerate(figures) for k, v in _flatten(value, f"{name}/{i}").items()}
     return {name: float(figures)} if isinstance(figures, int | float) else {}

@@ -1,4 +1,4 @@
-"""One writer a folder, and a lock that goes stale by itself; lines of the event log."""
+"""Run lock: one writer per folder, and expiry; event log: lines and attempts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,24 +22,25 @@ from lrmil_training.runs.lock import (
     clear_stop_request,
     find_owner,
     is_stop_requested,
+    owner_to_json,
     request_stop,
 )
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Finished, Metric, Progress
 
 
-def _lay(folder: Path, owner: LockOwner, age: float) -> None:
-    (folder / LOCK_FILE).write_text(json.dumps(asdict(owner)))
-    os.utime(folder / LOCK_FILE, (time.time() - age,) * 2)
+def _write_lock(folder: Path, owner: LockOwner, age_s: float) -> None:
+    (folder / LOCK_FILE).write_text(owner_to_json(owner))
+    os.utime(folder / LOCK_FILE, (time.time() - age_s,) * 2)
 
 
 def test_a_second_writer_gets_one_sentence(tmp_path: Path) -> None:
-    """Who, where, since when, and what to do; and the lock goes with its holder."""
+    """It names process, machine, start and what to do; the lock file is removed with the lock."""
     with acquire_run_lock(tmp_path / "run"):
         with pytest.raises(LockedError, match=rf"process {os.getpid()} on .* since 20.*; wait .* another folder"):
             acquire_run_lock(tmp_path / "run").__enter__()
-        found = find_owner(tmp_path / "run")
-        assert found is not None and found.pid == os.getpid()
+        owner = find_owner(tmp_path / "run")
+        assert owner is not None and owner.pid == os.getpid()
     assert not list((tmp_path / "run").iterdir())
     assert find_owner(tmp_path / "run") is None
     with acquire_run_lock(tmp_path / "run"):
@@ -48,7 +49,7 @@ def test_a_second_writer_gets_one_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="there the heartbeat decides")
 def test_a_killed_writer_leaves_no_lock_that_holds(tmp_path: Path) -> None:
-    """On this machine its process can be looked for: no need to wait."""
+    """A process of this machine can be looked up, so there is no wait for a heartbeat."""
     code = "import os, pathlib, sys; from lrmil_training.runs.lock import acquire_run_lock\n"
     code += "with acquire_run_lock(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
@@ -58,62 +59,70 @@ def test_a_killed_writer_leaves_no_lock_that_holds(tmp_path: Path) -> None:
         assert time.monotonic() - began < 2
 
 
-def test_another_machine_is_believed_while_it_beats(tmp_path: Path) -> None:
-    """By the file's time, or, where the clocks differ, by waiting for a beat; then it is taken over."""
+def test_a_lock_of_another_machine_holds_while_its_heartbeat_goes_on(tmp_path: Path) -> None:
+    """By the file's time or, if the clocks differ, by a new heartbeat; without either the lock is taken over."""
     other = LockOwner("elsewhere", 1, "", time.time() - 60, "theirs", 3)
-    _lay(tmp_path, other, age=0)
+    _write_lock(tmp_path, other, age_s=0)
     with pytest.raises(LockedError, match="process 1 on elsewhere"):
-        acquire_run_lock(tmp_path, beat_s=0.2).__enter__()
-    _lay(tmp_path, other, age=1000)
-    beat = threading.Timer(0.2, _lay, (tmp_path, replace(other, beats=4), 1000))
+        acquire_run_lock(tmp_path, heartbeat_s=0.2).__enter__()
+    _write_lock(tmp_path, other, age_s=1000)
+    beat = threading.Timer(0.2, _write_lock, (tmp_path, replace(other, heartbeats=4), 1000))
     beat.start()
     with pytest.raises(LockedError):
-        acquire_run_lock(tmp_path, beat_s=0.5).__enter__()
+        acquire_run_lock(tmp_path, heartbeat_s=0.5).__enter__()
     beat.join()
-    with acquire_run_lock(tmp_path, beat_s=0.1) as held:
-        assert held.owner.pid == os.getpid()
+    with acquire_run_lock(tmp_path, heartbeat_s=0.1) as lock:
+        assert lock.owner.pid == os.getpid()
 
 
 def test_a_half_written_lock_of_old_is_no_lock(tmp_path: Path) -> None:
-    """It was never held: the next writer has the folder to itself, and leaves nothing behind."""
+    """The next writer takes the folder over and leaves no file behind."""
     (tmp_path / LOCK_FILE).write_text('{"host": "a", "p')
     os.utime(tmp_path / LOCK_FILE, (0, 0))
     assert find_owner(tmp_path) is None
-    with acquire_run_lock(tmp_path) as held:
-        assert find_owner(tmp_path) == held.owner
-        assert held.owner.pid == os.getpid()
+    with acquire_run_lock(tmp_path) as lock:
+        assert find_owner(tmp_path) == lock.owner
+        assert lock.owner.pid == os.getpid()
         assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
         with pytest.raises(LockedError, match=f"process {os.getpid()} on "):
             acquire_run_lock(tmp_path).__enter__()
-        held.check()
+        lock.check()
     assert not list(tmp_path.iterdir())
 
 
-def test_it_beats_and_notices_that_it_was_taken_over(tmp_path: Path) -> None:
-    """As after the machine slept: the other's lock stays, and the first holder is told."""
-    with acquire_run_lock(tmp_path, beat_s=0.05) as held:
+def test_the_heartbeat_is_written_and_a_takeover_is_noticed(tmp_path: Path) -> None:
+    """For example after the machine slept: the new lock stays, and the first holder gets an error."""
+    with acquire_run_lock(tmp_path, heartbeat_s=0.05) as lock:
         time.sleep(0.3)
-        assert find_owner(tmp_path) == held.owner
-        assert held.owner.beats > 1
-        held.check()
-        _lay(tmp_path, LockOwner("elsewhere", 7, "", 0.0, "theirs"), age=0)
+        assert find_owner(tmp_path) == lock.owner
+        assert lock.owner.heartbeats > 1
+        lock.check()
+        _write_lock(tmp_path, LockOwner("elsewhere", 7, "", 0.0, "theirs"), age_s=0)
         time.sleep(0.3)
         with pytest.raises(LrmilError, match="another process took the run over"):
-            held.check()
+            lock.check()
     assert json.loads((tmp_path / LOCK_FILE).read_text())["token"] == "theirs"
 
 
+def test_keys_of_the_lock_file_do_not_follow_the_names_of_fields(tmp_path: Path) -> None:
+    """Programs of other versions read the file too."""
+    with acquire_run_lock(tmp_path) as lock:
+        values = json.loads((tmp_path / LOCK_FILE).read_text())
+        assert list(values) == ["host", "pid", "space", "since", "token", "beats"]
+        assert (values["space"], values["beats"]) == (lock.owner.pid_namespace, 0)
+
+
 def test_of_many_who_take_over_one_succeeds(tmp_path: Path) -> None:
-    """However the steps of two contenders interleave."""
+    """In ten rounds with four contenders each."""
     for _ in range(10):
-        _lay(tmp_path, LockOwner("elsewhere", 7, "", 0.0, "theirs"), age=1000)
+        _write_lock(tmp_path, LockOwner("elsewhere", 7, "", 0.0, "theirs"), age_s=1000)
         held: list[int] = []
         go, end = threading.Barrier(4), threading.Event()
 
         def contend(held: list[int] = held, go: threading.Barrier = go, end: threading.Event = end) -> None:
             go.wait()
             try:
-                with acquire_run_lock(tmp_path, beat_s=0.05):
+                with acquire_run_lock(tmp_path, heartbeat_s=0.05):
                     held.append(1)
                     end.wait(2)
             except LockedError:
@@ -140,7 +149,7 @@ def test_stop_file(tmp_path: Path) -> None:
 
 
 def test_event_log_counts_on_and_drops_a_broken_end(tmp_path: Path) -> None:
-    """Each line has its number and its attempt; what a killed process left half-written is dropped, then cut off."""
+    """Each line has number and attempt; an incomplete last line is dropped on reading and removed on writing."""
     with EventLog(tmp_path) as log:
         log.write(Progress("teacher", 1, 2, "epochs"))
         log.write(Metric("teacher", "val/auroc", 0.5, 1))
