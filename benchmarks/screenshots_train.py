@@ -64,7 +64,7 @@ def tour(viewer: Any, dock: Any, args: argparse.Namespace) -> None:
     choose("getExistingDirectory", str(run), dock.running.choose)
     until(lambda: dock.running.start.isEnabled(), LONG_S)
     dock.running.start.click()
-    until(lambda: any(distilling(curve) for curve in dock.run.story.curves), LONG_S)
+    until(lambda: any(distilling(curve) for curve in dock.run.log.curves), LONG_S)
     picture(viewer, args.out / "train-run.jpg")
     until(lambda: dock.outcome.use.isEnabled(), LONG_S)
     picture(viewer, args.out / "train-result.jpg")

@@ -77,7 +77,7 @@ def test_lines_of_the_stored_log(stored: list[dict[str, Any]]) -> None:
 def test_the_window_reads_the_stored_log(stored: list[dict[str, Any]]) -> None:
     story = RunLogState()
     story.update(stored)
-    assert story.finished and story.attempt == 1 and not story.cautions
+    assert story.finished and story.attempt == 1 and not story.notices
     assert list(story.done) == [
         "HR features",
         "teacher",

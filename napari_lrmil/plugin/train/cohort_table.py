@@ -1,6 +1,6 @@
-"""The table of a cohort while it is edited: its rows, what is known of each slide, its splits, what keeps it back.
+"""Cohort table during editing: rows, checks of slides, splits, and reasons why training is blocked.
 
-No Qt and no napari, so tests need no screen; see `sections/learners.py` for the table on the screen.
+No Qt and no napari, so tests need no screen; `cohort_editor` shows the table.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from napari_lrmil.core.slides.slide import Slide
 
 ColumnName = Literal["slide", "label", "patient", "split", "mpp"]
 COLUMNS: tuple[ColumnName, ...] = ("slide", "label", "patient", "split", "mpp")
-UNSAVED_TABLE = Path("the table")  # what errors call a cohort that has no file yet
+UNSAVED_TABLE = Path("the table")  # stands for the path in errors of a cohort without a file
 
 
 @dataclass(frozen=True)
 class CohortRow:
-    """One slide as the table has it; cells that are not filled in are empty."""
+    """Row of the table: one slide; cells without a value are empty strings."""
 
     path: Path
     label: str = ""
@@ -54,34 +54,34 @@ class CohortRow:
 
     @property
     def key(self) -> tuple[Path, str]:
-        """What a check depends on."""
+        """Identity of the slide for its check: path and stated resolution."""
         return self.path, self.mpp
 
     def as_slide(self) -> CohortSlide:
-        """Return the row as training takes it."""
+        """Return the row as a slide of a cohort."""
         return CohortSlide(self.path, self.patient, self.label, self.split)
 
 
 @dataclass(frozen=True)
 class SlideCheck:
-    """What was found out about a slide.
+    """Result of checking a slide.
 
     Attributes
     ----------
     fault
-        A sentence on why it cannot be used; empty where it can.
+        Sentence on why it cannot be used; empty if it can.
     mpp
-        µm per level-0 pixel; 0 where it could not be told.
+        µm per level-0 pixel; 0 if unknown.
     lr_patches, hr_patches
-        How many of each have tissue, for `plan`.
+        Number of patches with tissue, for `plan`.
     seconds
-        What opening it and finding its tissue took.
+        Time to open the slide and find its tissue.
     plan
-        Resolutions and patch sizes that were asked about.
-    silent
-        Whether the file does not say how large its pixels are.
-    absent
-        Whether there is no such file.
+        Resolutions and patch sizes of the check.
+    lacks_mpp
+        Whether the file states no resolution.
+    is_missing
+        Whether the file does not exist.
     """
 
     fault: str = ""
@@ -90,13 +90,13 @@ class SlideCheck:
     hr_patches: int = 0
     seconds: float = 0.0
     plan: PatchPlan = field(default_factory=PatchPlan)
-    silent: bool = False
-    absent: bool = False
+    lacks_mpp: bool = False
+    is_missing: bool = False
 
 
 @dataclass(frozen=True)
 class SlideChecked:
-    """A check and the row it is of."""
+    """Result of a check with the key of its row."""
 
     key: tuple[Path, str]
     check: SlideCheck
@@ -104,27 +104,28 @@ class SlideChecked:
 
 @dataclass(frozen=True)
 class ClassCount:
-    """Slides and patients of a class on one side of the split."""
+    """Number of slides and patients of a class in one split."""
 
     slides: int
     patients: int
 
 
 def check_slide(row: CohortRow, plan: PatchPlan) -> SlideCheck:
-    """Return what can be told of a slide: whether it opens, says its resolution, and has tissue."""
-    began, silent = time.perf_counter(), False
+    """Check a slide: it opens, states its resolution, and has tissue; a failure is returned as the fault."""
+    start, lacks_mpp = time.perf_counter(), False
     try:
         with Slide(row.path, mpp=float(row.mpp) if row.mpp else None) as slide:
-            silent = not slide.has_mpp
+            lacks_mpp = not slide.has_mpp
             require_resolution(slide, plan.hr_mpp, "teacher (HR)")
             grid = find_tissue_grid(slide, plan).grid
             mpp = slide.mpp.mean
     except LrmilError as error:
-        seconds, absent = time.perf_counter() - began, not row.path.exists()
-        return SlideCheck(_drop_path(error, row.path), seconds=seconds, plan=plan, silent=silent, absent=absent)
-    except Exception as error:  # whatever a library says of a broken file: it is that slide's fault, not the table's
+        seconds, fault = time.perf_counter() - start, _drop_path(error, row.path)
+        is_missing = not row.path.exists()
+        return SlideCheck(fault, seconds=seconds, plan=plan, lacks_mpp=lacks_mpp, is_missing=is_missing)
+    except Exception as error:  # any library error on a damaged file: it concerns this slide, not the table
         return SlideCheck(f"cannot be read ({type(error).__name__}: {error})", plan=plan)
-    return SlideCheck("", mpp, len(grid.lr_index), len(grid.hr_index), time.perf_counter() - began, plan)
+    return SlideCheck("", mpp, len(grid.lr_index), len(grid.hr_index), time.perf_counter() - start, plan)
 
 
 def _drop_path(error: LrmilError, path: Path) -> str:
@@ -132,15 +133,15 @@ def _drop_path(error: LrmilError, path: Path) -> str:
 
 
 def find_slides(folder: Path) -> tuple[CohortRow, ...]:
-    """Return a row for every slide in a folder and its subfolders; a subfolder's name is taken for the class.
+    """Return a row for every slide in a folder and its subfolders; the name of a subfolder is the class.
 
-    A folder of DICOM files is one slide. Every slide gets a patient of its own, by its file's name, because only the
-    user knows which slides share a patient.
+    A folder of DICOM files is one slide. Every slide gets its own patient, named after the file, because only the user
+    knows which slides share a patient.
 
     Raises
     ------
     CohortError
-        Where there is no slide.
+        If there is no slide.
     """
     files = [path for path in folder.rglob("*") if has_slide_ending(path) and not path.name.startswith(".")]
     if not files:
@@ -152,20 +153,20 @@ def find_slides(folder: Path) -> tuple[CohortRow, ...]:
 
 
 class CohortTable:
-    """A cohort that is being put together; `changed` tells of every change.
+    """Cohort that the user edits; emits `changed` after every change.
 
     Attributes
     ----------
     rows
         The slides.
     path
-        The CSV file that it came from or was written to; None before.
+        CSV file that was opened or saved; None without one.
     saved
-        Whether the file holds what is shown.
+        Whether the file has the current content.
     edited
-        Whether something was changed by hand since it was opened, built or saved.
+        Whether the user changed something since the table was opened, built or saved.
     plan
-        Resolutions and patch sizes that slides are checked against.
+        Resolutions and patch sizes for the checks.
     """
 
     changed = Signal()
@@ -176,31 +177,38 @@ class CohortTable:
         self.saved = self.edited = False
         self.plan = PatchPlan()
         self._checks: dict[tuple[Path, str], SlideCheck] = {}
-        self._columns: list[str] = []  # of the file that was read, in its order
+        self._columns: list[str] = []  # of the opened file, in its order
 
-    # ------------------------------------------------------------ where it comes from and goes to
+    # ------------------------------------------------------------ opening and saving
 
     def open(self, path: Path) -> None:
-        """Take the rows of a CSV file; cells may be empty, and slides missing: the rows tell."""
+        """Read the rows of a CSV file; cells may be empty and slides may be missing, `blocked_by` reports them."""
         read = read_rows(path)
-        known = {*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS} - {"site"}
+        own_columns = {*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS} - {"site"}
         rows = []
         for cells in read:
-            told = {key: (cells.get(key) or "").strip() for key in known}
-            extra = tuple((k, v or "") for k, v in cells.items() if isinstance(k, str) and k not in known)
-            where = path.parent / told.pop("slide")
-            rows.append(CohortRow(where, **told, extra=extra))
+            values = {key: (cells.get(key) or "").strip() for key in own_columns}
+            extra = tuple((k, v or "") for k, v in cells.items() if isinstance(k, str) and k not in own_columns)
+            slide = path.parent / values["slide"]
+            label, patient, split, mpp = (values[key] for key in COLUMNS[1:])
+            rows.append(CohortRow(slide, label, patient, split, mpp, extra=extra))
         self._columns = [key for key in read[0] if isinstance(key, str)]
         self.edited = False
-        self._take(tuple(rows), path.resolve(), saved=True)
+        self._set_rows(tuple(rows), path.resolve(), saved=True)
 
     def build(self, folder: Path) -> None:
-        """Take every slide of a folder; labels are to be filled in where subfolders do not tell them."""
+        """Start a table with every slide of a folder; without subfolders the user fills in the labels."""
         rows, self._columns, self.edited = find_slides(folder), [], False
-        self._take(rows, None, saved=False)
+        self._set_rows(rows, None, saved=False)
 
     def save(self, path: Path) -> None:
-        """Write the table, paths from its folder where they can be told so; whole or not at all."""
+        """Write the table atomically, with slide paths relative to its folder if possible.
+
+        Raises
+        ------
+        CohortError
+            If the file cannot be written.
+        """
         columns = list(dict.fromkeys([*self._columns, *REQUIRED_COLUMNS, "split"]))
         if any(row.mpp for row in self.rows) and "mpp" not in columns:
             columns.append("mpp")
@@ -222,19 +230,19 @@ class CohortTable:
             cells["mpp"] = row.mpp
         return {"slide": _relative_path(row.path, folder), **cells}
 
-    def _take(self, rows: tuple[CohortRow, ...], path: Path | None, *, saved: bool) -> None:
+    def _set_rows(self, rows: tuple[CohortRow, ...], path: Path | None, *, saved: bool) -> None:
         self.rows, self.path, self.saved = rows, path, saved
         self.changed.emit()
 
     # ------------------------------------------------------------ editing
 
     def edit(self, index: int, column: ColumnName, text: str) -> None:
-        """Fill in a cell. A split is a patient's: all slides of that patient move along.
+        """Set a cell. A split belongs to a patient, so all slides of the patient get it.
 
         Raises
         ------
         CohortError
-            Where a patient would come to lie on two sides; then nothing changes.
+            If a patient would be in two splits, or the value is invalid; then nothing changes.
         """
         text = text.strip()
         row = self.rows[index]
@@ -244,50 +252,56 @@ class CohortTable:
         else:
             _require_valid_cell(column, text)
             rows = list(self.rows)
-            rows[index] = replace(row, **{column: text})  # type: ignore[arg-type]  # columns of text
+            rows[index] = replace(row, **{column: text})  # type: ignore[arg-type]  # all these columns are text
         if tuple(rows) == self.rows:
             return
         if column == "patient" and not self._leak():
             require_disjoint_patients(self.path or UNSAVED_TABLE, [r.as_slide() for r in rows if r.split])
-        self._edited(rows)
+        self._set_edited(rows)
 
     def remove(self, indices: Collection[int]) -> None:
-        """Leave slides out."""
-        self._edited([row for i, row in enumerate(self.rows) if i not in indices])
+        """Remove slides from the table."""
+        self._set_edited([row for i, row in enumerate(self.rows) if i not in indices])
 
     def propose_splits(self, seed: int = 0) -> None:
-        """Deal all patients to train, val and test, 60/20/20, every class alike; what was there is replaced."""
+        """Assign all patients to train, val and test, 60/20/20 in each class; present splits are replaced.
+
+        Raises
+        ------
+        LrmilError
+            If a slide has no label or patient.
+        """
         if lacking := self._lacking_cell():
-            raise LrmilError(f"Splits are proposed by label and patient. {lacking}")
-        dealt = assign_splits([row.as_slide() for row in self.rows], seed)
-        self._edited([replace(row, split=slide.split) for row, slide in zip(self.rows, dealt, strict=True)])
+            raise LrmilError(f"Proposing splits needs label and patient of each slide. {lacking}")
+        assigned = assign_splits([row.as_slide() for row in self.rows], seed)
+        self._set_edited([replace(row, split=slide.split) for row, slide in zip(self.rows, assigned, strict=True)])
 
-    def _edited(self, rows: Sequence[CohortRow]) -> None:
+    def _set_edited(self, rows: Sequence[CohortRow]) -> None:
         self.edited = True
-        self._take(tuple(rows), self.path, saved=False)
+        self._set_rows(tuple(rows), self.path, saved=False)
 
-    # ------------------------------------------------------------ what keeps it back
+    # ------------------------------------------------------------ reasons that block training
 
     @property
     def blocked_by(self) -> str:
-        """Return a sentence on why nothing can be trained on it; empty where something can."""
+        """Sentence on why training is blocked; empty if it is not."""
         if not self.rows:
             return "Open a cohort table, or build one from a folder of slides."
         if lacking := self._lacking_cell():
             return lacking
-        twice = [name for name, count in Counter(row.path.stem for row in self.rows).items() if count > 1]
-        if twice:
-            return f"Two slides are named {twice[0]}; rename one, for features are stored by that name."
-        return self._absent() or self._leak() or self._lacking_class()
+        duplicates = [name for name, count in Counter(row.path.stem for row in self.rows).items() if count > 1]
+        if duplicates:
+            return f"Two slides are named {duplicates[0]}; rename one, because features are stored by that name."
+        return self._missing_files() or self._leak() or self._lacking_class()
 
-    def _absent(self) -> str:
-        """Return which slides are not there: a path that leads nowhere is a mistake in the table, not a bad slide."""
-        gone = [row.path for row in self.rows if (check := self.check_of(row)) is not None and check.absent]
-        if not gone:
+    def _missing_files(self) -> str:
+        """Return a sentence on missing files: a wrong path is a mistake in the table, not a damaged slide."""
+        missing = [row.path for row in self.rows if (check := self.check_of(row)) is not None and check.is_missing]
+        if not missing:
             return ""
-        if len(gone) == 1:
-            return f"There is no {gone[0]}; put it there, or remove the slide."
-        return f"{len(gone)} slides are not there, first {gone[0]}; put them there, or remove them."
+        if len(missing) == 1:
+            return f"There is no file {missing[0]}; put it there, or remove the slide."
+        return f"{len(missing)} files are missing, first {missing[0]}; put them there, or remove the slides."
 
     def _lacking_cell(self) -> str:
         for column in ("label", "patient"):
@@ -315,7 +329,7 @@ class CohortTable:
         slides = [row.as_slide() for row in self.rows]
         classes = tuple(dict.fromkeys(s.label for s in slides))
         if len(classes) < 2:
-            return f"All slides are '{classes[0]}'; two classes are needed to learn from."
+            return f"All slides are '{classes[0]}'; training needs two classes."
         if not any(s.split for s in slides):
             slides = assign_splits(slides, 0)
         try:
@@ -326,47 +340,47 @@ class CohortTable:
 
     @property
     def classes(self) -> list[str]:
-        """The labels there are."""
+        """Labels in the table, sorted."""
         return sorted({row.label for row in self.rows if row.label})
 
     def counts(self) -> dict[str, dict[str, ClassCount]]:
-        """Return split -> class -> slides and patients; the split of slides without one is empty."""
-        found: dict[str, dict[str, ClassCount]] = {}
+        """Return split -> class -> number of slides and patients; slides without a split are under the empty name."""
+        counts: dict[str, dict[str, ClassCount]] = {}
         for split in ("", *SPLITS):
-            its = [row for row in self.rows if row.split == split]
-            if its:
-                found[split] = {c: _count_rows([r for r in its if r.label == c]) for c in self.classes}
-        return found
+            rows = [row for row in self.rows if row.split == split]
+            if rows:
+                counts[split] = {c: _count_rows([r for r in rows if r.label == c]) for c in self.classes}
+        return counts
 
     # ------------------------------------------------------------ checks of slides
 
     def check_of(self, row: CohortRow) -> SlideCheck | None:
-        """Return what is known of a row's slide; None where it was not looked at yet."""
+        """Return the check of a row's slide; None if it is not checked yet."""
         return self._checks.get(row.key)
 
     @property
     def unchecked(self) -> list[CohortRow]:
-        """The rows whose slides were not looked at yet."""
+        """Rows whose slides are not checked yet."""
         return [row for row in self.rows if row.key not in self._checks]
 
     @property
     def usable(self) -> list[tuple[CohortRow, SlideCheck]]:
-        """The slides that were looked at and can be used."""
-        found = ((row, self._checks.get(row.key)) for row in self.rows)
-        return [(row, check) for row, check in found if check is not None and not check.fault]
+        """Checked slides that can be used."""
+        checks = ((row, self._checks.get(row.key)) for row in self.rows)
+        return [(row, check) for row, check in checks if check is not None and not check.fault]
 
     @property
     def asks_mpp(self) -> bool:
-        """Whether some slide does not say how large its pixels are, or was told so in the table."""
-        return any(row.mpp or ((check := self.check_of(row)) is not None and check.silent) for row in self.rows)
+        """Whether a slide states no resolution, or has one in the table."""
+        return any(row.mpp or ((check := self.check_of(row)) is not None and check.lacks_mpp) for row in self.rows)
 
     @property
     def broken(self) -> int:
-        """How many slides cannot be used."""
+        """Number of slides that cannot be used."""
         return sum(bool(check and check.fault) for check in map(self.check_of, self.rows))
 
     def choose_plan(self, plan: PatchPlan) -> None:
-        """Count patches of other sizes from now on; slides are looked at anew."""
+        """Change resolutions and patch sizes; all slides become unchecked."""
         if plan != self.plan:
             self.plan, self._checks = plan, {}
             self.changed.emit()
@@ -380,7 +394,7 @@ class CohortTable:
         yield Finished()
 
     def handle(self, event: Event) -> None:
-        """Take an event of `checking`; what was found for other patch sizes is dropped."""
+        """Apply an event of `checking`; checks for other patch sizes are dropped."""
         if (
             isinstance(event, Partial)
             and isinstance(event.result, SlideChecked)
@@ -393,10 +407,10 @@ class CohortTable:
 def _require_valid_cell(column: ColumnName, text: str) -> None:
     if column == "mpp" and text:
         try:
-            good = float(text) > 0
+            is_valid = float(text) > 0
         except ValueError:
-            good = False
-        if not good:
+            is_valid = False
+        if not is_valid:
             raise CohortError(UNSAVED_TABLE, f"'{text}' is no resolution; expected µm per pixel, such as 0.5")
 
 
@@ -412,5 +426,5 @@ def _relative_path(path: Path, folder: Path) -> str:
 
 
 def _error_sentence(error: CohortError) -> str:
-    told = str(error).removeprefix(f"{UNSAVED_TABLE}: ")
-    return f"{told[0].upper()}{told[1:]}."
+    text = str(error).removeprefix(f"{UNSAVED_TABLE}: ")
+    return f"{text[0].upper()}{text[1:]}."

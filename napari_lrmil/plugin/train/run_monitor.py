@@ -1,6 +1,6 @@
-"""What a run folder tells while it is written to: new lines of its log, how far it is, and who writes.
+"""Monitor of a run folder: new lines of the event log, progress, and the process that writes.
 
-No Qt and no napari; `training_run.py` starts and ends runs, `sections/run.py` shows them.
+No Qt and no napari: `run_process` starts and stops runs, `run_panel` shows them.
 """
 
 from __future__ import annotations
@@ -18,47 +18,54 @@ from lrmil_training.runs.lock import HEARTBEAT_S, LOCK_FILE, MAX_MISSED_HEARTBEA
 from napari_lrmil.core.events import Failed, Finished, Notice, Progress, StageDone
 from napari_lrmil.core.formatting import format_duration
 
-MAX_READ_BYTES = 1 << 19  # of a log read at once: half a megabyte of JSON takes some hundredths of a second
+MAX_READ_BYTES = 1 << 19  # per read: parsing half a megabyte of JSON blocks the window for a few hundredths of a second
 SILENCE_LIMIT_S = HEARTBEAT_S * MAX_MISSED_HEARTBEATS
-MAX_NOTICES = 20  # cautions and failures that are kept to be shown
+MAX_NOTICES = 20  # notices in memory; the dock shows fewer
 
 LogLine = Mapping[str, Any]
 
 
 class JsonLinesTail:
-    """Reads what is new of a growing file of JSON lines; a last line without its end waits for the rest.
+    """Reader of the new lines of a growing JSON-lines file; an incomplete last line waits for its end.
 
     Parameters
     ----------
     path
         The file; it need not exist yet.
+
+    Attributes
+    ----------
+    broken
+        Number of lines that are not JSON objects.
+    more
+        Whether the last read left complete lines unread.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.broken = 0  # lines that are no JSON objects
-        self.more = False  # whether the last reading left some for the next
-        self._at = 0
+        self.broken = 0
+        self.more = False
+        self._offset = 0
 
-    def read(self, most: int = MAX_READ_BYTES) -> list[LogLine]:
-        """Return the next whole lines, of about `most` bytes at once."""
+    def read(self, max_bytes: int = MAX_READ_BYTES) -> list[LogLine]:
+        """Return the next complete lines, about `max_bytes` in all."""
         try:
-            if self.path.stat().st_size < self._at:  # another run in the same place
-                self._at = 0
+            if self.path.stat().st_size < self._offset:  # the file is shorter: a new run in the same folder
+                self._offset = 0
             with self.path.open("rb") as file:
-                file.seek(self._at)
-                block = file.read(most)
-                if b"\n" not in block and len(block) == most:
+                file.seek(self._offset)
+                block = file.read(max_bytes)
+                if b"\n" not in block and len(block) == max_bytes:
                     block += file.readline()
-        except OSError:  # not there yet, or a network drive that is away for a moment
+        except OSError:  # the file does not exist yet, or a network drive is unavailable for a moment
             self.more = False
             return []
-        self.more = len(block) >= most
-        whole, _, _ = block.rpartition(b"\n")
-        self._at += len(whole) + 1 if whole else 0
-        return [line for line in map(self._parsed, whole.splitlines()) if line is not None]
+        self.more = len(block) >= max_bytes
+        complete, _, _ = block.rpartition(b"\n")
+        self._offset += len(complete) + 1 if complete else 0
+        return [line for line in map(self._parse, complete.splitlines()) if line is not None]
 
-    def _parsed(self, text: bytes) -> LogLine | None:
+    def _parse(self, text: bytes) -> LogLine | None:
         try:
             line = json.loads(text)
         except ValueError:
@@ -71,18 +78,18 @@ class JsonLinesTail:
 
 @dataclass(frozen=True)
 class TrainingStageProgress:
-    """How far a stage is, and how fast this attempt goes.
+    """Progress of the current stage, and speed of this attempt.
 
     Attributes
     ----------
     stage, unit
-        What is done, and what is counted.
+        Name of the stage, and of its units.
     first
-        Units that were done when this attempt came to the stage.
+        Units that earlier attempts had finished.
     done, total
-        Of its units; a part of one counts as a part.
+        Finished units, including fractions, and all units.
     seconds
-        Since this attempt came to it.
+        Time since this attempt started the stage.
     """
 
     stage: str
@@ -94,54 +101,58 @@ class TrainingStageProgress:
 
     @property
     def share(self) -> float:
-        """0 to 1."""
+        """Finished share, 0 to 1."""
         return min(1.0, self.done / self.total) if self.total else 0.0
 
     @property
     def left(self) -> float | None:
-        """Seconds left at this pace; an upper bound where a stage may stop early. None before anything is done."""
-        made = self.done - self.first
-        return self.seconds * (self.total - self.done) / made if made > 0 and self.seconds > 0 else None
+        """Seconds left at this speed, an upper bound if the stage may stop early; None before the first unit."""
+        finished = self.done - self.first
+        if finished <= 0 or self.seconds <= 0:
+            return None
+        return self.seconds * (self.total - self.done) / finished
 
     @property
     def reached(self) -> str:
-        """The stage and how many of its units are done."""
+        """Stage and number of finished units."""
         return f"{stage_label(self.stage)} · {int(self.done)} of {int(self.total)} {self.unit}"
 
     @property
     def text(self) -> str:
-        """One line."""
+        """One line: stage, finished units, time left."""
         if self.left is None or self.left < 1:
             return self.reached
-        most = "at most " if self.unit == "epochs" else "about "
-        return f"{self.reached} · {most}{format_duration(self.left)} left"
+        qualifier = "at most " if self.unit == "epochs" else "about "
+        return f"{self.reached} · {qualifier}{format_duration(self.left)} left"
 
 
 def stage_label(stage: str) -> str:
-    """Return a stage's name, or a fit's title, as people write it."""
+    """Return the display name of a stage or of a fit."""
     return re.sub(r"\bstage(\d)", r"stage \1", stage.replace("_", " "))
 
 
 @dataclass
 class RunLogState:
-    """What the lines of a log add up to.
+    """State of a run, accumulated from its event log.
 
     Attributes
     ----------
     attempt
-        The last; earlier ones broke off or were stopped.
+        Number of the last attempt; earlier ones failed or were stopped.
     done
-        Stages that ended in this attempt, with their seconds.
+        Finished stages of this attempt, with their seconds.
     earlier
-        Seconds that earlier attempts spent on stages that ended in them.
+        Finished stages of earlier attempts, with the sum of their seconds.
     stage
-        The one under way, if there is one.
+        The current stage; empty if there is none.
     run, runs
-        Which run of a series, where it is one.
-    cautions, failures
-        What the user should know, and slides that could not be used.
+        Number of the run in a series, and of all runs; 0 for a single run.
+    notices, failures
+        Notices, and slides that cannot be used with the reason.
     finished
-        Whether the last line says so.
+        Whether the run has finished.
+    patches
+        Teacher patches that this attempt embedded.
     """
 
     attempt: int = 0
@@ -150,48 +161,48 @@ class RunLogState:
     stage: str = ""
     run: int = 0
     runs: int = 0
-    cautions: dict[str, None] = field(default_factory=dict)
+    notices: dict[str, None] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     finished: bool = False
-    patches: int = 0  # that were embedded in this attempt, of the teacher
+    patches: int = 0
     last_time: float = 0.0
 
     def __post_init__(self) -> None:
         self._reader = CurveReader()
-        self._began = self._first = self._done = self._total = self._part = 0.0
+        self._started = self._first = self._done = self._total = self._part = 0.0
         self._unit = ""
 
     @property
     def curves(self) -> list[TrainingCurve]:
-        """Every fit so far."""
+        """Training curves of all fits so far."""
         return self._reader.curves
 
     @property
     def spent(self) -> dict[str, float]:
-        """Stages that have ended, with the seconds that all attempts spent on them."""
+        """Finished stages, with their seconds over all attempts."""
         return self.earlier | {stage: s + self.earlier.get(stage, 0.0) for stage, s in self.done.items()}
 
-    def pace(self, now: float | None = None) -> TrainingStageProgress | None:
-        """Return how far the stage under way is; until `now`, else until the last line."""
+    def progress(self, now: float | None = None) -> TrainingStageProgress | None:
+        """Return the progress of the current stage at `now`, or at the last line of the log; None without a stage."""
         if not self.stage:
             return None
-        seconds = max(0.0, (self.last_time if now is None else now) - self._began)
+        seconds = max(0.0, (self.last_time if now is None else now) - self._started)
         return TrainingStageProgress(self.stage, self._unit, self._first, self._done + self._part, self._total, seconds)
 
     @property
-    def resumes(self) -> str:
-        """Return what *Resume* does after this, as a clause."""
-        pace = self.pace()
-        if pace is not None and pace.unit == "slides":
-            return "Resume goes on with the slide it was at"
+    def resume_text(self) -> str:
+        """Clause on where *Resume* continues."""
+        progress = self.progress()
+        if progress is not None and progress.unit == "slides":
+            return "Resume continues with the current slide"
         if self.curves:
-            return "Resume goes on from the last whole epoch"
+            return "Resume continues from the last complete epoch"
         if self.spent:
-            return f"Resume goes on after {stage_label(list(self.spent)[-1])}"
-        return "Resume begins again, for nothing was done yet"
+            return f"Resume continues after {stage_label(list(self.spent)[-1])}"
+        return "Resume starts again, because no step is complete yet"
 
     def update(self, lines: Iterable[LogLine]) -> None:
-        """Take further lines; what a newer version may say beyond what is known here is passed over."""
+        """Apply new lines of the log; unknown events and fields of newer versions are ignored."""
         for line in lines:
             try:
                 self._apply(line)
@@ -199,97 +210,97 @@ class RunLogState:
                 continue
 
     def _apply(self, line: LogLine) -> None:
-        kind, at = line["event"], float(line.get("time", 0.0))
+        kind, now = line["event"], float(line.get("time", 0.0))
         attempt = int(line.get("attempt", 0))
         if attempt != self.attempt:
             self.earlier = self.spent
             self.attempt, self.done, self.stage, self.patches = attempt, {}, "", 0
-        self.last_time, self.finished = at, kind == Finished.wire_name
+        self.last_time, self.finished = now, kind == Finished.wire_name
         self._reader.add(line)
         match kind:
             case Progress.wire_name:
-                self._progress(str(line["stage"]), int(line["done"]), int(line["total"]), str(line["unit"]), at)
+                self._apply_progress(str(line["stage"]), int(line["done"]), int(line["total"]), str(line["unit"]), now)
             case StageDone.wire_name:
                 self.done[str(line["stage"])] = float(line["seconds"])
                 self.stage = "" if self.stage == line["stage"] else self.stage
-            case Notice.wire_name if len(self.cautions) < MAX_NOTICES:
-                self.cautions[" ".join(filter(None, (line.get("subject", ""), line["message"])))] = None
+            case Notice.wire_name if len(self.notices) < MAX_NOTICES:
+                self.notices[" ".join(filter(None, (line.get("subject", ""), line["message"])))] = None
             case Failed.wire_name:
                 self.failures[str(line.get("subject", ""))] = str(line["message"])
             case Finished.wire_name:
                 self.stage = ""
 
-    def _progress(self, stage: str, done: int, total: int, unit: str, at: float) -> None:
+    def _apply_progress(self, stage: str, done: int, total: int, unit: str, now: float) -> None:
         if unit == "runs":
             self.run, self.runs, self.done = done + 1, total, {}
-        elif unit == "patches":  # within a slide of the stage under way
+        elif unit == "patches":  # within a slide of the current stage
             self._part = done / total if total else 0.0
             if done == total and self.stage.startswith("HR"):
                 self.patches += total
         else:
             if stage != self.stage:
-                # Epochs tell when they end, so the first that is told has been made by this attempt, or before it.
-                self._began, self._first = at, done
+                # An epoch is logged at its end, so the first one in the log counts as finished before this attempt.
+                self._started, self._first = now, done
             self.stage, self._done, self._total, self._unit, self._part = stage, done, total, unit, 0.0
             if unit == "slides" and done == total:
-                self.done[stage], self.stage = at - self._began, ""
+                self.done[stage], self.stage = now - self._started, ""
 
 
 @dataclass(frozen=True)
 class RunWriter:
-    """Who writes to a run folder.
+    """Process that writes to a run folder.
 
     Attributes
     ----------
     owner
-        As the lock file names it.
+        Process in the lock file.
     silent_s
-        Seconds since its last sign of life.
+        Seconds since its last heartbeat.
     """
 
     owner: LockOwner
     silent_s: float
 
     @property
-    def alive(self) -> bool:
-        """Whether it was heard of lately."""
+    def is_alive(self) -> bool:
+        """Whether its heartbeat is recent."""
         return self.silent_s < SILENCE_LIMIT_S
 
     @property
     def text(self) -> str:
-        """One line."""
-        since = "" if self.alive else f", which has not been heard of for {format_duration(self.silent_s)}"
+        """One line: process, machine, and how long it has been silent."""
+        since = "" if self.is_alive else f", silent for {format_duration(self.silent_s)}"
         return f"process {self.owner.pid} on {self.owner.host}{since}"
 
 
 class HeartbeatMonitor:
-    """Watches the lock file of a run folder; another machine's clock need not agree with ours.
+    """Watcher of the lock file in a run folder; it counts changes, because the clocks of two machines may differ.
 
     Parameters
     ----------
     folder
-        The run's.
+        The run folder.
     clock
-        Seconds; tests pass their own.
+        Returns seconds; a test passes a clock of its own.
     """
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder, self._clock = folder, clock
         self._last: LockOwner | None = None
-        self._heard = 0.0
+        self._last_heartbeat = 0.0
 
-    def look(self) -> RunWriter | None:
-        """Return who writes; None where nobody does, or whoever did has died on this machine."""
+    def check(self) -> RunWriter | None:
+        """Return the process that writes; None if there is none, or if it has died on this machine."""
         owner, now = find_owner(self._folder), self._clock()
         if owner is None:
             self._last = None
             return None
         if self._last is None:
-            self._heard = now - min(self._age(), SILENCE_LIMIT_S)  # an old file may be that of a writer long gone
+            self._last_heartbeat = now - min(self._age(), SILENCE_LIMIT_S)  # an old file may belong to a dead process
         elif owner != self._last:
-            self._heard = now
+            self._last_heartbeat = now
         self._last = owner
-        return RunWriter(owner, now - self._heard)
+        return RunWriter(owner, now - self._last_heartbeat)
 
     def _age(self) -> float:
         try:

@@ -1,6 +1,6 @@
-"""A training run as the window sees it: a process of its own that writes to a folder, and what the folder tells.
+"""Training run in a process of its own: start, follow through its folder, stop and resume.
 
-The process is detached: it goes on without the window, and any window can follow it. No Qt and no napari here.
+The process is detached: it continues without the window, and any window can follow it. No Qt and no napari here.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from napari_lrmil.core.atomic_files import raise_if_full, write_text
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.plugin.train.run_monitor import HeartbeatMonitor, JsonLinesTail, RunLogState, RunWriter
 
-SETTINGS_FILE, OUTPUT_FILE = "settings.yaml", "output.txt"  # what the window asked for, and what the process said
-TAIL_BYTES = 4096  # of the output, in which its last sentence lies
-_RELEASED: list[subprocess.Popen[bytes]] = []  # children that outlive their dock; kept so that Python reaps them
+SETTINGS_FILE, OUTPUT_FILE = "settings.yaml", "output.txt"  # settings from the dock, and output of the process
+TAIL_BYTES = 4096  # end of the output, which holds the error
+_RELEASED: list[subprocess.Popen[bytes]] = []  # children that outlive their dock; Python reaps them
 
 
 @atexit.register
 def _silence_released_children() -> None:
     for child in _RELEASED:
         if child.poll() is None:
-            child.returncode = 0  # it runs on on purpose: Python would warn of it
+            child.returncode = 0  # it continues on purpose; Python would warn about a running child
 
 
 class RunPhase(Enum):
-    """How far a run is."""
+    """Phase of a run."""
 
     NONE = "no run"
     STARTING = "starting"
@@ -53,14 +53,14 @@ class RunPhase(Enum):
 
 @dataclass(frozen=True)
 class TrainCommand:
-    """What a run is started with.
+    """Command of a training run.
 
     Attributes
     ----------
     cohort
-        The table.
+        Cohort table.
     folder
-        The run's.
+        Run folder.
     config
         A YAML file.
     device
@@ -73,32 +73,32 @@ class TrainCommand:
     device: str = "auto"
 
     @property
-    def words(self) -> list[str]:
-        """The command line."""
-        words = [sys.executable, "-m", "napari_lrmil", "train", str(self.cohort), "--out", str(self.folder)]
-        return [*words, "--config", str(self.config), "--device", self.device]
+    def argv(self) -> list[str]:
+        """Arguments of the process."""
+        command = [sys.executable, "-m", "napari_lrmil", "train", str(self.cohort), "--out", str(self.folder)]
+        return [*command, "--config", str(self.config), "--device", self.device]
 
 
-def start_process(call: TrainCommand) -> subprocess.Popen[bytes]:
-    """Start the process of a call, apart from this one; what it says goes to a file in the run folder.
+def start_process(command: TrainCommand) -> subprocess.Popen[bytes]:
+    """Start a detached process; its output goes to a file in the run folder.
 
     Raises
     ------
     LrmilError
-        Where the folder cannot be written to.
+        If the folder cannot be written to.
     """
-    detached: dict[str, Any] = {"start_new_session": True}
+    popen_options: dict[str, Any] = {"start_new_session": True}
     if os.name == "nt":
         flags = "DETACHED_PROCESS", "CREATE_NEW_PROCESS_GROUP"
-        detached = {"creationflags": sum(getattr(subprocess, flag) for flag in flags)}
+        popen_options = {"creationflags": sum(getattr(subprocess, flag) for flag in flags)}
     environment = os.environ | {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "2000", "PYTHONUNBUFFERED": "1"}
     try:
-        with (call.folder / OUTPUT_FILE).open("wb") as output:
+        with (command.folder / OUTPUT_FILE).open("wb") as output:
             return subprocess.Popen(
-                call.words, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, **detached
+                command.argv, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, **popen_options
             )
     except OSError as error:
-        raise _unwritable_error(call.folder, error) from error
+        raise _unwritable_error(command.folder, error) from error
 
 
 def _unwritable_error(folder: Path, error: OSError) -> LrmilError:
@@ -108,25 +108,27 @@ def _unwritable_error(folder: Path, error: OSError) -> LrmilError:
 
 
 class TrainingRun:
-    """One run folder at a time: started, followed, stopped, gone on with.
+    """A run folder and its process; the methods start, follow, stop and resume the run.
 
     Parameters
     ----------
     clock
-        Seconds since 1970; tests pass their own.
+        Returns seconds since 1970; a test passes a clock of its own.
 
     Attributes
     ----------
     folder
-        The run's; None where none was chosen.
-    story
-        What its log tells.
+        The run folder; None if no run is open.
+    log
+        State from the event log.
     writer
-        Who writes to it, where somebody does.
+        Process that writes to the folder; None if there is none.
+    phase
+        Phase of the run.
     reason
-        A sentence on why it broke off.
+        Sentence on why the run broke off.
     foreign
-        A sentence on why this version cannot go on with it; empty where it can.
+        Sentence on why this version cannot resume the run; empty if it can.
     """
 
     changed = Signal()
@@ -140,32 +142,32 @@ class TrainingRun:
 
     def _close(self) -> None:
         self.folder: Path | None = None
-        self.story = RunLogState()
+        self.log = RunLogState()
         self.writer: RunWriter | None = None
         self.phase, self.reason, self.foreign = RunPhase.NONE, "", ""
         self._tail: JsonLinesTail | None = None
-        self._heart: HeartbeatMonitor | None = None
-        self._seen: Any = None
+        self._heartbeat: HeartbeatMonitor | None = None
+        self._last_state: Any = None
 
     # ------------------------------------------------------------ starting and opening
 
     @property
-    def alive(self) -> bool:
-        """Whether a process writes to the folder, as far as can be told."""
+    def is_alive(self) -> bool:
+        """Whether a process writes to the folder, as far as this window can see."""
         return self.phase in (RunPhase.STARTING, RunPhase.RUNNING, RunPhase.STOPPING)
 
     @property
     def is_ours(self) -> bool:
-        """Whether this window started the process that runs."""
+        """Whether this window started the running process."""
         return self._child is not None and self._child.poll() is None
 
     def start(self, cohort: Path, folder: Path, config: TrainConfig, device: str) -> None:
-        """Begin a run in a folder.
+        """Start a run in a folder.
 
         Raises
         ------
         LrmilError
-            Where the folder cannot be written to, or holds a run already.
+            If the folder cannot be written to, or already holds a run.
         """
         require_no_run(folder)
         try:
@@ -173,48 +175,48 @@ class TrainingRun:
             write_text(folder / SETTINGS_FILE, dump_config(config))
         except OSError as error:
             raise _unwritable_error(folder, error) from error
-        self._begin(TrainCommand(cohort, folder, folder / SETTINGS_FILE, device))
+        self._start(TrainCommand(cohort, folder, folder / SETTINGS_FILE, device))
 
-    def _begin(self, call: TrainCommand) -> None:
-        clear_stop_request(call.folder)
-        child = start_process(call)
-        self._look_at(call.folder)
-        self._call, self._child = call, child
+    def _start(self, command: TrainCommand) -> None:
+        clear_stop_request(command.folder)
+        child = start_process(command)
+        self._watch(command.folder)
+        self._child = child
         self.phase, self.reason = RunPhase.STARTING, ""
         self.changed.emit()
 
     def open(self, folder: Path) -> None:
-        """Follow a run that is there, running or not.
+        """Follow an existing run, running or not.
 
         Raises
         ------
         LrmilError
-            Where the folder is none of a run.
+            If the folder holds no run.
         """
         if not any((folder / name).exists() for name in (CONFIG, EVENTS, SETTINGS_FILE)):
             raise LrmilError(f"{folder}: no training run is here; expected a folder with {CONFIG} and {EVENTS}")
-        self.let_go()
-        self._look_at(folder)
+        self.release()
+        self._watch(folder)
         self.foreign = _why_foreign(folder)
         self.poll()
         self.changed.emit()
 
-    def _look_at(self, folder: Path) -> None:
+    def _watch(self, folder: Path) -> None:
         self._close()
         self.folder = folder
-        self._tail, self._heart = JsonLinesTail(folder / EVENTS), HeartbeatMonitor(folder)
+        self._tail, self._heartbeat = JsonLinesTail(folder / EVENTS), HeartbeatMonitor(folder)
 
-    def let_go(self) -> None:
-        """Follow the process no longer; it goes on."""
+    def release(self) -> None:
+        """Stop following the process, which continues."""
         if self._child is not None and self._child.poll() is None:
             _RELEASED.append(self._child)
         self._child = None
 
-    # ------------------------------------------------------------ stopping and going on
+    # ------------------------------------------------------------ stopping and resuming
 
     def stop(self) -> None:
-        """Ask the process to end after the batch."""
-        if self.folder is None or not self.alive:
+        """Ask the process to end after the current batch."""
+        if self.folder is None or not self.is_alive:
             return
         try:
             request_stop(self.folder)
@@ -225,112 +227,114 @@ class TrainingRun:
 
     @property
     def resume_blocked_by(self) -> str:
-        """Return a sentence on why the run cannot go on; empty where it can."""
+        """Sentence on why the run cannot be resumed; empty if it can."""
         if self.folder is None:
             return "No run is open."
-        if self.alive:
-            return "The run is under way."
+        if self.is_alive:
+            return "The run is in progress."
         return self.foreign
 
     def resume(self, cohort: Path | None = None, device: str = "auto") -> None:
-        """Go on from the last whole epoch: the same call again.
+        """Continue from the last complete epoch, by the same command.
 
         Parameters
         ----------
         cohort, device
-            Taken where the folder does not say, or its table is not on this machine.
+            Used if the folder does not state them, or if its table is not on this machine.
 
         Raises
         ------
         LrmilError
-            Where the table is not known, or the folder cannot be written to.
+            If there is no table, or the folder cannot be written to.
         """
         if self.folder is None or self.resume_blocked_by:
             raise LrmilError(self.resume_blocked_by)
-        folder, told = self.folder, _read_stored_call(self.folder)
-        table = Path(told["cohort"]) if told.get("cohort") else None
+        folder, stored = self.folder, _read_stored_call(self.folder)
+        table = Path(stored["cohort"]) if stored.get("cohort") else None
         if table is None or not table.exists():
             table = cohort
         if table is None:
             raise LrmilError(f"{folder}: its cohort table is not on this machine; open that table above, then resume")
         config = next((folder / name for name in (CONFIG, SETTINGS_FILE) if (folder / name).exists()), None)
         if config is None:
-            raise LrmilError(f"{folder}: it has no {CONFIG}, so its settings are not known; start a new run")
+            raise LrmilError(f"{folder}: it has no {CONFIG}, so its settings are unknown; start a new run")
         foreign = self.foreign
-        self._begin(TrainCommand(table, folder, config, str(told.get("device") or device)))
+        self._start(TrainCommand(table, folder, config, str(stored.get("device") or device)))
         self.foreign = foreign
 
     # ------------------------------------------------------------ following
 
     def poll(self) -> None:
-        """Look for what is new; told only where something is."""
-        if self.folder is None or self._tail is None or self._heart is None:
+        """Read what is new in the folder, and emit signals if something changed."""
+        if self.folder is None or self._tail is None or self._heartbeat is None:
             return
         before = self.phase
-        code = self._child.poll() if self._child is not None else None  # before the log: what it wrote last is in it
-        self.writer = self._heart.look()
+        code = (
+            self._child.poll() if self._child is not None else None
+        )  # before the log is read, so that the log holds everything the process wrote
+        self.writer = self._heartbeat.check()
         lines = self._tail.read()
-        self.story.update(lines)
+        self.log.update(lines)
         if not self._tail.more:
-            self.phase = self._found(code)
-        seen = (self.phase, self.reason, self.writer and self.writer.alive)
-        if lines or seen != self._seen:
-            self._seen = seen
+            self.phase = self._find_phase(code)
+        state = (self.phase, self.reason, self.writer and self.writer.is_alive)
+        if lines or state != self._last_state:
+            self._last_state = state
             self.changed.emit()
         if before is not self.phase and self.phase is RunPhase.FINISHED:
             self.finished.emit(self.folder)
         if before not in (self.phase, RunPhase.NONE) and self.phase is RunPhase.BROKEN:
             self.failed.emit(self.reason)
 
-    def _found(self, code: int | None) -> RunPhase:
+    def _find_phase(self, code: int | None) -> RunPhase:
         assert self.folder is not None
         if self._child is not None and code is None:
             if self.phase is RunPhase.STOPPING:
                 return RunPhase.STOPPING
-            begun = self.writer is not None or self.phase is RunPhase.RUNNING  # and it may be about to end
-            return RunPhase.RUNNING if begun else RunPhase.STARTING
-        if self._child is None and self.writer is not None and self.writer.alive:
+            has_started = self.writer is not None or self.phase is RunPhase.RUNNING  # it may be about to end
+            return RunPhase.RUNNING if has_started else RunPhase.STARTING
+        if self._child is None and self.writer is not None and self.writer.is_alive:
             return RunPhase.STOPPING if is_stop_requested(self.folder) else RunPhase.RUNNING
-        if self.story.finished and code in (None, 0, 3):  # 3: some slides failed, which is told elsewhere
+        if self.log.finished and code in (None, 0, 3):  # 3: some slides failed, which the dock shows elsewhere
             return RunPhase.FINISHED
         if is_stop_requested(self.folder):
             return RunPhase.STOPPED
-        self.reason = self._why(code, self.writer)
+        self.reason = self._why_broken(code, self.writer)
         return RunPhase.BROKEN
 
-    def _why(self, code: int | None, writer: RunWriter | None) -> str:
-        kept = f"what was done is kept, {self.story.resumes}"
+    def _why_broken(self, code: int | None, writer: RunWriter | None) -> str:
+        next_step = f"finished steps are stored, {self.log.resume_text}"
         if code is None:
-            who = f"{writer.text}" if writer else "no process writes to it any more"
-            said = read_last_error(self.folder)
-            if said and not writer:
-                return said
-            return f"The run is not finished, and {who}; {kept}."
+            error = read_last_error(self.folder)
+            if error and not writer:
+                return error
+            owner = writer.text if writer else "no process writes to it any more"
+            return f"The run is not finished, and {owner}; {next_step}."
         if code < 0:
-            return f"The training process was killed (signal {-code}); {kept}."
-        return read_last_error(self.folder) or f"The training process ended with exit code {code}; {kept}."
+            return f"The training process was killed (signal {-code}); {next_step}."
+        return read_last_error(self.folder) or f"The training process ended with exit code {code}; {next_step}."
 
-    def pace_text(self) -> str:
-        """Return how far the stage under way is, for people."""
-        story = self.story
-        pace = story.pace(self._clock() if self.alive else None)
-        told = pace.text if pace else ""
-        return f"Run {story.run} of {story.runs} · {told}" if story.runs and told else told
+    def progress_text(self) -> str:
+        """Return the progress of the current stage, for display."""
+        log = self.log
+        progress = log.progress(self._clock() if self.is_alive else None)
+        text = progress.text if progress else ""
+        return f"Run {log.run} of {log.runs} · {text}" if log.runs and text else text
 
 
 def holds_run(folder: Path) -> bool:
-    """Return whether a run has begun in a folder: one is gone on with there, and none begun."""
+    """Return whether a folder holds a run, which can be resumed there but not replaced."""
     return (folder / CONFIG).exists()
 
 
 def require_no_run(folder: Path) -> None:
-    """Raise `LrmilError` where a folder holds a run."""
+    """Raise `LrmilError` if a folder holds a run."""
     if holds_run(folder):
-        raise LrmilError(f"{folder}: a run lies there already; open it to go on with it, or choose another folder")
+        raise LrmilError(f"{folder}: the folder already holds a run; open it to resume it, or choose another folder")
 
 
 def read_last_error(folder: Path | None) -> str:
-    """Return what the process said last, where that was an error; empty where it was not."""
+    """Return the last error in the output of the process; empty if there is none."""
     if folder is None:
         return ""
     try:
@@ -339,20 +343,20 @@ def read_last_error(folder: Path | None) -> str:
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return ""
-    told = re.findall(r"^error: (.+)$", text, flags=re.MULTILINE)
-    return told[-1].strip() if told else ""
+    errors = re.findall(r"^error: (.+)$", text, flags=re.MULTILINE)
+    return errors[-1].strip() if errors else ""
 
 
 def _read_stored_call(folder: Path) -> dict[str, Any]:
     try:
-        told = json.loads((folder / CALL).read_text(encoding="utf-8"))
+        values = json.loads((folder / CALL).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return told if isinstance(told, dict) else {}
+    return values if isinstance(values, dict) else {}
 
 
 def _why_foreign(folder: Path) -> str:
-    """Return a sentence where the folder's settings are not ours to go on with."""
+    """Return a sentence on why this version cannot use the folder's settings; empty if it can."""
     config = folder / CONFIG
     if not config.exists():
         return ""

@@ -1,4 +1,4 @@
-"""The dock that trains: slides, settings, a run in a process of its own, and what came out."""
+"""Train dock: cohort, settings, a run in a process of its own, and its result."""
 
 from __future__ import annotations
 
@@ -46,11 +46,12 @@ from napari_lrmil.plugin.train.run_process import RunPhase, TrainingRun, require
 from napari_lrmil.plugin.viewer.gl_context import guard_layer_removal
 
 DOCK_MIN_WIDTH_PX = 340
-POLL_MS = 400  # between looks at the run folder
-DRAW_MS = 700  # between drawings of the curves, each of which takes some hundredths of a second
-SETTINGS_SETTLE_MS = 400  # settings that are still being typed
+POLL_MS = 400  # between reads of the run folder
+DRAW_MS = 700  # between redraws of the curves, each of which takes a few hundredths of a second
+SETTINGS_SETTLE_MS = 400  # pause in typing after which settings are checked
 ANALYSE_TITLE = "Analyse (LRMIL)"
-COHORT_FILE = "cohort.csv"  # in the run folder, of a table that was not saved elsewhere
+COHORT_FILE = "cohort.csv"  # in the run folder, if the table is not saved elsewhere
+NO_ESTIMATE = "The estimate of time and disk space needs checked slides."
 TABLE_FILTER = "Cohort tables (*.csv)"
 
 
@@ -60,37 +61,37 @@ class TrainWidget(DockWidget):
     Parameters
     ----------
     viewer
-        The napari viewer in which it lies.
-    remembered
-        Where this machine's pace is kept; the user's own by default.
+        The napari viewer of the dock.
+    settings
+        Store of measured speeds; that of the user by default.
     """
 
-    def __init__(self, viewer: napari.viewer.Viewer, remembered: SettingsStore | None = None) -> None:
+    def __init__(self, viewer: napari.viewer.Viewer, settings: SettingsStore | None = None) -> None:
         super().__init__()
         self._viewer = viewer
         guard_layer_removal(viewer)
-        self._remembered = remembered or SettingsStore()
+        self._settings = settings or SettingsStore()
         self._devices = available_devices()
         self.table, self.run = CohortTable(), TrainingRun()
         self._result: RunResult | None = None
         self._offer: EncoderChoice | None = None
         self._started: tuple[TrainConfig, str] | None = None
-        self._left = self._placed = self._led_on = False
-        self._pictured: Any = None
+        self._is_closed = self._is_placed = self._has_expanded = False
+        self._preview_key: Any = None
         self._build()
         self._connect()
         self._offers.submit(_list_encoders)
         self._settings_settled()
         self._refresh()
 
-    # ------------------------------------------------------------ what there is to see
+    # ------------------------------------------------------------ building
 
     def _build(self) -> None:
         self.setMinimumWidth(DOCK_MIN_WIDTH_PX)
-        ink = _plot_theme(self._viewer)
+        theme = _plot_theme(self._viewer)
         self.about = make_label("about", bold=True)
         self.cohort, self.form = CohortEditor(self.table), TrainingForm()
-        self.running, self.outcome = RunSection(self.run, ink), ResultSection(ink)
+        self.running, self.outcome = RunSection(self.run, theme), ResultSection(theme)
         self.form.offer_devices(self._devices)
         self.cohort.expand(animate=False)
         self._steps = StepList(self.about, self.sections)
@@ -104,19 +105,19 @@ class TrainWidget(DockWidget):
         """The steps, from top to bottom."""
         return self.cohort, self.form, self.running, self.outcome
 
-    # ------------------------------------------------------------ wishes and news
+    # ------------------------------------------------------------ signals
 
     def _connect(self) -> None:
         self._checks = LatestOnly(self._checked, self)
         self._pictures = LatestOnly(self._pictured_event, self)
         self._offers = LatestOnly(self._offered, self)
-        self._told = LatestOnly(self._told_of, self)
+        self._encoder_info = LatestOnly(self._show_encoder, self)
         self._results = LatestOnly(self._result_read, self)
         self._poll = self._timer(POLL_MS, self.run.poll, once=False)
         self._draw = self._timer(DRAW_MS, self._draw_curves)
         self._settle = self._timer(SETTINGS_SETTLE_MS, self._settings_settled)
-        self._place = self._timer(0, self._lie_beside)
-        wishes: tuple[tuple[Any, Callable[..., None]], ...] = (
+        self._place = self._timer(0, self._tabify)
+        connections: tuple[tuple[Any, Callable[..., None]], ...] = (
             (self.cohort.open_wanted, self._ask_table),
             (self.cohort.build_wanted, self._ask_slides),
             (self.cohort.propose_wanted, self._propose),
@@ -135,7 +136,7 @@ class TrainWidget(DockWidget):
             (self.outcome.use_wanted, self._use_model),
             (self.outcome.report_wanted, self._open_report),
         )
-        for signal, callback in wishes:
+        for signal, callback in connections:
             signal.connect(callback)
         connect_until_destroyed(
             self,
@@ -146,7 +147,7 @@ class TrainWidget(DockWidget):
                 (self.run.finished, self._finished),
             ],
         )
-        self.destroyed.connect(self.run.let_go)
+        self.destroyed.connect(self.run.release)
 
     def _timer(self, ms: int, callback: Callable[[], None], *, once: bool = True) -> QTimer:
         timer = QTimer(self)
@@ -168,11 +169,11 @@ class TrainWidget(DockWidget):
             self.open_table(Path(file))
 
     def open_table(self, path: Path) -> None:
-        """Take the slides of a cohort table."""
+        """Open a cohort table."""
         show_errors(partial(self.table.open, path))
 
     def _may_drop_table(self) -> bool:
-        """Ask before a table with unsaved changes makes room for another."""
+        """Return whether the table may be replaced; ask if it has unsaved changes."""
         return self.table.saved or not self.table.edited or confirm_discard_table()
 
     def _ask_slides(self) -> None:
@@ -195,15 +196,15 @@ class TrainWidget(DockWidget):
             self._refused(str(error))
 
     def _refused(self, sentence: str) -> None:
-        """Say it where it stays to be read too: napari's notice is cut off and goes."""
+        """Show the sentence in the dock too, because napari's notification is truncated and disappears."""
         show_error(sentence)
         self.cohort.show_refusal(sentence)
 
     def _table_changed(self) -> None:
         if not self._checks.is_busy and self.table.unchecked:
             self._checks.submit(self.table.checking)
-        if not (self._led_on or self.table.blocked_by):  # once: whoever folds it wants it folded
-            self._led_on = True
+        if not (self._has_expanded or self.table.blocked_by):  # only once: afterwards the user decides what is folded
+            self._has_expanded = True
             self.form.expand(animate=False)
             self.running.expand(animate=False)
         self._draw_picture()
@@ -214,7 +215,7 @@ class TrainWidget(DockWidget):
         if isinstance(event, Failed):
             show_error(event.message)
         if isinstance(event, Finished):
-            if self.table.unchecked:  # rows that came meanwhile
+            if self.table.unchecked:  # rows added in the meantime
                 self._checks.submit(self.table.checking)
             self.cohort.refresh(bool(self.table.unchecked))
 
@@ -232,8 +233,8 @@ class TrainWidget(DockWidget):
         if config is not None:
             if config.plan != self.table.plan:
                 self.table.choose_plan(config.plan)
-                self._checks.submit(self.table.checking)  # and no further for the patch sizes of before
-            self._told.submit(partial(_describe_encoder, config.encoder.teacher))
+                self._checks.submit(self.table.checking)  # ends the checks for the old patch sizes
+            self._encoder_info.submit(partial(_describe_encoder, config.encoder.teacher))
         self._draw_picture()
         self._refresh()
 
@@ -241,19 +242,19 @@ class TrainWidget(DockWidget):
         if isinstance(event, Finished):
             self.form.offer_encoders([offer.name for offer in event.result])
 
-    def _told_of(self, event: Event) -> None:
+    def _show_encoder(self, event: Event) -> None:
         if isinstance(event, Finished):
             self._offer = event.result
             self.form.show_encoder_info(event.result)
             self._refresh()
 
     def _draw_picture(self) -> None:
-        """Draw the patches of the first slide that can be used, if they are not drawn yet."""
+        """Draw the patches of the first usable slide, if they are not drawn yet."""
         first = next(iter(self.table.usable), None)
-        wanted = (first[0].key, self.table.plan) if first else None
-        if wanted == self._pictured:
+        key = (first[0].key, self.table.plan) if first else None
+        if key == self._preview_key:
             return
-        self._pictured = wanted
+        self._preview_key = key
         if first is None:
             self.form.show_picture(None)
             return
@@ -266,7 +267,7 @@ class TrainWidget(DockWidget):
 
     @property
     def _device(self) -> str:
-        """The device that ``auto`` means here, or the one that was chosen."""
+        """The chosen device; for ``auto`` the best of this machine."""
         chosen = str(self.form.device.value)
         best = next(name for name in ("cuda", "mps", "cpu") if name in self._devices)
         return best if chosen == "auto" else chosen
@@ -275,7 +276,7 @@ class TrainWidget(DockWidget):
 
     @property
     def start_blocked_by(self) -> str:
-        """Return a sentence on why no run can be started; empty where one can."""
+        """Sentence on why no run can be started; empty if one can."""
         encoder_blocked_by = self._offer.blocked_by if self._offer else ""
         return self.table.blocked_by or self.form.problem.text() or encoder_blocked_by
 
@@ -285,25 +286,31 @@ class TrainWidget(DockWidget):
             self.running.folder.setText(folder)
 
     def start(self) -> None:
-        """Start the run that is set up; a table with unsaved changes is written into the run's folder."""
+        """Start a run with the present table and settings; an unsaved table is written into the run folder.
+
+        Raises
+        ------
+        LrmilError
+            If starting is blocked, or the folder is missing, holds a run, or cannot be written to.
+        """
         folder, blocked = self.running.value(), self.start_blocked_by
         if folder is None or blocked:
             raise LrmilError(blocked or "Choose a folder for the run first.")
         config = self.form.value()
         folder = folder.resolve()
-        require_no_run(folder)  # before a table is written into it
+        require_no_run(folder)  # before a table is written into the folder
         if not (self.table.saved and self.table.path):
             self.table.save(folder / COHORT_FILE)
         assert self.table.path is not None
         self.run.start(self.table.path, folder, config, str(self.form.device.value))
         self._started = config, self._device
-        self._begun()
+        self._show_run()
 
     def _resume(self) -> None:
         self.run.resume(self.table.path if self.table.saved else None, str(self.form.device.value))
-        self._begun()
+        self._show_run()
 
-    def _begun(self) -> None:
+    def _show_run(self) -> None:
         self._result = None
         self.outcome.show_result(None)
         self._poll.start()
@@ -315,7 +322,7 @@ class TrainWidget(DockWidget):
             self.open_run(Path(folder))
 
     def open_run(self, folder: Path) -> None:
-        """Follow a run that is there."""
+        """Follow an existing run."""
         self._started = None
         show_errors(partial(self.run.open, folder))
         if self.run.folder == folder:
@@ -335,10 +342,10 @@ class TrainWidget(DockWidget):
             self.running.draw()
 
     def _finished(self, folder: Path) -> None:
-        if self._started is not None and self.run.story.attempt == 0:  # what was resumed tells no whole pace
-            told = remember_throughput(folder, self.run.story, *self._started, self._remembered)
-            if told:
-                show_error(told)
+        if self._started is not None and self.run.log.attempt == 0:  # a resumed run has no complete times
+            error = remember_throughput(folder, self.run.log, *self._started, self._settings)
+            if error:
+                show_error(error)
         self._results.submit(partial(_read_result, folder))
 
     def _result_read(self, event: Event) -> None:
@@ -349,13 +356,13 @@ class TrainWidget(DockWidget):
             self.outcome.show_result(event.result)
             self._steps.show_only(self.outcome)
 
-    # ------------------------------------------------------------ what comes of it
+    # ------------------------------------------------------------ result
 
     def _use_model(self) -> None:
         if self._result is not None and self._result.bundle is not None:
             dock = self._analyse()
             dock.open_model(self._result.bundle)
-            show_info(f"The Analyse dock has the model of {self._result.folder.name} now.")
+            show_info(f"The model of {self._result.folder.name} is now in the Analyse dock.")
 
     def _analyse(self) -> AnalyseWidget:
         return open_dock(self._viewer, AnalyseWidget, ANALYSE_TITLE)
@@ -368,8 +375,8 @@ class TrainWidget(DockWidget):
         config = self.form.check()
         self.cohort.refresh(self._checks.is_busy)
         self.running.refresh(self.start_blocked_by)
-        found = estimate_training(self.table, config, self._device, self._remembered) if config else None
-        self.form.show_estimate(found.text if found else "Time and room are estimated once slides were looked at.")
+        estimate = estimate_training(self.table, config, self._device, self._settings) if config else None
+        self.form.show_estimate(estimate.text if estimate else NO_ESTIMATE)
         count = f"{len(self.table.rows)} slides" if self.table.rows else "no slides"
         run = f"{self.run.folder.name}: {self.run.phase.value}" if self.run.folder else "no run"
         self.about.setText(f"{count} · {run} · {self._devices[self._device]}")
@@ -377,29 +384,29 @@ class TrainWidget(DockWidget):
     # ------------------------------------------------------------ closing
 
     def showEvent(self, event: QShowEvent) -> None:  # noqa: N802  # Qt's name
-        """Line the fields up, and be asked before the window closes."""
+        """Align the form labels, and watch for the window's close event."""
         super().showEvent(event)
-        self._left = False
+        self._is_closed = False
         for form in (self.form.top, *(group.form for group in self.form.groups)):
             align_labels(form.native)
         self.window().installEventFilter(self)
-        if not self._placed:
-            self._placed = True
-            self._place.start()  # napari is still in the middle of docking it
+        if not self._is_placed:
+            self._is_placed = True
+            self._place.start()  # napari has not finished docking yet
 
-    def _lie_beside(self) -> None:
+    def _tabify(self) -> None:
         tabify_with(self._viewer, self, AnalyseWidget)
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:  # noqa: N802  # Qt's name
-        """Ask what becomes of a run before its window closes."""
+        """Before the window closes, ask what to do with a running training."""
         if event.type() == QEvent.Type.Close and watched is self.window() and not self._on_removed(may_stay=True):
             event.ignore()
             return True
         return bool(super().eventFilter(watched, event))
 
     def _on_removed(self, *, may_stay: bool = False) -> bool:
-        """Ask whether a run that was started here goes on; return False where the user would rather stay."""
-        if self._left:
+        """Ask whether a run of this window continues; return False if the user keeps the dock open."""
+        if self._is_closed:
             return True
         if self.run.is_ours and self.run.phase is not RunPhase.STOPPING:
             answer = confirm_close_during_training(may_stay)
@@ -407,12 +414,12 @@ class TrainWidget(DockWidget):
                 return False
             if answer == STOP_TRAINING:
                 show_errors(self.run.stop)
-        self._left = True
+        self._is_closed = True
         for timer in (self._poll, self._draw, self._settle, self._place):
             timer.stop()
-        for work in (self._checks, self._pictures, self._offers, self._told, self._results):
+        for work in (self._checks, self._pictures, self._offers, self._encoder_info, self._results):
             work.stop()
-        self.run.let_go()
+        self.run.release()
         return True
 
 

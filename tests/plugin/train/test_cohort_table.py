@@ -41,7 +41,7 @@ def test_proposed_splits_go_by_patient_and_hold_every_class(tmp_path: Path) -> N
     table = opened(written(tmp_path))
     table.propose_splits()
     sides = {row.patient: {r.split for r in table.rows if r.patient == row.patient} for row in table.rows}
-    assert all(len(its) == 1 for its in sides.values())
+    assert all(len(splits) == 1 for splits in sides.values())
     counts = table.counts()
     assert list(counts) == ["train", "val", "test"] and all(set(of) == {"normal", "tumour"} for of in counts.values())
     assert counts["train"]["normal"] == ClassCount(slides=6, patients=3) and not table.blocked_by
@@ -75,21 +75,21 @@ def test_a_leak_in_a_file_is_told_and_can_be_mended(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edits", "said"),
+    ("edits", "reason"),
     [
         ([(0, "label", "")], "s0_0.tif has no label; fill it in"),
         ([(3, "patient", " ")], "s1_1.tif has no patient"),
-        ([(i, "label", "normal") for i in range(20)], "two classes are needed"),
+        ([(i, "label", "normal") for i in range(20)], "needs two classes"),
         ([(0, "split", "val")], "have no split while others do"),
     ],
 )
 def test_what_keeps_a_table_from_training_is_one_sentence(
-    tmp_path: Path, edits: list[tuple[int, str, str]], said: str
+    tmp_path: Path, edits: list[tuple[int, str, str]], reason: str
 ) -> None:
     table = opened(written(tmp_path))
     for row, column, text in edits:
         table.edit(row, column, text)  # type: ignore[arg-type]  # columns, written out
-    assert said in table.blocked_by and one_sentence(Exception(table.blocked_by))
+    assert reason in table.blocked_by and one_sentence(Exception(table.blocked_by))
 
 
 # ---------------------------------------------------------------- files

@@ -1,4 +1,4 @@
-"""A run as the window follows it, without a screen: a growing log, time left, who writes, a child that is killed."""
+"""Training run without a screen: growing log, time left, writer of the folder, killed process, settings, estimate."""
 
 from __future__ import annotations
 
@@ -45,23 +45,23 @@ def test_only_what_is_new_is_read_and_half_a_line_waits(tmp_path: Path) -> None:
     with (tmp_path / EVENTS).open("a") as file:
         file.write('{"seq": 0}\n{"seq": 1}\n{"se')
         file.flush()
-        assert [one["seq"] for one in tail.read()] == [0, 1]
+        assert [entry["seq"] for entry in tail.read()] == [0, 1]
         assert tail.read() == []
         file.write('q": 2}\nno json\n[3]\n{"seq": 4}\n')
         file.flush()
-        assert [one["seq"] for one in tail.read()] == [2, 4]
+        assert [entry["seq"] for entry in tail.read()] == [2, 4]
     assert tail.broken == 2
 
 
 def test_a_large_log_is_read_in_pieces(tmp_path: Path) -> None:
     """So that opening a long run does not hold the window up."""
     (tmp_path / EVENTS).write_text("".join(f'{{"seq": {i}}}\n' for i in range(1000)))
-    tail, found = JsonLinesTail(tmp_path / EVENTS), []
+    tail, entries = JsonLinesTail(tmp_path / EVENTS), []
     pieces = 0
     while not pieces or tail.more:
-        found += tail.read(2000)
+        entries += tail.read(2000)
         pieces += 1
-    assert [one["seq"] for one in found] == list(range(1000)) and pieces > 5
+    assert [entry["seq"] for entry in entries] == list(range(1000)) and pieces > 5
 
 
 def test_a_line_cut_off_by_a_kill_is_written_over_by_the_next_attempt(tmp_path: Path) -> None:
@@ -69,51 +69,49 @@ def test_a_line_cut_off_by_a_kill_is_written_over_by_the_next_attempt(tmp_path: 
     path.write_text('{"seq": 0}\n{"seq": 1, "atte')
     assert len(tail.read()) == 1
     path.write_text('{"seq": 0}\n{"seq": 1, "attempt": 1}\n')
-    assert [one.get("attempt") for one in tail.read()] == [1]
+    assert [entry.get("attempt") for entry in tail.read()] == [1]
 
 
 def test_progress_and_time_left() -> None:
     """Epochs that an earlier attempt made do not count as made at this attempt's pace."""
-    story = RunLogState()
-    story.update([line(0, "Progress", at=100, stage="HR features", done=0, total=4, unit="slides")])
-    story.update([line(1, "Progress", at=105, stage="s0", done=30, total=60, unit="patches")])
-    pace = story.pace(110)
+    log = RunLogState()
+    log.update([line(0, "Progress", at=100, stage="HR features", done=0, total=4, unit="slides")])
+    log.update([line(1, "Progress", at=105, stage="s0", done=30, total=60, unit="patches")])
+    pace = log.progress(110)
     assert pace is not None and pace.share == pytest.approx(0.125) and pace.left == pytest.approx(70)
-    story.update([line(2, "Progress", at=140, stage="HR features", done=4, total=4, unit="slides")])
-    assert story.done == {"HR features": 40} and story.pace() is None
+    log.update([line(2, "Progress", at=140, stage="HR features", done=4, total=4, unit="slides")])
+    assert log.done == {"HR features": 40} and log.progress() is None
     epochs = [
         line(3 + i, "Progress", 1, 200 + 10 * i, stage="teacher", done=6 + i, total=20, unit="epochs") for i in (0, 1)
     ]
-    story.update(epochs)
-    pace = story.pace(210)
+    log.update(epochs)
+    pace = log.progress(210)
     assert pace is not None and (pace.first, pace.done, pace.left) == (6, 7, pytest.approx(130))
     assert "teacher · 7 of 20 epochs · at most 2 min left" in pace.text
-    story.update(
-        [line(9, "StageDone", 1, 300, stage="teacher", seconds=100.0), line(10, "Finished", 1, 301, result="r")]
-    )
-    assert story.finished and story.done["teacher"] == 100
+    log.update([line(9, "StageDone", 1, 300, stage="teacher", seconds=100.0), line(10, "Finished", 1, 301, result="r")])
+    assert log.finished and log.done["teacher"] == 100
 
 
 def test_what_resume_does_is_told_as_it_is() -> None:
-    story = RunLogState()
-    assert "nothing was done yet" in story.resumes
-    story.update([line(0, "Progress", at=100, stage="HR features", done=1, total=4, unit="slides")])
-    assert "with the slide it was at" in story.resumes
-    story.update([line(1, "Progress", at=140, stage="HR features", done=4, total=4, unit="slides")])
-    assert "after HR features" in story.resumes
-    story.update([line(2, "Metric", at=150, stage="teacher", name="train/ce", value=1.0, step=0)])
-    assert "from the last whole epoch" in story.resumes
+    log = RunLogState()
+    assert "no step is complete yet" in log.resume_text
+    log.update([line(0, "Progress", at=100, stage="HR features", done=1, total=4, unit="slides")])
+    assert "with the current slide" in log.resume_text
+    log.update([line(1, "Progress", at=140, stage="HR features", done=4, total=4, unit="slides")])
+    assert "after HR features" in log.resume_text
+    log.update([line(2, "Metric", at=150, stage="teacher", name="train/ce", value=1.0, step=0)])
+    assert "from the last complete epoch" in log.resume_text
 
 
 def test_curves_grow_and_lines_of_another_version_are_passed_over() -> None:
-    story = RunLogState()
-    story.update([line(i, "Metric", stage="teacher", name="train/ce", value=1.0 / (1 + i), step=i) for i in range(3)])
-    story.update([{"event": "Metric"}, {"nothing": 1}, line(4, "Dance", stage="x")])
-    story.update(
+    log = RunLogState()
+    log.update([line(i, "Metric", stage="teacher", name="train/ce", value=1.0 / (1 + i), step=i) for i in range(3)])
+    log.update([{"event": "Metric"}, {"nothing": 1}, line(4, "Dance", stage="x")])
+    log.update(
         [line(5, "Failed", message="no tissue", subject="s1", step="features"), line(6, "Caution", message="few")]
     )
-    assert story.curves[0].series["train/ce"] == {0: 1.0, 1: 0.5, 2: pytest.approx(1 / 3)}
-    assert story.failures == {"s1": "no tissue"} and list(story.cautions) == ["few"]
+    assert log.curves[0].series["train/ce"] == {0: 1.0, 1: 0.5, 2: pytest.approx(1 / 3)}
+    assert log.failures == {"s1": "no tissue"} and list(log.notices) == ["few"]
 
 
 # ---------------------------------------------------------------- who writes
@@ -128,21 +126,21 @@ def test_a_writer_elsewhere_is_known_by_its_beats(tmp_path: Path) -> None:
     """Another machine's clock is not asked: only whether something changes."""
     now = [1000.0]
     heart = HeartbeatMonitor(tmp_path, lambda: now[0])
-    assert heart.look() is None
+    assert heart.check() is None
     write_lock(tmp_path)
-    writer = heart.look()
-    assert writer is not None and writer.alive and "process 7 on far-away" in writer.text
+    writer = heart.check()
+    assert writer is not None and writer.is_alive and "process 7 on far-away" in writer.text
     now[0] += SILENCE_LIMIT_S - 1
     write_lock(tmp_path, heartbeats=1)
-    assert heart.look().alive  # type: ignore[union-attr]  # the lock is there
+    assert heart.check().is_alive  # type: ignore[union-attr]  # the lock is there
     now[0] += SILENCE_LIMIT_S + 1
-    writer = heart.look()
-    assert writer is not None and not writer.alive and "not been heard of" in writer.text
+    writer = heart.check()
+    assert writer is not None and not writer.is_alive and "silent for" in writer.text
 
 
 def test_a_dead_process_of_this_machine_is_no_writer(tmp_path: Path) -> None:
     write_lock(tmp_path, host=socket.gethostname(), pid=2**22 + 1, pid_namespace=os.readlink("/proc/self/ns/pid"))
-    assert HeartbeatMonitor(tmp_path).look() is None
+    assert HeartbeatMonitor(tmp_path).check() is None
 
 
 # ---------------------------------------------------------------- opening
@@ -153,10 +151,10 @@ def test_a_finished_run_opens_as_one(tmp_path: Path) -> None:
     (folder / "config.yaml").write_text(dump_config(preset_config("default")))
     run = TrainingRun()
     run.open(folder)
-    assert run.phase is RunPhase.FINISHED and run.story.attempt == 1 and len(run.story.curves) == 4
+    assert run.phase is RunPhase.FINISHED and run.log.attempt == 1 and len(run.log.curves) == 4
     result = read_run_result(folder)
     assert result is not None and [row.name for row in result.rows[:2]] == ["HR teacher", "LR student"]
-    assert " to " in result.rows[0].interval and result.reliability["student"] and "tell little" in result.notes[1]
+    assert " to " in result.rows[0].interval and result.reliability["student"] and "uncertain" in result.notes[1]
 
 
 def test_a_series_has_a_mean_and_a_spread(tmp_path: Path) -> None:
@@ -168,15 +166,15 @@ def test_half_written_figures_are_one_sentence(tmp_path: Path) -> None:
     assert read_run_result(tmp_path) is None
     for text in ('{"student": {"test"', '{"student": {"test": {"auroc": {}}}}', "[]"):
         (tmp_path / "metrics.json").write_text(text)
-        with pytest.raises(LrmilError, match="cannot be read") as told:
+        with pytest.raises(LrmilError, match="cannot be read") as error:
             read_run_result(tmp_path)
-        assert one_sentence(told.value)
+        assert one_sentence(error.value)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LrmilError, match="no training run is here") as told:
+    with pytest.raises(LrmilError, match="no training run is here") as error:
         TrainingRun().open(tmp_path)
-    assert one_sentence(told.value)
+    assert one_sentence(error.value)
 
 
 def test_a_run_of_another_version_is_shown_and_not_gone_on_with(tmp_path: Path) -> None:
@@ -186,7 +184,7 @@ def test_a_run_of_another_version_is_shown_and_not_gone_on_with(tmp_path: Path) 
     )
     run = TrainingRun()
     run.open(tmp_path)
-    assert run.story.curves and run.phase is RunPhase.BROKEN
+    assert run.log.curves and run.phase is RunPhase.BROKEN
     assert "another version" in run.resume_blocked_by and "warp" in run.foreign
 
 
@@ -205,10 +203,10 @@ def test_a_run_without_its_table_asks_for_it(tmp_path: Path) -> None:
 def child(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a small program that holds the folder stand in for the training."""
 
-    def words(call: TrainCommand) -> list[str]:
+    def argv(call: TrainCommand) -> list[str]:
         return [sys.executable, "-c", CHILD, str(call.folder)]
 
-    monkeypatch.setattr(TrainCommand, "words", property(words))
+    monkeypatch.setattr(TrainCommand, "argv", property(argv))
 
 
 def until(run: TrainingRun, *phases: RunPhase) -> None:
@@ -221,8 +219,8 @@ def until(run: TrainingRun, *phases: RunPhase) -> None:
 
 @pytest.mark.usefixtures("child")
 def test_start_stop_resume_and_a_kill(tmp_path: Path) -> None:
-    run, told = TrainingRun(), list[str]()
-    run.failed.connect(told.append)
+    run, errors = TrainingRun(), list[str]()
+    run.failed.connect(errors.append)
     table = tmp_path / "cohort.csv"
     table.touch()
     folder = tmp_path / "run"
@@ -233,15 +231,15 @@ def test_start_stop_resume_and_a_kill(tmp_path: Path) -> None:
     run.stop()
     assert (folder / STOP_FILE).exists()
     until(run, RunPhase.STOPPED)
-    assert not told and not run.resume_blocked_by
+    assert not errors and not run.resume_blocked_by
     run.resume(table, "cpu")
     until(run, RunPhase.RUNNING)
-    while run.story.attempt < 1:
+    while run.log.attempt < 1:
         run.poll()
     assert run._child is not None
     run._child.kill()
     until(run, RunPhase.BROKEN)
-    assert len(told) == 1 and "was killed (signal 9)" in told[0] and "Resume" in told[0]
+    assert len(errors) == 1 and "was killed (signal 9)" in errors[0] and "Resume" in errors[0]
     run.resume(table, "cpu")
     until(run, RunPhase.RUNNING)
     run.stop()
@@ -254,7 +252,7 @@ def test_a_run_goes_on_without_its_window_and_another_one_follows_it(tmp_path: P
     first.start(tmp_path / "cohort.csv", tmp_path / "run", preset_config("default"), "cpu")
     until(first, RunPhase.RUNNING)
     process = first._child
-    first.let_go()
+    first.release()
     second.open(tmp_path / "run")
     until(second, RunPhase.RUNNING)
     assert not second.is_ours and second.writer is not None
@@ -264,33 +262,33 @@ def test_a_run_goes_on_without_its_window_and_another_one_follows_it(tmp_path: P
 
 
 def test_what_the_program_said_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = "print('x'); print('error: lazyslide:uni2 could not be loaded; agree to its terms'); raise SystemExit(2)"
-    monkeypatch.setattr(TrainCommand, "words", property(lambda _: [sys.executable, "-c", said]))
-    run, told = TrainingRun(), list[str]()
-    run.failed.connect(told.append)
+    code = "print('x'); print('error: lazyslide:uni2 could not be loaded; agree to its terms'); raise SystemExit(2)"
+    monkeypatch.setattr(TrainCommand, "argv", property(lambda _: [sys.executable, "-c", code]))
+    run, errors = TrainingRun(), list[str]()
+    run.failed.connect(errors.append)
     run.start(tmp_path / "cohort.csv", tmp_path / "run", preset_config("default"), "cpu")
     until(run, RunPhase.BROKEN)
-    assert told == ["lazyslide:uni2 could not be loaded; agree to its terms"]
+    assert errors == ["lazyslide:uni2 could not be loaded; agree to its terms"]
     later = TrainingRun()
     later.open(tmp_path / "run")
-    assert later.phase is RunPhase.BROKEN and later.reason == told[0]
+    assert later.phase is RunPhase.BROKEN and later.reason == errors[0]
 
 
 def test_an_unwritable_folder_and_one_with_a_run_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     run = TrainingRun()
-    with pytest.raises(LrmilError, match="cannot be written there") as told:
+    with pytest.raises(LrmilError, match="cannot be written there") as error:
         run.start(tmp_path / "cohort.csv", tmp_path / "file" / "run", preset_config("default"), "cpu")
-    assert one_sentence(told.value) and run.phase is RunPhase.NONE
+    assert one_sentence(error.value) and run.phase is RunPhase.NONE
     (tmp_path / "config.yaml").write_text(dump_config(preset_config("default")))
-    with pytest.raises(LrmilError, match="a run lies there already") as told:
+    with pytest.raises(LrmilError, match="already holds a run") as error:
         run.start(tmp_path / "cohort.csv", tmp_path, preset_config("default"), "cpu")
-    assert one_sentence(told.value)
+    assert one_sentence(error.value)
 
 
 def test_the_call_is_the_command_line(tmp_path: Path) -> None:
-    words = TrainCommand(tmp_path / "c.csv", tmp_path / "run", tmp_path / "s.yaml", "cpu").words
-    assert words[:4] == [sys.executable, "-m", "napari_lrmil", "train"] and words[-2:] == ["--device", "cpu"]
+    argv = TrainCommand(tmp_path / "c.csv", tmp_path / "run", tmp_path / "s.yaml", "cpu").argv
+    assert argv[:4] == [sys.executable, "-m", "napari_lrmil", "train"] and argv[-2:] == ["--device", "cpu"]
     assert training_run.SETTINGS_FILE != "config.yaml"  # which is the program's own to write
 
 

@@ -1,4 +1,4 @@
-"""The Train dock in a real window, driven through its buttons and cells."""
+"""Train dock in a real window, operated through its buttons and cells."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SETTINGS: dict[str, Any] = {  # JSON is YAML
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def slide_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with slides of phantoms, their table without splits, an encoder, and settings."""
     folder = tmp_path_factory.mktemp("ground")
     list(make_cohort(folder, 8, (768, 512), 1, split="train"))
@@ -48,12 +48,12 @@ def dock(viewer: Any, tmp_path: Path, qtbot: Any) -> Iterator[Any]:
     """Return the dock in the window, wide enough to be seen."""
     from napari_lrmil.plugin.train.widget import TrainWidget
 
-    made = TrainWidget(viewer, SettingsStore(tmp_path / "remembered"))
-    viewer.window.add_dock_widget(made, name="Train (LRMIL)", area="right")
+    widget = TrainWidget(viewer, SettingsStore(tmp_path / "remembered"))
+    viewer.window.add_dock_widget(widget, name="Train (LRMIL)", area="right")
     qtbot.wait(50)
-    yield made
-    if made.run.is_ours:  # a test that failed leaves no process behind
-        made.run.stop()
+    yield widget
+    if widget.run.is_ours:  # a test that failed leaves no process behind
+        widget.run.stop()
 
 
 def choose(monkeypatch: pytest.MonkeyPatch, dialog: str, path: Path) -> None:
@@ -64,7 +64,7 @@ def choose(monkeypatch: pytest.MonkeyPatch, dialog: str, path: Path) -> None:
     monkeypatch.setattr(QFileDialog, dialog, lambda *_, **__: answer)
 
 
-def told() -> str:
+def last_notification() -> str:
     """Return the newest of napari's notifications."""
     from napari.utils.notifications import notification_manager
 
@@ -87,7 +87,7 @@ def write_cell(dock: Any, qtbot: Any, row: int, column: int, text: str) -> None:
     qtbot.waitUntil(lambda: view.findChild(QLineEdit) is None, timeout=5000)
 
 
-def answer_question(word: str) -> None:
+def answer_question(label: str) -> None:
     """Press a button of the next message box."""
     from qtpy.QtCore import QTimer
     from qtpy.QtWidgets import QApplication, QMessageBox
@@ -97,7 +97,7 @@ def answer_question(word: str) -> None:
         if not boxes:
             QTimer.singleShot(50, press)
             return
-        next(button for button in boxes[0].buttons() if button.text() == word).click()
+        next(button for button in boxes[0].buttons() if button.text() == label).click()
 
     QTimer.singleShot(50, press)
 
@@ -118,19 +118,19 @@ def test_it_lies_as_a_tab_beside_analyse(viewer: Any, tmp_path: Path, qtbot: Any
 
 
 def test_a_table_is_edited_checked_and_saved(
-    dock: Any, ground: Path, tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+    dock: Any, slide_folder: Path, tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choose(monkeypatch, "getExistingDirectory", tmp_path)
     dock.cohort.build.click()
-    assert "no slide in this folder" in told() and not dock.cohort.save.isEnabled()
-    choose(monkeypatch, "getOpenFileName", ground / "settings.yaml")
+    assert "no slide in this folder" in last_notification() and not dock.cohort.save.isEnabled()
+    choose(monkeypatch, "getOpenFileName", slide_folder / "settings.yaml")
     dock.form.file.click()
-    choose(monkeypatch, "getExistingDirectory", ground)
+    choose(monkeypatch, "getExistingDirectory", slide_folder)
     dock.cohort.build.click()
     assert "8 slides have no label" in dock.cohort.state.text() and dock.cohort.model.rowCount() == 8
     dock.cohort.propose.click()
-    assert "proposed by label and patient" in told() and "8 slides have no label" in told()
-    assert dock.cohort.state.text().startswith("Splits are proposed by label and patient")
+    assert "needs label and patient" in last_notification() and "8 slides have no label" in last_notification()
+    assert dock.cohort.state.text().startswith("Proposing splits needs label and patient")
     for row in range(8):
         assert not dock.form.isExpanded()
         write_cell(dock, qtbot, row, 2, "tumour" if row % 2 else "normal")
@@ -142,9 +142,9 @@ def test_a_table_is_edited_checked_and_saved(
     other = next(r for r in range(1, 8) if dock.cohort.model.index(r, 4).data() != dock.cohort.model.index(0, 4).data())
     name = dock.cohort.model.index(0, 3).data()
     write_cell(dock, qtbot, 0, 3, dock.cohort.model.index(other, 3).data())
-    assert "must be in one split" in told() and one_sentence(Exception(told()))
+    assert "must be in one split" in last_notification() and one_sentence(Exception(last_notification()))
     assert dock.cohort.model.index(0, 3).data() == name
-    choose(monkeypatch, "getOpenFileName", ground / "cohort.csv")
+    choose(monkeypatch, "getOpenFileName", slide_folder / "cohort.csv")
     answer_question("Keep the table")
     dock.cohort.open.click()
     assert dock.table.path is None and "not saved" in dock.cohort.file_label.text()
@@ -154,22 +154,22 @@ def test_a_table_is_edited_checked_and_saved(
 
 
 def test_a_slide_that_is_not_there_keeps_the_table_from_training(
-    dock: Any, ground: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+    dock: Any, slide_folder: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A path that leads nowhere is a mistake in the table; a slide that is broken stays out."""
-    lines = (ground / "cohort.csv").read_text().splitlines()
+    lines = (slide_folder / "cohort.csv").read_text().splitlines()
     name = lines[1].split(",")[0]
-    (ground / "broken.tif").write_text("no slide")
+    (slide_folder / "broken.tif").write_text("no slide")
     odd = [lines[1].replace(name, other) for other in ("gone.tif", "broken.tif")]
-    (ground / "odd.csv").write_text("\n".join([*lines, *odd]) + "\n")
-    choose(monkeypatch, "getOpenFileName", ground / "odd.csv")
+    (slide_folder / "odd.csv").write_text("\n".join([*lines, *odd]) + "\n")
+    choose(monkeypatch, "getOpenFileName", slide_folder / "odd.csv")
     dock.cohort.open.click()
     qtbot.waitUntil(lambda: "All 10 slides checked" in dock.cohort.state.text(), timeout=WAIT_MS)
-    assert "There is no " in dock.table.blocked_by and "gone.tif" in dock.table.blocked_by
+    assert "There is no file " in dock.table.blocked_by and "gone.tif" in dock.table.blocked_by
     assert one_sentence(Exception(dock.table.blocked_by)) and dock.table.broken == 2
     dock.table.remove({8})
     assert "gone.tif" not in dock.table.blocked_by and dock.table.broken == 1
-    (ground / "broken.tif").unlink()
+    (slide_folder / "broken.tif").unlink()
 
 
 def test_settings_come_from_the_configuration(dock: Any, qtbot: Any) -> None:
@@ -195,16 +195,16 @@ def test_settings_come_from_the_configuration(dock: Any, qtbot: Any) -> None:
 
 @pytest.mark.timeout(1200)  # the program is loaded twice by the run's process
 def test_a_run_is_started_stopped_resumed_and_its_model_used(
-    dock: Any, viewer: Any, ground: Path, tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+    dock: Any, viewer: Any, slide_folder: Path, tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from napari_lrmil.plugin.analyse.widget import AnalyseWidget
     from napari_lrmil.plugin.qt.docks import find_dock
     from napari_lrmil.plugin.train.run_process import RunPhase
 
-    choose(monkeypatch, "getOpenFileName", ground / "cohort.csv")
+    choose(monkeypatch, "getOpenFileName", slide_folder / "cohort.csv")
     dock.cohort.open.click()
     dock.cohort.propose.click()
-    choose(monkeypatch, "getOpenFileName", ground / "settings.yaml")
+    choose(monkeypatch, "getOpenFileName", slide_folder / "settings.yaml")
     dock.form.file.click()
     qtbot.waitUntil(lambda: "untrained" in dock.form.encoder_info.text(), timeout=WAIT_MS)
     assert not dock.running.start.isEnabled() and "folder" in dock.running.start.toolTip()
@@ -220,17 +220,17 @@ def test_a_run_is_started_stopped_resumed_and_its_model_used(
     qtbot.waitUntil(lambda: dock.run.phase is RunPhase.STOPPED, timeout=WAIT_MS)
     assert (folder / "cohort.csv").exists() and dock.running.resume.isEnabled()
     assert "Stopped at teacher · " in dock.running.state.text() and dock.running.progress.isVisible()
-    assert "last whole epoch" in dock.running.state.text()
-    assert not dock.running.start.isEnabled() and "A run lies in this folder" in dock.running.start.toolTip()
+    assert "last complete epoch" in dock.running.state.text()
+    assert not dock.running.start.isEnabled() and "already holds a run" in dock.running.start.toolTip()
     assert (folder / "output.txt").read_text().splitlines()[-1].startswith("stopped: ")
     dock.running.resume.click()
     qtbot.waitUntil(lambda: bool(dock.running.canvas.figure.axes), timeout=WAIT_MS)
     qtbot.waitUntil(lambda: dock.outcome.use.isEnabled(), timeout=WAIT_MS)
-    assert dock.run.story.attempt == 1 and dock.run.phase is RunPhase.FINISHED
+    assert dock.run.log.attempt == 1 and dock.run.phase is RunPhase.FINISHED
     assert "LR student" in dock.outcome.table.text() and dock.outcome.report.isEnabled()
-    assert not dock.running.start.isEnabled() and "A run lies in this folder" in dock.running.start.toolTip()
+    assert not dock.running.start.isEnabled() and "already holds a run" in dock.running.start.toolTip()
     before = (folder / "output.txt").read_text()
-    with pytest.raises(LrmilError, match="a run lies there already"):
+    with pytest.raises(LrmilError, match="already holds a run"):
         dock.start()
     assert (folder / "output.txt").read_text() == before and dock.run.phase is RunPhase.FINISHED
     dock.outcome.use.click()
@@ -248,23 +248,23 @@ def test_a_run_of_another_machine_is_followed(dock: Any, tmp_path: Path, qtbot: 
     (folder / "lock").write_text(json.dumps(owner))
     choose(monkeypatch, "getExistingDirectory", folder)
     dock.running.open.click()
-    qtbot.waitUntil(lambda: "cluster-7" in dock.running.told.text(), timeout=5000)
+    qtbot.waitUntil(lambda: "cluster-7" in dock.running.notices.text(), timeout=5000)
     assert dock.running.stop.isEnabled() and not dock.running.resume.isEnabled()
     qtbot.waitUntil(lambda: len(dock.running.canvas.figure.axes) >= 2, timeout=20_000)
     dock.running.stop.click()
     assert (folder / STOP_FILE).exists() and "Stopping" in dock.running.state.text()
 
 
-@pytest.mark.parametrize("word", ["Let it go on", "Stop it"])
+@pytest.mark.parametrize("label", ["Keep training", "Stop training"])
 def test_closing_the_dock_asks_whether_the_training_goes_on(
-    word: str, dock: Any, viewer: Any, tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+    label: str, dock: Any, viewer: Any, tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import sys
 
     from lrmil_training.runs.lock import request_stop
     from napari_lrmil.plugin.train.run_process import TrainCommand, TrainingRun
 
-    monkeypatch.setattr(TrainCommand, "words", property(lambda call: [sys.executable, "-c", CHILD, str(call.folder)]))
+    monkeypatch.setattr(TrainCommand, "argv", property(lambda call: [sys.executable, "-c", CHILD, str(call.folder)]))
     folder = write_run(tmp_path / "run", {"train": 4, "val": 4, "test": 4})
     (folder / "config.yaml").write_text("seed: 0\n")
     (folder / "events.jsonl").unlink()
@@ -275,12 +275,12 @@ def test_closing_the_dock_asks_whether_the_training_goes_on(
     qtbot.waitUntil(dock.running.resume.isEnabled, timeout=5000)
     dock.running.resume.click()
     qtbot.waitUntil(lambda: "teacher ·" in dock.running.state.text(), timeout=WAIT_MS)
-    answer_question(word)
+    answer_question(label)
     viewer.window.remove_dock_widget(dock)
-    assert (folder / STOP_FILE).exists() is (word == "Stop it")
+    assert (folder / STOP_FILE).exists() is (label == "Stop training")
     follower = TrainingRun()
     follower.open(folder)
-    assert follower.alive
+    assert follower.is_alive
     request_stop(folder)
-    qtbot.waitUntil(lambda: follower.poll() or not follower.alive, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: follower.poll() or not follower.is_alive, timeout=WAIT_MS)
     dock.deleteLater()
