@@ -411,7 +411,7 @@ def _require_valid_cell(column: ColumnName, text: str) -> None:
         except ValueError:
             is_valid = False
         if not is_valid:
-            raise CohortError(UNSAVED_TABLE, f"'{text}' is no resolution; expected µm per pixel, such as 0.5")
+            raise CohortError(UNSAVED_TABLE, f"'{text}' is not a resolution; expected µm per pixel, such as 0.5")
 
 
 def _count_rows(rows: Sequence[CohortRow]) -> ClassCount:

@@ -102,7 +102,7 @@ def _list_registry() -> list[EncoderChoice]:
     try:
         return [_describe_registry_encoder(f"{REGISTRY_PREFIX}{card.name}") for card in foundation_cards()]
     except LrmilError:
-        return []  # the extra is not installed: `offer_of` says so to whoever names one of its encoders
+        return []  # the extra is not installed: `describe_encoder` reports it for a named encoder
 
 
 def _describe_registry_encoder(name: str) -> EncoderChoice:

@@ -269,9 +269,8 @@ class TrainingRun:
         if self.folder is None or self._tail is None or self._heartbeat is None:
             return
         before = self.phase
-        code = (
-            self._child.poll() if self._child is not None else None
-        )  # before the log is read, so that the log holds everything the process wrote
+        # The exit code is read before the log, so that the log then holds everything the process wrote.
+        code = self._child.poll() if self._child is not None else None
         self.writer = self._heartbeat.check()
         lines = self._tail.read()
         self.log.update(lines)

@@ -95,7 +95,7 @@ def delong_test(a: ScoredSlides, b: ScoredSlides) -> dict[str, Any]:
     scores = np.stack([a.probabilities[:, 1], b.probabilities[:, 1]])
     aurocs = delong_covariance(scores, a.targets == 1)
     if np.isin(aurocs.values, (0.0, 1.0)).any():  # perfect order: the formula's variance is 0
-        return result | {"reason": "an AUROC is exactly 0 or 1, where the formula's variance says nothing"}
+        return result | {"reason": "an AUROC is exactly 0 or 1, where the formula's variance is not valid"}
     value = float(aurocs.values[0] - aurocs.values[1])
     variance = float(aurocs.covariance[0, 0] + aurocs.covariance[1, 1] - 2 * aurocs.covariance[0, 1])
     if variance < 1e-12:

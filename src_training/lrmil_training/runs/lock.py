@@ -25,7 +25,7 @@ HEARTBEAT_S = 5.0  # often enough to notice a dead writer soon, seldom enough fo
 TAKEOVER_GUARD_S = 30.0  # a takeover lasts milliseconds; a guard file of this age belongs to a killed process
 MAX_MISSED_HEARTBEATS = 6  # after which a writer of another machine counts as dead
 RETRY_S = 0.02  # pause before a lock file that is being written or removed is read again
-FILE_KEYS = {"pid_namespace": "space", "heartbeats": "beats"}  # field -> key in the lock file, where they differ
+FILE_KEYS = {"pid_namespace": "space", "heartbeats": "beats"}  # field -> key in the lock file, if they differ
 
 
 class LockedError(LrmilError):

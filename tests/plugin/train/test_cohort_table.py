@@ -145,7 +145,7 @@ def test_a_folder_without_slides_and_a_wrong_table_are_refused(tmp_path: Path) -
 
 def test_a_resolution_is_a_number(tmp_path: Path) -> None:
     table = opened(written(tmp_path))
-    with pytest.raises(CohortError, match="'half' is no resolution"):
+    with pytest.raises(CohortError, match="'half' is not a resolution"):
         table.edit(0, "mpp", "half")
     assert COLUMNS[-1] == "mpp" and not table.rows[0].mpp
 
