@@ -1,7 +1,7 @@
-"""Slides of each kind that a cohort may hold and nobody can predict, and what makes file permissions count for root.
+"""Bad slides of every kind that a cohort can contain, and a command prefix that makes file permissions apply to root.
 
-The name with spaces and letters beyond ASCII is no fault: a good slide may have it too. Here it belongs to a damaged
-one, so that the list of failures has to spell it.
+A name with spaces and non-ASCII letters is valid. Here a damaged slide has such a name, so that the list of failures
+must write it correctly.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def text(good: Path, folder: Path) -> Path:
 
 
 def no_mpp(good: Path, folder: Path) -> Path:
-    """Write a slide that does not tell its resolution."""
+    """Write a slide that does not state its resolution."""
     path = folder / "no_mpp.tif"
     pixels = np.full((512, 768, 3), 200, np.uint8)
     tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb", metadata=None)
@@ -44,14 +44,14 @@ def no_mpp(good: Path, folder: Path) -> Path:
 
 
 def no_tissue(good: Path, folder: Path) -> Path:
-    """Write a slide of glass."""
+    """Write a slide without tissue."""
     path = folder / "no_tissue.tif"
     write_pyramid(path, np.full((1024, 1536, 3), 242, np.uint8), 0.5)
     return path
 
 
 def corrupt_tile(good: Path, folder: Path) -> Path:
-    """Zero one tile, the fullest of the level that a student at 2 µm per pixel reads: it holds tissue."""
+    """Zero the tile with the most bytes, on the level that a student at 2 µm per pixel reads; it contains tissue."""
     path = folder / "corrupt_tile.tif"
     shutil.copyfile(good, path)
     with tifffile.TiffFile(path) as file:
@@ -66,12 +66,12 @@ def corrupt_tile(good: Path, folder: Path) -> Path:
 
 
 def odd_name(good: Path, folder: Path) -> Path:
-    """Write a damaged slide whose name has spaces and letters beyond ASCII."""
+    """Write a damaged slide whose name has spaces and non-ASCII letters."""
     return _written(folder / ODD_NAME, good.read_bytes()[:5000])
 
 
 def unreadable(good: Path, folder: Path) -> Path:
-    """Write a file that its owner may not read."""
+    """Write a file without read permission."""
     path = folder / "unreadable.tif"
     shutil.copyfile(good, path)
     path.chmod(0)
@@ -79,15 +79,15 @@ def unreadable(good: Path, folder: Path) -> Path:
 
 
 def a_folder(good: Path, folder: Path) -> Path:
-    """Make a folder in the place of a file."""
+    """Create a folder with the name of a slide file."""
     path = folder / "a_folder.svs"
     path.mkdir()
     return path
 
 
 def same_name(good: Path, folder: Path) -> Path:
-    """Write a slide whose results would take the place of another's."""
-    path = folder / f"{good.stem}.tiff"  # sorted after .tif: the other one comes first
+    """Write a slide whose results would overwrite those of another slide."""
+    path = folder / f"{good.stem}.tiff"  # sorted after .tif, so that the other slide comes first
     shutil.copyfile(good, path)
     return path
 
@@ -119,12 +119,12 @@ STEPS = {  # kind -> step at which it fails
 
 
 def make_bad_slides(good: Path, folder: Path) -> dict[str, Path]:
-    """Write one of each kind into `folder`, made of a good slide that lies there, and return kind -> path."""
+    """Write one bad slide of each kind into `folder`, derived from a good slide there; return kind -> path."""
     return {make.__name__: make(good, folder) for make in BAD}
 
 
 def as_ordinary_user() -> list[str] | None:
-    """Return the words before a command that make file permissions count for it; None where root cannot be bound."""
+    """Return a command prefix that makes file permissions apply to root, or None if the system has none."""
     if os.name != "posix" or os.geteuid() != 0:
         return []
     command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]

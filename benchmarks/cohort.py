@@ -1,4 +1,4 @@
-"""A cohort with bad slides on a dask cluster of two local workers, one of them killed; and what a second worker gains.
+"""Cohort with bad slides on a dask cluster of two local workers, one of them killed; speed-up by a second worker.
 
     python benchmarks/cohort.py --out FOLDER [--good 30] [--size 4096x3072] [--tissue-share 0.22] [--bundle demo]
 
@@ -46,7 +46,7 @@ ODD = "Präparat Nr. 1 – été"
 
 @dataclass(frozen=True)
 class Counted:
-    """A prediction whose beginning and end leave a line each in an append-only log."""
+    """Prediction task that appends a line to a log at its start and at its end."""
 
     task: PredictTask
     log: Path
@@ -77,7 +77,7 @@ class Counted:
 
 
 def main() -> None:
-    """Make the slides, run everything, and print two tables."""
+    """Write the slides, run all parts, and print two tables."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, required=True, help="folder for slides and results; slides that are there stay")
     p.add_argument("--good", type=int, default=30)
@@ -120,7 +120,7 @@ def _task(bundle: str, out: Path) -> PredictTask:
 
 
 def _on_cluster(run: Path, good: Sequence[Path], every: Sequence[Path], bundle: str, port: int) -> dict[str, Any]:
-    for path in good:  # one call each
+    for path in good:  # one call per slide
         _all(run_cohort([SlideJob(path)], _task(bundle, run / "single"), SerialBackend(), CohortProgress()))
     together, log = run / "together", run / "log"
     log.touch()
@@ -183,7 +183,7 @@ def _prefix() -> list[str]:
 
 @contextmanager
 def _cluster(port: int) -> Iterator[tuple[str, list[psutil.Process]]]:
-    """Lend the address of a scheduler with two workers, and the nannies that start them anew."""
+    """Yield the address of a scheduler with two workers, and the nanny processes that restart them."""
     python_path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": python_path}
     address = f"tcp://127.0.0.1:{port}"
@@ -208,7 +208,7 @@ def _cluster(port: int) -> Iterator[tuple[str, list[psutil.Process]]]:
 
 
 def _kill_busy(nannies: Sequence[psutil.Process], log: Path) -> None:
-    """Kill the worker process that is in the middle of a slide: begun and not done."""
+    """Kill a worker process that has begun a slide and not finished it."""
     children = {child.pid for nanny in nannies for child in nanny.children(recursive=True)}
     while True:
         lines = [line.split("\t") for line in log.read_text(encoding="utf-8").splitlines()]
@@ -223,7 +223,7 @@ def _kill_busy(nannies: Sequence[psutil.Process], log: Path) -> None:
 def _until(
     works: Sequence[SlideJob], task: Counted, engine: Backend, acts: list[tuple[int, Any]], stop: int
 ) -> CohortProgress:
-    """Run until `stop` slides are done, then break off; do each act when its number of slides is done."""
+    """Run until `stop` slides are done, then stop; run each act when its number of slides is done."""
     tally = CohortProgress()
     stream = run_cohort(works, task, engine, tally)
     for event in stream:
@@ -260,7 +260,7 @@ def _difference(run: Path, good: Sequence[Path]) -> float:
 
 
 def _attention_apart(run: Path, good: Sequence[Path]) -> float:
-    """Return the largest difference of a patch's attention, times the average, between single runs and the cohort."""
+    """Return the largest attention difference of a patch to the single run, in multiples of the average."""
     largest = 0.0
     for path in good:
         single, together = (_attention(run / kind / path.stem / "attention.h5") for kind in ("single", "together"))

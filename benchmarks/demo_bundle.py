@@ -1,4 +1,4 @@
-"""Make the shipped bundle, and measure it on phantom slides that nothing was trained or selected on.
+"""Training of the shipped bundle, and its evaluation on phantom slides not used for training or selection.
 
     python benchmarks/demo_bundle.py --out RUN
 
@@ -39,7 +39,7 @@ SEEDS = {"train": 11_000, "val": 12_000, "test": 13_000}
 
 
 def main() -> None:
-    """Run the steps that are not done yet."""
+    """Run the missing steps."""
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--out", type=Path, required=True, help="folder for cohort, run and bundle")
     p.add_argument(
@@ -81,7 +81,7 @@ def _returned(work: Generator[Event, None, Any]) -> Generator[Event, None, None]
 
 
 def table(metrics: dict[str, Any]) -> str:
-    """Return the figures of the test side as a table."""
+    """Return the test metrics as a Markdown table."""
     lines = [
         "| method | AUROC (95 %) | less teacher | less labels only | ρ with teacher | lesion AUROC | patches a slide |",
         "|---|---|---|---|---|---|---|",

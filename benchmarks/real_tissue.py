@@ -1,4 +1,4 @@
-"""Does distillation beat labels alone on real tissue? Every row, fold, seed and control (docs, Real tissue).
+"""Distillation against training on labels alone, on real tissue: all methods, folds, seeds and controls.
 
     python benchmarks/real_tissue.py --shared SHARED --work WORK [--results FOLDER] [--only NAME…] [--workers N]
 
@@ -25,7 +25,7 @@ from typing import Any
 
 from real_tissue_table import print_tables, write_tables
 
-FOLDS = (  # patients of train, val, test: both classes on every side
+FOLDS = (  # patients of train, val, test; each split has both classes
     ("2,4,8,13", "10,12", "3,5,16"),
     ("3,5,8,16", "10,12", "2,4,13"),
     ("2,4,5,13", "3,16", "8,10,12"),
@@ -61,7 +61,7 @@ TEACHERS = ((3e-4, 64), (1e-3, 64), (1e-3, 128), (3e-3, 64))  # learning rate, w
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: a cohort, a fold, a resolution, a seed, and what is trained there."""
+    """One run: a cohort, a fold, a resolution, a seed, and the changed settings."""
 
     kind: str  # headline, ablation, or the name of a control
     cohort: str
@@ -72,13 +72,13 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """File name of its figures."""
+        """File name of its results."""
         return f"{self.kind}-{self.cohort}-{self.resolution.replace(' ', '_')}-fold{self.fold}-seed{self.seed}"
 
 
 def cells() -> Iterator[Cell]:
-    """Yield all cells; what answers the question first comes first."""
-    for lr, hidden in TEACHERS:  # settled on validation before any student is trained
+    """Yield all cells, the most important ones first."""
+    for lr, hidden in TEACHERS:  # chosen on validation before any student is trained
         for fold in range(len(FOLDS)):
             changes = ALONE | {"teacher": {"lr": lr, "hidden": hidden}}
             yield Cell(f"teacher_lr{lr:g}_hidden{hidden}", "default", fold, "2.5x", 0, changes)
@@ -95,7 +95,7 @@ def cells() -> Iterator[Cell]:
                 yield Cell("uniform", "default", fold, "2.5x", seed, uniform | {"stage3": {"epochs": 0}})
                 yield Cell("ablation", "default", fold, "2.5x", seed, ablation)
             yield Cell("permuted", f"permuted_{seed}", fold, "2.5x", seed, ALONE)
-        if seed < 5:  # patches of 128 px are the costliest
+        if seed < 5:  # patches of 128 px are the most expensive
             for fold in range(len(FOLDS)):
                 yield Cell("headline", "default", fold, "2.5x enlarged", seed)
                 yield Cell("headline", "default", fold, "5x", seed)
@@ -125,12 +125,12 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Measure what is missing, several cells at a time; one that fails is told and stops no other."""
+    """Measure the missing cells in parallel; a failed cell is reported and does not stop the others."""
     args.results.mkdir(parents=True, exist_ok=True)
     wanted = [c for c in cells() if not args.only or any(part in c.name for part in args.only)]
     missing = [c for c in wanted if not (args.results / f"{c.name}.json").exists()]
     print(f"{len(wanted)} cells, {len(missing)} of them not measured yet", flush=True)
-    os.environ["OMP_NUM_THREADS"] = "1"  # read by the worker processes: two threads on shared cores are slower than one
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the worker processes: two threads on shared cores are slower than one
     measure_side_by_side(args, missing)
     for cell in wanted:
         if cell.kind == "headline":
@@ -139,7 +139,7 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def measure_side_by_side(args: argparse.Namespace, missing: list[Cell]) -> None:
-    """Measure cells in their order, as many at a time as there are workers, each when what it needs is there."""
+    """Measure cells in order on all workers; a cell starts when its features and learning rates are available."""
     waiting, running = list(missing), {}
     with ProcessPoolExecutor(args.workers) as pool:
         while waiting or running:
@@ -156,7 +156,7 @@ def measure_side_by_side(args: argparse.Namespace, missing: list[Cell]) -> None:
 
 
 def _may_start(args: argparse.Namespace, cell: Cell, running: Collection[Cell], waiting: Collection[Cell]) -> bool:
-    """Return whether nobody is making the HR features of `cell`, and whoever chooses its learning rates is done."""
+    """Return whether no other cell computes the HR features of `cell`, and its learning rates are chosen."""
     features = _features(args, cell)
     making = {_features(args, other) for other in running}
     chooser = _chooser(cell)
@@ -168,7 +168,7 @@ def _may_start(args: argparse.Namespace, cell: Cell, running: Collection[Cell], 
 
 
 def make_cohort(args: argparse.Namespace, cohort: str, fold: int) -> None:
-    """Make the slides of a fold, or a table over those of another cohort."""
+    """Write the slides of a fold, or a table over the slides of another cohort."""
     folder = cohort_folder(args, cohort, fold)
     if (folder / "cohort.csv").exists() and (folder / ".whole").exists():
         return
@@ -183,7 +183,7 @@ def make_cohort(args: argparse.Namespace, cohort: str, fold: int) -> None:
 
 
 def cohort_folder(args: argparse.Namespace, cohort: str, fold: int) -> Path:
-    """Return where the slides and the table of a cohort lie."""
+    """Return the folder of the slides and the table of a cohort."""
     folder: Path = args.work / "cohorts" / cohort / f"fold_{fold}"
     return folder
 
@@ -199,9 +199,9 @@ def _paint(args: argparse.Namespace, folder: Path, cohort: str, fold: int) -> No
 
 
 def _matched(source: Path, folder: Path) -> Path:
-    """Return a copy of the images in which every one has the same mean and deviation of colour (Reinhard et al. 2001).
+    """Return the folder of images normalised to equal mean and deviation of colour (Reinhard et al. 2001).
 
-    Patients differ in colour; what is left after this is not the colour of a patient.
+    Patients differ in colour. After normalisation, a network cannot recognise a patient by it.
     """
     import numpy as np
     from skimage.color import lab2rgb, rgb2lab
@@ -222,7 +222,7 @@ def _matched(source: Path, folder: Path) -> Path:
 
 
 def _table(args: argparse.Namespace, source: str, fold: int, folder: Path, change: Any) -> None:
-    """Write a table over the slides of another cohort, with some rows changed or left out."""
+    """Write a table over the slides of another cohort, with the rows that `change` returns."""
     import pandas as pd
 
     make_cohort(args, source, fold)
@@ -234,7 +234,7 @@ def _table(args: argparse.Namespace, source: str, fold: int, folder: Path, chang
 
 
 def _fewer(rows: Any) -> Any:
-    """Return a third of the training slides, half of each class, as they come; validation and test stay."""
+    """Return the table with the first third of the training slides, half of each class; validation and test stay."""
     train = rows[rows["split"] == "train"]
     selected = train.groupby("label").head(THIRD // 2).index
     return rows[(rows["split"] != "train") | rows.index.isin(selected)].copy()
@@ -256,7 +256,7 @@ def _permuted(rows: Any, seed: int) -> Any:
 
 
 def measure_cell(args: argparse.Namespace, cell: Cell) -> None:
-    """Train what a cell compares and write its figures."""
+    """Train the networks of a cell and write its results."""
     import torch
 
     from lrmil_training.config import build_config
@@ -286,23 +286,25 @@ def measure_cell(args: argparse.Namespace, cell: Cell) -> None:
     results = {
         "cell": {k: v for k, v in cell.__dict__.items() if k != "changes"},
         "rates": figures,
-        "cpu_seconds": cpu_seconds() - began,  # of this attempt: what a broken one had done is not in it
+        "cpu_seconds": cpu_seconds() - began,  # of this attempt only, without interrupted ones
         "wall_seconds": time.perf_counter() - wall,
         "metrics": json.loads((run / METRICS).read_text()),
     }
     _write(args.results / f"{cell.name}.json", results)
-    shutil.rmtree(run / "features", ignore_errors=True)  # LR features of every encoder: large, and made again if needed
+    shutil.rmtree(
+        run / "features", ignore_errors=True
+    )  # LR features of every encoder: large, and computed again if needed
 
 
 def _features(args: argparse.Namespace, cell: Cell) -> Path:
-    """Return where the HR features of a cell's slides lie; tables over the same slides share them."""
+    """Return the folder of the HR features of a cell; tables over the same slides share it."""
     shared = cell.cohort if cell.cohort in SHARES else "default"
     folder: Path = args.work / "features" / shared / f"fold_{cell.fold}"
     return folder
 
 
 def cpu_seconds() -> float:
-    """Return CPU-seconds of this process and of those it waited for, such as the one that paints slides."""
+    """Return the CPU-seconds of this process and its finished child processes, which paint slides."""
     own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
@@ -311,7 +313,7 @@ def cpu_seconds() -> float:
 
 
 def measure_ceiling(args: argparse.Namespace, cell: Cell) -> None:
-    """Write how far teachers of different seeds agree with each other on a fold's test slides, on the LR grid."""
+    """Write the agreement between teachers of different seeds on the test slides of a fold, on the LR grid."""
     from itertools import combinations
 
     file = args.results / f"ceiling-{cell.cohort}-{cell.resolution.replace(' ', '_')}-fold{cell.fold}.json"
@@ -328,7 +330,7 @@ def measure_ceiling(args: argparse.Namespace, cell: Cell) -> None:
 
 
 def _agreement(args: argparse.Namespace, cell: Cell, a: Path, b: Path) -> dict[str, float]:
-    """Return mean agreement of two teachers over test slides, that of the LR grid of the cell's resolution."""
+    """Return the mean agreement of two teachers over the test slides, on the LR grid of the cell's resolution."""
     import numpy as np
 
     from lrmil_training.config import build_config
@@ -351,7 +353,7 @@ def _agreement(args: argparse.Namespace, cell: Cell, a: Path, b: Path) -> dict[s
 
 
 def measure_cost(args: argparse.Namespace, cell: Cell) -> None:
-    """Write what a slide costs at a resolution, student and teacher alone: of the first run's bundle, one thread."""
+    """Write the cost of a slide at a resolution for student and teacher, with the first run's bundle on one thread."""
     from lrmil_training.external_evaluation import ExternalEvaluation, evaluate_bundle
     from lrmil_training.runs.event_log import BUNDLE
     from napari_lrmil.core.models.bundle import Bundle
@@ -382,7 +384,7 @@ def _cpu() -> Any:
 
 
 def chosen_rates(results: Path, cell: Cell) -> list[float]:
-    """Return the learning rates that validation chose; none where this cell is the one to choose."""
+    """Return the learning rates chosen on validation; an empty list if this cell chooses them."""
     file = results / f"{_chooser(cell).name}.json"
     if _chooser(cell).name == cell.name or not file.exists():
         return []
@@ -391,15 +393,15 @@ def chosen_rates(results: Path, cell: Cell) -> list[float]:
 
 
 def _chooser(cell: Cell) -> Cell:
-    """Return the cell that tries all learning rates for this one: the first seed, at 2.5x as it is read.
+    """Return the cell that tries all learning rates for this one: the first seed at native 2.5x.
 
-    Patches of 128 px cost four times as much to train on; the same encoder, fold and slides tell the rate for them.
+    Training on patches of 128 px costs four times as much, and encoder, fold and slides are the same.
     """
     return Cell(cell.kind, cell.cohort, cell.fold, "2.5x", 0)
 
 
 def _reuse_teacher(args: argparse.Namespace, cell: Cell, run: Path) -> None:
-    """Take the teacher of a finished cell on the same slides with the same seed: its folder is a hash of both."""
+    """Copy the teacher of a finished cell with the same slides and seed; its folder name is a hash of both."""
     for other in (args.work / "runs").glob(f"*-fold{cell.fold}-seed{cell.seed}"):
         for folder in (other / "checkpoints").glob("teacher-*"):
             target = run / "checkpoints" / folder.name

@@ -16,7 +16,7 @@ from real_tissue_table import put_between
 
 BEGIN, END = "<!-- written by benchmarks/scale.py --write -->", "<!-- end of what it writes -->"
 COHORTS = (10_000, 1_000_000)
-CORES = 64  # of a usual node
+CORES = 64  # of a typical cluster node
 LINKS = {  # sustained MB per second, from data sheets
     "one hard disk": 150,
     "network of 1 Gbit/s": 115,
@@ -77,7 +77,7 @@ def steps(setup: dict[str, Any]) -> list[str]:
 def stores(shown: list[dict[str, Any]]) -> list[str]:
     """Return the number of cores that each store can supply before it becomes the bottleneck."""
     heads = ["store", "MB/s", *(f"cores it feeds: {setup['setup']['name']}" for setup in shown)]
-    rate = [setup["read_bytes"] / 1e6 / cpu(setup) for setup in shown]  # MB a second and core
+    rate = [setup["read_bytes"] / 1e6 / cpu(setup) for setup in shown]  # MB per second and core
     rows = [[name, f"{most:,}", *(f"{most / value:,.0f}" for value in rate)] for name, most in LINKS.items()]
     return table(heads, [*rows, ["MB/s that a core asks for", "", *(f"{value:,.1f}" for value in rate)]])
 
@@ -93,7 +93,7 @@ def span(hours: float) -> str:
 
 
 def table(heads: list[str], rows: list[list[str]]) -> list[str]:
-    """Return a Markdown table; a head may stand for several columns."""
+    """Return a Markdown table; a head can cover several columns."""
     columns = " | ".join(heads).count("|") + 1
     lines = [f"| {' | '.join(row)} |" for row in (heads, *rows)]
     return [lines[0], "|" + "---|" * columns, *lines[1:]]

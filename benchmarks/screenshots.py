@@ -24,11 +24,11 @@ AT_TOP = (
     "compare-side",
     "compare-wipe",
     "train-settings",
-)  # pictured unscrolled
+)  # shown without scrolling
 
 
 def main() -> None:
-    """Go through the dock and save what is to be seen."""
+    """Operate the docks and save the pictures."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("slide", type=Path)
     p.add_argument("--out", type=Path, default=Path("docs/images"))
@@ -135,7 +135,7 @@ def compare_tour(viewer: Any, out: Path, cohort: Path | None) -> None:
 
 
 def loop(scatter: Any) -> None:
-    """Draw a loop round the points to which the student gives clearly more than its teacher."""
+    """Draw a loop around the points with clearly more attention from the student than from the teacher."""
     top = scatter.axes.get_xlim()[1]
     corners = [(0.05 * top, 0.2 * top), (0.05 * top, 0.98 * top), (0.8 * top, 0.98 * top), (0.15 * top, 0.27 * top)]
     pixels = scatter.axes.transData.transform(np.array(corners))
@@ -147,7 +147,7 @@ def loop(scatter: Any) -> None:
 
 
 def draw(viewer: Any, dock: Any) -> None:
-    """Draw a region round the patch that counted most."""
+    """Draw a region around the patch with the most attention."""
     x, y = dock.reading.gallery.patches[0].centre_um
     dock.scope.draw.click()
     outline = np.array([(-300, -200), (250, -260), (330, 180), (-120, 300)]) + np.array([x, y])
@@ -163,7 +163,7 @@ def fold(dock: Any, *names: str) -> None:
 
 
 def picture(viewer: Any, path: Path) -> None:
-    """Save the whole window, with the parts that are unfolded in sight."""
+    """Save the window with the unfolded parts visible."""
     from PIL import Image
     from qtpy.QtWidgets import QScrollArea
 

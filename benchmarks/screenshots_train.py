@@ -1,4 +1,4 @@
-"""Pictures of docs/tutorials/train.md: the Train dock at 1280 x 800, step by step, while a small run goes on.
+"""Pictures of docs/tutorials/train.md: the Train dock at 1280 x 800, step by step, during a small run.
 
     python benchmarks/screenshots_train.py COHORT_FOLDER --work DIR [--out docs/images]
 
@@ -19,11 +19,11 @@ from window import until, wait
 
 LONG_S = 3600.0
 SETTINGS = Path(__file__).with_name("demo.yaml")
-SEEN_EPOCHS = 8  # of the second distillation, before the run is pictured
+SEEN_EPOCHS = 8  # epochs of the second distillation before the picture of the run
 
 
 def main() -> None:
-    """Train and save what is to be seen."""
+    """Train and save the pictures."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("cohort", type=Path)
     p.add_argument("--work", type=Path, required=True)
@@ -71,7 +71,7 @@ def tour(viewer: Any, dock: Any, args: argparse.Namespace) -> None:
 
 
 def distilling(curve: Any) -> bool:
-    """Return whether a curve is of the second distillation and has grown enough to be looked at."""
+    """Return whether a curve belongs to the second distillation and has enough epochs for a picture."""
     return curve.stage == "stage2" and max(map(len, curve.series.values()), default=0) > SEEN_EPOCHS
 
 

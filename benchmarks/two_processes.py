@@ -1,4 +1,4 @@
-"""Training in two processes against training in one: the same validation AUROC, within what seeds make of it.
+"""Training in two processes against training in one: validation AUROC must be equal within the spread of seeds.
 
     python benchmarks/two_processes.py --out FOLDER [--seeds 3]
 

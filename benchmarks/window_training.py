@@ -90,7 +90,7 @@ def measure(out: Path, slides: Path, seconds: float) -> dict[str, list[float]]:
 
 
 def watch(heart: Heart, phase: str, spans: int, ended: Any = lambda: False) -> None:
-    """Watch the window for some spans, or until there is nothing to watch."""
+    """Record a number of spans, or stop when the run ends."""
     for _ in range(spans):
         if not ended():
             with heart.phase(phase):
@@ -98,7 +98,7 @@ def watch(heart: Heart, phase: str, spans: int, ended: Any = lambda: False) -> N
 
 
 def start(dock: Any, slides: Path, out: Path) -> None:
-    """Choose slides, settings and folder by the dock's buttons, and start."""
+    """Choose slides, settings and folder with the dock's buttons, and start the run."""
     from qtpy.QtWidgets import QFileDialog
 
     def choose(dialog: str, answer: Any, button: Any) -> None:
