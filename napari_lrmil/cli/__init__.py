@@ -1,4 +1,7 @@
-"""The command line: a loop over the same events that the window consumes. Heavy libraries load inside the commands."""
+"""Command line ``napari-lrmil``. Its commands consume the same events as the window.
+
+Heavy libraries are imported inside the commands, so that ``--help`` answers at once.
+"""
 
 from __future__ import annotations
 
@@ -51,25 +54,26 @@ for _command in (demo, view, info, predict, compare, phantom, features, train, e
 
 
 def main() -> None:
-    """Run the command line; errors are one sentence and an exit code."""
+    """Run the command line. An error is printed as one sentence and sets the exit code."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    words = [word for word in sys.argv[1:] if word not in GLOBAL_FLAGS]  # people add them at the end
+    # Typer accepts global options only before the command, but people add them at the end of a failed call.
+    arguments = [argument for argument in sys.argv[1:] if argument not in GLOBAL_FLAGS]
     debug = "--debug" in sys.argv[1:]
     try:
         with _terminal_log("--verbose" in sys.argv[1:]):
-            app(words)
+            app(arguments)
     except LrmilError as error:
         _report(error, str(error), debug)
         sys.exit(error.exit_code)
     except Exception as error:
-        unforeseen = f"{type(error).__name__}: {error}; this was not expected; call it again with --debug and report it"
-        _report(error, unforeseen, debug)
+        sentence = f"{type(error).__name__}: {error}; this was not expected; run it again with --debug and report it"
+        _report(error, sentence, debug)
         sys.exit(FAILED)
 
 
 @contextmanager
 def _terminal_log(verbose: bool) -> Iterator[None]:
-    """Print what the package logs, if `verbose`. The libraries below it stay silent."""
+    """Print the log of this package if `verbose`. Other libraries stay silent."""
     if not verbose:
         yield
         return
@@ -87,8 +91,9 @@ def _terminal_log(verbose: bool) -> Iterator[None]:
 
 
 def _report(error: Exception, sentence: str, debug: bool) -> None:
+    """Print an error, or raise it with its traceback if `debug`."""
     if debug:
         raise error
-    stopped = isinstance(error, LrmilError) and error.exit_code == CANCELLED  # as asked, which is no error
-    word = "[yellow]stopped:[/yellow]" if stopped else "[red]error:[/red]"
-    err.print(f"{word} {escape(sentence)}", highlight=False, soft_wrap=True)
+    is_stopped = isinstance(error, LrmilError) and error.exit_code == CANCELLED  # the user stopped the work
+    label = "[yellow]stopped:[/yellow]" if is_stopped else "[red]error:[/red]"
+    err.print(f"{label} {escape(sentence)}", highlight=False, soft_wrap=True)

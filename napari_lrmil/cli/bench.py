@@ -1,4 +1,4 @@
-"""The command that measures what an answer costs, and where the cost goes."""
+"""Command ``bench``: measure what a slide costs, step by step, and what each part of the method saves."""
 
 from __future__ import annotations
 
@@ -18,122 +18,147 @@ from napari_lrmil.cli.console import (
 )
 
 if TYPE_CHECKING:
+    from napari_lrmil.core.benchmark import Measurement, MeasurementSpec
     from napari_lrmil.core.models.bundle import Bundle
 
 BENCH, TABLE = "bench.json", "bench.md"
-Bundles = Annotated[list[str] | None, typer.Option("--bundle", help="a bundle; several are measured one by one")]
+SlideArgument = Annotated[Path, typer.Argument(help="slide, or folder of one DICOM slide")]
+BundlesOption = Annotated[
+    list[str] | None, typer.Option("--bundle", help="a bundle; several are measured one after the other")
+]
+FolderOption = Annotated[Path, typer.Option("--out", help="folder for bench.json, bench.md and pareto.png")]
+CohortOption = Annotated[Path | None, typer.Option(help="labelled cohort CSV, to plot AUROC against cost")]
+SplitOption = Annotated[str, typer.Option(help="split of the cohort: train, val, test, or all")]
+BaselineOption = Annotated[
+    bool, typer.Option("--baseline/--no-baseline", help="measure a usual pipeline too: ResNet-50 at HR through PIL")
+]
+TeacherOption = Annotated[bool, typer.Option("--teacher/--no-teacher", help="measure the HR teacher of the bundle too")]
+RepeatsOption = Annotated[int, typer.Option(min=1, help="passes over the slide; medians are reported")]
+MostPatchesOption = Annotated[
+    int, typer.Option("--most-patches", min=64, help="above this number, a sample is measured and scaled up")
+]
+ThreadsOption = Annotated[int, typer.Option(min=1, help="threads of the encoder")]
 
 
 def bench(
-    slide: Annotated[Path, typer.Argument(help="slide, or folder of one DICOM slide")],
-    bundles: Bundles = None,
-    folder: Annotated[Path, typer.Option("--out", help="folder for bench.json, bench.md and pareto.png")] = Path(
-        "bench"
-    ),
-    cohort: Annotated[Path | None, typer.Option(help="labelled cohort CSV: AUROC against cost, as a picture")] = None,
-    split: Annotated[str, typer.Option(help="of the cohort: train, val, test, or all")] = "all",
-    baseline: Annotated[
-        bool, typer.Option("--baseline/--no-baseline", help="ResNet-50 at HR through PIL, as most pipelines have it")
-    ] = True,
-    teacher: Annotated[bool, typer.Option("--teacher/--no-teacher", help="the bundle's HR teacher too")] = False,
-    repeats: Annotated[int, typer.Option(min=1, help="passes over the slide; medians are told")] = 3,
-    most: Annotated[
-        int, typer.Option("--most-patches", min=64, help="of more patches a sample is measured, and scaled up")
-    ] = 2048,
-    threads: Annotated[int, typer.Option(min=1, help="of the encoder")] = 1,
+    slide: SlideArgument,
+    bundles: BundlesOption = None,
+    folder: FolderOption = Path("bench"),
+    cohort: CohortOption = None,
+    split: SplitOption = "all",
+    baseline: BaselineOption = True,
+    teacher: TeacherOption = False,
+    repeats: RepeatsOption = 3,
+    most: MostPatchesOption = 2048,
+    threads: ThreadsOption = 1,
     device: DeviceOption = "cpu",
     mpp: MppOption = None,
 ) -> None:
-    """Measure a slide's cost step by step, LR against HR, and what resolution, encoder, reader and runtime save."""
-    from lrmil_training.data.cohort import read_cohort
-    from napari_lrmil.core.atomic_files import write_json, write_text
-    from napari_lrmil.core.benchmark import (
-        MeasurementSpec,
-        benchmark_json,
-        factor_table,
-        measure_all,
-        measurement_notes,
-        step_table,
-    )
+    """Measure the cost of a slide step by step, LR and HR, and what resolution, encoder, reader and runtime save."""
+    from napari_lrmil.core.benchmark import MeasurementSpec
     from napari_lrmil.core.features.devices import resolve_device
     from napari_lrmil.core.models.bundle import Bundle
-    from napari_lrmil.core.slides.slide import Slide
 
     resolve_device(device)
     models = [Bundle(name) for name in bundles or ["demo"]]
-    if cohort is not None:
-        read_cohort(cohort)  # a table that cannot be used is found before anything is measured
-    with Slide(slide, mpp=mpp) as opened:
-        _ = opened.mpp  # so is one that cannot be read, or does not say its resolution
-    told: set[str] = set()
+    _require_readable(slide, mpp, cohort)
+    notices: set[str] = set()
     for model in models:
-        told |= load_networks(model, teacher=teacher)  # a broken bundle is found before anything is measured
+        notices |= load_networks(model, teacher=teacher)  # a broken bundle fails here, before anything is measured
     folder.mkdir(parents=True, exist_ok=True)
-    measured: list[dict[str, Any]] = []
-    pages: list[str] = []
-    for model in models:
-        question = MeasurementSpec(slide, model.path, mpp, device, threads, repeats, most)
-        setups = _setups(baseline=baseline and not measured, teacher=teacher)  # the baseline knows no bundle
-        found = show_progress(measure_all(question, setups), model.name, shown_notices=told)
-        measured.append({"model": model.name, **benchmark_json(question, found)})
-        pages += [f"## {slide.name}, {model.name}", measurement_notes(question), step_table(found), factor_table(found)]
-        write_json(folder / BENCH, {"measured": measured})
-        write_text(folder / TABLE, "\n\n".join(pages) + "\n")
-        _print(model.name, found)
+    specs = [MeasurementSpec(slide, model.path, mpp, device, threads, repeats, most) for model in models]
+    _measure_models(models, specs, folder, notices, baseline=baseline, teacher=teacher)
     if cohort is not None:
-        _pareto(models, cohort, folder, split, device, teacher=teacher)
+        _write_pareto(models, cohort, folder, split, device, teacher=teacher)
     out.print(f"{BENCH}, {TABLE}{', pareto.png' if cohort else ''} -> {folder}", highlight=False, soft_wrap=True)
 
 
+def _require_readable(slide: Path, mpp: float | None, cohort: Path | None) -> None:
+    """Raise `LrmilError` if slide or cohort cannot be used, before anything is measured."""
+    from lrmil_training.data.cohort import read_cohort
+    from napari_lrmil.core.slides.slide import Slide
+
+    if cohort is not None:
+        read_cohort(cohort)
+    with Slide(slide, mpp=mpp) as opened:
+        _ = opened.mpp  # raises if the slide does not state its resolution
+
+
+def _measure_models(
+    models: list[Bundle],
+    specs: list[MeasurementSpec],
+    folder: Path,
+    notices: set[str],
+    *,
+    baseline: bool,
+    teacher: bool,
+) -> None:
+    """Measure every model; write and print the tables after each, so that a cancelled call keeps what it has."""
+    from napari_lrmil.core.atomic_files import write_json, write_text
+    from napari_lrmil.core.benchmark import benchmark_json, factor_table, measure_all, measurement_notes, step_table
+
+    contents: list[dict[str, Any]] = []
+    pages: list[str] = []
+    for model, spec in zip(models, specs, strict=True):
+        setups = _setups(baseline=baseline and not contents, teacher=teacher)  # the baseline is the same for all
+        measurements = show_progress(measure_all(spec, setups), model.name, shown_notices=notices)
+        contents.append({"model": model.name, **benchmark_json(spec, measurements)})
+        pages += [f"## {spec.slide.name}, {model.name}", measurement_notes(spec)]
+        pages += [step_table(measurements), factor_table(measurements)]
+        write_json(folder / BENCH, {"measured": contents})
+        write_text(folder / TABLE, "\n\n".join(pages) + "\n")
+        _print_measurements(model.name, measurements)
+
+
 def _setups(*, baseline: bool, teacher: bool) -> list[Any]:
+    """Return the setups to measure, from the usual pipeline to the defaults of ``predict``."""
     from napari_lrmil.core.benchmark import BASELINE, CHAIN, REFERENCE_SETUPS, TEACHER
 
     chain = [setup for setup in CHAIN if baseline or setup != BASELINE]
     return [*chain, *REFERENCE_SETUPS, *([TEACHER] if teacher else [])]
 
 
-def _print(name: str, found: list[Any]) -> None:
-    """Print what matters: seconds of each setup, and the factors."""
+def _print_measurements(name: str, measurements: list[Measurement]) -> None:
+    """Print the seconds of each setup and the factors between them."""
     from rich.table import Table
 
     from napari_lrmil.core.benchmark import LR, speedup_factors
 
     table = Table(title=f"{name}: what a slide costs")
-    for head in ("setup", "patches", "MPix", "CPU-s", "s", "peak MB"):
-        table.add_column(head, justify="left" if head == "setup" else "right")
-    for m in found:
+    for column in ("setup", "patches", "MPix", "CPU-s", "s", "peak MB"):
+        table.add_column(column, justify="left" if column == "setup" else "right")
+    for m in measurements:
         figures = (f"{m.patches:,}", f"{m.pixels / 1e6:,.1f}", f"{m.cpu['total']:.2f}", f"{m.wall['total']:.2f}")
         table.add_row(m.setup.name, *figures, f"{m.peak_mb:,.0f}")
     out.print(table)
-    for f in speedup_factors(found):
+    for f in speedup_factors(measurements):
         patches = f" for {f.patches:.1f} times fewer patches" if f.changed == LR.changed else ""
-        told = f"{f.changed}: {f.cpu:.1f} times fewer CPU-seconds{patches}  ({f.before} -> {f.after})"
-        out.print(told, highlight=False, soft_wrap=True)
-    last = next((m for m in found if m.whole_cpu is not None and m.setup.runtime == "auto"), None)
-    if last is not None:
-        told = f"predict as a whole: {last.whole_cpu:.2f} CPU-s, {last.whole_wall:.2f} s"
-        out.print(
-            f"{told}; reader {last.reader}, runtime {last.runtime.name} {last.runtime.precision}", highlight=False
-        )
+        text = f"{f.changed}: {f.cpu:.1f} times fewer CPU-seconds{patches}  ({f.before} -> {f.after})"
+        out.print(text, highlight=False, soft_wrap=True)
+    default = next((m for m in measurements if m.whole_cpu is not None and m.setup.runtime == "auto"), None)
+    if default is not None:
+        text = f"predict as a whole: {default.whole_cpu:.2f} CPU-s, {default.whole_wall:.2f} s"
+        runtime = f"runtime {default.runtime.name} {default.runtime.precision}"
+        out.print(f"{text}; reader {default.reader}, {runtime}", highlight=False)
 
 
-def _pareto(models: list[Bundle], cohort: Path, folder: Path, split: str, device: str, *, teacher: bool) -> None:
-    """Evaluate every model on the cohort and draw AUROC against CPU-seconds."""
+def _write_pareto(models: list[Bundle], cohort: Path, folder: Path, split: str, device: str, *, teacher: bool) -> None:
+    """Evaluate every model on the cohort and plot AUROC against CPU-seconds."""
     from lrmil_training.external_evaluation import ExternalEvaluation, evaluate_bundle
     from lrmil_training.runs.event_log import METRICS
     from napari_lrmil.core.benchmark import cost_points, write_pareto
     from napari_lrmil.core.features.devices import resolve_device
 
-    found = []
+    points = []
     for i, model in enumerate(models):
-        where = folder / f"{i}-{model.name}"
-        both = teacher and model.has_teacher
-        question = ExternalEvaluation(model, split, both, resolve_device(device), runtime="auto")
-        failures = show_progress(with_finished_event(evaluate_bundle(cohort, where, question)), model.name)
+        results = folder / f"{i}-{model.name}"
+        with_teacher = teacher and model.has_teacher
+        evaluation = ExternalEvaluation(model, split, with_teacher, resolve_device(device), runtime="auto")
+        failures = show_progress(with_finished_event(evaluate_bundle(cohort, results, evaluation)), model.name)
         for name, reason in failures.items():
             err.print(f"{name}: {reason}", highlight=False, soft_wrap=True)
-        found += cost_points(model.name, where / METRICS)
-    if found:
-        write_pareto(folder, found)
+        points += cost_points(model.name, results / METRICS)
+    if points:
+        write_pareto(folder, points)
     else:
-        err.print("no AUROC is defined on this cohort, so there is nothing to draw: both classes are needed")
+        err.print("no AUROC is defined on this cohort, so there is nothing to plot: both classes are needed")

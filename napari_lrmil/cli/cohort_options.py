@@ -1,4 +1,4 @@
-"""What the commands on cohorts share: where the work is done, how it is followed, what is left beside the results."""
+"""Options and progress of the commands on cohorts: where the work is done, and the files beside the results."""
 
 from __future__ import annotations
 
@@ -17,20 +17,26 @@ if TYPE_CHECKING:
 
 WorkersOption = Annotated[
     int | None,
-    typer.Option(min=1, help="slides at once, each in a process of its own; left out: one, or one for each GPU"),
+    typer.Option(min=1, help="slides at once, each in its own process; if not given: one, or one per GPU"),
 ]
 SchedulerOption = Annotated[
     str | None, typer.Option(help="a dask scheduler, such as tcp://host:8786; or slurm, or slurm:FILE.yaml")
 ]
 MemoryOption = Annotated[
     str | None,
-    typer.Option(help="for each worker, such as 2GB; one that holds more is ended, and its slide has failed"),
+    typer.Option(help="memory limit of each worker, such as 2GB; a worker above it is ended, and its slide has failed"),
 ]
 
 
 @dataclass(frozen=True)
 class ExecutionOptions:
-    """Where a cohort's work is done, as the options say it."""
+    """Options on where the slides of a cohort are processed.
+
+    Attributes
+    ----------
+    workers, scheduler, memory, device
+        Values of ``--workers``, ``--scheduler``, ``--memory`` and ``--device``.
+    """
 
     workers: int | None
     scheduler: str | None
@@ -38,30 +44,30 @@ class ExecutionOptions:
     device: str
 
     @property
-    def far(self) -> bool:
-        """Whether other processes may start in another folder than this one."""
+    def is_remote(self) -> bool:
+        """Whether workers may run on other machines, in another working directory."""
         return self.scheduler is not None
 
-    def place(self, path: Path) -> Path:
-        """Return a path that means the same to every worker."""
-        return path.absolute() if self.far else path
+    def resolve_path(self, path: Path) -> Path:
+        """Return a path that is the same file for every worker."""
+        return path.absolute() if self.is_remote else path
 
     def require_device(self) -> None:
-        """Raise `ConfigError` where the device is not here; the devices of a cluster are not known here."""
-        if not self.far:
+        """Raise `ConfigError` if this machine lacks the device. Devices of a cluster cannot be checked here."""
+        if not self.is_remote:
             select_device(self.device)
 
-    def engine(self, slides: int) -> Backend:
-        """Return what does the work."""
+    def backend(self, slides: int) -> Backend:
+        """Return the backend for a number of slides."""
         from napari_lrmil.core.cohort import BackendChoice, choose_backend, parse_memory
 
         memory = None if self.memory is None else parse_memory(self.memory)
-        gpus = 0 if self.far else _gpus(self.device)
+        gpus = 0 if self.is_remote else _count_gpus(self.device)
         return choose_backend(BackendChoice(self.workers, self.scheduler, memory), slides=slides, gpus=gpus)
 
 
-def _gpus(device: str) -> int:
-    """Return how many CUDA devices would be used; 0 where the work is done elsewhere."""
+def _count_gpus(device: str) -> int:
+    """Return the number of CUDA devices to use; 0 if the work is done on another kind of device."""
     import torch
 
     from napari_lrmil.core.features.devices import resolve_device
@@ -70,85 +76,97 @@ def _gpus(device: str) -> int:
 
 
 def require_writable(folder: Path) -> None:
-    """Raise `ConfigError` where results cannot be written, before any work is done."""
+    """Raise `ConfigError` if the folder of the results cannot be created, before any work is done."""
     from napari_lrmil.core.errors import ConfigError
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--out {folder}: no folder can be made there ({error.strerror}); choose another") from error
+        raise ConfigError(f"--out {folder}: cannot create the folder ({error.strerror}); choose another") from error
 
 
 def run_with_progress(
     command: str,
-    works: Sequence[SlideJob],
+    jobs: Sequence[SlideJob],
     task: SlideTask,
-    where: ExecutionOptions,
+    execution: ExecutionOptions,
     folder: Path,
-    told: set[str] | None = None,
-    tables: Callable[[], None] = lambda: None,
+    *,
+    shown_notices: set[str] | None = None,
+    write_tables: Callable[[], None] = lambda: None,
     results: Sequence[Path] = (),
 ) -> CohortProgress:
-    """Do a task for every slide, tell of it as it goes, and leave ``failures.csv`` and the summary in `folder`.
+    """Run a task on every slide, show progress, and write ``failures.csv`` and ``cohort.json`` to `folder`.
 
-    `tables` is called at the end, also after Ctrl-C: what is done stays, and is listed. `results` is what the slides
-    leave, where that is not ``folder/<slide>``. See `exit_if_failed` for what is returned.
+    Parameters
+    ----------
+    write_tables
+        Called at the end, also after Ctrl-C, so that finished slides are listed.
+    results
+        Files or folders of the results, if they are not ``folder/<slide>``. Stale partial files beside them are
+        removed.
     """
-    from napari_lrmil.core.atomic_files import remove_stale_partials
     from napari_lrmil.core.cohort import CohortProgress, run_cohort
 
-    tally, engine, keep = CohortProgress(), where.engine(len(works)), partial(_keep, folder)
-    leftovers: dict[Path, set[str]] = {}
-    stream = run_cohort(works, task, engine, tally, on_failure=keep)
+    progress, backend, list_failures = CohortProgress(), execution.backend(len(jobs)), partial(_list_failures, folder)
+    events = run_cohort(jobs, task, backend, progress, on_failure=list_failures)
     try:
-        show_progress(stream, command, quiet=len(works) == 1, shown_notices=told, on_partial=_tell)
+        show_progress(events, command, quiet=len(jobs) == 1, shown_notices=shown_notices, on_partial=_print_result)
     finally:
-        keep(tally)
-        tables()
-        for place in results or [folder / work.name for work in works]:
-            leftovers.setdefault(place.parent, set()).add(place.name)
-        for parent, names in leftovers.items():
-            remove_stale_partials(parent, names)
-        if len(works) > 1 and tally.settled:
-            _summary(folder, tally, engine)
-    return tally
+        list_failures(progress)
+        write_tables()
+        _remove_leftovers(results or [folder / job.name for job in jobs])
+        if len(jobs) > 1 and progress.settled:
+            _write_summary(folder, progress, backend)
+    return progress
 
 
-def exit_if_failed(tally: CohortProgress) -> None:
-    """End a command where slides failed.
+def exit_if_failed(progress: CohortProgress) -> None:
+    """End a command with exit code `SOME_FAILED` if slides failed.
 
     Raises
     ------
     typer.Exit
-        Where some did; of one slide alone, what was not expected is raised as it is, so that --debug shows where.
+        If at least one slide failed. An unexpected error of a single slide is raised itself, for ``--debug``.
     """
-    if tally.total == 1 and tally.failures and not tally.failures[0][1].is_expected:
-        raise tally.failures[0][1].error or RuntimeError
-    if tally.failures:
+    if progress.total == 1 and progress.failures and not progress.failures[0][1].is_expected:
+        raise progress.failures[0][1].error or RuntimeError
+    if progress.failures:
         raise typer.Exit(SOME_FAILED)
 
 
-def _keep(folder: Path, tally: CohortProgress) -> None:
-    """Write what failed so far; of slides that this call heard of, what earlier calls said no longer counts."""
+def _list_failures(folder: Path, progress: CohortProgress) -> None:
+    """Write the failures so far. Rows of earlier calls about slides that this call settled are dropped."""
     from napari_lrmil.core.results.cohort_tables import write_failure_rows
 
-    write_failure_rows(folder, tally.rows, tally.settled_slides)
+    write_failure_rows(folder, progress.rows, progress.settled_slides)
 
 
-def _tell(outcome: Outcome) -> None:
-    """Print the line of a slide that has its results."""
-    if (told := outcome.result) is not None:
-        name = outcome.job.path.name
-        out.print(f"{name}: {told.text} -> {told.path}", highlight=False, soft_wrap=True)
+def _remove_leftovers(results: Sequence[Path]) -> None:
+    """Remove the partial files that killed calls left beside these results."""
+    from napari_lrmil.core.atomic_files import remove_stale_partials
+
+    names_by_folder: dict[Path, set[str]] = {}
+    for path in results:
+        names_by_folder.setdefault(path.parent, set()).add(path.name)
+    for parent, names in names_by_folder.items():
+        remove_stale_partials(parent, names)
 
 
-def _summary(folder: Path, tally: CohortProgress, engine: Backend) -> None:
-    summary = tally.summary(engine)
+def _print_result(outcome: Outcome) -> None:
+    """Print one line about a slide that is done."""
+    if (result := outcome.result) is not None:
+        out.print(f"{outcome.job.path.name}: {result.text} -> {result.path}", highlight=False, soft_wrap=True)
+
+
+def _write_summary(folder: Path, progress: CohortProgress, backend: Backend) -> None:
+    """Write ``cohort.json`` and print its figures."""
+    summary = progress.summary(backend)
     summary.write(folder)
-    peak = max(tally.worker_peak_mb.values(), default=0.0)
+    peak = max(progress.worker_peak_mb.values(), default=0.0)
     pace = f"{summary.slides_per_hour} slides an hour; " if summary.slides_per_hour else ""
     text = (
-        f"{tally.done} of {tally.total} slides done, {tally.reused} already there, {len(tally.failures)} failed; "
-        f"{pace}at most {peak:.0f} MB in a worker"
+        f"{progress.done} of {progress.total} slides done, {progress.reused} already there, "
+        f"{len(progress.failures)} failed; {pace}at most {peak:.0f} MB in a worker"
     )
     err.print(text, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What every command shares: options, exit codes, and a stream of events on the terminal."""
+"""Options, exit codes and progress display that all commands share."""
 
 from __future__ import annotations
 
@@ -25,23 +25,32 @@ logger = logging.getLogger(__name__)
 
 out, err = Console(), Console(stderr=True)
 
-NOTE_INTERVAL_S = 20.0  # between notes of long work, where there is no terminal to draw on
+NOTE_INTERVAL_S = 20.0  # between lines of progress if the output is not a terminal, as in a batch job
 SOME_FAILED, WRONG_CALL, FAILED, CANCELLED = 3, 2, 1, 130
 
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps")]
 RuntimeOption = Annotated[
     str,
-    typer.Option("--runtime", help="torch, openvino, or auto: the fastest that agrees with torch"),
+    typer.Option("--runtime", help="torch, openvino, or auto: the fastest one that agrees with torch"),
 ]
 MppOption = Annotated[
-    float | None, typer.Option("--mpp", min=0.02, max=100.0, help="µm per level-0 pixel, where the slide does not say")
+    float | None,
+    typer.Option(
+        "--mpp", min=0.02, max=100.0, help="µm per level-0 pixel; overrides the resolution that the slide states"
+    ),
 ]
-BundleOption = Annotated[str, typer.Option("--bundle", help="folder of a bundle, or a shipped one (demo)")]
+BundleOption = Annotated[str, typer.Option("--bundle", help="folder of a bundle, or name of a shipped one (demo)")]
 OutOption = Annotated[Path, typer.Option("--out", help="folder for the results")]
 
 
 def select_device(name: str) -> torch.device:
-    """Return the device to work on; one core stays free for everything else."""
+    """Return the device for the work, and leave one CPU core free for everything else.
+
+    Raises
+    ------
+    ConfigError
+        If this machine lacks the device.
+    """
     from napari_lrmil.core.features.devices import limit_torch_threads, resolve_device
 
     limit_torch_threads()
@@ -60,10 +69,6 @@ def show_progress(
 
     Parameters
     ----------
-    events
-        The stream. It is closed at the end, which ends the work.
-    title
-        Shown before the name of each stage.
     quiet
         Whether the ends of stages are logged only.
     shown_notices
@@ -95,13 +100,14 @@ def show_progress(
 
 
 def _show(event: Event, title: str, bars: _Bars, quiet: bool) -> None:
+    """Print or draw one event."""
     match event:
         case Progress(stage, done, total, unit, left):
             bars.show(f"{title} · {stage}", done, total, unit, left)
         case Notice(message, subject) | Failed(message, subject):
             err.print(f"[yellow]{escape(subject)}[/yellow] {escape(message)}", highlight=False, soft_wrap=True)
         case Metric(_, "val/auroc", value, _):
-            bars.figure = f", validation AUROC {value:.3f}"
+            bars.metric = f", validation AUROC {value:.3f}"
         case StageDone(stage, seconds) if not quiet:
             err.print(f"{stage}: done in {seconds:.1f} s", highlight=False)
         case StageDone(stage, seconds):
@@ -109,27 +115,35 @@ def _show(event: Event, title: str, bars: _Bars, quiet: bool) -> None:
 
 
 def load_networks(model: Bundle, *, teacher: bool) -> set[str]:
-    """Load a bundle's networks before any slide, for a broken bundle is no slide's fault; return what was said.
+    """Load a bundle's networks before any slide is opened, and return the notices that were printed.
 
-    The terms of a teacher that the bundle only names are told first, because its weights may be fetched.
+    The terms of a teacher that the bundle only names are printed first, because loading may download its weights.
+
+    Raises
+    ------
+    BundleError
+        If the bundle is broken, or has no teacher although one is required.
     """
-    said = {terms for terms in [model.teacher_notice if teacher else None] if terms}
-    for terms in said:
-        err.print(terms, markup=False, emoji=False, highlight=False, soft_wrap=True)  # its colons are no emoji
+    if teacher:
+        model.require_teacher()
+    notices = {terms for terms in [model.teacher_notice if teacher else None] if terms}
+    for terms in notices:
+        # emoji=False: rich would turn text like :smile: into an emoji
+        err.print(terms, markup=False, emoji=False, highlight=False, soft_wrap=True)
     _ = model.student, model.teacher if teacher else None
-    return said
+    return notices
 
 
-def with_finished_event(work: Any) -> Iterator[Event]:
-    """Turn what a generator returns into its last event."""
-    result = yield from work
+def with_finished_event(generator: Any) -> Iterator[Event]:
+    """Yield the events of a generator, and its return value as a last `Finished`."""
+    result = yield from generator
     yield Finished(result)
 
 
 class _Bars:
-    """A line of progress for the stage and one for the slide within it; a note at times where there is no terminal.
+    """Progress bars of a stage and of the slide within it; without a terminal, a line every `NOTE_INTERVAL_S`.
 
-    The time left comes from the events if they state it: `rich` knows only the pace of its own bar.
+    The time left is that of the events if they state it, because `rich` knows only the pace of its own bar.
     """
 
     def __init__(self, quiet: bool) -> None:
@@ -144,26 +158,31 @@ class _Bars:
             TextColumn("{task.fields[left]}"),
         )
         self.progress = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
-        self.tasks: dict[bool, tuple[str, Any]] = {}  # whether within a slide -> name and bar
-        self.figure = ""  # how good the last epoch was
+        self.tasks: dict[bool, tuple[str, Any]] = {}  # is it within a slide -> stage and bar
+        self.metric = ""  # validation metric of the last epoch
         self.quiet = quiet
-        self.noted = time.monotonic()
+        self.last_note = time.monotonic()
 
     def show(self, stage: str, done: int, total: int, unit: str, seconds_left: float | None = None) -> None:
-        """Show how far a stage is."""
+        """Show the progress of a stage."""
         left = "" if seconds_left is None or done >= total else f"{format_duration(seconds_left)} left"
-        within = unit == "patches"
-        if self.tasks.get(within, ("",))[0] != stage:
-            for gone in (True,) if within else (True, False):  # a new stage has no slide yet
-                if gone in self.tasks:
-                    self.progress.remove_task(self.tasks.pop(gone)[1])
-            self.figure = "" if not within else self.figure
-            self.tasks[within] = stage, self.progress.add_task(stage, total=total, unit=unit, left="")
-        told = unit if within else f"{unit}{self.figure}"
-        self.progress.update(self.tasks[within][1], completed=done, total=total, unit=told, left=left)
-        if not (within or self.quiet or err.is_terminal) and time.monotonic() - self.noted > NOTE_INTERVAL_S:
-            self.noted = time.monotonic()
-            err.print(f"{stage}: {done} of {total} {told}{', ' if left else ''}{left}", highlight=False)
+        is_within_slide = unit == "patches"
+        if self.tasks.get(is_within_slide, ("",))[0] != stage:
+            self._start_bar(is_within_slide, stage, total, unit)
+        text = unit if is_within_slide else f"{unit}{self.metric}"
+        self.progress.update(self.tasks[is_within_slide][1], completed=done, total=total, unit=text, left=left)
+        is_due = time.monotonic() - self.last_note > NOTE_INTERVAL_S
+        if is_due and not (is_within_slide or self.quiet or err.is_terminal):
+            self.last_note = time.monotonic()
+            err.print(f"{stage}: {done} of {total} {text}{', ' if left else ''}{left}", highlight=False)
+
+    def _start_bar(self, is_within_slide: bool, stage: str, total: int, unit: str) -> None:
+        """Replace the bar of this kind. A new stage also removes the bar of the old stage's slide."""
+        for kind in (True,) if is_within_slide else (True, False):
+            if kind in self.tasks:
+                self.progress.remove_task(self.tasks.pop(kind)[1])
+        self.metric = self.metric if is_within_slide else ""
+        self.tasks[is_within_slide] = stage, self.progress.add_task(stage, total=total, unit=unit, left="")
 
 
 @contextmanager

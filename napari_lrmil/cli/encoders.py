@@ -1,8 +1,8 @@
-"""The command that lists encoders."""
+"""Command ``encoders``: list encoders with their licences."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -10,29 +10,26 @@ from rich.table import Column, Table
 
 from napari_lrmil.cli.console import out
 
+if TYPE_CHECKING:
+    from napari_lrmil.core.encoders.foundation import EncoderCard
+
 
 def encoders(
-    name: Annotated[str | None, typer.Argument(help="one of the registry, to see all that is told of it")] = None,
+    name: Annotated[str | None, typer.Argument(help="an encoder of the registry; print its details")] = None,
 ) -> None:
-    """List what can be an encoder: our families, and the registry of foundation encoders with licence and terms."""
+    """List encoders: families that can be trained, and foundation encoders with licence and terms."""
     from napari_lrmil.core.encoders import ACCEPTED_ENCODERS, TRAINABLE, foundation_card, foundation_cards
     from napari_lrmil.core.errors import EncoderError
 
     if name is not None:
-        card = foundation_card(name.removeprefix("lazyslide:"))
-        use = {True: "yes", False: "no", None: "not told"}[card.commercial]
-        told = {"licence": card.licence, "gated": "yes" if card.gated else "no", "commercial use": use}
-        told |= {"embedding": str(card.width or "not told"), "parameters": card.parameters}
-        told |= {"source": card.url, "about": card.about}
-        for key, value in told.items():
-            out.print(f"{key:15} {value}", highlight=False, soft_wrap=True)
+        _print_card(foundation_card(name.removeprefix("lazyslide:")))
         return
     out.print(f"teacher and student: {', '.join(TRAINABLE)}", highlight=False)
     out.print(f"named by {ACCEPTED_ENCODERS}", highlight=False, soft_wrap=True)
     try:
         cards = foundation_cards()
     except EncoderError as error:
-        out.print(f"teachers of the registry: not here; {escape(str(error))}", highlight=False, soft_wrap=True)
+        out.print(f"teachers of the registry: not available; {escape(str(error))}", highlight=False, soft_wrap=True)
         return
     table = Table(Column("lazyslide:…", no_wrap=True), "licence", "gated", "commercial", "width", "size", box=None)
     for card in cards:
@@ -40,3 +37,13 @@ def encoders(
         row = (card.name, card.licence, "yes" if card.gated else "", commercial)
         table.add_row(*row, str(card.width or "?"), card.parameters)
     out.print(table)
+
+
+def _print_card(card: EncoderCard) -> None:
+    """Print the details of a foundation encoder. The registry may lack the width and the terms of use."""
+    commercial = {True: "yes", False: "no", None: "not stated"}[card.commercial]
+    facts = {"licence": card.licence, "gated": "yes" if card.gated else "no", "commercial use": commercial}
+    facts |= {"embedding": str(card.width or "not stated"), "parameters": card.parameters}
+    facts |= {"source": card.url, "about": card.about}
+    for key, value in facts.items():
+        out.print(f"{key:15} {value}", highlight=False, soft_wrap=True)

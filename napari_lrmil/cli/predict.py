@@ -1,10 +1,12 @@
-"""Commands on slides: what they are, and what the student says of them."""
+"""Commands on slides: ``info``, ``predict`` and ``compare``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,13 +32,42 @@ from napari_lrmil.cli.console import (
     with_finished_event,
 )
 
+if TYPE_CHECKING:
+    from napari_lrmil.core.cohort.predict_task import PredictTask
+    from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+
+SlideArgument = Annotated[Path, typer.Argument(help="slide, or folder of one DICOM slide")]
+SlidesArgument = Annotated[list[Path], typer.Argument(help="slides, a folder of slides, or a cohort CSV")]
+TeacherOption = Annotated[
+    str, typer.Option(help="run the HR teacher too: none, all, or top-K for the patches with most student attention")
+]
+ComparedOption = Annotated[
+    str, typer.Option(help="patches of the teacher: all, or top-K for those with most student attention")
+]
+RoiOption = Annotated[Path | None, typer.Option(help="analyse these regions only: GeoJSON of QuPath, or XML of ASAP")]
+KeepOption = Annotated[Path | None, typer.Option(help="leave out everything outside these regions")]
+ExcludeOption = Annotated[Path | None, typer.Option(help="leave out these regions")]
+TissueOption = Annotated[Path | None, typer.Option(help="a tissue mask (PNG) that was saved from the window")]
+ReportOption = Annotated[bool, typer.Option("--report", help="also write report.html for each slide")]
+ReaderOption = Annotated[
+    str,
+    typer.Option(help="auto, openslide or tiles; tiles reads JPEG tiles directly if OpenSlide gives the same pixels"),
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume/--no-resume", help="keep matching results of earlier calls, or compute them again")
+]
+LesionsOption = Annotated[
+    Path | None,
+    typer.Option(help="annotated lesions; if not given: SLIDE_lesions.geojson beside the slide, if it exists"),
+]
+
 
 def info(
-    slide: Annotated[Path, typer.Argument(help="slide, or folder of one DICOM slide")],
+    slide: SlideArgument,
     mpp: MppOption = None,
     json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Say what a slide is: vendor, levels, resolution and where it came from, bounds, ICC, associated images."""
+    """Print the facts of a slide: vendor, levels, resolution and its source, bounds, ICC profile, associated images."""
     from napari_lrmil.core.slides.slide import Slide
     from napari_lrmil.core.user_settings import SettingsStore
 
@@ -46,12 +77,12 @@ def info(
         out.print_json(data=facts)
         return
     for key, value in facts.items():
-        shown = ("; ".join(map(str, value)) or "none") if isinstance(value, list) else value
-        out.print(f"{key:12} {'not known' if shown is None else shown}", highlight=False, soft_wrap=True)
+        text = ("; ".join(map(str, value)) or "none") if isinstance(value, list) else value
+        out.print(f"{key:12} {'not known' if text is None else text}", highlight=False, soft_wrap=True)
 
 
 def slide_facts(slide: Any) -> dict[str, Any]:
-    """Return what `info` tells, ready for JSON."""
+    """Return the facts that ``info`` prints, ready for JSON."""
     mpp = slide.mpp if slide.has_mpp else None
     return {
         "slide": slide.path.name,
@@ -74,164 +105,147 @@ def slide_facts(slide: Any) -> dict[str, Any]:
 
 
 def predict(
-    slides: Annotated[list[Path], typer.Argument(help="slides, a folder of slides, or a cohort CSV")],
+    slides: SlidesArgument,
     bundle: BundleOption = "demo",
     folder: OutOption = Path("predictions"),
     device: DeviceOption = "auto",
     runtime: RuntimeOption = "auto",
     mpp: MppOption = None,
-    teacher: Annotated[
-        str, typer.Option(help="none, all, or top-K: the HR teacher beside it, everywhere or where it looked most")
-    ] = "none",
-    roi: Annotated[Path | None, typer.Option(help="only these regions: GeoJSON of QuPath, or ASAP's XML")] = None,
-    keep: Annotated[Path | None, typer.Option(help="leave out all but these regions")] = None,
-    exclude: Annotated[Path | None, typer.Option(help="leave these regions out")] = None,
-    tissue: Annotated[Path | None, typer.Option(help="a tissue mask (PNG) saved from the window")] = None,
-    report: Annotated[bool, typer.Option("--report", help="write report.html for each slide too")] = False,
-    reader: Annotated[
-        str, typer.Option(help="auto, openslide or tiles: JPEG tiles are read directly where OpenSlide shows the same")
-    ] = "auto",
+    teacher: TeacherOption = "none",
+    roi: RoiOption = None,
+    keep: KeepOption = None,
+    exclude: ExcludeOption = None,
+    tissue: TissueOption = None,
+    report: ReportOption = False,
+    reader: ReaderOption = "auto",
     workers: WorkersOption = None,
     scheduler: SchedulerOption = None,
     memory: MemoryOption = None,
-    resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="leave results that are there, or make them again")
-    ] = True,
+    resume: ResumeOption = True,
 ) -> None:
-    """Run the LR student on slides: probabilities, attention, overlay. One bad slide stops nobody."""
+    """Run the LR student on slides: probabilities, attention, overlay. A failed slide does not stop the others."""
     from napari_lrmil.core.cohort import SlideJob
+    from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+    from napari_lrmil.core.slides.tile_reader import require_reader
+
+    patches = TeacherPatches.parse(teacher)
+    require_reader(reader)
+    execution = ExecutionOptions(workers, scheduler, memory, device)
+    task, notices = _load_task(bundle, execution.resolve_path(folder), patches)
+    _require_available(execution, runtime)
+    require_writable(folder)
+    paths, files = expand_slides(slides), {"roi": roi, "keep": keep, "exclude": exclude, "tissue": tissue}
+    _require_one_slide(paths, files)
+    task = replace(task, device=device, report=report, files=files, resume=resume, runtime=runtime, reader=reader)
+    jobs = [SlideJob(execution.resolve_path(path), mpp or table_mpp) for path, table_mpp in paths]
+    table = partial(_write_table, folder)
+    progress = run_with_progress("predict", jobs, task, execution, folder, shown_notices=notices, write_tables=table)
+    exit_if_failed(progress)
+
+
+def _load_task(bundle: str, folder: Path, patches: TeacherPatches) -> tuple[PredictTask, set[str]]:
+    """Return a task with its model loaded, and the notices that were printed.
+
+    A broken bundle must end the command: as an error of each slide it would be reported once per slide.
+    """
     from napari_lrmil.core.cohort.predict_task import PredictTask, open_bundle_once
     from napari_lrmil.core.inference.teacher_patches import TeacherPatches
     from napari_lrmil.core.models.bundle import Bundle
-    from napari_lrmil.core.slides.tile_reader import require_reader
 
-    teacher_patches = TeacherPatches.parse(teacher)
-    require_reader(reader)
-    found = Bundle(bundle)
-    model = open_bundle_once(found.path.absolute(), found.sha256)  # the one that this process will work with
-    reads = teacher_patches != TeacherPatches.NONE
-    told = load_networks(model, teacher=reads)  # a broken bundle is no slide's fault: load it now
-    where = ExecutionOptions(workers, scheduler, memory, device)
-    _require(where, runtime)
-    require_writable(folder)
-    chosen, files = expand_slides(slides), {"roi": roi, "keep": keep, "exclude": exclude, "tissue": tissue}
-    _one_slide_for_parts(chosen, files)
-    task = PredictTask(
-        model.path,
-        model.sha256,
-        bundle_name=str(bundle),
-        folder=where.place(folder),
-        device=device,
-        teacher=teacher_patches,
-        report=report,
-        files=files,
-        resume=resume,
-        runtime=runtime,
-        reader=reader,
-    )
-    works = [SlideJob(where.place(path), mpp or own) for path, own in chosen]
-    exit_if_failed(run_with_progress("predict", works, task, where, folder, told, tables=lambda: _write_table(folder)))
+    opened = Bundle(bundle)
+    model = open_bundle_once(opened.path.absolute(), opened.sha256)  # the object that tasks in this process use
+    notices = load_networks(model, teacher=patches != TeacherPatches.NONE)
+    return PredictTask(model.path, model.sha256, str(bundle), folder, teacher=patches), notices
 
 
-def _require(where: ExecutionOptions, runtime: str) -> None:
-    """Raise `ConfigError` where device or runtime are not here; of a cluster's machines only the names are checked."""
+def _require_available(execution: ExecutionOptions, runtime: str) -> None:
+    """Raise `ConfigError` if this machine lacks the device or runtime. For a cluster only their names are checked."""
     from napari_lrmil.core.features.devices import resolve_device
     from napari_lrmil.core.runtimes.select import require_runtime
 
-    where.require_device()
-    require_runtime(runtime, None if where.far else resolve_device(where.device))
+    execution.require_device()
+    require_runtime(runtime, None if execution.is_remote else resolve_device(execution.device))
 
 
-def _one_slide_for_parts(slides: Sequence[tuple[Path, float | None]], files: Mapping[str, Path | None]) -> None:
-    """Raise `ConfigError` where regions of one slide would be taken for those of another."""
+def _require_one_slide(slides: Sequence[tuple[Path, float | None]], files: Mapping[str, Path | None]) -> None:
+    """Raise `ConfigError` if regions of one slide would be applied to several."""
     from napari_lrmil.core.errors import ConfigError
 
-    given = [f"--{name}" for name, file in files.items() if file is not None]
-    if given and len(slides) > 1:
+    options = [f"--{name}" for name, file in files.items() if file is not None]
+    if options and len(slides) > 1:
         raise ConfigError(
-            f"{', '.join(given)} is about one slide, and {len(slides)} were given; call it for each slide"
+            f"{', '.join(options)} is about one slide, and {len(slides)} were given; run predict for each slide"
         )
 
 
 def compare(
-    slide: Annotated[Path, typer.Argument(help="slide, or folder of one DICOM slide")],
+    slide: SlideArgument,
     bundle: BundleOption = "demo",
     folder: OutOption = Path("predictions"),
     device: DeviceOption = "auto",
     runtime: RuntimeOption = "auto",
     mpp: MppOption = None,
-    teacher: Annotated[str, typer.Option(help="all, or top-K: only where the student looked most")] = "all",
-    roi: Annotated[Path | None, typer.Option(help="only these regions: GeoJSON of QuPath, or ASAP's XML")] = None,
-    lesions: Annotated[
-        Path | None, typer.Option(help="annotated lesions; left out: SLIDE_lesions.geojson beside the slide, if any")
-    ] = None,
+    teacher: ComparedOption = "all",
+    roi: RoiOption = None,
+    lesions: LesionsOption = None,
 ) -> None:
-    """Run student and HR teacher on a slide: how far they agree, where they differ, what each costs."""
+    """Run student and HR teacher on a slide: their agreement, the difference of their attention, the cost of each."""
     from napari_lrmil.core.cohort import SlideJob
-    from napari_lrmil.core.cohort.predict_task import PredictTask, open_bundle_once
     from napari_lrmil.core.errors import ConfigError
     from napari_lrmil.core.inference.teacher_patches import TeacherPatches
-    from napari_lrmil.core.models.bundle import Bundle
 
-    teacher_patches = TeacherPatches.parse(teacher)
-    if teacher_patches == TeacherPatches.NONE:
+    patches = TeacherPatches.parse(teacher)
+    if patches == TeacherPatches.NONE:
         raise ConfigError("--teacher none leaves nothing to compare; expected all or top-K, as in top-20")
-    found = Bundle(bundle)
-    found.require_teacher()
-    model = open_bundle_once(found.path.absolute(), found.sha256)
-    told, files = load_networks(model, teacher=True), {"roi": roi, "lesions": lesions}
+    task, notices = _load_task(bundle, folder, patches)
     require_writable(folder)
-    _require(ExecutionOptions(None, None, None, device), runtime)
-    task = PredictTask(
-        model.path,
-        model.sha256,
-        bundle_name=str(bundle),
-        folder=folder,
-        device=device,
-        teacher=teacher_patches,
-        files=files,
-        compare=True,
-        runtime=runtime,
-    )
-    done = show_progress(with_finished_event(task(SlideJob(slide, mpp))), slide.name, shown_notices=told)
-    out.print(f"{slide.name}: {done.text} -> {done.path}", highlight=False, soft_wrap=True)
+    _require_available(ExecutionOptions(None, None, None, device), runtime)
+    task = replace(task, device=device, files={"roi": roi, "lesions": lesions}, compare=True, runtime=runtime)
+    events = with_finished_event(task(SlideJob(slide, mpp)))
+    result = show_progress(events, slide.name, shown_notices=notices)
+    out.print(f"{slide.name}: {result.text} -> {result.path}", highlight=False, soft_wrap=True)
     _write_table(folder)
 
 
 def _write_table(folder: Path) -> None:
-    """Write ``predictions.csv``, and print which results it leaves out and why."""
+    """Write ``predictions.csv``, and print the results that are left out with their reasons."""
     from napari_lrmil.core.results.cohort_tables import write_predictions_table
 
     for error in write_predictions_table(folder):
         err.print(f"not in predictions.csv: {error}", markup=False, highlight=False, soft_wrap=True)
 
 
-def expand_slides(slides: Sequence[Path]) -> list[tuple[Path, float | None]]:
-    """Return the slides meant by files, folders and cohort tables, each with the resolution that a table gives.
+def expand_slides(paths: Sequence[Path]) -> list[tuple[Path, float | None]]:
+    """Return the slides in files, folders and cohort tables, each with the resolution that a table states.
 
     A folder of DICOM files is one slide.
+
+    Raises
+    ------
+    typer.BadParameter
+        If a folder has no slide.
     """
     from napari_lrmil.core.slides.openslide_handle import SLIDE_ENDINGS, dicom_files, has_slide_ending
 
-    found: list[tuple[Path, float | None]] = []
-    for path in slides:
+    slides: list[tuple[Path, float | None]] = []
+    for path in paths:
         if path.suffix.lower() == ".csv":
-            found += _cohort_slides(path)
+            slides += _cohort_slides(path)
         elif path.is_dir() and not dicom_files(path):
-            inside = sorted(filter(has_slide_ending, path.iterdir()))
-            if not inside and has_slide_ending(path):
-                inside = [path]  # in the place of a slide: it fails as one, and the others go on
-            elif not inside:
+            files = sorted(filter(has_slide_ending, path.iterdir()))
+            if not files and has_slide_ending(path):
+                files = [path]  # a folder named like a slide: it fails as a slide, and the others go on
+            elif not files:
                 raise typer.BadParameter(
                     f"{path} holds no slide; expected files such as {', '.join(SLIDE_ENDINGS[:5])}"
                 )
-            found += [(p, None) for p in inside]
+            slides += [(file, None) for file in files]
         else:
-            found.append((path, None))
-    return found
+            slides.append((path, None))
+    return slides
 
 
-def _cohort_slides(path: Path) -> list[tuple[Path, float | None]]:
+def _cohort_slides(table: Path) -> list[tuple[Path, float | None]]:
     from lrmil_training.data.cohort import read_slides
 
-    return [(slide.path, slide.mpp) for slide in read_slides(path)]
+    return [(slide.path, slide.mpp) for slide in read_slides(table)]

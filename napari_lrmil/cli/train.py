@@ -1,4 +1,4 @@
-"""Commands on cohorts: phantoms, features, training, evaluation."""
+"""Commands on cohorts: ``phantom``, ``features``, ``train`` and ``evaluate``."""
 
 from __future__ import annotations
 
@@ -32,22 +32,26 @@ from napari_lrmil.cli.console import (
 if TYPE_CHECKING:
     from napari_lrmil.core.models.bundle import Bundle
 
-FEW_SLIDES = 30  # in a split, below which figures are more luck than measure
+FEW_SLIDES = 30  # in a split; below, the AUROC of another sample would differ widely
+
+CohortArgument = Annotated[Path, typer.Argument(metavar="COHORT.csv")]
 
 
 def phantom(
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="folder for the cohort")],
-    slides: Annotated[int, typer.Option(min=1, help="how many")] = 20,
+    slides: Annotated[int, typer.Option(min=1, help="number of slides")] = 20,
     size: Annotated[str, typer.Option(help="width x height in px at 20x")] = "4096x3072",
-    seed: Annotated[int, typer.Option(help="fixes every pixel")] = 0,
-    split: Annotated[str | None, typer.Option(help="train, val or test for all; left out: 60/20/20 by patient")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="processes")] = 1,
+    seed: Annotated[int, typer.Option(help="seed of the random numbers; it determines every pixel")] = 0,
+    split: Annotated[
+        str | None, typer.Option(help="train, val or test for all slides; if not given: 60/20/20 by patient")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="number of processes")] = 1,
     variant: Annotated[
         list[str] | None,
         typer.Option(help="40x, no-mpp, fold, pen, pen-blue, pen-black, bounds, svs, generic, ome; several combine"),
     ] = None,
     tissue_share: Annotated[
-        float | None, typer.Option(help="share of the slide that is tissue, in pieces; left out: one piece, or 0.5")
+        float | None, typer.Option(help="share of the slide that is tissue, in pieces; if not given: one piece, or 0.5")
     ] = None,
 ) -> None:
     """Make synthetic slides with known lesions: pyramids, cohort.csv, lesion outlines."""
@@ -56,14 +60,15 @@ def phantom(
     if split not in (None, "train", "val", "test"):
         raise typer.BadParameter(f"--split {split}: expected train, val or test")
     look = PhantomLook(tissue_share=tissue_share)
-    made = make_cohort(
-        folder, slides, _size(size), seed, split=split, workers=workers, look=look, variants=variant or ()
+    events = make_cohort(
+        folder, slides, _parse_size(size), seed, split=split, workers=workers, look=look, variants=variant or ()
     )
-    table = show_progress(made, "phantom slides")
+    table = show_progress(events, "phantom slides")
     out.print(f"{slides} slides -> {table}", highlight=False, soft_wrap=True)
 
 
-def _size(text: str) -> tuple[int, int]:
+def _parse_size(text: str) -> tuple[int, int]:
+    """Return width and height of a text such as ``4096x3072``."""
     width, cross, height = text.lower().partition("x")
     if not (cross and width.isdigit() and height.isdigit() and int(width) and int(height)):
         raise typer.BadParameter(f"--size {text}: expected width x height in pixels, such as 4096x3072")
@@ -73,45 +78,44 @@ def _size(text: str) -> tuple[int, int]:
 def features(
     cohort: Annotated[Path, typer.Argument(metavar="COHORT.csv", help="a table of slides, or a folder of them")],
     encoder: Annotated[
-        str, typer.Option(help="file, folder, hf:owner/name, lazyslide:NAME, or a bundle whose teacher's to use")
+        str, typer.Option(help="file, folder, hf:owner/name, lazyslide:NAME, or a bundle whose teacher is used")
     ],
     folder: OutOption,
     mpp: Annotated[float, typer.Option(help="µm per pixel of the patches")] = 0.5,
-    patch_px: Annotated[int, typer.Option("--patch-px", min=32, help="side of a patch in those pixels")] = 256,
+    patch_px: Annotated[int, typer.Option("--patch-px", min=32, help="side of a patch in pixels of that size")] = 256,
     device: DeviceOption = "auto",
     workers: WorkersOption = None,
     scheduler: SchedulerOption = None,
     memory: MemoryOption = None,
 ) -> None:
-    """Embed the patches of a cohort, one HDF5 file per slide in TRIDENT's layout. Files that are there stay."""
+    """Extract the features of a cohort, one HDF5 file per slide in TRIDENT's layout. Existing files are kept."""
     from lrmil_training.data.features import FeatureTask, cached_encoder, refuse_foreign_features, unlabelled_slide
     from napari_lrmil.cli.predict import expand_slides
     from napari_lrmil.core.cohort import SlideJob
     from napari_lrmil.core.encoders import encoder_notice
 
-    told = encoder_notice(encoder)
-    if told:
-        err.print(told, highlight=False)
-    where = ExecutionOptions(workers, scheduler, memory, device)
-    works = [SlideJob(where.place(path), own) for path, own in expand_slides([cohort])]
-    name = str(where.place(Path(encoder))) if Path(encoder).is_file() else encoder
+    if notice := encoder_notice(encoder):
+        err.print(notice, highlight=False)
+    execution = ExecutionOptions(workers, scheduler, memory, device)
+    jobs = [SlideJob(execution.resolve_path(path), table_mpp) for path, table_mpp in expand_slides([cohort])]
+    name = str(execution.resolve_path(Path(encoder))) if Path(encoder).is_file() else encoder
     loaded = cached_encoder(name)
-    where.require_device()
-    task = FeatureTask(name, loaded.sha256, mpp, patch_px, where.place(folder), device)
+    execution.require_device()
+    task = FeatureTask(name, loaded.sha256, mpp, patch_px, execution.resolve_path(folder), device)
     request = task.request(loaded)
-    for work in works:
-        refuse_foreign_features(request.path(unlabelled_slide(work)), request)
+    files = [request.path(unlabelled_slide(job)) for job in jobs]
+    for file in files:
+        refuse_foreign_features(file, request)  # before any work: they would be overwritten
     require_writable(folder)
-    files = [request.path(unlabelled_slide(work)) for work in works]
-    tally = run_with_progress("features", works, task, where, folder, results=files)
-    there = tally.done + tally.reused
-    out.print(f"{there} of {tally.total} slides -> {folder}", highlight=False, soft_wrap=True)
-    exit_if_failed(tally)
+    progress = run_with_progress("features", jobs, task, execution, folder, results=files)
+    count = progress.done + progress.reused
+    out.print(f"{count} of {progress.total} slides -> {folder}", highlight=False, soft_wrap=True)
+    exit_if_failed(progress)
 
 
 def train(
-    cohort: Annotated[Path, typer.Argument(metavar="COHORT.csv")],
-    folder: Annotated[Path, typer.Option("--out", help="run folder; the same call goes on where it stopped")],
+    cohort: CohortArgument,
+    folder: Annotated[Path, typer.Option("--out", help="run folder; the same call continues a run that was stopped")],
     config: Annotated[
         Path | None, typer.Option(help="YAML with configuration keys, or a preset: default, paper")
     ] = None,
@@ -120,22 +124,23 @@ def train(
 ) -> None:
     """Train teacher and student through both distillation stages, evaluate, and write a bundle."""
     from lrmil_training.config import load_config
-    from lrmil_training.train import train as run
+    from lrmil_training.train import train as train_events
     from napari_lrmil.core.results.cohort_tables import FAILURES, read_failures
 
     resolved = load_config(config, settings or ())
-    where = show_progress(run(cohort, folder, resolved, select_device(device)), "train", quiet=False)
-    _show_metrics(where)
-    out.print(f"metrics, checkpoints, bundle and report.html -> {where}", highlight=False, soft_wrap=True)
-    failed = len({slide for slide, *_ in read_failures(where)})
-    if failed:
-        told = f"{failed} slide{'s' if failed > 1 else ''} could not be used; see {where / FAILURES}"
-        err.print(told, highlight=False, soft_wrap=True)
+    events = train_events(cohort, folder, resolved, select_device(device))
+    run_folder = show_progress(events, "train", quiet=False)
+    _print_metrics(run_folder)
+    out.print(f"metrics, checkpoints, bundle and report.html -> {run_folder}", highlight=False, soft_wrap=True)
+    n_failed = len({slide for slide, *_ in read_failures(run_folder)})
+    if n_failed:
+        text = f"{n_failed} slide{'s' if n_failed > 1 else ''} could not be used; see {run_folder / FAILURES}"
+        err.print(text, highlight=False, soft_wrap=True)
         raise typer.Exit(SOME_FAILED)
 
 
 def evaluate(
-    cohort: Annotated[Path, typer.Argument(metavar="COHORT.csv")],
+    cohort: CohortArgument,
     folder: Annotated[Path, typer.Option("--out", help="folder for metrics.json and report.html")],
     bundle: BundleOption = "demo",
     split: Annotated[str, typer.Option(help="train, val, test, or all slides of the table")] = "test",
@@ -143,68 +148,68 @@ def evaluate(
         bool | None,
         typer.Option(
             "--teacher/--no-teacher",
-            help="measure the HR teacher beside the student; left out: where the bundle brings it whole",
+            help="evaluate the HR teacher too; if not given: if the bundle contains the teacher's weights",
         ),
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Measure a bundle on a cohort: figures with intervals, agreement with its teacher, cost, and a report."""
+    """Evaluate a bundle on a cohort: metrics with intervals, agreement with its teacher, cost, and a report."""
     from lrmil_training.external_evaluation import ExternalEvaluation, evaluate_bundle
     from napari_lrmil.core.models.bundle import Bundle
 
     model = Bundle(bundle)
-    both = _with_teacher(model, teacher)
-    told = load_networks(model, teacher=both)
-    question = ExternalEvaluation(model, split, both, select_device(device))
+    with_teacher = _use_teacher(model, teacher)
+    notices = load_networks(model, teacher=with_teacher)
+    evaluation = ExternalEvaluation(model, split, with_teacher, select_device(device))
     failures: dict[str, str] = show_progress(
-        with_finished_event(evaluate_bundle(cohort, folder, question)), "evaluate", shown_notices=told
+        with_finished_event(evaluate_bundle(cohort, folder, evaluation)), "evaluate", shown_notices=notices
     )
-    _show_metrics(folder)
+    _print_metrics(folder)
     out.print(f"metrics and report -> {folder / 'report.html'}", highlight=False, soft_wrap=True)
     if failures:
         raise typer.Exit(SOME_FAILED)
 
 
-def _with_teacher(model: Bundle, asked: bool | None) -> bool:
-    """Return whether the teacher is measured too: nothing is fetched for it unless it was asked for."""
-    if asked is False:
+def _use_teacher(model: Bundle, option: bool | None) -> bool:
+    """Return whether the teacher is evaluated too. Its weights are downloaded only if the option requests it."""
+    if option is False:
         return False
     if not model.has_teacher:
-        err.print("the bundle brings no teacher; the student is measured alone")
+        err.print("the bundle has no teacher; the student is evaluated alone")
         return False
-    if asked is None and model.names_teacher:
+    if option is None and model.names_teacher:
         name = model.require_teacher().encoder.name
-        told = f"the bundle names its teacher's encoder, {name}, and does not bring it: the student is measured alone"
-        err.print(f"{told}; --teacher looks for the encoder, and fetches it", highlight=False, soft_wrap=True)
+        text = f"the bundle names its teacher's encoder, {name}, without its weights: the student is evaluated alone"
+        err.print(f"{text}; --teacher downloads them", highlight=False, soft_wrap=True)
         return False
     return True
 
 
-def _show_metrics(run: Path) -> None:
-    """Print AUROC by method and split, and say where slides were too few to tell."""
+def _print_metrics(run_folder: Path) -> None:
+    """Print AUROC by method and split, with a caution if a split has few slides."""
     import json
 
-    found = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    if "summary" in found:
-        _show_summary(found["summary"])
+    metrics = json.loads((run_folder / "metrics.json").read_text(encoding="utf-8"))
+    if "summary" in metrics:
+        _print_summary(metrics["summary"])
         return
     for split in ("train", "val", "test", "all"):
-        for method, splits in found.items():
+        for method, splits in metrics.items():
             if split not in splits:
                 continue
             a = splits[split]["auroc"]
-            span = f" ({a['low']:.3f} to {a['high']:.3f})" if a["low"] is not None else ""
-            value = "undefined" if a["value"] is None else f"{a['value']:.3f}{span}"
+            interval = f" ({a['low']:.3f} to {a['high']:.3f})" if a["low"] is not None else ""
+            value = "undefined" if a["value"] is None else f"{a['value']:.3f}{interval}"
             out.print(f"{split:5} {method:21} AUROC {value}, {a['n_slides']} slides", highlight=False)
             if a["n_slides"] < FEW_SLIDES and method == "student":
-                out.print(f"      {a['n_slides']} slides tell little: expect these figures to move", highlight=False)
+                out.print(f"      {a['n_slides']} slides are few: expect other values on other slides", highlight=False)
 
 
-def _show_summary(found: dict[str, Any]) -> None:
-    """Print mean and spread of AUROC over the runs of a series, by method."""
-    for method, splits in found.items():
-        for split, figures in splits.items():
-            a = figures["auroc"]
+def _print_summary(summary: dict[str, Any]) -> None:
+    """Print mean and standard deviation of AUROC over the runs of a series, by method."""
+    for method, splits in summary.items():
+        for split, metrics in splits.items():
+            a = metrics["auroc"]
             spread = "" if a["sd"] is None else f" ± {a['sd']:.3f}"
             value = "undefined" if a["mean"] is None else f"{a['mean']:.3f}{spread}"
             out.print(f"{split:5} {method:21} AUROC {value}, mean ± sd over {a['n_runs']} runs", highlight=False)

@@ -1,4 +1,4 @@
-"""Commands that open a window."""
+"""Commands ``view`` and ``demo``, which open the napari window."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def view(
     bundle: BundleOption = "demo",
     mpp: MppOption = None,
 ) -> None:
-    """Open napari with slides and the dock."""
+    """Open slides in napari with the Analyse dock."""
     from napari_lrmil.plugin.launch import open_viewer as launch
 
     launch(slides or [], bundle, mpp)
@@ -26,10 +26,10 @@ def demo(
         Path, typer.Option("--out", help="folder for the phantom slide, the results and demo.png")
     ] = Path("demo"),
     headless: Annotated[bool, typer.Option("--headless", help="render off-screen to OUT/demo.png")] = False,
-    slide: Annotated[Path | None, typer.Option(help="your own slide instead of the phantom")] = None,
+    slide: Annotated[Path | None, typer.Option(help="a slide of your own instead of the phantom")] = None,
     bundle: BundleOption = "demo",
 ) -> None:
-    """Show where the LR student looks beside its HR teacher, on a phantom slide or on yours."""
+    """Show the attention of the LR student and its HR teacher, on a phantom slide or on yours."""
     from napari_lrmil.plugin.launch import run_demo as launch
 
     picture = launch(folder, slide, bundle, headless)

@@ -1,4 +1,4 @@
-"""The command `bench`: its files, what it prints, a picture of AUROC against cost, and clear words for wrong calls."""
+"""Command ``bench``: its files, its output, a plot of AUROC against cost, and clear errors for wrong calls."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def test_bench_measures_and_draws(call: Call, tmp_path: Path) -> None:
     assert code == 0, err
     assert "resolution: " in out and "predict as a whole" in out and "HR, the bundle's teacher" in out
     stored = json.loads((tmp_path / "out" / "bench.json").read_text())
-    assert [one["model"] for one in stored["measured"]] == ["one", "two"]
-    names = [one["setup"]["name"] for one in stored["measured"][0]["setups"]]
+    assert [entry["model"] for entry in stored["measured"]] == ["one", "two"]
+    names = [entry["setup"]["name"] for entry in stored["measured"][0]["setups"]]
     assert "baseline pipeline" not in names and "LR, predict defaults" in names
     pareto = json.loads((tmp_path / "out" / "pareto.json").read_text())
     assert {p["name"] for p in pareto["points"]} == {

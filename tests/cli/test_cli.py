@@ -1,4 +1,4 @@
-"""The command line: what it writes, and one clear sentence with the right exit code for every bad input."""
+"""Command line: files that it writes, and one clear sentence with the right exit code for every bad input."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def one_sentence(err: str) -> bool:
-    """Return whether an error is told in one line, without a traceback."""
+    """Return whether an error is printed on one line, without a traceback."""
     return "Traceback" not in err and len([line for line in err.splitlines() if line.strip()]) == 1
 
 
@@ -61,17 +61,17 @@ def test_predict_writes_everything(call: Call, slide: Path, bundle: Path, tmp_pa
     assert (row["scope"], row["calibrated"]) == ("whole slide", "False")
 
 
-def test_a_report_tells_the_call_that_made_it(call: Call, slide: Path, bundle: Path, tmp_path: Path) -> None:
-    words = ("predict", slide, "--bundle", bundle, "--device", "cpu", "--runtime", "auto", "--mpp", "0.5")
-    words += ("--teacher", "none")
-    assert call(*words, "--out", tmp_path / "a", "--report")[0] == 0
+def test_a_report_has_the_command_that_wrote_it(call: Call, slide: Path, bundle: Path, tmp_path: Path) -> None:
+    command = ("predict", slide, "--bundle", bundle, "--device", "cpu", "--runtime", "auto", "--mpp", "0.5")
+    command += ("--teacher", "none")
+    assert call(*command, "--out", tmp_path / "a", "--report")[0] == 0
     page = (tmp_path / "a" / "phantom" / "report.html").read_text(encoding="utf-8")
-    assert f"{' '.join(map(str, words))} --out {tmp_path / 'a'} --report" in page
-    assert call(*words, "--out", tmp_path / "b")[0] == 0
+    assert f"{' '.join(map(str, command))} --out {tmp_path / 'a'} --report" in page
+    assert call(*command, "--out", tmp_path / "b")[0] == 0
     assert not (tmp_path / "b" / "phantom" / "report.html").exists()
 
 
-def test_info_tells_resolution_and_its_source(call: Call, slide: Path) -> None:
+def test_info_prints_resolution_and_its_source(call: Call, slide: Path) -> None:
     """JSON for scripts, lines for people."""
     code, out, _ = call("info", slide, "--json")
     facts = json.loads(out)
@@ -88,9 +88,9 @@ def _not_a_slide(folder: Path) -> Path:
 
 
 def _truncated(folder: Path) -> Path:
-    whole = write_slide(folder, PhantomSlide("whole", NORMAL, 1, (768, 512)))
+    complete = write_slide(folder, PhantomSlide("whole", NORMAL, 1, (768, 512)))
     path = folder / "truncated.tif"
-    path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    path.write_bytes(complete.read_bytes()[: complete.stat().st_size // 2])
     return path
 
 
@@ -124,20 +124,20 @@ BAD_SLIDES = [
 ]
 
 
-@pytest.mark.parametrize(("make", "said"), BAD_SLIDES)
+@pytest.mark.parametrize(("make", "expected"), BAD_SLIDES)
 def test_bad_slides_are_listed_with_their_reason(
-    call: Call, bundle: Path, tmp_path: Path, make: Callable[[Path], Path], said: str
+    call: Call, bundle: Path, tmp_path: Path, make: Callable[[Path], Path], expected: str
 ) -> None:
     """Exit code 3, one line in ``failures.csv``, one sentence on the screen, nothing half-written."""
     path = make(tmp_path)
     code, _, err = call("predict", path, "--bundle", bundle, "--out", tmp_path / "out", "--device", "cpu")
     assert code == 3
-    assert said in err
+    assert expected in err
     assert one_sentence(err)
     with (tmp_path / "out" / "failures.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert row["slide"] == path.name
-    assert said in row["reason"]
+    assert expected in row["reason"]
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"failures.csv"}
 
 
@@ -167,12 +167,12 @@ def test_compare_writes_agreement_and_picture(call: Call, slide: Path, bundle: P
     assert code == 0 and "ρ" in out, err
     folder = tmp_path / "a" / "phantom"
     assert {"compare.png", "agreement.json", "prediction.json"} <= {file.name for file in folder.iterdir()}
-    told = json.loads((folder / "agreement.json").read_text())
-    assert {"n_lesion_patches", "pointing_student", "lesion_auroc_teacher"} <= set(told)
+    agreement = json.loads((folder / "agreement.json").read_text())
+    assert {"n_lesion_patches", "pointing_student", "lesion_auroc_teacher"} <= set(agreement)
     call("predict", slide, "--bundle", bundle, "--out", tmp_path / "b", "--teacher", "all", "--device", "cpu")
     plain = json.loads((tmp_path / "b" / "phantom" / "agreement.json").read_text())
     for name in ("spearman", "jaccard_top10", "js_divergence"):
-        assert told[name] == pytest.approx(plain[name], abs=1e-5)
+        assert agreement[name] == pytest.approx(plain[name], abs=1e-5)
 
 
 def test_compare_can_ask_the_teacher_about_the_top_patches_only(
@@ -198,7 +198,7 @@ def test_a_resolution_that_no_slide_has_is_refused(call: Call, slide: Path) -> N
 def test_an_answer_given_earlier_is_used_and_named_as_the_source(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the window was told of a slide holds for the command line too; the option still counts more."""
+    """A resolution that was given in the window holds for the command line too; the option overrides it."""
     monkeypatch.setenv("NAPARI_LRMIL_CONFIG", str(tmp_path / "config"))
     path = _no_mpp(tmp_path)
     fingerprint = json.loads(call("info", path, "--json")[1])["fingerprint"]
@@ -236,7 +236,7 @@ def test_a_damaged_bundle_is_a_wrong_call(call: Call, slide: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "expected"),
     [
         (["absent.tif,p1,normal,train"], "are not there"),
         (["{slide},p1,normal,dev"], "unknown split 'dev'"),
@@ -244,7 +244,9 @@ def test_a_damaged_bundle_is_a_wrong_call(call: Call, slide: Path, tmp_path: Pat
         (["{slide},p1,normal,train", "{other},p1,lesion,val"], "patient p1 is in train and val"),
     ],
 )
-def test_unusable_cohorts_are_wrong_calls(call: Call, slide: Path, tmp_path: Path, rows: list[str], said: str) -> None:
+def test_unusable_cohorts_are_wrong_calls(
+    call: Call, slide: Path, tmp_path: Path, rows: list[str], expected: str
+) -> None:
     """Exit code 2, one sentence, no run folder."""
     other = tmp_path / "other.tif"
     other.touch()
@@ -252,7 +254,7 @@ def test_unusable_cohorts_are_wrong_calls(call: Call, slide: Path, tmp_path: Pat
     table.write_text("\n".join(["slide,patient,label,split", *rows]).format(slide=slide, other=other))
     code, _, err = call("train", table, "--out", tmp_path / "run")
     assert (code, one_sentence(err)) == (2, True)
-    assert said in err
+    assert expected in err
     assert not (tmp_path / "run").exists()
 
 
@@ -276,26 +278,26 @@ def test_phantom_and_features(call: Call, tmp_path: Path) -> None:
     weights = tmp_path / "untrained.safetensors"
     save_encoder(weights, untrained_encoder())
     table = tmp_path / "cohort" / "cohort.csv"
-    words = ("features", table, "--encoder", weights, "--patch-px", 128, "--out", tmp_path / "f")
-    code, out, _ = call(*words)
+    command = ("features", table, "--encoder", weights, "--patch-px", 128, "--out", tmp_path / "f")
+    code, out, _ = call(*command)
     assert (code, "3 of 3 slides" in out) == (0, True)
-    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "f").rglob("*.h5")}
-    assert {p.parent.name for p in made} == {"features_untrained"}
-    assert {p.parent.parent.name for p in made} == {"20x_128px_0px_overlap"}
-    assert call(*words)[0] == 0
-    assert made == {p: p.stat().st_mtime_ns for p in made}
+    modified = {p: p.stat().st_mtime_ns for p in (tmp_path / "f").rglob("*.h5")}
+    assert {p.parent.name for p in modified} == {"features_untrained"}
+    assert {p.parent.parent.name for p in modified} == {"20x_128px_0px_overlap"}
+    assert call(*command)[0] == 0
+    assert modified == {p: p.stat().st_mtime_ns for p in modified}
 
 
 def test_phantom_variants(call: Call, tmp_path: Path) -> None:
     """Variants combine on each slide, and the table names the files as they are; a wrong one is told first."""
-    words = ("phantom", tmp_path / "c", "--slides", 1, "--size", "640x448", "--seed", 4)
-    code, _, _ = call(*words, "--variant", "40x", "--variant", "bounds")
+    command = ("phantom", tmp_path / "c", "--slides", 1, "--size", "640x448", "--seed", 4)
+    code, _, _ = call(*command, "--variant", "40x", "--variant", "bounds")
     assert code == 0
     (row,) = csv.DictReader((tmp_path / "c" / "cohort.csv").read_text().splitlines())
     code, out, _ = call("info", tmp_path / "c" / row["slide"], "--json")
     assert row["slide"].endswith(".scn")
     assert (code, json.loads(out)["vendor"]) == (0, "leica")
-    code, _, err = call(*words, "--variant", "fax")
+    code, _, err = call(*command, "--variant", "fax")
     assert (code, one_sentence(err), "'fax'" in err) == (2, True, True)
 
 
@@ -322,16 +324,16 @@ def test_two_slides_of_one_name_do_not_overwrite_each_other(
 
 def test_tables_keep_what_earlier_calls_did(call: Call, slide: Path, bundle: Path, tmp_path: Path) -> None:
     """A second call into the same folder adds to both tables; a slide that is mended leaves the failures."""
-    bad, words = _not_a_slide(tmp_path), ("--bundle", bundle, "--out", tmp_path / "out", "--device", "cpu")
-    assert call("predict", bad, *words)[0] == 3
-    assert call("predict", slide, *words)[0] == 0
+    bad, options = _not_a_slide(tmp_path), ("--bundle", bundle, "--out", tmp_path / "out", "--device", "cpu")
+    assert call("predict", bad, *options)[0] == 3
+    assert call("predict", slide, *options)[0] == 0
     with (tmp_path / "out" / "failures.csv").open() as file:
         assert [row["slide"] for row in csv.DictReader(file)] == ["text.svs"]
     with (tmp_path / "out" / "predictions.csv").open() as file:
         assert [row["slide"] for row in csv.DictReader(file)] == ["phantom"]
     bad.unlink()
     bad.symlink_to(slide)
-    assert call("predict", bad, *words)[0] == 0
+    assert call("predict", bad, *options)[0] == 0
     assert not (tmp_path / "out" / "failures.csv").exists()
 
 
@@ -366,8 +368,8 @@ def test_train_says_that_some_slides_failed(call: Call, small_cohort: Path, tmp_
     save_encoder(tmp_path / "untrained.safetensors", untrained_encoder())
     keys = f"""encoder.teacher={tmp_path / "untrained.safetensors"} hr_patch_px=64 lr_patch_px=64 bootstrap=100 seeds=2
         teacher.epochs=1 teacher.min_epochs=1 stage1.epochs=0 stage2.init=frozen_head baselines=[]"""
-    words = [word for key in keys.split() for word in ("--set", key)]
-    code, _, err = call("train", table, "--out", out, "--device", "cpu", *words)
+    settings = [word for key in keys.split() for word in ("--set", key)]
+    code, _, err = call("train", table, "--out", out, "--device", "cpu", *settings)
     assert (code, "1 slide could not be used" in err) == (3, True)
     single = [(out / "runs" / name / "failures.csv").read_text() for name in ("seed0", "seed1")]
     assert single[0].startswith("slide,step,reason\nbroken,features,")
@@ -392,9 +394,9 @@ def test_evaluate_measures_both_networks(call: Call, small_cohort: Path, bundle:
     code, out, _ = call("evaluate", small_cohort, "--bundle", bundle, "--out", tmp_path, "--device", "cpu")
     assert code == 0
     assert "report.html" in out
-    found = json.loads((tmp_path / "metrics.json").read_text())
-    assert {method: list(splits) for method, splits in found.items()} == {"teacher": ["test"], "student": ["test"]}
-    student, teacher = found["student"]["test"], found["teacher"]["test"]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert {method: list(splits) for method, splits in metrics.items()} == {"teacher": ["test"], "student": ["test"]}
+    student, teacher = metrics["student"]["test"], metrics["teacher"]["test"]
     assert student["auroc"]["n_slides"] == 4
     assert not student["calibrated"]  # the bundle has no temperature, and none is fitted on test slides
     assert student["agreement"]["spearman"] is not None
@@ -405,11 +407,11 @@ def test_evaluate_measures_both_networks(call: Call, small_cohort: Path, bundle:
 
 def test_evaluate_all_slides_without_the_teacher(call: Call, small_cohort: Path, bundle: Path, tmp_path: Path) -> None:
     """Every slide of the table counts once, whatever its split."""
-    words = ["--out", tmp_path, "--device", "cpu", "--split", "all", "--no-teacher"]
-    assert call("evaluate", small_cohort, "--bundle", bundle, *words)[0] == 0
-    found = json.loads((tmp_path / "metrics.json").read_text())
-    assert list(found) == ["student"]
-    assert found["student"]["all"]["auroc"]["n_slides"] == 6
+    options = ["--out", tmp_path, "--device", "cpu", "--split", "all", "--no-teacher"]
+    assert call("evaluate", small_cohort, "--bundle", bundle, *options)[0] == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert list(metrics) == ["student"]
+    assert metrics["student"]["all"]["auroc"]["n_slides"] == 6
 
 
 def test_nothing_is_fetched_for_a_teacher_that_was_not_asked_for(
@@ -424,17 +426,17 @@ def test_nothing_is_fetched_for_a_teacher_that_was_not_asked_for(
     monkeypatch.setattr(bundle_module, "encoder_notice", lambda name: f"{name}: its terms")
     monkeypatch.setattr(bundle_module, "resolve_encoder", fetch)
     named = untrained_bundle(tmp_path / "b", teachers=Borrowed()).path
-    words = ["evaluate", small_cohort, "--bundle", named, "--out", tmp_path / "out", "--device", "cpu"]
-    code, _, err = call(*words)
-    assert code == 0 and "does not bring it: the student is measured alone" in err
+    command = ["evaluate", small_cohort, "--bundle", named, "--out", tmp_path / "out", "--device", "cpu"]
+    code, _, err = call(*command)
+    assert code == 0 and "without its weights: the student is evaluated alone" in err
     assert list(json.loads((tmp_path / "out" / "metrics.json").read_text())) == ["student"]
-    for asking in ([*words, "--teacher"], ["predict", small_cohort, "--bundle", named, "--teacher", "all"]):
+    for asking in ([*command, "--teacher"], ["predict", small_cohort, "--bundle", named, "--teacher", "all"]):
         code, _, err = call(*asking)
         assert code == 2 and err.index("lazyslide:x: its terms") < err.index("looking for lazyslide:x")
 
 
 def test_evaluate_goes_on_past_a_broken_slide(call: Call, small_cohort: Path, bundle: Path, tmp_path: Path) -> None:
-    """The others are measured, the broken one is listed with its reason."""
+    """The others are evaluated, the broken one is listed with its reason."""
     folder = tmp_path / "cohort"
     shutil.copytree(small_cohort.parent, folder)
     broken = sorted(folder.glob("test*.tif"))[0]
@@ -448,7 +450,7 @@ def test_evaluate_goes_on_past_a_broken_slide(call: Call, small_cohort: Path, bu
 
 
 @pytest.mark.parametrize(
-    ("words", "label", "said"),
+    ("options", "label", "expected"),
     [
         (["--split", "train"], "normal", "there are val, test"),
         (["--split", "everything"], "normal", "no slide of split everything"),
@@ -456,15 +458,15 @@ def test_evaluate_goes_on_past_a_broken_slide(call: Call, small_cohort: Path, bu
     ],
 )
 def test_evaluate_refuses_what_cannot_be_measured(
-    call: Call, small_cohort: Path, bundle: Path, tmp_path: Path, words: list[str], label: str, said: str
+    call: Call, small_cohort: Path, bundle: Path, tmp_path: Path, options: list[str], label: str, expected: str
 ) -> None:
     """One sentence, nothing written."""
     table = small_cohort.with_name(f"{label}.csv")
     table.write_text(small_cohort.read_text().replace(",normal,", f",{label},"))
-    code, _, err = call("evaluate", table, "--bundle", bundle, "--out", tmp_path / "out", *words)
+    code, _, err = call("evaluate", table, "--bundle", bundle, "--out", tmp_path / "out", *options)
     assert code not in (0, 3)
     assert one_sentence(err)
-    assert said in err
+    assert expected in err
     assert not (tmp_path / "out").exists()
 
 
@@ -493,8 +495,8 @@ def test_version_and_debug(call: Call, tmp_path: Path, monkeypatch: pytest.Monke
     """The version is told; a traceback comes with --debug, before or after the command."""
     assert call("--version")[:2] == (0, f"napari-lrmil {__version__}\n")
     missing = tmp_path / "missing.svs"
-    for words in (["--debug", "info", missing], ["info", missing, "--debug"]):
-        monkeypatch.setattr(sys, "argv", ["napari-lrmil", *map(str, words)])
+    for command in (["--debug", "info", missing], ["info", missing, "--debug"]):
+        monkeypatch.setattr(sys, "argv", ["napari-lrmil", *map(str, command)])
         with pytest.raises(LrmilError):
             cli.main()
     code, _, err = call("info", missing)

@@ -77,7 +77,7 @@ def shared_patches(prediction: Prediction) -> SharedPatches:
 
 
 def score_lesion_localisation(prediction: Prediction, lesions: Sequence[Region]) -> LesionMetrics:
-    """Return how well each network's attention finds lesions, see docs/explanation/method.md.
+    """Return how well each network's attention finds lesions (Method 3).
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Attention as a picture: one pixel per patch, in units that a student and its teacher share."""
+"""Attention overlays: heatmaps with one pixel per patch, colour scales, and the picture ``overlay.png``."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 
 COLORMAP = "viridis"  # perceptually uniform and readable without colour vision
 ATTENTION_LEGEND = "attention, times the average (brightest: this or more)"
-OPACITY = 0.6  # the tissue stays readable beneath
-THUMBNAIL_PX = 1200  # longer side of the pictures that leave the program
+OPACITY = 0.6  # the tissue stays visible below
+THUMBNAIL_PX = 1200  # longer side of the slide in exported pictures
 RESEARCH_USE = "Research use only. Not a diagnosis."
 
 
 @dataclass(frozen=True)
 class Heatmap:
-    """A raster with one pixel per patch, NaN where there is none.
+    """Raster with one pixel per patch; NaN outside patches.
 
     Attributes
     ----------
     image
-        (rows, columns) float32. Attention is relative to the slide's average: 1 is what every patch would have if the
-        network looked everywhere alike, so that grids of different fineness share a scale.
+        (rows, columns) float32. Attention is relative to the slide's average: uniform attention is 1 for every patch.
+        Grids with different patch sizes share this scale.
     origin_level0
         Level-0 corner of the raster, x then y.
     pixel_level0
@@ -51,13 +51,13 @@ class Heatmap:
     pixel_level0: tuple[int, int]
 
 
-def make_heatmap(reading: NetworkPrediction) -> Heatmap:
-    """Return the attention of a reading, relative to the average, as a raster over the patches there are."""
-    return rasterize_patches(reading, reading.attention * len(reading.attention))
+def make_heatmap(network: NetworkPrediction) -> Heatmap:
+    """Return the attention of a network, relative to the average, as a raster."""
+    return rasterize_patches(network, network.attention * len(network.attention))
 
 
 class PatchesOnGrid(Protocol):
-    """Patches on a grid, such as a `Reading`: (N, 2) level-0 corners, x then y, and the size of a patch."""
+    """Patches on a grid, such as a `NetworkPrediction`: (N, 2) level-0 corners, x then y, and the size of a patch."""
 
     @property
     def coords(self) -> Int64: ...  # noqa: D102
@@ -65,78 +65,92 @@ class PatchesOnGrid(Protocol):
     def patch_level0(self) -> tuple[int, int]: ...  # noqa: D102
 
 
-def rasterize_patches(reading: PatchesOnGrid, values: Features) -> Heatmap:
-    """Return (N,) values of a reading's patches as a raster."""
-    first = reading.coords.min(axis=0)
-    columns, rows = ((reading.coords - first) // np.array(reading.patch_level0)).T
+def rasterize_patches(patches: PatchesOnGrid, values: Features) -> Heatmap:
+    """Return (N,) values of patches as a raster over their bounding box."""
+    first = patches.coords.min(axis=0)
+    columns, rows = ((patches.coords - first) // np.array(patches.patch_level0)).T
     image = np.full((rows.max() + 1, columns.max() + 1), np.nan, dtype=np.float32)
     image[rows, columns] = values
-    return Heatmap(image, (int(first[0]), int(first[1])), reading.patch_level0)
+    return Heatmap(image, (int(first[0]), int(first[1])), patches.patch_level0)
 
 
-def color_limits(readings: Sequence[NetworkPrediction]) -> tuple[float, float]:
-    """Return the colour limits for maps shown side by side: from 0 to the lowest of their 99th percentiles.
+def color_limits(networks: Sequence[NetworkPrediction]) -> tuple[float, float]:
+    """Return the colour limits of maps shown side by side: 0, and the lowest of their 99th percentiles.
 
-    The lowest, or the peaks of a fine grid would leave nothing to see on a coarse one; what lies above looks like the
-    limit. Never less than twice the average, or noise would look like a finding.
+    With a higher limit, the peaks of a fine grid would leave a coarse grid dark. Higher values get the colour of the
+    limit. The limit is at least twice the average, because otherwise noise would fill the scale.
     """
-    tops = [float(np.percentile(r.attention * len(r.attention), 99)) for r in readings]
-    return 0.0, max(2.0, min(tops))
+    peaks = [float(np.percentile(network.attention * len(network.attention), 99)) for network in networks]
+    return 0.0, max(2.0, min(peaks))
 
 
 def blend_heatmap(thumbnail: Pixels, box: BoxLevel0, heat: Heatmap, colour_limits: tuple[float, float]) -> Pixels:
-    """Return a thumbnail of `box` with the attention laid over it; the tissue stays as it is where no patch lies."""
+    """Return a thumbnail of `box` with the attention over it. Pixels outside patches are unchanged.
+
+    Parameters
+    ----------
+    thumbnail
+        (height, width, 3) uint8 pixels of `box`.
+    box
+        Part of the slide that the thumbnail shows, level 0.
+    heat
+        Attention to draw.
+    colour_limits
+        Values at the two ends of the colour map.
+    """
     from matplotlib import colormaps
 
     height, width = thumbnail.shape[:2]
     rows = _raster_index(box.y, box.height, height, heat.origin_level0[1], heat.pixel_level0[1])
     columns = _raster_index(box.x, box.width, width, heat.origin_level0[0], heat.pixel_level0[0])
-    there_y, there_x = ((at >= 0) & (at < n) for at, n in zip((rows, columns), heat.image.shape, strict=True))
+    inside_y, inside_x = (
+        (index >= 0) & (index < n) for index, n in zip((rows, columns), heat.image.shape, strict=True)
+    )
     values = np.full((height, width), np.nan, np.float32)
-    values[np.ix_(there_y, there_x)] = heat.image[np.ix_(rows[there_y], columns[there_x])]
+    values[np.ix_(inside_y, inside_x)] = heat.image[np.ix_(rows[inside_y], columns[inside_x])]
     low, high = colour_limits
     colour = 255 * colormaps[COLORMAP](np.nan_to_num((values - low) / (high - low)))[..., :3]  # (height, width, 3)
-    there = np.isfinite(values)[..., None]
-    return np.where(there, np.rint(OPACITY * colour + (1 - OPACITY) * thumbnail), thumbnail).astype(np.uint8)
+    is_patch = np.isfinite(values)[..., None]
+    return np.where(is_patch, np.rint(OPACITY * colour + (1 - OPACITY) * thumbnail), thumbnail).astype(np.uint8)
 
 
 def _raster_index(start: float, length: float, pixels: int, origin: int, step: int) -> Int64:
-    """Return (pixels,) the raster row or column in which each pixel's middle lies; outside the raster: out of range."""
-    middles = start + (np.arange(pixels) + 0.5) * length / pixels
-    return np.floor((middles - origin) / step).astype(np.int64)
+    """Return (pixels,) raster row or column of each pixel's centre; out of range outside the raster."""
+    centres = start + (np.arange(pixels) + 0.5) * length / pixels
+    return np.floor((centres - origin) / step).astype(np.int64)
 
 
 def draw_overlay(path: Path, slide: Slide, prediction: Prediction) -> None:
-    """Write a PNG: the slide, where the student looked, and where the teacher looked if it ran; one legend."""
+    """Write a PNG of the slide and of each network's attention over it, with one colour scale."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    readings = [r for r in (prediction.student, prediction.teacher) if r is not None]
+    networks = [n for n in (prediction.student, prediction.teacher) if n is not None]
     titles = ("Student (LR)", "Teacher (HR)")
     thumbnail, box = slide_thumbnail(slide)
-    shape = thumbnail.shape[0] / thumbnail.shape[1]
-    panels = 1 + len(readings)
-    figure = Figure(figsize=(4.4 * panels + 1.0, 4.4 * shape + 1.5), layout="constrained", dpi=110)
+    aspect = thumbnail.shape[0] / thumbnail.shape[1]
+    panels = 1 + len(networks)
+    figure = Figure(figsize=(4.4 * panels + 1.0, 4.4 * aspect + 1.5), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, panels, squeeze=False)[0]
-    low, high = color_limits(readings)
+    low, high = color_limits(networks)
     for axis in axes:
         show_slide(axis, thumbnail, box, slide)
         _show_scope(axis, prediction.scope)
     axes[0].set_title(slide.name, fontsize=10)
-    for axis, title, reading in zip(axes[1:], titles, readings, strict=False):
-        axis.set_title(f"{title}: {format_probabilities(reading.probabilities)}", fontsize=10)
-        shown = show_attention(axis, make_heatmap(reading), low, high)
-    figure.colorbar(shown, ax=list(axes), shrink=0.8, label=ATTENTION_LEGEND, extend="max")
+    for axis, title, network in zip(axes[1:], titles, networks, strict=False):
+        axis.set_title(f"{title}: {format_probabilities(network.probabilities)}", fontsize=10)
+        image = show_attention(axis, make_heatmap(network), low, high)
+    figure.colorbar(image, ax=list(axes), shrink=0.8, label=ATTENTION_LEGEND, extend="max")
     figure.suptitle(f"Where the model looked (attention) · {prediction.bundle}", fontsize=11)
-    told = [f"{RESEARCH_USE} {calibration_text(prediction)}.", *prediction.warnings]
-    figure.supxlabel("\n".join(fill(sentence, 45 * panels) for sentence in told), fontsize=8)
+    notes = [f"{RESEARCH_USE} {calibration_text(prediction)}.", *prediction.warnings]
+    figure.supxlabel("\n".join(fill(sentence, 45 * panels) for sentence in notes), fontsize=8)
     with atomic_write(path) as partial:
         figure.savefig(partial, format="png")
 
 
 def _show_scope(axis: Axes, scope: RegionOfInterest) -> None:
-    """Outline what was asked about, and what was left out."""
+    """Outline the regions of the scope, and with dots those that were left out."""
     for regions, style in ((scope.regions, "solid"), (scope.included, "solid"), (scope.excluded, "dotted")):
         rings = [ring for region in regions for ring in shapely.get_rings(region.geometry)]
         for ring in rings:
@@ -146,14 +160,14 @@ def _show_scope(axis: Axes, scope: RegionOfInterest) -> None:
 
 
 def calibration_text(prediction: Prediction) -> str:
-    """Return what the probabilities are worth: a temperature holds for whole slides only (Method 3)."""
+    """Return a text on calibration. The temperature was fitted on whole slides and holds for them only (Method 3)."""
     if not prediction.scope.is_whole_slide:
         return "Region score, uncalibrated"
     return "Probabilities calibrated on validation slides" if prediction.calibrated else "Probabilities not calibrated"
 
 
 def slide_thumbnail(slide: Slide) -> tuple[Pixels, BoxLevel0]:
-    """Return the scanned part of a slide at most `THUMBNAIL_PX` long, and the level-0 box that it shows."""
+    """Return the scanned part of a slide, at most `THUMBNAIL_PX` long, and its level-0 box."""
     b = slide.bounds
     scale = max(1.0, max(b.width, b.height) / THUMBNAIL_PX)
     box = BoxLevel0(float(b.x), float(b.y), float(b.width), float(b.height))
@@ -165,7 +179,7 @@ def slide_thumbnail(slide: Slide) -> tuple[Pixels, BoxLevel0]:
 
 
 def show_slide(axis: Axes, thumbnail: Pixels, box: BoxLevel0, slide: Slide) -> None:
-    """Show a thumbnail of `box` with a scale bar; the axes are level-0 pixels."""
+    """Show a thumbnail of `box` with a scale bar. The axes are in level-0 pixels."""
     extent = (box.x, box.x + box.width, box.y + box.height, box.y)
     axis.imshow(thumbnail, extent=extent, interpolation="antialiased")
     axis.set_xlim(extent[:2])
@@ -179,20 +193,20 @@ def show_slide(axis: Axes, thumbnail: Pixels, box: BoxLevel0, slide: Slide) -> N
 
 
 def round_scale_bar(um: float) -> float:
-    """Return the largest 1, 2 or 5 times a power of ten that is not longer."""
+    """Return the largest length of 1, 2 or 5 times a power of ten that is at most `um`."""
     power = 10.0 ** np.floor(np.log10(um))
     return float(max(m * power for m in (1, 2, 5) if m * power <= um))
 
 
 def format_length(um: float) -> str:
-    """Return a length as people write it."""
+    """Return a length in µm or mm, as text."""
     return f"{um:g} µm" if um < 1000 else f"{um / 1000:g} mm"
 
 
 def show_attention(
     axis: Axes, heat: Heatmap, low: float, high: float, *, colours: str = COLORMAP, opacity: float = OPACITY
 ) -> Any:
-    """Lay a map over a slide's axes and return what a colour bar needs."""
+    """Draw a heatmap over a slide's axes and return the image, which a colour bar needs."""
     (x, y), (width, height) = heat.origin_level0, heat.pixel_level0
     rows, columns = heat.image.shape
     extent = (x, x + columns * width, y + rows * height, y)
@@ -212,14 +226,19 @@ SCALE_LEGENDS: dict[AttentionScale, str] = {
     "percentile": "attention, percentile among the slide's patches",
     "log": "attention, power of ten of times the slide's average",
 }
-MIN_RELATIVE_ATTENTION = 1e-3  # of the average: what is below looks like this on the logarithmic scale
+MIN_RELATIVE_ATTENTION = 1e-3  # times the average; lower values get the lowest colour of the logarithmic scale
 
 
 def attention_values(attention: Features, mode: AttentionScale) -> Features:
-    """Return (N,) what is shown for (N,) attention that sums to 1.
+    """Return (N,) values to show for (N,) attention that sums to 1.
 
-    ``raw`` is the multiple of the average; ``percentile`` the share of patches with less, 0 to 100, ties at their mean;
-    ``log`` the power of ten of the multiple.
+    Parameters
+    ----------
+    attention
+        (N,) attention.
+    mode
+        ``raw``: multiple of the average. ``percentile``: share of patches with less attention, 0 to 100, ties at their
+        mean. ``log``: decimal logarithm of the multiple.
     """
     relative = attention * len(attention)
     if mode == "raw":
@@ -232,16 +251,16 @@ def attention_values(attention: Features, mode: AttentionScale) -> Features:
 
 
 def attention_limits(shown: Sequence[Features], mode: AttentionScale) -> tuple[float, float]:
-    """Return the colour limits that maps side by side share; see `overlay.limits` for those of ``raw``."""
+    """Return the common colour limits of maps shown side by side; for ``raw`` see `color_limits`."""
     if mode == "percentile":
         return 0.0, 100.0
-    if mode == "log":
+    if mode == "log":  # the range covers both maps, and at least a factor of two, so that noise does not fill it
         low, high = (f([float(np.percentile(v, q)) for v in shown]) for f, q in ((min, 1), (max, 99)))
         return float(low), float(max(high, low + 0.3))
     return 0.0, max(2.0, min(float(np.percentile(values, 99)) for values in shown))
 
 
 def evidence_limits(evidence: Features) -> tuple[float, float]:
-    """Return limits round 0, in which all but the most extreme hundredth of (N,) evidence lies."""
-    top = float(np.percentile(np.abs(evidence), 99)) or 1e-6
-    return -top, top
+    """Return symmetric colour limits that include all but the most extreme 1 % of (N,) evidence."""
+    limit = float(np.percentile(np.abs(evidence), 99)) or 1e-6  # two equal limits would divide by zero
+    return -limit, limit

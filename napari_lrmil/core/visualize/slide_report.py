@@ -1,6 +1,6 @@
-"""A slide's report: one HTML file without any request to the outside, to be read on screen and on paper.
+"""Report of a slide: one HTML file that loads nothing from outside, for screen and paper.
 
-Its pictures come from the slide's pixels only, never from its label or macro image: labels carry patients' names.
+Its pictures come from the slide's pixels only, never from its label or macro image: labels can show patients' names.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from napari_lrmil.version import __version__
 REPORT = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
 PANEL_LEGEND = "attention, times the average"
-PANEL_PX, PANEL_HEIGHT_PX = 470, 640  # at most, of a thumbnail on the page, in CSS pixels
+PANEL_PX, PANEL_HEIGHT_PX = 470, 640  # largest width and height of a thumbnail on the page, CSS pixels
 PANEL_TEXT_PX = 12
 JPEG_QUALITY = 85
-EVIDENCE_CLASSES = 4  # named beside a patch; of many classes those with the most evidence for or against
+EVIDENCE_CLASSES = 4  # classes named beside a patch: those with the most evidence for or against
 STEP_LABELS = {
     "open": "opening the slide",
     "tissue": "finding tissue",
     "read": "reading patches",
     "encode": "encoding",
-    "mil": "attention and answer",
-    "total": "in all",
+    "mil": "attention and prediction",
+    "total": "total",
 }
 
 Context = dict[str, Any]
@@ -55,16 +55,16 @@ Context = dict[str, Any]
 
 @dataclass(frozen=True)
 class ReportRequest:
-    """What a report needs beyond the prediction.
+    """Contents of a report beside the prediction.
 
     Attributes
     ----------
     command
-        The command line that gives the same numbers.
+        Command line that gives the same numbers.
     hr_mpp
-        µm per pixel at which the bundle's teacher sees, for the gallery.
+        µm per pixel of the teacher's patches, for the gallery.
     k
-        Patches shown from the top, and from the bottom.
+        Number of patches with the highest attention, and with the lowest.
     """
 
     command: str
@@ -73,12 +73,12 @@ class ReportRequest:
 
 
 def write_slide_report(path: Path, slide: Slide, prediction: Prediction, request: ReportRequest) -> None:
-    """Write the report of one prediction as a single HTML file, whole or not at all."""
+    """Write the report of one prediction as a single HTML file, atomically."""
     write_text(path, render_slide_report(slide, prediction, request))
 
 
 def render_slide_report(slide: Slide, prediction: Prediction, request: ReportRequest) -> str:
-    """Return the report of one prediction as a page of HTML; the slide must be open."""
+    """Return the report of one prediction as HTML. The slide must be open."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -103,23 +103,24 @@ def render_slide_report(slide: Slide, prediction: Prediction, request: ReportReq
 
 
 def format_grouped(value: float) -> str:
-    """Return a whole number with its thousands apart."""
+    """Return a number rounded to an integer, with its thousands separated."""
     return f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
 def format_significant(value: float) -> str:
-    """Return a figure with three significant digits, never as a power of ten."""
+    """Return a number with three significant digits, never in scientific notation."""
     digits = 2 if value == 0 else max(0, 2 - int(np.floor(np.log10(abs(value)))))
     return f"{value:.{min(digits, 6)}f}"
 
 
 def probability_margin(probabilities: Mapping[str, float]) -> float:
-    """Return the difference between the two largest probabilities; one class alone has nothing beside it."""
+    """Return the difference between the two largest probabilities; with one class, its probability."""
     first, second, *_ = *sorted(probabilities.values(), reverse=True), 0.0
     return first - second
 
 
 def _context(slide: Slide, prediction: Prediction, gallery: Sequence[GalleryPatch], command: str) -> Context:
+    """Return the values of the template, apart from the gallery."""
     student, teacher, grid = prediction.student, prediction.teacher, prediction.grid
     scope = prediction.scope
     region = not scope.is_whole_slide
@@ -138,7 +139,7 @@ def _context(slide: Slide, prediction: Prediction, gallery: Sequence[GalleryPatc
         "n_hr": len(grid.hr_index),
         "ratio": grid.patch_ratio,
         "networks": [
-            {"name": name, "reading": r, "rows": _classes(r, prediction.classes), "pixels": r.pixels_decoded / 1e6}
+            {"name": name, "reading": r, "rows": _class_rows(r, prediction.classes), "pixels": r.pixels_decoded / 1e6}
             for name, r in (("Student (LR)", student), ("Teacher (HR)", teacher))
             if r is not None
         ],
@@ -152,12 +153,12 @@ def _context(slide: Slide, prediction: Prediction, gallery: Sequence[GalleryPatc
     }
 
 
-def _classes(reading: NetworkPrediction, classes: Sequence[str]) -> list[Context]:
-    """Return a row per class, the most probable first; evidence and rest add up to the centred logit."""
-    evidence = dict(zip(classes, reading.evidence.sum(axis=0, dtype=np.float64).tolist(), strict=True))
-    mean = sum(reading.logits.values()) / len(reading.logits)
-    rest = {c: logit - mean - evidence[c] for c, logit in reading.logits.items()}
-    by_probability = sorted(reading.probabilities.items(), key=lambda item: -item[1])
+def _class_rows(network: NetworkPrediction, classes: Sequence[str]) -> list[Context]:
+    """Return a row per class, the most probable first. Evidence and rest (the bias) sum to the centred logit."""
+    evidence = dict(zip(classes, network.evidence.sum(axis=0, dtype=np.float64).tolist(), strict=True))
+    mean = sum(network.logits.values()) / len(network.logits)
+    rest = {c: logit - mean - evidence[c] for c, logit in network.logits.items()}
+    by_probability = sorted(network.probabilities.items(), key=lambda item: -item[1])
     return [{"name": c, "probability": p, "evidence": evidence[c], "rest": rest[c]} for c, p in by_probability]
 
 
@@ -165,34 +166,35 @@ def _classes(reading: NetworkPrediction, classes: Sequence[str]) -> list[Context
 
 
 def _panels(slide: Slide, prediction: Prediction, gallery: Sequence[GalleryPatch]) -> list[str]:
-    """Return the slide's thumbnail and a copy with each network's attention, as data addresses."""
+    """Return the thumbnail, and a copy with each network's attention over it, as data URIs."""
     thumbnail, box = slide_thumbnail(slide)
     um_per_px = box.width * slide.mpp.x / thumbnail.shape[1]
     text_px = _text_px(thumbnail)
-    readings = [r for r in (prediction.student, prediction.teacher) if r is not None]
-    low, high = color_limits(readings)
+    networks = [n for n in (prediction.student, prediction.teacher) if n is not None]
+    low, high = color_limits(networks)
     legend = ColourLegend(low, high, COLORMAP, PANEL_LEGEND)
-    found = [compose_view(thumbnail, um_per_px, None, prediction.slide, "", text_px=text_px)]
-    for title, reading in zip(("Where the student looked", "Where the teacher looked"), readings, strict=False):
-        pixels = _marked(blend_heatmap(thumbnail, box, make_heatmap(reading), (low, high)), box, gallery, text_px)
-        found.append(compose_view(pixels, um_per_px, legend, title, "", text_px=text_px))
-    return [image_data_uri(picture) for picture in found]
+    pictures = [compose_view(thumbnail, um_per_px, None, prediction.slide, "", text_px=text_px)]
+    for title, network in zip(("Student attention", "Teacher attention"), networks, strict=False):
+        pixels = blend_heatmap(thumbnail, box, make_heatmap(network), (low, high))
+        pixels = _mark_patches(pixels, box, gallery, text_px)
+        pictures.append(compose_view(pixels, um_per_px, legend, title, "", text_px=text_px))
+    return [image_data_uri(picture) for picture in pictures]
 
 
 def _text_px(thumbnail: Pixels) -> int:
-    """Return the height of a text that is `PANEL_TEXT_PX` high once the picture has its size on the page."""
+    """Return the text height that becomes `PANEL_TEXT_PX` once the browser has scaled the picture to the page."""
     height, width = thumbnail.shape[:2]
-    shown: float = min(PANEL_PX / width, PANEL_HEIGHT_PX / height, 1.0)
-    return max(1, round(PANEL_TEXT_PX / shown))
+    scale: float = min(PANEL_PX / width, PANEL_HEIGHT_PX / height, 1.0)
+    return max(1, round(PANEL_TEXT_PX / scale))
 
 
-def _marked(pixels: Pixels, box: BoxLevel0, gallery: Sequence[GalleryPatch], text_px: int) -> Pixels:
-    """Return a picture of `box` with the places of the top patches outlined and numbered by rank."""
+def _mark_patches(pixels: Pixels, box: BoxLevel0, gallery: Sequence[GalleryPatch], text_px: int) -> Pixels:
+    """Return a picture of `box` with the top patches outlined and numbered by rank."""
     image = Image.fromarray(pixels)
     draw = ImageDraw.Draw(image)
     across, down = image.width / box.width, image.height / box.height
     edge, halo = max(2, text_px // 7), max(2, text_px // 8)
-    for patch in [p for p in gallery if p.side == "top"][::-1]:  # the first on top of the others
+    for patch in [p for p in gallery if p.side == "top"][::-1]:  # rank 1 is drawn last, on top of the others
         left, top = (patch.box.x - box.x) * across, (patch.box.y - box.y) * down
         width, height = patch.box.width * across, patch.box.height * down
         draw.rectangle((left, top, left + width - 1, top + height - 1), outline="white", width=edge)
@@ -206,33 +208,33 @@ def _marked(pixels: Pixels, box: BoxLevel0, gallery: Sequence[GalleryPatch], tex
 def _gallery(
     slide: Slide, prediction: Prediction, gallery: Sequence[GalleryPatch], hr_mpp: float
 ) -> dict[str, list[Context]]:
-    """Return side -> what the page shows of each of its patches."""
-    found: dict[str, list[Context]] = {"top": [], "bottom": []}
+    """Return ``top`` and ``bottom`` -> values of the template for each patch."""
+    sides: dict[str, list[Context]] = {"top": [], "bottom": []}
     for patch in gallery:
         lr, hr = (
             Image.fromarray(read_patch(slide, prediction, patch.row, mpp=mpp))
             for mpp in (prediction.student.target_mpp, hr_mpp)
         )
-        found[patch.side].append(
+        sides[patch.side].append(
             {
                 "patch": patch,
                 "lr": image_data_uri(lr, lossless=True),
                 "hr": image_data_uri(hr),
                 "hr_mpp": patch.box.width * slide.mpp.x / hr.width,
-                "evidence": _strongest(patch.evidence, prediction.student.probabilities),
+                "evidence": _strongest_evidence(patch.evidence, prediction.student.probabilities),
             }
         )
-    return found
+    return sides
 
 
-def _strongest(evidence: Mapping[str, float], probabilities: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Return the classes with the most evidence for or against, in the order of the answer."""
-    kept = sorted(evidence, key=lambda c: -abs(evidence[c]))[:EVIDENCE_CLASSES]
-    return [(c, evidence[c]) for c in sorted(kept, key=lambda c: -probabilities[c])]
+def _strongest_evidence(evidence: Mapping[str, float], probabilities: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Return the classes with the most evidence for or against, the most probable first."""
+    strongest = sorted(evidence, key=lambda c: -abs(evidence[c]))[:EVIDENCE_CLASSES]
+    return [(c, evidence[c]) for c in sorted(strongest, key=lambda c: -probabilities[c])]
 
 
 def image_data_uri(picture: Image.Image, *, lossless: bool = False) -> str:
-    """Return a picture as an address that needs no file: JPEG, or PNG where every pixel is to be seen as it is."""
+    """Return a picture as a ``data:`` URI: JPEG, or PNG if it must be lossless."""
     target = io.BytesIO()
     if lossless:
         picture.save(target, "PNG", optimize=True)

@@ -1,4 +1,4 @@
-"""Which patches counted most and least, and their pixels as the student and as the teacher would see them."""
+"""Patches with the highest and lowest attention, and their pixels at the student's and the teacher's resolution."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.slides.slide import Pixels, Slide
 
-PATCH_MAX_PX = 1024  # longer side of a patch's picture; at HR an LR patch of n = 8 would have 2048
+PATCH_MAX_PX = 1024  # longer side of a patch's picture; at HR an LR patch with 8 x 8 HR patches would have 2048
 
 
 @dataclass(frozen=True)
 class GalleryPatch:
-    """One LR patch of a prediction and what the student made of it.
+    """One LR patch of the gallery, with its attention and evidence.
 
     Attributes
     ----------
     side
-        Whether it is among the patches that counted most or least.
+        ``top`` for the highest attention, ``bottom`` for the lowest.
     row
-        Its row in the student's reading.
+        Row of the patch in the student's prediction.
     rank
-        1 is the patch with the highest attention; patches with equal attention are ranked in reading order.
+        Rank by attention, 1 for the highest; patches with equal attention are ranked in grid order.
     attention
-        Its share of the whole attention, which sums to 1.
+        Share of the total attention, which sums to 1.
     relative
-        The same, times the number of patches: 1 is what each would have if the student looked everywhere alike.
+        Attention relative to the average: uniform attention is 1 for every patch.
     teacher_relative
-        The same for the teacher, its attention summed over the patch's HR patches; None where it did not run.
+        The same for the teacher, summed over the HR patches in this patch; None if the teacher did not read it.
     evidence
-        Class -> what the patch adds to the class's centred, uncalibrated logit.
+        Class -> contribution of the patch to the centred, uncalibrated logit.
     centre_um
-        Its centre, x then y, in µm from the slide's level-0 corner, as the viewer's world has it.
+        Centre, x then y, in µm from the slide's level-0 corner: world coordinates of the viewer.
     box
-        Its place in level-0 pixels.
+        Position and size in level-0 pixels.
     """
 
     side: Literal["top", "bottom"]
@@ -53,23 +53,29 @@ class GalleryPatch:
 
 
 def select_top_and_bottom(prediction: Prediction, k: int) -> tuple[GalleryPatch, ...]:
-    """Return the `k` patches with the highest and the `k` with the lowest attention, by rank; no patch comes twice.
+    """Return the `k` patches with the highest and the `k` with the lowest attention, by rank.
 
-    Where there are fewer than 2 k patches the top ones go first and the bottom is what remains.
+    No patch comes twice: with fewer than 2 k patches, the bottom has only those that the top leaves.
+
+    Raises
+    ------
+    ValueError
+        If `k` is below 1.
     """
     if k < 1:
-        raise ValueError(f"a gallery needs at least one patch on each side, got {k}")
+        raise ValueError(f"k is {k}, expected 1 or more patches on each side of the gallery")
     attention = prediction.student.attention
-    order = np.argsort(-attention, kind="stable")  # equal attention: in reading order
+    order = np.argsort(-attention, kind="stable")  # stable: ties in grid order
     bottom = max(k, len(order) - k)
-    places = [*range(min(k, len(order))), *range(bottom, len(order))]
-    beside = None if prediction.teacher is None else prediction.teacher_on_lr
+    ranks = [*range(min(k, len(order))), *range(bottom, len(order))]  # from 0
+    teacher = None if prediction.teacher is None else prediction.teacher_on_lr
     return tuple(
-        _patch(prediction, "top" if place < k else "bottom", place + 1, int(order[place]), beside) for place in places
+        _gallery_patch(prediction, "top" if rank < k else "bottom", rank + 1, int(order[rank]), teacher)
+        for rank in ranks
     )
 
 
-def _patch(
+def _gallery_patch(
     prediction: Prediction,
     side: Literal["top", "bottom"],
     rank: int,
@@ -92,31 +98,29 @@ def _patch(
 
 
 def _relative(attention: NDArray[np.float64], row: int) -> float:
-    """Return a patch's attention as a multiple of the average of those that have one."""
+    """Return a patch's attention relative to the average over the patches that the teacher read."""
     return float(attention[row]) * int(np.isfinite(attention).sum())
 
 
 def patch_box(prediction: Prediction, row: int) -> BoxLevel0:
-    """Return the place of a patch, given by its row in the student's reading."""
+    """Return the level-0 box of a patch, given by its row in the student's prediction."""
     (x, y), (width, height) = prediction.student.coords[row], prediction.student.patch_level0
     return BoxLevel0(float(x), float(y), float(width), float(height))
 
 
 def read_patch(slide: Slide, prediction: Prediction, row: int, *, mpp: float) -> Pixels:
-    """Return the pixels of an LR patch at `mpp` µm per pixel: the student's resolution, or the teacher's.
-
-    Never finer than the slide itself, and at most `PATCH_MAX_PX` a side, so that a gallery costs little whatever n is.
+    """Return the (height, width, 3) uint8 pixels of an LR patch.
 
     Parameters
     ----------
     slide
-        The slide that the prediction is about.
+        Open slide of the prediction.
     prediction
-        Whose patch it is.
+        Prediction with the patch.
     row
-        Of the student's reading.
+        Row of the patch in the student's prediction.
     mpp
-        µm per pixel of the picture.
+        µm per pixel of the picture. It is coarser if the slide is, or if a side would exceed `PATCH_MAX_PX`.
     """
     box = patch_box(prediction, row)
     width, height = box.size_at(max(mpp, slide.mpp.mean), slide.mpp)

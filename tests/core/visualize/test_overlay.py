@@ -1,4 +1,4 @@
-"""Heatmaps lie where the patches lie; the picture that leaves the program says what it is."""
+"""Heatmaps are aligned with the patches; exported pictures carry title, warnings and the research-use line."""
 
 from __future__ import annotations
 
@@ -119,14 +119,14 @@ def test_the_picture_says_research_use_and_whether_it_is_calibrated(
     assert "Student (LR)" in everything and "Teacher (HR)" in everything and "µm" in everything
 
 
-def test_the_part_that_was_asked_about_is_outlined(tmp_path: Path) -> None:
+def test_the_regions_of_the_scope_are_outlined(tmp_path: Path) -> None:
     from matplotlib.figure import Figure
 
     from napari_lrmil.core.visualize import overlay
 
-    asked, out = (box_region(BoxLevel0(x, 40, 200, 100), "part") for x in (30, 700))
+    included, excluded = (box_region(BoxLevel0(x, 40, 200, 100), "part") for x in (30, 700))
     axes = Figure().subplots()
-    overlay._show_scope(axes, RegionOfInterest("region", (asked,), excluded=(out,)))
+    overlay._show_scope(axes, RegionOfInterest("region", (included,), excluded=(excluded,)))
     boxes = {(*line.get_xydata().min(axis=0), *line.get_xydata().max(axis=0)) for line in axes.get_lines()}
     assert boxes == {(30, 40, 230, 140), (700, 40, 900, 140)}
     assert {line.get_linestyle() for line in axes.get_lines()} == {"-", ":"}

@@ -1,4 +1,4 @@
-"""A slide's report: complete, honest about what its figures are worth, self-contained, and never with a label."""
+"""Slide report: complete, with the state of calibration, self-contained, and without the label image."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ LOADING = {"script", "link", "iframe", "object", "embed", "audio", "video", "sou
 
 @dataclass
 class Page(HTMLParser):
-    """What is in a page: tags, the addresses of its pictures, and the text that people see."""
+    """Content of a page: tags, attributes, picture sources, and the visible text."""
 
     html: str
     tags: Counter[str] = field(default_factory=Counter)
     sources: list[str] = field(default_factory=list)
     attributes: list[tuple[str, str]] = field(default_factory=list)
-    words: list[str] = field(default_factory=list)
+    strings: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__init__()
         self._style = False
         self.feed(self.html)
-        self.text = " ".join(" ".join(self.words).split())
+        self.text = " ".join(" ".join(self.strings).split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags[tag] += 1
@@ -65,7 +65,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if not self._style:
-            self.words.append(data)
+            self.strings.append(data)
 
     @property
     def pictures(self) -> list[Image.Image]:
@@ -73,7 +73,7 @@ class Page(HTMLParser):
 
 
 class Untouchable(dict[str, Any]):
-    """Associated images that may be listed and never read."""
+    """Associated images that may be listed but not read."""
 
     def __iter__(self) -> Iterator[str]:
         return iter(("label", "macro"))
@@ -106,7 +106,7 @@ def predicted(slide: Slide, teacher: str = "none", **card: Any) -> Prediction:
 def page_of(folder: Path, slide: Slide, prediction: Prediction, command: str = "napari-lrmil predict x") -> Page:
     path = folder / "out" / "report.html"
     write_slide_report(path, slide, prediction, ReportRequest(command, 0.5, 3))
-    assert [p.name for p in path.parent.iterdir()] == ["report.html"], "nothing beside it, no temporary either"
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"], "no other and no temporary file"
     return Page(path.read_text(encoding="utf-8"))
 
 
@@ -132,17 +132,17 @@ def test_every_picture_opens_and_patches_are_bounded(tmp_path: Path, teacher: st
     patches = pictures[panels:]
     assert max(max(p.size) for p in patches) <= PATCH_MAX_PX
     assert all(hr.width > 3 * lr.width for lr, hr in zip(patches[::2], patches[1::2], strict=True))
-    np.testing.assert_array_equal(np.asarray(patches[0]), lr, "as the student saw it, to the last bit")
+    np.testing.assert_array_equal(np.asarray(patches[0]), lr, "the pixels that the student read, bit by bit")
 
 
-def test_it_tells_everything_that_was_found_out(tmp_path: Path) -> None:
+def test_the_report_has_every_figure_of_the_prediction(tmp_path: Path) -> None:
     with opened(tmp_path) as slide:
         prediction = replace(predicted(slide), warnings=("the colour is far from the training slides",))
         page = page_of(tmp_path, slide, prediction)
         first = select_top_and_bottom(prediction, 3)[0]
-    assert page.text.index(RESEARCH_USE) < page.text.index("Whole slide"), "said before anything else is"
+    assert page.text.index(RESEARCH_USE) < page.text.index("Whole slide"), "the notice comes first"
     probabilities = prediction.student.probabilities
-    told = (
+    expected = (
         "s 1", "the colour is far from the training slides", "lesion", "normal", "Probabilities not calibrated",
         f"Margin {abs(probabilities['lesion'] - probabilities['normal']):.3f}", "would read (HR) "
         f"{len(prediction.grid.hr_index)} patches", f"Patches read (LR) {len(prediction.grid.lr_index)}",
@@ -150,11 +150,11 @@ def test_it_tells_everything_that_was_found_out(tmp_path: Path) -> None:
         __version__, "darkness", "d" * 64, "f" * 32, "0.5 × 0.4 µm per pixel, source: openslide", "cpu",
         "opening the slide", "encoding", "napari-lrmil predict x",
     )  # fmt: skip
-    assert not [t for t in told if t not in page.text]
+    assert not [t for t in expected if t not in page.text]
     assert "teacher look" not in page.text, "no teacher ran"
 
 
-def test_evidence_and_what_is_left_without_patches_add_up_to_the_centred_logit(tmp_path: Path) -> None:
+def test_evidence_and_bias_add_up_to_the_centred_logit(tmp_path: Path) -> None:
     with opened(tmp_path) as slide:
         prediction = predicted(slide)
         page = page_of(tmp_path, slide, prediction)
@@ -165,7 +165,7 @@ def test_evidence_and_what_is_left_without_patches_add_up_to_the_centred_logit(t
     assert f"lesion {evidence}" in page.text
 
 
-def test_the_teacher_stands_beside_with_their_agreement(tmp_path: Path) -> None:
+def test_the_report_has_the_teacher_and_the_agreement(tmp_path: Path) -> None:
     with opened(tmp_path) as slide:
         prediction = predicted(slide, "all")
         page = page_of(tmp_path, slide, prediction)
@@ -174,8 +174,10 @@ def test_the_teacher_stands_beside_with_their_agreement(tmp_path: Path) -> None:
     assert f"(1: the same order) {agreement.spearman:.2f}" in page.text
     assert f"(1: the same patches) {agreement.jaccard_top10:.2f}" in page.text
     assert f"(0: the same, 1: nothing shared) {agreement.js_divergence:.2f}" in page.text
-    told = " ".join(f"{c} {p:.3f}" for c, p in sorted(teacher.probabilities.items(), key=lambda item: -item[1]))
-    assert f"Teacher (HR): probability {told}" in page.text, "the most probable first"
+    probabilities = " ".join(
+        f"{c} {p:.3f}" for c, p in sorted(teacher.probabilities.items(), key=lambda item: -item[1])
+    )
+    assert f"Teacher (HR): probability {probabilities}" in page.text, "the most probable first"
     assert "The teacher read (HR)" in page.text and "× average, teacher" in page.text
 
 
@@ -183,7 +185,7 @@ REGION = box_region(BoxLevel0(0, 0, 500, 400), "drawn")
 
 
 @pytest.mark.parametrize(
-    ("scope", "temperature", "told"),
+    ("scope", "temperature", "expected"),
     [
         (WHOLE_SLIDE, None, "Probabilities not calibrated."),
         (WHOLE_SLIDE, 1.7, "Probabilities calibrated on validation slides."),
@@ -192,25 +194,25 @@ REGION = box_region(BoxLevel0(0, 0, 500, 400), "drawn")
         (RegionOfInterest(excluded=(REGION,)), 1.7, "Region score, uncalibrated."),
     ],
 )
-def test_it_says_what_the_probabilities_are_worth(
-    tmp_path: Path, scope: RegionOfInterest, temperature: float | None, told: str
+def test_the_report_states_the_calibration(
+    tmp_path: Path, scope: RegionOfInterest, temperature: float | None, expected: str
 ) -> None:
-    """A temperature was fitted on whole slides; of a region it says nothing."""
+    """The temperature was fitted on whole slides and does not hold for a region."""
     with opened(tmp_path) as slide:
         page = page_of(tmp_path, slide, replace(predicted(slide, temperature=temperature), scope=scope))
-    assert told in page.text
+    assert expected in page.text
     assert ("Region: " in page.text) == (not scope.is_whole_slide) and (
         "Whole slide" in page.text
     ) == scope.is_whole_slide
-    assert ("calibrated on validation" in page.text) == ("calibrated on" in told)
+    assert ("calibrated on validation" in page.text) == ("calibrated on" in expected)
     if not scope.is_whole_slide:
         assert f"Region: {scope.text}" in page.text and "Highest region score" in page.text
 
 
 def test_names_are_text_whatever_is_in_them(tmp_path: Path) -> None:
     with opened(tmp_path, "<script>alert(1)<img src=x>.svs") as slide:
-        found = predicted(slide)
-        hostile = replace(found, bundle="<b onload=x>", warnings=("<iframe src='http://x'>",))
+        prediction = predicted(slide)
+        hostile = replace(prediction, bundle="<b onload=x>", warnings=("<iframe src='http://x'>",))
         page = page_of(tmp_path, slide, hostile, "predict '<script>' && \"x\"")
     assert not LOADING & set(page.tags) and page.tags["b"] == 4, "the four tiles"
     assert all(s.startswith("data:") for s in page.sources)

@@ -1,4 +1,4 @@
-"""Which patches are shown, in which order, with which figures; and that their pixels are bounded and in place."""
+"""Gallery patches: selection, order, figures; bounded pixels at the right position."""
 
 from __future__ import annotations
 
@@ -49,21 +49,21 @@ def with_attention(prediction: Prediction, attention: list[float]) -> Prediction
 
 def test_patches_come_by_rank_the_top_ones_first_with_their_own_figures(tmp_path: Path) -> None:
     with uneven(tmp_path) as slide:
-        found = with_attention(predicted(slide), [0.1, 0.3, 0.05, 0.25, 0.2, 0.1])
-    gallery = select_top_and_bottom(found, 2)
+        prediction = with_attention(predicted(slide), [0.1, 0.3, 0.05, 0.25, 0.2, 0.1])
+    gallery = select_top_and_bottom(prediction, 2)
     assert [(p.side, p.rank, p.row) for p in gallery] == [
         ("top", 1, 1), ("top", 2, 3), ("bottom", 5, 5), ("bottom", 6, 2)
     ]  # fmt: skip
     assert gallery[0].attention == pytest.approx(0.3) and gallery[0].relative == pytest.approx(6 * 0.3)
     assert list(gallery[1].evidence) == ["normal", "lesion"]
-    np.testing.assert_allclose(list(gallery[1].evidence.values()), found.student.evidence[3])
+    np.testing.assert_allclose(list(gallery[1].evidence.values()), prediction.student.evidence[3])
     assert gallery[0].teacher_relative is None
 
 
 def test_equal_attention_is_ranked_in_reading_order(tmp_path: Path) -> None:
     with uneven(tmp_path) as slide:
-        found = with_attention(predicted(slide), [0.2, 0.3, 0.0, 0.2, 0.3, 0.0])
-    assert [p.row for p in select_top_and_bottom(found, 3)] == [1, 4, 0, 3, 2, 5]
+        prediction = with_attention(predicted(slide), [0.2, 0.3, 0.0, 0.2, 0.3, 0.0])
+    assert [p.row for p in select_top_and_bottom(prediction, 3)] == [1, 4, 0, 3, 2, 5]
 
 
 @pytest.mark.parametrize(("k", "sides"), [(1, (1, 1)), (3, (3, 2)), (5, (5, 0)), (9, (5, 0))])
@@ -76,8 +76,8 @@ def test_no_patch_comes_twice_where_there_are_few(tmp_path: Path, k: int, sides:
     assert sides[1] == 0 or gallery[-1].rank == 5
 
 
-def test_a_gallery_of_nothing_is_refused(tmp_path: Path) -> None:
-    with uneven(tmp_path) as slide, pytest.raises(ValueError, match="at least one patch"):
+def test_an_empty_gallery_is_refused(tmp_path: Path) -> None:
+    with uneven(tmp_path) as slide, pytest.raises(ValueError, match="k is 0, expected 1 or more"):
         select_top_and_bottom(predicted(slide), 0)
 
 
@@ -96,10 +96,10 @@ def test_the_darkest_patch_is_first_and_its_centre_is_where_it_was_planted(tmp_p
 
 def test_the_teachers_attention_is_that_of_the_patchs_children(tmp_path: Path) -> None:
     with uneven(tmp_path) as slide:
-        found = predicted(slide, "all")
-    assert found.teacher is not None
-    pooled = pool_to_lr_grid(found.grid, found.teacher.attention)
-    for patch in select_top_and_bottom(found, 4):
+        prediction = predicted(slide, "all")
+    assert prediction.teacher is not None
+    pooled = pool_to_lr_grid(prediction.grid, prediction.teacher.attention)
+    for patch in select_top_and_bottom(prediction, 4):
         assert patch.teacher_relative == pytest.approx(pooled[patch.row] * len(pooled))
 
 
@@ -112,6 +112,6 @@ def test_pixels_have_the_wanted_resolution_and_are_never_invented(tmp_path: Path
 
 def test_a_patch_of_many_hr_pixels_is_bounded(tmp_path: Path) -> None:
     with uneven(tmp_path) as slide:
-        found = predicted(slide)
-        huge = replace(found, student=replace(found.student, patch_level0=(1500, 700)))
+        prediction = predicted(slide)
+        huge = replace(prediction, student=replace(prediction.student, patch_level0=(1500, 700)))
         assert read_patch(slide, huge, 0, mpp=0.1).shape[:2] == pytest.approx((382, PATCH_MAX_PX), abs=2)

@@ -1,4 +1,4 @@
-"""A picture that leaves the program: nothing of the view is hidden, the bar has its length, the legend its colours."""
+"""Exported view: the canvas is complete, the scale bar has its length, the legend its colours."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from napari_lrmil.core.visualize.view_export import (
     WARN,
     ColourLegend,
     _page,
-    _wrapped,
+    _wrap_text,
     compose_view,
     load_font,
     write_view,
@@ -32,7 +32,7 @@ def canvas(width: int = 900, height: int = 500) -> NDArray[np.uint8]:
     return np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def place(picture: NDArray[np.uint8], part: NDArray[np.uint8]) -> tuple[int, int] | None:
+def find_part(picture: NDArray[np.uint8], part: NDArray[np.uint8]) -> tuple[int, int] | None:
     """Return row and column where `part` lies in a picture, pixel for pixel."""
     height, width = part.shape[:2]
     marked = np.argwhere((part != PAPER).any(axis=2))[0]
@@ -59,19 +59,19 @@ def composed(pixels: NDArray[np.uint8], legend: ColourLegend | None = VIRIDIS, f
 def test_the_view_is_whole_and_everything_else_lies_outside_it(width: int) -> None:
     view = canvas(width)
     picture = composed(view)
-    found = place(picture, view)
-    assert found is not None
-    assert place(picture[: found[0]], written("slide 7 · attention", INK)) is not None, "the title is above"
-    assert place(picture[found[0] + 500 :], written(RESEARCH_USE, WARN)) is not None, "the use is beneath"
+    position = find_part(picture, view)
+    assert position is not None
+    assert find_part(picture[: position[0]], written("slide 7 · attention", INK)) is not None, "the title is above"
+    assert find_part(picture[position[0] + 500 :], written(RESEARCH_USE, WARN)) is not None, "the use is beneath"
 
 
 def test_the_scale_bar_is_as_long_as_it_says() -> None:
     """900 px of 0.8 µm are 720 µm: a quarter is 180, the round length below it 100 µm, 125 px."""
     view = canvas()
     picture = composed(view, None)
-    y, x = place(picture, view) or (0, 0)
+    y, x = find_part(picture, view) or (0, 0)
     beneath = picture[y + 500 :]
-    assert place(beneath, written("100 µm", INK)) is not None
+    assert find_part(beneath, written("100 µm", INK)) is not None
     assert (beneath == INK).all(axis=2).sum(axis=1).max() == 125
     row = (beneath == INK).all(axis=2)[(beneath == INK).all(axis=2).sum(axis=1).argmax()]
     assert row[x : x + 125].all(), "it begins where the view begins"
@@ -83,7 +83,7 @@ def test_the_legend_has_the_colours_and_the_two_numbers_and_its_whole_label() ->
     left, right = (np.argwhere((beneath == colour).all(axis=2))[:, 1] for colour in (first, last))
     assert len(left) and len(right) and left.max() < right.min()
     for text in ("3.25", ATTENTION_LEGEND):
-        assert place(beneath, written(text, INK)) is not None, text
+        assert find_part(beneath, written(text, INK)) is not None, text
 
 
 def test_a_legend_may_bring_its_own_colours_low_to_high() -> None:
@@ -95,24 +95,24 @@ def test_a_legend_may_bring_its_own_colours_low_to_high() -> None:
 
 def test_without_a_legend_there_is_none() -> None:
     picture = composed(canvas(), None)
-    y, _ = place(picture, canvas()) or (0, 0)
+    y, _ = find_part(picture, canvas()) or (0, 0)
     beneath = picture[y + 500 :].astype(int)
     assert not ((beneath.max(axis=2) - beneath.min(axis=2)) > 180).any()
 
 
 def test_a_long_footer_is_wrapped_and_nothing_of_it_is_lost() -> None:
     page = _page(Image.new("RGB", (1, 1)), 300, TEXT_PX)
-    words = [f"word{i}" for i in range(40)]
-    lines = _wrapped(page, "  ".join(words))
-    assert " ".join(lines).split() == words and len(lines) > 5
-    broken = _wrapped(page, "sha256 " + "f" * 200 + " end")
+    names = [f"word{i}" for i in range(40)]
+    lines = _wrap_text(page, "  ".join(names))
+    assert " ".join(lines).split() == names and len(lines) > 5
+    broken = _wrap_text(page, "sha256 " + "f" * 200 + " end")
     assert "".join(broken).replace(" ", "") == "sha256" + "f" * 200 + "end"
     assert all(page.font.getlength(line) <= 300 - 2 * TEXT_PX for line in [*lines, *broken])
 
 
 def test_the_picture_grows_with_its_footer() -> None:
     picture = composed(canvas(), footer="first " + "more " * 60)
-    assert place(picture, written("first", SOFT)) is not None and place(picture, canvas()) is not None
+    assert find_part(picture, written("first", SOFT)) is not None and find_part(picture, canvas()) is not None
     assert picture.shape[0] > composed(canvas(), footer="first").shape[0]
 
 
@@ -124,7 +124,7 @@ def test_a_fourth_channel_is_dropped_and_the_file_is_a_png(tmp_path: Path) -> No
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["view.png"]
     with Image.open(tmp_path / "new" / "view.png") as image:
         assert image.format == "PNG" and image.mode == "RGB"
-        assert place(np.asarray(image), view) is not None
+        assert find_part(np.asarray(image), view) is not None
 
 
 @pytest.mark.parametrize("um", [0.0, -1.0, float("nan")])

@@ -248,7 +248,7 @@ def test_wipe_difference_and_grid_change_the_maps(
     assert np.isfinite(difference.data).sum() == n and abs(np.nansum(difference.data)) < 1e-2
     assert not lrmil_layers(viewer, role="attention") and not dock.pairing.pooled.isEnabled()
     qtbot.waitUntil(lambda: difference.colorbar.visible, timeout=5000)
-    qtbot.waitUntil(lambda: "student less teacher" in viewer.canvas.overlays.text.text, timeout=5000)
+    qtbot.waitUntil(lambda: "student minus teacher" in viewer.canvas.overlays.text.text, timeout=5000)
     dock.pairing.views["side"].click()
     assert viewer.canvas.grid.enabled and len(lrmil_layers(viewer, role="attention")) == 2
 
