@@ -79,6 +79,7 @@ class TrainWidget(DockWidget):
         self._is_closed = self._is_placed = self._has_expanded = False
         self._preview_key: Any = None
         self._build()
+        self._create_jobs()
         self._connect()
         self._offers.submit(_list_encoders)
         self._settings_settled()
@@ -107,7 +108,7 @@ class TrainWidget(DockWidget):
 
     # ------------------------------------------------------------ signals
 
-    def _connect(self) -> None:
+    def _create_jobs(self) -> None:
         self._checks = LatestOnly(self._checked, self)
         self._pictures = LatestOnly(self._pictured_event, self)
         self._offers = LatestOnly(self._offered, self)
@@ -117,6 +118,8 @@ class TrainWidget(DockWidget):
         self._draw = self._timer(DRAW_MS, self._draw_curves)
         self._settle = self._timer(SETTINGS_SETTLE_MS, self._settings_settled)
         self._place = self._timer(0, self._tabify)
+
+    def _connect(self) -> None:
         connections: tuple[tuple[Any, Callable[..., None]], ...] = (
             (self.cohort.open_wanted, self._ask_table),
             (self.cohort.build_wanted, self._ask_slides),
