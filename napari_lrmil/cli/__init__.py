@@ -55,6 +55,7 @@ for _command in (demo, view, info, predict, compare, phantom, features, train, e
 
 def main() -> None:
     """Run the command line. An error is printed as one sentence and sets the exit code."""
+    # Set before any library reads it: this program reports nothing to anybody.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # Typer accepts global options only before the command, but people add them at the end of a failed call.
     arguments = [argument for argument in sys.argv[1:] if argument not in GLOBAL_FLAGS]
@@ -79,6 +80,7 @@ def _terminal_log(verbose: bool) -> Iterator[None]:
         return
     from rich.logging import RichHandler
 
+    # To stderr: stdout has the results, which scripts read.
     logger, handler = logging.getLogger("napari_lrmil"), RichHandler(console=err, show_path=False)
     level = logger.level
     logger.addHandler(handler)

@@ -63,6 +63,7 @@ def bench(
     models = [Bundle(name) for name in bundles or ["demo"]]
     _require_readable(slide, mpp, cohort)
     notices: set[str] = set()
+    # A broken bundle fails here, before anything is measured.
     for model in models:
         notices |= load_networks(model, teacher=teacher)  # a broken bundle fails here, before anything is measured
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,6 +154,7 @@ def _write_pareto(models: list[Bundle], cohort: Path, folder: Path, split: str, 
     for i, model in enumerate(models):
         results = folder / f"{i}-{model.name}"
         with_teacher = teacher and model.has_teacher
+        # runtime="auto" is the default of predict, so the cost is that of an ordinary call.
         evaluation = ExternalEvaluation(model, split, with_teacher, resolve_device(device), runtime="auto")
         failures = show_progress(with_finished_event(evaluate_bundle(cohort, results, evaluation)), model.name)
         for name, reason in failures.items():

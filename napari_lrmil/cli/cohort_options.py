@@ -50,6 +50,7 @@ class ExecutionOptions:
 
     def resolve_path(self, path: Path) -> Path:
         """Return a path that is the same file for every worker."""
+        # Workers of a cluster start in working directories of their own.
         return path.absolute() if self.is_remote else path
 
     def require_device(self) -> None:
@@ -61,6 +62,7 @@ class ExecutionOptions:
         """Return the backend for a number of slides."""
         from napari_lrmil.core.cohort import BackendChoice, choose_backend, parse_memory
 
+        # Parsed before any slide is opened, so that a wrong --memory is a wrong call.
         memory = None if self.memory is None else parse_memory(self.memory)
         gpus = 0 if self.is_remote else _count_gpus(self.device)
         return choose_backend(BackendChoice(self.workers, self.scheduler, memory), slides=slides, gpus=gpus)
@@ -113,9 +115,11 @@ def run_with_progress(
     try:
         show_progress(events, command, quiet=len(jobs) == 1, shown_notices=shown_notices, on_partial=_print_result)
     finally:
+        # Also after Ctrl-C or a full disk: finished and failed slides must be in the tables.
         list_failures(progress)
         write_tables()
         _remove_leftovers(results or [folder / job.name for job in jobs])
+        # A call on a single slide must not replace the summary of the cohort in this folder.
         if len(jobs) > 1 and progress.settled:
             _write_summary(folder, progress, backend)
     return progress
@@ -129,6 +133,7 @@ def exit_if_failed(progress: CohortProgress) -> None:
     typer.Exit
         If at least one slide failed. An unexpected error of a single slide is raised itself, for ``--debug``.
     """
+    # Expected errors were printed as one sentence when they occurred.
     if progress.total == 1 and progress.failures and not progress.failures[0][1].is_expected:
         raise progress.failures[0][1].error or RuntimeError
     if progress.failures:
@@ -144,6 +149,7 @@ def _list_failures(folder: Path, progress: CohortProgress) -> None:
 
 def _remove_leftovers(results: Sequence[Path]) -> None:
     """Remove the partial files that killed calls left beside these results."""
+    # Partial files of living processes and of other slides stay.
     from napari_lrmil.core.atomic_files import remove_stale_partials
 
     names_by_folder: dict[Path, set[str]] = {}

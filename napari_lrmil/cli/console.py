@@ -74,7 +74,7 @@ def show_progress(
     shown_notices
         Messages of notices that are not printed again. New ones are added: a model's notice holds for every slide.
     on_partial
-        Called with each result that exists before the work is done.
+        Called with each early result.
 
     Raises
     ------
@@ -94,7 +94,7 @@ def show_progress(
                     _show(event, title, bars, quiet)
                     shown_notices |= {event.message} if isinstance(event, Notice) else set()
     except KeyboardInterrupt:
-        err.print("cancelled")
+        err.print("cancelled")  # the stream is closed by now: workers have ended, and nothing is half-written
         raise typer.Exit(CANCELLED) from None
     return result
 
@@ -110,6 +110,7 @@ def _show(event: Event, title: str, bars: _Bars, quiet: bool) -> None:
             bars.metric = f", validation AUROC {value:.3f}"
         case StageDone(stage, seconds) if not quiet:
             err.print(f"{stage}: done in {seconds:.1f} s", highlight=False)
+        # Without quiet=False only --verbose shows it.
         case StageDone(stage, seconds):
             logger.info("%s: %s done in %.2f s", title, stage, seconds)
 
@@ -130,6 +131,7 @@ def load_networks(model: Bundle, *, teacher: bool) -> set[str]:
     for terms in notices:
         # emoji=False: rich would turn text like :smile: into an emoji
         err.print(terms, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    # Cached properties: accessing them loads the weights.
     _ = model.student, model.teacher if teacher else None
     return notices
 
@@ -157,6 +159,7 @@ class _Bars:
             TimeRemainingColumn(),
             TextColumn("{task.fields[left]}"),
         )
+        # transient: when the work is done, only results and warnings stay on the terminal.
         self.progress = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
         self.tasks: dict[bool, tuple[str, Any]] = {}  # is it within a slide -> stage and bar
         self.metric = ""  # validation metric of the last epoch

@@ -28,6 +28,7 @@ def encoders(
     out.print(f"named by {ACCEPTED_ENCODERS}", highlight=False, soft_wrap=True)
     try:
         cards = foundation_cards()
+    # Without the extra `encoders` there is no registry, but our own families can be listed.
     except EncoderError as error:
         out.print(f"teachers of the registry: not available; {escape(str(error))}", highlight=False, soft_wrap=True)
         return

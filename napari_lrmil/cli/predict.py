@@ -71,6 +71,7 @@ def info(
     from napari_lrmil.core.slides.slide import Slide
     from napari_lrmil.core.user_settings import SettingsStore
 
+    # A resolution that the user once gave in the window holds here too.
     with Slide(slide, mpp=mpp, remembered=SettingsStore().remembered_mpp) as opened:
         facts = slide_facts(opened)
     if json:
@@ -128,6 +129,7 @@ def predict(
     from napari_lrmil.core.inference.teacher_patches import TeacherPatches
     from napari_lrmil.core.slides.tile_reader import require_reader
 
+    # Wrong options fail first, before the model is loaded.
     patches = TeacherPatches.parse(teacher)
     require_reader(reader)
     execution = ExecutionOptions(workers, scheduler, memory, device)
@@ -137,6 +139,7 @@ def predict(
     paths, files = expand_slides(slides), {"roi": roi, "keep": keep, "exclude": exclude, "tissue": tissue}
     _require_one_slide(paths, files)
     task = replace(task, device=device, report=report, files=files, resume=resume, runtime=runtime, reader=reader)
+    # --mpp overrides the column of a cohort table.
     jobs = [SlideJob(execution.resolve_path(path), mpp or table_mpp) for path, table_mpp in paths]
     table = partial(_write_table, folder)
     progress = run_with_progress("predict", jobs, task, execution, folder, shown_notices=notices, write_tables=table)
@@ -201,6 +204,7 @@ def compare(
     require_writable(folder)
     _require_available(ExecutionOptions(None, None, None, device), runtime)
     task = replace(task, device=device, files={"roi": roi, "lesions": lesions}, compare=True, runtime=runtime)
+    # Without run_cohort: one slide needs no retry, no failures.csv and no cohort.json.
     events = with_finished_event(task(SlideJob(slide, mpp)))
     result = show_progress(events, slide.name, shown_notices=notices)
     out.print(f"{slide.name}: {result.text} -> {result.path}", highlight=False, soft_wrap=True)

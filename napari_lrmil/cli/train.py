@@ -94,11 +94,14 @@ def features(
     from napari_lrmil.core.cohort import SlideJob
     from napari_lrmil.core.encoders import encoder_notice
 
+    # The terms of use are printed before weights are downloaded.
     if notice := encoder_notice(encoder):
         err.print(notice, highlight=False)
     execution = ExecutionOptions(workers, scheduler, memory, device)
     jobs = [SlideJob(execution.resolve_path(path), table_mpp) for path, table_mpp in expand_slides([cohort])]
+    # Only a file has a path to resolve; other encoders are names that every worker can look up.
     name = str(execution.resolve_path(Path(encoder))) if Path(encoder).is_file() else encoder
+    # Loaded here first, so that a broken encoder fails once and not once per slide.
     loaded = cached_encoder(name)
     execution.require_device()
     task = FeatureTask(name, loaded.sha256, mpp, patch_px, execution.resolve_path(folder), device)
@@ -133,6 +136,7 @@ def train(
     _print_metrics(run_folder)
     out.print(f"metrics, checkpoints, bundle and report.html -> {run_folder}", highlight=False, soft_wrap=True)
     n_failed = len({slide for slide, *_ in read_failures(run_folder)})
+    # The run is complete, but without these slides: the same exit code as of predict.
     if n_failed:
         text = f"{n_failed} slide{'s' if n_failed > 1 else ''} could not be used; see {run_folder / FAILURES}"
         err.print(text, highlight=False, soft_wrap=True)
@@ -177,6 +181,7 @@ def _use_teacher(model: Bundle, option: bool | None) -> bool:
     if not model.has_teacher:
         err.print("the bundle has no teacher; the student is evaluated alone")
         return False
+    # Downloading hundreds of MB is not a default.
     if option is None and model.names_teacher:
         name = model.require_teacher().encoder.name
         text = f"the bundle names its teacher's encoder, {name}, without its weights: the student is evaluated alone"
@@ -190,6 +195,7 @@ def _print_metrics(run_folder: Path) -> None:
     import json
 
     metrics = json.loads((run_folder / "metrics.json").read_text(encoding="utf-8"))
+    # A series of folds or seeds has means over its runs instead of metrics per split.
     if "summary" in metrics:
         _print_summary(metrics["summary"])
         return
@@ -201,6 +207,7 @@ def _print_metrics(run_folder: Path) -> None:
             interval = f" ({a['low']:.3f} to {a['high']:.3f})" if a["low"] is not None else ""
             value = "undefined" if a["value"] is None else f"{a['value']:.3f}{interval}"
             out.print(f"{split:5} {method:21} AUROC {value}, {a['n_slides']} slides", highlight=False)
+            # Once per split: every method was measured on the same slides.
             if a["n_slides"] < FEW_SLIDES and method == "student":
                 out.print(f"      {a['n_slides']} slides are few: expect other values on other slides", highlight=False)
 

@@ -62,10 +62,12 @@ class LocalProcesses:
                 for worker in _wait_for_messages(pool):
                     outcome = worker.receive()
                     if worker.has_ended:
+                        # A worker that was ready died of its slide, which says nothing about the start of others.
                         failed_starts = 0 if worker.is_ready else failed_starts + 1
                         if failed_starts >= MAX_FAILED_STARTS:
                             raise LrmilError(f"{worker.exit_text()} before it could begin; start with fewer workers")
                         outcome = worker.crash_outcome()
+                        # A new process, with the environment and so the GPU of the old one.
                         pool[pool.index(worker)] = _Worker(self, task, worker.environment)
                     elif outcome is not None:
                         failed_starts = 0
@@ -74,6 +76,7 @@ class LocalProcesses:
                 for worker in pool:
                     worker.check_memory()
         finally:
+            # Also if the caller stops early: no worker may outlive the call.
             for worker in pool:
                 worker.close()
 

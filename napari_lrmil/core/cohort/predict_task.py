@@ -123,6 +123,7 @@ class PredictTask:
 
     def _reusable_result(self, slide: Slide) -> TaskResult | None:
         """Return the result of an earlier call, if it can be reused. A region is always predicted again."""
+        # prediction.json does not hold the regions, so a stored result cannot be matched to them.
         if not self.resume or self.compare or any(file is not None for file in self.files.values()):
             return None
         folder = self.folder / slide.name
@@ -139,6 +140,7 @@ class PredictTask:
         file, card = self.files.get("tissue"), model.card
         if file is None:
             return None
+        # An edited mask has the raster of the detected one.
         detected = find_tissue_grid(slide, card.plan, card.tissue)
         return tissue_grid_from_mask(slide.path, detected, read_mask(file, detected.tissue), card.tissue)
 
@@ -150,6 +152,7 @@ class PredictTask:
             job.path,
             bundle=self.bundle_name,
             out=self.folder.absolute(),
+            # Not "auto", which could be another device on another machine.
             device=str(_resolve_device(self.device)),
             mpp=job.mpp,
             runtime=self.runtime,
@@ -172,6 +175,7 @@ class PredictTask:
         build_agreement_file(prediction, lesions).write(folder)
 
 
+# One model at a time: an older one would keep its weights in memory.
 @lru_cache(maxsize=1)
 def open_bundle_once(folder: Path, sha256: str) -> Bundle:
     """Return a bundle, opened once per process. Its networks are loaded on first use.

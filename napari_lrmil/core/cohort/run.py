@@ -143,6 +143,7 @@ def run_cohort(
     for job, failure in refused:
         yield _fail(progress, job, failure, on_failure)
     yield from _cohort_progress(progress)
+    # Closing the generator ends the workers, also if this loop ends by an error.
     with closing(backend.run(todo, task)) as stream:
         for event in stream:
             if isinstance(event, Outcome):
@@ -181,6 +182,7 @@ def _handle_outcome(
     if failure is not None and failure.retry and job not in progress.retried_jobs:
         progress.retried_jobs.add(job)
         todo.append(job)
+        # Other errors are reported only if the second attempt fails too.
         if failure.step == WORKER:
             yield Notice(f"{failure.reason}; it is tried once more, after the others", job.name)
         return
@@ -193,12 +195,14 @@ def _settle(progress: CohortProgress, outcome: Outcome, on_failure: OnFailure) -
     if outcome.failure is None:
         progress.settled_slides.add(outcome.job.path.name)
         if outcome.result is not None and outcome.result.is_reused:
+            # Counted apart, because a reused slide takes no time and would spoil the pace.
             progress.reused += 1
         else:
             progress.done += 1
         return Partial(outcome)
     event = _fail(progress, outcome.job, outcome.failure, on_failure)
     if outcome.failure.fatal:
+        # After the failure is listed: no other slide could be written either.
         raise DiskFullError(outcome.failure.reason)
     return event
 
@@ -207,6 +211,7 @@ def _fail(progress: CohortProgress, job: SlideJob, failure: Failure, on_failure:
     """Record a failed slide and return its event."""
     progress.failures.append((job, failure))
     progress.settled_slides.add(job.path.name)
+    # At once, so that the list is on disk if this process is killed.
     on_failure(progress)
     return Failed(failure.reason, job.path.name, failure.step, failure.error)
 

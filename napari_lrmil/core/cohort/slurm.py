@@ -58,6 +58,7 @@ def read_slurm_options(file: Path) -> SlurmOptions:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise ConfigError(f"{file}: {key}: {first['msg']}; keys are {', '.join(SlurmOptions.model_fields)}") from error
+    # TypeError: the YAML is a list or a text instead of keys and values.
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{file} cannot be read as options of SLURM jobs ({reason}); expected YAML") from error

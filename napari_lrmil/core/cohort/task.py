@@ -46,6 +46,7 @@ class SlideJob:
     @property
     def name(self) -> str:
         """Name of the results, the same as `Slide.name`."""
+        # The name of a DICOM folder may have dots that are no file extension.
         return self.path.name if self.path.is_dir() else self.path.stem
 
 
@@ -198,6 +199,7 @@ def process_slide(task: SlideTask, job: SlideJob) -> Generator[Event, None, Outc
                 yield event
     except StopIteration as end:
         return Outcome(job, end.value, None, worker_name(), peak_memory_mb())
+    # Whatever is raised, the other slides go on. KeyboardInterrupt is not an Exception and passes.
     except Exception as error:
         return Outcome(job, None, _failure(error, step, job), worker_name(), peak_memory_mb())
 
@@ -244,6 +246,7 @@ def _step_after(event: Event, step: str) -> str:
             return TISSUE
         case Progress("writing"):
             return WRITE
+        # Any other progress counts patches that are read and encoded.
         case Progress() | StageDone("tissue"):
             return ENCODE
     return step
@@ -271,6 +274,7 @@ def _failed_step(error: Exception, step: str) -> str:
         return OPEN
     if isinstance(error, TissueError):
         return TISSUE
+    # Patches are read ahead while the network encodes, so both steps look the same from outside.
     return READ if isinstance(error, SlideError) and step == ENCODE else step
 
 

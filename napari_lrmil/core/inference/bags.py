@@ -37,6 +37,7 @@ def extract_bag(slide: Slide, bundle: Bundle, network: str, device: torch.device
     if network == "teacher":
         bundle.require_teacher()
         require_resolution(slide, bundle.card.hr_mpp, "teacher (HR)")
+        # Terms of use come before the weights are fetched, which happens on access to `bundle.teacher`.
         yield from (Notice(terms) for terms in filter(None, [bundle.teacher_notice]))
     yield from (Notice(text, slide.name) for text in slide.warnings)
     grid = find_tissue_grid(slide, bundle.card.plan, bundle.card.tissue).grid

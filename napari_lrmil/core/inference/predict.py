@@ -74,7 +74,7 @@ def predict(
     LrmilError
         If the slide is too coarse, has no tissue or cannot be read, or the bundle is broken.
     """
-    require_runtime(runtime, device)
+    require_runtime(runtime, device)  # refused before a pixel is read
     if teacher != TeacherPatches.NONE:
         yield from _teacher_notices(slide, bundle)
     compute = _Compute(device, cache, runtime)
@@ -279,6 +279,7 @@ def runtime_request(
     """Return the network with a sample of the slide's patches, on which runtimes are compared."""
     patches = read.patches
     sample = replace(patches, corners=patches.corners[evenly_spaced_rows(len(patches), patches.side)])
+    # The pixels are read only if no earlier check of this runtime is on disk.
     return RuntimeRequest(
         network,
         f"{bundle.sha256} {read.network}",
@@ -349,6 +350,7 @@ def center_first_order(corners: Int64, rows: Int64) -> Int64:
     """Return `rows` of (N, 2) `corners`, ordered by distance from the centre of all corners."""
     if len(rows) == 0:
         return rows
+    # Of all corners, not of `rows`: cached patches do not move the centre.
     middle = (corners.min(axis=0) + corners.max(axis=0)) / 2
     distance = ((corners[rows] - middle) ** 2).sum(axis=1)
     return rows[np.argsort(distance, kind="stable")]

@@ -134,6 +134,7 @@ class Prediction:
     @property
     def teacher_patches(self) -> TeacherPatches:
         """The LR patches that the teacher read."""
+        # Results without `compared` are of a teacher that read all patches.
         if self.teacher is None or self.compared is None:
             return TeacherPatches.NONE if self.teacher is None else TeacherPatches.ALL
         return TeacherPatches(int(self.compared.sum())) if self.partly_compared else TeacherPatches.ALL
@@ -151,6 +152,7 @@ class Prediction:
             raise ValueError("no teacher ran, so there is no teacher attention; run the teacher first")
         if self.compared is None or self.compared.all():
             return pool_to_lr_grid(self.grid, self.teacher.attention)
+        # NaN, not 0: that would mean that the teacher read the patch and ignored it.
         attention = np.full(len(self.grid.lr_index), np.nan)
         attention[self.compared] = pool_to_lr_grid(self.grid.select(self.compared), self.teacher.attention)
         return attention

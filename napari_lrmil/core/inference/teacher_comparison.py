@@ -69,6 +69,7 @@ def shared_patches(prediction: Prediction) -> SharedPatches:
         If the teacher did not run.
     """
     teacher = prediction.teacher_on_lr
+    # Patches that the teacher did not read are NaN.
     rows = np.flatnonzero(np.isfinite(teacher))
     attention = (prediction.student.attention[rows].astype(np.float64), teacher[rows])
     # Shares of different patch counts are comparable only relative to their average.
@@ -88,6 +89,7 @@ def score_lesion_localisation(prediction: Prediction, lesions: Sequence[Region])
     areas: list[Area] = [region.geometry for region in lesions]
     outlines = [part for area in areas for part in getattr(area, "geoms", [area])]  # multipolygons in parts
     shares = lesion_shares(grid.lr_corners[both.rows], grid.lattice.lr_cell, outlines)
+    # A patch with a sliver of lesion is neither hit nor miss; `lesion_auroc` leaves such patches out.
     is_lesion = shares >= LESION_SHARE
     return LesionMetrics(
         lesion_auroc(both.student, shares),

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from napari_lrmil.core.errors import ConfigError
 
+# No leading zero, so that each value has one text: it is stored and compared.
 _NONE, _ALL, _TOP = "none", "all", re.compile(r"top-([1-9][0-9]*)")
 
 

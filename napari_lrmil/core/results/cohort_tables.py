@@ -26,6 +26,7 @@ def write_predictions_table(folder: Path) -> tuple[StoredError, ...]:
         Results that are not in the table because they are broken or of a newer version.
     """
     stored, errors = _read_results(folder)
+    # Models with different classes may share a folder: their columns are joined.
     classes = list(dict.fromkeys(c for file in stored for c in file.classes))
     header = ("slide", "predicted", *(f"probability_{c}" for c in classes), "n_patches", "n_hr_patches", "seconds")
     header += ("scope", "calibrated")  # a region score must not be read as a slide's probability
@@ -92,6 +93,7 @@ def read_failures(folder: Path) -> list[tuple[str, ...]]:
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
+        # The first row has the names of the columns.
         return [tuple(row) for row in list(csv.reader(file))[1:] if row]
 
 
@@ -99,10 +101,12 @@ def _write_failures(folder: Path, rows: Sequence[Sequence[str]]) -> None:
     if rows:
         _write(folder / FAILURES, [FAILURE_COLUMNS, *rows])
     else:
+        # No file rather than an empty one, so that its existence means failures.
         (folder / FAILURES).unlink(missing_ok=True)
 
 
 def _write(path: Path, rows: Sequence[Sequence[Any]]) -> None:
     text = io.StringIO()
+    # Line feeds on every system, so that equal results give equal files.
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_text(path, text.getvalue())

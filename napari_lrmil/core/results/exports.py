@@ -28,6 +28,7 @@ def write_attention_ome(path: Path, prediction: Prediction) -> None:
     The physical pixel size is the size of a patch on the slide. The position of each plane is the raster's corner, in
     µm from the level-0 corner. A program that reads both aligns the raster with the slide.
     """
+    # Imported on use: only this export needs it.
     import tifffile
 
     heat = make_heatmap(prediction.student)
@@ -87,6 +88,7 @@ def _tiles(prediction: Prediction, bounds: Bounds) -> Iterator[dict[str, Any]]:
     measurements = _measurements(student, prediction.classes)
     (width, height), corners = student.patch_level0, student.coords - np.array([bounds.x, bounds.y])
     for index, (x, y), values in zip(prediction.grid.lr_index.tolist(), corners.tolist(), measurements, strict=True):
+        # GeoJSON polygons repeat their first corner at the end.
         ring = [[x, y], [x + width, y], [x + width, y + height], [x, y + height], [x, y]]
         yield {
             "type": "Feature",

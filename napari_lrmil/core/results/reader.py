@@ -112,6 +112,7 @@ def find_result_folder(folder: Path, slide: Slide) -> Path:
     StoredError
         If neither holds results.
     """
+    # The subfolder first: `folder` is usually the --out folder of a whole cohort.
     for candidate in (folder / slide.name, folder):
         if (candidate / PREDICTION).is_file():
             return candidate
@@ -176,6 +177,7 @@ def _require_match(folder: Path, file: PredictionFile, slide: Slide, bundle: Bun
 def _read_checked_patches(path: Path, slide: Slide, bundle: Bundle) -> StoredPatches:
     """Return the patches of one network; raise `StoredError` if they were computed at another slide resolution."""
     patches = _read_patches(path, len(bundle.card.classes))
+    # If the attribute is missing, the check that patches lie on the grid must suffice.
     mpp = float(patches.attributes.get("mpp0", slide.mpp.mean))
     if abs(mpp / slide.mpp.mean - 1) > STORED_MPP_TOLERANCE:
         raise StoredError(
@@ -221,6 +223,7 @@ def _restore_grid(folder: Path, lattice: Lattice, lr: StoredPatches, hr: StoredP
     """Return the grid of the stored patches; raises `StoredError` if they do not lie on the lattice."""
     lr_index = _cell_index(folder / "attention.h5", lattice, lr.coords, lattice.lr_cell)
     hr_index = _cell_index(folder / "teacher_attention.h5", lattice, hr.coords, lattice.cell)
+    # An HR cell lies in the LR cell of its index divided by n, the number of HR cells per side.
     rows = {cell: row for row, cell in enumerate(map(tuple, lr_index.tolist()))}
     parent = np.array([rows.get(cell, -1) for cell in map(tuple, (hr_index // lattice.n).tolist())], dtype=np.int64)
     if (parent < 0).any():
@@ -248,6 +251,7 @@ def _join_networks(
     teacher: NetworkPrediction,
 ) -> Prediction:
     """Return the prediction; agreement is computed from the stored attention, without ``agreement.json``."""
+    # Only HR patches that the teacher read are stored, so a parent without any was not compared.
     compared = np.bincount(grid.parent, minlength=len(grid.lr_index)) > 0
     part = grid if compared.all() else grid.select(compared)
     return Prediction(
@@ -366,6 +370,7 @@ def list_result_folders(folder: Path) -> list[Path]:
 
 def read_result_summary(folder: Path) -> StoredResult:
     """Return the row of one slide in a cohort's table. Faults of its files go to `StoredResult.problem`."""
+    # One broken slide must not hide the others: its fault becomes part of the row.
     try:
         file = PredictionFile.read(folder)
     except StoredError as error:

@@ -62,6 +62,7 @@ def find_reusable_result(folder: Path, slide: Slide, required: ResultRequirement
     matches = (
         file.slide_fingerprint == slide.fingerprint
         and file.bundle_sha256 == required.bundle_sha256
+        # Regions are not stored, so only results of whole slides can be matched.
         and file.scope == WHOLE_SLIDE.text
         and _resolution_matches(file, slide)
         and _teacher_matches(file, required.teacher)
@@ -79,6 +80,7 @@ def _resolution_matches(file: PredictionFile, slide: Slide) -> bool:
 def _teacher_matches(file: PredictionFile, patches: TeacherPatches) -> bool:
     if patches == TeacherPatches.NONE:
         return True
+    # By number: the top K of a slide with fewer than K patches are all of them.
     return file.teacher is not None and file.teacher.n_lr_patches == patches.count(file.n_patches)
 
 

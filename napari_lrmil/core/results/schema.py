@@ -59,11 +59,14 @@ class ResultFile(_Part):
             content = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(content, dict):
                 raise ValueError(f"it holds a {type(content).__name__}, expected an object")
+            # The first files had no version, and theirs is 1.
             content = {"schema_version": 1} | content
+            # Before validation: a newer file may have other types, and "update" is the better advice.
             _require_known_version(path, content["schema_version"], cls.NEWEST)
             return cls.model_validate(content)
         except ValidationError as error:
             raise unreadable_error(path, _first_error(error)) from error
+        # RecursionError: JSON that is nested too deeply for the parser.
         except (OSError, ValueError, RecursionError) as error:
             raise unreadable_error(path, str(error) or type(error).__name__) from error
 
@@ -306,6 +309,7 @@ def unreadable_error(path: Path, reason: str) -> StoredError:
 
 def _require_known_version(path: Path, version: object, newest: int) -> None:
     """Raise `NewerSchemaError` if a version is above `newest`. A version that is no number fails validation later."""
+    # float too: 2.0 is newer than 1, although it is not a valid version.
     if isinstance(version, int | float) and version > newest:
         raise NewerSchemaError(
             path,

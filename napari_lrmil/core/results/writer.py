@@ -84,6 +84,7 @@ def write_steps(
         for done, step in enumerate(steps):
             yield Progress("writing", done, len(steps), "files")
             step(folder)
+        # Last, because resume takes this file as the sign of a complete folder.
         build_prediction_file(prediction).write(folder)
         yield Progress("writing", len(steps), len(steps), "files")
 
@@ -193,6 +194,7 @@ def write_attention(path: Path, prediction: Prediction, network: NetworkPredicti
 
     mpp = prediction.grid.lattice.mpp
     width, height = prediction.level0_size
+    # TRIDENT's attributes, so that its tools can read the file, and our own.
     attributes = {
         "patch_size": round(footprint_um(network.patch_level0, mpp.mean) / network.target_mpp),
         "patch_size_level0": network.patch_level0[0],

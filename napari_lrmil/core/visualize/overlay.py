@@ -131,6 +131,7 @@ def draw_overlay(path: Path, slide: Slide, prediction: Prediction) -> None:
     aspect = thumbnail.shape[0] / thumbnail.shape[1]
     panels = 1 + len(networks)
     figure = Figure(figsize=(4.4 * panels + 1.0, 4.4 * aspect + 1.5), layout="constrained", dpi=110)
+    # Without pyplot, whose global figures are not safe in the worker threads of the window.
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, panels, squeeze=False)[0]
     low, high = color_limits(networks)
@@ -152,6 +153,7 @@ def draw_overlay(path: Path, slide: Slide, prediction: Prediction) -> None:
 def _show_scope(axis: Axes, scope: RegionOfInterest) -> None:
     """Outline the regions of the scope, and with dots those that were left out."""
     for regions, style in ((scope.regions, "solid"), (scope.included, "solid"), (scope.excluded, "dotted")):
+        # Rings, not polygons: holes of a region are outlined too.
         rings = [ring for region in regions for ring in shapely.get_rings(region.geometry)]
         for ring in rings:
             x, y = shapely.get_coordinates(ring).T
@@ -173,6 +175,7 @@ def slide_thumbnail(slide: Slide) -> tuple[Pixels, BoxLevel0]:
     box = BoxLevel0(float(b.x), float(b.y), float(b.width), float(b.height))
     size = (max(1, round(b.width / scale)), max(1, round(b.height / scale)))
     thumbnail = np.empty((size[1], size[0], 3), np.uint8)
+    # In blocks: a level of a slide without pyramid may not fit into memory.
     for rows, columns, pixels in slide.read_blocks(box, size):
         thumbnail[rows, columns] = pixels
     return thumbnail, box
@@ -183,6 +186,7 @@ def show_slide(axis: Axes, thumbnail: Pixels, box: BoxLevel0, slide: Slide) -> N
     extent = (box.x, box.x + box.width, box.y + box.height, box.y)
     axis.imshow(thumbnail, extent=extent, interpolation="antialiased")
     axis.set_xlim(extent[:2])
+    # y grows downward, as in images.
     axis.set_ylim(extent[2:])
     axis.set_xticks([])
     axis.set_yticks([])
@@ -245,6 +249,7 @@ def attention_values(attention: Features, mode: AttentionScale) -> Features:
         return np.asarray(relative, dtype=np.float32)
     if mode == "log":
         return np.asarray(np.log10(np.maximum(relative, MIN_RELATIVE_ATTENTION)), dtype=np.float32)
+    # Imported on use: scipy.stats takes half a second.
     from scipy.stats import rankdata
 
     return np.asarray(100 * (rankdata(attention) - 0.5) / len(attention), dtype=np.float32)

@@ -83,7 +83,9 @@ def render_slide_report(slide: Slide, prediction: Prediction, request: ReportReq
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
+        # Names of slides and classes come from files of others.
         autoescape=True,
+        # A misspelled name in the template is an error, not a gap on the page.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -109,6 +111,7 @@ def format_grouped(value: float) -> str:
 
 def format_significant(value: float) -> str:
     """Return a number with three significant digits, never in scientific notation."""
+    # The power of ten of the first digit decides how many decimals follow.
     digits = 2 if value == 0 else max(0, 2 - int(np.floor(np.log10(abs(value)))))
     return f"{value:.{min(digits, 6)}f}"
 
@@ -167,6 +170,7 @@ def _class_rows(network: NetworkPrediction, classes: Sequence[str]) -> list[Cont
 
 def _panels(slide: Slide, prediction: Prediction, gallery: Sequence[GalleryPatch]) -> list[str]:
     """Return the thumbnail, and a copy with each network's attention over it, as data URIs."""
+    # Read once and used for all panels.
     thumbnail, box = slide_thumbnail(slide)
     um_per_px = box.width * slide.mpp.x / thumbnail.shape[1]
     text_px = _text_px(thumbnail)
@@ -193,6 +197,7 @@ def _mark_patches(pixels: Pixels, box: BoxLevel0, gallery: Sequence[GalleryPatch
     image = Image.fromarray(pixels)
     draw = ImageDraw.Draw(image)
     across, down = image.width / box.width, image.height / box.height
+    # In proportion to the text, so that they keep their look on the scaled page.
     edge, halo = max(2, text_px // 7), max(2, text_px // 8)
     for patch in [p for p in gallery if p.side == "top"][::-1]:  # rank 1 is drawn last, on top of the others
         left, top = (patch.box.x - box.x) * across, (patch.box.y - box.y) * down
@@ -218,6 +223,7 @@ def _gallery(
         sides[patch.side].append(
             {
                 "patch": patch,
+                # Lossless, because the page shows exactly what the student read.
                 "lr": image_data_uri(lr, lossless=True),
                 "hr": image_data_uri(hr),
                 "hr_mpp": patch.box.width * slide.mpp.x / hr.width,

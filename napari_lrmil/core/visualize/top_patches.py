@@ -66,6 +66,7 @@ def select_top_and_bottom(prediction: Prediction, k: int) -> tuple[GalleryPatch,
         raise ValueError(f"k is {k}, expected 1 or more patches on each side of the gallery")
     attention = prediction.student.attention
     order = np.argsort(-attention, kind="stable")  # stable: ties in grid order
+    # Never below k, so that no patch is in both.
     bottom = max(k, len(order) - k)
     ranks = [*range(min(k, len(order))), *range(bottom, len(order))]  # from 0
     teacher = None if prediction.teacher is None else prediction.teacher_on_lr
@@ -124,5 +125,6 @@ def read_patch(slide: Slide, prediction: Prediction, row: int, *, mpp: float) ->
     """
     box = patch_box(prediction, row)
     width, height = box.size_at(max(mpp, slide.mpp.mean), slide.mpp)
+    # Bounded, so that a gallery costs little for any ratio of LR to HR.
     shrink = max(1.0, max(width, height) / PATCH_MAX_PX)
     return slide.read(box, (max(1, round(width / shrink)), max(1, round(height / shrink))))

@@ -90,10 +90,11 @@ def compose_view(
     """
     if not um_per_screen_px > 0:  # also refuses NaN
         raise ValueError(f"a view needs a positive number of µm per pixel, got {um_per_screen_px}")
-    canvas = np.ascontiguousarray(canvas_rgb[..., :3])
+    canvas = np.ascontiguousarray(canvas_rgb[..., :3])  # Pillow needs contiguous pixels
     height, width = canvas.shape[:2]
     text_px = text_px or max(SMALLEST_TEXT_PX, round(width / 64))
     paper_width = max(width, _narrowest(text_px, colour_legend)) + 2 * text_px
+    # Text is measured on a scratch page, because the height of the picture depends on its lines.
     scratch = _page(Image.new("RGB", (1, 1)), paper_width, text_px)
     titles, footers = (_wrap_text(scratch, text) for text in (title, footer))
     above = len(titles) * scratch.line + scratch.margin * (2 if titles else 1)  # text hides no tissue
