@@ -262,7 +262,7 @@ def test_closing_the_dock_asks_whether_the_training_goes_on(
     import sys
 
     from lrmil_training.runs.lock import request_stop
-    from napari_lrmil.plugin.train.run_process import TrainCommand, TrainingRun
+    from napari_lrmil.plugin.train.run_process import RunPhase, TrainCommand, TrainingRun
 
     monkeypatch.setattr(TrainCommand, "argv", property(lambda call: [sys.executable, "-c", CHILD, str(call.folder)]))
     folder = write_run(tmp_path / "run", {"train": 4, "val": 4, "test": 4})
@@ -280,7 +280,9 @@ def test_closing_the_dock_asks_whether_the_training_goes_on(
     assert (folder / STOP_FILE).exists() is (label == "Stop training")
     follower = TrainingRun()
     follower.open(folder)
-    assert follower.is_alive
-    request_stop(folder)
+    if label == "Keep training":  # after a request to stop the process may have ended before the follower opens
+        assert follower.is_alive
+        request_stop(folder)
     qtbot.waitUntil(lambda: follower.poll() or not follower.is_alive, timeout=WAIT_MS)
+    assert follower.phase is RunPhase.STOPPED
     dock.deleteLater()
