@@ -99,7 +99,7 @@ def test_options_in_the_pages_exist() -> None:
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the generated reference tables."""
     folder = tmp_path_factory.mktemp("reference")
-    subprocess.run([sys.executable, ROOT / "scripts" / "reference_pages.py", folder], check=True, timeout=120)
+    subprocess.run([sys.executable, ROOT / "scripts" / "reference_pages.py", folder], check=True, timeout=240)
     return folder
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.user_settings import FOLDER_VARIABLE
 from support.fake_slides import lively_bundle, speckled, write_tiff
-from support.window import MakeDock, open_window, require_screen
+from support.window import WAIT_MS, MakeDock, open_window, require_screen
 
 
 @pytest.fixture(scope="session")
@@ -55,15 +56,19 @@ def _freeze_loaded_objects() -> None:
 
 
 @pytest.fixture
-def viewer(_window: Any, qtbot: Any) -> Iterator[Any]:
-    """Return the shared window, and remove layers and docks after the test."""
+def viewer(_window: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """Return the shared window with the settings of a new user, and remove layers and docks after the test."""
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "settings"))
+    _window.cursor.position = (0.0, 0.0)  # pointing where the last test pointed would emit no event
     yield _window
     _window.layers.clear()
     _window.canvas.grid.enabled = False
-    for dock in list(_window.window.dock_widgets.values()):
+    docks, destroyed = list(_window.window.dock_widgets.values()), []
+    for dock in docks:
+        dock.destroyed.connect(lambda *_: destroyed.append(1))
         _window.window.remove_dock_widget(dock)  # napari does not delete the widget
         dock.deleteLater()
-    qtbot.wait(20)
+    qtbot.waitUntil(lambda: len(destroyed) == len(docks), timeout=WAIT_MS)
 
 
 @pytest.fixture
@@ -79,7 +84,7 @@ def make_dock(viewer: Any, bundle: Bundle, qtbot: Any) -> MakeDock:
         dock.open_model(bundle.path)
         if slide is not None:
             add_layers(viewer, read_slides(slide))
-            qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=5000)
+            qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=WAIT_MS)
         return dock
 
     return make

@@ -95,7 +95,14 @@ def _no_mpp(seen: Path) -> None:
 def _take_memory(_: Path) -> None:
     held = bytearray(400_000_000)
     held[::4096] = b"x" * len(held[::4096])
-    time.sleep(30)
+    time.sleep(240)
+
+
+def _meet(seen: Path) -> None:
+    """Wait until another worker is at such a slide too."""
+    seen.touch()
+    while len(list(seen.parent.glob("meets*.seen"))) < 2:
+        time.sleep(0.01)
 
 
 ACTS = {
@@ -105,7 +112,8 @@ ACTS = {
     "fails once": _fail_once,
     "no mpp": _no_mpp,
     "takes memory": _take_memory,
-    "waits": lambda _: time.sleep(60),
+    "waits": lambda _: time.sleep(600),
+    "meets": _meet,
     "pauses": lambda _: time.sleep(0.3),
 }
 

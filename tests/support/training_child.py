@@ -7,8 +7,8 @@ from lrmil_training.runs.lock import acquire_run_lock, is_stop_requested
 from napari_lrmil.core.events import Finished, Progress
 out = pathlib.Path(sys.argv[1])
 with acquire_run_lock(out), EventLog(out) as log:
-    for i in range(200):
-        log.write(Progress("teacher", i + 1, 200, "epochs"))
+    for i in range(6000):
+        log.write(Progress("teacher", i + 1, 6000, "epochs"))
         time.sleep(0.05)
         if is_stop_requested(out):
             print("error: stopped as asked")

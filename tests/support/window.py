@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 MakeDock = Callable[..., Any]
+WAIT_MS = 240_000  # until something has happened, on however busy a machine; a test may take 300 s
 HAS_SCREEN = not sys.platform.startswith("linux") or bool(os.environ.get("DISPLAY"))
 
 
@@ -19,6 +20,13 @@ def require_screen() -> None:
         pytest.skip(
             "no screen: run under xvfb-run -a -s '-screen 0 1920x1200x24 +extension GLX'", allow_module_level=True
         )
+
+
+def timers_rest(widget: Any) -> bool:
+    """Return whether no single-shot timer of a widget runs, so that it has followed every change up to now."""
+    from qtpy.QtCore import QTimer
+
+    return not any(timer.isSingleShot() and timer.isActive() for timer in widget.findChildren(QTimer))
 
 
 def open_window() -> Any:

@@ -229,7 +229,5 @@ def test_ended_jobs_are_submitted_again_and_all_are_cancelled_at_the_end(
     assert (tmp_path / "calls").read_text().split().count("sbatch") == 2
     assert backend.text == "SLURM, 1 jobs of 3 cores and 2000 MB, at most 1 at once"
     left = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
-    deadline = time.monotonic() + 20
-    while any(psutil.pid_exists(pid) for pid in left) and time.monotonic() < deadline:
+    while any(psutil.pid_exists(pid) for pid in left):  # the timeout of tests ends this one where they stay
         time.sleep(0.05)
-    assert not any(psutil.pid_exists(pid) for pid in left)

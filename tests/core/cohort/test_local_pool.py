@@ -213,7 +213,7 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     children = psutil.Process(parent.pid).children(recursive=True)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    assert children and not psutil.wait_procs(children, timeout=20)[1]
+    assert children and not psutil.wait_procs(children, timeout=240)[1]
 
 
 # ---------------------------------------------------------------- how many, and where
@@ -230,7 +230,7 @@ def test_each_worker_sees_one_gpu() -> None:
 
 def test_a_worker_gets_its_device_before_its_task(tmp_path: Path) -> None:
     backend = LocalProcesses(worker_environments(2, 2, {}), 1, ROOMY)
-    run_to_end(make_jobs("pauses 1", "pauses 2"), Logged(tmp_path), backend)
+    run_to_end(make_jobs("meets 1", "meets 2"), Logged(tmp_path), backend)
     assert {path.read_text() for path in tmp_path.glob(f"*.{DONE}")} == {"0", "1"}
 
 

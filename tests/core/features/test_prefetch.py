@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -50,7 +51,7 @@ def test_every_patch_comes_once_and_in_order_whoever_read_it(readers: int) -> No
 
     def wait(rows: slice) -> None:  # with several readers the first batch comes last
         if rows.start == 0 and readers > 1:
-            slow_first.wait(5)
+            slow_first.wait(240)
         elif rows.start == 2 * BATCH:
             slow_first.set()
 
@@ -90,13 +91,18 @@ def test_leaving_ends_after_the_batch_under_way() -> None:
     def hold(rows: slice) -> None:
         if rows.start:
             started.set()
-            release.wait(5)
+            release.wait(240)
+
+    def release_once_cancelled(queue: PatchPrefetcher) -> None:
+        while not all(future.cancelled() for future in list(queue._waiting)[1:]):
+            time.sleep(0.001)
+        release.set()
 
     read = Counted(hold)
     with PatchPrefetcher(read, TOTAL, CPU) as queue:
         queue.take(BATCH)
-        started.wait(5)
-        threading.Timer(0.05, release.set).start()
+        started.wait(240)
+        threading.Thread(target=release_once_cancelled, args=(queue,)).start()
     assert [rows.start for rows in read.rows] == [0, BATCH], "those that waited were never begun"
 
 

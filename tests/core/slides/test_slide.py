@@ -416,10 +416,10 @@ def test_close_waits_for_the_read_under_way(tmp_path: Path) -> None:
     inside, go_on = threading.Event(), threading.Event()
     fake = FakeSlide(glass(300, 200))
     slide = fake_slide(tmp_path, fake)
-    fake.before_read = lambda: (inside.set(), go_on.wait(20))[0]
+    fake.before_read = lambda: (inside.set(), go_on.wait(240))[0]
     with ThreadPoolExecutor(2) as pool:
         read = pool.submit(slide.read, BoxLevel0(0, 0, 30, 20), (30, 20))
-        assert inside.wait(20)
+        assert inside.wait(240)
         close = pool.submit(slide.close)
         with pytest.raises(TimeoutError):
             close.result(0.1)
@@ -427,8 +427,8 @@ def test_close_waits_for_the_read_under_way(tmp_path: Path) -> None:
         with pytest.raises(SlideError, match="closed"):
             slide.read(BoxLevel0(0, 0, 3, 2), (3, 2))  # no new read while closing
         go_on.set()
-        assert read.result(20)[0, 0].tolist() == list(GLASS)
-        close.result(20)
+        assert read.result(240)[0, 0].tolist() == list(GLASS)
+        close.result(240)
     assert fake.handles[0].closed and not fake.handles[0].closed_while_reading
 
 
@@ -448,7 +448,7 @@ def test_many_threads_and_one_close_never_meet_a_freed_handle(tmp_path: Path) ->
         while len(fake.reads) < 20:
             assert not any(reader.done() for reader in readers)
         slide.close()
-        assert all("closed" in reader.result(20) for reader in readers)
+        assert all("closed" in reader.result(240) for reader in readers)
     assert fake.handles[0].closed and not fake.handles[0].closed_while_reading
     assert len(fake.handles) == 1
 
@@ -525,7 +525,7 @@ def test_the_failed_read_gives_its_handle_back_so_that_close_returns(tmp_path: P
     with pytest.raises(SlideError, match=r"level 0 could not be read at level-0 pixel \(1, 2\).*disk gone"):
         slide.read(BoxLevel0(1, 2, 30, 20), (30, 20))
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(slide.close).result(20)
+        pool.submit(slide.close).result(240)
     assert fake.handles[0].closed
 
 

@@ -21,9 +21,8 @@ from napari_lrmil.plugin.viewer.reader import read_slides
 from support.fake_slides import fake_slide, glass, one_sentence, speckled, write_tiff
 from support.planted import DARK, centroid, plant
 from support.slow_slides import Slow
-from support.window import MakeDock, open_window
+from support.window import WAIT_MS, MakeDock, open_window, timers_rest
 
-WAIT_MS = 60_000
 CELLS = [[("slide", "student"), ("attention", "student")], [("slide", "teacher"), ("attention", "teacher")]]
 
 
@@ -52,7 +51,7 @@ def test_a_run_shows_what_the_engine_says(
     [layer] = lrmil_layers(viewer, role="attention")
     assert np.nansum(layer.data) / len(expected.student.attention) == pytest.approx(1, abs=1e-4)
     assert not viewer.canvas.grid.enabled
-    qtbot.waitUntil(lambda: layer.colorbar.visible, timeout=5000)
+    qtbot.waitUntil(lambda: layer.colorbar.visible, timeout=WAIT_MS)
     assert dock.results.isVisible() and "not calibrated" in dock.results.calibration.text()
     assert not dock.results.agreement.isVisible() and not dock.results.teacher.isVisible()
     assert dock.run_button.text == "Run" and dock.run_button.enabled
@@ -64,8 +63,8 @@ def test_with_the_teacher_beside_it_two_linked_views_share_one_legend(
     dock = make_dock(slide_path)
     dock.beside.native.click()
     _run(dock, qtbot)
-    qtbot.waitUntil(lambda: any(layer.colorbar.visible for layer in viewer.layers), timeout=5000)
-    qtbot.wait(50)
+    qtbot.waitUntil(lambda: any(layer.colorbar.visible for layer in viewer.layers), timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: timers_rest(dock), timeout=WAIT_MS)
     expected = _of_core(slide_path, bundle, "all").teacher
     assert expected is not None and dock.results.teacher.value() == pytest.approx(expected.probabilities, abs=1e-5)
     assert "rank correlation" in dock.results.agreement.text() and dock.results.agreement.isVisible()
@@ -119,7 +118,7 @@ def test_removing_the_teachers_map_gives_one_view(
     dock.beside.native.click()
     _run(dock, qtbot)
     viewer.layers.remove(lrmil_layers(viewer, role="attention", side="teacher")[0])
-    qtbot.waitUntil(lambda: not viewer.canvas.grid.enabled, timeout=5000)
+    qtbot.waitUntil(lambda: not viewer.canvas.grid.enabled, timeout=WAIT_MS)
     assert len(viewer.layers) == 2
 
 
@@ -137,7 +136,7 @@ def test_of_several_slides_the_analysed_one_is_seen(
     dock = make_dock(slide_path)
     other = write_tiff(tmp_path / "other.tif", speckled(640, 512, seed=1), (1.0,), mpp=(0.5, 0.5))
     add_layers(viewer, read_slides(other))
-    qtbot.waitUntil(lambda: len(dock.session.slides) == 2, timeout=5000)
+    qtbot.waitUntil(lambda: len(dock.session.slides) == 2, timeout=WAIT_MS)
     dock.slide.value = next(s for s in dock.session.slides if s.path == slide_path)
     dock.beside.native.click()
     _run(dock, qtbot)
@@ -169,7 +168,7 @@ def test_cancel_answers_and_leaves_nothing_but_a_usable_dock(
     _run(dock, qtbot)
     assert dock.session.state is SessionState.DONE
     viewer.layers.clear()
-    qtbot.waitUntil(lambda: dock.session.slide is None, timeout=5000)
+    qtbot.waitUntil(lambda: dock.session.slide is None, timeout=WAIT_MS)
     assert len(slow.slides) == 1
     with pytest.raises(Exception, match="closed"):
         slow.slides[0].read_level(0, 0, 0, 10, 10)
@@ -184,7 +183,7 @@ def test_escape_cancels(make_dock: MakeDock, slide_path: Path, slow: Slow, qtbot
     dock.run_button.native.click()
     qtbot.waitUntil(lambda: dock.session.progress is not None, timeout=WAIT_MS)
     dock.window().activateWindow()
-    qtbot.waitUntil(dock.isActiveWindow, timeout=5000)
+    qtbot.waitUntil(dock.isActiveWindow, timeout=WAIT_MS)
     qtbot.keyClick(dock, Qt.Key.Key_Escape)
     assert dock.session.state is SessionState.CANCELLING
     qtbot.waitUntil(lambda: not dock.session.is_busy, timeout=WAIT_MS)
@@ -199,7 +198,7 @@ def test_closing_the_window_during_a_run_ends_it(bundle: Bundle, slide_path: Pat
     viewer.window.add_dock_widget(dock)
     dock.open_model(bundle.path)
     add_layers(viewer, read_slides(slide_path))
-    qtbot.waitUntil(lambda: session.slide is not None, timeout=5000)
+    qtbot.waitUntil(lambda: session.slide is not None, timeout=WAIT_MS)
     dock.beside.native.click()
     dock.run_button.native.click()
     qtbot.waitUntil(lambda: session.progress is not None, timeout=WAIT_MS)
@@ -235,7 +234,7 @@ def test_what_cannot_work_is_not_enabled_and_says_why(
     assert not dock.run_button.enabled and "slide" in dock.run_button.tooltip
     coarse = write_tiff(tmp_path / "coarse.tif", speckled(600, 400), (1.0,), mpp=(4.0, 4.0))
     add_layers(viewer, read_slides(coarse))
-    qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=5000)
+    qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=WAIT_MS)
     assert not dock.run_button.enabled and "too coarse for the student" in dock.run_button.tooltip
     assert one_sentence(Exception(dock.note.text())) and dock.note.isVisible()
     assert not dock.beside.enabled and "too coarse for the teacher" in dock.beside.tooltip
@@ -263,7 +262,7 @@ def test_the_dock_says_research_use_only_and_follows_the_slides(
     footer = dock.findChild(QLabel, "footer")
     assert footer.text() == RESEARCH_USE and footer.isVisible()
     viewer.layers.clear()
-    qtbot.waitUntil(lambda: dock.session.slide is None, timeout=5000)
+    qtbot.waitUntil(lambda: dock.session.slide is None, timeout=WAIT_MS)
     assert not dock.run_button.enabled
 
 

@@ -19,9 +19,7 @@ from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.plugin.session.session import Session
 from napari_lrmil.plugin.viewer.layers import lrmil_layers
 from support.fake_slides import one_sentence, speckled
-from support.window import MakeDock
-
-WAIT_MS = 60_000
+from support.window import WAIT_MS, MakeDock, timers_rest
 
 
 @pytest.fixture
@@ -30,7 +28,7 @@ def dock(make_dock: MakeDock, slide_path: Path, viewer: Any, qtbot: Any) -> Any:
     made = make_dock(slide_path)
     viewer.reset_view()
     qtbot.waitUntil(lambda: made.session.tissue_grid is not None, timeout=WAIT_MS)
-    qtbot.wait(200)
+    qtbot.waitUntil(lambda: timers_rest(made), timeout=WAIT_MS)
     return made
 
 
@@ -46,7 +44,7 @@ def draw(dock: Any, qtbot: Any, corners_um: list[tuple[float, float]]) -> None:
     """Draw a polygon, given as x, y in µm, on the layer that the button makes."""
     dock.scope.draw.click()
     dock.wishes.drawing().add(np.array(corners_um)[:, ::-1], shape_type="polygon")
-    qtbot.waitUntil(lambda: bool(dock.session.regions), timeout=5000)
+    qtbot.waitUntil(lambda: bool(dock.session.regions), timeout=WAIT_MS)
 
 
 def choose(monkeypatch: pytest.MonkeyPatch, dialog: str, path: Path | None) -> None:
@@ -102,7 +100,7 @@ def test_a_region_off_the_tissue_is_said_and_nothing_runs(dock: Any, qtbot: Any)
 
 def test_the_view_is_what_is_seen(dock: Any, viewer: Any, qtbot: Any) -> None:
     zoom(viewer, (100, 100), across_um=260)
-    qtbot.wait(300)
+    qtbot.waitUntil(lambda: timers_rest(dock), timeout=WAIT_MS)
     dock.scope.kinds["view"].click()
     found = run(dock, qtbot)
     assert found.scope.kind == "view" and 0 < len(found.grid.lr_index) < len(dock.session.tissue_grid.grid.lr_index)
@@ -120,10 +118,10 @@ def test_regions_go_out_and_come_back(dock: Any, qtbot: Any, tmp_path: Path, mon
     dock.scope.write.click()
     dock.wishes.drawing().selected_data = {0}
     dock.wishes.drawing().remove_selected()
-    qtbot.waitUntil(lambda: not dock.session.regions, timeout=5000)
+    qtbot.waitUntil(lambda: not dock.session.regions, timeout=WAIT_MS)
     choose(monkeypatch, "getOpenFileName", tmp_path / "regions.geojson")
     dock.scope.read.click()
-    qtbot.waitUntil(lambda: bool(dock.session.regions), timeout=5000)
+    qtbot.waitUntil(lambda: bool(dock.session.regions), timeout=WAIT_MS)
     assert dock.session.regions[0].geometry.symmetric_difference(asked[0].geometry).area < 1
     assert dock.session.roi_kind == "region"
 
@@ -133,7 +131,7 @@ def test_regions_go_out_and_come_back(dock: Any, qtbot: Any, tmp_path: Path, mon
 
 def test_the_student_follows_the_view_and_what_was_seen_costs_nothing(dock: Any, viewer: Any, qtbot: Any) -> None:
     zoom(viewer, (130, 130), across_um=300)
-    qtbot.wait(300)
+    qtbot.waitUntil(lambda: timers_rest(dock), timeout=WAIT_MS)
     dock.scope.follow.click()
     settled(dock, qtbot)
     first = dock.session.prediction
@@ -153,14 +151,13 @@ def test_the_student_follows_the_view_and_what_was_seen_costs_nothing(dock: Any,
 
 
 def settled(dock: Any, qtbot: Any) -> None:
-    qtbot.wait(250)
-    qtbot.waitUntil(lambda: not dock.follower.answers.is_busy, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: timers_rest(dock) and not dock.follower.answers.is_busy, timeout=WAIT_MS)
     assert dock.session.prediction is not None
 
 
 def test_moving_within_the_same_patches_asks_nothing(dock: Any, viewer: Any, qtbot: Any) -> None:
     zoom(viewer, (320, 250), across_um=5000)
-    qtbot.wait(300)
+    qtbot.waitUntil(lambda: timers_rest(dock), timeout=WAIT_MS)
     dock.scope.follow.click()
     settled(dock, qtbot)
     seen = dock.session.prediction
@@ -200,7 +197,7 @@ def test_attention_in_percentiles_and_powers_of_ten_is_never_smoothed_unasked(
     modes.setCurrentIndex(modes.findData("log"))
     top = np.log10(found.student.attention.max() * len(found.student.attention))
     assert np.nanmax(layer.data) == pytest.approx(top, abs=1e-4)
-    qtbot.waitUntil(lambda: "power of ten" in viewer.canvas.overlays.text.text, timeout=5000)
+    qtbot.waitUntil(lambda: "power of ten" in viewer.canvas.overlays.text.text, timeout=WAIT_MS)
     dock.reading.attention.smooth.click()
     assert layer.interpolation2d == "linear"
     dock.reading.attention.opacity.setValue(20)
@@ -210,7 +207,7 @@ def test_attention_in_percentiles_and_powers_of_ten_is_never_smoothed_unasked(
 def test_evidence_takes_the_place_of_attention_and_tells_its_sum(dock: Any, viewer: Any, qtbot: Any) -> None:
     found = run(dock, qtbot)
     dock.reading.evidence.shown.click()
-    qtbot.waitUntil(lambda: bool(lrmil_layers(viewer, role="evidence")), timeout=5000)
+    qtbot.waitUntil(lambda: bool(lrmil_layers(viewer, role="evidence")), timeout=WAIT_MS)
     [layer] = lrmil_layers(viewer, role="evidence")
     name = dock.reading.evidence.of.currentText()
     total = found.student.evidence[:, found.classes.index(name)].sum()
@@ -219,7 +216,7 @@ def test_evidence_takes_the_place_of_attention_and_tells_its_sum(dock: Any, view
     assert layer.contrast_limits[0] == -layer.contrast_limits[1]
     assert not lrmil_layers(viewer, role="attention")[0].visible
     dock.reading.evidence.shown.click()
-    qtbot.waitUntil(lambda: not lrmil_layers(viewer, role="evidence"), timeout=5000)
+    qtbot.waitUntil(lambda: not lrmil_layers(viewer, role="evidence"), timeout=WAIT_MS)
     assert lrmil_layers(viewer, role="attention")[0].visible and "attention" in viewer.canvas.overlays.text.text
 
 
@@ -227,9 +224,8 @@ def test_pointing_at_a_patch_reads_it(dock: Any, viewer: Any, qtbot: Any) -> Non
     found = run(dock, qtbot)
     row = int(np.argmax(found.student.attention))
     x, y = (found.student.coords[row] + 20) * 0.5
-    viewer.cursor.position = (0.0, 0.0)  # where another test may have left it, it would not move
     viewer.cursor.position = (y, x)
-    qtbot.waitUntil(lambda: "rank 1 of" in dock.reading.hover.text(), timeout=5000)
+    qtbot.waitUntil(lambda: "rank 1 of" in dock.reading.hover.text(), timeout=WAIT_MS)
 
 
 def test_the_gallery_shows_patches_and_leads_to_them(dock: Any, viewer: Any, qtbot: Any) -> None:
@@ -326,8 +322,8 @@ def test_the_view_is_saved_with_legend_and_scale(
     from PIL import Image
 
     run(dock, qtbot)
-    qtbot.waitUntil(lambda: lrmil_layers(viewer, role="attention")[0].colorbar.visible, timeout=5000)
-    qtbot.wait(100)
+    qtbot.waitUntil(lambda: lrmil_layers(viewer, role="attention")[0].colorbar.visible, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: timers_rest(dock), timeout=WAIT_MS)
     choose(monkeypatch, "getSaveFileName", tmp_path / "view.png")
     save(dock, qtbot, dock.keep.view)
     with Image.open(tmp_path / "view.png") as picture:
@@ -366,7 +362,7 @@ def test_saving_shows_how_far_it_is_and_can_be_cancelled(
     go_on, real = threading.Event(), results.draw_overlay
 
     def slow(*args: Any) -> None:
-        go_on.wait(30)
+        go_on.wait(240)
         real(*args)
 
     monkeypatch.setattr(results, "draw_overlay", slow)
@@ -427,7 +423,8 @@ def test_the_dock_is_as_it_was_left(dock: Any, make_dock: MakeDock, viewer: Any,
     dock.what_if.expand(animate=False)
     stored = dock.session.settings_store.load_settings
     qtbot.waitUntil(
-        lambda: stored().settings.opacity == 0.33 and dock.what_if.name in stored().settings.sections_open, timeout=5000
+        lambda: stored().settings.opacity == 0.33 and dock.what_if.name in stored().settings.sections_open,
+        timeout=WAIT_MS,
     )
     viewer.window.remove_dock_widget(dock)
     dock.deleteLater()
@@ -435,7 +432,7 @@ def test_the_dock_is_as_it_was_left(dock: Any, make_dock: MakeDock, viewer: Any,
     assert again.reading.attention.opacity.value() == 33 and again.what_if.isExpanded()
     again.what_if.collapse(animate=False)
     again.reading.attention.opacity.setValue(50)
-    qtbot.waitUntil(lambda: stored().settings.opacity == 0.5, timeout=5000)
+    qtbot.waitUntil(lambda: stored().settings.opacity == 0.5, timeout=WAIT_MS)
 
 
 def test_an_ordinary_picture_is_offered_as_a_slide_of_one_level(
@@ -446,14 +443,14 @@ def test_an_ordinary_picture_is_offered_as_a_slide_of_one_level(
 
     dock = make_dock(None)
     grey = viewer.add_image(np.zeros((40, 60), np.float32), name="grey")
-    qtbot.waitUntil(lambda: dock.image.visible, timeout=5000)
+    qtbot.waitUntil(lambda: dock.image.visible, timeout=WAIT_MS)
     assert not dock.image.enabled and one_sentence(Exception(dock.image.tooltip))
     viewer.layers.remove(grey)
     viewer.add_image(speckled(1280, 1000), name="photo", rgb=True)
-    qtbot.waitUntil(lambda: dock.image.enabled, timeout=5000)
+    qtbot.waitUntil(lambda: dock.image.enabled, timeout=WAIT_MS)
     monkeypatch.setattr(onscreen, "ask_mpp_with_estimate", lambda slide: MppAnswer(0.5, remember=False))
     dock.image.native.click()
-    qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=5000)
+    qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=WAIT_MS)
     assert len(run(dock, qtbot).grid.lr_index) > 0
     assert not dock.image.visible
 

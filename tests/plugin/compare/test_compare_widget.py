@@ -19,9 +19,8 @@ from napari_lrmil.plugin.session.session import Session, SessionState
 from napari_lrmil.plugin.viewer.layers import lrmil_layers
 from support.fake_slides import one_sentence, speckled, write_tiff
 from support.slow_slides import Slow
-from support.window import MakeDock
+from support.window import WAIT_MS, MakeDock
 
-WAIT_MS = 60_000
 MakeCompare = Callable[..., Any]
 
 
@@ -121,7 +120,7 @@ def test_of_a_drawn_region_both_are_asked_alone(
     assert not dock.form.get.isEnabled() and "No region is drawn" in dock.form.get.toolTip()
     square = np.array([(0, 0), (0, 300), (260, 300), (260, 0)])
     dock.analyse.wishes.drawing().add(square, shape_type="polygon")
-    qtbot.waitUntil(lambda: bool(dock.session.regions), timeout=5000)
+    qtbot.waitUntil(lambda: bool(dock.session.regions), timeout=WAIT_MS)
     found = get(dock, qtbot)
     assert found.teacher is not None and found.scope.kind == "region"
     assert 0 < len(found.grid.lr_index) < len(dock.session.tissue_grid.grid.lr_index)
@@ -161,7 +160,7 @@ def test_what_cannot_work_is_not_enabled_and_says_why(
     assert not dock.pairing.views["wipe"].isEnabled() and not dock.scatter.draw.isEnabled()
     coarse = write_tiff(tmp_path / "coarse.tif", speckled(600, 400), (1.0,), mpp=(1.0, 1.0))
     add_layers(viewer, read_slides(coarse))
-    qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=5000)
+    qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=WAIT_MS)
     assert not dock.form.get.isEnabled() and "too coarse for the teacher" in dock.form.get.toolTip()
 
 
@@ -174,7 +173,7 @@ def test_without_the_analyse_dock_it_opens_one_and_can_do_so_again(viewer: Any, 
     first = find_dock(viewer, AnalyseWidget)
     assert first is not None and dock.analyse is first
     window = dock.parentWidget().parentWidget()
-    qtbot.waitUntil(lambda: first.parentWidget() in window.tabifiedDockWidgets(dock.parentWidget()), timeout=5000)
+    qtbot.waitUntil(lambda: first.parentWidget() in window.tabifiedDockWidgets(dock.parentWidget()), timeout=WAIT_MS)
     viewer.window.remove_dock_widget(first)
     assert not dock.form.isEnabled() and dock.rejoin.isVisibleTo(dock)
     first.deleteLater()
@@ -247,8 +246,8 @@ def test_wipe_difference_and_grid_change_the_maps(
     assert difference.contrast_limits[0] == -difference.contrast_limits[1]
     assert np.isfinite(difference.data).sum() == n and abs(np.nansum(difference.data)) < 1e-2
     assert not lrmil_layers(viewer, role="attention") and not dock.pairing.pooled.isEnabled()
-    qtbot.waitUntil(lambda: difference.colorbar.visible, timeout=5000)
-    qtbot.waitUntil(lambda: "student minus teacher" in viewer.canvas.overlays.text.text, timeout=5000)
+    qtbot.waitUntil(lambda: difference.colorbar.visible, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: "student minus teacher" in viewer.canvas.overlays.text.text, timeout=WAIT_MS)
     dock.pairing.views["side"].click()
     assert viewer.canvas.grid.enabled and len(lrmil_layers(viewer, role="attention")) == 2
 
@@ -272,7 +271,7 @@ def test_pointing_reads_both_networks(make_compare: MakeCompare, viewer: Any, sl
     x, y = (found.student.coords[row] + 20) * 0.5
     viewer.cursor.position = (y, x)
     wanted = found.student.attention[row] * len(found.student.attention)
-    qtbot.waitUntil(lambda: f"student {wanted:.2f}, teacher" in dock.hover.text(), timeout=5000)
+    qtbot.waitUntil(lambda: f"student {wanted:.2f}, teacher" in dock.hover.text(), timeout=WAIT_MS)
 
 
 # ---------------------------------------------------------------- points and patches
@@ -300,7 +299,7 @@ def test_a_loop_in_the_plot_lights_up_the_slide_and_a_drawing_lights_up_the_plot
     x, y = teacher[4] / teacher.mean(), student[4] / student.mean()
     drag(dock.scatter, [(x - 0.2, y - 0.3), (x + 0.2, y - 0.3), (x + 0.2, y + 0.3), (x - 0.2, y + 0.3)])
     assert np.flatnonzero(dock.scatter.lit).tolist() == [4]
-    qtbot.waitUntil(lambda: len(lrmil_layers(viewer, role="picked")) == 2, timeout=5000)
+    qtbot.waitUntil(lambda: len(lrmil_layers(viewer, role="picked")) == 2, timeout=WAIT_MS)
     layer = lrmil_layers(viewer, role="picked", side="student")[0]
     lit = np.argwhere(layer.data).mean(axis=0)
     centre = (found.grid.lr_corners[4] + np.array(found.grid.lattice.lr_cell) / 2) * 0.5
@@ -312,7 +311,7 @@ def test_a_loop_in_the_plot_lights_up_the_slide_and_a_drawing_lights_up_the_plot
     (left, top), (width, height) = found.grid.lr_corners[7] * 0.5, np.array(found.grid.lattice.lr_cell) * 0.5
     square = np.array([(top, left), (top, left + width), (top + height, left + width), (top + height, left)])
     dock.analyse.wishes.drawing().add(square, shape_type="polygon")
-    qtbot.waitUntil(lambda: np.flatnonzero(dock.scatter.lit).tolist() == [7], timeout=5000)
+    qtbot.waitUntil(lambda: np.flatnonzero(dock.scatter.lit).tolist() == [7], timeout=WAIT_MS)
     qtbot.waitUntil(lambda: "Lesion AUROC" in dock.measures.value(), timeout=WAIT_MS)
     assert "drawn regions, 1 patches" in dock.measures.lesions.text()
     assert dock.measures.value()["Top patch in lesion"] == ("no", "no")
@@ -400,7 +399,7 @@ def test_a_cohort_is_sorted_by_disagreement_and_a_double_click_opens_a_slide(
     names = [line.name for line in dock.cohort.lines]
     assert names.index("agree") < names.index("differ")
     viewer.layers.clear()
-    qtbot.waitUntil(lambda: dock.session.slide is None, timeout=5000)
+    qtbot.waitUntil(lambda: dock.session.slide is None, timeout=WAIT_MS)
     assert dock.session.prediction is None and not dock.pairing.views["wipe"].isEnabled()
     row = names.index(folder.name)
     dock.cohort.table.cellDoubleClicked.emit(row, 1)

@@ -11,6 +11,7 @@ import pytest
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Failed, Finished, Progress
 from napari_lrmil.plugin.qt.worker import BackgroundWorker, forward_events
+from support.window import WAIT_MS
 
 
 def _collect(work: Any) -> list[Event]:
@@ -76,9 +77,9 @@ def test_events_arrive_in_the_windows_thread_and_the_end_is_told_once(qtbot: Any
         parent,
     )
     run.start()
-    qtbot.waitUntil(lambda: bool(ends), timeout=5000)
+    qtbot.waitUntil(lambda: bool(ends), timeout=WAIT_MS)
     assert threads == [threading.main_thread()] and ends == [1]
-    assert run.wait(5)
+    assert run.wait(WAIT_MS / 1000)
 
 
 def test_the_work_ends_when_its_window_goes(qtbot: Any) -> None:
@@ -93,8 +94,8 @@ def test_the_work_ends_when_its_window_goes(qtbot: Any) -> None:
 
     run = BackgroundWorker(work, events.append, lambda: events.append(None), parent)
     run.start()
-    qtbot.waitUntil(lambda: len(events) > 2, timeout=5000)
+    qtbot.waitUntil(lambda: len(events) > 2, timeout=WAIT_MS)
     parent.deleteLater()
     del parent
-    qtbot.waitUntil(lambda: run.wait(0), timeout=5000)
+    qtbot.waitUntil(lambda: run.wait(0), timeout=WAIT_MS)
     assert None not in events, "the end was delivered to a window that is gone"

@@ -29,7 +29,7 @@ from support.fake_slides import one_sentence
 from support.run_folders import write_run, write_series
 from support.training_child import CHILD
 
-WAIT_S = 60.0
+WAIT_S = 240.0
 
 
 def line(seq: int, event: str, attempt: int = 0, at: float = 0.0, **values: Any) -> dict[str, Any]:

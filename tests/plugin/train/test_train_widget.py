@@ -18,8 +18,8 @@ from support.fake_slides import one_sentence
 from support.networks import untrained_encoder
 from support.run_folders import write_run
 from support.training_child import CHILD
+from support.window import WAIT_MS
 
-WAIT_MS = 280_000
 SETTINGS: dict[str, Any] = {  # JSON is YAML
     "hr_patch_px": 64,
     "lr_patch_px": 64,
@@ -50,7 +50,7 @@ def dock(viewer: Any, tmp_path: Path, qtbot: Any) -> Iterator[Any]:
 
     widget = TrainWidget(viewer, SettingsStore(tmp_path / "remembered"))
     viewer.window.add_dock_widget(widget, name="Train (LRMIL)", area="right")
-    qtbot.wait(50)
+    qtbot.waitUntil(widget.isVisible, timeout=WAIT_MS)
     yield widget
     if widget.run.is_ours:  # a test that failed leaves no process behind
         widget.run.stop()
@@ -84,7 +84,7 @@ def write_cell(dock: Any, qtbot: Any, row: int, column: int, text: str) -> None:
     editor.selectAll()
     qtbot.keyClicks(editor, text)
     qtbot.keyClick(editor, Qt.Key.Key_Return)
-    qtbot.waitUntil(lambda: view.findChild(QLineEdit) is None, timeout=5000)
+    qtbot.waitUntil(lambda: view.findChild(QLineEdit) is None, timeout=WAIT_MS)
 
 
 def answer_question(label: str) -> None:
@@ -110,7 +110,7 @@ def test_it_lies_as_a_tab_beside_analyse(viewer: Any, tmp_path: Path, qtbot: Any
     for dock in (analyse, train):
         viewer.window.add_dock_widget(dock, area="right")
     qtbot.waitUntil(
-        lambda: train.parentWidget() in train.window().tabifiedDockWidgets(analyse.parentWidget()), timeout=5000
+        lambda: train.parentWidget() in train.window().tabifiedDockWidgets(analyse.parentWidget()), timeout=WAIT_MS
     )
 
 
@@ -181,7 +181,7 @@ def test_settings_come_from_the_configuration(dock: Any, qtbot: Any) -> None:
     form.editors["stage1.epochs"].value = 3
     assert form.preset.value == "own settings" and form.value().stage1.epochs == 3
     form.editors["lr_patch_px"].value = 200
-    qtbot.waitUntil(lambda: "whole number" in form.problem.text(), timeout=5000)
+    qtbot.waitUntil(lambda: "whole number" in form.problem.text(), timeout=WAIT_MS)
     assert not dock.running.start.isEnabled() and one_sentence(Exception(form.problem.text()))
     assert "Upper bound" in form.editors["teacher.epochs"].tooltip
     form.editors["lr_patch_px"].value = 256
@@ -248,9 +248,9 @@ def test_a_run_of_another_machine_is_followed(dock: Any, tmp_path: Path, qtbot: 
     (folder / "lock").write_text(json.dumps(owner))
     choose(monkeypatch, "getExistingDirectory", folder)
     dock.running.open.click()
-    qtbot.waitUntil(lambda: "cluster-7" in dock.running.notices.text(), timeout=5000)
+    qtbot.waitUntil(lambda: "cluster-7" in dock.running.notices.text(), timeout=WAIT_MS)
     assert dock.running.stop.isEnabled() and not dock.running.resume.isEnabled()
-    qtbot.waitUntil(lambda: len(dock.running.canvas.figure.axes) >= 2, timeout=20_000)
+    qtbot.waitUntil(lambda: len(dock.running.canvas.figure.axes) >= 2, timeout=WAIT_MS)
     dock.running.stop.click()
     assert (folder / STOP_FILE).exists() and "Stopping" in dock.running.state.text()
 
@@ -272,7 +272,7 @@ def test_closing_the_dock_asks_whether_the_training_goes_on(
     (folder / "call.json").write_text(json.dumps({"cohort": str(folder / "cohort.csv"), "device": "cpu"}))
     choose(monkeypatch, "getExistingDirectory", folder)
     dock.running.open.click()
-    qtbot.waitUntil(dock.running.resume.isEnabled, timeout=5000)
+    qtbot.waitUntil(dock.running.resume.isEnabled, timeout=WAIT_MS)
     dock.running.resume.click()
     qtbot.waitUntil(lambda: "teacher ·" in dock.running.state.text(), timeout=WAIT_MS)
     answer_question(label)

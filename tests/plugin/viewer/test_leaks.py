@@ -13,7 +13,7 @@ import pytest
 from napari_lrmil.plugin.viewer.layers import add_layers
 from napari_lrmil.plugin.viewer.reader import read_slides
 from support.fake_slides import speckled, write_tiff
-from support.window import MakeDock
+from support.window import WAIT_MS, MakeDock
 
 SLIDES, SETTLED = 20, 5
 MOST_GROWTH = 1.1
@@ -45,16 +45,19 @@ def test_twenty_slides_leave_nothing(make_dock: MakeDock, viewer: Any, qtbot: An
         path = write_tiff(tmp_path / f"slide_{i}.tif", speckled(1280, 1000, seed=i), (1.0, 4.0), mpp=(0.5, 0.5))
         add_layers(viewer, read_slides(path))
         qtbot.waitUntil(
-            lambda path=path: dock.session.slide is not None and dock.session.slide.path == path, timeout=9000
+            lambda path=path: dock.session.slide is not None and dock.session.slide.path == path, timeout=WAIT_MS
         )
         dock.run_button.native.click()
-        qtbot.waitUntil(lambda: not dock.session.is_busy, timeout=60_000)
+        qtbot.waitUntil(lambda: not dock.session.is_busy, timeout=WAIT_MS)
         assert dock.session.prediction is not None, dock.session.message
         viewer.layers.clear()
-        qtbot.waitUntil(lambda: dock.session.slide is None, timeout=5000)
+        qtbot.waitUntil(lambda: dock.session.slide is None, timeout=WAIT_MS)
         gc.collect()
         memory.append(resident_mb())
-    qtbot.wait(300)
-    gc.collect()
-    assert open_files(tmp_path) == []
+
+    def all_closed() -> bool:
+        gc.collect()
+        return open_files(tmp_path) == []
+
+    qtbot.waitUntil(all_closed, timeout=WAIT_MS)
     assert memory[-1] <= MOST_GROWTH * memory[SETTLED - 1], memory

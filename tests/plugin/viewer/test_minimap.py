@@ -13,7 +13,7 @@ from napari_lrmil.plugin.viewer.layers import add_layers, recolour_slide
 from napari_lrmil.plugin.viewer.navigation import fly_to, visible_um
 from napari_lrmil.plugin.viewer.reader import read_slides
 from support.fake_slides import write_tiff
-from support.window import require_screen
+from support.window import WAIT_MS, require_screen, timers_rest
 
 require_screen()
 
@@ -22,8 +22,6 @@ from qtpy.QtGui import QColor, QImage  # noqa: E402
 
 from napari_lrmil.plugin.viewer import minimap as module  # noqa: E402
 from napari_lrmil.plugin.viewer.minimap import MapTransform, Minimap  # noqa: E402
-
-WAIT_MS = 20_000
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +36,7 @@ def half_dark(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def minimap(viewer: Any, qtbot: Any) -> Any:
     widget = Minimap(viewer)
     viewer.window.add_dock_widget(widget, name="overview", area="right")
-    qtbot.wait(20)
+    qtbot.waitUntil(widget.isVisible, timeout=WAIT_MS)
     return widget
 
 
@@ -76,7 +74,7 @@ def test_the_frame_ends_at_the_slide_and_is_never_too_small_to_see() -> None:
 def test_it_shows_the_slide_and_where_one_is(minimap: Any, viewer: Any, half_dark: Path, qtbot: Any) -> None:
     _open(viewer, minimap, half_dark, qtbot)
     fly_to(viewer, (480.0, 330.0), magnification=80)
-    qtbot.wait(100)
+    qtbot.waitUntil(lambda: timers_rest(minimap), timeout=WAIT_MS)
     image = _shot(minimap)
     dark, light = (QColor(image.pixel(_at(minimap, p))) for p in ((150.0, 60.0), (560.0, 60.0)))
     assert dark.red() < 110 and light.red() > 210
@@ -92,7 +90,7 @@ def test_a_click_and_a_drag_move_the_view(minimap: Any, viewer: Any, half_dark: 
     qtbot.mousePress(minimap, left, pos=_at(minimap, (480, 100)))
     assert viewer.scene.camera.center[-2:] == pytest.approx((100, 480), abs=um)
     qtbot.mouseMove(minimap, _at(minimap, (120, 300)))
-    qtbot.waitUntil(lambda: abs(viewer.scene.camera.center[-1] - 120) < um, timeout=2000)
+    qtbot.waitUntil(lambda: abs(viewer.scene.camera.center[-1] - 120) < um, timeout=WAIT_MS)
     qtbot.mouseRelease(minimap, left, pos=_at(minimap, (120, 300)))
     assert viewer.scene.camera.center[-2:] == pytest.approx((300, 120), abs=um)
 
@@ -112,13 +110,13 @@ def test_many_moves_are_few_drawings(
     minimap: Any, viewer: Any, half_dark: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _open(viewer, minimap, half_dark, qtbot)
-    qtbot.wait(100)
+    qtbot.waitUntil(lambda: timers_rest(minimap), timeout=WAIT_MS)
     drawn: list[int] = []
     draw = Minimap._draw_frame
     monkeypatch.setattr(Minimap, "_draw_frame", lambda self, *a: (drawn.append(1), draw(self, *a))[1])
     for step in range(200):
         viewer.scene.camera.center = (0, 100 + step, 100)
-    qtbot.wait(150)
+    qtbot.waitUntil(lambda: timers_rest(minimap), timeout=WAIT_MS)
     assert 1 <= len(drawn) <= 3
 
 
@@ -132,7 +130,7 @@ def test_other_colours_and_another_slide_are_shown(
     add_layers(viewer, read_slides(slide_path))
     qtbot.waitUntil(lambda: minimap.thumbnail is not None and minimap.thumbnail is not first, timeout=WAIT_MS)
     viewer.layers.clear()
-    qtbot.waitUntil(lambda: minimap.transform is None, timeout=2000)
+    qtbot.waitUntil(lambda: minimap.transform is None, timeout=WAIT_MS)
     assert minimap.thumbnail is None
 
 
@@ -153,8 +151,7 @@ def test_it_stops_listening_when_it_goes(minimap: Any, viewer: Any, half_dark: P
     assert len(mine) == 1
     viewer.window.remove_dock_widget(minimap)
     minimap.deleteLater()
-    qtbot.wait(50)
-    assert not [c for c in camera.callbacks if _belongs_to(c, minimap)]
+    qtbot.waitUntil(lambda: not [c for c in camera.callbacks if _belongs_to(c, minimap)], timeout=WAIT_MS)
     fly_to(viewer, (10.0, 20.0))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from support.window import require_screen
+from support.window import WAIT_MS, require_screen
 
 require_screen()
 
@@ -86,15 +86,15 @@ def test_the_estimate_is_made_in_a_thread_and_offered_with_its_range(slide: Any,
 
     def estimate() -> NuclearEstimate:
         threads.append(threading.current_thread())
-        go.wait(10)
+        go.wait(240)
         return NuclearEstimate()
 
     def answer(dialog: MppDialog) -> None:
         assert dialog.estimate_busy.isVisible() and not dialog.use_estimate.isVisible()
         go.set()
-        qtbot.waitUntil(dialog.use_estimate.isVisible, timeout=5000)
+        qtbot.waitUntil(dialog.use_estimate.isVisible, timeout=WAIT_MS)
         assert "about 0.27 (0.22 to 0.33)" in dialog.estimate_text.text()
-        qtbot.waitUntil(lambda: not dialog.estimate_busy.isVisible(), timeout=5000)
+        qtbot.waitUntil(lambda: not dialog.estimate_busy.isVisible(), timeout=WAIT_MS)
         _click(dialog.use_estimate, qtbot)
         _click(dialog.open_button, qtbot)
 
@@ -110,7 +110,7 @@ def test_where_there_is_no_estimate_it_says_so(slide: Any, qtbot: Any, outcome: 
             raise outcome
 
     def answer(dialog: MppDialog) -> None:
-        qtbot.waitUntil(lambda: "no estimate" in dialog.estimate_text.text(), timeout=5000)
+        qtbot.waitUntil(lambda: "no estimate" in dialog.estimate_text.text(), timeout=WAIT_MS)
         assert not dialog.use_estimate.isVisible()
         _click(dialog.cancel_button, qtbot)
 
@@ -121,6 +121,6 @@ def test_where_there_is_no_estimate_it_says_so(slide: Any, qtbot: Any, outcome: 
 def test_closing_it_does_not_wait_for_the_estimate(slide: Any, qtbot: Any) -> None:
     go = threading.Event()
     _while_open(lambda dialog: _click(dialog.cancel_button, qtbot))
-    assert ask_mpp(slide, lambda: NuclearEstimate() if go.wait(20) else None) is None
+    assert ask_mpp(slide, lambda: NuclearEstimate() if go.wait(240) else None) is None
     assert not go.is_set()
     go.set()

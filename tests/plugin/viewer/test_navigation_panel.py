@@ -12,7 +12,7 @@ from napari_lrmil.plugin.viewer.layers import add_layers
 from napari_lrmil.plugin.viewer.navigation import current_magnification
 from napari_lrmil.plugin.viewer.reader import read_slides
 from support.fake_slides import speckled, write_tiff
-from support.window import require_screen
+from support.window import WAIT_MS, require_screen, timers_rest
 
 require_screen()
 
@@ -26,13 +26,13 @@ def row(viewer: Any, qtbot: Any) -> Any:
     widget = MagnificationRow(viewer)
     viewer.window.add_dock_widget(widget, name="magnification", area="right")
     viewer.window._qt_window.activateWindow()
-    qtbot.wait(50)
+    qtbot.waitUntil(widget.isVisible, timeout=WAIT_MS)
     return widget
 
 
 def _open(viewer: Any, row: Any, path: Path, qtbot: Any) -> None:
     add_layers(viewer, read_slides(path))
-    qtbot.waitUntil(lambda: row.buttons[1.25].isEnabled(), timeout=5000)
+    qtbot.waitUntil(lambda: row.buttons[1.25].isEnabled(), timeout=WAIT_MS)
 
 
 def test_without_a_slide_nothing_can_be_pressed_and_the_row_says_why(row: Any) -> None:
@@ -48,7 +48,7 @@ def test_a_button_shows_the_slide_at_its_magnification(row: Any, viewer: Any, sl
         assert current_magnification(viewer, row.devicePixelRatioF()) == pytest.approx(magnification)
         assert [b.text() for b in row.buttons.values() if b.isChecked()] == [f"{magnification:g}x"]
     viewer.scene.camera.zoom *= 0.3
-    qtbot.waitUntil(lambda: row.current.text() == "12x", timeout=2000)
+    qtbot.waitUntil(lambda: row.current.text() == "12x", timeout=WAIT_MS)
     assert not any(button.isChecked() for button in row.buttons.values())
 
 
@@ -68,7 +68,7 @@ def test_keys_choose_but_not_where_they_choose_a_drawing_tool(
     qtbot.keyClick(canvas, Qt.Key.Key_4)
     assert current_magnification(viewer, row.devicePixelRatioF()) == pytest.approx(10)
     labels = viewer.add_labels(np.zeros((40, 70), int), scale=(8, 8), units=("um", "um"))
-    qtbot.wait(100)
+    qtbot.waitUntil(lambda: timers_rest(row), timeout=WAIT_MS)
     qtbot.keyClick(canvas, Qt.Key.Key_2)
     assert current_magnification(viewer, row.devicePixelRatioF()) == pytest.approx(10)
     assert labels.mode == "paint"
