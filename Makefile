@@ -1,9 +1,11 @@
 # The README's two commands are `make demo` and `make test`; each starts from a bare checkout.
 PYTHON ?= python3
 BIN = .venv/bin
+# Modules go to one process as a whole, so that their fixtures are made once; tests/conftest.py orders them.
+PARALLEL = -n 2 --dist loadscope --no-loadscope-reorder
 SLIDE ?=
 
-.PHONY: demo test docs test-encoders lint types contract check clean
+.PHONY: demo test test-fast docs test-encoders lint types contract check check-fast clean
 
 .venv/.ready: pyproject.toml constraints.txt napari.yaml scripts/bootstrap.sh
 	PYTHON="$(PYTHON)" sh scripts/bootstrap.sh
@@ -12,7 +14,11 @@ demo: .venv/.ready
 	sh scripts/on_screen.sh $(BIN)/napari-lrmil demo --out demo $(if $(SLIDE),--slide "$(SLIDE)")
 
 test: .venv/.ready
-	sh scripts/on_screen.sh $(BIN)/python -m pytest -n 2
+	sh scripts/on_screen.sh $(BIN)/python -m pytest $(PARALLEL)
+
+# Without the slow tests: whole trainings, killed processes, clusters, benchmarks.
+test-fast: .venv/.ready
+	sh scripts/on_screen.sh $(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 # The docs site, in site/. Only this command needs the extra `docs`; a warning of the build is an error.
 docs: .venv/.docs
@@ -39,6 +45,8 @@ contract: .venv/.ready
 	$(BIN)/lint-imports
 
 check: lint types contract test
+
+check-fast: lint types contract test-fast
 
 clean:
 	rm -rf .venv .venv-encoders demo site .cache

@@ -24,7 +24,39 @@ os.environ["NAPARI_LRMIL_CACHE"] = tempfile.mkdtemp(
     prefix="napari-lrmil-"
 )  # nor left behind among what can be made again
 
+SLOW = {"trained", "cluster"}  # fixtures that take seconds
+LONGEST_FIRST = (
+    "tests/plugin/",
+    "tests/training/stages/",
+    "tests/training/runs/",
+    "tests/core/runtimes/",
+    "tests/cli/",
+)
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests with slow fixtures; begin with the longest modules if several processes share the tests."""
+    for item in items:
+        if SLOW & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: [not item.nodeid.startswith(folder) for folder in LONGEST_FIRST])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Return what hands whole modules to processes under ``--dist loadscope``, and all window tests to one of them."""
+    if config.getvalue("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModule(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            # Windows of two processes on one screen would take the keyboard from each other.
+            return "tests/plugin" if nodeid.startswith("tests/plugin/") else super()._split_scope(nodeid)
+
+    return ByModule(config, log)
 
 
 @pytest.fixture(autouse=True, scope="session")

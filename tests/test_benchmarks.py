@@ -121,6 +121,7 @@ def test_the_network_ends_in_our_mil(musk1: ModuleType, body: str) -> None:
     assert model(torch.randn(5, 166)).logits.shape == (2,)
 
 
+@pytest.mark.slow
 def test_a_run_tests_every_bag_once_and_is_a_function_of_its_seed(musk1: ModuleType, tmp_path: Path) -> None:
     bags = musk1.read_bags(easy_bags(tmp_path / "easy.csv"))
     settings = musk1.Settings((4,), 0.2, 3, "sgd", 1e-3, 1e-3, 2)
@@ -128,6 +129,7 @@ def test_a_run_tests_every_bag_once_and_is_a_function_of_its_seed(musk1: ModuleT
     assert one == again and len(one) == 4
 
 
+@pytest.mark.slow
 def test_an_easy_signal_is_learned_and_written_down(
     musk1: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -84,6 +84,7 @@ def test_help_loads_nothing_heavy(words: list[str], tmp_path: Path) -> None:
     assert not loaded_after(code, tmp_path) & {"torch", "lightning", "sklearn", "transformers", *WINDOW}
 
 
+@pytest.mark.slow
 def test_engine_and_training_import_where_no_window_can(tmp_path: Path) -> None:
     """A cluster node has neither napari nor Qt: every module imports with them blocked."""
     code = f"""

@@ -21,6 +21,7 @@ def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "_measure_in_child", measuring.measure)
 
 
+@pytest.mark.slow
 def test_bench_measures_and_draws(call: Call, tmp_path: Path) -> None:
     slide = write_slide(tmp_path, PhantomSlide("phantom", LESION, 5, (1536, 1024)))
     list(make_cohort(tmp_path / "cohort", 4, (768, 512), 1, split="test"))

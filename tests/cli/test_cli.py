@@ -16,9 +16,10 @@ from napari_lrmil import __version__, cli
 from napari_lrmil.cli import console
 from napari_lrmil.core.errors import EncoderError, LrmilError
 from napari_lrmil.core.events import Event, Finished, Metric, Progress
-from napari_lrmil.core.phantom import LESION, NORMAL, PhantomSlide, make_cohort, write_pyramid, write_slide
+from napari_lrmil.core.phantom import LESION, NORMAL, PhantomSlide, write_pyramid, write_slide
 from napari_lrmil.core.user_settings import SettingsStore
 from support.networks import Borrowed, untrained_bundle
+from support.phantoms import copy_cohort
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -356,6 +357,7 @@ def test_an_unusable_folder_is_told_before_any_work(call: Call, slide: Path, bun
 # ---------------------------------------------------------------- train
 
 
+@pytest.mark.slow
 def test_train_says_that_some_slides_failed(call: Call, small_cohort: Path, tmp_path: Path) -> None:
     """Exit code 3, and the folder of a series lists what failed in its runs, each slide once."""
     from napari_lrmil.core.encoders import save_encoder
@@ -367,7 +369,8 @@ def test_train_says_that_some_slides_failed(call: Call, small_cohort: Path, tmp_
     (tmp_path / "cohort" / "broken.tif").write_bytes(b"no slide")
     save_encoder(tmp_path / "untrained.safetensors", untrained_encoder())
     keys = f"""encoder.teacher={tmp_path / "untrained.safetensors"} hr_patch_px=64 lr_patch_px=64 bootstrap=100 seeds=2
-        teacher.epochs=1 teacher.min_epochs=1 stage1.epochs=0 stage2.init=frozen_head baselines=[]"""
+        teacher.epochs=1 teacher.min_epochs=1 stage1.epochs=0 stage2.init=frozen_head stage3.epochs=0
+        baselines=[]"""
     settings = [word for key in keys.split() for word in ("--set", key)]
     code, _, err = call("train", table, "--out", out, "--device", "cpu", *settings)
     assert (code, "1 slide could not be used" in err) == (3, True)
@@ -381,12 +384,9 @@ def test_train_says_that_some_slides_failed(call: Call, small_cohort: Path, tmp_
 
 
 @pytest.fixture(scope="module")
-def small_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_cohort(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the table of six phantom slides: four for test, two for validation."""
-    folder = tmp_path_factory.mktemp("cohort")
-    for split, count, seed in (("test", 4, 3), ("val", 2, 4)):
-        list(make_cohort(folder, count, (1024, 768), seed, split=split))
-    return folder / "cohort.csv"
+    return copy_cohort(phantoms, tmp_path_factory.mktemp("cohort"), test=4, val=2)
 
 
 def test_evaluate_measures_both_networks(call: Call, small_cohort: Path, bundle: Path, tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def result_times(out: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in out.glob("*/prediction.json")}
 
 
+@pytest.mark.slow
 def test_ten_bad_slides_stop_nobody(slides: Path, bundle: Path, bad_slides: ModuleType, tmp_path: Path) -> None:
     """Two workers: every good slide has a result, every bad one a row; a second call computes nothing."""
     before = bad_slides.as_ordinary_user()
@@ -225,6 +226,7 @@ def test_broken_results_of_another_slide_are_reported_and_left_out_of_the_table(
         assert [row["slide"] for row in csv.DictReader(file)] == ["first"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_an_interrupt_keeps_what_is_done_and_lists_it(slides: Path, bundle: Path, tmp_path: Path) -> None:
     """Exit code 130, a table of what is done, nothing half-written, no line for what was not tried."""
@@ -276,6 +278,7 @@ def test_a_table_needs_no_more_than_slides_and_a_missing_one_stops_nobody(
     assert "2 of 3 slides done, 0 already there, 1 failed" in err
 
 
+@pytest.mark.slow
 def test_features_of_a_folder_in_two_processes(call: Call, slides: Path, tmp_path: Path) -> None:
     """Equal to features of one process; a broken slide is listed with its step, and existing files are kept."""
     from napari_lrmil.core.encoders import save_encoder

@@ -245,6 +245,7 @@ def _remember_many(folder: str, mark: str) -> None:
         SettingsStore(folder).remember_mpp(f"{mark}{i}", 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="a file that another process reads cannot be replaced there")
 def test_two_processes_at_once_never_lose_the_file(memory: SettingsStore) -> None:
     spawn = multiprocessing.get_context("spawn")

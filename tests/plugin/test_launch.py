@@ -68,6 +68,7 @@ def test_without_a_screen_the_demo_calls_itself_on_a_virtual_one(
     assert call[0] == "xvfb-run" and "--headless" in call and call[-2:] == ["--slide", "a.svs"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("qapp")
 def test_the_demo_leaves_a_picture_and_the_predictions_files(tmp_path: Path, slide_path: Path, bundle: Bundle) -> None:
     picture = launch.run_demo(tmp_path, slide_path, bundle.path, headless=True)

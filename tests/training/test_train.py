@@ -286,6 +286,7 @@ def _drain(stream: object) -> GatedAttentionMIL:
             return mil
 
 
+@pytest.mark.slow
 def test_mil_learns_planted_signal_and_passes_its_attention_on(tmp_path: Path) -> None:
     """Learning is tested by learning: the teacher finds the planted instances, the student its attention."""
     items = {"train": _planted(60, 1), "val": _planted(30, 2)}

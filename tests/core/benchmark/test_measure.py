@@ -54,6 +54,7 @@ def test_each_setup_differs_from_the_one_before_in_what_it_says() -> None:
     assert replace(HR_OPENSLIDE, name="", fine=False) == replace(LR_TORCH, name="")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setup", [HR_TORCH, HR_OPENSLIDE, LR_TORCH, BASELINE], ids=lambda s: s.name)
 def test_counts_are_those_of_the_grid(spec: MeasurementSpec, setup: Setup) -> None:
     bundle = Bundle(spec.bundle)
@@ -142,6 +143,7 @@ def test_what_was_measured_is_json_and_a_table(spec: MeasurementSpec) -> None:
     assert f"| {LR_TORCH.name} | {measurements[0].patches} |" in step_table(measurements)
 
 
+@pytest.mark.slow
 def test_each_setup_has_a_process_of_its_own(spec: MeasurementSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that one's memory is not another's; and where it dies, that is one sentence."""
     events: list[Event] = list(measure_all(spec, [LR_TORCH]))
@@ -155,6 +157,7 @@ def test_each_setup_has_a_process_of_its_own(spec: MeasurementSpec, monkeypatch:
     assert one_sentence(caught.value)
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_a_slide_is_told_as_it_is(spec: MeasurementSpec, tmp_path: Path) -> None:
     (tmp_path / "text.svs").write_text("no slide")
     with pytest.raises(LrmilError, match=r"text\.svs") as caught:

@@ -75,6 +75,7 @@ def test_the_writer_holds_a_small_part_of_level_0(tmp_path: Path) -> None:
         assert file.pages[0].shape == (height, width, 3)
 
 
+@pytest.mark.slow
 def test_painting_and_writing_hold_a_part_of_level_0(tmp_path: Path) -> None:
     """The plan of the tissue that a band cuts, and the band; a taller slide needs no more."""
     write_slide(tmp_path, PhantomSlide("warm", LESION, 1, (640, 448)))  # libraries of nuclei are drawn once

@@ -96,6 +96,7 @@ class Conversions:
 # ---------------------------------------------------------------- OpenVINO against torch
 
 
+@pytest.mark.slow
 @needs_openvino
 @pytest.mark.parametrize("which", ["student", "teacher"])
 def test_a_trained_bundle_is_seen_alike(demo: Bundle, which: str) -> None:
@@ -116,6 +117,7 @@ def test_a_trained_bundle_is_seen_alike(demo: Bundle, which: str) -> None:
     assert (half - wanted).norm() < 0.1 * (wanted - wanted.mean(dim=0)).norm()
 
 
+@pytest.mark.slow
 @needs_openvino
 @pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_large", "convnext_atto"])
 def test_every_convolutional_family_converts(name: str) -> None:
@@ -198,6 +200,7 @@ class Wrong:
         return replace(output, embedding=output.embedding + 3 * output.embedding.std() * noise)
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_what_does_not_agree_is_refused_and_the_reason_told(
     demo: Bundle, monkeypatch: pytest.MonkeyPatch, cache_folder: Path
@@ -214,6 +217,7 @@ def test_what_does_not_agree_is_refused_and_the_reason_told(
     assert later.choice == runtime.choice, "a later process says the same, and compares nothing"
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_float32_is_tried_where_bfloat16_does_not_agree(demo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino, "supported_precisions", lambda: ("bfloat16", "float32"))
@@ -330,6 +334,7 @@ def test_few_patches_are_torchs_whatever_was_compared_before(demo: Bundle, monke
     assert prepare_runtime("openvino", few, CPU).choice.name == "openvino"
 
 
+@pytest.mark.slow
 @needs_openvino
 @pytest.mark.parametrize("file", [agreement_cache.GRAPH_FILE, agreement_cache.WEIGHTS_FILE, agreement_cache.CHECK_FILE])
 def test_a_broken_cache_is_made_again(
@@ -375,6 +380,7 @@ def run_to_end(events: Iterator[Any]) -> Prediction:
     return prediction
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_a_prediction_says_what_ran_and_is_that_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Student and teacher alike; the cache keeps the two runtimes' embeddings apart."""

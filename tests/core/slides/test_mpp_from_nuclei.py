@@ -68,6 +68,7 @@ def test_phantoms_of_20x_and_40x_are_told_apart(tmp_path: Path) -> None:
     assert fine.high < coarse.mpp and fine.mpp < coarse.low
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "truth"),
     [

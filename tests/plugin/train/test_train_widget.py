@@ -193,6 +193,7 @@ def test_settings_come_from_the_configuration(dock: Any, qtbot: Any) -> None:
 # ---------------------------------------------------------------- a run
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)  # the program is loaded twice by the run's process
 def test_a_run_is_started_stopped_resumed_and_its_model_used(
     dock: Any, viewer: Any, slide_folder: Path, tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch

@@ -38,6 +38,7 @@ def open_files(folder: Path) -> list[str]:
     return [name for name in names if name.startswith(str(folder))]
 
 
+@pytest.mark.slow
 def test_twenty_slides_leave_nothing(make_dock: MakeDock, viewer: Any, qtbot: Any, tmp_path: Path) -> None:
     dock = make_dock(None)
     memory = []

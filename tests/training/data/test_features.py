@@ -12,7 +12,6 @@ from lrmil_training.data.features import FeatureRequest, make_features
 from napari_lrmil.core.features.bag import read_bag
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.patching.grid import NestedGrid, find_nested_grid, nested_grid_from_cells
-from napari_lrmil.core.phantom import make_cohort
 from support.networks import untrained_encoder
 
 CPU = torch.device("cpu")
@@ -24,10 +23,9 @@ def coords_after(row: CohortSlide, request: FeatureRequest, grid: NestedGrid) ->
     return read_bag(request.path(row)).coords
 
 
-def test_lr_patches_are_the_parents_of_known_hr_patches(tmp_path: Path) -> None:
+def test_lr_patches_are_the_parents_of_known_hr_patches(phantoms: Path, tmp_path: Path) -> None:
     """Whatever the mask would say now; features of other patches are made again, of the same ones they are kept."""
-    list(make_cohort(tmp_path, 1, (1024, 768), 1, split="train"))
-    row = CohortSlide(next(tmp_path.glob("*.tif")), "p", "normal", "train")
+    row = CohortSlide(next(phantoms.parent.glob("train*.tif")), "p", "normal", "train")
     plan = PatchPlan(0.5, 1.0, 64, 64)
     request = FeatureRequest(untrained_encoder(), "e", "0" * 64, plan, high=False, folder=tmp_path / "features")
     with row.open() as slide:

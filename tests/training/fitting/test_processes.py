@@ -39,6 +39,7 @@ def prepared_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "start_context", forking)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns_and_continue(tmp_path: Path) -> None:
     """Validation sees every sample once; broken off and resumed it ends where it would have."""
     alone, _ = drained(fit(maker(5), plan(tmp_path / "one")))
@@ -80,6 +81,7 @@ class _Faulty(Toy):
         return super().training_step(batch, index)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prepared_ranks")
 def test_the_first_reason_is_told(tmp_path: Path) -> None:
     """A rank that fails takes the others with it: what they then complain of is not the reason."""
@@ -93,6 +95,7 @@ def test_the_first_reason_is_told(tmp_path: Path) -> None:
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prepared_ranks")
 def test_memory_that_runs_out_in_one_process_halves_the_batch_of_all(tmp_path: Path) -> None:
     """Steps must stay in step."""
@@ -100,6 +103,7 @@ def test_memory_that_runs_out_in_one_process_halves_the_batch_of_all(tmp_path: P
     assert [e.message.rpartition(" with ")[2] for e in events if isinstance(e, Notice)] == ["0.5 of the batch size"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prepared_ranks")
 def test_processes_end_with_the_one_that_asked(tmp_path: Path) -> None:
     """Closing the stream does not wait for the epoch, and one device can be asked to run in a process too."""
@@ -118,6 +122,7 @@ def _keys(figures: object, where: str = "") -> set[str]:
     return {path for key, value in figures.items() for path in _keys(value, f"{where}/{key}")}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # four times two processes start, slowly on a busy machine
 @pytest.mark.usefixtures("prepared_ranks")
 def test_a_whole_run_trains_every_stage_in_two_processes(

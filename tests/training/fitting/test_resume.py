@@ -45,6 +45,7 @@ def _killed(folder: Path, kind: type[Toy], after: int | None) -> dict[tuple[str,
     return figures(events)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_twice_and_resumed_equals_unbroken(tmp_path: Path, kind: str) -> None:

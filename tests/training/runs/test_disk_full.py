@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +11,9 @@ import pytest
 from napari_lrmil.core.atomic_files import atomic_write
 from napari_lrmil.core.encoders import save_encoder
 from napari_lrmil.core.errors import DiskFullError, LrmilError
-from napari_lrmil.core.phantom import make_cohort
 from support.networks import untrained_encoder
+from support.phantoms import copy_cohort
+from support.processes import ended, start_command
 
 SETTINGS = (
     "hr_patch_px=64",
@@ -51,13 +51,13 @@ def test_what_does_not_fit_is_told_and_leaves_nothing(small_disk: Path) -> None:
         raise LrmilError("ours")
 
 
-def test_training_goes_on_when_there_is_room(small_disk: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_training_goes_on_when_there_is_room(phantoms: Path, small_disk: Path, tmp_path: Path) -> None:
     """The command line fails with one sentence; after the disk is enlarged the same command completes."""
-    for split, count, seed in (("train", 4, 1), ("val", 2, 2), ("test", 2, 3)):
-        list(make_cohort(tmp_path / "cohort", count, (1024, 768), seed, split=split))
+    table = copy_cohort(phantoms, tmp_path / "cohort", train=4, val=2, test=2)
     save_encoder(tmp_path / "e.safetensors", untrained_encoder())
     settings = [*SETTINGS, f"encoder.teacher={tmp_path / 'e.safetensors'}"]
-    command = [sys.executable, "-m", "napari_lrmil", "train", tmp_path / "cohort" / "cohort.csv"]
+    command = ["train", table]
     command += [
         "--out",
         small_disk / "run",
@@ -65,11 +65,12 @@ def test_training_goes_on_when_there_is_room(small_disk: Path, tmp_path: Path) -
         "cpu",
         *(argument for s in settings for argument in ("--set", s)),
     ]
-    full = subprocess.run([str(argument) for argument in command], capture_output=True, text=True, check=False)
-    assert full.returncode == 1
-    assert "no space is left on the disk" in full.stderr
-    assert "Traceback" not in full.stderr
+    full = start_command(*command, said=tmp_path / "said")
+    assert ended(full) == 1
+    said = (tmp_path / "said").read_text()
+    assert "no space is left on the disk" in said
+    assert "Traceback" not in said
     assert not list(small_disk.rglob("*.partial"))
     subprocess.run(["mount", "-o", "remount,size=200m", small_disk], check=True)
-    subprocess.run([str(argument) for argument in command], capture_output=True, check=True)
+    assert ended(start_command(*command)) == 0
     assert (small_disk / "run" / "bundle" / "lrmil.json").exists()

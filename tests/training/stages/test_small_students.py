@@ -10,13 +10,12 @@ import torch
 
 from lrmil_training.config import build_config
 from lrmil_training.train import train
-from napari_lrmil.core.encoders import save_encoder
 from napari_lrmil.core.events import Finished, Notice
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.models.bundle import Bundle
-from napari_lrmil.core.phantom import make_cohort
 from napari_lrmil.core.slides.slide import Slide
-from support.networks import untrained_encoder
+from support.phantoms import copy_cohort
+from support.trained import Trained
 
 CPU = torch.device("cpu")
 SHORT: dict[str, Any] = {
@@ -30,24 +29,26 @@ SHORT: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layers"),
     [("mobilenet_v3_large", ["block_12"]), ("convnext_atto", ["block_12:stage_3"]), ("mobilenet_v2", ["block_12"])],
 )
-def test_a_small_student_is_taught_and_used(name: str, layers: list[str], tmp_path: Path) -> None:
+def test_a_small_student_is_taught_and_used(
+    name: str, layers: list[str], phantoms: Path, trained: Trained, tmp_path: Path
+) -> None:
     """Its layers are named beside the teacher's; a projection carries its width; that it starts fresh is said."""
-    for split, count, seed in (("train", 4, 1), ("val", 2, 2), ("test", 2, 3)):
-        list(make_cohort(tmp_path / "cohort", count, (640, 512), seed, split=split))
-    save_encoder(tmp_path / "teacher.safetensors", untrained_encoder())
-    named = {"teacher": str(tmp_path / "teacher.safetensors"), "student": name}
-    config = build_config(SHORT | {"encoder": named, "stage1": {"epochs": 1, "layers": layers}})
-    events = list(train(tmp_path / "cohort" / "cohort.csv", tmp_path / "run", config, CPU))
+    table = copy_cohort(phantoms, tmp_path / "cohort", train=4, val=2, test=2)
+    features = trained.copy_features(tmp_path / "features")
+    changes = {"encoder": {"teacher": trained.encoder, "student": name}, "features": str(features)}
+    config = build_config(SHORT | changes | {"stage1": {"epochs": 1, "layers": layers}})
+    events = list(train(table, tmp_path / "run", config, CPU))
     messages = [event.message for event in events if isinstance(event, Notice)]
     assert isinstance(events[-1], Finished) and any(f"{name} starts with random weights" in text for text in messages)
 
     bundle = Bundle(tmp_path / "run" / "bundle")
     assert bundle.card.student.encoder.name == name
-    slide = next((tmp_path / "cohort").glob("*.tif"))
+    slide = next(table.parent.glob("*.tif"))
     with Slide(slide) as opened:
         *_, last = predict(opened, bundle, device=CPU)
     assert isinstance(last, Finished)
