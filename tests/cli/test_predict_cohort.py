@@ -153,6 +153,7 @@ def rerun(call: Call, slides: Path, tmp_path: Path) -> Rerun:
     return Rerun(call, slide, untrained_bundle(tmp_path / "bundle").path, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_options_decide_which_results_are_reused(rerun: Rerun) -> None:
     """Resolution, report, reader, runtime and teacher must match."""
     computes, reuses = rerun.computes, rerun.reuses

@@ -125,7 +125,7 @@ def test_of_many_who_take_over_one_succeeds(tmp_path: Path) -> None:
         def contend(held: list[int] = held, go: threading.Barrier = go, end: threading.Event = end) -> None:
             go.wait()
             try:
-                with acquire_run_lock(tmp_path, heartbeat_s=0.05):
+                with acquire_run_lock(tmp_path, heartbeat_s=0.3):
                     held.append(1)
                     end.wait()
             except LockedError:
