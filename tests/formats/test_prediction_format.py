@@ -278,7 +278,7 @@ def test_a_stored_prediction_is_opened(slide: Slide) -> None:
     assert found.teacher is not None and found.teacher.probabilities == told["teacher"]["probabilities"]
     assert (len(found.grid.lr_index), len(found.grid.hr_index), found.scope.is_whole_slide) == (22, 260, True)
     assert found.agreement is not None and found.agreement.spearman == pytest.approx(agreement["spearman"], abs=1e-6)
-    assert (found.reader_asked, str(found.teacher_patches), found.calibrated) == ("auto", "all", True)
+    assert (found.reader_option, str(found.teacher_patches), found.calibrated) == ("auto", "all", True)
 
 
 def test_the_table_of_a_stored_cohort() -> None:

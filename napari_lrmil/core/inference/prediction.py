@@ -127,7 +127,7 @@ class Prediction:
         return self.compared is not None and not self.compared.all()
 
     @property
-    def reader_asked(self) -> str:
+    def reader_option(self) -> str:
         """The value of ``--reader`` that reads the slide in the same way."""
         return OPENSLIDE if self.reader is not None and self.reader.reason == REQUESTED else AUTO
 

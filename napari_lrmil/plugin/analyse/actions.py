@@ -186,7 +186,7 @@ class ViewerActions:
             teacher=prediction.teacher_patches,
             files=files,
             report=True,
-            reader=prediction.reader_asked,
+            reader=prediction.reader_option,
         )
 
     # ------------------------------------------------------------ the chosen slide

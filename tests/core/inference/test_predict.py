@@ -399,9 +399,9 @@ def test_both_readers_give_the_same_answer(
             assert predictions[reader].reader == slide.reader
     fast, reference = predictions["tiles"], predictions["openslide"]
     files = build_prediction_file(fast), build_prediction_file(reference)
-    assert files[0].reader == "tiles" and fast.reader_asked == "auto"
+    assert files[0].reader == "tiles" and fast.reader_option == "auto"
     assert ("decoded at 1/4" in str(files[0].reader_reason)) != exact
-    assert files[1].reader_reason == "asked for" and reference.reader_asked == "openslide"
+    assert files[1].reader_reason == "asked for" and reference.reader_option == "openslide"
     assert fast.student.pixels_decoded == reference.student.pixels_decoded > 0
     np.testing.assert_array_equal(fast.student.coords, reference.student.coords)
     assert len(fast.student.coords) > 20

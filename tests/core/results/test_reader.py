@@ -74,7 +74,7 @@ def test_results_of_a_version_that_did_not_tell_the_reader_come_back(slide: Slid
     (folder / "prediction.json").write_text(json.dumps(content), encoding="utf-8")
     back = restore_prediction(folder, slide, MODEL)
     assert (
-        back.reader is None and build_prediction_file(back).as_json()["reader"] is None and back.reader_asked == "auto"
+        back.reader is None and build_prediction_file(back).as_json()["reader"] is None and back.reader_option == "auto"
     )
 
 
