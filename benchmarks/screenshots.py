@@ -74,11 +74,11 @@ def tour(viewer: Any, dock: Any, out: Path) -> None:
     fold(dock, "attention")
     picture(viewer, out / "analyse-attention.jpg")
     fold(dock, "evidence", "gallery")
-    dock.reading.evidence.shown.click()
-    until(lambda: all(not thumb.icon().isNull() for thumb in dock.reading.gallery.thumbs), LONG_S)
+    dock.result_view.evidence.show_box.click()
+    until(lambda: all(not thumb.icon().isNull() for thumb in dock.result_view.gallery.thumbnails), LONG_S)
     picture(viewer, out / "analyse-evidence.jpg")
-    dock.reading.evidence.shown.click()
-    dock.reading.gallery.thumbs[0].click()
+    dock.result_view.evidence.show_box.click()
+    dock.result_view.gallery.thumbnails[0].click()
     viewer.scene.camera.zoom *= 5
     picture(viewer, out / "analyse-gallery.jpg")
     viewer.reset_view()
@@ -88,12 +88,12 @@ def tour(viewer: Any, dock: Any, out: Path) -> None:
     until(lambda: bool(dock.session.prediction.scope.excluded), LONG_S)
     picture(viewer, out / "analyse-what-if.jpg")
     dock.what_if.undo.click()
-    dock.scope.kinds["view"].click()
+    dock.roi_form.kinds.buttons["view"].click()
     fold(dock, "navigation")
     viewer.scene.camera.zoom *= 3
-    dock.scope.follow.click()
+    dock.roi_form.follow.click()
     wait(2.0)
-    until(lambda: not dock.follower.answers.is_busy, LONG_S)
+    until(lambda: not dock.live_view.predictions.is_busy, LONG_S)
     picture(viewer, out / "analyse-live.jpg")
 
 
@@ -107,30 +107,30 @@ def compare_tour(viewer: Any, out: Path, cohort: Path | None) -> None:
     dock = open_dock(viewer, CompareWidget, "Compare (LRMIL)")
 
     def show(name: str) -> None:
-        until(lambda: not dock.analyse.reading.dressing, LONG_S)
+        until(lambda: not dock.analyse.result_view.is_adding_legends, LONG_S)
         picture(viewer, out / name)
 
-    dock.form.hows["all"].click()
+    dock.form.budgets["all"].click()
     show("compare-open.jpg")
-    dock.form.get.click()
+    dock.form.run_button.click()
     until(lambda: dock.session.prediction is not None and not dock.session.is_busy, LONG_S)
-    fold(dock, "pairing", "measures")
+    fold(dock, "maps", "measures")
     until(lambda: bool(dock.measures.lesions.text()), LONG_S)
     show("compare-side.jpg")
-    dock.pairing.views["wipe"].click()
-    dock.pairing.pooled.click()
+    dock.maps.views["wipe"].click()
+    dock.maps.pooled.click()
     show("compare-wipe.jpg")
-    dock.pairing.views["difference"].click()
-    fold(dock, "pairing", "scatter")
+    dock.maps.views["difference"].click()
+    fold(dock, "maps", "scatter")
     wait(0.5)
     loop(dock.scatter)
     show("compare-difference.jpg")
     if cohort is not None:
         QFileDialog.getExistingDirectory = lambda *_, **__: str(cohort)
         fold(dock, "cohort")
-        dock.cohort.folder.click()
+        dock.cohort.folder_button.click()
         wait(0.5)
-        until(lambda: dock.cohort.folder.text() != "Cancel", LONG_S)
+        until(lambda: dock.cohort.folder_button.text() != "Cancel", LONG_S)
         show("compare-cohort.jpg")
 
 
@@ -148,11 +148,11 @@ def loop(scatter: Any) -> None:
 
 def draw(viewer: Any, dock: Any) -> None:
     """Draw a region around the patch with the most attention."""
-    x, y = dock.reading.gallery.patches[0].centre_um
-    dock.scope.draw.click()
+    x, y = dock.result_view.gallery.patches[0].centre_um
+    dock.roi_form.draw.click()
     outline = np.array([(-300, -200), (250, -260), (330, 180), (-120, 300)]) + np.array([x, y])
-    dock.wishes.drawing().add(outline[:, ::-1], shape_type="polygon")
-    dock.wishes.drawing().mode = "pan_zoom"
+    dock.viewer_actions.region_layer().add(outline[:, ::-1], shape_type="polygon")
+    dock.viewer_actions.region_layer().mode = "pan_zoom"
     until(lambda: bool(dock.session.regions), LONG_S)
 
 

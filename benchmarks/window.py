@@ -90,7 +90,7 @@ def once(path: Path, bundle: str, mpp: float | None) -> dict[str, float]:
     dock.open_model(bundle)
     QApplication.processEvents()
     milliseconds = {"first picture after opening": 1000 * first_picture(viewer, path, mpp)}
-    until(lambda: dock.session.tissue_grid is not None and not dock.follower.tissue.is_busy, LONG_S)
+    until(lambda: dock.session.tissue_grid is not None and not dock.live_view.tissue.is_busy, LONG_S)
     heart = Heart()
     for phase, act in phases(viewer, dock).items():
         with heart.phase(phase):
@@ -180,9 +180,9 @@ def live(viewer: Any, dock: Any, heart: Heart) -> dict[str, float]:
     viewer.scene.camera.center = (0, y + 100 * lattice.lr_um, x)  # or the first view would be seen before it is new
     wait(0.6)
     with heart.phase("live view"):
-        dock.scope.follow.click()
+        dock.roi_form.follow.click()
         costs = {f"CPU, live view, {name}": move(shift) - without[name] for name, shift in steps.items()}
-        dock.scope.follow.click()
+        dock.roi_form.follow.click()
     return costs | {"longest block, live view": heart.blocks["live view"][-1]}
 
 
@@ -190,7 +190,7 @@ def arrive(viewer: Any, dock: Any, centre: tuple[float, float]) -> None:
     """Move the view and wait until it is drawn and answered."""
     viewer.scene.camera.center = (0, centre[1], centre[0])
     wait(0.4)
-    until(lambda: not dock.follower.answers.is_busy, LONG_S)
+    until(lambda: not dock.live_view.predictions.is_busy, LONG_S)
     wait(0.4)
 
 

@@ -16,9 +16,9 @@ def view(
     mpp: MppOption = None,
 ) -> None:
     """Open slides in napari with the Analyse dock."""
-    from napari_lrmil.plugin.launch import open_viewer as launch
+    from napari_lrmil.plugin.launch import open_viewer
 
-    launch(slides or [], bundle, mpp)
+    open_viewer(slides or [], bundle, mpp)
 
 
 def demo(
@@ -30,8 +30,8 @@ def demo(
     bundle: BundleOption = "demo",
 ) -> None:
     """Show the attention of the LR student and its HR teacher, on a phantom slide or on yours."""
-    from napari_lrmil.plugin.launch import run_demo as launch
+    from napari_lrmil.plugin.launch import run_demo
 
-    picture = launch(folder, slide, bundle, headless)
+    picture = run_demo(folder, slide, bundle, headless)
     if picture is not None:
         out.print(f"picture -> {picture}", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`view` and `demo`: open napari with slides and the dock."""
+"""Launch of napari with slides and the Analyse dock, for the commands ``view`` and ``demo``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 WINDOW_TITLE = "napari-lrmil"
 DEMO_WINDOW_PX = (1600, 900)
-SLIDE_BACKGROUND = "#dcdcde"  # a little darker than glass, so that the edge of a slide shows
+SLIDE_BACKGROUND = "#dcdcde"  # a little darker than empty glass, so that the edge of a slide is visible
 XVFB_COMMAND = ("xvfb-run", "-a", "-s", "-screen 0 1920x1200x24 +extension GLX")
 XVFB_PACKAGES = (
     "xvfb xauth libgl1 libgl1-mesa-dri libglx-mesa0 libegl1 libxkbcommon-x11-0 libxcb-cursor0 libxcb-icccm4 "
@@ -31,94 +32,104 @@ XVFB_PACKAGES = (
 
 
 def open_viewer(paths: Sequence[Path], bundle: str | Path | None, mpp: float | None) -> None:
-    """Open napari with slides and the dock, and return when the window is closed.
+    """Open napari with slides and the Analyse dock; return when the window is closed.
 
     Parameters
     ----------
     paths
         Slides.
     bundle
-        The model to choose at first; None takes the shipped one.
+        Folder of the first model, or name of a shipped one; None takes the shipped one.
     mpp
-        Micrometres per level-0 pixel, where the slides do not say.
+        µm per level-0 pixel, in place of what the slides state.
 
     Raises
     ------
     LrmilError
-        Where there is no screen, or a slide or the bundle cannot be opened.
+        If there is no screen, or a slide or the bundle cannot be opened.
     """
     if not has_display():
         raise LrmilError(
-            "there is no screen to open a window on; run it where there is one, or take the commands predict and demo"
+            "there is no screen to open a window on; use a machine with a screen, or the commands predict and demo"
         )
     for path in paths:
-        if not path.exists():  # told before napari is loaded, which takes a while
+        if not path.exists():  # checked first, because loading napari takes seconds
             raise SlideError(path, "there is no such file; check the path")
     napari = _load_napari(asynchronous=True)
     viewer = napari.Viewer(title=WINDOW_TITLE)
-    try:
+    with _closed_on_error(viewer):
         _add_analyse_dock(viewer, bundle)
         _add_slides(viewer, paths, mpp)
         hide_layer_panels(viewer)
-    except BaseException:
-        viewer.close()
-        raise
     napari.run()
 
 
 def run_demo(out: Path, slide: Path | None, bundle: str | Path, headless: bool) -> Path | None:
-    """Show where the student looks beside its teacher, on a phantom slide or on `slide`.
+    """Run student and teacher on a slide and show both attention maps.
 
     Parameters
     ----------
     out
-        Folder for the phantom slide, the prediction's files and ``demo.png``.
+        Folder for the phantom slide, the result files and ``demo.png``.
     slide
-        A slide; None takes the phantom.
+        A slide; None writes and takes a phantom slide.
     bundle
-        The model.
+        Folder of the model, or name of a shipped one.
     headless
-        Draw ``demo.png`` and return; as well where there is no screen.
+        Whether to save ``demo.png`` and close the window; always so without a screen.
 
     Returns
     -------
     Path or None
-        The picture; None where a window was shown.
+        The picture; None if a window was shown.
 
     Raises
     ------
     LrmilError
-        Where the slide or the bundle cannot be used, or nothing can draw a window.
+        If the slide or the bundle cannot be used, or no window can be drawn.
     """
-    (out / "demo.png").unlink(missing_ok=True)  # an earlier one must not be taken for this one's
+    (out / "demo.png").unlink(missing_ok=True)  # else the picture of an earlier demo could pass for this one's
     if not has_display():
-        return _under_xvfb(out, slide, bundle)
+        return _run_under_xvfb(out, slide, bundle)
     from napari_lrmil.plugin.viewer.sample_data import write_sample_slide
 
     path = slide or write_sample_slide(out)
     napari = _load_napari(asynchronous=not headless)
     viewer = napari.Viewer(title=WINDOW_TITLE, show=True)
-    try:
+    with _closed_on_error(viewer):
         dock = _add_analyse_dock(viewer, bundle, out)
         _add_slides(viewer, [path], None)
         hide_layer_panels(viewer)
         _start_run(dock)
         if headless:
             return _save_demo_picture(viewer, dock, out / "demo.png")
-    except BaseException:
-        viewer.close()
-        raise
     napari.run()
     return None
 
 
 def has_display() -> bool:
-    """Whether a window can be opened; only Linux may have no screen."""
+    """Return whether a window can be opened; only Linux may lack a screen."""
     return not sys.platform.startswith("linux") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
+@contextmanager
+def _closed_on_error(viewer: Viewer) -> Iterator[None]:
+    """Close the window if the block fails; an open one would keep the process from ending."""
+    try:
+        yield
+    except BaseException:
+        viewer.close()
+        raise
+
+
 def _load_napari(*, asynchronous: bool) -> ModuleType:
-    """Return napari. torch comes first, or it does not load beside Qt on Windows."""
+    """Import torch, then napari: on Windows torch fails to load after Qt.
+
+    Parameters
+    ----------
+    asynchronous
+        Whether napari reads tiles in threads. A screenshot must wait for them, so the headless demo reads at once.
+    """
     os.environ["NAPARI_ASYNC"] = "1" if asynchronous else "0"
     import_module("torch")
     napari: ModuleType = import_module("napari")
@@ -131,7 +142,7 @@ def _add_analyse_dock(viewer: Viewer, bundle: str | Path | None, out: Path | Non
     from napari_lrmil.plugin.session.session import Session
 
     if bundle is not None:
-        Bundle(bundle)  # a wrong one ends the command, not just the choice
+        Bundle(bundle)  # raises for a wrong folder; the dock itself would show a message and go on
     dock = AnalyseWidget(viewer, Session(out=out))
     viewer.window.add_dock_widget(dock, name=WINDOW_TITLE, area="right")
     if bundle is not None:
@@ -152,16 +163,16 @@ def _add_slides(viewer: Viewer, paths: Sequence[Path], mpp: float | None) -> Non
 
 
 def _show_whole_slide(viewer: Viewer) -> None:
-    """Let the window lay itself out, and the dock take up new layers, then show all of the slide."""
+    """Process layout and layer events of the window and the dock, then fit the slide into the view."""
     from qtpy.QtWidgets import QApplication
 
-    for _ in range(3):
+    for _ in range(3):  # an event may post another one
         QApplication.processEvents()
     viewer.reset_view()
 
 
 def hide_layer_panels(viewer: Viewer) -> None:
-    """Leave the window to slide and dock; napari's Window menu brings its own panels back."""
+    """Hide napari's layer list and layer controls, which its Window menu brings back."""
     for panel in (viewer.window._qt_viewer.dockLayerList, viewer.window._qt_viewer.dockLayerControls):
         panel.setVisible(False)
 
@@ -174,7 +185,7 @@ def _start_run(dock: AnalyseWidget) -> None:
 
 
 def _save_demo_picture(viewer: Viewer, dock: AnalyseWidget, path: Path) -> Path:
-    """Wait for the run and its legend, and save what the window shows, whole or not at all."""
+    """Wait for the result and its legends, save a picture of the window, and close it."""
     from napari_lrmil.plugin.session.session import SessionState
 
     viewer.window._qt_window.resize(*DEMO_WINDOW_PX)
@@ -182,7 +193,7 @@ def _save_demo_picture(viewer: Viewer, dock: AnalyseWidget, path: Path) -> Path:
     if dock.session.state is not SessionState.DONE:
         raise LrmilError(dock.session.message or "the analysis ended without a result")
     _show_whole_slide(viewer)
-    save_screenshot(viewer, path)
+    _save_screenshot(viewer, path)
     viewer.close()
     return path
 
@@ -192,13 +203,13 @@ def _wait_for_result(dock: AnalyseWidget) -> None:
 
     loop = QEventLoop()
     dock.session.changed.connect(lambda: None if dock.session.is_busy else loop.quit())
-    dock.reading.dressed.connect(loop.quit)
-    while dock.session.is_busy or dock.reading.dressing:  # the session tells of more than its end
+    dock.result_view.legends_added.connect(loop.quit)
+    while dock.session.is_busy or dock.result_view.is_adding_legends:  # `changed` also ends the loop during legends
         loop.exec_()
 
 
-def save_screenshot(viewer: Viewer, path: Path) -> None:
-    """Save the whole window as PNG, whole or not at all."""
+def _save_screenshot(viewer: Viewer, path: Path) -> None:
+    """Save a picture of the whole window as PNG; an earlier file stays complete if writing fails."""
     from PIL import Image
 
     from napari_lrmil.core.atomic_files import atomic_write
@@ -208,18 +219,18 @@ def save_screenshot(viewer: Viewer, path: Path) -> None:
         Image.fromarray(pixels).convert("RGB").save(partial, format="PNG")
 
 
-def _under_xvfb(out: Path, slide: Path | None, bundle: str | Path) -> Path:
-    """Run the same demo again in a process with a virtual screen."""
+def _run_under_xvfb(out: Path, slide: Path | None, bundle: str | Path) -> Path:
+    """Run the same demo in a process with a virtual screen, and return its picture."""
     if not (shutil.which("xvfb-run") and shutil.which("xauth")):
         raise LrmilError(
-            f"there is no screen, and no virtual one to draw on; install the Debian packages {XVFB_PACKAGES}"
+            f"there is no screen, and no virtual one can be started; install the Debian packages {XVFB_PACKAGES}"
         )
-    demo_again = [sys.executable, "-m", "napari_lrmil", "demo", "--headless"]
-    call = [*XVFB_COMMAND, *demo_again, "--out", str(out), "--bundle", str(bundle)]
-    call += ["--slide", str(slide)] if slide else []
+    demo = [sys.executable, "-m", "napari_lrmil", "demo", "--headless"]
+    command = [*XVFB_COMMAND, *demo, "--out", str(out), "--bundle", str(bundle)]
+    command += ["--slide", str(slide)] if slide else []
     environment = {k: v for k, v in os.environ.items() if k not in ("QT_QPA_PLATFORM", "WAYLAND_DISPLAY")}
     picture = out / "demo.png"
-    code = subprocess.run(call, env=environment, check=False, stdout=subprocess.DEVNULL).returncode
+    code = subprocess.run(command, env=environment, check=False, stdout=subprocess.DEVNULL).returncode
     if code != 0 or not picture.is_file():
-        raise LrmilError(f"drawing on a virtual screen ended with exit code {code}; see above for the reason")
+        raise LrmilError(f"the demo on a virtual screen ended with exit code {code}; see above for the reason")
     return picture

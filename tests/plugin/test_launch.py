@@ -83,8 +83,8 @@ def test_the_demo_leaves_a_picture_and_the_predictions_files(tmp_path: Path, sli
 def test_where_the_teacher_cannot_run_the_demo_shows_the_student(tmp_path: Path, bundle: Bundle) -> None:
     slide = write_tiff(tmp_path / "coarse.tif", speckled(640, 512), (1.0,), mpp=(1.0, 1.0))
     launch.run_demo(tmp_path, slide, bundle.path, headless=True)
-    found = json.loads((tmp_path / "coarse" / "prediction.json").read_text())
-    assert "teacher" not in found and not (tmp_path / "coarse" / "teacher_attention.h5").exists()
+    stored = json.loads((tmp_path / "coarse" / "prediction.json").read_text())
+    assert "teacher" not in stored and not (tmp_path / "coarse" / "teacher_attention.h5").exists()
 
 
 @pytest.mark.usefixtures("qapp")

@@ -1,4 +1,4 @@
-"""What the dock's buttons do to viewer, session and disk; without buttons, so that scripts may call it too."""
+"""Actions behind the Analyse dock's buttons. No Qt, so scripts can call them."""
 
 from __future__ import annotations
 
@@ -35,147 +35,204 @@ if TYPE_CHECKING:
     from napari_lrmil.core.models.bundle import Bundle
     from napari_lrmil.core.slides.slide import Pixels
     from napari_lrmil.core.visualize.view_export import ColourLegend
+    from napari_lrmil.plugin.session.open_slides import SlideChoice
     from napari_lrmil.plugin.session.session import Session
+
+BRUSH_SIZE = 12  # diameter in pixels of the mask
 
 
 class ViewerActions:
-    """Carries out what a user wants of the chosen slide.
+    """Actions on the chosen slide, its layers and its result.
 
     Parameters
     ----------
     viewer
-        Where slides are shown and regions drawn.
+        The viewer with the slide's layers; regions are drawn in it.
     session
-        What is chosen and known.
+        The choices and the last result.
+
+    Attributes
+    ----------
+    last_save_folder
+        Folder of the last export. The initial value is the default of the command line's ``--out``.
     """
 
     def __init__(self, viewer: ViewerModel, session: Session) -> None:
         self._viewer, self._session = viewer, session
-        self.saved_in = Path("predictions")  # as the command line has it where nothing was saved yet
+        self.last_save_folder = Path("predictions")
 
     # ------------------------------------------------------------ regions
 
-    def drawing(self) -> Shapes | None:
-        """Return the layer on which the regions of the chosen slide are drawn; None where there is none."""
-        return self._layer("drawn")
+    def region_layer(self) -> Shapes | None:
+        """Return the layer with the drawn regions of the chosen slide; None if there is none yet."""
+        return self._find_layer("drawn")
 
-    def draw(self) -> Shapes:
-        """Return the layer to draw on, made if need be, with the polygon tool in hand."""
-        layer = self._paper()
+    def start_drawing(self) -> Shapes:
+        """Select the region layer and its polygon tool; add the layer if it is missing.
+
+        Returns
+        -------
+        Shapes
+            The region layer.
+
+        Raises
+        ------
+        LrmilError
+            If no slide is open.
+        """
+        layer = self._ensure_region_layer()
         self._viewer.layers.selection.active = layer
         layer.mode = "add_polygon"
         return layer
 
-    def _paper(self) -> Shapes:
-        slide = self._session.opened_slide
-        return (
-            self.drawing() or add_layers(self._viewer, [build_region_layer(self._tag(), slide.width * slide.mpp.x)])[0]
-        )
+    def _ensure_region_layer(self) -> Shapes:
+        layer = self.region_layer()
+        if layer is None:
+            slide = self._session.opened_slide
+            [layer] = add_layers(self._viewer, [build_region_layer(self._slide_tag(), slide.width * slide.mpp.x)])
+        return layer
 
-    def take_drawn(self) -> None:
-        """Tell the session what is drawn."""
-        layer = self.drawing()
+    def sync_drawn_regions(self) -> None:
+        """Copy the shapes of the region layer into the session."""
+        layer = self.region_layer()
         self._session.set_regions(regions_from_shapes(layer, self.mpp) if layer is not None else ())
 
-    def mark_left_out(self) -> None:
-        """Show in the drawing which regions are left out at present."""
-        layer, out = self.drawing(), self._session.what_if.excluded
+    def mark_excluded_regions(self) -> None:
+        """Give excluded regions an edge colour of their own."""
+        layer, excluded = self.region_layer(), self._session.what_if.excluded
         if layer is not None and layer.nshapes:
             drawn = [regions_from_shapes(layer, self.mpp, [row]) for row in range(layer.nshapes)]
-            layer.edge_color = [EXCLUDED_EDGE if its and its[0] in out else REGION_EDGE for its in drawn]
+            layer.edge_color = [
+                EXCLUDED_EDGE if regions and regions[0] in excluded else REGION_EDGE for regions in drawn
+            ]
 
     def import_regions(self, path: Path) -> str | None:
-        """Add the regions of a file to those drawn, and return a sentence about what was left out, if anything was.
+        """Add the regions of an annotation file to the drawn ones.
+
+        Parameters
+        ----------
+        path
+            GeoJSON file of QuPath, or XML file of ASAP.
+
+        Returns
+        -------
+        str or None
+            A warning about annotations that were skipped; None if all were read.
 
         Raises
         ------
         LrmilError
-            Where the file holds no regions.
+            If the file cannot be read or has no regions.
         """
-        found = read_regions(path, self._session.opened_slide.bounds)
-        layer = self._paper()
-        for corners, kind in shapes_from_regions(found.regions, self.mpp):
-            layer.add(corners, shape_type=kind)
-        self.take_drawn()
-        return found.caution
+        region_file = read_regions(path, self._session.opened_slide.bounds)
+        layer = self._ensure_region_layer()
+        for corners, shape_type in shapes_from_regions(region_file.regions, self.mpp):
+            layer.add(corners, shape_type=shape_type)
+        self.sync_drawn_regions()
+        return region_file.caution
 
     def export_regions(self, path: Path) -> None:
-        """Write the drawn regions for QuPath."""
+        """Write the drawn regions as GeoJSON in QuPath's coordinates.
+
+        Raises
+        ------
+        LrmilError
+            If the file cannot be written.
+        """
         with explain_disk_errors(path.parent):
             write_regions(path, self._session.regions, self._session.opened_slide.bounds)
 
-    # ------------------------------------------------------------ tissue
+    # ------------------------------------------------------------ tissue mask
 
-    def editing(self) -> Labels | None:
-        """Return the mask that is being edited; None where none is."""
-        return self._layer("tissue")
+    def tissue_layer(self) -> Labels | None:
+        """Return the labels layer in which the tissue mask is edited; None if it is not being edited."""
+        return self._find_layer("tissue")
 
-    def edit_tissue(self) -> None:
-        """Lay the tissue mask over the slide, with the brush in hand."""
-        ground = self._session.tissue_grid
-        if ground is None or self.editing() is not None:
+    def start_tissue_edit(self) -> None:
+        """Add the tissue mask as a labels layer with the brush selected, unless it is being edited already."""
+        tissue_grid = self._session.tissue_grid
+        if tissue_grid is None or self.tissue_layer() is not None:
             return
-        [layer] = add_layers(self._viewer, [build_tissue_layer(ground, self._tag())])
-        layer.mode, layer.brush_size, layer.selected_label = "paint", 12, 1
+        [layer] = add_layers(self._viewer, [build_tissue_layer(tissue_grid, self._slide_tag())])
+        layer.mode, layer.brush_size, layer.selected_label = "paint", BRUSH_SIZE, 1
 
-    def use_tissue(self) -> None:
-        """Take the mask as it was painted, and put it away."""
-        layer = self.editing()
+    def apply_tissue_edit(self) -> None:
+        """Pass the painted mask to the session and remove the labels layer."""
+        layer = self.tissue_layer()
         if layer is not None:
-            self._session.edit_tissue(np.asarray(layer.data) > 0)
+            self._session.edit_tissue(np.asarray(layer.data) > 0)  # any label counts as tissue
             remove_layers(self._viewer, [layer])
 
-    def found_tissue(self) -> None:
-        """Go back to the mask as it was found by colour."""
-        layer = self.editing()
+    def reset_tissue(self) -> None:
+        """Discard edits; the session goes back to the mask that segmentation found."""
+        layer = self.tissue_layer()
         if layer is not None:
             remove_layers(self._viewer, [layer])
         self._session.edit_tissue(None)
 
-    # ------------------------------------------------------------ keep
+    # ------------------------------------------------------------ exports
 
-    def answer_to_keep(self, out: Path) -> ResultExportJob:
-        """Return the last answer, to be written below `out`.
+    def export_job(self, out: Path) -> ResultExportJob:
+        """Return a job that writes the last result.
+
+        Parameters
+        ----------
+        out
+            Folder of all slides' results, for the command line in the report.
 
         Raises
         ------
         LrmilError
-            Where there is none yet.
+            If there is no result, model or slide.
         """
         from napari_lrmil.core.visualize.slide_report import ReportRequest
 
         session, prediction = self._session, self._prediction
-        chosen = session.slide
-        if chosen is None:
-            raise LrmilError("no slide is open; drop one on the window")
-        request = ReportRequest(self.command(out), self._model.card.hr_mpp)
-        return ResultExportJob(prediction, chosen, session.open_slides, session.tissue_grid, request)
+        request = ReportRequest(self.equivalent_command(out), self._bundle.card.hr_mpp)
+        return ResultExportJob(prediction, self._slide, session.open_slides, session.tissue_grid, request)
 
-    def view_to_keep(self) -> ViewExportJob:
-        """Return what the canvas shows now, to be written as a picture."""
+    def view_export_job(self) -> ViewExportJob:
+        """Return a job that writes the current canvas as a picture with legend and scale bar."""
         from napari_lrmil.plugin.viewer.navigation import um_per_unit
 
-        pixels = _canvas(self._viewer)
-        session, told = self._session, self._session.prediction
-        um = um_per_unit(self._viewer) / self._viewer.scene.camera.zoom * self._viewer.canvas.size[1] / pixels.shape[1]
+        pixels = _grab_canvas(self._viewer)
+        session, prediction = self._session, self._session.prediction
+        # On high-DPI screens the screenshot has more pixels than the canvas has units.
+        units_per_px = self._viewer.canvas.size[1] / pixels.shape[1] / self._viewer.scene.camera.zoom
         title = session.slide.name if session.slide is not None else ""
-        footer = f"{told.bundle} · {told.scope.text} · {ResultText(told).trust}" if told is not None else ""
-        return ViewExportJob(pixels, um, _legend(self._viewer), title, footer)
+        footer = ""
+        if prediction is not None:
+            footer = f"{prediction.bundle} · {prediction.scope.text} · {ResultText(prediction).trust}"
+        um_per_px = um_per_unit(self._viewer) * units_per_px
+        return ViewExportJob(pixels, um_per_px, _find_legend(self._viewer), title, footer)
 
-    def command(self, out: Path | None = None) -> str:
-        """Return the command line that gives the same numbers; the files that it names are those of `ResultExportJob`.
+    def equivalent_command(self, out: Path | None = None) -> str:
+        """Return the command line that gives the same numbers, with the files of `ResultExportJob.write_all`.
 
-        Its folder is the one in which something was saved last, unless another is given.
+        Parameters
+        ----------
+        out
+            Value of ``--out``; None takes the folder of the last export.
+
+        Returns
+        -------
+        str
+            The call for a POSIX shell; empty if no slide or model is chosen.
+
+        Raises
+        ------
+        LrmilError
+            If there is no result.
         """
         from napari_lrmil.core.results.equivalent_command import predict_command
 
         prediction, session = self._prediction, self._session
         if session.bundle is None or session.slide is None:
             return ""
-        out = out or self.saved_in
-        folder, scope = out / prediction.slide, prediction.scope
-        files = {name: folder / f"{name}.geojson" for name in scope.files}
-        files |= {"tissue": folder / "tissue.png"} if scope.edited else {}
+        out = out or self.last_save_folder
+        folder, roi = out / prediction.slide, prediction.scope
+        files = {name: folder / f"{name}.geojson" for name in roi.files}
+        files |= {"tissue": folder / "tissue.png"} if roi.edited else {}
         return predict_command(
             prediction.path,
             bundle=session.bundle_name,
@@ -199,45 +256,50 @@ class ViewerActions:
     @property
     def _prediction(self) -> Prediction:
         if self._session.prediction is None:
-            raise LrmilError("nothing was analysed yet; press Run first")
+            raise LrmilError("there is no result yet; press Run first")
         return self._session.prediction
 
     @property
-    def _model(self) -> Bundle:
+    def _bundle(self) -> Bundle:
         if self._session.bundle is None:
             raise LrmilError("no model is chosen; choose one first")
         return self._session.bundle
 
-    def _tag(self) -> LayerTag:
-        chosen = self._session.slide
-        if chosen is None:
+    @property
+    def _slide(self) -> SlideChoice:
+        if self._session.slide is None:
             raise LrmilError("no slide is open; drop one on the window")
-        layers = lrmil_layers(self._viewer, chosen.path, role="slide")
+        return self._session.slide
+
+    def _slide_tag(self) -> LayerTag:
+        """Return the tag of the slide's own layer, or an equal one if the user has removed that layer."""
+        slide = self._slide
+        layers = lrmil_layers(self._viewer, slide.path, role="slide")
         tag = get_tag(layers[0]) if layers else None
-        return tag or LayerTag("slide", chosen.path, chosen.mpp, chosen.given_mpp)
+        return tag or LayerTag("slide", slide.path, slide.mpp, slide.given_mpp)
 
-    def _layer(self, role: str) -> Labels | Shapes | None:
-        chosen = self._session.slide
-        return next(iter(lrmil_layers(self._viewer, chosen.path, role=role)), None) if chosen is not None else None
+    def _find_layer(self, role: str) -> Labels | Shapes | None:
+        slide = self._session.slide
+        return next(iter(lrmil_layers(self._viewer, slide.path, role=role)), None) if slide is not None else None
 
 
-def _canvas(viewer: ViewerModel) -> Pixels:
-    """Return what the canvas shows, without the overlays that the picture gets of its own."""
+def _grab_canvas(viewer: ViewerModel) -> Pixels:
+    """Return the canvas as (height, width, 3) pixels, without the overlays that the exported picture draws itself."""
     overlays = viewer.canvas.overlays
-    shown = [overlay for overlay in (overlays.scale_bar, overlays.text) if overlay.visible]
-    bars = [layer.colorbar for layer in viewer.layers if getattr(layer, "colorbar", None) and layer.colorbar.visible]
-    for one in (*shown, *bars):
-        one.visible = False
+    colour_bars = [layer.colorbar for layer in viewer.layers if getattr(layer, "colorbar", None)]
+    visible = [overlay for overlay in (overlays.scale_bar, overlays.text, *colour_bars) if overlay.visible]
+    for overlay in visible:
+        overlay.visible = False
     try:
         pixels: Pixels = np.ascontiguousarray(viewer.screenshot(canvas_only=True, flash=False)[..., :3])
     finally:
-        for one in (*shown, *bars):
-            one.visible = True
+        for overlay in visible:
+            overlay.visible = True
     return pixels
 
 
-def _legend(viewer: ViewerModel) -> ColourLegend | None:
-    """Return what the colours of the topmost visible map mean."""
+def _find_legend(viewer: ViewerModel) -> ColourLegend | None:
+    """Return limits, colours and label of the topmost visible map; None if no map is visible."""
     from napari_lrmil.core.visualize.view_export import ColourLegend
 
     for layer in reversed(viewer.layers):

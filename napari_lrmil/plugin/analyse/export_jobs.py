@@ -1,6 +1,6 @@
-"""Keep an answer, as streams of events: everything, the report, what is on the screen. No Qt, no napari.
+"""Export of a result, its report and the current view, as streams of events. No Qt, no napari.
 
-What is kept is fixed when it is asked for; what the user does next does not change it.
+A job holds what it writes. What the user does after it has started does not change the files.
 """
 
 from __future__ import annotations
@@ -27,54 +27,107 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ResultExportJob:
-    """An answer, the slide that it is about, and what its report says of where it came from."""
+    """Writes one result.
+
+    Attributes
+    ----------
+    prediction
+        The result.
+    slide
+        Its slide.
+    open_slides
+        The slides that are open for analysis.
+    tissue_grid
+        Tissue mask and grids of the slide; None if they are not known.
+    request
+        Command line and picture resolution (µm per pixel) for the report.
+    """
 
     prediction: Prediction
     slide: SlideChoice
-    shelf: OpenSlides
-    ground: TissueGrid | None
+    open_slides: OpenSlides
+    tissue_grid: TissueGrid | None
     request: ReportRequest
 
-    def all_files(self, out: Path) -> Iterator[Event]:
-        """Write everything that `predict` writes, the report, and the regions that the command line needs.
+    def write_all(self, out: Path) -> Iterator[Event]:
+        """Write the files of ``predict``, the report, and the regions and mask that the command line needs.
 
-        The last event carries the folder. Closed before, it leaves what was there.
+        An earlier result in the folder stays complete if the iterator is closed before its end.
+
+        Parameters
+        ----------
+        out
+            Folder of all slides' results; the files go into ``out/<slide>``.
+
+        Yields
+        ------
+        Event
+            Progress before each file, and last `Finished` with the slide's folder.
+
+        Raises
+        ------
+        LrmilError
+            If a file cannot be written.
         """
         from napari_lrmil.core.results.writer import write_steps
 
         prediction = self.prediction
         with explain_disk_errors(out):
-            slide = self.shelf.get_slide(self.slide)
+            slide = self.open_slides.get_slide(self.slide)
+            # The writer passes its temporary folder, so a cancelled export leaves none of these files.
             also = [partial(self._write_regions, name) for name in prediction.scope.files]
             yield from write_steps(out, slide, prediction, report=self.request, also=[*also, self._write_tissue])
         yield Finished(out / prediction.slide)
 
-    def report(self, path: Path) -> Iterator[Event]:
-        """Write the report; the last event carries its path."""
+    def write_report(self, path: Path) -> Iterator[Event]:
+        """Write the report as one HTML page.
+
+        Yields
+        ------
+        Event
+            Progress, and last `Finished` with the path.
+
+        Raises
+        ------
+        LrmilError
+            If the file cannot be written.
+        """
         from napari_lrmil.core.atomic_files import write_text
         from napari_lrmil.core.visualize.slide_report import render_slide_report
 
         with explain_disk_errors(path.parent):
             yield Progress("report", 0, 2, "steps")
-            page = render_slide_report(self.shelf.get_slide(self.slide), self.prediction, self.request)
+            page = render_slide_report(self.open_slides.get_slide(self.slide), self.prediction, self.request)
             yield Progress("report", 1, 2, "steps")
             write_text(path, page)
         yield Finished(path)
 
     def _write_regions(self, name: str, folder: Path) -> None:
         regions = self.prediction.scope.files[name]
-        write_regions(folder / f"{name}.geojson", regions, self.shelf.get_slide(self.slide).bounds)
+        write_regions(folder / f"{name}.geojson", regions, self.open_slides.get_slide(self.slide).bounds)
 
     def _write_tissue(self, folder: Path) -> None:
         from napari_lrmil.core.patching.tissue import write_mask
 
-        if self.prediction.scope.edited and self.ground is not None:
-            write_mask(folder / "tissue.png", self.ground.tissue.mask)
+        if self.prediction.scope.edited and self.tissue_grid is not None:
+            write_mask(folder / "tissue.png", self.tissue_grid.tissue.mask)
 
 
 @dataclass(frozen=True)
 class ViewExportJob:
-    """What the canvas showed, and what the picture says about it."""
+    """Writes a picture of the canvas with legend, scale bar, title and footer.
+
+    Attributes
+    ----------
+    pixels
+        The canvas, (height, width, 3).
+    um_per_px
+        µm per pixel of the canvas, for the scale bar.
+    legend
+        Legend of the topmost map; None if no map is visible.
+    title, footer
+        Text above and below the picture.
+    """
 
     pixels: Pixels
     um_per_px: float
@@ -82,8 +135,19 @@ class ViewExportJob:
     title: str
     footer: str
 
-    def picture(self, path: Path) -> Iterator[Event]:
-        """Write it as PNG, with legend and scale bar; the last event carries its path."""
+    def write_picture(self, path: Path) -> Iterator[Event]:
+        """Write the picture as PNG.
+
+        Yields
+        ------
+        Event
+            Progress, and last `Finished` with the path.
+
+        Raises
+        ------
+        LrmilError
+            If the file cannot be written.
+        """
         from napari_lrmil.core.visualize.view_export import compose_view, write_view
 
         with explain_disk_errors(path.parent):
@@ -96,7 +160,13 @@ class ViewExportJob:
 
 @contextmanager
 def explain_disk_errors(folder: Path) -> Iterator[None]:
-    """Turn what a disk says into a sentence; a full one says so by itself (`DiskFullError`)."""
+    """Turn an `OSError` into a sentence about the folder. A full disk has its own sentence (`DiskFullError`).
+
+    Raises
+    ------
+    LrmilError
+        If the block raises `OSError`.
+    """
     try:
         yield
     except OSError as error:

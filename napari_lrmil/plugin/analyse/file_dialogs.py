@@ -1,4 +1,4 @@
-"""Files that go in and out of the window: asked for in a dialog, or given by name."""
+"""File dialogs of the Analyse dock, and the export in a background thread that follows them."""
 
 from __future__ import annotations
 
@@ -21,104 +21,106 @@ if TYPE_CHECKING:
 
 
 class FileDialogs:
-    """Asks where, and has it done.
+    """Asks for a path, then imports or exports.
 
     Parameters
     ----------
-    wishes
-        What is to be written, and what is read.
+    actions
+        Read and write regions and results.
     session
-        What it is done with.
-    keep
-        Whose buttons ask, and where it is shown how far the writing is.
+        The choices; imported regions become the region of interest.
+    section
+        The Save section: its buttons open the dialogs, its bar shows the progress.
     parent
-        Over which dialogs open; writing ends with it.
+        Parent of the dialogs and of the background thread.
     """
 
-    def __init__(self, wishes: ViewerActions, session: Session, keep: SaveSection, parent: QWidget) -> None:
-        self._wishes, self._session, self._keep, self._parent = wishes, session, keep, parent
-        self._run: BackgroundWorker | None = None
+    def __init__(self, actions: ViewerActions, session: Session, section: SaveSection, parent: QWidget) -> None:
+        self._actions, self._session, self._section, self._parent = actions, session, section, parent
+        self._worker: BackgroundWorker | None = None
         for signal, callback in (
-            (keep.all_wanted, self.ask_all),
-            (keep.view_wanted, self.ask_view),
-            (keep.report_wanted, self.ask_report),
-            (keep.command_wanted, self.copy_command),
-            (keep.stop_wanted, self.stop),
+            (section.all_requested, self.save_all),
+            (section.view_requested, self.save_view),
+            (section.report_requested, self.save_report),
+            (section.command_requested, self.copy_command),
+            (section.cancel_requested, self.cancel),
         ):
             signal.connect(callback)
 
     # ------------------------------------------------------------ regions
 
-    def ask_import(self) -> None:
-        """Ask for a file of regions, add them to those drawn, and let the next run be about them."""
-        name, _ = QFileDialog.getOpenFileName(self._parent, "Regions", "", "QuPath, ASAP (*.geojson *.json *.xml)")
+    def import_regions(self) -> None:
+        """Ask for an annotation file, add its regions to the drawn ones, and choose them as region of interest."""
+        name, _ = QFileDialog.getOpenFileName(
+            self._parent, "Import regions", "", "QuPath, ASAP (*.geojson *.json *.xml)"
+        )
         if not name:
             return
-        caution = show_errors(partial(self._wishes.import_regions, Path(name)))
-        if caution:
-            show_warning(caution)
+        warning = show_errors(partial(self._actions.import_regions, Path(name)))
+        if warning:
+            show_warning(warning)
         if self._session.regions:
             self._session.choose_roi_kind("region")
 
-    def ask_export(self) -> None:
-        """Ask where to write the drawn regions."""
-        name, _ = QFileDialog.getSaveFileName(self._parent, "Regions", "regions.geojson", "GeoJSON (*.geojson)")
+    def export_regions(self) -> None:
+        """Ask for a path and write the drawn regions there."""
+        name, _ = QFileDialog.getSaveFileName(self._parent, "Export regions", "regions.geojson", "GeoJSON (*.geojson)")
         if name:
-            show_errors(partial(self._wishes.export_regions, Path(name)))
+            show_errors(partial(self._actions.export_regions, Path(name)))
 
-    # ------------------------------------------------------------ answers
+    # ------------------------------------------------------------ results
 
-    def ask_all(self) -> None:
-        """Ask for a folder, and save everything about the last answer there."""
+    def save_all(self) -> None:
+        """Ask for a folder and write all files of the last result there."""
         folder = QFileDialog.getExistingDirectory(self._parent, "Folder for the results")
-        answer = show_errors(partial(self._wishes.answer_to_keep, Path(folder))) if folder else None
-        if answer is not None:
-            self._wishes.saved_in = Path(folder)
-            self._save(partial(answer.all_files, Path(folder)))
+        job = show_errors(partial(self._actions.export_job, Path(folder))) if folder else None
+        if job is not None:
+            self._actions.last_save_folder = Path(folder)  # the command line names files in it
+            self._start(partial(job.write_all, Path(folder)))
 
-    def ask_report(self) -> None:
-        """Ask where to write the report of the last answer."""
-        name, _ = QFileDialog.getSaveFileName(self._parent, "Report", "report.html", "HTML (*.html)")
-        answer = show_errors(partial(self._wishes.answer_to_keep, Path(name).parent)) if name else None
-        if answer is not None:
-            self._save(partial(answer.report, Path(name)))
+    def save_report(self) -> None:
+        """Ask for a path and write the report of the last result there."""
+        name, _ = QFileDialog.getSaveFileName(self._parent, "Save report", "report.html", "HTML (*.html)")
+        job = show_errors(partial(self._actions.export_job, Path(name).parent)) if name else None
+        if job is not None:
+            self._start(partial(job.write_report, Path(name)))
 
-    def ask_view(self) -> None:
-        """Ask where to write what the canvas shows, with legend and scale bar."""
-        name, _ = QFileDialog.getSaveFileName(self._parent, "View", "view.png", "PNG (*.png)")
+    def save_view(self) -> None:
+        """Ask for a path and write the canvas with legend and scale bar there."""
+        name, _ = QFileDialog.getSaveFileName(self._parent, "Save view", "view.png", "PNG (*.png)")
         if name:
-            self._save(partial(self._wishes.view_to_keep().picture, Path(name)))
+            self._start(partial(self._actions.view_export_job().write_picture, Path(name)))
 
     def copy_command(self) -> None:
-        """Put the command line that does the same on the clipboard."""
-        told = show_errors(self._wishes.command)
-        if told:
-            QGuiApplication.clipboard().setText(told)
-            show_info("The command line is on the clipboard; where it names files, save all files first.")
+        """Copy the command line that gives the same numbers to the clipboard."""
+        command = show_errors(self._actions.equivalent_command)
+        if command:
+            QGuiApplication.clipboard().setText(command)
+            show_info("The command line is on the clipboard. If it names files, save all files first.")
 
-    # ------------------------------------------------------------ writing
+    # ------------------------------------------------------------ background writing
 
-    def stop(self) -> None:
-        """End the writing under way after the file that it is at; nothing of it stays."""
-        if self._run is not None:
-            self._keep.show_saving("stopping", 1.0)
-            self._run.cancel()
+    def cancel(self) -> None:
+        """Cancel the export after the current file; an earlier result stays complete."""
+        if self._worker is not None:
+            self._section.show_progress("cancelling", 1.0)
+            self._worker.cancel()
 
-    def _save(self, work: EventSource) -> None:
-        if self._run is None:
-            self._keep.show_saving("starting", 0.0)
-            self._run = BackgroundWorker(work, self._written, self._ended, self._parent)
-            self._run.start()
+    def _start(self, work: EventSource) -> None:
+        if self._worker is None:  # one export at a time; the buttons are disabled meanwhile
+            self._section.show_progress("starting", 0.0)
+            self._worker = BackgroundWorker(work, self._on_event, self._on_finished, self._parent)
+            self._worker.start()
 
-    def _written(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         match event:
             case Progress(stage, done, total, unit):
-                self._keep.show_saving(f"{stage} · {done} of {total} {unit}", done / total)
-            case Finished(where):
-                show_info(f"Saved: {where}")
+                self._section.show_progress(f"{stage} · {done} of {total} {unit}", done / total)
+            case Finished(path):
+                show_info(f"Saved: {path}")
             case Failed(message):
                 show_error(message)
 
-    def _ended(self) -> None:
-        self._run = None
-        self._keep.show_saving("", None)
+    def _on_finished(self) -> None:
+        self._worker = None
+        self._section.show_progress("", None)

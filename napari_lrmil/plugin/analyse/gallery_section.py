@@ -1,4 +1,4 @@
-"""The patches that counted most and least; a click or the arrow keys lead there."""
+"""Section with the patches of highest and lowest attention; a click or the arrow keys move the view there."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from napari_lrmil.core.slides.slide import Pixels, Slide
     from napari_lrmil.core.visualize.top_patches import GalleryPatch
 
-PATCHES_PER_ROW = 5  # patches of either end
+PATCHES_PER_ROW = 5  # highest attention in the upper row, lowest in the lower
 ICON_PX, PATCH_THUMBNAIL_PX = 54, 58
+GALLERY_SPACING_PX = 3
 ARROW_KEY_STEPS = {
     Qt.Key.Key_Left: -1,
     Qt.Key.Key_Up: -PATCHES_PER_ROW,
@@ -29,7 +30,24 @@ ARROW_KEY_STEPS = {
 
 
 def read_gallery(slide: Slide, prediction: Prediction, patches: Sequence[GalleryPatch], mpp: float) -> Iterator[Event]:
-    """Yield `Partial` with (row, pixels) for each patch, read at `mpp`, and last `Finished`."""
+    """Read the pixels of patches.
+
+    Parameters
+    ----------
+    slide
+        The slide, open.
+    prediction
+        The result that the patches belong to.
+    patches
+        The patches to read.
+    mpp
+        µm per pixel of the pictures.
+
+    Yields
+    ------
+    Event
+        `Partial` with (row in the prediction, pixels) for each patch, and last `Finished`.
+    """
     from napari_lrmil.core.visualize.top_patches import read_patch
 
     for patch in patches:
@@ -38,85 +56,97 @@ def read_gallery(slide: Slide, prediction: Prediction, patches: Sequence[Gallery
 
 
 class PatchThumbnail(QToolButton):  # type: ignore[misc]  # qtpy has no types
-    """One patch; the arrow keys go to its neighbours."""
+    """Button with the picture of one patch; arrow keys emit `arrow_pressed` with the offset of the neighbour."""
 
-    moved = Signal(int)
+    arrow_pressed = Signal(int)
 
     def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802  # Qt's name
-        """Pass the arrow keys on."""
+        """Emit `arrow_pressed` for an arrow key; other keys act as usual."""
         step = ARROW_KEY_STEPS.get(event.key())
         if step is None:
             super().keyPressEvent(event)
         else:
-            self.moved.emit(step)
+            self.arrow_pressed.emit(step)
 
 
 class GallerySection(Section):
-    """Shows patches at the student's or the teacher's resolution."""
+    """Thumbnails of patches, at the student's or the teacher's resolution."""
 
-    flown_to = Signal(object)  # a GalleryPatch
-    resolution_chosen = Signal()
+    patch_selected = Signal(object)  # a GalleryPatch
+    resolution_changed = Signal()
 
     def __init__(self, parent: QWidget | None = None) -> None:
-        super().__init__("gallery", "Patches that counted", parent)
+        super().__init__("gallery", "Top and bottom patches", parent)
         self.patches: tuple[GalleryPatch, ...] = ()
-        self.thumbs: list[PatchThumbnail] = []
-        self.lr, self.hr = QRadioButton("as seen (LR)"), QRadioButton("finer (HR)")
+        self.thumbnails: list[PatchThumbnail] = []
+        self.lr, self.hr = QRadioButton("Student (LR)"), QRadioButton("Teacher (HR)")
+        self.lr.setToolTip("Pictures at the student's resolution, as the student reads the patches")
+        self.hr.setToolTip("Pictures at the teacher's resolution, with more detail")
         self.lr.setChecked(True)
-        self.lr.toggled.connect(lambda _: self.resolution_chosen.emit())
+        self.lr.toggled.connect(lambda _: self.resolution_changed.emit())
         box = QWidget()
         self._grid = QGridLayout(box)
         self._grid.setContentsMargins(0, 0, 0, 0)
-        self._grid.setSpacing(3)
-        box.setFixedHeight(
-            2 * PATCH_THUMBNAIL_PX + 3
-        )  # a section takes its height when it unfolds, before there are patches
-        self.told = make_label("patch", small=True)
-        self.told.setMinimumHeight(3 * self.told.fontMetrics().lineSpacing())
+        self._grid.setSpacing(GALLERY_SPACING_PX)
+        # A section takes its height when it unfolds, which may be before it has patches.
+        box.setFixedHeight(2 * PATCH_THUMBNAIL_PX + GALLERY_SPACING_PX)
+        self.caption = make_label("patch", small=True)
+        self.caption.setMinimumHeight(3 * self.caption.fontMetrics().lineSpacing())
         self.add(make_row(self.lr, self.hr))
         self.add(box)
-        self.add(self.told)
+        self.add(self.caption)
 
     @property
-    def fine(self) -> bool:
-        """Whether HR pixels are wanted."""
+    def is_hr(self) -> bool:
+        """Whether pictures at the teacher's resolution are chosen."""
         return bool(self.hr.isChecked())
 
     def show_patches(self, patches: Sequence[GalleryPatch]) -> None:
-        """Show empty frames for patches, the highest attention first; `show_pixels` fills them."""
+        """Show an empty thumbnail for each patch, highest attention first; `show_pixels` fills them."""
         self.patches = tuple(patches)
-        for thumb in self.thumbs:
-            self._grid.removeWidget(thumb)
-            thumb.deleteLater()
-        self.thumbs = [self._thumb(i) for i in range(len(self.patches))]
-        self.told.setText("Upper row: most attention; lower row: least. Click one to go there." if patches else "")
+        for thumbnail in self.thumbnails:
+            self._grid.removeWidget(thumbnail)
+            thumbnail.deleteLater()
+        self.thumbnails = [self._add_thumbnail(i) for i in range(len(self.patches))]
+        hint = "Upper row: most attention. Lower row: least. Click a patch to go there."
+        self.caption.setText(hint if patches else "")
 
-    def _thumb(self, place: int) -> PatchThumbnail:
-        patch = self.patches[place]
-        thumb = PatchThumbnail()
-        thumb.setIconSize(QSize(ICON_PX, ICON_PX))
-        thumb.setFixedSize(PATCH_THUMBNAIL_PX, PATCH_THUMBNAIL_PX)
-        thumb.setAutoRaise(True)
-        thumb.setToolTip(_describe(patch))
-        thumb.setAccessibleName(_describe(patch))
-        thumb.clicked.connect(lambda: self._go(place))
-        thumb.moved.connect(lambda step: self._go(place + step))
-        top = [p for p in self.patches if p.side == "top"]
-        across = place if patch.side == "top" else place - len(top)
-        self._grid.addWidget(thumb, 0 if patch.side == "top" else 1, across)
-        return thumb
+    def _add_thumbnail(self, index: int) -> PatchThumbnail:
+        patch = self.patches[index]
+        thumbnail = PatchThumbnail()
+        thumbnail.setIconSize(QSize(ICON_PX, ICON_PX))
+        thumbnail.setFixedSize(PATCH_THUMBNAIL_PX, PATCH_THUMBNAIL_PX)
+        thumbnail.setAutoRaise(True)
+        thumbnail.setToolTip(_describe(patch))
+        thumbnail.setAccessibleName(_describe(patch))
+        thumbnail.clicked.connect(lambda: self._select(index))
+        thumbnail.arrow_pressed.connect(lambda step: self._select(index + step))
+        n_top = sum(p.side == "top" for p in self.patches)
+        if patch.side == "top":
+            self._grid.addWidget(thumbnail, 0, index)
+        else:
+            self._grid.addWidget(thumbnail, 1, index - n_top)
+        return thumbnail
 
-    def show_pixels(self, row_: int, pixels: Pixels) -> None:
-        """Fill the frame of a patch, given by its row in the prediction."""
-        for thumb, patch in zip(self.thumbs, self.patches, strict=True):
-            if patch.row == row_:
-                thumb.setIcon(QIcon(_pixmap(pixels)))
+    def show_pixels(self, row: int, pixels: Pixels) -> None:
+        """Fill the thumbnail of a patch.
 
-    def _go(self, place: int) -> None:
-        if 0 <= place < len(self.thumbs):
-            self.thumbs[place].setFocus()
-            self.told.setText(_describe(self.patches[place]))
-            self.flown_to.emit(self.patches[place])
+        Parameters
+        ----------
+        row
+            The patch's row in the prediction.
+        pixels
+            Its picture, (height, width, 3).
+        """
+        for thumbnail, patch in zip(self.thumbnails, self.patches, strict=True):
+            if patch.row == row:
+                thumbnail.setIcon(QIcon(_pixmap(pixels)))
+
+    def _select(self, index: int) -> None:
+        if 0 <= index < len(self.thumbnails):  # an arrow key at the edge goes nowhere
+            self.thumbnails[index].setFocus()
+            self.caption.setText(_describe(self.patches[index]))
+            self.patch_selected.emit(self.patches[index])
 
 
 def _describe(patch: GalleryPatch) -> str:
@@ -129,4 +159,4 @@ def _pixmap(pixels: Pixels) -> QPixmap:
     data = np.ascontiguousarray(pixels)
     height, width, _ = data.shape
     image = QImage(data.data, width, height, 3 * width, QImage.Format.Format_RGB888)
-    return QPixmap.fromImage(image.copy())
+    return QPixmap.fromImage(image.copy())  # QImage does not own the array's memory

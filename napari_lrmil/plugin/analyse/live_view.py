@@ -1,4 +1,4 @@
-"""Answers that keep up with the user: the newest question counts, and one that is overtaken is dropped."""
+"""Live view: tissue search and predictions for the visible area, in the background."""
 
 from __future__ import annotations
 
@@ -17,52 +17,61 @@ if TYPE_CHECKING:
     from napari_lrmil.plugin.session.session import Session
 
 
-VIEW_SETTLE_MS = 150  # a view that moved on within this was only passed through
+VIEW_SETTLE_MS = 150  # a view that the user leaves sooner was only passed through
 
 
 class LiveView(QWidget):  # type: ignore[misc]  # qtpy has no types
-    """Tells the session what is visible, finds tissue before it is asked for, and lets the student follow the view.
+    """Reports the visible area to the session, and starts the tissue search and the live predictions.
 
-    It shows nothing; it is a widget so that it goes with the dock.
+    It is never shown. It is a widget because Qt then deletes it together with the dock.
 
     Parameters
     ----------
     viewer
-        What is looked through.
+        The viewer whose camera is followed.
     session
-        What is to be known and asked.
+        Prepares the jobs and receives their events.
+    parent
+        The dock.
+
+    Attributes
+    ----------
+    predictions
+        Runs live and what-if predictions; a newer one replaces one that is still running.
+    tissue
+        Runs the tissue search.
     """
 
     def __init__(self, viewer: ViewerModel, session: Session, parent: QWidget) -> None:
         super().__init__(parent)
         self.setVisible(False)
         self._viewer, self._session = viewer, session
-        self.answers = LatestOnly(session.on_live_event, self)
+        self.predictions = LatestOnly(session.on_live_event, self)
         self.tissue = LatestOnly(session.on_tissue_event, self)
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.setInterval(VIEW_SETTLE_MS)
-        self._timer.timeout.connect(self.look)
+        self._timer.timeout.connect(self.update_view)
         camera = viewer.scene.camera.events
-        moves = (camera.center, camera.zoom, viewer.canvas.events.size)
-        connect_until_destroyed(self, [(emitter, self._moved) for emitter in moves])
+        emitters = (camera.center, camera.zoom, viewer.canvas.events.size)
+        connect_until_destroyed(self, [(emitter, self._on_moved) for emitter in emitters])
 
-    def _moved(self, _: Any = None) -> None:
-        self._timer.start()
+    def _on_moved(self, _: Any = None) -> None:
+        self._timer.start()  # starts again with every move, so it fires when the view is still
 
-    def look(self) -> None:
-        """Tell what is visible now, and ask about it where that is wanted."""
+    def update_view(self) -> None:
+        """Report the visible area; start a live prediction if the session wants one."""
         session = self._session
         if session.slide is not None and session.tissue_grid is not None:
             session.set_view(visible_um(self._viewer).to_level0(session.tissue_grid.grid.lattice.mpp))
-            self.answers.submit(session.prepare_live_view())
+            self.predictions.submit(session.prepare_live_view())
 
-    def prepare(self) -> None:
-        """Find the tissue of the chosen slide, if it is not known."""
+    def find_tissue(self) -> None:
+        """Start the tissue search of the chosen slide, unless its tissue is known."""
         self.tissue.submit(self._session.prepare_tissue_search())
 
     def stop(self) -> None:
-        """Drop what is under way."""
+        """Cancel all jobs."""
         self._timer.stop()
-        self.answers.stop()
+        self.predictions.stop()
         self.tissue.stop()

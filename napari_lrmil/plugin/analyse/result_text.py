@@ -1,4 +1,4 @@
-"""What there is to read in an answer: its words, and what lies under the cursor. No Qt, no napari."""
+"""Text of a result for the dock and for the status line under the cursor. No Qt, no napari."""
 
 from __future__ import annotations
 
@@ -16,45 +16,53 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ResultText:
-    """A prediction, as people read it."""
+    """Text of one prediction."""
 
     prediction: Prediction
 
     @property
     def trust(self) -> str:
-        """What kind of figures the probabilities are."""
+        """Sentence on how far the probabilities can be trusted; only whole slides are calibrated."""
         if not self.prediction.scope.is_whole_slide:
             return f"Region score of the {self.prediction.scope.text}, uncalibrated."
-        known = "calibrated on validation slides" if self.prediction.calibrated else "not calibrated"
-        return f"Probabilities, {known}."
+        calibration = "calibrated on validation slides" if self.prediction.calibrated else "not calibrated"
+        return f"Probabilities, {calibration}."
 
     @property
     def margin(self) -> float:
-        """How far the most probable class is before the next."""
+        """Difference between the two highest class probabilities, 0 to 1."""
         first, second = sorted(self.prediction.student.probabilities.values(), reverse=True)[:2]
         return first - second
 
     @property
     def basis(self) -> str:
-        """On how much the answer rests."""
+        """Margin, number of patches and seconds of the student."""
         p = self.prediction
         seconds, patches = p.student.seconds["total"], len(p.grid.lr_index)
-        known = patches - p.student.patches_encoded
-        before = f", {known} of them seen before" if known else ""
+        n_cached = patches - p.student.patches_encoded
+        cached = f", {n_cached} from the cache" if n_cached else ""
         return (
-            f"Margin {self.margin:.2f} · {patches} patches of {p.grid.lattice.lr_um:.0f} µm{before} · {seconds:.1f} s"
+            f"Margin {self.margin:.2f} · {patches} patches of {p.grid.lattice.lr_um:.0f} µm{cached} · {seconds:.1f} s"
         )
 
     @property
     def agreement(self) -> str:
-        """How far student and teacher look at the same places; empty if no teacher ran."""
+        """Agreement of the student's and the teacher's attention; empty if no teacher ran."""
         p = self.prediction
         if p.agreement is None:
             return ""
-        return f"Agreement on where they looked: {format_agreement(p.agreement, len(p.grid.lr_index))}."
+        return f"Agreement of attention: {format_agreement(p.agreement, len(p.grid.lr_index))}."
 
     def evidence_sum(self, name: str) -> str:
-        """Return the sum of a class's evidence, and how it makes the centred logit."""
+        """Return the sum of a class's evidence, the bias and their sum, the centred logit.
+
+        Logits are centred on their mean over the classes, because softmax ignores a common offset.
+
+        Parameters
+        ----------
+        name
+            The class.
+        """
         c = self.prediction.classes.index(name)
         logits = np.array(list(self.prediction.student.logits.values()))
         total, logit = float(self.prediction.student.evidence[:, c].sum()), float(logits[c] - logits.mean())
@@ -62,6 +70,7 @@ class ResultText:
 
     # ------------------------------------------------------------ under the cursor
 
+    # Dictionaries, because the cursor asks at every move of the mouse.
     @cached_property
     def _rows(self) -> dict[tuple[int, int], int]:
         return {(int(c), int(r)): row for row, (c, r) in enumerate(self.prediction.grid.lr_index)}
@@ -72,20 +81,20 @@ class ResultText:
         return {int(row): rank for rank, row in enumerate(order, start=1)}
 
     def row_at(self, x_um: float, y_um: float) -> int | None:
-        """Return the row of the patch at a place in the viewer's world; None where there is none."""
+        """Return the prediction's row of the patch at a point in the viewer's world (µm); None if no patch is there."""
         lattice = self.prediction.grid.lattice
         x, y = x_um / lattice.mpp.x - lattice.origin[0], y_um / lattice.mpp.y - lattice.origin[1]
         return self._rows.get((int(x // lattice.lr_cell[0]), int(y // lattice.lr_cell[1])))
 
     def text_at(self, x_um: float, y_um: float) -> str:
-        """Return what is known of the patch at a place, in a line; the place alone where there is none."""
-        place, row = f"x {x_um:,.0f} µm, y {y_um:,.0f} µm", self.row_at(x_um, y_um)
+        """Return coordinates, attention, rank and evidence at a point in the viewer's world (µm), in one line."""
+        position, row = f"x {x_um:,.0f} µm, y {y_um:,.0f} µm", self.row_at(x_um, y_um)
         if row is None:
-            return f"{place} · no patch here"
+            return f"{position} · no patch here"
         student = self.prediction.student
         relative, count = student.attention[row] * len(student.attention), len(student.attention)
         evidence = ", ".join(
             f"{name} {value:+.3f}" for name, value in zip(self.prediction.classes, student.evidence[row], strict=True)
         )
-        looked = f"attention {relative:.2f} times the average, rank {self._ranks[row]} of {count}"
-        return f"{place} · {looked} · evidence {evidence}"
+        attention = f"attention {relative:.2f} times the average, rank {self._ranks[row]} of {count}"
+        return f"{position} · {attention} · evidence {evidence}"

@@ -1,4 +1,4 @@
-"""Reading an answer: its maps on the slide, what lies under the mouse, and the patches that counted."""
+"""Display of a result: attention and evidence maps, the text under the cursor, and the patch gallery."""
 
 from __future__ import annotations
 
@@ -38,156 +38,164 @@ if TYPE_CHECKING:
     from napari_lrmil.plugin.session.session import Session
 
 HOVER_HINT = "Point at the map to read a patch."
-LEGEND_STEP_MS = 80  # between two steps of dressing a new map: each is drawn before the next one
+LEGEND_STEP_MS = 80  # pause between two steps of adding legends, in which the window draws the previous step
 
 
 class ResultView(QWidget):  # type: ignore[misc]  # qtpy has no types
-    """Owns the sections that show an answer; itself it shows nothing.
+    """Owner of the sections and layers that show a result. The widget itself is never shown.
 
     Parameters
     ----------
     viewer
-        Where the maps lie.
+        The viewer in which the maps are layers.
     session
-        Whose answers are shown.
+        The session whose slide and model the gallery reads.
+
+    Attributes
+    ----------
+    compare_mode
+        Layout of the student's and the teacher's map, if a teacher ran.
+    legends_added
+        Emitted when the newest maps have their names and legends.
     """
 
-    dressed = Signal()
+    legends_added = Signal()
 
     def __init__(self, viewer: ViewerModel, session: Session, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.setVisible(False)
         self._viewer, self._session = viewer, session
-        self._answer: ResultText | None = None
+        self._text: ResultText | None = None
         self._slide: SlideChoice | None = None
-        self.pairing = CompareMode()  # how the teacher's map lies to the student's, where there is one
-        self._picked: Int64 | None = None
+        self.compare_mode = CompareMode()
+        self._picked_rows: Int64 | None = None
         self.attention, self.evidence, self.gallery = AttentionSection(), EvidenceSection(), GallerySection()
         self.hover = make_label("hover", HOVER_HINT, small=True)
-        attention_colormap(), evidence_colormap()  # made now, with what they import, and not during the first analysis
+        attention_colormap(), evidence_colormap()  # their slow imports happen now and not during the first run
         prepare_caption(viewer)
-        self._pictures = LatestOnly(self._picture_read, self)
-        self._steps: Iterator[None] = iter(())
-        self._turn = QTimer(self)
-        self._turn.setSingleShot(True)
-        self._turn.setInterval(LEGEND_STEP_MS)
-        self._turn.timeout.connect(self._next_step)
-        self._pointer = CursorTracker(viewer, self._pointed, self)
-        self.attention.changed.connect(self._draw_again)
-        self.evidence.chosen.connect(self._draw_again)
-        self.gallery.flown_to.connect(self._fly)
-        self.gallery.resolution_chosen.connect(self._read_pictures)
-        self.gallery.fold_changed.connect(self._gallery_folded)
+        self._gallery_reader = LatestOnly(self._on_gallery_event, self)
+        self._legend_steps: Iterator[None] = iter(())
+        self._legend_timer = QTimer(self)
+        self._legend_timer.setSingleShot(True)
+        self._legend_timer.setInterval(LEGEND_STEP_MS)
+        self._legend_timer.timeout.connect(self._next_legend_step)
+        self._cursor = CursorTracker(viewer, self._on_cursor_moved, self)
+        self.attention.changed.connect(self._redraw)
+        self.evidence.class_changed.connect(self._redraw)
+        self.gallery.patch_selected.connect(self._go_to_patch)
+        self.gallery.resolution_changed.connect(self._read_gallery)
+        self.gallery.fold_changed.connect(self._on_gallery_folded)
 
     @property
     def sections(self) -> tuple[Section, ...]:
-        """What it shows, from top to bottom."""
+        """The sections, from top to bottom."""
         return self.attention, self.evidence, self.gallery
 
     @property
-    def dressing(self) -> bool:
-        """Whether the newest maps still wait for names and legend; `dressed` tells when they have them."""
-        return bool(self._turn.isActive())
+    def is_adding_legends(self) -> bool:
+        """Whether the newest maps still wait for names and legends; `legends_added` is emitted at the end."""
+        return bool(self._legend_timer.isActive())
 
     def stop(self) -> None:
-        """Drop what is being read."""
-        self._pictures.stop()
+        """Stop reading gallery pictures."""
+        self._gallery_reader.stop()
 
-    # ------------------------------------------------------------ answers
+    # ------------------------------------------------------------ results
 
-    def show_new(self, prediction: Prediction, slide: SlideChoice) -> None:
-        """Show the answer of a run in layers of its own."""
-        self._take(prediction, slide)
-        show_attention(self._viewer, prediction, slide, self.attention.value(), self.pairing)
-        self._dress_up()
+    def show_result(self, prediction: Prediction, slide: SlideChoice) -> None:
+        """Show the result of a run in new layers."""
+        self._set_result(prediction, slide)
+        show_attention(self._viewer, prediction, slide, self.attention.value(), self.compare_mode)
+        self._start_legends()
 
-    def show_changed(self, prediction: Prediction, slide: SlideChoice) -> None:
-        """Show an answer in place of the last one."""
-        self._take(prediction, slide)
-        self._draw_again()
+    def update_result(self, prediction: Prediction, slide: SlideChoice) -> None:
+        """Show a result of the live view or a what-if step in the layers of the previous result."""
+        self._set_result(prediction, slide)
+        self._redraw()
 
-    def pair(self, pairing: CompareMode) -> None:
-        """Lay the maps of student and teacher out anew."""
-        if pairing != self.pairing:
-            self.pairing = pairing
-            self._draw_again()
+    def set_compare_mode(self, mode: CompareMode) -> None:
+        """Change the layout of the student's and the teacher's map."""
+        if mode != self.compare_mode:
+            self.compare_mode = mode
+            self._redraw()
             self._draw_picked()
 
-    def pick(self, rows: Int64 | None) -> None:
-        """Let the LR patches in these rows of the answer light up on the slide; None or no row takes the light away."""
-        self._picked = rows
+    def show_picked(self, rows: Int64 | None) -> None:
+        """Outline LR patches on the slide.
+
+        Parameters
+        ----------
+        rows
+            (M,) rows of the prediction; None or no row removes the outlines.
+        """
+        self._picked_rows = rows
         self._draw_picked()
 
     def _draw_picked(self) -> None:
-        if self._answer is not None and self._slide is not None:
-            show_picked_patches(self._viewer, self._answer.prediction, self._slide, self._picked)
+        if self._text is not None and self._slide is not None:
+            show_picked_patches(self._viewer, self._text.prediction, self._slide, self._picked_rows)
 
-    def clear(self) -> None:
-        """Show that there is no answer any more."""
-        self._answer = None
-        self.evidence.show_answer(None)
-        self.gallery.show_patches(())
-        self.hover.setText(HOVER_HINT)
-
-    def _take(self, prediction: Prediction, slide: SlideChoice) -> None:
-        self.pick(None)
-        self._answer, self._slide = ResultText(prediction), slide
-        self.evidence.show_answer(self._answer)
+    def _set_result(self, prediction: Prediction, slide: SlideChoice) -> None:
+        self.show_picked(None)  # rows of the previous result would mark other patches
+        self._text, self._slide = ResultText(prediction), slide
+        self.evidence.show_result(self._text)
         self._show_gallery()
 
-    def _draw_again(self, _: object = None) -> None:
-        if self._answer is not None and self._slide is not None:
-            refresh_attention(self._viewer, self._answer.prediction, self._slide, self.attention.value(), self.pairing)
-            self._dress_up()
+    def _redraw(self, _: object = None) -> None:
+        if self._text is not None and self._slide is not None:
+            refresh_attention(
+                self._viewer, self._text.prediction, self._slide, self.attention.value(), self.compare_mode
+            )
+            self._start_legends()
 
-    def _dress_up(self) -> None:
-        """Add legend and evidence in turns of their own, so that the window answers in between."""
-        self._steps = add_legends(self._viewer, self.attention.value())
-        self._turn.start()
+    def _start_legends(self) -> None:
+        """Add legends and evidence step by step from a timer, because in one go they block the window."""
+        self._legend_steps = add_legends(self._viewer, self.attention.value())
+        self._legend_timer.start()
 
-    def _next_step(self) -> None:
-        if next(self._steps, self) is self:
+    def _next_legend_step(self) -> None:
+        if next(self._legend_steps, self) is self:  # a sentinel that no step yields: the iterator is exhausted
             self._draw_evidence()
-            self.dressed.emit()
+            self.legends_added.emit()
         else:
-            self._turn.start()
+            self._legend_timer.start()
 
     def _draw_evidence(self) -> None:
-        if self._answer is not None and self._slide is not None:
-            chosen = self.evidence.value()
-            if chosen is not None or lrmil_layers(self._viewer, self._slide.path, role="evidence"):
-                look = self.attention.value()
-                show_evidence(self._viewer, self._answer.prediction, self._slide, chosen, look)
-            self.evidence.show_answer(self._answer)
+        if self._text is None or self._slide is None:
+            return
+        class_name = self.evidence.value()
+        if class_name is not None or lrmil_layers(self._viewer, self._slide.path, role="evidence"):
+            show_evidence(self._viewer, self._text.prediction, self._slide, class_name, self.attention.value())
+        self.evidence.show_result(self._text)
 
-    def _pointed(self, x_um: float, y_um: float) -> None:
-        if self._answer is not None:
-            self.hover.setText(self._answer.text_at(x_um, y_um))
+    def _on_cursor_moved(self, x_um: float, y_um: float) -> None:
+        if self._text is not None:
+            self.hover.setText(self._text.text_at(x_um, y_um))
 
-    # ------------------------------------------------------------ patches that counted
+    # ------------------------------------------------------------ gallery
 
-    def _gallery_folded(self, _: str, open_: bool) -> None:
-        if open_:
+    def _on_gallery_folded(self, _: str, is_open: bool) -> None:
+        if is_open:
             self._show_gallery()
 
     def _show_gallery(self) -> None:
         from napari_lrmil.core.visualize.top_patches import select_top_and_bottom
 
-        if self._answer is not None and self.gallery.isExpanded():
-            self.gallery.show_patches(select_top_and_bottom(self._answer.prediction, PATCHES_PER_ROW))
-            self._read_pictures()
+        if self._text is not None and self.gallery.isExpanded():  # a folded gallery reads no pixels
+            self.gallery.show_patches(select_top_and_bottom(self._text.prediction, PATCHES_PER_ROW))
+            self._read_gallery()
 
-    def _read_pictures(self) -> None:
+    def _read_gallery(self) -> None:
         bundle = self._session.bundle
-        if self._answer is None or bundle is None or self._session.slide is None:
+        if self._text is None or bundle is None or self._session.slide is None:
             return
-        mpp = bundle.card.hr_mpp if self.gallery.fine else bundle.card.lr_mpp
+        mpp = bundle.card.hr_mpp if self.gallery.is_hr else bundle.card.lr_mpp
         slide = self._session.opened_slide
-        self._pictures.submit(partial(read_gallery, slide, self._answer.prediction, self.gallery.patches, mpp))
+        self._gallery_reader.submit(partial(read_gallery, slide, self._text.prediction, self.gallery.patches, mpp))
 
-    def _picture_read(self, event: Event) -> None:
+    def _on_gallery_event(self, event: Event) -> None:
         if isinstance(event, Partial):
             self.gallery.show_pixels(*event.result)
 
-    def _fly(self, patch: GalleryPatch) -> None:
+    def _go_to_patch(self, patch: GalleryPatch) -> None:
         fly_to(self._viewer, patch.centre_um)

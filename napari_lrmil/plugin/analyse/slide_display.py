@@ -1,4 +1,4 @@
-"""What the dock does to slides on the screen: true colours, the label on request, a picture in place of a slide."""
+"""Display of the chosen slide: scale bar, scanner colours, label on request, and images offered as slides."""
 
 from __future__ import annotations
 
@@ -20,73 +20,74 @@ if TYPE_CHECKING:
     from napari_lrmil.plugin.viewer.navigation_panel import NavigationSection
     from napari_lrmil.plugin.viewer.screen_pyramid import ScreenSlide
 
-USE_IMAGE_TIP = "Analyse this picture as a slide of one level; asks how large its pixels are"
+USE_IMAGE_TIP = "Analyse this image as a slide with one level; you are asked for its pixel size"
 
 
 class SlideDisplay:
-    """Brings dock and slides on the screen together.
+    """Connects the dock's display controls with the slide layers of the viewer.
 
     Parameters
     ----------
     viewer, session
-        Where slides are, and which is chosen.
+        The viewer with the slides, and the session with the chosen one.
     navigation
-        The part of the dock that asks for colours and labels.
+        The section with the controls for colours and label.
     button
-        Offers to take a picture for a slide; hidden where there is none.
+        Button that turns an image layer into a slide; hidden if there is no image layer.
     """
 
     def __init__(
         self, viewer: ViewerModel, session: Session, navigation: NavigationSection, button: PushButton
     ) -> None:
         self._viewer, self._session, self._navigation, self._button = viewer, session, navigation, button
-        self._measured = False  # whether the scale bar was shown; who hides it then does not want it
+        self._has_shown_scale_bar = False  # shown once only: the user may hide it afterwards
 
-    def show(self) -> None:
-        """Enable what the chosen slide has, and offer a picture where there is one."""
-        screen = self._screen()
-        if screen is not None and not self._measured:
-            self._viewer.canvas.overlays.scale_bar.visible = self._measured = True
-        images = tuple(screen.slide.associated) if screen is not None else ()
-        self._navigation.show_slide(screen is not None and screen.slide.icc_profile is not None, images)
-        layer = self._image()
+    def refresh(self) -> None:
+        """Enable the controls that apply to the chosen slide, and show the button if there is an image layer."""
+        screen_slide = self._screen_slide()
+        if screen_slide is not None and not self._has_shown_scale_bar:
+            self._viewer.canvas.overlays.scale_bar.visible = self._has_shown_scale_bar = True
+        has_profile = screen_slide is not None and screen_slide.slide.icc_profile is not None
+        image_names = tuple(screen_slide.slide.associated) if screen_slide is not None else ()
+        self._navigation.show_slide(has_profile, image_names)
+        layer = self._image_layer()
         self._button.visible = layer is not None
         if layer is not None:
             reason = why_not_a_slide(layer)
             self._button.enabled, self._button.text = not reason, f"Use {layer.name} as a slide…"
             self._button.tooltip = reason or USE_IMAGE_TIP
 
-    def adopt_image(self) -> None:
-        """Put a slide in the place of the picture."""
-        layer = self._image()
+    def use_image(self) -> None:
+        """Replace the topmost image layer by a slide with the same pixels."""
+        layer = self._image_layer()
         if layer is not None:
             show_errors(
                 partial(replace_with_slide, self._viewer, layer, ask_mpp_with_estimate, self._session.settings_store)
             )
 
-    def choose_colours(self, true_colours: bool) -> None:
-        """Show the chosen slide in the scanner's colours, or as the file has it."""
+    def set_true_colours(self, is_on: bool) -> None:
+        """Show the chosen slide with its ICC profile applied, or with the colours of the file."""
         from napari_lrmil.core.patching.color import icc_transform
 
         slide = self._session.slide
         if slide is not None:
-            colour = show_errors(partial(icc_transform, self._session.opened_slide)) if true_colours else None
-            recolour_slide(self._viewer, slide.path, colour)
+            transform = show_errors(partial(icc_transform, self._session.opened_slide)) if is_on else None
+            recolour_slide(self._viewer, slide.path, transform)
 
     def show_labels(self) -> None:
-        """Show label and macro image of the chosen slide in windows of their own."""
+        """Show label and macro image of the chosen slide in separate windows."""
         from napari_lrmil.plugin.viewer.associated_images import associated_image_names, show_associated_image
 
         slide = self._session.opened_slide
         for name in associated_image_names(slide):
             show_associated_image(slide, name, self._navigation)
 
-    def _screen(self) -> ScreenSlide | None:
-        chosen = self._session.slide
-        layers = lrmil_layers(self._viewer, chosen.path, role="slide") if chosen is not None else []
+    def _screen_slide(self) -> ScreenSlide | None:
+        slide = self._session.slide
+        layers = lrmil_layers(self._viewer, slide.path, role="slide") if slide is not None else []
         return get_screen_slide(layers[0]) if layers else None
 
-    def _image(self) -> Any:
-        """Return the uppermost image layer that is no slide; None where there is none."""
-        found = [layer for layer in self._viewer.layers if isinstance(layer, Image) and get_tag(layer) is None]
-        return found[-1] if found else None
+    def _image_layer(self) -> Any:
+        """Return the topmost image layer that is not part of a slide; None if there is none."""
+        images = [layer for layer in self._viewer.layers if isinstance(layer, Image) and get_tag(layer) is None]
+        return images[-1] if images else None

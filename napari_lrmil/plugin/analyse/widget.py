@@ -1,8 +1,8 @@
-"""The dock: choose slide, model and device, ask about a part or all of a slide, and read what comes out."""
+"""The Analyse dock: choice of slide, model, device and region of interest; run, result and export."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,13 @@ from qtpy.QtWidgets import QFileDialog, QLabel, QShortcut
 from napari_lrmil.core.features.devices import DEVICES, available_devices
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models.bundle import shipped_bundles
+from napari_lrmil.core.visualize.overlay import RESEARCH_USE
 from napari_lrmil.plugin.analyse.actions import ViewerActions
 from napari_lrmil.plugin.analyse.file_dialogs import FileDialogs
 from napari_lrmil.plugin.analyse.live_view import LiveView
 from napari_lrmil.plugin.analyse.result_view import ResultView
-from napari_lrmil.plugin.analyse.sections import ResultsBox, RoiForm, SaveSection, TissueSection, WhatIfSection
+from napari_lrmil.plugin.analyse.roi_form import RoiForm
+from napari_lrmil.plugin.analyse.sections import ResultsBox, SaveSection, TissueSection, WhatIfSection
 from napari_lrmil.plugin.analyse.slide_display import SlideDisplay
 from napari_lrmil.plugin.qt.docks import DockWidget
 from napari_lrmil.plugin.qt.errors import show_errors
@@ -40,282 +42,303 @@ from napari_lrmil.plugin.viewer.split_view import arrange_views
 
 if TYPE_CHECKING:
     from napari_lrmil.core.inference.prediction import Prediction
-    from napari_lrmil.core.patching.regions import Region
     from napari_lrmil.core.patching.roi import Kind
 
 DOCK_MIN_WIDTH_PX = 340
-SAVE_SETTINGS_DELAY_MS = 600
-LAYOUT_DELAY_MS = 100  # by then new figures have their place in the dock
+SAVE_SETTINGS_DELAY_MS = 600  # dragging a slider writes the settings file once, not at every step
+LAYOUT_DELAY_MS = 100  # Qt has laid out the new result by then, so scrolling to it reaches its end
+DRAWING_DELAY_MS = 50  # napari emits several events while one shape is drawn
 KEYS_TEXT = (
     "Keys: Ctrl+R run or cancel · Esc cancel · Ctrl+L follow the view · 1 to 6 magnification · arrows in the gallery"
 )
-DEVICE_LABELS = {"auto": "best there is", "cpu": "CPU", "cuda": "GPU (CUDA)", "mps": "GPU (Apple)"}
+DEVICE_LABELS = {"auto": "Automatic", "cpu": "CPU", "cuda": "GPU (CUDA)", "mps": "GPU (Apple)"}
 
 
 class AnalyseWidget(DockWidget):
-    """The Analyse dock: a view of a `Session` and of the viewer's slides.
+    """The Analyse dock. It shows a `Session` and passes the user's choices to it.
 
     Parameters
     ----------
     viewer
-        The napari viewer in which the slides are.
+        The napari viewer with the slides.
     session
-        The session to show; a new one by default.
+        The session to show; None starts a new one.
+
+    Attributes
+    ----------
+    removed
+        Emitted when the dock was closed or taken out of the window. Other docks must let go of its session.
     """
 
-    left = Signal()  # it was closed: what it shared with other docks ends
+    removed = Signal()
 
     def __init__(self, viewer: napari.viewer.Viewer, session: Session | None = None) -> None:
         super().__init__()
         self._viewer = viewer
         guard_layer_removal(viewer)
         self.session = session or Session(open_slide=make_slide_opener(viewer))
-        self.wishes = ViewerActions(viewer, self.session)
-        self._run: BackgroundWorker | None = None
+        self.viewer_actions = ViewerActions(viewer, self.session)
+        self._worker: BackgroundWorker | None = None
         self._devices = available_devices()
         loaded = self.session.settings_store.load_settings()
         self._settings = loaded.settings
         if loaded.notice is not None:
             show_warning(loaded.notice.message)
-        self._watched: Any = None  # the drawing that is listened to
+        self._connected_drawing: Any = None  # the region layer whose events arrive already
         self._build()
-        self.screen = SlideDisplay(self._viewer, self.session, self.navigation, self.image)
-        self._restore()
+        self.slide_display = SlideDisplay(self._viewer, self.session, self.navigation, self.use_image)
+        self._restore_settings()
         self._connect()
         if self.session.bundle is None:
             self.open_model(next(iter(shipped_bundles())))
-        self._slides_changed()
+        self._sync_slides()
         self._refresh()
 
-    # ------------------------------------------------------------ what there is to see
+    # ------------------------------------------------------------ layout
 
     def _build(self) -> None:
         self.setMinimumWidth(DOCK_MIN_WIDTH_PX)
-        self.about, self.note = make_label("about", bold=True), make_label("note")
-        self.form, self.scope = self._form(), RoiForm()
+        self.summary, self.note = make_label("summary", bold=True), make_label("note")
+        self.form, self.roi_form = self._build_form(), RoiForm()
         self.run_button = widgets.PushButton(text="Run")
         self.run_button.native.setMinimumHeight(30)
         self.progress = widgets.ProgressBar(max=100, visible=False)
         self.results = ResultsBox()
         self.navigation = NavigationSection(self._viewer)
-        self.reading = ResultView(self._viewer, self.session, self)
-        self.what_if, self.tissue, self.keep = WhatIfSection(), TissueSection(), SaveSection()
-        self.files = FileDialogs(self.wishes, self.session, self.keep, self)
+        self.result_view = ResultView(self._viewer, self.session, self)
+        self.what_if, self.tissue, self.save_section = WhatIfSection(), TissueSection(), SaveSection()
+        self.file_dialogs = FileDialogs(self.viewer_actions, self.session, self.save_section, self)
         running = (self.run_button.native, self.progress.native, self.results, self.note)
-        column = (self.about, self.navigation, self.form.native, self.scope, *running, *self.sections[1:])
+        column = (self.summary, self.navigation, self.form.native, self.roi_form, *running, *self.sections[1:])
         keys = make_label("keys", KEYS_TEXT, small=True)
-        below = (self.reading.hover, make_label("footer", self._research_use(), small=True))
-        self._scroll = fill_dock(self, (*column, keys), below)
+        footer = (self.result_view.hover, make_label("footer", RESEARCH_USE, small=True))
+        self._scroll = fill_dock(self, (*column, keys), footer)
 
     @property
     def sections(self) -> tuple[Section, ...]:
-        """The parts that fold, from top to bottom."""
-        return (self.navigation, *self.reading.sections, self.what_if, self.tissue, self.keep)
+        """The foldable sections, from top to bottom."""
+        return (self.navigation, *self.result_view.sections, self.what_if, self.tissue, self.save_section)
 
-    def _form(self) -> widgets.Container[Any]:
+    def _build_form(self) -> widgets.Container[Any]:
         self.slide = widgets.ComboBox(label="Slide", choices=[], nullable=True)
         self.model = widgets.ComboBox(label="Model", choices=list(shipped_bundles()), nullable=True)
-        self.folder = widgets.PushButton(text="Model from a folder…", tooltip="Choose the folder of a trained model")
-        self.image = widgets.PushButton(text="Use an image as a slide", visible=False)
-        self.device = widgets.ComboBox(label="Device", choices=[(self._device_words(d), d) for d in DEVICES])
-        self._bar_devices()
-        self.beside = widgets.CheckBox(text="Teacher (HR) beside it, for comparison")
-        form = widgets.Container(
-            widgets=[self.slide, self.image, self.model, self.folder, self.device, self.beside], labels=True
+        self.model_folder = widgets.PushButton(
+            text="Open a model folder…", tooltip="Choose the folder of a trained model"
         )
+        self.use_image = widgets.PushButton(text="Use an image as a slide", visible=False)
+        self.device = widgets.ComboBox(label="Device", choices=[(self._device_label(d), d) for d in DEVICES])
+        self._disable_missing_devices()
+        self.with_teacher = widgets.CheckBox(text="Compare with the teacher (HR)")
+        rows = [self.slide, self.use_image, self.model, self.model_folder, self.device, self.with_teacher]
+        form = widgets.Container(widgets=rows, labels=True)
         form.margins = (0, 0, 0, 0)
         return form
 
-    def _device_words(self, name: str) -> str:
-        here = self._devices.get(name)
-        return f"{DEVICE_LABELS[name]}: {here}" if name == "auto" else (here or DEVICE_LABELS[name])
+    def _device_label(self, name: str) -> str:
+        device = self._devices.get(name)
+        return f"{DEVICE_LABELS[name]}: {device}" if name == "auto" else (device or DEVICE_LABELS[name])
 
-    def _bar_devices(self) -> None:
-        """Grey out devices that this machine has not."""
+    def _disable_missing_devices(self) -> None:
         model = self.device.native.model()
         for row, name in enumerate(DEVICES):
             if name not in self._devices:
                 model.item(row).setEnabled(False)
                 model.item(row).setToolTip(f"{DEVICE_LABELS[name]} is not available on this machine")
 
-    @staticmethod
-    def _research_use() -> str:
-        from napari_lrmil.core.visualize.overlay import RESEARCH_USE
+    def showEvent(self, event: QShowEvent) -> None:  # noqa: N802  # Qt's name
+        """Give all labels of the form the same width. Their fonts come from napari's theme and are set by now."""
+        super().showEvent(event)
+        labels = self.form.native.findChildren(QLabel)
+        width = max(label.sizeHint().width() for label in labels)
+        for label in labels:
+            label.setFixedWidth(width)
 
-        return RESEARCH_USE
+    # ------------------------------------------------------------ settings
 
-    def _restore(self) -> None:
-        """Show the dock as the user left it."""
-        told = self._settings
-        self.reading.attention.set_value(AttentionStyle(told.attention_mode, told.smooth, told.opacity))
+    def _restore_settings(self) -> None:
+        settings = self._settings
+        self.result_view.attention.set_value(AttentionStyle(settings.attention_mode, settings.smooth, settings.opacity))
         for section in self.sections:
-            if section.name in told.sections_open:
+            if section.name in settings.sections_open:
                 section.expand(animate=False)
-        if told.device in self._devices:
-            self.device.value = told.device
-            self.session.choose_device(told.device)
+        if settings.device in self._devices:  # the settings may come from a machine with a GPU
+            self.device.value = settings.device
+            self.session.choose_device(settings.device)
 
     def _save_settings(self) -> None:
-        look = self.reading.attention.value()
+        style = self.result_view.attention.value()
         settings = replace(
             self._settings,
             device=self.session.device,
-            attention_mode=look.mode,
-            opacity=look.opacity,
-            smooth=look.smooth,
+            attention_mode=style.mode,
+            opacity=style.opacity,
+            smooth=style.smooth,
             sections_open=tuple(s.name for s in self.sections if s.isExpanded()),
         )
         if settings != self._settings:
             self._settings = settings
             show_errors(partial(self.session.settings_store.save_settings, settings))
 
-    # ------------------------------------------------------------ wishes and news
+    # ------------------------------------------------------------ signals
 
     def _connect(self) -> None:
-        session = self.session
-        self.slide.changed.connect(session.choose_slide)
-        self.model.changed.connect(session.choose_bundle)
-        self.folder.changed.connect(self._folder_asked)
-        self.image.changed.connect(self.screen.adopt_image)
-        self.device.changed.connect(session.choose_device)
-        self.beside.changed.connect(
-            lambda on: session.choose_teacher(TeacherPatches.ALL if on else TeacherPatches.NONE)
-        )
-        self.run_button.changed.connect(self._run_or_cancel)
-        self.follower = LiveView(self._viewer, session, self)
-        self._store = self._timer(SAVE_SETTINGS_DELAY_MS, self._save_settings)
+        self.live_view = LiveView(self._viewer, self.session, self)
+        self._settings_timer = self._make_timer(SAVE_SETTINGS_DELAY_MS, self._save_settings)
+        # With a delay of 0 the slot runs after napari's own handlers, when its layer list is consistent again.
+        self._layers_timer = self._make_timer(0, self._on_layers_settled)
+        self._drawing_timer = self._make_timer(DRAWING_DELAY_MS, self._sync_drawn_regions)
+        self._scroll_timer = self._make_timer(LAYOUT_DELAY_MS, lambda: self._scroll.ensureWidgetVisible(self.results))
+        self._connect_form()
         self._connect_sections()
-        self._keys = [
-            QShortcut(QKeySequence("Escape"), self, activated=self.cancel),
-            QShortcut(QKeySequence("Ctrl+R"), self, activated=self._run_or_cancel),
-            QShortcut(QKeySequence("Ctrl+L"), self, activated=lambda: self._follow(not session.follows_view)),
-        ]
-        for key in self._keys:
-            key.setContext(Qt.ShortcutContext.WindowShortcut)
-        self._settle = self._timer(0, self._layers_settled)  # napari is still in the middle of it when it tells of it
-        self._drawn = self._timer(50, self._take_drawn)
-        self._laid_out = self._timer(LAYOUT_DELAY_MS, lambda: self._scroll.ensureWidgetVisible(self.results))
-        self._subscribe()
-        self.destroyed.connect(session.close)  # where the window goes, docks get no close event
+        self._connect_shortcuts()
+        self._connect_session_and_layers()
+        self.destroyed.connect(self.session.close)  # docks get no close event if the whole window closes
 
-    def _timer(self, ms: int, callback: Callable[[], None]) -> QTimer:
+    def _make_timer(self, delay_ms: int, callback: Callable[[], None]) -> QTimer:
         timer = QTimer(self)
         timer.setSingleShot(True)
-        timer.setInterval(ms)
+        timer.setInterval(delay_ms)
         timer.timeout.connect(callback)
         return timer
 
-    def _connect_sections(self) -> None:
-        told: tuple[tuple[Any, Callable[..., None]], ...] = (
-            (self.scope.kind_chosen, self._kind_chosen),
-            (self.scope.follow_chosen, self._follow),
-            (self.scope.drawing_wanted, self._draw),
-            (self.scope.import_wanted, self.files.ask_import),
-            (self.scope.export_wanted, self.files.ask_export),
-            (self.reading.attention.changed, self._store.start),
-            (self.what_if.exclude_wanted, lambda: self._what_if(self.session.exclude)),
-            (self.what_if.keep_wanted, lambda: self._what_if(self.session.keep_only)),
-            (self.what_if.undo_wanted, self._undo),
-            (self.tissue.edit_wanted, self._edit_tissue),
-            (self.tissue.use_wanted, lambda: self._tissue_changed(self.wishes.use_tissue)),
-            (self.tissue.back_wanted, lambda: self._tissue_changed(self.wishes.found_tissue)),
-            (self.navigation.icc_toggled, self.screen.choose_colours),
-            (self.navigation.label_requested, self.screen.show_labels),
+    def _connect_form(self) -> None:
+        session = self.session
+        self.slide.changed.connect(session.choose_slide)
+        self.model.changed.connect(session.choose_bundle)
+        self.model_folder.changed.connect(self._ask_model_folder)
+        self.use_image.changed.connect(self.slide_display.use_image)
+        self.device.changed.connect(session.choose_device)
+        self.with_teacher.changed.connect(
+            lambda on: session.choose_teacher(TeacherPatches.ALL if on else TeacherPatches.NONE)
         )
-        for signal, callback in told:
+        self.run_button.changed.connect(self._run_or_cancel)
+
+    def _connect_sections(self) -> None:
+        session, actions = self.session, self.viewer_actions
+        connections: tuple[tuple[Any, Callable[..., None]], ...] = (
+            (self.roi_form.kind_chosen, self._choose_roi_kind),
+            (self.roi_form.follow_toggled, self._set_follows_view),
+            (self.roi_form.draw_requested, self._start_drawing),
+            (self.roi_form.import_requested, self.file_dialogs.import_regions),
+            (self.roi_form.export_requested, self.file_dialogs.export_regions),
+            (self.result_view.attention.changed, self._settings_timer.start),
+            (self.what_if.exclude_requested, lambda: self._change_what_if(partial(session.exclude, session.regions))),
+            (self.what_if.keep_requested, lambda: self._change_what_if(partial(session.keep_only, session.regions))),
+            (self.what_if.undo_requested, lambda: self._change_what_if(session.undo)),
+            (self.tissue.edit_requested, self._start_tissue_edit),
+            (self.tissue.apply_requested, lambda: self._change_tissue(actions.apply_tissue_edit)),
+            (self.tissue.reset_requested, lambda: self._change_tissue(actions.reset_tissue)),
+            (self.navigation.icc_toggled, self.slide_display.set_true_colours),
+            (self.navigation.label_requested, self.slide_display.show_labels),
+        )
+        for signal, callback in connections:
             signal.connect(callback)
         for section in self.sections:
-            section.fold_changed.connect(lambda *_: self._store.start())
+            section.fold_changed.connect(lambda *_: self._settings_timer.start())
 
-    def _subscribe(self) -> None:
-        """Listen to what outlives the dock, until the dock goes."""
+    def _connect_shortcuts(self) -> None:
+        self._cancel_key = QShortcut(QKeySequence("Escape"), self, activated=self.cancel)
+        run_key = QShortcut(QKeySequence("Ctrl+R"), self, activated=self._run_or_cancel)
+        follow_key = QShortcut(QKeySequence("Ctrl+L"), self, activated=self._toggle_follows_view)
+        for key in (self._cancel_key, run_key, follow_key):
+            key.setContext(Qt.ShortcutContext.WindowShortcut)
+
+    def _connect_session_and_layers(self) -> None:
+        """Connect to objects that outlive the dock; the connections end with it."""
         layers = self._viewer.layers.events
         connect_until_destroyed(
             self,
             [
                 (self.session.changed, self._refresh),
-                (self.session.finished, self._finished),
-                (self.session.prediction_updated, self._answered),
+                (self.session.finished, self._on_finished),
+                (self.session.prediction_updated, self._on_prediction_updated),
                 (self.session.failed, self._show_error),
-                (layers.inserted, self._layers_changed),
-                (layers.removed, self._layers_changed),
+                (layers.inserted, self._on_layers_changed),
+                (layers.removed, self._on_layers_changed),
             ],
         )
 
-    def showEvent(self, event: QShowEvent) -> None:  # noqa: N802  # Qt's name
-        """Line the fields up, now that the theme has set the fonts."""
-        super().showEvent(event)
-        labels = self.form.native.findChildren(QLabel)
-        widest = max(label.sizeHint().width() for label in labels)
-        for one in labels:
-            one.setFixedWidth(widest)
+    def _show_error(self, message: str) -> None:
+        show_error(message)
 
     def _on_removed(self) -> None:
         self.cancel()
-        self.files.stop()
-        self.follower.stop()
-        self.reading.stop()
+        self.file_dialogs.cancel()
+        self.live_view.stop()
+        self.result_view.stop()
         self.session.close()
-        self.left.emit()
+        self.removed.emit()
 
-    def _layers_changed(self, _: Any = None) -> None:
-        self._settle.start()
+    # ------------------------------------------------------------ slides and models
 
-    def _layers_settled(self) -> None:
+    def _on_layers_changed(self, _: Any = None) -> None:
+        self._layers_timer.start()
+
+    def _on_layers_settled(self) -> None:
         arrange_views(self._viewer)
-        self._slides_changed()
-        drawing = self.wishes.drawing()
-        if drawing is not None and drawing is not self._watched:
-            drawing.events.data.connect(self._drawing_changed)
-            self._watched = drawing
-        self._take_drawn()
+        self._sync_slides()
+        drawing = self.viewer_actions.region_layer()
+        if drawing is not None and drawing is not self._connected_drawing:
+            drawing.events.data.connect(self._on_drawing_changed)
+            self._connected_drawing = drawing
+        self._sync_drawn_regions()
 
-    def _slides_changed(self) -> None:
+    def _sync_slides(self) -> None:
+        """Pass the slides in the layer list to the session."""
         tags = [(layer.name, get_tag(layer)) for layer in lrmil_layers(self._viewer, role="slide", side="student")]
         self.session.set_slides(
             [SlideChoice(name, tag.path, tag.mpp, tag.given_mpp) for name, tag in tags if tag is not None]
         )
-        self.screen.show()
+        self.slide_display.refresh()
 
-    def _folder_asked(self) -> None:
+    def _ask_model_folder(self) -> None:
         folder = QFileDialog.getExistingDirectory(self, "Folder of a trained model")
         if folder:
             self.open_model(folder)
 
-    def open_model(self, where: str | Path) -> None:
-        """Offer a model, a folder or a shipped one by its name, and choose it."""
-        text = str(where)
-        if text not in self.model.choices:
-            self.model.choices = [*(c for c in self.model.choices if c is not None), text]
-        if self.model.value == text:
-            self.session.choose_bundle(text)
-        self.model.value = text
+    def open_model(self, model: str | Path) -> None:
+        """Add a model to the list and choose it.
 
-    # ------------------------------------------------------------ scope and regions
+        Parameters
+        ----------
+        model
+            Folder of a bundle, or name of a shipped one.
+        """
+        name = str(model)
+        if name not in self.model.choices:
+            self.model.choices = [*(choice for choice in self.model.choices if choice is not None), name]
+        if self.model.value == name:  # the list emits nothing then, but the folder may have new files
+            self.session.choose_bundle(name)
+        self.model.value = name
 
-    def _kind_chosen(self, kind: Kind) -> None:
-        self.follower.look()
+    # ------------------------------------------------------------ region of interest
+
+    def _choose_roi_kind(self, kind: Kind) -> None:
+        self.live_view.update_view()  # the session needs the current view before it is the region of interest
         self.session.choose_roi_kind(kind)
 
-    def _follow(self, follow: bool) -> None:
-        self.session.set_follows_view(follow)
-        if follow:
-            self.follower.look()
-        else:
-            self.follower.answers.stop()
+    def _toggle_follows_view(self) -> None:
+        self._set_follows_view(not self.session.follows_view)
 
-    def _draw(self) -> None:
-        show_errors(self.wishes.draw)
+    def _set_follows_view(self, is_on: bool) -> None:
+        self.session.set_follows_view(is_on)
+        if is_on:
+            self.live_view.update_view()
+        else:
+            self.live_view.predictions.stop()
+
+    def _start_drawing(self) -> None:
+        show_errors(self.viewer_actions.start_drawing)
         self.session.choose_roi_kind("region")
 
-    def _drawing_changed(self, _: Any = None) -> None:
-        self._drawn.start()
+    def _on_drawing_changed(self, _: Any = None) -> None:
+        self._drawing_timer.start()
 
-    def _take_drawn(self) -> None:
+    def _sync_drawn_regions(self) -> None:
         if self.session.slide is not None:
-            show_errors(self.wishes.take_drawn)
+            show_errors(self.viewer_actions.sync_drawn_regions)
 
-    # ------------------------------------------------------------ a run
+    # ------------------------------------------------------------ run
 
     def _run_or_cancel(self) -> None:
         if self.session.is_busy:
@@ -324,98 +347,91 @@ class AnalyseWidget(DockWidget):
             self.run()
 
     def run(self, teacher: TeacherPatches | None = None) -> None:
-        """Begin the analysis of what is chosen, with these patches read by the teacher; None takes what is chosen."""
-        self.follower.answers.stop()
-        self._run = BackgroundWorker(
-            self.session.prepare_run(teacher), self.session.on_event, self.session.on_finished, self
-        )
-        self._run.start()
+        """Start a run in a background thread.
+
+        Parameters
+        ----------
+        teacher
+            LR patches that the teacher reads; None takes the choice of the session.
+        """
+        self.live_view.predictions.stop()
+        session = self.session
+        self._worker = BackgroundWorker(session.prepare_run(teacher), session.on_event, session.on_finished, self)
+        self._worker.start()
 
     def cancel(self) -> None:
-        """End the analysis under way after the step that it is at."""
-        if self._run is not None and self.session.is_busy:
-            self._run.cancel()
+        """Cancel the run after its current step."""
+        if self._worker is not None and self.session.is_busy:
+            self._worker.cancel()
             self.session.cancel()
 
-    def _show_error(self, sentence: str) -> None:
-        show_error(sentence)
+    def _on_finished(self, prediction: Prediction) -> None:
+        slide = self._find_slide(prediction)
+        if slide is not None:
+            self.result_view.show_result(prediction, slide)
+            self._scroll_timer.start()
 
-    def _finished(self, prediction: Prediction) -> None:
-        chosen = self._choice_of(prediction)
-        if chosen is not None:
-            self.reading.show_new(prediction, chosen)
-            self._laid_out.start()
+    def _on_prediction_updated(self, prediction: Prediction) -> None:
+        slide = self._find_slide(prediction)
+        if slide is not None:
+            self.result_view.update_result(prediction, slide)
 
-    def _answered(self, prediction: Prediction) -> None:
-        chosen = self._choice_of(prediction)
-        if chosen is not None:
-            self.reading.show_changed(prediction, chosen)
+    def _find_slide(self, prediction: Prediction) -> SlideChoice | None:
+        """Return the slide of a prediction; None if its layer was removed while the run was active."""
+        return next((slide for slide in self.session.slides if slide.path == prediction.path), None)
 
-    def _choice_of(self, prediction: Prediction) -> SlideChoice | None:
-        return next((s for s in self.session.slides if s.path == prediction.path), None)
+    # ------------------------------------------------------------ changes to the bag of patches
 
-    # ------------------------------------------------------------ what if
+    def _change_what_if(self, change: Callable[[], None]) -> None:
+        change()
+        self.viewer_actions.mark_excluded_regions()
+        self.live_view.predictions.submit(self.session.prepare_what_if())
 
-    def _what_if(self, step: Callable[[Sequence[Region]], None]) -> None:
-        step(self.session.regions)
-        self.wishes.mark_left_out()
-        self.follower.answers.submit(self.session.prepare_what_if())
-
-    def _undo(self) -> None:
-        self.session.undo()
-        self.wishes.mark_left_out()
-        self.follower.answers.submit(self.session.prepare_what_if())
-
-    def _edit_tissue(self) -> None:
-        self.wishes.edit_tissue()
+    def _start_tissue_edit(self) -> None:
+        self.viewer_actions.start_tissue_edit()
         self._refresh()
 
-    def _tissue_changed(self, change: Callable[[], None]) -> None:
+    def _change_tissue(self, change: Callable[[], None]) -> None:
         show_errors(change)
-        self.follower.prepare()
-        self.follower.answers.submit(self.session.prepare_what_if())
+        self.live_view.find_tissue()
+        self.live_view.predictions.submit(self.session.prepare_what_if())
 
-    # ------------------------------------------------------------ showing the session
+    # ------------------------------------------------------------ refresh
 
     def _refresh(self) -> None:
+        """Show the state of the session in all widgets."""
         session = self.session
         self._show_choices()
-        self.about.setText(self._summary())
-        blocked = session.run_blocked_by
-        self.run_button.text = {SessionState.RUNNING: "Cancel", SessionState.CANCELLING: "Cancelling…"}.get(
-            session.state, "Run"
-        )
-        self.run_button.enabled = session.state is not SessionState.CANCELLING and (session.is_busy or not blocked)
-        self.run_button.tooltip = blocked or ("Esc cancels too" if session.is_busy else "Ask the model (Ctrl+R)")
-        self._keys[0].setEnabled(session.state is SessionState.RUNNING)
+        self.summary.setText(self._summary_text())
+        self._show_run_button()
         self._show_progress()
-        self._show_notes(blocked)
+        self._show_notes()
         self.results.show_prediction(session.prediction)
-        self.scope.show_session(session)
+        self.roi_form.show_session(session)
         self.what_if.show_session(session)
-        self.tissue.show_session(session, self.wishes.editing() is not None)
-        answer = session.prediction is not None
-        told = show_errors(self.wishes.command) if answer else None
-        self.keep.show_state(session.slide is not None, answer, told or "")
-        self.follower.prepare()
+        self.tissue.show_session(session, self.viewer_actions.tissue_layer() is not None)
+        has_result = session.prediction is not None
+        command = show_errors(self.viewer_actions.equivalent_command) if has_result else None
+        self.save_section.show_state(session.slide is not None, has_result, command or "")
+        self.live_view.find_tissue()
 
     def _show_choices(self) -> None:
         session = self.session
         with self.slide.changed.blocked():
             self.slide.choices = [(s.name, s) for s in session.slides]
             self.slide.value = session.slide
-        with self.beside.changed.blocked():
-            self.beside.value = session.runs_teacher
-        barred = session.teacher_blocked_by
-        for widget in (self.slide, self.model, self.folder, self.device, self.beside):
+        with self.with_teacher.changed.blocked():
+            self.with_teacher.value = session.runs_teacher
+        for widget in (self.slide, self.model, self.model_folder, self.device, self.with_teacher):
             widget.enabled = not session.is_busy
         self.slide.enabled = self.slide.enabled and bool(session.slides)
-        self.beside.enabled = self.beside.enabled and not barred
-        self.beside.tooltip = (
-            barred or "Also reads every high-resolution patch: slower, shows how far the student agrees"
+        blocked = session.teacher_blocked_by
+        self.with_teacher.enabled = self.with_teacher.enabled and not blocked
+        self.with_teacher.tooltip = (
+            blocked or "The teacher also reads every high-resolution patch: slower, but shows how far both agree"
         )
 
-    def _summary(self) -> str:
+    def _summary_text(self) -> str:
         slide, bundle = self.session.slide, self.session.bundle
         parts = [
             f"{slide.name} ({slide.mpp:.3g} µm/px)" if slide else "no slide",
@@ -424,15 +440,25 @@ class AnalyseWidget(DockWidget):
         ]
         return " · ".join(parts)
 
-    def _show_progress(self) -> None:
-        pace = self.session.progress
-        self.progress.visible = self.session.is_busy
-        self.progress.value = round(100 * pace.fraction) if pace else 0
-        self.progress.native.setFormat(pace.text if pace else "starting")
+    def _show_run_button(self) -> None:
+        session, blocked = self.session, self.session.run_blocked_by
+        texts = {SessionState.RUNNING: "Cancel", SessionState.CANCELLING: "Cancelling…"}
+        self.run_button.text = texts.get(session.state, "Run")
+        self.run_button.enabled = session.state is not SessionState.CANCELLING and (session.is_busy or not blocked)
+        self.run_button.tooltip = blocked or ("Cancel the run (Esc)" if session.is_busy else "Run the model (Ctrl+R)")
+        self._cancel_key.setEnabled(session.state is SessionState.RUNNING)  # a disabled shortcut leaves Esc to napari
 
-    def _show_notes(self, blocked: str) -> None:
+    def _show_progress(self) -> None:
+        progress = self.session.progress
+        self.progress.visible = self.session.is_busy
+        self.progress.value = round(100 * progress.fraction) if progress else 0
+        self.progress.native.setFormat(progress.text if progress else "starting")
+
+    def _show_notes(self) -> None:
+        """Show the last error, the reason that blocks a run, and the warnings of the last result."""
         session = self.session
-        lines = list(dict.fromkeys(filter(None, (session.message, "" if session.is_busy else blocked))))
+        blocked = "" if session.is_busy else session.run_blocked_by
+        lines = list(dict.fromkeys(filter(None, (session.message, blocked))))  # both may be the same sentence
         lines += [f"⚠ {text}" for text in session.warnings]
         self.note.setText("\n".join(lines))
         self.note.setVisible(bool(lines))

@@ -1,4 +1,4 @@
-"""Over a cohort: the slides of a folder of results, those on which student and teacher disagree most first."""
+"""Section with the stored results of a cohort, sorted by disagreement of student and teacher."""
 
 from __future__ import annotations
 
@@ -22,114 +22,152 @@ if TYPE_CHECKING:
     from napari_lrmil.core.results.reader import StoredResult
     from napari_lrmil.core.slides.slide import Pixels
 
-ICON_PX = 44
+COHORT_ICON_PX = 44
 TABLE_HEIGHT_PX = 260
 MEASURE_LABELS: dict[DisagreementMeasure, str] = {"rho": "1 − ρ", "js": "JS divergence"}
-FOLDER_TIP = "The folder that was given to `predict --teacher` or `compare` as --out"
+FOLDER_LABEL = "Folder of results…"
+FOLDER_TIP = "The --out folder of `predict --teacher` or `compare`"
 OPEN_HINT = "Double-click a slide to open it with both maps."
 
 
 class CohortSection(Section):
-    """Shows lines, and tells which is to be opened."""
+    """Table of stored results.
 
-    folder_wanted = Signal()
-    stop_wanted = Signal()
-    opened = Signal(object)  # a StoredSlide
+    Attributes
+    ----------
+    results
+        The results, in the order of the table.
+    slide_opened
+        Emitted with the `StoredResult` of a row on a double click.
+    """
+
+    folder_requested = Signal()
+    cancel_requested = Signal()
+    slide_opened = Signal(object)
 
     def __init__(self, parent: QWidget | None = None) -> None:
-        super().__init__("cohort", "Over many slides (cohort)", parent)
-        self.folder, self.measure = make_button("Folder of results…", FOLDER_TIP), QComboBox()
-        for measure, words in MEASURE_LABELS.items():
-            self.measure.addItem(f"by {words}", measure)
-        self.measure.setToolTip("What the slides are sorted by: the larger, the less student and teacher agree")
-        self.table, self.progress = QTableWidget(0, 3), QProgressBar()
-        self.table.setFixedHeight(TABLE_HEIGHT_PX)
-        self.table.setIconSize(QSize(4 * ICON_PX, ICON_PX))
-        self.table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
-        self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-        self.table.verticalHeader().setVisible(False)
-        self.table.verticalHeader().setDefaultSectionSize(ICON_PX + 4)
-        self.table.horizontalHeader().setStretchLastSection(True)
-        self.told = make_label("cohort", FOLDER_TIP + ".", small=True)
-        self.lines: list[StoredResult] = []
+        super().__init__("cohort", "Cohort", parent)
+        self.folder_button, self.measure_box = make_button(FOLDER_LABEL, FOLDER_TIP), QComboBox()
+        for measure, label in MEASURE_LABELS.items():
+            self.measure_box.addItem(f"Sort by {label}", measure)
+        self.measure_box.setToolTip("Disagreement of student and teacher, largest first")
+        self.table, self.progress = _make_table(), QProgressBar()
+        self.status = make_label("cohort", small=True)
+        self.results: list[StoredResult] = []
         self._icons: dict[Path, QIcon] = {}
-        self._reading = False
-        self.folder.clicked.connect(lambda: (self.stop_wanted if self._reading else self.folder_wanted).emit())
-        self.measure.currentIndexChanged.connect(lambda _: self._fill())
-        self.table.cellDoubleClicked.connect(self._open)
-        self.add(self.folder, self.measure)
+        self._is_reading = False
+        self.folder_button.clicked.connect(self._emit_request)
+        self.measure_box.currentIndexChanged.connect(lambda _: self.show_results())
+        self.table.cellDoubleClicked.connect(self._emit_opened)
+        self.add(self.folder_button, self.measure_box)
         self.add(self.table)
         self.add(self.progress)
-        self.add(self.told)
-        self.show_reading("", None)
+        self.add(self.status)
+        self.show_progress("", None)
+        self._show_status()
 
-    def show_reading(self, text: str, share: float | None) -> None:
-        """Show how far the reading is; None where nothing is being read."""
-        self._reading = share is not None
-        self.folder.setText("Cancel" if self._reading else "Folder of results…")
-        enable_unless(self.folder, "", "What was read so far stays" if self._reading else FOLDER_TIP)
-        self.progress.setVisible(self._reading)
+    def show_progress(self, text: str, fraction: float | None) -> None:
+        """Show the progress of reading.
+
+        Parameters
+        ----------
+        text
+            Text in the bar.
+        fraction
+            0 to 1; None if nothing is being read.
+        """
+        self._is_reading = fraction is not None
+        self.folder_button.setText("Cancel" if self._is_reading else FOLDER_LABEL)
+        enable_unless(
+            self.folder_button, "", "Stop reading and keep the rows so far" if self._is_reading else FOLDER_TIP
+        )
+        self.progress.setVisible(self._is_reading)
         self.progress.setFormat(text)
-        self.progress.setValue(round(100 * (share or 0)))
+        self.progress.setValue(round(100 * (fraction or 0)))
         self.fit_height()
 
     def clear(self) -> None:
-        """Show no slides."""
-        self.lines, self._icons = [], {}
-        self._fill()
+        """Remove all rows."""
+        self.results, self._icons = [], {}
+        self.show_results()
 
-    def add_line(self, line: StoredResult) -> None:
-        """Take one more slide; `show_lines` shows it."""
-        self.lines.append(line)
+    def add_result(self, result: StoredResult) -> None:
+        """Add a result; `show_results` shows it. Filling the table for each of many results would be slow."""
+        self.results.append(result)
 
-    def show_lines(self) -> None:
-        """Show all slides in their order."""
-        self._fill()
+    def show_results(self) -> None:
+        """Sort the results and fill the table."""
+        measure: DisagreementMeasure = self.measure_box.currentData()
+        self.results = sort_by_attention_disagreement(self.results, measure)
+        self.table.setHorizontalHeaderLabels([" ", MEASURE_LABELS[measure], "Student | teacher"])
+        self.table.setRowCount(len(self.results))
+        for row, result in enumerate(self.results):
+            value = attention_disagreement(result, measure)
+            texts = ("", "–" if value is None else f"{value:.2f}", f"{result.name}\n{_format_probabilities(result)}")
+            for column, text in enumerate(texts):
+                self.table.setItem(row, column, self._make_item(text, result, column))
+        self.table.resizeColumnsToContents()
+        self.table.setColumnWidth(0, COHORT_ICON_PX * 3)
+        self._show_status()
+
+    def _show_status(self) -> None:
+        n_problems = sum(bool(result.problem) for result in self.results)
+        problems = f" {n_problems} cannot be compared; their tooltips say why." if n_problems else ""
+        text = f"{len(self.results)} slides.{problems} {OPEN_HINT}" if self.results else f"{FOLDER_TIP}."
+        self.status.setText(text)
 
     def show_picture(self, folder: Path, pixels: Pixels) -> None:
-        """Show a picture of the slide whose results lie in `folder`."""
+        """Show the picture of a slide.
+
+        Parameters
+        ----------
+        folder
+            Folder of the slide's result.
+        pixels
+            The picture, (height, width, 3).
+        """
         data = np.ascontiguousarray(pixels)
         height, width, _ = data.shape
+        # A copy, because QImage does not own the array's memory.
         image = QImage(data.data, width, height, 3 * width, QImage.Format.Format_RGB888).copy()
         self._icons[folder] = QIcon(QPixmap.fromImage(image))
-        for at, line in enumerate(self.lines):
-            if line.folder == folder and (item := self.table.item(at, 0)) is not None:
+        for row, result in enumerate(self.results):
+            if result.folder == folder and (item := self.table.item(row, 0)) is not None:
                 item.setIcon(self._icons[folder])
 
-    def _fill(self) -> None:
-        measure: DisagreementMeasure = self.measure.currentData()
-        self.lines = sort_by_attention_disagreement(self.lines, measure)
-        self.table.setHorizontalHeaderLabels([" ", MEASURE_LABELS[measure], "Student | teacher"])
-        self.table.setRowCount(len(self.lines))
-        for at, line in enumerate(self.lines):
-            figure = attention_disagreement(line, measure)
-            texts = ("", "–" if figure is None else f"{figure:.2f}", f"{line.name}\n{_probabilities(line)}")
-            for column, text in enumerate(texts):
-                self.table.setItem(at, column, self._item(text, line, column))
-        self.table.resizeColumnsToContents()
-        self.table.setColumnWidth(0, ICON_PX * 3)
-        bad = sum(bool(line.problem) for line in self.lines)
-        some = f" {bad} cannot be compared: their tooltip says why." if bad else ""
-        self.told.setText(f"{len(self.lines)} slides.{some} {OPEN_HINT}" if self.lines else FOLDER_TIP + ".")
-
-    def _item(self, text: str, line: StoredResult, column: int) -> Any:
+    def _make_item(self, text: str, result: StoredResult, column: int) -> Any:
         item = QTableWidgetItem(text)
-        item.setToolTip(line.problem or f"{line.name}: {OPEN_HINT}")
-        if line.problem:
+        item.setToolTip(result.problem or f"{result.name}: {OPEN_HINT}")
+        if result.problem:
             item.setFlags(item.flags() & ~Qt.ItemFlag.ItemIsEnabled)
-        if column == 0 and line.folder in self._icons:
-            item.setIcon(self._icons[line.folder])
+        if column == 0 and result.folder in self._icons:
+            item.setIcon(self._icons[result.folder])
         return item
 
-    def _open(self, at: int, _: int) -> None:
-        if not self.lines[at].problem:
-            self.opened.emit(self.lines[at])
+    def _emit_request(self) -> None:
+        (self.cancel_requested if self._is_reading else self.folder_requested).emit()
+
+    def _emit_opened(self, row: int, _: int) -> None:
+        if not self.results[row].problem:
+            self.slide_opened.emit(self.results[row])
 
 
-def _probabilities(line: StoredResult) -> str:
-    """Return both networks' probability of the class that the student holds for the most probable."""
-    if not line.student:
+def _make_table() -> QTableWidget:
+    table = QTableWidget(0, 3)
+    table.setFixedHeight(TABLE_HEIGHT_PX)
+    table.setIconSize(QSize(4 * COHORT_ICON_PX, COHORT_ICON_PX))
+    table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+    table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
+    table.verticalHeader().setVisible(False)
+    table.verticalHeader().setDefaultSectionSize(COHORT_ICON_PX + 4)
+    table.horizontalHeader().setStretchLastSection(True)
+    return table
+
+
+def _format_probabilities(result: StoredResult) -> str:
+    """Return both networks' probability of the student's most probable class."""
+    if not result.student:
         return "–"
-    name = max(line.student, key=lambda c: line.student[c] if line.student else 0.0)
-    teacher = format_probability(line.teacher.get(name, float("nan"))) if line.teacher else "–"
-    return f"{name} {format_probability(line.student[name])} | {teacher}"
+    name, probability = max(result.student.items(), key=lambda pair: pair[1])
+    teacher = format_probability(result.teacher.get(name, float("nan"))) if result.teacher else "–"
+    return f"{name} {format_probability(probability)} | {teacher}"

@@ -1,4 +1,4 @@
-"""What there is to read in a comparison of student and teacher, and what getting one costs. No Qt, no napari."""
+"""Model of the Compare dock: teacher budget, figures of a comparison, lesions, and cohorts. No Qt, no napari."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from napari_lrmil.core.events import Event, Finished, Partial, Progress
 from napari_lrmil.core.formatting import format_agreement, format_probability
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.plugin.session.preconditions import TISSUE_UNKNOWN
 
 if TYPE_CHECKING:
     from napari_lrmil.core.geometry import Int64
@@ -28,83 +29,115 @@ if TYPE_CHECKING:
 
 BudgetKind = Literal["all", "top", "time"]
 BUDGET_KINDS: tuple[BudgetKind, ...] = ("all", "top", "time")
-TISSUE_UNKNOWN = "The tissue of the slide is not known yet."
-SPEED_UNKNOWN = "How fast the teacher is here is not known yet: run it once on some patches."
+SPEED_UNKNOWN = "The speed of the teacher on this machine is not known yet: run it once on some patches."
 
 
-# ---------------------------------------------------------------- getting the teacher's attention
+# ---------------------------------------------------------------- a run of the teacher
 
 
 @dataclass(frozen=True)
 class TeacherBudget:
-    """How much of the slide the teacher is to look into.
+    """Number of LR patches that the teacher reads, as the user chose it.
 
     Attributes
     ----------
-    how
-        Every patch; the `top` patches to which the student gives most attention; or as many of those as fit in a time.
+    kind
+        ``all`` patches, the ``top`` patches by student attention, or as many top patches as fit in a ``time``.
     top
-        How many patches.
+        Number of patches for ``top``.
     seconds
-        How much time.
+        Time for ``time``.
     """
 
-    how: BudgetKind = "all"
+    kind: BudgetKind = "all"
     top: int = 20
     seconds: int = 30
 
-    def choice(self, asked: PlannedPatches | None) -> TeacherPatches | None:
-        """Return the wish as `predict` takes it; None where it is not known what it comes to."""
-        if self.how != "time":
-            return TeacherPatches.ALL if self.how == "all" else TeacherPatches(self.top)
-        k = asked.max_teacher_patches(self.seconds) if asked is not None else None
+    def teacher_patches(self, planned: PlannedPatches | None) -> TeacherPatches | None:
+        """Return the patches for a run.
+
+        Parameters
+        ----------
+        planned
+            The patches of the region of interest; None if the tissue is not known.
+
+        Returns
+        -------
+        TeacherPatches or None
+            None if the number depends on a time and the speed or the tissue is not known.
+        """
+        if self.kind != "time":
+            return TeacherPatches.ALL if self.kind == "all" else TeacherPatches(self.top)
+        k = planned.max_teacher_patches(self.seconds) if planned is not None else None
         return None if k is None else TeacherPatches(k)
 
-    def text(self, asked: PlannedPatches | None) -> str:
-        """Return what this would read and take, or why that is not known."""
-        choice = self.choice(asked)
-        if asked is None or choice is None:
-            return TISSUE_UNKNOWN if asked is None else SPEED_UNKNOWN
-        cost, patches = asked.estimate(choice), len(asked.hr_counts)
-        k = choice.count(patches)
-        about = "" if asked.attention is not None or k == patches else "about "
-        return f"{about}{cost.hr_patches:,} HR patches in {k:,} of {patches:,} · {cost.time_text}"
+    def text(self, planned: PlannedPatches | None) -> str:
+        """Return the number of patches and the expected time in one line, or why they are not known."""
+        patches = self.teacher_patches(planned)
+        if planned is None or patches is None:
+            return self._missing(planned)
+        estimate, n_lr = planned.estimate(patches), len(planned.hr_counts)
+        k = patches.count(n_lr)
+        # Without the student's attention the top patches are unknown, and their HR patches are a mean.
+        about = "" if planned.attention is not None or k == n_lr else "about "
+        return f"{about}{estimate.hr_patches:,} HR patches in {k:,} of {n_lr:,} · {estimate.time_text}"
 
+    def blocked_by(self, session: Session) -> str:
+        """Return why the teacher cannot run with this budget; empty if it can."""
+        blocked = session.run_blocked_by or session.teacher_blocked_by
+        if blocked or self.kind != "time":
+            return blocked
+        planned = session.planned_patches
+        return "" if self.teacher_patches(planned) is not None else self._missing(planned)
 
-def why_comparison_blocked(session: Session, wish: TeacherBudget) -> str:
-    """Return why the teacher cannot be asked; empty where it can."""
-    blocked = session.run_blocked_by or session.teacher_blocked_by
-    if blocked or wish.how != "time":
-        return blocked
-    asked = session.planned_patches
-    return "" if wish.choice(asked) is not None else (TISSUE_UNKNOWN if asked is None else SPEED_UNKNOWN)
+    @staticmethod
+    def _missing(planned: PlannedPatches | None) -> str:
+        return TISSUE_UNKNOWN if planned is None else SPEED_UNKNOWN
 
 
 @dataclass(frozen=True)
 class LoadStoredJob:
-    """Read back what a run stored about a slide."""
+    """Reads the stored result of a slide.
+
+    Attributes
+    ----------
+    folder
+        Folder of the slide's result, or its parent.
+    slide
+        The slide; results of another one are refused.
+    bundle
+        The model; results of another one are refused.
+    open_slides
+        The slides that are open for analysis.
+    """
 
     folder: Path
     slide: SlideChoice
     bundle: Bundle
-    shelf: OpenSlides
+    open_slides: OpenSlides
 
     def events(self) -> Iterator[Event]:
-        """Yield how far it is, and last the prediction."""
+        """Yield progress, and last `Finished` with the prediction.
+
+        Raises
+        ------
+        LrmilError
+            If there is no result that matches.
+        """
         from napari_lrmil.core.results.reader import find_result_folder, restore_prediction
 
         yield Progress("opening the slide", 0, 2, "steps")
-        slide = self.shelf.get_slide(self.slide)
-        yield Progress("reading what was stored", 1, 2, "steps")
+        slide = self.open_slides.get_slide(self.slide)
+        yield Progress("reading the result", 1, 2, "steps")
         yield Finished(restore_prediction(find_result_folder(self.folder, slide), slide, self.bundle))
 
 
-# ---------------------------------------------------------------- reading a comparison
+# ---------------------------------------------------------------- figures of a comparison
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """A line of the table: what it is, and what holds for student and teacher."""
+    """Row of the table: name of a figure, and its text for both networks."""
 
     name: str
     student: str
@@ -113,90 +146,107 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A prediction with a teacher in it, as people read it."""
+    """A prediction with a teacher, as text, table and points.
+
+    A point is an LR patch that both networks have read.
+    """
 
     prediction: Prediction
 
     @cached_property
-    def both(self) -> SharedPatches:
-        """What both networks give to the patches that both looked into."""
+    def shared(self) -> SharedPatches:
+        """Attention of both networks on the M patches that both have read."""
         from napari_lrmil.core.inference.teacher_comparison import shared_patches
 
         return shared_patches(self.prediction)
 
     @property
     def agreement(self) -> str:
-        """How far they look at the same places, in a line."""
+        """Agreement of both attention maps in one line."""
         return format_agreement(self.prediction.agreement, len(self.prediction.grid.lr_index))
 
     @property
-    def figures(self) -> tuple[TableRow, ...]:
-        """What each network says, and what it costs."""
+    def table_rows(self) -> tuple[TableRow, ...]:
+        """Probabilities and costs of both networks."""
         p, teacher = self.prediction, self._teacher
         pairs = {c: (p.student.probabilities[c], teacher.probabilities[c]) for c in p.classes}
-        said = [TableRow(f"P({c})", format_probability(s), format_probability(t)) for c, (s, t) in pairs.items()]
+        probabilities = [
+            TableRow(f"P({c})", format_probability(s), format_probability(t)) for c, (s, t) in pairs.items()
+        ]
         costs = [
             TableRow("Seconds, alone", f"{p.student.seconds['total']:.1f}", f"{teacher.seconds['total']:.1f}"),
             TableRow("Pixels read", _millions(p.student.pixels_decoded), _millions(teacher.pixels_decoded)),
             TableRow("Patches", f"{len(p.student.attention):,}", f"{len(teacher.attention):,}"),
         ]
-        return (*said, *costs)
+        return (*probabilities, *costs)
 
     @property
     def _teacher(self) -> NetworkPrediction:
         if self.prediction.teacher is None:
-            raise ValueError("no comparison without a teacher's reading")
+            raise ValueError("a comparison needs a prediction with a teacher")
         return self.prediction.teacher
 
-    def rows(self, points: NDArray[np.bool_]) -> Int64:
-        """Return the rows of the prediction's grid that (M,) marked points stand for."""
-        return self.both.rows[points]
+    def rows_of(self, is_marked: NDArray[np.bool_]) -> Int64:
+        """Return the rows of the prediction's grid for marked points.
+
+        Parameters
+        ----------
+        is_marked
+            (M,) mask of points.
+        """
+        return self.shared.rows[is_marked]
 
     def points_in(self, regions: Sequence[Region]) -> NDArray[np.bool_]:
-        """Return (M,) which points stand for patches that belong to regions."""
+        """Return the (M,) mask of points whose patches belong to regions."""
         from napari_lrmil.core.patching.regions import patches_in_regions
 
         grid = self.prediction.grid
         if not regions:
-            return np.zeros(len(self.both.rows), dtype=np.bool_)
-        return patches_in_regions(grid.lr_corners[self.both.rows], grid.lattice.lr_cell, regions)
+            return np.zeros(len(self.shared.rows), dtype=np.bool_)
+        return patches_in_regions(grid.lr_corners[self.shared.rows], grid.lattice.lr_cell, regions)
 
     # ------------------------------------------------------------ under the cursor
 
+    # Dictionaries, because the cursor asks at every move of the mouse.
     @cached_property
-    def _lr_rows(self) -> dict[tuple[int, int], int]:
-        index = self.prediction.grid.lr_index[self.both.rows]
+    def _point_by_cell(self) -> dict[tuple[int, int], int]:
+        index = self.prediction.grid.lr_index[self.shared.rows]
         return {(int(c), int(r)): point for point, (c, r) in enumerate(index)}
 
     @cached_property
-    def _hr_rows(self) -> dict[tuple[int, int], int]:
+    def _hr_row_by_cell(self) -> dict[tuple[int, int], int]:
         lattice = self.prediction.grid.lattice
         index = (self._teacher.coords - np.asarray(lattice.origin)) // np.asarray(lattice.cell)
         return {(int(c), int(r)): row for row, (c, r) in enumerate(index)}
 
     def point_at(self, x_um: float, y_um: float) -> int | None:
-        """Return the point of the patch at a place in the viewer's world; None where the two did not both look."""
-        return self._lr_rows.get(self._cell(x_um, y_um, self.prediction.grid.lattice.lr_cell))
+        """Return the point at a position in the viewer's world (µm); None if not both networks have read there."""
+        return self._point_by_cell.get(self._cell_at(x_um, y_um, self.prediction.grid.lattice.lr_cell))
 
-    def _cell(self, x_um: float, y_um: float, cell: tuple[int, int]) -> tuple[int, int]:
+    def _cell_at(self, x_um: float, y_um: float, cell_size: tuple[int, int]) -> tuple[int, int]:
+        """Return column and row of the cell at a position in a lattice of cells of `cell_size` level-0 pixels."""
         lattice = self.prediction.grid.lattice
         x, y = x_um / lattice.mpp.x - lattice.origin[0], y_um / lattice.mpp.y - lattice.origin[1]
-        return int(x // cell[0]), int(y // cell[1])
+        return int(x // cell_size[0]), int(y // cell_size[1])
 
     def text_at(self, x_um: float, y_um: float) -> str:
-        """Return both networks' attention at a place, in a line."""
+        """Return the attention of both networks at a position in the viewer's world (µm), in one line."""
         point = self.point_at(x_um, y_um)
         if point is None:
-            some = "the teacher did not look here" if self.prediction.partly_compared else "no patch here"
-            return f"x {x_um:,.0f} µm, y {y_um:,.0f} µm · {some}"
-        student, teacher = self.both.student[point], self.both.teacher[point]
-        fine = self._hr_rows.get(self._cell(x_um, y_um, self.prediction.grid.lattice.cell))
-        here = "" if fine is None else f" (HR patch {self._teacher.attention[fine] * len(self._teacher.attention):.2f})"
-        return f"Times the average: student {student:.2f}, teacher {teacher:.2f}{here}; {student - teacher:+.2f}"
+            reason = "not read by the teacher" if self.prediction.partly_compared else "no patch here"
+            return f"x {x_um:,.0f} µm, y {y_um:,.0f} µm · {reason}"
+        student, teacher = self.shared.student[point], self.shared.teacher[point]
+        hr_row = self._hr_row_by_cell.get(self._cell_at(x_um, y_um, self.prediction.grid.lattice.cell))
+        hr_text = ""
+        if hr_row is not None:
+            relative = self._teacher.attention[hr_row] * len(self._teacher.attention)
+            hr_text = f" (HR patch {relative:.2f})"
+        values = f"student {student:.2f}, teacher {teacher:.2f}{hr_text}"
+        return f"Times the average: {values}; {student - teacher:+.2f}"
 
 
 def make_comparison(prediction: Prediction | None) -> Comparison | None:
-    """Return what there is to compare; None where no teacher ran."""
+    """Return the comparison of a prediction; None if no teacher ran."""
     return Comparison(prediction) if prediction is not None and prediction.teacher is not None else None
 
 
@@ -209,39 +259,65 @@ def _millions(pixels: int) -> str:
 
 @dataclass(frozen=True)
 class LesionScores:
-    """Who finds annotated lesions, and where the annotations came from."""
+    """Lesion localisation of both networks.
+
+    Attributes
+    ----------
+    source
+        Origin of the annotations: drawn regions, or the name of a file.
+    metrics
+        The figures.
+    """
 
     source: str
-    figures: LesionMetrics
+    metrics: LesionMetrics
 
     @property
-    def lines(self) -> tuple[TableRow, ...]:
-        """The same as lines of the table."""
-        f = self.figures
+    def table_rows(self) -> tuple[TableRow, ...]:
+        """The figures as rows of the table."""
+        m = self.metrics
         return (
-            TableRow("Lesion AUROC", _share(f.lesion_auroc_student), _share(f.lesion_auroc_teacher)),
-            TableRow("Top patch in lesion", _yes(f.pointing_student), _yes(f.pointing_teacher)),
+            TableRow("Lesion AUROC", _format_auroc(m.lesion_auroc_student), _format_auroc(m.lesion_auroc_teacher)),
+            TableRow("Top patch in lesion", _yes_or_no(m.pointing_student), _yes_or_no(m.pointing_teacher)),
         )
 
     @property
     def text(self) -> str:
-        """What was annotated."""
-        if self.figures.n_lesion_patches == 0:
+        """Origin of the annotations and number of lesion patches."""
+        if self.metrics.n_lesion_patches == 0:
             return f"Lesions: {self.source}; none of the compared patches is a quarter lesion or more."
-        return f"Lesions: {self.source}, {self.figures.n_lesion_patches} patches of a quarter lesion or more."
+        return f"Lesions: {self.source}, {self.metrics.n_lesion_patches} patches of a quarter lesion or more."
 
 
 @dataclass(frozen=True)
 class ScoreLesionsJob:
-    """Measure attention against lesions: those that are drawn, else those in the file beside the slide."""
+    """Scores attention against lesions: the drawn regions, or else the annotation file beside the slide.
+
+    Attributes
+    ----------
+    prediction
+        A prediction with a teacher.
+    slide
+        Its slide.
+    open_slides
+        The slides that are open for analysis.
+    drawn
+        The drawn regions.
+    """
 
     prediction: Prediction
     slide: SlideChoice
-    shelf: OpenSlides
+    open_slides: OpenSlides
     drawn: tuple[Region, ...] = ()
 
     def events(self) -> Iterator[Event]:
-        """Yield last `LesionScores`, or None where there are none."""
+        """Yield progress, and last `Finished` with `LesionScores`, or with None if there are no annotations.
+
+        Raises
+        ------
+        LrmilError
+            If the annotation file cannot be read.
+        """
         from napari_lrmil.core.inference.teacher_comparison import (
             find_lesion_outlines,
             lesion_file,
@@ -249,16 +325,17 @@ class ScoreLesionsJob:
         )
 
         yield Progress("lesions", 0, 1, "slide")
-        known = self.drawn or find_lesion_outlines(self.slide.path, self.shelf.get_slide(self.slide).bounds)
+        lesions = self.drawn or find_lesion_outlines(self.slide.path, self.open_slides.get_slide(self.slide).bounds)
         source = "drawn regions" if self.drawn else lesion_file(self.slide.path).name
-        yield Finished(LesionScores(source, score_lesion_localisation(self.prediction, known)) if known else None)
+        metrics = score_lesion_localisation(self.prediction, lesions) if lesions else None
+        yield Finished(LesionScores(source, metrics) if metrics is not None else None)
 
 
-def _share(value: float | None) -> str:
+def _format_auroc(value: float | None) -> str:
     return "not defined" if value is None else f"{value:.3f}"
 
 
-def _yes(value: bool | None) -> str:
+def _yes_or_no(value: bool | None) -> str:
     return "not defined" if value is None else ("yes" if value else "no")
 
 
@@ -268,55 +345,77 @@ def _yes(value: bool | None) -> str:
 DisagreementMeasure = Literal["rho", "js"]
 
 
-def attention_disagreement(line: StoredResult, measure: DisagreementMeasure) -> float | None:
-    """Return 1 - ρ or the JS divergence of both attention maps of a slide; None where it is undefined."""
+def attention_disagreement(result: StoredResult, measure: DisagreementMeasure) -> float | None:
+    """Return 1 - ρ or the JS divergence of both attention maps of a slide; None if it is undefined."""
     if measure == "js":
-        return line.js_divergence
-    return None if line.spearman is None else 1 - line.spearman
+        return result.js_divergence
+    return None if result.spearman is None else 1 - result.spearman
 
 
-def sort_by_attention_disagreement(lines: Sequence[StoredResult], measure: DisagreementMeasure) -> list[StoredResult]:
-    """Return the slides whose attention maps differ most first; those without a figure come last, by name."""
-    figures = {id(line): attention_disagreement(line, measure) for line in lines}
-    with_one = [line for line in lines if figures[id(line)] is not None]
-    without = sorted((line for line in lines if figures[id(line)] is None), key=lambda line: line.name)
-    return sorted(with_one, key=lambda line: (-(figures[id(line)] or 0.0), line.name)) + without
+def sort_by_attention_disagreement(results: Sequence[StoredResult], measure: DisagreementMeasure) -> list[StoredResult]:
+    """Return results with the largest disagreement first; results without a value come last, sorted by name."""
+
+    def sort_key(result: StoredResult) -> tuple[bool, float, str]:
+        value = attention_disagreement(result, measure)
+        return value is None, -(value or 0.0), result.name  # False sorts before True
+
+    return sorted(results, key=sort_key)
 
 
 @dataclass(frozen=True)
 class ReadCohortJob:
-    """Read the results of many slides, and then their pictures."""
+    """Reads the stored results of many slides, then their pictures.
+
+    Attributes
+    ----------
+    folder
+        Folder with one result folder per slide.
+    icon_px
+        Height of the pictures.
+    """
 
     folder: Path
     icon_px: int
 
     def events(self) -> Iterator[Event]:
-        """Yield `Partial` with each `StoredResult`, then with (folder, pixels) of each picture; last the lines."""
+        """Read everything.
+
+        Yields
+        ------
+        Event
+            Progress, `Partial` with each `StoredResult`, `Partial` with (folder, pixels) of each picture, and last
+            `Finished` with all results.
+
+        Raises
+        ------
+        LrmilError
+            If the folder has no results.
+        """
         from napari_lrmil.core.results.reader import list_result_folders, read_result_summary
 
         folders = list_result_folders(self.folder)
-        lines = []
+        results = []
         for done, folder in enumerate(folders):
             yield Progress("slides", done, len(folders), "slides")
-            lines.append(read_result_summary(folder))
-            yield Partial(lines[-1])
-        for done, line in enumerate(lines):
-            yield Progress("pictures", done, len(lines), "slides")
-            pixels = _thumbnail(line.picture, self.icon_px)
+            results.append(read_result_summary(folder))
+            yield Partial(results[-1])
+        for done, result in enumerate(results):
+            yield Progress("pictures", done, len(results), "slides")
+            pixels = _read_thumbnail(result.picture, self.icon_px)
             if pixels is not None:
-                yield Partial((line.folder, pixels))
-        yield Finished(tuple(lines))
+                yield Partial((result.folder, pixels))
+        yield Finished(tuple(results))
 
 
-def _thumbnail(path: Path | None, side: int) -> NDArray[np.uint8] | None:
-    """Return a picture at most `side` pixels high, (height, width, 3); None where there is none that can be read."""
+def _read_thumbnail(path: Path | None, height: int) -> NDArray[np.uint8] | None:
+    """Return a picture at most `height` pixels high, (height, width, 3); None if it is missing or unreadable."""
     from PIL import Image
 
     if path is None:
         return None
     try:
         with Image.open(path) as picture:
-            picture.thumbnail((4 * side, side))
+            picture.thumbnail((4 * height, height))
             return np.asarray(picture.convert("RGB"))
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # the table shows the row without a picture
         return None

@@ -1,4 +1,4 @@
-"""The Compare dock: get the HR teacher's attention beside the student's, see both, measure how far they agree."""
+"""The Compare dock: run the HR teacher, view both attention maps, and measure their agreement."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from napari_lrmil.core.events import Event, Failed, Finished, Partial, Progress
 from napari_lrmil.core.results.reader import StoredResult
 from napari_lrmil.core.visualize.overlay import RESEARCH_USE
 from napari_lrmil.plugin.analyse.widget import DOCK_MIN_WIDTH_PX, AnalyseWidget
-from napari_lrmil.plugin.compare.cohort_section import ICON_PX, CohortSection
+from napari_lrmil.plugin.compare.cohort_section import COHORT_ICON_PX, CohortSection
 from napari_lrmil.plugin.compare.comparison_model import (
     Comparison,
-    LesionScores,
     LoadStoredJob,
     ReadCohortJob,
     ScoreLesionsJob,
@@ -47,17 +46,17 @@ if TYPE_CHECKING:
     from napari_lrmil.plugin.session.session import Session
 
 ANALYSE_TITLE = "Analyse (LRMIL)"
-COMPARE_HOVER_HINT = "Point at the map to read both networks at once."
-ANALYSE_CLOSED = "The Analyse dock, which knows slide and model, was closed: open it again."
+COMPARE_HOVER_HINT = "Point at the map to read both networks."
+ANALYSE_CLOSED = "The Analyse dock, which holds slide and model, was closed. Open it again."
 
 
 class CompareWidget(DockWidget):
-    """The Compare dock: shares slide, model, device and answers with the Analyse dock of its window.
+    """The Compare dock. It shares slide, model, device and results with the Analyse dock of its window.
 
     Parameters
     ----------
     viewer
-        The napari viewer in which the slides are; where no Analyse dock lies in its window, one is opened.
+        The napari viewer with the slides. If its window has no Analyse dock, one is opened.
     """
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
@@ -66,217 +65,225 @@ class CompareWidget(DockWidget):
         guard_layer_removal(viewer)
         self._prediction: Prediction | None = None
         self._comparison: Comparison | None = None
-        self._lesions: LesionScores | None = None
         self._drawn: tuple[Region, ...] = ()
-        self._expected: tuple[Path, Path] | None = None  # a slide that was opened, and where its results lie
-        self._joined, self._began, self._loading = False, False, ""
+        self._pending_load: tuple[Path, Path] | None = None  # a slide that is being opened, and its result folder
+        self._has_analyse, self._started_run = False, False
+        self._loading = ""  # step of loading a stored result
         self._loader: BackgroundWorker | None = None
         self._cohort_reader: BackgroundWorker | None = None
         self._build()
-        self._measuring = LatestOnly(self._measured, self)
-        self._pointer = CursorTracker(viewer, self._pointed, self)
+        self._lesion_scorer = LatestOnly(self._on_lesion_event, self)
+        self._cursor = CursorTracker(viewer, self._on_cursor_moved, self)
         self._connect()
-        self.join()
+        self.join_analyse()
 
-    # ------------------------------------------------------------ what there is to see
+    # ------------------------------------------------------------ layout
 
     def _build(self) -> None:
         self.setMinimumWidth(DOCK_MIN_WIDTH_PX)
-        self.about, self.form = make_label("about", bold=True), TeacherRunForm()
-        self.rejoin = make_button("Open the Analyse dock", ANALYSE_CLOSED)
-        self.rejoin.setVisible(False)
-        self.pairing, self.measures = CompareModeSection(), MeasuresSection()
+        self.summary, self.form = make_label("summary", bold=True), TeacherRunForm()
+        self.reopen = make_button("Open the Analyse dock", ANALYSE_CLOSED)
+        self.reopen.setVisible(False)
+        self.maps, self.measures = CompareModeSection(), MeasuresSection()
         self.scatter, self.cohort = ScatterSection(), CohortSection()
         self.hover = make_label("hover", COMPARE_HOVER_HINT, small=True)
         footer = make_label("footer", RESEARCH_USE, small=True)
-        fill_dock(self, (self.about, self.rejoin, self.form, *self.sections), (self.hover, footer))
+        fill_dock(self, (self.summary, self.reopen, self.form, *self.sections), (self.hover, footer))
         for section in self.sections[:-1]:
             section.expand(animate=False)
 
     @property
     def sections(self) -> tuple[Section, ...]:
-        """The parts that fold, from top to bottom."""
-        return self.pairing, self.measures, self.scatter, self.cohort
+        """The foldable sections, from top to bottom."""
+        return self.maps, self.measures, self.scatter, self.cohort
 
     @property
     def session(self) -> Session:
-        """What is chosen and known, the same as in the Analyse dock."""
+        """The session of the Analyse dock."""
         return self.analyse.session
 
     def _connect(self) -> None:
-        self.rejoin.clicked.connect(self.join)
-        self.form.kind_chosen.connect(self._kind_chosen)
-        self.form.drawing_wanted.connect(self._draw_region)
+        self.reopen.clicked.connect(self.join_analyse)
+        self.form.kind_chosen.connect(self._choose_roi_kind)
+        self.form.draw_requested.connect(self._draw_roi)
         self.form.changed.connect(self._refresh)
-        self.form.get_wanted.connect(self._get)
-        self.form.cancel_wanted.connect(self.cancel)
-        self.form.load_wanted.connect(self._ask_stored)
-        self.pairing.changed.connect(self._pair)
-        self.scatter.picked.connect(self._picked)
-        self.scatter.drawing_wanted.connect(self._draw)
-        self.cohort.folder_wanted.connect(self._ask_cohort)
-        self.cohort.stop_wanted.connect(self._stop_cohort)
-        self.cohort.opened.connect(self._open)
+        self.form.run_requested.connect(self._run_teacher)
+        self.form.cancel_requested.connect(self.cancel)
+        self.form.load_requested.connect(self._ask_result_folder)
+        self.maps.changed.connect(self._apply_compare_mode)
+        self.scatter.points_picked.connect(self._outline_points)
+        self.scatter.draw_requested.connect(self._draw_to_pick)
+        self.cohort.folder_requested.connect(self._ask_cohort_folder)
+        self.cohort.cancel_requested.connect(self._cancel_cohort)
+        self.cohort.slide_opened.connect(self._open_cohort_slide)
 
-    def join(self) -> None:
-        """Share everything with the Analyse dock of the window, opened if there is none."""
-        there = find_dock(self._viewer, AnalyseWidget)
-        self.analyse = there if there is not None else open_dock(self._viewer, AnalyseWidget, ANALYSE_TITLE)
-        self.analyse.left.connect(self._analyse_left)
+    # ------------------------------------------------------------ the Analyse dock
+
+    def join_analyse(self) -> None:
+        """Share the session of the window's Analyse dock; open that dock if it is missing."""
+        analyse = find_dock(self._viewer, AnalyseWidget)
+        self.analyse = analyse if analyse is not None else open_dock(self._viewer, AnalyseWidget, ANALYSE_TITLE)
+        self.analyse.removed.connect(self._on_analyse_removed)
         connect_until_destroyed(self, [(self.session.changed, self._refresh)])
-        self._enable(True)
+        self._show_joined(True)
         self._refresh()
 
-    def _analyse_left(self) -> None:
+    def _on_analyse_removed(self) -> None:
         self.session.changed.disconnect(self._refresh)
-        self._enable(False)
+        self._show_joined(False)
 
-    def _enable(self, there: bool) -> None:
-        self._joined = there
-        self.rejoin.setVisible(not there)
+    def _show_joined(self, has_analyse: bool) -> None:
+        self._has_analyse = has_analyse
+        self.reopen.setVisible(not has_analyse)
         parts: tuple[QWidget, ...] = (self.form, *self.sections)
         for part in parts:
-            part.setEnabled(there)
-            part.setToolTip("" if there else ANALYSE_CLOSED)
-        if not there:
-            self.about.setText(ANALYSE_CLOSED)
+            part.setEnabled(has_analyse)
+            part.setToolTip("" if has_analyse else ANALYSE_CLOSED)
+        if not has_analyse:
+            self.summary.setText(ANALYSE_CLOSED)
 
     def showEvent(self, event: QShowEvent) -> None:  # noqa: N802  # Qt's name
-        """Lie beside the Analyse dock as a tab, once napari has made a dock of this."""
+        """Become a tab beside the Analyse dock, after napari has wrapped this widget in a dock."""
         super().showEvent(event)
-        QTimer.singleShot(0, self, self._lie_beside)
+        QTimer.singleShot(0, self, self._tabify)
 
-    def _lie_beside(self) -> None:
-        mine, other = self.parentWidget(), self.analyse.parentWidget()
-        if not (isinstance(mine, QDockWidget) and isinstance(other, QDockWidget)) or mine.isFloating():
+    def _tabify(self) -> None:
+        own_dock, analyse_dock = self.parentWidget(), self.analyse.parentWidget()
+        if not (isinstance(own_dock, QDockWidget) and isinstance(analyse_dock, QDockWidget)) or own_dock.isFloating():
             return
-        window = mine.parentWidget()
-        if window is other.parentWidget() and other not in window.tabifiedDockWidgets(mine):
-            window.tabifyDockWidget(other, mine)
-            mine.raise_()
+        window = own_dock.parentWidget()
+        if window is analyse_dock.parentWidget() and analyse_dock not in window.tabifiedDockWidgets(own_dock):
+            window.tabifyDockWidget(analyse_dock, own_dock)
+            own_dock.raise_()
 
     def _on_removed(self) -> None:
-        self._measuring.stop()
-        self._stop_cohort()
-        if not self._joined:
+        self._lesion_scorer.stop()
+        self._cancel_cohort()
+        if not self._has_analyse:  # its widgets may be deleted already
             return
         self.cancel()
         if lrmil_layers(self._viewer, role="slide"):
-            self.analyse.reading.pick(None)
-            self.analyse.reading.pair(CompareMode())
+            self.analyse.result_view.show_picked(None)
+            self.analyse.result_view.set_compare_mode(CompareMode())
 
-    # ------------------------------------------------------------ showing the session
+    # ------------------------------------------------------------ refresh
 
     def _refresh(self) -> None:
+        """Show the state of the session in all widgets."""
         session = self.session
-        self._began = self._began and session.is_busy
-        self.about.setText(self.analyse.about.text())
+        self._started_run = self._started_run and session.is_busy  # a run of the Analyse dock is not cancelled here
+        self.summary.setText(self.analyse.summary.text())
         self.form.show_session(session, self._loading, session.state is SessionState.CANCELLING)
         if session.prediction is not self._prediction:
-            self._take(session.prediction)
+            self._set_prediction(session.prediction)
         if session.regions != self._drawn:
             self._drawn = session.regions
-            self._light(self._drawn)
-            self._measure()
-        self._load_expected()
+            self._pick_regions(self._drawn)
+            self._score_lesions()
+        self._load_pending()
 
-    def _take(self, prediction: Prediction | None) -> None:
-        self._prediction, self._comparison, self._lesions = prediction, make_comparison(prediction), None
-        there = self._comparison
-        self.pairing.show_columns(count_columns(there.prediction) if there else None)
-        self.measures.show_comparison(there, None)
-        self.scatter.show_points(there.both if there else None)
+    def _set_prediction(self, prediction: Prediction | None) -> None:
+        self._prediction, self._comparison = prediction, make_comparison(prediction)
+        comparison = self._comparison
+        self.maps.show_columns(count_columns(comparison.prediction) if comparison else None)
+        self.measures.show_comparison(comparison, None)
+        self.scatter.show_points(comparison.shared if comparison else None)
         self.hover.setText(COMPARE_HOVER_HINT)
-        if there is not None:
-            self._pair()
-            self._light(self._drawn)
-            self._measure()
+        if comparison is not None:
+            self._apply_compare_mode()
+            self._pick_regions(self._drawn)
+            self._score_lesions()
 
-    def _pair(self) -> None:
-        self.analyse.reading.pair(self.pairing.value())
+    def _apply_compare_mode(self) -> None:
+        self.analyse.result_view.set_compare_mode(self.maps.value())
 
-    def _pointed(self, x_um: float, y_um: float) -> None:
+    def _on_cursor_moved(self, x_um: float, y_um: float) -> None:
         if self._comparison is not None:
             self.hover.setText(self._comparison.text_at(x_um, y_um))
 
-    # ------------------------------------------------------------ figures and points
+    # ------------------------------------------------------------ lesions and picked points
 
-    def _measure(self) -> None:
-        slide, there = self.session.slide, self._comparison
-        if there is not None and slide is not None and there.prediction.path == slide.path:
-            self._measuring.submit(
-                ScoreLesionsJob(there.prediction, slide, self.session.open_slides, self._drawn).events
-            )
+    def _score_lesions(self) -> None:
+        slide, comparison = self.session.slide, self._comparison
+        if comparison is not None and slide is not None and comparison.prediction.path == slide.path:
+            job = ScoreLesionsJob(comparison.prediction, slide, self.session.open_slides, self._drawn)
+            self._lesion_scorer.submit(job.events)
 
-    def _measured(self, event: Event) -> None:
+    def _on_lesion_event(self, event: Event) -> None:
         match event:
-            case Finished(lesions):
-                self._lesions = lesions
-                self.measures.show_comparison(self._comparison, lesions)
+            case Finished(scores):
+                self.measures.show_comparison(self._comparison, scores)
             case Failed(message):
                 show_error(message)
 
-    def _light(self, regions: tuple[Region, ...]) -> None:
-        """Let the points of the patches light up that belong to regions, and these patches too."""
+    def _pick_regions(self, regions: tuple[Region, ...]) -> None:
+        """Mark the points of the patches in regions, and outline these patches on the slide."""
         if self._comparison is not None:
             points = self._comparison.points_in(regions)
-            self.scatter.light(points)
-            self._picked(points)
+            self.scatter.show_picked(points)
+            self._outline_points(points)
 
-    def _picked(self, points: NDArray[np.bool_]) -> None:
+    def _outline_points(self, points: NDArray[np.bool_]) -> None:
         if self._comparison is not None:
-            self.analyse.reading.pick(self._comparison.rows(points))
+            self.analyse.result_view.show_picked(self._comparison.rows_of(points))
 
-    def _draw(self) -> None:
-        self._one_view()
-        show_errors(self.analyse.wishes.draw)
+    def _draw_to_pick(self) -> None:
+        self._leave_side_by_side()
+        show_errors(self.analyse.viewer_actions.start_drawing)
 
-    def _draw_region(self) -> None:
-        """Draw what the next run is to be about."""
-        self._one_view()
-        self.analyse.scope.draw.click()
+    def _draw_roi(self) -> None:
+        self._leave_side_by_side()
+        self.analyse.roi_form.draw.click()
 
-    def _one_view(self) -> None:
-        """Two views cannot be drawn on."""
-        if self._comparison is not None and self.pairing.value().view == "side":
-            self.pairing.choose("wipe")
+    def _leave_side_by_side(self) -> None:
+        """Choose Wipe if two views are shown, because regions cannot be drawn in two views."""
+        if self._comparison is not None and self.maps.value().view == "side":
+            self.maps.choose("wipe")
 
-    # ------------------------------------------------------------ getting the teacher's attention
+    # ------------------------------------------------------------ teacher run
 
-    def _kind_chosen(self, kind: str) -> None:
-        self.analyse.scope.kinds[kind].click()
+    def _choose_roi_kind(self, kind: str) -> None:
+        self.analyse.roi_form.kinds.buttons[kind].click()
 
-    def _get(self) -> None:
-        choice = self.form.value().choice(self.session.planned_patches)
-        if choice is not None and not self.session.is_busy:
-            self._began = True
-            self.analyse.run(choice)
+    def _run_teacher(self) -> None:
+        patches = self.form.value().teacher_patches(self.session.planned_patches)
+        if patches is not None and not self.session.is_busy:
+            self._started_run = True
+            self.analyse.run(patches)
 
     def cancel(self) -> None:
-        """End what this dock has under way after the step that it is at."""
-        if self._began:
+        """Cancel a run or a load that this dock has started, after its current step."""
+        if self._started_run:
             self.analyse.cancel()
         if self._loader is not None:
-            self._loading = "stopping"
+            self._loading = "cancelling"
             self._loader.cancel()
 
-    def _ask_stored(self) -> None:
+    # ------------------------------------------------------------ stored results
+
+    def _ask_result_folder(self) -> None:
         folder = QFileDialog.getExistingDirectory(self, "Results of this slide, or of many")
         if folder:
             self.load(Path(folder))
 
     def load(self, folder: Path) -> None:
-        """Show what was stored about the chosen slide, below `folder` or in it."""
+        """Load the stored result of the chosen slide in the background.
+
+        Parameters
+        ----------
+        folder
+            Folder of the slide's result, or its parent.
+        """
         session = self.session
         if self._loader is not None or session.is_busy or session.slide is None or session.bundle is None:
             return
         self._loading = "starting"
-        work = LoadStoredJob(folder, session.slide, session.bundle, session.open_slides)
-        self._loader = BackgroundWorker(work.events, self._loaded, self._load_ended, self)
+        job = LoadStoredJob(folder, session.slide, session.bundle, session.open_slides)
+        self._loader = BackgroundWorker(job.events, self._on_load_event, self._on_load_finished, self)
         self._loader.start()
         self._refresh()
 
-    def _loaded(self, event: Event) -> None:
+    def _on_load_event(self, event: Event) -> None:
         match event:
             case Progress(stage):
                 self._loading = stage
@@ -286,71 +293,75 @@ class CompareWidget(DockWidget):
             case Failed(message):
                 show_error(message)
 
-    def _load_ended(self) -> None:
+    def _on_load_finished(self) -> None:
         self._loader, self._loading = None, ""
         self._refresh()
 
-    # ------------------------------------------------------------ a cohort
+    # ------------------------------------------------------------ cohort
 
-    def _ask_cohort(self) -> None:
+    def _ask_cohort_folder(self) -> None:
         folder = QFileDialog.getExistingDirectory(self, "Results of many slides")
         if folder and self._cohort_reader is None:
             self.cohort.clear()
-            self.cohort.show_reading("starting", 0.0)
-            work = ReadCohortJob(Path(folder), ICON_PX)
-            self._cohort_reader = BackgroundWorker(work.events, self._cohort_read, self._cohort_ended, self)
+            self.cohort.show_progress("starting", 0.0)
+            job = ReadCohortJob(Path(folder), COHORT_ICON_PX)
+            self._cohort_reader = BackgroundWorker(job.events, self._on_cohort_event, self._on_cohort_finished, self)
             self._cohort_reader.start()
 
-    def _stop_cohort(self) -> None:
+    def _cancel_cohort(self) -> None:
         if self._cohort_reader is not None:
             self._cohort_reader.cancel()
 
-    def _cohort_read(self, event: Event) -> None:
+    def _on_cohort_event(self, event: Event) -> None:
         match event:
             case Progress(stage, done, total, unit):
-                if stage == "pictures" and done == 0:
-                    self.cohort.show_lines()
-                self.cohort.show_reading(f"{stage} · {done} of {total} {unit}", done / total)
-            case Partial(StoredResult() as line):
-                self.cohort.add_line(line)
+                if stage == "pictures" and done == 0:  # all rows are read
+                    self.cohort.show_results()
+                self.cohort.show_progress(f"{stage} · {done} of {total} {unit}", done / total)
+            case Partial(StoredResult() as result):
+                self.cohort.add_result(result)
             case Partial((folder, pixels)):
                 self.cohort.show_picture(folder, pixels)
             case Failed(message):
                 show_error(message)
 
-    def _cohort_ended(self) -> None:
+    def _on_cohort_finished(self) -> None:
         self._cohort_reader = None
-        self.cohort.show_lines()
-        self.cohort.show_reading("", None)
+        self.cohort.show_results()
+        self.cohort.show_progress("", None)
 
-    def _open(self, line: StoredResult) -> None:
-        """Open a slide of the cohort with both maps, as they were stored."""
-        path = self._find(line)
+    def _open_cohort_slide(self, result: StoredResult) -> None:
+        """Open a slide of the cohort, then load its stored result."""
+        path = self._find_slide_file(result)
         if path is None or self.session.is_busy:
             return
-        self._expected = path, line.folder
+        self._pending_load = path, result.folder
         if all(slide.path != path for slide in self.session.slides):
-            added = show_errors(partial(self._show_slide, path))
-            self._expected = self._expected if added else None
+            is_added = show_errors(partial(self._add_slide, path))
+            self._pending_load = self._pending_load if is_added else None
         self._refresh()
 
-    def _find(self, line: StoredResult) -> Path | None:
-        if line.path is not None and line.path.exists():
-            return line.path
-        name, _ = QFileDialog.getOpenFileName(self, f"Where is the slide {line.name} now?")
+    def _find_slide_file(self, result: StoredResult) -> Path | None:
+        """Return the path of a result's slide; ask for it if the file has moved."""
+        if result.path is not None and result.path.exists():
+            return result.path
+        name, _ = QFileDialog.getOpenFileName(self, f"Find the slide {result.name}")
         return Path(name) if name else None
 
-    def _show_slide(self, path: Path) -> bool:
+    def _add_slide(self, path: Path) -> bool:
         memory = self.session.settings_store
         return bool(add_layers(self._viewer, read_slides(path, ask=ask_mpp_with_estimate, memory=memory)))
 
-    def _load_expected(self) -> None:
-        """Load what was stored about the slide that was just opened, as soon as the session knows it."""
-        if self._expected is None:
+    def _load_pending(self) -> None:
+        """Load the result of the slide that is being opened, once the session has that slide.
+
+        The session learns of new layers from a timer of the Analyse dock, not while they are added.
+        """
+        if self._pending_load is None:
             return
-        path, folder = self._expected
-        there = next((slide for slide in self.session.slides if slide.path == path), None)
-        if there is not None:
-            self._expected = None
-            self.session.choose_slide(there)
+        path, folder = self._pending_load
+        slide = next((slide for slide in self.session.slides if slide.path == path), None)
+        if slide is not None:
+            self._pending_load = None
+            self.session.choose_slide(slide)
             self.load(folder)

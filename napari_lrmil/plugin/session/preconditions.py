@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from napari_lrmil.core.models.bundle import Bundle
     from napari_lrmil.core.patching.grid import TissueGrid
 
+RUN_ACTIVE = "Wait for the run to end, or cancel it."
+TISSUE_UNKNOWN = "The tissue of the slide is not known yet."
+
 
 def why_too_coarse(slide: SlideChoice | None, wanted_mpp: float, reader: str) -> str:
     """Return why a network cannot read a slide.

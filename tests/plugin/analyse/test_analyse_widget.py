@@ -32,7 +32,7 @@ def _run(dock: Any, qtbot: Any) -> None:
     qtbot.waitUntil(lambda: not dock.session.is_busy, timeout=WAIT_MS)
 
 
-def _of_core(path: Path, bundle: Bundle, teacher: str) -> Prediction:
+def _predict(path: Path, bundle: Bundle, teacher: str) -> Prediction:
     with Slide(path) as slide:
         *_, last = predict(slide, bundle, device=torch.device("cpu"), teacher=TeacherPatches.parse(teacher))
     result: Prediction = last.result  # type: ignore[union-attr]  # the last event carries it
@@ -43,9 +43,9 @@ def test_a_run_shows_what_the_engine_says(
     make_dock: MakeDock, viewer: Any, slide_path: Path, bundle: Bundle, qtbot: Any
 ) -> None:
     dock = make_dock(slide_path)
-    assert "tissue" in dock.about.text() and "lively" in dock.about.text() and "CPU" in dock.about.text()
+    assert "tissue" in dock.summary.text() and "lively" in dock.summary.text() and "CPU" in dock.summary.text()
     _run(dock, qtbot)
-    expected = _of_core(slide_path, bundle, "none")
+    expected = _predict(slide_path, bundle, "none")
     shown = dock.results.student.value()
     assert shown == pytest.approx(expected.student.probabilities, abs=1e-5)
     [layer] = lrmil_layers(viewer, role="attention")
@@ -61,11 +61,11 @@ def test_with_the_teacher_beside_it_two_linked_views_share_one_legend(
     make_dock: MakeDock, viewer: Any, slide_path: Path, bundle: Bundle, qtbot: Any
 ) -> None:
     dock = make_dock(slide_path)
-    dock.beside.native.click()
+    dock.with_teacher.native.click()
     _run(dock, qtbot)
     qtbot.waitUntil(lambda: any(layer.colorbar.visible for layer in viewer.layers), timeout=WAIT_MS)
     qtbot.waitUntil(lambda: timers_rest(dock), timeout=WAIT_MS)
-    expected = _of_core(slide_path, bundle, "all").teacher
+    expected = _predict(slide_path, bundle, "all").teacher
     assert expected is not None and dock.results.teacher.value() == pytest.approx(expected.probabilities, abs=1e-5)
     assert "rank correlation" in dock.results.agreement.text() and dock.results.agreement.isVisible()
     assert _cells(viewer) == CELLS
@@ -91,10 +91,10 @@ def _check_halves(viewer: Any, student: Any, teacher: Any) -> None:
     before = viewer.screenshot(flash=False).astype(int)
     middle = before.shape[1] // 2
     left, right = slice(0, middle), slice(middle, None)
-    for layer, changed, kept in ((student, left, right), (teacher, right, left)):
+    for layer, changed, unchanged in ((student, left, right), (teacher, right, left)):
         layer.opacity = 0.0
         difference = np.abs(viewer.screenshot(flash=False).astype(int) - before).sum(axis=2)
-        assert difference[:, changed].max() > 30 and difference[:, kept].max() == 0
+        assert difference[:, changed].max() > 30 and difference[:, unchanged].max() == 0
         layer.opacity = 0.5
 
 
@@ -102,10 +102,10 @@ def test_leaving_the_teacher_out_again_gives_one_view(
     make_dock: MakeDock, viewer: Any, slide_path: Path, qtbot: Any
 ) -> None:
     dock = make_dock(slide_path)
-    dock.beside.native.click()
+    dock.with_teacher.native.click()
     _run(dock, qtbot)
     assert len(viewer.layers) == 4
-    dock.beside.native.click()
+    dock.with_teacher.native.click()
     _run(dock, qtbot)
     assert not viewer.canvas.grid.enabled
     assert [get_tag(layer).role for layer in viewer.layers] == ["slide", "attention"]  # type: ignore[union-attr]  # all ours
@@ -115,7 +115,7 @@ def test_removing_the_teachers_map_gives_one_view(
     make_dock: MakeDock, viewer: Any, slide_path: Path, qtbot: Any
 ) -> None:
     dock = make_dock(slide_path)
-    dock.beside.native.click()
+    dock.with_teacher.native.click()
     _run(dock, qtbot)
     viewer.layers.remove(lrmil_layers(viewer, role="attention", side="teacher")[0])
     qtbot.waitUntil(lambda: not viewer.canvas.grid.enabled, timeout=WAIT_MS)
@@ -125,7 +125,7 @@ def test_removing_the_teachers_map_gives_one_view(
 def test_another_layer_does_not_mix_the_views(make_dock: MakeDock, viewer: Any, slide_path: Path, qtbot: Any) -> None:
     dock = make_dock(slide_path)
     viewer.add_points(np.zeros((1, 2)), name="mine")
-    dock.beside.native.click()
+    dock.with_teacher.native.click()
     _run(dock, qtbot)
     assert _cells(viewer)[:2] == CELLS
 
@@ -138,7 +138,7 @@ def test_of_several_slides_the_analysed_one_is_seen(
     add_layers(viewer, read_slides(other))
     qtbot.waitUntil(lambda: len(dock.session.slides) == 2, timeout=WAIT_MS)
     dock.slide.value = next(s for s in dock.session.slides if s.path == slide_path)
-    dock.beside.native.click()
+    dock.with_teacher.native.click()
     _run(dock, qtbot)
     assert {get_tag(layer).path for layer in viewer.layers if layer.visible} == {slide_path}  # type: ignore[union-attr]  # all ours
     assert _cells(viewer) == CELLS
@@ -155,7 +155,7 @@ def test_cancel_answers_and_leaves_nothing_but_a_usable_dock(
     from napari_lrmil.plugin.session.session import Session, SessionState
 
     dock = make_dock(slide_path, Session(open_slide=slow))
-    dock.beside.native.click()
+    dock.with_teacher.native.click()
     dock.run_button.native.click()
     qtbot.waitUntil(lambda: "teacher" in dock.progress.native.format(), timeout=WAIT_MS)
     assert dock.progress.visible and not dock.slide.enabled
@@ -164,7 +164,7 @@ def test_cancel_answers_and_leaves_nothing_but_a_usable_dock(
     qtbot.waitUntil(lambda: not dock.session.is_busy, timeout=WAIT_MS)
     assert dock.session.state is SessionState.IDLE and not lrmil_layers(viewer, role="attention")
     assert not dock.progress.visible and dock.run_button.text == "Run" and dock.slide.enabled
-    dock.beside.native.click()
+    dock.with_teacher.native.click()
     _run(dock, qtbot)
     assert dock.session.state is SessionState.DONE
     viewer.layers.clear()
@@ -199,10 +199,10 @@ def test_closing_the_window_during_a_run_ends_it(bundle: Bundle, slide_path: Pat
     dock.open_model(bundle.path)
     add_layers(viewer, read_slides(slide_path))
     qtbot.waitUntil(lambda: session.slide is not None, timeout=WAIT_MS)
-    dock.beside.native.click()
+    dock.with_teacher.native.click()
     dock.run_button.native.click()
     qtbot.waitUntil(lambda: session.progress is not None, timeout=WAIT_MS)
-    run = dock._run
+    run = dock._worker
     del dock
     viewer.close()
     gc.collect()
@@ -218,7 +218,7 @@ def test_closing_the_dock_during_a_run_ends_it(
     from napari_lrmil.plugin.session.session import Session
 
     dock = make_dock(slide_path, Session(open_slide=slow))
-    dock.beside.native.click()
+    dock.with_teacher.native.click()
     dock.run_button.native.click()
     qtbot.waitUntil(lambda: dock.session.progress is not None, timeout=WAIT_MS)
     viewer.window.remove_dock_widget(dock)
@@ -237,12 +237,12 @@ def test_what_cannot_work_is_not_enabled_and_says_why(
     qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=WAIT_MS)
     assert not dock.run_button.enabled and "too coarse for the student" in dock.run_button.tooltip
     assert one_sentence(Exception(dock.note.text())) and dock.note.isVisible()
-    assert not dock.beside.enabled and "too coarse for the teacher" in dock.beside.tooltip
+    assert not dock.with_teacher.enabled and "too coarse for the teacher" in dock.with_teacher.tooltip
     from napari_lrmil.core.features.devices import DEVICES
 
     items = dock.device.native.model()
-    there = [items.item(row).isEnabled() for row in range(len(DEVICES))]
-    assert there[:2] == [True, True] and there[2] == torch.cuda.is_available()
+    is_enabled = [items.item(row).isEnabled() for row in range(len(DEVICES))]
+    assert is_enabled[:2] == [True, True] and is_enabled[2] == torch.cuda.is_available()
 
 
 def test_a_failure_is_one_sentence_in_the_dock(make_dock: MakeDock, viewer: Any, tmp_path: Path, qtbot: Any) -> None:

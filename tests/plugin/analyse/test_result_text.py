@@ -1,4 +1,4 @@
-"""The words of an answer are the engine's numbers."""
+"""Text of a result, compared with the numbers of the prediction."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def ask(folder: Path, scope: RegionOfInterest = WHOLE_SLIDE, temperature: float 
 
 def test_under_the_cursor_is_the_patch_that_lies_there(tmp_path: Path) -> None:
     prediction = ask(tmp_path)
-    answer, student, lattice = ResultText(prediction), prediction.student, prediction.grid.lattice
+    result_text, student, lattice = ResultText(prediction), prediction.student, prediction.grid.lattice
     row = int(np.argmax(student.attention))
     x, y = (student.coords[row] + np.array(lattice.lr_cell) * (0.9, 0.1)) * (0.5, 0.25)
-    assert answer.row_at(x, y) == row
-    text = answer.text_at(x, y)
+    assert result_text.row_at(x, y) == row
+    text = result_text.text_at(x, y)
     assert f"rank 1 of {len(student.attention)}" in text and f"{student.evidence[row][0]:+.3f}" in text
     assert f"{student.attention[row] * len(student.attention):.2f} times" in text
-    assert "no patch here" in answer.text_at(-5, 10)
+    assert "no patch here" in result_text.text_at(-5, 10)
 
 
 def test_evidence_and_bias_make_the_logit(tmp_path: Path) -> None:
@@ -55,9 +55,9 @@ def test_evidence_and_bias_make_the_logit(tmp_path: Path) -> None:
 def test_it_says_what_kind_of_figures_they_are(tmp_path: Path) -> None:
     assert ResultText(ask(tmp_path)).trust == "Probabilities, not calibrated."
     assert "calibrated on validation slides" in ResultText(ask(tmp_path, temperature=2.0)).trust
-    part = ResultText(ask(tmp_path, LEFT, temperature=2.0))
-    assert part.trust == "Region score of the drawn region, uncalibrated."
-    assert f"{len(part.prediction.grid.lr_index)} patches" in part.basis
+    region = ResultText(ask(tmp_path, LEFT, temperature=2.0))
+    assert region.trust == "Region score of the drawn region, uncalibrated."
+    assert f"{len(region.prediction.grid.lr_index)} patches" in region.basis
 
 
 def test_agreement_is_a_sentence_and_nothing_without_a_teacher(tmp_path: Path) -> None:
@@ -66,6 +66,6 @@ def test_agreement_is_a_sentence_and_nothing_without_a_teacher(tmp_path: Path) -
     compared = replace(alone, agreement=Agreement(0.5, 0.25, 0.375, n_patches=n - 1))
     assert ResultText(alone).agreement == ""
     assert ResultText(compared).agreement == (
-        "Agreement on where they looked: rank correlation ρ 0.50 · top-10 % overlap 0.25 · JS divergence 0.38 · "
+        "Agreement of attention: rank correlation ρ 0.50 · top-10 % overlap 0.25 · JS divergence 0.38 · "
         f"over {n - 1} of {n} patches."
     )

@@ -25,25 +25,25 @@ from support.window import WAIT_MS, MakeDock, timers_rest
 @pytest.fixture
 def dock(make_dock: MakeDock, slide_path: Path, viewer: Any, qtbot: Any) -> Any:
     """Return a dock with a slide whose tissue is known, the whole of it in view."""
-    made = make_dock(slide_path)
+    dock = make_dock(slide_path)
     viewer.reset_view()
-    qtbot.waitUntil(lambda: made.session.tissue_grid is not None, timeout=WAIT_MS)
-    qtbot.waitUntil(lambda: timers_rest(made), timeout=WAIT_MS)
-    return made
+    qtbot.waitUntil(lambda: dock.session.tissue_grid is not None, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: timers_rest(dock), timeout=WAIT_MS)
+    return dock
 
 
 def run(dock: Any, qtbot: Any) -> Prediction:
     dock.run_button.native.click()
     qtbot.waitUntil(lambda: not dock.session.is_busy, timeout=WAIT_MS)
-    found: Prediction = dock.session.prediction
-    assert found is not None, dock.session.message
-    return found
+    prediction: Prediction = dock.session.prediction
+    assert prediction is not None, dock.session.message
+    return prediction
 
 
 def draw(dock: Any, qtbot: Any, corners_um: list[tuple[float, float]]) -> None:
     """Draw a polygon, given as x, y in µm, on the layer that the button makes."""
-    dock.scope.draw.click()
-    dock.wishes.drawing().add(np.array(corners_um)[:, ::-1], shape_type="polygon")
+    dock.roi_form.draw.click()
+    dock.viewer_actions.region_layer().add(np.array(corners_um)[:, ::-1], shape_type="polygon")
     qtbot.waitUntil(lambda: bool(dock.session.regions), timeout=WAIT_MS)
 
 
@@ -57,12 +57,12 @@ def choose(monkeypatch: pytest.MonkeyPatch, dialog: str, path: Path | None) -> N
 
 
 def save(dock: Any, qtbot: Any, button: Any) -> str:
-    """Press a button that saves, wait for the end, and return what was told."""
+    """Press a button that saves, wait for the end, and return the notification."""
     from napari.utils.notifications import notification_manager
 
-    told = len(notification_manager.records)
+    count = len(notification_manager.records)
     button.click()
-    qtbot.waitUntil(lambda: len(notification_manager.records) > told and button.isEnabled(), timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: len(notification_manager.records) > count and button.isEnabled(), timeout=WAIT_MS)
     return str(notification_manager.records[-1].message)
 
 
@@ -76,19 +76,19 @@ def test_before_a_run_the_cost_is_told_and_after_one_the_time(
     make_dock: MakeDock, slide_path: Path, qtbot: Any, tmp_path: Path
 ) -> None:
     dock = make_dock(slide_path, Session(settings_store=SettingsStore(tmp_path)))
-    qtbot.waitUntil(lambda: bool(dock.scope.estimate.text()), timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: bool(dock.roi_form.estimate.text()), timeout=WAIT_MS)
     patches = len(dock.session.tissue_grid.grid.lr_index)
-    assert f"{patches} patches" in dock.scope.estimate.text() and "not known yet" in dock.scope.estimate.text()
+    assert f"{patches} patches" in dock.roi_form.estimate.text() and "not known yet" in dock.roi_form.estimate.text()
     run(dock, qtbot)
-    assert "about" in dock.scope.estimate.text()
+    assert "about" in dock.roi_form.estimate.text()
 
 
 def test_a_drawn_region_is_asked_about_alone(dock: Any, qtbot: Any) -> None:
     draw(dock, qtbot, LEFT)
-    assert dock.scope.kinds["region"].isChecked() and "drawn region" in dock.scope.estimate.text()
-    found = run(dock, qtbot)
-    assert 0 < len(found.grid.lr_index) < len(dock.session.tissue_grid.grid.lr_index)
-    assert (found.grid.lr_corners[:, 0] * 0.5 < 300).all()
+    assert dock.roi_form.kinds.buttons["region"].isChecked() and "drawn region" in dock.roi_form.estimate.text()
+    prediction = run(dock, qtbot)
+    assert 0 < len(prediction.grid.lr_index) < len(dock.session.tissue_grid.grid.lr_index)
+    assert (prediction.grid.lr_corners[:, 0] * 0.5 < 300).all()
     assert "Region score" in dock.results.calibration.text() and "uncalibrated" in dock.results.calibration.text()
 
 
@@ -101,9 +101,11 @@ def test_a_region_off_the_tissue_is_said_and_nothing_runs(dock: Any, qtbot: Any)
 def test_the_view_is_what_is_seen(dock: Any, viewer: Any, qtbot: Any) -> None:
     zoom(viewer, (100, 100), across_um=260)
     qtbot.waitUntil(lambda: timers_rest(dock), timeout=WAIT_MS)
-    dock.scope.kinds["view"].click()
-    found = run(dock, qtbot)
-    assert found.scope.kind == "view" and 0 < len(found.grid.lr_index) < len(dock.session.tissue_grid.grid.lr_index)
+    dock.roi_form.kinds.buttons["view"].click()
+    prediction = run(dock, qtbot)
+    assert prediction.scope.kind == "view" and 0 < len(prediction.grid.lr_index) < len(
+        dock.session.tissue_grid.grid.lr_index
+    )
 
 
 def zoom(viewer: Any, centre_um: tuple[float, float], across_um: float) -> None:
@@ -113,16 +115,16 @@ def zoom(viewer: Any, centre_um: tuple[float, float], across_um: float) -> None:
 
 def test_regions_go_out_and_come_back(dock: Any, qtbot: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw(dock, qtbot, LEFT)
-    asked = dock.session.regions
+    drawn = dock.session.regions
     choose(monkeypatch, "getSaveFileName", tmp_path / "regions.geojson")
-    dock.scope.write.click()
-    dock.wishes.drawing().selected_data = {0}
-    dock.wishes.drawing().remove_selected()
+    dock.roi_form.export_button.click()
+    dock.viewer_actions.region_layer().selected_data = {0}
+    dock.viewer_actions.region_layer().remove_selected()
     qtbot.waitUntil(lambda: not dock.session.regions, timeout=WAIT_MS)
     choose(monkeypatch, "getOpenFileName", tmp_path / "regions.geojson")
-    dock.scope.read.click()
+    dock.roi_form.import_button.click()
     qtbot.waitUntil(lambda: bool(dock.session.regions), timeout=WAIT_MS)
-    assert dock.session.regions[0].geometry.symmetric_difference(asked[0].geometry).area < 1
+    assert dock.session.regions[0].geometry.symmetric_difference(drawn[0].geometry).area < 1
     assert dock.session.roi_kind == "region"
 
 
@@ -132,7 +134,7 @@ def test_regions_go_out_and_come_back(dock: Any, qtbot: Any, tmp_path: Path, mon
 def test_the_student_follows_the_view_and_what_was_seen_costs_nothing(dock: Any, viewer: Any, qtbot: Any) -> None:
     zoom(viewer, (130, 130), across_um=300)
     qtbot.waitUntil(lambda: timers_rest(dock), timeout=WAIT_MS)
-    dock.scope.follow.click()
+    dock.roi_form.follow.click()
     settled(dock, qtbot)
     first = dock.session.prediction
     assert first.scope.kind == "view" and first.student.patches_encoded == len(first.grid.lr_index)
@@ -151,14 +153,14 @@ def test_the_student_follows_the_view_and_what_was_seen_costs_nothing(dock: Any,
 
 
 def settled(dock: Any, qtbot: Any) -> None:
-    qtbot.waitUntil(lambda: timers_rest(dock) and not dock.follower.answers.is_busy, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: timers_rest(dock) and not dock.live_view.predictions.is_busy, timeout=WAIT_MS)
     assert dock.session.prediction is not None
 
 
 def test_moving_within_the_same_patches_asks_nothing(dock: Any, viewer: Any, qtbot: Any) -> None:
     zoom(viewer, (320, 250), across_um=5000)
     qtbot.waitUntil(lambda: timers_rest(dock), timeout=WAIT_MS)
-    dock.scope.follow.click()
+    dock.roi_form.follow.click()
     settled(dock, qtbot)
     seen = dock.session.prediction
     zoom(viewer, (330, 255), across_um=5100)
@@ -175,7 +177,7 @@ def test_dock_command_line_and_live_view_say_the_same_of_the_slide(
     assert run(dock, qtbot).student.probabilities == pytest.approx(expected, abs=1e-5)
     dock.session.cache.clear()
     zoom(viewer, (320, 250), across_um=5000)
-    dock.scope.follow.click()
+    dock.roi_form.follow.click()
     settled(dock, qtbot)
     live = dock.session.prediction
     assert live.scope.kind == "view" and live.student.probabilities == pytest.approx(expected, abs=1e-5)
@@ -187,58 +189,58 @@ def test_dock_command_line_and_live_view_say_the_same_of_the_slide(
 def test_attention_in_percentiles_and_powers_of_ten_is_never_smoothed_unasked(
     dock: Any, viewer: Any, qtbot: Any
 ) -> None:
-    found = run(dock, qtbot)
+    prediction = run(dock, qtbot)
     [layer] = lrmil_layers(viewer, role="attention")
     assert layer.interpolation2d == "nearest"
-    modes = dock.reading.attention.mode
+    modes = dock.result_view.attention.mode
     modes.setCurrentIndex(modes.findData("percentile"))
     values = layer.data[np.isfinite(layer.data)]
     assert layer.contrast_limits == [0, 100] and values.mean() == pytest.approx(50, abs=1e-3)
     modes.setCurrentIndex(modes.findData("log"))
-    top = np.log10(found.student.attention.max() * len(found.student.attention))
+    top = np.log10(prediction.student.attention.max() * len(prediction.student.attention))
     assert np.nanmax(layer.data) == pytest.approx(top, abs=1e-4)
     qtbot.waitUntil(lambda: "power of ten" in viewer.canvas.overlays.text.text, timeout=WAIT_MS)
-    dock.reading.attention.smooth.click()
+    dock.result_view.attention.smooth.click()
     assert layer.interpolation2d == "linear"
-    dock.reading.attention.opacity.setValue(20)
+    dock.result_view.attention.opacity.setValue(20)
     assert layer.opacity == pytest.approx(0.2)
 
 
 def test_evidence_takes_the_place_of_attention_and_tells_its_sum(dock: Any, viewer: Any, qtbot: Any) -> None:
-    found = run(dock, qtbot)
-    dock.reading.evidence.shown.click()
+    prediction = run(dock, qtbot)
+    dock.result_view.evidence.show_box.click()
     qtbot.waitUntil(lambda: bool(lrmil_layers(viewer, role="evidence")), timeout=WAIT_MS)
     [layer] = lrmil_layers(viewer, role="evidence")
-    name = dock.reading.evidence.of.currentText()
-    total = found.student.evidence[:, found.classes.index(name)].sum()
+    name = dock.result_view.evidence.class_box.currentText()
+    total = prediction.student.evidence[:, prediction.classes.index(name)].sum()
     assert np.nansum(layer.data) == pytest.approx(total, abs=1e-4)
-    assert f"Σ {total:+.2f}" in dock.reading.evidence.total.text()
+    assert f"Σ {total:+.2f}" in dock.result_view.evidence.sum_label.text()
     assert layer.contrast_limits[0] == -layer.contrast_limits[1]
     assert not lrmil_layers(viewer, role="attention")[0].visible
-    dock.reading.evidence.shown.click()
+    dock.result_view.evidence.show_box.click()
     qtbot.waitUntil(lambda: not lrmil_layers(viewer, role="evidence"), timeout=WAIT_MS)
     assert lrmil_layers(viewer, role="attention")[0].visible and "attention" in viewer.canvas.overlays.text.text
 
 
 def test_pointing_at_a_patch_reads_it(dock: Any, viewer: Any, qtbot: Any) -> None:
-    found = run(dock, qtbot)
-    row = int(np.argmax(found.student.attention))
-    x, y = (found.student.coords[row] + 20) * 0.5
+    prediction = run(dock, qtbot)
+    row = int(np.argmax(prediction.student.attention))
+    x, y = (prediction.student.coords[row] + 20) * 0.5
     viewer.cursor.position = (y, x)
-    qtbot.waitUntil(lambda: "rank 1 of" in dock.reading.hover.text(), timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: "rank 1 of" in dock.result_view.hover.text(), timeout=WAIT_MS)
 
 
 def test_the_gallery_shows_patches_and_leads_to_them(dock: Any, viewer: Any, qtbot: Any) -> None:
     from qtpy.QtCore import Qt
 
-    gallery = dock.reading.gallery
+    gallery = dock.result_view.gallery
     gallery.expand(animate=False)
     run(dock, qtbot)
-    assert len(gallery.thumbs) == 10
-    qtbot.waitUntil(lambda: all(not thumb.icon().isNull() for thumb in gallery.thumbs), timeout=WAIT_MS)
-    gallery.thumbs[2].click()
+    assert len(gallery.thumbnails) == 10
+    qtbot.waitUntil(lambda: all(not thumb.icon().isNull() for thumb in gallery.thumbnails), timeout=WAIT_MS)
+    gallery.thumbnails[2].click()
     assert tuple(viewer.scene.camera.center[-2:])[::-1] == pytest.approx(gallery.patches[2].centre_um)
-    qtbot.keyClick(gallery.thumbs[2], Qt.Key.Key_Right)
+    qtbot.keyClick(gallery.thumbnails[2], Qt.Key.Key_Right)
     assert tuple(viewer.scene.camera.center[-2:])[::-1] == pytest.approx(gallery.patches[3].centre_um)
     gallery.collapse(animate=False)
 
@@ -252,32 +254,34 @@ def test_leaving_a_region_out_answers_from_what_was_seen_and_can_be_undone(dock:
     dock.what_if.exclude.click()
     qtbot.waitUntil(lambda: dock.session.prediction is not before, timeout=WAIT_MS)
     without = dock.session.prediction
-    assert dock.scope.kinds["slide"].isChecked() and dock.run_button.enabled, "the slide is what is asked about"
-    edge = dock.wishes.drawing().edge_color[0].copy()
+    assert dock.roi_form.kinds.buttons["slide"].isChecked() and dock.run_button.enabled, (
+        "the slide is what is asked about"
+    )
+    edge = dock.viewer_actions.region_layer().edge_color[0].copy()
     assert without.student.patches_encoded == 0 and "without 1 excluded" in dock.results.calibration.text()
     assert (without.grid.lr_corners[:, 0] * 0.5 > 150).all()
-    kept = ~without.scope.selects(before.grid)
-    assert len(without.grid.lr_index) == (~kept).sum() < len(before.grid.lr_index)
+    is_excluded = ~without.scope.selects(before.grid)
+    assert len(without.grid.lr_index) == (~is_excluded).sum() < len(before.grid.lr_index)
     dock.what_if.undo.click()
     qtbot.waitUntil(lambda: dock.session.prediction is not without, timeout=WAIT_MS)
     assert dock.session.prediction.student.probabilities == pytest.approx(before.student.probabilities, abs=1e-6)
     assert not dock.what_if.undo.isEnabled()
-    assert not np.allclose(dock.wishes.drawing().edge_color[0], edge), "what is left out looks like it"
+    assert not np.allclose(dock.viewer_actions.region_layer().edge_color[0], edge), "what is left out looks like it"
 
 
 def test_the_mask_can_be_painted_and_found_again(dock: Any, viewer: Any, qtbot: Any) -> None:
     before = run(dock, qtbot)
     dock.tissue.edit.click()
-    layer = dock.wishes.editing()
+    layer = dock.viewer_actions.tissue_layer()
     painted = layer.data.copy()
     painted[:, : painted.shape[1] // 2] = 0
     layer.data = painted
-    dock.tissue.use.click()
+    dock.tissue.apply.click()
     qtbot.waitUntil(lambda: dock.session.prediction is not before, timeout=WAIT_MS)
     edited = dock.session.prediction
     assert edited.scope.edited and not edited.calibrated and len(edited.grid.lr_index) < len(before.grid.lr_index)
-    assert dock.wishes.editing() is None
-    dock.tissue.back.click()
+    assert dock.viewer_actions.tissue_layer() is None
+    dock.tissue.reset.click()
     qtbot.waitUntil(
         lambda: dock.session.tissue_grid is not None and not dock.session.tissue_grid.edited, timeout=WAIT_MS
     )
@@ -301,15 +305,15 @@ def test_everything_is_saved_and_the_command_line_gives_the_same(
     qtbot.waitUntil(lambda: dock.session.prediction is not shown, timeout=WAIT_MS)
     choose(monkeypatch, "getExistingDirectory", tmp_path / "window")
     folder = tmp_path / "window" / dock.session.prediction.slide
-    assert save(dock, qtbot, dock.keep.all) == f"Saved: {folder}"
-    wanted = ("prediction.json", "attention.h5", "attention.ome.tif", "attention.geojson", "overlay.png", "report.html")
-    assert all((folder / name).is_file() for name in (*wanted, "exclude.geojson"))
+    assert save(dock, qtbot, dock.save_section.all_files) == f"Saved: {folder}"
+    names = ("prediction.json", "attention.h5", "attention.ome.tif", "attention.geojson", "overlay.png", "report.html")
+    assert all((folder / name).is_file() for name in (*names, "exclude.geojson"))
     saved = json.loads((folder / "prediction.json").read_text())
-    dock.keep.command.click()
-    words = shlex.split(QGuiApplication.clipboard().text())
-    assert words[words.index("--exclude") + 1] == str(folder / "exclude.geojson"), "where it was saved"
-    words[words.index("--out") + 1] = str(tmp_path / "again")
-    done = CliRunner().invoke(app, words[1:])
+    dock.save_section.command.click()
+    command = shlex.split(QGuiApplication.clipboard().text())
+    assert command[command.index("--exclude") + 1] == str(folder / "exclude.geojson"), "where it was saved"
+    command[command.index("--out") + 1] = str(tmp_path / "again")
+    done = CliRunner().invoke(app, command[1:])
     assert done.exit_code == 0, done.output
     again = json.loads((tmp_path / "again" / folder.name / "prediction.json").read_text())
     assert again["probabilities"] == pytest.approx(saved["probabilities"], abs=1e-5)
@@ -325,7 +329,7 @@ def test_the_view_is_saved_with_legend_and_scale(
     qtbot.waitUntil(lambda: lrmil_layers(viewer, role="attention")[0].colorbar.visible, timeout=WAIT_MS)
     qtbot.waitUntil(lambda: timers_rest(dock), timeout=WAIT_MS)
     choose(monkeypatch, "getSaveFileName", tmp_path / "view.png")
-    save(dock, qtbot, dock.keep.view)
+    save(dock, qtbot, dock.save_section.view)
     with Image.open(tmp_path / "view.png") as picture:
         assert picture.width >= viewer.canvas.size[1] and picture.height > viewer.canvas.size[0]
     assert lrmil_layers(viewer, role="attention")[0].colorbar.visible and viewer.canvas.overlays.text.visible
@@ -334,18 +338,18 @@ def test_the_view_is_saved_with_legend_and_scale(
 def test_the_report_is_saved_and_a_closed_dialog_saves_nothing(
     dock: Any, qtbot: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = run(dock, qtbot)
+    prediction = run(dock, qtbot)
     for dialog, button in (
-        ("getSaveFileName", dock.keep.report),
-        ("getSaveFileName", dock.keep.view),
-        ("getExistingDirectory", dock.keep.all),
+        ("getSaveFileName", dock.save_section.report),
+        ("getSaveFileName", dock.save_section.view),
+        ("getExistingDirectory", dock.save_section.all_files),
     ):
         choose(monkeypatch, dialog, None)
         button.click()
         assert button.isEnabled(), "nothing is under way"
     choose(monkeypatch, "getSaveFileName", tmp_path / "report.html")
-    save(dock, qtbot, dock.keep.report)
-    assert found.slide in (tmp_path / "report.html").read_text(encoding="utf-8")
+    save(dock, qtbot, dock.save_section.report)
+    assert prediction.slide in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
 
@@ -357,7 +361,7 @@ def test_saving_shows_how_far_it_is_and_can_be_cancelled(
     from napari_lrmil.core.results import writer as results
 
     run(dock, qtbot)
-    dock.keep.expand(animate=False)
+    dock.save_section.expand(animate=False)
     choose(monkeypatch, "getExistingDirectory", tmp_path)
     go_on, real = threading.Event(), results.draw_overlay
 
@@ -366,14 +370,14 @@ def test_saving_shows_how_far_it_is_and_can_be_cancelled(
         real(*args)
 
     monkeypatch.setattr(results, "draw_overlay", slow)
-    dock.keep.all.click()
-    qtbot.waitUntil(lambda: dock.keep.progress.format().startswith("writing · 3 of"), timeout=WAIT_MS)
-    assert dock.keep.stop.isVisible() and not dock.keep.all.isEnabled()
-    dock.keep.stop.click()
-    assert dock.keep.progress.format() == "stopping"
+    dock.save_section.all_files.click()
+    qtbot.waitUntil(lambda: dock.save_section.progress.format().startswith("writing · 3 of"), timeout=WAIT_MS)
+    assert dock.save_section.cancel.isVisible() and not dock.save_section.all_files.isEnabled()
+    dock.save_section.cancel.click()
+    assert dock.save_section.progress.format() == "cancelling"
     go_on.set()
-    qtbot.waitUntil(dock.keep.all.isEnabled, timeout=WAIT_MS)
-    assert not dock.keep.stop.isVisible() and not [*tmp_path.rglob("*.*")]
+    qtbot.waitUntil(dock.save_section.all_files.isEnabled, timeout=WAIT_MS)
+    assert not dock.save_section.cancel.isVisible() and not [*tmp_path.rglob("*.*")]
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(
@@ -382,8 +386,8 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(
     run(dock, qtbot)
     (tmp_path / "file").write_text("in the way")
     choose(monkeypatch, "getExistingDirectory", tmp_path / "file")
-    told = save(dock, qtbot, dock.keep.all)
-    assert "nothing can be written there" in told and one_sentence(Exception(told))
+    message = save(dock, qtbot, dock.save_section.all_files)
+    assert "nothing can be written there" in message and one_sentence(Exception(message))
     assert run(dock, qtbot) is not None
 
 
@@ -393,24 +397,24 @@ def test_a_full_disk_is_said_and_nothing_half_written_is_left(
     import resource
     import signal
 
-    found = run(dock, qtbot)
+    prediction = run(dock, qtbot)
     choose(monkeypatch, "getExistingDirectory", tmp_path)
-    save(dock, qtbot, dock.keep.all)  # what is there must stay whole
-    folder = tmp_path / found.slide
+    save(dock, qtbot, dock.save_section.all_files)  # what is there must stay whole
+    folder = tmp_path / prediction.slide
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        told = [save(dock, qtbot, dock.keep.all)]
+        messages = [save(dock, qtbot, dock.save_section.all_files)]
         choose(monkeypatch, "getSaveFileName", folder / "report.html")
-        told += [save(dock, qtbot, dock.keep.report)]
+        messages += [save(dock, qtbot, dock.save_section.report)]
         choose(monkeypatch, "getSaveFileName", folder / "view.png")
-        told += [save(dock, qtbot, dock.keep.view)]
+        messages += [save(dock, qtbot, dock.save_section.view)]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
-    assert all("written" in text and one_sentence(Exception(text)) for text in told)
+    assert all("written" in text and one_sentence(Exception(text)) for text in messages)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     assert [file.name for file in tmp_path.iterdir()] == [folder.name]
     assert run(dock, qtbot) is not None
@@ -419,7 +423,7 @@ def test_a_full_disk_is_said_and_nothing_half_written_is_left(
 def test_the_dock_is_as_it_was_left(dock: Any, make_dock: MakeDock, viewer: Any, qtbot: Any) -> None:
     names = ["navigation", "attention", "evidence", "gallery", "what-if", "tissue", "keep"]  # settings files have them
     assert [section.name for section in dock.sections] == names
-    dock.reading.attention.opacity.setValue(33)
+    dock.result_view.attention.opacity.setValue(33)
     dock.what_if.expand(animate=False)
     stored = dock.session.settings_store.load_settings
     qtbot.waitUntil(
@@ -429,30 +433,30 @@ def test_the_dock_is_as_it_was_left(dock: Any, make_dock: MakeDock, viewer: Any,
     viewer.window.remove_dock_widget(dock)
     dock.deleteLater()
     again = make_dock(None)
-    assert again.reading.attention.opacity.value() == 33 and again.what_if.isExpanded()
+    assert again.result_view.attention.opacity.value() == 33 and again.what_if.isExpanded()
     again.what_if.collapse(animate=False)
-    again.reading.attention.opacity.setValue(50)
+    again.result_view.attention.opacity.setValue(50)
     qtbot.waitUntil(lambda: stored().settings.opacity == 0.5, timeout=WAIT_MS)
 
 
 def test_an_ordinary_picture_is_offered_as_a_slide_of_one_level(
     make_dock: MakeDock, viewer: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from napari_lrmil.plugin.analyse import slide_display as onscreen
+    from napari_lrmil.plugin.analyse import slide_display
     from napari_lrmil.plugin.viewer.mpp_prompt import MppAnswer
 
     dock = make_dock(None)
     grey = viewer.add_image(np.zeros((40, 60), np.float32), name="grey")
-    qtbot.waitUntil(lambda: dock.image.visible, timeout=WAIT_MS)
-    assert not dock.image.enabled and one_sentence(Exception(dock.image.tooltip))
+    qtbot.waitUntil(lambda: dock.use_image.visible, timeout=WAIT_MS)
+    assert not dock.use_image.enabled and one_sentence(Exception(dock.use_image.tooltip))
     viewer.layers.remove(grey)
     viewer.add_image(speckled(1280, 1000), name="photo", rgb=True)
-    qtbot.waitUntil(lambda: dock.image.enabled, timeout=WAIT_MS)
-    monkeypatch.setattr(onscreen, "ask_mpp_with_estimate", lambda slide: MppAnswer(0.5, remember=False))
-    dock.image.native.click()
+    qtbot.waitUntil(lambda: dock.use_image.enabled, timeout=WAIT_MS)
+    monkeypatch.setattr(slide_display, "ask_mpp_with_estimate", lambda slide: MppAnswer(0.5, remember=False))
+    dock.use_image.native.click()
     qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=WAIT_MS)
     assert len(run(dock, qtbot).grid.lr_index) > 0
-    assert not dock.image.visible
+    assert not dock.use_image.visible
 
 
 def test_a_slide_with_a_profile_can_be_seen_in_the_scanners_colours(

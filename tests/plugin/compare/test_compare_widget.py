@@ -42,16 +42,16 @@ def make_compare(make_dock: MakeDock, viewer: Any, qtbot: Any) -> MakeCompare:
     return make
 
 
-def get(dock: Any, qtbot: Any) -> Prediction:
-    dock.form.get.click()
-    assert dock.form.get.text() == "Cancel"
+def run_teacher(dock: Any, qtbot: Any) -> Prediction:
+    dock.form.run_button.click()
+    assert dock.form.run_button.text() == "Cancel"
     qtbot.waitUntil(lambda: not dock.session.is_busy, timeout=WAIT_MS)
-    found: Prediction = dock.session.prediction
-    assert found is not None, dock.session.message
-    return found
+    prediction: Prediction = dock.session.prediction
+    assert prediction is not None, dock.session.message
+    return prediction
 
 
-def told() -> str:
+def last_message() -> str:
     from napari.utils.notifications import notification_manager
 
     return str(notification_manager.records[-1].message)
@@ -63,15 +63,15 @@ def choose_folder(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setattr(QFileDialog, "getExistingDirectory", lambda *_, **__: str(folder))
 
 
-def with_attention(found: Prediction, student: Any, teacher: Any) -> Prediction:
+def with_attention(prediction: Prediction, student: Any, teacher: Any) -> Prediction:
     """Return a prediction whose networks give these attentions; the teacher's, to whole LR patches."""
-    assert found.teacher is not None
-    children = np.bincount(found.grid.parent, minlength=len(student))
-    hr = (np.asarray(teacher) / children)[found.grid.parent]
+    assert prediction.teacher is not None
+    children = np.bincount(prediction.grid.parent, minlength=len(student))
+    hr = (np.asarray(teacher) / children)[prediction.grid.parent]
     return replace(
-        found,
-        student=replace(found.student, attention=np.asarray(student, np.float32)),
-        teacher=replace(found.teacher, attention=hr.astype(np.float32)),
+        prediction,
+        student=replace(prediction.student, attention=np.asarray(student, np.float32)),
+        teacher=replace(prediction.teacher, attention=hr.astype(np.float32)),
     )
 
 
@@ -82,17 +82,17 @@ def test_it_shares_slide_and_answers_with_analyse_and_asks_the_top_patches_once(
     make_compare: MakeCompare, slide_path: Path, qtbot: Any
 ) -> None:
     dock = make_compare(slide_path)
-    assert dock.about.text() == dock.analyse.about.text() and "tissue" in dock.about.text()
+    assert dock.summary.text() == dock.analyse.summary.text() and "tissue" in dock.summary.text()
     dock.form.top.setValue(3)
-    assert dock.form.hows["top"].isChecked() and "in 3 of" in dock.form.costs["top"].text()
-    found = get(dock, qtbot)
-    assert found.teacher is not None and found.compared is not None and found.compared.sum() == 3
-    assert found.compared[np.argmax(found.student.attention)]
-    assert f"over 3 of {len(found.grid.lr_index)} patches" in dock.measures.agreement.text()
-    assert len(dock.scatter.lit) == 3 and dock.analyse.results.teacher.isVisibleTo(dock.analyse)
-    again = get(dock, qtbot)
+    assert dock.form.budgets["top"].isChecked() and "in 3 of" in dock.form.costs["top"].text()
+    prediction = run_teacher(dock, qtbot)
+    assert prediction.teacher is not None and prediction.compared is not None and prediction.compared.sum() == 3
+    assert prediction.compared[np.argmax(prediction.student.attention)]
+    assert f"over 3 of {len(prediction.grid.lr_index)} patches" in dock.measures.agreement.text()
+    assert len(dock.scatter.picked_points) == 3 and dock.analyse.results.teacher.isVisibleTo(dock.analyse)
+    again = run_teacher(dock, qtbot)
     assert again.teacher is not None and again.teacher.patches_encoded == again.student.patches_encoded == 0
-    assert not dock.analyse.beside.value, "what Analyse runs is a choice of its own"
+    assert not dock.analyse.with_teacher.value, "what Analyse runs is a choice of its own"
 
 
 def test_everywhere_costs_no_more_than_what_was_not_seen_and_a_time_becomes_patches(
@@ -101,46 +101,46 @@ def test_everywhere_costs_no_more_than_what_was_not_seen_and_a_time_becomes_patc
     dock = make_compare(slide_path)
     dock.session.cache.clear()
     dock.form.top.setValue(2)
-    part = get(dock, qtbot)
-    dock.form.hows["all"].click()
-    whole = get(dock, qtbot)
-    assert part.teacher is not None and whole.teacher is not None
-    assert whole.teacher.patches_encoded == len(whole.grid.hr_index) - len(part.teacher.attention)
+    part = run_teacher(dock, qtbot)
+    dock.form.budgets["all"].click()
+    full = run_teacher(dock, qtbot)
+    assert part.teacher is not None and full.teacher is not None
+    assert full.teacher.patches_encoded == len(full.grid.hr_index) - len(part.teacher.attention)
     dock.form.seconds.setValue(1)
-    assert dock.form.hows["time"].isChecked() and "HR patches in" in dock.form.costs["time"].text()
-    assert dock.form.get.isEnabled()
+    assert dock.form.budgets["time"].isChecked() and "HR patches in" in dock.form.costs["time"].text()
+    assert dock.form.run_button.isEnabled()
 
 
 def test_of_a_drawn_region_both_are_asked_alone(
     make_compare: MakeCompare, viewer: Any, slide_path: Path, qtbot: Any
 ) -> None:
     dock = make_compare(slide_path)
-    dock.form.hows["all"].click()
+    dock.form.budgets["all"].click()
     dock.form.draw.click()
-    assert not dock.form.get.isEnabled() and "No region is drawn" in dock.form.get.toolTip()
+    assert not dock.form.run_button.isEnabled() and "No region is drawn" in dock.form.run_button.toolTip()
     square = np.array([(0, 0), (0, 300), (260, 300), (260, 0)])
-    dock.analyse.wishes.drawing().add(square, shape_type="polygon")
+    dock.analyse.viewer_actions.region_layer().add(square, shape_type="polygon")
     qtbot.waitUntil(lambda: bool(dock.session.regions), timeout=WAIT_MS)
-    found = get(dock, qtbot)
-    assert found.teacher is not None and found.scope.kind == "region"
-    assert 0 < len(found.grid.lr_index) < len(dock.session.tissue_grid.grid.lr_index)
-    assert len(found.teacher.attention) == len(found.grid.hr_index) and dock.scatter.lit.all()
+    prediction = run_teacher(dock, qtbot)
+    assert prediction.teacher is not None and prediction.scope.kind == "region"
+    assert 0 < len(prediction.grid.lr_index) < len(dock.session.tissue_grid.grid.lr_index)
+    assert len(prediction.teacher.attention) == len(prediction.grid.hr_index) and dock.scatter.picked_points.all()
 
 
 def test_cancel_and_closing_the_dock_end_a_run(
     make_compare: MakeCompare, viewer: Any, slide_path: Path, tmp_path: Path, qtbot: Any
 ) -> None:
     dock = make_compare(slide_path, Session(open_slide=Slow(tmp_path)))
-    dock.form.hows["all"].click()
-    dock.form.get.click()
+    dock.form.budgets["all"].click()
+    dock.form.run_button.click()
     qtbot.waitUntil(lambda: "teacher" in dock.form.progress.format(), timeout=WAIT_MS)
     assert dock.form.progress.isVisibleTo(dock) and not dock.form.load.isEnabled()
-    dock.form.get.click()
-    assert dock.form.get.text() == "Cancelling…" and not dock.form.get.isEnabled()
+    dock.form.run_button.click()
+    assert dock.form.run_button.text() == "Cancelling…" and not dock.form.run_button.isEnabled()
     qtbot.waitUntil(lambda: not dock.session.is_busy, timeout=WAIT_MS)
-    assert dock.session.state is SessionState.IDLE and dock.form.get.isEnabled()
+    assert dock.session.state is SessionState.IDLE and dock.form.run_button.isEnabled()
     dock.session.cache.clear()
-    dock.form.get.click()
+    dock.form.run_button.click()
     qtbot.waitUntil(lambda: dock.session.progress is not None, timeout=WAIT_MS)
     session = dock.session
     viewer.window.remove_dock_widget(dock)
@@ -156,12 +156,12 @@ def test_what_cannot_work_is_not_enabled_and_says_why(
     from napari_lrmil.plugin.viewer.reader import read_slides
 
     dock = make_compare(None)
-    assert not dock.form.get.isEnabled() and "slide" in dock.form.get.toolTip()
-    assert not dock.pairing.views["wipe"].isEnabled() and not dock.scatter.draw.isEnabled()
+    assert not dock.form.run_button.isEnabled() and "slide" in dock.form.run_button.toolTip()
+    assert not dock.maps.views["wipe"].isEnabled() and not dock.scatter.draw.isEnabled()
     coarse = write_tiff(tmp_path / "coarse.tif", speckled(600, 400), (1.0,), mpp=(1.0, 1.0))
     add_layers(viewer, read_slides(coarse))
     qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=WAIT_MS)
-    assert not dock.form.get.isEnabled() and "too coarse for the teacher" in dock.form.get.toolTip()
+    assert not dock.form.run_button.isEnabled() and "too coarse for the teacher" in dock.form.run_button.toolTip()
 
 
 def test_without_the_analyse_dock_it_opens_one_and_can_do_so_again(viewer: Any, qtbot: Any) -> None:
@@ -175,9 +175,9 @@ def test_without_the_analyse_dock_it_opens_one_and_can_do_so_again(viewer: Any, 
     window = dock.parentWidget().parentWidget()
     qtbot.waitUntil(lambda: first.parentWidget() in window.tabifiedDockWidgets(dock.parentWidget()), timeout=WAIT_MS)
     viewer.window.remove_dock_widget(first)
-    assert not dock.form.isEnabled() and dock.rejoin.isVisibleTo(dock)
+    assert not dock.form.isEnabled() and dock.reopen.isVisibleTo(dock)
     first.deleteLater()
-    dock.rejoin.click()
+    dock.reopen.click()
     assert dock.form.isEnabled() and dock.analyse is find_dock(viewer, AnalyseWidget) is not first
 
 
@@ -189,18 +189,20 @@ def test_figures_of_known_attention_are_those_by_hand(
 ) -> None:
     """Ranks 1..n against the same with the first two exchanged: ρ = 1 - 6 * 2 / (n (n² - 1))."""
     dock = make_compare(slide_path)
-    dock.form.hows["all"].click()
-    found = get(dock, qtbot)
-    n = len(found.grid.lr_index)
+    dock.form.budgets["all"].click()
+    prediction = run_teacher(dock, qtbot)
+    n = len(prediction.grid.lr_index)
     student = np.arange(1, n + 1) / (n * (n + 1) / 2)
     teacher = student.copy()
     teacher[[0, 1]] = teacher[[1, 0]]
-    made = with_attention(found, student, teacher)
+    changed = with_attention(prediction, student, teacher)
     from napari_lrmil.core.metrics.agreement import measure_agreement
 
-    assert made.teacher is not None
-    made = replace(made, agreement=measure_agreement(made.grid, made.student.attention, made.teacher.attention))
-    dock.session.show_stored(made)
+    assert changed.teacher is not None
+    changed = replace(
+        changed, agreement=measure_agreement(changed.grid, changed.student.attention, changed.teacher.attention)
+    )
+    dock.session.show_stored(changed)
     rho = 1 - 6 * 2 / (n * (n**2 - 1))
     p, q = student[:2], teacher[:2]
     m = (p + q) / 2
@@ -210,11 +212,11 @@ def test_figures_of_known_attention_are_those_by_hand(
         == f"rank correlation ρ {rho:.2f} · top-10 % overlap 1.00 · JS divergence {js:.2f}"
     )
     figures = dock.measures.value()
-    assert figures["Patches"] == (f"{n}", f"{len(found.grid.hr_index)}")
-    assert float(figures[f"P({found.classes[0]})"][0]) == pytest.approx(
-        found.student.probabilities[found.classes[0]], abs=6e-4
+    assert figures["Patches"] == (f"{n}", f"{len(prediction.grid.hr_index)}")
+    assert float(figures[f"P({prediction.classes[0]})"][0]) == pytest.approx(
+        prediction.student.probabilities[prediction.classes[0]], abs=6e-4
     )
-    dock.pairing.views["difference"].click()
+    dock.maps.views["difference"].click()
     [layer] = lrmil_layers(viewer, role="difference")
     assert np.nanmax(np.abs(layer.data)) == pytest.approx(n * (teacher[0] - student[0]), rel=1e-4)
 
@@ -226,37 +228,37 @@ def test_wipe_difference_and_grid_change_the_maps(
     make_compare: MakeCompare, viewer: Any, slide_path: Path, qtbot: Any
 ) -> None:
     dock = make_compare(slide_path)
-    dock.form.hows["all"].click()
-    found = get(dock, qtbot)
-    n, k = len(found.grid.lr_index), len(found.grid.hr_index)
+    dock.form.budgets["all"].click()
+    prediction = run_teacher(dock, qtbot)
+    n, k = len(prediction.grid.lr_index), len(prediction.grid.hr_index)
     student, teacher = (lrmil_layers(viewer, role="attention", side=side)[0] for side in ("student", "teacher"))
     assert viewer.canvas.grid.enabled and student.contrast_limits == teacher.contrast_limits
     assert np.isfinite(teacher.data).sum() == k
-    dock.pairing.pooled.click()
+    dock.maps.pooled.click()
     assert np.isfinite(teacher.data).sum() == n and np.nansum(teacher.data) == pytest.approx(n, rel=1e-3)
-    dock.pairing.views["wipe"].click()
+    dock.maps.views["wipe"].click()
     assert not viewer.canvas.grid.enabled and not lrmil_layers(viewer, role="attention", side="teacher")
-    check_wipe(dock, viewer, found)
-    dock.pairing.wipe.setValue(2)
-    dock.pairing.pooled.click()
+    check_wipe(dock, viewer, prediction)
+    dock.maps.wipe.setValue(2)
+    dock.maps.pooled.click()
     [right] = lrmil_layers(viewer, role="wipe")
-    assert 0 < np.isfinite(right.data).sum() < k and right.data.shape[0] > found.grid.lr_index[:, 1].max() + 1
-    dock.pairing.views["difference"].click()
+    assert 0 < np.isfinite(right.data).sum() < k and right.data.shape[0] > prediction.grid.lr_index[:, 1].max() + 1
+    dock.maps.views["difference"].click()
     [difference] = lrmil_layers(viewer, role="difference")
     assert difference.contrast_limits[0] == -difference.contrast_limits[1]
     assert np.isfinite(difference.data).sum() == n and abs(np.nansum(difference.data)) < 1e-2
-    assert not lrmil_layers(viewer, role="attention") and not dock.pairing.pooled.isEnabled()
+    assert not lrmil_layers(viewer, role="attention") and not dock.maps.pooled.isEnabled()
     qtbot.waitUntil(lambda: difference.colorbar.visible, timeout=WAIT_MS)
     qtbot.waitUntil(lambda: "student minus teacher" in viewer.canvas.overlays.text.text, timeout=WAIT_MS)
-    dock.pairing.views["side"].click()
+    dock.maps.views["side"].click()
     assert viewer.canvas.grid.enabled and len(lrmil_layers(viewer, role="attention")) == 2
 
 
-def check_wipe(dock: Any, viewer: Any, found: Prediction) -> None:
+def check_wipe(dock: Any, viewer: Any, prediction: Prediction) -> None:
     """Each patch is shown once: the student's left of the wipe, the teacher's right of it."""
-    column = found.grid.lr_index[:, 0] - found.grid.lr_index[:, 0].min()
+    column = prediction.grid.lr_index[:, 0] - prediction.grid.lr_index[:, 0].min()
     for at in (1, 3, 0, int(column.max()) + 1):
-        dock.pairing.wipe.setValue(at)
+        dock.maps.wipe.setValue(at)
         [left], [right] = lrmil_layers(viewer, role="attention"), lrmil_layers(viewer, role="wipe")
         assert np.isfinite(left.data).sum() == (column < at).sum()
         assert np.isfinite(right.data).sum() == (column >= at).sum()
@@ -265,13 +267,14 @@ def check_wipe(dock: Any, viewer: Any, found: Prediction) -> None:
 
 def test_pointing_reads_both_networks(make_compare: MakeCompare, viewer: Any, slide_path: Path, qtbot: Any) -> None:
     dock = make_compare(slide_path)
-    dock.form.hows["all"].click()
-    found = get(dock, qtbot)
-    row = int(np.argmax(found.student.attention))
-    x, y = (found.student.coords[row] + 20) * 0.5
+    dock.form.budgets["all"].click()
+    prediction = run_teacher(dock, qtbot)
+    row = int(np.argmax(prediction.student.attention))
+    x, y = (prediction.student.coords[row] + 20) * 0.5
+    viewer.cursor.position = (0.0, 0.0)  # where another test may have left it, it would not move
     viewer.cursor.position = (y, x)
-    wanted = found.student.attention[row] * len(found.student.attention)
-    qtbot.waitUntil(lambda: f"student {wanted:.2f}, teacher" in dock.hover.text(), timeout=WAIT_MS)
+    expected = prediction.student.attention[row] * len(prediction.student.attention)
+    qtbot.waitUntil(lambda: f"student {expected:.2f}, teacher" in dock.hover.text(), timeout=WAIT_MS)
 
 
 # ---------------------------------------------------------------- points and patches
@@ -289,29 +292,29 @@ def test_a_loop_in_the_plot_lights_up_the_slide_and_a_drawing_lights_up_the_plot
     make_compare: MakeCompare, viewer: Any, slide_path: Path, qtbot: Any
 ) -> None:
     dock = make_compare(slide_path)
-    dock.form.hows["all"].click()
-    found = get(dock, qtbot)
-    n = len(found.grid.lr_index)
+    dock.form.budgets["all"].click()
+    prediction = run_teacher(dock, qtbot)
+    n = len(prediction.grid.lr_index)
     student, teacher = np.ones(n), np.ones(n)
     student[4], teacher[4] = 5.0, 0.5
-    dock.session.show_stored(with_attention(found, student / student.sum(), teacher / teacher.sum()))
+    dock.session.show_stored(with_attention(prediction, student / student.sum(), teacher / teacher.sum()))
     dock.scatter.canvas.draw()
     x, y = teacher[4] / teacher.mean(), student[4] / student.mean()
     drag(dock.scatter, [(x - 0.2, y - 0.3), (x + 0.2, y - 0.3), (x + 0.2, y + 0.3), (x - 0.2, y + 0.3)])
-    assert np.flatnonzero(dock.scatter.lit).tolist() == [4]
+    assert np.flatnonzero(dock.scatter.picked_points).tolist() == [4]
     qtbot.waitUntil(lambda: len(lrmil_layers(viewer, role="picked")) == 2, timeout=WAIT_MS)
     layer = lrmil_layers(viewer, role="picked", side="student")[0]
     lit = np.argwhere(layer.data).mean(axis=0)
-    centre = (found.grid.lr_corners[4] + np.array(found.grid.lattice.lr_cell) / 2) * 0.5
+    centre = (prediction.grid.lr_corners[4] + np.array(prediction.grid.lattice.lr_cell) / 2) * 0.5
     assert np.asarray(layer.data_to_world(lit))[::-1] == pytest.approx(centre, abs=1.0)
     dock.scatter.clear.click()
-    assert not dock.scatter.lit.any() and not lrmil_layers(viewer, role="picked")
+    assert not dock.scatter.picked_points.any() and not lrmil_layers(viewer, role="picked")
     dock.scatter.draw.click()
-    assert dock.pairing.views["wipe"].isChecked(), "two views cannot be drawn on"
-    (left, top), (width, height) = found.grid.lr_corners[7] * 0.5, np.array(found.grid.lattice.lr_cell) * 0.5
+    assert dock.maps.views["wipe"].isChecked(), "two views cannot be drawn on"
+    (left, top), (width, height) = prediction.grid.lr_corners[7] * 0.5, np.array(prediction.grid.lattice.lr_cell) * 0.5
     square = np.array([(top, left), (top, left + width), (top + height, left + width), (top + height, left)])
-    dock.analyse.wishes.drawing().add(square, shape_type="polygon")
-    qtbot.waitUntil(lambda: np.flatnonzero(dock.scatter.lit).tolist() == [7], timeout=WAIT_MS)
+    dock.analyse.viewer_actions.region_layer().add(square, shape_type="polygon")
+    qtbot.waitUntil(lambda: np.flatnonzero(dock.scatter.picked_points).tolist() == [7], timeout=WAIT_MS)
     qtbot.waitUntil(lambda: "Lesion AUROC" in dock.measures.value(), timeout=WAIT_MS)
     assert "drawn regions, 1 patches" in dock.measures.lesions.text()
     assert dock.measures.value()["Top patch in lesion"] == ("no", "no")
@@ -324,9 +327,9 @@ def test_a_loop_in_the_plot_lights_up_the_slide_and_a_drawing_lights_up_the_plot
 def stored(make_compare: MakeCompare, slide_path: Path, qtbot: Any, tmp_path: Path) -> tuple[Any, Path]:
     """Return a dock, and the folder into which its answer was written."""
     dock = make_compare(slide_path)
-    dock.form.hows["all"].click()
-    found = get(dock, qtbot)
-    return dock, write_prediction(tmp_path / "out", dock.session.opened_slide, found)
+    dock.form.budgets["all"].click()
+    prediction = run_teacher(dock, qtbot)
+    return dock, write_prediction(tmp_path / "out", dock.session.opened_slide, prediction)
 
 
 def test_what_was_stored_is_shown_without_computing(
@@ -356,7 +359,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(
         ({"bundle_sha256": "x"}, "another model"),
         ({"schema_version": 2}, "schema version 2"),
     )
-    for change, said in changes:
+    for change, reason in changes:
         (folder / "prediction.json").write_text(json.dumps(good | change))
         count = len(notification_manager.records)
         dock.form.load.click()
@@ -364,7 +367,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(
             lambda count=count: len(notification_manager.records) > count and dock.form.load.isEnabled(),
             timeout=WAIT_MS,
         )
-        assert said in told() and one_sentence(Exception(told()))
+        assert reason in last_message() and one_sentence(Exception(last_message()))
     assert dock.session.prediction is before
 
 
@@ -388,24 +391,24 @@ def test_a_cohort_is_sorted_by_disagreement_and_a_double_click_opens_a_slide(
     (folder.with_name("broken") / "prediction.json").write_text("{}")
     choose_folder(monkeypatch, folder.parent)
     dock.cohort.expand(animate=False)
-    dock.cohort.folder.click()
+    dock.cohort.folder_button.click()
     qtbot.waitUntil(
-        lambda: dock.cohort.table.rowCount() == 4 and dock.cohort.folder.text() != "Cancel", timeout=WAIT_MS
+        lambda: dock.cohort.table.rowCount() == 4 and dock.cohort.folder_button.text() != "Cancel", timeout=WAIT_MS
     )
-    names = [line.name for line in dock.cohort.lines]
+    names = [line.name for line in dock.cohort.results]
     assert names.index("differ") < names.index("agree") and names[-1] == "broken"
-    assert not dock.cohort.table.item(0, 0).icon().isNull() and "cannot be compared" in dock.cohort.told.text()
-    dock.cohort.measure.setCurrentIndex(1)
-    names = [line.name for line in dock.cohort.lines]
+    assert not dock.cohort.table.item(0, 0).icon().isNull() and "cannot be compared" in dock.cohort.status.text()
+    dock.cohort.measure_box.setCurrentIndex(1)
+    names = [line.name for line in dock.cohort.results]
     assert names.index("agree") < names.index("differ")
     viewer.layers.clear()
     qtbot.waitUntil(lambda: dock.session.slide is None, timeout=WAIT_MS)
-    assert dock.session.prediction is None and not dock.pairing.views["wipe"].isEnabled()
+    assert dock.session.prediction is None and not dock.maps.views["wipe"].isEnabled()
     row = names.index(folder.name)
     dock.cohort.table.cellDoubleClicked.emit(row, 1)
     qtbot.waitUntil(lambda: dock.session.prediction is not None and dock.form.load.isEnabled(), timeout=WAIT_MS)
     assert len(lrmil_layers(viewer, role="attention")) == 2 and dock.session.prediction.teacher is not None
-    asked: list[str] = []
-    monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda _, title: (asked.append(title), ("", ""))[1])
+    titles: list[str] = []
+    monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda _, title: (titles.append(title), ("", ""))[1])
     dock.cohort.table.cellDoubleClicked.emit(names.index("differ"), 1)
-    assert "differ" in asked[0], "a slide that moved is asked for"
+    assert "differ" in titles[0], "a slide that moved is asked for"
