@@ -24,6 +24,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return bundle
 
 
+@pytest.fixture(autouse=True)
+def _own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Give each test settings of its own: a dock opens with the attention scale that the last dock has stored."""
+    monkeypatch.setenv("NAPARI_LRMIL_CONFIG", str(tmp_path_factory.mktemp("settings")))
+
+
 @pytest.fixture(scope="session")
 def slide_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a pyramid that OpenSlide opens: 0.64 x 0.5 mm of tissue at 0.5 µm, 5 x 4 LR patches."""
