@@ -62,9 +62,11 @@ def _freeze_loaded_objects() -> None:
 
 
 @pytest.fixture
-def viewer(_window: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+def viewer(
+    _window: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
     """Return the shared window with the settings of a new user, and remove layers and docks after the test."""
-    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "settings"))
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path_factory.mktemp("settings")))
     _window.cursor.position = (0.0, 0.0)  # pointing where the last test pointed would emit no event
     yield _window
     _window.layers.clear()
