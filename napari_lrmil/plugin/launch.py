@@ -54,7 +54,7 @@ def open_viewer(paths: Sequence[Path], bundle: str | Path | None, mpp: float | N
         )
     for path in paths:
         if not path.exists():  # checked first, because loading napari takes seconds
-            raise SlideError(path, "there is no such file; check the path")
+            raise SlideError(path, "no such file; check the path")
     napari = _load_napari(asynchronous=True)
     viewer = napari.Viewer(title=WINDOW_TITLE)
     with _closed_on_error(viewer):

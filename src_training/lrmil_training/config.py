@@ -340,7 +340,9 @@ def _read(path: Path | str | None) -> dict[str, Any]:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         presets = ", ".join(PRESETS)
-        raise ConfigError(f"{path}: not a readable YAML file ({error}), nor one of the presets {presets}") from error
+        raise ConfigError(
+            f"{path}: not a readable YAML file ({error}) and not a preset; the presets are {presets}"
+        ) from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected YAML with keys and values, found {type(values).__name__}")
     return values
@@ -354,7 +356,7 @@ def build_config(values: Mapping[str, Any]) -> TrainConfig:
         first = error.errors()[0]  # one sentence names one key; the next call names the next
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise ConfigError(f"configuration key '{key}' is unknown; there are: {', '.join(known_keys())}") from error
+            raise ConfigError(f"configuration key '{key}' is unknown; available: {', '.join(known_keys())}") from error
         if not key:
             raise ConfigError(f"configuration: {first['msg']}") from error
         raise ConfigError(f"configuration key '{key}': {first['msg']}, got {first['input']!r}") from error

@@ -212,7 +212,7 @@ def test_a_local_folder_of_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("lazyslide:nothing", "no encoder lazyslide:nothing; there are: "),
+        ("lazyslide:nothing", "no encoder lazyslide:nothing; available: "),
         ("lazyslide:cellpose", "no encoder lazyslide:cellpose"),
         ("lazyslide:uni@nowhere", "nowhere: there are no weights"),
         ("lazyslide:hibou-b", "lazyslide:hibou-b could not be loaded .*agree to its terms"),

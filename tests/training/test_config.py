@@ -37,7 +37,7 @@ def test_settings_win_over_the_file(tmp_path: Path) -> None:
         ("stage1", "expected key=value"),
         ("seed.x=1", "key 'seed'"),
         ("name=[", "not readable as YAML"),
-        ("stage1.epoch=3", "'stage1.epoch' is unknown; there are: .*stage1.epochs"),
+        ("stage1.epoch=3", "'stage1.epoch' is unknown; available: .*stage1.epochs"),
         ("loggers=paper", "key 'loggers.0'"),
         ("bootstrap=many", "key 'bootstrap'.*got 'many'"),
         ("stage3.lr=fast", "key 'stage3.lr.0'"),

@@ -100,7 +100,7 @@ def require_layers(encoder: Encoder, layers: Sequence[str]) -> None:
     unknown = [name for name in layers if name not in encoder.layers]
     if unknown:
         available = ", ".join(encoder.layers) or "none, so set stage1.lambda_layer=0"
-        raise EncoderError(f"no layer {', '.join(unknown)} in {encoder.spec.name}; there are: {available}")
+        raise EncoderError(f"no layer {', '.join(unknown)} in {encoder.spec.name}; available: {available}")
 
 
 class NetworkEncoder(nn.Module):

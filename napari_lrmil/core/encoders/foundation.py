@@ -256,7 +256,7 @@ def _model_class(name: str) -> Any:
     registry = _registry()
     if name not in registry or not hasattr(registry[name], "encode_image"):
         available = ", ".join(card.name for card in foundation_cards())
-        raise EncoderError(f"no encoder {FOUNDATION_PREFIX}{name}; there are: {available}")
+        raise EncoderError(f"no encoder {FOUNDATION_PREFIX}{name}; available: {available}")
     return registry[name]
 
 

@@ -36,8 +36,8 @@ from napari_lrmil.version import __version__
 SCHEMA_VERSION = 1
 CARD, STUDENT, TEACHER, README = "lrmil.json", "student.safetensors", "teacher.safetensors", "README.md"
 CALIBRATED = (
-    "calibrated on validation slides by one temperature, which does not restore the shares of classes that training "
-    "weighed to count alike"
+    "calibrated on validation slides with a single temperature; if training gave the classes equal weight, "
+    "calibration does not restore their true shares"
 )
 Prepared = dict[Any, Any]  # key of a runtime -> compiled encoder
 SHIPPED = Path(__file__).parents[2] / "bundles"
@@ -203,7 +203,7 @@ class Bundle:
     def _named_encoder(self, card: NetworkCard) -> NetworkEncoder:
         loaded = resolve_encoder(card.encoder.name)
         if loaded is None or loaded.sha256 != card.encoder_sha256:
-            reason = f"{card.encoder.name} is not the encoder that this bundle was made with; run without --teacher"
+            reason = f"{card.encoder.name} is not the encoder that this bundle was trained with; run without --teacher"
             raise BundleError(self.path, TEACHER, reason)
         return loaded.encoder
 
@@ -250,14 +250,16 @@ def find_bundle(where: str | Path) -> Path:
         return path
     shipped = ", ".join(sorted(p.parent.name for p in SHIPPED.glob(f"*/{CARD}")))
     raise BundleError(
-        path, CARD, f"no bundle here; expected a folder with {CARD}, or a shipped bundle ({shipped or 'none'})"
+        path,
+        CARD,
+        f"no bundle with this path or name; expected a folder with {CARD}, or a shipped bundle ({shipped or 'none'})",
     )
 
 
 def _read_card(path: Path) -> Card:
     file = path / CARD
     if not file.is_file():
-        raise BundleError(path, CARD, f"a folder without {CARD}; expected the folder of a trained bundle")
+        raise BundleError(path, CARD, f"the folder has no {CARD}; expected the folder of a trained bundle")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         version = content.get("schema_version")
@@ -341,8 +343,8 @@ def card_text(card: Card) -> str:
         f"- Student: {card.lr_mpp:g} µm per pixel, patches of {card.lr_patch_px} px ({card.plan.lr_um:g} µm)",
         f"- Teacher: {card.hr_mpp:g} µm per pixel, patches of {card.hr_patch_px} px ({card.plan.hr_um:g} µm)",
         f"- Encoders: student {card.student.encoder.name}; teacher {teacher.encoder.name if teacher else 'left out'}",
-        f"- Licence: {card.licence}. The student was distilled from its teacher's encoder, whose terms hold for it, "
-        "even where the teacher is left out.",
+        f"- Licence: {card.licence}. The student was distilled from its teacher's encoder, whose terms also apply to "
+        "the student, even if the teacher is left out.",
         f"- Probabilities: {CALIBRATED if card.temperature else 'not calibrated'}",
         "",
         *_summary("Cohort", card.cohort),

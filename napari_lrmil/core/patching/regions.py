@@ -35,7 +35,7 @@ NAMELESS = "region"
 HALF = 0.5 - 1e-9  # a patch that is covered by exactly half belongs; the margin absorbs rounding of areas
 NAMESPACE = UUID("6a0f2c1e-8f0b-5a53-9c55-0d2f6c1b7e11")  # of written ids, which depend on the content only
 ASAP_AREAS = ("Polygon", "Spline", "Rectangle")
-EXPECTED = "expected QuPath's GeoJSON (a FeatureCollection, a list of Features or one) or ASAP's XML"
+EXPECTED = "expected QuPath's GeoJSON (a FeatureCollection, a list of Features, or one Feature) or ASAP's XML"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Region:
 
     def __post_init__(self) -> None:
         if not self.name.strip():
-            raise RegionError("a region has no name, which files of regions need; name it")
+            raise RegionError("a region has no name, and region files need one; name it")
         if self.colour is not None and _rgb(list(self.colour)) != self.colour:
             raise RegionError(f"region {self.name!r} has the colour {self.colour}; expected three numbers, 0 to 255")
         area = _area(self.geometry)
@@ -213,13 +213,14 @@ def read_regions(path: Path, bounds: Bounds, *, may_be_empty: bool = False) -> R
     except RegionError as error:
         raise RegionError(str(error), path) from error
     except _MALFORMED as error:
-        raise RegionError(f"not a file of annotations ({_message(error)}); {EXPECTED}", path) from error
+        raise RegionError(f"not an annotation file ({_message(error)}); {EXPECTED}", path) from error
     regions = tuple(
         Region(name if name.strip() else NAMELESS, area, colour) for name, area, colour in areas if area is not None
     )
     if not regions and not (may_be_empty and not annotations):
         count = len(annotations)
-        seen = f"none of its {count} annotations has an area" if count else "the file has no annotations"
+        seen = f"none of the {count} annotations has an area" if count else "the file has no annotations"
+        seen = "the only annotation has no area" if count == 1 else seen
         raise RegionError(f"{seen}; draw at least one polygon or rectangle", path)
     return RegionFile(regions, len(annotations) - len(regions))
 

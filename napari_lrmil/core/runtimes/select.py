@@ -157,7 +157,7 @@ def require_runtime(name: str, device: torch.device | None) -> None:
         If the name is unknown, the runtime is not installed, or it does not run on the device.
     """
     if name not in RUNTIMES:
-        raise ConfigError(f"no runtime '{name}'; there are: {', '.join(RUNTIMES)}")
+        raise ConfigError(f"no runtime '{name}'; available: {', '.join(RUNTIMES)}")
     if name != "openvino" or device is None:
         return
     if not openvino.is_installed():

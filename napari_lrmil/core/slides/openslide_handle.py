@@ -54,7 +54,7 @@ def open_with_openslide(path: Path) -> Handle:
     import openslide
 
     if not path.exists():  # checked here, as other openers need no file
-        raise SlideError(path, "there is no such file; check the path")
+        raise SlideError(path, "no such file; check the path")
     _require_content(path)
     handle = openslide.OpenSlide(slide_file(path))
     handle.set_cache(_shared_cache())

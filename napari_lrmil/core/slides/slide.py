@@ -274,7 +274,7 @@ class Slide:
             images = handle.associated_images
             if name not in images:
                 names = ", ".join(self.associated) or "none"
-                raise SlideError(self.path, f"has no associated image {name}; there are: {names}")
+                raise SlideError(self.path, f"has no associated image {name}; available: {names}")
             return composite_on_white(images[name])
 
     def _finest_needed(self, width: float, height: float, size: tuple[int, int]) -> Level:
@@ -344,7 +344,7 @@ class Slide:
             raise SlideError(
                 self.path,
                 f"not a slide that OpenSlide can open ({error}); expected SVS, NDPI, MRXS, SCN, tiled TIFF or DICOM, "
-                "whole and not cut short",
+                "complete and not truncated",
             ) from error
 
     def another(self, mpp: float | None = None) -> Slide:

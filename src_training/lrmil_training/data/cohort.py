@@ -133,7 +133,7 @@ def read_cohort(path: Path, *, seed: int = 0) -> Cohort:
     if missing:
         raise CohortError(
             path,
-            f"{len(missing)} of {len(slides)} slides are not there, first {missing[0]}; paths start at the table",
+            f"{len(missing)} of {len(slides)} slides do not exist, first {missing[0]}; paths are relative to the table",
         )
     # Feature files are named after slides.
     duplicates = [name for name, count in Counter(s.name for s in slides).items() if count > 1]
@@ -178,7 +178,7 @@ def read_rows(path: Path, needed: Sequence[str] = REQUIRED_COLUMNS) -> list[dict
         If the file is not a table, has no row, or lacks a column of `needed`.
     """
     if not path.is_file():
-        raise CohortError(path, "there is no such file; expected a CSV table of slides")
+        raise CohortError(path, "no such file; expected a CSV table of slides")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # Excel writes a byte order mark
             reader = csv.DictReader(file)
@@ -189,11 +189,11 @@ def read_rows(path: Path, needed: Sequence[str] = REQUIRED_COLUMNS) -> list[dict
         ) from error
     missing = [column for column in needed if column not in (reader.fieldnames or ())]
     if missing or not rows:
-        problem = f"no column {', '.join(missing)}" if missing else "no slide"
+        problem = f"no column named {', '.join(missing)}" if missing else "the table has no rows"
         raise CohortError(
             path,
-            f"{problem}; expected a row per slide with columns {', '.join(needed)} "
-            f"and optional {', '.join(OPTIONAL_COLUMNS)}",
+            f"{problem}; expected one row per slide with columns {', '.join(needed)} "
+            f"and, optionally, {', '.join(OPTIONAL_COLUMNS)}",
         )
     return rows
 
@@ -202,7 +202,7 @@ def _slide(table: Path, line: int, row: dict[str, str], needed: Sequence[str] = 
     cells = {key: (row.get(key) or "").strip() for key in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)}
     empty = [key for key in needed if not cells[key]]
     if empty:
-        raise CohortError(table, f"line {line} has no {', '.join(empty)}; fill it in or drop the line")
+        raise CohortError(table, f"line {line} has no {', '.join(empty)}; fill it in or delete the line")
     if cells["split"] not in ("", *SPLITS):
         raise CohortError(table, f"line {line} has the unknown split '{cells['split']}'; expected {', '.join(SPLITS)}")
     try:
@@ -221,7 +221,7 @@ def require_disjoint_patients(path: Path, slides: Sequence[CohortSlide]) -> None
     unsplit = [s.name for s in slides if not s.split]
     if unsplit:
         raise CohortError(
-            path, f"{len(unsplit)} slides have no split while others do, first {unsplit[0]}; fill in all or none"
+            path, f"{len(unsplit)} slides have no split while others do, first {unsplit[0]}; fill in all splits or none"
         )
     splits: dict[str, set[str]] = {}
     for s in slides:
@@ -232,7 +232,7 @@ def require_disjoint_patients(path: Path, slides: Sequence[CohortSlide]) -> None
         patient, names = next(iter(leaks.items()))
         raise CohortError(
             path,
-            f"patient {patient} is in {' and '.join(sorted(names))} ({len(leaks)} such patients); "
+            f"patient {patient} is in {' and '.join(sorted(names))} (patients in two splits: {len(leaks)}); "
             "all slides of a patient must be in one split",
         )
 
@@ -243,10 +243,10 @@ def require_classes(cohort: Cohort, splits: Sequence[str]) -> None:
         missing = set(cohort.classes) - {s.label for s in cohort.of(split)}
         if missing or len(cohort.classes) < 2:
             labels = sorted({s.label for s in cohort.of(split)})
-            has = f"{', '.join(labels)} only" if labels else "no slide at all"
+            has = f"only {', '.join(labels)}" if labels else "no slide at all"
             needs = ", ".join(cohort.classes) if len(cohort.classes) > 1 else "two classes"
             raise CohortError(
-                cohort.path, f"split {split} has {has}; expected slides of {needs}, add some or move patients"
+                cohort.path, f"split {split} has {has}; expected slides of {needs}; add slides or move patients"
             )
 
 

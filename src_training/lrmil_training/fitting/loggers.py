@@ -133,7 +133,7 @@ def require_loggers(names: Sequence[str]) -> None:
     """Raise `ConfigError` if a name is unknown or its package is not installed."""
     for name in names:  # without importing the packages, which takes seconds
         if name not in LOGGER_PACKAGES:
-            raise ConfigError(f"loggers: '{name}' is unknown; there are: {', '.join(LOGGER_PACKAGES)}")
+            raise ConfigError(f"loggers: '{name}' is unknown; available: {', '.join(LOGGER_PACKAGES)}")
         module, package = LOGGER_PACKAGES[name]
         if find_spec(module) is None:
             raise ConfigError(

@@ -136,7 +136,9 @@ def test_a_teacher_encoder_of_another_hash_is_refused(tmp_path: Path, monkeypatc
     other = f"{'0' if own[0] != '0' else '1'}{own[1:]}"
     for answer in (LoadedEncoder(Borrowed(), other), None):
         monkeypatch.setattr(bundle_module, "resolve_encoder", lambda _, answer=answer: answer)
-        check_refused(lambda: Bundle(bundle.path).teacher, "is not the encoder that this bundle was made with", TEACHER)
+        check_refused(
+            lambda: Bundle(bundle.path).teacher, "is not the encoder that this bundle was trained with", TEACHER
+        )
     monkeypatch.setattr(bundle_module, "resolve_encoder", lambda _: LoadedEncoder(Borrowed(), own))
     assert Bundle(bundle.path).teacher.mil.classes == 2
 
@@ -228,7 +230,7 @@ def test_a_card_that_means_nothing_here_is_one_sentence(
 
 def test_a_folder_that_is_no_bundle_and_a_name_that_is_none(tmp_path: Path) -> None:
     check_refused(lambda: Bundle(tmp_path), r"without lrmil\.json", CARD)
-    check_refused(lambda: Bundle(tmp_path / "nowhere"), "no bundle here", CARD)
+    check_refused(lambda: Bundle(tmp_path / "nowhere"), "no bundle with this path or name", CARD)
     check_refused(lambda: find_bundle("no-such-bundle"), "shipped bundle", CARD)
 
 

@@ -188,34 +188,34 @@ def test_asap_counts_from_level_0_and_orders_its_corners(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("", "not a file of annotations"),
-        ("no json", "not a file of annotations"),
-        ("[" * 100_000, "not a file of annotations"),
+        ("", "not an annotation file"),
+        ("no json", "not an annotation file"),
+        ("[" * 100_000, "not an annotation file"),
         ("3", "JSON without Features"),
         ("{}", "JSON without Features"),
         ('{"positive": [{"name": "Tumor1", "vertices": [[1, 2]]}]}', "JSON without Features"),
         ('{"type": "FeatureCollection"}', "JSON without Features"),
         ("[1]", "entries that are not Features"),
         ('[{"type": "Feature", "properties": {}}]', "'geometry' is missing"),
-        ('[{"type": "Feature", "geometry": {"type": "Polygon"}}]', "not a file of annotations"),
+        ('[{"type": "Feature", "geometry": {"type": "Polygon"}}]', "not an annotation file"),
         ('[{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]}}]', "annotations"),
         ('[{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[["a", 0]]]}}]', "annotations"),
         ('[{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": '
          "[[[0, 0], [9, 0], [NaN, 5], [0, 0]]]}}]", "not a finite number"),
-        ('[{"type": "Feature", "geometry": null, "properties": 3}]', "not a file of annotations"),
-        ("<ASAP_Annotations><Annotations>", "not a file of annotations"),
+        ('[{"type": "Feature", "geometry": null, "properties": 3}]', "not an annotation file"),
+        ("<ASAP_Annotations><Annotations>", "not an annotation file"),
         ('<Annotations MicronsPerPixel="0.25"><Annotation/></Annotations>', "XML of another program: <Annotations>"),
         (asap('<Annotation Type="Polygon"><Coordinates><Coordinate X="1" Y="2"/></Coordinates></Annotation>'),
          "'Order' is missing"),
         (asap('<Annotation Type="Polygon"><Coordinates><Coordinate Order="0" X="1,5" Y="2"/></Coordinates>'
-              "</Annotation>"), "not a file of annotations"),
+              "</Annotation>"), "not an annotation file"),
         ("[]", "the file has no annotations"),
         ('{"type": "FeatureCollection", "features": []}', "the file has no annotations"),
-        (json.dumps(feature({"type": "Point", "coordinates": [1, 2]})), "none of its 1 annotations has an area"),
+        (json.dumps(feature({"type": "Point", "coordinates": [1, 2]})), "the only annotation has no area"),
         (asap(annotation([(0, 5, 5), (1, float("nan"), 8), (2, 9, 8)])), "not a finite number"),
         ('{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [1e999, 0], [5, 5], [0, 0]]]}}',
          "not a finite number"),
-        (asap(annotation([(0, 5, 5)], "Dot")), "none of its 1 annotations has an area"),
+        (asap(annotation([(0, 5, 5)], "Dot")), "the only annotation has no area"),
     ],
 )  # fmt: skip
 def test_a_bad_file_is_one_sentence_that_names_it(tmp_path: Path, content: str, says: str) -> None:
@@ -423,7 +423,7 @@ def test_qupaths_own_files_are_read(shared_data: Path) -> None:
     assert rectangle.geometry.bounds == (26268 + 120, 15298 + 340, 26478 + 120, 15474 + 340)
     assert files, "points and lines are left"
     for path in files.values():
-        with pytest.raises(RegionError, match="none of its 1 annotations has an area"):
+        with pytest.raises(RegionError, match="the only annotation has no area"):
             read_regions(path, BOUNDS)
     cells = read_regions(next((folder / "qupath_geojson_advanced").glob("*.json")), WHOLE).regions
     assert len(cells) == 4
@@ -436,7 +436,7 @@ def test_asaps_own_files_are_read(shared_data: Path) -> None:
     assert region.name == "Annotation 0" and region.colour == (0xF4, 0xFA, 0x58)
     assert region.geometry.bounds == (22693.1875, 16551.1797, 23067.4531, 16710.6367)
     for name in ("asap-dot.xml", "asap-pointset.xml"):
-        with pytest.raises(RegionError, match="none of its 1 annotations has an area"):
+        with pytest.raises(RegionError, match="the only annotation has no area"):
             read_regions(folder / name, BOUNDS)
 
 

@@ -255,7 +255,7 @@ def test_without_openvino_auto_is_torch_made_lean_and_says_so(
 
 
 def test_what_cannot_be_asked_for_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="no runtime 'abacus'; there are: auto, torch, openvino") as unknown:
+    with pytest.raises(ConfigError, match="no runtime 'abacus'; available: auto, torch, openvino") as unknown:
         require_runtime("abacus", CPU)
     monkeypatch.setattr(openvino, "is_installed", lambda: True)
     with pytest.raises(ConfigError, match="runs on the CPU, not on meta") as elsewhere:

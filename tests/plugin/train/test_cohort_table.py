@@ -138,7 +138,7 @@ def test_a_folder_without_slides_and_a_wrong_table_are_refused(tmp_path: Path) -
     with pytest.raises(CohortError, match="no slide in this folder") as none:
         CohortTable().build(tmp_path)
     (tmp_path / "wrong.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(CohortError, match="no column slide") as wrong:
+    with pytest.raises(CohortError, match="no column named slide") as wrong:
         opened(tmp_path / "wrong.csv")
     assert one_sentence(none.value) and one_sentence(wrong.value)
 

@@ -82,14 +82,14 @@ def test_unusable_tables_are_refused(table: Table, rows: list[tuple[str, ...]], 
 
 def test_missing_slide_is_named(table: Table) -> None:
     """A path that is not there is found before any work is done."""
-    with pytest.raises(CohortError, match=r"3 of 3 slides are not there, first a\.tif"):
+    with pytest.raises(CohortError, match=r"3 of 3 slides do not exist, first a\.tif"):
         read_cohort(table(GOOD, touch=False))
 
 
 def test_missing_column_and_file(table: Table, tmp_path: Path) -> None:
     """The sentence lists the columns that are expected."""
     with pytest.raises(
-        CohortError, match="no column label; expected a row per slide with columns slide, patient, label"
+        CohortError, match="no column named label; expected one row per slide with columns slide, patient, label"
     ):
         read_cohort(table([r[:2] for r in GOOD], HEADER[:2]))
     with pytest.raises(CohortError, match="no such file"):
@@ -100,7 +100,7 @@ def test_a_split_without_one_class_is_refused(table: Table) -> None:
     """Nothing can be selected on a validation side that has one class only."""
     cohort = read_cohort(table(GOOD))
     require_classes(cohort, ("train",))
-    with pytest.raises(CohortError, match="split val has lesion only"):
+    with pytest.raises(CohortError, match="split val has only lesion"):
         require_classes(cohort, ("train", "val"))
 
 

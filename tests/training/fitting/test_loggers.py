@@ -39,7 +39,7 @@ def test_table_holds_every_figure_once_though_the_run_was_broken_off(tmp_path: P
 
 def test_unknown_and_missing_ones_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The sentence names the package to install."""
-    with pytest.raises(ConfigError, match="'excel' is unknown; there are: csv, tensorboard, wandb, mlflow"):
+    with pytest.raises(ConfigError, match="'excel' is unknown; available: csv, tensorboard, wandb, mlflow"):
         make_loggers(["excel"], FitName(tmp_path, "run", "toy"))
     monkeypatch.setattr(loggers, "find_spec", lambda module: None)
     for name, package in (("tensorboard", "tensorboard"), ("wandb", "wandb"), ("mlflow", "mlflow-skinny")):

@@ -424,7 +424,7 @@ def test_a_teacher_of_another_architecture(cohort: Path, tmp_path: Path) -> None
     teacher = configured(tmp_path, "convnext", **CONVOLUTIONS)
     changes = {"encoder": {"teacher": teacher}, "baselines": [], "stage3": {"epochs": 0}}
     wrong = build_config(TINY | changes)
-    with pytest.raises(EncoderError, match=r"no layer block_12 in convnext .*; there are: stage_1, stage_2"):
+    with pytest.raises(EncoderError, match=r"no layer block_12 in convnext .*; available: stage_1, stage_2"):
         list(train(cohort, tmp_path / "run", wrong, CPU))
     right = build_config(TINY | changes | {"stage1": {"epochs": 1, "layers": ["stage_3"]}})
     list(train(cohort, tmp_path / "run", right, CPU))
@@ -464,7 +464,7 @@ def test_a_borrowed_teacher_is_named_not_copied(
                 assert isinstance(last, Finished)
                 assert last.result.teacher is not None
             else:
-                with pytest.raises(BundleError, match="not the encoder that this bundle was made with"):
+                with pytest.raises(BundleError, match="not the encoder that this bundle was trained with"):
                     list(predict(slide, Bundle(folder), device=CPU, teacher=TeacherPatches.ALL))
                 *_, last = predict(slide, Bundle(folder), device=CPU)  # the student needs no teacher
                 assert isinstance(last, Finished)

@@ -171,7 +171,7 @@ def test_the_watched_teacher_answers_on_a_gpu() -> None:
 @pytest.mark.parametrize(
     ("layers", "changes", "error", "message"),
     [
-        (["late"], {}, EncoderError, "no layer late in given; there are: other"),
+        (["late"], {}, EncoderError, "no layer late in given; available: other"),
         (["gone:other"], {}, EncoderError, "no layer gone"),
         (["late:other"], {"projection": "identity"}, ConfigError, "layer late has 3 channels in the student and 2 in"),
         (["late:other"], {}, None, ""),
