@@ -229,7 +229,7 @@ def test_a_card_that_means_nothing_here_is_one_sentence(
 
 
 def test_a_folder_that_is_no_bundle_and_a_name_that_is_none(tmp_path: Path) -> None:
-    check_refused(lambda: Bundle(tmp_path), r"without lrmil\.json", CARD)
+    check_refused(lambda: Bundle(tmp_path), r"has no lrmil\.json", CARD)
     check_refused(lambda: Bundle(tmp_path / "nowhere"), "no bundle with this path or name", CARD)
     check_refused(lambda: find_bundle("no-such-bundle"), "shipped bundle", CARD)
 
@@ -265,7 +265,7 @@ def test_an_interrupted_write_leaves_no_card_so_no_half_bundle_opens(
     monkeypatch.setattr("safetensors.torch.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         write_bundle(folder, {"name": "x", "classes": CLASSES}, student, teacher)
-    check_refused(lambda: Bundle(folder), r"without lrmil\.json", CARD)
+    check_refused(lambda: Bundle(folder), r"has no lrmil\.json", CARD)
     assert not list(folder.glob(".*")), "no temporary files"
 
 
