@@ -198,8 +198,10 @@ def test_asap_counts_from_level_0_and_orders_its_corners(tmp_path: Path) -> None
         ("[1]", "entries that are not Features"),
         ('[{"type": "Feature", "properties": {}}]', "'geometry' is missing"),
         ('[{"type": "Feature", "geometry": {"type": "Polygon"}}]', "not an annotation file"),
-        ('[{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]}}]', "not an annotation file"),
-        ('[{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[["a", 0]]]}}]', "not an annotation file"),
+        ('[{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]}}]',
+         "not an annotation file"),
+        ('[{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[["a", 0]]]}}]',
+         "not an annotation file"),
         ('[{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": '
          "[[[0, 0], [9, 0], [NaN, 5], [0, 0]]]}}]", "not a finite number"),
         ('[{"type": "Feature", "geometry": null, "properties": 3}]', "not an annotation file"),
