@@ -16,11 +16,11 @@ from napari_lrmil.plugin.compare.widget import CompareWidget
 from napari_lrmil.plugin.train.widget import TrainWidget
 from napari_lrmil.plugin.viewer import gl_context
 from napari_lrmil.plugin.viewer.gl_context import guard_layer_removal
-from support.window import require_screen
+from support.window import WAIT_MS, require_screen
 
-# One image stays, a Shapes layer goes: the next two frames use one program only. (A dock would add the scale bar, whose
-# program hides the crash.) Without the guard, a process with
-# software OpenGL dies of a segmentation fault in the first or the second round: run it without "guarded".
+# A Shapes layer is removed and a single image stays, so the next two frames use one shader program. Without the guard,
+# a process with software OpenGL dies of a segmentation fault in the first or second round; to see it, leave "guarded"
+# out of the arguments. A dock would hide the crash, because its scale bar is drawn by a second program.
 REMOVALS = """
 import sys
 import napari
@@ -64,7 +64,7 @@ def test_layers_are_removed_in_the_context_of_the_canvas(
     guard_layer_removal(viewer)
     image = viewer.add_image(np.ones((8, 8)))
     viewer.add_image(np.ones((8, 8)))
-    qtbot.waitUntil(canvas.isValid)
+    qtbot.waitUntil(canvas.isValid, timeout=WAIT_MS)
     canvas.doneCurrent()
     viewer.layers.remove(image)
     canvas.doneCurrent()
@@ -93,6 +93,7 @@ def test_every_dock_guards_its_viewer(
     assert viewer in guarded
 
 
+@pytest.mark.slow
 def test_a_process_survives_that_a_shapes_layer_is_removed() -> None:
     require_screen()
     done = subprocess.run(
