@@ -117,7 +117,7 @@ def _too_coarse(folder: Path) -> Path:
 
 BAD_SLIDES = [
     (_not_a_slide, "not a slide that OpenSlide can open"),
-    (_truncated, "cut short"),
+    (_truncated, "not truncated"),
     (_no_mpp, "pass --mpp"),
     (_glass, "no LR patch with enough tissue"),
     (_too_coarse, "too coarse for the student"),
