@@ -137,7 +137,7 @@ def compare_tour(viewer: Any, out: Path, cohort: Path | None) -> None:
 def loop(scatter: Any) -> None:
     """Draw a loop around the points with clearly more attention from the student than from the teacher."""
     top = scatter.axes.get_xlim()[1]
-    corners = [(0.05 * top, 0.2 * top), (0.05 * top, 0.98 * top), (0.8 * top, 0.98 * top), (0.15 * top, 0.27 * top)]
+    corners = [(0.05 * top, 0.1 * top), (0.05 * top, 0.98 * top), (0.93 * top, 0.98 * top)]  # above the diagonal
     pixels = scatter.axes.transData.transform(np.array(corners))
     from matplotlib.backend_bases import MouseEvent
 

@@ -14,11 +14,7 @@ from napari_lrmil.plugin.session.preconditions import RUN_ACTIVE, TISSUE_UNKNOWN
 if TYPE_CHECKING:
     from napari_lrmil.plugin.session.session import Session
 
-ROI_KIND_LABELS: dict[Kind, str] = {
-    "slide": "Whole slide",
-    "view": "View",
-    "region": "Regions",
-}  # short: Compare has a button beside them
+ROI_KIND_LABELS: dict[Kind, str] = {"slide": "Whole slide", "view": "View", "region": "Drawn regions"}
 DRAW_TIP = "Draw a region on the slide: click corners, double-click to close"
 IMPORT_TIP = "Read regions from QuPath (GeoJSON) or ASAP (XML)"
 EXPORT_TIP = "Write the drawn regions as GeoJSON for QuPath"

@@ -49,8 +49,8 @@ class CohortSection(Section):
         super().__init__("cohort", "Cohort", parent)
         self.folder_button, self.measure_box = make_button(FOLDER_LABEL, FOLDER_TIP), QComboBox()
         for measure, label in MEASURE_LABELS.items():
-            self.measure_box.addItem(f"Sort by {label}", measure)
-        self.measure_box.setToolTip("Disagreement of student and teacher, largest first")
+            self.measure_box.addItem(f"by {label}", measure)
+        self.measure_box.setToolTip("Disagreement by which the slides are sorted, largest first")
         self.table, self.progress = _make_table(), QProgressBar()
         self.status = make_label("cohort", small=True)
         self.results: list[StoredResult] = []

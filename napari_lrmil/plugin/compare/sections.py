@@ -97,8 +97,8 @@ class TeacherRunForm(QWidget):  # type: ignore[misc]  # qtpy has no types
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(3)
-        column.addWidget(make_label("region of interest", "Region of interest"))
-        column.addWidget(make_row(self.kinds, self.draw))
+        column.addWidget(make_row(make_label("region of interest", "Region of interest"), self.draw))
+        column.addWidget(self.kinds)
         column.addWidget(make_label("patches of the teacher", "Patches that the teacher reads"))
         spins: dict[BudgetKind, QSpinBox] = {"top": self.top, "time": self.seconds}
         for kind, radio in self.budgets.items():
@@ -347,6 +347,8 @@ class ScatterSection(Section):
         self.draw.clicked.connect(self.draw_requested)
         self.clear.clicked.connect(lambda: self._pick(self._no_points()))
         self.status = make_label("picked", LASSO_HINT, small=True)
+        # A section measures a label as one line, and a second one would push the buttons over the plot.
+        self.status.setMinimumHeight(2 * self.status.fontMetrics().lineSpacing())
         self.add(self.canvas)
         self.add(self.draw, self.clear)
         self.add(self.status)
