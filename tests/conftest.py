@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # each of these loads torch
     from support.trained import Trained
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # or each look-up waits for a network that is not there
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test processes share the cores
+os.environ["OMP_NUM_THREADS"] = "1"  # several test processes share the cores; torch reads it when it is loaded
 os.environ["NAPARI_LRMIL_CONFIG"] = tempfile.mkdtemp(prefix="napari-lrmil-")  # nothing of the user's is read or changed
 os.environ["NAPARI_LRMIL_CACHE"] = tempfile.mkdtemp(
     prefix="napari-lrmil-"
@@ -57,13 +57,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "tests/plugin" if nodeid.startswith("tests/plugin/") else super()._split_scope(nodeid)
 
     return ByModule(config, log)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
