@@ -81,6 +81,22 @@ def test_child_and_parent_together_give_back_the_hr_cell(case: tuple[Lattice, np
     assert back.tolist() == grid.hr_index.tolist()
 
 
+@settings(deadline=None)
+@given(case=shares_on_lattices(), data=st.data())
+def test_a_selection_keeps_each_hr_patch_with_its_own_parent(
+    case: tuple[Lattice, np.ndarray], data: st.DataObject
+) -> None:
+    """Selecting LR patches renumbers parents: every remaining HR patch lies in the LR patch that it names."""
+    lattice, shares = case
+    grid = build_nested_grid(lattice, shares, 0.25)
+    count = len(grid.lr_index)
+    is_selected = np.array(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)), dtype=bool)
+    part = grid.select(is_selected)
+    np.testing.assert_array_equal(part.lr_index, grid.lr_index[is_selected])
+    np.testing.assert_array_equal(part.hr_index // lattice.n, part.lr_index[part.parent])
+    assert len(part.hr_index) == is_selected[grid.parent].sum()
+
+
 def test_children_are_numbered_row_by_row() -> None:
     lattice = PLAN.lattice(Bounds(0, 0, 512, 256), Mpp(0.5, 0.5))
     grid = nested_grid_from_cells(lattice, np.array([[4, 0], [5, 0], [4, 1], [7, 3]]))
