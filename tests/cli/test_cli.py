@@ -239,9 +239,9 @@ def test_a_damaged_bundle_is_a_wrong_call(call: Call, slide: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        (["absent.tif,p1,normal,train"], "are not there"),
+        (["absent.tif,p1,normal,train"], "do not exist"),
         (["{slide},p1,normal,dev"], "unknown split 'dev'"),
-        (["{slide},p1,normal,train"], "normal only"),
+        (["{slide},p1,normal,train"], "has only normal"),
         (["{slide},p1,normal,train", "{other},p1,lesion,val"], "patient p1 is in train and val"),
     ],
 )
