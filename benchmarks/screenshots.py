@@ -44,7 +44,7 @@ def main() -> None:
     from napari_lrmil.plugin.launch import SLIDE_BACKGROUND, WINDOW_TITLE, hide_layer_panels
     from napari_lrmil.plugin.viewer.layers import add_layers
     from napari_lrmil.plugin.viewer.navigation import show_scale_bar_with_slides
-    from napari_lrmil.plugin.viewer.reader import read_slides
+    from napari_lrmil.plugin.viewer.reader import read_slide_layers
 
     viewer = Viewer(show=True, title=WINDOW_TITLE)
     viewer.window._qt_window.resize(1280, 800)
@@ -54,7 +54,7 @@ def main() -> None:
     hide_layer_panels(viewer)
     viewer.canvas.background_color_override = SLIDE_BACKGROUND
     show_scale_bar_with_slides(viewer)
-    add_layers(viewer, read_slides(args.slide))
+    add_layers(viewer, read_slide_layers(args.slide))
     wait(0.5)
     viewer.reset_view()
     until(lambda: dock.session.tissue_grid is not None, LONG_S)

@@ -36,13 +36,13 @@ def main() -> None:
     from napari_lrmil.core.user_settings import SettingsStore
     from napari_lrmil.plugin.train.widget import TrainWidget
     from napari_lrmil.plugin.viewer.layers import add_layers
-    from napari_lrmil.plugin.viewer.reader import read_slides
+    from napari_lrmil.plugin.viewer.reader import read_slide_layers
 
     viewer = Viewer(show=True)
     viewer.window._qt_window.resize(1280, 800)
     dock = TrainWidget(viewer, SettingsStore(args.work / "remembered"))
     viewer.window.add_dock_widget(dock, name="Train (LRMIL)", area="right")
-    add_layers(viewer, read_slides(min(args.cohort.glob("*.tif"))))
+    add_layers(viewer, read_slide_layers(min(args.cohort.glob("*.tif"))))
     wait(0.5)
     viewer.reset_view()
     tour(viewer, dock, args)

@@ -105,12 +105,12 @@ def once(path: Path, bundle: str, mpp: float | None) -> dict[str, float]:
 def first_picture(viewer: Any, path: Path, mpp: float | None) -> float:
     """Return seconds from opening a slide until the canvas has drawn it."""
     from napari_lrmil.plugin.viewer.layers import add_layers
-    from napari_lrmil.plugin.viewer.reader import read_slides
+    from napari_lrmil.plugin.viewer.reader import read_slide_layers
 
     drawn: list[float] = []
     canvas = viewer.window._qt_viewer.canvas._scene_canvas
     began = time.perf_counter()
-    layers = add_layers(viewer, read_slides(path, mpp))
+    layers = add_layers(viewer, read_slide_layers(path, mpp))
     viewer.reset_view()
     canvas.events.draw.connect(lambda _: drawn.append(time.perf_counter()))
     until(lambda: bool(drawn) and all(layer.loaded for layer in layers), 60)

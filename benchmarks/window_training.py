@@ -59,13 +59,13 @@ def measure(out: Path, slides: Path, seconds: float) -> dict[str, list[float]]:
     from napari_lrmil.core.user_settings import SettingsStore
     from napari_lrmil.plugin.train.widget import TrainWidget
     from napari_lrmil.plugin.viewer.layers import add_layers
-    from napari_lrmil.plugin.viewer.reader import read_slides
+    from napari_lrmil.plugin.viewer.reader import read_slide_layers
 
     viewer = napari.Viewer(show=True)
     viewer.window._qt_window.resize(1280, 800)
     dock = TrainWidget(viewer, SettingsStore(out / "remembered"))
     viewer.window.add_dock_widget(dock, name="Train (LRMIL)", area="right")
-    add_layers(viewer, read_slides(next(iter(sorted(slides.glob("*.tif")))), None))
+    add_layers(viewer, read_slide_layers(next(iter(sorted(slides.glob("*.tif")))), None))
     viewer.reset_view()
     wait(2)
     heart, spans = Heart(), max(1, round(seconds / SPAN_S))

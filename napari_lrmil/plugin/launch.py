@@ -153,10 +153,10 @@ def _add_analyse_dock(viewer: Viewer, bundle: str | Path | None, out: Path | Non
 def _add_slides(viewer: Viewer, paths: Sequence[Path], mpp: float | None) -> None:
     from napari_lrmil.core.user_settings import SettingsStore
     from napari_lrmil.plugin.viewer.layers import add_layers
-    from napari_lrmil.plugin.viewer.reader import ask_mpp_with_estimate, read_slides
+    from napari_lrmil.plugin.viewer.reader import ask_mpp_with_estimate, read_slide_layers
 
     cache = SettingsStore().load_settings().settings.tile_cache_mb << 20
-    add_layers(viewer, read_slides(list(paths), mpp, ask=ask_mpp_with_estimate, cache_bytes=cache))
+    add_layers(viewer, read_slide_layers(list(paths), mpp, ask=ask_mpp_with_estimate, cache_bytes=cache))
     viewer.canvas.overlays.scale_bar.visible = True
     viewer.canvas.background_color_override = SLIDE_BACKGROUND
     _show_whole_slide(viewer)

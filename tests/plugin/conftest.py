@@ -84,14 +84,14 @@ def make_dock(viewer: Any, bundle: Bundle, qtbot: Any) -> MakeDock:
     """Return a function that adds an Analyse dock to the window, with a model and optionally a slide."""
     from napari_lrmil.plugin.analyse.widget import AnalyseWidget
     from napari_lrmil.plugin.viewer.layers import add_layers
-    from napari_lrmil.plugin.viewer.reader import read_slides
+    from napari_lrmil.plugin.viewer.reader import read_slide_layers
 
     def make(slide: Path | None, session: Any = None) -> Any:
         dock = AnalyseWidget(viewer, session)
         viewer.window.add_dock_widget(dock, name="napari-lrmil", area="right")
         dock.open_model(bundle.path)
         if slide is not None:
-            add_layers(viewer, read_slides(slide))
+            add_layers(viewer, read_slide_layers(slide))
             qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=WAIT_MS)
         return dock
 

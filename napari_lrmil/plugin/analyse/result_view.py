@@ -23,7 +23,7 @@ from napari_lrmil.plugin.viewer.split_view import (
     add_legends,
     prepare_caption,
     refresh_attention,
-    show_attention,
+    show_attention_layers,
     show_evidence,
     show_picked_patches,
 )
@@ -105,7 +105,7 @@ class ResultView(QWidget):  # type: ignore[misc]  # qtpy has no types
     def show_result(self, prediction: Prediction, slide: SlideChoice) -> None:
         """Show the result of a run in new layers."""
         self._set_result(prediction, slide)
-        show_attention(self._viewer, prediction, slide, self.attention.value(), self.compare_mode)
+        show_attention_layers(self._viewer, prediction, slide, self.attention.value(), self.compare_mode)
         self._start_legends()
 
     def update_result(self, prediction: Prediction, slide: SlideChoice) -> None:

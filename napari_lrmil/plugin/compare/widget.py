@@ -36,7 +36,7 @@ from napari_lrmil.plugin.viewer.attention_layers import CompareMode, count_colum
 from napari_lrmil.plugin.viewer.cursor import CursorTracker
 from napari_lrmil.plugin.viewer.gl_context import guard_layer_removal
 from napari_lrmil.plugin.viewer.layers import add_layers, lrmil_layers
-from napari_lrmil.plugin.viewer.reader import ask_mpp_with_estimate, read_slides
+from napari_lrmil.plugin.viewer.reader import ask_mpp_with_estimate, read_slide_layers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -350,7 +350,7 @@ class CompareWidget(DockWidget):
 
     def _add_slide(self, path: Path) -> bool:
         memory = self.session.settings_store
-        return bool(add_layers(self._viewer, read_slides(path, ask=ask_mpp_with_estimate, memory=memory)))
+        return bool(add_layers(self._viewer, read_slide_layers(path, ask=ask_mpp_with_estimate, memory=memory)))
 
     def _load_pending(self) -> None:
         """Load the result of the slide that is being opened, once the session has that slide.

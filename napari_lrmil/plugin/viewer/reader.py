@@ -46,10 +46,10 @@ def read_dropped_slides(path: Paths) -> list[LayerData]:
     shown = _shown_series(viewer) if viewer is not None else frozenset()
     cache = SettingsStore().load_settings().settings.tile_cache_mb << 20
     ask = ask_mpp_with_estimate if viewer is not None else None
-    return read_slides(path, ask=ask, shown=shown, cache_bytes=cache) or NO_LAYERS
+    return read_slide_layers(path, ask=ask, shown=shown, cache_bytes=cache) or NO_LAYERS
 
 
-def read_slides(
+def read_slide_layers(
     path: Paths,
     mpp: float | None = None,
     *,

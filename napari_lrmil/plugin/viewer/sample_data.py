@@ -15,9 +15,9 @@ SAMPLE_SLIDE = PhantomSlide("phantom_lesion", LESION, seed=7, size=(4096, 3072))
 
 def phantom_slide() -> list[LayerData]:
     """Return the layers of the sample slide."""
-    from napari_lrmil.plugin.viewer.reader import read_slides
+    from napari_lrmil.plugin.viewer.reader import read_slide_layers
 
-    return read_slides(write_sample_slide(_cache_folder()))
+    return read_slide_layers(write_sample_slide(_cache_folder()))
 
 
 def write_sample_slide(folder: Path) -> Path:

@@ -144,7 +144,7 @@ def _move_to_bottom(viewer: ViewerModel, ordered: tuple[Image, ...]) -> None:
 # ---------------------------------------------------------------- attention
 
 
-def show_attention(
+def show_attention_layers(
     viewer: ViewerModel,
     prediction: Prediction,
     slide: SlideChoice,
@@ -182,7 +182,7 @@ def refresh_attention(
     Parameters
     ----------
     viewer, prediction, slide, style, compare
-        As for `show_attention`.
+        As for `show_attention_layers`.
     """
     tags = {layer: get_tag(layer) for layer in _map_layers(viewer, slide.path)}
     present = {(tag.role, tag.side): layer for layer, tag in tags.items() if tag is not None}
@@ -230,7 +230,7 @@ def show_picked_patches(viewer: ViewerModel, prediction: Prediction, slide: Slid
     Parameters
     ----------
     viewer, prediction, slide
-        As for `show_attention`.
+        As for `show_attention_layers`.
     rows
         Rows of the patches in the prediction; None or an empty array removes the outlines.
     """
@@ -260,7 +260,7 @@ def show_evidence(
     Parameters
     ----------
     viewer, prediction, slide
-        As for `show_attention`.
+        As for `show_attention_layers`.
     name
         Name of the class; None shows the attention again.
     style

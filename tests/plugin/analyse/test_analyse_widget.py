@@ -17,7 +17,7 @@ from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.visualize.overlay import RESEARCH_USE
 from napari_lrmil.plugin.viewer.layers import add_layers, build_slide_layers, get_tag, lrmil_layers
-from napari_lrmil.plugin.viewer.reader import read_slides
+from napari_lrmil.plugin.viewer.reader import read_slide_layers
 from support.fake_slides import fake_slide, glass, one_sentence, speckled, write_tiff
 from support.planted import DARK, centroid, plant
 from support.slow_slides import Slow
@@ -135,7 +135,7 @@ def test_of_several_slides_the_analysed_one_is_seen(
 ) -> None:
     dock = make_dock(slide_path)
     other = write_tiff(tmp_path / "other.tif", speckled(640, 512, seed=1), (1.0,), mpp=(0.5, 0.5))
-    add_layers(viewer, read_slides(other))
+    add_layers(viewer, read_slide_layers(other))
     qtbot.waitUntil(lambda: len(dock.session.slides) == 2, timeout=WAIT_MS)
     dock.slide.value = next(s for s in dock.session.slides if s.path == slide_path)
     dock.with_teacher.native.click()
@@ -197,7 +197,7 @@ def test_closing_the_window_during_a_run_ends_it(bundle: Bundle, slide_path: Pat
     dock = AnalyseWidget(viewer, session)
     viewer.window.add_dock_widget(dock)
     dock.open_model(bundle.path)
-    add_layers(viewer, read_slides(slide_path))
+    add_layers(viewer, read_slide_layers(slide_path))
     qtbot.waitUntil(lambda: session.slide is not None, timeout=WAIT_MS)
     dock.with_teacher.native.click()
     dock.run_button.native.click()
@@ -233,7 +233,7 @@ def test_what_cannot_work_is_not_enabled_and_says_why(
     dock = make_dock(None)
     assert not dock.run_button.enabled and "slide" in dock.run_button.tooltip
     coarse = write_tiff(tmp_path / "coarse.tif", speckled(600, 400), (1.0,), mpp=(4.0, 4.0))
-    add_layers(viewer, read_slides(coarse))
+    add_layers(viewer, read_slide_layers(coarse))
     qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=WAIT_MS)
     assert not dock.run_button.enabled and "too coarse for the student" in dock.run_button.tooltip
     assert one_sentence(Exception(dock.note.text())) and dock.note.isVisible()

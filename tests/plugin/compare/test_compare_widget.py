@@ -153,13 +153,13 @@ def test_what_cannot_work_is_not_enabled_and_says_why(
     make_compare: MakeCompare, viewer: Any, tmp_path: Path, qtbot: Any
 ) -> None:
     from napari_lrmil.plugin.viewer.layers import add_layers
-    from napari_lrmil.plugin.viewer.reader import read_slides
+    from napari_lrmil.plugin.viewer.reader import read_slide_layers
 
     dock = make_compare(None)
     assert not dock.form.run_button.isEnabled() and "slide" in dock.form.run_button.toolTip()
     assert not dock.maps.views["wipe"].isEnabled() and not dock.scatter.draw.isEnabled()
     coarse = write_tiff(tmp_path / "coarse.tif", speckled(600, 400), (1.0,), mpp=(1.0, 1.0))
-    add_layers(viewer, read_slides(coarse))
+    add_layers(viewer, read_slide_layers(coarse))
     qtbot.waitUntil(lambda: dock.session.slide is not None, timeout=WAIT_MS)
     assert not dock.form.run_button.isEnabled() and "too coarse for the teacher" in dock.form.run_button.toolTip()
 

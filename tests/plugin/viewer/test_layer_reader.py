@@ -17,7 +17,7 @@ from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.plugin.viewer import reader
 from napari_lrmil.plugin.viewer.layers import lrmil_layers
 from napari_lrmil.plugin.viewer.mpp_prompt import MppAnswer
-from napari_lrmil.plugin.viewer.reader import get_reader, one_path_per_slide, read_slides
+from napari_lrmil.plugin.viewer.reader import get_reader, one_path_per_slide, read_slide_layers
 from support.fake_slides import one_sentence, speckled, write_tiff
 
 
@@ -65,7 +65,7 @@ def test_a_slide_without_resolution_is_refused_in_one_sentence_where_nobody_can_
     with pytest.raises(ResolutionError, match="microns per pixel") as refused:
         opener(path)
     assert one_sentence(refused.value)
-    [(_, options, _)] = read_slides(path, mpp=0.25)
+    [(_, options, _)] = read_slide_layers(path, mpp=0.25)
     assert options["scale"] == (0.25, 0.25)
 
 
@@ -73,7 +73,7 @@ def test_a_slide_that_is_cut_short_is_refused_in_one_sentence(tmp_path: Path, sl
     path = tmp_path / "short.tif"
     path.write_bytes(slide_path.read_bytes()[: 1 << 12])
     with pytest.raises(SlideError) as refused:
-        read_slides(path)
+        read_slide_layers(path)
     assert one_sentence(refused.value)
 
 
@@ -103,7 +103,7 @@ def test_a_slide_without_resolution_is_asked_about_and_opened_with_the_answer(tm
         return MppAnswer(0.25)
 
     for _ in range(2):
-        [(_, options, _)] = read_slides(path, ask=ask, memory=memory)
+        [(_, options, _)] = read_slide_layers(path, ask=ask, memory=memory)
         assert options["scale"] == (0.25, 0.25)
     assert asked_names == ["bare"]
 
@@ -114,7 +114,7 @@ def test_a_slide_that_nobody_can_size_is_left_out_with_a_sentence_and_closed(
     path = write_tiff(tmp_path / "bare.tif", speckled(600, 400))
     notifications: list[str] = []
     monkeypatch.setattr(reader, "_notify", notifications.append)
-    layers = read_slides([path, slide_path], ask=lambda _: None, memory=SettingsStore(tmp_path))
+    layers = read_slide_layers([path, slide_path], ask=lambda _: None, memory=SettingsStore(tmp_path))
     assert [options["name"] for _, options, _ in layers] == ["tissue"]
     [sentence] = notifications
     assert sentence.startswith("bare.tif was not opened") and "\n" not in sentence
@@ -142,7 +142,7 @@ def test_files_of_one_dicom_series_are_one_slide(dicom: Path, slide_path: Path) 
     files = sorted(dicom.glob("*.dcm"))
     assert len(files) == 4
     assert one_path_per_slide([files[2], slide_path, *files, dicom]) == [files[2], slide_path]
-    [(data, options, _)] = read_slides(files)
+    [(data, options, _)] = read_slide_layers(files)
     finest = data[0] if options["multiscale"] else data
     assert finest.shape == (2967, 2220, 3)
     assert options["scale"] == pytest.approx((0.499, 0.499))
@@ -154,7 +154,7 @@ def test_a_folder_of_one_series_is_one_slide_by_its_name_and_of_two_series_two(
     folder = tmp_path / "study"
     shutil.copytree(dicom, folder)
     assert one_path_per_slide([folder]) == [folder]
-    assert [options["name"] for _, options, _ in read_slides(folder)] == ["study"]
+    assert [options["name"] for _, options, _ in read_slide_layers(folder)] == ["study"]
     shutil.copy(shared_data / "slides" / "camelyon_overview_jpeg" / "overview.dcm", folder / "overview.dcm")
     (folder / "broken.dcm").write_bytes(b"DICM")
     paths = one_path_per_slide([folder])

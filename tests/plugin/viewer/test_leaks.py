@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from napari_lrmil.plugin.viewer.layers import add_layers
-from napari_lrmil.plugin.viewer.reader import read_slides
+from napari_lrmil.plugin.viewer.reader import read_slide_layers
 from support.fake_slides import speckled, write_tiff
 from support.window import WAIT_MS, MakeDock
 
@@ -44,7 +44,7 @@ def test_twenty_slides_leave_nothing(make_dock: MakeDock, viewer: Any, qtbot: An
     memory = []
     for i in range(SLIDES):
         path = write_tiff(tmp_path / f"slide_{i}.tif", speckled(1280, 1000, seed=i), (1.0, 4.0), mpp=(0.5, 0.5))
-        add_layers(viewer, read_slides(path))
+        add_layers(viewer, read_slide_layers(path))
         qtbot.waitUntil(
             lambda path=path: dock.session.slide is not None and dock.session.slide.path == path, timeout=WAIT_MS
         )

@@ -11,7 +11,7 @@ import pytest
 from napari_lrmil.core.geometry import BoxUm
 from napari_lrmil.plugin.viewer.layers import add_layers, recolour_slide
 from napari_lrmil.plugin.viewer.navigation import fly_to, visible_um
-from napari_lrmil.plugin.viewer.reader import read_slides
+from napari_lrmil.plugin.viewer.reader import read_slide_layers
 from support.fake_slides import write_tiff
 from support.window import WAIT_MS, require_screen, timers_rest
 
@@ -41,7 +41,7 @@ def minimap(viewer: Any, qtbot: Any) -> Any:
 
 
 def _open(viewer: Any, minimap: Any, path: Path, qtbot: Any) -> Any:
-    layers = add_layers(viewer, read_slides(path))
+    layers = add_layers(viewer, read_slide_layers(path))
     qtbot.waitUntil(lambda: minimap.thumbnail is not None, timeout=WAIT_MS)
     return layers[-1]
 
@@ -127,7 +127,7 @@ def test_other_colours_and_another_slide_are_shown(
     recolour_slide(viewer, half_dark, lambda pixels: 255 - pixels)
     qtbot.waitUntil(lambda: QColor(minimap.thumbnail.pixel(3, 3)).red() > 150, timeout=WAIT_MS)
     first = minimap.thumbnail
-    add_layers(viewer, read_slides(slide_path))
+    add_layers(viewer, read_slide_layers(slide_path))
     qtbot.waitUntil(lambda: minimap.thumbnail is not None and minimap.thumbnail is not first, timeout=WAIT_MS)
     viewer.layers.clear()
     qtbot.waitUntil(lambda: minimap.transform is None, timeout=WAIT_MS)

@@ -10,7 +10,7 @@ import pytest
 
 from napari_lrmil.plugin.viewer.layers import add_layers
 from napari_lrmil.plugin.viewer.navigation import current_magnification
-from napari_lrmil.plugin.viewer.reader import read_slides
+from napari_lrmil.plugin.viewer.reader import read_slide_layers
 from support.fake_slides import speckled, write_tiff
 from support.window import WAIT_MS, require_screen, timers_rest
 
@@ -31,7 +31,7 @@ def row(viewer: Any, qtbot: Any) -> Any:
 
 
 def _open(viewer: Any, row: Any, path: Path, qtbot: Any) -> None:
-    add_layers(viewer, read_slides(path))
+    add_layers(viewer, read_slide_layers(path))
     qtbot.waitUntil(lambda: row.buttons[1.25].isEnabled(), timeout=WAIT_MS)
 
 
