@@ -116,8 +116,9 @@ def test_many_moves_are_few_drawings(
     monkeypatch.setattr(Minimap, "_draw_frame", lambda self, *a: (drawn.append(1), draw(self, *a))[1])
     for step in range(200):
         viewer.scene.camera.center = (0, 100 + step, 100)
-    qtbot.waitUntil(lambda: timers_rest(minimap), timeout=WAIT_MS)
-    assert 1 <= len(drawn) <= 3
+    # The timer only asks for a drawing; Qt delivers it in a later turn, which a busy machine delays.
+    qtbot.waitUntil(lambda: bool(drawn) and timers_rest(minimap), timeout=WAIT_MS)
+    assert len(drawn) <= 3
 
 
 def test_other_colours_and_another_slide_are_shown(
