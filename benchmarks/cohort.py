@@ -22,7 +22,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import h5py
 import numpy as np
@@ -48,6 +48,7 @@ ODD = "Präparat Nr. 1 – été"
 class Counted:
     """Prediction task that appends a line to a log at its start and at its end."""
 
+    shared_imports: ClassVar = PredictTask.shared_imports
     task: PredictTask
     log: Path
 

@@ -70,11 +70,13 @@ class ExecutionOptions:
 
 def _count_gpus(device: str) -> int:
     """Return the number of CUDA devices to use; 0 if the work is done on another kind of device."""
-    import torch
-
     from napari_lrmil.core.features.devices import resolve_device
 
-    return torch.cuda.device_count() if resolve_device(device).type == "cuda" else 0
+    if not str(resolve_device(device)).startswith("cuda"):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def require_writable(folder: Path) -> None:

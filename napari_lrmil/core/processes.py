@@ -10,17 +10,24 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnContext
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, TypeVarTuple, cast
 
 FAREWELL_S = 5.0  # seconds to wait for a process whose pipe has closed
+# Libraries with these settings start no thread when they are imported. A worker sets its own number of threads.
+SINGLE_THREADED = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 Ts = TypeVarTuple("Ts")
 
 
-def start_context() -> SpawnContext:
+def start_context() -> BaseContext:
     """Return the start method of children. A fork would inherit threads of torch and OpenSlide."""
     return multiprocessing.get_context("spawn")
 
@@ -30,7 +37,7 @@ class ChildEndedError(Exception):
 
 
 class Child:
-    """A spawned child process.
+    """A child process.
 
     It ignores Ctrl-C, which reaches the whole process group, because the parent decides. It ends with its parent.
 
@@ -42,6 +49,9 @@ class Child:
         Function to run in the child. It receives the child's end of the pipe and `args`.
     args
         Picklable arguments.
+    shared_imports
+        Modules that the child needs, if it has siblings that need them too. On Linux the child is then forked from a
+        server process that has imported them once and does nothing else. Elsewhere, and without modules, it is spawned.
 
     Attributes
     ----------
@@ -51,11 +61,16 @@ class Child:
         Process number.
     """
 
-    def __init__(self, name: str, target: Callable[[Connection, *Ts], None], *args: *Ts) -> None:
-        context = start_context()
-        self._pipe, child_end = context.Pipe()
-        self._process = context.Process(target=_enter, args=(child_end, target, args), name=name, daemon=True)
-        self._process.start()
+    def __init__(
+        self,
+        name: str,
+        target: Callable[[Connection, *Ts], None],
+        *args: *Ts,
+        shared_imports: Sequence[str] = (),
+    ) -> None:
+        self._pipe, child_end = multiprocessing.Pipe()
+        work = child_end, target, args
+        self._process = _fork_from_server(name, work, shared_imports) or _start(start_context(), name, *work)
         child_end.close()  # an open copy here would keep the pipe open after the child has ended
         self.name, self.pid = name, self._process.pid or 0
 
@@ -101,7 +116,81 @@ def wait_for_any(children: Iterable[Child], timeout: float | None = None) -> lis
     return [by_pipe[pipe] for pipe in cast(list[Connection], wait(list(by_pipe), timeout))]
 
 
-def _enter(pipe: Connection, target: Callable[..., None], args: tuple[Any, ...]) -> None:
+def _start(context: BaseContext, name: str, *args: Any) -> BaseProcess:
+    """Return a started process that calls `_enter` with these arguments."""
+    process: BaseProcess = context.Process(target=_enter, args=args, name=name, daemon=True)  # type: ignore[attr-defined]
+    process.start()
+    return process
+
+
+def _fork_from_server(name: str, work: tuple[Any, ...], shared_imports: Sequence[str]) -> BaseProcess | None:
+    """Return a process forked from the server of the standard library, or None if it has to be spawned.
+
+    There is one server per process. If it runs already, with other modules, the child imports what is missing.
+    """
+    if not (shared_imports and _can_fork_from_server()):
+        return None
+    multiprocessing.set_forkserver_preload(list(shared_imports))
+    with _server_variables():
+        forkserver.ensure_running()
+    try:
+        # The child has the variables of the server, as old as that is, so it gets the current ones.
+        process = _start(multiprocessing.get_context("forkserver"), name, *work, dict(os.environ))
+    except (OSError, EOFError):  # the server ended, as when the memory of the machine runs out
+        return None
+    if _was_forked_alone(process):
+        return process
+    process.kill()
+    process.join()
+    process.close()
+    return None
+
+
+def _can_fork_from_server() -> bool:
+    # The server takes its search path from a variable, which some flags of Python switch off.
+    path_fits = not any(os.pathsep in entry for entry in sys.path)
+    return sys.platform.startswith("linux") and not sys.flags.ignore_environment and path_fits
+
+
+def _was_forked_alone(process: BaseProcess) -> bool:
+    """Return whether the server has no second thread, whose locks would stay locked in the forked process.
+
+    Something that runs at every start of Python, such as a monitoring agent, may start one.
+    """
+    try:
+        status = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8", errors="replace")
+        server = int(status.rpartition(")")[2].split()[1])  # its parent; the name before it may hold anything
+        return len(os.listdir(f"/proc/{server}/task")) == 1
+    except OSError:  # one of them has ended: the caller learns that from the pipe
+        return True
+
+
+@contextmanager
+def _server_variables() -> Iterator[None]:
+    """Set variables for a server that starts now: one thread, and the module search path of this process.
+
+    Without the path, the server would import modules from the working directory first, as ``python -c`` does.
+    """
+    paths = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+    variables = {**SINGLE_THREADED, "PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _enter(
+    pipe: Connection, target: Callable[..., None], args: tuple[Any, ...], variables: dict[str, str] | None = None
+) -> None:
+    if variables is not None:
+        os.environ.clear()
+        os.environ.update(variables)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     target(pipe, *args)

@@ -19,13 +19,12 @@ import numpy as np
 import pytest
 
 from napari_lrmil.cli import console
-from napari_lrmil.core import processes
 from napari_lrmil.core.cohort.task import SerialBackend
 from napari_lrmil.core.events import Progress
 from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
 from napari_lrmil.core.results.schema import CohortFile, PredictionFile
 from support.networks import untrained_bundle, untrained_encoder
-from support.processes import ended, forking, run_command_up_to, start
+from support.processes import ended, run_command_up_to, start
 
 Call = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parents[2]
@@ -281,9 +280,7 @@ def test_a_table_needs_no_more_than_slides_and_a_missing_one_stops_nobody(
 
 
 @pytest.mark.slow
-def test_features_of_a_folder_in_two_processes(
-    call: Call, slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_features_of_a_folder_in_two_processes(call: Call, slides: Path, tmp_path: Path) -> None:
     """Equal to features of one process; a broken slide is listed with its step, and existing files are kept."""
     from napari_lrmil.core.encoders import save_encoder
     from napari_lrmil.core.features.bag import read_bag
@@ -293,7 +290,6 @@ def test_features_of_a_folder_in_two_processes(
     (folder / "text.svs").write_text("no slide")
     save_encoder(tmp_path / "e.safetensors", untrained_encoder())
     command = ("features", folder, "--encoder", tmp_path / "e.safetensors", "--patch-px", 128, "--device", "cpu")
-    monkeypatch.setattr(processes, "start_context", forking)
     for out, options in (tmp_path / "two", ("--workers", 2)), (tmp_path / "one", ()):
         code, output, _ = call(*command, "--out", out, *options)
         assert (code, "3 of 4 slides" in output) == (3, True)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from napari_lrmil.core.cohort import Backend, CohortProgress, SlideJob, TaskResult, run_cohort
 from napari_lrmil.core.errors import (
@@ -30,6 +30,7 @@ LOG, DONE, GIVEN_UP = "log", "done", "given up"
 class Logged:
     """Task that acts as the slide's name says, and appends a line to a log each time it computes."""
 
+    shared_imports: ClassVar = (__name__,)
     folder: Path
 
     def prepare(self, threads: int) -> None:
@@ -146,6 +147,7 @@ def run_to_end(
 class Raising:
     """Task that raises an error of the given kind, at the step that belongs to it."""
 
+    shared_imports: ClassVar = (__name__,)
     kind: str
 
     def prepare(self, threads: int) -> None:
@@ -175,6 +177,8 @@ class Raising:
 class Unimportable:
     """Task that ends the process that unpickles it."""
 
+    shared_imports: ClassVar = (__name__,)
+
     def __reduce__(self) -> tuple[Any, tuple[int]]:
         return os._exit, (9,)
 
@@ -190,6 +194,7 @@ class Unimportable:
 class KillsItsWorker:
     """Another task whose worker is killed once, in the middle of one slide; computed slides are logged."""
 
+    shared_imports: ClassVar = (__name__,)
     task: Any
     victim: str
     folder: Path

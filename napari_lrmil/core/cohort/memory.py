@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,22 @@ def process_memory_mb(pid: int) -> float:
         return float(psutil.Process(pid).memory_info().rss) / MB
     except psutil.Error:
         return 0.0
+
+
+def exceeding_memory_mb(pid: int, limit_mb: float) -> float | None:
+    """Return the memory that a process holds for itself if that exceeds a limit, else None.
+
+    On Linux, workers share the pages of imported modules with the process that they were forked from. Shared pages do
+    not count there.
+    """
+    memory_mb = process_memory_mb(pid)
+    if memory_mb > limit_mb and sys.platform.startswith("linux"):
+        # Counting shared pages walks the page table: only for a process whose resident memory exceeds the limit.
+        try:
+            memory_mb = float(psutil.Process(pid).memory_full_info().uss) / MB
+        except psutil.Error:
+            return None
+    return memory_mb if memory_mb > limit_mb else None
 
 
 def peak_memory_mb() -> float:

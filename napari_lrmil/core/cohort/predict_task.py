@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from napari_lrmil.core.cohort.task import SlideJob, TaskResult
 from napari_lrmil.core.errors import BundleError
@@ -70,6 +70,7 @@ class PredictTask:
         ``auto``, ``openslide`` or ``tiles``, see `Slide`.
     """
 
+    shared_imports: ClassVar = ("napari_lrmil.core.cohort.predict_imports",)
     bundle: Path
     bundle_sha256: str
     bundle_name: str

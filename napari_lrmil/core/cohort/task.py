@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -128,7 +128,19 @@ class Outcome:
 
 
 class SlideTask(Protocol):
-    """Work that is done for every slide. It travels to workers, so it holds names and paths, no handle or network."""
+    """Work that is done for every slide. It travels to workers, so it holds names and paths, no handle or network.
+
+    Attributes
+    ----------
+    shared_imports
+        Modules that workers need. On Linux they are imported once, in the process that workers are forked from, so
+        their import must start no thread.
+    """
+
+    @property
+    def shared_imports(self) -> Sequence[str]:
+        """See `SlideTask`."""
+        ...
 
     def prepare(self, threads: int) -> None:
         """Prepare a worker's process. Called before every slide; cheap after the first."""
@@ -205,15 +217,22 @@ def process_slide(task: SlideTask, job: SlideJob) -> Generator[Event, None, Outc
 
 
 def run_task(
-    task: SlideTask, job: SlideJob, threads: int, *, is_cancelled: Callable[[], bool] = lambda: False
+    task: SlideTask,
+    job: SlideJob,
+    threads: int,
+    *,
+    is_cancelled: Callable[[], bool] = lambda: False,
+    on_prepared: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Run the task on a slide in a worker, and return an outcome that can be pickled.
 
     `is_cancelled` is called between events. If it returns True, the slide is abandoned and nothing of it is written.
+    `on_prepared` is called when the process is prepared and the slide begins.
     """
     notices = []
     try:
         task.prepare(threads)
+        on_prepared()
         with closing(process_slide(task, job)) as stream:
             while not is_cancelled():
                 event = next(stream)

@@ -7,6 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -287,6 +288,7 @@ class FeatureTask:
         ``auto``, ``cpu``, ``cuda`` or ``mps``, resolved on the machine of the worker.
     """
 
+    shared_imports: ClassVar = (__name__,)
     encoder: str
     encoder_sha256: str
     mpp: float

@@ -15,10 +15,18 @@ from typing import Any
 import psutil
 import pytest
 
-from napari_lrmil.core.cohort import BackendChoice, CohortProgress, SlideJob, choose_backend, parse_memory, run_cohort
+from napari_lrmil.core.cohort import (
+    BackendChoice,
+    CohortProgress,
+    SlideJob,
+    choose_backend,
+    local_pool,
+    parse_memory,
+    run_cohort,
+)
 from napari_lrmil.core.cohort.backends import worker_environments
-from napari_lrmil.core.cohort.local_pool import LocalProcesses
-from napari_lrmil.core.cohort.memory import peak_memory_mb, process_memory_mb, total_memory_mb
+from napari_lrmil.core.cohort.local_pool import LocalProcesses, WorkerPace, another_worker_pays
+from napari_lrmil.core.cohort.memory import exceeding_memory_mb, peak_memory_mb, process_memory_mb, total_memory_mb
 from napari_lrmil.core.cohort.task import SerialBackend, run_task
 from napari_lrmil.core.errors import ConfigError, DiskFullError, LrmilError
 from napari_lrmil.core.events import Event, Failed, Notice, Partial, Progress
@@ -186,8 +194,13 @@ def test_closing_ends_the_workers(tmp_path: Path) -> None:
         if isinstance(event, Partial):
             break
     stream.close()
-    left = [p for p in set(psutil.Process().children(recursive=True)) - before if "spawn_main" in " ".join(p.cmdline())]
-    assert not left
+    # A worker is spawned by this process, or forked from the server, which stays.
+    workers = [
+        process
+        for process in set(psutil.Process().children(recursive=True)) - before
+        if process.ppid() != os.getpid() or "spawn_main" in " ".join(process.cmdline())
+    ]
+    assert not workers
     assert progress.done == 1
 
 
@@ -214,6 +227,48 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     assert children and not psutil.wait_procs(children, timeout=240)[1]
+
+
+@pytest.mark.parametrize(
+    ("slides", "busy_s", "waiting", "expected"),
+    [
+        (0, 0.0, 1000, False),
+        (0, 0.3, 8, True),  # the first slide takes 0.3 s or more: at least 2.4 s remain, of which a worker saves 1.2
+        (0, 0.3, 6, False),  # it would save 0.9 s, which is less than its start
+        (10, 3.0, 8, True),
+        (10, 3.0, 6, False),
+        (10, 3.0, 0, False),
+    ],
+)
+def test_a_second_worker_starts_if_it_saves_more_than_its_start(
+    slides: int, busy_s: float, waiting: int, expected: bool
+) -> None:
+    pace = WorkerPace(began=100.0, prepared=101.0, slides=slides)
+    if slides:
+        pace.busy_seconds = busy_s
+    else:
+        pace.slide_began = 101.0
+    assert another_worker_pays([pace], waiting, 101.0 + busy_s) == expected
+
+
+def test_each_further_worker_has_to_save_its_own_start() -> None:
+    """The third of three saves a sixth of the work, the second half of it."""
+    paces = [WorkerPace(100.0, 101.0, None, 10, 10.0), WorkerPace(103.0, 103.5, None, 5, 5.0)]
+    assert [waiting for waiting in range(5, 9) if another_worker_pays(paces, waiting, 120.0)] == [7, 8]
+    assert not another_worker_pays([WorkerPace(100.0)], 1000, 200.0)  # its first slide has not begun
+
+
+def test_workers_that_would_not_pay_are_not_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_pool, "another_worker_pays", lambda *_: False)
+    progress, events = run_to_end(make_jobs("a", "b", "c"), Logged(tmp_path), LocalProcesses([{}] * 4, 1, ROOMY))
+    assert (progress.done, len(progress.worker_slides)) == (3, 1)
+    assert events[-1] == Notice("1 of 3 workers started: the rest would not have paid")
+
+
+def test_slow_slides_start_every_worker(tmp_path: Path) -> None:
+    progress, events = run_to_end(make_jobs("meets 1", "meets 2"), Logged(tmp_path), two())
+    assert (progress.done, len(progress.worker_slides)) == (2, 2)
+    assert not [event for event in events if isinstance(event, Notice) and "started" in event.message]
 
 
 # ---------------------------------------------------------------- how many, and where
@@ -273,3 +328,30 @@ def test_what_is_no_memory_is_refused(text: str) -> None:
 def test_memory_is_measured() -> None:
     assert 10 < process_memory_mb(os.getpid()) <= peak_memory_mb() * 1.01 < total_memory_mb()
     assert process_memory_mb(2**22 + 1) == 0
+
+
+def test_only_memory_above_the_limit_is_reported() -> None:
+    resident = process_memory_mb(os.getpid())
+    held = exceeding_memory_mb(os.getpid(), 1.0)
+    assert held is not None and 10 < held <= process_memory_mb(os.getpid())
+    assert exceeding_memory_mb(os.getpid(), 10 * resident) is None
+    assert exceeding_memory_mb(2**22 + 1, 1.0) is None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are forked on Linux")
+def test_memory_shared_with_the_process_that_it_was_forked_from_does_not_count() -> None:
+    script = """
+import os, signal
+from napari_lrmil.core.cohort.memory import exceeding_memory_mb, process_memory_mb
+held = b"x" * 300_000_000
+reader, writer = os.pipe()
+if (pid := os.fork()) == 0:
+    os.write(writer, b"1")
+    signal.pause()
+os.read(reader, 1)
+print(process_memory_mb(pid) > 300, exceeding_memory_mb(pid, 200.0))
+os.kill(pid, signal.SIGKILL)
+os.wait()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "None"], done.stderr
