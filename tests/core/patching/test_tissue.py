@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from skimage.filters import threshold_otsu
 
+from napari_lrmil.core.errors import TissueError
 from napari_lrmil.core.geometry import Bounds, Lattice, Mpp, PatchPlan
-from napari_lrmil.core.patching.tissue import Tissue, TissueConfig, find_tissue
+from napari_lrmil.core.patching.tissue import Tissue, TissueConfig, find_tissue, otsu_threshold, read_mask, write_mask
 from napari_lrmil.core.slides.slide import BLOCK_PX, Slide
-from support.fake_slides import TISSUE, Array, FakeSlide, fake_slide, glass, l_shape, resolution, write_tiff
+from support.fake_slides import GLASS, TISSUE, Array, FakeSlide, fake_slide, glass, l_shape, resolution, write_tiff
 
 PLAN = PatchPlan(0.5, 2.0, 64, 64)  # HR 32 µm, LR 128 µm
 
@@ -199,3 +206,84 @@ def test_masks_are_what_the_libraries_alone_would_make(
     assert found.threshold == pytest.approx(threshold, abs=1e-4)
     np.testing.assert_array_equal(found.mask, expected)
     assert 0.05 < found.mask.mean() < 0.95
+
+
+@given(st.lists(st.integers(0, 10**7), min_size=2, max_size=256), st.floats(-3, 3), st.floats(1e-3, 300))
+def test_otsus_threshold_is_scikit_images_to_the_last_bit(heights: list[int], low: float, width: float) -> None:
+    counts = np.array(heights)
+    counts[[0, -1]] += 1
+    centers = low + (np.arange(len(counts)) + 0.5) * width / len(counts)
+    assert otsu_threshold(counts, centers) == threshold_otsu(hist=(counts, centers))
+
+
+# ---------------------------------------------------------------- two sizes of mask pixels
+
+
+def spotted() -> Array:
+    """Return 3072 x 2304 px of noisy glass with ellipses of pale tissue, holes and specks, from whole numbers alone."""
+    rng = np.random.default_rng(14)
+    y, x = np.mgrid[:2304, :3072]
+    base = np.full((2304, 3072, 3), GLASS, np.int16)
+    for is_tissue in [True] * 40 + [False] * 25:
+        left, top, wide, high = (int(v) for v in rng.integers((0, 0, 8, 8), (3072, 2304, 400, 300)))
+        inside = (x - left) ** 2 * high**2 + (y - top) ** 2 * wide**2 < (wide * high) ** 2
+        base[inside] = (232, 206, 224) - rng.integers(0, (9, 20, 9)) if is_tissue else GLASS
+    base += rng.integers(-9, 10, base.shape, dtype=np.int16)
+    return base.clip(0, 255).astype(np.uint8)
+
+
+DIGESTS = {  # of the masks of version 0.1: bundles that say 8 µm keep their very mask
+    8.0: "14d46545c46292e2",
+    16.0: "c4935c2dbbf019be",
+}
+
+
+@pytest.mark.parametrize("mask_um", [8.0, 16.0])
+def test_a_mask_stays_the_same_to_the_last_pixel(tmp_path: Path, mask_um: float) -> None:
+    plan = PatchPlan(0.5, 2.0, 256, 256)  # HR 128 µm
+    with fake_slide(tmp_path, FakeSlide(spotted(), (1.0, 4.0, 16.0), resolution(0.5))) as slide:
+        tissue = find_tissue(slide, lattice_of(slide, plan), TissueConfig(mask_um=mask_um))
+    assert tissue.mask.shape == (12 * 128 / mask_um, 12 * 128 / mask_um)
+    assert 0.2 < tissue.mask.mean() < 0.8
+    assert hashlib.sha256(tissue.mask.tobytes()).hexdigest()[:16] == DIGESTS[mask_um]
+
+
+def test_a_coarser_mask_gives_nearly_the_same_shares(tmp_path: Path) -> None:
+    plan = PatchPlan(0.5, 2.0, 256, 256)
+    with fake_slide(tmp_path, FakeSlide(spotted(), (1.0, 4.0, 16.0), resolution(0.5))) as slide:
+        fine, coarse = (find_tissue(slide, lattice_of(slide, plan), TissueConfig(mask_um=um)) for um in (8, 16))
+    assert np.abs(fine.shares() - coarse.shares()).mean() < 0.02
+    assert ((fine.shares() >= 0.25) != (coarse.shares() >= 0.25)).sum() <= 2
+
+
+def test_an_edited_mask_is_refused_with_another_size_of_pixels(tmp_path: Path) -> None:
+    plan = PatchPlan(0.5, 2.0, 256, 256)
+    with fake_slide(tmp_path, FakeSlide(spotted(), (1.0, 4.0, 16.0), resolution(0.5))) as slide:
+        fine, coarse = (find_tissue(slide, lattice_of(slide, plan), TissueConfig(mask_um=um)) for um in (8, 16))
+    write_mask(tmp_path / "tissue.png", coarse.mask)
+    np.testing.assert_array_equal(read_mask(tmp_path / "tissue.png", coarse), coarse.mask)
+    with pytest.raises(TissueError, match=r"96 x 96 px, expected 192 x 192"):
+        read_mask(tmp_path / "tissue.png", fine)
+
+
+def test_cells_of_very_many_mask_pixels_are_counted_in_full() -> None:
+    """A column of 300 pixels of tissue does not fit into a byte."""
+    lattice = PLAN.lattice(Bounds(0, 0, 128, 128), Mpp(0.5, 0.5))
+    mask = np.ones((lattice.rows * 300, lattice.columns * 300), bool)
+    assert (Tissue(mask, lattice, 10.0).shares() == 1).all()
+
+
+def test_tissue_needs_neither_scipy_nor_scikit_image(tmp_path: Path) -> None:
+    """Their imports would take 0.25 CPU-seconds of every short run."""
+    path = write_tiff(tmp_path / "a.tif", l_shape(1024, 768, (256, 128)), (1.0, 4.0), mpp=(0.5, 0.5))
+    code = (
+        "import sys\n"
+        "from napari_lrmil.core.geometry import PatchPlan\n"
+        "from napari_lrmil.core.patching.grid import find_tissue_grid\n"
+        "from napari_lrmil.core.slides.slide import Slide\n"
+        "with Slide(sys.argv[1]) as slide:\n"
+        "    assert len(find_tissue_grid(slide, PatchPlan(0.5, 2.0, 64, 64)).grid.lr_index) > 0\n"
+        "print(sorted({name.partition('.')[0] for name in sys.modules} & {'scipy', 'skimage', 'torch'}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
