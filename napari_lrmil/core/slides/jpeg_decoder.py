@@ -9,6 +9,8 @@ of a few bytes are not detected. OpenSlide decodes most of them to the same pixe
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -18,10 +20,12 @@ from napari_lrmil.core.slides.resampling import Pixels
 
 _START, _END = b"\xff\xd8", b"\xff\xd9"
 _FRAME, _SCAN = b"\xc0", b"\xda"  # markers of two segments: start of frame, start of scan
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")  # within coded data 255 is followed by 0 or by a restart marker
 _ZEROS = bytes(16)  # coded pictures have no such run, except flat ones with unusual Huffman tables
 _PADDING = 16  # bytes that some writers leave after the end marker
 _NOTHING = 128  # grey value of blocks that the decoder had no data for
 _BLOCK = 8  # px
+_SIMD_BYTES = 32  # libjpeg-turbo's widest store
 _ADOBE = (
     b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"  # the marker without its last byte, which states the colour space
 )
@@ -63,7 +67,7 @@ def decode(data: bytes, coding: Coding, scale: int = 1, buffer: Pixels | None = 
     scale
         Reduction along each side: 1, 2, 4 or 8.
     buffer
-        Memory from `allocate_tile` to decode into, at scale 1 only. A new allocation costs a third of the decoding.
+        Memory from `allocate_tile` to decode into, at scale 1 only. None allocates.
 
     Returns
     -------
@@ -75,8 +79,11 @@ def decode(data: bytes, coding: Coding, scale: int = 1, buffer: Pixels | None = 
         return None
     tile, rows_below = _claim_rows_below(tile)
     try:
-        out = None if buffer is None else buffer[: coding.height + rows_below]
-        pixels = _decode_full(tile, coding, out) if scale == 1 else _decode_reduced(tile, coding, scale)
+        if scale == 1:
+            rows = coding.height + rows_below
+            pixels = _decode_full(tile, coding, _allocate(rows, coding) if buffer is None else buffer[:rows])
+        else:
+            pixels = _decode_reduced(tile, coding, scale)
     except Exception:  # the decoders raise many kinds; OpenSlide reads the tile next and reports what is wrong
         return None
     rows = coding.height // scale
@@ -88,7 +95,19 @@ def decode(data: bytes, coding: Coding, scale: int = 1, buffer: Pixels | None = 
 
 def allocate_tile(coding: Coding) -> Pixels:
     """Return memory into which `decode` can write one tile."""
-    return np.empty((coding.height + _BLOCK, coding.width, 3), np.uint8)
+    return _allocate(coding.height + _BLOCK, coding)
+
+
+def _allocate(rows: int, coding: Coding) -> Pixels:
+    """Return memory for (rows, width, 3) pixels of which no row begins at a multiple of `_SIMD_BYTES`.
+
+    If a row does, libjpeg-turbo writes it past the CPU cache. Decoding then takes 20 % longer (EPYC, AVX2), and the
+    pixels have to be fetched from main memory again. Rows are multiples of 24 bytes, so an odd multiple of 4 stays one.
+    """
+    shape = rows, coding.width, 3
+    memory = np.empty(math.prod(shape) + _SIMD_BYTES, np.uint8)
+    start = (4 - memory.ctypes.data) % _SIMD_BYTES
+    return memory[start : start + math.prod(shape)].reshape(shape)
 
 
 def _trimmed(data: bytes) -> bytes | None:
@@ -97,7 +116,7 @@ def _trimmed(data: bytes) -> bytes | None:
     scan = _segment(data, _SCAN)
     if not data.startswith(_START) or end < 0 or scan < 0:
         return None
-    if data.find(_ZEROS, scan, end) >= 0 or not _is_free_of_markers(data, scan + 2, end):
+    if data.find(_ZEROS, scan, end) >= 0 or _MARKER.search(data, scan + 2, end + 1):
         return None
     return data[: end + 2]
 
@@ -129,15 +148,7 @@ def _claim_rows_below(data: bytes) -> tuple[bytes, int]:
     return data[: frame + 5] + height.to_bytes(2, "big") + data[frame + 7 :], _BLOCK
 
 
-def _is_free_of_markers(data: bytes, start: int, end: int) -> bool:
-    """Return whether coded data holds restart markers only. Within the data a byte 255 is followed by 0."""
-    markers = data.count(b"\xff", start, end) - data.count(b"\xff\x00", start, end)
-    if markers:
-        markers -= sum(data.count(bytes((0xFF, restart)), start, end) for restart in range(0xD0, 0xD8))
-    return markers == 0
-
-
-def _decode_full(data: bytes, coding: Coding, out: Pixels | None) -> Pixels:
+def _decode_full(data: bytes, coding: Coding, out: Pixels) -> Pixels:
     from imagecodecs import jpeg8_decode
 
     colours = "YCBCR" if coding.is_ycbcr else "RGB"

@@ -131,7 +131,7 @@ class JpegTiles:
         self._cache = _TileCache(max_bytes)
         self._buffers = _ThreadBuffers()
 
-    def read(self, level: int, window: PixelWindow, scale: int = 1) -> Pixels | None:
+    def read(self, level: int, window: PixelWindow, scale: int = 1, memory: Pixels | None = None) -> Pixels | None:
         """Return the pixels of a window, white outside the level, or None if OpenSlide has to read one of its tiles.
 
         Parameters
@@ -142,12 +142,15 @@ class JpegTiles:
             In pixels of the level reduced by `scale`.
         scale
             Reduction while decoding: 1, 2, 4 or 8.
+        memory
+            Array that is filled and returned if it has the window's shape. Otherwise a new one is returned.
         """
         page = self.pages[level]
         width, height = page.coding.width // scale, page.coding.height // scale  # of a decoded tile
         left, right = max(0, window.x), min(page.width // scale, window.x + window.width)
         top, bottom = max(0, window.y), min(page.height // scale, window.y + window.height)
-        out = np.empty((window.height, window.width, 3), np.uint8)
+        shape = window.height, window.width, 3
+        out = memory if memory is not None and memory.shape == shape else np.empty(shape, np.uint8)
         if (right - left, bottom - top) != (window.width, window.height):
             out.fill(255)
         if left >= right or top >= bottom:
@@ -229,7 +232,8 @@ class _TileCache:
     def get(self, key: TileKey, make: Callable[[TileKey], Pixels | None], *, keep: bool) -> Pixels | None:
         """Return a tile, decoded by `make` if it is not cached. `keep` caches it for later windows."""
         with self._state:
-            self._state.wait_for(lambda: key not in self._in_progress)
+            while key in self._in_progress:
+                self._state.wait()
             tile = self._tiles.get(key)
             if tile is not None:
                 return tile

@@ -234,8 +234,10 @@ class Slide:
         level = self._finest_needed(*size_level0, size)
         scale = choose_scale(level, size_level0[0] / patch_px, size_level0[1] / patch_px)
         out = np.empty((len(corners), *size, 3), np.uint8)
-        for i, (x, y) in enumerate(corners.tolist()):
-            out[i] = self._averaged(BoxLevel0(x, y, *size_level0), size, level, scale)
+        for patch, (x, y) in zip(out, corners.tolist(), strict=True):
+            pixels = self._averaged(BoxLevel0(x, y, *size_level0), size, level, scale, memory=patch)
+            if not np.may_share_memory(pixels, patch):  # else they were decoded in place
+                patch[...] = pixels
         return out
 
     def read_blocks(self, box: BoxLevel0, size: tuple[int, int]) -> Iterator[tuple[slice, slice, Pixels]]:
@@ -281,9 +283,11 @@ class Slide:
         """Return the level from which to read a box of `width` x `height` level-0 pixels at `size`."""
         return choose_level(self.levels, UNIT, _pixel_side(width, height, size))
 
-    def _averaged(self, box: BoxLevel0, size: tuple[int, int], level: Level, scale: int = 1) -> Pixels:
+    def _averaged(
+        self, box: BoxLevel0, size: tuple[int, int], level: Level, scale: int = 1, memory: Pixels | None = None
+    ) -> Pixels:
         with self._reading():
-            tile_read = self._tiles.read(box, level, scale)
+            tile_read = self._tiles.read(box, level, scale, memory)
         if tile_read is None:
             if self._wanted_reader == TILES and self._tiles.refused:
                 raise SlideError(self.path, f"cannot be read tile by tile ({self._tiles.refused}); use --reader auto")

@@ -132,7 +132,7 @@ class TileReader:
         left = self._left_to_openslide
         return f"{reason}; {left} windows were left to OpenSlide" if left else reason
 
-    def read(self, box: BoxLevel0, level: Level, scale: int = 1) -> TileRead | None:
+    def read(self, box: BoxLevel0, level: Level, scale: int = 1, memory: Pixels | None = None) -> TileRead | None:
         """Return the smallest window of `level` around `box`, or None if OpenSlide has to read it.
 
         Parameters
@@ -142,28 +142,32 @@ class TileReader:
         scale
             Factor by which the level may be reduced while it is decoded. The window is read in full at the slide's
             edge, if a pixel would be cut, and if the reduced decode is not close to an area average.
+        memory
+            Array for the pixels, used if it has the window's shape.
         """
         tiles = self._ready(level)
         if tiles is None:
             return None
-        tile_read = self._read_reduced(tiles, box, level, scale) if scale > 1 else None
-        tile_read = tile_read or self._read_full(tiles, box, level)
+        tile_read = self._read_reduced(tiles, box, level, scale, memory) if scale > 1 else None
+        tile_read = tile_read or self._read_full(tiles, box, level, memory)
         with self._lock:
             self._windows += tile_read is not None
             self._left_to_openslide += tile_read is None
         return tile_read
 
-    def _read_full(self, tiles: JpegTiles, box: BoxLevel0, level: Level) -> TileRead | None:
+    def _read_full(self, tiles: JpegTiles, box: BoxLevel0, level: Level, memory: Pixels | None) -> TileRead | None:
         window = PixelWindow.around(box, level)
-        pixels = tiles.read(level.index, window)
+        pixels = tiles.read(level.index, window, memory=memory)
         return None if pixels is None else TileRead(pixels, window, window.pixels_inside(level))
 
-    def _read_reduced(self, tiles: JpegTiles, box: BoxLevel0, level: Level, scale: int) -> TileRead | None:
+    def _read_reduced(
+        self, tiles: JpegTiles, box: BoxLevel0, level: Level, scale: int, memory: Pixels | None
+    ) -> TileRead | None:
         virtual = level.reduced(scale)
         window = PixelWindow.around(box, virtual)
         if not window.cuts_no_pixel or not window.within(virtual) or not self._is_reducible(tiles, level, scale):
             return None
-        pixels = tiles.read(level.index, window, scale)
+        pixels = tiles.read(level.index, window, scale, memory)
         return None if pixels is None else TileRead(pixels, window, window.pixels_inside(virtual) * scale**2)
 
     def _ready(self, level: Level) -> JpegTiles | None:
