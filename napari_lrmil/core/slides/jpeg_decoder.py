@@ -90,7 +90,7 @@ def decode(data: bytes, coding: Coding, scale: int = 1, buffer: Pixels | None = 
     if pixels.shape != (rows + rows_below // scale, coding.width // scale, 3):
         return None
     last = pixels[rows:, : _BLOCK // scale] if rows_below else pixels[-1, -1]
-    return None if bool((last == _NOTHING).all()) else pixels[:rows]
+    return None if last.tobytes().count(_NOTHING) == last.size else pixels[:rows]
 
 
 def allocate_tile(coding: Coding) -> Pixels:
