@@ -61,6 +61,15 @@ def test_pixels_go_where_they_are_wanted() -> None:
         np.testing.assert_array_equal(found, decode(data, coding))
 
 
+@pytest.mark.parametrize("width", [240, 256, 512])
+def test_no_row_of_a_tile_begins_where_the_decoder_would_bypass_the_cache(width: int) -> None:
+    """libjpeg-turbo writes rows at multiples of 32 bytes past the CPU cache."""
+    for _ in range(4):
+        pixels = allocate_tile(Coding(None, True, width, 64))
+        assert pixels.shape == (72, width, 3) and pixels.flags.c_contiguous
+        assert all(row.ctypes.data % 32 for row in pixels)
+
+
 def test_a_tile_of_another_size_than_the_page_says_is_left() -> None:
     data, _ = one_tile()
     for scale in (1, 2):

@@ -300,6 +300,32 @@ def test_each_tile_is_decoded_once_whatever_the_grid_of_patches(tmp_path: Path, 
     assert slide.tile_pixels_decoded >= 54 * 256**2, "the count outlives the file"
 
 
+@pytest.mark.parametrize(("size_level0", "patch_px"), [(512, 256), (514, 257), (500, 256), (256, 256), (300, 100)])
+def test_patches_that_are_read_in_place_are_those_that_are_read_one_by_one(
+    tmp_path: Path, size_level0: int, patch_px: int
+) -> None:
+    """Patches on tiles, across tiles, across fractions of pixels, and past the edges."""
+    corners = np.array([(0, 0), (512, 1024), (256, 512), (77, 130), (-31, 1400), (1990, -60), (5000, 0)], np.int64)
+    with Slide(write_jpeg_slide(tmp_path / "a.tif", tissue(2051, 1533), (1, 2))) as slide:
+        patches = slide.read_patches(corners, (size_level0, size_level0), patch_px)
+        for (x, y), patch in zip(corners.tolist(), patches, strict=True):
+            box = BoxLevel0(x, y, size_level0, size_level0)
+            np.testing.assert_array_equal(patch, slide.read(box, (patch_px, patch_px)))
+
+
+def test_a_window_is_read_into_memory_of_its_shape_only(slide_file: Path) -> None:
+    with Slide(slide_file) as slide:
+        tiles = JpegTiles(slide_file, find_pages(slide_file, slide.levels))
+        window = PixelWindow(200, 100, 300, 280, 0.0, 0.0, 300.0, 280.0)
+        expected = tiles.read(0, window)
+        for shape, is_used in (((280, 300, 3), True), ((300, 280, 3), False)):
+            memory = np.full(shape, 7, np.uint8)
+            pixels = tiles.read(0, window, memory=memory)
+            assert (pixels is memory) is is_used and (is_used or (memory == 7).all())
+            np.testing.assert_array_equal(pixels, expected)
+        tiles.close()
+
+
 def test_nothing_is_looked_at_before_it_is_asked_for(slide_file: Path) -> None:
     opened: list[Path] = []
 
