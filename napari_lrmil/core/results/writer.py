@@ -23,7 +23,7 @@ from napari_lrmil.core.results.schema import (
     require_replaceable,
 )
 from napari_lrmil.core.slides.slide import Slide
-from napari_lrmil.core.visualize.overlay import draw_overlay
+from napari_lrmil.core.visualize.overlay_picture import draw_overlay
 from napari_lrmil.core.visualize.slide_report import REPORT, ReportRequest, write_slide_report
 from napari_lrmil.version import __version__
 

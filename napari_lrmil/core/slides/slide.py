@@ -240,20 +240,23 @@ class Slide:
                 patch[...] = pixels
         return out
 
-    def read_blocks(self, box: BoxLevel0, size: tuple[int, int]) -> Iterator[tuple[slice, slice, Pixels]]:
+    def read_blocks(
+        self, box: BoxLevel0, size: tuple[int, int], *, reduced: bool = False
+    ) -> Iterator[tuple[slice, slice, Pixels]]:
         """Yield `box` at `size` (width, height) in blocks of (rows, columns, pixels); see `read`.
 
         A block covers at most about `BLOCK_PX` native pixels a side. Memory therefore grows neither with the slide nor
-        with missing coarse levels.
+        with missing coarse levels. `reduced` lets JPEG tiles be reduced while they are decoded, as in `read_patches`.
         """
         across, down = box.width / size[0], box.height / size[1]  # level-0 pixels per pixel of the result
         level = self._finest_needed(box.width, box.height, size)
+        scale = choose_scale(level, across, down) if reduced else 1
         step = max(1, int(BLOCK_PX * level.downsample / max(across, down)))
         for y in range(0, size[1], step):
             for x in range(0, size[0], step):
                 width, height = min(step, size[0] - x), min(step, size[1] - y)
                 part = BoxLevel0(box.x + x * across, box.y + y * down, width * across, height * down)
-                yield slice(y, y + height), slice(x, x + width), self.read(part, (width, height))
+                yield slice(y, y + height), slice(x, x + width), self._averaged(part, (width, height), level, scale)
 
     def read_at(self, region: BoxLevel0 | BoxUm, mpp: float) -> Pixels:
         """Return `region` at `mpp` µm per pixel; see `read`."""

@@ -16,6 +16,7 @@ from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
 from napari_lrmil.core.inference.teacher_comparison import SharedPatches, shared_patches
 from napari_lrmil.core.patching.regions import Region
 from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.visualize.figure_panels import show_attention, show_slide
 from napari_lrmil.core.visualize.overlay import (
     ATTENTION_LEGEND,
     OPACITY,
@@ -24,8 +25,6 @@ from napari_lrmil.core.visualize.overlay import (
     color_limits,
     make_heatmap,
     rasterize_patches,
-    show_attention,
-    show_slide,
     slide_thumbnail,
 )
 

@@ -1,28 +1,20 @@
-"""Attention overlays: heatmaps with one pixel per patch, colour scales, and the picture ``overlay.png``."""
+"""Attention over slides: heatmaps with one pixel per patch, colour scales, thumbnails. It loads no plotting library."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from textwrap import fill
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
-import shapely
 from numpy.typing import NDArray
+from PIL import Image
 
-from napari_lrmil.core.atomic_files import atomic_write
 from napari_lrmil.core.features.bag import Features
-from napari_lrmil.core.formatting import format_probabilities
 from napari_lrmil.core.geometry import BoxLevel0, Int64
 from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
-from napari_lrmil.core.patching.roi import RegionOfInterest
 from napari_lrmil.core.slides.slide import Pixels, Slide
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
+from napari_lrmil.core.visualize.colormaps import viridis_colors
 
 COLORMAP = "viridis"  # perceptually uniform and readable without colour vision
 ATTENTION_LEGEND = "attention, times the average (brightest: this or more)"
@@ -98,67 +90,28 @@ def blend_heatmap(thumbnail: Pixels, box: BoxLevel0, heat: Heatmap, colour_limit
     colour_limits
         Values at the two ends of the colour map.
     """
-    from matplotlib import colormaps
-
     height, width = thumbnail.shape[:2]
     rows = _raster_index(box.y, box.height, height, heat.origin_level0[1], heat.pixel_level0[1])
     columns = _raster_index(box.x, box.width, width, heat.origin_level0[0], heat.pixel_level0[0])
-    inside_y, inside_x = (
-        (index >= 0) & (index < n) for index, n in zip((rows, columns), heat.image.shape, strict=True)
-    )
-    values = np.full((height, width), np.nan, np.float32)
-    values[np.ix_(inside_y, inside_x)] = heat.image[np.ix_(rows[inside_y], columns[inside_x])]
+    top, bottom = np.searchsorted(rows, (0, heat.image.shape[0])).tolist()
+    left, right = np.searchsorted(columns, (0, heat.image.shape[1])).tolist()
     low, high = colour_limits
-    colour = 255 * colormaps[COLORMAP](np.nan_to_num((values - low) / (high - low)))[..., :3]  # (height, width, 3)
-    is_patch = np.isfinite(values)[..., None]
-    return np.where(is_patch, np.rint(OPACITY * colour + (1 - OPACITY) * thumbnail), thumbnail).astype(np.uint8)
+    colours = viridis_colors(np.nan_to_num((heat.image - low) / (high - low)))
+    opacity = np.where(np.isfinite(heat.image), np.uint8(round(255 * OPACITY)), np.uint8(0))
+    # Cells are enlarged row by row: indexing both axes at once takes several times as long.
+    covering, mask = (
+        Image.fromarray(np.ascontiguousarray(cells[:, columns[left:right]][rows[top:bottom]]))
+        for cells in (colours, opacity)
+    )
+    picture = Image.fromarray(thumbnail)
+    picture.paste(covering, (left, top), mask)
+    return np.array(picture)
 
 
 def _raster_index(start: float, length: float, pixels: int, origin: int, step: int) -> Int64:
     """Return (pixels,) raster row or column of each pixel's centre; out of range outside the raster."""
     centres = start + (np.arange(pixels) + 0.5) * length / pixels
     return np.floor((centres - origin) / step).astype(np.int64)
-
-
-def draw_overlay(path: Path, slide: Slide, prediction: Prediction) -> None:
-    """Write a PNG of the slide and of each network's attention over it, with one colour scale."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    networks = [n for n in (prediction.student, prediction.teacher) if n is not None]
-    titles = ("Student (LR)", "Teacher (HR)")
-    thumbnail, box = slide_thumbnail(slide)
-    aspect = thumbnail.shape[0] / thumbnail.shape[1]
-    panels = 1 + len(networks)
-    figure = Figure(figsize=(4.4 * panels + 1.0, 4.4 * aspect + 1.5), layout="constrained", dpi=110)
-    # Without pyplot, whose global figures are not safe in the worker threads of the window.
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    low, high = color_limits(networks)
-    for axis in axes:
-        show_slide(axis, thumbnail, box, slide)
-        _show_scope(axis, prediction.scope)
-    axes[0].set_title(slide.name, fontsize=10)
-    for axis, title, network in zip(axes[1:], titles, networks, strict=False):
-        axis.set_title(f"{title}: {format_probabilities(network.probabilities)}", fontsize=10)
-        image = show_attention(axis, make_heatmap(network), low, high)
-    figure.colorbar(image, ax=list(axes), shrink=0.8, label=ATTENTION_LEGEND, extend="max")
-    figure.suptitle(f"Where the model looked (attention) · {prediction.bundle}", fontsize=11)
-    notes = [f"{RESEARCH_USE} {calibration_text(prediction)}.", *prediction.warnings]
-    figure.supxlabel("\n".join(fill(sentence, 45 * panels) for sentence in notes), fontsize=8)
-    with atomic_write(path) as partial:
-        figure.savefig(partial, format="png")
-
-
-def _show_scope(axis: Axes, scope: RegionOfInterest) -> None:
-    """Outline the regions of the scope, and with dots those that were left out."""
-    for regions, style in ((scope.regions, "solid"), (scope.included, "solid"), (scope.excluded, "dotted")):
-        # Rings, not polygons: holes of a region are outlined too.
-        rings = [ring for region in regions for ring in shapely.get_rings(region.geometry)]
-        for ring in rings:
-            x, y = shapely.get_coordinates(ring).T
-            axis.plot(x, y, color="white", linewidth=2.6)  # readable on any tissue
-            axis.plot(x, y, color="black", linewidth=1.2, linestyle=style)
 
 
 def calibration_text(prediction: Prediction) -> str:
@@ -181,21 +134,6 @@ def slide_thumbnail(slide: Slide) -> tuple[Pixels, BoxLevel0]:
     return thumbnail, box
 
 
-def show_slide(axis: Axes, thumbnail: Pixels, box: BoxLevel0, slide: Slide) -> None:
-    """Show a thumbnail of `box` with a scale bar. The axes are in level-0 pixels."""
-    extent = (box.x, box.x + box.width, box.y + box.height, box.y)
-    axis.imshow(thumbnail, extent=extent, interpolation="antialiased")
-    axis.set_xlim(extent[:2])
-    # y grows downward, as in images.
-    axis.set_ylim(extent[2:])
-    axis.set_xticks([])
-    axis.set_yticks([])
-    length_um = round_scale_bar(box.width * slide.mpp.x / 4)
-    x, y = box.x + 0.04 * box.width, box.y + 0.96 * box.height
-    axis.plot([x, x + length_um / slide.mpp.x], [y, y], color="black", linewidth=3, solid_capstyle="butt")
-    axis.text(x, y - 0.015 * box.height, format_length(length_um), fontsize=8, va="bottom")
-
-
 def round_scale_bar(um: float) -> float:
     """Return the largest length of 1, 2 or 5 times a power of ten that is at most `um`."""
     power = 10.0 ** np.floor(np.log10(um))
@@ -205,18 +143,6 @@ def round_scale_bar(um: float) -> float:
 def format_length(um: float) -> str:
     """Return a length in µm or mm, as text."""
     return f"{um:g} µm" if um < 1000 else f"{um / 1000:g} mm"
-
-
-def show_attention(
-    axis: Axes, heat: Heatmap, low: float, high: float, *, colours: str = COLORMAP, opacity: float = OPACITY
-) -> Any:
-    """Draw a heatmap over a slide's axes and return the image, which a colour bar needs."""
-    (x, y), (width, height) = heat.origin_level0, heat.pixel_level0
-    rows, columns = heat.image.shape
-    extent = (x, x + columns * width, y + rows * height, y)
-    return axis.imshow(
-        heat.image, cmap=colours, vmin=low, vmax=high, alpha=opacity, extent=extent, interpolation="nearest"
-    )
 
 
 AttentionScale = Literal["raw", "percentile", "log"]

@@ -30,8 +30,9 @@ from napari_lrmil.core.visualize.overlay import (
     make_heatmap,
     slide_thumbnail,
 )
+from napari_lrmil.core.visualize.picture_text import load_font
 from napari_lrmil.core.visualize.top_patches import GalleryPatch, read_patch, select_top_and_bottom
-from napari_lrmil.core.visualize.view_export import ColourLegend, compose_view, load_font
+from napari_lrmil.core.visualize.view_export import ColourLegend, compose_view
 from napari_lrmil.version import __version__
 
 REPORT = "report.html"

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from napari_lrmil.core.atomic_files import atomic_write
 from napari_lrmil.core.slides.slide import Pixels
-from napari_lrmil.core.visualize.overlay import RESEARCH_USE, format_length, round_scale_bar
+from napari_lrmil.core.visualize.colormaps import viridis_colors
+from napari_lrmil.core.visualize.overlay import COLORMAP, RESEARCH_USE, format_length, round_scale_bar
+from napari_lrmil.core.visualize.picture_text import Font, load_font, wrap_text
 
 INK, SOFT, WARN, PAPER = (31, 35, 40), (91, 98, 109), (138, 59, 0), (255, 255, 255)
 BAR_SHARE = 0.25  # of the canvas's width that the scale bar takes at most
@@ -50,7 +51,7 @@ class _Page:
     """Picture with room above and below the canvas, and the font to write on it."""
 
     draw: ImageDraw.ImageDraw
-    font: ImageFont.FreeTypeFont
+    font: Font
     width: int
     text_px: int
 
@@ -122,28 +123,9 @@ def _page(image: Image.Image, width: int, text_px: int) -> _Page:
     return _Page(ImageDraw.Draw(image), load_font(text_px), width, text_px)
 
 
-@lru_cache(maxsize=16)
-def load_font(text_px: int) -> ImageFont.FreeTypeFont:
-    """Return DejaVu Sans from matplotlib: the same on every machine, and it has the letter µ."""
-    import matplotlib
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", text_px)
-
-
 def _wrap_text(page: _Page, text: str) -> list[str]:
-    """Return `text` in lines that fit between the margins. A longer word, such as a hash, is broken."""
-    line_width, lines = page.width - 2 * page.margin, [""]
-    for word in text.split():
-        line = f"{lines[-1]} {word}".strip()
-        if page.font.getlength(line) > line_width and lines[-1]:
-            lines.append("")
-            line = word
-        while page.font.getlength(line) > line_width:
-            fits = next(n for n in range(len(line), 0, -1) if page.font.getlength(line[:n]) <= line_width or n == 1)
-            lines[-1], line = line[:fits], line[fits:]
-            lines.append("")
-        lines[-1] = line
-    return [line for line in lines if line]
+    """Return `text` in lines that fit between the margins."""
+    return wrap_text(page.font, text, page.width - 2 * page.margin)
 
 
 def _write(page: _Page, lines: Sequence[str], y: int, colour: tuple[int, int, int]) -> int:
@@ -201,10 +183,12 @@ def _draw_legend(image: Image.Image, page: _Page, y: int, legend: ColourLegend) 
 
 def colour_strip(cmap: str | Colours, width: int) -> Pixels:
     """Return the (1, width, 3) uint8 colours of a legend, from low to high."""
-    from matplotlib import colormaps
-
     positions = np.linspace(0, 1, width)
+    if isinstance(cmap, str) and cmap == COLORMAP:
+        return viridis_colors(positions)[None]
     if isinstance(cmap, str):
+        from matplotlib import colormaps
+
         colours = colormaps[cmap](positions)[:, :3]
     else:
         table = np.asarray(cmap, dtype=np.float64)[:, :3]

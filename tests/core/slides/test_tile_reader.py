@@ -152,6 +152,22 @@ def test_a_missing_level_is_near_the_area_average(tmp_path: Path, kind: Kind, fa
     assert np.abs(found - expected).mean() < 0.8 and np.abs(found - expected).max() <= most
 
 
+def test_blocks_are_reduced_if_the_caller_wants_it(tmp_path: Path) -> None:
+    """The default is the exact average, which the tissue mask rests on."""
+    fast, reference = both(write_jpeg_slide(tmp_path / "a.tif", tissue(2051, 1533)))
+    with fast, reference:
+        box, size = BoxLevel0(8.0, 4.0, 2000.0, 1500.0), (500, 375)
+        exact, near = np.zeros((375, 500, 3), int), np.zeros((375, 500, 3), int)
+        for rows, columns, pixels in fast.read_blocks(box, size):
+            exact[rows, columns] = pixels
+        assert "decoded at" not in fast.reader.reason
+        for rows, columns, pixels in fast.read_blocks(box, size, reduced=True):
+            near[rows, columns] = pixels
+        assert "decoded at 1/4" in fast.reader.reason
+        np.testing.assert_array_equal(exact, reference.read(box, size))
+    assert np.abs(near - exact).mean() < 0.8 and np.abs(near - exact).max() <= 15
+
+
 @pytest.mark.parametrize(("first", "side", "patch"), [(1, 256, 64), (0, 254, 64), (0, 96, 64)])
 def test_where_a_reduced_pixel_would_be_cut_nothing_is_reduced(
     tmp_path: Path, first: int, side: int, patch: int

@@ -1,31 +1,13 @@
-"""Heatmaps are aligned with the patches; exported pictures carry title, warnings and the research-use line."""
+"""Heatmaps are aligned with the patches, share one scale, and change nothing outside the patches."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from napari_lrmil.core.events import Finished
 from napari_lrmil.core.geometry import BoxLevel0
-from napari_lrmil.core.inference.predict import predict
-from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
-from napari_lrmil.core.inference.teacher_patches import TeacherPatches
-from napari_lrmil.core.patching.regions import box_region
-from napari_lrmil.core.patching.roi import RegionOfInterest
-from napari_lrmil.core.slides.slide import Slide
-from napari_lrmil.core.visualize.overlay import (
-    RESEARCH_USE,
-    Heatmap,
-    blend_heatmap,
-    color_limits,
-    draw_overlay,
-    make_heatmap,
-)
-from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
+from napari_lrmil.core.inference.prediction import NetworkPrediction
+from napari_lrmil.core.visualize.overlay import OPACITY, Heatmap, blend_heatmap, color_limits, make_heatmap
 
 
 def reading(coords: list[list[int]], attention: list[float], size: tuple[int, int] = (256, 320)) -> NetworkPrediction:
@@ -35,12 +17,6 @@ def reading(coords: list[list[int]], attention: list[float], size: tuple[int, in
         probabilities={"a": 0.27, "b": 0.73},
         target_mpp=2.0, pixels_decoded=0, seconds={}, cpu_seconds=0.0,
     )  # fmt: skip
-
-
-def prediction_of(slide: Slide, teacher: str = "none") -> Prediction:
-    *_, last = predict(slide, DarknessBundle(), device=torch.device("cpu"), teacher=TeacherPatches.parse(teacher))  # type: ignore[arg-type]
-    assert isinstance(last, Finished)
-    return last.result  # type: ignore[no-any-return]  # Finished carries anything
 
 
 def test_each_patch_is_one_raster_pixel_at_its_place_and_nan_elsewhere() -> None:
@@ -84,88 +60,6 @@ def test_side_by_side_maps_have_one_scale_from_zero() -> None:
     )  # the blunt one stays readable
 
 
-@pytest.mark.parametrize("teacher", ["none", "all"])
-def test_the_picture_is_written_whole_and_has_a_panel_for_each_network(tmp_path: Path, teacher: str) -> None:
-    with fake_slide(tmp_path, FakeSlide(speckled(1300, 800), (1.0, 4.0), resolution(0.5, 0.4))) as slide:
-        draw_overlay(tmp_path / "out" / "overlay.png", slide, prediction_of(slide, teacher))
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["overlay.png"]
-    with Image.open(tmp_path / "out" / "overlay.png") as picture:
-        assert picture.format == "PNG"
-        panels = {"none": 2, "all": 3}[teacher]
-        assert picture.width == pytest.approx(110 * (4.4 * panels + 1), abs=2)
-
-
-def test_the_picture_says_research_use_and_whether_it_is_calibrated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from matplotlib.figure import Figure
-
-    texts: list[str] = []
-    save = Figure.savefig
-
-    def listen(figure: Figure, *args: object, **kwargs: object) -> None:
-        from matplotlib.text import Text
-
-        texts.extend(t.get_text() for t in figure.findobj(Text))  # type: ignore[attr-defined]  # Text
-        save(figure, *args, **kwargs)  # type: ignore[arg-type]  # passed on
-
-    monkeypatch.setattr(Figure, "savefig", listen)
-    with fake_slide(tmp_path, FakeSlide(speckled(1300, 800), (1.0, 4.0), resolution(0.5))) as slide:
-        prediction = prediction_of(slide, "all")
-        draw_overlay(tmp_path / "a.png", slide, prediction)
-    everything = "\n".join(texts)
-    assert RESEARCH_USE in everything and "not calibrated" in everything
-    assert f"lesion {prediction.student.probabilities['lesion']:.2f}" in everything
-    assert "Student (LR)" in everything and "Teacher (HR)" in everything and "µm" in everything
-
-
-def test_the_regions_of_the_scope_are_outlined(tmp_path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    from napari_lrmil.core.visualize import overlay
-
-    included, excluded = (box_region(BoxLevel0(x, 40, 200, 100), "part") for x in (30, 700))
-    axes = Figure().subplots()
-    overlay._show_scope(axes, RegionOfInterest("region", (included,), excluded=(excluded,)))
-    boxes = {(*line.get_xydata().min(axis=0), *line.get_xydata().max(axis=0)) for line in axes.get_lines()}
-    assert boxes == {(30, 40, 230, 140), (700, 40, 900, 140)}
-    assert {line.get_linestyle() for line in axes.get_lines()} == {"-", ":"}
-
-
-def test_attention_is_drawn_over_its_own_tissue(tmp_path: Path) -> None:
-    """The axes are level-0 pixels of the scanned part: the dark square's place is the brightest of the map."""
-    from matplotlib.figure import Figure
-
-    from napari_lrmil.core.visualize import overlay
-
-    base = speckled(1400, 900)
-    base[217 + 330 : 217 + 400, 333 + 520 : 333 + 600] = (70, 30, 90)
-    names = {"bounds-x": "333", "bounds-y": "217", "bounds-width": "1000", "bounds-height": "600"}
-    properties = resolution(0.5) | {f"openslide.{k}": v for k, v in names.items()}
-    with fake_slide(tmp_path, FakeSlide(base, (1.0, 4.0), properties)) as slide:
-        heat = make_heatmap(prediction_of(slide).student)
-        axes = Figure().subplots()
-        overlay.show_slide(axes, *overlay.slide_thumbnail(slide), slide)
-        shown = overlay.show_attention(axes, heat, 0.0, 5.0)
-    assert axes.get_xlim() == (333, 1333) and axes.get_ylim() == (817, 217), "y grows downwards"
-    left, right, bottom, top = shown.get_extent()
-    row, column = np.unravel_index(np.nanargmax(heat.image), heat.image.shape)
-    rows, columns = heat.image.shape
-    x = left + (column + 0.5) * (right - left) / columns
-    y = top + (row + 0.5) * (bottom - top) / rows
-    assert abs(x - (333 + 560)) <= 128 and abs(y - (217 + 365)) <= 128
-
-
-def test_the_thumbnail_of_a_single_level_slide_is_read_in_bounded_blocks(tmp_path: Path) -> None:
-    """A single-level scan of 100,000 x 80,000 px in one read would be 32 GB."""
-    fake = FakeSlide(speckled(4500, 2300), properties=resolution(0.5))
-    with fake_slide(tmp_path, fake) as slide:
-        prediction = prediction_of(slide)
-        fake.reads.clear()
-        draw_overlay(tmp_path / "a.png", slide, prediction)
-    assert max(width * height for _, _, (width, height) in fake.reads) <= 2100 * 2100
-
-
 def test_blended_attention_lies_over_its_own_patch_and_nothing_else_changes() -> None:
     """A thumbnail of 2 level-0 px per pixel along x and 4 along y, of a box that begins at (100, 40)."""
     thumbnail = np.full((60, 90, 3), 200, np.uint8)
@@ -178,3 +72,22 @@ def test_blended_attention_lies_over_its_own_patch_and_nothing_else_changes() ->
     bright, dark = seen[15, 20].astype(int), seen[15, 40].astype(int)
     np.testing.assert_allclose(bright, 0.6 * np.array([253, 231, 37]) + 80, atol=1.5)
     np.testing.assert_allclose(dark, 0.6 * np.array([68, 1, 84]) + 80, atol=1.5)
+
+
+@pytest.mark.parametrize("origin", [(-130, -50), (300, 10_000), (0, 0)])
+def test_blended_attention_is_that_of_matplotlibs_colours_pixel_by_pixel(origin: tuple[int, int]) -> None:
+    """Each pixel's centre decides which patch it shows; rasters may reach beyond the picture, or miss it."""
+    from matplotlib import colormaps
+
+    rng = np.random.default_rng(1)
+    thumbnail = rng.integers(0, 256, (43, 61, 3), dtype=np.uint8)
+    image = np.where(rng.random((9, 7)) < 0.3, np.nan, 4 * rng.random((9, 7))).astype(np.float32)
+    box, heat = BoxLevel0(20.0, 30.0, 610.0, 430.0), Heatmap(image, origin, (77, 55))
+    expected = thumbnail.astype(np.float64)
+    for y, x in np.ndindex(43, 61):
+        row = int((30 + 10 * (y + 0.5) - origin[1]) // 55)
+        column = int((20 + 10 * (x + 0.5) - origin[0]) // 77)
+        if 0 <= row < 9 and 0 <= column < 7 and np.isfinite(image[row, column]):
+            colour = 255 * np.array(colormaps["viridis"](float(image[row, column]) / 2.5)[:3])
+            expected[y, x] = OPACITY * colour + (1 - OPACITY) * expected[y, x]
+    np.testing.assert_allclose(blend_heatmap(thumbnail, box, heat, (0.0, 2.5)), expected, atol=1.0)

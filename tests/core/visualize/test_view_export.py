@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from napari_lrmil.core.visualize.overlay import ATTENTION_LEGEND, RESEARCH_USE
+from napari_lrmil.core.visualize.picture_text import load_font
 from napari_lrmil.core.visualize.view_export import (
     INK,
     PAPER,
@@ -20,7 +21,6 @@ from napari_lrmil.core.visualize.view_export import (
     _page,
     _wrap_text,
     compose_view,
-    load_font,
     write_view,
 )
 
