@@ -49,6 +49,7 @@ KeepOption = Annotated[Path | None, typer.Option(help="leave out everything outs
 ExcludeOption = Annotated[Path | None, typer.Option(help="leave out these regions")]
 TissueOption = Annotated[Path | None, typer.Option(help="a tissue mask (PNG) that was saved from the window")]
 ReportOption = Annotated[bool, typer.Option("--report", help="also write report.html for each slide")]
+OverlayOption = Annotated[bool, typer.Option("--overlay/--no-overlay", help="draw overlay.png for each slide, or not")]
 ReaderOption = Annotated[
     str,
     typer.Option(help="auto, openslide or tiles; tiles reads JPEG tiles directly if OpenSlide gives the same pixels"),
@@ -123,6 +124,7 @@ def predict(
     scheduler: SchedulerOption = None,
     memory: MemoryOption = None,
     resume: ResumeOption = True,
+    overlay: OverlayOption = True,
 ) -> None:
     """Run the LR student on slides: probabilities, attention, overlay. A failed slide does not stop the others."""
     from napari_lrmil.core.cohort import SlideJob
@@ -139,6 +141,7 @@ def predict(
     paths, files = expand_slides(slides), {"roi": roi, "keep": keep, "exclude": exclude, "tissue": tissue}
     _require_one_slide(paths, files)
     task = replace(task, device=device, report=report, files=files, resume=resume, runtime=runtime, reader=reader)
+    task = replace(task, overlay=overlay)
     # --mpp overrides the column of a cohort table.
     jobs = [SlideJob(execution.resolve_path(path), mpp or table_mpp) for path, table_mpp in paths]
     table = partial(_write_table, folder)

@@ -175,6 +175,13 @@ def test_options_decide_which_results_are_reused(rerun: Rerun) -> None:
     assert computes("--teacher", "top-2")
 
 
+def test_a_result_without_overlay_is_complete_only_if_none_is_wanted(rerun: Rerun) -> None:
+    picture = rerun.result.parent / "overlay.png"
+    assert rerun.computes("--no-overlay") and not picture.exists() and rerun.reuses("--no-overlay")
+    assert rerun.computes() and picture.exists() and rerun.reuses() and rerun.reuses("--no-overlay")
+    assert rerun.computes("--no-overlay", "--no-resume") and not picture.exists(), "the picture of an older result"
+
+
 def test_slide_model_and_region_decide_which_results_are_reused(rerun: Rerun, slides: Path, tmp_path: Path) -> None:
     """The fingerprint of the pixels and the hash of the model must match; regions are always computed."""
     computes, reuses = rerun.computes, rerun.reuses

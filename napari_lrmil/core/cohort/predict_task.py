@@ -68,6 +68,8 @@ class PredictTask:
         these agree with torch. For ``torch``, the reference, only results of torch are reused.
     reader
         ``auto``, ``openslide`` or ``tiles``, see `Slide`.
+    overlay
+        Whether ``overlay.png`` is drawn.
     """
 
     shared_imports: ClassVar = ("napari_lrmil.core.cohort.predict_imports",)
@@ -83,6 +85,7 @@ class PredictTask:
     resume: bool = True
     runtime: str = "auto"
     reader: str = AUTO
+    overlay: bool = True
 
     def prepare(self, threads: int) -> None:
         """Set the number of threads that torch uses in this process."""
@@ -105,7 +108,13 @@ class PredictTask:
             also = [partial(self._write_comparison, slide, prediction)] if self.compare else []
             report, replace_newer = self._report_request(job, model), not self.resume
             yield from write_steps(
-                self.folder, slide, prediction, report=report, also=also, replace_newer=replace_newer
+                self.folder,
+                slide,
+                prediction,
+                report=report,
+                also=also,
+                replace_newer=replace_newer,
+                overlay=self.overlay,
             )
         return TaskResult(_summary(prediction), self.folder / prediction.slide)
 
@@ -130,7 +139,7 @@ class PredictTask:
         folder = self.folder / slide.name
         reader = None if self.reader == AUTO else self.reader
         runtime = REFERENCE if self.runtime == REFERENCE.name else None
-        requirements = ResultRequirements(self.bundle_sha256, self.teacher, self.report, reader, runtime)
+        requirements = ResultRequirements(self.bundle_sha256, self.teacher, self.report, reader, runtime, self.overlay)
         file = find_reusable_result(folder, slide, requirements)
         if file is None:
             return None

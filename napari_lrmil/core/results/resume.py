@@ -12,6 +12,7 @@ from napari_lrmil.core.results.reader import STORED_MPP_TOLERANCE
 from napari_lrmil.core.results.schema import PREDICTION, PredictionFile
 from napari_lrmil.core.runtimes.select import RuntimeChoice
 from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.visualize.overlay_picture import OVERLAY
 from napari_lrmil.core.visualize.slide_report import REPORT
 
 
@@ -31,6 +32,8 @@ class ResultRequirements:
         Reader that must have decoded the slide; None for any.
     runtime
         Runtime and precision that must have run the encoder; None for any.
+    overlay
+        Whether ``overlay.png`` is required too.
     """
 
     bundle_sha256: str
@@ -38,6 +41,7 @@ class ResultRequirements:
     report: bool = False
     reader: str | None = None
     runtime: RuntimeChoice | None = None
+    overlay: bool = False
 
 
 def find_reusable_result(folder: Path, slide: Slide, required: ResultRequirements) -> PredictionFile | None:
@@ -69,7 +73,8 @@ def find_reusable_result(folder: Path, slide: Slide, required: ResultRequirement
         and required.reader in (None, file.reader)
         and _runtime_matches(file, required.runtime)
     )
-    is_complete = (folder / "attention.h5").is_file() and ((folder / REPORT).is_file() or not required.report)
+    files = ("attention.h5", *([REPORT] if required.report else []), *([OVERLAY] if required.overlay else []))
+    is_complete = all((folder / name).is_file() for name in files)
     return file if matches and is_complete else None
 
 

@@ -23,7 +23,7 @@ from napari_lrmil.core.results.schema import (
     require_replaceable,
 )
 from napari_lrmil.core.slides.slide import Slide
-from napari_lrmil.core.visualize.overlay_picture import draw_overlay
+from napari_lrmil.core.visualize.overlay_picture import OVERLAY, draw_overlay
 from napari_lrmil.core.visualize.slide_report import REPORT, ReportRequest, write_slide_report
 from napari_lrmil.version import __version__
 
@@ -34,15 +34,17 @@ RESULT_FILES = (  # files that the new run does not write are deleted, because t
     AGREEMENT,
     "attention.ome.tif",
     "attention.geojson",
-    "overlay.png",
+    OVERLAY,
     "compare.png",
     REPORT,
 )
 
 
-def write_prediction(out: Path, slide: Slide, prediction: Prediction, *, report: ReportRequest | None = None) -> Path:
-    """Write all files of one slide into ``out/<slide>``, and the report if requested. Return that folder."""
-    for _ in write_steps(out, slide, prediction, report=report):
+def write_prediction(
+    out: Path, slide: Slide, prediction: Prediction, *, report: ReportRequest | None = None, overlay: bool = True
+) -> Path:
+    """Write all files of one slide into ``out/<slide>``, see `write_steps`. Return that folder."""
+    for _ in write_steps(out, slide, prediction, report=report, overlay=overlay):
         pass
     return out / prediction.slide
 
@@ -55,6 +57,7 @@ def write_steps(
     report: ReportRequest | None = None,
     also: Sequence[Callable[[Path], None]] = (),
     replace_newer: bool = False,
+    overlay: bool = True,
 ) -> Iterator[Progress]:
     """Write all files of one slide into ``out/<slide>``; yield `Progress` before each file.
 
@@ -71,6 +74,8 @@ def write_steps(
         Writers of further files; each gets the folder.
     replace_newer
         Whether results of a newer schema version may be replaced.
+    overlay
+        Whether ``overlay.png`` is drawn.
 
     Raises
     ------
@@ -79,7 +84,7 @@ def write_steps(
     """
     if not replace_newer:
         require_replaceable(out / prediction.slide)
-    steps = [*_steps(slide, prediction, report), *also]
+    steps = [*_steps(slide, prediction, report, overlay), *also]
     with atomic_write_folder(out / prediction.slide, RESULT_FILES, PREDICTION) as folder:
         for done, step in enumerate(steps):
             yield Progress("writing", done, len(steps), "files")
@@ -89,7 +94,9 @@ def write_steps(
         yield Progress("writing", len(steps), len(steps), "files")
 
 
-def _steps(slide: Slide, prediction: Prediction, report: ReportRequest | None) -> Iterator[Callable[[Path], object]]:
+def _steps(
+    slide: Slide, prediction: Prediction, report: ReportRequest | None, overlay: bool
+) -> Iterator[Callable[[Path], object]]:
     """Yield one function per file; each writes its file into the folder that it gets."""
     teacher = prediction.teacher
     yield lambda folder: write_attention(folder / "attention.h5", prediction, prediction.student)
@@ -98,7 +105,8 @@ def _steps(slide: Slide, prediction: Prediction, report: ReportRequest | None) -
         yield lambda folder: build_agreement_file(prediction).write(folder)
     yield lambda folder: write_attention_ome(folder / "attention.ome.tif", prediction)
     yield lambda folder: write_attention_geojson(folder / "attention.geojson", prediction, slide.bounds)
-    yield lambda folder: draw_overlay(folder / "overlay.png", slide, prediction)
+    if overlay:
+        yield lambda folder: draw_overlay(folder / OVERLAY, slide, prediction)
     if report is not None:
         yield lambda folder: write_slide_report(folder / REPORT, slide, prediction, report)
 

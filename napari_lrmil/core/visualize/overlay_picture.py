@@ -34,6 +34,7 @@ from napari_lrmil.core.visualize.overlay import (
 from napari_lrmil.core.visualize.picture_text import load_font, wrap_text
 from napari_lrmil.core.visualize.scope_outlines import SMOOTH, outline_scope
 
+OVERLAY = "overlay.png"
 PANEL_AREA = 450 * 600  # pixels of a panel, whatever the slide's shape
 PANELS_PX, TALLEST_PX = 1500, 800  # width of all panels together: on a screen the text stays readable; and their height
 NARROWEST_PX = 300  # room for the title of a narrow slide

@@ -251,6 +251,15 @@ def test_a_failure_midway_leaves_what_was_there_and_no_temporary(
     assert [file.name for file in (tmp_path / "out").iterdir()] == [folder.name]
 
 
+def test_the_picture_is_left_out_on_request_and_an_older_one_goes(tmp_path: Path) -> None:
+    with uneven(tmp_path) as slide:
+        prediction = predicted(slide)
+        folder = write_prediction(tmp_path / "out", slide, prediction)
+        assert sorted(file.name for file in folder.iterdir()) == ALONE
+        write_prediction(tmp_path / "out", slide, prediction, overlay=False)
+    assert sorted(file.name for file in folder.iterdir()) == [name for name in ALONE if name != "overlay.png"]
+
+
 def test_writing_that_is_broken_off_changes_nothing(tmp_path: Path) -> None:
     with uneven(tmp_path) as slide:
         steps = write_steps(tmp_path / "out", slide, predicted(slide))
