@@ -167,3 +167,28 @@ def test_memory_for_not_even_one_patch_is_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(LrmilError, match="does not hold a single patch; close other programs") as caught:
             drain(events)
     assert one_sentence(caught.value)
+
+
+# ---------------------------------------------------------------- CUDA
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_on_cuda_pinned_batches_arrive_whole(tmp_path: Path) -> None:
+    """A batch that is used before its transfer has ended, or after its memory is given away, would differ."""
+    require_equal_features(tmp_path, "cuda")
+
+
+def test_two_passes_give_equal_features(tmp_path: Path) -> None:
+    """The test for CUDA, on the device that every machine has."""
+    require_equal_features(tmp_path, "cpu")
+
+
+def require_equal_features(tmp_path: Path, device: str) -> None:
+    """Check that a device gives the features of the CPU, over enough patches for several batch sizes."""
+    features = []
+    with fake_slide(tmp_path, FakeSlide(speckled(900, 4200))) as slide:
+        for name in ("cpu", device):
+            patches, encoder = PatchSet(corners(800), (80, 48), 32), lively(untrained_encoder()).to(name)
+            features.append(drain(extract_features(slide, patches, encoder, device=torch.device(name)))[1].features)
+    np.testing.assert_allclose(features[0], features[1], atol=1e-2 * np.abs(features[0]).max())
