@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from napari_lrmil.core.slides.sparse_rows import SparseRows
+
 Pixels = NDArray[np.uint8]  # (height, width, 3), RGB
 
-_BLOCK_SIDES = (1, 2, 4, 8, 16)  # px; powers of two, because their shares are exact in float32
+_BLOCK_SIDES = (1, 2, 4, 8)  # px; powers of two, because their shares are exact in float32
 _WHOLE = 1e-10  # px; a fraction this small changes no rounded average
 _STRIP_PIXELS = 2**15  # blocks are added in strips of this size, which stay in the CPU cache
 
@@ -73,8 +75,10 @@ def area_average(pixels: Pixels, window: Within, size: tuple[int, int]) -> Pixel
         return np.ascontiguousarray(pixels[y : y + size[1], x : x + size[0]])
     down = down if down is not None else _identity_weights(round(window.top), size[1], height)
     across = across if across is not None else _identity_weights(round(window.left), size[0], width)
-    rows = down @ pixels.reshape(height, -1).astype(np.float32)  # (size[1], width * 3)
-    both = across @ _transpose_rgb(rows)  # (size[0], size[1] * 3); shares sum to 1, so values stay within 0 to 255
+    rows = down.multiply(pixels.reshape(height, -1).astype(np.float32))  # (size[1], width * 3)
+    both = across.multiply(
+        _transpose_rgb(rows)
+    )  # (size[0], size[1] * 3); shares sum to 1, so values stay within 0 to 255
     averaged: Pixels = _transpose_rgb(np.rint(both, out=both).astype(np.uint8)).reshape(size[1], size[0], 3)
     return averaged
 
@@ -110,7 +114,7 @@ def _block_average(pixels: Pixels, high: int, wide: int) -> Pixels:
     for top in range(0, height, step):
         part = out[top : top + step]
         rows = pixels[top * high : (top + len(part)) * high].reshape(len(part), high, -1)
-        total = rows[:, 0].astype(np.uint16)  # 256 bytes add up to less than 2**16
+        total = rows[:, 0].astype(np.uint16)  # 64 bytes add up to less than 2**16
         for row in range(1, high):
             total += rows[:, row]
         part[...] = _round_shares(_add_neighbours(total, wide), high * wide).reshape(part.shape)
@@ -145,7 +149,7 @@ def _transpose_rgb(pixels: NDArray[Any]) -> NDArray[Any]:
 
 
 @lru_cache(maxsize=64)
-def _weights(start: float, stop: float, n_out: int, n_in: int) -> Any | None:
+def _weights(start: float, stop: float, n_out: int, n_in: int) -> SparseRows | None:
     """Return a sparse (n_out, n_in) matrix of area shares, or None if pixels map one to one."""
     step = (stop - start) / n_out
     if abs(step - 1) * n_out < 1e-3 and abs(start - round(start)) < 1e-3 and round(start) + n_out <= n_in:
@@ -153,19 +157,15 @@ def _weights(start: float, stop: float, n_out: int, n_in: int) -> Any | None:
     return _area_matrix(np.linspace(start, stop, n_out + 1), n_in)
 
 
-def _area_matrix(edges: NDArray[np.float64], n_in: int) -> Any:
-    from scipy.sparse import csr_array
-
-    first = np.floor(edges[:-1] + 1e-9).astype(int)
+def _area_matrix(edges: NDArray[np.float64], n_in: int) -> SparseRows:
+    first = np.floor(edges[:-1] + 1e-9).astype(np.int64)
     reach = int(np.ceil(np.diff(edges).max())) + 1
     column = first[:, None] + np.arange(reach)  # (n_out, reach)
     low = np.maximum(edges[:-1, None], column)
     share = np.clip(np.minimum(edges[1:, None], column + 1) - low, 0, None)
-    column = column.clip(0, n_in - 1)  # rounding can leave a share of 1e-9 past the end
-    row = np.repeat(np.arange(len(first)), reach)
     share = share / share.sum(axis=1, keepdims=True)
-    return csr_array((share.ravel().astype(np.float32), (row, column.ravel())), shape=(len(first), n_in))
+    return SparseRows.from_spans(first, share.astype(np.float32), n_in)
 
 
-def _identity_weights(start: int, n_out: int, n_in: int) -> Any:
+def _identity_weights(start: int, n_out: int, n_in: int) -> SparseRows:
     return _area_matrix(np.arange(start, start + n_out + 1, dtype=np.float64), n_in)

@@ -25,7 +25,7 @@ def picture(height: int, width: int, highest: int = 255, seed: int = 0) -> Pixel
 
 @settings(deadline=None)
 @given(
-    sides=st.tuples(st.sampled_from([1, 2, 4, 8, 16]), st.sampled_from([1, 2, 4, 8, 16])),
+    sides=st.tuples(st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 4, 8])),
     size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     corner=st.tuples(st.integers(0, 3), st.integers(0, 3)),
     highest=st.sampled_from([1, 3, 255]),
@@ -56,7 +56,7 @@ def shares(start: float, stop: float, n_out: int, n_in: int) -> Any:
     return csr_array((dense / dense.sum(axis=1, keepdims=True)).astype(np.float32))
 
 
-@pytest.mark.parametrize("step", [2, 2 + 1e-11, 2.004, 1.002, 1.5, 3, 6, 16.05, 0.7])
+@pytest.mark.parametrize("step", [2, 16, 2 + 1e-11, 2.004, 1.002, 1.5, 3, 6, 16.05, 0.7])
 @pytest.mark.parametrize("corner", [0.0, 1.0, 0.3])
 def test_every_step_is_as_sparse_products_give_it(step: float, corner: float) -> None:
     pixels = picture(round(40 * step) + 3, round(50 * step) + 3, seed=3)
