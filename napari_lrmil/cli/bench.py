@@ -139,6 +139,7 @@ def _print_measurements(name: str, measurements: list[Measurement]) -> None:
     default = next((m for m in measurements if m.whole_cpu is not None and m.setup.runtime == "auto"), None)
     if default is not None:
         text = f"predict as a whole: {default.whole_cpu:.2f} CPU-s, {default.whole_wall:.2f} s"
+        text += f"; its files: {default.cpu['write']:.2f} CPU-s, {default.wall['write']:.2f} s"
         runtime = f"runtime {default.runtime.name} {default.runtime.precision}"
         out.print(f"{text}; reader {default.reader}, {runtime}", highlight=False)
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from napari_lrmil.core.benchmark.baseline import RESNET_DIM, PilReader, ResNetEmbedder
 from napari_lrmil.core.benchmark.setups import PIL, RESNET, STUDENT, Setup
+from napari_lrmil.core.benchmark.writing import prediction_to_write, write_and_remove
 from napari_lrmil.core.cohort.memory import peak_memory_mb
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Finished, Progress
@@ -25,16 +26,16 @@ from napari_lrmil.core.features.devices import resolve_device
 from napari_lrmil.core.features.extraction import PatchSet, encode, to_numpy
 from napari_lrmil.core.features.prefetch import BATCH, default_batch_size
 from napari_lrmil.core.geometry import Int64
-from napari_lrmil.core.inference.predict import predict, runtime_request, student_input, teacher_input
+from napari_lrmil.core.inference.predict import NetworkInput, predict, runtime_request, student_input, teacher_input
 from napari_lrmil.core.models.bundle import Bundle, StudentNetwork, TeacherNetwork
 from napari_lrmil.core.models.mil import GatedAttentionMIL, pool_bag
 from napari_lrmil.core.patching.grid import TissueGrid, find_tissue_grid
 from napari_lrmil.core.processes import Child, ChildEndedError
 from napari_lrmil.core.runtimes.select import Runtime, RuntimeChoice, prepare_runtime
 from napari_lrmil.core.slides.slide import Slide
-from napari_lrmil.core.visualize.overlay import COLORMAP, rasterize_patches
 
-STEPS = ("open", "tissue", "read", "encode", "mil", "overlay")
+WRITE = "write"
+STEPS = ("open", "tissue", "read", "encode", "mil", WRITE)
 SAMPLE_RUN = (
     2 * BATCH
 )  # patches side by side that a sample is made of: neighbours share tiles of the file, as in earnest
@@ -77,7 +78,7 @@ class Measurement:
     setup
         Setup that was measured.
     cpu, wall
-        Step -> seconds; ``total`` is their sum.
+        Step -> seconds; ``total`` is their sum, ``write`` (all files, overlay included) among them.
     patches, sampled
         Number of patches of the slide, and of those that were read and encoded.
     pixels, read_bytes
@@ -90,8 +91,8 @@ class Measurement:
     reader, runtime
         Name of the reader, and the chosen runtime.
     whole_cpu, whole_wall
-        CPU and wall seconds of `predict`, in which reading and encoding overlap; None if `predict` cannot run the
-        setup.
+        CPU and wall seconds of `predict` without writing, in which reading and encoding overlap; None if `predict`
+        cannot run the setup.
     """
 
     setup: Setup
@@ -107,6 +108,16 @@ class Measurement:
     runtime: RuntimeChoice
     whole_cpu: float | None = None
     whole_wall: float | None = None
+
+    @property
+    def analysis_cpu(self) -> float:
+        """CPU-seconds of all steps but writing."""
+        return self.cpu["total"] - self.cpu.get(WRITE, 0.0)
+
+    @property
+    def analysis_wall(self) -> float:
+        """Wall seconds of all steps but writing."""
+        return self.wall["total"] - self.wall.get(WRITE, 0.0)
 
 
 def measure_all(spec: MeasurementSpec, setups: Sequence[Setup]) -> Iterator[Event]:
@@ -229,7 +240,7 @@ class _Bench:
         self.runtime = Runtime(self.network.encoder, RuntimeChoice())
 
     def measure_pass(self, *, warm: bool = False) -> _Clock:
-        """Run all steps in sequence, from opening the slide to the overlay; `warm` also prepares the runtime."""
+        """Run all steps in sequence, from opening the slide to its files; `warm` also prepares the runtime."""
         clock = _Clock()
         with clock.step("open"):
             slide = self._open()
@@ -239,25 +250,25 @@ class _Bench:
             clock.pixels["tissue"] = slide.pixels_decoded
             if warm:
                 self.runtime = self._prepare_runtime(slide, tissue_grid)
-            patches = self._patches(tissue_grid)
+            patches = self._input(tissue_grid).patches
             clock.patches = len(patches)
             patches = replace(patches, corners=patches.corners[sample_rows(len(patches), self.spec.most_patches)])
             clock.sampled, clock.side = len(patches), patches.side
             features = self._encode(slide, patches, clock)
             clock.reader = self.setup.reader if self.setup.reader == PIL else slide.reader.name
-        with clock.step("mil"):
-            pooled = pool_bag(self.network.mil, features, self.device)
-        with clock.step("overlay"):
-            _overlay(patches, pooled.attention)
+            with clock.step("mil"):
+                pooled = pool_bag(self.network.mil, features, self.device)
+            prediction = prediction_to_write(slide, self.bundle, tissue_grid.grid, self._input(tissue_grid), pooled)
+            with clock.step(WRITE):
+                write_and_remove(slide, prediction)
         return clock
 
     def _open(self) -> Slide:
         reader = "openslide" if self.setup.reader == PIL else self.setup.reader
         return Slide(self.spec.slide, mpp=self.spec.mpp, reader=reader)
 
-    def _patches(self, tissue_grid: TissueGrid) -> PatchSet:
-        network_input = teacher_input if self.setup.fine else student_input
-        return network_input(self.bundle.card, tissue_grid.grid).patches
+    def _input(self, tissue_grid: TissueGrid) -> NetworkInput:
+        return (teacher_input if self.setup.fine else student_input)(self.bundle.card, tissue_grid.grid)
 
     def _encode(self, slide: Slide, patches: PatchSet, clock: _Clock) -> np.ndarray:
         read, count_pixels = self._open_reader(slide, patches)
@@ -291,7 +302,7 @@ class _Bench:
         """Return a runtime that is checked as in `predict`: the student on LR patches, at both resolutions."""
         if isinstance(self.network, _BaselineNetwork):
             return self.runtime
-        card, patches = self.bundle.card, self._patches(tissue_grid)
+        card, patches = self.bundle.card, self._input(tissue_grid).patches
         network_input = (student_input if self.setup.encoder == STUDENT else teacher_input)(card, tissue_grid.grid)
         if network_input.patches.side != patches.side:  # a runtime accepts patches of one size only
             network_input = replace(network_input, patches=patches)
@@ -341,19 +352,3 @@ def sample_rows(total: int, limit: int) -> Int64:
     runs = max(1, limit // SAMPLE_RUN)
     starts = np.linspace(0, total - SAMPLE_RUN, runs).round().astype(np.int64)
     return np.unique((starts[:, None] + np.arange(SAMPLE_RUN)).ravel())
-
-
-def _overlay(patches: PatchSet, attention: np.ndarray) -> object:
-    """Return the coloured attention map, one pixel per patch; only the cost of computing it matters here."""
-    from matplotlib import colormaps
-
-    image = rasterize_patches(_PlacedPatches(patches.corners, patches.size_level0), attention * len(attention)).image
-    return colormaps[COLORMAP](np.nan_to_num(image / max(2.0, float(np.nanpercentile(image, 99)))))
-
-
-@dataclass(frozen=True)
-class _PlacedPatches:
-    """Positions of patches in the form that `rasterize_patches` takes."""
-
-    coords: Int64
-    patch_level0: tuple[int, int]

@@ -27,7 +27,7 @@ class SpeedupFactor:
     before, after
         Names of the setups.
     cpu, wall
-        CPU-seconds and wall seconds of `before`, divided by those of `after`.
+        CPU-seconds and wall seconds of `before`, divided by those of `after`, without writing.
     patches
         Number of patches of `before`, divided by that of `after`.
     """
@@ -65,8 +65,8 @@ def _factor(changed: str, before: Measurement, after: Measurement) -> SpeedupFac
         changed,
         before.setup.name,
         after.setup.name,
-        before.cpu["total"] / after.cpu["total"],
-        before.wall["total"] / after.wall["total"],
+        before.analysis_cpu / after.analysis_cpu,
+        before.analysis_wall / after.analysis_wall,
         before.patches / after.patches,
     )
 
@@ -110,8 +110,8 @@ def measurement_notes(spec: MeasurementSpec) -> str:
         f"{cpu_name()}; {spec.device}, {spec.threads} threads; medians of {spec.repeats} passes, one step "
         f"after the other, after a warm-up pass. If a slide has more than {spec.most_patches} patches, a sample "
         "is read and encoded, and its seconds are scaled up. MPix: native pixels read from the file. GFLOP: encoder "
-        "and MIL; a multiplication and an addition count as two. CPU over patches: factor of CPU-seconds over factor "
-        "of patches."
+        "and MIL; a multiplication and an addition count as two. write: all files with overlay.png; the factors "
+        "leave it out. CPU over patches: factor of CPU-seconds over factor of patches."
     )
 
 

@@ -28,11 +28,15 @@ from napari_lrmil.core.benchmark.measure import SAMPLE_RUN, STEPS, Measurement, 
 from napari_lrmil.core.benchmark.pareto import CostPoint, cost_points, pareto_front, write_pareto
 from napari_lrmil.core.benchmark.setups import HR_OPENSLIDE, HR_STUDENT, HR_TORCH, LR_TORCH
 from napari_lrmil.core.benchmark.tables import factor_table
+from napari_lrmil.core.benchmark.writing import prediction_to_write
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Finished
+from napari_lrmil.core.inference.predict import student_input, teacher_input
 from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.models.mil import BagOutput
 from napari_lrmil.core.patching.grid import find_nested_grid
 from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
+from napari_lrmil.core.results.writer import write_prediction
 from napari_lrmil.core.runtimes.select import REFERENCE
 from napari_lrmil.core.slides.slide import Slide
 from support.fake_slides import one_sentence
@@ -70,8 +74,34 @@ def test_counts_are_those_of_the_grid(spec: MeasurementSpec, setup: Setup) -> No
     assert set(measurement.cpu) == {*STEPS, "total"} and measurement.cpu["total"] == pytest.approx(
         sum(measurement.cpu[step] for step in STEPS)
     )
+    assert measurement.cpu["write"] > 0 and measurement.analysis_cpu < measurement.cpu["total"]
     assert measurement.runtime == REFERENCE and measurement.peak_mb > 100
     assert (measurement.whole_cpu is None) is setup.fine
+
+
+def test_writing_is_a_step_of_its_own_and_no_part_of_the_factors() -> None:
+    measured = [measurement(HR_STUDENT, 30.0, 120), measurement(LR, 3.0, 10)]
+    before = [factor.cpu for factor in speedup_factors(measured)]
+    for m in measured:
+        m.cpu, m.wall = (seconds | {"write": 0.5, "total": seconds["total"] + 0.5} for seconds in (m.cpu, m.wall))
+    assert [factor.cpu for factor in speedup_factors(measured)] == pytest.approx(before) == [10.0]
+
+
+@pytest.mark.parametrize("fine", [False, True])
+def test_the_files_of_a_sample_are_as_large_as_those_of_the_slide(
+    spec: MeasurementSpec, tmp_path: Path, fine: bool
+) -> None:
+    """A benchmark that reads a sample of the patches writes all of them."""
+    bundle = Bundle(spec.bundle)
+    pooled = BagOutput(np.zeros(2, np.float32), *[np.full(3, 1 / 3, np.float32)] * 2, np.ones((3, 2), np.float32))
+    with Slide(spec.slide) as slide:
+        grid = find_nested_grid(slide, bundle.card.plan, bundle.card.tissue)
+        network_input = (teacher_input if fine else student_input)(bundle.card, grid)
+        prediction = prediction_to_write(slide, bundle, grid, network_input, pooled)
+        folder = write_prediction(tmp_path, slide, prediction)
+    count = len(grid.hr_index) if fine else len(grid.lr_index)
+    assert len(json.loads((folder / "attention.geojson").read_text())["features"]) == count > 3
+    assert prediction.student.attention.sum() == pytest.approx(1) and (folder / "overlay.png").is_file()
 
 
 def test_operations_are_counted_as_they_are(spec: MeasurementSpec) -> None:
