@@ -68,6 +68,25 @@ class ExecutionOptions:
         return choose_backend(BackendChoice(self.workers, self.scheduler, memory), slides=slides, gpus=gpus)
 
 
+def start_imports_of_workers(module: str, slides: Sequence[Path], workers: int | None, scheduler: str | None) -> None:
+    """Let the process that workers are forked from import a module now, while this process goes on.
+
+    Parameters
+    ----------
+    module
+        Module that imports all that workers need.
+    slides
+        Files, folders and tables as the user gave them. A single file needs no workers.
+    workers, scheduler
+        Values of ``--workers`` and ``--scheduler``.
+    """
+    from napari_lrmil.core.processes import start_server
+
+    is_cohort = len(slides) > 1 or slides[0].is_dir() or slides[0].suffix.lower() == ".csv"
+    if is_cohort and scheduler is None and (workers or 1) > 1:
+        start_server([module])
+
+
 def _count_gpus(device: str) -> int:
     """Return the number of CUDA devices to use; 0 if the work is done on another kind of device."""
     from napari_lrmil.core.features.devices import resolve_device

@@ -18,6 +18,7 @@ from napari_lrmil.cli.cohort_options import (
     exit_if_failed,
     require_writable,
     run_with_progress,
+    start_imports_of_workers,
 )
 from napari_lrmil.cli.console import (
     BundleOption,
@@ -127,6 +128,8 @@ def predict(
     overlay: OverlayOption = True,
 ) -> None:
     """Run the LR student on slides: probabilities, attention, overlay. A failed slide does not stop the others."""
+    start_imports_of_workers("napari_lrmil.core.cohort.predict_imports", slides, workers, scheduler)
+
     from napari_lrmil.core.cohort import SlideJob
     from napari_lrmil.core.inference.teacher_patches import TeacherPatches
     from napari_lrmil.core.slides.tile_reader import require_reader

@@ -116,6 +116,20 @@ def wait_for_any(children: Iterable[Child], timeout: float | None = None) -> lis
     return [by_pipe[pipe] for pipe in cast(list[Connection], wait(list(by_pipe), timeout))]
 
 
+def start_server(shared_imports: Sequence[str]) -> bool:
+    """Start the server of children with these imports, and return whether this machine has one.
+
+    The first child starts it too. Called before, the server imports while this process does something else. There is
+    one server per process: if it runs already, with other modules, children import what is missing.
+    """
+    if not _can_fork_from_server():
+        return False
+    multiprocessing.set_forkserver_preload(list(shared_imports))
+    with _server_variables():
+        forkserver.ensure_running()
+    return True
+
+
 def _start(context: BaseContext, name: str, *args: Any) -> BaseProcess:
     """Return a started process that calls `_enter` with these arguments."""
     process: BaseProcess = context.Process(target=_enter, args=args, name=name, daemon=True)  # type: ignore[attr-defined]
@@ -124,15 +138,9 @@ def _start(context: BaseContext, name: str, *args: Any) -> BaseProcess:
 
 
 def _fork_from_server(name: str, work: tuple[Any, ...], shared_imports: Sequence[str]) -> BaseProcess | None:
-    """Return a process forked from the server of the standard library, or None if it has to be spawned.
-
-    There is one server per process. If it runs already, with other modules, the child imports what is missing.
-    """
-    if not (shared_imports and _can_fork_from_server()):
+    """Return a process forked from the server of the standard library, or None if it has to be spawned."""
+    if not (shared_imports and start_server(shared_imports)):
         return None
-    multiprocessing.set_forkserver_preload(list(shared_imports))
-    with _server_variables():
-        forkserver.ensure_running()
     try:
         # The child has the variables of the server, as old as that is, so it gets the current ones.
         process = _start(multiprocessing.get_context("forkserver"), name, *work, dict(os.environ))

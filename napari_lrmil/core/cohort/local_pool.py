@@ -22,6 +22,8 @@ from napari_lrmil.core.events import Event, Notice
 from napari_lrmil.core.processes import Child, ChildEndedError, wait_for_any
 
 MEMORY_POLL_S = 0.2  # between checks of the workers' memory
+# The first slide of a worker takes about this much longer than later ones, because it loads and compiles the model.
+MODEL_LOAD_S = 0.4
 MAX_FAILED_STARTS = 3  # workers in a row that end before they are ready: the fault is not theirs
 Environment = Mapping[str, str]
 
@@ -98,7 +100,7 @@ class WorkerPace:
     began
         Its start.
     prepared
-        Beginning of its first slide, when all imports and models are loaded; None before that.
+        Beginning of its first slide; None before that.
     slide_began
         Beginning of its current slide; None if it is idle.
     slides, busy_seconds
@@ -145,7 +147,7 @@ def another_worker_pays(paces: Sequence[WorkerPace], waiting: int, now: float) -
         return False
     seconds_per_slide = sum(pace.busy_until(now) for pace in paces) / max(1, sum(pace.slides for pace in paces))
     workers, work = len(paces), waiting * seconds_per_slide
-    return work / workers - work / (workers + 1) > max(starts)
+    return work / workers - work / (workers + 1) > max(starts) + MODEL_LOAD_S
 
 
 class _Signal(Enum):

@@ -25,7 +25,7 @@ from napari_lrmil.core.cohort import (
     run_cohort,
 )
 from napari_lrmil.core.cohort.backends import worker_environments
-from napari_lrmil.core.cohort.local_pool import LocalProcesses, WorkerPace, another_worker_pays
+from napari_lrmil.core.cohort.local_pool import MODEL_LOAD_S, LocalProcesses, WorkerPace, another_worker_pays
 from napari_lrmil.core.cohort.memory import exceeding_memory_mb, peak_memory_mb, process_memory_mb, total_memory_mb
 from napari_lrmil.core.cohort.task import SerialBackend, run_task
 from napari_lrmil.core.errors import ConfigError, DiskFullError, LrmilError
@@ -234,7 +234,7 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     [
         (0, 0.0, 1000, False),
         (0, 0.3, 8, True),  # the first slide takes 0.3 s or more: at least 2.4 s remain, of which a worker saves 1.2
-        (0, 0.3, 6, False),  # it would save 0.9 s, which is less than its start
+        (0, 0.3, 6, False),  # it would save 0.9 s, which is less than its start of 1 s
         (10, 3.0, 8, True),
         (10, 3.0, 6, False),
         (10, 3.0, 0, False),
@@ -243,7 +243,7 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
 def test_a_second_worker_starts_if_it_saves_more_than_its_start(
     slides: int, busy_s: float, waiting: int, expected: bool
 ) -> None:
-    pace = WorkerPace(began=100.0, prepared=101.0, slides=slides)
+    pace = WorkerPace(began=101.0 - (1.0 - MODEL_LOAD_S), prepared=101.0, slides=slides)
     if slides:
         pace.busy_seconds = busy_s
     else:
@@ -253,7 +253,7 @@ def test_a_second_worker_starts_if_it_saves_more_than_its_start(
 
 def test_each_further_worker_has_to_save_its_own_start() -> None:
     """The third of three saves a sixth of the work, the second half of it."""
-    paces = [WorkerPace(100.0, 101.0, None, 10, 10.0), WorkerPace(103.0, 103.5, None, 5, 5.0)]
+    paces = [WorkerPace(100.0, 101.1 - MODEL_LOAD_S, None, 10, 10.0), WorkerPace(103.0, 103.1, None, 5, 5.0)]
     assert [waiting for waiting in range(5, 9) if another_worker_pays(paces, waiting, 120.0)] == [7, 8]
     assert not another_worker_pays([WorkerPace(100.0)], 1000, 200.0)  # its first slide has not begun
 
