@@ -212,7 +212,8 @@ class Slide:
         SlideError
             If the file is damaged or the slide is closed.
         """
-        return self._averaged(box, size, self._finest_needed(box.width, box.height, size))
+        with self._reading():
+            return self._averaged(box, size, self._finest_needed(box.width, box.height, size))
 
     def read_patches(self, corners: Int64, size_level0: tuple[int, int], patch_px: int) -> NDArray[np.uint8]:
         """Return (N, patch_px, patch_px, 3) uint8 pixels of boxes of one size, as input of a network.
@@ -234,10 +235,11 @@ class Slide:
         level = self._finest_needed(*size_level0, size)
         scale = choose_scale(level, size_level0[0] / patch_px, size_level0[1] / patch_px)
         out = np.empty((len(corners), *size, 3), np.uint8)
-        for patch, (x, y) in zip(out, corners.tolist(), strict=True):
-            pixels = self._averaged(BoxLevel0(x, y, *size_level0), size, level, scale, memory=patch)
-            if not np.may_share_memory(pixels, patch):  # else they were decoded in place
-                patch[...] = pixels
+        with self._reading():
+            for patch, (x, y) in zip(out, corners.tolist(), strict=True):
+                pixels = self._averaged(BoxLevel0(x, y, *size_level0), size, level, scale, memory=patch)
+                if not np.may_share_memory(pixels, patch):  # else they were read in place
+                    patch[...] = pixels
         return out
 
     def read_blocks(
@@ -289,8 +291,8 @@ class Slide:
     def _averaged(
         self, box: BoxLevel0, size: tuple[int, int], level: Level, scale: int = 1, memory: Pixels | None = None
     ) -> Pixels:
-        with self._reading():
-            tile_read = self._tiles.read(box, level, scale, memory)
+        """Return `box` at `size`, perhaps in `memory`. The caller is `_reading`."""
+        tile_read = self._tiles.read(box, level, scale, memory)
         if tile_read is None:
             if self._wanted_reader == TILES and self._tiles.refused:
                 raise SlideError(self.path, f"cannot be read tile by tile ({self._tiles.refused}); use --reader auto")

@@ -17,6 +17,7 @@ import pytest
 from napari_lrmil.core.errors import ConfigError, SlideError
 from napari_lrmil.core.geometry import BoxLevel0, Level, PixelWindow
 from napari_lrmil.core.phantom import BOUNDS_OFFSET, LESION, PhantomSlide, write_slide
+from napari_lrmil.core.slides import jpeg_tiles
 from napari_lrmil.core.slides import tile_reader as tilereader
 from napari_lrmil.core.slides.jpeg_tiles import JpegTiles, Page, find_pages
 from napari_lrmil.core.slides.openslide_handle import Handle, open_with_openslide
@@ -382,6 +383,22 @@ def test_tiles_take_no_more_memory_than_they_may(tmp_path: Path) -> None:
         cached = tiles._cache._tiles
         assert cached.bytes <= 4 * 256**2 * 3
         assert cached.bytes == sum(tile.nbytes for tile in cached._arrays.values())
+    tiles.close()
+
+
+def test_the_cache_holds_the_rows_of_tiles_that_a_row_of_windows_needs(tmp_path: Path) -> None:
+    """9 x 6 tiles of 196 kB; a window of 300 px can touch 3 rows of them."""
+    path = write_jpeg_slide(tmp_path / "a.tif", tissue(2051, 1533))
+    tiles = JpegTiles(path, find_pages(path, [Level(0, 2051, 1533, 1.0)]))
+    limit = tiles._cache._tiles
+    tiles.read(0, PixelWindow(0, 0, 300, 300, 0.0, 0.0, 300.0, 300.0))
+    assert limit.max_bytes == jpeg_tiles.FEWEST_TILE_BYTES > 3 * 9 * 256**2 * 3
+    tiles.read(0, PixelWindow(0, 0, 300, 1100, 0.0, 0.0, 300.0, 1100.0))
+    assert limit.max_bytes == 6 * 9 * 256**2 * 3, "five rows, and one more if the window does not begin with a tile"
+    tiles.read(0, PixelWindow(0, 0, 300, 300, 0.0, 0.0, 300.0, 300.0))
+    assert limit.max_bytes == 6 * 9 * 256**2 * 3, "windows of several sizes take turns in the live view"
+    tiles.read(0, PixelWindow(0, 0, 9, 90_000, 0.0, 0.0, 9.0, 90_000.0))
+    assert limit.max_bytes == jpeg_tiles.TILE_BYTES
     tiles.close()
 
 
