@@ -176,14 +176,16 @@ def _join(parents: NDArray[np.int64], left: NDArray[np.int64], right: NDArray[np
         (P,) nodes of the pairs.
     """
     roots = _find_roots(parents)
+    left, right = roots[left], roots[right]
     while True:
-        low, high = np.minimum(roots[left], roots[right]), np.maximum(roots[left], roots[right])
-        apart = low < high
+        apart = left != right
         if not apart.any():
-            return roots
-        left, right = low[apart], high[apart]
+            return _find_roots(roots)
+        left, right = np.minimum(left, right)[apart], np.maximum(left, right)[apart]
         np.minimum.at(roots, right, left)  # a root with several partners joins the lowest now, the others next time
-        roots = _find_roots(roots)
+        while not np.array_equal(parents := roots[roots[right]], roots[right]):
+            roots[right] = parents
+        left, right = roots[left], roots[right]
 
 
 def _find_roots(parents: NDArray[np.int64]) -> NDArray[np.int64]:

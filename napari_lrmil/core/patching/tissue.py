@@ -90,7 +90,7 @@ def find_tissue(slide: Slide, lattice: Lattice, config: TissueConfig | None = No
     config = config or TissueConfig()
     k = max(4, round(lattice.hr_um / config.mask_um))
     box, size = _within(slide.bounds, lattice, k)
-    chroma = np.zeros((size[1], size[0]), dtype=np.uint8)
+    chroma = np.empty((size[1], size[0]), dtype=np.uint8)
     dark: list[tuple[slice, slice, Mask]] = []
     for rows, columns, pixels in slide.read_blocks(box, size):
         _write_colourfulness(pixels, chroma[rows, columns])
