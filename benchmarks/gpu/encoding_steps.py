@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,15 @@ from napari_lrmil.core.runtimes.optimize import fold_batch_norm
 
 Embedder = Callable[..., EncoderOutput]
 CUDA_VARIANTS = frozenset({"float32, TF32", "float16", "bfloat16, CUDA graph"})
-VARIANTS = ("float32", "float32, TF32", "bfloat16", "bfloat16, folded", "float16", "bfloat16, CUDA graph")
+VARIANTS = (
+    "float32",
+    "float32, TF32",
+    "bfloat16",
+    "bfloat16, folded",
+    "bfloat16 weights",
+    "float16",
+    "bfloat16, CUDA graph",
+)
 VIT_SMALL = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536}
 
 
@@ -101,6 +110,8 @@ def make_variant(name: str, encoder: nn.Module, kind: str) -> Embedder:
     """Return one of `VARIANTS` of an encoder."""
     if name.startswith("float32"):
         return encoder
+    if name == "bfloat16 weights":  # autocast casts frozen weights again in every call
+        return copy.deepcopy(encoder).to(torch.bfloat16)
     if name == "bfloat16, folded":
         encoder = fold_batch_norm(encoder)
     dtype = torch.float16 if name.startswith("float16") else torch.bfloat16
