@@ -39,6 +39,11 @@ class _Average(WeightAveraging):
     def __init__(self, decay: float) -> None:
         super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # Lightning moves the module later. An average on the CPU would wait for a copy of all weights after every step.
+        pl_module.to(trainer.strategy.root_device)
+        super().setup(trainer, pl_module, stage)
+
     @property
     def state_key(self) -> str:
         return "_Average"  # key in checkpoints, by default the class name: a renamed class would not find its state

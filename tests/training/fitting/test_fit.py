@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import lightning as L
 import pytest
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader
 from lrmil_training.fitting.checkpoints import read_score
 from lrmil_training.fitting.epochs import epoch_seed
 from lrmil_training.fitting.fit import EpochMeans, EpochSampler, all_gather_rows, fit
-from lrmil_training.fitting.trainer import _precision
+from lrmil_training.fitting.trainer import _Average, _precision
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Notice, Progress
 from support.fits import CPU, Toy, drained, figures, maker, plan, samples
@@ -148,6 +149,13 @@ class _Undefined(Toy):
     def on_validation_epoch_end(self) -> None:
         self.seen.clear()
         self.log("select", float("nan"))
+
+
+def test_the_average_is_on_the_device_that_computes() -> None:
+    """On the CPU it would copy all weights from a GPU after every step. The device `meta` stands in for a GPU."""
+    average, trainer = _Average(0.9), SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
+    average.setup(cast(L.Trainer, trainer), Toy(), "fit")
+    assert {value.device.type for value in average.weights().values()} == {"meta"}
 
 
 def test_undefined_validation_figure_is_an_error(tmp_path: Path) -> None:
