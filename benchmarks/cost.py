@@ -15,12 +15,13 @@ import numpy as np
 
 from napari_lrmil.cli.console import show_progress
 from napari_lrmil.cli.predict import expand_slides
-from napari_lrmil.core.features.devices import limit_torch_threads, resolve_device
+from napari_lrmil.core.features.devices import resolve_device
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.threads import leave_core_free
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def main() -> None:
     p.add_argument("slides", nargs="+", type=Path)
     p.add_argument("--bundle", default="demo")
     args = p.parse_args()
-    limit_torch_threads()
+    leave_core_free()
     bundle = Bundle(args.bundle)
     slides = [path for path, _ in expand_slides(args.slides)]
     _run(slides[0], bundle, TeacherPatches.ALL)  # the first call loads weights and libraries

@@ -23,9 +23,10 @@ from lrmil_training.train import train
 from napari_lrmil.cli.console import show_progress
 from napari_lrmil.core.encoders import EncoderSpec
 from napari_lrmil.core.events import Event, Finished
-from napari_lrmil.core.features.devices import limit_torch_threads, resolve_device
+from napari_lrmil.core.features.devices import resolve_device
 from napari_lrmil.core.models.bundle import SHIPPED
 from napari_lrmil.core.phantom import make_cohort
+from napari_lrmil.core.threads import leave_core_free
 
 NETWORK = {"depth_multiplier": 0.35, "finegrained_output": False}
 SPEC = EncoderSpec("mobilenet_v2", NETWORK, licence="BSD-3-Clause", name="phantom-hr")
@@ -50,7 +51,7 @@ def main() -> None:
     p.add_argument("--ship", action="store_true", help="copy the bundle into the package")
     args = p.parse_args()
     began = time.process_time()
-    limit_torch_threads()
+    leave_core_free()
     device = resolve_device("cpu")
     encoder = args.out / f"{SPEC.name}.safetensors"
     if not encoder.exists():

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from napari_lrmil.cli.console import show_progress, with_finished_event
-from napari_lrmil.core.features.extraction import Embedder, Embeddings, PatchSet, extract_features
+from napari_lrmil.core.features.extraction import Embeddings, PatchSet, extract_features
 from napari_lrmil.core.features.prefetch import default_batch_size
+from napari_lrmil.core.features.torch_encoding import Embedder
 from napari_lrmil.core.metrics.agreement import spearman
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.mil import pool_bag

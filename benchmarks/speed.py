@@ -43,8 +43,9 @@ from napari_lrmil.core.encoders import AlignedEncoder, resolve_encoder, round_to
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.metrics.agreement import spearman
-from napari_lrmil.core.models.bundle import Bundle, StudentNetwork, write_bundle
+from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.mil import GatedAttentionMIL
+from napari_lrmil.core.models.networks import StudentNetwork, write_bundle
 from napari_lrmil.core.slides.slide import Slide
 
 BEGIN, END = "<!-- written by benchmarks/speed.py --write -->", "<!-- end of speed.py -->"

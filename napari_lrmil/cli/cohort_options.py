@@ -53,6 +53,13 @@ class ExecutionOptions:
         # Workers of a cluster start in working directories of their own.
         return path.absolute() if self.is_remote else path
 
+    @property
+    def load_device(self) -> str:
+        """Device of a network that this process loads; the CPU if workers of a cluster compute."""
+        from napari_lrmil.core.features.devices import resolve_device
+
+        return "cpu" if self.is_remote else resolve_device(self.device)
+
     def require_device(self) -> None:
         """Raise `ConfigError` if this machine lacks the device. Devices of a cluster cannot be checked here."""
         if not self.is_remote:
@@ -89,9 +96,9 @@ def start_imports_of_workers(module: str, slides: Sequence[Path], workers: int |
 
 def _count_gpus(device: str) -> int:
     """Return the number of CUDA devices to use; 0 if the work is done on another kind of device."""
-    from napari_lrmil.core.features.devices import resolve_device
+    from napari_lrmil.core.features.devices import device_type, resolve_device
 
-    if not str(resolve_device(device)).startswith("cuda"):
+    if device_type(resolve_device(device)) != "cuda":
         return 0
     import torch
 

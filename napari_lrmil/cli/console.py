@@ -17,8 +17,6 @@ from napari_lrmil.core.events import Event, Failed, Finished, Metric, Notice, Pa
 from napari_lrmil.core.formatting import format_duration
 
 if TYPE_CHECKING:
-    import torch
-
     from napari_lrmil.core.models.bundle import Bundle
 
 logger = logging.getLogger(__name__)
@@ -43,7 +41,7 @@ BundleOption = Annotated[str, typer.Option("--bundle", help="folder of a bundle,
 OutOption = Annotated[Path, typer.Option("--out", help="folder for the results")]
 
 
-def select_device(name: str) -> torch.device:
+def select_device(name: str) -> str:
     """Return the device for the work, and leave one CPU core free for everything else.
 
     Raises
@@ -51,9 +49,10 @@ def select_device(name: str) -> torch.device:
     ConfigError
         If this machine lacks the device.
     """
-    from napari_lrmil.core.features.devices import limit_torch_threads, resolve_device
+    from napari_lrmil.core.features.devices import resolve_device
+    from napari_lrmil.core.threads import leave_core_free
 
-    limit_torch_threads()
+    leave_core_free()
     return resolve_device(name)
 
 
@@ -115,24 +114,29 @@ def _show(event: Event, title: str, bars: _Bars, quiet: bool) -> None:
             logger.info("%s: %s done in %.2f s", title, stage, seconds)
 
 
-def load_networks(model: Bundle, *, teacher: bool) -> set[str]:
+def load_networks(model: Bundle, *, teacher: bool, device: str = "cpu", runtime: str = "torch") -> set[str]:
     """Load a bundle's networks before any slide is opened, and return the notices that were printed.
 
     The terms of a teacher that the bundle only names are printed first, because loading may download its weights.
+    Networks that `runtime` has converted on this machine before are only checked.
 
     Raises
     ------
     BundleError
         If the bundle is broken, or has no teacher although one is required.
     """
+    from napari_lrmil.core.inference.predict import needs_torch
+
     if teacher:
         model.require_teacher()
     notices = {terms for terms in [model.teacher_notice if teacher else None] if terms}
     for terms in notices:
         # emoji=False: rich would turn text like :smile: into an emoji
         err.print(terms, markup=False, emoji=False, highlight=False, soft_wrap=True)
-    # Cached properties: accessing them loads the weights.
-    _ = model.student, model.teacher if teacher else None
+    for network in ("student", "teacher") if teacher else ("student",):
+        # A network that was converted before is not built again. Its file is checked all the same.
+        if needs_torch(model, network, device, runtime):
+            _ = model.teacher if network == "teacher" else model.student  # cached properties: this loads the weights
     return notices
 
 

@@ -138,8 +138,8 @@ def predict(
     patches = TeacherPatches.parse(teacher)
     require_reader(reader)
     execution = ExecutionOptions(workers, scheduler, memory, device)
-    task, notices = _load_task(bundle, execution.resolve_path(folder), patches)
     _require_available(execution, runtime)
+    task, notices = _load_task(bundle, execution.resolve_path(folder), patches, execution.load_device, runtime)
     require_writable(folder)
     paths, files = expand_slides(slides), {"roi": roi, "keep": keep, "exclude": exclude, "tissue": tissue}
     _require_one_slide(paths, files)
@@ -152,7 +152,9 @@ def predict(
     exit_if_failed(progress)
 
 
-def _load_task(bundle: str, folder: Path, patches: TeacherPatches) -> tuple[PredictTask, set[str]]:
+def _load_task(
+    bundle: str, folder: Path, patches: TeacherPatches, device: str, runtime: str
+) -> tuple[PredictTask, set[str]]:
     """Return a task with its model loaded, and the notices that were printed.
 
     A broken bundle must end the command: as an error of each slide it would be reported once per slide.
@@ -163,7 +165,7 @@ def _load_task(bundle: str, folder: Path, patches: TeacherPatches) -> tuple[Pred
 
     opened = Bundle(bundle)
     model = open_bundle_once(opened.path.absolute(), opened.sha256)  # the object that tasks in this process use
-    notices = load_networks(model, teacher=patches != TeacherPatches.NONE)
+    notices = load_networks(model, teacher=patches != TeacherPatches.NONE, device=device, runtime=runtime)
     return PredictTask(model.path, model.sha256, str(bundle), folder, teacher=patches), notices
 
 
@@ -206,9 +208,10 @@ def compare(
     patches = TeacherPatches.parse(teacher)
     if patches == TeacherPatches.NONE:
         raise ConfigError("--teacher none leaves nothing to compare; expected all or top-K, as in top-20")
-    task, notices = _load_task(bundle, folder, patches)
+    execution = ExecutionOptions(None, None, None, device)
+    _require_available(execution, runtime)
+    task, notices = _load_task(bundle, folder, patches, execution.load_device, runtime)
     require_writable(folder)
-    _require_available(ExecutionOptions(None, None, None, device), runtime)
     task = replace(task, device=device, files={"roi": roi, "lesions": lesions}, compare=True, runtime=runtime)
     # Without run_cohort: one slide needs no retry, no failures.csv and no cohort.json.
     events = with_finished_event(task(SlideJob(slide, mpp)))

@@ -26,7 +26,7 @@ from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.atomic_files import write_json, write_text
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Finished, Notice, Progress
-from napari_lrmil.core.models.bundle import CARD
+from napari_lrmil.core.models.card import CARD
 from napari_lrmil.core.results.cohort_tables import merge_failures
 
 

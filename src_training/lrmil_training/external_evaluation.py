@@ -47,7 +47,7 @@ class ExternalEvaluation:
     bundle: Bundle
     split: str
     teacher: bool
-    device: torch.device
+    device: str | torch.device
     runtime: str = "torch"
 
 

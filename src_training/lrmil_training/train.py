@@ -29,7 +29,7 @@ from napari_lrmil.core.errors import ConfigError, LrmilError
 from napari_lrmil.core.events import Event, Finished, Notice, Progress
 
 
-def train(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.device) -> Iterator[Event]:
+def train(cohort_csv: Path, out: Path, config: TrainConfig, device: str | torch.device) -> Iterator[Event]:
     """Train teacher and student and write the run folder; finished stages in the folder are reused.
 
     Parameters
@@ -59,7 +59,7 @@ def train(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.device
         licence_notice = encoder_notice(name)
         if licence_notice:
             yield Notice(licence_notice)
-    context = _prepare(cohort_csv, out, config, device)
+    context = _prepare(cohort_csv, out, config, torch.device(device))
     stages = run_series(context) if is_series(config) else run_stages(context)
     # The generator is closed before the lock is released, so that no fit writes to a folder of another run.
     with acquire_run_lock(out) as lock, EventLog(out) as log, closing(stages) as events:

@@ -16,8 +16,10 @@ from PIL import Image
 from torch import nn
 
 from napari_lrmil.core.encoders import AlignedEncoder, EncoderOutput, round_to_half
-from napari_lrmil.core.models.bundle import Bundle, Card, NetworkCard, StudentNetwork, TeacherNetwork, write_bundle
+from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.models.card import Card, NetworkCard
 from napari_lrmil.core.models.mil import GatedAttentionMIL
+from napari_lrmil.core.models.networks import StudentNetwork, TeacherNetwork, write_bundle
 from napari_lrmil.core.slides.slide import Slide
 from support.networks import CLASSES, SMALL, untrained_encoder
 

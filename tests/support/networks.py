@@ -16,8 +16,9 @@ from napari_lrmil.core.encoders import (
     NetworkEncoder,
     round_to_half,
 )
-from napari_lrmil.core.models.bundle import Bundle, StudentNetwork, TeacherNetwork, write_bundle
+from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.mil import GatedAttentionMIL
+from napari_lrmil.core.models.networks import StudentNetwork, TeacherNetwork, write_bundle
 
 SMALL_SETTINGS = {"depth_multiplier": 0.25, "finegrained_output": False}
 SMALL = EncoderSpec("mobilenet_v2", SMALL_SETTINGS, licence="BSD-3-Clause", name="untrained")

@@ -23,16 +23,19 @@ from napari_lrmil.core.cohort.memory import peak_memory_mb
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Finished, Progress
 from napari_lrmil.core.features.devices import resolve_device
-from napari_lrmil.core.features.extraction import PatchSet, encode, to_numpy
+from napari_lrmil.core.features.extraction import PatchSet, embed
 from napari_lrmil.core.features.prefetch import BATCH, default_batch_size
 from napari_lrmil.core.geometry import Int64
 from napari_lrmil.core.inference.predict import NetworkInput, predict, runtime_request, student_input, teacher_input
-from napari_lrmil.core.models.bundle import Bundle, StudentNetwork, TeacherNetwork
-from napari_lrmil.core.models.mil import GatedAttentionMIL, pool_bag
+from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.models.mil import GatedAttentionMIL
+from napari_lrmil.core.models.networks import StudentNetwork, TeacherNetwork
+from napari_lrmil.core.models.pooling import pool_instances
 from napari_lrmil.core.patching.grid import TissueGrid, find_tissue_grid
 from napari_lrmil.core.processes import Child, ChildEndedError
 from napari_lrmil.core.runtimes.select import Runtime, RuntimeChoice, prepare_runtime
 from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.threads import set_compute_threads
 
 WRITE = "write"
 STEPS = ("open", "tissue", "read", "encode", "mil", WRITE)
@@ -169,7 +172,7 @@ def _measure_for_parent(pipe: Connection, spec: MeasurementSpec, setup: Setup) -
 
 def measure(spec: MeasurementSpec, setup: Setup) -> Measurement:
     """Return the cost of a setup, measured in this process after one warm-up pass."""
-    torch.set_num_threads(spec.threads)
+    set_compute_threads(spec.threads)
     device, bundle = resolve_device(spec.device), Bundle(spec.bundle)
     bench = _Bench(spec, setup, bundle, device)
     clocks = [bench.measure_pass(warm=True), *(bench.measure_pass() for _ in range(spec.repeats))][1:]
@@ -234,9 +237,10 @@ def _bytes_read() -> int | None:
 class _Bench:
     """Setup with loaded networks, ready for repeated passes over its slide."""
 
-    def __init__(self, spec: MeasurementSpec, setup: Setup, bundle: Bundle, device: torch.device) -> None:
+    def __init__(self, spec: MeasurementSpec, setup: Setup, bundle: Bundle, device: str) -> None:
         self.spec, self.setup, self.bundle, self.device = spec, setup, bundle, device
         self.network = _network(setup, bundle).to(device)
+        self.mil = self.network.mil.weights()
         self.runtime = Runtime(self.network.encoder, RuntimeChoice())
 
     def measure_pass(self, *, warm: bool = False) -> _Clock:
@@ -257,7 +261,7 @@ class _Bench:
             features = self._encode(slide, patches, clock)
             clock.reader = self.setup.reader if self.setup.reader == PIL else slide.reader.name
             with clock.step("mil"):
-                pooled = pool_bag(self.network.mil, features, self.device)
+                pooled = pool_instances(self.mil, features)
             prediction = prediction_to_write(slide, self.bundle, tissue_grid.grid, self._input(tissue_grid), pooled)
             with clock.step(WRITE):
                 write_and_remove(slide, prediction)
@@ -280,8 +284,7 @@ class _Bench:
                 pixels = read(slice(start, start + BATCH))
             with clock.step("encode"):
                 for i in range(0, len(pixels), batch):
-                    encoded = encode(self.runtime.embedder, pixels[i : i + batch], patches.input_px, self.device)
-                    parts.append(to_numpy(encoded.embedding))
+                    parts.append(embed(self.runtime.embedder, pixels[i : i + batch], patches.input_px, self.device))
         clock.pixels["read"] = count_pixels()
         return np.concatenate(parts)
 
@@ -306,8 +309,8 @@ class _Bench:
         network_input = (student_input if self.setup.encoder == STUDENT else teacher_input)(card, tissue_grid.grid)
         if network_input.patches.side != patches.side:  # a runtime accepts patches of one size only
             network_input = replace(network_input, patches=patches)
-        request = runtime_request(slide, self.bundle, self.network, network_input)
-        return prepare_runtime(self.setup.runtime, request, self.device)
+        request = runtime_request(slide, self.bundle, network_input, self.device)
+        return prepare_runtime(self.setup.runtime, request)
 
     def flops(self, side: int) -> float:
         """Return the number of operations for one patch of `side` pixels."""

@@ -7,11 +7,12 @@ from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from napari_lrmil.core.cohort.task import SlideJob, TaskResult
 from napari_lrmil.core.errors import BundleError
 from napari_lrmil.core.events import Event, Finished
+from napari_lrmil.core.features.devices import resolve_device
 from napari_lrmil.core.formatting import format_agreement, format_probabilities
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
@@ -29,12 +30,10 @@ from napari_lrmil.core.results.writer import build_agreement_file, write_steps
 from napari_lrmil.core.runtimes.select import REFERENCE
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.slides.tile_reader import AUTO
+from napari_lrmil.core.threads import set_compute_threads
 from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.core.visualize.comparison_figure import draw_comparison
 from napari_lrmil.core.visualize.slide_report import ReportRequest
-
-if TYPE_CHECKING:
-    import torch
 
 REGION_OPTIONS = ("roi", "keep", "exclude")
 
@@ -88,10 +87,8 @@ class PredictTask:
     overlay: bool = True
 
     def prepare(self, threads: int) -> None:
-        """Set the number of threads that torch uses in this process."""
-        import torch
-
-        torch.set_num_threads(threads)
+        """Set the number of threads that computations use in this process."""
+        set_compute_threads(threads)
 
     def __call__(self, job: SlideJob) -> Generator[Event, None, TaskResult]:
         """Predict a slide and write its results to its folder."""
@@ -123,7 +120,7 @@ class PredictTask:
         return predict(
             slide,
             model,
-            device=_resolve_device(self.device),
+            device=resolve_device(self.device),
             teacher=self.teacher,
             seconds_open=seconds_open,
             scope=read_scope({k: v for k, v in self.files.items() if k in REGION_OPTIONS}, slide.bounds),
@@ -163,7 +160,7 @@ class PredictTask:
             bundle=self.bundle_name,
             out=self.folder.absolute(),
             # Not "auto", which could be another device on another machine.
-            device=str(_resolve_device(self.device)),
+            device=str(resolve_device(self.device)),
             mpp=job.mpp,
             runtime=self.runtime,
             teacher=self.teacher,
@@ -199,12 +196,6 @@ def open_bundle_once(folder: Path, sha256: str) -> Bundle:
     if bundle.sha256 != sha256:
         raise BundleError(folder, "", "the bundle is not the one that the work began with; start the call again")
     return bundle
-
-
-def _resolve_device(name: str) -> torch.device:
-    from napari_lrmil.core.features.devices import resolve_device
-
-    return resolve_device(name)
 
 
 def _pass_on(events: Iterator[Event]) -> Generator[Event, None, Prediction]:

@@ -1,29 +1,28 @@
-"""Encoders: networks that turn patches into embeddings, loaded from files, hubs or registries, or built untrained."""
+"""Encoders: networks that turn patches into embeddings, loaded from files, hubs or registries, or built untrained.
 
-from napari_lrmil.core.encoders.architectures import MobileNetV2Encoder, build_encoder
-from napari_lrmil.core.encoders.base import (
-    CONVOLUTIONAL,
-    FROZEN,
-    TRAINABLE,
-    AlignedEncoder,
-    Encoder,
-    EncoderOutput,
-    EncoderSpec,
-    NetworkEncoder,
-    require_layers,
-)
-from napari_lrmil.core.encoders.foundation import EncoderCard, foundation_card, foundation_cards
-from napari_lrmil.core.encoders.registry import ACCEPTED_ENCODERS, encoder_notice, resolve_encoder
-from napari_lrmil.core.encoders.weights import (
-    LoadedEncoder,
-    file_sha256,
-    half_tensors,
-    load_encoder,
-    load_weights,
-    module_sha256,
-    round_to_half,
-    save_encoder,
-)
+Names are loaded on first use, because most of them load torch, which takes longer than a prediction without it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from napari_lrmil.core.encoders.architectures import MobileNetV2Encoder, build_encoder
+    from napari_lrmil.core.encoders.base import AlignedEncoder, Encoder, EncoderOutput, NetworkEncoder, require_layers
+    from napari_lrmil.core.encoders.foundation import EncoderCard, foundation_card, foundation_cards
+    from napari_lrmil.core.encoders.registry import ACCEPTED_ENCODERS, encoder_notice, resolve_encoder
+    from napari_lrmil.core.encoders.spec import CONVOLUTIONAL, FROZEN, TRAINABLE, EncoderSpec
+    from napari_lrmil.core.encoders.weights import (
+        LoadedEncoder,
+        half_tensors,
+        load_encoder,
+        load_weights,
+        module_sha256,
+        round_to_half,
+        save_encoder,
+    )
 
 __all__ = [
     "ACCEPTED_ENCODERS",
@@ -40,7 +39,6 @@ __all__ = [
     "NetworkEncoder",
     "build_encoder",
     "encoder_notice",
-    "file_sha256",
     "foundation_card",
     "foundation_cards",
     "half_tensors",
@@ -52,3 +50,14 @@ __all__ = [
     "round_to_half",
     "save_encoder",
 ]
+
+_MODULES = ("spec", "base", "weights", "architectures", "registry", "foundation")  # only the first imports no torch
+
+
+def __getattr__(name: str) -> Any:
+    """Load a name on first use (PEP 562)."""
+    if name in __all__:
+        for module in _MODULES:
+            if name in vars(loaded := import_module(f"{__name__}.{module}")):
+                return getattr(loaded, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

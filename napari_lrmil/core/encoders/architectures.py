@@ -9,15 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from napari_lrmil.core.encoders.base import (
-    TRAINABLE,
-    EncoderOutput,
-    EncoderSpec,
-    NetworkEncoder,
-    capture_activations,
-    require_layers,
-)
+from napari_lrmil.core.encoders.base import EncoderOutput, NetworkEncoder, capture_activations, require_layers
 from napari_lrmil.core.encoders.mobilenet_v3 import MobileNetV3Encoder
+from napari_lrmil.core.encoders.spec import TRAINABLE, EncoderSpec
 from napari_lrmil.core.errors import EncoderError
 
 

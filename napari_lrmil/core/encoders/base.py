@@ -7,20 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from napari_lrmil.core.encoders.spec import EncoderSpec
 from napari_lrmil.core.errors import EncoderError
-
-Rgb = tuple[float, float, float]
-HALF: Rgb = (0.5, 0.5, 0.5)
-IMAGENET: tuple[Rgb, Rgb] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-TRAINABLE = ("mobilenet_v2", "mobilenet_v3_large", "convnext", "vit", "dinov2", "dinov2_with_registers")
-CONVOLUTIONAL = ("mobilenet_v2", "mobilenet_v3_large", "convnext")
-FROZEN = "lazyslide"  # foundation encoders, loaded by lazyslide-models; they can only be teachers
 
 
 @dataclass(frozen=True)
@@ -37,43 +31,6 @@ class EncoderOutput:
 
     embedding: Tensor
     maps: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """Architecture of an encoder, without its weights.
-
-    Attributes
-    ----------
-    family
-        Architecture: ``mobilenet_v2``, ``mobilenet_v3_large``, ``convnext``, ``vit``, ``dinov2`` or
-        ``dinov2_with_registers``; for a frozen foundation encoder ``lazyslide``.
-    settings
-        Entries of the family's ``transformers`` configuration that differ from its defaults. MobileNetV3 has one
-        entry, ``width``, which multiplies the number of channels.
-    licence
-        Licence of the weights, shown in the bundle's card.
-    name
-        Name of the weights, for messages and reports.
-    mean, deviation
-        Normalisation of each channel, in 0 .. 1: the weights were trained with ``(x / 255 - mean) / deviation``.
-
-    Raises
-    ------
-    EncoderError
-        If the family is unknown.
-    """
-
-    family: str = "mobilenet_v2"
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    licence: str = "unknown"
-    name: str = "mobilenet_v2"
-    mean: Rgb = HALF
-    deviation: Rgb = HALF
-
-    def __post_init__(self) -> None:
-        if self.family not in (*TRAINABLE, FROZEN):
-            raise EncoderError(f"unknown encoder family '{self.family}'; expected one of {', '.join(TRAINABLE)}")
 
 
 class Encoder(Protocol):

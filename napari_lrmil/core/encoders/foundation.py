@@ -13,14 +13,8 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from napari_lrmil.core.encoders.base import (
-    FROZEN,
-    EncoderOutput,
-    EncoderSpec,
-    NetworkEncoder,
-    capture_activations,
-    require_layers,
-)
+from napari_lrmil.core.encoders.base import EncoderOutput, NetworkEncoder, capture_activations, require_layers
+from napari_lrmil.core.encoders.spec import FROZEN, EncoderSpec
 from napari_lrmil.core.encoders.weights import LoadedEncoder, module_sha256
 from napari_lrmil.core.errors import EncoderError
 

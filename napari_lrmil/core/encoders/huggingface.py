@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from napari_lrmil.core.encoders.architectures import build_encoder
-from napari_lrmil.core.encoders.base import HALF, IMAGENET, TRAINABLE, EncoderSpec, NetworkEncoder, Rgb
-from napari_lrmil.core.encoders.weights import LoadedEncoder, file_sha256, read_tensors
+from napari_lrmil.core.encoders.base import NetworkEncoder
+from napari_lrmil.core.encoders.spec import HALF, IMAGENET, TRAINABLE, EncoderSpec, Rgb
+from napari_lrmil.core.encoders.weights import LoadedEncoder, read_tensors
 from napari_lrmil.core.errors import EncoderError
+from napari_lrmil.core.hashing import file_sha256
 
 
 @contextmanager

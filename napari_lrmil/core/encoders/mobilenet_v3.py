@@ -12,13 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from napari_lrmil.core.encoders.base import (
-    EncoderOutput,
-    EncoderSpec,
-    NetworkEncoder,
-    capture_activations,
-    require_layers,
-)
+from napari_lrmil.core.encoders.base import EncoderOutput, NetworkEncoder, capture_activations, require_layers
+from napari_lrmil.core.encoders.spec import EncoderSpec
 from napari_lrmil.core.errors import EncoderError
 
 STEM, HEAD = 16, 960  # channels of the first and of the last convolution

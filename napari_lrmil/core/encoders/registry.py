@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_lrmil.core.encoders.architectures import build_encoder
-from napari_lrmil.core.encoders.base import IMAGENET, EncoderSpec, NetworkEncoder
+from napari_lrmil.core.encoders.base import NetworkEncoder
 from napari_lrmil.core.encoders.foundation import FOUNDATION_PREFIX, foundation_card, load_foundation
 from napari_lrmil.core.encoders.huggingface import (
     CONFIG,
@@ -19,6 +19,7 @@ from napari_lrmil.core.encoders.huggingface import (
     load_from_hub,
     load_published,
 )
+from napari_lrmil.core.encoders.spec import IMAGENET, EncoderSpec
 from napari_lrmil.core.encoders.weights import METADATA_KEY, LoadedEncoder, load_encoder, module_sha256, read_tensors
 from napari_lrmil.core.errors import EncoderError
 

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from napari_lrmil.core.atomic_files import atomic_write
 from napari_lrmil.core.encoders.architectures import MobileNetV2Encoder, build_encoder
-from napari_lrmil.core.encoders.base import EncoderSpec, NetworkEncoder
+from napari_lrmil.core.encoders.base import NetworkEncoder
+from napari_lrmil.core.encoders.spec import EncoderSpec
 from napari_lrmil.core.errors import EncoderError
+from napari_lrmil.core.hashing import file_sha256
 
 
 def round_to_half(module: nn.Module) -> None:
@@ -33,12 +35,6 @@ def half_tensors(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
     """
     state = module.state_dict().items()
     return {f"{prefix}{k}": (v.half() if v.is_floating_point() else v).cpu().clone().contiguous() for k, v in state}
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -1,38 +1,77 @@
-"""Compute devices of this machine."""
+"""Compute devices of this machine.
+
+A device is named by a text such as ``cpu`` or ``cuda:0``, which torch accepts everywhere. Torch is asked only where a
+device other than the CPU can exist, because its import takes longer than a prediction without it.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
-
-import torch
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from napari_lrmil.core.errors import ConfigError
 
+if TYPE_CHECKING:
+    import torch
+
 DEVICES = ("auto", "cpu", "cuda", "mps")
+_CUDA_DRIVERS = ("libcuda.so.1", "nvcuda.dll")
+
+
+def device_type(device: str | torch.device) -> str:
+    """Return the kind of a device: ``cpu`` for ``cpu``, ``cuda`` for ``cuda:1``."""
+    return str(device).partition(":")[0]
 
 
 def available_devices() -> dict[str, str]:
     """Return device name -> label for people, such as ``cuda`` -> ``GPU 0 · NVIDIA A100``."""
     cores = f"CPU, {os.cpu_count() or 1} cores"
     labels = {"cpu": cores}
-    if torch.cuda.is_available():
+    if "cuda" in (names := device_names()):
+        import torch
+
         labels["cuda"] = f"GPU 0 · {torch.cuda.get_device_name(0)}"
-    if torch.backends.mps.is_available():
+    if "mps" in names:
         labels["mps"] = "GPU · Apple"
     best = next(name for name in ("cuda", "mps", "cpu") if name in labels)
     return {"auto": labels[best], **labels}
 
 
-def limit_torch_threads() -> None:
-    """Let torch use all cores but one, for the whole process.
+def device_names() -> tuple[str, ...]:
+    """Return the kinds of devices of this machine, the preferred one first."""
+    if not may_have_gpu():
+        return ("cpu",)
+    import torch
 
-    Programs call it at their start. With one thread per core on a busy machine, threads mostly wait for the slowest,
-    and the window needs a core too.
-    """
-    torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
+    is_available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return tuple(name for name, present in is_available.items() if present)
 
 
-def resolve_device(name: str) -> torch.device:
+def may_have_gpu() -> bool:
+    """Return whether torch could find a GPU: Apple's, or one with CUDA or ROCm. Torch itself is not imported."""
+    if "torch" in sys.modules or platform.system() == "Darwin":
+        return True  # the answer of torch costs nothing now, or Apple's GPUs have no driver to look for
+    try:
+        if version("torch").endswith("+cpu"):
+            return False
+    except PackageNotFoundError:
+        return False
+    return any(map(_is_loadable, _CUDA_DRIVERS)) or os.path.exists("/dev/kfd")  # the device file of ROCm
+
+
+def _is_loadable(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+def resolve_device(name: str) -> str:
     """Return the device of a name. ``auto`` takes CUDA, then Apple's MPS, then the CPU.
 
     Raises
@@ -40,12 +79,11 @@ def resolve_device(name: str) -> torch.device:
     ConfigError
         If the device is unknown or absent.
     """
-    is_available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "cpu":
+        return name
+    names = device_names()
     if name == "auto":
-        return torch.device(next(d for d in ("cuda", "mps", "cpu") if is_available[d]))
-    if not is_available.get(name, False):
-        raise ConfigError(
-            f"no device '{name}' on this machine; available: auto, "
-            f"{', '.join(device for device, present in is_available.items() if present)}"
-        )
-    return torch.device(name)
+        return names[0]
+    if name not in names:
+        raise ConfigError(f"no device '{name}' on this machine; available: auto, {', '.join(reversed(names))}")
+    return name

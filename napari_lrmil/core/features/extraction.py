@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from napari_lrmil.core.encoders import EncoderOutput
-from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.errors import EncoderError, LrmilError
 from napari_lrmil.core.events import Event, Notice, Progress
 from napari_lrmil.core.features.bag import Features
-from napari_lrmil.core.features.prefetch import BatchSize, PatchPrefetcher, is_out_of_memory
+from napari_lrmil.core.features.devices import device_type
+from napari_lrmil.core.features.prefetch import BatchSize, PatchPrefetcher
 from napari_lrmil.core.geometry import Int64
 from napari_lrmil.core.slides.slide import Slide
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
-class Embedder(Protocol):
-    """Callable that encodes (B, 3, h, w) uint8 pixels to `EncoderOutput`. Every encoder is one."""
+    from napari_lrmil.core.features.torch_encoding import Embedder
 
-    def __call__(self, pixels: Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
-        """Encode a batch."""
+
+@runtime_checkable
+class ArrayEmbedder(Protocol):
+    """Encoder of another runtime than torch: arrays in, arrays out."""
+
+    def embed(self, pixels: NDArray[np.uint8]) -> Features:
+        """Return the (B, D) embeddings of (B, h, w, 3) uint8 pixels."""
         ...
 
 
@@ -90,9 +96,9 @@ class Embeddings:
 def extract_features(
     slide: Slide,
     patches: PatchSet,
-    encoder: Embedder,
+    encoder: Embedder | ArrayEmbedder,
     *,
-    device: torch.device,
+    device: str | torch.device,
     layers: Sequence[str] = (),
     stage: str = "encode",
     keep: Callable[[slice, Features], None] | None = None,
@@ -148,10 +154,10 @@ def extract_features(
 
 
 def _encode(
-    encoder: Embedder,
-    pixels: Tensor,
+    encoder: Embedder | ArrayEmbedder,
+    pixels: NDArray[np.uint8] | Tensor,
     input_px: int | None,
-    device: torch.device,
+    device: str | torch.device,
     pooled: dict[str, list[NDArray[np.float32]]],
     size: BatchSize,
 ) -> Generator[Event, None, None]:
@@ -160,10 +166,9 @@ def _encode(
     start = 0
     while start < len(pixels):
         try:
-            output = _encoded(encoder, pixels[start : start + size.size], input_px, device, layers)
-            arrays = [to_numpy(output.embedding), *(to_numpy(output.maps[name].mean(dim=(2, 3))) for name in layers)]
+            arrays = _embed(encoder, pixels[start : start + size.size], input_px, device, layers)
         except Exception as error:
-            if not is_out_of_memory(error):
+            if not _is_out_of_memory(error):
                 raise
             if size.size == 1:
                 raise LrmilError(
@@ -175,40 +180,58 @@ def _encode(
                 parts.append(array)
             start += len(arrays[0])
             continue
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        _free_device_memory(device)
         yield Notice(f"the memory of {device} ran out: {size.size} patches at once from now on")
 
 
-def encode(
-    encoder: Embedder,
-    pixels: NDArray[np.uint8],
+def embed(
+    encoder: Embedder | ArrayEmbedder, pixels: NDArray[np.uint8], input_px: int | None, device: str | torch.device
+) -> Features:
+    """Return the (B, D) embeddings of (B, h, w, 3) uint8 pixels, by torch or by another runtime."""
+    return _embed(encoder, pixels, input_px, device, ())[0]
+
+
+def _embed(
+    encoder: Embedder | ArrayEmbedder,
+    pixels: NDArray[np.uint8] | Tensor,
     input_px: int | None,
-    device: torch.device,
-    layers: Sequence[str] = (),
-) -> EncoderOutput:
-    """Encode (B, h, w, 3) uint8 pixels without gradients. The transfer to the device is in uint8."""
-    return _encoded(encoder, torch.from_numpy(pixels), input_px, device, layers)
+    device: str | torch.device,
+    layers: Sequence[str],
+) -> list[Features]:
+    """Return the embeddings of a batch, and the pooled maps of `layers`."""
+    if isinstance(encoder, ArrayEmbedder):
+        if layers:
+            raise EncoderError("this runtime returns embeddings only; layers need --runtime torch")
+        return [encoder.embed(_resized(pixels, input_px))]
+    from napari_lrmil.core.features.torch_encoding import encode, to_numpy
+
+    output = encode(encoder, pixels, input_px, device, layers)
+    return [to_numpy(output.embedding), *(to_numpy(output.maps[name].mean(dim=(2, 3))) for name in layers)]
 
 
-def _encoded(
-    encoder: Embedder, pixels: Tensor, input_px: int | None, device: torch.device, layers: Sequence[str]
-) -> EncoderOutput:
-    with torch.inference_mode():
-        batch = pixels.to(device).permute(0, 3, 1, 2)  # (B, 3, h, w)
-        return encoder(resize_patches(batch, input_px), layers)
+def _resized(pixels: Any, input_px: int | None) -> NDArray[np.uint8]:
+    """Return patches of the encoder's size. Only models that resize need torch for it, and get its values."""
+    if input_px is None or pixels.shape[1] == input_px:
+        return np.asarray(pixels)
+    import torch
+
+    from napari_lrmil.core.features.torch_encoding import resize_patches
+
+    batch = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    resized: NDArray[np.uint8] = resize_patches(batch, input_px).permute(0, 2, 3, 1).contiguous().numpy()
+    return resized
 
 
-def resize_patches(batch: Tensor, input_px: int | None) -> Tensor:
-    """Return (B, 3, h, w) uint8 pixels, resized bilinearly to `input_px` unless that is None."""
-    if input_px is None or batch.shape[-1] == input_px:
-        return batch
-    size = (input_px, input_px)
-    resized = torch.nn.functional.interpolate(batch.float(), size=size, mode="bilinear", align_corners=False)
-    return resized.round().clamp(0, 255).to(torch.uint8)
+def _is_out_of_memory(error: Exception) -> bool:
+    if "torch" not in sys.modules:  # no other runtime uses the memory of a device
+        return False
+    from napari_lrmil.core.features.torch_encoding import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
-def to_numpy(tensor: Tensor) -> NDArray[np.float32]:
-    """Return a tensor as a float32 array in main memory."""
-    array: NDArray[np.float32] = tensor.float().cpu().numpy()
-    return array
+def _free_device_memory(device: str | torch.device) -> None:
+    if device_type(device) == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()

@@ -9,12 +9,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+from napari_lrmil.core.features.devices import device_type
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 BATCH = 32  # patches per read, and the default batch on a CPU
 LARGEST = 512  # largest batch on a GPU, whose memory other programs share
@@ -31,12 +35,12 @@ class Batch:
     Attributes
     ----------
     pixels
-        (B, h, w, 3) uint8, on a CUDA device with enough memory, else in main memory.
+        (B, h, w, 3) uint8: an array in main memory, or a tensor on a CUDA device with enough memory.
     seconds
         Seconds of reading.
     """
 
-    pixels: Tensor
+    pixels: NDArray[np.uint8] | Tensor
     seconds: float
 
 
@@ -64,17 +68,17 @@ class PatchPrefetcher:
         self,
         read: Callable[[slice], NDArray[np.uint8]],
         total: int,
-        device: torch.device,
+        device: str | torch.device,
         *,
         readers: int | None = None,
         ahead: int = AHEAD,
     ) -> None:
-        cores = 1 if device.type == "cpu" else min(GPU_READERS, os.cpu_count() or 1)
+        cores = 1 if device_type(device) == "cpu" else min(GPU_READERS, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(readers or cores, "patches")
-        self._pixels, self._total, self._device, self._ahead = read, total, device, ahead
+        self._pixels, self._total, self._ahead = read, total, ahead
         self._next = 0  # first patch that no read has been submitted for
-        self._waiting: deque[Future[_Sent]] = deque()
-        self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._waiting: deque[Future[Any]] = deque()  # of what the transfer sends and joins
+        self._transfer = _transfer_to(device)
 
     def __enter__(self) -> PatchPrefetcher:
         return self
@@ -94,66 +98,50 @@ class PatchPrefetcher:
         """
         batches = -(-count // BATCH)
         self._send(max(self._ahead, batches))
-        parts: list[_Sent] = []
+        parts: list[Any] = []
         while self._waiting and len(parts) < batches:
             parts.append(self._waiting.popleft().result())
             self._send(max(self._ahead, batches - len(parts)))  # refill the free place in the queue
         if not parts:
             return None
-        pixels = [part.arrived() for part in parts]
-        return Batch(pixels[0] if len(pixels) == 1 else _joined(pixels), sum(part.seconds for part in parts))
+        return Batch(self._transfer.join(parts), sum(part.seconds for part in parts))
 
     def _send(self, waiting: int) -> None:
         while len(self._waiting) < waiting and self._next < self._total:
             self._waiting.append(self._pool.submit(self._read, self._next))
             self._next += BATCH
 
-    def _read(self, start: int) -> _Sent:
-        began = time.perf_counter()
-        pixels = torch.from_numpy(self._pixels(slice(start, min(start + BATCH, self._total))))
-        return _sent(pixels, time.perf_counter() - began, self._device, self._stream)
+    def _read(self, start: int) -> Any:
+        return self._transfer.send(lambda: self._pixels(slice(start, min(start + BATCH, self._total))))
 
 
 @dataclass(frozen=True)
-class _Sent:
-    """Pixels in transfer to the device. `ready` is the CUDA event of their arrival, or None if they have arrived."""
+class _Read:
+    """Pixels that were read, and the seconds that reading took."""
 
-    pixels: Tensor
+    pixels: NDArray[np.uint8]
     seconds: float
-    ready: Any = None
-
-    def arrived(self) -> Tensor:
-        """Return the pixels for the current CUDA stream. The stream waits for the transfer, this thread does not."""
-        if self.ready is not None:
-            stream = torch.cuda.current_stream(self.pixels.device)
-            stream.wait_event(self.ready)
-            self.pixels.record_stream(stream)
-        return self.pixels
 
 
-def _sent(pixels: Tensor, seconds: float, device: torch.device, stream: Any) -> _Sent:
-    if stream is None:
-        return _Sent(pixels, seconds)
-    try:
-        with torch.cuda.stream(stream):
-            on_device = pixels.pin_memory().to(device, non_blocking=True)
-            return _Sent(on_device, seconds, stream.record_event())
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        return _Sent(pixels, seconds)  # the encoder sends the pixels in parts that fit
+class _MainMemory:
+    """Keeps pixels as they are read; the counterpart of `CudaTransfer` for all other devices."""
+
+    def send(self, read: Callable[[], NDArray[np.uint8]]) -> _Read:
+        """Read pixels."""
+        began = time.perf_counter()
+        return _Read(read(), time.perf_counter() - began)
+
+    def join(self, parts: Sequence[_Read]) -> NDArray[np.uint8]:
+        """Return all pixels as one array."""
+        return parts[0].pixels if len(parts) == 1 else np.concatenate([part.pixels for part in parts])
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """Concatenate tensors, in main memory if one of them did not fit the device."""
-    if len({part.device for part in parts}) > 1:
-        parts = [part.cpu() for part in parts]
-    return torch.cat(list(parts))
+def _transfer_to(device: str | torch.device) -> Any:
+    if device_type(device) != "cuda":
+        return _MainMemory()
+    from napari_lrmil.core.features.torch_encoding import CudaTransfer
 
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error reports that device memory ran out. MPS reports it only in the message."""
-    return isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in str(error)
+    return CudaTransfer(device)
 
 
 def default_batch_size(side: int) -> int:
@@ -175,9 +163,10 @@ class BatchSize:
         Size on other devices than CUDA; None means `BATCH`.
     """
 
-    def __init__(self, device: torch.device, fixed: int | None = None) -> None:
-        self.size = BATCH if fixed is None or device.type == "cuda" else fixed
-        self._settled = device.type != "cuda"
+    def __init__(self, device: str | torch.device, fixed: int | None = None) -> None:
+        is_cuda = device_type(device) == "cuda"
+        self.size = BATCH if fixed is None or is_cuda else fixed
+        self._settled = not is_cuda
         self._tried: list[float] = []  # patches per second, batches of the current size
         self._best = 0.0  # patches per second of the previous size
 

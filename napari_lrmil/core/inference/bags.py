@@ -18,7 +18,7 @@ from napari_lrmil.core.patching.grid import NestedGrid, find_tissue_grid, requir
 from napari_lrmil.core.slides.slide import Slide
 
 
-def extract_bag(slide: Slide, bundle: Bundle, network: str, device: torch.device) -> Iterator[Event]:
+def extract_bag(slide: Slide, bundle: Bundle, network: str, device: str | torch.device) -> Iterator[Event]:
     """Yield `Notice` and `Progress`, and last `Finished` with the `Bag` of a whole slide.
 
     The encoder runs in torch, in float32, so that features do not depend on the machine's runtime.

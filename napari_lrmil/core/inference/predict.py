@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from napari_lrmil.core.events import Event, Finished, Notice, Progress, StageDone
 from napari_lrmil.core.features.bag import Features
@@ -24,18 +24,26 @@ from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
 from napari_lrmil.core.inference.quality_checks import quality_warnings
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches, select_teacher_patches
 from napari_lrmil.core.metrics.agreement import measure_agreement
-from napari_lrmil.core.models.bundle import Bundle, Card, StudentNetwork, TeacherNetwork
-from napari_lrmil.core.models.mil import pool_bag
+from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.models.card import Card
+from napari_lrmil.core.models.pooling import MilWeights, pool_instances
 from napari_lrmil.core.patching.grid import NestedGrid, TissueGrid, find_tissue_grid, require_resolution
 from napari_lrmil.core.patching.roi import WHOLE_SLIDE, RegionOfInterest
 from napari_lrmil.core.runtimes.select import (
+    MIN_CHECK_PATCHES,
     Runtime,
     RuntimeRequest,
     evenly_spaced_rows,
+    is_torch_needed,
     prepare_runtime,
     require_runtime,
 )
 from napari_lrmil.core.slides.slide import Slide
+
+if TYPE_CHECKING:
+    import torch
+
+    from napari_lrmil.core.models.networks import StudentNetwork, TeacherNetwork
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +52,7 @@ def predict(
     slide: Slide,
     bundle: Bundle,
     *,
-    device: torch.device,
+    device: str | torch.device,
     teacher: TeacherPatches = TeacherPatches.NONE,
     seconds_open: float = 0.0,
     scope: RegionOfInterest = WHOLE_SLIDE,
@@ -105,7 +113,7 @@ class SharedCosts:
 class _Compute:
     """Device, cache and runtime of the encoders."""
 
-    device: torch.device
+    device: str | torch.device
     cache: EmbeddingCache | None
     runtime: str
 
@@ -203,7 +211,7 @@ def _prepare(
 def _run_networks(request: _Request, teacher: TeacherPatches) -> Generator[Event, None, Prediction]:
     """Return the student's prediction, with the teacher's if it reads any patch."""
     read = student_input(request.bundle.card, request.grid)
-    student = yield from _run_network(request, lambda: request.bundle.student.to(request.compute.device), read)
+    student = yield from _run_network(request, read)
     prediction = _student_prediction(request, student)
     if teacher != TeacherPatches.NONE:
         prediction = yield from _add_teacher(request, prediction, teacher)
@@ -219,28 +227,23 @@ def _add_teacher(
     # Over some patches only, the softmax is not that of a whole slide, and its temperature does not hold.
     part = request if rows.all() else replace(request, grid=request.grid.select(rows), is_calibrated=False)
     read = teacher_input(request.bundle.card, part.grid)
-    teacher = yield from _run_network(part, lambda: request.bundle.teacher.to(request.compute.device), read)
+    teacher = yield from _run_network(part, read)
     agreement = measure_agreement(part.grid, prediction.student.attention[rows], teacher.attention)
     return replace(prediction, teacher=teacher, compared=rows, agreement=agreement)
 
 
-def _run_network(
-    request: _Request, load: Callable[[], StudentNetwork | TeacherNetwork], read: NetworkInput
-) -> Generator[Event, None, NetworkPrediction]:
-    """Load one network, encode its patches and pool them; costs are counted as if this network had run alone."""
+def _run_network(request: _Request, read: NetworkInput) -> Generator[Event, None, NetworkPrediction]:
+    """Encode the patches of one network and pool them; costs are counted as if this network had run alone."""
     began, cpu = time.perf_counter(), time.process_time()
     compute, costs = request.compute, request.costs
-    network = load()
-    runtime = prepare_runtime(
-        compute.runtime, runtime_request(request.slide, request.bundle, network, read), compute.device
-    )
+    runtime = prepare_runtime(compute.runtime, runtime_request(request.slide, request.bundle, read, compute.device))
     choice = runtime.choice
     logger.info("%s: runtime %s, %s (%s)", read.stage, choice.name, choice.precision, choice.reason)
     read_began = time.perf_counter()
     decoded = request.slide.pixels_decoded  # from here: comparing runtimes reads patches that are read again
     embeddings = yield from _encode(request, runtime, read)
     mil_began = time.perf_counter()
-    pooled = pool_bag(network.mil, embeddings.features, compute.device)
+    pooled = pool_instances(mil_weights(request.bundle, read.network), embeddings.features)
     logits = dict(zip(request.bundle.card.classes, pooled.logits.tolist(), strict=True))
     end = time.perf_counter()
     yield StageDone(read.stage, end - began)
@@ -273,22 +276,57 @@ def _seconds(
     }
 
 
-def runtime_request(
-    slide: Slide, bundle: Bundle, network: StudentNetwork | TeacherNetwork, read: NetworkInput
-) -> RuntimeRequest:
+def runtime_request(slide: Slide, bundle: Bundle, read: NetworkInput, device: str | torch.device) -> RuntimeRequest:
     """Return the network with a sample of the slide's patches, on which runtimes are compared."""
     patches = read.patches
     sample = replace(patches, corners=patches.corners[evenly_spaced_rows(len(patches), patches.side)])
+    request = _blank_request(bundle, read.network, device)
     # The pixels are read only if no earlier check of this runtime is on disk.
-    return RuntimeRequest(
-        network,
-        f"{bundle.sha256} {read.network}",
-        patches.side,
-        read.temperature,
-        len(patches),
-        lambda: sample.read(slide, slice(None)),
-        bundle.prepared,
+    return replace(
+        request,
+        side=patches.side,
+        temperature=read.temperature,
+        patches=len(patches),
+        pixels=lambda: sample.read(slide, slice(None)),
     )
+
+
+def _blank_request(bundle: Bundle, network: str, device: str | torch.device) -> RuntimeRequest:
+    """Return the request for a network of a bundle before any slide is known."""
+    card, is_teacher = bundle.card, network == "teacher"
+    side = card.hr_patch_px if is_teacher else card.student_input_px or card.lr_patch_px
+
+    def load() -> StudentNetwork | TeacherNetwork:
+        return (bundle.teacher if is_teacher else bundle.student).to(device)
+
+    return RuntimeRequest(
+        load=load,
+        mil=mil_weights(bundle, network),
+        family=(bundle.require_teacher() if is_teacher else card.student).encoder.family,
+        device=device,
+        identity=f"{bundle.sha256} {network}",
+        side=side,
+        temperature=None,
+        patches=MIN_CHECK_PATCHES,
+        pixels=lambda: np.empty((0, side, side, 3), np.uint8),
+        prepared=bundle.prepared,
+    )
+
+
+def needs_torch(bundle: Bundle, network: str, device: str | torch.device, runtime: str) -> bool:
+    """Return whether a network will run in torch; False if its converted form is in the cache.
+
+    Raises
+    ------
+    BundleError
+        If the weights are missing or altered.
+    """
+    return is_torch_needed(runtime, _blank_request(bundle, network, device))
+
+
+def mil_weights(bundle: Bundle, network: str) -> MilWeights:
+    """Return the weights of the MIL of ``student`` or ``teacher``."""
+    return bundle.teacher_mil if network == "teacher" else bundle.student_mil
 
 
 def _encode(request: _Request, runtime: Runtime, read: NetworkInput) -> Generator[Event, None, Embeddings]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from napari_lrmil.core.models.bundle import Card
+from napari_lrmil.core.models.card import Card
 from napari_lrmil.core.patching.color import color_stats, colour_distance
 from napari_lrmil.core.patching.grid import NestedGrid
 from napari_lrmil.core.slides.slide import Slide

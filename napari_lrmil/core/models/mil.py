@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from napari_lrmil.core.features.bag import Features
+from napari_lrmil.core.models.pooling import CHUNK_ROWS, BagOutput, MilWeights, Rows
 
 
 @dataclass(frozen=True)
@@ -98,31 +97,29 @@ class GatedAttentionMIL(nn.Module):
         weight = self.classifier.weight  # (C, D)
         return t @ (weight - weight.mean(dim=0)).T
 
+    def weights(self) -> MilWeights:
+        """Return the weights as arrays, for `pool_instances`."""
+
+        def array(tensor: Tensor) -> Features:
+            values: Features = tensor.detach().float().cpu().numpy()
+            return values
+
+        return MilWeights(
+            mean=array(self.mean),
+            deviation=array(self.deviation),
+            V=array(self.V.weight),
+            V_bias=array(self.V.bias),
+            U=array(self.U.weight),
+            U_bias=array(self.U.bias),
+            w=array(self.w.weight[0]),
+            classifier=array(self.classifier.weight),
+            bias=array(self.classifier.bias),
+        )
+
     @property
     def centred_bias(self) -> Tensor:
         """(C,) centred logit without any evidence."""
         return self.classifier.bias - self.classifier.bias.mean()
-
-
-CHUNK_ROWS = 16_384  # instances on the device at a time: 84 MB at 1,280 dimensions
-
-
-class Rows(Protocol):
-    """(N, D) features that can be read in slices of rows: an array, a memory map or an HDF5 dataset."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
-    def __getitem__(self, rows: Any, /) -> Any: ...
-
-
-@dataclass(frozen=True)
-class BagOutput:
-    """Output for one bag: (C,) logits, (N,) attention and scores, (N, C) evidence."""
-
-    logits: NDArray[np.float32]
-    attention: Features
-    scores: Features
-    evidence: Features
 
 
 def pool_bag(mil: GatedAttentionMIL, features: Rows, device: torch.device, chunk_rows: int = CHUNK_ROWS) -> BagOutput:

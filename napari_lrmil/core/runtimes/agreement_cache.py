@@ -11,15 +11,14 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
-
-import torch
 
 from napari_lrmil.core.atomic_files import atomic_write_folder, write_json
 from napari_lrmil.version import __version__
 
 CACHE_VARIABLE = "NAPARI_LRMIL_CACHE"
-CACHE_VERSION = 1  # increase it if the preparation of networks changes: cached entries are then made again
+CACHE_VERSION = 2  # increase it if the preparation of networks changes: cached entries are then made again
 MAX_ENTRIES = 24  # runtimes on disk; the least recently used are deleted
 CHECK_FILE = "verdict.json"
 GRAPH_FILE, WEIGHTS_FILE = "encoder.xml", "encoder.bin"  # the two files of an OpenVINO model
@@ -75,7 +74,7 @@ class RuntimeKey:
     def folder(self) -> Path:
         """Cache folder of this runtime; its name is a hash of all fields and of the versions of torch and this code."""
         # The names of these entries are part of the hash. A new name would orphan every cached runtime.
-        entries = {**asdict(self), "torch": torch.__version__, "ours": __version__, "edition": CACHE_VERSION}
+        entries = {**asdict(self), "torch": version("torch"), "ours": __version__, "edition": CACHE_VERSION}
         digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
         return cache_folder() / "runtimes" / digest[:32]
 
@@ -86,22 +85,6 @@ def cache_folder() -> Path:
 
     named = os.environ.get(CACHE_VARIABLE)
     return Path(named) if named else platformdirs.user_cache_path("napari-lrmil", appauthor=False)
-
-
-def describe_processor(device: torch.device) -> str:
-    """Return the name of a CUDA device, or the name and instruction sets of the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    capabilities = torch.cpu.get_capabilities()
-    instruction_sets = sorted(name for name, is_present in capabilities.items() if is_present is True)
-    return " ".join([str(capabilities.get("cpu_name", "")), *instruction_sets])
-
-
-def has_native_bfloat16(device: torch.device) -> bool:
-    """Return whether a CPU or CUDA device computes in bfloat16 natively; emulation is slower than float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return any(is_present for name, is_present in torch.cpu.get_capabilities().items() if "bf16" in name)
 
 
 def load_check(key: RuntimeKey) -> AgreementCheck | None:

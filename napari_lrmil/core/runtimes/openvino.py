@@ -1,22 +1,19 @@
-"""OpenVINO runtime: encoders converted to OpenVINO models that take uint8 pixels and return embeddings."""
+"""OpenVINO runtime: models that take uint8 pixels and return embeddings. It runs without torch.
+
+Encoders are converted by `openvino_conversion`.
+"""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from napari_lrmil.core.encoders import EncoderOutput
-from napari_lrmil.core.encoders.huggingface import quiet_transformers
-from napari_lrmil.core.errors import EncoderError
-from napari_lrmil.core.features.prefetch import default_batch_size
+from napari_lrmil.core.features.bag import Features
 from napari_lrmil.core.runtimes.agreement_cache import GRAPH_FILE, WEIGHTS_FILE
 
 
@@ -43,77 +40,17 @@ def supported_precisions() -> tuple[str, ...]:
     return ("bfloat16", "float32") if default_hint == "bf16" else ("float32",)
 
 
+def describe_cpu() -> str:
+    """Return the name of the CPU and the number formats in which OpenVINO computes on it."""
+    capabilities = sorted(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return " ".join([str(_core().get_property("CPU", "FULL_DEVICE_NAME")), *capabilities])
+
+
+@cache
 def _core() -> Any:
     import openvino
 
     return openvino.Core()
-
-
-class _PixelEncoder(nn.Module):
-    """Encoder with (B, h, w, 3) uint8 input and (B, D) output.
-
-    Pixels keep the type and the memory order in which they are read, which avoids a conversion per batch.
-    """
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        embedding: Tensor = self.encoder(pixels.permute(0, 3, 1, 2)).embedding
-        return embedding
-
-
-def convert_encoder(encoder: nn.Module, side: int) -> Any:
-    """Return the OpenVINO model of an encoder.
-
-    The frontend is called directly, because `openvino.convert_model` sends telemetry.
-
-    Parameters
-    ----------
-    encoder
-        Network whose output has an ``embedding`` of shape (B, D).
-    side
-        Side of the patches, in pixels. It also fixes the batch size, see `default_batch_size`.
-
-    Returns
-    -------
-    openvino.Model
-        Model with one (B, side, side, 3) uint8 input.
-
-    Raises
-    ------
-    EncoderError
-        If the network contains an operation that OpenVINO does not support.
-    """
-    from openvino.frontend import FrontEndManager
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
-
-    shape = (default_batch_size(side), side, side, 3)
-    frontend = FrontEndManager().load_by_framework("pytorch")
-    try:
-        with warnings.catch_warnings(), torch.no_grad(), quiet_transformers():  # tracing reads every attribute
-            warnings.simplefilter("ignore")  # tracing turns sizes into constants, and here they are constant
-            example = torch.zeros(shape, dtype=torch.uint8)
-            options = {"check_trace": False}  # the embeddings are compared with torch later
-            decoder = TorchScriptPythonDecoder(_PixelEncoder(encoder), example_input=example, trace_kwargs=options)
-            model = frontend.convert(frontend.load(decoder))
-        model.reshape(list(shape))
-        return _as_stored(model)
-    except Exception as error:  # tracing and the frontend raise many types
-        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        raise EncoderError(f"OpenVINO cannot run this encoder ({reason}); use --runtime torch") from error
-
-
-def _as_stored(model: Any) -> Any:
-    """Return a model after a round trip through disk.
-
-    OpenVINO changes the graph when it saves a model. Without the round trip, the process that converts a network would
-    compute other last digits than the processes that load it.
-    """
-    with TemporaryDirectory() as folder:
-        write_model(Path(folder), model)
-        return _core().read_model(*((Path(folder) / name).read_bytes() for name in (GRAPH_FILE, WEIGHTS_FILE)))
 
 
 def compile_model(model: Any, precision: str, threads: int) -> Any:
@@ -140,7 +77,7 @@ def compile_model(model: Any, precision: str, threads: int) -> Any:
 
 
 class OpenVinoEmbedder:
-    """Replacement of a torch encoder: (B, 3, h, w) uint8 pixels in, embeddings out, no maps.
+    """Encoder of patches, an `ArrayEmbedder`.
 
     The model has a fixed batch size, and the last batch is padded with zeros. The embedding of a patch therefore does
     not depend on the other patches of its batch.
@@ -155,15 +92,12 @@ class OpenVinoEmbedder:
         self._request = compiled_model.create_infer_request()
         self._shape = tuple(compiled_model.inputs[0].shape)
 
-    def __call__(self, pixels: Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
-        """Encode a batch of any size; raise `EncoderError` if `layers` is not empty."""
-        if layers:
-            raise EncoderError("OpenVINO returns embeddings only; layers need --runtime torch")
-        rows: NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).contiguous().numpy()
-        parts = [self._encode(rows[i : i + self._shape[0]]) for i in range(0, len(rows), self._shape[0])]
-        return EncoderOutput(torch.from_numpy(np.concatenate(parts)), {})
+    def embed(self, pixels: NDArray[np.uint8]) -> Features:
+        """Return the (B, D) embeddings of a batch of any size, (B, h, w, 3) uint8 pixels."""
+        parts = [self._encode(pixels[i : i + self._shape[0]]) for i in range(0, len(pixels), self._shape[0])]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _encode(self, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _encode(self, rows: NDArray[np.uint8]) -> Features:
         """Return the (n, D) embeddings of at most one batch of (n, h, w, 3) pixels."""
         count, batch = len(rows), self._shape[0]
         if count < batch:
@@ -178,6 +112,11 @@ def read_model(folder: Path) -> Any | None:
         return _core().read_model(folder / GRAPH_FILE, folder / WEIGHTS_FILE)
     except RuntimeError:  # what OpenVINO raises for a missing or damaged file
         return None
+
+
+def load_model(folder: Path) -> Any:
+    """Return the model of a folder, in memory: the folder may be deleted afterwards."""
+    return _core().read_model(*((folder / name).read_bytes() for name in (GRAPH_FILE, WEIGHTS_FILE)))
 
 
 def write_model(folder: Path, model: Any) -> None:

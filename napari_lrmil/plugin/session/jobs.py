@@ -142,7 +142,7 @@ def warm_up_model(bundle: Bundle) -> None:
     import numpy as np
     import torch
 
-    from napari_lrmil.core.features.extraction import encode
+    from napari_lrmil.core.features.torch_encoding import encode
     from napari_lrmil.core.models.mil import pool_bag
 
     side, cpu = bundle.card.lr_patch_px, torch.device("cpu")
@@ -161,7 +161,7 @@ def reserve_core_for_window() -> None:
     """
     import torch
 
-    from napari_lrmil.core.features.devices import limit_torch_threads
+    from napari_lrmil.core.threads import leave_core_free
 
     torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 2) - 1)))
-    limit_torch_threads()
+    leave_core_free()

@@ -87,7 +87,8 @@ def is_in_hub_cache(repository: str) -> bool:
 
 
 def _describe_shipped(name: str) -> EncoderChoice:
-    from napari_lrmil.core.models.bundle import TEACHER, Bundle
+    from napari_lrmil.core.models.bundle import Bundle
+    from napari_lrmil.core.models.card import TEACHER
 
     bundle = Bundle(name)
     card, file = bundle.card.teacher, bundle.path / TEACHER

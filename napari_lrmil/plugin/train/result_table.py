@@ -12,7 +12,7 @@ from lrmil_training.evaluation.summary import is_method_entry
 from lrmil_training.report.run_record import FEW_TEST_SLIDES, SPLIT_ORDER, method_label, method_rank
 from lrmil_training.runs.event_log import BUNDLE, METRICS, REPORT_FILE
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.core.models.bundle import CARD
+from napari_lrmil.core.models.card import CARD
 
 
 @dataclass(frozen=True)

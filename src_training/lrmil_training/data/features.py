@@ -20,7 +20,8 @@ from napari_lrmil.core.errors import BagError, BundleError, CohortError, DiskFul
 from napari_lrmil.core.events import Event, Failed, Notice, Progress, StageDone
 from napari_lrmil.core.features.bag import Bag, BagOrigin, array_location, is_readable_bag, read_origin, write_bag
 from napari_lrmil.core.features.devices import resolve_device
-from napari_lrmil.core.features.extraction import Embedder, PatchSet, extract_features
+from napari_lrmil.core.features.extraction import PatchSet, extract_features
+from napari_lrmil.core.features.torch_encoding import Embedder
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.patching.grid import NestedGrid, find_nested_grid, require_resolution
@@ -95,7 +96,7 @@ def find_encoder(name: str) -> LoadedEncoder:
 def make_features(
     slides: Sequence[CohortSlide],
     request: FeatureRequest,
-    device: torch.device,
+    device: str | torch.device,
     grids: Mapping[str, NestedGrid] | None = None,
 ) -> Generator[Event, None, dict[str, str]]:
     """Extract the missing features and return slide name -> reason for the slides that failed.
@@ -138,7 +139,7 @@ def make_lr_features(
     cohort: Cohort,
     request: FeatureRequest,
     encoder: AlignedEncoder,
-    device: torch.device,
+    device: str | torch.device,
     grids: Mapping[str, NestedGrid],
 ) -> Generator[Event, None, dict[str, StoredRows]]:
     """Extract the missing LR features of slides that have HR features, and return them by slide.
@@ -161,7 +162,7 @@ def make_lr_features(
 
 
 def _make_slide_features(
-    row: CohortSlide, request: FeatureRequest, device: torch.device, stored_grid: NestedGrid | None
+    row: CohortSlide, request: FeatureRequest, device: str | torch.device, stored_grid: NestedGrid | None
 ) -> Generator[Event, None, None]:
     began = time.process_time()  # before opening, because the cost of a slide includes it
     with row.open() as slide:
@@ -176,7 +177,7 @@ def _make_slide_features(
 
 
 def build_bag(
-    slide: Slide, grid: NestedGrid, request: FeatureRequest, device: torch.device, *, stage: str, began: float
+    slide: Slide, grid: NestedGrid, request: FeatureRequest, device: str | torch.device, *, stage: str, began: float
 ) -> Generator[Event, None, Bag]:
     """Return the features of a slide's patches.
 

@@ -20,7 +20,7 @@ from lrmil_training.fitting.trainer import CancelledError, FitFactory, StateDict
 from napari_lrmil.core.atomic_files import write_text
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Metric, Notice, StageDone
-from napari_lrmil.core.features.prefetch import is_out_of_memory
+from napari_lrmil.core.features.torch_encoding import is_out_of_memory
 
 __all__ = [
     "SELECT",

@@ -12,7 +12,7 @@ import torch
 from lrmil_training.fitting.plan import StoppedError
 from lrmil_training.fitting.trainer import StateDict, run_stage
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.core.features.prefetch import is_out_of_memory
+from napari_lrmil.core.features.torch_encoding import is_out_of_memory
 
 
 class OutOfMemoryError(Exception):

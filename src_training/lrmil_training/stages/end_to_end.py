@@ -37,7 +37,8 @@ from lrmil_training.stages.patch_distillation import freeze_norms
 from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.encoders import AlignedEncoder, round_to_half
 from napari_lrmil.core.events import Event, Metric
-from napari_lrmil.core.features.extraction import PatchSet, resize_patches
+from napari_lrmil.core.features.extraction import PatchSet
+from napari_lrmil.core.features.torch_encoding import resize_patches
 from napari_lrmil.core.geometry import Int64
 from napari_lrmil.core.models.mil import GatedAttentionMIL
 

@@ -11,7 +11,8 @@ from lrmil_training.evaluation.evaluate import SlideResult, fit_method_temperatu
 from lrmil_training.stages.outputs import Evaluation, Student, TeacherOutputs
 from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.errors import SlideError
-from napari_lrmil.core.models.bundle import Bundle, StudentNetwork, TeacherNetwork, write_bundle
+from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.models.networks import StudentNetwork, TeacherNetwork, write_bundle
 from napari_lrmil.core.patching.color import FEWEST_SLIDES, CohortColour, cohort_colour, color_stats
 
 

@@ -25,7 +25,7 @@ from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.encoders import AlignedEncoder, Encoder, NetworkEncoder, require_layers, round_to_half
 from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.events import Event
-from napari_lrmil.core.features.extraction import resize_patches
+from napari_lrmil.core.features.torch_encoding import resize_patches
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from napari_lrmil.core.encoders import (
 from napari_lrmil.core.encoders.mobilenet_v3 import LARGE, MobileNetV3Encoder, round_channels
 from napari_lrmil.core.encoders.registry import UNTRAINED_ENCODERS
 from napari_lrmil.core.errors import EncoderError
-from napari_lrmil.core.models.bundle import Bundle, StudentNetwork, write_bundle
+from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.mil import GatedAttentionMIL
+from napari_lrmil.core.models.networks import StudentNetwork, write_bundle
 from support.fake_slides import one_sentence
 from support.networks import CLASSES
 

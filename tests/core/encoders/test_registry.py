@@ -16,7 +16,6 @@ from napari_lrmil.core.encoders import (
     AlignedEncoder,
     EncoderSpec,
     MobileNetV2Encoder,
-    file_sha256,
     half_tensors,
     load_encoder,
     load_weights,
@@ -25,6 +24,7 @@ from napari_lrmil.core.encoders import (
 )
 from napari_lrmil.core.encoders.weights import METADATA_KEY
 from napari_lrmil.core.errors import EncoderError
+from napari_lrmil.core.hashing import file_sha256
 from support.fake_slides import one_sentence
 from support.networks import SMALL, untrained_encoder
 

@@ -14,8 +14,9 @@ from napari_lrmil.core.encoders import EncoderOutput
 from napari_lrmil.core.errors import LrmilError, SlideError
 from napari_lrmil.core.events import Event, Notice, Progress
 from napari_lrmil.core.features.devices import resolve_device
-from napari_lrmil.core.features.extraction import Embeddings, PatchSet, encode, extract_features, resize_patches
+from napari_lrmil.core.features.extraction import Embeddings, PatchSet, extract_features
 from napari_lrmil.core.features.prefetch import AHEAD, BATCH
+from napari_lrmil.core.features.torch_encoding import encode, resize_patches
 from support.fake_slides import FakeSlide, fake_slide, lively, one_sentence, speckled
 from support.networks import untrained_encoder
 

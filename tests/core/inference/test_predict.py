@@ -19,7 +19,8 @@ from napari_lrmil.core.inference.predict import center_first_order, predict, sof
 from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.metrics.agreement import measure_agreement, pool_to_lr_grid
-from napari_lrmil.core.models.bundle import TEACHER, Bundle
+from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.models.card import TEACHER
 from napari_lrmil.core.models.mil import pool_bag
 from napari_lrmil.core.patching.color import CohortColour
 from napari_lrmil.core.results.writer import build_prediction_file

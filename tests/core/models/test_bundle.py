@@ -12,27 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from napari_lrmil.core.encoders import AlignedEncoder, LoadedEncoder, file_sha256, module_sha256, round_to_half
+from napari_lrmil.core.encoders import AlignedEncoder, LoadedEncoder, module_sha256, round_to_half
 from napari_lrmil.core.errors import BundleError, LrmilError
 from napari_lrmil.core.events import Finished, Notice
 from napari_lrmil.core.geometry import PatchPlan
+from napari_lrmil.core.hashing import file_sha256
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models import bundle as bundle_module
-from napari_lrmil.core.models.bundle import (
-    CARD,
-    README,
-    SCHEMA_VERSION,
-    STUDENT,
-    TEACHER,
-    Bundle,
-    StudentNetwork,
-    TeacherNetwork,
-    card_text,
-    find_bundle,
-    write_bundle,
-)
+from napari_lrmil.core.models.bundle import Bundle, find_bundle
+from napari_lrmil.core.models.card import CARD, README, SCHEMA_VERSION, STUDENT, TEACHER, card_text
 from napari_lrmil.core.models.mil import GatedAttentionMIL
+from napari_lrmil.core.models.networks import StudentNetwork, TeacherNetwork, write_bundle
 from napari_lrmil.core.patching.color import CohortColour
 from napari_lrmil.core.patching.tissue import TissueConfig
 from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide

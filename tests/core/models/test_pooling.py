@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_lrmil.core.models.mil import CHUNK_ROWS, GatedAttentionMIL, pool_bag
+from napari_lrmil.core.models.mil import GatedAttentionMIL, pool_bag
+from napari_lrmil.core.models.pooling import CHUNK_ROWS
 
 CPU = torch.device("cpu")
 

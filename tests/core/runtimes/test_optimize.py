@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from napari_lrmil.core.encoders import AlignedEncoder, EncoderSpec, NetworkEncoder, build_encoder, resolve_encoder
-from napari_lrmil.core.encoders.base import IMAGENET
+from napari_lrmil.core.encoders.spec import IMAGENET
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.runtimes.optimize import (
     ConvBatchNorm2d,

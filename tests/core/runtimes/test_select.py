@@ -17,14 +17,15 @@ from napari_lrmil.core.encoders import AlignedEncoder, EncoderSpec, build_encode
 from napari_lrmil.core.errors import ConfigError, EncoderError
 from napari_lrmil.core.events import Finished
 from napari_lrmil.core.features.embedding_cache import EmbeddingCache
-from napari_lrmil.core.features.extraction import encode
 from napari_lrmil.core.features.prefetch import default_batch_size
+from napari_lrmil.core.features.torch_encoding import encode
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.metrics.agreement import spearman
-from napari_lrmil.core.models.bundle import Bundle, StudentNetwork
+from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.mil import GatedAttentionMIL, pool_bag
+from napari_lrmil.core.models.networks import StudentNetwork
 from napari_lrmil.core.phantom import LESION, PhantomSlide, paint
 from napari_lrmil.core.results.writer import build_prediction_file
 from napari_lrmil.core.runtimes import agreement_cache, openvino, select

@@ -1,0 +1,148 @@
+"""Networks of a bundle in torch: built from the card, filled from its files, and written as a new bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from napari_lrmil.core.atomic_files import atomic_write, write_json, write_text
+from napari_lrmil.core.encoders import (
+    FROZEN,
+    AlignedEncoder,
+    NetworkEncoder,
+    build_encoder,
+    half_tensors,
+    load_weights,
+    module_sha256,
+    resolve_encoder,
+)
+from napari_lrmil.core.errors import BundleError, EncoderError
+from napari_lrmil.core.hashing import file_sha256
+from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.models.card import CARD, README, SCHEMA_VERSION, STUDENT, TEACHER, Card, NetworkCard, card_text
+from napari_lrmil.core.models.mil import GatedAttentionMIL
+from napari_lrmil.version import __version__
+
+
+class StudentNetwork(nn.Module):
+    """Distilled LR encoder and its MIL."""
+
+    def __init__(self, encoder: AlignedEncoder, mil: GatedAttentionMIL) -> None:
+        super().__init__()
+        self.encoder, self.mil = encoder, mil
+
+
+class TeacherNetwork(nn.Module):
+    """Frozen HR encoder and its MIL."""
+
+    def __init__(self, encoder: NetworkEncoder, mil: GatedAttentionMIL) -> None:
+        super().__init__()
+        self.encoder, self.mil = encoder, mil
+
+
+def load_student(bundle: Bundle) -> StudentNetwork:
+    """Return the student of a bundle, in evaluation mode on the CPU.
+
+    Raises
+    ------
+    BundleError
+        If the weights are missing, do not match their hash, or do not fit the card.
+    """
+    card = bundle.card.student
+    encoder = AlignedEncoder(build_encoder(card.encoder), card.dim)
+    network = StudentNetwork(encoder, GatedAttentionMIL(card.dim, len(bundle.card.classes), card.hidden))
+    _fill(network, bundle, STUDENT)
+    return network
+
+
+def load_teacher(bundle: Bundle) -> TeacherNetwork:
+    """Return the HR teacher of a bundle, in evaluation mode on the CPU.
+
+    Raises
+    ------
+    BundleError
+        If the bundle has none, or its weights are missing, do not match their hash, or do not fit the card.
+    """
+    card = bundle.require_teacher()
+    mil = GatedAttentionMIL(card.dim, len(bundle.card.classes), card.hidden)
+    if card.encoder.family == FROZEN:  # weights that may not be shared: the bundle only names the encoder
+        _fill(nn.ModuleDict({"mil": mil}), bundle, TEACHER)
+        return TeacherNetwork(_named_encoder(bundle, card), mil)
+    network = TeacherNetwork(build_encoder(card.encoder), mil)
+    _fill(network, bundle, TEACHER)
+    return network
+
+
+def _named_encoder(bundle: Bundle, card: NetworkCard) -> NetworkEncoder:
+    loaded = resolve_encoder(card.encoder.name)
+    if loaded is None or loaded.sha256 != card.encoder_sha256:
+        reason = f"{card.encoder.name} is not the encoder that this bundle was trained with; run without --teacher"
+        raise BundleError(bundle.path, TEACHER, reason)
+    return loaded.encoder
+
+
+def _fill(network: nn.Module, bundle: Bundle, file: str) -> None:
+    try:
+        load_weights(network, load_tensors(bundle, file))
+    except EncoderError as error:
+        raise BundleError(bundle.path, file, f"{file}: {error}; the bundle is damaged, copy it again") from error
+    network.eval().requires_grad_(False)
+
+
+def load_tensors(bundle: Bundle, file: str) -> dict[str, Tensor]:
+    """Return the tensors of one of the bundle's files; raises as `Bundle.verified_file` does."""
+    from safetensors.torch import load_file
+
+    return load_file(bundle.verified_file(file))
+
+
+def write_bundle(
+    folder: Path, card: Mapping[str, Any], student: StudentNetwork, teacher: TeacherNetwork | None
+) -> Bundle:
+    """Write a bundle and open it. `lrmil.json` is written last, so a folder with it is complete.
+
+    Parameters
+    ----------
+    folder
+        Target folder.
+    card
+        Fields of `Card` without versions, networks and hashes.
+    student, teacher
+        The networks. Their weights are stored as float16 (see `round_to_half`).
+    """
+    from safetensors.torch import save_file
+
+    networks: dict[str, StudentNetwork | TeacherNetwork] = {STUDENT: student}
+    if teacher is not None:
+        networks[TEACHER] = teacher
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (CARD, STUDENT, TEACHER):
+        (folder / old).unlink(missing_ok=True)
+    for file, network in networks.items():
+        shared = nn.ModuleDict({"mil": network.mil}) if network.encoder.spec.family == FROZEN else network
+        with atomic_write(folder / file) as partial:
+            save_file(half_tensors(shared), partial)
+    full = Card(
+        schema_version=SCHEMA_VERSION,
+        version=__version__,
+        hashes={file: file_sha256(folder / file) for file in networks},
+        student=_network_card(student),
+        teacher=_network_card(teacher) if teacher is not None else None,
+        **({"licence": _licences(student, teacher)} | dict(card)),
+    )
+    write_text(folder / README, card_text(full))
+    write_json(folder / CARD, full.model_dump(mode="json"))
+    return Bundle(folder)
+
+
+def _licences(*networks: StudentNetwork | TeacherNetwork | None) -> str:
+    return ", ".join(sorted({network.encoder.spec.licence for network in networks if network is not None}))
+
+
+def _network_card(network: StudentNetwork | TeacherNetwork) -> NetworkCard:
+    spec = network.encoder.spec
+    sha256 = module_sha256(network.encoder.get_submodule("net")) if spec.family == FROZEN else ""
+    return NetworkCard(encoder=spec, dim=network.mil.dim, hidden=network.mil.hidden, encoder_sha256=sha256)
