@@ -125,7 +125,7 @@ def load_networks(model: Bundle, *, teacher: bool, device: str = "cpu", runtime:
     BundleError
         If the bundle is broken, or has no teacher although one is required.
     """
-    from napari_lrmil.core.inference.predict import needs_torch
+    from napari_lrmil.core.inference.predict import is_network_converted
 
     if teacher:
         model.require_teacher()
@@ -135,7 +135,7 @@ def load_networks(model: Bundle, *, teacher: bool, device: str = "cpu", runtime:
         err.print(terms, markup=False, emoji=False, highlight=False, soft_wrap=True)
     for network in ("student", "teacher") if teacher else ("student",):
         # A network that was converted before is not built again. Its file is checked all the same.
-        if needs_torch(model, network, device, runtime):
+        if not is_network_converted(model, network, device, runtime):
             _ = model.teacher if network == "teacher" else model.student  # cached properties: this loads the weights
     return notices
 

@@ -34,7 +34,7 @@ from napari_lrmil.core.runtimes.select import (
     Runtime,
     RuntimeRequest,
     evenly_spaced_rows,
-    is_torch_needed,
+    is_converted,
     prepare_runtime,
     require_runtime,
 )
@@ -313,15 +313,15 @@ def _blank_request(bundle: Bundle, network: str, device: str | torch.device) -> 
     )
 
 
-def needs_torch(bundle: Bundle, network: str, device: str | torch.device, runtime: str) -> bool:
-    """Return whether a network will run in torch; False if its converted form is in the cache.
+def is_network_converted(bundle: Bundle, network: str, device: str | torch.device, runtime: str) -> bool:
+    """Return whether a network of a bundle runs on this machine without being built in torch.
 
     Raises
     ------
     BundleError
         If the weights are missing or altered.
     """
-    return is_torch_needed(runtime, _blank_request(bundle, network, device))
+    return is_converted(runtime, _blank_request(bundle, network, device))
 
 
 def mil_weights(bundle: Bundle, network: str) -> MilWeights:

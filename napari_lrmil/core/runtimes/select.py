@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -225,15 +226,13 @@ def prepare_runtime(name: str, request: RuntimeRequest) -> Runtime:
     return Runtime(request.encoder, RuntimeChoice(reason="; ".join(notes)))
 
 
-def is_torch_needed(name: str, request: RuntimeRequest) -> bool:
-    """Return whether a runtime needs the network in torch: true unless a converted network is in the cache."""
+def is_converted(name: str, request: RuntimeRequest) -> bool:
+    """Return whether the cache has the network in a form that runs without torch, in any number format."""
     if name == REFERENCE.name:
-        return True
-    key = next(candidate_runtimes(name, request)[1], None)
-    if key is None or key.runtime != "openvino":
-        return True
-    check = agreement_cache.load_check(key)
-    return check is None or not check.agrees
+        return False
+    # Another number format can be needed later, but the network was built once and so fits its card.
+    keys = takewhile(lambda key: key.runtime == "openvino", candidate_runtimes(name, request)[1])
+    return any(check is not None and check.agrees for check in map(agreement_cache.load_check, keys))
 
 
 def _title(key: RuntimeKey) -> str:
