@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 
 from napari_lrmil.cli.console import show_progress, with_finished_event
-from napari_lrmil.core.features.extraction import Embeddings, PatchSet, extract_features
+from napari_lrmil.core.features.extraction import ArrayEmbedder, Embeddings, PatchSet, extract_features
 from napari_lrmil.core.features.prefetch import default_batch_size
 from napari_lrmil.core.features.torch_encoding import Embedder
 from napari_lrmil.core.metrics.agreement import spearman
 from napari_lrmil.core.models.bundle import Bundle
-from napari_lrmil.core.models.mil import pool_bag
+from napari_lrmil.core.models.pooling import pool_instances
 from napari_lrmil.core.patching.grid import find_tissue_grid
 from napari_lrmil.core.runtimes.select import RuntimeRequest, candidate_runtimes, evaluate_candidate, evenly_spaced_rows
 from napari_lrmil.core.slides.slide import Slide
@@ -40,23 +40,32 @@ def measure(path: Path, bundle_name: str) -> None:
             patches.patch_px,
             patches.input_px,
         )
-        read = partial(sample.read, slide, slice(None))
-        about = f"{bundle.sha256} student", patches.side, card.temperature, len(patches)
-        request = RuntimeRequest(bundle.student, *about, read, {})
-        embedders: dict[str, Embedder] = {"torch float32, as it is": bundle.student.encoder}
-        for key in candidate_runtimes("auto", request, CPU)[1]:
+        request = RuntimeRequest(
+            load=lambda: bundle.student,
+            mil=bundle.student_mil,
+            family=card.student.encoder.family,
+            device=CPU,
+            identity=f"{bundle.sha256} student",
+            side=patches.side,
+            temperature=card.temperature,
+            patches=len(patches),
+            pixels=partial(sample.read, slide, slice(None)),
+            prepared={},
+        )
+        embedders: dict[str, Embedder | ArrayEmbedder] = {"torch float32, as it is": bundle.student.encoder}
+        for key in candidate_runtimes("auto", request)[1]:
             candidate = evaluate_candidate(request, key)
             embedders[f"{key.runtime} {key.precision}{'' if candidate.check.agrees else ' (refused)'}"] = (
                 candidate.embedder or bundle.student.encoder
             )
         reference = _embed_timed(slide, patches, bundle.student.encoder)[0]
-        expected = pool_bag(bundle.student.mil, reference.features, CPU)
+        expected = pool_instances(bundle.student_mil, reference.features)
         runs: dict[str, list[tuple[Embeddings, float]]] = {name: [] for name in embedders}
         for _ in range(REPEATS):  # in turns, because the load of the machine can change
             for name, embedder in embedders.items():
                 runs[name].append(_embed_timed(slide, patches, embedder))
         for name, measured in runs.items():
-            pooled = pool_bag(bundle.student.mil, measured[0][0].features, CPU)
+            pooled = pool_instances(bundle.student_mil, measured[0][0].features)
             shares = [
                 torch.softmax(torch.from_numpy(p.logits) / (card.temperature or 1), 0) for p in (expected, pooled)
             ]
@@ -69,7 +78,7 @@ def measure(path: Path, bundle_name: str) -> None:
             )
 
 
-def _embed_timed(slide: Slide, patches: PatchSet, embedder: Embedder) -> tuple[Embeddings, float]:
+def _embed_timed(slide: Slide, patches: PatchSet, embedder: Embedder | ArrayEmbedder) -> tuple[Embeddings, float]:
     """Return embeddings and the CPU-seconds of reading and encoding them."""
     began = time.process_time()
     work = extract_features(slide, patches, embedder, device=CPU, batch=default_batch_size(patches.side))

@@ -285,6 +285,7 @@ class DarknessBundle:
             mil.classifier.bias.copy_(torch.tensor([0.3, -0.4]))
         self.student = StudentNetwork(Darkness(), mil).eval()  # type: ignore[arg-type]  # a stand-in
         self.teacher = TeacherNetwork(Darkness(), mil).eval()  # type: ignore[arg-type]  # a stand-in
+        self.student_mil = self.teacher_mil = mil.weights()
 
     def require_teacher(self) -> NetworkCard:
         """Return the teacher's card."""

@@ -140,18 +140,17 @@ def warm_up_model(bundle: Bundle) -> None:
     A broken bundle is ignored here; the run itself reports it.
     """
     import numpy as np
-    import torch
 
-    from napari_lrmil.core.features.torch_encoding import encode
-    from napari_lrmil.core.models.mil import pool_bag
+    from napari_lrmil.core.features.extraction import embed
+    from napari_lrmil.core.models.pooling import pool_instances
 
-    side, cpu = bundle.card.lr_patch_px, torch.device("cpu")
+    side = bundle.card.lr_patch_px
     try:
         student = bundle.student
     except LrmilError:
         return
     blank = np.full((1, side, side, 3), 255, np.uint8)
-    pool_bag(student.mil, encode(student.encoder, blank, bundle.card.student_input_px, cpu).embedding.numpy(), cpu)
+    pool_instances(bundle.student_mil, embed(student.encoder, blank, bundle.card.student_input_px, "cpu"))
 
 
 def reserve_core_for_window() -> None:

@@ -17,18 +17,19 @@ from napari_lrmil.core.encoders import AlignedEncoder, EncoderSpec, build_encode
 from napari_lrmil.core.errors import ConfigError, EncoderError
 from napari_lrmil.core.events import Finished
 from napari_lrmil.core.features.embedding_cache import EmbeddingCache
+from napari_lrmil.core.features.extraction import PatchSet, embed, extract_features
 from napari_lrmil.core.features.prefetch import default_batch_size
-from napari_lrmil.core.features.torch_encoding import encode
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.metrics.agreement import spearman
 from napari_lrmil.core.models.bundle import Bundle
-from napari_lrmil.core.models.mil import GatedAttentionMIL, pool_bag
+from napari_lrmil.core.models.mil import GatedAttentionMIL
 from napari_lrmil.core.models.networks import StudentNetwork
+from napari_lrmil.core.models.pooling import pool_instances
 from napari_lrmil.core.phantom import LESION, PhantomSlide, paint
 from napari_lrmil.core.results.writer import build_prediction_file
-from napari_lrmil.core.runtimes import agreement_cache, openvino, select
+from napari_lrmil.core.runtimes import agreement_cache, openvino, openvino_conversion, select, torch_runtime
 from napari_lrmil.core.runtimes.openvino import OpenVinoEmbedder
 from napari_lrmil.core.runtimes.optimize import fold_batch_norm, round_weights_to_bfloat16
 from napari_lrmil.core.runtimes.select import (
@@ -74,8 +75,18 @@ def patches(count: int, side: int = 128) -> np.ndarray:
 
 
 def runtime_request(bundle: Bundle, count: int = 64, **changes: Any) -> RuntimeRequest:
+    network = changes.pop("network", bundle.student)
     request = RuntimeRequest(
-        bundle.student, f"{bundle.sha256} student", bundle.card.lr_patch_px, None, count, lambda: patches(count), {}
+        load=lambda: network,
+        mil=network.mil.weights(),
+        family=getattr(getattr(network.encoder, "spec", None), "family", "unknown"),
+        device=CPU,
+        identity=f"{bundle.sha256} student",
+        side=bundle.card.lr_patch_px,
+        temperature=None,
+        patches=count,
+        pixels=lambda: patches(count),
+        prepared={},
     )
     return replace(request, **changes)
 
@@ -85,13 +96,13 @@ class Conversions:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        original = openvino.convert_encoder
+        original = openvino_conversion.convert_encoder
 
         def counted(*args: Any) -> Any:
             self.count += 1
             return original(*args)
 
-        monkeypatch.setattr(openvino, "convert_encoder", counted)
+        monkeypatch.setattr(openvino_conversion, "convert_encoder", counted)
 
 
 # ---------------------------------------------------------------- OpenVINO against torch
@@ -104,18 +115,18 @@ def test_a_trained_bundle_is_seen_alike(demo: Bundle, which: str) -> None:
     """The demo's own networks in float32, and how far bfloat16 is off them; what is used is checked on every slide."""
     network, pixels = getattr(demo, which), patches(96)
     spare = round_weights_to_bfloat16(fold_batch_norm(network.encoder), biases=True)
-    models = [openvino.convert_encoder(e, 128) for e in (network.encoder, spare)]
+    models = [openvino_conversion.convert_encoder(e, 128) for e in (network.encoder, spare)]
     full, half = (
-        encode(OpenVinoEmbedder(openvino.compile_model(m, precision, 1)), pixels, None, CPU).embedding
+        OpenVinoEmbedder(openvino.compile_model(m, precision, 1)).embed(pixels)
         for m, precision in zip(models, ("float32", openvino.supported_precisions()[0]), strict=True)
     )
-    wanted = encode(network.encoder, pixels, None, CPU).embedding
-    expected, pooled = (pool_bag(network.mil, e.numpy(), CPU) for e in (wanted, full))
+    wanted = embed(network.encoder, pixels, None, CPU)
+    expected, pooled = (pool_instances(network.mil.weights(), e) for e in (wanted, full))
     rank = spearman(expected.attention, pooled.attention)
     assert rank is not None and rank >= 0.999 and np.ptp(expected.attention) > 1e-4
     shares = [torch.softmax(torch.from_numpy(p.logits), 0).numpy() for p in (expected, pooled)]
     assert np.abs(shares[0] - shares[1]).max() <= 1e-2
-    assert (half - wanted).norm() < 0.1 * (wanted - wanted.mean(dim=0)).norm()
+    assert np.linalg.norm(half - wanted) < 0.1 * np.linalg.norm(wanted - wanted.mean(axis=0))
 
 
 @pytest.mark.slow
@@ -126,31 +137,33 @@ def test_every_convolutional_family_converts(name: str) -> None:
     loaded = resolve_encoder(name)
     assert loaded is not None
     encoder = AlignedEncoder(loaded.encoder, 24).eval()
-    embedder = OpenVinoEmbedder(openvino.compile_model(openvino.convert_encoder(encoder, 64), "float32", 1))
+    embedder = OpenVinoEmbedder(openvino.compile_model(openvino_conversion.convert_encoder(encoder, 64), "float32", 1))
     pixels = patches(default_batch_size(64) + 3, 64)
-    expected, embedding = (encode(e, pixels, None, CPU).embedding for e in (encoder, embedder))
+    expected, embedding = (embed(e, pixels, None, CPU) for e in (encoder, embedder))
     assert embedding.shape == expected.shape == (default_batch_size(64) + 3, 24)
-    torch.testing.assert_close(embedding, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+    np.testing.assert_allclose(embedding, expected, rtol=1e-3, atol=1e-3 * float(np.abs(expected).max()))
 
 
 @needs_openvino
 def test_a_patch_embeds_to_the_same_whatever_lies_beside_it(demo: Bundle) -> None:
     ready = openvino.compile_model(
-        openvino.convert_encoder(demo.student.encoder, 128), openvino.supported_precisions()[0], 1
+        openvino_conversion.convert_encoder(demo.student.encoder, 128), openvino.supported_precisions()[0], 1
     )
     embedder, pixels = OpenVinoEmbedder(ready), patches(20)
-    together = encode(embedder, pixels, None, CPU).embedding
-    alone = encode(embedder, pixels[17:18], None, CPU).embedding
-    assert torch.equal(together[17:18], alone)
+    together, alone = embedder.embed(pixels), embedder.embed(pixels[17:18])
+    assert np.array_equal(together[17:18], alone)
 
 
 @needs_openvino
-def test_layers_are_left_to_torch(demo: Bundle) -> None:
+def test_layers_are_left_to_torch(demo: Bundle, tmp_path: Path) -> None:
     embedder = OpenVinoEmbedder(
-        openvino.compile_model(openvino.convert_encoder(demo.student.encoder, 128), "float32", 1)
+        openvino.compile_model(openvino_conversion.convert_encoder(demo.student.encoder, 128), "float32", 1)
     )
-    with pytest.raises(EncoderError, match="--runtime torch") as caught:
-        embedder(torch.zeros((1, 3, 128, 128), dtype=torch.uint8), ("head",))
+    patch = PatchSet(np.zeros((1, 2), np.int64), (128, 128), 128)
+    with fake_slide(tmp_path, FakeSlide(speckled(300, 300))) as slide:
+        events = extract_features(slide, patch, embedder, device=CPU, layers=("head",))
+        with pytest.raises(EncoderError, match="--runtime torch") as caught:
+            list(events)
     assert one_sentence(caught.value)
 
 
@@ -164,7 +177,7 @@ def test_converting_reports_nothing_home(demo: Bundle, monkeypatch: pytest.Monke
 
     for name in ("__init__", "send_event", "start_session"):
         monkeypatch.setattr(telemetry.Telemetry, name, refuse)
-    openvino.convert_encoder(demo.student.encoder, 128)
+    openvino_conversion.convert_encoder(demo.student.encoder, 128)
 
 
 # ---------------------------------------------------------------- the choice
@@ -174,14 +187,14 @@ def test_torch_is_taken_as_it_is_and_nothing_is_compared(demo: Bundle) -> None:
     def unread() -> np.ndarray:
         raise AssertionError("read")
 
-    runtime = prepare_runtime("torch", runtime_request(demo, pixels=unread), CPU)
+    runtime = prepare_runtime("torch", runtime_request(demo, pixels=unread))
     assert runtime.embedder is demo.student.encoder
     assert runtime.choice == RuntimeChoice("torch", "float32", "asked for") and runtime.choice.cache_tag == "float32"
 
 
 @needs_openvino
 def test_auto_takes_openvino_where_it_agrees(demo: Bundle) -> None:
-    runtime = prepare_runtime("auto", runtime_request(demo), CPU)
+    runtime = prepare_runtime("auto", runtime_request(demo))
     assert (runtime.choice.name, runtime.choice.precision) == ("openvino", openvino.supported_precisions()[0])
     assert "on 64 patches: Spearman of attention" in runtime.choice.reason
     assert runtime.choice.cache_tag == f"{runtime.choice.precision} openvino", (
@@ -195,10 +208,10 @@ class Wrong:
     def __init__(self, ready: Any) -> None:
         self._right = OpenVinoEmbedder(ready)
 
-    def __call__(self, pixels: torch.Tensor, layers: Any = ()) -> Any:
-        output = self._right(pixels)
-        noise = torch.randn(output.embedding.shape, generator=torch.Generator().manual_seed(0))
-        return replace(output, embedding=output.embedding + 3 * output.embedding.std() * noise)
+    def embed(self, pixels: np.ndarray) -> np.ndarray:
+        features = self._right.embed(pixels)
+        noise = np.random.default_rng(0).normal(0, 3 * features.std(), features.shape)
+        return features + noise.astype(np.float32)
 
 
 @pytest.mark.slow
@@ -208,13 +221,13 @@ def test_what_does_not_agree_is_refused_and_the_reason_told(
 ) -> None:
     monkeypatch.setattr(select, "OpenVinoEmbedder", Wrong)
     request = runtime_request(demo)
-    runtime = prepare_runtime("openvino", request, CPU)
+    runtime = prepare_runtime("openvino", request)
     assert runtime.embedder is demo.student.encoder and runtime.choice.name == "torch"
     for precision in openvino.supported_precisions():
         assert f"OpenVINO in {precision} was refused: against torch on 64 patches" in runtime.choice.reason
     monkeypatch.undo()
     monkeypatch.setenv(agreement_cache.CACHE_VARIABLE, str(cache_folder))
-    later = prepare_runtime("openvino", runtime_request(demo, pixels=lambda: patches(0)), CPU)
+    later = prepare_runtime("openvino", runtime_request(demo, pixels=lambda: patches(0)))
     assert later.choice == runtime.choice, "a later process says the same, and compares nothing"
 
 
@@ -232,7 +245,7 @@ def test_float32_is_tried_where_bfloat16_does_not_agree(demo: Bundle, monkeypatc
     monkeypatch.setattr(
         select, "OpenVinoEmbedder", lambda ready: (Wrong if len(precisions) == 1 else OpenVinoEmbedder)(ready)
     )
-    runtime = prepare_runtime("auto", runtime_request(demo), CPU)
+    runtime = prepare_runtime("auto", runtime_request(demo))
     assert precisions == ["bfloat16", "float32"]
     assert (runtime.choice.name, runtime.choice.precision) == ("openvino", "float32")
     assert runtime.choice.reason.startswith("OpenVINO in bfloat16 was refused")
@@ -243,9 +256,9 @@ def test_without_openvino_auto_is_torch_made_lean_and_says_so(
     demo: Bundle, monkeypatch: pytest.MonkeyPatch, half: bool
 ) -> None:
     monkeypatch.setattr(openvino, "is_installed", lambda: False)
-    monkeypatch.setattr(agreement_cache, "has_native_bfloat16", lambda device: half)
+    monkeypatch.setattr(torch_runtime, "has_native_bfloat16", lambda device: half)
     request = runtime_request(demo)
-    runtime = prepare_runtime("auto", request, CPU)
+    runtime = prepare_runtime("auto", request)
     precision = "bfloat16" if half else "float32"
     assert (runtime.choice.name, runtime.choice.precision) == ("torch", precision)
     assert runtime.choice.reason.startswith("OpenVINO is not installed; ")
@@ -273,7 +286,7 @@ def test_auto_leaves_tokens_and_strangers_to_torch(demo: Bundle) -> None:
         pass
 
     network = StudentNetwork(Stranger(), GatedAttentionMIL(4, 2))  # type: ignore[arg-type]  # a stand-in
-    runtime = prepare_runtime("auto", runtime_request(demo, network=network), CPU)
+    runtime = prepare_runtime("auto", runtime_request(demo, network=network))
     assert runtime.choice == RuntimeChoice("torch", "float32", "an encoder of the family unknown is left to torch")
 
 
@@ -283,7 +296,7 @@ def test_what_openvino_cannot_convert_stays_with_torch(demo: Bundle, monkeypatch
         raise ValueError("this network cannot be traced")
 
     monkeypatch.setattr(torch.jit, "trace", refuse)
-    runtime = prepare_runtime("openvino", runtime_request(demo), CPU)
+    runtime = prepare_runtime("openvino", runtime_request(demo))
     assert runtime.embedder is demo.student.encoder and runtime.choice.name == "torch"
     assert "OpenVINO cannot run this encoder" in runtime.choice.reason
 
@@ -291,9 +304,9 @@ def test_what_openvino_cannot_convert_stays_with_torch(demo: Bundle, monkeypatch
 def test_what_is_another_network_once_folded_stays_as_it_is(demo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Modules that follow each other need not be used so."""
     monkeypatch.setattr(openvino, "is_installed", lambda: False)
-    monkeypatch.setattr(select, "fold_batch_norm", lambda encoder: untrained_encoder(9))
+    monkeypatch.setattr(torch_runtime, "fold_batch_norm", lambda encoder: untrained_encoder(9))
     network = StudentNetwork(untrained_encoder(), GatedAttentionMIL(1280 // 4, 2))
-    runtime = prepare_runtime("auto", runtime_request(demo, network=network), CPU)
+    runtime = prepare_runtime("auto", runtime_request(demo, network=network))
     assert runtime.embedder is network.encoder and "cannot be folded" in runtime.choice.reason
 
 
@@ -303,10 +316,10 @@ def test_what_is_another_network_once_folded_stays_as_it_is(demo: Bundle, monkey
 @needs_openvino
 def test_a_later_process_neither_converts_nor_compares(demo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     conversions = Conversions(monkeypatch)
-    first, pixels = prepare_runtime("auto", runtime_request(demo), CPU), patches(3)
-    later = prepare_runtime("auto", runtime_request(demo, pixels=lambda: patches(0)), CPU)
+    first, pixels = prepare_runtime("auto", runtime_request(demo)), patches(3)
+    later = prepare_runtime("auto", runtime_request(demo, pixels=lambda: patches(0)))
     assert conversions.count == 1 and later.choice == first.choice
-    assert torch.equal(*(encode(r.embedder, pixels, None, CPU).embedding for r in (first, later)))
+    assert np.array_equal(*(embed(r.embedder, pixels, None, CPU) for r in (first, later)))
 
 
 @needs_openvino
@@ -315,24 +328,41 @@ def test_few_patches_are_compared_again_with_the_next_slide(
 ) -> None:
     """Two patches agree by luck; the conversion is kept in this process all the same."""
     conversions, request = Conversions(monkeypatch), runtime_request(demo, 2)
-    assert prepare_runtime("openvino", request, CPU).choice.name == "openvino"
+    assert prepare_runtime("openvino", request).choice.name == "openvino"
     assert not list(cache_folder.rglob("*.json"))
     runtime = prepare_runtime(
-        "auto", replace(request, patches=MIN_CHECK_PATCHES, pixels=lambda: patches(MIN_CHECK_PATCHES)), CPU
+        "auto", replace(request, patches=MIN_CHECK_PATCHES, pixels=lambda: patches(MIN_CHECK_PATCHES))
     )
     assert f"on {MIN_CHECK_PATCHES} patches" in runtime.choice.reason
     assert conversions.count == 1 and len(list(cache_folder.rglob("verdict.json"))) == 1
 
 
 @needs_openvino
-def test_few_patches_are_torchs_whatever_was_compared_before(demo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    conversions, few = Conversions(monkeypatch), runtime_request(demo, MIN_CHECK_PATCHES - 1)
-    runtime = prepare_runtime("auto", few, CPU)
-    assert runtime.embedder is demo.student.encoder and conversions.count == 0
-    assert runtime.choice.reason == "31 patches are too few to compare by, and soon done"
-    prepare_runtime("auto", runtime_request(demo, MIN_CHECK_PATCHES), CPU)
-    assert prepare_runtime("auto", few, CPU).choice == runtime.choice  # which slide came first must not matter
-    assert prepare_runtime("openvino", few, CPU).choice.name == "openvino"
+def test_few_patches_are_float32_whatever_was_compared_before(demo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = runtime_request(demo, MIN_CHECK_PATCHES - 1)
+    runtime = prepare_runtime("auto", few)
+    assert (runtime.choice.name, runtime.choice.precision) == ("openvino", "float32")
+    assert runtime.choice.reason.startswith("31 patches are too few to compare other number formats by; against torch")
+    expected = embed(demo.student.encoder, few.sample, None, CPU)
+    np.testing.assert_allclose(few.embed_sample(runtime.embedder), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    prepare_runtime("auto", runtime_request(demo, MIN_CHECK_PATCHES))
+    assert prepare_runtime("auto", few).choice == runtime.choice  # which slide came first must not matter
+
+
+@needs_openvino
+def test_a_single_patch_settles_float32_for_later_processes(demo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    conversions = Conversions(monkeypatch)
+    prepare_runtime("auto", runtime_request(demo, 1))
+    request = runtime_request(demo, 1, pixels=lambda: patches(0))
+    assert select.is_converted("auto", request) and not select.is_converted("torch", request)
+    assert prepare_runtime("auto", request).choice.name == "openvino" and conversions.count == 1
+
+
+@needs_openvino
+def test_float32_that_is_wrong_is_refused_on_a_few_patches(demo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(select, "OpenVinoEmbedder", Wrong)
+    runtime = prepare_runtime("auto", runtime_request(demo, 3))
+    assert runtime.embedder is demo.student.encoder and "OpenVINO in float32 was refused" in runtime.choice.reason
 
 
 @pytest.mark.slow
@@ -342,17 +372,17 @@ def test_a_broken_cache_is_made_again(
     demo: Bundle, monkeypatch: pytest.MonkeyPatch, cache_folder: Path, file: str
 ) -> None:
     conversions = Conversions(monkeypatch)
-    prepare_runtime("auto", runtime_request(demo), CPU)
+    prepare_runtime("auto", runtime_request(demo))
     (path,) = cache_folder.rglob(file)
     path.write_bytes(path.read_bytes()[:100])
-    assert prepare_runtime("auto", runtime_request(demo), CPU).choice.name == "openvino"
+    assert prepare_runtime("auto", runtime_request(demo)).choice.name == "openvino"
     assert conversions.count == 2
 
 
 @needs_openvino
 def test_a_cache_that_cannot_be_written_is_done_without(demo: Bundle, cache_folder: Path) -> None:
     cache_folder.write_text("a file in the place of the folder")
-    assert prepare_runtime("auto", runtime_request(demo), CPU).choice.name == "openvino"
+    assert prepare_runtime("auto", runtime_request(demo)).choice.name == "openvino"
 
 
 @needs_openvino
@@ -360,7 +390,7 @@ def test_the_oldest_conversions_go(demo: Bundle, cache_folder: Path, monkeypatch
     monkeypatch.setattr(agreement_cache, "MAX_ENTRIES", 2)
     for i in range(4):
         (cache_folder / "runtimes" / str(i)).mkdir(parents=True)
-    prepare_runtime("auto", runtime_request(demo), CPU)
+    prepare_runtime("auto", runtime_request(demo))
     left = list((cache_folder / "runtimes").iterdir())
     assert len(left) == 2 and any((folder / agreement_cache.CHECK_FILE).exists() for folder in left)
 
@@ -430,7 +460,7 @@ def test_a_process_prepares_a_bundle_once(tmp_path: Path, monkeypatch: pytest.Mo
 def test_on_cuda_bfloat16_agrees_or_is_refused(demo: Bundle) -> None:
     device = torch.device("cuda")
     network = Bundle("demo").student.to(device)
-    runtime = prepare_runtime("auto", runtime_request(demo, network=network), device)
+    runtime = prepare_runtime("auto", runtime_request(demo, network=network, device=device))
     assert runtime.choice.name == "torch"
     if runtime.choice.precision == "float32":
         assert "refused" in runtime.choice.reason or "does not compute" in runtime.choice.reason
@@ -440,10 +470,12 @@ def test_a_large_network_without_batch_norm_is_not_copied(monkeypatch: pytest.Mo
     """A copy of a foundation model would not fit beside it."""
     spec = EncoderSpec("vit", {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}, "x", "tokens")
     network = StudentNetwork(build_encoder(spec).eval(), GatedAttentionMIL(48, 2))
-    monkeypatch.setattr(agreement_cache, "has_native_bfloat16", lambda device: True)
-    request = RuntimeRequest(network, "tokens", 64, None, 40, lambda: patches(40, 64), {})
+    monkeypatch.setattr(torch_runtime, "has_native_bfloat16", lambda device: True)
+    request = runtime_request(
+        Bundle("demo"), 40, network=network, identity="tokens", side=64, pixels=lambda: patches(40, 64)
+    )
     assert request.folded_encoder is network.encoder
-    runtime = prepare_runtime("auto", request, CPU)
+    runtime = prepare_runtime("auto", request)
     assert (runtime.choice.name, runtime.choice.precision) == ("torch", "bfloat16"), runtime.choice.reason
-    assert isinstance(runtime.embedder, select.Bfloat16Embedder)
+    assert isinstance(runtime.embedder, torch_runtime.Bfloat16Embedder)
     assert runtime.embedder._encoder is network.encoder
