@@ -40,7 +40,7 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("openvino") is None, reason="the extra openvino is not installed")
 def test_a_known_model_is_run_without_torch(tmp_path: Path) -> None:
-    slide = write_slide(PhantomSlide("slide", LESION, 3, (2560, 1920)), tmp_path / "slide.tif")
+    slide = write_slide(tmp_path, PhantomSlide("slide", LESION, 3, (2560, 1920)))
     environment = os.environ | {"NAPARI_LRMIL_CACHE": str(tmp_path / "cache")}
     call = [sys.executable, "-c", CALL, str(slide), "--bundle", "demo", "--no-resume", "--device", "cpu"]
     loaded, results = [], []
