@@ -11,7 +11,7 @@ import numpy as np
 from napari_lrmil.core.inference.predict import NetworkInput
 from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
 from napari_lrmil.core.models.bundle import Bundle
-from napari_lrmil.core.models.mil import BagOutput
+from napari_lrmil.core.models.pooling import BagOutput
 from napari_lrmil.core.patching.grid import NestedGrid
 from napari_lrmil.core.results.writer import write_prediction
 from napari_lrmil.core.slides.slide import Slide
