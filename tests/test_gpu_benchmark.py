@@ -41,7 +41,7 @@ def python_files(place: Path) -> list[Path]:
 def imported_distributions() -> set[str]:
     """Return the distributions that engine, training, the check and the GPU tests import, inside functions too."""
     files = [path for place in IMPORTERS for path in python_files(ROOT / place)]
-    files += [path for path in (ROOT / "tests").rglob("test_*.py") if "@pytest.mark.gpu" in path.read_text("utf-8")]
+    files += [path for path in (ROOT / "tests").rglob("test_*.py") if "\n@pytest.mark.gpu" in path.read_text("utf-8")]
     names = {name.partition(".")[0] for path in files for name in imported_modules(path)}
     distributions = packages_distributions()
     return {normalised(distribution) for name in names for distribution in distributions.get(name, ())}

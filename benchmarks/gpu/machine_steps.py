@@ -100,7 +100,7 @@ def paint_slides(context: Context) -> dict[str, Any]:
 def gpu_test_files() -> list[Path]:
     """Return the test files that hold tests marked ``gpu``; others need packages that the machine may lack."""
     files = sorted((ROOT / "tests").rglob("test_*.py"))
-    return [path for path in files if "@pytest.mark.gpu" in path.read_text(encoding="utf-8")]
+    return [path for path in files if "\n@pytest.mark.gpu" in path.read_text(encoding="utf-8")]
 
 
 def run_gpu_tests(context: Context) -> dict[str, Any]:

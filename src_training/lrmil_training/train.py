@@ -87,6 +87,7 @@ def _prepare(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.dev
 
     A wrong call thus leaves no half-written folder, and a missing package is reported now, not after an hour.
     """
+    _require_gpus(config.devices, device)
     cohort = read_cohort(cohort_csv, seed=config.seed)
     encoder = find_encoder(config.encoder.teacher)
     student_name = config.encoder.student
@@ -109,6 +110,13 @@ def _prepare(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.dev
     write_text(out / COHORT, cohort.sha256)
     write_json(out / CALL, {"cohort": str(cohort_csv.resolve()), "device": str(device)})
     return context
+
+
+def _require_gpus(devices: int, device: torch.device) -> None:
+    """Raise `ConfigError` if there are more processes than GPUs, which the first fit would find out after an hour."""
+    if device.type == "cuda" and devices > torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ConfigError(f"devices={devices}, but this machine has {count} GPUs; set devices={count}")
 
 
 def _refuse_another_run(out: Path, config: TrainConfig, cohort: Cohort) -> None:

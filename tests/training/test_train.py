@@ -183,6 +183,15 @@ def test_wrong_calls_leave_nothing(cohort: Path, config: TrainConfig, tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
+def test_more_processes_than_gpus_leave_nothing(
+    cohort: Path, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="devices=2, but this machine has 1 GPUs; set devices=1"):
+        list(train(cohort, tmp_path / "run", config.model_copy(update={"devices": 2}), "cuda"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_student_that_cannot_be_used_leaves_nothing(cohort: Path, config: TrainConfig, tmp_path: Path) -> None:
     """Missing, or without the layer: told before any feature is made, not after hours of the teacher's."""
     teacher = config.encoder.teacher
