@@ -6,7 +6,6 @@ Heavy libraries are imported inside the commands, so that ``--help`` answers at 
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from napari_lrmil.cli.predict import compare, info, predict
 from napari_lrmil.cli.train import evaluate, features, phantom, train
 from napari_lrmil.cli.view import demo, view
 from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.telemetry import block_telemetry
 from napari_lrmil.version import __version__
 
 GLOBAL_FLAGS = ("--debug", "--verbose")
@@ -55,8 +55,7 @@ for _command in (demo, view, info, predict, compare, phantom, features, train, e
 
 def main() -> None:
     """Run the command line. An error is printed as one sentence and sets the exit code."""
-    # Set before any library reads it: this program reports nothing to anybody.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    block_telemetry()  # before any library reads its switch
     # Typer accepts global options only before the command, but people add them at the end of a failed call.
     arguments = [argument for argument in sys.argv[1:] if argument not in GLOBAL_FLAGS]
     debug = "--debug" in sys.argv[1:]

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from napari_lrmil.core.features.bag import Features
 from napari_lrmil.core.runtimes.agreement_cache import GRAPH_FILE, WEIGHTS_FILE
+from napari_lrmil.core.telemetry import block_telemetry
+
+block_telemetry()  # before the imports of OpenVINO below, which would send a usage report
 
 
 def is_installed() -> bool:
