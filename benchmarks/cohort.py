@@ -1,4 +1,4 @@
-"""Cohort with bad slides on a dask cluster of two local workers, one of them killed; speed-up by a second worker.
+"""Cohort with bad slides on a dask cluster of two local workers, one of them killed.
 
     python benchmarks/cohort.py --out FOLDER [--good 30] [--size 4096x3072] [--tissue-share 0.22] [--bundle demo]
 
@@ -6,8 +6,7 @@ The good slides are phantoms; ten bad ones lie among them (`bad_slides.py`). Eve
 Then the cohort goes to the cluster: when a third of the good slides are done a worker is killed in the middle of a
 slide; when two thirds are done the call is broken off, and started again. Every computation is counted: workers append
 a line to a log when they begin with a slide and when its result is there. At last the command line is called on the
-same folder, which should compute nothing and end with exit code 3. Scaling is measured with local processes, one torch
-thread each, on the good slides: from the start of the call, and between the first and the last result.
+same folder, which should compute nothing and end with exit code 3. `workers.py` measures the gain of local workers.
 """
 
 from __future__ import annotations
@@ -31,8 +30,6 @@ from bad_slides import BAD, as_ordinary_user, make_bad_slides
 
 from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.cohort import BackendChoice, CohortProgress, SlideJob, choose_backend, run_cohort
-from napari_lrmil.core.cohort.local_pool import LocalProcesses
-from napari_lrmil.core.cohort.memory import total_memory_mb
 from napari_lrmil.core.cohort.predict_task import PredictTask
 from napari_lrmil.core.cohort.task import Backend, SerialBackend
 from napari_lrmil.core.events import Event, Partial
@@ -78,7 +75,7 @@ class Counted:
 
 
 def main() -> None:
-    """Write the slides, run all parts, and print two tables."""
+    """Write the slides, run all parts, and print a table."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, required=True, help="folder for slides and results; slides that are there stay")
     p.add_argument("--good", type=int, default=30)
@@ -94,7 +91,6 @@ def main() -> None:
     every = sorted(filter(has_slide_ending, slides.iterdir()))
     run = args.out.absolute() / time.strftime("run_%Y%m%d_%H%M%S")
     figures = _on_cluster(run, good, every, args.bundle, args.port)
-    figures["scaling"] = _scaling(run, good, args.bundle)
     write_json(run / "cohort.json", figures)
     _print(figures)
 
@@ -274,32 +270,6 @@ def _attention(path: Path) -> Any:
         return file["attention"][:]
 
 
-# ---------------------------------------------------------------- scaling
-
-
-def _scaling(run: Path, good: Sequence[Path], bundle: str) -> list[dict[str, Any]]:
-    rows = []
-    for workers in (1, 2):
-        engine = LocalProcesses([{}] * workers, 1, total_memory_mb() / 4)
-        tally, ends = CohortProgress(), []
-        task = _task(bundle, run / f"workers_{workers}")
-        for event in run_cohort([SlideJob(path) for path in good], task, engine, tally):
-            if isinstance(event, Partial):
-                ends.append(time.monotonic())
-        wall = time.monotonic() - tally.began
-        steady = (len(ends) - workers) / (ends[-1] - ends[workers - 1]) if len(ends) > workers else float("nan")
-        rows.append(
-            {
-                "workers": workers,
-                "wall_seconds": wall,
-                "slides_per_hour_with_start": len(ends) / wall * 3600,
-                "slides_per_hour": steady * 3600,
-                "peak_memory_mb": max(tally.worker_peak_mb.values()),
-            }
-        )
-    return rows
-
-
 def _all(events: Iterator[Event]) -> None:
     for _ in events:
         pass
@@ -319,15 +289,6 @@ def _print(f: dict[str, Any]) -> None:
         f"| the command line on the same folder | exit code {cli['exit_code']}, {cli['already_there']} already there, "
         f"{cli['done']} done, {cli['results_touched']} touched, {cli['lines_in_failures_csv']} lines of failures |"
     )
-    print("\n| local workers | wall, s | slides an hour, start included | between results | peak memory, MB |")
-    print("|---|---|---|---|---|")
-    for row in f["scaling"]:
-        print(
-            f"| {row['workers']} | {row['wall_seconds']:.1f} | {row['slides_per_hour_with_start']:.0f} | "
-            f"{row['slides_per_hour']:.0f} | {row['peak_memory_mb']:.0f} |"
-        )
-    one_worker, two_workers = (row["slides_per_hour"] for row in f["scaling"])
-    print(f"\nTwo workers did {two_workers / one_worker:.2f} times the slides of one.")
 
 
 def _steps(rows: Sequence[Sequence[str]]) -> str:

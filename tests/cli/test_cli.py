@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -515,3 +517,21 @@ def test_verbose_prints_steps_and_choices_and_changes_nothing_else(
     code, out, err = call("predict", slide, "--out", tmp_path / "verbose", "--device", "cpu", "--verbose")
     assert code == 0 and "HR patches" in err and "runtime torch" in err and "tissue done in" in " ".join(err.split())
     assert out.replace("verbose/", "quiet/") == quiet_out.replace("verbose/", "quiet/")
+
+
+def test_numpy_computes_with_one_thread_unless_the_user_says_otherwise() -> None:
+    """OpenBLAS reads the variable when NumPy is imported, so the command line must not import it before."""
+    script = """
+import os, sys
+from napari_lrmil import cli
+is_imported = "numpy" in sys.modules
+sys.argv = ["napari-lrmil", "--version"]
+try:
+    cli.main()
+except SystemExit:
+    print(is_imported, os.environ["OPENBLAS_NUM_THREADS"])
+"""
+    for stated, expected in ({}, "1"), ({"OPENBLAS_NUM_THREADS": "3"}, "3"):
+        variables = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"} | stated
+        done = subprocess.run([sys.executable, "-c", script], env=variables, capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1] == f"False {expected}", done.stderr
