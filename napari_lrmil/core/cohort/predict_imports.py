@@ -9,10 +9,12 @@ import sys
 from importlib.util import find_spec
 
 import h5py
-import imagecodecs
 import openslide
+import platformdirs.unix
 import safetensors
 import tifffile
+from imagecodecs import jpeg8_decode, png_encode
+from PIL import ImageFile
 
 import napari_lrmil.core.cohort.predict_task
 
