@@ -5,7 +5,6 @@ start a thread, because a fork would copy its locks without it.
 """
 
 # ruff: noqa: F401
-import sys
 from importlib.util import find_spec
 
 import h5py
@@ -17,8 +16,8 @@ from imagecodecs import jpeg8_decode, png_encode
 from PIL import ImageFile
 
 import napari_lrmil.core.cohort.predict_task
+from napari_lrmil.core.telemetry import block_telemetry
 
+block_telemetry()  # OpenVINO would report its import from a thread
 if find_spec("openvino") is not None:
-    # At its import, OpenVINO sends telemetry from a thread. Without this module it sends none.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
