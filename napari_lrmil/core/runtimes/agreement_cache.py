@@ -18,7 +18,7 @@ from napari_lrmil.core.atomic_files import atomic_write_folder, write_json
 from napari_lrmil.version import __version__
 
 CACHE_VARIABLE = "NAPARI_LRMIL_CACHE"
-CACHE_VERSION = 2  # increase it if the preparation of networks changes: cached entries are then made again
+CACHE_VERSION = 3  # increase it if the preparation of networks changes: cached entries are then made again
 MAX_ENTRIES = 24  # runtimes on disk; the least recently used are deleted
 CHECK_FILE = "verdict.json"
 GRAPH_FILE, WEIGHTS_FILE = "encoder.xml", "encoder.bin"  # the two files of an OpenVINO model
