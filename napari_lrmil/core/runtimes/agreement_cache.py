@@ -21,7 +21,7 @@ CACHE_VARIABLE = "NAPARI_LRMIL_CACHE"
 CACHE_VERSION = 3  # increase it if the preparation of networks changes: cached entries are then made again
 MAX_ENTRIES = 24  # runtimes on disk; the least recently used are deleted
 CHECK_FILE = "verdict.json"
-GRAPH_FILE, WEIGHTS_FILE = "encoder.xml", "encoder.bin"  # the two files of an OpenVINO model
+MODEL_FILE = "encoder.blob"  # network that OpenVINO has converted and optimised for this CPU
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def store_check(key: RuntimeKey, check: AgreementCheck, write: Callable[[Path], 
     If the folder cannot be written, nothing is stored: later processes check again.
     """
     try:
-        with atomic_write_folder(key.folder, (GRAPH_FILE, WEIGHTS_FILE), CHECK_FILE) as partial:
+        with atomic_write_folder(key.folder, (MODEL_FILE,), CHECK_FILE) as partial:
             write(partial)
             write_json(partial / CHECK_FILE, asdict(check))
         _delete_oldest(key.folder.parent)

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from napari_lrmil.core.encoders.huggingface import quiet_transformers
 from napari_lrmil.core.errors import EncoderError
 from napari_lrmil.core.features.prefetch import default_batch_size
-from napari_lrmil.core.runtimes.openvino import load_model, write_model
+from napari_lrmil.core.telemetry import block_telemetry
+
+block_telemetry()  # before the imports of OpenVINO below
 
 
 class _PixelEncoder(nn.Module):
@@ -78,6 +80,9 @@ def _as_stored(model: Any) -> Any:
     OpenVINO changes the graph when it saves a model. Without the round trip, the process that converts a network would
     compute other last digits than the processes that load it.
     """
+    import openvino
+
     with TemporaryDirectory() as folder:
-        write_model(Path(folder), model)
-        return load_model(Path(folder))
+        graph, weights = Path(folder) / "encoder.xml", Path(folder) / "encoder.bin"
+        openvino.save_model(model, graph, compress_to_fp16=False)
+        return openvino.Core().read_model(graph.read_bytes(), weights.read_bytes())  # in memory: the files go

@@ -284,7 +284,7 @@ class CandidateResult:
     check
         Result of the comparison with torch.
     model
-        Converted OpenVINO model, until the check is stored.
+        Compiled OpenVINO model, until the check is stored.
     """
 
     embedder: Embedder | ArrayEmbedder | None
@@ -313,7 +313,7 @@ def evaluate_candidate(request: RuntimeRequest, key: RuntimeKey) -> CandidateRes
         candidate = CandidateResult(embedder, _check_candidate(request, key, embedder), model)
         if _is_settled(key, candidate.check):
             agreement_cache.store_check(key, candidate.check, partial(_write_model, candidate))
-            candidate = replace(candidate, model=None)  # frees memory: the compiled network has a copy of its own
+            candidate = replace(candidate, model=None)
     request.prepared[key] = candidate
     return candidate
 
@@ -325,7 +325,7 @@ def _is_settled(key: RuntimeKey, check: AgreementCheck) -> bool:
 
 def _write_model(candidate: CandidateResult, folder: Path) -> None:
     if candidate.model is not None and candidate.check.agrees:
-        openvino.write_model(folder, candidate.model)
+        openvino.write_compiled(folder, candidate.model)
 
 
 def _load_candidate(request: RuntimeRequest, key: RuntimeKey) -> CandidateResult | None:
@@ -339,8 +339,8 @@ def _load_candidate(request: RuntimeRequest, key: RuntimeKey) -> CandidateResult
         from napari_lrmil.core.runtimes.torch_runtime import fold_if_normed, torch_embedder
 
         return CandidateResult(torch_embedder(fold_if_normed(request.encoder), key.precision, request.device), check)
-    model = openvino.read_model(key.folder)
-    return None if model is None else CandidateResult(_openvino_embedder(model, key), check)
+    model = openvino.read_compiled(key.folder, key.precision, compute_threads())
+    return None if model is None else CandidateResult(OpenVinoEmbedder(model), check)
 
 
 def _build_candidate(request: RuntimeRequest, key: RuntimeKey) -> tuple[Any, Embedder | ArrayEmbedder]:
@@ -355,13 +355,9 @@ def _build_candidate(request: RuntimeRequest, key: RuntimeKey) -> tuple[Any, Emb
 
     if key.precision == "bfloat16":
         encoder = round_weights_to_bfloat16(encoder, biases=True)
-    model = convert_encoder(encoder, request.side)
-    return model, _openvino_embedder(model, key)
-
-
-def _openvino_embedder(model: Any, key: RuntimeKey) -> ArrayEmbedder:
-    """Return a compiled model that uses as many threads as torch would, so that one setting controls both."""
-    return OpenVinoEmbedder(openvino.compile_model(model, key.precision, compute_threads()))
+    # As many threads as torch would use, so that one setting controls both.
+    model = openvino.compile_model(convert_encoder(encoder, request.side), key.precision, compute_threads())
+    return model, OpenVinoEmbedder(model)
 
 
 def _check_candidate(request: RuntimeRequest, key: RuntimeKey, embedder: Embedder | ArrayEmbedder) -> AgreementCheck:

@@ -131,6 +131,13 @@ def test_normalisation_is_that_of_the_spec(family: str) -> None:
     x = torch.tensor([51, 102, 153], dtype=torch.uint8).reshape(1, 3, 1, 1)
     assert build_encoder(spec).normalised(x).abs().max() < 1e-6
     assert torch.allclose(build_encoder(spec).normalised(x + 51).flatten(), torch.tensor([0.4, 0.8, 1.0]))
+    pixels = torch.randint(0, 256, (2, 5, 7, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    normalised, (mean, deviation) = (
+        build_encoder(spec).normalised(pixels),
+        (torch.tensor(v) for v in (spec.mean, spec.deviation)),
+    )
+    expected = (pixels - 255 * mean.reshape(3, 1, 1)) / (255 * deviation).reshape(3, 1, 1)
+    assert torch.equal(normalised, expected) and normalised.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_patch_too_small_for_the_network_is_one_sentence() -> None:

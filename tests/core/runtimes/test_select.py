@@ -367,7 +367,7 @@ def test_float32_that_is_wrong_is_refused_on_a_few_patches(demo: Bundle, monkeyp
 
 @pytest.mark.slow
 @needs_openvino
-@pytest.mark.parametrize("file", [agreement_cache.GRAPH_FILE, agreement_cache.WEIGHTS_FILE, agreement_cache.CHECK_FILE])
+@pytest.mark.parametrize("file", [agreement_cache.MODEL_FILE, agreement_cache.CHECK_FILE])
 def test_a_broken_cache_is_made_again(
     demo: Bundle, monkeypatch: pytest.MonkeyPatch, cache_folder: Path, file: str
 ) -> None:
