@@ -8,12 +8,34 @@ from collections.abc import Callable, Mapping
 
 from napari_lrmil.core.geometry import MPP_TOLERANCE, Mpp
 
-PLAUSIBLE_MPP = (0.02, 100.0)
-PLAUSIBLE_TIFF_MPP = (0.02, 30.0)  # coarser TIFF tags describe print (300 dpi is 85 µm, 72 dpi 353 µm), not a scan
+PLAUSIBLE_MPP = (0.02, 100.0)  # of a value that the user gives
+PLAUSIBLE_STATED_MPP = (0.02, 30.0)  # of a file; print is coarser: 600 dpi is 42 µm, 300 dpi 85 µm, 72 dpi 353 µm
+PRINT_DPI = (72, 600)
 POWER_TIMES_MPP = 10.0  # a 20x objective is nominally 0.5 µm per pixel
 NOMINAL_DEVIATION = 0.15  # relative distance from 0.25, 0.5, 1 … above which a warning is due
 REMEMBERED = "remembered"  # source of a resolution that the user gave earlier
-UM_PER_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
+OME_SIZE = ("ome.physical-size-x", "ome.physical-size-y")  # properties, in µm, of the readers of OME files
+_UM_PER_UNIT = {
+    **dict.fromkeys(("µm", "um", "micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres"), 1.0),
+    **dict.fromkeys(("nm", "nanometer", "nanometers", "nanometre", "nanometres"), 1e-3),
+    **dict.fromkeys(("mm", "millimeter", "millimeters", "millimetre", "millimetres"), 1e3),
+    **dict.fromkeys(("cm", "centimeter", "centimeters", "centimetre", "centimetres"), 1e4),
+    **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1e6),
+    **dict.fromkeys(("in", "inch", "inches", '"'), 25_400.0),
+    **dict.fromkeys(("å", "angstrom", "angstroms"), 1e-4),
+    "pm": 1e-6,
+    "fm": 1e-9,
+    "dm": 1e5,
+    "km": 1e9,
+    "thou": 25.4,
+    "li": 25_400 / 12,
+    "ft": 304_800.0,
+}  # in lower case; the units of OME, ImageJ and TIFF
+_NUMBER = r"([-+]?(?:[0-9]+[.,]?[0-9]*|[.,][0-9]+)(?:[eE][-+]?[0-9]+)?)"
+_COMMENT = re.compile(
+    rf"(?:MPP|microns?[ _]?per[ _]?pixel)(?:[ _-]?([XY]))?\s*[=:]\s*{_NUMBER}",
+    re.IGNORECASE,
+)
 
 
 def find_mpp(
@@ -24,7 +46,8 @@ def find_mpp(
 ) -> Mpp | None:
     """Return the resolution from the first source that states it, or None.
 
-    Sources in order: `override`, OpenSlide, TIFF tags, vendor comment, objective power, `remembered`.
+    Sources in order: `override`, OME-XML, ImageJ, OpenSlide, TIFF tags, vendor comment, objective power, `remembered`.
+    A file's value is ignored if it is print resolution or otherwise not plausible.
 
     Parameters
     ----------
@@ -39,11 +62,33 @@ def find_mpp(
         return Mpp(override, override, "override")
     for source, find in _SOURCES:
         pair = find(properties)
-        low, high = PLAUSIBLE_TIFF_MPP if source == "tiff resolution" else PLAUSIBLE_MPP
-        if pair is not None and all(low <= v <= high for v in pair):
+        if pair is not None and _is_plausible(pair):
             return Mpp(*pair, source)
     earlier = remembered() if remembered is not None else None
     return None if earlier is None else Mpp(earlier, earlier, REMEMBERED)
+
+
+def why_unknown(properties: Mapping[str, str]) -> str:
+    """Return a clause that says why `find_mpp` finds nothing in these properties."""
+    stated = [(source, pair) for source, find in _SOURCES if (pair := find(properties)) is not None]
+    if not stated:
+        return "OME-XML, ImageJ, OpenSlide, TIFF tags, vendor comment and power are silent"
+    source, (x, y) = stated[0]
+    dpi, low, high = 25_400 / x, *PRINT_DPI
+    if low * 0.99 <= dpi <= high * 1.01:
+        return f"{source} states {x:.4g} µm, which is {dpi:.0f} dpi: the resolution of print, not of a scan"
+    return f"{source} states {x:.4g} x {y:.4g} µm, which is not plausible for a scan"
+
+
+def um_per_unit(name: str) -> float | None:
+    """Return the µm in a unit of length, or None if the unit is unknown. Every usual spelling of µ is understood."""
+    text = name.strip().replace("\\u00B5", "µ").replace("\\u00b5", "µ").replace("Âµ", "µ").replace("Î¼", "µ")
+    return _UM_PER_UNIT.get(text.replace("μ", "µ").lower().replace("μ", "µ"))
+
+
+def _is_plausible(pair: tuple[float, float]) -> bool:
+    low, high = PLAUSIBLE_STATED_MPP
+    return all(low <= value <= high for value in pair)
 
 
 def mpp_warnings(mpp: Mpp, stated: Mpp | None = None) -> tuple[str, ...]:
@@ -70,22 +115,39 @@ def mpp_warnings(mpp: Mpp, stated: Mpp | None = None) -> tuple[str, ...]:
     return tuple(warnings)
 
 
+def _from_ome(properties: Mapping[str, str]) -> tuple[float, float] | None:
+    return _pair(*(number(properties.get(name)) for name in OME_SIZE))
+
+
+def _from_imagej(properties: Mapping[str, str]) -> tuple[float, float] | None:
+    """Return the pixel size of an ImageJ file. Its unit is text, and the TIFF tags count pixels per that unit."""
+    text = properties.get("tiff.ImageDescription", "")
+    unit = re.search(r"^unit=(.*)$", text, re.MULTILINE) if text.startswith("ImageJ=") else None
+    return None if unit is None else _from_density(properties, um_per_unit(unit[1]))
+
+
 def _from_openslide(properties: Mapping[str, str]) -> tuple[float, float] | None:
     return _pair(number(properties.get("openslide.mpp-x")), number(properties.get("openslide.mpp-y")))
 
 
 def _from_tiff(properties: Mapping[str, str]) -> tuple[float, float] | None:
-    unit = UM_PER_UNIT.get(properties.get("tiff.ResolutionUnit", "").lower())
-    per_unit = [number(properties.get(f"tiff.{axis}Resolution")) for axis in "XY"]
-    if unit is None or not all(per_unit):
-        return None
-    return _pair(*(unit / v if v else None for v in per_unit))
+    return _from_density(properties, um_per_unit(properties.get("tiff.ResolutionUnit", "")))
+
+
+def _from_density(properties: Mapping[str, str], unit: float | None) -> tuple[float, float] | None:
+    """Return the pixel size if the TIFF tags count pixels per `unit` µm."""
+    x, y = (number(properties.get(f"tiff.{axis}Resolution")) for axis in "XY")
+    return _pair(unit / x, unit / y) if unit and x and y else None
 
 
 def _from_comment(properties: Mapping[str, str]) -> tuple[float, float] | None:
+    """Return the first pixel size in a comment, from one value for both axes or from one each."""
     text = "\n".join(properties.get(k, "") for k in ("openslide.comment", "tiff.ImageDescription"))
-    match = re.search(r"(?:MPP|microns?[ _]?per[ _]?pixel)\s*[=:]\s*([0-9]*\.?[0-9]+)", text, re.IGNORECASE)
-    return _pair(float(match[1]), float(match[1])) if match else None
+    sizes: dict[str, float | None] = {}
+    for match in _COMMENT.finditer(text):
+        sizes.setdefault((match[1] or "").upper(), number(match[2]))
+    both = sizes.get("")
+    return _pair(both, both) or _pair(sizes.get("X"), sizes.get("Y"))
 
 
 def _from_power(properties: Mapping[str, str]) -> tuple[float, float] | None:
@@ -94,6 +156,8 @@ def _from_power(properties: Mapping[str, str]) -> tuple[float, float] | None:
 
 
 _SOURCES: tuple[tuple[str, Callable[[Mapping[str, str]], tuple[float, float] | None]], ...] = (
+    ("OME-XML", _from_ome),
+    ("ImageJ", _from_imagej),
     ("openslide", _from_openslide),
     ("tiff resolution", _from_tiff),
     ("vendor comment", _from_comment),
@@ -106,9 +170,12 @@ def _pair(x: float | None, y: float | None) -> tuple[float, float] | None:
 
 
 def number(text: str | None) -> float | None:
-    """Return a finite number, or None. A decimal comma is accepted, as some scanners write one."""
+    """Return a finite number, or None. Exponents and a decimal comma are accepted, as some scanners write them."""
+    text = (text or "").strip()
+    if "," in text and "." in text:  # the later of the two is the decimal sign: 1,234.5 or 1.234,5
+        text = text.replace("," if text.rindex(",") < text.rindex(".") else ".", "")
     try:
-        value = float((text or "").replace(",", "."))
+        value = float(text.replace(",", "."))
     except ValueError:
         return None
     return value if math.isfinite(value) else None

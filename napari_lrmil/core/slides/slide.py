@@ -30,7 +30,7 @@ from napari_lrmil.core.geometry import (
 from napari_lrmil.core.slides.openslide_handle import Handle, Opener, open_with_openslide, slide_file
 from napari_lrmil.core.slides.resampling import Pixels as Pixels  # re-exported: the type of every read
 from napari_lrmil.core.slides.resampling import area_average, composite_on_white
-from napari_lrmil.core.slides.resolution import find_mpp, mpp_warnings, number
+from napari_lrmil.core.slides.resolution import find_mpp, mpp_warnings, number, why_unknown
 from napari_lrmil.core.slides.tile_reader import (
     AUTO,
     OPENSLIDE,
@@ -144,7 +144,7 @@ class Slide:
         if self._mpp is None:
             raise ResolutionError(
                 self.path,
-                "no microns per pixel in the file (OpenSlide, TIFF tags, vendor comment and power are silent); "
+                f"no microns per pixel in the file ({why_unknown(self.properties)}); "
                 "pass --mpp (mpp= in Python) if you know it, for example 0.5 for a 20x scan",
             )
         return self._mpp
