@@ -80,7 +80,7 @@ def why_unknown(properties: Mapping[str, str]) -> str:
     return f"{source} states {x:.4g} x {y:.4g} µm, which is not plausible for a scan"
 
 
-def um_per_unit(name: str) -> float | None:
+def unit_in_um(name: str) -> float | None:
     """Return the µm in a unit of length, or None if the unit is unknown. Every usual spelling of µ is understood."""
     text = name.strip().replace("\\u00B5", "µ").replace("\\u00b5", "µ").replace("Âµ", "µ").replace("Î¼", "µ")
     return _UM_PER_UNIT.get(text.replace("μ", "µ").lower().replace("μ", "µ"))
@@ -123,7 +123,7 @@ def _from_imagej(properties: Mapping[str, str]) -> tuple[float, float] | None:
     """Return the pixel size of an ImageJ file. Its unit is text, and the TIFF tags count pixels per that unit."""
     text = properties.get("tiff.ImageDescription", "")
     unit = re.search(r"^unit=(.*)$", text, re.MULTILINE) if text.startswith("ImageJ=") else None
-    return None if unit is None else _from_density(properties, um_per_unit(unit[1]))
+    return None if unit is None else _from_density(properties, unit_in_um(unit[1]))
 
 
 def _from_openslide(properties: Mapping[str, str]) -> tuple[float, float] | None:
@@ -131,7 +131,7 @@ def _from_openslide(properties: Mapping[str, str]) -> tuple[float, float] | None
 
 
 def _from_tiff(properties: Mapping[str, str]) -> tuple[float, float] | None:
-    return _from_density(properties, um_per_unit(properties.get("tiff.ResolutionUnit", "")))
+    return _from_density(properties, unit_in_um(properties.get("tiff.ResolutionUnit", "")))
 
 
 def _from_density(properties: Mapping[str, str], unit: float | None) -> tuple[float, float] | None:

@@ -6,8 +6,9 @@ import hashlib
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,6 +28,7 @@ from napari_lrmil.core.geometry import (
     choose_level,
     choose_scale,
 )
+from napari_lrmil.core.slides.levels import LevelSelection, check_levels
 from napari_lrmil.core.slides.openslide_handle import Handle, Opener, open_with_openslide, slide_file
 from napari_lrmil.core.slides.resampling import Pixels as Pixels  # re-exported: the type of every read
 from napari_lrmil.core.slides.resampling import area_average, composite_on_white
@@ -87,6 +89,7 @@ class Slide:
         require_reader(reader)
         self.path = Path(path)
         self._override = mpp
+        self._given_opener = opener
         self._opener = opener or open_with_openslide
         self._wanted_reader = reader
         self._state = threading.Condition()
@@ -96,11 +99,15 @@ class Slide:
         self.pixels_decoded = 0  # native pixels requested so far from either reader: the unit of reading cost
         with self._open() as handle:
             self.properties = dict(handle.properties)
-            self.levels = _levels(handle)
+            levels = _levels(handle)
+            self.level_check = check_levels(handle, levels, compare=opener is None)
+            self.levels = _select(levels, self.level_check.trusted)
             self.associated = tuple(handle.associated_images)
             self.bounds = _bounds(self.properties, self.levels[0])
             recall = (lambda: remembered(self.fingerprint)) if remembered is not None else None
             self._mpp = find_mpp(self.properties, override=mpp, remembered=recall)
+        if self.level_check.failure is not None or len(self.levels) < len(levels):
+            self._reopen_with(LevelSelection(self._opener, self.level_check.trusted))
         refused = REQUESTED if reader == OPENSLIDE else "the slide does not come from a file" if opener else None
         self._tiles = TileReader(self.path, self.levels, self.vendor, self._opener, refused)
         logger.debug("%s: opened, %s, %d levels", self.path, self.vendor, len(self.levels))
@@ -156,8 +163,9 @@ class Slide:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Warnings about an implausible or contradictory resolution."""
-        return () if self._mpp is None else mpp_warnings(self._mpp, find_mpp(self.properties))
+        """Warnings about an implausible or contradictory resolution, and about levels that are left out."""
+        about_mpp = () if self._mpp is None else mpp_warnings(self._mpp, find_mpp(self.properties))
+        return (*about_mpp, *self.level_check.warnings)
 
     @property
     def fingerprint(self) -> str:
@@ -356,11 +364,18 @@ class Slide:
                 "complete and not truncated",
             ) from error
 
+    def _reopen_with(self, opener: Opener) -> None:
+        """Close the handle and open the next one with `opener`."""
+        with self._state:
+            handle, self._handle = self._handle, None
+            self._opener = opener
+        if handle is not None:
+            handle.close()
+
     def another(self, mpp: float | None = None) -> Slide:
         """Open the slide a second time, with this one's `mpp` unless another is given."""
-        opener = None if self._opener is open_with_openslide else self._opener
         mpp = self._override if mpp is None else mpp
-        return Slide(self.path, mpp=mpp, opener=opener, reader=self._wanted_reader)
+        return Slide(self.path, mpp=mpp, opener=self._given_opener, reader=self._wanted_reader)
 
     def close(self) -> None:
         """Close the file after running reads have ended. Later reads raise `SlideError`."""
@@ -403,6 +418,11 @@ def _pixel_side(width: float, height: float, size: tuple[int, int]) -> float:
 def _levels(handle: Handle) -> tuple[Level, ...]:
     sizes = zip(handle.level_dimensions, handle.level_downsamples, strict=True)
     return tuple(Level(i, w, h, float(downsample)) for i, ((w, h), downsample) in enumerate(sizes))
+
+
+def _select(levels: Sequence[Level], trusted: Sequence[int]) -> tuple[Level, ...]:
+    """Return the levels of these indices, numbered from 0."""
+    return tuple(replace(levels[index], index=place) for place, index in enumerate(trusted))
 
 
 def _bounds(properties: Mapping[str, str], level0: Level) -> Bounds:

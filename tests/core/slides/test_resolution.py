@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from napari_lrmil.core.geometry import Mpp
-from napari_lrmil.core.slides.resolution import find_mpp, number, um_per_unit, why_unknown
+from napari_lrmil.core.slides.resolution import find_mpp, number, unit_in_um, why_unknown
 
 
 def tags(density: str, unit: str = "none", **more: str) -> dict[str, str]:
@@ -76,5 +76,5 @@ def test_the_size_of_the_ome_xml_is_believed_above_tags() -> None:
     [("µm", 1), ("μm", 1), ("Âµm", 1), ("nm", 1e-3), ("mm", 1e3), ("in", 25_400), ("Å", 1e-4), ("m", 1e6)],
 )
 def test_units_of_length_in_every_spelling(unit: str, um: float) -> None:
-    assert um_per_unit(unit) == pytest.approx(um)
-    assert um_per_unit("pixel") is None and um_per_unit("reference frame") is None
+    assert unit_in_um(unit) == pytest.approx(um)
+    assert unit_in_um("pixel") is None and unit_in_um("reference frame") is None
