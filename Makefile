@@ -16,7 +16,7 @@ demo: .venv/.ready
 test: .venv/.ready
 	sh scripts/on_screen.sh $(BIN)/python -m pytest $(PARALLEL)
 
-# Without the slow tests: whole trainings, killed processes, clusters, benchmarks.
+# Without the slow tests: whole trainings, killed processes, clusters, windows, benchmarks.
 test-fast: .venv/.ready
 	sh scripts/on_screen.sh $(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 

@@ -24,7 +24,7 @@ os.environ["NAPARI_LRMIL_CACHE"] = tempfile.mkdtemp(
     prefix="napari-lrmil-"
 )  # nor left behind among what can be made again
 
-SLOW = {"trained", "cluster"}  # fixtures that take seconds
+SLOW = {"trained", "cluster", "viewer"}  # fixtures that take seconds: trainings, dask, windows
 LONGEST_FIRST = (
     "tests/plugin/",
     "tests/training/stages/",
