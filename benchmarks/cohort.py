@@ -36,7 +36,7 @@ from napari_lrmil.core.events import Event, Partial
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.phantom import LESION, NORMAL, PhantomLook, PhantomSlide, write_slide
 from napari_lrmil.core.results.schema import PREDICTION, CohortFile, PredictionFile
-from napari_lrmil.core.slides.openslide_handle import has_slide_ending
+from napari_lrmil.core.slides.slide_files import has_slide_ending
 
 ODD = "Präparat Nr. 1 – été"
 

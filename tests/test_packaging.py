@@ -148,7 +148,7 @@ def test_what_the_manifest_names_is_there() -> None:
 def test_the_manifest_lists_the_endings_that_the_command_line_and_the_train_dock_look_for() -> None:
     from npe2 import PluginManifest
 
-    from napari_lrmil.core.slides.openslide_handle import SLIDE_ENDINGS
+    from napari_lrmil.core.slides.slide_files import SLIDE_ENDINGS
 
     (reader,) = PluginManifest.from_file(MANIFEST).contributions.readers or ()
     assert reader.filename_patterns == [f"*{ending}" for ending in SLIDE_ENDINGS]

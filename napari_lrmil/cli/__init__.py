@@ -13,10 +13,9 @@ from contextlib import contextmanager
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from napari_lrmil.cli.bench import bench
-from napari_lrmil.cli.console import CANCELLED, FAILED, err, out
+from napari_lrmil.cli.console import CANCELLED, FAILED, err, out, print_notice
 from napari_lrmil.cli.encoders import encoders
 from napari_lrmil.cli.predict import compare, info, predict
 from napari_lrmil.cli.train import evaluate, features, phantom, train
@@ -99,5 +98,4 @@ def _report(error: Exception, sentence: str, debug: bool) -> None:
     if debug:
         raise error
     is_stopped = isinstance(error, LrmilError) and error.exit_code == CANCELLED  # the user stopped the work
-    label = "[yellow]stopped:[/yellow]" if is_stopped else "[red]error:[/red]"
-    err.print(f"{label} {escape(sentence)}", highlight=False, soft_wrap=True)
+    print_notice(*(("stopped:", sentence, "yellow") if is_stopped else ("error:", sentence, "red")))

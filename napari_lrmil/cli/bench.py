@@ -10,9 +10,10 @@ import typer
 from napari_lrmil.cli.console import (
     DeviceOption,
     MppOption,
-    err,
     load_networks,
     out,
+    print_notice,
+    print_result,
     show_progress,
     with_finished_event,
 )
@@ -71,7 +72,7 @@ def bench(
     _measure_models(models, specs, folder, notices, baseline=baseline, teacher=teacher)
     if cohort is not None:
         _write_pareto(models, cohort, folder, split, device, teacher=teacher)
-    out.print(f"{BENCH}, {TABLE}{', pareto.png' if cohort else ''} -> {folder}", highlight=False, soft_wrap=True)
+    print_result(f"{BENCH}, {TABLE}{', pareto.png' if cohort else ''} -> {folder}")
 
 
 def _require_readable(slide: Path, mpp: float | None, cohort: Path | None) -> None:
@@ -135,13 +136,13 @@ def _print_measurements(name: str, measurements: list[Measurement]) -> None:
     for f in speedup_factors(measurements):
         patches = f" for {f.patches:.1f} times fewer patches" if f.changed == LR.changed else ""
         text = f"{f.changed}: {f.cpu:.1f} times fewer CPU-seconds{patches}  ({f.before} -> {f.after})"
-        out.print(text, highlight=False, soft_wrap=True)
+        print_result(text)
     default = next((m for m in measurements if m.whole_cpu is not None and m.setup.runtime == "auto"), None)
     if default is not None:
         text = f"predict as a whole: {default.whole_cpu:.2f} CPU-s, {default.whole_wall:.2f} s"
         text += f"; its files: {default.cpu['write']:.2f} CPU-s, {default.wall['write']:.2f} s"
         runtime = f"runtime {default.runtime.name} {default.runtime.precision}"
-        out.print(f"{text}; reader {default.reader}, {runtime}", highlight=False)
+        print_result(f"{text}; reader {default.reader}, {runtime}")
 
 
 def _write_pareto(models: list[Bundle], cohort: Path, folder: Path, split: str, device: str, *, teacher: bool) -> None:
@@ -159,9 +160,9 @@ def _write_pareto(models: list[Bundle], cohort: Path, folder: Path, split: str, 
         evaluation = ExternalEvaluation(model, split, with_teacher, resolve_device(device), runtime="auto")
         failures = show_progress(with_finished_event(evaluate_bundle(cohort, results, evaluation)), model.name)
         for name, reason in failures.items():
-            err.print(f"{name}: {reason}", highlight=False, soft_wrap=True)
+            print_notice("", f"{name}: {reason}")
         points += cost_points(model.name, results / METRICS)
     if points:
         write_pareto(folder, points)
     else:
-        err.print("no AUROC is defined on this cohort, so there is nothing to plot: both classes are needed")
+        print_notice("", "no AUROC is defined on this cohort, so there is nothing to plot: both classes are needed")

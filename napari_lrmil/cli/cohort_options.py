@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from napari_lrmil.cli.console import SOME_FAILED, err, out, select_device, show_progress
+from napari_lrmil.cli.console import SOME_FAILED, print_notice, print_result, select_device, show_progress
 
 if TYPE_CHECKING:
     from napari_lrmil.core.cohort import Backend, CohortProgress, Outcome, SlideJob, SlideTask
@@ -190,7 +190,7 @@ def _remove_leftovers(results: Sequence[Path]) -> None:
 def _print_result(outcome: Outcome) -> None:
     """Print one line about a slide that is done."""
     if (result := outcome.result) is not None:
-        out.print(f"{outcome.job.path.name}: {result.text} -> {result.path}", highlight=False, soft_wrap=True)
+        print_result(f"{outcome.job.file_name}: {result.text} -> {result.path}")
 
 
 def _write_summary(folder: Path, progress: CohortProgress, backend: Backend) -> None:
@@ -203,4 +203,4 @@ def _write_summary(folder: Path, progress: CohortProgress, backend: Backend) -> 
         f"{progress.done} of {progress.total} slides done, {progress.reused} already there, "
         f"{len(progress.failures)} failed; {pace}at most {peak:.0f} MB in a worker"
     )
-    err.print(text, highlight=False, soft_wrap=True)
+    print_notice("", text)

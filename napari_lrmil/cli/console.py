@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from napari_lrmil.core.events import Event, Failed, Finished, Metric, Notice, Partial, Progress, StageDone
 from napari_lrmil.core.formatting import format_duration
+from napari_lrmil.core.text_escapes import printable
 
 if TYPE_CHECKING:
     from napari_lrmil.core.models.bundle import Bundle
@@ -54,6 +55,25 @@ def select_device(name: str) -> str:
 
     leave_core_free()
     return resolve_device(name)
+
+
+def print_result(text: str) -> None:
+    """Print a line of results to stdout, character by character as it is; see `print_notice`."""
+    out.print(Text(_printable_lines(text)), highlight=False, soft_wrap=True)
+
+
+def print_notice(subject: str, message: str, style: str = "yellow") -> None:
+    """Print a line to stderr, the subject in colour.
+
+    Names of slides and messages of libraries may hold brackets, ``:smile:`` or control characters. They are printed as
+    text and never as markup of rich or as commands of the terminal.
+    """
+    line = Text.assemble((printable(subject), style), " " if subject else "", _printable_lines(message))
+    err.print(line, highlight=False, soft_wrap=True)
+
+
+def _printable_lines(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def show_progress(
@@ -104,11 +124,11 @@ def _show(event: Event, title: str, bars: _Bars, quiet: bool) -> None:
         case Progress(stage, done, total, unit, left):
             bars.show(f"{title} · {stage}", done, total, unit, left)
         case Notice(message, subject) | Failed(message, subject):
-            err.print(f"[yellow]{escape(subject)}[/yellow] {escape(message)}", highlight=False, soft_wrap=True)
+            print_notice(subject, message)
         case Metric(_, "val/auroc", value, _):
             bars.metric = f", validation AUROC {value:.3f}"
         case StageDone(stage, seconds) if not quiet:
-            err.print(f"{stage}: done in {seconds:.1f} s", highlight=False)
+            print_notice("", f"{stage}: done in {seconds:.1f} s")
         # Without quiet=False only --verbose shows it.
         case StageDone(stage, seconds):
             logger.info("%s: %s done in %.2f s", title, stage, seconds)
@@ -131,8 +151,7 @@ def load_networks(model: Bundle, *, teacher: bool, device: str = "cpu", runtime:
         model.require_teacher()
     notices = {terms for terms in [model.teacher_notice if teacher else None] if terms}
     for terms in notices:
-        # emoji=False: rich would turn text like :smile: into an emoji
-        err.print(terms, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        print_notice("", terms)
     for network in ("student", "teacher") if teacher else ("student",):
         # A network that was converted before is not built again. Its file is checked all the same.
         if not is_network_converted(model, network, device, runtime):
@@ -156,7 +175,7 @@ class _Bars:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # names of slides
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[unit]}"),
@@ -181,7 +200,7 @@ class _Bars:
         is_due = time.monotonic() - self.last_note > NOTE_INTERVAL_S
         if is_due and not (is_within_slide or self.quiet or err.is_terminal):
             self.last_note = time.monotonic()
-            err.print(f"{stage}: {done} of {total} {text}{', ' if left else ''}{left}", highlight=False)
+            print_notice("", f"{stage}: {done} of {total} {text}{', ' if left else ''}{left}")
 
     def _start_bar(self, is_within_slide: bool, stage: str, total: int, unit: str) -> None:
         """Replace the bar of this kind. A new stage also removes the bar of the old stage's slide."""

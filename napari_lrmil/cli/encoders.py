@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Column, Table
 
-from napari_lrmil.cli.console import out
+from napari_lrmil.cli.console import out, print_result
 
 if TYPE_CHECKING:
     from napari_lrmil.core.encoders.foundation import EncoderCard
@@ -24,13 +23,13 @@ def encoders(
     if name is not None:
         _print_card(foundation_card(name.removeprefix("lazyslide:")))
         return
-    out.print(f"teacher and student: {', '.join(TRAINABLE)}", highlight=False)
-    out.print(f"named by {ACCEPTED_ENCODERS}", highlight=False, soft_wrap=True)
+    print_result(f"teacher and student: {', '.join(TRAINABLE)}")
+    print_result(f"named by {ACCEPTED_ENCODERS}")
     try:
         cards = foundation_cards()
     # Without the extra `encoders` there is no registry, but our own families can be listed.
     except EncoderError as error:
-        out.print(f"teachers of the registry: not available; {escape(str(error))}", highlight=False, soft_wrap=True)
+        print_result(f"teachers of the registry: not available; {error}")
         return
     table = Table(Column("lazyslide:…", no_wrap=True), "licence", "gated", "commercial", "width", "size", box=None)
     for card in cards:
@@ -47,4 +46,4 @@ def _print_card(card: EncoderCard) -> None:
     facts |= {"embedding": str(card.width or "not stated"), "parameters": card.parameters}
     facts |= {"source": card.url, "about": card.about}
     for key, value in facts.items():
-        out.print(f"{key:15} {value}", highlight=False, soft_wrap=True)
+        print_result(f"{key:15} {value}")

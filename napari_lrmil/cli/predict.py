@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,12 +26,14 @@ from napari_lrmil.cli.console import (
     MppOption,
     OutOption,
     RuntimeOption,
-    err,
     load_networks,
     out,
+    print_notice,
+    print_result,
     show_progress,
     with_finished_event,
 )
+from napari_lrmil.core.text_escapes import printable
 
 if TYPE_CHECKING:
     from napari_lrmil.core.cohort.predict_task import PredictTask
@@ -81,14 +83,14 @@ def info(
         return
     for key, value in facts.items():
         text = ("; ".join(map(str, value)) or "none") if isinstance(value, list) else value
-        out.print(f"{key:12} {'not known' if text is None else text}", highlight=False, soft_wrap=True)
+        print_result(f"{key:12} {'not known' if text is None else text}")
 
 
 def slide_facts(slide: Any) -> dict[str, Any]:
     """Return the facts that ``info`` prints, ready for JSON."""
     mpp = slide.mpp if slide.has_mpp else None
     return {
-        "slide": slide.path.name,
+        "slide": printable(slide.path.name),
         "vendor": slide.vendor,
         "size": f"{slide.width} x {slide.height} px",
         "mpp": [mpp.x, mpp.y] if mpp else None,
@@ -141,12 +143,12 @@ def predict(
     _require_available(execution, runtime)
     task, notices = _load_task(bundle, execution.resolve_path(folder), patches, execution.load_device, runtime)
     require_writable(folder)
-    paths, files = expand_slides(slides), {"roi": roi, "keep": keep, "exclude": exclude, "tissue": tissue}
-    _require_one_slide(paths, files)
+    given, files = expand_slides(slides), {"roi": roi, "keep": keep, "exclude": exclude, "tissue": tissue}
+    _require_one_slide(len(given), files)
     task = replace(task, device=device, report=report, files=files, resume=resume, runtime=runtime, reader=reader)
     task = replace(task, overlay=overlay)
     # --mpp overrides the column of a cohort table.
-    jobs = [SlideJob(execution.resolve_path(path), mpp or table_mpp) for path, table_mpp in paths]
+    jobs = [SlideJob(execution.resolve_path(slide.path), mpp or slide.mpp, slide.path_in_cohort) for slide in given]
     table = partial(_write_table, folder)
     progress = run_with_progress("predict", jobs, task, execution, folder, shown_notices=notices, write_tables=table)
     exit_if_failed(progress)
@@ -178,14 +180,14 @@ def _require_available(execution: ExecutionOptions, runtime: str) -> None:
     require_runtime(runtime, None if execution.is_remote else resolve_device(execution.device))
 
 
-def _require_one_slide(slides: Sequence[tuple[Path, float | None]], files: Mapping[str, Path | None]) -> None:
+def _require_one_slide(n_slides: int, files: Mapping[str, Path | None]) -> None:
     """Raise `ConfigError` if regions of one slide would be applied to several."""
     from napari_lrmil.core.errors import ConfigError
 
     options = [f"--{name}" for name, file in files.items() if file is not None]
-    if options and len(slides) > 1:
+    if options and n_slides > 1:
         raise ConfigError(
-            f"{', '.join(options)} is about one slide, and {len(slides)} were given; run predict for each slide"
+            f"{', '.join(options)} is about one slide, and {n_slides} were given; run predict for each slide"
         )
 
 
@@ -216,7 +218,7 @@ def compare(
     # Without run_cohort: one slide needs no retry, no failures.csv and no cohort.json.
     events = with_finished_event(task(SlideJob(slide, mpp)))
     result = show_progress(events, slide.name, shown_notices=notices)
-    out.print(f"{slide.name}: {result.text} -> {result.path}", highlight=False, soft_wrap=True)
+    print_result(f"{slide.name}: {result.text} -> {result.path}")
     _write_table(folder)
 
 
@@ -225,40 +227,67 @@ def _write_table(folder: Path) -> None:
     from napari_lrmil.core.results.cohort_tables import write_predictions_table
 
     for error in write_predictions_table(folder):
-        err.print(f"not in predictions.csv: {error}", markup=False, highlight=False, soft_wrap=True)
+        print_notice("", f"not in predictions.csv: {error}")
 
 
-def expand_slides(paths: Sequence[Path]) -> list[tuple[Path, float | None]]:
-    """Return the slides in files, folders and cohort tables, each with the resolution that a table states.
+@dataclass(frozen=True)
+class GivenSlide:
+    """A slide that a command was called for.
 
-    A folder of DICOM files is one slide.
+    Attributes
+    ----------
+    path
+        Slide file, or folder of a DICOM slide.
+    mpp
+        µm per level-0 pixel, if a cohort table states it.
+    path_in_cohort
+        Path without the folders above the cohort, see `path_in_cohort`.
+    """
+
+    path: Path
+    mpp: float | None
+    path_in_cohort: str
+
+
+def expand_slides(paths: Sequence[Path]) -> list[GivenSlide]:
+    """Return the slides in files, folders and cohort tables, in the given order.
+
+    A DICOM series is one slide. What is left out, or read in another way than a table has it, is printed.
 
     Raises
     ------
     typer.BadParameter
-        If a folder has no slide.
+        If nothing of what was given is a slide.
     """
-    from napari_lrmil.core.slides.openslide_handle import SLIDE_ENDINGS, dicom_files, has_slide_ending
+    from napari_lrmil.core.slides.slide_files import SLIDE_ENDINGS, SlideSearch, path_in_cohort
 
-    slides: list[tuple[Path, float | None]] = []
+    search, slides = SlideSearch(), list[GivenSlide]()
     for path in paths:
-        if path.suffix.lower() == ".csv":
-            slides += _cohort_slides(path)
-        elif path.is_dir() and not dicom_files(path):
-            files = sorted(filter(has_slide_ending, path.iterdir()))
-            if not files and has_slide_ending(path):
-                files = [path]  # a folder named like a slide: it fails as a slide, and the others go on
-            elif not files:
-                raise typer.BadParameter(
-                    f"{path} holds no slide; expected files such as {', '.join(SLIDE_ENDINGS[:5])}"
-                )
-            slides += [(file, None) for file in files]
+        resolutions, root = dict[Path, float | None](), path if path.is_dir() else path.parent
+        if path.is_dir():
+            search.add_folder(path)
+        elif path.suffix.lower() == ".csv":
+            resolutions = _read_table(path)
+            for slide in resolutions:
+                search.add_listed(slide)
         else:
-            slides.append((path, None))
+            search.add_file(path, is_only=len(paths) == 1)
+        new = search.slides[len(slides) :]
+        slides += [GivenSlide(slide, resolutions.get(slide), path_in_cohort(slide, root)) for slide in new]
+    places = ", ".join(printable(path) for path in paths)
+    if not slides:
+        expected = f"expected files such as {', '.join(SLIDE_ENDINGS[:5])}"
+        raise typer.BadParameter("; ".join(filter(None, [f"{places} holds no slide", expected, search.notice])))
+    if search.notice:
+        print_notice(places if len(paths) == 1 else "", search.notice)
     return slides
 
 
-def _cohort_slides(table: Path) -> list[tuple[Path, float | None]]:
+def _read_table(table: Path) -> dict[Path, float | None]:
+    """Return the slides of a cohort table with the resolutions that it states, and print its notices."""
     from lrmil_training.data.cohort import read_slides
 
-    return [(slide.path, slide.mpp) for slide in read_slides(table)]
+    slides = read_slides(table)
+    for notice in slides.notices:
+        print_notice(printable(table.name), notice)
+    return {slide.path: slide.mpp for slide in slides.slides}

@@ -21,9 +21,9 @@ from napari_lrmil.cli.console import (
     BundleOption,
     DeviceOption,
     OutOption,
-    err,
     load_networks,
-    out,
+    print_notice,
+    print_result,
     select_device,
     show_progress,
     with_finished_event,
@@ -64,7 +64,7 @@ def phantom(
         folder, slides, _parse_size(size), seed, split=split, workers=workers, look=look, variants=variant or ()
     )
     table = show_progress(events, "phantom slides")
-    out.print(f"{slides} slides -> {table}", highlight=False, soft_wrap=True)
+    print_result(f"{slides} slides -> {table}")
 
 
 def _parse_size(text: str) -> tuple[int, int]:
@@ -96,9 +96,9 @@ def features(
 
     # The terms of use are printed before weights are downloaded.
     if notice := encoder_notice(encoder):
-        err.print(notice, highlight=False)
+        print_notice("", notice)
     execution = ExecutionOptions(workers, scheduler, memory, device)
-    jobs = [SlideJob(execution.resolve_path(path), table_mpp) for path, table_mpp in expand_slides([cohort])]
+    jobs = [SlideJob(execution.resolve_path(slide.path), slide.mpp) for slide in expand_slides([cohort])]
     # Only a file has a path to resolve; other encoders are names that every worker can look up.
     name = str(execution.resolve_path(Path(encoder))) if Path(encoder).is_file() else encoder
     # Loaded here first, so that a broken encoder fails once and not once per slide.
@@ -112,7 +112,7 @@ def features(
     require_writable(folder)
     progress = run_with_progress("features", jobs, task, execution, folder, results=files)
     count = progress.done + progress.reused
-    out.print(f"{count} of {progress.total} slides -> {folder}", highlight=False, soft_wrap=True)
+    print_result(f"{count} of {progress.total} slides -> {folder}")
     exit_if_failed(progress)
 
 
@@ -134,12 +134,12 @@ def train(
     events = train_events(cohort, folder, resolved, select_device(device))
     run_folder = show_progress(events, "train", quiet=False)
     _print_metrics(run_folder)
-    out.print(f"metrics, checkpoints, bundle and report.html -> {run_folder}", highlight=False, soft_wrap=True)
+    print_result(f"metrics, checkpoints, bundle and report.html -> {run_folder}")
     n_failed = len({slide for slide, *_ in read_failures(run_folder)})
     # The run is complete, but without these slides: the same exit code as of predict.
     if n_failed:
         text = f"{n_failed} slide{'s' if n_failed > 1 else ''} could not be used; see {run_folder / FAILURES}"
-        err.print(text, highlight=False, soft_wrap=True)
+        print_notice("", text)
         raise typer.Exit(SOME_FAILED)
 
 
@@ -169,7 +169,7 @@ def evaluate(
         with_finished_event(evaluate_bundle(cohort, folder, evaluation)), "evaluate", shown_notices=notices
     )
     _print_metrics(folder)
-    out.print(f"metrics and report -> {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    print_result(f"metrics and report -> {folder / 'report.html'}")
     if failures:
         raise typer.Exit(SOME_FAILED)
 
@@ -179,13 +179,13 @@ def _use_teacher(model: Bundle, option: bool | None) -> bool:
     if option is False:
         return False
     if not model.has_teacher:
-        err.print("the bundle has no teacher; the student is evaluated alone")
+        print_notice("", "the bundle has no teacher; the student is evaluated alone")
         return False
     # Downloading hundreds of MB is not a default.
     if option is None and model.names_teacher:
         name = model.require_teacher().encoder.name
         text = f"the bundle names its teacher's encoder, {name}, without its weights: the student is evaluated alone"
-        err.print(f"{text}; --teacher downloads them", highlight=False, soft_wrap=True)
+        print_notice("", f"{text}; --teacher downloads them")
         return False
     return True
 
@@ -206,10 +206,10 @@ def _print_metrics(run_folder: Path) -> None:
             a = splits[split]["auroc"]
             interval = f" ({a['low']:.3f} to {a['high']:.3f})" if a["low"] is not None else ""
             value = "undefined" if a["value"] is None else f"{a['value']:.3f}{interval}"
-            out.print(f"{split:5} {method:21} AUROC {value}, {a['n_slides']} slides", highlight=False)
+            print_result(f"{split:5} {method:21} AUROC {value}, {a['n_slides']} slides")
             # Once per split: every method was measured on the same slides.
             if a["n_slides"] < FEW_SLIDES and method == "student":
-                out.print(f"      {a['n_slides']} slides are few: expect other values on other slides", highlight=False)
+                print_result(f"      {a['n_slides']} slides are few: expect other values on other slides")
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
@@ -219,4 +219,4 @@ def _print_summary(summary: dict[str, Any]) -> None:
             a = metrics["auroc"]
             spread = "" if a["sd"] is None else f" ± {a['sd']:.3f}"
             value = "undefined" if a["mean"] is None else f"{a['mean']:.3f}{spread}"
-            out.print(f"{split:5} {method:21} AUROC {value}, mean ± sd over {a['n_runs']} runs", highlight=False)
+            print_result(f"{split:5} {method:21} AUROC {value}, mean ± sd over {a['n_runs']} runs")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from napari_lrmil.cli.console import BundleOption, MppOption, out
+from napari_lrmil.cli.console import BundleOption, MppOption, print_result
 
 
 def view(
@@ -34,4 +34,4 @@ def demo(
 
     picture = run_demo(folder, slide, bundle, headless)
     if picture is not None:
-        out.print(f"picture -> {picture}", highlight=False, soft_wrap=True)
+        print_result(f"picture -> {picture}")

@@ -75,6 +75,7 @@ def evaluate_bundle(
         If the bundle is broken, or every slide failed.
     """
     cohort = _select_cohort(read_cohort(cohort_csv), evaluation)
+    yield from (Notice(text, cohort_csv.name) for text in cohort.notices)
     folder.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
     results = yield from _evaluate_slides(cohort, evaluation, failures)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -64,7 +65,8 @@ def train(cohort_csv: Path, out: Path, config: TrainConfig, device: str | torch.
     # The generator is closed before the lock is released, so that no fit writes to a folder of another run.
     with acquire_run_lock(out) as lock, EventLog(out) as log, closing(stages) as events:
         clear_stop_request(out)
-        for event in events:
+        notices = (Notice(text, cohort_csv.name) for text in context.cohort.notices)
+        for event in chain(notices, events):
             lock.check()  # another process may have taken over a lock that seemed dead
             log.write(event)
             _raise_if_stopped(out, event)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from napari_lrmil.core.atomic_files import atomic_write, write_json
+from napari_lrmil.core.text_escapes import escape_mathtext
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ def write_pareto(folder: Path, points: Sequence[CostPoint]) -> None:
     for point in points:
         low, high = (point.auroc if end is None else end for end in (point.low, point.high))
         spread = [[max(0.0, point.auroc - low)], [max(0.0, high - point.auroc)]]
-        axis.errorbar(point.cpu_seconds, point.auroc, yerr=spread, fmt="o", capsize=3, label=point.name)
+        axis.errorbar(
+            point.cpu_seconds, point.auroc, yerr=spread, fmt="o", capsize=3, label=escape_mathtext(point.name)
+        )
     axis.step(
         [p.cpu_seconds for p in front], [p.auroc for p in front], where="post", color="0.6", linewidth=1, zorder=0
     )

@@ -22,6 +22,7 @@ from napari_lrmil.core.cohort.task import (
 from napari_lrmil.core.errors import DiskFullError
 from napari_lrmil.core.events import Event, Failed, Notice, Partial, Progress
 from napari_lrmil.core.results.schema import CohortFile, WorkerSummary
+from napari_lrmil.core.text_escapes import printable
 
 STAGE = "cohort"
 
@@ -81,7 +82,7 @@ class CohortProgress:
     @property
     def rows(self) -> list[tuple[str, str, str]]:
         """Slide, step and reason of each failure, the columns of ``failures.csv``."""
-        return [(job.path.name, failure.step, failure.reason) for job, failure in self.failures]
+        return [(job.file_name, failure.step, failure.reason) for job, failure in self.failures]
 
     def record(self, outcome: Outcome) -> None:
         """Count an outcome for its worker."""
@@ -167,7 +168,7 @@ def _refuse_same_names(jobs: Sequence[SlideJob]) -> tuple[deque[SlideJob], list[
         if first is job:
             accepted.append(job)
         else:
-            reason = f"its results would overwrite those of {first.path}; rename one, or use another --out"
+            reason = f"its results would overwrite those of {printable(first.path)}; rename one, or use another --out"
             refused.append((job, Failure(WRITE, reason, retry=False)))
     return accepted, refused
 
@@ -193,7 +194,7 @@ def _handle_outcome(
 def _settle(progress: CohortProgress, outcome: Outcome, on_failure: OnFailure) -> Event:
     """Count a final outcome and return its event; raises `DiskFullError`."""
     if outcome.failure is None:
-        progress.settled_slides.add(outcome.job.path.name)
+        progress.settled_slides.add(outcome.job.file_name)
         if outcome.result is not None and outcome.result.is_reused:
             # Counted apart, because a reused slide takes no time and would spoil the pace.
             progress.reused += 1
@@ -210,10 +211,10 @@ def _settle(progress: CohortProgress, outcome: Outcome, on_failure: OnFailure) -
 def _fail(progress: CohortProgress, job: SlideJob, failure: Failure, on_failure: OnFailure) -> Failed:
     """Record a failed slide and return its event."""
     progress.failures.append((job, failure))
-    progress.settled_slides.add(job.path.name)
+    progress.settled_slides.add(job.file_name)
     # At once, so that the list is on disk if this process is killed.
     on_failure(progress)
-    return Failed(failure.reason, job.path.name, failure.step, failure.error)
+    return Failed(failure.reason, job.file_name, failure.step, failure.error)
 
 
 def _is_shown(event: Event) -> bool:

@@ -23,6 +23,8 @@ from napari_lrmil.core.errors import (
     TissueError,
 )
 from napari_lrmil.core.events import Event, Notice, Progress, StageDone
+from napari_lrmil.core.slides.slide_names import slide_name
+from napari_lrmil.core.text_escapes import printable
 
 OPEN, TISSUE, READ, ENCODE, WRITE, WORKER = "open", "tissue", "read", "encode", "write", "worker"
 PERMANENT_ERRORS = (ResolutionError, TissueError, RegionError, NewerSchemaError)  # of the slide: a retry cannot help
@@ -38,16 +40,24 @@ class SlideJob:
         Slide file, or folder of a DICOM slide.
     mpp
         µm per level-0 pixel, if the caller or the cohort table states it.
+    path_in_cohort
+        Path that is written into the results, see `napari_lrmil.core.slides.slide_files.path_in_cohort`; if it is
+        empty, the file name.
     """
 
     path: Path
     mpp: float | None = None
+    path_in_cohort: str = ""
 
     @property
     def name(self) -> str:
         """Name of the results, the same as `Slide.name`."""
-        # The name of a DICOM folder may have dots that are no file extension.
-        return self.path.name if self.path.is_dir() else self.path.stem
+        return slide_name(self.path)
+
+    @property
+    def file_name(self) -> str:
+        """Name of the slide file for messages and tables, printable."""
+        return printable(self.path.name or self.path.resolve().name)
 
 
 @dataclass(frozen=True)
@@ -196,7 +206,7 @@ class SerialBackend:
 def _with_slide_name(event: Event, job: SlideJob) -> Event:
     """Return a progress event whose stage names the slide."""
     if isinstance(event, Progress):
-        return replace(event, stage=f"{job.path.name} · {event.stage}")
+        return replace(event, stage=f"{job.file_name} · {event.stage}")
     return event
 
 
@@ -278,7 +288,7 @@ def _failure(error: Exception, step: str, job: SlideJob) -> Failure:
     if isinstance(error, MemoryError):
         reason = "memory: no more could be allocated; use fewer workers"
     elif isinstance(error, LrmilError | OSError):
-        reason = one_line(error).removeprefix(f"{job.path}: ")  # the table has the slide in a column of its own
+        reason = one_line(error, prefix=f"{job.path}: ")  # the table has the slide in a column of its own
     else:
         reason = (
             f"{type(error).__name__}: {one_line(error)}; this was not expected, "
@@ -297,9 +307,9 @@ def _failed_step(error: Exception, step: str) -> str:
     return READ if isinstance(error, SlideError) and step == ENCODE else step
 
 
-def one_line(error: BaseException) -> str:
-    """Return an error's message on one line, or its class name if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+def one_line(error: BaseException, prefix: str = "") -> str:
+    """Return an error's message on one line without `prefix`, or its class name if it has none."""
+    return printable(" ".join(str(error).removeprefix(prefix).split())) or type(error).__name__
 
 
 def estimate_seconds_left(began: float, computed: int, remaining: int) -> float | None:

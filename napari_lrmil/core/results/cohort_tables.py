@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from napari_lrmil.core.atomic_files import write_text
+from napari_lrmil.core.csv_files import read_csv, write_csv
 from napari_lrmil.core.errors import StoredError
 from napari_lrmil.core.patching.roi import WHOLE_SLIDE
 from napari_lrmil.core.results.schema import PREDICTION, PredictionFile
@@ -44,7 +41,7 @@ def write_predictions_table(folder: Path) -> tuple[StoredError, ...]:
         for file in stored
     ]
     if rows:
-        _write(folder / "predictions.csv", [header, *rows])
+        write_csv(folder / "predictions.csv", [header, *rows])
     return tuple(errors)
 
 
@@ -90,23 +87,13 @@ def merge_failures(folder: Path, sources: Sequence[Path]) -> None:
 def read_failures(folder: Path) -> list[tuple[str, ...]]:
     """Return (slide, step, reason) of each row of ``failures.csv``; none if there is no such file."""
     path = folder / FAILURES
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        # The first row has the names of the columns.
-        return [tuple(row) for row in list(csv.reader(file))[1:] if row]
+    # The first row has the names of the columns.
+    return [tuple(row) for row in read_csv(path)[1:]] if path.exists() else []
 
 
 def _write_failures(folder: Path, rows: Sequence[Sequence[str]]) -> None:
     if rows:
-        _write(folder / FAILURES, [FAILURE_COLUMNS, *rows])
+        write_csv(folder / FAILURES, [FAILURE_COLUMNS, *rows])
     else:
         # No file rather than an empty one, so that its existence means failures.
         (folder / FAILURES).unlink(missing_ok=True)
-
-
-def _write(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    text = io.StringIO()
-    # Line feeds on every system, so that equal results give equal files.
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_text(path, text.getvalue())

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 from PIL import Image
 
 from napari_lrmil.core.errors import SlideError
+from napari_lrmil.core.slides.dicom_headers import may_be_dicom, read_dicom_header
+from napari_lrmil.core.slides.slide_files import dicom_in
 
 
 class ColourProfile(Protocol):
@@ -38,8 +40,6 @@ class Handle(Protocol):
 
 
 Opener = Callable[[Path], Handle]
-DICOM = ".dcm"
-SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".tif", ".tiff", DICOM)
 CACHE_BYTES = 64 * 2**20  # decoded tiles of all open slides together
 
 
@@ -56,6 +56,7 @@ def open_with_openslide(path: Path) -> Handle:
     if not path.exists():  # checked here, as other openers need no file
         raise SlideError(path, "no such file; check the path")
     _require_content(path)
+    _require_slide_object(path)
     handle = openslide.OpenSlide(slide_file(path))
     handle.set_cache(_shared_cache())
     slide_handle: Handle = handle
@@ -66,6 +67,8 @@ def _require_content(path: Path) -> None:
     """Raise `SlideError` for an unreadable or empty file, which OpenSlide reports as an unsupported format."""
     if path.is_dir():
         return
+    if not path.is_file():  # reading a pipe would wait for whoever writes to it
+        raise SlideError(path, "a pipe or device, not a file; expected a slide file")
     try:
         with path.open("rb") as file:
             first = file.read(1)
@@ -73,6 +76,14 @@ def _require_content(path: Path) -> None:
         raise SlideError(path, "the file cannot be read (permission denied); ask its owner for access") from error
     if not first:
         raise SlideError(path, "the file is empty (0 bytes); copy it again from its source")
+
+
+def _require_slide_object(path: Path) -> None:
+    """Raise `SlideError` for a DICOM object of another kind, which OpenSlide reports as an unsupported format."""
+    header = read_dicom_header(path) if may_be_dicom(path) else None
+    if header is not None and not header.is_slide:
+        kind = f" ({header.modality})" if header.modality else ""
+        raise SlideError(path, f"a DICOM object that is no whole-slide image{kind}; give a file of the slide's series")
 
 
 @lru_cache(maxsize=1)
@@ -83,27 +94,23 @@ def _shared_cache() -> Any:
     return openslide.OpenSlideCache(CACHE_BYTES)
 
 
-def has_slide_ending(path: Path) -> bool:
-    """Return whether a path has the ending of a slide file. napari.yaml lists the same endings."""
-    return path.suffix.lower() in SLIDE_ENDINGS
-
-
-def dicom_files(folder: Path) -> list[Path]:
-    """Return the sorted DICOM files of a folder. A folder with DICOM files is one slide."""
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() == DICOM)
-
-
 def slide_file(path: Path) -> Path:
     """Return the file to open: `path` itself, or one DICOM file of a folder (OpenSlide adds the rest).
 
     Raises
     ------
     SlideError
-        If a folder has no DICOM file.
+        If a folder has no DICOM slide, or several.
     """
     if not path.is_dir():
         return path
-    files = dicom_files(path)
+    objects = dicom_in(path)
+    if len(objects.slides) > 1:
+        names = ", ".join(file.name for file in objects.slides.values())
+        raise SlideError(path, f"a folder with {len(objects.slides)} DICOM slides; give one file of a slide: {names}")
+    files = [*objects.slides.values(), *objects.broken]
     if not files:
-        raise SlideError(path, "a folder without .dcm files; expected a slide file or the folder of one DICOM slide")
+        others = len(objects.others)
+        seen = f"a folder with {others} DICOM objects that are no slides" if others else "a folder without DICOM files"
+        raise SlideError(path, f"{seen}; expected a slide file or the folder of one DICOM slide")
     return files[0]

@@ -33,6 +33,7 @@ from napari_lrmil.core.slides.openslide_handle import Handle, Opener, open_with_
 from napari_lrmil.core.slides.resampling import Pixels as Pixels  # re-exported: the type of every read
 from napari_lrmil.core.slides.resampling import area_average, composite_on_white
 from napari_lrmil.core.slides.resolution import find_mpp, mpp_warnings, number, why_unknown
+from napari_lrmil.core.slides.slide_names import slide_name
 from napari_lrmil.core.slides.tile_reader import (
     AUTO,
     OPENSLIDE,
@@ -116,8 +117,8 @@ class Slide:
 
     @property
     def name(self) -> str:
-        """File name without its ending. For a folder the full name, as DICOM numbers contain dots."""
-        return self.path.name if self.path.is_dir() else self.path.stem
+        """File name without its ending, or the full name of a folder; see `slide_name`."""
+        return slide_name(self.path)
 
     @property
     def vendor(self) -> str:

@@ -16,6 +16,7 @@ from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
 from napari_lrmil.core.inference.teacher_comparison import SharedPatches, shared_patches
 from napari_lrmil.core.patching.regions import Region
 from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.text_escapes import escape_mathtext
 from napari_lrmil.core.visualize.figure_panels import show_attention, show_slide
 from napari_lrmil.core.visualize.overlay import (
     ATTENTION_LEGEND,
@@ -67,7 +68,7 @@ def draw_comparison(path: Path, slide: Slide, prediction: Prediction, lesions: S
     _draw_difference(axes[2], prediction.student, shared)
     _draw_scatter(axes[3], shared)
     agreement = format_agreement(prediction.agreement, len(prediction.grid.lr_index))
-    figure.suptitle(f"{slide.name} · {agreement} · {prediction.bundle}", fontsize=11)
+    figure.suptitle(escape_mathtext(f"{slide.name} · {agreement} · {prediction.bundle}"), fontsize=11)
     notes = [f"{RESEARCH_USE} {calibration_text(prediction)}.", *prediction.warnings]
     figure.supxlabel("\n".join(fill(sentence, 180) for sentence in notes), fontsize=8)
     with atomic_write(path) as partial:
@@ -78,7 +79,7 @@ def _draw_attention(axes: Sequence[Axes], networks: Sequence[NetworkPrediction])
     """Draw the attention of student and teacher on one colour scale."""
     low, high = color_limits(networks)
     for axis, title, network in zip(axes, ("Student (LR)", "Teacher (HR)"), networks, strict=True):
-        axis.set_title(f"{title}: {format_probabilities(network.probabilities)}", fontsize=10)
+        axis.set_title(escape_mathtext(f"{title}: {format_probabilities(network.probabilities)}"), fontsize=10)
         image = show_attention(axis, make_heatmap(network), low, high)
     axes[0].figure.colorbar(image, ax=list(axes), shrink=0.8, label=ATTENTION_LEGEND, extend="max")
 

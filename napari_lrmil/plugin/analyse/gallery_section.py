@@ -11,6 +11,7 @@ from qtpy.QtGui import QIcon, QImage, QKeyEvent, QPixmap
 from qtpy.QtWidgets import QGridLayout, QRadioButton, QToolButton, QWidget
 
 from napari_lrmil.core.events import Event, Finished, Partial
+from napari_lrmil.core.text_escapes import escape_qt
 from napari_lrmil.plugin.qt.section import Section, make_label, make_row
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class GallerySection(Section):
         thumbnail.setIconSize(QSize(ICON_PX, ICON_PX))
         thumbnail.setFixedSize(PATCH_THUMBNAIL_PX, PATCH_THUMBNAIL_PX)
         thumbnail.setAutoRaise(True)
-        thumbnail.setToolTip(_describe(patch))
+        thumbnail.setToolTip(escape_qt(_describe(patch)))
         thumbnail.setAccessibleName(_describe(patch))
         thumbnail.clicked.connect(lambda: self._select(index))
         thumbnail.arrow_pressed.connect(lambda step: self._select(index + step))

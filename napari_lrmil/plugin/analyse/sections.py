@@ -18,6 +18,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_lrmil.core.formatting import format_probability
+from napari_lrmil.core.text_escapes import escape_qt
 from napari_lrmil.core.visualize.overlay import ATTENTION_SCALES
 from napari_lrmil.plugin.analyse.result_text import ResultText
 from napari_lrmil.plugin.qt.section import Section, enable_unless, make_button, make_divider, make_label
@@ -70,10 +71,11 @@ class ProbabilityBars(QWidget):  # type: ignore[misc]  # qtpy has no types
         bar.setValue(round(value * BAR_STEPS))
         bar.setTextVisible(False)
         bar.setStyleSheet(BAR_STYLE.format(colour=colour))
-        number = QLabel(format_probability(value))
-        number.setToolTip(f"{name}: {value:.6f}")
+        label, number = QLabel(name), QLabel(format_probability(value))
+        label.setTextFormat(Qt.TextFormat.PlainText)
+        number.setToolTip(escape_qt(f"{name}: {value:.6f}"))
         number.setAlignment(Qt.AlignmentFlag.AlignRight)
-        for column, widget in enumerate((QLabel(name), bar, number)):
+        for column, widget in enumerate((label, bar, number)):
             widget.setAccessibleName(f"{name} {format_probability(value)}")
             self._grid.addWidget(widget, row, column)
 

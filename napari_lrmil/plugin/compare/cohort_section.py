@@ -11,6 +11,7 @@ from qtpy.QtGui import QIcon, QImage, QPixmap
 from qtpy.QtWidgets import QAbstractItemView, QComboBox, QProgressBar, QTableWidget, QTableWidgetItem, QWidget
 
 from napari_lrmil.core.formatting import format_probability
+from napari_lrmil.core.text_escapes import escape_qt
 from napari_lrmil.plugin.compare.comparison_model import (
     DisagreementMeasure,
     attention_disagreement,
@@ -137,7 +138,7 @@ class CohortSection(Section):
 
     def _make_item(self, text: str, result: StoredResult, column: int) -> Any:
         item = QTableWidgetItem(text)
-        item.setToolTip(result.problem or f"{result.name}: {OPEN_HINT}")
+        item.setToolTip(escape_qt(result.problem or f"{result.name}: {OPEN_HINT}"))
         if result.problem:
             item.setFlags(item.flags() & ~Qt.ItemFlag.ItemIsEnabled)
         if column == 0 and result.folder in self._icons:

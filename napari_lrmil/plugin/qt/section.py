@@ -18,6 +18,8 @@ from qtpy.QtWidgets import (
 )
 from superqt import QCollapsible
 
+from napari_lrmil.core.text_escapes import escape_qt
+
 SMALL_FONT = 0.9  # size of hints, relative to the font of the dock
 
 
@@ -124,6 +126,8 @@ def make_label(name: str, text: str = "", *, bold: bool = False, small: bool = F
         Bold for results, small and italic for hints.
     """
     label = QLabel(text)
+    # Qt would take names of slides and classes with tags for HTML.
+    label.setTextFormat(Qt.TextFormat.PlainText)
     label.setObjectName(name)
     label.setWordWrap(True)
     label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
@@ -146,4 +150,4 @@ def make_divider() -> QFrame:
 def enable_unless(widget: QWidget, reason: str, tip: str) -> None:
     """Disable a widget if there is a reason, and show that reason as its tooltip; else enable it and show `tip`."""
     widget.setEnabled(not reason)
-    widget.setToolTip(reason or tip)
+    widget.setToolTip(escape_qt(reason or tip))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 
 from qtpy.QtCore import QAbstractItemModel, QAbstractTableModel, QModelIndex, QObject, Qt, Signal
@@ -10,6 +11,7 @@ from qtpy.QtWidgets import QAbstractItemView, QComboBox, QHeaderView, QStyledIte
 
 from lrmil_training.data.cohort import SPLITS
 from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.text_escapes import escape_qt
 from napari_lrmil.plugin.qt.section import enable_unless, make_button, make_label
 from napari_lrmil.plugin.qt.steps import Step
 from napari_lrmil.plugin.train.cohort_table import COLUMNS, ClassCount, CohortRow, CohortTable
@@ -77,7 +79,7 @@ class CohortTableModel(QAbstractTableModel):  # type: ignore[misc]  # qtpy has n
         column = COLUMNS[index.column() - 1]
         text = row.path.name if column == "slide" else getattr(row, column)
         if role == Qt.ItemDataRole.ToolTipRole:
-            return str(row.path) if column == "slide" else f"{text}\n{COLUMN_TIPS[index.column()]}".strip()
+            return escape_qt(str(row.path) if column == "slide" else f"{text}\n{COLUMN_TIPS[index.column()]}".strip())
         return text if role in (Qt.ItemDataRole.DisplayRole, Qt.ItemDataRole.EditRole) else None
 
     def _state(self, row: CohortRow, role: int) -> Any:
@@ -88,7 +90,8 @@ class CohortTableModel(QAbstractTableModel):  # type: ignore[misc]  # qtpy has n
             return (
                 "not checked yet"
                 if check is None
-                else check.fault or f"{check.mpp:.4g} µm per pixel, LR patches with tissue: {check.lr_patches}"
+                else escape_qt(check.fault)
+                or f"{check.mpp:.4g} µm per pixel, LR patches with tissue: {check.lr_patches}"
             )
         if role == Qt.ItemDataRole.ForegroundRole and check is not None:
             return QColor("#e06c4f" if check.fault else "#4fae7b")
@@ -211,11 +214,13 @@ class CohortEditor(Step):
             enable_unless(widget, empty, tip)
         name = table.path.name if table.path else "a new table"
         self.file_label.setText(f"{name}{'' if table.saved else ', not saved'}" if table.rows else "")
-        self.file_label.setToolTip(str(table.path or ""))
+        self.file_label.setToolTip(escape_qt(str(table.path or "")))
         self.counts.setText(_counts_html(table.classes, table.counts()) if table.rows else "")
-        self.state.setText(
-            "\n".join(filter(None, (self._refusal, self._check_summary(checking), table.blocked_by or READY_TEXT)))
+        notices, state = (
+            [f"{notice[0].upper()}{notice[1:]}." for notice in table.notices],
+            table.blocked_by or READY_TEXT,
         )
+        self.state.setText("\n".join(filter(None, (self._refusal, *notices, self._check_summary(checking), state))))
 
     def _check_summary(self, checking: bool) -> str:
         table = self._table
@@ -234,9 +239,9 @@ class CohortEditor(Step):
 
 def _counts_html(classes: list[str], counts: dict[str, dict[str, ClassCount]]) -> str:
     """Return an HTML table with slides and, in brackets, patients of each class and split."""
-    head = "".join(f"<th align='right'>&nbsp;&nbsp;{name}</th>" for name in classes)
+    head = "".join(f"<th align='right'>&nbsp;&nbsp;{escape(name)}</th>" for name in classes)
     rows = "".join(
-        f"<tr><td>{split or 'no split'}</td>"
+        f"<tr><td>{escape(split) or 'no split'}</td>"
         + "".join(f"<td align='right'>&nbsp;&nbsp;{by_class[c].slides} ({by_class[c].patients})</td>" for c in classes)
         + "</tr>"
         for split, by_class in counts.items()

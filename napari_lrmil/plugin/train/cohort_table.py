@@ -5,7 +5,6 @@ No Qt and no napari, so tests need no screen; `cohort_editor` shows the table.
 
 from __future__ import annotations
 
-import csv
 import os
 import time
 from collections import Counter
@@ -17,24 +16,24 @@ from typing import Literal
 from psygnal import Signal
 
 from lrmil_training.data.cohort import (
-    OPTIONAL_COLUMNS,
-    REQUIRED_COLUMNS,
     SPLITS,
     Cohort,
     CohortSlide,
     assign_splits,
-    read_rows,
     require_classes,
     require_disjoint_patients,
 )
+from lrmil_training.data.cohort_cells import find_slide, normal_split
+from lrmil_training.data.cohort_file import REQUIRED_COLUMNS, parse_mpp, read_table
 from lrmil_training.data.patient_groups import patient_clusters, patient_parts
-from napari_lrmil.core.atomic_files import atomic_write
+from napari_lrmil.core.csv_files import write_csv
 from napari_lrmil.core.errors import CohortError, LrmilError
 from napari_lrmil.core.events import Event, Finished, Partial, Progress
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.patching.grid import find_tissue_grid, require_resolution
-from napari_lrmil.core.slides.openslide_handle import DICOM, SLIDE_ENDINGS, has_slide_ending
 from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.slides.slide_files import SLIDE_ENDINGS, SlideSearch
+from napari_lrmil.core.slides.slide_names import slide_name
 
 ColumnName = Literal["slide", "label", "patient", "split", "mpp"]
 COLUMNS: tuple[ColumnName, ...] = ("slide", "label", "patient", "split", "mpp")
@@ -132,24 +131,27 @@ def _drop_path(error: LrmilError, path: Path) -> str:
     return str(error).removeprefix(f"{path}: ")
 
 
-def find_slides(folder: Path) -> tuple[CohortRow, ...]:
-    """Return a row for every slide in a folder and its subfolders; the name of a subfolder is the class.
+def find_slides(folder: Path) -> tuple[tuple[CohortRow, ...], str]:
+    """Return a row for every slide in a folder and its subfolders, and a sentence on what was left out.
 
-    A folder of DICOM files is one slide. Every slide gets its own patient, named after the file, because only the user
-    knows which slides share a patient.
+    The name of a subfolder is the class. A DICOM series is one slide. Every slide gets its own patient, named after the
+    file, because only the user knows which slides share a patient.
 
     Raises
     ------
     CohortError
         If there is no slide.
     """
-    files = [path for path in folder.rglob("*") if has_slide_ending(path) and not path.name.startswith(".")]
-    if not files:
-        raise CohortError(folder, f"no slide in this folder; expected files that end in {', '.join(SLIDE_ENDINGS)}")
-    slides = sorted({path.parent if path.suffix.lower() == DICOM else path for path in files})
-    return tuple(
-        CohortRow(path, "" if folder in (path, path.parent) else path.parent.name, path.stem) for path in slides
+    search = SlideSearch()
+    search.add_folder(folder)
+    if not search.slides:
+        endings = f"no slide in this folder; expected files that end in {', '.join(SLIDE_ENDINGS)}"
+        raise CohortError(folder, f"{endings} ({search.notice})" if search.notice else endings)
+    rows = (
+        CohortRow(path, "" if folder in (path, path.parent) else path.parent.name, slide_name(path))
+        for path in sorted(search.slides)
     )
+    return tuple(rows), search.notice
 
 
 class CohortTable:
@@ -167,6 +169,8 @@ class CohortTable:
         Whether the user changed something since the table was opened, built or saved.
     plan
         Resolutions and patch sizes for the checks.
+    notices
+        Sentences on what was left out when the table was opened or built, or read in another way than it is written.
     """
 
     changed = Signal()
@@ -175,6 +179,7 @@ class CohortTable:
         self.rows: tuple[CohortRow, ...] = ()
         self.path: Path | None = None
         self.saved = self.edited = False
+        self.notices: tuple[str, ...] = ()
         self.plan = PatchPlan()
         self._checks: dict[tuple[Path, str], SlideCheck] = {}
         self._columns: list[str] = []  # of the opened file, in its order
@@ -183,22 +188,23 @@ class CohortTable:
 
     def open(self, path: Path) -> None:
         """Read the rows of a CSV file; cells may be empty and slides may be missing, `blocked_by` reports them."""
-        read = read_rows(path)
-        own_columns = {*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS} - {"site"}
-        rows = []
-        for cells in read:
-            values = {key: (cells.get(key) or "").strip() for key in own_columns}
-            extra = tuple((k, v or "") for k, v in cells.items() if isinstance(k, str) and k not in own_columns)
-            slide = path.parent / values["slide"]
+        table = read_table(path)
+        own_columns = ("slide", *COLUMNS[1:])
+        rows, notices = [], list(table.notices)
+        for read in table.rows:
+            values = {key: read.cells.get(key, "") for key in own_columns}
+            extra = tuple((name, cell) for name, cell in read.cells.items() if name not in own_columns)
             label, patient, split, mpp = (values[key] for key in COLUMNS[1:])
-            rows.append(CohortRow(slide, label, patient, split, mpp, extra=extra))
-        self._columns = [key for key in read[0] if isinstance(key, str)]
-        self.edited = False
+            split = normal_split(split, notices)
+            rows.append(CohortRow(find_slide(path, read), label, patient, split, mpp, extra=extra))
+        self._columns = list(table.columns)
+        self.edited, self.notices = False, tuple(dict.fromkeys(notices))
         self._set_rows(tuple(rows), path.resolve(), saved=True)
 
     def build(self, folder: Path) -> None:
         """Start a table with every slide of a folder; without subfolders the user fills in the labels."""
-        rows, self._columns, self.edited = find_slides(folder), [], False
+        rows, notice = find_slides(folder)
+        self._columns, self.edited, self.notices = [], False, (notice,) if notice else ()
         self._set_rows(rows, None, saved=False)
 
     def save(self, path: Path) -> None:
@@ -213,10 +219,8 @@ class CohortTable:
         if any(row.mpp for row in self.rows) and "mpp" not in columns:
             columns.append("mpp")
         try:
-            with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, columns)
-                writer.writeheader()
-                writer.writerows(self._cells(row, path.parent) for row in self.rows)
+            cells = [self._cells(row, path.parent) for row in self.rows]
+            write_csv(path, [columns, *([row.get(column, "") for column in columns] for row in cells)])
         except OSError as error:
             raise CohortError(
                 path, f"the table cannot be written there ({error.strerror}); choose another folder"
@@ -289,7 +293,7 @@ class CohortTable:
             return "Open a cohort table, or build one from a folder of slides."
         if lacking := self._lacking_cell():
             return lacking
-        duplicates = [name for name, count in Counter(row.path.stem for row in self.rows).items() if count > 1]
+        duplicates = [name for name, count in Counter(slide_name(row.path) for row in self.rows).items() if count > 1]
         if duplicates:
             return f"Two slides are named {duplicates[0]}; rename one, because features are stored by that name."
         return self._missing_files() or self._leak() or self._lacking_class()
@@ -405,13 +409,8 @@ class CohortTable:
 
 
 def _require_valid_cell(column: ColumnName, text: str) -> None:
-    if column == "mpp" and text:
-        try:
-            is_valid = float(text) > 0
-        except ValueError:
-            is_valid = False
-        if not is_valid:
-            raise CohortError(UNSAVED_TABLE, f"'{text}' is not a resolution; expected µm per pixel, such as 0.5")
+    if column == "mpp" and text and parse_mpp(text) is None:
+        raise CohortError(UNSAVED_TABLE, f"'{text}' is not a resolution; expected µm per pixel, such as 0.5")
 
 
 def _count_rows(rows: Sequence[CohortRow]) -> ClassCount:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
+from qtpy.QtCore import Qt
 from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import (
     QCheckBox,
@@ -67,6 +68,7 @@ class MppDialog(QDialog):  # type: ignore[misc]  # qtpy has no types
         column = QVBoxLayout(self)
         column.setSpacing(10)
         text = QLabel(EXPLANATION.format(name=name))
+        text.setTextFormat(Qt.TextFormat.PlainText)
         text.setWordWrap(True)
         text.setContentsMargins(0, 0, 0, 6)
         column.addWidget(text)

@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_lrmil.core.slides.openslide_handle import dicom_files
+from napari_lrmil.core.slides.dicom_headers import dicom_series
 from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.slides.slide_files import dicom_in
 from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.plugin.viewer.mpp_prompt import AskMpp, MppAnswer, resolve_mpp
 from napari_lrmil.plugin.viewer.screen_pyramid import DEFAULT_CACHE_BYTES
@@ -166,27 +167,11 @@ def one_path_per_slide(paths: Iterable[Path], shown: Iterable[str] = ()) -> list
 def _slides_in(path: Path) -> list[tuple[Path, str | None]]:
     """Return what to open at a path, each with its DICOM series if it has one."""
     if not path.is_dir():
-        return [(path, _read_series(path))]
-    first_files: dict[str, Path] = {}
-    for file in _dicom_slide_files(path):
-        first_files.setdefault(_read_series(file) or str(file), file)
-    if len(first_files) > 1:
-        return [(file, series) for series, file in first_files.items()]
-    return [(path, next(iter(first_files), None))]  # the folder, because its name was chosen by a person
-
-
-def _read_series(file: Path) -> str | None:
-    """Return the DICOM series of a file; None for other formats and for broken files, which `Slide` reports later."""
-    import openslide
-
-    try:
-        if openslide.OpenSlide.detect_format(file) != "dicom":
-            return None
-        with openslide.OpenSlide(file) as handle:
-            series: str | None = handle.properties.get(SERIES_PROPERTY)
-            return series
-    except (OSError, openslide.OpenSlideError):
-        return None
+        return [(path, dicom_series(path))]
+    series_files = dicom_in(path).slides
+    if len(series_files) > 1:
+        return [(file, series) for series, file in series_files.items()]
+    return [(path, next(iter(series_files), None))]  # the folder, because its name was chosen by a person
 
 
 def _shown_series(viewer: ViewerModel) -> frozenset[str]:
@@ -203,12 +188,8 @@ def _shown_series(viewer: ViewerModel) -> frozenset[str]:
 def is_slide(path: Path) -> bool:
     """Return whether a file, or a folder of DICOM files, is a slide; only the headers are read."""
     if path.is_dir():
-        return bool(_dicom_slide_files(path))
-    return _is_slide_file(path)
-
-
-def _dicom_slide_files(folder: Path) -> list[Path]:
-    return [file for file in dicom_files(folder) if _is_slide_file(file)]
+        return bool(dicom_in(path).slides)
+    return path.is_file() and _is_slide_file(path)  # reading a pipe would wait for whoever writes to it
 
 
 def _is_slide_file(path: Path) -> bool:

@@ -5,24 +5,40 @@ Splits are by patient. A patient in two splits is an error, because test figures
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from lrmil_training.data.cohort_cells import (
+    find_slide,
+    normal_split,
+    require_clear_labels,
+    require_unmangled,
+    similar_name,
+)
+from lrmil_training.data.cohort_file import (
+    OPTIONAL_COLUMNS,
+    REQUIRED_COLUMNS,
+    CohortTableRow,
+    TableFile,
+    read_mpp_cell,
+    read_table,
+)
 from lrmil_training.data.patient_groups import patient_clusters, patient_parts
 from napari_lrmil.core.errors import CohortError
 from napari_lrmil.core.inference.teacher_comparison import lesion_file
+from napari_lrmil.core.slides.dicom_headers import dicom_series
 from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.slides.slide_names import slide_name
+from napari_lrmil.core.text_escapes import printable
 
 SPLITS = ("train", "val", "test")
-REQUIRED_COLUMNS = ("slide", "patient", "label")
-OPTIONAL_COLUMNS = ("split", "mpp", "site")
 SPLIT_SHARES = (0.6, 0.2, 0.2)  # of patients, if the table has no column split
 
 
@@ -54,8 +70,8 @@ class CohortSlide:
 
     @property
     def name(self) -> str:
-        """The slide's file name without its suffix."""
-        return self.path.stem
+        """Name of the slide, see `slide_name`."""
+        return slide_name(self.path)
 
     @property
     def lesions(self) -> Path:
@@ -81,12 +97,15 @@ class Cohort:
         Class names, in the order of the logits.
     fixed
         True if the table states the splits; False if they were assigned here.
+    notices
+        Sentences on what was left out of the table, or read in another way than it is written.
     """
 
     path: Path
     slides: tuple[CohortSlide, ...]
     classes: tuple[str, ...]
     fixed: bool = False
+    notices: tuple[str, ...] = ()
 
     def of(self, split: str) -> tuple[CohortSlide, ...]:
         """Return the slides of one split."""
@@ -112,41 +131,89 @@ class Cohort:
         return {split: dict(Counter(s.label for s in self.of(split))) for split in SPLITS if self.of(split)}
 
 
+@dataclass(frozen=True)
+class SlideTable:
+    """Slides of a table for tasks without patients and labels, and the notices of its reading."""
+
+    slides: tuple[CohortSlide, ...]
+    notices: tuple[str, ...] = ()
+
+
 def read_cohort(path: Path, *, seed: int = 0) -> Cohort:
     """Return a checked cohort. Without a ``split`` column, patients are split 60/20/20, stratified by label.
 
     Parameters
     ----------
     path
-        CSV table with the columns `REQUIRED_COLUMNS` and, optionally, `OPTIONAL_COLUMNS`.
+        CSV table with the columns `REQUIRED_COLUMNS` and, optionally, `OPTIONAL_COLUMNS`; see `read_table`.
     seed
         Seed of the assigned splits.
 
     Raises
     ------
     CohortError
-        If the table or a slide is missing, a split is unknown, or two slides share a name.
+        If the table or a slide is missing, a cell is not what its column expects, or two slides share a name.
     """
-    rows = read_rows(path)  # line 1 is the header, so rows are counted from 2 in messages
-    slides = [_slide(path, i, row) for i, row in enumerate(rows, start=2)]
-    missing = [s.path.name for s in slides if not s.path.exists()]
-    if missing:
-        raise CohortError(
-            path,
-            f"{len(missing)} of {len(slides)} slides do not exist, first {missing[0]}; paths are relative to the table",
-        )
-    # Feature files are named after slides.
-    duplicates = [name for name, count in Counter(s.name for s in slides).items() if count > 1]
-    if duplicates:
-        raise CohortError(
-            path, f"two slides are named {duplicates[0]}; their features would overwrite each other, rename one"
-        )
+    table = read_table(path)
+    notices = list(table.notices)
+    rows = list(zip(table.rows, _read_slides(table, REQUIRED_COLUMNS, notices), strict=True))
+    _require_existing(path, rows)
+    require_unmangled(path, table.rows)
+    require_clear_labels(path, table.rows)
+    slides = _one_row_per_slide(path, rows, notices)
     # A partly filled column counts as fixed and is refused below: a guess could put a patient in two splits.
     fixed = any(s.split for s in slides)
     if not fixed:
         slides = assign_splits(slides, seed)
     require_disjoint_patients(path, slides)
-    return Cohort(path, tuple(slides), tuple(dict.fromkeys(_class_order(slides))), fixed)
+    return Cohort(path, tuple(slides), tuple(dict.fromkeys(_class_order(slides))), fixed, tuple(dict.fromkeys(notices)))
+
+
+def _require_existing(path: Path, rows: Sequence[tuple[CohortTableRow, CohortSlide]]) -> None:
+    missing = [(row, slide) for row, slide in rows if not os.path.exists(slide.path)]
+    if not missing:
+        return
+    row, slide = missing[0]
+    similar = similar_name(slide.path)
+    advice = f"there is {printable(similar)}: correct the table" if similar else "paths are relative to the table"
+    first = f"{printable(slide.path.name)} (line {row.line})"
+    raise CohortError(path, f"{len(missing)} of {len(rows)} slides do not exist, first {first}; {advice}")
+
+
+def _one_row_per_slide(
+    path: Path, rows: Iterable[tuple[CohortTableRow, CohortSlide]], notices: list[str]
+) -> list[CohortSlide]:
+    """Return the slides without further files of a DICOM series; raise `CohortError` if two slides share a name."""
+    slides: list[CohortSlide] = []
+    line_of_name: dict[str, tuple[int, CohortSlide]] = {}
+    row_of_series: dict[str, tuple[int, CohortSlide]] = {}
+    n_further = 0
+    for row, slide in rows:
+        series = dicom_series(slide.path)
+        if series is not None and series in row_of_series:
+            line, first = row_of_series[series]
+            if replace(slide, path=first.path) != first:
+                raise CohortError(
+                    path,
+                    f"lines {line} and {row.line} are files of one DICOM series with different cells; keep one line",
+                )
+            n_further += 1
+            continue
+        line, first = line_of_name.setdefault(slide.name, (row.line, slide))
+        if first is not slide:  # feature files are named after slides
+            raise CohortError(path, _same_name(f"lines {line} and {row.line}", first, slide))
+        if series is not None:
+            row_of_series[series] = row.line, slide
+        slides.append(slide)
+    if n_further:
+        notices.append(f"{n_further} rows left out that name further files of a DICOM series in the table")
+    return slides
+
+
+def _same_name(lines: str, first: CohortSlide, second: CohortSlide) -> str:
+    if first.path == second.path:
+        return f"{lines} are the same slide; delete one"
+    return f"{lines}: two slides are named {second.name}; their features would overwrite each other, rename one"
 
 
 def _class_order(slides: Sequence[CohortSlide]) -> list[str]:
@@ -155,7 +222,7 @@ def _class_order(slides: Sequence[CohortSlide]) -> list[str]:
     return sorted({s.label for s in slides}, key=lambda label: (label.lower() not in negative, label))
 
 
-def read_slides(path: Path) -> list[CohortSlide]:
+def read_slides(path: Path) -> SlideTable:
     """Return the slides of a table for tasks without patients and labels; ``slide`` is the only required column.
 
     Slides that are missing or share a name are not refused here. They fail one by one, and the others go on.
@@ -163,57 +230,29 @@ def read_slides(path: Path) -> list[CohortSlide]:
     Raises
     ------
     CohortError
-        If the file is not a table of slides, or an mpp is not a number.
+        If the file is not a table of slides, or an mpp is not a resolution.
     """
-    rows = read_rows(path, needed=("slide",))
-    return [_slide(path, i, row, needed=("slide",)) for i, row in enumerate(rows, start=2)]
+    table = read_table(path, needed=("slide",))
+    notices = list(table.notices)
+    slides = tuple(_read_slides(table, ("slide",), notices))
+    return SlideTable(slides, tuple(dict.fromkeys(notices)))
 
 
-def read_rows(path: Path, needed: Sequence[str] = REQUIRED_COLUMNS) -> list[dict[str, str]]:
-    """Return the rows of a table, column -> cell. Only the columns are checked.
-
-    Raises
-    ------
-    CohortError
-        If the file is not a table, has no row, or lacks a column of `needed`.
-    """
-    if not path.is_file():
-        raise CohortError(path, "no such file; expected a CSV table of slides")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # Excel writes a byte order mark
-            reader = csv.DictReader(file)
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise CohortError(
-            path, f"not a readable table ({error}); expected CSV with columns {', '.join(needed)}"
-        ) from error
-    missing = [column for column in needed if column not in (reader.fieldnames or ())]
-    if missing or not rows:
-        problem = f"no column named {', '.join(missing)}" if missing else "the table has no rows"
-        raise CohortError(
-            path,
-            f"{problem}; expected one row per slide with columns {', '.join(needed)} "
-            f"and, optionally, {', '.join(OPTIONAL_COLUMNS)}",
-        )
-    return rows
+def _read_slides(table: TableFile, needed: Sequence[str], notices: list[str]) -> list[CohortSlide]:
+    return [_read_slide(table.path, row, needed, notices) for row in table.rows]
 
 
-def _slide(table: Path, line: int, row: dict[str, str], needed: Sequence[str] = REQUIRED_COLUMNS) -> CohortSlide:
-    cells = {key: (row.get(key) or "").strip() for key in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)}
+def _read_slide(path: Path, row: CohortTableRow, needed: Sequence[str], notices: list[str]) -> CohortSlide:
+    cells = {key: row.cells.get(key, "") for key in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)}
     empty = [key for key in needed if not cells[key]]
     if empty:
-        raise CohortError(table, f"line {line} has no {', '.join(empty)}; fill it in or delete the line")
-    if cells["split"] not in ("", *SPLITS):
-        raise CohortError(table, f"line {line} has the unknown split '{cells['split']}'; expected {', '.join(SPLITS)}")
-    try:
-        mpp = float(cells["mpp"]) if cells["mpp"] else None
-    except ValueError as error:
-        raise CohortError(
-            table, f"line {line} has the mpp '{cells['mpp']}'; expected µm per pixel, such as 0.5"
-        ) from error
-    extra = tuple((k, v or "") for k, v in row.items() if isinstance(k, str) and k not in cells)  # key None: surplus
-    slide = table.parent / cells["slide"]
-    return CohortSlide(slide, cells["patient"], cells["label"], cells["split"], mpp, cells["site"], extra)
+        raise CohortError(path, f"line {row.line} has no {', '.join(empty)}; fill it in or delete the line")
+    split = normal_split(cells["split"], notices)
+    if split not in ("", *SPLITS):
+        raise CohortError(path, f"line {row.line} has the unknown split '{split}'; expected {', '.join(SPLITS)}")
+    extra = tuple((name, cell) for name, cell in row.cells.items() if name not in cells)
+    mpp, file = read_mpp_cell(path, row, notices), find_slide(path, row)
+    return CohortSlide(file, cells["patient"], cells["label"], split, mpp, cells["site"], extra)
 
 
 def require_disjoint_patients(path: Path, slides: Sequence[CohortSlide]) -> None:

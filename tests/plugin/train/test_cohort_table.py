@@ -124,12 +124,13 @@ def test_a_folder_of_dicom_files_is_one_slide_of_its_class(tmp_path: Path) -> No
     for name in ("normal/a/0.dcm", "normal/a/1.dcm", "normal/a/label.DCM", "tumour/b/0.DCM", "tumour/c.svs"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert [(row.path.relative_to(tmp_path).as_posix(), row.label, row.patient) for row in find_slides(tmp_path)] == [
+    rows, _ = find_slides(tmp_path)
+    assert [(row.path.relative_to(tmp_path).as_posix(), row.label, row.patient) for row in rows] == [
         ("normal/a", "normal", "a"),
         ("tumour/b", "tumour", "b"),
         ("tumour/c.svs", "tumour", "c"),
     ]
-    assert [(row.path, row.label) for row in find_slides(tmp_path / "normal" / "a")] == [
+    assert [(row.path, row.label) for row in find_slides(tmp_path / "normal" / "a")[0]] == [
         (tmp_path / "normal" / "a", "")
     ]
 
