@@ -70,6 +70,7 @@ PREDICTION: dict[str, Any] = {
     "warnings": [str],
     "version": str,
 }
+ADDED = {"finest_mpp_read": float, "finest_mpp_reason": str}  # after 0.1.0, within schema version 1
 TEACHER = {
     "probabilities": PER_CLASS,
     "calibrated": bool,
@@ -183,7 +184,7 @@ def test_files_of_a_slide(written: Path) -> None:
 
 def test_keys_of_a_prediction(written: Path) -> None:
     found = read_json(written / SLIDE.stem / "prediction.json")
-    assert mismatches(found, VERSION | PREDICTION | {"teacher": TEACHER}) == []
+    assert mismatches(found, VERSION | PREDICTION | ADDED | {"teacher": TEACHER}) == []
 
 
 def test_keys_of_an_agreement(written: Path) -> None:

@@ -192,6 +192,7 @@ def _prepare(
     yield from (Notice(text, slide.name) for text in slide.warnings)
     yield from map(Notice, model_notices)
     yield Progress("tissue", 0, 1, "slide")
+    slide.forget_finest_read()
     began, cpu, decoded = time.perf_counter(), time.process_time(), slide.pixels_decoded
     tissue_grid = tissue_grid or find_tissue_grid(slide, bundle.card.plan, bundle.card.tissue)
     scope = replace(scope, edited=tissue_grid.edited)
@@ -418,4 +419,5 @@ def _student_prediction(request: _Request, student: NetworkPrediction) -> Predic
         device=str(request.compute.device),
         warnings=request.warnings,
         scope=request.scope,
+        finest_read=slide.finest_read(student.target_mpp),
     )

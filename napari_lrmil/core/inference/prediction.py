@@ -15,6 +15,7 @@ from napari_lrmil.core.metrics.agreement import Agreement, pool_to_lr_grid
 from napari_lrmil.core.patching.grid import NestedGrid
 from napari_lrmil.core.patching.roi import WHOLE_SLIDE, RegionOfInterest
 from napari_lrmil.core.runtimes.select import REFERENCE, RuntimeChoice
+from napari_lrmil.core.slides.slide import FinestRead
 from napari_lrmil.core.slides.tile_reader import AUTO, OPENSLIDE, REQUESTED, ReaderChoice
 
 
@@ -101,6 +102,8 @@ class Prediction:
         Agreement of both attention maps over these patches.
     reader
         Reader of the slide and why it was chosen; None in results that do not state it.
+    finest_read
+        Finest level that was read for the student; None in results that do not state it.
     """
 
     slide: str
@@ -120,6 +123,7 @@ class Prediction:
     compared: NDArray[np.bool_] | None = None
     agreement: Agreement | None = None
     reader: ReaderChoice | None = None
+    finest_read: FinestRead | None = None
 
     @property
     def partly_compared(self) -> bool:

@@ -20,6 +20,7 @@ from napari_lrmil.core.patching.regions import Region
 from napari_lrmil.core.patching.roi import WHOLE_SLIDE, WORDS, Kind, RegionOfInterest
 from napari_lrmil.core.results.schema import PREDICTION, AgreementFile, PredictionFile, TeacherResult, unreadable_error
 from napari_lrmil.core.runtimes.select import REFERENCE, RuntimeChoice
+from napari_lrmil.core.slides.slide import FinestRead
 from napari_lrmil.core.slides.tile_reader import ReaderChoice
 
 if TYPE_CHECKING:
@@ -272,6 +273,7 @@ def _join_networks(
         compared=compared,
         agreement=measure_agreement(part, student.attention[compared], teacher.attention),
         reader=ReaderChoice(file.reader, file.reader_reason or "") if file.reader else None,
+        finest_read=FinestRead(file.finest_mpp_read, file.finest_mpp_reason or "") if file.finest_mpp_read else None,
     )
 
 

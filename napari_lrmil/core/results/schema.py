@@ -148,6 +148,8 @@ class PredictionFile(ResultFile):
         Native pixels requested for the student.
     reader, reader_reason
         Reader of the slide, see `ReaderChoice`.
+    finest_mpp_read, finest_mpp_reason
+        µm per pixel of the finest level that was read for the student, and whether and why it is finer than `lr_mpp`.
     scope
         Part of the slide, as text.
     device
@@ -184,6 +186,8 @@ class PredictionFile(ResultFile):
     pixels_decoded: int
     reader: str | None = None
     reader_reason: str | None = None
+    finest_mpp_read: float | None = None
+    finest_mpp_reason: str | None = None
     scope: str | None = None
     device: str
     runtime: str | None = None
@@ -195,7 +199,8 @@ class PredictionFile(ResultFile):
     teacher: TeacherResult | None = None
 
     def _absent_keys(self) -> set[str]:
-        return {"teacher"} if self.teacher is None else set()
+        names = ("teacher", "finest_mpp_read", "finest_mpp_reason")  # absent in files of 0.1.0
+        return {name for name in names if getattr(self, name) is None}
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

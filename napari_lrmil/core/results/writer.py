@@ -113,7 +113,7 @@ def _steps(
 
 def build_prediction_file(prediction: Prediction) -> PredictionFile:
     """Return the content of ``prediction.json``."""
-    student, grid, reader = prediction.student, prediction.grid, prediction.reader
+    student, grid, reader, finest = prediction.student, prediction.grid, prediction.reader, prediction.finest_read
     return PredictionFile(
         slide=prediction.slide,
         path=str(prediction.path),
@@ -133,6 +133,8 @@ def build_prediction_file(prediction: Prediction) -> PredictionFile:
         pixels_decoded=student.pixels_decoded,
         reader=reader.name if reader else None,
         reader_reason=reader.reason if reader else None,
+        finest_mpp_read=finest.mpp if finest else None,
+        finest_mpp_reason=finest.reason if finest else None,
         scope=prediction.scope.text,
         device=prediction.device,
         runtime=student.runtime.name,

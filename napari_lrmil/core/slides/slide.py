@@ -8,7 +8,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from napari_lrmil.core.errors import ResolutionError, SlideError
 from napari_lrmil.core.geometry import (
+    MPP_TOLERANCE,
     Bounds,
     BoxLevel0,
     BoxUm,
@@ -49,6 +50,14 @@ logger = logging.getLogger(__name__)
 BLOCK_PX = 1024  # side of one read of an overview, native pixels; buffers of this size are reused by malloc
 FINGERPRINT_BYTES = 1 << 20  # read from each end of a file that has no quick hash
 UNIT = Mpp(1.0, 1.0)  # chooses levels by level-0 pixels instead of µm
+
+
+@dataclass(frozen=True)
+class FinestRead:
+    """Resolution of the finest level that was read, in µm per pixel, and whether and why it is finer than required."""
+
+    mpp: float
+    reason: str
 
 
 class Slide:
@@ -97,6 +106,7 @@ class Slide:
         self._reads = 0
         self._closed = False
         self._handle: Handle | None = None
+        self._finest_read: Level | None = None
         self.pixels_decoded = 0  # native pixels requested so far from either reader: the unit of reading cost
         with self._open() as handle:
             self.properties = dict(handle.properties)
@@ -195,6 +205,28 @@ class Slide:
         but does not report how many.
         """
         return self._tiles.pixels_decoded
+
+    def forget_finest_read(self) -> None:
+        """Let `finest_read` count from the next read on."""
+        with self._state:
+            self._finest_read = None
+
+    def finest_read(self, wanted_mpp: float) -> FinestRead | None:
+        """Return the finest level read so far, and why if it is finer than `wanted_mpp`; None before the first read."""
+        level = self._finest_read
+        if level is None:
+            return None
+        mpp, compared = level.mpp(self.mpp), self.level_check.pixels_compared
+        if mpp * (1 + MPP_TOLERANCE) >= wanted_mpp:
+            reason = f"no level finer than {wanted_mpp:g} µm per pixel was read"
+        else:
+            reason = (
+                f"the file has no level between {mpp:.4g} and {wanted_mpp:g} µm per pixel, so finer pixels were read "
+                "and averaged"
+            )
+        if compared:
+            reason += f"; {compared} pixels of level 0 were read to check that all levels show the same picture"
+        return FinestRead(mpp, reason)
 
     # ------------------------------------------------------------ pixels
 
@@ -307,8 +339,7 @@ class Slide:
                 raise SlideError(self.path, f"cannot be read tile by tile ({self._tiles.refused}); use --reader auto")
             window = OpenSlideWindow.around(box, level)
             return area_average(self._read_window(window), window, size)
-        with self._state:
-            self.pixels_decoded += tile_read.native_pixels
+        self._count(level, tile_read.native_pixels)
         return area_average(tile_read.pixels, tile_read.window, size)
 
     def _read_window(self, window: OpenSlideWindow) -> Pixels:
@@ -321,9 +352,15 @@ class Slide:
                     f"level {window.level} could not be read at level-0 pixel {window.location} ({error}); "
                     "the file seems damaged or cut short, copy it again from its source",
                 ) from error
-        with self._state:
-            self.pixels_decoded += window.pixels_inside(self.levels[window.level])
+        level = self.levels[window.level]
+        self._count(level, window.pixels_inside(level))
         return composite_on_white(image)
+
+    def _count(self, level: Level, native_pixels: int) -> None:
+        with self._state:
+            self.pixels_decoded += native_pixels
+            if self._finest_read is None or level.downsample < self._finest_read.downsample:
+                self._finest_read = level
 
     # ------------------------------------------------------------ ownership
 

@@ -38,7 +38,8 @@ KEYS = {
     "schema_version",
     "slide", "path", "slide_fingerprint", "bundle", "bundle_sha256", "classes", "probabilities", "calibrated", "logits",
     "predicted", "mpp", "lr_mpp", "patch_um", "n_patches", "n_hr_patches", "pixels_decoded", "device",
-    "reader", "reader_reason", "runtime", "precision", "runtime_reason", "scope", "seconds", "warnings",
+    "reader", "reader_reason", "finest_mpp_read", "finest_mpp_reason",
+    "runtime", "precision", "runtime_reason", "scope", "seconds", "warnings",
     "version",
 }  # fmt: skip
 AGREEMENT = {

@@ -99,3 +99,18 @@ def test_the_shape_of_a_level_is_checked_for_any_handle(tmp_path: Path) -> None:
     with Slide(tmp_path / "fake.svs", opener=fake) as slide:
         assert len(slide.levels) == 1 and "4 and 5.12 times" in slide.warnings[0]
     assert fake.reads == [] and all(handle.closed for handle in fake.handles)
+
+
+def test_the_finest_level_read_is_stated_with_its_reason(tmp_path: Path) -> None:
+    with Slide(write(tmp_path / "a.tif", BASE, QUARTER)) as slide:
+        assert slide.finest_read(2.0) is None
+        slide.read(BoxLevel0(0, 0, 1024, 1024), (256, 256))
+        coarse = slide.finest_read(2.0)
+        slide.read(BoxLevel0(0, 0, 1024, 1024), (512, 512))
+        fine = slide.finest_read(2.0)
+        slide.forget_finest_read()
+        assert slide.finest_read(2.0) is None
+    assert coarse is not None and fine is not None
+    assert coarse.mpp == pytest.approx(2.0) and coarse.reason.startswith("no level finer than 2 µm")
+    assert fine.mpp == pytest.approx(0.5) and "no level between 0.5 and 2 µm" in fine.reason
+    assert "pixels of level 0 were read to check" in coarse.reason
