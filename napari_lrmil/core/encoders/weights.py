@@ -39,12 +39,17 @@ def half_tensors(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Load `tensors` into `module` as float32; raise `EncoderError` if names or shapes differ."""
+    require_matching(module, tensors)
+    module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+
+
+def require_matching(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Raise `EncoderError` if names or shapes of `tensors` are not those of `module`."""
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     differing = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
     if differing:
         raise EncoderError(f"the weights do not fit the network: {len(differing)} tensors differ, first {differing[0]}")
-    module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
 
 
 def module_sha256(module: nn.Module) -> str:

@@ -13,6 +13,7 @@ from napari_lrmil.core.errors import BundleError
 from napari_lrmil.core.hashing import file_sha256
 from napari_lrmil.core.models.card import CARD, STUDENT, TEACHER, NetworkCard, read_card
 from napari_lrmil.core.models.pooling import MilWeights, read_mil_weights
+from napari_lrmil.core.models.weight_file import check_weights
 
 if TYPE_CHECKING:
     from napari_lrmil.core.models.networks import StudentNetwork, TeacherNetwork
@@ -39,6 +40,7 @@ class Bundle:
         self.path = find_bundle(where)
         self.card = read_card(self.path)
         self.prepared: Prepared = {}  # compiled encoders of this process
+        self._checked_files: set[str] = set()  # files whose tensors were checked: once, and not for every use
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"prepared": {}}  # compiled encoders cannot be pickled
@@ -120,7 +122,7 @@ class Bundle:
         Raises
         ------
         BundleError
-            If the file is missing or does not match its hash.
+            If the file is missing, does not match its hash, or holds what cannot be weights of the card's network.
         """
         path = self.path / file
         if not path.is_file():
@@ -129,6 +131,9 @@ class Bundle:
             raise BundleError(
                 self.path, file, f"{file} does not match the hash in {CARD}; it was altered, copy it again"
             )
+        if file not in self._checked_files:
+            check_weights(path, self.card, self.require_teacher() if file == TEACHER else self.card.student)
+            self._checked_files.add(file)
         return path
 
 

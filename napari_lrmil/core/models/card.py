@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from napari_lrmil.core.encoders.spec import EncoderSpec
+from napari_lrmil.core.encoders.spec import FROZEN, EncoderSpec
 from napari_lrmil.core.errors import BundleError, EncoderError, GeometryError
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.patching.color import CohortColour
@@ -22,44 +23,98 @@ CALIBRATED = (
     "calibration does not restore their true shares"
 )
 
+# Sizes beyond any network, slide or screen: a damaged or hostile card must not fill the memory.
+MAX_WIDTH, MAX_SIDE_PX, MAX_BLOCKS, MAX_CLASSES, MAX_NAME = 65_536, 8_192, 1_024, 1_000, 200
+Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
+SidePx = Annotated[int, Field(ge=8, le=MAX_SIDE_PX)]
+PatchMpp = Annotated[float, Field(ge=0.01, le=1_000)]  # µm per pixel
+Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]  # training searches 0.25 to 10
 
-class NetworkCard(BaseModel):
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class NetworkCard(_Frozen):
     """Architecture of one of the two networks."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     encoder: EncoderSpec  # architecture, name and licence of the encoder
-    dim: int  # width of an instance of the MIL
-    hidden: int  # width of the attention gate
+    dim: Width  # width of an instance of the MIL
+    hidden: Width  # width of the attention gate
     encoder_sha256: str = ""  # hash of an encoder that the bundle only names
 
+    @field_validator("encoder")
+    @classmethod
+    def _require_possible_encoder(cls, spec: EncoderSpec) -> EncoderSpec:
+        if min(spec.deviation) <= 0:
+            raise ValueError(f"the deviations {spec.deviation} must be above 0")
+        for name, number in _numbers("settings", spec.settings):
+            limit = MAX_BLOCKS if ".num_" in name or ".depths" in name else MAX_WIDTH
+            if not -1 <= number <= limit:  # the comparison is false for NaN too
+                raise ValueError(f"{name} is {number}, expected 0 to {limit}")
+        return spec
 
-class Card(BaseModel):
+
+def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    """Yield the numbers of nested settings, with their names."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _numbers(f"{name}.{key}", item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _numbers(name, item)
+    elif isinstance(value, int | float):
+        yield name, value
+
+
+class Card(_Frozen):
     """Content of ``lrmil.json``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     schema_version: int
-    name: str
+    name: str = Field(min_length=1, max_length=MAX_NAME)
     about: str = ""  # a sentence or two: what the model is, and what it is not
     version: str  # of napari-lrmil that wrote it
-    classes: tuple[str, ...]
-    hr_mpp: float  # µm per pixel of the teacher's patches
-    lr_mpp: float  # µm per pixel of the student's patches
-    hr_patch_px: int
-    lr_patch_px: int
-    student_input_px: int | None = None  # side to which LR patches are resized for the encoder; None: not resized
+    classes: tuple[str, ...] = Field(min_length=2, max_length=MAX_CLASSES)
+    hr_mpp: PatchMpp  # of the teacher's patches
+    lr_mpp: PatchMpp  # of the student's patches
+    hr_patch_px: SidePx
+    lr_patch_px: SidePx
+    student_input_px: SidePx | None = None  # side to which LR patches are resized for the encoder; None: not resized
     normalisation: str = "RGB, (x / 255 - mean) / deviation, inside the encoder"
     licence: str = "unknown"  # of all encoders that the model derives from, even if the bundle leaves the teacher out
     tissue: TissueConfig = TissueConfig()  # tissue mask of training
-    temperature: float | None = Field(None, gt=0)  # divides the student's logits; None: not calibrated
-    teacher_temperature: float | None = Field(None, gt=0)
+    temperature: Temperature | None = None  # divides the student's logits; None: not calibrated
+    teacher_temperature: Temperature | None = None
     student: NetworkCard
     teacher: NetworkCard | None = None
     cohort: dict[str, Any] = Field(default_factory=dict)  # training cohort: counts per split and class
     metrics: dict[str, Any] = Field(default_factory=dict)  # summary of metrics.json
     colour: CohortColour | None = None  # stain of the training slides; None: not measured, so no slide is flagged
     hashes: dict[str, str]  # file name -> SHA-256
+
+    @field_validator("classes")
+    @classmethod
+    def _require_distinct(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        for name in classes:
+            if not name.strip() or not name.isprintable() or len(name) > MAX_NAME:
+                raise ValueError(f"{name[:40]!r} is no name of a class; expected up to {MAX_NAME} printable characters")
+        names = [name.strip() for name in classes]
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"class {doubled[0]!r} is named twice, so that its probability would be lost")
+        return classes
+
+    @field_validator("tissue")
+    @classmethod
+    def _require_possible_tissue(cls, tissue: TissueConfig) -> TissueConfig:
+        if min(astuple(tissue)) < 0 or tissue.mask_um == 0 or tissue.min_share > 1:
+            raise ValueError(f"{tissue}: expected numbers of 0 or above, mask_um above 0, min_share up to 1")
+        return tissue
+
+    @model_validator(mode="after")
+    def _require_trainable_student(self) -> Card:
+        if self.student.encoder.family == FROZEN:
+            raise ValueError(f"the student's encoder is of family {FROZEN}, which only a teacher can have")
+        return self
 
     @property
     def plan(self) -> PatchPlan:
@@ -79,23 +134,41 @@ def read_card(path: Path) -> Card:
     if not file.is_file():
         raise BundleError(path, CARD, f"the folder has no {CARD}; expected the folder of a trained bundle")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        version = content.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise BundleError(
-                path,
-                "schema_version",
-                f"the bundle has schema version {version}, this program reads {SCHEMA_VERSION}; "
-                "train or export it again, or install the version that wrote it",
-            )
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        if not isinstance(content, dict):
+            raise ValueError(f"expected keys and values, found {type(content).__name__}")
+        _require_version(path, content.get("schema_version"))
         card = Card(**content)
         _ = card.plan  # raises GeometryError if the resolutions do not nest
         return card
-    except (ValidationError, ValueError, AttributeError, EncoderError, GeometryError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+    except (ValidationError, ValueError, TypeError, RecursionError, OSError, EncoderError, GeometryError) as error:
         raise BundleError(
-            path, CARD, f"{CARD} cannot be read ({reason}); the bundle is damaged, copy it again"
+            path, CARD, f"{CARD} cannot be read ({_reason(error)}); the bundle is damaged, copy it again"
         ) from error
+
+
+def _require_version(path: Path, version: object) -> None:
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise BundleError(
+            path,
+            "schema_version",
+            f"the bundle has schema version {str(version)[:20]}, this program reads {SCHEMA_VERSION}; "
+            "train or export it again, or install the version that wrote it",
+        )
+
+
+def _reason(error: Exception) -> str:
+    """Return one line on what is wrong: of a failed check the key, the reason and the value."""
+    if not isinstance(error, ValidationError):
+        return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    first = error.errors()[0]
+    key, value, message = (
+        ".".join(map(str, first["loc"])),
+        repr(first["input"]),
+        first["msg"].removeprefix("Value error, "),
+    )
+    seen = f", got {value}" if len(value) <= 80 else ""
+    return f"{key}: {message}{seen}" if key else str(message)
 
 
 def card_text(card: Card) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from napari_lrmil.core.atomic_files import atomic_write, write_json, write_text
@@ -19,12 +20,15 @@ from napari_lrmil.core.encoders import (
     module_sha256,
     resolve_encoder,
 )
+from napari_lrmil.core.encoders.weights import require_matching
 from napari_lrmil.core.errors import BundleError, EncoderError
 from napari_lrmil.core.hashing import file_sha256
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.card import CARD, README, SCHEMA_VERSION, STUDENT, TEACHER, Card, NetworkCard, card_text
 from napari_lrmil.core.models.mil import GatedAttentionMIL
 from napari_lrmil.version import __version__
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class StudentNetwork(nn.Module):
@@ -52,10 +56,12 @@ def load_student(bundle: Bundle) -> StudentNetwork:
         If the weights are missing, do not match their hash, or do not fit the card.
     """
     card = bundle.card.student
-    encoder = AlignedEncoder(build_encoder(card.encoder), card.dim)
-    network = StudentNetwork(encoder, GatedAttentionMIL(card.dim, len(bundle.card.classes), card.hidden))
-    _fill(network, bundle, STUDENT)
-    return network
+
+    def build() -> StudentNetwork:
+        encoder = AlignedEncoder(build_encoder(card.encoder), card.dim)
+        return StudentNetwork(encoder, GatedAttentionMIL(card.dim, len(bundle.card.classes), card.hidden))
+
+    return _build_filled(build, bundle, STUDENT)
 
 
 def load_teacher(bundle: Bundle) -> TeacherNetwork:
@@ -67,13 +73,15 @@ def load_teacher(bundle: Bundle) -> TeacherNetwork:
         If the bundle has none, or its weights are missing, do not match their hash, or do not fit the card.
     """
     card = bundle.require_teacher()
-    mil = GatedAttentionMIL(card.dim, len(bundle.card.classes), card.hidden)
+
+    def build_mil() -> GatedAttentionMIL:
+        return GatedAttentionMIL(card.dim, len(bundle.card.classes), card.hidden)
+
     if card.encoder.family == FROZEN:  # weights that may not be shared: the bundle only names the encoder
-        _fill(nn.ModuleDict({"mil": mil}), bundle, TEACHER)
+        mil = _build_filled(lambda: nn.ModuleDict({"mil": build_mil()}), bundle, TEACHER)["mil"]
+        assert isinstance(mil, GatedAttentionMIL)
         return TeacherNetwork(_named_encoder(bundle, card), mil)
-    network = TeacherNetwork(build_encoder(card.encoder), mil)
-    _fill(network, bundle, TEACHER)
-    return network
+    return _build_filled(lambda: TeacherNetwork(build_encoder(card.encoder), build_mil()), bundle, TEACHER)
 
 
 def _named_encoder(bundle: Bundle, card: NetworkCard) -> NetworkEncoder:
@@ -84,12 +92,26 @@ def _named_encoder(bundle: Bundle, card: NetworkCard) -> NetworkEncoder:
     return loaded.encoder
 
 
-def _fill(network: nn.Module, bundle: Bundle, file: str) -> None:
+def _build_filled(build: Callable[[], Network], bundle: Bundle, file: str) -> Network:
+    """Return the network of the card with the weights of a file.
+
+    It is first built without memory: settings that ask for more than the file holds are refused before they fill it.
+
+    Raises
+    ------
+    BundleError
+        If the settings are impossible, or the weights do not fit.
+    """
+    tensors = load_tensors(bundle, file)
     try:
-        load_weights(network, load_tensors(bundle, file))
-    except EncoderError as error:
-        raise BundleError(bundle.path, file, f"{file}: {error}; the bundle is damaged, copy it again") from error
-    network.eval().requires_grad_(False)
+        with torch.device("meta"):
+            require_matching(build(), tensors)
+        network = build()
+        load_weights(network, tensors)
+    except Exception as error:  # transformers raises errors of any kind for settings that it cannot build
+        reason = error if isinstance(error, EncoderError) else f"no network has these settings ({error})"
+        raise BundleError(bundle.path, file, f"{file}: {reason}; the bundle is damaged, copy it again") from error
+    return network.eval().requires_grad_(False)
 
 
 def load_tensors(bundle: Bundle, file: str) -> dict[str, Tensor]:

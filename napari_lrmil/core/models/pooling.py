@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_lrmil.core.errors import EncoderError
 from napari_lrmil.core.features.bag import Features
 
 CHUNK_ROWS = 16_384  # instances at a time: 84 MB at 1,280 dimensions
@@ -102,6 +103,7 @@ def _sigmoid(x: Features) -> Features:
     return np.asarray(0.5 * np.tanh(0.5 * x) + 0.5, dtype=np.float32)
 
 
+@np.errstate(invalid="ignore", over="ignore")  # what is not finite is an error at the end
 def pool_instances(mil: MilWeights, features: Rows, chunk_rows: int = CHUNK_ROWS) -> BagOutput:
     """Run a MIL over (N, D) features, in chunks of rows, reading each row once.
 
@@ -117,6 +119,11 @@ def pool_instances(mil: MilWeights, features: Rows, chunk_rows: int = CHUNK_ROWS
         (N, D) instances.
     chunk_rows
         Instances per chunk.
+
+    Raises
+    ------
+    EncoderError
+        If the output is not finite: the features are not, or the network multiplies them beyond all numbers.
     """
     count = features.shape[0]
     scores = np.empty(count, np.float32)
@@ -134,6 +141,11 @@ def pool_instances(mil: MilWeights, features: Rows, chunk_rows: int = CHUNK_ROWS
         bag = bag * shrink + weights @ t
         total = total * shrink + float(weights.sum(dtype=np.float64))
     logits = mil.classifier @ (bag / total).astype(np.float32) + mil.bias
+    if not np.isfinite(logits).all():  # one instance that is not finite makes all of them NaN
+        raise EncoderError(
+            "the network's output is NaN or infinite, so there is no probability; "
+            "the features or the weights are damaged: run without cached features, or train the model again"
+        )
     attention = (np.exp(scores.astype(np.float64) - greatest) / total).astype(np.float32)
     evidence *= attention[:, None]
     return BagOutput(logits, attention, scores, evidence)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from napari_lrmil.core import encoders
 from napari_lrmil.core.encoders import AlignedEncoder, LoadedEncoder, module_sha256, round_to_half
 from napari_lrmil.core.errors import BundleError, LrmilError
 from napari_lrmil.core.events import Finished, Notice
@@ -19,7 +20,7 @@ from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.hashing import file_sha256
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
-from napari_lrmil.core.models import bundle as bundle_module
+from napari_lrmil.core.models import networks
 from napari_lrmil.core.models.bundle import Bundle, find_bundle
 from napari_lrmil.core.models.card import CARD, README, SCHEMA_VERSION, STUDENT, TEACHER, card_text
 from napari_lrmil.core.models.mil import GatedAttentionMIL
@@ -103,13 +104,13 @@ def test_terms_of_a_teacher_that_is_only_named_are_told_before_it_is_looked_for(
 ) -> None:
     """Looking for it may fetch it: licence and gating come first, and a student alone asks for neither."""
     asked: list[str] = []
-    monkeypatch.setattr(bundle_module, "encoder_notice", lambda name: f"{name}: gated, its licence")
+    monkeypatch.setattr(encoders, "encoder_notice", lambda name: f"{name}: gated, its licence")
 
     def found(name: str) -> LoadedEncoder:
         asked.append(name)
         return LoadedEncoder(Borrowed(), module_sha256(Borrowed().net))
 
-    monkeypatch.setattr(bundle_module, "resolve_encoder", found)
+    monkeypatch.setattr(networks, "resolve_encoder", found)
     bundle = untrained_bundle(tmp_path / "b", teachers=Borrowed())
     with Slide(write_slide(tmp_path, PhantomSlide("phantom", LESION, 5, (1024, 768)))) as slide:
         alone = list(predict(slide, bundle, device=torch.device("cpu")))
@@ -126,11 +127,11 @@ def test_a_teacher_encoder_of_another_hash_is_refused(tmp_path: Path, monkeypatc
     own = module_sha256(Borrowed().net)
     other = f"{'0' if own[0] != '0' else '1'}{own[1:]}"
     for answer in (LoadedEncoder(Borrowed(), other), None):
-        monkeypatch.setattr(bundle_module, "resolve_encoder", lambda _, answer=answer: answer)
+        monkeypatch.setattr(networks, "resolve_encoder", lambda _, answer=answer: answer)
         check_refused(
             lambda: Bundle(bundle.path).teacher, "is not the encoder that this bundle was trained with", TEACHER
         )
-    monkeypatch.setattr(bundle_module, "resolve_encoder", lambda _: LoadedEncoder(Borrowed(), own))
+    monkeypatch.setattr(networks, "resolve_encoder", lambda _: LoadedEncoder(Borrowed(), own))
     assert Bundle(bundle.path).teacher.mil.classes == 2
 
 
