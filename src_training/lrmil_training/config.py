@@ -6,7 +6,8 @@ The text below each field states meaning and unit and the reason for its default
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_origin
 
@@ -15,17 +16,27 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.geometry import PatchPlan
+from napari_lrmil.core.models.card import MAX_NAME, MAX_SIDE_PX
+
+# Upper bounds beyond any use: a slip of the keyboard must not fill memory or run for ever.
+MAX_EPOCHS, MAX_COUNT, MAX_WIDTH, MAX_RUNS, MAX_SEED, MAX_RATE = 1_000_000, 1_000_000, 65_536, 1_000, 2**31, 100.0
+MAX_FILE_BYTES = 1_000_000  # a configuration has a few thousand
+MIN_FOLDS = 3  # one each for test, validation and training
 
 
 class _Frozen(BaseModel):
     # YAML reads 1e-4 as text and precision=32 as a number, so both are converted.
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, coerce_numbers_to_str=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     @field_validator("*", mode="before")
     @classmethod
     def _coerce(cls, value: Any, info: ValidationInfo) -> Any:
         """Accept what people write in YAML: a single value for a list, a number for a name, text for a number."""
         kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and kind in (int, float, int | None):  # Python counts true as 1
+            raise ValueError("expected a number")
         # layers: block_12 and lr: 1e-4 are written without brackets where the field takes several values.
         if get_origin(kind) is tuple and not isinstance(value, list | tuple):
             return _as_tuple(value)
@@ -56,9 +67,9 @@ SMALL_STUDENTS = ("mobilenet_v3_large", "mobilenet_v2", "convnext_atto")  # know
 class EncoderConfig(_Frozen):
     """Networks that encode patches."""
 
-    teacher: str = "demo"
+    teacher: str = Field("demo", min_length=1)
     """Frozen HR encoder: a .safetensors file, a folder, hf:owner/name, lazyslide:name, or a bundle."""
-    student: str = "teacher"
+    student: str = Field("teacher", min_length=1)
     """The word teacher: a copy of the teacher's encoder (the paper's choice). mobilenet_v3_large, mobilenet_v2 or
     convnext_atto: small, with random weights. Or another encoder, as above."""
 
@@ -66,19 +77,19 @@ class EncoderConfig(_Frozen):
 class TeacherConfig(_Frozen):
     """The HR teacher's MIL."""
 
-    epochs: int = Field(60, ge=1)
+    epochs: int = Field(60, ge=1, le=MAX_EPOCHS)
     """Upper bound; early stopping usually ends sooner."""
-    lr: float = Field(3e-3, gt=0)
+    lr: float = Field(3e-3, gt=0, le=MAX_RATE)
     """Learning rate of Adam; the best of four on validation (Real tissue)."""
     aggregator: Literal["gated_attention"] = "gated_attention"
     """Pooling of the paper; the only choice so far."""
-    hidden: int = Field(64, ge=1)
+    hidden: int = Field(64, ge=1, le=MAX_WIDTH)
     """Width of the attention's gate."""
-    weight_decay: float = Field(1e-4, ge=0)
+    weight_decay: float = Field(1e-4, ge=0, le=MAX_RATE)
     """L2 penalty of Adam: bags are few and wide."""
-    min_epochs: int = Field(15, ge=0)
+    min_epochs: int = Field(15, ge=0, le=MAX_EPOCHS)
     """First epoch that can be selected: early AUROC on few slides is luck (Method 5)."""
-    patience: int = Field(15, ge=1)
+    patience: int = Field(15, ge=1, le=MAX_EPOCHS)
     """Epochs without a better validation figure before stopping."""
     ema: float = Field(0.97, ge=0, lt=1)
     """Decay per step of the weight average; 0.97 gave stable selection (Method 5)."""
@@ -89,13 +100,13 @@ class TeacherConfig(_Frozen):
 class Stage1Config(_Frozen):
     """Patch-level distillation."""
 
-    epochs: int = Field(6, ge=0)
+    epochs: int = Field(6, ge=0, le=MAX_EPOCHS)
     """Six passes over 2,400 LR patches were enough (Method 5). 0 turns stage 1 off."""
-    lr: float = Field(4e-4, gt=0)
+    lr: float = Field(4e-4, gt=0, le=MAX_RATE)
     """Peak learning rate of a one-cycle schedule."""
-    batch_size: int = Field(32, ge=2)
+    batch_size: int = Field(32, ge=2, le=MAX_WIDTH)
     """LR patches per step."""
-    patches_per_slide: int | None = Field(None, ge=1)
+    patches_per_slide: int | None = Field(None, ge=1, le=MAX_COUNT)
     """LR patches drawn of a slide in each epoch. None takes all, for small slides."""
     layers: tuple[str, ...] = ("block_12",)
     """Maps that the layer term compares: an intermediate one does no harm.
@@ -103,19 +114,19 @@ class Stage1Config(_Frozen):
     projection: Literal["learned", "identity"] = "learned"
     """Map from the student's widths to the teacher's. Identity needs equal widths;
     on a late map it works against the attention term."""
-    lambda_layer: float = Field(0.1, ge=0)
+    lambda_layer: float = Field(0.1, ge=0, le=1e6)
     """Weight of the layer term."""
-    lambda_attn: float = Field(1.0, ge=0)
+    lambda_attn: float = Field(1.0, ge=0, le=1e6)
     """Weight of the attention-weighted embedding term."""
     attention: Literal["teacher", "uniform"] = "teacher"
     """Weights of the children in the embedding term; uniform is a control."""
     targets: Literal["stored", "on_the_fly"] = "stored"
     """HR embeddings from disk, or computed from the augmented HR pixels."""
-    weight_decay: float = Field(1e-2, ge=0)
+    weight_decay: float = Field(1e-2, ge=0, le=MAX_RATE)
     """Weight decay of AdamW."""
     augment: bool = True
     """Mirror and turn LR patch and children together."""
-    stain_sd: float = Field(0.0, ge=0)
+    stain_sd: float = Field(0.0, ge=0, le=1)
     """Deviation of the relative change of each stain, the same in LR and HR; needs targets on_the_fly."""
 
     @model_validator(mode="after")
@@ -137,23 +148,23 @@ class Stage1Config(_Frozen):
 class Stage2Config(_Frozen):
     """Slide-level distillation."""
 
-    epochs: int = Field(60, ge=1)
+    epochs: int = Field(60, ge=1, le=MAX_EPOCHS)
     """Upper bound; early stopping usually ends sooner."""
-    lr: float = Field(3e-4, gt=0)
+    lr: float = Field(3e-4, gt=0, le=MAX_RATE)
     """Learning rate of Adam, lower than the teacher's: stage 2 starts from the teacher's MIL."""
-    lambda_ce: float = Field(1.0, ge=0)
+    lambda_ce: float = Field(1.0, ge=0, le=1e6)
     """Weight of the label term. The first three terms have equal weights unless a measurement favours others."""
-    lambda_bag: float = Field(1.0, ge=0)
+    lambda_bag: float = Field(1.0, ge=0, le=1e6)
     """Weight of the term of class probabilities."""
-    lambda_soft: float = Field(1.0, ge=0)
+    lambda_soft: float = Field(1.0, ge=0, le=1e6)
     """Weight of the attention term."""
-    lambda_hard: float = Field(0.0, ge=0)
+    lambda_hard: float = Field(0.0, ge=0, le=1e6)
     """Weight of the term of top against bottom patches; it had no effect (Method 5)."""
-    temperature_bag: float = Field(2.0, gt=0)
+    temperature_bag: float = Field(2.0, gt=0, le=1000)
     """Temperature that softens class probabilities; 1 leaves them unchanged."""
-    temperature_attn: float = Field(2.0, gt=0)
+    temperature_attn: float = Field(2.0, gt=0, le=1000)
     """Temperature that softens the attention of both networks; 2 was best (Method 5)."""
-    topk: int = Field(4, ge=1)
+    topk: int = Field(4, ge=1, le=MAX_COUNT)
     """Top and bottom patches, each, of the hard term; on small slides few patches stand out."""
     attention_transfer: Literal["logsumexp", "mean", "max"] = "logsumexp"
     """How scores of children become the score of the LR patch; logsumexp is exact at temperature 1."""
@@ -163,11 +174,11 @@ class Stage2Config(_Frozen):
     """LR features from disk, or encoded from augmented pixels in every epoch, which is slower."""
     patch_dropout: float = Field(0.0, ge=0, lt=1)
     """Share of patches left out at random in each step; 0 unless it helps."""
-    weight_decay: float = Field(1e-4, ge=0)
+    weight_decay: float = Field(1e-4, ge=0, le=MAX_RATE)
     """L2 penalty of Adam; as the teacher's, which has the same architecture."""
-    min_epochs: int = Field(15, ge=0)
+    min_epochs: int = Field(15, ge=0, le=MAX_EPOCHS)
     """First epoch that can be selected: early AUROC on few slides is luck (Method 5)."""
-    patience: int = Field(15, ge=1)
+    patience: int = Field(15, ge=1, le=MAX_EPOCHS)
     """Epochs without a better validation figure before stopping."""
     ema: float = Field(0.97, ge=0, lt=1)
     """Decay per step of the weight average; 0.97 gave stable selection (Method 5)."""
@@ -183,23 +194,23 @@ class Stage2Config(_Frozen):
 class Stage3Config(_Frozen):
     """End-to-end fine-tuning of the student's encoder through its MIL."""
 
-    epochs: int = Field(15, ge=0)
+    epochs: int = Field(15, ge=0, le=MAX_EPOCHS)
     """450 updates on 60 slides, which validation favours (Real tissue). 0 turns stage 3 off."""
     lr: tuple[float, ...] = Field((3e-5, 1e-4, 3e-4), min_length=1)
     """Learning rates of AdamW; of several, validation chooses, because the choice is fragile."""
-    patches_per_slide: int = Field(24, ge=1)
+    patches_per_slide: int = Field(24, ge=1, le=MAX_COUNT)
     """LR patches drawn of a slide at each step, which bounds memory."""
-    slides_per_step: int = Field(2, ge=1)
+    slides_per_step: int = Field(2, ge=1, le=MAX_COUNT)
     """Slides per update."""
     keep_stage2_terms: bool = True
     """Keep the loss of stage 2; false: labels alone."""
-    weight_decay: float = Field(1e-2, ge=0)
+    weight_decay: float = Field(1e-2, ge=0, le=MAX_RATE)
     """Weight decay of AdamW, as in stage 1: many weights learn from few slides."""
     augment: bool = True
     """Mirror and turn every patch: tissue has no preferred direction."""
-    min_epochs: int = Field(5, ge=0)
+    min_epochs: int = Field(5, ge=0, le=MAX_EPOCHS)
     """First epoch that can be selected; earlier than in stage 2, because the student is fitted already."""
-    patience: int = Field(15, ge=1)
+    patience: int = Field(15, ge=1, le=MAX_EPOCHS)
     """Epochs without a better validation figure before stopping."""
     ema: float = Field(0.97, ge=0, lt=1)
     """Decay per step of the weight average: single steps are fragile here (Method 5)."""
@@ -207,8 +218,8 @@ class Stage3Config(_Frozen):
     @field_validator("lr")
     @classmethod
     def _require_positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if min(value) <= 0:
-            raise ValueError("learning rates must be above 0")
+        if min(value) <= 0 or max(value) > MAX_RATE:
+            raise ValueError(f"learning rates must be above 0 and up to {MAX_RATE:g}")
         return value
 
 
@@ -218,27 +229,27 @@ Baseline = Literal["labels_only", "labels_only_finetuned", "stage1_only", "stage
 class TrainConfig(_Frozen):
     """A training run."""
 
-    name: str = "lrmil"
+    name: str = Field("lrmil", min_length=1, max_length=MAX_NAME)
     """Name of the bundle."""
-    about: str = ""
+    about: str = Field("", max_length=10_000)
     """Text for the card of the bundle: what it is, and what it is not."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     """Seed of weights, sample order and augmentation."""
-    seeds: int = Field(1, ge=1)
+    seeds: int = Field(1, ge=1, le=MAX_RUNS)
     """Number of runs, with seed, seed + 1, …; figures of one seed are partly luck."""
-    folds: int = Field(0, ge=0)
+    folds: int = Field(0, ge=0, le=MAX_RUNS)
     """0: the cohort's fixed split. k: every patient is tested once in k runs."""
     by_site: bool = False
     """Keep the slides of a site in one fold; needs the column site."""
-    hr_mpp: float = Field(0.5, gt=0)
+    hr_mpp: float = Field(0.5, ge=0.01, le=1000)
     """Resolution of the teacher's patches, µm per pixel: 20x."""
-    lr_mpp: float = Field(2.0, gt=0)
+    lr_mpp: float = Field(2.0, ge=0.01, le=1000)
     """Resolution of the student's patches, µm per pixel: 5x."""
-    hr_patch_px: int = Field(256, ge=32)
+    hr_patch_px: int = Field(256, ge=32, le=MAX_SIDE_PX)
     """Side of an HR patch in pixels."""
-    lr_patch_px: int = Field(256, ge=32)
+    lr_patch_px: int = Field(256, ge=32, le=MAX_SIDE_PX)
     """Side of an LR patch in pixels."""
-    student_input_px: int | None = Field(None, ge=32)
+    student_input_px: int | None = Field(None, ge=32, le=MAX_SIDE_PX)
     """Side in pixels to which LR patches are enlarged; None leaves them as read."""
     encoder: EncoderConfig = EncoderConfig()
     """Networks that encode patches."""
@@ -256,16 +267,30 @@ class TrainConfig(_Frozen):
     """Other LR methods to train. Labels_only is what distillation must beat: a frozen encoder and labels alone."""
     ablation: bool = False
     """Also train the student without each loss term in turn."""
-    bootstrap: int = Field(2000, ge=100)
+    bootstrap: int = Field(2000, ge=100, le=MAX_COUNT)
     """Bootstrap resamples of every interval."""
     features: Path | None = None
     """Folder of HR features that several runs can share; None: in the run folder."""
-    devices: int = Field(1, ge=1)
+    devices: int = Field(1, ge=1, le=MAX_RUNS)
     """Number of processes that train together; gradients are averaged over them."""
     precision: Literal["auto", "32", "bf16"] = "auto"
     """Auto: bf16 on GPUs that support it, where it is twice as fast, otherwise fp32."""
     loggers: tuple[Literal["csv", "tensorboard", "wandb", "mlflow"], ...] = ()
     """Loggers of metrics in addition to events.jsonl, which is always written."""
+
+    @field_validator("name", "features")
+    @classmethod
+    def _require_printable(cls, value: str | Path | None) -> str | Path | None:
+        if value is not None and not str(value).isprintable():
+            raise ValueError("expected printable characters, on one line")
+        return value
+
+    @field_validator("folds")
+    @classmethod
+    def _require_enough_folds(cls, folds: int) -> int:
+        if 0 < folds < MIN_FOLDS:
+            raise ValueError(f"{folds} folds leave nothing to learn from; take {MIN_FOLDS} or more, or 0 for the split")
+        return folds
 
     @model_validator(mode="after")
     def _require_a_term_in_stage3(self) -> TrainConfig:
@@ -337,15 +362,63 @@ def _read(path: Path | str | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        presets = ", ".join(PRESETS)
+        with Path(path).open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: no path can have a null character
         raise ConfigError(
-            f"{path}: not a readable YAML file ({error}) and not a preset; the presets are {presets}"
+            f"{path}: cannot be read ({error}) and is not a preset; the presets are {', '.join(PRESETS)}"
         ) from error
+    if len(content) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path}: more than {MAX_FILE_BYTES:,} bytes; expected a configuration in YAML")
+    values = _parse_yaml(content, str(path), "expected YAML in UTF-8")
+    if values is None:
+        return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected YAML with keys and values, found {type(values).__name__}")
     return values
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML loader that refuses a key that is written twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if doubled := _first_doubled(keys):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key '{doubled}' is written twice", node.start_mark
+            )
+        return dict(super().construct_mapping(node, deep))
+
+
+def _first_doubled(names: Iterable[str]) -> str:
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), "")  # type: ignore[func-returns-value]
+
+
+def _parse_yaml(content: str | bytes, origin: str, remedy: str) -> Any:
+    """Return the content of a YAML text. Bytes are read as UTF-8, or UTF-16 with a byte order mark.
+
+    Raises
+    ------
+    ConfigError
+        If it is not YAML, is nested too deeply, or has a number or date that does not exist.
+    """
+    try:
+        return yaml.load(content, Loader=_StrictLoader)
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
+        raise ConfigError(f"{origin}: not readable as YAML ({_yaml_reason(error)}); {remedy}") from error
+
+
+def _yaml_reason(error: Exception) -> str:
+    """Return the reason in one line, with the place that the parser states."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"{error.reason} at position {error.position}"
+    return str(error).splitlines()[0]
 
 
 def build_config(values: Mapping[str, Any]) -> TrainConfig:
@@ -353,15 +426,23 @@ def build_config(values: Mapping[str, Any]) -> TrainConfig:
     try:
         config = TrainConfig.model_validate(dict(values))
     except ValidationError as error:
-        first = error.errors()[0]  # one sentence names one key; the next call names the next
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise ConfigError(f"configuration key '{key}' is unknown; available: {', '.join(known_keys())}") from error
-        if not key:
-            raise ConfigError(f"configuration: {first['msg']}") from error
-        raise ConfigError(f"configuration key '{key}': {first['msg']}, got {first['input']!r}") from error
+        raise ConfigError(_validation_sentence(error)) from error
     assert config.plan.n  # raises GeometryError if the resolutions do not nest
     return config
+
+
+def _validation_sentence(error: ValidationError) -> str:
+    """Return a sentence on the first wrong key; the next call names the next."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return f"configuration key '{key}' is unknown; available: {', '.join(known_keys())}"
+    if not key:
+        return f"configuration: {message}"
+    if first["input"] is None and first["type"] != "invalid_key":
+        return f"configuration key '{key}' has no value; write one, or leave the key out for its default"
+    return f"configuration key '{key}': {message}, got {reprlib.repr(first['input'])[:80]}"
 
 
 def known_keys() -> list[str]:
@@ -380,12 +461,8 @@ def _apply_setting(values: dict[str, Any], setting: str) -> None:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise ConfigError(f"--set {setting}: {parent} is a value, not a group of keys")
-    try:
-        values[last] = yaml.safe_load(text)  # types as in a file: numbers, lists, true and false
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"--set {setting}: the value is not readable as YAML; quote it if it holds brackets"
-        ) from error
+    # Types as in a file: numbers, lists, true and false.
+    values[last] = _parse_yaml(text, f"--set {setting[:100]}", "quote the value if it holds brackets")
 
 
 def dump_config(config: TrainConfig) -> str:

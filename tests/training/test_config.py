@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,41 @@ def test_demo_configuration_is_valid() -> None:
     """The file that the shipped bundle was trained with builds."""
     demo = load_config(Path(__file__).parents[2] / "benchmarks" / "demo.yaml")
     assert demo.plan.n == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("teacher: {lr: .inf}", "'teacher.lr': Input should be a finite number, got inf"),
+        ("stage3: {lr: [1e-4, .nan]}", "'stage3.lr.1': Input should be a finite number"),
+        ("stage2: {lambda_ce: .inf}", "'stage2.lambda_ce'"),
+        ("lr_mpp: .inf", "'lr_mpp'"),
+        ("folds: 1", "1 folds leave nothing to learn from; take 3 or more"),
+        ("stage1: {epochs: true}", "expected a number, got True"),
+        ("stage1: {batch_size: 1000000000000}", "less than or equal to"),
+        ("seed: 1\nseed: 2", "the key 'seed' is written twice"),
+        ("teacher:", "'teacher' has no value"),
+        ("about: 2020-99-99", "month must be in 1..12"),
+        ("seed: " + "9" * 5000, "Exceeds the limit"),
+        ("[" * 5000, "nested too deeply"),
+        ("name: " + "x" * 1000, "at most 200 characters"),
+        ("about: " + "x" * 2_000_000, "more than 1,000,000 bytes"),
+        ('features: "a\\0b"', "expected printable characters"),
+    ],
+)
+def test_a_value_that_means_nothing_is_one_sentence(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=re.escape(reason)) as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_configuration_is_read_in_utf_16_and_refused_in_other_encodings(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    for encoding in ("utf-8-sig", "utf-16"):
+        path.write_text("about: été", encoding=encoding)
+        assert load_config(path).about == "été"
+    path.write_text("about: été", encoding="latin-1")
+    with pytest.raises(ConfigError, match="expected YAML in UTF-8"):
+        load_config(path)
