@@ -101,7 +101,8 @@ class PatchPrefetcher:
         parts: list[Any] = []
         while self._waiting and len(parts) < batches:
             parts.append(self._waiting.popleft().result())
-            self._send(max(self._ahead, batches - len(parts)))  # refill the free place in the queue
+            # As many as one call takes: with fewer, a GPU with large batches would wait for the readers.
+            self._send(max(self._ahead, batches))
         if not parts:
             return None
         return Batch(self._transfer.join(parts), sum(part.seconds for part in parts))

@@ -13,6 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_lrmil.core.encoders.base import EncoderOutput
+from napari_lrmil.core.features.devices import device_type
+
+_OUT_OF_MEMORY = (
+    "MPS backend out of memory",
+    "CUDA error: out of memory",  # also of memory that cannot be pinned
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 class Embedder(Protocol):
@@ -32,6 +40,9 @@ def encode(
 ) -> EncoderOutput:
     """Encode (B, h, w, 3) uint8 pixels without gradients. The transfer to the device is in uint8."""
     tensor = pixels if isinstance(pixels, Tensor) else torch.from_numpy(pixels)
+    if device_type(device) == "cuda":
+        # Convolutions would otherwise round to 10 bits (TF32), and float32 is what other runtimes are compared with.
+        torch.backends.cudnn.allow_tf32 = False
     with torch.inference_mode():
         batch = tensor.to(device).permute(0, 3, 1, 2)  # (B, 3, h, w)
         return encoder(resize_patches(batch, input_px), layers)
@@ -53,8 +64,8 @@ def to_numpy(tensor: Tensor) -> NDArray[np.float32]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error reports that device memory ran out. MPS reports it only in the message."""
-    return isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in str(error)
+    """Return whether an error reports that device memory ran out. Some parts of torch report it only in the message."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,12 @@ class CudaTransfer:
     def join(self, parts: Sequence[_Sent]) -> Tensor:
         """Return all pixels as one tensor, in main memory if one part did not fit the device."""
         pixels = [part.arrived() for part in parts]
-        if len({part.device for part in pixels}) > 1:
-            pixels = [part.cpu() for part in pixels]
-        return pixels[0] if len(pixels) == 1 else torch.cat(pixels)
+        if len(pixels) == 1:
+            return pixels[0]
+        if len({part.device for part in pixels}) == 1:
+            try:
+                return torch.cat(pixels)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+        return torch.cat([part.cpu() for part in pixels])

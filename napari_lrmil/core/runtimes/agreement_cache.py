@@ -9,8 +9,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -74,9 +76,15 @@ class RuntimeKey:
     def folder(self) -> Path:
         """Cache folder of this runtime; its name is a hash of all fields and of the versions of torch and this code."""
         # The names of these entries are part of the hash. A new name would orphan every cached runtime.
-        entries = {**asdict(self), "torch": version("torch"), "ours": __version__, "edition": CACHE_VERSION}
+        entries = {**asdict(self), "torch": torch_version(), "ours": __version__, "edition": CACHE_VERSION}
         digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
         return cache_folder() / "runtimes" / digest[:32]
+
+
+@cache
+def torch_version() -> str:
+    """Return the version of the installed torch, without importing it."""
+    return version("torch")  # read from disk, and asked for with every key
 
 
 def cache_folder() -> Path:
@@ -96,6 +104,27 @@ def load_check(key: RuntimeKey) -> AgreementCheck | None:
     except (OSError, ValueError, TypeError):  # a missing or damaged entry: the caller checks again
         return None
     return check
+
+
+@contextmanager
+def preparation_lock(key: RuntimeKey) -> Iterator[None]:
+    """Hold the right to prepare a runtime. Another process waits, and finds the runtime in the cache then.
+
+    The lock ends with its process. Where the cache cannot be written, each process prepares its own.
+    """
+    from filelock import FileLock
+
+    try:
+        key.folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{key.folder}.lock")
+        lock.acquire()
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def store_check(key: RuntimeKey, check: AgreementCheck, write: Callable[[Path], None]) -> None:

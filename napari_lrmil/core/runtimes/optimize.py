@@ -119,7 +119,7 @@ def _keep_pixels_integer(encoder: NetworkEncoder) -> None:
         return
     middle = 255 / 2
     # A mean of 127.5 is halfway between two integers: twice the difference is an integer.
-    is_halfway = torch.allclose(encoder.mean, torch.tensor(middle))
+    is_halfway = torch.allclose(encoder.mean, torch.full_like(encoder.mean, middle))
     centre, factor = (torch.full_like(encoder.mean, middle), 2.0) if is_halfway else (encoder.mean.round(), 1.0)
     scaled = first.weight / encoder.deviation  # (C, 3, h, w)
     shift = (scaled * (centre - encoder.mean)).sum(dim=(1, 2, 3))

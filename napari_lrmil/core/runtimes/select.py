@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -270,7 +269,7 @@ def _candidate_keys(
 
         processor = torch_runtime.describe_processor(request.device)
         for precision in ("bfloat16", FLOAT32) if torch_runtime.has_native_bfloat16(request.device) else (FLOAT32,):
-            yield base("torch", version("torch"), precision, processor)
+            yield base("torch", agreement_cache.torch_version(), precision, processor)
 
 
 @dataclass(frozen=True)
@@ -305,16 +304,25 @@ def evaluate_candidate(request: RuntimeRequest, key: RuntimeKey) -> CandidateRes
         return earlier
     candidate = _load_candidate(request, key) if earlier is None else None
     if candidate is None:
-        # A check on too few patches is repeated with this slide, but the converted network is reused.
-        if earlier is not None and earlier.embedder is not None:
-            model, embedder = earlier.model, earlier.embedder
-        else:
-            model, embedder = _build_candidate(request, key)
-        candidate = CandidateResult(embedder, _check_candidate(request, key, embedder), model)
-        if _is_settled(key, candidate.check):
-            agreement_cache.store_check(key, candidate.check, partial(_write_model, candidate))
-            candidate = replace(candidate, model=None)
+        # Other workers wait for the one that converts, and load its network then.
+        with agreement_cache.preparation_lock(key):
+            candidate = _load_candidate(request, key) if earlier is None else None
+            candidate = candidate or _prepare_candidate(request, key, earlier)
     request.prepared[key] = candidate
+    return candidate
+
+
+def _prepare_candidate(request: RuntimeRequest, key: RuntimeKey, earlier: CandidateResult | None) -> CandidateResult:
+    """Return a candidate that is converted and checked now, and stored if its check holds for other slides."""
+    # A check on too few patches is repeated with this slide, but the converted network is reused.
+    if earlier is not None and earlier.embedder is not None:
+        model, embedder = earlier.model, earlier.embedder
+    else:
+        model, embedder = _build_candidate(request, key)
+    candidate = CandidateResult(embedder, _check_candidate(request, key, embedder), model)
+    if _is_settled(key, candidate.check):
+        agreement_cache.store_check(key, candidate.check, partial(_write_model, candidate))
+        candidate = replace(candidate, model=None)
     return candidate
 
 

@@ -19,16 +19,22 @@ def describe_processor(device: str | torch.device) -> str:
     """Return the name of a CUDA device, or the name and instruction sets of the CPU."""
     if device_type(device) == "cuda":
         return torch.cuda.get_device_name(device)
-    capabilities = torch.cpu.get_capabilities()
+    capabilities = _cpu_capabilities()
     instruction_sets = sorted(name for name, is_present in capabilities.items() if is_present is True)
     return " ".join([str(capabilities.get("cpu_name", "")), *instruction_sets])
+
+
+def _cpu_capabilities() -> dict[str, Any]:
+    """Return what torch knows of the CPU; nothing before torch 2.13."""
+    query = getattr(torch.cpu, "get_capabilities", dict)
+    return dict(query())
 
 
 def has_native_bfloat16(device: str | torch.device) -> bool:
     """Return whether a CPU or CUDA device computes in bfloat16 natively; emulation is slower than float32."""
     if device_type(device) == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return any(is_present for name, is_present in torch.cpu.get_capabilities().items() if "bf16" in name)
+    return any(is_present for name, is_present in _cpu_capabilities().items() if "bf16" in name)
 
 
 def torch_embedder(encoder: Any, precision: str, device: str | torch.device) -> Embedder:

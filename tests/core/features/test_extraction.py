@@ -16,7 +16,7 @@ from napari_lrmil.core.events import Event, Notice, Progress
 from napari_lrmil.core.features.devices import resolve_device
 from napari_lrmil.core.features.extraction import Embeddings, PatchSet, extract_features
 from napari_lrmil.core.features.prefetch import AHEAD, BATCH
-from napari_lrmil.core.features.torch_encoding import encode, resize_patches
+from napari_lrmil.core.features.torch_encoding import encode, is_out_of_memory, resize_patches
 from support.fake_slides import FakeSlide, fake_slide, lively, one_sentence, speckled
 from support.networks import untrained_encoder
 
@@ -193,3 +193,10 @@ def require_equal_features(tmp_path: Path, device: str) -> None:
             patches, encoder = PatchSet(corners(800), (80, 48), 32), lively(untrained_encoder()).to(name)
             features.append(drain(extract_features(slide, patches, encoder, device=torch.device(name)))[1].features)
     np.testing.assert_allclose(features[0], features[1], atol=1e-2 * np.abs(features[0]).max())
+
+
+@pytest.mark.parametrize(
+    "message", ["CUDA error: out of memory", "cuBLAS: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"]
+)
+def test_memory_that_ran_out_is_known_by_its_message_too(message: str) -> None:
+    assert is_out_of_memory(RuntimeError(message)) and not is_out_of_memory(RuntimeError("CUDA error: misaligned"))

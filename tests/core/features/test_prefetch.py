@@ -85,6 +85,15 @@ def test_larger_batches_are_joined_from_several_reads() -> None:
     assert numbers(batches[0].pixels) == list(range(4 * BATCH))  # type: ignore[union-attr]  # it is there
 
 
+def test_large_batches_are_read_ahead_whole() -> None:
+    """A GPU that takes eight batches at once must not wait for five of them."""
+    read = Counted()
+    with PatchPrefetcher(read, 16 * BATCH, CPU) as queue:
+        queue.take(8 * BATCH)
+        queue._pool.submit(lambda: None).result()
+        assert len(read.rows) == 16
+
+
 def test_leaving_ends_after_the_batch_under_way() -> None:
     started, release = threading.Event(), threading.Event()
 

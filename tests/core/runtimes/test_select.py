@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -167,19 +169,6 @@ def test_layers_are_left_to_torch(demo: Bundle, tmp_path: Path) -> None:
     assert one_sentence(caught.value)
 
 
-@needs_openvino
-def test_converting_reports_nothing_home(demo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenVINO's converter sends telemetry unless the user opted out; its frontend, called by itself, does not."""
-    telemetry = pytest.importorskip("openvino_telemetry")
-
-    def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("telemetry")
-
-    for name in ("__init__", "send_event", "start_session"):
-        monkeypatch.setattr(telemetry.Telemetry, name, refuse)
-    openvino_conversion.convert_encoder(demo.student.encoder, 128)
-
-
 # ---------------------------------------------------------------- the choice
 
 
@@ -320,6 +309,19 @@ def test_a_later_process_neither_converts_nor_compares(demo: Bundle, monkeypatch
     later = prepare_runtime("auto", runtime_request(demo, pixels=lambda: patches(0)))
     assert conversions.count == 1 and later.choice == first.choice
     assert np.array_equal(*(embed(r.embedder, pixels, None, CPU) for r in (first, later)))
+
+
+@needs_openvino
+def test_workers_that_start_together_convert_once(demo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    conversions, begun = Conversions(monkeypatch), threading.Barrier(2)
+
+    def prepare() -> str:
+        begun.wait(240)
+        return prepare_runtime("auto", runtime_request(demo)).choice.name
+
+    with ThreadPoolExecutor(2) as workers:
+        assert [future.result(240) for future in [workers.submit(prepare) for _ in range(2)]] == ["openvino"] * 2
+    assert conversions.count == 1
 
 
 @needs_openvino
