@@ -196,16 +196,17 @@ def _prepare(
     began, cpu, decoded = time.perf_counter(), time.process_time(), slide.pixels_decoded
     tissue_grid = tissue_grid or find_tissue_grid(slide, bundle.card.plan, bundle.card.tissue)
     scope = replace(scope, edited=tissue_grid.edited)
-    grid = scope.of(tissue_grid.grid, slide.path)
+    grid, about_regions = scope.of(tissue_grid, slide.path)
+    about_regions = (*scope.warnings, *about_regions)
     # The thresholds were measured on whole slides: a small region has little tissue by intent.
     quality = quality_warnings(slide, grid, bundle.card) if scope.kind == "slide" else ()
-    yield from (Notice(text, slide.name) for text in quality)
+    yield from (Notice(text, slide.name) for text in (*about_regions, *quality))
     seconds = {"open": seconds_open, "tissue": time.perf_counter() - began}
     costs = SharedCosts(seconds, slide.pixels_decoded - decoded, time.process_time() - cpu)
     yield StageDone("tissue", costs.seconds["tissue"])
     logger.info("%s: %d LR patches, %d HR patches", slide.name, len(grid.lr_index), len(grid.hr_index))
     # The model's own notice is stored with every result: a reader of the file has not seen the model card.
-    warnings = (*slide.warnings, *model_notices, *quality)
+    warnings = (*slide.warnings, *model_notices, *about_regions, *quality)
     return _Request(slide, bundle, compute, grid, scope, costs, warnings, is_calibrated=scope.is_whole_slide)
 
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from napari_lrmil.core.geometry import Bounds
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.metrics.agreement import LESION_SHARE, Values, lesion_auroc, lesion_shares
-from napari_lrmil.core.patching.regions import Area, Region, read_regions
+from napari_lrmil.core.patching.outlines import Area
+from napari_lrmil.core.patching.regions import Region, read_regions
 
 
 @dataclass(frozen=True)

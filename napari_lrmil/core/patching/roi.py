@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import shapely
 from numpy.typing import NDArray
 
 from napari_lrmil.core.errors import TissueError
 from napari_lrmil.core.geometry import Bounds
-from napari_lrmil.core.patching.grid import NestedGrid
+from napari_lrmil.core.patching.grid import NestedGrid, TissueGrid
+from napari_lrmil.core.patching.placement import (
+    exclusion_warnings,
+    place_regions,
+    placement_warnings,
+    why_nowhere,
+)
 from napari_lrmil.core.patching.regions import Region, patches_in_regions, read_regions
 
 Kind = Literal["slide", "view", "region"]
@@ -36,6 +41,8 @@ class RegionOfInterest:
         Regions to leave out, such as a pen mark, a fold or an artefact.
     edited
         Whether the tissue mask was edited by hand.
+    warnings
+        Sentences on the files that the regions were read from.
     """
 
     kind: Kind = "slide"
@@ -43,6 +50,7 @@ class RegionOfInterest:
     included: tuple[Region, ...] = ()
     excluded: tuple[Region, ...] = ()
     edited: bool = False
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.kind == "slide") != (not self.regions):
@@ -70,41 +78,63 @@ class RegionOfInterest:
         by_option = {"roi": self.regions, "keep": self.included, "exclude": self.excluded}
         return {name: regions for name, regions in by_option.items() if regions}
 
-    def selects(self, grid: NestedGrid) -> NDArray[np.bool_]:
-        """Return (N,) whether each LR patch of a slide's grid belongs to the region of interest."""
-        corners, size = grid.lr_corners, grid.lattice.lr_cell
-        is_selected = np.ones(len(corners), dtype=bool)
-        for regions in filter(None, (self.regions, self.included)):
-            is_selected &= patches_in_regions(corners, size, regions)
-        return is_selected & ~patches_in_regions(corners, size, self.excluded) if self.excluded else is_selected
+    def select(self, tissue_grid: TissueGrid) -> Selection:
+        """Return the LR patches of a slide that belong to the region of interest, and what to know about them."""
+        grid = tissue_grid.grid
+        is_selected = np.ones(len(grid.lr_index), dtype=np.bool_)
+        warnings: list[str] = []
+        for regions, name in ((self.regions, WORDS[self.kind]), (self.included, "kept region")):
+            if regions:
+                placement = place_regions(tissue_grid, regions)
+                is_selected &= placement.is_selected
+                warnings += placement_warnings(placement, name)
+        if self.excluded:
+            is_excluded = patches_in_regions(grid.lr_corners, grid.lattice.lr_cell, self.excluded)
+            is_selected &= ~is_excluded
+            warnings += exclusion_warnings(tissue_grid, self.excluded, is_excluded)
+        return Selection(is_selected, tuple(warnings))
 
-    def of(self, grid: NestedGrid, slide: Path) -> NestedGrid:
-        """Return the part of a slide's grid that belongs to the region of interest.
+    def of(self, tissue_grid: TissueGrid, slide: Path) -> tuple[NestedGrid, tuple[str, ...]]:
+        """Return the part of a slide's grid that belongs to the region of interest, and what to know about it.
 
         Raises
         ------
         TissueError
             If no patch is left. `slide` names the file.
         """
-        is_selected = self.selects(grid)
-        if not is_selected.any():
-            raise TissueError(slide, f"the {self.text} holds no LR patch: {self.emptied_by(grid)}")
-        return grid if is_selected.all() else grid.select(is_selected)
+        selection = self.select(tissue_grid)
+        if not selection.is_selected.any():
+            holds = "hold" if len(self.regions) > 1 else "holds"
+            raise TissueError(slide, f"the {self.text} {holds} no LR patch: {self.emptied_by(tissue_grid)}")
+        grid = tissue_grid.grid
+        part = grid if selection.is_selected.all() else grid.select(selection.is_selected)
+        return part, selection.warnings
 
-    def emptied_by(self, grid: NestedGrid) -> str:
+    def emptied_by(self, tissue_grid: TissueGrid) -> str:
         """Return why no patch is selected, and what to do about it."""
+        for regions in filter(None, (self.regions, self.included)):
+            placement = place_regions(tissue_grid, regions)
+            if not placement.is_selected.any():
+                return why_nowhere(placement, regions, tissue_grid.grid.lattice.box)
         if self.excluded:
             return "everything in it is excluded; choose a part with tissue"
-        area = shapely.union_all([region.geometry for region in (*self.regions, *self.included)])
-        box = grid.lattice.box
-        if not area.intersects(shapely.box(box.x, box.y, box.x + box.width, box.y + box.height)):
-            left, top, right, bottom = (round(value) for value in area.bounds)
-            return (
-                f"it lies outside the slide (x {left} to {right}, y {top} to {bottom} in level-0 pixels, where patches "
-                f"lie from {box.x:.0f} to {box.x + box.width:.0f} and {box.y:.0f} to {box.y + box.height:.0f}); was it "
-                "drawn on another slide?"
-            )
-        return "it lies off the tissue; choose a part with tissue"
+        return "no patch of it belongs to what was kept; choose parts that overlap"
+
+
+@dataclass(frozen=True, eq=False)  # compared by identity, as comparing the arrays would be slow
+class Selection:
+    """LR patches of a slide that belong to a region of interest.
+
+    Attributes
+    ----------
+    is_selected
+        (N,) whether a patch belongs.
+    warnings
+        Sentences on regions that are answered only roughly, or not at all.
+    """
+
+    is_selected: NDArray[np.bool_]
+    warnings: tuple[str, ...]
 
 
 WHOLE_SLIDE = RegionOfInterest()
@@ -118,8 +148,12 @@ def read_scope(files: Mapping[str, Path | None], bounds: Bounds) -> RegionOfInte
     RegionError
         If a file contains no regions.
     """
-    by_option = {name: read_regions(file, bounds).regions for name, file in files.items() if file is not None}
-    regions = by_option.get("roi", ())
+    read = {name: read_regions(file, bounds) for name, file in files.items() if file is not None}
+    regions = {name: file.regions for name, file in read.items()}
     return RegionOfInterest(
-        "region" if regions else "slide", regions, by_option.get("keep", ()), by_option.get("exclude", ())
+        "region" if "roi" in regions else "slide",
+        regions.get("roi", ()),
+        regions.get("keep", ()),
+        regions.get("exclude", ()),
+        warnings=tuple(warning for file in read.values() for warning in file.warnings),
     )

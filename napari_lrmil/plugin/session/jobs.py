@@ -119,9 +119,12 @@ class PredictJob:
         tissue_grid = self.open_slides.get_tissue_grid(self.slide, self.bundle)
         grid = tissue_grid.grid
         is_embedded = self.cache.has(cache_key(slide, self.bundle, grid, "student"), grid.lr_index)
-        is_embedded &= self.scope.selects(grid)
-        if is_embedded.any():
-            part = replace(tissue_grid, grid=grid.select(is_embedded))
+        is_embedded &= self.scope.select(tissue_grid).is_selected
+        if not is_embedded.any():
+            return
+        part = replace(tissue_grid, grid=grid.select(is_embedded))
+        # Without the other patches, a thin region may lie on none of these by enough.
+        if self.scope.select(part).is_selected.any():
             device = resolve_device(self.device)
             *_, last = predict(slide, self.bundle, device=device, scope=self.scope, tissue_grid=part, cache=self.cache)
             if isinstance(last, Finished):

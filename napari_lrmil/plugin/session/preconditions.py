@@ -78,4 +78,4 @@ def why_roi_empty(
         return ""
     if what_if != WhatIf():  # the likelier cause, and the one that the user can undo
         return f"Nothing is left of the {scope.text}: undo what was left out, or choose another part."
-    return f"The {scope.text} holds no patch: {scope.emptied_by(tissue_grid.grid)}"
+    return f"The {scope.text} holds no patch: {scope.emptied_by(tissue_grid)}"

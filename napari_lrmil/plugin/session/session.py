@@ -300,7 +300,7 @@ class Session:
         """Return (N,) which LR patches a run would read; cached, because the dock reads it at every change."""
         key = (tissue_grid, self.roi_kind, self.view, self.regions, self.what_if)
         if self._selection is None or self._selection[0] != key:
-            self._selection = key, self.scope.selects(tissue_grid.grid)
+            self._selection = key, self.scope.select(tissue_grid).is_selected
         return self._selection[1]
 
     # ------------------------------------------------------------ tissue search
@@ -416,7 +416,7 @@ class Session:
         if not self.follows_view or self.is_busy or tissue_grid is None or self.view is None:
             return None
         scope = self._make_scope("view", (box_region(self.view, "view"),))
-        is_visible = scope.selects(tissue_grid.grid)
+        is_visible = scope.select(tissue_grid).is_selected
         key = (self.slide, self.bundle, self.device, tissue_grid, self.what_if, is_visible.tobytes())
         if key == self._live_key or not is_visible.any():
             return None

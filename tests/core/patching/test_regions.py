@@ -151,9 +151,10 @@ def test_points_and_lines_are_counted_not_read(tmp_path: Path) -> None:
     ]
     found = read_regions(written(tmp_path, [feature(g) for g in (others[0], POLYGON, *others[1:], MULTI)]), WHOLE)
     assert len(found.regions) == 2 and found.skipped == 5
-    assert found.caution == "5 annotations have no area (points, lines) and were left out; 2 read"
+    counts = "4 annotations without an area (points, lines), 1 annotation without a geometry"
+    assert found.caution == f"a.geojson: left out: {counts}; 2 read"
     one = read_regions(written(tmp_path, [feature(others[0]), feature(POLYGON)]), WHOLE)
-    assert one.caution == "1 annotation has no area (points, lines) and was left out; 1 read"
+    assert one.caution == "a.geojson: left out: 1 annotation without an area (points, lines); 1 read"
 
 
 def test_a_byte_order_mark_is_no_obstacle(tmp_path: Path) -> None:
@@ -195,29 +196,33 @@ def test_asap_counts_from_level_0_and_orders_its_corners(tmp_path: Path) -> None
         ("{}", "JSON without Features"),
         ('{"positive": [{"name": "Tumor1", "vertices": [[1, 2]]}]}', "JSON without Features"),
         ('{"type": "FeatureCollection"}', "JSON without Features"),
-        ("[1]", "entries that are not Features"),
-        ('[{"type": "Feature", "properties": {}}]', "'geometry' is missing"),
-        ('[{"type": "Feature", "geometry": {"type": "Polygon"}}]', "not an annotation file"),
+        ("[1]", "1 item other than Features"),
+        ("[" * 500 + "]" * 500, "the file has no annotations"),
+        ('[{"type": "Feature", "properties": {}}]', "1 annotation without a geometry"),
+        ('[{"type": "Feature", "geometry": {"type": "Polygon"}}]', "corners that are not lists of numbers"),
+        ('[{"type": "Feature", "geometry": {"type": "Circle"}}]', "1 annotation of the unknown type 'Circle'"),
         ('[{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]}}]',
-         "not an annotation file"),
+         "1 annotation without an area"),
         ('[{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[["a", 0]]]}}]',
-         "not an annotation file"),
+         "corners that are not lists of numbers"),
         ('[{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": '
          "[[[0, 0], [9, 0], [NaN, 5], [0, 0]]]}}]", "not a finite number"),
-        ('[{"type": "Feature", "geometry": null, "properties": 3}]', "not an annotation file"),
+        ('[{"type": "Feature", "geometry": null, "properties": 3}]', "1 annotation without a geometry"),
         ("<ASAP_Annotations><Annotations>", "not an annotation file"),
-        ('<Annotations MicronsPerPixel="0.25"><Annotation/></Annotations>', "XML of another program: <Annotations>"),
+        ('<Annotations MicronsPerPixel="0.25"><Annotation/></Annotations>', "the file has no annotations"),
+        ("<svg><Annotation/></svg>", "XML of another program: <svg>"),
         (asap('<Annotation Type="Polygon"><Coordinates><Coordinate X="1" Y="2"/></Coordinates></Annotation>'),
-         "'Order' is missing"),
-        (asap('<Annotation Type="Polygon"><Coordinates><Coordinate Order="0" X="1,5" Y="2"/></Coordinates>'
-              "</Annotation>"), "not an annotation file"),
+         "1 annotation without an area"),
+        (asap('<Annotation Type="Polygon"><Coordinates><Coordinate X="1"/><Coordinate X="1"/><Coordinate X="1"/>'
+              "</Coordinates></Annotation>"), "corners that are not lists of numbers"),
+        (asap('<Annotation Type="Cloud"/>'), "of the unknown type 'Cloud'"),
         ("[]", "the file has no annotations"),
         ('{"type": "FeatureCollection", "features": []}', "the file has no annotations"),
-        (json.dumps(feature({"type": "Point", "coordinates": [1, 2]})), "the only annotation has no area"),
+        (json.dumps(feature({"type": "Point", "coordinates": [1, 2]})), "1 annotation without an area"),
         (asap(annotation([(0, 5, 5), (1, float("nan"), 8), (2, 9, 8)])), "not a finite number"),
         ('{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [1e999, 0], [5, 5], [0, 0]]]}}',
          "not a finite number"),
-        (asap(annotation([(0, 5, 5)], "Dot")), "the only annotation has no area"),
+        (asap(annotation([(0, 5, 5)], "Dot")), "1 annotation without an area"),
     ],
 )  # fmt: skip
 def test_a_bad_file_is_one_sentence_that_names_it(tmp_path: Path, content: str, says: str) -> None:
@@ -425,7 +430,7 @@ def test_qupaths_own_files_are_read(shared_data: Path) -> None:
     assert rectangle.geometry.bounds == (26268 + 120, 15298 + 340, 26478 + 120, 15474 + 340)
     assert files, "points and lines are left"
     for path in files.values():
-        with pytest.raises(RegionError, match="the only annotation has no area"):
+        with pytest.raises(RegionError, match="1 annotation without an area"):
             read_regions(path, BOUNDS)
     cells = read_regions(next((folder / "qupath_geojson_advanced").glob("*.json")), WHOLE).regions
     assert len(cells) == 4
@@ -438,7 +443,7 @@ def test_asaps_own_files_are_read(shared_data: Path) -> None:
     assert region.name == "Annotation 0" and region.colour == (0xF4, 0xFA, 0x58)
     assert region.geometry.bounds == (22693.1875, 16551.1797, 23067.4531, 16710.6367)
     for name in ("asap-dot.xml", "asap-pointset.xml"):
-        with pytest.raises(RegionError, match="the only annotation has no area"):
+        with pytest.raises(RegionError, match="1 annotation without an area"):
             read_regions(folder / name, BOUNDS)
 
 

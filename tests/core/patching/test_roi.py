@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from napari_lrmil.core.errors import TissueError
 from napari_lrmil.core.features.embedding_cache import EmbeddingCache
@@ -37,10 +38,15 @@ def ask(slide: Slide, bundle: Any = None, **how: Any) -> Prediction:
     return result
 
 
+def selected(scope: RegionOfInterest, slide: Slide) -> NDArray[np.bool_]:
+    card = DarknessBundle().card
+    return scope.select(find_tissue_grid(slide, card.plan, card.tissue)).is_selected
+
+
 def test_a_region_is_answered_by_its_patches_alone(slide: Slide) -> None:
     bundle = DarknessBundle()
     whole, part = ask(slide, bundle), ask(slide, bundle, scope=RegionOfInterest("region", (LEFT,)))
-    meant = RegionOfInterest("region", (LEFT,)).selects(whole.grid)
+    meant = selected(RegionOfInterest("region", (LEFT,)), slide)
     assert 0 < meant.sum() < len(meant)
     np.testing.assert_array_equal(part.student.coords, whole.student.coords[meant])
     assert part.student.attention.sum() == pytest.approx(1, abs=1e-5)
@@ -58,11 +64,10 @@ def test_a_part_is_never_called_calibrated(slide: Slide) -> None:
 
 
 def test_leaving_out_and_keeping_are_each_others_opposite(slide: Slide) -> None:
-    grid = ask(slide).grid
-    out, kept = RegionOfInterest(excluded=(LEFT,)).selects(grid), RegionOfInterest(included=(LEFT,)).selects(grid)
+    out, kept = selected(RegionOfInterest(excluded=(LEFT,)), slide), selected(RegionOfInterest(included=(LEFT,)), slide)
     np.testing.assert_array_equal(out, ~kept)
-    both = RegionOfInterest("region", (LEFT,), excluded=(CORNER,)).selects(grid)
-    assert both.sum() == kept.sum() - RegionOfInterest("region", (CORNER,)).selects(grid).sum()
+    both = selected(RegionOfInterest("region", (LEFT,), excluded=(CORNER,)), slide)
+    assert both.sum() == kept.sum() - selected(RegionOfInterest("region", (CORNER,)), slide).sum()
 
 
 def test_hr_patches_follow_their_parents(slide: Slide) -> None:

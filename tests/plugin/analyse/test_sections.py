@@ -260,7 +260,7 @@ def test_leaving_a_region_out_answers_from_what_was_seen_and_can_be_undone(dock:
     edge = dock.viewer_actions.region_layer().edge_color[0].copy()
     assert without.student.patches_encoded == 0 and "without 1 excluded" in dock.results.calibration.text()
     assert (without.grid.lr_corners[:, 0] * 0.5 > 150).all()
-    is_excluded = ~without.scope.selects(before.grid)
+    is_excluded = ~without.scope.select(dock.session.tissue_grid).is_selected
     assert len(without.grid.lr_index) == (~is_excluded).sum() < len(before.grid.lr_index)
     dock.what_if.undo.click()
     qtbot.waitUntil(lambda: dock.session.prediction is not without, timeout=WAIT_MS)
