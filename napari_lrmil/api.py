@@ -117,7 +117,7 @@ def predict(
     teacher
         Patches that the HR teacher reads too: ``none``, ``all``, or ``top-20`` for the student's 20 strongest.
     regions
-        GeoJSON of QuPath or XML of ASAP: predict these regions only. Their score is not calibrated.
+        GeoJSON of QuPath, or XML of ASAP or ImageScope: predict these regions only. Their score is not calibrated.
     device
         ``auto``, ``cpu``, ``cuda`` or ``mps``.
     runtime

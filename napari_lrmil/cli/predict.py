@@ -47,7 +47,9 @@ TeacherOption = Annotated[
 ComparedOption = Annotated[
     str, typer.Option(help="patches of the teacher: all, or top-K for those with most student attention")
 ]
-RoiOption = Annotated[Path | None, typer.Option(help="analyse these regions only: GeoJSON of QuPath, or XML of ASAP")]
+RoiOption = Annotated[
+    Path | None, typer.Option(help="analyse these regions only: GeoJSON of QuPath, or XML of ASAP or ImageScope")
+]
 KeepOption = Annotated[Path | None, typer.Option(help="leave out everything outside these regions")]
 ExcludeOption = Annotated[Path | None, typer.Option(help="leave out these regions")]
 TissueOption = Annotated[Path | None, typer.Option(help="a tissue mask (PNG) that was saved from the window")]

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import ClassVar
 
 from napari_lrmil.core.cohort.task import SlideJob, TaskResult
 from napari_lrmil.core.errors import BundleError
-from napari_lrmil.core.events import Event, Finished
+from napari_lrmil.core.events import Event, Finished, Notice
 from napari_lrmil.core.features.devices import resolve_device
 from napari_lrmil.core.formatting import format_agreement, format_probabilities
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
-from napari_lrmil.core.inference.teacher_comparison import find_lesion_outlines
+from napari_lrmil.core.inference.teacher_comparison import read_lesions
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.patching.grid import TissueGrid, find_tissue_grid, tissue_grid_from_mask
-from napari_lrmil.core.patching.regions import read_regions
+from napari_lrmil.core.patching.regions import RegionFile
 from napari_lrmil.core.patching.roi import read_scope
 from napari_lrmil.core.patching.tissue import read_mask
 from napari_lrmil.core.results.equivalent_command import predict_command
@@ -101,8 +101,14 @@ class PredictTask:
             reused = self._reusable_result(slide)
             if reused is not None:
                 return reused
+            # Before the networks run: a broken file must not cost their time.
+            lesions = read_lesions(slide.path, slide.bounds, self.files.get("lesions")) if self.compare else None
             prediction = yield from _pass_on(self._predict(slide, model, seconds_open))
-            also = [partial(self._write_comparison, slide, prediction)] if self.compare else []
+            also = []
+            if lesions is not None:
+                yield from (Notice(text, slide.name) for text in lesions.warnings)
+                prediction = replace(prediction, warnings=(*prediction.warnings, *lesions.warnings))
+                also = [partial(_write_comparison, slide, prediction, lesions)]
             report, replace_newer = self._report_request(job, model), not self.resume
             yield from write_steps(
                 self.folder,
@@ -170,17 +176,6 @@ class PredictTask:
         )
         return ReportRequest(command, model.card.hr_mpp)
 
-    def _write_comparison(self, slide: Slide, prediction: Prediction, folder: Path) -> None:
-        """Write ``compare.png`` and ``agreement.json``, with lesions from the option or from beside the slide."""
-        file = self.files.get("lesions")
-        lesions = (
-            read_regions(file, slide.bounds, may_be_empty=True).regions
-            if file
-            else find_lesion_outlines(slide.path, slide.bounds)
-        )
-        draw_comparison(folder / "compare.png", slide, prediction, lesions)
-        build_agreement_file(prediction, lesions).write(folder)
-
 
 # One model at a time: an older one would keep its weights in memory.
 @lru_cache(maxsize=1)
@@ -196,6 +191,12 @@ def open_bundle_once(folder: Path, sha256: str) -> Bundle:
     if bundle.sha256 != sha256:
         raise BundleError(folder, "", "the bundle is not the one that the work began with; start the call again")
     return bundle
+
+
+def _write_comparison(slide: Slide, prediction: Prediction, lesions: RegionFile, folder: Path) -> None:
+    """Write ``compare.png`` and ``agreement.json``, with the lesions."""
+    draw_comparison(folder / "compare.png", slide, prediction, lesions.regions)
+    build_agreement_file(prediction, lesions.regions).write(folder)
 
 
 def _pass_on(events: Iterator[Event]) -> Generator[Event, None, Prediction]:

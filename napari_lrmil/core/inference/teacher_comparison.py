@@ -13,7 +13,7 @@ from napari_lrmil.core.geometry import Bounds
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.metrics.agreement import LESION_SHARE, Values, lesion_auroc, lesion_shares
 from napari_lrmil.core.patching.outlines import Area
-from napari_lrmil.core.patching.regions import Region, read_regions
+from napari_lrmil.core.patching.regions import Region, RegionFile, read_regions
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,14 @@ def lesion_file(slide: Path) -> Path:
     return slide.with_name(f"{slide.stem}_lesions.geojson")
 
 
-def find_lesion_outlines(slide: Path, bounds: Bounds) -> tuple[Region, ...]:
-    """Return the lesions in the file beside the slide, see `lesion_file`; none if there is no such file."""
-    file = lesion_file(slide)
-    return read_regions(file, bounds, may_be_empty=True).regions if file.is_file() else ()
+def read_lesions(slide: Path, bounds: Bounds, file: Path | None = None) -> RegionFile:
+    """Return the lesions in a file, or else in the one beside the slide, see `lesion_file`; none if there is no file.
+
+    Raises
+    ------
+    RegionError
+        If the file cannot be read.
+    """
+    file = file or lesion_file(slide)
+    is_missing = file == lesion_file(slide) and not file.is_file()
+    return RegionFile(()) if is_missing else read_regions(file, bounds, may_be_empty=True)

@@ -98,13 +98,15 @@ def _corner_shares(tissue: Tissue, areas: Geometries) -> Float:
     is_within = (x >= 0) & (y >= 0) & (x < width) & (y < height)
     is_tissue = np.zeros(len(corners), dtype=np.bool_)
     is_tissue[is_within] = tissue.mask[y[is_within].astype(np.int64), x[is_within].astype(np.int64)]
-    shares: Float = np.bincount(area, is_tissue, minlength=len(areas)) / np.bincount(area, minlength=len(areas))
+    n_tissue = np.bincount(area, is_tissue, minlength=len(areas))
+    shares: Float = n_tissue / np.bincount(area, minlength=len(areas)).astype(np.float64)
     return shares
 
 
 def _to_mask(tissue: Tissue) -> Float:
     """Return mask pixels per level-0 pixel along x and y."""
-    return tissue.mask.shape[0] // tissue.lattice.rows / np.asarray(tissue.lattice.cell, dtype=np.float64)
+    k = tissue.mask.shape[0] // tissue.lattice.rows
+    return np.asarray(k / np.asarray(tissue.lattice.cell), dtype=np.float64)
 
 
 def _tissue_share(tissue: Tissue, area: Area) -> float:

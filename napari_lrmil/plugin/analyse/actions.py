@@ -112,12 +112,12 @@ class ViewerActions:
         Parameters
         ----------
         path
-            GeoJSON file of QuPath, or XML file of ASAP.
+            GeoJSON, or XML of ASAP or ImageScope.
 
         Returns
         -------
         str or None
-            A warning about annotations that were skipped; None if all were read.
+            A warning about annotations that were left out, repaired or guessed; None without any.
 
         Raises
         ------
@@ -126,9 +126,10 @@ class ViewerActions:
         """
         region_file = read_regions(path, self._session.opened_slide.bounds)
         layer = self._ensure_region_layer()
-        for corners, shape_type in shapes_from_regions(region_file.regions, self.mpp):
-            layer.add(corners, shape_type=shape_type)
+        corners, shape_types = zip(*shapes_from_regions(region_file.regions, self.mpp), strict=True)
+        layer.add(list(corners), shape_type=list(shape_types))  # at once: each call computes the whole layer anew
         self.sync_drawn_regions()
+        self._session.add_region_warnings(region_file.warnings)
         return region_file.caution
 
     def export_regions(self, path: Path) -> None:

@@ -52,7 +52,7 @@ class FileDialogs:
     def import_regions(self) -> None:
         """Ask for an annotation file, add its regions to the drawn ones, and choose them as region of interest."""
         name, _ = QFileDialog.getOpenFileName(
-            self._parent, "Import regions", "", "QuPath, ASAP (*.geojson *.json *.xml)"
+            self._parent, "Import regions", "", "QuPath, ASAP, ImageScope (*.geojson *.json *.xml *.gz *.zip)"
         )
         if not name:
             return

@@ -267,10 +267,13 @@ class LesionScores:
         Origin of the annotations: drawn regions, or the name of a file.
     metrics
         The figures.
+    warnings
+        Sentences on annotations that were left out, repaired or guessed.
     """
 
     source: str
     metrics: LesionMetrics
+    warnings: tuple[str, ...] = ()
 
     @property
     def table_rows(self) -> tuple[TableRow, ...]:
@@ -283,10 +286,12 @@ class LesionScores:
 
     @property
     def text(self) -> str:
-        """Origin of the annotations and number of lesion patches."""
+        """Origin of the annotations, number of lesion patches, and the warnings."""
         if self.metrics.n_lesion_patches == 0:
-            return f"Lesions: {self.source}; none of the compared patches is a quarter lesion or more."
-        return f"Lesions: {self.source}, {self.metrics.n_lesion_patches} patches of a quarter lesion or more."
+            counted = f"Lesions: {self.source}; none of the compared patches is a quarter lesion or more."
+        else:
+            counted = f"Lesions: {self.source}, {self.metrics.n_lesion_patches} patches of a quarter lesion or more."
+        return " ".join((counted, *(f"{warning}." for warning in self.warnings)))
 
 
 @dataclass(frozen=True)
@@ -319,16 +324,18 @@ class ScoreLesionsJob:
             If the annotation file cannot be read.
         """
         from napari_lrmil.core.inference.teacher_comparison import (
-            find_lesion_outlines,
             lesion_file,
+            read_lesions,
             score_lesion_localisation,
         )
+        from napari_lrmil.core.patching.regions import RegionFile
 
         yield Progress("lesions", 0, 1, "slide")
-        lesions = self.drawn or find_lesion_outlines(self.slide.path, self.open_slides.get_slide(self.slide).bounds)
+        bounds = self.open_slides.get_slide(self.slide).bounds
+        lesions = RegionFile(self.drawn) if self.drawn else read_lesions(self.slide.path, bounds)
         source = "drawn regions" if self.drawn else lesion_file(self.slide.path).name
-        metrics = score_lesion_localisation(self.prediction, lesions) if lesions else None
-        yield Finished(LesionScores(source, metrics) if metrics is not None else None)
+        metrics = score_lesion_localisation(self.prediction, lesions.regions) if lesions.regions else None
+        yield Finished(LesionScores(source, metrics, lesions.warnings) if metrics is not None else None)
 
 
 def _format_auroc(value: float | None) -> str:

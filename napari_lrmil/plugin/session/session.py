@@ -120,6 +120,7 @@ class Session:
         self.roi_kind: Kind = "slide"
         self.view: BoxLevel0 | None = None
         self.regions: tuple[Region, ...] = ()
+        self.region_warnings: tuple[str, ...] = ()  # about the files that regions were imported from
         self.progress: StageProgress | None = None
         self.warnings: tuple[str, ...] = ()
         self.message = ""  # why there is no result or no model; empty without a failure
@@ -156,7 +157,7 @@ class Session:
     def choose_slide(self, slide: SlideChoice | None) -> None:
         """Choose the slide; another one resets the view, the regions, the what-if steps and the prediction."""
         if slide != self.slide:
-            self.view, self.regions, self.prediction = None, (), None
+            self.view, self.regions, self.region_warnings, self.prediction = None, (), (), None
             self._what_if_steps, self._live_key = (WhatIf(),), ()
         self.slide = slide
         self.changed.emit()
@@ -209,7 +210,13 @@ class Session:
     def set_regions(self, regions: Sequence[Region]) -> None:
         """Set the drawn regions of the chosen slide, in level-0 pixels."""
         self.regions = tuple(regions)
+        if not regions:
+            self.region_warnings = ()
         self.changed.emit()
+
+    def add_region_warnings(self, warnings: Sequence[str]) -> None:
+        """Add sentences about an imported file; results of drawn regions carry them."""
+        self.region_warnings = tuple(dict.fromkeys((*self.region_warnings, *warnings)))
 
     # ------------------------------------------------------------ state that follows from the choices
 
@@ -248,7 +255,9 @@ class Session:
         return self._make_scope("slide", ())
 
     def _make_scope(self, kind: Kind, regions: tuple[Region, ...]) -> RegionOfInterest:
-        return RegionOfInterest(kind, regions, self.what_if.included, self.what_if.excluded)
+        what_if = self.what_if
+        warnings = self.region_warnings if kind == "region" or what_if != WhatIf() else ()
+        return RegionOfInterest(kind, regions, what_if.included, what_if.excluded, warnings=warnings)
 
     @property
     def run_blocked_by(self) -> str:

@@ -69,7 +69,17 @@ def shapes_from_regions(regions: Sequence[Region], mpp: Mpp) -> list[tuple[Any, 
     Returns
     -------
     list
-        Corners are (points, 2) in µm, row then column.
+        Corners are (points, 2) in µm, row then column. Holes are joined to the outline by a path of no width, which
+        `regions_from_shapes` turns into holes again: a shape of napari is one outline.
     """
     parts = [part for region in regions for part in getattr(region.geometry, "geoms", [region.geometry])]
-    return [(np.asarray(part.exterior.coords)[:-1, ::-1] * (mpp.y, mpp.x), "polygon") for part in parts]
+    return [(_single_outline(part)[:-1, ::-1] * (mpp.y, mpp.x), "polygon") for part in parts]
+
+
+def _single_outline(polygon: shapely.Polygon) -> Float:
+    """Return a closed path (points, 2) through the outline and the holes of a polygon, each from the first corner."""
+    # Holes run the other way round, so that the path encloses them no time in all.
+    turned = shapely.orient_polygons(polygon, exterior_cw=False)
+    outline = np.asarray(turned.exterior.coords, dtype=np.float64)
+    loops = (loop for ring in turned.interiors for loop in (np.asarray(ring.coords), outline[:1]))
+    return np.concatenate([outline, *loops])

@@ -18,7 +18,7 @@ from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.inference.teacher_comparison import (
-    find_lesion_outlines,
+    read_lesions,
     score_lesion_localisation,
     shared_patches,
 )
@@ -163,7 +163,7 @@ def test_without_a_teacher_there_is_nothing_to_compare(slide: Slide) -> None:
 
 
 def test_a_lesion_file_may_say_that_there_are_none(slide: Slide) -> None:
-    assert find_lesion_outlines(slide.path, slide.bounds) == ()
+    assert read_lesions(slide.path, slide.bounds).regions == ()
     file = slide.path.with_name(f"{slide.path.stem}_lesions.geojson")
     file.write_text(json.dumps({"type": "FeatureCollection", "features": []}))
-    assert find_lesion_outlines(slide.path, slide.bounds) == ()
+    assert read_lesions(slide.path, slide.bounds).regions == ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from napari_lrmil.core.errors import TissueError
+from napari_lrmil.core.events import Notice
 from napari_lrmil.core.features.embedding_cache import EmbeddingCache
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.inference.predict import predict
@@ -18,7 +20,7 @@ from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.patching.grid import find_tissue_grid
 from napari_lrmil.core.patching.regions import box_region
-from napari_lrmil.core.patching.roi import WHOLE_SLIDE, RegionOfInterest
+from napari_lrmil.core.patching.roi import WHOLE_SLIDE, RegionOfInterest, read_scope
 from napari_lrmil.core.slides.slide import Slide
 from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, one_sentence, resolution, speckled
 
@@ -132,6 +134,22 @@ def test_words() -> None:
     scope = RegionOfInterest("region", (LEFT, CORNER), excluded=(CORNER,), edited=True)
     assert scope.text == "2 drawn regions, without 1 excluded, tissue edited" and not scope.is_whole_slide
     assert RegionOfInterest(included=(LEFT,)).files == {"keep": (LEFT,)}
+
+
+def test_what_is_known_of_regions_and_their_files_is_in_the_answer(slide: Slide, tmp_path: Path) -> None:
+    strip = [[10, 460], [1500, 460], [1500, 564], [10, 564], [10, 460]]
+    features = [{"type": "Feature", "geometry": {"type": kind, "coordinates": corners}} for kind, corners in (
+        ("Polygon", [strip]), ("LineString", strip), ("Polygon", [[*strip[:2], [None, 3]]]))]  # fmt: skip
+    (tmp_path / "r.geojson").write_text(json.dumps(features))
+    scope = read_scope({"roi": tmp_path / "r.geojson", "keep": None}, slide.bounds)
+    *events, last = predict(slide, DarknessBundle(), device=CPU, scope=scope)  # type: ignore[arg-type]  # a stand-in
+    told = [event.message for event in events if isinstance(event, Notice)]
+    assert list(last.result.warnings) == told, "what is printed is what is stored"  # type: ignore[union-attr]
+    assert told[0] == (
+        "r.geojson: left out: 1 annotation without an area (points, lines), 1 annotation with corners that are not "
+        "lists of numbers; 1 read"
+    )
+    assert told[1].startswith("the drawn region is too thin to fill half of a patch")
 
 
 @pytest.mark.gpu

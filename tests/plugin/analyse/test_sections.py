@@ -128,6 +128,26 @@ def test_regions_go_out_and_come_back(dock: Any, qtbot: Any, tmp_path: Path, mon
     assert dock.session.roi_kind == "region"
 
 
+def test_what_is_left_out_of_an_imported_file_is_told_in_the_window_and_in_the_result(
+    dock: Any, qtbot: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring = [[0, 0], [600, 0], [600, 600], [0, 600], [0, 0]]
+    hole = [[100, 100], [100, 200], [200, 200], [200, 100], [100, 100]]
+    geometries = [{"type": "Polygon", "coordinates": [ring, hole]}, {"type": "Point", "coordinates": [3, 4]}]
+    features = [{"type": "Feature", "geometry": geometry, "properties": {}} for geometry in geometries]
+    (tmp_path / "a.geojson").write_text(json.dumps(features))
+    choose(monkeypatch, "getOpenFileName", tmp_path / "a.geojson")
+    shown: list[str] = []
+    monkeypatch.setattr("napari_lrmil.plugin.analyse.file_dialogs.show_warning", shown.append)
+    dock.roi_form.import_button.click()
+    qtbot.waitUntil(lambda: bool(dock.session.regions), timeout=WAIT_MS)
+    [region] = dock.session.regions
+    assert region.geometry.area == pytest.approx(600**2 - 100**2), "with its hole"
+    [text] = shown
+    assert text == "a.geojson: left out: 1 annotation without an area (points, lines); 1 read"
+    assert text in run(dock, qtbot).warnings
+
+
 # ---------------------------------------------------------------- live view
 
 

@@ -159,3 +159,15 @@ def test_a_step_is_about_what_was_drawn_since() -> None:
     assert before.select_new([first, second, third], last) == [third]
     assert before.select_new([first, second], last) == [first, second], "no other region is drawn"
     assert before.select_new([first, second], None) == [first]
+
+
+def test_what_was_left_out_of_an_imported_file_goes_into_the_results_of_its_regions(session: Session) -> None:
+    session.set_regions([box_region(BoxLevel0(0, 0, 10, 10), "r")])
+    for _ in range(2):
+        session.add_region_warnings(["a.geojson: left out: 1 annotation; 1 read"])
+    assert session.scope.warnings == (), "of the whole slide"
+    session.choose_roi_kind("region")
+    assert session.scope.warnings == ("a.geojson: left out: 1 annotation; 1 read",)
+    session.set_regions([])
+    session.set_regions([box_region(BoxLevel0(0, 0, 10, 10), "r")])
+    assert session.scope.warnings == (), "all imported regions are gone"

@@ -43,3 +43,15 @@ def test_there_and_back() -> None:
         layer.add(corners, shape_type=kind)
     back = shapely.union_all([region.geometry for region in regions_from_shapes(layer, MPP)])
     assert back.symmetric_difference(both).area == pytest.approx(0, abs=1e-6)
+
+
+def test_holes_come_back_too() -> None:
+    """A shape of napari is one outline: a path of no width joins each hole to it."""
+    holes = [shapely.box(10, 10, 20, 30), shapely.Polygon([(50, 40), (90, 40), (90, 70), (70, 50), (50, 70)])]
+    region = shapely.box(0, 0, 100, 80).difference(shapely.union_all(holes))
+    corners, kinds = zip(*shapes_from_regions([Region("rings", region)], MPP), strict=True)
+    layer = Shapes(ndim=2)
+    layer.add(list(corners), shape_type=list(kinds))
+    [back] = regions_from_shapes(layer, MPP)
+    assert back.geometry.symmetric_difference(region).area == pytest.approx(0, abs=1e-6)
+    assert len(back.geometry.interiors) == 2
