@@ -260,7 +260,7 @@ def _cut_holes(usable: Sequence[tuple[Annotation, Area]], findings: Findings) ->
             findings.omitted[LOST_HOLES] += 1
     is_left = [area.area > 0 for area in areas]
     findings.omitted.update({f"annotation| {CUT_AWAY}": is_left.count(False)} if not all(is_left) else {})
-    return [(a, area) for (a, _), area, kept in zip(solids, areas, is_left, strict=True) if kept]
+    return [(a, area) for (a, _), area, has_area in zip(solids, areas, is_left, strict=True) if has_area]
 
 
 # ---------------------------------------------------------------- writing
