@@ -55,8 +55,8 @@ def read_annotation_text(path: Path) -> AnnotationText:
         head = file.read(4)
         file.seek(0)
         if head.startswith(GZIP):
-            return decode(_read_gzip(file))
-        return decode(_read_zip(file) if head == ZIP else _read_limited(file))
+            return decode_text(_read_gzip(file))
+        return decode_text(_read_zip(file) if head == ZIP else _read_limited(file))
 
 
 class _Stream(Protocol):
@@ -109,7 +109,7 @@ def _is_annotation_name(name: str) -> bool:
     return path.suffix.lower() in ENDINGS and not is_hidden
 
 
-def decode(data: bytes) -> AnnotationText:
+def decode_text(data: bytes) -> AnnotationText:
     """Return the text of bytes: by byte order mark, zero bytes, declaration, as UTF-8, and last as Western Windows."""
     for encoding in _stated_encodings(data):
         try:
