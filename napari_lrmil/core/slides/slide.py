@@ -30,11 +30,20 @@ from napari_lrmil.core.geometry import (
     choose_scale,
 )
 from napari_lrmil.core.slides.levels import LevelSelection, check_levels
-from napari_lrmil.core.slides.openslide_handle import Handle, Opener, open_with_openslide, slide_file
+from napari_lrmil.core.slides.openslide_handle import (
+    READER,
+    READER_REASON,
+    READER_WARNINGS,
+    Handle,
+    Opener,
+    open_with_openslide,
+    slide_file,
+)
 from napari_lrmil.core.slides.resampling import Pixels as Pixels  # re-exported: the type of every read
 from napari_lrmil.core.slides.resampling import area_average, composite_on_white
 from napari_lrmil.core.slides.resolution import find_mpp, mpp_warnings, number, why_unknown
 from napari_lrmil.core.slides.slide_names import slide_name
+from napari_lrmil.core.slides.slide_opener import open_slide_file
 from napari_lrmil.core.slides.tile_reader import (
     AUTO,
     OPENSLIDE,
@@ -100,7 +109,7 @@ class Slide:
         self.path = Path(path)
         self._override = mpp
         self._given_opener = opener
-        self._opener = opener or open_with_openslide
+        self._opener = opener or open_slide_file
         self._wanted_reader = reader
         self._state = threading.Condition()
         self._reads = 0
@@ -119,9 +128,25 @@ class Slide:
             self._mpp = find_mpp(self.properties, override=mpp, remembered=recall)
         if self.level_check.failure is not None or len(self.levels) < len(levels):
             self._reopen_with(LevelSelection(self._opener, self.level_check.trusted))
-        refused = REQUESTED if reader == OPENSLIDE else "the slide does not come from a file" if opener else None
-        self._tiles = TileReader(self.path, self.levels, self.vendor, self._opener, refused)
+        reference = LevelSelection(opener or open_with_openslide, self.level_check.trusted)
+        self._tiles = TileReader(self.path, self.levels, self.vendor, reference, self._why_no_tiles())
         logger.debug("%s: opened, %s, %d levels", self.path, self.vendor, len(self.levels))
+
+    def _why_no_tiles(self) -> str | None:
+        """Return why tiles are not read one by one; None if that may be tried.
+
+        Raises
+        ------
+        SlideError
+            If the caller insists on OpenSlide, which does not read this file rightly.
+        """
+        reason = self.properties.get(READER_REASON)
+        if self._wanted_reader != OPENSLIDE:
+            return reason or ("the slide does not come from a file" if self._given_opener else None)
+        if reason is not None:
+            self._close_handle()
+            raise SlideError(self.path, f"OpenSlide does not read this file rightly ({reason}); use --reader auto")
+        return REQUESTED
 
     # ------------------------------------------------------------ facts
 
@@ -174,9 +199,9 @@ class Slide:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Warnings about an implausible or contradictory resolution, and about levels that are left out."""
+        """Warnings about the resolution, what the reader guessed, and levels that are left out."""
         about_mpp = () if self._mpp is None else mpp_warnings(self._mpp, find_mpp(self.properties))
-        return (*about_mpp, *self.level_check.warnings)
+        return (*about_mpp, *self.properties.get(READER_WARNINGS, "").splitlines(), *self.level_check.warnings)
 
     @property
     def fingerprint(self) -> str:
@@ -194,6 +219,8 @@ class Slide:
     @property
     def reader(self) -> ReaderChoice:
         """Reader in use and the reason for it. Before the first read it is chosen now."""
+        if READER in self.properties:
+            return ReaderChoice(self.properties[READER], self.properties[READER_REASON])
         with self._reading():
             return self._tiles.choice
 

@@ -13,19 +13,10 @@ from numpy.typing import NDArray
 
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.slides.slide import Slide
-from support.fake_slides import GLASS, FakeSlide, glass, reduced
+from support.fake_slides import FakeSlide, glass, reduced
+from support.pictures import rectangles
 
 Picture = NDArray[np.uint8]
-
-
-def picture(seed: int, width: int = 1536, height: int = 1024) -> Picture:
-    """Return rectangles of many colours on glass, with a soft texture."""
-    rng = np.random.default_rng(seed)
-    pixels = np.full((height, width, 3), GLASS, np.float64)
-    for _ in range(20):
-        x, y, across, down = (int(v) for v in rng.integers((0, 0, 80, 80), (width, height, 400, 400)))
-        pixels[y : y + down, x : x + across] = rng.integers(60, 210, 3)
-    return (pixels + rng.normal(0, 6, pixels.shape)).clip(0, 255).astype(np.uint8)
 
 
 def write(path: Path, *levels: Picture) -> Path:
@@ -36,7 +27,7 @@ def write(path: Path, *levels: Picture) -> Path:
     return path
 
 
-BASE, OTHER = picture(1), picture(2)
+BASE, OTHER = rectangles(1, 1536, 1024), rectangles(2, 1536, 1024)
 QUARTER, SIXTEENTH = reduced(BASE, 4.0), reduced(BASE, 16.0)
 
 
@@ -53,7 +44,7 @@ def test_levels_of_one_picture_are_all_used_and_nothing_is_said(tmp_path: Path) 
     [
         ("other, last", (QUARTER, reduced(OTHER, 16.0)), [2]),
         ("other, middle", (reduced(OTHER, 4.0), SIXTEENTH), [1]),
-        ("other, both", (reduced(picture(3), 4.0), reduced(OTHER, 16.0)), [1, 2]),
+        ("other, both", (reduced(rectangles(3, 1536, 1024), 4.0), reduced(OTHER, 16.0)), [1, 2]),
         ("mirrored", (QUARTER[:, ::-1].copy(), SIXTEENTH), [1]),
         ("a mask", (np.where(QUARTER < 200, 0, 255).astype(np.uint8),), [1]),
         ("blank", (np.full_like(QUARTER, 255),), [1]),
