@@ -46,7 +46,7 @@ def find_mpp(
 ) -> Mpp | None:
     """Return the resolution from the first source that states it, or None.
 
-    Sources in order: `override`, OME-XML, ImageJ, OpenSlide, TIFF tags, vendor comment, objective power, `remembered`.
+    Sources in order: `override`, OME metadata, ImageJ, OpenSlide, TIFF tags, vendor comment, objective power, `remembered`.
     A file's value is ignored if it is print resolution or otherwise not plausible.
 
     Parameters
@@ -72,7 +72,7 @@ def why_unknown(properties: Mapping[str, str]) -> str:
     """Return a clause that says why `find_mpp` finds nothing in these properties."""
     stated = [(source, pair) for source, find in _SOURCES if (pair := find(properties)) is not None]
     if not stated:
-        return "OME-XML, ImageJ, OpenSlide, TIFF tags, vendor comment and power are silent"
+        return "OME metadata, ImageJ, OpenSlide, TIFF tags, vendor comment and power are silent"
     source, (x, y) = stated[0]
     dpi, low, high = 25_400 / x, *PRINT_DPI
     if low * 0.99 <= dpi <= high * 1.01:
@@ -156,7 +156,7 @@ def _from_power(properties: Mapping[str, str]) -> tuple[float, float] | None:
 
 
 _SOURCES: tuple[tuple[str, Callable[[Mapping[str, str]], tuple[float, float] | None]], ...] = (
-    ("OME-XML", _from_ome),
+    ("OME metadata", _from_ome),
     ("ImageJ", _from_imagej),
     ("openslide", _from_openslide),
     ("tiff resolution", _from_tiff),

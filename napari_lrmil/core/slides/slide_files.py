@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from napari_lrmil.core.slides.dicom_headers import DICOM, DicomHeader, may_be_dicom, read_dicom_header
+from napari_lrmil.core.slides.ngff import is_ome_zarr
 
 SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".tif", ".tiff", DICOM)
 MIRAX = ".mrxs"  # its tiles lie in a folder of the same name
@@ -107,8 +108,11 @@ class SlideSearch:
             self.slides.append(path)
 
     def add_folder(self, folder: Path) -> int:
-        """Add the slides in a folder and its subfolders, and return their number."""
+        """Add the slides in a folder and its subfolders, and return their number. An OME-Zarr folder is one slide."""
         before = len(self.slides)
+        if is_ome_zarr(folder):
+            self.add_listed(folder)
+            return len(self.slides) - before
         entries = self._entries(folder)
         files = [entry for entry in entries if not entry.is_dir()]
         self._add_files(folder, [Path(entry) for entry in files])

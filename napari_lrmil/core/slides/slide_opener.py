@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from napari_lrmil.core.errors import SlideError
+from napari_lrmil.core.slides.ngff import is_ome_zarr
 from napari_lrmil.core.slides.openslide_handle import Handle, open_with_openslide
 
 # OpenSlide's messages for formats that it does not know. Its other errors are about damage, and no reader mends that.
@@ -19,6 +20,10 @@ def open_slide_file(path: Path) -> Handle:
     SlideError
         If the file is missing, empty, not readable, or no brightfield slide.
     """
+    if path.is_dir() and is_ome_zarr(path):
+        from napari_lrmil.core.slides.ome_zarr import open_ome_zarr
+
+        return open_ome_zarr(path)
     try:
         handle = open_with_openslide(path)
     except Exception as error:  # OpenSlide raises many kinds

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_lrmil.core.slides.dicom_headers import dicom_series
+from napari_lrmil.core.slides.ngff import is_ome_zarr
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.slides.slide_files import dicom_in
+from napari_lrmil.core.slides.tiff_layout import UnsupportedTiffError, find_layout
 from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.plugin.viewer.mpp_prompt import AskMpp, MppAnswer, resolve_mpp
 from napari_lrmil.plugin.viewer.screen_pyramid import DEFAULT_CACHE_BYTES
@@ -186,9 +188,9 @@ def _shown_series(viewer: ViewerModel) -> frozenset[str]:
 
 
 def is_slide(path: Path) -> bool:
-    """Return whether a file, or a folder of DICOM files, is a slide; only the headers are read."""
+    """Return whether a file, or a folder of DICOM files or of OME-Zarr, is a slide; only the headers are read."""
     if path.is_dir():
-        return bool(dicom_in(path).slides)
+        return is_ome_zarr(path) or bool(dicom_in(path).slides)
     return path.is_file() and _is_slide_file(path)  # reading a pipe would wait for whoever writes to it
 
 
@@ -204,12 +206,12 @@ def _is_slide_file(path: Path) -> bool:
 
 
 def _is_colour(file: Path) -> bool:
-    """Return whether a tiled TIFF holds 8-bit RGB; OpenSlide would also accept greyscale stacks of a microscope."""
+    """Return whether a tiled TIFF holds colours; OpenSlide would also accept greyscale stacks of a microscope."""
     import tifffile
 
     try:
-        with tifffile.TiffFile(file) as tiff:
-            page = tiff.pages.first
-            return bool(page.dtype == "uint8" and page.samplesperpixel >= 3)
-    except (tifffile.TiffFileError, OSError, ValueError):
+        with tifffile.TiffFile(file, _multifile=False) as tiff:
+            layout = find_layout(tiff)
+            return len(layout.levels[0]) == 3 or layout.base.samplesperpixel >= 3
+    except (tifffile.TiffFileError, UnsupportedTiffError, OSError, ValueError):
         return False

@@ -68,7 +68,7 @@ def test_vendor_comments_with_commas_exponents_and_one_value_per_axis(comment: s
 
 def test_the_size_of_the_ome_xml_is_believed_above_tags() -> None:
     size = {"ome.physical-size-x": "0.25", "ome.physical-size-y": "0.5"}
-    assert find_mpp({**size, "openslide.mpp-x": "0.4", "openslide.mpp-y": "0.4"}) == Mpp(0.25, 0.5, "OME-XML")
+    assert find_mpp({**size, "openslide.mpp-x": "0.4", "openslide.mpp-y": "0.4"}) == Mpp(0.25, 0.5, "OME metadata")
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_an_ome_tiff_opens_with_all_levels_and_its_own_pixel_size(tmp_path: Path
     path = write_ome(tmp_path / "a.ome.tif", BASE, reduced(BASE, 2.0), reduced(BASE, 4.0), size=size)
     with Slide(path) as slide:
         assert [level.width for level in slide.levels] == [900, 450, 225] and slide.warnings == ()
-        assert (slide.mpp.x, slide.mpp.y) == pytest.approx((0.25, 0.25)) and slide.mpp.source == "OME-XML"
+        assert (slide.mpp.x, slide.mpp.y) == pytest.approx((0.25, 0.25)) and slide.mpp.source == "OME metadata"
         assert (slide.vendor, slide.reader.name) == ("ome-tiff", "tifffile") and "3 levels" in slide.reader.reason
         np.testing.assert_array_equal(whole(slide), BASE)
         np.testing.assert_array_equal(slide.read_level(2, 11, 7, 90, 80), reduced(BASE, 4.0)[7:87, 11:101])
