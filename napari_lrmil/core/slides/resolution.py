@@ -46,8 +46,8 @@ def find_mpp(
 ) -> Mpp | None:
     """Return the resolution from the first source that states it, or None.
 
-    Sources in order: `override`, OME metadata, ImageJ, OpenSlide, TIFF tags, vendor comment, objective power, `remembered`.
-    A file's value is ignored if it is print resolution or otherwise not plausible.
+    Sources in order: `override`, OME metadata, ImageJ, OpenSlide, TIFF tags, vendor comment, objective power,
+    `remembered`. A file's value is ignored if it is a print resolution or otherwise not plausible.
 
     Parameters
     ----------
@@ -68,11 +68,11 @@ def find_mpp(
     return None if earlier is None else Mpp(earlier, earlier, REMEMBERED)
 
 
-def why_unknown(properties: Mapping[str, str]) -> str:
-    """Return a clause that says why `find_mpp` finds nothing in these properties."""
+def why_not_believed(properties: Mapping[str, str]) -> str | None:
+    """Return a clause on the first resolution that a file states, if it is none of a scan; None if it states none."""
     stated = [(source, pair) for source, find in _SOURCES if (pair := find(properties)) is not None]
-    if not stated:
-        return "OME metadata, ImageJ, OpenSlide, TIFF tags, vendor comment and power are silent"
+    if not stated or any(_is_plausible(pair) for _, pair in stated):
+        return None
     source, (x, y) = stated[0]
     dpi, low, high = 25_400 / x, *PRINT_DPI
     if low * 0.99 <= dpi <= high * 1.01:

@@ -41,7 +41,7 @@ from napari_lrmil.core.slides.openslide_handle import (
 )
 from napari_lrmil.core.slides.resampling import Pixels as Pixels  # re-exported: the type of every read
 from napari_lrmil.core.slides.resampling import area_average, composite_on_white
-from napari_lrmil.core.slides.resolution import find_mpp, mpp_warnings, number, why_unknown
+from napari_lrmil.core.slides.resolution import find_mpp, mpp_warnings, number, why_not_believed
 from napari_lrmil.core.slides.slide_names import slide_name
 from napari_lrmil.core.slides.slide_opener import open_slide_file
 from napari_lrmil.core.slides.tile_reader import (
@@ -58,6 +58,7 @@ logger = logging.getLogger(__name__)
 
 BLOCK_PX = 1024  # side of one read of an overview, native pixels; buffers of this size are reused by malloc
 FINGERPRINT_BYTES = 1 << 20  # read from each end of a file that has no quick hash
+SILENT = "OME metadata, ImageJ, OpenSlide, TIFF tags, vendor comment and power are silent"
 UNIT = Mpp(1.0, 1.0)  # chooses levels by level-0 pixels instead of µm
 
 
@@ -187,7 +188,7 @@ class Slide:
         if self._mpp is None:
             raise ResolutionError(
                 self.path,
-                f"no microns per pixel in the file ({why_unknown(self.properties)}); "
+                f"no microns per pixel in the file ({why_not_believed(self.properties) or SILENT}); "
                 "pass --mpp (mpp= in Python) if you know it, for example 0.5 for a 20x scan",
             )
         return self._mpp
@@ -200,7 +201,11 @@ class Slide:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Warnings about the resolution, what the reader guessed, and levels that are left out."""
-        about_mpp = () if self._mpp is None else mpp_warnings(self._mpp, find_mpp(self.properties))
+        if self._mpp is not None:
+            about_mpp = mpp_warnings(self._mpp, find_mpp(self.properties))
+        else:
+            reason = why_not_believed(self.properties)
+            about_mpp = () if reason is None else (f"the resolution is not known ({reason}); pass --mpp",)
         return (*about_mpp, *self.properties.get(READER_WARNINGS, "").splitlines(), *self.level_check.warnings)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from napari_lrmil.core.geometry import Mpp
-from napari_lrmil.core.slides.resolution import find_mpp, number, unit_in_um, why_unknown
+from napari_lrmil.core.slides.resolution import find_mpp, number, unit_in_um, why_not_believed
 
 
 def tags(density: str, unit: str = "none", **more: str) -> dict[str, str]:
@@ -32,7 +32,8 @@ def test_print_resolutions_are_never_a_scans(dpi: float) -> None:
         tags(str(dpi), **{"tiff.ImageDescription": "ImageJ=1.54f\nunit=inch\n"}),
     ):
         assert find_mpp(properties) is None
-        assert f"{dpi} dpi" in why_unknown(properties)
+        assert f"{dpi} dpi" in str(why_not_believed(properties))
+    assert why_not_believed({}) is None and why_not_believed({"openslide.comment": "MPP = 0.5"}) is None
 
 
 @pytest.mark.parametrize(
