@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_lrmil.core.errors import SlideError
-from napari_lrmil.core.slides.array_handle import ArrayHandle, Rgba, paste
 from napari_lrmil.core.slides.byte_lru import ByteLru
 from napari_lrmil.core.slides.ngff import holds_image, read_ome_attributes
 from napari_lrmil.core.slides.ome_xml import NOT_THE_SLIDE, OmeImage
 from napari_lrmil.core.slides.openslide_handle import READER, READER_REASON, READER_WARNINGS, Handle
+from napari_lrmil.core.slides.pixel_source import PixelSourceHandle, Rgba, paste
 from napari_lrmil.core.slides.resolution import OME_SIZE, number, unit_in_um
 
 TILE_BYTES = 64 * 2**20  # of decoded chunks of one slide
@@ -49,7 +49,7 @@ def open_ome_zarr(path: Path) -> Handle:
         raise SlideError(
             path, f"the OME-Zarr metadata cannot be read ({error}); expected NGFF 0.4 or 0.5, copy the folder again"
         ) from error
-    return ArrayHandle(source, source.properties())
+    return PixelSourceHandle(source, source.properties())
 
 
 def _main_image(folder: Path) -> Path:

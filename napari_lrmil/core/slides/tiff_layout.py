@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from napari_lrmil.core.slides.array_handle import ORIENTATIONS, UPRIGHT
 from napari_lrmil.core.slides.levels import ASPECT_TOLERANCE
 from napari_lrmil.core.slides.ome_xml import NOT_THE_SLIDE, OmeImage, parse_ome_xml
+from napari_lrmil.core.slides.pixel_source import ORIENTATIONS, UPRIGHT
 
 if TYPE_CHECKING:
     from tifffile import TiffFile

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_lrmil.core.errors import SlideError
-from napari_lrmil.core.slides.array_handle import UPRIGHT, ArrayHandle, Rgba, paste
 from napari_lrmil.core.slides.byte_lru import ByteLru
 from napari_lrmil.core.slides.openslide_handle import READER, READER_REASON, READER_WARNINGS, Handle
+from napari_lrmil.core.slides.pixel_source import UPRIGHT, PixelSourceHandle, Rgba, paste
 from napari_lrmil.core.slides.resolution import OME_SIZE
 from napari_lrmil.core.slides.tiff_layout import TiffLayout, UnsupportedTiffError, find_layout, is_planar, tile_size
 
@@ -82,7 +82,7 @@ def open_tiff(path: Path, openslide: Handle | None = None) -> Handle:
     icc = source.layout.base.tags.get(_ICC)
     if openslide is not None:
         openslide.close()
-    return ArrayHandle(source, properties, source.layout.orientation, None if icc is None else bytes(icc.value))
+    return PixelSourceHandle(source, properties, source.layout.orientation, None if icc is None else bytes(icc.value))
 
 
 def _why_not_openslide(source: TiffSource, openslide: Handle | None) -> str | None:

@@ -15,7 +15,7 @@ from openslide import OpenSlide
 from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.phantom import VARIANTS
-from napari_lrmil.core.slides.array_handle import ArrayHandle
+from napari_lrmil.core.slides.pixel_source import PixelSourceHandle
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.slides.tiff_layout import find_layout
 from napari_lrmil.core.slides.tiff_slide import TiffSource
@@ -227,7 +227,7 @@ def test_openslide_on_request_is_refused_where_it_would_read_wrongly(tmp_path: P
 def test_both_readers_give_the_same_pixels_where_openslide_is_right(tmp_path: Path, codec: str | None) -> None:
     path = write(tmp_path / "a.tif", compression=codec)
     with tifffile.TiffFile(path) as file, OpenSlide(path) as theirs:
-        mine = ArrayHandle(TiffSource(file, find_layout(file)), {})
+        mine = PixelSourceHandle(TiffSource(file, find_layout(file)), {})
         for corner in ((0, 0), (131, 77), (-20, 650), (850, -10)):
             a, b = (np.asarray(handle.read_region(corner, 0, (200, 150))) for handle in (mine, theirs))
             np.testing.assert_array_equal(a[..., 3], b[..., 3])

@@ -47,7 +47,7 @@ class IccProfile:
         return self._content
 
 
-class ArrayHandle:
+class PixelSourceHandle:
     """Handle over a `PixelSource`. It shows the picture upright, and interpolates between pixels as OpenSlide does.
 
     Parameters
