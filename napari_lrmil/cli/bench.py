@@ -17,6 +17,7 @@ from napari_lrmil.cli.console import (
     show_progress,
     with_finished_event,
 )
+from napari_lrmil.core.atomic_files import require_writable
 
 if TYPE_CHECKING:
     from napari_lrmil.core.benchmark import Measurement, MeasurementSpec
@@ -61,6 +62,7 @@ def bench(
     from napari_lrmil.core.models.bundle import Bundle
 
     resolve_device(device)
+    require_writable(folder)
     models = [Bundle(name) for name in bundles or ["demo"]]
     _require_readable(slide, mpp, cohort)
     notices: set[str] = set()

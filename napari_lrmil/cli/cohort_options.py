@@ -88,8 +88,9 @@ def start_imports_of_workers(module: str, slides: Sequence[Path], workers: int |
         Values of ``--workers`` and ``--scheduler``.
     """
     from napari_lrmil.core.processes import start_server
+    from napari_lrmil.core.slides.slide_files import is_table
 
-    is_cohort = len(slides) > 1 or slides[0].is_dir() or slides[0].suffix.lower() == ".csv"
+    is_cohort = len(slides) > 1 or slides[0].is_dir() or is_table(slides[0])
     if is_cohort and scheduler is None and (workers or 1) > 1:
         start_server([module])
 
@@ -105,16 +106,6 @@ def _count_gpus(device: str) -> int:
     return torch.cuda.device_count()
 
 
-def require_writable(folder: Path) -> None:
-    """Raise `ConfigError` if the folder of the results cannot be created, before any work is done."""
-    from napari_lrmil.core.errors import ConfigError
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {folder}: cannot create the folder ({error.strerror}); choose another") from error
-
-
 def run_with_progress(
     command: str,
     jobs: Sequence[SlideJob],
@@ -125,6 +116,7 @@ def run_with_progress(
     shown_notices: set[str] | None = None,
     write_tables: Callable[[], None] = lambda: None,
     results: Sequence[Path] = (),
+    notices: Sequence[str] = (),
 ) -> CohortProgress:
     """Run a task on every slide, show progress, and write ``failures.csv`` and ``cohort.json`` to `folder`.
 
@@ -135,10 +127,16 @@ def run_with_progress(
     results
         Files or folders of the results, if they are not ``folder/<slide>``. Stale partial files beside them are
         removed.
+    notices
+        Sentences for ``cohort.json`` on what was left out of the given folders and tables.
     """
     from napari_lrmil.core.cohort import CohortProgress, run_cohort
 
-    progress, backend, list_failures = CohortProgress(), execution.backend(len(jobs)), partial(_list_failures, folder)
+    progress, backend, list_failures = (
+        CohortProgress(notices=tuple(notices)),
+        execution.backend(len(jobs)),
+        partial(_list_failures, folder),
+    )
     events = run_cohort(jobs, task, backend, progress, on_failure=list_failures)
     try:
         show_progress(events, command, quiet=len(jobs) == 1, shown_notices=shown_notices, on_partial=_print_result)

@@ -16,7 +16,6 @@ from napari_lrmil.cli.cohort_options import (
     SchedulerOption,
     WorkersOption,
     exit_if_failed,
-    require_writable,
     run_with_progress,
     start_imports_of_workers,
 )
@@ -33,6 +32,7 @@ from napari_lrmil.cli.console import (
     show_progress,
     with_finished_event,
 )
+from napari_lrmil.core.atomic_files import require_writable
 from napari_lrmil.core.text_escapes import printable
 
 if TYPE_CHECKING:
@@ -55,6 +55,9 @@ ExcludeOption = Annotated[Path | None, typer.Option(help="leave out these region
 TissueOption = Annotated[Path | None, typer.Option(help="a tissue mask (PNG) that was saved from the window")]
 ReportOption = Annotated[bool, typer.Option("--report", help="also write report.html for each slide")]
 OverlayOption = Annotated[bool, typer.Option("--overlay/--no-overlay", help="draw overlay.png for each slide, or not")]
+FullPathsOption = Annotated[
+    bool, typer.Option("--full-paths", help="write absolute paths into the results; they may hold the name of a user")
+]
 ReaderOption = Annotated[
     str,
     typer.Option(help="auto, openslide or tiles; tiles reads JPEG tiles directly if OpenSlide gives the same pixels"),
@@ -130,6 +133,7 @@ def predict(
     memory: MemoryOption = None,
     resume: ResumeOption = True,
     overlay: OverlayOption = True,
+    full_paths: FullPathsOption = False,
 ) -> None:
     """Run the LR student on slides: probabilities, attention, overlay. A failed slide does not stop the others."""
     start_imports_of_workers("napari_lrmil.core.cohort.predict_imports", slides, workers, scheduler)
@@ -143,16 +147,18 @@ def predict(
     require_reader(reader)
     execution = ExecutionOptions(workers, scheduler, memory, device)
     _require_available(execution, runtime)
-    task, notices = _load_task(bundle, execution.resolve_path(folder), patches, execution.load_device, runtime)
     require_writable(folder)
-    given, files = expand_slides(slides), {"roi": roi, "keep": keep, "exclude": exclude, "tissue": tissue}
+    task, notices = _load_task(bundle, execution.resolve_path(folder), patches, execution.load_device, runtime)
+    (given, left_out), files = expand_slides(slides), {"roi": roi, "keep": keep, "exclude": exclude, "tissue": tissue}
     _require_one_slide(len(given), files)
     task = replace(task, device=device, report=report, files=files, resume=resume, runtime=runtime, reader=reader)
-    task = replace(task, overlay=overlay)
+    task = replace(task, overlay=overlay, full_paths=full_paths)
     # --mpp overrides the column of a cohort table.
     jobs = [SlideJob(execution.resolve_path(slide.path), mpp or slide.mpp, slide.path_in_cohort) for slide in given]
     table = partial(_write_table, folder)
-    progress = run_with_progress("predict", jobs, task, execution, folder, shown_notices=notices, write_tables=table)
+    progress = run_with_progress(
+        "predict", jobs, task, execution, folder, shown_notices=notices, write_tables=table, notices=left_out
+    )
     exit_if_failed(progress)
 
 
@@ -214,8 +220,8 @@ def compare(
         raise ConfigError("--teacher none leaves nothing to compare; expected all or top-K, as in top-20")
     execution = ExecutionOptions(None, None, None, device)
     _require_available(execution, runtime)
-    task, notices = _load_task(bundle, folder, patches, execution.load_device, runtime)
     require_writable(folder)
+    task, notices = _load_task(bundle, folder, patches, execution.load_device, runtime)
     task = replace(task, device=device, files={"roi": roi, "lesions": lesions}, compare=True, runtime=runtime)
     # Without run_cohort: one slide needs no retry, no failures.csv and no cohort.json.
     events = with_finished_event(task(SlideJob(slide, mpp)))
@@ -251,25 +257,26 @@ class GivenSlide:
     path_in_cohort: str
 
 
-def expand_slides(paths: Sequence[Path]) -> list[GivenSlide]:
-    """Return the slides in files, folders and cohort tables, in the given order.
+def expand_slides(paths: Sequence[Path]) -> tuple[list[GivenSlide], list[str]]:
+    """Return the slides in files, folders and cohort tables, in the given order, and notices.
 
-    A DICOM series is one slide. What is left out, or read in another way than a table has it, is printed.
+    A DICOM series is one slide. The notices say what is left out, or read in another way than a table has it. They are
+    printed here.
 
     Raises
     ------
     typer.BadParameter
         If nothing of what was given is a slide.
     """
-    from napari_lrmil.core.slides.slide_files import SLIDE_ENDINGS, SlideSearch, path_in_cohort
+    from napari_lrmil.core.slides.slide_files import SLIDE_ENDINGS, SlideSearch, is_table, path_in_cohort
 
-    search, slides = SlideSearch(), list[GivenSlide]()
+    search, slides, notices = SlideSearch(), list[GivenSlide](), list[str]()
     for path in paths:
-        resolutions, root = dict[Path, float | None](), path if path.is_dir() else path.parent
+        resolutions, root = dict[Path, float | None](), path
         if path.is_dir():
             search.add_folder(path)
-        elif path.suffix.lower() == ".csv":
-            resolutions = _read_table(path)
+        elif is_table(path):
+            resolutions, root = _read_table(path, notices), path.parent
             for slide in resolutions:
                 search.add_listed(slide)
         else:
@@ -282,14 +289,16 @@ def expand_slides(paths: Sequence[Path]) -> list[GivenSlide]:
         raise typer.BadParameter("; ".join(filter(None, [f"{places} holds no slide", expected, search.notice])))
     if search.notice:
         print_notice(places if len(paths) == 1 else "", search.notice)
-    return slides
+        notices.append(search.notice)
+    return slides, notices
 
 
-def _read_table(table: Path) -> dict[Path, float | None]:
-    """Return the slides of a cohort table with the resolutions that it states, and print its notices."""
+def _read_table(table: Path, notices: list[str]) -> dict[Path, float | None]:
+    """Return the slides of a cohort table with the resolutions that it states; print its notices and add them."""
     from lrmil_training.data.cohort import read_slides
 
     slides = read_slides(table)
     for notice in slides.notices:
         print_notice(printable(table.name), notice)
+        notices.append(f"{table.name}: {notice}")
     return {slide.path: slide.mpp for slide in slides.slides}

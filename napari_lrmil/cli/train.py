@@ -13,7 +13,6 @@ from napari_lrmil.cli.cohort_options import (
     SchedulerOption,
     WorkersOption,
     exit_if_failed,
-    require_writable,
     run_with_progress,
 )
 from napari_lrmil.cli.console import (
@@ -28,6 +27,7 @@ from napari_lrmil.cli.console import (
     show_progress,
     with_finished_event,
 )
+from napari_lrmil.core.atomic_files import require_writable
 
 if TYPE_CHECKING:
     from napari_lrmil.core.models.bundle import Bundle
@@ -59,6 +59,7 @@ def phantom(
 
     if split not in (None, "train", "val", "test"):
         raise typer.BadParameter(f"--split {split}: expected train, val or test")
+    require_writable(folder)
     look = PhantomLook(tissue_share=tissue_share)
     events = make_cohort(
         folder, slides, _parse_size(size), seed, split=split, workers=workers, look=look, variants=variant or ()
@@ -98,7 +99,9 @@ def features(
     if notice := encoder_notice(encoder):
         print_notice("", notice)
     execution = ExecutionOptions(workers, scheduler, memory, device)
-    jobs = [SlideJob(execution.resolve_path(slide.path), slide.mpp) for slide in expand_slides([cohort])]
+    require_writable(folder)
+    slides, left_out = expand_slides([cohort])
+    jobs = [SlideJob(execution.resolve_path(slide.path), slide.mpp, slide.path_in_cohort) for slide in slides]
     # Only a file has a path to resolve; other encoders are names that every worker can look up.
     name = str(execution.resolve_path(Path(encoder))) if Path(encoder).is_file() else encoder
     # Loaded here first, so that a broken encoder fails once and not once per slide.
@@ -109,8 +112,7 @@ def features(
     files = [request.path(unlabelled_slide(job)) for job in jobs]
     for file in files:
         refuse_foreign_features(file, request)  # before any work: they would be overwritten
-    require_writable(folder)
-    progress = run_with_progress("features", jobs, task, execution, folder, results=files)
+    progress = run_with_progress("features", jobs, task, execution, folder, results=files, notices=left_out)
     count = progress.done + progress.reused
     print_result(f"{count} of {progress.total} slides -> {folder}")
     exit_if_failed(progress)
@@ -130,6 +132,7 @@ def train(
     from lrmil_training.train import train as train_events
     from napari_lrmil.core.results.cohort_tables import FAILURES, read_failures
 
+    require_writable(folder)
     resolved = load_config(config, settings or ())
     events = train_events(cohort, folder, resolved, select_device(device))
     run_folder = show_progress(events, "train", quiet=False)
@@ -161,6 +164,7 @@ def evaluate(
     from lrmil_training.external_evaluation import ExternalEvaluation, evaluate_bundle
     from napari_lrmil.core.models.bundle import Bundle
 
+    require_writable(folder)
     model = Bundle(bundle)
     with_teacher = _use_teacher(model, teacher)
     notices = load_networks(model, teacher=with_teacher)

@@ -12,16 +12,19 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from napari_lrmil.core.errors import DiskFullError, LrmilError
+from napari_lrmil.core.errors import ConfigError, DiskFullError, LrmilError
 from napari_lrmil.core.formatting import format_size
 
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{6})-(?P<pid>\d+)\.partial", re.DOTALL)
 NEARLY_FULL = 2**16  # bytes; HDF5, torch and safetensors report a full disk in words, without an errno
+MAX_NAME_BYTES = 255  # of a file or folder, on all common file systems
+MAX_PARTIAL_BYTES = 200  # of the name in a temporary name, which adds a dot, a machine and a process
 _STATUS = Path("/proc/self/status")
 
 
@@ -106,9 +109,40 @@ def atomic_write_folder(folder: Path, stale: Collection[str], last: str) -> Iter
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def require_writable(folder: Path) -> None:
+    """Raise `ConfigError` if a folder of results cannot be created and written to. Nothing is created yet."""
+    try:
+        place = folder
+        # lstat and not exists: a broken link must not look like a folder to create.
+        while not _is_there(place) and place != place.parent:
+            if len(os.fsencode(place.name)) > MAX_NAME_BYTES:
+                raise OSError(errno.ENAMETOOLONG, "a name is too long")
+            place = place.parent
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{place} is a file")
+        with tempfile.TemporaryFile(dir=place):  # permission bits do not tell of a read-only disk
+            pass
+    except OSError as error:
+        raise ConfigError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _partial_name(name: str) -> str:
     """Return a temporary name with machine and process, as processes of two machines can share a number."""
-    return f".{name}.{_machine()}-{os.getpid()}.partial"
+    return f".{_bounded(name)}.{_machine()}-{os.getpid()}.partial"
+
+
+def _bounded(name: str) -> str:
+    """Return a name that leaves room for the ending of a temporary file, as file systems allow 255 bytes."""
+    data = os.fsencode(name)
+    return name if len(data) <= MAX_PARTIAL_BYTES else hashlib.sha256(data).hexdigest()
 
 
 def _machine() -> str:
@@ -122,7 +156,7 @@ def remove_stale_partials(folder: Path, names: Collection[str]) -> list[Path]:
     """
     import psutil
 
-    removed = []
+    names, removed = {_bounded(name) for name in names}, []
     for path in folder.iterdir() if folder.is_dir() else ():
         match = _PARTIAL.fullmatch(path.name)
         if match is None or match["name"] not in names or match["machine"] != _machine():

@@ -126,7 +126,7 @@ def _evaluate_slides(
         try:
             slide_results = yield from _evaluate_slide(row, evaluation)
         except (LrmilError, OSError) as error:  # one broken slide must not end the evaluation
-            failures[row.name] = str(error)
+            failures[row.name] = str(error).removeprefix(f"{row.path}: ")  # others may see the table
             yield Failed(str(error), row.name, "evaluation", error)
             continue
         for method, result in slide_results.items():

@@ -16,6 +16,7 @@ import pytest
 
 from napari_lrmil import __version__, cli
 from napari_lrmil.cli import console
+from napari_lrmil.cli.console import print_notice, print_result
 from napari_lrmil.core.errors import EncoderError, LrmilError
 from napari_lrmil.core.events import Event, Finished, Metric, Progress
 from napari_lrmil.core.phantom import LESION, NORMAL, PhantomSlide, write_pyramid, write_slide
@@ -67,11 +68,43 @@ def test_predict_writes_everything(call: Call, slide: Path, bundle: Path, tmp_pa
 def test_a_report_has_the_command_that_wrote_it(call: Call, slide: Path, bundle: Path, tmp_path: Path) -> None:
     command = ("predict", slide, "--bundle", bundle, "--device", "cpu", "--runtime", "auto", "--mpp", "0.5")
     command += ("--teacher", "none")
-    assert call(*command, "--out", tmp_path / "a", "--report")[0] == 0
+    assert call(*command, "--out", tmp_path / "a", "--report", "--full-paths")[0] == 0
     page = (tmp_path / "a" / "phantom" / "report.html").read_text(encoding="utf-8")
     assert f"{' '.join(map(str, command))} --out {tmp_path / 'a'} --report" in page
     assert call(*command, "--out", tmp_path / "b")[0] == 0
     assert not (tmp_path / "b" / "phantom" / "report.html").exists()
+
+
+def test_results_hold_no_folder_above_the_cohort(call: Call, slide: Path, bundle: Path, tmp_path: Path) -> None:
+    """User names stand in absolute paths; --full-paths writes them."""
+    out = tmp_path / "out"
+    command = ("predict", slide, "--bundle", bundle, "--out", out, "--report", "--no-overlay")
+    assert call(*command)[0] == 0
+    texts = [path.read_text(encoding="utf-8") for path in out.rglob("*") if path.suffix in (".json", ".html", ".csv")]
+    assert len(texts) == 3 and not any(str(folder) in text for text in texts for folder in (tmp_path, slide.parent))
+    assert json.loads((out / "phantom" / "prediction.json").read_text())["path"] == "phantom.tif"
+    assert call(*command, "--no-resume", "--full-paths")[0] == 0
+    assert json.loads((out / "phantom" / "prediction.json").read_text())["path"] == str(slide)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(call: Call, slide: Path, tmp_path: Path) -> None:
+    """Nothing is created either."""
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file" / "out", tmp_path / "file", tmp_path / ("x" * 300), tmp_path / "a" / ("x" * 300)):
+        for command in ("predict", "compare", "evaluate", "train", "bench"):
+            code, _, err = call(command, slide, "--out", out)
+            assert code == 2 and one_sentence(err) and "cannot be written" in err, command
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Brackets are no markup, colons no emoji, and control characters no commands."""
+    name = "A [he] :smile: [/red] \\[b]"
+    print_result(f"{name}: done")
+    print_notice(name, f"and {name}\x1b[31m\udcff")
+    printed = capsys.readouterr()
+    assert printed.out == f"{name}: done\n"
+    assert printed.err == f"{name} and {name}\\x1b[31m\\xff\n"
 
 
 def test_info_prints_resolution_and_its_source(call: Call, slide: Path) -> None:

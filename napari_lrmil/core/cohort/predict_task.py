@@ -26,9 +26,10 @@ from napari_lrmil.core.patching.tissue import read_mask
 from napari_lrmil.core.results.equivalent_command import predict_command
 from napari_lrmil.core.results.resume import ResultRequirements, find_reusable_result
 from napari_lrmil.core.results.schema import require_replaceable
-from napari_lrmil.core.results.writer import build_agreement_file, write_steps
+from napari_lrmil.core.results.writer import build_agreement_file, require_result_folder, write_steps
 from napari_lrmil.core.runtimes.select import REFERENCE
 from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.slides.slide_files import path_in_cohort
 from napari_lrmil.core.slides.tile_reader import AUTO
 from napari_lrmil.core.threads import set_compute_threads
 from napari_lrmil.core.user_settings import SettingsStore
@@ -69,6 +70,8 @@ class PredictTask:
         ``auto``, ``openslide`` or ``tiles``, see `Slide`.
     overlay
         Whether ``overlay.png`` is drawn.
+    full_paths
+        Whether absolute paths are written into the results. If not, the path of a slide begins with its cohort.
     """
 
     shared_imports: ClassVar = ("napari_lrmil.core.cohort.predict_imports",)
@@ -85,6 +88,7 @@ class PredictTask:
     runtime: str = "auto"
     reader: str = AUTO
     overlay: bool = True
+    full_paths: bool = False
 
     def prepare(self, threads: int) -> None:
         """Set the number of threads that computations use in this process."""
@@ -96,8 +100,9 @@ class PredictTask:
         began = time.perf_counter()
         with Slide(job.path, mpp=job.mpp, remembered=SettingsStore().remembered_mpp, reader=self.reader) as slide:
             seconds_open = time.perf_counter() - began
+            require_result_folder(self.folder / slide.name, job.path)  # before hours of work, not after them
             if self.resume:
-                require_replaceable(self.folder / slide.name)  # before hours of work, not after them
+                require_replaceable(self.folder / slide.name)
             reused = self._reusable_result(slide)
             if reused is not None:
                 return reused
@@ -118,6 +123,7 @@ class PredictTask:
                 also=also,
                 replace_newer=replace_newer,
                 overlay=self.overlay,
+                path=self._slide_path(job),
             )
         return TaskResult(_summary(prediction), self.folder / prediction.slide)
 
@@ -162,19 +168,26 @@ class PredictTask:
         if not self.report:
             return None
         command = predict_command(
-            job.path,
+            Path(self._slide_path(job)),
             bundle=self.bundle_name,
-            out=self.folder.absolute(),
+            out=self.folder.absolute() if self.full_paths else self.folder,
             # Not "auto", which could be another device on another machine.
             device=str(resolve_device(self.device)),
             mpp=job.mpp,
             runtime=self.runtime,
             teacher=self.teacher,
             files={name: file.absolute() for name, file in self.files.items() if file is not None},
+            full_paths=self.full_paths,
             report=True,
             reader=self.reader,
         )
         return ReportRequest(command, model.card.hr_mpp)
+
+    def _slide_path(self, job: SlideJob) -> str:
+        """Return the path of a slide as the results state it."""
+        if self.full_paths:
+            return str(job.path.absolute())
+        return job.path_in_cohort or path_in_cohort(job.path, job.path)
 
 
 # One model at a time: an older one would keep its weights in memory.

@@ -45,6 +45,8 @@ class CohortProgress:
         File names of the slides whose outcome is final.
     worker_slides, worker_peak_mb
         Worker -> number of outcomes, and its peak memory in MB.
+    notices
+        Sentences on what was left out of the folders and tables that the call was given.
     began
         Start of the work, by `time.monotonic`.
     """
@@ -57,6 +59,7 @@ class CohortProgress:
     settled_slides: set[str] = field(default_factory=set)
     worker_slides: dict[str, int] = field(default_factory=dict)
     worker_peak_mb: dict[str, float] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -108,6 +111,7 @@ class CohortProgress:
             seconds=round(self.seconds, 3),
             slides_per_hour=round(computed / hours, 1) if computed and hours else None,
             workers=workers,
+            notices=tuple(map(printable, self.notices)),
         )
 
 
@@ -168,7 +172,8 @@ def _refuse_same_names(jobs: Sequence[SlideJob]) -> tuple[deque[SlideJob], list[
         if first is job:
             accepted.append(job)
         else:
-            reason = f"its results would overwrite those of {printable(first.path)}; rename one, or use another --out"
+            other = printable(first.path_in_cohort or first.path)
+            reason = f"its results would overwrite those of {other}; rename one, or use another --out"
             refused.append((job, Failure(WRITE, reason, retry=False)))
     return accepted, refused
 

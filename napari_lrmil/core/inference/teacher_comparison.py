@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,5 +121,6 @@ def read_lesions(slide: Path, bounds: Bounds, file: Path | None = None) -> Regio
         If the file cannot be read.
     """
     file = file or lesion_file(slide)
-    is_missing = file == lesion_file(slide) and not file.is_file()
+    # os.path: pathlib raises an error for a name that is too long to exist.
+    is_missing = file == lesion_file(slide) and not os.path.isfile(file)
     return RegionFile(()) if is_missing else read_regions(file, bounds, may_be_empty=True)

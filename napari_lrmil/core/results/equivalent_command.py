@@ -24,6 +24,7 @@ def predict_command(
     files: Mapping[str, Path | None] | None = None,
     report: bool = False,
     reader: str = "auto",
+    full_paths: bool = True,
 ) -> str:
     """Return the ``predict`` command line that gives the same numbers, quoted for a POSIX shell.
 
@@ -35,15 +36,23 @@ def predict_command(
         µm per level-0 pixel, if the user gave it instead of the slide's own.
     files
         Option in `FILE_OPTIONS` -> file.
+    full_paths
+        Whether absolute paths are written as they are. If not, only their last part is, for files that others may see.
     """
-    path = str(slide)
+    shown = str if full_paths else _without_folders
+    path = shown(slide)
     arguments = [PROGRAM, "predict", f"./{path}" if path.startswith("-") else path]  # -x.svs would read as an option
-    arguments += ["--bundle", str(bundle), "--device", device.partition(":")[0], "--runtime", runtime]
+    arguments += ["--bundle", shown(Path(bundle)), "--device", device.partition(":")[0], "--runtime", runtime]
     arguments += ["--mpp", repr(float(mpp))] if mpp is not None else []  # all digits: rounding could move the grid
     for option in FILE_OPTIONS:
         file = (files or {}).get(option)
-        arguments += [f"--{option}", str(file)] if file is not None else []
-    arguments += ["--teacher", str(teacher), "--out", str(out)]
+        arguments += [f"--{option}", shown(file)] if file is not None else []
+    arguments += ["--teacher", str(teacher), "--out", shown(out)]
     arguments += ["--report"] if report else []
     arguments += ["--reader", reader] if reader != "auto" else []
     return shlex.join(arguments)
+
+
+def _without_folders(path: Path) -> str:
+    """Return a path without the folders above it that may have the name of a user."""
+    return path.name if path.is_absolute() or ".." in path.parts else str(path)

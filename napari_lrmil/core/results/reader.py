@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from napari_lrmil.core.slides.slide import Slide
 
 SUM_TOLERANCE = 1e-3  # attention is a float32 sum of many small shares
+MAX_FOLDERS_UP = 4  # between results and the folder above the cohort; more could reach the slides of others
 STORED_MPP_TOLERANCE = 1e-4  # relative; rounding of a stored value is far below this, another resolution far above
 
 
@@ -331,7 +333,7 @@ class StoredResult:
     folder
         Folder of its results.
     path
-        Path of the slide when it was analysed; None if it was not stored.
+        File of the slide, see `locate_slide`; as it was stored if the file cannot be located, and None if none was.
     student, teacher
         Class -> probability; None if the network did not run.
     spearman, js_divergence
@@ -356,6 +358,29 @@ class StoredResult:
         return next((path for path in candidates if path.is_file()), None)
 
 
+def locate_slide(stored: Path, folders: Iterable[Path]) -> Path | None:
+    """Return the file of a slide from its path in ``prediction.json``; None if it cannot be located.
+
+    Results state the path from the folder of the cohort on, so that it holds no names of users. It is looked up from
+    the working directory, and from `folders` and the folders above them, whole and without its first parts. Slides are
+    thus located after they moved together with their results. A path that old results state in full is tried first.
+
+    Parameters
+    ----------
+    folders
+        Folders that may lie near the slide: that of the results, or one where another slide of the cohort is.
+    """
+    # The slide's fingerprint is compared before results are shown on it, so another slide of this name does no harm.
+    if stored.exists():
+        return stored
+    parts = stored.parts[1:] if stored.is_absolute() else stored.parts
+    starts = [Path(os.path.abspath(folder)) for folder in folders]
+    near = [above for start in starts for above in (start, *start.parents)[: MAX_FOLDERS_UP + 1]]
+    # The whole path first. The results of a DICOM folder lie in a folder of its name.
+    paths = (above.joinpath(*parts[first:]) for first in range(len(parts)) for above in near)
+    return next((path for path in paths if path.exists() and not (path / PREDICTION).exists()), None)
+
+
 def list_result_folders(folder: Path) -> list[Path]:
     """Return the subfolders of `folder` that hold results of a slide, sorted by name.
 
@@ -377,7 +402,9 @@ def read_result_summary(folder: Path) -> StoredResult:
         file = PredictionFile.read(folder)
     except StoredError as error:
         return StoredResult(folder.name, folder, problem=str(error))
-    row = StoredResult(file.slide, folder, Path(file.path) if file.path else None, file.probabilities)
+    stored = Path(file.path) if file.path else None
+    path = stored and (locate_slide(stored, [folder]) or stored)
+    row = StoredResult(file.slide, folder, path, file.probabilities)
     if file.teacher is None:
         return replace(row, problem="no teacher (HR) ran")
     try:

@@ -127,7 +127,7 @@ class PredictionFile(ResultFile):
     Attributes
     ----------
     slide, path, slide_fingerprint
-        Name of the slide, its file, and the hash of its pixels.
+        Name of the slide, its file from the folder of the cohort on, and the hash of its pixels.
     bundle, bundle_sha256
         Name and hash of the model.
     classes
@@ -279,6 +279,8 @@ class CohortFile(ResultFile):
         Rate of the slides that this call computed; None if it computed none.
     workers
         Name of the worker -> its summary.
+    notices
+        Sentences on what was left out of the folders and tables that the call was given.
     """
 
     FILE_NAME: ClassVar[str] = COHORT
@@ -292,6 +294,10 @@ class CohortFile(ResultFile):
     seconds: float
     slides_per_hour: float | None
     workers: dict[str, WorkerSummary]
+    notices: tuple[str, ...] = ()
+
+    def _absent_keys(self) -> set[str]:
+        return set() if self.notices else {"notices"}
 
 
 def require_replaceable(folder: Path) -> None:

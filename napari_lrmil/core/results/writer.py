@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from napari_lrmil.core.atomic_files import atomic_write, atomic_write_folder
-from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.errors import LrmilError, StoredError
 from napari_lrmil.core.events import Progress
 from napari_lrmil.core.geometry import footprint_um, nominal_magnification
 from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
@@ -23,6 +24,8 @@ from napari_lrmil.core.results.schema import (
     require_replaceable,
 )
 from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.slides.slide_files import MIRAX, path_in_cohort
+from napari_lrmil.core.text_escapes import printable
 from napari_lrmil.core.visualize.overlay_picture import OVERLAY, draw_overlay
 from napari_lrmil.core.visualize.slide_report import REPORT, ReportRequest, write_slide_report
 from napari_lrmil.version import __version__
@@ -58,6 +61,7 @@ def write_steps(
     also: Sequence[Callable[[Path], None]] = (),
     replace_newer: bool = False,
     overlay: bool = True,
+    path: str = "",
 ) -> Iterator[Progress]:
     """Write all files of one slide into ``out/<slide>``; yield `Progress` before each file.
 
@@ -76,6 +80,8 @@ def write_steps(
         Whether results of a newer schema version may be replaced.
     overlay
         Whether ``overlay.png`` is drawn.
+    path
+        Path of the slide for ``prediction.json``; if it is empty, the file name.
 
     Raises
     ------
@@ -90,8 +96,22 @@ def write_steps(
             yield Progress("writing", done, len(steps), "files")
             step(folder)
         # Last, because resume takes this file as the sign of a complete folder.
-        build_prediction_file(prediction).write(folder)
+        build_prediction_file(prediction, path).write(folder)
         yield Progress("writing", len(steps), len(steps), "files")
+
+
+def require_result_folder(folder: Path, slide: Path) -> None:
+    """Raise `StoredError` if a slide's results cannot be written to `folder`, or would lie among its own files."""
+    is_tile_folder = slide.suffix.lower() == MIRAX and _same_path(folder, slide.with_suffix(""))
+    if is_tile_folder or (slide.is_dir() and _same_path(folder, slide)):
+        raise StoredError(folder, "the results would be written among the files of the slide; choose another --out")
+    if os.path.lexists(folder) and not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise StoredError(folder, "this is no folder that can be written to; move it away, or choose another --out")
+
+
+def _same_path(first: Path, second: Path) -> bool:
+    """Return whether two paths are the same file or folder."""
+    return first.exists() and second.exists() and first.samefile(second)
 
 
 def _steps(
@@ -111,12 +131,12 @@ def _steps(
         yield lambda folder: write_slide_report(folder / REPORT, slide, prediction, report)
 
 
-def build_prediction_file(prediction: Prediction) -> PredictionFile:
-    """Return the content of ``prediction.json``."""
+def build_prediction_file(prediction: Prediction, path: str = "") -> PredictionFile:
+    """Return the content of ``prediction.json``, see `write_steps`."""
     student, grid, reader, finest = prediction.student, prediction.grid, prediction.reader, prediction.finest_read
     return PredictionFile(
         slide=prediction.slide,
-        path=str(prediction.path),
+        path=printable(path or path_in_cohort(prediction.path, prediction.path)),
         slide_fingerprint=prediction.slide_fingerprint,
         bundle=prediction.bundle,
         bundle_sha256=prediction.bundle_sha256,

@@ -16,9 +16,12 @@ from napari_lrmil.core.slides.dicom_headers import DICOM, DicomHeader, may_be_di
 from napari_lrmil.core.slides.ngff import is_ome_zarr
 
 SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".tif", ".tiff", DICOM)
+# Workbooks are tables too: reading one says how to save it.
+TABLE_ENDINGS = (".csv", ".tsv", ".txt", ".xlsx", ".xls", ".ods")
 MIRAX = ".mrxs"  # its tiles lie in a folder of the same name
 RESULT_MARK = "prediction.json"  # a folder with this file holds results, and their pictures are no slides
 MAX_SHOWN_ENDINGS = 4
+HOME_FOLDERS = ("home", "Users")  # folders whose subfolders have the names of users
 
 # What was left out: kind -> plural.
 HIDDEN, RESULTS, UNREADABLE = "hidden file or folder", "folder of results", "folder that cannot be read"
@@ -43,6 +46,11 @@ PLURALS = {
 def has_slide_ending(path: Path) -> bool:
     """Return whether a path has the ending of a slide file. napari.yaml lists the same endings."""
     return path.suffix.lower() in SLIDE_ENDINGS
+
+
+def is_table(path: Path) -> bool:
+    """Return whether a path has the ending of a table of slides."""
+    return path.suffix.lower() in TABLE_ENDINGS and not path.is_dir()
 
 
 @dataclass
@@ -180,20 +188,25 @@ class SlideSearch:
 def path_in_cohort(path: Path, root: Path) -> str:
     """Return the path of a slide from the folder of its cohort on, for files that others may see.
 
-    The folders above `root` stay out, because they often have the name of a user.
+    The folders above the cohort stay out, because they often have the name of a user. A path that was given relative to
+    the working directory is returned as it is.
 
     Parameters
     ----------
     path
         Slide, usually ``root/…``.
     root
-        Folder that was searched, or folder of the table that lists the slide.
+        Folder that was searched, folder of the table that lists the slide, or the slide itself.
     """
+    if not path.is_absolute() and os.pardir not in path.parts and path.parts:
+        return path.as_posix()
     if path == root or not path.is_relative_to(root):
         return os.path.basename(os.path.abspath(path))
-    name = os.path.basename(os.path.abspath(root))
-    parts = Path(os.path.normpath(os.path.join(name, path.relative_to(root)))).parts
-    return "/".join(part for part in parts if part != os.pardir)  # a table may list ../../slides/x.svs
+    absolute = Path(os.path.abspath(root))
+    is_home = absolute == Path.home() or absolute.parent.name in HOME_FOLDERS
+    inside = os.path.join("" if is_home else absolute.name, path.relative_to(root))
+    # A table may list ../../slides/x.svs.
+    return "/".join(part for part in Path(os.path.normpath(inside)).parts if part != os.pardir)
 
 
 # ---------------------------------------------------------------- DICOM

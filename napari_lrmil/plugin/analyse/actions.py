@@ -189,7 +189,7 @@ class ViewerActions:
         from napari_lrmil.core.visualize.slide_report import ReportRequest
 
         session, prediction = self._session, self._prediction
-        request = ReportRequest(self.equivalent_command(out), self._bundle.card.hr_mpp)
+        request = ReportRequest(self.equivalent_command(out, full_paths=False), self._bundle.card.hr_mpp)
         return ResultExportJob(prediction, self._slide, session.open_slides, session.tissue_grid, request)
 
     def view_export_job(self) -> ViewExportJob:
@@ -207,13 +207,15 @@ class ViewerActions:
         um_per_px = um_per_unit(self._viewer) * units_per_px
         return ViewExportJob(pixels, um_per_px, _find_legend(self._viewer), title, footer)
 
-    def equivalent_command(self, out: Path | None = None) -> str:
+    def equivalent_command(self, out: Path | None = None, *, full_paths: bool = True) -> str:
         """Return the command line that gives the same numbers, with the files of `ResultExportJob.write_all`.
 
         Parameters
         ----------
         out
             Value of ``--out``; None takes the folder of the last export.
+        full_paths
+            Whether absolute paths are written as they are, see `predict_command`.
 
         Returns
         -------
@@ -245,6 +247,7 @@ class ViewerActions:
             files=files,
             report=True,
             reader=prediction.reader_option,
+            full_paths=full_paths,
         )
 
     # ------------------------------------------------------------ the chosen slide

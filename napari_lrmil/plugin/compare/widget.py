@@ -14,7 +14,7 @@ from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import QDockWidget, QFileDialog, QWidget
 
 from napari_lrmil.core.events import Event, Failed, Finished, Partial, Progress
-from napari_lrmil.core.results.reader import StoredResult
+from napari_lrmil.core.results.reader import StoredResult, locate_slide
 from napari_lrmil.core.visualize.overlay import RESEARCH_USE
 from napari_lrmil.plugin.analyse.widget import DOCK_MIN_WIDTH_PX, AnalyseWidget
 from napari_lrmil.plugin.compare.cohort_section import COHORT_ICON_PX, CohortSection
@@ -67,6 +67,7 @@ class CompareWidget(DockWidget):
         self._comparison: Comparison | None = None
         self._drawn: tuple[Region, ...] = ()
         self._pending_load: tuple[Path, Path] | None = None  # a slide that is being opened, and its result folder
+        self._slide_folders: list[Path] = []  # where slides were opened, for others of a cohort
         self._has_analyse, self._started_run = False, False
         self._loading = ""  # step of loading a stored result
         self._loader: BackgroundWorker | None = None
@@ -172,6 +173,8 @@ class CompareWidget(DockWidget):
         """Show the state of the session in all widgets."""
         session = self.session
         self._started_run = self._started_run and session.is_busy  # a run of the Analyse dock is not cancelled here
+        folders = [slide.path.parent for slide in session.slides]
+        self._slide_folders += [folder for folder in dict.fromkeys(folders) if folder not in self._slide_folders]
         self.summary.setText(self.analyse.summary.text())
         self.form.show_session(session, self._loading, session.state is SessionState.CANCELLING)
         if session.prediction is not self._prediction:
@@ -342,10 +345,14 @@ class CompareWidget(DockWidget):
         self._refresh()
 
     def _find_slide_file(self, result: StoredResult) -> Path | None:
-        """Return the path of a result's slide; ask for it if the file has moved."""
-        if result.path is not None and result.path.exists():
-            return result.path
+        """Return the path of a result's slide; ask for it if the file has moved.
+
+        The answer serves the other slides of the cohort too, see `locate_slide`.
+        """
+        if result.path is not None and (path := locate_slide(result.path, self._slide_folders)) is not None:
+            return path
         name, _ = QFileDialog.getOpenFileName(self, f"Find the slide {result.name}")
+        self._slide_folders += [Path(name).parent] if name else []
         return Path(name) if name else None
 
     def _add_slide(self, path: Path) -> bool:

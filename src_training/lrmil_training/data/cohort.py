@@ -235,7 +235,20 @@ def read_slides(path: Path) -> SlideTable:
     table = read_table(path, needed=("slide",))
     notices = list(table.notices)
     slides = tuple(_read_slides(table, ("slide",), notices))
+    _require_one_mpp(path, zip(table.rows, slides, strict=True))
     return SlideTable(slides, tuple(dict.fromkeys(notices)))
+
+
+def _require_one_mpp(path: Path, rows: Iterable[tuple[CohortTableRow, CohortSlide]]) -> None:
+    """Raise `CohortError` if two rows state different resolutions of one slide."""
+    first: dict[Path, tuple[CohortTableRow, CohortSlide]] = {}
+    for row, slide in rows:
+        earlier, same = first.setdefault(slide.path, (row, slide))
+        if same.mpp != slide.mpp:
+            name = printable(slide.path.name)
+            raise CohortError(
+                path, f"lines {earlier.line} and {row.line} state different mpp for {name}; delete one of the lines"
+            )
 
 
 def _read_slides(table: TableFile, needed: Sequence[str], notices: list[str]) -> list[CohortSlide]:

@@ -129,7 +129,7 @@ def make_features(
         except DiskFullError:  # an LrmilError too, but every further slide would fail in the same way
             raise
         except LrmilError as error:
-            failures[row.name] = str(error)
+            failures[row.name] = str(error).removeprefix(f"{row.path}: ")  # others may see the table
             yield Failed(str(error), row.name, "features", error)
     yield Progress(stage, len(slides), len(slides), "slides")
     return failures

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from lrmil_training.report.run_record import method_label, read_run
@@ -14,6 +15,8 @@ from napari_lrmil.core.atomic_files import write_text
 from napari_lrmil.core.formatting import format_signed
 
 TEMPLATE_FOLDER = Path(__file__).parent / "templates"
+# A value of YAML to the end of its line, perhaps after a prefix such as "file:", that is an absolute path.
+_ABSOLUTE_PATH = re.compile(r"""(?m)((?:^|[\s:'"]))((?:~?/|[A-Za-z]:[\\/]|\\\\)[^'"\n]*)""")
 
 
 def write_report(folder: Path, cohort_csv: Path | None = None, *, title: str | None = None) -> Path:
@@ -58,7 +61,13 @@ def _render(sections: Mapping[str, Any]) -> str:
     environment.filters["signed"] = format_signed
     environment.filters["share"] = _format_share
     environment.filters["name"] = method_label
+    environment.filters["without_folders"] = shorten_paths
     return environment.get_template("report.html.j2").render(sections)
+
+
+def shorten_paths(text: str) -> str:
+    """Return a configuration with the last part of each absolute path alone: the folders may name a user."""
+    return _ABSOLUTE_PATH.sub(lambda match: match[1] + PureWindowsPath(match[2]).name, text)
 
 
 def format_metric(value: float | None, digits: int = 3) -> str:

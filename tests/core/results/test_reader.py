@@ -26,6 +26,7 @@ from napari_lrmil.core.patching.roi import WHOLE_SLIDE, RegionOfInterest
 from napari_lrmil.core.results.reader import (
     find_result_folder,
     list_result_folders,
+    locate_slide,
     read_result_summary,
     restore_prediction,
 )
@@ -195,3 +196,24 @@ def test_a_slide_of_a_newer_version_is_a_line_of_a_cohort_that_says_so(
     line = read_result_summary(folder)
     assert re.search(rf"{file}.*schema version 2.*up to 1", line.problem) and one_sentence(Exception(line.problem))
     assert (line.student is not None, line.teacher, line.spearman) == (student, None, None)
+
+
+def test_slides_are_located_after_they_moved_with_their_results(tmp_path: Path) -> None:
+    """Results state the path from the cohort on; it is looked up from the folders above them."""
+    slide, results = tmp_path / "project" / "slides" / "a" / "x.svs", tmp_path / "project" / "out" / "x"
+    for folder in (slide.parent, results):
+        folder.mkdir(parents=True)
+    slide.touch()
+    assert locate_slide(Path("slides/a/x.svs"), [results]) == slide
+    assert locate_slide(Path("renamed/slides/a/x.svs"), [results]) == slide
+    assert locate_slide(Path("/home/anna/slides/a/x.svs"), [results]) == slide  # stored in full, then moved
+    assert locate_slide(slide, [tmp_path]) == slide
+    assert locate_slide(Path("slides/a/y.svs"), [results]) is None
+    assert locate_slide(Path("other/y.svs"), [slide.parent]) is None
+
+
+def test_a_folder_of_results_is_no_slide(tmp_path: Path) -> None:
+    """The results of the DICOM folder ``case`` lie in a folder of that name."""
+    (tmp_path / "out" / "case").mkdir(parents=True)
+    (tmp_path / "out" / "case" / "prediction.json").touch()
+    assert locate_slide(Path("slides/case"), [tmp_path / "out" / "case"]) is None

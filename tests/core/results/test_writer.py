@@ -18,7 +18,7 @@ from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.results.schema import PredictionFile
-from napari_lrmil.core.results.writer import write_prediction, write_steps
+from napari_lrmil.core.results.writer import require_result_folder, write_prediction, write_steps
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.visualize.slide_report import ReportRequest
 from support.fake_slides import (
@@ -332,3 +332,16 @@ def test_results_of_a_newer_version_are_not_replaced_unless_that_is_asked_for(tm
         for _ in write_steps(tmp_path / "out", slide, prediction, replace_newer=True):
             pass
     assert PredictionFile.read(folder).slide == "s 1" and not (folder / "agreement.json").exists()
+
+
+def test_results_do_not_lie_among_the_files_of_a_slide(tmp_path: Path) -> None:
+    """The tiles of x.mrxs lie in the folder x, and a DICOM slide is a folder."""
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x.mrxs").touch()
+    for slide in (tmp_path / "x.mrxs", tmp_path / "x"):
+        with pytest.raises(StoredError, match="among the files of the slide"):
+            require_result_folder(tmp_path / "x", slide)
+    (tmp_path / "y").touch()
+    with pytest.raises(StoredError, match="no folder that can be written to"):
+        require_result_folder(tmp_path / "y", tmp_path / "y.svs")
+    require_result_folder(tmp_path / "z", tmp_path / "z.svs")

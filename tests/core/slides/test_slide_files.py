@@ -106,6 +106,10 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         ("/home/anna/tables/../slides/x.svs", "/home/anna/tables", "slides/x.svs"),
         ("/home/anna/tables/../../ben/x.svs", "/home/anna/tables", "ben/x.svs"),
         ("/mnt/ben/x.svs", "/home/anna/tables", "x.svs"),
+        ("/home/anna/a/x.svs", "/home/anna", "a/x.svs"),
+        ("/home/anna/x.svs", "/home/anna/x.svs", "x.svs"),
+        ("slides/a/x.svs", "slides", "slides/a/x.svs"),
+        ("../anna/x.svs", "../anna/x.svs", "x.svs"),
     ],
 )
 def test_folders_above_the_cohort_stay_out(slide: str, root: str, expected: str) -> None:

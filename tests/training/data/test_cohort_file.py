@@ -135,6 +135,12 @@ def test_an_impossible_resolution_is_refused(write: Write, mpp: str) -> None:
             read(path)
 
 
+def test_two_resolutions_of_a_slide_are_refused(write: Write) -> None:
+    with pytest.raises(CohortError, match=r"lines 2 and 3 state different mpp for s1\.tif"):
+        read_slides(write("slide,mpp\ns1.tif,0.5\ns1.tif,0.25\n"))
+    assert len(read_slides(write("slide,mpp\ns1.tif,0.5\ns1.tif,0.5\n")).slides) == 2
+
+
 def test_paths_of_windows_and_of_the_home_folder_are_found(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

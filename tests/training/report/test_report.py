@@ -13,7 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from lrmil_training.report.plots import Plot, plot_agreement, plot_forest, plot_reliability, plot_runs
-from lrmil_training.report.report import format_metric, write_report
+from lrmil_training.report.report import format_metric, shorten_paths, write_report
 from lrmil_training.report.run_record import method_label, read_run, read_training_curves, sort_by_probability_distance
 from lrmil_training.report.sections import describe_class_weights, describe_non_inferiority
 from support.run_folders import CLASSES, write_events, write_run, write_series
@@ -276,3 +276,19 @@ def test_a_run_that_broke_off_says_so(tmp_path: Path) -> None:
     lines = (tmp_path / "events.jsonl").read_text().splitlines()
     (tmp_path / "events.jsonl").write_text("\n".join(text for text in lines if '"Finished"' not in text))
     assert "This run has not finished" in write_report(tmp_path).read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("teacher: /home/anna smith/enc.pt", "teacher: enc.pt"),
+        (r"teacher: 'C:\Users\anna\enc.pt'", "teacher: 'enc.pt'"),
+        ("teacher: ~/enc.pt", "teacher: enc.pt"),
+        ("teacher: hf:owner/name", "teacher: hf:owner/name"),
+        ("lr: 1.0e-05", "lr: 1.0e-05"),
+        ("teacher: models/enc.pt", "teacher: models/enc.pt"),
+    ],
+)
+def test_the_configuration_is_shown_without_folders(line: str, expected: str) -> None:
+    """Folders above a file often have the name of a user, and reports are sent to others."""
+    assert shorten_paths(f"encoder:\n  {line}\nseed: 0\n") == f"encoder:\n  {expected}\nseed: 0\n"
