@@ -22,7 +22,17 @@ _ORIENTATION, _EXTRA_UNSPECIFIED = 274, 0
 
 
 class UnsupportedTiffError(Exception):
-    """A TIFF that cannot be read as a slide. The message is a clause that states the reason."""
+    """A TIFF that cannot be read as a slide. The message is a clause that states the reason.
+
+    Attributes
+    ----------
+    is_for_openslide
+        Whether OpenSlide, if it can open the file, reads it rightly.
+    """
+
+    def __init__(self, message: str, *, is_for_openslide: bool = False) -> None:
+        super().__init__(message)
+        self.is_for_openslide = is_for_openslide
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +51,8 @@ class TiffLayout:
         Whether the file is an OME-TIFF.
     is_main_page
         Whether level 0 is the first page of the file, which OpenSlide takes for the slide.
+    n_repeated
+        Further pages of the size of level 0, such as focal planes. They are not read.
     """
 
     levels: tuple[tuple[Any, ...], ...]
@@ -48,6 +60,7 @@ class TiffLayout:
     ome: OmeImage | None = None
     is_ome: bool = False
     is_main_page: bool = True
+    n_repeated: int = 0
 
     @property
     def base(self) -> Any:
@@ -65,6 +78,7 @@ class TiffLayout:
         reasons = (
             (len(self.levels[0]) > 1, "its colours are stored as separate planes"),
             (not self.is_main_page, "the slide is not the first picture of the file"),
+            (self.n_repeated > 0, f"{self.n_repeated + 1} pages have the size of the slide"),
             (self.orientation != UPRIGHT, f"TIFF's orientation {self.orientation} is not upright"),
             (extra[:1] == (_EXTRA_UNSPECIFIED,), "OpenSlide takes its fourth sample, of no stated kind, for opacity"),
             (
@@ -89,7 +103,6 @@ def find_layout(file: TiffFile) -> TiffLayout:
     code = UPRIGHT if orientation is None else int(orientation.value)
     layout = replace(layout, orientation=code if code in ORIENTATIONS else UPRIGHT)
     _require_readable(layout.base, len(layout.levels[0]))
-    _require_complete(file, layout)
     return layout
 
 
@@ -104,7 +117,9 @@ def _page_layout(file: TiffFile) -> TiffLayout:
         raise UnsupportedTiffError("it has no page with a picture")
     base = max(pages, key=_area)
     others = [page for page in (*(base.pages or ()), *pages) if page is not base]
-    return TiffLayout(_pyramid((base,), [(page,) for page in others]), is_main_page=base is pages[0])
+    levels = _pyramid((base,), [(page,) for page in others])
+    repeated = sum(_size(page) == _size(base) for page in others)
+    return TiffLayout(levels, is_main_page=base is pages[0], n_repeated=repeated)
 
 
 def _ome_layout(file: TiffFile) -> TiffLayout | None:
@@ -202,22 +217,25 @@ def _require_readable(page: Any, planes: int) -> None:
     """Raise `UnsupportedTiffError` if the pixels are of a kind that cannot become RGB with certainty."""
     samples, bits, photometric = page.samplesperpixel, page.bitspersample, int(page.photometric)
     if page.dtype is None or page.dtype.kind != "u" or bits not in (8, 16):
-        raise UnsupportedTiffError(f"its samples are {page.dtype or 'of mixed kinds'} of {bits} bits; expected 8 or 16")
+        is_small = page.dtype is not None and page.dtype.kind in "iu" and bits <= 16
+        kind = page.dtype or "mixed kinds"
+        message = f"its samples of {bits} bits are {kind}; expected whole numbers of 8 or 16 bits"
+        raise UnsupportedTiffError(message, is_for_openslide=is_small)
     is_raw_ycbcr = photometric == _YCBCR and int(page.compression) not in _JPEG_CODES
     if is_raw_ycbcr or int(page.compression) == _APERIO_YCBCR:
-        raise UnsupportedTiffError("it stores YCbCr without JPEG; expected RGB")
+        raise UnsupportedTiffError("it stores YCbCr without JPEG; expected RGB", is_for_openslide=True)
     kinds = {_WHITE_IS_ZERO: (1,), _BLACK_IS_ZERO: (1,), _PALETTE: (1,), _RGB: (3, 4), _YCBCR: (3,)}
     if samples not in kinds.get(photometric, ()) or (planes > 1 and photometric not in _GREY):
         name = getattr(page.photometric, "name", photometric)
-        raise UnsupportedTiffError(
-            f"it has {samples} samples per pixel of the kind {name}; expected RGB, grey or palette"
-        )
+        message = f"it has {samples} samples per pixel of the kind {name}; expected RGB, grey or palette"
+        is_known = _EXTRA_UNSPECIFIED not in map(int, page.extrasamples)  # else OpenSlide takes one for opacity
+        raise UnsupportedTiffError(message, is_for_openslide=is_known)
     width, height = tile_size(page)
     if getattr(page, "imagedepth", 1) != 1 or width * height * samples * bits // 8 > MAX_TILE_BYTES:
         raise UnsupportedTiffError(f"its tiles or strips of {width} x {height} px are too large; expected tiles")
 
 
-def _require_complete(file: TiffFile, layout: TiffLayout) -> None:
+def require_complete(file: TiffFile, layout: TiffLayout) -> None:
     """Raise `UnsupportedTiffError` if a tile lies beyond the end of the file or is not listed."""
     end = file.filehandle.size
     for number, pages in enumerate(layout.levels):
@@ -227,9 +245,11 @@ def _require_complete(file: TiffFile, layout: TiffLayout) -> None:
             expected = columns * rows * (page.keyframe.samplesperpixel if is_planar(page.keyframe) else 1)
             offsets, counts = page.dataoffsets, page.databytecounts
             if not len(offsets) == len(counts) == expected:
-                raise UnsupportedTiffError(f"level {number} lists {len(offsets)} tiles; expected {expected}")
+                message = f"level {number} lists {len(offsets)} tiles; expected {expected}"
+                raise UnsupportedTiffError(message, is_for_openslide=True)
             if any(offset + count > end for offset, count in zip(offsets, counts, strict=True)):
-                raise UnsupportedTiffError(f"level {number} ends beyond the file, which was cut short; copy it again")
+                message = f"level {number} ends beyond the file, which was cut short; copy it again"
+                raise UnsupportedTiffError(message, is_for_openslide=True)
 
 
 def tile_size(page: Any) -> tuple[int, int]:

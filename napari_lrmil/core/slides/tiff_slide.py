@@ -15,7 +15,14 @@ from napari_lrmil.core.slides.byte_lru import ByteLru
 from napari_lrmil.core.slides.openslide_handle import READER, READER_REASON, READER_WARNINGS, Handle
 from napari_lrmil.core.slides.pixel_source import UPRIGHT, PixelSourceHandle, Rgba, paste
 from napari_lrmil.core.slides.resolution import OME_SIZE
-from napari_lrmil.core.slides.tiff_layout import TiffLayout, UnsupportedTiffError, find_layout, is_planar, tile_size
+from napari_lrmil.core.slides.tiff_layout import (
+    TiffLayout,
+    UnsupportedTiffError,
+    find_layout,
+    is_planar,
+    require_complete,
+    tile_size,
+)
 
 if TYPE_CHECKING:
     from tifffile import TiffFile
@@ -67,17 +74,20 @@ def open_tiff(path: Path, openslide: Handle | None = None) -> Handle:
             return openslide
         raise
     try:
-        source = TiffSource(file, find_layout(file))
+        layout = find_layout(file)
+        reason = _why_not_openslide(file, layout, openslide)
+        if reason is None and openslide is not None:
+            file.close()
+            return openslide
+        require_complete(file, layout)
     except UnsupportedTiffError as error:
         is_ome = file.is_ome
         file.close()
-        if openslide is None or is_ome:  # OpenSlide would take any channel of an OME-TIFF for a grey slide
-            raise SlideError(path, f"not a slide that can be read: {error}") from error
-        return openslide
-    reason = _why_not_openslide(source, openslide)
-    if reason is None and openslide is not None:
-        file.close()
-        return openslide
+        # OpenSlide would take any channel of an OME-TIFF for a grey slide.
+        if openslide is not None and error.is_for_openslide and not is_ome:
+            return openslide
+        raise SlideError(path, f"not a slide that can be read: {error}") from error
+    source = TiffSource(file, layout)
     properties = _properties(source, reason or "OpenSlide cannot open the file", openslide)
     icc = source.layout.base.tags.get(_ICC)
     if openslide is not None:
@@ -85,12 +95,14 @@ def open_tiff(path: Path, openslide: Handle | None = None) -> Handle:
     return PixelSourceHandle(source, properties, source.layout.orientation, None if icc is None else bytes(icc.value))
 
 
-def _why_not_openslide(source: TiffSource, openslide: Handle | None) -> str | None:
+def _why_not_openslide(file: TiffFile, layout: TiffLayout, openslide: Handle | None) -> str | None:
     if openslide is None:
         return None
-    reason = source.layout.why_not_openslide(len(openslide.level_dimensions))
-    if reason is None and source.depth < source.layout.base.bitspersample:
-        return f"its samples have {source.depth} bits, stored in {source.layout.base.bitspersample}"
+    reason, bits = layout.why_not_openslide(len(openslide.level_dimensions)), layout.base.bitspersample
+    if reason is None and bits > 8:
+        require_complete(file, layout)  # tiles are read to find the depth
+        depth = TiffSource(file, layout).depth
+        return f"its samples have {depth} bits, stored in {bits}" if depth < bits else None
     return reason
 
 
@@ -295,6 +307,11 @@ def _warnings(source: TiffSource) -> list[str]:
     warnings = []
     if len(layout.levels[0]) > 1:
         warnings.append("three grey planes of the file are read as red, green and blue; check the colours")
+    if layout.n_repeated:
+        warnings.append(
+            f"the file holds {layout.n_repeated + 1} pictures of the slide's size, such as focal planes; the first is "
+            "read"
+        )
     if source.depth < bits:
         warnings.append(
             f"samples of {bits} bits reach {2**source.depth - 1} at most and are read as {source.depth} bits; convert "

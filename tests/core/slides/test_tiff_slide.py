@@ -199,6 +199,40 @@ def test_what_is_no_brightfield_plane_is_refused_with_the_reason(
     assert words in str(caught.value) and one_sentence(caught.value)
 
 
+def test_three_planes_with_a_pyramid_each_open_with_all_levels(tmp_path: Path) -> None:
+    tags: dict[str, Any] = {"tile": (128, 128), "photometric": "minisblack"}
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as file:
+        file.write(BASE.transpose(2, 0, 1), subifds=1, metadata={"axes": "CYX"}, **tags)
+        file.write(reduced(BASE, 4.0).transpose(2, 0, 1), subfiletype=1, metadata=None, **tags)
+    with Slide(tmp_path / "a.ome.tif") as slide:
+        assert [level.width for level in slide.levels] == [900, 225]
+        np.testing.assert_array_equal(slide.read_level(1, 0, 0, 225, 175), reduced(BASE, 4.0))
+
+
+def test_of_several_pictures_of_one_size_the_first_is_read_and_it_says_so(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for picture in (BASE, rectangles(8, 900, 700), rectangles(9, 900, 700)):
+            file.write(picture, photometric="rgb", **TILED)
+    with Slide(tmp_path / "a.tif") as slide:
+        np.testing.assert_array_equal(whole(slide), BASE)
+        assert "3 pictures of the slide's size" in slide.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("picture", "tags", "words"),
+    [
+        (BASE.astype(np.float32), {}, "samples of 32 bits are float32"),
+        (np.concatenate([BASE, BASE[..., :2]], axis=2), {"extrasamples": ["unspecified"] * 2}, "5 samples per pixel"),
+    ],
+)
+def test_samples_that_openslide_reads_wrongly_are_refused(
+    tmp_path: Path, picture: Picture, tags: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(SlideError, match=words) as caught:
+        Slide(write(tmp_path / "a.tif", picture, **tags))
+    assert one_sentence(caught.value)
+
+
 # ---------------------------------------------------------------- orientation, and what OpenSlide reads
 
 
