@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
+import pytest
 import shapely
 from numpy.typing import NDArray
 from PIL import Image
@@ -10,6 +13,7 @@ from PIL import Image
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.patching.regions import Region, box_region
 from napari_lrmil.core.patching.roi import WHOLE_SLIDE, RegionOfInterest
+from napari_lrmil.core.visualize import scope_outlines
 from napari_lrmil.core.visualize.scope_outlines import outline_scope
 
 BOX, SIZE = BoxLevel0(100.0, 50.0, 2000.0, 1200.0), (400, 240)  # 5 level-0 px per pixel
@@ -63,3 +67,33 @@ def test_a_region_far_beyond_the_picture_is_cut_at_its_edges() -> None:
     seen = drawn(RegionOfInterest(excluded=(wide,)))
     rows = np.flatnonzero((seen < 64).any(axis=1))
     assert set(np.round(rows / 80).tolist()) == {1, 2}
+
+
+def test_outlines_that_are_widened_together_look_like_those_drawn_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    angle = np.linspace(0, 2 * np.pi, 50, endpoint=False)
+    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    solid, dotted = (Region("r", shapely.Polygon((1100, 650) + r * circle)) for r in (450, 250))
+    scope = RegionOfInterest("region", (solid,), excluded=(dotted,))
+    alone = drawn(scope).astype(int)
+    monkeypatch.setattr(scope_outlines, "MANY_CORNERS", 0)
+    together = drawn(scope).astype(int)
+    assert np.abs(alone - together).mean() < 2
+    for is_line in (np.less, np.greater):  # black, white
+        counts = [np.count_nonzero(is_line(seen, 128)) for seen in (alone, together)]
+        assert counts[0] == pytest.approx(counts[1], rel=0.1)
+    np.testing.assert_array_equal(together[120, 192:200] < 64, False)
+
+
+@pytest.mark.parametrize("radius", [3.0, 40.0])
+@pytest.mark.parametrize("field", ["regions", "excluded"])
+def test_sixty_thousand_outlines_are_drawn_in_seconds(radius: float, field: str) -> None:
+    """CPU seconds; one by one they take half a minute, and minutes if they are large."""
+    angle = np.linspace(0, 2 * np.pi, 30, endpoint=False)
+    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1) * radius
+    centres = np.random.default_rng(0).uniform((100, 50), (2100, 1250), (60_000, 1, 2))
+    regions = tuple(Region("cell", polygon) for polygon in shapely.polygons(centres + circle))
+    scope = RegionOfInterest("region", regions) if field == "regions" else RegionOfInterest(excluded=regions)
+    began = time.process_time()
+    outlines = outline_scope(scope, BOX, SIZE)
+    assert time.process_time() - began < 10
+    assert outlines is not None and np.asarray(outlines.halo).mean() > 200
