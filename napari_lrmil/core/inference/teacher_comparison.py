@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -115,12 +115,25 @@ def lesion_file(slide: Path) -> Path:
 def read_lesions(slide: Path, bounds: Bounds, file: Path | None = None) -> RegionFile:
     """Return the lesions in a file, or else in the one beside the slide, see `lesion_file`; none if there is no file.
 
+    The file beside the slide is in level-0 pixels, as training reads it and `phantom` writes it. Other GeoJSON files
+    are in QuPath's coordinates, which count from the corner of `bounds`.
+
     Raises
     ------
     RegionError
         If the file cannot be read.
     """
-    file = file or lesion_file(slide)
+    if file is not None:
+        return read_regions(file, bounds, may_be_empty=True)
+    file = lesion_file(slide)
     # os.path: pathlib raises an error for a name that is too long to exist.
-    is_missing = file == lesion_file(slide) and not os.path.isfile(file)
-    return RegionFile(()) if is_missing else read_regions(file, bounds, may_be_empty=True)
+    if not os.path.isfile(file):
+        return RegionFile(())
+    lesions = read_regions(file, replace(bounds, x=0, y=0), may_be_empty=True)
+    if not lesions.regions or (bounds.x, bounds.y) == (0, 0):
+        return lesions
+    frame = (
+        f"{file.name}: taken in level-0 pixels, not in QuPath's coordinates, which are smaller by {bounds.x} and "
+        f"{bounds.y} on this slide; for a file from QuPath use --lesions"
+    )
+    return replace(lesions, warnings=(*lesions.warnings, frame))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from napari_lrmil.core.errors import ConfigError, LrmilError
 from napari_lrmil.core.events import Finished
-from napari_lrmil.core.geometry import BoxLevel0
+from napari_lrmil.core.geometry import Bounds, BoxLevel0
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.inference.teacher_comparison import (
@@ -160,6 +160,20 @@ def test_without_a_teacher_there_is_nothing_to_compare(slide: Slide) -> None:
     assert one_sentence(refused.value)
     with pytest.raises(ValueError, match="no teacher ran"):
         _ = prediction.teacher_on_lr
+
+
+def test_the_file_beside_a_slide_is_in_level_0_pixels_and_others_in_those_of_qupath(tmp_path: Path) -> None:
+    square = [[500, 600], [700, 600], [700, 900], [500, 900], [500, 600]]
+    text = json.dumps({"type": "Polygon", "coordinates": [square]})
+    for name in ("s_lesions.geojson", "other.geojson"):
+        (tmp_path / name).write_text(text)
+    bounds = Bounds(120, 340, 5000, 4000)
+    beside = read_lesions(tmp_path / "s.scn", bounds)
+    assert beside.regions[0].geometry.bounds == (500, 600, 700, 900)
+    assert "taken in level-0 pixels, not in QuPath's coordinates" in beside.warnings[0]
+    assert read_lesions(tmp_path / "s.scn", Bounds(0, 0, 5000, 4000)).warnings == ()
+    given = read_lesions(tmp_path / "s.scn", bounds, tmp_path / "other.geojson")
+    assert given.regions[0].geometry.bounds == (620, 940, 820, 1240) and given.warnings == ()
 
 
 def test_a_lesion_file_may_say_that_there_are_none(slide: Slide) -> None:
