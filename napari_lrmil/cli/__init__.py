@@ -16,6 +16,7 @@ import typer
 
 from napari_lrmil.cli.bench import bench
 from napari_lrmil.cli.console import CANCELLED, FAILED, err, out, print_notice
+from napari_lrmil.cli.doctor import doctor
 from napari_lrmil.cli.encoders import encoders
 from napari_lrmil.cli.predict import compare, info, predict
 from napari_lrmil.cli.train import evaluate, features, phantom, train
@@ -49,7 +50,7 @@ def _options(
         raise typer.Exit
 
 
-for _command in (demo, view, info, predict, compare, phantom, features, train, evaluate, bench, encoders):
+for _command in (demo, view, info, predict, compare, phantom, features, train, evaluate, bench, encoders, doctor):
     app.command()(_command)
 
 
