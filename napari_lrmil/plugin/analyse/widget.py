@@ -34,6 +34,7 @@ from napari_lrmil.plugin.qt.worker import BackgroundWorker
 from napari_lrmil.plugin.session.open_slides import SlideChoice
 from napari_lrmil.plugin.session.session import Session, SessionState
 from napari_lrmil.plugin.viewer.attention_layers import AttentionStyle
+from napari_lrmil.plugin.viewer.doctor_action import add_doctor_action
 from napari_lrmil.plugin.viewer.gl_context import guard_layer_removal
 from napari_lrmil.plugin.viewer.image_as_slide import make_slide_opener
 from napari_lrmil.plugin.viewer.layers import get_tag, lrmil_layers
@@ -76,6 +77,7 @@ class AnalyseWidget(DockWidget):
         super().__init__()
         self._viewer = viewer
         guard_layer_removal(viewer)
+        add_doctor_action(viewer)
         self.session = session or Session(open_slide=make_slide_opener(viewer))
         self.viewer_actions = ViewerActions(viewer, self.session)
         self._worker: BackgroundWorker | None = None
