@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 import socket
+import stat
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from napari_lrmil.core.atomic_files import write_text
@@ -22,8 +23,10 @@ from napari_lrmil.core.errors import LrmilError
 
 LOCK_FILE, STOP_FILE = "lock", "stop"  # in a run folder
 HEARTBEAT_S = 5.0  # often enough to notice a dead writer soon, seldom enough for a network drive
-TAKEOVER_GUARD_S = 30.0  # a takeover lasts milliseconds; a guard file of this age belongs to a killed process
+TAKEOVER_GUARD_S = 5.0  # a takeover lasts milliseconds; a guard file of this age belongs to a killed process
+HALF_WRITTEN_S = 3.0  # a lock file is written in milliseconds; one that stays half-written belongs to a killed process
 MAX_MISSED_HEARTBEATS = 6  # after which a writer of another machine counts as dead
+LAST_DATE = 2e10  # in the year 2603; later numbers are no dates
 RETRY_S = 0.02  # pause before a lock file that is being written or removed is read again
 FILE_KEYS = {"pid_namespace": "space", "heartbeats": "beats"}  # field -> key in the lock file, if they differ
 
@@ -141,14 +144,19 @@ def acquire_run_lock(folder: Path, heartbeat_s: float = HEARTBEAT_S) -> Iterator
     ------
     LockedError
         If another process holds the folder.
+    LrmilError
+        If the folder cannot be written, or the name of the lock is taken by something that is no file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(folder, f"cannot be made ({error.strerror})", "choose another folder") from error
     path = folder / LOCK_FILE
     owner = LockOwner(socket.gethostname(), os.getpid(), _pid_namespace(), time.time(), uuid.uuid4().hex)
     while not _try_create(path, owner):
+        _require_file(path)
         other = _read_lock(path)
-        if other is None and _file_age_s(path) < heartbeat_s * MAX_MISSED_HEARTBEATS:
-            time.sleep(RETRY_S)  # the file is being written, or was removed, at this moment
+        if other is None and _becomes_readable(path, min(HALF_WRITTEN_S, heartbeat_s * MAX_MISSED_HEARTBEATS)):
             continue
         if other is not None and not other.is_dead and _is_alive(path, other, heartbeat_s):
             raise LockedError(_locked_message(folder, other), other)
@@ -176,7 +184,24 @@ def _try_create(path: Path, owner: LockOwner) -> bool:
             file.write(owner_to_json(owner))
     except FileExistsError:
         return False
+    except OSError as error:
+        raise _unusable(path, f"cannot be written ({error.strerror})", "choose another folder") from error
     return True
+
+
+def _unusable(path: Path, reason: str, remedy: str) -> LrmilError:
+    return LrmilError(f"{path}: {reason}; {remedy}")
+
+
+def _require_file(path: Path) -> None:
+    """Raise `LrmilError` if a name of a lock is taken by a folder, a link or a pipe, which no process would release."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return  # removed at this moment
+    if not stat.S_ISREG(mode):
+        kind = "folder" if stat.S_ISDIR(mode) else "link" if stat.S_ISLNK(mode) else "pipe or device"
+        raise _unusable(path, f"is a {kind}; expected the lock file of a run", "remove it, or choose another folder")
 
 
 def owner_to_json(owner: LockOwner) -> str:
@@ -196,21 +221,47 @@ def _write_lock(path: Path, owner: LockOwner) -> None:
 
 def _read_lock(path: Path, token: str = "") -> LockOwner | None:
     """Return the owner in a lock file; None if it is absent, half-written, or has another token than `token`."""
-    fields = {key: name for name, key in FILE_KEYS.items()}
+    names = {FILE_KEYS.get(field.name, field.name): field.name for field in fields(LockOwner)}
     try:
+        if not path.is_file():  # a pipe would never end
+            return None
         values = json.loads(path.read_text(encoding="utf-8"))
-        owner = LockOwner(**{fields.get(key, key): value for key, value in values.items()})
-    except (OSError, ValueError, TypeError, AttributeError):
+        # Keys of a newer version are left out.
+        owner = LockOwner(**{names[key]: value for key, value in values.items() if key in names})
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None
-    return owner if token in ("", owner.token) else None
+    return owner if _is_possible(owner) and token in ("", owner.token) else None
+
+
+def _is_possible(owner: LockOwner) -> bool:
+    """Return whether the values have their types, a process number can exist, and the start is a date."""
+    texts = owner.host, owner.pid_namespace, owner.token
+    numbers = owner.pid, owner.heartbeats
+    if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
+        return False
+    is_date = isinstance(owner.since, int | float) and 0 <= owner.since < LAST_DATE
+    return 0 < owner.pid < 2**31 and is_date
+
+
+def _becomes_readable(path: Path, seconds: float) -> bool:
+    """Wait for a process that is writing its lock at this moment; return False if the file stays as it is."""
+    if _file_age_s(path) > seconds:
+        return False
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(RETRY_S)
+        if not os.path.lexists(path) or _read_lock(path) is not None:
+            return True
+    return False
 
 
 def _is_alive(path: Path, owner: LockOwner, heartbeat_s: float) -> bool:
     """Return whether an owner still writes heartbeats.
 
-    A recent modification time is enough. An old one may come from a clock that differs, so wait for the next heartbeat.
+    A recent modification time is enough. An old one, or one in the future, may come from a clock that differs, so wait
+    for the next heartbeat.
     """
-    if _file_age_s(path) < heartbeat_s * MAX_MISSED_HEARTBEATS:
+    if -heartbeat_s <= _file_age_s(path) < heartbeat_s * MAX_MISSED_HEARTBEATS:
         return True
     end = time.monotonic() + 2 * heartbeat_s
     while time.monotonic() < end:
@@ -223,7 +274,8 @@ def _is_alive(path: Path, owner: LockOwner, heartbeat_s: float) -> bool:
 def _try_take_over(path: Path, stale: LockOwner | None, owner: LockOwner) -> bool:
     """Replace a stale lock; only one of several contenders succeeds, and a lock created meanwhile stays."""
     guard = path.with_name(f".{path.name}.takeover")
-    if _file_age_s(guard) > TAKEOVER_GUARD_S:
+    _require_file(guard)
+    if abs(_file_age_s(guard)) > TAKEOVER_GUARD_S:  # in the future: the clock of a killed process was wrong
         guard.unlink(missing_ok=True)
     try:
         guard.open("x").close()
@@ -251,7 +303,8 @@ def _locked_message(folder: Path, owner: LockOwner) -> str:
     since = time.strftime("%Y-%m-%d %H:%M", time.localtime(owner.since))
     return (
         f"{folder}: process {owner.pid} on {owner.host} has been writing to this run since {since}; wait for it, "
-        f"put a file named {STOP_FILE} into the folder to end it, or choose another folder"
+        f"put a file named {STOP_FILE} into the folder to end it, or choose another folder; if that machine is off, "
+        f"call again in {HEARTBEAT_S * MAX_MISSED_HEARTBEATS:.0f} s"
     )
 
 
@@ -287,9 +340,10 @@ def request_stop(folder: Path) -> None:
 
 def is_stop_requested(folder: Path) -> bool:
     """Return whether the process that writes to a folder has been asked to end."""
-    return (folder / STOP_FILE).exists()
+    return (folder / STOP_FILE).is_file()
 
 
 def clear_stop_request(folder: Path) -> None:
     """Remove a request to stop that was addressed to an earlier process."""
-    (folder / STOP_FILE).unlink(missing_ok=True)
+    if is_stop_requested(folder):
+        (folder / STOP_FILE).unlink(missing_ok=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +19,10 @@ from lrmil_training.runs.event_log import EventLog, read_events
 from lrmil_training.runs.lock import (
     HEARTBEAT_S,
     LOCK_FILE,
+    STOP_FILE,
     LockedError,
     LockOwner,
+    _pid_namespace,
     acquire_run_lock,
     clear_stop_request,
     find_owner,
@@ -171,3 +175,70 @@ def test_event_log_counts_on_and_drops_a_broken_end(tmp_path: Path) -> None:
     assert lines[2]["result"] == str(tmp_path)
     assert [line["seq"] for line in read_events(path, attempt=1)] == [2]
     assert read_events(tmp_path / "none.jsonl") == []
+
+
+def _stale(**changes: object) -> str:
+    """Return a lock of another machine, changed."""
+    values = {"host": "elsewhere", "pid": 7, "space": "", "since": 1e9, "token": "t", "beats": 0}
+    return json.dumps(values | changes)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", '{"host": "a"', "[1]", _stale(pid="7"), _stale(pid=10**30), _stale(pid=0), _stale(since=1e300), "[" * 9999],
+)
+def test_a_lock_that_no_process_would_write_is_taken_over_within_seconds(tmp_path: Path, content: str) -> None:
+    (tmp_path / LOCK_FILE).write_text(content)
+    start = time.monotonic()
+    with acquire_run_lock(tmp_path, heartbeat_s=0.05) as lock:
+        assert not lock.lost
+    assert time.monotonic() - start < 3
+
+
+def test_a_time_in_the_future_is_no_sign_of_life(tmp_path: Path) -> None:
+    """A clock that differs shows in the file's time; only heartbeats count then."""
+    lock, guard = tmp_path / LOCK_FILE, tmp_path / f".{LOCK_FILE}.takeover"
+    for file in (lock, guard):
+        file.write_text(_stale())
+        os.utime(file, (time.time() + 86_400,) * 2)
+    start = time.monotonic()
+    with acquire_run_lock(tmp_path, heartbeat_s=0.05):
+        assert time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize("name", [LOCK_FILE, f".{LOCK_FILE}.takeover"])
+@pytest.mark.parametrize("kind", ["folder", "link", "pipe"])
+def test_a_name_that_is_taken_by_no_file_is_one_sentence_at_once(tmp_path: Path, name: str, kind: str) -> None:
+    (tmp_path / LOCK_FILE).write_text(_stale(host=socket.gethostname(), space=_pid_namespace(), pid=2**31 - 2))
+    (tmp_path / name).unlink(missing_ok=True)
+    make: dict[str, Callable[[Path], object]] = {
+        "folder": Path.mkdir,
+        "link": lambda path: path.symlink_to("nowhere"),
+        "pipe": os.mkfifo,
+    }
+    make[kind](tmp_path / name)
+    start = time.monotonic()
+    with pytest.raises(LrmilError, match=f"is a {kind}.*; expected the lock file of a run; remove it"):
+        with acquire_run_lock(tmp_path):
+            pass
+    assert time.monotonic() - start < 3
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(LrmilError, match="cannot be made .*; choose another folder"):
+            with acquire_run_lock(folder):
+                pass
+
+
+def test_a_folder_named_stop_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / STOP_FILE).mkdir()
+    clear_stop_request(tmp_path)
+    assert not is_stop_requested(tmp_path)
+
+
+def test_keys_of_a_newer_version_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / LOCK_FILE).write_text(_stale(newer=1))
+    owner = find_owner(tmp_path)
+    assert owner is not None and owner.host == "elsewhere"
