@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from napari_lrmil.cli.console import FAILED, out
+from napari_lrmil.core.text_escapes import printable
 
 COLOURS = {"ok": "green", "note": "yellow", "failed": "red"}
 
@@ -18,9 +19,9 @@ def doctor() -> None:
     for check in run_checks():
         failed += check.status == "failed"
         remedy = f"; {check.remedy}" if check.remedy else ""
-        label = f"[{COLOURS[check.status]}]{check.status:6}[/{COLOURS[check.status]}]"
+        text = printable(f"{check.name}: {check.text}{remedy}")
         out.print(
-            f"{label} {escape(f'{check.name}: {check.text}{remedy}')}", highlight=False, soft_wrap=True, emoji=False
+            Text.assemble((f"{check.status:6}", COLOURS[check.status]), " ", text), highlight=False, soft_wrap=True
         )
     if failed:
         out.print(f"{failed} check{'s' if failed > 1 else ''} failed; see above what to do", highlight=False)

@@ -219,17 +219,15 @@ def test_a_name_that_is_taken_by_no_file_is_one_sentence_at_once(tmp_path: Path,
     make[kind](tmp_path / name)
     start = time.monotonic()
     with pytest.raises(LrmilError, match=f"is a {kind}.*; expected the lock file of a run; remove it"):
-        with acquire_run_lock(tmp_path):
-            pass
+        acquire_run_lock(tmp_path).__enter__()
     assert time.monotonic() - start < 3
 
 
 def test_a_run_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(LrmilError, match="cannot be made .*; choose another folder"):
-            with acquire_run_lock(folder):
-                pass
+        with pytest.raises(LrmilError, match=r"cannot be made .*; choose another folder"):
+            acquire_run_lock(folder).__enter__()
 
 
 def test_a_folder_named_stop_stops_nothing(tmp_path: Path) -> None:
