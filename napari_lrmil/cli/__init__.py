@@ -69,8 +69,9 @@ def main() -> None:
         _report(error, str(error), debug)
         sys.exit(error.exit_code)
     except Exception as error:
-        sentence = f"{type(error).__name__}: {error}; this was not expected; run it again with --debug and report it"
-        _report(error, sentence, debug)
+        from napari_lrmil.core.unexpected_errors import describe_error
+
+        _report(error, "" if debug else describe_error(error), debug)
         sys.exit(FAILED)
 
 

@@ -28,6 +28,7 @@ from napari_lrmil.cli.console import (
     with_finished_event,
 )
 from napari_lrmil.core.atomic_files import require_writable
+from napari_lrmil.core.extras import require_extra
 
 if TYPE_CHECKING:
     from napari_lrmil.core.models.bundle import Bundle
@@ -128,6 +129,7 @@ def train(
     device: DeviceOption = "auto",
 ) -> None:
     """Train teacher and student through both distillation stages, evaluate, and write a bundle."""
+    require_extra("train", "training")
     from lrmil_training.config import load_config
     from lrmil_training.train import train as train_events
     from napari_lrmil.core.results.cohort_tables import FAILURES, read_failures
@@ -161,6 +163,7 @@ def evaluate(
     device: DeviceOption = "auto",
 ) -> None:
     """Evaluate a bundle on a cohort: metrics with intervals, agreement with its teacher, cost, and a report."""
+    require_extra("train", "evaluation")
     from lrmil_training.external_evaluation import ExternalEvaluation, evaluate_bundle
     from napari_lrmil.core.models.bundle import Bundle
 

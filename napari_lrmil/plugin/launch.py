@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from napari_lrmil.core.errors import LrmilError, SlideError
+from napari_lrmil.core.extras import require_extra
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def open_viewer(paths: Sequence[Path], bundle: str | Path | None, mpp: float | N
         raise LrmilError(
             "there is no screen to open a window on; use a machine with a screen, or the commands predict and demo"
         )
+    require_extra("gui", "the window")
     for path in paths:
         if not path.exists():  # checked first, because loading napari takes seconds
             raise SlideError(path, "no such file; check the path")
@@ -89,6 +91,7 @@ def run_demo(out: Path, slide: Path | None, bundle: str | Path, headless: bool) 
         If the slide or the bundle cannot be used, or no window can be drawn.
     """
     (out / "demo.png").unlink(missing_ok=True)  # else the picture of an earlier demo could pass for this one's
+    require_extra("gui", "the window")
     if not has_display():
         return _run_under_xvfb(out, slide, bundle)
     from napari_lrmil.plugin.viewer.sample_data import write_sample_slide

@@ -25,6 +25,7 @@ from napari_lrmil.core.errors import (
 from napari_lrmil.core.events import Event, Notice, Progress, StageDone
 from napari_lrmil.core.slides.slide_names import slide_name
 from napari_lrmil.core.text_escapes import printable
+from napari_lrmil.core.unexpected_errors import describe_error
 
 OPEN, TISSUE, READ, ENCODE, WRITE, WORKER = "open", "tissue", "read", "encode", "write", "worker"
 PERMANENT_ERRORS = (ResolutionError, TissueError, RegionError, NewerSchemaError)  # of the slide: a retry cannot help
@@ -290,10 +291,7 @@ def _failure(error: Exception, step: str, job: SlideJob) -> Failure:
     elif isinstance(error, LrmilError | OSError):
         reason = one_line(error, prefix=f"{job.path}: ")  # the table has the slide in a column of its own
     else:
-        reason = (
-            f"{type(error).__name__}: {one_line(error)}; this was not expected, "
-            "run this slide alone with --debug and report it"
-        )
+        reason = printable(describe_error(error))
     return Failure(_failed_step(error, step), reason, retry=not isinstance(error, PERMANENT_ERRORS), error=error)
 
 

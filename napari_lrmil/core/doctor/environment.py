@@ -9,20 +9,13 @@ import tempfile
 import urllib.error
 import urllib.request
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 
-from napari_lrmil.core.doctor.check import FAILED, NOTE, Check
+from napari_lrmil.core.doctor.check import FAILED, NOTE, OK, Check
+from napari_lrmil.core.extras import EXTRAS, missing_modules, pip_line
 from napari_lrmil.version import __version__
 
 REQUIRED = ("numpy", "torch", "openslide-python", "tifffile", "imagecodecs", "h5py", "safetensors", "napari")
-EXTRAS = {  # extra -> modules that it brings
-    "gui": ("PySide6",),
-    "train": ("lightning", "sklearn"),
-    "openvino": ("openvino",),
-    "distributed": ("distributed", "dask_jobqueue"),
-    "encoders": ("lazyslide_models", "timm"),
-}
 TESTED_PYTHON = (3, 11)
 LEAST_MEMORY_MB, LEAST_DISK_MB = 4_000, 2_000
 HUB_TIMEOUT_S = 5.0
@@ -81,11 +74,11 @@ def check_memory() -> Check:
 def check_extras() -> tuple[Check, ...]:
     """Return, for each extra, whether it is installed."""
     checks = []
-    for extra, modules in EXTRAS.items():
-        missing = [name for name in modules if find_spec(name) is None]
+    for extra in EXTRAS:
+        missing = missing_modules(extra)
         text = f"not installed: {', '.join(missing)}" if missing else "installed"
-        remedy = f"if you need it: pip install 'napari-lrmil[{extra}]'" if missing else ""
-        checks.append(Check(f"extra {extra}", text, NOTE if missing else "ok", remedy))
+        remedy = f"if you need it: {pip_line(extra)}" if missing else ""
+        checks.append(Check(f"extra {extra}", text, NOTE if missing else OK, remedy))
     return tuple(checks)
 
 

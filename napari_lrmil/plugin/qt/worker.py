@@ -15,6 +15,7 @@ from qtpy.QtCore import QCoreApplication, QObject, QTimer
 
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, EventSource, Failed
+from napari_lrmil.core.unexpected_errors import describe_error
 
 POLL_MS = 30  # interval at which the window's thread empties the queue
 
@@ -40,7 +41,7 @@ def forward_events(source: EventSource, cancelled: threading.Event, emit: Callab
     except LrmilError as error:
         emit(Failed(str(error), error=error))
     except Exception as error:
-        emit(Failed(f"{type(error).__name__}: {error}; this was not expected, please report it", error=error))
+        emit(Failed(describe_error(error), error=error))
 
 
 class BackgroundWorker:

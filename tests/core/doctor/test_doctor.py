@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from napari_lrmil.core import extras
 from napari_lrmil.core.doctor import FAILED, NOTE, OK, checks, environment, self_test
 from napari_lrmil.core.doctor.check import Check
 from napari_lrmil.core.doctor.self_test import KINDS, Kind, check_attention, check_readers, check_squares, plant
@@ -104,8 +105,8 @@ def test_a_missing_library_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_missing_extra_is_a_note_with_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "EXTRAS", {"train": ("no_such_module",)})
-    (check,) = environment.check_extras()
+    monkeypatch.setitem(extras.EXTRAS, "train", ("no_such_module",))
+    check = environment.check_extras()[list(extras.EXTRAS).index("train")]
     assert check.status == NOTE and "pip install 'napari-lrmil[train]'" in check.remedy
 
 
