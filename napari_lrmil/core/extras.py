@@ -38,7 +38,7 @@ def require_extra(extra: str, purpose: str) -> None:
         If a module is missing; `purpose` says what needs it.
     """
     if missing := missing_modules(extra):
-        raise ConfigError(f"{purpose} needs {' and '.join(missing)}, which is not installed; {pip_line(extra)}")
+        raise ConfigError(f"{purpose} needs {' and '.join(missing)}: not installed; {pip_line(extra)}")
 
 
 def extra_of(module: str) -> str | None:

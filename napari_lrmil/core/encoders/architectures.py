@@ -13,6 +13,7 @@ from napari_lrmil.core.encoders.base import EncoderOutput, NetworkEncoder, captu
 from napari_lrmil.core.encoders.mobilenet_v3 import MobileNetV3Encoder
 from napari_lrmil.core.encoders.spec import TRAINABLE, EncoderSpec
 from napari_lrmil.core.errors import EncoderError
+from napari_lrmil.core.heavy_imports import import_lock
 
 
 def _configured(kind: Any, spec: EncoderSpec) -> Any:
@@ -165,13 +166,14 @@ def build_encoder(spec: EncoderSpec) -> NetworkEncoder:
     EncoderError
         If the family cannot be built here, or does not accept the settings.
     """
-    match spec.family:
-        case "mobilenet_v2":
-            return MobileNetV2Encoder(spec)
-        case "mobilenet_v3_large":
-            return MobileNetV3Encoder(spec)
-        case "convnext":
-            return ConvNextEncoder(spec)
-        case "vit" | "dinov2" | "dinov2_with_registers":
-            return TokenEncoder(spec)
-    raise EncoderError(f"{spec.name} can be a frozen teacher only; a student is one of {', '.join(TRAINABLE)}")
+    with import_lock:  # transformers imports the modules of a network when its class is first named
+        match spec.family:
+            case "mobilenet_v2":
+                return MobileNetV2Encoder(spec)
+            case "mobilenet_v3_large":
+                return MobileNetV3Encoder(spec)
+            case "convnext":
+                return ConvNextEncoder(spec)
+            case "vit" | "dinov2" | "dinov2_with_registers":
+                return TokenEncoder(spec)
+        raise EncoderError(f"{spec.name} can be a frozen teacher only; a student is one of {', '.join(TRAINABLE)}")

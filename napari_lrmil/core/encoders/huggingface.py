@@ -20,12 +20,14 @@ from napari_lrmil.core.encoders.spec import HALF, IMAGENET, TRAINABLE, EncoderSp
 from napari_lrmil.core.encoders.weights import LoadedEncoder, read_tensors
 from napari_lrmil.core.errors import EncoderError
 from napari_lrmil.core.hashing import file_sha256
+from napari_lrmil.core.heavy_imports import import_lock
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Suppress log messages below errors and progress bars of ``transformers``."""
-    from transformers.utils import logging
+    with import_lock:
+        from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -117,7 +119,8 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 def _architecture_settings(config: Mapping[str, Any], family: str) -> dict[str, Any]:
     """Return the entries that define the network and differ from its defaults, without those of heads and tasks."""
-    from transformers import CONFIG_MAPPING, PretrainedConfig
+    with import_lock:
+        from transformers import CONFIG_MAPPING, PretrainedConfig
 
     if family not in CONFIG_MAPPING:  # MobileNetV3, which is not a transformers model
         return {key: value for key, value in config.items() if key == "width"}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from napari_lrmil.core.encoders.spec import FROZEN
 from napari_lrmil.core.errors import BundleError
 from napari_lrmil.core.hashing import file_sha256
+from napari_lrmil.core.heavy_imports import import_lock
 from napari_lrmil.core.models.card import CARD, STUDENT, TEACHER, NetworkCard, read_card
 from napari_lrmil.core.models.pooling import MilWeights, read_mil_weights
 from napari_lrmil.core.models.weight_file import check_weights
@@ -94,14 +95,16 @@ class Bundle:
     @cached_property
     def student(self) -> StudentNetwork:
         """The student in torch, in evaluation mode on the CPU; raises as `load_student` does."""
-        from napari_lrmil.core.models.networks import load_student
+        with import_lock:
+            from napari_lrmil.core.models.networks import load_student
 
         return load_student(self)
 
     @cached_property
     def teacher(self) -> TeacherNetwork:
         """The HR teacher in torch, in evaluation mode on the CPU; raises as `load_teacher` does."""
-        from napari_lrmil.core.models.networks import load_teacher
+        with import_lock:
+            from napari_lrmil.core.models.networks import load_teacher
 
         return load_teacher(self)
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_lrmil.core.features.bag import Features
+from napari_lrmil.core.heavy_imports import import_lock
 from napari_lrmil.core.runtimes.agreement_cache import MODEL_FILE
 from napari_lrmil.core.telemetry import block_telemetry
 
@@ -50,7 +51,8 @@ def describe_cpu() -> str:
 
 @cache
 def _core() -> Any:
-    import openvino
+    with import_lock:
+        import openvino
 
     return openvino.Core()
 
