@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,6 +67,16 @@ def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
         yield name, value
 
 
+def class_name_problem(classes: Sequence[str]) -> str:
+    """Return what is wrong with the names of a model's classes; empty if nothing is."""
+    for name in classes:
+        if not name.strip() or not name.isprintable() or len(name) > MAX_NAME:
+            return f"{name[:40]!r} is no name of a class; expected up to {MAX_NAME} printable characters"
+    names = [name.strip() for name in classes]
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    return f"class {doubled!r} is named twice, so that its probability would be lost" if doubled else ""
+
+
 class Card(_Frozen):
     """Content of ``lrmil.json``."""
 
@@ -95,12 +105,8 @@ class Card(_Frozen):
     @field_validator("classes")
     @classmethod
     def _require_distinct(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
-        for name in classes:
-            if not name.strip() or not name.isprintable() or len(name) > MAX_NAME:
-                raise ValueError(f"{name[:40]!r} is no name of a class; expected up to {MAX_NAME} printable characters")
-        names = [name.strip() for name in classes]
-        if doubled := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"class {doubled[0]!r} is named twice, so that its probability would be lost")
+        if problem := class_name_problem(classes):
+            raise ValueError(problem)
         return classes
 
     @field_validator("tissue")

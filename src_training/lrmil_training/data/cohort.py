@@ -33,6 +33,7 @@ from lrmil_training.data.cohort_file import (
 from lrmil_training.data.patient_groups import patient_clusters, patient_parts
 from napari_lrmil.core.errors import CohortError
 from napari_lrmil.core.inference.teacher_comparison import lesion_file
+from napari_lrmil.core.models.card import class_name_problem
 from napari_lrmil.core.slides.dicom_headers import dicom_series
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.slides.slide_names import slide_name
@@ -290,7 +291,12 @@ def require_disjoint_patients(path: Path, slides: Sequence[CohortSlide]) -> None
 
 
 def require_classes(cohort: Cohort, splits: Sequence[str]) -> None:
-    """Raise `CohortError` if one of `splits` lacks a class, because nothing could then be learned or measured."""
+    """Raise `CohortError` if one of `splits` lacks a class, because nothing could then be learned or measured.
+
+    Labels that cannot be names of classes in a bundle are refused here, and not after hours of training.
+    """
+    if problem := class_name_problem(cohort.classes):
+        raise CohortError(cohort.path, f"column label: {problem}; rename it")
     for split in splits:
         missing = set(cohort.classes) - {s.label for s in cohort.of(split)}
         if missing or len(cohort.classes) < 2:

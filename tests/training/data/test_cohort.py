@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lrmil_training.data.cohort import read_cohort, require_classes
 from napari_lrmil.core.errors import CohortError
+from support.run_folders import synthetic_cohort
 
 Table = Callable[..., Path]
 HEADER = ("slide", "patient", "label", "split")
@@ -118,3 +120,10 @@ def test_dealt_splits_are_stratified_and_repeatable(table: Table) -> None:
     assert first == second
     assert first != other
     assert first.summary() == {s: {"lesion": n, "normal": n} for s, n in (("train", 6), ("val", 2), ("test", 2))}
+
+
+@pytest.mark.parametrize("label", ["tumour\x07", "x" * 300])
+def test_a_label_that_no_bundle_can_name_is_refused_before_training(tmp_path: Path, label: str) -> None:
+    cohort = synthetic_cohort(tmp_path, {"train": 4, "val": 2})
+    with pytest.raises(CohortError, match=r"column label: .* is no name of a class"):
+        require_classes(replace(cohort, classes=("normal", label)), ("train",))
