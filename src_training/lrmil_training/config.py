@@ -370,7 +370,7 @@ def _read(path: Path | str | None) -> dict[str, Any]:
         ) from error
     if len(content) > MAX_FILE_BYTES:
         raise ConfigError(f"{path}: more than {MAX_FILE_BYTES:,} bytes; expected a configuration in YAML")
-    values = _parse_yaml(content, str(path), "expected YAML in UTF-8")
+    values = _parse_yaml(content, f"{path}: not a readable YAML file", "expected YAML in UTF-8")
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -395,7 +395,7 @@ def _first_doubled(names: Iterable[str]) -> str:
     return next((name for name in names if name in seen or seen.add(name)), "")  # type: ignore[func-returns-value]
 
 
-def _parse_yaml(content: str | bytes, origin: str, remedy: str) -> Any:
+def _parse_yaml(content: str | bytes, problem: str, remedy: str) -> Any:
     """Return the content of a YAML text. Bytes are read as UTF-8, or UTF-16 with a byte order mark.
 
     Raises
@@ -406,7 +406,7 @@ def _parse_yaml(content: str | bytes, origin: str, remedy: str) -> Any:
     try:
         return yaml.load(content, Loader=_StrictLoader)
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
-        raise ConfigError(f"{origin}: not readable as YAML ({_yaml_reason(error)}); {remedy}") from error
+        raise ConfigError(f"{problem} ({_yaml_reason(error)}); {remedy}") from error
 
 
 def _yaml_reason(error: Exception) -> str:
@@ -462,7 +462,9 @@ def _apply_setting(values: dict[str, Any], setting: str) -> None:
         if not isinstance(values, dict):
             raise ConfigError(f"--set {setting}: {parent} is a value, not a group of keys")
     # Types as in a file: numbers, lists, true and false.
-    values[last] = _parse_yaml(text, f"--set {setting[:100]}", "quote the value if it holds brackets")
+    values[last] = _parse_yaml(
+        text, f"--set {setting[:100]}: the value is not readable as YAML", "quote it if it holds brackets"
+    )
 
 
 def dump_config(config: TrainConfig) -> str:

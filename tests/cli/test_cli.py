@@ -453,13 +453,14 @@ def test_nothing_is_fetched_for_a_teacher_that_was_not_asked_for(
     call: Call, small_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bundle that only names its teacher's encoder: the student alone, unless asked; then its terms come first."""
-    from napari_lrmil.core.models import bundle as bundle_module
+    from napari_lrmil.core import encoders
+    from napari_lrmil.core.models import networks
 
     def fetch(name: str) -> None:
         raise EncoderError(f"looking for {name}")
 
-    monkeypatch.setattr(bundle_module, "encoder_notice", lambda name: f"{name}: its terms")
-    monkeypatch.setattr(bundle_module, "resolve_encoder", fetch)
+    monkeypatch.setattr(encoders, "encoder_notice", lambda name: f"{name}: its terms")
+    monkeypatch.setattr(networks, "resolve_encoder", fetch)
     named = untrained_bundle(tmp_path / "b", teachers=Borrowed()).path
     command = ["evaluate", small_cohort, "--bundle", named, "--out", tmp_path / "out", "--device", "cpu"]
     code, _, err = call(*command)
