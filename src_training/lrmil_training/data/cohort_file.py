@@ -203,6 +203,8 @@ def _head_position(path: Path, lines: Sequence[str], notices: list[str]) -> tupl
             break
     else:
         raise CohortError(path, f"the table has no line with the names of the columns; {_expected(REQUIRED_COLUMNS)}")
+    if len(lines[first]) > csv.field_size_limit():
+        raise CohortError(path, f"line {first + 1} is no row of names of columns; {_expected(REQUIRED_COLUMNS)}")
     return first, stated or max(DELIMITERS, key=lambda d: _head_score(lines[first], d))
 
 

@@ -164,3 +164,10 @@ def test_a_name_in_ragged_bytes_is_found(write: Write, tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/s\xff.tif")).touch()
     (slide,) = read_slides(write(b"slide\ns\xff.tif\n")).slides
     assert slide.path.exists()
+
+
+def test_a_first_line_too_long_for_names_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "cohort.csv"
+    path.write_text("x" * 200_000 + ",slide,patient,label\na.svs,p,a,b\n")
+    with pytest.raises(CohortError, match="line 1 is no row of names of columns"):
+        read_cohort(path)
