@@ -96,8 +96,8 @@ def check_folder(name: str, folder: Path, remedy: str) -> Check:
     """
     import psutil
 
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
         with tempfile.TemporaryDirectory(dir=existing, prefix=".napari-lrmil-") as temporary:
             (Path(temporary) / "file").write_bytes(bytes(4096))
         free_mb = psutil.disk_usage(str(existing)).free / 2**20
@@ -110,11 +110,14 @@ def check_folder(name: str, folder: Path, remedy: str) -> Check:
 
 def check_folders() -> tuple[Check, ...]:
     """Return whether cache, settings, temporary files and results can be written."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
     from napari_lrmil.core.runtimes.agreement_cache import CACHE_VARIABLE, cache_folder
     from napari_lrmil.core.user_settings import FOLDER_VARIABLE, default_folder
 
     return (
         check_folder("cache", cache_folder(), f"set {CACHE_VARIABLE} to a folder that you may write to"),
+        check_folder("downloaded encoders", Path(HF_HUB_CACHE), "set HF_HOME to a folder that you may write to"),
         check_folder("settings", default_folder(), f"set {FOLDER_VARIABLE} to a folder that you may write to"),
         check_folder("temporary files", _temporary_folder(), "set TMPDIR to a folder that you may write to"),
         check_folder("current folder", Path.cwd(), "change into another folder, or name one with --out"),
