@@ -114,8 +114,8 @@ def test_configuration_reference_has_every_key_with_its_default(tables: Path) ->
     page = (tables / "configuration.md").read_text(encoding="utf-8")
     rows = {row.split("`")[1]: row for row in page.splitlines() if row.startswith("| `")}
     assert rows["stage1.lambda_attn"].startswith("| `stage1.lambda_attn` | `1.0` |")
-    assert rows["stage1.lambda_attn"].endswith("| number, ≥ 0 |")
-    assert rows["student_input_px"].endswith("| whole number or none, ≥ 32 |")
+    assert rows["stage1.lambda_attn"].endswith("| number, ≥ 0, ≤ 1000 |")
+    assert rows["student_input_px"].endswith("| whole number or none, ≥ 32, ≤ 8192 |")
     from lrmil_training.config import TrainConfig
 
     for name, value in TrainConfig().model_dump().items():

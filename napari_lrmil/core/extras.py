@@ -12,7 +12,7 @@ EXTRAS = {  # extra -> modules that it brings
     "openvino": ("openvino",),
     "distributed": ("distributed", "dask_jobqueue"),
     "encoders": ("lazyslide_models", "timm"),
-    "ome": ("ome_zarr",),
+    "ome": ("zarr",),
 }
 QT_BINDINGS = ("PySide6", "PyQt6")  # either will do
 

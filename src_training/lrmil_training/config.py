@@ -114,9 +114,9 @@ class Stage1Config(_Frozen):
     projection: Literal["learned", "identity"] = "learned"
     """Map from the student's widths to the teacher's. Identity needs equal widths;
     on a late map it works against the attention term."""
-    lambda_layer: float = Field(0.1, ge=0, le=1e6)
+    lambda_layer: float = Field(0.1, ge=0, le=1000)
     """Weight of the layer term."""
-    lambda_attn: float = Field(1.0, ge=0, le=1e6)
+    lambda_attn: float = Field(1.0, ge=0, le=1000)
     """Weight of the attention-weighted embedding term."""
     attention: Literal["teacher", "uniform"] = "teacher"
     """Weights of the children in the embedding term; uniform is a control."""
@@ -152,13 +152,13 @@ class Stage2Config(_Frozen):
     """Upper bound; early stopping usually ends sooner."""
     lr: float = Field(3e-4, gt=0, le=MAX_RATE)
     """Learning rate of Adam, lower than the teacher's: stage 2 starts from the teacher's MIL."""
-    lambda_ce: float = Field(1.0, ge=0, le=1e6)
+    lambda_ce: float = Field(1.0, ge=0, le=1000)
     """Weight of the label term. The first three terms have equal weights unless a measurement favours others."""
-    lambda_bag: float = Field(1.0, ge=0, le=1e6)
+    lambda_bag: float = Field(1.0, ge=0, le=1000)
     """Weight of the term of class probabilities."""
-    lambda_soft: float = Field(1.0, ge=0, le=1e6)
+    lambda_soft: float = Field(1.0, ge=0, le=1000)
     """Weight of the attention term."""
-    lambda_hard: float = Field(0.0, ge=0, le=1e6)
+    lambda_hard: float = Field(0.0, ge=0, le=1000)
     """Weight of the term of top against bottom patches; it had no effect (Method 5)."""
     temperature_bag: float = Field(2.0, gt=0, le=1000)
     """Temperature that softens class probabilities; 1 leaves them unchanged."""
