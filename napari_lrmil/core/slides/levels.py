@@ -19,8 +19,8 @@ from napari_lrmil.core.slides.openslide_handle import ColourProfile, Handle, Ope
 from napari_lrmil.core.slides.resampling import area_average, composite_on_white
 
 ASPECT_TOLERANCE = 0.02  # relative difference of a level's downsamples along x and y
-PLACES = 4  # of comparison along each side of the slide
-PLACE_PX = 128  # least side of a place in level-0 pixels; four pixels of the compared level if these are larger
+PLACES = 3  # of comparison along each side of the slide
+PLACE_PX = 64  # least side of a place in level-0 pixels; four pixels of the compared level if these are larger
 SAMPLES = 4  # values along each side of a place
 OVERVIEW_PIXELS = 1_500_000  # a coarsest level up to this size is read whole, to choose places with contrast
 IGNORED_SHARE = 0.25  # of the places: missing or damaged tiles make two levels differ where the picture is the same
