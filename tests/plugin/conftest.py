@@ -19,7 +19,7 @@ from support.window import WAIT_MS, MakeDock, open_window, require_screen
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Return a bundle with student and teacher."""
     bundle = lively_bundle(tmp_path_factory.mktemp("bundle"))
-    bundle.student  # noqa: B018  # loads transformers, so that the collector can skip it
+    bundle.student  # noqa: B018  # loads torch, so that the collector can skip it
     _freeze_loaded_objects()
     return bundle
 

@@ -9,9 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.encoders.architectures import MobileNetV2Encoder, build_encoder
+    from napari_lrmil.core.encoders.architectures import build_encoder
     from napari_lrmil.core.encoders.base import AlignedEncoder, Encoder, EncoderOutput, NetworkEncoder, require_layers
     from napari_lrmil.core.encoders.foundation import EncoderCard, foundation_card, foundation_cards
+    from napari_lrmil.core.encoders.mobilenet_v2 import MobileNetV2Encoder
     from napari_lrmil.core.encoders.registry import ACCEPTED_ENCODERS, encoder_notice, resolve_encoder
     from napari_lrmil.core.encoders.spec import CONVOLUTIONAL, FROZEN, TRAINABLE, EncoderSpec
     from napari_lrmil.core.encoders.weights import (
@@ -51,7 +52,15 @@ __all__ = [
     "save_encoder",
 ]
 
-_MODULES = ("spec", "base", "weights", "architectures", "registry", "foundation")  # only the first imports no torch
+_MODULES = (
+    "spec",
+    "base",
+    "mobilenet_v2",
+    "architectures",
+    "weights",
+    "registry",
+    "foundation",
+)  # only the first imports no torch
 
 
 def __getattr__(name: str) -> Any:

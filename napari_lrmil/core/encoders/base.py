@@ -76,7 +76,7 @@ class NetworkEncoder(nn.Module):
 
     mean: Tensor
     deviation: Tensor
-    net: Any  # a transformers model, which has no usable types, or MobileNetV3Large
+    net: Any  # one of our networks, or a transformers model, which has no usable types
     dim: int
 
     def __init__(self, spec: EncoderSpec) -> None:

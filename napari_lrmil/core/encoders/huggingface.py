@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from napari_lrmil.core.encoders.architectures import build_encoder
 from napari_lrmil.core.encoders.base import NetworkEncoder
+from napari_lrmil.core.encoders.library import library_config
 from napari_lrmil.core.encoders.spec import HALF, IMAGENET, TRAINABLE, EncoderSpec, Rgb
 from napari_lrmil.core.encoders.weights import LoadedEncoder, read_tensors
 from napari_lrmil.core.errors import EncoderError
@@ -25,7 +27,10 @@ from napari_lrmil.core.heavy_imports import import_lock
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Suppress log messages below errors and progress bars of ``transformers``."""
+    """Suppress log messages below errors and progress bars of ``transformers``, if it is loaded."""
+    if "transformers" not in sys.modules:  # most networks do not need it, and importing it takes seconds
+        yield
+        return
     with import_lock:
         from transformers.utils import logging
 
@@ -161,16 +166,13 @@ def _read_licence(readme: Path) -> str:
 
 def _load_published_weights(encoder: NetworkEncoder, tensors: dict[str, Tensor], folder: Path) -> None:
     """Load published weights; ``transformers`` maps prefixes and old names, and missing tensors are an error here."""
-    net: Any = encoder.net
-    if not hasattr(net, "config"):  # our own MobileNetV3, whose published weights use other tensor names
-        family = encoder.spec.family
-        raise EncoderError(f"{folder}: weights of {family} are read from a .safetensors file that this program wrote")
+    kind, config = _library_network(encoder, folder)
     # The encoders pool themselves; a pooling layer of the checkpoint would be missing or unused.
     options = {"add_pooling_layer": False} if encoder.spec.family in ("vit", "mobilenet_v2") else {}
     with quiet_transformers():
-        loaded, report = type(net).from_pretrained(
+        loaded, report = kind.from_pretrained(
             None,
-            config=net.config,
+            config=config,
             state_dict=tensors,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -182,7 +184,24 @@ def _load_published_weights(encoder: NetworkEncoder, tensors: dict[str, Tensor],
             f"{folder}: the weights do not fit {CONFIG}: {len(missing)} tensors are missing or of another shape, "
             f"first {missing[0]}"
         )
-    net.load_state_dict({key: value.float() for key, value in loaded.state_dict().items()})
+    encoder.net.load_state_dict({key: value.float() for key, value in loaded.state_dict().items()})
+
+
+def _library_network(encoder: NetworkEncoder, folder: Path) -> tuple[Any, Any]:
+    """Return class and configuration in ``transformers`` of the network; raise `EncoderError` if it has none."""
+    import transformers
+
+    match encoder.spec.family:
+        case "mobilenet_v2":
+            return transformers.MobileNetV2Model, library_config("MobileNetV2Config", encoder.spec)
+        case "convnext":
+            return transformers.ConvNextModel, library_config("ConvNextConfig", encoder.spec)
+        case "mobilenet_v3_large":  # published weights use other tensor names
+            family = encoder.spec.family
+            raise EncoderError(
+                f"{folder}: weights of {family} are read from a .safetensors file that this program wrote"
+            )
+    return type(encoder.net), encoder.net.config
 
 
 # ---------------------------------------------------------------- hub

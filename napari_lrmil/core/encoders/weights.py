@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from napari_lrmil.core.atomic_files import atomic_write
-from napari_lrmil.core.encoders.architectures import MobileNetV2Encoder, build_encoder
+from napari_lrmil.core.encoders.architectures import build_encoder
 from napari_lrmil.core.encoders.base import NetworkEncoder
+from napari_lrmil.core.encoders.mobilenet_v2 import MobileNetV2Encoder
 from napari_lrmil.core.encoders.spec import EncoderSpec
 from napari_lrmil.core.errors import EncoderError
 from napari_lrmil.core.hashing import file_sha256
@@ -80,7 +81,7 @@ def load_folded_mobilenet(path: Path, tensors: dict[str, Tensor]) -> MobileNetV2
     state = encoder.net.state_dict()
     for source, target in names.items():
         weight, bias = tensors[f"{source}.weight"].float(), tensors[f"{source}.bias"].float()
-        state.update(_with_identity_norm(target, weight, bias, encoder.net.config.layer_norm_eps))
+        state.update(_with_identity_norm(target, weight, bias, encoder.net.settings.layer_norm_eps))
     load_weights(encoder.net, state)
     return encoder
 
@@ -94,7 +95,7 @@ def _with_identity_norm(target: str, weight: Tensor, bias: Tensor, eps: float) -
 
 
 def _convolution_names(blocks: int) -> list[tuple[str, str]]:
-    """Return (name in the folded file, name in ``transformers``) of every convolution."""
+    """Return (name in the folded file, name in the network) of every convolution."""
     names = [
         ("stem", "conv_stem.first_conv"),
         ("blocks.0.0", "conv_stem.conv_3x3"),

@@ -156,9 +156,11 @@ def test_a_setting_that_the_family_lacks_is_one_sentence(family: str) -> None:
 
 def publish(folder: Path, encoder: NetworkEncoder, prefix: str = "", **config: Any) -> Path:
     """Write a model's folder as hubs have it: configuration, weights with a head, normalisation, card."""
+    from transformers import CONFIG_MAPPING
+
     folder.mkdir(parents=True, exist_ok=True)
-    encoder.net.config.architectures = ["SomethingForImageClassification"]
-    settings = encoder.net.config.to_dict() | {"id2label": {"0": "a"}, "problem_type": "x"} | config
+    heads = {"architectures": ["SomethingForImageClassification"], "id2label": {"0": "a"}, "problem_type": "x"}
+    settings = CONFIG_MAPPING[encoder.spec.family](**encoder.spec.settings).to_dict() | heads | config
     (folder / "config.json").write_text(json.dumps(settings))
     state = {f"{prefix}{name}": value.contiguous() for name, value in encoder.net.state_dict().items()}
     save_file(state | {"classifier.weight": torch.zeros(2, encoder.dim)}, folder / "model.safetensors")
@@ -172,8 +174,11 @@ def publish(folder: Path, encoder: NetworkEncoder, prefix: str = "", **config: A
 @pytest.mark.parametrize("prefixed", [False, True])
 def test_a_published_folder_is_read(family: str, prefixed: bool, tmp_path: Path) -> None:
     """Base model or one with a head: architecture, weights, normalisation and licence."""
+    from transformers import CONFIG_MAPPING, MODEL_MAPPING
+
     source = tiny_encoder(family)
-    folder = publish(tmp_path / "model", source, f"{source.net.base_model_prefix}." if prefixed else "")
+    prefix = f"{MODEL_MAPPING[CONFIG_MAPPING[family]].base_model_prefix}."
+    folder = publish(tmp_path / "model", source, prefix if prefixed else "")
     for name in (str(folder), str(folder / "model.safetensors")):
         loaded = resolve_encoder(name)
         assert loaded is not None

@@ -143,7 +143,7 @@ def test_atto_is_as_wide_and_deep_as_its_name_says() -> None:
     assert loaded is not None
     assert loaded.encoder.layers == {"stage_1": 40, "stage_2": 80, "stage_3": 160, "stage_4": 320}
     stages = loaded.encoder.get_submodule("net.encoder.stages")
-    assert [len(stage.layers) for stage in stages] == [2, 2, 6, 2]  # type: ignore[union-attr]  # of transformers
+    assert [len(stage.layers) for stage in stages] == [2, 2, 6, 2]  # type: ignore[union-attr]  # a ModuleList of them
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_large", "convnext_atto"])
