@@ -84,7 +84,7 @@ class NetworkEncoder(nn.Module):
         self.spec = spec
         for name, values in (("mean", spec.mean), ("deviation", spec.deviation)):
             # Not persistent: the specification already stores these values.
-            self.register_buffer(name, 255 * torch.tensor(values).reshape(3, 1, 1), persistent=False)
+            self.register_buffer(name, 255 * torch.tensor(values, device="cpu").reshape(3, 1, 1), persistent=False)
 
     @property
     def layers(self) -> dict[str, int]:

@@ -128,7 +128,8 @@ def initialise_weights(network: nn.Module, deviation: float) -> None:
         Standard deviation of the weights.
     """
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.Linear) and not module.weight.is_meta:
+            # Drawing on the meta device would import torch._dynamo, which takes a second.
             nn.init.normal_(module.weight, std=deviation or DEFAULT_DEVIATION)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -21,6 +21,7 @@ from lrmil_training.stages.patch_distillation import PatchDistillation
 from lrmil_training.stages.slide_distillation import LabelTraining, SlideDistillation
 from lrmil_training.stages.student import InitialMil, LrFeatures, UntrainedEncoder
 from lrmil_training.train import train
+from napari_lrmil.core import encoders
 from napari_lrmil.core.encoders import (
     AlignedEncoder,
     EncoderOutput,
@@ -32,7 +33,7 @@ from napari_lrmil.core.errors import BundleError, ConfigError, EncoderError
 from napari_lrmil.core.events import Event, Finished, Metric, Notice, Progress, StageDone
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
-from napari_lrmil.core.models import bundle as bundle_module
+from napari_lrmil.core.models import networks
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.mil import GatedAttentionMIL
 from napari_lrmil.core.slides.slide import Slide
@@ -442,7 +443,7 @@ def test_a_borrowed_teacher_is_named_not_copied(
     monkeypatch.setattr(
         features, "resolve_encoder", lambda name: loaded if name == "lazyslide:x" else resolve_encoder(name)
     )
-    for module in (run_module, bundle_module):
+    for module in (run_module, encoders):
         monkeypatch.setattr(module, "encoder_notice", lambda name: "its terms" if name == "lazyslide:x" else None)
     changes = {"encoder": {"teacher": "lazyslide:x"}, "baselines": [], "stage3": {"epochs": 0}}
     short = TINY | changes | {"stage1": {"epochs": 1, "lambda_layer": 0.0, "patches_per_slide": 4}}
@@ -457,7 +458,7 @@ def test_a_borrowed_teacher_is_named_not_copied(
     assert "CC-BY-NC-ND-4.0" in (folder / "README.md").read_text()
     slide_file = next(cohort.parent.glob("*.tif"))
     for resolved, works in ((loaded, True), (other, False), (None, False)):
-        monkeypatch.setattr(bundle_module, "resolve_encoder", lambda _, resolved=resolved: resolved)
+        monkeypatch.setattr(networks, "resolve_encoder", lambda _, resolved=resolved: resolved)
         with Slide(slide_file) as slide:
             if works:
                 *_, last = predict(slide, Bundle(folder), device=CPU, teacher=TeacherPatches.ALL)
