@@ -226,7 +226,8 @@ def _class_order(slides: Sequence[CohortSlide]) -> list[str]:
 def read_slides(path: Path) -> SlideTable:
     """Return the slides of a table for tasks without patients and labels; ``slide`` is the only required column.
 
-    Slides that are missing or share a name are not refused here. They fail one by one, and the others go on.
+    A row that repeats a slide is left out. Slides that are missing or share a name are not refused here. They fail one
+    by one, and the others go on.
 
     Raises
     ------
@@ -237,7 +238,14 @@ def read_slides(path: Path) -> SlideTable:
     notices = list(table.notices)
     slides = tuple(_read_slides(table, ("slide",), notices))
     _require_one_mpp(path, zip(table.rows, slides, strict=True))
-    return SlideTable(slides, tuple(dict.fromkeys(notices)))
+    for row, slide in zip(table.rows, slides, strict=True):
+        if not os.path.exists(slide.path) and (similar := similar_name(slide.path)):
+            name = printable(slide.path.name)
+            notices.append(f"line {row.line}: {name} does not exist; there is {printable(similar)}: correct the table")
+    once = tuple({slide.path: slide for slide in slides}.values())  # a repeated row has the same mpp
+    if len(once) < len(slides):
+        notices.append(f"rows left out that repeat a slide: {len(slides) - len(once)}")
+    return SlideTable(once, tuple(dict.fromkeys(notices)))
 
 
 def _require_one_mpp(path: Path, rows: Iterable[tuple[CohortTableRow, CohortSlide]]) -> None:

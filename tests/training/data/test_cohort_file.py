@@ -138,7 +138,15 @@ def test_an_impossible_resolution_is_refused(write: Write, mpp: str) -> None:
 def test_two_resolutions_of_a_slide_are_refused(write: Write) -> None:
     with pytest.raises(CohortError, match=r"lines 2 and 3 state different mpp for s1\.tif"):
         read_slides(write("slide,mpp\ns1.tif,0.5\ns1.tif,0.25\n"))
-    assert len(read_slides(write("slide,mpp\ns1.tif,0.5\ns1.tif,0.5\n")).slides) == 2
+    table = read_slides(write("slide,mpp\ns1.tif,0.5\ns2.tif,\ns1.tif,0.5\n"))
+    assert [slide.path.name for slide in table.slides] == ["s1.tif", "s2.tif"]
+    assert table.notices == ("rows left out that repeat a slide: 1",)
+
+
+def test_a_name_that_nearly_exists_is_told(write: Write) -> None:
+    table = read_slides(write("slide\ns1\nS2.TIF\n"))
+    assert table.notices[0] == "line 2: s1 does not exist; there is s1.tif: correct the table"
+    assert len(table.notices) == len(table.slides) == 2
 
 
 def test_paths_of_windows_and_of_the_home_folder_are_found(
