@@ -248,7 +248,7 @@ def require_complete(file: TiffFile, layout: TiffLayout) -> None:
                 message = f"level {number} lists {len(offsets)} tiles; expected {expected}"
                 raise UnsupportedTiffError(message, is_for_openslide=True)
             if any(offset + count > end for offset, count in zip(offsets, counts, strict=True)):
-                message = f"level {number} ends beyond the file, which was cut short; copy it again"
+                message = f"level {number} ends beyond the file; expected it complete and not truncated, copy it again"
                 raise UnsupportedTiffError(message, is_for_openslide=True)
 
 
