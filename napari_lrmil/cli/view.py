@@ -32,6 +32,10 @@ def demo(
     """Show the attention of the LR student and its HR teacher, on a phantom slide or on yours."""
     from napari_lrmil.plugin.launch import run_demo
 
-    picture = run_demo(folder, slide, bundle, headless)
-    if picture is not None:
-        print_result(f"picture -> {picture}")
+    result = run_demo(folder, slide, bundle, headless)
+    if result is not None:
+        from napari_lrmil.core.cohort.predict_task import summarize_prediction
+
+        prediction = result.prediction
+        print_result(f"{prediction.path.name}: {summarize_prediction(prediction)} -> {result.folder}")
+        print_result(f"picture -> {result.picture}")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,7 @@ from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 if TYPE_CHECKING:
     from napari.viewer import Viewer
 
+    from napari_lrmil.core.inference.prediction import Prediction
     from napari_lrmil.plugin.analyse.widget import AnalyseWidget
 
 WINDOW_TITLE = "napari-lrmil"
@@ -66,7 +68,16 @@ def open_viewer(paths: Sequence[Path], bundle: str | Path | None, mpp: float | N
     napari.run()
 
 
-def run_demo(out: Path, slide: Path | None, bundle: str | Path, headless: bool) -> Path | None:
+@dataclass(frozen=True)
+class DemoResult:
+    """Result of a demo without a window: its picture, the folder of the slide's result files, and the prediction."""
+
+    picture: Path
+    folder: Path
+    prediction: Prediction
+
+
+def run_demo(out: Path, slide: Path | None, bundle: str | Path, headless: bool) -> DemoResult | None:
     """Run student and teacher on a slide and show both attention maps.
 
     Parameters
@@ -82,18 +93,21 @@ def run_demo(out: Path, slide: Path | None, bundle: str | Path, headless: bool) 
 
     Returns
     -------
-    Path or None
-        The picture; None if a window was shown.
+    DemoResult or None
+        None if a window was shown, or if the demo ran in a process of its own, which printed its result.
 
     Raises
     ------
     LrmilError
         If the slide or the bundle cannot be used, or no window can be drawn.
     """
+    if slide is not None and not slide.exists():  # checked before the earlier picture is deleted
+        raise SlideError(slide, "no such file; check the path")
     (out / "demo.png").unlink(missing_ok=True)  # else the picture of an earlier demo could pass for this one's
     require_extra("gui", "the window")
     if not has_display():
-        return _run_under_xvfb(out, slide, bundle)
+        _run_under_xvfb(out, slide, bundle)
+        return None
     from napari_lrmil.plugin.viewer.sample_data import write_sample_slide
 
     path = slide or write_sample_slide(out)
@@ -105,7 +119,7 @@ def run_demo(out: Path, slide: Path | None, bundle: str | Path, headless: bool) 
         hide_layer_panels(viewer)
         _start_run(dock)
         if headless:
-            return _save_demo_picture(viewer, dock, out / "demo.png")
+            return _save_demo_picture(viewer, dock, out)
     napari.run()
     return None
 
@@ -187,18 +201,20 @@ def _start_run(dock: AnalyseWidget) -> None:
     dock.run()
 
 
-def _save_demo_picture(viewer: Viewer, dock: AnalyseWidget, path: Path) -> Path:
+def _save_demo_picture(viewer: Viewer, dock: AnalyseWidget, out: Path) -> DemoResult:
     """Wait for the result and its legends, save a picture of the window, and close it."""
     from napari_lrmil.plugin.session.session import SessionState
 
     viewer.window._qt_window.resize(*DEMO_WINDOW_PX)
     _wait_for_result(dock)
-    if dock.session.state is not SessionState.DONE:
+    prediction = dock.session.prediction
+    if dock.session.state is not SessionState.DONE or prediction is None:
         raise LrmilError(dock.session.message or "the analysis ended without a result")
     _show_whole_slide(viewer)
-    _save_screenshot(viewer, path)
+    picture = out / "demo.png"
+    _save_screenshot(viewer, picture)
     viewer.close()
-    return path
+    return DemoResult(picture, out / prediction.slide, prediction)
 
 
 def _wait_for_result(dock: AnalyseWidget) -> None:
@@ -222,8 +238,8 @@ def _save_screenshot(viewer: Viewer, path: Path) -> None:
         Image.fromarray(pixels).convert("RGB").save(partial, format="PNG")
 
 
-def _run_under_xvfb(out: Path, slide: Path | None, bundle: str | Path) -> Path:
-    """Run the same demo in a process with a virtual screen, and return its picture."""
+def _run_under_xvfb(out: Path, slide: Path | None, bundle: str | Path) -> None:
+    """Run the same demo in a process with a virtual screen. It prints its own result."""
     if not (shutil.which("xvfb-run") and shutil.which("xauth")):
         raise LrmilError(
             f"there is no screen, and no virtual one can be started; install the Debian packages {XVFB_PACKAGES}"
@@ -232,8 +248,6 @@ def _run_under_xvfb(out: Path, slide: Path | None, bundle: str | Path) -> Path:
     command = [*XVFB_COMMAND, *demo, "--out", str(out), "--bundle", str(bundle)]
     command += ["--slide", str(slide)] if slide else []
     environment = {k: v for k, v in os.environ.items() if k not in ("QT_QPA_PLATFORM", "WAYLAND_DISPLAY")}
-    picture = out / "demo.png"
-    code = subprocess.run(command, env=environment, check=False, stdout=subprocess.DEVNULL).returncode
-    if code != 0 or not picture.is_file():
+    code = subprocess.run(command, env=environment, check=False).returncode
+    if code != 0 or not (out / "demo.png").is_file():
         raise LrmilError(f"the demo on a virtual screen ended with exit code {code}; see above for the reason")
-    return picture

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from napari_lrmil.core.cohort.predict_task import summarize_prediction
 from napari_lrmil.core.errors import BundleError, LrmilError
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.plugin import launch
@@ -63,17 +64,27 @@ def test_without_a_screen_the_demo_calls_itself_on_a_virtual_one(
 
     monkeypatch.setattr(launch.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(launch.subprocess, "run", run)
-    assert launch.run_demo(tmp_path, Path("a.svs"), "demo", headless=False) == tmp_path / "demo.png"
+    slide = tmp_path / "a.svs"
+    slide.touch()
+    assert launch.run_demo(tmp_path, slide, "demo", headless=False) is None
     [call] = calls
-    assert call[0] == "xvfb-run" and "--headless" in call and call[-2:] == ["--slide", "a.svs"]
+    assert call[0] == "xvfb-run" and "--headless" in call and call[-2:] == ["--slide", str(slide)]
+
+
+def test_a_missing_slide_leaves_the_earlier_picture(tmp_path: Path) -> None:
+    (tmp_path / "demo.png").touch()
+    with pytest.raises(LrmilError, match="no such file"):
+        launch.run_demo(tmp_path, tmp_path / "away.svs", "demo", headless=True)
+    assert (tmp_path / "demo.png").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("qapp")
 def test_the_demo_leaves_a_picture_and_the_predictions_files(tmp_path: Path, slide_path: Path, bundle: Bundle) -> None:
-    picture = launch.run_demo(tmp_path, slide_path, bundle.path, headless=True)
-    assert picture == tmp_path / "demo.png"
-    pixels = np.asarray(Image.open(picture))
+    result = launch.run_demo(tmp_path, slide_path, bundle.path, headless=True)
+    assert result is not None and result.picture == tmp_path / "demo.png" and result.folder == tmp_path / "tissue"
+    assert summarize_prediction(result.prediction).startswith(("normal", "lesion"))
+    pixels = np.asarray(Image.open(result.picture))
     assert pixels.shape == (900, 1600, 3) and pixels.std() > 20
     written = {p.name for p in (tmp_path / "tissue").iterdir()}
     assert {"prediction.json", "attention.h5", "teacher_attention.h5", "agreement.json", "overlay.png"} <= written

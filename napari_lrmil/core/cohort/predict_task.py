@@ -125,7 +125,7 @@ class PredictTask:
                 overlay=self.overlay,
                 path=self._slide_path(job),
             )
-        return TaskResult(_summary(prediction), self.folder / prediction.slide)
+        return TaskResult(summarize_prediction(prediction), self.folder / prediction.slide)
 
     def _predict(self, slide: Slide, model: Bundle, seconds_open: float) -> Iterator[Event]:
         """Return the events of the prediction, on the requested regions and with an edited tissue mask if given."""
@@ -222,7 +222,7 @@ def _pass_on(events: Iterator[Event]) -> Generator[Event, None, Prediction]:
     return prediction
 
 
-def _summary(prediction: Prediction) -> str:
+def summarize_prediction(prediction: Prediction) -> str:
     """Return a prediction in one line, for the terminal."""
     n_lr = len(prediction.grid.lr_index)
     agreement = prediction.agreement
