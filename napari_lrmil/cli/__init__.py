@@ -100,4 +100,4 @@ def _report(error: Exception, sentence: str, debug: bool) -> None:
     if debug:
         raise error
     is_stopped = isinstance(error, LrmilError) and error.exit_code == CANCELLED  # the user stopped the work
-    print_notice(*(("stopped:", sentence, "yellow") if is_stopped else ("error:", sentence, "red")))
+    print_notice(*(("stopped", sentence, "yellow") if is_stopped else ("error", sentence, "red")))

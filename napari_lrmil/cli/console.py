@@ -63,12 +63,13 @@ def print_result(text: str) -> None:
 
 
 def print_notice(subject: str, message: str, style: str = "yellow") -> None:
-    """Print a line to stderr, the subject in colour.
+    """Print a line to stderr: the subject in colour and a colon, then the message.
 
     Names of slides and messages of libraries may hold brackets, ``:smile:`` or control characters. They are printed as
     text and never as markup of rich or as commands of the terminal.
     """
-    line = Text.assemble((printable(subject), style), " " if subject else "", _printable_lines(message))
+    label = f"{printable(subject)}:" if subject else ""
+    line = Text.assemble((label, style), " " if subject else "", _printable_lines(message))
     err.print(line, highlight=False, soft_wrap=True)
 
 
@@ -83,6 +84,7 @@ def show_progress(
     quiet: bool = True,
     shown_notices: set[str] | None = None,
     on_partial: Callable[[Any], None] = lambda _: None,
+    cancel_text: str = "cancelled",
 ) -> Any:
     """Print a stream of events and return the result it finishes with.
 
@@ -94,6 +96,8 @@ def show_progress(
         Messages of notices that are not printed again. New ones are added: a model's notice holds for every slide.
     on_partial
         Called with each early result.
+    cancel_text
+        Text that is printed after Ctrl-C.
 
     Raises
     ------
@@ -113,7 +117,8 @@ def show_progress(
                     _show(event, title, bars, quiet)
                     shown_notices |= {event.message} if isinstance(event, Notice) else set()
     except KeyboardInterrupt:
-        err.print("cancelled")  # the stream is closed by now: workers have ended, and nothing is half-written
+        # The stream is closed by now: workers have ended, and nothing is half-written.
+        print_notice("", cancel_text)
         raise typer.Exit(CANCELLED) from None
     return result
 

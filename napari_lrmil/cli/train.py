@@ -131,13 +131,14 @@ def train(
     """Train teacher and student through both distillation stages, evaluate, and write a bundle."""
     require_extra("train", "training")
     from lrmil_training.config import load_config
+    from lrmil_training.fitting.plan import RESUME_ADVICE
     from lrmil_training.train import train as train_events
     from napari_lrmil.core.results.cohort_tables import FAILURES, read_failures
 
     require_writable(folder)
     resolved = load_config(config, settings or ())
     events = train_events(cohort, folder, resolved, select_device(device))
-    run_folder = show_progress(events, "train", quiet=False)
+    run_folder = show_progress(events, "train", quiet=False, cancel_text=f"training was cancelled; {RESUME_ADVICE}")
     _print_metrics(run_folder)
     print_result(f"metrics, checkpoints, bundle and report.html -> {run_folder}")
     n_failed = len({slide for slide, *_ in read_failures(run_folder)})
@@ -216,7 +217,7 @@ def _print_metrics(run_folder: Path) -> None:
             print_result(f"{split:5} {method:21} AUROC {value}, {a['n_slides']} slides")
             # Once per split: every method was measured on the same slides.
             if a["n_slides"] < FEW_SLIDES and method == "student":
-                print_result(f"      {a['n_slides']} slides are few: expect other values on other slides")
+                print_result(f"      only {a['n_slides']} {split} slides: figures are uncertain")
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

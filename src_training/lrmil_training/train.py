@@ -17,7 +17,7 @@ from lrmil_training.cross_validation import is_series, list_parts, run_series
 from lrmil_training.data.cohort import Cohort, read_cohort, require_classes
 from lrmil_training.data.features import find_encoder
 from lrmil_training.fitting.loggers import require_loggers
-from lrmil_training.fitting.plan import StoppedError
+from lrmil_training.fitting.plan import RESUME_ADVICE, StoppedError
 from lrmil_training.report.report import write_report
 from lrmil_training.runs.event_log import CALL, COHORT, CONFIG, EventLog
 from lrmil_training.runs.lock import STOP_FILE, acquire_run_lock, clear_stop_request, is_stop_requested
@@ -78,10 +78,7 @@ def train(cohort_csv: Path, out: Path, config: TrainConfig, device: str | torch.
 def _raise_if_stopped(out: Path, event: Event) -> None:
     """Raise `StoppedError` between batches of features; a fit checks for the file itself, after every batch."""
     if isinstance(event, Progress) and event.unit in ("patches", "slides") and is_stop_requested(out):
-        raise StoppedError(
-            f"reading slides was stopped because the file {out / STOP_FILE} is there; start the same command again, "
-            "slides that are done are not read again"
-        )
+        raise StoppedError(f"reading slides was stopped because the file {out / STOP_FILE} is there; {RESUME_ADVICE}")
 
 
 def _prepare(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.device) -> RunContext:
@@ -127,7 +124,8 @@ def _refuse_another_run(out: Path, config: TrainConfig, cohort: Cohort) -> None:
     Settings are compared by value, not as text: a field that the version of the stored run did not have counts as its
     default.
     """
-    problem, advice = "the folder holds a run with another", "choose another --out, or delete it"
+    problem = "the folder holds a run with another"
+    advice = "choose another --out, or delete this folder with all its features"
     settings, slides = out / CONFIG, out / COHORT
     if settings.exists() and _stored_config(settings) != config:
         raise ConfigError(f"{out}: {problem} configuration; {advice}")

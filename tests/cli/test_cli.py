@@ -18,7 +18,7 @@ from napari_lrmil import __version__, cli
 from napari_lrmil.cli import console
 from napari_lrmil.cli.console import print_notice, print_result
 from napari_lrmil.core.errors import EncoderError, LrmilError
-from napari_lrmil.core.events import Event, Finished, Metric, Progress
+from napari_lrmil.core.events import Event, Failed, Finished, Metric, Notice, Progress
 from napari_lrmil.core.phantom import LESION, NORMAL, PhantomSlide, write_pyramid, write_slide
 from napari_lrmil.core.user_settings import SettingsStore
 from support.networks import Borrowed, untrained_bundle
@@ -520,6 +520,17 @@ def test_long_work_leaves_notes_where_there_is_no_terminal(
     assert "slide_3" not in notes
     assert console.show_progress(iter_closing(events), "predict") == "run"
     assert capfd.readouterr().err == ""
+
+
+def test_a_message_names_its_subject_before_a_colon(capfd: pytest.CaptureFixture[str]) -> None:
+    events: list[Event] = [Notice("little tissue", "a[1].svs"), Notice("about the model m: a toy")]
+    events += [Failed("no such file", "b.svs"), Finished("done")]
+    console.show_progress(iter_closing(events), "predict")
+    assert capfd.readouterr().err.splitlines() == [
+        "a[1].svs: little tissue",
+        "about the model m: a toy",
+        "b.svs: no such file",
+    ]
 
 
 def iter_closing(events: list[Event]) -> Iterator[Event]:

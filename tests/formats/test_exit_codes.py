@@ -91,3 +91,12 @@ def test_ctrl_c(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
     monkeypatch.setattr("napari_lrmil.core.slides.slide.Slide.__init__", interrupt)
     assert call("predict", SLIDE, "--out", tmp_path)[0] == 130
+
+
+def test_ctrl_c_in_training_says_how_to_go_on(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lrmil_training.train.read_cohort", interrupt)
+    code, _, said = call("train", "any.csv", "--out", tmp_path)
+    assert code == 130 and "training was cancelled; start the same command again" in said

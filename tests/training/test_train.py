@@ -171,7 +171,9 @@ def test_another_cohort_is_refused_in_the_same_folder(
     edited = first.replace(",lesion,", ",?,").replace(",normal,", ",?,").replace("?", label)
     table = cohort.with_name("edited.csv")
     table.write_text("\n".join([header, edited, *rest]))
-    with pytest.raises(ConfigError, match=r"holds a run with another cohort table; choose another --out, or delete it"):
+    with pytest.raises(
+        ConfigError, match=r"a run with another cohort table; choose another --out, or delete this folder"
+    ):
         next(iter(train(table, run[0], config, CPU)))
 
 

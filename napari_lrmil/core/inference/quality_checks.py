@@ -24,8 +24,8 @@ def quality_warnings(slide: Slide, grid: NestedGrid, card: Card) -> tuple[str, .
         distance = colour_distance(color_stats(slide, grid), card.colour)
         if distance > MAX_COLOUR_DISTANCE:
             warnings.append(
-                f"colour differs from the training slides, {distance:.1f} times as much as they differ from one "
-                "another; check stain and scanner before you rely on the probabilities"
+                f"staining is far outside the training range ({distance:.1f} times the usual spread); "
+                "check stain and scanner before you rely on the probabilities"
             )
     patches = len(grid.lr_index)
     if patches < MIN_LR_PATCHES:

@@ -247,7 +247,7 @@ def candidate_runtimes(name: str, request: RuntimeRequest) -> tuple[list[str], I
         return [f"an encoder of the family {family} is left to torch"], iter(())
     # A stored check of another slide is ignored here: results must not depend on the order of the slides.
     has_few = name == "auto" and request.patches < MIN_CHECK_PATCHES
-    notes = [f"{request.patches} patches are too few to compare other number formats by"] if has_few else []
+    notes = [f"{request.patches} patches are too few to check a faster number format"] if has_few else []
     has_openvino = kind == "cpu" and openvino.is_installed()
     if kind == "cpu" and not has_openvino:
         notes.append("OpenVINO is not installed")

@@ -102,7 +102,8 @@ def mpp_warnings(mpp: Mpp, stated: Mpp | None = None) -> tuple[str, ...]:
     nominal = 0.5 * 2.0 ** round(math.log2(mpp.mean / 0.5))
     if abs(mpp.mean / nominal - 1) > NOMINAL_DEVIATION:
         warnings.append(
-            f"{mpp.mean:.4g} µm per pixel ({mpp.source}) is more than 15 % from the nominal {nominal:g}; check --mpp"
+            f"{mpp.mean:.4g} µm per pixel ({mpp.source}) differs by more than 15 % from the nearest standard value, "
+            f"{nominal:g}; check --mpp"
         )
     if mpp.source == "objective power":
         warnings.append(

@@ -430,8 +430,8 @@ class Slide:
         except Exception as error:
             raise SlideError(
                 self.path,
-                f"not a slide that OpenSlide can open ({error}); expected SVS, NDPI, MRXS, SCN, tiled TIFF or DICOM, "
-                "complete and not truncated",
+                f"not a slide that OpenSlide can open ({error}); expected SVS, NDPI, MRXS, SCN, BIF, tiled TIFF or "
+                "DICOM, complete and not truncated",
             ) from error
 
     def _reopen_with(self, opener: Opener) -> None:

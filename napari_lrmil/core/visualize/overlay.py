@@ -17,7 +17,7 @@ from napari_lrmil.core.slides.slide import Pixels, Slide
 from napari_lrmil.core.visualize.colormaps import viridis_colors
 
 COLORMAP = "viridis"  # perceptually uniform and readable without colour vision
-ATTENTION_LEGEND = "attention, times the average (brightest: this or more)"
+ATTENTION_LEGEND = "attention, times average (values above are clipped)"
 OPACITY = 0.6  # the tissue stays visible below
 THUMBNAIL_PX = 1200  # longer side of the slide in exported pictures
 RESEARCH_USE = "Research use only. Not a diagnosis."

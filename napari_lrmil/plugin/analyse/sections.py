@@ -164,7 +164,7 @@ class EvidenceSection(Section):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__("evidence", "Evidence for a class", parent)
         self.show_box = QCheckBox("Show for")
-        self.show_box.setToolTip("What each patch adds to the logit of the class: orange for it, blue against it")
+        self.show_box.setToolTip("What each patch adds to the logit of the class: orange raises it, blue lowers it")
         self.class_box = QComboBox()
         self.class_box.setAccessibleName("Class of the evidence")
         self.sum_label = make_label("evidence sum", small=True)

@@ -272,7 +272,7 @@ def _draw_outlines(marks: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def build_evidence_layer(prediction: Prediction, name: str, mpp: float, given_mpp: float | None) -> LayerData:
-    """Return the contribution of each patch to the logit of a class: blue against it, orange for it.
+    """Return the contribution of each patch to the logit of a class: orange raises it, blue lowers it.
 
     Parameters
     ----------
@@ -314,7 +314,7 @@ def attention_colormap() -> Colormap:
 
 @cache
 def evidence_colormap() -> Colormap:
-    """Return the colour map of evidence: blue against, orange for, transparent at zero; readable without red vision."""
+    """Return the colour map of evidence: blue below zero, orange above, zero transparent; readable without red."""
     from napari.utils import Colormap
 
     against, neutral, in_favour = (0.13, 0.40, 0.67), (0.97, 0.97, 0.97), (0.90, 0.38, 0.00)

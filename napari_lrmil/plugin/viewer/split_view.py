@@ -281,7 +281,7 @@ def show_evidence(
     else:
         update_layer(present, new)
     present.name = new[1]["name"]
-    _set_caption(viewer, f"evidence for {name} (logit), blue against, orange for")
+    _set_caption(viewer, f"evidence for {name} (logit): orange raises it, blue lowers it")
 
 
 # ---------------------------------------------------------------- titles, colour bar, caption

@@ -12,6 +12,10 @@ from lightning.pytorch.loggers import Logger
 from napari_lrmil.core.errors import LrmilError
 
 SELECT = "select"  # metric that modules log for selection on validation; higher is better
+# Last part of the message of a run that was stopped, by the stop file or by Ctrl-C.
+RESUME_ADVICE = (
+    "start the same command again to go on from the last complete epoch; slides that are done are not read again"
+)
 
 
 class StoppedError(LrmilError):

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lrmil_training.fitting.checkpoints import SaveLastState, find_checkpoint, write_best
 from lrmil_training.fitting.epochs import EpochSampler, average_buffers, epoch_seed, rank_and_world_size
-from lrmil_training.fitting.plan import SELECT, FitPlan, StoppedError
+from lrmil_training.fitting.plan import RESUME_ADVICE, SELECT, FitPlan, StoppedError
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Metric, Progress
 
@@ -148,8 +148,7 @@ class _Report(Callback):
             self._checked = now
             if self.plan.stop.exists():
                 raise StoppedError(
-                    f"{self.plan.stage} was stopped because the file {self.plan.stop} is there; "
-                    "start the same command again to go on from the last whole epoch"
+                    f"{self.plan.stage} was stopped because the file {self.plan.stop} is there; {RESUME_ADVICE}"
                 )
 
 

@@ -262,7 +262,7 @@ def test_far_colour_is_a_notice_and_a_warning_and_its_pixels_count(tmp_path: Pat
         decoded = slide.pixels_decoded
     (notice,) = (e for e in events if isinstance(e, Notice))
     prediction = events[-1].result  # type: ignore[union-attr]  # Finished
-    assert "colour differs" in notice.message and prediction.warnings == (notice.message,)
+    assert "staining is far outside" in notice.message and prediction.warnings == (notice.message,)
     assert prediction.student.pixels_decoded == decoded
 
 

@@ -344,7 +344,7 @@ def test_few_patches_are_float32_whatever_was_compared_before(demo: Bundle, monk
     few = runtime_request(demo, MIN_CHECK_PATCHES - 1)
     runtime = prepare_runtime("auto", few)
     assert (runtime.choice.name, runtime.choice.precision) == ("openvino", "float32")
-    assert runtime.choice.reason.startswith("31 patches are too few to compare other number formats by; against torch")
+    assert runtime.choice.reason.startswith("31 patches are too few to check a faster number format; against torch")
     expected = embed(demo.student.encoder, few.sample, None, CPU)
     np.testing.assert_allclose(few.embed_sample(runtime.embedder), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     prepare_runtime("auto", runtime_request(demo, MIN_CHECK_PATCHES))
