@@ -14,6 +14,7 @@ import napari_lrmil.core
 from lrmil_training.fitting.plan import StoppedError
 from lrmil_training.runs.lock import LockedError
 from napari_lrmil.core import errors
+from napari_lrmil.core.patching.outlines import OutlineError
 from support.shapes import STORED
 
 Call = Callable[..., tuple[int, str, str]]
@@ -31,6 +32,7 @@ CODES: dict[type[errors.LrmilError], int] = {
     LockedError: 1,
     errors.GeometryError: 2,
     errors.RegionError: 2,
+    OutlineError: 2,
     errors.EncoderError: 2,
     errors.BundleError: 2,
     errors.CohortError: 2,
