@@ -281,7 +281,7 @@ def test_a_run_that_broke_off_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("teacher: /home/anna smith/enc.pt", "teacher: enc.pt"),
+        ("teacher: /data/anna smith/enc.pt", "teacher: enc.pt"),
         (r"teacher: 'C:\Users\anna\enc.pt'", "teacher: 'enc.pt'"),
         ("teacher: ~/enc.pt", "teacher: enc.pt"),
         ("teacher: hf:owner/name", "teacher: hf:owner/name"),
