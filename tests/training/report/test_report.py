@@ -282,7 +282,7 @@ def test_a_run_that_broke_off_says_so(tmp_path: Path) -> None:
     ("line", "expected"),
     [
         ("teacher: /data/anna smith/enc.pt", "teacher: enc.pt"),
-        (r"teacher: 'C:\Users\anna\enc.pt'", "teacher: 'enc.pt'"),
+        (r"teacher: 'D:\anna\enc.pt'", "teacher: 'enc.pt'"),
         ("teacher: ~/enc.pt", "teacher: enc.pt"),
         ("teacher: hf:owner/name", "teacher: hf:owner/name"),
         ("lr: 1.0e-05", "lr: 1.0e-05"),
