@@ -164,7 +164,6 @@ def test_options_decide_which_results_are_reused(rerun: Rerun) -> None:
     assert reuses("--reader", "tiles")  # auto chose it
     assert computes("--reader", "openslide") and reuses("--reader", "openslide") and reuses()
     assert rerun.stored("reader", "reader_reason") == ("openslide", "asked for")
-    assert reuses("--runtime", "torch")  # auto chooses it for a few patches
     assert computes("--runtime", "torch", "--no-resume") and reuses("--runtime", "torch") and reuses()
     assert rerun.stored("runtime", "precision", "runtime_reason") == ("torch", "float32", "asked for")
     rerun.change_result(runtime="openvino", precision="bfloat16")
