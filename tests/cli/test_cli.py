@@ -104,7 +104,7 @@ def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> No
     print_notice(name, f"and {name}\x1b[31m\udcff")
     printed = capsys.readouterr()
     assert printed.out == f"{name}: done\n"
-    assert printed.err == f"{name} and {name}\\x1b[31m\\xff\n"
+    assert printed.err == f"{name}: and {name}\\x1b[31m\\xff\n"
 
 
 def test_info_prints_resolution_and_its_source(call: Call, slide: Path) -> None:
@@ -560,7 +560,8 @@ def test_verbose_prints_steps_and_choices_and_changes_nothing_else(
     code, quiet_out, quiet_err = call("predict", slide, "--out", tmp_path / "quiet", "--device", "cpu")
     assert code == 0 and "HR patches" not in quiet_err
     code, out, err = call("predict", slide, "--out", tmp_path / "verbose", "--device", "cpu", "--verbose")
-    assert code == 0 and "HR patches" in err and "runtime torch" in err and "tissue done in" in " ".join(err.split())
+    assert code == 0 and "HR patches" in err and "tissue done in" in " ".join(err.split())
+    assert "runtime torch" in err or "runtime openvino" in err
     assert out.replace("verbose/", "quiet/") == quiet_out.replace("verbose/", "quiet/")
 
 
