@@ -120,10 +120,11 @@ class Slide:
         self.pixels_decoded = 0  # native pixels requested so far from either reader: the unit of reading cost
         with self._open() as handle:
             self.properties = dict(handle.properties)
+            # Before any pixel: a tile that cannot be read leaves OpenSlide's handle in a state of error.
+            self.associated = tuple(handle.associated_images)
             levels = _levels(handle)
             self.level_check = check_levels(handle, levels, compare=opener is None)
             self.levels = _select(levels, self.level_check.trusted)
-            self.associated = tuple(handle.associated_images)
             self.bounds = _bounds(self.properties, self.levels[0])
             recall = (lambda: remembered(self.fingerprint)) if remembered is not None else None
             self._mpp = find_mpp(self.properties, override=mpp, remembered=recall)
