@@ -26,7 +26,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from napari_lrmil.core.results.schema import PREDICTION
-from napari_lrmil.core.slides.openslide_handle import has_slide_ending
+from napari_lrmil.core.slides.slide_files import has_slide_ending
 
 PR_SET_CHILD_SUBREAPER = 36
 
