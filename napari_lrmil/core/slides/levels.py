@@ -90,8 +90,9 @@ def _compare_contents(handle: Handle, trusted: list[Level], warnings: list[str])
             trusted = [level for level in trusted if level not in differing]
             if not differing:
                 break
-    except Exception as error:  # OpenSlide raises many kinds on a damaged tile; reading reports it where it matters
+    except Exception as error:  # OpenSlide raises many kinds on a damaged tile
         failure = str(error)
+        warnings = [*warnings, f"levels could not be compared with level 0 ({failure}); their sizes alone were checked"]
     return LevelCheck(tuple(level.index for level in trusted), tuple(warnings), pixels, failure)
 
 

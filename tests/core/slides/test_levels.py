@@ -11,7 +11,8 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
-from napari_lrmil.core.geometry import BoxLevel0
+from napari_lrmil.core.geometry import BoxLevel0, Level
+from napari_lrmil.core.slides.levels import check_levels
 from napari_lrmil.core.slides.slide import Slide
 from support.fake_slides import FakeSlide, glass, reduced
 from support.pictures import rectangles
@@ -105,3 +106,15 @@ def test_the_finest_level_read_is_stated_with_its_reason(tmp_path: Path) -> None
     assert coarse.mpp == pytest.approx(2.0) and coarse.reason.startswith("no level finer than 2 µm")
     assert fine.mpp == pytest.approx(0.5) and "no level between 0.5 and 2 µm" in fine.reason
     assert "pixels of level 0 were read to check" in coarse.reason
+
+
+def test_a_comparison_that_fails_is_a_warning() -> None:
+    class Broken:
+        def read_region(self, *_: object) -> None:
+            raise OSError("tile 3 is damaged")
+
+    levels = [Level(0, 4096, 4096, 1.0), Level(1, 1024, 1024, 4.0)]
+    check = check_levels(Broken(), levels, compare=True)  # type: ignore[arg-type]  # a stand-in
+    assert check.trusted == (0, 1) and check.failure is not None
+    (warning,) = check.warnings
+    assert warning.startswith("levels could not be compared with level 0 (") and "sizes alone" in warning
