@@ -122,6 +122,7 @@ def find_tissue_grid(slide: Slide, plan: PatchPlan, config: TissueConfig | None 
     """
     config = config or TissueConfig()
     require_resolution(slide, plan.lr_mpp, "student (LR)")
+    _require_size(slide, plan, config.min_share)
     tissue = find_tissue(slide, plan.lattice(slide.bounds, slide.mpp), config)
     return TissueGrid(tissue, nested_grid_from_tissue(slide.path, tissue, config))
 
@@ -148,6 +149,17 @@ def nested_grid_from_tissue(path: Path, tissue: Tissue, config: TissueConfig) ->
             f"{config.min_share:.0%} tissue; is this a stained brightfield slide?",
         )
     return grid
+
+
+def _require_size(slide: Slide, plan: PatchPlan, min_share: float) -> None:
+    """Raise `TissueError` if the whole slide is too small to fill the share of a patch that has to be tissue."""
+    width, height, side = slide.bounds.width * slide.mpp.x, slide.bounds.height * slide.mpp.y, plan.hr_um
+    if min(width, side) * min(height, side) < min_share * side**2:
+        raise TissueError(
+            slide.path,
+            f"the slide is {slide.bounds.width} x {slide.bounds.height} px ({width:.3g} x {height:.3g} µm), less than "
+            f"{min_share:.0%} of a patch of {side:.0f} µm; check the resolution, or use a larger scan",
+        )
 
 
 def require_resolution(slide: Slide, wanted_mpp: float, who: str) -> None:

@@ -19,6 +19,7 @@ from napari_lrmil.core.patching.tissue import Tissue
 Mask = NDArray[np.bool_]
 
 MIN_TISSUE = 0.1  # share of tissue from which a region lies on the tissue: masks are smoothed over their edges
+MAX_OUTSIDE = 0.02  # share of a region that may lie outside the slide without a word: hands draw past the edge
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity, as comparing the arrays would be slow
@@ -32,6 +33,8 @@ class Placement:
         region that fills no patch by half, but lies on the tissue, the patches that it touches most.
     is_outside
         (R,) whether a region lies outside the patches' lattice.
+    outside_share
+        (R,) share of each region's area that lies outside the patches' lattice.
     is_off_tissue
         (R,) whether a region fills no patch by half, and less than `MIN_TISSUE` of it is tissue.
     is_thin
@@ -42,6 +45,7 @@ class Placement:
 
     is_selected: Mask
     is_outside: Mask
+    outside_share: Float
     is_off_tissue: Mask
     is_thin: Mask
     overlaps: Overlaps
@@ -54,7 +58,8 @@ def place_regions(tissue_grid: TissueGrid, regions: Sequence[Region]) -> Placeme
     areas = np.array([region.geometry for region in regions], dtype=object)
     overlaps = find_overlaps(patch_boxes(corners, size), areas)
     largest = overlaps.largest(len(areas))
-    is_outside = ~shapely.intersects(areas, shapely.box(box.x, box.y, box.x + box.width, box.y + box.height))
+    frame = shapely.box(box.x, box.y, box.x + box.width, box.y + box.height)
+    is_outside = ~shapely.intersects(areas, frame)
     is_slim = ~is_outside & (largest < HALF * size[0] * size[1])
     is_off_tissue = is_slim & ~_lie_on_tissue(tissue_grid.tissue, areas, overlaps, is_slim)
     is_thin = is_slim & ~is_off_tissue
@@ -66,7 +71,15 @@ def place_regions(tissue_grid: TissueGrid, regions: Sequence[Region]) -> Placeme
     is_unanswered = is_thin & ~_have_main_patch(overlaps, len(areas), is_selected)
     is_touched = is_unanswered[overlaps.area] & (overlaps.size >= HALF * largest[overlaps.area])
     is_selected[overlaps.box[is_touched]] = True
-    return Placement(is_selected, is_outside, is_off_tissue, is_thin, overlaps)
+    return Placement(is_selected, is_outside, _outside_shares(areas, frame), is_off_tissue, is_thin, overlaps)
+
+
+def _outside_shares(areas: Geometries, frame: shapely.Polygon) -> Float:
+    """Return (R,) shares of each area that lie outside a frame."""
+    shares = np.zeros(len(areas))
+    rows = np.flatnonzero(~shapely.contains_properly(frame, areas))  # few: most regions need no intersection
+    shares[rows] = 1 - shapely.area(shapely.intersection(areas[rows], frame)) / shapely.area(areas[rows])
+    return shares
 
 
 def _have_main_patch(overlaps: Overlaps, n_areas: int, is_selected: Mask) -> Mask:
@@ -133,8 +146,11 @@ def _tissue_share(tissue: Tissue, area: Area) -> float:
 # ---------------------------------------------------------------- sentences
 
 
-def placement_warnings(placement: Placement, name: str) -> list[str]:
-    """Return sentences on regions called `name` that are answered only roughly, or not at all."""
+def placement_warnings(placement: Placement, name: str, *, may_reach_beyond: bool = False) -> list[str]:
+    """Return sentences on regions called `name` that are answered only roughly, or not at all.
+
+    `may_reach_beyond`: regions such as the visible area reach beyond the slide without a fault.
+    """
     n, patches = len(placement.is_thin), int(placement.is_selected.sum())
     of_patches = f"{patches:,} {'patch' if patches == 1 else 'patches'}"
     warnings = []
@@ -144,6 +160,7 @@ def placement_warnings(placement: Placement, name: str) -> list[str]:
             warnings.append(
                 f"{count:,} of {n:,} {name}s {'lies' if count == 1 else 'lie'} {fault} and {_was(count)} left out"
             )
+    warnings += [] if may_reach_beyond else _partly_outside(placement, name)
     thin = int(placement.is_thin.sum())
     if thin and n == 1:
         warnings.append(
@@ -156,6 +173,19 @@ def placement_warnings(placement: Placement, name: str) -> list[str]:
             f"patches that they touch most count for them ({of_patches} in all)"
         )
     return warnings
+
+
+def _partly_outside(placement: Placement, name: str) -> list[str]:
+    """Return a sentence on regions that reach beyond the slide, if there are any."""
+    n, is_partly = len(placement.is_outside), (placement.outside_share > MAX_OUTSIDE) & ~placement.is_outside
+    count = int(is_partly.sum())
+    if not count:
+        return []
+    if n == 1:
+        share = f"{float(placement.outside_share[0]):.0%} of the {name}"
+        return [f"{share} lies outside the slide and was left out; check that it was drawn on this slide"]
+    reach = "reaches" if count == 1 else "reach"
+    return [f"{count:,} of {n:,} {name}s {reach} beyond the slide; the parts outside were left out"]
 
 
 def exclusion_warnings(tissue_grid: TissueGrid, regions: Sequence[Region], is_excluded: Mask) -> list[str]:

@@ -87,7 +87,8 @@ class RegionOfInterest:
             if regions:
                 placement = place_regions(tissue_grid, regions)
                 is_selected &= placement.is_selected
-                warnings += placement_warnings(placement, name)
+                is_view = self.kind == "view" and regions is self.regions
+                warnings += placement_warnings(placement, name, may_reach_beyond=is_view)
         if self.excluded:
             is_excluded = patches_in_regions(grid.lr_corners, grid.lattice.lr_cell, self.excluded)
             is_selected &= ~is_excluded

@@ -175,6 +175,14 @@ def test_without_tissue_there_is_one_sentence_that_says_what_was_looked_for(tmp_
     assert "32 µm" in str(caught.value) and "25%" in str(caught.value)
 
 
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (20, 20), (900, 9)])
+def test_a_slide_smaller_than_the_tissue_of_a_patch_says_so(tmp_path: Path, width: int, height: int) -> None:
+    path = write_tiff(tmp_path / "a.tif", np.full((height, width, 3), TISSUE, np.uint8), mpp=(0.5, 0.5))
+    with Slide(path) as slide, pytest.raises(TissueError, match=f"the slide is {width} x {height} px") as caught:
+        find_nested_grid(slide, PLAN)
+    assert one_sentence(caught.value) and "a patch of 32 µm" in str(caught.value)
+
+
 @pytest.mark.parametrize(("mpp", "fine"), [(2.0, True), (2.09, True), (2.11, False), (28.97, False)])
 def test_slides_coarser_than_lr_by_more_than_five_percent_are_refused(tmp_path: Path, mpp: float, fine: bool) -> None:
     base = np.full((300, 400, 3), TISSUE, np.uint8)

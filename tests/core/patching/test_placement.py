@@ -83,6 +83,17 @@ def test_an_islet_within_a_region_is_tissue() -> None:
     assert chosen(slide, box(190, 150, 90, 80)) == [(0, 0)]
 
 
+def test_a_region_that_reaches_beyond_the_slide_says_which_part_was_left_out() -> None:
+    slide = tissue_grid(0, 0, 160, 120)
+    half, inside = box(-400, 0, 800, 320), box(0, 0, 400, 320)
+    (warning,) = RegionOfInterest("region", (half,)).of(slide, SLIDE)[1]
+    assert warning.startswith("50% of the drawn region lies outside the slide and was left out")
+    assert not RegionOfInterest("region", (inside,)).of(slide, SLIDE)[1], "the slide's own edge is no fault"
+    assert not RegionOfInterest("view", (half,)).of(slide, SLIDE)[1], "the window may show more than the slide"
+    warnings = RegionOfInterest("region", (half, inside)).of(slide, SLIDE)[1]
+    assert warnings == ("1 of 2 drawn regions reaches beyond the slide; the parts outside were left out",)
+
+
 def test_each_of_several_regions_is_told_by_count() -> None:
     slide = tissue_grid(left=25)
     regions = (
