@@ -25,8 +25,8 @@ from real_tissue_table import put_between
 
 from lrmil_training.evaluation.attention_files import AttentionMap, read_attention_map
 from lrmil_training.report.slide_pictures import attention_limit
-from napari_lrmil.core.inference.teacher_comparison import SharedPatches, lesion_file
-from napari_lrmil.core.metrics.agreement import read_outlines
+from napari_lrmil.core.geometry import Bounds
+from napari_lrmil.core.inference.teacher_comparison import SharedPatches, read_lesions
 from napari_lrmil.core.visualize.comparison_figure import DIFFERENCE_COLORMAP, difference_limit
 from napari_lrmil.core.visualize.overlay import COLORMAP
 
@@ -166,14 +166,15 @@ def draw(path: Path, work: Path, slide: SlideFigures) -> None:
     figure = Figure(figsize=(14, 4.1), layout="constrained", dpi=100)
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 4)
-    outlines = read_outlines(lesion_file(work / "cohorts" / "default" / f"fold_{slide.fold}" / f"{slide.slide}.tif"))
+    file = work / "cohorts" / "default" / f"fold_{slide.fold}" / f"{slide.slide}.tif"
+    lesions = read_lesions(file, Bounds(0, 0, 0, 0)).regions
     top, reach = attention_limit([student, pooled]), difference_limit(both)
     sides = zip(axes[:2], (both.student, both.teacher), strict=True)
     maps = [_cells(axis, student, values, (0, top), COLORMAP) for axis, values in sides]
     difference = _cells(axes[2], student, both.difference, (-reach, reach), DIFFERENCE_COLORMAP)
     for axis in axes[:3]:
-        for outline in outlines:
-            axis.plot(*shapely.get_coordinates(outline.exterior).T, color="#cc79a7", linewidth=1.6)
+        for part in shapely.get_parts([lesion.geometry for lesion in lesions]):
+            axis.plot(*shapely.get_coordinates(part.exterior).T, color="#cc79a7", linewidth=1.6)
     axes[0].set_title(f"Student (LR): malignant {slide.malignant_student:.2f}", fontsize=10)
     axes[1].set_title(f"Teacher (HR), pooled: malignant {slide.malignant_teacher:.2f}", fontsize=10)
     axes[2].set_title("Student less teacher", fontsize=10)

@@ -6,8 +6,9 @@ The text below each field states meaning and unit and the reason for its default
 from __future__ import annotations
 
 import copy
+import math
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_origin
 
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.models.card import MAX_NAME, MAX_SIDE_PX
+from napari_lrmil.core.yaml_text import parse_yaml
 
 # Upper bounds beyond any use: a slip of the keyboard must not fill memory or run for ever.
 MAX_EPOCHS, MAX_COUNT, MAX_WIDTH, MAX_RUNS, MAX_SEED, MAX_RATE = 1_000_000, 1_000_000, 65_536, 1_000, 2**31, 100.0
@@ -56,9 +58,10 @@ def _as_tuple(value: Any) -> Any:
 
 def _number(text: str) -> Any:
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         return text  # the type check refuses it and quotes it
+    return value if math.isfinite(value) else text
 
 
 SMALL_STUDENTS = ("mobilenet_v3_large", "mobilenet_v2", "convnext_atto")  # known by name, with random weights
@@ -285,6 +288,13 @@ class TrainConfig(_Frozen):
             raise ValueError("expected printable characters, on one line")
         return value
 
+    @field_validator("features")
+    @classmethod
+    def _refuse_truth_values(cls, folder: Path | None) -> Path | None:
+        if str(folder).lower() in ("yes", "no", "on", "off"):
+            raise ValueError(f"expected a folder; leave the key out for none, or write ./{folder} for a folder")
+        return folder
+
     @field_validator("folds")
     @classmethod
     def _require_enough_folds(cls, folds: int) -> int:
@@ -378,47 +388,12 @@ def _read(path: Path | str | None) -> dict[str, Any]:
     return values
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """YAML loader that refuses a key that is written twice, of which YAML would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if doubled := _first_doubled(keys):
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key '{doubled}' is written twice", node.start_mark
-            )
-        return dict(super().construct_mapping(node, deep))
-
-
-def _first_doubled(names: Iterable[str]) -> str:
-    seen: set[str] = set()
-    return next((name for name in names if name in seen or seen.add(name)), "")  # type: ignore[func-returns-value]
-
-
 def _parse_yaml(content: str | bytes, problem: str, remedy: str) -> Any:
-    """Return the content of a YAML text. Bytes are read as UTF-8, or UTF-16 with a byte order mark.
-
-    Raises
-    ------
-    ConfigError
-        If it is not YAML, is nested too deeply, or has a number or date that does not exist.
-    """
+    """Return the content of a YAML text; raise `ConfigError` if it cannot be read. See `parse_yaml`."""
     try:
-        return yaml.load(content, Loader=_StrictLoader)
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
-        raise ConfigError(f"{problem} ({_yaml_reason(error)}); {remedy}") from error
-
-
-def _yaml_reason(error: Exception) -> str:
-    """Return the reason in one line, with the place that the parser states."""
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
-    if isinstance(error, yaml.reader.ReaderError):
-        return f"{error.reason} at position {error.position}"
-    return str(error).splitlines()[0]
+        return parse_yaml(content, numbers=False)  # each field converts its own
+    except ValueError as error:
+        raise ConfigError(f"{problem} ({error}); {remedy}") from error
 
 
 def build_config(values: Mapping[str, Any]) -> TrainConfig:
@@ -461,7 +436,7 @@ def _apply_setting(values: dict[str, Any], setting: str) -> None:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise ConfigError(f"--set {setting}: {parent} is a value, not a group of keys")
-    # Types as in a file: numbers, lists, true and false.
+    # As in a file: text, lists, true and false.
     values[last] = _parse_yaml(
         text, f"--set {setting[:100]}: the value is not readable as YAML", "quote it if it holds brackets"
     )

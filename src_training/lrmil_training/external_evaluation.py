@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lrmil_training.data.cohort import SPLITS, Cohort, CohortSlide, read_cohort
 from lrmil_training.evaluation.attention_files import write_attention_maps
-from lrmil_training.evaluation.evaluate import SlideResult, build_slide_table, evaluate_methods
+from lrmil_training.evaluation.evaluate import SlideResult, build_slide_table, evaluate_methods, note_lesion_files
 from lrmil_training.report.report import write_report
 from lrmil_training.runs.event_log import METRICS, SLIDES
 from napari_lrmil.core.atomic_files import write_json
@@ -74,7 +74,7 @@ def evaluate_bundle(
     LrmilError
         If the bundle is broken, or every slide failed.
     """
-    cohort = _select_cohort(read_cohort(cohort_csv), evaluation)
+    cohort = note_lesion_files(_select_cohort(read_cohort(cohort_csv), evaluation))
     yield from (Notice(text, cohort_csv.name) for text in cohort.notices)
     folder.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}

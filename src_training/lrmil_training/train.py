@@ -16,6 +16,7 @@ from lrmil_training.config import TrainConfig, dump_config, load_config
 from lrmil_training.cross_validation import is_series, list_parts, run_series
 from lrmil_training.data.cohort import Cohort, read_cohort, require_classes
 from lrmil_training.data.features import find_encoder
+from lrmil_training.evaluation.evaluate import note_lesion_files
 from lrmil_training.fitting.loggers import require_loggers
 from lrmil_training.fitting.plan import RESUME_ADVICE, StoppedError
 from lrmil_training.report.report import write_report
@@ -87,7 +88,7 @@ def _prepare(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.dev
     A wrong call thus leaves no half-written folder, and a missing package is reported now, not after an hour.
     """
     _require_gpus(config.devices, device)
-    cohort = read_cohort(cohort_csv, seed=config.seed)
+    cohort = note_lesion_files(read_cohort(cohort_csv, seed=config.seed))
     encoder = find_encoder(config.encoder.teacher)
     student_name = config.encoder.student
     student = encoder if student_name == "teacher" else find_encoder(student_name)

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from napari_lrmil.core.errors import ConfigError
+from napari_lrmil.core.yaml_text import parse_yaml
 
 
 class SlurmOptions(BaseModel):
@@ -52,14 +52,15 @@ def read_slurm_options(file: Path) -> SlurmOptions:
         If it cannot be read, or holds an unknown key or a wrong value.
     """
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        content = parse_yaml(file.read_bytes()) or {}
         return SlurmOptions(**content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{file}: {key}: {first['msg']}; keys are {', '.join(SlurmOptions.model_fields)}") from error
+        keys = ", ".join(SlurmOptions.model_fields)
+        raise ConfigError(f"{file}: {key}: {first['msg']}, got {first['input']!r:.80}; keys are {keys}") from error
     # TypeError: the YAML is a list or a text instead of keys and values.
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{file} cannot be read as options of SLURM jobs ({reason}); expected YAML") from error
 

@@ -23,6 +23,7 @@ from napari_lrmil.core.encoders.weights import LoadedEncoder, read_tensors
 from napari_lrmil.core.errors import EncoderError
 from napari_lrmil.core.hashing import file_sha256
 from napari_lrmil.core.heavy_imports import import_lock
+from napari_lrmil.core.yaml_text import parse_yaml
 
 
 @contextmanager
@@ -109,13 +110,11 @@ def _read_spec(path: Path, name: str) -> EncoderSpec:
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
-    import yaml
-
     try:
         text = path.read_text(encoding="utf-8")
         # YAML would read 1e-06 of a JSON file as text.
-        mapping = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        mapping = json.loads(text) if path.suffix == ".json" else parse_yaml(text)
+    except (OSError, ValueError) as error:
         raise EncoderError(f"{path}: not a readable configuration ({error}); expected JSON or YAML") from error
     if not isinstance(mapping, dict):
         raise EncoderError(f"{path}: expected a configuration with keys and values, found {type(mapping).__name__}")
@@ -151,15 +150,13 @@ def _read_normalisation(path: Path, family: str) -> tuple[Rgb, Rgb]:
 
 def _read_licence(readme: Path) -> str:
     """Return the licence in the YAML head of a model card, or "unknown"."""
-    import yaml
-
     if not readme.exists():
         return "unknown"
     text = readme.read_text(encoding="utf-8", errors="replace")
     head = text.split("---")[1] if text.startswith("---") and text.count("---") > 1 else ""
     try:
-        entries = yaml.safe_load(head) or {}
-    except yaml.YAMLError:
+        entries = parse_yaml(head) or {}
+    except ValueError:
         return "unknown"
     return str(entries.get("license", "unknown")) if isinstance(entries, dict) else "unknown"
 

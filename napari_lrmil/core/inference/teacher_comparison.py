@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from napari_lrmil.core.geometry import Bounds
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.metrics.agreement import LESION_SHARE, Values, lesion_auroc, lesion_shares
-from napari_lrmil.core.patching.outlines import Area
 from napari_lrmil.core.patching.regions import Region, RegionFile, read_regions
 
 
@@ -88,9 +87,8 @@ def score_lesion_localisation(prediction: Prediction, lesions: Sequence[Region])
         If the teacher did not run.
     """
     both, grid = shared_patches(prediction), prediction.grid
-    areas: list[Area] = [region.geometry for region in lesions]
-    outlines = [part for area in areas for part in getattr(area, "geoms", [area])]  # multipolygons in parts
-    shares = lesion_shares(grid.lr_corners[both.rows], grid.lattice.lr_cell, outlines)
+    areas = [region.geometry for region in lesions]
+    shares = lesion_shares(grid.lr_corners[both.rows], grid.lattice.lr_cell, areas)
     # A patch with a sliver of lesion is neither hit nor miss; `lesion_auroc` leaves such patches out.
     is_lesion = shares >= LESION_SHARE
     return LesionMetrics(

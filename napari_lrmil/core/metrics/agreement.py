@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.geometry import Int64
 from napari_lrmil.core.patching.grid import NestedGrid
 
 if TYPE_CHECKING:
-    from shapely import Polygon
+    from napari_lrmil.core.patching.outlines import Area
 
 Values = NDArray[np.float32] | NDArray[np.float64]
 
@@ -95,29 +92,7 @@ def js_divergence(a: Values, b: Values) -> float:
     return float(np.clip(nats / np.log(2), 0.0, 1.0))
 
 
-def read_outlines(path: Path) -> list[Polygon]:
-    """Return the polygons of a GeoJSON file with their holes, in level-0 pixels.
-
-    Raises
-    ------
-    LrmilError
-        If the file cannot be read or is not GeoJSON.
-    """
-    from shapely.geometry import shape
-
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        features = content if isinstance(content, list) else content.get("features", [content])
-        geometries = [f["geometry"] if f["type"] == "Feature" else f for f in features]
-        shapes = [shape(g) for g in geometries if g is not None]
-    except OSError as error:
-        raise LrmilError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise LrmilError(f"{path}: not GeoJSON ({error}); expected a FeatureCollection of polygons") from error
-    return [p for s in shapes for p in getattr(s, "geoms", [s]) if p.geom_type == "Polygon"]
-
-
-def lesion_shares(corners: Int64, size: tuple[int, int], outlines: Sequence[Polygon]) -> NDArray[np.float64]:
+def lesion_shares(corners: Int64, size: tuple[int, int], outlines: Sequence[Area]) -> NDArray[np.float64]:
     """Return (N,) shares of each patch's area that lie in a lesion. All coordinates are level-0 pixels.
 
     The hole of a polygon does not count as lesion, unless another outline covers it.

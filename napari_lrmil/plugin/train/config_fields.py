@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
-import yaml
 from annotated_types import Ge, Gt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from lrmil_training.config import PRESETS, TrainConfig, build_config
+from napari_lrmil.core.yaml_text import parse_yaml
 
 FieldKind = Literal["whole", "flag", "choice", "text"]
 FIELD_LABELS = {
@@ -95,8 +95,8 @@ class ConfigField:
         if isinstance(self.default, str):
             return text
         try:
-            return yaml.safe_load(text) if text else None
-        except yaml.YAMLError:
+            return parse_yaml(text) if text else None
+        except ValueError:
             return text  # the configuration rejects it and quotes the text
 
 

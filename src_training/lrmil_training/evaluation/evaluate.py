@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,16 +21,19 @@ from lrmil_training.evaluation.metrics import (
 )
 from lrmil_training.evaluation.significance import assess_non_inferiority, delong_test
 from lrmil_training.evaluation.summary import AGREEMENT_METRICS
+from napari_lrmil.core.geometry import Bounds
+from napari_lrmil.core.inference.teacher_comparison import read_lesions
 from napari_lrmil.core.metrics.agreement import (
     lesion_auroc,
     lesion_shares,
     measure_agreement,
     pool_to_lr_grid,
-    read_outlines,
 )
 from napari_lrmil.core.patching.grid import NestedGrid
+from napari_lrmil.core.patching.regions import RegionFile
 
 REFERENCE_METHOD = "teacher"  # agreement and non-inferiority are measured against it
+LEVEL0_ORIGIN = Bounds(0, 0, 0, 0)  # files beside slides do not count from the corner of the scanned area
 MEASURED_SPLITS = SPLITS[1:]
 
 
@@ -237,12 +240,29 @@ def _slide_agreement(result: SlideResult, teacher: SlideResult) -> dict[str, flo
 
 def _slide_lesion_auroc(result: SlideResult) -> float | None:
     """Return the AUROC of LR-grid attention for outlined lesions; None without outlines or if it is undefined."""
-    path = result.row.lesions
-    outlines = read_outlines(path) if path.exists() else []
-    if not outlines:
+    lesions = _read_lesions(result.row)
+    if not lesions.regions:
         return None
-    shares = lesion_shares(result.grid.lr_corners, result.grid.lattice.lr_cell, outlines)
+    areas = [region.geometry for region in lesions.regions]
+    shares = lesion_shares(result.grid.lr_corners, result.grid.lattice.lr_cell, areas)
     return lesion_auroc(result.lr_attention, shares)
+
+
+def note_lesion_files(cohort: Cohort) -> Cohort:
+    """Return the cohort with a notice on what was left out, repaired or guessed in the lesion files of its slides.
+
+    Raises
+    ------
+    RegionError
+        If a lesion file cannot be read. Training finds this before any work.
+    """
+    warnings = (warning for row in cohort.slides for warning in _read_lesions(row).warnings)
+    return replace(cohort, notices=(*cohort.notices, *warnings))
+
+
+def _read_lesions(row: CohortSlide) -> RegionFile:
+    """Return the lesions in the file beside a slide, which is in level-0 pixels; none if there is no file."""
+    return read_lesions(row.path, LEVEL0_ORIGIN)
 
 
 def _mean_cost(results: Sequence[SlideResult]) -> dict[str, float | None]:

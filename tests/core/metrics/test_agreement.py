@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from shapely import Polygon
+from shapely import MultiPolygon, Polygon
 
-from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.geometry import Bounds, Mpp, PatchPlan
 from napari_lrmil.core.metrics.agreement import (
     auroc,
@@ -22,12 +17,10 @@ from napari_lrmil.core.metrics.agreement import (
     lesion_shares,
     measure_agreement,
     pool_to_lr_grid,
-    read_outlines,
     spearman,
     topk_jaccard,
 )
 from napari_lrmil.core.patching.grid import NestedGrid, nested_grid_from_cells
-from support.fake_slides import one_sentence
 
 
 def a(*values: float) -> np.ndarray:
@@ -206,82 +199,18 @@ def test_a_self_crossing_outline_is_mended() -> None:
     assert lesion_shares(np.array([[0, 0]]), (100, 50), [bow])[0] == pytest.approx(0.5)
 
 
-def test_the_hole_of_a_ring_is_no_lesion(tmp_path: Path) -> None:
+def test_the_hole_of_a_ring_is_no_lesion() -> None:
     """A ring of 300 x 150 with a hole of 160 x 80 around the middle patch, in which a second lesion of 40 x 30 lies.
 
     By hand: the ring leaves the middle patch without lesion (filled it would be all lesion), the second one covers 0.24
     of it, a little on neither side of the 25 % rule; the patch at the corner keeps what the hole takes from it.
     """
-    ring = [[0, 0], [300, 0], [300, 150], [0, 150], [0, 0]]
-    hole = [[70, 35], [230, 35], [230, 115], [70, 115], [70, 35]]
-    island = [[120, 60], [160, 60], [160, 90], [120, 90], [120, 60]]
-    polygons = [{"type": "Polygon", "coordinates": c} for c in ([ring, hole], [island])]
-    (tmp_path / "a.geojson").write_text(json.dumps([feature(p) for p in polygons]))
-    found = read_outlines(tmp_path / "a.geojson")
+    hole = [(70, 35), (230, 35), (230, 115), (70, 115)]
+    ring, island = (
+        Polygon([(0, 0), (300, 0), (300, 150), (0, 150)], [hole]),
+        outline(120, 60, 160, 60, 160, 90, 120, 90),
+    )
     corners = np.array([[100, 50], [0, 0], [200, 100]])
-    assert lesion_shares(corners, (100, 50), found[:1]).tolist() == pytest.approx([0, 1 - 30 * 15 / 5000, 0.91])
-    assert lesion_shares(corners, (100, 50), found)[0] == pytest.approx(1200 / 5000)
-
-
-# ---------------------------------------------------------------- GeoJSON
-
-RING = [[10, 20], [40, 20], [40, 30], [10, 20]]
-HOLE = [[30, 22], [35, 22], [35, 24], [30, 22]]
-POLYGON = {"type": "Polygon", "coordinates": [RING, HOLE]}
-MULTI = {"type": "MultiPolygon", "coordinates": [[RING], [[[0, 0], [5, 0], [5, 7], [0, 0]]]]}
-
-
-def feature(geometry: Any) -> dict[str, Any]:
-    return {"type": "Feature", "properties": {}, "geometry": geometry}
-
-
-@pytest.mark.parametrize(
-    ("content", "count"),
-    [
-        ({"type": "FeatureCollection", "features": [feature(POLYGON), feature(POLYGON)]}, 2),
-        ([feature(POLYGON)], 1),
-        (feature(POLYGON), 1),
-        (feature(MULTI), 2),
-        ([feature(MULTI), feature({"type": "Point", "coordinates": [1, 2]}), feature(POLYGON)], 3),
-        ({"type": "FeatureCollection", "features": []}, 0),
-        ([], 0),
-    ],
-)
-def test_geojson_as_collection_list_or_bare_feature(tmp_path: Path, content: Any, count: int) -> None:
-    (tmp_path / "a.geojson").write_text(json.dumps(content))
-    outlines = read_outlines(tmp_path / "a.geojson")
-    assert len(outlines) == count
-    if count:
-        assert [list(xy) for xy in outlines[0].exterior.coords] == RING, "x then y, the outer ring"
-
-
-@pytest.mark.parametrize(
-    "text", ["", "no json", "3", '"text"', "{}", "[1]", '{"features": 3}',
-             '[{"type": "Feature", "geometry": {"type": "Polygon"}}]',
-             '[{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]}}]']
-)  # fmt: skip
-def test_garbage_is_one_sentence(tmp_path: Path, text: str) -> None:
-    (tmp_path / "a.geojson").write_text(text)
-    with pytest.raises(LrmilError, match="not GeoJSON") as caught:
-        read_outlines(tmp_path / "a.geojson")
-    assert str(tmp_path) in str(caught.value) and one_sentence(caught.value)
-
-
-def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(LrmilError) as caught:
-        read_outlines(tmp_path / "none.geojson")
-    assert one_sentence(caught.value)
-
-
-def test_an_annotation_without_geometry_does_not_hide_the_others(tmp_path: Path) -> None:
-    """RFC 7946 section 3.2: a Feature's geometry may be null."""
-    (tmp_path / "a.geojson").write_text(json.dumps([feature(None), feature(POLYGON)]))
-    assert len(read_outlines(tmp_path / "a.geojson")) == 1
-
-
-def test_qupaths_own_files_are_read(shared_data: Path) -> None:
-    folder = shared_data / "annotations" / "wsidicom_tests"
-    counts = {p.stem: len(read_outlines(p)) for p in sorted((folder / "qupath_geojson").glob("*.json"))}
-    assert counts["qupath-polygon"] == counts["qupath-rectangle"] == counts["qupath-ellipse"] == 1
-    assert counts["qupath-point"] == counts["qupath-line"] == 0
-    assert len(read_outlines(next((folder / "qupath_geojson_advanced").glob("*.json")))) > 1
+    assert lesion_shares(corners, (100, 50), [ring]).tolist() == pytest.approx([0, 1 - 30 * 15 / 5000, 0.91])
+    assert lesion_shares(corners, (100, 50), [ring, island])[0] == pytest.approx(1200 / 5000)
+    assert lesion_shares(corners, (100, 50), [MultiPolygon([ring, island])])[0] == pytest.approx(1200 / 5000)

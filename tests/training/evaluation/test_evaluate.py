@@ -9,7 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lrmil_training.evaluation.evaluate import build_slide_table, evaluate_methods, fit_method_temperature
+from lrmil_training.evaluation.evaluate import (
+    build_slide_table,
+    evaluate_methods,
+    fit_method_temperature,
+    note_lesion_files,
+)
+from napari_lrmil.core.errors import RegionError
 from napari_lrmil.core.metrics.agreement import pool_to_lr_grid
 from support.run_folders import synthetic_cohort, synthetic_results
 
@@ -76,6 +82,23 @@ def test_lesions_are_measured_where_outlines_lie_beside_the_slide(tmp_path: Path
         assert metrics["student"]["test"]["lesion_auroc"] == pytest.approx(expected)
     rows = build_slide_table(cohort, by_method, {"student": None})
     assert [row["methods"]["student"]["lesion_auroc"] is None for row in rows] == [False, True, True, True]
+
+
+def test_what_a_lesion_file_leaves_out_is_a_notice_of_the_cohort_and_a_broken_one_ends_the_run_at_its_start(
+    tmp_path: Path,
+) -> None:
+    cohort = synthetic_cohort(tmp_path, {"test": 2})
+    assert note_lesion_files(cohort).notices == cohort.notices, "no files, nothing to tell"
+    ring = [[0, 0], [9, 0], [9, 9], [0, 0]]
+    shapes = [{"type": "Polygon", "coordinates": [ring]}, {"type": "Point", "coordinates": [1, 2]}]
+    features = [{"type": "Feature", "properties": None, "geometry": shape} for shape in shapes]
+    first, second = (row.lesions for row in cohort.slides)
+    first.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    (notice,) = note_lesion_files(cohort).notices
+    assert notice == f"{first.name}: left out: 1 annotation without an area (points, lines); 1 read"
+    second.write_text("no json")
+    with pytest.raises(RegionError, match="not an annotation file"):
+        note_lesion_files(cohort)
 
 
 def test_calibration_is_fitted_on_validation_slides_and_leaves_the_ranking(tmp_path: Path) -> None:
