@@ -75,8 +75,8 @@ class ExecutionOptions:
         return choose_backend(BackendChoice(self.workers, self.scheduler, memory), slides=slides, gpus=gpus)
 
 
-def start_imports_of_workers(module: str, slides: Sequence[Path], workers: int | None, scheduler: str | None) -> None:
-    """Let the process that workers are forked from import a module now, while this process goes on.
+def start_imports_of_workers(module: str, slides: Sequence[Path], workers: int | None, scheduler: str | None) -> bool:
+    """Let the process that workers are forked from import a module now, and return whether there is such a process.
 
     Parameters
     ----------
@@ -91,8 +91,7 @@ def start_imports_of_workers(module: str, slides: Sequence[Path], workers: int |
     from napari_lrmil.core.slides.slide_files import is_table
 
     is_cohort = len(slides) > 1 or slides[0].is_dir() or is_table(slides[0])
-    if is_cohort and scheduler is None and (workers or 1) > 1:
-        start_server([module])
+    return is_cohort and scheduler is None and (workers or 1) > 1 and start_server([module])
 
 
 def _count_gpus(device: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,8 +36,12 @@ from napari_lrmil.core.atomic_files import require_writable
 from napari_lrmil.core.text_escapes import printable
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.cohort.predict_task import PredictTask
+    from multiprocessing.connection import Connection
+
+    from napari_lrmil.core.cohort import SlideTask
     from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+
+PREDICT_IMPORTS = "napari_lrmil.core.cohort.predict_imports"  # modules of the workers
 
 SlideArgument = Annotated[Path, typer.Argument(help="slide, or folder of one DICOM slide")]
 SlidesArgument = Annotated[list[Path], typer.Argument(help="slides, a folder of slides, or a cohort CSV")]
@@ -136,47 +140,117 @@ def predict(
     full_paths: FullPathsOption = False,
 ) -> None:
     """Run the LR student on slides: probabilities, attention, overlay. A failed slide does not stop the others."""
-    start_imports_of_workers("napari_lrmil.core.cohort.predict_imports", slides, workers, scheduler)
+    has_server = start_imports_of_workers(PREDICT_IMPORTS, slides, workers, scheduler)
 
     from napari_lrmil.core.cohort import SlideJob
     from napari_lrmil.core.inference.teacher_patches import TeacherPatches
-    from napari_lrmil.core.slides.tile_reader import require_reader
 
     # Wrong options fail first, before the model is loaded.
     patches = TeacherPatches.parse(teacher)
-    require_reader(reader)
     execution = ExecutionOptions(workers, scheduler, memory, device)
-    _require_available(execution, runtime)
-    require_writable(folder)
-    task, notices = _load_task(bundle, execution.resolve_path(folder), patches, execution.load_device, runtime)
+    # The terms of a teacher are printed before it is loaded, by this process.
+    is_apart = has_server and patches == TeacherPatches.NONE
+    model = _check_model_apart(bundle, execution, reader, runtime) if is_apart else None
+    if model is None:
+        model = _check_model(bundle, execution, reader, runtime, patches, folder)
+    else:
+        require_writable(folder)
     (given, left_out), files = expand_slides(slides), {"roi": roi, "keep": keep, "exclude": exclude, "tissue": tissue}
     _require_one_slide(len(given), files)
-    task = replace(task, device=device, report=report, files=files, resume=resume, runtime=runtime, reader=reader)
-    task = replace(task, overlay=overlay, full_paths=full_paths)
+    options = {"device": device, "report": report, "files": files, "resume": resume, "runtime": runtime}
+    options |= {"reader": reader, "overlay": overlay, "full_paths": full_paths, "teacher": patches}
+    task = model.task(bundle, execution.resolve_path(folder), options)
     # --mpp overrides the column of a cohort table.
     jobs = [SlideJob(execution.resolve_path(slide.path), mpp or slide.mpp, slide.path_in_cohort) for slide in given]
     table = partial(_write_table, folder)
     progress = run_with_progress(
-        "predict", jobs, task, execution, folder, shown_notices=notices, write_tables=table, notices=left_out
+        "predict", jobs, task, execution, folder, shown_notices=model.notices, write_tables=table, notices=left_out
     )
     exit_if_failed(progress)
 
 
-def _load_task(
-    bundle: str, folder: Path, patches: TeacherPatches, device: str, runtime: str
-) -> tuple[PredictTask, set[str]]:
-    """Return a task with its model loaded, and the notices that were printed.
+@dataclass(frozen=True)
+class _CheckedModel:
+    """A bundle that was found to be whole.
+
+    Attributes
+    ----------
+    path, sha256
+        Its folder and hash.
+    notices
+        Notices that were printed.
+    """
+
+    path: Path
+    sha256: str
+    notices: set[str]
+
+    def task(self, bundle: str, folder: Path, options: Mapping[str, Any]) -> SlideTask:
+        """Return the task of a cohort: `bundle` as the caller named it, folder of the results, further arguments."""
+        from napari_lrmil.core.cohort.worker_task import WorkerTask
+
+        arguments = {"bundle": self.path, "bundle_sha256": self.sha256, "bundle_name": str(bundle), "folder": folder}
+        arguments = {**arguments, **options}
+        return WorkerTask("napari_lrmil.core.cohort.predict_task", "PredictTask", arguments, (PREDICT_IMPORTS,))
+
+
+def _check_model(
+    bundle: str, execution: ExecutionOptions, reader: str, runtime: str, patches: TeacherPatches, folder: Path
+) -> _CheckedModel:
+    """Return a model that this process has loaded, after checks of options and of the folder of results."""
+    from napari_lrmil.core.slides.tile_reader import require_reader
+
+    require_reader(reader)
+    _require_available(execution, runtime)
+    require_writable(folder)
+    return _load_model(bundle, patches, execution.load_device, runtime)
+
+
+def _check_model_apart(bundle: str, execution: ExecutionOptions, reader: str, runtime: str) -> _CheckedModel | None:
+    """Return a model that a process forked for that has loaded, or None if it must be checked in this process.
+
+    This process then imports neither NumPy nor OpenVINO: it only watches the workers, which have them already.
+    """
+    from napari_lrmil.core.processes import Child, ChildEndedError
+
+    child = Child("model", _send_model, bundle, execution, reader, runtime, shared_imports=(PREDICT_IMPORTS,))
+    try:
+        model: _CheckedModel | None = child.receive()
+    except ChildEndedError:
+        return None
+    finally:
+        child.close()
+    return model
+
+
+def _send_model(pipe: Connection, bundle: str, execution: ExecutionOptions, reader: str, runtime: str) -> None:
+    """Check a model and options in a forked process, and send the model, or None for what is wrong with them."""
+    from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+    from napari_lrmil.core.slides.tile_reader import require_reader
+
+    try:
+        require_reader(reader)
+        _require_available(execution, runtime)
+        model = _load_model(bundle, TeacherPatches.NONE, execution.load_device, runtime)
+    except Exception:  # the parent repeats the checks, and raises the error with its traceback
+        pipe.send(None)
+    else:
+        pipe.send(model)
+
+
+def _load_model(bundle: str, patches: TeacherPatches, device: str, runtime: str) -> _CheckedModel:
+    """Return a bundle with its networks loaded or checked.
 
     A broken bundle must end the command: as an error of each slide it would be reported once per slide.
     """
-    from napari_lrmil.core.cohort.predict_task import PredictTask, open_bundle_once
+    from napari_lrmil.core.cohort.predict_task import open_bundle_once
     from napari_lrmil.core.inference.teacher_patches import TeacherPatches
     from napari_lrmil.core.models.bundle import Bundle
 
     opened = Bundle(bundle)
     model = open_bundle_once(opened.path.absolute(), opened.sha256)  # the object that tasks in this process use
     notices = load_networks(model, teacher=patches != TeacherPatches.NONE, device=device, runtime=runtime)
-    return PredictTask(model.path, model.sha256, str(bundle), folder, teacher=patches), notices
+    return _CheckedModel(model.path, model.sha256, notices)
 
 
 def _require_available(execution: ExecutionOptions, runtime: str) -> None:
@@ -221,11 +295,13 @@ def compare(
     execution = ExecutionOptions(None, None, None, device)
     _require_available(execution, runtime)
     require_writable(folder)
-    task, notices = _load_task(bundle, folder, patches, execution.load_device, runtime)
-    task = replace(task, device=device, files={"roi": roi, "lesions": lesions}, compare=True, runtime=runtime)
+    model = _load_model(bundle, patches, execution.load_device, runtime)
+    files = {"roi": roi, "lesions": lesions}
+    options = {"teacher": patches, "device": device, "files": files, "compare": True, "runtime": runtime}
+    task = model.task(bundle, folder, options)
     # Without run_cohort: one slide needs no retry, no failures.csv and no cohort.json.
     events = with_finished_event(task(SlideJob(slide, mpp)))
-    result = show_progress(events, slide.name, shown_notices=notices)
+    result = show_progress(events, slide.name, shown_notices=model.notices)
     print_result(f"{slide.name}: {result.text} -> {result.path}")
     _write_table(folder)
 

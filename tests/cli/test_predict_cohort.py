@@ -101,6 +101,33 @@ def test_ten_bad_slides_stop_nobody(slides: Path, bundle: Path, bad_slides: Modu
         assert [row["slide"] for row in csv.DictReader(file)] == sorted(earlier)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere workers are not forked from a server")
+def test_a_command_with_workers_loads_no_numpy(slides: Path, bundle: Path, tmp_path: Path) -> None:
+    words = ["predict", slides, *common_options(bundle, tmp_path), "--workers", 2]
+    code = f"""
+import sys
+from napari_lrmil.cli import main
+sys.argv = {["napari-lrmil", *map(str, words)]!r}
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+assert not {{"numpy", "openvino", "shapely", "torch"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+    assert len(list(tmp_path.glob("*/prediction.json"))) == 3
+
+
+def test_a_broken_model_ends_a_command_with_workers(call: Call, slides: Path, bundle: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(bundle, tmp_path / "broken")
+    weights = next(broken.glob("*student*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1])
+    code, _, errors = call("predict", slides, *common_options(broken, tmp_path / "out"), "--workers", 2)
+    assert code == 2
+    assert weights.name in errors
+    assert not list((tmp_path / "out").glob("*/*"))
+
+
 def test_an_unknown_reader_is_a_wrong_call(call: Call, slides: Path, bundle: Path, tmp_path: Path) -> None:
     code, _, err = call("predict", slides, *common_options(bundle, tmp_path), "--reader", "fast")
     assert code == 2 and "auto, openslide, tiles" in err and not result_times(tmp_path)

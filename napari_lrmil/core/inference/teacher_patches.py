@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import ClassVar, Self
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from napari_lrmil.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # No leading zero, so that each value has one text: it is stored and compared.
 _NONE, _ALL, _TOP = "none", "all", re.compile(r"top-([1-9][0-9]*)")
@@ -73,6 +74,8 @@ def select_teacher_patches(choice: TeacherPatches, student_attention: NDArray[np
     numpy.ndarray
         (N,) True for each patch that the teacher reads.
     """
+    import numpy as np  # here, because the process of a command that has workers needs no NumPy
+
     rows = np.zeros(len(student_attention), dtype=np.bool_)
     order = np.argsort(-student_attention.astype(np.float64), kind="stable")  # stable: ties are reproducible
     rows[order[: choice.count(len(rows))]] = True

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from napari_lrmil.core.csv_files import read_csv, write_csv
 from napari_lrmil.core.errors import StoredError
-from napari_lrmil.core.patching.roi import WHOLE_SLIDE
 from napari_lrmil.core.results.schema import PREDICTION, PredictionFile
 
 FAILURES = "failures.csv"
@@ -35,7 +34,7 @@ def write_predictions_table(folder: Path) -> tuple[StoredError, ...]:
             file.n_patches,
             file.n_hr_patches,
             f"{file.seconds['total']:.3f}",
-            file.scope or WHOLE_SLIDE.text,
+            file.scope or _whole_slide_text(),
             file.calibrated,
         )
         for file in stored
@@ -43,6 +42,13 @@ def write_predictions_table(folder: Path) -> tuple[StoredError, ...]:
     if rows:
         write_csv(folder / "predictions.csv", [header, *rows])
     return tuple(errors)
+
+
+def _whole_slide_text() -> str:
+    """Return the scope of results that are too old to state one."""
+    from napari_lrmil.core.patching.roi import WHOLE_SLIDE  # here, because it loads NumPy and Shapely
+
+    return WHOLE_SLIDE.text
 
 
 def _read_results(folder: Path) -> tuple[list[PredictionFile], list[StoredError]]:
