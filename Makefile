@@ -5,7 +5,7 @@ BIN = .venv/bin
 PARALLEL = -n 2 --dist loadscope --no-loadscope-reorder
 SLIDE ?=
 
-.PHONY: demo test test-fast docs test-encoders lint types contract check check-fast clean
+.PHONY: demo test test-fast fuzz docs test-encoders lint types contract check check-fast clean
 
 .venv/.ready: pyproject.toml constraints.txt napari.yaml scripts/bootstrap.sh
 	PYTHON="$(PYTHON)" sh scripts/bootstrap.sh
@@ -19,6 +19,10 @@ test: .venv/.ready
 # Without the slow tests: whole trainings, killed processes, clusters, windows, benchmarks.
 test-fast: .venv/.ready
 	sh scripts/on_screen.sh $(BIN)/python -m pytest $(PARALLEL) -m "not slow"
+
+# Thousands of damaged files; `make test` runs a tenth of them. It goes on where it was stopped.
+fuzz: .venv/.ready
+	cd tests && PYTHONPATH=. ../$(BIN)/python -m fuzz.campaign --folder ../build/fuzz
 
 # The docs site, in site/. Only this command needs the extra `docs`; a warning of the build is an error.
 docs: .venv/.docs

@@ -25,6 +25,12 @@ class AgreementFigures(Protocol):
     def n_patches(self) -> int: ...  # noqa: D102
 
 
+def shorten(text: str, limit: int = 60) -> str:
+    """Return text from a file or a library, for a message: on one line and at most `limit` characters long."""
+    text = " ".join(text.split())
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
 def format_duration(seconds: float) -> str:
     """Return a duration: ``40 s`` below 90 s, ``7 min`` below two hours, then ``2 h 10 min`` and ``2 d 7 h``."""
     if seconds < 90:

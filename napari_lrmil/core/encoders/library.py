@@ -15,6 +15,7 @@ from torch import nn
 
 from napari_lrmil.core.encoders.spec import EncoderSpec
 from napari_lrmil.core.errors import EncoderError
+from napari_lrmil.core.formatting import shorten
 
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -58,7 +59,7 @@ def library_config(name: str, spec: EncoderSpec) -> Any:
 
 def settings_error(spec: EncoderSpec, reason: str) -> EncoderError:
     """Return the error for settings of which no network can be built."""
-    return EncoderError(f"{spec.name}: the settings of {spec.family} cannot be combined ({reason})")
+    return EncoderError(f"{spec.name}: the settings of {spec.family} cannot be combined ({shorten(reason, 200)})")
 
 
 @dataclass(frozen=True)

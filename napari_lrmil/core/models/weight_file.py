@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from napari_lrmil.core.errors import BundleError
+from napari_lrmil.core.formatting import shorten
 from napari_lrmil.core.models.card import Card, NetworkCard
 
 FLOATS, COUNTERS = ("F16", "F32"), ("I64",)  # safetensors names; batch norm has a counter of batches
 POSITIVE, NOT_NEGATIVE = "deviation", "running_var"  # ends of names: an instance is divided by one, by the other's root
 EXPONENT_F16 = np.uint16(0x7C00)  # all its bits are set in infinities and NaN only
+MAX_REASON_CHARS = 200  # of a library's message
 FILE_STARTS = (  # first bytes of files that people have in place of weights
     (b"version https://git-lfs", "it is a pointer of Git LFS; fetch the file itself with git lfs pull"),
     (b"<", "it is a web page or XML, from a download that failed; download it again"),
@@ -64,7 +66,7 @@ def _describe_start(path: Path, error: Exception) -> str:
     for prefix, reason in FILE_STARTS:
         if start.startswith(prefix):
             return reason
-    return f"{error}; the bundle is damaged, copy it again"
+    return f"{shorten(str(error), MAX_REASON_CHARS)}; the bundle is damaged, copy it again"
 
 
 def _check_types(path: Path, types: dict[str, str]) -> None:

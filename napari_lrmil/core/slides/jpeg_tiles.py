@@ -77,6 +77,7 @@ def find_pages(path: Path, levels: Sequence[Level]) -> tuple[Page, ...]:
     import tifffile
 
     with tifffile.TiffFile(path) as file:
+        len(file.pages)  # lists all pages; iteration alone would go round for ever if one leads back to an earlier one
         pages = [page for page in file.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
         return tuple(_page_of(level, pages) for level in levels)
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from napari_lrmil.core.errors import SlideError
+from napari_lrmil.core.slides.dicom_frames import require_frame_tables
 from napari_lrmil.core.slides.dicom_headers import may_be_dicom, read_dicom_header
 from napari_lrmil.core.slides.slide_files import dicom_in
 
@@ -51,7 +52,7 @@ def open_with_openslide(path: Path) -> Handle:
     Raises
     ------
     SlideError
-        If the file is missing, empty or not readable.
+        If the file is missing, empty or not readable, or would end the process.
     """
     import openslide
 
@@ -59,7 +60,9 @@ def open_with_openslide(path: Path) -> Handle:
         raise SlideError(path, "no such file; check the path")
     _require_content(path)
     _require_slide_object(path)
-    handle = openslide.OpenSlide(slide_file(path))
+    file = slide_file(path)
+    require_frame_tables(file)
+    handle = openslide.OpenSlide(file)
     handle.set_cache(_shared_cache())
     slide_handle: Handle = handle
     return slide_handle

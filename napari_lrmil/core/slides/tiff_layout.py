@@ -112,6 +112,7 @@ def find_layout(file: TiffFile) -> TiffLayout:
 def _page_layout(file: TiffFile) -> TiffLayout:
     """Return the largest page with its SubIFDs and all other pages that are smaller pictures of its shape."""
     file.pages.useframes = False
+    len(file.pages)  # lists all pages and ends at one that is listed already; iteration alone would go round for ever
     pages = [page for page in file.pages if not int(getattr(page, "subfiletype", 0)) & _MASK]
     if not pages:
         raise UnsupportedTiffError("it has no page with a picture")

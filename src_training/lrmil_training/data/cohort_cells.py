@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from lrmil_training.data.cohort_file import CohortTableRow, shorten
+from lrmil_training.data.cohort_file import CohortTableRow
 from napari_lrmil.core.errors import CohortError
+from napari_lrmil.core.formatting import shorten
 
 SPLIT_WORDS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 MISSING_VALUES = ("nan", "na", "n/a", "#n/a", "<na>", "null", "#value!", "#ref!")  # as pandas, R and Excel write them

@@ -18,12 +18,12 @@ from pathlib import Path
 
 from napari_lrmil.core.csv_files import restore_cell
 from napari_lrmil.core.errors import CohortError
+from napari_lrmil.core.formatting import shorten
 
 REQUIRED_COLUMNS = ("slide", "patient", "label")
 OPTIONAL_COLUMNS = ("split", "mpp", "site")
 DELIMITERS = (",", ";", "\t", "|")
 MIN_MPP, MAX_MPP = 0.02, 100.0  # µm per pixel; the limits of --mpp
-MAX_SHOWN_CHARS = 60  # of a cell in a message
 NOT_CSV = {  # first bytes of files that are often given as a table
     b"PK\x03\x04": "a workbook of Excel or LibreOffice",
     b"\xd0\xcf\x11\xe0": "a workbook of Excel",
@@ -136,12 +136,6 @@ def parse_mpp(text: str) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) and MIN_MPP <= value <= MAX_MPP else None
-
-
-def shorten(text: str) -> str:
-    """Return text on one line and of bounded length, for a message."""
-    text = " ".join(text.split())
-    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}…"
 
 
 # ---------------------------------------------------------------- text

@@ -97,6 +97,21 @@ def test_a_page_of_another_picture_is_no_level(tmp_path: Path) -> None:
         assert "level 1 of the file (450 x 350 px) is left out" in slide.warnings[0] and len(slide.warnings) == 1
 
 
+def test_pages_that_lead_back_to_an_earlier_one_are_read_once(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for picture in (BASE, reduced(BASE, 2.0)):
+            file.write(picture, **TILED, photometric="rgb")
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        first, last = (page.offset for page in file.pages)
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    end = last + 2 + 12 * int.from_bytes(content[last : last + 2], "little")
+    content[end : end + 4] = first.to_bytes(4, "little")
+    (tmp_path / "a.tif").write_bytes(content)
+    with Slide(tmp_path / "a.tif") as slide:
+        assert [level.width for level in slide.levels] == [900, 450]
+        np.testing.assert_array_equal(whole(slide), BASE)
+
+
 def test_the_projects_own_ome_phantom_opens_with_all_levels(tmp_path: Path) -> None:
     from napari_lrmil.core.phantom import make_cohort
 
