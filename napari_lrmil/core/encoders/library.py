@@ -59,7 +59,7 @@ def library_config(name: str, spec: EncoderSpec) -> Any:
 
 def settings_error(spec: EncoderSpec, reason: str) -> EncoderError:
     """Return the error for settings of which no network can be built."""
-    return EncoderError(f"{spec.name}: the settings of {spec.family} cannot be combined ({shorten(reason, 200)})")
+    return EncoderError(f"{spec.name}: the settings of {spec.family} cannot be combined ({shorten(reason, 300)})")
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def _files_of_slide(path: Path) -> Iterator[Path]:
 
 
 def _is_table_valid(path: Path) -> bool:
-    """Return whether the offsets of encapsulated frames rise and the last is one of a frame; an empty table is valid."""
+    """Return whether the offsets of encapsulated frames rise and end at a frame; an empty table is valid."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         at = content.find(PIXELS, 0, MAX_HEADER_BYTES)
         if at < 0:
