@@ -104,6 +104,7 @@ def predict(
     regions: str | Path | None = None,
     device: str = "auto",
     runtime: str = "auto",
+    allow_missing: bool = False,
     on_event: OnEvent | None = None,
 ) -> Prediction:
     """Classify a slide with the low-resolution student.
@@ -122,6 +123,8 @@ def predict(
         ``auto``, ``cpu``, ``cuda`` or ``mps``.
     runtime
         ``torch``, ``openvino``, or ``auto``: the fastest one that agrees with torch.
+    allow_missing
+        Predict a slide even if more than a third of its tissue is not stored or damaged.
     on_event
         Called with every event, for a progress display.
 
@@ -158,6 +161,7 @@ def predict(
             seconds_open=seconds_open,
             scope=read_scope({"roi": None if regions is None else Path(regions)}, opened.bounds),
             runtime=runtime,
+            allow_missing=allow_missing,
         )
         prediction: Prediction = run_to_end(events, on_event)
     return prediction
@@ -169,6 +173,7 @@ def extract_features(
     *,
     network: Literal["student", "teacher"] = "student",
     device: str = "auto",
+    allow_missing: bool = False,
     on_event: OnEvent | None = None,
 ) -> Bag:
     """Extract the features of a slide's tissue patches with one encoder of a model.
@@ -183,6 +188,8 @@ def extract_features(
         ``student`` reads low-resolution patches, ``teacher`` high-resolution ones.
     device
         ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    allow_missing
+        Extract features even if more than a third of the tissue is not stored or damaged.
     on_event
         Called with every event, for a progress display.
 
@@ -204,7 +211,8 @@ def extract_features(
     if network not in ("student", "teacher"):
         raise ValueError(f"network is {network!r}, expected 'student' or 'teacher'")
     with _opened(slide) as (opened, _):
-        bag: Bag = run_to_end(extract_bag(opened, _loaded(bundle), network, resolve_device(device)), on_event)
+        events = extract_bag(opened, _loaded(bundle), network, resolve_device(device), allow_missing=allow_missing)
+        bag: Bag = run_to_end(events, on_event)
     return bag
 
 

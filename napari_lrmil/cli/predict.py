@@ -62,6 +62,9 @@ OverlayOption = Annotated[bool, typer.Option("--overlay/--no-overlay", help="dra
 FullPathsOption = Annotated[
     bool, typer.Option("--full-paths", help="write absolute paths into the results; they may hold the name of a user")
 ]
+AllowMissingOption = Annotated[
+    bool, typer.Option("--allow-missing", help="predict slides even if more than a third of their tissue is missing")
+]
 ReaderOption = Annotated[
     str,
     typer.Option(help="auto, openslide or tiles; tiles reads JPEG tiles directly if OpenSlide gives the same pixels"),
@@ -138,6 +141,7 @@ def predict(
     resume: ResumeOption = True,
     overlay: OverlayOption = True,
     full_paths: FullPathsOption = False,
+    allow_missing: AllowMissingOption = False,
 ) -> None:
     """Run the LR student on slides: probabilities, attention, overlay. A failed slide does not stop the others."""
     has_server = start_imports_of_workers(PREDICT_IMPORTS, slides, workers, scheduler)
@@ -159,6 +163,7 @@ def predict(
     _require_one_slide(len(given), files)
     options = {"device": device, "report": report, "files": files, "resume": resume, "runtime": runtime}
     options |= {"reader": reader, "overlay": overlay, "full_paths": full_paths, "teacher": patches}
+    options["allow_missing"] = allow_missing
     task = model.task(bundle, execution.resolve_path(folder), options)
     # --mpp overrides the column of a cohort table.
     jobs = [SlideJob(execution.resolve_path(slide.path), mpp or slide.mpp, slide.path_in_cohort) for slide in given]

@@ -33,6 +33,10 @@ class TissueError(SlideError):
     """No patch of a slide has enough tissue."""
 
 
+class MissingTilesError(SlideError):
+    """Too much of a slide's tissue is not stored in its file, or damaged."""
+
+
 class GeometryError(LrmilError):
     """Resolutions and patch sizes do not nest."""
 

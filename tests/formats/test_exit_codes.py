@@ -26,6 +26,7 @@ CODES: dict[type[errors.LrmilError], int] = {
     errors.SlideError: 1,
     errors.ResolutionError: 1,
     errors.TissueError: 1,
+    errors.MissingTilesError: 1,
     errors.BagError: 1,
     errors.StoredError: 1,
     errors.NewerSchemaError: 1,

@@ -72,6 +72,8 @@ class PredictTask:
         Whether ``overlay.png`` is drawn.
     full_paths
         Whether absolute paths are written into the results. If not, the path of a slide begins with its cohort.
+    allow_missing
+        Whether slides are predicted of which more than a third of the tissue is missing.
     """
 
     shared_imports: ClassVar = ("napari_lrmil.core.cohort.predict_imports",)
@@ -89,6 +91,7 @@ class PredictTask:
     reader: str = AUTO
     overlay: bool = True
     full_paths: bool = False
+    allow_missing: bool = False
 
     def prepare(self, threads: int) -> None:
         """Set the number of threads that computations use in this process."""
@@ -138,6 +141,7 @@ class PredictTask:
             scope=read_scope({k: v for k, v in self.files.items() if k in REGION_OPTIONS}, slide.bounds),
             tissue_grid=self._edited_tissue(slide, model),
             runtime=self.runtime,
+            allow_missing=self.allow_missing,
         )
 
     def _reusable_result(self, slide: Slide) -> TaskResult | None:
@@ -148,7 +152,9 @@ class PredictTask:
         folder = self.folder / slide.name
         reader = None if self.reader == AUTO else self.reader
         runtime = REFERENCE if self.runtime == REFERENCE.name else None
-        requirements = ResultRequirements(self.bundle_sha256, self.teacher, self.report, reader, runtime, self.overlay)
+        requirements = ResultRequirements(
+            self.bundle_sha256, self.teacher, self.report, reader, runtime, self.overlay, self.allow_missing
+        )
         file = find_reusable_result(folder, slide, requirements)
         if file is None:
             return None
@@ -159,6 +165,7 @@ class PredictTask:
         file, card = self.files.get("tissue"), model.card
         if file is None:
             return None
+        slide.count_damaged_tiles()  # `predict` checks their number
         # An edited mask has the raster of the detected one.
         detected = find_tissue_grid(slide, card.plan, card.tissue)
         return tissue_grid_from_mask(slide.path, detected, read_mask(file, detected.tissue), card.tissue)
@@ -180,6 +187,7 @@ class PredictTask:
             full_paths=self.full_paths,
             report=True,
             reader=self.reader,
+            allow_missing=self.allow_missing,
         )
         return ReportRequest(command, model.card.hr_mpp)
 

@@ -16,6 +16,7 @@ from napari_lrmil.core.cohort.memory import peak_memory_mb
 from napari_lrmil.core.errors import (
     DiskFullError,
     LrmilError,
+    MissingTilesError,
     NewerSchemaError,
     RegionError,
     ResolutionError,
@@ -28,7 +29,8 @@ from napari_lrmil.core.text_escapes import printable
 from napari_lrmil.core.unexpected_errors import describe_error
 
 OPEN, TISSUE, READ, ENCODE, WRITE, WORKER = "open", "tissue", "read", "encode", "write", "worker"
-PERMANENT_ERRORS = (ResolutionError, TissueError, RegionError, NewerSchemaError)  # of the slide: a retry cannot help
+# Properties of the slide: a retry cannot help.
+PERMANENT_ERRORS = (ResolutionError, TissueError, MissingTilesError, RegionError, NewerSchemaError)
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,11 @@ class PatchSet:
         """Side of the encoder's input in pixels."""
         return self.input_px or self.patch_px
 
+    @property
+    def patch_size(self) -> tuple[tuple[int, int], int]:
+        """Size in level-0 pixels, and side in pixels as read."""
+        return self.size_level0, self.patch_px
+
     def read(self, slide: Slide, rows: slice) -> NDArray[np.uint8]:
         """Return (B, patch_px, patch_px, 3) uint8 pixels of some of the patches."""
         return slide.read_patches(self.corners[rows], self.size_level0, self.patch_px)

@@ -15,10 +15,13 @@ from napari_lrmil.core.features.prefetch import default_batch_size
 from napari_lrmil.core.inference.predict import NetworkInput, student_input, teacher_input
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.patching.grid import NestedGrid, find_tissue_grid, require_resolution
+from napari_lrmil.core.patching.missing_tissue import MissingTilesCheck
 from napari_lrmil.core.slides.slide import Slide
 
 
-def extract_bag(slide: Slide, bundle: Bundle, network: str, device: str | torch.device) -> Iterator[Event]:
+def extract_bag(
+    slide: Slide, bundle: Bundle, network: str, device: str | torch.device, *, allow_missing: bool = False
+) -> Iterator[Event]:
     """Yield `Notice` and `Progress`, and last `Finished` with the `Bag` of a whole slide.
 
     The encoder runs in torch, in float32, so that features do not depend on the machine's runtime.
@@ -27,6 +30,8 @@ def extract_bag(slide: Slide, bundle: Bundle, network: str, device: str | torch.
     ----------
     network
         ``student`` or ``teacher``.
+    allow_missing
+        Extract features even if more than a third of the tissue is missing.
 
     Raises
     ------
@@ -40,11 +45,16 @@ def extract_bag(slide: Slide, bundle: Bundle, network: str, device: str | torch.
         # Terms of use come before the weights are fetched, which happens on access to `bundle.teacher`.
         yield from (Notice(terms) for terms in filter(None, [bundle.teacher_notice]))
     yield from (Notice(text, slide.name) for text in slide.warnings)
-    grid = find_tissue_grid(slide, bundle.card.plan, bundle.card.tissue).grid
+    slide.count_damaged_tiles()
+    tissue_grid = find_tissue_grid(slide, bundle.card.plan, bundle.card.tissue)
+    grid = tissue_grid.grid
     read = (teacher_input if network == "teacher" else student_input)(bundle.card, grid)
+    missing = MissingTilesCheck(slide, tissue_grid.tissue, [read.patches.patch_size], allow=allow_missing)
+    yield from missing.notices()
     encoder = (bundle.teacher if network == "teacher" else bundle.student).encoder.to(device)
     batch = default_batch_size(read.patches.side)
     embeddings = yield from extract_features(slide, read.patches, encoder, device=device, stage=read.stage, batch=batch)
+    yield from missing.notices()
     pixels, seconds = slide.pixels_decoded - decoded, time.process_time() - began
     origin = _bag_origin(slide, grid, read, f"{bundle.name} {network}", module_sha256(encoder), pixels, seconds)
     yield Finished(Bag(embeddings.features, read.patches.corners, origin))

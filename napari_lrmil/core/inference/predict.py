@@ -19,7 +19,7 @@ from napari_lrmil.core.features.bag import Features
 from napari_lrmil.core.features.embedding_cache import CacheKey, EmbeddingCache
 from napari_lrmil.core.features.extraction import Embeddings, PatchSet, extract_features
 from napari_lrmil.core.features.prefetch import default_batch_size
-from napari_lrmil.core.geometry import Int64
+from napari_lrmil.core.geometry import Int64, Lattice
 from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
 from napari_lrmil.core.inference.quality_checks import quality_warnings
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches, select_teacher_patches
@@ -27,7 +27,15 @@ from napari_lrmil.core.metrics.agreement import measure_agreement
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.card import Card
 from napari_lrmil.core.models.pooling import MilWeights, pool_instances
-from napari_lrmil.core.patching.grid import NestedGrid, TissueGrid, find_tissue_grid, require_resolution
+from napari_lrmil.core.patching.grid import (
+    NestedGrid,
+    TissueGrid,
+    find_tissue_grid,
+    nested_grid_from_tissue,
+    require_resolution,
+)
+from napari_lrmil.core.patching.mask_filters import Mask
+from napari_lrmil.core.patching.missing_tissue import MissingTilesCheck, PatchSize
 from napari_lrmil.core.patching.roi import WHOLE_SLIDE, RegionOfInterest
 from napari_lrmil.core.runtimes.select import (
     MIN_CHECK_PATCHES,
@@ -59,6 +67,7 @@ def predict(
     tissue_grid: TissueGrid | None = None,
     cache: EmbeddingCache | None = None,
     runtime: str = "torch",
+    allow_missing: bool = False,
 ) -> Iterator[Event]:
     """Run the LR student on a slide or a region, then the HR teacher on the patches in `teacher`.
 
@@ -76,18 +85,35 @@ def predict(
         Part of the slide; tissue and grids if they are known or were edited.
     cache
         Embeddings of earlier calls. New ones are added.
+    allow_missing
+        Predict a slide even if more than a third of its tissue is not stored or damaged.
 
     Raises
     ------
     LrmilError
-        If the slide is too coarse, has no tissue or cannot be read, or the bundle is broken.
+        If the slide is too coarse, has no tissue or too little of it left, or cannot be read, or the bundle is broken.
     """
     require_runtime(runtime, device)  # refused before a pixel is read
     if teacher != TeacherPatches.NONE:
         yield from _teacher_notices(slide, bundle)
+    slide.count_damaged_tiles()
     compute = _Compute(device, cache, runtime)
-    request = yield from _prepare(slide, bundle, compute, scope, tissue_grid, seconds_open)
+    options = _Options(teacher, allow_missing)
+    request = yield from _prepare(slide, bundle, compute, scope, tissue_grid, seconds_open, options)
     yield Finished((yield from _run_networks(request, teacher)))
+
+
+@dataclass(frozen=True)
+class _Options:
+    """LR patches of the teacher, and whether a slide is predicted that lacks much of its tissue."""
+
+    teacher: TeacherPatches
+    allow_missing: bool
+
+    def patch_sizes(self, card: Card, lattice: Lattice) -> list[PatchSize]:
+        """Return the patches that the networks read."""
+        student, teacher = (lattice.lr_cell, card.lr_patch_px), (lattice.cell, card.hr_patch_px)
+        return [student] if self.teacher == TeacherPatches.NONE else [student, teacher]
 
 
 @dataclass(frozen=True)
@@ -129,6 +155,7 @@ class _Request:
     scope: RegionOfInterest
     costs: SharedCosts
     warnings: tuple[str, ...]
+    missing: MissingTilesCheck
     is_calibrated: bool  # the temperature was fitted on whole slides, so it does not hold for a part
 
 
@@ -186,6 +213,7 @@ def _prepare(
     scope: RegionOfInterest,
     tissue_grid: TissueGrid | None,
     seconds_open: float,
+    options: _Options,
 ) -> Generator[Event, None, _Request]:
     """Find tissue and patches if they are not given, and check their quality."""
     model_notices = [f"about the model {bundle.name}: {bundle.card.about}"] if bundle.card.about else []
@@ -201,13 +229,29 @@ def _prepare(
     # The thresholds were measured on whole slides: a small region has little tissue by intent.
     quality = quality_warnings(slide, grid, bundle.card) if scope.kind == "slide" else ()
     yield from (Notice(text, slide.name) for text in (*about_regions, *quality))
+    sizes = options.patch_sizes(bundle.card, grid.lattice)
+    select = None if scope.is_whole_slide else partial(_select_part, slide, bundle, tissue_grid, scope)
+    missing = MissingTilesCheck(slide, tissue_grid.tissue, sizes, allow=options.allow_missing, select=select)
+    yield from missing.notices()
     seconds = {"open": seconds_open, "tissue": time.perf_counter() - began}
     costs = SharedCosts(seconds, slide.pixels_decoded - decoded, time.process_time() - cpu)
     yield StageDone("tissue", costs.seconds["tissue"])
     logger.info("%s: %d LR patches, %d HR patches", slide.name, len(grid.lr_index), len(grid.hr_index))
     # The model's own notice is stored with every result: a reader of the file has not seen the model card.
     warnings = (*slide.warnings, *model_notices, *about_regions, *quality)
-    return _Request(slide, bundle, compute, grid, scope, costs, warnings, is_calibrated=scope.is_whole_slide)
+    return _Request(slide, bundle, compute, grid, scope, costs, warnings, missing, is_calibrated=scope.is_whole_slide)
+
+
+def _select_part(slide: Slide, bundle: Bundle, tissue_grid: TissueGrid, scope: RegionOfInterest, mask: Mask) -> Mask:
+    """Return the part of a mask of tissue that lies in LR patches of the region of interest."""
+    tissue = replace(tissue_grid.tissue, mask=mask)
+    grid = nested_grid_from_tissue(slide.path, tissue, bundle.card.tissue)
+    cells = grid.lr_index[scope.select(TissueGrid(tissue, grid)).is_selected]
+    lattice = grid.lattice
+    is_selected = np.zeros((lattice.rows // lattice.n, lattice.columns // lattice.n), np.bool_)
+    is_selected[cells[:, 1], cells[:, 0]] = True
+    side = mask.shape[0] // is_selected.shape[0]  # of an LR cell in mask pixels
+    return mask & is_selected.repeat(side, axis=0).repeat(side, axis=1)
 
 
 def _run_networks(request: _Request, teacher: TeacherPatches) -> Generator[Event, None, Prediction]:
@@ -217,8 +261,11 @@ def _run_networks(request: _Request, teacher: TeacherPatches) -> Generator[Event
     prediction = _student_prediction(request, student)
     if teacher != TeacherPatches.NONE:
         prediction = yield from _add_teacher(request, prediction, teacher)
-    # Read last: only pixels that were read show whether the tile reader or OpenSlide decoded them.
-    return replace(prediction, reader=request.slide.reader)
+    # Last: only pixels that were read show which tiles are damaged, and which reader decoded them.
+    yield from request.missing.notices()
+    missing = request.missing.tiles
+    warnings = (*prediction.warnings, *missing.warnings)
+    return replace(prediction, reader=request.slide.reader, missing_tiles=missing, warnings=warnings)
 
 
 def _add_teacher(

@@ -13,6 +13,7 @@ from napari_lrmil.core.geometry import Int64
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.metrics.agreement import Agreement, pool_to_lr_grid
 from napari_lrmil.core.patching.grid import NestedGrid
+from napari_lrmil.core.patching.missing_tissue import NOTHING_MISSING, MissingTiles
 from napari_lrmil.core.patching.roi import WHOLE_SLIDE, RegionOfInterest
 from napari_lrmil.core.runtimes.select import REFERENCE, RuntimeChoice
 from napari_lrmil.core.slides.slide import FinestRead
@@ -104,6 +105,8 @@ class Prediction:
         Reader of the slide and why it was chosen; None in results that do not state it.
     finest_read
         Finest level that was read for the student; None in results that do not state it.
+    missing_tiles
+        Missing and damaged tiles of the levels that were read.
     """
 
     slide: str
@@ -124,6 +127,7 @@ class Prediction:
     agreement: Agreement | None = None
     reader: ReaderChoice | None = None
     finest_read: FinestRead | None = None
+    missing_tiles: MissingTiles = NOTHING_MISSING
 
     @property
     def partly_compared(self) -> bool:

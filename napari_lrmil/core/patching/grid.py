@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from napari_lrmil.core.errors import ResolutionError, TissueError
 from napari_lrmil.core.geometry import MPP_TOLERANCE, Int64, Lattice, PatchPlan
+from napari_lrmil.core.patching.missing_tissue import why_no_tissue
 from napari_lrmil.core.patching.tissue import Mask, Tissue, TissueConfig, find_tissue
 from napari_lrmil.core.slides.slide import Slide
 
@@ -124,7 +125,13 @@ def find_tissue_grid(slide: Slide, plan: PatchPlan, config: TissueConfig | None 
     require_resolution(slide, plan.lr_mpp, "student (LR)")
     _require_size(slide, plan, config.min_share)
     tissue = find_tissue(slide, plan.lattice(slide.bounds, slide.mpp), config)
-    return TissueGrid(tissue, nested_grid_from_tissue(slide.path, tissue, config))
+    try:
+        return TissueGrid(tissue, nested_grid_from_tissue(slide.path, tissue, config))
+    except TissueError:
+        reason = why_no_tissue(slide, tissue)
+        if reason is None:
+            raise
+        raise TissueError(slide.path, f"no LR patch with enough tissue: {reason}") from None
 
 
 def tissue_grid_from_mask(path: Path, original: TissueGrid, mask: Mask, config: TissueConfig) -> TissueGrid:

@@ -25,6 +25,7 @@ def predict_command(
     report: bool = False,
     reader: str = "auto",
     full_paths: bool = True,
+    allow_missing: bool = False,
 ) -> str:
     """Return the ``predict`` command line that gives the same numbers, quoted for a POSIX shell.
 
@@ -38,6 +39,8 @@ def predict_command(
         Option in `FILE_OPTIONS` -> file.
     full_paths
         Whether absolute paths are written as they are. If not, only their last part is, for files that others may see.
+    allow_missing
+        Whether a slide is predicted of which more than a third of the tissue is missing.
     """
     shown = str if full_paths else _without_folders
     path = shown(slide)
@@ -50,6 +53,7 @@ def predict_command(
     arguments += ["--teacher", str(teacher), "--out", shown(out)]
     arguments += ["--report"] if report else []
     arguments += ["--reader", reader] if reader != "auto" else []
+    arguments += ["--allow-missing"] if allow_missing else []
     return shlex.join(arguments)
 
 

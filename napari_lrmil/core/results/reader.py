@@ -17,6 +17,7 @@ from napari_lrmil.core.geometry import Int64, Lattice
 from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
 from napari_lrmil.core.metrics.agreement import measure_agreement
 from napari_lrmil.core.patching.grid import NestedGrid
+from napari_lrmil.core.patching.missing_tissue import NOTHING_MISSING, MissingTiles
 from napari_lrmil.core.patching.regions import Region
 from napari_lrmil.core.patching.roi import WHOLE_SLIDE, WORDS, Kind, RegionOfInterest
 from napari_lrmil.core.results.schema import PREDICTION, AgreementFile, PredictionFile, TeacherResult, unreadable_error
@@ -276,6 +277,7 @@ def _join_networks(
         agreement=measure_agreement(part, student.attention[compared], teacher.attention),
         reader=ReaderChoice(file.reader, file.reader_reason or "") if file.reader else None,
         finest_read=FinestRead(file.finest_mpp_read, file.finest_mpp_reason or "") if file.finest_mpp_read else None,
+        missing_tiles=MissingTiles(**dict(file.missing_tiles)) if file.missing_tiles else NOTHING_MISSING,
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from napari_lrmil.core.errors import NewerSchemaError, StoredError
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.patching.missing_tissue import MOST_SHARE
 from napari_lrmil.core.patching.roi import WHOLE_SLIDE
 from napari_lrmil.core.results.reader import STORED_MPP_TOLERANCE
 from napari_lrmil.core.results.schema import PREDICTION, PredictionFile
@@ -34,6 +35,8 @@ class ResultRequirements:
         Runtime and precision that must have run the encoder; None for any.
     overlay
         Whether ``overlay.png`` is required too.
+    allow_missing
+        Whether a result is reused that hides more of the tissue than is predicted without a word of the user.
     """
 
     bundle_sha256: str
@@ -42,6 +45,7 @@ class ResultRequirements:
     reader: str | None = None
     runtime: RuntimeChoice | None = None
     overlay: bool = False
+    allow_missing: bool = False
 
 
 def find_reusable_result(folder: Path, slide: Slide, required: ResultRequirements) -> PredictionFile | None:
@@ -72,6 +76,7 @@ def find_reusable_result(folder: Path, slide: Slide, required: ResultRequirement
         and _teacher_matches(file, required.teacher)
         and required.reader in (None, file.reader)
         and _runtime_matches(file, required.runtime)
+        and (required.allow_missing or file.missing_tiles is None or file.missing_tiles.tissue_share <= MOST_SHARE)
     )
     files = ("attention.h5", *([REPORT] if required.report else []), *([OVERLAY] if required.overlay else []))
     is_complete = all((folder / name).is_file() for name in files)

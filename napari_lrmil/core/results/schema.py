@@ -121,6 +121,18 @@ class TeacherResult(_Part):
         return self
 
 
+class MissingTilesResult(_Part):
+    """Missing and damaged tiles in ``prediction.json``, see `MissingTiles`."""
+
+    not_stored: int
+    damaged: int
+    not_stored_on_tissue: int
+    damaged_on_tissue: int
+    tissue_share: float
+    levels: tuple[int, ...]
+    not_read_on_tissue: int
+
+
 class PredictionFile(ResultFile):
     """``prediction.json``. Fields that default to None are missing from files of early builds of 0.1.0.
 
@@ -160,6 +172,8 @@ class PredictionFile(ResultFile):
         Step -> wall seconds; ``total`` is the time of all steps.
     warnings
         Sentences on why the result may be wrong.
+    missing_tiles
+        Tiles that the file does not store or that do not decode; None if there are none on tissue and none damaged.
     version
         Version of napari-lrmil that wrote the file.
     teacher
@@ -195,11 +209,12 @@ class PredictionFile(ResultFile):
     runtime_reason: str | None = None
     seconds: dict[str, float]
     warnings: tuple[str, ...]
+    missing_tiles: MissingTilesResult | None = None
     version: str
     teacher: TeacherResult | None = None
 
     def _absent_keys(self) -> set[str]:
-        names = ("teacher", "finest_mpp_read", "finest_mpp_reason")  # absent in files of 0.1.0
+        names = ("teacher", "finest_mpp_read", "finest_mpp_reason", "missing_tiles")  # absent in files of 0.1.0
         return {name for name in names if getattr(self, name) is None}
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from napari_lrmil.core.atomic_files import atomic_write, atomic_write_folder
@@ -19,6 +20,7 @@ from napari_lrmil.core.results.schema import (
     AGREEMENT,
     PREDICTION,
     AgreementFile,
+    MissingTilesResult,
     PredictionFile,
     TeacherResult,
     require_replaceable,
@@ -134,6 +136,7 @@ def _steps(
 def build_prediction_file(prediction: Prediction, path: str = "") -> PredictionFile:
     """Return the content of ``prediction.json``, see `write_steps`."""
     student, grid, reader, finest = prediction.student, prediction.grid, prediction.reader, prediction.finest_read
+    missing = prediction.missing_tiles
     return PredictionFile(
         slide=prediction.slide,
         path=printable(path or path_in_cohort(prediction.path, prediction.path)),
@@ -162,6 +165,7 @@ def build_prediction_file(prediction: Prediction, path: str = "") -> PredictionF
         runtime_reason=student.runtime.reason,
         seconds=student.seconds,
         warnings=prediction.warnings,
+        missing_tiles=MissingTilesResult(**asdict(missing)) if missing.sentences else None,
         version=__version__,
         teacher=_teacher_result(prediction),
     )

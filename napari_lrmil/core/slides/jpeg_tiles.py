@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import numpy as np
 from napari_lrmil.core.geometry import Level, PixelWindow
 from napari_lrmil.core.slides.byte_lru import ByteLru
 from napari_lrmil.core.slides.jpeg_decoder import Coding, allocate_tile, decode
+from napari_lrmil.core.slides.missing_tiles import TileTable
 from napari_lrmil.core.slides.resampling import Pixels
 
 TILE_BYTES = 64 * 2**20  # most decoded tiles of one slide: two rows of tiles of a slide 40,000 px wide
@@ -65,6 +66,11 @@ class Page:
         """Tiles down."""
         return -(-self.height // self.coding.height)
 
+    @property
+    def table(self) -> TileTable:
+        """Places of the tiles in the file."""
+        return TileTable((self.coding.width, self.coding.height), self.offsets, self.counts)
+
 
 def find_pages(path: Path, levels: Sequence[Level]) -> tuple[Page, ...]:
     """Return the page of each level.
@@ -104,6 +110,31 @@ def _page_of(level: Level, pages: Sequence[Any]) -> Page:
             f"level {level.index} has {len(tiles.counts)} tiles, not {tiles.columns} x {tiles.rows}"
         )
     return tiles
+
+
+def spread_missing_tiles(pages: Sequence[Page]) -> tuple[Page, ...]:
+    """Return pages of an Aperio slide without the tiles that overlap a missing tile of the next finer page.
+
+    OpenSlide does not trust what Aperio stored there, and shows the finer page.
+    """
+    spread = [pages[0]]
+    for page in pages[1:]:
+        counts, finer = list(page.counts), spread[-1]
+        across, down = finer.width / page.width, finer.height / page.height
+        for index in (i for i, count in enumerate(finer.counts) if count == 0):
+            row, column = divmod(index, finer.columns)
+            columns = _tiles_over(column * finer.coding.width / across, finer.coding.width / across, page.coding.width)
+            for above in _tiles_over(row * finer.coding.height / down, finer.coding.height / down, page.coding.height):
+                for i in columns:
+                    if above < page.rows and i < page.columns:
+                        counts[above * page.columns + i] = 0
+        spread.append(replace(page, counts=counts))
+    return tuple(spread)
+
+
+def _tiles_over(start: float, length: float, tile: int) -> range:
+    """Return the tiles, along one axis, that a stretch of pixels touches."""
+    return range(int(start // tile), int(-(-(start + length) // tile)))
 
 
 class JpegTiles:

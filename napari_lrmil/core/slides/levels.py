@@ -6,7 +6,7 @@ Files exist whose "level" is a label, a macro image or a mask. OpenSlide offers 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from napari_lrmil.core.geometry import BoxLevel0, Level, OpenSlideWindow
+from napari_lrmil.core.slides.missing_tiles import TileMap
 from napari_lrmil.core.slides.openslide_handle import ColourProfile, Handle, Opener
 from napari_lrmil.core.slides.resampling import area_average, composite_on_white
 
@@ -186,6 +187,12 @@ class SelectedLevels:
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
         """Return RGBA pixels of a selected level."""
         return self._handle.read_region(location, self._trusted[level], size)
+
+    def missing_tiles(self, level: Level) -> TileMap | None:
+        """Return the tiles of a selected level that the handle knows to be missing."""
+        own = getattr(self._handle, "missing_tiles", None)
+        tiles: TileMap | None = None if own is None else own(replace(level, index=self._trusted[level.index]))
+        return None if tiles is None else replace(tiles, level=level)
 
     def close(self) -> None:
         """Close the file."""

@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_lrmil.core.errors import SlideError
+from napari_lrmil.core.geometry import Level
 from napari_lrmil.core.slides.byte_lru import ByteLru
+from napari_lrmil.core.slides.missing_tiles import TileMap
 from napari_lrmil.core.slides.ngff import holds_image, read_ome_attributes
 from napari_lrmil.core.slides.ome_xml import NOT_THE_SLIDE, OmeImage
 from napari_lrmil.core.slides.openslide_handle import READER, READER_REASON, READER_WARNINGS, Handle
-from napari_lrmil.core.slides.pixel_source import PixelSourceHandle, Rgba, paste
+from napari_lrmil.core.slides.pixel_source import UPRIGHT, PixelSourceHandle, Rgba, paste
 from napari_lrmil.core.slides.resolution import OME_SIZE, number, unit_in_um
 
 TILE_BYTES = 64 * 2**20  # of decoded chunks of one slide
@@ -195,6 +197,16 @@ class ZarrSource:
         index = tuple(places.get(name, 0) // size for name, size in zip(self._axes.names, grid, strict=True))
         file: Path = self._paths[level] / array.metadata.encode_chunk_key(index)
         return file.is_file()
+
+    def missing_tiles(self, level: Level, orientation: int = UPRIGHT) -> TileMap | None:
+        """Return the chunks of a level that are not stored, of sharded levels the shards; None if all are."""
+        wide, high = self._chunk(level.index)
+        columns, rows = -(-level.width // wide), -(-level.height // high)
+        places = ((row * high, column * wide) for row in range(rows) for column in range(columns))
+        stored = [self._is_stored(level.index, y, x) for y, x in places]
+        if all(stored):
+            return None
+        return TileMap(level, (wide, high), ~np.array(stored).reshape(rows, columns), orientation)
 
     def properties(self) -> dict[str, str]:
         """Return the properties as OpenSlide names them. The hash is over the metadata and the coarsest level."""

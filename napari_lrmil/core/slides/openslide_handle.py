@@ -43,6 +43,7 @@ class Handle(Protocol):
 Opener = Callable[[Path], Handle]
 # Properties of the readers of this package: name, reason for it, and sentences on what was guessed, one a line.
 READER, READER_REASON, READER_WARNINGS = "lrmil.reader", "lrmil.reader-reason", "lrmil.reader-warnings"
+TIFFFILE = "tifffile"  # name of the reader of TIFF
 CACHE_BYTES = 64 * 2**20  # decoded tiles of all open slides together
 
 

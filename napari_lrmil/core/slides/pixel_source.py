@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from napari_lrmil.core.geometry import Level
 from napari_lrmil.core.slides.openslide_handle import ColourProfile
+
+if TYPE_CHECKING:
+    from napari_lrmil.core.slides.missing_tiles import TileMap
 
 Rgba = NDArray[np.uint8]  # (height, width, 4), not premultiplied; transparent outside the level
 
@@ -31,6 +35,9 @@ class PixelSource(Protocol):
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> Rgba:
         """Return a window, which may reach beyond the level."""
+
+    def missing_tiles(self, level: Level, orientation: int) -> TileMap | None:
+        """Return the tiles of an upright level that are not stored; None if all are."""
 
     def close(self) -> None:
         """Close the file."""
@@ -65,7 +72,7 @@ class PixelSourceHandle:
     def __init__(
         self, source: PixelSource, properties: Mapping[str, str], orientation: int = UPRIGHT, icc: bytes | None = None
     ) -> None:
-        self._source = source
+        self._source, self._orientation = source, orientation
         self._swap, self._flip_x, self._flip_y = ORIENTATIONS[orientation]
         self.properties = dict(properties)
         self.level_dimensions = tuple((h, w) if self._swap else (w, h) for w, h in source.sizes)
@@ -97,6 +104,10 @@ class PixelSourceHandle:
             pixels = self._source.read(level, x, y, width, height)
         steps = (slice(None, None, -1 if flip else 1) for flip in (self._flip_y, self._flip_x))
         return np.ascontiguousarray(pixels[tuple(steps)])
+
+    def missing_tiles(self, level: Level) -> TileMap | None:
+        """Return the tiles of a level that are not stored; None if all are."""
+        return self._source.missing_tiles(level, self._orientation)
 
     def close(self) -> None:
         """Close the file."""

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from napari_lrmil.core.errors import ResolutionError, SlideError
 from napari_lrmil.core.geometry import (
@@ -29,11 +30,21 @@ from napari_lrmil.core.geometry import (
     choose_level,
     choose_scale,
 )
+from napari_lrmil.core.slides.damaged_tiles import DamagedTileReader, tile_sizes
 from napari_lrmil.core.slides.levels import LevelSelection, check_levels
+from napari_lrmil.core.slides.missing_tiles import (
+    APERIO,
+    TIFF_VENDORS,
+    TileMap,
+    missing_in_dicom,
+    missing_in_tiff,
+    read_tile_tables,
+)
 from napari_lrmil.core.slides.openslide_handle import (
     READER,
     READER_REASON,
     READER_WARNINGS,
+    TIFFFILE,
     Handle,
     Opener,
     open_with_openslide,
@@ -87,7 +98,7 @@ class Slide:
     reader
         ``auto`` reads the file's JPEG tiles if they prove to be OpenSlide's pixels, and else calls OpenSlide.
         ``openslide`` and ``tiles`` insist on one. `Slide.reader` states the outcome. OpenSlide always handles damaged
-        tiles.
+        tiles: a read of one raises `SlideError`, or leaves it white after `count_damaged_tiles`.
 
     Raises
     ------
@@ -132,7 +143,15 @@ class Slide:
             self._reopen_with(LevelSelection(self._opener, self.level_check.trusted))
         reference = LevelSelection(opener or open_with_openslide, self.level_check.trusted)
         self._tiles = TileReader(self.path, self.levels, self.vendor, reference, self._why_no_tiles())
+        self._prepare_tile_counts()
         logger.debug("%s: opened, %s, %d levels", self.path, self.vendor, len(self.levels))
+
+    def _prepare_tile_counts(self) -> None:
+        self._missing: dict[int, TileMap | None] = {}  # level -> tiles without bytes, if they were looked up
+        self._counts_damage = False
+        sizes = tile_sizes(self.properties, self.level_check.trusted)
+        self._damage = DamagedTileReader(self.path, self.levels, sizes, self._new_handle)
+        self._judging_pixels = 0  # read by `read_from`
 
     def _why_no_tiles(self) -> str | None:
         """Return why tiles are not read one by one; None if that may be tried.
@@ -259,7 +278,74 @@ class Slide:
             )
         if compared:
             reason += f"; {compared} pixels of level 0 were read to check that all levels show the same picture"
+        if self.vendor == APERIO and self.known_missing_tiles:
+            reason += "; OpenSlide looks for tiles that are not stored at the next finer levels"
+        if self._judging_pixels:
+            reason += f"; {self._judging_pixels} pixels of other levels were read to judge missing tiles"
         return FinestRead(mpp, reason)
+
+    # ------------------------------------------------------------ missing and damaged tiles
+
+    def count_damaged_tiles(self) -> None:
+        """From now on, read tiles that do not decode as white and count them; the caller has to look at the count."""
+        self._counts_damage = True
+
+    @property
+    def damaged_tile_count(self) -> int:
+        """Number of damaged tiles that were met so far."""
+        return self._damage.count
+
+    def damaged_tiles(self, level: Level) -> TileMap | None:
+        """Return the damaged tiles of a level that were met so far; None if there are none."""
+        return self._damage.damaged(level)
+
+    def missing_tiles(self, level: Level) -> TileMap | None:
+        """Return the tiles that are not stored and that a level needs; None if all are there or the file does not tell.
+
+        The map can be of another level, from which the reader takes these places.
+        """
+        if level.index not in self._missing:
+            self._missing |= self._find_missing(level)
+        return self._missing[level.index]
+
+    @property
+    def known_missing_tiles(self) -> tuple[TileMap, ...]:
+        """Missing tiles of all levels that were looked up."""
+        return tuple(tiles for tiles in self._missing.values() if tiles is not None)
+
+    def _find_missing(self, level: Level) -> dict[int, TileMap | None]:
+        """Return level -> missing tiles, of `level` at least."""
+        nothing: dict[int, TileMap | None] = dict.fromkeys(range(len(self.levels)))
+        with self._reading() as handle:
+            own = getattr(handle, "missing_tiles", None)  # a reader of this package knows its tiles
+            if own is not None and READER in self.properties:
+                # The tables of a TIFF are in memory; files of chunks are looked up.
+                levels = self.levels if self.properties[READER] == TIFFFILE else (level,)
+                return {each.index: own(each) for each in levels}
+        if self._given_opener is not None:
+            return nothing
+        if self.vendor == "dicom":
+            return {level.index: missing_in_dicom(slide_file(self.path), level)}
+        if self.vendor not in TIFF_VENDORS:
+            return nothing
+        tables = self._tiles.tables or read_tile_tables(self.path, self.levels)
+        return dict(enumerate(missing_in_tiff(tables, self.levels, self.vendor)))
+
+    def level_for(self, width: float, height: float, size: tuple[int, int]) -> Level:
+        """Return the level from which a box of `width` x `height` level-0 pixels is read at `size`."""
+        return self._finest_needed(width, height, size)
+
+    def read_from(self, level: Level, box: BoxLevel0, size: tuple[int, int]) -> Pixels:
+        """Return `box` at `size` from one level, to judge what another level lacks; not counted by `finest_read`."""
+        with self._state:
+            finest = self._finest_read
+        before = self.pixels_decoded
+        with self._reading():
+            pixels = self._averaged(box, size, level)
+        with self._state:
+            self._finest_read = finest
+            self._judging_pixels += self.pixels_decoded - before
+        return pixels
 
     # ------------------------------------------------------------ pixels
 
@@ -376,18 +462,33 @@ class Slide:
         return area_average(tile_read.pixels, tile_read.window, size)
 
     def _read_window(self, window: OpenSlideWindow) -> Pixels:
+        level = self.levels[window.level]
+        if self._counts_damage and self._damage.knows(window):
+            image = self._damage.read(window)
+        else:
+            image = self._read_with_handle(window)
+        self._count(level, window.pixels_inside(level))
+        return composite_on_white(image)
+
+    def _read_with_handle(self, window: OpenSlideWindow) -> Image.Image:
         with self._reading() as handle:
             try:
-                image = handle.read_region(window.location, window.level, window.size)
+                return handle.read_region(window.location, window.level, window.size)
             except Exception as error:
+                if self._counts_damage:
+                    self._drop(handle)
+                    return self._damage.read(window)
                 raise SlideError(
                     self.path,
                     f"level {window.level} could not be read at level-0 pixel {window.location} ({error}); "
                     "the file seems damaged or cut short, copy it again from its source",
                 ) from error
-        level = self.levels[window.level]
-        self._count(level, window.pixels_inside(level))
-        return composite_on_white(image)
+
+    def _drop(self, handle: Handle) -> None:
+        """Let later reads open another handle: OpenSlide's fails at each of them. Python closes it after the last."""
+        with self._state:
+            if self._handle is handle and READER not in self.properties:
+                self._handle = None
 
     def _count(self, level: Level, native_pixels: int) -> None:
         with self._state:
@@ -460,6 +561,9 @@ class Slide:
             handle, self._handle = self._handle, None
         if handle is not None:
             handle.close()
+        damage = getattr(self, "_damage", None)  # a slide that could not be opened has none
+        if damage is not None:
+            damage.close()
 
     def __enter__(self) -> Self:
         return self

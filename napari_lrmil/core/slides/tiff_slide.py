@@ -11,8 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_lrmil.core.errors import SlideError
+from napari_lrmil.core.geometry import Level
 from napari_lrmil.core.slides.byte_lru import ByteLru
-from napari_lrmil.core.slides.openslide_handle import READER, READER_REASON, READER_WARNINGS, Handle
+from napari_lrmil.core.slides.missing_tiles import TileMap, TileTable
+from napari_lrmil.core.slides.openslide_handle import (
+    READER,
+    READER_REASON,
+    READER_WARNINGS,
+    TIFFFILE,
+    Handle,
+)
 from napari_lrmil.core.slides.pixel_source import UPRIGHT, PixelSourceHandle, Rgba, paste
 from napari_lrmil.core.slides.resolution import OME_SIZE
 from napari_lrmil.core.slides.tiff_layout import (
@@ -148,6 +156,13 @@ class TiffSource:
                 paste(out, x, y, tile[: down - top, : across - left], left, top)  # without the tile's padding
         return out
 
+    def missing_tiles(self, level: Level, orientation: int) -> TileMap | None:
+        """Return the tiles of an upright level without bytes; None if all have some."""
+        pages = self.layout.levels[level.index]
+        offsets = [offset for page in pages for offset in page.dataoffsets]
+        counts = [count for page in pages for count in page.databytecounts]
+        return TileTable(tile_size(pages[0].keyframe), offsets, counts).missing(level, orientation)
+
     def _tile(self, level: int, index: int) -> Rgba:
         tile = self._tiles.get((level, index))
         if tile is None:
@@ -276,7 +291,7 @@ def _properties(source: TiffSource, reason: str, openslide: Handle | None) -> di
         "openslide.comment": description,
         "tiff.ImageDescription": description,
         **_resolution_tags(base, is_turned=layout.orientation >= 5),
-        READER: "tifffile",
+        READER: TIFFFILE,
         READER_REASON: reason,
         READER_WARNINGS: "\n".join(_warnings(source)),
     }

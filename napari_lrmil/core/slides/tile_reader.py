@@ -12,7 +12,14 @@ import numpy as np
 
 from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.geometry import BoxLevel0, Corner, Level, PixelWindow, pixel_aligned_corner
-from napari_lrmil.core.slides.jpeg_tiles import JpegTiles, Page, UnsupportedTilingError, find_pages
+from napari_lrmil.core.slides.jpeg_tiles import (
+    JpegTiles,
+    Page,
+    UnsupportedTilingError,
+    find_pages,
+    spread_missing_tiles,
+)
+from napari_lrmil.core.slides.missing_tiles import APERIO, TileTable
 from napari_lrmil.core.slides.resampling import Pixels, area_average, composite_on_white
 
 if TYPE_CHECKING:
@@ -119,6 +126,12 @@ class TileReader:
         return self._refusal
 
     @property
+    def tables(self) -> list[TileTable] | None:
+        """Tile table of each level; None if the tiles are not read."""
+        with self._lock:
+            return None if self._tiles is None else [page.table for page in self._tiles.pages]
+
+    @property
     def pixels_decoded(self) -> int:
         """Native pixels of all tiles decoded so far."""
         with self._lock:
@@ -190,6 +203,8 @@ class TileReader:
                     f"only Aperio and generic TIFF are read tile by tile, and this is {self._vendor}"
                 )
             pages = find_pages(self._path, self._levels)
+            if self._vendor == APERIO and any(0 in page.counts for page in pages):
+                pages = spread_missing_tiles(pages)
             self._tiles = JpegTiles(self._path, pages, sparse_is_white=self._vendor == "generic-tiff")
         self._compared[level.index] = verify_against_openslide(self._tiles, level, self._open_reference(self._path))
 

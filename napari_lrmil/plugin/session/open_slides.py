@@ -77,7 +77,9 @@ class OpenSlides:
         tissue_grid = self.get_cached_tissue_grid(choice, bundle)
         if tissue_grid is None:
             # Outside the lock, because it takes seconds. If two threads compute it, the first result stays.
-            tissue_grid = find_tissue_grid(self.get_slide(choice), bundle.card.plan, bundle.card.tissue)
+            slide = self.get_slide(choice)
+            slide.count_damaged_tiles()  # `predict` checks their number
+            tissue_grid = find_tissue_grid(slide, bundle.card.plan, bundle.card.tissue)
             with self._lock:
                 tissue_grid = self._tissue_grids.setdefault((choice, _grid_key(bundle)), tissue_grid)
         return tissue_grid

@@ -24,7 +24,8 @@ from napari_lrmil.core.features.extraction import PatchSet, extract_features
 from napari_lrmil.core.features.torch_encoding import Embedder
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.models.bundle import Bundle
-from napari_lrmil.core.patching.grid import NestedGrid, find_nested_grid, require_resolution
+from napari_lrmil.core.patching.grid import NestedGrid, find_tissue_grid, require_resolution
+from napari_lrmil.core.patching.missing_tissue import MissingTilesCheck
 from napari_lrmil.core.slides.slide import Slide
 
 
@@ -171,9 +172,32 @@ def _make_slide_features(
         yield from (Notice(text, row.name) for text in slide.warnings)
         if request.high:
             require_resolution(slide, request.plan.hr_mpp, "teacher (HR)")
-        grid = stored_grid or find_nested_grid(slide, request.plan)
+        # The slide of a stored grid was checked; a tile that is damaged at this resolution alone is an error.
+        grid, missing = (stored_grid, None) if stored_grid else (yield from _find_checked_grid(slide, request))
         bag = yield from build_bag(slide, grid, request, device, stage=row.name, began=began)
+        if missing is not None:
+            yield from missing.notices()
         write_bag(request.path(row), bag)
+
+
+def _find_checked_grid(
+    slide: Slide, request: FeatureRequest
+) -> Generator[Event, None, tuple[NestedGrid, MissingTilesCheck]]:
+    """Return the grids of a slide, and the check of its missing tiles; it is to be repeated after the patches are read.
+
+    Raises
+    ------
+    MissingTilesError
+        If too much of the tissue is missing.
+    """
+    plan = request.plan
+    slide.count_damaged_tiles()
+    tissue_grid = find_tissue_grid(slide, plan)
+    lattice = tissue_grid.grid.lattice
+    sizes = [(lattice.lr_cell, plan.lr_patch_px), *([(lattice.cell, plan.hr_patch_px)] if request.high else [])]
+    missing = MissingTilesCheck(slide, tissue_grid.tissue, sizes)
+    yield from missing.notices()
+    return tissue_grid.grid, missing
 
 
 def build_bag(
@@ -322,9 +346,10 @@ class FeatureTask:
             yield from (Notice(text, row.name) for text in slide.warnings)
             yield Progress("tissue", 0, 1, "slide")
             tissue_began = time.perf_counter()
-            grid = find_nested_grid(slide, request.plan)
+            grid, missing = yield from _find_checked_grid(slide, request)
             yield StageDone("tissue", time.perf_counter() - tissue_began)
             bag = yield from build_bag(slide, grid, request, device, stage="features", began=began)
+            yield from missing.notices()
             yield Progress("writing", 0, 1, "files")
             write_bag(path, bag)
         return TaskResult(f"features of {len(bag.coords)} patches", path)

@@ -5,14 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from lrmil_training.data.cohort import CohortSlide
 from lrmil_training.data.features import FeatureRequest, make_features
+from napari_lrmil.core.events import Failed, Notice
 from napari_lrmil.core.features.bag import read_bag
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.patching.grid import NestedGrid, find_nested_grid, nested_grid_from_cells
+from support.jpeg_slides import damaged, write_jpeg_slide
 from support.networks import untrained_encoder
+from support.tile_slides import rectangle, tile
 
 CPU = torch.device("cpu")
 
@@ -37,3 +41,18 @@ def test_lr_patches_are_the_parents_of_known_hr_patches(phantoms: Path, tmp_path
     np.testing.assert_array_equal(coords_after(row, request, part), part.lr_corners)
     assert request.path(row).stat().st_mtime_ns == before
     np.testing.assert_array_equal(coords_after(row, request, whole), whole.lr_corners)
+
+
+@pytest.mark.parametrize("high", [True, False])
+def test_slides_that_lack_much_tissue_are_refused_and_others_told(tmp_path: Path, high: bool) -> None:
+    """A damaged tile is told once the patches are read."""
+    half = write_jpeg_slide(tmp_path / "half.tif", rectangle(), empty=[tile(c, r) for r in (2, 3) for c in range(1, 7)])
+    few = damaged(write_jpeg_slide(tmp_path / "few.tif", rectangle()), tile(3, 2), at=0.3)
+    request = FeatureRequest(
+        untrained_encoder(), "e", "0" * 64, PatchPlan(0.5, 2.0, 64, 64), high, tmp_path / "features"
+    )
+    events = list(make_features([CohortSlide(path, "p", "l", "train") for path in (half, few)], request, CPU))
+    (failed,) = [event for event in events if isinstance(event, Failed)]
+    assert failed.subject == "half" and "hide 48 % of the tissue" in failed.message
+    (told,) = [event for event in events if isinstance(event, Notice)]
+    assert told.subject == "few" and "1 tile damaged" in told.message
