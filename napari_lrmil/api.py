@@ -246,6 +246,7 @@ def train(
     *,
     settings: Sequence[str] = (),
     device: str = "auto",
+    full_paths: bool = False,
     on_event: OnEvent | None = None,
 ) -> TrainingResult:
     """Train teacher and student on a cohort, evaluate them, and write a bundle.
@@ -264,6 +265,8 @@ def train(
         Single settings laid over it, such as ``"stage1.epochs=6"``. Not with a `TrainConfig`.
     device
         ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    full_paths
+        Whether event log and report have absolute paths, which may name a user.
     on_event
         Called with every event, for a progress display.
 
@@ -282,6 +285,7 @@ def train(
     from lrmil_training.config import TrainConfig, load_config
     from lrmil_training.runs.event_log import BUNDLE, METRICS
     from lrmil_training.train import train as train_events
+    from napari_lrmil.core.atomic_files import require_writable
     from napari_lrmil.core.errors import ConfigError
     from napari_lrmil.core.features.devices import resolve_device
 
@@ -289,7 +293,9 @@ def train(
         raise ConfigError("settings go with a file or a preset; change the TrainConfig itself, or pass its file")
     resolved = config if isinstance(config, TrainConfig) else load_config(config, settings)
     folder = Path(out)
-    run_to_end(train_events(Path(cohort), folder, resolved, resolve_device(device)), on_event)
+    require_writable(folder)
+    events = train_events(Path(cohort), folder, resolved, resolve_device(device), full_paths=full_paths)
+    run_to_end(events, on_event)
     bundle = folder / BUNDLE
     metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
     return TrainingResult(folder, bundle if bundle.is_dir() else None, metrics)

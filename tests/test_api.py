@@ -102,6 +102,12 @@ def test_a_stored_prediction_reads_back_without_slide_and_model(slide_path: Path
         napari_lrmil.read_prediction(folder)
 
 
+def test_train_refuses_a_folder_that_cannot_be_written_before_it_reads_anything(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        napari_lrmil.train(tmp_path / "no-table.csv", tmp_path / "file" / "run")
+
+
 def test_train_refuses_settings_beside_a_whole_configuration(tmp_path: Path) -> None:
     from lrmil_training.config import TrainConfig
 

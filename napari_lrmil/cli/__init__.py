@@ -23,6 +23,7 @@ from napari_lrmil.cli.train import evaluate, features, phantom, train
 from napari_lrmil.cli.view import demo, view
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.telemetry import block_telemetry
+from napari_lrmil.core.user_folders import keep_matplotlib_in_cache
 from napari_lrmil.version import __version__
 
 GLOBAL_FLAGS = ("--debug", "--verbose")
@@ -57,6 +58,7 @@ for _command in (demo, view, info, predict, compare, phantom, features, train, e
 def main() -> None:
     """Run the command line. An error is printed as one sentence and sets the exit code."""
     block_telemetry()  # before any library reads its switch
+    keep_matplotlib_in_cache()
     # NumPy's products are small here. OpenBLAS threads that wait for the next one take a fifth of a cohort's CPU time.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Typer accepts global options only before the command, but people add them at the end of a failed call.

@@ -39,6 +39,9 @@ MppOption = Annotated[
     ),
 ]
 BundleOption = Annotated[str, typer.Option("--bundle", help="folder of a bundle, or name of a shipped one (demo)")]
+FullPathsOption = Annotated[
+    bool, typer.Option("--full-paths", help="write absolute paths into the results; they may hold the name of a user")
+]
 OutOption = Annotated[Path, typer.Option("--out", help="folder for the results")]
 
 

@@ -22,6 +22,7 @@ from napari_lrmil.cli.cohort_options import (
 from napari_lrmil.cli.console import (
     BundleOption,
     DeviceOption,
+    FullPathsOption,
     MppOption,
     OutOption,
     RuntimeOption,
@@ -59,9 +60,6 @@ ExcludeOption = Annotated[Path | None, typer.Option(help="leave out these region
 TissueOption = Annotated[Path | None, typer.Option(help="a tissue mask (PNG) that was saved from the window")]
 ReportOption = Annotated[bool, typer.Option("--report", help="also write report.html for each slide")]
 OverlayOption = Annotated[bool, typer.Option("--overlay/--no-overlay", help="draw overlay.png for each slide, or not")]
-FullPathsOption = Annotated[
-    bool, typer.Option("--full-paths", help="write absolute paths into the results; they may hold the name of a user")
-]
 AllowMissingOption = Annotated[
     bool, typer.Option("--allow-missing", help="predict slides even if more than a third of their tissue is missing")
 ]

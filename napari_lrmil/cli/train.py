@@ -19,6 +19,7 @@ from napari_lrmil.cli.console import (
     SOME_FAILED,
     BundleOption,
     DeviceOption,
+    FullPathsOption,
     OutOption,
     load_networks,
     print_notice,
@@ -127,6 +128,7 @@ def train(
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, such as stage1.epochs=6")] = None,
     device: DeviceOption = "auto",
+    full_paths: FullPathsOption = False,
 ) -> None:
     """Train teacher and student through both distillation stages, evaluate, and write a bundle."""
     require_extra("train", "training")
@@ -137,7 +139,7 @@ def train(
 
     require_writable(folder)
     resolved = load_config(config, settings or ())
-    events = train_events(cohort, folder, resolved, select_device(device))
+    events = train_events(cohort, folder, resolved, select_device(device), full_paths=full_paths)
     run_folder = show_progress(events, "train", quiet=False, cancel_text=f"training was cancelled; {RESUME_ADVICE}")
     _print_metrics(run_folder)
     print_result(f"metrics, checkpoints, bundle and report.html -> {run_folder}")
@@ -162,6 +164,7 @@ def evaluate(
         ),
     ] = None,
     device: DeviceOption = "auto",
+    full_paths: FullPathsOption = False,
 ) -> None:
     """Evaluate a bundle on a cohort: metrics with intervals, agreement with its teacher, cost, and a report."""
     require_extra("train", "evaluation")
@@ -172,7 +175,7 @@ def evaluate(
     model = Bundle(bundle)
     with_teacher = _use_teacher(model, teacher)
     notices = load_networks(model, teacher=with_teacher)
-    evaluation = ExternalEvaluation(model, split, with_teacher, select_device(device))
+    evaluation = ExternalEvaluation(model, split, with_teacher, select_device(device), full_paths=full_paths)
     failures: dict[str, str] = show_progress(
         with_finished_event(evaluate_bundle(cohort, folder, evaluation)), "evaluate", shown_notices=notices
     )

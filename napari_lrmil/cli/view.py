@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from napari_lrmil.cli.console import BundleOption, MppOption, print_result
+from napari_lrmil.core.atomic_files import require_writable
+from napari_lrmil.core.user_folders import keep_settings_in_cache
 
 
 def view(
@@ -30,6 +32,9 @@ def demo(
     bundle: BundleOption = "demo",
 ) -> None:
     """Show the attention of the LR student and its HR teacher, on a phantom slide or on yours."""
+    require_writable(folder)
+    if headless:
+        keep_settings_in_cache()
     from napari_lrmil.plugin.launch import run_demo
 
     result = run_demo(folder, slide, bundle, headless)

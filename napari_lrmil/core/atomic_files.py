@@ -112,18 +112,23 @@ def atomic_write_folder(folder: Path, stale: Collection[str], last: str) -> Iter
 def require_writable(folder: Path) -> None:
     """Raise `ConfigError` if a folder of results cannot be created and written to. Nothing is created yet."""
     try:
-        place = folder
-        # lstat and not exists: a broken link must not look like a folder to create.
-        while not _is_there(place) and place != place.parent:
-            if len(os.fsencode(place.name)) > MAX_NAME_BYTES:
-                raise OSError(errno.ENAMETOOLONG, "a name is too long")
-            place = place.parent
-        if not place.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, f"{place} is a file")
-        with tempfile.TemporaryFile(dir=place):  # permission bits do not tell of a read-only disk
-            pass
+        probe_folder(folder)
     except OSError as error:
         raise ConfigError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+def probe_folder(folder: Path) -> None:
+    """Raise `OSError` if a folder cannot be created and written to. Nothing is created."""
+    place = folder
+    # lstat and not exists: a broken link must not look like a folder to create.
+    while not _is_there(place) and place != place.parent:
+        if len(os.fsencode(place.name)) > MAX_NAME_BYTES:
+            raise OSError(errno.ENAMETOOLONG, "a name is too long")
+        place = place.parent
+    if not place.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{place} is a file")
+    with tempfile.TemporaryFile(dir=place):  # permission bits do not tell of a read-only disk
+        pass
 
 
 def _is_there(path: Path) -> bool:

@@ -62,7 +62,7 @@ def write_error_log(error: BaseException) -> Path | None:
 
     The name is a hash of the traceback, so that an error that repeats for every slide fills one file.
     """
-    from napari_lrmil.core.runtimes.agreement_cache import cache_folder
+    from napari_lrmil.core.user_folders import cache_folder
 
     lines = traceback.format_exception(error)
     name = f"error-{hashlib.sha256(''.join(lines[:-1]).encode()).hexdigest()[:12]}.log"

@@ -149,12 +149,12 @@ def _run_part(context: RunContext) -> Iterator[Event]:
     context.folder.mkdir(parents=True, exist_ok=True)
     report.unlink(missing_ok=True)
     write_text(config_file, dump_config(context.config))
-    with EventLog(context.folder) as log:
+    with EventLog(context.folder, context.hidden_folders) as log:
         for event in run_stages(context):
             log.write(event)
             if not isinstance(event, Finished):  # the series has its own
                 yield event
-    write_report(context.folder, context.cohort.path)
+    write_report(context.folder, context.cohort.path, full_paths=context.full_paths)
 
 
 def _has_config(file: Path, config: TrainConfig) -> bool:

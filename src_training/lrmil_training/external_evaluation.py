@@ -42,6 +42,8 @@ class ExternalEvaluation:
         Evaluate the HR teacher too.
     device, runtime
         Device and runtime of the encoders; see `predict`.
+    full_paths
+        Whether the report names the cohort by its absolute path, which may name a user.
     """
 
     bundle: Bundle
@@ -49,6 +51,7 @@ class ExternalEvaluation:
     teacher: bool
     device: str | torch.device
     runtime: str = "torch"
+    full_paths: bool = False
 
 
 def evaluate_bundle(
@@ -91,7 +94,8 @@ def evaluate_bundle(
     write_json(folder / METRICS, metrics)
     write_json(folder / SLIDES, {"slides": build_slide_table(cohort, results, temperatures)})
     write_attention_maps(folder, results)
-    write_report(folder, cohort_csv, title=f"{evaluation.bundle.name} on {cohort_csv.parent.name}/{cohort_csv.name}")
+    name = str(cohort_csv.resolve()) if evaluation.full_paths else f"{cohort_csv.parent.name}/{cohort_csv.name}"
+    write_report(folder, cohort_csv, title=f"{evaluation.bundle.name} on {name}", full_paths=evaluation.full_paths)
     return failures
 
 

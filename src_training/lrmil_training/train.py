@@ -5,8 +5,10 @@ A run folder has one writer at a time. What is done already is not done again.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -31,7 +33,9 @@ from napari_lrmil.core.errors import ConfigError, LrmilError
 from napari_lrmil.core.events import Event, Finished, Notice, Progress
 
 
-def train(cohort_csv: Path, out: Path, config: TrainConfig, device: str | torch.device) -> Iterator[Event]:
+def train(
+    cohort_csv: Path, out: Path, config: TrainConfig, device: str | torch.device, *, full_paths: bool = False
+) -> Iterator[Event]:
     """Train teacher and student and write the run folder; finished stages in the folder are reused.
 
     Parameters
@@ -42,6 +46,8 @@ def train(cohort_csv: Path, out: Path, config: TrainConfig, device: str | torch.
         The run folder.
     config, device
         What to train, and the device of all fits.
+    full_paths
+        Whether ``events.jsonl`` and ``report.html`` have absolute paths, which may name a user.
 
     Yields
     ------
@@ -61,10 +67,10 @@ def train(cohort_csv: Path, out: Path, config: TrainConfig, device: str | torch.
         licence_notice = encoder_notice(name)
         if licence_notice:
             yield Notice(licence_notice)
-    context = _prepare(cohort_csv, out, config, torch.device(device))
+    context = replace(_prepare(cohort_csv, out, config, torch.device(device)), full_paths=full_paths)
     stages = run_series(context) if is_series(config) else run_stages(context)
     # The generator is closed before the lock is released, so that no fit writes to a folder of another run.
-    with acquire_run_lock(out) as lock, EventLog(out) as log, closing(stages) as events:
+    with acquire_run_lock(out) as lock, EventLog(out, context.hidden_folders) as log, closing(stages) as events:
         clear_stop_request(out)
         notices = (Notice(text, cohort_csv.name) for text in context.cohort.notices)
         for event in chain(notices, events):
@@ -72,7 +78,7 @@ def train(cohort_csv: Path, out: Path, config: TrainConfig, device: str | torch.
             log.write(event)
             _raise_if_stopped(out, event)
             if isinstance(event, Finished):
-                write_report(out, cohort_csv)  # after the last event: the report shows the log
+                write_report(out, cohort_csv, full_paths=full_paths)  # after the last event: the report shows the log
             yield event
 
 
@@ -108,8 +114,16 @@ def _prepare(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.dev
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / CONFIG, dump_config(config))
     write_text(out / COHORT, cohort.sha256)
-    write_json(out / CALL, {"cohort": str(cohort_csv.resolve()), "device": str(device)})
+    write_json(out / CALL, {"cohort": _path_from(out, cohort_csv), "device": str(device)})
     return context
+
+
+def _path_from(folder: Path, file: Path) -> str:
+    """Return the path of a file as seen from a folder: it names fewer folders, and holds when both move together."""
+    try:
+        return os.path.relpath(file.resolve(), folder.resolve())
+    except ValueError:  # another drive of Windows
+        return str(file.resolve())
 
 
 def _require_gpus(devices: int, device: torch.device) -> None:

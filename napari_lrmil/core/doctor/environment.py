@@ -112,7 +112,7 @@ def check_folders() -> tuple[Check, ...]:
     """Return whether cache, settings, temporary files and results can be written."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from napari_lrmil.core.runtimes.agreement_cache import CACHE_VARIABLE, cache_folder
+    from napari_lrmil.core.user_folders import CACHE_VARIABLE, cache_folder
     from napari_lrmil.core.user_settings import FOLDER_VARIABLE, default_folder
 
     return (

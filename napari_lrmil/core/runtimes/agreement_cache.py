@@ -17,9 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from napari_lrmil.core.atomic_files import atomic_write_folder, write_json
+from napari_lrmil.core.user_folders import cache_folder
 from napari_lrmil.version import __version__
 
-CACHE_VARIABLE = "NAPARI_LRMIL_CACHE"
 CACHE_VERSION = 3  # increase it if the preparation of networks changes: cached entries are then made again
 MAX_ENTRIES = 24  # runtimes on disk; the least recently used are deleted
 CHECK_FILE = "verdict.json"
@@ -85,14 +85,6 @@ class RuntimeKey:
 def torch_version() -> str:
     """Return the version of the installed torch, without importing it."""
     return version("torch")  # read from disk, and asked for with every key
-
-
-def cache_folder() -> Path:
-    """Return the folder that `CACHE_VARIABLE` names, or the user's cache folder."""
-    import platformdirs
-
-    named = os.environ.get(CACHE_VARIABLE)
-    return Path(named) if named else platformdirs.user_cache_path("napari-lrmil", appauthor=False)
 
 
 def load_check(key: RuntimeKey) -> AgreementCheck | None:

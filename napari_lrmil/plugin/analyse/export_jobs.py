@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from napari_lrmil.core.atomic_files import probe_folder
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Finished, Progress
 from napari_lrmil.core.patching.regions import write_regions
@@ -165,9 +166,11 @@ def explain_disk_errors(folder: Path) -> Iterator[None]:
     Raises
     ------
     LrmilError
-        If the block raises `OSError`.
+        If the folder cannot be written to, which is found before the block computes anything, or the block raises
+        `OSError`.
     """
     try:
+        probe_folder(folder)
         yield
     except OSError as error:
         raise LrmilError(

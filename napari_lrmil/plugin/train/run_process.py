@@ -250,7 +250,8 @@ class TrainingRun:
         if self.folder is None or self.resume_blocked_by:
             raise LrmilError(self.resume_blocked_by)
         folder, stored = self.folder, _read_stored_call(self.folder)
-        table = Path(stored["cohort"]) if stored.get("cohort") else None
+        # As seen from the folder; runs of earlier versions have an absolute path, which stays one.
+        table = Path(os.path.normpath(folder / stored["cohort"])) if stored.get("cohort") else None
         if table is None or not table.exists():
             table = cohort
         if table is None:

@@ -19,7 +19,9 @@ TEMPLATE_FOLDER = Path(__file__).parent / "templates"
 _ABSOLUTE_PATH = re.compile(r"""(?m)((?:^|[\s:'"]))((?:~?/|[A-Za-z]:[\\/]|\\\\)[^'"\n]*)""")
 
 
-def write_report(folder: Path, cohort_csv: Path | None = None, *, title: str | None = None) -> Path:
+def write_report(
+    folder: Path, cohort_csv: Path | None = None, *, title: str | None = None, full_paths: bool = False
+) -> Path:
     """Write ``report.html`` from the files of a run folder and return its path.
 
     The report of an unfinished run has no section for files that are missing, and says that the run has not finished.
@@ -33,6 +35,8 @@ def write_report(folder: Path, cohort_csv: Path | None = None, *, title: str | N
         The run's cohort; missing thumbnails are read from its slides. ``cohort.csv`` in the folder if not given.
     title
         Title of the report; the configuration's name if not given.
+    full_paths
+        Whether absolute paths of the configuration stay whole; their folders may name a user.
 
     Raises
     ------
@@ -42,12 +46,12 @@ def write_report(folder: Path, cohort_csv: Path | None = None, *, title: str | N
     record = read_run(folder)
     write_thumbnails(folder, cohort_csv or folder / "cohort.csv", slides_with_pictures(record))
     sections = build_sections(record)
-    page = _render(sections | ({"title": title} if title else {}))
+    page = _render(sections | ({"title": title} if title else {}), full_paths)
     write_text(folder / REPORT_FILE, page)
     return folder / REPORT_FILE
 
 
-def _render(sections: Mapping[str, Any]) -> str:
+def _render(sections: Mapping[str, Any], full_paths: bool) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -61,7 +65,7 @@ def _render(sections: Mapping[str, Any]) -> str:
     environment.filters["signed"] = format_signed
     environment.filters["share"] = _format_share
     environment.filters["name"] = method_label
-    environment.filters["without_folders"] = shorten_paths
+    environment.filters["without_folders"] = str if full_paths else shorten_paths
     return environment.get_template("report.html.j2").render(sections)
 
 

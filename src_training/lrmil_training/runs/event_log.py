@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,6 +34,19 @@ def event_to_json(event: Event) -> dict[str, Any]:
     return {"event": event.wire_name, **values}
 
 
+def hide_folders(text: str, folders: Iterable[Path]) -> str:
+    """Return text without the folders in front of names of files, and with ``~`` for the user's home.
+
+    Text that is one of the folders becomes its name.
+    """
+    for folder in sorted(map(str, folders), key=len, reverse=True):
+        if text == folder:
+            return Path(folder).name
+        text = text.replace(folder.rstrip(os.sep) + os.sep, "")
+    home = str(Path.home())
+    return text if home == os.sep else text.replace(home, "~")
+
+
 class EventLog:
     """Writer of ``events.jsonl``: each event is one flushed line with ``seq``, ``attempt`` and ``time``.
 
@@ -42,6 +56,8 @@ class EventLog:
     ----------
     folder
         The run folder, created if it does not exist.
+    hidden
+        Folders that are left out of messages, because they may name a user; None writes messages as they are.
 
     Attributes
     ----------
@@ -49,13 +65,14 @@ class EventLog:
         Number of this attempt at the run, from 0.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, hidden: Collection[Path] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / EVENTS
         _truncate_broken_line(path)
         last = max(read_events(path), key=lambda line: int(line.get("seq", -1)), default={})
         self.attempt = int(last.get("attempt", -1)) + 1
         self._next_seq = int(last.get("seq", -1)) + 1
+        self._hidden = hidden
         self._path, self._file = path, path.open("a", encoding="utf-8")
 
     def write(self, event: Event) -> None:
@@ -66,7 +83,10 @@ class EventLog:
         DiskFullError
             If no space is left on the disk.
         """
-        line = {"seq": self._next_seq, "attempt": self.attempt, "time": time.time(), **event_to_json(event)}
+        values = event_to_json(event)
+        if self._hidden is not None:
+            values = {k: hide_folders(v, self._hidden) if isinstance(v, str) else v for k, v in values.items()}
+        line = {"seq": self._next_seq, "attempt": self.attempt, "time": time.time(), **values}
         try:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()

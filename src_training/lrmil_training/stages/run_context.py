@@ -46,6 +46,8 @@ class RunContext:
     stop
         A file that ends the run as soon as it exists. None: ``stop`` in the run folder. The runs of a series share the
         file of the series.
+    full_paths
+        Whether event log and report have absolute paths.
     """
 
     config: TrainConfig
@@ -54,6 +56,16 @@ class RunContext:
     device: torch.device
     encoder: LoadedEncoder
     stop: Path | None = None
+    full_paths: bool = False
+
+    @property
+    def hidden_folders(self) -> set[Path] | None:
+        """Folders that the event log leaves out of messages; None if it has absolute paths."""
+        if self.full_paths:
+            return None
+        folders = {self.folder, self.cohort.path.parent, *(s.path.parent for s in self.cohort.slides)}
+        # A dot is the folder of a relative path; it stands in front of nothing.
+        return {place for folder in folders for place in (folder, folder.resolve()) if place.is_absolute()}
 
     @property
     def features_folder(self) -> Path:

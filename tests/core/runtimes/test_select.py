@@ -42,6 +42,7 @@ from napari_lrmil.core.runtimes.select import (
     prepare_runtime,
     require_runtime,
 )
+from napari_lrmil.core.user_folders import CACHE_VARIABLE
 from support.fake_slides import FakeSlide, fake_slide, lively_bundle, one_sentence, resolution, speckled
 from support.networks import untrained_encoder
 
@@ -52,7 +53,7 @@ needs_openvino = pytest.mark.skipif(not openvino.is_installed(), reason="the ext
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return an empty cache folder for this test."""
-    monkeypatch.setenv(agreement_cache.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(select, "MIN_SPEARMAN", 0.98)  # patches that overlap are near to ties
     return tmp_path / "cache"
 
@@ -215,7 +216,7 @@ def test_what_does_not_agree_is_refused_and_the_reason_told(
     for precision in openvino.supported_precisions():
         assert f"OpenVINO in {precision} was refused: against torch on 64 patches" in runtime.choice.reason
     monkeypatch.undo()
-    monkeypatch.setenv(agreement_cache.CACHE_VARIABLE, str(cache_folder))
+    monkeypatch.setenv(CACHE_VARIABLE, str(cache_folder))
     later = prepare_runtime("openvino", runtime_request(demo, pixels=lambda: patches(0)))
     assert later.choice == runtime.choice, "a later process says the same, and compares nothing"
 
