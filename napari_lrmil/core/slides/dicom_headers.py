@@ -218,6 +218,8 @@ def read_frame_layout(path: Path) -> FrameLayout | None:
         frames, rows, columns, width, height = (_whole_number(tag, values[tag]) for tag in _FRAME_TAGS)
     except (IndexError, KeyError, ValueError, zlib.error):  # cut short, or the attributes are missing
         return None
+    if 0 in (columns, rows, width, height):
+        return None
     return FrameLayout(path, header.series, (width, height), (columns, rows), frames)
 
 

@@ -20,6 +20,8 @@ APERIO = "aperio"
 # Formats of OpenSlide whose pages are levels, tile by tile. A level without a page of its size is not judged.
 TIFF_VENDORS = (APERIO, "generic-tiff", "philips", "trestle")
 
+MAX_TILES = 10**7  # of a DICOM level
+
 Mask = NDArray[np.bool_]
 
 
@@ -84,7 +86,7 @@ class TileTable:
             return None
         size = (level.height, level.width) if ORIENTATIONS[orientation][0] else (level.width, level.height)
         columns, rows = (-(-side // tile) for side, tile in zip(size, self.tile, strict=True))
-        if len(self.counts) % (columns * rows):  # a broken table; the readers judge it
+        if len(self.counts) % (columns * rows) or len(self.counts) != len(self.offsets):  # the readers judge it
             return None
         empty = (np.asarray(self.counts) == 0) | (np.asarray(self.offsets) == 0)
         is_missing = empty.reshape(-1, rows, columns).all(axis=0)  # planes of colours have tiles of their own
@@ -102,9 +104,12 @@ def read_tile_tables(path: Path, levels: Sequence[Level]) -> list[TileTable | No
     """Return the table of each level: that of the only tiled page of its size, else None."""
     import tifffile
 
-    with tifffile.TiffFile(path, _multifile=False) as file:
-        pages = [page for page in file.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
-        return [_table_of_size(pages, level.width, level.height) for level in levels]
+    try:
+        with tifffile.TiffFile(path, _multifile=False) as file:
+            pages = [page for page in file.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
+            return [_table_of_size(pages, level.width, level.height) for level in levels]
+    except Exception:  # tifffile raises many kinds on tables that OpenSlide accepts; they do not tell then
+        return [None] * len(levels)
 
 
 def _table_of_size(pages: Sequence[Any], width: int, height: int) -> TileTable | None:
@@ -133,7 +138,7 @@ def missing_in_dicom(path: Path, level: Level) -> TileMap | None:
         if layout is None or layout.series != series or layout.size != (level.width, level.height):
             continue
         columns, rows = (-(-side // tile) for side, tile in zip(layout.size, layout.tile, strict=True))
-        if layout.frames >= columns * rows:
+        if layout.frames >= columns * rows or columns * rows > MAX_TILES:
             return None
         is_missing = np.ones((rows, columns), np.bool_)
         for x, y in layout.frame_positions():
