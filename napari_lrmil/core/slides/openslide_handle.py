@@ -9,10 +9,11 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from napari_lrmil.core.errors import SlideError
+from napari_lrmil.core.errors import LrmilError, SlideError
 from napari_lrmil.core.slides.dicom_frames import require_frame_tables
 from napari_lrmil.core.slides.dicom_headers import may_be_dicom, read_dicom_header
 from napari_lrmil.core.slides.slide_files import dicom_in
+from napari_lrmil.core.slides.tiff_structure import MAGIC, find_oddities
 
 
 class ColourProfile(Protocol):
@@ -55,18 +56,62 @@ def open_with_openslide(path: Path) -> Handle:
     SlideError
         If the file is missing, empty or not readable, or would end the process.
     """
-    import openslide
+    openslide = import_openslide()
 
     if not path.exists():  # checked here, as other openers need no file
         raise SlideError(path, "no such file; check the path")
     _require_content(path)
     _require_slide_object(path)
     file = slide_file(path)
-    require_frame_tables(file)
+    require_harmless(file)
     handle = openslide.OpenSlide(file)
     handle.set_cache(_shared_cache())
     slide_handle: Handle = handle
     return slide_handle
+
+
+def detect_vendor(file: Path) -> str | None:
+    """Return OpenSlide's name of a file's format; None for other files.
+
+    Raises
+    ------
+    SlideError
+        If the file would crash OpenSlide.
+    """
+    openslide = import_openslide()
+    require_harmless(file)
+    try:
+        vendor: str | None = openslide.OpenSlide.detect_format(file)
+    except (OSError, openslide.OpenSlideError):
+        return None
+    return vendor
+
+
+def import_openslide() -> Any:
+    """Return the module `openslide`.
+
+    Raises
+    ------
+    LrmilError
+        If it, or the C library, is not installed or cannot be loaded.
+    """
+    try:
+        import openslide
+    except (ImportError, OSError) as error:
+        raise LrmilError(
+            f"OpenSlide, which reads slides, cannot be loaded ({error}); "
+            "install it with: pip install openslide-python openslide-bin"
+        ) from error
+    return openslide
+
+
+def require_harmless(file: Path) -> None:
+    """Raise `SlideError` for a file that would crash OpenSlide."""
+    require_frame_tables(file)
+    with file.open("rb") as content:
+        is_tiff = content.read(len(MAGIC[0])) in MAGIC
+    if is_tiff:
+        find_oddities(file)
 
 
 def _require_content(path: Path) -> None:

@@ -31,6 +31,7 @@ from napari_lrmil.core.slides.tiff_layout import (
     require_complete,
     tile_size,
 )
+from napari_lrmil.core.slides.tiff_structure import MAGIC
 
 if TYPE_CHECKING:
     from tifffile import TiffFile
@@ -40,13 +41,12 @@ RANGE_PIXELS = 4_000_000  # a coarsest level up to this size is read whole to fi
 CAMERA_BITS = (8, 10, 12, 14, 16)
 _ICC, _UNITS = 34675, {2: "inch", 3: "centimeter"}
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # TIFF codes of extra samples
-_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def is_tiff(path: Path) -> bool:
     """Return whether a file begins as a TIFF or BigTIFF does."""
     with path.open("rb") as file:
-        return file.read(4) in _MAGIC
+        return file.read(len(MAGIC[0])) in MAGIC
 
 
 def is_stored_upright(path: Path) -> bool:

@@ -7,8 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.slides.dicom_headers import dicom_series
 from napari_lrmil.core.slides.ngff import is_ome_zarr
+from napari_lrmil.core.slides.openslide_handle import detect_vendor
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.slides.slide_files import dicom_in
 from napari_lrmil.core.slides.tiff_layout import UnsupportedTiffError, find_layout
@@ -195,11 +197,11 @@ def is_slide(path: Path) -> bool:
 
 
 def _is_slide_file(path: Path) -> bool:
-    import openslide
-
     try:
-        vendor = openslide.OpenSlide.detect_format(path)
-    except (OSError, openslide.OpenSlideError):
+        vendor = detect_vendor(path)
+    except SlideError:
+        return True  # the reader says why it cannot be opened
+    except OSError:
         return False
     # OpenSlide's generic reader takes any tiled TIFF; the readers of vendors' formats check theirs.
     return vendor is not None and (vendor != "generic-tiff" or _is_colour(path))
