@@ -12,6 +12,7 @@ from PIL import Image
 from napari_lrmil.core.errors import LrmilError, SlideError
 from napari_lrmil.core.slides.dicom_frames import require_frame_tables
 from napari_lrmil.core.slides.dicom_headers import may_be_dicom, read_dicom_header
+from napari_lrmil.core.slides.probe import require_opens
 from napari_lrmil.core.slides.slide_files import dicom_in
 from napari_lrmil.core.slides.tiff_structure import MAGIC, find_oddities
 
@@ -110,8 +111,8 @@ def require_harmless(file: Path) -> None:
     require_frame_tables(file)
     with file.open("rb") as content:
         is_tiff = content.read(len(MAGIC[0])) in MAGIC
-    if is_tiff:
-        find_oddities(file)
+    if not is_tiff or find_oddities(file):
+        require_opens(file)
 
 
 def _require_content(path: Path) -> None:
