@@ -20,9 +20,10 @@ test: .venv/.ready
 test-fast: .venv/.ready
 	sh scripts/on_screen.sh $(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
-# Thousands of damaged files; `make test` runs a tenth of them. It goes on where it was stopped.
+# Thousands of damaged files and a hundred and sixty killed processes; `make test` runs a tenth of them. It goes on where it was stopped.
 fuzz: .venv/.ready
 	cd tests && PYTHONPATH=. ../$(BIN)/python -m fuzz.campaign --folder ../build/fuzz
+	sh scripts/on_screen.sh env LRMIL_FUZZ=all $(BIN)/python -m pytest -n 0 tests/fuzz/test_kills.py
 
 # The docs site, in site/. Only this command needs the extra `docs`; a warning of the build is an error.
 docs: .venv/.docs

@@ -154,17 +154,17 @@ def _machine() -> str:
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 
 
-def remove_stale_partials(folder: Path, names: Collection[str]) -> list[Path]:
-    """Remove half-written files of `names` whose process on this machine has ended, and return their paths.
+def remove_stale_partials(folder: Path, names: Collection[str] | None = None) -> list[Path]:
+    """Remove half-written files whose process on this machine has ended, of `names` or of all, and return their paths.
 
     Files of another machine stay, because its processes may still be writing.
     """
     import psutil
 
-    names, removed = {_bounded(name) for name in names}, []
+    bounded, removed = None if names is None else {_bounded(name) for name in names}, []
     for path in folder.iterdir() if folder.is_dir() else ():
         match = _PARTIAL.fullmatch(path.name)
-        if match is None or match["name"] not in names or match["machine"] != _machine():
+        if match is None or (bounded is not None and match["name"] not in bounded) or match["machine"] != _machine():
             continue
         if not psutil.pid_exists(int(match["pid"])):
             removed.append(path)

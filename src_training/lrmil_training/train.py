@@ -27,7 +27,7 @@ from lrmil_training.runs.lock import STOP_FILE, acquire_run_lock, clear_stop_req
 from lrmil_training.stages.patch_distillation import require_matching_encoders
 from lrmil_training.stages.pipeline import run_stages
 from lrmil_training.stages.run_context import RunContext
-from napari_lrmil.core.atomic_files import write_json, write_text
+from napari_lrmil.core.atomic_files import remove_stale_partials, write_json, write_text
 from napari_lrmil.core.encoders import FROZEN, TRAINABLE, encoder_notice
 from napari_lrmil.core.errors import ConfigError, LrmilError
 from napari_lrmil.core.events import Event, Finished, Notice, Progress
@@ -72,6 +72,7 @@ def train(
     # The generator is closed before the lock is released, so that no fit writes to a folder of another run.
     with acquire_run_lock(out) as lock, EventLog(out, context.hidden_folders) as log, closing(stages) as events:
         clear_stop_request(out)
+        _remove_leftovers(out)
         notices = (Notice(text, cohort_csv.name) for text in context.cohort.notices)
         for event in chain(notices, events):
             lock.check()  # another process may have taken over a lock that seemed dead
@@ -80,6 +81,12 @@ def train(
             if isinstance(event, Finished):
                 write_report(out, cohort_csv, full_paths=full_paths)  # after the last event: the report shows the log
             yield event
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove the half-written files of attempts that were killed; the lock of the run is held."""
+    for folder in [out, *(path for path in out.rglob("*") if path.is_dir())]:
+        remove_stale_partials(folder)
 
 
 def _raise_if_stopped(out: Path, event: Event) -> None:
