@@ -1,7 +1,7 @@
 """Check of the CUDA paths on a machine with a GPU and without network: tests, speed, memory, training.
 
     python benchmarks/gpu/run.py collect --out WHEELS            # where there is a network
-    python benchmarks/gpu/run.py run --wheels WHEELS --out OUT   # on the machine with the GPU, within eight minutes
+    python benchmarks/gpu/run.py run --wheels WHEELS --out OUT   # on the machine with the GPU, eight minutes a call
     python benchmarks/gpu/run.py table OUT/results.json [--write PAGE]
 
 The machine needs Python 3.12, a CUDA build of torch, and the packages of `wheels.PROVIDED`. Steps run one after the

@@ -16,7 +16,7 @@ from napari_lrmil.core.events import Event, Notice, Progress
 from napari_lrmil.core.features.devices import resolve_device
 from napari_lrmil.core.features.extraction import Embeddings, PatchSet, extract_features
 from napari_lrmil.core.features.prefetch import AHEAD, BATCH
-from napari_lrmil.core.features.torch_encoding import encode, is_out_of_memory, resize_patches
+from napari_lrmil.core.features.torch_encoding import encode, is_out_of_memory, pad_batch, resize_patches
 from support.fake_slides import FakeSlide, fake_slide, lively, one_sentence, speckled
 from support.networks import untrained_encoder
 
@@ -178,6 +178,25 @@ def test_memory_for_not_even_one_patch_is_one_sentence(tmp_path: Path) -> None:
 def test_on_cuda_pinned_batches_arrive_whole(tmp_path: Path) -> None:
     """A batch that is used before its transfer has ended, or after its memory is given away, would differ."""
     require_equal_features(tmp_path, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_on_cuda_batches_have_few_sizes_and_padding_is_cut_off() -> None:
+    encoder = MeanColour()
+    for count in range(1, 18):
+        pixels = np.full((count, 8, 8, 3), count, np.uint8)
+        output = encode(encoder, pixels, None, "cuda")
+        assert output.embedding.shape[0] == count and bool((output.embedding == count).all())
+    assert {batch[0] for batch in encoder.batches} == {1, 2, 4, 8, 16, 32}
+
+
+@pytest.mark.parametrize(("count", "padded"), [(1, 1), (2, 2), (3, 4), (17, 32), (32, 32)])
+def test_a_batch_is_filled_up_with_zeros_to_a_power_of_two(count: int, padded: int) -> None:
+    batch = torch.full((count, 3, 2, 2), 7, dtype=torch.uint8)
+    full = pad_batch(batch)
+    assert full.shape == (padded, 3, 2, 2) and full.dtype == torch.uint8
+    assert (full[:count] == 7).all() and (full[count:] == 0).all()
 
 
 def test_two_passes_give_equal_features(tmp_path: Path) -> None:
