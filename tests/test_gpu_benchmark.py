@@ -66,7 +66,7 @@ def required_names(requirements: list[str]) -> set[str]:
 def test_every_import_is_on_the_machine_or_travels(gpu: Any) -> None:
     wheels = gpu.import_module("wheels")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    groups = ("distributed", "encoders", "openvino", "dev")
+    groups = ("distributed", "encoders", "openvino", "ome", "dev")
     optional = required_names([text for group in groups for text in project["optional-dependencies"][group]])
     optional.add("dask")  # for clusters, which a test of one GPU does not start
     needed = imported_distributions() - optional - {"napari-lrmil"}
