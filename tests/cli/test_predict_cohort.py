@@ -24,6 +24,8 @@ from napari_lrmil.core.events import Progress
 from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
 from napari_lrmil.core.results.schema import CohortFile, PredictionFile
 from support.networks import untrained_bundle, untrained_encoder
+from support.plain_tiffs import change
+from support.plain_tiffs import write_slide as write_plain_slide
 from support.processes import ended, run_command_up_to, start
 
 Call = Callable[..., tuple[int, str, str]]
@@ -69,6 +71,21 @@ def failures(out: Path) -> dict[str, tuple[str, str]]:
 def result_times(out: Path) -> dict[str, int]:
     """Return slide -> modification time of its result, ns."""
     return {path.parent.name: path.stat().st_mtime_ns for path in out.glob("*/prediction.json")}
+
+
+@pytest.mark.slow
+def test_a_slide_that_would_crash_the_library_has_a_reason(slides: Path, bundle: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "slides", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a.tif", "b.tif"):
+        shutil.copy(slides / "first.tif", folder / name)
+    change(write_plain_slide(folder / "crasher.svs"), 2, {"TileWidth": 65535, "TileLength": 1})
+    call = [sys.executable, "-m", "napari_lrmil", "predict", folder, *common_options(bundle, out), "--workers", "2"]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 3, done.stderr
+    assert set(result_times(out)) == {"a", "b"}
+    assert {name: step for name, (step, _) in failures(out).items()} == {"crasher.svs": "open"}
+    assert "65535 x 1 px" in failures(out)["crasher.svs"][1]
 
 
 @pytest.mark.slow
