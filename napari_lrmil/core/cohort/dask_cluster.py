@@ -26,6 +26,12 @@ from napari_lrmil.version import __version__
 
 CONNECT_TIMEOUT_S = 20.0
 WORKER_POLL_S = 1.0  # between checks of the scheduler's workers
+# Names in dask's configuration -> its environment variables.
+TLS_VARIABLES = {
+    "ca-file": "DASK_DISTRIBUTED__COMM__TLS__CA_FILE",
+    "cert": "DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT",
+    "key": "DASK_DISTRIBUTED__COMM__TLS__CLIENT__KEY",
+}
 RESULT_TIMEOUT_S = 60.0  # for the few hundred bytes of an outcome
 NO_WORKER_NOTICE_S = 30.0  # without any worker before the user is told
 LOST_WORKER = "was lost while it had this slide, as when its memory runs out"
@@ -74,9 +80,12 @@ class DaskCluster:
     @contextmanager
     def _client(self) -> Iterator[Any]:
         distributed = _import_distributed()
+        security = _read_security(self.address)
         try:
             _require_listener(self.address)
-            client = distributed.Client(self.address, timeout=CONNECT_TIMEOUT_S, set_as_default=False)
+            client = distributed.Client(
+                self.address, timeout=CONNECT_TIMEOUT_S, set_as_default=False, security=security
+            )
         except (OSError, ValueError, TimeoutError) as error:
             raise ConfigError(
                 f"no dask scheduler answers at {self.address} ({one_line(error)}); start one with `dask scheduler`, "
@@ -84,6 +93,34 @@ class DaskCluster:
             ) from error
         with client:
             yield client
+
+
+def _read_security(address: str) -> Any:
+    """Return the certificates of dask's configuration for an encrypted scheduler, ``tls://…``; None for another.
+
+    Raises
+    ------
+    ConfigError
+        If a certificate or its key is not set, or cannot be read.
+    """
+    if not address.startswith("tls://"):
+        return None
+    from distributed.security import Security
+
+    security = Security(require_encryption=True)
+    files = {"ca-file": security.tls_ca_file, "cert": security.tls_client_cert, "key": security.tls_client_key}
+    missing = [TLS_VARIABLES[name] for name, file in files.items() if not file]
+    if missing:
+        raise ConfigError(
+            f"{address}: an encrypted scheduler asks for certificates, which are not set; set {', '.join(missing)} to "
+            "their files, or write them into dask's configuration under distributed.comm.tls"
+        )
+    try:
+        security.get_connection_args("client")
+    except OSError as error:  # a missing file, and every error of ssl
+        names = ", ".join(str(file) for file in files.values())
+        raise ConfigError(f"{address}: the certificates cannot be read ({one_line(error)}); check {names}") from error
+    return security
 
 
 def _require_listener(address: str) -> None:

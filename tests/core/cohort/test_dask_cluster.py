@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import psutil
 import pytest
 
@@ -231,3 +233,57 @@ def test_ended_jobs_are_submitted_again_and_all_are_cancelled_at_the_end(
     left = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     while any(psutil.pid_exists(pid) for pid in left):  # the timeout of tests ends this one where they stay
         time.sleep(0.05)
+
+
+# ---------------------------------------------------------------- TLS
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return a self-signed certificate, which is its own authority, and its key, by the names of dask's variables."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+    folder = tmp_path_factory.mktemp("tls")
+    cert, key = str(folder / "cert.pem"), str(folder / "key.pem")
+    call = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=cluster"]
+    subprocess.run([*call, "-keyout", key, "-out", cert], check=True, capture_output=True)
+    return {"ca-file": cert, "client.cert": cert, "client.key": key}
+
+
+def tls_settings(files: dict[str, str]) -> dict[str, str]:
+    return {f"distributed.comm.tls.{name}": file for name, file in files.items()}
+
+
+def test_an_encrypted_scheduler_is_used_with_the_certificates_of_dasks_configuration(
+    certificates: dict[str, str], tmp_path: Path
+) -> None:
+    distributed = pytest.importorskip("distributed")
+    cert, key = certificates["client.cert"], certificates["client.key"]
+    files = {f"tls_{role}_{kind}": file for role in ("scheduler", "worker", "client")
+             for kind, file in (("cert", cert), ("key", key))}  # fmt: skip
+    security = distributed.Security(require_encryption=True, tls_ca_file=cert, **files)
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0", silence_logs=50,
+        protocol="tls://", security=security,
+    ) as local:  # fmt: skip
+        assert local.scheduler_address.startswith("tls://")
+        with dask.config.set(tls_settings(certificates)):
+            run_to_end(make_jobs("a", "b"), Logged(tmp_path), on(local))
+        assert finished_slides(tmp_path) == {"a", "b"}
+        with pytest.raises(ConfigError, match="asks for certificates, which are not set") as caught:
+            run_to_end(make_jobs("c"), Logged(tmp_path), on(local))
+        assert "DASK_DISTRIBUTED__COMM__TLS__CLIENT__KEY" in str(caught.value)
+
+
+def test_a_certificate_that_cannot_be_read_is_named_before_any_work(
+    certificates: dict[str, str], tmp_path: Path
+) -> None:
+    pytest.importorskip("distributed")
+    broken = tmp_path / "broken.pem"
+    broken.write_text("no certificate")
+    for file in (broken, tmp_path / "missing.pem"):
+        settings = tls_settings(certificates | {"client.cert": str(file)})
+        choice = choose_backend(BackendChoice(scheduler="tls://127.0.0.1:9"), slides=1)
+        with dask.config.set(settings), pytest.raises(ConfigError, match="certificates cannot be read") as caught:
+            run_to_end(make_jobs("a"), Logged(tmp_path), choice)
+        assert file.name in str(caught.value)
