@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+import tifffile
 import torch
 from PIL import Image, ImageDraw
 
@@ -199,3 +204,35 @@ print([name for name in ("matplotlib", "scipy", "skimage", "pandas") if name in 
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def _peak_mb(work: Callable[[], object]) -> float:
+    """Return by how many MB the memory of this process rises at most while something is done."""
+    Path("/proc/self/clear_refs").write_text("5")  # begin to measure the peak anew
+    before = psutil.Process().memory_info().rss
+    work()
+    status = Path("/proc/self/status").read_text()
+    peak = re.search(r"VmHWM:\s*(\d+) kB", status)
+    assert peak is not None
+    return (int(peak[1]) * 1024 - before) / 1e6
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's own figure of the peak")
+@pytest.mark.parametrize(("width", "height"), [(200_000, 1_000), (512, 150_000), (20_000, 20_000)])
+def test_the_picture_of_a_slide_of_any_shape_takes_little_memory(tmp_path: Path, width: int, height: int) -> None:
+    """Without a pyramid, so that every pixel of a level of up to 1.2 GB is read."""
+    tile = speckled(512, 512)
+    count = -(-width // 512) * -(-height // 512)
+    path = tmp_path / "long.tif"
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        file.write(
+            itertools.repeat(tile, count), shape=(height, width, 3), dtype=np.uint8, tile=(512, 512),
+            photometric="rgb", compression="jpeg", resolution=(20_000, 20_000), resolutionunit="CENTIMETER",
+        )  # fmt: skip
+    with fake_slide(tmp_path, FakeSlide(speckled(1300, 800), (1.0, 4.0), resolution(0.5))) as small:
+        prediction = prediction_of(small, "all")  # its place on the slide is no matter here
+    with Slide(path) as slide:
+        peak = _peak_mb(lambda: draw_overlay(tmp_path / "overlay.png", slide, prediction))
+    with Image.open(tmp_path / "overlay.png") as picture:
+        assert max(picture.size) <= LARGEST_PX
+    assert peak < 300
