@@ -24,7 +24,7 @@ from lrmil_training.data.cohort import (
     require_disjoint_patients,
 )
 from lrmil_training.data.cohort_cells import find_slide, normal_split
-from lrmil_training.data.cohort_file import REQUIRED_COLUMNS, parse_mpp, read_table
+from lrmil_training.data.cohort_file import REQUIRED_COLUMNS, parse_mpp, read_mpp_cell, read_table
 from lrmil_training.data.patient_groups import patient_clusters, patient_parts
 from napari_lrmil.core.csv_files import write_csv
 from napari_lrmil.core.errors import CohortError, LrmilError
@@ -187,7 +187,13 @@ class CohortTable:
     # ------------------------------------------------------------ opening and saving
 
     def open(self, path: Path) -> None:
-        """Read the rows of a CSV file; cells may be empty and slides may be missing, `blocked_by` reports them."""
+        """Read the rows of a CSV file; cells may be empty and slides may be missing, `blocked_by` reports them.
+
+        Raises
+        ------
+        CohortError
+            If the file is not a table of slides, or an mpp is not a resolution.
+        """
         table = read_table(path)
         own_columns = ("slide", *COLUMNS[1:])
         rows, notices = [], list(table.notices)
@@ -196,6 +202,8 @@ class CohortTable:
             extra = tuple((name, cell) for name, cell in read.cells.items() if name not in own_columns)
             label, patient, split, mpp = (values[key] for key in COLUMNS[1:])
             split = normal_split(split, notices)
+            if read_mpp_cell(path, read, notices) is not None:  # which refuses what is no resolution
+                mpp = mpp.replace(",", ".")
             rows.append(CohortRow(find_slide(path, read), label, patient, split, mpp, extra=extra))
         self._columns = list(table.columns)
         self.edited, self.notices = False, tuple(dict.fromkeys(notices))

@@ -34,6 +34,21 @@ def opened(path: Path) -> CohortTable:
     return table
 
 
+# ---------------------------------------------------------------- opening
+
+
+def test_decimal_commas_are_points_and_what_is_no_resolution_is_refused(tmp_path: Path) -> None:
+    """The check of slides, training and the saved table read the same number."""
+    path = tmp_path / "cohort.csv"
+    (tmp_path / "s.tif").touch()
+    path.write_text("slide;label;patient;mpp\ns.tif;a;p;0,5\n")
+    table = opened(path)
+    assert [row.mpp for row in table.rows] == ["0.5"] and "decimal commas" in " ".join(table.notices)
+    path.write_text("slide;label;patient;mpp\ns.tif;a;p;nan\n")
+    with pytest.raises(CohortError, match="line 2, column mpp"):
+        opened(path)
+
+
 # ---------------------------------------------------------------- splits
 
 

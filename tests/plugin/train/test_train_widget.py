@@ -153,6 +153,23 @@ def test_a_table_is_edited_checked_and_saved(
     assert (tmp_path / "mine.csv").read_text().count("\n") == 9 and "not saved" not in dock.cohort.file_label.text()
 
 
+def test_what_was_left_out_of_a_table_is_shown(
+    dock: Any, slide_folder: Path, tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = (slide_folder / "cohort.csv").read_text().replace(",train", ",training").splitlines()
+    numbered = [f"{number or ''},{row}" for number, row in enumerate(rows)]
+    table = tmp_path / "cohort.csv"
+    for name in (row.split(",")[0] for row in rows[1:]):
+        (tmp_path / name).symlink_to(slide_folder / name)
+    table.write_text("\n".join(["# of 2024", *numbered, ",,,,"]) + "\n")
+    choose(monkeypatch, "getOpenFileName", table)
+    dock.cohort.open.click()
+    shown = dock.cohort.state.text()
+    assert "Line 1 left out, it is a comment: # of 2024." in shown and "1 empty row left out." in shown
+    assert "The first column has no name and holds numbers; it is left out as an index." in shown
+    assert "'training' is read as train" in shown and dock.cohort.model.rowCount() == 8
+
+
 def test_a_slide_that_is_not_there_keeps_the_table_from_training(
     dock: Any, slide_folder: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,7 @@ def test_folders_that_may_name_a_user_are_left_out_of_messages(tmp_path: Path) -
 
 
 def test_the_home_becomes_a_tilde_and_the_inner_folder_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/alice")
+    monkeypatch.setenv("HOME", "/data/alice")
     folders = [Path("/data/cohort"), Path("/data/cohort/run")]
-    assert hide_folders("/data/cohort/run/a.h5 of /home/alice/b", folders) == "a.h5 of ~/b"
+    assert hide_folders("/data/cohort/run/a.h5 of /data/alice/b", folders) == "a.h5 of ~/b"
     assert hide_folders("/data/cohort", folders) == "cohort"
