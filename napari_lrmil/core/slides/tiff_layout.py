@@ -85,6 +85,7 @@ class TiffLayout:
                 len(self.levels) > openslide_levels,
                 f"OpenSlide finds {openslide_levels} of its {len(self.levels)} levels",
             ),
+            (self.ome is not None and self.ome.um is not None, "OpenSlide does not read the pixel size of OME-XML"),
         )
         return next((reason for is_so, reason in reasons if is_so), None)
 

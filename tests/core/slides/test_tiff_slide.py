@@ -47,6 +47,13 @@ def write_ome(path: Path, *levels: Picture, size: tuple[float, str] = (0.25, "µ
     return path
 
 
+@pytest.mark.parametrize("size", [(0.5, "µm"), (0.5, "μm"), (500, "nm"), (5e-5, "cm")])
+def test_an_ome_file_of_one_level_has_the_size_of_its_metadata(tmp_path: Path, size: tuple[float, str]) -> None:
+    """OpenSlide opens such a file rightly, but reads neither the size nor its unit."""
+    with Slide(write_ome(tmp_path / "a.ome.tif", BASE, size=size)) as slide:
+        assert (slide.mpp.x, slide.mpp.y) == pytest.approx((0.5, 0.5)) and slide.mpp.source == "OME metadata"
+
+
 # ---------------------------------------------------------------- levels
 
 
