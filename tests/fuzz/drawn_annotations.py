@@ -40,9 +40,19 @@ FEATURES = st.fixed_dictionaries(
         "properties": st.one_of(LABELS, st.none()),
     }
 )
+WHOLE = "whole square"  # name of a Feature that must be read, whatever is beside it
+SQUARE = {
+    "type": "Feature",
+    "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [300, 0], [300, 300], [0, 300], [0, 0]]]},
+    "properties": {"name": WHOLE},
+}
+MIXED = st.permutations([SQUARE, *range(3)]).flatmap(
+    lambda order: st.tuples(*(FEATURES if isinstance(item, int) else st.just(item) for item in order))
+)
 FILES = st.one_of(
+    st.fixed_dictionaries({"type": st.just("FeatureCollection"), "features": MIXED}),
+    MIXED,
     st.fixed_dictionaries({"type": st.just("FeatureCollection"), "features": st.lists(FEATURES, max_size=6)}),
-    st.lists(FEATURES, max_size=4),
     FEATURES,
     GEOMETRIES,
 )

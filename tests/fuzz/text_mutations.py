@@ -20,18 +20,19 @@ WORD = re.compile(r"[A-Za-z_]{3,}")
 
 def mutate_annotation(random: Random, content: bytes) -> tuple[bytes, str]:
     """Return annotations with numbers, words or brackets changed."""
-    if random.random() < 0.4:
+    if random.random() < 0.25:
         mutation = mutate_bytes(random, content)
         return mutation.content, mutation.note
     text, note = content.decode(), ""
     for _ in range(random.choice((1, 1, 2, 8))):
-        way = random.choice(("number", "number", "word", "remove", "double"))
+        way = random.choice(("number", "number", "number", "word", "remove", "double"))
         pattern = {"number": NUMBER, "word": WORD}.get(way, re.compile(r"[\[\]{}<>,\"]"))
         matches = list(pattern.finditer(text))
         if not matches:
             break
         match = random.choice(matches)
-        new = {"number": random.choice(NUMBERS), "word": random.choice(("Point", "null", "Polygon", "type", "é"))}
+        number = random.choice((random.choice(NUMBERS), f"{random.uniform(-500, 2000):.3f}"))
+        new = {"number": number, "word": random.choice(("Point", "null", "Polygon", "type", "é"))}
         text = text[: match.start()] + new.get(way, match.group() * 2 * (way == "double")) + text[match.end() :]
         note += f"{way} at {match.start()}; "
     encoding = random.choice(ENCODINGS) if random.random() < 0.15 else "utf-8"
