@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from napari_lrmil.cli.bench import bench
+from napari_lrmil.cli.cohort import cohort
 from napari_lrmil.cli.console import CANCELLED, FAILED, err, out, print_notice
 from napari_lrmil.cli.doctor import doctor
 from napari_lrmil.cli.encoders import encoders
@@ -51,7 +52,21 @@ def _options(
         raise typer.Exit
 
 
-for _command in (demo, view, info, predict, compare, phantom, features, train, evaluate, bench, encoders, doctor):
+for _command in (
+    demo,
+    view,
+    info,
+    predict,
+    compare,
+    phantom,
+    cohort,
+    features,
+    train,
+    evaluate,
+    bench,
+    encoders,
+    doctor,
+):
     app.command()(_command)
 
 
