@@ -98,6 +98,11 @@ class TeacherConfig(_Frozen):
     """Decay per step of the weight average; 0.97 gave stable selection (Method 5)."""
     patch_dropout: float = Field(0.0, ge=0, lt=1)
     """Share of patches left out at random in each step; 0 unless it helps."""
+    feature_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the embedding's dimensions that are neutral in a step, the same in all patches of the slide: on few
+    slides a MIL of many dimensions learns chance. 0: none."""
+    patches_per_slide: int | None = Field(None, ge=1, le=MAX_COUNT)
+    """Patches drawn of a slide in each step, so that a slide differs from step to step. None takes all."""
 
 
 class Stage1Config(_Frozen):
@@ -177,6 +182,11 @@ class Stage2Config(_Frozen):
     """LR features from disk, or encoded from augmented pixels in every epoch, which is slower."""
     patch_dropout: float = Field(0.0, ge=0, lt=1)
     """Share of patches left out at random in each step; 0 unless it helps."""
+    feature_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the embedding's dimensions that are neutral in a step, the same in all patches of the slide: on few
+    slides a MIL of many dimensions learns chance. 0: none."""
+    patches_per_slide: int | None = Field(None, ge=1, le=MAX_COUNT)
+    """Patches drawn of a slide in each step, so that a slide differs from step to step. None takes all."""
     weight_decay: float = Field(1e-4, ge=0, le=MAX_RATE)
     """L2 penalty of Adam; as the teacher's, which has the same architecture."""
     min_epochs: int = Field(15, ge=0, le=MAX_EPOCHS)
@@ -217,6 +227,8 @@ class Stage3Config(_Frozen):
     """Epochs without a better validation figure before stopping."""
     ema: float = Field(0.97, ge=0, lt=1)
     """Decay per step of the weight average: single steps are fragile here (Method 5)."""
+    feature_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the embedding's dimensions that are neutral for the MIL in a step; see teacher.feature_dropout."""
 
     @field_validator("lr")
     @classmethod
@@ -266,6 +278,9 @@ class TrainConfig(_Frozen):
     """End-to-end fine-tuning of the student's encoder through its MIL."""
     class_weights: Literal["balanced", "none"] = "balanced"
     """Balanced: classes weigh in the label term by inverse frequency, so that rare classes count."""
+    sampling: Literal["slide", "patient"] = "slide"
+    """Training samples of the teacher and of stages 2 and 3. Patient: every patient is drawn equally often, so that
+    those with many slides do not dominate; an epoch has as many steps as before."""
     baselines: tuple[Baseline, ...] = ("labels_only",)
     """Other LR methods to train. Labels_only is what distillation must beat: a frozen encoder and labels alone."""
     ablation: bool = False

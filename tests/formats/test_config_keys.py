@@ -11,15 +11,17 @@ from lrmil_training.config import PRESETS, TrainConfig, known_keys, load_config
 
 KEYS = {
     "": "name about seed seeds folds by_site hr_mpp lr_mpp hr_patch_px lr_patch_px student_input_px class_weights "
-    "baselines ablation bootstrap features devices precision loggers",
+    "sampling baselines ablation bootstrap features devices precision loggers",
     "encoder": "teacher student",
-    "teacher": "epochs lr aggregator hidden weight_decay min_epochs patience ema patch_dropout",
+    "teacher": "epochs lr aggregator hidden weight_decay min_epochs patience ema patch_dropout "
+    "feature_dropout patches_per_slide",
     "stage1": "epochs lr batch_size patches_per_slide layers projection lambda_layer lambda_attn attention targets "
     "weight_decay augment stain_sd",
     "stage2": "epochs lr lambda_ce lambda_bag lambda_soft lambda_hard temperature_bag temperature_attn topk "
-    "attention_transfer init features patch_dropout weight_decay min_epochs patience ema",
+    "attention_transfer init features patch_dropout feature_dropout patches_per_slide weight_decay min_epochs patience "
+    "ema",
     "stage3": "epochs lr patches_per_slide slides_per_step keep_stage2_terms weight_decay augment min_epochs "
-    "patience ema",
+    "patience ema feature_dropout",
 }
 WORDS = {
     "teacher.aggregator": "gated_attention",
@@ -30,6 +32,7 @@ WORDS = {
     "stage2.init": "teacher fresh frozen_head",
     "stage2.features": "stored on_the_fly",
     "class_weights": "balanced none",
+    "sampling": "slide patient",
     "baselines": "labels_only labels_only_finetuned stage1_only stage2_only both",
     "precision": "auto 32 bf16",
     "loggers": "csv tensorboard wandb mlflow",

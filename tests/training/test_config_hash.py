@@ -82,7 +82,14 @@ def test_the_fields_of_the_first_version_are_frozen() -> None:
     assert len(FIRST_FIELDS) == 6
 
 
-LATER_DEFAULTS: dict[str, Any] = {}  # of fields added after 0.1.0, such as "stage1.name": value
+LATER_DEFAULTS: dict[str, Any] = {  # of fields added after 0.1.0
+    "sampling": "slide",
+    "teacher.feature_dropout": 0.0,
+    "teacher.patches_per_slide": None,
+    "stage2.feature_dropout": 0.0,
+    "stage2.patches_per_slide": None,
+    "stage3.feature_dropout": 0.0,
+}
 
 
 def test_no_default_changes() -> None:

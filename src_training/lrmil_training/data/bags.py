@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lrmil_training.data.feature_store import StoredRows
+from napari_lrmil.core.geometry import Int64
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Loadable(Protocol):
         ...
 
 
-def class_weights(targets: Sequence[int], classes: int, mode: str) -> list[float]:
+def class_weights(targets: Sequence[int], classes: int, mode: str, draws: Sequence[float] | None = None) -> list[float]:
     """Return the weight of each class in the label term.
 
     Parameters
@@ -96,13 +97,15 @@ def class_weights(targets: Sequence[int], classes: int, mode: str) -> list[float
     classes
         Number of classes.
     mode
-        ``none``: 1 each. ``balanced``: inverse to the class's share, so that the mean over slides is 1.
+        ``none``: 1 each. ``balanced``: inverse to the class's share, so that the mean over samples is 1.
+    draws
+        Expected draws of each slide in an epoch, if they differ. None: each slide is drawn once.
     """
-    counts = np.bincount(targets, minlength=classes)
+    counts = np.bincount(targets, weights=draws, minlength=classes)
     if mode == "none":
         return [1.0] * classes
-    # `max` only avoids a division by zero: a class without training slides is refused before.
-    return [float(len(targets) / (classes * max(1, count))) for count in counts]
+    # 1 only avoids a division by zero: a class without training slides is refused before.
+    return [float(len(targets) / (classes * (count or 1))) for count in counts]
 
 
 class BagDataset(Dataset[BagItem]):
@@ -116,10 +119,14 @@ class BagDataset(Dataset[BagItem]):
         Share of the instances that is left out at random, anew in every epoch.
     seed
         Together with epoch and index it determines the draw.
+    max_patches
+        Instances drawn of a slide, before `dropout`. None takes all.
     """
 
-    def __init__(self, bags: Sequence[Loadable], dropout: float = 0.0, seed: int = 0) -> None:
-        self.bags, self.dropout, self.seed = bags, dropout, seed
+    def __init__(
+        self, bags: Sequence[Loadable], dropout: float = 0.0, seed: int = 0, max_patches: int | None = None
+    ) -> None:
+        self.bags, self.dropout, self.seed, self.max_patches = bags, dropout, seed, max_patches
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -127,8 +134,32 @@ class BagDataset(Dataset[BagItem]):
 
     def __getitem__(self, index: int) -> BagItem:
         item = self.bags[index].load()
-        if self.dropout == 0:
+        if self.dropout == 0 and self.max_patches is None:
             return item
-        rng = np.random.default_rng([self.seed, self.epoch, index])  # independent of earlier draws: see `epochs`
-        rows = np.flatnonzero(rng.random(len(item.instances)) >= self.dropout)
-        return item.subset(torch.from_numpy(rows)) if len(rows) else item  # an empty bag has no output
+        # Independent of earlier draws: see `epochs`. A slide that comes twice in an epoch has the same draw twice.
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        rows = draw_rows(rng, len(item.instances), self.max_patches, self.dropout)
+        return item.subset(torch.from_numpy(rows))
+
+
+def draw_rows(rng: np.random.Generator, count: int, max_patches: int | None, dropout: float) -> Int64:
+    """Return the sorted rows of a bag of `count` patches that one step uses, at least one.
+
+    Parameters
+    ----------
+    rng
+        Source of the draw. Nothing is drawn for settings that keep all.
+    count
+        Patches of the slide.
+    max_patches
+        Patches drawn of the slide. None takes all.
+    dropout
+        Share of the drawn patches that is left out.
+    """
+    size = count if max_patches is None else min(max_patches, count)
+    # Sorted rows read neighbouring tiles one after another, which the tile cache serves.
+    rows = np.arange(count) if size == count else np.sort(rng.permutation(count)[:size])
+    if dropout:
+        remaining = rows[rng.random(len(rows)) >= dropout]
+        rows = remaining if len(remaining) else rows  # an empty bag has no output
+    return rows

@@ -40,3 +40,35 @@ def patient_clusters(patients: Sequence[str], sites: Sequence[str] = ()) -> list
     for component, patient in sorted(zip(components, patients, strict=True), key=lambda pair: pair[1]):
         names.setdefault(component, patient)
     return [names[component] for component in components]
+
+
+def samples_by_patient(patients: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """Return the rows of each real patient, in order of appearance. A row of ``9+11`` belongs to both.
+
+    Parameters
+    ----------
+    patients
+        (N,) patient of each slide.
+    """
+    rows: dict[str, list[int]] = {}
+    for i, patient in enumerate(patients):
+        for part in dict.fromkeys(patient_parts(patient)):
+            rows.setdefault(part, []).append(i)
+    return tuple(map(tuple, rows.values()))
+
+
+def expected_draws(samples: Sequence[Sequence[int]], count: int) -> list[float]:
+    """Return (count,) expected draws of each sample in an epoch of `count` draws in which patients are drawn evenly.
+
+    Parameters
+    ----------
+    samples
+        Rows of each patient; see `samples_by_patient`.
+    count
+        Number of samples.
+    """
+    draws = [0.0] * count
+    for rows in samples:
+        for row in rows:
+            draws[row] += count / (len(samples) * len(rows))
+    return draws

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ from torch import Tensor, distributed
 from torch.utils.data import Sampler
 
 from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.geometry import Int64
 
 _Value = TypeVar("_Value")
 
@@ -41,10 +43,12 @@ class EpochSampler(Sampler[int]):
         Seed of the stage.
     shuffle
         False for validation.
+    patients
+        Samples of each patient, to draw every patient equally often; see `draw_by_patient`. Empty: each sample once.
     """
 
-    def __init__(self, length: int, seed: int, *, shuffle: bool = True) -> None:
-        self.length, self.seed, self.shuffle = length, seed, shuffle
+    def __init__(self, length: int, seed: int, *, shuffle: bool = True, patients: Sequence[Sequence[int]] = ()) -> None:
+        self.length, self.seed, self.shuffle, self.patients = length, seed, shuffle, patients
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -55,7 +59,8 @@ class EpochSampler(Sampler[int]):
         rank, world = rank_and_world_size()
         if not self.shuffle:
             return iter(range(rank, self.length, world))
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)  # the same in all processes
+        rng = np.random.default_rng([self.seed, self.epoch])  # the same in all processes
+        order = draw_by_patient(rng, self.length, self.patients) if self.patients else rng.permutation(self.length)
         return iter(np.resize(order, len(self) * world)[rank::world].tolist())  # resize repeats from the start
 
     def __len__(self) -> int:
@@ -65,6 +70,26 @@ class EpochSampler(Sampler[int]):
                 f"{self.length} samples cannot be shared out among {world} processes; fit on fewer devices"
             )
         return -(-self.length // world) if self.shuffle else len(range(rank, self.length, world))
+
+
+def draw_by_patient(rng: np.random.Generator, length: int, patients: Sequence[Sequence[int]]) -> Int64:
+    """Return (length,) samples in which the numbers of draws of two patients differ by one at most.
+
+    Patients come in rounds, each in another order. A patient's own samples take turns, from a random one on.
+
+    Parameters
+    ----------
+    rng
+        Source of the draw.
+    length
+        Number of draws.
+    patients
+        Samples of each patient. A sample of several patients is in the list of each.
+    """
+    turns = [itertools.cycle(rng.permutation(np.asarray(samples)).tolist()) for samples in patients]
+    rounds = -(-length // len(turns))
+    order = np.concatenate([rng.permutation(len(turns)) for _ in range(rounds)])[:length]
+    return np.array([next(turns[patient]) for patient in order.tolist()], dtype=np.int64)
 
 
 class EpochMeans:

@@ -54,6 +54,8 @@ class FitPlan:
         ``auto`` is bf16 on a GPU with native bf16, otherwise 32 bits.
     stop
         The fit ends after the batch in which this file appears.
+    patients
+        Numbers of the training samples of each patient, if patients are drawn evenly. Empty: each sample once an epoch.
     loggers
         Receive the metrics of every epoch; see `loggers.make_loggers`.
     """
@@ -70,6 +72,7 @@ class FitPlan:
     strategy: Literal["auto", "ddp"] = "auto"
     precision: Literal["auto", "bf16", "32"] = "auto"
     stop: Path | None = None
+    patients: tuple[tuple[int, ...], ...] = ()
     loggers: tuple[Logger, ...] = ()
 
     @property

@@ -125,6 +125,7 @@ def _describe_imbalance(rows: Sequence[Section]) -> str | None:
 def describe_class_weights(record: RunRecord) -> str | None:
     """Return a sentence on class weights in training; None if the configuration does not state them."""
     from lrmil_training.data.bags import class_weights
+    from lrmil_training.data.patient_groups import expected_draws, samples_by_patient
 
     scheme = record.config.get("class_weights")
     if scheme is None:
@@ -135,8 +136,13 @@ def describe_class_weights(record: RunRecord) -> str | None:
     train = next((row["classes"] for row in count_by_split(record) if row["split"] == "train"), None)
     if not train:
         return f"{sentence}."
-    targets = [i for i, count in enumerate(train.values()) for _ in range(count)]
-    weights = class_weights(targets, len(train), scheme)
+    slides = [s for s in record.slides if s["split"] == "train"]
+    targets = [list(train).index(s["label"]) for s in slides]
+    draws = None
+    if record.config.get("sampling") == "patient":  # as in `RunContext.class_weights`
+        draws = expected_draws(samples_by_patient([s["patient"] for s in slides]), len(slides))
+        sentence = f"{sentence}, of slides as often as they are drawn (sampling: patient)"
+    weights = class_weights(targets, len(train), scheme, draws)
     return f"{sentence}: {', '.join(f'{c} {w:.2f}' for c, w in zip(train, weights, strict=True))}."
 
 

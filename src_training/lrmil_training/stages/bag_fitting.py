@@ -182,7 +182,8 @@ class BagModule(SelectingModule):
 
     def training_step(self, item: BagItem, index: int) -> Tensor:
         """Return the weighted sum of the loss terms of one bag."""
-        return self.total(self.loss(self.mil(item.instances), item), index)
+        instances = drop_features(self.mil, item.instances, self.settings.feature_dropout)
+        return self.total(self.loss(self.mil(instances), item), index)
 
     def validation_step(self, item: BagItem, index: int) -> None:
         """Record the MIL's outputs for one bag."""
@@ -206,14 +207,37 @@ def fit_mil(
 
     # batch_size None: bags differ in length, and a step is one bag.
     def make() -> tuple[BagModule, DataLoader[BagItem], DataLoader[BagItem]]:
-        data, held_out = BagDataset(bags["train"], config.patch_dropout, plan.seed), BagDataset(bags["val"])
-        train = DataLoader(data, batch_size=None, sampler=EpochSampler(len(data), plan.seed))
+        data = BagDataset(bags["train"], config.patch_dropout, plan.seed, config.patches_per_slide)
+        held_out = BagDataset(bags["val"])
+        order = EpochSampler(len(data), plan.seed, patients=plan.patients)
+        train = DataLoader(data, batch_size=None, sampler=order)
         val = DataLoader(held_out, batch_size=None, sampler=EpochSampler(len(held_out), plan.seed, shuffle=False))
         return BagModule(mil, loss, config), train, val
 
     state = yield from fit(make, plan)
     mil.load_state_dict({name.removeprefix("mil."): value for name, value in state.items()})
     return mil.cpu().eval().requires_grad_(False)
+
+
+def drop_features(mil: GatedAttentionMIL, instances: Tensor, share: float) -> Tensor:
+    """Return (N, D) instances with a random `share` of the dimensions neutral: equal to the training mean.
+
+    The dimensions are drawn anew in each step and are the same for all instances, because independent draws would
+    cancel in the mean over a bag. The others are enlarged by ``1 / (1 - share)``, as in any dropout.
+
+    Parameters
+    ----------
+    mil
+        The network that standardises the instances.
+    instances
+        (N, D) embeddings.
+    share
+        Probability of each dimension; 0 returns the instances and draws nothing.
+    """
+    if share == 0:
+        return instances
+    factors = (torch.rand(instances.shape[-1], device=instances.device) >= share) / (1 - share)  # (D,)
+    return mil.mean + (instances - mil.mean) * factors
 
 
 def seeded_mil(dim: int, classes: int, hidden: int, seed: int) -> GatedAttentionMIL:

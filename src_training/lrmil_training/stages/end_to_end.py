@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lrmil_training.config import Stage2Config, Stage3Config
-from lrmil_training.data.bags import BagItem
+from lrmil_training.data.bags import BagItem, draw_rows
 from lrmil_training.data.cohort import CohortSlide
 from lrmil_training.data.features import lr_patches
 from lrmil_training.data.patch_pairs import SlideHandles, apply_dihedral
@@ -29,6 +29,7 @@ from lrmil_training.stages.bag_fitting import (
     SelectingModule,
     by_side,
     distillation_loss,
+    drop_features,
     label_loss,
     student_item,
 )
@@ -198,13 +199,7 @@ class DrawnBags(Dataset[Any]):
     def __getitem__(self, index: int) -> DrawnBag:
         bag = self.bags[index]
         rng = np.random.default_rng([self.seed, self.epoch, index])
-        count = len(bag.patches)
-        size = count if self.max_patches is None else min(self.max_patches, count)
-        # Sorted rows read neighbouring tiles one after another, which the tile cache serves.
-        rows = np.arange(count) if size == count else np.sort(rng.permutation(count)[:size])
-        if self.dropout:
-            remaining = rows[rng.random(len(rows)) >= self.dropout]
-            rows = remaining if len(remaining) else rows  # as in `BagDataset`: an empty bag has no output
+        rows = draw_rows(rng, len(bag.patches), self.max_patches, self.dropout)
         pixels = bag.read(self.handles, rows)
         if self.augment:
             pixels = torch.stack([_apply_dihedral(patch, int(rng.integers(8))) for patch in pixels])
@@ -267,7 +262,8 @@ class EndToEndModule(SelectingModule):
         embeddings = torch.split(self.encode(pixels), [len(bag.pixels) for bag in batch])
         terms: dict[str, Tensor] = {}
         for bag, instances in zip(batch, embeddings, strict=True):
-            for name, value in self.loss(self.mil(instances), bag.item).items():
+            output = self.mil(drop_features(self.mil, instances, self.config.feature_dropout))
+            for name, value in self.loss(output, bag.item).items():
                 terms[name] = terms.get(name, torch.zeros_like(value)) + value / len(batch)
         return self.total(terms, index)
 
@@ -328,7 +324,8 @@ def _step_settings(config: Stage2Config | Stage3Config) -> _StepSettings:
     if isinstance(config, Stage3Config):
         slides, patches = config.slides_per_step, config.patches_per_slide
         return _StepSettings(tunes_encoder=True, slides=slides, patches=patches, augment=config.augment, dropout=0.0)
-    return _StepSettings(tunes_encoder=False, slides=1, patches=None, augment=True, dropout=config.patch_dropout)
+    drawn, dropout = config.patches_per_slide, config.patch_dropout
+    return _StepSettings(tunes_encoder=False, slides=1, patches=drawn, augment=True, dropout=dropout)
 
 
 def fit_end_to_end(
@@ -353,7 +350,7 @@ def fit_end_to_end(
         slides, patches = scale_step(step.slides, step.patches, scale)
         data = DrawnBags(bags["train"], handles, patches, augment=step.augment, seed=plan.seed, dropout=step.dropout)
         # An incomplete last step is dropped, unless it is the only one.
-        order, has_full_step = EpochSampler(len(data), plan.seed), len(data) >= slides
+        order, has_full_step = EpochSampler(len(data), plan.seed, patients=plan.patients), len(data) >= slides
         train: DataLoader[Any] = DataLoader(data, slides, sampler=order, collate_fn=list, drop_last=has_full_step)
         val = DrawnBags(bags["val"], handles, None, augment=False, seed=plan.seed)
         student.requires_grad_(step.tunes_encoder)

@@ -18,6 +18,7 @@ from lrmil_training.config_hash import hashed_values, later_run_values
 from lrmil_training.data.bags import class_weights
 from lrmil_training.data.cohort import Cohort
 from lrmil_training.data.features import FeatureRequest
+from lrmil_training.data.patient_groups import expected_draws, samples_by_patient
 from lrmil_training.fitting.fit import FitPlan
 from lrmil_training.fitting.loggers import FitName, make_loggers
 from lrmil_training.runs.event_log import CHECKPOINTS, FEATURES, LOGS
@@ -77,7 +78,15 @@ class RunContext:
         """Weight of each class in the label terms, from the training slides."""
         # Training slides alone: validation slides must not influence the fit.
         targets = [self.cohort.target(s) for s in self.cohort.of("train")]
-        return class_weights(targets, len(self.cohort.classes), self.config.class_weights)
+        draws = expected_draws(self.patient_samples, len(targets)) if self.patient_samples else None
+        return class_weights(targets, len(self.cohort.classes), self.config.class_weights, draws)
+
+    @cached_property
+    def patient_samples(self) -> tuple[tuple[int, ...], ...]:
+        """Numbers of the training slides of each patient; empty if slides are drawn evenly (`TrainConfig.sampling`)."""
+        if self.config.sampling == "slide":
+            return ()
+        return samples_by_patient([s.patient for s in self.cohort.of("train")])
 
     def fit_plan(self, stage: str, settings: StageSettings, depends: Sequence[Any] = ()) -> FitPlan:
         """Return the plan of a fit, with its checkpoint folder and key.
@@ -105,6 +114,7 @@ class RunContext:
             devices=self.config.devices,
             precision=self.config.precision,
             stop=self.stop or self.folder / STOP_FILE,
+            patients=self.patient_samples,
             loggers=make_loggers(self.config.loggers, FitName(self.folder / LOGS, self.config.name, stage, key[:8])),
         )
 

@@ -69,7 +69,7 @@ def test_stage_2_on_the_fly_heeds_its_patch_dropout(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(stage3, "fit", fit)
     bags = [cast(PixelBag, Numbered(5))]
     network = cast(Any, torch.nn.Linear(1, 1))
-    plan = cast(Any, type("Plan", (), {"seed": 0}))
+    plan = cast(Any, type("Plan", (), {"seed": 0, "patients": ()}))
     config = Stage2Config(features="on_the_fly", patch_dropout=0.3)
     stream = fit_end_to_end(
         (network, network), label_loss, {"train": bags, "val": bags}, config, plan, lr=1e-3, input_px=None
