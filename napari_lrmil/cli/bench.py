@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from napari_lrmil.cli.console import (
+    AllowMissingOption,
     DeviceOption,
     MppOption,
     load_networks,
@@ -55,6 +56,7 @@ def bench(
     threads: ThreadsOption = 1,
     device: DeviceOption = "cpu",
     mpp: MppOption = None,
+    allow_missing: AllowMissingOption = False,
 ) -> None:
     """Measure the cost of a slide step by step, LR and HR, and what resolution, encoder, reader and runtime save."""
     from napari_lrmil.core.benchmark import MeasurementSpec
@@ -70,7 +72,8 @@ def bench(
     for model in models:
         notices |= load_networks(model, teacher=teacher)  # a broken bundle fails here, before anything is measured
     folder.mkdir(parents=True, exist_ok=True)
-    specs = [MeasurementSpec(slide, model.path, mpp, device, threads, repeats, most) for model in models]
+    shared = (mpp, device, threads, repeats, most, allow_missing)
+    specs = [MeasurementSpec(slide, model.path, *shared) for model in models]
     _measure_models(models, specs, folder, notices, baseline=baseline, teacher=teacher)
     if cohort is not None:
         _write_pareto(models, cohort, folder, split, device, teacher=teacher)
@@ -99,7 +102,14 @@ def _measure_models(
 ) -> None:
     """Measure every model; write and print the tables after each, so that a cancelled call keeps what it has."""
     from napari_lrmil.core.atomic_files import write_json, write_text
-    from napari_lrmil.core.benchmark import benchmark_json, factor_table, measure_all, measurement_notes, step_table
+    from napari_lrmil.core.benchmark import (
+        benchmark_json,
+        factor_table,
+        measure_all,
+        measurement_notes,
+        step_table,
+        told_notices,
+    )
 
     contents: list[dict[str, Any]] = []
     pages: list[str] = []
@@ -107,7 +117,7 @@ def _measure_models(
         setups = _setups(baseline=baseline and not contents, teacher=teacher)  # the baseline is the same for all
         measurements = show_progress(measure_all(spec, setups), model.name, shown_notices=notices)
         contents.append({"model": model.name, **benchmark_json(spec, measurements)})
-        pages += [f"## {spec.slide.name}, {model.name}", measurement_notes(spec)]
+        pages += [f"## {spec.slide.name}, {model.name}", measurement_notes(spec), *told_notices(measurements)]
         pages += [step_table(measurements), factor_table(measurements)]
         write_json(folder / BENCH, {"measured": contents})
         write_text(folder / TABLE, "\n\n".join(pages) + "\n")

@@ -43,6 +43,9 @@ FullPathsOption = Annotated[
     bool, typer.Option("--full-paths", help="write absolute paths into the results; they may hold the name of a user")
 ]
 OutOption = Annotated[Path, typer.Option("--out", help="folder for the results")]
+AllowMissingOption = Annotated[
+    bool, typer.Option("--allow-missing", help="use slides even if more than a third of their tissue is missing")
+]
 
 
 def select_device(name: str) -> str:

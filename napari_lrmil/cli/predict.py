@@ -20,6 +20,7 @@ from napari_lrmil.cli.cohort_options import (
     start_imports_of_workers,
 )
 from napari_lrmil.cli.console import (
+    AllowMissingOption,
     BundleOption,
     DeviceOption,
     FullPathsOption,
@@ -60,9 +61,6 @@ ExcludeOption = Annotated[Path | None, typer.Option(help="leave out these region
 TissueOption = Annotated[Path | None, typer.Option(help="a tissue mask (PNG) that was saved from the window")]
 ReportOption = Annotated[bool, typer.Option("--report", help="also write report.html for each slide")]
 OverlayOption = Annotated[bool, typer.Option("--overlay/--no-overlay", help="draw overlay.png for each slide, or not")]
-AllowMissingOption = Annotated[
-    bool, typer.Option("--allow-missing", help="predict slides even if more than a third of their tissue is missing")
-]
 ReaderOption = Annotated[
     str,
     typer.Option(help="auto, openslide or tiles; tiles reads JPEG tiles directly if OpenSlide gives the same pixels"),
@@ -286,6 +284,7 @@ def compare(
     teacher: ComparedOption = "all",
     roi: RoiOption = None,
     lesions: LesionsOption = None,
+    allow_missing: AllowMissingOption = False,
 ) -> None:
     """Run student and HR teacher on a slide: their agreement, the difference of their attention, the cost of each."""
     from napari_lrmil.core.cohort import SlideJob
@@ -301,6 +300,7 @@ def compare(
     model = _load_model(bundle, patches, execution.load_device, runtime)
     files = {"roi": roi, "lesions": lesions}
     options = {"teacher": patches, "device": device, "files": files, "compare": True, "runtime": runtime}
+    options["allow_missing"] = allow_missing
     task = model.task(bundle, folder, options)
     # Without run_cohort: one slide needs no retry, no failures.csv and no cohort.json.
     events = with_finished_event(task(SlideJob(slide, mpp)))

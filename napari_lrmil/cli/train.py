@@ -17,6 +17,7 @@ from napari_lrmil.cli.cohort_options import (
 )
 from napari_lrmil.cli.console import (
     SOME_FAILED,
+    AllowMissingOption,
     BundleOption,
     DeviceOption,
     FullPathsOption,
@@ -90,6 +91,7 @@ def features(
     workers: WorkersOption = None,
     scheduler: SchedulerOption = None,
     memory: MemoryOption = None,
+    allow_missing: AllowMissingOption = False,
 ) -> None:
     """Extract the features of a cohort, one HDF5 file per slide in TRIDENT's layout. Existing files are kept."""
     from lrmil_training.data.features import FeatureTask, cached_encoder, refuse_foreign_features, unlabelled_slide
@@ -109,7 +111,7 @@ def features(
     # Loaded here first, so that a broken encoder fails once and not once per slide.
     loaded = cached_encoder(name)
     execution.require_device()
-    task = FeatureTask(name, loaded.sha256, mpp, patch_px, execution.resolve_path(folder), device)
+    task = FeatureTask(name, loaded.sha256, mpp, patch_px, execution.resolve_path(folder), device, allow_missing)
     request = task.request(loaded)
     files = [request.path(unlabelled_slide(job)) for job in jobs]
     for file in files:
@@ -129,6 +131,7 @@ def train(
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, such as stage1.epochs=6")] = None,
     device: DeviceOption = "auto",
     full_paths: FullPathsOption = False,
+    allow_missing: AllowMissingOption = False,
 ) -> None:
     """Train teacher and student through both distillation stages, evaluate, and write a bundle."""
     require_extra("train", "training")
@@ -139,7 +142,8 @@ def train(
 
     require_writable(folder)
     resolved = load_config(config, settings or ())
-    events = train_events(cohort, folder, resolved, select_device(device), full_paths=full_paths)
+    options = {"full_paths": full_paths, "allow_missing": allow_missing}
+    events = train_events(cohort, folder, resolved, select_device(device), **options)
     run_folder = show_progress(events, "train", quiet=False, cancel_text=f"training was cancelled; {RESUME_ADVICE}")
     _print_metrics(run_folder)
     print_result(f"metrics, checkpoints, bundle and report.html -> {run_folder}")
@@ -165,6 +169,7 @@ def evaluate(
     ] = None,
     device: DeviceOption = "auto",
     full_paths: FullPathsOption = False,
+    allow_missing: AllowMissingOption = False,
 ) -> None:
     """Evaluate a bundle on a cohort: metrics with intervals, agreement with its teacher, cost, and a report."""
     require_extra("train", "evaluation")
@@ -175,7 +180,9 @@ def evaluate(
     model = Bundle(bundle)
     with_teacher = _use_teacher(model, teacher)
     notices = load_networks(model, teacher=with_teacher)
-    evaluation = ExternalEvaluation(model, split, with_teacher, select_device(device), full_paths=full_paths)
+    evaluation = ExternalEvaluation(
+        model, split, with_teacher, select_device(device), full_paths=full_paths, allow_missing=allow_missing
+    )
     failures: dict[str, str] = show_progress(
         with_finished_event(evaluate_bundle(cohort, folder, evaluation)), "evaluate", shown_notices=notices
     )

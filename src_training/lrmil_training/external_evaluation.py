@@ -44,6 +44,8 @@ class ExternalEvaluation:
         Device and runtime of the encoders; see `predict`.
     full_paths
         Whether the report names the cohort by its absolute path, which may name a user.
+    allow_missing
+        Whether slides are evaluated of which more than a third of the tissue is missing.
     """
 
     bundle: Bundle
@@ -52,6 +54,7 @@ class ExternalEvaluation:
     device: str | torch.device
     runtime: str = "torch"
     full_paths: bool = False
+    allow_missing: bool = False
 
 
 def evaluate_bundle(
@@ -143,9 +146,15 @@ def _evaluate_slide(row: CohortSlide, evaluation: ExternalEvaluation) -> Generat
     """Return network -> result for one slide."""
     prediction: Prediction | None = None
     patches = TeacherPatches.ALL if evaluation.teacher else TeacherPatches.NONE
-    device, runtime = evaluation.device, evaluation.runtime
     with row.open() as slide:
-        for event in predict(slide, evaluation.bundle, device=device, teacher=patches, runtime=runtime):
+        for event in predict(
+            slide,
+            evaluation.bundle,
+            device=evaluation.device,
+            teacher=patches,
+            runtime=evaluation.runtime,
+            allow_missing=evaluation.allow_missing,
+        ):
             match event:
                 case Finished(result):
                     prediction = result

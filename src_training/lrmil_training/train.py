@@ -22,7 +22,7 @@ from lrmil_training.evaluation.evaluate import note_lesion_files
 from lrmil_training.fitting.loggers import require_loggers
 from lrmil_training.fitting.plan import RESUME_ADVICE, StoppedError
 from lrmil_training.report.report import write_report
-from lrmil_training.runs.event_log import CALL, COHORT, CONFIG, EventLog
+from lrmil_training.runs.event_log import ALLOW_MISSING, CALL, COHORT, CONFIG, EventLog
 from lrmil_training.runs.lock import STOP_FILE, acquire_run_lock, clear_stop_request, is_stop_requested
 from lrmil_training.stages.patch_distillation import require_matching_encoders
 from lrmil_training.stages.pipeline import run_stages
@@ -32,9 +32,17 @@ from napari_lrmil.core.encoders import FROZEN, TRAINABLE, encoder_notice
 from napari_lrmil.core.errors import ConfigError, LrmilError
 from napari_lrmil.core.events import Event, Finished, Notice, Progress
 
+ALLOWS_MISSING = "slides are used even if missing tiles hide more than a third of their tissue (--allow-missing)"
+
 
 def train(
-    cohort_csv: Path, out: Path, config: TrainConfig, device: str | torch.device, *, full_paths: bool = False
+    cohort_csv: Path,
+    out: Path,
+    config: TrainConfig,
+    device: str | torch.device,
+    *,
+    full_paths: bool = False,
+    allow_missing: bool = False,
 ) -> Iterator[Event]:
     """Train teacher and student and write the run folder; finished stages in the folder are reused.
 
@@ -48,6 +56,9 @@ def train(
         What to train, and the device of all fits.
     full_paths
         Whether ``events.jsonl`` and ``report.html`` have absolute paths, which may name a user.
+    allow_missing
+        Use slides even if more than a third of their tissue is not stored or damaged. Like slides that cannot be read,
+        those that are refused are left out; another call with the other value goes on with the other slides.
 
     Yields
     ------
@@ -67,14 +78,15 @@ def train(
         licence_notice = encoder_notice(name)
         if licence_notice:
             yield Notice(licence_notice)
-    context = replace(_prepare(cohort_csv, out, config, torch.device(device)), full_paths=full_paths)
+    context = _prepare(cohort_csv, out, config, torch.device(device), allow_missing=allow_missing)
+    context = replace(context, full_paths=full_paths)
     stages = run_series(context) if is_series(config) else run_stages(context)
     # The generator is closed before the lock is released, so that no fit writes to a folder of another run.
     with acquire_run_lock(out) as lock, EventLog(out, context.hidden_folders) as log, closing(stages) as events:
         clear_stop_request(out)
         _remove_leftovers(out)
-        notices = (Notice(text, cohort_csv.name) for text in context.cohort.notices)
-        for event in chain(notices, events):
+        notices = [*context.cohort.notices, *([ALLOWS_MISSING] if allow_missing else [])]
+        for event in chain((Notice(text, cohort_csv.name) for text in notices), events):
             lock.check()  # another process may have taken over a lock that seemed dead
             log.write(event)
             _raise_if_stopped(out, event)
@@ -95,7 +107,9 @@ def _raise_if_stopped(out: Path, event: Event) -> None:
         raise StoppedError(f"reading slides was stopped because the file {out / STOP_FILE} is there; {RESUME_ADVICE}")
 
 
-def _prepare(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.device) -> RunContext:
+def _prepare(
+    cohort_csv: Path, out: Path, config: TrainConfig, device: torch.device, *, allow_missing: bool
+) -> RunContext:
     """Check everything that can be checked before any work, and write the run's settings.
 
     A wrong call thus leaves no half-written folder, and a missing package is reported now, not after an hour.
@@ -113,7 +127,7 @@ def _prepare(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.dev
     require_matching_encoders(student.encoder, encoder.encoder, config)
     require_loggers(config.loggers)
     _refuse_another_run(out, config, cohort)
-    context = RunContext(config, cohort, out, device, encoder)
+    context = RunContext(config, cohort, out, device, encoder, allow_missing=allow_missing)
     if is_series(config):
         list_parts(context)  # raises if the cohort cannot be divided into the folds
     else:
@@ -121,7 +135,8 @@ def _prepare(cohort_csv: Path, out: Path, config: TrainConfig, device: torch.dev
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / CONFIG, dump_config(config))
     write_text(out / COHORT, cohort.sha256)
-    write_json(out / CALL, {"cohort": _path_from(out, cohort_csv), "device": str(device)})
+    call = {"cohort": _path_from(out, cohort_csv), "device": str(device)}
+    write_json(out / CALL, call | ({ALLOW_MISSING: True} if allow_missing else {}))
     return context
 
 

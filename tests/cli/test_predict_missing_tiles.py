@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,16 @@ import numpy as np
 import pytest
 
 from napari_lrmil.api import extract_features, predict
+from napari_lrmil.core.benchmark import BASELINE
+from napari_lrmil.core.benchmark import measure as measuring
+from napari_lrmil.core.benchmark.setups import LR_TORCH
+from napari_lrmil.core.encoders import save_encoder
 from napari_lrmil.core.errors import MissingTilesError
+from napari_lrmil.core.features.bag import read_bag
+from napari_lrmil.core.models.bundle import Bundle
 from support.fake_slides import one_sentence
 from support.jpeg_slides import damaged, write_jpeg_slide
+from support.networks import untrained_bundle, untrained_encoder
 from support.tile_slides import FRAME, rectangle, tile
 
 Call = Callable[..., tuple[int, str, str]]
@@ -85,6 +93,55 @@ def test_a_region_is_judged_by_its_own_tissue(call: Call, tmp_path: Path) -> Non
     lower = [tile(c, r) for r in (3, 4, 5) for c in range(8)]
     code, _, err = call("predict", write(tmp_path, lower), "--roi", roi, "--out", tmp_path / "out", "--no-overlay")
     assert code == 0 and "missing tiles hide" not in err
+
+
+def test_features_of_a_refused_slide_are_made_on_request(call: Call, tmp_path: Path) -> None:
+    weights, folder = tmp_path / "untrained.safetensors", tmp_path / "cohort"
+    save_encoder(weights, untrained_encoder())
+    folder.mkdir()
+    write(folder, MANY)
+    command = ("features", folder, "--encoder", weights, "--patch-px", 128, "--out", tmp_path / "f")
+    code, _, err = call(*command)
+    assert code == 3 and "--allow-missing" in err and not list((tmp_path / "f").rglob("*.h5"))
+    code, _, err = call(*command, "--allow-missing")
+    (file,) = (tmp_path / "f").rglob("*.h5")
+    assert code == 0 and "hide 48 %" in err
+    assert read_bag(file).origin.missing_tissue_share == pytest.approx(0.5, abs=0.03)
+    modified = file.stat().st_mtime_ns
+    assert call(*command, "--allow-missing")[0] == 0 and file.stat().st_mtime_ns == modified
+    assert call(*command)[0] == 3  # the stored file was allowed by that call alone
+
+
+def test_compare_and_evaluate_take_a_refused_slide_on_request(call: Call, tmp_path: Path) -> None:
+    bundle = untrained_bundle(tmp_path / "bundle", name="b").path
+    path, table = write(tmp_path, MANY), tmp_path / "cohort.csv"
+    label = Bundle(bundle).card.classes[0]
+    table.write_text(f"slide,patient,label,split\na.tif,p,{label},test\n")
+    for command in (("compare", path), ("evaluate", table)):
+        command = (*command, "--bundle", bundle, "--out", tmp_path / command[0])
+        code, _, err = call(*command)
+        assert code == 1 and "hide 4" in err, err
+        code, _, err = call(*command, "--allow-missing")
+        assert code == 0 and "hide 4" in err, err
+
+
+def test_bench_counts_missing_tiles_and_refuses_as_predict(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "_measure_in_child", measuring.measure)
+    monkeypatch.setattr(sys.modules["napari_lrmil.cli.bench"], "_setups", lambda **_: [BASELINE, LR_TORCH])
+    command = ("bench", "--bundle", untrained_bundle(tmp_path / "b").path, "--repeats", 1, "--most-patches", 64)
+    few, out = write(tmp_path, FEW[:1], FEW[1:]), tmp_path / "out"
+    code, _, err = call(*command, "--out", out, few)
+    sentence = "missing tiles hide 8 % of the tissue (1 tile not stored, 1 tile damaged, level 0)"
+    assert code == 0 and sentence in " ".join(err.split()), err
+    setups = json.loads((out / "bench.json").read_text())["measured"][0]["setups"]
+    assert all(sentence in setup["notices"][0] for setup in setups)
+    assert (out / "bench.md").read_text().count(sentence) == 1
+    many = write(tmp_path, MANY)
+    code, _, err = call(*command, "--out", out, many)
+    assert code == 1 and "--allow-missing" in err and "Traceback" not in err
+    assert call(*command, "--out", out, "--allow-missing", many)[0] == 0
 
 
 def test_python_tells_and_refuses_alike(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

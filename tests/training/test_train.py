@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,13 +26,15 @@ from lrmil_training.runs.lock import request_stop
 from lrmil_training.stages.bag_fitting import distillation_loss, fit_mil, label_loss, rank_agreement, seeded_mil
 from lrmil_training.train import train
 from napari_lrmil.core.errors import BagError, CohortError, ConfigError, EncoderError
-from napari_lrmil.core.events import Event, Failed, Finished, Metric, Progress, StageDone
+from napari_lrmil.core.events import Event, Failed, Finished, Metric, Notice, Progress, StageDone
 from napari_lrmil.core.features.bag import Bag, read_bag, write_bag
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.mil import GatedAttentionMIL
 from napari_lrmil.core.slides.slide import Slide
+from support.jpeg_slides import write_jpeg_slide
 from support.phantoms import copy_cohort
+from support.tile_slides import rectangle, tile
 from support.trained import TINY, Trained
 
 CPU = torch.device("cpu")
@@ -87,6 +90,45 @@ def test_a_run_stops_between_batches_of_features(cohort: Path, config: TrainConf
     request_stop(tmp_path)
     with pytest.raises(StoppedError, match=r"reading slides was stopped because the file .*stop is there"):
         list(events)
+
+
+def test_slides_that_lack_much_tissue_are_used_on_request(cohort: Path, trained: Trained, tmp_path: Path) -> None:
+    """Which slides are used changes with the option, so the run states it and can go on with the other value."""
+    empty = [tile(c, r) for r in (2, 3) for c in range(1, 7)]
+    lines = cohort.read_text().splitlines()
+    row = dict.fromkeys(lines[0].split(","), "") | {"slide": "lacking.tif", "patient": "q", "split": "train"}
+    row["label"] = dict(zip(lines[0].split(","), lines[1].split(","), strict=True))["label"]
+    write_jpeg_slide(cohort.parent / "lacking.tif", rectangle(), empty=empty)
+    table = cohort.with_name("lacking.csv")
+    table.write_text("\n".join([*lines, ",".join(row.values())]) + "\n")
+    config = trained.config.model_copy(update={"features": trained.copy_features(tmp_path / "features")})
+
+    def events(allow_missing: bool) -> list[Event]:
+        return _until_features(train(table, tmp_path / "run", config, CPU, allow_missing=allow_missing))
+
+    def call() -> dict[str, object]:
+        content: dict[str, object] = json.loads((tmp_path / "run" / "call.json").read_text())
+        return content
+
+    for _ in range(2):
+        (failed,) = [event for event in events(False) if isinstance(event, Failed)]
+        assert failed.subject == "lacking" and "--allow-missing" in failed.message and "allow_missing" not in call()
+        allowed = events(True)
+        assert not any(isinstance(event, Failed) for event in allowed) and call()["allow_missing"] is True
+        assert any(isinstance(event, Notice) and "(--allow-missing)" in event.message for event in allowed)
+    (file,) = (tmp_path / "features").rglob("lacking.h5")
+    assert read_bag(file).origin.missing_tissue_share > 1 / 3
+
+
+def _until_features(events: Iterator[Event]) -> list[Event]:
+    """Return the events of a run up to the last feature file, and end the run."""
+    taken = []
+    with closing(events):  # type: ignore[type-var]  # generators close
+        for event in events:
+            taken.append(event)
+            if isinstance(event, Progress) and event.unit == "slides" and event.done == event.total:
+                break
+    return taken
 
 
 def test_run_folder_is_complete(run: tuple[Path, list[Event]]) -> None:

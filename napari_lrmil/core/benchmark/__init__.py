@@ -11,6 +11,7 @@ from napari_lrmil.core.benchmark.tables import (
     resolution_shares,
     speedup_factors,
     step_table,
+    told_notices,
 )
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "resolution_shares",
     "speedup_factors",
     "step_table",
+    "told_notices",
     "write_pareto",
 ]

@@ -6,7 +6,7 @@ Only its cost is measured. The weights are random, because trained ones take the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,9 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from napari_lrmil.core.encoders import EncoderOutput
+from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.features.extraction import PatchSet
+from napari_lrmil.core.geometry import Int64
 from napari_lrmil.core.slides.openslide_handle import slide_file
 from napari_lrmil.core.slides.slide import Slide
+
+if TYPE_CHECKING:
+    from openslide import OpenSlide
 
 RESNET_DIM = 2048
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, the usual normalisation of such pipelines
@@ -49,14 +54,17 @@ class PilReader:
     slide
         Slide to read; its file is opened a second time.
     patches
-        Patches to read.
+        Patches to read. A patch that OpenSlide cannot read is read as in `predict`.
+
+    Raises
+    ------
+    SlideError
+        If OpenSlide does not open the slide.
     """
 
     def __init__(self, slide: Slide, patches: PatchSet) -> None:
-        import openslide
-
-        self._handle = openslide.OpenSlide(slide_file(slide.path))
-        self._patches = patches
+        self._slide, self._patches = slide, patches
+        self._handle = self._open()
         downsample = patches.size_level0[0] / patches.patch_px
         # The tolerance keeps a level whose stated downsample is larger by rounding only.
         self._level = self._handle.get_best_level_for_downsample(downsample * (1 + 1e-3))
@@ -64,12 +72,30 @@ class PilReader:
         self._size = tuple(max(1, round(side / level_downsample)) for side in patches.size_level0)
         self.pixels_decoded = 0
 
+    def _open(self) -> OpenSlide:
+        import openslide
+
+        try:
+            return openslide.OpenSlide(slide_file(self._slide.path))
+        except openslide.OpenSlideError as error:
+            reason = f"the baseline reads with OpenSlide, which cannot open it ({error}); use --no-baseline"
+            raise SlideError(self._slide.path, reason) from error
+
     def read(self, rows: slice) -> NDArray[np.uint8]:
         """Return the (B, patch_px, patch_px, 3) pixels of a range of patches."""
         return np.stack([self._read_patch(x, y) for x, y in self._patches.corners[rows].tolist()])
 
     def _read_patch(self, x: int, y: int) -> NDArray[np.uint8]:
-        region: Any = self._handle.read_region((x, y), self._level, self._size).convert("RGB")
+        from openslide import OpenSlideError
+
+        try:
+            region: Any = self._handle.read_region((x, y), self._level, self._size).convert("RGB")
+        except OpenSlideError:  # a damaged tile; the handle fails at every later read
+            self._handle.close()
+            self._handle = self._open()
+            corner: Int64 = np.array([[x, y]], np.int64)
+            (pixels,) = self._slide.read_patches(corner, self._patches.size_level0, self._patches.patch_px)
+            return np.asarray(pixels)
         self.pixels_decoded += region.width * region.height
         side = self._patches.patch_px
         if region.size != (side, side):

@@ -21,7 +21,7 @@ from napari_lrmil.core.benchmark.setups import PIL, RESNET, STUDENT, Setup
 from napari_lrmil.core.benchmark.writing import prediction_to_write, write_and_remove
 from napari_lrmil.core.cohort.memory import peak_memory_mb
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.core.events import Event, Finished, Progress
+from napari_lrmil.core.events import Event, Finished, Notice, Progress
 from napari_lrmil.core.features.devices import resolve_device
 from napari_lrmil.core.features.extraction import PatchSet, embed
 from napari_lrmil.core.features.prefetch import BATCH, default_batch_size
@@ -32,6 +32,7 @@ from napari_lrmil.core.models.mil import GatedAttentionMIL
 from napari_lrmil.core.models.networks import StudentNetwork, TeacherNetwork
 from napari_lrmil.core.models.pooling import pool_instances
 from napari_lrmil.core.patching.grid import TissueGrid, find_tissue_grid
+from napari_lrmil.core.patching.missing_tissue import MissingTilesCheck
 from napari_lrmil.core.processes import Child, ChildEndedError
 from napari_lrmil.core.runtimes.select import Runtime, RuntimeChoice, prepare_runtime
 from napari_lrmil.core.slides.slide import Slide
@@ -61,6 +62,8 @@ class MeasurementSpec:
     most_patches
         Maximum number of patches to read and encode. If there are more, a sample of this size is measured, and the
         seconds of both steps are scaled up.
+    allow_missing
+        Whether a slide is measured of which more than a third of the tissue is missing.
     """
 
     slide: Path
@@ -70,6 +73,7 @@ class MeasurementSpec:
     threads: int = 1
     repeats: int = 3
     most_patches: int = 2048
+    allow_missing: bool = False
 
 
 @dataclass
@@ -96,6 +100,8 @@ class Measurement:
     whole_cpu, whole_wall
         CPU and wall seconds of `predict` without writing, in which reading and encoding overlap; None if `predict`
         cannot run the setup.
+    notices
+        What is said about missing and damaged tiles.
     """
 
     setup: Setup
@@ -111,6 +117,7 @@ class Measurement:
     runtime: RuntimeChoice
     whole_cpu: float | None = None
     whole_wall: float | None = None
+    notices: tuple[str, ...] = ()
 
     @property
     def analysis_cpu(self) -> float:
@@ -130,6 +137,8 @@ def measure_all(spec: MeasurementSpec, setups: Sequence[Setup]) -> Iterator[Even
     ------
     Progress
         Before each setup and at the end.
+    Notice
+        About missing and damaged tiles.
     Finished
         With a list of `Measurement`.
 
@@ -141,7 +150,9 @@ def measure_all(spec: MeasurementSpec, setups: Sequence[Setup]) -> Iterator[Even
     measurements: list[Measurement] = []
     for done, setup in enumerate(setups):
         yield Progress("measuring", done, len(setups), "setups")
+        told = {text for measured in measurements for text in measured.notices}
         measurements.append(_measure_in_child(spec, setup))
+        yield from (Notice(text, spec.slide.name) for text in measurements[-1].notices if text not in told)
     yield Progress("measuring", len(setups), len(setups), "setups")
     yield Finished(measurements)
 
@@ -194,6 +205,7 @@ def measure(spec: MeasurementSpec, setup: Setup) -> Measurement:
         peak_mb=0.0,  # set at the end, so that it includes `predict`
         reader=last.reader,
         runtime=bench.runtime.choice,
+        notices=last.notices,
     )
     if not setup.fine and setup.encoder == STUDENT:
         measurement.whole_cpu, measurement.whole_wall = bench.measure_predict()
@@ -213,6 +225,7 @@ class _Clock:
     sampled: int = 0
     side: int = 0
     reader: str = ""
+    notices: tuple[str, ...] = ()
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -250,7 +263,7 @@ class _Bench:
             slide = self._open()
         with slide:
             with clock.step("tissue"):
-                tissue_grid = find_tissue_grid(slide, self.bundle.card.plan, self.bundle.card.tissue)
+                tissue_grid, missing = self._find_tissue(slide)
             clock.pixels["tissue"] = slide.pixels_decoded
             if warm:
                 self.runtime = self._prepare_runtime(slide, tissue_grid)
@@ -259,6 +272,8 @@ class _Bench:
             patches = replace(patches, corners=patches.corners[sample_rows(len(patches), self.spec.most_patches)])
             clock.sampled, clock.side = len(patches), patches.side
             features = self._encode(slide, patches, clock)
+            list(missing.notices())  # raises if the patches show that too much is damaged
+            clock.notices = missing.tiles.sentences
             clock.reader = self.setup.reader if self.setup.reader == PIL else slide.reader.name
             with clock.step("mil"):
                 pooled = pool_instances(self.mil, features)
@@ -270,6 +285,15 @@ class _Bench:
     def _open(self) -> Slide:
         reader = "openslide" if self.setup.reader == PIL else self.setup.reader
         return Slide(self.spec.slide, mpp=self.spec.mpp, reader=reader)
+
+    def _find_tissue(self, slide: Slide) -> tuple[TissueGrid, MissingTilesCheck]:
+        """Return the tissue of a slide, and the check of its missing tiles, as `predict` does."""
+        slide.count_damaged_tiles()
+        tissue_grid = find_tissue_grid(slide, self.bundle.card.plan, self.bundle.card.tissue)
+        size = self._input(tissue_grid).patches.patch_size
+        missing = MissingTilesCheck(slide, tissue_grid.tissue, [size], allow=self.spec.allow_missing)
+        list(missing.notices())  # raises if too much is missing; the notices are told at the end
+        return tissue_grid, missing
 
     def _input(self, tissue_grid: TissueGrid) -> NetworkInput:
         return (teacher_input if self.setup.fine else student_input)(self.bundle.card, tissue_grid.grid)
@@ -327,7 +351,14 @@ class _Bench:
         for _ in range(self.spec.repeats):
             cpu_start, wall_start = time.process_time(), time.perf_counter()
             with self._open() as slide:
-                for _event in predict(slide, self.bundle, device=self.device, runtime=self.setup.runtime):
+                events = predict(
+                    slide,
+                    self.bundle,
+                    device=self.device,
+                    runtime=self.setup.runtime,
+                    allow_missing=self.spec.allow_missing,
+                )
+                for _event in events:
                     pass
             cpu.append(time.process_time() - cpu_start)
             wall.append(time.perf_counter() - wall_start)

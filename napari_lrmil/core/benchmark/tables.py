@@ -115,6 +115,11 @@ def measurement_notes(spec: MeasurementSpec) -> str:
     )
 
 
+def told_notices(measurements: Sequence[Measurement]) -> list[str]:
+    """Return what was said about missing and damaged tiles, each sentence once."""
+    return list(dict.fromkeys(text for measured in measurements for text in measured.notices))
+
+
 def step_table(measurements: Sequence[Measurement]) -> str:
     """Return one row per setup: patches, pixels, operations, CPU-seconds of each step, wall seconds, memory."""
     columns = ["setup", "patches", "MPix", "MB read", "GFLOP", *(f"{step}, CPU-s" for step in STEPS)]

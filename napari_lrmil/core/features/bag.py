@@ -41,6 +41,8 @@ class BagOrigin:
         Name and hash of the encoder's weights.
     pixels_decoded, cpu_seconds
         Cost from opening the slide to the last embedding, over all threads; None if it was not measured.
+    missing_tissue_share
+        Share of the tissue that missing tiles hide, 0 to 1.
     """
 
     slide: str
@@ -55,6 +57,7 @@ class BagOrigin:
     encoder_sha256: str
     pixels_decoded: int | None = None
     cpu_seconds: float | None = None
+    missing_tissue_share: float = 0.0
 
     def lattice(self, n: int) -> Lattice:
         """Return the lattice of these patches, with `n` x `n` of them per parent."""
@@ -143,8 +146,9 @@ def coords_attributes(origin: BagOrigin) -> dict[str, Any]:
         "encoder_sha256": origin.encoder_sha256,
         "slide_fingerprint": origin.slide_fingerprint,
     }
-    cost = {"pixels_decoded": origin.pixels_decoded, "cpu_seconds": origin.cpu_seconds}
-    return trident | additional | {name: value for name, value in cost.items() if value is not None}
+    known = {"pixels_decoded": origin.pixels_decoded, "cpu_seconds": origin.cpu_seconds}
+    known["missing_tissue_share"] = origin.missing_tissue_share or None
+    return trident | additional | {name: value for name, value in known.items() if value is not None}
 
 
 def read_bag(path: Path) -> Bag:
@@ -231,6 +235,7 @@ def _origin(a: Mapping[str, Any]) -> BagOrigin:
         encoder_sha256=str(a["encoder_sha256"]),
         pixels_decoded=int(a["pixels_decoded"]) if "pixels_decoded" in a else None,
         cpu_seconds=float(a["cpu_seconds"]) if "cpu_seconds" in a else None,
+        missing_tissue_share=float(a.get("missing_tissue_share", 0.0)),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -57,6 +58,7 @@ def extract_bag(
     yield from missing.notices()
     pixels, seconds = slide.pixels_decoded - decoded, time.process_time() - began
     origin = _bag_origin(slide, grid, read, f"{bundle.name} {network}", module_sha256(encoder), pixels, seconds)
+    origin = replace(origin, missing_tissue_share=missing.tiles.tissue_share)
     yield Finished(Bag(embeddings.features, read.patches.corners, origin))
 
 

@@ -143,7 +143,8 @@ class MissingTilesCheck:
         if self.tiles.tissue_share > MOST_SHARE and not self._allow:
             raise MissingTilesError(
                 self._slide.path,
-                f"{'; '.join(sentences)}, or pass --allow-missing (allow_missing=True in Python) to use the rest",
+                f"{'; '.join(sentences)}, or use the rest: pass --allow-missing, in Python "
+                "allow_missing=True, in the window tick 'Allow missing tiles'",
             )
         if sentences != earlier:
             yield from (Notice(text, self._slide.name) for text in sentences)

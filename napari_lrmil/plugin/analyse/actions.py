@@ -9,6 +9,7 @@ import numpy as np
 
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.geometry import Mpp
+from napari_lrmil.core.patching.missing_tissue import MOST_SHARE
 from napari_lrmil.core.patching.regions import read_regions, write_regions
 from napari_lrmil.plugin.analyse.export_jobs import ResultExportJob, ViewExportJob, explain_disk_errors
 from napari_lrmil.plugin.analyse.result_text import ResultText
@@ -248,6 +249,7 @@ class ViewerActions:
             report=True,
             reader=prediction.reader_option,
             full_paths=full_paths,
+            allow_missing=prediction.missing_tiles.tissue_share > MOST_SHARE,
         )
 
     # ------------------------------------------------------------ the chosen slide

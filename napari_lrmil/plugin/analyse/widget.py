@@ -131,7 +131,12 @@ class AnalyseWidget(DockWidget):
         self.device = widgets.ComboBox(label="Device", choices=[(self._device_label(d), d) for d in DEVICES])
         self._disable_missing_devices()
         self.with_teacher = widgets.CheckBox(text="Compare with the teacher (HR)")
-        rows = [self.slide, self.use_image, self.model, self.model_folder, self.device, self.with_teacher]
+        self.allow_missing = widgets.CheckBox(
+            text="Allow missing tiles",
+            tooltip="Analyse a slide from what is left even if missing tiles hide more than a third of its tissue",
+        )
+        choices = [self.slide, self.use_image, self.model, self.model_folder, self.device]
+        rows = [*choices, self.with_teacher, self.allow_missing]
         form = widgets.Container(widgets=rows, labels=True)
         form.margins = (0, 0, 0, 0)
         return form
@@ -213,6 +218,7 @@ class AnalyseWidget(DockWidget):
         self.with_teacher.changed.connect(
             lambda on: session.choose_teacher(TeacherPatches.ALL if on else TeacherPatches.NONE)
         )
+        self.allow_missing.changed.connect(session.choose_allow_missing)
         self.run_button.changed.connect(self._run_or_cancel)
 
     def _connect_sections(self) -> None:
@@ -424,7 +430,10 @@ class AnalyseWidget(DockWidget):
             self.slide.value = session.slide
         with self.with_teacher.changed.blocked():
             self.with_teacher.value = session.runs_teacher
-        for widget in (self.slide, self.model, self.model_folder, self.device, self.with_teacher):
+        with self.allow_missing.changed.blocked():
+            self.allow_missing.value = session.allow_missing
+        choices = (self.slide, self.model, self.model_folder, self.device, self.with_teacher, self.allow_missing)
+        for widget in choices:
             widget.enabled = not session.is_busy
         self.slide.enabled = self.slide.enabled and bool(session.slides)
         blocked = session.teacher_blocked_by

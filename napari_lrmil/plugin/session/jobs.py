@@ -57,6 +57,8 @@ class PredictJob:
         LR patches that the teacher reads in addition to the student.
     out
         Folder of the result files; None writes none.
+    allow_missing
+        Whether the slide is analysed even if more than a third of its tissue is missing.
     """
 
     slide: SlideChoice
@@ -67,6 +69,7 @@ class PredictJob:
     scope: RegionOfInterest = WHOLE_SLIDE
     teacher: TeacherPatches = TeacherPatches.NONE
     out: Path | None = None
+    allow_missing: bool = False
 
     def events(self) -> Iterator[Event]:
         """Analyse the slide, write the result files if there is a folder, and yield the events of `predict`."""
@@ -88,6 +91,7 @@ class PredictJob:
             scope=self.scope,
             tissue_grid=self.open_slides.get_tissue_grid(self.slide, self.bundle),
             cache=self.cache,
+            allow_missing=self.allow_missing,
         )
         with closing(stream) as events:  # type: ignore[type-var]  # generators close
             for event in events:
@@ -126,7 +130,15 @@ class PredictJob:
         # Without the other patches, a thin region may lie on none of these by enough.
         if self.scope.select(part).is_selected.any():
             device = resolve_device(self.device)
-            *_, last = predict(slide, self.bundle, device=device, scope=self.scope, tissue_grid=part, cache=self.cache)
+            *_, last = predict(
+                slide,
+                self.bundle,
+                device=device,
+                scope=self.scope,
+                tissue_grid=part,
+                cache=self.cache,
+                allow_missing=self.allow_missing,
+            )
             if isinstance(last, Finished):
                 yield Partial(last.result)
 

@@ -116,6 +116,7 @@ class Session:
         self.bundle_name = ""  # as the user gave it: a folder, or the name of a shipped model
         self.device = "auto"
         self.teacher = TeacherPatches.NONE  # LR patches that the teacher reads in addition to the student
+        self.allow_missing = False  # whether a slide is analysed of which more than a third of the tissue is missing
         self.follows_view = False
         self.roi_kind: Kind = "slide"
         self.view: BoxLevel0 | None = None
@@ -159,6 +160,7 @@ class Session:
         if slide != self.slide:
             self.view, self.regions, self.region_warnings, self.prediction = None, (), (), None
             self._what_if_steps, self._live_key = (WhatIf(),), ()
+            self.allow_missing = False  # allowed for one slide only
         self.slide = slide
         self.changed.emit()
 
@@ -189,6 +191,11 @@ class Session:
     def choose_teacher(self, patches: TeacherPatches) -> None:
         """Choose the LR patches that the teacher reads in addition to the student."""
         self.teacher = patches
+        self.changed.emit()
+
+    def choose_allow_missing(self, allow: bool) -> None:
+        """Choose whether a slide is analysed of which more than a third of the tissue is missing."""
+        self.allow_missing, self._live_key = allow, ()
         self.changed.emit()
 
     def choose_roi_kind(self, kind: Kind) -> None:
@@ -360,13 +367,24 @@ class Session:
     ) -> PredictJob:
         if self.slide is None or self.bundle is None:
             raise RuntimeError("a job needs a slide and a model")
-        return PredictJob(self.slide, self.bundle, self.device, self.open_slides, self.cache, scope, teacher, out)
+        return PredictJob(
+            self.slide,
+            self.bundle,
+            self.device,
+            self.open_slides,
+            self.cache,
+            scope,
+            teacher,
+            out,
+            allow_missing=self.allow_missing,
+        )
 
     def show_stored(self, prediction: Prediction) -> None:
         """Show a stored prediction like the result of a run; one of another slide is ignored."""
         if self.is_busy or self.slide is None or prediction.path != self.slide.path:
             return
-        self.state, self.warnings, self.message, self.prediction = SessionState.DONE, (), "", prediction
+        self.state, self.message, self.prediction = SessionState.DONE, "", prediction
+        self.warnings = tuple(dict.fromkeys((*prediction.warnings, *prediction.missing_tiles.sentences)))
         self.finished.emit(prediction)
         self.changed.emit()
 

@@ -21,7 +21,7 @@ from typing import Any
 from psygnal import Signal
 
 from lrmil_training.config import TrainConfig, dump_config, load_config
-from lrmil_training.runs.event_log import CALL, CONFIG, EVENTS
+from lrmil_training.runs.event_log import ALLOW_MISSING, CALL, CONFIG, EVENTS
 from lrmil_training.runs.lock import clear_stop_request, is_stop_requested, request_stop
 from napari_lrmil.core.atomic_files import raise_if_full, write_text
 from napari_lrmil.core.errors import LrmilError
@@ -65,18 +65,22 @@ class TrainCommand:
         A YAML file.
     device
         ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    allow_missing
+        Whether slides are used of which more than a third of the tissue is missing.
     """
 
     cohort: Path
     folder: Path
     config: Path
     device: str = "auto"
+    allow_missing: bool = False
 
     @property
     def argv(self) -> list[str]:
         """Arguments of the process."""
         command = [sys.executable, "-m", "napari_lrmil", "train", str(self.cohort), "--out", str(self.folder)]
-        return [*command, "--config", str(self.config), "--device", self.device]
+        command += ["--config", str(self.config), "--device", self.device]
+        return [*command, "--allow-missing"] if self.allow_missing else command
 
 
 def start_process(command: TrainCommand) -> subprocess.Popen[bytes]:
@@ -260,7 +264,8 @@ class TrainingRun:
         if config is None:
             raise LrmilError(f"{folder}: it has no {CONFIG}, so its settings are unknown; start a new run")
         foreign = self.foreign
-        self._start(TrainCommand(table, folder, config, str(stored.get("device") or device)))
+        allow_missing = stored.get(ALLOW_MISSING) is True
+        self._start(TrainCommand(table, folder, config, str(stored.get("device") or device), allow_missing))
         self.foreign = foreign
 
     # ------------------------------------------------------------ following

@@ -25,7 +25,7 @@ from napari_lrmil.core.features.torch_encoding import Embedder
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.patching.grid import NestedGrid, find_tissue_grid, require_resolution
-from napari_lrmil.core.patching.missing_tissue import MissingTilesCheck
+from napari_lrmil.core.patching.missing_tissue import MOST_SHARE, MissingTilesCheck
 from napari_lrmil.core.slides.slide import Slide
 
 
@@ -49,6 +49,8 @@ class FeatureRequest:
         Layers whose pooled embeddings are stored too.
     input_px
         Side in pixels to which LR patches are enlarged; None leaves them as read.
+    allow_missing
+        Whether slides are used of which more than a third of the tissue is missing.
     """
 
     encoder: Embedder
@@ -59,6 +61,7 @@ class FeatureRequest:
     folder: Path
     layers: tuple[str, ...] = ()
     input_px: int | None = None
+    allow_missing: bool = False
 
     @property
     def mpp(self) -> float:
@@ -175,9 +178,7 @@ def _make_slide_features(
         # The slide of a stored grid was checked; a tile that is damaged at this resolution alone is an error.
         grid, missing = (stored_grid, None) if stored_grid else (yield from _find_checked_grid(slide, request))
         bag = yield from build_bag(slide, grid, request, device, stage=row.name, began=began)
-        if missing is not None:
-            yield from missing.notices()
-        write_bag(request.path(row), bag)
+        write_bag(request.path(row), (yield from _with_missing_tissue(bag, missing)) if missing else bag)
 
 
 def _find_checked_grid(
@@ -195,9 +196,15 @@ def _find_checked_grid(
     tissue_grid = find_tissue_grid(slide, plan)
     lattice = tissue_grid.grid.lattice
     sizes = [(lattice.lr_cell, plan.lr_patch_px), *([(lattice.cell, plan.hr_patch_px)] if request.high else [])]
-    missing = MissingTilesCheck(slide, tissue_grid.tissue, sizes)
+    missing = MissingTilesCheck(slide, tissue_grid.tissue, sizes, allow=request.allow_missing)
     yield from missing.notices()
     return tissue_grid.grid, missing
+
+
+def _with_missing_tissue(bag: Bag, missing: MissingTilesCheck) -> Generator[Event, None, Bag]:
+    """Check the tiles again, now that the patches are read, and return the bag with the share of missing tissue."""
+    yield from missing.notices()
+    return replace(bag, origin=replace(bag.origin, missing_tissue_share=missing.tiles.tissue_share))
 
 
 def build_bag(
@@ -294,7 +301,8 @@ def is_up_to_date(path: Path, slide: Slide, request: FeatureRequest, stored_grid
     # The mpp can be corrected in the cohort table without a change of the slide file.
     same_slide = o.slide_fingerprint == slide.fingerprint and abs(o.mpp0 - slide.mpp.mean) < 1e-9
     same_patches = stored_grid is None or np.array_equal(coords, requested_patches(stored_grid, request).corners)
-    return bool(arrays) and same_slide and same_patches
+    is_allowed = request.allow_missing or o.missing_tissue_share <= MOST_SHARE  # else an earlier call allowed it
+    return bool(arrays) and same_slide and same_patches and is_allowed
 
 
 @dataclass(frozen=True)
@@ -311,6 +319,8 @@ class FeatureTask:
         Folder of the files, in TRIDENT's layout.
     device
         ``auto``, ``cpu``, ``cuda`` or ``mps``, resolved on the machine of the worker.
+    allow_missing
+        Whether slides are used of which more than a third of the tissue is missing.
     """
 
     shared_imports: ClassVar = (__name__,)
@@ -320,6 +330,7 @@ class FeatureTask:
     patch_px: int
     folder: Path
     device: str = "auto"
+    allow_missing: bool = False
 
     def prepare(self, threads: int) -> None:
         """Set the number of threads that torch uses in this process."""
@@ -329,7 +340,15 @@ class FeatureTask:
         """Return the request for a loaded encoder."""
         # One resolution only, so HR and LR patches are the same and the grid is not nested.
         plan = PatchPlan(hr_mpp=self.mpp, lr_mpp=self.mpp, hr_patch_px=self.patch_px, lr_patch_px=self.patch_px)
-        return FeatureRequest(loaded.encoder, loaded.spec.name, loaded.sha256, plan, high=False, folder=self.folder)
+        return FeatureRequest(
+            loaded.encoder,
+            loaded.spec.name,
+            loaded.sha256,
+            plan,
+            high=False,
+            folder=self.folder,
+            allow_missing=self.allow_missing,
+        )
 
     def __call__(self, work: SlideJob) -> Generator[Event, None, TaskResult]:
         """Extract the features of a slide, unless its file is up to date, and write the file."""
@@ -349,7 +368,7 @@ class FeatureTask:
             grid, missing = yield from _find_checked_grid(slide, request)
             yield StageDone("tissue", time.perf_counter() - tissue_began)
             bag = yield from build_bag(slide, grid, request, device, stage="features", began=began)
-            yield from missing.notices()
+            bag = yield from _with_missing_tissue(bag, missing)
             yield Progress("writing", 0, 1, "files")
             write_bag(path, bag)
         return TaskResult(f"features of {len(bag.coords)} patches", path)

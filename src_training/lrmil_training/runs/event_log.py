@@ -23,7 +23,8 @@ EVENTS, METRICS, SLIDES, CONFIG, COHORT = (
     "cohort.sha256",
 )
 REPORT_FILE, RUNS_FOLDER = "report.html", "runs"  # the report, and the folder of the runs of a series
-CALL = "call.json"  # path of the cohort table and the device; the Train dock needs both to resume the run
+CALL = "call.json"  # path of the cohort table, the device, and options; the Train dock needs them to resume the run
+ALLOW_MISSING = "allow_missing"  # of the call: slides were used of which more than a third of the tissue is missing
 
 
 def event_to_json(event: Event) -> dict[str, Any]:

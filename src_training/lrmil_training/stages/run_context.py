@@ -49,6 +49,8 @@ class RunContext:
         file of the series.
     full_paths
         Whether event log and report have absolute paths.
+    allow_missing
+        Whether slides are used of which more than a third of the tissue is missing.
     """
 
     config: TrainConfig
@@ -58,6 +60,7 @@ class RunContext:
     encoder: LoadedEncoder
     stop: Path | None = None
     full_paths: bool = False
+    allow_missing: bool = False
 
     @property
     def hidden_folders(self) -> set[Path] | None:
@@ -140,6 +143,7 @@ class RunContext:
             high=True,
             folder=self.features_folder,
             layers=self.config.teacher_layers,
+            allow_missing=self.allow_missing,
         )
 
     def lr_request(self, encoder: AlignedEncoder) -> FeatureRequest:
@@ -153,6 +157,7 @@ class RunContext:
             high=False,
             folder=self.folder / FEATURES,  # never shared: the encoder is of this run alone
             input_px=self.config.student_input_px,
+            allow_missing=self.allow_missing,
         )
 
 

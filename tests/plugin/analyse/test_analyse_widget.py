@@ -19,8 +19,10 @@ from napari_lrmil.core.visualize.overlay import RESEARCH_USE
 from napari_lrmil.plugin.viewer.layers import add_layers, build_slide_layers, get_tag, lrmil_layers
 from napari_lrmil.plugin.viewer.reader import read_slide_layers
 from support.fake_slides import fake_slide, glass, one_sentence, speckled, write_tiff
+from support.jpeg_slides import write_jpeg_slide
 from support.planted import DARK, centroid, plant
 from support.slow_slides import Slow
+from support.tile_slides import rectangle, tile
 from support.window import WAIT_MS, MakeDock, open_window, timers_rest
 
 CELLS = [[("slide", "student"), ("attention", "student")], [("slide", "teacher"), ("attention", "teacher")]]
@@ -251,6 +253,28 @@ def test_a_failure_is_one_sentence_in_the_dock(make_dock: MakeDock, viewer: Any,
     _run(dock, qtbot)
     assert "no LR patch with enough tissue" in dock.note.text() and one_sentence(Exception(dock.note.text()))
     assert not lrmil_layers(viewer, role="attention") and dock.run_button.enabled
+
+
+def test_a_slide_that_lacks_much_tissue_is_analysed_on_request(
+    make_dock: MakeDock, viewer: Any, tmp_path: Path, qtbot: Any
+) -> None:
+    """The reason names the box; the warning of the result and the command line say what was allowed."""
+    empty = [tile(c, r) for r in (2, 3) for c in range(1, 7)]
+    dock = make_dock(write_jpeg_slide(tmp_path / "half.tif", rectangle(), empty=empty))
+    _run(dock, qtbot)
+    refusal = dock.note.text()
+    assert "hide 48 % of the tissue" in refusal and f"'{dock.allow_missing.text}'" in refusal
+    assert one_sentence(Exception(refusal)) and dock.session.prediction is None and dock.run_button.enabled
+    dock.allow_missing.native.click()
+    _run(dock, qtbot)
+    assert "⚠ missing tiles hide 48 % of the tissue" in dock.note.text() and dock.note.isVisible()
+    assert dock.results.isVisible() and lrmil_layers(viewer, role="attention")
+    assert "--allow-missing" in dock.viewer_actions.equivalent_command()
+    stored = dock.session.prediction
+    dock.session.show_stored(stored)
+    assert "⚠ missing tiles hide 48 % of the tissue" in dock.note.text()
+    dock.session.choose_slide(None)
+    assert not dock.allow_missing.value  # it holds for one slide only
 
 
 def test_the_dock_says_research_use_only_and_follows_the_slides(
