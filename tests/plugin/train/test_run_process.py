@@ -196,6 +196,21 @@ def test_a_run_without_its_table_asks_for_it(tmp_path: Path) -> None:
         run.resume()
 
 
+@pytest.mark.parametrize("stored", [{}, {"allow_missing": True}])
+def test_a_run_resumes_with_the_option_that_it_states(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: dict[str, bool]
+) -> None:
+    commands = list[TrainCommand]()
+    monkeypatch.setattr(TrainingRun, "_start", lambda _, command: commands.append(command))
+    (tmp_path / "config.yaml").write_text(dump_config(preset_config("default")))
+    (tmp_path / "cohort.csv").touch()
+    (tmp_path / "call.json").write_text(json.dumps({"cohort": "cohort.csv", "device": "cpu"} | stored))
+    run = TrainingRun()
+    run.open(tmp_path)
+    run.resume()
+    assert ("--allow-missing" in commands[0].argv) == bool(stored)
+
+
 # ---------------------------------------------------------------- the process
 
 
