@@ -150,9 +150,9 @@ def measure_all(spec: MeasurementSpec, setups: Sequence[Setup]) -> Iterator[Even
     measurements: list[Measurement] = []
     for done, setup in enumerate(setups):
         yield Progress("measuring", done, len(setups), "setups")
-        told = {text for measured in measurements for text in measured.notices}
+        earlier = {text for measured in measurements for text in measured.notices}
         measurements.append(_measure_in_child(spec, setup))
-        yield from (Notice(text, spec.slide.name) for text in measurements[-1].notices if text not in told)
+        yield from (Notice(text, spec.slide.name) for text in measurements[-1].notices if text not in earlier)
     yield Progress("measuring", len(setups), len(setups), "setups")
     yield Finished(measurements)
 

@@ -146,9 +146,9 @@ def coords_attributes(origin: BagOrigin) -> dict[str, Any]:
         "encoder_sha256": origin.encoder_sha256,
         "slide_fingerprint": origin.slide_fingerprint,
     }
-    known = {"pixels_decoded": origin.pixels_decoded, "cpu_seconds": origin.cpu_seconds}
-    known["missing_tissue_share"] = origin.missing_tissue_share or None
-    return trident | additional | {name: value for name, value in known.items() if value is not None}
+    optional = {"pixels_decoded": origin.pixels_decoded, "cpu_seconds": origin.cpu_seconds}
+    optional["missing_tissue_share"] = origin.missing_tissue_share or None
+    return trident | additional | {name: value for name, value in optional.items() if value is not None}
 
 
 def read_bag(path: Path) -> Bag:
