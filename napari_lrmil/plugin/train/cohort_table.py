@@ -25,7 +25,7 @@ from lrmil_training.data.cohort import (
 )
 from lrmil_training.data.cohort_cells import find_slide, normal_split
 from lrmil_training.data.cohort_file import REQUIRED_COLUMNS, parse_mpp, read_mpp_cell, read_table
-from lrmil_training.data.patient_groups import patient_clusters, patient_parts
+from lrmil_training.data.patient_groups import count_patients, patient_clusters
 from napari_lrmil.core.csv_files import write_csv
 from napari_lrmil.core.errors import CohortError, LrmilError
 from napari_lrmil.core.events import Event, Finished, Partial, Progress
@@ -422,7 +422,7 @@ def _require_valid_cell(column: ColumnName, text: str) -> None:
 
 
 def _count_rows(rows: Sequence[CohortRow]) -> ClassCount:
-    return ClassCount(len(rows), len({part for row in rows for part in patient_parts(row.patient)}))
+    return ClassCount(len(rows), count_patients(row.patient for row in rows))
 
 
 def _relative_path(path: Path, folder: Path) -> str:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def patient_parts(patient: str) -> list[str]:
     """Return the patients of a pseudo-patient; a plain patient is its only part."""
     return [part.strip() for part in patient.split("+") if part.strip()] or [patient]
+
+
+def count_patients(patients: Iterable[str]) -> int:
+    """Return the number of patients, each counted once: ``2+5`` and ``5`` are two."""
+    return len({part for patient in patients for part in patient_parts(patient)})
 
 
 def patient_clusters(patients: Sequence[str], sites: Sequence[str] = ()) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrmil_training.data.patient_groups import patient_clusters
+from lrmil_training.data.patient_groups import count_patients, patient_clusters
 from napari_lrmil.core.metrics.agreement import auroc
 
 Float = NDArray[np.float64]
@@ -152,7 +152,7 @@ def auroc_with_interval(scored: ScoredSlides, resampler: Resampler) -> dict[str,
         "low": None,
         "high": None,
         "n_slides": len(scored.targets),
-        "n_patients": len(set(scored.patients)),
+        "n_patients": count_patients(scored.patients),
         "n_clusters": resampler.n_clusters,
         "interval": resampler.interval,
     }

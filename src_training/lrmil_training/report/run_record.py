@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lrmil_training.data.patient_groups import count_patients
 from lrmil_training.evaluation.summary import is_method_entry
 from lrmil_training.runs.event_log import CONFIG, EVENTS, METRICS, SLIDES, read_events
 from napari_lrmil.core.errors import LrmilError
@@ -222,9 +223,9 @@ def count_by_split(record: RunRecord) -> list[dict[str, Any]]:
     for split in ("train", "val", "test", "all"):
         slides = [s for s in record.slides if s["split"] == split]
         if slides:
-            patients = {s["patient"] for s in slides}
+            patients = count_patients(s["patient"] for s in slides)
             counts = {label: sum(s["label"] == label for s in slides) for label in labels}
-            rows.append({"split": split, "slides": len(slides), "patients": len(patients), "classes": counts})
+            rows.append({"split": split, "slides": len(slides), "patients": patients, "classes": counts})
     return rows
 
 

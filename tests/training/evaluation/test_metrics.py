@@ -68,11 +68,11 @@ def test_an_auroc_without_one_of_three_classes_is_undefined_and_says_why() -> No
 
 
 def test_an_auroc_says_on_how_many_slides_patients_and_clusters_it_rests() -> None:
-    """Six slides of four names: 1, 2 and 1+2 hang together, 3 is apart."""
+    """Six slides of three patients: 1, 2 and 1+2 hang together, 3 is apart."""
     targets = np.arange(6) % 2
     scored = ScoredSlides(np.eye(2)[targets] * 0.8 + 0.1, targets, ("1", "2", "1+2", "1+2", "3", "3"))
     figure = auroc_with_interval(scored, Resampler(targets, scored.patients, 10))
-    assert (figure["n_slides"], figure["n_patients"], figure["n_clusters"]) == (6, 4, 2)
+    assert (figure["n_slides"], figure["n_patients"], figure["n_clusters"]) == (6, 3, 2)
 
 
 def test_interval_holds_the_value_and_says_what_it_is_over() -> None:
