@@ -35,6 +35,7 @@ from napari_lrmil.core.extras import require_extra
 if TYPE_CHECKING:
     from napari_lrmil.core.models.bundle import Bundle
 
+DEFAULT_PHANTOMS = 20  # slides
 FEW_SLIDES = 30  # in a split; below, the AUROC of another sample would differ widely
 
 CohortArgument = Annotated[Path, typer.Argument(metavar="COHORT.csv")]
@@ -42,7 +43,9 @@ CohortArgument = Annotated[Path, typer.Argument(metavar="COHORT.csv")]
 
 def phantom(
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="folder for the cohort")],
-    slides: Annotated[int, typer.Option(min=1, help="number of slides")] = 20,
+    slides: Annotated[
+        int | None, typer.Option(min=1, show_default="20", help="number of slides, each of a different patient")
+    ] = None,
     size: Annotated[str, typer.Option(help="width x height in px at 20x")] = "4096x3072",
     seed: Annotated[int, typer.Option(help="seed of the random numbers; it determines every pixel")] = 0,
     split: Annotated[
@@ -56,19 +59,48 @@ def phantom(
     tissue_share: Annotated[
         float | None, typer.Option(help="share of the slide that is tissue, in pieces; if not given: one piece, or 0.5")
     ] = None,
+    patients: Annotated[
+        int | None,
+        typer.Option(min=1, help="in place of --slides: patients with stain, morphology and scanner of their own"),
+    ] = None,
+    slides_per_patient: Annotated[
+        str | None, typer.Option(show_default="1..2", help="with --patients: slides of each, a number or a range")
+    ] = None,
 ) -> None:
     """Make synthetic slides with known lesions: pyramids, cohort.csv, lesion outlines."""
     from napari_lrmil.core.phantom import PhantomLook, make_cohort
 
     if split not in (None, "train", "val", "test"):
         raise typer.BadParameter(f"--split {split}: expected train, val or test")
+    counts = _phantom_counts(slides, patients, slides_per_patient)
     require_writable(folder)
-    look = PhantomLook(tissue_share=tissue_share)
     events = make_cohort(
-        folder, slides, _parse_size(size), seed, split=split, workers=workers, look=look, variants=variant or ()
+        folder,
+        size=_parse_size(size),
+        seed=seed,
+        split=split,
+        workers=workers,
+        look=PhantomLook(tissue_share=tissue_share),
+        variants=variant or (),
+        **counts,
     )
     table = show_progress(events, "phantom slides")
-    print_result(f"{slides} slides -> {table}")
+    written = f"{counts['slides']} slides" if patients is None else f"slides of {patients} patients"
+    print_result(f"{written} -> {table}")
+
+
+def _phantom_counts(slides: int | None, patients: int | None, slides_per_patient: str | None) -> dict[str, Any]:
+    """Return the numbers of slides and patients as `make_cohort` takes them."""
+    from napari_lrmil.core.phantom.patients import SLIDES_PER_PATIENT, parse_slides_per_patient
+
+    if patients is None:
+        if slides_per_patient is not None:
+            raise typer.BadParameter("--slides-per-patient is for phantoms with --patients")
+        return {"slides": DEFAULT_PHANTOMS if slides is None else slides}
+    if slides is not None:
+        raise typer.BadParameter("--slides and --patients exclude each other; use --slides-per-patient")
+    bounds = SLIDES_PER_PATIENT if slides_per_patient is None else parse_slides_per_patient(slides_per_patient)
+    return {"slides": None, "patients": patients, "slides_per_patient": bounds}
 
 
 def _parse_size(text: str) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from napari_lrmil.core.phantom.cohort import make_cohort
 from napari_lrmil.core.phantom.composition import COMPOSITION, COMPOSITION_CELL
 from napari_lrmil.core.phantom.containers import BOUNDS_OFFSET, CONTAINERS
 from napari_lrmil.core.phantom.look import LESION, NORMAL, PhantomLook, PhantomSlide
+from napari_lrmil.core.phantom.patients import SCANNERS, PhantomPatient, draw_patient
 from napari_lrmil.core.phantom.pyramid import write_bands, write_pyramid
 from napari_lrmil.core.phantom.slide import Band, Phantom, lesions_geojson, paint, paint_bands, write_slide
 from napari_lrmil.core.phantom.variants import VARIANTS
@@ -26,11 +27,14 @@ __all__ = [
     "CONTAINERS",
     "LESION",
     "NORMAL",
+    "SCANNERS",
     "VARIANTS",
     "Band",
     "Phantom",
     "PhantomLook",
+    "PhantomPatient",
     "PhantomSlide",
+    "draw_patient",
     "lesions_geojson",
     "make_cohort",
     "paint",

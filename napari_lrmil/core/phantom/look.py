@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,8 +18,9 @@ NORMAL, LESION = "normal", "lesion"
 CLASSES = (NORMAL, LESION)
 
 # Optical density of red, green and blue per unit of stain, from the colours of routine sections.
-HAEMATOXYLIN = np.array([0.55, 0.74, 0.38], dtype=np.float32)
-EOSIN = np.array([0.20, 0.84, 0.50], dtype=np.float32)
+HAEMATOXYLIN = (0.55, 0.74, 0.38)
+EOSIN = (0.20, 0.84, 0.50)
+BLUR_REACH = 4.0  # sd of the scanner's blur beyond which it is cut off
 INKS = {
     "green": (0.25, 0.66, 0.40),
     "blue": (0.20, 0.36, 0.75),
@@ -71,10 +73,16 @@ class PhantomLook:
     foci: tuple[int, int] = (1, 3)  # number of foci on a lesion slide, fewer if they would be too small
     focus_across: tuple[float, float] = (320.0, 1100.0)  # µm; a 5x patch should fit into one
     lesion_share: tuple[float, float] = (0.12, 0.20)  # of the tissue
+    haematoxylin: tuple[float, float, float] = HAEMATOXYLIN  # optical density per unit; patients differ in it
+    eosin: tuple[float, float, float] = EOSIN
+    stain_mean: tuple[float, float] = (1.0, 1.0)  # mean amount of haematoxylin and eosin over slides
     stain_sd: float = 0.05  # relative sd of the amount of each stain between slides
+    fibre_scale: float = 1.0  # size of the fibres of the stroma, relative to the usual
     thickness_sd: float = 0.04  # relative sd of the section's thickness within a slide
     lamp: float = 243.0  # grey of empty glass
     lamp_sd: float = 1.2  # of each channel between slides
+    white_balance: tuple[float, float, float] = (1.0, 1.0, 1.0)  # gain of each channel of the scanner
+    blur_um: float = 0.0  # sd of the scanner's blur, µm
     noise_sd: float = 1.6  # grey levels, camera noise
     tissue_share: float | None = (
         None  # of the slide, in several pieces; None: one piece that fills it, if it is not huge
@@ -85,6 +93,10 @@ class PhantomLook:
     def __post_init__(self) -> None:
         if self.pen is not None and self.pen not in INKS:
             raise ConfigError(f"there is no ink {self.pen!r}; choose one of {', '.join(INKS)}")
+
+    def halo(self, mpp: float) -> int:
+        """Return the rows beyond a band that its blur reaches, px."""
+        return math.ceil(BLUR_REACH * self.blur_um / mpp)
 
 
 DEFAULT_LOOK = PhantomLook()

@@ -60,10 +60,11 @@ def paint_bands(slide: PhantomSlide, look: PhantomLook = DEFAULT_LOOK) -> Iterat
     exposure = Exposure.draw(slide, look, rng)
     waiting = find_spots(slide, look)
     pieces: list[Piece] = []
+    halo = look.halo(slide.mpp)
     for top in range(0, slide.size[1], _BAND):
         rows = slice(top, min(top + _BAND, slide.size[1]))
-        pieces = [piece for piece in pieces if piece.spot.rows.stop > top]
-        begun = [make_piece(spot, look) for spot in waiting if spot.rows.start < rows.stop]
+        pieces = [piece for piece in pieces if piece.spot.rows.stop > top - halo]
+        begun = [make_piece(spot, look) for spot in waiting if spot.rows.start < rows.stop + halo]
         waiting = waiting[len(begun) :]
         pieces += begun
         yield Band(exposure.develop(pieces, rows, rng), tuple(begun))

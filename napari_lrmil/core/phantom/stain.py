@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from napari_lrmil.core.phantom.layout import PLAN_UM
-from napari_lrmil.core.phantom.look import EOSIN, HAEMATOXYLIN, INKS, Field, PhantomLook, PhantomSlide, Pixels
+from napari_lrmil.core.phantom.look import BLUR_REACH, INKS, Field, PhantomLook, PhantomSlide, Pixels
 from napari_lrmil.core.phantom.pieces import Piece
 from napari_lrmil.core.phantom.stamps import LAYER_UNIT, draw_stamps
 from napari_lrmil.core.phantom.strokes import pen_stroke
@@ -40,29 +40,47 @@ class Exposure:
     @classmethod
     def draw(cls, slide: PhantomSlide, look: PhantomLook, rng: np.random.Generator) -> Exposure:
         """Return the exposure of one slide."""
-        stains = rng.normal(1, look.stain_sd, 2).astype(np.float32)
-        return cls(slide, look, stains, rng.normal(look.lamp, look.lamp_sd, 3).astype(np.float32))
+        stains = (rng.normal(1, look.stain_sd, 2) * look.stain_mean).astype(np.float32)
+        lamp = rng.normal(look.lamp, look.lamp_sd, 3) * look.white_balance
+        return cls(slide, look, stains, lamp.astype(np.float32))
 
     def develop(self, pieces: Sequence[Piece], rows: slice, rng: np.random.Generator) -> Pixels:
         """Return the RGB pixels of a band: transmitted light of the lamp, plus camera noise."""
+        halo = self.look.halo(self.slide.mpp)
+        seen = slice(max(rows.start - halo, 0), min(rows.stop + halo, self.slide.size[1]))
+        stained = [_Stained.of(piece, seen, self.look.fibre_scale) for piece in pieces]
+        ink = self._ink(seen)
         shape = (rows.stop - rows.start, self.slide.size[0])
-        stained = [_Stained.of(piece, rows) for piece in pieces]
-        ink = self._ink(rows)
         noise = rng.standard_normal(shape, dtype=np.float32)
         noise *= self.look.noise_sd
         noise += np.float32(0.5)
         pixels = np.empty((*shape, 3), dtype=np.uint8)
         for channel in range(3):
-            light = np.full(shape, self.lamp[channel])
-            for part in stained:
-                density = part.haem * (self.stains[0] * HAEMATOXYLIN[channel])
-                density += part.eosin * (self.stains[1] * EOSIN[channel])
-                light[part.window] *= np.exp(-density)
-            if ink is not None and self.look.pen:
-                light *= 1 - ink * np.float32(1 - INKS[self.look.pen][channel])
+            light = self._blurred(self._light(channel, stained, ink, seen))
+            light = light[rows.start - seen.start : rows.stop - seen.start]
             light += noise
             pixels[..., channel] = np.clip(light, 0, 255, out=light)
         return pixels
+
+    def _light(self, channel: int, stained: Sequence[_Stained], ink: Field | None, rows: slice) -> Field:
+        """Return the transmitted light of a channel in a band of rows."""
+        haematoxylin, eosin = np.float32(self.look.haematoxylin[channel]), np.float32(self.look.eosin[channel])
+        light: Field = np.full((rows.stop - rows.start, self.slide.size[0]), self.lamp[channel])
+        for part in stained:
+            density = part.haem * (self.stains[0] * haematoxylin)
+            density += part.eosin * (self.stains[1] * eosin)
+            light[part.window] *= np.exp(-density)
+        if ink is not None and self.look.pen:
+            light *= 1 - ink * np.float32(1 - INKS[self.look.pen][channel])
+        return light
+
+    def _blurred(self, light: Field) -> Field:
+        """Return the light as the scanner's optics pass it on; a sharp scanner changes nothing."""
+        if not self.look.blur_um:
+            return light
+        return np.asarray(
+            gaussian_filter(light, self.look.blur_um / self.slide.mpp, mode="nearest", truncate=BLUR_REACH)
+        )
 
     def _ink(self, rows: slice) -> Field | None:
         """Return the share of each pixel of a band that the pen covers, or None without a pen."""
@@ -83,19 +101,20 @@ class _Stained:
     eosin: Field
 
     @classmethod
-    def of(cls, piece: Piece, rows: slice) -> _Stained:
+    def of(cls, piece: Piece, rows: slice, fibre_scale: float) -> _Stained:
         """Return the stains of the part of a piece in a band of rows; the two must overlap."""
         top = piece.spot.rows.start
         own = slice(max(rows.start, top) - top, min(rows.stop, piece.spot.rows.stop) - top)
-        haem, eosin = _stain(piece, own)
+        haem, eosin = _stain(piece, own, fibre_scale)
         return cls((slice(own.start + top - rows.start, own.stop + top - rows.start), piece.spot.columns), haem, eosin)
 
 
-def _stain(piece: Piece, rows: slice) -> tuple[Field, Field]:
+def _stain(piece: Piece, rows: slice, fibre_scale: float) -> tuple[Field, Field]:
     """Return the amounts of haematoxylin and eosin in a band of rows of a piece."""
     plan, width, mpp = piece.plan, piece.spot.piece.size[0], piece.spot.piece.mpp
     grain = _grain(rows, width)
-    fibre = _fibre(_enlarge(plan.across, rows, width, mpp), _enlarge(plan.along, rows, width, mpp))
+    finer = np.float32(1 / fibre_scale)
+    fibre = _fibre(_enlarge(plan.across, rows, width, mpp) * finer, _enlarge(plan.along, rows, width, mpp) * finer)
     haem, eosin = _stroma(fibre, grain)
     del fibre  # fields of a band are large: each is freed after its last use
     gland = _enlarge(plan.gland, rows, width, mpp)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from napari_lrmil.core.phantom.layout import Blob
-from napari_lrmil.core.phantom.look import HAEMATOXYLIN, NucleusLook, Outline, PhantomLook, PhantomSlide, Pixels
+from napari_lrmil.core.phantom.look import NucleusLook, Outline, PhantomLook, PhantomSlide, Pixels
 from napari_lrmil.core.phantom.nuclei import Nuclei
 
 LAYER_UNIT = 0.01  # optical density of one grey level of the nuclear layer
@@ -60,8 +60,11 @@ class Imprint:
 
 
 @lru_cache(maxsize=16)
-def _stamps(kind: NucleusLook, mpp: float) -> _Stamps:
-    """Return the library of one kind of nucleus; its seed is fixed, and slides differ in the choice of stamps."""
+def _stamps(kind: NucleusLook, mpp: float, stain: tuple[float, ...]) -> _Stamps:
+    """Return the library of one kind of nucleus; its seed is fixed, and slides differ in the choice of stamps.
+
+    `stain` is the optical density of each channel per unit of haematoxylin.
+    """
     rng = np.random.default_rng(20)
     side = 2 * math.ceil(0.5 * kind.length * (1 + 3.2 * kind.size_sd) / mpp + 2)
     scale = np.exp(rng.normal(0, kind.size_sd, (2, _STAMPS)))
@@ -73,7 +76,7 @@ def _stamps(kind: NucleusLook, mpp: float) -> _Stamps:
         radius = radius * (1 + depth * np.cos(order * angle + phase))
     mask = np.clip((1 - radius) * kind.width / 2 / 0.9 + 0.5, 0, 1)  # the edge is blurred over 0.9 µm
     chromatin = _chromatin(kind, radius, mpp, rng) * mask
-    density = np.clip(_calibrate(chromatin, mask, kind.density), 0, 255 * LAYER_UNIT)
+    density = np.clip(_calibrate(chromatin, mask, kind.density, stain), 0, 255 * LAYER_UNIT)
     return _Stamps(np.rint(density / LAYER_UNIT).astype(np.uint8), np.rint(mask * 255).astype(np.uint8))
 
 
@@ -103,16 +106,19 @@ def _chromatin(kind: NucleusLook, radius: NDArray[Any], mpp: float, rng: np.rand
     return np.maximum(chromatin, 0.12)
 
 
-def _calibrate(chromatin: NDArray[Any], mask: NDArray[Any], density: float, steps: int = 6) -> NDArray[Any]:
+def _calibrate(
+    chromatin: NDArray[Any], mask: NDArray[Any], density: float, stain: tuple[float, ...], steps: int = 6
+) -> NDArray[Any]:
     """Scale each nucleus until it absorbs as much light as a flat nucleus of `density`.
 
     A coarse pixel averages light, not density. With equal density, a clumped nucleus would look paler at 5x.
     """
 
     def absorbed(amount: NDArray[Any]) -> NDArray[Any]:
-        passed = [np.exp(-amount * stain).sum((1, 2), keepdims=True) for stain in HAEMATOXYLIN]
+        passed = [np.exp(-amount * channel).sum((1, 2), keepdims=True) for channel in channels]
         return np.asarray(amount[0].size * len(passed) - sum(passed))
 
+    channels = np.array(stain, dtype=np.float32)
     target = absorbed(mask * density)
     amount = chromatin * density
     for _ in range(steps):
@@ -133,18 +139,19 @@ def place_stamps(
     """Return the stamp positions of nuclei and vacuoles; epithelial nuclei within `foci` are lesional."""
     looks = {"epithelial_nuclei": look.epithelial, "fibroblasts": look.fibroblast, "lymphocytes": look.lymphocyte}
     vacuole = NucleusLook(9.5, 7.5, 0.5, size_sd=0.18, grain=0.0, rim=0.0, nucleoli=0)
+    stain = tuple(look.stain_mean[0] * channel for channel in look.haematoxylin)
     imprints = []
     for name, kind in looks.items():
         group = nuclei[name]
         is_lesional = group.within(foci if kind is look.epithelial else ())
         picks, gains = _choose_stamps(group, rng)
         for mask, used in ((~is_lesional, kind), (is_lesional, look.lesional)):
-            stamps, xy = _stamps(used, slide.mpp), group.xy[mask] / slide.mpp
+            stamps, xy = _stamps(used, slide.mpp, stain), group.xy[mask] / slide.mpp
             density_factors = 1 + used.density_sd * gains[mask]
             imprints.append(_sorted("density", stamps.density, xy, picks[mask], density_factors))
             imprints.append(_sorted("mask", stamps.mask, xy, picks[mask]))
     picks, _ = _choose_stamps(goblets, rng)
-    return [*imprints, _sorted("mucin", _stamps(vacuole, slide.mpp).mask, goblets.xy / slide.mpp, picks)]
+    return [*imprints, _sorted("mucin", _stamps(vacuole, slide.mpp, stain).mask, goblets.xy / slide.mpp, picks)]
 
 
 def _sorted(
