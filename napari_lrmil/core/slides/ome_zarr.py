@@ -15,14 +15,14 @@ from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.geometry import Level
 from napari_lrmil.core.slides.byte_lru import ByteLru
 from napari_lrmil.core.slides.missing_tiles import TileMap
-from napari_lrmil.core.slides.ngff import holds_image, read_ome_attributes
-from napari_lrmil.core.slides.ome_xml import NOT_THE_SLIDE, OmeImage
+from napari_lrmil.core.slides.ome_metadata import NOT_THE_SLIDE, OmeImage, holds_image, read_ome_attributes
 from napari_lrmil.core.slides.openslide_handle import READER, READER_REASON, READER_WARNINGS, Handle
 from napari_lrmil.core.slides.pixel_source import UPRIGHT, PixelSourceHandle, Rgba, paste
 from napari_lrmil.core.slides.resolution import OME_SIZE, number, unit_in_um
 
 TILE_BYTES = 64 * 2**20  # of decoded chunks of one slide
 MAX_CHUNK_BYTES = 2**28
+CRC_BYTES, NOT_IN_SHARD = 4, b"\xff" * 8  # of the index of a shard
 HASHED_PIXELS = 4_000_000  # of the coarsest level; of a larger one the middle is hashed
 _AXES_04 = ("t", "c", "z", "y", "x")  # of files that do not name their axes
 
@@ -85,7 +85,11 @@ class _Axes:
 
 
 class ZarrSource:
-    """Pixels of an OME-Zarr image as RGBA. Reads are thread-safe. A chunk that is not stored is transparent.
+    """Pixels of an OME-Zarr image as RGBA. Reads are thread-safe.
+
+    A chunk that is not stored has the fill value of its level by definition. Writers leave such chunks out, often in
+    glass. The fill value 0, which is the default, would be black: a chunk of that level is transparent instead, even if
+    it lacks one colour alone.
 
     Parameters
     ----------
@@ -175,7 +179,7 @@ class ZarrSource:
         (wide, high), (across, down) = self._chunk(level), self.sizes[level]
         shape = min(high, down - row * high), min(wide, across - column * wide)
         rgba = np.zeros((*shape, 4), np.uint8)
-        if self._is_stored(level, row * high, column * wide):
+        if self._fill_value(level) or not self._is_missing(level, row, column):
             rows = slice(row * high, row * high + shape[0])
             columns = slice(column * wide, column * wide + shape[1])
             rgba[..., :3] = self._colours(np.asarray(self._arrays[level][self._axes.index(y=rows, x=columns)]))
@@ -189,24 +193,38 @@ class ZarrSource:
             order, values = [*order, "c"], values[..., None]
         return values.transpose([order.index(name) for name in "yxc"])
 
-    def _is_stored(self, level: int, y: int, x: int) -> bool:
-        """Return whether the file of a chunk exists. Zarr itself reads a missing chunk as its fill value, black."""
-        array = self._arrays[level]
-        places = {"y": y, "x": x}
-        grid = getattr(array, "shards", None) or array.chunks
-        index = tuple(places.get(name, 0) // size for name, size in zip(self._axes.names, grid, strict=True))
+    def _fill_value(self, level: int) -> int:
+        return int(self._arrays[level].fill_value or 0)
+
+    def _is_missing(self, level: int, row: int, column: int) -> bool:
+        """Return whether a tile has no pixels, see `ZarrSource`."""
+        wide, high = self._chunk(level)
+        depth = dict(zip(self._axes.names, self._arrays[level].shape, strict=True)).get("c", 1)
+        step = dict(zip(self._axes.names, self._arrays[level].chunks, strict=True)).get("c", 1)
+        stored = [self._is_stored(level, row * high, column * wide, c) for c in range(0, depth, step)]
+        return not any(stored) if self._fill_value(level) else not all(stored)
+
+    def _is_stored(self, level: int, y: int, x: int, c: int) -> bool:
+        """Return whether the file of a chunk exists, and holds the chunk if it is a shard."""
+        array, places = self._arrays[level], {"y": y, "x": x, "c": c}
+        starts = tuple(places.get(name, 0) for name in self._axes.names)
+        shards = getattr(array, "shards", None)
+        index = tuple(start // size for start, size in zip(starts, shards or array.chunks, strict=True))
         file: Path = self._paths[level] / array.metadata.encode_chunk_key(index)
-        return file.is_file()
+        if shards is None or not file.is_file():
+            return file.is_file()
+        inner = tuple(start % shard // chunk for start, shard, chunk in zip(starts, shards, array.chunks, strict=True))
+        counts = tuple(shard // chunk for shard, chunk in zip(shards, array.chunks, strict=True))
+        return _is_in_shard(file, array.metadata.codecs[0], counts, inner)
 
     def missing_tiles(self, level: Level, orientation: int = UPRIGHT) -> TileMap | None:
-        """Return the chunks of a level that are not stored, of sharded levels the shards; None if all are."""
+        """Return the chunks of a level that are not stored; None if all are."""
         wide, high = self._chunk(level.index)
         columns, rows = -(-level.width // wide), -(-level.height // high)
-        places = ((row * high, column * wide) for row in range(rows) for column in range(columns))
-        stored = [self._is_stored(level.index, y, x) for y, x in places]
-        if all(stored):
+        is_missing = [self._is_missing(level.index, row, column) for row in range(rows) for column in range(columns)]
+        if not any(is_missing):
             return None
-        return TileMap(level, (wide, high), ~np.array(stored).reshape(rows, columns), orientation)
+        return TileMap(level, (wide, high), np.array(is_missing).reshape(rows, columns), orientation)
 
     def properties(self) -> dict[str, str]:
         """Return the properties as OpenSlide names them. The hash is over the metadata and the coarsest level."""
@@ -239,9 +257,36 @@ class ZarrSource:
         width, height = self.sizes[level]
         side = int(HASHED_PIXELS**0.5)
         left, top = max(0, (width - side) // 2), max(0, (height - side) // 2)
-        digest.update(self.read(level, left, top, min(side, width), min(side, height)).tobytes())
+        try:
+            digest.update(self.read(level, left, top, min(side, width), min(side, height)).tobytes())
+        except Exception:  # zarr raises many kinds on a damaged chunk, which is counted when it is read for a result
+            files = (file for file in sorted(self._paths[level].rglob("*")) if file.is_file())
+            sizes = [(file.relative_to(self._paths[level]).as_posix(), file.stat().st_size) for file in files]
+            digest.update(json.dumps(sizes).encode())
         return digest.hexdigest()
 
     def close(self) -> None:
         """Free the cache; Zarr keeps no file open."""
         self._tiles.clear()
+
+
+def _is_in_shard(file: Path, codec: Any, counts: tuple[int, ...], inner: tuple[int, ...]) -> bool:
+    """Return whether a shard holds one of its chunks: its index has no offset for those that it lacks.
+
+    Parameters
+    ----------
+    file, codec
+        The shard, and Zarr's codec of it.
+    counts
+        Number of chunks along each axis.
+    inner
+        Place of the chunk among them.
+    """
+    kinds = [type(part).__name__ for part in codec.index_codecs]
+    if kinds != ["BytesCodec", "Crc32cCodec"]:  # of what every writer uses; another index is left to zarr
+        return True
+    size, at_end = 16 * int(np.prod(counts)), codec.index_location.value == "end"
+    with file.open("rb") as shard:
+        place = file.stat().st_size - size - CRC_BYTES if at_end else 0
+        shard.seek(max(0, place) + 16 * int(np.ravel_multi_index(inner, counts)))
+        return shard.read(8) != NOT_IN_SHARD

@@ -30,15 +30,16 @@ from napari_lrmil.core.geometry import (
     choose_level,
     choose_scale,
 )
-from napari_lrmil.core.slides.damaged_tiles import DamagedTileReader, tile_sizes
 from napari_lrmil.core.slides.levels import LevelSelection, check_levels
 from napari_lrmil.core.slides.missing_tiles import (
     APERIO,
     TIFF_VENDORS,
+    DamagedTileReader,
     TileMap,
     missing_in_dicom,
     missing_in_tiff,
     read_tile_tables,
+    tile_sizes,
 )
 from napari_lrmil.core.slides.openslide_handle import (
     READER,

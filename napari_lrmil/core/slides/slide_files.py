@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from napari_lrmil.core.slides.dicom_headers import DICOM, DicomHeader, may_be_dicom, read_dicom_header
-from napari_lrmil.core.slides.ngff import is_ome_zarr
+from napari_lrmil.core.slides.ome_metadata import is_ome_zarr
 
 SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".tif", ".tiff", DICOM)
 # Workbooks are tables too: reading one says how to save it.

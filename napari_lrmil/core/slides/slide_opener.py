@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from napari_lrmil.core.errors import SlideError
-from napari_lrmil.core.slides.ngff import is_ome_zarr
+from napari_lrmil.core.slides.ome_metadata import is_ome_zarr
 from napari_lrmil.core.slides.openslide_handle import Handle, open_with_openslide
 
 # OpenSlide's messages for formats that it does not know. Its other errors are about damage, and no reader mends that.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from napari_lrmil.core.slides.levels import ASPECT_TOLERANCE
-from napari_lrmil.core.slides.ome_xml import NOT_THE_SLIDE, OmeImage, parse_ome_xml
+from napari_lrmil.core.slides.ome_metadata import NOT_THE_SLIDE, OmeImage, parse_ome_xml
 from napari_lrmil.core.slides.pixel_source import ORIENTATIONS, UPRIGHT
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.slides.dicom_headers import dicom_series
-from napari_lrmil.core.slides.ngff import is_ome_zarr
+from napari_lrmil.core.slides.ome_metadata import is_ome_zarr
 from napari_lrmil.core.slides.openslide_handle import detect_vendor
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.slides.slide_files import dicom_in

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,15 @@ import pytest
 from numpy.typing import NDArray
 
 from napari_lrmil.core.errors import SlideError
-from napari_lrmil.core.slides.ngff import is_ome_zarr
+from napari_lrmil.core.geometry import PatchPlan
+from napari_lrmil.core.patching.grid import find_tissue_grid
+from napari_lrmil.core.patching.missing_tissue import MissingTiles, find_missing_tiles
+from napari_lrmil.core.slides.ome_metadata import is_ome_zarr
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.slides.slide_files import SlideSearch
 from support.fake_slides import one_sentence, reduced
 from support.pictures import rectangles
+from support.tile_slides import COLUMNS, FRAME, TILE, rectangle, tile
 
 BASE = rectangles(5, 700, 500)
 LEVELS = (BASE, reduced(BASE, 2.0), reduced(BASE, 4.0))
@@ -31,6 +36,7 @@ def write(
     axes: str = "tczyx",
     size: tuple[float, str] = (0.25, "micrometer"),
     name: str = "scan",
+    side: int = 128,
     **arrays: Any,
 ) -> Path:
     zarr = pytest.importorskip("zarr")
@@ -39,7 +45,7 @@ def write(
     datasets = []
     for i, level in enumerate(levels):
         shape = [{"c": level.shape[2], "y": level.shape[0], "x": level.shape[1]}.get(a, 1) for a in axes]
-        chunks = [{"y": 128, "x": 128}.get(a, 1) for a in axes]
+        chunks = [{"y": side, "x": side}.get(a, 1) for a in axes]
         order = [a for a in axes if a in "cyx"]
         values = level.transpose([("y", "x", "c").index(a) for a in order]) if "c" in order else level[..., 0]
         more = {"chunks": chunks, "dtype": level.dtype, "fill_value": 0, **arrays}
@@ -97,6 +103,71 @@ def test_a_chunk_that_is_not_stored_is_white_and_not_black(tmp_path: Path, versi
     with Slide(write(tmp_path / "a.zarr", version, levels=(blank,))) as slide:
         assert (whole(slide)[:128, :128] == 255).all()
         np.testing.assert_array_equal(whole(slide)[128:], BASE[128:])
+
+
+def judge(slide: Slide) -> MissingTiles:
+    slide.count_damaged_tiles()
+    plan = PatchPlan(hr_mpp=0.5, lr_mpp=2.0, hr_patch_px=128, lr_patch_px=128)
+    found = find_tissue_grid(slide, plan)
+    lattice = found.grid.lattice
+    slide.read_patches(found.grid.lr_corners, lattice.lr_cell, plan.lr_patch_px)
+    return find_missing_tiles(slide, found.tissue, [(lattice.lr_cell, plan.lr_patch_px)])
+
+
+def with_value(tiles: Sequence[int], value: int, colours: slice = slice(None)) -> NDArray[np.uint8]:
+    """Return tissue in glass, with tiles of one value, which zarr does not store if it is the fill value."""
+    pixels = rectangle()
+    for number in tiles:
+        row, column = divmod(number, COLUMNS)
+        pixels[row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE, colours] = value
+    return pixels
+
+
+SHAPES: list[dict[str, Any]] = [
+    {"version": "0.4", "axes": "tczyx"},
+    {"version": "0.5", "axes": "yxc"},
+    {"version": "0.5", "axes": "cyx", "shards": (3, 512, 512)},
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_absent_chunks_are_glass_in_the_frame_and_missing_in_tissue(tmp_path: Path, shape: dict[str, Any]) -> None:
+    """A frame without chunks is no fault; chunks that tissue surrounds are counted; all are white and not black."""
+    absent = [*FRAME, tile(2, 2), tile(3, 2)]
+    common = {"size": (0.5, "micrometer"), "side": TILE, **shape}
+    with Slide(write(tmp_path / "a.zarr", levels=(with_value(FRAME, 0),), **common)) as slide:
+        assert judge(slide).sentences == () and slide.read_level(0, 0, 0, 512, 256).min() > 200
+    with Slide(write(tmp_path / "b.zarr", levels=(with_value(absent, 0),), **common)) as slide:
+        missing = judge(slide)
+        assert (slide.read_level(0, 2 * TILE, 2 * TILE, 2 * TILE, TILE) == 255).all()
+    assert (missing.not_stored, missing.not_stored_on_tissue) == (len(absent), 2)
+    assert missing.tissue_share == pytest.approx(2 / 24, abs=0.01) and len(missing.warnings) == 1
+
+
+def test_a_chunk_that_lacks_one_colour_is_missing(tmp_path: Path) -> None:
+    pixels = with_value([tile(2, 2)], 0, slice(1, 2))
+    with Slide(write(tmp_path / "a.zarr", levels=(pixels,), axes="cyx", size=(0.5, "micrometer"), side=TILE)) as slide:
+        assert judge(slide).not_stored_on_tissue == 1
+        assert (slide.read_level(0, 2 * TILE, 2 * TILE, TILE, TILE) == 255).all()
+
+
+def test_another_fill_value_than_black_is_read(tmp_path: Path) -> None:
+    """The format defines it as the value of the chunk; of one colour alone it is no fault."""
+    pixels = with_value([*FRAME, tile(2, 2)], 240)
+    pixels[:, :TILE, 0] = 240
+    common: dict[str, Any] = {"axes": "cyx", "size": (0.5, "micrometer"), "side": TILE, "fill_value": 240}
+    with Slide(write(tmp_path / "a.zarr", levels=(pixels,), **common)) as slide:
+        np.testing.assert_array_equal(whole(slide), pixels)
+        assert judge(slide).not_stored_on_tissue == 1
+
+
+def test_a_damaged_chunk_is_counted(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a.zarr", levels=(rectangle(),), axes="yxc", size=(0.5, "micrometer"), side=TILE)
+    (folder / "0" / "2.2.0").write_bytes(b"no chunk")
+    (folder / "0" / "2.2.1").write_bytes(b"no chunk")
+    with Slide(folder) as slide:
+        missing = judge(slide)
+    assert (missing.damaged, missing.damaged_on_tissue) == (1, 1)
 
 
 def test_the_slide_of_several_images_is_read_and_not_the_label(tmp_path: Path) -> None:

@@ -1,18 +1,19 @@
-"""Images of an OME-XML text: names, sizes, channels, and pixel sizes in µm."""
+"""OME metadata: images of an OME-XML text, and attributes of Zarr folders (NGFF 0.4 and 0.5), read without `zarr`."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from napari_lrmil.core.slides.resolution import number, unit_in_um
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
 NOT_THE_SLIDE = re.compile(r"label|macro|overview|thumb|barcode", re.IGNORECASE)  # names of images beside the slide
+METADATA = ("zarr.json", ".zattrs")  # of NGFF 0.5, and of 0.4
 _RGB_NAMES = (("red", "green", "blue"), ("r", "g", "b"), ("", "", ""))
 
 
@@ -56,6 +57,8 @@ def parse_ome_xml(text: str) -> tuple[OmeImage, ...]:
 
 
 def _images(root: Element) -> Iterator[OmeImage]:
+    from napari_lrmil.core.slides.resolution import number  # needs NumPy, which a search for slides does without
+
     for image in root.iterfind("{*}Image"):
         pixels = image.find("{*}Pixels")
         if pixels is not None:
@@ -67,6 +70,8 @@ def _images(root: Element) -> Iterator[OmeImage]:
 
 def _pixel_size(pixels: Element) -> tuple[float, float] | None:
     """Return the size in µm, the unit that OME assumes if none is given."""
+    from napari_lrmil.core.slides.resolution import number, unit_in_um
+
     sizes = []
     for axis in "XY":
         size, unit = number(pixels.get(f"PhysicalSize{axis}")), unit_in_um(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
@@ -74,3 +79,31 @@ def _pixel_size(pixels: Element) -> tuple[float, float] | None:
             return None
         sizes.append(size * unit)
     return sizes[0], sizes[1]
+
+
+# ---------------------------------------------------------------- Zarr
+
+
+def is_ome_zarr(folder: Path) -> bool:
+    """Return whether a folder holds an OME-Zarr image, or a series of such images."""
+    return folder.is_dir() and any(holds_image(part) for part in (folder, folder / "0"))
+
+
+def holds_image(folder: Path) -> bool:
+    """Return whether a Zarr group is an image with levels."""
+    return bool(read_ome_attributes(folder).get("multiscales"))
+
+
+def read_ome_attributes(folder: Path) -> dict[str, Any]:
+    """Return the OME attributes of a Zarr group; empty if it has none that can be read."""
+    for name in METADATA:
+        try:
+            content = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        if name == "zarr.json":
+            content = content.get("attributes", {}) if isinstance(content, dict) else {}
+        if isinstance(content, dict):
+            ome = content.get("ome", content)
+            return ome if isinstance(ome, dict) else {}
+    return {}
