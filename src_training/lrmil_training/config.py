@@ -84,8 +84,11 @@ class TeacherConfig(_Frozen):
     """Upper bound; early stopping usually ends sooner."""
     lr: float = Field(3e-3, gt=0, le=MAX_RATE)
     """Learning rate of Adam; the best of four on validation (Real tissue)."""
-    aggregator: Literal["gated_attention"] = "gated_attention"
-    """Pooling of the paper; the only choice so far."""
+    aggregator: Literal["gated_attention", "linear_topk"] = "gated_attention"
+    """Pooling of teacher and students. Gated_attention: the paper's. Linear_topk: linear scores of each class, mean of
+    the top share; it has fewer weights, for few slides."""
+    top_share: float = Field(0.15, gt=0, le=1)
+    """Share of the patches of a slide whose mean score counts; for linear_topk."""
     hidden: int = Field(64, ge=1, le=MAX_WIDTH)
     """Width of the attention's gate."""
     weight_decay: float = Field(1e-4, ge=0, le=MAX_RATE)

@@ -14,7 +14,7 @@ KEYS = {
     "sampling baselines ablation bootstrap features devices precision loggers",
     "encoder": "teacher student",
     "teacher": "epochs lr aggregator hidden weight_decay min_epochs patience ema patch_dropout "
-    "feature_dropout patches_per_slide",
+    "feature_dropout patches_per_slide top_share",
     "stage1": "epochs lr batch_size patches_per_slide layers projection lambda_layer lambda_attn attention targets "
     "weight_decay augment stain_sd",
     "stage2": "epochs lr lambda_ce lambda_bag lambda_soft lambda_hard temperature_bag temperature_attn topk "
@@ -24,7 +24,7 @@ KEYS = {
     "patience ema feature_dropout",
 }
 WORDS = {
-    "teacher.aggregator": "gated_attention",
+    "teacher.aggregator": "gated_attention linear_topk",
     "stage1.projection": "learned identity",
     "stage1.attention": "teacher uniform",
     "stage1.targets": "stored on_the_fly",

@@ -26,7 +26,7 @@ from napari_lrmil.core.inference.teacher_patches import TeacherPatches, select_t
 from napari_lrmil.core.metrics.agreement import measure_agreement
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.card import Card
-from napari_lrmil.core.models.pooling import MilWeights, pool_instances
+from napari_lrmil.core.models.pooling import AggregatorWeights, pool_instances
 from napari_lrmil.core.patching.grid import (
     NestedGrid,
     TissueGrid,
@@ -373,7 +373,7 @@ def is_network_converted(bundle: Bundle, network: str, device: str | torch.devic
     return is_converted(runtime, _blank_request(bundle, network, device))
 
 
-def mil_weights(bundle: Bundle, network: str) -> MilWeights:
+def mil_weights(bundle: Bundle, network: str) -> AggregatorWeights:
     """Return the weights of the MIL of ``student`` or ``teacher``."""
     return bundle.teacher_mil if network == "teacher" else bundle.student_mil
 

@@ -13,7 +13,7 @@ from napari_lrmil.core.errors import BundleError
 from napari_lrmil.core.hashing import file_sha256
 from napari_lrmil.core.heavy_imports import import_lock
 from napari_lrmil.core.models.card import CARD, STUDENT, TEACHER, NetworkCard, read_card
-from napari_lrmil.core.models.pooling import MilWeights, read_mil_weights
+from napari_lrmil.core.models.pooling import AggregatorWeights, read_mil_weights
 from napari_lrmil.core.models.weight_file import check_weights
 
 if TYPE_CHECKING:
@@ -109,15 +109,15 @@ class Bundle:
         return load_teacher(self)
 
     @cached_property
-    def student_mil(self) -> MilWeights:
+    def student_mil(self) -> AggregatorWeights:
         """Weights of the student's MIL, read without torch; raises as `verified_file` does."""
-        return read_mil_weights(self.verified_file(STUDENT))
+        return read_mil_weights(self.verified_file(STUDENT), self.card.student.top_share)
 
     @cached_property
-    def teacher_mil(self) -> MilWeights:
+    def teacher_mil(self) -> AggregatorWeights:
         """Weights of the teacher's MIL, read without torch; raises as `require_teacher` and `verified_file` do."""
-        self.require_teacher()
-        return read_mil_weights(self.verified_file(TEACHER))
+        card = self.require_teacher()
+        return read_mil_weights(self.verified_file(TEACHER), card.top_share)
 
     def verified_file(self, file: str) -> Path:
         """Return the path of one of the bundle's files, whose content has the hash in the card.

@@ -6,9 +6,18 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from napari_lrmil.core.encoders.spec import FROZEN, EncoderSpec
 from napari_lrmil.core.errors import BundleError, EncoderError, GeometryError
@@ -31,6 +40,11 @@ PatchMpp = Annotated[float, Field(ge=0.01, le=1_000)]  # µm per pixel
 Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]  # training searches 0.25 to 10
 
 
+Aggregator = Literal["gated_attention", "linear_topk"]
+GATED: Aggregator = "gated_attention"
+LINEAR: Aggregator = "linear_topk"
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -42,6 +56,23 @@ class NetworkCard(_Frozen):
     dim: Width  # width of an instance of the MIL
     hidden: Width  # width of the attention gate
     encoder_sha256: str = ""  # hash of an encoder that the bundle only names
+    aggregator: Aggregator = GATED  # left out of the file if it is gated attention, the only one of earlier versions
+    top_share: float | None = Field(None, gt=0, le=1)  # of linear_topk: share of the patches that make a logit
+
+    @model_validator(mode="after")
+    def _require_share_of_its_aggregator(self) -> NetworkCard:
+        if (self.aggregator == GATED) != (self.top_share is None):
+            raise ValueError(
+                f"aggregator {self.aggregator} with top_share {self.top_share}; expected one of linear_topk"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_gated(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        if self.aggregator == GATED:
+            del values["aggregator"], values["top_share"]
+        return values
 
     @field_validator("encoder")
     @classmethod
@@ -191,6 +222,11 @@ def card_text(card: Card) -> str:
         f"- Student: {card.lr_mpp:g} µm per pixel, patches of {card.lr_patch_px} px ({card.plan.lr_um:g} µm)",
         f"- Teacher: {card.hr_mpp:g} µm per pixel, patches of {card.hr_patch_px} px ({card.plan.hr_um:g} µm)",
         f"- Encoders: student {card.student.encoder.name}; teacher {teacher.encoder.name if teacher else 'left out'}",
+        *(
+            [f"- Aggregator: linear scores, mean of the top {card.student.top_share:.0%} of the patches of each class"]
+            if card.student.top_share is not None
+            else []
+        ),
         f"- Licence: {card.licence}. The student was distilled from its teacher's encoder, whose terms also apply to "
         "the student, even if the teacher is left out.",
         f"- Probabilities: {CALIBRATED if card.temperature else 'not calibrated'}",

@@ -1,8 +1,9 @@
-"""Gated attention MIL (Ilse et al., ICML 2018, arXiv 1802.04712), evidence per patch, and pooling of large bags."""
+"""MIL networks: gated attention (Ilse et al., ICML 2018, arXiv 1802.04712) and linear top-k; pooling of large bags."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from napari_lrmil.core.features.bag import Features
-from napari_lrmil.core.models.pooling import CHUNK_ROWS, BagOutput, MilWeights, Rows
+from napari_lrmil.core.models.pooling import (
+    CHUNK_ROWS,
+    AggregatorWeights,
+    BagOutput,
+    LinearTopkWeights,
+    MilWeights,
+    Rows,
+    pool_instances,
+    top_count,
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,65 @@ class MilOutput:
     scores: Tensor
 
 
-class GatedAttentionMIL(nn.Module):
+class MIL(nn.Module, ABC):
+    """Base of the aggregators: standardisation of instances, and what training and inference ask of each.
+
+    Parameters
+    ----------
+    dim
+        Width D of an instance.
+    classes
+        Number of classes C.
+    hidden
+        Width of the gate.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    classifier: nn.Linear
+
+    def __init__(self, dim: int, classes: int, hidden: int) -> None:
+        super().__init__()
+        self.dim, self.classes, self.hidden = dim, classes, hidden
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("deviation", torch.ones(dim))
+
+    def set_standard(self, mean: Tensor, deviation: Tensor) -> None:
+        """Set the (D,) mean and deviation of the training set by which instances are standardised."""
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation)
+
+    def standardise(self, instances: Tensor) -> Tensor:
+        """Return (N, D) instances less the mean, divided by the deviation of the training set."""
+        return (instances - self.mean) / self.deviation
+
+    @abstractmethod
+    def forward(self, instances: Tensor) -> MilOutput:
+        """Classify one bag of (N, D) instances."""
+
+    @abstractmethod
+    def evidence(self, instances: Tensor, attention: Tensor) -> Tensor:
+        """Return (N, C) contributions of each instance of a bag to each class's centred logit.
+
+        The sum over the instances plus `centred_bias` is exactly the centred logit.
+        """
+
+    @abstractmethod
+    def weights(self) -> AggregatorWeights:
+        """Return the weights as arrays, for `pool_instances`."""
+
+    @property
+    def centred_bias(self) -> Tensor:
+        """(C,) centred logit without any evidence."""
+        return self.classifier.bias - self.classifier.bias.mean()
+
+
+def _array(tensor: Tensor) -> Features:
+    values: Features = tensor.detach().float().cpu().numpy()
+    return values
+
+
+class GatedAttentionMIL(MIL):
     """Gated attention MIL (Ilse et al. 2018; docs/explanation/method.md 2.2).
 
     ``s_k = w·(tanh(V t_k) ⊙ σ(U t_k))``, ``a = softmax(s)``, ``Z = Σ a_k t_k``, logits ``WZ + b``.
@@ -50,27 +118,12 @@ class GatedAttentionMIL(nn.Module):
         Width of the gate.
     """
 
-    mean: Tensor
-    deviation: Tensor
-
     def __init__(self, dim: int, classes: int, hidden: int = 64) -> None:
-        super().__init__()
-        self.dim, self.classes, self.hidden = dim, classes, hidden
+        super().__init__(dim, classes, hidden)
         self.V = nn.Linear(dim, hidden)
         self.U = nn.Linear(dim, hidden)
         self.w = nn.Linear(hidden, 1, bias=False)  # the softmax over instances cancels a constant, so no bias
         self.classifier = nn.Linear(dim, classes)
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("deviation", torch.ones(dim))
-
-    def set_standard(self, mean: Tensor, deviation: Tensor) -> None:
-        """Set the (D,) mean and deviation of the training set by which instances are standardised."""
-        self.mean.copy_(mean)
-        self.deviation.copy_(deviation)
-
-    def standardise(self, instances: Tensor) -> Tensor:
-        """Return (N, D) instances less the mean, divided by the deviation of the training set."""
-        return (instances - self.mean) / self.deviation
 
     def forward(self, instances: Tensor) -> MilOutput:
         """Classify one bag of (N, D) instances."""
@@ -99,30 +152,84 @@ class GatedAttentionMIL(nn.Module):
 
     def weights(self) -> MilWeights:
         """Return the weights as arrays, for `pool_instances`."""
-
-        def array(tensor: Tensor) -> Features:
-            values: Features = tensor.detach().float().cpu().numpy()
-            return values
-
         return MilWeights(
-            mean=array(self.mean),
-            deviation=array(self.deviation),
-            V=array(self.V.weight),
-            V_bias=array(self.V.bias),
-            U=array(self.U.weight),
-            U_bias=array(self.U.bias),
-            w=array(self.w.weight[0]),
-            classifier=array(self.classifier.weight),
-            bias=array(self.classifier.bias),
+            mean=_array(self.mean),
+            deviation=_array(self.deviation),
+            V=_array(self.V.weight),
+            V_bias=_array(self.V.bias),
+            U=_array(self.U.weight),
+            U_bias=_array(self.U.bias),
+            w=_array(self.w.weight[0]),
+            classifier=_array(self.classifier.weight),
+            bias=_array(self.classifier.bias),
         )
 
-    @property
-    def centred_bias(self) -> Tensor:
-        """(C,) centred logit without any evidence."""
-        return self.classifier.bias - self.classifier.bias.mean()
+
+class LinearTopkMIL(MIL):
+    """Linear scores per class and the mean of each class's top share (docs/explanation/method.md 2.2).
+
+    ``l_{r,c} = w_c·t_r``, logit ``c`` the mean of the ``k`` greatest ``l_{r,c}`` plus ``b_c``; attention scores
+    ``s_r = Σ_c p_c l_{r,c}`` with the slide's probabilities ``p``, attention ``softmax(s)``.
+
+    It has far fewer weights than gated attention, and a logit depends on the top instances alone. Attention is the
+    softmax of the scores and not what the instances were weighted by: the exact contributions are the evidence.
+
+    Parameters
+    ----------
+    dim
+        Width D of an instance.
+    classes
+        Number of classes C.
+    top_share
+        Share of the instances whose mean score is the logit, above 0 and up to 1.
+    """
+
+    def __init__(self, dim: int, classes: int, top_share: float) -> None:
+        super().__init__(dim, classes, 1)  # there is no gate; a card needs a width
+        self.top_share = top_share
+        self.classifier = nn.Linear(dim, classes)
+
+    def forward(self, instances: Tensor) -> MilOutput:
+        """Classify one bag of (N, D) instances."""
+        t = self.standardise(instances)
+        shares = self.class_shares(t)  # (N, C)
+        logits = torch.topk(shares, self._top_count(t), dim=0).values.mean(dim=0) + self.classifier.bias
+        # Detached: attention shows the decision, and a loss of attention must not change which class wins.
+        scores = shares @ torch.softmax(logits, dim=0).detach().to(shares.dtype)  # (N,)
+        attention = torch.softmax(scores, dim=0)
+        return MilOutput(logits, attention @ t, attention, scores)
+
+    def evidence(self, instances: Tensor, attention: Tensor) -> Tensor:
+        """Return (N, C) contributions; those outside the top of every class are 0. They do not need the attention."""
+        shares = self.class_shares(self.standardise(instances))
+        top = torch.topk(shares, self._top_count(shares), dim=0)
+        contributions = torch.zeros_like(shares).scatter(0, top.indices, top.values / len(top.values))
+        return contributions - contributions.mean(dim=1, keepdim=True)
+
+    def class_shares(self, t: Tensor) -> Tensor:
+        """Return (N, C) scores ``w_c·t_r`` of (N, D) standardised instances."""
+        return t @ self.classifier.weight.T
+
+    def weights(self) -> LinearTopkWeights:
+        """Return the weights as arrays, for `pool_instances`."""
+        return LinearTopkWeights(
+            mean=_array(self.mean),
+            deviation=_array(self.deviation),
+            classifier=_array(self.classifier.weight),
+            bias=_array(self.classifier.bias),
+            top_share=self.top_share,
+        )
+
+    def _top_count(self, instances: Tensor) -> int:
+        return top_count(self.top_share, len(instances))
 
 
-def pool_bag(mil: GatedAttentionMIL, features: Rows, device: torch.device, chunk_rows: int = CHUNK_ROWS) -> BagOutput:
+def build_mil(dim: int, classes: int, hidden: int, top_share: float | None) -> MIL:
+    """Return an untrained MIL: `LinearTopkMIL` if a top share is given, otherwise `GatedAttentionMIL`."""
+    return GatedAttentionMIL(dim, classes, hidden) if top_share is None else LinearTopkMIL(dim, classes, top_share)
+
+
+def pool_bag(mil: MIL, features: Rows, device: torch.device, chunk_rows: int = CHUNK_ROWS) -> BagOutput:
     """Run a MIL over (N, D) features without gradients, in chunks of rows, reading each row once.
 
     The softmax over all instances is updated from chunk to chunk: a new maximum rescales the sums so far (online
@@ -140,6 +247,8 @@ def pool_bag(mil: GatedAttentionMIL, features: Rows, device: torch.device, chunk
     chunk_rows
         Instances per chunk.
     """
+    if not isinstance(mil, GatedAttentionMIL):  # one matrix product: nothing for a device to gain
+        return pool_instances(mil.weights(), features, chunk_rows)
     count = features.shape[0]
     scores = np.empty(count, np.float32)
     evidence = np.empty((count, mil.classes), np.float32)  # weighted by attention at the end

@@ -24,8 +24,19 @@ from napari_lrmil.core.encoders.weights import require_matching
 from napari_lrmil.core.errors import BundleError, EncoderError
 from napari_lrmil.core.hashing import file_sha256
 from napari_lrmil.core.models.bundle import Bundle
-from napari_lrmil.core.models.card import CARD, README, SCHEMA_VERSION, STUDENT, TEACHER, Card, NetworkCard, card_text
-from napari_lrmil.core.models.mil import GatedAttentionMIL
+from napari_lrmil.core.models.card import (
+    CARD,
+    GATED,
+    LINEAR,
+    README,
+    SCHEMA_VERSION,
+    STUDENT,
+    TEACHER,
+    Card,
+    NetworkCard,
+    card_text,
+)
+from napari_lrmil.core.models.mil import MIL, LinearTopkMIL, build_mil
 from napari_lrmil.version import __version__
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -34,7 +45,7 @@ Network = TypeVar("Network", bound=nn.Module)
 class StudentNetwork(nn.Module):
     """Distilled LR encoder and its MIL."""
 
-    def __init__(self, encoder: AlignedEncoder, mil: GatedAttentionMIL) -> None:
+    def __init__(self, encoder: AlignedEncoder, mil: MIL) -> None:
         super().__init__()
         self.encoder, self.mil = encoder, mil
 
@@ -42,7 +53,7 @@ class StudentNetwork(nn.Module):
 class TeacherNetwork(nn.Module):
     """Frozen HR encoder and its MIL."""
 
-    def __init__(self, encoder: NetworkEncoder, mil: GatedAttentionMIL) -> None:
+    def __init__(self, encoder: NetworkEncoder, mil: MIL) -> None:
         super().__init__()
         self.encoder, self.mil = encoder, mil
 
@@ -59,7 +70,7 @@ def load_student(bundle: Bundle) -> StudentNetwork:
 
     def build() -> StudentNetwork:
         encoder = AlignedEncoder(build_encoder(card.encoder), card.dim)
-        return StudentNetwork(encoder, GatedAttentionMIL(card.dim, len(bundle.card.classes), card.hidden))
+        return StudentNetwork(encoder, _mil_of_card(card, bundle))
 
     return _build_filled(build, bundle, STUDENT)
 
@@ -74,14 +85,17 @@ def load_teacher(bundle: Bundle) -> TeacherNetwork:
     """
     card = bundle.require_teacher()
 
-    def build_mil() -> GatedAttentionMIL:
-        return GatedAttentionMIL(card.dim, len(bundle.card.classes), card.hidden)
-
     if card.encoder.family == FROZEN:  # weights that may not be shared: the bundle only names the encoder
-        mil = _build_filled(lambda: nn.ModuleDict({"mil": build_mil()}), bundle, TEACHER)["mil"]
-        assert isinstance(mil, GatedAttentionMIL)
+        mil = _build_filled(lambda: nn.ModuleDict({"mil": _mil_of_card(card, bundle)}), bundle, TEACHER)["mil"]
+        assert isinstance(mil, MIL)
         return TeacherNetwork(_named_encoder(bundle, card), mil)
-    return _build_filled(lambda: TeacherNetwork(build_encoder(card.encoder), build_mil()), bundle, TEACHER)
+    return _build_filled(
+        lambda: TeacherNetwork(build_encoder(card.encoder), _mil_of_card(card, bundle)), bundle, TEACHER
+    )
+
+
+def _mil_of_card(card: NetworkCard, bundle: Bundle) -> MIL:
+    return build_mil(card.dim, len(bundle.card.classes), card.hidden, card.top_share)
 
 
 def _named_encoder(bundle: Bundle, card: NetworkCard) -> NetworkEncoder:
@@ -167,4 +181,13 @@ def _licences(*networks: StudentNetwork | TeacherNetwork | None) -> str:
 def _network_card(network: StudentNetwork | TeacherNetwork) -> NetworkCard:
     spec = network.encoder.spec
     sha256 = module_sha256(network.encoder.get_submodule("net")) if spec.family == FROZEN else ""
-    return NetworkCard(encoder=spec, dim=network.mil.dim, hidden=network.mil.hidden, encoder_sha256=sha256)
+    mil = network.mil
+    top_share = mil.top_share if isinstance(mil, LinearTopkMIL) else None
+    return NetworkCard(
+        encoder=spec,
+        dim=mil.dim,
+        hidden=mil.hidden,
+        encoder_sha256=sha256,
+        aggregator=GATED if top_share is None else LINEAR,
+        top_share=top_share,
+    )

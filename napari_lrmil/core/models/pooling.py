@@ -1,4 +1,4 @@
-"""Gated attention MIL over a whole bag in NumPy, so that a prediction does without torch.
+"""MIL over a whole bag in NumPy, so that a prediction does without torch.
 
 The network and its training are in `core.models.mil`, whose `pool_bag` is the same computation in torch.
 """
@@ -76,6 +76,35 @@ class MilWeights:
         return shares
 
 
+@dataclass(frozen=True)
+class LinearTopkWeights:
+    """Weights of a `LinearTopkMIL` as float32 arrays, with D dimensions and C classes.
+
+    Attributes
+    ----------
+    mean, deviation
+        (D,) statistics of the training set by which instances are standardised.
+    classifier, bias
+        (C, D) weights and (C,) bias of the classes.
+    top_share
+        Share of the instances whose mean score is the class's logit, 0 to 1.
+    """
+
+    mean: Features
+    deviation: Features
+    classifier: Features
+    bias: Features
+    top_share: float
+
+
+AggregatorWeights = MilWeights | LinearTopkWeights
+
+
+def top_count(share: float, count: int) -> int:
+    """Return how many of `count` instances a share is, at least one."""
+    return max(1, round(share * count))
+
+
 _TENSORS = {  # field -> tensor of a bundle's file
     "mean": "mean",
     "deviation": "deviation",
@@ -89,12 +118,26 @@ _TENSORS = {  # field -> tensor of a bundle's file
 }
 
 
-def read_mil_weights(path: Path) -> MilWeights:
-    """Read the weights of the MIL from a bundle's file. The encoder's weights in the same file are not read."""
+_LINEAR_FIELDS = ("mean", "deviation", "classifier", "bias")
+
+
+def read_mil_weights(path: Path, top_share: float | None = None) -> AggregatorWeights:
+    """Read the weights of the MIL from a bundle's file. The encoder's weights in the same file are not read.
+
+    Parameters
+    ----------
+    path
+        The file.
+    top_share
+        The card's top share if its aggregator is ``linear_topk``; None for gated attention.
+    """
     from safetensors import safe_open
 
+    fields = tuple(_TENSORS) if top_share is None else _LINEAR_FIELDS
     with safe_open(path, framework="numpy") as file:
-        arrays = {field: file.get_tensor(f"mil.{name}").astype(np.float32) for field, name in _TENSORS.items()}
+        arrays = {field: file.get_tensor(f"mil.{_TENSORS[field]}").astype(np.float32) for field in fields}
+    if top_share is not None:
+        return LinearTopkWeights(**arrays, top_share=top_share)
     return MilWeights(**(arrays | {"w": arrays["w"].ravel()}))
 
 
@@ -103,12 +146,9 @@ def _sigmoid(x: Features) -> Features:
     return np.asarray(0.5 * np.tanh(0.5 * x) + 0.5, dtype=np.float32)
 
 
-@np.errstate(invalid="ignore", over="ignore")  # what is not finite is an error at the end
-def pool_instances(mil: MilWeights, features: Rows, chunk_rows: int = CHUNK_ROWS) -> BagOutput:
+def pool_instances(mil: AggregatorWeights, features: Rows, chunk_rows: int = CHUNK_ROWS) -> BagOutput:
     """Run a MIL over (N, D) features, in chunks of rows, reading each row once.
 
-    The softmax over all instances is updated from chunk to chunk: a new maximum rescales the sums so far (online
-    softmax, Milakov and Gimelshein 2018, arXiv 1805.02867). The result equals that of the whole bag up to rounding.
     Memory grows with the bag only by what is returned.
 
     Parameters
@@ -124,6 +164,51 @@ def pool_instances(mil: MilWeights, features: Rows, chunk_rows: int = CHUNK_ROWS
     ------
     EncoderError
         If the output is not finite: the features are not, or the network multiplies them beyond all numbers.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is an error
+        if isinstance(mil, LinearTopkWeights):
+            return _pool_linear(mil, features, chunk_rows)
+        return _pool_gated(mil, features, chunk_rows)
+
+
+def _require_finite(logits: Features) -> None:
+    if not np.isfinite(logits).all():  # one instance that is not finite makes all of them NaN
+        raise EncoderError(
+            "the network's output is NaN or infinite, so there is no probability; "
+            "the features or the weights are damaged: run without cached features, or train the model again"
+        )
+
+
+def _pool_linear(mil: LinearTopkWeights, features: Rows, chunk_rows: int) -> BagOutput:
+    """Pool by the mean of each class's top scores; see `LinearTopkMIL` for the formulas."""
+    count, classes = features.shape[0], len(mil.bias)
+    shares = np.empty((count, classes), np.float32)
+    for start in range(0, count, chunk_rows):
+        rows = slice(start, start + chunk_rows)
+        shares[rows] = ((np.asarray(features[rows], np.float32) - mil.mean) / mil.deviation) @ mil.classifier.T
+    _require_finite(shares)  # before sorting: a NaN would be the last in order and go unseen
+    k = top_count(mil.top_share, count)
+    evidence = np.zeros_like(shares)
+    for c in range(classes):
+        top = np.argsort(-shares[:, c], kind="stable")[:k]
+        evidence[top, c] = shares[top, c] / k
+    logits = (evidence.sum(axis=0, dtype=np.float64) + mil.bias).astype(np.float32)
+    _require_finite(logits)
+    scores = shares @ _softmax(logits)
+    evidence -= evidence.mean(axis=1, keepdims=True)
+    return BagOutput(logits, _softmax(scores), scores, evidence)
+
+
+def _softmax(values: Features) -> Features:
+    weights = np.exp(values.astype(np.float64) - values.max())
+    return np.asarray(weights / weights.sum(), dtype=np.float32)
+
+
+def _pool_gated(mil: MilWeights, features: Rows, chunk_rows: int) -> BagOutput:
+    """Pool by gated attention.
+
+    The softmax over all instances is updated from chunk to chunk: a new maximum rescales the sums so far (online
+    softmax, Milakov and Gimelshein 2018, arXiv 1805.02867). The result equals that of the whole bag up to rounding.
     """
     count = features.shape[0]
     scores = np.empty(count, np.float32)
@@ -141,11 +226,7 @@ def pool_instances(mil: MilWeights, features: Rows, chunk_rows: int = CHUNK_ROWS
         bag = bag * shrink + weights @ t
         total = total * shrink + float(weights.sum(dtype=np.float64))
     logits = mil.classifier @ (bag / total).astype(np.float32) + mil.bias
-    if not np.isfinite(logits).all():  # one instance that is not finite makes all of them NaN
-        raise EncoderError(
-            "the network's output is NaN or infinite, so there is no probability; "
-            "the features or the weights are damaged: run without cached features, or train the model again"
-        )
+    _require_finite(logits)
     attention = (np.exp(scores.astype(np.float64) - greatest) / total).astype(np.float32)
     evidence *= attention[:, None]
     return BagOutput(logits, attention, scores, evidence)

@@ -9,7 +9,7 @@ import numpy as np
 
 from napari_lrmil.core.errors import BundleError
 from napari_lrmil.core.formatting import shorten
-from napari_lrmil.core.models.card import Card, NetworkCard
+from napari_lrmil.core.models.card import GATED, Card, NetworkCard
 
 FLOATS, COUNTERS = ("F16", "F32"), ("I64",)  # safetensors names; batch norm has a counter of batches
 POSITIVE, NOT_NEGATIVE = "deviation", "running_var"  # ends of names: an instance is divided by one, by the other's root
@@ -81,15 +81,17 @@ def _check_mil_shapes(path: Path, shapes: dict[str, tuple[int, ...]], card: Card
     expected: dict[str, tuple[int, ...]] = {
         "mean": (dim,),
         "deviation": (dim,),
+        "classifier.weight": (classes, dim),
+        "classifier.bias": (classes,),
+    }
+    gate: dict[str, tuple[int, ...]] = {
         "V.weight": (hidden, dim),
         "V.bias": (hidden,),
         "U.weight": (hidden, dim),
         "U.bias": (hidden,),
         "w.weight": (1, hidden),
-        "classifier.weight": (classes, dim),
-        "classifier.bias": (classes,),
     }
-    for tensor, shape in expected.items():
+    for tensor, shape in (expected | (gate if network.aggregator == GATED else {})).items():
         name = f"mil.{tensor}"
         if shapes.get(name) != shape:
             seen = "is missing" if name not in shapes else f"has shape {shapes[name]}"

@@ -21,7 +21,7 @@ from napari_lrmil.core.features.prefetch import default_batch_size
 from napari_lrmil.core.geometry import Int64
 from napari_lrmil.core.metrics.agreement import spearman
 from napari_lrmil.core.models.bundle import Prepared
-from napari_lrmil.core.models.pooling import MilWeights, pool_instances
+from napari_lrmil.core.models.pooling import AggregatorWeights, pool_instances
 from napari_lrmil.core.runtimes import agreement_cache, openvino
 from napari_lrmil.core.runtimes.agreement_cache import AgreementCheck, RuntimeKey
 from napari_lrmil.core.runtimes.openvino import OpenVinoEmbedder
@@ -108,7 +108,7 @@ class RuntimeRequest:
     """
 
     load: Callable[[], StudentNetwork | TeacherNetwork]
-    mil: MilWeights
+    mil: AggregatorWeights
     family: str
     device: str | torch.device
     identity: str

@@ -25,7 +25,7 @@ from lrmil_training.losses import AttentionTransfer, attention_kl, bag_kl, hard_
 from lrmil_training.stages.outputs import Student, TeacherOutputs
 from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.events import Event
-from napari_lrmil.core.models.mil import GatedAttentionMIL, MilOutput
+from napari_lrmil.core.models.mil import MIL, MilOutput, build_mil
 
 BELOW_MIN_EPOCHS = -1.0  # selection figure before `min_epochs`; below that of any later epoch, where AUROC counts
 
@@ -175,7 +175,7 @@ class SelectingModule(L.LightningModule):
 class BagModule(SelectingModule):
     """Lightning module of a MIL: one bag per step."""
 
-    def __init__(self, mil: GatedAttentionMIL, loss: Loss, config: TeacherConfig | Stage2Config) -> None:
+    def __init__(self, mil: MIL, loss: Loss, config: TeacherConfig | Stage2Config) -> None:
         super().__init__(config)
         self.mil, self.loss = mil, loss
         self.settings = config
@@ -197,12 +197,12 @@ class BagModule(SelectingModule):
 
 
 def fit_mil(
-    mil: GatedAttentionMIL,
+    mil: MIL,
     loss: Loss,
     bags: Mapping[str, Sequence[Loadable]],
     config: TeacherConfig | Stage2Config,
     plan: FitPlan,
-) -> Generator[Event, None, GatedAttentionMIL]:
+) -> Generator[Event, None, MIL]:
     """Fit `mil` to ``bags["train"]``, select on ``bags["val"]``, and return it in its best state, frozen."""
 
     # batch_size None: bags differ in length, and a step is one bag.
@@ -219,7 +219,7 @@ def fit_mil(
     return mil.cpu().eval().requires_grad_(False)
 
 
-def drop_features(mil: GatedAttentionMIL, instances: Tensor, share: float) -> Tensor:
+def drop_features(mil: MIL, instances: Tensor, share: float) -> Tensor:
     """Return (N, D) instances with a random `share` of the dimensions neutral: equal to the training mean.
 
     The dimensions are drawn anew in each step and are the same for all instances, because independent draws would
@@ -240,8 +240,9 @@ def drop_features(mil: GatedAttentionMIL, instances: Tensor, share: float) -> Te
     return mil.mean + (instances - mil.mean) * factors
 
 
-def seeded_mil(dim: int, classes: int, hidden: int, seed: int) -> GatedAttentionMIL:
-    """Return a MIL whose weights depend on `seed` alone, whatever was drawn before."""
+def seeded_mil(dim: int, classes: int, settings: TeacherConfig, seed: int) -> MIL:
+    """Return a MIL with the teacher's aggregator. Its weights depend on `seed` alone, whatever was drawn before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return GatedAttentionMIL(dim, classes, hidden)
+        top_share = settings.top_share if settings.aggregator == "linear_topk" else None
+        return build_mil(dim, classes, settings.hidden, top_share)

@@ -41,11 +41,11 @@ from napari_lrmil.core.events import Event, Metric
 from napari_lrmil.core.features.extraction import PatchSet
 from napari_lrmil.core.features.torch_encoding import resize_patches
 from napari_lrmil.core.geometry import Int64
-from napari_lrmil.core.models.mil import GatedAttentionMIL
+from napari_lrmil.core.models.mil import MIL
 
 ENCODE_BATCH = 64  # patches encoded at once on validation
 
-Networks = tuple[AlignedEncoder, GatedAttentionMIL]
+Networks = tuple[AlignedEncoder, MIL]
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ class EndToEndModule(SelectingModule):
     def __init__(
         self,
         student: AlignedEncoder,
-        mil: GatedAttentionMIL,
+        mil: MIL,
         loss: Loss,
         config: Stage2Config | Stage3Config,
         *,

@@ -16,7 +16,7 @@ from lrmil_training.evaluation.evaluate import SlideResult
 from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.encoders import AlignedEncoder
 from napari_lrmil.core.events import Event
-from napari_lrmil.core.models.mil import GatedAttentionMIL
+from napari_lrmil.core.models.mil import MIL
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class TeacherOutputs:
         ``features`` or layer name -> statistics of the HR features over the training slides.
     """
 
-    mil: GatedAttentionMIL
+    mil: MIL
     slides: Mapping[str, TeacherTargets]
     statistics: Mapping[str, FeatureStatistics]
 
@@ -79,11 +79,11 @@ class Student:
     """
 
     encoder: AlignedEncoder
-    mil: GatedAttentionMIL | None = None
+    mil: MIL | None = None
     # A stage that changes the encoder returns a `Student` without features, so that no later stage uses stale ones.
     features: Mapping[str, StoredRows] | None = None
 
-    def require_mil(self) -> GatedAttentionMIL:
+    def require_mil(self) -> MIL:
         """Return the MIL; raise `RuntimeError` if the method's list of stages never made one."""
         if self.mil is None:
             raise RuntimeError("the student has no MIL yet; the method needs the stage InitialMil before this one")

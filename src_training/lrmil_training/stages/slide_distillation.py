@@ -16,7 +16,7 @@ from lrmil_training.stages.outputs import Student, TeacherOutputs
 from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.encoders import round_to_half
 from napari_lrmil.core.events import Event
-from napari_lrmil.core.models.mil import GatedAttentionMIL
+from napari_lrmil.core.models.mil import MIL
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class SlideDistillation:
 
     def _fit_stored(
         self, context: RunContext, teacher: TeacherOutputs, student: Student
-    ) -> Generator[Event, None, GatedAttentionMIL]:
+    ) -> Generator[Event, None, MIL]:
         settings = self.settings
         bags = stored_bags(context, teacher, student, settings.attention_transfer)
         plan = context.fit_plan(self.name, settings, self.depends)
@@ -54,7 +54,7 @@ class SlideDistillation:
 
     def _fit_on_the_fly(
         self, context: RunContext, teacher: TeacherOutputs, student: Student
-    ) -> Generator[Event, None, GatedAttentionMIL]:
+    ) -> Generator[Event, None, MIL]:
         """Fit on patches that are augmented and encoded anew in every epoch. The encoder stays frozen."""
         # The loop of stage 3 with a frozen encoder: both encode bags of pixels, which are drawn and turned anew.
         settings = self.settings

@@ -93,8 +93,7 @@ class InitialMil:
     def run(self, context: RunContext, teacher: TeacherOutputs, student: Student) -> Generator[Event, None, Student]:
         """Make the MIL."""
         seed = stage_seed(context.config.seed, self.seed_name)
-        hidden = context.config.teacher.hidden
-        mil = seeded_mil(student.encoder.dim, len(context.cohort.classes), hidden, seed)
+        mil = seeded_mil(student.encoder.dim, len(context.cohort.classes), context.config.teacher, seed)
         if self.standardises:
             features = student.require_features()
             statistics = feature_statistics([features[s.name] for s in context.cohort.of("train")])

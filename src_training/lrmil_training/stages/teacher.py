@@ -17,7 +17,7 @@ from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.encoders import round_to_half
 from napari_lrmil.core.events import Event
 from napari_lrmil.core.features.bag import read_origin
-from napari_lrmil.core.models.mil import GatedAttentionMIL, pool_bag
+from napari_lrmil.core.models.mil import MIL, pool_bag
 from napari_lrmil.core.results.cohort_tables import write_failures
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def fit_teacher(context: RunContext, hr: HrFeatures) -> Generator[Event, None, T
     """Fit the teacher's MIL to the labels and return its targets for every slide."""
     settings = context.config.teacher
     plan = context.fit_plan("teacher", settings)
-    mil = seeded_mil(context.encoder.encoder.dim, len(context.cohort.classes), settings.hidden, plan.seed)
+    mil = seeded_mil(context.encoder.encoder.dim, len(context.cohort.classes), settings, plan.seed)
     mil.set_standard(hr.statistics[EMBEDDING].mean, hr.statistics[EMBEDDING].deviation)
     bags = by_side(context, lambda s: StoredBag(hr.arrays[s.name][EMBEDDING], labelled_item(context, s)))
     mil = yield from fit_mil(mil, label_loss, bags, settings, plan)
@@ -62,7 +62,7 @@ def fit_teacher(context: RunContext, hr: HrFeatures) -> Generator[Event, None, T
     return TeacherOutputs(mil, slides, hr.statistics)
 
 
-def _teacher_targets(context: RunContext, slide: CohortSlide, mil: GatedAttentionMIL, hr: HrFeatures) -> TeacherTargets:
+def _teacher_targets(context: RunContext, slide: CohortSlide, mil: MIL, hr: HrFeatures) -> TeacherTargets:
     """Return the scores and logits of the frozen teacher for a slide."""
     arrays: Mapping[str, StoredRows] = hr.arrays[slide.name]
     origin, coords = read_origin(arrays[EMBEDDING].path)

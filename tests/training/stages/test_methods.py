@@ -184,11 +184,27 @@ def test_a_run_with_everything_compares_every_method(cohort: Path, base: dict[st
             "stage2": {"epochs": 2, "min_epochs": 1, "feature_dropout": 0.5, "patches_per_slide": 3},
             "stage3": {"epochs": 1, "min_epochs": 1, "feature_dropout": 0.5},
         },
+        {
+            "teacher": {"epochs": 2, "min_epochs": 1, "aggregator": "linear_topk", "top_share": 0.3},
+            "stage2": {"epochs": 2, "min_epochs": 1},
+            "stage3": {"epochs": 1, "min_epochs": 1},
+            "baselines": ["labels_only"],
+        },
         {"stage2": {"init": "frozen_head"}, "stage3": {"epochs": 0}},
         {"lr_mpp": 4.0, "lr_patch_px": 64, "student_input_px": 128},
         {"lr_mpp": 1.0},
     ],
-    ids=["stain", "uniform", "stage 2 on the fly", "dropout", "draws", "frozen head", "ratio 8", "ratio 2"],
+    ids=[
+        "stain",
+        "uniform",
+        "stage 2 on the fly",
+        "dropout",
+        "draws",
+        "linear top-k",
+        "frozen head",
+        "ratio 8",
+        "ratio 2",
+    ],
 )
 def test_every_choice_runs(cohort: Path, base: dict[str, Any], tmp_path: Path, changes: dict[str, object]) -> None:
     """Each way of the configuration ends in figures."""

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrmil_training.config import TrainConfig, build_config
+from lrmil_training.config import TeacherConfig, TrainConfig, build_config
 from lrmil_training.data.bags import BagDataset, BagItem, class_weights, draw_rows
 from lrmil_training.data.patient_groups import expected_draws, samples_by_patient
 from lrmil_training.fitting.epochs import EpochSampler
@@ -101,7 +101,7 @@ def test_dropout_draws_as_it_did_before_patches_could_be_drawn() -> None:
 
 def test_dropped_dimensions_are_neutral_in_all_patches() -> None:
     """Standardised, a dimension is 0 in every patch or enlarged in every patch; the mean over draws is unchanged."""
-    mil = seeded_mil(200, 2, 4, 0)
+    mil = seeded_mil(200, 2, TeacherConfig(), 0)
     mil.set_standard(torch.randn(200), torch.rand(200) + 0.5)
     instances = torch.randn(7, 200)
     with torch.random.fork_rng(devices=[]):
@@ -117,7 +117,7 @@ def test_dropped_dimensions_are_neutral_in_all_patches() -> None:
 
 def test_without_dropout_nothing_is_drawn() -> None:
     instances, state = torch.randn(3, 5), torch.get_rng_state()
-    assert drop_features(seeded_mil(5, 2, 4, 0), instances, 0.0) is instances
+    assert drop_features(seeded_mil(5, 2, TeacherConfig(), 0), instances, 0.0) is instances
     assert torch.equal(torch.get_rng_state(), state)
 
 
