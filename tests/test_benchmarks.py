@@ -290,3 +290,79 @@ def test_a_teachers_attention_is_summed_over_the_students_patches(monkeypatch: p
     teacher = AttentionMap(corners, (50, 50), np.array([0.1, 0.2, 0.3, 0.1, 0.3], np.float32))
     pooled = importlib.import_module("disagreement").pooled_to(student, teacher)
     np.testing.assert_allclose(pooled.attention, [0.7, 0.3], atol=1e-6)
+
+
+# ---------------------------------------------------------------- phantom patients
+
+
+@pytest.fixture
+def curves(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("phantom_patients_table")
+
+
+def patients_cell(folder: Path, patients: int, draw: int, wrong: int = 0) -> dict[str, Any]:
+    """Write a cell with 12 test patients of two slides each, of whose lesion patients the student misses `wrong`."""
+    slides = []
+    for number in range(24):
+        lesion = number // 2 % 2 == 1
+        right = float(lesion)
+        student = 0.0 if lesion and number // 4 < wrong else right
+        methods = {"teacher": right, "student": student, "labels_only": 0.5, "labels_only_finetuned": student}
+        label = "lesion" if lesion else "normal"
+        slides.append({"slide": f"s{number}", "patient": f"p{number // 2}", "label": label, "probabilities": methods})
+    result = {"cell": {"patients": patients, "draw": draw, "recipe": "default"}, "slides": slides, "cpu_seconds": 9.0}
+    (folder / f"{patients}-{draw}.json").write_text(json.dumps(result))
+    return result
+
+
+def test_learning_curves_are_means_over_draws_with_intervals_over_test_patients(
+    curves: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of six lesion patients, three are missed in one draw and none in the other: AUROC 0.75 and 1."""
+    cells = [patients_cell(tmp_path, 10, 0, wrong=3), patients_cell(tmp_path, 10, 1)]
+    aurocs = curves.measure_aurocs(cells)
+    assert aurocs["student"].values.tolist() == [0.75, 1.0] and aurocs["student"].mean == 0.875
+    low, high = aurocs["student"].interval
+    assert 0.75 <= low < 0.875 < high <= 1
+    assert (aurocs["student"] - aurocs["labels_only_finetuned"]).interval == (0.0, 0.0)
+    patients_cell(tmp_path, 5, 0)
+    curves.print_curves(tmp_path, 12)
+    out = capsys.readouterr().out
+    assert "Measured: 3 of 12 cells." in out
+    assert out.index("| 5 | 1 | 1.000 (1.000 to 1.000) |") < out.index("| 10 | 2 | 1.000 (1.000 to 1.000) | 0.875 (")
+    assert "| 10 | +0.000 (+0.000 to +0.000) | -0.125 (" in out
+    curves.draw_curves(tmp_path, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 5000
+
+
+def test_cells_of_other_test_slides_are_not_averaged(curves: ModuleType, tmp_path: Path) -> None:
+    other = patients_cell(tmp_path, 5, 1)
+    other["slides"][0]["slide"] = "another"
+    with pytest.raises(SystemExit, match="different slides"):
+        curves.measure_aurocs([patients_cell(tmp_path, 5, 0), other])
+    with pytest.raises(SystemExit, match="no results"):
+        curves.draw_curves(tmp_path / "empty", tmp_path / "curves.png")
+
+
+def test_smaller_cohorts_are_the_first_patients_of_larger_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All validation and test patients are in every table, and slides are given relative to it."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    grid = importlib.import_module("phantom_patients")
+    monkeypatch.setattr(
+        "napari_lrmil.core.phantom.cohort.write_slide",
+        lambda folder, slide, look, variants: folder / f"{slide.name}.tif",
+    )
+    grid.paint(tmp_path / "shared", ("val", grid.VALIDATION_PATIENTS), ("test", grid.TEST_PATIENTS))
+    tables = {n: grid.write_table(tmp_path, grid.Cell(n, 0), 40).read_text().splitlines() for n in (5, 10, 40)}
+    rows = {n: [line.split(",") for line in lines[1:]] for n, lines in tables.items()}
+    for n, of in rows.items():
+        assert len({r[1] for r in of if r[3] == "train"}) == n
+        assert {r[3] for r in of if r[0].startswith("../shared/")} == {"val", "test"}
+        assert len({r[1] for r in of if r[3] == "test"}) == 60 and {r[2] for r in of if r[3] == "train"} == {
+            "normal",
+            "lesion",
+        }
+    assert {tuple(r) for r in rows[5]} < {tuple(r) for r in rows[10]} < {tuple(r) for r in rows[40]}
+    first, second = (grid.write_table(tmp_path, grid.Cell(5, draw), 40).read_text() for draw in (0, 1))
+    assert first != second
