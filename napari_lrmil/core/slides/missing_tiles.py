@@ -174,6 +174,10 @@ def _side(properties: Mapping[str, str], name: str) -> int:
     return tile * -(-LEAST_PX // tile)
 
 
+class DamagedTileError(Exception):
+    """A stored tile does not decode. The handle can be used further."""
+
+
 class DamagedTileReader:
     """Reader of windows with a handle of its own, opened again after each tile that does not decode.
 
@@ -279,6 +283,8 @@ class DamagedTileReader:
             self._handle = self._open()
         try:
             return self._handle.read_region(window.location, window.level, window.size).convert("RGBA")
+        except DamagedTileError:
+            return None
         except Exception:  # OpenSlide and the decoders raise many kinds; the tile is counted
             handle, self._handle = self._handle, None
             handle.close()

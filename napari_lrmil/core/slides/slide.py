@@ -34,6 +34,7 @@ from napari_lrmil.core.slides.levels import LevelSelection, check_levels
 from napari_lrmil.core.slides.missing_tiles import (
     APERIO,
     TIFF_VENDORS,
+    DamagedTileError,
     DamagedTileReader,
     TileMap,
     missing_in_dicom,
@@ -477,7 +478,8 @@ class Slide:
                 return handle.read_region(window.location, window.level, window.size)
             except Exception as error:
                 if self._counts_damage:
-                    self._drop(handle)
+                    if not isinstance(error, DamagedTileError):
+                        self._drop(handle)
                     return self._damage.read(window)
                 raise SlideError(
                     self.path,

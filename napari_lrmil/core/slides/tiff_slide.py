@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.geometry import Level
 from napari_lrmil.core.slides.byte_lru import ByteLru
+from napari_lrmil.core.slides.checked_handle import checked
 from napari_lrmil.core.slides.missing_tiles import TileMap, TileTable
 from napari_lrmil.core.slides.openslide_handle import (
     READER,
@@ -85,8 +86,9 @@ def open_tiff(path: Path, openslide: Handle | None = None) -> Handle:
         layout = find_layout(file)
         reason = _why_not_openslide(file, layout, openslide)
         if reason is None and openslide is not None:
+            pages = [level[0].keyframe for level in layout.levels]
             file.close()
-            return openslide
+            return checked(openslide, path, pages)
         require_complete(file, layout)
     except UnsupportedTiffError as error:
         is_ome = file.is_ome

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 
+from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.geometry import BoxLevel0, Level
 from napari_lrmil.core.slides.dicom_headers import read_frame_layout
 from napari_lrmil.core.slides.missing_tiles import TileTable, missing_in_dicom
@@ -64,6 +66,39 @@ def test_a_table_of_another_length_is_left_to_the_readers() -> None:
     counts = [0] * (COLUMNS * ROWS)
     assert TileTable((256, 256), counts, counts).missing(LEVEL0) is not None
     assert TileTable((256, 256), counts[1:], counts[1:]).missing(LEVEL0) is None
+
+
+@pytest.mark.parametrize("compression", ["zlib", "lzw"])
+@pytest.mark.parametrize("at", [0.05, 0.5, 1.0])
+def test_damage_that_openslide_does_not_notice_is_counted(tmp_path: Path, compression: str, at: float) -> None:
+    """At the beginning or in the middle of the bytes of a tile, or the end is lost."""
+    path, options = tmp_path / "a.tif", {"tile": (256, 256), "photometric": "rgb", "metadata": None}
+    tifffile.imwrite(path, rectangle(), compression=compression, resolution=(2e4, 2e4), resolutionunit=3, **options)
+    with Slide(path) as slide:
+        whole = slide.read_level(0, 0, 0, WIDTH, HEIGHT)
+        assert (slide.vendor, slide.reader.name) == ("generic-tiff", "openslide")
+    np.testing.assert_array_equal(whole, rectangle())
+    break_tile(path, EMPTY[0], at)
+    with Slide(path) as slide, pytest.raises(SlideError, match="damaged"):
+        slide.read_level(0, 0, 0, WIDTH, HEIGHT)
+    with Slide(path) as slide:
+        slide.count_damaged_tiles()
+        pixels = slide.read_level(0, 0, 0, WIDTH, HEIGHT)
+        tiles = slide.damaged_tiles(slide.levels[0])
+        assert tiles is not None and tiles.is_missing.ravel().nonzero()[0].tolist() == EMPTY[:1]
+    assert (pixels[256:512, 512:768] == 255).all()
+    pixels[256:512, 512:768] = whole[256:512, 512:768]
+    np.testing.assert_array_equal(pixels, whole)
+
+
+def break_tile(path: Path, index: int, at: float) -> None:
+    """Overwrite the bytes of a tile from a place on."""
+    with tifffile.TiffFile(path) as file:
+        offset, count = file.pages[0].dataoffsets[index], file.pages[0].databytecounts[index]
+    content = bytearray(path.read_bytes())
+    first = min(int(count * at), count - 64)
+    content[offset + first : offset + first + 64] = b"\xff" * 64
+    path.write_bytes(content)
 
 
 def test_damage_is_counted_by_a_pickled_slide_too(tmp_path: Path) -> None:
