@@ -17,6 +17,7 @@ from napari_lrmil.cli.cohort_options import (
 )
 from napari_lrmil.cli.console import (
     SOME_FAILED,
+    WRONG_CALL,
     AllowMissingOption,
     BundleOption,
     DeviceOption,
@@ -33,6 +34,7 @@ from napari_lrmil.core.atomic_files import require_writable
 from napari_lrmil.core.extras import require_extra
 
 if TYPE_CHECKING:
+    from lrmil_training.config import TrainConfig
     from napari_lrmil.core.models.bundle import Bundle
 
 DEFAULT_PHANTOMS = 20  # slides
@@ -164,6 +166,9 @@ def train(
     device: DeviceOption = "auto",
     full_paths: FullPathsOption = False,
     allow_missing: AllowMissingOption = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print plan, cost and checks, and end before anything is computed")
+    ] = False,
 ) -> None:
     """Train teacher and student through both distillation stages, evaluate, and write a bundle."""
     require_extra("train", "training")
@@ -174,6 +179,9 @@ def train(
 
     require_writable(folder)
     resolved = load_config(config, settings or ())
+    if dry_run:
+        _print_dry_run(cohort, folder, resolved, select_device(device))
+        return
     options = {"full_paths": full_paths, "allow_missing": allow_missing}
     events = train_events(cohort, folder, resolved, select_device(device), **options)
     run_folder = show_progress(events, "train", quiet=False, cancel_text=f"training was cancelled; {RESUME_ADVICE}")
@@ -185,6 +193,19 @@ def train(
         text = f"{n_failed} slide{'s' if n_failed > 1 else ''} could not be used; see {run_folder / FAILURES}"
         print_notice("", text)
         raise typer.Exit(SOME_FAILED)
+
+
+def _print_dry_run(cohort: Path, folder: Path, config: TrainConfig, device: str) -> None:
+    """Print plan, cost and checks of a training. Exit with the code of a wrong call if a check fails."""
+    from lrmil_training.dry_run import dry_run
+
+    result = show_progress(dry_run(cohort, folder, config, device), "dry run")
+    for title, lines in (("Plan", result.plan), ("Cost", result.cost)):
+        print_result("\n".join((title, *(f"  {line}" for line in lines))))
+    checks = [*(f"  ok       {text}" for text in result.passed), *(f"  problem  {text}" for text in result.problems)]
+    print_result("\n".join(("Checks", *checks)))
+    if result.problems:
+        raise typer.Exit(WRONG_CALL)
 
 
 def evaluate(

@@ -28,7 +28,7 @@ from lrmil_training.stages.patch_distillation import require_matching_encoders
 from lrmil_training.stages.pipeline import run_stages
 from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.atomic_files import remove_stale_partials, write_json, write_text
-from napari_lrmil.core.encoders import FROZEN, TRAINABLE, encoder_notice
+from napari_lrmil.core.encoders import FROZEN, TRAINABLE, LoadedEncoder, encoder_notice
 from napari_lrmil.core.errors import ConfigError, LrmilError
 from napari_lrmil.core.events import Event, Finished, Notice, Progress
 
@@ -107,15 +107,28 @@ def _raise_if_stopped(out: Path, event: Event) -> None:
         raise StoppedError(f"reading slides was stopped because the file {out / STOP_FILE} is there; {RESUME_ADVICE}")
 
 
-def _prepare(
-    cohort_csv: Path, out: Path, config: TrainConfig, device: torch.device, *, allow_missing: bool
-) -> RunContext:
-    """Check everything that can be checked before any work, and write the run's settings.
+def check_cohort(cohort_csv: Path, out: Path, config: TrainConfig) -> Cohort:
+    """Return the cohort of a run with notices on its lesion files. Nothing is written.
 
-    A wrong call thus leaves no half-written folder, and a missing package is reported now, not after an hour.
+    Raises
+    ------
+    LrmilError
+        If the table, a lesion file or a logger cannot be used, or the folder `out` holds another run.
     """
-    _require_gpus(config.devices, device)
     cohort = note_lesion_files(read_cohort(cohort_csv, seed=config.seed))
+    require_loggers(config.loggers)
+    _refuse_another_run(out, config, cohort)
+    return cohort
+
+
+def check_encoders(config: TrainConfig) -> LoadedEncoder:
+    """Return the teacher's encoder after a check that the student's fits it. Weights of the hub may be downloaded.
+
+    Raises
+    ------
+    LrmilError
+        If an encoder cannot be used, or both do not fit each other.
+    """
     encoder = find_encoder(config.encoder.teacher)
     student_name = config.encoder.student
     student = encoder if student_name == "teacher" else find_encoder(student_name)
@@ -125,8 +138,19 @@ def _prepare(
             f"of {', '.join(TRAINABLE)}"
         )
     require_matching_encoders(student.encoder, encoder.encoder, config)
-    require_loggers(config.loggers)
-    _refuse_another_run(out, config, cohort)
+    return encoder
+
+
+def _prepare(
+    cohort_csv: Path, out: Path, config: TrainConfig, device: torch.device, *, allow_missing: bool
+) -> RunContext:
+    """Check everything that can be checked before any work, and write the run's settings.
+
+    A wrong call thus leaves no half-written folder, and a missing package is reported now, not after an hour.
+    """
+    require_gpus(config.devices, device)
+    cohort = check_cohort(cohort_csv, out, config)
+    encoder = check_encoders(config)
     context = RunContext(config, cohort, out, device, encoder, allow_missing=allow_missing)
     if is_series(config):
         list_parts(context)  # raises if the cohort cannot be divided into the folds
@@ -148,7 +172,7 @@ def _path_from(folder: Path, file: Path) -> str:
         return str(file.resolve())
 
 
-def _require_gpus(devices: int, device: torch.device) -> None:
+def require_gpus(devices: int, device: torch.device) -> None:
     """Raise `ConfigError` if there are more processes than GPUs, which the first fit would find out after an hour."""
     if device.type == "cuda" and devices > torch.cuda.device_count():
         count = torch.cuda.device_count()

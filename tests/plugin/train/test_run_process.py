@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from lrmil_training.config import dump_config
+from lrmil_training.estimate import throughput_keys
 from lrmil_training.runs.event_log import EVENTS
 from lrmil_training.runs.lock import LOCK_FILE, STOP_FILE, LockOwner, owner_to_json
 from napari_lrmil.core.errors import LrmilError
@@ -21,7 +22,7 @@ from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.plugin.train import run_process as training_run
 from napari_lrmil.plugin.train.cohort_table import CohortRow, CohortTable, SlideCheck, SlideChecked
 from napari_lrmil.plugin.train.config_fields import flatten_config, list_config_fields, preset_config, unflatten_config
-from napari_lrmil.plugin.train.estimate import estimate_training, throughput_keys
+from napari_lrmil.plugin.train.estimate import estimate_training
 from napari_lrmil.plugin.train.result_table import read_run_result
 from napari_lrmil.plugin.train.run_monitor import SILENCE_LIMIT_S, HeartbeatMonitor, JsonLinesTail, RunLogState
 from napari_lrmil.plugin.train.run_process import RunPhase, TrainCommand, TrainingRun

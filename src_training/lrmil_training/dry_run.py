@@ -1,0 +1,206 @@
+"""Dry run of a training: plan, cost and checks, before anything is computed and without writing anything."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import shapely
+import torch
+
+from lrmil_training.config import TrainConfig
+from lrmil_training.data.cohort import SPLITS, Cohort, CohortSlide, require_classes
+from lrmil_training.data.patient_groups import patient_parts
+from lrmil_training.data.splits import make_folds
+from lrmil_training.estimate import WorkloadEstimate, estimate_run
+from lrmil_training.evaluation.evaluate import LEVEL0_ORIGIN
+from lrmil_training.train import check_cohort, check_encoders, require_gpus
+from napari_lrmil.core.encoders import encoder_notice
+from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.events import Event, Finished, Notice, Progress
+from napari_lrmil.core.formatting import format_size
+from napari_lrmil.core.inference.teacher_comparison import read_lesions
+from napari_lrmil.core.patching.grid import find_tissue_grid, require_resolution
+from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.user_settings import SettingsStore
+
+COUNTED_SLIDES = 12  # whose tissue is segmented to count patches: about a second each, if slides are large
+REMOTE = ("hf:", "lazyslide:")  # encoders whose weights may be downloaded
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """Result of a dry run.
+
+    Attributes
+    ----------
+    plan, cost
+        Lines on what would be trained, and on time and disk space.
+    passed
+        Checks that hold.
+    problems
+        Sentences on what would fail; empty if the training can start.
+    """
+
+    plan: tuple[str, ...]
+    cost: tuple[str, ...]
+    passed: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _SlideFacts:
+    """What was seen of a slide; patches are None if they were not counted."""
+
+    problem: str = ""
+    has_outlines: bool = False
+    hr_patches: int | None = None
+    lr_patches: int | None = None
+
+
+def dry_run(cohort_csv: Path, out: Path, config: TrainConfig, device: str) -> Iterator[Event]:
+    """Check a training and estimate its cost. Every slide is opened, and the patches of some are counted.
+
+    Yields
+    ------
+    Event
+        Notices and progress. The last is `Finished` with a `DryRun`.
+
+    Raises
+    ------
+    LrmilError
+        If table, configuration, encoder or folder cannot be used, as `train` raises it.
+    """
+    require_gpus(config.devices, torch.device(device))
+    cohort = check_cohort(cohort_csv, out, config)
+    parts = make_folds(cohort, config.folds, config.seed, by_site=config.by_site) if config.folds else [cohort]
+    for part in parts:
+        require_classes(part, ("train", "val"))
+    yield from (Notice(text, cohort_csv.name) for text in cohort.notices)
+    names = tuple(dict.fromkeys((config.encoder.teacher, config.encoder.student)))
+    yield from (Notice(text) for text in map(encoder_notice, names) if text)
+    passed = ["the table has labels, patients and both classes in train and val of every run"]
+    remote = [name for name in names if name.startswith(REMOTE)]
+    if remote:
+        passed.append(f"not checked: the encoder {', '.join(remote)}, whose weights may have to be downloaded")
+    else:
+        check_encoders(config)
+        passed.append("the encoders load and fit each other")
+    facts = yield from _look_at_slides(cohort, config)
+    yield Finished(_report(cohort, out, config, device, facts, passed))
+
+
+def _look_at_slides(cohort: Cohort, config: TrainConfig) -> Generator[Event, None, list[_SlideFacts]]:
+    step = max(1, len(cohort.slides) // COUNTED_SLIDES)
+    facts = []
+    for i, slide in enumerate(cohort.slides):
+        yield Progress("slides", i, len(cohort.slides), "slides")
+        facts.append(_look_at(slide, config, count=i % step == 0))
+    return facts
+
+
+def _look_at(row: CohortSlide, config: TrainConfig, *, count: bool) -> _SlideFacts:
+    """Return what is seen of a slide: whether it opens, its outlines, and its patches if they are counted."""
+    try:
+        with row.open() as slide:
+            require_resolution(slide, config.plan.hr_mpp, "teacher (HR)")
+            problem = _outline_problem(row, slide)
+            grid = find_tissue_grid(slide, config.plan).grid if count else None
+    except LrmilError as error:
+        return _SlideFacts(str(error).replace(str(row.path), row.path.name))
+    has_outlines = row.lesions.exists()
+    if grid is None:
+        return _SlideFacts(problem, has_outlines)
+    return _SlideFacts(problem, has_outlines, len(grid.hr_index), len(grid.lr_index))
+
+
+def _outline_problem(row: CohortSlide, slide: Slide) -> str:
+    """Return a sentence if outlines lie outside the slide: they are of another slide, or at another scale."""
+    regions = read_lesions(row.path, LEVEL0_ORIGIN).regions
+    if not regions:
+        return ""
+    boxes = np.array([shapely.bounds(region.geometry) for region in regions])
+    low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
+    width, height = slide.width, slide.height
+    if (low >= -1).all() and high[0] <= width + 1 and high[1] <= height + 1:
+        return ""
+    return (
+        f"{row.lesions.name}: outlines reach from {low[0]:.0f}, {low[1]:.0f} to {high[0]:.0f}, {high[1]:.0f}, outside "
+        f"the slide of {width} x {height} px; they are of another slide"
+    )
+
+
+# ---------------------------------------------------------------- report
+
+
+def _report(
+    cohort: Cohort, out: Path, config: TrainConfig, device: str, facts: Sequence[_SlideFacts], passed: list[str]
+) -> DryRun:
+    problems = [fact.problem for fact in facts if fact.problem]
+    if not problems:
+        passed.append(f"all {len(facts)} slides open, with a resolution that is fine enough")
+    n_outlines = sum(fact.has_outlines for fact in facts)
+    outlines = f"outlines   beside {n_outlines} of {len(facts)} slides"
+    cost, needed = _cost(cohort, config, device, facts)
+    free = shutil.disk_usage(_existing_folder(out)).free
+    if needed > free:
+        problems.append(f"the run needs about {format_size(needed)}, but {format_size(free)} are free at --out")
+    else:
+        passed.append(f"the disk has {format_size(free)} free")
+    return DryRun((*_plan_lines(cohort, config), outlines), cost, tuple(passed), tuple(problems))
+
+
+def _existing_folder(folder: Path) -> Path:
+    return next(place for place in (folder.resolve(), *folder.resolve().parents) if place.exists())
+
+
+def _cost(
+    cohort: Cohort, config: TrainConfig, device: str, facts: Sequence[_SlideFacts]
+) -> tuple[tuple[str, ...], float]:
+    """Return lines on time and disk space, and the bytes of the run; 0 if nothing could be counted."""
+    counted = [
+        (row, fact.hr_patches, fact.lr_patches)
+        for row, fact in zip(cohort.slides, facts, strict=True)
+        if fact.hr_patches is not None and fact.lr_patches is not None
+    ]
+    usable = sum(not fact.problem for fact in facts)
+    if not counted:
+        return ("unknown, because no slide could be measured",), 0.0
+    hr = sum(high for _, high, _ in counted) / len(counted)
+    lr = sum(low for _, _, low in counted) / len(counted)
+    workload = WorkloadEstimate(hr * usable, lr * usable, lr * len(cohort.of("train")), usable, len(counted))
+    estimate = estimate_run(workload, config, device, SettingsStore())
+    return tuple(estimate.text.split("\n")), estimate.size
+
+
+def _plan_lines(cohort: Cohort, config: TrainConfig) -> Iterator[str]:
+    patients = len({part for slide in cohort.slides for part in patient_parts(slide.patient)})
+    yield f"cohort     {len(cohort.slides)} slides of {patients} patients; classes {', '.join(cohort.classes)}"
+    for split in SPLITS:
+        slides = cohort.of(split)
+        labels = Counter(slide.label for slide in slides)
+        members = {part for slide in slides for part in patient_parts(slide.patient)}
+        counts = ", ".join(f"{label} {labels[label]}" for label in cohort.classes)
+        yield f"{split:10} {len(slides)} slides of {len(members)} patients ({counts})"
+    runs = config.seeds * max(1, config.folds)
+    if runs > 1:
+        folds = (
+            f"{config.folds} folds by {'site' if config.by_site else 'patient'}"
+            if config.folds
+            else "the table's split"
+        )
+        yield f"runs       {runs}: {folds}, {config.seeds} seeds"
+    yield f"encoders   teacher {config.encoder.teacher}, student {config.encoder.student}"
+    yield (
+        f"patches    HR {config.hr_patch_px} px at {config.hr_mpp:g} µm per pixel, LR {config.lr_patch_px} px at "
+        f"{config.lr_mpp:g}"
+    )
+    yield (
+        f"epochs     teacher {config.teacher.epochs}, stage 1 {config.stage1.epochs}, stage 2 {config.stage2.epochs}, "
+        f"stage 3 {config.stage3.epochs}"
+    )
+    yield f"baselines  {', '.join(config.baselines) or 'none'}"
