@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from napari_lrmil.core.errors import MissingTilesError
 from napari_lrmil.core.events import Notice
 from napari_lrmil.core.geometry import BoxLevel0, Level
-from napari_lrmil.core.patching.mask_filters import Mask
+from napari_lrmil.core.patching.mask_filters import Mask, surrounded_by_tissue
 
 if TYPE_CHECKING:
     from napari_lrmil.core.patching.tissue import Tissue
@@ -26,10 +26,8 @@ if TYPE_CHECKING:
 
 WARNING_SHARE, MOST_SHARE = 0.05, 1 / 3  # of the tissue: from here on a warning, and a refusal
 LEAST_TILE_SHARE = 0.05  # of a tile's area: less tissue is the blur of the mask's edge
-EDGE_PX = 2  # mask pixels beside a hole, which its white blurs
 JUDGING_PIXELS = 2**26  # most native pixels of other levels that are read to judge a slide
 BLOCK_PX = 64  # mask pixels; other levels are read in squares of this side
-MOSTLY = 0.5  # share of tissue around a hole from which the hole is taken for tissue
 
 
 PatchSize = tuple[tuple[int, int], int]  # width and height in level-0 pixels, and side in pixels as read
@@ -363,43 +361,3 @@ def _blocks(mask: Mask) -> list[tuple[int, int]]:
     return sorted(
         set(zip((rows // BLOCK_PX * BLOCK_PX).tolist(), (columns // BLOCK_PX * BLOCK_PX).tolist(), strict=True))
     )
-
-
-def surrounded_by_tissue(mask: Mask, holes: Mask) -> Mask:
-    """Return the pixels of `holes` that tissue surrounds.
-
-    A pixel is surrounded if the nearest visible pixels left and right are tissue, or those above and below. If the rim
-    of its hole is mostly tissue, half of the visible ones suffice: a hole may reach the edge of the slide. A hole that
-    reaches all four edges is an outer frame, and the tissue lies inside.
-    """
-    from scipy.ndimage import binary_dilation, label
-
-    wide = binary_dilation(holes, iterations=EDGE_PX)
-    left, right, up, down = (_nearest(mask, wide, axis, flip) for axis in (1, 0) for flip in (False, True))
-    between = (left > 0) & (right > 0) | (up > 0) & (down > 0)
-    sides = np.stack([left, right, up, down])
-    n_visible, n_tissue = (sides >= 0).sum(axis=0), (sides > 0).sum(axis=0)
-    numbers, count = label(wide)
-    rim = binary_dilation(wide) & ~wide
-    # The hole that a pixel of a rim belongs to is the largest number among its neighbours.
-    padded = np.pad(numbers, 1)
-    of_hole = np.max([padded[1:-1, :-2], padded[1:-1, 2:], padded[:-2, 1:-1], padded[2:, 1:-1]], axis=0)[rim]
-    pixels = np.bincount(of_hole, minlength=count + 1)
-    share = np.bincount(of_hole, weights=mask[rim], minlength=count + 1) / np.maximum(1, pixels)
-    edges = [set(edge.tolist()) for edge in (numbers[0], numbers[-1], numbers[:, 0], numbers[:, -1])]
-    share[list(set.intersection(*edges))] = 0  # outer frames
-    is_mostly_tissue = share[numbers] >= MOSTLY
-    surrounded: Mask = holes & (between | is_mostly_tissue & (2 * n_tissue >= n_visible))
-    return surrounded
-
-
-def _nearest(mask: Mask, holes: Mask, axis: int, flip: bool) -> NDArray[np.int8]:
-    """Return for each pixel whether the nearest pixel outside `holes` in one direction is tissue; -1 if none is."""
-    turned = (np.flip(mask, axis), np.flip(holes, axis)) if flip else (mask, holes)
-    visible_mask, hidden = (np.moveaxis(array, axis, 1) for array in turned)
-    places = np.where(hidden, -1, np.arange(hidden.shape[1])[None, :])
-    places = np.maximum.accumulate(places, axis=1)
-    values = np.take_along_axis(visible_mask, np.maximum(places, 0), axis=1).astype(np.int8)
-    values[places < 0] = -1
-    values = np.moveaxis(values, 1, axis)
-    return np.flip(values, axis) if flip else values

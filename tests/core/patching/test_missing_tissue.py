@@ -11,13 +11,12 @@ import pytest
 from napari_lrmil.core.errors import MissingTilesError, TissueError
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.patching.grid import find_tissue_grid
-from napari_lrmil.core.patching.mask_filters import Mask
+from napari_lrmil.core.patching.mask_filters import Mask, surrounded_by_tissue
 from napari_lrmil.core.patching.missing_tissue import (
     NOTHING_MISSING,
     MissingTiles,
     MissingTilesCheck,
     find_missing_tiles,
-    surrounded_by_tissue,
 )
 from napari_lrmil.core.slides.slide import Slide
 from support.fake_slides import one_sentence
