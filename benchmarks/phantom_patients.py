@@ -101,7 +101,7 @@ def cells(args: argparse.Namespace) -> Iterator[Cell]:
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Measure the missing cells; a failed draw is reported and does not stop the others."""
+    """Measure the missing cells; a failed draw does not stop the others, and ends the command with status 1."""
     args.results.mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = "1"  # for the worker processes: two threads on shared cores are slower than one
     missing = [cell for cell in cells(args) if not (args.results / f"{cell.name}.json").exists()]
@@ -113,7 +113,10 @@ def measure(args: argparse.Namespace) -> None:
         # Cells of a draw share a folder of features, which has one writer at a time: they follow each other.
         jobs = {pool.submit(measure_draw, args, own): draw for draw, own in by_draw.items()}
         for job in as_completed(jobs):
-            print(f"draw {jobs[job]}: {job.exception() or 'done'}", flush=True)
+            error = job.exception()
+            print(f"draw {jobs[job]}: {'done' if error is None else repr(error)}", flush=True)
+    if any(job.exception() for job in jobs):
+        raise SystemExit(1)
 
 
 def measure_draw(args: argparse.Namespace, missing: list[Cell]) -> None:
@@ -178,7 +181,7 @@ def measure_cell(args: argparse.Namespace, cell: Cell) -> None:
         "painting_cpu_seconds": painted,
         "wall_seconds": time.perf_counter() - wall,
         "metrics": json.loads((run / METRICS).read_text()),
-        "slides": list(test_slides(json.loads((run / SLIDES).read_text()))),
+        "slides": list(test_slides(json.loads((run / SLIDES).read_text())["slides"])),
     }
     write_json(args.results / f"{cell.name}.json", results)
     shutil.rmtree(run / "features", ignore_errors=True)  # LR features: large, and computed again if needed

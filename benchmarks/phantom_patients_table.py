@@ -57,7 +57,7 @@ def read_cells(folder: Path) -> dict[str, dict[int, list[dict[str, Any]]]]:
 
 
 def measure_aurocs(cells: Cells) -> dict[str, Aurocs]:
-    """Return the AUROCs of all methods, on test patients that are resampled alike for all methods and draws."""
+    """Return the AUROCs of the methods that all cells have, on test patients that are resampled alike for all methods and draws."""
     slides = cells[0]["slides"]
     if any([s["slide"] for s in cell["slides"]] != [s["slide"] for s in slides] for cell in cells):
         raise SystemExit("the cells were tested on different slides; measure them again")
@@ -65,7 +65,7 @@ def measure_aurocs(cells: Cells) -> dict[str, Aurocs]:
     patients = tuple(s["patient"] for s in slides)
     resampler = Resampler(targets, patients, RESAMPLES)
     aurocs = {}
-    for method in METHODS:
+    for method in (m for m in METHODS if all(m in cell["slides"][0]["probabilities"] for cell in cells)):
         scored = [ScoredSlides(_probabilities(cell, method), targets, patients) for cell in cells]
         values = np.array([multiclass_auroc(s.probabilities, targets) for s in scored], dtype=float)
         aurocs[method] = Aurocs(values, np.stack([resampler.aurocs(s) for s in scored], axis=1))
@@ -85,19 +85,22 @@ def print_curves(folder: Path, expected: int) -> None:
     for recipe, by_patients in curves.items():
         aurocs = {patients: measure_aurocs(cells) for patients, cells in by_patients.items()}
         print(f"\n### AUROC on new patients, recipe {recipe}\n")
-        print(f"| training patients | draws | {' | '.join(names.values())} | CPU-seconds a cell |")
+        print(f"| training patients | draws | {' | '.join(names.values())} | CPU-seconds of the last attempt |")
         print("|---" * (len(names) + 3) + "|")
         for patients, cells in by_patients.items():
-            figures = " | ".join(_text(aurocs[patients][method], "{:.3f}") for method in METHODS)
+            figures = " | ".join(_text(aurocs[patients].get(method), "{:.3f}") for method in METHODS)
             print(f"| {patients} | {len(cells)} | {figures} | {np.median([c['cpu_seconds'] for c in cells]):.0f} |")
         print("\nPaired differences:\n")
         print(f"| training patients | {' | '.join(f'{names[a]}, less {names[b]}' for a, b in DIFFERENCES)} |")
         print("|---" * (len(DIFFERENCES) + 1) + "|")
         for patients, of in aurocs.items():
-            print(f"| {patients} | {' | '.join(_text(of[a] - of[b], '{:+.3f}') for a, b in DIFFERENCES)} |")
+            pairs = [of[a] - of[b] if a in of and b in of else None for a, b in DIFFERENCES]
+            print(f"| {patients} | {' | '.join(_text(pair, '{:+.3f}') for pair in pairs)} |")
 
 
-def _text(aurocs: Aurocs, number: str) -> str:
+def _text(aurocs: Aurocs | None, number: str) -> str:
+    if aurocs is None:
+        return "-"
     low, high = aurocs.interval
     return f"{number.format(aurocs.mean)} ({number.format(low)} to {number.format(high)})"
 
@@ -126,13 +129,15 @@ def _draw_panel(axis: Any, by_patients: Mapping[int, Cells]) -> None:
     patients = np.array([*by_patients], dtype=float)
     aurocs = [measure_aurocs(cells) for cells in by_patients.values()]
     for i, (method, (label, colour, marker)) in enumerate(METHODS.items()):
-        x = patients * 1.035 ** (i - 1.5)  # side by side, so that bars do not cover each other
-        middle, bounds = np.array([of[method].mean for of in aurocs]), np.array([of[method].interval for of in aurocs])
-        errors = np.abs(bounds.T - middle)
+        curve = [(n, of[method]) for n, of in zip(patients, aurocs, strict=True) if method in of]
+        if not curve:
+            continue
+        x = np.array([n for n, _ in curve]) * 1.035 ** (i - 1.5)  # side by side, so that no bar covers another
+        middle, bounds = np.array([f.mean for _, f in curve]), np.array([f.interval for _, f in curve])
         style = {"color": colour, "marker": marker, "markersize": 5, "capsize": 2, "linewidth": 1.2}
-        axis.errorbar(x, middle, errors, label=label, **style)
-        for place, of in zip(x, aurocs, strict=True):
-            axis.plot([place] * len(of[method].values), of[method].values, ".", color=colour, alpha=0.5, markersize=4)
+        axis.errorbar(x, middle, np.abs(bounds.T - middle), label=label, **style)
+        for place, (_, f) in zip(x, curve, strict=True):
+            axis.plot([place] * len(f.values), f.values, ".", color=colour, alpha=0.5, markersize=4)
     axis.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
     axis.set_xscale("log")
     axis.set_xticks(patients, [f"{n:.0f}" for n in patients])

@@ -336,6 +336,18 @@ def test_learning_curves_are_means_over_draws_with_intervals_over_test_patients(
     assert (tmp_path / "curves.png").stat().st_size > 5000
 
 
+def test_a_recipe_without_some_methods_is_shown_without_them(
+    curves: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = patients_cell(tmp_path, 5, 0)
+    for slide in result["slides"]:
+        del slide["probabilities"]["labels_only"]
+    (tmp_path / "5-0.json").write_text(json.dumps(result))
+    curves.print_curves(tmp_path, 12)
+    curves.draw_curves(tmp_path, tmp_path / "curves.png")
+    assert "| 1.000 (1.000 to 1.000) | - | 9 |" in capsys.readouterr().out
+
+
 def test_cells_of_other_test_slides_are_not_averaged(curves: ModuleType, tmp_path: Path) -> None:
     other = patients_cell(tmp_path, 5, 1)
     other["slides"][0]["slide"] = "another"
