@@ -57,7 +57,7 @@ def read_cells(folder: Path) -> dict[str, dict[int, list[dict[str, Any]]]]:
 
 
 def measure_aurocs(cells: Cells) -> dict[str, Aurocs]:
-    """Return the AUROCs of the methods that all cells have, on test patients that are resampled alike for all methods and draws."""
+    """Return the AUROCs of the methods that all cells have; all are on the same resamples of the test patients."""
     slides = cells[0]["slides"]
     if any([s["slide"] for s in cell["slides"]] != [s["slide"] for s in slides] for cell in cells):
         raise SystemExit("the cells were tested on different slides; measure them again")
