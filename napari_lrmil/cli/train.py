@@ -163,6 +163,9 @@ def train(
         Path | None, typer.Option(help="YAML with configuration keys, or a preset: default, paper")
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, such as stage1.epochs=6")] = None,
+    no_teacher: Annotated[
+        bool, typer.Option("--no-teacher", help="train the student from labels alone, without a teacher: distil=false")
+    ] = False,
     device: DeviceOption = "auto",
     full_paths: FullPathsOption = False,
     allow_missing: AllowMissingOption = False,
@@ -178,7 +181,7 @@ def train(
     from napari_lrmil.core.results.cohort_tables import FAILURES, read_failures
 
     require_writable(folder)
-    resolved = load_config(config, settings or ())
+    resolved = load_config(config, [*(settings or ()), *(["distil=false"] if no_teacher else [])])
     if dry_run:
         _print_dry_run(cohort, folder, resolved, select_device(device))
         return
@@ -250,7 +253,8 @@ def _use_teacher(model: Bundle, option: bool | None) -> bool:
     if option is False:
         return False
     if not model.has_teacher:
-        print_notice("", "the bundle has no teacher; the student is evaluated alone")
+        reason = "the bundle has no teacher" if model.card.distilled else "not distilled: no teacher to compare with"
+        print_notice("", f"{reason}; the student is evaluated alone")
         return False
     # Downloading hundreds of MB is not a default.
     if option is None and model.names_teacher:

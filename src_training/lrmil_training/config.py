@@ -242,6 +242,7 @@ class Stage3Config(_Frozen):
 
 
 Baseline = Literal["labels_only", "labels_only_finetuned", "stage1_only", "stage2_only", "both"]
+UNDISTILLED_BASELINES: tuple[Baseline, ...] = ("labels_only",)  # those that a run without a teacher can train
 
 
 class TrainConfig(_Frozen):
@@ -257,6 +258,9 @@ class TrainConfig(_Frozen):
     """Number of runs, with seed, seed + 1, …; figures of one seed are partly luck."""
     folds: int = Field(0, ge=0, le=MAX_RUNS)
     """0: the cohort's fixed split. k: every patient is tested once in k runs."""
+    distil: bool = True
+    """Distil an HR teacher into the student. False, or train --no-teacher: the student learns from labels alone, end
+    to end by stage 3; no HR patch is read, and hr_mpp and hr_patch_px are ignored."""
     by_site: bool = False
     """Keep the slides of a site in one fold; needs the column site."""
     hr_mpp: float = Field(0.5, ge=0.01, le=1000)
@@ -324,23 +328,38 @@ class TrainConfig(_Frozen):
     def _require_a_term_in_stage3(self) -> TrainConfig:
         s = self.stage2
         has_term = any((s.lambda_ce, s.lambda_bag, s.lambda_soft, s.lambda_hard))
-        if self.stage3.epochs and self.stage3.keep_stage2_terms and not has_term:
+        if self.distil and self.stage3.epochs and self.stage3.keep_stage2_terms and not has_term:
             raise ValueError(
                 "stage 3 keeps the terms of stage 2, whose every weight is 0; raise one of stage2.lambda_ce, "
                 "lambda_bag, lambda_soft, lambda_hard, or set stage3.keep_stage2_terms=false"
             )
         return self
 
+    @model_validator(mode="after")
+    def _refuse_what_needs_a_teacher(self) -> TrainConfig:
+        if self.distil:
+            return self
+        refused = [name for name in self.baselines if name not in UNDISTILLED_BASELINES]
+        if refused:
+            allowed = ", ".join(UNDISTILLED_BASELINES)
+            why = "is the student itself" if refused[0] == "labels_only_finetuned" else "needs a teacher"
+            raise ValueError(f"baseline {refused[0]} {why} in a run without a teacher; keep {allowed} alone, or none")
+        if self.ablation:
+            raise ValueError("the ablation leaves out terms of the teacher, and the run has none; set ablation=false")
+        return self
+
     @property
     def plan(self) -> PatchPlan:
-        """The two resolutions; raises `GeometryError` if they do not nest."""
+        """The two resolutions, equal without a teacher; raises `GeometryError` if they do not nest."""
+        if not self.distil:  # LR patches are then the only ones, and tissue is measured in them
+            return PatchPlan(self.lr_mpp, self.lr_mpp, self.lr_patch_px, self.lr_patch_px)
         return PatchPlan(self.hr_mpp, self.lr_mpp, self.hr_patch_px, self.lr_patch_px)
 
     @property
     def teacher_layers(self) -> tuple[str, ...]:
         """The teacher's layers that the layer term of stage 1 needs; empty if the term or the stage is off."""
         stage = self.stage1
-        is_used = stage.lambda_layer > 0 and stage.epochs > 0
+        is_used = self.distil and stage.lambda_layer > 0 and stage.epochs > 0
         return tuple(name.partition(":")[0] for name in stage.layers) if is_used else ()
 
 

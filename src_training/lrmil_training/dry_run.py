@@ -18,7 +18,7 @@ from lrmil_training.data.patient_groups import patient_parts
 from lrmil_training.data.splits import make_folds
 from lrmil_training.estimate import WorkloadEstimate, estimate_run
 from lrmil_training.evaluation.evaluate import LEVEL0_ORIGIN
-from lrmil_training.train import check_cohort, check_encoders, require_gpus
+from lrmil_training.train import check_cohort, check_encoders, encoder_names, require_gpus
 from napari_lrmil.core.encoders import encoder_notice
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Finished, Notice, Progress
@@ -81,7 +81,7 @@ def dry_run(cohort_csv: Path, out: Path, config: TrainConfig, device: str) -> It
     for part in parts:
         require_classes(part, ("train", "val"))
     yield from (Notice(text, cohort_csv.name) for text in cohort.notices)
-    names = tuple(dict.fromkeys((config.encoder.teacher, config.encoder.student)))
+    names = encoder_names(config)
     yield from (Notice(text) for text in map(encoder_notice, names) if text)
     passed = ["the table has labels, patients and both classes in train and val of every run"]
     remote = [name for name in names if name.startswith(REMOTE)]
@@ -107,7 +107,8 @@ def _look_at(row: CohortSlide, config: TrainConfig, *, count: bool) -> _SlideFac
     """Return what is seen of a slide: whether it opens, its outlines, and its patches if they are counted."""
     try:
         with row.open() as slide:
-            require_resolution(slide, config.plan.hr_mpp, "teacher (HR)")
+            reader = "teacher (HR)" if config.distil else "student (LR)"
+            require_resolution(slide, config.plan.hr_mpp, reader)
             problem = _outline_problem(row, slide)
             grid = find_tissue_grid(slide, config.plan).grid if count else None
     except LrmilError as error:
@@ -194,6 +195,18 @@ def _plan_lines(cohort: Cohort, config: TrainConfig) -> Iterator[str]:
             else "the table's split"
         )
         yield f"runs       {runs}: {folds}, {config.seeds} seeds"
+    yield from _network_lines(config)
+    yield f"baselines  {', '.join(config.baselines) or 'none'}"
+
+
+def _network_lines(config: TrainConfig) -> Iterator[str]:
+    if not config.distil:
+        yield "teacher    none: the student learns from labels alone and is not distilled"
+        yield f"encoder    {encoder_names(config)[0]}"
+        yield f"patches    LR {config.lr_patch_px} px at {config.lr_mpp:g} µm per pixel"
+        # Without stage 3 a MIL on the frozen encoder is fitted, as the teacher's.
+        yield f"epochs     {config.stage3.epochs or config.teacher.epochs}"
+        return
     yield f"encoders   teacher {config.encoder.teacher}, student {config.encoder.student}"
     yield (
         f"patches    HR {config.hr_patch_px} px at {config.hr_mpp:g} µm per pixel, LR {config.lr_patch_px} px at "
@@ -203,4 +216,3 @@ def _plan_lines(cohort: Cohort, config: TrainConfig) -> Iterator[str]:
         f"epochs     teacher {config.teacher.epochs}, stage 1 {config.stage1.epochs}, stage 2 {config.stage2.epochs}, "
         f"stage 3 {config.stage3.epochs}"
     )
-    yield f"baselines  {', '.join(config.baselines) or 'none'}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lrmil_training.config import TrainConfig
 from napari_lrmil.core.formatting import format_duration, format_size
@@ -79,6 +79,8 @@ def estimate_run(
 
     Stored speeds of earlier runs on this machine are preferred to the documented ones.
     """
+    if not config.distil:  # no HR patch is read
+        workload = replace(workload, hr=0.0)
     reading, learning = throughput_keys(config, device)
     hr = settings.expected_seconds(reading, 1000)
     lr = settings.expected_seconds(learning, 1000)
@@ -94,7 +96,8 @@ def estimate_run(
     seconds = None
     if hr is not None and lr is not None:
         seconds = STARTUP_S + workload.hr * hr / 1000 + _fit_seconds(workload, config, lr / 1000)
-    patches = f"{workload.hr:,.0f} HR and {workload.lr:,.0f} LR patches"
+    high = f"{workload.hr:,.0f} HR and " if config.distil else ""
+    patches = f"{high}{workload.lr:,.0f} LR patches"
     counted = f"{patches}, counted on {workload.checked} of {workload.slides} slides"
     pace = (
         "speed of earlier runs on this machine"
@@ -112,9 +115,12 @@ def _fit_seconds(workload: WorkloadEstimate, config: TrainConfig, per_patch: flo
     per_slide = config.stage1.patches_per_slide
     pairs = min(workload.lr_train, per_slide * workload.slides * 0.6) if per_slide else workload.lr_train
     students = 1 + len(config.baselines)
+    distilled = config.teacher.epochs + students * config.stage2.epochs
+    epochs = distilled if config.distil else len(config.baselines) * config.teacher.epochs
+    if not config.distil:
+        pairs = 0.0  # no stage 1
     stage3 = config.stage3.epochs * len(config.stage3.lr) * config.stage3.patches_per_slide * workload.slides * 0.6
     patches = config.stage1.epochs * pairs + stage3 + students * workload.lr * READ_S_PER_PIXEL / TRAIN_S_PER_PIXEL
-    epochs = config.teacher.epochs + students * config.stage2.epochs
     return runs * (patches * per_patch + epochs * workload.slides * MIL_S_PER_SLIDE)
 
 

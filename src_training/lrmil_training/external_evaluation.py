@@ -98,7 +98,8 @@ def evaluate_bundle(
     write_json(folder / SLIDES, {"slides": build_slide_table(cohort, results, temperatures)})
     write_attention_maps(folder, results)
     name = str(cohort_csv.resolve()) if evaluation.full_paths else f"{cohort_csv.parent.name}/{cohort_csv.name}"
-    write_report(folder, cohort_csv, title=f"{evaluation.bundle.name} on {name}", full_paths=evaluation.full_paths)
+    title, distilled = f"{evaluation.bundle.name} on {name}", evaluation.bundle.card.distilled
+    write_report(folder, cohort_csv, title=title, full_paths=evaluation.full_paths, distilled=distilled)
     return failures
 
 

@@ -44,7 +44,7 @@ def train(
     full_paths: bool = False,
     allow_missing: bool = False,
 ) -> Iterator[Event]:
-    """Train teacher and student and write the run folder; finished stages in the folder are reused.
+    """Train teacher and student, or a student alone, into the run folder; finished stages in it are reused.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def train(
         If the file ``stop`` appeared in the folder. The same call goes on from the last complete epoch.
     """
     # Licence terms come first, before anything is downloaded or computed with such an encoder.
-    for name in dict.fromkeys((config.encoder.teacher, config.encoder.student)):
+    for name in encoder_names(config):
         licence_notice = encoder_notice(name)
         if licence_notice:
             yield Notice(licence_notice)
@@ -122,22 +122,22 @@ def check_cohort(cohort_csv: Path, out: Path, config: TrainConfig) -> Cohort:
 
 
 def check_encoders(config: TrainConfig) -> LoadedEncoder:
-    """Return the teacher's encoder after a check that the student's fits it. Weights of the hub may be downloaded.
+    """Return the encoder of a run after a check that the student's fits it. Weights of the hub may be downloaded.
 
     Raises
     ------
     LrmilError
         If an encoder cannot be used, or both do not fit each other.
     """
-    encoder = find_encoder(config.encoder.teacher)
-    student_name = config.encoder.student
-    student = encoder if student_name == "teacher" else find_encoder(student_name)
+    names = encoder_names(config)
+    encoder, student = find_encoder(names[0]), find_encoder(names[-1])
     if student.spec.family == FROZEN:
         raise ConfigError(
             f"{student.spec.name} can be a frozen teacher only; set encoder.student to a file, folder or configuration "
             f"of {', '.join(TRAINABLE)}"
         )
-    require_matching_encoders(student.encoder, encoder.encoder, config)
+    if config.distil:
+        require_matching_encoders(student.encoder, encoder.encoder, config)
     return encoder
 
 
@@ -162,6 +162,14 @@ def _prepare(
     call = {"cohort": _path_from(out, cohort_csv), "device": str(device)}
     write_json(out / CALL, call | ({ALLOW_MISSING: True} if allow_missing else {}))
     return context
+
+
+def encoder_names(config: TrainConfig) -> tuple[str, ...]:
+    """Return the encoders of a run: the teacher's and the student's, if they differ; without a teacher one alone."""
+    teacher, student = config.encoder.teacher, config.encoder.student
+    if not config.distil:
+        return (teacher if student == "teacher" else student,)
+    return (teacher,) if student == "teacher" else (teacher, student)
 
 
 def _path_from(folder: Path, file: Path) -> str:

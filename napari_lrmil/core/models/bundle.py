@@ -55,10 +55,10 @@ class Bundle:
     def sha256(self) -> str:
         """Hash that identifies the model: of the weights' hashes and of all that inference depends on.
 
-        Metrics, cohort and colour are left out. Colour changes a warning, never a probability, and bundles written
-        before it was measured keep their hash.
+        Metrics, cohort, colour and whether it was distilled are left out. They change what is said, never a
+        probability, and bundles written before they were recorded keep their hash.
         """
-        content = self.card.model_dump(mode="json", exclude={"metrics", "cohort", "version", "colour"})
+        content = self.card.model_dump(mode="json", exclude={"metrics", "cohort", "version", "colour", "distilled"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -88,6 +88,8 @@ class Bundle:
 
     def require_teacher(self) -> NetworkCard:
         """Return the teacher's card; raise `BundleError` if the bundle has none."""
+        if not self.card.distilled:
+            raise BundleError(self.path, "teacher", "the student was not distilled, so there is no teacher to run")
         if self.card.teacher is None:
             raise BundleError(self.path, "teacher", "the bundle has no teacher; run without --teacher")
         return self.card.teacher

@@ -27,6 +27,8 @@ from napari_lrmil.core.patching.tissue import TissueConfig
 
 SCHEMA_VERSION = 1
 CARD, STUDENT, TEACHER, README = "lrmil.json", "student.safetensors", "teacher.safetensors", "README.md"
+DISTILLED = "an LR student distilled from an HR teacher (arXiv 2606.06864)"
+NOT_DISTILLED = "an LR student that learned from labels alone, not distilled from a teacher"
 CALIBRATED = (
     "calibrated on validation slides with a single temperature; if training gave the classes equal weight, "
     "calibration does not restore their true shares"
@@ -128,6 +130,7 @@ class Card(_Frozen):
     teacher_temperature: Temperature | None = None
     student: NetworkCard
     teacher: NetworkCard | None = None
+    distilled: bool = True  # False: no teacher ever was, the student learned from labels alone
     cohort: dict[str, Any] = Field(default_factory=dict)  # training cohort: counts per split and class
     metrics: dict[str, Any] = Field(default_factory=dict)  # summary of metrics.json
     colour: CohortColour | None = None  # stain of the training slides; None: not measured, so no slide is flagged
@@ -151,6 +154,12 @@ class Card(_Frozen):
     def _require_trainable_student(self) -> Card:
         if self.student.encoder.family == FROZEN:
             raise ValueError(f"the student's encoder is of family {FROZEN}, which only a teacher can have")
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_teacher_of_undistilled(self) -> Card:
+        if self.teacher is not None and not self.distilled:
+            raise ValueError("the card has a teacher and says that the student was not distilled")
         return self
 
     @property
@@ -208,33 +217,53 @@ def _reason(error: Exception) -> str:
     return f"{key}: {message}{seen}" if key else str(message)
 
 
+def card_values(card: Card) -> dict[str, Any]:
+    """Return the content of ``lrmil.json``. Of a distilled student it has the keys of the first version alone."""
+    # An older program refuses a key that it does not know, and would not show that no teacher ever was.
+    return card.model_dump(mode="json", exclude={"distilled"} if card.distilled else None)
+
+
 def card_text(card: Card) -> str:
     """Return the model card in Markdown."""
-    teacher = card.teacher
     lines = [
         f"# {card.name}",
         "",
-        "A model of napari-lrmil: an LR student distilled from an HR teacher (arXiv 2606.06864).",
+        f"A model of napari-lrmil: {DISTILLED if card.distilled else NOT_DISTILLED}.",
         "**Research use only. Not a diagnosis.**",
         "",
         *([card.about, ""] if card.about else []),
         f"- Classes: {', '.join(card.classes)}",
         f"- Student: {card.lr_mpp:g} µm per pixel, patches of {card.lr_patch_px} px ({card.plan.lr_um:g} µm)",
-        f"- Teacher: {card.hr_mpp:g} µm per pixel, patches of {card.hr_patch_px} px ({card.plan.hr_um:g} µm)",
-        f"- Encoders: student {card.student.encoder.name}; teacher {teacher.encoder.name if teacher else 'left out'}",
+        *(_distilled_lines(card) if card.distilled else _undistilled_lines(card)),
         *(
             [f"- Aggregator: linear scores, mean of the top {card.student.top_share:.0%} of the patches of each class"]
             if card.student.top_share is not None
             else []
         ),
-        f"- Licence: {card.licence}. The student was distilled from its teacher's encoder, whose terms also apply to "
-        "the student, even if the teacher is left out.",
         f"- Probabilities: {CALIBRATED if card.temperature else 'not calibrated'}",
         "",
         *_summary("Cohort", card.cohort),
         *_summary("Figures", card.metrics),
     ]
     return "\n".join(lines)
+
+
+def _distilled_lines(card: Card) -> list[str]:
+    teacher = card.teacher.encoder.name if card.teacher else "left out"
+    return [
+        f"- Teacher: {card.hr_mpp:g} µm per pixel, patches of {card.hr_patch_px} px ({card.plan.hr_um:g} µm)",
+        f"- Encoders: student {card.student.encoder.name}; teacher {teacher}",
+        f"- Licence: {card.licence}. The student was distilled from its teacher's encoder, whose terms also apply to "
+        "the student, even if the teacher is left out.",
+    ]
+
+
+def _undistilled_lines(card: Card) -> list[str]:
+    return [
+        "- Teacher: none, the student was not distilled",
+        f"- Encoder: {card.student.encoder.name}",
+        f"- Licence: {card.licence}. The terms of the encoder that the student started from also apply to the student.",
+    ]
 
 
 def _summary(title: str, values: Mapping[str, Any]) -> list[str]:

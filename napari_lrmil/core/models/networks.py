@@ -35,6 +35,7 @@ from napari_lrmil.core.models.card import (
     Card,
     NetworkCard,
     card_text,
+    card_values,
 )
 from napari_lrmil.core.models.mil import MIL, LinearTopkMIL, build_mil
 from napari_lrmil.version import __version__
@@ -43,7 +44,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class StudentNetwork(nn.Module):
-    """Distilled LR encoder and its MIL."""
+    """LR encoder, distilled or fitted to labels alone, and its MIL."""
 
     def __init__(self, encoder: AlignedEncoder, mil: MIL) -> None:
         super().__init__()
@@ -170,7 +171,7 @@ def write_bundle(
         **({"licence": _licences(student, teacher)} | dict(card)),
     )
     write_text(folder / README, card_text(full))
-    write_json(folder / CARD, full.model_dump(mode="json"))
+    write_json(folder / CARD, card_values(full))
     return Bundle(folder)
 
 

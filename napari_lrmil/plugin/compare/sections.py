@@ -24,15 +24,22 @@ from qtpy.QtWidgets import (
 from napari_lrmil.plugin.analyse.roi_form import DRAW_TIP, RoiKindButtons
 from napari_lrmil.plugin.compare.comparison_model import BUDGET_KINDS, BudgetKind, TeacherBudget
 from napari_lrmil.plugin.qt.section import Section, enable_unless, make_button, make_label, make_row
-from napari_lrmil.plugin.session.preconditions import RUN_ACTIVE
+from napari_lrmil.plugin.session.preconditions import NOT_DISTILLED, RUN_ACTIVE
 from napari_lrmil.plugin.viewer.attention_layers import CompareMode, CompareView
 
 if TYPE_CHECKING:
     from napari_lrmil.core.inference.teacher_comparison import SharedPatches
+    from napari_lrmil.core.models.bundle import Bundle
     from napari_lrmil.plugin.compare.comparison_model import Comparison, LesionScores, TableRow
     from napari_lrmil.plugin.session.session import Session
 
 NO_TEACHER = "The teacher has not read this slide yet."
+
+
+def why_no_teacher(bundle: Bundle | None) -> str:
+    """Return why a prediction of a model has no teacher beside it."""
+    return NO_TEACHER if bundle is None or bundle.card.distilled else NOT_DISTILLED
+
 
 # ---------------------------------------------------------------- teacher run
 
@@ -195,7 +202,7 @@ class CompareModeSection(Section):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__("maps", "Attention maps", parent)
-        self._group, self._has_teacher = QButtonGroup(self), False
+        self._group, self._no_teacher = QButtonGroup(self), NO_TEACHER
         self.views = {view: QRadioButton(label) for view, (label, _) in VIEW_LABELS.items()}
         self.wipe, self.pooled = QSlider(Qt.Orientation.Horizontal), QCheckBox("Teacher pooled to LR patches")
         self.wipe.setAccessibleName("Columns of patches left of the wipe")
@@ -219,15 +226,17 @@ class CompareModeSection(Section):
         """Choose a view."""
         self.views[view].setChecked(True)
 
-    def show_columns(self, columns: int | None) -> None:
+    def show_columns(self, columns: int | None, no_teacher: str = NO_TEACHER) -> None:
         """Set the range of the wipe and put it in the middle.
 
         Parameters
         ----------
         columns
             Number of columns of LR patches; None disables the section, because no teacher ran.
+        no_teacher
+            Why none ran.
         """
-        self._has_teacher = columns is not None
+        self._no_teacher = "" if columns is not None else no_teacher
         if columns is not None and columns != self.wipe.maximum():
             self.wipe.blockSignals(True)  # the maps are drawn with the new range afterwards, once
             self.wipe.setRange(0, columns)
@@ -236,7 +245,7 @@ class CompareModeSection(Section):
         self._enable()
 
     def _enable(self) -> None:
-        blocked = "" if self._has_teacher else NO_TEACHER
+        blocked = self._no_teacher
         for view, (_, tip) in VIEW_LABELS.items():
             enable_unless(self.views[view], blocked, tip)
         no_wipe = "" if self.views["wipe"].isChecked() else "Choose Wipe first."
@@ -281,9 +290,11 @@ class MeasuresSection(Section):
         """Return the shown table: name of a figure -> (student, teacher)."""
         return {row.name: (row.student, row.teacher) for row in self._rows}
 
-    def show_comparison(self, comparison: Comparison | None, lesions: LesionScores | None) -> None:
-        """Show a comparison and the scores of lesions; None hides what is missing."""
-        self.agreement.setText(comparison.agreement if comparison else NO_TEACHER)
+    def show_comparison(
+        self, comparison: Comparison | None, lesions: LesionScores | None, no_teacher: str = NO_TEACHER
+    ) -> None:
+        """Show a comparison and the scores of lesions; None hides what is missing, `no_teacher` says why."""
+        self.agreement.setText(comparison.agreement if comparison else no_teacher)
         rows = (*comparison.table_rows, *(lesions.table_rows if lesions else ())) if comparison else ()
         self._rows = rows
         self.table.setText(_as_html(rows))
@@ -357,8 +368,8 @@ class ScatterSection(Section):
     def _no_points(self) -> NDArray[np.bool_]:
         return np.zeros(len(self._points), dtype=np.bool_)
 
-    def show_points(self, shared: SharedPatches | None) -> None:
-        """Plot the attention of both networks; None empties the plot."""
+    def show_points(self, shared: SharedPatches | None, no_teacher: str = NO_TEACHER) -> None:
+        """Plot the attention of both networks; None empties the plot, `no_teacher` says why."""
         self._points = np.zeros((0, 2)) if shared is None else np.stack([shared.teacher, shared.student], axis=1)
         limit = 1.05 * max(1.0, float(self._points.max())) if len(self._points) else 1.0
         for artist in (*self.axes.collections, *self.axes.lines[1:]):  # the first line is the lasso
@@ -368,7 +379,7 @@ class ScatterSection(Section):
         self.axes.axline((0, 0), slope=1, color=AXES_COLOUR, linewidth=0.8, linestyle=":")
         self._style_axes(limit)
         self._lasso.set_active(shared is not None)
-        enable_unless(self.draw, "" if shared is not None else NO_TEACHER, DRAW_TO_PICK_TIP)
+        enable_unless(self.draw, "" if shared is not None else no_teacher, DRAW_TO_PICK_TIP)
         self.show_picked(self._no_points())
 
     def _style_axes(self, limit: float) -> None:

@@ -25,7 +25,13 @@ from napari_lrmil.plugin.compare.comparison_model import (
     ScoreLesionsJob,
     make_comparison,
 )
-from napari_lrmil.plugin.compare.sections import CompareModeSection, MeasuresSection, ScatterSection, TeacherRunForm
+from napari_lrmil.plugin.compare.sections import (
+    CompareModeSection,
+    MeasuresSection,
+    ScatterSection,
+    TeacherRunForm,
+    why_no_teacher,
+)
 from napari_lrmil.plugin.qt.docks import DockWidget, find_dock, open_dock
 from napari_lrmil.plugin.qt.errors import show_errors
 from napari_lrmil.plugin.qt.section import Section, fill_dock, make_button, make_label
@@ -188,9 +194,10 @@ class CompareWidget(DockWidget):
     def _set_prediction(self, prediction: Prediction | None) -> None:
         self._prediction, self._comparison = prediction, make_comparison(prediction)
         comparison = self._comparison
-        self.maps.show_columns(count_columns(comparison.prediction) if comparison else None)
-        self.measures.show_comparison(comparison, None)
-        self.scatter.show_points(comparison.shared if comparison else None)
+        no_teacher = why_no_teacher(self.session.bundle)
+        self.maps.show_columns(count_columns(comparison.prediction) if comparison else None, no_teacher)
+        self.measures.show_comparison(comparison, None, no_teacher)
+        self.scatter.show_points(comparison.shared if comparison else None, no_teacher)
         self.hover.setText(COMPARE_HOVER_HINT)
         if comparison is not None:
             self._apply_compare_mode()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from napari_lrmil.core.models.bundle import Bundle
     from napari_lrmil.core.patching.grid import TissueGrid
 
+NOT_DISTILLED = "This model was not distilled: there is no teacher to compare with."
 RUN_ACTIVE = "Wait for the run to end, or cancel it."
 TISSUE_UNKNOWN = "The tissue of the slide is not known yet."
 
@@ -46,6 +47,8 @@ def why_teacher_unavailable(slide: SlideChoice | None, bundle: Bundle | None) ->
     """Return why the teacher of a model cannot read a slide."""
     if slide is None or bundle is None:
         return "Choose a slide and a model first."
+    if not bundle.card.distilled:
+        return NOT_DISTILLED
     if not bundle.has_teacher:
         return "This model has no teacher (HR)."
     return why_too_coarse(slide, bundle.card.hr_mpp, "teacher (HR)")

@@ -115,7 +115,8 @@ def check_slide(row: CohortRow, plan: PatchPlan) -> SlideCheck:
     try:
         with Slide(row.path, mpp=float(row.mpp) if row.mpp else None) as slide:
             lacks_mpp = not slide.has_mpp
-            require_resolution(slide, plan.hr_mpp, "teacher (HR)")
+            if plan.hr_mpp < plan.lr_mpp:  # equal without a teacher; the grid below checks LR
+                require_resolution(slide, plan.hr_mpp, "teacher (HR)")
             grid = find_tissue_grid(slide, plan).grid
             mpp = slide.mpp.mean
     except LrmilError as error:

@@ -65,14 +65,14 @@ def feature_statistics(arrays: Sequence[Callable[[], Features]]) -> FeatureStati
 
 @dataclass(frozen=True)
 class TeacherTargets:
-    """Outputs of the frozen teacher for a slide.
+    """Outputs of the frozen teacher for a slide; of a run without a teacher, its grid alone.
 
     Attributes
     ----------
     row
         The slide.
     grid
-        Nested HR and LR grids, rebuilt from the stored HR coordinates.
+        Nested HR and LR grids, rebuilt from the stored HR coordinates; without a teacher from those of LR.
     arrays
         ``features`` and layer name -> stored HR embeddings, (K, D) and (K, D_l).
     statistics
@@ -89,6 +89,11 @@ class TeacherTargets:
     statistics: Mapping[str, FeatureStatistics]
     scores: Tensor
     logits: Tensor
+
+    @classmethod
+    def without_teacher(cls, row: CohortSlide, grid: NestedGrid) -> TeacherTargets:
+        """Return a slide of a run without a teacher: its grid, no arrays, and empty scores and logits."""
+        return cls(row, grid, {}, {}, torch.empty(0), torch.empty(0))
 
     @property
     def layers(self) -> dict[str, int]:

@@ -20,7 +20,12 @@ _ABSOLUTE_PATH = re.compile(r"""(?m)((?:^|[\s:'"]))((?:~?/|[A-Za-z]:[\\/]|\\\\)[
 
 
 def write_report(
-    folder: Path, cohort_csv: Path | None = None, *, title: str | None = None, full_paths: bool = False
+    folder: Path,
+    cohort_csv: Path | None = None,
+    *,
+    title: str | None = None,
+    full_paths: bool = False,
+    distilled: bool = True,
 ) -> Path:
     """Write ``report.html`` from the files of a run folder and return its path.
 
@@ -35,6 +40,8 @@ def write_report(
         The run's cohort; missing thumbnails are read from its slides. ``cohort.csv`` in the folder if not given.
     title
         Title of the report; the configuration's name if not given.
+    distilled
+        False for a bundle whose student was not distilled; a run's own configuration says so too.
     full_paths
         Whether absolute paths of the configuration stay whole; their folders may name a user.
 
@@ -46,6 +53,7 @@ def write_report(
     record = read_run(folder)
     write_thumbnails(folder, cohort_csv or folder / "cohort.csv", slides_with_pictures(record))
     sections = build_sections(record)
+    sections["distilled"] = sections["distilled"] and distilled
     page = _render(sections | ({"title": title} if title else {}), full_paths)
     write_text(folder / REPORT_FILE, page)
     return folder / REPORT_FILE

@@ -53,6 +53,7 @@ def build_sections(record: RunRecord) -> Section:
         "research_use": RESEARCH_USE,
         "record": record,
         "colours": {m: method_colour(m, record.names) for m in record.names},
+        "distilled": record.config.get("distil", True),
         "times": _run_times(record),
         "protocol": _describe_protocol(record),
         "cohort": counts,

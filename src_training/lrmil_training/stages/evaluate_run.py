@@ -35,18 +35,19 @@ def evaluate_run(
     context
         The run, with the cohort that was trained on.
     teacher
-        Outputs of the teacher, which is the reference.
+        Outputs of the teacher, which is the reference; without one no method has a reference.
     students
         Method -> trained student.
     """
     # All methods have the slides of the teacher's outputs in the same order, which paired tests rely on.
-    results = {"teacher": _teacher_results(teacher)}
+    results = {} if teacher.mil is None else {"teacher": _teacher_results(teacher)}
     results |= {name: _student_results(teacher, student) for name, student in students.items()}
     began = time.perf_counter()
     yield Progress("evaluation", 0, 1, "report")
     metrics = evaluate_methods(context.cohort, results, context.config.bootstrap)
     write_json(context.folder / SLIDES, {"slides": build_slide_table(context.cohort, results)})
-    write_attention_maps(context.folder, {name: _held_out(results[name]) for name in ("teacher", STUDENT)})
+    drawn = [name for name in ("teacher", STUDENT) if name in results]
+    write_attention_maps(context.folder, {name: _held_out(results[name]) for name in drawn})
     yield StageDone("evaluation", time.perf_counter() - began)
     return Evaluation(results, metrics)
 

@@ -1,9 +1,10 @@
-"""Bundle of a finished run: both networks and the card that describes them."""
+"""Bundle of a finished run: its networks and the card that describes them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +20,25 @@ from napari_lrmil.core.patching.color import FEWEST_SLIDES, CohortColour, cohort
 def export_bundle(
     folder: Path, context: RunContext, teacher: TeacherOutputs, student: Student, evaluation: Evaluation
 ) -> Bundle:
-    """Write the bundle of a run: both networks, their temperatures, and what they were trained and measured on."""
+    """Write the bundle of a run: its networks, their temperatures, and what they were trained and measured on."""
     config, cohort, results = context.config, context.cohort, evaluation.results
     card = {
         "name": config.name,
         "about": config.about,
         "classes": cohort.classes,
-        "hr_mpp": config.hr_mpp,
-        "lr_mpp": config.lr_mpp,
-        "hr_patch_px": config.hr_patch_px,
-        "lr_patch_px": config.lr_patch_px,
+        "distilled": teacher.mil is not None,
+        **asdict(config.plan),  # without a teacher both resolutions are LR
         "student_input_px": config.student_input_px,
         "temperature": fit_method_temperature(cohort, results["student"]),
-        "teacher_temperature": fit_method_temperature(cohort, results["teacher"]),
+        "teacher_temperature": fit_method_temperature(cohort, results["teacher"]) if "teacher" in results else None,
         "cohort": {f"{split} slides": _class_counts(counts) for split, counts in cohort.summary().items()},
         "metrics": summary(evaluation.metrics),
         "colour": training_colour(results["student"]),
     }
-    # The teacher's encoder may still be on the GPU; bundles are written from the CPU.
     networks = StudentNetwork(student.encoder, student.require_mil())
+    if teacher.mil is None:
+        return write_bundle(folder, card, networks, None)
+    # The teacher's encoder may still be on the GPU; bundles are written from the CPU.
     return write_bundle(folder, card, networks, TeacherNetwork(context.encoder.encoder.cpu(), teacher.mil))
 
 

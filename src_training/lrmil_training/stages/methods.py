@@ -63,7 +63,8 @@ def distilled_method(name: str, config: TrainConfig) -> Method:
 
 def labels_method(name: str, config: TrainConfig) -> Method:
     """Return a method that learns from the labels alone: by a MIL on the frozen encoder, or end to end."""
-    aligned = config.encoder.student == "teacher"
+    # Without a teacher there are no statistics of HR features to be aligned with.
+    aligned = config.distil and config.encoder.student == "teacher"
     if config.stage3.epochs > 0:
         # An aligned encoder is fitted from its start, so only another network's statistics need features before.
         features: list[Stage] = [] if aligned else [LrFeatures()]
@@ -132,7 +133,7 @@ def _dependencies(
 
 def list_methods(config: TrainConfig) -> list[Method]:
     """Return what a run trains at low resolution: the student first, then baselines, then the ablation."""
-    methods = [distilled_method(STUDENT, config)]
+    methods = [distilled_method(STUDENT, config) if config.distil else labels_method(STUDENT, config)]
     methods += [_baseline(name, config) for name in config.baselines]
     if config.ablation:
         methods += _ablation(config)

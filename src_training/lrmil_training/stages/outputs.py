@@ -40,19 +40,19 @@ class HrFeatures:
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """The trained teacher MIL, and its scores and logits for every slide.
+    """The trained teacher MIL, and its scores and logits for every slide; in a run without one, the grids alone.
 
     Attributes
     ----------
     mil
-        The fitted MIL, frozen and rounded to half precision.
+        The fitted MIL, frozen and rounded to half precision. None in a run without a teacher.
     slides
         Slide name -> what the student learns from the teacher.
     statistics
-        ``features`` or layer name -> statistics of the HR features over the training slides.
+        ``features`` or layer name -> statistics of the HR features over the training slides; empty without a teacher.
     """
 
-    mil: MIL
+    mil: MIL | None
     slides: Mapping[str, TeacherTargets]
     statistics: Mapping[str, FeatureStatistics]
 
@@ -60,6 +60,12 @@ class TeacherOutputs:
     def embedding_statistics(self) -> FeatureStatistics:
         """Statistics of the final embedding."""
         return self.statistics[EMBEDDING]
+
+    def require_mil(self) -> MIL:
+        """Return the teacher's MIL; raise `RuntimeError` in a run without a teacher."""
+        if self.mil is None:
+            raise RuntimeError("the run has no teacher; the method must learn from the labels alone")
+        return self.mil
 
 
 @dataclass(frozen=True)

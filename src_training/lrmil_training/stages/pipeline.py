@@ -1,4 +1,4 @@
-"""Training pipeline of one run: HR features, teacher, the stages of every method, evaluation, bundle."""
+"""Training pipeline of one run: HR features and teacher (or LR grids alone), methods, evaluation, bundle."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ from lrmil_training.stages.outputs import Student, TeacherOutputs
 from lrmil_training.stages.run_context import RunContext
 from lrmil_training.stages.student import initial_encoder
 from lrmil_training.stages.teacher import extract_hr_features, fit_teacher
+from lrmil_training.stages.undistilled import find_lr_grids
 from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.events import Event, Finished
 
 
 def run_stages(context: RunContext) -> Generator[Event, None, None]:
     """Run all stages and write the run folder. Stages that have ended before are not run again."""
-    hr = yield from extract_hr_features(context)
-    context = replace(context, cohort=hr.cohort)  # without the slides that gave no features
-    teacher = yield from fit_teacher(context, hr)
+    if context.config.distil:
+        hr = yield from extract_hr_features(context)
+        context = replace(context, cohort=hr.cohort)  # without the slides that gave no features
+        teacher = yield from fit_teacher(context, hr)
+    else:
+        cohort, teacher = yield from find_lr_grids(context)
+        context = replace(context, cohort=cohort)
     students = {}
     for method in list_methods(context.config):
         students[method.name] = yield from train_method(context, method, teacher)

@@ -43,7 +43,7 @@ class RunContext:
     device
         Device of all fits and of feature extraction.
     encoder
-        The teacher's frozen HR encoder.
+        The teacher's frozen HR encoder; in a run without a teacher the network that the student starts from.
     stop
         A file that ends the run as soon as it exists. None: ``stop`` in the run folder. The runs of a series share the
         file of the series.

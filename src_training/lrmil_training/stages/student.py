@@ -55,7 +55,7 @@ class UntrainedEncoder:
 
 @dataclass(frozen=True)
 class LrFeatures:
-    """LR features of all slides by the student's frozen encoder, on the LR patches of the stored HR grids."""
+    """LR features of all slides by the student's frozen encoder, on the LR patches of the stored grids."""
 
     def run(self, context: RunContext, teacher: TeacherOutputs, student: Student) -> Generator[Event, None, Student]:
         """Extract the missing features."""
@@ -101,7 +101,7 @@ class InitialMil:
         if self.notice:
             yield Notice(self.notice)
         if self.copies_teacher:  # but not its statistics: they are those of HR features that are not standardised
-            mil.load_state_dict(teacher.mil.state_dict() | {"mean": mil.mean, "deviation": mil.deviation})
+            mil.load_state_dict(teacher.require_mil().state_dict() | {"mean": mil.mean, "deviation": mil.deviation})
         if self.is_frozen:
             mil.eval().requires_grad_(False)
         return replace(student, mil=mil)
