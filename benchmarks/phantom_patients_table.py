@@ -120,7 +120,7 @@ def draw_curves(folder: Path, out: Path) -> None:
         _draw_panel(axis, by_patients)
         axis.set_title(f"recipe {recipe}", fontsize=9)
     axes[0].set_ylabel("AUROC on new patients", fontsize=9)
-    axes[-1].legend(fontsize=8, loc="lower right")
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=2)
     figure.supxlabel("training patients; bar: 95 % interval over test patients, dot: a draw", fontsize=9)
     figure.savefig(out)
 
