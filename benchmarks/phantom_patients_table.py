@@ -80,7 +80,9 @@ def _probabilities(cell: Mapping[str, Any], method: str) -> NDArray[np.float64]:
 def print_curves(folder: Path, expected: int) -> None:
     """Print a table of AUROCs and one of paired differences for each recipe."""
     curves = read_cells(folder)
-    print(f"Measured: {sum(len(c) for by in curves.values() for c in by.values())} of {expected} cells.")
+    print(
+        f"Measured: {sum(len(c) for by in curves.values() for c in by.values())} cells, of {expected} for each recipe."
+    )
     names = {method: label for method, (label, *_) in METHODS.items()}
     for recipe, by_patients in curves.items():
         aurocs = {patients: measure_aurocs(cells) for patients, cells in by_patients.items()}

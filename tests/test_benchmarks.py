@@ -329,7 +329,7 @@ def test_learning_curves_are_means_over_draws_with_intervals_over_test_patients(
     patients_cell(tmp_path, 5, 0)
     curves.print_curves(tmp_path, 12)
     out = capsys.readouterr().out
-    assert "Measured: 3 of 12 cells." in out
+    assert "Measured: 3 cells, of 12 for each recipe." in out
     assert out.index("| 5 | 1 | 1.000 (1.000 to 1.000) |") < out.index("| 10 | 2 | 1.000 (1.000 to 1.000) | 0.875 (")
     assert "| 10 | +0.000 (+0.000 to +0.000) | -0.125 (" in out
     curves.draw_curves(tmp_path, tmp_path / "curves.png")
