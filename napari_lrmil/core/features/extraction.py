@@ -18,6 +18,7 @@ from napari_lrmil.core.features.bag import Features
 from napari_lrmil.core.features.devices import device_type
 from napari_lrmil.core.features.prefetch import BatchSize, PatchPrefetcher
 from napari_lrmil.core.geometry import Int64
+from napari_lrmil.core.patching.stain import StainTransform
 from napari_lrmil.core.slides.slide import Slide
 
 if TYPE_CHECKING:
@@ -50,12 +51,15 @@ class PatchSet:
         Side of a patch as read.
     input_px
         Side to which patches are resized for the encoder; None means no resizing.
+    stain
+        Colour transform of the slide; None leaves pixels as read.
     """
 
     corners: Int64
     size_level0: tuple[int, int]
     patch_px: int
     input_px: int | None = None
+    stain: StainTransform | None = None
 
     def __len__(self) -> int:
         return len(self.corners)
@@ -72,7 +76,8 @@ class PatchSet:
 
     def read(self, slide: Slide, rows: slice) -> NDArray[np.uint8]:
         """Return (B, patch_px, patch_px, 3) uint8 pixels of some of the patches."""
-        return slide.read_patches(self.corners[rows], self.size_level0, self.patch_px)
+        pixels = slide.read_patches(self.corners[rows], self.size_level0, self.patch_px)
+        return pixels if self.stain is None else self.stain.apply(pixels)
 
 
 @dataclass

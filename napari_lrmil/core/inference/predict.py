@@ -37,6 +37,7 @@ from napari_lrmil.core.patching.grid import (
 from napari_lrmil.core.patching.mask_filters import Mask
 from napari_lrmil.core.patching.missing_tissue import MissingTilesCheck, PatchSize
 from napari_lrmil.core.patching.roi import WHOLE_SLIDE, RegionOfInterest
+from napari_lrmil.core.patching.stain import StainTransform
 from napari_lrmil.core.runtimes.select import (
     MIN_CHECK_PATCHES,
     Runtime,
@@ -156,6 +157,7 @@ class _Request:
     costs: SharedCosts
     warnings: tuple[str, ...]
     missing: MissingTilesCheck
+    stain: StainTransform | None
     is_calibrated: bool  # the temperature was fitted on whole slides, so it does not hold for a part
 
 
@@ -187,15 +189,15 @@ class NetworkInput:
     target_mpp: float
 
 
-def student_input(card: Card, grid: NestedGrid) -> NetworkInput:
+def student_input(card: Card, grid: NestedGrid, stain: StainTransform | None = None) -> NetworkInput:
     """Return the LR patches of a grid, for the student."""
-    patches = PatchSet(grid.lr_corners, grid.lattice.lr_cell, card.lr_patch_px, card.student_input_px)
+    patches = PatchSet(grid.lr_corners, grid.lattice.lr_cell, card.lr_patch_px, card.student_input_px, stain)
     return NetworkInput("student (LR)", "student", patches, grid.lr_index, card.temperature, card.lr_mpp)
 
 
-def teacher_input(card: Card, grid: NestedGrid) -> NetworkInput:
+def teacher_input(card: Card, grid: NestedGrid, stain: StainTransform | None = None) -> NetworkInput:
     """Return the HR patches of a grid, for the teacher."""
-    patches = PatchSet(grid.hr_corners, grid.lattice.cell, card.hr_patch_px)
+    patches = PatchSet(grid.hr_corners, grid.lattice.cell, card.hr_patch_px, stain=stain)
     return NetworkInput("teacher (HR)", "teacher", patches, grid.hr_index, card.teacher_temperature, card.hr_mpp)
 
 
@@ -234,12 +236,20 @@ def _prepare(
     missing = MissingTilesCheck(slide, tissue_grid.tissue, sizes, allow=options.allow_missing, select=select)
     yield from missing.notices()
     seconds = {"open": seconds_open, "tissue": time.perf_counter() - began}
+    stain_began, target = time.perf_counter(), bundle.card.stain
+    # By the whole slide's tissue, so that a region gets the colours that it has in the whole.
+    stain = None if target is None else target.transform(slide, tissue_grid.grid)
+    about_stain = (stain.warning,) if stain is not None and stain.warning else ()
+    if stain is not None:
+        seconds["stain"] = time.perf_counter() - stain_began
+    yield from (Notice(text, slide.name) for text in about_stain)
     costs = SharedCosts(seconds, slide.pixels_decoded - decoded, time.process_time() - cpu)
     yield StageDone("tissue", costs.seconds["tissue"])
     logger.info("%s: %d LR patches, %d HR patches", slide.name, len(grid.lr_index), len(grid.hr_index))
     # The model's own notice is stored with every result: a reader of the file has not seen the model card.
-    warnings = (*slide.warnings, *model_notices, *about_regions, *quality)
-    return _Request(slide, bundle, compute, grid, scope, costs, warnings, missing, is_calibrated=scope.is_whole_slide)
+    warnings = (*slide.warnings, *model_notices, *about_regions, *quality, *about_stain)
+    is_calibrated = scope.is_whole_slide
+    return _Request(slide, bundle, compute, grid, scope, costs, warnings, missing, stain, is_calibrated)
 
 
 def _select_part(slide: Slide, bundle: Bundle, tissue_grid: TissueGrid, scope: RegionOfInterest, mask: Mask) -> Mask:
@@ -256,7 +266,7 @@ def _select_part(slide: Slide, bundle: Bundle, tissue_grid: TissueGrid, scope: R
 
 def _run_networks(request: _Request, teacher: TeacherPatches) -> Generator[Event, None, Prediction]:
     """Return the student's prediction, with the teacher's if it reads any patch."""
-    read = student_input(request.bundle.card, request.grid)
+    read = student_input(request.bundle.card, request.grid, request.stain)
     student = yield from _run_network(request, read)
     prediction = _student_prediction(request, student)
     if teacher != TeacherPatches.NONE:
@@ -275,7 +285,7 @@ def _add_teacher(
     rows = select_teacher_patches(patches, prediction.student.attention)
     # Over some patches only, the softmax is not that of a whole slide, and its temperature does not hold.
     part = request if rows.all() else replace(request, grid=request.grid.select(rows), is_calibrated=False)
-    read = teacher_input(request.bundle.card, part.grid)
+    read = teacher_input(request.bundle.card, part.grid, request.stain)
     teacher = yield from _run_network(part, read)
     agreement = measure_agreement(part.grid, prediction.student.attention[rows], teacher.attention)
     return replace(prediction, teacher=teacher, compared=rows, agreement=agreement)

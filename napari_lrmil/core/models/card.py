@@ -23,6 +23,7 @@ from napari_lrmil.core.encoders.spec import FROZEN, EncoderSpec
 from napari_lrmil.core.errors import BundleError, EncoderError, GeometryError
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.patching.color import CohortColour
+from napari_lrmil.core.patching.stain import StainTarget
 from napari_lrmil.core.patching.tissue import TissueConfig
 
 SCHEMA_VERSION = 1
@@ -134,7 +135,22 @@ class Card(_Frozen):
     cohort: dict[str, Any] = Field(default_factory=dict)  # training cohort: counts per split and class
     metrics: dict[str, Any] = Field(default_factory=dict)  # summary of metrics.json
     colour: CohortColour | None = None  # stain of the training slides; None: not measured, so no slide is flagged
+    stain: StainTarget | None = None  # colour to which slides are brought; left out of the file if they are not
     hashes: dict[str, str]  # file name -> SHA-256
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_stain(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        if self.stain is None:
+            del values["stain"]
+        return values
+
+    @field_validator("stain")
+    @classmethod
+    def _require_possible_stain(cls, stain: StainTarget | None) -> StainTarget | None:
+        if stain is not None and min(stain.statistics.density) <= 0:
+            raise ValueError(f"the target's optical densities {stain.statistics.density} must be above 0")
+        return stain
 
     @field_validator("classes")
     @classmethod
@@ -240,6 +256,7 @@ def card_text(card: Card) -> str:
             if card.student.top_share is not None
             else []
         ),
+        *([f"- Colour: slides are normalised by {card.stain.method}"] if card.stain else []),
         f"- Probabilities: {CALIBRATED if card.temperature else 'not calibrated'}",
         "",
         *_summary("Cohort", card.cohort),

@@ -24,6 +24,7 @@ from napari_lrmil.core.slides.slide import Pixels, Slide
 StainMethod = Literal["reinhard", "density_gain"]
 LEAST_DENSITY = 0.02  # optical density of a channel's mean; glass has 0 to 0.01, pale tissue 0.05 and more
 FEWEST_PIXELS = 500  # stained pixels of 16 µm, 0.13 mm²: with fewer the mean follows single structures
+ENOUGH_PIXELS = 8192  # pixels read where LR cells are small, so that few cells do not look like little tissue
 GREATEST_GAIN = 4.0  # beyond it noise and JPEG blocks of pale tissue would be what the network sees
 GREY = 256.0
 
@@ -49,7 +50,7 @@ class StainStatistics:
 
 
 def measure_stain(slide: Slide, grid: NestedGrid) -> StainStatistics:
-    """Return the colour of the stained tissue of a slide, in up to `CELLS` evenly chosen HR cells.
+    """Return the colour of the stained tissue of a slide, in evenly chosen LR cells.
 
     Parameters
     ----------
@@ -63,9 +64,10 @@ def measure_stain(slide: Slide, grid: NestedGrid) -> StainStatistics:
     SlideError
         If the cells are glass: no pixel is stained, or a channel absorbs hardly any light.
     """
-    chosen = np.unique(np.linspace(0, len(grid.hr_index) - 1, min(CELLS, len(grid.hr_index))).round().astype(int))
-    side, cell = max(1, round(grid.lattice.hr_um / OVERVIEW_MPP)), grid.lattice.cell
-    patches = [slide.read(BoxLevel0(float(x), float(y), *cell), (side, side)) for x, y in grid.hr_corners[chosen]]
+    side, cell = max(1, round(grid.lattice.lr_um / OVERVIEW_MPP)), grid.lattice.lr_cell
+    count = min(len(grid.lr_index), max(CELLS, -(-ENOUGH_PIXELS // side**2)))
+    chosen = np.unique(np.linspace(0, len(grid.lr_index) - 1, count).round().astype(int))
+    patches = [slide.read(BoxLevel0(float(x), float(y), *cell), (side, side)) for x, y in grid.lr_corners[chosen]]
     pixels = np.concatenate([patch.reshape(-1, 3) for patch in patches])
     chroma = pixels.max(axis=1) - pixels.min(axis=1)
     stained = pixels[chroma > TissueConfig().lowest_chroma]
@@ -85,7 +87,8 @@ def mean_stain(statistics: Sequence[StainStatistics]) -> StainStatistics:
     if not statistics:
         raise ValueError("a target needs at least one slide")
     table = np.array([(s.density, s.lab_mean, s.lab_deviation) for s in statistics]).mean(axis=0)
-    return StainStatistics(*map(_triple, table), pixels=sum(s.pixels for s in statistics))
+    density, mean, deviation = (_triple(row) for row in table)
+    return StainStatistics(density, mean, deviation, sum(s.pixels for s in statistics))
 
 
 @dataclass(frozen=True)
@@ -141,14 +144,15 @@ class StainTransform:
     @property
     def gain(self) -> NDArray[np.float64]:
         """(3,) factor of the optical density of each channel, before its upper bound."""
-        return np.array(self.target.density) / np.array(self.slide.density)
+        ratio: NDArray[np.float64] = np.array(self.target.density) / np.array(self.slide.density)
+        return ratio
 
     @cached_property
     def _table(self) -> NDArray[np.uint8]:
         """(256, 3) grey level after the gain. A table makes every resolution agree to the last bit."""
         levels = np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1)
         density = optical_density(levels) * np.minimum(self.gain, GREATEST_GAIN)
-        return np.clip(np.rint(GREY * 10.0**-density - 1), 0, 255).astype(np.uint8)
+        return np.asarray(np.clip(np.rint(GREY * 10.0**-density - 1), 0, 255), dtype=np.uint8)
 
     def apply(self, pixels: Pixels) -> Pixels:
         """Return (..., 3) uint8 pixels with the target's colour."""
@@ -191,7 +195,7 @@ def lab_to_rgb(lab: NDArray[np.float64]) -> Pixels:
     xyz = np.where(f > _KNEE, f**3, 3 * _KNEE**2 * (f - 4 / 29)) * _WHITE
     light = np.clip(xyz @ _FROM_XYZ.T, 0, 1)
     levels = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
-    return np.clip(np.rint(255 * levels), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(255 * levels), 0, 255), dtype=np.uint8)
 
 
 def _triple(values: NDArray[np.float64]) -> Triple:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,12 @@ from napari_lrmil.core.models.card import CARD, README, SCHEMA_VERSION, STUDENT,
 from napari_lrmil.core.models.mil import GatedAttentionMIL
 from napari_lrmil.core.models.networks import StudentNetwork, TeacherNetwork, write_bundle
 from napari_lrmil.core.patching.color import CohortColour
+from napari_lrmil.core.patching.grid import find_tissue_grid
+from napari_lrmil.core.patching.stain import StainStatistics, StainTarget, measure_stain
 from napari_lrmil.core.patching.tissue import TissueConfig
 from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
 from napari_lrmil.core.slides.slide import Slide
-from support.fake_slides import lively, one_sentence
+from support.fake_slides import lively, lively_bundle, one_sentence
 from support.networks import CLASSES, Borrowed, untrained_bundle, untrained_encoder
 
 
@@ -354,3 +357,30 @@ def test_every_bundle_error_is_the_families(folder: Path) -> None:
     (folder / CARD).unlink()
     with pytest.raises(LrmilError):
         Bundle(folder)
+
+
+def test_a_stain_target_travels_and_is_left_out_without_one(tmp_path: Path) -> None:
+    """Old programs refuse a model that expects another colour; cards without a target are as before."""
+    statistics = StainStatistics((0.2, 0.5, 0.3), (70.0, 25.0, -10.0), (12.0, 9.0, 5.0), 9000)
+    target = StainTarget("density_gain", statistics)
+    assert Bundle(lively_bundle(tmp_path / "b", stain=target).path).card.stain == target
+    lively_bundle(tmp_path / "plain")
+    assert "stain" not in json.loads((tmp_path / "plain" / CARD).read_text())
+
+
+def test_a_prediction_brings_the_slide_to_the_target(tmp_path: Path) -> None:
+    """Target and slide alike: the same answer; another target: another one, and the step's seconds are told."""
+    answers = {}
+    plain = lively_bundle(tmp_path / "plain")
+    with Slide(write_slide(tmp_path, PhantomSlide("phantom", LESION, 5, (2048, 1536)))) as slide:
+        own = measure_stain(slide, find_tissue_grid(slide, plain.card.plan, plain.card.tissue).grid)
+        paler = replace(own, density=tuple(d / 2 for d in own.density))
+        targets = {"none": None, "own": StainTarget("density_gain", own), "pale": StainTarget("density_gain", paler)}
+        for name, target in targets.items():
+            bundle = lively_bundle(tmp_path / name, stain=target)
+            last = list(predict(slide, bundle, device=torch.device("cpu")))[-1]
+            assert isinstance(last, Finished)
+            answers[name] = last.result
+    logits = {name: list(a.student.logits.values()) for name, a in answers.items()}
+    assert logits["none"] == logits["own"] != logits["pale"]
+    assert "stain" in answers["pale"].student.seconds and "stain" not in answers["none"].student.seconds

@@ -118,7 +118,7 @@ class Flat:
 
 
 GRID: Any = SimpleNamespace(
-    hr_index=np.zeros((9, 2)), hr_corners=np.zeros((9, 2)), lattice=SimpleNamespace(hr_um=128.0, cell=(256, 256))
+    lr_index=np.zeros((9, 2)), lr_corners=np.zeros((9, 2)), lattice=SimpleNamespace(lr_um=128.0, lr_cell=(256, 256))
 )
 
 
