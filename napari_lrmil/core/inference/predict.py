@@ -395,6 +395,8 @@ def _encode(request: _Request, runtime: Runtime, read: NetworkInput) -> Generato
     if compute.cache is None:
         return (yield from encode(request.slide, patches, runtime.embedder))
     key = cache_key(request.slide, request.bundle, request.grid, read.network, runtime.choice.cache_tag)
+    if patches.stain is not None:  # the statistics follow the tissue, which can be edited between calls
+        key = replace(key, network=f"{key.network} {patches.stain.fingerprint}")
     cached = compute.cache.get(key, read.index)
     # The viewer shows patches as they arrive, and people look at the middle of the view first.
     missing = center_first_order(patches.corners, np.flatnonzero(~cached.rows))

@@ -6,6 +6,7 @@ pixel. `torchstain` and `histomicstk` normalise single images, whose statistics 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -135,6 +136,11 @@ class StainTransform:
                 f"it is multiplied by {GREATEST_GAIN:g}"
             )
         return ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of method and statistics, for keys of stored embeddings."""
+        return hashlib.sha256(repr((self.method, self.slide, self.target)).encode()).hexdigest()[:16]
 
     @property
     def is_identity(self) -> bool:
