@@ -77,6 +77,14 @@ class EncoderConfig(_Frozen):
     convnext_atto: small, with random weights. Or another encoder, as above."""
 
 
+class StainConfig(_Frozen):
+    """Colour of the patches."""
+
+    normalise: Literal["none", "reinhard", "density_gain"] = "none"
+    """Bring every slide to the mean colour of the training slides, by statistics of its tissue at 16 µm per pixel, the
+    same for HR and LR. Density_gain: optical density of each channel. Reinhard: mean and deviation of CIELAB."""
+
+
 class TeacherConfig(_Frozen):
     """The HR teacher's MIL."""
 
@@ -275,6 +283,8 @@ class TrainConfig(_Frozen):
     """Side in pixels to which LR patches are enlarged; None leaves them as read."""
     encoder: EncoderConfig = EncoderConfig()
     """Networks that encode patches."""
+    stain: StainConfig = StainConfig()
+    """Colour of the patches."""
     teacher: TeacherConfig = TeacherConfig()
     """The HR teacher's MIL."""
     stage1: Stage1Config = Stage1Config()

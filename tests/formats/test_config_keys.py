@@ -13,6 +13,7 @@ KEYS = {
     "": "name about seed seeds folds distil by_site hr_mpp lr_mpp hr_patch_px lr_patch_px student_input_px "
     "class_weights sampling baselines ablation bootstrap features devices precision loggers",
     "encoder": "teacher student",
+    "stain": "normalise",
     "teacher": "epochs lr aggregator hidden weight_decay min_epochs patience ema patch_dropout "
     "feature_dropout patches_per_slide top_share",
     "stage1": "epochs lr batch_size patches_per_slide layers projection lambda_layer lambda_attn attention targets "
@@ -25,6 +26,7 @@ KEYS = {
 }
 WORDS = {
     "teacher.aggregator": "gated_attention linear_topk",
+    "stain.normalise": "none reinhard density_gain",
     "stage1.projection": "learned identity",
     "stage1.attention": "teacher uniform",
     "stage1.targets": "stored on_the_fly",

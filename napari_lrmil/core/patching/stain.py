@@ -99,6 +99,11 @@ class StainTarget:
     method: StainMethod
     statistics: StainStatistics
 
+    @property
+    def fingerprint(self) -> str:
+        """Hash of method and statistics, for names of feature files."""
+        return hashlib.sha256(repr((self.method, self.statistics)).encode()).hexdigest()[:16]
+
     def transform(self, slide: Slide, grid: NestedGrid) -> StainTransform:
         """Return the transform of a slide, given the grid of the whole slide; raises as `measure_stain` does."""
         return StainTransform(self.method, measure_stain(slide, grid), self.statistics)

@@ -29,6 +29,7 @@ FIELD_LABELS = {
 GROUP_TITLES = {
     "": "General",
     "encoder": "Encoders",
+    "stain": "Colour",
     "teacher": "Teacher",
     "stage1": "Stage 1: patch by patch",
     "stage2": "Stage 2: slide by slide",

@@ -34,6 +34,7 @@ from lrmil_training.data.patient_groups import patient_clusters, patient_parts
 from napari_lrmil.core.errors import CohortError
 from napari_lrmil.core.inference.teacher_comparison import lesion_file
 from napari_lrmil.core.models.card import class_name_problem
+from napari_lrmil.core.patching.stain import StainTransform
 from napari_lrmil.core.slides.dicom_headers import dicom_series
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.slides.slide_names import slide_name
@@ -59,6 +60,8 @@ class CohortSlide:
         Hospital or scanner that made the slide; empty if the table does not state it.
     extra
         Name and value of every further column.
+    stain
+        Colour transform of the slide's patches; None leaves them as read.
     """
 
     path: Path
@@ -68,6 +71,7 @@ class CohortSlide:
     mpp: float | None = None
     site: str = ""
     extra: tuple[tuple[str, str], ...] = ()
+    stain: StainTransform | None = None
 
     @property
     def name(self) -> str:

@@ -26,6 +26,7 @@ from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.patching.grid import NestedGrid, find_tissue_grid, require_resolution
 from napari_lrmil.core.patching.missing_tissue import MOST_SHARE, MissingTilesCheck
+from napari_lrmil.core.patching.stain import StainTransform
 from napari_lrmil.core.slides.slide import Slide
 
 
@@ -177,7 +178,7 @@ def _make_slide_features(
             require_resolution(slide, request.plan.hr_mpp, "teacher (HR)")
         # The slide of a stored grid was checked; a tile that is damaged at this resolution alone is an error.
         grid, missing = (stored_grid, None) if stored_grid else (yield from _find_checked_grid(slide, request))
-        bag = yield from build_bag(slide, grid, request, device, stage=row.name, began=began)
+        bag = yield from build_bag(slide, grid, request, device, stage=row.name, began=began, stain=row.stain)
         write_bag(request.path(row), (yield from _with_missing_tissue(bag, missing)) if missing else bag)
 
 
@@ -208,7 +209,14 @@ def _with_missing_tissue(bag: Bag, missing: MissingTilesCheck) -> Generator[Even
 
 
 def build_bag(
-    slide: Slide, grid: NestedGrid, request: FeatureRequest, device: str | torch.device, *, stage: str, began: float
+    slide: Slide,
+    grid: NestedGrid,
+    request: FeatureRequest,
+    device: str | torch.device,
+    *,
+    stage: str,
+    began: float,
+    stain: StainTransform | None = None,
 ) -> Generator[Event, None, Bag]:
     """Return the features of a slide's patches.
 
@@ -222,8 +230,10 @@ def build_bag(
         Name of the stage in events.
     began
         `time.process_time` before the slide was opened, so that the recorded CPU-seconds include tissue and opening.
+    stain
+        Colour transform of the slide.
     """
-    patches = requested_patches(grid, request)
+    patches = replace(requested_patches(grid, request), stain=stain)
     embedded = yield from extract_features(
         slide, patches, request.encoder, device=device, layers=request.layers, stage=stage
     )

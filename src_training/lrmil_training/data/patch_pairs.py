@@ -208,7 +208,9 @@ class PatchPairDataset(Dataset[PatchPair]):
     def _lr_pixels(self, targets: TeacherTargets, r: int) -> NDArray[np.uint8]:
         """Return the (p, p, 3) pixels of an LR patch."""
         grid = targets.grid
-        patches = PatchSet(grid.lr_corners[r : r + 1], grid.lattice.lr_cell, self.plan.lr_patch_px)
+        patches = PatchSet(
+            grid.lr_corners[r : r + 1], grid.lattice.lr_cell, self.plan.lr_patch_px, stain=targets.row.stain
+        )
         pixels: NDArray[np.uint8] = patches.read(self._handles.of(targets.row), slice(0, 1))[0]
         return pixels
 
@@ -218,7 +220,7 @@ class PatchPairDataset(Dataset[PatchPair]):
         pixels = np.full((n * n, side, side, 3), 255, np.uint8)
         rows = targets.children_of(r)
         existing = np.flatnonzero(rows >= 0)
-        patches = PatchSet(grid.hr_corners[rows[existing]], grid.lattice.cell, side)
+        patches = PatchSet(grid.hr_corners[rows[existing]], grid.lattice.cell, side, stain=targets.row.stain)
         pixels[existing] = patches.read(self._handles.of(targets.row), slice(None))
         return pixels.reshape(n, n, side, side, 3)
 

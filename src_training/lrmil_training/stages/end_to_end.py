@@ -135,7 +135,7 @@ def pixel_bags(
     def make_bag(slide: CohortSlide) -> PixelBag:
         targets = teacher.slides[slide.name]
         patches = lr_patches(targets.grid, context.config.plan, context.config.student_input_px)
-        return PixelBag(slide, patches, student_item(context, targets, transfer))
+        return PixelBag(slide, replace(patches, stain=slide.stain), student_item(context, targets, transfer))
 
     return by_side(context, make_bag)
 

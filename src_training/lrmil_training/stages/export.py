@@ -34,6 +34,7 @@ def export_bundle(
         "cohort": {f"{split} slides": _class_counts(counts) for split, counts in cohort.summary().items()},
         "metrics": summary(evaluation.metrics),
         "colour": training_colour(results["student"]),
+        "stain": context.stain,
     }
     networks = StudentNetwork(student.encoder, student.require_mil())
     if teacher.mil is None:

@@ -11,6 +11,7 @@ from lrmil_training.stages.export import export_bundle
 from lrmil_training.stages.methods import STUDENT, Method, list_methods
 from lrmil_training.stages.outputs import Student, TeacherOutputs
 from lrmil_training.stages.run_context import RunContext
+from lrmil_training.stages.stain import normalise_stain
 from lrmil_training.stages.student import initial_encoder
 from lrmil_training.stages.teacher import extract_hr_features, fit_teacher
 from lrmil_training.stages.undistilled import find_lr_grids
@@ -20,6 +21,7 @@ from napari_lrmil.core.events import Event, Finished
 
 def run_stages(context: RunContext) -> Generator[Event, None, None]:
     """Run all stages and write the run folder. Stages that have ended before are not run again."""
+    context = yield from normalise_stain(context)
     if context.config.distil:
         hr = yield from extract_hr_features(context)
         context = replace(context, cohort=hr.cohort)  # without the slides that gave no features

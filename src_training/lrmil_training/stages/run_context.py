@@ -24,6 +24,7 @@ from lrmil_training.fitting.loggers import FitName, make_loggers
 from lrmil_training.runs.event_log import CHECKPOINTS, FEATURES, LOGS
 from lrmil_training.runs.lock import STOP_FILE
 from napari_lrmil.core.encoders import AlignedEncoder, LoadedEncoder, module_sha256
+from napari_lrmil.core.patching.stain import StainTarget
 
 StageSettings = TeacherConfig | Stage1Config | Stage2Config | Stage3Config
 
@@ -51,6 +52,8 @@ class RunContext:
         Whether event log and report have absolute paths.
     allow_missing
         Whether slides are used of which more than a third of the tissue is missing.
+    stain
+        Colour to which slides are brought; None leaves them as they are.
     """
 
     config: TrainConfig
@@ -61,6 +64,7 @@ class RunContext:
     stop: Path | None = None
     full_paths: bool = False
     allow_missing: bool = False
+    stain: StainTarget | None = None
 
     @property
     def hidden_folders(self) -> set[Path] | None:
@@ -133,11 +137,16 @@ class RunContext:
         parts = [stage, shared, self.encoder.sha256, slides, *later_run_values(c)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
+    @property
+    def _stain_suffix(self) -> str:
+        """Part of the feature files' names: features of another target are other features."""
+        return f"-{self.stain.method}-{self.stain.fingerprint[:8]}" if self.stain else ""
+
     def hr_request(self) -> FeatureRequest:
         """Return the request for the teacher's features."""
         return FeatureRequest(
             encoder=self.encoder.encoder,
-            encoder_name=self.encoder.spec.name,
+            encoder_name=self.encoder.spec.name + self._stain_suffix,
             encoder_sha256=self.encoder.sha256,
             plan=self.config.plan,
             high=True,
@@ -151,7 +160,7 @@ class RunContext:
         sha256 = module_sha256(encoder)
         return FeatureRequest(
             encoder=encoder,
-            encoder_name=f"student-{sha256[:8]}",
+            encoder_name=f"student-{sha256[:8]}{self._stain_suffix}",
             encoder_sha256=sha256,
             plan=self.config.plan,
             high=False,

@@ -185,6 +185,11 @@ def test_a_run_with_everything_compares_every_method(cohort: Path, base: dict[st
             "stage3": {"epochs": 1, "min_epochs": 1, "feature_dropout": 0.5},
         },
         {
+            "stain": {"normalise": "density_gain"},
+            "stage1": {"epochs": 1, "targets": "on_the_fly"},
+            "stage3": {"epochs": 1, "min_epochs": 1},
+        },
+        {
             "teacher": {"epochs": 2, "min_epochs": 1, "aggregator": "linear_topk", "top_share": 0.3},
             "stage2": {"epochs": 2, "min_epochs": 1},
             "stage3": {"epochs": 1, "min_epochs": 1},
@@ -200,6 +205,7 @@ def test_a_run_with_everything_compares_every_method(cohort: Path, base: dict[st
         "stage 2 on the fly",
         "dropout",
         "draws",
+        "normalised",
         "linear top-k",
         "frozen head",
         "ratio 8",
@@ -491,3 +497,18 @@ def test_a_borrowed_teacher_is_named_not_copied(
                     list(predict(slide, Bundle(folder), device=CPU, teacher=TeacherPatches.ALL))
                 *_, last = predict(slide, Bundle(folder), device=CPU)  # the student needs no teacher
                 assert isinstance(last, Finished)
+
+
+def test_inference_normalises_as_training_did(cohort: Path, base: dict[str, Any], tmp_path: Path) -> None:
+    """The bundle's target gives the logits that the run measured, and none of them are those of raw colours."""
+    changes = {"stain": {"normalise": "reinhard"}, "stage3": {"epochs": 0}, "baselines": []}
+    list(train(cohort, tmp_path, build_config(base | changes), CPU))
+    bundle = Bundle(tmp_path / "bundle")
+    assert bundle.card.stain is not None and bundle.card.stain.method == "reinhard"
+    row = json.loads((tmp_path / "slides.json").read_text())["slides"][0]
+    file = next(cohort.parent.rglob(f"{row['slide']}.*"))
+    with Slide(file) as slide:
+        last = list(predict(slide, bundle, device=CPU))[-1]
+    assert isinstance(last, Finished)
+    stored = row["methods"]["student"]["logits"]
+    assert dict(last.result.student.logits) == pytest.approx(stored, abs=1e-3)
