@@ -33,7 +33,7 @@ class LaterConfig(TrainConfig):
     """The configuration of a later version."""
 
     stage3: LaterStage3 = LaterStage3()
-    stain: str = "none"
+    tint: str = "none"
 
 
 @pytest.fixture(scope="module")

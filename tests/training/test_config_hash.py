@@ -77,7 +77,7 @@ def test_the_fields_of_the_first_version_are_frozen() -> None:
     stored = yaml.safe_load(FIRST_DEFAULTS.read_text())
     assert FIRST_FIELDS[TrainConfig] == tuple(stored)
     for name, group in TrainConfig():
-        if isinstance(group, BaseModel):
+        if isinstance(group, BaseModel) and name in stored:  # not a group that was added later
             assert FIRST_FIELDS[type(group)] == tuple(stored[name])
     assert len(FIRST_FIELDS) == 6
 
@@ -170,7 +170,7 @@ class LaterConfig(TrainConfig):
     """The configuration of a later version: new fields in a group, at the top, and as a group of their own."""
 
     stage1: LaterStage1 = LaterStage1()
-    stain: tuple[str, ...] = ()
+    tint: tuple[str, ...] = ()
     blur: Blur = Blur()
 
 
@@ -190,14 +190,14 @@ def test_new_fields_keep_the_keys_at_their_defaults() -> None:
     """Whether the default was left or written down."""
     first = _keys(TrainConfig(seed=3))
     assert _keys(LaterConfig(seed=3)) == first
-    assert _keys(LaterConfig(seed=3, stage1=LaterStage1(drop_path=0.0), stain=(), blur=Blur(sigma=0.0))) == first
+    assert _keys(LaterConfig(seed=3, stage1=LaterStage1(drop_path=0.0), tint=(), blur=Blur(sigma=0.0))) == first
 
 
 @pytest.mark.parametrize(
     ("changes", "affected"),
     [
         ({"stage1": LaterStage1(drop_path=0.1)}, 3),
-        ({"stain": ("macenko",)}, 4),
+        ({"tint": ("macenko",)}, 4),
         ({"blur": Blur(sigma=1.0)}, 4),
     ],
 )
