@@ -98,7 +98,7 @@ def test_another_value_of_a_new_field_is_another_run(
     ("damage", "said"),
     [
         (b"\nwarp: 9\n", "configuration key 'warp' is unknown"),
-        (b"\n1: 9\n", "configuration key '1': Keys should be strings"),
+        (b"\n1: 9\n", "configuration key '1' is unknown"),
         (b"\nhr_mpp: [\n", "not a readable YAML file"),
         (b"\xff\xfe", "not a readable YAML file"),
     ],
