@@ -344,8 +344,8 @@ def test_mil_learns_planted_signal_and_passes_its_attention_on(tmp_path: Path) -
     """Learning is tested by learning: the teacher finds the planted instances, the student its attention."""
     items = {"train": _planted(60, 1), "val": _planted(30, 2)}
     plan: Callable[[str], FitPlan] = lambda stage: FitPlan(stage, 25, 25, 3, tmp_path, CPU, 0.9)  # noqa: E731
-    settings = TeacherConfig(epochs=25, min_epochs=5, lr=5e-3)
-    teacher = _drain(fit_mil(seeded_mil(12, 2, 16, 3), label_loss, items, settings, plan("teacher")))
+    settings = TeacherConfig(epochs=25, min_epochs=5, lr=5e-3, hidden=16)
+    teacher = _drain(fit_mil(seeded_mil(12, 2, settings, 3), label_loss, items, settings, plan("teacher")))
     test = _planted(400, 4)  # so many that the bounds below do not hang on a few bags
     assert _auroc(teacher, test) > 0.95
     assert np.mean([teacher(i.instances).attention[:3].sum() for i in test if i.target]) > 0.5
@@ -356,7 +356,7 @@ def test_mil_learns_planted_signal_and_passes_its_attention_on(tmp_path: Path) -
 
     distil = Stage2Config(epochs=25, min_epochs=5, lr=5e-3, lambda_ce=0.0, init="fresh")
     pairs = {side: [taught(i) for i in bags] for side, bags in items.items()}
-    student = _drain(fit_mil(seeded_mil(12, 2, 16, 8), distillation_loss(distil), pairs, distil, plan("stage2")))
+    student = _drain(fit_mil(seeded_mil(12, 2, settings, 8), distillation_loss(distil), pairs, distil, plan("stage2")))
     assert _auroc(student, test) > 0.95
     assert not student.training
     assert all(not p.requires_grad for p in student.parameters())

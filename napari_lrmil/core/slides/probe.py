@@ -6,6 +6,7 @@ in the user's cache folder and not probed again.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import logging
@@ -180,6 +181,14 @@ def exit_text(code: int) -> str:
 _probes: dict[int, Probe] = {}  # by process: a fork must not write into its parent's pipe
 _opened_keys: set[str] = set()
 _lock = threading.Lock()
+
+
+@atexit.register
+def _close_probe() -> None:
+    """End the probing process of this process, not that of its parent, which a fork knows too."""
+    probe = _probes.pop(os.getpid(), None)
+    if probe is not None:
+        probe.close()
 
 
 def require_opens(file: Path) -> None:

@@ -1,6 +1,7 @@
 """Tests of the probing process: crashes and hangs of the slide library are sentences, plain slides need no probe."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,3 +114,16 @@ def test_the_real_process_opens_a_slide(tmp_path: Path) -> None:
         assert own.n_started == 1
     finally:
         own.close()
+
+
+def test_the_probing_process_ends_with_its_parent_without_a_word(tmp_path: Path) -> None:
+    (tmp_path / "slide.mrxs").write_bytes(b"not a slide")
+    program = (
+        "import sys; from pathlib import Path; from napari_lrmil.core.slides.probe import require_opens, _probes; "
+        "require_opens(Path(sys.argv[1])); print(sum(probe.n_started for probe in _probes.values()))"
+    )
+    command = [sys.executable, "-W", "always", "-c", program, str(tmp_path / "slide.mrxs")]
+    environment = {**os.environ, "NAPARI_LRMIL_CACHE": str(tmp_path / "cache")}
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert ended.stdout == "1\n"
+    assert "still running" not in ended.stderr
