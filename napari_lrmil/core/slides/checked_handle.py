@@ -75,6 +75,7 @@ class _LevelCheck:
         return [row * across + column for row in rows for column in columns]
 
     def require_decodable(self, path: Path, tiles: Sequence[int]) -> None:
+        most = 2 * self._bytes  # a few bytes may hold gigabytes
         with path.open("rb") as file:
             for tile in tiles:
                 offset, count = self._table.offsets[tile], self._table.counts[tile]
@@ -82,20 +83,20 @@ class _LevelCheck:
                     continue  # it is not stored, which is no damage
                 file.seek(offset)
                 try:
-                    n_bytes = self._decode(file.read(count))
+                    n_bytes = self._decode(file.read(count), most)
                 except Exception as error:  # zlib and imagecodecs raise kinds of their own
                     raise DamagedTileError(f"tile {tile} does not decode: {error}") from error
-                if n_bytes < self._bytes:
+                if not self._bytes <= n_bytes < most:
                     raise DamagedTileError(f"tile {tile} has {n_bytes} bytes of {self._bytes}")
 
 
-def _decoder(compression: int) -> Callable[[bytes], int]:
-    """Return a function that decodes a tile and returns its number of bytes."""
-    if compression != LZW:
-        return lambda data: len(zlib.decompressobj().decompress(data))  # a stream without its end may hold all pixels
+def _decoder(compression: int) -> Callable[[bytes, int], int]:
+    """Return a function that decodes a tile, up to a number of bytes, and returns how many there are."""
+    if compression != LZW:  # a stream without its end may hold all pixels
+        return lambda data, most: len(zlib.decompressobj().decompress(data, most))
     import imagecodecs
 
-    return lambda data: len(imagecodecs.lzw_decode(data))
+    return lambda data, most: len(imagecodecs.lzw_decode(data, out=most))
 
 
 def checked(handle: Handle, path: Path, pages: Sequence[Any]) -> Handle:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pickle
 import struct
+import tracemalloc
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -150,3 +152,30 @@ def test_frames_that_a_sparse_dicom_level_lacks(tmp_path: Path, syntax: str) -> 
     assert missing_in_dicom(path, Level(1, 500, 350, 2.0)) is None
     path.write_bytes(path.read_bytes()[:300])
     assert read_frame_layout(path) is None
+
+
+@pytest.mark.parametrize("compression", ["zlib", "lzw"])
+def test_a_tile_that_unpacks_to_far_more_than_its_pixels_is_damaged(tmp_path: Path, compression: str) -> None:
+    """It must not fill the memory: a thousand times its bytes can be in it."""
+    path, options = tmp_path / "a.tif", {"tile": (256, 256), "photometric": "rgb", "metadata": None}
+    tifffile.imwrite(path, rectangle(), compression=compression, resolution=(2e4, 2e4), resolutionunit=3, **options)
+    pack = imagecodecs.zlib_encode if compression == "zlib" else imagecodecs.lzw_encode
+    bomb = pack(bytes(16 * 2**20))
+    with tifffile.TiffFile(path, mode="r+") as file:
+        page = file.pages[0]
+        counts = list(page.databytecounts)
+        offsets = list(page.dataoffsets)
+        counts[0], offsets[0] = len(bomb), path.stat().st_size
+        page.tags["TileOffsets"].overwrite(offsets)
+        page.tags["TileByteCounts"].overwrite(counts)
+    with path.open("r+b") as raw:
+        raw.seek(offsets[0])
+        raw.write(bomb)
+    with Slide(path) as slide:
+        slide.count_damaged_tiles()
+        tracemalloc.start()
+        slide.read_level(0, 0, 0, 256, 256)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert slide.damaged_tile_count == 1
+    assert peak < 8 * 2**20
