@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -216,6 +217,12 @@ def evaluate(
     folder: Annotated[Path, typer.Option("--out", help="folder for metrics.json and report.html")],
     bundle: BundleOption = "demo",
     split: Annotated[str, typer.Option(help="train, val, test, or all slides of the table")] = "test",
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN", help="figures for each value of a column of the table too, such as site; repeat"
+        ),
+    ] = None,
     teacher: Annotated[
         bool | None,
         typer.Option(
@@ -237,7 +244,13 @@ def evaluate(
     with_teacher = _use_teacher(model, teacher)
     notices = load_networks(model, teacher=with_teacher)
     evaluation = ExternalEvaluation(
-        model, split, with_teacher, select_device(device), full_paths=full_paths, allow_missing=allow_missing
+        model,
+        split,
+        with_teacher,
+        select_device(device),
+        full_paths=full_paths,
+        allow_missing=allow_missing,
+        by=tuple(by or ()),
     )
     failures: dict[str, str] = show_progress(
         with_finished_event(evaluate_bundle(cohort, folder, evaluation)), "evaluate", shown_notices=notices
@@ -269,7 +282,10 @@ def _print_metrics(run_folder: Path) -> None:
     """Print AUROC by method and split, with a caution if a split has few slides."""
     import json
 
+    from lrmil_training.evaluation.groups import BY, describe_auroc
+
     metrics = json.loads((run_folder / "metrics.json").read_text(encoding="utf-8"))
+    groups = metrics.pop(BY, {})
     # A series of folds or seeds has means over its runs instead of metrics per split.
     if "summary" in metrics:
         _print_summary(metrics["summary"])
@@ -279,12 +295,24 @@ def _print_metrics(run_folder: Path) -> None:
             if split not in splits:
                 continue
             a = splits[split]["auroc"]
-            interval = f" ({a['low']:.3f} to {a['high']:.3f})" if a["low"] is not None else ""
-            value = "undefined" if a["value"] is None else f"{a['value']:.3f}{interval}"
-            print_result(f"{split:5} {method:21} AUROC {value}, {a['n_slides']} slides")
+            print_result(f"{split:5} {method:21} AUROC {describe_auroc(a)}, {a['n_slides']} slides")
             # Once per split: every method was measured on the same slides.
             if a["n_slides"] < FEW_SLIDES and method == "student":
                 print_result(f"      only {a['n_slides']} {split} slides: figures are uncertain")
+    for column, entries in groups.items():
+        _print_groups(column, entries)
+
+
+def _print_groups(column: str, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Print AUROC and counts by method for each group of slides."""
+    from lrmil_training.evaluation.groups import describe_auroc
+
+    print_result(f"by {column}")
+    for entry in entries:
+        counts = {"slides": entry["n_slides"], "patients": entry["n_patients"], **entry["class_counts"]}
+        print_result(f"  {entry['value']} ({', '.join(f'{name}: {count}' for name, count in counts.items())})")
+        for method, figures in entry["methods"].items():
+            print_result(f"    {method:21} AUROC {describe_auroc(figures['auroc'])}")
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,14 @@ from numpy.typing import NDArray
 
 from lrmil_training.data.cohort import SPLITS, Cohort, CohortSlide, read_cohort
 from lrmil_training.evaluation.attention_files import write_attention_maps
-from lrmil_training.evaluation.evaluate import SlideResult, build_slide_table, evaluate_methods, note_lesion_files
+from lrmil_training.evaluation.evaluate import (
+    Results,
+    SlideResult,
+    build_slide_table,
+    evaluate_methods,
+    note_lesion_files,
+)
+from lrmil_training.evaluation.groups import BY, Grouping, measure_groups, read_groupings, write_groups_table
 from lrmil_training.report.report import write_report
 from lrmil_training.runs.event_log import METRICS, SLIDES
 from napari_lrmil.core.atomic_files import write_json
@@ -46,6 +54,8 @@ class ExternalEvaluation:
         Whether the report names the cohort by its absolute path, which may name a user.
     allow_missing
         Whether slides are evaluated of which more than a third of the tissue is missing.
+    by
+        Columns of the table; the figures are also given for the slides of each value of each column.
     """
 
     bundle: Bundle
@@ -55,6 +65,7 @@ class ExternalEvaluation:
     runtime: str = "torch"
     full_paths: bool = False
     allow_missing: bool = False
+    by: tuple[str, ...] = ()
 
 
 def evaluate_bundle(
@@ -62,7 +73,8 @@ def evaluate_bundle(
 ) -> Generator[Event, None, dict[str, str]]:
     """Run a bundle on one split of a cohort, write metrics and report, and return slide -> reason of each failure.
 
-    Writes ``metrics.json``, ``slides.json``, ``report.html``, ``attention/`` and ``thumbnails/``.
+    Writes ``metrics.json``, ``slides.json``, ``report.html``, ``attention/`` and ``thumbnails/``, and ``groups.csv`` if
+    the figures are given by column.
 
     Parameters
     ----------
@@ -76,11 +88,15 @@ def evaluate_bundle(
     Raises
     ------
     CohortError
-        If the cohort has a class that the bundle does not know, or no slide of the split.
+        If the cohort has a class that the bundle does not know, or no slide of the split, or lacks a column of
+        `by`.
     LrmilError
         If the bundle is broken, or every slide failed.
     """
-    cohort = note_lesion_files(_select_cohort(read_cohort(cohort_csv), evaluation))
+    table = read_cohort(cohort_csv)
+    groupings = read_groupings(table, evaluation.by)
+    cohort = note_lesion_files(_select_cohort(table, evaluation))
+    groupings = [grouping.restrict({s.name for s in cohort.slides}) for grouping in groupings]
     yield from (Notice(text, cohort_csv.name) for text in cohort.notices)
     folder.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
@@ -89,18 +105,31 @@ def evaluate_bundle(
     cohort = cohort.without(set(failures))
     if not cohort.slides:
         raise LrmilError(f"none of {len(failures)} slides could be read; the reasons are in {folder / 'failures.csv'}")
-    card = evaluation.bundle.card
-    # The bundle's own calibration: fitting another on this cohort would be fitting.
-    temperatures = {"student": card.temperature, "teacher": card.teacher_temperature}
-    split = cohort.slides[0].split  # all slides have the same
-    metrics = evaluate_methods(cohort, results, BOOTSTRAP_RESAMPLES, splits=(split,), temperatures=temperatures)
-    write_json(folder / METRICS, metrics)
-    write_json(folder / SLIDES, {"slides": build_slide_table(cohort, results, temperatures)})
-    write_attention_maps(folder, results)
+    _write_measurements(folder, cohort, results, evaluation, groupings)
     name = str(cohort_csv.resolve()) if evaluation.full_paths else f"{cohort_csv.parent.name}/{cohort_csv.name}"
     title, distilled = f"{evaluation.bundle.name} on {name}", evaluation.bundle.card.distilled
     write_report(folder, cohort_csv, title=title, full_paths=evaluation.full_paths, distilled=distilled)
     return failures
+
+
+def _write_measurements(
+    folder: Path,
+    cohort: Cohort,
+    results: Results,
+    evaluation: ExternalEvaluation,
+    groupings: Sequence[Grouping],
+) -> None:
+    """Write metrics, groups, the table of slides and attention maps."""
+    card = evaluation.bundle.card
+    # The bundle's own calibration: fitting another on this cohort would be fitting.
+    temperatures = {"student": card.temperature, "teacher": card.teacher_temperature}
+    split = cohort.slides[0].split  # all slides have the same
+    measure = partial(evaluate_methods, bootstrap=BOOTSTRAP_RESAMPLES, splits=(split,), temperatures=temperatures)
+    groups = measure_groups(cohort, results, groupings, measure)
+    write_json(folder / METRICS, measure(cohort, results) | ({BY: groups} if groups else {}))
+    write_groups_table(folder, groups)
+    write_json(folder / SLIDES, {"slides": build_slide_table(cohort, results, temperatures)})
+    write_attention_maps(folder, results)
 
 
 def _select_cohort(cohort: Cohort, evaluation: ExternalEvaluation) -> Cohort:

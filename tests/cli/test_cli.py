@@ -449,6 +449,27 @@ def test_evaluate_all_slides_without_the_teacher(call: Call, small_cohort: Path,
     assert metrics["student"]["all"]["auroc"]["n_slides"] == 6
 
 
+def test_evaluate_by_columns(call: Call, small_cohort: Path, bundle: Path, tmp_path: Path) -> None:
+    """Figures of each value, with what leaves an AUROC undefined; an unknown column is refused before any work."""
+    lines = small_cohort.read_text().splitlines()
+    sites = ["site", *("A" if ",test" in line and i % 2 else "" for i, line in enumerate(lines[1:]))]
+    table = small_cohort.with_name("sites.csv")
+    table.write_text("\n".join(f"{line},{site}" for line, site in zip(lines, sites, strict=True)))
+    command = ["evaluate", table, "--bundle", bundle, "--device", "cpu", "--no-teacher"]
+    code, out, _ = call(*command, "--out", tmp_path, "--by", "Site", "--by", "label", "--split", "all")
+    assert code == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert [entry["value"] for entry in metrics["by"]["site"]] == ["A", "(empty)"]
+    assert [entry["n_slides"] for entry in metrics["by"]["site"]] == [sites.count("A"), 6 - sites.count("A")]
+    assert "by label" in out and out.count("AUROC undefined (one class only: normal)") == 1
+    assert "one class only: lesion" in (tmp_path / "report.html").read_text()
+    assert (tmp_path / "groups.csv").read_text().startswith("column,value,method,n_slides,n_patients,n_normal,n_lesion")
+    code, _, err = call(*command, "--out", tmp_path / "other", "--by", "scanner")
+    assert code == 2 and one_sentence(err)
+    assert "no column named 'scanner' to group by; the columns are slide, patient, label, split, site" in err
+    assert not (tmp_path / "other").exists()
+
+
 def test_nothing_is_fetched_for_a_teacher_that_was_not_asked_for(
     call: Call, small_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lrmil_training.data.patient_groups import count_patients
+from lrmil_training.evaluation.groups import BY
 from lrmil_training.evaluation.summary import is_method_entry
 from lrmil_training.runs.event_log import CONFIG, EVENTS, METRICS, SLIDES, read_events
 from napari_lrmil.core.errors import LrmilError
@@ -51,6 +52,8 @@ class RunRecord:
         For a series: the metrics of each run, and their summary.
     slides
         Rows of ``slides.json``.
+    groups
+        Column -> groups of slides with their figures, see `measure_groups`; empty if none were asked for.
     """
 
     folder: Path
@@ -62,6 +65,7 @@ class RunRecord:
     runs: Sequence[Mapping[str, Any]]
     summary: Mapping[str, Mapping[str, Any]]
     slides: Sequence[Mapping[str, Any]]
+    groups: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     @property
     def splits(self) -> list[str]:
@@ -115,6 +119,7 @@ def read_run(folder: Path) -> RunRecord:
         runs=metrics.get("runs") or [],
         summary=metrics.get("summary") or {},
         slides=slides["slides"] if isinstance(slides, dict) else slides,
+        groups=metrics.get(BY) or {},
     )
 
 

@@ -62,6 +62,7 @@ def build_sections(record: RunRecord) -> Section:
         "class_weights": describe_class_weights(record),
         "failures": _failure_rows(record.folder),
         "splits": [_split_section(record, split) for split in record.splits if record.methods],
+        "groups": record.groups,
         "margin": NON_INFERIORITY_MARGIN,
         "series": [_series_section(record, split) for split in record.splits if record.summary],
         "single_runs": _single_runs(record.folder),

@@ -1,0 +1,131 @@
+"""Figures by group of slides: those of the group alone, and a reason where an AUROC is undefined."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lrmil_training.data.cohort import Cohort, read_cohort
+from lrmil_training.evaluation.evaluate import Results, evaluate_methods
+from lrmil_training.evaluation.groups import (
+    BY,
+    EMPTY,
+    GROUPS_TABLE,
+    describe_auroc,
+    measure_groups,
+    read_groupings,
+    write_groups_table,
+)
+from lrmil_training.report.report import write_report
+from napari_lrmil.core.csv_files import read_csv
+from napari_lrmil.core.errors import CohortError
+from support.run_folders import synthetic_cohort, synthetic_results, write_run
+
+TEMPERATURES = {"teacher": 1.3, "student": None}
+
+
+def grouped_cohort(folder: Path) -> Cohort:
+    """Return a cohort of 24 slides of a table with the columns `site` and `Scanner`, some of them empty."""
+    synthetic = synthetic_cohort(folder, {"test": 24})
+    lines = ["slide,patient,label,split,Site,Scanner"]
+    for i, row in enumerate(synthetic.slides):
+        row.path.write_bytes(b"")
+        scanner = "S1" if row.label == "normal" else "S2"
+        lines.append(f"{row.path.name},{row.patient},{row.label},test,{('A', 'B', '')[i // 8]},{scanner}")
+    (folder / "cohort.csv").write_text("\n".join(lines))
+    return read_cohort(folder / "cohort.csv")
+
+
+def measure(cohort: Cohort, results: Results) -> dict[str, Any]:
+    return evaluate_methods(cohort, results, 200, splits=("test",), temperatures=TEMPERATURES)
+
+
+def signal() -> dict[str, float]:
+    return {"teacher": 2.0, "student": 0.7}
+
+
+def test_figures_of_a_group_are_those_of_its_slides_alone(tmp_path: Path) -> None:
+    cohort = grouped_cohort(tmp_path)
+    results = synthetic_results(cohort, signal())
+    groups = measure_groups(cohort, results, read_groupings(cohort, ["site"]), measure)["site"]
+    assert [entry["value"] for entry in groups] == ["A", "B", EMPTY]
+    for number, entry in enumerate(groups):
+        slides = cohort.slides[8 * number : 8 * number + 8]
+        subset = replace(cohort, slides=slides)
+        alone = {m: [r for r in rows if r.row in slides] for m, rows in results.items()}
+        expected = {m: splits["test"] for m, splits in measure(subset, alone).items()}
+        assert entry["methods"] == expected
+        assert (entry["n_slides"], entry["class_counts"]) == (8, {"normal": 4, "lesion": 4})
+        assert entry["n_patients"] == len({s.patient for s in slides})
+
+
+def test_a_group_of_one_class_has_no_auroc_and_says_why(tmp_path: Path) -> None:
+    cohort = grouped_cohort(tmp_path)
+    results = synthetic_results(cohort, signal())
+    (groups,) = measure_groups(cohort, results, read_groupings(cohort, ["scanner"]), measure).values()
+    for entry, label in zip(groups, ("normal", "lesion"), strict=True):
+        for figures in entry["methods"].values():
+            assert figures["auroc"]["value"] is figures["auroc"]["low"] is None
+            assert describe_auroc(figures["auroc"]) == f"undefined (one class only: {label})"
+            assert figures["per_class"][label]["n"] == 12 and figures["brier"] > 0
+
+
+def test_columns_are_those_of_the_table(tmp_path: Path) -> None:
+    cohort = grouped_cohort(tmp_path)
+    assert [g.name for g in read_groupings(cohort, ["SITE", "site", "Scanner"])] == ["site", "Scanner"]
+    (by_patient,) = read_groupings(cohort, ["patient"])
+    assert by_patient.values == {s.name: s.patient for s in cohort.slides}
+    assert read_groupings(cohort, []) == []
+    for column in ("hospital", "mpp"):
+        expected = (
+            f"no column named '{column}' to group by; the columns are slide, patient, label, split, site, Scanner"
+        )
+        with pytest.raises(CohortError, match=expected):
+            read_groupings(cohort, [column])
+
+
+def test_a_group_without_a_slide_that_can_be_read_is_listed(tmp_path: Path) -> None:
+    cohort = grouped_cohort(tmp_path)
+    groupings = read_groupings(cohort, ["site"])
+    rest = cohort.without({s.name for s in cohort.slides if s.site == "A"})
+    groups = measure_groups(rest, synthetic_results(rest, signal()), groupings, measure)
+    assert [(entry["value"], entry["n_slides"]) for entry in groups["site"]] == [("A", 0), ("B", 8), (EMPTY, 8)]
+    assert groups["site"][0]["methods"] == {}
+    write_groups_table(tmp_path, groups)
+    assert read_csv(tmp_path / GROUPS_TABLE)[1][-1] == "no slide could be read"
+
+
+def test_the_table_and_the_report_show_the_groups(tmp_path: Path) -> None:
+    """Every figure to its digits; without groups, no table is left of an earlier call."""
+    folder = write_run(tmp_path / "run", {"test": 24})
+    cohort = grouped_cohort(tmp_path)
+    groupings = read_groupings(cohort, ["site", "Scanner"])
+    groups = measure_groups(cohort, synthetic_results(cohort, signal()), groupings, measure)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps(metrics | {BY: groups}))
+    page = write_report(folder).read_text()
+    assert page.index("By site") < page.index("By Scanner") and "one class only: lesion" in page
+    write_groups_table(folder, groups)
+    header, *rows = read_csv(folder / GROUPS_TABLE)
+    assert len(rows) == 2 * (3 + 2)
+    for row, (column, entry, method) in zip(rows, flat(groups), strict=True):
+        cells, auroc = dict(zip(header, row, strict=True)), entry["methods"][method]["auroc"]
+        assert (cells["column"], cells["value"], cells["method"]) == (column, entry["value"], method)
+        assert cells["auroc"] == ("" if auroc["value"] is None else f"{auroc['value']:.6f}")
+        assert auroc["value"] is None or f"{auroc['value']:.3f} <small>{auroc['low']:.3f}" in page
+    write_groups_table(folder, {})
+    assert not (folder / GROUPS_TABLE).exists()
+
+
+def flat(groups: dict[str, list[dict[str, Any]]]) -> list[tuple[str, dict[str, Any], str]]:
+    return [(column, entry, m) for column, entries in groups.items() for entry in entries for m in entry["methods"]]
+
+
+def test_groups_are_divided_before_the_slides_of_a_split_are_chosen(tmp_path: Path) -> None:
+    (grouping,) = read_groupings(grouped_cohort(tmp_path), ["site"])
+    part = grouping.restrict({"test_00", "test_23"})
+    assert part.slides_by_group() == {"A": {"test_00"}, EMPTY: {"test_23"}}
