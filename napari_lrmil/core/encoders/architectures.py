@@ -8,7 +8,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from napari_lrmil.core.encoders.base import EncoderOutput, NetworkEncoder, capture_activations, require_layers
+from napari_lrmil.core.encoders.base import (
+    CLASS_TOKEN,
+    EncoderOutput,
+    NetworkEncoder,
+    capture_activations,
+    map_layer,
+)
 from napari_lrmil.core.encoders.convnext import ConvNextEncoder
 from napari_lrmil.core.encoders.library import library_config
 from napari_lrmil.core.encoders.mobilenet_v2 import MobileNetV2Encoder
@@ -34,29 +40,41 @@ class TokenEncoder(NetworkEncoder):
         # The class token and the register tokens come first and have no position.
         self._prefix_tokens = 1 + getattr(config, "num_register_tokens", 0)
         self.dim: int = config.hidden_size
+        self._width: int = config.hidden_size
+        self._use_pooled_layers()
 
     @property
     def layers(self) -> dict[str, int]:
         """Names of the layers that have a map, with their widths."""
-        return {f"block_{i}": self.dim for i in range(1, self._count + 1)}
+        return {f"block_{i}": self._width for i in range(1, self._count + 1)}
 
-    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
-        """Encode (B, 3, h, w) uint8 RGB pixels; see `NetworkEncoder.forward`."""
-        require_layers(self, layers)
+    @property
+    def poolable(self) -> dict[str, int]:
+        """Names of the blocks, for the mean of their patch tokens, and with ``.cls`` for their class token."""
+        return self.layers | {f"{name}{CLASS_TOKEN}": width for name, width in self.layers.items()}
+
+    def _encode(self, pixels: Tensor, layers: Sequence[str]) -> EncoderOutput:
         x = self.normalised(pixels)
         rows, columns = (max(1, round(side / self._token_px)) for side in x.shape[-2:])
         size = (rows * self._token_px, columns * self._token_px)
         if x.shape[-2:] != size:
             x = functional.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
         options = {"interpolate_pos_encoding": True} if self.spec.family == "vit" else {}  # DINOv2 always interpolates
-        at = {name: self.net.get_submodule(f"{self._blocks}{int(name[6:]) - 1}") for name in layers}
+        at = {name: self.net.get_submodule(f"{self._blocks}{int(map_layer(name)[6:]) - 1}") for name in layers}
         with capture_activations(at) as tokens:
             embedding = self.net(pixel_values=x, **options).last_hidden_state[:, 0]
-        return EncoderOutput(embedding, {name: self._map(tokens[name], rows, columns) for name in layers})
+        return EncoderOutput(embedding, {name: self._map(name, tokens[name], rows, columns) for name in layers})
 
-    def _map(self, tokens: Tensor, rows: int, columns: int) -> Tensor:
-        """Return the (B, D, rows, columns) map of (B, T, D) tokens, without the prefix tokens."""
-        return tokens[:, self._prefix_tokens :].transpose(1, 2).reshape(len(tokens), self.dim, rows, columns)
+    def _map(self, name: str, tokens: Tensor, rows: int, columns: int) -> Tensor:
+        """Return the (B, D, rows, columns) map of (B, T, D) tokens without prefix, or the class token, (B, D, 1, 1)."""
+        if name.endswith(CLASS_TOKEN):
+            return tokens[:, 0, :, None, None]
+        return tokens[:, self._prefix_tokens :].transpose(1, 2).reshape(len(tokens), self._width, rows, columns)
+
+    def _end_with(self, layer: str) -> None:
+        self._count = int(layer[6:])
+        del self.net.get_submodule(self._blocks.rstrip("."))[self._count :]
+        self.net.layernorm = nn.Identity()  # the norm of the last block's output, in all three families
 
 
 def _token_network(spec: EncoderSpec) -> tuple[Any, nn.Module, str]:

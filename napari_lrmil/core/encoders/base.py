@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from napari_lrmil.core.encoders.spec import EncoderSpec
 from napari_lrmil.core.errors import EncoderError
+
+CLASS_TOKEN = ".cls"  # ending of a pooled name: the class token of a block, in place of the mean of its patch tokens
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,9 @@ def require_layers(encoder: Encoder, layers: Sequence[str]) -> None:
     unknown = [name for name in layers if name not in encoder.layers]
     if unknown:
         available = ", ".join(encoder.layers) or "none, so set stage1.lambda_layer=0"
-        raise EncoderError(f"no layer {', '.join(unknown)} in {encoder.spec.name}; available: {available}")
+        pooled = encoder.spec.pooled
+        cut = f", which ends with the last pooled layer of {' and '.join(pooled)}" if pooled else ""
+        raise EncoderError(f"no layer {', '.join(unknown)} in {encoder.spec.name}{cut}; available: {available}")
 
 
 class NetworkEncoder(nn.Module):
@@ -88,8 +93,13 @@ class NetworkEncoder(nn.Module):
 
     @property
     def layers(self) -> dict[str, int]:
-        """Names of the layers that have a map, with their widths."""
+        """Names of the layers that have a map, with their widths, in the order in which they run."""
         raise NotImplementedError
+
+    @property
+    def poolable(self) -> dict[str, int]:
+        """Names that `EncoderSpec.pooled` accepts, with their widths."""
+        return self.layers
 
     def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
         """Encode (B, 3, h, w) uint8 RGB pixels.
@@ -99,7 +109,43 @@ class NetworkEncoder(nn.Module):
         EncoderError
             If a layer does not exist.
         """
+        require_layers(self, layers)
+        pooled = self.spec.pooled
+        if not pooled:
+            return self._encode(pixels, layers)
+        maps = self._encode(pixels, tuple(dict.fromkeys((*layers, *pooled)))).maps
+        # Each map is averaged over its own grid, so layers of different grids can be joined.
+        embedding = torch.cat([maps[name].mean(dim=(2, 3)) for name in pooled], dim=1)
+        return EncoderOutput(embedding, {name: maps[name] for name in layers})
+
+    def _encode(self, pixels: Tensor, layers: Sequence[str]) -> EncoderOutput:
+        """Return the network's own embedding and the maps of `layers`, which exist."""
         raise NotImplementedError
+
+    def _use_pooled_layers(self) -> None:
+        """Make the pooled layers the embedding; families call it at the end of their construction.
+
+        Raises
+        ------
+        EncoderError
+            If a layer does not exist; it lists those that do.
+        """
+        pooled, widths = self.spec.pooled, self.poolable
+        if not pooled:
+            return
+        unknown = [name for name in pooled if name not in widths]
+        if unknown:
+            available = ", ".join(widths) or "none, because its architecture keeps no maps"
+            raise EncoderError(
+                f"no layer {', '.join(unknown)} to pool in {self.spec.name} (encoder.teacher_layers); "
+                f"available: {available}"
+            )
+        self.dim = sum(widths[name] for name in pooled)
+        names = list(self.layers)
+        self._end_with(max(map(map_layer, pooled), key=names.index))
+
+    def _end_with(self, layer: str) -> None:
+        """Remove what runs after `layer`, which no output needs; a frozen network of a registry is left whole."""
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Return (B, 3, h, w) float pixels, normalised as the weights expect them, in channels-last memory format.
@@ -114,13 +160,21 @@ class NetworkEncoder(nn.Module):
         return normalised.reshape(*normalised.shape[:2], width, -1).permute(0, 3, 1, 2)
 
 
+def map_layer(name: str) -> str:
+    """Return the layer of a pooled name: ``block_3`` of its class token, ``block_3.cls``."""
+    return name.removesuffix(CLASS_TOKEN)
+
+
 @contextmanager
 def capture_activations(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
     """Record the outputs of modules while the network runs; yields a mapping of name -> tensor."""
     outputs: dict[str, Tensor] = {}
+    caller = get_ident()
 
     def make_hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def record(_: nn.Module, __: Any, output: Any) -> None:
+            if get_ident() != caller:  # another thread runs the same network on other patches
+                return
             # Blocks of transformers return a tuple with the hidden states first.
             outputs[name] = output[0] if isinstance(output, tuple) else output
 

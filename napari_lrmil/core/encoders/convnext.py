@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from napari_lrmil.core.encoders.base import EncoderOutput, NetworkEncoder, capture_activations, require_layers
+from napari_lrmil.core.encoders.base import EncoderOutput, NetworkEncoder, capture_activations
 from napari_lrmil.core.encoders.library import LibrarySettings, build_activation, initialise_weights, settings_error
 from napari_lrmil.core.encoders.spec import EncoderSpec
 from napari_lrmil.core.errors import EncoderError
@@ -197,19 +197,18 @@ class ConvNextEncoder(NetworkEncoder):
         super().__init__(spec)
         network: nn.Module = ConvNext(spec)
         self.net = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own types lack it
-        self._widths = list(self.net.settings.hidden_sizes)
+        self._widths: list[int] = list(self.net.settings.hidden_sizes)
         # The stem and each further stage reduce the side; below this size the last map would be empty.
         self._min_side_px = max(self.net.embeddings.patch_embeddings.stride) * 2 ** (len(self._widths) - 1)
         self.dim: int = self.net.dim
+        self._use_pooled_layers()
 
     @property
     def layers(self) -> dict[str, int]:
         """Names of the layers that have a map, with their widths."""
         return {f"stage_{i}": width for i, width in enumerate(self._widths, start=1)}
 
-    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
-        """Encode (B, 3, h, w) uint8 RGB pixels; see `NetworkEncoder.forward`."""
-        require_layers(self, layers)
+    def _encode(self, pixels: Tensor, layers: Sequence[str]) -> EncoderOutput:
         if min(pixels.shape[-2:]) < self._min_side_px:
             height, width = pixels.shape[-2:]
             raise EncoderError(
@@ -220,3 +219,8 @@ class ConvNextEncoder(NetworkEncoder):
         with capture_activations({name: self.net.encoder.stages[int(name[6:]) - 1] for name in layers}) as maps:
             embedding = self.net(x)
         return EncoderOutput(embedding, {name: maps[name] for name in layers})
+
+    def _end_with(self, layer: str) -> None:
+        last = int(layer[6:])
+        self.net.encoder.stages, self.net.layernorm = self.net.encoder.stages[:last], nn.Identity()
+        self._widths = self._widths[:last]

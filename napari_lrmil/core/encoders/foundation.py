@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,13 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from napari_lrmil.core.encoders.base import EncoderOutput, NetworkEncoder, capture_activations, require_layers
+from napari_lrmil.core.encoders.base import (
+    CLASS_TOKEN,
+    EncoderOutput,
+    NetworkEncoder,
+    capture_activations,
+    map_layer,
+)
 from napari_lrmil.core.encoders.spec import FROZEN, EncoderSpec
 from napari_lrmil.core.encoders.weights import LoadedEncoder, module_sha256
 from napari_lrmil.core.errors import EncoderError
@@ -112,6 +118,7 @@ class FoundationEncoder(NetworkEncoder):
         probe = self._encode(blank, tuple(self._map_layers))
         self.dim = probe.embedding.shape[1]
         self._widths = {name: layer_map.shape[1] for name, layer_map in probe.maps.items()}
+        self._use_pooled_layers()
 
     def train(self, mode: bool = True) -> FoundationEncoder:
         """Do nothing: the encoder is frozen, and exported programs raise an error on a change of mode."""
@@ -122,22 +129,32 @@ class FoundationEncoder(NetworkEncoder):
         """Names of the layers that have a map, with their widths; empty if the architecture has none."""
         return self._widths
 
-    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
-        """Encode (B, 3, h, w) uint8 RGB pixels, always without gradients; see `NetworkEncoder.forward`."""
-        require_layers(self, layers)
-        return self._encode(pixels, layers)
+    @property
+    def poolable(self) -> dict[str, int]:
+        """Names of the layers, for the mean of their map, and with ``.cls`` for the class token of a block with one."""
+        has_token = [name for name, (_, prefix_tokens) in self._map_layers.items() if prefix_tokens]
+        return self._widths | {f"{name}{CLASS_TOKEN}": self._widths[name] for name in has_token}
+
+    def with_pooled(self, layers: tuple[str, ...]) -> FoundationEncoder:
+        """Return the same network with other layers as embedding; see `EncoderSpec.pooled`."""
+        return FoundationEncoder(replace(self.spec, pooled=layers), self._model[0])
 
     def _encode(self, pixels: Tensor, layers: Sequence[str]) -> EncoderOutput:
         prepared = self._prepare(pixels) if self._prepare else pixels
-        with capture_activations({name: self._map_layers[name][0] for name in layers}) as outputs:
+        with capture_activations({name: self._map_layers[map_layer(name)][0] for name in layers}) as outputs:
             embedding = torch.as_tensor(self._model[0].encode_image(prepared))
         if embedding.ndim != 2 or len(embedding) != len(pixels):
             raise EncoderError(
                 f"{self.spec.name} gives {tuple(embedding.shape)} for {len(pixels)} patches, not a vector each"
             )
         # Copies outside inference mode: the student's loss needs tensors that autograd can save.
-        maps = {name: _as_map(outputs[name].clone(), self._map_layers[name][1]) for name in layers}
+        maps = {name: self._as_map(name, outputs[name].clone()) for name in layers}
         return EncoderOutput(embedding.to(pixels.device).clone(), maps)
+
+    def _as_map(self, name: str, output: Tensor) -> Tensor:
+        if name.endswith(CLASS_TOKEN):
+            return output[:, 0, :, None, None]
+        return _as_map(output, self._map_layers[name][1])
 
 
 def load_foundation(name: str) -> LoadedEncoder:

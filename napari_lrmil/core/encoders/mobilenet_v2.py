@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from napari_lrmil.core.encoders.base import EncoderOutput, NetworkEncoder, capture_activations, require_layers
+from napari_lrmil.core.encoders.base import EncoderOutput, NetworkEncoder, capture_activations
 from napari_lrmil.core.encoders.library import LibrarySettings, build_activation, initialise_weights
 from napari_lrmil.core.encoders.spec import EncoderSpec
 
@@ -231,19 +231,23 @@ class MobileNetV2Encoder(NetworkEncoder):
         # Channels last halves the time on a CPU; results differ by rounding only.
         self.net = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own types lack it
         self.dim: int = self.net.dim
+        self._use_pooled_layers()
 
     @property
     def layers(self) -> dict[str, int]:
         """Names of the layers that have a map, with their widths."""
         ends = [block.reduce_1x1.convolution for block in self.net.layer]
-        return {f"block_{i}": end.out_channels for i, end in enumerate(ends, start=1)} | {"head": self.dim}
+        blocks = {f"block_{i}": end.out_channels for i, end in enumerate(ends, start=1)}
+        return blocks if isinstance(self.net.conv_1x1, nn.Identity) else blocks | {"head": self.net.dim}
 
-    def forward(self, pixels: Tensor, layers: Sequence[str] = ()) -> EncoderOutput:
-        """Encode (B, 3, h, w) uint8 RGB pixels; see `NetworkEncoder.forward`."""
-        require_layers(self, layers)
+    def _encode(self, pixels: Tensor, layers: Sequence[str]) -> EncoderOutput:
         x = self.normalised(pixels).contiguous(memory_format=torch.channels_last)
         at = {name: self.net.layer[int(name[6:]) - 1] for name in layers if name != "head"}
         with capture_activations(at) as maps:
             head = self.net(x)  # (B, D, h/32, w/32)
         selected = {name: head if name == "head" else maps[name] for name in layers}
         return EncoderOutput(head.mean(dim=(2, 3)), selected)
+
+    def _end_with(self, layer: str) -> None:
+        if layer != "head":
+            self.net.layer, self.net.conv_1x1 = self.net.layer[: int(layer[6:])], nn.Identity()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from napari_lrmil.core.errors import EncoderError
@@ -34,11 +34,13 @@ class EncoderSpec:
         Name of the weights, for messages and reports.
     mean, deviation
         Normalisation of each channel, in 0 .. 1: the weights were trained with ``(x / 255 - mean) / deviation``.
+    pooled
+        Layers whose spatial means, joined in this order, are the embedding. Empty: the network's own embedding.
 
     Raises
     ------
     EncoderError
-        If the family is unknown.
+        If the family is unknown, or a layer is pooled twice.
     """
 
     family: str = "mobilenet_v2"
@@ -47,7 +49,25 @@ class EncoderSpec:
     name: str = "mobilenet_v2"
     mean: Rgb = HALF
     deviation: Rgb = HALF
+    pooled: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.family not in (*TRAINABLE, FROZEN):
             raise EncoderError(f"unknown encoder family '{self.family}'; expected one of {', '.join(TRAINABLE)}")
+        doubled = next((name for name in self.pooled if self.pooled.count(name) > 1), None)
+        if doubled:
+            raise EncoderError(f"layer {doubled} is joined with itself; name every layer of the embedding once")
+
+    @property
+    def full_name(self) -> str:
+        """Name of the weights and of the pooled layers: embeddings of other layers are other features."""
+        return "-".join([self.name, *(["+".join(self.pooled)] if self.pooled else [])])
+
+    def stored_values(self) -> dict[str, Any]:
+        """Return the fields as a file stores them: without pooled layers those of the first version alone."""
+        return without_defaults(asdict(self))
+
+
+def without_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a specification without later ones that have their default, which older programs refuse."""
+    return {name: value for name, value in values.items() if name != "pooled" or value}

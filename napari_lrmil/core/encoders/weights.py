@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +158,7 @@ def save_encoder(path: Path, encoder: NetworkEncoder) -> None:
     from safetensors.torch import save_file
 
     with atomic_write(path) as partial:
-        save_file(half_tensors(encoder), partial, metadata={METADATA_KEY: json.dumps(asdict(encoder.spec))})
+        save_file(half_tensors(encoder), partial, metadata={METADATA_KEY: json.dumps(encoder.spec.stored_values())})
 
 
 def _build_described(path: Path, description: str, tensors: dict[str, Tensor]) -> NetworkEncoder:
@@ -167,6 +167,7 @@ def _build_described(path: Path, description: str, tensors: dict[str, Tensor]) -
         fields = json.loads(description)
         for name in ("mean", "deviation"):  # JSON has lists where the specification has tuples
             fields[name] = tuple(fields[name])
+        fields["pooled"] = tuple(fields.get("pooled", ()))
         encoder = build_encoder(EncoderSpec(**fields))
         load_weights(encoder, tensors)
     except (TypeError, ValueError, KeyError, EncoderError) as error:

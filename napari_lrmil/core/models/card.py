@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from napari_lrmil.core.encoders.spec import FROZEN, EncoderSpec
+from napari_lrmil.core.encoders.spec import FROZEN, EncoderSpec, without_defaults
 from napari_lrmil.core.errors import BundleError, EncoderError, GeometryError
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.patching.color import CohortColour
@@ -73,6 +73,7 @@ class NetworkCard(_Frozen):
     @model_serializer(mode="wrap")
     def _leave_out_gated(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = dump(self)
+        values["encoder"] = without_defaults(values["encoder"])
         if self.aggregator == GATED:
             del values["aggregator"], values["top_share"]
         return values
@@ -267,9 +268,11 @@ def card_text(card: Card) -> str:
 
 def _distilled_lines(card: Card) -> list[str]:
     teacher = card.teacher.encoder.name if card.teacher else "left out"
+    pooled = card.teacher.encoder.pooled if card.teacher else ()
     return [
         f"- Teacher: {card.hr_mpp:g} µm per pixel, patches of {card.hr_patch_px} px ({card.plan.hr_um:g} µm)",
         f"- Encoders: student {card.student.encoder.name}; teacher {teacher}",
+        *([f"- Embedding of the teacher: pooled maps of {' and '.join(pooled)}"] if pooled else []),
         f"- Licence: {card.licence}. The student was distilled from its teacher's encoder, whose terms also apply to "
         "the student, even if the teacher is left out.",
     ]

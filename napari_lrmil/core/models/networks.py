@@ -18,6 +18,7 @@ from napari_lrmil.core.encoders import (
     half_tensors,
     load_weights,
     module_sha256,
+    pool_layers,
     resolve_encoder,
 )
 from napari_lrmil.core.encoders.weights import require_matching
@@ -104,7 +105,7 @@ def _named_encoder(bundle: Bundle, card: NetworkCard) -> NetworkEncoder:
     if loaded is None or loaded.sha256 != card.encoder_sha256:
         reason = f"{card.encoder.name} is not the encoder that this bundle was trained with; run without --teacher"
         raise BundleError(bundle.path, TEACHER, reason)
-    return loaded.encoder
+    return pool_layers(loaded, card.encoder.pooled).encoder
 
 
 def _build_filled(build: Callable[[], Network], bundle: Bundle, file: str) -> Network:
