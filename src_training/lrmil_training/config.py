@@ -75,6 +75,21 @@ class EncoderConfig(_Frozen):
     student: str = Field("teacher", min_length=1)
     """The word teacher: a copy of the teacher's encoder (the paper's choice). mobilenet_v3_large, mobilenet_v2 or
     convnext_atto: small, with random weights. Or another encoder, as above."""
+    teacher_layers: tuple[str, ...] = ()
+    """Layers of the teacher's encoder whose pooled maps, joined, are its embedding, as in block_14+block_15. A student
+    that is a copy has the same. The last layer can be too specialised. Empty: the encoder's own embedding."""
+
+    @field_validator("teacher_layers")
+    @classmethod
+    def _split_joined(cls, layers: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the names; a text joins them by a plus sign, as a sweep writes them."""
+        names = tuple(name.strip() for text in layers for name in text.split("+"))
+        if "" in names:
+            raise ValueError("a layer has no name; expected names such as block_15, or [] for the encoder's embedding")
+        doubled = next((name for name in names if names.count(name) > 1), None)
+        if doubled:
+            raise ValueError(f"layer {doubled} is joined with itself; name every layer once")
+        return names
 
 
 class StainConfig(_Frozen):
@@ -356,6 +371,11 @@ class TrainConfig(_Frozen):
             raise ValueError(f"baseline {refused[0]} {why} in a run without a teacher; keep {allowed} alone, or none")
         if self.ablation:
             raise ValueError("the ablation leaves out terms of the teacher, and the run has none; set ablation=false")
+        if self.encoder.teacher_layers and self.encoder.student != "teacher":
+            raise ValueError(
+                "encoder.teacher_layers are layers of the teacher's encoder, which a run without a teacher reads only "
+                f"with encoder.student=teacher, and it is {self.encoder.student}; leave teacher_layers out"
+            )
         return self
 
     @property
@@ -366,8 +386,8 @@ class TrainConfig(_Frozen):
         return PatchPlan(self.hr_mpp, self.lr_mpp, self.hr_patch_px, self.lr_patch_px)
 
     @property
-    def teacher_layers(self) -> tuple[str, ...]:
-        """The teacher's layers that the layer term of stage 1 needs; empty if the term or the stage is off."""
+    def compared_layers(self) -> tuple[str, ...]:
+        """The teacher's layers that the layer term of stage 1 compares; empty if the term or the stage is off."""
         stage = self.stage1
         is_used = self.distil and stage.lambda_layer > 0 and stage.epochs > 0
         return tuple(name.partition(":")[0] for name in stage.layers) if is_used else ()

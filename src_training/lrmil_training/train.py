@@ -28,7 +28,7 @@ from lrmil_training.stages.patch_distillation import require_matching_encoders
 from lrmil_training.stages.pipeline import run_stages
 from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.atomic_files import remove_stale_partials, write_json, write_text
-from napari_lrmil.core.encoders import FROZEN, TRAINABLE, LoadedEncoder, encoder_notice
+from napari_lrmil.core.encoders import FROZEN, TRAINABLE, LoadedEncoder, encoder_notice, pool_layers
 from napari_lrmil.core.errors import ConfigError, LrmilError
 from napari_lrmil.core.events import Event, Finished, Notice, Progress
 
@@ -129,8 +129,9 @@ def check_encoders(config: TrainConfig) -> LoadedEncoder:
     LrmilError
         If an encoder cannot be used, or both do not fit each other.
     """
-    names = encoder_names(config)
-    encoder, student = find_encoder(names[0]), find_encoder(names[-1])
+    names, layers = encoder_names(config), config.encoder.teacher_layers
+    encoder = pool_layers(find_encoder(names[0]), layers)
+    student = find_encoder(names[1]) if len(names) > 1 else encoder
     if student.spec.family == FROZEN:
         raise ConfigError(
             f"{student.spec.name} can be a frozen teacher only; set encoder.student to a file, folder or configuration "

@@ -352,7 +352,7 @@ class FeatureTask:
         plan = PatchPlan(hr_mpp=self.mpp, lr_mpp=self.mpp, hr_patch_px=self.patch_px, lr_patch_px=self.patch_px)
         return FeatureRequest(
             loaded.encoder,
-            loaded.spec.name,
+            loaded.spec.full_name,
             loaded.sha256,
             plan,
             high=False,

@@ -248,7 +248,7 @@ def require_matching_encoders(student: Encoder, teacher: Encoder, config: TrainC
     ConfigError
         If the projection is the identity and the widths differ.
     """
-    names = config.teacher_layers
+    names = config.compared_layers
     require_layers(teacher, names)
     student_layers = {name: student_layer(name, config.stage1.layers) for name in names}
     require_layers(student, tuple(student_layers.values()))

@@ -146,12 +146,12 @@ class RunContext:
         """Return the request for the teacher's features."""
         return FeatureRequest(
             encoder=self.encoder.encoder,
-            encoder_name=self.encoder.spec.name + self._stain_suffix,
+            encoder_name=self.encoder.spec.full_name + self._stain_suffix,
             encoder_sha256=self.encoder.sha256,
             plan=self.config.plan,
             high=True,
             folder=self.features_folder,
-            layers=self.config.teacher_layers,
+            layers=self.config.compared_layers,
             allow_missing=self.allow_missing,
         )
 

@@ -80,7 +80,7 @@ def test_the_student_learns_from_labels_alone() -> None:
     """Stage 3 with the label term, whatever weights stage 2 has; HR patches need not nest in LR patches."""
     off = dict.fromkeys(("lambda_ce", "lambda_bag", "lambda_soft", "lambda_hard"), 0)
     config = build_config({"distil": False, "lr_mpp": 8, "lr_patch_px": 50, "stage2": off | {"init": "frozen_head"}})
-    assert (config.plan.n, config.plan.hr_mpp, config.plan.hr_um) == (1, 8, 400) and config.teacher_layers == ()
+    assert (config.plan.n, config.plan.hr_mpp, config.plan.hr_um) == (1, 8, 400) and config.compared_layers == ()
     student, frozen = list_methods(config)
     assert (student.name, frozen.name) == ("student", "labels_only")
     assert [stage.stage2 for stage in student.stages if isinstance(stage, EndToEnd)] == [None]
