@@ -37,7 +37,7 @@ class _Frozen(BaseModel):
     def _coerce(cls, value: Any, info: ValidationInfo) -> Any:
         """Accept what people write in YAML: a single value for a list, a number for a name, text for a number."""
         kind = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and kind in (int, float, int | None):  # Python counts true as 1
+        if isinstance(value, bool) and kind in (int, float, int | None, float | None):  # Python counts true as 1
             raise ValueError("expected a number")
         # layers: block_12 and lr: 1e-4 are written without brackets where the field takes several values.
         if get_origin(kind) is tuple and not isinstance(value, list | tuple):
@@ -98,6 +98,22 @@ class StainConfig(_Frozen):
     normalise: Literal["none", "reinhard", "density_gain"] = "none"
     """Bring every slide to the mean colour of the training slides, by statistics of its tissue at 16 µm per pixel, the
     same for HR and LR. Density_gain: optical density of each channel. Reinhard: mean and deviation of CIELAB."""
+
+
+class SplitConfig(_Frozen):
+    """Slides that are set aside."""
+
+    calibration: float = Field(0.0, ge=0, le=0.8)
+    """Share of the training patients of each class that neither training, selection nor temperature sees; their scores
+    give a prediction its set of classes. A set at 90 % needs 9 patients or more. 0: none, and no sets."""
+
+
+class OperatingPointConfig(_Frozen):
+    """Operating point of a model of two classes."""
+
+    sensitivity: float | None = Field(None, gt=0, le=1)
+    """Sensitivity that the threshold must reach on validation slides. None: the threshold with the largest sum of
+    sensitivity and specificity there (Youden's index)."""
 
 
 class TeacherConfig(_Frozen):
@@ -300,6 +316,10 @@ class TrainConfig(_Frozen):
     """Networks that encode patches."""
     stain: StainConfig = StainConfig()
     """Colour of the patches."""
+    split: SplitConfig = SplitConfig()
+    """Slides that are set aside."""
+    operating_point: OperatingPointConfig = OperatingPointConfig()
+    """Operating point of a model of two classes."""
     teacher: TeacherConfig = TeacherConfig()
     """The HR teacher's MIL."""
     stage1: Stage1Config = Stage1Config()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lrmil_training.config import TrainConfig, dump_config, load_config
+from lrmil_training.data.calibration_split import set_calibration_aside
 from lrmil_training.data.cohort import Cohort, require_classes
 from lrmil_training.data.splits import hold_out_test, make_folds
 from lrmil_training.evaluation.evaluate import describe_protocol
@@ -71,6 +72,8 @@ def list_parts(context: RunContext) -> list[SeriesPart]:
     folds: list[tuple[int | None, Cohort]] = [(None, context.cohort)]
     if config.folds:
         folds = list(enumerate(make_folds(context.cohort, config.folds, config.seed, by_site=config.by_site)))
+    share = config.split.calibration
+    folds = [(fold, set_calibration_aside(cohort, share, config.seed)) for fold, cohort in folds]
     for _, cohort in folds:  # checked before the first run, which takes hours
         require_classes(cohort, ("train", "val"))
     # Seeds outside, folds inside: a stopped series has whole rounds of folds.
@@ -85,6 +88,7 @@ def run_series(context: RunContext) -> Generator[Event, None, None]:
     """
     config, parts = context.config, list_parts(context)
     yield from _notice_of_held_out_slides(context)
+    yield from (Notice(text) for text in parts[0].cohort.notices if text not in context.cohort.notices)
     results = []
     for count, part in enumerate(parts):
         yield Progress("runs", count, len(parts), "runs")

@@ -13,7 +13,8 @@ import shapely
 import torch
 
 from lrmil_training.config import TrainConfig
-from lrmil_training.data.cohort import SPLITS, Cohort, CohortSlide, require_classes
+from lrmil_training.data.calibration_split import set_calibration_aside
+from lrmil_training.data.cohort import CALIBRATION, SPLITS, Cohort, CohortSlide, require_classes
 from lrmil_training.data.patient_groups import patient_parts
 from lrmil_training.data.splits import make_folds
 from lrmil_training.estimate import WorkloadEstimate, estimate_run
@@ -78,8 +79,11 @@ def dry_run(cohort_csv: Path, out: Path, config: TrainConfig, device: str) -> It
     require_gpus(config.devices, torch.device(device))
     cohort = check_cohort(cohort_csv, out, config)
     parts = make_folds(cohort, config.folds, config.seed, by_site=config.by_site) if config.folds else [cohort]
+    parts = [set_calibration_aside(part, config.split.calibration, config.seed) for part in parts]
     for part in parts:
         require_classes(part, ("train", "val"))
+    if not config.folds:
+        (cohort,) = parts
     yield from (Notice(text, cohort_csv.name) for text in cohort.notices)
     names = encoder_names(config)
     yield from (Notice(text) for text in map(encoder_notice, names) if text)
@@ -181,7 +185,7 @@ def _cost(
 def _plan_lines(cohort: Cohort, config: TrainConfig) -> Iterator[str]:
     patients = len({part for slide in cohort.slides for part in patient_parts(slide.patient)})
     yield f"cohort     {len(cohort.slides)} slides of {patients} patients; classes {', '.join(cohort.classes)}"
-    for split in SPLITS:
+    for split in (*SPLITS, *([CALIBRATION] if cohort.of(CALIBRATION) else [])):
         slides = cohort.of(split)
         labels = Counter(slide.label for slide in slides)
         members = {part for slide in slides for part in patient_parts(slide.patient)}

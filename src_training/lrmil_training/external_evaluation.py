@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from lrmil_training.evaluation.attention_files import write_attention_maps
 from lrmil_training.evaluation.evaluate import (
     Results,
     SlideResult,
+    Temperatures,
+    add_limits,
     build_slide_table,
     evaluate_methods,
     note_lesion_files,
@@ -30,6 +33,7 @@ from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.models.limits import NetworkLimits
 from napari_lrmil.core.results.cohort_tables import write_failures
 
 ALL_SPLITS = "all"  # every slide of the table, whatever its split
@@ -98,6 +102,7 @@ def evaluate_bundle(
     cohort = note_lesion_files(_select_cohort(table, evaluation))
     groupings = [grouping.restrict({s.name for s in cohort.slides}) for grouping in groupings]
     yield from (Notice(text, cohort_csv.name) for text in cohort.notices)
+    _ = evaluation.bundle.limits  # damaged ones would fail every slide
     folder.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
     results = yield from _evaluate_slides(cohort, evaluation, failures)
@@ -124,12 +129,35 @@ def _write_measurements(
     # The bundle's own calibration: fitting another on this cohort would be fitting.
     temperatures = {"student": card.temperature, "teacher": card.teacher_temperature}
     split = cohort.slides[0].split  # all slides have the same
-    measure = partial(evaluate_methods, bootstrap=BOOTSTRAP_RESAMPLES, splits=(split,), temperatures=temperatures)
+    measure = partial(_measure, split=split, temperatures=temperatures, limits=_limits_of_methods(evaluation, results))
     groups = measure_groups(cohort, results, groupings, measure)
     write_json(folder / METRICS, measure(cohort, results) | ({BY: groups} if groups else {}))
     write_groups_table(folder, groups)
     write_json(folder / SLIDES, {"slides": build_slide_table(cohort, results, temperatures)})
     write_attention_maps(folder, results)
+
+
+def _measure(
+    cohort: Cohort,
+    results: Results,
+    *,
+    split: str,
+    temperatures: Temperatures,
+    limits: Mapping[str, NetworkLimits],
+) -> dict[str, Any]:
+    """Return the metrics of some slides."""
+    metrics = evaluate_methods(cohort, results, BOOTSTRAP_RESAMPLES, splits=(split,), temperatures=temperatures)
+    add_limits(metrics, cohort, results, temperatures, limits)
+    return metrics
+
+
+def _limits_of_methods(evaluation: ExternalEvaluation, methods: Iterable[str]) -> dict[str, NetworkLimits]:
+    """Return method -> limits of the bundle; empty if its version did not measure any."""
+    limits = evaluation.bundle.limits
+    if limits is None:
+        return {}
+    networks = {"student": limits.student, "teacher": limits.teacher}
+    return {method: network for method in methods if (network := networks[method]) is not None}
 
 
 def _select_cohort(cohort: Cohort, evaluation: ExternalEvaluation) -> Cohort:

@@ -16,6 +16,7 @@ import torch
 
 from lrmil_training.config import TrainConfig, dump_config, load_config
 from lrmil_training.cross_validation import is_series, list_parts, run_series
+from lrmil_training.data.calibration_split import set_calibration_aside
 from lrmil_training.data.cohort import Cohort, read_cohort, require_classes
 from lrmil_training.data.features import find_encoder
 from lrmil_training.evaluation.evaluate import note_lesion_files
@@ -156,7 +157,8 @@ def _prepare(
     if is_series(config):
         list_parts(context)  # raises if the cohort cannot be divided into the folds
     else:
-        require_classes(cohort, ("train", "val"))
+        context = replace(context, cohort=set_calibration_aside(cohort, config.split.calibration, config.seed))
+        require_classes(context.cohort, ("train", "val"))
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / CONFIG, dump_config(config))
     write_text(out / COHORT, cohort.sha256)

@@ -14,6 +14,8 @@ KEYS = {
     "class_weights sampling baselines ablation bootstrap features devices precision loggers",
     "encoder": "teacher student teacher_layers",
     "stain": "normalise",
+    "split": "calibration",
+    "operating_point": "sensitivity",
     "teacher": "epochs lr aggregator hidden weight_decay min_epochs patience ema patch_dropout "
     "feature_dropout patches_per_slide top_share",
     "stage1": "epochs lr batch_size patches_per_slide layers projection lambda_layer lambda_attn attention targets "

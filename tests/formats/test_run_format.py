@@ -65,6 +65,35 @@ FIGURES: dict[str, Any] = {
         "cpu_seconds_per_slide": NUMBER,
     },
 }
+SHARE = {**INTERVAL, "n_slides": int, "n_clusters": int}
+NO_LIMIT = {"reason": str}
+LIMITS = {  # after 0.1.0
+    "operating_point": (
+        {
+            "positive": str,
+            "threshold": float,
+            "rule": str,
+            "chosen_here": bool,
+            "sensitivity": SHARE,
+            "specificity": SHARE,
+            "interval": str,
+        },
+        NO_LIMIT,
+    ),
+    "prediction_sets": (
+        {
+            "coverage": float,
+            "calibration_slides": int,
+            "calibration_patients": int,
+            "empirical": SHARE,
+            "by_class": {str: SHARE},
+            "mean_size": float,
+            "singletons": float,
+            "interval": str,
+        },
+        NO_LIMIT,
+    ),
+}
 METRICS = {str: {str: FIGURES}}
 SLIDE = {
     "slide": str,
@@ -126,6 +155,7 @@ def test_files_of_a_run(run: Path) -> None:
     assert names == {
         *("config.yaml", "call.json", "cohort.sha256", "events.jsonl", "metrics.json", "slides.json", "report.html"),
         *(f"bundle/{name}" for name in ("lrmil.json", "student.safetensors", "teacher.safetensors", "README.md")),
+        "bundle/limits.json",  # after 0.1.0
         *(f"checkpoints/{stage}-*/{stage}.{ending}" for stage in stages for ending in ("ckpt", "done")),
         *("attention/student/*.h5", "attention/teacher/*.h5", "thumbnails/*.jpg", "thumbnails/boxes.json"),
         *(
@@ -144,7 +174,7 @@ def test_small_files_of_a_run(run: Path) -> None:
 def test_keys_of_the_metrics(run: Path) -> None:
     found = read_json(run / "metrics.json")
     assert list(found) == ["teacher", "student", "labels_only"] and list(found["student"]) == ["val", "test"]
-    assert mismatches(found, METRICS) == []
+    assert mismatches(found, {str: {str: FIGURES | LIMITS}}) == []
 
 
 def test_keys_of_the_slides(run: Path) -> None:

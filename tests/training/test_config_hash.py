@@ -87,6 +87,8 @@ LATER_DEFAULTS: dict[str, Any] = {  # of fields added after 0.1.0
     "encoder.teacher_layers": [],
     "sampling": "slide",
     "stain.normalise": "none",
+    "split.calibration": 0.0,
+    "operating_point.sensitivity": None,
     "teacher.feature_dropout": 0.0,
     "teacher.patches_per_slide": None,
     "teacher.top_share": 0.15,

@@ -16,6 +16,7 @@ from napari_lrmil.core.features.devices import resolve_device
 from napari_lrmil.core.formatting import format_agreement, format_probabilities
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
+from napari_lrmil.core.inference.slide_limits import SlideLimits, slide_limits
 from napari_lrmil.core.inference.teacher_comparison import read_lesions
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models.bundle import Bundle
@@ -24,7 +25,7 @@ from napari_lrmil.core.patching.regions import RegionFile
 from napari_lrmil.core.patching.roi import read_scope
 from napari_lrmil.core.patching.tissue import read_mask
 from napari_lrmil.core.results.equivalent_command import predict_command
-from napari_lrmil.core.results.resume import ResultRequirements, find_reusable_result
+from napari_lrmil.core.results.resume import ResultRequirements, find_reusable_result, has_limits_of
 from napari_lrmil.core.results.schema import require_replaceable
 from napari_lrmil.core.results.writer import build_agreement_file, require_result_folder, write_steps
 from napari_lrmil.core.runtimes.select import REFERENCE
@@ -106,7 +107,7 @@ class PredictTask:
             require_result_folder(self.folder / slide.name, job.path)  # before hours of work, not after them
             if self.resume:
                 require_replaceable(self.folder / slide.name)
-            reused = self._reusable_result(slide)
+            reused = self._reusable_result(slide, model)
             if reused is not None:
                 return reused
             # Before the networks run: a broken file must not cost their time.
@@ -144,7 +145,7 @@ class PredictTask:
             allow_missing=self.allow_missing,
         )
 
-    def _reusable_result(self, slide: Slide) -> TaskResult | None:
+    def _reusable_result(self, slide: Slide, model: Bundle) -> TaskResult | None:
         """Return the result of an earlier call, if it can be reused. A region is always predicted again."""
         # prediction.json does not hold the regions, so a stored result cannot be matched to them.
         if not self.resume or self.compare or any(file is not None for file in self.files.values()):
@@ -156,9 +157,11 @@ class PredictTask:
             self.bundle_sha256, self.teacher, self.report, reader, runtime, self.overlay, self.allow_missing
         )
         file = find_reusable_result(folder, slide, requirements)
-        if file is None:
+        # Another calibration of the same weights has other limits under the same hash.
+        if file is None or not has_limits_of(file, model):
             return None
-        return TaskResult(f"{format_probabilities(file.probabilities)} (already there)", folder, is_reused=True)
+        text = join_texts(format_probabilities(file.probabilities), slide_limits(model, file.probabilities))
+        return TaskResult(f"{text} (already there)", folder, is_reused=True)
 
     def _edited_tissue(self, slide: Slide, model: Bundle) -> TissueGrid | None:
         """Return the tissue grid of a mask that was edited by hand; None without one."""
@@ -237,4 +240,10 @@ def summarize_prediction(prediction: Prediction) -> str:
     teacher = f"; with the teacher: {format_agreement(agreement, n_lr)}" if agreement else ""
     patches = f"{n_lr} LR patches in place of {len(prediction.grid.hr_index)} HR"
     region = "" if prediction.scope.is_whole_slide else f"{prediction.scope.text}, region score: "
-    return f"{region}{format_probabilities(prediction.student.probabilities)} ({patches}{teacher})"
+    probabilities = join_texts(format_probabilities(prediction.student.probabilities), prediction.limits)
+    return f"{region}{probabilities} ({patches}{teacher})"
+
+
+def join_texts(probabilities: str, limits: SlideLimits) -> str:
+    """Return probabilities and limits in one line."""
+    return "; ".join((probabilities, *limits.texts))

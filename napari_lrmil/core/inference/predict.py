@@ -22,6 +22,7 @@ from napari_lrmil.core.features.prefetch import default_batch_size
 from napari_lrmil.core.geometry import Int64, Lattice
 from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
 from napari_lrmil.core.inference.quality_checks import quality_warnings
+from napari_lrmil.core.inference.slide_limits import slide_limits
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches, select_teacher_patches
 from napari_lrmil.core.metrics.agreement import measure_agreement
 from napari_lrmil.core.models.bundle import Bundle
@@ -480,4 +481,5 @@ def _student_prediction(request: _Request, student: NetworkPrediction) -> Predic
         warnings=request.warnings,
         scope=request.scope,
         finest_read=slide.finest_read(student.target_mpp),
+        limits=slide_limits(bundle, student.probabilities, is_whole_slide=request.is_calibrated),
     )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from napari_lrmil.core.features.bag import Features
 from napari_lrmil.core.geometry import Int64
+from napari_lrmil.core.inference.slide_limits import NO_LIMITS, SlideLimits
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.metrics.agreement import Agreement, pool_to_lr_grid
 from napari_lrmil.core.patching.grid import NestedGrid
@@ -107,6 +108,8 @@ class Prediction:
         Finest level that was read for the student; None in results that do not state it.
     missing_tiles
         Missing and damaged tiles of the levels that were read.
+    limits
+        Side of the operating point and set of classes of the student, as far as the model has such limits.
     """
 
     slide: str
@@ -128,6 +131,7 @@ class Prediction:
     reader: ReaderChoice | None = None
     finest_read: FinestRead | None = None
     missing_tiles: MissingTiles = NOTHING_MISSING
+    limits: SlideLimits = NO_LIMITS
 
     @property
     def partly_compared(self) -> bool:

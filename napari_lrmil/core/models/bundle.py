@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +10,8 @@ from napari_lrmil.core.encoders.spec import FROZEN
 from napari_lrmil.core.errors import BundleError
 from napari_lrmil.core.hashing import file_sha256
 from napari_lrmil.core.heavy_imports import import_lock
-from napari_lrmil.core.models.card import CARD, STUDENT, TEACHER, NetworkCard, read_card
+from napari_lrmil.core.models.card import CARD, STUDENT, TEACHER, NetworkCard, card_sha256, read_card
+from napari_lrmil.core.models.limits import ModelLimits, read_limits
 from napari_lrmil.core.models.pooling import AggregatorWeights, read_mil_weights
 from napari_lrmil.core.models.weight_file import check_weights
 
@@ -55,11 +54,21 @@ class Bundle:
     def sha256(self) -> str:
         """Hash that identifies the model: of the weights' hashes and of all that inference depends on.
 
-        Metrics, cohort, colour and whether it was distilled are left out. They change what is said, never a
+        Metrics, cohort, colour, limits and whether it was distilled are left out. They change what is said, never a
         probability, and bundles written before they were recorded keep their hash.
         """
-        content = self.card.model_dump(mode="json", exclude={"metrics", "cohort", "version", "colour", "distilled"})
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return card_sha256(self.card)
+
+    @cached_property
+    def limits(self) -> ModelLimits | None:
+        """Operating point and conformal scores; None in bundles of versions that did not measure them.
+
+        Raises
+        ------
+        BundleError
+            If the file is damaged, or of another model.
+        """
+        return read_limits(self.path, self.sha256, self.card.classes)
 
     @property
     def has_teacher(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
@@ -240,8 +241,14 @@ def card_values(card: Card) -> dict[str, Any]:
     return card.model_dump(mode="json", exclude={"distilled"} if card.distilled else None)
 
 
-def card_text(card: Card) -> str:
-    """Return the model card in Markdown."""
+def card_sha256(card: Card) -> str:
+    """Return the hash that identifies a model, see `Bundle.sha256`."""
+    content = card.model_dump(mode="json", exclude={"metrics", "cohort", "version", "colour", "distilled"})
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def card_text(card: Card, limits: Sequence[str] = ()) -> str:
+    """Return the model card in Markdown; `limits` are the lines of `limits_lines`."""
     lines = [
         f"# {card.name}",
         "",
@@ -262,6 +269,7 @@ def card_text(card: Card) -> str:
         "",
         *_summary("Cohort", card.cohort),
         *_summary("Figures", card.metrics),
+        *limits,
     ]
     return "\n".join(lines)
 

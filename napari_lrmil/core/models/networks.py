@@ -35,9 +35,11 @@ from napari_lrmil.core.models.card import (
     TEACHER,
     Card,
     NetworkCard,
+    card_sha256,
     card_text,
     card_values,
 )
+from napari_lrmil.core.models.limits import LIMITS, ModelLimits, limits_lines
 from napari_lrmil.core.models.mil import MIL, LinearTopkMIL, build_mil
 from napari_lrmil.version import __version__
 
@@ -138,7 +140,11 @@ def load_tensors(bundle: Bundle, file: str) -> dict[str, Tensor]:
 
 
 def write_bundle(
-    folder: Path, card: Mapping[str, Any], student: StudentNetwork, teacher: TeacherNetwork | None
+    folder: Path,
+    card: Mapping[str, Any],
+    student: StudentNetwork,
+    teacher: TeacherNetwork | None,
+    limits: ModelLimits | None = None,
 ) -> Bundle:
     """Write a bundle and open it. `lrmil.json` is written last, so a folder with it is complete.
 
@@ -150,6 +156,8 @@ def write_bundle(
         Fields of `Card` without versions, networks and hashes.
     student, teacher
         The networks. Their weights are stored as float16 (see `round_to_half`).
+    limits
+        Operating point and conformal scores; None writes none.
     """
     from safetensors.torch import save_file
 
@@ -157,7 +165,7 @@ def write_bundle(
     if teacher is not None:
         networks[TEACHER] = teacher
     folder.mkdir(parents=True, exist_ok=True)
-    for old in (CARD, STUDENT, TEACHER):
+    for old in (CARD, STUDENT, TEACHER, LIMITS):
         (folder / old).unlink(missing_ok=True)
     for file, network in networks.items():
         shared = nn.ModuleDict({"mil": network.mil}) if network.encoder.spec.family == FROZEN else network
@@ -171,7 +179,10 @@ def write_bundle(
         teacher=_network_card(teacher) if teacher is not None else None,
         **({"licence": _licences(student, teacher)} | dict(card)),
     )
-    write_text(folder / README, card_text(full))
+    if limits is not None:
+        limits = limits.model_copy(update={"bundle_sha256": card_sha256(full)})
+        write_json(folder / LIMITS, limits.model_dump(mode="json"))
+    write_text(folder / README, card_text(full, limits_lines(limits) if limits is not None else ()))
     write_json(folder / CARD, card_values(full))
     return Bundle(folder)
 

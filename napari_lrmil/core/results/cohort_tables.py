@@ -11,6 +11,7 @@ from napari_lrmil.core.results.schema import PREDICTION, PredictionFile
 
 FAILURES = "failures.csv"
 FAILURE_COLUMNS = ("slide", "step", "reason")
+LIMIT_COLUMNS = ("positive", "operating_point", "prediction_set", "coverage")  # if a result has them
 
 
 def write_predictions_table(folder: Path) -> tuple[StoredError, ...]:
@@ -26,6 +27,8 @@ def write_predictions_table(folder: Path) -> tuple[StoredError, ...]:
     classes = list(dict.fromkeys(c for file in stored for c in file.classes))
     header = ("slide", "predicted", *(f"probability_{c}" for c in classes), "n_patches", "n_hr_patches", "seconds")
     header += ("scope", "calibrated")  # a region score must not be read as a slide's probability
+    has_limits = any(file.operating_point or file.prediction_set for file in stored)
+    header += LIMIT_COLUMNS if has_limits else ()
     rows = [
         (
             file.slide,
@@ -36,12 +39,22 @@ def write_predictions_table(folder: Path) -> tuple[StoredError, ...]:
             f"{file.seconds['total']:.3f}",
             file.scope or _whole_slide_text(),
             file.calibrated,
+            *(_limit_cells(file) if has_limits else ()),
         )
         for file in stored
     ]
     if rows:
         write_csv(folder / "predictions.csv", [header, *rows])
     return tuple(errors)
+
+
+def _limit_cells(file: PredictionFile) -> tuple[str, ...]:
+    """Return the cells of `LIMIT_COLUMNS`; empty where the result has no such limit."""
+    point, classes = file.operating_point, file.prediction_set
+    cells = ["", ""]
+    if point is not None:
+        cells = [point.positive, f"{'at or above' if point.reached else 'below'} {point.threshold:.6f}"]
+    return (*cells, *((" | ".join(classes.classes), f"{classes.coverage:g}") if classes is not None else ("", "")))
 
 
 def _whole_slide_text() -> str:

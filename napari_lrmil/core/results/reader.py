@@ -15,6 +15,7 @@ from napari_lrmil.core.errors import StoredError
 from napari_lrmil.core.features.bag import Features
 from napari_lrmil.core.geometry import Int64, Lattice
 from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
+from napari_lrmil.core.inference.slide_limits import slide_limits
 from napari_lrmil.core.metrics.agreement import measure_agreement
 from napari_lrmil.core.patching.grid import NestedGrid
 from napari_lrmil.core.patching.missing_tissue import NOTHING_MISSING, MissingTiles
@@ -278,6 +279,8 @@ def _join_networks(
         reader=ReaderChoice(file.reader, file.reader_reason or "") if file.reader else None,
         finest_read=FinestRead(file.finest_mpp_read, file.finest_mpp_reason or "") if file.finest_mpp_read else None,
         missing_tiles=MissingTiles(**dict(file.missing_tiles)) if file.missing_tiles else NOTHING_MISSING,
+        # By the model's present limits, as those in the file may be of an earlier calibration.
+        limits=slide_limits(bundle, student.probabilities, is_whole_slide=file.scope == WHOLE_SLIDE.text),
     )
 
 

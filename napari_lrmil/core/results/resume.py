@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from napari_lrmil.core.errors import NewerSchemaError, StoredError
+from napari_lrmil.core.inference.slide_limits import OperatingSide, PredictionSet, slide_limits
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.patching.missing_tissue import MOST_SHARE
 from napari_lrmil.core.patching.roi import WHOLE_SLIDE
 from napari_lrmil.core.results.reader import STORED_MPP_TOLERANCE
@@ -81,6 +83,15 @@ def find_reusable_result(folder: Path, slide: Slide, required: ResultRequirement
     files = ("attention.h5", *([REPORT] if required.report else []), *([OVERLAY] if required.overlay else []))
     is_complete = all((folder / name).is_file() for name in files)
     return file if matches and is_complete else None
+
+
+def has_limits_of(file: PredictionFile, bundle: Bundle) -> bool:
+    """Return whether a result of a whole slide states the limits that the bundle has now."""
+    limits = slide_limits(bundle, file.probabilities)
+    side, classes = file.operating_point, file.prediction_set
+    return (None if side is None else OperatingSide(**side.model_dump())) == limits.side and (
+        None if classes is None else PredictionSet(**classes.model_dump())
+    ) == limits.classes
 
 
 def _resolution_matches(file: PredictionFile, slide: Slide) -> bool:

@@ -133,6 +133,21 @@ class MissingTilesResult(_Part):
     not_read_on_tissue: int
 
 
+class OperatingPointResult(_Part):
+    """Side of the operating point in ``prediction.json``, see `OperatingSide`."""
+
+    positive: str
+    threshold: float
+    reached: bool
+
+
+class PredictionSetResult(_Part):
+    """Set of classes in ``prediction.json``, see `PredictionSet`."""
+
+    coverage: float
+    classes: tuple[str, ...]
+
+
 class PredictionFile(ResultFile):
     """``prediction.json``. Fields that default to None are missing from files of early builds of 0.1.0.
 
@@ -174,6 +189,8 @@ class PredictionFile(ResultFile):
         Sentences on why the result may be wrong.
     missing_tiles
         Tiles that the file does not store or that do not decode; None if there are none on tissue and none damaged.
+    operating_point, prediction_set
+        Side of the operating point and set of classes; None if the model has none, or for a part of a slide.
     version
         Version of napari-lrmil that wrote the file.
     teacher
@@ -210,12 +227,16 @@ class PredictionFile(ResultFile):
     seconds: dict[str, float]
     warnings: tuple[str, ...]
     missing_tiles: MissingTilesResult | None = None
+    operating_point: OperatingPointResult | None = None
+    prediction_set: PredictionSetResult | None = None
     version: str
     teacher: TeacherResult | None = None
 
     def _absent_keys(self) -> set[str]:
-        names = ("teacher", "finest_mpp_read", "finest_mpp_reason", "missing_tiles")  # absent in files of 0.1.0
-        return {name for name in names if getattr(self, name) is None}
+        # Absent in files of 0.1.0.
+        names = ("teacher", "finest_mpp_read", "finest_mpp_reason", "missing_tiles")
+        names_of_limits = ("operating_point", "prediction_set")
+        return {name for name in (*names, *names_of_limits) if getattr(self, name) is None}
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

@@ -21,7 +21,9 @@ from napari_lrmil.core.results.schema import (
     PREDICTION,
     AgreementFile,
     MissingTilesResult,
+    OperatingPointResult,
     PredictionFile,
+    PredictionSetResult,
     TeacherResult,
     require_replaceable,
 )
@@ -136,7 +138,7 @@ def _steps(
 def build_prediction_file(prediction: Prediction, path: str = "") -> PredictionFile:
     """Return the content of ``prediction.json``, see `write_steps`."""
     student, grid, reader, finest = prediction.student, prediction.grid, prediction.reader, prediction.finest_read
-    missing = prediction.missing_tiles
+    missing, limits = prediction.missing_tiles, prediction.limits
     return PredictionFile(
         slide=prediction.slide,
         path=printable(path or path_in_cohort(prediction.path, prediction.path)),
@@ -166,6 +168,8 @@ def build_prediction_file(prediction: Prediction, path: str = "") -> PredictionF
         seconds=student.seconds,
         warnings=prediction.warnings,
         missing_tiles=MissingTilesResult(**asdict(missing)) if missing.sentences else None,
+        operating_point=OperatingPointResult(**asdict(limits.side)) if limits.side else None,
+        prediction_set=PredictionSetResult(**asdict(limits.classes)) if limits.classes else None,
         version=__version__,
         teacher=_teacher_result(prediction),
     )

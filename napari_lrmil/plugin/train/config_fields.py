@@ -25,11 +25,14 @@ FIELD_LABELS = {
     "topk": "Top patches",
     "init": "Start from",
     "about": "About the model",
+    "calibration": "Share of training patients",
 }
 GROUP_TITLES = {
     "": "General",
     "encoder": "Encoders",
     "stain": "Colour",
+    "split": "Calibration split",
+    "operating_point": "Operating point",
     "teacher": "Teacher",
     "stage1": "Stage 1: patch by patch",
     "stage2": "Stage 2: slide by slide",

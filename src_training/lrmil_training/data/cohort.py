@@ -41,6 +41,7 @@ from napari_lrmil.core.slides.slide_names import slide_name
 from napari_lrmil.core.text_escapes import printable
 
 SPLITS = ("train", "val", "test")
+CALIBRATION = "calibration"  # split of `set_calibration_aside`; a table cannot state it
 SPLIT_SHARES = (0.6, 0.2, 0.2)  # of patients, if the table has no column split
 
 
@@ -133,7 +134,9 @@ class Cohort:
 
     def summary(self) -> dict[str, dict[str, int]]:
         """Return split -> class -> number of slides."""
-        return {split: dict(Counter(s.label for s in self.of(split))) for split in SPLITS if self.of(split)}
+        return {
+            split: dict(Counter(s.label for s in self.of(split))) for split in (*SPLITS, CALIBRATION) if self.of(split)
+        }
 
 
 @dataclass(frozen=True)

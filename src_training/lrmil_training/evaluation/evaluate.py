@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from lrmil_training.data.cohort import SPLITS, Cohort, CohortSlide
+from lrmil_training.evaluation.limits import measure_limits
 from lrmil_training.evaluation.metrics import (
     Resampler,
     ScoredSlides,
@@ -29,6 +30,7 @@ from napari_lrmil.core.metrics.agreement import (
     measure_agreement,
     pool_to_lr_grid,
 )
+from napari_lrmil.core.models.limits import NetworkLimits
 from napari_lrmil.core.patching.grid import NestedGrid
 from napari_lrmil.core.patching.regions import RegionFile
 
@@ -127,11 +129,40 @@ def evaluate_methods(
     return metrics
 
 
+def add_limits(
+    metrics: Mapping[str, Any],
+    cohort: Cohort,
+    results: Results,
+    temperatures: Temperatures,
+    limits: Mapping[str, NetworkLimits],
+    *,
+    chosen_on: str = "",
+) -> None:
+    """Add what `measure_limits` returns to the metrics of `evaluate_methods`, for the methods that have limits.
+
+    Parameters
+    ----------
+    metrics
+        Method -> split -> metrics; changed in place.
+    cohort, results, temperatures
+        See `evaluate_methods`.
+    limits
+        Method -> operating point and conformal scores.
+    chosen_on
+        Split on which the operating points were chosen; empty if it is none of this cohort.
+    """
+    for method, network in limits.items():
+        for split, values in metrics[method].items():
+            on_split = [r for r in results[method] if r.row.split == split]
+            scored = score_slides(cohort, on_split, temperatures[method])
+            values |= measure_limits(scored, network, cohort.classes, chosen_here=split == chosen_on)
+
+
 def _evaluate_split(
     cohort: Cohort, results: Results, split: str, bootstrap: int, temperatures: Temperatures
 ) -> dict[str, dict[str, Any]]:
     on_split = {method: [r for r in all_slides if r.row.split == split] for method, all_slides in results.items()}
-    scored = {method: _score_slides(cohort, slides, temperatures[method]) for method, slides in on_split.items()}
+    scored = {method: score_slides(cohort, slides, temperatures[method]) for method, slides in on_split.items()}
     first = next(iter(scored.values()))
     resampler = Resampler(first.targets, first.patients, bootstrap)
     metrics = {}
@@ -163,7 +194,8 @@ def _compare_with_others(method: str, scored: Mapping[str, ScoredSlides], resamp
     return {"paired": paired, "delong": tests, "non_inferiority": verdict}
 
 
-def _score_slides(cohort: Cohort, results: Sequence[SlideResult], temperature: float | None) -> ScoredSlides:
+def score_slides(cohort: Cohort, results: Sequence[SlideResult], temperature: float | None) -> ScoredSlides:
+    """Return the calibrated probabilities of some slides by one method."""
     targets = np.array([cohort.target(r.row) for r in results])
     probabilities = np.array([_probabilities(r, temperature) for r in results])
     return ScoredSlides(probabilities, targets, tuple(r.row.patient for r in results))

@@ -225,7 +225,7 @@ def count_by_split(record: RunRecord) -> list[dict[str, Any]]:
     """Return a row per split: slides, patients, and slides of each class, in the order of `class_names`."""
     labels = class_names(record)
     rows = []
-    for split in ("train", "val", "test", "all"):
+    for split in ("train", "val", "calibration", "test", "all"):
         slides = [s for s in record.slides if s["split"] == split]
         if slides:
             patients = count_patients(s["patient"] for s in slides)

@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from lrmil_training.data.feature_store import StoredRows
 from lrmil_training.data.teacher_targets import EMBEDDING, TeacherTargets
 from lrmil_training.evaluation.attention_files import write_attention_maps
-from lrmil_training.evaluation.evaluate import MEASURED_SPLITS, SlideResult, build_slide_table, evaluate_methods
+from lrmil_training.evaluation.evaluate import (
+    MEASURED_SPLITS,
+    SlideResult,
+    add_limits,
+    build_slide_table,
+    evaluate_methods,
+    fit_method_temperatures,
+    score_slides,
+)
+from lrmil_training.evaluation.limits import fit_run_limits
 from lrmil_training.runs.event_log import SLIDES
 from lrmil_training.stages.methods import STUDENT
 from lrmil_training.stages.outputs import Evaluation, Student, TeacherOutputs
@@ -44,12 +53,18 @@ def evaluate_run(
     results |= {name: _student_results(teacher, student) for name, student in students.items()}
     began = time.perf_counter()
     yield Progress("evaluation", 0, 1, "report")
-    metrics = evaluate_methods(context.cohort, results, context.config.bootstrap)
-    write_json(context.folder / SLIDES, {"slides": build_slide_table(context.cohort, results)})
+    cohort = context.cohort
+    temperatures = fit_method_temperatures(cohort, results)
+    scored = {method: score_slides(cohort, slides, temperatures[method]) for method, slides in results.items()}
+    splits = [r.row.split for r in next(iter(results.values()))]
+    limits = fit_run_limits(scored, splits, cohort.classes, context.config.operating_point.sensitivity)
+    metrics = evaluate_methods(cohort, results, context.config.bootstrap, temperatures=temperatures)
+    add_limits(metrics, cohort, results, temperatures, limits, chosen_on="val")
+    write_json(context.folder / SLIDES, {"slides": build_slide_table(cohort, results, temperatures)})
     drawn = [name for name in ("teacher", STUDENT) if name in results]
     write_attention_maps(context.folder, {name: _held_out(results[name]) for name in drawn})
     yield StageDone("evaluation", time.perf_counter() - began)
-    return Evaluation(results, metrics)
+    return Evaluation(results, metrics, limits)
 
 
 def _held_out(results: Sequence[SlideResult]) -> list[SlideResult]:

@@ -13,6 +13,7 @@ from lrmil_training.stages.outputs import Evaluation, Student, TeacherOutputs
 from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.models.limits import ModelLimits
 from napari_lrmil.core.models.networks import StudentNetwork, TeacherNetwork, write_bundle
 from napari_lrmil.core.patching.color import FEWEST_SLIDES, CohortColour, cohort_colour, color_stats
 
@@ -37,10 +38,11 @@ def export_bundle(
         "stain": context.stain,
     }
     networks = StudentNetwork(student.encoder, student.require_mil())
+    limits = ModelLimits(student=evaluation.limits["student"], teacher=evaluation.limits.get("teacher"))
     if teacher.mil is None:
-        return write_bundle(folder, card, networks, None)
+        return write_bundle(folder, card, networks, None, limits)
     # The teacher's encoder may still be on the GPU; bundles are written from the CPU.
-    return write_bundle(folder, card, networks, TeacherNetwork(context.encoder.encoder.cpu(), teacher.mil))
+    return write_bundle(folder, card, networks, TeacherNetwork(context.encoder.encoder.cpu(), teacher.mil), limits)
 
 
 def training_colour(results: Sequence[SlideResult]) -> CohortColour | None:

@@ -16,6 +16,7 @@ from lrmil_training.evaluation.evaluate import SlideResult
 from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.encoders import AlignedEncoder
 from napari_lrmil.core.events import Event
+from napari_lrmil.core.models.limits import NetworkLimits
 from napari_lrmil.core.models.mil import MIL
 
 
@@ -112,10 +113,13 @@ class Evaluation:
         Method -> one result per slide; all methods have the same slides in the same order.
     metrics
         Method -> split -> figures: the content of ``metrics.json``.
+    limits
+        Method -> operating point and conformal scores.
     """
 
     results: Mapping[str, Sequence[SlideResult]]
     metrics: Mapping[str, Any]
+    limits: Mapping[str, NetworkLimits]
 
 
 class Stage(Protocol):

@@ -175,8 +175,14 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-def test_killed_and_resumed_equals_unbroken(run: Path, cohort: Path, settings: dict[str, Any], tmp_path: Path) -> None:
-    folder = tmp_path / "run"
+@pytest.mark.parametrize("changes", [{}, {"split": {"calibration": 0.5}}], ids=["plain", "calibration split"])
+def test_killed_and_resumed_equals_unbroken(
+    run: Path, cohort: Path, settings: dict[str, Any], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    folder, settings = tmp_path / "run", settings | changes
+    if changes:
+        run = tmp_path / "whole"
+        list(train(cohort, run, build_config(settings), CPU))
     call = [sys.executable, "-c", CHILD, str(cohort), str(folder), json.dumps(settings)]
     with subprocess.Popen(call, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -190,3 +196,8 @@ def test_killed_and_resumed_equals_unbroken(run: Path, cohort: Path, settings: d
     for method in ("student", "labels_only"):
         for name, logits in _logits(run, method).items():
             assert _logits(folder, method)[name] == pytest.approx(logits, abs=1e-4)
+    limits = [Bundle(path / "bundle").limits for path in (run, folder)]
+    assert limits[0] is not None and limits[1] is not None
+    sets = [each.student.conformal for each in limits]
+    assert [each and each.n_patients for each in sets] == [2 if changes else None] * 2
+    assert not changes or sets[0].scores == pytest.approx(sets[1].scores, abs=1e-4)

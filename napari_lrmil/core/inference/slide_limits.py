@@ -1,0 +1,120 @@
+"""Side of the operating point and set of classes of one slide, from its probabilities and the limits of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from napari_lrmil.core.metrics.conformal import conformal_threshold, prediction_sets
+from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.models.limits import SET_COVERAGE, NetworkLimits
+
+
+@dataclass(frozen=True)
+class OperatingSide:
+    """Side of the operating point on which a slide lies.
+
+    Attributes
+    ----------
+    positive
+        Name of the positive class.
+    threshold
+        Probability of that class from which on a slide is positive.
+    reached
+        Whether the slide is positive.
+    """
+
+    positive: str
+    threshold: float
+    reached: bool
+
+    @property
+    def text(self) -> str:
+        """The side in words."""
+        side = "at or above" if self.reached else "below"
+        return f"{side} the operating point of {self.positive}, {self.threshold:.3f}"
+
+
+@dataclass(frozen=True)
+class PredictionSet:
+    """Set of classes that holds the true one with a stated probability.
+
+    Attributes
+    ----------
+    coverage
+        That probability, over slides of new patients of the population of the calibration slides.
+    classes
+        The classes in the set, in the model's order.
+    """
+
+    coverage: float
+    classes: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The set in words."""
+        return f"set at {100 * self.coverage:g} %: {' or '.join(self.classes)}"
+
+
+@dataclass(frozen=True)
+class SlideLimits:
+    """Side and set of one slide; None where the model has no such limit, or the prediction is of a part of a slide."""
+
+    side: OperatingSide | None = None
+    classes: PredictionSet | None = None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Those that exist, in words."""
+        return tuple(limit.text for limit in (self.side, self.classes) if limit is not None)
+
+
+NO_LIMITS = SlideLimits()
+
+
+def slide_limits(bundle: Bundle, probabilities: Mapping[str, float], *, is_whole_slide: bool = True) -> SlideLimits:
+    """Return the limits of a student's prediction. Of a part of a slide there are none: they hold for whole slides.
+
+    Raises
+    ------
+    BundleError
+        If the limits of the bundle are damaged.
+    """
+    limits = bundle.limits if is_whole_slide else None
+    if limits is None:
+        return NO_LIMITS
+    classes = bundle.card.classes
+    return SlideLimits(_side(limits.student, probabilities), prediction_set(limits.student, classes, probabilities))
+
+
+def _side(limits: NetworkLimits, probabilities: Mapping[str, float]) -> OperatingSide | None:
+    point = limits.operating_point
+    if point is None:
+        return None
+    return OperatingSide(point.positive, point.threshold, probabilities[point.positive] >= point.threshold)
+
+
+def prediction_set(
+    limits: NetworkLimits, classes: Sequence[str], probabilities: Mapping[str, float], coverage: float = SET_COVERAGE
+) -> PredictionSet | None:
+    """Return the set of a slide at a coverage; None if the model has no scores, or too few for it.
+
+    Parameters
+    ----------
+    limits
+        Limits of the network.
+    classes, probabilities
+        Classes in the model's order; class -> calibrated probability of a whole slide.
+    coverage
+        Probability that the set holds the true class, between 0 and 1.
+    """
+    conformal = limits.conformal
+    if conformal is None:
+        return None
+    threshold = conformal_threshold(conformal.scores, conformal.patients, coverage)
+    if threshold is None:
+        return None
+    (is_in_set,) = prediction_sets(np.array([[probabilities[c] for c in classes]], np.float64), threshold)
+    return PredictionSet(coverage, tuple(c for c, inside in zip(classes, is_in_set, strict=True) if inside))

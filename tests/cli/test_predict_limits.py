@@ -1,0 +1,97 @@
+"""Operating point and set of classes in what `predict` prints and writes; bundles without them give what they gave."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from napari_lrmil.core.cohort.predict_task import open_bundle_once
+from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.models.limits import LIMITS, ConformalScores, ModelLimits, NetworkLimits, OperatingPoint
+from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
+from support.networks import untrained_bundle
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("slide")
+    write_slide(folder, PhantomSlide("first", LESION, 1, (1024, 768)))
+    return next(folder.glob("first.tif*"))
+
+
+def write_limits(bundle: Bundle, threshold: float, score: float) -> None:
+    """Give a bundle an operating point, and the scores of 20 patients."""
+    counts = {"sensitivity": 1.0, "specificity": 1.0, "positives": 5, "negatives": 5}
+    point = OperatingPoint(positive="lesion", threshold=threshold, rule="Youden's index", **counts)
+    conformal = ConformalScores(scores=(score,) * 20, patients=tuple(range(20)))
+    limits = ModelLimits(bundle_sha256=bundle.sha256, student=NetworkLimits(operating_point=point, conformal=conformal))
+    (bundle.path / LIMITS).write_text(limits.model_dump_json())
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def read(out: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((out / "first" / "prediction.json").read_text())
+    return content
+
+
+def test_a_bundle_without_limits_says_nothing_of_them(call: Call, slide: Path, tmp_path: Path) -> None:
+    bundle = untrained_bundle(tmp_path / "bundle")
+    assert bundle.limits is None
+    code, printed, _ = call("predict", slide, "--bundle", bundle.path, "--out", tmp_path / "out", "--device", "cpu")
+    assert code == 0 and "operating point" not in printed and "set at" not in printed
+    assert not {"operating_point", "prediction_set"} & set(read(tmp_path / "out"))
+    assert not {"operating_point", "prediction_set"} & set(rows(tmp_path / "out")[0])
+
+
+def test_side_and_set_are_printed_written_and_kept(call: Call, slide: Path, tmp_path: Path) -> None:
+    """A second call keeps the result; after another calibration of the same weights it is predicted again."""
+    bundle, out = untrained_bundle(tmp_path / "bundle"), tmp_path / "out"
+    words = ("predict", slide, "--bundle", bundle.path, "--out", out, "--device", "cpu", "--runtime", "torch")
+    write_limits(bundle, 0.0, 1.0)
+    code, printed, _ = call(*words)
+    assert code == 0
+    assert "at or above the operating point of lesion, 0.000; set at 90 %: normal or lesion" in printed
+    result, (row,) = read(out), rows(out)
+    assert result["operating_point"] == {"positive": "lesion", "threshold": 0.0, "reached": True}
+    assert result["prediction_set"] == {"coverage": 0.9, "classes": ["normal", "lesion"]}
+    assert (row["positive"], row["operating_point"]) == ("lesion", "at or above 0.000000")
+    assert (row["prediction_set"], row["coverage"]) == ("normal | lesion", "0.9")
+    again = call(*words)[1]
+    assert "set at 90 %: normal or lesion (already there)" in again
+    write_limits(bundle, 1.0, 0.0)
+    open_bundle_once.cache_clear()  # as in a new process
+    changed = call(*words)[1]
+    assert "already there" not in changed and f"set at 90 %: {result['predicted']} (" in changed
+    assert read(out)["operating_point"]["reached"] is False and read(out)["probabilities"] == result["probabilities"]
+
+
+def test_a_part_of_a_slide_has_neither(call: Call, slide: Path, tmp_path: Path) -> None:
+    """Its score is not calibrated."""
+    bundle, out = untrained_bundle(tmp_path / "bundle"), tmp_path / "out"
+    write_limits(bundle, 0.5, 1.0)
+    ring = [[0, 0], [1024, 0], [1024, 768], [0, 768], [0, 0]]
+    geometry = {"type": "Polygon", "coordinates": [ring]}
+    roi = tmp_path / "roi.geojson"
+    roi.write_text(json.dumps({"type": "FeatureCollection", "features": [{"type": "Feature", "geometry": geometry}]}))
+    words = ("predict", slide, "--bundle", bundle.path, "--out", out, "--device", "cpu", "--roi", roi)
+    code, printed, error = call(*words)
+    assert code == 0, error
+    assert "operating point" not in printed and not {"operating_point", "prediction_set"} & set(read(out))
+
+
+def test_damaged_limits_end_the_command(call: Call, slide: Path, tmp_path: Path) -> None:
+    bundle = untrained_bundle(tmp_path / "bundle")
+    (bundle.path / LIMITS).write_text("{}")
+    code, _, error = call("predict", slide, "--bundle", bundle.path, "--out", tmp_path / "out", "--device", "cpu")
+    assert code == 2 and "limits.json cannot be read" in error and "Traceback" not in error
