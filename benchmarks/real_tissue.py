@@ -4,7 +4,8 @@
 
 `SHARED` is the folder with the development data, which is not part of this repository. Slides, features and runs go to
 `WORK` and may be deleted; what was measured goes to `FOLDER`, a small JSON file per cell. A cell that is there is not
-measured again, so the command goes on where it stopped. ``--table`` prints the tables of what is there.
+measured again, so the command goes on where it stopped. ``--table`` prints the tables of what is there. With
+``--recipes`` the grid is another: an old and a new training recipe on slides drawn by image (`real_tissue_recipes`).
 """
 
 from __future__ import annotations
@@ -14,120 +15,57 @@ import json
 import os
 import resource
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from real_tissue_cells import BASE, RESOLUTIONS, Cell, cells
+from real_tissue_cohorts import cohort_folder, make_cohort, source_cohort
+from real_tissue_recipes import RECIPES, cell_settings, extract_teacher_features, recipe_cells, write_sources
+from real_tissue_recipes_table import print_recipe_tables, write_recipe_tables
 from real_tissue_table import print_tables, write_tables
 
-FOLDS = (  # patients of train, val, test; each split has both classes
-    ("2,4,8,13", "10,12", "3,5,16"),
-    ("3,5,8,16", "10,12", "2,4,13"),
-    ("2,4,5,13", "3,16", "8,10,12"),
-)
-SLIDES = {"train": 60, "val": 20, "test": 40}
-SHARES = {"default": "0.10,0.20", "harder": "0.02,0.04", "matched": "0.10,0.20"}
-THIRD = 20  # training slides of the cohort with few of them
-# An LR patch has a footprint of 512 level-0 px, so that four HR patches of 128 px lie along its side.
-RESOLUTIONS: dict[str, dict[str, Any]] = {
-    "2.5x": {"lr_mpp": 4.0, "lr_patch_px": 64},
-    "2.5x enlarged": {"lr_mpp": 4.0, "lr_patch_px": 64, "student_input_px": 128},
-    "5x": {"lr_mpp": 2.0, "lr_patch_px": 128},
-}
-RATES = (3e-5, 1e-4, 3e-4)  # of fine-tuning; chosen on validation with a fold's first seed
-ROWS = ("labels_only", "labels_only_finetuned", "stage1_only", "stage2_only", "both")
-BASE: dict[str, Any] = {
-    "hr_patch_px": 128,
-    "teacher": {"lr": 3e-3, "hidden": 64},  # what validation favours among TEACHERS
-    "bootstrap": 1000,
-    "stage1": {"patches_per_slide": 40},
-    "stage3": {"epochs": 15, "lr": list(RATES)},
-    "baselines": list(ROWS),
-}
-# The teacher without a student that learns.
-ALONE: dict[str, Any] = {
-    "baselines": [],
-    "stage1": {"epochs": 0},
-    "stage2": {"init": "frozen_head"},
-    "stage3": {"epochs": 0},
-}
-TEACHERS = ((3e-4, 64), (1e-3, 64), (1e-3, 128), (3e-3, 64))  # learning rate, width of the gate
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run: a cohort, a fold, a resolution, a seed, and the changed settings."""
-
-    kind: str  # headline, ablation, or the name of a control
-    cohort: str
-    fold: int
-    resolution: str
-    seed: int
-    changes: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """File name of its results."""
-        return f"{self.kind}-{self.cohort}-{self.resolution.replace(' ', '_')}-fold{self.fold}-seed{self.seed}"
-
-
-def cells() -> Iterator[Cell]:
-    """Yield all cells, the most important ones first."""
-    for lr, hidden in TEACHERS:  # chosen on validation before any student is trained
-        for fold in range(len(FOLDS)):
-            changes = ALONE | {"teacher": {"lr": lr, "hidden": hidden}}
-            yield Cell(f"teacher_lr{lr:g}_hidden{hidden}", "default", fold, "2.5x", 0, changes)
-    ablation = {"ablation": True, "baselines": [], "stage3": {"epochs": 0}}
-    uniform = {"stage1": {**BASE["stage1"], "attention": "uniform"}, "baselines": ["stage1_only"]}
-    for seed in range(10):
-        for fold in range(len(FOLDS)):
-            if seed < 5:
-                yield Cell("headline", "default", fold, "2.5x", seed)
-            if seed < 3:
-                yield Cell("headline", "third", fold, "2.5x", seed)
-                yield Cell("headline", "harder", fold, "2.5x", seed)
-            if seed < 2:
-                yield Cell("uniform", "default", fold, "2.5x", seed, uniform | {"stage3": {"epochs": 0}})
-                yield Cell("ablation", "default", fold, "2.5x", seed, ablation)
-            yield Cell("permuted", f"permuted_{seed}", fold, "2.5x", seed, ALONE)
-        if seed < 5:  # patches of 128 px are the most expensive
-            for fold in range(len(FOLDS)):
-                yield Cell("headline", "default", fold, "2.5x enlarged", seed)
-                yield Cell("headline", "default", fold, "5x", seed)
-                if seed < 2:
-                    yield Cell("stain_matched", "matched", fold, "2.5x", seed)
+RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
     """Measure the cells that are missing, or print the tables."""
+    args = parse_arguments()
+    if args.write:
+        (write_recipe_tables if args.recipes else write_tables)(args.results, args.write)
+        return
+    if not args.table:
+        measure(args)
+    (print_recipe_tables if args.recipes else print_tables)(args.results)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the checked arguments."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--recipes", action="store_true", help="the grid of training recipes, with results of its own")
     p.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with data and tools")
     p.add_argument("--work", type=Path, help="folder for slides, features and runs")
-    p.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "real_tissue")
+    p.add_argument("--results", type=Path, help="folder of the results, in the repository if left out")
     p.add_argument("--only", nargs="*", default=(), help="parts of the names of the cells to measure")
     p.add_argument("--workers", type=int, default=2, help="cells at a time, each with one thread")
     p.add_argument("--table", action="store_true", help="only print the tables")
     p.add_argument("--write", type=Path, help="only put the tables into this page")
     args = p.parse_args()
-    if args.write:
-        write_tables(args.results, args.write)
-        return
-    if not args.table:
-        if args.work is None:
-            p.error("--work is needed, for slides, features and runs")
-        measure(args)
-    print_tables(args.results)
+    if args.work is None and not (args.table or args.write):
+        p.error("--work is needed, for slides, features and runs")
+    if args.results is None:
+        args.results = RESULTS / ("real_tissue_recipes" if args.recipes else "real_tissue")
+    return args
 
 
 def measure(args: argparse.Namespace) -> None:
     """Measure the missing cells in parallel; a failed cell is reported and does not stop the others."""
     args.results.mkdir(parents=True, exist_ok=True)
-    wanted = [c for c in cells() if not args.only or any(part in c.name for part in args.only)]
+    grid = recipe_cells() if args.recipes else cells()
+    wanted = [c for c in grid if not args.only or any(part in c.name for part in args.only)]
     missing = [c for c in wanted if not (args.results / f"{c.name}.json").exists()]
     print(f"{len(wanted)} cells, {len(missing)} of them not measured yet", flush=True)
     os.environ["OMP_NUM_THREADS"] = "1"  # for the worker processes: two threads on shared cores are slower than one
@@ -164,94 +102,6 @@ def _may_start(args: argparse.Namespace, cell: Cell, running: Collection[Cell], 
     return (features not in making or features.with_suffix(".whole").exists()) and chooser.name not in undecided
 
 
-# ---------------------------------------------------------------- cohorts
-
-
-def make_cohort(args: argparse.Namespace, cohort: str, fold: int) -> None:
-    """Write the slides of a fold, or a table over the slides of another cohort."""
-    folder = cohort_folder(args, cohort, fold)
-    if (folder / "cohort.csv").exists() and (folder / ".whole").exists():
-        return
-    if cohort in SHARES:
-        _paint(args, folder, cohort, fold)
-    elif cohort == "third":
-        _table(args, "default", fold, folder, _fewer)
-    else:
-        seed = int(cohort.removeprefix("permuted_"))
-        _table(args, "default", fold, folder, lambda rows: _permuted(rows, seed))
-    (folder / ".whole").touch()
-
-
-def cohort_folder(args: argparse.Namespace, cohort: str, fold: int) -> Path:
-    """Return the folder of the slides and the table of a cohort."""
-    folder: Path = args.work / "cohorts" / cohort / f"fold_{fold}"
-    return folder
-
-
-def _paint(args: argparse.Namespace, folder: Path, cohort: str, fold: int) -> None:
-    source = args.shared / "data" / "patches" / "glas"
-    images = _matched(source, args.work / "images") if cohort == "matched" else source
-    for split, patients in zip(SLIDES, FOLDS[fold], strict=True):
-        call = [sys.executable, args.shared / "tools" / "make_tissue_cohort.py", "--images", images]
-        call += ["--labels", source / "labels.csv", "--patients", patients, "--split", split, "--out", folder]
-        call += ["--n", SLIDES[split], "--lesion-share", SHARES[cohort], "--workers", 1]
-        subprocess.run([str(part) for part in call], check=True, stdout=subprocess.DEVNULL)
-
-
-def _matched(source: Path, folder: Path) -> Path:
-    """Return the folder of images normalised to equal mean and deviation of colour (Reinhard et al. 2001).
-
-    Patients differ in colour. After normalisation, a network cannot recognise a patient by it.
-    """
-    import numpy as np
-    from skimage.color import lab2rgb, rgb2lab
-    from skimage.io import imread, imsave
-
-    files = sorted(source.rglob("*.png"))
-    if (folder / ".whole").exists():
-        return folder
-    moments = [(lab.mean((0, 1)), lab.std((0, 1))) for lab in (rgb2lab(imread(f)[..., :3]) for f in files)]
-    mean, deviation = np.mean([m for m, _ in moments], axis=0), np.mean([d for _, d in moments], axis=0)
-    for file, (own_mean, own_deviation) in zip(files, moments, strict=True):
-        lab = (rgb2lab(imread(file)[..., :3]) - own_mean) / own_deviation * deviation + mean
-        target = folder / file.relative_to(source)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        imsave(target, np.round(np.clip(lab2rgb(lab), 0, 1) * 255).astype(np.uint8), check_contrast=False)
-    (folder / ".whole").touch()
-    return folder
-
-
-def _table(args: argparse.Namespace, source: str, fold: int, folder: Path, change: Any) -> None:
-    """Write a table over the slides of another cohort, with the rows that `change` returns."""
-    import pandas as pd
-
-    make_cohort(args, source, fold)
-    source_folder = cohort_folder(args, source, fold)
-    rows = change(pd.read_csv(source_folder / "cohort.csv", dtype=str))
-    rows["slide"] = [os.path.relpath(source_folder / name, folder) for name in rows["slide"]]
-    folder.mkdir(parents=True, exist_ok=True)
-    rows.to_csv(folder / "cohort.csv", index=False)
-
-
-def _fewer(rows: Any) -> Any:
-    """Return the table with the first third of the training slides, half of each class; validation and test stay."""
-    train = rows[rows["split"] == "train"]
-    selected = train.groupby("label").head(THIRD // 2).index
-    return rows[(rows["split"] != "train") | rows.index.isin(selected)].copy()
-
-
-def _permuted(rows: Any, seed: int) -> Any:
-    """Return the table with labels permuted within training and within validation; the test labels stay true."""
-    import numpy as np
-
-    rng = np.random.default_rng([seed, 77])
-    changed = rows.copy()
-    for split in ("train", "val"):
-        side = changed.index[changed["split"] == split]
-        changed.loc[side, "label"] = rng.permutation(changed.loc[side, "label"].to_numpy())
-    return changed
-
-
 # ---------------------------------------------------------------- cells
 
 
@@ -267,20 +117,13 @@ def measure_cell(args: argparse.Namespace, cell: Cell) -> None:
     began, wall = cpu_seconds(), time.perf_counter()
     make_cohort(args, cell.cohort, cell.fold)
     run: Path = args.work / "runs" / cell.name
-    values = {
-        **BASE,
-        **RESOLUTIONS[cell.resolution],
-        **cell.changes,
-        "seed": cell.seed,
-        "features": str(_features(args, cell)),
-        "encoder": {"teacher": str(next((args.shared / "data" / "weights").glob("*.safetensors")))},
-    }
-    rates = chosen_rates(args.results, cell)
-    if rates and values["stage3"]["epochs"]:
-        values["stage3"] = {**values["stage3"], "lr": rates}
+    table, values = cohort_folder(args, cell.cohort, cell.fold) / "cohort.csv", _settings(args, cell)
+    if cell.recipe:
+        write_sources(args, cell)
+        extract_teacher_features(args, table, values)
     _reuse_teacher(args, cell, run)
     figures: dict[str, dict[str, float]] = {}
-    for event in train(cohort_folder(args, cell.cohort, cell.fold) / "cohort.csv", run, build_config(values), _cpu()):
+    for event in train(table, run, build_config(values), _cpu()):
         if type(event).__name__ == "Metric" and event.name.startswith("lr "):
             figures.setdefault(event.stage, {})[event.name[3:]] = event.value
     results = {
@@ -289,6 +132,7 @@ def measure_cell(args: argparse.Namespace, cell: Cell) -> None:
         "cpu_seconds": cpu_seconds() - began,  # of this attempt only, without interrupted ones
         "wall_seconds": time.perf_counter() - wall,
         "metrics": json.loads((run / METRICS).read_text()),
+        **({"slides": _test_slides(run)} if cell.recipe else {}),
     }
     _write(args.results / f"{cell.name}.json", results)
     shutil.rmtree(
@@ -296,11 +140,41 @@ def measure_cell(args: argparse.Namespace, cell: Cell) -> None:
     )  # LR features of every encoder: large, and computed again if needed
 
 
+def _settings(args: argparse.Namespace, cell: Cell) -> dict[str, Any]:
+    """Return the configuration of a cell; learning rates that were chosen on validation replace the list to try."""
+    own = cell_settings(cell) if cell.recipe else {**BASE, **cell.changes}
+    encoder = str(next((args.shared / "data" / "weights").glob("*.safetensors")))
+    values = {
+        **RESOLUTIONS[cell.resolution],
+        **own,
+        "seed": cell.seed,
+        "features": str(_features(args, cell)),
+        "encoder": {**own.get("encoder", {}), "teacher": encoder},
+    }
+    rates = chosen_rates(args.results, cell)
+    if rates and values["stage3"].get("epochs", 1):
+        values["stage3"] = {**values["stage3"], "lr": rates}
+    return values
+
+
 def _features(args: argparse.Namespace, cell: Cell) -> Path:
     """Return the folder of the HR features of a cell; tables over the same slides share it."""
-    shared = cell.cohort if cell.cohort in SHARES else "default"
+    kind = RECIPES[cell.recipe].features if cell.recipe else ""
+    shared = source_cohort(cell.cohort) + (f"-{kind}" if kind else "")
     folder: Path = args.work / "features" / shared / f"fold_{cell.fold}"
     return folder
+
+
+def _test_slides(run: Path) -> list[dict[str, Any]]:
+    """Return label and probability of malignancy by each method of the test slides of a run."""
+    from lrmil_training.runs.event_log import SLIDES
+
+    test = [s for s in json.loads((run / SLIDES).read_text())["slides"] if s["split"] == "test"]
+    return [
+        {key: s[key] for key in ("slide", "patient", "label")}
+        | {"probabilities": {name: m["probabilities"]["malignant"] for name, m in s["methods"].items()}}
+        for s in test
+    ]
 
 
 def cpu_seconds() -> float:
@@ -397,7 +271,7 @@ def _chooser(cell: Cell) -> Cell:
 
     Training on patches of 128 px costs four times as much, and encoder, fold and slides are the same.
     """
-    return Cell(cell.kind, cell.cohort, cell.fold, "2.5x", 0)
+    return replace(cell, resolution="2.5x", seed=0, changes={})
 
 
 def _reuse_teacher(args: argparse.Namespace, cell: Cell, run: Path) -> None:

@@ -81,14 +81,14 @@ def print_tables(folder: Path) -> None:
         print(f"\n### {KINDS[key[0]]}: {COHORTS[key[1]]}, {key[2]}\n")
         _auroc_table(cells_by_key[key])
         if key[0] == "headline":
-            _table(paired_rows(cells_by_key[key]))
-            _table(not_worse_rows(cells_by_key[key]))
+            print_table(paired_rows(cells_by_key[key]))
+            print_table(not_worse_rows(cells_by_key[key]))
             print(f"{interval_note(cells_by_key[key]) or ''}\n")
             _attention_table(cells_by_key[key], ceilings[key[1:]])
     _every_run(cells_by_key)
     print(f"\n### Goals, {NATIVE} as it is read\n")
     ceiling = mean([c["agreement"]["spearman"] for c in ceilings["default", NATIVE]])
-    _table(expectation_rows(expectations(cells_by_key, ceiling)))
+    print_table(expectation_rows(expectations(cells_by_key, ceiling)))
     _cost_table(costs)
     hours = sum(result["cpu_seconds"] for cells in cells_by_key.values() for result in cells) / 3600
     print(f"\n{sum(map(len, cells_by_key.values()))} cells, {hours:.1f} CPU-hours")
@@ -103,9 +103,9 @@ def _teachers_table(cells_by_kind: Mapping[str, Cells]) -> None:
     print("\n### The teacher's settings\n")
     rows = [["learning rate and width of the gate", "validation", "test"]]
     for kind, cells in cells_by_kind.items():
-        means = [_spread([_auroc(c, "teacher", split) for c in cells]) for split in ("val", "test")]
+        means = [format_spread([_auroc(c, "teacher", split) for c in cells]) for split in ("val", "test")]
         rows.append([kind.removeprefix(TEACHER).replace("_hidden", ", "), *means])
-    _table(rows)
+    print_table(rows)
 
 
 def _auroc_table(cells: Cells) -> None:
@@ -118,9 +118,9 @@ def _auroc_table(cells: Cells) -> None:
     for method in _methods(cells):
         row = [method, seeds_of(cells, method)]
         row += [_with_interval([c for c in cells if c["cell"]["fold"] == f], method) for f in folds]
-        row += [_spread([_auroc(c, method) for c in cells])]
+        row += [format_spread([_auroc(c, method) for c in cells])]
         row += [_difference(cells, method, other) for other in shown]
-        row += [_spread([_auroc(c, method, "val") for c in cells])]
+        row += [format_spread([_auroc(c, method, "val") for c in cells])]
         _row(row)
     print()
 
@@ -136,7 +136,7 @@ def _every_run(cells_by_key: Mapping[tuple[str, str, str], Cells]) -> None:
         for method in _methods(headline[key]):
             values = [_auroc(by[run], method) if run in by else None for run in runs]
             rows.append([f"{key[1]}, {key[2]}", method, *("" if v is None else f"{v:.3f}" for v in values)])
-    _table(rows)
+    print_table(rows)
 
 
 def _attention_table(cells: Cells, ceilings: Cells) -> None:
@@ -145,14 +145,14 @@ def _attention_table(cells: Cells, ceilings: Cells) -> None:
     _row(["method", "ρ", "top-10 % overlap", "divergence", "lesion AUROC", "patches"])
     print("|---" * 6 + "|")
     if ceilings:
-        means = [_spread([c["agreement"][key] for c in ceilings]) for key in keys]
+        means = [format_spread([c["agreement"][key] for c in ceilings]) for key in keys]
         _row(["teacher of another seed", *means, "", ""])
     for method in _methods(cells):
         row = [
-            _spread([_figure(c, method, lambda m, key=key: (m["agreement"] or {}).get(key)) for c in cells])
+            format_spread([_figure(c, method, lambda m, key=key: (m["agreement"] or {}).get(key)) for c in cells])
             for key in keys
         ]
-        row += [_spread([_figure(c, method, lambda m: m["lesion_auroc"]) for c in cells])]
+        row += [format_spread([_figure(c, method, lambda m: m["lesion_auroc"]) for c in cells])]
         patches = [_figure(c, method, lambda m: m["cost"]["patches_per_slide"]) for c in cells]
         _row([method, *row, f"{np.mean([p for p in patches if p is not None]):.0f}"])
     print()
@@ -171,7 +171,7 @@ def _cost_table(costs: Cells) -> None:
             _row([result["cell"]["resolution"], network, f"{figures[0]:.0f}", f"{figures[1]:.2f}", f"{figures[2]:.2f}"])
 
 
-def _table(rows: Rows) -> None:
+def print_table(rows: Rows) -> None:
     """Print head and rows."""
     _row(rows[0])
     print("|---" * len(rows[0]) + "|")
@@ -202,10 +202,11 @@ def _with_interval(cells: Cells, method: str) -> str:
     bounds = [[_figure(c, method, lambda m, b=b: m["auroc"][b]) for c in cells] for b in ("low", "high")]
     low, high = ([v for v in side if v is not None] for side in bounds)
     span = f" ({np.mean(low):.2f} to {np.mean(high):.2f})" if low and high else ""
-    return _spread([_auroc(c, method) for c in cells]) + span
+    return format_spread([_auroc(c, method) for c in cells]) + span
 
 
-def _spread(values: Sequence[float | None]) -> str:
+def format_spread(values: Sequence[float | None]) -> str:
+    """Return mean and standard deviation of the values that are not None, or a dash without any."""
     defined = [v for v in values if v is not None]
     if not defined:
         return "-"

@@ -1,0 +1,153 @@
+"""Training recipes of benchmarks/real_tissue.py --recipes: an old and a new one on the same slides, drawn by image.
+
+A cell is a recipe with what is trained (teacher alone, or students), a cohort, a fold and a seed. Cells come in order:
+those that decide most are first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from real_tissue_cells import ALONE, BASE, FOLDS, Cell
+from real_tissue_cohorts import BY_IMAGE, measure_sources
+
+SETTINGS = ("default", "harder", "third")
+SEEDS, PERMUTATIONS = 3, 10
+LAMBDA_PATCH = 1.0  # of the term of outlines, where a recipe has it
+OLD, NEW, UNCOLOURED, OUTLINES = "old", "new", "new_uncoloured", "new_outlines"
+REGULARISED: dict[str, Any] = {"weight_decay": 1e-2, "feature_dropout": 0.5}
+FINETUNED, FROZEN = "labels_only_finetuned", "labels_only"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings beyond those of the first grid.
+
+    Attributes
+    ----------
+    changes
+        The settings, by group.
+    features
+        Recipes of the same word use the same HR features.
+    """
+
+    changes: dict[str, Any] = field(default_factory=dict)
+    features: str = ""
+
+
+_UNCOLOURED: dict[str, Any] = {
+    "encoder": {"teacher_layers": ["block_15"]},
+    "teacher": REGULARISED,
+    "stage2": REGULARISED,
+    "stage3": {"feature_dropout": REGULARISED["feature_dropout"]},  # its weight decay is 1e-2 in both
+}
+_NEW = _UNCOLOURED | {"stain": {"normalise": "reinhard"}}
+_PATCH_TERM = {stage: {"lambda_patch": LAMBDA_PATCH} for stage in ("teacher", "stage1", "stage2", "stage3")}
+
+
+def merge_settings(*settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with those of later tables put over those of earlier ones, key by key within a group."""
+    merged: dict[str, Any] = {}
+    for table in settings:
+        for name, value in table.items():
+            is_group = isinstance(value, dict) and isinstance(merged.get(name), dict)
+            merged[name] = merged[name] | value if is_group else value
+    return merged
+
+
+RECIPES = {
+    OLD: Recipe(),
+    NEW: Recipe(_NEW, "new"),
+    UNCOLOURED: Recipe(_UNCOLOURED, "uncoloured"),
+    OUTLINES: Recipe(merge_settings(_NEW, _PATCH_TERM), "new"),
+}
+
+
+def recipe_cells() -> Iterator[Cell]:
+    """Yield all cells, those that decide most first."""
+    for setting in ("default", "harder"):
+        yield from _grid("teacher", OLD, setting, SEEDS, ALONE)
+        yield from _grid("teacher", NEW, setting, SEEDS, ALONE)
+    yield from _grid("teacher", UNCOLOURED, "default", SEEDS, ALONE)
+    for setting in SETTINGS:
+        yield from _grid("student", NEW, setting, SEEDS, {"baselines": [FINETUNED]}, _SEED_0)
+    for recipe in (OLD, NEW):
+        yield from _grid("teacher", recipe, "third", SEEDS, ALONE)
+    for number in range(PERMUTATIONS):
+        for fold in range(len(FOLDS)):
+            yield Cell("permuted", f"{BY_IMAGE}permuted_{number}", fold, "2.5x", number, ALONE, NEW)
+    for setting in SETTINGS:
+        yield from _grid("student", OUTLINES, setting, 1, {"baselines": [FINETUNED]})
+        yield from _grid("student", OLD, setting, 1, {"baselines": [FINETUNED]})
+        yield from _grid("uniform", NEW, setting, 1, _UNIFORM)
+
+
+# One seed of the rows that are no verdict's.
+_SEED_0: dict[str, Any] = {"baselines": [FINETUNED, FROZEN, "stage1_only", "both"]}
+_UNIFORM: dict[str, Any] = {"stage1": {"attention": "uniform"}, "stage3": {"epochs": 0}, "baselines": ["stage1_only"]}
+
+
+def _grid(
+    kind: str, recipe: str, setting: str, seeds: int, changes: dict[str, Any], first: dict[str, Any] | None = None
+) -> Iterator[Cell]:
+    """Yield the cells of every seed and fold; `first` replaces the changes of seed 0."""
+    for seed in range(seeds):
+        for fold in range(len(FOLDS)):
+            own = changes if first is None or seed else first
+            yield Cell(kind, f"{BY_IMAGE}{setting}", fold, "2.5x", seed, own, recipe)
+
+
+def cell_settings(cell: Cell) -> dict[str, Any]:
+    """Return the settings of a cell of this grid; its own changes come last."""
+    return merge_settings(BASE, RECIPES[cell.recipe].changes, cell.changes)
+
+
+def write_sources(args: argparse.Namespace, cell: Cell) -> None:
+    """Write how many images and patients a cell's cohort has, real and effective, once for a cohort and fold."""
+    file: Path = args.results / f"sources-{cell.cohort}-fold{cell.fold}.json"
+    if not file.exists():
+        cell_fields = {"kind": "sources", "cohort": cell.cohort, "fold": cell.fold}
+        sources = measure_sources(args, cell.cohort, cell.fold)
+        file.write_text(json.dumps({"cell": cell_fields, "sources": sources}, indent=1))
+
+
+def extract_teacher_features(args: argparse.Namespace, cohort_csv: Path, values: dict[str, Any]) -> None:
+    """Write the HR features of a recipe with the layers that stage 1 compares, so that all its cells find them.
+
+    A teacher alone needs no layers, and its features would be extracted again for its students.
+    """
+    import torch
+    from real_tissue_encoding import OpenVinoEncoder
+
+    from lrmil_training.config import build_config
+    from lrmil_training.data.cohort import read_cohort
+    from lrmil_training.data.features import make_features
+    from lrmil_training.stages.run_context import RunContext
+    from lrmil_training.stages.stain import normalise_stain
+    from lrmil_training.train import check_encoders
+
+    config, device = build_config({**values, "stage1": BASE["stage1"]}), torch.device("cpu")
+    cohort = read_cohort(cohort_csv, seed=config.seed)
+    context = RunContext(config, cohort, args.work / "extraction", device, check_encoders(config))
+    coloured = _last(normalise_stain(context))
+    request = coloured.hr_request()
+    if all(request.path(slide).exists() for slide in coloured.cohort.slides):
+        return  # the training checks them
+    encoder = OpenVinoEncoder(request.encoder, request.layers, request.patch_px)
+    failures = _last(make_features(coloured.cohort.slides, replace(request, encoder=encoder), device))
+    if failures:
+        raise SystemExit(f"no features of {', '.join(failures)}")
+
+
+def _last(events: Any) -> Any:
+    """Return what a generator of events returns."""
+    while True:
+        try:
+            next(events)
+        except StopIteration as end:
+            return end.value
