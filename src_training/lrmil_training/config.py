@@ -333,6 +333,9 @@ class TrainConfig(_Frozen):
     sampling: Literal["slide", "patient"] = "slide"
     """Training samples of the teacher and of stages 2 and 3. Patient: every patient is drawn equally often, so that
     those with many slides do not dominate; an epoch has as many steps as before."""
+    lambda_patch: float = Field(0.0, ge=0, le=1000)
+    """Weight of the patch term where lesion outlines lie beside slides: each patch's class scores against its share of
+    lesion, in the teacher, stages 1 to 3 and the labels-only baselines alike. 0: outlines do not teach."""
     baselines: tuple[Baseline, ...] = ("labels_only",)
     """Other LR methods to train. Labels_only is what distillation must beat: a frozen encoder and labels alone."""
     ablation: bool = False
@@ -389,7 +392,7 @@ class TrainConfig(_Frozen):
             allowed = ", ".join(UNDISTILLED_BASELINES)
             why = "is the student itself" if refused[0] == "labels_only_finetuned" else "needs a teacher"
             raise ValueError(f"baseline {refused[0]} {why} in a run without a teacher; keep {allowed} alone, or none")
-        if self.ablation:
+        if self.ablation and self.lambda_patch == 0:
             raise ValueError("the ablation leaves out terms of the teacher, and the run has none; set ablation=false")
         if self.encoder.teacher_layers and self.encoder.student != "teacher":
             raise ValueError(

@@ -8,25 +8,21 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import shapely
 import torch
 
 from lrmil_training.config import TrainConfig
 from lrmil_training.data.calibration_split import set_calibration_aside
 from lrmil_training.data.cohort import CALIBRATION, SPLITS, Cohort, CohortSlide, require_classes
+from lrmil_training.data.lesion_targets import outline_problem
 from lrmil_training.data.patient_groups import patient_parts
 from lrmil_training.data.splits import make_folds
 from lrmil_training.estimate import WorkloadEstimate, estimate_run
-from lrmil_training.evaluation.evaluate import LEVEL0_ORIGIN
 from lrmil_training.train import check_cohort, check_encoders, encoder_names, require_gpus
 from napari_lrmil.core.encoders import encoder_notice
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Finished, Notice, Progress
 from napari_lrmil.core.formatting import format_size
-from napari_lrmil.core.inference.teacher_comparison import read_lesions
 from napari_lrmil.core.patching.grid import find_tissue_grid, require_resolution
-from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.user_settings import SettingsStore
 
 COUNTED_SLIDES = 12  # whose tissue is segmented to count patches: about a second each, if slides are large
@@ -113,7 +109,7 @@ def _look_at(row: CohortSlide, config: TrainConfig, *, count: bool) -> _SlideFac
         with row.open() as slide:
             reader = "teacher (HR)" if config.distil else "student (LR)"
             require_resolution(slide, config.plan.hr_mpp, reader)
-            problem = _outline_problem(row, slide)
+            problem = outline_problem(row, slide)
             grid = find_tissue_grid(slide, config.plan).grid if count else None
     except LrmilError as error:
         return _SlideFacts(str(error).replace(str(row.path), row.path.name))
@@ -123,20 +119,10 @@ def _look_at(row: CohortSlide, config: TrainConfig, *, count: bool) -> _SlideFac
     return _SlideFacts(problem, has_outlines, len(grid.hr_index), len(grid.lr_index))
 
 
-def _outline_problem(row: CohortSlide, slide: Slide) -> str:
-    """Return a sentence if outlines lie outside the slide: they are of another slide, or at another scale."""
-    regions = read_lesions(row.path, LEVEL0_ORIGIN).regions
-    if not regions:
+def _outline_use(config: TrainConfig, n_outlines: int) -> str:
+    if config.lambda_patch == 0:
         return ""
-    boxes = np.array([shapely.bounds(region.geometry) for region in regions])
-    low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
-    width, height = slide.width, slide.height
-    if (low >= -1).all() and high[0] <= width + 1 and high[1] <= height + 1:
-        return ""
-    return (
-        f"{row.lesions.name}: outlines reach from {low[0]:.0f}, {low[1]:.0f} to {high[0]:.0f}, {high[1]:.0f}, outside "
-        f"the slide of {width} x {height} px; they are of another slide"
-    )
+    return f"; lambda_patch {config.lambda_patch:g}" if n_outlines else "; lambda_patch has no effect without outlines"
 
 
 # ---------------------------------------------------------------- report
@@ -149,7 +135,7 @@ def _report(
     if not problems:
         passed.append(f"all {len(facts)} slides open, with a resolution that is fine enough")
     n_outlines = sum(fact.has_outlines for fact in facts)
-    outlines = f"outlines   beside {n_outlines} of {len(facts)} slides"
+    outlines = f"outlines   beside {n_outlines} of {len(facts)} slides{_outline_use(config, n_outlines)}"
     cost, needed = _cost(cohort, config, device, facts)
     free = shutil.disk_usage(_existing_folder(out)).free
     if needed > free:

@@ -125,6 +125,21 @@ def _tempered_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     return temperature**2 * functional.kl_div(log_student, target, reduction="sum", log_target=True)
 
 
+def patch_cross_entropy(logits: Tensor, shares: Tensor) -> Tensor:
+    """Return ``L_patch``: cross-entropy of the patches' class scores against class shares, mean over patches.
+
+    Parameters
+    ----------
+    logits
+        (N, C) raw class scores of each patch.
+    shares
+        (N, C) share of the patch's area that is of each class; rows sum to 1. Without rows the loss is 0.
+    """
+    if len(shares) == 0:
+        return logits.sum() * 0.0  # a zero that still has a gradient
+    return functional.cross_entropy(logits, shares)
+
+
 def hard_attention_loss(student_scores: Tensor, teacher_scores: Tensor, k: int) -> Tensor:
     """Return ``L_hard``: binary cross-entropy of the centred student scores, the teacher's top k against its bottom k.
 

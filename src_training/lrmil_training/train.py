@@ -19,6 +19,7 @@ from lrmil_training.cross_validation import is_series, list_parts, run_series
 from lrmil_training.data.calibration_split import set_calibration_aside
 from lrmil_training.data.cohort import Cohort, read_cohort, require_classes
 from lrmil_training.data.features import find_encoder
+from lrmil_training.data.lesion_targets import LesionTargets, require_outlines_on_slides
 from lrmil_training.evaluation.evaluate import note_lesion_files
 from lrmil_training.fitting.loggers import require_loggers
 from lrmil_training.fitting.plan import RESUME_ADVICE, StoppedError
@@ -117,6 +118,8 @@ def check_cohort(cohort_csv: Path, out: Path, config: TrainConfig) -> Cohort:
         If the table, a lesion file or a logger cannot be used, or the folder `out` holds another run.
     """
     cohort = note_lesion_files(read_cohort(cohort_csv, seed=config.seed))
+    if config.lambda_patch:
+        LesionTargets(cohort)  # raises if an outline contradicts the label of its slide
     require_loggers(config.loggers)
     _refuse_another_run(out, config, cohort)
     return cohort
@@ -152,6 +155,8 @@ def _prepare(
     """
     require_gpus(config.devices, device)
     cohort = check_cohort(cohort_csv, out, config)
+    if config.lambda_patch:
+        require_outlines_on_slides(cohort)
     encoder = check_encoders(config)
     context = RunContext(config, cohort, out, device, encoder, allow_missing=allow_missing)
     if is_series(config):

@@ -88,6 +88,11 @@ class MIL(nn.Module, ABC):
         The sum over the instances plus `centred_bias` is exactly the centred logit.
         """
 
+    def patch_logits(self, instances: Tensor) -> Tensor:
+        """Return (N, C) raw class scores of each of (N, D) instances: the logits of a bag that holds it alone."""
+        logits: Tensor = self.classifier(self.standardise(instances))
+        return logits
+
     @abstractmethod
     def weights(self) -> AggregatorWeights:
         """Return the weights as arrays, for `pool_instances`."""

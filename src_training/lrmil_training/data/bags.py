@@ -31,6 +31,10 @@ class BagItem:
         (N,) attention scores of the teacher, transferred to these instances; empty without a teacher.
     weight
         Weight of the slide's class in the label term.
+    patch_targets
+        (N, C) class shares of the instances; empty if no outlines speak for the slide.
+    lambda_patch
+        Weight of the patch term; 0 leaves it out.
     """
 
     instances: Tensor
@@ -38,6 +42,8 @@ class BagItem:
     teacher_logits: Tensor = field(default_factory=lambda: torch.empty(0))
     teacher_scores: Tensor = field(default_factory=lambda: torch.empty(0))
     weight: float = 1.0
+    patch_targets: Tensor = field(default_factory=lambda: torch.empty(0))
+    lambda_patch: float = 0.0
 
     def to(self, device: torch.device) -> BagItem:
         """Return the item on another device; Lightning calls this."""
@@ -46,6 +52,7 @@ class BagItem:
             instances=self.instances.to(device),
             teacher_logits=self.teacher_logits.to(device),
             teacher_scores=self.teacher_scores.to(device),
+            patch_targets=self.patch_targets.to(device),
         )
 
     def load(self) -> BagItem:
@@ -56,7 +63,8 @@ class BagItem:
         """Return the item with the (R,) instances `rows` only."""
         scores = self.teacher_scores[rows] if len(self.teacher_scores) else self.teacher_scores
         instances = self.instances[rows] if len(self.instances) else self.instances
-        return replace(self, instances=instances, teacher_scores=scores)
+        shares = self.patch_targets[rows] if len(self.patch_targets) else self.patch_targets
+        return replace(self, instances=instances, teacher_scores=scores, patch_targets=shares)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ The three differ only in their losses and instances. Stage 3 shares the losses a
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import lightning as L
@@ -21,11 +22,19 @@ from lrmil_training.data.cohort import CohortSlide
 from lrmil_training.data.teacher_targets import TeacherTargets
 from lrmil_training.evaluation.metrics import multiclass_auroc
 from lrmil_training.fitting.fit import SELECT, EpochMeans, EpochSampler, FitPlan, all_gather_rows, fit, set_epoch
-from lrmil_training.losses import AttentionTransfer, attention_kl, bag_kl, hard_attention_loss, parent_scores
+from lrmil_training.losses import (
+    AttentionTransfer,
+    attention_kl,
+    bag_kl,
+    hard_attention_loss,
+    parent_scores,
+    patch_cross_entropy,
+)
 from lrmil_training.stages.outputs import Student, TeacherOutputs
 from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.events import Event
 from napari_lrmil.core.models.mil import MIL, MilOutput, build_mil
+from napari_lrmil.core.patching.grid import NestedGrid
 
 BELOW_MIN_EPOCHS = -1.0  # selection figure before `min_epochs`; below that of any later epoch, where AUROC counts
 
@@ -64,6 +73,14 @@ def distillation_loss(config: Stage2Config) -> Loss:
     return loss
 
 
+def patch_terms(mil: MIL, instances: Tensor, item: BagItem) -> Mapping[str, Tensor]:
+    """Return ``λ_patch L_patch`` of (N, D) instances against the item's class shares; no term if the weight is 0."""
+    if item.lambda_patch == 0:
+        return {}
+    # Slides that outlines say nothing of have a term of 0, because epoch means need the same terms in every step.
+    return {"patch": item.lambda_patch * patch_cross_entropy(mil.patch_logits(instances), item.patch_targets)}
+
+
 # ---------------------------------------------------------------- bags
 
 
@@ -85,19 +102,40 @@ def distilled_item(context: RunContext, targets: TeacherTargets, transfer: Atten
     return BagItem(torch.empty(0), target, targets.logits, scores, context.class_weights[target])
 
 
-def student_item(context: RunContext, targets: TeacherTargets, transfer: AttentionTransfer | None) -> BagItem:
-    """Return `distilled_item`, or `labelled_item` for a method without a teacher (`transfer` None)."""
-    return labelled_item(context, targets.row) if transfer is None else distilled_item(context, targets, transfer)
+def student_item(
+    context: RunContext, targets: TeacherTargets, transfer: AttentionTransfer | None, lambda_patch: float
+) -> BagItem:
+    """Return `distilled_item`, or `labelled_item` for a method without a teacher (`transfer` None), with outlines."""
+    item = labelled_item(context, targets.row) if transfer is None else distilled_item(context, targets, transfer)
+    return with_outlines(context, item, targets.row, targets.grid, lambda_patch)
+
+
+def with_outlines(
+    context: RunContext, item: BagItem, row: CohortSlide, grid: NestedGrid, lambda_patch: float, *, high: bool = False
+) -> BagItem:
+    """Return the item with class shares of its patches, of HR if `high`; itself if `lambda_patch` is 0."""
+    if lambda_patch == 0:
+        return item
+    shares = context.lesions.of(row, grid, high=high)
+    return replace(item, patch_targets=shares, lambda_patch=lambda_patch)
 
 
 def stored_bags(
-    context: RunContext, teacher: TeacherOutputs, student: Student, transfer: AttentionTransfer | None
+    context: RunContext,
+    teacher: TeacherOutputs,
+    student: Student,
+    transfer: AttentionTransfer | None,
+    lambda_patch: float,
 ) -> dict[str, list[StoredBag]]:
     """Return bags of the student's stored LR features; `transfer` None leaves the teacher out."""
     features = student.require_features()
-    return by_side(
-        context, lambda s: StoredBag(features[s.name], student_item(context, teacher.slides[s.name], transfer))
-    )
+
+    def make_bag(slide: CohortSlide) -> StoredBag:
+        targets = teacher.slides[slide.name]
+        item = student_item(context, targets, transfer, lambda_patch)
+        return StoredBag(features[slide.name], item)
+
+    return by_side(context, make_bag)
 
 
 # ---------------------------------------------------------------- selection
@@ -183,7 +221,8 @@ class BagModule(SelectingModule):
     def training_step(self, item: BagItem, index: int) -> Tensor:
         """Return the weighted sum of the loss terms of one bag."""
         instances = drop_features(self.mil, item.instances, self.settings.feature_dropout)
-        return self.total(self.loss(self.mil(instances), item), index)
+        terms = {**self.loss(self.mil(instances), item), **patch_terms(self.mil, instances, item)}
+        return self.total(terms, index)
 
     def validation_step(self, item: BagItem, index: int) -> None:
         """Record the MIL's outputs for one bag."""

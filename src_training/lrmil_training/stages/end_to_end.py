@@ -31,6 +31,7 @@ from lrmil_training.stages.bag_fitting import (
     distillation_loss,
     drop_features,
     label_loss,
+    patch_terms,
     student_item,
 )
 from lrmil_training.stages.outputs import Student, TeacherOutputs
@@ -62,12 +63,15 @@ class EndToEnd:
         Values that the result depends on in addition; part of the checkpoint key.
     name
         Name of the fit in events and file names.
+    lambda_patch
+        Weight of the patch term.
     """
 
     settings: Stage3Config
     stage2: Stage2Config | None
     depends: tuple[Any, ...] = ()
     name: str = "stage3"
+    lambda_patch: float = 0.0
 
     @property
     def loss(self) -> Loss:
@@ -79,12 +83,14 @@ class EndToEnd:
     def run(self, context: RunContext, teacher: TeacherOutputs, student: Student) -> Generator[Event, None, Student]:
         """Fine-tune with each learning rate and return the networks that are best on validation, without features."""
         fits: list[tuple[float, Networks]] = []
+        transfer = None if self.stage2 is None else self.stage2.attention_transfer
+        bags = pixel_bags(context, teacher, transfer, self.lambda_patch)
         for lr in self.settings.lr:  # each from the same start, hence the copies
             plan = context.fit_plan(self.name, self.settings, [*self.depends, lr])
             networks = yield from fit_end_to_end(
                 (copy.deepcopy(student.encoder), copy.deepcopy(student.require_mil())),
                 self.loss,
-                pixel_bags(context, teacher, None if self.stage2 is None else self.stage2.attention_transfer),
+                bags,
                 self.settings,
                 plan,
                 lr=lr,
@@ -128,14 +134,15 @@ class PixelBag:
 
 
 def pixel_bags(
-    context: RunContext, teacher: TeacherOutputs, transfer: AttentionTransfer | None
+    context: RunContext, teacher: TeacherOutputs, transfer: AttentionTransfer | None, lambda_patch: float
 ) -> dict[str, list[PixelBag]]:
     """Return bags of pixels of the training and validation slides; `transfer` None leaves the teacher's outputs out."""
 
     def make_bag(slide: CohortSlide) -> PixelBag:
         targets = teacher.slides[slide.name]
         patches = lr_patches(targets.grid, context.config.plan, context.config.student_input_px)
-        return PixelBag(slide, replace(patches, stain=slide.stain), student_item(context, targets, transfer))
+        item = student_item(context, targets, transfer, lambda_patch)
+        return PixelBag(slide, replace(patches, stain=slide.stain), item)
 
     return by_side(context, make_bag)
 
@@ -262,8 +269,9 @@ class EndToEndModule(SelectingModule):
         embeddings = torch.split(self.encode(pixels), [len(bag.pixels) for bag in batch])
         terms: dict[str, Tensor] = {}
         for bag, instances in zip(batch, embeddings, strict=True):
-            output = self.mil(drop_features(self.mil, instances, self.config.feature_dropout))
-            for name, value in self.loss(output, bag.item).items():
+            inputs = drop_features(self.mil, instances, self.config.feature_dropout)
+            values = {**self.loss(self.mil(inputs), bag.item), **patch_terms(self.mil, inputs, bag.item)}
+            for name, value in values.items():
                 terms[name] = terms.get(name, torch.zeros_like(value)) + value / len(batch)
         return self.total(terms, index)
 

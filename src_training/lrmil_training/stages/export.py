@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lrmil_training.evaluation.evaluate import SlideResult, fit_method_temperature
+from lrmil_training.stages.outline_use import describe_outlines
 from lrmil_training.stages.outputs import Evaluation, Student, TeacherOutputs
 from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.errors import SlideError
@@ -32,7 +33,8 @@ def export_bundle(
         "student_input_px": config.student_input_px,
         "temperature": fit_method_temperature(cohort, results["student"]),
         "teacher_temperature": fit_method_temperature(cohort, results["teacher"]) if "teacher" in results else None,
-        "cohort": {f"{split} slides": _class_counts(counts) for split, counts in cohort.summary().items()},
+        "cohort": {f"{split} slides": _class_counts(counts) for split, counts in cohort.summary().items()}
+        | _outline_counts(context, teacher),
         "metrics": summary(evaluation.metrics),
         "colour": training_colour(results["student"]),
         "stain": context.stain,
@@ -57,6 +59,12 @@ def training_colour(results: Sequence[SlideResult]) -> CohortColour | None:
             with suppress(SlideError), result.row.open() as slide:
                 colours.append(color_stats(slide, result.grid))
     return cohort_colour(colours) if len(colours) >= FEWEST_SLIDES else None
+
+
+def _outline_counts(context: RunContext, teacher: TeacherOutputs) -> dict[str, str]:
+    """Return the entry on outlines that taught patches; none without the patch term."""
+    counts = describe_outlines(context, {name: targets.grid for name, targets in teacher.slides.items()})[:1]
+    return {f"outlines (lambda_patch {context.config.lambda_patch:g})": counts[0]} if counts else {}
 
 
 def _class_counts(counts: Mapping[str, int]) -> str:

@@ -54,9 +54,11 @@ def distilled_method(name: str, config: TrainConfig) -> Method:
     aligned = _is_aligned(config)
     stages: list[Stage] = [_encoder_stage(config), LrFeatures(), _initial_distilled_mil(config, aligned=aligned)]
     if config.stage2.init != "frozen_head":
-        stages.append(SlideDistillation(config.stage2, _slide_dependencies(config, aligned=aligned)))
+        depends = _slide_dependencies(config, aligned=aligned)
+        stages.append(SlideDistillation(config.stage2, depends, lambda_patch=config.lambda_patch))
     if config.stage3.epochs > 0:
-        stages.append(EndToEnd(config.stage3, config.stage2, _tuning_dependencies(config, aligned=aligned)))
+        depends = _tuning_dependencies(config, aligned=aligned)
+        stages.append(EndToEnd(config.stage3, config.stage2, depends, lambda_patch=config.lambda_patch))
         stages.append(LrFeatures())  # again: stage 3 changes the encoder
     return Method(name, config, tuple(stages), aligned)
 
@@ -70,10 +72,11 @@ def labels_method(name: str, config: TrainConfig) -> Method:
         features: list[Stage] = [] if aligned else [LrFeatures()]
         mil = InitialMil("labels_only_mil", standardises=not aligned)
         depends = _tuning_dependencies(config, aligned=aligned, uses_teacher=False)
-        tuning = EndToEnd(config.stage3, None, depends, "finetuned")
+        tuning = EndToEnd(config.stage3, None, depends, "finetuned", config.lambda_patch)
         return Method(name, config, (UntrainedEncoder(), *features, mil, tuning, LrFeatures()), aligned)
     mil = InitialMil("labels_only", standardises=not aligned)
-    training = LabelTraining(config.teacher, _slide_dependencies(config, aligned=aligned, uses_teacher=False))
+    depends = _slide_dependencies(config, aligned=aligned, uses_teacher=False)
+    training = LabelTraining(config.teacher, depends, lambda_patch=config.lambda_patch)
     return Method(name, config, (UntrainedEncoder(), LrFeatures(), mil, training), aligned)
 
 
@@ -155,7 +158,15 @@ def _baseline(name: str, config: TrainConfig) -> Method:
 
 
 def _ablation(config: TrainConfig) -> list[Method]:
-    """Return the student without each term, if its stage is fitted and has other terms to learn from."""
+    """Return the student without each term, if its stage is fitted and has other terms to learn from.
+
+    Without the patch term the student learns nothing from outlines, but its teacher is the same.
+    """
+    build = distilled_method if config.distil else labels_method
+    without_patch = build_config(config.model_dump() | {"lambda_patch": 0.0, "ablation": False})
+    patch_row = [build("without_patch", without_patch)] if config.lambda_patch > 0 else []
+    if not config.distil:
+        return patch_row
     keeps_terms = config.stage3.epochs > 0 and config.stage3.keep_stage2_terms
     is_fitted = {"stage1": config.stage1.epochs > 0, "stage2": config.stage2.init != "frozen_head" or keeps_terms}
     methods = []
@@ -164,7 +175,7 @@ def _ablation(config: TrainConfig) -> list[Method]:
         for term in active if is_fitted[stage] and len(active) > 1 else ():
             changed = with_settings(config, {stage: {f"lambda_{term}": 0.0}})
             methods.append(distilled_method(f"without_{term}", changed))
-    return methods
+    return methods + patch_row
 
 
 def with_settings(config: TrainConfig, changes: Mapping[str, Mapping[str, Any]]) -> TrainConfig:

@@ -9,6 +9,7 @@ from lrmil_training.runs.event_log import BUNDLE, METRICS
 from lrmil_training.stages.evaluate_run import evaluate_run
 from lrmil_training.stages.export import export_bundle
 from lrmil_training.stages.methods import STUDENT, Method, list_methods
+from lrmil_training.stages.outline_use import switch_off_without_outlines
 from lrmil_training.stages.outputs import Student, TeacherOutputs
 from lrmil_training.stages.run_context import RunContext
 from lrmil_training.stages.stain import normalise_stain
@@ -21,6 +22,7 @@ from napari_lrmil.core.events import Event, Finished
 
 def run_stages(context: RunContext) -> Generator[Event, None, None]:
     """Run all stages and write the run folder. Stages that have ended before are not run again."""
+    context = yield from switch_off_without_outlines(context)
     context = yield from normalise_stain(context)
     if context.config.distil:
         hr = yield from extract_hr_features(context)

@@ -18,6 +18,7 @@ from lrmil_training.config_hash import hashed_values, later_run_values
 from lrmil_training.data.bags import class_weights
 from lrmil_training.data.cohort import Cohort
 from lrmil_training.data.features import FeatureRequest
+from lrmil_training.data.lesion_targets import LesionTargets
 from lrmil_training.data.patient_groups import expected_draws, samples_by_patient
 from lrmil_training.fitting.fit import FitPlan
 from lrmil_training.fitting.loggers import FitName, make_loggers
@@ -95,6 +96,11 @@ class RunContext:
             return ()
         return samples_by_patient([s.patient for s in self.cohort.of("train")])
 
+    @cached_property
+    def lesions(self) -> LesionTargets:
+        """Patch targets from the outlines beside the slides, for `TrainConfig.lambda_patch`."""
+        return LesionTargets(self.cohort)
+
     def fit_plan(self, stage: str, settings: StageSettings, depends: Sequence[Any] = ()) -> FitPlan:
         """Return the plan of a fit, with its checkpoint folder and key.
 
@@ -134,7 +140,9 @@ class RunContext:
         # Test slides are left out, because a fit does not depend on them.
         slides = [(s.name, s.patient, s.label, s.split) for side in ("train", "val") for s in self.cohort.of(side)]
         shared = [c.seed, c.hr_mpp, c.hr_patch_px, c.plan.n, c.class_weights, hashed_values(c.teacher)]
-        parts = [stage, shared, self.encoder.sha256, slides, *later_run_values(c)]
+        # Outlines are data of the fit; without the patch term nothing depends on them.
+        outlines = [self.lesions.fingerprint] if c.lambda_patch else []
+        parts = [stage, shared, self.encoder.sha256, slides, *later_run_values(c), *outlines]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @property

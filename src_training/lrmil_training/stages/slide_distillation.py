@@ -31,11 +31,14 @@ class SlideDistillation:
         Values that the result depends on in addition; part of the checkpoint key.
     name
         Name of the fit in events and file names.
+    lambda_patch
+        Weight of the patch term.
     """
 
     settings: Stage2Config
     depends: tuple[Any, ...] = ()
     name: str = "stage2"
+    lambda_patch: float = 0.0
 
     def run(self, context: RunContext, teacher: TeacherOutputs, student: Student) -> Generator[Event, None, Student]:
         """Fit the MIL by `distillation_loss` and round it to half precision."""
@@ -48,7 +51,7 @@ class SlideDistillation:
         self, context: RunContext, teacher: TeacherOutputs, student: Student
     ) -> Generator[Event, None, MIL]:
         settings = self.settings
-        bags = stored_bags(context, teacher, student, settings.attention_transfer)
+        bags = stored_bags(context, teacher, student, settings.attention_transfer, self.lambda_patch)
         plan = context.fit_plan(self.name, settings, self.depends)
         return (yield from fit_mil(student.require_mil(), distillation_loss(settings), bags, settings, plan))
 
@@ -61,7 +64,7 @@ class SlideDistillation:
         fitting = fit_end_to_end(
             (student.encoder, student.require_mil()),
             distillation_loss(settings),
-            pixel_bags(context, teacher, settings.attention_transfer),
+            pixel_bags(context, teacher, settings.attention_transfer, self.lambda_patch),
             settings,
             context.fit_plan(self.name, settings, self.depends),
             lr=settings.lr,
@@ -82,15 +85,18 @@ class LabelTraining:
         Values that the result depends on in addition; part of the checkpoint key.
     name
         Name of the fit in events and file names.
+    lambda_patch
+        Weight of the patch term.
     """
 
     settings: TeacherConfig
     depends: tuple[Any, ...] = ()
     name: str = "labels_only"
+    lambda_patch: float = 0.0
 
     def run(self, context: RunContext, teacher: TeacherOutputs, student: Student) -> Generator[Event, None, Student]:
         """Fit the MIL by cross-entropy alone and round it to half precision."""
-        bags = stored_bags(context, teacher, student, None)  # None: without the teacher's outputs
+        bags = stored_bags(context, teacher, student, None, self.lambda_patch)  # None: without the teacher's outputs
         plan = context.fit_plan(self.name, self.settings, self.depends)
         mil = yield from fit_mil(student.require_mil(), label_loss, bags, self.settings, plan)
         round_to_half(mil)

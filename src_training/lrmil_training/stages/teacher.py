@@ -11,13 +11,15 @@ from lrmil_training.data.cohort import CohortSlide, require_classes
 from lrmil_training.data.feature_store import StoredRows
 from lrmil_training.data.features import make_features
 from lrmil_training.data.teacher_targets import EMBEDDING, TeacherTargets, feature_statistics, grid_from_coords
-from lrmil_training.stages.bag_fitting import by_side, fit_mil, label_loss, labelled_item, seeded_mil
+from lrmil_training.stages.bag_fitting import by_side, fit_mil, label_loss, labelled_item, seeded_mil, with_outlines
+from lrmil_training.stages.outline_use import note_outlines
 from lrmil_training.stages.outputs import HrFeatures, TeacherOutputs
 from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.encoders import round_to_half
 from napari_lrmil.core.events import Event
 from napari_lrmil.core.features.bag import read_origin
 from napari_lrmil.core.models.mil import MIL, pool_bag
+from napari_lrmil.core.patching.grid import NestedGrid
 from napari_lrmil.core.results.cohort_tables import write_failures
 
 CPU = torch.device("cpu")
@@ -55,21 +57,33 @@ def fit_teacher(context: RunContext, hr: HrFeatures) -> Generator[Event, None, T
     plan = context.fit_plan("teacher", settings)
     mil = seeded_mil(context.encoder.encoder.dim, len(context.cohort.classes), settings, plan.seed)
     mil.set_standard(hr.statistics[EMBEDDING].mean, hr.statistics[EMBEDDING].deviation)
-    bags = by_side(context, lambda s: StoredBag(hr.arrays[s.name][EMBEDDING], labelled_item(context, s)))
+    grids = {s.name: _grid(context, hr, s) for s in context.cohort.slides}
+    yield from note_outlines(context, grids)
+
+    def make_bag(s: CohortSlide) -> StoredBag:
+        lambda_patch = context.config.lambda_patch
+        item = with_outlines(context, labelled_item(context, s), s, grids[s.name], lambda_patch, high=True)
+        return StoredBag(hr.arrays[s.name][EMBEDDING], item)
+
+    bags = by_side(context, make_bag)
     mil = yield from fit_mil(mil, label_loss, bags, settings, plan)
     round_to_half(mil)  # the student learns from the weights that the bundle will hold
-    slides = {s.name: _teacher_targets(context, s, mil, hr) for s in context.cohort.slides}
+    slides = {s.name: _teacher_targets(s, grids[s.name], mil, hr) for s in context.cohort.slides}
     return TeacherOutputs(mil, slides, hr.statistics)
 
 
-def _teacher_targets(context: RunContext, slide: CohortSlide, mil: MIL, hr: HrFeatures) -> TeacherTargets:
+def _grid(context: RunContext, hr: HrFeatures, slide: CohortSlide) -> NestedGrid:
+    origin, coords = read_origin(hr.arrays[slide.name][EMBEDDING].path)
+    return grid_from_coords(origin, coords, context.config.plan.n)
+
+
+def _teacher_targets(slide: CohortSlide, grid: NestedGrid, mil: MIL, hr: HrFeatures) -> TeacherTargets:
     """Return the scores and logits of the frozen teacher for a slide."""
     arrays: Mapping[str, StoredRows] = hr.arrays[slide.name]
-    origin, coords = read_origin(arrays[EMBEDDING].path)
     pooled = pool_bag(mil, arrays[EMBEDDING](), CPU)
     return TeacherTargets(
         row=slide,
-        grid=grid_from_coords(origin, coords, context.config.plan.n),
+        grid=grid,
         arrays=arrays,
         statistics=hr.statistics,
         scores=torch.from_numpy(pooled.scores),

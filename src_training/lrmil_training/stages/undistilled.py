@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 
 from lrmil_training.data.cohort import Cohort, require_classes
 from lrmil_training.data.features import make_features
 from lrmil_training.data.teacher_targets import TeacherTargets, grid_from_coords
+from lrmil_training.stages.outline_use import note_outlines
 from lrmil_training.stages.outputs import TeacherOutputs
 from lrmil_training.stages.run_context import RunContext
 from lrmil_training.stages.student import initial_encoder
@@ -42,4 +44,5 @@ def find_lr_grids(context: RunContext) -> Generator[Event, None, tuple[Cohort, T
     for row in cohort.slides:
         grid = grid_from_coords(*read_origin(request.path(row)), context.config.plan.n)
         slides[row.name] = TeacherTargets.without_teacher(row, grid)
+    yield from note_outlines(replace(context, cohort=cohort), {name: slide.grid for name, slide in slides.items()})
     return cohort, TeacherOutputs(None, slides, {})
