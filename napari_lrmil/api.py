@@ -132,7 +132,8 @@ def predict(
     -------
     Prediction
         ``student.probabilities`` by class; ``student.coords`` (N, 2) in level-0 pixels; ``student.attention`` (N,),
-        which sums to 1; ``teacher`` and ``agreement`` if the teacher ran; ``warnings``.
+        which sums to 1; ``teacher`` and ``agreement`` if the teacher ran; ``cohort_distance`` from the training slides,
+        if the model states how they lie; ``warnings``.
 
     Raises
     ------

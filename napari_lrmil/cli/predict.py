@@ -250,6 +250,7 @@ def _load_model(bundle: str, patches: TeacherPatches, device: str, runtime: str)
 
     opened = Bundle(bundle)
     _ = opened.limits  # damaged ones would fail every slide
+    _ = opened.embedding_statistics  # damaged ones would fail every slide
     model = open_bundle_once(opened.path.absolute(), opened.sha256)  # the object that tasks in this process use
     notices = load_networks(model, teacher=patches != TeacherPatches.NONE, device=device, runtime=runtime)
     return _CheckedModel(model.path, model.sha256, notices)

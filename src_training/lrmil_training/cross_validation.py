@@ -28,6 +28,7 @@ from napari_lrmil.core.atomic_files import write_json, write_text
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Finished, Notice, Progress
 from napari_lrmil.core.models.card import CARD
+from napari_lrmil.core.models.cohort_distance import EMBEDDINGS
 from napari_lrmil.core.results.cohort_tables import merge_failures
 
 
@@ -109,6 +110,7 @@ def run_series(context: RunContext) -> Generator[Event, None, None]:
     write_json(context.folder / METRICS, series)
     best = max(zip(parts, results, strict=True), key=lambda pair: _validation_auroc(pair[1]["metrics"]))[0]
     best_bundle = context.folder / RUNS_FOLDER / best.name / BUNDLE
+    (context.folder / BUNDLE / EMBEDDINGS).unlink(missing_ok=True)  # of an earlier best, if this one has none
     shutil.copytree(best_bundle, context.folder / BUNDLE, dirs_exist_ok=True)
     yield Finished(context.folder)
 

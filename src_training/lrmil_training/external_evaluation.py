@@ -23,7 +23,14 @@ from lrmil_training.evaluation.evaluate import (
     evaluate_methods,
     note_lesion_files,
 )
-from lrmil_training.evaluation.groups import BY, Grouping, measure_groups, read_groupings, write_groups_table
+from lrmil_training.evaluation.groups import (
+    BY,
+    Grouping,
+    group_by_distance,
+    measure_groups,
+    read_groupings,
+    write_groups_table,
+)
 from lrmil_training.report.report import write_report
 from lrmil_training.runs.event_log import METRICS, SLIDES
 from napari_lrmil.core.atomic_files import write_json
@@ -78,7 +85,7 @@ def evaluate_bundle(
     """Run a bundle on one split of a cohort, write metrics and report, and return slide -> reason of each failure.
 
     Writes ``metrics.json``, ``slides.json``, ``report.html``, ``attention/`` and ``thumbnails/``, and ``groups.csv`` if
-    the figures are given by column.
+    the figures are given by column, or by distance from the training slides.
 
     Parameters
     ----------
@@ -130,7 +137,7 @@ def _write_measurements(
     temperatures = {"student": card.temperature, "teacher": card.teacher_temperature}
     split = cohort.slides[0].split  # all slides have the same
     measure = partial(_measure, split=split, temperatures=temperatures, limits=_limits_of_methods(evaluation, results))
-    groups = measure_groups(cohort, results, groupings, measure)
+    groups = measure_groups(cohort, results, [*group_by_distance(results), *groupings], measure)
     write_json(folder / METRICS, measure(cohort, results) | ({BY: groups} if groups else {}))
     write_groups_table(folder, groups)
     write_json(folder / SLIDES, {"slides": build_slide_table(cohort, results, temperatures)})
@@ -219,7 +226,8 @@ def _evaluate_slide(row: CohortSlide, evaluation: ExternalEvaluation) -> Generat
                 case Notice():
                     yield event
     assert prediction is not None  # `predict` finishes or raises
-    results = {"student": _slide_result(row, prediction, prediction.student, high=False)}
+    student = _slide_result(row, prediction, prediction.student, high=False)
+    results = {"student": replace(student, cohort_distance=prediction.cohort_distance)}
     if prediction.teacher is not None:
         results["teacher"] = _slide_result(row, prediction, prediction.teacher, high=True)
     return results

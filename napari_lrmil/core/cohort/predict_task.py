@@ -20,6 +20,7 @@ from napari_lrmil.core.inference.slide_limits import SlideLimits, slide_limits
 from napari_lrmil.core.inference.teacher_comparison import read_lesions
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.models.cohort_distance import CohortDistance
 from napari_lrmil.core.patching.grid import TissueGrid, find_tissue_grid, tissue_grid_from_mask
 from napari_lrmil.core.patching.regions import RegionFile
 from napari_lrmil.core.patching.roi import read_scope
@@ -161,7 +162,8 @@ class PredictTask:
         if file is None or not has_limits_of(file, model):
             return None
         text = join_texts(format_probabilities(file.probabilities), slide_limits(model, file.probabilities))
-        return TaskResult(f"{text} (already there)", folder, is_reused=True)
+        distance = f"; {CohortDistance(**dict(file.cohort_distance)).text}" if file.cohort_distance else ""
+        return TaskResult(f"{text} (already there){distance}", folder, is_reused=True)
 
     def _edited_tissue(self, slide: Slide, model: Bundle) -> TissueGrid | None:
         """Return the tissue grid of a mask that was edited by hand; None without one."""
@@ -241,7 +243,8 @@ def summarize_prediction(prediction: Prediction) -> str:
     patches = f"{n_lr} LR patches in place of {len(prediction.grid.hr_index)} HR"
     region = "" if prediction.scope.is_whole_slide else f"{prediction.scope.text}, region score: "
     probabilities = join_texts(format_probabilities(prediction.student.probabilities), prediction.limits)
-    return f"{region}{probabilities} ({patches}{teacher})"
+    distance = f"; {prediction.cohort_distance.text}" if prediction.cohort_distance else ""
+    return f"{region}{probabilities} ({patches}{teacher}){distance}"
 
 
 def join_texts(probabilities: str, limits: SlideLimits) -> str:

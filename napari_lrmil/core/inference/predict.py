@@ -270,6 +270,9 @@ def _run_networks(request: _Request, teacher: TeacherPatches) -> Generator[Event
     read = student_input(request.bundle.card, request.grid, request.stain)
     student = yield from _run_network(request, read)
     prediction = _student_prediction(request, student)
+    if prediction.cohort_distance is not None and prediction.cohort_distance.warning:
+        yield Notice(prediction.cohort_distance.warning, request.slide.name)
+        prediction = replace(prediction, warnings=(*prediction.warnings, prediction.cohort_distance.warning))
     if teacher != TeacherPatches.NONE:
         prediction = yield from _add_teacher(request, prediction, teacher)
     # Last: only pixels that were read show which tiles are damaged, and which reader decoded them.
@@ -320,6 +323,7 @@ def _run_network(request: _Request, read: NetworkInput) -> Generator[Event, None
         cpu_seconds=costs.cpu_seconds + time.process_time() - cpu,
         patches_encoded=embeddings.encoded,
         runtime=choice,
+        embedding=embeddings.features.mean(axis=0, dtype=np.float64) if read.network == "student" else None,
     )
 
 
@@ -466,6 +470,9 @@ def softmax_probabilities(logits: dict[str, float], temperature: float | None) -
 def _student_prediction(request: _Request, student: NetworkPrediction) -> Prediction:
     """Return the prediction of the student alone."""
     slide, bundle = request.slide, request.bundle
+    # Of a region the embedding differs from a whole slide's by intent.
+    statistics = bundle.embedding_statistics if request.scope.kind == "slide" else None
+    embedding = student.embedding
     return Prediction(
         slide=slide.name,
         path=slide.path,
@@ -482,4 +489,5 @@ def _student_prediction(request: _Request, student: NetworkPrediction) -> Predic
         scope=request.scope,
         finest_read=slide.finest_read(student.target_mpp),
         limits=slide_limits(bundle, student.probabilities, is_whole_slide=request.is_calibrated),
+        cohort_distance=None if statistics is None or embedding is None else statistics.measure(embedding),
     )

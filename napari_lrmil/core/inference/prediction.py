@@ -13,6 +13,7 @@ from napari_lrmil.core.geometry import Int64
 from napari_lrmil.core.inference.slide_limits import NO_LIMITS, SlideLimits
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.metrics.agreement import Agreement, pool_to_lr_grid
+from napari_lrmil.core.models.cohort_distance import CohortDistance
 from napari_lrmil.core.patching.grid import NestedGrid
 from napari_lrmil.core.patching.missing_tissue import NOTHING_MISSING, MissingTiles
 from napari_lrmil.core.patching.roi import WHOLE_SLIDE, RegionOfInterest
@@ -51,6 +52,8 @@ class NetworkPrediction:
         Patches that were not in the cache.
     runtime
         Runtime of the encoder.
+    embedding
+        (D,) mean embedding of the patches; None of the teacher and in stored results.
     """
 
     coords: Int64
@@ -65,6 +68,7 @@ class NetworkPrediction:
     cpu_seconds: float
     patches_encoded: int = 0
     runtime: RuntimeChoice = REFERENCE
+    embedding: NDArray[np.float64] | None = None
 
     @property
     def predicted(self) -> str:
@@ -110,6 +114,8 @@ class Prediction:
         Missing and damaged tiles of the levels that were read.
     limits
         Side of the operating point and set of classes of the student, as far as the model has such limits.
+    cohort_distance
+        Distance from the training slides; None for regions, and if the model does not state how its slides lie.
     """
 
     slide: str
@@ -132,6 +138,7 @@ class Prediction:
     finest_read: FinestRead | None = None
     missing_tiles: MissingTiles = NOTHING_MISSING
     limits: SlideLimits = NO_LIMITS
+    cohort_distance: CohortDistance | None = None
 
     @property
     def partly_compared(self) -> bool:

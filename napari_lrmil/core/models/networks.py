@@ -39,6 +39,7 @@ from napari_lrmil.core.models.card import (
     card_text,
     card_values,
 )
+from napari_lrmil.core.models.cohort_distance import EMBEDDINGS
 from napari_lrmil.core.models.limits import LIMITS, ModelLimits, limits_lines
 from napari_lrmil.core.models.mil import MIL, LinearTopkMIL, build_mil
 from napari_lrmil.version import __version__
@@ -165,7 +166,7 @@ def write_bundle(
     if teacher is not None:
         networks[TEACHER] = teacher
     folder.mkdir(parents=True, exist_ok=True)
-    for old in (CARD, STUDENT, TEACHER, LIMITS):
+    for old in (CARD, STUDENT, TEACHER, LIMITS, EMBEDDINGS):
         (folder / old).unlink(missing_ok=True)
     for file, network in networks.items():
         shared = nn.ModuleDict({"mil": network.mil}) if network.encoder.spec.family == FROZEN else network

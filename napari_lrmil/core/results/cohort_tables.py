@@ -29,6 +29,8 @@ def write_predictions_table(folder: Path) -> tuple[StoredError, ...]:
     header += ("scope", "calibrated")  # a region score must not be read as a slide's probability
     has_limits = any(file.operating_point or file.prediction_set for file in stored)
     header += LIMIT_COLUMNS if has_limits else ()
+    has_distance = any(file.cohort_distance for file in stored)
+    header += ("distance_quantile",) if has_distance else ()
     rows = [
         (
             file.slide,
@@ -40,6 +42,7 @@ def write_predictions_table(folder: Path) -> tuple[StoredError, ...]:
             file.scope or _whole_slide_text(),
             file.calibrated,
             *(_limit_cells(file) if has_limits else ()),
+            *((_quantile_cell(file),) if has_distance else ()),
         )
         for file in stored
     ]
@@ -55,6 +58,10 @@ def _limit_cells(file: PredictionFile) -> tuple[str, ...]:
     if point is not None:
         cells = [point.positive, f"{'at or above' if point.reached else 'below'} {point.threshold:.6f}"]
     return (*cells, *((" | ".join(classes.classes), f"{classes.coverage:g}") if classes is not None else ("", "")))
+
+
+def _quantile_cell(file: PredictionFile) -> str:
+    return f"{file.cohort_distance.quantile:.4f}" if file.cohort_distance else ""
 
 
 def _whole_slide_text() -> str:

@@ -17,6 +17,7 @@ from napari_lrmil.core.geometry import Int64, Lattice
 from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
 from napari_lrmil.core.inference.slide_limits import slide_limits
 from napari_lrmil.core.metrics.agreement import measure_agreement
+from napari_lrmil.core.models.cohort_distance import CohortDistance
 from napari_lrmil.core.patching.grid import NestedGrid
 from napari_lrmil.core.patching.missing_tissue import NOTHING_MISSING, MissingTiles
 from napari_lrmil.core.patching.regions import Region
@@ -281,6 +282,7 @@ def _join_networks(
         missing_tiles=MissingTiles(**dict(file.missing_tiles)) if file.missing_tiles else NOTHING_MISSING,
         # By the model's present limits, as those in the file may be of an earlier calibration.
         limits=slide_limits(bundle, student.probabilities, is_whole_slide=file.scope == WHOLE_SLIDE.text),
+        cohort_distance=CohortDistance(**dict(file.cohort_distance)) if file.cohort_distance else None,
     )
 
 

@@ -148,6 +148,14 @@ class PredictionSetResult(_Part):
     classes: tuple[str, ...]
 
 
+class CohortDistanceResult(_Part):
+    """Distance from the training slides in ``prediction.json``, see `CohortDistance`."""
+
+    distance: float
+    quantile: float
+    slides: int
+
+
 class PredictionFile(ResultFile):
     """``prediction.json``. Fields that default to None are missing from files of early builds of 0.1.0.
 
@@ -191,6 +199,8 @@ class PredictionFile(ResultFile):
         Tiles that the file does not store or that do not decode; None if there are none on tissue and none damaged.
     operating_point, prediction_set
         Side of the operating point and set of classes; None if the model has none, or for a part of a slide.
+    cohort_distance
+        Distance from the training slides; None if the model does not state how they lie, or for a region.
     version
         Version of napari-lrmil that wrote the file.
     teacher
@@ -229,12 +239,13 @@ class PredictionFile(ResultFile):
     missing_tiles: MissingTilesResult | None = None
     operating_point: OperatingPointResult | None = None
     prediction_set: PredictionSetResult | None = None
+    cohort_distance: CohortDistanceResult | None = None
     version: str
     teacher: TeacherResult | None = None
 
     def _absent_keys(self) -> set[str]:
         # Absent in files of 0.1.0.
-        names = ("teacher", "finest_mpp_read", "finest_mpp_reason", "missing_tiles")
+        names = ("teacher", "finest_mpp_read", "finest_mpp_reason", "missing_tiles", "cohort_distance")
         names_of_limits = ("operating_point", "prediction_set")
         return {name for name in (*names, *names_of_limits) if getattr(self, name) is None}
 

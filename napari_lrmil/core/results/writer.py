@@ -20,6 +20,7 @@ from napari_lrmil.core.results.schema import (
     AGREEMENT,
     PREDICTION,
     AgreementFile,
+    CohortDistanceResult,
     MissingTilesResult,
     OperatingPointResult,
     PredictionFile,
@@ -138,7 +139,7 @@ def _steps(
 def build_prediction_file(prediction: Prediction, path: str = "") -> PredictionFile:
     """Return the content of ``prediction.json``, see `write_steps`."""
     student, grid, reader, finest = prediction.student, prediction.grid, prediction.reader, prediction.finest_read
-    missing, limits = prediction.missing_tiles, prediction.limits
+    missing, limits, distance = prediction.missing_tiles, prediction.limits, prediction.cohort_distance
     return PredictionFile(
         slide=prediction.slide,
         path=printable(path or path_in_cohort(prediction.path, prediction.path)),
@@ -170,6 +171,7 @@ def build_prediction_file(prediction: Prediction, path: str = "") -> PredictionF
         missing_tiles=MissingTilesResult(**asdict(missing)) if missing.sentences else None,
         operating_point=OperatingPointResult(**asdict(limits.side)) if limits.side else None,
         prediction_set=PredictionSetResult(**asdict(limits.classes)) if limits.classes else None,
+        cohort_distance=CohortDistanceResult(**asdict(distance)) if distance else None,
         version=__version__,
         teacher=_teacher_result(prediction),
     )

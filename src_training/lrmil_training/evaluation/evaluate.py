@@ -30,6 +30,7 @@ from napari_lrmil.core.metrics.agreement import (
     measure_agreement,
     pool_to_lr_grid,
 )
+from napari_lrmil.core.models.cohort_distance import CohortDistance
 from napari_lrmil.core.models.limits import NetworkLimits
 from napari_lrmil.core.patching.grid import NestedGrid
 from napari_lrmil.core.patching.regions import RegionFile
@@ -59,6 +60,8 @@ class SlideResult:
         Native pixels decoded for the slide; None if they were not counted.
     cpu_seconds
         CPU time over all threads from opening the slide to its logits; None if it was not measured.
+    cohort_distance
+        Distance from the training slides; None if it was not measured.
     """
 
     row: CohortSlide
@@ -68,6 +71,7 @@ class SlideResult:
     high: bool
     pixels: int | None = None
     cpu_seconds: float | None = None
+    cohort_distance: CohortDistance | None = None
 
     @property
     def lr_attention(self) -> NDArray[np.float64]:
@@ -227,6 +231,7 @@ def build_slide_table(
             teacher = of_slide.get(REFERENCE_METHOD)
             methods = {m: _slide_metrics(cohort, r, teacher, fitted[m]) for m, r in of_slide.items()}
             grid = next(iter(of_slide.values())).grid
+            distance = next((r.cohort_distance for r in of_slide.values() if r.cohort_distance), None)
             rows.append(
                 {
                     "slide": slide.name,
@@ -234,6 +239,7 @@ def build_slide_table(
                     "label": slide.label,
                     "split": slide.split,
                     **({"site": slide.site} if slide.site else {}),
+                    **({"cohort_distance": asdict(distance)} if distance else {}),
                     "n_patches": len(grid.lr_index),
                     "n_hr_patches": len(grid.hr_index),
                     "methods": methods,

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lrmil_training.data.cohort import Cohort, CohortSlide
 from lrmil_training.data.cohort_file import read_table
 from lrmil_training.data.patient_groups import count_patients
@@ -18,6 +20,8 @@ from napari_lrmil.core.formatting import shorten
 
 BY = "by"  # key of the groups in metrics.json
 GROUPS_TABLE = "groups.csv"
+DISTANCE_QUARTILE = "distance quartile"
+FEWEST_FOR_QUARTILES = 8  # slides
 EMPTY = "(empty)"  # group of the slides whose cell is empty
 GROUP_METRICS = ("balanced_accuracy", "f1", "ece", "brier", "lesion_auroc")
 
@@ -71,6 +75,23 @@ def read_groupings(cohort: Cohort, columns: Sequence[str]) -> list[Grouping]:
     names = read_table(cohort.path).columns
     chosen = dict.fromkeys(_match_column(cohort.path, column, names) for column in columns)
     return [Grouping(name, {s.name: _read_cell(s, name) or EMPTY for s in cohort.slides}) for name in chosen]
+
+
+def group_by_distance(results: Results) -> list[Grouping]:
+    """Return the division of slides into quartiles by their distance from the training slides.
+
+    Nothing is returned if no method has distances, or for fewer than `FEWEST_FOR_QUARTILES` slides.
+    """
+    distances = {r.row.name: r.cohort_distance.distance for rs in results.values() for r in rs if r.cohort_distance}
+    if len(distances) < FEWEST_FOR_QUARTILES:
+        return []
+    ordered = sorted(distances, key=lambda name: (distances[name], name))
+    values: dict[str, str] = {}
+    for number, slides in enumerate(np.array_split(np.array(ordered, dtype=object), 4), start=1):
+        place = {1: " (nearest)", 4: " (farthest)"}.get(number, "")
+        span = f"{distances[slides[0]]:.2f} to {distances[slides[-1]]:.2f}"
+        values |= dict.fromkeys(slides.tolist(), f"{number}{place}: {span}")
+    return [Grouping(DISTANCE_QUARTILE, values)]
 
 
 def _match_column(path: Path, column: str, names: Sequence[str]) -> str:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from lrmil_training.evaluation.evaluate import SlideResult, fit_method_temperature
+from lrmil_training.stages.embedding_statistics import measure_embeddings
 from lrmil_training.stages.outline_use import describe_outlines
 from lrmil_training.stages.outputs import Evaluation, Student, TeacherOutputs
 from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.models.cohort_distance import write_embedding_statistics
 from napari_lrmil.core.models.limits import ModelLimits
 from napari_lrmil.core.models.networks import StudentNetwork, TeacherNetwork, write_bundle
 from napari_lrmil.core.patching.color import FEWEST_SLIDES, CohortColour, cohort_colour, color_stats
@@ -41,10 +43,12 @@ def export_bundle(
     }
     networks = StudentNetwork(student.encoder, student.require_mil())
     limits = ModelLimits(student=evaluation.limits["student"], teacher=evaluation.limits.get("teacher"))
-    if teacher.mil is None:
-        return write_bundle(folder, card, networks, None, limits)
     # The teacher's encoder may still be on the GPU; bundles are written from the CPU.
-    return write_bundle(folder, card, networks, TeacherNetwork(context.encoder.encoder.cpu(), teacher.mil), limits)
+    hr = None if teacher.mil is None else TeacherNetwork(context.encoder.encoder.cpu(), teacher.mil)
+    bundle = write_bundle(folder, card, networks, hr, limits)
+    statistics = measure_embeddings(cohort, student.require_features())
+    write_embedding_statistics(folder, statistics, bundle.sha256)
+    return bundle
 
 
 def training_colour(results: Sequence[SlideResult]) -> CohortColour | None:

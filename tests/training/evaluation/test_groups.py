@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from lrmil_training.data.cohort import Cohort, read_cohort
-from lrmil_training.evaluation.evaluate import Results, evaluate_methods
+from lrmil_training.evaluation.evaluate import Results, build_slide_table, evaluate_methods
 from lrmil_training.evaluation.groups import (
     BY,
+    DISTANCE_QUARTILE,
     EMPTY,
     GROUPS_TABLE,
     describe_auroc,
+    group_by_distance,
     measure_groups,
     read_groupings,
     write_groups_table,
@@ -23,6 +25,7 @@ from lrmil_training.evaluation.groups import (
 from lrmil_training.report.report import write_report
 from napari_lrmil.core.csv_files import read_csv
 from napari_lrmil.core.errors import CohortError
+from napari_lrmil.core.models.cohort_distance import CohortDistance
 from support.run_folders import synthetic_cohort, synthetic_results, write_run
 
 TEMPERATURES = {"teacher": 1.3, "student": None}
@@ -123,6 +126,34 @@ def test_the_table_and_the_report_show_the_groups(tmp_path: Path) -> None:
 
 def flat(groups: dict[str, list[dict[str, Any]]]) -> list[tuple[str, dict[str, Any], str]]:
     return [(column, entry, m) for column, entries in groups.items() for entry in entries for m in entry["methods"]]
+
+
+def test_quartiles_of_distance(tmp_path: Path) -> None:
+    """Six slides each, from near to far; figures of a quartile are those of its slides alone."""
+    cohort = grouped_cohort(tmp_path)
+    results = synthetic_results(cohort, signal())
+    assert group_by_distance(results) == []
+    far = {s.name: 0.1 * ((7 * i) % 24 + 1) for i, s in enumerate(cohort.slides)}
+    results["student"] = [
+        replace(r, cohort_distance=CohortDistance(far[r.row.name], 0.5, 30)) for r in results["student"]
+    ]
+    (grouping,) = group_by_distance(results)
+    assert list(grouping.slides_by_group()) == [
+        "1 (nearest): 0.10 to 0.60",
+        "2: 0.70 to 1.20",
+        "3: 1.30 to 1.80",
+        "4 (farthest): 1.90 to 2.40",
+    ]
+    nearest = grouping.slides_by_group()["1 (nearest): 0.10 to 0.60"]
+    assert nearest == {name for name, distance in far.items() if distance < 0.65}
+    first = measure_groups(cohort, results, [grouping], measure)[DISTANCE_QUARTILE][0]
+    subset = replace(cohort, slides=tuple(s for s in cohort.slides if s.name in nearest))
+    alone = {m: [r for r in rows if r.row.name in nearest] for m, rows in results.items()}
+    assert first["methods"]["student"] == measure(subset, alone)["student"]["test"]
+    rows = build_slide_table(cohort, results, TEMPERATURES)
+    assert rows[0]["cohort_distance"] == {"distance": far[rows[0]["slide"]], "quantile": 0.5, "slides": 30}
+    few = {m: rows[:7] for m, rows in results.items()}
+    assert group_by_distance(few) == []
 
 
 def test_groups_are_divided_before_the_slides_of_a_split_are_chosen(tmp_path: Path) -> None:
