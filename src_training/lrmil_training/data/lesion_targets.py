@@ -28,6 +28,7 @@ from napari_lrmil.core.slides.slide import Slide
 LEVEL0_ORIGIN = Bounds(0, 0, 0, 0)  # files beside slides do not count from the corner of the scanned area
 FITTED_SPLITS = ("train", "val")  # test slides must not influence a fit
 OUTSIDE = 0  # class of the tissue outside all outlines
+COUNTS = "outlines teach patches"  # begins the sentence that the report looks for
 NO_EFFECT = "lambda_patch has no effect: no outlines lie beside the slides"
 
 ClassAreas = Mapping[int, Area]  # class -> area in level-0 pixels; without the class `OUTSIDE`
@@ -118,7 +119,7 @@ class LesionTargets:
         outlined = sum(s.name in self._areas for s in train)
         taught = sum(s.name in self._areas or self.cohort.target(s) == OUTSIDE for s in train)
         sentence = (
-            f"outlines teach patches: {outlined} of {len(train)} training slides have outlines, {taught} count; "
+            f"{COUNTS}: {outlined} of {len(train)} training slides have outlines, {taught} count; "
             f"{', '.join(counts)} meet an outline; tissue outside counts as {self.cohort.classes[OUTSIDE]}"
         )
         missed = [

@@ -80,6 +80,9 @@ class PatchPair:
         (n²,) bool: the child has tissue.
     hr_pixels
         (n², 3, q, q) uint8 of the children, augmented like the patch; empty if targets are stored.
+    classes
+        (C,) class shares of the LR patch by the outlines beside its slide; zero if they say nothing of it, empty
+        without the patch term.
     """
 
     pixels: Tensor
@@ -88,6 +91,7 @@ class PatchPair:
     scores: Tensor
     present: Tensor
     hr_pixels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+    classes: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def to(self, device: torch.device) -> PatchPair:
         """Return the pair on another device; Lightning calls this."""
@@ -98,6 +102,7 @@ class PatchPair:
             self.scores.to(device),
             self.present.to(device),
             self.hr_pixels.to(device),
+            self.classes.to(device),
         )
 
 
@@ -110,6 +115,7 @@ def collate_pairs(pairs: Sequence[PatchPair]) -> PatchPair:
         scores=torch.stack([p.scores for p in pairs]),
         present=torch.stack([p.present for p in pairs]),
         hr_pixels=torch.stack([p.hr_pixels for p in pairs]),
+        classes=torch.stack([p.classes for p in pairs]),
     )
 
 
@@ -146,6 +152,9 @@ class PatchPairDataset(Dataset[PatchPair]):
         Patches drawn of a slide in each epoch; None takes all.
     with_hr_pixels
         Read the children's pixels too, for targets that are computed on the fly.
+    shares
+        (N, C) class shares of the LR patches of each slide, or (0, C) for a slide of which outlines say nothing. None
+        without the patch term.
     """
 
     def __init__(
@@ -157,9 +166,10 @@ class PatchPairDataset(Dataset[PatchPair]):
         seed: int,
         per_slide: int | None = None,
         with_hr_pixels: bool = False,
+        shares: Sequence[Tensor] | None = None,
     ) -> None:
         self.slides, self.plan, self.augmentation, self.seed = slides, plan, augmentation, seed
-        self.with_hr_pixels = with_hr_pixels
+        self.with_hr_pixels, self.shares = with_hr_pixels, shares
         self.epoch = 0
         counts = [len(s.grid.lr_index) for s in slides]
         sizes = [count if per_slide is None else min(per_slide, count) for count in counts]
@@ -194,7 +204,15 @@ class PatchPairDataset(Dataset[PatchPair]):
             scores=targets.scores[flat.clamp(min=0)],  # -1 would be the last row; `present` masks these scores
             present=flat >= 0,
             hr_pixels=_channels_first(hr.reshape(n * n, *hr.shape[2:])),
+            classes=self._class_shares(i, r),
         )
+
+    def _class_shares(self, i: int, r: int) -> Tensor:
+        """Return the (C,) class shares of LR patch `r` of slide `i`; zeros if outlines say nothing of the slide."""
+        if self.shares is None:
+            return torch.empty(0)
+        shares = self.shares[i]
+        return shares[r] if len(shares) else shares.new_zeros(shares.shape[1])
 
     def _drawn_patch(self, i: int, rank: int) -> int:
         """Return the LR patch at position `rank` of this epoch's draw from slide `i`."""

@@ -60,6 +60,7 @@ def build_sections(record: RunRecord) -> Section:
         "classes": class_names(record),
         "imbalance": _describe_imbalance(counts),
         "class_weights": describe_class_weights(record),
+        "outlines": _describe_outlines(record),
         "failures": _failure_rows(record.folder),
         "splits": [_split_section(record, split) for split in record.splits if record.methods],
         "groups": record.groups,
@@ -146,6 +147,15 @@ def describe_class_weights(record: RunRecord) -> str | None:
         sentence = f"{sentence}, of slides as often as they are drawn (sampling: patient)"
     weights = class_weights(targets, len(train), scheme, draws)
     return f"{sentence}: {', '.join(f'{c} {w:.2f}' for c, w in zip(train, weights, strict=True))}."
+
+
+def _describe_outlines(record: RunRecord) -> str | None:
+    """Return the last sentence of the log on outlines that teach; None without any."""
+    from lrmil_training.data.lesion_targets import COUNTS, NO_EFFECT
+
+    sentences = [str(line["message"]) for line in record.events if "message" in line]
+    on_outlines = [text for text in sentences if text.startswith((COUNTS, NO_EFFECT))]
+    return f"{on_outlines[-1][0].upper()}{on_outlines[-1][1:]}." if on_outlines else None
 
 
 def _failure_rows(folder: Path) -> list[Mapping[str, str]]:

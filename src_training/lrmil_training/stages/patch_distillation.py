@@ -5,6 +5,7 @@ Formulas: Method 2.3, and `lrmil_training.losses`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -50,7 +51,13 @@ class PatchDistillation:
         """Distil into the encoder and round it to half precision, so that what is measured is what is shared."""
         targets = {side: [teacher.slides[s.name] for s in context.cohort.of(side)] for side in ("train", "val")}
         plan = context.fit_plan(self.name, self.config.stage1, self.depends)
-        fitting = fit_patch_distillation(student.encoder, targets, self.config, plan, context.encoder.encoder)
+        evidence = None
+        if self.config.lambda_patch:
+            shares = {side: [context.lesions.of(t.row, t.grid, high=False) for t in targets[side]] for side in targets}
+            head = copy.deepcopy(teacher.require_mil().classifier)  # a copy, because it moves to the device of the fit
+            evidence = PatchEvidence(head, shares)
+        network = context.encoder.encoder
+        fitting = fit_patch_distillation(student.encoder, targets, self.config, plan, network, evidence)
         encoder = yield from fitting
         round_to_half(encoder)
         return replace(student, encoder=encoder)
@@ -90,6 +97,28 @@ class FrozenTeacher:
         }
 
 
+@dataclass(frozen=True)
+class PatchEvidence:
+    """The patch term of stage 1, which has no labels and no head of its own: the teacher's frozen head judges patches.
+
+    The student's embedding is in the teacher's standardised space, in which the head gives a patch its class scores.
+
+    Attributes
+    ----------
+    head
+        The teacher's classifier of standardised embeddings, D to C. It is neither trained nor stored.
+    shares
+        ``train`` and ``val`` -> class shares of the LR patches of each slide; see `PatchPairDataset`.
+    """
+
+    head: nn.Linear
+    shares: Mapping[str, Sequence[Tensor]]
+
+    def loss(self, embedding: Tensor, classes: Tensor) -> Tensor:
+        """Return `patch_cross_entropy` of (B, D) embeddings against (B, C) shares; rows of zeros count as 0."""
+        return losses.patch_cross_entropy(self.head.to(embedding.device)(embedding), classes)
+
+
 class StandardisedIdentity(nn.Module):
     """Identity projection: the student's block means in units of the teacher's deviation, with nothing learned."""
 
@@ -110,7 +139,7 @@ class StandardisedIdentity(nn.Module):
 
 
 class PatchDistillationModule(L.LightningModule):
-    """``L_stage1 = λ_layer L_layer + λ_attn L_attn``; selection by the same loss on held-out patients.
+    """``L_stage1 = λ_layer L_layer + λ_attn L_attn + λ_patch L_patch``, also the selection, on held-out patients.
 
     Parameters
     ----------
@@ -122,6 +151,8 @@ class PatchDistillationModule(L.LightningModule):
         Configuration of the method.
     teacher
         The HR encoder, if targets are computed from augmented HR pixels. None: stored targets.
+    evidence
+        The patch term; None without.
 
     Raises
     ------
@@ -135,6 +166,7 @@ class PatchDistillationModule(L.LightningModule):
         statistics: Mapping[str, FeatureStatistics],
         config: TrainConfig,
         teacher: FrozenTeacher | None = None,
+        evidence: PatchEvidence | None = None,
     ) -> None:
         super().__init__()
         self.student_layers = {name: student_layer(name, config.stage1.layers) for name in statistics}
@@ -142,6 +174,7 @@ class PatchDistillationModule(L.LightningModule):
         self.student, self.settings = student, config
         self._means = {side: EpochMeans(side) for side in ("train", "val")}
         self._teacher = (teacher,)  # in a tuple: as a submodule its weights would be in every checkpoint
+        self._evidence = evidence  # a dataclass, so its head is no submodule either
         is_learned = config.stage1.projection == "learned"
         widths = {name: student.layers[layer] for name, layer in self.student_layers.items()}
         self.projections = nn.ModuleDict(
@@ -176,6 +209,8 @@ class PatchDistillationModule(L.LightningModule):
             term = losses.layer_loss(projected, targets[name], batch.present)
             # The mean over layers: the weight of the term does not depend on how many layers it compares.
             terms[f"layer_{name}"] = stage.lambda_layer * term / len(self.projections)
+        if self._evidence is not None:
+            terms["patch"] = self.settings.lambda_patch * self._evidence.loss(encoded.embedding, batch.classes)
         return terms
 
     def _targets(self, batch: PatchPair) -> dict[str, Tensor]:
@@ -278,7 +313,10 @@ def _make_projection(name: str, width: int, statistics: FeatureStatistics, is_le
 
 
 def make_pair_datasets(
-    targets: Mapping[str, Sequence[TeacherTargets]], config: TrainConfig, seed: int
+    targets: Mapping[str, Sequence[TeacherTargets]],
+    config: TrainConfig,
+    seed: int,
+    shares: Mapping[str, Sequence[Tensor]] | None = None,
 ) -> dict[str, PatchPairDataset]:
     """Return training pairs, augmented as configured, and validation pairs without augmentation."""
     stage = config.stage1
@@ -289,8 +327,16 @@ def make_pair_datasets(
         seed=seed,
         per_slide=stage.patches_per_slide,
         with_hr_pixels=stage.targets == "on_the_fly",
+        shares=shares["train"] if shares else None,
     )
-    val = PatchPairDataset(targets["val"], config.plan, augmentation=None, seed=seed, per_slide=stage.patches_per_slide)
+    val = PatchPairDataset(
+        targets["val"],
+        config.plan,
+        augmentation=None,
+        seed=seed,
+        per_slide=stage.patches_per_slide,
+        shares=shares["val"] if shares else None,
+    )
     return {"train": train, "val": val}
 
 
@@ -300,6 +346,7 @@ def fit_patch_distillation(
     config: TrainConfig,
     plan: FitPlan,
     teacher: NetworkEncoder,
+    evidence: PatchEvidence | None = None,
 ) -> Generator[Event, None, AlignedEncoder]:
     """Distil into `student` and return it in its best state on validation, frozen.
 
@@ -311,8 +358,10 @@ def fit_patch_distillation(
         ``train`` and ``val`` -> the teacher's targets for the slides of that side.
     config, plan
         Configuration of the method, and plan of the fit.
+    evidence
+        The patch term; None without.
     """
-    data = make_pair_datasets(targets, config, plan.seed)
+    data = make_pair_datasets(targets, config, plan.seed, evidence.shares if evidence else None)
     first = targets["train"][0]
     layers = {name: first.statistics[name] for name in first.layers}
     frozen = FrozenTeacher(teacher, first.statistics) if config.stage1.targets == "on_the_fly" else None
@@ -324,7 +373,7 @@ def fit_patch_distillation(
         size = max(1, int(scale * min(config.stage1.batch_size, len(data["train"]))))
         order = {side: EpochSampler(len(pairs), plan.seed, shuffle=side == "train") for side, pairs in data.items()}
         train = DataLoader(data["train"], size, sampler=order["train"], collate_fn=collate_pairs, drop_last=True)
-        module = PatchDistillationModule(student.requires_grad_(True), layers, config, frozen)
+        module = PatchDistillationModule(student.requires_grad_(True), layers, config, frozen, evidence)
         return module, train, DataLoader(data["val"], size, sampler=order["val"], collate_fn=collate_pairs)
 
     try:

@@ -205,6 +205,25 @@ def test_outlines_teach_a_teacher_of_few_slides(few: Path, trained: Trained, tmp
     assert not [key for key in Bundle(tmp_path / "without" / "bundle").card.cohort if "outlines" in key]
 
 
+def test_every_stage_has_the_term(few: Path, trained: Trained, tmp_path: Path) -> None:
+    """Teacher, three stages and both baselines log it; the report counts slides and patches."""
+    short = {"epochs": 1, "min_epochs": 1}
+    stages = {
+        "teacher": short,
+        "stage1": {"epochs": 1, "patches_per_slide": 4},
+        "stage2": short,
+        "stage3": short | {"patches_per_slide": 4, "lr": [1e-4]},
+    }
+    baselines = ["labels_only", "labels_only_finetuned"]
+    _train(few, tmp_path / "run", trained, lambda_patch=1.0, baselines=baselines, ablation=True, **stages)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    logged = {line["stage"] for line in lines if line.get("name") == "train/patch"}
+    assert logged == {"teacher", "stage1", "stage2", "stage3", "labels_only", "finetuned"}
+    assert "without_patch" in json.loads((tmp_path / "run" / "metrics.json").read_text())
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Outlines teach patches: 2 of 4 training slides have outlines, 4 count;" in page
+
+
 def test_without_outlines_the_term_is_off(few: Path, trained: Trained, tmp_path: Path) -> None:
     """The run says so and gives the very numbers of a run without the term."""
     table = copy_cohort(few, tmp_path / "bare", train=4, val=2, test=4)

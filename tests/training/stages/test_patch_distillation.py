@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -13,9 +15,14 @@ from torch import Tensor, nn
 
 from lrmil_training import losses
 from lrmil_training.config import TrainConfig, build_config
-from lrmil_training.data.patch_pairs import PatchPair, jitter_stain
+from lrmil_training.data.patch_pairs import PatchPair, collate_pairs, jitter_stain
 from lrmil_training.data.teacher_targets import EMBEDDING, FeatureStatistics
-from lrmil_training.stages.patch_distillation import FrozenTeacher, PatchDistillationModule, require_matching_encoders
+from lrmil_training.stages.patch_distillation import (
+    FrozenTeacher,
+    PatchDistillationModule,
+    PatchEvidence,
+    require_matching_encoders,
+)
 from napari_lrmil.core.encoders import AlignedEncoder, EncoderOutput, EncoderSpec, NetworkEncoder
 from napari_lrmil.core.errors import ConfigError, EncoderError
 
@@ -121,6 +128,26 @@ def test_targets_of_the_watched_teacher_are_pooled_and_standardised_in_the_order
     assert targets[EMBEDDING].shape == (2, 4, 3)
     assert targets[EMBEDDING][1, 2].tolist() == [2.5] * 3  # child 6: (6 - 1) / 2
     assert targets[LAYER][1, 2].tolist() == [1.5] * 2
+
+
+def test_the_teacher_s_head_judges_patches() -> None:
+    """The patch term by hand: scores (1, 0) of both patches, shares (0.25, 0.75) and none; the head is not stored."""
+    student, statistics = Given(torch.eye(2), torch.ones(2, 2, 2, 2)), FeatureStatistics(torch.zeros(2), torch.ones(2))
+    head = torch.nn.Linear(2, 2)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
+        head.bias.zero_()
+    config = build_config({"lr_mpp": 1.0, "lambda_patch": 0.5, "stage1": {"layers": [LAYER]}})
+    evidence = PatchEvidence(head.requires_grad_(False), {"train": [], "val": []})
+    module = PatchDistillationModule(cast(AlignedEncoder, student), {LAYER: statistics}, config, evidence=evidence)
+    one = pair_of(torch.zeros(4, 2), torch.zeros(4, 2), [0.0] * 4, [True] * 4)
+    single = PatchPair(one.pixels[0], one.targets, one.layers, one.scores[0], one.present[0])
+    pairs = [replace(single, classes=torch.tensor(shares)) for shares in ([0.25, 0.75], [0.0, 0.0])]
+    terms = module.terms(collate_pairs(pairs))
+    expected = -(0.25 * math.log(math.e / (math.e + 1)) + 0.75 * math.log(1 / (math.e + 1))) / 2
+    assert float(terms["patch"]) == pytest.approx(0.5 * expected, rel=1e-5)
+    assert not [name for name in module.state_dict() if "head" in name or "evidence" in name]
+    assert "patch" not in stage(student, statistics, config_of()).terms(collate_pairs([single] * 2))
 
 
 def test_watched_targets_replace_the_stored_ones() -> None:
