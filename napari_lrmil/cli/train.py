@@ -299,8 +299,32 @@ def _print_metrics(run_folder: Path) -> None:
             # Once per split: every method was measured on the same slides.
             if a["n_slides"] < FEW_SLIDES and method == "student":
                 print_result(f"      only {a['n_slides']} {split} slides: figures are uncertain")
+            if method == "student":
+                _print_limits(splits[split])
     for column, entries in groups.items():
         _print_groups(column, entries)
+
+
+def _print_limits(figures: Mapping[str, Any]) -> None:
+    """Print sensitivity, specificity and coverage, if the model has an operating point and conformal scores."""
+
+    def text(share: Mapping[str, Any]) -> str:
+        if share["value"] is None:
+            return "undefined"
+        return f"{share['value']:.3f} ({share['low']:.3f} to {share['high']:.3f})"
+
+    point, sets = figures.get("operating_point", {}), figures.get("prediction_sets", {})
+    if "threshold" in point:
+        biased = ", which these slides chose" if point["chosen_here"] else ""
+        print_result(
+            f"      at the operating point{biased}: sensitivity {text(point['sensitivity'])}, specificity "
+            f"{text(point['specificity'])}"
+        )
+    if "empirical" in sets:
+        print_result(
+            f"      sets at {100 * sets['coverage']:g} %: coverage {text(sets['empirical'])}, mean size "
+            f"{sets['mean_size']:.2f}, one class in {sets['singletons']:.0%}"
+        )
 
 
 def _print_groups(column: str, entries: Sequence[Mapping[str, Any]]) -> None:

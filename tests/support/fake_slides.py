@@ -261,7 +261,7 @@ class DarknessBundle:
     """Stands in for a bundle: attention grows with the darkness of the patch, and so does the class `lesion`."""
 
     name, sha256, has_teacher, teacher_notice = "darkness", "d" * 64, True, None
-    embedding_statistics = None
+    embedding_statistics = limits = None
 
     def __init__(self, **card: Any) -> None:
         self.prepared: dict[Any, Any] = {}

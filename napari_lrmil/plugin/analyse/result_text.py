@@ -29,6 +29,13 @@ class ResultText:
         return f"Probabilities, {calibration}."
 
     @property
+    def limits(self) -> str:
+        """Side of the operating point and set of classes; empty if the model has no such limits."""
+        texts = self.prediction.limits.texts
+        sentence = "; ".join(texts)
+        return f"{sentence[0].upper()}{sentence[1:]}." if texts else ""
+
+    @property
     def margin(self) -> float:
         """Difference between the two highest class probabilities, 0 to 1."""
         first, second = sorted(self.prediction.student.probabilities.values(), reverse=True)[:2]

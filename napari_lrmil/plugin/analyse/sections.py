@@ -108,7 +108,7 @@ class ResultsBox(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.teacher.set_value(teacher.probabilities if teacher else {})
         for widget in (self.teacher_title, self.teacher, self.agreement):
             widget.setVisible(teacher is not None)
-        self.calibration.setText(text.trust)
+        self.calibration.setText(" ".join(filter(None, (text.trust, text.limits))))
         self.basis.setText(text.basis)
         self.agreement.setText(text.agreement)
 

@@ -12,6 +12,7 @@ import torch
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
+from napari_lrmil.core.inference.slide_limits import OperatingSide, PredictionSet, SlideLimits
 from napari_lrmil.core.metrics.agreement import Agreement
 from napari_lrmil.core.patching.regions import box_region
 from napari_lrmil.core.patching.roi import WHOLE_SLIDE, RegionOfInterest
@@ -58,6 +59,14 @@ def test_it_says_what_kind_of_figures_they_are(tmp_path: Path) -> None:
     region = ResultText(ask(tmp_path, LEFT, temperature=2.0))
     assert region.trust == "Region score of the drawn region, uncalibrated."
     assert f"{len(region.prediction.grid.lr_index)} patches" in region.basis
+
+
+def test_it_says_what_the_model_knows_about_its_limits(tmp_path: Path) -> None:
+    prediction = ask(tmp_path)
+    assert ResultText(prediction).limits == ""
+    limits = SlideLimits(OperatingSide("lesion", 0.25, True), PredictionSet(0.9, ("normal", "lesion")))
+    text = ResultText(replace(prediction, limits=limits)).limits
+    assert text == "At or above the operating point of lesion, 0.250; set at 90 %: normal or lesion."
 
 
 def test_agreement_is_a_sentence_and_nothing_without_a_teacher(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from lrmil_training.data.cohort import read_cohort
 from lrmil_training.external_evaluation import ExternalEvaluation, evaluate_bundle
 from lrmil_training.stages.run_context import RunContext
 from lrmil_training.train import train
+from napari_lrmil.cli.train import _print_metrics
 from napari_lrmil.core.errors import BundleError
 from napari_lrmil.core.events import Finished, Notice
 from napari_lrmil.core.inference.predict import predict
@@ -116,6 +117,22 @@ def test_a_prediction_states_side_and_set(run: Path, cohort: Path) -> None:
     at_75 = prediction_set(bundle.limits.student, bundle.card.classes, probabilities, 0.75)
     assert at_75 is not None and last.result.student.predicted in at_75.classes
     assert prediction_set(bundle.limits.student, bundle.card.classes, probabilities, 0.9) is None
+
+
+def test_the_command_line_prints_the_figures(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    share = {"value": 0.5, "low": 0.25, "high": 0.75, "n_slides": 4, "n_clusters": 4}
+    auroc = share | {"n_patients": 4, "interval": "patients"}
+    point = {"threshold": 0.4, "chosen_here": True, "sensitivity": share, "specificity": share | {"value": None}}
+    sets = {"coverage": 0.9, "empirical": share, "mean_size": 1.25, "singletons": 0.75}
+    figures = {"auroc": auroc, "operating_point": point, "prediction_sets": sets}
+    (tmp_path / "metrics.json").write_text(json.dumps({"student": {"val": figures}}))
+    _print_metrics(tmp_path)
+    printed = capfd.readouterr().out
+    assert (
+        "operating point, which these slides chose: sensitivity 0.500 (0.250 to 0.750), specificity undefined"
+        in printed
+    )
+    assert "sets at 90 %: coverage 0.500 (0.250 to 0.750), mean size 1.25, one class in 75%" in printed
 
 
 def test_evaluation_on_other_slides_uses_the_limits(run: Path, cohort: Path, tmp_path: Path) -> None:
