@@ -12,10 +12,35 @@ from typing import TYPE_CHECKING, Any
 from napari_lrmil.version import __version__
 
 if TYPE_CHECKING:
-    from napari_lrmil.api import extract_features, load_bundle, open_slide, predict, read_prediction, train
+    from napari_lrmil.api import (
+        extract_features,
+        load_bundle,
+        open_slide,
+        predict,
+        predict_patients,
+        read_prediction,
+        train,
+    )
 
-_FUNCTIONS = ("extract_features", "load_bundle", "open_slide", "predict", "read_prediction", "train")
-__all__ = ["__version__", "extract_features", "load_bundle", "open_slide", "predict", "read_prediction", "train"]
+_FUNCTIONS = (
+    "extract_features",
+    "load_bundle",
+    "open_slide",
+    "predict",
+    "predict_patients",
+    "read_prediction",
+    "train",
+)
+__all__ = [
+    "__version__",
+    "extract_features",
+    "load_bundle",
+    "open_slide",
+    "predict",
+    "predict_patients",
+    "read_prediction",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,9 +18,11 @@ from napari_lrmil.core.events import Event, Failed, Finished, Notice, StageDone
 
 if TYPE_CHECKING:
     from lrmil_training.config import TrainConfig
+    from napari_lrmil.core.cohort import SlideJob
     from napari_lrmil.core.features.bag import Bag
     from napari_lrmil.core.inference.prediction import Prediction
     from napari_lrmil.core.models.bundle import Bundle
+    from napari_lrmil.core.results.patient_answers import PatientAnswer, PatientSlide
     from napari_lrmil.core.results.reader import StoredPrediction
     from napari_lrmil.core.slides.slide import Slide
 
@@ -238,6 +240,72 @@ def read_prediction(folder: str | Path) -> StoredPrediction:
     from napari_lrmil.core.results.reader import read_prediction_folder
 
     return read_prediction_folder(Path(folder))
+
+
+def predict_patients(
+    table: str | Path,
+    out: str | Path,
+    bundle: Bundle | str | Path = "demo",
+    *,
+    device: str = "auto",
+    runtime: str = "auto",
+    allow_missing: bool = False,
+    on_event: OnEvent | None = None,
+) -> list[PatientAnswer]:
+    """Classify the slides of a cohort table, and answer once for each patient.
+
+    The same call goes on after an interruption: results of slides that match are kept.
+
+    Parameters
+    ----------
+    table
+        CSV with the columns ``slide`` and ``patient``, and optionally ``mpp``.
+    out
+        Folder of the results, with ``patients.csv``, ``patients.json`` and a folder for each slide.
+    bundle
+        A model from `load_bundle`, its folder, or the name of a shipped one.
+    device, runtime, allow_missing, on_event
+        As in `predict`.
+
+    Returns
+    -------
+    list of PatientAnswer
+        A patient each: ``slides``, ``left_out`` with reasons, ``probabilities``; empty if no slide is left.
+
+    Raises
+    ------
+    LrmilError
+        If table, model or an option cannot be used. A slide that fails is left out of its patient's answer.
+    """
+    from napari_lrmil.core.atomic_files import require_writable
+    from napari_lrmil.core.cohort.patients import PatientTask, run_patients
+    from napari_lrmil.core.features.devices import resolve_device
+    from napari_lrmil.core.runtimes.select import require_runtime
+
+    folder = Path(out)
+    require_writable(folder)
+    require_runtime(runtime, resolve_device(device))  # a wrong option is one error, not one for each slide
+    jobs, patients = _read_patients(Path(table))
+    task = PatientTask(_loaded(bundle), folder, device, runtime, allow_missing)
+    answers: list[PatientAnswer] = run_to_end(run_patients(jobs, patients, task), on_event)
+    return answers
+
+
+def _read_patients(table: Path) -> tuple[list[SlideJob], dict[str, list[PatientSlide]]]:
+    """Return the slides of a table, and patient -> slides."""
+    from lrmil_training.data.cohort import read_slides
+    from lrmil_training.data.patient_slides import read_patient_slides
+    from napari_lrmil.core.cohort import SlideJob
+    from napari_lrmil.core.slides.slide_files import SlideSearch, path_in_cohort
+
+    rows = read_slides(table)
+    for text in rows.notices:
+        log_event(Notice(text, table.name))
+    search, mpp = SlideSearch(), {slide.path: slide.mpp for slide in rows.slides}
+    for path in mpp:
+        search.add_listed(path)
+    jobs = [SlideJob(path, mpp[path], path_in_cohort(path, table.parent)) for path in search.slides]
+    return jobs, read_patient_slides(table, search.slides)
 
 
 def train(

@@ -16,7 +16,7 @@ from napari_lrmil.core.events import Event, Finished, Progress
 from napari_lrmil.core.phantom import PhantomSlide, write_slide
 from napari_lrmil.core.results.writer import write_prediction
 
-PUBLIC = {"extract_features", "load_bundle", "open_slide", "predict", "read_prediction", "train"}
+PUBLIC = {"extract_features", "load_bundle", "open_slide", "predict", "predict_patients", "read_prediction", "train"}
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from napari_lrmil.cli.by_patient import ByOption, PatientRequest, require_patient_table
 from napari_lrmil.cli.cohort_options import (
     ExecutionOptions,
     MemoryOption,
@@ -138,6 +139,7 @@ def predict(
     overlay: OverlayOption = True,
     full_paths: FullPathsOption = False,
     allow_missing: AllowMissingOption = False,
+    by: ByOption = None,
 ) -> None:
     """Run the LR student on slides: probabilities, attention, overlay. A failed slide does not stop the others."""
     has_server = start_imports_of_workers(PREDICT_IMPORTS, slides, workers, scheduler)
@@ -148,6 +150,8 @@ def predict(
     # Wrong options fail first, before the model is loaded.
     patches = TeacherPatches.parse(teacher)
     execution = ExecutionOptions(workers, scheduler, memory, device)
+    files = {"roi": roi, "keep": keep, "exclude": exclude, "tissue": tissue}
+    by_table = require_patient_table(by, slides, files)
     # The terms of a teacher are printed before it is loaded, by this process.
     is_apart = has_server and patches == TeacherPatches.NONE
     model = _check_model_apart(bundle, execution, reader, runtime) if is_apart else None
@@ -155,7 +159,7 @@ def predict(
         model = _check_model(bundle, execution, reader, runtime, patches, folder)
     else:
         require_writable(folder)
-    (given, left_out), files = expand_slides(slides), {"roi": roi, "keep": keep, "exclude": exclude, "tissue": tissue}
+    given, left_out = expand_slides(slides)
     _require_one_slide(len(given), files)
     options = {"device": device, "report": report, "files": files, "resume": resume, "runtime": runtime}
     options |= {"reader": reader, "overlay": overlay, "full_paths": full_paths, "teacher": patches}
@@ -163,7 +167,7 @@ def predict(
     task = model.task(bundle, execution.resolve_path(folder), options)
     # --mpp overrides the column of a cohort table.
     jobs = [SlideJob(execution.resolve_path(slide.path), mpp or slide.mpp, slide.path_in_cohort) for slide in given]
-    table = partial(_write_table, folder)
+    table = partial(_write_tables, folder, _patient_request(by_table, given, model.path))
     progress = run_with_progress(
         "predict", jobs, task, execution, folder, shown_notices=model.notices, write_tables=table, notices=left_out
     )
@@ -309,6 +313,22 @@ def compare(
     result = show_progress(events, slide.name, shown_notices=model.notices)
     print_result(f"{slide.name}: {result.text} -> {result.path}")
     _write_table(folder)
+
+
+def _patient_request(table: Path | None, given: Sequence[GivenSlide], bundle: Path) -> PatientRequest | None:
+    """Return the patients whose answers are written; None without ``--by patient``."""
+    if table is None:
+        return None
+    from lrmil_training.data.patient_slides import read_patient_slides
+
+    return PatientRequest(read_patient_slides(table, {slide.path for slide in given}), bundle)
+
+
+def _write_tables(folder: Path, patients: PatientRequest | None) -> None:
+    """Write the tables of slides and, if asked for, of patients."""
+    _write_table(folder)
+    if patients is not None:
+        patients.write(folder)
 
 
 def _write_table(folder: Path) -> None:

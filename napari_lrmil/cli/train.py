@@ -283,6 +283,7 @@ def _print_metrics(run_folder: Path) -> None:
     import json
 
     from lrmil_training.evaluation.groups import BY, describe_auroc
+    from lrmil_training.evaluation.patients import PATIENTS
 
     metrics = json.loads((run_folder / "metrics.json").read_text(encoding="utf-8"))
     groups = metrics.pop(BY, {})
@@ -296,6 +297,10 @@ def _print_metrics(run_folder: Path) -> None:
                 continue
             a = splits[split]["auroc"]
             print_result(f"{split:5} {method:21} AUROC {describe_auroc(a)}, {a['n_slides']} slides")
+            if PATIENTS in splits[split]:
+                by_patient = splits[split][PATIENTS]["auroc"]
+                counts = f"{by_patient['n_patients']} patients of {by_patient['n_slides']} slides"
+                print_result(f"{'':27} by patient {describe_auroc(by_patient)}, {counts}")
             # Once per split: every method was measured on the same slides.
             if a["n_slides"] < FEW_SLIDES and method == "student":
                 print_result(f"      only {a['n_slides']} {split} slides: figures are uncertain")

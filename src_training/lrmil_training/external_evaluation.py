@@ -31,6 +31,8 @@ from lrmil_training.evaluation.groups import (
     read_groupings,
     write_groups_table,
 )
+from lrmil_training.evaluation.patients import describe_mixed, group_slides
+from lrmil_training.evaluation.patients_table import write_patients_table
 from lrmil_training.report.report import write_report
 from lrmil_training.runs.event_log import METRICS, SLIDES
 from napari_lrmil.core.atomic_files import write_json
@@ -84,8 +86,9 @@ def evaluate_bundle(
 ) -> Generator[Event, None, dict[str, str]]:
     """Run a bundle on one split of a cohort, write metrics and report, and return slide -> reason of each failure.
 
-    Writes ``metrics.json``, ``slides.json``, ``report.html``, ``attention/`` and ``thumbnails/``, and ``groups.csv`` if
-    the figures are given by column, or by distance from the training slides.
+    Writes ``metrics.json``, ``slides.json``, ``report.html``, ``attention/`` and ``thumbnails/``, ``patients.csv`` if a
+    patient has several slides, and ``groups.csv`` if the figures are given by column, or by distance from the training
+    slides.
 
     Parameters
     ----------
@@ -108,16 +111,17 @@ def evaluate_bundle(
     groupings = read_groupings(table, evaluation.by)
     cohort = note_lesion_files(_select_cohort(table, evaluation))
     groupings = [grouping.restrict({s.name for s in cohort.slides}) for grouping in groupings]
-    yield from (Notice(text, cohort_csv.name) for text in cohort.notices)
+    yield from (Notice(text, cohort_csv.name) for text in (*cohort.notices, *_mixed_patients(cohort)))
     _ = evaluation.bundle.limits  # damaged ones would fail every slide
     folder.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
     results = yield from _evaluate_slides(cohort, evaluation, failures)
     write_failures(folder, "evaluate", failures, {s.name for s in cohort.slides})
+    failed = tuple(s for s in cohort.slides if s.name in failures)
     cohort = cohort.without(set(failures))
     if not cohort.slides:
         raise LrmilError(f"none of {len(failures)} slides could be read; the reasons are in {folder / 'failures.csv'}")
-    _write_measurements(folder, cohort, results, evaluation, groupings)
+    _write_measurements(folder, cohort, results, evaluation, groupings, failed)
     name = str(cohort_csv.resolve()) if evaluation.full_paths else f"{cohort_csv.parent.name}/{cohort_csv.name}"
     title, distilled = f"{evaluation.bundle.name} on {name}", evaluation.bundle.card.distilled
     write_report(folder, cohort_csv, title=title, full_paths=evaluation.full_paths, distilled=distilled)
@@ -130,8 +134,9 @@ def _write_measurements(
     results: Results,
     evaluation: ExternalEvaluation,
     groupings: Sequence[Grouping],
+    failed: Sequence[CohortSlide],
 ) -> None:
-    """Write metrics, groups, the table of slides and attention maps."""
+    """Write metrics, groups, the tables of slides and patients, and attention maps."""
     card = evaluation.bundle.card
     # The bundle's own calibration: fitting another on this cohort would be fitting.
     temperatures = {"student": card.temperature, "teacher": card.teacher_temperature}
@@ -140,6 +145,7 @@ def _write_measurements(
     groups = measure_groups(cohort, results, [*group_by_distance(results), *groupings], measure)
     write_json(folder / METRICS, measure(cohort, results) | ({BY: groups} if groups else {}))
     write_groups_table(folder, groups)
+    write_patients_table(folder, cohort, results, temperatures, failed)
     write_json(folder / SLIDES, {"slides": build_slide_table(cohort, results, temperatures)})
     write_attention_maps(folder, results)
 
@@ -165,6 +171,12 @@ def _limits_of_methods(evaluation: ExternalEvaluation, methods: Iterable[str]) -
         return {}
     networks = {"student": limits.student, "teacher": limits.teacher}
     return {method: network for method in methods if (network := networks[method]) is not None}
+
+
+def _mixed_patients(cohort: Cohort) -> list[str]:
+    """Return a notice if patients have slides of several labels, which no figure by patient can have."""
+    mixed = group_slides([s.patient for s in cohort.slides], [cohort.target(s) for s in cohort.slides]).mixed
+    return [f"{describe_mixed(mixed)}; figures by patient leave them out"] if mixed else []
 
 
 def _select_cohort(cohort: Cohort, evaluation: ExternalEvaluation) -> Cohort:

@@ -94,6 +94,13 @@ LIMITS = {  # after 0.1.0
         NO_LIMIT,
     ),
 }
+PATIENTS = {  # after 0.1.0; absent if every patient has one slide
+    **{name: FIGURES[name] for name in ("auroc", "balanced_accuracy", "f1", "ece", "brier", "per_class")},
+    **{name: FIGURES[name] for name in ("class_counts", "confusion", "reliability", "calibrated", "paired")},
+    "pooling": str,
+    "n_bags": int,
+    "left_out": [str],
+}
 METRICS = {str: {str: FIGURES}}
 SLIDE = {
     "slide": str,
@@ -123,6 +130,7 @@ SUMMARY = {
     "agreement": {"spearman": MEAN, "jaccard_top10": MEAN, "js_divergence": MEAN},
     "paired": {str: MEAN_OF_RUNS | {"positive": int}},
 }
+PATIENTS_SUMMARY = {"auroc": MEAN_OF_RUNS} | dict.fromkeys(("balanced_accuracy", "f1", "ece", "brier"), MEAN)
 PROTOCOL = {"kind": str, "folds": int, "seeds": int}
 
 
@@ -182,14 +190,17 @@ def test_keys_of_the_slides(run: Path) -> None:
 
 
 def test_keys_of_a_series(tmp_path: Path) -> None:
-    for folder in (SERIES, write_series(tmp_path / "folds", {"val": 12, "test": 12}, folds=2)):
+    written = write_series(tmp_path / "folds", {"val": 12, "test": 12}, folds=2)  # of patients with several slides
+    for folder, by_patient in ((SERIES, False), (written, True)):
+        figures = {str: {str: FIGURES | ({"patients": PATIENTS} if by_patient else {})}}
+        summary = SUMMARY | ({"patients": PATIENTS_SUMMARY} if by_patient else {})
         found = read_json(folder / "metrics.json")
         assert list(found) == ["protocol", "runs", "summary"]
         assert mismatches(found["protocol"], PROTOCOL) == []
-        assert mismatches(found["summary"], {str: {str: SUMMARY}}) == []
+        assert mismatches(found["summary"], {str: {str: summary}}) == []
         for one in found["runs"]:
             methods = {method: figures for method, figures in one.items() if method not in ("fold", "seed")}
-            assert mismatches(methods, METRICS) == []
+            assert mismatches(methods, figures) == []
             assert mismatches({"fold": one["fold"], "seed": one["seed"]}, {"fold": (int, None), "seed": int}) == []
 
 

@@ -12,6 +12,7 @@ from napari_lrmil.core.text_escapes import UNPRINTABLE
 MAX_NAME_BYTES = 180  # file systems allow 255; temporary and feature files add to the name
 RESERVED_NAMES = (  # files and folders that commands write beside the folders of slides
     *("predictions.csv", "failures.csv", "cohort.json", "report.html", "metrics.json", "slides.json"),
+    *("patients.csv", "patients.json"),
     *("attention", "thumbnails"),
 )
 _WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)

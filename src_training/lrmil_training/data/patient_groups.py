@@ -47,6 +47,22 @@ def patient_clusters(patients: Sequence[str], sites: Sequence[str] = ()) -> list
     return [names[component] for component in components]
 
 
+def bags_by_patient(patients: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Return patient -> rows of its slides, in order of appearance. ``9+11`` and ``11 + 9`` are one, ``9`` is another.
+
+    A slide of a pseudo-patient does not say which tissue is whose, so that it can be in the bag of neither.
+
+    Parameters
+    ----------
+    patients
+        (N,) patient of each slide.
+    """
+    rows: dict[tuple[str, ...], list[int]] = {}
+    for i, patient in enumerate(patients):
+        rows.setdefault(tuple(sorted(set(patient_parts(patient)))), []).append(i)
+    return {patients[indices[0]]: tuple(indices) for indices in rows.values()}
+
+
 def samples_by_patient(patients: Sequence[str]) -> tuple[tuple[int, ...], ...]:
     """Return the rows of each real patient, in order of appearance. A row of ``9+11`` belongs to both.
 

@@ -20,6 +20,7 @@ from lrmil_training.evaluation.metrics import (
     fit_temperature,
     paired_difference,
 )
+from lrmil_training.evaluation.patients import PATIENTS, group_slides, mean_logits, measure_patients
 from lrmil_training.evaluation.significance import assess_non_inferiority, delong_test
 from lrmil_training.evaluation.summary import AGREEMENT_METRICS
 from napari_lrmil.core.geometry import Bounds
@@ -181,7 +182,21 @@ def _evaluate_split(
             "lesion_auroc": _mean_of_defined([_slide_lesion_auroc(r) for r in slides]),
             "cost": _mean_cost(slides),
         }
+    for method, figures in _evaluate_patients(cohort, on_split, bootstrap, temperatures).items():
+        metrics[method][PATIENTS] = figures
     return metrics
+
+
+def _evaluate_patients(
+    cohort: Cohort, on_split: Results, bootstrap: int, temperatures: Temperatures
+) -> dict[str, dict[str, Any]]:
+    """Return method -> figures by patient; nothing if every patient has one slide."""
+    rows = [r.row for r in next(iter(on_split.values()))]
+    bags = group_slides([row.patient for row in rows], [cohort.target(row) for row in rows])
+    if not bags.has_several_slides:
+        return {}
+    logits = {m: mean_logits(np.array([r.logits for r in slides]), bags.labelled) for m, slides in on_split.items()}
+    return measure_patients(bags, logits, temperatures, cohort.classes, bootstrap)
 
 
 def _has_reference(method: str, results: Mapping[str, Any]) -> bool:

@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
-SUMMARISED_METRICS = ("balanced_accuracy", "f1", "ece", "brier", "lesion_auroc")
+from lrmil_training.evaluation.patients import PATIENTS
+
+PATIENT_METRICS = ("balanced_accuracy", "f1", "ece", "brier")
+SUMMARISED_METRICS = (*PATIENT_METRICS, "lesion_auroc")
 AGREEMENT_METRICS = ("spearman", "jaccard_top10", "js_divergence")
 
 RunMetrics = Mapping[str, Any]
@@ -68,6 +71,9 @@ def _summarise_split(runs: Sequence[RunMetrics], method: str, split: str) -> dic
     summary: dict[str, Any] = {"auroc": over("auroc", "value", listed=True)}
     summary |= {name: over(name) for name in SUMMARISED_METRICS}
     summary["agreement"] = {name: over("agreement", name) for name in AGREEMENT_METRICS}
+    if any(PATIENTS in run["metrics"][method][split] for run in runs):
+        summary[PATIENTS] = {"auroc": over(PATIENTS, "auroc", "value", listed=True)}
+        summary[PATIENTS] |= {name: over(PATIENTS, name) for name in PATIENT_METRICS}
     summary["paired"] = {}
     for other in dict.fromkeys(o for run in runs for o in run["metrics"][method][split].get("paired", {})):
         difference = over("paired", other, "value", listed=True)

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from lrmil_training.evaluation.patients import PATIENTS
 from lrmil_training.evaluation.significance import NON_INFERIORITY_MARGIN
 from lrmil_training.report.plots import (
     Plot,
@@ -176,6 +177,7 @@ def _split_section(record: RunRecord, split: str) -> Section:
     return {
         "split": split,
         "metrics": metrics,
+        "patients": {m: values[PATIENTS] for m, values in metrics.items() if PATIENTS in values},
         "n_slides": auroc["n_slides"],
         "n_patients": auroc["n_patients"],
         "is_small": auroc["n_slides"] < FEW_TEST_SLIDES,

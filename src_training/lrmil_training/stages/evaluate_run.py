@@ -22,6 +22,7 @@ from lrmil_training.evaluation.evaluate import (
     score_slides,
 )
 from lrmil_training.evaluation.limits import fit_run_limits
+from lrmil_training.evaluation.patients_table import write_patients_table
 from lrmil_training.runs.event_log import SLIDES
 from lrmil_training.stages.methods import STUDENT
 from lrmil_training.stages.outputs import Evaluation, Student, TeacherOutputs
@@ -61,6 +62,7 @@ def evaluate_run(
     metrics = evaluate_methods(cohort, results, context.config.bootstrap, temperatures=temperatures)
     add_limits(metrics, cohort, results, temperatures, limits, chosen_on="val")
     write_json(context.folder / SLIDES, {"slides": build_slide_table(cohort, results, temperatures)})
+    write_patients_table(context.folder, cohort, results, temperatures)
     drawn = [name for name in ("teacher", STUDENT) if name in results]
     write_attention_maps(context.folder, {name: _held_out(results[name]) for name in drawn})
     yield StageDone("evaluation", time.perf_counter() - began)

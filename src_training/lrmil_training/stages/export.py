@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lrmil_training.evaluation.evaluate import SlideResult, fit_method_temperature
+from lrmil_training.evaluation.patients import PATIENTS
 from lrmil_training.stages.embedding_statistics import measure_embeddings
 from lrmil_training.stages.outline_use import describe_outlines
 from lrmil_training.stages.outputs import Evaluation, Student, TeacherOutputs
@@ -77,14 +78,19 @@ def _class_counts(counts: Mapping[str, int]) -> str:
 
 def summary(metrics: Mapping[str, Any]) -> dict[str, str]:
     """Return one line per method and split: AUROC with interval and what the interval is over."""
-    lines = {}
+    lines: dict[str, str] = {}
     for method, splits in metrics.items():
         for split, figures in splits.items():
-            auroc = figures["auroc"]
-            # An undefined figure, for example with a missing class, has no line.
-            if auroc["value"] is not None and auroc["low"] is not None:
-                span = f"{auroc['value']:.3f} ({auroc['low']:.3f} to {auroc['high']:.3f})"
-                lines[f"{method}, {split}: AUROC"] = (
-                    f"{span}, {auroc['n_slides']} slides, interval over {auroc['interval']}"
-                )
+            lines |= _auroc_line(f"{method}, {split}: AUROC", figures["auroc"], "n_slides", "slides")
+            if PATIENTS in figures:
+                auroc = figures[PATIENTS]["auroc"]
+                lines |= _auroc_line(f"{method}, {split}: AUROC by patient", auroc, "n_patients", "patients")
     return lines
+
+
+def _auroc_line(name: str, auroc: Mapping[str, Any], count: str, unit: str) -> dict[str, str]:
+    # An undefined figure, for example with a missing class, has no line.
+    if auroc["value"] is None or auroc["low"] is None:
+        return {}
+    span = f"{auroc['value']:.3f} ({auroc['low']:.3f} to {auroc['high']:.3f})"
+    return {name: f"{span}, {auroc[count]} {unit}, interval over {auroc['interval']}"}
