@@ -70,6 +70,7 @@ def predict(
     cache: EmbeddingCache | None = None,
     runtime: str = "torch",
     allow_missing: bool = False,
+    stain: StainTransform | None = None,
 ) -> Iterator[Event]:
     """Run the LR student on a slide or a region, then the HR teacher on the patches in `teacher`.
 
@@ -89,6 +90,8 @@ def predict(
         Embeddings of earlier calls. New ones are added.
     allow_missing
         Predict a slide even if more than a third of its tissue is not stored or damaged.
+    stain
+        The slide's transform to the colour of the model, if it is known. Otherwise it is measured on `tissue_grid`.
 
     Raises
     ------
@@ -100,17 +103,18 @@ def predict(
         yield from _teacher_notices(slide, bundle)
     slide.count_damaged_tiles()
     compute = _Compute(device, cache, runtime)
-    options = _Options(teacher, allow_missing)
+    options = _Options(teacher, allow_missing, stain)
     request = yield from _prepare(slide, bundle, compute, scope, tissue_grid, seconds_open, options)
     yield Finished((yield from _run_networks(request, teacher)))
 
 
 @dataclass(frozen=True)
 class _Options:
-    """LR patches of the teacher, and whether a slide is predicted that lacks much of its tissue."""
+    """LR patches of the teacher, whether a slide is predicted that lacks much of its tissue, its known transform."""
 
     teacher: TeacherPatches
     allow_missing: bool
+    stain: StainTransform | None
 
     def patch_sizes(self, card: Card, lattice: Lattice) -> list[PatchSize]:
         """Return the patches that the networks read."""
@@ -239,7 +243,7 @@ def _prepare(
     seconds = {"open": seconds_open, "tissue": time.perf_counter() - began}
     stain_began, target = time.perf_counter(), bundle.card.stain
     # By the whole slide's tissue, so that a region gets the colours that it has in the whole.
-    stain = None if target is None else target.transform(slide, tissue_grid.grid)
+    stain = None if target is None else options.stain or target.transform(slide, tissue_grid.grid)
     about_stain = (stain.warning,) if stain is not None and stain.warning else ()
     if stain is not None:
         seconds["stain"] = time.perf_counter() - stain_began
@@ -399,9 +403,8 @@ def _encode(request: _Request, runtime: Runtime, read: NetworkInput) -> Generato
     encode = partial(extract_features, device=compute.device, stage=read.stage, batch=default_batch_size(patches.side))
     if compute.cache is None:
         return (yield from encode(request.slide, patches, runtime.embedder))
-    key = cache_key(request.slide, request.bundle, request.grid, read.network, runtime.choice.cache_tag)
-    if patches.stain is not None:  # the statistics follow the tissue, which can be edited between calls
-        key = replace(key, network=f"{key.network} {patches.stain.fingerprint}")
+    tag = runtime.choice.cache_tag
+    key = cache_key(request.slide, request.bundle, request.grid, read.network, tag, stain=patches.stain)
     cached = compute.cache.get(key, read.index)
     # The viewer shows patches as they arrive, and people look at the middle of the view first.
     missing = center_first_order(patches.corners, np.flatnonzero(~cached.rows))
@@ -422,7 +425,15 @@ def _store_batch(cache: EmbeddingCache, key: CacheKey, index: Int64, rows: slice
     cache.put(key, index[rows], features)
 
 
-def cache_key(slide: Slide, bundle: Bundle, grid: NestedGrid, network: str, precision: str = "float32") -> CacheKey:
+def cache_key(
+    slide: Slide,
+    bundle: Bundle,
+    grid: NestedGrid,
+    network: str,
+    precision: str = "float32",
+    *,
+    stain: StainTransform | None = None,
+) -> CacheKey:
     """Return the cache key of a slide's embeddings by one network of a bundle.
 
     Parameters
@@ -435,6 +446,8 @@ def cache_key(slide: Slide, bundle: Bundle, grid: NestedGrid, network: str, prec
         ``student`` or ``teacher``.
     precision
         Runtimes with different last digits have different values here, see `RuntimeChoice.cache_tag`.
+    stain
+        Colour transform of the patches. Its statistics follow the tissue, which can be edited between calls.
     """
     card, lattice = bundle.card, grid.lattice
     is_student = network == "student"
@@ -445,7 +458,7 @@ def cache_key(slide: Slide, bundle: Bundle, grid: NestedGrid, network: str, prec
         target_mpp=card.lr_mpp if is_student else card.hr_mpp,
         patch_px=card.lr_patch_px if is_student else card.hr_patch_px,
         input_px=card.student_input_px if is_student else None,
-        network=f"{bundle.sha256} {network}",
+        network=f"{bundle.sha256} {network}{f' {stain.fingerprint}' if stain is not None else ''}",
         precision=precision,
     )
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from napari_lrmil.core.inference.prediction import Prediction
     from napari_lrmil.core.models.bundle import Bundle
     from napari_lrmil.core.patching.grid import NestedGrid
+    from napari_lrmil.core.patching.stain import StainTransform
     from napari_lrmil.core.slides.slide import Slide
 
 LOOKUP_PATCHES = 1000  # the settings store is asked for this many patches; the time of any other number follows
@@ -148,7 +149,12 @@ def plan_patches(
 
 
 def cached_student_attention(
-    last: Prediction | None, grid: NestedGrid, slide: Slide, bundle: Bundle, cache: EmbeddingCache
+    last: Prediction | None,
+    grid: NestedGrid,
+    slide: Slide,
+    bundle: Bundle,
+    cache: EmbeddingCache,
+    stain: StainTransform | None = None,
 ) -> Features | None:
     """Return the student's attention to exactly the patches of `grid`, if its embeddings are cached; else None.
 
@@ -160,14 +166,18 @@ def cached_student_attention(
         Patches of the planned run.
     slide, bundle, cache
         The slide and the model of the planned run, and the cache that it would use.
+    stain
+        Transform of the slide to the model's colour; None if it is not measured yet, or the model has none.
     """
     from napari_lrmil.core.inference.predict import cache_key
 
     if last is None or last.bundle_sha256 != bundle.sha256 or not np.array_equal(last.grid.lr_index, grid.lr_index):
         return None
+    if bundle.card.stain is not None and stain is None:
+        return None
     # The cache keeps and evicts the patches of a run nearly together. For an estimate it is enough to look up two.
     ends = grid.lr_index[[0, -1]]
-    is_cached = cache.has(cache_key(slide, bundle, grid, "student"), ends).all()
+    is_cached = cache.has(cache_key(slide, bundle, grid, "student", stain=stain), ends).all()
     return last.student.attention if is_cached else None
 
 

@@ -82,6 +82,7 @@ class PredictJob:
         # A slide that is open already costs nothing; the result reports the time that this run took.
         seconds, device = time.perf_counter() - began, resolve_device(self.device)
         yield Progress("tissue", 0, 1, "slide")
+        tissue_grid = self.open_slides.get_tissue_grid(self.slide, self.bundle)
         stream = predict(
             slide,
             self.bundle,
@@ -89,9 +90,10 @@ class PredictJob:
             teacher=self.teacher,
             seconds_open=seconds,
             scope=self.scope,
-            tissue_grid=self.open_slides.get_tissue_grid(self.slide, self.bundle),
+            tissue_grid=tissue_grid,
             cache=self.cache,
             allow_missing=self.allow_missing,
+            stain=self.open_slides.get_stain(self.slide, self.bundle, tissue_grid),
         )
         with closing(stream) as events:  # type: ignore[type-var]  # generators close
             for event in events:
@@ -122,7 +124,11 @@ class PredictJob:
         slide = self.open_slides.get_slide(self.slide)
         tissue_grid = self.open_slides.get_tissue_grid(self.slide, self.bundle)
         grid = tissue_grid.grid
-        is_embedded = self.cache.has(cache_key(slide, self.bundle, grid, "student"), grid.lr_index)
+        stain = self.open_slides.get_stain(
+            self.slide, self.bundle, tissue_grid
+        )  # of all tissue, and not of the embedded part
+        key = cache_key(slide, self.bundle, grid, "student", stain=stain)
+        is_embedded = self.cache.has(key, grid.lr_index)
         is_embedded &= self.scope.select(tissue_grid).is_selected
         if not is_embedded.any():
             return
@@ -138,6 +144,7 @@ class PredictJob:
                 tissue_grid=part,
                 cache=self.cache,
                 allow_missing=self.allow_missing,
+                stain=stain,
             )
             if isinstance(last, Finished):
                 yield Partial(last.result)

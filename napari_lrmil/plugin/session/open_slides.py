@@ -16,6 +16,7 @@ from napari_lrmil.core.slides.slide import Slide
 if TYPE_CHECKING:
     from napari_lrmil.core.models.bundle import Bundle
     from napari_lrmil.core.patching.grid import TissueGrid
+    from napari_lrmil.core.patching.stain import StainTransform
     from napari_lrmil.core.patching.tissue import Mask
 
 SlideOpener = Callable[[Path, float | None], Slide]  # from a file and the µm per pixel that the user gave, if any
@@ -56,6 +57,7 @@ class OpenSlides:
         self._open = open_slide
         self._slides: dict[SlideChoice, Slide] = {}
         self._tissue_grids: dict[tuple[SlideChoice, str], TissueGrid] = {}
+        self._stains: dict[tuple[SlideChoice, str], tuple[TissueGrid, StainTransform]] = {}
         self._lock = threading.RLock()  # the live view and a tissue search may run at the same time
 
     def get_slide(self, choice: SlideChoice) -> Slide:
@@ -84,6 +86,25 @@ class OpenSlides:
                 tissue_grid = self._tissue_grids.setdefault((choice, _grid_key(bundle)), tissue_grid)
         return tissue_grid
 
+    def get_cached_stain(self, choice: SlideChoice, bundle: Bundle, tissue_grid: TissueGrid) -> StainTransform | None:
+        """Return the slide's transform to the colour of the model, if it was measured on this very tissue."""
+        with self._lock:
+            measured_on, stain = self._stains.get((choice, bundle.sha256), (None, None))
+        return stain if measured_on is tissue_grid else None
+
+    def get_stain(self, choice: SlideChoice, bundle: Bundle, tissue_grid: TissueGrid) -> StainTransform | None:
+        """Return the slide's transform, and measure it if necessary; None if the model leaves colours as they are.
+
+        Raises what `measure_stain` raises.
+        """
+        stain, target = self.get_cached_stain(choice, bundle, tissue_grid), bundle.card.stain
+        if stain is None and target is not None:
+            # Outside the lock, because it reads pixels.
+            stain = target.transform(self.get_slide(choice), tissue_grid.grid)
+            with self._lock:
+                self._stains[choice, bundle.sha256] = tissue_grid, stain
+        return stain
+
     def set_edited_mask(self, choice: SlideChoice, bundle: Bundle, mask: Mask) -> TissueGrid:
         """Replace the tissue mask by one that the user edited, and return the grid that follows from it.
 
@@ -111,6 +132,7 @@ class OpenSlides:
         with self._lock:
             removed = [self._slides.pop(choice) for choice in [*self._slides] if choice not in choices]
             self._tissue_grids = {key: grid for key, grid in self._tissue_grids.items() if key[0] in choices}
+            self._stains = {key: entry for key, entry in self._stains.items() if key[0] in choices}
         for slide in removed:  # outside the lock, because `close` waits for running reads
             slide.close()
 

@@ -309,7 +309,9 @@ class Session:
             return None
         expected_seconds = partial(self._throughput.expected_seconds, self.bundle.sha256, self.device)
         grid = tissue_grid.grid.select(self._selected_patches(tissue_grid))
-        attention = cached_student_attention(self.prediction, grid, self.opened_slide, self.bundle, self.cache)
+        stain = self.open_slides.get_cached_stain(self.slide, self.bundle, tissue_grid) if self.slide else None
+        slide, bundle, cache = self.opened_slide, self.bundle, self.cache
+        attention = cached_student_attention(self.prediction, grid, slide, bundle, cache, stain)
         return plan_patches(grid, attention, expected_seconds)
 
     def _selected_patches(self, tissue_grid: TissueGrid) -> NDArray[np.bool_]:

@@ -6,11 +6,11 @@ from collections.abc import Generator
 from dataclasses import replace
 
 from lrmil_training.data.cohort import require_classes
+from lrmil_training.data.stain_store import stored_stain
 from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.errors import CohortError, LrmilError
 from napari_lrmil.core.events import Event, Notice, Progress
-from napari_lrmil.core.patching.grid import find_tissue_grid
-from napari_lrmil.core.patching.stain import StainStatistics, StainTarget, StainTransform, mean_stain, measure_stain
+from napari_lrmil.core.patching.stain import StainStatistics, StainTarget, StainTransform, mean_stain
 
 STAGE = "colour"
 
@@ -18,7 +18,8 @@ STAGE = "colour"
 def normalise_stain(context: RunContext) -> Generator[Event, None, RunContext]:
     """Return the context with a colour transform for every slide, or unchanged if the configuration has none.
 
-    The target is the mean of the training slides: validation and test slides must not influence the fit.
+    The target is the mean of the training slides: validation and test slides must not influence the fit. Statistics are
+    stored with the features, so that a later start does not measure them again.
 
     Raises
     ------
@@ -33,8 +34,7 @@ def normalise_stain(context: RunContext) -> Generator[Event, None, RunContext]:
     for count, row in enumerate(cohort.slides):
         yield Progress(STAGE, count, len(cohort.slides), "slides")
         try:
-            with row.open() as slide:
-                measured[row.name] = measure_stain(slide, find_tissue_grid(slide, context.config.plan).grid)
+            measured[row.name] = stored_stain(context.features_folder, row, context.config.plan)
         except LrmilError as error:
             reason = str(error).removeprefix(f"{row.path}: ")
             raise CohortError(
