@@ -74,12 +74,14 @@ def _print_omissions(content: PublishedCohort) -> None:
 
 
 def _print_counts(content: PublishedCohort, path: Path) -> None:
+    from lrmil_training.data.patient_groups import count_patients
+
     slides = content.slides
     groups = [Counter(s.label for s in slides), Counter(s.split for s in slides if s.split)]
     counts = "; ".join(
         ", ".join(f"{name} {count}" for name, count in sorted(group.items())) for group in groups if group
     )
-    patients = len({slide.patient for slide in slides})
+    patients = count_patients(slide.patient for slide in slides)
     print_result(f"{len(slides)} slides of {patients} patients ({counts}) -> {path}")
     lesions = sum(bool(regions) for regions in content.outlines.values())
     if content.outlines:

@@ -116,6 +116,9 @@ class OperatingPointConfig(_Frozen):
     sensitivity and specificity there (Youden's index)."""
 
 
+Aggregator = Literal["gated_attention", "linear_topk"]
+
+
 class TeacherConfig(_Frozen):
     """The HR teacher's MIL."""
 
@@ -123,7 +126,7 @@ class TeacherConfig(_Frozen):
     """Upper bound; early stopping usually ends sooner."""
     lr: float = Field(3e-3, gt=0, le=MAX_RATE)
     """Learning rate of Adam; the best of four on validation (Real tissue)."""
-    aggregator: Literal["gated_attention", "linear_topk"] = "gated_attention"
+    aggregator: Aggregator = "gated_attention"
     """Pooling of teacher and students. Gated_attention: the paper's. Linear_topk: linear scores of each class, mean of
     the top share; it has fewer weights, for few slides."""
     top_share: float = Field(0.15, gt=0, le=1)
@@ -145,6 +148,33 @@ class TeacherConfig(_Frozen):
     slides a MIL of many dimensions learns chance. 0: none."""
     patches_per_slide: int | None = Field(None, ge=1, le=MAX_COUNT)
     """Patches drawn of a slide in each step, so that a slide differs from step to step. None takes all."""
+
+
+class SelectionConfig(_Frozen):
+    """Choice of the teacher's recipe by an inner cross-validation."""
+
+    inner_folds: int = Field(0, ge=0, le=MAX_RUNS)
+    """0: the settings of the teacher as they are, and its epoch by validation. k: training and validation patients are
+    dealt into k folds, and the held-out folds choose the recipe and the epoch. Test slides are never used."""
+    aggregators: tuple[Aggregator, ...] = ()
+    """Candidates for teacher.aggregator. None: that of the teacher alone."""
+    lr: tuple[float, ...] = ()
+    """Candidates for teacher.lr. None: that of the teacher alone."""
+
+    @field_validator("lr")
+    @classmethod
+    def _require_positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if value and (min(value) <= 0 or max(value) > MAX_RATE):
+            raise ValueError(f"learning rates must be above 0 and up to {MAX_RATE:g}")
+        return value
+
+    @model_validator(mode="after")
+    def _require_folds(self) -> SelectionConfig:
+        if self.inner_folds == 1:
+            raise ValueError("inner_folds=1 holds no patient out; take 2 or more, or 0 for no inner cross-validation")
+        if self.inner_folds == 0 and (self.aggregators or self.lr):
+            raise ValueError("candidates are compared by the inner folds, and inner_folds is 0; set it, to 5 say")
+        return self
 
 
 class Stage1Config(_Frozen):
@@ -322,6 +352,8 @@ class TrainConfig(_Frozen):
     """Operating point of a model of two classes."""
     teacher: TeacherConfig = TeacherConfig()
     """The HR teacher's MIL."""
+    selection: SelectionConfig = SelectionConfig()
+    """Choice of the teacher's recipe by an inner cross-validation."""
     stage1: Stage1Config = Stage1Config()
     """Patch-level distillation."""
     stage2: Stage2Config = Stage2Config()
@@ -392,6 +424,8 @@ class TrainConfig(_Frozen):
             allowed = ", ".join(UNDISTILLED_BASELINES)
             why = "is the student itself" if refused[0] == "labels_only_finetuned" else "needs a teacher"
             raise ValueError(f"baseline {refused[0]} {why} in a run without a teacher; keep {allowed} alone, or none")
+        if self.selection.inner_folds:
+            raise ValueError("selection.inner_folds chooses the teacher's recipe, and the run has none; set it to 0")
         if self.ablation and self.lambda_patch == 0:
             raise ValueError("the ablation leaves out terms of the teacher, and the run has none; set ablation=false")
         if self.encoder.teacher_layers and self.encoder.student != "teacher":

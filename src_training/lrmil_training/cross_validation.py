@@ -15,7 +15,7 @@ from typing import Any
 from lrmil_training.config import TrainConfig, dump_config, load_config
 from lrmil_training.data.calibration_split import set_calibration_aside
 from lrmil_training.data.cohort import Cohort, require_classes
-from lrmil_training.data.splits import hold_out_test, make_folds
+from lrmil_training.data.splits import hold_out_test, make_folds, require_inner_folds
 from lrmil_training.evaluation.evaluate import describe_protocol
 from lrmil_training.evaluation.summary import summarise_runs
 from lrmil_training.report.report import write_report
@@ -67,7 +67,7 @@ def list_parts(context: RunContext) -> list[SeriesPart]:
     Raises
     ------
     CohortError
-        If there are too few patients for the folds, or a side lacks a class.
+        If there are too few patients for the folds or inner folds, or a side lacks a class.
     """
     config = context.config
     folds: list[tuple[int | None, Cohort]] = [(None, context.cohort)]
@@ -79,7 +79,10 @@ def list_parts(context: RunContext) -> list[SeriesPart]:
         require_classes(cohort, ("train", "val"))
     # Seeds outside, folds inside: a stopped series has whole rounds of folds.
     seeds = range(config.seed, config.seed + config.seeds)
-    return [SeriesPart(fold, seed, cohort) for seed in seeds for fold, cohort in folds]
+    parts = [SeriesPart(fold, seed, cohort) for seed in seeds for fold, cohort in folds]
+    for part in parts:
+        require_inner_folds(part.cohort, config.selection.inner_folds, part.seed, by_site=config.by_site)
+    return parts
 
 
 def run_series(context: RunContext) -> Generator[Event, None, None]:

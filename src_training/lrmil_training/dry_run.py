@@ -14,9 +14,11 @@ from lrmil_training.config import TrainConfig
 from lrmil_training.data.calibration_split import set_calibration_aside
 from lrmil_training.data.cohort import CALIBRATION, SPLITS, Cohort, CohortSlide, require_classes
 from lrmil_training.data.lesion_targets import outline_problem
-from lrmil_training.data.patient_groups import patient_parts
-from lrmil_training.data.splits import make_folds
+from lrmil_training.data.patient_groups import count_patients
+from lrmil_training.data.splits import make_folds, require_inner_folds
+from lrmil_training.data.validation_patients import validation_notice
 from lrmil_training.estimate import WorkloadEstimate, estimate_run
+from lrmil_training.recipes import list_recipes
 from lrmil_training.train import check_cohort, check_encoders, encoder_names, require_gpus
 from napari_lrmil.core.encoders import encoder_notice
 from napari_lrmil.core.errors import LrmilError
@@ -78,9 +80,12 @@ def dry_run(cohort_csv: Path, out: Path, config: TrainConfig, device: str) -> It
     parts = [set_calibration_aside(part, config.split.calibration, config.seed) for part in parts]
     for part in parts:
         require_classes(part, ("train", "val"))
+        for seed in range(config.seed, config.seed + config.seeds):
+            require_inner_folds(part, config.selection.inner_folds, seed, by_site=config.by_site)
     if not config.folds:
         (cohort,) = parts
-    yield from (Notice(text, cohort_csv.name) for text in cohort.notices)
+    notices = filter(None, (*cohort.notices, validation_notice(parts)))
+    yield from (Notice(text, cohort_csv.name) for text in notices)
     names = encoder_names(config)
     yield from (Notice(text) for text in map(encoder_notice, names) if text)
     passed = ["the table has labels, patients and both classes in train and val of every run"]
@@ -169,14 +174,14 @@ def _cost(
 
 
 def _plan_lines(cohort: Cohort, config: TrainConfig) -> Iterator[str]:
-    patients = len({part for slide in cohort.slides for part in patient_parts(slide.patient)})
+    patients = count_patients(slide.patient for slide in cohort.slides)
     yield f"cohort     {len(cohort.slides)} slides of {patients} patients; classes {', '.join(cohort.classes)}"
     for split in (*SPLITS, *([CALIBRATION] if cohort.of(CALIBRATION) else [])):
         slides = cohort.of(split)
         labels = Counter(slide.label for slide in slides)
-        members = {part for slide in slides for part in patient_parts(slide.patient)}
+        members = count_patients(slide.patient for slide in slides)
         counts = ", ".join(f"{label} {labels[label]}" for label in cohort.classes)
-        yield f"{split:10} {len(slides)} slides of {len(members)} patients ({counts})"
+        yield f"{split:10} {len(slides)} slides of {members} patients ({counts})"
     runs = config.seeds * max(1, config.folds)
     if runs > 1:
         folds = (
@@ -185,6 +190,9 @@ def _plan_lines(cohort: Cohort, config: TrainConfig) -> Iterator[str]:
             else "the table's split"
         )
         yield f"runs       {runs}: {folds}, {config.seeds} seeds"
+    if config.selection.inner_folds:
+        inner, candidates = config.selection.inner_folds, len(list_recipes(config))
+        yield f"selection  {candidates} recipes of the teacher x {inner} inner folds = {candidates * inner} fits"
     yield from _network_lines(config)
     yield f"baselines  {', '.join(config.baselines) or 'none'}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from lrmil_training.config import TrainConfig
+from lrmil_training.recipes import list_recipes
 from napari_lrmil.core.formatting import format_duration, format_size
 from napari_lrmil.core.user_settings import SettingsStore, ThroughputKey
 
@@ -116,6 +117,7 @@ def _fit_seconds(workload: WorkloadEstimate, config: TrainConfig, per_patch: flo
     pairs = min(workload.lr_train, per_slide * workload.slides * 0.6) if per_slide else workload.lr_train
     students = 1 + len(config.baselines)
     distilled = config.teacher.epochs + students * config.stage2.epochs
+    distilled += config.selection.inner_folds * len(list_recipes(config)) * config.teacher.epochs
     epochs = distilled if config.distil else len(config.baselines) * config.teacher.epochs
     if not config.distil:
         pairs = 0.0  # no stage 1

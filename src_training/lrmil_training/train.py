@@ -20,6 +20,8 @@ from lrmil_training.data.calibration_split import set_calibration_aside
 from lrmil_training.data.cohort import Cohort, read_cohort, require_classes
 from lrmil_training.data.features import find_encoder
 from lrmil_training.data.lesion_targets import LesionTargets, require_outlines_on_slides
+from lrmil_training.data.splits import require_inner_folds
+from lrmil_training.data.validation_patients import validation_notice
 from lrmil_training.evaluation.evaluate import note_lesion_files
 from lrmil_training.fitting.loggers import require_loggers
 from lrmil_training.fitting.plan import RESUME_ADVICE, StoppedError
@@ -159,17 +161,33 @@ def _prepare(
         require_outlines_on_slides(cohort)
     encoder = check_encoders(config)
     context = RunContext(config, cohort, out, device, encoder, allow_missing=allow_missing)
-    if is_series(config):
-        list_parts(context)  # raises if the cohort cannot be divided into the folds
-    else:
-        context = replace(context, cohort=set_calibration_aside(cohort, config.split.calibration, config.seed))
-        require_classes(context.cohort, ("train", "val"))
+    context = _check_splits(context)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / CONFIG, dump_config(config))
     write_text(out / COHORT, cohort.sha256)
     call = {"cohort": _path_from(out, cohort_csv), "device": str(device)}
     write_json(out / CALL, call | ({ALLOW_MISSING: True} if allow_missing else {}))
     return context
+
+
+def _check_splits(context: RunContext) -> RunContext:
+    """Return the context with the splits that are dealt here, and a notice if validation has few patients.
+
+    Raises
+    ------
+    CohortError
+        If the cohort cannot be divided into folds or inner folds, or a side lacks a class.
+    """
+    config, cohort = context.config, context.cohort
+    if is_series(config):  # each part deals its own splits
+        splits = [part.cohort for part in list_parts(context) if part.seed == config.seed]
+    else:
+        cohort = set_calibration_aside(cohort, config.split.calibration, config.seed)
+        require_classes(cohort, ("train", "val"))
+        require_inner_folds(cohort, config.selection.inner_folds, config.seed, by_site=config.by_site)
+        splits = [cohort]
+    notices = filter(None, [validation_notice(splits)])
+    return replace(context, cohort=replace(cohort, notices=(*cohort.notices, *notices)))
 
 
 def encoder_names(config: TrainConfig) -> tuple[str, ...]:

@@ -217,7 +217,7 @@ class CohortEditor(Step):
         self.file_label.setToolTip(escape_qt(str(table.path or "")))
         self.counts.setText(_counts_html(table.classes, table.counts()) if table.rows else "")
         notices, state = (
-            [f"{notice[0].upper()}{notice[1:]}." for notice in table.notices],
+            [*(f"{notice[0].upper()}{notice[1:]}." for notice in table.notices), table.few_patients],
             table.blocked_by or READY_TEXT,
         )
         self.state.setText("\n".join(filter(None, (self._refusal, *notices, self._check_summary(checking), state))))

@@ -26,6 +26,7 @@ from lrmil_training.data.cohort import (
 from lrmil_training.data.cohort_cells import find_slide, normal_split
 from lrmil_training.data.cohort_file import REQUIRED_COLUMNS, parse_mpp, read_mpp_cell, read_table
 from lrmil_training.data.patient_groups import count_patients, patient_clusters
+from lrmil_training.data.validation_patients import few_validation_patients
 from napari_lrmil.core.csv_files import write_csv
 from napari_lrmil.core.errors import CohortError, LrmilError
 from napari_lrmil.core.events import Event, Finished, Partial, Progress
@@ -350,6 +351,12 @@ class CohortTable:
         except CohortError as error:
             return _error_sentence(error)
         return ""
+
+    @property
+    def few_patients(self) -> str:
+        """Sentence if validation of the table's splits has too few patients to rank methods; empty if not."""
+        sentence = few_validation_patients((row.label, row.patient) for row in self.rows if row.split == "val")
+        return f"{sentence[0].upper()}{sentence[1:]}." if sentence else ""
 
     @property
     def classes(self) -> list[str]:

@@ -34,6 +34,7 @@ GROUP_TITLES = {
     "split": "Calibration split",
     "operating_point": "Operating point",
     "teacher": "Teacher",
+    "selection": "Choice of the teacher's settings",
     "stage1": "Stage 1: patch by patch",
     "stage2": "Stage 2: slide by slide",
     "stage3": "Stage 3: end to end",

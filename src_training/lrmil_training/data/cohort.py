@@ -30,7 +30,7 @@ from lrmil_training.data.cohort_file import (
     read_mpp_cell,
     read_table,
 )
-from lrmil_training.data.patient_groups import patient_clusters, patient_parts
+from lrmil_training.data.patient_groups import count_patients, patient_clusters, patient_parts
 from napari_lrmil.core.errors import CohortError
 from napari_lrmil.core.inference.teacher_comparison import lesion_file
 from napari_lrmil.core.models.card import class_name_problem
@@ -312,6 +312,12 @@ def require_classes(cohort: Cohort, splits: Sequence[str]) -> None:
     """
     if problem := class_name_problem(cohort.classes):
         raise CohortError(cohort.path, f"column label: {problem}; rename it")
+    if len(cohort.slides) > 1 and count_patients(s.patient for s in cohort.slides) == 1:
+        raise CohortError(
+            cohort.path,
+            f"all {len(cohort.slides)} slides are of one patient, {cohort.slides[0].patient}; learning and validation "
+            "need different patients: correct the column patient, or add patients",
+        )
     for split in splits:
         missing = set(cohort.classes) - {s.label for s in cohort.of(split)}
         if missing or len(cohort.classes) < 2:

@@ -15,6 +15,24 @@ def count_patients(patients: Iterable[str]) -> int:
     return len({part for patient in patients for part in patient_parts(patient)})
 
 
+def effective_patients(patients: Sequence[str]) -> float:
+    """Return the effective number of patients, ``(Σ w)² / Σ w²``: that of equal patients who would vary as much.
+
+    The weight of a patient is the number of slides; a slide of ``2+5`` gives each of them a half.
+
+    Parameters
+    ----------
+    patients
+        (N,) patient of each slide; N must be positive.
+    """
+    weights: dict[str, float] = {}
+    for patient in patients:
+        parts = set(patient_parts(patient))
+        for part in parts:
+            weights[part] = weights.get(part, 0.0) + 1 / len(parts)
+    return sum(weights.values()) ** 2 / sum(weight**2 for weight in weights.values())
+
+
 def patient_clusters(patients: Sequence[str], sites: Sequence[str] = ()) -> list[str]:
     """Return the cluster of each row. Rows that share a patient, directly or through others, are in one cluster.
 

@@ -52,6 +52,37 @@ def make_folds(cohort: Cohort, k: int, seed: int, *, by_site: bool = False) -> l
     return [_fold_cohort(cohort, fold, i, k) for i in range(k)]
 
 
+def make_inner_folds(cohort: Cohort, k: int, seed: int, *, by_site: bool = False) -> list[Cohort]:
+    """Return `k` cohorts of the training and validation slides; cohort i validates on fold i, and trains on others.
+
+    Test slides are in none of them. Patients, and sites if asked for, are kept together.
+
+    Raises
+    ------
+    CohortError
+        If a class has fewer independent patients, or sites, than folds.
+    """
+    cohort = replace(cohort, slides=tuple(s for s in cohort.slides if s.split in ("train", "val")))
+    groups = _groups(cohort, by_site)
+    _require_groups(cohort, groups, k, by_site, inner=True)
+    fold = _assign_folds(cohort, groups, k, seed)
+    return [
+        replace(
+            cohort,
+            slides=tuple(
+                replace(s, split="val" if f == i else "train") for s, f in zip(cohort.slides, fold, strict=True)
+            ),
+        )
+        for i in range(k)
+    ]
+
+
+def require_inner_folds(cohort: Cohort, k: int, seed: int, *, by_site: bool = False) -> None:
+    """Raise `CohortError` if training and validation cannot be dealt into `k` inner folds; 0 needs none."""
+    if k:
+        make_inner_folds(cohort, k, seed, by_site=by_site)
+
+
 def hold_out_test(cohort: Cohort) -> tuple[CohortSlide, ...]:
     """Return the slides that stay out of folds: the test split, if the table states one."""
     return cohort.of("test") if cohort.fixed else ()
@@ -71,10 +102,17 @@ def _groups(cohort: Cohort, by_site: bool) -> list[str]:
     return patient_clusters(patients, [s.site for s in cohort.slides])
 
 
-def _require_groups(cohort: Cohort, groups: Sequence[str], k: int, by_site: bool) -> None:
+def _require_groups(cohort: Cohort, groups: Sequence[str], k: int, by_site: bool, *, inner: bool = False) -> None:
     unit = "groups of patients and sites" if by_site else "patients"
     for label in cohort.classes:
         of_class = {group for group, s in zip(groups, cohort.slides, strict=True) if s.label == label}
+        if len(of_class) < k and inner:
+            fewer = f"set selection.inner_folds={len(of_class)} or less" if len(of_class) > 1 else "set inner_folds=0"
+            raise CohortError(
+                cohort.path,
+                f"class {label} has training and validation slides of {len(of_class)} {unit} that share nothing with "
+                f"each other, too few for {k} inner folds; {fewer}, or add patients",
+            )
         if len(of_class) < k:
             raise CohortError(
                 cohort.path,

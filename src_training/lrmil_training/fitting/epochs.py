@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, distributed
 from torch.utils.data import Sampler
 
+from lrmil_training.fitting.plan import DivergedError
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.geometry import Int64
 
@@ -159,10 +160,10 @@ def average_buffers(module: torch.nn.Module) -> None:
 
 
 def require_finite(term: str, value: Tensor, batch: int) -> None:
-    """Raise `LrmilError` if a loss term is not finite. The last good checkpoint stays."""
+    """Raise `DivergedError` if a loss term is not finite. The last good checkpoint stays."""
     if not torch.isfinite(value):
         number = float(value.detach())
-        raise LrmilError(
+        raise DivergedError(
             f"the loss term '{term}' is {number} at batch {batch}; lower the learning rate and start again"
         )
 

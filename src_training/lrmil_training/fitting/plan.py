@@ -24,6 +24,10 @@ class StoppedError(LrmilError):
     exit_code = 130
 
 
+class DivergedError(LrmilError):
+    """A loss term or the validation figure of a fit is not finite."""
+
+
 @dataclass(frozen=True)
 class FitPlan:
     """Plan of the fit of one stage.

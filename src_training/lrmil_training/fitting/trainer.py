@@ -19,7 +19,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lrmil_training.fitting.checkpoints import SaveLastState, find_checkpoint, write_best
 from lrmil_training.fitting.epochs import EpochSampler, average_buffers, epoch_seed, rank_and_world_size
-from lrmil_training.fitting.plan import RESUME_ADVICE, SELECT, FitPlan, StoppedError
+from lrmil_training.fitting.plan import RESUME_ADVICE, SELECT, DivergedError, FitPlan, StoppedError
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Metric, Progress
 
@@ -82,7 +82,7 @@ class _Selection(Callback):
             trainer.strategy.broadcast(float(trainer.callback_metrics[SELECT]))
         )  # all processes must decide alike
         if not math.isfinite(score):
-            raise LrmilError(
+            raise DivergedError(
                 f"the validation figure is {score} in epoch {trainer.current_epoch + 1}; "
                 "lower the learning rate and start again"
             )

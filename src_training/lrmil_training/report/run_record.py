@@ -13,7 +13,7 @@ from typing import Any
 from lrmil_training.data.patient_groups import count_patients
 from lrmil_training.evaluation.groups import BY
 from lrmil_training.evaluation.summary import is_method_entry
-from lrmil_training.runs.event_log import CONFIG, EVENTS, METRICS, SLIDES, read_events
+from lrmil_training.runs.event_log import CONFIG, EVENTS, METRICS, SELECTION, SLIDES, read_events
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Finished, Metric, Progress, StageDone
 
@@ -54,6 +54,8 @@ class RunRecord:
         Rows of ``slides.json``.
     groups
         Column -> groups of slides with their figures, see `measure_groups`; empty if none were asked for.
+    selection
+        Content of ``selection.json``; empty without an inner cross-validation.
     """
 
     folder: Path
@@ -66,6 +68,7 @@ class RunRecord:
     summary: Mapping[str, Mapping[str, Any]]
     slides: Sequence[Mapping[str, Any]]
     groups: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    selection: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def splits(self) -> list[str]:
@@ -120,6 +123,7 @@ def read_run(folder: Path) -> RunRecord:
         summary=metrics.get("summary") or {},
         slides=slides["slides"] if isinstance(slides, dict) else slides,
         groups=metrics.get(BY) or {},
+        selection=_read_json(folder / SELECTION) or {},
     )
 
 

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from lrmil_training.data.validation_patients import few_validation_patients
 from lrmil_training.evaluation.patients import PATIENTS
 from lrmil_training.evaluation.significance import NON_INFERIORITY_MARGIN
 from lrmil_training.report.plots import (
@@ -29,6 +30,7 @@ from lrmil_training.report.run_record import (
     class_names,
     count_by_split,
     probability_distance,
+    read_run,
     read_training_curves,
     sort_by_probability_distance,
 )
@@ -62,6 +64,9 @@ def build_sections(record: RunRecord) -> Section:
         "imbalance": _describe_imbalance(counts),
         "class_weights": describe_class_weights(record),
         "outlines": _describe_outlines(record),
+        "few_patients": _few_patients(record),
+        "selection": record.selection,
+        "choices": _choices_of_runs(record.folder),
         "failures": _failure_rows(record.folder),
         "splits": [_split_section(record, split) for split in record.splits if record.methods],
         "groups": record.groups,
@@ -159,6 +164,23 @@ def _describe_outlines(record: RunRecord) -> str | None:
     return f"{on_outlines[-1][0].upper()}{on_outlines[-1][1:]}." if on_outlines else None
 
 
+def _few_patients(record: RunRecord) -> str | None:
+    """Return a sentence if validation of the run, or of a run of a series, has too few patients to rank methods."""
+    runs = [record.slides] if record.slides else [read_run(path).slides for path in _run_folders(record.folder)]
+    for slides in runs:
+        if any(s["split"] == "train" for s in slides):  # otherwise no training, but an evaluation of one split
+            labelled = [(str(s["label"]), str(s["patient"])) for s in slides if s["split"] == "val"]
+            if sentence := few_validation_patients(labelled):
+                return f"{sentence[0].upper()}{sentence[1:]}."
+    return None
+
+
+def _choices_of_runs(folder: Path) -> list[tuple[str, str]]:
+    """Return the runs of a series with the recipe that each chose; empty without an inner cross-validation."""
+    selections = [(path.name, read_run(path).selection) for path in _run_folders(folder)]
+    return [(name, selection["choice"]) for name, selection in selections if selection]
+
+
 def _failure_rows(folder: Path) -> list[Mapping[str, str]]:
     return [dict(zip(FAILURE_COLUMNS, row, strict=True)) for row in read_failures(folder)]
 
@@ -246,8 +268,11 @@ def _series_section(record: RunRecord, split: str) -> Section:
 
 def _single_runs(folder: Path) -> list[tuple[str, bool]]:
     """Return the folders of the runs of a series, each with whether it has its own report."""
-    runs = [path for path in sorted(folder.glob(f"{RUNS_FOLDER}/*")) if path.is_dir()]
-    return [(path.name, (path / REPORT_FILE).exists()) for path in runs]
+    return [(path.name, (path / REPORT_FILE).exists()) for path in _run_folders(folder)]
+
+
+def _run_folders(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob(f"{RUNS_FOLDER}/*")) if path.is_dir()]
 
 
 # ---------------------------------------------------------------- cost, slides

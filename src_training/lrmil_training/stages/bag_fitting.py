@@ -150,6 +150,14 @@ def rank_agreement(scores: Tensor, teacher_scores: Tensor) -> float:
     return float(torch.corrcoef(torch.stack(ranks))[0, 1])
 
 
+def selection_figure(auroc: float, ce: float) -> float:
+    """Return the figure that chooses an epoch: AUROC, with ties broken by cross-entropy.
+
+    On few slides AUROC has few values. Capped, the cross-entropy changes the figure by 0.01 at most.
+    """
+    return auroc - 1e-3 * min(ce, 10.0)
+
+
 class SelectingModule(L.LightningModule):
     """Base of the modules on whole slides: selection by validation AUROC, ties by cross-entropy.
 
@@ -194,8 +202,7 @@ class SelectingModule(L.LightningModule):
         auroc = float("nan") if value is None else value  # cohorts with a class missing were refused before
         is_ready = self.current_epoch + 1 >= min(self.config.min_epochs, self.config.epochs)
         waiting = BELOW_MIN_EPOCHS + 1e-4 * self.current_epoch  # rises, so that patience starts when selection does
-        # Cross-entropy breaks ties: on few slides AUROC has few values. Capped, it changes the figure by 0.01 at most.
-        select = auroc - 1e-3 * min(ce, 10.0) if is_ready else waiting
+        select = selection_figure(auroc, ce) if is_ready else waiting
         self.log_dict({"val/auroc": auroc, "val/ce": ce, SELECT: select}, batch_size=1)
         agreements = all_gather_rows(self._agreements)
         self._agreements.clear()

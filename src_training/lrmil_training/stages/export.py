@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lrmil_training.data.cohort import Cohort
+from lrmil_training.data.validation_patients import validation_notice
 from lrmil_training.evaluation.evaluate import SlideResult, fit_method_temperature
 from lrmil_training.evaluation.patients import PATIENTS
+from lrmil_training.runs.event_log import SELECTION
 from lrmil_training.stages.embedding_statistics import measure_embeddings
 from lrmil_training.stages.outline_use import describe_outlines
 from lrmil_training.stages.outputs import Evaluation, Student, TeacherOutputs
@@ -36,9 +40,8 @@ def export_bundle(
         "student_input_px": config.student_input_px,
         "temperature": fit_method_temperature(cohort, results["student"]),
         "teacher_temperature": fit_method_temperature(cohort, results["teacher"]) if "teacher" in results else None,
-        "cohort": {f"{split} slides": _class_counts(counts) for split, counts in cohort.summary().items()}
-        | _outline_counts(context, teacher),
-        "metrics": summary(evaluation.metrics),
+        "cohort": _describe_cohort(cohort) | _outline_counts(context, teacher),
+        "metrics": _describe_recipe(context.folder) | summary(evaluation.metrics),
         "colour": training_colour(results["student"]),
         "stain": context.stain,
     }
@@ -50,6 +53,21 @@ def export_bundle(
     statistics = measure_embeddings(cohort, student.require_features())
     write_embedding_statistics(folder, statistics, bundle.sha256)
     return bundle
+
+
+def _describe_cohort(cohort: Cohort) -> dict[str, str]:
+    """Return the classes of each split, and a sentence if validation has too few patients."""
+    lines = {f"{split} slides": _class_counts(counts) for split, counts in cohort.summary().items()}
+    notice = validation_notice([cohort])
+    return lines | ({"note": notice} if notice else {})
+
+
+def _describe_recipe(folder: Path) -> dict[str, str]:
+    """Return a line on the recipe that the inner cross-validation chose; nothing if there was none."""
+    file = folder / SELECTION
+    if not file.exists():
+        return {}
+    return {"teacher's recipe, by inner cross-validation": json.loads(file.read_text(encoding="utf-8"))["choice"]}
 
 
 def training_colour(results: Sequence[SlideResult]) -> CohortColour | None:
@@ -81,11 +99,15 @@ def summary(metrics: Mapping[str, Any]) -> dict[str, str]:
     lines: dict[str, str] = {}
     for method, splits in metrics.items():
         for split, figures in splits.items():
-            lines |= _auroc_line(f"{method}, {split}: AUROC", figures["auroc"], "n_slides", "slides")
+            lines |= _auroc_line(f"{method}, {split}: AUROC", figures["auroc"], "n_slides", _slides(figures))
             if PATIENTS in figures:
                 auroc = figures[PATIENTS]["auroc"]
                 lines |= _auroc_line(f"{method}, {split}: AUROC by patient", auroc, "n_patients", "patients")
     return lines
+
+
+def _slides(figures: Mapping[str, Any]) -> str:
+    return f"slides of {figures['auroc']['n_patients']} patients"
 
 
 def _auroc_line(name: str, auroc: Mapping[str, Any], count: str, unit: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ from lrmil_training.stages.export import export_bundle
 from lrmil_training.stages.methods import STUDENT, Method, list_methods
 from lrmil_training.stages.outline_use import switch_off_without_outlines
 from lrmil_training.stages.outputs import Student, TeacherOutputs
+from lrmil_training.stages.recipe_selection import choose_recipe
 from lrmil_training.stages.run_context import RunContext
 from lrmil_training.stages.stain import normalise_stain
 from lrmil_training.stages.student import initial_encoder
@@ -27,6 +28,7 @@ def run_stages(context: RunContext) -> Generator[Event, None, None]:
     if context.config.distil:
         hr = yield from extract_hr_features(context)
         context = replace(context, cohort=hr.cohort)  # without the slides that gave no features
+        context = yield from choose_recipe(context, hr)
         teacher = yield from fit_teacher(context, hr)
     else:
         cohort, teacher = yield from find_lr_grids(context)

@@ -55,6 +55,8 @@ class RunContext:
         Whether slides are used of which more than a third of the tissue is missing.
     stain
         Colour to which slides are brought; None leaves them as they are.
+    teacher_epochs
+        Epochs of the teacher, chosen by the inner cross-validation; None: validation chooses.
     """
 
     config: TrainConfig
@@ -66,6 +68,7 @@ class RunContext:
     full_paths: bool = False
     allow_missing: bool = False
     stain: StainTarget | None = None
+    teacher_epochs: int | None = None
 
     @property
     def hidden_folders(self) -> set[Path] | None:
@@ -142,7 +145,9 @@ class RunContext:
         shared = [c.seed, c.hr_mpp, c.hr_patch_px, c.plan.n, c.class_weights, hashed_values(c.teacher)]
         # Outlines are data of the fit; without the patch term nothing depends on them.
         outlines = [self.lesions.fingerprint] if c.lambda_patch else []
-        parts = [stage, shared, self.encoder.sha256, slides, *later_run_values(c), *outlines]
+        # Students depend on the teacher's chosen epochs too.
+        epochs = [] if self.teacher_epochs is None else [{"teacher_epochs": self.teacher_epochs}]
+        parts = [stage, shared, self.encoder.sha256, slides, *later_run_values(c), *outlines, *epochs]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @property

@@ -51,28 +51,32 @@ def extract_hr_features(context: RunContext) -> Generator[Event, None, HrFeature
     return HrFeatures(cohort, arrays, statistics)
 
 
+def teacher_bag(context: RunContext, hr: HrFeatures, slide: CohortSlide, grid: NestedGrid) -> StoredBag:
+    """Return the bag of a slide's HR features, with the targets of its outlines if the patch term is on."""
+    lambda_patch = context.config.lambda_patch
+    item = with_outlines(context, labelled_item(context, slide), slide, grid, lambda_patch, high=True)
+    return StoredBag(hr.arrays[slide.name][EMBEDDING], item)
+
+
 def fit_teacher(context: RunContext, hr: HrFeatures) -> Generator[Event, None, TeacherOutputs]:
     """Fit the teacher's MIL to the labels and return its targets for every slide."""
     settings = context.config.teacher
+    if context.teacher_epochs is not None:  # the last of them is taken: validation chooses nothing
+        settings = settings.model_copy(update={"epochs": context.teacher_epochs, "min_epochs": context.teacher_epochs})
     plan = context.fit_plan("teacher", settings)
     mil = seeded_mil(context.encoder.encoder.dim, len(context.cohort.classes), settings, plan.seed)
     mil.set_standard(hr.statistics[EMBEDDING].mean, hr.statistics[EMBEDDING].deviation)
-    grids = {s.name: _grid(context, hr, s) for s in context.cohort.slides}
+    grids = {s.name: slide_grid(context, hr, s) for s in context.cohort.slides}
     yield from note_outlines(context, grids)
-
-    def make_bag(s: CohortSlide) -> StoredBag:
-        lambda_patch = context.config.lambda_patch
-        item = with_outlines(context, labelled_item(context, s), s, grids[s.name], lambda_patch, high=True)
-        return StoredBag(hr.arrays[s.name][EMBEDDING], item)
-
-    bags = by_side(context, make_bag)
+    bags = by_side(context, lambda s: teacher_bag(context, hr, s, grids[s.name]))
     mil = yield from fit_mil(mil, label_loss, bags, settings, plan)
     round_to_half(mil)  # the student learns from the weights that the bundle will hold
     slides = {s.name: _teacher_targets(s, grids[s.name], mil, hr) for s in context.cohort.slides}
     return TeacherOutputs(mil, slides, hr.statistics)
 
 
-def _grid(context: RunContext, hr: HrFeatures, slide: CohortSlide) -> NestedGrid:
+def slide_grid(context: RunContext, hr: HrFeatures, slide: CohortSlide) -> NestedGrid:
+    """Return the nested grids of a slide, rebuilt from its stored HR coordinates."""
     origin, coords = read_origin(hr.arrays[slide.name][EMBEDDING].path)
     return grid_from_coords(origin, coords, context.config.plan.n)
 
