@@ -24,7 +24,15 @@ from typing import Any
 
 from real_tissue_cells import BASE, RESOLUTIONS, Cell, cells
 from real_tissue_cohorts import cohort_folder, make_cohort, source_cohort
-from real_tissue_recipes import RECIPES, cell_settings, extract_teacher_features, recipe_cells, write_sources
+from real_tissue_recipes import (
+    RECIPES,
+    TEACHER_ALONE,
+    cell_settings,
+    measure_teacher,
+    prepare_features,
+    recipe_cells,
+    write_sources,
+)
 from real_tissue_recipes_table import print_recipe_tables, write_recipe_tables
 from real_tissue_table import print_tables, write_tables
 
@@ -109,35 +117,41 @@ def measure_cell(args: argparse.Namespace, cell: Cell) -> None:
     """Train the networks of a cell and write its results."""
     import torch
 
+    torch.set_num_threads(1)
+    began, wall = cpu_seconds(), time.perf_counter()
+    make_cohort(args, cell.cohort, cell.fold)
+    table, values = cohort_folder(args, cell.cohort, cell.fold) / "cohort.csv", _settings(args, cell)
+    if cell.recipe:
+        write_sources(args, cell)
+        context = prepare_features(args, cell, table, values)
+    if cell.recipe and cell.kind in TEACHER_ALONE:
+        figures = measure_teacher(context)
+    else:
+        figures = _measure_run(args, cell, table, values)
+    results = {
+        "cell": {k: v for k, v in cell.__dict__.items() if k != "changes"},
+        "cpu_seconds": cpu_seconds() - began,  # of this attempt only, without interrupted ones
+        "wall_seconds": time.perf_counter() - wall,
+        **figures,
+    }
+    _write(args.results / f"{cell.name}.json", results)
+
+
+def _measure_run(args: argparse.Namespace, cell: Cell, table: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Train all methods of a cell and return the figures of every learning rate and method."""
     from lrmil_training.config import build_config
     from lrmil_training.runs.event_log import METRICS
     from lrmil_training.train import train
 
-    torch.set_num_threads(1)
-    began, wall = cpu_seconds(), time.perf_counter()
-    make_cohort(args, cell.cohort, cell.fold)
     run: Path = args.work / "runs" / cell.name
-    table, values = cohort_folder(args, cell.cohort, cell.fold) / "cohort.csv", _settings(args, cell)
-    if cell.recipe:
-        write_sources(args, cell)
-        extract_teacher_features(args, table, values)
     _reuse_teacher(args, cell, run)
-    figures: dict[str, dict[str, float]] = {}
+    rates: dict[str, dict[str, float]] = {}
     for event in train(table, run, build_config(values), _cpu()):
         if type(event).__name__ == "Metric" and event.name.startswith("lr "):
-            figures.setdefault(event.stage, {})[event.name[3:]] = event.value
-    results = {
-        "cell": {k: v for k, v in cell.__dict__.items() if k != "changes"},
-        "rates": figures,
-        "cpu_seconds": cpu_seconds() - began,  # of this attempt only, without interrupted ones
-        "wall_seconds": time.perf_counter() - wall,
-        "metrics": json.loads((run / METRICS).read_text()),
-        **({"slides": _test_slides(run)} if cell.recipe else {}),
-    }
-    _write(args.results / f"{cell.name}.json", results)
-    shutil.rmtree(
-        run / "features", ignore_errors=True
-    )  # LR features of every encoder: large, and computed again if needed
+            rates.setdefault(event.stage, {})[event.name[3:]] = event.value
+    shutil.rmtree(run / "features", ignore_errors=True)  # LR features: large, and computed again if needed
+    metrics = json.loads((run / METRICS).read_text())
+    return {"rates": rates, "metrics": metrics, **({"slides": _test_slides(run)} if cell.recipe else {})}
 
 
 def _settings(args: argparse.Namespace, cell: Cell) -> dict[str, Any]:

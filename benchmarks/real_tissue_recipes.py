@@ -13,12 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from real_tissue_cells import ALONE, BASE, FOLDS, Cell
+from real_tissue_cells import BASE, FOLDS, Cell
 from real_tissue_cohorts import BY_IMAGE, measure_sources
 
 SETTINGS = ("default", "harder", "third")
 SEEDS, PERMUTATIONS = 3, 10
-LAMBDA_PATCH = 1.0  # of the term of outlines, where a recipe has it
+LAMBDA_PATCH = 1.0  # weight of the term of outlines, where a recipe has it
+TEACHER_ALONE = ("teacher", "permuted")  # kinds of cells without a student
 OLD, NEW, UNCOLOURED, OUTLINES = "old", "new", "new_uncoloured", "new_outlines"
 REGULARISED: dict[str, Any] = {"weight_decay": 1e-2, "feature_dropout": 0.5}
 FINETUNED, FROZEN = "labels_only_finetuned", "labels_only"
@@ -47,7 +48,6 @@ _UNCOLOURED: dict[str, Any] = {
     "stage3": {"feature_dropout": REGULARISED["feature_dropout"]},  # its weight decay is 1e-2 in both
 }
 _NEW = _UNCOLOURED | {"stain": {"normalise": "reinhard"}}
-_PATCH_TERM = {stage: {"lambda_patch": LAMBDA_PATCH} for stage in ("teacher", "stage1", "stage2", "stage3")}
 
 
 def merge_settings(*settings: dict[str, Any]) -> dict[str, Any]:
@@ -64,23 +64,23 @@ RECIPES = {
     OLD: Recipe(),
     NEW: Recipe(_NEW, "new"),
     UNCOLOURED: Recipe(_UNCOLOURED, "uncoloured"),
-    OUTLINES: Recipe(merge_settings(_NEW, _PATCH_TERM), "new"),
+    OUTLINES: Recipe(_NEW | {"lambda_patch": LAMBDA_PATCH}, "new"),
 }
 
 
 def recipe_cells() -> Iterator[Cell]:
     """Yield all cells, those that decide most first."""
     for setting in ("default", "harder"):
-        yield from _grid("teacher", OLD, setting, SEEDS, ALONE)
-        yield from _grid("teacher", NEW, setting, SEEDS, ALONE)
-    yield from _grid("teacher", UNCOLOURED, "default", SEEDS, ALONE)
+        yield from _grid("teacher", OLD, setting, SEEDS)
+        yield from _grid("teacher", NEW, setting, SEEDS)
+    yield from _grid("teacher", UNCOLOURED, "default", SEEDS)
     for setting in SETTINGS:
         yield from _grid("student", NEW, setting, SEEDS, {"baselines": [FINETUNED]}, _SEED_0)
     for recipe in (OLD, NEW):
-        yield from _grid("teacher", recipe, "third", SEEDS, ALONE)
+        yield from _grid("teacher", recipe, "third", SEEDS)
     for number in range(PERMUTATIONS):
         for fold in range(len(FOLDS)):
-            yield Cell("permuted", f"{BY_IMAGE}permuted_{number}", fold, "2.5x", number, ALONE, NEW)
+            yield Cell("permuted", f"{BY_IMAGE}permuted_{number}", fold, "2.5x", number, {}, NEW)
     for setting in SETTINGS:
         yield from _grid("student", OUTLINES, setting, 1, {"baselines": [FINETUNED]})
         yield from _grid("student", OLD, setting, 1, {"baselines": [FINETUNED]})
@@ -93,13 +93,18 @@ _UNIFORM: dict[str, Any] = {"stage1": {"attention": "uniform"}, "stage3": {"epoc
 
 
 def _grid(
-    kind: str, recipe: str, setting: str, seeds: int, changes: dict[str, Any], first: dict[str, Any] | None = None
+    kind: str,
+    recipe: str,
+    setting: str,
+    seeds: int,
+    changes: dict[str, Any] | None = None,
+    first: dict[str, Any] | None = None,
 ) -> Iterator[Cell]:
     """Yield the cells of every seed and fold; `first` replaces the changes of seed 0."""
     for seed in range(seeds):
         for fold in range(len(FOLDS)):
             own = changes if first is None or seed else first
-            yield Cell(kind, f"{BY_IMAGE}{setting}", fold, "2.5x", seed, own, recipe)
+            yield Cell(kind, f"{BY_IMAGE}{setting}", fold, "2.5x", seed, own or {}, recipe)
 
 
 def cell_settings(cell: Cell) -> dict[str, Any]:
@@ -116,11 +121,8 @@ def write_sources(args: argparse.Namespace, cell: Cell) -> None:
         file.write_text(json.dumps({"cell": cell_fields, "sources": sources}, indent=1))
 
 
-def extract_teacher_features(args: argparse.Namespace, cohort_csv: Path, values: dict[str, Any]) -> None:
-    """Write the HR features of a recipe with the layers that stage 1 compares, so that all its cells find them.
-
-    A teacher alone needs no layers, and its features would be extracted again for its students.
-    """
+def prepare_features(args: argparse.Namespace, cell: Cell, cohort_csv: Path, values: dict[str, Any]) -> Any:
+    """Write the HR features of a recipe, so that all its cells find them, and return the run's context."""
     import torch
     from real_tissue_encoding import OpenVinoEncoder
 
@@ -131,17 +133,44 @@ def extract_teacher_features(args: argparse.Namespace, cohort_csv: Path, values:
     from lrmil_training.stages.stain import normalise_stain
     from lrmil_training.train import check_encoders
 
-    config, device = build_config({**values, "stage1": BASE["stage1"]}), torch.device("cpu")
-    cohort = read_cohort(cohort_csv, seed=config.seed)
-    context = RunContext(config, cohort, args.work / "extraction", device, check_encoders(config))
-    coloured = _last(normalise_stain(context))
-    request = coloured.hr_request()
-    if all(request.path(slide).exists() for slide in coloured.cohort.slides):
-        return  # the training checks them
-    encoder = OpenVinoEncoder(request.encoder, request.layers, request.patch_px)
-    failures = _last(make_features(coloured.cohort.slides, replace(request, encoder=encoder), device))
-    if failures:
-        raise SystemExit(f"no features of {', '.join(failures)}")
+    config, device = build_config(values), torch.device("cpu")
+    cohort, run = read_cohort(cohort_csv, seed=config.seed), args.work / "runs" / cell.name
+    context = _last(normalise_stain(RunContext(config, cohort, run, device, check_encoders(config))))
+    request = context.hr_request()
+    if not all(request.path(slide).exists() for slide in context.cohort.slides):  # a fit checks those that exist
+        encoder = OpenVinoEncoder(request.encoder, request.layers, request.patch_px)
+        failures = _last(make_features(context.cohort.slides, replace(request, encoder=encoder), device))
+        if failures:
+            raise SystemExit(f"no features of {', '.join(failures)}")
+    return context
+
+
+def measure_teacher(context: Any) -> dict[str, Any]:
+    """Fit the teacher of a run alone and return its figures as a run states them, and its test slides.
+
+    A run would also compute LR features of every slide, which cost more than the teacher's fit.
+    """
+    import numpy as np
+    import torch
+
+    from lrmil_training.evaluation.metrics import multiclass_auroc
+    from lrmil_training.stages.teacher import extract_hr_features, fit_teacher
+
+    context.folder.mkdir(parents=True, exist_ok=True)
+    teacher = _last(fit_teacher(context, _last(extract_hr_features(context))))
+    figures, slides = {}, []
+    for side in ("val", "test"):
+        rows = context.cohort.of(side)
+        logits = torch.stack([teacher.slides[row.name].logits for row in rows])
+        probabilities = torch.softmax(logits.double(), dim=1).numpy()
+        targets = np.array([context.cohort.target(row) for row in rows])
+        value = multiclass_auroc(probabilities, targets)
+        figures[side] = {"auroc": {"value": value}, "lesion_auroc": None, "agreement": None}
+        slides = [
+            {"slide": row.name, "patient": row.patient, "label": row.label, "probabilities": {"teacher": float(p)}}
+            for row, p in zip(rows, probabilities[:, context.cohort.classes.index("malignant")], strict=True)
+        ]
+    return {"rates": {}, "metrics": {"teacher": figures}, "slides": slides}  # of the test slides, which come last
 
 
 def _last(events: Any) -> Any:
