@@ -10,11 +10,12 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from napari_lrmil.core.events import Event, Failed, Finished, Notice, StageDone
+from napari_lrmil.core.slides.phantom_mark import PHANTOM_MODEL
 
 if TYPE_CHECKING:
     from lrmil_training.config import TrainConfig
@@ -75,7 +76,7 @@ def open_slide(path: str | Path, *, mpp: float | None = None) -> Slide:
     return Slide(path, mpp=mpp)
 
 
-def load_bundle(bundle: str | Path = "demo") -> Bundle:
+def load_bundle(bundle: str | Path = PHANTOM_MODEL) -> Bundle:
     """Load a trained model.
 
     Parameters
@@ -100,7 +101,7 @@ def load_bundle(bundle: str | Path = "demo") -> Bundle:
 
 def predict(
     slide: Slide | str | Path,
-    bundle: Bundle | str | Path = "demo",
+    bundle: Bundle | str | Path | None = None,
     *,
     teacher: str = "none",
     regions: str | Path | None = None,
@@ -116,7 +117,8 @@ def predict(
     slide
         An open slide, or the path of one.
     bundle
-        A model from `load_bundle`, its folder, or the name of a shipped one.
+        A model from `load_bundle`, its folder, or the name of a shipped one. None takes the demo, which knows phantoms
+        only; the prediction of another slide then has a warning.
     teacher
         Patches that the HR teacher reads too: ``none``, ``all``, or ``top-20`` for the student's 20 strongest.
     regions
@@ -153,12 +155,13 @@ def predict(
     from napari_lrmil.core.features.devices import resolve_device
     from napari_lrmil.core.inference.predict import predict as predict_events
     from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+    from napari_lrmil.core.models.model_choice import unnamed_model_warning
     from napari_lrmil.core.patching.roi import read_scope
 
     with _opened(slide) as (opened, seconds_open):
         events = predict_events(
             opened,
-            _loaded(bundle),
+            _loaded(PHANTOM_MODEL if bundle is None else bundle),
             device=resolve_device(device),
             teacher=TeacherPatches.parse(teacher),
             seconds_open=seconds_open,
@@ -167,7 +170,11 @@ def predict(
             allow_missing=allow_missing,
         )
         prediction: Prediction = run_to_end(events, on_event)
-    return prediction
+        warning = unnamed_model_warning(opened) if bundle is None else ""
+    if not warning:
+        return prediction
+    logger.warning("%s", warning)
+    return replace(prediction, warnings=(warning, *prediction.warnings))
 
 
 def extract_features(

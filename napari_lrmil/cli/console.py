@@ -39,6 +39,13 @@ MppOption = Annotated[
     ),
 ]
 BundleOption = Annotated[str, typer.Option("--bundle", help="folder of a bundle, or name of a shipped one (demo)")]
+SlideBundleOption = Annotated[
+    str | None,
+    typer.Option(
+        "--bundle",
+        help="folder of a bundle, or name of a shipped one; if not given: demo, which knows phantoms only",
+    ),
+]
 FullPathsOption = Annotated[
     bool, typer.Option("--full-paths", help="write absolute paths into the results; they may hold the name of a user")
 ]

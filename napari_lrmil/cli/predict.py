@@ -22,12 +22,12 @@ from napari_lrmil.cli.cohort_options import (
 )
 from napari_lrmil.cli.console import (
     AllowMissingOption,
-    BundleOption,
     DeviceOption,
     FullPathsOption,
     MppOption,
     OutOption,
     RuntimeOption,
+    SlideBundleOption,
     load_networks,
     out,
     print_notice,
@@ -36,6 +36,7 @@ from napari_lrmil.cli.console import (
     with_finished_event,
 )
 from napari_lrmil.core.atomic_files import require_writable
+from napari_lrmil.core.slides.phantom_mark import PHANTOM_MODEL
 from napari_lrmil.core.text_escapes import printable
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def slide_facts(slide: Any) -> dict[str, Any]:
 
 def predict(
     slides: SlidesArgument,
-    bundle: BundleOption = "demo",
+    bundle: SlideBundleOption = None,
     folder: OutOption = Path("predictions"),
     device: DeviceOption = "auto",
     runtime: RuntimeOption = "auto",
@@ -154,17 +155,18 @@ def predict(
     by_table = require_patient_table(by, slides, files)
     # The terms of a teacher are printed before it is loaded, by this process.
     is_apart = has_server and patches == TeacherPatches.NONE
-    model = _check_model_apart(bundle, execution, reader, runtime) if is_apart else None
+    name = bundle or PHANTOM_MODEL
+    model = _check_model_apart(name, execution, reader, runtime) if is_apart else None
     if model is None:
-        model = _check_model(bundle, execution, reader, runtime, patches, folder)
+        model = _check_model(name, execution, reader, runtime, patches, folder)
     else:
         require_writable(folder)
     given, left_out = expand_slides(slides)
     _require_one_slide(len(given), files)
     options = {"device": device, "report": report, "files": files, "resume": resume, "runtime": runtime}
     options |= {"reader": reader, "overlay": overlay, "full_paths": full_paths, "teacher": patches}
-    options["allow_missing"] = allow_missing
-    task = model.task(bundle, execution.resolve_path(folder), options)
+    options |= {"allow_missing": allow_missing, "is_unnamed": bundle is None}
+    task = model.task(name, execution.resolve_path(folder), options)
     # --mpp overrides the column of a cohort table.
     jobs = [SlideJob(execution.resolve_path(slide.path), mpp or slide.mpp, slide.path_in_cohort) for slide in given]
     table = partial(_write_tables, folder, _patient_request(by_table, given, model.path))
@@ -282,7 +284,7 @@ def _require_one_slide(n_slides: int, files: Mapping[str, Path | None]) -> None:
 
 def compare(
     slide: SlideArgument,
-    bundle: BundleOption = "demo",
+    bundle: SlideBundleOption = None,
     folder: OutOption = Path("predictions"),
     device: DeviceOption = "auto",
     runtime: RuntimeOption = "auto",
@@ -303,11 +305,12 @@ def compare(
     execution = ExecutionOptions(None, None, None, device)
     _require_available(execution, runtime)
     require_writable(folder)
-    model = _load_model(bundle, patches, execution.load_device, runtime)
+    name = bundle or PHANTOM_MODEL
+    model = _load_model(name, patches, execution.load_device, runtime)
     files = {"roi": roi, "lesions": lesions}
     options = {"teacher": patches, "device": device, "files": files, "compare": True, "runtime": runtime}
-    options["allow_missing"] = allow_missing
-    task = model.task(bundle, folder, options)
+    options |= {"allow_missing": allow_missing, "is_unnamed": bundle is None}
+    task = model.task(name, folder, options)
     # Without run_cohort: one slide needs no retry, no failures.csv and no cohort.json.
     events = with_finished_event(task(SlideJob(slide, mpp)))
     result = show_progress(events, slide.name, shown_notices=model.notices)

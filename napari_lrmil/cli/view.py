@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from napari_lrmil.cli.console import BundleOption, MppOption, print_result
+from napari_lrmil.cli.console import BundleOption, MppOption, SlideBundleOption, print_result
 from napari_lrmil.core.atomic_files import require_writable
 from napari_lrmil.core.user_folders import keep_settings_in_cache
 
 
 def view(
     slides: Annotated[list[Path] | None, typer.Argument(help="slides to open")] = None,
-    bundle: BundleOption = "demo",
+    bundle: SlideBundleOption = None,
     mpp: MppOption = None,
 ) -> None:
     """Open slides in napari with the Analyse dock."""

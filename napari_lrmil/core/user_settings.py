@@ -147,6 +147,25 @@ class SettingsStore:
         value = self._part("mpp").get(fingerprint)
         return float(value) if _is_number(value) and value > 0 else None
 
+    # ------------------------------------------------------------ model
+
+    def remember_model(self, folder: Path, model: str) -> None:
+        """Store the model that the user chose for the slides of a folder: a bundle's folder, or a shipped name.
+
+        An empty text states that the user chose none.
+
+        Raises
+        ------
+        ConfigError
+            If the file cannot be written.
+        """
+        self._change("models", str(folder), lambda _: model)
+
+    def remembered_model(self, folder: Path) -> str | None:
+        """Return the model that the user chose for the slides of a folder, or None."""
+        value = self._part("models").get(str(folder))
+        return value if isinstance(value, str) else None
+
     # ------------------------------------------------------------ pace
 
     def remember_pace(self, key: ThroughputKey, seconds: float, patches: int) -> None:

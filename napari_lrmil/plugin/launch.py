@@ -42,7 +42,7 @@ def open_viewer(paths: Sequence[Path], bundle: str | Path | None, mpp: float | N
     paths
         Slides.
     bundle
-        Folder of the first model, or name of a shipped one; None takes the shipped one.
+        Folder of the first model, or name of a shipped one; None takes what was chosen for the slides before.
     mpp
         µm per level-0 pixel, in place of what the slides state.
 

@@ -321,6 +321,8 @@ class TrainConfig(_Frozen):
     """Name of the bundle."""
     about: str = Field("", max_length=10_000)
     """Text for the card of the bundle: what it is, and what it is not."""
+    intended_use: str = Field("", max_length=MAX_NAME)
+    """A few words for lists of models: stain, organ and question, as in "breast H&E: invasive carcinoma"."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
     """Seed of weights, sample order and augmentation."""
     seeds: int = Field(1, ge=1, le=MAX_RUNS)

@@ -61,6 +61,8 @@ FIRST_FIELDS: dict[type[BaseModel], tuple[str, ...]] = {
     ),
 }
 
+NOT_FITTED = {"intended_use"}  # later fields that no weight depends on
+
 
 def hashed_values(config: BaseModel) -> dict[str, Any]:
     """Return the values of a group that are part of a key, ready for JSON: those of 0.1.0, then `later_values`."""
@@ -77,7 +79,7 @@ def later_values(config: BaseModel) -> dict[str, Any]:
     fields = type(config).model_fields
     differing = {}
     # Sorted: the order in which later versions declare fields must not matter.
-    for name in sorted(set(fields) - set(_first_fields(config))):
+    for name in sorted(set(fields) - set(_first_fields(config)) - NOT_FITTED):
         default = to_jsonable_python(fields[name].get_default(call_default_factory=True))
         if values[name] != default:
             value = getattr(config, name)

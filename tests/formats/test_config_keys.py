@@ -10,8 +10,9 @@ from pydantic import BaseModel
 from lrmil_training.config import PRESETS, TrainConfig, known_keys, load_config
 
 KEYS = {
-    "": "name about seed seeds folds distil by_site hr_mpp lr_mpp hr_patch_px lr_patch_px student_input_px "
-    "class_weights sampling lambda_patch baselines ablation bootstrap features devices precision loggers",
+    "": "name about intended_use seed seeds folds distil by_site hr_mpp lr_mpp hr_patch_px lr_patch_px "
+    "student_input_px class_weights sampling lambda_patch baselines ablation bootstrap features devices precision "
+    "loggers",
     "encoder": "teacher student teacher_layers",
     "stain": "normalise",
     "split": "calibration",

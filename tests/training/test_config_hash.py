@@ -85,6 +85,7 @@ def test_the_fields_of_the_first_version_are_frozen() -> None:
 LATER_DEFAULTS: dict[str, Any] = {  # of fields added after 0.1.0
     "distil": True,
     "encoder.teacher_layers": [],
+    "intended_use": "",
     "sampling": "slide",
     "selection.inner_folds": 0,
     "selection.aggregators": [],
@@ -124,6 +125,11 @@ def test_another_value_of_the_run_changes_the_keys(name: str) -> None:
     """Of the stages that depend on it, and of no other: those are used again."""
     changes, affected = RUN_CHANGES[name]
     assert _differing(TrainConfig(), build_config(changes)) == list(_keys(TrainConfig()))[-affected:]
+
+
+def test_words_about_the_model_change_no_key() -> None:
+    """A corrected sentence on the card must not fit a run again."""
+    assert _differing(TrainConfig(), build_config({"intended_use": "breast H&E"})) == []
 
 
 def _other_values(kind: Any, value: Any) -> st.SearchStrategy[Any]:

@@ -21,6 +21,7 @@ from napari_lrmil.core.inference.teacher_comparison import read_lesions
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.cohort_distance import CohortDistance
+from napari_lrmil.core.models.model_choice import unnamed_model_warning
 from napari_lrmil.core.patching.grid import TissueGrid, find_tissue_grid, tissue_grid_from_mask
 from napari_lrmil.core.patching.regions import RegionFile
 from napari_lrmil.core.patching.roi import read_scope
@@ -76,6 +77,8 @@ class PredictTask:
         Whether absolute paths are written into the results. If not, the path of a slide begins with its cohort.
     allow_missing
         Whether slides are predicted of which more than a third of the tissue is missing.
+    is_unnamed
+        Whether nobody named the model, so that a slide of real tissue gets a warning.
     """
 
     shared_imports: ClassVar = ("napari_lrmil.core.cohort.predict_imports",)
@@ -94,6 +97,7 @@ class PredictTask:
     overlay: bool = True
     full_paths: bool = False
     allow_missing: bool = False
+    is_unnamed: bool = False
 
     def prepare(self, threads: int) -> None:
         """Set the number of threads that computations use in this process."""
@@ -114,6 +118,9 @@ class PredictTask:
             # Before the networks run: a broken file must not cost their time.
             lesions = read_lesions(slide.path, slide.bounds, self.files.get("lesions")) if self.compare else None
             prediction = yield from _pass_on(self._predict(slide, model, seconds_open))
+            if warning := unnamed_model_warning(slide) if self.is_unnamed else "":
+                yield Notice(warning, slide.name)
+                prediction = replace(prediction, warnings=(warning, *prediction.warnings))
             also = []
             if lesions is not None:
                 yield from (Notice(text, slide.name) for text in lesions.warnings)

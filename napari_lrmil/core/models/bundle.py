@@ -55,8 +55,8 @@ class Bundle:
     def sha256(self) -> str:
         """Hash that identifies the model: of the weights' hashes and of all that inference depends on.
 
-        Metrics, cohort, colour, limits and whether it was distilled are left out. They change what is said, never a
-        probability, and bundles written before they were recorded keep their hash.
+        Metrics, cohort, colour, intended use, limits and whether it was distilled are left out. They change what is
+        said, never a probability, and bundles written before they were recorded keep their hash.
         """
         return card_sha256(self.card)
 

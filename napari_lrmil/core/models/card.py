@@ -119,6 +119,7 @@ class Card(_Frozen):
     schema_version: int
     name: str = Field(min_length=1, max_length=MAX_NAME)
     about: str = ""  # a sentence or two: what the model is, and what it is not
+    intended_use: str = Field("", max_length=MAX_NAME)  # a few words for lists of models: stain, organ and question
     version: str  # of napari-lrmil that wrote it
     classes: tuple[str, ...] = Field(min_length=2, max_length=MAX_CLASSES)
     hr_mpp: PatchMpp  # of the teacher's patches
@@ -141,10 +142,12 @@ class Card(_Frozen):
     hashes: dict[str, str]  # file name -> SHA-256
 
     @model_serializer(mode="wrap")
-    def _leave_out_no_stain(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _leave_out_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = dump(self)
         if self.stain is None:
             del values["stain"]
+        if not self.intended_use:
+            values.pop("intended_use", None)  # a caller may have excluded it
         return values
 
     @field_validator("stain")
@@ -243,7 +246,8 @@ def card_values(card: Card) -> dict[str, Any]:
 
 def card_sha256(card: Card) -> str:
     """Return the hash that identifies a model, see `Bundle.sha256`."""
-    content = card.model_dump(mode="json", exclude={"metrics", "cohort", "version", "colour", "distilled"})
+    unhashed = {"metrics", "cohort", "version", "colour", "distilled", "intended_use"}
+    content = card.model_dump(mode="json", exclude=unhashed)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -256,6 +260,7 @@ def card_text(card: Card, limits: Sequence[str] = ()) -> str:
         "**Research use only. Not a diagnosis.**",
         "",
         *([card.about, ""] if card.about else []),
+        *([f"- Intended use: {card.intended_use}"] if card.intended_use else []),
         f"- Classes: {', '.join(card.classes)}",
         f"- Student: {card.lr_mpp:g} µm per pixel, patches of {card.lr_patch_px} px ({card.plan.lr_um:g} µm)",
         *(_distilled_lines(card) if card.distilled else _undistilled_lines(card)),

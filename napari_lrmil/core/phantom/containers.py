@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from napari_lrmil.core.errors import GeometryError
+from napari_lrmil.core.slides.phantom_mark import PHANTOM_MARK
 
 BOUNDS_OFFSET = (1280, 768)  # level-0 px left of and above the scanned area of a Leica file
 _MARGIN_AFTER = (640, 384)  # level-0 px right of and below the scanned area
@@ -68,7 +69,7 @@ def _aperio(pyramid: PyramidFacts, level: int) -> dict[str, Any]:
     """Return the image description that OpenSlide's Aperio reader expects: vendor, then properties between bars."""
     cols, rows = pyramid.sizes[level]
     size = f"{pyramid.width}x{pyramid.height}" + (f" -> {cols}x{rows}" if level else "")
-    text = f"Aperio Image Library v12 (phantom)\r\n{size} [0,0 {cols}x{rows}] JPEG/RGB Q={pyramid.quality}"
+    text = f"Aperio Image Library v12 {PHANTOM_MARK}\r\n{size} [0,0 {cols}x{rows}] JPEG/RGB Q={pyramid.quality}"
     if pyramid.mpp is not None:
         text += f"|AppMag = {10 / pyramid.mpp:g}|MPP = {pyramid.mpp:.6g}"
     return {"description": text}
@@ -77,7 +78,7 @@ def _aperio(pyramid: PyramidFacts, level: int) -> dict[str, Any]:
 def _generic(pyramid: PyramidFacts, level: int) -> dict[str, Any]:
     """Mark lower levels as reduced images, by which OpenSlide separates levels from pages."""
     del pyramid
-    return {"subfiletype": int(level > 0)}
+    return {"subfiletype": int(level > 0), "description": None if level else PHANTOM_MARK}
 
 
 def _ome(pyramid: PyramidFacts, level: int) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def _ome(pyramid: PyramidFacts, level: int) -> dict[str, Any]:
     if level:
         return {"subfiletype": 1}
     sizes = {"PhysicalSizeX": pyramid.mpp, "PhysicalSizeY": pyramid.mpp_y} if pyramid.mpp is not None else {}
-    return {"subifds": len(pyramid.sizes) - 1, "metadata": {"axes": "YXS", **sizes}}
+    return {"subifds": len(pyramid.sizes) - 1, "metadata": {"axes": "YXS", "Name": PHANTOM_MARK, **sizes}}
 
 
 def _leica(pyramid: PyramidFacts, level: int) -> dict[str, Any]:
@@ -105,6 +106,7 @@ def _scn(pyramid: PyramidFacts) -> str:
         '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01">'
         f'<collection name="phantom" sizeX="{extent[0]}" sizeY="{extent[1]}"><image name="phantom">'
         f'<pixels sizeX="{pyramid.width}" sizeY="{pyramid.height}">{levels}</pixels>'
+        f'<device model="{PHANTOM_MARK}"/>'
         f'<view sizeX="{spans[0]}" sizeY="{spans[1]}" offsetX="{offset[0]}" offsetY="{offset[1]}"/>'
         f"<scanSettings><objectiveSettings><objective>{10_000 / nm:.0f}</objective></objectiveSettings>"
         "<illuminationSettings><illuminationSource>brightfield</illuminationSource></illuminationSettings>"

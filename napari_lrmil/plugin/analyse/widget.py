@@ -17,7 +17,7 @@ from qtpy.QtWidgets import QFileDialog, QLabel, QShortcut
 
 from napari_lrmil.core.features.devices import DEVICES, available_devices
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
-from napari_lrmil.core.models.bundle import shipped_bundles
+from napari_lrmil.core.models.model_choice import shipped_model_labels
 from napari_lrmil.core.visualize.overlay import RESEARCH_USE
 from napari_lrmil.plugin.analyse.actions import ViewerActions
 from napari_lrmil.plugin.analyse.file_dialogs import FileDialogs
@@ -91,8 +91,6 @@ class AnalyseWidget(DockWidget):
         self.slide_display = SlideDisplay(self._viewer, self.session, self.navigation, self.use_image)
         self._restore_settings()
         self._connect()
-        if self.session.bundle is None:
-            self.open_model(next(iter(shipped_bundles())))
         self._sync_slides()
         self._refresh()
 
@@ -123,7 +121,8 @@ class AnalyseWidget(DockWidget):
 
     def _build_form(self) -> widgets.Container[Any]:
         self.slide = widgets.ComboBox(label="Slide", choices=[], nullable=True)
-        self.model = widgets.ComboBox(label="Model", choices=list(shipped_bundles()), nullable=True)
+        self._model_labels = shipped_model_labels()
+        self.model = widgets.ComboBox(label="Model", choices=self._model_choices(), nullable=True)
         self.model_folder = widgets.PushButton(
             text="Open a model folder…", tooltip="Choose the folder of a trained model"
         )
@@ -295,7 +294,11 @@ class AnalyseWidget(DockWidget):
         """Pass the slides in the layer list to the session."""
         tags = [(layer.name, get_tag(layer)) for layer in lrmil_layers(self._viewer, role="slide", side="student")]
         self.session.set_slides(
-            [SlideChoice(name, tag.path, tag.mpp, tag.given_mpp) for name, tag in tags if tag is not None]
+            [
+                SlideChoice(name, tag.path, tag.mpp, tag.given_mpp, tag.is_phantom)
+                for name, tag in tags
+                if tag is not None
+            ]
         )
         self.slide_display.refresh()
 
@@ -313,11 +316,20 @@ class AnalyseWidget(DockWidget):
             Folder of a bundle, or name of a shipped one.
         """
         name = str(model)
-        if name not in self.model.choices:
-            self.model.choices = [*(choice for choice in self.model.choices if choice is not None), name]
+        self._list_model(name)
         if self.model.value == name:  # the list emits nothing then, but the folder may have new files
             self.session.choose_bundle(name)
         self.model.value = name
+
+    def _list_model(self, name: str) -> None:
+        if name not in self._model_labels:
+            self._model_labels[name] = name
+            with self.model.changed.blocked():
+                chosen, self.model.choices = self.model.value, self._model_choices()
+                self.model.value = chosen
+
+    def _model_choices(self) -> list[tuple[str, str]]:
+        return [(label, name) for name, label in self._model_labels.items()]
 
     # ------------------------------------------------------------ region of interest
 
@@ -428,6 +440,10 @@ class AnalyseWidget(DockWidget):
         with self.slide.changed.blocked():
             self.slide.choices = [(s.name, s) for s in session.slides]
             self.slide.value = session.slide
+        with self.model.changed.blocked():
+            if session.bundle is not None:
+                self._list_model(session.bundle_name)
+            self.model.value = session.bundle_name or None
         with self.with_teacher.changed.blocked():
             self.with_teacher.value = session.runs_teacher
         with self.allow_missing.changed.blocked():

@@ -36,12 +36,15 @@ class SlideChoice:
         µm per level-0 pixel.
     given_mpp
         µm per level-0 pixel as the user gave it; None if the file states it.
+    is_phantom
+        Whether the file says that it is a phantom, so that the model of phantoms suits it.
     """
 
     name: str
     path: Path
     mpp: float
     given_mpp: float | None = None
+    is_phantom: bool = False
 
 
 class OpenSlides:

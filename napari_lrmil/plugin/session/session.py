@@ -36,11 +36,13 @@ from napari_lrmil.plugin.session.eta import (
 from napari_lrmil.plugin.session.jobs import FindTissueJob, PredictJob
 from napari_lrmil.plugin.session.open_slides import OpenSlides, SlideChoice, SlideOpener
 from napari_lrmil.plugin.session.preconditions import (
+    NO_MODEL,
     why_roi_empty,
     why_roi_missing,
     why_teacher_unavailable,
     why_too_coarse,
 )
+from napari_lrmil.plugin.session.usual_model import UsualModels
 from napari_lrmil.plugin.session.what_if import WhatIf
 
 if TYPE_CHECKING:
@@ -114,6 +116,7 @@ class Session:
         self.slide: SlideChoice | None = None
         self.bundle: Bundle | None = None
         self.bundle_name = ""  # as the user gave it: a folder, or the name of a shipped model
+        self._usual_models = UsualModels(self.settings_store)
         self.device = "auto"
         self.teacher = TeacherPatches.NONE  # LR patches that the teacher reads in addition to the student
         self.allow_missing = False  # whether a slide is analysed of which more than a third of the tissue is missing
@@ -161,17 +164,27 @@ class Session:
             self.view, self.regions, self.region_warnings, self.prediction = None, (), (), None
             self._what_if_steps, self._live_key = (WhatIf(),), ()
             self.allow_missing = False  # allowed for one slide only
-        self.slide = slide
+            self.slide = slide
+            usual = self.bundle_name if slide is None else self._usual_models.model_of(slide)
+            if usual != self.bundle_name:
+                self._open_bundle(usual or None)
         self.changed.emit()
 
     def choose_bundle(self, location: str | Path | None) -> None:
-        """Choose the model; if it cannot be opened, no model is chosen and `failed` is emitted.
+        """Choose the model for the slides of this folder; without a slide, for all slides of the session.
+
+        If it cannot be opened, no model is chosen and `failed` is emitted.
 
         Parameters
         ----------
         location
             A bundle folder, or the name of a shipped model; None chooses no model.
         """
+        if problem := self._usual_models.remember(self.slide, str(location or "")):
+            self.failed.emit(problem)
+        self._open_bundle(location)
+
+    def _open_bundle(self, location: str | Path | None) -> None:
         from napari_lrmil.core.models.bundle import Bundle
 
         self.message = ""
@@ -179,7 +192,7 @@ class Session:
             self.bundle = Bundle(location) if location is not None else None
             self.bundle_name = str(location or "")
         except LrmilError as error:
-            self.bundle, self.message = None, str(error)
+            self.bundle, self.bundle_name, self.message = None, "", str(error)
             self.failed.emit(self.message)
         self.changed.emit()
 
@@ -272,7 +285,7 @@ class Session:
         if self.slide is None:
             return "No slide is open: drop one on the window, or take File > Open Sample."
         if self.bundle is None:
-            return self.message or "No model is chosen."
+            return self.message or NO_MODEL
         return (
             why_too_coarse(self.slide, self.bundle.card.lr_mpp, STUDENT)
             or why_roi_missing(self.roi_kind, self.regions, self.view)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from napari_lrmil.core.geometry import Mpp
+from napari_lrmil.core.slides.phantom_mark import has_phantom_mark
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.plugin.viewer.screen_pyramid import DEFAULT_CACHE_BYTES, ColourTransform, ScreenSlide, TileCache
 
@@ -50,6 +51,8 @@ class LayerTag:
         µm per level-0 pixel as the user gave it; None if the file states it.
     side
         View of the layer when student and teacher are shown side by side.
+    is_phantom
+        Whether the slide's file says that it is a phantom.
     """
 
     role: Role
@@ -57,6 +60,7 @@ class LayerTag:
     mpp: float
     given_mpp: float | None = None
     side: Side = "student"
+    is_phantom: bool = False
 
     def as_metadata(self) -> dict[str, Any]:
         """Return the tag as an entry of a layer's metadata, made of plain types."""
@@ -67,6 +71,7 @@ class LayerTag:
                 "mpp_given": self.given_mpp,
                 "role": self.role,
                 "side": self.side,
+                "is_phantom": self.is_phantom,
             }
         }
 
@@ -76,7 +81,8 @@ def get_tag(layer: Layer) -> LayerTag | None:
     entry = layer.metadata.get(TAG_KEY)
     if not isinstance(entry, dict):
         return None
-    return LayerTag(entry["role"], Path(entry["path"]), entry["mpp"], entry["mpp_given"], entry["side"])
+    is_phantom = entry.get("is_phantom", False)  # absent in a layer of an earlier version
+    return LayerTag(entry["role"], Path(entry["path"]), entry["mpp"], entry["mpp_given"], entry["side"], is_phantom)
 
 
 def get_screen_slide(layer: Layer) -> ScreenSlide | None:
@@ -127,7 +133,8 @@ def build_slide_layers(
     """
     screen = ScreenSlide(slide, TileCache(cache_bytes), colour)
     given_mpp = slide.mpp.mean if slide.mpp.source == "override" else None
-    layers = [_pyramid(screen, LayerTag("slide", slide.path, slide.mpp.mean, given_mpp))]
+    is_phantom = has_phantom_mark(slide.properties)
+    layers = [_pyramid(screen, LayerTag("slide", slide.path, slide.mpp.mean, given_mpp, is_phantom=is_phantom))]
     if underlay and len(screen.levels) > 1:
         layers.insert(0, _underlay(screen, LayerTag("underlay", slide.path, slide.mpp.mean, given_mpp)))
     return layers

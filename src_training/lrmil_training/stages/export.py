@@ -34,6 +34,7 @@ def export_bundle(
     card = {
         "name": config.name,
         "about": config.about,
+        "intended_use": config.intended_use,
         "classes": cohort.classes,
         "distilled": teacher.mil is not None,
         **asdict(config.plan),  # without a teacher both resolutions are LR

@@ -14,8 +14,19 @@ from PIL import Image, ImageDraw
 from napari_lrmil.core.errors import ConfigError, GeometryError, ResolutionError
 from napari_lrmil.core.geometry import Bounds, BoxLevel0, PatchPlan
 from napari_lrmil.core.patching.tissue import find_tissue
-from napari_lrmil.core.phantom import BOUNDS_OFFSET, LESION, VARIANTS, PhantomLook, PhantomSlide, paint, write_slide
+from napari_lrmil.core.phantom import (
+    BOUNDS_OFFSET,
+    CONTAINERS,
+    LESION,
+    VARIANTS,
+    PhantomLook,
+    PhantomSlide,
+    paint,
+    write_pyramid,
+    write_slide,
+)
 from napari_lrmil.core.phantom.variants import combine_variants
+from napari_lrmil.core.slides.phantom_mark import has_phantom_mark
 from napari_lrmil.core.slides.slide import Slide
 
 SLIDE = PhantomSlide("a", LESION, 11, (1600, 1152))
@@ -216,3 +227,12 @@ def test_a_variant_is_the_same_twice(name: str) -> None:
     slide = PhantomSlide("a", LESION, 4, (640, 448))
     first, second = (paint(slide.zoomed(VARIANTS[name].zoom), VARIANTS[name].apply(PhantomLook())) for _ in range(2))
     assert np.array_equal(first.pixels, second.pixels)
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_every_format_says_that_it_is_a_phantom(tmp_path: Path, container: str) -> None:
+    """Else the window would choose no model for it."""
+    path = tmp_path / f"a{CONTAINERS[container].suffix}"
+    write_pyramid(path, np.full((512, 512, 3), 200, np.uint8), 0.5, container=container)
+    with Slide(path) as slide:
+        assert has_phantom_mark(slide.properties)

@@ -17,6 +17,7 @@ from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.patching.regions import box_region
 from napari_lrmil.core.patching.roi import RegionOfInterest
+from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.plugin.session.open_slides import SlideChoice
 from napari_lrmil.plugin.session.session import Session, SessionState
 from napari_lrmil.plugin.session.what_if import WhatIf
@@ -35,8 +36,8 @@ class Clock:
 
 
 @pytest.fixture
-def session(bundle: Bundle) -> Session:
-    ready = Session()
+def session(bundle: Bundle, tmp_path: Path) -> Session:
+    ready = Session(settings_store=SettingsStore(tmp_path / "settings"))
     ready.set_slides([SlideChoice("slide", PATH, 0.5)])
     ready.choose_bundle(bundle.path)
     return ready
@@ -48,8 +49,8 @@ def test_it_needs_neither_qt_nor_napari() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=240)
 
 
-def test_it_says_what_is_missing_before_a_run(bundle: Bundle) -> None:
-    session = Session()
+def test_it_says_what_is_missing_before_a_run(bundle: Bundle, tmp_path: Path) -> None:
+    session = Session(settings_store=SettingsStore(tmp_path))
     assert "slide" in session.run_blocked_by
     session.set_slides([SlideChoice("slide", PATH, 0.5)])
     assert "model" in session.run_blocked_by
