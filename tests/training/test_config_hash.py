@@ -86,6 +86,7 @@ LATER_DEFAULTS: dict[str, Any] = {  # of fields added after 0.1.0
     "distil": True,
     "encoder.teacher_layers": [],
     "intended_use": "",
+    "lambda_patch": 0.0,
     "sampling": "slide",
     "selection.inner_folds": 0,
     "selection.aggregators": [],
