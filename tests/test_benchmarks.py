@@ -378,3 +378,36 @@ def test_smaller_cohorts_are_the_first_patients_of_larger_ones(monkeypatch: pyte
     assert {tuple(r) for r in rows[5]} < {tuple(r) for r in rows[10]} < {tuple(r) for r in rows[40]}
     first, second = (grid.write_table(tmp_path, grid.Cell(5, draw), 40).read_text() for draw in (0, 1))
     assert first != second
+
+
+@pytest.fixture
+def set_coverage(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("set_coverage")
+
+
+def test_sets_are_counted_on_slides_that_did_not_calibrate(set_coverage: ModuleType) -> None:
+    """Nine slides calibrate, one with a probability of 0.4 for the truth: sets up to 0.6 hold both classes."""
+    lesion = np.array([0.1] * 4 + [0.9] * 4 + [0.4] + [0.55, 0.45, 0.8, 0.3])
+    truth = np.array([0] * 4 + [1] * 4 + [1] + [0, 0, 0, 0])
+    probabilities = np.stack([1 - lesion, lesion], axis=1)
+    is_covered, sizes = set_coverage.count(probabilities, truth, np.arange(13), 9, 0.9)
+    assert (is_covered.tolist(), sizes.tolist()) == ([True, True, False, True], [2, 2, 1, 1])
+
+
+def test_a_table_of_coverages_is_printed(set_coverage: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    slides = [
+        {"slide": str(i), "label": label, "split": split, "lesion": float(rng.beta(3, 2) if label == "lesion" else 0.2)}
+        for split, count in (("calibration", 30), ("test", 40))
+        for i in range(count)
+        for label in ["lesion" if i % 2 else "normal"]
+    ]
+    share = {"value": 0.5, "low": 0.2, "high": 0.8, "n_slides": 40}
+    point = {"threshold": 0.4, "sensitivity": share, "specificity": share}
+    sets = {"coverage": 0.9, "empirical": share, "by_class": {"normal": share, "lesion": share}}
+    figures = {"auroc": share, "operating_point": point, "prediction_sets": sets}
+    set_coverage.print_tables({"slides": slides, "figures": figures, "cpu_seconds": 1})
+    printed = capsys.readouterr().out
+    assert "30 calibration patients, 40 test patients" in printed and "| 90% |" in printed
+    assert "the same, slides of class lesion | 0.500 (0.200 to 0.800), 40 slides" in printed

@@ -1,6 +1,6 @@
 """Coverage of the sets of classes on unseen phantoms, and sensitivity and specificity at the operating point.
 
-    python benchmarks/coverage.py --work WORK [--results FILE] [--write PAGE]
+    python benchmarks/set_coverage.py --work WORK [--results FILE] [--write PAGE]
 
 A student learns from phantom patients, without a teacher so that it takes minutes. A part of the training patients is
 set aside for calibration, and the sets are counted on 200 patients that the run has not seen, a slide each. Slides and
@@ -42,7 +42,7 @@ CONFIG: dict[str, Any] = {
 }
 COVERAGES = (0.8, 0.9, 0.95)
 DIVISIONS = 2000  # random divisions of calibration and test patients, for the spread between calibrations
-BEGIN, END = "<!-- written by benchmarks/coverage.py --write -->", "<!-- end of what it writes -->"
+BEGIN, END = "<!-- written by benchmarks/set_coverage.py --write -->", "<!-- end of what it writes -->"
 Slides = Sequence[Mapping[str, Any]]
 
 
@@ -50,7 +50,7 @@ def main() -> None:
     """Measure unless it was measured, and print or write the tables."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--work", type=Path, help="folder for slides and run")
-    p.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "coverage.json")
+    p.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "set_coverage.json")
     p.add_argument("--write", type=Path, help="put the tables into this page")
     args = p.parse_args()
     if not args.results.exists():
