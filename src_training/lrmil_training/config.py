@@ -367,6 +367,9 @@ class TrainConfig(_Frozen):
     sampling: Literal["slide", "patient"] = "slide"
     """Training samples of the teacher and of stages 2 and 3. Patient: every patient is drawn equally often, so that
     those with many slides do not dominate; an epoch has as many steps as before."""
+    bag: Literal["slide", "patient"] = "slide"
+    """What has a label. Patient: all patches of a patient's slides are one bag, in the teacher, stages 2 and 3, the
+    baselines, and predictions by patient; patches_per_slide then counts the patches of a bag. For gated_attention."""
     lambda_patch: float = Field(0.0, ge=0, le=1000)
     """Weight of the patch term where lesion outlines lie beside slides: each patch's class scores against its share of
     lesion, in the teacher, stages 1 to 3 and the labels-only baselines alike. 0: outlines do not teach."""
@@ -414,6 +417,20 @@ class TrainConfig(_Frozen):
             raise ValueError(
                 "stage 3 keeps the terms of stage 2, whose every weight is 0; raise one of stage2.lambda_ce, "
                 "lambda_bag, lambda_soft, lambda_hard, or set stage3.keep_stage2_terms=false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _require_attention_across_slides(self) -> TrainConfig:
+        aggregators = {
+            "teacher.aggregator": (self.teacher.aggregator,),
+            "selection.aggregators": self.selection.aggregators,
+        }
+        refused = [key for key, names in aggregators.items() if set(names) - {"gated_attention"}]
+        if self.bag == "patient" and refused:
+            raise ValueError(
+                f"bag: patient joins slides by their attention, by which linear_topk in {refused[0]} does not pool; "
+                "use gated_attention there, or set bag=slide"
             )
         return self
 

@@ -255,4 +255,5 @@ def _slide_result(row: CohortSlide, prediction: Prediction, network: NetworkPred
         high=high,
         pixels=network.pixels_decoded,
         cpu_seconds=network.cpu_seconds,
+        mass=network.attention_mass,
     )

@@ -20,6 +20,7 @@ from lrmil_training.data.calibration_split import set_calibration_aside
 from lrmil_training.data.cohort import Cohort, read_cohort, require_classes
 from lrmil_training.data.features import find_encoder
 from lrmil_training.data.lesion_targets import LesionTargets, require_outlines_on_slides
+from lrmil_training.data.patient_bags import require_one_label
 from lrmil_training.data.splits import require_inner_folds
 from lrmil_training.data.validation_patients import validation_notice
 from lrmil_training.evaluation.evaluate import note_lesion_files
@@ -122,6 +123,8 @@ def check_cohort(cohort_csv: Path, out: Path, config: TrainConfig) -> Cohort:
     cohort = note_lesion_files(read_cohort(cohort_csv, seed=config.seed))
     if config.lambda_patch:
         LesionTargets(cohort)  # raises if an outline contradicts the label of its slide
+    if config.bag == "patient":
+        require_one_label(cohort)
     require_loggers(config.loggers)
     _refuse_another_run(out, config, cohort)
     return cohort

@@ -11,7 +11,7 @@ from lrmil_training.config import PRESETS, TrainConfig, known_keys, load_config
 
 KEYS = {
     "": "name about intended_use seed seeds folds distil by_site hr_mpp lr_mpp hr_patch_px lr_patch_px "
-    "student_input_px class_weights sampling lambda_patch baselines ablation bootstrap features devices precision "
+    "student_input_px class_weights sampling bag lambda_patch baselines ablation bootstrap features devices precision "
     "loggers",
     "encoder": "teacher student teacher_layers",
     "stain": "normalise",
@@ -40,6 +40,7 @@ WORDS = {
     "stage2.features": "stored on_the_fly",
     "class_weights": "balanced none",
     "sampling": "slide patient",
+    "bag": "slide patient",
     "baselines": "labels_only labels_only_finetuned stage1_only stage2_only both",
     "precision": "auto 32 bf16",
     "loggers": "csv tensorboard wandb mlflow",

@@ -27,6 +27,7 @@ from napari_lrmil.core.inference.teacher_patches import TeacherPatches, select_t
 from napari_lrmil.core.metrics.agreement import measure_agreement
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.card import Card
+from napari_lrmil.core.models.patient_bag import attention_mass
 from napari_lrmil.core.models.pooling import AggregatorWeights, pool_instances
 from napari_lrmil.core.patching.grid import (
     NestedGrid,
@@ -328,6 +329,7 @@ def _run_network(request: _Request, read: NetworkInput) -> Generator[Event, None
         patches_encoded=embeddings.encoded,
         runtime=choice,
         embedding=embeddings.features.mean(axis=0, dtype=np.float64) if read.network == "student" else None,
+        attention_mass=attention_mass(pooled.scores) if request.bundle.card.bag == "patient" else None,
     )
 
 

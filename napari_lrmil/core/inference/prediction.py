@@ -54,6 +54,9 @@ class NetworkPrediction:
         Runtime of the encoder.
     embedding
         (D,) mean embedding of the patches; None of the teacher and in stored results.
+    attention_mass
+        The slide's weight in a bag of all slides of its patient, see `napari_lrmil.core.models.patient_bag`; None if
+        the model answers by slide.
     """
 
     coords: Int64
@@ -69,6 +72,7 @@ class NetworkPrediction:
     patches_encoded: int = 0
     runtime: RuntimeChoice = REFERENCE
     embedding: NDArray[np.float64] | None = None
+    attention_mass: float | None = None
 
     @property
     def predicted(self) -> str:

@@ -139,6 +139,7 @@ class Card(_Frozen):
     metrics: dict[str, Any] = Field(default_factory=dict)  # summary of metrics.json
     colour: CohortColour | None = None  # stain of the training slides; None: not measured, so no slide is flagged
     stain: StainTarget | None = None  # colour to which slides are brought; left out of the file if they are not
+    bag: Literal["slide", "patient"] = "slide"  # what had a label in training; left out of the file if a slide
     hashes: dict[str, str]  # file name -> SHA-256
 
     @model_serializer(mode="wrap")
@@ -148,6 +149,8 @@ class Card(_Frozen):
             del values["stain"]
         if not self.intended_use:
             values.pop("intended_use", None)  # a caller may have excluded it
+        if self.bag == "slide":
+            values.pop("bag", None)
         return values
 
     @field_validator("stain")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.csv_files import write_csv
 from napari_lrmil.core.errors import StoredError
+from napari_lrmil.core.models.patient_bag import ONE_BAG, attention_shares
 from napari_lrmil.core.results.cohort_tables import read_failures
 from napari_lrmil.core.results.schema import PredictionFile
 
@@ -52,17 +53,20 @@ class PatientModel:
         Its classes in order.
     temperature
         Calibration temperature of the student; None if it has none.
+    bag
+        What had a label in training, ``slide`` or ``patient``.
     """
 
     name: str
     sha256: str
     classes: tuple[str, ...]
     temperature: float | None
+    bag: str = "slide"
 
     @classmethod
     def of(cls, bundle: Bundle) -> Self:
         """Return what answers need of a bundle."""
-        return cls(bundle.name, bundle.sha256, bundle.card.classes, bundle.card.temperature)
+        return cls(bundle.name, bundle.sha256, bundle.card.classes, bundle.card.temperature, bundle.card.bag)
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,9 @@ class PatientAnswer:
         Whether the probabilities are calibrated, with the temperature of the model.
     pooling
         How the answer was made of the slides.
+    attention_shares
+        Slide -> share of the attention of one bag of all slides, together 1; empty for means of logits. The attention
+        of a slide's own result sums to 1 over the slide: times this share it is that of the patient.
     """
 
     patient: str
@@ -95,6 +102,7 @@ class PatientAnswer:
     predicted: str = ""
     calibrated: bool = False
     pooling: str = MEAN_OF_LOGITS
+    attention_shares: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def reason(self) -> str:
@@ -135,7 +143,9 @@ def _answer_patient(
             files.append(file)
     if not files:
         return PatientAnswer(patient, (), left_out)
-    logits = {name: math.fsum(file.logits[name] for file in files) / len(files) for name in model.classes}
+    pooling, shares = _slide_weights(files, model)
+    weights = list(shares.values())
+    logits = {name: _weighted([file.logits[name] for file in files], weights) for name in model.classes}
     probabilities = _softmax(logits, model.temperature)
     return PatientAnswer(
         patient,
@@ -145,7 +155,21 @@ def _answer_patient(
         probabilities,
         predicted=max(probabilities, key=lambda name: probabilities[name]),
         calibrated=model.temperature is not None,
+        pooling=pooling,
+        attention_shares=shares if pooling == ONE_BAG else {},
     )
+
+
+def _slide_weights(files: Sequence[PredictionFile], model: PatientModel) -> tuple[str, dict[str, float]]:
+    """Return how the slides are joined, and slide -> weight of its logits; the weights sum to 1."""
+    if model.bag == "slide":
+        return MEAN_OF_LOGITS, {file.slide: 1 / len(files) for file in files}
+    shares = attention_shares([file.attention_mass for file in files if file.attention_mass is not None])
+    return ONE_BAG, {file.slide: float(share) for file, share in zip(files, shares, strict=True)}
+
+
+def _weighted(values: Sequence[float], weights: Sequence[float]) -> float:
+    return math.fsum(value * weight for value, weight in zip(values, weights, strict=True))
 
 
 def _read_result(folder: Path, model: PatientModel) -> PredictionFile | str:

@@ -201,6 +201,8 @@ class PredictionFile(ResultFile):
         Side of the operating point and set of classes; None if the model has none, or for a part of a slide.
     cohort_distance
         Distance from the training slides; None if the model does not state how they lie, or for a region.
+    attention_mass
+        The slide's weight in a bag of all slides of its patient; only of a model that was trained on such bags.
     version
         Version of napari-lrmil that wrote the file.
     teacher
@@ -240,13 +242,14 @@ class PredictionFile(ResultFile):
     operating_point: OperatingPointResult | None = None
     prediction_set: PredictionSetResult | None = None
     cohort_distance: CohortDistanceResult | None = None
+    attention_mass: float | None = None
     version: str
     teacher: TeacherResult | None = None
 
     def _absent_keys(self) -> set[str]:
         # Absent in files of 0.1.0.
         names = ("teacher", "finest_mpp_read", "finest_mpp_reason", "missing_tiles", "cohort_distance")
-        names_of_limits = ("operating_point", "prediction_set")
+        names_of_limits = ("operating_point", "prediction_set", "attention_mass")
         return {name for name in (*names, *names_of_limits) if getattr(self, name) is None}
 
     @model_validator(mode="after")

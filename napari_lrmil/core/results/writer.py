@@ -172,6 +172,7 @@ def build_prediction_file(prediction: Prediction, path: str = "") -> PredictionF
         operating_point=OperatingPointResult(**asdict(limits.side)) if limits.side else None,
         prediction_set=PredictionSetResult(**asdict(limits.classes)) if limits.classes else None,
         cohort_distance=CohortDistanceResult(**asdict(distance)) if distance else None,
+        attention_mass=student.attention_mass,
         version=__version__,
         teacher=_teacher_result(prediction),
     )

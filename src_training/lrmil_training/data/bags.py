@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lrmil_training.data.feature_store import StoredRows
+from lrmil_training.data.feature_store import JoinedRows, StoredRows
 from napari_lrmil.core.geometry import Int64
 
 
 @dataclass(frozen=True)
 class BagItem:
-    """Training sample of a MIL: one slide.
+    """Training sample of a MIL: one slide, or all slides of a patient.
 
     Attributes
     ----------
@@ -74,12 +74,12 @@ class StoredBag:
     Attributes
     ----------
     rows
-        The stored (N, D) embeddings.
+        The stored (N, D) embeddings, of one slide or of all of a patient.
     item
         The bag without instances.
     """
 
-    rows: StoredRows
+    rows: StoredRows | JoinedRows
     item: BagItem
 
     def load(self) -> BagItem:

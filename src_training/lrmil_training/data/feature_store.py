@@ -41,3 +41,15 @@ class StoredRows:
         # Mapped anew at each call: an open map per slide would keep as many files open as the cohort has slides.
         array = np.memmap(self.path, np.float32, "r", self._offset, self.shape)
         return np.array(array[rows])  # a copy, so that the map is released
+
+
+@dataclass(frozen=True)
+class JoinedRows:
+    """Stored arrays of several slides, one after another."""
+
+    parts: tuple[StoredRows, ...]
+
+    def __call__(self) -> Features:
+        """Return a copy of all rows, (N, D) float32."""
+        rows: Features = np.concatenate([part() for part in self.parts])
+        return rows

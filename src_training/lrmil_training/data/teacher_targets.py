@@ -81,6 +81,8 @@ class TeacherTargets:
         (K,) attention scores of HR patches, before the softmax.
     logits
         (C,) logits of the slide.
+    patient_logits
+        (C,) logits of the bag of all slides of the patient, if that is what has a label; otherwise None.
     """
 
     row: CohortSlide
@@ -89,6 +91,12 @@ class TeacherTargets:
     statistics: Mapping[str, FeatureStatistics]
     scores: Tensor
     logits: Tensor
+    patient_logits: Tensor | None = None
+
+    @property
+    def taught_logits(self) -> Tensor:
+        """(C,) logits of the bag that the student learns from: of the slide, or of all slides of its patient."""
+        return self.logits if self.patient_logits is None else self.patient_logits
 
     @classmethod
     def without_teacher(cls, row: CohortSlide, grid: NestedGrid) -> TeacherTargets:

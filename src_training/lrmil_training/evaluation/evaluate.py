@@ -20,7 +20,7 @@ from lrmil_training.evaluation.metrics import (
     fit_temperature,
     paired_difference,
 )
-from lrmil_training.evaluation.patients import PATIENTS, group_slides, mean_logits, measure_patients
+from lrmil_training.evaluation.patients import PATIENTS, PatientBag, group_slides, mean_logits, measure_patients
 from lrmil_training.evaluation.significance import assess_non_inferiority, delong_test
 from lrmil_training.evaluation.summary import AGREEMENT_METRICS
 from napari_lrmil.core.geometry import Bounds
@@ -33,8 +33,10 @@ from napari_lrmil.core.metrics.agreement import (
 )
 from napari_lrmil.core.models.cohort_distance import CohortDistance
 from napari_lrmil.core.models.limits import NetworkLimits
+from napari_lrmil.core.models.patient_bag import ONE_BAG, bag_logits
 from napari_lrmil.core.patching.grid import NestedGrid
 from napari_lrmil.core.patching.regions import RegionFile
+from napari_lrmil.core.results.patient_answers import MEAN_OF_LOGITS
 
 REFERENCE_METHOD = "teacher"  # agreement and non-inferiority are measured against it
 LEVEL0_ORIGIN = Bounds(0, 0, 0, 0)  # files beside slides do not count from the corner of the scanned area
@@ -63,6 +65,8 @@ class SlideResult:
         CPU time over all threads from opening the slide to its logits; None if it was not measured.
     cohort_distance
         Distance from the training slides; None if it was not measured.
+    mass
+        `attention_mass` of the slide, if the method's bags are those of patients; None if they are those of slides.
     """
 
     row: CohortSlide
@@ -73,6 +77,7 @@ class SlideResult:
     pixels: int | None = None
     cpu_seconds: float | None = None
     cohort_distance: CohortDistance | None = None
+    mass: float | None = None
 
     @property
     def lr_attention(self) -> NDArray[np.float64]:
@@ -87,8 +92,25 @@ Temperatures = Mapping[str, float | None]
 def fit_method_temperature(cohort: Cohort, results: Sequence[SlideResult]) -> float | None:
     """Return the calibration temperature of a method; None if validation slides do not determine it."""
     val = [r for r in results if r.row.split == "val"]
+    if val and val[0].mass is not None:  # what was trained is the answer by patient
+        bags = group_slides([r.row.patient for r in val], [cohort.target(r.row) for r in val]).labelled
+        return fit_temperature(patient_logits(val, bags), np.array([bag.target for bag in bags]))
     logits = np.array([r.logits for r in val], dtype=np.float64)
     return fit_temperature(logits, np.array([cohort.target(r.row) for r in val]))
+
+
+def patient_logits(results: Sequence[SlideResult], bags: Sequence[PatientBag]) -> NDArray[np.float64]:
+    """Return (P, C) logits of patients: of one bag of all slides if the method has such bags, else the slides' mean."""
+    logits, masses = np.array([r.logits for r in results]), [r.mass for r in results]
+    if None in masses:
+        return mean_logits(logits, bags)
+    rows = [list(bag.rows) for bag in bags]
+    return np.array([bag_logits(logits[r], [m for i in r if (m := masses[i]) is not None]) for r in rows])
+
+
+def pooling_of(results: Sequence[SlideResult]) -> str:
+    """Return how an answer by patient is made of the slides of a method."""
+    return MEAN_OF_LOGITS if any(r.mass is None for r in results) else ONE_BAG
 
 
 def fit_method_temperatures(cohort: Cohort, results: Results) -> dict[str, float | None]:
@@ -195,8 +217,9 @@ def _evaluate_patients(
     bags = group_slides([row.patient for row in rows], [cohort.target(row) for row in rows])
     if not bags.has_several_slides:
         return {}
-    logits = {m: mean_logits(np.array([r.logits for r in slides]), bags.labelled) for m, slides in on_split.items()}
-    return measure_patients(bags, logits, temperatures, cohort.classes, bootstrap)
+    logits = {m: patient_logits(slides, bags.labelled) for m, slides in on_split.items()}
+    pooling = pooling_of(next(iter(on_split.values())))
+    return measure_patients(bags, logits, temperatures, cohort.classes, bootstrap, pooling)
 
 
 def _has_reference(method: str, results: Mapping[str, Any]) -> bool:

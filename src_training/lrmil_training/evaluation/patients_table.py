@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lrmil_training.data.cohort import Cohort, CohortSlide
 from lrmil_training.data.patient_groups import bags_by_patient
-from lrmil_training.evaluation.evaluate import Results, SlideResult, Temperatures
-from lrmil_training.evaluation.patients import group_slides, mean_logits, scale_logits
+from lrmil_training.evaluation.evaluate import Results, SlideResult, Temperatures, patient_logits, pooling_of
+from lrmil_training.evaluation.patients import group_slides, scale_logits
 from napari_lrmil.core.csv_files import write_csv
-from napari_lrmil.core.results.patient_answers import MEAN_OF_LOGITS, PATIENTS_TABLE
+from napari_lrmil.core.results.patient_answers import PATIENTS_TABLE
 
 HEADER = ("patient", "label", "split", "method", "predicted")
 TAIL = ("n_slides", "n_left_out", "slides", "left_out", "pooling", "reason")
@@ -32,18 +30,18 @@ class _Line:
     method: str = ""
     predicted: str = ""
     probabilities: tuple[float, ...] = ()
+    pooling: str = ""
     reason: str = ""
 
     def cells(self, n_classes: int) -> list[Any]:
         numbers = [f"{value:.6f}" for value in self.probabilities] or [""] * n_classes
-        pooling = MEAN_OF_LOGITS if self.probabilities else ""
         head = [self.patient, self.label, self.split, self.method, self.predicted, *numbers]
         return [
             *head,
             len(self.used),
             len(self.missing),
             *map("; ".join, (self.used, self.missing)),
-            pooling,
+            self.pooling,
             self.reason,
         ]
 
@@ -96,7 +94,7 @@ def _method_lines(
     rows = [r.row for r in results]
     bags = group_slides([row.patient for row in rows], [cohort.target(row) for row in rows])
     lines = []
-    probabilities = scale_logits(mean_logits(np.array([r.logits for r in results]), bags.all), temperature)
+    probabilities = scale_logits(patient_logits(results, bags.all), temperature)
     for bag, values in zip(bags.all, probabilities, strict=True):
         slides = tuple(rows[i].name for i in bag.rows)
         label = "" if bag.target is None else cohort.classes[bag.target]
@@ -106,6 +104,7 @@ def _method_lines(
             _Line(
                 *(bag.patient, split, slides, missing.get(bag.patient, ()), label, method, predicted),
                 probabilities=tuple(values.tolist()),
+                pooling=pooling_of(results),
                 reason=reason,
             )
         )

@@ -134,7 +134,7 @@ def _describe_imbalance(rows: Sequence[Section]) -> str | None:
 def describe_class_weights(record: RunRecord) -> str | None:
     """Return a sentence on class weights in training; None if the configuration does not state them."""
     from lrmil_training.data.bags import class_weights
-    from lrmil_training.data.patient_groups import expected_draws, samples_by_patient
+    from lrmil_training.data.patient_groups import bags_by_patient, expected_draws, samples_by_patient
 
     scheme = record.config.get("class_weights")
     if scheme is None:
@@ -146,6 +146,9 @@ def describe_class_weights(record: RunRecord) -> str | None:
     if not train:
         return f"{sentence}."
     slides = [s for s in record.slides if s["split"] == "train"]
+    if record.config.get("bag") == "patient":  # a patient's slides are one bag
+        slides = [slides[rows[0]] for rows in bags_by_patient([s["patient"] for s in slides]).values()]
+        sentence = f"{sentence}, of patients (bag: patient)"
     targets = [list(train).index(s["label"]) for s in slides]
     draws = None
     if record.config.get("sampling") == "patient":  # as in `RunContext.class_weights`

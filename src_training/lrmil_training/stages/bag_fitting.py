@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from lrmil_training.config import Stage2Config, Stage3Config, TeacherConfig
 from lrmil_training.data.bags import BagDataset, BagItem, Loadable, StoredBag
 from lrmil_training.data.cohort import CohortSlide
+from lrmil_training.data.patient_bags import join_stored
 from lrmil_training.data.teacher_targets import TeacherTargets
 from lrmil_training.evaluation.metrics import multiclass_auroc
 from lrmil_training.fitting.fit import SELECT, EpochMeans, EpochSampler, FitPlan, all_gather_rows, fit, set_epoch
@@ -84,9 +85,21 @@ def patch_terms(mil: MIL, instances: Tensor, item: BagItem) -> Mapping[str, Tens
 # ---------------------------------------------------------------- bags
 
 
-def by_side(context: RunContext, make_bag: Callable[[CohortSlide], _Bag]) -> dict[str, list[_Bag]]:
-    """Return the bags of the training and the validation slides."""
-    return {side: [make_bag(s) for s in context.cohort.of(side)] for side in ("train", "val")}
+def by_side(
+    context: RunContext, make_bag: Callable[[CohortSlide], _Bag], join: Callable[[Sequence[_Bag]], _Bag]
+) -> dict[str, list[_Bag]]:
+    """Return the bags of training and validation, of slides or of patients (`TrainConfig.bag`).
+
+    Parameters
+    ----------
+    context
+        The run.
+    make_bag
+        Returns the bag of a slide.
+    join
+        Returns the bag of a patient from the bags of its slides.
+    """
+    return {side: [join([make_bag(s) for s in slides]) for slides in context.bags(side)] for side in ("train", "val")}
 
 
 def labelled_item(context: RunContext, slide: CohortSlide) -> BagItem:
@@ -99,7 +112,7 @@ def distilled_item(context: RunContext, targets: TeacherTargets, transfer: Atten
     """Return the label of a slide with the teacher's logits and its (N,) scores on LR patches, without instances."""
     target, grid = context.cohort.target(targets.row), targets.grid
     scores = parent_scores(targets.scores, torch.from_numpy(grid.parent), len(grid.lr_index), transfer)
-    return BagItem(torch.empty(0), target, targets.logits, scores, context.class_weights[target])
+    return BagItem(torch.empty(0), target, targets.taught_logits, scores, context.class_weights[target])
 
 
 def student_item(
@@ -135,7 +148,7 @@ def stored_bags(
         item = student_item(context, targets, transfer, lambda_patch)
         return StoredBag(features[slide.name], item)
 
-    return by_side(context, make_bag)
+    return by_side(context, make_bag, join_stored)
 
 
 # ---------------------------------------------------------------- selection

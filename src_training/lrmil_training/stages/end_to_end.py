@@ -21,6 +21,7 @@ from lrmil_training.data.bags import BagItem, draw_rows
 from lrmil_training.data.cohort import CohortSlide
 from lrmil_training.data.features import lr_patches
 from lrmil_training.data.patch_pairs import SlideHandles, apply_dihedral
+from lrmil_training.data.patient_bags import join_items
 from lrmil_training.fitting.checkpoints import read_score
 from lrmil_training.fitting.fit import EpochSampler, FitPlan, fit
 from lrmil_training.losses import AttentionTransfer
@@ -126,6 +127,9 @@ class PixelBag:
     patches: PatchSet
     item: BagItem
 
+    def __len__(self) -> int:
+        return len(self.patches)
+
     def read(self, handles: SlideHandles, rows: Int64) -> Tensor:
         """Return (R, 3, p, p) uint8 pixels of the (R,) patches `rows`."""
         selected = replace(self.patches, corners=self.patches.corners[rows])
@@ -133,18 +137,59 @@ class PixelBag:
         return torch.from_numpy(pixels).movedim(-1, -3)
 
 
+@dataclass(frozen=True)
+class PatientPixels:
+    """Bag of all slides of a patient, whose patches come slide by slide.
+
+    Attributes
+    ----------
+    parts
+        Bags of the slides.
+    item
+        Target and the teacher's outputs for the patches of all slides.
+    """
+
+    parts: tuple[PixelBag, ...]
+    item: BagItem
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def read(self, handles: SlideHandles, rows: Int64) -> Tensor:
+        """Return (R, 3, p, p) uint8 pixels of the (R,) sorted patches `rows`."""
+        ends = np.cumsum([len(part) for part in self.parts])
+        # Sorted rows: the patches of a slide follow each other, so each slide is read once and the order is kept.
+        by_slide = np.split(rows, np.searchsorted(rows, ends[:-1]))
+        starts = [0, *ends[:-1].tolist()]
+        return torch.cat(
+            [
+                part.read(handles, drawn - start)
+                for part, drawn, start in zip(self.parts, by_slide, starts, strict=True)
+                if len(drawn)
+            ]
+        )
+
+
+def join_pixels(bags: Sequence[PixelBag | PatientPixels]) -> PixelBag | PatientPixels:
+    """Return the bag of all slides of a patient; the bag itself if there is one slide."""
+    parts = tuple(bag for bag in bags if isinstance(bag, PixelBag))
+    if len(parts) == 1:
+        return parts[0]
+    return PatientPixels(parts, join_items([part.item for part in parts], [len(part) for part in parts]))
+
+
 def pixel_bags(
     context: RunContext, teacher: TeacherOutputs, transfer: AttentionTransfer | None, lambda_patch: float
-) -> dict[str, list[PixelBag]]:
+) -> dict[str, list[PixelBag | PatientPixels]]:
     """Return bags of pixels of the training and validation slides; `transfer` None leaves the teacher's outputs out."""
 
-    def make_bag(slide: CohortSlide) -> PixelBag:
+    def make_bag(slide: CohortSlide) -> PixelBag | PatientPixels:
         targets = teacher.slides[slide.name]
         patches = lr_patches(targets.grid, context.config.plan, context.config.student_input_px)
         item = student_item(context, targets, transfer, lambda_patch)
         return PixelBag(slide, replace(patches, stain=slide.stain), item)
 
-    return by_side(context, make_bag)
+    return by_side(context, make_bag, join_pixels)
 
 
 @dataclass(frozen=True)
@@ -188,7 +233,7 @@ class DrawnBags(Dataset[Any]):
 
     def __init__(
         self,
-        bags: Sequence[PixelBag],
+        bags: Sequence[PixelBag | PatientPixels],
         handles: SlideHandles,
         max_patches: int | None,
         *,
@@ -206,7 +251,7 @@ class DrawnBags(Dataset[Any]):
     def __getitem__(self, index: int) -> DrawnBag:
         bag = self.bags[index]
         rng = np.random.default_rng([self.seed, self.epoch, index])
-        rows = draw_rows(rng, len(bag.patches), self.max_patches, self.dropout)
+        rows = draw_rows(rng, len(bag), self.max_patches, self.dropout)
         pixels = bag.read(self.handles, rows)
         if self.augment:
             pixels = torch.stack([_apply_dihedral(patch, int(rng.integers(8))) for patch in pixels])
@@ -339,7 +384,7 @@ def _step_settings(config: Stage2Config | Stage3Config) -> _StepSettings:
 def fit_end_to_end(
     networks: Networks,
     loss: Loss,
-    bags: Mapping[str, Sequence[PixelBag]],
+    bags: Mapping[str, Sequence[PixelBag | PatientPixels]],
     config: Stage2Config | Stage3Config,
     plan: FitPlan,
     *,

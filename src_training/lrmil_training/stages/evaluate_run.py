@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.events import Event, Progress, StageDone
 from napari_lrmil.core.features.bag import read_origin
 from napari_lrmil.core.models.mil import pool_bag
+from napari_lrmil.core.models.patient_bag import attention_mass
 
 CPU = torch.device("cpu")
 
@@ -50,8 +52,9 @@ def evaluate_run(
         Method -> trained student.
     """
     # All methods have the slides of the teacher's outputs in the same order, which paired tests rely on.
-    results = {} if teacher.mil is None else {"teacher": _teacher_results(teacher)}
-    results |= {name: _student_results(teacher, student) for name, student in students.items()}
+    by_patient = context.config.bag == "patient"
+    results = {} if teacher.mil is None else {"teacher": _teacher_results(teacher, by_patient)}
+    results |= {name: _student_results(teacher, student, by_patient) for name, student in students.items()}
     began = time.perf_counter()
     yield Progress("evaluation", 0, 1, "report")
     cohort = context.cohort
@@ -73,19 +76,21 @@ def _held_out(results: Sequence[SlideResult]) -> list[SlideResult]:
     return [r for r in results if r.row.split in MEASURED_SPLITS]
 
 
-def _teacher_results(teacher: TeacherOutputs) -> list[SlideResult]:
-    return [
-        _slide_result(t, t.arrays[EMBEDDING], t.logits.numpy(), torch.softmax(t.scores, 0).numpy(), high=True)
-        for t in teacher.slides.values()
-    ]
+def _teacher_results(teacher: TeacherOutputs, by_patient: bool) -> list[SlideResult]:
+    results = []
+    for t in teacher.slides.values():
+        result = _slide_result(t, t.arrays[EMBEDDING], t.logits.numpy(), torch.softmax(t.scores, 0).numpy(), high=True)
+        results.append(replace(result, mass=attention_mass(t.scores.numpy()) if by_patient else None))
+    return results
 
 
-def _student_results(teacher: TeacherOutputs, student: Student) -> list[SlideResult]:
+def _student_results(teacher: TeacherOutputs, student: Student, by_patient: bool) -> list[SlideResult]:
     mil, features = student.require_mil(), student.require_features()
     results = []
     for name, targets in teacher.slides.items():
         pooled = pool_bag(mil, features[name](), CPU)  # on the CPU, so that figures do not depend on the device
-        results.append(_slide_result(targets, features[name], pooled.logits, pooled.attention, high=False))
+        result = _slide_result(targets, features[name], pooled.logits, pooled.attention, high=False)
+        results.append(replace(result, mass=attention_mass(pooled.scores) if by_patient else None))
     return results
 
 

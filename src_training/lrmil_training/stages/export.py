@@ -45,6 +45,7 @@ def export_bundle(
         "metrics": _describe_recipe(context.folder) | summary(evaluation.metrics),
         "colour": training_colour(results["student"]),
         "stain": context.stain,
+        "bag": config.bag,
     }
     networks = StudentNetwork(student.encoder, student.require_mil())
     limits = ModelLimits(student=evaluation.limits["student"], teacher=evaluation.limits.get("teacher"))

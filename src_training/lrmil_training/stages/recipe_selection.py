@@ -20,6 +20,7 @@ import numpy as np
 
 from lrmil_training.config import SelectionConfig
 from lrmil_training.data.cohort import Cohort, CohortSlide
+from lrmil_training.data.patient_bags import join_stored
 from lrmil_training.data.patient_groups import count_patients, effective_patients
 from lrmil_training.data.splits import make_inner_folds
 from lrmil_training.data.teacher_targets import EMBEDDING, FeatureStatistics, feature_statistics
@@ -207,7 +208,7 @@ def _measure_fold(
 def _fit_fold(
     context: RunContext, hr: HrFeatures, mil: MIL, plan: FitPlan, done: tuple[int, int]
 ) -> Generator[Event, None, FoldCurve]:
-    bags = by_side(context, lambda s: teacher_bag(context, hr, s, slide_grid(context, hr, s)))
+    bags = by_side(context, lambda s: teacher_bag(context, hr, s, slide_grid(context, hr, s)), join_stored)
     figures: dict[str, dict[int, float]] = {AUROC: {}, CE: {}}
     with closing(fit_mil(mil, label_loss, bags, context.config.teacher, plan)) as events:
         for event in events:

@@ -16,9 +16,10 @@ import torch
 from lrmil_training.config import Stage1Config, Stage2Config, Stage3Config, TeacherConfig, TrainConfig
 from lrmil_training.config_hash import hashed_values, later_run_values
 from lrmil_training.data.bags import class_weights
-from lrmil_training.data.cohort import Cohort
+from lrmil_training.data.cohort import Cohort, CohortSlide
 from lrmil_training.data.features import FeatureRequest
 from lrmil_training.data.lesion_targets import LesionTargets
+from lrmil_training.data.patient_bags import group_by_bag
 from lrmil_training.data.patient_groups import expected_draws, samples_by_patient
 from lrmil_training.fitting.fit import FitPlan
 from lrmil_training.fitting.loggers import FitName, make_loggers
@@ -88,16 +89,20 @@ class RunContext:
     def class_weights(self) -> list[float]:
         """Weight of each class in the label terms, from the training slides."""
         # Training slides alone: validation slides must not influence the fit.
-        targets = [self.cohort.target(s) for s in self.cohort.of("train")]
+        targets = [self.cohort.target(slides[0]) for slides in self.bags("train")]
         draws = expected_draws(self.patient_samples, len(targets)) if self.patient_samples else None
         return class_weights(targets, len(self.cohort.classes), self.config.class_weights, draws)
 
     @cached_property
     def patient_samples(self) -> tuple[tuple[int, ...], ...]:
-        """Numbers of the training slides of each patient; empty if slides are drawn evenly (`TrainConfig.sampling`)."""
+        """Numbers of the training samples of each patient; empty unless `TrainConfig.sampling` is ``patient``."""
         if self.config.sampling == "slide":
             return ()
-        return samples_by_patient([s.patient for s in self.cohort.of("train")])
+        return samples_by_patient([slides[0].patient for slides in self.bags("train")])
+
+    def bags(self, side: str) -> list[tuple[CohortSlide, ...]]:
+        """Return the slides of each sample of a split, see `TrainConfig.bag`."""
+        return group_by_bag(self.cohort.of(side), self.config.bag)
 
     @cached_property
     def lesions(self) -> LesionTargets:

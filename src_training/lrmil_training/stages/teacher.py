@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
+from dataclasses import replace
 
+import numpy as np
 import torch
 
 from lrmil_training.data.bags import StoredBag
 from lrmil_training.data.cohort import CohortSlide, require_classes
 from lrmil_training.data.feature_store import StoredRows
 from lrmil_training.data.features import make_features
+from lrmil_training.data.patient_bags import group_by_bag, join_stored
 from lrmil_training.data.teacher_targets import EMBEDDING, TeacherTargets, feature_statistics, grid_from_coords
 from lrmil_training.stages.bag_fitting import by_side, fit_mil, label_loss, labelled_item, seeded_mil, with_outlines
 from lrmil_training.stages.outline_use import note_outlines
@@ -19,6 +22,7 @@ from napari_lrmil.core.encoders import round_to_half
 from napari_lrmil.core.events import Event
 from napari_lrmil.core.features.bag import read_origin
 from napari_lrmil.core.models.mil import MIL, pool_bag
+from napari_lrmil.core.models.patient_bag import attention_mass, bag_logits
 from napari_lrmil.core.patching.grid import NestedGrid
 from napari_lrmil.core.results.cohort_tables import write_failures
 
@@ -68,11 +72,24 @@ def fit_teacher(context: RunContext, hr: HrFeatures) -> Generator[Event, None, T
     mil.set_standard(hr.statistics[EMBEDDING].mean, hr.statistics[EMBEDDING].deviation)
     grids = {s.name: slide_grid(context, hr, s) for s in context.cohort.slides}
     yield from note_outlines(context, grids)
-    bags = by_side(context, lambda s: teacher_bag(context, hr, s, grids[s.name]))
+    bags = by_side(context, lambda s: teacher_bag(context, hr, s, grids[s.name]), join_stored)
     mil = yield from fit_mil(mil, label_loss, bags, settings, plan)
     round_to_half(mil)  # the student learns from the weights that the bundle will hold
     slides = {s.name: _teacher_targets(s, grids[s.name], mil, hr) for s in context.cohort.slides}
+    if context.config.bag == "patient":
+        slides = _join_patients(context, slides)
     return TeacherOutputs(mil, slides, hr.statistics)
+
+
+def _join_patients(context: RunContext, targets: Mapping[str, TeacherTargets]) -> dict[str, TeacherTargets]:
+    """Return the targets with the logits of each patient's bag. Scores of patches do not depend on the bag."""
+    joined = dict(targets)
+    for slides in group_by_bag(context.cohort.slides, "patient"):
+        parts = [targets[s.name] for s in slides]
+        masses = [attention_mass(part.scores.numpy()) for part in parts]
+        logits = bag_logits(np.stack([part.logits.numpy() for part in parts]), masses).astype(np.float32)
+        joined |= {part.row.name: replace(part, patient_logits=torch.from_numpy(logits)) for part in parts}
+    return joined
 
 
 def slide_grid(context: RunContext, hr: HrFeatures, slide: CohortSlide) -> NestedGrid:

@@ -22,8 +22,11 @@ class Numbered:
     """A slide whose patches show their own number."""
 
     def __init__(self, count: int) -> None:
-        self.patches = range(count)
+        self.count = count
         self.item = BagItem(torch.empty(0), 0, torch.zeros(2), torch.arange(float(count)))
+
+    def __len__(self) -> int:
+        return self.count
 
     def read(self, handles: SlideHandles, rows: Int64) -> Tensor:
         return torch.from_numpy(rows).to(torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 3, 2, 2)
