@@ -91,6 +91,10 @@ class EncoderConfig(_Frozen):
             raise ValueError(f"layer {doubled} is joined with itself; name every layer once")
         return names
 
+    pca: int | None = Field(None, ge=1, le=MAX_WIDTH)
+    """Dimensions to which a principal component analysis of the training slides' HR features reduces the teacher's
+    embedding, without labels; for wide joined layers. None: not reduced."""
+
 
 class StainConfig(_Frozen):
     """Colour of the patches."""
@@ -447,6 +451,10 @@ class TrainConfig(_Frozen):
             raise ValueError("selection.inner_folds chooses the teacher's recipe, and the run has none; set it to 0")
         if self.ablation and self.lambda_patch == 0:
             raise ValueError("the ablation leaves out terms of the teacher, and the run has none; set ablation=false")
+        if self.encoder.pca is not None:
+            raise ValueError(
+                "encoder.pca is fitted to the HR features of the teacher, and the run has none; leave it out"
+            )
         if self.encoder.teacher_layers and self.encoder.student != "teacher":
             raise ValueError(
                 "encoder.teacher_layers are layers of the teacher's encoder, which a run without a teacher reads only "

@@ -198,6 +198,10 @@ def _plan_lines(cohort: Cohort, config: TrainConfig) -> Iterator[str]:
 
 
 def _network_lines(config: TrainConfig) -> Iterator[str]:
+    layers, pca = config.encoder.teacher_layers, config.encoder.pca
+    if layers or pca:
+        source = f"pooled maps of {' and '.join(layers)}" if layers else "the encoder's own"
+        yield f"embedding  {source}{f', reduced to {pca} dimensions' if pca else ''}"
     if not config.distil:
         yield "teacher    none: the student learns from labels alone and is not distilled"
         yield f"encoder    {encoder_names(config)[0]}"

@@ -30,6 +30,7 @@ from lrmil_training.report.report import write_report
 from lrmil_training.runs.event_log import ALLOW_MISSING, CALL, COHORT, CONFIG, EventLog
 from lrmil_training.runs.lock import STOP_FILE, acquire_run_lock, clear_stop_request, is_stop_requested
 from lrmil_training.stages.patch_distillation import require_matching_encoders
+from lrmil_training.stages.pca import require_reducible
 from lrmil_training.stages.pipeline import run_stages
 from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.atomic_files import remove_stale_partials, write_json, write_text
@@ -140,6 +141,7 @@ def check_encoders(config: TrainConfig) -> LoadedEncoder:
     """
     names, layers = encoder_names(config), config.encoder.teacher_layers
     encoder = pool_layers(find_encoder(names[0]), layers)
+    require_reducible(encoder, config.encoder.pca)
     student = find_encoder(names[1]) if len(names) > 1 else encoder
     if student.spec.family == FROZEN:
         raise ConfigError(

@@ -13,7 +13,7 @@ KEYS = {
     "": "name about intended_use seed seeds folds distil by_site hr_mpp lr_mpp hr_patch_px lr_patch_px "
     "student_input_px class_weights sampling bag lambda_patch baselines ablation bootstrap features devices precision "
     "loggers",
-    "encoder": "teacher student teacher_layers",
+    "encoder": "teacher student teacher_layers pca",
     "stain": "normalise",
     "split": "calibration",
     "operating_point": "sensitivity",

@@ -84,6 +84,7 @@ def test_the_fields_of_the_first_version_are_frozen() -> None:
 
 LATER_DEFAULTS: dict[str, Any] = {  # of fields added after 0.1.0
     "distil": True,
+    "encoder.pca": None,
     "encoder.teacher_layers": [],
     "intended_use": "",
     "lambda_patch": 0.0,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from napari_lrmil.core.encoders.base import AlignedEncoder, Encoder, EncoderOutput, NetworkEncoder, require_layers
     from napari_lrmil.core.encoders.foundation import EncoderCard, foundation_card, foundation_cards
     from napari_lrmil.core.encoders.mobilenet_v2 import MobileNetV2Encoder
-    from napari_lrmil.core.encoders.pooled_layers import pool_layers
+    from napari_lrmil.core.encoders.pooled_layers import pool_layers, reduce_embedding
     from napari_lrmil.core.encoders.registry import ACCEPTED_ENCODERS, encoder_notice, resolve_encoder
     from napari_lrmil.core.encoders.spec import CONVOLUTIONAL, FROZEN, TRAINABLE, EncoderSpec
     from napari_lrmil.core.encoders.weights import (
@@ -48,6 +48,7 @@ __all__ = [
     "load_weights",
     "module_sha256",
     "pool_layers",
+    "reduce_embedding",
     "require_layers",
     "resolve_encoder",
     "round_to_half",

@@ -41,7 +41,7 @@ class TokenEncoder(NetworkEncoder):
         self._prefix_tokens = 1 + getattr(config, "num_register_tokens", 0)
         self.dim: int = config.hidden_size
         self._width: int = config.hidden_size
-        self._use_pooled_layers()
+        self._set_embedding()
 
     @property
     def layers(self) -> dict[str, int]:

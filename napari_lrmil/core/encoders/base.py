@@ -87,6 +87,7 @@ class NetworkEncoder(nn.Module):
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.reduction: Reduction | None = None
         for name, values in (("mean", spec.mean), ("deviation", spec.deviation)):
             # Not persistent: the specification already stores these values.
             self.register_buffer(name, 255 * torch.tensor(values, device="cpu").reshape(3, 1, 1), persistent=False)
@@ -111,36 +112,40 @@ class NetworkEncoder(nn.Module):
         """
         require_layers(self, layers)
         pooled = self.spec.pooled
-        if not pooled:
-            return self._encode(pixels, layers)
-        maps = self._encode(pixels, tuple(dict.fromkeys((*layers, *pooled)))).maps
-        # Each map is averaged over its own grid, so layers of different grids can be joined.
-        embedding = torch.cat([maps[name].mean(dim=(2, 3)) for name in pooled], dim=1)
+        encoded = self._encode(pixels, tuple(dict.fromkeys((*layers, *pooled))))
+        maps, embedding = encoded.maps, encoded.embedding
+        if pooled:  # each map is averaged over its own grid, so layers of different grids can be joined
+            embedding = torch.cat([maps[name].mean(dim=(2, 3)) for name in pooled], dim=1)
+        if self.reduction is not None:
+            embedding = self.reduction(embedding)
         return EncoderOutput(embedding, {name: maps[name] for name in layers})
 
     def _encode(self, pixels: Tensor, layers: Sequence[str]) -> EncoderOutput:
         """Return the network's own embedding and the maps of `layers`, which exist."""
         raise NotImplementedError
 
-    def _use_pooled_layers(self) -> None:
-        """Make the pooled layers the embedding; families call it at the end of their construction.
+    def _set_embedding(self) -> None:
+        """Make the embedding that the specification asks for; families call it at the end of their construction.
 
         Raises
         ------
         EncoderError
-            If a layer does not exist; it lists those that do.
+            If a layer does not exist; it lists those that do. If the embedding has fewer dimensions than `pca`.
         """
-        pooled, widths = self.spec.pooled, self.poolable
-        if not pooled:
-            return
-        unknown = [name for name in pooled if name not in widths]
-        if unknown:
-            available = ", ".join(widths) or "none, because its architecture keeps no maps"
-            raise EncoderError(
-                f"no layer {', '.join(unknown)} to pool in {self.spec.name} (encoder.teacher_layers); "
-                f"available: {available}"
-            )
-        self.dim = sum(widths[name] for name in pooled)
+        if self.spec.pooled:
+            self._use_pooled_layers(self.spec.pooled)
+        if self.spec.pca is not None:
+            if not 1 <= self.spec.pca <= self.dim:
+                raise EncoderError(
+                    f"encoder.pca={self.spec.pca}: the embedding of {self.spec.name} has {self.dim} dimensions, and a "
+                    f"reduction has 1 to {self.dim}"
+                )
+            self.reduction = Reduction(self.dim, self.spec.pca)
+            self.dim = self.spec.pca
+
+    def _use_pooled_layers(self, pooled: tuple[str, ...]) -> None:
+        require_poolable(self, pooled)
+        self.dim = sum(self.poolable[name] for name in pooled)
         names = list(self.layers)
         self._end_with(max(map(map_layer, pooled), key=names.index))
 
@@ -160,9 +165,42 @@ class NetworkEncoder(nn.Module):
         return normalised.reshape(*normalised.shape[:2], width, -1).permute(0, 3, 1, 2)
 
 
+class Reduction(nn.Module):
+    """Linear reduction of embeddings to fewer dimensions. It is fitted once and does not learn with the network.
+
+    Parameters
+    ----------
+    width, dim
+        Dimensions before and after.
+    """
+
+    mean: Tensor
+    components: Tensor
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("components", torch.zeros(dim, width))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Return the (B, dim) projections of (B, width) embeddings."""
+        return (embedding - self.mean) @ self.components.T
+
+
 def map_layer(name: str) -> str:
     """Return the layer of a pooled name: ``block_3`` of its class token, ``block_3.cls``."""
     return name.removesuffix(CLASS_TOKEN)
+
+
+def require_poolable(encoder: NetworkEncoder, layers: Sequence[str]) -> None:
+    """Raise `EncoderError`, with the names that exist, if one of `layers` cannot be pooled."""
+    unknown = [name for name in layers if name not in encoder.poolable]
+    if unknown:
+        available = ", ".join(encoder.poolable) or "none, because its architecture keeps no maps"
+        raise EncoderError(
+            f"no layer {', '.join(unknown)} to pool in {encoder.spec.name} (encoder.teacher_layers); "
+            f"available: {available}"
+        )
 
 
 @contextmanager

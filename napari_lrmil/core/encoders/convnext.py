@@ -201,7 +201,7 @@ class ConvNextEncoder(NetworkEncoder):
         # The stem and each further stage reduce the side; below this size the last map would be empty.
         self._min_side_px = max(self.net.embeddings.patch_embeddings.stride) * 2 ** (len(self._widths) - 1)
         self.dim: int = self.net.dim
-        self._use_pooled_layers()
+        self._set_embedding()
 
     @property
     def layers(self) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ class FoundationEncoder(NetworkEncoder):
         probe = self._encode(blank, tuple(self._map_layers))
         self.dim = probe.embedding.shape[1]
         self._widths = {name: layer_map.shape[1] for name, layer_map in probe.maps.items()}
-        self._use_pooled_layers()
+        self._set_embedding()
 
     def train(self, mode: bool = True) -> FoundationEncoder:
         """Do nothing: the encoder is frozen, and exported programs raise an error on a change of mode."""
@@ -135,9 +135,9 @@ class FoundationEncoder(NetworkEncoder):
         has_token = [name for name, (_, prefix_tokens) in self._map_layers.items() if prefix_tokens]
         return self._widths | {f"{name}{CLASS_TOKEN}": self._widths[name] for name in has_token}
 
-    def with_pooled(self, layers: tuple[str, ...]) -> FoundationEncoder:
-        """Return the same network with other layers as embedding; see `EncoderSpec.pooled`."""
-        return FoundationEncoder(replace(self.spec, pooled=layers), self._model[0])
+    def with_spec(self, spec: EncoderSpec) -> FoundationEncoder:
+        """Return the same network with the embedding of another specification: other layers, or a reduction."""
+        return FoundationEncoder(spec, self._model[0])
 
     def _encode(self, pixels: Tensor, layers: Sequence[str]) -> EncoderOutput:
         prepared = self._prepare(pixels) if self._prepare else pixels

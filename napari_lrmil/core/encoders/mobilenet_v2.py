@@ -231,7 +231,7 @@ class MobileNetV2Encoder(NetworkEncoder):
         # Channels last halves the time on a CPU; results differ by rounding only.
         self.net = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own types lack it
         self.dim: int = self.net.dim
-        self._use_pooled_layers()
+        self._set_embedding()
 
     @property
     def layers(self) -> dict[str, int]:

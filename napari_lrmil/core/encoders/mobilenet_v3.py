@@ -175,7 +175,7 @@ class MobileNetV3Encoder(NetworkEncoder):
         network: nn.Module = MobileNetV3Large(width)
         self.net = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own types lack it
         self.dim: int = self.net.dim
-        self._use_pooled_layers()
+        self._set_embedding()
 
     @property
     def layers(self) -> dict[str, int]:

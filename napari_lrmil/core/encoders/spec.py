@@ -36,6 +36,8 @@ class EncoderSpec:
         Normalisation of each channel, in 0 .. 1: the weights were trained with ``(x / 255 - mean) / deviation``.
     pooled
         Layers whose spatial means, joined in this order, are the embedding. Empty: the network's own embedding.
+    pca
+        Dimensions to which a principal component analysis reduces the embedding; None: not reduced.
 
     Raises
     ------
@@ -50,6 +52,7 @@ class EncoderSpec:
     mean: Rgb = HALF
     deviation: Rgb = HALF
     pooled: tuple[str, ...] = ()
+    pca: int | None = None
 
     def __post_init__(self) -> None:
         if self.family not in (*TRAINABLE, FROZEN):
@@ -60,14 +63,15 @@ class EncoderSpec:
 
     @property
     def full_name(self) -> str:
-        """Name of the weights and of the pooled layers: embeddings of other layers are other features."""
-        return "-".join([self.name, *(["+".join(self.pooled)] if self.pooled else [])])
+        """Name of the weights, pooled layers and dimensions: embeddings of other layers are other features."""
+        parts = ["+".join(self.pooled), "" if self.pca is None else f"pca{self.pca}"]
+        return "-".join([self.name, *filter(None, parts)])
 
     def stored_values(self) -> dict[str, Any]:
-        """Return the fields as a file stores them: without pooled layers those of the first version alone."""
+        """Return the fields as a file stores them: of the network's own embedding those of the first version alone."""
         return without_defaults(asdict(self))
 
 
 def without_defaults(values: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a specification without later ones that have their default, which older programs refuse."""
-    return {name: value for name, value in values.items() if name != "pooled" or value}
+    return {name: value for name, value in values.items() if name not in ("pooled", "pca") or value}

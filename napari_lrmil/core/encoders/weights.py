@@ -167,7 +167,7 @@ def _build_described(path: Path, description: str, tensors: dict[str, Tensor]) -
         fields = json.loads(description)
         for name in ("mean", "deviation"):  # JSON has lists where the specification has tuples
             fields[name] = tuple(fields[name])
-        fields["pooled"] = tuple(fields.get("pooled", ()))
+        fields["pooled"] = tuple(fields.get("pooled", ()))  # as "pca", a later field
         encoder = build_encoder(EncoderSpec(**fields))
         load_weights(encoder, tensors)
     except (TypeError, ValueError, KeyError, EncoderError) as error:

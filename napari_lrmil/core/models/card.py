@@ -284,20 +284,28 @@ def card_text(card: Card, limits: Sequence[str] = ()) -> str:
 
 def _distilled_lines(card: Card) -> list[str]:
     teacher = card.teacher.encoder.name if card.teacher else "left out"
-    pooled = card.teacher.encoder.pooled if card.teacher else ()
     return [
         f"- Teacher: {card.hr_mpp:g} µm per pixel, patches of {card.hr_patch_px} px ({card.plan.hr_um:g} µm)",
         f"- Encoders: student {card.student.encoder.name}; teacher {teacher}",
-        *([f"- Embedding of the teacher: pooled maps of {' and '.join(pooled)}"] if pooled else []),
+        *_embedding_lines(card.teacher or card.student),
         f"- Licence: {card.licence}. The student was distilled from its teacher's encoder, whose terms also apply to "
         "the student, even if the teacher is left out.",
     ]
+
+
+def _embedding_lines(network: NetworkCard) -> list[str]:
+    """Return a line on an embedding that is not the encoder's own."""
+    pooled, pca = network.encoder.pooled, network.encoder.pca
+    source = f"pooled maps of {' and '.join(pooled)}" if pooled else "the encoder's own"
+    reduced = "" if pca is None else f", reduced to {pca} dimensions by principal component analysis"
+    return [f"- Embedding: {source}{reduced}"] if pooled or pca else []
 
 
 def _undistilled_lines(card: Card) -> list[str]:
     return [
         "- Teacher: none, the student was not distilled",
         f"- Encoder: {card.student.encoder.name}",
+        *_embedding_lines(card.student),
         f"- Licence: {card.licence}. The terms of the encoder that the student started from also apply to the student.",
     ]
 

@@ -13,14 +13,17 @@ from napari_lrmil.core.atomic_files import atomic_write, write_json, write_text
 from napari_lrmil.core.encoders import (
     FROZEN,
     AlignedEncoder,
+    LoadedEncoder,
     NetworkEncoder,
     build_encoder,
     half_tensors,
     load_weights,
     module_sha256,
     pool_layers,
+    reduce_embedding,
     resolve_encoder,
 )
+from napari_lrmil.core.encoders.base import Reduction
 from napari_lrmil.core.encoders.weights import require_matching
 from napari_lrmil.core.errors import BundleError, EncoderError
 from napari_lrmil.core.hashing import file_sha256
@@ -91,9 +94,7 @@ def load_teacher(bundle: Bundle) -> TeacherNetwork:
     card = bundle.require_teacher()
 
     if card.encoder.family == FROZEN:  # weights that may not be shared: the bundle only names the encoder
-        mil = _build_filled(lambda: nn.ModuleDict({"mil": _mil_of_card(card, bundle)}), bundle, TEACHER)["mil"]
-        assert isinstance(mil, MIL)
-        return TeacherNetwork(_named_encoder(bundle, card), mil)
+        return _load_named_teacher(bundle, card)
     return _build_filled(
         lambda: TeacherNetwork(build_encoder(card.encoder), _mil_of_card(card, bundle)), bundle, TEACHER
     )
@@ -103,12 +104,31 @@ def _mil_of_card(card: NetworkCard, bundle: Bundle) -> MIL:
     return build_mil(card.dim, len(bundle.card.classes), card.hidden, card.top_share)
 
 
-def _named_encoder(bundle: Bundle, card: NetworkCard) -> NetworkEncoder:
+def _load_named_teacher(bundle: Bundle, card: NetworkCard) -> TeacherNetwork:
+    """Return a teacher of which the bundle has the MIL and, if there is one, the reduction of the embedding."""
+
+    def build() -> nn.ModuleDict:
+        shared: dict[str, nn.Module] = {"mil": _mil_of_card(card, bundle)}
+        if card.encoder.pca is not None:
+            shared["reduction"] = Reduction(width, card.encoder.pca)
+        return nn.ModuleDict(shared)
+
+    components = load_tensors(bundle, TEACHER).get("reduction.components")
+    width = 0 if components is None else components.shape[-1]  # the card has no width of an embedding before reduction
+    filled = _build_filled(build, bundle, TEACHER)
+    mil, loaded = filled["mil"], _named_encoder(bundle, card)
+    assert isinstance(mil, MIL)
+    if card.encoder.pca is not None:
+        loaded = reduce_embedding(loaded, filled["reduction"].state_dict())
+    return TeacherNetwork(loaded.encoder, mil)
+
+
+def _named_encoder(bundle: Bundle, card: NetworkCard) -> LoadedEncoder:
     loaded = resolve_encoder(card.encoder.name)
     if loaded is None or loaded.sha256 != card.encoder_sha256:
         reason = f"{card.encoder.name} is not the encoder that this bundle was trained with; run without --teacher"
         raise BundleError(bundle.path, TEACHER, reason)
-    return pool_layers(loaded, card.encoder.pooled).encoder
+    return pool_layers(loaded, card.encoder.pooled)
 
 
 def _build_filled(build: Callable[[], Network], bundle: Bundle, file: str) -> Network:
@@ -169,9 +189,8 @@ def write_bundle(
     for old in (CARD, STUDENT, TEACHER, LIMITS, EMBEDDINGS):
         (folder / old).unlink(missing_ok=True)
     for file, network in networks.items():
-        shared = nn.ModuleDict({"mil": network.mil}) if network.encoder.spec.family == FROZEN else network
         with atomic_write(folder / file) as partial:
-            save_file(half_tensors(shared), partial)
+            save_file(half_tensors(_shared_part(network)), partial)
     full = Card(
         schema_version=SCHEMA_VERSION,
         version=__version__,
@@ -186,6 +205,14 @@ def write_bundle(
     write_text(folder / README, card_text(full, limits_lines(limits) if limits is not None else ()))
     write_json(folder / CARD, card_values(full))
     return Bundle(folder)
+
+
+def _shared_part(network: StudentNetwork | TeacherNetwork) -> nn.Module:
+    """Return what the bundle holds of a network: not the weights of an encoder that it only names."""
+    if network.encoder.spec.family != FROZEN:
+        return network
+    reduction = getattr(network.encoder, "reduction", None)
+    return nn.ModuleDict({"mil": network.mil} | ({} if reduction is None else {"reduction": reduction}))
 
 
 def _licences(*networks: StudentNetwork | TeacherNetwork | None) -> str:

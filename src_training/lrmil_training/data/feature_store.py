@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from napari_lrmil.core.features.bag import Features, array_location
 from napari_lrmil.core.geometry import Int64
@@ -53,3 +55,31 @@ class JoinedRows:
         """Return a copy of all rows, (N, D) float32."""
         rows: Features = np.concatenate([part() for part in self.parts])
         return rows
+
+
+@dataclass(frozen=True, eq=False)
+class ReducedRows(StoredRows):
+    """Array of a feature file, reduced as it is read: the file keeps all dimensions, for other reductions.
+
+    Attributes
+    ----------
+    source
+        The stored array.
+    reduction
+        ``mean`` (D,) and ``components`` (k, D); see `Reduction`.
+    """
+
+    source: StoredRows
+    reduction: Mapping[str, Tensor]
+
+    @classmethod
+    def of_rows(cls, source: StoredRows, reduction: Mapping[str, Tensor]) -> ReducedRows:
+        """Return stored rows with a reduction."""
+        shape = (source.shape[0], len(reduction["components"]))
+        return cls(source.path, source.name, shape, source._offset, source, reduction)
+
+    def __call__(self, rows: Int64 | slice = slice(None)) -> Features:
+        """Return the selected rows, (R, k) float32."""
+        mean, components = self.reduction["mean"].numpy(), self.reduction["components"].numpy()
+        reduced: Features = (self.source(rows) - mean) @ components.T
+        return reduced

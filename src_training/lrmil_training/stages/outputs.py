@@ -14,7 +14,7 @@ from lrmil_training.data.feature_store import StoredRows
 from lrmil_training.data.teacher_targets import EMBEDDING, FeatureStatistics, TeacherTargets
 from lrmil_training.evaluation.evaluate import SlideResult
 from lrmil_training.stages.run_context import RunContext
-from napari_lrmil.core.encoders import AlignedEncoder
+from napari_lrmil.core.encoders import AlignedEncoder, LoadedEncoder
 from napari_lrmil.core.events import Event
 from napari_lrmil.core.models.limits import NetworkLimits
 from napari_lrmil.core.models.mil import MIL
@@ -32,11 +32,14 @@ class HrFeatures:
         Slide name -> ``features`` or layer name -> stored (K, D) embeddings.
     statistics
         ``features`` or layer name -> mean and deviation over the training slides.
+    encoder
+        The encoder that gives ``features``: the run's, with the reduction that was fitted to them, if there is one.
     """
 
     cohort: Cohort
     arrays: Mapping[str, Mapping[str, StoredRows]]
     statistics: Mapping[str, FeatureStatistics]
+    encoder: LoadedEncoder
 
 
 @dataclass(frozen=True)

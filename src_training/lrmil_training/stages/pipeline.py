@@ -27,7 +27,8 @@ def run_stages(context: RunContext) -> Generator[Event, None, None]:
     context = yield from normalise_stain(context)
     if context.config.distil:
         hr = yield from extract_hr_features(context)
-        context = replace(context, cohort=hr.cohort)  # without the slides that gave no features
+        # Without the slides that gave no features; the encoder gives what the MIL is fitted to.
+        context = replace(context, cohort=hr.cohort, encoder=hr.encoder)
         context = yield from choose_recipe(context, hr)
         teacher = yield from fit_teacher(context, hr)
     else:

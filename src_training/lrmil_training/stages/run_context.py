@@ -156,6 +156,11 @@ class RunContext:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @property
+    def pca_file(self) -> Path:
+        """File of the fitted reduction of the teacher's embedding; its name has a hash of all that it depends on."""
+        return self.folder / CHECKPOINTS / f"pca-{self._key(['pca'])[:16]}.safetensors"
+
+    @property
     def _stain_suffix(self) -> str:
         """Part of the feature files' names: features of another target are other features."""
         return f"-{self.stain.method}-{self.stain.fingerprint[:8]}" if self.stain else ""

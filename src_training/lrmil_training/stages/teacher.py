@@ -10,15 +10,16 @@ import torch
 
 from lrmil_training.data.bags import StoredBag
 from lrmil_training.data.cohort import CohortSlide, require_classes
-from lrmil_training.data.feature_store import StoredRows
+from lrmil_training.data.feature_store import ReducedRows, StoredRows
 from lrmil_training.data.features import make_features
 from lrmil_training.data.patient_bags import group_by_bag, join_stored
 from lrmil_training.data.teacher_targets import EMBEDDING, TeacherTargets, feature_statistics, grid_from_coords
 from lrmil_training.stages.bag_fitting import by_side, fit_mil, label_loss, labelled_item, seeded_mil, with_outlines
 from lrmil_training.stages.outline_use import note_outlines
 from lrmil_training.stages.outputs import HrFeatures, TeacherOutputs
+from lrmil_training.stages.pca import find_reduction
 from lrmil_training.stages.run_context import RunContext
-from napari_lrmil.core.encoders import round_to_half
+from napari_lrmil.core.encoders import reduce_embedding, round_to_half
 from napari_lrmil.core.events import Event
 from napari_lrmil.core.features.bag import read_origin
 from napari_lrmil.core.models.mil import MIL, pool_bag
@@ -49,10 +50,17 @@ def extract_hr_features(context: RunContext) -> Generator[Event, None, HrFeature
         path = request.path(slide)
         layers = {name: StoredRows.of(path, f"layers/{name}") for name in request.layers}
         arrays[slide.name] = {EMBEDDING: StoredRows.of(path)} | layers
+    encoder = context.encoder
+    if context.config.encoder.pca is not None:
+        train_rows = [arrays[s.name][EMBEDDING] for s in cohort.of("train")]
+        reduction = yield from find_reduction(replace(context, cohort=cohort), train_rows)
+        encoder = reduce_embedding(encoder, reduction)
+        for stored in arrays.values():
+            stored[EMBEDDING] = ReducedRows.of_rows(stored[EMBEDDING], reduction)
     # Statistics of training slides alone: validation and test slides must not influence the fit.
     train = [arrays[s.name] for s in cohort.of("train")]
     statistics = {name: feature_statistics([by_name[name] for by_name in train]) for name in train[0]}
-    return HrFeatures(cohort, arrays, statistics)
+    return HrFeatures(cohort, arrays, statistics, encoder)
 
 
 def teacher_bag(context: RunContext, hr: HrFeatures, slide: CohortSlide, grid: NestedGrid) -> StoredBag:

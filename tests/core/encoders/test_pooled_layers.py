@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from napari_lrmil.core.encoders import (
@@ -21,10 +22,17 @@ from napari_lrmil.core.encoders import (
     load_encoder,
     module_sha256,
     pool_layers,
+    reduce_embedding,
+    round_to_half,
     save_encoder,
 )
 from napari_lrmil.core.encoders.base import capture_activations
+from napari_lrmil.core.encoders.foundation import FoundationEncoder
 from napari_lrmil.core.errors import EncoderError
+from napari_lrmil.core.models import networks
+from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.models.mil import GatedAttentionMIL
+from napari_lrmil.core.models.networks import StudentNetwork, TeacherNetwork, write_bundle
 from napari_lrmil.core.runtimes.optimize import fold_batch_norm
 from support.networks import SMALL, untrained_encoder
 
@@ -144,6 +152,104 @@ def test_a_file_keeps_the_layers(tmp_path: Path) -> None:
         assert again.spec == replace(encoder.spec, settings=again.spec.settings)
         torch.testing.assert_close(again.encoder(pixels()).embedding, encoder(pixels()).embedding)
     assert "pooled" not in json.loads(json.dumps(untrained_encoder().spec.stored_values()))
+
+
+def test_a_reduced_embedding_is_a_projection(tmp_path: Path) -> None:
+    """Less the mean, times the components, with or without pooled layers; a file keeps it."""
+    for layers in ((), ("block_12", "block_2")):
+        whole = pool_layers(loaded("mobilenet_v2"), layers)
+        random = torch.Generator().manual_seed(2)
+        mean = torch.randn(whole.encoder.dim, generator=random).half().float()
+        components = torch.randn(3, whole.encoder.dim, generator=random).half().float()
+        reduced = reduce_embedding(whole, {"mean": mean, "components": components})
+        expected = (whole.encoder(pixels()).embedding - mean) @ components.T
+        torch.testing.assert_close(reduced.encoder(pixels()).embedding, expected, rtol=1e-4, atol=1e-4)
+        assert reduced.encoder.dim == 3 and reduced.sha256 != whole.sha256
+        assert reduced.spec.full_name == f"{whole.spec.full_name}-pca3"
+        save_encoder(tmp_path / "encoder.safetensors", reduced.encoder)
+        again = load_encoder(tmp_path / "encoder.safetensors")
+        torch.testing.assert_close(again.encoder(pixels()).embedding, expected, rtol=1e-4, atol=1e-4)
+        # Other layers of a reduced encoder are not reduced.
+        assert pool_layers(reduced, ("block_2",)).encoder.reduction is None
+    with pytest.raises(EncoderError, match=r"encoder\.pca=9999: the embedding of untrained has 320 dimensions"):
+        build_encoder(replace(SMALL, pca=9999))
+
+
+def test_a_shortened_encoder_has_no_later_layers_to_pool() -> None:
+    pooled = pool_layers(loaded("mobilenet_v2"), ("block_5",))
+    assert pool_layers(pooled, ("block_4",)).encoder.dim == pooled.encoder.layers["block_4"]
+    with pytest.raises(EncoderError, match=r"no layer block_6 to pool .* available: .*block_4, block_5$"):
+        pool_layers(pooled, ("block_6",))
+
+
+class Registered:
+    """Model object of a registry with a vision transformer like timm's."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(3)
+        self.model = torch.nn.Module()
+        self.model.patches = torch.nn.Conv2d(3, 8, 16, 16)
+        self.model.blocks = torch.nn.ModuleList([torch.nn.Linear(8, 8) for _ in range(3)])
+        self.model.num_prefix_tokens = 1
+
+    def get_transform(self) -> None:
+        return None
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        tokens = self.model.patches(image / 255).flatten(2).transpose(1, 2)
+        tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+        for block in self.model.blocks:
+            tokens = torch.tanh(block(tokens))
+        return tokens[:, 0]
+
+
+def registered() -> LoadedEncoder:
+    spec = EncoderSpec("lazyslide", {"key": "x"}, "CC-BY-NC-ND-4.0", "lazyslide:x")
+    encoder = FoundationEncoder(spec, Registered())
+    return LoadedEncoder(encoder, module_sha256(encoder.net))
+
+
+def test_a_foundation_encoder_gives_its_blocks() -> None:
+    """The whole network runs, because it is the registry's."""
+    whole = registered()
+    assert list(whole.encoder.poolable) == [*(f"block_{i}" for i in (1, 2, 3)), *(f"block_{i}.cls" for i in (1, 2, 3))]
+    pooled = pool_layers(whole, ("block_1", "block_2.cls"))
+    with capture_activations({"1": whole.encoder.net.blocks[0], "2": whole.encoder.net.blocks[1]}) as outputs:
+        whole.encoder(pixels())
+    expected = torch.cat([outputs["1"][:, 1:].mean(dim=1), outputs["2"][:, 0]], dim=1)
+    torch.testing.assert_close(pooled.encoder(pixels()).embedding, expected)
+    reduction = {"mean": torch.ones(16), "components": torch.eye(2, 16)}
+    reduced = reduce_embedding(pooled, reduction).encoder(pixels()).embedding
+    torch.testing.assert_close(reduced, expected[:, :2] - 1)
+    with pytest.raises(EncoderError, match=r"no layer head to pool in lazyslide:x"):
+        pool_layers(whole, ("head",))
+
+
+@pytest.mark.parametrize("pca", [None, 4])
+def test_a_bundle_names_a_foundation_encoder_with_its_layers(
+    pca: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds the MIL and the reduction, and none of the encoder's weights."""
+    teacher = pool_layers(registered(), ("block_1", "block_2.cls"))
+    if pca is not None:
+        random = torch.Generator().manual_seed(2)
+        sizes = {"mean": (16,), "components": (pca, 16)}
+        teacher = reduce_embedding(teacher, {k: torch.randn(s, generator=random) for k, s in sizes.items()})
+    student = untrained_encoder()
+    network = TeacherNetwork(teacher.encoder, GatedAttentionMIL(teacher.encoder.dim, 2))
+    round_to_half(network.mil)
+    if teacher.encoder.reduction is not None:
+        round_to_half(teacher.encoder.reduction)
+    plan = {"hr_mpp": 0.5, "lr_mpp": 2.0, "hr_patch_px": 64, "lr_patch_px": 64}
+    card = plan | {"name": "layers", "classes": ("a", "b")}
+    of_student = StudentNetwork(AlignedEncoder(student, student.dim), GatedAttentionMIL(student.dim, 2))
+    write_bundle(tmp_path / "bundle", card, of_student, network)
+    names = load_file(tmp_path / "bundle" / "teacher.safetensors")
+    assert {name.partition(".")[0] for name in names} == {"mil"} | ({"reduction"} if pca else set())
+    monkeypatch.setattr(networks, "resolve_encoder", lambda _: registered())
+    again = Bundle(tmp_path / "bundle").teacher
+    torch.testing.assert_close(again.encoder(pixels()).embedding, teacher.encoder(pixels()).embedding)
+    assert again.mil.dim == teacher.encoder.dim
 
 
 @pytest.mark.parametrize("family", CONVOLUTIONAL)

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 
 from lrmil_training.config import build_config, load_config
+from lrmil_training.data.feature_store import StoredRows
 from lrmil_training.data.features import find_encoder
 from lrmil_training.dry_run import dry_run
+from lrmil_training.stages.pca import find_reduction, fit_pca
+from lrmil_training.stages.run_context import RunContext
 from lrmil_training.train import train
-from napari_lrmil.core.errors import ConfigError, EncoderError
-from napari_lrmil.core.events import Finished, Metric
+from napari_lrmil.core.errors import ConfigError, LrmilError
+from napari_lrmil.core.events import Finished, Metric, Notice
 from napari_lrmil.core.features.bag import read_bag
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
@@ -86,22 +93,24 @@ def test_layers_are_written_as_list_or_joined() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    ("encoder", "reason"),
     [
-        ({"encoder": {"teacher_layers": ["block_18"]}}, "no layer block_18 to pool .*available: block_1, .*, head"),
-        ({"encoder": {"teacher_layers": ["block_5"]}}, "no layer block_12 in untrained, which ends with .* block_5"),
+        ({"teacher_layers": ["block_18"]}, r"no layer block_18 to pool .*available: block_1, .*, head"),
+        ({"teacher_layers": ["block_5"]}, r"no layer block_12 in untrained, which ends with .* block_5"),
+        ({"pca": 321}, r"encoder\.pca=321: the teacher's embedding has 320 dimensions"),
+        ({"teacher_layers": LAYERS, "pca": 81}, r"encoder\.pca=81: the teacher's embedding has 80 dimensions"),
     ],
 )
 def test_impossible_layers_are_refused_before_work(
-    changes: dict[str, Any], reason: str, cohort: Path, trained: Trained, tmp_path: Path
+    encoder: dict[str, Any], reason: str, cohort: Path, trained: Trained, tmp_path: Path
 ) -> None:
     """The layer term of stage 1 compares block_12, which runs after block_5."""
-    config = build_config(TINY | {"encoder": {"teacher": trained.encoder} | changes["encoder"]})
-    with pytest.raises(EncoderError, match=reason):
+    config = build_config(TINY | {"encoder": {"teacher": trained.encoder} | encoder})
+    with pytest.raises(LrmilError, match=reason):
         list(train(cohort, tmp_path / "run", config, CPU))
     assert not (tmp_path / "run").exists()
-    *_, last = dry_run(cohort, tmp_path / "run", build_config(TINY | {"encoder": {"teacher": trained.encoder}}), "cpu")
-    assert isinstance(last, Finished) and "layers" not in "".join(last.result.plan)
+    with pytest.raises(LrmilError, match=reason):
+        list(dry_run(cohort, tmp_path / "run", config, "cpu"))
 
 
 def test_features_of_other_layers_are_other_files(run: Path, settings: dict[str, Any], trained: Trained) -> None:
@@ -175,6 +184,8 @@ CHILD = """
 import json, sys, torch
 from pathlib import Path
 from lrmil_training.config import build_config
+from lrmil_training.stages.pca import find_reduction, fit_pca
+from lrmil_training.stages.run_context import RunContext
 from lrmil_training.train import train
 from napari_lrmil.core.events import Metric
 if __name__ == "__main__":
@@ -190,7 +201,11 @@ if __name__ == "__main__":
 def test_killed_and_resumed_equals_unbroken(
     stage: str, run: Path, cohort: Path, settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    folder = tmp_path / "run"
+    _check_resume(stage, run, cohort, settings, tmp_path / "run")
+
+
+def _check_resume(stage: str, unbroken: Path, cohort: Path, settings: dict[str, Any], folder: Path) -> None:
+    """Kill a run in a stage, go on with it, and compare all methods with the unbroken run."""
     call = [sys.executable, "-c", CHILD, str(cohort), str(folder), json.dumps(settings)]
     with subprocess.Popen(call, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -201,6 +216,94 @@ def test_killed_and_resumed_equals_unbroken(
     events = list(train(cohort, folder, build_config(settings), CPU))
     shown = [e.step for e in events if isinstance(e, Metric) and e.stage == stage and e.name.startswith("val/")]
     assert shown and min(shown) > 0  # the epochs before were not repeated
-    for method in ("teacher", "student", "labels_only", "labels_only_finetuned"):
-        for name, logits in _logits(run, method).items():
+    for method in ("teacher", "student", *settings["baselines"]):
+        for name, logits in _logits(unbroken, method).items():
             assert _logits(folder, method)[name] == pytest.approx(logits, abs=1e-4)
+
+
+@dataclass(frozen=True)
+class FewRows:
+    """Rows of a slide in memory."""
+
+    shape: tuple[int, int]
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        return np.random.default_rng(0).normal(size=self.shape).astype(np.float32)[rows]
+
+
+# ---------------------------------------------------------------- reduced by principal component analysis
+
+DIM = 6
+
+
+@pytest.fixture(scope="module")
+def reduced_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return a run that reads the features of the other, from the same files."""
+    return settings | {"encoder": settings["encoder"] | {"pca": DIM}, "baselines": ["labels_only"]}
+
+
+@pytest.fixture(scope="module")
+def reduced(
+    run: Path, cohort: Path, reduced_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Return the folder of a finished run with a reduced embedding."""
+    folder = tmp_path_factory.mktemp("reduced") / "run"
+    events = list(train(cohort, folder, build_config(reduced_settings), CPU))
+    notices = [event.message for event in events if isinstance(event, Notice)]
+    assert any(f"reduced from {WIDTH} to {DIM} dimensions" in text for text in notices)
+    return folder
+
+
+def test_principal_components_are_those_of_a_library() -> None:
+    """Of standardised dimensions, with more rows than dimensions and with fewer; signs are fixed."""
+    rng = np.random.default_rng(0)
+    for count, width in ((200, 30), (20, 30)):
+        rows = rng.normal(size=(count, 4)) @ rng.normal(size=(4, width)) * rng.uniform(0.1, 5, width) + 3
+        rows += 0.01 * rng.normal(size=rows.shape)
+        reduction, share = fit_pca(rows, 3)
+        standard = (rows - rows.mean(0)) / rows.std(0)
+        _, singular, directions = np.linalg.svd(standard, full_matrices=False)
+        mine = (torch.from_numpy(rows).float() - reduction["mean"]) @ reduction["components"].T
+        expected = standard @ directions[:3].T
+        signs = np.sign((mine.numpy() * expected).sum(axis=0))
+        np.testing.assert_allclose(mine.numpy(), expected * signs, atol=0.05)
+        assert share == pytest.approx((singular[:3] ** 2).sum() / (singular**2).sum())
+        assert all(torch.equal(tensor, tensor.half().float()) for tensor in reduction.values())
+
+
+def test_a_reduction_is_fitted_to_training_slides_alone(
+    reduced: Path, run: Path, settings: dict[str, Any], cohort: Path
+) -> None:
+    """The stored features are not reduced, so runs with other numbers of dimensions share them."""
+    (folder,) = Path(settings["features"]).glob("*/features_untrained-block_14+block_15")
+    assert all(read_bag(path).features.shape[1] == WIDTH for path in folder.iterdir())
+    with cohort.open(newline="") as file:
+        train_slides = [Path(row["slide"]).stem for row in csv.DictReader(file) if row["split"] == "train"]
+    rows = np.concatenate([read_bag(folder / f"{name}.h5").features for name in train_slides]).astype(float)
+    expected, _ = fit_pca(rows, DIM)
+    for network in (Bundle(reduced / "bundle").student.encoder.encoder, Bundle(reduced / "bundle").teacher.encoder):
+        assert network.spec.pca == DIM and network.reduction is not None
+        torch.testing.assert_close(network.reduction.mean, expected["mean"], rtol=0, atol=1e-2)
+        similarity = torch.cosine_similarity(network.reduction.components, expected["components"])
+        assert similarity.min() > 0.999
+    assert f"reduced to {DIM} dimensions" in (reduced / "bundle" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_reduced_predictions_are_what_was_measured(runtime: str, reduced: Path, cohort: Path) -> None:
+    test_predictions_are_what_was_measured(runtime, reduced, cohort)
+
+
+def test_more_dimensions_than_patches_are_refused(reduced_settings: dict[str, Any], tmp_path: Path) -> None:
+    """The patches are known when the features are there."""
+    context = cast(RunContext, SimpleNamespace(config=build_config(reduced_settings), pca_file=tmp_path / "none"))
+    few = [FewRows((count, WIDTH)) for count in (2, 3)]
+    with pytest.raises(ConfigError, match=r"encoder\.pca=6 needs 6 patches .* there are 5"):
+        list(find_reduction(context, cast(list[StoredRows], few)))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_a_reduced_run_that_was_killed_equals_an_unbroken_one(
+    reduced: Path, cohort: Path, reduced_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    _check_resume("stage1", reduced, cohort, reduced_settings, tmp_path / "run")
