@@ -39,6 +39,7 @@ class CostPoint:
 def cost_points(name: str, metrics: Path) -> list[CostPoint]:
     """Return a point for each network with an AUROC and a cost in the ``metrics.json`` of an evaluation."""
     methods: dict[str, Any] = json.loads(metrics.read_text(encoding="utf-8"))
+    methods.pop("by", None)  # figures by column or distance: parts of the cohort, which have no cost of their own
     points = []
     for method, networks in methods.items():
         for metrics_of_network in networks.values():

@@ -216,5 +216,7 @@ def test_points_come_from_an_evaluation(tmp_path: Path) -> None:
     cost = {"cpu_seconds_per_slide": 1.5}
     undefined = {"auroc": auroc | {"value": None}, "cost": cost}
     path = tmp_path / "metrics.json"
-    path.write_text(json.dumps({"student": {"all": {"auroc": auroc, "cost": cost}}, "teacher": {"all": undefined}}))
+    networks = {"student": {"all": {"auroc": auroc, "cost": cost}}, "teacher": {"all": undefined}}
+    groups = {"scanner": {"A": {"student": {"auroc": auroc}}}}
+    path.write_text(json.dumps(networks | {"by": groups}))
     assert cost_points("m", path) == [CostPoint("m, student", 0.75, None, None, 1.5, 4)]
