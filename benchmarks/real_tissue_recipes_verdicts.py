@@ -30,6 +30,7 @@ class Row:
 
 OLD_TEACHER = Row("HR teacher, old recipe", "teacher", OLD, "teacher")
 TEACHER = Row("HR teacher, new recipe", "teacher", NEW, "teacher")
+UNCOLOURED_TEACHER = Row("HR teacher, new without colour", "teacher", UNCOLOURED, "teacher")
 STUDENT = Row("student of three stages, new", "student", NEW, "student")
 TUNED = Row("labels only, fine-tuned, new", "student", NEW, FINETUNED)
 TWO_STAGES = Row("stages 1 and 2, new", "student", NEW, "both")
@@ -37,7 +38,7 @@ FROZEN_LABELS = Row("labels only, frozen, new", "student", NEW, FROZEN)
 ROWS = (
     OLD_TEACHER,
     TEACHER,
-    Row("HR teacher, new without colour", "teacher", UNCOLOURED, "teacher"),
+    UNCOLOURED_TEACHER,
     STUDENT,
     TUNED,
     FROZEN_LABELS,
@@ -50,7 +51,14 @@ ROWS = (
     Row("student of three stages, old", "student", OLD, "student"),
     Row("labels only, fine-tuned, old", "student", OLD, FINETUNED),
 )
-PAIRS = ((TEACHER, OLD_TEACHER), (STUDENT, TEACHER), (STUDENT, TUNED), (STUDENT, FROZEN_LABELS), (TWO_STAGES, TUNED))
+PAIRS = (
+    (TEACHER, OLD_TEACHER),
+    (UNCOLOURED_TEACHER, OLD_TEACHER),
+    (STUDENT, TEACHER),
+    (STUDENT, TUNED),
+    (STUDENT, FROZEN_LABELS),
+    (TWO_STAGES, TUNED),
+)
 
 
 def runs_of(cells: Cells, row: Row, setting: str) -> dict[tuple[int, int], dict[str, Any]]:
