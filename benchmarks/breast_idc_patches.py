@@ -16,6 +16,7 @@ from PIL import Image
 from sklearn.model_selection import StratifiedGroupKFold
 
 from napari_lrmil.core.atomic_files import write_text
+from napari_lrmil.core.inference.teacher_comparison import lesion_file
 
 SIDE = 50  # px of a patch; the few smaller ones lie at the edge of a slide
 GLASS = 243  # grey value where no patch lies
@@ -125,7 +126,8 @@ def write_slides(patches: Sequence[Patch], out: Path, mpp: float, *, benign_part
             parts[f"{patient}{BENIGN_PART}"] = benign
         for name, content in parts.items():
             _write_slide(out / f"{name}.tif", content, mpp)
-            write_text(out / f"{name}.geojson", json.dumps(_outlines(content)))
+            if any(patch.is_carcinoma for patch in content):  # a benign slide needs no outlines
+                write_text(lesion_file(out / f"{name}.tif"), json.dumps(_outlines(content)))
             table.append(f"{name}.tif,{patient},{CLASSES[any(patch.is_carcinoma for patch in content)]}")
     write_text(out / "cohort.csv", "\n".join(table) + "\n")
     return out / "cohort.csv"
