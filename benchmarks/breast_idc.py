@@ -5,6 +5,8 @@
     python benchmarks/breast_idc.py slides --data ../shared/data/patches/idc --work WORK [--mpp 8] [--benign-parts]
     python benchmarks/breast_idc.py folds --data ../shared/data/patches/idc --work WORK --weights FILE [--fold N…]
     python benchmarks/breast_idc.py figures --data ../shared/data/patches/idc [--json OUT]
+    python benchmarks/breast_idc.py maps --data ../shared/data/patches/idc --picture FILE [--fold N]
+    python benchmarks/breast_idc.py ship --data ../shared/data/patches/idc --work WORK --weights FILE
 
 The patches are a random part of the public set ``IDC_regular_ps50_idx5`` (CC0 by its cards): 50 px squares of breast
 H&E slides with their place in the slide and a label, invasive ductal carcinoma or not.
@@ -14,7 +16,8 @@ colours alone, in five folds grouped by patient. ``slides`` lays the patches of 
 and writes carcinoma patches as outlines. Glass fills the rest. ``folds`` trains a student without a teacher on these
 slides in the same folds, by the settings of ``--recipe``, and writes a file of scores for each fold to ``--results``.
 A fold with a file is not trained again, and an interrupted one goes on. ``figures`` compares the scores with the
-baseline.
+baseline, ``maps`` draws three patients of a fold. ``ship`` trains a student on all patients and puts it into the
+package, if ``figures.json`` beside the scores shows that it is better than colour alone.
 """
 
 from __future__ import annotations
@@ -38,6 +41,9 @@ from napari_lrmil.core.atomic_files import write_text
 FAT_UM = (50.0, 90.0)  # mean diameter of fat cells in breast tissue, low and high of published means
 BRIGHT, ROUND, MIN_PX, MAX_PX = 0.80, 0.85, 12, 400  # of a fat cell: brightness, solidity, area
 HERE = Path(__file__).parent
+ANSWERS = HERE.parent / "tests" / "formats" / "breast_idc"  # the shipped model's answers to a synthetic slide
+COMMANDS = ("resolution", "baseline", "slides", "folds", "figures", "maps", "ship")
+NEEDED = {"work": ("slides", "folds", "ship"), "weights": ("folds", "ship"), "picture": ("maps",)}
 
 
 def measure_resolution(patches: Sequence[Patch]) -> dict[str, float]:
@@ -91,19 +97,22 @@ def main(words: list[str] | None = None) -> None:
     args = parse_arguments(words)
     if args.command == "slides":
         print(write_slides(read_patches(args.data), args.work, args.mpp, benign_parts=args.benign_parts))
-        return
-    if args.command == "folds":
+    elif args.command == "folds":
         from breast_idc_folds import measure_folds, prepare
 
-        measure_folds(
-            prepare(args.data, args.work, args.recipe, args.weights), args.results, args.recipe.stem, args.fold
-        )
-        return
-    figures = measure(args)
-    text = json.dumps(figures, indent=1)
-    print(text)
-    if args.json:
-        write_text(args.json, text)
+        work = prepare(args.data, args.work, args.recipe, args.weights)
+        measure_folds(work, args.results, args.recipe.stem, args.fold)
+    elif args.command == "maps":
+        from breast_idc_maps import draw_maps
+
+        draw_maps(read_patches(args.data), read_fold(args, *args.fold[:1]), args.picture)
+    elif args.command == "ship":
+        ship_model(args)
+    else:
+        figures = json.dumps(measure(args), indent=1)
+        print(figures)
+        if args.json:
+            write_text(args.json, figures)
 
 
 def measure(args: argparse.Namespace) -> Any:
@@ -118,24 +127,41 @@ def measure(args: argparse.Namespace) -> Any:
     return summarise(patches, read_results(patches, args.results, args.recipe.stem))
 
 
+def read_fold(args: argparse.Namespace, number: int = 0) -> Any:
+    """Return the scores of a fold."""
+    return json.loads((args.results / f"{args.recipe.stem}-fold{number}.json").read_text(encoding="utf-8"))
+
+
+def ship_model(args: argparse.Namespace) -> None:
+    """Train the student of all patients and write it into the package, if the folds show that it is worth it."""
+    from breast_idc_folds import prepare
+    from breast_idc_ship import read_figures, refuse_unless_better, ship, train_final, write_probe
+
+    figures = read_figures(args.results / "figures.json")
+    refuse_unless_better(figures)
+    work = prepare(args.data, args.work, args.recipe, args.weights)
+    print(ship(train_final(work), work.patches, figures).path)
+    write_probe(ANSWERS)
+
+
 def parse_arguments(words: list[str] | None) -> argparse.Namespace:
     """Return the checked arguments."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("command", choices=("resolution", "baseline", "slides", "folds", "figures"))
+    p.add_argument("command", choices=COMMANDS)
     p.add_argument("--data", type=Path, required=True, help="folder of labels.csv and the patches")
-    p.add_argument("--work", type=Path, help="folder of the slides; of folds: of slides and runs")
+    p.add_argument("--work", type=Path, help="folder of the slides; of folds and ship: of slides and runs")
     p.add_argument("--mpp", type=float, default=8.0, help="µm per pixel of the slides")
     p.add_argument("--benign-parts", action="store_true", help="slides: also one of a patient's benign patches alone")
-    p.add_argument("--weights", type=Path, help="folds: first weights of the student, a .safetensors file")
+    p.add_argument("--weights", type=Path, help="folds, ship: first weights of the student, a .safetensors file")
     p.add_argument("--recipe", type=Path, default=HERE / "breast_idc.yaml", help="settings of the training")
     p.add_argument("--results", type=Path, default=HERE / "results" / "breast_idc", help="folder of the folds' scores")
-    p.add_argument("--fold", type=int, nargs="*", default=(), help="folds: only these, from 0")
+    p.add_argument("--fold", type=int, nargs="*", default=(), help="folds: only these, from 0; maps: the first")
     p.add_argument("--json", type=Path, help="file for the figures")
+    p.add_argument("--picture", type=Path, help="maps: file of the picture")
     args = p.parse_args(words)
-    if args.command in ("slides", "folds") and args.work is None:
-        p.error(f"{args.command} needs --work")
-    if args.command == "folds" and args.weights is None:
-        p.error("folds needs --weights")
+    for option, commands in NEEDED.items():
+        if args.command in commands and getattr(args, option) is None:
+            p.error(f"{args.command} needs --{option}")
     return args
 
 

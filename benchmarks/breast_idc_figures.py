@@ -65,6 +65,11 @@ class Judgement:
         """(N,) probabilities as the model gives them."""
         return logistic(self.logits)
 
+    def of(self, rows: Rows) -> Judgement:
+        """Return the answers for (M,) of the patches."""
+        fields = (self.is_carcinoma, self.logits, self.is_called, self.recalibrated)
+        return Judgement(*(values[rows] for values in fields))
+
 
 def logistic(logits: Float) -> Float:
     """Return the probabilities of (N,) log odds."""

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,13 @@ from lrmil_training.train import train
 from napari_lrmil.core.atomic_files import write_json, write_text
 from napari_lrmil.core.features.extraction import PatchSet
 from napari_lrmil.core.features.torch_encoding import resize_patches
+from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.patching.grid import find_tissue_grid
 from napari_lrmil.core.slides.slide import Slide
 
 COLOUR, STUDENT = "colour alone", "student"
+MPP = 8.0  # µm per pixel, by fat cells; see the command resolution
 BATCH = 64
 TOP_SHARE = 0.1  # of the patches of a slide, whose mean colour score is the baseline's score of the slide
 
@@ -233,8 +236,11 @@ def summarise(patches: Sequence[Patch], results: Sequence[Mapping[str, Any]]) ->
     folds = list_folds(patches)
     by_colour = [FoldScores(f.test, *_second(colour_logits(patches, features, f), f.seen)) for f in folds]
     answers = {STUDENT: judge(patches, [fold_scores(r) for r in results]), COLOUR: judge(patches, by_colour)}
+    tissue, patients = rows_in_tissue(patches), patients_of(patches)
+    in_tissue = {name: own.of(tissue) for name, own in answers.items()}
     return {
-        "patches": compare(answers, COLOUR, patients_of(patches).tolist(), measure),
+        "patches": compare(answers, COLOUR, patients.tolist(), measure),
+        "patches_in_tissue": compare(in_tissue, COLOUR, patients[tissue].tolist(), measure) | {"count": len(tissue)},
         "auroc_of_fold": {name: _aurocs(own, folds) for name, own in answers.items()},
         "calibration": {
             name: {
@@ -247,6 +253,18 @@ def summarise(patches: Sequence[Patch], results: Sequence[Mapping[str, Any]]) ->
         "slides": _slide_figures(patches, results, answers[COLOUR]),
         "cpu_seconds": sum(result["cpu_seconds"] for result in results),
     }
+
+
+def rows_in_tissue(patches: Sequence[Patch]) -> Rows:
+    """Return the rows of patches that the tissue mask keeps; the others are mostly fat and glass, and no model asks."""
+    plan, kept = PatchPlan(MPP, MPP, SIDE, SIDE), set()
+    with TemporaryDirectory() as folder:
+        write_slides(patches, Path(folder), MPP)
+        for patient in {patch.patient for patch in patches}:
+            with Slide(Path(folder) / f"{patient}.tif") as slide:
+                corners = find_tissue_grid(slide, plan).grid.lr_corners
+            kept |= {(patient, int(x), int(y)) for x, y in corners}
+    return np.array([row for row, patch in enumerate(patches) if (patch.patient, patch.x, patch.y) in kept])
 
 
 def _second(logits: tuple[Float, Float], seen: Rows) -> tuple[Float, Rows, Float]:

@@ -8,10 +8,13 @@ import json
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from support.networks import untrained_bundle
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PATIENTS, OF_EACH = 15, 4  # OF_EACH patches of each label, but the first patient has no carcinoma
@@ -204,6 +207,8 @@ def test_figures_of_patches_slides_and_resolutions(
     figures = json.loads(out.read_text())
     student = figures["patches"]["student"]
     assert student["figures"]["auroc"] == [1, 1, 1] and student["figures"]["balanced_accuracy"] == [1, 1, 1]
+    assert figures["patches_in_tissue"]["count"] == len(patches)  # all of them are stained
+    assert figures["patches_in_tissue"]["student"] == student
     assert figures["auroc_of_fold"]["student"] == [1] * 5 and figures["cpu_seconds"] == 10
     assert figures["resolution"]["enlarged"]["auroc"] == 0
     assert figures["resolution"]["enlarged"]["share_of_changed_calls"] == 1
@@ -211,3 +216,62 @@ def test_figures_of_patches_slides_and_resolutions(
     assert figures["slides"]["methods"]["student"]["figures"]["auroc"][0] == 1
     assert (figures["slides"]["slides"], figures["slides"]["carcinoma"]) == (2 * (PATIENTS - 1), PATIENTS - 1)
     assert student["figures"]["brier"][0] == pytest.approx((1 / (1 + np.exp(3))) ** 2)
+
+
+# ---------------------------------------------------------------- pictures and the shipped model
+
+
+def test_pictured_patients_are_best_middle_and_worst(
+    modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Path
+) -> None:
+    maps, patches = importlib.import_module("breast_idc_maps"), modules["patches"].read_patches(data)
+    monkeypatch.setattr(maps, "FEWEST", OF_EACH)
+    rows = np.array([row for row, patch in enumerate(patches) if patch.patient in ("1", "2", "3", "4")])
+    targets = modules["patches"].targets_of(patches)[rows]
+    logits = np.where(targets, 1.0, -1.0)
+    of_patient = [patches[row].patient for row in rows]
+    logits[[p == "3" for p in of_patient]] *= -1
+    logits[[p == "2" for p in of_patient]] = 0
+    chosen = maps.choose_patients(patches, rows, logits)
+    assert (chosen[0][1], chosen[1], chosen[2]) == (1.0, ("2", 0.5), ("3", 0.0))
+    result = {"rows": rows.tolist(), "is_test": [1] * len(rows), "logits": {"as trained": logits.tolist()}}
+    maps.draw_maps(patches, result, tmp_path / "maps.png")
+    assert (tmp_path / "maps.png").stat().st_size > 5000
+    with pytest.raises(SystemExit, match="0 patients of the fold have 4 patches of each label"):
+        maps.choose_patients(patches, np.arange(2 * OF_EACH), np.zeros(2 * OF_EACH))
+
+
+def figures_with(difference: tuple[float, float, float]) -> dict[str, Any]:
+    """Return figures of folds as the command `figures` writes them."""
+    own = dict.fromkeys(("auroc", "balanced_accuracy", "sensitivity", "specificity", "ece"), (0.9, 0.85, 0.95))
+    method = {"student": {"figures": own, "less_baseline": {"auroc": difference}}}
+    return {"patches": method, "slides": {"methods": method}}
+
+
+def test_nothing_ships_unless_the_interval_lies_above_colour_alone(modules: dict[str, ModuleType]) -> None:
+    shipping = importlib.import_module("breast_idc_ship")
+    shipping.refuse_unless_better(figures_with((0.02, 0.001, 0.04)))
+    with pytest.raises(SystemExit, match=r"\+0.020 \(-0.001 to \+0.040\): not above 0, so nothing ships"):
+        shipping.refuse_unless_better(figures_with((0.02, -0.001, 0.04)))
+
+
+def test_the_card_of_the_shipped_model_has_the_figures_of_the_folds(
+    modules: dict[str, ModuleType], data: Path, tmp_path: Path
+) -> None:
+    """Same networks, another card: limits of its use, data, licences; a second writing gives the same files."""
+    shipping, patches = importlib.import_module("breast_idc_ship"), modules["patches"].read_patches(data)
+    trained = untrained_bundle(tmp_path / "trained", teacher=False, distilled=False)
+    folders = [tmp_path / name for name in ("first", "second")]
+    first, second = (
+        shipping.ship(trained.path, patches, figures_with((0.02, 0.001, 0.04)), folder) for folder in folders
+    )
+    assert {file.name: file.read_bytes() for file in first.path.iterdir()} == {
+        file.name: file.read_bytes() for file in second.path.iterdir()
+    }
+    card = first.card
+    assert (card.name, card.licence, card.student.encoder.licence) == ("breast-idc", "Apache-2.0", "Apache-2.0")
+    assert "not for DCIS, lymph nodes or other organs" in card.about and card.teacher is None
+    assert card.metrics["patches: less colour alone"] == "+0.020 (+0.001 to +0.040)"
+    assert card.cohort["patches"] == f"{len(patches)} of {PATIENTS} patients, {OF_EACH * (PATIENTS - 1)} carcinoma"
+    weights = [bundle.student.state_dict() for bundle in (trained, first)]
+    assert all((weights[0][name].half() == tensor.half()).all() for name, tensor in weights[1].items())
