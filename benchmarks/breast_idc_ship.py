@@ -18,6 +18,7 @@ from lrmil_training.runs.event_log import BUNDLE
 from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.models.bundle import SHIPPED, Bundle
+from napari_lrmil.core.models.cohort_distance import write_embedding_statistics
 from napari_lrmil.core.models.networks import load_student, write_bundle
 from napari_lrmil.core.slides.slide import Slide
 
@@ -61,12 +62,14 @@ def ship(trained: Path, patches: Sequence[Patch], figures: Mapping[str, Any], sh
     card: dict[str, Any] = {name: value for name, value in source.card if name not in own}
     patients = len(set(patients_of(patches).tolist()))
     card["name"], card["about"] = NAME, ABOUT.format(count=len(patches), patients=patients)
-    card["licence"] = LICENCE
+    card["licence"], card["intended_use"] = LICENCE, "breast H&E: invasive carcinoma"
     carcinoma = int(targets_of(patches).sum())
     counts = f"{len(patches):,} of {patients} patients, {carcinoma:,} carcinoma"
     card["cohort"] = {"patches": counts, **source.card.cohort}
     card["metrics"] = dict(card_figures(figures))
-    return write_bundle(shipped / NAME, card, student, None, source.limits)
+    bundle = write_bundle(shipped / NAME, card, student, None, source.limits)
+    write_embedding_statistics(bundle.path, source.embedding_statistics, bundle.sha256)
+    return bundle
 
 
 def card_figures(figures: Mapping[str, Any]) -> dict[str, str]:
