@@ -11,7 +11,7 @@ import pytest
 
 import lrmil_training
 import napari_lrmil.core
-from lrmil_training.fitting.plan import StoppedError
+from lrmil_training.fitting.plan import DivergedError, StoppedError
 from lrmil_training.runs.lock import LockedError
 from napari_lrmil.core import errors
 from napari_lrmil.core.patching.outlines import OutlineError
@@ -31,6 +31,7 @@ CODES: dict[type[errors.LrmilError], int] = {
     errors.StoredError: 1,
     errors.NewerSchemaError: 1,
     LockedError: 1,
+    DivergedError: 1,
     errors.GeometryError: 2,
     errors.RegionError: 2,
     OutlineError: 2,

@@ -158,5 +158,7 @@ def test_a_whole_run_trains_every_stage_in_two_processes(
         metrics[devices] = json.loads((run / "metrics.json").read_text())
     assert started == [(stage, 2) for stage in ("teacher", "stage1", "stage2", "stage3")]
     assert not multiprocessing.active_children()
-    assert _keys(metrics[1]) == _keys(metrics[2]) and "/student/test/paired/teacher/value" in _keys(metrics[2])
+    # Whether two validation slides give an operating point depends on their scores, which differ between the two runs.
+    one, two = ({key for key in _keys(metrics[n]) if "/operating_point/" not in key} for n in (1, 2))
+    assert one == two and "/student/test/paired/teacher/value" in two
     assert metrics[1] != metrics[2], "two processes take half the steps"

@@ -75,12 +75,16 @@ def make_features(folder: Path, cohort: Cohort, *, balanced: bool = False) -> Hr
         write_bag(folder / f"{slide.name}.h5", Bag(features, coords, origin))
         arrays[slide.name] = {EMBEDDING: StoredRows.of(folder / f"{slide.name}.h5")}
     train = [arrays[s.name][EMBEDDING] for s in cohort.of("train")]
-    return HrFeatures(cohort, arrays, {EMBEDDING: feature_statistics(train)})
+    return HrFeatures(cohort, arrays, {EMBEDDING: feature_statistics(train)}, make_encoder())
+
+
+def make_encoder() -> LoadedEncoder:
+    """Return what the selection needs of an encoder: its features are on disk already."""
+    return cast(LoadedEncoder, SimpleNamespace(sha256="0" * 64, encoder=SimpleNamespace(dim=DIM)))
 
 
 def make_context(folder: Path, values: dict[str, Any], cohort: Cohort | None = None) -> RunContext:
-    encoder = cast(LoadedEncoder, SimpleNamespace(sha256="0" * 64, encoder=SimpleNamespace(dim=DIM)))
-    return RunContext(build_config(values), cohort or make_cohort(folder), folder, CPU, encoder)
+    return RunContext(build_config(values), cohort or make_cohort(folder), folder, CPU, make_encoder())
 
 
 def drain(stream: Generator[Event, None, RunContext]) -> tuple[list[Event], RunContext]:
