@@ -152,8 +152,8 @@ def _print_every_run(results: Results) -> None:
 
 
 def _effective(results: Results, setting: str, columns: Sequence[tuple[int, int]]) -> list[str]:
-    found = [results.sources.get((f"{BY_IMAGE}{setting}", fold)) for fold, _ in columns]
-    return ["" if s is None else f"{s['effective_images']:.1f}, {s['effective_patients']:.1f}" for s in found]
+    sources = [results.sources.get((f"{BY_IMAGE}{setting}", fold)) for fold, _ in columns]
+    return ["" if s is None else f"{s['effective_images']:.1f}, {s['effective_patients']:.1f}" for s in sources]
 
 
 def _print_permutations(cells: Cells) -> None:

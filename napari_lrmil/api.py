@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -152,29 +152,12 @@ def predict(
     >>> prediction.student.probabilities  # doctest: +SKIP
     {'normal': 0.02, 'lesion': 0.98}
     """
-    from napari_lrmil.core.features.devices import resolve_device
-    from napari_lrmil.core.inference.predict import predict as predict_events
-    from napari_lrmil.core.inference.teacher_patches import TeacherPatches
-    from napari_lrmil.core.models.model_choice import unnamed_model_warning
-    from napari_lrmil.core.patching.roi import read_scope
-
     with _opened(slide) as (opened, seconds_open):
-        events = predict_events(
-            opened,
-            _loaded(PHANTOM_MODEL if bundle is None else bundle),
-            device=resolve_device(device),
-            teacher=TeacherPatches.parse(teacher),
-            seconds_open=seconds_open,
-            scope=read_scope({"roi": None if regions is None else Path(regions)}, opened.bounds),
-            runtime=runtime,
-            allow_missing=allow_missing,
-        )
+        model = _loaded(PHANTOM_MODEL if bundle is None else bundle)
+        options = {"runtime": runtime, "allow_missing": allow_missing, "seconds_open": seconds_open}
+        events = _predict_events(opened, model, teacher, regions, device, options)
         prediction: Prediction = run_to_end(events, on_event)
-        warning = unnamed_model_warning(opened) if bundle is None else ""
-    if not warning:
-        return prediction
-    logger.warning("%s", warning)
-    return replace(prediction, warnings=(warning, *prediction.warnings))
+        return prediction if bundle is not None else _with_unnamed_model(prediction, opened)
 
 
 def extract_features(
@@ -411,6 +394,31 @@ def _opened(slide: Slide | str | Path) -> Iterator[tuple[Slide, float]]:
     began = time.perf_counter()
     with open_slide(slide) as opened:
         yield opened, time.perf_counter() - began
+
+
+def _predict_events(
+    slide: Slide, bundle: Bundle, teacher: str, regions: str | Path | None, device: str, options: Mapping[str, Any]
+) -> Iterator[Event]:
+    """Return the events of a prediction; `options` are further arguments of it."""
+    from napari_lrmil.core.features.devices import resolve_device
+    from napari_lrmil.core.inference.predict import predict as predict_events
+    from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+    from napari_lrmil.core.patching.roi import read_scope
+
+    scope = read_scope({"roi": None if regions is None else Path(regions)}, slide.bounds)
+    patches = TeacherPatches.parse(teacher)
+    return predict_events(slide, bundle, device=resolve_device(device), teacher=patches, scope=scope, **options)
+
+
+def _with_unnamed_model(prediction: Prediction, slide: Slide) -> Prediction:
+    """Return the prediction, with a warning if the slide is tissue, which the model of phantoms does not know."""
+    from napari_lrmil.core.models.model_choice import unnamed_model_warning
+
+    warning = unnamed_model_warning(slide)
+    if not warning:
+        return prediction
+    logger.warning("%s", warning)
+    return replace(prediction, warnings=(warning, *prediction.warnings))
 
 
 def _loaded(bundle: Bundle | str | Path) -> Bundle:

@@ -32,6 +32,8 @@ def test_tissue_is_predicted_with_a_warning_that_lists_the_shipped_models(call: 
     code, _, err = call("predict", slide, "--bundle", "demo", "--out", tmp_path / "named", "--no-overlay")
     assert code == 0 and SAID not in " ".join(err.split())
     assert _said(tmp_path / "named" / "a" / "prediction.json") == []
+    code, out, err = call("predict", slide, "--out", tmp_path / "named", "--no-overlay")
+    assert code == 0 and "already there" in out + err and SAID in " ".join(err.split()), "a reused result is told too"
 
 
 def test_a_phantom_needs_no_name(call: Call, tmp_path: Path) -> None:

@@ -112,15 +112,17 @@ class PredictTask:
             require_result_folder(self.folder / slide.name, job.path)  # before hours of work, not after them
             if self.resume:
                 require_replaceable(self.folder / slide.name)
+            unnamed = unnamed_model_warning(slide) if self.is_unnamed else ""
+            if unnamed:  # of a reused result too, which may be from a call that named its model
+                yield Notice(unnamed, slide.name)
             reused = self._reusable_result(slide, model)
             if reused is not None:
                 return reused
             # Before the networks run: a broken file must not cost their time.
             lesions = read_lesions(slide.path, slide.bounds, self.files.get("lesions")) if self.compare else None
             prediction = yield from _pass_on(self._predict(slide, model, seconds_open))
-            if warning := unnamed_model_warning(slide) if self.is_unnamed else "":
-                yield Notice(warning, slide.name)
-                prediction = replace(prediction, warnings=(warning, *prediction.warnings))
+            if unnamed:
+                prediction = replace(prediction, warnings=(unnamed, *prediction.warnings))
             also = []
             if lesions is not None:
                 yield from (Notice(text, slide.name) for text in lesions.warnings)
