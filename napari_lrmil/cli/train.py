@@ -20,10 +20,10 @@ from napari_lrmil.cli.console import (
     SOME_FAILED,
     WRONG_CALL,
     AllowMissingOption,
-    BundleOption,
     DeviceOption,
     FullPathsOption,
     OutOption,
+    SlideBundleOption,
     load_networks,
     print_notice,
     print_result,
@@ -33,6 +33,7 @@ from napari_lrmil.cli.console import (
 )
 from napari_lrmil.core.atomic_files import require_writable
 from napari_lrmil.core.extras import require_extra
+from napari_lrmil.core.slides.phantom_mark import PHANTOM_MODEL
 
 if TYPE_CHECKING:
     from lrmil_training.config import TrainConfig
@@ -215,7 +216,7 @@ def _print_dry_run(cohort: Path, folder: Path, config: TrainConfig, device: str)
 def evaluate(
     cohort: CohortArgument,
     folder: Annotated[Path, typer.Option("--out", help="folder for metrics.json and report.html")],
-    bundle: BundleOption = "demo",
+    bundle: SlideBundleOption = None,
     split: Annotated[str, typer.Option(help="train, val, test, or all slides of the table")] = "test",
     by: Annotated[
         list[str] | None,
@@ -240,7 +241,7 @@ def evaluate(
     from napari_lrmil.core.models.bundle import Bundle
 
     require_writable(folder)
-    model = Bundle(bundle)
+    model = Bundle(bundle or PHANTOM_MODEL)
     with_teacher = _use_teacher(model, teacher)
     notices = load_networks(model, teacher=with_teacher)
     evaluation = ExternalEvaluation(
@@ -251,6 +252,7 @@ def evaluate(
         full_paths=full_paths,
         allow_missing=allow_missing,
         by=tuple(by or ()),
+        is_unnamed=bundle is None,
     )
     failures: dict[str, str] = show_progress(
         with_finished_event(evaluate_bundle(cohort, folder, evaluation)), "evaluate", shown_notices=notices
@@ -284,9 +286,11 @@ def _print_metrics(run_folder: Path) -> None:
 
     from lrmil_training.evaluation.groups import BY, describe_auroc
     from lrmil_training.evaluation.patients import PATIENTS
+    from lrmil_training.runs.event_log import WARNINGS
 
     metrics = json.loads((run_folder / "metrics.json").read_text(encoding="utf-8"))
     groups = metrics.pop(BY, {})
+    metrics.pop(WARNINGS, None)  # printed as notices
     # A series of folds or seeds has means over its runs instead of metrics per split.
     if "summary" in metrics:
         _print_summary(metrics["summary"])

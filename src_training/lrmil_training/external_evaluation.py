@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ from lrmil_training.evaluation.groups import (
 from lrmil_training.evaluation.patients import describe_mixed, group_slides
 from lrmil_training.evaluation.patients_table import write_patients_table
 from lrmil_training.report.report import write_report
-from lrmil_training.runs.event_log import METRICS, SLIDES
+from lrmil_training.runs.event_log import METRICS, SLIDES, WARNINGS
 from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.errors import CohortError, LrmilError
 from napari_lrmil.core.events import Event, Failed, Finished, Notice, Progress
@@ -43,6 +44,7 @@ from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.limits import NetworkLimits
+from napari_lrmil.core.models.model_choice import unnamed_model_warning
 from napari_lrmil.core.results.cohort_tables import write_failures
 
 ALL_SPLITS = "all"  # every slide of the table, whatever its split
@@ -69,6 +71,8 @@ class ExternalEvaluation:
         Whether slides are evaluated of which more than a third of the tissue is missing.
     by
         Columns of the table; the figures are also given for the slides of each value of each column.
+    is_unnamed
+        Whether the caller named no model, which tissue slides must not have.
     """
 
     bundle: Bundle
@@ -79,6 +83,7 @@ class ExternalEvaluation:
     full_paths: bool = False
     allow_missing: bool = False
     by: tuple[str, ...] = ()
+    is_unnamed: bool = False
 
 
 def evaluate_bundle(
@@ -111,7 +116,9 @@ def evaluate_bundle(
     groupings = read_groupings(table, evaluation.by)
     cohort = note_lesion_files(_select_cohort(table, evaluation))
     groupings = [grouping.restrict({s.name for s in cohort.slides}) for grouping in groupings]
-    yield from (Notice(text, cohort_csv.name) for text in (*cohort.notices, *_mixed_patients(cohort)))
+    warnings = _unnamed_model(cohort) if evaluation.is_unnamed else []  # first: hours would be spent in vain
+    notices = (*warnings, *cohort.notices, *_mixed_patients(cohort))
+    yield from (Notice(text, cohort_csv.name) for text in notices)
     _ = evaluation.bundle.limits  # damaged ones would fail every slide
     folder.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
@@ -121,7 +128,7 @@ def evaluate_bundle(
     cohort = cohort.without(set(failures))
     if not cohort.slides:
         raise LrmilError(f"none of {len(failures)} slides could be read; the reasons are in {folder / 'failures.csv'}")
-    _write_measurements(folder, cohort, results, evaluation, groupings, failed)
+    _write_measurements(folder, cohort, results, evaluation, groupings, failed, warnings)
     name = str(cohort_csv.resolve()) if evaluation.full_paths else f"{cohort_csv.parent.name}/{cohort_csv.name}"
     title, distilled = f"{evaluation.bundle.name} on {name}", evaluation.bundle.card.distilled
     write_report(folder, cohort_csv, title=title, full_paths=evaluation.full_paths, distilled=distilled)
@@ -135,6 +142,7 @@ def _write_measurements(
     evaluation: ExternalEvaluation,
     groupings: Sequence[Grouping],
     failed: Sequence[CohortSlide],
+    warnings: Sequence[str],
 ) -> None:
     """Write metrics, groups, the tables of slides and patients, and attention maps."""
     card = evaluation.bundle.card
@@ -143,7 +151,8 @@ def _write_measurements(
     split = cohort.slides[0].split  # all slides have the same
     measure = partial(_measure, split=split, temperatures=temperatures, limits=_limits_of_methods(evaluation, results))
     groups = measure_groups(cohort, results, [*group_by_distance(results), *groupings], measure)
-    write_json(folder / METRICS, measure(cohort, results) | ({BY: groups} if groups else {}))
+    further = ({BY: groups} if groups else {}) | ({WARNINGS: list(warnings)} if warnings else {})
+    write_json(folder / METRICS, measure(cohort, results) | further)
     write_groups_table(folder, groups)
     write_patients_table(folder, cohort, results, temperatures, failed)
     write_json(folder / SLIDES, {"slides": build_slide_table(cohort, results, temperatures)})
@@ -171,6 +180,18 @@ def _limits_of_methods(evaluation: ExternalEvaluation, methods: Iterable[str]) -
         return {}
     networks = {"student": limits.student, "teacher": limits.teacher}
     return {method: network for method in methods if (network := networks[method]) is not None}
+
+
+def _unnamed_model(cohort: Cohort) -> list[str]:
+    """Return the warning if one of the slides is tissue, which the model of phantoms does not know.
+
+    Slides that cannot be opened are passed over: the evaluation lists them.
+    """
+    for row in cohort.slides:
+        with suppress(LrmilError, OSError), row.open() as slide:
+            if warning := unnamed_model_warning(slide):
+                return [warning]
+    return []
 
 
 def _mixed_patients(cohort: Cohort) -> list[str]:

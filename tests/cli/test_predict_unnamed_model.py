@@ -42,6 +42,25 @@ def test_a_phantom_needs_no_name(call: Call, tmp_path: Path) -> None:
     assert _said(tmp_path / "out" / "a" / "prediction.json") == []
 
 
+def test_evaluate_says_it_first_and_in_its_files(call: Call, tmp_path: Path) -> None:
+    """A phantom among tissue is no reason for silence; a table of phantoms is one."""
+    slide = write_jpeg_slide(tmp_path / "a.tif", rectangle())
+    phantom = write_slide(tmp_path, PhantomSlide("b", LESION, 5, (1024, 1024), 0.5))
+    header, of_phantom = "slide,patient,label\n", f"{phantom},2,lesion\n"
+    table, phantoms = tmp_path / "cohort.csv", tmp_path / "phantoms.csv"
+    table.write_text(f"{header}{of_phantom}{slide},1,normal\n")
+    phantoms.write_text(header + of_phantom)
+    options = ["--split", "all", "--device", "cpu", "--no-teacher", "--out"]
+    code, _, err = call("evaluate", table, *options, tmp_path / "out")
+    assert code == 0 and err.split("cohort.csv: ")[1].startswith(SAID)
+    (warning,) = json.loads((tmp_path / "out" / "metrics.json").read_text())["warnings"]
+    assert warning.startswith(SAID) and SAID in (tmp_path / "out" / "report.html").read_text()
+    for command in ([phantoms, *options], [table, "--bundle", "demo", *options]):
+        code, _, err = call("evaluate", *command, tmp_path / "silent")
+        assert code == 0 and SAID not in err
+        assert list(json.loads((tmp_path / "silent" / "metrics.json").read_text())) == ["student"]
+
+
 def test_python_says_it_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     slide = write_jpeg_slide(tmp_path / "a.tif", rectangle())
     with caplog.at_level(logging.WARNING, "napari_lrmil"):

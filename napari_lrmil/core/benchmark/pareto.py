@@ -39,7 +39,8 @@ class CostPoint:
 def cost_points(name: str, metrics: Path) -> list[CostPoint]:
     """Return a point for each network with an AUROC and a cost in the ``metrics.json`` of an evaluation."""
     methods: dict[str, Any] = json.loads(metrics.read_text(encoding="utf-8"))
-    methods.pop("by", None)  # figures by column or distance: parts of the cohort, which have no cost of their own
+    # By column or distance: parts of the cohort, which have no cost of their own.
+    methods = {name: entry for name, entry in methods.items() if name not in ("by", "warnings")}
     points = []
     for method, networks in methods.items():
         for metrics_of_network in networks.values():

@@ -13,7 +13,7 @@ from typing import Any
 from lrmil_training.data.patient_groups import count_patients
 from lrmil_training.evaluation.groups import BY
 from lrmil_training.evaluation.summary import is_method_entry
-from lrmil_training.runs.event_log import CONFIG, EVENTS, METRICS, SELECTION, SLIDES, read_events
+from lrmil_training.runs.event_log import CONFIG, EVENTS, METRICS, SELECTION, SLIDES, WARNINGS, read_events
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Finished, Metric, Progress, StageDone
 
@@ -56,6 +56,8 @@ class RunRecord:
         Column -> groups of slides with their figures, see `measure_groups`; empty if none were asked for.
     selection
         Content of ``selection.json``; empty without an inner cross-validation.
+    warnings
+        What makes the figures of an evaluation doubtful, such as that no model was named.
     """
 
     folder: Path
@@ -69,6 +71,7 @@ class RunRecord:
     slides: Sequence[Mapping[str, Any]]
     groups: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     selection: Mapping[str, Any] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
 
     @property
     def splits(self) -> list[str]:
@@ -124,6 +127,7 @@ def read_run(folder: Path) -> RunRecord:
         slides=slides["slides"] if isinstance(slides, dict) else slides,
         groups=metrics.get(BY) or {},
         selection=_read_json(folder / SELECTION) or {},
+        warnings=metrics.get(WARNINGS) or (),
     )
 
 

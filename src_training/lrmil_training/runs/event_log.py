@@ -24,6 +24,7 @@ EVENTS, METRICS, SLIDES, CONFIG, COHORT = (
 )
 REPORT_FILE, RUNS_FOLDER = "report.html", "runs"  # the report, and the folder of the runs of a series
 SELECTION = "selection.json"  # candidates for the teacher's recipe, measured on the inner folds, and the choice
+WARNINGS = "warnings"  # key in metrics.json: what makes the figures of an evaluation doubtful
 CALL = "call.json"  # path of the cohort table, the device, and options; the Train dock needs them to resume the run
 ALLOW_MISSING = "allow_missing"  # of the call: slides were used of which more than a third of the tissue is missing
 
