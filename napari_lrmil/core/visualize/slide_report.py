@@ -20,6 +20,7 @@ from napari_lrmil.core.atomic_files import write_text
 from napari_lrmil.core.formatting import format_probability, format_signed
 from napari_lrmil.core.geometry import BoxLevel0, nominal_magnification
 from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
+from napari_lrmil.core.models.limits import SET_COVERAGE
 from napari_lrmil.core.slides.slide import Pixels, Slide
 from napari_lrmil.core.visualize.overlay import (
     COLORMAP,
@@ -138,6 +139,7 @@ def _context(slide: Slide, prediction: Prediction, gallery: Sequence[GalleryPatc
         "score": "Region score" if region else "Probability",
         "calibration": calibration_text(prediction),
         "margin": probability_margin(student.probabilities),
+        "limits": [row for row in _limit_rows(prediction) if row["value"] or not region],
         "lr_um": grid.lattice.lr_um,
         "n_lr": len(grid.lr_index),
         "n_hr": len(grid.hr_index),
@@ -155,6 +157,28 @@ def _context(slide: Slide, prediction: Prediction, gallery: Sequence[GalleryPatc
         "slide": slide,
         "command": command,
     }
+
+
+def _limit_rows(prediction: Prediction) -> list[Context]:
+    """Return a row for each limit of the answer; one without ``value`` is not stated by the model."""
+    side, classes, distance = prediction.limits.side, prediction.limits.classes, prediction.cohort_distance
+    return [
+        {
+            "name": "Operating point",
+            "value": side and f"{side.text}: counts as {side.positive if side.reached else f'not {side.positive}'}",
+            "help": "The threshold was chosen on validation slides of the training.",
+        },
+        {
+            "name": f"Set of classes at {100 * (classes.coverage if classes else SET_COVERAGE):g} %",
+            "value": classes and " or ".join(classes.classes),
+            "help": "Sets hold the true class in this share of slides of new patients like the calibration patients.",
+        },
+        {
+            "name": "Distance from the training slides",
+            "value": distance and f"{distance.text} ({distance.distance:.1f} times the usual distance)",
+            "help": "Slides of other stain, scanner or tissue lie far away; there the probabilities mean little.",
+        },
+    ]
 
 
 def _class_rows(network: NetworkPrediction, classes: Sequence[str]) -> list[Context]:

@@ -14,6 +14,7 @@ from lrmil_training.data.cohort import Cohort, CohortSlide
 from lrmil_training.data.cohort_file import read_table
 from lrmil_training.data.patient_groups import count_patients
 from lrmil_training.evaluation.evaluate import Results
+from lrmil_training.evaluation.patients import PATIENTS
 from napari_lrmil.core.csv_files import write_csv
 from napari_lrmil.core.errors import CohortError
 from napari_lrmil.core.formatting import shorten
@@ -24,6 +25,14 @@ DISTANCE_QUARTILE = "distance quartile"
 FEWEST_FOR_QUARTILES = 8  # slides
 EMPTY = "(empty)"  # group of the slides whose cell is empty
 GROUP_METRICS = ("balanced_accuracy", "f1", "ece", "brier", "lesion_auroc")
+# Further figures, with intervals and without: name of the column -> keys in the figures of a method.
+INTERVAL_FIGURES = {
+    "sensitivity": ("operating_point", "sensitivity"),
+    "specificity": ("operating_point", "specificity"),
+    "coverage": ("prediction_sets", "empirical"),
+    "patient_auroc": (PATIENTS, "auroc"),
+}
+SET_FIGURES = {"mean_set_size": ("prediction_sets", "mean_size"), "singletons": ("prediction_sets", "singletons")}
 
 Measure = Callable[[Cohort, Results], dict[str, Any]]  # returns method -> split -> figures
 
@@ -185,23 +194,39 @@ def write_groups_table(folder: Path, groups: Mapping[str, Sequence[Mapping[str, 
     classes = next(iter(groups.values()))[0]["class_counts"]
     header = ["column", "value", "method", "n_slides", "n_patients", *(f"n_{name}" for name in classes)]
     rows = [row for column, entries in groups.items() for entry in entries for row in _table_rows(column, entry)]
-    write_csv(folder / GROUPS_TABLE, [[*header, "auroc", "low", "high", *GROUP_METRICS, "reason"], *rows])
+    shares = [column for name in INTERVAL_FIGURES for column in (name, f"{name}_low", f"{name}_high")]
+    figures = ["auroc", "low", "high", *GROUP_METRICS, *shares, *SET_FIGURES]
+    write_csv(folder / GROUPS_TABLE, [[*header, *figures, "reason"], *rows])
 
 
 def _table_rows(column: str, entry: Mapping[str, Any]) -> list[list[Any]]:
     counts = [entry["n_slides"], entry["n_patients"], *entry["class_counts"].values()]
     if not entry["methods"]:
-        blank = [""] * (3 + len(GROUP_METRICS))
+        blank = [""] * (3 + len(GROUP_METRICS) + 3 * len(INTERVAL_FIGURES) + len(SET_FIGURES))
         return [[column, entry["value"], "", *counts, *blank, "no slide could be read"]]
     return [
         [
             *(column, entry["value"], method, *counts),
             *(_format_cell(figures["auroc"][key]) for key in ("value", "low", "high")),
             *(_format_cell(figures[name]) for name in GROUP_METRICS),
+            *_limit_cells(figures),
             figures["auroc"].get("reason", ""),
         ]
         for method, figures in entry["methods"].items()
     ]
+
+
+def _limit_cells(figures: Mapping[str, Any]) -> list[str]:
+    """Return the cells of the limits and of the figures by patient; empty where a model or a group has none."""
+
+    def read(keys: Sequence[str]) -> str:
+        value: Any = figures
+        for key in keys:
+            value = value.get(key, {})
+        return "" if value == {} else _format_cell(value)
+
+    shares = [read((*keys, end)) for keys in INTERVAL_FIGURES.values() for end in ("value", "low", "high")]
+    return [*shares, *(read(keys) for keys in SET_FIGURES.values())]
 
 
 def _format_cell(value: float | None) -> str:

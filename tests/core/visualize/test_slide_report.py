@@ -21,7 +21,9 @@ from napari_lrmil.core.events import Finished
 from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
+from napari_lrmil.core.inference.slide_limits import OperatingSide, PredictionSet, SlideLimits
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.models.cohort_distance import CohortDistance
 from napari_lrmil.core.patching.regions import box_region
 from napari_lrmil.core.patching.roi import WHOLE_SLIDE, RegionOfInterest
 from napari_lrmil.core.slides.slide import Slide
@@ -152,6 +154,25 @@ def test_the_report_has_every_figure_of_the_prediction(tmp_path: Path) -> None:
     )  # fmt: skip
     assert not [t for t in expected if t not in page.text]
     assert "teacher look" not in page.text, "no teacher ran"
+
+
+def test_the_report_has_the_limits_that_the_model_states(tmp_path: Path) -> None:
+    """Side, set and distance in words. What one model lacks is named; of a region nothing is said."""
+    side, classes = OperatingSide("lesion", 0.25, True), PredictionSet(0.9, ("normal", "lesion"))
+    with opened(tmp_path) as slide:
+        plain = predicted(slide)
+        full = replace(plain, limits=SlideLimits(side, classes), cohort_distance=CohortDistance(1.25, 0.75, 30))
+        page = page_of(tmp_path, slide, full).text
+        assert "operating point of lesion, 0.250: counts as lesion" in page
+        assert "Set of classes at 90 % normal or lesion" in page
+        assert "farther from the training slides than 75 % of slides of their kind (1.2 times" in page
+        assert "not stated" not in page
+        below = replace(full, limits=SlideLimits(replace(side, reached=False)), cohort_distance=None)
+        page = page_of(tmp_path, slide, below).text
+        assert "counts as not lesion" in page and page.count("not stated by this model") == 2
+        assert "states no operating point, no set" in page_of(tmp_path, slide, plain).text
+        region = RegionOfInterest("region", (REGION,))
+        assert "trusted" not in page_of(tmp_path, slide, replace(plain, scope=region)).text
 
 
 def test_evidence_and_bias_add_up_to_the_centred_logit(tmp_path: Path) -> None:

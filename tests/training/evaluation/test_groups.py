@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lrmil_training.data.cohort import Cohort, read_cohort
-from lrmil_training.evaluation.evaluate import Results, build_slide_table, evaluate_methods
+from lrmil_training.evaluation.evaluate import Results, add_limits, build_slide_table, evaluate_methods
 from lrmil_training.evaluation.groups import (
     BY,
     DISTANCE_QUARTILE,
@@ -26,6 +27,7 @@ from lrmil_training.report.report import write_report
 from napari_lrmil.core.csv_files import read_csv
 from napari_lrmil.core.errors import CohortError
 from napari_lrmil.core.models.cohort_distance import CohortDistance
+from napari_lrmil.core.models.limits import ConformalScores, NetworkLimits, OperatingPoint
 from support.run_folders import synthetic_cohort, synthetic_results, write_run
 
 TEMPERATURES = {"teacher": 1.3, "student": None}
@@ -122,6 +124,37 @@ def test_the_table_and_the_report_show_the_groups(tmp_path: Path) -> None:
         assert auroc["value"] is None or f"{auroc['value']:.3f} <small>{auroc['low']:.3f}" in page
     write_groups_table(folder, {})
     assert not (folder / GROUPS_TABLE).exists()
+
+
+def test_the_table_has_the_limits_of_each_group(tmp_path: Path) -> None:
+    """Shares with their intervals for the method that has limits; empty cells for the other."""
+    cohort = grouped_cohort(tmp_path)
+    point = OperatingPoint(
+        positive="lesion", threshold=0.5, rule="", sensitivity=1, specificity=1, positives=1, negatives=1
+    )
+    scores = ConformalScores(scores=tuple(np.linspace(0, 0.9, 20).tolist()), patients=tuple(range(20)))
+    limits = {"student": NetworkLimits(operating_point=point, conformal=scores)}
+
+    def measure_with_limits(part: Cohort, results: Results) -> dict[str, Any]:
+        metrics = measure(part, results)
+        add_limits(metrics, part, results, TEMPERATURES, limits)
+        return metrics
+
+    results = synthetic_results(cohort, signal())
+    groups = measure_groups(cohort, results, read_groupings(cohort, ["site"]), measure_with_limits)
+    write_groups_table(tmp_path, groups)
+    header, *rows = read_csv(tmp_path / GROUPS_TABLE)
+    for row, (_, entry, method) in zip(rows, flat(groups), strict=True):
+        cells, figures = dict(zip(header, row, strict=True)), entry["methods"][method]
+        if method == "teacher":
+            assert cells["sensitivity"] == cells["coverage_low"] == cells["singletons"] == ""
+            assert cells["patient_auroc"] == f"{figures['patients']['auroc']['value']:.6f}"
+            continue
+        sensitivity, sets = figures["operating_point"]["sensitivity"], figures["prediction_sets"]
+        assert cells["sensitivity_high"] == f"{sensitivity['high']:.6f}"
+        assert cells["coverage_low"] == f"{sets['empirical']['low']:.6f}"
+        assert cells["mean_set_size"] == f"{sets['mean_size']:.6f}"
+        assert cells["singletons"] == f"{sets['singletons']:.6f}"
 
 
 def flat(groups: dict[str, list[dict[str, Any]]]) -> list[tuple[str, dict[str, Any], str]]:
