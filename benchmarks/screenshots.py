@@ -1,4 +1,4 @@
-"""Pictures of docs/tutorials/analyse.md and compare.md: the window at 1280 x 800, part by part, on a phantom slide.
+"""Pictures of docs/tutorials/analyse.md and compare.md: the window at 1280 x 720, part by part, on a phantom slide.
 
     python benchmarks/screenshots.py SLIDE [--dock compare --cohort FOLDER] --out docs/images
 
@@ -47,7 +47,7 @@ def main() -> None:
     from napari_lrmil.plugin.viewer.reader import read_slide_layers
 
     viewer = Viewer(show=True, title=WINDOW_TITLE)
-    viewer.window._qt_window.resize(1280, 800)
+    viewer.window._qt_window.resize(1280, 720)
     dock = AnalyseWidget(viewer)
     viewer.window.add_dock_widget(dock, name=WINDOW_TITLE, area="right")
     dock.open_model(args.bundle)
@@ -157,9 +157,10 @@ def draw(viewer: Any, dock: Any) -> None:
 
 
 def fold(dock: Any, *names: str) -> None:
-    """Unfold these parts of the dock and fold all others."""
+    """Unfold these parts of the dock and fold all others, with clicks on their titles as a user does."""
     for section in dock.sections:
-        (section.expand if section.name in names else section.collapse)(animate=False)
+        if section.isExpanded() != (section.name in names):
+            section.toggleButton().click()
 
 
 def picture(viewer: Any, path: Path) -> None:

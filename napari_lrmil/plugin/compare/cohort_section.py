@@ -85,7 +85,6 @@ class CohortSection(Section):
         self.progress.setVisible(self._is_reading)
         self.progress.setFormat(text)
         self.progress.setValue(round(100 * (fraction or 0)))
-        self.fit_height()
 
     def clear(self) -> None:
         """Remove all rows."""

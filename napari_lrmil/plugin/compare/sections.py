@@ -301,7 +301,6 @@ class MeasuresSection(Section):
         self.table.setVisible(bool(rows))
         self.lesions.setText(lesions.text if comparison and lesions else "")
         self.lesions.setVisible(bool(comparison and lesions))
-        self.fit_height()
 
 
 def _as_html(rows: Sequence[TableRow]) -> str:
@@ -358,8 +357,6 @@ class ScatterSection(Section):
         self.draw.clicked.connect(self.draw_requested)
         self.clear.clicked.connect(lambda: self._pick(self._no_points()))
         self.status = make_label("picked", LASSO_HINT, small=True)
-        # A section measures a label as one line, and a second one would push the buttons over the plot.
-        self.status.setMinimumHeight(2 * self.status.fontMetrics().lineSpacing())
         self.add(self.canvas)
         self.add(self.draw, self.clear)
         self.add(self.status)
@@ -405,7 +402,6 @@ class ScatterSection(Section):
         self.status.setText(f"{count} of {len(is_picked)} patches picked." if count else LASSO_HINT)
         enable_unless(self.clear, "" if count else "No patch is picked.", "Unmark all patches")
         self.canvas.draw_idle()
-        self.fit_height()
 
     def _on_lasso(self, corners: list[tuple[float, float]]) -> None:
         from matplotlib.path import Path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qtpy.QtCore import Qt, Signal
+from qtpy.QtCore import QEvent, Qt, Signal
 from qtpy.QtWidgets import (
     QComboBox,
     QFrame,
@@ -12,6 +12,7 @@ from qtpy.QtWidgets import (
     QLabel,
     QPushButton,
     QScrollArea,
+    QSizePolicy,
     QSlider,
     QVBoxLayout,
     QWidget,
@@ -21,6 +22,7 @@ from superqt import QCollapsible
 from napari_lrmil.core.text_escapes import escape_qt
 
 SMALL_FONT = 0.9  # size of hints, relative to the font of the dock
+QWIDGETSIZE_MAX = (1 << 24) - 1  # Qt's value for "no maximum height"; its Python bindings do not export it
 
 
 class Section(QCollapsible):  # type: ignore[misc]  # superqt has no types
@@ -45,22 +47,47 @@ class Section(QCollapsible):  # type: ignore[misc]  # superqt has no types
         self._column = QVBoxLayout(self._inner)
         self._column.setContentsMargins(6, 2, 0, 4)
         self._column.setSpacing(4)
+        self._replace_content()
+        policy = self.sizePolicy()
+        policy.setVerticalPolicy(QSizePolicy.Policy.Preferred)  # Maximum would give wrapped text the height of one line
+        self.setSizePolicy(policy)
+        self.layout().setAlignment(Qt.AlignmentFlag(0))  # an alignment has the same effect
+        self.toggled.connect(self._on_toggled)
+        self.collapse(animate=False)  # QCollapsible folds only the content that it makes itself
+
+    def _replace_content(self) -> None:
+        empty = self.content()
+        self.layout().removeWidget(empty)
         self.setContent(self._inner)
-        self.toggled.connect(self._emit_fold)
+        empty.deleteLater()
 
-    def _emit_fold(self, is_open: bool) -> None:
+    def _on_toggled(self, is_open: bool) -> None:
+        # Hidden, not only without height: the Tab key must not reach widgets that nobody sees.
+        self._inner.setVisible(is_open)
+        # QCollapsible freezes the maximum at the height that the content had when the section was opened.
+        self._inner.setMaximumHeight(QWIDGETSIZE_MAX if is_open else 0)
         self.fold_changed.emit(self.name, is_open)
-
-    def fit_height(self) -> None:
-        """Adapt the height to the present content; QCollapsible measures it only while it opens."""
-        self._column.invalidate()
-        self._column.activate()
-        if self.isExpanded():
-            self.expand(animate=False)
 
     def add(self, *widgets: QWidget) -> None:
         """Add a row of widgets below the present ones."""
         self._column.addWidget(widgets[0] if len(widgets) == 1 else make_row(*widgets))
+
+
+class HeightForWidthColumn(QWidget):  # type: ignore[misc]  # qtpy has no types
+    """Content of a scroll area, as high as its text needs at the present width.
+
+    QScrollArea ignores the height-for-width of its content and would cut off text that wraps.
+    """
+
+    def event(self, event: QEvent) -> bool:
+        """Set the minimum height after every change of width or content."""
+        handled = bool(super().event(event))
+        if event.type() in (QEvent.Type.LayoutRequest, QEvent.Type.Resize, QEvent.Type.Show):
+            layout = self.layout()
+            needed = layout.heightForWidth(self.width()) if layout.hasHeightForWidth() else layout.sizeHint().height()
+            if needed != self.minimumHeight():  # setting it again would send another LayoutRequest without end
+                self.setMinimumHeight(needed)
+        return handled
 
 
 def fill_dock(dock: QWidget, parts: Sequence[QWidget], below: Sequence[QWidget]) -> QScrollArea:
@@ -75,7 +102,7 @@ def fill_dock(dock: QWidget, parts: Sequence[QWidget], below: Sequence[QWidget])
     below
         Widgets under the scroll area, which are always visible.
     """
-    inner = QWidget()
+    inner = HeightForWidthColumn()
     column = QVBoxLayout(inner)
     column.setSpacing(5)
     for part in parts:

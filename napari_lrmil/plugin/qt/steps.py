@@ -1,4 +1,4 @@
-"""Collapsible steps of the Train dock, which follow the height of their content, and the scrolling list of steps."""
+"""Collapsible steps of the Train dock, and the scrolling list of steps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from magicgui.widgets import Container
-from qtpy.QtCore import QEvent, Qt, QTimer
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import (
     QAbstractSpinBox,
     QComboBox,
@@ -15,35 +15,22 @@ from qtpy.QtWidgets import (
     QLabel,
     QLineEdit,
     QScrollArea,
-    QSizePolicy,
     QVBoxLayout,
     QWidget,
 )
 
-from napari_lrmil.plugin.qt.section import Section
+from napari_lrmil.plugin.qt.section import HeightForWidthColumn, Section
 
-QWIDGETSIZE_MAX = (1 << 24) - 1  # Qt's value for "no maximum height"; its Python bindings do not export it
 FIELD_MIN_WIDTH_PX, FIELD_MIN_HEIGHT_PX = 32, 18
 BOTTOM_MARGIN_PX = 14  # below the last widget: bold text that wraps is a few pixels higher than Qt computes
 
 
 class Step(Section):
-    """Section that follows its content if that changes its height while the step is open."""
+    """Section of the Train dock, with room for bold text below its last widget."""
 
     def __init__(self, name: str, title: str, parent: QWidget | None = None) -> None:
         super().__init__(name, title, parent)
         self.content().layout().setContentsMargins(6, 2, 0, BOTTOM_MARGIN_PX)
-        self.content().setVisible(False)
-        self.toggled.connect(self._show_content)
-        policy = self.sizePolicy()
-        policy.setVerticalPolicy(QSizePolicy.Policy.Preferred)  # Maximum would give wrapped text the height of one line
-        self.setSizePolicy(policy)
-        self.layout().setAlignment(Qt.AlignmentFlag(0))  # an alignment has the same effect
-
-    def _show_content(self, is_open: bool) -> None:
-        self.content().setVisible(is_open)
-        # QCollapsible freezes the maximum at the height that the content had when the step was opened.
-        self.content().setMaximumHeight(QWIDGETSIZE_MAX if is_open else 0)
 
 
 class FormStep(Step):
@@ -61,23 +48,6 @@ class FormStep(Step):
         super().__init__(name, title, parent)
         self.form = form
         self.add(form.native)
-
-
-class HeightForWidthColumn(QWidget):  # type: ignore[misc]  # qtpy has no types
-    """Content of a scroll area, as high as its text needs at the present width.
-
-    QScrollArea ignores the height-for-width of its content and would cut off text that wraps.
-    """
-
-    def event(self, event: QEvent) -> bool:
-        """Set the minimum height after every change of width or content."""
-        handled = bool(super().event(event))
-        if event.type() in (QEvent.Type.LayoutRequest, QEvent.Type.Resize, QEvent.Type.Show):
-            layout = self.layout()
-            needed = layout.heightForWidth(self.width()) if layout.hasHeightForWidth() else layout.sizeHint().height()
-            if needed != self.minimumHeight():  # setting it again would send another LayoutRequest without end
-                self.setMinimumHeight(needed)
-        return handled
 
 
 class StepList(QScrollArea):  # type: ignore[misc]  # qtpy has no types
