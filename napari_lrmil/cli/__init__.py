@@ -20,6 +20,7 @@ from napari_lrmil.cli.console import CANCELLED, FAILED, err, out, print_notice
 from napari_lrmil.cli.doctor import doctor
 from napari_lrmil.cli.encoders import encoders
 from napari_lrmil.cli.predict import compare, info, predict
+from napari_lrmil.cli.review import review
 from napari_lrmil.cli.train import evaluate, features, phantom, train
 from napari_lrmil.cli.view import demo, view
 from napari_lrmil.core.errors import LrmilError
@@ -63,6 +64,7 @@ for _command in (
     features,
     train,
     evaluate,
+    review,
     bench,
     encoders,
     doctor,

@@ -79,6 +79,14 @@ class NewerSchemaError(StoredError):
     """Stored results have a newer schema version than this program reads. They are neither read nor replaced."""
 
 
+class ReviewError(LrmilError):
+    """A file of verdicts or annotations cannot be read, or was not overwritten. `path` names it."""
+
+    def __init__(self, path: Path, message: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = path
+
+
 class BundleError(LrmilError):
     """A bundle has another schema version, is incomplete or was altered. `field` names the faulty entry."""
 

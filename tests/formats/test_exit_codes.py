@@ -29,6 +29,7 @@ CODES: dict[type[errors.LrmilError], int] = {
     errors.MissingTilesError: 1,
     errors.BagError: 1,
     errors.StoredError: 1,
+    errors.ReviewError: 1,
     errors.NewerSchemaError: 1,
     LockedError: 1,
     DivergedError: 1,

@@ -1,0 +1,60 @@
+"""`review` compares the verdicts of two reviewers and the model, on the screen and in two tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from napari_lrmil.core.csv_files import read_csv
+from napari_lrmil.core.worklist.review import REVIEW_FILE, ReviewFile, ReviewRow, Verdict
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+def give(folder: Path, reviewer: str, labels: str, predicted: str = "abababababab") -> Path:
+    file = ReviewFile(folder / REVIEW_FILE, reviewer)
+    for i, (label, answer) in enumerate(zip(labels, predicted, strict=True)):
+        verdict = Verdict.AGREE if label == answer else Verdict.DISAGREE
+        file.record(ReviewRow(f"s{i}", "", verdict, label, predicted=answer, bundle="demo", bundle_sha256="f" * 64))
+    return folder
+
+
+def test_two_reviewers_are_compared_from_the_folders_of_each(call: Call, tmp_path: Path) -> None:
+    anna = give(tmp_path / "anna" / "predictions", "Anna", "abababababab")
+    ben = give(tmp_path / "ben", "Ben", "abababababbb")
+    code, out, err = call("review", anna.parent, ben, "--out", tmp_path / "out")
+    assert code == 0, err
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "Anna 12 12 0 0 0 0" in lines and "Ben 12 11 1 0 0 0" in lines
+    assert any(line.startswith("Anna · Ben 12 12 92% 0.83 ") for line in lines)
+    rows = read_csv(tmp_path / "out" / "review_agreement.csv")
+    assert [row[:4] for row in rows[1:]] == [
+        ["Anna", "Ben", "12", "12"],
+        ["Anna", "model", "12", "12"],
+        ["Ben", "model", "12", "12"],
+    ]
+    assert 0 < float(rows[1][6]) < float(rows[1][5]) == round(5 / 6, 6)
+    slides = read_csv(tmp_path / "out" / "review_slides.csv")
+    assert slides[0][:5] == ["slide", "Anna verdict", "Anna class", "Anna model", "Anna comment"]
+    assert slides[11] == ["s10", "agree", "a", "a", "", "disagree", "b", "a", ""]
+
+
+def test_answers_of_several_models_are_said_and_a_choice_of_reviewers_is_kept(call: Call, tmp_path: Path) -> None:
+    give(tmp_path, "Anna", "ab", "ab")
+    ReviewFile(tmp_path / REVIEW_FILE, "Ben").record(
+        ReviewRow("s0", "", Verdict.AGREE, "a", predicted="a", bundle="demo", bundle_sha256="1" * 64)
+    )
+    code, out, err = call("review", tmp_path)
+    assert code == 0 and "demo (ffffffff), demo (11111111)" in " ".join(err.split())
+    code, out, _ = call("review", tmp_path, "--reviewer", "Anna")
+    assert code == 0 and "Ben" not in out and (tmp_path / "review_agreement.csv").exists()
+    assert call("review", tmp_path, "--reviewer", "Eve")[0] == 2
+
+
+def test_a_folder_without_verdicts_and_two_different_verdicts_are_refused(call: Call, tmp_path: Path) -> None:
+    code, _, err = call("review", tmp_path)
+    assert code == 1 and "no review.csv here" in " ".join(err.split())
+    first, second = give(tmp_path / "1", "Anna", "ab", "ab"), give(tmp_path / "2", "Anna", "bb", "ab")
+    code, _, err = call("review", first, second)
+    assert code == 1 and "another verdict of Anna on s0" in " ".join(err.split())
+    assert call("review", first, first)[0] == 0

@@ -1,0 +1,81 @@
+"""Agreement of reviewers: counts, Cohen's kappa against a published example, and what cannot be said."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lrmil_training.evaluation.metrics import OVER_PATIENTS, OVER_SLIDES
+from lrmil_training.evaluation.reviewers import MODEL, cohen_kappa, compare_reviewers
+from napari_lrmil.core.errors import ConfigError
+from napari_lrmil.core.worklist.review import ReviewRow, Verdict
+
+
+def reviews(reviewer: str, labels: str, predicted: str, patients: str = "") -> list[ReviewRow]:
+    """Return a verdict per letter; ``?`` is unsure, and ``-`` a disagreement without a class."""
+    rows = []
+    for i, (label, answer) in enumerate(zip(labels, predicted, strict=True)):
+        verdict = Verdict.AGREE if label == answer else Verdict.UNSURE if label == "?" else Verdict.DISAGREE
+        patient = patients[i] if patients else ""
+        rows.append(
+            ReviewRow(
+                f"s{i}", reviewer, verdict, label.strip("?-"), predicted=answer, bundle_sha256="f", patient=patient
+            )
+        )
+    return rows
+
+
+def test_kappa_is_that_of_cohens_formula() -> None:
+    """The example of the article on Cohen's kappa: 20 and 15 agreements of 50, kappa 0.4."""
+    first = np.array([1] * 25 + [0] * 25)
+    second = np.array([1] * 20 + [0] * 5 + [1] * 10 + [0] * 15)
+    assert cohen_kappa(first, second) == pytest.approx(0.4)
+    assert cohen_kappa(np.zeros(5, dtype=np.int64), np.zeros(5, dtype=np.int64)) is None
+
+
+def test_counts_and_pairs_of_two_reviewers_and_the_model() -> None:
+    model = "abababababab"
+    rows = reviews("Anna", "abababababa?", model) + reviews("Ben", "abababbbb-ab", model)
+    comparison = compare_reviewers(rows, resamples=200)
+    anna, ben = comparison.counts
+    assert (anna.slides, anna.agree, anna.disagree, anna.unsure) == (12, 11, 0, 1)
+    assert (ben.agree, ben.disagree, ben.without_class) == (9, 3, 1)
+    pairs = {(pair.first, pair.second): pair for pair in comparison.pairs}
+    assert set(pairs) == {("Anna", "Ben"), ("Anna", MODEL), ("Ben", MODEL)}
+    between = pairs["Anna", "Ben"]
+    assert between.slides == 10 and between.same_class == pytest.approx(0.8)
+    assert dict(between.confusion) == {("a", "a"): 4, ("b", "b"): 4, ("a", "b"): 2}
+    assert between.kappa == pytest.approx((0.8 - 0.48) / 0.52)  # chance: 0.6 * 0.4 + 0.4 * 0.6
+    assert between.low is not None and between.high is not None and between.low < between.kappa < between.high
+    assert pairs["Anna", MODEL].kappa == pytest.approx(1.0)
+    assert comparison.slides["s0"]["Ben"].label == "a"
+
+
+def test_slides_of_one_patient_are_drawn_together() -> None:
+    model = "ab" * 12
+    patients = "".join(letter * 4 for letter in "ABCDEF")
+    rows = reviews("Anna", model, model, patients) + reviews("Ben", "ab" * 10 + "bbbb", model, patients)
+    pair = compare_reviewers(rows, resamples=100).pairs[0]
+    assert (pair.slides, pair.patients, pair.interval) == (24, 6, OVER_PATIENTS)
+    few = compare_reviewers(rows[:4] + rows[24:28], resamples=100).pairs[0]
+    assert few.interval == OVER_SLIDES
+
+
+def test_what_cannot_be_said_has_a_reason() -> None:
+    rows = reviews("Anna", "aaa", "aab") + reviews("Ben", "aa?", "aab") + reviews("Carl", "???", "aab")
+    pairs = {(pair.first, pair.second): pair for pair in compare_reviewers(rows, resamples=100).pairs}
+    same = pairs["Anna", "Ben"]
+    assert (same.slides, same.same_class, same.kappa, same.low) == (2, 1.0, None, None)
+    assert "same class" in same.reason
+    assert pairs["Anna", "Carl"].slides == 0 and "no slide" in pairs["Anna", "Carl"].reason
+    model = pairs["Anna", MODEL]
+    assert model.kappa == pytest.approx(0.0) and model.low is None and "one class only" in model.reason
+
+
+def test_only_named_reviewers_are_compared_and_an_unknown_one_is_refused() -> None:
+    rows = reviews("Anna", "ab", "ab") + reviews("Ben", "ab", "ab")
+    assert [counts.reviewer for counts in compare_reviewers(rows, ["Ben"], 100).counts] == ["Ben"]
+    with pytest.raises(ConfigError, match="no verdict of Eve; there are verdicts of Anna, Ben"):
+        compare_reviewers(rows, ["Eve"])
+    with pytest.raises(ConfigError, match="nobody"):
+        compare_reviewers([])
