@@ -10,12 +10,13 @@ from itertools import combinations
 import numpy as np
 
 from lrmil_training.data.patient_groups import count_patients
-from lrmil_training.evaluation.metrics import Int, Resampler
+from lrmil_training.evaluation.metrics import Int, Resampler, percentile_interval
 from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.worklist.review import ReviewRow, Verdict
 
 MODEL = "model"  # rater in tables
 N_RESAMPLES = 2000  # as in evaluations
+MAX_UNDEFINED = 0.05  # share of resamples without a kappa; leaving out more would bias the interval
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,7 @@ def _agreement(first: str, second: str, ratings: _Ratings, resamples: int) -> Pa
         kappa = cohen_kappa(a, b)
         # One stratum: drawing within the classes of one rater would hold that rater's frequencies fixed.
         resampler = Resampler(np.zeros(n, dtype=np.int64), ratings.patients, resamples)
-        bounds = resampler.bounds(lambda rows: cohen_kappa(a[rows], b[rows]))
-        low, high = bounds or (None, None)
+        low, high = _interval([cohen_kappa(a[rows], b[rows]) for rows in resampler.draws])
         interval = resampler.interval
     return PairAgreement(
         first,
@@ -203,12 +203,20 @@ def _agreement(first: str, second: str, ratings: _Ratings, resamples: int) -> Pa
     )
 
 
+def _interval(values: Sequence[float | None]) -> tuple[float, float] | tuple[None, None]:
+    """Return the percentile interval. Resamples with one class only have no kappa; a few of them are left out."""
+    defined = [value for value in values if value is not None]
+    is_enough = len(values) - len(defined) <= MAX_UNDEFINED * len(values)
+    bounds = percentile_interval(np.array(defined)) if is_enough else None
+    return bounds or (None, None)
+
+
 def _why_undefined(n_slides: int, n_classes: int, low: float | None) -> str:
     if n_slides == 0:
         return "no slide has a class of both"
     if n_classes == 1:
         return "both gave every slide the same class, so chance agreement is certain"
-    return "a resample has slides of one class only, so there is no interval" if low is None else ""
+    return "one class is so rare that many resamples lack it, so there is no interval" if low is None else ""
 
 
 def cohen_kappa(first: Int, second: Int) -> float | None:
