@@ -203,7 +203,7 @@ def _start_run(dock: AnalyseWidget) -> None:
 
 def _save_demo_picture(viewer: Viewer, dock: AnalyseWidget, out: Path) -> DemoResult:
     """Wait for the result and its legends, save a picture of the window, and close it."""
-    from napari_lrmil.plugin.session.session import SessionState
+    from napari_lrmil.plugin.session.run_state import SessionState
 
     viewer.window._qt_window.resize(*DEMO_WINDOW_PX)
     _wait_for_result(dock)

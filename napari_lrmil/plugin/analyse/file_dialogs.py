@@ -60,7 +60,7 @@ class FileDialogs:
         if warning:
             show_warning(warning)
         if self._session.regions:
-            self._session.choose_roi_kind("region")
+            self._session.use_drawn_regions()
 
     def export_regions(self) -> None:
         """Ask for a path and write the drawn regions there."""

@@ -32,7 +32,8 @@ from napari_lrmil.plugin.qt.section import Section, fill_dock, make_label
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.qt.worker import BackgroundWorker
 from napari_lrmil.plugin.session.open_slides import SlideChoice
-from napari_lrmil.plugin.session.session import Session, SessionState
+from napari_lrmil.plugin.session.run_state import SessionState
+from napari_lrmil.plugin.session.session import Session
 from napari_lrmil.plugin.viewer.attention_layers import AttentionStyle
 from napari_lrmil.plugin.viewer.doctor_action import add_doctor_action
 from napari_lrmil.plugin.viewer.gl_context import guard_layer_removal
@@ -349,7 +350,7 @@ class AnalyseWidget(DockWidget):
 
     def _start_drawing(self) -> None:
         show_errors(self.viewer_actions.start_drawing)
-        self.session.choose_roi_kind("region")
+        self.session.use_drawn_regions()
 
     def _on_drawing_changed(self, _: Any = None) -> None:
         self._drawing_timer.start()

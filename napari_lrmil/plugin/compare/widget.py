@@ -37,7 +37,7 @@ from napari_lrmil.plugin.qt.errors import show_errors
 from napari_lrmil.plugin.qt.section import Section, fill_dock, make_button, make_label
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.qt.worker import BackgroundWorker, LatestOnly
-from napari_lrmil.plugin.session.session import SessionState
+from napari_lrmil.plugin.session.run_state import SessionState
 from napari_lrmil.plugin.viewer.attention_layers import CompareMode, count_columns
 from napari_lrmil.plugin.viewer.cursor import CursorTracker
 from napari_lrmil.plugin.viewer.gl_context import guard_layer_removal

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from napari_lrmil.core.models.bundle import Bundle
     from napari_lrmil.core.patching.grid import TissueGrid
 
+STUDENT = "student (LR)"  # name of the network in sentences for the user
 NO_MODEL = "No model is chosen. Choose one that knows this tissue: another one's answer would mean nothing."
 NOT_DISTILLED = "This model was not distilled: there is no teacher to compare with."
 RUN_ACTIVE = "Wait for the run to end, or cancel it."

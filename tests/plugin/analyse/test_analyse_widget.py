@@ -154,7 +154,8 @@ def slow(tmp_path: Path) -> Slow:
 def test_cancel_answers_and_leaves_nothing_but_a_usable_dock(
     make_dock: MakeDock, viewer: Any, slide_path: Path, slow: Slow, qtbot: Any
 ) -> None:
-    from napari_lrmil.plugin.session.session import Session, SessionState
+    from napari_lrmil.plugin.session.run_state import SessionState
+    from napari_lrmil.plugin.session.session import Session
 
     dock = make_dock(slide_path, Session(open_slide=slow))
     dock.with_teacher.native.click()
@@ -179,7 +180,8 @@ def test_cancel_answers_and_leaves_nothing_but_a_usable_dock(
 def test_escape_cancels(make_dock: MakeDock, slide_path: Path, slow: Slow, qtbot: Any) -> None:
     from qtpy.QtCore import Qt
 
-    from napari_lrmil.plugin.session.session import Session, SessionState
+    from napari_lrmil.plugin.session.run_state import SessionState
+    from napari_lrmil.plugin.session.session import Session
 
     dock = make_dock(slide_path, Session(open_slide=slow))
     dock.run_button.native.click()

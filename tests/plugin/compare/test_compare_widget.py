@@ -15,7 +15,8 @@ from matplotlib.backend_bases import MouseEvent
 
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.results.writer import write_prediction
-from napari_lrmil.plugin.session.session import Session, SessionState
+from napari_lrmil.plugin.session.run_state import SessionState
+from napari_lrmil.plugin.session.session import Session
 from napari_lrmil.plugin.viewer.layers import lrmil_layers
 from support.fake_slides import one_sentence, speckled, write_tiff
 from support.slow_slides import Slow

@@ -19,7 +19,8 @@ from napari_lrmil.core.patching.regions import box_region
 from napari_lrmil.core.patching.roi import RegionOfInterest
 from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.plugin.session.open_slides import SlideChoice
-from napari_lrmil.plugin.session.session import Session, SessionState
+from napari_lrmil.plugin.session.run_state import SessionState
+from napari_lrmil.plugin.session.session import Session
 from napari_lrmil.plugin.session.what_if import WhatIf
 from support.fake_slides import one_sentence
 
