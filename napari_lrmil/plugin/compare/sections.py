@@ -24,6 +24,7 @@ from qtpy.QtWidgets import (
 from napari_lrmil.plugin.analyse.roi_form import DRAW_TIP, RoiKindButtons
 from napari_lrmil.plugin.compare.comparison_model import BUDGET_KINDS, BudgetKind, TeacherBudget
 from napari_lrmil.plugin.qt.section import Section, enable_unless, make_button, make_label, make_row
+from napari_lrmil.plugin.qt.wheel import PLOT
 from napari_lrmil.plugin.session.preconditions import NOT_DISTILLED, RUN_ACTIVE
 from napari_lrmil.plugin.viewer.attention_layers import CompareMode, CompareView
 
@@ -348,6 +349,7 @@ class ScatterSection(Section):
         self._figure = Figure(layout="constrained", facecolor="none")
         self.canvas: Any = FigureCanvasQTAgg(self._figure)  # type: ignore[no-untyped-call]
         self.canvas.setFixedHeight(PLOT_HEIGHT_PX)
+        self.canvas.setObjectName(PLOT)
         self.canvas.setStyleSheet("background: transparent")
         self.axes: Any = self._figure.add_subplot()
         self._points: NDArray[np.float64] = np.zeros((0, 2))  # teacher, student

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from qtpy.QtCore import QEvent
-from qtpy.QtGui import QCloseEvent
+from qtpy.QtGui import QCloseEvent, QShowEvent
 from qtpy.QtWidgets import QWidget
+
+from napari_lrmil.plugin.qt.wheel import WheelGuard
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -15,7 +17,19 @@ Dock = TypeVar("Dock", bound="QWidget")
 
 
 class DockWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
-    """Base class of docks that stop their work if they are closed or if napari takes them out of the window."""
+    """Base class of docks that stop their work if they are closed or if napari takes them out of the window.
+
+    The mouse wheel scrolls a dock; it changes a value only in a field that has the focus.
+    """
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._wheel_guard = WheelGuard(self)
+
+    def showEvent(self, event: QShowEvent) -> None:  # noqa: N802  # Qt's name
+        """Guard the fields against the wheel; by now the dock is built."""
+        super().showEvent(event)
+        self._wheel_guard.guard(self)
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802  # Qt's name
         """Stop the work of this dock."""

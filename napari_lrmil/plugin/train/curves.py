@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lrmil_training.report.plots import TERM_COLOURS
 from lrmil_training.report.run_record import TrainingCurve
+from napari_lrmil.plugin.qt.wheel import PLOT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,6 +85,7 @@ class CurveCanvas(FigureCanvasQTAgg):
         self._theme = theme
         figure = Figure(facecolor=theme.paper, dpi=96)
         super().__init__(figure)  # type: ignore[no-untyped-call]  # matplotlib's Qt backend is untyped
+        self.setObjectName(PLOT)
         self.setFixedHeight(CANVAS_HEIGHT_PX)
         self.setMinimumWidth(200)
 

@@ -14,6 +14,7 @@ from qtpy.QtWidgets import QWidget
 from lrmil_training.report.plots import method_colour, method_marker
 from napari_lrmil.plugin.qt.section import enable_unless, make_button, make_label
 from napari_lrmil.plugin.qt.steps import Step
+from napari_lrmil.plugin.qt.wheel import PLOT
 from napari_lrmil.plugin.train.curves import PlotTheme
 from napari_lrmil.plugin.train.result_table import MethodRow, RunResult
 
@@ -47,6 +48,7 @@ class ResultSection(Step):
         self.table.setTextFormat(Qt.TextFormat.RichText)
         figure = Figure(layout="constrained", facecolor=theme.paper, dpi=96)
         self.reliability: Any = FigureCanvasQTAgg(figure)  # type: ignore[no-untyped-call]  # matplotlib's Qt backend is untyped
+        self.reliability.setObjectName(PLOT)
         self.reliability.setFixedHeight(PLOT_HEIGHT_PX)
         self.use.clicked.connect(lambda: self.use_wanted.emit())
         self.report.clicked.connect(lambda: self.report_wanted.emit())

@@ -28,7 +28,7 @@ def column(qtbot: Any) -> Any:
     qtbot.addWidget(dock)
     dock.resize(340, 600)
     dock.show()
-    qtbot.waitExposed(dock)
+    qtbot.waitUntil(dock.isVisible)
     return dock
 
 
