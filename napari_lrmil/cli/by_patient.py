@@ -53,6 +53,9 @@ class PatientRequest:
         for answer in answers:
             if answer.reason:
                 print_notice(f"patient {printable(answer.patient)}", answer.reason)
+            if answer.cohort_distance is not None and answer.cohort_distance.is_outside:
+                distance = answer.cohort_distance.text.replace("slides", "patients")
+                print_notice(f"patient {printable(answer.patient)}", f"{distance}; check stain, scanner and tissue")
         n_answers = sum(bool(answer.slides) for answer in answers)
         print_result(f"{n_answers} of {len(answers)} patients have an answer -> {folder / PATIENTS_TABLE}")
 

@@ -325,13 +325,15 @@ def _print_limits(figures: Mapping[str, Any]) -> None:
     point, sets = figures.get("operating_point", {}), figures.get("prediction_sets", {})
     if "threshold" in point:
         biased = ", which these slides chose" if point["chosen_here"] else ""
+        biased += ", by patient" if point.get("level") == "patient" else ""
         print_result(
             f"      at the operating point{biased}: sensitivity {text(point['sensitivity'])}, specificity "
             f"{text(point['specificity'])}"
         )
     if "empirical" in sets:
+        by_patient = ", by patient" if sets.get("level") == "patient" else ""
         print_result(
-            f"      sets at {100 * sets['coverage']:g} %: coverage {text(sets['empirical'])}, mean size "
+            f"      sets at {100 * sets['coverage']:g} %{by_patient}: coverage {text(sets['empirical'])}, mean size "
             f"{sets['mean_size']:.2f}, one class in {sets['singletons']:.0%}"
         )
 

@@ -149,7 +149,9 @@ def _write_measurements(
     # The bundle's own calibration: fitting another on this cohort would be fitting.
     temperatures = {"student": card.temperature, "teacher": card.teacher_temperature}
     split = cohort.slides[0].split  # all slides have the same
-    measure = partial(_measure, split=split, temperatures=temperatures, limits=_limits_of_methods(evaluation, results))
+    limits, model_limits = _limits_of_methods(evaluation, results), evaluation.bundle.limits
+    level = model_limits.level if model_limits else "slide"
+    measure = partial(_measure, split=split, temperatures=temperatures, limits=limits, level=level)
     groups = measure_groups(cohort, results, [*group_by_distance(results), *groupings], measure)
     further = ({BY: groups} if groups else {}) | ({WARNINGS: list(warnings)} if warnings else {})
     write_json(folder / METRICS, measure(cohort, results) | further)
@@ -166,10 +168,11 @@ def _measure(
     split: str,
     temperatures: Temperatures,
     limits: Mapping[str, NetworkLimits],
+    level: str,
 ) -> dict[str, Any]:
     """Return the metrics of some slides."""
     metrics = evaluate_methods(cohort, results, BOOTSTRAP_RESAMPLES, splits=(split,), temperatures=temperatures)
-    add_limits(metrics, cohort, results, temperatures, limits)
+    add_limits(metrics, cohort, results, temperatures, limits, level=level)
     return metrics
 
 

@@ -60,10 +60,19 @@ class PredictionSet:
 
 @dataclass(frozen=True)
 class SlideLimits:
-    """Side and set of one slide; None where the model has no such limit, or the prediction is of a part of a slide."""
+    """Side and set of one slide; None where the model has no such limit, or the prediction is of a part of a slide.
+
+    Attributes
+    ----------
+    side, classes
+        The limits.
+    by_patient
+        Whether the model states them of all slides of a patient together, and of one slide neither.
+    """
 
     side: OperatingSide | None = None
     classes: PredictionSet | None = None
+    by_patient: bool = False
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -77,6 +86,8 @@ NO_LIMITS = SlideLimits()
 def slide_limits(bundle: Bundle, probabilities: Mapping[str, float], *, is_whole_slide: bool = True) -> SlideLimits:
     """Return the limits of a student's prediction. Of a part of a slide there are none: they hold for whole slides.
 
+    They hold for patients, and not for one slide, if all slides of a patient were one bag in training.
+
     Raises
     ------
     BundleError
@@ -85,8 +96,15 @@ def slide_limits(bundle: Bundle, probabilities: Mapping[str, float], *, is_whole
     limits = bundle.limits if is_whole_slide else None
     if limits is None:
         return NO_LIMITS
+    if limits.level == "patient":
+        return SlideLimits(by_patient=True)
     classes = bundle.card.classes
-    return SlideLimits(_side(limits.student, probabilities), prediction_set(limits.student, classes, probabilities))
+    return network_limits(limits.student, classes, probabilities)
+
+
+def network_limits(limits: NetworkLimits, classes: Sequence[str], probabilities: Mapping[str, float]) -> SlideLimits:
+    """Return the side and the set of calibrated probabilities of a slide, or of a patient if they are of those."""
+    return SlideLimits(_side(limits, probabilities), prediction_set(limits, classes, probabilities))
 
 
 def _side(limits: NetworkLimits, probabilities: Mapping[str, float]) -> OperatingSide | None:

@@ -11,7 +11,7 @@ from napari_lrmil.core.errors import BundleError
 from napari_lrmil.core.hashing import file_sha256
 from napari_lrmil.core.heavy_imports import import_lock
 from napari_lrmil.core.models.card import CARD, STUDENT, TEACHER, NetworkCard, card_sha256, read_card
-from napari_lrmil.core.models.cohort_distance import EmbeddingStatistics, read_embedding_statistics
+from napari_lrmil.core.models.cohort_distance import PATIENT_EMBEDDINGS, EmbeddingStatistics, read_embedding_statistics
 from napari_lrmil.core.models.limits import ModelLimits, read_limits
 from napari_lrmil.core.models.pooling import AggregatorWeights, read_mil_weights
 from napari_lrmil.core.models.weight_file import check_weights
@@ -135,6 +135,11 @@ class Bundle:
     def embedding_statistics(self) -> EmbeddingStatistics | None:
         """Statistics of the training slides' embeddings, or None; raises as `read_embedding_statistics` does."""
         return read_embedding_statistics(self.path, self.sha256, self.card.student.dim)
+
+    @cached_property
+    def patient_embedding_statistics(self) -> EmbeddingStatistics | None:
+        """Statistics of the training patients' embeddings, or None; raises as `read_embedding_statistics` does."""
+        return read_embedding_statistics(self.path, self.sha256, self.card.student.dim, PATIENT_EMBEDDINGS)
 
     def verified_file(self, file: str) -> Path:
         """Return the path of one of the bundle's files, whose content has the hash in the card.

@@ -21,6 +21,7 @@ from napari_lrmil.core.atomic_files import atomic_write
 from napari_lrmil.core.errors import BundleError
 
 EMBEDDINGS = "embeddings.safetensors"
+PATIENT_EMBEDDINGS = "patient_embeddings.safetensors"  # of training patients, if each was one bag
 OUTSIDE = 0.99  # share of held-out slides of the training kind; a slide farther away than these gets a warning
 
 Vector = NDArray[np.float64]
@@ -117,7 +118,9 @@ class EmbeddingStatistics:
         return CohortDistance(distance, quantile, int(self.counts[1]))
 
 
-def write_embedding_statistics(folder: Path, statistics: EmbeddingStatistics | None, bundle_sha256: str) -> None:
+def write_embedding_statistics(
+    folder: Path, statistics: EmbeddingStatistics | None, bundle_sha256: str, name: str = EMBEDDINGS
+) -> None:
     """Write the statistics into the bundle in `folder`; None deletes those of an earlier export.
 
     Directions are stored as float16, which takes 46 kB at 1,280 dimensions.
@@ -125,7 +128,7 @@ def write_embedding_statistics(folder: Path, statistics: EmbeddingStatistics | N
     from safetensors.numpy import save_file
 
     if statistics is None:
-        (folder / EMBEDDINGS).unlink(missing_ok=True)
+        (folder / name).unlink(missing_ok=True)
         return
     tensors: dict[str, NDArray[Any]] = {
         "mean": statistics.mean.astype(np.float32),
@@ -136,11 +139,13 @@ def write_embedding_statistics(folder: Path, statistics: EmbeddingStatistics | N
         "distances": statistics.distances,
         "counts": statistics.counts.astype(np.int64),
     }
-    with atomic_write(folder / EMBEDDINGS) as partial:
+    with atomic_write(folder / name) as partial:
         save_file(tensors, partial, metadata={"bundle_sha256": bundle_sha256})
 
 
-def read_embedding_statistics(folder: Path, bundle_sha256: str, dim: int) -> EmbeddingStatistics | None:
+def read_embedding_statistics(
+    folder: Path, bundle_sha256: str, dim: int, name: str = EMBEDDINGS
+) -> EmbeddingStatistics | None:
     """Return the statistics of the bundle in `folder`; None if it has none.
 
     Raises
@@ -148,7 +153,7 @@ def read_embedding_statistics(folder: Path, bundle_sha256: str, dim: int) -> Emb
     BundleError
         If the file is damaged, or of another model.
     """
-    path = folder / EMBEDDINGS
+    path = folder / name
     if not path.is_file():
         return None
     from safetensors import SafetensorError, safe_open
@@ -156,20 +161,20 @@ def read_embedding_statistics(folder: Path, bundle_sha256: str, dim: int) -> Emb
     try:
         with safe_open(path, framework="numpy") as file:
             model = (file.metadata() or {}).get("bundle_sha256")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         counts = tensors.pop("counts")
         statistics = EmbeddingStatistics(**{k: v.astype(np.float64) for k, v in tensors.items()}, counts=counts)
     except (SafetensorError, OSError, KeyError, TypeError) as error:
-        raise _damaged(folder, " ".join(str(error).split())[:200]) from error
+        raise _damaged(folder, name, " ".join(str(error).split())[:200]) from error
     if model != bundle_sha256:
-        raise BundleError(folder, EMBEDDINGS, f"{EMBEDDINGS} is of another model; copy the whole bundle again")
+        raise BundleError(folder, name, f"{name} is of another model; copy the whole bundle again")
     if reason := _problem(statistics, dim):
-        raise _damaged(folder, reason)
+        raise _damaged(folder, name, reason)
     return statistics
 
 
-def _damaged(folder: Path, reason: str) -> BundleError:
-    return BundleError(folder, EMBEDDINGS, f"{EMBEDDINGS} cannot be read ({reason}); copy the bundle again")
+def _damaged(folder: Path, name: str, reason: str) -> BundleError:
+    return BundleError(folder, name, f"{name} cannot be read ({reason}); copy the bundle again")
 
 
 def _problem(statistics: EmbeddingStatistics, dim: int) -> str:

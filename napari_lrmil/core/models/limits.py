@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -104,12 +104,21 @@ class ModelLimits(_Frozen):
         Hash of the model that was measured.
     student, teacher
         Limits of each network; no teacher if the bundle has none.
+    level
+        What an answer is about: a slide, or all slides of a patient if those were one bag in training.
     """
 
     schema_version: Literal[1] = 1
     bundle_sha256: str = ""
+    level: Literal["slide", "patient"] = "slide"
     student: NetworkLimits
     teacher: NetworkLimits | None = None
+
+
+def limits_values(limits: ModelLimits) -> dict[str, Any]:
+    """Return the content of ``limits.json``. Limits of slides have no ``level``, as before there was one."""
+    values = limits.model_dump(mode="json")
+    return values if limits.level == "patient" else {k: v for k, v in values.items() if k != "level"}
 
 
 def read_limits(folder: Path, bundle_sha256: str, classes: tuple[str, ...]) -> ModelLimits | None:
@@ -139,26 +148,26 @@ def limits_lines(limits: ModelLimits) -> list[str]:
     lines = ["## Limits", ""]
     networks = {"Student": limits.student} | ({"Teacher": limits.teacher} if limits.teacher is not None else {})
     for name, network in networks.items():
-        lines += [f"- {name}, operating point: {_point_text(network)}", f"- {name}, sets: {_sets_text(network)}"]
+        point, sets = _point_text(network, limits.level), _sets_text(network, limits.level)
+        lines += [f"- {name}, operating point: {point}", f"- {name}, sets: {sets}"]
     return [*lines, ""]
 
 
-def _point_text(network: NetworkLimits) -> str:
+def _point_text(network: NetworkLimits, level: str) -> str:
     point = network.operating_point
     if point is None:
         return f"none, {network.no_operating_point}"
     return (
-        f"probability of {point.positive} {point.threshold:.4f} or above, by {point.rule}; on the validation slides "
-        f"that chose it sensitivity {point.sensitivity:.3f} ({point.positives} slides), specificity "
-        f"{point.specificity:.3f} ({point.negatives} slides), which is too good for new slides"
+        f"probability of {point.positive} {point.threshold:.4f} or above, by {point.rule}; on the validation {level}s "
+        f"that chose it sensitivity {point.sensitivity:.3f} ({point.positives} {level}s), specificity "
+        f"{point.specificity:.3f} ({point.negatives} {level}s), which is too good for new {level}s"
     )
 
 
-def _sets_text(network: NetworkLimits) -> str:
+def _sets_text(network: NetworkLimits, level: str) -> str:
     if network.conformal is None:
         return f"none, {network.no_conformal}"
     too_few = f"; {network.no_conformal}" if network.no_conformal else ""
-    return (
-        f"conformal, from {len(network.conformal.scores)} slides of {network.conformal.n_patients} patients that "
-        f"neither selection nor calibration has seen{too_few}"
-    )
+    count = len(network.conformal.scores)
+    bags = f"{count} slides of {network.conformal.n_patients} patients" if level == "slide" else f"{count} patients"
+    return f"conformal, from {bags} that neither selection nor calibration has seen{too_few}"

@@ -42,8 +42,8 @@ from napari_lrmil.core.models.card import (
     card_text,
     card_values,
 )
-from napari_lrmil.core.models.cohort_distance import EMBEDDINGS
-from napari_lrmil.core.models.limits import LIMITS, ModelLimits, limits_lines
+from napari_lrmil.core.models.cohort_distance import EMBEDDINGS, PATIENT_EMBEDDINGS
+from napari_lrmil.core.models.limits import LIMITS, ModelLimits, limits_lines, limits_values
 from napari_lrmil.core.models.mil import MIL, LinearTopkMIL, build_mil
 from napari_lrmil.version import __version__
 
@@ -186,7 +186,7 @@ def write_bundle(
     if teacher is not None:
         networks[TEACHER] = teacher
     folder.mkdir(parents=True, exist_ok=True)
-    for old in (CARD, STUDENT, TEACHER, LIMITS, EMBEDDINGS):
+    for old in (CARD, STUDENT, TEACHER, LIMITS, EMBEDDINGS, PATIENT_EMBEDDINGS):
         (folder / old).unlink(missing_ok=True)
     for file, network in networks.items():
         with atomic_write(folder / file) as partial:
@@ -201,7 +201,7 @@ def write_bundle(
     )
     if limits is not None:
         limits = limits.model_copy(update={"bundle_sha256": card_sha256(full)})
-        write_json(folder / LIMITS, limits.model_dump(mode="json"))
+        write_json(folder / LIMITS, limits_values(limits))
     write_text(folder / README, card_text(full, limits_lines(limits) if limits is not None else ()))
     write_json(folder / CARD, card_values(full))
     return Bundle(folder)

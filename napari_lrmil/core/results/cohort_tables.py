@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from napari_lrmil.core.csv_files import read_csv, write_csv
 from napari_lrmil.core.errors import StoredError
 from napari_lrmil.core.results.schema import PREDICTION, PredictionFile
+
+if TYPE_CHECKING:
+    from napari_lrmil.core.inference.slide_limits import OperatingSide, PredictionSet
+    from napari_lrmil.core.results.schema import OperatingPointResult, PredictionSetResult
 
 FAILURES = "failures.csv"
 FAILURE_COLUMNS = ("slide", "step", "reason")
@@ -41,7 +46,7 @@ def write_predictions_table(folder: Path) -> tuple[StoredError, ...]:
             f"{file.seconds['total']:.3f}",
             file.scope or _whole_slide_text(),
             file.calibrated,
-            *(_limit_cells(file) if has_limits else ()),
+            *(limit_cells(file.operating_point, file.prediction_set) if has_limits else ()),
             *((_quantile_cell(file),) if has_distance else ()),
         )
         for file in stored
@@ -51,9 +56,10 @@ def write_predictions_table(folder: Path) -> tuple[StoredError, ...]:
     return tuple(errors)
 
 
-def _limit_cells(file: PredictionFile) -> tuple[str, ...]:
-    """Return the cells of `LIMIT_COLUMNS`; empty where the result has no such limit."""
-    point, classes = file.operating_point, file.prediction_set
+def limit_cells(
+    point: OperatingPointResult | OperatingSide | None, classes: PredictionSetResult | PredictionSet | None
+) -> tuple[str, ...]:
+    """Return the cells of `LIMIT_COLUMNS`; empty where a result has no such limit."""
     cells = ["", ""]
     if point is not None:
         cells = [point.positive, f"{'at or above' if point.reached else 'below'} {point.threshold:.6f}"]

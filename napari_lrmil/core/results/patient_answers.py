@@ -9,12 +9,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.csv_files import write_csv
 from napari_lrmil.core.errors import StoredError
+from napari_lrmil.core.inference.slide_limits import NO_LIMITS, SlideLimits, network_limits
+from napari_lrmil.core.models.cohort_distance import CohortDistance, EmbeddingStatistics
+from napari_lrmil.core.models.limits import NetworkLimits
 from napari_lrmil.core.models.patient_bag import ONE_BAG, attention_shares
-from napari_lrmil.core.results.cohort_tables import read_failures
-from napari_lrmil.core.results.schema import PredictionFile
+from napari_lrmil.core.results.cohort_tables import LIMIT_COLUMNS, limit_cells, read_failures
+from napari_lrmil.core.results.schema import PredictionFile, unreadable_error
 
 if TYPE_CHECKING:
     from napari_lrmil.core.models.bundle import Bundle
@@ -55,6 +61,10 @@ class PatientModel:
         Calibration temperature of the student; None if it has none.
     bag
         What had a label in training, ``slide`` or ``patient``.
+    limits
+        Limits of the student for patients; None if the model has none, or those of slides.
+    embeddings
+        Statistics of the training patients; None if the model has none.
     """
 
     name: str
@@ -62,11 +72,16 @@ class PatientModel:
     classes: tuple[str, ...]
     temperature: float | None
     bag: str = "slide"
+    limits: NetworkLimits | None = None
+    embeddings: EmbeddingStatistics | None = None
 
     @classmethod
     def of(cls, bundle: Bundle) -> Self:
         """Return what answers need of a bundle."""
-        return cls(bundle.name, bundle.sha256, bundle.card.classes, bundle.card.temperature, bundle.card.bag)
+        card, limits = bundle.card, bundle.limits
+        of_patients = limits.student if limits is not None and limits.level == "patient" else None
+        statistics = bundle.patient_embedding_statistics
+        return cls(bundle.name, bundle.sha256, card.classes, card.temperature, card.bag, of_patients, statistics)
 
 
 @dataclass(frozen=True)
@@ -92,6 +107,10 @@ class PatientAnswer:
     attention_shares
         Slide -> share of the attention of one bag of all slides, together 1; empty for means of logits. The attention
         of a slide's own result sums to 1 over the slide: times this share it is that of the patient.
+    limits
+        Side of the operating point and set of classes, of models that state them of patients.
+    cohort_distance
+        Distance of the mean embedding of all patches from those of the training patients; None if it was not measured.
     """
 
     patient: str
@@ -103,6 +122,8 @@ class PatientAnswer:
     calibrated: bool = False
     pooling: str = MEAN_OF_LOGITS
     attention_shares: Mapping[str, float] = field(default_factory=dict)
+    limits: SlideLimits = NO_LIMITS
+    cohort_distance: CohortDistance | None = None
 
     @property
     def reason(self) -> str:
@@ -157,7 +178,40 @@ def _answer_patient(
         calibrated=model.temperature is not None,
         pooling=pooling,
         attention_shares=shares if pooling == ONE_BAG else {},
+        limits=NO_LIMITS if model.limits is None else network_limits(model.limits, model.classes, probabilities),
+        cohort_distance=_patient_distance(folder, files, model.embeddings),
     )
+
+
+def _patient_distance(
+    folder: Path, files: Sequence[PredictionFile], statistics: EmbeddingStatistics | None
+) -> CohortDistance | None:
+    """Return the distance of all patches of a patient's slides; None if a result has no embedding."""
+    if statistics is None:
+        return None
+    embeddings = [_read_embedding(folder / file.slide) for file in files]
+    if any(embedding is None for embedding in embeddings):
+        return None
+    weights = np.array([file.n_patches for file in files], np.float64)
+    return statistics.measure(np.average(np.array(embeddings, np.float64), axis=0, weights=weights))
+
+
+def _read_embedding(folder: Path) -> NDArray[np.float64] | None:
+    """Return the (D,) mean embedding of a slide's patches; None if the result is of a version that did not store it.
+
+    Raises
+    ------
+    StoredError
+        If the file is missing or damaged.
+    """
+    import h5py
+
+    path = folder / "attention.h5"
+    try:
+        with h5py.File(path) as file:
+            return np.asarray(file["embedding"][:], np.float64) if "embedding" in file else None
+    except (OSError, ValueError) as error:
+        raise unreadable_error(path, str(error)) from error
 
 
 def _slide_weights(files: Sequence[PredictionFile], model: PatientModel) -> tuple[str, dict[str, float]]:
@@ -197,8 +251,10 @@ def _softmax(logits: Mapping[str, float], temperature: float | None) -> dict[str
 def write_patient_answers(folder: Path, answers: Sequence[PatientAnswer], model: PatientModel) -> None:
     """Write ``patients.csv`` and ``patients.json``, an entry for each patient of the table, also without an answer."""
     header = ("patient", "predicted", *(f"probability_{name}" for name in model.classes))
-    header += ("n_slides", "n_left_out", "slides", "left_out", "pooling", "calibrated", "reason")
-    write_csv(folder / PATIENTS_TABLE, [header, *(_table_row(answer, model.classes) for answer in answers)])
+    header += ("n_slides", "n_left_out", "slides", "left_out", "pooling", "calibrated")
+    header += (*LIMIT_COLUMNS, "distance_quantile") if _states_limits(model) else ()
+    header += ("reason",)
+    write_csv(folder / PATIENTS_TABLE, [header, *(_table_row(answer, model) for answer in answers)])
     content = {
         "schema_version": SCHEMA_VERSION,
         "bundle": model.name,
@@ -209,18 +265,29 @@ def write_patient_answers(folder: Path, answers: Sequence[PatientAnswer], model:
     write_json(folder / PATIENTS_FILE, content)
 
 
-def _table_row(answer: PatientAnswer, classes: Sequence[str]) -> list[Any]:
-    probabilities = [f"{answer.probabilities[name]:.6f}" if answer.slides else "" for name in classes]
+def _states_limits(model: PatientModel) -> bool:
+    return model.limits is not None or model.embeddings is not None
+
+
+def _table_row(answer: PatientAnswer, model: PatientModel) -> list[Any]:
+    probabilities = [f"{answer.probabilities[name]:.6f}" if answer.slides else "" for name in model.classes]
     left_out = "; ".join(f"{slide}: {reason}" for slide, reason in answer.left_out.items())
     counts = (len(answer.slides), len(answer.left_out))
     origin = (answer.pooling, answer.calibrated) if answer.slides else ("", "")
+    distance = answer.cohort_distance
+    quantile = "" if distance is None else f"{distance.quantile:.4f}"
+    limits = (*limit_cells(answer.limits.side, answer.limits.classes), quantile) if _states_limits(model) else ()
     return [
         *(answer.patient, answer.predicted, *probabilities, *counts, "; ".join(answer.slides), left_out),
-        *(*origin, answer.reason),
+        *(*origin, *limits, answer.reason),
     ]
 
 
 def _as_json(answer: PatientAnswer) -> dict[str, Any]:
     counts = {"n_slides": len(answer.slides), "n_left_out": len(answer.left_out)}
     content: dict[str, Any] = json.loads(json.dumps(asdict(answer)))
+    side, classes, _ = content.pop("limits").values()
+    # As in prediction.json: what a model does not state has no key.
+    stated = {"operating_point": side, "prediction_set": classes, "cohort_distance": content.pop("cohort_distance")}
+    content |= {key: value for key, value in stated.items() if value is not None}
     return content | counts | {"reason": answer.reason, "predicted": answer.predicted or None}

@@ -260,5 +260,7 @@ def write_attention(path: Path, prediction: Prediction, network: NetworkPredicti
         file.create_dataset("attention", data=network.attention)
         evidence = file.create_dataset("evidence", data=network.evidence)
         evidence.attrs["classes"] = list(prediction.classes)
+        if network.embedding is not None and network.attention_mass is not None:  # for the answer by patient
+            file.create_dataset("embedding", data=network.embedding)
     with atomic_write(path) as partial:
         partial.write_bytes(content.getbuffer())

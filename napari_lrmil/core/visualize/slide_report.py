@@ -42,6 +42,7 @@ PANEL_LEGEND = "attention, times the average"
 PANEL_PX, PANEL_HEIGHT_PX = 470, 640  # largest width and height of a thumbnail on the page, CSS pixels
 PANEL_TEXT_PX = 12
 JPEG_QUALITY = 85
+NOT_STATED = "not stated by this model"
 EVIDENCE_CLASSES = 4  # classes named beside a patch: those with the most evidence for or against
 STEP_LABELS = {
     "open": "opening the slide",
@@ -140,6 +141,7 @@ def _context(slide: Slide, prediction: Prediction, gallery: Sequence[GalleryPatc
         "calibration": calibration_text(prediction),
         "margin": probability_margin(student.probabilities),
         "limits": [row for row in _limit_rows(prediction) if row["value"] or not region],
+        "has_limits": bool(prediction.limits.texts or prediction.limits.by_patient or prediction.cohort_distance),
         "lr_um": grid.lattice.lr_um,
         "n_lr": len(grid.lr_index),
         "n_hr": len(grid.hr_index),
@@ -160,23 +162,27 @@ def _context(slide: Slide, prediction: Prediction, gallery: Sequence[GalleryPatc
 
 
 def _limit_rows(prediction: Prediction) -> list[Context]:
-    """Return a row for each limit of the answer; one without ``value`` is not stated by the model."""
+    """Return a row for each limit of the answer; one without ``value`` says why it is not stated."""
+    missing = "stated of all slides of a patient together" if prediction.limits.by_patient else NOT_STATED
     side, classes, distance = prediction.limits.side, prediction.limits.classes, prediction.cohort_distance
     return [
         {
             "name": "Operating point",
             "value": side and f"{side.text}: counts as {side.positive if side.reached else f'not {side.positive}'}",
             "help": "The threshold was chosen on validation slides of the training.",
+            "missing": missing,
         },
         {
             "name": f"Set of classes at {100 * (classes.coverage if classes else SET_COVERAGE):g} %",
             "value": classes and " or ".join(classes.classes),
             "help": "Sets hold the true class in this share of slides of new patients like the calibration patients.",
+            "missing": missing,
         },
         {
             "name": "Distance from the training slides",
             "value": distance and f"{distance.text} ({distance.distance:.1f} times the usual distance)",
             "help": "Slides of other stain, scanner or tissue lie far away; there the probabilities mean little.",
+            "missing": NOT_STATED,
         },
     ]
 

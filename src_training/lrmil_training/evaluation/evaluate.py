@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from lrmil_training.data.cohort import SPLITS, Cohort, CohortSlide
-from lrmil_training.evaluation.limits import measure_limits
+from lrmil_training.data.cohort import CALIBRATION, SPLITS, Cohort, CohortSlide
+from lrmil_training.evaluation.limits import fit_limits, measure_limits
 from lrmil_training.evaluation.metrics import (
     Resampler,
     ScoredSlides,
@@ -20,7 +20,14 @@ from lrmil_training.evaluation.metrics import (
     fit_temperature,
     paired_difference,
 )
-from lrmil_training.evaluation.patients import PATIENTS, PatientBag, group_slides, mean_logits, measure_patients
+from lrmil_training.evaluation.patients import (
+    PATIENTS,
+    PatientBag,
+    group_slides,
+    mean_logits,
+    measure_patients,
+    scale_logits,
+)
 from lrmil_training.evaluation.significance import assess_non_inferiority, delong_test
 from lrmil_training.evaluation.summary import AGREEMENT_METRICS
 from napari_lrmil.core.geometry import Bounds
@@ -164,6 +171,7 @@ def add_limits(
     limits: Mapping[str, NetworkLimits],
     *,
     chosen_on: str = "",
+    level: str = "slide",
 ) -> None:
     """Add what `measure_limits` returns to the metrics of `evaluate_methods`, for the methods that have limits.
 
@@ -177,12 +185,14 @@ def add_limits(
         Method -> operating point and conformal scores.
     chosen_on
         Split on which the operating points were chosen; empty if it is none of this cohort.
+    level
+        What the limits are about, ``slide`` or ``patient``; see `ModelLimits`.
     """
     for method, network in limits.items():
         for split, values in metrics[method].items():
             on_split = [r for r in results[method] if r.row.split == split]
-            scored = score_slides(cohort, on_split, temperatures[method])
-            values |= measure_limits(scored, network, cohort.classes, chosen_here=split == chosen_on)
+            scored = SCORERS[level](cohort, on_split, temperatures[method])
+            values |= measure_limits(scored, network, cohort.classes, chosen_here=split == chosen_on, level=level)
 
 
 def _evaluate_split(
@@ -241,6 +251,48 @@ def score_slides(cohort: Cohort, results: Sequence[SlideResult], temperature: fl
     targets = np.array([cohort.target(r.row) for r in results])
     probabilities = np.array([_probabilities(r, temperature) for r in results])
     return ScoredSlides(probabilities, targets, tuple(r.row.patient for r in results))
+
+
+def score_patients(cohort: Cohort, results: Sequence[SlideResult], temperature: float | None) -> ScoredSlides:
+    """Return the calibrated probabilities of the patients of some slides, a row for each; see `patient_logits`.
+
+    Patients whose slides have several labels are left out.
+    """
+    bags = group_slides([r.row.patient for r in results], [cohort.target(r.row) for r in results]).labelled
+    logits = patient_logits(results, bags) if bags else np.empty((0, len(cohort.classes)))
+    targets = np.array([bag.target for bag in bags], dtype=np.int64)
+    return ScoredSlides(scale_logits(logits, temperature), targets, tuple(bag.patient for bag in bags))
+
+
+SCORERS: dict[str, Callable[[Cohort, Sequence[SlideResult], float | None], ScoredSlides]] = {
+    "slide": score_slides,
+    "patient": score_patients,
+}
+
+
+def fit_method_limits(
+    cohort: Cohort, results: Results, temperatures: Temperatures, sensitivity: float | None, level: str
+) -> dict[str, NetworkLimits]:
+    """Return method -> limits, from the validation and calibration slides of a run.
+
+    Parameters
+    ----------
+    cohort, results, temperatures
+        See `evaluate_methods`.
+    sensitivity
+        See `fit_limits`.
+    level
+        What had a label in training, ``slide`` or ``patient``.
+    """
+    limits = {}
+    for method, slides in results.items():
+        val, calibration = (
+            SCORERS[level](cohort, [r for r in slides if r.row.split == split], temperatures[method])
+            for split in ("val", CALIBRATION)
+        )
+        is_aside = len(calibration.targets) > 0
+        limits[method] = fit_limits(val, calibration if is_aside else None, cohort.classes, sensitivity)
+    return limits
 
 
 def _probabilities(result: SlideResult, temperature: float | None) -> NDArray[np.float64]:

@@ -6,13 +6,12 @@ taken as if each patient had one slide.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lrmil_training.data.cohort import CALIBRATION
 from lrmil_training.data.patient_groups import patient_clusters
 from lrmil_training.evaluation.metrics import CONFIDENCE_LEVEL, ScoredSlides
 from napari_lrmil.core.metrics.conformal import aps_scores, conformal_threshold, fewest_patients, prediction_sets
@@ -125,58 +124,36 @@ def _fit_conformal(calibration: ScoredSlides | None) -> tuple[ConformalScores | 
     )
 
 
-def split_rows(splits: Sequence[str], scored: ScoredSlides, split: str) -> ScoredSlides | None:
-    """Return the slides of one split; None if there is none."""
-    rows = [i for i, name in enumerate(splits) if name == split]
-    if not rows:
-        return None
-    return ScoredSlides(scored.probabilities[rows], scored.targets[rows], tuple(scored.patients[i] for i in rows))
-
-
-def fit_run_limits(
-    scored: Mapping[str, ScoredSlides], splits: Sequence[str], classes: Sequence[str], sensitivity: float | None
-) -> dict[str, NetworkLimits]:
-    """Return method -> limits.
-
-    Parameters
-    ----------
-    scored
-        Method -> calibrated probabilities of all slides of the run.
-    splits
-        (N,) split of each slide.
-    classes, sensitivity
-        See `fit_limits`.
-    """
-    limits = {}
-    for method, slides in scored.items():
-        val = split_rows(splits, slides, "val")
-        assert val is not None  # checked before the run
-        limits[method] = fit_limits(val, split_rows(splits, slides, CALIBRATION), classes, sensitivity)
-    return limits
-
-
 # ---------------------------------------------------------------- figures
 
 
 def measure_limits(
-    scored: ScoredSlides, limits: NetworkLimits, classes: Sequence[str], *, chosen_here: bool = False
+    scored: ScoredSlides,
+    limits: NetworkLimits,
+    classes: Sequence[str],
+    *,
+    chosen_here: bool = False,
+    level: str = "slide",
 ) -> dict[str, Any]:
     """Return ``operating_point`` and ``prediction_sets`` of ``metrics.json``: figures, or a reason.
 
     Parameters
     ----------
     scored
-        Calibrated probabilities of the slides of one split.
+        Calibrated probabilities of the slides of one split, or of its patients.
     limits
         Limits of the method.
     classes
         Class names.
     chosen_here
         Whether the operating point was chosen on these slides, so that its figures are too good.
+    level
+        ``patient`` if the rows of `scored` are patients, each with all its slides; the entries then say so.
     """
+    marked = {"level": level} if level == "patient" else {}
     return {
-        "operating_point": _measure_point(scored, limits, chosen_here),
-        "prediction_sets": _measure_sets(scored, limits, classes),
+        "operating_point": _measure_point(scored, limits, chosen_here) | marked,
+        "prediction_sets": _measure_sets(scored, limits, classes) | marked,
     }
 
 
@@ -201,6 +178,8 @@ def _measure_sets(scored: ScoredSlides, limits: NetworkLimits, classes: Sequence
     if conformal is None:
         return {"reason": limits.no_conformal}
     threshold = conformal_threshold(conformal.scores, conformal.patients, SET_COVERAGE)
+    if not len(scored.targets):
+        return {"reason": "every patient has slides of several labels"}
     if threshold is None:
         return {"reason": limits.no_conformal}
     sets = prediction_sets(scored.probabilities, threshold)

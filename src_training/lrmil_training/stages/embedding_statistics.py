@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lrmil_training.data.cohort import Cohort
 from lrmil_training.data.feature_store import StoredRows
+from lrmil_training.data.patient_bags import group_by_bag
 from lrmil_training.data.patient_groups import patient_clusters
 from napari_lrmil.core.models.cohort_distance import EmbeddingStatistics, Vector
 
@@ -39,6 +40,23 @@ def measure_embeddings(cohort: Cohort, features: Mapping[str, StoredRows]) -> Em
     patients = patient_clusters([s.patient for s in train])
     held_out = np.array([means[s.name] for s in val]).reshape(len(val), -1)
     return fit_embedding_statistics(np.array([means[s.name] for s in train]), patients, held_out)
+
+
+def measure_patient_embeddings(cohort: Cohort, features: Mapping[str, StoredRows]) -> EmbeddingStatistics | None:
+    """Return the statistics of a cohort's training patients, each by the mean over all patches of all its slides.
+
+    None if there are too few patients. See `measure_embeddings`.
+    """
+    means: dict[str, list[Vector]] = {"train": [], "val": []}
+    patients = []
+    for split, of_split in means.items():
+        for slides in group_by_bag(cohort.of(split), "patient"):
+            rows = [features[s.name]() for s in slides]
+            total = np.sum([r.sum(axis=0, dtype=np.float64) for r in rows], axis=0)
+            of_split.append(total / sum(len(r) for r in rows))
+            patients += [slides[0].patient] if split == "train" else []
+    held_out = np.array(means["val"]).reshape(len(means["val"]), -1)
+    return fit_embedding_statistics(np.array(means["train"]), patient_clusters(patients), held_out)
 
 
 def fit_embedding_statistics(train: Vector, patients: Sequence[str], val: Vector) -> EmbeddingStatistics | None:

@@ -19,10 +19,9 @@ from lrmil_training.evaluation.evaluate import (
     add_limits,
     build_slide_table,
     evaluate_methods,
+    fit_method_limits,
     fit_method_temperatures,
-    score_slides,
 )
-from lrmil_training.evaluation.limits import fit_run_limits
 from lrmil_training.evaluation.patients_table import write_patients_table
 from lrmil_training.runs.event_log import SLIDES
 from lrmil_training.stages.methods import STUDENT
@@ -59,11 +58,10 @@ def evaluate_run(
     yield Progress("evaluation", 0, 1, "report")
     cohort = context.cohort
     temperatures = fit_method_temperatures(cohort, results)
-    scored = {method: score_slides(cohort, slides, temperatures[method]) for method, slides in results.items()}
-    splits = [r.row.split for r in next(iter(results.values()))]
-    limits = fit_run_limits(scored, splits, cohort.classes, context.config.operating_point.sensitivity)
+    sensitivity, level = context.config.operating_point.sensitivity, context.config.bag
+    limits = fit_method_limits(cohort, results, temperatures, sensitivity, level)
     metrics = evaluate_methods(cohort, results, context.config.bootstrap, temperatures=temperatures)
-    add_limits(metrics, cohort, results, temperatures, limits, chosen_on="val")
+    add_limits(metrics, cohort, results, temperatures, limits, chosen_on="val", level=level)
     write_json(context.folder / SLIDES, {"slides": build_slide_table(cohort, results, temperatures)})
     write_patients_table(context.folder, cohort, results, temperatures)
     drawn = [name for name in ("teacher", STUDENT) if name in results]

@@ -14,13 +14,13 @@ from lrmil_training.data.validation_patients import validation_notice
 from lrmil_training.evaluation.evaluate import SlideResult, fit_method_temperature
 from lrmil_training.evaluation.patients import PATIENTS
 from lrmil_training.runs.event_log import SELECTION
-from lrmil_training.stages.embedding_statistics import measure_embeddings
+from lrmil_training.stages.embedding_statistics import measure_embeddings, measure_patient_embeddings
 from lrmil_training.stages.outline_use import describe_outlines
 from lrmil_training.stages.outputs import Evaluation, Student, TeacherOutputs
 from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.models.bundle import Bundle
-from napari_lrmil.core.models.cohort_distance import write_embedding_statistics
+from napari_lrmil.core.models.cohort_distance import PATIENT_EMBEDDINGS, write_embedding_statistics
 from napari_lrmil.core.models.limits import ModelLimits
 from napari_lrmil.core.models.networks import StudentNetwork, TeacherNetwork, write_bundle
 from napari_lrmil.core.patching.color import FEWEST_SLIDES, CohortColour, cohort_colour, color_stats
@@ -48,12 +48,15 @@ def export_bundle(
         "bag": config.bag,
     }
     networks = StudentNetwork(student.encoder, student.require_mil())
-    limits = ModelLimits(student=evaluation.limits["student"], teacher=evaluation.limits.get("teacher"))
+    of_methods = evaluation.limits
+    limits = ModelLimits(student=of_methods["student"], teacher=of_methods.get("teacher"), level=config.bag)
     # The teacher's encoder may still be on the GPU; bundles are written from the CPU.
     hr = None if teacher.mil is None else TeacherNetwork(context.encoder.encoder.cpu(), teacher.mil)
     bundle = write_bundle(folder, card, networks, hr, limits)
     statistics = measure_embeddings(cohort, student.require_features())
     write_embedding_statistics(folder, statistics, bundle.sha256)
+    by_patient = measure_patient_embeddings(cohort, student.require_features()) if config.bag == "patient" else None
+    write_embedding_statistics(folder, by_patient, bundle.sha256, PATIENT_EMBEDDINGS)
     return bundle
 
 

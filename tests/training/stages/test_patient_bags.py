@@ -5,30 +5,41 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
 from lrmil_training.config import build_config
 from lrmil_training.data.bags import BagItem
-from lrmil_training.data.cohort import read_cohort
+from lrmil_training.data.cohort import Cohort, CohortSlide, read_cohort
 from lrmil_training.data.patient_bags import join_items, require_one_label
 from lrmil_training.external_evaluation import ExternalEvaluation, evaluate_bundle
 from lrmil_training.losses import patch_cross_entropy
+from lrmil_training.stages.embedding_statistics import (
+    fit_embedding_statistics,
+    measure_embeddings,
+    measure_patient_embeddings,
+)
 from lrmil_training.stages.end_to_end import PatientPixels, PixelBag
 from lrmil_training.train import train
 from napari_lrmil.api import predict_patients
+from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.csv_files import read_csv
 from napari_lrmil.core.errors import CohortError, ConfigError
 from napari_lrmil.core.events import Finished, Metric
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.card import CARD
+from napari_lrmil.core.models.cohort_distance import PATIENT_EMBEDDINGS, write_embedding_statistics
+from napari_lrmil.core.models.limits import LIMITS, ConformalScores
 from napari_lrmil.core.models.mil import GatedAttentionMIL, pool_bag
 from napari_lrmil.core.models.patient_bag import ONE_BAG, attention_mass, attention_shares, bag_logits
 from support.phantoms import copy_cohort
@@ -40,6 +51,7 @@ TINY: dict[str, Any] = {
     "hr_patch_px": 64,
     "lr_patch_px": 64,
     "bootstrap": 100,
+    "operating_point": {"sensitivity": 1.0},
     "teacher": {"epochs": 2, "min_epochs": 1},
     "stage1": {"epochs": 1},
     "stage2": {"epochs": 3, "min_epochs": 1},
@@ -179,6 +191,67 @@ def test_run_evaluation_and_prediction_give_a_patient_one_answer(run: Path, coho
             assert value == pytest.approx(float(stored[answer.patient][f"probability_{name}"]), abs=1e-4)
     entries = json.loads((tmp_path / "out" / "patients.json").read_text())["patients"]
     assert set(entries[0]["attention_shares"]) == set(entries[0]["slides"])
+
+
+def test_limits_are_those_of_patients(run: Path, cohort: Path, tmp_path: Path) -> None:
+    """The operating point counts validation patients; sides, sets and distances are not those of slides."""
+    metrics = json.loads((run / "metrics.json").read_text())["student"]
+    point = metrics["test"]["operating_point"]
+    assert point["level"] == "patient" and point["sensitivity"]["n_slides"] == 1, "one patient with a lesion"
+    copy = Path(shutil.copytree(run / "bundle", tmp_path / "bundle"))
+    limits = Bundle(copy).limits
+    assert limits is not None and limits.level == "patient"
+    fitted = limits.student.operating_point
+    assert fitted is not None and (fitted.positives, fitted.negatives) == (1, 1)
+    assert "on the validation patients" in (copy / "README.md").read_text()
+    scores = ConformalScores(scores=tuple(i / 20 for i in range(20)), patients=tuple(range(20)))
+    student = limits.student.model_copy(update={"conformal": scores})
+    write_json(copy / LIMITS, limits.model_copy(update={"student": student}).model_dump(mode="json"))
+    rng, dim = np.random.default_rng(0), Bundle(copy).card.student.dim
+    names = [f"P{i}" for i in range(12)]
+    statistics = fit_embedding_statistics(rng.normal(size=(12, dim)), names, rng.normal(size=(4, dim)))
+    write_embedding_statistics(copy, statistics, Bundle(copy).sha256, PATIENT_EMBEDDINGS)
+    answers = predict_patients(cohort, tmp_path / "out", copy, device="cpu", runtime="torch")
+    stored = Bundle(copy).patient_embedding_statistics
+    assert stored is not None
+    for answer in answers:
+        side, classes, distance = answer.limits.side, answer.limits.classes, answer.cohort_distance
+        assert side is not None and classes is not None and distance is not None
+        assert side.reached == (answer.probabilities[side.positive] >= fitted.threshold)
+        assert answer.predicted in classes.classes
+        means, counts = zip(*(_mean_embedding(tmp_path / "out" / name) for name in answer.slides), strict=True)
+        mean = sum(m * n for m, n in zip(means, counts, strict=True)) / sum(counts)
+        assert distance.distance == pytest.approx(stored.measure(mean).distance, abs=1e-9)
+        for name in answer.slides:
+            assert "operating_point" not in json.loads((tmp_path / "out" / name / "prediction.json").read_text())
+    entry = json.loads((tmp_path / "out" / "patients.json").read_text())["patients"][0]
+    assert entry["operating_point"]["threshold"] == fitted.threshold and "limits" not in entry
+    header, *lines = read_csv(tmp_path / "out" / "patients.csv")
+    cells = dict(zip(header, lines[0], strict=True))
+    assert cells["prediction_set"] and float(cells["distance_quantile"]) <= 1 and header[-1] == "reason"
+
+
+def _mean_embedding(folder: Path) -> tuple[Any, int]:
+    with h5py.File(folder / "attention.h5") as file:
+        return np.array(file["embedding"][:]), len(file["coords"])
+
+
+def test_statistics_of_patients_are_of_all_their_patches(tmp_path: Path) -> None:
+    """Two slides with 1 and 3 patches: the mean is that of the four patches."""
+    rng = np.random.default_rng(0)
+    splits = ["train"] * 24 + ["val"] * 4
+    slides = tuple(
+        CohortSlide(tmp_path / f"s{i}.tif", f"P{i // 2}", "ab"[i // 2 % 2], split) for i, split in enumerate(splits)
+    )
+    table = Cohort(tmp_path / "c.csv", slides, ("a", "b"), fixed=True)
+    rows = {s.name: rng.normal(size=(1 + 2 * (i % 2), 3)).astype(np.float32) for i, s in enumerate(slides)}
+    features: Any = {name: partial(np.array, values) for name, values in rows.items()}
+    statistics = measure_patient_embeddings(table, features)
+    assert statistics is not None and statistics.counts.tolist() == [12, 14]
+    bags = [np.concatenate([rows[s.name] for s in slides[2 * p : 2 * p + 2]]) for p in range(12)]
+    assert statistics.mean == pytest.approx(np.mean([bag.mean(axis=0) for bag in bags], axis=0), abs=1e-6)
+    slides_alone = measure_embeddings(table, features)
+    assert slides_alone is not None and slides_alone.counts.tolist() == [24, 28]
 
 
 CHILD = """
