@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from napari_lrmil.plugin.session.open_slides import SlideChoice
     from napari_lrmil.plugin.session.session import Session
 
-BRUSH_SIZE = 12  # diameter in pixels of the mask
+BRUSH_SIZE, TISSUE_LABEL = 12, 1  # diameter in pixels of the mask; value of tissue in it
 
 
 class ViewerActions:
@@ -156,7 +156,29 @@ class ViewerActions:
         if tissue_grid is None or self.tissue_layer() is not None:
             return
         [layer] = add_layers(self._viewer, [build_tissue_layer(tissue_grid, self._slide_tag())])
-        layer.mode, layer.brush_size, layer.selected_label = "paint", BRUSH_SIZE, 1
+        layer.brush_size = BRUSH_SIZE
+        self.choose_tissue_tool("paint")
+
+    def choose_tissue_tool(self, tool: str) -> None:
+        """Choose brush or eraser of the tissue mask; nothing happens if the mask is not being edited.
+
+        Parameters
+        ----------
+        tool
+            ``paint`` adds tissue, ``erase`` removes it.
+        """
+        layer = self.tissue_layer()
+        if layer is not None:
+            self._viewer.layers.selection.active = layer  # napari draws on the active layer
+            layer.visible = True
+            # The brush paints the selected label, which the user may have set to 0 in napari's own controls.
+            layer.selected_label, layer.mode = TISSUE_LABEL, tool
+
+    def set_tissue_brush(self, diameter: int) -> None:
+        """Set the diameter of brush and eraser in pixels of the tissue mask."""
+        layer = self.tissue_layer()
+        if layer is not None:
+            layer.brush_size = diameter
 
     def apply_tissue_edit(self) -> None:
         """Pass the painted mask to the session and remove the labels layer."""

@@ -26,6 +26,8 @@ from napari_lrmil.plugin.session.preconditions import RUN_ACTIVE, TISSUE_UNKNOWN
 from napari_lrmil.plugin.viewer.attention_layers import AttentionStyle
 
 if TYPE_CHECKING:
+    from napari.layers import Labels
+
     from napari_lrmil.core.inference.prediction import Prediction
     from napari_lrmil.plugin.session.session import Session
 
@@ -37,6 +39,8 @@ QProgressBar::chunk {{ border-radius: 3px; background: {colour}; }}
 """
 TOP_COLOUR, OTHER_COLOUR = "#e8892c", "#8a8f98"  # readable on dark and on light, and without colour vision
 NO_RESULT = "There is no result yet."
+BRUSH_RANGE = (1, 60)  # pixels of the tissue mask
+MASK_OPEN, MASK_CLOSED = "The mask is being edited.", "The mask is not being edited."
 
 # ---------------------------------------------------------------- probabilities
 
@@ -234,52 +238,91 @@ class WhatIfSection(Section):
 
 
 class TissueSection(Section):
-    """Buttons that edit the tissue mask as a labels layer, apply it, or reset it."""
+    """Buttons that edit the tissue mask on the slide: brush, eraser and their size, apply, reset.
+
+    Attributes
+    ----------
+    tool_chosen
+        Emitted with ``paint`` or ``erase``.
+    size_chosen
+        Emitted with the diameter of the brush in pixels of the mask.
+    """
 
     edit_requested = Signal()
     apply_requested = Signal()
     reset_requested = Signal()
+    tool_chosen = Signal(str)
+    size_chosen = Signal(int)
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__("tissue", "Tissue mask", parent)
-        self.edit, self.apply, self.reset = make_button("Edit", ""), make_button("Apply", ""), make_button("Reset", "")
+        self.edit, self.apply = make_button("Edit mask", ""), make_button("Apply mask", "")
+        self.reset = make_button("Reset mask", "")
+        self.paint = make_button("Paint", "Add tissue: drag over the slide")
+        self.erase = make_button("Erase", "Remove tissue: drag over the slide")
+        for tool in (self.paint, self.erase):
+            tool.setCheckable(True)
+        self.size, self.size_label = QSlider(Qt.Orientation.Horizontal), make_label("brush size")
+        self.size.setRange(*BRUSH_RANGE)
+        self.size.setAccessibleName("Diameter of the brush")
         self.status = make_label("tissue", small=True)
+        self._connect()
+        self.add(self.edit)
+        self.add(self.paint, self.erase)
+        self.add(self.size, self.size_label)
+        self.add(self.apply, self.reset)
+        self.add(self.status)
+
+    def _connect(self) -> None:
         for button, signal in (
             (self.edit, self.edit_requested),
             (self.apply, self.apply_requested),
             (self.reset, self.reset_requested),
         ):
             button.clicked.connect(signal)
-        self.add(self.edit, self.apply, self.reset)
-        self.add(self.status)
+        self.paint.clicked.connect(lambda: self.tool_chosen.emit("paint"))
+        self.erase.clicked.connect(lambda: self.tool_chosen.emit("erase"))
+        self.size.valueChanged.connect(self.size_chosen)
 
-    def show_session(self, session: Session, is_editing: bool) -> None:
+    def show_session(self, session: Session, layer: Labels | None) -> None:
         """Show the state of the mask and enable the possible steps.
 
         Parameters
         ----------
         session
             The session with the tissue mask.
-        is_editing
-            Whether the mask is open as a labels layer.
+        layer
+            The labels layer in which the mask is edited; None if it is not being edited.
         """
-        tissue_grid = session.tissue_grid
+        tissue_grid, is_editing = session.tissue_grid, layer is not None
         busy = RUN_ACTIVE if session.is_busy else ""
         no_tissue = busy or ("" if tissue_grid else TISSUE_UNKNOWN)
         is_edited = tissue_grid is not None and tissue_grid.edited
+        self.show_tools(layer)
         enable_unless(
             self.edit,
-            no_tissue or ("The mask is being edited." if is_editing else ""),
-            "Paint tissue with label 1, erase it with label 0",
+            no_tissue or (MASK_OPEN if is_editing else ""),
+            "Show the mask on the slide and change it by hand",
         )
-        enable_unless(
-            self.apply, no_tissue or ("" if is_editing else "The mask is not being edited."), "Use the painted mask"
-        )
-        enable_unless(
-            self.reset, busy or ("" if is_edited else "The mask is not edited."), "Go back to the mask found by colour"
-        )
+        enable_unless(self.apply, no_tissue or ("" if is_editing else MASK_CLOSED), "Use the mask as it is painted now")
+        unchanged = "" if is_edited or is_editing else "The mask is not edited."
+        enable_unless(self.reset, busy or unchanged, "Discard all edits: go back to the mask found by colour")
         origin = "edited by hand" if is_edited else "found by colour"
-        self.status.setText(f"{len(tissue_grid.grid.lr_index)} patches; mask {origin}." if tissue_grid else "")
+        n = len(tissue_grid.grid.lr_index) if tissue_grid else 0
+        self.status.setText(f"{n:,} {'patch' if n == 1 else 'patches'}; mask {origin}." if tissue_grid else "")
+
+    def show_tools(self, layer: Labels | None) -> None:
+        """Show tool and size of the brush of a labels layer; None hides them."""
+        for row in (self.paint.parentWidget(), self.size.parentWidget()):
+            row.setVisible(layer is not None)
+        if layer is None:
+            return
+        self.paint.setChecked(layer.mode == "paint" and layer.selected_label != 0)
+        self.erase.setChecked(layer.mode == "erase" or (layer.mode == "paint" and layer.selected_label == 0))
+        self.size.blockSignals(True)  # it shows the layer's value here
+        self.size.setValue(round(layer.brush_size))
+        self.size.blockSignals(False)
+        self.size_label.setText(f"Size {layer.brush_size * layer.scale[-1]:,.0f} µm")
 
 
 # ---------------------------------------------------------------- export

@@ -234,6 +234,8 @@ class AnalyseWidget(DockWidget):
             (self.what_if.keep_requested, lambda: self._change_what_if(partial(session.keep_only, session.regions))),
             (self.what_if.undo_requested, lambda: self._change_what_if(session.undo)),
             (self.tissue.edit_requested, self._start_tissue_edit),
+            (self.tissue.tool_chosen, actions.choose_tissue_tool),
+            (self.tissue.size_chosen, actions.set_tissue_brush),
             (self.tissue.apply_requested, lambda: self._change_tissue(actions.apply_tissue_edit)),
             (self.tissue.reset_requested, lambda: self._change_tissue(actions.reset_tissue)),
             (self.navigation.icc_toggled, self.slide_display.set_true_colours),
@@ -410,7 +412,14 @@ class AnalyseWidget(DockWidget):
 
     def _start_tissue_edit(self) -> None:
         self.viewer_actions.start_tissue_edit()
+        layer = self.viewer_actions.tissue_layer()
+        if layer is not None:  # napari's own keys and controls change the tool too
+            for emitter in (layer.events.mode, layer.events.brush_size, layer.events.selected_label):
+                emitter.connect(self._show_tissue_tools)
         self._refresh()
+
+    def _show_tissue_tools(self, _: Any = None) -> None:
+        self.tissue.show_tools(self.viewer_actions.tissue_layer())
 
     def _change_tissue(self, change: Callable[[], None]) -> None:
         show_errors(change)
@@ -430,7 +439,7 @@ class AnalyseWidget(DockWidget):
         self.results.show_prediction(session.prediction)
         self.roi_form.show_session(session)
         self.what_if.show_session(session)
-        self.tissue.show_session(session, self.viewer_actions.tissue_layer() is not None)
+        self.tissue.show_session(session, self.viewer_actions.tissue_layer())
         has_result = session.prediction is not None
         command = show_errors(self.viewer_actions.equivalent_command) if has_result else None
         self.save_section.show_state(session.slide is not None, has_result, command or "")

@@ -222,7 +222,7 @@ def build_tissue_layer(tissue_grid: TissueGrid, slide: LayerTag) -> LayerData:
     pixel = lattice.box.width / mask.shape[1], lattice.box.height / mask.shape[0]
     tag = LayerTag("tissue", slide.path, slide.mpp, slide.given_mpp)
     options = {
-        "name": "Tissue (paint 1, erase 0)",
+        "name": "Tissue mask",
         "opacity": 0.35,
         "metadata": tag.as_metadata(),
         **placement((float(lattice.origin[0]), float(lattice.origin[1])), pixel, lattice.mpp),

@@ -307,6 +307,61 @@ def test_the_mask_can_be_painted_and_found_again(dock: Any, viewer: Any, qtbot: 
     )
 
 
+def test_paint_adds_tissue_and_erase_removes_it_whatever_label_is_selected(dock: Any, viewer: Any, qtbot: Any) -> None:
+    dock.tissue.toggleButton().click()
+    dock.tissue.edit.click()
+    layer = dock.viewer_actions.tissue_layer()
+    assert dock.tissue.paint.isVisible() and dock.tissue.paint.isChecked()
+    layer.selected_label = 0  # in napari's own controls
+    assert dock.tissue.erase.isChecked() and not dock.tissue.paint.isChecked()
+    viewer.layers.selection.active = viewer.layers[0]
+    dock.tissue.erase.click()
+    assert viewer.layers.selection.active is layer
+    layer.data = np.ones_like(layer.data)
+    drag_over_middle(layer)
+    is_tissue = np.asarray(layer.data) > 0
+    assert 0 < (~is_tissue).sum() < is_tissue.size
+    dock.tissue.paint.click()
+    assert dock.tissue.paint.isChecked() and not dock.tissue.erase.isChecked()
+    drag_over_middle(layer)
+    assert (np.asarray(layer.data) > 0).all()
+
+
+def drag_over_middle(layer: Any) -> None:
+    """Press and release the mouse in the middle of a labels layer, with the tool that is chosen."""
+    from napari.layers.labels._labels_mouse_bindings import draw
+    from napari.utils._proxies import ReadOnlyWrapper
+
+    class Drag:
+        type, button, modifiers, dims_displayed, view_direction = "mouse_press", 1, (), [0, 1], None
+        position = tuple(layer.data_to_world([length // 2 for length in layer.data.shape]))
+
+    steps = draw(layer, ReadOnlyWrapper(Drag))
+    next(steps)
+    Drag.type = "mouse_release"
+    next(steps, None)
+
+
+def test_size_of_the_brush_is_in_micrometres_and_follows_napari(dock: Any, viewer: Any, qtbot: Any) -> None:
+    dock.tissue.edit.click()
+    layer = dock.viewer_actions.tissue_layer()
+    dock.tissue.size.setValue(7)
+    assert layer.brush_size == 7
+    layer.brush_size = 20
+    assert dock.tissue.size.value() == 20
+    assert dock.tissue.size_label.text() == f"Size {20 * layer.scale[-1]:,.0f} µm"
+
+
+def test_reset_ends_an_edit_that_was_not_applied(dock: Any, viewer: Any, qtbot: Any) -> None:
+    assert not dock.tissue.reset.isEnabled()
+    dock.tissue.edit.click()
+    assert dock.tissue.reset.isEnabled()
+    dock.tissue.reset.click()
+    assert dock.viewer_actions.tissue_layer() is None and not dock.tissue.paint.isVisible()
+    qtbot.waitUntil(lambda: dock.session.tissue_grid is not None, timeout=WAIT_MS)
+    assert not dock.session.tissue_grid.edited
+
+
 # ---------------------------------------------------------------- keep
 
 
