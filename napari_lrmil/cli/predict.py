@@ -35,6 +35,15 @@ from napari_lrmil.cli.console import (
     show_progress,
     with_finished_event,
 )
+from napari_lrmil.cli.ladder import (
+    BudgetOption,
+    BundlesOption,
+    CascadeOption,
+    ClimbCall,
+    LadderOption,
+    require_climb_options,
+    single_bundle,
+)
 from napari_lrmil.core.atomic_files import require_writable
 from napari_lrmil.core.slides.phantom_mark import PHANTOM_MODEL
 from napari_lrmil.core.text_escapes import printable
@@ -42,7 +51,7 @@ from napari_lrmil.core.text_escapes import printable
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-    from napari_lrmil.core.cohort import SlideTask
+    from napari_lrmil.core.cohort import SlideJob, SlideTask
     from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 
 PREDICT_IMPORTS = "napari_lrmil.core.cohort.predict_imports"  # modules of the workers
@@ -121,7 +130,7 @@ def slide_facts(slide: Any) -> dict[str, Any]:
 
 def predict(
     slides: SlidesArgument,
-    bundle: SlideBundleOption = None,
+    bundles: BundlesOption = None,
     folder: OutOption = Path("predictions"),
     device: DeviceOption = "auto",
     runtime: RuntimeOption = "auto",
@@ -141,17 +150,28 @@ def predict(
     full_paths: FullPathsOption = False,
     allow_missing: AllowMissingOption = False,
     by: ByOption = None,
+    ladder: LadderOption = False,
+    cascade: CascadeOption = False,
+    budget: BudgetOption = None,
 ) -> None:
     """Run the LR student on slides: probabilities, attention, overlay. A failed slide does not stop the others."""
+    execution = ExecutionOptions(workers, scheduler, memory, device)
+    files = {"roi": roi, "keep": keep, "exclude": exclude, "tissue": tissue}
+    if ladder or cascade or budget is not None:
+        require_climb_options(
+            ladder=ladder, cascade=cascade, budget=budget, others=files | {"by": by, "report": report}
+        )
+        options = {"device": device, "runtime": runtime, "reader": reader, "overlay": overlay, "budget": budget}
+        options |= {"full_paths": full_paths, "allow_missing": allow_missing, "resume": resume}
+        _climb(slides, mpp, ClimbCall(bundles, teacher, cascade, folder, execution, options))
+        return
+    bundle = single_bundle(bundles)
     has_server = start_imports_of_workers(PREDICT_IMPORTS, slides, workers, scheduler)
 
-    from napari_lrmil.core.cohort import SlideJob
     from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 
     # Wrong options fail first, before the model is loaded.
     patches = TeacherPatches.parse(teacher)
-    execution = ExecutionOptions(workers, scheduler, memory, device)
-    files = {"roi": roi, "keep": keep, "exclude": exclude, "tissue": tissue}
     by_table = require_patient_table(by, slides, files)
     # The terms of a teacher are printed before it is loaded, by this process.
     is_apart = has_server and patches == TeacherPatches.NONE
@@ -167,13 +187,29 @@ def predict(
     options |= {"reader": reader, "overlay": overlay, "full_paths": full_paths, "teacher": patches}
     options |= {"allow_missing": allow_missing, "is_unnamed": bundle is None}
     task = model.task(name, execution.resolve_path(folder), options)
-    # --mpp overrides the column of a cohort table.
-    jobs = [SlideJob(execution.resolve_path(slide.path), mpp or slide.mpp, slide.path_in_cohort) for slide in given]
+    jobs = _slide_jobs(given, mpp, execution)
     table = partial(_write_tables, folder, _patient_request(by_table, given, model.path))
     progress = run_with_progress(
         "predict", jobs, task, execution, folder, shown_notices=model.notices, write_tables=table, notices=left_out
     )
     exit_if_failed(progress)
+
+
+def _climb(slides: Sequence[Path], mpp: float | None, call: ClimbCall) -> None:
+    """Run a ladder or a cascade, after checks of the options that it shares with an ordinary prediction."""
+    from napari_lrmil.core.slides.tile_reader import require_reader
+
+    require_reader(call.options["reader"])
+    _require_available(call.execution, call.options["runtime"])
+    given, left_out = expand_slides(slides)
+    call.run(_slide_jobs(given, mpp, call.execution), left_out)
+
+
+def _slide_jobs(given: Sequence[GivenSlide], mpp: float | None, execution: ExecutionOptions) -> list[SlideJob]:
+    """Return the slides as jobs. ``--mpp`` overrides the column of a cohort table."""
+    from napari_lrmil.core.cohort import SlideJob
+
+    return [SlideJob(execution.resolve_path(slide.path), mpp or slide.mpp, slide.path_in_cohort) for slide in given]
 
 
 @dataclass(frozen=True)
@@ -315,7 +351,7 @@ def compare(
     events = with_finished_event(task(SlideJob(slide, mpp)))
     result = show_progress(events, slide.name, shown_notices=model.notices)
     print_result(f"{slide.name}: {result.text} -> {result.path}")
-    _write_table(folder)
+    write_table(folder)
 
 
 def _patient_request(table: Path | None, given: Sequence[GivenSlide], bundle: Path) -> PatientRequest | None:
@@ -329,12 +365,12 @@ def _patient_request(table: Path | None, given: Sequence[GivenSlide], bundle: Pa
 
 def _write_tables(folder: Path, patients: PatientRequest | None) -> None:
     """Write the tables of slides and, if asked for, of patients."""
-    _write_table(folder)
+    write_table(folder)
     if patients is not None:
         patients.write(folder)
 
 
-def _write_table(folder: Path) -> None:
+def write_table(folder: Path) -> None:
     """Write ``predictions.csv``, and print the results that are left out with their reasons."""
     from napari_lrmil.core.results.cohort_tables import write_predictions_table
 

@@ -72,6 +72,7 @@ def predict(
     runtime: str = "torch",
     allow_missing: bool = False,
     stain: StainTransform | None = None,
+    student: NetworkPrediction | None = None,
 ) -> Iterator[Event]:
     """Run the LR student on a slide or a region, then the HR teacher on the patches in `teacher`.
 
@@ -93,6 +94,8 @@ def predict(
         Predict a slide even if more than a third of its tissue is not stored or damaged.
     stain
         The slide's transform to the colour of the model, if it is known. Otherwise it is measured on `tissue_grid`.
+    student
+        The student's prediction of an earlier call on the same patches. It is taken over, and only the teacher runs.
 
     Raises
     ------
@@ -106,7 +109,7 @@ def predict(
     compute = _Compute(device, cache, runtime)
     options = _Options(teacher, allow_missing, stain)
     request = yield from _prepare(slide, bundle, compute, scope, tissue_grid, seconds_open, options)
-    yield Finished((yield from _run_networks(request, teacher)))
+    yield Finished((yield from _run_networks(request, teacher, student)))
 
 
 @dataclass(frozen=True)
@@ -270,10 +273,13 @@ def _select_part(slide: Slide, bundle: Bundle, tissue_grid: TissueGrid, scope: R
     return mask & is_selected.repeat(side, axis=0).repeat(side, axis=1)
 
 
-def _run_networks(request: _Request, teacher: TeacherPatches) -> Generator[Event, None, Prediction]:
-    """Return the student's prediction, with the teacher's if it reads any patch."""
-    read = student_input(request.bundle.card, request.grid, request.stain)
-    student = yield from _run_network(request, read)
+def _run_networks(
+    request: _Request, teacher: TeacherPatches, student: NetworkPrediction | None
+) -> Generator[Event, None, Prediction]:
+    """Return the student's prediction, unless it is known, with the teacher's if it reads any patch."""
+    if student is None:
+        read = student_input(request.bundle.card, request.grid, request.stain)
+        student = yield from _run_network(request, read)
     prediction = _student_prediction(request, student)
     if prediction.cohort_distance is not None and prediction.cohort_distance.warning:
         yield Notice(prediction.cohort_distance.warning, request.slide.name)

@@ -146,6 +146,25 @@ def tissue_grid_from_mask(path: Path, original: TissueGrid, mask: Mask, config: 
     return TissueGrid(tissue, nested_grid_from_tissue(path, tissue, config), edited=True)
 
 
+def place_tissue(tissue: Tissue, lattice: Lattice) -> Tissue:
+    """Return a mask on another lattice of equal HR cells, as `find_tissue` would find it there.
+
+    Lattices of one slide differ by `n` alone, that is by how far they reach beyond the slide, where no tissue is.
+
+    Raises
+    ------
+    ValueError
+        If the cells differ.
+    """
+    if (tissue.lattice.cell, tissue.lattice.origin) != (lattice.cell, lattice.origin):
+        raise ValueError(f"cells of {tissue.lattice.cell} at {tissue.lattice.origin} are not those of {lattice}")
+    k = tissue.mask.shape[0] // tissue.lattice.rows
+    mask = np.zeros((lattice.rows * k, lattice.columns * k), dtype=np.bool_)
+    rows, columns = (min(sides) for sides in zip(mask.shape, tissue.mask.shape, strict=True))
+    mask[:rows, :columns] = tissue.mask[:rows, :columns]
+    return Tissue(mask, lattice, tissue.threshold)
+
+
 def nested_grid_from_tissue(path: Path, tissue: Tissue, config: TissueConfig) -> NestedGrid:
     """Return the grids of a tissue mask. `path` names the slide in the error."""
     grid = build_nested_grid(tissue.lattice, tissue.shares(), config.min_share)

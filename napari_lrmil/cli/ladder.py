@@ -1,0 +1,193 @@
+"""Options ``--ladder`` and ``--cascade`` of ``predict``: one slide read by models of several resolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from napari_lrmil.cli.cohort_options import ExecutionOptions, exit_if_failed, run_with_progress
+from napari_lrmil.cli.console import load_networks, print_notice, print_result
+from napari_lrmil.core.atomic_files import require_writable
+from napari_lrmil.core.slides.phantom_mark import PHANTOM_MODEL
+
+if TYPE_CHECKING:
+    from napari_lrmil.core.cohort import SlideJob
+    from napari_lrmil.core.ladder.rungs import Ladder
+
+MOST_TABLES = 3  # slides; above, one table over all of them
+
+BundlesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--bundle",
+        help="folder of a bundle, or name of a shipped one; if not given: demo, which knows phantoms only; with "
+        "--ladder and --cascade several, or a folder of bundles or of training runs",
+    ),
+]
+LadderOption = Annotated[
+    bool, typer.Option("--ladder", help="read each slide with models of several resolutions: where the answer changes")
+]
+CascadeOption = Annotated[
+    bool,
+    typer.Option("--cascade", help="begin with the coarsest model; a finer one reads if the set has several classes"),
+]
+BudgetOption = Annotated[
+    float | None,
+    typer.Option(min=0.0, metavar="S", help="with --cascade: seconds for a slide, within which finer models are used"),
+]
+
+
+def single_bundle(names: Sequence[str] | None) -> str | None:
+    """Return the only bundle that was named; None if none was.
+
+    Raises
+    ------
+    ConfigError
+        If there are several.
+    """
+    from napari_lrmil.core.errors import ConfigError
+
+    if names and len(names) > 1:
+        raise ConfigError(f"{len(names)} bundles were given; use one, or add --ladder or --cascade")
+    return names[0] if names else None
+
+
+def require_climb_options(*, ladder: bool, cascade: bool, budget: float | None, others: Mapping[str, object]) -> None:
+    """Raise `ConfigError` if options exclude one another; `others` are options that go with neither."""
+    from napari_lrmil.core.errors import ConfigError
+
+    if ladder and cascade:
+        raise ConfigError("--ladder reads every resolution and --cascade as few as it can; use one of them")
+    if budget is not None and not cascade:
+        raise ConfigError("--budget limits a cascade; add --cascade, or leave it out")
+    option = "--cascade" if cascade else "--ladder"
+    if given := [f"--{name}" for name, value in others.items() if value]:
+        raise ConfigError(f"{option} reads whole slides, one by one; leave {', '.join(given)} out")
+
+
+@dataclass(frozen=True)
+class ClimbCall:
+    """A call of ``predict`` with ``--ladder`` or ``--cascade``.
+
+    Attributes
+    ----------
+    bundles
+        Bundles that the caller named; None for none.
+    teacher
+        Value of ``--teacher``: ``none`` or ``all``.
+    is_cascade
+        Whether it is a cascade.
+    folder, execution
+        Where results go, and where the work is done.
+    options
+        Further fields of `napari_lrmil.core.ladder.task.ClimbTask`.
+    """
+
+    bundles: Sequence[str] | None
+    teacher: str
+    is_cascade: bool
+    folder: Path
+    execution: ExecutionOptions
+    options: Mapping[str, Any]
+
+    def run(self, jobs: Sequence[SlideJob], left_out: Sequence[str]) -> None:
+        """Read the slides, write and print the tables; exit with the code of failures if there are any."""
+        from napari_lrmil.core.ladder.task import ClimbTask
+
+        ladder, notices = self._open()
+        task = ClimbTask(
+            bundles=tuple(self.execution.resolve_path(bundle.path) for bundle in ladder.bundles),
+            ladder_sha256=ladder.sha256,
+            teacher=ladder.rungs[-1].is_teacher,
+            folder=self.execution.resolve_path(self.folder),
+            is_cascade=self.is_cascade,
+            **self.options,
+            is_unnamed=not self.bundles,
+        )
+        write = _write_cascades if self.is_cascade else _write_ladders
+        names = {job.name for job in jobs}
+        progress = run_with_progress(
+            "cascade" if self.is_cascade else "ladder",
+            jobs,
+            task,
+            self.execution,
+            self.folder,
+            shown_notices=notices,
+            write_tables=partial(write, self.folder, names),
+            notices=left_out,
+        )
+        exit_if_failed(progress)
+
+    def _open(self) -> tuple[Ladder, set[str]]:
+        """Return the ladder with its networks loaded, and the notices that were printed."""
+        from napari_lrmil.core.errors import ConfigError
+        from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+        from napari_lrmil.core.ladder.rungs import open_ladder
+
+        patches = TeacherPatches.parse(self.teacher)
+        if patches not in (TeacherPatches.NONE, TeacherPatches.ALL):
+            raise ConfigError(f"--teacher {patches}: as a rung the teacher reads the whole slide; use --teacher all")
+        require_writable(self.folder)
+        ladder = open_ladder(self.bundles or [PHANTOM_MODEL], teacher=patches == TeacherPatches.ALL)
+        if self.is_cascade:
+            ladder.require_sets()
+        notices = set(ladder.notices)
+        for text in ladder.notices:
+            print_notice("", text)
+        device, runtime = self.execution.load_device, self.options["runtime"]
+        top = ladder.rungs[-1]
+        for bundle in ladder.bundles:  # a broken bundle must end the command, not every slide
+            is_teachers = top.is_teacher and top.bundle is bundle
+            notices |= load_networks(bundle, teacher=is_teachers, device=device, runtime=runtime)
+        return ladder, notices
+
+
+def _write_ladders(folder: Path, names: set[str]) -> None:
+    """Write ``ladder.csv`` of all slides in a folder, and print the table of the slides of this call."""
+    from napari_lrmil.cli.predict import write_table
+    from napari_lrmil.core.ladder.table import (
+        align,
+        ladder_lines,
+        read_ladder_files,
+        summarize_ladders,
+        write_ladder_table,
+    )
+
+    files, errors = read_ladder_files(folder)
+    for error in errors:
+        print_notice("", f"not in ladder.csv: {error}")
+    if files:
+        write_ladder_table(folder, files)
+    of_call = [file for file in files if file.slide in names]
+    if len(of_call) > MOST_TABLES:
+        print_result(align(summarize_ladders(of_call)))
+        changed = sum(file.changes for file in of_call)
+        print_result(f"the answer changes with the resolution on {changed} of {len(of_call)} slides")
+    else:
+        for file in of_call:
+            print_result(f"{file.slide}\n{align(ladder_lines(file))}")
+    write_table(folder)
+
+
+def _write_cascades(folder: Path, names: set[str]) -> None:
+    """Write ``cascade.csv`` of all slides in a folder, and print how far the slides of this call went up."""
+    from napari_lrmil.cli.predict import write_table
+    from napari_lrmil.core.ladder.table import read_cascade_files, write_cascade_table
+
+    files, errors = read_cascade_files(folder)
+    for error in errors:
+        print_notice("", f"not in cascade.csv: {error}")
+    if files:
+        write_cascade_table(folder, files)
+    if of_call := [file for file in files if file.slide in names]:
+        up = sum(file.went_up for file in of_call)
+        cpu = sum(file.cpu_seconds for file in of_call) / len(of_call)
+        open_left = sum(not file.is_settled for file in of_call)
+        text = f"{up} of {len(of_call)} slides went up; {cpu:.2f} CPU-seconds a slide"
+        print_result(f"{text}; {open_left} left open" if open_left else text)
+    write_table(folder)
