@@ -20,7 +20,7 @@ SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svs
 TABLE_ENDINGS = (".csv", ".tsv", ".txt", ".xlsx", ".xls", ".ods")
 MIRAX = ".mrxs"  # its tiles lie in a folder of the same name
 RESULT_MARK = "prediction.json"  # a folder with this file holds results, and their pictures are no slides
-MAX_SHOWN_ENDINGS = 4
+MAX_SHOWN_NAMES = 4
 HOME_FOLDERS = ("home", "Users")  # folders whose subfolders have the names of users
 
 # What was left out: kind -> plural.
@@ -31,6 +31,7 @@ BROKEN_DICOM, OTHER_TYPE, REPEATED = (
     "file of another type",
     "repetition",
 )
+REPEATED_SERIES = "folder with a DICOM series that an earlier folder has too"
 PLURALS = {
     HIDDEN: "hidden files or folders",
     RESULTS: "folders of results",
@@ -40,6 +41,7 @@ PLURALS = {
     BROKEN_DICOM: "files that are not DICOM in spite of their ending",
     OTHER_TYPE: "files of other types",
     REPEATED: "repetitions",
+    REPEATED_SERIES: "folders with a DICOM series that an earlier folder has too",
 }
 
 
@@ -65,11 +67,14 @@ class SlideSearch:
         Kind of what was left out, a key of `PLURALS` -> count.
     endings
         Ending of files of other types -> count.
+    repeated_folders
+        Names of folders with a DICOM series that was met before.
     """
 
     slides: list[Path] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     endings: Counter[str] = field(default_factory=Counter)
+    repeated_folders: list[str] = field(default_factory=list)
     _series: set[str] = field(default_factory=set)
     _paths: set[str] = field(default_factory=set)
     _folders: set[tuple[int, int]] = field(default_factory=set)
@@ -77,13 +82,14 @@ class SlideSearch:
     @property
     def notice(self) -> str:
         """Sentence on what was left out; empty if nothing was."""
-        parts = [f"{count} {kind if count == 1 else PLURALS[kind]}" for kind, count in sorted(self.skipped.items())]
-        if self.endings:
-            names = [ending or "no ending" for ending, _ in self.endings.most_common()]
-            shown = ", ".join(names[:MAX_SHOWN_ENDINGS]) + (", …" if len(names) > MAX_SHOWN_ENDINGS else "")
-            parts = [
-                f"{part} ({shown})" if part.endswith((OTHER_TYPE, PLURALS[OTHER_TYPE])) else part for part in parts
-            ]
+        shown = {
+            OTHER_TYPE: [ending or "no ending" for ending, _ in self.endings.most_common()],
+            REPEATED_SERIES: self.repeated_folders,
+        }
+        parts = [
+            f"{count} {kind if count == 1 else PLURALS[kind]}{_in_brackets(shown.get(kind, []))}"
+            for kind, count in sorted(self.skipped.items())
+        ]
         return f"left out: {', '.join(parts)}" if parts else ""
 
     def add_file(self, path: Path, *, is_only: bool = True) -> None:
@@ -160,7 +166,9 @@ class SlideSearch:
         self._count(OTHER_TYPE, len(others))
         self.endings.update(file.suffix.lower() for file in others)
         new = {series: file for series, file in objects.slides.items() if series not in self._series}
-        self._count(FURTHER_FILE, len(objects.slides) - len(new))
+        repeated = len(objects.slides) - len(new)
+        self._count(REPEATED_SERIES, repeated)
+        self.repeated_folders += [folder.name] * bool(repeated)
         self._series |= new.keys()
         is_broken_slide = bool(objects.broken) and not objects.slides
         self._count(BROKEN_DICOM, 0 if is_broken_slide else len(objects.broken))
@@ -183,6 +191,12 @@ class SlideSearch:
         is_repeated = key in self._paths
         self._paths.add(key)
         return is_repeated
+
+
+def _in_brackets(names: Sequence[str]) -> str:
+    """Return the first few names in brackets, after a blank; empty if there are none."""
+    shown = ", ".join(names[:MAX_SHOWN_NAMES]) + (", …" if len(names) > MAX_SHOWN_NAMES else "")
+    return f" ({shown})" if names else ""
 
 
 def path_in_cohort(path: Path, root: Path) -> str:

@@ -117,3 +117,16 @@ HOME = "/".join(("", "home", "anna"))  # in parts: no file of this project names
 )
 def test_folders_above_the_cohort_stay_out(slide: str, root: str, expected: str) -> None:
     assert path_in_cohort(Path(slide), Path(root)) == expected
+
+
+def test_a_dicom_folder_inside_a_cohort_folder_is_a_slide_and_a_copy_of_it_is_named(tmp_path: Path) -> None:
+    (tmp_path / "normal").mkdir()
+    (tmp_path / "normal" / "a.svs").touch()
+    for folder, series in (("normal/b", "1.1"), ("tumour/c", "1.2"), ("tumour/copy of c", "1.2")):
+        (tmp_path / folder).mkdir(parents=True)
+        write_dicom(tmp_path / folder / "0.dcm", series)
+        write_dicom(tmp_path / folder / "1.dcm", series)
+    search = SlideSearch()
+    assert search.add_folder(tmp_path) == 3
+    assert [path.relative_to(tmp_path).as_posix() for path in search.slides] == ["normal/a.svs", "normal/b", "tumour/c"]
+    assert search.notice == "left out: 1 folder with a DICOM series that an earlier folder has too (copy of c)"
