@@ -65,7 +65,7 @@ class CohortSection(Section):
         self.add(self.progress)
         self.add(self.status)
         self.show_progress("", None)
-        self._show_status()
+        self.show_results()
 
     def show_progress(self, text: str, fraction: float | None) -> None:
         """Show the progress of reading.

@@ -14,6 +14,7 @@ from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import QDockWidget, QFileDialog, QWidget
 
 from napari_lrmil.core.events import Event, Failed, Finished, Partial, Progress
+from napari_lrmil.core.results.moved_slides import find_moved_slides
 from napari_lrmil.core.results.reader import StoredResult, locate_slide
 from napari_lrmil.core.visualize.overlay import RESEARCH_USE
 from napari_lrmil.plugin.analyse.widget import DOCK_MIN_WIDTH_PX, AnalyseWidget
@@ -74,6 +75,7 @@ class CompareWidget(DockWidget):
         self._drawn: tuple[Region, ...] = ()
         self._pending_load: tuple[Path, Path] | None = None  # a slide that is being opened, and its result folder
         self._slide_folders: list[Path] = []  # where slides were opened, for others of a cohort
+        self._moved_slides: dict[Path, Path] = {}  # folder of results -> slide, in a folder that the user named
         self._has_analyse, self._started_run = False, False
         self._loading = ""  # step of loading a stored result
         self._loader: BackgroundWorker | None = None
@@ -313,6 +315,7 @@ class CompareWidget(DockWidget):
         folder = QFileDialog.getExistingDirectory(self, "Results of many slides")
         if folder and self._cohort_reader is None:
             self.cohort.clear()
+            self._moved_slides = {}
             self.cohort.show_progress("starting", 0.0)
             job = ReadCohortJob(Path(folder), COHORT_ICON_PX)
             self._cohort_reader = BackgroundWorker(job.events, self._on_cohort_event, self._on_cohort_finished, self)
@@ -352,15 +355,26 @@ class CompareWidget(DockWidget):
         self._refresh()
 
     def _find_slide_file(self, result: StoredResult) -> Path | None:
-        """Return the path of a result's slide; ask for it if the file has moved.
+        """Return the path of a result's slide; ask for the folder of the slides if the file has moved.
 
-        The answer serves the other slides of the cohort too, see `locate_slide`.
+        The answer serves all slides of the cohort.
         """
-        if result.path is not None and (path := locate_slide(result.path, self._slide_folders)) is not None:
-            return path
-        name, _ = QFileDialog.getOpenFileName(self, f"Find the slide {result.name}")
-        self._slide_folders += [Path(name).parent] if name else []
-        return Path(name) if name else None
+        path = self._moved_slides.get(result.folder)
+        if path is None and result.path is not None:
+            path = locate_slide(result.path, self._slide_folders)
+        return path if path is not None else self._ask_slide_folder(result)
+
+    def _ask_slide_folder(self, result: StoredResult) -> Path | None:
+        folder = QFileDialog.getExistingDirectory(self, f"Folder of the slides ({result.name} and the others)")
+        if not folder:
+            return None
+        moved = show_errors(partial(find_moved_slides, self.cohort.results, Path(folder)))
+        if moved is None:  # the folder cannot be read, which has been said
+            return None
+        self._moved_slides |= moved
+        if result.folder not in moved:
+            show_error(f"{result.name} is not in {folder} or a folder below it; choose the folder that holds it.")
+        return moved.get(result.folder)
 
     def _add_slide(self, path: Path) -> bool:
         memory = self.session.settings_store

@@ -410,6 +410,14 @@ def test_a_cohort_is_sorted_by_disagreement_and_a_double_click_opens_a_slide(
     qtbot.waitUntil(lambda: dock.session.prediction is not None and dock.form.load.isEnabled(), timeout=WAIT_MS)
     assert len(lrmil_layers(viewer, role="attention")) == 2 and dock.session.prediction.teacher is not None
     titles: list[str] = []
-    monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda _, title: (titles.append(title), ("", ""))[1])
-    dock.cohort.table.cellDoubleClicked.emit(names.index("differ"), 1)
-    assert "differ" in titles[0], "a slide that moved is asked for"
+    moved = folder.parent.parent / "moved" / "deeper"
+    moved.mkdir(parents=True)
+    shutil.copy(dock.session.slide.path, moved / "x.svs")
+    monkeypatch.setattr(
+        QFileDialog, "getExistingDirectory", lambda _, title: (titles.append(title), str(moved.parent))[1]
+    )
+    for name in ("differ", "agree"):
+        qtbot.waitUntil(lambda: not dock.session.is_busy and dock.form.load.isEnabled(), timeout=WAIT_MS)
+        dock.cohort.table.cellDoubleClicked.emit(names.index(name), 1)
+        assert dock._find_slide_file(dock.cohort.results[names.index(name)]) == moved / "x.svs"
+    assert len(titles) == 1 and "differ" in titles[0], "the folder of slides that moved is asked for once"
