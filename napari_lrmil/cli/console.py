@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 out, err = Console(), Console(stderr=True)
 
 NOTE_INTERVAL_S = 20.0  # between lines of progress if the output is not a terminal, as in a batch job
+FEW_SLIDES = 30  # in a split; below, the AUROC of another sample would differ widely
 SOME_FAILED, WRONG_CALL, FAILED, CANCELLED = 3, 2, 1, 130
 
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps")]

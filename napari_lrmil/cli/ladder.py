@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from napari_lrmil.cli.cohort_options import ExecutionOptions, exit_if_failed, run_with_progress
-from napari_lrmil.cli.console import load_networks, print_notice, print_result
+from napari_lrmil.cli.console import (
+    FEW_SLIDES,
+    SOME_FAILED,
+    load_networks,
+    print_notice,
+    print_result,
+    show_progress,
+    with_finished_event,
+)
 from napari_lrmil.core.atomic_files import require_writable
 from napari_lrmil.core.slides.phantom_mark import PHANTOM_MODEL
 
@@ -57,7 +66,9 @@ def single_bundle(names: Sequence[str] | None) -> str | None:
     return names[0] if names else None
 
 
-def require_climb_options(*, ladder: bool, cascade: bool, budget: float | None, others: Mapping[str, object]) -> None:
+def require_climb_options(
+    *, ladder: bool = False, cascade: bool, budget: float | None, others: Mapping[str, object]
+) -> None:
     """Raise `ConfigError` if options exclude one another; `others` are options that go with neither."""
     from napari_lrmil.core.errors import ConfigError
 
@@ -136,15 +147,21 @@ class ClimbCall:
         ladder = open_ladder(self.bundles or [PHANTOM_MODEL], teacher=patches == TeacherPatches.ALL)
         if self.is_cascade:
             ladder.require_sets()
-        notices = set(ladder.notices)
         for text in ladder.notices:
             print_notice("", text)
-        device, runtime = self.execution.load_device, self.options["runtime"]
-        top = ladder.rungs[-1]
-        for bundle in ladder.bundles:  # a broken bundle must end the command, not every slide
-            is_teachers = top.is_teacher and top.bundle is bundle
-            notices |= load_networks(bundle, teacher=is_teachers, device=device, runtime=runtime)
-        return ladder, notices
+        return ladder, {*ladder.notices, *_load(ladder, self.execution.load_device, self.options["runtime"])}
+
+
+def _load(ladder: Ladder, device: str, runtime: str) -> set[str]:
+    """Load the networks of a ladder and return the notices that were printed.
+
+    A broken bundle must end the command: as an error of each slide it would be reported once per slide.
+    """
+    top, notices = ladder.rungs[-1], set[str]()
+    for bundle in ladder.bundles:
+        is_teachers = top.is_teacher and top.bundle is bundle
+        notices |= load_networks(bundle, teacher=is_teachers, device=device, runtime=runtime)
+    return notices
 
 
 def _write_ladders(folder: Path, names: set[str]) -> None:
@@ -191,3 +208,56 @@ def _write_cascades(folder: Path, names: set[str]) -> None:
         text = f"{up} of {len(of_call)} slides went up; {cpu:.2f} CPU-seconds a slide"
         print_result(f"{text}; {open_left} left open" if open_left else text)
     write_table(folder)
+
+
+def evaluate_cascade_on(
+    cohort: Path, folder: Path, bundles: Sequence[str] | None, teacher: bool | None, options: Mapping[str, Any]
+) -> None:
+    """Evaluate a cascade on a cohort, print its figures, and exit with the code of failures if there are any.
+
+    Parameters
+    ----------
+    cohort, folder
+        Table of slides, and folder of the results.
+    bundles
+        Bundles that the caller named; None for none.
+    teacher
+        Whether the teacher is the finest rung; None: if a bundle contains its weights.
+    options
+        Further fields of `lrmil_training.cascade_evaluation.CascadeEvaluation`.
+    """
+    from lrmil_training.cascade_evaluation import METRICS_FILE, PICTURE, CascadeEvaluation, evaluate_cascade
+    from napari_lrmil.core.ladder.rungs import open_ladder
+
+    ladder = open_ladder(bundles or [PHANTOM_MODEL], teacher=teacher)
+    ladder.require_sets()
+    evaluation = CascadeEvaluation(ladder, is_unnamed=not bundles, **options)
+    notices = _load(ladder, options["device"], evaluation.runtime)
+    failures: dict[str, str] = show_progress(
+        with_finished_event(evaluate_cascade(cohort, folder, evaluation)), "evaluate", shown_notices=notices
+    )
+    _print_cascade(json.loads((folder / METRICS_FILE).read_text(encoding="utf-8")))
+    print_result(f"{METRICS_FILE} and {PICTURE} -> {folder}")
+    if failures:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _print_cascade(metrics: Mapping[str, Any]) -> None:
+    """Print AUROC and cost of each resolution and of the cascade, and the share of slides that went up."""
+    from lrmil_training.evaluation.groups import describe_auroc
+    from napari_lrmil.core.ladder.table import align
+
+    cascade = metrics["cascade"]
+    lines = [["", "AUROC", "CPU-s", "s", "sets hold"]]
+    for name, entry in [*((rung["rung"], rung) for rung in metrics["rungs"]), ("cascade", cascade)]:
+        share = entry["sets_hold"]["value"]
+        cost = [f"{entry[f'{key}_per_slide']:.2f}" for key in ("cpu_seconds", "seconds")]
+        lines.append([name, describe_auroc(entry["auroc"]), *cost, "none" if share is None else f"{share:.0%}"])
+    print_result(align(lines))
+    answered = ", ".join(f"{label} {share:.0%}" for label, share in cascade["share_answered"].items())
+    left = f"; {cascade['share_left_open']:.0%} left open" if cascade["share_left_open"] else ""
+    print_result(
+        f"{cascade['share_went_up']:.0%} of {metrics['n_slides']} slides went up; answered at {answered}{left}"
+    )
+    if metrics["n_slides"] < FEW_SLIDES:
+        print_result(f"only {metrics['n_slides']} slides: figures are uncertain")

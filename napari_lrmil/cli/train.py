@@ -17,19 +17,27 @@ from napari_lrmil.cli.cohort_options import (
     run_with_progress,
 )
 from napari_lrmil.cli.console import (
+    FEW_SLIDES,
     SOME_FAILED,
     WRONG_CALL,
     AllowMissingOption,
     DeviceOption,
     FullPathsOption,
     OutOption,
-    SlideBundleOption,
     load_networks,
     print_notice,
     print_result,
     select_device,
     show_progress,
     with_finished_event,
+)
+from napari_lrmil.cli.ladder import (
+    BudgetOption,
+    BundlesOption,
+    CascadeOption,
+    evaluate_cascade_on,
+    require_climb_options,
+    single_bundle,
 )
 from napari_lrmil.core.atomic_files import require_writable
 from napari_lrmil.core.extras import require_extra
@@ -40,7 +48,6 @@ if TYPE_CHECKING:
     from napari_lrmil.core.models.bundle import Bundle
 
 DEFAULT_PHANTOMS = 20  # slides
-FEW_SLIDES = 30  # in a split; below, the AUROC of another sample would differ widely
 
 CohortArgument = Annotated[Path, typer.Argument(metavar="COHORT.csv")]
 
@@ -216,7 +223,7 @@ def _print_dry_run(cohort: Path, folder: Path, config: TrainConfig, device: str)
 def evaluate(
     cohort: CohortArgument,
     folder: Annotated[Path, typer.Option("--out", help="folder for metrics.json and report.html")],
-    bundle: SlideBundleOption = None,
+    bundles: BundlesOption = None,
     split: Annotated[str, typer.Option(help="train, val, test, or all slides of the table")] = "test",
     by: Annotated[
         list[str] | None,
@@ -234,6 +241,8 @@ def evaluate(
     device: DeviceOption = "auto",
     full_paths: FullPathsOption = False,
     allow_missing: AllowMissingOption = False,
+    cascade: CascadeOption = False,
+    budget: BudgetOption = None,
 ) -> None:
     """Evaluate a bundle on a cohort: metrics with intervals, agreement with its teacher, cost, and a report."""
     require_extra("train", "evaluation")
@@ -241,6 +250,12 @@ def evaluate(
     from napari_lrmil.core.models.bundle import Bundle
 
     require_writable(folder)
+    if cascade or budget is not None:
+        require_climb_options(cascade=cascade, budget=budget, others={"by": by})
+        options = {"split": split, "device": select_device(device), "budget": budget, "allow_missing": allow_missing}
+        evaluate_cascade_on(cohort, folder, bundles, teacher, options)
+        return
+    bundle = single_bundle(bundles)
     model = Bundle(bundle or PHANTOM_MODEL)
     with_teacher = _use_teacher(model, teacher)
     notices = load_networks(model, teacher=with_teacher)

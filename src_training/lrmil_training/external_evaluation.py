@@ -114,9 +114,9 @@ def evaluate_bundle(
     """
     table = read_cohort(cohort_csv)
     groupings = read_groupings(table, evaluation.by)
-    cohort = note_lesion_files(_select_cohort(table, evaluation))
+    cohort = note_lesion_files(select_cohort(table, evaluation.bundle, evaluation.split))
     groupings = [grouping.restrict({s.name for s in cohort.slides}) for grouping in groupings]
-    warnings = _unnamed_model(cohort) if evaluation.is_unnamed else []  # first: hours would be spent in vain
+    warnings = warn_of_unnamed_model(cohort) if evaluation.is_unnamed else []  # first: hours would be spent in vain
     notices = (*warnings, *cohort.notices, *_mixed_patients(cohort))
     yield from (Notice(text, cohort_csv.name) for text in notices)
     _ = evaluation.bundle.limits  # damaged ones would fail every slide
@@ -185,7 +185,7 @@ def _limits_of_methods(evaluation: ExternalEvaluation, methods: Iterable[str]) -
     return {method: network for method in methods if (network := networks[method]) is not None}
 
 
-def _unnamed_model(cohort: Cohort) -> list[str]:
+def warn_of_unnamed_model(cohort: Cohort) -> list[str]:
     """Return the warning if one of the slides is tissue, which the model of phantoms does not know.
 
     Slides that cannot be opened are passed over: the evaluation lists them.
@@ -203,21 +203,27 @@ def _mixed_patients(cohort: Cohort) -> list[str]:
     return [f"{describe_mixed(mixed)}; figures by patient leave them out"] if mixed else []
 
 
-def _select_cohort(cohort: Cohort, evaluation: ExternalEvaluation) -> Cohort:
-    """Return the slides of the split, with the classes in the bundle's order."""
-    classes = evaluation.bundle.card.classes
-    slides = cohort.slides if evaluation.split == ALL_SPLITS else cohort.of(evaluation.split)
+def select_cohort(cohort: Cohort, bundle: Bundle, split: str) -> Cohort:
+    """Return the slides of the split, with the classes in the bundle's order.
+
+    Raises
+    ------
+    CohortError
+        If the split has no slide, or the cohort a class that the bundle does not know.
+    """
+    classes = bundle.card.classes
+    slides = cohort.slides if split == ALL_SPLITS else cohort.of(split)
     if not slides:
-        splits = ", ".join(split for split in SPLITS if cohort.of(split))
-        raise CohortError(cohort.path, f"no slide of split {evaluation.split}; there are {splits}; or use --split all")
+        splits = ", ".join(name for name in SPLITS if cohort.of(name))
+        raise CohortError(cohort.path, f"no slide of split {split}; there are {splits}; or use --split all")
     unknown = sorted({s.label for s in slides} - set(classes))
     if unknown:
         raise CohortError(
             cohort.path,
-            f"slides are labelled {', '.join(unknown)}, but bundle {evaluation.bundle.name} tells "
+            f"slides are labelled {', '.join(unknown)}, but bundle {bundle.name} tells "
             f"{', '.join(classes)} apart; use its names in the table, or another bundle",
         )
-    if evaluation.split == ALL_SPLITS:
+    if split == ALL_SPLITS:
         # One split name for all, so that figures are over all slides and not per split.
         slides = tuple(replace(s, split=ALL_SPLITS) for s in slides)
     return replace(cohort, slides=slides, classes=classes)

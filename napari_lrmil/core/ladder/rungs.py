@@ -146,7 +146,7 @@ class Ladder:
                 )
 
 
-def open_ladder(names: Sequence[str | Path], *, teacher: bool) -> Ladder:
+def open_ladder(names: Sequence[str | Path], *, teacher: bool | None) -> Ladder:
     """Open the bundles of a ladder and check that they belong together.
 
     Parameters
@@ -154,7 +154,7 @@ def open_ladder(names: Sequence[str | Path], *, teacher: bool) -> Ladder:
     names
         Folders of bundles, names of shipped ones, or folders that hold several bundles or training runs.
     teacher
-        Whether the HR teacher is the finest rung.
+        Whether the HR teacher is the finest rung. None: if one of the bundles contains its weights.
 
     Raises
     ------
@@ -169,6 +169,8 @@ def open_ladder(names: Sequence[str | Path], *, teacher: bool) -> Ladder:
     notices = _require_equal_teachers(bundles)
     rungs = [Rung(bundle, "student") for bundle in bundles]
     _require_distinct_resolutions(rungs)
+    if teacher is None:
+        teacher = any(bundle.has_teacher and not bundle.names_teacher for bundle in bundles)
     if teacher:
         rungs.append(Rung(_bundle_with_teacher(bundles), "teacher"))
     if len(rungs) < 2:
