@@ -40,6 +40,7 @@ from napari_lrmil.plugin.viewer.gl_context import guard_layer_removal
 from napari_lrmil.plugin.viewer.image_as_slide import make_slide_opener
 from napari_lrmil.plugin.viewer.layers import get_tag, lrmil_layers
 from napari_lrmil.plugin.viewer.navigation_panel import NavigationSection
+from napari_lrmil.plugin.viewer.slide_drops import open_dropped_slides
 from napari_lrmil.plugin.viewer.split_view import arrange_views
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class AnalyseWidget(DockWidget):
         super().__init__()
         self._viewer = viewer
         guard_layer_removal(viewer)
+        open_dropped_slides(viewer)
         add_doctor_action(viewer)
         self.session = session or Session(open_slide=make_slide_opener(viewer))
         self.viewer_actions = ViewerActions(viewer, self.session)
