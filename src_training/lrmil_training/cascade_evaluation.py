@@ -288,7 +288,7 @@ def draw_cascade(path: Path, metrics: Mapping[str, Any]) -> None:
     points = [point["cpu_seconds_per_slide"] for point in curve], [point["auroc"] for point in curve]
     axis.plot(*points, ".-", color="0.55", linewidth=1, zorder=0, label="cascade, sets at 50 % to 95 %")
     cascade = metrics["cascade"]
-    name = f"cascade at {100 * metrics['coverage']:g} %, {cascade['share_went_up']:.0%} of slides went up"
+    name = f"cascade at {100 * metrics['coverage']:g} %, {100 * cascade['share_went_up']:.0f} % of slides went up"
     _draw_point(axis, cascade, name, "*")
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

@@ -16,6 +16,7 @@ from qtpy.QtWidgets import QDockWidget, QFileDialog, QWidget
 from napari_lrmil.core.events import Event, Failed, Finished, Partial, Progress
 from napari_lrmil.core.results.moved_slides import find_moved_slides
 from napari_lrmil.core.results.reader import StoredResult, locate_slide
+from napari_lrmil.core.slides.slide_names import slide_name
 from napari_lrmil.core.visualize.overlay import RESEARCH_USE
 from napari_lrmil.plugin.analyse.widget import DOCK_MIN_WIDTH_PX, AnalyseWidget
 from napari_lrmil.plugin.compare.cohort_section import COHORT_ICON_PX, CohortSection
@@ -26,6 +27,7 @@ from napari_lrmil.plugin.compare.comparison_model import (
     ScoreLesionsJob,
     make_comparison,
 )
+from napari_lrmil.plugin.compare.ladder_section import LadderSection, ReadLadderJob
 from napari_lrmil.plugin.compare.sections import (
     CompareModeSection,
     MeasuresSection,
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 
     from napari_lrmil.core.inference.prediction import Prediction
     from napari_lrmil.core.patching.regions import Region
+    from napari_lrmil.plugin.session.open_slides import SlideChoice
     from napari_lrmil.plugin.session.session import Session
 
 ANALYSE_TITLE = "Analyse (LRMIL)"
@@ -73,6 +76,7 @@ class CompareWidget(DockWidget):
         self._prediction: Prediction | None = None
         self._comparison: Comparison | None = None
         self._drawn: tuple[Region, ...] = ()
+        self._ladder_slide: SlideChoice | None = None  # slide of the ladder section
         self._pending_load: tuple[Path, Path] | None = None  # a slide that is being opened, and its result folder
         self._slide_folders: list[Path] = []  # where slides were opened, for others of a cohort
         self._moved_slides: dict[Path, Path] = {}  # folder of results -> slide, in a folder that the user named
@@ -82,6 +86,7 @@ class CompareWidget(DockWidget):
         self._cohort_reader: BackgroundWorker | None = None
         self._build()
         self._lesion_scorer = LatestOnly(self._on_lesion_event, self)
+        self._ladder_reader = LatestOnly(self._on_ladder_event, self)
         self._cursor = CursorTracker(viewer, self._on_cursor_moved, self)
         self._connect()
         self.join_analyse()
@@ -94,17 +99,17 @@ class CompareWidget(DockWidget):
         self.reopen = make_button("Open the Analyse dock", ANALYSE_CLOSED)
         self.reopen.setVisible(False)
         self.maps, self.measures = CompareModeSection(), MeasuresSection()
-        self.scatter, self.cohort = ScatterSection(), CohortSection()
+        self.scatter, self.ladder, self.cohort = ScatterSection(), LadderSection(), CohortSection()
         self.hover = make_label("hover", COMPARE_HOVER_HINT, small=True)
         footer = make_label("footer", RESEARCH_USE, small=True)
         fill_dock(self, (self.summary, self.reopen, self.form, *self.sections), (self.hover, footer))
-        for section in self.sections[:-1]:
+        for section in (self.maps, self.measures, self.scatter):
             section.expand(animate=False)
 
     @property
     def sections(self) -> tuple[Section, ...]:
         """The foldable sections, from top to bottom."""
-        return self.maps, self.measures, self.scatter, self.cohort
+        return self.maps, self.measures, self.scatter, self.ladder, self.cohort
 
     @property
     def session(self) -> Session:
@@ -122,6 +127,7 @@ class CompareWidget(DockWidget):
         self.maps.changed.connect(self._apply_compare_mode)
         self.scatter.points_picked.connect(self._outline_points)
         self.scatter.draw_requested.connect(self._draw_to_pick)
+        self.ladder.folder_requested.connect(self._ask_ladder_folder)
         self.cohort.folder_requested.connect(self._ask_cohort_folder)
         self.cohort.cancel_requested.connect(self._cancel_cohort)
         self.cohort.slide_opened.connect(self._open_cohort_slide)
@@ -167,6 +173,7 @@ class CompareWidget(DockWidget):
 
     def _on_removed(self) -> None:
         self._lesion_scorer.stop()
+        self._ladder_reader.stop()
         self._cancel_cohort()
         if not self._has_analyse:  # its widgets may be deleted already
             return
@@ -185,6 +192,10 @@ class CompareWidget(DockWidget):
         self._slide_folders += [folder for folder in dict.fromkeys(folders) if folder not in self._slide_folders]
         self.summary.setText(self.analyse.summary.text())
         self.form.show_session(session, self._loading, session.state is SessionState.CANCELLING)
+        if session.slide != self._ladder_slide:
+            self._ladder_slide = session.slide
+            self._ladder_reader.stop()
+            self.ladder.show_slide(session.slide)
         if session.prediction is not self._prediction:
             self._set_prediction(session.prediction)
         if session.regions != self._drawn:
@@ -308,6 +319,34 @@ class CompareWidget(DockWidget):
     def _on_load_finished(self) -> None:
         self._loader, self._loading = None, ""
         self._refresh()
+
+    # ------------------------------------------------------------ resolution ladder
+
+    def _ask_ladder_folder(self) -> None:
+        folder = QFileDialog.getExistingDirectory(self, "Results of `predict --ladder`")
+        if folder:
+            self.load_ladder(Path(folder))
+
+    def load_ladder(self, folder: Path) -> None:
+        """Show the stored ladder of the chosen slide.
+
+        Parameters
+        ----------
+        folder
+            Folder of the slide's results, or its parent.
+        """
+        slide = self.session.slide
+        if slide is not None:
+            self._ladder_reader.submit(ReadLadderJob(folder, slide, self.session.open_slides).events)
+
+    def _on_ladder_event(self, event: Event) -> None:
+        match event:
+            case Finished(file):
+                slide = self.session.slide
+                if slide is not None and slide_name(slide.path) == file.slide:  # another may have been chosen meanwhile
+                    self.ladder.show_ladder(file)
+            case Failed(message):
+                show_error(message)
 
     # ------------------------------------------------------------ cohort
 
