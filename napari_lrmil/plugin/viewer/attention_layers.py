@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from napari_lrmil.core.inference.prediction import Prediction
     from napari_lrmil.core.visualize.overlay import AttentionScale, Heatmap
 
-DEFAULT_OPACITY = 0.5  # low attention is dark: the tissue has to stay readable below it
+DEFAULT_OPACITY = 0.5  # the tissue has to stay readable below the most attended patches too
 DIFFERENCE_OPACITY = 0.85  # the colour map itself is transparent where the networks agree
 EVIDENCE_OPACITY = 0.8  # likewise, where the evidence is zero
 VIEW_TITLES: dict[Side, str] = {"student": "Student (LR)", "teacher": "Teacher (HR)"}
@@ -209,7 +209,7 @@ def _build_difference_layer(prediction: Prediction, mpp: float, given_mpp: float
     values[shared.rows] = shared.difference
     limit, heat = difference_limit(shared), rasterize_patches(prediction.student, values)
     options = {
-        "name": "Student less teacher",
+        "name": "Student minus teacher",
         "colormap": difference_colormap(),
         "contrast_limits": (-limit, limit),  # symmetric, so that zero has the transparent middle colour
         "opacity": DIFFERENCE_OPACITY,
@@ -301,14 +301,14 @@ def build_evidence_layer(prediction: Prediction, name: str, mpp: float, given_mp
 
 @cache
 def attention_colormap() -> Colormap:
-    """Return the colour map of attention; its dark end is transparent, so that unattended tissue stays visible."""
+    """Return the colour map of attention: no attention is transparent, so that glass and tissue keep their colour."""
     from matplotlib import colormaps
     from napari.utils import Colormap
 
     from napari_lrmil.core.visualize.overlay import COLORMAP
 
     colours = colormaps[COLORMAP](np.linspace(0, 1, 64))
-    colours[:, 3] = np.linspace(0.35, 1.0, 64)
+    colours[:, 3] = np.linspace(0, 1, 64)
     return Colormap(colours, name="attention")
 
 

@@ -143,3 +143,10 @@ def test_other_colours_reach_every_layer_of_the_slide_and_no_other(tmp_path: Pat
     assert np.array_equal(shown[1], fakes[1].base)
     seen = np.asarray(layers[0]._slice.image.view)
     assert seen[3, 5].tolist() == (255 - fakes[0].base)[3, 5].tolist(), "the canvas shows the new colours"
+
+
+def test_low_attention_leaves_the_slide_as_it_is() -> None:
+    from napari_lrmil.plugin.viewer.attention_layers import attention_colormap
+
+    alpha = attention_colormap().colors[:, 3]
+    assert alpha[0] == 0 and alpha[-1] == 1 and (np.diff(alpha) > 0).all()
