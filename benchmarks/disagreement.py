@@ -177,7 +177,7 @@ def draw(path: Path, work: Path, slide: SlideFigures) -> None:
             axis.plot(*shapely.get_coordinates(part.exterior).T, color="#cc79a7", linewidth=1.6)
     axes[0].set_title(f"Student (LR): malignant {slide.malignant_student:.2f}", fontsize=10)
     axes[1].set_title(f"Teacher (HR), pooled: malignant {slide.malignant_teacher:.2f}", fontsize=10)
-    axes[2].set_title("Student less teacher", fontsize=10)
+    axes[2].set_title("Student minus teacher", fontsize=10)
     figure.colorbar(maps[0], ax=list(axes[:2]), shrink=0.7, label="attention, times the average", extend="max")
     figure.colorbar(difference, ax=axes[2], shrink=0.7, label="times the average", extend="both")
     axes[3].scatter(both.teacher, both.student, s=14, alpha=0.6, color="#0072b2", linewidths=0)

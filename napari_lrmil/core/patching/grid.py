@@ -131,7 +131,7 @@ def find_tissue_grid(slide: Slide, plan: PatchPlan, config: TissueConfig | None 
         reason = why_no_tissue(slide, tissue)
         if reason is None:
             raise
-        raise TissueError(slide.path, f"no LR patch with enough tissue: {reason}") from None
+        raise TissueError(slide.path, f"no tissue found: {reason}") from None
 
 
 def tissue_grid_from_mask(path: Path, original: TissueGrid, mask: Mask, config: TissueConfig) -> TissueGrid:
@@ -171,8 +171,8 @@ def nested_grid_from_tissue(path: Path, tissue: Tissue, config: TissueConfig) ->
     if len(grid.lr_index) == 0:
         raise TissueError(
             path,
-            f"no LR patch with enough tissue: no cell of {tissue.lattice.hr_um:.0f} µm is at least "
-            f"{config.min_share:.0%} tissue; is this a stained brightfield slide?",
+            f"no tissue found (needs {100 * config.min_share:.0f} % of a {tissue.lattice.hr_um:.0f} µm square); "
+            "is this a stained brightfield slide?",
         )
     return grid
 

@@ -147,14 +147,14 @@ def format_length(um: float) -> str:
 
 AttentionScale = Literal["raw", "percentile", "log"]
 ATTENTION_SCALES: dict[AttentionScale, str] = {
-    "raw": "as it is",
-    "percentile": "rank among the patches",
-    "log": "powers of ten",
+    "raw": "linear",
+    "percentile": "rank",
+    "log": "logarithmic",
 }
 SCALE_LEGENDS: dict[AttentionScale, str] = {
     "raw": ATTENTION_LEGEND,
-    "percentile": "attention, percentile among the slide's patches",
-    "log": "attention, power of ten of times the slide's average",
+    "percentile": "attention, rank among the slide's patches in percent",
+    "log": "attention, times average (logarithm: 1 is ten times)",
 }
 MIN_RELATIVE_ATTENTION = 1e-3  # times the average; lower values get the lowest colour of the logarithmic scale
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from napari_lrmil.plugin.compare.comparison_model import Comparison, LesionScores, TableRow
     from napari_lrmil.plugin.session.session import Session
 
-NO_TEACHER = "The teacher has not read this slide yet."
+NO_TEACHER = "The teacher has not been run on this slide."
 
 
 def why_no_teacher(bundle: Bundle | None) -> str:

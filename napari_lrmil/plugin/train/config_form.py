@@ -186,7 +186,7 @@ class TrainingForm(Step):
 
     def offer_devices(self, devices: dict[str, str]) -> None:
         """Offer the devices of this machine: name -> label."""
-        automatic = {"auto": f"best available: {devices['auto']}"}
+        automatic = {"auto": f"Automatic ({devices['auto']})"}
         self.device.choices = [(automatic.get(name, label), name) for name, label in devices.items()]
 
     def show_encoder_info(self, choice: EncoderChoice) -> None:

@@ -244,7 +244,7 @@ def test_a_slide_of_one_patch_has_nothing_at_the_bottom(tmp_path: Path) -> None:
     fake = FakeSlide(speckled(250, 310), (1.0,), resolution(0.5, 0.4))
     with fake_slide(tmp_path, fake) as slide:
         page = page_of(tmp_path, slide, predicted(slide, "all"))
-    assert "counted most" in page.text and "counted least" not in page.text
+    assert "Most attended" in page.text and "Least attended" not in page.text
     assert "not defined here" in page.text, "a rank correlation of one patch"
 
 

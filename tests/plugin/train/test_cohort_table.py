@@ -179,7 +179,7 @@ def test_each_slide_is_told_what_is_wrong_with_it(tmp_path: Path) -> None:
     }
     assert not checks["good"].fault and checks["good"].mpp == pytest.approx(0.5)
     assert checks["good"].hr_patches > checks["good"].lr_patches > 0
-    assert "enough tissue" in checks["empty"].fault and "too coarse for the teacher" in checks["coarse"].fault
+    assert "no tissue found" in checks["empty"].fault and "too coarse for the teacher" in checks["coarse"].fault
     for name in ("empty", "coarse", "text", "gone"):
         assert checks[name].fault and str(tmp_path) not in checks[name].fault.split(";")[0], checks[name]
 
