@@ -180,12 +180,14 @@ def _add_slides(viewer: Viewer, paths: Sequence[Path], mpp: float | None) -> Non
 
 
 def _show_whole_slide(viewer: Viewer) -> None:
-    """Process layout and layer events of the window and the dock, then fit the slide into the view."""
+    """Process layout and layer events of the window and the dock, then fit the shown slide into the view."""
     from qtpy.QtWidgets import QApplication
+
+    from napari_lrmil.plugin.viewer.layers import lrmil_layers
 
     for _ in range(3):  # an event may post another one
         QApplication.processEvents()
-    viewer.reset_view()
+    viewer.reset_view(layers=[layer for layer in lrmil_layers(viewer, role="slide") if layer.visible] or None)
 
 
 def hide_layer_panels(viewer: Viewer) -> None:

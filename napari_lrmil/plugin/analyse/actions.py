@@ -13,6 +13,7 @@ from napari_lrmil.core.patching.missing_tissue import MOST_SHARE
 from napari_lrmil.core.patching.regions import read_regions, write_regions
 from napari_lrmil.plugin.analyse.export_jobs import ResultExportJob, ViewExportJob, explain_disk_errors
 from napari_lrmil.plugin.analyse.result_text import ResultText
+from napari_lrmil.plugin.session.scope_text import scope_words
 from napari_lrmil.plugin.viewer.layers import (
     EXCLUDED_EDGE,
     MAP_ROLES,
@@ -226,7 +227,7 @@ class ViewerActions:
         title = session.slide.name if session.slide is not None else ""
         footer = ""
         if prediction is not None:
-            footer = f"{prediction.bundle} · {prediction.scope.text} · {ResultText(prediction).trust}"
+            footer = f"{prediction.bundle} · {scope_words(prediction.scope)} · {ResultText(prediction).trust}"
         um_per_px = um_per_unit(self._viewer) * units_per_px
         return ViewExportJob(pixels, um_per_px, _find_legend(self._viewer), title, footer)
 

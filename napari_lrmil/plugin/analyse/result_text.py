@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from napari_lrmil.core.formatting import format_agreement
+from napari_lrmil.core.formatting import format_agreement, format_probability
+from napari_lrmil.plugin.session.scope_text import count_patches, scope_words
 
 if TYPE_CHECKING:
     from napari_lrmil.core.inference.prediction import Prediction
+    from napari_lrmil.core.models.card import Card
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,19 @@ class ResultText:
     prediction: Prediction
 
     @property
+    def headline(self) -> str:
+        """The most probable class with its probability, and whether that is calibrated."""
+        p = self.prediction
+        value = format_probability(p.student.probabilities[p.student.predicted])
+        if not p.scope.is_whole_slide:
+            return f"{p.student.predicted}: region score {value}, uncalibrated"
+        return f"{p.student.predicted}: {value}, {'calibrated' if p.calibrated else 'not calibrated'}"
+
+    @property
     def trust(self) -> str:
         """Sentence on how far the probabilities can be trusted; only whole slides are calibrated."""
         if not self.prediction.scope.is_whole_slide:
-            return f"Region score of the {self.prediction.scope.text}, uncalibrated."
+            return f"Region score of the {scope_words(self.prediction.scope)}, uncalibrated."
         calibration = "calibrated on validation slides" if self.prediction.calibrated else "not calibrated"
         return f"Probabilities, {calibration}."
 
@@ -34,6 +45,12 @@ class ResultText:
         texts = self.prediction.limits.texts
         sentence = "; ".join(texts)
         return f"{sentence[0].upper()}{sentence[1:]}." if texts else ""
+
+    @property
+    def distance(self) -> str:
+        """How far the slide lies from the training slides; empty if unknown, or if a warning says it already."""
+        distance = self.prediction.cohort_distance
+        return "" if distance is None or distance.is_outside else f"This slide is {distance.text}."
 
     @property
     def margin(self) -> float:
@@ -48,9 +65,8 @@ class ResultText:
         seconds, patches = p.student.seconds["total"], len(p.grid.lr_index)
         n_cached = patches - p.student.patches_encoded
         cached = f", {n_cached} from the cache" if n_cached else ""
-        return (
-            f"Margin {self.margin:.2f} · {patches} patches of {p.grid.lattice.lr_um:.0f} µm{cached} · {seconds:.1f} s"
-        )
+        size = f"{count_patches(patches)} of {p.grid.lattice.lr_um:.0f} µm{cached}"
+        return f"Margin {self.margin:.2f} · {size} · {seconds:.1f} s"
 
     @property
     def agreement(self) -> str:
@@ -105,3 +121,16 @@ class ResultText:
         )
         attention = f"attention {relative:.2f} times the average, rank {self._ranks[row]} of {count}"
         return f"{position} · {attention} · evidence {evidence}"
+
+
+def knows_tissue(card: Card) -> bool:
+    """Return whether a model may say something about tissue: not if its card says that it knows phantoms only."""
+    return "phantoms only" not in card.intended_use.lower()
+
+
+def tissue_caution(card: Card) -> str:
+    """Return the sentences of a model that knows no tissue on what its answer is worth; empty for other models."""
+    if knows_tissue(card):
+        return ""
+    sentences = [sentence.strip(" .") for sentence in card.about.split(". ") if "tissue" in sentence]
+    return ". ".join([f"{card.name}: {card.intended_use}", *sentences]) + "."

@@ -23,7 +23,6 @@ from napari_lrmil.plugin.viewer.split_view import (
     add_legends,
     prepare_caption,
     refresh_attention,
-    show_attention_layers,
     show_evidence,
     show_picked_patches,
 )
@@ -102,16 +101,24 @@ class ResultView(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     # ------------------------------------------------------------ results
 
-    def show_result(self, prediction: Prediction, slide: SlideChoice) -> None:
-        """Show the result of a run in new layers."""
-        self._set_result(prediction, slide)
-        show_attention_layers(self._viewer, prediction, slide, self.attention.value(), self.compare_mode)
-        self._start_legends()
+    def show_answer(self, prediction: Prediction | None, slide: SlideChoice | None) -> bool:
+        """Show the answer for the shown slide in the layers of its last one, and return whether anything changed.
 
-    def update_result(self, prediction: Prediction, slide: SlideChoice) -> None:
-        """Show a result of the live view or a what-if step in the layers of the previous result."""
+        Parameters
+        ----------
+        prediction
+            The answer; None empties the sections. Its layers are hidden by the canvas.
+        slide
+            The shown slide; None without one.
+        """
+        if prediction is (self._text.prediction if self._text is not None else None) and slide == self._slide:
+            return False
         self._set_result(prediction, slide)
-        self._redraw()
+        if prediction is None:
+            self._legend_timer.stop()
+        else:
+            self._redraw()
+        return True
 
     def set_compare_mode(self, mode: CompareMode) -> None:
         """Change the layout of the student's and the teacher's map."""
@@ -135,10 +142,14 @@ class ResultView(QWidget):  # type: ignore[misc]  # qtpy has no types
         if self._text is not None and self._slide is not None:
             show_picked_patches(self._viewer, self._text.prediction, self._slide, self._picked_rows)
 
-    def _set_result(self, prediction: Prediction, slide: SlideChoice) -> None:
+    def _set_result(self, prediction: Prediction | None, slide: SlideChoice | None) -> None:
         self.show_picked(None)  # rows of the previous result would mark other patches
-        self._text, self._slide = ResultText(prediction), slide
+        self._text, self._slide = ResultText(prediction) if prediction is not None else None, slide
         self.evidence.show_result(self._text)
+        if self._text is None:
+            self.hover.setText(HOVER_HINT)
+            self._gallery_reader.stop()
+            self.gallery.show_patches(())
         self._show_gallery()
 
     def _redraw(self, _: object = None) -> None:

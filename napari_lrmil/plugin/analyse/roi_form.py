@@ -10,6 +10,7 @@ from qtpy.QtWidgets import QButtonGroup, QCheckBox, QHBoxLayout, QRadioButton, Q
 from napari_lrmil.core.patching.roi import Kind
 from napari_lrmil.plugin.qt.section import enable_unless, make_button, make_label, make_row
 from napari_lrmil.plugin.session.preconditions import RUN_ACTIVE, TISSUE_UNKNOWN
+from napari_lrmil.plugin.session.scope_text import scope_words
 
 if TYPE_CHECKING:
     from napari_lrmil.plugin.session.session import Session
@@ -110,5 +111,5 @@ class RoiForm(QWidget):  # type: ignore[misc]  # qtpy has no types
         enable_unless(self.export_button, "" if session.regions else "No region is drawn.", EXPORT_TIP)
         enable_unless(self.follow, "" if session.tissue_grid else TISSUE_UNKNOWN, FOLLOW_TIP)
         estimate = session.estimate
-        self.estimate.setText(f"{session.scope.text}: {estimate.text}" if estimate else "")
+        self.estimate.setText(f"{scope_words(session.scope)}: {estimate.text}" if estimate else "")
         self.estimate.setVisible(estimate is not None)

@@ -20,6 +20,7 @@ from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models.model_choice import shipped_model_labels
 from napari_lrmil.core.visualize.overlay import RESEARCH_USE
 from napari_lrmil.plugin.analyse.actions import ViewerActions
+from napari_lrmil.plugin.analyse.canvas import Canvas
 from napari_lrmil.plugin.analyse.file_dialogs import FileDialogs
 from napari_lrmil.plugin.analyse.live_view import LiveView
 from napari_lrmil.plugin.analyse.result_view import ResultView
@@ -31,6 +32,7 @@ from napari_lrmil.plugin.qt.errors import show_errors
 from napari_lrmil.plugin.qt.section import Section, fill_dock, make_label
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.qt.worker import BackgroundWorker
+from napari_lrmil.plugin.session.analyse_state import AnalyseState
 from napari_lrmil.plugin.session.open_slides import SlideChoice
 from napari_lrmil.plugin.session.run_state import SessionState
 from napari_lrmil.plugin.session.session import Session
@@ -91,6 +93,8 @@ class AnalyseWidget(DockWidget):
             show_warning(loaded.notice.message)
         self._connected_drawing: Any = None  # the region layer whose events arrive already
         self._build()
+        self.canvas = Canvas(self._viewer, self.session, self)
+        self._state = AnalyseState()
         self.slide_display = SlideDisplay(self._viewer, self.session, self.navigation, self.use_image)
         self._restore_settings()
         self._connect()
@@ -101,20 +105,21 @@ class AnalyseWidget(DockWidget):
 
     def _build(self) -> None:
         self.setMinimumWidth(DOCK_MIN_WIDTH_PX)
-        self.summary, self.note = make_label("summary", bold=True), make_label("note")
+        self.summary = make_label("summary", small=True)
         self.form, self.roi_form = self._build_form(), RoiForm()
         self.run_button = widgets.PushButton(text="Run")
         self.run_button.native.setMinimumHeight(30)
         self.progress = widgets.ProgressBar(max=100, visible=False)
         self.results = ResultsBox()
+        self.note = self.results.note
         self.navigation = NavigationSection(self._viewer)
         self.result_view = ResultView(self._viewer, self.session, self)
         self.what_if, self.tissue, self.save_section = WhatIfSection(), TissueSection(), SaveSection()
         self.file_dialogs = FileDialogs(self.viewer_actions, self.session, self.save_section, self)
-        running = (self.run_button.native, self.progress.native, self.results, self.note)
-        column = (self.summary, self.navigation, self.form.native, self.roi_form, *running, *self.sections[1:])
+        column = (self.summary, self.results, self.form.native, self.roi_form, *self.sections)
         keys = make_label("keys", KEYS_TEXT, small=True)
-        footer = (self.result_view.hover, make_label("footer", RESEARCH_USE, small=True))
+        running = (self.run_button.native, self.progress.native)  # below, so that they are always visible
+        footer = (*running, self.result_view.hover, make_label("footer", RESEARCH_USE, small=True))
         self._scroll = fill_dock(self, (*column, keys), footer)
 
     @property
@@ -132,7 +137,7 @@ class AnalyseWidget(DockWidget):
         self.use_image = widgets.PushButton(text="Use an image as a slide", visible=False)
         self.device = widgets.ComboBox(label="Device", choices=[(self._device_label(d), d) for d in DEVICES])
         self._disable_missing_devices()
-        self.with_teacher = widgets.CheckBox(text="Compare with the teacher (HR)")
+        self.with_teacher = widgets.CheckBox(text="Also run the teacher (HR)")
         self.allow_missing = widgets.CheckBox(
             text="Allow missing tiles",
             tooltip="Analyse a slide from what is left even if missing tiles hide more than a third of its tissue",
@@ -196,7 +201,7 @@ class AnalyseWidget(DockWidget):
         # With a delay of 0 the slot runs after napari's own handlers, when its layer list is consistent again.
         self._layers_timer = self._make_timer(0, self._on_layers_settled)
         self._drawing_timer = self._make_timer(DRAWING_DELAY_MS, self._sync_drawn_regions)
-        self._scroll_timer = self._make_timer(LAYOUT_DELAY_MS, lambda: self._scroll.ensureWidgetVisible(self.results))
+        self._scroll_timer = self._make_timer(LAYOUT_DELAY_MS, lambda: self._scroll.verticalScrollBar().setValue(0))
         self._connect_form()
         self._connect_sections()
         self._connect_shortcuts()
@@ -263,7 +268,6 @@ class AnalyseWidget(DockWidget):
             [
                 (self.session.changed, self._refresh),
                 (self.session.finished, self._on_finished),
-                (self.session.prediction_updated, self._on_prediction_updated),
                 (self.session.failed, self._show_error),
                 (layers.inserted, self._on_layers_changed),
                 (layers.removed, self._on_layers_changed),
@@ -287,7 +291,8 @@ class AnalyseWidget(DockWidget):
         self._layers_timer.start()
 
     def _on_layers_settled(self) -> None:
-        arrange_views(self._viewer)
+        slide = self.session.slide
+        arrange_views(self._viewer, slide.path if slide is not None else None)
         self._sync_slides()
         drawing = self.viewer_actions.region_layer()
         if drawing is not None and drawing is not self._connected_drawing:
@@ -296,15 +301,16 @@ class AnalyseWidget(DockWidget):
         self._sync_drawn_regions()
 
     def _sync_slides(self) -> None:
-        """Pass the slides in the layer list to the session."""
+        """Pass the slides in the layer list to the session, and show a slide that was just opened."""
+        session, before = self.session, {slide.path for slide in self.session.slides}
         tags = [(layer.name, get_tag(layer)) for layer in lrmil_layers(self._viewer, role="slide", side="student")]
-        self.session.set_slides(
-            [
-                SlideChoice(name, tag.path, tag.mpp, tag.given_mpp, tag.is_phantom)
-                for name, tag in tags
-                if tag is not None
-            ]
-        )
+        slides = [
+            SlideChoice(name, tag.path, tag.mpp, tag.given_mpp, tag.is_phantom) for name, tag in tags if tag is not None
+        ]
+        opened = [slide for slide in slides if slide.path not in before]
+        if opened and not session.awaits_slide:
+            session.show_slide(opened[0].path)  # awaited: it is among the slides that follow
+        session.set_slides(slides)
         self.slide_display.refresh()
 
     def _ask_model_folder(self) -> None:
@@ -390,20 +396,8 @@ class AnalyseWidget(DockWidget):
             self._worker.cancel()
             self.session.cancel()
 
-    def _on_finished(self, prediction: Prediction) -> None:
-        slide = self._find_slide(prediction)
-        if slide is not None:
-            self.result_view.show_result(prediction, slide)
-            self._scroll_timer.start()
-
-    def _on_prediction_updated(self, prediction: Prediction) -> None:
-        slide = self._find_slide(prediction)
-        if slide is not None:
-            self.result_view.update_result(prediction, slide)
-
-    def _find_slide(self, prediction: Prediction) -> SlideChoice | None:
-        """Return the slide of a prediction; None if its layer was removed while the run was active."""
-        return next((slide for slide in self.session.slides if slide.path == prediction.path), None)
+    def _on_finished(self, _: Prediction) -> None:
+        self._scroll_timer.start()
 
     # ------------------------------------------------------------ changes to the bag of patches
 
@@ -431,21 +425,32 @@ class AnalyseWidget(DockWidget):
     # ------------------------------------------------------------ refresh
 
     def _refresh(self) -> None:
-        """Show the state of the session in all widgets."""
-        session = self.session
+        """Resolve the state anew, and show it in all widgets and on the canvas."""
+        session, shown = self.session, self._state.slide
+        state = self._apply_to_canvas()
+        if state.slide != shown:
+            self.live_view.predictions.stop()  # it would answer for the slide that was left
+            self.slide_display.refresh()
+        if self.result_view.show_answer(state.prediction, state.slide):
+            state = self._apply_to_canvas()  # its maps are new layers
+        self._state = state
         self._show_choices()
         self.summary.setText(self._summary_text())
         self._show_run_button()
         self._show_progress()
-        self._show_notes()
-        self.results.show_prediction(session.prediction)
+        self.results.show_state(state, session.bundle.card if session.bundle is not None else None)
         self.roi_form.show_session(session)
         self.what_if.show_session(session)
         self.tissue.show_session(session, self.viewer_actions.tissue_layer())
-        has_result = session.prediction is not None
+        has_result = state.prediction is not None
         command = show_errors(self.viewer_actions.equivalent_command) if has_result else None
-        self.save_section.show_state(session.slide is not None, has_result, command or "")
+        self.save_section.show_state(state.slide is not None, has_result, command or "")
         self.live_view.find_tissue()
+
+    def _apply_to_canvas(self) -> AnalyseState:
+        state = self.session.resolve(self.canvas.layer_facts(), is_grid_on=self.canvas.is_grid_on)
+        self.canvas.apply(state)
+        return state
 
     def _show_choices(self) -> None:
         session = self.session
@@ -472,32 +477,26 @@ class AnalyseWidget(DockWidget):
 
     def _summary_text(self) -> str:
         slide, bundle = self.session.slide, self.session.bundle
+        slides = self._state.slides
+        number = f", slide {slides.index(slide) + 1} of {len(slides)}" if slide in slides and len(slides) > 1 else ""
         parts = [
-            f"{slide.name} ({slide.mpp:.3g} µm/px)" if slide else "no slide",
+            f"{slide.name} ({slide.mpp:.3g} µm/px{number})" if slide else "no slide",
             f"{bundle.name}: {' | '.join(bundle.card.classes)}" if bundle else "no model",
             self._devices.get(self.session.device, self.session.device),
         ]
         return " · ".join(parts)
 
     def _show_run_button(self) -> None:
-        session, blocked = self.session, self.session.run_blocked_by
+        state, blocked = self._state, self._state.run_blocked
         texts = {SessionState.RUNNING: "Cancel", SessionState.CANCELLING: "Cancelling…"}
-        self.run_button.text = texts.get(session.state, "Run")
-        self.run_button.enabled = session.state is not SessionState.CANCELLING and (session.is_busy or not blocked)
-        self.run_button.tooltip = blocked or ("Cancel the run (Esc)" if session.is_busy else "Run the model (Ctrl+R)")
-        self._cancel_key.setEnabled(session.state is SessionState.RUNNING)  # a disabled shortcut leaves Esc to napari
+        self.run_button.text = texts.get(state.stage, "Run")
+        self.run_button.enabled = state.stage is not SessionState.CANCELLING and (state.is_busy or not blocked)
+        self.run_button.tooltip = blocked or ("Cancel the run (Esc)" if state.is_busy else "Run the model (Ctrl+R)")
+        self._cancel_key.setEnabled(state.stage is SessionState.RUNNING)  # a disabled shortcut leaves Esc to napari
 
     def _show_progress(self) -> None:
-        progress = self.session.progress
-        self.progress.visible = self.session.is_busy
+        progress, elsewhere = self._state.progress, self._state.running_elsewhere
+        self.progress.visible = self._state.is_busy
         self.progress.value = round(100 * progress.fraction) if progress else 0
-        self.progress.native.setFormat(progress.text if progress else "starting")
-
-    def _show_notes(self) -> None:
-        """Show the last error, the reason that blocks a run, and the warnings of the last result."""
-        session = self.session
-        blocked = "" if session.is_busy else session.run_blocked_by
-        lines = list(dict.fromkeys(filter(None, (session.message, blocked))))  # both may be the same sentence
-        lines += [f"⚠ {text}" for text in session.warnings]
-        self.note.setText("\n".join(lines))
-        self.note.setVisible(bool(lines))
+        text = progress.text if progress else "starting"
+        self.progress.native.setFormat(f"{elsewhere}: {text}" if elsewhere else text)

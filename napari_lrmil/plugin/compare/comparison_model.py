@@ -175,7 +175,7 @@ class Comparison:
         ]
         costs = [
             TableRow("Seconds, alone", f"{p.student.seconds['total']:.1f}", f"{teacher.seconds['total']:.1f}"),
-            TableRow("Pixels read", _millions(p.student.pixels_decoded), _millions(teacher.pixels_decoded)),
+            TableRow("Pixels read", _pixels_read(p.student), _pixels_read(teacher)),
             TableRow("Patches", f"{len(p.student.attention):,}", f"{len(teacher.attention):,}"),
         ]
         return (*probabilities, *costs)
@@ -250,8 +250,12 @@ def make_comparison(prediction: Prediction | None) -> Comparison | None:
     return Comparison(prediction) if prediction is not None and prediction.teacher is not None else None
 
 
-def _millions(pixels: int) -> str:
-    return f"{pixels / 1e6:,.1f} M"
+def _pixels_read(network: NetworkPrediction) -> str:
+    """Return the pixels that a network decoded, in words if it decoded none because an earlier run had."""
+    if network.pixels_decoded == 0:
+        return "none, cached"
+    millions = network.pixels_decoded / 1e6
+    return f"{millions:,.1f} M" if millions >= 0.05 else "under 0.1 M"
 
 
 # ---------------------------------------------------------------- lesions

@@ -38,6 +38,7 @@ _MAP_ROLES = ("attention", "wipe", "difference")
 SPLIT_ROLES = (*SLIDE_ROLES, "attention", "picked")  # roles with a place in two linked views
 NO_SLIDE = "No slide is open: drop one on the window, or take File > Open Sample."
 MAP_DELETED = "The map of this answer was deleted. Change a setting under Attention to draw it again."
+EARLIER_ANSWER = "A new run is active. This is the earlier answer."
 SLIDE_HIDDEN = "The slide is hidden in the layer list."
 EVIDENCE_IN_SPLIT = "Evidence is not shown side by side: choose Wipe in the Compare dock."
 GRID_ON = "Napari's grid is on, so several slides may be visible. The dock is about {name}."
@@ -117,7 +118,7 @@ class AnalyseState:
     running_elsewhere
         Name of another slide, if the active run is of that one; else empty.
     prediction
-        The answer for this slide and the chosen model; None without one, and while a new run is active.
+        The answer for this slide and the chosen model; None without one. During a new run the earlier answer stays.
     run_blocked
         Why no run can start; empty if one can.
     teacher_blocked
@@ -127,7 +128,7 @@ class AnalyseState:
     warnings
         Cautions about the answer.
     canvas_notes
-        Sentences on differences between canvas and dock that the user made by hand.
+        Sentences on the shown slide and answer: why it is shown, and what the user changed by hand.
     layers_shown
         For each layer of `Facts.layers`: True shown, False hidden, None as the user sets it.
     is_split
@@ -159,8 +160,8 @@ def resolve(choices: Choices, facts: Facts) -> AnalyseState:
     slide = pick_slide(choices.slide, facts.slides)
     run, model = facts.run, facts.bundle.sha256 if facts.bundle is not None else ""
     is_run_here = run is not None and run.key == (slide, model)
-    outcome = NO_OUTCOME if is_run_here or slide != choices.slide else facts.outcome
-    warnings = run.warnings if run is not None and is_run_here else outcome.warnings
+    outcome = facts.outcome if slide == choices.slide else NO_OUTCOME
+    warnings = (*outcome.warnings, *(run.warnings if run is not None and is_run_here else ()))
     is_split = _is_split(facts.layers, slide, outcome.prediction)
     return AnalyseState(
         slides=facts.slides,
@@ -171,8 +172,8 @@ def resolve(choices: Choices, facts: Facts) -> AnalyseState:
         prediction=outcome.prediction,
         run_blocked=why_run_blocked(choices, facts),
         teacher_blocked=why_teacher_unavailable(slide, facts.bundle),
-        message=outcome.message or facts.model_problem,
-        warnings=warnings,
+        message=("" if is_run_here else outcome.message) or facts.model_problem,
+        warnings=tuple(dict.fromkeys(warnings)),
         canvas_notes=_canvas_notes(choices, facts, slide, outcome.prediction, is_split),
         layers_shown=tuple(_is_shown(layer, slide, outcome.prediction, facts, is_split) for layer in facts.layers),
         is_split=is_split,
@@ -242,6 +243,7 @@ def _canvas_notes(
     is_hidden = any(layer.role == "slide" and layer.is_hidden_by_hand for layer in own)
     notes = (
         (choices.reason, slide == choices.slide),
+        (EARLIER_ANSWER, prediction is not None and facts.run is not None and facts.run.key[0] == slide),
         (SLIDE_HIDDEN, is_hidden),
         (MAP_DELETED, prediction is not None and bool(own) and roles.isdisjoint((*_MAP_ROLES, "evidence"))),
         (EVIDENCE_IN_SPLIT, is_split and "evidence" in roles),

@@ -113,10 +113,11 @@ class ChosenAnalysis:
         for old in previous:
             if old not in self.slides:
                 self._move(old, next((new for new in self.slides if replace(new, name=old.name) == old), None))
-        if self.slide not in self.slides:
-            self.choose_slide(pick_slide(self.slide, self.slides))
-        if awaited is not None:
+        if awaited is not None and any(slide.path == awaited[0] for slide in self.slides):
             self.show_slide(*awaited)
+        elif self.slide not in self.slides:
+            self.choose_slide(pick_slide(self.slide, self.slides))
+            self._awaited = awaited
         self.open_slides.close_others(self.slides)
         self.changed.emit()
 
@@ -338,15 +339,19 @@ class ChosenAnalysis:
         )
 
     @property
+    def awaits_slide(self) -> bool:
+        """Whether `show_slide` waits for a slide to be opened."""
+        return self._awaited is not None
+
+    @property
     def _key(self) -> SlideAndModel | None:
         """Slide and model whose answer is shown; None without a slide or a model."""
         return None if self.slide is None or self.bundle is None else (self.slide, self.bundle.sha256)
 
     @property
     def prediction(self) -> Prediction | None:
-        """The answer for the chosen slide and model; None without one, and while a new run of them is active."""
-        is_run_here = self._run is not None and self._run.key == self._key
-        return None if is_run_here else self._memory.outcome(self._key).prediction
+        """The answer for the chosen slide and model; None without one. During a new run the earlier answer stays."""
+        return self._memory.outcome(self._key).prediction
 
     @property
     def tissue_grid(self) -> TissueGrid | None:

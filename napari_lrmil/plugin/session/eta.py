@@ -13,6 +13,7 @@ from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.formatting import format_duration
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.user_settings import SettingsStore, ThroughputKey
+from napari_lrmil.plugin.session.scope_text import count_patches
 
 if TYPE_CHECKING:
     from napari_lrmil.core.features.bag import Features
@@ -74,7 +75,7 @@ class RunEstimate:
     def text(self) -> str:
         """Numbers of patches and expected time in one line."""
         hr = f" + {self.hr_patches} of the teacher" if self.hr_patches else ""
-        return f"{self.patches} patches{hr} · {self.time_text}"
+        return f"{count_patches(self.patches)}{hr} · {self.time_text}"
 
     @property
     def time_text(self) -> str:

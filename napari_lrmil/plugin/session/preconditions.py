@@ -11,6 +11,7 @@ from napari_lrmil.core.geometry import MPP_TOLERANCE, BoxLevel0
 from napari_lrmil.core.patching.regions import Region
 from napari_lrmil.core.patching.roi import Kind, RegionOfInterest
 from napari_lrmil.plugin.session.open_slides import SlideChoice
+from napari_lrmil.plugin.session.scope_text import scope_words
 from napari_lrmil.plugin.session.what_if import WhatIf
 
 if TYPE_CHECKING:
@@ -82,5 +83,5 @@ def why_roi_empty(
     if is_selected.any():
         return ""
     if what_if != WhatIf():  # the likelier cause, and the one that the user can undo
-        return f"Nothing is left of the {scope.text}: undo what was left out, or choose another part."
-    return f"The {scope.text} holds no patch: {scope.emptied_by(tissue_grid)}"
+        return f"Nothing is left of the {scope_words(scope)}: undo what was left out, or choose another part."
+    return f"The {scope_words(scope)} holds no patch: {scope.emptied_by(tissue_grid)}"

@@ -6,6 +6,7 @@ pixels, and one of them has several device pixels on a high-resolution screen. `
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_lrmil.core.geometry import MPP_TOLERANCE, BoxUm
@@ -121,6 +122,13 @@ def fly_to(
     viewer.scene.camera.center = (viewer.scene.camera.center[0], y, x)
 
 
+def fit_slide(viewer: ViewerModel, path: Path) -> None:
+    """Show all of a slide; napari's own function would make room for the hidden slides too."""
+    layers = lrmil_layers(viewer, path, role="slide", side="student")
+    if layers:
+        viewer.reset_view(layers=layers)
+
+
 def visible_um(viewer: ViewerModel) -> BoxUm:
     """Return the part of the world that the canvas shows; in grid mode, the part that each of the linked views shows.
 
@@ -137,12 +145,16 @@ def visible_um(viewer: ViewerModel) -> BoxUm:
 
 
 def current_slide(viewer: ViewerModel) -> Image | None:
-    """Return the layer of the current slide: that of the active layer, else the topmost visible slide, else None."""
+    """Return the layer of the current slide; None without slides.
+
+    It is that of the active layer if it is visible, else the topmost visible one, else that of the active layer.
+    """
     active = viewer.layers.selection.active
     tag = get_tag(active) if active is not None else None
     of_active = lrmil_layers(viewer, tag.path, role="slide", side="student") if tag is not None else []
     visible = [layer for layer in lrmil_layers(viewer, role="slide", side="student") if layer.visible]
-    return next(iter([*of_active, *reversed(visible)]), None)
+    seen = [layer for layer in of_active if layer in visible]
+    return next(iter([*seen, *reversed(visible), *of_active]), None)
 
 
 def current_mpp(viewer: ViewerModel) -> float | None:

@@ -32,6 +32,7 @@ from napari_lrmil.plugin.viewer.layers import (
     remove_layers,
     update_layer,
 )
+from napari_lrmil.plugin.viewer.navigation import fit_slide
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -63,9 +64,17 @@ class SplitView:
         return self.student + self.teacher
 
 
-def find_split_view(viewer: ViewerModel) -> SplitView | None:
-    """Return the two views of a slide that has attention of student and teacher; None if there is none."""
-    for attention in lrmil_layers(viewer, role="attention", side="teacher"):
+def find_split_view(viewer: ViewerModel, shown: Path | None = None) -> SplitView | None:
+    """Return the two views of a slide that has attention of student and teacher; None if there is none.
+
+    Parameters
+    ----------
+    viewer
+        The viewer.
+    shown
+        File of the slide; None takes any.
+    """
+    for attention in lrmil_layers(viewer, shown, role="attention", side="teacher"):
         path = _slide_path(attention)
         pairs = {
             role: (_find_layer(viewer, path, role, "student"), _find_layer(viewer, path, role, "teacher"))
@@ -92,13 +101,19 @@ def _find_layer(viewer: ViewerModel, path: Path | None, role: str, side: str) ->
     return next(iter(lrmil_layers(viewer, path, role=role, side=side)), None)
 
 
-def arrange_views(viewer: ViewerModel) -> None:
-    """Adapt the order of layers and the grid to the present layers; call it whenever layers were added or removed."""
+def arrange_views(viewer: ViewerModel, shown: Path | None = None) -> None:
+    """Adapt the order of layers and the grid to the present layers; call it whenever layers were added or removed.
+
+    Parameters
+    ----------
+    viewer
+        The viewer.
+    shown
+        File of the slide that is shown; None takes any that has two views.
+    """
     _link_underlays(viewer)
-    caption = viewer.canvas.overlays.text
-    if caption.text.startswith(CAPTION_PREFIX) and not _map_layers(viewer):
-        _hide_caption(viewer)
-    views = find_split_view(viewer)
+    hide_caption_without_map(viewer)
+    views = find_split_view(viewer, shown)
     if views is None:
         _leave_grid(viewer)
         return
@@ -126,9 +141,10 @@ def _link_underlays(viewer: ViewerModel) -> None:
 
 def _leave_grid(viewer: ViewerModel) -> None:
     """Remove the layers that only the teacher's view needed; a grid that the user switched on stays."""
-    orphans = [
-        layer for role in ("underlay", "slide", "picked") for layer in lrmil_layers(viewer, role=role, side="teacher")
-    ]
+    split = {_slide_path(layer) for layer in lrmil_layers(viewer, role="attention", side="teacher")}
+    roles = ("underlay", "slide", "picked")
+    of_teacher = [layer for role in roles for layer in lrmil_layers(viewer, role=role, side="teacher")]
+    orphans = [layer for layer in of_teacher if _slide_path(layer) not in split]
     if orphans:
         remove_layers(viewer, orphans)
         viewer.canvas.grid.enabled = False
@@ -144,17 +160,17 @@ def _move_to_bottom(viewer: ViewerModel, ordered: tuple[Image, ...]) -> None:
 # ---------------------------------------------------------------- attention
 
 
-def show_attention_layers(
+def refresh_attention(
     viewer: ViewerModel,
     prediction: Prediction,
     slide: SlideChoice,
     style: AttentionStyle | None = None,
     compare: CompareMode | None = None,
 ) -> None:
-    """Show the attention of a prediction over its slide, and hide all other slides.
+    """Show the attention of a prediction over its slide; the camera does not move.
 
-    Layers of the last prediction are reused. A new layer takes the window 0.1 s, and would lose the changes that the
-    user made to the old one.
+    Layers of the last prediction are reused if they have the same roles. A new layer takes the window 0.1 s, and would
+    lose the changes that the user made to the old one.
 
     Parameters
     ----------
@@ -164,25 +180,6 @@ def show_attention_layers(
         The prediction, and its slide.
     style, compare
         Display style, and arrangement of student and teacher.
-    """
-    for layer in lrmil_layers(viewer):
-        layer.visible = _slide_path(layer) == slide.path  # all slides have their corner at the same place
-    refresh_attention(viewer, prediction, slide, style, compare)
-
-
-def refresh_attention(
-    viewer: ViewerModel,
-    prediction: Prediction,
-    slide: SlideChoice,
-    style: AttentionStyle | None = None,
-    compare: CompareMode | None = None,
-) -> None:
-    """Show a prediction in the layers of the last one, if they have the same roles; the camera does not move.
-
-    Parameters
-    ----------
-    viewer, prediction, slide, style, compare
-        As for `show_attention_layers`.
     """
     tags = {layer: get_tag(layer) for layer in _map_layers(viewer, slide.path)}
     present = {(tag.role, tag.side): layer for layer, tag in tags.items() if tag is not None}
@@ -205,13 +202,13 @@ def _replace_maps(viewer: ViewerModel, slide: SlideChoice, maps: Mapping[RoleAnd
         below = [_find_layer(viewer, slide.path, role, "student") for role in VIEW_ROLES[:2]]
         copies: list[LayerData] = [copy_for_teacher_view(layer) for layer in below if layer is not None]
         add_layers(viewer, [*copies, maps["attention", "teacher"]])
-    arrange_views(viewer)
+    arrange_views(viewer, slide.path)
     viewer.layers.selection.active = layers[0]
     is_split = bool(viewer.canvas.grid.enabled)
     if is_split != was_split and had_maps:  # the same part of the slide, in views of half or twice the width
         camera.center, camera.zoom = centre, zoom * (0.5 if is_split else 2.0)
     elif is_split != was_split:
-        viewer.reset_view()
+        fit_slide(viewer, slide.path)
     if was_split and not is_split:
         for layer in lrmil_layers(viewer, slide.path, role="drawn"):
             layer.visible = True  # `arrange_views` has hidden it, because a split view has no cell for it
@@ -221,7 +218,7 @@ def remove_attention(viewer: ViewerModel, path: Path) -> None:
     """Remove maps, evidence and picked patches of a slide."""
     roles = (*MAP_ROLES, "evidence", "picked")
     remove_layers(viewer, [layer for role in roles for layer in lrmil_layers(viewer, path, role=role)])
-    arrange_views(viewer)
+    arrange_views(viewer, path)
 
 
 def show_picked_patches(viewer: ViewerModel, prediction: Prediction, slide: SlideChoice, rows: Int64 | None) -> None:
@@ -230,11 +227,12 @@ def show_picked_patches(viewer: ViewerModel, prediction: Prediction, slide: Slid
     Parameters
     ----------
     viewer, prediction, slide
-        As for `show_attention_layers`.
+        As for `refresh_attention`.
     rows
         Rows of the patches in the prediction; None or an empty array removes the outlines.
     """
-    sides: tuple[Side, ...] = ("student", "teacher") if find_split_view(viewer) is not None else ("student",)
+    is_split = find_split_view(viewer, slide.path) is not None
+    sides: tuple[Side, ...] = ("student", "teacher") if is_split else ("student",)
     if rows is None or len(rows) == 0:
         remove_layers(viewer, lrmil_layers(viewer, slide.path, role="picked"))
         return
@@ -245,7 +243,7 @@ def show_picked_patches(viewer: ViewerModel, prediction: Prediction, slide: Slid
             add_layers(viewer, [new])
         else:
             update_layer(present, new)
-    arrange_views(viewer)
+    arrange_views(viewer, slide.path)
 
 
 def show_evidence(
@@ -260,7 +258,7 @@ def show_evidence(
     Parameters
     ----------
     viewer, prediction, slide
-        As for `show_attention_layers`.
+        As for `refresh_attention`.
     name
         Name of the class; None shows the attention again.
     style
@@ -336,6 +334,14 @@ def prepare_caption(viewer: ViewerModel) -> None:
     """Render the letters of the caption invisibly, so that the first analysis does not wait for them."""
     if not viewer.canvas.overlays.text.visible:
         _show_map_caption(viewer, None)
+        _hide_caption(viewer)
+
+
+def hide_caption_without_map(viewer: ViewerModel) -> None:
+    """Hide the caption of a map if no map is visible."""
+    roles = (*MAP_ROLES, "evidence")
+    maps = [layer for role in roles for layer in lrmil_layers(viewer, role=role) if layer.visible]
+    if not maps and viewer.canvas.overlays.text.text.startswith(CAPTION_PREFIX):
         _hide_caption(viewer)
 
 

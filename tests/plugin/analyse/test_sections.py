@@ -278,7 +278,7 @@ def test_leaving_a_region_out_answers_from_what_was_seen_and_can_be_undone(dock:
         "the slide is what is asked about"
     )
     edge = dock.viewer_actions.region_layer().edge_color[0].copy()
-    assert without.student.patches_encoded == 0 and "without 1 excluded" in dock.results.calibration.text()
+    assert without.student.patches_encoded == 0 and "whole slide, 1 region excluded" in dock.results.calibration.text()
     assert (without.grid.lr_corners[:, 0] * 0.5 > 150).all()
     is_excluded = ~without.scope.select(dock.session.tissue_grid).is_selected
     assert len(without.grid.lr_index) == (~is_excluded).sum() < len(before.grid.lr_index)

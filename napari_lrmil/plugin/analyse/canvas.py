@@ -1,0 +1,170 @@
+"""Canvas of the Analyse dock: shows the layers that the dock's state names, and follows what the user does by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QWidget
+
+from napari_lrmil.plugin.qt.signals import connect_until_destroyed
+from napari_lrmil.plugin.session.analyse_state import AnalyseState, LayerFact
+from napari_lrmil.plugin.viewer.layers import get_tag, lrmil_layers
+from napari_lrmil.plugin.viewer.navigation import fit_slide
+from napari_lrmil.plugin.viewer.split_view import arrange_views, find_split_view, hide_caption_without_map
+
+if TYPE_CHECKING:
+    from napari.components import ViewerModel
+    from napari.layers import Layer
+
+    from napari_lrmil.plugin.session.session import Session
+
+SHOWN_BY_HAND = "This slide is shown because a layer of it was made visible in the layer list."
+CameraPosition = tuple[tuple[float, ...], float]  # centre and zoom
+
+
+class Canvas(QWidget):  # type: ignore[misc]  # qtpy has no types
+    """Applies an `AnalyseState` to the layers of this plugin. The widget itself is never shown.
+
+    Layers of other slides than the shown one are hidden, and stay hidden. If the user makes one visible by hand, its
+    slide is chosen. A layer of the shown slide that the user hides by hand stays hidden. Layers of other plugins are
+    left alone. Each slide has a camera position of its own, to which the view returns.
+
+    Parameters
+    ----------
+    viewer
+        The viewer with the layers.
+    session
+        The session whose state is applied; another slide is chosen in it.
+    parent
+        The dock.
+    """
+
+    def __init__(self, viewer: ViewerModel, session: Session, parent: QWidget) -> None:
+        super().__init__(parent)
+        self.setVisible(False)
+        self._viewer, self._session = viewer, session
+        self._applied: WeakKeyDictionary[Layer, bool | None] = WeakKeyDictionary()
+        self._shown_path: Path | None = None
+        self._cameras: dict[Path, CameraPosition] = {}
+        self._has_split_grid = False  # whether napari's grid is on for student and teacher, and not by the user
+        self._is_applying = False
+        self._shown_by_hand: Path | None = None
+        # With a delay of 0, several layers that are made visible at once count as one action.
+        self._hand_timer = QTimer(self)
+        self._hand_timer.setSingleShot(True)
+        self._hand_timer.setInterval(0)
+        self._hand_timer.timeout.connect(self._follow_hand)
+        connect_until_destroyed(self, [(viewer.canvas.grid.events.enabled, self._on_grid_changed)])
+
+    # ------------------------------------------------------------ facts
+
+    def layer_facts(self) -> tuple[LayerFact, ...]:
+        """Return the facts about the layers of this plugin, the lowest first."""
+        return tuple(self._fact(layer) for layer in lrmil_layers(self._viewer))
+
+    def _fact(self, layer: Layer) -> LayerFact:
+        tag = get_tag(layer)
+        if tag is None:
+            raise ValueError(f"the layer {layer.name} is not of this plugin")
+        was_hidden_by_hand = self._applied.get(layer) is True and not layer.visible
+        return LayerFact(tag.role, tag.path, tag.side, was_hidden_by_hand)
+
+    @property
+    def is_grid_on(self) -> bool:
+        """Whether the user switched napari's grid on, to see slides side by side."""
+        if not self._viewer.canvas.grid.enabled or self._has_split_grid:
+            return False
+        slide = self._session.slide
+        return slide is None or find_split_view(self._viewer, slide.path) is None
+
+    # ------------------------------------------------------------ application
+
+    def apply(self, state: AnalyseState) -> None:
+        """Show and hide layers; move camera and selection if another slide is shown.
+
+        Parameters
+        ----------
+        state
+            State that was resolved with the present `layer_facts`.
+        """
+        path = state.slide.path if state.slide is not None else None
+        has_changed = path != self._shown_path
+        if has_changed:
+            self._store_camera()
+        self._is_applying = True
+        try:
+            for layer, is_shown in zip(lrmil_layers(self._viewer), state.layers_shown, strict=True):
+                self._watch(layer)
+                self._show(layer, is_shown)
+            self._arrange(state, path)
+            hide_caption_without_map(self._viewer)
+            if has_changed:
+                self._enter(path)
+        finally:
+            self._is_applying = False
+
+    def _show(self, layer: Layer, is_shown: bool | None) -> None:
+        is_new_wish = layer not in self._applied or self._applied[layer] is not is_shown
+        self._applied[layer] = is_shown
+        if is_shown is not None and layer.visible != is_shown and (is_new_wish or not is_shown):
+            layer.visible = is_shown
+
+    def _arrange(self, state: AnalyseState, path: Path | None) -> None:
+        grid = self._viewer.canvas.grid
+        if state.is_split != self._has_split_grid or (state.is_split and path != self._shown_path):
+            self._has_split_grid = state.is_split
+            if state.is_split:
+                arrange_views(self._viewer, path)
+            elif grid.enabled:
+                grid.enabled = False
+
+    def _store_camera(self) -> None:
+        if self._shown_path is not None:
+            camera = self._viewer.scene.camera
+            self._cameras[self._shown_path] = (tuple(camera.center), float(camera.zoom))
+
+    def _enter(self, path: Path | None) -> None:
+        """Move selection and camera to a slide: to where the user left it, or to all of it."""
+        is_first, self._shown_path = self._shown_path is None, path
+        if path is None:
+            return
+        visible = [layer for layer in lrmil_layers(self._viewer, path) if layer.visible]
+        active = self._viewer.layers.selection.active
+        tag = get_tag(active) if active is not None else None
+        if tag is not None and tag.path != path and visible:
+            self._viewer.layers.selection.active = visible[-1]
+        if path in self._cameras:
+            self._viewer.scene.camera.center, self._viewer.scene.camera.zoom = self._cameras[path]
+        elif not is_first or len(self._session.slides) > 1:  # napari itself fits the first layer
+            fit_slide(self._viewer, path)
+
+    # ------------------------------------------------------------ what the user does by hand
+
+    def _watch(self, layer: Layer) -> None:
+        if layer not in self._applied:
+            connect_until_destroyed(self, [(layer.events.visible, self._on_visible)])
+
+    def _on_visible(self, event: Any) -> None:
+        layer, slide = event.source, self._session.slide
+        tag = get_tag(layer)
+        if self._is_applying or tag is None:
+            return
+        if layer.visible and slide is not None and tag.path != slide.path and self._applied.get(layer) is False:
+            self._shown_by_hand = tag.path
+        self._hand_timer.start()
+
+    def _on_grid_changed(self, _: Any = None) -> None:
+        if not self._is_applying:
+            self._hand_timer.start()
+
+    def _follow_hand(self) -> None:
+        """Choose the slide that the user made visible, or resolve the state anew."""
+        path, self._shown_by_hand = self._shown_by_hand, None
+        slides = [slide for slide in self._session.slides if slide.path == path]
+        if slides:
+            self._session.choose_slide(slides[0], SHOWN_BY_HAND)
+        else:
+            self._session.changed.emit()
