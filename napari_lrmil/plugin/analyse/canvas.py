@@ -101,6 +101,7 @@ class Canvas(QWidget):  # type: ignore[misc]  # qtpy has no types
                 self._show(layer, is_shown)
             self._arrange(state, path)
             hide_caption_without_map(self._viewer)
+            self._select(path)
             if has_changed:
                 self._enter(path)
         finally:
@@ -126,16 +127,19 @@ class Canvas(QWidget):  # type: ignore[misc]  # qtpy has no types
             camera = self._viewer.scene.camera
             self._cameras[self._shown_path] = (tuple(camera.center), float(camera.zoom))
 
+    def _select(self, path: Path | None) -> None:
+        """Select a layer of the shown slide if one of another slide is active, or none: minimap and keys follow it."""
+        selection = self._viewer.layers.selection
+        tag = get_tag(selection.active) if selection.active is not None else None
+        own = lrmil_layers(self._viewer, path) if path is not None else []
+        if own and (tag.path != path if tag is not None else not selection):
+            selection.active = next((layer for layer in reversed(own) if layer.visible), own[-1])
+
     def _enter(self, path: Path | None) -> None:
-        """Move selection and camera to a slide: to where the user left it, or to all of it."""
+        """Move the camera to a slide: to where the user left it, or to all of it."""
         is_first, self._shown_path = self._shown_path is None, path
         if path is None:
             return
-        visible = [layer for layer in lrmil_layers(self._viewer, path) if layer.visible]
-        active = self._viewer.layers.selection.active
-        tag = get_tag(active) if active is not None else None
-        if tag is not None and tag.path != path and visible:
-            self._viewer.layers.selection.active = visible[-1]
         if path in self._cameras:
             self._viewer.scene.camera.center, self._viewer.scene.camera.zoom = self._cameras[path]
         elif not is_first or len(self._session.slides) > 1:  # napari itself fits the first layer
@@ -164,7 +168,7 @@ class Canvas(QWidget):  # type: ignore[misc]  # qtpy has no types
         """Choose the slide that the user made visible, or resolve the state anew."""
         path, self._shown_by_hand = self._shown_by_hand, None
         slides = [slide for slide in self._session.slides if slide.path == path]
-        if slides:
+        if slides and not self.is_grid_on:
             self._session.choose_slide(slides[0], SHOWN_BY_HAND)
         else:
             self._session.changed.emit()

@@ -156,6 +156,10 @@ class Minimap(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     # ------------------------------------------------------------ changes in the viewer
 
+    def follow_slide(self) -> None:
+        """Look up the current slide anew. Call it after a slide was shown or hidden."""
+        self._find_slide_soon.start()
+
     def _on_moved(self, _: Any = None) -> None:
         if not self._redraw_soon.isActive():  # a running timer will draw this move too
             self._redraw_soon.start()

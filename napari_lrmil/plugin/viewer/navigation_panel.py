@@ -91,6 +91,10 @@ class MagnificationRow(QWidget):  # type: ignore[misc]  # qtpy has no types
         ]
         connect_until_destroyed(self, [(emitter, self._schedule_refresh) for emitter in emitters])
 
+    def follow_slide(self) -> None:
+        """Enable the magnifications of the current slide. Call it after a slide was shown or hidden."""
+        self._schedule_refresh()
+
     def value(self) -> float:
         """Return the present magnification."""
         return current_magnification(self._viewer, self.devicePixelRatioF())
@@ -160,6 +164,8 @@ class NavigationSection(Section):
         images
             Names of its associated images.
         """
+        self.magnification.follow_slide()
+        self.minimap.follow_slide()
         no_profile = "" if has_profile else "The slide has no colour profile."
         enable_unless(self.icc, no_profile, "Show the colours that the scanner's profile defines")
         tip = f"Show {', '.join(images)}: may carry a patient's name; never part of an export"

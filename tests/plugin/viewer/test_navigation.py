@@ -100,7 +100,7 @@ def test_without_a_slide_no_magnification_is_offered() -> None:
     assert all(navigation.why_magnification_unavailable(m, None) for m in navigation.MAGNIFICATIONS)
 
 
-def test_the_current_slide_is_that_of_the_active_layer_else_the_topmost_visible(
+def test_the_current_slide_is_visible_and_if_several_are_that_of_the_active_layer(
     viewer: ViewerModel, tmp_path: Path
 ) -> None:
     assert navigation.current_slide(viewer) is None and navigation.current_mpp(viewer) is None
@@ -111,6 +111,8 @@ def test_the_current_slide_is_that_of_the_active_layer_else_the_topmost_visible(
     assert navigation.current_slide(viewer) is first
     [underlay] = lrmil_layers(viewer, tmp_path / "second.svs", role="underlay")
     viewer.layers.selection.active = underlay
+    assert navigation.current_slide(viewer) is first, "a hidden slide is not the current one while another is visible"
+    first.visible = False
     assert navigation.current_slide(viewer) is second and navigation.current_mpp(viewer) == pytest.approx(0.25)
     viewer.layers.selection.active = viewer.add_image(np.zeros((5, 9)))
     assert navigation.current_slide(viewer) is first
