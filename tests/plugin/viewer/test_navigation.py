@@ -114,6 +114,7 @@ def test_the_current_slide_is_visible_and_if_several_are_that_of_the_active_laye
     assert navigation.current_slide(viewer) is first, "a hidden slide is not the current one while another is visible"
     first.visible = False
     assert navigation.current_slide(viewer) is second and navigation.current_mpp(viewer) == pytest.approx(0.25)
+    first.visible = True
     viewer.layers.selection.active = viewer.add_image(np.zeros((5, 9)))
     assert navigation.current_slide(viewer) is first
 
