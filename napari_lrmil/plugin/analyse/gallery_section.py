@@ -77,7 +77,7 @@ class GallerySection(Section):
     resolution_changed = Signal()
 
     def __init__(self, parent: QWidget | None = None) -> None:
-        super().__init__("gallery", "Top and bottom patches", parent)
+        super().__init__("gallery", "Most and least attended patches", parent)
         self.patches: tuple[GalleryPatch, ...] = ()
         self.thumbnails: list[PatchThumbnail] = []
         self.lr, self.hr = QRadioButton("Student (LR)"), QRadioButton("Teacher (HR)")

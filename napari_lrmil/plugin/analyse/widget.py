@@ -24,8 +24,9 @@ from napari_lrmil.plugin.analyse.canvas import Canvas
 from napari_lrmil.plugin.analyse.file_dialogs import FileDialogs
 from napari_lrmil.plugin.analyse.live_view import LiveView
 from napari_lrmil.plugin.analyse.result_view import ResultView
+from napari_lrmil.plugin.analyse.results_box import ResultsBox
 from napari_lrmil.plugin.analyse.roi_form import RoiForm
-from napari_lrmil.plugin.analyse.sections import ResultsBox, SaveSection, TissueSection, WhatIfSection
+from napari_lrmil.plugin.analyse.sections import SaveSection, TissueSection, WhatIfSection
 from napari_lrmil.plugin.analyse.slide_display import SlideDisplay
 from napari_lrmil.plugin.qt.docks import DockWidget
 from napari_lrmil.plugin.qt.errors import show_errors

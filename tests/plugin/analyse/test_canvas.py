@@ -236,7 +236,7 @@ def test_the_answer_with_its_cautions_is_visible_without_scrolling(
     from qtpy.QtCore import QPoint
     from qtpy.QtWidgets import QProgressBar
 
-    from napari_lrmil.plugin.analyse.sections import TOP_COLOUR
+    from napari_lrmil.plugin.analyse.results_box import TOP_COLOUR
 
     window, dock = viewer.window._qt_window, make_dock(paths[0])
     size = window.size()

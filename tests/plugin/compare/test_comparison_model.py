@@ -126,6 +126,16 @@ def test_figures_are_those_of_the_prediction(slide: Slide) -> None:
     assert make_comparison(ask(slide, "none")) is None and make_comparison(None) is None
 
 
+def test_a_student_whose_patches_were_cached_has_read_no_pixels_and_says_so(slide: Slide) -> None:
+    """Not 0.0 M: the pixels were read by an earlier run."""
+    prediction = ask(slide)
+    student = replace(prediction.student, pixels_decoded=0)
+    few = replace(student, pixels_decoded=9_000)
+    for network, expected in ((student, "none, cached"), (few, "under 0.1 M")):
+        rows = {row.name: row for row in Comparison(replace(prediction, student=network)).table_rows}
+        assert rows["Pixels read"].student == expected and rows["Pixels read"].teacher.endswith(" M")
+
+
 def test_points_and_patches_belong_together(slide: Slide) -> None:
     prediction = ask(slide, "top-5")
     comparison = Comparison(prediction)
