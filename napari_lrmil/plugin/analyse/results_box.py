@@ -92,6 +92,7 @@ class ResultsBox(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.student_title, self.teacher_title = make_label("student", small=True), make_label("teacher", small=True)
         self.calibration, self.basis = make_label("calibration", small=True), make_label("basis", small=True)
         self.agreement, self.about = make_label("agreement"), make_label("about the model", small=True)
+        self._shown: tuple[Prediction | None, Card | None] | None = None
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(3)
@@ -116,7 +117,10 @@ class ResultsBox(QWidget):  # type: ignore[misc]  # qtpy has no types
         _set_text(self.about, "\n".join(text[0].upper() + text[1:] for text in about if is_about_tissue))
         self.model_caution.setToolTip(escape_qt(card.about if card is not None else ""))
         self._show_note(state)
-        self._show_prediction(state.prediction, card)
+        shown = state.prediction, card
+        if self._shown is None or any(new is not old for new, old in zip(shown, self._shown, strict=True)):
+            self._shown = shown  # else every step of a run would build the bars of the earlier answer anew
+            self._show_prediction(*shown)
         if state.prediction is None:
             self.headline.setText("No answer yet." if not state.message else "No answer.")
 
