@@ -12,8 +12,8 @@ import napari.viewer
 from magicgui import widgets
 from napari.utils.notifications import show_error, show_warning
 from qtpy.QtCore import Qt, QTimer, Signal
-from qtpy.QtGui import QKeySequence, QShowEvent
-from qtpy.QtWidgets import QFileDialog, QLabel, QShortcut
+from qtpy.QtGui import QKeySequence
+from qtpy.QtWidgets import QComboBox, QFileDialog, QShortcut
 
 from napari_lrmil.core.features.devices import DEVICES, available_devices
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
@@ -32,6 +32,7 @@ from napari_lrmil.plugin.qt.docks import DockWidget
 from napari_lrmil.plugin.qt.errors import show_errors
 from napari_lrmil.plugin.qt.section import Section, fill_dock, make_label
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
+from napari_lrmil.plugin.qt.steps import LabelColumn
 from napari_lrmil.plugin.qt.worker import BackgroundWorker
 from napari_lrmil.plugin.session.analyse_state import AnalyseState
 from napari_lrmil.plugin.session.open_slides import SlideChoice
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from napari_lrmil.core.patching.roi import Kind
 
 DOCK_MIN_WIDTH_PX = 340
+NAME_LETTERS = 16  # of a slide or a model that are always visible
 SAVE_SETTINGS_DELAY_MS = 600  # dragging a slider writes the settings file once, not at every step
 LAYOUT_DELAY_MS = 100  # Qt has laid out the new result by then, so scrolling to it reaches its end
 DRAWING_DELAY_MS = 50  # napari emits several events while one shape is drawn
@@ -147,6 +149,10 @@ class AnalyseWidget(DockWidget):
         rows = [*choices, self.with_teacher, self.allow_missing]
         form = widgets.Container(widgets=rows, labels=True)
         form.margins = (0, 0, 0, 0)
+        LabelColumn(form.native)
+        for box in (self.slide, self.model):  # a long name must not widen the dock
+            box.native.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+            box.native.setMinimumContentsLength(NAME_LETTERS)
         return form
 
     def _device_label(self, name: str) -> str:
@@ -159,14 +165,6 @@ class AnalyseWidget(DockWidget):
             if name not in self._devices:
                 model.item(row).setEnabled(False)
                 model.item(row).setToolTip(f"{DEVICE_LABELS[name]} is not available on this machine")
-
-    def showEvent(self, event: QShowEvent) -> None:  # noqa: N802  # Qt's name
-        """Give all labels of the form the same width. Their fonts come from napari's theme and are set by now."""
-        super().showEvent(event)
-        labels = self.form.native.findChildren(QLabel)
-        width = max(label.sizeHint().width() for label in labels)
-        for label in labels:
-            label.setFixedWidth(width)
 
     # ------------------------------------------------------------ settings
 

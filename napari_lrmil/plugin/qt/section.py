@@ -21,6 +21,7 @@ from superqt import QCollapsible
 
 from napari_lrmil.core.text_escapes import escape_qt
 
+MOST_OF_WINDOW = 0.45  # of its width, for a dock that needs more than it was built with
 SMALL_FONT = 0.9  # size of hints, relative to the font of the dock
 QWIDGETSIZE_MAX = (1 << 24) - 1  # Qt's value for "no maximum height"; its Python bindings do not export it
 
@@ -74,20 +75,40 @@ class Section(QCollapsible):  # type: ignore[misc]  # superqt has no types
 
 
 class HeightForWidthColumn(QWidget):  # type: ignore[misc]  # qtpy has no types
-    """Content of a scroll area, as high as its text needs at the present width.
+    """Content of a dock's scroll area, as high as its text needs at the present width.
 
-    QScrollArea ignores the height-for-width of its content and would cut off text that wraps.
+    QScrollArea ignores the height-for-width of its content and would cut off text that wraps. It also cuts off what
+    is wider than itself, so the dock gets at least the width that its widgets need, which grows with the font.
     """
 
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._least_width: int | None = None  # of the dock, as it was built
+
     def event(self, event: QEvent) -> bool:
-        """Set the minimum height after every change of width or content."""
+        """Set the minimum sizes after every change of width or content."""
         handled = bool(super().event(event))
         if event.type() in (QEvent.Type.LayoutRequest, QEvent.Type.Resize, QEvent.Type.Show):
             layout = self.layout()
             needed = layout.heightForWidth(self.width()) if layout.hasHeightForWidth() else layout.sizeHint().height()
             if needed != self.minimumHeight():  # setting it again would send another LayoutRequest without end
                 self.setMinimumHeight(needed)
+            self._widen_dock(layout.minimumSize().width())
         return handled
+
+    def _widen_dock(self, needed: int) -> None:
+        scroll = self.parentWidget().parentWidget() if self.parentWidget() is not None else None
+        if not isinstance(scroll, QScrollArea) or scroll.parentWidget() is None:
+            return
+        dock = scroll.parentWidget()
+        if self._least_width is None:
+            self._least_width = dock.minimumWidth()
+        # A long name without a blank must not take the canvas's place.
+        most = int(MOST_OF_WINDOW * dock.window().width())
+        bar = max(scroll.verticalScrollBar().sizeHint().width(), dock.width() - scroll.viewport().width())
+        width = max(self._least_width, min(needed + bar, most))
+        if width != dock.minimumWidth():
+            dock.setMinimumWidth(width)
 
 
 def fill_dock(dock: QWidget, parts: Sequence[QWidget], below: Sequence[QWidget]) -> QScrollArea:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from magicgui.widgets import Container
-from qtpy.QtCore import Qt, QTimer
+from qtpy.QtCore import QEvent, QObject, Qt, QTimer
 from qtpy.QtWidgets import (
     QAbstractSpinBox,
     QComboBox,
@@ -75,7 +75,8 @@ class StepList(QScrollArea):  # type: ignore[misc]  # qtpy has no types
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.setWidget(inner)
         for step in steps:
-            step.toggleButton().clicked.connect(partial(self._on_toggled, step))
+            # A lambda: PySide6 passes no argument to a partial of a method.
+            step.toggleButton().clicked.connect(lambda is_open, step=step: self._on_toggled(step, is_open))
 
     def show_only(self, *open_steps: Step) -> None:
         """Open these steps, fold all others, and scroll to the top."""
@@ -111,9 +112,44 @@ def shrink_fields(form: QWidget) -> None:
                 field.setButtonSymbols(QAbstractSpinBox.ButtonSymbols.NoButtons)  # arrow keys and wheel do the same
 
 
-def align_labels(form: QWidget) -> None:
-    """Give all labels of a form the same width, which aligns the fields."""
-    labels = form.findChildren(QLabel)
-    width = max((label.sizeHint().width() for label in labels), default=0)
-    for label in labels:
-        label.setFixedWidth(width)
+class LabelColumn(QObject):  # type: ignore[misc]  # qtpy has no types
+    """Gives all labels of a form the same width, which aligns the fields, and wraps what is longer than its share.
+
+    It follows the font, which comes from napari's theme and settings, and the width of the form.
+
+    Parameters
+    ----------
+    form
+        A form with a label beside each field.
+    share
+        Largest share of the form's width for the labels; the rest is for the fields.
+    """
+
+    def __init__(self, form: QWidget, share: float = 0.45) -> None:
+        super().__init__(form)
+        self._form, self._share = form, share
+        form.installEventFilter(self)
+
+    def eventFilter(self, form: QObject, event: QEvent) -> bool:  # noqa: N802  # Qt's name
+        """Align after a change of font or width."""
+        kinds = QEvent.Type.Show, QEvent.Type.Resize, QEvent.Type.FontChange, QEvent.Type.StyleChange
+        if event.type() in kinds and self._form.isVisible():
+            self._align()
+        return False
+
+    def _align(self) -> None:
+        labels = [label for label in self._form.findChildren(QLabel) if label.text()]
+        widths = [_text_width(label) for label in labels]
+        width = min(max(widths, default=0), int(self._share * self._form.width()))
+        for label, own_width in zip(labels, widths, strict=True):
+            label.setWordWrap(own_width > width)
+            if label.minimumWidth() != width or label.maximumWidth() != width:
+                label.setFixedWidth(width)
+
+
+def _text_width(label: QLabel) -> int:
+    """Return the width of a label's text in one line, with the margins of its style."""
+    label.ensurePolished()
+    if label.wordWrap():
+        label.setWordWrap(False)
+    return int(label.sizeHint().width())

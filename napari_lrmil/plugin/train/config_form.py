@@ -9,12 +9,12 @@ from magicgui import widgets
 from numpy.typing import NDArray
 from qtpy.QtCore import Signal
 from qtpy.QtGui import QImage, QPixmap
-from qtpy.QtWidgets import QCompleter, QLabel, QWidget
+from qtpy.QtWidgets import QComboBox, QCompleter, QLabel, QWidget
 
 from lrmil_training.config import PRESETS, SMALL_STUDENTS, TrainConfig
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.plugin.qt.section import make_button, make_label, make_row
-from napari_lrmil.plugin.qt.steps import FormStep, Step, shrink_fields
+from napari_lrmil.plugin.qt.steps import FormStep, LabelColumn, Step, shrink_fields
 from napari_lrmil.plugin.train.config_fields import (
     GROUP_TITLES,
     ConfigField,
@@ -34,8 +34,9 @@ MAIN_FIELDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Epochs: HR, 1, 2", ("teacher.epochs", "stage1.epochs", "stage2.epochs")),
     ("Seeds, folds", ("seeds", "folds")),
 )
-OTHER_ENCODER, CUSTOM_PRESET = "other: file, folder, hf:…", "own settings"
+OTHER_ENCODER, CUSTOM_PRESET = "other…", "own settings"
 PREVIEW_PX = 148
+MAIN_LABEL_SHARE = 0.33  # the names of devices and encoders are longer than the labels
 MAX_SPIN_VALUE = 999_999
 Widget = Any  # a magicgui widget; the common base class declares no value
 
@@ -75,6 +76,10 @@ class TrainingForm(Step):
         self.top = widgets.Container(widgets=[self.preset, *map(self._line, MAIN_FIELDS), self.device], labels=True)
         self.top.margins = (0, 0, 0, 0)
         shrink_fields(self.top.native)
+        LabelColumn(self.top.native, MAIN_LABEL_SHARE)
+        self.device.native.setStyleSheet("")  # the names of devices are known and short, so the dock has room for them
+        self.device.native.setMinimumWidth(0)
+        self.device.native.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToContents)
         self.add(self.file)
         self.add(self.top.native)
         self.add(self.encoder_info)
@@ -113,6 +118,7 @@ class TrainingForm(Step):
         form = widgets.Container(widgets=editors, labels=True)
         form.margins = (0, 0, 0, 0)
         shrink_fields(form.native)
+        LabelColumn(form.native)
         return FormStep(f"train {name or 'general'}", title, form)
 
     def _tip(self, key: str) -> str:

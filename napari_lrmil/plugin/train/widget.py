@@ -24,7 +24,7 @@ from napari_lrmil.plugin.qt.docks import DockWidget, open_dock, tabify_with
 from napari_lrmil.plugin.qt.errors import show_errors
 from napari_lrmil.plugin.qt.section import make_label
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
-from napari_lrmil.plugin.qt.steps import Step, StepList, align_labels
+from napari_lrmil.plugin.qt.steps import Step, StepList
 from napari_lrmil.plugin.qt.worker import LatestOnly
 from napari_lrmil.plugin.train.cohort_editor import CohortEditor
 from napari_lrmil.plugin.train.cohort_table import CohortTable
@@ -387,11 +387,9 @@ class TrainWidget(DockWidget):
     # ------------------------------------------------------------ closing
 
     def showEvent(self, event: QShowEvent) -> None:  # noqa: N802  # Qt's name
-        """Align the form labels, and watch for the window's close event."""
+        """Watch for the window's close event."""
         super().showEvent(event)
         self._is_closed = False
-        for form in (self.form.top, *(group.form for group in self.form.groups)):
-            align_labels(form.native)
         self.window().installEventFilter(self)
         if not self._is_placed:
             self._is_placed = True

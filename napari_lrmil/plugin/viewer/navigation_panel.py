@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 REFRESH_MS = 30
 MAGNIFICATION_TOLERANCE = 0.01  # relative; a button is checked within it, because the zoom is a rounded float
-STYLE = "QPushButton { padding: 3px 0px; min-width: 34px; } QPushButton:checked { font-weight: bold; }"
+STYLE = "QPushButton { padding: 3px 0px; min-width: 2.5em; } QPushButton:checked { font-weight: bold; }"
 
 
 class MagnificationRow(QWidget):  # type: ignore[misc]  # qtpy has no types
@@ -70,8 +70,6 @@ class MagnificationRow(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.current = QLabel()
         self.current.setObjectName("magnification")
         self.current.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
-        # Room for any text, or the buttons would move whenever it changes.
-        self.current.setMinimumWidth(self.current.fontMetrics().horizontalAdvance(" 88.8x "))
         self.current.setToolTip("Magnification now: at 20x a pixel of the screen shows 0.5 µm")
         row.addWidget(self.current)
 
@@ -116,6 +114,9 @@ class MagnificationRow(QWidget):  # type: ignore[misc]  # qtpy has no types
             button.setChecked(not reason and abs(value / magnification - 1) < MAGNIFICATION_TOLERANCE)
             self._shortcuts[magnification].setEnabled(not reason and keys_are_free)
         is_between = mpp is not None and not any(button.isChecked() for button in self.buttons.values())
+        # Room for any text in the present font, or the buttons would move whenever it changes.
+        self.current.ensurePolished()
+        self.current.setMinimumWidth(self.current.fontMetrics().horizontalAdvance("  88.8x  "))
         self.current.setText(f"{value:.3g}x" if is_between else "")
 
     def _keys_are_free(self) -> bool:
