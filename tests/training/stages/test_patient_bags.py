@@ -6,9 +6,6 @@ import csv
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,13 +32,14 @@ from napari_lrmil.api import predict_patients
 from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.csv_files import read_csv
 from napari_lrmil.core.errors import CohortError, ConfigError
-from napari_lrmil.core.events import Finished, Metric
+from napari_lrmil.core.events import Finished
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.card import CARD
 from napari_lrmil.core.models.cohort_distance import PATIENT_EMBEDDINGS, write_embedding_statistics
 from napari_lrmil.core.models.limits import LIMITS, ConformalScores
 from napari_lrmil.core.models.mil import GatedAttentionMIL, pool_bag
 from napari_lrmil.core.models.patient_bag import ONE_BAG, attention_mass, attention_shares, bag_logits
+from support.killed_training import assert_epochs_not_repeated, resume_killed_training
 from support.phantoms import copy_cohort
 from support.trained import Trained
 
@@ -254,36 +252,13 @@ def test_statistics_of_patients_are_of_all_their_patches(tmp_path: Path) -> None
     assert slides_alone is not None and slides_alone.counts.tolist() == [24, 28]
 
 
-CHILD = """
-import json, sys, torch
-from pathlib import Path
-from lrmil_training.config import build_config
-from lrmil_training.train import train
-from napari_lrmil.core.events import Metric
-if __name__ == "__main__":
-    cohort, out, settings = sys.argv[1:]
-    for event in train(Path(cohort), Path(out), build_config(json.loads(settings)), torch.device("cpu")):
-        if isinstance(event, Metric):
-            print(event.stage, event.step, flush=True)
-"""
-
-
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 @pytest.mark.parametrize("stage", ["stage2", "stage3"])
 def test_killed_and_resumed_equals_unbroken(
     stage: str, run: Path, cohort: Path, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    call = [sys.executable, "-c", CHILD, str(cohort), str(folder), json.dumps(settings)]
-    with subprocess.Popen(call, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.split() == [stage, "1"]:  # an epoch is complete, others are not
-                process.kill()
-    assert process.returncode == -signal.SIGKILL and not (folder / "metrics.json").exists()
-    events = list(train(cohort, folder, build_config(settings), CPU))
-    shown = [e.step for e in events if isinstance(e, Metric) and e.stage == stage and e.name.startswith("val/")]
-    assert shown and min(shown) > 0  # the epochs before were not repeated
+    assert_epochs_not_repeated(resume_killed_training(cohort, folder, settings, f"{stage} 1"), stage)
     whole, resumed = (read_csv(path / "patients.csv") for path in (run, folder))
     assert len(whole) == len(resumed)
     for expected, row in zip(whole[1:], resumed[1:], strict=True):

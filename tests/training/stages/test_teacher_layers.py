@@ -5,9 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import signal
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +22,7 @@ from lrmil_training.stages.pca import find_reduction, fit_pca
 from lrmil_training.stages.run_context import RunContext
 from lrmil_training.train import train
 from napari_lrmil.core.errors import ConfigError, LrmilError
-from napari_lrmil.core.events import Finished, Metric, Notice
+from napari_lrmil.core.events import Finished, Notice
 from napari_lrmil.core.features.bag import read_bag
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
@@ -33,6 +30,7 @@ from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.card import CARD
 from napari_lrmil.core.runtimes import openvino
 from napari_lrmil.core.slides.slide import Slide
+from support.killed_training import assert_epochs_not_repeated, resume_killed_training
 from support.networks import untrained_encoder
 from support.phantoms import copy_cohort
 from support.trained import Trained
@@ -180,22 +178,6 @@ def test_without_a_teacher_the_student_has_the_layers(settings: dict[str, Any], 
     assert card.student.encoder.pooled == tuple(LAYERS) and card.student.dim == WIDTH
 
 
-CHILD = """
-import json, sys, torch
-from pathlib import Path
-from lrmil_training.config import build_config
-from lrmil_training.stages.pca import find_reduction, fit_pca
-from lrmil_training.stages.run_context import RunContext
-from lrmil_training.train import train
-from napari_lrmil.core.events import Metric
-if __name__ == "__main__":
-    cohort, out, settings = sys.argv[1:]
-    for event in train(Path(cohort), Path(out), build_config(json.loads(settings)), torch.device("cpu")):
-        if isinstance(event, Metric):
-            print(event.stage, event.step, flush=True)
-"""
-
-
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 @pytest.mark.parametrize("stage", ["stage1", "stage3"])
 def test_killed_and_resumed_equals_unbroken(
@@ -204,18 +186,34 @@ def test_killed_and_resumed_equals_unbroken(
     _check_resume(stage, run, cohort, settings, tmp_path / "run")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+@pytest.mark.parametrize("stage", ["stage1", "stage3"])
+def test_a_killed_run_with_outlines_equals_an_unbroken_one(
+    stage: str, outlined: Path, cohort: Path, outlined_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """The patch term is part of the teacher, of stages 1 to 3 and of the baselines."""
+    _check_resume(stage, outlined, cohort, outlined_settings, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def outlined_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    return settings | {"lambda_patch": 1.0}
+
+
+@pytest.fixture(scope="module")
+def outlined(
+    run: Path, cohort: Path, outlined_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Return the folder of a finished run whose outlines teach, with other logits than without."""
+    folder = tmp_path_factory.mktemp("outlined") / "run"
+    list(train(cohort, folder, build_config(outlined_settings), CPU))
+    assert _logits(folder, "teacher") != _logits(run, "teacher")
+    return folder
+
+
 def _check_resume(stage: str, unbroken: Path, cohort: Path, settings: dict[str, Any], folder: Path) -> None:
     """Kill a run in a stage, go on with it, and compare all methods with the unbroken run."""
-    call = [sys.executable, "-c", CHILD, str(cohort), str(folder), json.dumps(settings)]
-    with subprocess.Popen(call, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.split() == [stage, "1"]:  # an epoch is complete, others are not
-                process.kill()
-    assert process.returncode == -signal.SIGKILL and not (folder / "metrics.json").exists()
-    events = list(train(cohort, folder, build_config(settings), CPU))
-    shown = [e.step for e in events if isinstance(e, Metric) and e.stage == stage and e.name.startswith("val/")]
-    assert shown and min(shown) > 0  # the epochs before were not repeated
+    assert_epochs_not_repeated(resume_killed_training(cohort, folder, settings, f"{stage} 1"), stage)
     for method in ("teacher", "student", *settings["baselines"]):
         for name, logits in _logits(unbroken, method).items():
             assert _logits(folder, method)[name] == pytest.approx(logits, abs=1e-4)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +17,14 @@ from lrmil_training.stages.end_to_end import EndToEnd
 from lrmil_training.stages.methods import list_methods
 from lrmil_training.train import train
 from napari_lrmil.core.errors import BundleError, ConfigError
-from napari_lrmil.core.events import Finished, Metric
+from napari_lrmil.core.events import Finished
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.card import CARD
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.plugin.session.open_slides import SlideChoice
 from napari_lrmil.plugin.session.preconditions import NOT_DISTILLED, why_teacher_unavailable
+from support.killed_training import assert_epochs_not_repeated, resume_killed_training
 from support.phantoms import copy_cohort
 from support.trained import Trained
 
@@ -160,20 +158,6 @@ def test_the_student_is_the_fine_tuned_baseline(run: Path, cohort: Path, trained
         assert logits == pytest.approx(baseline[name], abs=1e-9)
 
 
-CHILD = """
-import json, sys, torch
-from pathlib import Path
-from lrmil_training.config import build_config
-from lrmil_training.train import train
-from napari_lrmil.core.events import Metric
-if __name__ == "__main__":
-    cohort, out, settings = sys.argv[1:]
-    for event in train(Path(cohort), Path(out), build_config(json.loads(settings)), torch.device("cpu")):
-        if isinstance(event, Metric):
-            print(event.stage, event.step, flush=True)
-"""
-
-
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 @pytest.mark.parametrize(
     "changes",
@@ -187,16 +171,7 @@ def test_killed_and_resumed_equals_unbroken(
     if changes:
         run = tmp_path / "whole"
         list(train(cohort, run, build_config(settings), CPU))
-    call = [sys.executable, "-c", CHILD, str(cohort), str(folder), json.dumps(settings)]
-    with subprocess.Popen(call, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.split() == ["finetuned", "1"]:  # an epoch is complete, others are not
-                process.kill()
-    assert process.returncode == -signal.SIGKILL and not (folder / "metrics.json").exists()
-    events = list(train(cohort, folder, build_config(settings), CPU))
-    shown = [e.step for e in events if isinstance(e, Metric) and (e.stage, e.name) == ("finetuned", "val/auroc")]
-    assert shown and min(shown) > 0  # the epochs before were not repeated
+    assert_epochs_not_repeated(resume_killed_training(cohort, folder, settings, "finetuned 1"), "finetuned")
     for method in ("student", "labels_only"):
         for name, logits in _logits(run, method).items():
             assert _logits(folder, method)[name] == pytest.approx(logits, abs=1e-4)
