@@ -67,6 +67,23 @@ def _number(text: str) -> Any:
 SMALL_STUDENTS = ("mobilenet_v3_large", "mobilenet_v2", "convnext_atto")  # known by name, with random weights
 
 
+def split_layers(text: str) -> tuple[str, ...]:
+    """Return the names of joined layers such as ``block_14+block_15``.
+
+    Raises
+    ------
+    ValueError
+        If a name is empty or comes twice.
+    """
+    names = tuple(name.strip() for name in text.split("+"))
+    if "" in names:
+        raise ValueError("a layer has no name; expected names such as block_15, or [] for the encoder's embedding")
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    if doubled:
+        raise ValueError(f"layer {doubled} is joined with itself; name every layer once")
+    return names
+
+
 class EncoderConfig(_Frozen):
     """Networks that encode patches."""
 
@@ -83,13 +100,7 @@ class EncoderConfig(_Frozen):
     @classmethod
     def _split_joined(cls, layers: tuple[str, ...]) -> tuple[str, ...]:
         """Return the names; a text joins them by a plus sign, as a sweep writes them."""
-        names = tuple(name.strip() for text in layers for name in text.split("+"))
-        if "" in names:
-            raise ValueError("a layer has no name; expected names such as block_15, or [] for the encoder's embedding")
-        doubled = next((name for name in names if names.count(name) > 1), None)
-        if doubled:
-            raise ValueError(f"layer {doubled} is joined with itself; name every layer once")
-        return names
+        return split_layers("+".join(layers)) if layers else ()
 
     pca: int | None = Field(None, ge=1, le=MAX_WIDTH)
     """Dimensions to which a principal component analysis of the training slides' HR features reduces the teacher's
@@ -164,6 +175,14 @@ class SelectionConfig(_Frozen):
     """Candidates for teacher.aggregator. None: that of the teacher alone."""
     lr: tuple[float, ...] = ()
     """Candidates for teacher.lr. None: that of the teacher alone."""
+    layers: tuple[str, ...] = ()
+    """Candidates for encoder.teacher_layers, joined layers each, as in block_15, block_14+block_15. HR features of all
+    are extracted at once. None: encoder.teacher_layers alone."""
+
+    @field_validator("layers")
+    @classmethod
+    def _check_layers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys("+".join(split_layers(text)) for text in value))
 
     @field_validator("lr")
     @classmethod
@@ -176,7 +195,7 @@ class SelectionConfig(_Frozen):
     def _require_folds(self) -> SelectionConfig:
         if self.inner_folds == 1:
             raise ValueError("inner_folds=1 holds no patient out; take 2 or more, or 0 for no inner cross-validation")
-        if self.inner_folds == 0 and (self.aggregators or self.lr):
+        if self.inner_folds == 0 and (self.aggregators or self.lr or self.layers):
             raise ValueError("candidates are compared by the inner folds, and inner_folds is 0; set it, to 5 say")
         return self
 
@@ -421,6 +440,16 @@ class TrainConfig(_Frozen):
             raise ValueError(
                 "stage 3 keeps the terms of stage 2, whose every weight is 0; raise one of stage2.lambda_ce, "
                 "lambda_bag, lambda_soft, lambda_hard, or set stage3.keep_stage2_terms=false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _require_one_source_of_layers(self) -> TrainConfig:
+        if self.selection.layers and self.encoder.teacher_layers:
+            named = "+".join(self.encoder.teacher_layers)
+            raise ValueError(
+                f"selection.layers chooses the layers, and encoder.teacher_layers names {named}; leave "
+                "teacher_layers out, and add them to selection.layers if they are a candidate"
             )
         return self
 

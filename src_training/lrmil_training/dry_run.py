@@ -199,8 +199,10 @@ def _plan_lines(cohort: Cohort, config: TrainConfig) -> Iterator[str]:
 
 def _network_lines(config: TrainConfig) -> Iterator[str]:
     layers, pca = config.encoder.teacher_layers, config.encoder.pca
-    if layers or pca:
+    if layers or pca or config.selection.layers:
         source = f"pooled maps of {' and '.join(layers)}" if layers else "the encoder's own"
+        if config.selection.layers:
+            source = f"pooled maps of one of {', '.join(config.selection.layers)}, chosen by the inner folds"
         yield f"embedding  {source}{f', reduced to {pca} dimensions' if pca else ''}"
     if not config.distil:
         yield "teacher    none: the student learns from labels alone and is not distilled"

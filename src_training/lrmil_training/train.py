@@ -26,6 +26,7 @@ from lrmil_training.data.validation_patients import validation_notice
 from lrmil_training.evaluation.evaluate import note_lesion_files
 from lrmil_training.fitting.loggers import require_loggers
 from lrmil_training.fitting.plan import RESUME_ADVICE, StoppedError
+from lrmil_training.recipes import all_layers, list_layers
 from lrmil_training.report.report import write_report
 from lrmil_training.runs.event_log import ALLOW_MISSING, CALL, COHORT, CONFIG, EventLog
 from lrmil_training.runs.lock import STOP_FILE, acquire_run_lock, clear_stop_request, is_stop_requested
@@ -134,23 +135,32 @@ def check_cohort(cohort_csv: Path, out: Path, config: TrainConfig) -> Cohort:
 def check_encoders(config: TrainConfig) -> LoadedEncoder:
     """Return the encoder of a run after a check that the student's fits it. Weights of the hub may be downloaded.
 
+    Its embedding joins the layers of all candidates for the teacher's, if there are several.
+
     Raises
     ------
     LrmilError
         If an encoder cannot be used, or both do not fit each other.
     """
-    names, layers = encoder_names(config), config.encoder.teacher_layers
-    encoder = pool_layers(find_encoder(names[0]), layers)
-    require_reducible(encoder, config.encoder.pca)
-    student = find_encoder(names[1]) if len(names) > 1 else encoder
+    names = encoder_names(config)
+    encoder = pool_layers(find_encoder(names[0]), all_layers(config))
+    student = find_encoder(names[1]) if len(names) > 1 else None
+    for layers in list_layers(config) or [()]:  # without candidates the encoder stays as it is
+        candidate = pool_layers(encoder, layers)
+        _require_usable(candidate, student or candidate, config)
+    return encoder
+
+
+def _require_usable(teacher: LoadedEncoder, student: LoadedEncoder, config: TrainConfig) -> None:
+    """Raise `LrmilError` if an embedding cannot be reduced as configured, or a student cannot learn from it."""
+    require_reducible(teacher, config.encoder.pca)
     if student.spec.family == FROZEN:
         raise ConfigError(
             f"{student.spec.name} can be a frozen teacher only; set encoder.student to a file, folder or configuration "
             f"of {', '.join(TRAINABLE)}"
         )
     if config.distil:
-        require_matching_encoders(student.encoder, encoder.encoder, config)
-    return encoder
+        require_matching_encoders(student.encoder, teacher.encoder, config)
 
 
 def _prepare(

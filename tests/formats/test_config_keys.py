@@ -19,7 +19,7 @@ KEYS = {
     "operating_point": "sensitivity",
     "teacher": "epochs lr aggregator hidden weight_decay min_epochs patience ema patch_dropout "
     "feature_dropout patches_per_slide top_share",
-    "selection": "inner_folds aggregators lr",
+    "selection": "inner_folds aggregators lr layers",
     "stage1": "epochs lr batch_size patches_per_slide layers projection lambda_layer lambda_attn attention targets "
     "weight_decay augment stain_sd",
     "stage2": "epochs lr lambda_ce lambda_bag lambda_soft lambda_hard temperature_bag temperature_attn topk "

@@ -92,6 +92,7 @@ LATER_DEFAULTS: dict[str, Any] = {  # of fields added after 0.1.0
     "selection.inner_folds": 0,
     "selection.aggregators": [],
     "selection.lr": [],
+    "selection.layers": [],
     "bag": "slide",
     "stain.normalise": "none",
     "split.calibration": 0.0,

@@ -58,6 +58,32 @@ class JoinedRows:
 
 
 @dataclass(frozen=True, eq=False)
+class ColumnRows(StoredRows):
+    """Some columns of an array of a feature file, which holds the layers of several candidates side by side.
+
+    Attributes
+    ----------
+    source
+        The stored array.
+    columns
+        (k,) numbers of the columns.
+    """
+
+    source: StoredRows
+    columns: Int64
+
+    @classmethod
+    def of_columns(cls, source: StoredRows, columns: Int64) -> ColumnRows:
+        """Return stored rows with these columns alone."""
+        return cls(source.path, source.name, (source.shape[0], len(columns)), source._offset, source, columns)
+
+    def __call__(self, rows: Int64 | slice = slice(None)) -> Features:
+        """Return the columns of the selected rows, (R, k) float32."""
+        chosen: Features = np.ascontiguousarray(self.source(rows)[:, self.columns])
+        return chosen
+
+
+@dataclass(frozen=True, eq=False)
 class ReducedRows(StoredRows):
     """Array of a feature file, reduced as it is read: the file keeps all dimensions, for other reductions.
 

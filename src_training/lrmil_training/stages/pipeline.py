@@ -8,6 +8,7 @@ from dataclasses import replace
 from lrmil_training.runs.event_log import BUNDLE, METRICS
 from lrmil_training.stages.evaluate_run import evaluate_run
 from lrmil_training.stages.export import export_bundle
+from lrmil_training.stages.layer_candidates import candidate_features
 from lrmil_training.stages.methods import STUDENT, Method, list_methods
 from lrmil_training.stages.outline_use import switch_off_without_outlines
 from lrmil_training.stages.outputs import Student, TeacherOutputs
@@ -29,7 +30,9 @@ def run_stages(context: RunContext) -> Generator[Event, None, None]:
         hr = yield from extract_hr_features(context)
         # Without the slides that gave no features; the encoder gives what the MIL is fitted to.
         context = replace(context, cohort=hr.cohort, encoder=hr.encoder)
-        context = yield from choose_recipe(context, hr)
+        chosen = yield from choose_recipe(context, hr)
+        hr = yield from candidate_features(context, hr, chosen.config.encoder.teacher_layers)
+        context = chosen
         teacher = yield from fit_teacher(context, hr)
     else:
         cohort, teacher = yield from find_lr_grids(context)

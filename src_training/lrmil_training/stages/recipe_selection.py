@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from lrmil_training.config import SelectionConfig
+from lrmil_training.config import SelectionConfig, TrainConfig
 from lrmil_training.data.cohort import Cohort, CohortSlide
 from lrmil_training.data.patient_bags import join_stored
 from lrmil_training.data.patient_groups import count_patients, effective_patients
@@ -35,6 +35,7 @@ from lrmil_training.stages.bag_fitting import (
     seeded_mil,
     selection_figure,
 )
+from lrmil_training.stages.layer_candidates import candidate_features
 from lrmil_training.stages.outputs import HrFeatures
 from lrmil_training.stages.run_context import RunContext
 from lrmil_training.stages.teacher import slide_grid, teacher_bag
@@ -148,36 +149,56 @@ def choose_recipe(context: RunContext, hr: HrFeatures) -> Generator[Event, None,
         return context
     began = time.perf_counter()
     folds = make_inner_folds(context.cohort, config.selection.inner_folds, config.seed, by_site=config.by_site)
-    statistics = [_training_statistics(cohort, hr) for cohort in folds]
-    recipes, results = list_recipes(config), []
+    recipes, results, views = list_recipes(config), [], dict[tuple[str, ...], _LayerView]()
     for number, recipe in enumerate(recipes):
-        curves = []
+        if recipe.layers not in views:
+            features = yield from candidate_features(context, hr, recipe.layers)
+            views[recipe.layers] = _LayerView(features, [_training_statistics(cohort, features) for cohort in folds])
+        view, curves = views[recipe.layers], []
         for i, cohort in enumerate(folds):
-            inner = _inner_context(context, cohort, recipe)
+            inner = _inner_context(context, cohort, recipe, view.features)
             done = number * len(folds) + i, len(recipes) * len(folds)
-            curves.append((yield from _measure_fold(inner, hr, statistics[i], i, done)))
+            curves.append((yield from _measure_fold(inner, view.features, view.statistics[i], i, done)))
         results.append(summarise_candidate(recipe, curves, config.teacher.min_epochs))
     chosen = choose_candidate(results)
     write_json(context.folder / SELECTION, describe_selection(context.cohort, folds, results, chosen))
     yield from (_diverged_notice(result) for result in results if result.diverged)
     yield Notice(f"the inner cross-validation chose {describe_choice(chosen, context.cohort, len(results))}")
     yield StageDone(STAGE, time.perf_counter() - began)
-    teacher = chosen.recipe.apply(config.teacher)
-    return replace(context, config=config.model_copy(update={"teacher": teacher}), teacher_epochs=chosen.epochs)
+    changes = _changed_settings(config, chosen.recipe)
+    encoder = views[chosen.recipe.layers].features.encoder
+    return replace(context, config=config.model_copy(update=changes), teacher_epochs=chosen.epochs, encoder=encoder)
+
+
+@dataclass(frozen=True)
+class _LayerView:
+    """Features of a candidate's layers, and their statistics over the training slides of each fold."""
+
+    features: HrFeatures
+    statistics: Sequence[FeatureStatistics]
+
+
+def _changed_settings(config: TrainConfig, recipe: Recipe) -> dict[str, Any]:
+    """Return the groups of the configuration with the settings of a candidate."""
+    changes: dict[str, Any] = {"teacher": recipe.apply(config.teacher)}
+    if recipe.layers:
+        changes["encoder"] = config.encoder.model_copy(update={"teacher_layers": recipe.layers})
+        changes["selection"] = config.selection.model_copy(update={"layers": ()})  # they are chosen
+    return changes
 
 
 def _training_statistics(cohort: Cohort, hr: HrFeatures) -> FeatureStatistics:
     return feature_statistics([hr.arrays[s.name][EMBEDDING] for s in cohort.of("train")])
 
 
-def _inner_context(context: RunContext, cohort: Cohort, recipe: Recipe) -> RunContext:
+def _inner_context(context: RunContext, cohort: Cohort, recipe: Recipe, hr: HrFeatures) -> RunContext:
     """Return the context of one fit: its fold as cohort, its candidate as settings of the teacher."""
     changes: dict[str, Any] = {
-        "teacher": recipe.apply(context.config.teacher),
+        **_changed_settings(context.config, recipe),
         "selection": SelectionConfig(),  # a fit does not depend on the other candidates
         "loggers": (),  # they are for the fits of the run
     }
-    return replace(context, config=context.config.model_copy(update=changes), cohort=cohort)
+    return replace(context, config=context.config.model_copy(update=changes), cohort=cohort, encoder=hr.encoder)
 
 
 def _measure_fold(
@@ -274,6 +295,8 @@ def _describe_patients(slides: Sequence[CohortSlide]) -> dict[str, Any]:
 
 def _describe_candidate(result: RecipeResult, is_chosen: bool) -> Mapping[str, Any]:
     values = {**asdict(result.recipe), "chosen": is_chosen}
+    if not result.recipe.layers:  # there was no choice of layers
+        del values["layers"]
     if result.diverged:
         return values | {"diverged": result.diverged}
     auroc = {"mean": result.mean_auroc, "sd": result.sd_auroc, "folds": list(result.auroc)}

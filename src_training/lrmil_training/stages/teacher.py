@@ -50,10 +50,27 @@ def extract_hr_features(context: RunContext) -> Generator[Event, None, HrFeature
         path = request.path(slide)
         layers = {name: StoredRows.of(path, f"layers/{name}") for name in request.layers}
         arrays[slide.name] = {EMBEDDING: StoredRows.of(path)} | layers
-    encoder = context.encoder
+    if context.config.selection.layers:  # `candidate_features` completes those of each candidate
+        return HrFeatures(cohort, arrays, {}, context.encoder)
+    return (yield from complete_features(replace(context, cohort=cohort), arrays))
+
+
+def complete_features(
+    context: RunContext, arrays: Mapping[str, dict[str, StoredRows]]
+) -> Generator[Event, None, HrFeatures]:
+    """Return HR features with the reduction of their embedding, if there is one, and the statistics.
+
+    Parameters
+    ----------
+    context
+        The run, with the cohort of the slides that have features and the encoder that gives their embedding.
+    arrays
+        Slide -> ``features`` or layer name -> stored embeddings; a reduction replaces those of ``features``.
+    """
+    cohort, encoder = context.cohort, context.encoder
     if context.config.encoder.pca is not None:
         train_rows = [arrays[s.name][EMBEDDING] for s in cohort.of("train")]
-        reduction = yield from find_reduction(replace(context, cohort=cohort), train_rows)
+        reduction = yield from find_reduction(context, train_rows)
         encoder = reduce_embedding(encoder, reduction)
         for stored in arrays.values():
             stored[EMBEDDING] = ReducedRows.of_rows(stored[EMBEDDING], reduction)
