@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 
 def patient_parts(patient: str) -> list[str]:
     """Return the patients of a pseudo-patient; a plain patient is its only part."""
@@ -13,6 +15,47 @@ def patient_parts(patient: str) -> list[str]:
 def count_patients(patients: Iterable[str]) -> int:
     """Return the number of patients, each counted once: ``2+5`` and ``5`` are two."""
     return len({part for patient in patients for part in patient_parts(patient)})
+
+
+def count_units(patients: Sequence[str]) -> int:
+    """Return the number of observations that an interval may count on: see `observed_patients`; at most one per slide.
+
+    Parameters
+    ----------
+    patients
+        (N,) patient of each slide.
+    """
+    names = {name for of_slide in observed_patients(patients) for name in of_slide}
+    return min(len(names), len(patients))
+
+
+def observed_patients(patients: Sequence[str]) -> list[list[str]]:
+    """Return the patients of each slide. Those that never come apart, as 9 and 11 if all of both is ``9+11``, are one.
+
+    Parameters
+    ----------
+    patients
+        (N,) patient of each slide.
+    """
+    slides: dict[str, list[int]] = {}
+    for i, patient in enumerate(patients):
+        for part in dict.fromkeys(patient_parts(patient)):
+            slides.setdefault(part, []).append(i)
+    first = {tuple(rows): part for part, rows in reversed(slides.items())}
+    return [list(dict.fromkeys(first[tuple(slides[part])] for part in patient_parts(patient))) for patient in patients]
+
+
+def draw_owners(parts: Sequence[Sequence[str]], rng: np.random.Generator) -> list[str]:
+    """Return one patient for each slide, drawn evenly from its own: a slide of ``9+11`` is that of 9 or of 11.
+
+    Parameters
+    ----------
+    parts
+        (N,) patients of each slide.
+    rng
+        Source of the draw.
+    """
+    return [names[int(u * len(names))] for names, u in zip(parts, rng.random(len(parts)), strict=True)]
 
 
 def effective_patients(patients: Sequence[str]) -> float:

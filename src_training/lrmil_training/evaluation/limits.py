@@ -1,7 +1,7 @@
 """Limits of a model: operating point from validation, conformal scores from the calibration split, and their figures.
 
-Intervals are Wilson's, which hold where every slide is right. They count independent patients: a share of slides is
-taken as if each patient had one slide.
+Intervals are Wilson's, which hold where every slide is right. They count patients: a share of slides is taken as if
+each patient had one slide (`count_units`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrmil_training.data.patient_groups import patient_clusters
+from lrmil_training.data.patient_groups import count_units, patient_clusters
 from lrmil_training.evaluation.metrics import CONFIDENCE_LEVEL, ScoredSlides
 from napari_lrmil.core.metrics.conformal import aps_scores, conformal_threshold, fewest_patients, prediction_sets
 from napari_lrmil.core.models.limits import (
@@ -215,7 +215,7 @@ def share_with_interval(hits: Flags, rows: Flags, patients: Sequence[str]) -> di
     if n_slides == 0:
         return {"value": None, "low": None, "high": None, "n_slides": 0, "n_clusters": 0}
     value = float(hits[rows].mean())
-    n_clusters = len(set(patient_clusters([patients[i] for i in np.flatnonzero(rows).tolist()])))
+    n_clusters = count_units([patients[i] for i in np.flatnonzero(rows).tolist()])
     low, high = wilson_interval(value, n_clusters)
     return {"value": value, "low": low, "high": high, "n_slides": n_slides, "n_clusters": n_clusters}
 

@@ -68,11 +68,11 @@ def test_an_auroc_without_one_of_three_classes_is_undefined_and_says_why() -> No
 
 
 def test_an_auroc_says_on_how_many_slides_patients_and_clusters_it_rests() -> None:
-    """Six slides of three patients: 1, 2 and 1+2 hang together, 3 is apart."""
+    """Six slides of three patients, each of which is a unit of the interval: 1, 2 and 3."""
     targets = np.arange(6) % 2
     scored = ScoredSlides(np.eye(2)[targets] * 0.8 + 0.1, targets, ("1", "2", "1+2", "1+2", "3", "3"))
     figure = auroc_with_interval(scored, Resampler(targets, scored.patients, 10))
-    assert (figure["n_slides"], figure["n_patients"], figure["n_clusters"]) == (6, 3, 2)
+    assert (figure["n_slides"], figure["n_patients"], figure["n_clusters"]) == (6, 3, 3)
 
 
 def test_interval_holds_the_value_and_says_what_it_is_over() -> None:
@@ -260,27 +260,22 @@ def test_reliability_bins_have_equal_mass_and_give_the_error() -> None:
 # ---------------------------------------------------------------- clusters
 
 
-def test_patients_that_share_a_part_are_drawn_together() -> None:
-    """2+5 and 5+12 are not independent: whenever one is drawn, so is the other, equally often."""
+def test_patients_that_share_a_slide_are_drawn_one_by_one() -> None:
+    """5 has a part of two slides. Each slide is drawn as often as one of its patients, of whom there are 13."""
     patients = ["2+5", "5+12", *(f"p{i}" for i in range(10))] * 2
-    targets = np.repeat([0, 1], 12)
-    resampler = Resampler(targets, patients, 200)
-    assert resampler.interval == OVER_PATIENTS
-    assert resampler.n_clusters == 11
-    seen = set()
-    for rows in resampler.draws:
-        counts = np.bincount(rows, minlength=24)
-        assert counts[0] == counts[1] == counts[12] == counts[13]
-        seen.add(int(counts[0]))
-    assert {0, 1, 2} <= seen
+    resampler = Resampler(np.repeat([0, 1], 12), patients, 200)
+    assert (resampler.interval, resampler.n_clusters) == (OVER_PATIENTS, 13)
+    counts = np.array([np.bincount(rows, minlength=24) for rows in resampler.draws])
+    assert (counts[:, 0] != counts[:, 1]).any(), "2 and 12 are drawn apart"
+    assert counts[:, [0, 1, 12, 13]].mean() == pytest.approx(1, abs=0.15)
 
 
-def test_chained_pseudo_patients_fall_to_slides() -> None:
-    """Twelve names that all hang together are one patient, however many they look."""
-    patients = [f"{i}+{i + 1}" for i in range(12)]
-    resampler = Resampler(np.arange(12) % 2, patients, 20)
-    assert resampler.interval == OVER_SLIDES
-    assert resampler.n_clusters == 1
+def test_a_chain_of_pseudo_patients_counts_its_slides() -> None:
+    """Twelve slides cannot be more than twelve observations, though they name thirteen patients."""
+    resampler = Resampler(np.arange(12) % 2, [f"{i}+{i + 1}" for i in range(12)], 20)
+    assert (resampler.interval, resampler.n_clusters) == (OVER_PATIENTS, 12)
+    same = Resampler(np.arange(12) % 2, ["1+2"] * 12, 20)
+    assert (same.interval, same.n_clusters) == (OVER_SLIDES, 1)
 
 
 def test_patients_with_both_classes_count_for_both() -> None:
