@@ -10,8 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from real_tissue_panels import draw_row, finish_panel, make_figure
 from real_tissue_table import COHORTS
 
 ROWS = {  # from the bottom up
@@ -23,8 +22,6 @@ ROWS = {  # from the bottom up
     "both": "stages 1 and 2",
     "student": "stages 1, 2 and 3",
 }
-FOLD_COLOURS = ("#0072b2", "#e69f00", "#009e73")  # distinguishable with colour vision deficiency
-SPREAD = 0.22  # vertical distance between the points of two folds
 
 
 def main() -> None:
@@ -36,29 +33,21 @@ def main() -> None:
     cells = [json.loads(file.read_text()) for file in sorted(args.results.glob("headline-*.json"))]
     panels = list(dict.fromkeys((c["cell"]["cohort"], c["cell"]["resolution"]) for c in cells))
     panels.sort(key=lambda panel: (panel[1], [*COHORTS].index(panel[0])))
-    figure = Figure(figsize=(1.9 + 2.7 * len(panels), 3.7), layout="constrained", dpi=110)
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    figure, axes = make_figure(len(panels), 1.9 + 2.7 * len(panels), 3.7)
     for axis, panel in zip(axes, panels, strict=True):
         draw(axis, [c for c in cells if (c["cell"]["cohort"], c["cell"]["resolution"]) == panel])
-        axis.set_title(f"{COHORTS[panel[0]]}, {panel[1]}", fontsize=9)
+        finish_panel(axis, f"{COHORTS[panel[0]]}, {panel[1]}")
     axes[0].set_yticks(range(len(ROWS)), ROWS.values(), fontsize=9)
-    figure.supxlabel("AUROC on unseen patients; point: run, colour: fold, bar: mean", fontsize=9)
     figure.savefig(args.out)
 
 
 def draw(axis: Any, cells: list[dict[str, Any]]) -> None:
     """Draw the runs of one panel."""
     for at, method in enumerate(ROWS):
-        aurocs = [(c["cell"]["fold"], c["metrics"][method]["test"]["auroc"]["value"]) for c in cells]
-        for fold, value in aurocs:
-            axis.plot(value, at + SPREAD * (fold - 1), "o", color=FOLD_COLOURS[fold], markersize=5, alpha=0.8)
-        by_fold = [[v for fold, v in aurocs if fold == wanted] for wanted in {fold for fold, _ in aurocs}]
-        mean = sum(sum(values) / len(values) for values in by_fold) / len(by_fold)
-        axis.plot([mean, mean], [at - 0.4, at + 0.4], color="black", linewidth=2)
-    axis.axvline(0.5, color="grey", linewidth=0.8, linestyle=":")
-    axis.set_xlim(0, 1.03)
-    axis.grid(axis="x", alpha=0.3)
+        by_fold: dict[int, list[float]] = {}
+        for c in cells:
+            by_fold.setdefault(c["cell"]["fold"], []).append(c["metrics"][method]["test"]["auroc"]["value"])
+        draw_row(axis, at, by_fold, sum(sum(values) / len(values) for values in by_fold.values()) / len(by_fold))
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 from real_tissue_cells import FOLDS
 from real_tissue_cohorts import BY_IMAGE
+from real_tissue_panels import draw_row, finish_panel, make_figure
 from real_tissue_recipes import SETTINGS, recipe_cells
 from real_tissue_recipes_verdicts import (
     PAIRS,
@@ -175,15 +175,8 @@ def _print_cost(results: Results) -> None:
 # ---------------------------------------------------------------- picture
 
 
-FOLD_COLOURS = ("#0072b2", "#e69f00", "#009e73")  # distinguishable with colour vision deficiency
-SPREAD = 0.22  # vertical distance between the points of two folds
-
-
 def main() -> None:
     """Draw a panel for every setting that was measured: one point per run, one row per method."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("out", type=Path)
     p.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "real_tissue_recipes")
@@ -191,30 +184,14 @@ def main() -> None:
     cells = read_results(args.results).cells
     settings = [s for s in SETTINGS if any(measured_rows(cells, s))]
     rows = list(dict.fromkeys(row for s in settings for row in measured_rows(cells, s)))[::-1]
-    figure = Figure(figsize=(2.6 + 2.9 * len(settings), 1.2 + 0.32 * len(rows)), layout="constrained", dpi=110)
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(settings), sharey=True, squeeze=False)[0]
+    figure, axes = make_figure(len(settings), 2.6 + 2.9 * len(settings), 1.2 + 0.32 * len(rows))
     for axis, setting in zip(axes, settings, strict=True):
-        draw(axis, cells, rows, setting)
-        axis.set_title(COHORTS[setting], fontsize=9)
+        for at, row in enumerate(rows):
+            figures = fold_figures(cells, row, setting, auroc)
+            draw_row(axis, at, figures, over_folds(figures))
+        finish_panel(axis, COHORTS[setting])
     axes[0].set_yticks(range(len(rows)), [row.label for row in rows], fontsize=9)
-    figure.supxlabel("AUROC on unseen patients; point: run, colour: fold, bar: mean", fontsize=9)
     figure.savefig(args.out)
-
-
-def draw(axis: Any, cells: Cells, rows: Sequence[Row], setting: str) -> None:
-    """Draw the runs of one panel."""
-    for at, row in enumerate(rows):
-        figures = fold_figures(cells, row, setting, auroc)
-        for fold, values in figures.items():
-            places = [at + SPREAD * (fold - 1)] * len(values)
-            axis.plot(values, places, "o", color=FOLD_COLOURS[fold], markersize=5, alpha=0.8)
-        mean = over_folds(figures)
-        if mean is not None:
-            axis.plot([mean, mean], [at - 0.4, at + 0.4], color="black", linewidth=2)
-    axis.axvline(0.5, color="grey", linewidth=0.8, linestyle=":")
-    axis.set_xlim(0, 1.03)
-    axis.grid(axis="x", alpha=0.3)
 
 
 if __name__ == "__main__":
