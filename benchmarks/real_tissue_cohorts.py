@@ -98,14 +98,23 @@ def _fewer(rows: Any) -> Any:
 
 
 def _permuted(rows: Any, seed: int) -> Any:
-    """Return the table with labels permuted within training and within validation; the test labels stay true."""
+    """Return the table with labels permuted within training and within validation; the test labels stay true.
+
+    Patients get labels, with all their slides, if each has slides of one label. Otherwise slides get labels.
+    """
     import numpy as np
+
+    from lrmil_training.data.patient_groups import patient_clusters
 
     rng = np.random.default_rng([seed, 77])
     changed = rows.copy()
     for split in ("train", "val"):
-        side = changed.index[changed["split"] == split]
-        changed.loc[side, "label"] = rng.permutation(changed.loc[side, "label"].to_numpy())
+        side = changed[changed["split"] == split]
+        bags = side["label"].groupby(patient_clusters(side["patient"].astype(str).tolist()), sort=False)
+        is_pure = bool((bags.nunique() == 1).all())
+        labels = bags.first().to_numpy() if is_pure else side["label"].to_numpy()
+        permuted = rng.permutation(labels)
+        changed.loc[side.index, "label"] = permuted[bags.ngroup().to_numpy()] if is_pure else permuted
     return changed
 
 

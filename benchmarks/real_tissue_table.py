@@ -198,7 +198,7 @@ def _figure(cell: dict[str, Any], method: str, read: Read, split: str = "test") 
 
 
 def _with_interval(cells: Cells, method: str) -> str:
-    """Return mean and deviation over seeds, and the mean bounds of the 95 % interval over slides."""
+    """Return mean and deviation over seeds, and the mean bounds of the 95 % intervals; see `interval_note`."""
     bounds = [[_figure(c, method, lambda m, b=b: m["auroc"][b]) for c in cells] for b in ("low", "high")]
     low, high = ([v for v in side if v is not None] for side in bounds)
     span = f" ({np.mean(low):.2f} to {np.mean(high):.2f})" if low and high else ""

@@ -97,9 +97,15 @@ def not_worse_rows(cells: Cells) -> Rows:
 
 
 def interval_note(cells: Cells) -> str | None:
-    """Return a note on uncertainty that the intervals do not cover, if the cells state it."""
-    intervals = {figures["test"]["auroc"].get("interval", "") for c in cells for figures in methods_of(c).values()}
-    return f"Intervals are over slides: {UNCOVERED}." if any(UNCOVERED in interval for interval in intervals) else None
+    """Return a sentence on what was resampled for the intervals, as the cells state it; None if they do not."""
+    intervals = {figures["test"]["auroc"].get("interval") for c in cells for figures in methods_of(c).values()} - {None}
+    over_slides = {interval for interval in intervals if UNCOVERED in interval}
+    if not intervals:
+        return None
+    if not over_slides:
+        return f"Intervals are over {', '.join(sorted(intervals))}."
+    some = "Intervals are" if over_slides == intervals else "Some intervals are over patients, others"
+    return f"{some} over slides: {UNCOVERED}."
 
 
 def seeds_of(cells: Cells, method: str) -> str:

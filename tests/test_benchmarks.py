@@ -202,7 +202,31 @@ def test_intervals_over_slides_are_called_so(verdicts: ModuleType) -> None:
     cells = [cell(0, 0, student={})]
     assert verdicts.interval_note(cells) == "Intervals are over slides: patient uncertainty not covered."
     cells[0]["metrics"]["student"]["test"]["auroc"]["interval"] = "patients"
+    assert verdicts.interval_note(cells) == "Intervals are over patients."
+    both = [*cells, cell(0, 1, student={})]
+    assert str(verdicts.interval_note(both)).startswith("Some intervals are over patients, others over slides: ")
+    del cells[0]["metrics"]["student"]["test"]["auroc"]["interval"]
     assert verdicts.interval_note(cells) is None
+
+
+def test_labels_are_permuted_by_patient_where_patients_have_one_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise by slide, as before; test labels stay true, and every label keeps its number of patients or slides."""
+    import pandas as pd
+
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    cohorts = importlib.import_module("real_tissue_cohorts")
+    patients = [f"p{i // 3}" for i in range(30)]
+    labels = ["a" if i // 3 % 2 else "b" for i in range(30)]
+    splits = ["train"] * 18 + ["val"] * 6 + ["test"] * 6
+    pure = pd.DataFrame({"patient": patients, "label": labels, "split": splits})
+    permuted = cohorts._permuted(pure, 1)
+    assert (permuted.groupby("patient")["label"].nunique() == 1).all()
+    assert permuted["label"].tolist() != labels and permuted["label"].tolist()[24:] == labels[24:]
+    assert sorted(permuted["label"][:18]) == sorted(labels[:18])
+    mixed = pure.assign(label=["a", "b"] * 15)
+    by_slide = cohorts._permuted(mixed, 1)
+    expected = np.random.default_rng([1, 77]).permutation(np.array(["a", "b"] * 9))
+    assert by_slide["label"].tolist()[:18] == expected.tolist()
 
 
 def hoped(verdicts: ModuleType, cells: list[dict[str, Any]], ceiling: float | None = None) -> dict[str, Any]:
