@@ -249,7 +249,7 @@ def summarize_prediction(prediction: Prediction) -> str:
     n_lr = len(prediction.grid.lr_index)
     agreement = prediction.agreement
     teacher = f"; with the teacher: {format_agreement(agreement, n_lr)}" if agreement else ""
-    patches = f"{n_lr} LR patches in place of {len(prediction.grid.hr_index)} HR"
+    patches = f"{n_lr} LR patches in place of {prediction.n_hr_patches} HR"
     region = "" if prediction.scope.is_whole_slide else f"{prediction.scope.text}, region score: "
     probabilities = join_texts(format_probabilities(prediction.student.probabilities), prediction.limits)
     distance = f"; {prediction.cohort_distance.text}" if prediction.cohort_distance else ""

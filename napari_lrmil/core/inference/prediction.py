@@ -120,6 +120,8 @@ class Prediction:
         Side of the operating point and set of classes of the student, as far as the model has such limits.
     cohort_distance
         Distance from the training slides; None for regions, and if the model does not state how its slides lie.
+    stated_hr_patches
+        Number of HR patches if `grid` does not hold them all, as in a restored result; None if it does.
     """
 
     slide: str
@@ -143,6 +145,12 @@ class Prediction:
     missing_tiles: MissingTiles = NOTHING_MISSING
     limits: SlideLimits = NO_LIMITS
     cohort_distance: CohortDistance | None = None
+    stated_hr_patches: int | None = None
+
+    @property
+    def n_hr_patches(self) -> int:
+        """HR patches of the part of the slide."""
+        return len(self.grid.hr_index) if self.stated_hr_patches is None else self.stated_hr_patches
 
     @property
     def partly_compared(self) -> bool:

@@ -162,6 +162,35 @@ def restore_prediction(folder: Path, slide: Slide, bundle: Bundle) -> Prediction
     return _join_networks(file, slide, bundle, grid, *networks)
 
 
+def restore_answer(folder: Path, slide: Slide, bundle: Bundle) -> Prediction:
+    """Return the stored prediction: of both networks if the teacher ran, else of the student alone.
+
+    HR patches of a student alone are not stored, so its grid holds none.
+
+    Parameters
+    ----------
+    folder
+        Results of the slide.
+    slide, bundle
+        Slide and model to which the results must belong.
+
+    Raises
+    ------
+    StoredError
+        If the results are of another slide or model, or are broken.
+    """
+    file = PredictionFile.read(folder)
+    if file.teacher is not None:
+        return restore_prediction(folder, slide, bundle)
+    _require_match(folder, file, slide, bundle)
+    lr = _read_checked_patches(folder / "attention.h5", slide, bundle)
+    lattice = bundle.card.plan.lattice(slide.bounds, slide.mpp)
+    lr_index = _cell_index(folder / "attention.h5", lattice, lr.coords, lattice.lr_cell)
+    grid = NestedGrid(lattice, np.empty((0, 2), np.int64), lr_index, np.empty(0, np.int64))
+    student = _restore_network(file, lr, lattice.lr_cell, bundle.card.lr_mpp, bundle.card.classes)
+    return _join_networks(file, slide, bundle, grid, student, None)
+
+
 def _require_match(folder: Path, file: PredictionFile, slide: Slide, bundle: Bundle) -> None:
     if file.slide_fingerprint != slide.fingerprint:
         raise StoredError(
@@ -254,12 +283,15 @@ def _join_networks(
     bundle: Bundle,
     grid: NestedGrid,
     student: NetworkPrediction,
-    teacher: NetworkPrediction,
+    teacher: NetworkPrediction | None,
 ) -> Prediction:
     """Return the prediction; agreement is computed from the stored attention, without ``agreement.json``."""
-    # Only HR patches that the teacher read are stored, so a parent without any was not compared.
-    compared = np.bincount(grid.parent, minlength=len(grid.lr_index)) > 0
-    part = grid if compared.all() else grid.select(compared)
+    compared, agreement = None, None
+    if teacher is not None:
+        # Only HR patches that the teacher read are stored, so a parent without any was not compared.
+        compared = np.bincount(grid.parent, minlength=len(grid.lr_index)) > 0
+        part = grid if compared.all() else grid.select(compared)
+        agreement = measure_agreement(part, student.attention[compared], teacher.attention)
     return Prediction(
         slide=slide.name,
         path=slide.path,
@@ -276,13 +308,14 @@ def _join_networks(
         scope=_scope(file.scope or WHOLE_SLIDE.text, grid),
         teacher=teacher,
         compared=compared,
-        agreement=measure_agreement(part, student.attention[compared], teacher.attention),
+        agreement=agreement,
         reader=ReaderChoice(file.reader, file.reader_reason or "") if file.reader else None,
         finest_read=FinestRead(file.finest_mpp_read, file.finest_mpp_reason or "") if file.finest_mpp_read else None,
         missing_tiles=MissingTiles(**dict(file.missing_tiles)) if file.missing_tiles else NOTHING_MISSING,
         # By the model's present limits, as those in the file may be of an earlier calibration.
         limits=slide_limits(bundle, student.probabilities, is_whole_slide=file.scope == WHOLE_SLIDE.text),
         cohort_distance=CohortDistance(**dict(file.cohort_distance)) if file.cohort_distance else None,
+        stated_hr_patches=file.n_hr_patches,
     )
 
 
@@ -305,6 +338,7 @@ def _restore_network(
         seconds=result.seconds,
         cpu_seconds=0.0,  # not stored
         runtime=_runtime(result),
+        attention_mass=result.attention_mass if isinstance(result, PredictionFile) else None,
     )
 
 

@@ -144,8 +144,8 @@ def _context(slide: Slide, prediction: Prediction, gallery: Sequence[GalleryPatc
         "has_limits": bool(prediction.limits.texts or prediction.limits.by_patient or prediction.cohort_distance),
         "lr_um": grid.lattice.lr_um,
         "n_lr": len(grid.lr_index),
-        "n_hr": len(grid.hr_index),
-        "ratio": grid.patch_ratio,
+        "n_hr": prediction.n_hr_patches,
+        "ratio": prediction.n_hr_patches / len(grid.lr_index),
         "networks": [
             {"name": name, "reading": r, "rows": _class_rows(r, prediction.classes), "pixels": r.pixels_decoded / 1e6}
             for name, r in (("Student (LR)", student), ("Teacher (HR)", teacher))

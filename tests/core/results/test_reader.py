@@ -28,6 +28,7 @@ from napari_lrmil.core.results.reader import (
     list_result_folders,
     locate_slide,
     read_result_summary,
+    restore_answer,
     restore_prediction,
 )
 from napari_lrmil.core.results.writer import build_agreement_file, build_prediction_file, write_prediction
@@ -156,6 +157,29 @@ def test_what_does_not_fit_is_refused_in_one_sentence(
     with pytest.raises(StoredError, match=expected) as error:
         restore_prediction(folder, slide, MODEL)
     assert one_sentence(error.value)
+
+
+def test_an_answer_of_the_student_alone_comes_back_and_is_stored_again_as_it_was(slide: Slide, tmp_path: Path) -> None:
+    prediction = run_predict(slide, "none")
+    folder = write_prediction(tmp_path / "out", slide, prediction)
+    back = restore_answer(folder, slide, MODEL)
+    assert back.teacher is None and back.agreement is None and back.scope.is_whole_slide
+    np.testing.assert_array_equal(back.student.attention, prediction.student.attention)
+    np.testing.assert_array_equal(back.grid.lr_corners, prediction.grid.lr_corners)
+    assert back.n_hr_patches == len(prediction.grid.hr_index) > 0
+    again, first = build_prediction_file(back).as_json(), build_prediction_file(prediction).as_json()
+    assert again == first
+    change_json(bundle_sha256="other")(folder)
+    with pytest.raises(StoredError, match="another model"):
+        restore_answer(folder, slide, MODEL)
+
+
+def test_an_answer_with_a_teacher_comes_back_with_it(slide: Slide, tmp_path: Path) -> None:
+    folder = write_prediction(tmp_path / "out", slide, run_predict(slide, "all"))
+    assert restore_answer(folder, slide, MODEL).teacher is not None
+    (folder / "teacher_attention.h5").unlink()
+    with pytest.raises(StoredError, match="no teacher"):
+        restore_answer(folder, slide, MODEL)
 
 
 def test_without_a_teacher_and_where_nothing_lies(slide: Slide, tmp_path: Path) -> None:
