@@ -13,11 +13,14 @@ from napari_lrmil.core.user_folders import keep_settings_in_cache
 
 
 def view(
-    slides: Annotated[list[Path] | None, typer.Argument(help="slides to open")] = None,
+    slides: Annotated[
+        list[Path] | None,
+        typer.Argument(help="slides to open; a folder of slides or a cohort table opens as a worklist"),
+    ] = None,
     bundle: SlideBundleOption = None,
     mpp: MppOption = None,
 ) -> None:
-    """Open slides in napari with the Analyse dock."""
+    """Open slides in napari with the Analyse dock, or a folder of slides with the Worklist dock."""
     from napari_lrmil.plugin.launch import open_viewer
 
     open_viewer(slides or [], bundle, mpp)

@@ -166,6 +166,23 @@ class SettingsStore:
         value = self._part("models").get(str(folder))
         return value if isinstance(value, str) else None
 
+    # ------------------------------------------------------------ reviewer
+
+    def remember_reviewer(self, name: str) -> None:
+        """Store the name under which the user gives verdicts.
+
+        Raises
+        ------
+        ConfigError
+            If the file cannot be written.
+        """
+        self._change("review", "reviewer", lambda _: name)
+
+    def remembered_reviewer(self) -> str:
+        """Return the name under which the user gave verdicts last; empty if none did."""
+        value = self._part("review").get("reviewer")
+        return value if isinstance(value, str) else ""
+
     # ------------------------------------------------------------ pace
 
     def remember_pace(self, key: ThroughputKey, seconds: float, patches: int) -> None:

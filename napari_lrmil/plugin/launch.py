@@ -40,7 +40,7 @@ def open_viewer(paths: Sequence[Path], bundle: str | Path | None, mpp: float | N
     Parameters
     ----------
     paths
-        Slides.
+        Slides. A table, or a folder that is not one slide itself, opens the Worklist dock instead.
     bundle
         Folder of the first model, or name of a shipped one; None takes what was chosen for the slides before.
     mpp
@@ -63,9 +63,27 @@ def open_viewer(paths: Sequence[Path], bundle: str | Path | None, mpp: float | N
     viewer = napari.Viewer(title=WINDOW_TITLE)
     with _closed_on_error(viewer):
         _add_analyse_dock(viewer, bundle)
-        _add_slides(viewer, paths, mpp)
+        lists = [path for path in paths if _is_list(path)]
+        _add_slides(viewer, [path for path in paths if path not in lists], mpp)
+        if lists:
+            _open_worklist(viewer, lists)
         hide_layer_panels(viewer)
     napari.run()
+
+
+def _is_list(path: Path) -> bool:
+    """Return whether a path is a table or a folder of slides, and not one slide."""
+    from napari_lrmil.core.slides.slide_files import dicom_in, is_table
+    from napari_lrmil.plugin.viewer.reader import is_slide
+
+    return is_table(path) or (path.is_dir() and (not is_slide(path) or len(dicom_in(path).slides) > 1))
+
+
+def _open_worklist(viewer: Viewer, paths: Sequence[Path]) -> None:
+    from napari_lrmil.plugin.qt.docks import open_dock
+    from napari_lrmil.plugin.worklist.widget import TITLE, WorklistWidget
+
+    open_dock(viewer, WorklistWidget, TITLE).open_paths(paths)
 
 
 @dataclass(frozen=True)

@@ -121,10 +121,10 @@ def calibration_text(prediction: Prediction) -> str:
     return "Probabilities calibrated on validation slides" if prediction.calibrated else "Probabilities not calibrated"
 
 
-def slide_thumbnail(slide: Slide) -> tuple[Pixels, BoxLevel0]:
-    """Return the scanned part of a slide, at most `THUMBNAIL_PX` long, and its level-0 box."""
+def slide_thumbnail(slide: Slide, longest_px: int = THUMBNAIL_PX) -> tuple[Pixels, BoxLevel0]:
+    """Return the scanned part of a slide, at most `longest_px` long, and its level-0 box."""
     b = slide.bounds
-    scale = max(1.0, max(b.width, b.height) / THUMBNAIL_PX)
+    scale = max(1.0, max(b.width, b.height) / longest_px)
     box = BoxLevel0(float(b.x), float(b.y), float(b.width), float(b.height))
     size = (max(1, round(b.width / scale)), max(1, round(b.height / scale)))
     thumbnail = np.empty((size[1], size[0], 3), np.uint8)

@@ -61,6 +61,7 @@ class OpenSlides:
         self._slides: dict[SlideChoice, Slide] = {}
         self._tissue_grids: dict[tuple[SlideChoice, str], TissueGrid] = {}
         self._stains: dict[tuple[SlideChoice, str], tuple[TissueGrid, StainTransform]] = {}
+        self._ahead: frozenset[SlideChoice] = frozenset()  # stay open though the viewer does not show them yet
         self._lock = threading.RLock()  # the live view and a tissue search may run at the same time
 
     def get_slide(self, choice: SlideChoice) -> Slide:
@@ -130,9 +131,15 @@ class OpenSlides:
         with self._lock:
             self._tissue_grids.pop((choice, _grid_key(bundle)), None)
 
-    def close_others(self, choices: Collection[SlideChoice]) -> None:
-        """Close all slides except `choices`."""
+    def keep_ahead(self, choices: Collection[SlideChoice]) -> None:
+        """Keep slides open that the viewer will show next, in place of those that were named before."""
         with self._lock:
+            self._ahead = frozenset(choices)
+
+    def close_others(self, choices: Collection[SlideChoice]) -> None:
+        """Close all slides except `choices` and those that are kept for the viewer to show next."""
+        with self._lock:
+            choices = {*choices, *self._ahead}
             removed = [self._slides.pop(choice) for choice in [*self._slides] if choice not in choices]
             self._tissue_grids = {key: grid for key, grid in self._tissue_grids.items() if key[0] in choices}
             self._stains = {key: entry for key, entry in self._stains.items() if key[0] in choices}
@@ -141,6 +148,7 @@ class OpenSlides:
 
     def close(self) -> None:
         """Close all slides."""
+        self.keep_ahead(())
         self.close_others(())
 
 

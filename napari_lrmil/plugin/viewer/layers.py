@@ -6,7 +6,7 @@ first pixel at `translate`. A layer with large pixels therefore needs a larger s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,7 +29,9 @@ SCREEN_KEY = "napari_lrmil_screen"  # entry of the open slide behind a layer
 UNITS = ("um", "um")
 
 LayerData = tuple[Any, dict[str, Any], str]  # napari's: data, keyword arguments, layer type
-Role = Literal["underlay", "slide", "attention", "wipe", "difference", "evidence", "picked", "drawn", "tissue"]
+Role = Literal[
+    "underlay", "slide", "attention", "wipe", "difference", "evidence", "picked", "drawn", "annotation", "tissue"
+]
 MAP_ROLES: tuple[Role, ...] = ("attention", "wipe", "difference")  # maps of the attention of student and teacher
 Side = Literal["student", "teacher"]
 RoleAndSide = tuple[Role, Side]
@@ -78,7 +80,12 @@ class LayerTag:
 
 def get_tag(layer: Layer) -> LayerTag | None:
     """Return the tag of a layer; None for a layer that is not of this plugin."""
-    entry = layer.metadata.get(TAG_KEY)
+    return read_tag(layer.metadata)
+
+
+def read_tag(metadata: Mapping[str, Any]) -> LayerTag | None:
+    """Return the tag in the metadata of a layer, also before it is in the viewer; None if there is none."""
+    entry = metadata.get(TAG_KEY)
     if not isinstance(entry, dict):
         return None
     is_phantom = entry.get("is_phantom", False)  # absent in a layer of an earlier version
@@ -281,6 +288,8 @@ def recolour_slide(viewer: ViewerModel, path: Path, colour: ColourTransform | No
 
 def remove_layers(viewer: ViewerModel, layers: Sequence[Layer]) -> None:
     """Remove layers from the viewer; those that the user has removed already are skipped."""
-    for layer in layers:
-        if layer in viewer.layers:
-            viewer.layers.remove(layer)
+    present = [layer for layer in layers if layer in viewer.layers]
+    if present:
+        with viewer.layers.batched_update():  # napari collects garbage once, and not with every layer
+            for layer in present:
+                viewer.layers.remove(layer)

@@ -1,0 +1,165 @@
+"""Layer of a reviewer's annotations of the slide that is shown, stored as they are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QObject, QTimer
+
+from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.worklist.annotation_file import ANNOTATION_CLASSES, AnnotationFile, annotation_path, with_class
+from napari_lrmil.plugin.viewer.layers import LayerTag, add_layers, build_region_layer, get_tag, lrmil_layers
+from napari_lrmil.plugin.viewer.region_shapes import regions_from_shapes, shapes_from_regions
+
+if TYPE_CHECKING:
+    from napari.components import ViewerModel
+    from napari.layers import Shapes
+
+    from napari_lrmil.core.patching.regions import Region
+    from napari_lrmil.core.slides.slide import Slide
+
+CLASS = "class"  # column of the layer's features
+OTHER_EDGE = "#4cc9f0"  # of classes that the reviewer named
+SAVE_DELAY_MS = 50  # napari emits several events while one shape is drawn
+
+
+class AnnotationLayer:
+    """Annotations of one reviewer on one slide at a time.
+
+    Parameters
+    ----------
+    viewer
+        The viewer.
+    show_error
+        Receives sentences on what could not be stored.
+    show_count
+        Receives the number of annotations.
+    parent
+        Parent of the timer.
+    """
+
+    def __init__(
+        self,
+        viewer: ViewerModel,
+        show_error: Callable[[str], None],
+        show_count: Callable[[int], None],
+        parent: QObject,
+    ) -> None:
+        self._viewer, self._show_error, self._show_count = viewer, show_error, show_count
+        self._file: AnnotationFile | None = None
+        self._slide: Slide | None = None
+        self._layer: Shapes | None = None
+        self._timer = QTimer(parent)
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(SAVE_DELAY_MS)
+        self._timer.timeout.connect(self.save)
+
+    def open(self, results: Path, name: str, slide: Slide, reviewer: str) -> None:
+        """Show the stored annotations of a slide; the layer is added when there is one, or when drawing starts.
+
+        Parameters
+        ----------
+        results
+            Folder of all results.
+        name
+            Name of the slide's results.
+        slide
+            The slide, open.
+        reviewer
+            Name of the reviewer; without one nothing is read.
+        """
+        self.close()
+        self._slide = slide
+        self._file = AnnotationFile(annotation_path(results, name, reviewer)) if reviewer else None
+        regions: tuple[Region, ...] = ()
+        if self._file is not None:
+            try:
+                regions = self._file.read(slide.bounds)
+            except LrmilError as error:  # stored by another program: it is neither shown nor replaced
+                self._file = None
+                self._show_error(str(error))
+        if regions:
+            self._add_layer(regions)
+        self._show_count(len(regions))
+
+    def close(self) -> None:
+        """Store what is not stored yet, and forget the slide. Its layers are removed by whoever closes the slide."""
+        if self._timer.isActive():
+            self._timer.stop()
+            self.save()
+        self._file, self._slide, self._layer = None, None, None
+
+    def start_drawing(self, name: str) -> None:
+        """Select the layer and its polygon tool, for a region of an annotation class."""
+        if self._slide is None or self._file is None:
+            return
+        if self._layer is None or self._layer not in self._viewer.layers:
+            self._add_layer(())
+        self.choose_class(name)
+        if self._layer is not None:
+            self._viewer.layers.selection.active = self._layer
+            self._layer.mode = "add_polygon"
+
+    def choose_class(self, name: str) -> None:
+        """Set the class of the next region, and of those that are selected in the layer."""
+        layer, name = self._layer, name.strip()
+        if layer is None or not name:
+            return
+        selected = sorted(layer.selected_data)
+        layer.feature_defaults = {CLASS: name}
+        if selected:
+            features = layer.features.copy()
+            features.loc[selected, CLASS] = name
+            layer.features = features
+        layer.current_edge_color = _edge_colour(name)
+        if selected:
+            self._timer.start()
+
+    def save(self) -> None:
+        """Store the annotations."""
+        layer, slide, file = self._layer, self._slide, self._file
+        if layer is None or slide is None or file is None:
+            return
+        regions = []
+        for row in range(layer.nshapes):
+            name = str(layer.features[CLASS].iloc[row])
+            regions += [with_class(region, name) for region in regions_from_shapes(layer, slide.mpp, [row])]
+        try:
+            file.write(regions, slide.bounds)
+        except LrmilError as error:
+            self._show_error(str(error))
+        self._show_count(len(regions))
+
+    def _add_layer(self, regions: tuple[Region, ...]) -> None:
+        slide = self._slide
+        if slide is None:
+            return
+        tags = [get_tag(layer) for layer in lrmil_layers(self._viewer, slide.path, role="slide")]
+        tag = next((tag for tag in tags if tag is not None), LayerTag("slide", slide.path, slide.mpp.mean))
+        data, options, kind = build_region_layer(tag, slide.width * slide.mpp.x)
+        own = LayerTag("annotation", tag.path, tag.mpp, tag.given_mpp)
+        [layer] = add_layers(
+            self._viewer, [(data, {**options, "name": "Annotations", "metadata": own.as_metadata()}, kind)]
+        )
+        layer.feature_defaults = {CLASS: next(iter(ANNOTATION_CLASSES))}
+        self._layer = layer
+        for region in regions:
+            self._add_region(layer, region, slide)
+        layer.events.data.connect(partial(self._on_edited, layer))
+
+    def _add_region(self, layer: Shapes, region: Region, slide: Slide) -> None:
+        layer.feature_defaults = {CLASS: region.name}
+        corners, shape_types = zip(*shapes_from_regions([region], slide.mpp), strict=True)
+        layer.add(list(corners), shape_type=list(shape_types), edge_color=_edge_colour(region.name))
+
+    def _on_edited(self, layer: Shapes, _: Any = None) -> None:
+        if layer is self._layer:
+            self._timer.start()
+
+
+def _edge_colour(name: str) -> str:
+    rgb = ANNOTATION_CLASSES.get(name)
+    return OTHER_EDGE if rgb is None else "#{:02x}{:02x}{:02x}".format(*rgb)

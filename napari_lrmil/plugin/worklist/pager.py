@@ -1,0 +1,296 @@
+"""Shows one slide of a worklist at a time, and prepares the next one while the user reads."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import QObject, QTimer, Signal
+
+from napari_lrmil.core.events import Event, Failed, Partial, Progress
+from napari_lrmil.plugin.qt.errors import show_errors
+from napari_lrmil.plugin.qt.worker import LatestOnly
+from napari_lrmil.plugin.session.open_slides import SlideChoice
+from napari_lrmil.plugin.viewer.layers import add_layers, lrmil_layers, remove_layers
+from napari_lrmil.plugin.viewer.reader import ask_mpp_with_estimate, read_slide_layers
+from napari_lrmil.plugin.worklist.jobs import AheadJob, AnswerJob, OpenedSlide, OpenSlideJob, SlideAnswer, SlideProblem
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from napari.components import ViewerModel
+
+    from napari_lrmil.core.inference.prediction import Prediction
+    from napari_lrmil.core.worklist.entry import ListedSlide, WorklistEntry
+    from napari_lrmil.plugin.session.session import Session
+    from napari_lrmil.plugin.viewer.layers import LayerData
+
+MAX_ANSWERS = 4
+TURN_MS = 25  # between two changes of layers, in which the window draws and takes keys
+CANCELLED = "The slide was not opened: its resolution is not known."
+
+
+class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
+    """Opens slides for the canvas, one at a time.
+
+    Parameters
+    ----------
+    viewer
+        The viewer.
+    parent
+        The dock.
+
+    Attributes
+    ----------
+    arrived
+        Emitted with the path of a slide when canvas and session show it.
+    answered
+        Emitted with the path of a slide when its answer is restored or computed, see `answer`.
+    failed
+        Emitted with path and reason if a slide cannot be opened or answered.
+    progress
+        Emitted with a sentence on the work for the slide that is shown; empty at its end.
+    """
+
+    arrived = Signal(object)
+    answered = Signal(object)
+    failed = Signal(object, str)
+    progress = Signal(str)
+
+    def __init__(self, viewer: ViewerModel, parent: QObject) -> None:
+        super().__init__(parent)
+        self._viewer = viewer
+        self._session: Session | None = None
+        self._wanted: ListedSlide | None = None
+        self._has_arrived = False
+        self._next: OpenedSlide | None = None
+        self._prepared: Path | None = None  # the slide that is being prepared, or was last
+        self._is_opening_ahead = False
+        self._answers: dict[Path, Prediction] = {}
+        self._underlays: list[LayerData] = []  # of the slide that was placed last
+        self._placed = 0  # number of slides that this list has put on the canvas
+        self._listed: set[Path] = set()  # slides that the list has opened; those of the user stay
+        self._opener = LatestOnly(self._on_event, self)
+        self._answerer = LatestOnly(self._on_event, self)
+        self._ahead = LatestOnly(self._on_ahead_event, self)
+
+    def join(self, session: Session) -> None:
+        """Show slides in a session from now on."""
+        self._session = session
+
+    def start(self) -> None:
+        """Begin a list. Objects other than the layers of its slides are exempted from garbage collection until `stop`.
+
+        napari collects garbage whenever layers are removed. Over all modules and widgets that takes 0.3 s, over the
+        layers of a slide a hundredth of it.
+        """
+        self._placed = 0
+        gc.freeze()
+
+    @property
+    def wanted(self) -> Path | None:
+        """File of the slide that is shown or being opened."""
+        return self._wanted.path if self._wanted is not None else None
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether canvas and session show the wanted slide."""
+        return self._has_arrived
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a slide is being opened, answered or prepared."""
+        return self._opener.is_busy or self._answerer.is_busy or self._ahead.is_busy
+
+    def answer(self, path: Path) -> Prediction | None:
+        """Return the answer for a slide, if it was restored or computed."""
+        return self._answers.get(path)
+
+    def stop(self) -> None:
+        """End all work."""
+        gc.unfreeze()
+        for work in (self._opener, self._answerer, self._ahead):
+            work.stop()
+        self._next = None
+
+    # ------------------------------------------------------------ one slide
+
+    def show(self, slide: ListedSlide) -> None:
+        """Show a slide in place of the present one."""
+        self._answerer.stop()
+        self._wanted, self._has_arrived = slide, False
+        is_open = self._session is not None and any(choice.path == slide.path for choice in self._session.slides)
+        if is_open:
+            self._choose()
+        elif self._next is not None and self._next.path == slide.path:
+            opened, self._next = self._next, None
+            self._place(opened)
+        else:
+            self._next = None
+            self.progress.emit("opening the slide")
+            if not (self._is_opening_ahead and self._prepared == slide.path):  # else it comes by `_on_ahead_event`
+                self._opener.submit(self._opening(slide).events)
+
+    def show_nothing(self) -> None:
+        """Remove the slides of the list from the canvas, for an entry that cannot be shown."""
+        self._wanted, self._has_arrived = None, False
+        self._answerer.stop()
+        self._remove_others(None)
+
+    def _opening(self, slide: ListedSlide) -> OpenSlideJob:
+        cache = self._session.settings_store.load_settings().settings.tile_cache_mb if self._session else 64
+        return OpenSlideJob(slide, cache << 20)
+
+    def _place(self, opened: OpenedSlide) -> None:
+        """Put an opened slide on the canvas; the session learns of it with the next turn of the event loop."""
+        if lrmil_layers(self._viewer, opened.path):
+            return  # it was opened twice, because the user went back and forth
+        layers = opened.layers
+        if opened.asks_mpp:
+            layers = self._ask_mpp() or ()
+        if not layers:
+            self._remove_others(None)
+            self.progress.emit("")
+            self.failed.emit(opened.path, opened.problem or CANCELLED)
+            return
+        if self._placed == 1:  # the first answer has loaded the model: its objects are exempted too
+            self._remove_others(opened.path)
+            gc.freeze()  # now, while no slide of the list is on the canvas: its layers stay collectable
+        self._placed += 1
+        self._listed.add(opened.path)
+        *self._underlays, pyramid = layers
+        add_layers(self._viewer, [pyramid])
+        self._choose()
+
+    def _place_underlays(self, path: Path) -> None:
+        """Add the overview below a slide that is still shown."""
+        underlays, self._underlays = self._underlays, []
+        if path == self.wanted and lrmil_layers(self._viewer, path):
+            layers, active = self._viewer.layers, self._viewer.layers.selection.active
+            for layer in add_layers(self._viewer, underlays):
+                layers.move(layers.index(layer), 0)
+            layers.selection.active = active  # napari chooses the layer that was added last
+            QTimer.singleShot(2 * TURN_MS, self, self._tidy)
+
+    def _tidy(self) -> None:
+        self._remove_others(self.wanted)
+
+    def _ask_mpp(self) -> tuple[LayerData, ...] | None:
+        if self._wanted is None or self._session is None:
+            return None
+        store = self._session.settings_store
+        path, mpp = self._wanted.path, self._wanted.mpp
+        layers = show_errors(partial(read_slide_layers, path, mpp, ask=ask_mpp_with_estimate, memory=store))
+        return tuple(layers) if layers else None
+
+    def _choose(self) -> None:
+        if self._session is not None and self._wanted is not None:
+            self._session.show_slide(self._wanted.path)
+
+    def sync(self) -> None:
+        """Notice that the session shows the wanted slide. Called whenever the session has changed."""
+        session, wanted = self._session, self._wanted
+        if self._has_arrived or session is None or wanted is None or session.slide is None:
+            return
+        if session.slide.path == wanted.path:
+            self._has_arrived = True
+            self.progress.emit("")
+            self._viewer.reset_view()
+            QTimer.singleShot(TURN_MS, self, partial(self._announce, wanted.path))
+
+    def _announce(self, path: Path) -> None:
+        """Say that a slide has arrived, then complete the canvas in turns of their own.
+
+        Each layer that napari adds or removes takes a tenth of a second.
+        """
+        if path == self.wanted:
+            self.arrived.emit(path)
+            QTimer.singleShot(2 * TURN_MS, self, partial(self._place_underlays, path))
+
+    def _remove_others(self, path: Path | None) -> None:
+        """Remove the layers of all slides that the list has opened, but for one. A slide with an active run stays."""
+        if self._session is not None and self._session.is_busy:
+            return
+        others = self._listed - {path}
+        self._listed -= others
+        layers = [layer for other in others for layer in lrmil_layers(self._viewer, other)]
+        if layers:
+            remove_layers(self._viewer, layers)
+
+    # ------------------------------------------------------------ answers
+
+    def fetch_answer(self, job: AnswerJob) -> None:
+        """Restore or compute the answer of the slide that is shown, unless that goes on since before it was shown."""
+        if not (self._ahead.is_busy and self._prepared == self.wanted):
+            self._answerer.submit(job.events)
+
+    def prepare(self, slide: ListedSlide | None, answering: Callable[[SlideChoice], AnswerJob | None]) -> None:
+        """Open a slide and get its answer, so that it can be shown at once; None ends the preparation.
+
+        Parameters
+        ----------
+        slide
+            The next slide.
+        answering
+            Returns the job for its answer.
+        """
+        path = slide.path if slide is not None else None
+        if path == self._prepared and (self._ahead.is_busy or self._next is not None):
+            return
+        self._ahead.stop()
+        self._next, self._prepared, self._is_opening_ahead = None, path, slide is not None
+        if slide is not None:
+            job = AheadJob(self._opening(slide), partial(self._answer_ahead, answering))
+            self._ahead.submit(job.events)
+
+    def _answer_ahead(
+        self, answering: Callable[[SlideChoice], AnswerJob | None], choice: SlideChoice
+    ) -> AnswerJob | None:
+        if self._session is not None:
+            self._session.open_slides.keep_ahead([choice])
+        return answering(choice)
+
+    def _on_ahead_event(self, event: Event) -> None:
+        match event:
+            case Partial(OpenedSlide() as opened) if opened.path == self._prepared:
+                self._is_opening_ahead = False
+                if opened.path == self.wanted and not self._has_arrived:
+                    self._place(opened)
+                else:
+                    self._next = opened
+            case Partial(SlideAnswer() | SlideProblem()):
+                self._on_event(event)
+            case Failed(message):
+                self._is_opening_ahead = False
+                self.failed.emit(self._prepared, message)
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case Partial(OpenedSlide() as opened):
+                if opened.path == self.wanted and not self._has_arrived:
+                    self._place(opened)
+            case Partial(SlideAnswer(path, prediction)):
+                self._answers[path] = prediction
+                self._forget_answers()
+                self.progress.emit("")
+                self.answered.emit(path)
+            case Partial(SlideProblem(path, problem)):
+                self.progress.emit("")
+                self.failed.emit(path, problem)
+            case Progress(stage, done, total, unit):
+                self.progress.emit(f"{stage} · {done} of {total} {unit}")
+            case Failed(message):
+                self.progress.emit("")
+                self.failed.emit(self.wanted, message)
+
+    def _forget_answers(self) -> None:
+        """Keep the answers of few slides: they hold arrays, and are restored in no time."""
+        for path in list(self._answers)[:-MAX_ANSWERS]:
+            if path != self.wanted:
+                del self._answers[path]
+
+    def forget(self, entry: WorklistEntry) -> None:
+        """Drop the answer of a slide, because another model was chosen."""
+        self._answers.pop(entry.path, None)

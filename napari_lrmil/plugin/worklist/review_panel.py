@@ -1,0 +1,224 @@
+"""Verdict on the slide that is shown: buttons with keys, comment, reviewer, blind reading, and annotation classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtGui import QKeySequence
+from qtpy.QtWidgets import QCheckBox, QComboBox, QLineEdit, QPushButton, QShortcut, QVBoxLayout, QWidget
+
+from napari_lrmil.core.text_escapes import printable
+from napari_lrmil.core.worklist.annotation_file import ANNOTATION_CLASSES
+from napari_lrmil.core.worklist.entry import WorklistEntry
+from napari_lrmil.core.worklist.review import Verdict
+from napari_lrmil.plugin.qt.section import enable_unless, make_button, make_label, make_row
+
+KEYS = {Verdict.AGREE: "Y", Verdict.DISAGREE: "N", Verdict.UNSURE: "U"}
+UNDO_KEY = "Ctrl+Backspace"
+MAX_KEYED_CLASSES = 9  # Alt+1 to Alt+9
+NO_SLIDE, NO_NAME = "Show a slide of the list first.", "Enter your name first: verdicts are stored under it."
+NO_ANSWER = "There is no answer yet. Wait for it, or press Run all."
+ANY_CLASS = "Another class"
+
+
+class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
+    """Controls for the verdict of one reviewer on one slide.
+
+    Attributes
+    ----------
+    verdict_given
+        Emitted with the `Verdict`, and the class if it was chosen.
+    class_given
+        Emitted with the class of a blind verdict; empty for unsure.
+    comment_edited
+        Emitted when the user has finished editing the comment.
+    undo_requested
+        Emitted to take the last verdict back.
+    reviewer_changed
+        Emitted with a new name.
+    blind_toggled
+        Emitted when blind reading is switched on or off.
+    draw_requested
+        Emitted with the annotation class to draw.
+    class_chosen
+        Emitted with the annotation class that was chosen.
+    """
+
+    verdict_given = Signal(object, str)
+    class_given = Signal(str)
+    comment_edited = Signal()
+    undo_requested = Signal()
+    reviewer_changed = Signal(str)
+    blind_toggled = Signal(bool)
+    draw_requested = Signal(str)
+    class_chosen = Signal(str)
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.answer, self.details = make_label("worklist-answer", bold=True), make_label("worklist-details", small=True)
+        self.reviewer, self.comment, self.blind = QLineEdit(), QLineEdit(), QCheckBox("Blind")
+        self.buttons = {verdict: QPushButton() for verdict in Verdict}
+        self.class_buttons: dict[str, QPushButton] = {}
+        self.other_class, self.undo = QComboBox(), make_button("Undo", f"Take the last verdict back ({UNDO_KEY})")
+        self.annotation_class = QComboBox()
+        self.draw = make_button("Draw", "Draw a region of this class; it is stored as it is drawn")
+        self.annotations = make_label("worklist-annotations", small=True)
+        self._classes: tuple[str, ...] = ()
+        self._is_blind = False
+        self._shortcuts: list[QShortcut] = []
+        self._build()
+        self._connect()
+        self.show_entry(None, is_hidden=False)
+
+    def _build(self) -> None:
+        self.reviewer.setPlaceholderText("Your name")
+        self.comment.setPlaceholderText("Comment")
+        self.blind.setToolTip("Hide the model's answer until you have given the class yourself")
+        self.other_class.setToolTip("Class that you give the slide if you disagree")
+        self.annotation_class.setEditable(True)
+        self.annotation_class.addItems(list(ANNOTATION_CLASSES))
+        self.annotation_class.setToolTip("Class of the regions that you draw, as QuPath names it; or type another one")
+        for verdict, button in self.buttons.items():
+            button.setText(f"{verdict.value.capitalize()} ({KEYS[verdict]})")
+        self._class_row = make_row()
+        self._verdict_row = make_row(*self.buttons.values())
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.setSpacing(4)
+        for part in (
+            self.answer,
+            self.details,
+            self._class_row,
+            self._verdict_row,
+            self.other_class,
+            make_row(self.comment, self.undo),
+            make_row(self.reviewer, self.blind),
+            make_row(self.annotation_class, self.draw),
+            self.annotations,
+        ):
+            column.addWidget(part)
+
+    def _connect(self) -> None:
+        for verdict, button in self.buttons.items():
+            button.clicked.connect(partial(self._give, verdict))
+            self._add_key(KEYS[verdict], button)
+        self._add_key(UNDO_KEY, self.undo)
+        self.undo.clicked.connect(lambda _: self.undo_requested.emit())
+        self.comment.editingFinished.connect(self.comment_edited.emit)
+        self.reviewer.editingFinished.connect(lambda: self.reviewer_changed.emit(self.reviewer.text()))
+        self.blind.toggled.connect(self.blind_toggled.emit)
+        self.draw.clicked.connect(lambda _: self.draw_requested.emit(self.annotation_class.currentText()))
+        self.annotation_class.textActivated.connect(self.class_chosen.emit)
+
+    def _add_key(self, key: str, button: QPushButton) -> QShortcut:
+        """Let a key click a button from anywhere in the window. A line edit with the focus keeps its letters."""
+        shortcut = QShortcut(QKeySequence(key), self, activated=button.click)
+        shortcut.setContext(Qt.ShortcutContext.WindowShortcut)
+        return shortcut
+
+    def _give(self, verdict: Verdict, *_: Any) -> None:
+        if self._is_blind and verdict is Verdict.UNSURE:
+            self.class_given.emit("")
+            return
+        label = self.other_class.currentData() if verdict is Verdict.DISAGREE else ""
+        self.verdict_given.emit(verdict, label or "")
+
+    # ------------------------------------------------------------ state
+
+    def show_entry(self, entry: WorklistEntry | None, *, is_hidden: bool) -> None:
+        """Show the answer of a slide and the controls that apply to it.
+
+        Parameters
+        ----------
+        entry
+            The slide that is shown; None for none.
+        is_hidden
+            Whether its answer is hidden until the verdict.
+        """
+        self._is_blind = is_hidden
+        answer = entry.answer if entry is not None else None
+        self._set_classes(answer.classes if answer is not None else ())
+        self.answer.setText(_answer_line(entry, is_hidden=is_hidden))
+        details = _detail_lines(entry, is_hidden=is_hidden)
+        self.details.setText(details)
+        self.details.setVisible(bool(details))
+        self._show_verdict(entry)
+        self._show_buttons(entry, is_hidden=is_hidden)
+
+    def _show_verdict(self, entry: WorklistEntry | None) -> None:
+        review = entry.review if entry is not None else None
+        if not self.comment.hasFocus():
+            self.comment.setText(review.comment if review is not None else "")
+        for verdict, button in self.buttons.items():
+            button.setCheckable(True)
+            button.setChecked(review is not None and review.verdict is verdict)
+        chosen = review.label if review is not None and review.verdict is Verdict.DISAGREE else ""
+        self.other_class.setCurrentIndex(max(0, self.other_class.findData(chosen)))
+
+    def _show_buttons(self, entry: WorklistEntry | None, *, is_hidden: bool) -> None:
+        missing = NO_SLIDE if entry is None else "" if self.reviewer.text().strip() else NO_NAME
+        no_answer = missing or ("" if entry is not None and entry.answer is not None else NO_ANSWER)
+        enable_unless(self.buttons[Verdict.AGREE], no_answer, "The model's class is right")
+        enable_unless(self.buttons[Verdict.DISAGREE], no_answer, "The model's class is wrong")
+        enable_unless(self.buttons[Verdict.UNSURE], missing, "The slide allows no decision")
+        for name, button in self.class_buttons.items():
+            enable_unless(button, no_answer, f"The slide is {name}")
+        self._class_row.setVisible(is_hidden)
+        for verdict in (Verdict.AGREE, Verdict.DISAGREE):
+            self.buttons[verdict].setVisible(not is_hidden)
+        self.other_class.setVisible(not is_hidden and len(self._classes) > 2)
+        enable_unless(self.draw, missing, "Draw a region of this class; it is stored as it is drawn")
+
+    def _set_classes(self, classes: Sequence[str]) -> None:
+        """Make a button for each class of the model, and list the classes for a disagreement."""
+        if tuple(classes) == self._classes:
+            return
+        self._classes = tuple(classes)
+        for shortcut in self._shortcuts:
+            shortcut.deleteLater()
+        for button in self.class_buttons.values():
+            self._class_row.layout().removeWidget(button)
+            button.deleteLater()
+        self.class_buttons, self._shortcuts = {}, []
+        for number, name in enumerate(classes, start=1):
+            key = f"Alt+{number}" if number <= MAX_KEYED_CLASSES else ""
+            button = QPushButton(f"{printable(name)} ({key})" if key else printable(name))
+            button.clicked.connect(partial(self._give_class, name))
+            self._class_row.layout().addWidget(button, 1)
+            self.class_buttons[name] = button
+            self._shortcuts += [self._add_key(key, button)] if key else []
+        self.other_class.clear()
+        self.other_class.addItem(ANY_CLASS, "")
+        for name in classes:
+            self.other_class.addItem(printable(name), name)
+
+    def _give_class(self, name: str, *_: Any) -> None:
+        self.class_given.emit(name)
+
+
+def _answer_line(entry: WorklistEntry | None, *, is_hidden: bool) -> str:
+    if entry is None:
+        return "No slide of the list is shown."
+    if is_hidden:
+        return "The answer is hidden until your verdict."
+    if entry.answer is None:
+        return "Failed" if entry.problem else "No answer yet."
+    calibration = "calibrated" if entry.answer.calibrated else "not calibrated"
+    return f"{entry.answer.text}, {calibration}"
+
+
+def _detail_lines(entry: WorklistEntry | None, *, is_hidden: bool) -> str:
+    if entry is None:
+        return ""
+    lines = [entry.problem, *entry.notes]
+    answer = entry.answer
+    if answer is not None and not is_hidden:
+        side = f"{answer.side[0].upper()}{answer.side[1:]}" if answer.side else ""
+        lines += [answer.set_text and f"Set: {answer.set_text}", side, *(f"⚠ {text}" for text in answer.warnings)]
+    review = entry.review
+    if review is not None and review.is_blind:
+        lines.append(f"Your blind class: {printable(review.label) or 'unsure'}")
+    return "\n".join(filter(None, lines))

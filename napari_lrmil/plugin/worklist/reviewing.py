@@ -1,0 +1,204 @@
+"""Verdicts of the reviewer of a Worklist dock: stored with every click, hidden answers revealed, annotations kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from napari.utils.notifications import show_error
+
+from napari_lrmil.core.errors import ReviewError
+from napari_lrmil.core.worklist.build import note_other_models
+from napari_lrmil.core.worklist.entry import WorklistEntry
+from napari_lrmil.core.worklist.review import REVIEW_FILE, ReviewFile, ReviewRow, Verdict, time_now
+from napari_lrmil.core.worklist.verdicts import blind_verdict, open_verdict
+from napari_lrmil.plugin.qt.errors import show_errors
+from napari_lrmil.plugin.worklist.annotation_layer import AnnotationLayer
+
+if TYPE_CHECKING:
+    from napari_lrmil.plugin.session.session import Session
+    from napari_lrmil.plugin.worklist.widget import WorklistWidget
+
+
+class Reviewing:
+    """Connects the review panel of a dock with ``review.csv`` and with the annotations of the slide.
+
+    Parameters
+    ----------
+    dock
+        The dock.
+    """
+
+    def __init__(self, dock: WorklistWidget) -> None:
+        self._dock, self._panel = dock, dock.review
+        self._session: Session | None = None
+        self._results: Path | None = None
+        self._file: ReviewFile | None = None
+        self._seen: set[Path] = set()  # slides whose answer was on the canvas: their verdicts are not blind
+        self._drafts: dict[Path, str] = {}  # comments without a verdict
+        self.annotations = AnnotationLayer(dock.layer_viewer, show_error, self._show_count, dock)
+        panel = self._panel
+        panel.verdict_given.connect(self.give)
+        panel.class_given.connect(self.give_blind)
+        panel.comment_edited.connect(self.store_comment)
+        panel.undo_requested.connect(self.undo)
+        panel.reviewer_changed.connect(self.set_reviewer)
+        panel.blind_toggled.connect(self._on_blind_toggled)
+        panel.draw_requested.connect(self.annotations.start_drawing)
+        panel.class_chosen.connect(self.annotations.choose_class)
+
+    def join(self, session: Session) -> None:
+        """Use a session from now on."""
+        self._session = session
+        if not self._panel.reviewer.text():
+            self._panel.reviewer.setText(session.settings_store.remembered_reviewer())
+
+    @property
+    def reviewer(self) -> str:
+        """Name of the reviewer; empty without one."""
+        return str(self._panel.reviewer.text()).strip()
+
+    # ------------------------------------------------------------ file
+
+    def open(self, results: Path) -> None:
+        """Read the verdicts in a folder of results into the entries of the dock."""
+        self._results, self._seen, self._drafts = results, set(), {}
+        self._open_file()
+        self._show_verdicts()
+
+    def _open_file(self) -> None:
+        """Open ``review.csv``; one that is no table of verdicts is shown as an error and left alone."""
+        self._file = None
+        if self._results is not None:
+            results = self._results
+            self._file = show_errors(lambda: ReviewFile(results / REVIEW_FILE, self.reviewer))
+
+    def set_reviewer(self, name: str) -> None:
+        """Give verdicts under another name."""
+        if self._file is not None and self._file.reviewer == name.strip():
+            return
+        if self._session is not None:
+            show_errors(partial(self._session.settings_store.remember_reviewer, name.strip()))
+        self._open_file()
+        self._show_verdicts()
+        self.open_annotations()
+
+    def verdict(self, slide: str) -> ReviewRow | None:
+        """Return the reviewer's verdict on a slide, or None."""
+        return self._file.table.verdict(slide, self._file.reviewer) if self._file is not None else None
+
+    def _show_verdicts(self) -> None:
+        """Show the verdicts of the file in all entries that they change."""
+        verdicts = self._file.verdicts if self._file is not None else {}
+        for index, entry in enumerate(self._dock.order.entries):
+            review = verdicts.get(entry.name)
+            if review != entry.review:
+                self._dock.replace_entry(index, replace(entry, review=review))
+        self._show_current()
+
+    def note_models(self, sha256: str) -> None:
+        """Show in the entries which answers are of another model than the chosen one."""
+        entries = self._dock.order.entries
+        for index, entry in enumerate(note_other_models(entries, sha256 or None)):
+            if entry is not entries[index]:
+                self._dock.replace_entry(index, entry)
+
+    # ------------------------------------------------------------ verdicts
+
+    def give(self, verdict: Verdict, label: str) -> None:
+        """Store a verdict on the current slide."""
+        entry = self._dock.current
+        if entry is not None and (entry.answer is not None or verdict is Verdict.UNSURE):
+            self._record(open_verdict(entry, verdict, label=label, comment=self._panel.comment.text()))
+
+    def give_blind(self, label: str) -> None:
+        """Store the class that the reviewer gave before the answer was shown, then show the answer."""
+        entry = self._dock.current
+        if entry is not None and (entry.answer is not None or not label):
+            self._record(blind_verdict(entry, label, comment=self._panel.comment.text()))
+            self._dock.show_answer()
+
+    def store_comment(self) -> None:
+        """Store a changed comment with the verdict; without a verdict it waits for one."""
+        entry, comment = self._dock.current, self._panel.comment.text().strip()
+        if entry is None:
+            return
+        if entry.review is None:
+            self._drafts[entry.path] = comment
+        elif entry.review.comment != comment:
+            self._record(replace(entry.review, comment=comment, time=time_now()))
+
+    def _record(self, row: ReviewRow) -> None:
+        file = self._ready_file()
+        if file is None:
+            return
+        try:
+            file.record(row)
+        except ReviewError as error:
+            show_error(str(error))
+        self._show_verdicts()
+
+    def _ready_file(self) -> ReviewFile | None:
+        if self._file is None:
+            self._open_file()  # it may have been mended meanwhile
+        return self._file
+
+    def undo(self) -> None:
+        """Take the last verdict back and show its slide."""
+        file = self._ready_file()
+        if file is None:
+            return
+        slide = show_errors(file.undo)
+        self._show_verdicts()
+        index = next((i for i, entry in enumerate(self._dock.order.entries) if entry.name == slide), None)
+        if index is not None:
+            self._dock.show_slide(index)
+
+    # ------------------------------------------------------------ blind reading
+
+    def is_hidden(self, entry: WorklistEntry) -> bool:
+        """Return whether the answer of an entry is hidden until the verdict."""
+        is_blind = bool(self._panel.blind.isChecked())
+        return is_blind and entry.answer is not None and entry.review is None and entry.path not in self._seen
+
+    def see(self, path: Path) -> None:
+        """Note that the answer of a slide was shown: its verdict cannot be blind any more."""
+        self._seen.add(path)
+
+    def _on_blind_toggled(self, _: bool) -> None:
+        self._dock.list.show_order(self._dock.order, self.is_hidden)
+        self._show_current()
+        self._dock.show_answer()
+
+    # ------------------------------------------------------------ the current slide
+
+    def show_entry(self, entry: WorklistEntry) -> None:
+        """Show the verdict on an entry that becomes the current one."""
+        self._panel.comment.clearFocus()
+        self._show_current()
+        if entry.review is None:
+            self._panel.comment.setText(self._drafts.get(entry.path, ""))
+
+    def _show_current(self) -> None:
+        entry = self._dock.current
+        self._panel.show_entry(entry, is_hidden=entry is not None and self.is_hidden(entry))
+        self._panel.undo.setEnabled(self._file is not None and self._file.can_undo)
+
+    def open_annotations(self) -> None:
+        """Show the reviewer's annotations of the slide on the canvas."""
+        entry, session = self._dock.current, self._session
+        if entry is None or session is None or self._results is None or not self._dock.pager.has_arrived:
+            return
+        slide = show_errors(lambda: session.opened_slide)
+        if slide is not None:
+            self.annotations.open(self._results, entry.name, slide, self.reviewer)
+
+    def leave(self) -> None:
+        """Store what is not stored yet of the current slide."""
+        self.store_comment()
+        self.annotations.close()
+
+    def _show_count(self, count: int) -> None:
+        self._panel.annotations.setText(f"{count} annotation{'' if count == 1 else 's'}" if count else "")

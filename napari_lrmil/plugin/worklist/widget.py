@@ -1,0 +1,551 @@
+"""The Worklist dock: a folder or table of slides, gone through one by one, with verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import napari.viewer
+from napari.utils.notifications import show_error, show_info
+from qtpy.QtCore import QFileSystemWatcher, Qt, QTimer
+from qtpy.QtGui import QDragEnterEvent, QDropEvent, QKeySequence, QShowEvent
+from qtpy.QtWidgets import QDockWidget, QFileDialog, QProgressBar, QScrollArea, QShortcut, QVBoxLayout
+
+from napari_lrmil.core.cohort.task import Outcome
+from napari_lrmil.core.events import Event, Failed, Finished, Partial, Progress
+from napari_lrmil.core.formatting import format_duration
+from napari_lrmil.core.text_escapes import printable
+from napari_lrmil.core.visualize.overlay import RESEARCH_USE
+from napari_lrmil.core.worklist.build import read_entry
+from napari_lrmil.core.worklist.entry import Status, WorklistEntry
+from napari_lrmil.plugin.analyse.widget import DOCK_MIN_WIDTH_PX, AnalyseWidget
+from napari_lrmil.plugin.qt.docks import DockWidget, find_dock, open_dock
+from napari_lrmil.plugin.qt.section import HeightForWidthColumn, enable_unless, make_button, make_label, make_row
+from napari_lrmil.plugin.qt.signals import connect_until_destroyed
+from napari_lrmil.plugin.qt.worker import BackgroundWorker, LatestOnly
+from napari_lrmil.plugin.viewer.gl_context import guard_layer_removal
+from napari_lrmil.plugin.worklist.jobs import (
+    AnswerJob,
+    ReadList,
+    ReadListJob,
+    RunAllJob,
+    Thumbnail,
+    ThumbnailsJob,
+    slides_without_answer,
+)
+from napari_lrmil.plugin.worklist.list_panel import SlideList
+from napari_lrmil.plugin.worklist.pager import SlidePager
+from napari_lrmil.plugin.worklist.review_panel import ReviewPanel
+from napari_lrmil.plugin.worklist.reviewing import Reviewing
+from napari_lrmil.plugin.worklist.slide_order import Arrangement, SlideOrder
+
+if TYPE_CHECKING:
+    from napari_lrmil.plugin.session.open_slides import SlideChoice
+    from napari_lrmil.plugin.session.session import Session
+
+TITLE, ANALYSE_TITLE = "Worklist (LRMIL)", "Analyse (LRMIL)"
+OPEN_HINT = "Open a folder of slides or a cohort table, or drop it here."
+NO_LIST, NO_MODEL = "Open a folder or a table first.", "Choose a model in the Analyse dock first."
+ALL_DONE = "Every slide has an answer of this model, or a problem in the list."
+END_OF_LIST = "This is the end of the list."
+RUN_ALL, RUN_ALL_TIP = "Run all", "Predict every slide that has no answer of this model"
+
+
+class WorklistWidget(DockWidget):
+    """The Worklist dock. Slides are shown with the session of the Analyse dock of its window.
+
+    Parameters
+    ----------
+    viewer
+        The napari viewer. If its window has no Analyse dock, one is opened.
+    """
+
+    def __init__(self, viewer: napari.viewer.Viewer) -> None:
+        super().__init__()
+        self._viewer = viewer
+        guard_layer_removal(viewer)
+        self.order = SlideOrder()
+        self.results: Path | None = None
+        self._paths: tuple[Path, ...] = ()
+        self._title = ""
+        self._notices: tuple[str, ...] = ()
+        self._problems: dict[Path, str] = {}  # of slides that could not be opened; no file states them
+        self._model, self._sha256 = "", ""
+        self._thumbnails: BackgroundWorker | None = None
+        self._run_all: BackgroundWorker | None = None
+        self._has_analyse = False
+        self._build()
+        self.pager = SlidePager(viewer, self)
+        self._lister = LatestOnly(self._on_list_event, self)
+        self._watcher = QFileSystemWatcher(self)
+        self.reviewing = Reviewing(self)
+        self._connect()
+        self.join_analyse()
+
+    @property
+    def layer_viewer(self) -> napari.viewer.Viewer:
+        """The viewer with the slides."""
+        return self._viewer
+
+    # ------------------------------------------------------------ layout
+
+    def _build(self) -> None:
+        self.setMinimumWidth(DOCK_MIN_WIDTH_PX)
+        self.setAcceptDrops(True)
+        self.folder_button = make_button("Open folder…", "Slides of a folder and its subfolders")
+        self.table_button = make_button("Open table…", "Cohort table (CSV) with the column slide")
+        self.results_button = make_button("Results…", "Folder in which answers and verdicts are stored")
+        self.summary, self.status = make_label("worklist-summary", OPEN_HINT), make_label("worklist-status", small=True)
+        self.list, self.review = SlideList(), ReviewPanel()
+        self.previous = make_button("Previous", "Previous slide (Page Up)")
+        self.next = make_button("Next", "Next slide (Page Down)")
+        self.run_all = make_button(RUN_ALL, "")
+        self.progress = QProgressBar()
+        self.progress.setVisible(False)
+        footer = make_label("footer", RESEARCH_USE, small=True)
+        parts = (
+            make_row(self.folder_button, self.table_button, self.results_button),
+            self.summary,
+            self.list,
+            make_row(self.previous, self.next, self.run_all),
+            self.progress,
+            self.status,
+            self.review,
+        )
+        inner = HeightForWidthColumn()
+        column = QVBoxLayout(inner)
+        column.setSpacing(5)
+        for part in parts:
+            column.addWidget(part, 1 if part is self.list else 0)
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(0, 0, 0, 0)
+        outer.addWidget(_scrolling(inner), 1)
+        outer.addWidget(footer)
+
+    def _connect(self) -> None:
+        self.folder_button.clicked.connect(self._ask_folder)
+        self.table_button.clicked.connect(self._ask_table)
+        self.results_button.clicked.connect(self._ask_results)
+        self.previous.clicked.connect(lambda _: self.step(-1))
+        self.next.clicked.connect(lambda _: self.step(1))
+        self.run_all.clicked.connect(self._toggle_run_all)
+        self.list.slide_chosen.connect(self.show_slide)
+        self.list.arranged.connect(self._arrange)
+        self.pager.arrived.connect(self._on_arrived)
+        self.pager.answered.connect(self._on_answered)
+        self.pager.failed.connect(self._on_slide_failed)
+        self.pager.progress.connect(self._show_status)
+        self._watcher.fileChanged.connect(self._on_file_changed)
+        for key, by in (("PgDown", 1), ("PgUp", -1)):
+            shortcut = QShortcut(QKeySequence(key), self, activated=partial(self.step, by))
+            shortcut.setContext(Qt.ShortcutContext.WindowShortcut)
+
+    def showEvent(self, event: QShowEvent) -> None:  # noqa: N802  # Qt's name
+        """Become a tab beside the Analyse dock, after napari has wrapped this widget in a dock."""
+        super().showEvent(event)
+        QTimer.singleShot(0, self, self._tabify)
+
+    def _tabify(self) -> None:
+        own_dock, analyse_dock = self.parentWidget(), self.analyse.parentWidget()
+        if not (isinstance(own_dock, QDockWidget) and isinstance(analyse_dock, QDockWidget)) or own_dock.isFloating():
+            return
+        window = own_dock.parentWidget()
+        if window is analyse_dock.parentWidget() and analyse_dock not in window.tabifiedDockWidgets(own_dock):
+            window.tabifyDockWidget(analyse_dock, own_dock)
+            own_dock.raise_()
+
+    # ------------------------------------------------------------ the Analyse dock
+
+    @property
+    def session(self) -> Session:
+        """The session of the Analyse dock."""
+        return self.analyse.session
+
+    def join_analyse(self) -> None:
+        """Share the session of the window's Analyse dock; open that dock if it is missing."""
+        analyse = find_dock(self._viewer, AnalyseWidget)
+        self.analyse = analyse if analyse is not None else open_dock(self._viewer, AnalyseWidget, ANALYSE_TITLE)
+        self.analyse.removed.connect(self._on_analyse_removed)
+        self._has_analyse = True
+        session = self.session
+        connect_until_destroyed(
+            self, [(session.changed, self._on_session_changed), (session.finished, self._on_run_finished)]
+        )
+        self.pager.join(session)
+        self.reviewing.join(session)
+        self._refresh()
+
+    def _on_analyse_removed(self) -> None:
+        self.session.changed.disconnect(self._on_session_changed)
+        self.session.finished.disconnect(self._on_run_finished)
+        self._has_analyse = False
+        self.pager.stop()
+        self._stop_run_all()
+
+    def _on_removed(self) -> None:
+        self.reviewing.leave()
+        self.pager.stop()
+        self._lister.stop()
+        self._stop_run_all()
+        if self._thumbnails is not None:
+            self._thumbnails.cancel()
+
+    def _on_session_changed(self) -> None:
+        bundle = self.session.bundle
+        if self.pager.has_arrived:
+            self._model = self.session.bundle_name
+        sha256 = bundle.sha256 if bundle is not None else ""
+        if sha256 != self._sha256:
+            self._sha256 = sha256
+            self._on_model_changed()
+        self.pager.sync()
+        self._refresh_run_all()
+
+    def _on_model_changed(self) -> None:
+        self.reviewing.note_models(self._sha256)
+        if self.pager.has_arrived and self.current is not None:
+            self.pager.forget(self.current)
+            self._fetch_answer()
+
+    def _on_run_finished(self, prediction: Any) -> None:
+        """Store the answer that the user has computed in the Analyse dock for the slide that is shown."""
+        self.reviewing.see(prediction.path)
+
+    # ------------------------------------------------------------ list
+
+    def open_paths(self, paths: Sequence[Path], results: Path | None = None) -> None:
+        """Read a list: one table, or folders and files of slides.
+
+        Parameters
+        ----------
+        paths
+            The paths.
+        results
+            Folder in which results are stored; None looks for it.
+        """
+        if not paths:
+            return
+        if not self._has_analyse:
+            self.join_analyse()
+        self.reviewing.leave()
+        self.pager.stop()
+        self._stop_run_all()
+        self._paths = tuple(paths)
+        self._show_status("reading the list")
+        self._lister.submit(ReadListJob(self._paths, results, self._sha256 or None).events)
+
+    def _ask_folder(self) -> None:
+        folder = QFileDialog.getExistingDirectory(self, "Folder of slides")
+        if folder:
+            self.open_paths([Path(folder)])
+
+    def _ask_table(self) -> None:
+        name, _ = QFileDialog.getOpenFileName(self, "Cohort table", "", "Tables (*.csv *.tsv *.txt)")
+        if name:
+            self.open_paths([Path(name)])
+
+    def _ask_results(self) -> None:
+        folder = QFileDialog.getExistingDirectory(self, "Folder of the results")
+        if folder and self.order.entries:
+            self.open_paths(self._paths, Path(folder))
+
+    def dragEnterEvent(self, event: QDragEnterEvent) -> None:  # noqa: N802  # Qt's name
+        """Accept files and folders."""
+        if event.mimeData().hasUrls():
+            event.acceptProposedAction()
+
+    def dropEvent(self, event: QDropEvent) -> None:  # noqa: N802  # Qt's name
+        """Open what was dropped as a list."""
+        paths = [Path(url.toLocalFile()) for url in event.mimeData().urls() if url.isLocalFile()]
+        event.acceptProposedAction()
+        self.open_paths(paths)
+
+    def _on_list_event(self, event: Event) -> None:
+        match event:
+            case Finished(ReadList() as read):
+                self._show_list(read)
+            case Failed(message):
+                self._show_status("")
+                show_error(message)
+
+    def _show_list(self, read: ReadList) -> None:
+        self._title, self.results, self._notices = read.title, read.results, read.notices
+        self._problems = {}
+        self.order.set_entries(read.entries)
+        self.reviewing.open(read.results)
+        self.pager.start()
+        self._show_status("")
+        self._fill_list()
+        self._read_thumbnails()
+        first = self.order.step(1)
+        if first is not None:
+            self.show_slide(first)
+
+    def _fill_list(self) -> None:
+        self.list.show_order(self.order, self.reviewing.is_hidden)
+        self._refresh()
+
+    def _arrange(self, arrangement: Arrangement) -> None:
+        self.order.arrange(arrangement)
+        self._fill_list()
+
+    def _read_thumbnails(self) -> None:
+        if self._thumbnails is not None:
+            self._thumbnails.cancel()
+        slides = tuple(entry.slide for entry in self.order.entries if not entry.slide.problem)
+        self._thumbnails = BackgroundWorker(ThumbnailsJob(slides).events, self._on_thumbnail_event, lambda: None, self)
+        self._thumbnails.start()
+
+    def _on_thumbnail_event(self, event: Event) -> None:
+        match event:
+            case Partial(Thumbnail(path, pixels, problem)):
+                if pixels is not None:
+                    self.list.show_thumbnail(path, pixels)
+                else:
+                    self._set_problem(path, problem)
+
+    # ------------------------------------------------------------ entries
+
+    @property
+    def current(self) -> WorklistEntry | None:
+        """The entry that is shown; None before the first."""
+        return self.order.entries[self.order.current] if self.order.current is not None else None
+
+    def _set_problem(self, path: Path, problem: str) -> None:
+        """Note why a slide cannot be opened; an empty text ends the problem."""
+        if problem:
+            self._problems[path] = problem
+        else:
+            self._problems.pop(path, None)
+        index = self.order.index_of_path(path)
+        if index is not None:
+            self.refresh_entry(index)
+
+    def refresh_entry(self, index: int) -> None:
+        """Read the files of an entry again, and show it."""
+        entry = self.order.entries[index]
+        if self.results is None:
+            return
+        fresh = read_entry(entry.slide, self.results, self.reviewing.verdict(entry.name))
+        problem = self._problems.get(entry.path, "")
+        if problem and not fresh.problem:
+            fresh = replace(fresh, problem=problem)
+        self.replace_entry(index, fresh)
+        self.reviewing.note_models(self._sha256)
+
+    def replace_entry(self, index: int, entry: WorklistEntry) -> None:
+        """Show a changed entry in its row, and in the panel if it is the current one."""
+        self.order.entries[index] = entry
+        self.list.update_entry(index)
+        if index == self.order.current:
+            self.review.show_entry(entry, is_hidden=self.reviewing.is_hidden(entry))
+        self._refresh()
+
+    def _on_file_changed(self, _: str) -> None:
+        if self.order.current is not None:
+            self.refresh_entry(self.order.current)
+
+    # ------------------------------------------------------------ one slide
+
+    def step(self, by: int) -> None:
+        """Show the slide `by` rows further."""
+        index = self.order.step(by)
+        if index is not None:
+            self.show_slide(index)
+
+    def show_slide(self, index: int) -> None:
+        """Show the slide of an entry, and no other one of the list."""
+        if index == self.order.current and self.pager.has_arrived:
+            return
+        if not self._has_analyse:
+            self.join_analyse()
+        self.reviewing.leave()
+        self.order.current = index
+        self.refresh_entry(index)
+        self.list.show_current(index)
+        entry = self.order.entries[index]
+        self.reviewing.show_entry(entry)
+        if self._watcher.files():
+            self._watcher.removePaths(self._watcher.files())
+        if entry.slide.problem or not entry.path.exists():
+            self.pager.show_nothing()
+            self._prepare_next()
+        else:
+            self._watcher.addPath(str(entry.path))
+            self.pager.show(entry.slide)
+
+    def _on_arrived(self, path: Path) -> None:
+        index = self.order.current
+        if index is None or self.order.entries[index].path != path:
+            return
+        if not self.session.bundle_name and self._model:  # each subfolder has a model of its own, a list has one
+            self.analyse.open_model(self._model)
+        self.reviewing.open_annotations()
+        self._set_problem(path, "")
+        if self.pager.answer(path) is None:
+            self._fetch_answer()
+        else:
+            self._on_answered(path)
+
+    def _fetch_answer(self) -> None:
+        slide, entry = self.session.slide, self.current
+        job = self._answer_job(entry, slide) if entry is not None and slide is not None else None
+        if job is not None:
+            self.pager.fetch_answer(job)
+
+    def _answer_job(self, entry: WorklistEntry, choice: SlideChoice) -> AnswerJob | None:
+        session = self.session
+        if session.bundle is None or self.results is None:
+            return None
+        return AnswerJob(
+            entry,
+            choice,
+            self.results,
+            session.bundle,
+            session.choices.device,
+            session.open_slides,
+            session.cache,
+            computes=self._run_all is None and not session.is_busy,
+        )
+
+    def _on_answered(self, path: Path) -> None:
+        index = self.order.index_of_path(path)
+        if index is None:
+            return
+        self.refresh_entry(index)
+        if index == self.order.current:
+            self.show_answer()
+            self._prepare_next()
+
+    def show_answer(self) -> None:
+        """Show the answer of the current slide on the canvas, unless it is hidden until the verdict."""
+        entry = self.current
+        if entry is None or not self.pager.has_arrived or self.reviewing.is_hidden(entry):
+            return
+        prediction = self.pager.answer(entry.path)
+        if prediction is not None:
+            self.reviewing.see(entry.path)
+            self.session.show_stored(prediction)
+
+    def _prepare_next(self) -> None:
+        following = self.order.step(1)
+        entry = self.order.entries[following] if following is not None else None
+        is_usable = entry is not None and not entry.slide.problem and entry.path.exists()
+        if entry is None or not is_usable:
+            self.pager.prepare(None, lambda _: None)
+        else:
+            self.pager.prepare(entry.slide, partial(self._answer_job, entry))
+
+    def _on_slide_failed(self, path: Path, problem: str) -> None:
+        self._set_problem(path, problem)
+        if self.current is not None and path == self.current.path:
+            self._prepare_next()
+
+    # ------------------------------------------------------------ run all
+
+    def _toggle_run_all(self, *_: Any) -> None:
+        if self._run_all is not None:
+            self._stop_run_all()
+            return
+        bundle, slides = self.session.bundle, slides_without_answer(self.order.entries, self.session.bundle)
+        if bundle is None or self.results is None or not slides:
+            return
+        job = RunAllJob(slides, self.results, bundle, self.session.bundle_name, self.session.choices.device)
+        self._run_all = BackgroundWorker(job.events, self._on_run_all_event, self._on_run_all_end, self)
+        self._run_all.start()
+        self.progress.setRange(0, len(slides))
+        self.progress.setValue(0)
+        self.progress.setFormat("starting")
+        self.progress.setVisible(True)
+        self._refresh_run_all()
+
+    def _stop_run_all(self) -> None:
+        if self._run_all is not None:
+            self._run_all.cancel()
+            self.progress.setFormat("cancelling")
+
+    def _on_run_all_event(self, event: Event) -> None:
+        match event:
+            case Progress("cohort", done, total, _, left):
+                remaining = f", {format_duration(left)} left" if left else ""
+                self.progress.setValue(done)
+                self.progress.setFormat(f"{done} of {total} slides{remaining}")
+            case Partial(Outcome() as outcome):
+                self._set_problem(outcome.job.path, "")
+                if self.current is not None and self.current.path == outcome.job.path:
+                    self._fetch_answer()
+            case Failed(message, subject):
+                self._refresh_named(subject)
+                if not subject:
+                    show_error(message)
+
+    def _refresh_named(self, file_name: str) -> None:
+        """Show the failures of slides by the names of their files, which the table of failures states."""
+        for index, entry in enumerate(self.order.entries):
+            if printable(entry.path.name) == file_name:
+                self.refresh_entry(index)
+
+    def _on_run_all_end(self) -> None:
+        self._run_all = None
+        self.progress.setVisible(False)
+        failed = self.order.count([Status.FAILED])
+        if failed:
+            show_info(f"{failed} slides of the list have failed; their rows say why.")
+        self._refresh()
+
+    # ------------------------------------------------------------ refresh
+
+    def _show_status(self, text: str) -> None:
+        self.status.setText(text)
+        self.status.setVisible(bool(text))
+
+    def _refresh(self) -> None:
+        entries = self.order.entries
+        has_list = bool(entries)
+        self.summary.setText(self._summary_text() if has_list else OPEN_HINT)
+        self.summary.setToolTip(
+            "\n".join(map(printable, (str(self.results or ""), *self._notices))) if has_list else ""
+        )
+        enable_unless(self.results_button, "" if has_list else NO_LIST, f"Results are in {self.results}")
+        current = self.order.current in self.order.rows
+        for button, by, tip in ((self.previous, -1, "Page Up"), (self.next, 1, "Page Down")):
+            missing = (
+                "" if self.order.step(by) is not None else ("This is the end of the list." if current else NO_LIST)
+            )
+            enable_unless(button, missing, f"{button.text()} slide ({tip})")
+        self._refresh_run_all()
+
+    def _summary_text(self) -> str:
+        counts = [
+            f"{count} {status.value}"
+            for status in (Status.NEW, Status.DONE, Status.FAILED, Status.REVIEWED)
+            if (count := self.order.count([status]))
+        ]
+        position = ""
+        if self.order.current in self.order.rows:
+            position = f"Slide {self.order.rows.index(self.order.current) + 1} of {len(self.order.rows)} · "
+        return f"{position}{printable(self._title)}: {', '.join(counts)}"
+
+    def _refresh_run_all(self) -> None:
+        is_running = self._run_all is not None
+        self.run_all.setText("Cancel" if is_running else RUN_ALL)
+        missing = "" if self.order.entries else NO_LIST
+        if not missing and self.session.bundle is None:
+            missing = NO_MODEL
+        if not missing and not slides_without_answer(self.order.entries, self.session.bundle):
+            missing = ALL_DONE
+        enable_unless(
+            self.run_all, "" if is_running else missing, "Predict every slide that has no answer of this model"
+        )
+
+
+def _scrolling(inner: HeightForWidthColumn) -> QScrollArea:
+    scroll = QScrollArea()
+    scroll.setWidgetResizable(True)
+    scroll.setFrameShape(QScrollArea.Shape.NoFrame)
+    scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+    scroll.setWidget(inner)
+    return scroll
