@@ -130,7 +130,7 @@ def test_installed_manifest_is_the_one_of_the_checkout() -> None:
 
 def test_npe2_lists_the_installed_plugin(tmp_path: Path) -> None:
     found = json.loads(run(DISCOVER, tmp_path))
-    assert found["widgets"] == ["Analyse (LRMIL)", "Compare (LRMIL)", "Train (LRMIL)"]
+    assert found["widgets"] == ["Analyse (LRMIL)", "Compare (LRMIL)", "Train (LRMIL)", "Worklist (LRMIL)"]
     assert found["samples"] == ["phantom"]
 
 
@@ -187,7 +187,7 @@ def test_npe2_finds_the_plugin_in_the_wheel(wheel: Path) -> None:
     found = json.loads(run(DISCOVER, wheel, "-S", PYTHONPATH=path))
     assert Path(found["package"]).is_relative_to(wheel)
     assert found["commands"]["napari-lrmil.get_reader"] == "napari_lrmil.plugin.viewer.reader:get_reader"
-    assert found["widgets"] == ["Analyse (LRMIL)", "Compare (LRMIL)", "Train (LRMIL)"]
+    assert found["widgets"] == ["Analyse (LRMIL)", "Compare (LRMIL)", "Train (LRMIL)", "Worklist (LRMIL)"]
 
 
 def test_wheel_and_editable_install_name_the_same_entry_points(wheel: Path) -> None:

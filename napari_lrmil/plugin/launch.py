@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -65,8 +66,7 @@ def open_viewer(paths: Sequence[Path], bundle: str | Path | None, mpp: float | N
         _add_analyse_dock(viewer, bundle)
         lists = [path for path in paths if _is_list(path)]
         _add_slides(viewer, [path for path in paths if path not in lists], mpp)
-        if lists:
-            _open_worklist(viewer, lists)
+        _connect_worklist(viewer, lists)
         hide_layer_panels(viewer)
     napari.run()
 
@@ -79,11 +79,14 @@ def _is_list(path: Path) -> bool:
     return is_table(path) or (path.is_dir() and (not is_slide(path) or len(dicom_in(path).slides) > 1))
 
 
-def _open_worklist(viewer: Viewer, paths: Sequence[Path]) -> None:
-    from napari_lrmil.plugin.qt.docks import open_dock
-    from napari_lrmil.plugin.worklist.widget import TITLE, WorklistWidget
+def _connect_worklist(viewer: Viewer, paths: Sequence[Path]) -> None:
+    """Open lists of slides in the Worklist dock now, and those that are dropped on the canvas later."""
+    from napari_lrmil.plugin.viewer.slide_drops import open_dropped_slides
+    from napari_lrmil.plugin.worklist.widget import open_worklist
 
-    open_dock(viewer, WorklistWidget, TITLE).open_paths(paths)
+    open_dropped_slides(viewer, partial(open_worklist, viewer))
+    if paths:
+        open_worklist(viewer, paths)
 
 
 @dataclass(frozen=True)

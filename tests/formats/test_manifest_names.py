@@ -25,6 +25,7 @@ def test_commands() -> None:
         "napari-lrmil.analyse",
         "napari-lrmil.compare",
         "napari-lrmil.train",
+        "napari-lrmil.worklist",
     ]
 
 
@@ -34,6 +35,7 @@ def test_docks() -> None:
         "napari-lrmil.analyse": "Analyse (LRMIL)",
         "napari-lrmil.compare": "Compare (LRMIL)",
         "napari-lrmil.train": "Train (LRMIL)",
+        "napari-lrmil.worklist": "Worklist (LRMIL)",
     }
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from qtpy.QtCore import QObject, QTimer
 
 from napari_lrmil.core.errors import LrmilError
@@ -141,9 +142,9 @@ class AnnotationLayer:
         tag = next((tag for tag in tags if tag is not None), LayerTag("slide", slide.path, slide.mpp.mean))
         data, options, kind = build_region_layer(tag, slide.width * slide.mpp.x)
         own = LayerTag("annotation", tag.path, tag.mpp, tag.given_mpp)
-        [layer] = add_layers(
-            self._viewer, [(data, {**options, "name": "Annotations", "metadata": own.as_metadata()}, kind)]
-        )
+        features = {CLASS: np.empty(0, dtype=object)}  # napari takes no default of a column that it does not have
+        options |= {"name": "Annotations", "metadata": own.as_metadata(), "features": features}
+        [layer] = add_layers(self._viewer, [(data, options, kind)])
         layer.feature_defaults = {CLASS: next(iter(ANNOTATION_CLASSES))}
         self._layer = layer
         for region in regions:

@@ -266,7 +266,7 @@ class AnswerJob:
         try:
             if self._is_stored:
                 yield Partial(SlideAnswer(path, self._restore()))
-            elif self.computes:
+            elif self.computes and self.entry.answer is None:  # that of another model is replaced by Run all only
                 yield from self._compute()
             self.open_slides.get_tissue_grid(self.choice, self.bundle)
         except EXPECTED_ERRORS as error:

@@ -70,6 +70,7 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
         self._is_opening_ahead = False
         self._answers: dict[Path, Prediction] = {}
         self._underlays: list[LayerData] = []  # of the slide that was placed last
+        self._completing = 0  # steps that wait for their turn
         self._placed = 0  # number of slides that this list has put on the canvas
         self._listed: set[Path] = set()  # slides that the list has opened; those of the user stay
         self._opener = LatestOnly(self._on_event, self)
@@ -103,6 +104,11 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
     def is_busy(self) -> bool:
         """Whether a slide is being opened, answered or prepared."""
         return self._opener.is_busy or self._answerer.is_busy or self._ahead.is_busy
+
+    @property
+    def is_completing(self) -> bool:
+        """Whether the canvas is still to get the overview of the slide, or to lose the layers of others."""
+        return self._completing > 0
 
     def answer(self, path: Path) -> Prediction | None:
         """Return the answer for a slide, if it was restored or computed."""
@@ -172,7 +178,7 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
             for layer in add_layers(self._viewer, underlays):
                 layers.move(layers.index(layer), 0)
             layers.selection.active = active  # napari chooses the layer that was added last
-            QTimer.singleShot(2 * TURN_MS, self, self._tidy)
+            self._later(2 * TURN_MS, self._tidy)
 
     def _tidy(self) -> None:
         self._remove_others(self.wanted)
@@ -198,7 +204,19 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
             self._has_arrived = True
             self.progress.emit("")
             self._viewer.reset_view()
-            QTimer.singleShot(TURN_MS, self, partial(self._announce, wanted.path))
+            self._later(TURN_MS, partial(self._announce, wanted.path))
+
+    def _later(self, delay_ms: int, step: Callable[[], None]) -> None:
+        """Do a step in a turn of the event loop of its own."""
+
+        def run() -> None:
+            try:
+                step()
+            finally:
+                self._completing -= 1
+
+        self._completing += 1
+        QTimer.singleShot(delay_ms, self, run)
 
     def _announce(self, path: Path) -> None:
         """Say that a slide has arrived, then complete the canvas in turns of their own.
@@ -207,7 +225,7 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
         """
         if path == self.wanted:
             self.arrived.emit(path)
-            QTimer.singleShot(2 * TURN_MS, self, partial(self._place_underlays, path))
+            self._later(2 * TURN_MS, partial(self._place_underlays, path))
 
     def _remove_others(self, path: Path | None) -> None:
         """Remove the layers of all slides that the list has opened, but for one. A slide with an active run stays."""

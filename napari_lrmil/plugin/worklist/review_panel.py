@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from qtpy.QtCore import Qt, Signal
@@ -68,6 +69,7 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.annotations = make_label("worklist-annotations", small=True)
         self._classes: tuple[str, ...] = ()
         self._is_blind = False
+        self._comment: tuple[Path, str | None] | None = None  # slide and stored comment in the field
         self._shortcuts: list[QShortcut] = []
         self._build()
         self._connect()
@@ -128,7 +130,7 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     # ------------------------------------------------------------ state
 
-    def show_entry(self, entry: WorklistEntry | None, *, is_hidden: bool) -> None:
+    def show_entry(self, entry: WorklistEntry | None, *, is_hidden: bool, draft: str = "") -> None:
         """Show the answer of a slide and the controls that apply to it.
 
         Parameters
@@ -137,6 +139,8 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
             The slide that is shown; None for none.
         is_hidden
             Whether its answer is hidden until the verdict.
+        draft
+            Comment that waits for a verdict on this slide.
         """
         self._is_blind = is_hidden
         answer = entry.answer if entry is not None else None
@@ -145,13 +149,15 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
         details = _detail_lines(entry, is_hidden=is_hidden)
         self.details.setText(details)
         self.details.setVisible(bool(details))
-        self._show_verdict(entry)
+        self._show_verdict(entry, draft)
         self._show_buttons(entry, is_hidden=is_hidden)
 
-    def _show_verdict(self, entry: WorklistEntry | None) -> None:
+    def _show_verdict(self, entry: WorklistEntry | None, draft: str) -> None:
         review = entry.review if entry is not None else None
-        if not self.comment.hasFocus():
-            self.comment.setText(review.comment if review is not None else "")
+        comment = (entry.path, review.comment if review is not None else None) if entry is not None else None
+        if comment != self._comment:  # else the user may be typing another one
+            self._comment = comment
+            self.comment.setText(review.comment if review is not None else draft)
         for verdict, button in self.buttons.items():
             button.setCheckable(True)
             button.setChecked(review is not None and review.verdict is verdict)

@@ -96,7 +96,7 @@ class Reviewing:
             review = verdicts.get(entry.name)
             if review != entry.review:
                 self._dock.replace_entry(index, replace(entry, review=review))
-        self._show_current()
+        self.show_current()
 
     def note_models(self, sha256: str) -> None:
         """Show in the entries which answers are of another model than the chosen one."""
@@ -169,21 +169,16 @@ class Reviewing:
 
     def _on_blind_toggled(self, _: bool) -> None:
         self._dock.list.show_order(self._dock.order, self.is_hidden)
-        self._show_current()
+        self.show_current()
         self._dock.show_answer()
 
     # ------------------------------------------------------------ the current slide
 
-    def show_entry(self, entry: WorklistEntry) -> None:
-        """Show the verdict on an entry that becomes the current one."""
-        self._panel.comment.clearFocus()
-        self._show_current()
-        if entry.review is None:
-            self._panel.comment.setText(self._drafts.get(entry.path, ""))
-
-    def _show_current(self) -> None:
+    def show_current(self) -> None:
+        """Show the answer and the verdict of the current slide."""
         entry = self._dock.current
-        self._panel.show_entry(entry, is_hidden=entry is not None and self.is_hidden(entry))
+        draft = self._drafts.get(entry.path, "") if entry is not None else ""
+        self._panel.show_entry(entry, is_hidden=entry is not None and self.is_hidden(entry), draft=draft)
         self._panel.undo.setEnabled(self._file is not None and self._file.can_undo)
 
     def open_annotations(self) -> None:

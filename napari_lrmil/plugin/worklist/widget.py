@@ -27,6 +27,7 @@ from napari_lrmil.plugin.qt.section import HeightForWidthColumn, enable_unless, 
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.qt.worker import BackgroundWorker, LatestOnly
 from napari_lrmil.plugin.viewer.gl_context import guard_layer_removal
+from napari_lrmil.plugin.viewer.slide_drops import open_dropped_slides
 from napari_lrmil.plugin.worklist.jobs import (
     AnswerJob,
     ReadList,
@@ -67,6 +68,7 @@ class WorklistWidget(DockWidget):
         super().__init__()
         self._viewer = viewer
         guard_layer_removal(viewer)
+        open_dropped_slides(viewer, partial(open_worklist, viewer))
         self.order = SlideOrder()
         self.results: Path | None = None
         self._paths: tuple[Path, ...] = ()
@@ -341,7 +343,7 @@ class WorklistWidget(DockWidget):
         self.order.entries[index] = entry
         self.list.update_entry(index)
         if index == self.order.current:
-            self.review.show_entry(entry, is_hidden=self.reviewing.is_hidden(entry))
+            self.reviewing.show_current()
         self._refresh()
 
     def _on_file_changed(self, _: str) -> None:
@@ -367,7 +369,7 @@ class WorklistWidget(DockWidget):
         self.refresh_entry(index)
         self.list.show_current(index)
         entry = self.order.entries[index]
-        self.reviewing.show_entry(entry)
+        self.reviewing.show_current()
         if self._watcher.files():
             self._watcher.removePaths(self._watcher.files())
         if entry.slide.problem or not entry.path.exists():
@@ -540,6 +542,13 @@ class WorklistWidget(DockWidget):
         enable_unless(
             self.run_all, "" if is_running else missing, "Predict every slide that has no answer of this model"
         )
+
+
+def open_worklist(viewer: napari.viewer.Viewer, paths: Sequence[Path]) -> WorklistWidget:
+    """Open slides, folders or a table in the Worklist dock of a window; add the dock if there is none."""
+    dock = open_dock(viewer, WorklistWidget, TITLE)
+    dock.open_paths(paths)
+    return dock
 
 
 def _scrolling(inner: HeightForWidthColumn) -> QScrollArea:

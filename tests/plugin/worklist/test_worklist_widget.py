@@ -1,0 +1,426 @@
+"""The Worklist dock in a real window, driven through its widgets."""
+
+from __future__ import annotations
+
+import gc
+import json
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.worklist.entry import Status
+from napari_lrmil.core.worklist.order import SortKey
+from napari_lrmil.core.worklist.review import REVIEW_FILE, ReviewFile, ReviewRow, Verdict, read_review
+from napari_lrmil.plugin.viewer.layers import get_screen_slide, lrmil_layers
+from napari_lrmil.plugin.worklist.jobs import ReadListJob, RunAllJob, slides_without_answer
+from support.fake_slides import speckled, write_tiff
+from support.stored_results import write_result
+from support.window import WAIT_MS, MakeDock
+
+MakeWorklist = Callable[..., Any]
+NAMES = ("a", "b", "c")
+
+
+@pytest.fixture(scope="session")
+def stored(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
+    """Return a folder with three slides and a broken one, and the results that `predict` left of all but `c`."""
+    folder = tmp_path_factory.mktemp("worklist") / "slides"
+    folder.mkdir()
+    for seed, name in enumerate(NAMES):
+        write_tiff(folder / f"{name}.tif", speckled(1280, 1000, seed), (1.0, 4.0), mpp=(0.5, 0.5))
+    (folder / "d broken.tif").write_bytes((folder / "a.tif").read_bytes()[:5000])
+    *_, last = ReadListJob((folder,)).events()
+    read = last.result  # type: ignore[union-attr]  # the last event carries it
+    slides = slides_without_answer(read.entries, bundle)[:2]
+    list(RunAllJob(slides, read.results, bundle, str(bundle.path), "cpu").events())
+    return folder
+
+
+@pytest.fixture
+def folder(stored: Path, tmp_path: Path) -> Path:
+    """Return a copy of the folder that a test may change; slides are linked."""
+    import shutil
+
+    copy = tmp_path / "slides"
+    shutil.copytree(stored, copy, copy_function=shutil.copy)
+    return copy
+
+
+@pytest.fixture
+def make_worklist(make_dock: MakeDock, viewer: Any, qtbot: Any) -> Iterator[MakeWorklist]:
+    """Return what opens the Worklist dock with a list, and waits until its first slide is on the canvas."""
+    from napari_lrmil.plugin.qt.docks import open_dock
+    from napari_lrmil.plugin.worklist.widget import TITLE, WorklistWidget
+
+    docks = []
+
+    def make(*paths: Path, reviewer: str = "Anna") -> Any:
+        make_dock(None)
+        dock = open_dock(viewer, WorklistWidget, TITLE)
+        docks.append(dock)
+        dock.review.reviewer.setText(reviewer)
+        dock.review.reviewer.editingFinished.emit()
+        if paths:
+            dock.open_paths(list(paths))
+            qtbot.waitUntil(lambda: dock.current is not None and settled(dock), timeout=WAIT_MS)
+        return dock
+
+    yield make
+    for dock in docks:
+        dock.pager.stop()
+        qtbot.waitUntil(lambda dock=dock: not dock.pager.is_busy and dock._run_all is None, timeout=WAIT_MS)
+
+
+def settled(dock: Any) -> bool:
+    """Return whether the current slide is on the canvas or has failed, with its answer, and the next is prepared."""
+    entry = dock.current
+    is_shown = dock.pager.has_arrived and entry.answer is not None
+    return bool(is_shown or entry.problem) and not dock.pager.is_busy and not dock.pager.is_completing
+
+
+def page(dock: Any, qtbot: Any, by: int = 1) -> str:
+    """Page on, wait, and return the name of the slide."""
+    before = dock.order.current
+    (dock.next if by > 0 else dock.previous).click()
+    qtbot.waitUntil(lambda: dock.order.current != before and settled(dock), timeout=WAIT_MS)
+    return str(dock.current.name)
+
+
+def press(dock: Any, key: str) -> None:
+    """Press a key in the window. Without a window manager no window is active, so Qt delivers no shortcut."""
+    from qtpy.QtGui import QKeySequence
+    from qtpy.QtWidgets import QShortcut
+
+    (shortcut,) = [one for one in dock.findChildren(QShortcut) if one.key() == QKeySequence(key)]
+    shortcut.activated.emit()
+
+
+def shown_slides(viewer: Any) -> list[str]:
+    return [layer.name for layer in lrmil_layers(viewer, role="slide") if layer.visible]
+
+
+def state_of(dock: Any, name: str) -> str:
+    (index,) = [i for i, entry in enumerate(dock.order.entries) if entry.name == name]
+    return str(dock.list._items[index].text(2))
+
+
+def last_message() -> str:
+    from napari.utils.notifications import notification_manager
+
+    return str(notification_manager.records[-1].message) if notification_manager.records else ""
+
+
+# ---------------------------------------------------------------- going through the list
+
+
+def test_one_slide_at_a_time_with_its_stored_answer(
+    make_worklist: MakeWorklist, folder: Path, viewer: Any, qtbot: Any
+) -> None:
+    dock = make_worklist(folder)
+    qtbot.waitUntil(lambda: state_of(dock, "d broken") == "failed", timeout=WAIT_MS)
+    assert [state_of(dock, name) for name in ("a", "b")] == ["done", "done"]
+    assert shown_slides(viewer) == ["a"] and dock.session.slide.name == "a"
+    assert dock.session.prediction.student.probabilities == pytest.approx(
+        json.loads((folder / "predictions" / "a" / "prediction.json").read_text())["probabilities"]
+    )
+    assert lrmil_layers(viewer, folder / "a.tif", role="attention")
+    assert page(dock, qtbot) == "b"
+    assert shown_slides(viewer) == ["b"] and not lrmil_layers(viewer, folder / "a.tif")
+    assert dock.session.prediction.path == folder / "b.tif"
+    assert page(dock, qtbot, -1) == "a" and shown_slides(viewer) == ["a"]
+    assert not dock.previous.isEnabled() and "Slide 1 of 4" in dock.summary.text()
+
+
+def test_the_next_slide_is_computed_while_one_is_read(make_worklist: MakeWorklist, folder: Path, qtbot: Any) -> None:
+    dock = make_worklist(folder)
+    assert not (folder / "predictions" / "c").exists()
+    page(dock, qtbot)  # to b, so that c is the next one
+    qtbot.waitUntil(lambda: (folder / "predictions" / "c" / "prediction.json").exists(), timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: state_of(dock, "c") == "done", timeout=WAIT_MS)
+    assert page(dock, qtbot) == "c" and dock.session.prediction.path == folder / "c.tif"
+    assert dock.session.tissue_grid is not None, "its tissue was found too"
+
+
+def test_slides_that_were_left_are_closed(make_worklist: MakeWorklist, folder: Path, viewer: Any, qtbot: Any) -> None:
+    dock = make_worklist(folder)
+    page(dock, qtbot)
+    screen = weakref.ref(get_screen_slide(lrmil_layers(viewer, folder / "b.tif", role="slide")[0]))
+    page(dock, qtbot)
+    page(dock, qtbot, -1)
+    page(dock, qtbot, -1)
+    qtbot.waitUntil(lambda: gc.collect() >= 0 and screen() is None, timeout=WAIT_MS)
+
+
+def test_a_broken_slide_says_so_in_its_row_and_leaves_no_other_on_the_canvas(
+    make_worklist: MakeWorklist, folder: Path, viewer: Any, qtbot: Any
+) -> None:
+    dock = make_worklist(folder)
+    dock.list.tree.itemClicked.emit(dock.list._items[3], 0)
+    qtbot.waitUntil(lambda: dock.order.current == 3 and settled(dock), timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: shown_slides(viewer) == [], timeout=WAIT_MS)
+    assert dock.review.answer.text() == "Failed" and dock.current.problem in dock.review.details.text()
+    assert page(dock, qtbot, -1) == "c" and shown_slides(viewer) == ["c"]
+
+
+def test_a_slide_that_vanishes_while_it_is_shown_says_so(make_worklist: MakeWorklist, folder: Path, qtbot: Any) -> None:
+    dock = make_worklist(folder)
+    (folder / "a.tif").unlink()
+    qtbot.waitUntil(lambda: state_of(dock, "a") == "failed", timeout=WAIT_MS)
+    assert "not there any more" in dock.review.details.text()
+    (folder / "b.tif").unlink()
+    dock.next.click()
+    qtbot.waitUntil(lambda: state_of(dock, "b") == "failed", timeout=WAIT_MS)
+    assert page(dock, qtbot) == "c"
+
+
+def test_an_answer_of_another_model_is_said_and_not_drawn(
+    make_worklist: MakeWorklist, folder: Path, viewer: Any, qtbot: Any
+) -> None:
+    write_result(folder / "predictions", "a", {"normal": 0.4, "lesion": 0.6}, sha256="9" * 64)
+    dock = make_worklist(folder)
+    assert "answer of another model: demo (99999999)" in dock.review.details.text()
+    assert state_of(dock, "a") == "done ⚠" and dock.session.prediction is None
+    assert not lrmil_layers(viewer, role="attention")
+
+
+def test_run_all_fills_the_list_in_the_background(make_worklist: MakeWorklist, folder: Path, qtbot: Any) -> None:
+    dock = make_worklist(folder)
+    assert dock.run_all.isEnabled() and dock.run_all.text() == "Run all"
+    dock.run_all.click()
+    assert dock.run_all.text() == "Cancel" and not dock.progress.isHidden()
+    qtbot.waitUntil(lambda: dock._run_all is None, timeout=WAIT_MS)
+    assert [state_of(dock, name) for name in (*NAMES, "d broken")] == ["done", "done", "done", "failed"]
+    assert dock.progress.isHidden() and (folder / "predictions" / "failures.csv").exists()
+    assert "3 done, 1 failed" in dock.summary.text()
+
+
+def test_a_cancelled_run_keeps_what_is_done(make_worklist: MakeWorklist, folder: Path, qtbot: Any) -> None:
+    dock = make_worklist(folder)
+    dock.run_all.click()
+    dock.run_all.click()
+    qtbot.waitUntil(lambda: dock._run_all is None, timeout=WAIT_MS)
+    assert dock.run_all.text() == "Run all" and state_of(dock, "a") == "done"
+
+
+# ---------------------------------------------------------------- list
+
+
+def test_sorting_searching_and_filtering(make_worklist: MakeWorklist, folder: Path, qtbot: Any) -> None:
+    dock = make_worklist(folder)
+    rows = lambda: [dock.list.tree.topLevelItem(i).text(0) for i in range(dock.list.tree.topLevelItemCount())]  # noqa: E731
+    dock.list.sort_box.setCurrentIndex(dock.list.sort_box.findData(SortKey.NAME))
+    dock.list.direction.click()
+    assert rows() == ["d broken", "c", "b", "a"]
+    dock.list.search.setText("BROK")
+    assert rows() == ["d broken"]
+    dock.list.search.clear()
+    dock.list.filter_box.setCurrentText("Done")
+    assert rows() == ["b", "a"]
+    assert not dock.previous.isEnabled() or dock.order.step(-1) == 1, "paging follows the list"
+
+
+def test_a_table_is_listed_by_patient_and_says_what_it_names_twice(
+    make_worklist: MakeWorklist, folder: Path, qtbot: Any
+) -> None:
+    table = folder / "cohort.csv"
+    table.write_text("slide,patient\na.tif,P1\nb.tif,P2\nc.tif,P1\na.tif,P1\ngone.tif,P3\n")
+    dock = make_worklist(table)
+    assert [entry.name for entry in dock.order.entries] == ["a", "b", "c", "gone"]
+    assert "in lines 2 and 5" in dock.review.details.text() and state_of(dock, "gone") == "failed"
+    dock.list.by_patient.click()
+    tree = dock.list.tree
+    groups = [tree.topLevelItem(i) for i in range(tree.topLevelItemCount())]
+    assert [group.text(0) for group in groups] == ["P1", "P2", "P3"]
+    assert [groups[0].child(i).text(0) for i in range(2)] == ["a", "c"]
+
+
+def test_a_dropped_folder_opens_as_a_list(make_worklist: MakeWorklist, folder: Path, qtbot: Any) -> None:
+    from qtpy.QtCore import QMimeData, QPointF, Qt, QUrl
+    from qtpy.QtGui import QDropEvent
+
+    dock = make_worklist()
+    data = QMimeData()
+    data.setUrls([QUrl.fromLocalFile(str(folder))])
+    buttons, keys = Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier
+    dock.dropEvent(QDropEvent(QPointF(5, 5), Qt.DropAction.CopyAction, data, buttons, keys))
+    qtbot.waitUntil(lambda: dock.current is not None and settled(dock), timeout=WAIT_MS)
+    assert len(dock.order.entries) == 4
+
+
+def test_a_folder_without_slides_and_a_table_that_is_none_are_refused(
+    make_worklist: MakeWorklist, folder: Path, tmp_path: Path, qtbot: Any
+) -> None:
+    dock = make_worklist()
+    for path in (tmp_path / "empty", tmp_path / "table.csv"):
+        if path.suffix:
+            path.write_text("name\nx\n")
+        else:
+            path.mkdir()
+        dock.open_paths([path])
+        qtbot.waitUntil(lambda path=path: str(path) in last_message(), timeout=WAIT_MS)
+    assert dock.order.entries == [] and not dock.run_all.isEnabled()
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+def test_verdicts_are_stored_at_once_with_comment_and_undo(
+    make_worklist: MakeWorklist, folder: Path, qtbot: Any
+) -> None:
+    dock = make_worklist(folder)
+    path = folder / "predictions" / REVIEW_FILE
+    dock.review.comment.setText("clear case")
+    dock.review.buttons[Verdict.AGREE].click()
+    (row,) = read_review(path).rows
+    assert (row.slide, row.reviewer, row.verdict, row.comment) == ("a", "Anna", Verdict.AGREE, "clear case")
+    assert row.label == row.predicted == dock.current.answer.predicted and not row.is_blind
+    assert state_of(dock, "a") == "agree" and dock.current.status is Status.REVIEWED
+    dock.review.comment.setText("clear case, seen twice")
+    dock.review.comment.editingFinished.emit()
+    assert read_review(path).rows[0].comment == "clear case, seen twice"
+    page(dock, qtbot)
+    assert dock.review.comment.text() == ""
+    dock.review.buttons[Verdict.DISAGREE].click()
+    assert [r.verdict for r in read_review(path).rows] == [Verdict.AGREE, Verdict.DISAGREE]
+    dock.review.undo.click()
+    assert [r.slide for r in read_review(path).rows] == ["a"] and state_of(dock, "b") == "done"
+    dock.review.undo.click()
+    qtbot.waitUntil(lambda: dock.current.name == "a" and settled(dock), timeout=WAIT_MS)
+    assert read_review(path).rows[0].comment == "clear case"
+
+
+def test_keys_page_and_judge_but_a_comment_keeps_its_letters(
+    make_worklist: MakeWorklist, folder: Path, qtbot: Any
+) -> None:
+    dock = make_worklist(folder)
+    press(dock, "Y")
+    assert dock.current.review is not None and dock.current.review.verdict is Verdict.AGREE
+    qtbot.keyClicks(dock.review.comment, "nun")
+    assert dock.review.comment.text() == "nun" and dock.current.review.verdict is Verdict.AGREE
+    press(dock, "PgDown")
+    qtbot.waitUntil(lambda: dock.current.name == "b" and settled(dock), timeout=WAIT_MS)
+    assert read_review(folder / "predictions" / REVIEW_FILE).rows[0].comment == "nun", "stored when the slide is left"
+    press(dock, "N")
+    press(dock, "Ctrl+Backspace")
+    assert dock.current.review is None
+    press(dock, "PgUp")
+    qtbot.waitUntil(lambda: dock.current.name == "a" and settled(dock), timeout=WAIT_MS)
+
+
+def test_a_comment_without_a_verdict_waits_for_its_slide(make_worklist: MakeWorklist, folder: Path, qtbot: Any) -> None:
+    dock = make_worklist(folder)
+    dock.review.comment.setText("look again")
+    page(dock, qtbot)
+    assert dock.review.comment.text() == ""
+    page(dock, qtbot, -1)
+    assert dock.review.comment.text() == "look again"
+    assert not (folder / "predictions" / REVIEW_FILE).exists()
+
+
+def test_verdicts_need_a_name_and_each_name_has_its_own(make_worklist: MakeWorklist, folder: Path, qtbot: Any) -> None:
+    dock = make_worklist(folder, reviewer="")
+    assert not dock.review.buttons[Verdict.AGREE].isEnabled()
+    for name in ("Anna", "Ben"):
+        dock.review.reviewer.setText(name)
+        dock.review.reviewer.editingFinished.emit()
+        assert dock.current.review is None
+        dock.review.buttons[Verdict.UNSURE].click()
+    assert [row.reviewer for row in read_review(folder / "predictions" / REVIEW_FILE).rows] == ["Anna", "Ben"]
+    assert dock.session.settings_store.remembered_reviewer() == "Ben"
+
+
+def test_blind_reading_hides_the_answer_until_the_class_is_given(
+    make_worklist: MakeWorklist, folder: Path, viewer: Any, qtbot: Any
+) -> None:
+    dock = make_worklist()
+    dock.review.blind.click()
+    dock.open_paths([folder])
+    qtbot.waitUntil(lambda: dock.current is not None and settled(dock), timeout=WAIT_MS)
+    answer = dock.current.answer
+    texts = [dock.review.answer.text(), dock.review.details.text(), dock.list._items[0].text(1)]
+    texts.append(dock.list._items[0].toolTip(1))
+    assert not any(answer.predicted in text for text in texts) and "hidden" in texts[0]
+    assert dock.session.prediction is None and not lrmil_layers(viewer, role="attention")
+    assert dock.review.buttons[Verdict.AGREE].isHidden() and not dock.review.class_buttons["lesion"].isHidden()
+    dock.review.class_buttons["lesion"].click()
+    (row,) = read_review(folder / "predictions" / REVIEW_FILE).rows
+    assert row.is_blind and row.label == "lesion"
+    assert row.verdict is (Verdict.AGREE if answer.predicted == "lesion" else Verdict.DISAGREE)
+    assert dock.review.answer.text().startswith(answer.text)
+    qtbot.waitUntil(lambda: bool(lrmil_layers(viewer, role="attention")), timeout=WAIT_MS)
+    assert dock.session.prediction is not None
+
+
+def test_a_verdict_of_another_program_is_neither_overwritten_nor_lost(
+    make_worklist: MakeWorklist, folder: Path, qtbot: Any
+) -> None:
+    dock = make_worklist(folder)
+    elsewhere = ReviewFile(folder / "predictions" / REVIEW_FILE, "Anna")
+    elsewhere.record(ReviewRow("a", "", Verdict.UNSURE, comment="from the other room"))
+    elsewhere.record(ReviewRow("b", "", Verdict.AGREE))
+    dock.review.buttons[Verdict.AGREE].click()
+    assert "not overwritten" in last_message()
+    assert state_of(dock, "a") == "unsure" and state_of(dock, "b") == "agree"
+    assert read_review(elsewhere.path).rows[0].comment == "from the other room"
+    dock.review.buttons[Verdict.AGREE].click()
+    assert read_review(elsewhere.path).rows[0].verdict is Verdict.AGREE
+
+
+def test_a_file_that_is_no_table_of_verdicts_is_said_and_left_alone(
+    make_worklist: MakeWorklist, folder: Path, qtbot: Any
+) -> None:
+    path = folder / "predictions" / REVIEW_FILE
+    path.write_text("my,own,notes\n1,2,3\n")
+    dock = make_worklist(folder)
+    dock.review.buttons[Verdict.AGREE].click()
+    assert "no column slide" in last_message() and path.read_text().startswith("my,own,notes")
+    path.unlink()
+    dock.review.buttons[Verdict.AGREE].click()
+    assert len(read_review(path).rows) == 1
+
+
+# ---------------------------------------------------------------- annotations
+
+
+def test_drawn_regions_are_stored_with_their_class_and_come_back(
+    make_worklist: MakeWorklist, folder: Path, viewer: Any, qtbot: Any
+) -> None:
+    dock = make_worklist(folder)
+    dock.review.annotation_class.setCurrentText("Necrosis")
+    dock.review.draw.click()
+    (layer,) = lrmil_layers(viewer, role="annotation")
+    assert layer.mode == "add_polygon"
+    layer.add(np.array([[50.0, 50.0], [50.0, 150.0], [150.0, 150.0]]), shape_type="polygon")
+    path = folder / "predictions" / "a" / "annotations_Anna.geojson"
+    qtbot.waitUntil(path.exists, timeout=WAIT_MS)
+    (feature,) = json.loads(path.read_text())["features"]
+    assert feature["properties"]["classification"] == {"name": "Necrosis", "color": [50, 50, 50]}
+    assert sorted({x for x, _ in feature["geometry"]["coordinates"][0]}) == [100, 300]
+    assert dock.session.regions == (), "annotations are no region of interest"
+    page(dock, qtbot)
+    assert not lrmil_layers(viewer, role="annotation") and dock.review.annotations.text() == ""
+    page(dock, qtbot, -1)
+    qtbot.waitUntil(lambda: bool(lrmil_layers(viewer, role="annotation")), timeout=WAIT_MS)
+    (layer,) = lrmil_layers(viewer, role="annotation")
+    assert list(layer.features["class"]) == ["Necrosis"] and dock.review.annotations.text() == "1 annotation"
+    layer.selected_data = {0}
+    dock.review.annotation_class.textActivated.emit("Tumor")
+    qtbot.waitUntil(lambda: "Tumor" in path.read_text(), timeout=WAIT_MS)
+
+
+def test_annotations_that_qupath_changed_are_not_overwritten(
+    make_worklist: MakeWorklist, folder: Path, viewer: Any, qtbot: Any
+) -> None:
+    dock = make_worklist(folder)
+    dock.review.draw.click()
+    (layer,) = lrmil_layers(viewer, role="annotation")
+    path = folder / "predictions" / "a" / "annotations_Anna.geojson"
+    path.write_text('{"type": "FeatureCollection", "features": []}')
+    layer.add(np.array([[50.0, 50.0], [50.0, 150.0], [150.0, 150.0]]), shape_type="polygon")
+    qtbot.waitUntil(lambda: "not overwritten" in last_message(), timeout=WAIT_MS)
+    assert json.loads(path.read_text())["features"] == []
