@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from napari_lrmil.core.slides.slide import Pixels
 
 NAME, ANSWER, STATE = range(3)
-LIST_MIN_HEIGHT_PX, STATE_WIDTH_PX, ANSWER_WIDTH_PX = 190, 66, 96
+LIST_MIN_HEIGHT_PX = 190
+ROWS_MEASURED = 50  # for the width of a column; all of a long list would take seconds
 ICON_PX = 32  # height of a row; the picture is reduced to it
 SORT_LABELS = {
     SortKey.LISTED: "As listed",
@@ -248,7 +249,7 @@ def _make_tree() -> QTreeWidget:
     header = tree.header()
     header.setStretchLastSection(False)
     header.setSectionResizeMode(NAME, QHeaderView.ResizeMode.Stretch)
-    for column, width in ((ANSWER, ANSWER_WIDTH_PX), (STATE, STATE_WIDTH_PX)):
-        header.setSectionResizeMode(column, QHeaderView.ResizeMode.Interactive)
-        header.resizeSection(column, width)
+    header.setResizeContentsPrecision(ROWS_MEASURED)
+    for column in (ANSWER, STATE):
+        header.setSectionResizeMode(column, QHeaderView.ResizeMode.ResizeToContents)
     return tree
