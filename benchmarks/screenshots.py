@@ -19,6 +19,7 @@ from window import until, wait
 LONG_S = 300.0
 AT_TOP = (
     "analyse-open",
+    "analyse-attention",
     "analyse-live",
     "compare-open",
     "compare-side",

@@ -13,7 +13,7 @@ from napari_lrmil.plugin.session.preconditions import RUN_ACTIVE, TISSUE_UNKNOWN
 from napari_lrmil.plugin.session.scope_text import scope_words
 
 if TYPE_CHECKING:
-    from napari_lrmil.plugin.session.session import Session
+    from napari_lrmil.plugin.session.analyse_state import AnalyseState
 
 ROI_KIND_LABELS: dict[Kind, str] = {"slide": "Whole slide", "view": "View", "region": "Drawn regions"}
 DRAW_TIP = "Draw a region on the slide: click corners, double-click to close"
@@ -100,16 +100,16 @@ class RoiForm(QWidget):  # type: ignore[misc]  # qtpy has no types
         for part in (title, self.kinds, drawing, self.follow, self.estimate):
             column.addWidget(part)
 
-    def show_session(self, session: Session) -> None:
+    def show_state(self, state: AnalyseState) -> None:
         """Show the chosen region, what can be changed now, and the expected cost of a run."""
-        busy = RUN_ACTIVE if session.is_busy else ""
-        no_slide = busy or ("" if session.slide else "Open a slide first.")
-        self.kinds.show_kind(session.roi_kind, busy, "Analyse")
-        self.follow.setChecked(session.follows_view)
+        of_slide, estimate = state.choices.of_slide, state.estimate
+        busy = RUN_ACTIVE if state.is_busy else ""
+        no_slide = busy or ("" if state.slide else "Open a slide first.")
+        self.kinds.show_kind(of_slide.roi_kind, busy, "Analyse")
+        self.follow.setChecked(state.choices.follows_view)
         enable_unless(self.draw, no_slide, DRAW_TIP)
         enable_unless(self.import_button, no_slide, IMPORT_TIP)
-        enable_unless(self.export_button, "" if session.regions else "No region is drawn.", EXPORT_TIP)
-        enable_unless(self.follow, "" if session.tissue_grid else TISSUE_UNKNOWN, FOLLOW_TIP)
-        estimate = session.estimate
-        self.estimate.setText(f"{scope_words(session.scope)}: {estimate.text}" if estimate else "")
+        enable_unless(self.export_button, "" if of_slide.regions else "No region is drawn.", EXPORT_TIP)
+        enable_unless(self.follow, "" if state.has_tissue else TISSUE_UNKNOWN, FOLLOW_TIP)
+        self.estimate.setText(f"{scope_words(of_slide.scope)}: {estimate.text}" if estimate else "")
         self.estimate.setVisible(estimate is not None)

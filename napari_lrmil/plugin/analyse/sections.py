@@ -25,6 +25,7 @@ from napari_lrmil.plugin.viewer.attention_layers import AttentionStyle
 if TYPE_CHECKING:
     from napari.layers import Labels
 
+    from napari_lrmil.plugin.session.analyse_state import AnalyseState
     from napari_lrmil.plugin.session.session import Session
 
 NO_RESULT = "There is no result yet."
@@ -137,19 +138,20 @@ class WhatIfSection(Section):
         self.add(self.exclude, self.keep_only, self.undo)
         self.add(self.status)
 
-    def show_session(self, session: Session) -> None:
+    def show_state(self, state: AnalyseState) -> None:
         """Show how many regions are excluded or kept, and enable the possible steps."""
-        busy = RUN_ACTIVE if session.is_busy else ""
-        no_region = busy or ("" if session.regions else "Draw a region first.")
+        of_slide = state.choices.of_slide
+        busy = RUN_ACTIVE if state.is_busy else ""
+        no_region = busy or ("" if of_slide.regions else "Draw a region first.")
         enable_unless(self.exclude, no_region, "Exclude the drawn regions, such as a pen mark, and predict again")
         enable_unless(self.keep_only, no_region, "Exclude everything outside the drawn regions and predict again")
-        no_step = busy or ("" if session.can_undo else "There is nothing to undo.")
+        no_step = busy or ("" if of_slide.can_undo else "There is nothing to undo.")
         enable_unless(self.undo, no_step, "Undo the last step")
-        what_if = session.what_if
+        what_if = of_slide.what_if
         parts = [f"{count_regions(len(what_if.excluded))} excluded"] if what_if.excluded else []
         parts += [f"only {count_regions(len(what_if.included))} kept"] if what_if.included else []
         steps = ", ".join(parts) or "no region is excluded"
-        self.status.setText(f"Answers for: {WORDS[session.scope.kind]}; {steps}.")
+        self.status.setText(f"Answers for: {WORDS[of_slide.scope.kind]}; {steps}.")
 
 
 class TissueSection(Section):

@@ -438,8 +438,8 @@ class AnalyseWidget(DockWidget):
         self._show_run_button()
         self._show_progress()
         self.results.show_state(state, session.bundle.card if session.bundle is not None else None)
-        self.roi_form.show_session(session)
-        self.what_if.show_session(session)
+        self.roi_form.show_state(state)
+        self.what_if.show_state(state)
         self.tissue.show_session(session, self.viewer_actions.tissue_layer())
         has_result = state.prediction is not None
         command = show_errors(self.viewer_actions.equivalent_command) if has_result else None
@@ -452,26 +452,26 @@ class AnalyseWidget(DockWidget):
         return state
 
     def _show_choices(self) -> None:
-        session = self.session
+        state, choices = self._state, self._state.choices
         with self.slide.changed.blocked():
-            self.slide.choices = [(s.name, s) for s in session.slides]
-            self.slide.value = session.slide
+            self.slide.choices = [(slide.name, slide) for slide in state.slides]
+            self.slide.value = state.slide
         with self.model.changed.blocked():
-            if session.bundle is not None:
-                self._list_model(session.bundle_name)
-            self.model.value = session.bundle_name or None
+            if choices.model:
+                self._list_model(choices.model)
+            self.model.value = choices.model or None
         with self.with_teacher.changed.blocked():
-            self.with_teacher.value = session.runs_teacher
+            self.with_teacher.value = choices.teacher != TeacherPatches.NONE and not state.teacher_blocked
         with self.allow_missing.changed.blocked():
-            self.allow_missing.value = session.allow_missing
-        choices = (self.slide, self.model, self.model_folder, self.device, self.with_teacher, self.allow_missing)
-        for widget in choices:
-            widget.enabled = not session.is_busy
-        self.slide.enabled = self.slide.enabled and bool(session.slides)
-        blocked = session.teacher_blocked_by
-        self.with_teacher.enabled = self.with_teacher.enabled and not blocked
+            self.allow_missing.value = choices.of_slide.allow_missing
+        widgets_of_run = (self.slide, self.model, self.model_folder, self.device, self.with_teacher, self.allow_missing)
+        for widget in widgets_of_run:
+            widget.enabled = not state.is_busy
+        self.slide.enabled = self.slide.enabled and bool(state.slides)
+        self.with_teacher.enabled = self.with_teacher.enabled and not state.teacher_blocked
         self.with_teacher.tooltip = (
-            blocked or "The teacher also reads every high-resolution patch: slower, but shows how far both agree"
+            state.teacher_blocked
+            or "The teacher also reads every high-resolution patch: slower, but shows how far both agree"
         )
 
     def _summary_text(self) -> str:

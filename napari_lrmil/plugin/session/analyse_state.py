@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from napari_lrmil.core.inference.prediction import Prediction
     from napari_lrmil.core.models.bundle import Bundle
     from napari_lrmil.core.patching.grid import TissueGrid
-    from napari_lrmil.plugin.session.eta import StageProgress
+    from napari_lrmil.plugin.session.eta import RunEstimate, StageProgress
 
 SLIDE_ROLES = ("underlay", "slide")
 _MAP_ROLES = ("attention", "wipe", "difference")
@@ -80,6 +80,8 @@ class Facts:
         Tissue grid of the chosen slide; None before it has been computed.
     is_selected
         (N,) LR patches that a run would read; None without a tissue grid.
+    estimate
+        Expected cost of a run; None before the tissue grid has been computed.
     run
         The active run, of whichever slide.
     outcome
@@ -95,6 +97,7 @@ class Facts:
     model_problem: str = ""
     tissue_grid: TissueGrid | None = None
     is_selected: NDArray[np.bool_] | None = None
+    estimate: RunEstimate | None = None
     run: ActiveRun | None = None
     outcome: RunOutcome = NO_OUTCOME
     layers: tuple[LayerFact, ...] = ()
@@ -107,10 +110,16 @@ class AnalyseState:
 
     Attributes
     ----------
+    choices
+        The user's choices.
     slides
         Slides to choose from.
     slide
         The slide that the dock names and the canvas shows; None without one.
+    has_tissue
+        Whether the tissue grid of the slide has been computed.
+    estimate
+        Expected cost of a run; None while it is unknown.
     stage
         Stage of the run.
     progress
@@ -135,8 +144,11 @@ class AnalyseState:
         Whether student and teacher lie side by side.
     """
 
+    choices: Choices = field(default_factory=Choices)
     slides: tuple[SlideChoice, ...] = ()
     slide: SlideChoice | None = None
+    has_tissue: bool = False
+    estimate: RunEstimate | None = None
     stage: SessionState = SessionState.IDLE
     progress: StageProgress | None = None
     running_elsewhere: str = ""
@@ -164,8 +176,11 @@ def resolve(choices: Choices, facts: Facts) -> AnalyseState:
     warnings = (*outcome.warnings, *(run.warnings if run is not None and is_run_here else ()))
     is_split = _is_split(facts.layers, slide, outcome.prediction)
     return AnalyseState(
+        choices=choices,
         slides=facts.slides,
         slide=slide,
+        has_tissue=facts.tissue_grid is not None,
+        estimate=facts.estimate,
         stage=run.state if run is not None else outcome.state,
         progress=run.progress if run is not None else None,
         running_elsewhere=run.key[0].name if run is not None and not is_run_here else "",

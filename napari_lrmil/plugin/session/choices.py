@@ -53,6 +53,11 @@ class SlideChoices:
         return self.what_if_steps[-1]
 
     @property
+    def can_undo(self) -> bool:
+        """Whether there is a what-if step to undo."""
+        return len(self.what_if_steps) > 1
+
+    @property
     def analysed_regions(self) -> tuple[Region, ...]:
         """Drawn regions that no what-if step has used; all of them if every one is used."""
         used = (*self.what_if.excluded, *self.what_if.included)

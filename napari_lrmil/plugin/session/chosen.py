@@ -322,7 +322,7 @@ class ChosenAnalysis:
         layers, is_grid_on
             The layers of this plugin in the viewer, and whether the user switched napari's grid on.
         """
-        return resolve(self.choices, self._facts(layers, is_grid_on))
+        return resolve(self.choices, replace(self._facts(layers, is_grid_on), estimate=self.estimate))
 
     def _facts(self, layers: Sequence[LayerFact] = (), is_grid_on: bool = False) -> Facts:
         tissue_grid = self.tissue_grid

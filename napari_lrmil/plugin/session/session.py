@@ -20,6 +20,7 @@ from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.patching.regions import Region, box_region
 from napari_lrmil.core.patching.roi import RegionOfInterest
 from napari_lrmil.core.user_settings import SettingsStore
+from napari_lrmil.plugin.session.analyse_state import resolve
 from napari_lrmil.plugin.session.chosen import ChosenAnalysis
 from napari_lrmil.plugin.session.eta import StageProgress
 from napari_lrmil.plugin.session.jobs import FindTissueJob, PredictJob
@@ -112,12 +113,12 @@ class Session(ChosenAnalysis):
     @property
     def warnings(self) -> tuple[str, ...]:
         """Cautions about the answer for the chosen slide and model."""
-        return self.resolve().warnings
+        return resolve(self.choices, self._facts()).warnings
 
     @property
     def message(self) -> str:
         """Why there is no answer or no model; empty without a failure."""
-        return self.resolve().message
+        return resolve(self.choices, self._facts()).message
 
     # ------------------------------------------------------------ tissue search
 
@@ -271,7 +272,7 @@ class Session(ChosenAnalysis):
     @property
     def can_undo(self) -> bool:
         """Whether there is a what-if step to undo."""
-        return len(self.choices.of_slide.what_if_steps) > 1
+        return self.choices.of_slide.can_undo
 
     def exclude(self, regions: Sequence[Region]) -> None:
         """Exclude more regions."""
