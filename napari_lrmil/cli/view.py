@@ -15,7 +15,9 @@ from napari_lrmil.core.user_folders import keep_settings_in_cache
 def view(
     slides: Annotated[
         list[Path] | None,
-        typer.Argument(help="slides to open; a folder of slides or a cohort table opens as a worklist"),
+        typer.Argument(
+            help="slides, or links to places on slides; a folder of slides or a cohort table opens as a worklist"
+        ),
     ] = None,
     bundle: SlideBundleOption = None,
     mpp: MppOption = None,

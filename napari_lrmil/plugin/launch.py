@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from napari_lrmil.core.errors import LrmilError, SlideError
 from napari_lrmil.core.extras import require_extra
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.slides.place_link import PlaceLink, is_link, parse_link
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -41,7 +42,8 @@ def open_viewer(paths: Sequence[Path], bundle: str | Path | None, mpp: float | N
     Parameters
     ----------
     paths
-        Slides. A table, or a folder that is not one slide itself, opens the Worklist dock instead.
+        Slides, or links to places on slides; the view goes to the last link. A table, or a folder that is not one slide
+        itself, opens the Worklist dock instead.
     bundle
         Folder of the first model, or name of a shipped one; None takes what was chosen for the slides before.
     mpp
@@ -57,6 +59,8 @@ def open_viewer(paths: Sequence[Path], bundle: str | Path | None, mpp: float | N
             "there is no screen to open a window on; use a machine with a screen, or the commands predict and demo"
         )
     require_extra("gui", "the window")
+    links = [parse_link(str(path)) for path in paths if is_link(str(path))]
+    paths = [parse_link(str(path)).slide if is_link(str(path)) else path for path in paths]
     for path in paths:
         if not path.exists():  # checked first, because loading napari takes seconds
             raise SlideError(path, "no such file; check the path")
@@ -68,6 +72,8 @@ def open_viewer(paths: Sequence[Path], bundle: str | Path | None, mpp: float | N
         _add_slides(viewer, [path for path in paths if path not in lists], mpp)
         _connect_worklist(viewer, lists)
         hide_layer_panels(viewer)
+        if links:
+            _go_to_link(viewer, links[-1])
     napari.run()
 
 
@@ -209,6 +215,12 @@ def _show_whole_slide(viewer: Viewer) -> None:
     for _ in range(3):  # an event may post another one
         QApplication.processEvents()
     viewer.reset_view(layers=[layer for layer in lrmil_layers(viewer, role="slide") if layer.visible] or None)
+
+
+def _go_to_link(viewer: Viewer, link: PlaceLink) -> None:
+    from napari_lrmil.plugin.viewer.places import go_to_link
+
+    go_to_link(viewer, link, viewer.window._qt_window.devicePixelRatioF())
 
 
 def hide_layer_panels(viewer: Viewer) -> None:

@@ -30,7 +30,17 @@ UNITS = ("um", "um")
 
 LayerData = tuple[Any, dict[str, Any], str]  # napari's: data, keyword arguments, layer type
 Role = Literal[
-    "underlay", "slide", "attention", "wipe", "difference", "evidence", "picked", "drawn", "annotation", "tissue"
+    "underlay",
+    "slide",
+    "attention",
+    "wipe",
+    "difference",
+    "evidence",
+    "picked",
+    "drawn",
+    "annotation",
+    "tissue",
+    "distance",
 ]
 MAP_ROLES: tuple[Role, ...] = ("attention", "wipe", "difference")  # maps of the attention of student and teacher
 Side = Literal["student", "teacher"]

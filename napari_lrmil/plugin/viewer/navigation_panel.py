@@ -23,6 +23,7 @@ from napari_lrmil.plugin.viewer.navigation import (
     um_per_pixel,
     why_magnification_unavailable,
 )
+from napari_lrmil.plugin.viewer.navigation_tools import NavigationTools
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -152,7 +153,9 @@ class NavigationSection(Section):
         self.label = make_button("Label…", "")
         self.label.clicked.connect(self.label_requested)
         self.add(self.magnification)
+        self.tools = NavigationTools(viewer)
         self.add(self.minimap)
+        self.add(self.tools)
         self.add(self.icc, self.label)
 
     def show_slide(self, has_profile: bool, images: tuple[str, ...]) -> None:
@@ -167,6 +170,7 @@ class NavigationSection(Section):
         """
         self.magnification.follow_slide()
         self.minimap.follow_slide()
+        self.tools.show_slide()
         no_profile = "" if has_profile else "The slide has no colour profile."
         enable_unless(self.icc, no_profile, "Show the colours that the scanner's profile defines")
         tip = f"Show {', '.join(images)}: may carry a patient's name; never part of an export"

@@ -1,0 +1,80 @@
+"""Links to a place on a slide: file, position and magnification, as text that one user sends to another.
+
+A link has no character that a shell would interpret, so that it can be pasted behind ``napari-lrmil view`` as it is.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from napari_lrmil.core.errors import LrmilError
+
+SCHEME = "napari-lrmil:"
+DRIVE = re.compile(r"^/+(?=[A-Za-z]:/)")  # slashes before the letter of a drive
+FIELDS = ("x_um", "y_um", "magnification")
+
+
+@dataclass(frozen=True)
+class PlaceLink:
+    """Place on a slide.
+
+    Attributes
+    ----------
+    slide
+        The slide's file or folder.
+    x_um, y_um
+        Centre of the view, in µm from the corner of level 0.
+    magnification
+        Nominal, such as 20 for 0.5 µm per screen pixel.
+    """
+
+    slide: Path
+    x_um: float
+    y_um: float
+    magnification: float
+
+    def as_text(self) -> str:
+        """Return the link; `parse_link` reads it."""
+        path = "/" + self.slide.absolute().as_posix().lstrip("/")  # on Windows it begins with the letter of a drive
+        place = f"x_um={self.x_um:.1f},y_um={self.y_um:.1f},magnification={self.magnification:.4g}"
+        return f"{SCHEME}{quote(path, safe='/:')}@{place}"
+
+
+def is_link(text: str) -> bool:
+    """Return whether a text is a link to a place on a slide."""
+    return text.strip().startswith(SCHEME)
+
+
+def parse_link(text: str) -> PlaceLink:
+    """Return the place of a link.
+
+    Raises
+    ------
+    LrmilError
+        If the text is no complete link.
+    """
+    # A command line passes it as a path, which turns slashes round on Windows.
+    path, _, place = text.strip().removeprefix(SCHEME).replace("\\", "/").rpartition("@")
+    values = dict(part.split("=", 1) for part in place.split(",") if "=" in part)
+    missing = [name for name in FIELDS if name not in values]
+    if not is_link(text) or not path or missing:
+        lacking = f"; it lacks {', '.join(missing)}" if missing else ""
+        raise LrmilError(f"'{text.strip()}' is no link to a place on a slide{lacking}; copy it anew in the window")
+    x, y, magnification = (_number(text, name, values[name]) for name in FIELDS)
+    if magnification <= 0:
+        raise LrmilError(f"the link has the magnification {magnification:g}; expected a number above 0")
+    return PlaceLink(Path(DRIVE.sub("", unquote(path))), x, y, magnification)
+
+
+def _number(link: str, name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise LrmilError(f"the link has '{text}' as {name}; expected a number (in {link.strip()})")
+    return value

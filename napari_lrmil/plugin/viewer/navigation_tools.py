@@ -1,0 +1,178 @@
+"""Tools of the Overview section: measure a distance, go to a position, copy a link to a place, full screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+import numpy as np
+from qtpy.compat import isalive
+from qtpy.QtGui import QGuiApplication
+from qtpy.QtWidgets import QComboBox, QLineEdit, QVBoxLayout, QWidget
+
+from napari_lrmil.core.slides.place_link import PlaceLink
+from napari_lrmil.plugin.qt.errors import show_errors
+from napari_lrmil.plugin.qt.section import enable_unless, make_button, make_label, make_row
+from napari_lrmil.plugin.viewer.layers import UNITS, LayerTag, lrmil_layers, remove_layers
+from napari_lrmil.plugin.viewer.navigation import current_slide, um_per_unit
+from napari_lrmil.plugin.viewer.places import current_link, current_slide_tag, format_distance, go_to_text
+
+if TYPE_CHECKING:
+    from napari.components import ViewerModel
+
+CLICK_PX = 4  # a press that moves further is a drag of the slide
+LINE_COLOUR, LINE_PX = "#0072b2", 3
+MEASURE_HINT, SECOND_HINT = "Click on two points of the slide.", "Click on the second point."
+MEASURE_TIP = "Measure the distance between two points of the slide in µm"
+LINK_TIP = "Copy slide, position and magnification; `napari-lrmil view LINK` opens the place"
+GO_TIP = "Position x, y from the corner of the slide, or a link"
+NO_SLIDE = "Open a slide first."
+
+
+class NavigationTools(QWidget):  # type: ignore[misc]  # qtpy has no types
+    """Buttons and fields of the tools.
+
+    Parameters
+    ----------
+    viewer
+        Viewer with the slides.
+    """
+
+    def __init__(self, viewer: ViewerModel, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._viewer = viewer
+        self._start_um: tuple[float, float] | None = None
+        self._press = _make_press(ref(self))
+        self.measure, self.link = make_button("Measure", MEASURE_TIP), make_button("Copy link", LINK_TIP)
+        self.full_screen = make_button("Full screen", "Show the window on the whole screen, or as before")
+        self.measure.setCheckable(True)
+        self.position, self.unit = QLineEdit(), QComboBox()
+        self.position.setPlaceholderText("x, y or a link")
+        self.position.setToolTip(GO_TIP)
+        self.position.setAccessibleName("Position to go to")
+        self.unit.addItems(["µm", "px"])
+        self.unit.setToolTip("Unit of the position; px: pixels of the finest level")
+        self.go = make_button("Go to", GO_TIP)
+        self.distance = make_label("distance", small=True)
+        self._connect()
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.setSpacing(4)
+        column.addWidget(make_row(self.measure, self.link, self.full_screen))
+        column.addWidget(make_row(self.position, self.unit, self.go))
+        column.addWidget(self.distance)
+        self.show_slide()
+
+    def _connect(self) -> None:
+        self.measure.toggled.connect(self._set_measuring)
+        self.link.clicked.connect(lambda: show_errors(self._copy_link))
+        self.full_screen.clicked.connect(self._toggle_full_screen)
+        self.go.clicked.connect(self._go)
+        self.position.returnPressed.connect(self._go)
+
+    def show_slide(self) -> None:
+        """Enable the tools if there is a slide; end a measurement on a slide that is not shown any more."""
+        blocked = "" if current_slide(self._viewer) is not None else NO_SLIDE
+        for widget, tip in ((self.measure, MEASURE_TIP), (self.link, LINK_TIP), (self.go, GO_TIP)):
+            enable_unless(widget, blocked, tip)
+        if blocked:
+            self.measure.setChecked(False)
+
+    # ------------------------------------------------------------ distance
+
+    def _set_measuring(self, is_on: bool) -> None:
+        callbacks = self._viewer.mouse_drag_callbacks
+        if self._press in callbacks:
+            callbacks.remove(self._press)
+        self._start_um = None
+        if is_on:
+            # Of a slide's layer no tool draws while the user clicks.
+            self._viewer.layers.selection.active = current_slide(self._viewer)
+            callbacks.append(self._press)
+        else:
+            remove_layers(self._viewer, lrmil_layers(self._viewer, role="distance"))
+        self._show_distance(MEASURE_HINT if is_on else "")
+
+    def _show_distance(self, text: str) -> None:
+        self.distance.setText(text)
+        self.distance.setVisible(bool(text))
+
+    def take_press(self, event: Any) -> Iterator[None]:
+        """Take a click, which napari reports as a press and a release; a drag moves the slide as usual."""
+        pressed_at = np.asarray(event.pos)
+        yield
+        while event.type == "mouse_move":
+            yield
+        if np.abs(np.asarray(event.pos) - pressed_at).max() <= CLICK_PX:
+            unit = um_per_unit(self._viewer)
+            y, x = (float(value) * unit for value in event.position[-2:])
+            self.add_point((x, y))
+
+    def add_point(self, point_um: tuple[float, float]) -> None:
+        """Take the first or the second point of a measurement.
+
+        Parameters
+        ----------
+        point_um
+            x and y in µm.
+        """
+        start, tag = self._start_um, current_slide_tag(self._viewer)
+        if tag is None:
+            return
+        if start is None:
+            self._start_um = point_um
+            self._show_distance(SECOND_HINT)
+            return
+        self._start_um = None
+        text = format_distance(start, point_um)
+        self._draw_line(tag, start, point_um, text)
+        self._show_distance(f"Distance {text}. {MEASURE_HINT}")
+
+    def _draw_line(self, slide: LayerTag, start: tuple[float, float], end: tuple[float, float], text: str) -> None:
+        """Draw a line over the slide in place of the last one."""
+        from napari.layers import Shapes
+
+        remove_layers(self._viewer, lrmil_layers(self._viewer, role="distance"))
+        active = self._viewer.layers.selection.active
+        unit = um_per_unit(self._viewer)
+        corners = np.array([start[::-1], end[::-1]])
+        tag = LayerTag("distance", slide.path, slide.mpp, slide.given_mpp)
+        line = Shapes(
+            [corners],
+            shape_type="line",
+            edge_color=LINE_COLOUR,
+            edge_width=LINE_PX * unit / float(self._viewer.scene.camera.zoom),
+            name=f"Distance {text}",
+            units=UNITS,
+            metadata=tag.as_metadata(),
+        )
+        self._viewer.add_layer(line)
+        self._viewer.layers.selection.active = active
+
+    # ------------------------------------------------------------ positions
+
+    def _go(self) -> None:
+        text, unit = self.position.text(), self.unit.currentText()
+        show_errors(partial(go_to_text, self._viewer, text, unit, self.devicePixelRatioF()))
+
+    def _copy_link(self) -> PlaceLink:
+        link = current_link(self._viewer, self.devicePixelRatioF())
+        QGuiApplication.clipboard().setText(link.as_text())
+        return link
+
+    def _toggle_full_screen(self) -> None:
+        window = self.window()
+        (window.showNormal if window.isFullScreen() else window.showFullScreen)()
+
+
+def _make_press(tools: ref[NavigationTools]) -> Callable[[Any, Any], Iterator[None]]:
+    """Return a mouse callback of napari that does nothing once Qt has deleted the tools."""
+
+    def press(_: Any, event: Any) -> Iterator[None]:
+        present = tools()
+        if present is not None and isalive(present):
+            yield from present.take_press(event)
+
+    return press

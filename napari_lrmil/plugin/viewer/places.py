@@ -1,0 +1,114 @@
+"""Places on the current slide: positions that a user enters, links, and distances between two points. No Qt."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING
+
+from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.slides.place_link import PlaceLink, is_link, parse_link
+from napari_lrmil.plugin.viewer.layers import LayerTag, get_screen_slide, get_tag
+from napari_lrmil.plugin.viewer.navigation import current_magnification, current_slide, fly_to, um_per_unit
+
+if TYPE_CHECKING:
+    from napari.components import ViewerModel
+
+    from napari_lrmil.core.slides.slide import Slide
+
+NO_SLIDE = "open a slide first"
+NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
+
+
+def go_to_text(viewer: ViewerModel, text: str, unit: str, pixel_ratio: float = 1.0) -> None:
+    """Move the view to a position on the current slide, or to that of a link.
+
+    Parameters
+    ----------
+    viewer
+        The viewer.
+    text
+        ``x, y``, or a link to a place on the current slide.
+    unit
+        ``µm`` or ``px`` (level-0 pixels), both from the corner of level 0.
+    pixel_ratio
+        Device pixels per logical pixel along one side.
+
+    Raises
+    ------
+    LrmilError
+        If no slide is open, the text is no position, or the position is outside the slide.
+    """
+    slide = _shown_slide(viewer)
+    if is_link(text):
+        go_to_link(viewer, parse_link(text), pixel_ratio)
+        return
+    numbers = [float(number) for number in NUMBER.findall(text)]
+    if len(numbers) != 2 or NUMBER.sub("", text).strip(" ,;\t"):
+        raise LrmilError(f"'{text}' is no position; expected two numbers with decimal points, such as 12000, 8000.5")
+    x, y = numbers if unit != "px" else (numbers[0] * slide.mpp.x, numbers[1] * slide.mpp.y)
+    _require_inside(slide, x, y)
+    fly_to(viewer, (x, y))
+
+
+def go_to_link(viewer: ViewerModel, link: PlaceLink, pixel_ratio: float = 1.0) -> None:
+    """Move the view to the place of a link.
+
+    Raises
+    ------
+    LrmilError
+        If the current slide is another one, or the place is outside it.
+    """
+    slide = _shown_slide(viewer)
+    if link.slide.resolve() != slide.path.resolve():
+        raise LrmilError(f"the link leads to {link.slide.name}, and {slide.path.name} is shown; open that slide first")
+    _require_inside(slide, link.x_um, link.y_um)
+    fly_to(viewer, (link.x_um, link.y_um), link.magnification, pixel_ratio)
+
+
+def current_link(viewer: ViewerModel, pixel_ratio: float = 1.0) -> PlaceLink:
+    """Return a link to the centre of the view at its magnification.
+
+    Raises
+    ------
+    LrmilError
+        If no slide is open.
+    """
+    slide, unit = _shown_slide(viewer), um_per_unit(viewer)
+    y, x = (value * unit for value in viewer.scene.camera.center[-2:])
+    return PlaceLink(slide.path, x, y, current_magnification(viewer, pixel_ratio))
+
+
+def current_slide_tag(viewer: ViewerModel) -> LayerTag | None:
+    """Return the tag of the current slide's layer; None without a slide."""
+    layer = current_slide(viewer)
+    return get_tag(layer) if layer is not None else None
+
+
+def format_distance(start_um: tuple[float, float], end_um: tuple[float, float]) -> str:
+    """Return the distance between two points of the slide as text.
+
+    Parameters
+    ----------
+    start_um, end_um
+        x and y in µm.
+    """
+    distance = math.dist(start_um, end_um)
+    return f"{distance:,.1f} µm" if distance < 1000 else f"{distance / 1000:,.3f} mm"
+
+
+def _shown_slide(viewer: ViewerModel) -> Slide:
+    layer = current_slide(viewer)
+    screen = get_screen_slide(layer) if layer is not None else None
+    if screen is None:
+        raise LrmilError(NO_SLIDE)
+    return screen.slide
+
+
+def _require_inside(slide: Slide, x: float, y: float) -> None:
+    width, height = slide.width * slide.mpp.x, slide.height * slide.mpp.y
+    if not (0 <= x <= width and 0 <= y <= height):
+        raise LrmilError(
+            f"x {x:,.0f} µm, y {y:,.0f} µm is outside {slide.path.name}; "
+            f"expected 0 to {width:,.0f} and 0 to {height:,.0f}"
+        )

@@ -1,0 +1,136 @@
+"""Tests of measuring, going to a position, links and full screen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.slides.place_link import parse_link
+from napari_lrmil.plugin.viewer.layers import add_layers, lrmil_layers
+from napari_lrmil.plugin.viewer.navigation import current_magnification
+from napari_lrmil.plugin.viewer.places import format_distance, go_to_link, go_to_text
+from napari_lrmil.plugin.viewer.reader import read_slide_layers
+from support.window import WAIT_MS, require_screen
+
+require_screen()
+
+
+@pytest.fixture
+def tools(viewer: Any, slide_path: Path, qtbot: Any) -> Any:
+    """Return the tools of a window with a slide of 640 x 500 µm."""
+    from napari_lrmil.plugin.viewer.navigation_tools import NavigationTools
+
+    add_layers(viewer, read_slide_layers(slide_path))
+    viewer.reset_view()
+    tools = NavigationTools(viewer)
+    qtbot.addWidget(tools)
+    tools.show()
+    return tools
+
+
+def centre(viewer: Any) -> tuple[float, float]:
+    y, x = viewer.scene.camera.center[-2:]
+    return x, y
+
+
+def test_two_clicks_measure_a_distance_in_micrometres(tools: Any, viewer: Any, qtbot: Any) -> None:
+    from qtpy.QtCore import QPoint, Qt
+
+    tools.measure.click()
+    assert "two points" in tools.distance.text()
+    canvas = viewer.window._qt_viewer.canvas.native
+    first = QPoint(canvas.width() // 2 - 60, canvas.height() // 2)
+    for point in (first, first + QPoint(120, 0)):
+        qtbot.mouseMove(canvas, point)
+        qtbot.mouseClick(canvas, Qt.MouseButton.LeftButton, pos=point)
+    expected = 120 / viewer.scene.camera.zoom
+    qtbot.waitUntil(lambda: "Distance" in tools.distance.text(), timeout=WAIT_MS)
+    assert float(tools.distance.text().split()[1]) == pytest.approx(expected, rel=0.02)
+    assert len(lrmil_layers(viewer, role="distance")) == 1
+    tools.measure.click()
+    assert not lrmil_layers(viewer, role="distance") and not tools.distance.isVisible()
+    assert not viewer.mouse_drag_callbacks
+
+
+def test_a_drag_moves_the_slide_and_measures_nothing(tools: Any, viewer: Any) -> None:
+    class Event:
+        type, pos, position = "mouse_press", (10, 10), (0.0, 0.0)
+
+    tools.measure.click()
+    steps = tools.take_press(Event)
+    next(steps)
+    Event.type, Event.pos = "mouse_move", (90, 10)
+    next(steps)
+    Event.type = "mouse_release"
+    next(steps, None)
+    assert "two points" in tools.distance.text()
+    tools.measure.click()
+
+
+def test_distances_have_units() -> None:
+    assert format_distance((0, 0), (3, 4)) == "5.0 µm"
+    assert format_distance((0, 0), (0, 12345)) == "12.345 mm"
+
+
+def test_a_position_in_micrometres_or_pixels_moves_the_view(tools: Any, viewer: Any) -> None:
+    tools.position.setText("100, 200.5")
+    tools.go.click()
+    assert centre(viewer) == pytest.approx((100, 200.5))
+    tools.unit.setCurrentText("px")
+    tools.position.setText("100 400")
+    tools.position.returnPressed.emit()
+    assert centre(viewer) == pytest.approx((50, 200))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "no position"),
+        ("1", "no position"),
+        ("1, 2, 3", "no position"),
+        ("a, b", "no position"),
+        ("9999, 1", "outside"),
+    ],
+)
+def test_what_is_no_position_on_the_slide_is_said(tools: Any, viewer: Any, text: str, reason: str) -> None:
+    before = centre(viewer)
+    with pytest.raises(LrmilError, match=reason):
+        go_to_text(viewer, text, "µm")
+    assert centre(viewer) == before
+
+
+def test_a_copied_link_leads_back(tools: Any, viewer: Any, slide_path: Path) -> None:
+    from qtpy.QtGui import QGuiApplication
+
+    go_to_text(viewer, "300, 150", "µm")
+    viewer.scene.camera.zoom *= 3
+    magnification = current_magnification(viewer, tools.devicePixelRatioF())
+    tools.link.click()
+    text = QGuiApplication.clipboard().text()
+    viewer.reset_view()
+    tools.position.setText(text)
+    tools.go.click()
+    assert centre(viewer) == pytest.approx((300, 150), abs=0.1)
+    assert current_magnification(viewer, tools.devicePixelRatioF()) == pytest.approx(magnification, rel=1e-3)
+    link = parse_link(text)
+    assert link.slide == slide_path
+    with pytest.raises(LrmilError, match=r"leads to other\.svs"):
+        go_to_link(viewer, replace(link, slide=slide_path.with_name("other.svs")))
+
+
+def test_without_a_slide_the_tools_say_why(tools: Any, viewer: Any) -> None:
+    tools.measure.click()
+    viewer.layers.clear()
+    tools.show_slide()
+    assert not tools.measure.isChecked() and not tools.measure.isEnabled() and "slide first" in tools.go.toolTip()
+
+
+def test_the_window_fills_the_screen_and_comes_back(tools: Any, qtbot: Any) -> None:
+    tools.full_screen.click()
+    assert tools.isFullScreen()
+    tools.full_screen.click()
+    assert not tools.isFullScreen()
