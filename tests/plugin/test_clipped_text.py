@@ -14,7 +14,7 @@ from support.window import WAIT_MS, MakeDock, require_screen, timers_rest
 require_screen()
 
 WIDTHS_PX, FONT_SIZES, THEMES = (340, 420, 560), (9, 12), ("dark", "light")
-CELLS = "slide,label,patient,split\na.svs,normal,P1,train\nb.svs,tumour,P2,val\n"
+CELLS = "slide,label,patient,split,mpp\na.svs,normal,P1,train,0.25\nb.svs,tumour,P2,val,0.5\n"
 
 
 @pytest.fixture
