@@ -75,12 +75,10 @@ class SlideDisplay:
             recolour_slide(self._viewer, slide.path, transform)
 
     def show_labels(self) -> None:
-        """Show label and macro image of the chosen slide in separate windows."""
-        from napari_lrmil.plugin.viewer.associated_images import associated_image_names, show_associated_image
+        """Show label and macro image of the chosen slide in one window of their own."""
+        from napari_lrmil.plugin.viewer.associated_images import show_associated_images
 
-        slide = self._session.opened_slide
-        for name in associated_image_names(slide):
-            show_associated_image(slide, name, self._navigation)
+        show_associated_images(self._session.opened_slide, self._navigation)
 
     def _screen_slide(self) -> ScreenSlide | None:
         slide = self._session.slide

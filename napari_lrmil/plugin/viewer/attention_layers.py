@@ -5,6 +5,7 @@ A map has one pixel per patch. This module builds the data of layers; `layers` a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,7 +27,10 @@ DEFAULT_OPACITY = 0.5  # the tissue has to stay readable below the most attended
 DIFFERENCE_OPACITY = 0.85  # the colour map itself is transparent where the networks agree
 EVIDENCE_OPACITY = 0.8  # likewise, where the evidence is zero
 VIEW_TITLES: dict[Side, str] = {"student": "Student (LR)", "teacher": "Teacher (HR)"}
-PICK_PX = 12  # raster pixels along a picked patch; the outline is one of them wide
+PICK_PX, PICK_EDGE_PX = (
+    12,
+    2,
+)  # raster pixels along a picked patch and its outline: seen from 6 screen pixels on
 PICKED_RGBA = (0.0, 0.835, 0.94, 1.0)  # a cyan that no other colour map contains
 CompareView = Literal["side", "wipe", "difference"]
 
@@ -207,7 +211,7 @@ def _build_difference_layer(prediction: Prediction, mpp: float, given_mpp: float
     shared = shared_patches(prediction)
     values = np.full(len(prediction.student.attention), np.nan, dtype=np.float32)
     values[shared.rows] = shared.difference
-    limit, heat = difference_limit(shared), rasterize_patches(prediction.student, values)
+    limit, heat = round_up_limit(difference_limit(shared)), rasterize_patches(prediction.student, values)
     options = {
         "name": "Student minus teacher",
         "colormap": difference_colormap(),
@@ -266,8 +270,8 @@ def build_picked_layer(
 
 def _draw_outlines(marks: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Return (rows * PICK_PX, columns * PICK_PX) with 1 along the inner edge of every marked pixel."""
-    edge = np.zeros((PICK_PX, PICK_PX), bool)
-    edge[[0, -1]] = edge[:, [0, -1]] = True
+    edge = np.ones((PICK_PX, PICK_PX), bool)
+    edge[PICK_EDGE_PX:-PICK_EDGE_PX, PICK_EDGE_PX:-PICK_EDGE_PX] = False
     return np.kron(np.nan_to_num(marks) > 0, edge).astype(np.uint8)
 
 
@@ -284,11 +288,12 @@ def build_evidence_layer(prediction: Prediction, name: str, mpp: float, given_mp
     from napari_lrmil.core.visualize.overlay import evidence_limits, rasterize_patches
 
     values = prediction.student.evidence[:, prediction.classes.index(name)]
+    limit = round_up_limit(evidence_limits(values)[1])
     heat = rasterize_patches(prediction.student, values)
     options = {
         "name": f"Evidence for {name}",
         "colormap": evidence_colormap(),
-        "contrast_limits": evidence_limits(values),
+        "contrast_limits": (-limit, limit),
         "opacity": EVIDENCE_OPACITY,
         **_map_options(heat, prediction, LayerTag("evidence", prediction.path, mpp, given_mpp)),
         "interpolation2d": "nearest",
@@ -297,6 +302,12 @@ def build_evidence_layer(prediction: Prediction, name: str, mpp: float, given_mp
 
 
 # ---------------------------------------------------------------- colour maps
+
+
+def round_up_limit(limit: float) -> float:
+    """Return the next 1, 2 or 5 times a power of ten; napari's colour bar may show one number for other limits."""
+    power = 10.0 ** math.floor(math.log10(limit))
+    return next(step * power for step in (1, 2, 5, 10) if step * power >= limit * (1 - 1e-9))
 
 
 @cache

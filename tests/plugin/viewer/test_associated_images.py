@@ -46,9 +46,9 @@ def test_it_is_shown_in_a_window_of_its_own_and_gets_into_no_layer_and_no_screen
     qtbot.waitExposed(window)
     assert window.isVisible() and not window.isModal()
     assert PRIVACY_WARNING in window.warning.text() and window.warning.isVisible()
-    size = window.picture.pixmap().size()
+    size = window.pictures["label"].pixmap().size()
     assert size.width() <= 900 and size.width() / size.height() == pytest.approx(1300 / 400, rel=0.02)
-    shown = window.picture.pixmap().toImage()
+    shown = window.pictures["label"].pixmap().toImage()
     assert shown.pixelColor(5, 5).green() == LABEL[1]
     assert list(viewer.layers) == before
     for canvas_only in (True, False):
@@ -61,3 +61,18 @@ def test_an_image_that_is_not_there_is_one_sentence(slide: Slide) -> None:
     with pytest.raises(SlideError, match="label, macro") as refused:
         show_associated_image(slide, "thumbnail")
     assert one_sentence(refused.value)
+
+
+def test_all_images_are_in_one_window_and_a_damaged_one_is_said(slide: Slide, viewer: Any, qtbot: Any) -> None:
+    from napari.utils.notifications import notification_manager
+
+    from napari_lrmil.plugin.viewer.associated_images import show_associated_images
+
+    window = show_associated_images(slide, viewer.window._qt_window)
+    assert window is not None and list(window.pictures) == ["label", "macro"] and window.tabs.count() == 2
+    window.close()
+    slide.associated = ("label", "absent")
+    count = len(notification_manager.records)
+    window = show_associated_images(slide, viewer.window._qt_window)
+    assert window is not None and list(window.pictures) == ["label"] and len(notification_manager.records) > count
+    window.close()

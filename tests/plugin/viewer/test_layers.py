@@ -150,3 +150,10 @@ def test_low_attention_leaves_the_slide_as_it_is() -> None:
 
     alpha = attention_colormap().colors[:, 3]
     assert alpha[0] == 0 and alpha[-1] == 1 and (np.diff(alpha) > 0).all()
+
+
+@pytest.mark.parametrize(("limit", "rounded"), [(0.09, 0.1), (0.1, 0.1), (0.11, 0.2), (0.8, 1), (3, 5), (5.1, 10)])
+def test_limits_of_legends_are_round(limit: float, rounded: float) -> None:
+    from napari_lrmil.plugin.viewer.attention_layers import round_up_limit
+
+    assert round_up_limit(limit) == pytest.approx(rounded)
