@@ -219,7 +219,7 @@ def test_attention_in_percentiles_and_powers_of_ten_is_never_smoothed_unasked(
     modes.setCurrentIndex(modes.findData("log"))
     top = np.log10(prediction.student.attention.max() * len(prediction.student.attention))
     assert np.nanmax(layer.data) == pytest.approx(top, abs=1e-4)
-    qtbot.waitUntil(lambda: "power of ten" in viewer.canvas.overlays.text.text, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: "logarithm" in viewer.canvas.overlays.text.text, timeout=WAIT_MS)
     dock.result_view.attention.smooth.click()
     assert layer.interpolation2d == "linear"
     dock.result_view.attention.opacity.setValue(20)
