@@ -28,12 +28,16 @@ from napari_lrmil.plugin.train.pair_preview import PatchPairPicture
 
 # Main settings: label of the line, and its settings.
 MAIN_FIELDS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("HR teacher", ("distil",)),
     ("HR encoder", ("encoder.teacher",)),
     ("µm/px: HR, LR", ("hr_mpp", "lr_mpp")),
     ("Patch px: HR, LR", ("hr_patch_px", "lr_patch_px")),
     ("Epochs: HR, 1, 2", ("teacher.epochs", "stage1.epochs", "stage2.epochs")),
     ("Seeds, folds", ("seeds", "folds")),
 )
+ENCODER_LABEL, ENCODER_LABEL_ALONE = "HR encoder", "Encoder"  # without a teacher the student starts from it
+HR_FIELDS = ("hr_mpp", "hr_patch_px", "teacher.epochs", "stage1.epochs", "stage2.epochs")  # of no use without a teacher
+HR_GROUPS = ("selection", "stage1", "stage2")
 OTHER_ENCODER, CUSTOM_PRESET = "other…", "own settings"
 PREVIEW_PX = 148
 MAIN_LABEL_SHARE = 0.33  # the names of devices and encoders are longer than the labels
@@ -100,7 +104,9 @@ class TrainingForm(Step):
         label, keys = line
         if keys == ("encoder.teacher",):
             choices = [self.encoder, self.editors["encoder.teacher"]]
-            editor = widgets.Container(widgets=choices, layout="vertical", labels=False, label=label)
+            editor = self.encoder_line = widgets.Container(
+                widgets=choices, layout="vertical", labels=False, label=label
+            )
         elif len(keys) == 1:
             editor = self.editors[keys[0]]
             editor.label = label
@@ -149,6 +155,7 @@ class TrainingForm(Step):
             self._show_encoder(config.encoder.teacher)
             named = next((name for name in PRESETS if preset_config(name) == config), CUSTOM_PRESET)
             self.preset.value = named
+            self._show_teacher_settings()
         finally:
             self._showing = False
         self.changed.emit()
@@ -168,7 +175,20 @@ class TrainingForm(Step):
             self._showing = True
             self.preset.value = CUSTOM_PRESET
             self._showing = False
+            self._show_teacher_settings()
             self.changed.emit()
+
+    def _show_teacher_settings(self) -> None:
+        """Offer the settings of teacher and distillation only if there is a teacher (``train --no-teacher``)."""
+        has_teacher = bool(self.editors["distil"].value)
+        for key in HR_FIELDS:
+            self.editors[key].enabled = has_teacher
+        for name, group in zip(GROUP_TITLES, self.groups, strict=True):
+            if name in HR_GROUPS:
+                group.setVisible(has_teacher)
+        self.encoder_line.label = ENCODER_LABEL if has_teacher else ENCODER_LABEL_ALONE
+        for part in (self.hr, self.hr_caption):
+            part.setVisible(has_teacher)
 
     def _preset_chosen(self, name: str) -> None:
         if not self._showing and name != CUSTOM_PRESET:

@@ -14,6 +14,7 @@ from napari_lrmil.core.encoders import save_encoder
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.phantom import make_cohort
 from napari_lrmil.core.user_settings import SettingsStore
+from napari_lrmil.plugin.train.config_fields import GROUP_TITLES, preset_config
 from support.fake_slides import one_sentence
 from support.networks import untrained_encoder
 from support.run_folders import write_run
@@ -212,6 +213,20 @@ def test_settings_come_from_the_configuration(dock: Any, qtbot: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # the program is loaded twice by the run's process
+def test_without_a_teacher_only_settings_of_the_student_are_offered(dock: Any, qtbot: Any) -> None:
+    """As `train --no-teacher`: HR fields are greyed, groups and picture of the teacher hidden, and all come back."""
+    form = dock.form
+    stage1, stage3 = (form.groups[list(GROUP_TITLES).index(name)] for name in ("stage1", "stage3"))
+    form.editors["distil"].value = False
+    assert form.value().distil is False and form.check() is not None
+    assert not form.editors["hr_mpp"].enabled and form.editors["lr_mpp"].enabled
+    assert stage1.isHidden() and form.hr.isHidden() and not stage3.isHidden() and not form.lr.isHidden()
+    assert form.encoder_line.label == "Encoder"
+    form.set_value(preset_config("default"))
+    assert form.value().distil and form.editors["hr_mpp"].enabled and form.encoder_line.label == "HR encoder"
+    assert not stage1.isHidden() and not form.hr.isHidden()
+
+
 def test_a_run_is_started_stopped_resumed_and_its_model_used(
     dock: Any, viewer: Any, slide_folder: Path, tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
