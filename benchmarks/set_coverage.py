@@ -1,11 +1,12 @@
 """Coverage of the sets of classes on unseen phantoms, and sensitivity and specificity at the operating point.
 
-    python benchmarks/set_coverage.py --work WORK [--results FILE] [--write PAGE]
+    python benchmarks/set_coverage.py --setting patients|alike --work WORK [--results FILE] [--write PAGE]
 
-A student learns from phantom patients, without a teacher so that it takes minutes. A part of the training patients is
-set aside for calibration, and the sets are counted on 200 patients that the run has not seen, a slide each. Slides and
-run go to `WORK` and may be deleted; the command goes on where it stopped. The figures go to `FILE`; if it exists,
-nothing is measured. ``--write`` puts them into a page.
+A student learns from phantoms, without a teacher so that it takes minutes. A part of the training patients is set aside
+for calibration, and the sets are counted on 200 patients that the run has not seen, a slide each. Patients differ in
+stain, morphology and scanner (``patients``), or their slides look alike (``alike``). Slides and run go to `WORK` and
+may be deleted; the command goes on where it stopped. The figures go to `FILE`; if it exists, nothing is measured.
+``--write`` puts them into a page.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -28,21 +30,44 @@ from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.metrics.conformal import aps_scores, conformal_threshold, prediction_sets
 from napari_lrmil.core.phantom import LESION
 
-PATIENTS = {"train": 100, "val": 20, "test": 200}
+
+@dataclass(frozen=True)
+class Setting:
+    """Phantoms of a run: numbers of patients, how many of the training patients calibrate, and how they look."""
+
+    train: int
+    calibration: int
+    differ: bool
+    results: str
+
+    @property
+    def patients(self) -> dict[str, int]:
+        """Split -> number of patients that are painted."""
+        return {"train": self.train + self.calibration, "val": 20, "test": 200}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Configuration of the run."""
+        share = self.calibration / (self.train + self.calibration)
+        return CONFIG | {"split": {"calibration": share}}
+
+
+SETTINGS = {
+    "patients": Setting(train=40, calibration=60, differ=True, results="set_coverage.json"),
+    "alike": Setting(train=60, calibration=200, differ=False, results="set_coverage_alike.json"),
+}
 SIZE = (1024, 768)  # px of 0.5 µm
 SEED = 90
-CALIBRATION_SHARE = 0.6  # 60 patients for calibration leave 40 for training
 CONFIG: dict[str, Any] = {
     "distil": False,
     "lr_patch_px": 64,
     "stage3": {"epochs": 0},  # a MIL on the frozen encoder
     "baselines": [],
-    "split": {"calibration": CALIBRATION_SHARE},
     "encoder": {"teacher": "demo"},
 }
 COVERAGES = (0.8, 0.9, 0.95)
 DIVISIONS = 2000  # random divisions of calibration and test patients, for the spread between calibrations
-BEGIN, END = "<!-- written by benchmarks/set_coverage.py --write -->", "<!-- end of what it writes -->"
+END = "<!-- end of what it writes -->"
 Slides = Sequence[Mapping[str, Any]]
 
 
@@ -50,26 +75,30 @@ def main() -> None:
     """Measure unless it was measured, and print or write the tables."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--work", type=Path, help="folder for slides and run")
-    p.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "set_coverage.json")
+    p.add_argument("--setting", choices=SETTINGS, default="patients")
+    p.add_argument("--results", type=Path, help="by default benchmarks/results/set_coverage*.json")
     p.add_argument("--write", type=Path, help="put the tables into this page")
     args = p.parse_args()
-    if not args.results.exists():
+    setting = SETTINGS[args.setting]
+    file = args.results or Path(__file__).parent / "results" / setting.results
+    if not file.exists():
         if args.work is None:
             p.error("--work is needed, for slides and run")
-        write_json(args.results, measure(args.work))
-    results = json.loads(args.results.read_text(encoding="utf-8"))
+        write_json(file, measure(args.work, setting))
+    results = json.loads(file.read_text(encoding="utf-8"))
     if args.write is None:
         print_tables(results)
         return
     with redirect_stdout(StringIO()) as output:
         print_tables(results)
-    put_between(args.write, BEGIN, END, f"\n{output.getvalue()}\n")
+    begin = f"<!-- written by benchmarks/set_coverage.py --setting {args.setting} --write -->"
+    put_between(args.write, begin, END, f"\n{output.getvalue()}\n")
 
 
 # ---------------------------------------------------------------- measuring
 
 
-def measure(work: Path) -> dict[str, Any]:
+def measure(work: Path, setting: Setting) -> dict[str, Any]:
     """Paint, train and return the figures of the run with the probabilities of its calibration and test slides."""
     import torch
 
@@ -79,9 +108,9 @@ def measure(work: Path) -> dict[str, Any]:
 
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    paint(work / "slides")
+    paint(work / "slides", setting)
     run = work / "run"
-    for _ in train(work / "slides" / "cohort.csv", run, build_config(CONFIG), torch.device("cpu")):
+    for _ in train(work / "slides" / "cohort.csv", run, build_config(setting.config), torch.device("cpu")):
         pass
     metrics = json.loads((run / METRICS).read_text(encoding="utf-8"))["student"]["test"]
     slides = json.loads((run / SLIDES).read_text(encoding="utf-8"))["slides"]
@@ -97,15 +126,16 @@ def measure(work: Path) -> dict[str, Any]:
     }
 
 
-def paint(folder: Path) -> None:
+def paint(folder: Path, setting: Setting) -> None:
     """Write the phantoms, a slide of each patient, unless they are there."""
     from napari_lrmil.core.phantom import make_cohort
 
-    for split, patients in PATIENTS.items():
+    for split, patients in setting.patients.items():
         done = folder / f".{split}-{patients}"
         if not done.exists():
-            options: dict[str, Any] = {"patients": patients, "slides_per_patient": (1, 1)}
-            for _ in make_cohort(folder, None, SIZE, SEED, split=split, **options):
+            options: dict[str, Any] = {"patients": patients, "slides_per_patient": (1, 1)} if setting.differ else {}
+            slides = None if setting.differ else patients  # each of a different patient
+            for _ in make_cohort(folder, slides, SIZE, SEED, split=split, **options):
                 pass
             done.touch()
 
