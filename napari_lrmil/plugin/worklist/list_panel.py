@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from napari_lrmil.core.slides.slide import Pixels
 
 NAME, ANSWER, STATE = range(3)
-LIST_MIN_HEIGHT_PX = 190
+LIST_MIN_HEIGHT_PX = 150
 ROWS_MEASURED = 50  # for the width of a column; all of a long list would take seconds
 ICON_PX = 32  # height of a row; the picture is reduced to it
 SORT_LABELS = {

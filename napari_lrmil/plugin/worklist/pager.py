@@ -127,8 +127,7 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
         """Show a slide in place of the present one."""
         self._answerer.stop()
         self._wanted, self._has_arrived = slide, False
-        is_open = self._session is not None and any(choice.path == slide.path for choice in self._session.slides)
-        if is_open:
+        if self._is_on_canvas(slide.path):  # by its layers: the session learns later that a slide was removed
             self._choose()
         elif self._next is not None and self._next.path == slide.path:
             opened, self._next = self._next, None
@@ -138,6 +137,9 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
             self.progress.emit("opening the slide")
             if not (self._is_opening_ahead and self._prepared == slide.path):  # else it comes by `_on_ahead_event`
                 self._opener.submit(self._opening(slide).events)
+
+    def _is_on_canvas(self, path: Path) -> bool:
+        return bool(lrmil_layers(self._viewer, path, role="slide"))
 
     def show_nothing(self) -> None:
         """Remove the slides of the list from the canvas, for an entry that cannot be shown."""
@@ -151,7 +153,7 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
 
     def _place(self, opened: OpenedSlide) -> None:
         """Put an opened slide on the canvas; the session learns of it with the next turn of the event loop."""
-        if lrmil_layers(self._viewer, opened.path):
+        if self._is_on_canvas(opened.path):
             return  # it was opened twice, because the user went back and forth
         layers = opened.layers
         if opened.asks_mpp:
@@ -200,7 +202,7 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
         session, wanted = self._session, self._wanted
         if self._has_arrived or session is None or wanted is None or session.slide is None:
             return
-        if session.slide.path == wanted.path:
+        if session.slide.path == wanted.path and self._is_on_canvas(wanted.path):
             self._has_arrived = True
             self.progress.emit("")
             self._viewer.reset_view()

@@ -9,15 +9,26 @@ from typing import Any
 
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtGui import QKeySequence
-from qtpy.QtWidgets import QCheckBox, QComboBox, QLineEdit, QPushButton, QShortcut, QVBoxLayout, QWidget
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QComboBox,
+    QLabel,
+    QLineEdit,
+    QPushButton,
+    QScrollArea,
+    QShortcut,
+    QVBoxLayout,
+    QWidget,
+)
 
 from napari_lrmil.core.text_escapes import printable
 from napari_lrmil.core.worklist.annotation_file import ANNOTATION_CLASSES
 from napari_lrmil.core.worklist.entry import WorklistEntry
 from napari_lrmil.core.worklist.review import Verdict
-from napari_lrmil.plugin.qt.section import enable_unless, make_button, make_label, make_row
+from napari_lrmil.plugin.qt.section import HeightForWidthColumn, enable_unless, make_button, make_label, make_row
 
 KEYS = {Verdict.AGREE: "Y", Verdict.DISAGREE: "N", Verdict.UNSURE: "U"}
+DETAIL_LINES = 4  # that are visible without scrolling
 UNDO_KEY = "Ctrl+Backspace"
 MAX_KEYED_CLASSES = 9  # Alt+1 to Alt+9
 NO_SLIDE, NO_NAME = "Show a slide of the list first.", "Enter your name first: verdicts are stored under it."
@@ -85,6 +96,7 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.annotation_class.setToolTip("Class of the regions that you draw, as QuPath names it; or type another one")
         for verdict, button in self.buttons.items():
             button.setText(f"{verdict.value.capitalize()} ({KEYS[verdict]})")
+        self.details_box = _short_box(self.details)
         self._class_row = make_row()
         self._verdict_row = make_row(*self.buttons.values())
         column = QVBoxLayout(self)
@@ -92,7 +104,7 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
         column.setSpacing(4)
         for part in (
             self.answer,
-            self.details,
+            self.details_box,
             self._class_row,
             self._verdict_row,
             self.other_class,
@@ -148,7 +160,7 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.answer.setText(_answer_line(entry, is_hidden=is_hidden))
         details = _detail_lines(entry, is_hidden=is_hidden)
         self.details.setText(details)
-        self.details.setVisible(bool(details))
+        self.details_box.setVisible(bool(details))
         self._show_verdict(entry, draft)
         self._show_buttons(entry, is_hidden=is_hidden)
 
@@ -203,6 +215,22 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     def _give_class(self, name: str, *_: Any) -> None:
         self.class_given.emit(name)
+
+
+def _short_box(label: QLabel) -> QScrollArea:
+    """Return a scroll area of a few lines, so that long warnings leave the verdict buttons on a small screen."""
+    inner = HeightForWidthColumn()
+    column = QVBoxLayout(inner)
+    column.setContentsMargins(0, 0, 0, 0)
+    column.addWidget(label)
+    column.addStretch(1)
+    box = QScrollArea()
+    box.setWidgetResizable(True)
+    box.setFrameShape(QScrollArea.Shape.NoFrame)
+    box.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+    box.setWidget(inner)
+    box.setFixedHeight(DETAIL_LINES * label.fontMetrics().lineSpacing() + 4)
+    return box
 
 
 def _answer_line(entry: WorklistEntry | None, *, is_hidden: bool) -> str:

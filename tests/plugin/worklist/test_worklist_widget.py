@@ -156,6 +156,20 @@ def test_slides_that_were_left_are_closed(make_worklist: MakeWorklist, folder: P
     qtbot.waitUntil(lambda: gc.collect() >= 0 and screen() is None, timeout=WAIT_MS)
 
 
+def test_paging_back_and_forth_without_waiting_ends_at_the_slide_that_is_named(
+    make_worklist: MakeWorklist, folder: Path, viewer: Any, qtbot: Any
+) -> None:
+    """A slide whose layers were just removed is still in the session for a turn of the event loop."""
+    dock = make_worklist(folder)
+    page(dock, qtbot)
+    for by in (1, -1, -1, 1, -1):
+        (dock.next if by > 0 else dock.previous).click()
+        qtbot.waitUntil(lambda: dock.pager.has_arrived, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: settled(dock), timeout=WAIT_MS)
+    assert dock.current.name == dock.session.slide.name == "a" and shown_slides(viewer) == ["a"]
+    assert {layer.metadata["napari_lrmil"]["path"] for layer in lrmil_layers(viewer)} == {str(folder / "a.tif")}
+
+
 def test_a_broken_slide_says_so_in_its_row_and_leaves_no_other_on_the_canvas(
     make_worklist: MakeWorklist, folder: Path, viewer: Any, qtbot: Any
 ) -> None:
