@@ -12,6 +12,7 @@ from PIL import Image
 from napari_lrmil.core.cohort.predict_task import summarize_prediction
 from napari_lrmil.core.errors import BundleError, LrmilError
 from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.slides.place_link import PlaceLink
 from napari_lrmil.plugin import launch
 from support.fake_slides import one_sentence, speckled, write_tiff
 
@@ -31,6 +32,16 @@ def test_a_slide_that_is_not_there_is_told_before_a_window_opens(
     monkeypatch.setattr(launch, "_load_napari", lambda **_: pytest.fail("napari was loaded"))
     with pytest.raises(LrmilError, match="no such file"):
         launch.open_viewer([tmp_path / "away.svs"], None, None)
+
+
+def test_a_link_is_checked_before_a_window_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "has_display", lambda: True)
+    monkeypatch.setattr(launch, "_load_napari", lambda **_: pytest.fail("napari was loaded"))
+    link = PlaceLink(tmp_path / "away.svs", 1.0, 2.0, 20.0).as_text()
+    with pytest.raises(LrmilError, match=r"away\.svs: no such file"):
+        launch.open_viewer([Path(link)], None, None)
+    with pytest.raises(LrmilError, match="lacks magnification"):
+        launch.open_viewer([Path(link.rpartition(",")[0])], None, None)
 
 
 @pytest.mark.usefixtures("no_screen")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from napari_lrmil.plugin.viewer.layers import lrmil_layers
 from napari_lrmil.plugin.viewer.navigation import fly_to
 from napari_lrmil.plugin.viewer.split_view import (
     add_legends,
+    find_split_view,
     prepare_caption,
     refresh_attention,
     show_evidence,
@@ -59,6 +61,7 @@ class ResultView(QWidget):  # type: ignore[misc]  # qtpy has no types
     """
 
     legends_added = Signal()
+    compare_mode_changed = Signal()
 
     def __init__(self, viewer: ViewerModel, session: Session, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -126,6 +129,12 @@ class ResultView(QWidget):  # type: ignore[misc]  # qtpy has no types
             self.compare_mode = mode
             self._redraw()
             self._draw_picked()
+            self.compare_mode_changed.emit()
+
+    def leave_side_by_side(self) -> None:
+        """Choose Wipe if two views are shown, because napari cannot draw in two views."""
+        if self.compare_mode.view == "side" and find_split_view(self._viewer) is not None:
+            self.set_compare_mode(replace(self.compare_mode, view="wipe"))
 
     def show_picked(self, rows: Int64 | None) -> None:
         """Outline LR patches on the slide.

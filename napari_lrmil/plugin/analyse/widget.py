@@ -358,6 +358,7 @@ class AnalyseWidget(DockWidget):
             self.live_view.predictions.stop()
 
     def _start_drawing(self) -> None:
+        self.result_view.leave_side_by_side()
         show_errors(self.viewer_actions.start_drawing)
         self.session.use_drawn_regions()
 
@@ -406,6 +407,7 @@ class AnalyseWidget(DockWidget):
         self.live_view.predictions.submit(self.session.prepare_what_if())
 
     def _start_tissue_edit(self) -> None:
+        self.result_view.leave_side_by_side()
         self.viewer_actions.start_tissue_edit()
         layer = self.viewer_actions.tissue_layer()
         if layer is not None:  # napari's own keys and controls change the tool too

@@ -139,9 +139,16 @@ class CompareWidget(DockWidget):
         analyse = find_dock(self._viewer, AnalyseWidget)
         self.analyse = analyse if analyse is not None else open_dock(self._viewer, AnalyseWidget, ANALYSE_TITLE)
         self.analyse.removed.connect(self._on_analyse_removed)
+        self.analyse.result_view.compare_mode_changed.connect(self._show_compare_mode)
         connect_until_destroyed(self, [(self.session.changed, self._refresh)])
         self._show_joined(True)
         self._refresh()
+
+    def _show_compare_mode(self) -> None:
+        """Show the arrangement that the Analyse dock has chosen, for drawing."""
+        view = self.analyse.result_view.compare_mode.view
+        if self._comparison is not None and self.maps.value().view != view:
+            self.maps.choose(view)
 
     def _on_analyse_removed(self) -> None:
         self.session.changed.disconnect(self._refresh)

@@ -327,6 +327,18 @@ def test_paint_adds_tissue_and_erase_removes_it_whatever_label_is_selected(dock:
     assert (np.asarray(layer.data) > 0).all()
 
 
+def test_editing_shows_one_view_because_two_cannot_be_drawn_on(dock: Any, viewer: Any, qtbot: Any) -> None:
+    from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+    from napari_lrmil.plugin.viewer.split_view import find_split_view
+
+    dock.run(TeacherPatches(2))
+    qtbot.waitUntil(lambda: not dock.session.is_busy, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: find_split_view(viewer) is not None, timeout=WAIT_MS)
+    dock.tissue.edit.click()
+    qtbot.waitUntil(lambda: timers_rest(dock), timeout=WAIT_MS)
+    assert find_split_view(viewer) is None and dock.viewer_actions.tissue_layer().visible
+
+
 def drag_over_middle(layer: Any) -> None:
     """Press and release the mouse in the middle of a labels layer, with the tool that is chosen."""
     from napari.layers.labels._labels_mouse_bindings import draw
