@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,12 @@ def appearance(viewer: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def docks(viewer: Any, make_dock: MakeDock, slide_path: Path, tmp_path: Path, qtbot: Any) -> list[Any]:
-    """Return the docks with a result, a comparison and a cohort, all sections unfolded."""
+    """Return the docks with a result, a comparison, a cohort and a list of slides, all sections unfolded."""
     from napari_lrmil.core.inference.teacher_patches import TeacherPatches
     from napari_lrmil.plugin.compare.widget import CompareWidget
     from napari_lrmil.plugin.qt.docks import open_dock
     from napari_lrmil.plugin.train.widget import TrainWidget
+    from napari_lrmil.plugin.worklist.widget import open_worklist
 
     analyse = make_dock(slide_path)
     qtbot.waitUntil(lambda: analyse.session.tissue_grid is not None, timeout=WAIT_MS)
@@ -42,13 +44,17 @@ def docks(viewer: Any, make_dock: MakeDock, slide_path: Path, tmp_path: Path, qt
     qtbot.waitUntil(lambda: not analyse.session.is_busy, timeout=WAIT_MS)
     compare = open_dock(viewer, CompareWidget, "Compare (LRMIL)")
     train = open_dock(viewer, TrainWidget, "Train (LRMIL)")
+    (tmp_path / "slides").mkdir()
+    shutil.copy(slide_path, tmp_path / "slides")
     (tmp_path / "cohort.csv").write_text(CELLS)
     train.table.open(tmp_path / "cohort.csv")
+    worklist = open_worklist(viewer, [tmp_path / "slides"])
+    qtbot.waitUntil(lambda: worklist.current is not None, timeout=WAIT_MS)
     for dock in (analyse, compare, train):
         for section in (*dock.sections, *(train.form.groups if dock is train else ())):
             if not section.isExpanded():
                 section.toggleButton().click()
-    return [analyse, compare, train]
+    return [analyse, compare, train, worklist]
 
 
 def test_no_text_is_cut_off(viewer: Any, docks: list[Any], appearance: Any, qtbot: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import Qt, QTimer, Signal
+from qtpy.QtCore import QEvent, Qt, QTimer, Signal
 from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import QCheckBox, QHBoxLayout, QLabel, QPushButton, QShortcut, QWidget
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from napari.components import ViewerModel
 
 
-REFRESH_MS = 30
+REFRESH_MS, LABEL_MARGIN_PX = 30, 18
 MAGNIFICATION_TOLERANCE = 0.01  # relative; a button is checked within it, because the zoom is a rounded float
 STYLE = "QPushButton { padding: 3px 0px; min-width: 2.5em; } QPushButton:checked { font-weight: bold; }"
 
@@ -94,6 +94,12 @@ class MagnificationRow(QWidget):  # type: ignore[misc]  # qtpy has no types
         """Enable the magnifications of the current slide. Call it after a slide was shown or hidden."""
         self._schedule_refresh()
 
+    def changeEvent(self, event: QEvent) -> None:  # noqa: N802  # Qt's name
+        """Make room for the magnification in the new font."""
+        super().changeEvent(event)
+        if event.type() in (QEvent.Type.FontChange, QEvent.Type.StyleChange) and hasattr(self, "_refresh_soon"):
+            self._schedule_refresh()
+
     def value(self) -> float:
         """Return the present magnification."""
         return current_magnification(self._viewer, self.devicePixelRatioF())
@@ -117,7 +123,7 @@ class MagnificationRow(QWidget):  # type: ignore[misc]  # qtpy has no types
         is_between = mpp is not None and not any(button.isChecked() for button in self.buttons.values())
         # Room for any text in the present font, or the buttons would move whenever it changes.
         self.current.ensurePolished()
-        self.current.setMinimumWidth(self.current.fontMetrics().horizontalAdvance("  88.8x  "))
+        self.current.setMinimumWidth(self.current.fontMetrics().horizontalAdvance("88.8x") + LABEL_MARGIN_PX)
         self.current.setText(f"{value:.3g}x" if is_between else "")
 
     def _keys_are_free(self) -> bool:
