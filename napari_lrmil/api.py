@@ -108,6 +108,7 @@ def predict(
     device: str = "auto",
     runtime: str = "auto",
     allow_missing: bool = False,
+    exclude_artefacts: bool = False,
     on_event: OnEvent | None = None,
 ) -> Prediction:
     """Classify a slide with the low-resolution student.
@@ -129,6 +130,8 @@ def predict(
         ``torch``, ``openvino``, or ``auto``: the fastest one that agrees with torch.
     allow_missing
         Predict a slide even if more than a third of its tissue is not stored or damaged.
+    exclude_artefacts
+        Leave pen, folds, air bubbles and blur out of the tissue.
     on_event
         Called with every event, for a progress display.
 
@@ -155,6 +158,7 @@ def predict(
     with _opened(slide) as (opened, seconds_open):
         model = _loaded(PHANTOM_MODEL if bundle is None else bundle)
         options = {"runtime": runtime, "allow_missing": allow_missing, "seconds_open": seconds_open}
+        options |= {"exclude_artefacts": exclude_artefacts}
         events = _predict_events(opened, model, teacher, regions, device, options)
         prediction: Prediction = run_to_end(events, on_event)
         return prediction if bundle is not None else _with_unnamed_model(prediction, opened)

@@ -70,6 +70,10 @@ RoiOption = Annotated[
 KeepOption = Annotated[Path | None, typer.Option(help="leave out everything outside these regions")]
 ExcludeOption = Annotated[Path | None, typer.Option(help="leave out these regions")]
 TissueOption = Annotated[Path | None, typer.Option(help="a tissue mask (PNG) that was saved from the window")]
+ArtefactsOption = Annotated[
+    bool,
+    typer.Option("--exclude-artefacts", help="leave pen, folds, air bubbles and blur out of the tissue"),
+]
 ReportOption = Annotated[bool, typer.Option("--report", help="also write report.html for each slide")]
 OverlayOption = Annotated[bool, typer.Option("--overlay/--no-overlay", help="draw overlay.png for each slide, or not")]
 ReaderOption = Annotated[
@@ -150,6 +154,7 @@ def predict(
     full_paths: FullPathsOption = False,
     allow_missing: AllowMissingOption = False,
     by: ByOption = None,
+    exclude_artefacts: ArtefactsOption = False,
     ladder: LadderOption = False,
     cascade: CascadeOption = False,
     budget: BudgetOption = None,
@@ -158,14 +163,14 @@ def predict(
     execution = ExecutionOptions(workers, scheduler, memory, device)
     files = {"roi": roi, "keep": keep, "exclude": exclude, "tissue": tissue}
     if ladder or cascade or budget is not None:
-        require_climb_options(
-            ladder=ladder, cascade=cascade, budget=budget, others=files | {"by": by, "report": report}
-        )
+        others = files | {"by": by, "report": report, "exclude-artefacts": exclude_artefacts}
+        require_climb_options(ladder=ladder, cascade=cascade, budget=budget, others=others)
         options = {"device": device, "runtime": runtime, "reader": reader, "overlay": overlay, "budget": budget}
         options |= {"full_paths": full_paths, "allow_missing": allow_missing, "resume": resume}
         _climb(slides, mpp, ClimbCall(bundles, teacher, cascade, folder, execution, options))
         return
     bundle = single_bundle(bundles)
+    _require_found_mask(tissue, exclude_artefacts)
     has_server = start_imports_of_workers(PREDICT_IMPORTS, slides, workers, scheduler)
 
     from napari_lrmil.core.inference.teacher_patches import TeacherPatches
@@ -185,7 +190,7 @@ def predict(
     _require_one_slide(len(given), files)
     options = {"device": device, "report": report, "files": files, "resume": resume, "runtime": runtime}
     options |= {"reader": reader, "overlay": overlay, "full_paths": full_paths, "teacher": patches}
-    options |= {"allow_missing": allow_missing, "is_unnamed": bundle is None}
+    options |= {"allow_missing": allow_missing, "is_unnamed": bundle is None, "exclude_artefacts": exclude_artefacts}
     task = model.task(name, execution.resolve_path(folder), options)
     jobs = _slide_jobs(given, mpp, execution)
     table = partial(_write_tables, folder, _patient_request(by_table, given, model.path))
@@ -193,6 +198,14 @@ def predict(
         "predict", jobs, task, execution, folder, shown_notices=model.notices, write_tables=table, notices=left_out
     )
     exit_if_failed(progress)
+
+
+def _require_found_mask(tissue: Path | None, exclude_artefacts: bool) -> None:
+    """Raise `ConfigError` if artefacts would be left out of a mask that the user has edited."""
+    from napari_lrmil.core.errors import ConfigError
+
+    if tissue is not None and exclude_artefacts:
+        raise ConfigError("--tissue is a mask of your own, which is taken as it is; leave --exclude-artefacts out")
 
 
 def _climb(slides: Sequence[Path], mpp: float | None, call: ClimbCall) -> None:

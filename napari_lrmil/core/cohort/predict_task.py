@@ -79,6 +79,8 @@ class PredictTask:
         Whether slides are predicted of which more than a third of the tissue is missing.
     is_unnamed
         Whether nobody named the model, so that a slide of real tissue gets a warning.
+    exclude_artefacts
+        Whether artefacts are left out of the tissue although the model was trained with them.
     """
 
     shared_imports: ClassVar = ("napari_lrmil.core.cohort.predict_imports",)
@@ -98,6 +100,7 @@ class PredictTask:
     full_paths: bool = False
     allow_missing: bool = False
     is_unnamed: bool = False
+    exclude_artefacts: bool = False
 
     def prepare(self, threads: int) -> None:
         """Set the number of threads that computations use in this process."""
@@ -153,6 +156,7 @@ class PredictTask:
             tissue_grid=self._edited_tissue(slide, model),
             runtime=self.runtime,
             allow_missing=self.allow_missing,
+            exclude_artefacts=self.exclude_artefacts,
         )
 
     def _reusable_result(self, slide: Slide, model: Bundle) -> TaskResult | None:
@@ -164,7 +168,14 @@ class PredictTask:
         reader = None if self.reader == AUTO else self.reader
         runtime = REFERENCE if self.runtime == REFERENCE.name else None
         requirements = ResultRequirements(
-            self.bundle_sha256, self.teacher, self.report, reader, runtime, self.overlay, self.allow_missing
+            self.bundle_sha256,
+            self.teacher,
+            self.report,
+            reader,
+            runtime,
+            self.overlay,
+            self.allow_missing,
+            self.exclude_artefacts or model.card.tissue.exclude_artefacts,
         )
         file = find_reusable_result(folder, slide, requirements)
         # Another calibration of the same weights has other limits under the same hash.
@@ -202,6 +213,7 @@ class PredictTask:
             report=True,
             reader=self.reader,
             allow_missing=self.allow_missing,
+            exclude_artefacts=self.exclude_artefacts,
         )
         return ReportRequest(command, model.card.hr_mpp)
 

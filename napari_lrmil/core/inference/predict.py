@@ -21,7 +21,7 @@ from napari_lrmil.core.features.extraction import Embeddings, PatchSet, extract_
 from napari_lrmil.core.features.prefetch import default_batch_size
 from napari_lrmil.core.geometry import Int64, Lattice
 from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
-from napari_lrmil.core.inference.quality_checks import quality_warnings
+from napari_lrmil.core.inference.quality_checks import artefact_shares, quality_warnings
 from napari_lrmil.core.inference.slide_limits import slide_limits
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches, select_teacher_patches
 from napari_lrmil.core.metrics.agreement import measure_agreement
@@ -29,6 +29,7 @@ from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.card import Card
 from napari_lrmil.core.models.patient_bag import attention_mass
 from napari_lrmil.core.models.pooling import AggregatorWeights, pool_instances
+from napari_lrmil.core.patching.artefacts import ArtefactShares
 from napari_lrmil.core.patching.grid import (
     NestedGrid,
     TissueGrid,
@@ -40,6 +41,7 @@ from napari_lrmil.core.patching.mask_filters import Mask
 from napari_lrmil.core.patching.missing_tissue import MissingTilesCheck, PatchSize
 from napari_lrmil.core.patching.roi import WHOLE_SLIDE, RegionOfInterest
 from napari_lrmil.core.patching.stain import StainTransform
+from napari_lrmil.core.patching.tissue import TissueConfig
 from napari_lrmil.core.runtimes.select import (
     MIN_CHECK_PATCHES,
     Runtime,
@@ -73,6 +75,7 @@ def predict(
     allow_missing: bool = False,
     stain: StainTransform | None = None,
     student: NetworkPrediction | None = None,
+    exclude_artefacts: bool = False,
 ) -> Iterator[Event]:
     """Run the LR student on a slide or a region, then the HR teacher on the patches in `teacher`.
 
@@ -96,6 +99,9 @@ def predict(
         The slide's transform to the colour of the model, if it is known. Otherwise it is measured on `tissue_grid`.
     student
         The student's prediction of an earlier call on the same patches. It is taken over, and only the teacher runs.
+    exclude_artefacts
+        Leave pen, folds, air bubbles and blur out of the tissue, even if the model was trained with them. A given
+        `tissue_grid` is taken as it is.
 
     Raises
     ------
@@ -107,18 +113,23 @@ def predict(
         yield from _teacher_notices(slide, bundle)
     slide.count_damaged_tiles()
     compute = _Compute(device, cache, runtime)
-    options = _Options(teacher, allow_missing, stain)
+    options = _Options(teacher, allow_missing, stain, exclude_artefacts)
     request = yield from _prepare(slide, bundle, compute, scope, tissue_grid, seconds_open, options)
     yield Finished((yield from _run_networks(request, teacher, student)))
 
 
 @dataclass(frozen=True)
 class _Options:
-    """LR patches of the teacher, whether a slide is predicted that lacks much of its tissue, its known transform."""
+    """LR patches of the teacher, whether much tissue may be missing, known transform, and whether artefacts go."""
 
     teacher: TeacherPatches
     allow_missing: bool
     stain: StainTransform | None
+    exclude_artefacts: bool
+
+    def tissue(self, card: Card) -> TissueConfig:
+        """Return the settings of the tissue mask."""
+        return replace(card.tissue, exclude_artefacts=True) if self.exclude_artefacts else card.tissue
 
     def patch_sizes(self, card: Card, lattice: Lattice) -> list[PatchSize]:
         """Return the patches that the networks read."""
@@ -168,6 +179,7 @@ class _Request:
     missing: MissingTilesCheck
     stain: StainTransform | None
     is_calibrated: bool  # the temperature was fitted on whole slides, so it does not hold for a part
+    artefacts: ArtefactShares | None
 
 
 @dataclass(frozen=True)
@@ -233,12 +245,14 @@ def _prepare(
     yield Progress("tissue", 0, 1, "slide")
     slide.forget_finest_read()
     began, cpu, decoded = time.perf_counter(), time.process_time(), slide.pixels_decoded
-    tissue_grid = tissue_grid or find_tissue_grid(slide, bundle.card.plan, bundle.card.tissue)
+    tissue_grid = tissue_grid or find_tissue_grid(slide, bundle.card.plan, options.tissue(bundle.card))
     scope = replace(scope, edited=tissue_grid.edited)
     grid, about_regions = scope.of(tissue_grid, slide.path)
     about_regions = (*scope.warnings, *about_regions)
     # The thresholds were measured on whole slides: a small region has little tissue by intent.
     quality = quality_warnings(slide, grid, bundle.card) if scope.kind == "slide" else ()
+    artefacts = artefact_shares(tissue_grid, options.tissue(bundle.card)) if scope.kind == "slide" else None
+    quality = (*quality, *filter(None, [artefacts.warning if artefacts is not None else ""]))
     yield from (Notice(text, slide.name) for text in (*about_regions, *quality))
     sizes = options.patch_sizes(bundle.card, grid.lattice)
     select = None if scope.is_whole_slide else partial(_select_part, slide, bundle, tissue_grid, scope)
@@ -258,7 +272,7 @@ def _prepare(
     # The model's own notice is stored with every result: a reader of the file has not seen the model card.
     warnings = (*slide.warnings, *model_notices, *about_regions, *quality, *about_stain)
     is_calibrated = scope.is_whole_slide
-    return _Request(slide, bundle, compute, grid, scope, costs, warnings, missing, stain, is_calibrated)
+    return _Request(slide, bundle, compute, grid, scope, costs, warnings, missing, stain, is_calibrated, artefacts)
 
 
 def _select_part(slide: Slide, bundle: Bundle, tissue_grid: TissueGrid, scope: RegionOfInterest, mask: Mask) -> Mask:
@@ -508,6 +522,7 @@ def _student_prediction(request: _Request, student: NetworkPrediction) -> Predic
         device=str(request.compute.device),
         warnings=request.warnings,
         scope=request.scope,
+        artefacts=request.artefacts,
         finest_read=slide.finest_read(student.target_mpp),
         limits=slide_limits(bundle, student.probabilities, is_whole_slide=request.is_calibrated),
         cohort_distance=None if statistics is None or embedding is None else statistics.measure(embedding),

@@ -14,6 +14,7 @@ from napari_lrmil.core.inference.slide_limits import NO_LIMITS, SlideLimits
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.metrics.agreement import Agreement, pool_to_lr_grid
 from napari_lrmil.core.models.cohort_distance import CohortDistance
+from napari_lrmil.core.patching.artefacts import ArtefactShares
 from napari_lrmil.core.patching.grid import NestedGrid
 from napari_lrmil.core.patching.missing_tissue import NOTHING_MISSING, MissingTiles
 from napari_lrmil.core.patching.roi import WHOLE_SLIDE, RegionOfInterest
@@ -122,6 +123,8 @@ class Prediction:
         Distance from the training slides; None for regions, and if the model does not state how its slides lie.
     stated_hr_patches
         Number of HR patches if `grid` does not hold them all, as in a restored result; None if it does.
+    artefacts
+        Pen, folds, air bubbles and blur on the tissue; None for regions, and if there are none.
     """
 
     slide: str
@@ -145,6 +148,7 @@ class Prediction:
     missing_tiles: MissingTiles = NOTHING_MISSING
     limits: SlideLimits = NO_LIMITS
     cohort_distance: CohortDistance | None = None
+    artefacts: ArtefactShares | None = None
     stated_hr_patches: int | None = None
 
     @property

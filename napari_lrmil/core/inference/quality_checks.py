@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from napari_lrmil.core.models.card import Card
+from napari_lrmil.core.patching.artefacts import ArtefactShares
 from napari_lrmil.core.patching.color import color_stats, colour_distance
-from napari_lrmil.core.patching.grid import NestedGrid
+from napari_lrmil.core.patching.grid import NestedGrid, TissueGrid
+from napari_lrmil.core.patching.tissue import TissueConfig
 from napari_lrmil.core.slides.slide import Slide
 
 # In units of the spread between training slides. Measured: phantoms with the stain of their cohort 0.6 at most, with
@@ -34,3 +36,14 @@ def quality_warnings(slide: Slide, grid: NestedGrid, card: Card) -> tuple[str, .
             "the result rests on few places"
         )
     return tuple(warnings)
+
+
+def artefact_shares(tissue_grid: TissueGrid, config: TissueConfig) -> ArtefactShares | None:
+    """Return the artefacts on the tissue of a slide; None if there is nothing to say.
+
+    A mask that was edited by hand is taken as it is. Without artefacts the result says so if they were to be left out.
+    """
+    artefacts = None if tissue_grid.edited else tissue_grid.tissue.artefacts
+    if artefacts is None or not (artefacts.shares or config.exclude_artefacts):
+        return None
+    return ArtefactShares(dict(artefacts.shares), config.exclude_artefacts)

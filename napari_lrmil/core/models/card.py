@@ -25,7 +25,7 @@ from napari_lrmil.core.errors import BundleError, EncoderError, GeometryError
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.patching.color import CohortColour
 from napari_lrmil.core.patching.stain import StainTarget
-from napari_lrmil.core.patching.tissue import TissueConfig
+from napari_lrmil.core.patching.tissue import TissueConfig, without_unset
 
 SCHEMA_VERSION = 1
 CARD, STUDENT, TEACHER, README = "lrmil.json", "student.safetensors", "teacher.safetensors", "README.md"
@@ -147,6 +147,7 @@ class Card(_Frozen):
         values: dict[str, Any] = dump(self)
         if self.stain is None:
             del values["stain"]
+        values["tissue"] = without_unset(values["tissue"])
         if not self.intended_use:
             values.pop("intended_use", None)  # a caller may have excluded it
         if self.bag == "slide":

@@ -162,7 +162,7 @@ def place_tissue(tissue: Tissue, lattice: Lattice) -> Tissue:
     mask = np.zeros((lattice.rows * k, lattice.columns * k), dtype=np.bool_)
     rows, columns = (min(sides) for sides in zip(mask.shape, tissue.mask.shape, strict=True))
     mask[:rows, :columns] = tissue.mask[:rows, :columns]
-    return Tissue(mask, lattice, tissue.threshold)
+    return replace(tissue, mask=mask, lattice=lattice)
 
 
 def nested_grid_from_tissue(path: Path, tissue: Tissue, config: TissueConfig) -> NestedGrid:

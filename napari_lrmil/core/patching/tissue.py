@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from napari_lrmil.core.errors import TissueError
 from napari_lrmil.core.geometry import Bounds, BoxLevel0, Lattice
+from napari_lrmil.core.patching.artefacts import STEP, Artefacts, exclude_artefacts, find_artefacts, measure_sharpness
 from napari_lrmil.core.patching.mask_filters import Mask as Mask  # re-exported: the type of every mask
 from napari_lrmil.core.patching.mask_filters import gaussian_smooth, remove_small_objects_and_holes
 from napari_lrmil.core.slides.resampling import Pixels
@@ -37,6 +39,8 @@ class TissueConfig:
         Objects and holes below this area are removed.
     min_share
         Share of tissue from which an HR patch is selected.
+    exclude_artefacts
+        Whether pen, folds, air bubbles and blur are no tissue; see `napari_lrmil.core.patching.artefacts`.
     """
 
     mask_um: float = 8.0
@@ -45,6 +49,22 @@ class TissueConfig:
     darkest: float = 30.0
     smallest_um2: float = 3000.0
     min_share: float = 0.25
+    exclude_artefacts: bool = False
+
+
+def without_unset(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a `TissueConfig` as the first versions had them, unless a later one is set."""
+    return {name: value for name, value in values.items() if name != "exclude_artefacts" or value}
+
+
+@dataclass(frozen=True, eq=False)
+class _Evidence:
+    """What artefacts are found from: colours and sharpness, the mask before any was excluded, and its pixel in µm."""
+
+    colours: Pixels
+    sharpness: NDArray[np.float32]
+    is_tissue: Mask
+    pixel_um: float
 
 
 @dataclass(frozen=True)
@@ -59,11 +79,14 @@ class Tissue:
         Lattice of the HR cells.
     threshold
         Colourfulness in grey levels above which a pixel is tissue.
+    evidence
+        Colours from which artefacts are found on demand; None if they were not kept.
     """
 
     mask: Mask
     lattice: Lattice
     threshold: float
+    evidence: _Evidence | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         rows, columns = self.mask.shape
@@ -71,6 +94,12 @@ class Tissue:
             raise ValueError(
                 f"a mask of {rows} x {columns} does not divide into {self.lattice.rows} x {self.lattice.columns}"
             )
+
+    @cached_property
+    def artefacts(self) -> Artefacts | None:
+        """Artefacts on the tissue as it was found, before any was excluded; None if colours were not kept."""
+        e = self.evidence
+        return None if e is None else find_artefacts(e.colours, e.sharpness, e.is_tissue, e.pixel_um)
 
     def shares(self) -> NDArray[np.float32]:
         """Return (rows, columns) shares of tissue in each HR cell."""
@@ -91,9 +120,14 @@ def find_tissue(slide: Slide, lattice: Lattice, config: TissueConfig | None = No
     k = max(4, round(lattice.hr_um / config.mask_um))
     box, size = _within(slide.bounds, lattice, k)
     chroma = np.empty((size[1], size[0]), dtype=np.uint8)
+    colours = np.empty((-(-size[1] // STEP), -(-size[0] // STEP), 3), dtype=np.uint8)
     dark: list[tuple[slice, slice, Mask]] = []
     for rows, columns, pixels in slide.read_blocks(box, size):
         _write_colourfulness(pixels, chroma[rows, columns])
+        top, left = -rows.start % STEP, -columns.start % STEP
+        sample = pixels[top::STEP, left::STEP]
+        row, column = -(-rows.start // STEP), -(-columns.start // STEP)
+        colours[row : row + sample.shape[0], column : column + sample.shape[1]] = sample
         if pixels.min() < config.darkest:  # cheap test first: most blocks have no dark pixel
             dark.append((rows, columns, _darker(pixels, config.darkest)))
     smooth = gaussian_smooth(chroma)
@@ -101,11 +135,15 @@ def find_tissue(slide: Slide, lattice: Lattice, config: TissueConfig | None = No
     is_tissue = smooth > threshold
     for rows, columns, is_dark in dark:
         is_tissue[rows, columns] &= ~is_dark
+    pixel_um = lattice.hr_um / k
+    is_tissue = remove_small_objects_and_holes(is_tissue, int(config.smallest_um2 / pixel_um**2))
+    evidence = _Evidence(colours, measure_sharpness(chroma, smooth), is_tissue, pixel_um)
     mask = np.zeros((lattice.rows * k, lattice.columns * k), dtype=bool)
-    mask[: size[1], : size[0]] = remove_small_objects_and_holes(
-        is_tissue, int(config.smallest_um2 / (lattice.hr_um / k) ** 2)
-    )
-    return Tissue(mask, lattice, threshold)
+    mask[: size[1], : size[0]] = is_tissue
+    tissue = Tissue(mask, lattice, threshold, evidence)
+    if config.exclude_artefacts and tissue.artefacts is not None:
+        mask[: size[1], : size[0]] = exclude_artefacts(is_tissue, tissue.artefacts)
+    return tissue
 
 
 def write_mask(path: Path, mask: Mask) -> None:

@@ -26,6 +26,7 @@ def predict_command(
     reader: str = "auto",
     full_paths: bool = True,
     allow_missing: bool = False,
+    exclude_artefacts: bool = False,
 ) -> str:
     """Return the ``predict`` command line that gives the same numbers, quoted for a POSIX shell.
 
@@ -41,6 +42,8 @@ def predict_command(
         Whether absolute paths are written as they are. If not, only their last part is, for files that others may see.
     allow_missing
         Whether a slide is predicted of which more than a third of the tissue is missing.
+    exclude_artefacts
+        Whether artefacts are left out of the tissue although the model was trained with them.
     """
     shown = str if full_paths else _without_folders
     path = shown(slide)
@@ -54,6 +57,7 @@ def predict_command(
     arguments += ["--report"] if report else []
     arguments += ["--reader", reader] if reader != "auto" else []
     arguments += ["--allow-missing"] if allow_missing else []
+    arguments += ["--exclude-artefacts"] if exclude_artefacts else []
     return shlex.join(arguments)
 
 

@@ -39,6 +39,8 @@ class ResultRequirements:
         Whether ``overlay.png`` is required too.
     allow_missing
         Whether a result is reused that hides more of the tissue than is predicted without a word of the user.
+    exclude_artefacts
+        Whether artefacts must have been left out of the tissue, if there are any.
     """
 
     bundle_sha256: str
@@ -48,6 +50,7 @@ class ResultRequirements:
     runtime: RuntimeChoice | None = None
     overlay: bool = False
     allow_missing: bool = False
+    exclude_artefacts: bool = False
 
 
 def find_reusable_result(folder: Path, slide: Slide, required: ResultRequirements) -> PredictionFile | None:
@@ -78,6 +81,7 @@ def find_reusable_result(folder: Path, slide: Slide, required: ResultRequirement
         and _teacher_matches(file, required.teacher)
         and required.reader in (None, file.reader)
         and _runtime_matches(file, required.runtime)
+        and _artefacts_match(file, required.exclude_artefacts)
         and (required.allow_missing or file.missing_tiles is None or file.missing_tiles.tissue_share <= MOST_SHARE)
     )
     files = ("attention.h5", *([REPORT] if required.report else []), *([OVERLAY] if required.overlay else []))
@@ -96,6 +100,11 @@ def has_limits_of(file: PredictionFile, bundle: Bundle) -> bool:
 
 def _resolution_matches(file: PredictionFile, slide: Slide) -> bool:
     return file.mpp is not None and slide.has_mpp and abs(file.mpp / slide.mpp.mean - 1) <= STORED_MPP_TOLERANCE
+
+
+def _artefacts_match(file: PredictionFile, exclude_artefacts: bool) -> bool:
+    # Results of versions that did not look for artefacts do not say whether there are any.
+    return file.artefacts.excluded == exclude_artefacts if file.artefacts is not None else not exclude_artefacts
 
 
 def _teacher_matches(file: PredictionFile, patches: TeacherPatches) -> bool:

@@ -156,6 +156,13 @@ class CohortDistanceResult(_Part):
     slides: int
 
 
+class ArtefactsResult(_Part):
+    """Artefacts on the tissue in ``prediction.json``, see `ArtefactShares`."""
+
+    shares: dict[str, float]
+    excluded: bool
+
+
 class PredictionFile(ResultFile):
     """``prediction.json``. Fields that default to None are missing from files of early builds of 0.1.0.
 
@@ -201,6 +208,8 @@ class PredictionFile(ResultFile):
         Side of the operating point and set of classes; None if the model has none, or for a part of a slide.
     cohort_distance
         Distance from the training slides; None if the model does not state how they lie, or for a region.
+    artefacts
+        Artefacts on the tissue; None if there are none, or for a region.
     attention_mass
         The slide's weight in a bag of all slides of its patient; only of a model that was trained on such bags.
     version
@@ -242,6 +251,7 @@ class PredictionFile(ResultFile):
     operating_point: OperatingPointResult | None = None
     prediction_set: PredictionSetResult | None = None
     cohort_distance: CohortDistanceResult | None = None
+    artefacts: ArtefactsResult | None = None
     attention_mass: float | None = None
     version: str
     teacher: TeacherResult | None = None
@@ -249,7 +259,7 @@ class PredictionFile(ResultFile):
     def _absent_keys(self) -> set[str]:
         # Absent in files of 0.1.0.
         names = ("teacher", "finest_mpp_read", "finest_mpp_reason", "missing_tiles", "cohort_distance")
-        names_of_limits = ("operating_point", "prediction_set", "attention_mass")
+        names_of_limits = ("operating_point", "prediction_set", "attention_mass", "artefacts")
         return {name for name in (*names, *names_of_limits) if getattr(self, name) is None}
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.patching.color import CELLS, OVERVIEW_MPP
 from napari_lrmil.core.patching.grid import find_tissue_grid
 from napari_lrmil.core.patching.stain import ENOUGH_PIXELS, StainStatistics, measure_stain
-from napari_lrmil.core.patching.tissue import TissueConfig
+from napari_lrmil.core.patching.tissue import TissueConfig, without_unset
 from napari_lrmil.core.slides.slide import Slide
 
 STAIN_FOLDER = "stain"  # beside the features, one JSON file for each slide
@@ -58,7 +58,7 @@ def _source(slide: Slide, plan: PatchPlan) -> dict[str, Any]:
         "slide_fingerprint": slide.fingerprint,
         "mpp": [slide.mpp.x, slide.mpp.y],
         "plan": asdict(plan),
-        "tissue": asdict(TissueConfig()),
+        "tissue": without_unset(asdict(TissueConfig())),
         "measure": [CELLS, OVERVIEW_MPP, ENOUGH_PIXELS],
     }
     stored: dict[str, Any] = json.loads(json.dumps(source))  # as it is read back

@@ -1,0 +1,187 @@
+"""Artefacts on phantoms: how much of each kind is found, how much tissue is lost, and what the search costs.
+
+    python benchmarks/artefacts.py --work WORK [--slides N] [--crops SLIDE…] [--write docs/how-to/artefacts.md]
+
+Each phantom is painted once and then gets one artefact of each kind. "Found" is the share of the artefact's tissue that
+is marked as an artefact of any kind, "lost" the share of the other tissue. CPU times are medians after a first pass,
+relative to the tissue mask. Slides go to `WORK` and may be deleted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from real_tissue_table import put_between
+
+from napari_lrmil.core.geometry import PatchPlan
+from napari_lrmil.core.patching.artefacts import STEP, Artefacts
+from napari_lrmil.core.patching.tissue import Tissue, find_tissue
+from napari_lrmil.core.phantom import LESION, NORMAL, PhantomSlide, write_slide
+from napari_lrmil.core.phantom.artefact_paint import paint_blur, paint_bubble, paint_pen
+from napari_lrmil.core.slides.slide import Slide
+
+BEGIN, END = "<!-- written by benchmarks/artefacts.py --write -->", "<!-- end of what it writes -->"
+SIZE, MPP, SEED = (4096, 3072), 0.5, 300
+INKS = {
+    "green": (0.25, 0.66, 0.40),
+    "blue": (0.20, 0.36, 0.75),
+    "black": (0.20, 0.20, 0.22),
+    "red": (0.86, 0.18, 0.20),
+    "yellow": (0.95, 0.85, 0.25),
+    "violet": (0.45, 0.25, 0.60),
+}
+BLURS = (4.0, 8.0, 12.0)  # µm
+RUNS = 5
+Painted = tuple[NDArray[np.uint8], NDArray[np.bool_]]
+
+
+def kinds(pixels: NDArray[np.uint8]) -> dict[str, Callable[[], Painted]]:
+    """Return name -> painter of one artefact."""
+    middle = 0.30 * SIZE[0] * MPP, 0.42 * SIZE[1] * MPP
+    painters: dict[str, Callable[[], Painted]] = {
+        f"pen, {name}": (lambda ink=ink: paint_pen(pixels, MPP, ink)) for name, ink in INKS.items()
+    }
+    painters["air bubble"] = lambda: paint_bubble(pixels, MPP, middle, 300.0)
+    painters |= {
+        f"blur, {sigma:g} µm": (lambda sigma=sigma: paint_blur(pixels, MPP, middle, 400.0, sigma)) for sigma in BLURS
+    }
+    return painters
+
+
+def pyramid(path: Path, pixels: NDArray[np.uint8]) -> Path:
+    """Write pixels as a pyramid of four levels, each a mean of 2 x 2 pixels."""
+    options: dict[str, Any] = {"tile": (256, 256), "photometric": "rgb", "compression": "jpeg", "metadata": None}
+    tags = {"resolution": (1e4 / MPP, 1e4 / MPP), "resolutionunit": "CENTIMETER"}
+    with tifffile.TiffWriter(path) as file:
+        for level in range(4):
+            file.write(pixels, subfiletype=int(level > 0), **options, **(tags if level == 0 else {}))
+            height, width = (n // 2 * 2 for n in pixels.shape[:2])
+            halves = pixels[:height, :width].reshape(height // 2, 2, width // 2, 2, 3)
+            pixels = halves.mean(axis=(1, 3)).astype(np.uint8)
+    return path
+
+
+def search(path: Path) -> tuple[Tissue, Artefacts]:
+    """Return tissue and artefacts of a slide."""
+    with Slide(path) as slide:
+        tissue = find_tissue(slide, PatchPlan(MPP, 2.0, 128, 128).lattice(slide.bounds, slide.mpp))
+    artefacts = tissue.artefacts
+    assert artefacts is not None
+    return tissue, artefacts
+
+
+def shares(tissue: Tissue, artefacts: Artefacts, truth: NDArray[np.bool_]) -> tuple[float, float]:
+    """Return the share of the artefact's tissue that was found, and of the other tissue that was lost."""
+    assert tissue.evidence is not None
+    is_tissue = tissue.evidence.is_tissue[::STEP, ::STEP]
+    rows, columns = (
+        np.minimum((np.arange(n) + 0.5) * m / n, m - 1).astype(int)
+        for n, m in zip(is_tissue.shape, truth.shape, strict=True)
+    )
+    covered = truth[np.ix_(rows, columns)]
+    mask = artefacts.any_kind
+    marked = np.zeros_like(is_tissue) if mask is None else mask
+    near = covered if not covered.any() else np.asarray(_grown(covered))
+    found = marked[is_tissue & covered]
+    return float(found.mean()) if found.size else float("nan"), float(marked[is_tissue & ~near].mean())
+
+
+def _grown(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return a mask grown by 3 pixels: the margin of an artefact is neither found nor lost."""
+    from scipy.ndimage import binary_dilation
+
+    return np.asarray(binary_dilation(mask, iterations=3))
+
+
+def measure(work: Path, slides: int) -> Iterator[tuple[str, float, float, str]]:
+    """Yield kind, share found, share of tissue lost, and the kinds that were told, of each phantom."""
+    work.mkdir(parents=True, exist_ok=True)
+    for i in range(slides):
+        phantom = PhantomSlide(f"phantom-{i}", LESION if i % 2 else NORMAL, SEED + i, SIZE)
+        plain = work / f"{phantom.name}.tif"
+        if not plain.exists():
+            write_slide(work, phantom)
+        with Slide(plain) as slide:
+            pixels = slide.read_level(0, 0, 0, *SIZE)
+        yield "none", *_row(plain, np.zeros(pixels.shape[:2], np.bool_))
+        folded = PhantomSlide(f"fold-{i}", phantom.label, SEED + i, SIZE)
+        yield "fold", *_row(write_slide(work, folded, variants=["fold"]), fold_truth(work / f"fold-{i}.tif", pixels))
+        for name, paint in kinds(pixels).items():
+            painted, truth = paint()
+            yield name, *_row(pyramid(work / "painted.tif", painted), truth)
+
+
+def fold_truth(path: Path, plain: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return where the fold's outline lies."""
+    import json
+
+    from PIL import Image, ImageDraw
+
+    outline = json.loads(path.with_name(f"{path.stem}_artefacts.geojson").read_text())["features"][0]
+    picture = Image.new("1", plain.shape[1::-1])
+    ImageDraw.Draw(picture).polygon([tuple(p) for p in outline["geometry"]["coordinates"][0]], fill=1)
+    return np.asarray(picture, np.bool_)
+
+
+def _row(path: Path, truth: NDArray[np.bool_]) -> tuple[float, float, str]:
+    tissue, artefacts = search(path)
+    return *shares(tissue, artefacts, truth), ", ".join(artefacts.shares)
+
+
+def costs(path: Path) -> tuple[float, float]:
+    """Return median CPU-milliseconds of the tissue mask, with what it keeps, and of the search for artefacts."""
+    times = []
+    for _ in range(RUNS + 1):
+        with Slide(path) as slide:
+            lattice = PatchPlan(MPP, 2.0, 128, 128).lattice(slide.bounds, slide.mpp)
+            began = time.process_time()
+            tissue = find_tissue(slide, lattice)
+            middle = time.process_time()
+            _ = tissue.artefacts
+            times.append((middle - began, time.process_time() - middle))
+    first, second = 1e3 * np.median(times[1:], axis=0)
+    return float(first), float(second)
+
+
+def print_table(rows: Sequence[tuple[str, float, float, str]]) -> str:
+    """Return a row for each kind: slides on which it was told, mean share found, mean share of tissue lost."""
+    lines = ["| artefact | told | found | other tissue lost |", "|---|---|---|---|"]
+    for name in dict.fromkeys(row[0] for row in rows):
+        of_kind = [row for row in rows if row[0] == name]
+        told = sum(bool(row[3]) for row in of_kind)
+        found = [row[1] for row in of_kind if not np.isnan(row[1])]
+        text = f"{100 * np.mean(found):.0f} %" if found else "–"
+        lines.append(f"| {name} | {told} of {len(of_kind)} | {text} | {100 * np.mean([r[2] for r in of_kind]):.2f} % |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, and print or write the table."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--work", type=Path, required=True, help="folder for slides")
+    p.add_argument("--slides", type=int, default=6)
+    p.add_argument("--crops", type=Path, nargs="*", default=[], help="slides of real tissue, which are only searched")
+    p.add_argument("--write", type=Path, help="put the table into this page")
+    args = p.parse_args()
+    table = print_table(list(measure(args.work, args.slides)))
+    lines = [table, ""]
+    for path in [args.work / "phantom-0.tif", args.work / "fold-0.tif", *args.crops]:
+        tissue, search_ms = costs(path)
+        told = ", ".join(f"{kind} {100 * share:.1f} %" for kind, share in search(path)[1].shares.items()) or "none"
+        lines.append(f"- {path.name}: mask {tissue:.1f} CPU-ms, artefacts {search_ms:.1f} CPU-ms; told: {told}")
+    text = "\n".join(lines)
+    if args.write is None:
+        print(text)
+    else:
+        put_between(args.write, BEGIN, END, f"\n{text}\n")
+
+
+if __name__ == "__main__":
+    main()
