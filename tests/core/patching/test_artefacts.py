@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.ndimage import binary_dilation
 
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.patching.artefacts import (
@@ -72,11 +73,12 @@ def test_pens_of_any_colour_are_found_and_left_out(tmp_path: Path, plain: Pixels
     assert set(shares(tissue)) == {PEN}
     rows, columns = SIZE[1] // 16, SIZE[0] // 16  # mask pixels of 8 µm
     inner = covered.reshape(rows, 16, columns, 16).all(axis=(1, 3))
-    on_tissue = tissue.mask[: inner.shape[0], : inner.shape[1]] & inner
-    left = rest.mask[: inner.shape[0], : inner.shape[1]] & inner
+    on_tissue = tissue.mask[:rows, :columns] & inner
+    left = rest.mask[:rows, :columns] & inner
     assert left.sum() <= 0.1 * on_tissue.sum()
-    lost = tissue.mask & ~rest.mask
-    assert lost.sum() < 1.3 * on_tissue.sum() + 0.1 * inner.sum()  # black ink is no tissue anyway
+    near = binary_dilation(covered.reshape(rows, 16, columns, 16).any(axis=(1, 3)), iterations=6)  # 48 µm
+    lost = (tissue.mask & ~rest.mask)[:rows, :columns]
+    assert not (lost & ~near).any()
 
 
 def test_a_bubble_is_left_out_with_its_inside(tmp_path: Path, plain: Pixels) -> None:
