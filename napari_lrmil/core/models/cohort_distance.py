@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_lrmil.core.atomic_files import atomic_write
-from napari_lrmil.core.errors import BundleError
+from napari_lrmil.core.models.bundle_part import damaged_part, read_part
 
 EMBEDDINGS = "embeddings.safetensors"
 PATIENT_EMBEDDINGS = "patient_embeddings.safetensors"  # of training patients, if each was one bag
@@ -153,28 +153,29 @@ def read_embedding_statistics(
     BundleError
         If the file is damaged, or of another model.
     """
-    path = folder / name
-    if not path.is_file():
-        return None
+
+    def read(path: Path) -> tuple[EmbeddingStatistics, bool]:
+        statistics, model = _read_statistics(path)
+        return statistics, model == bundle_sha256
+
+    statistics = read_part(folder, name, read)
+    if statistics is not None and (reason := _problem(statistics, dim)):
+        raise damaged_part(folder, name, reason)
+    return statistics
+
+
+def _read_statistics(path: Path) -> tuple[EmbeddingStatistics, str | None]:
+    """Return the statistics of a file, and the hash of the model that they are of."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
             model = (file.metadata() or {}).get("bundle_sha256")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        counts = tensors.pop("counts")
-        statistics = EmbeddingStatistics(**{k: v.astype(np.float64) for k, v in tensors.items()}, counts=counts)
-    except (SafetensorError, OSError, KeyError, TypeError) as error:
-        raise _damaged(folder, name, " ".join(str(error).split())[:200]) from error
-    if model != bundle_sha256:
-        raise BundleError(folder, name, f"{name} is of another model; copy the whole bundle again")
-    if reason := _problem(statistics, dim):
-        raise _damaged(folder, name, reason)
-    return statistics
-
-
-def _damaged(folder: Path, name: str, reason: str) -> BundleError:
-    return BundleError(folder, name, f"{name} cannot be read ({reason}); copy the bundle again")
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    counts = tensors.pop("counts")
+    return EmbeddingStatistics(**{k: v.astype(np.float64) for k, v in tensors.items()}, counts=counts), model
 
 
 def _problem(statistics: EmbeddingStatistics, dim: int) -> str:

@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from napari_lrmil.core.errors import BundleError
+from napari_lrmil.core.models.bundle_part import read_part
 
 LIMITS = "limits.json"
 SET_COVERAGE = 0.9  # of the sets that a prediction states
@@ -129,18 +129,14 @@ def read_limits(folder: Path, bundle_sha256: str, classes: tuple[str, ...]) -> M
     BundleError
         If the file is damaged, or of another model.
     """
-    file = folder / LIMITS
-    if not file.is_file():
-        return None
-    try:
+
+    def read(file: Path) -> tuple[ModelLimits, bool]:
         limits = ModelLimits.model_validate(json.loads(file.read_text(encoding="utf-8")))
-    except (ValidationError, ValueError, OSError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BundleError(folder, LIMITS, f"{LIMITS} cannot be read ({reason}); copy the bundle again") from error
-    points = [n.operating_point for n in (limits.student, limits.teacher) if n is not None and n.operating_point]
-    if limits.bundle_sha256 != bundle_sha256 or any(point.positive not in classes for point in points):
-        raise BundleError(folder, LIMITS, f"{LIMITS} is of another model; copy the whole bundle again")
-    return limits
+        points = [n.operating_point for n in (limits.student, limits.teacher) if n is not None and n.operating_point]
+        is_of_model = limits.bundle_sha256 == bundle_sha256 and all(point.positive in classes for point in points)
+        return limits, is_of_model
+
+    return read_part(folder, LIMITS, read)
 
 
 def limits_lines(limits: ModelLimits) -> list[str]:
