@@ -27,10 +27,7 @@ DEFAULT_OPACITY = 0.5  # the tissue has to stay readable below the most attended
 DIFFERENCE_OPACITY = 0.85  # the colour map itself is transparent where the networks agree
 EVIDENCE_OPACITY = 0.8  # likewise, where the evidence is zero
 VIEW_TITLES: dict[Side, str] = {"student": "Student (LR)", "teacher": "Teacher (HR)"}
-PICK_PX, PICK_EDGE_PX = (
-    12,
-    2,
-)  # raster pixels along a picked patch and its outline: seen from 6 screen pixels on
+PICK_PX, PICK_EDGE_PX = 16, 2  # raster pixels along a picked patch and its outline, which is seen from afar
 PICKED_RGBA = (0.0, 0.835, 0.94, 1.0)  # a cyan that no other colour map contains
 CompareView = Literal["side", "wipe", "difference"]
 
