@@ -152,9 +152,11 @@ def _leave_grid(viewer: ViewerModel) -> None:
 
 def _move_to_bottom(viewer: ViewerModel, ordered: tuple[Image, ...]) -> None:
     """Move the layers to the bottom of the list, in this order; nothing happens if they are there already."""
-    if list(viewer.layers[: len(ordered)]) != list(ordered):
-        others = [layer for layer in viewer.layers if layer not in ordered]
-        viewer.layers.move_multiple([viewer.layers.index(layer) for layer in (*ordered, *others)], 0)
+    # One by one: napari's `move_multiple` loses count if the layer at index 0 is not the first of many.
+    for position, layer in enumerate(ordered):
+        index = viewer.layers.index(layer)
+        if index != position:
+            viewer.layers.move(index, position)
 
 
 # ---------------------------------------------------------------- attention

@@ -215,6 +215,26 @@ def test_student_and_teacher_side_by_side_end_with_their_slide_and_come_back_wit
     assert viewer.canvas.grid.enabled and len([layer for layer in viewer.layers if layer.visible]) == 4
 
 
+def test_two_slides_may_each_have_student_and_teacher_side_by_side(
+    make_dock: MakeDock, viewer: Any, paths: list[Path], qtbot: Any
+) -> None:
+    dock = make_dock(paths[0])
+    dock.with_teacher.native.click()
+    settle(dock, qtbot)
+    run(dock, qtbot)
+    open_slide(dock, viewer, paths[1], qtbot)
+    run(dock, qtbot)
+    for path in (paths[1], paths[0], paths[1]):
+        choose(dock, path)
+        settle(dock, qtbot)
+        check(dock, viewer)
+        assert viewer.canvas.grid.enabled
+        tags = [get_tag(layer) for layer in viewer.layers[:4]]
+        assert [(tag.path, tag.side) for tag in tags if tag] == [
+            (path, s) for s in ("student", "teacher") for _ in "12"
+        ]
+
+
 def test_slides_lie_side_by_side_only_in_a_grid_that_the_user_switches_on(
     make_dock: MakeDock, viewer: Any, paths: list[Path], qtbot: Any
 ) -> None:
