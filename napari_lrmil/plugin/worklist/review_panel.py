@@ -108,8 +108,8 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
             self._class_row,
             self._verdict_row,
             self.other_class,
-            make_row(self.comment, self.undo),
-            make_row(self.reviewer, self.blind),
+            _field_row(self.comment, self.undo),
+            _field_row(self.reviewer, self.blind),
             make_row(self.annotation_class, self.draw),
             self.annotations,
         ):
@@ -161,6 +161,8 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
         details = _detail_lines(entry, is_hidden=is_hidden)
         self.details.setText(details)
         self.details_box.setVisible(bool(details))
+        # Here and not once: napari sets the font after the dock is built.
+        self.details_box.setFixedHeight(DETAIL_LINES * self.details.fontMetrics().lineSpacing() + 4)
         self._show_verdict(entry, draft)
         self._show_buttons(entry, is_hidden=is_hidden)
 
@@ -217,6 +219,14 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.class_given.emit(name)
 
 
+def _field_row(field: QLineEdit, widget: QWidget) -> QWidget:
+    """Return a line edit that takes the spare width, and a widget to its right."""
+    row = make_row(field, widget)
+    row.layout().setStretch(0, 1)
+    row.layout().setStretch(1, 0)
+    return row
+
+
 def _short_box(label: QLabel) -> QScrollArea:
     """Return a scroll area of a few lines, so that long warnings leave the verdict buttons on a small screen."""
     inner = HeightForWidthColumn()
@@ -229,7 +239,6 @@ def _short_box(label: QLabel) -> QScrollArea:
     box.setFrameShape(QScrollArea.Shape.NoFrame)
     box.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
     box.setWidget(inner)
-    box.setFixedHeight(DETAIL_LINES * label.fontMetrics().lineSpacing() + 4)
     return box
 
 
