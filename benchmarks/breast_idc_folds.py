@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
+import h5py
 import numpy as np
 import torch
 import yaml
 from breast_idc_colour import colour_features, colour_logits
-from breast_idc_figures import FoldScores, Judgement, calibration_curve, compare, judge, logistic, measure
+from breast_idc_figures import Bools, FoldScores, Judgement, calibration_curve, compare, judge, logistic, measure
 from breast_idc_patches import BENIGN_PART, SIDE, Float, Fold, Patch, Rows, Uint8, list_folds, patients_of, write_slides
 from PIL import Image
 from real_tissue import cpu_seconds
@@ -26,6 +28,7 @@ from lrmil_training.config import build_config
 from lrmil_training.runs.event_log import BUNDLE, FEATURES, SLIDES
 from lrmil_training.train import train
 from napari_lrmil.core.atomic_files import write_json, write_text
+from napari_lrmil.core.encoders import module_sha256
 from napari_lrmil.core.features.extraction import PatchSet
 from napari_lrmil.core.features.torch_encoding import resize_patches
 from napari_lrmil.core.geometry import PatchPlan
@@ -36,6 +39,8 @@ from napari_lrmil.core.slides.slide import Slide
 COLOUR, STUDENT = "colour alone", "student"
 MPP = 8.0  # µm per pixel, by fat cells; see the command resolution
 BATCH = 64
+AS_TRAINED = "as trained"  # the first view
+VIEW_STEP = 4  # every fourth test patch is also shown at other resolutions: these views take most of the time
 TOP_SHARE = 0.1  # of the patches of a slide, whose mean colour score is the baseline's score of the slide
 
 
@@ -102,16 +107,16 @@ def measure_fold(work: Work, number: int, fold: Fold) -> dict[str, Any]:
     train_student(work, table, run)
     bundle = Bundle(run / BUNDLE)
     rows = np.sort(np.concatenate([fold.val, fold.test]))
-    logits = score_patches(bundle, work, rows)
-    results = {
+    is_viewed = np.isin(rows, fold.test[::VIEW_STEP])
+    logits = score_patches(bundle, work, rows, is_viewed)
+    return {
         "rows": rows.tolist(),
+        "is_viewed": is_viewed.astype(int).tolist(),
         "is_test": np.isin(rows, fold.test).astype(int).tolist(),
         "logits": {view: np.round(values, 4).tolist() for view, values in logits.items()},
         "slides": list(scored_slides(json.loads((run / SLIDES).read_text())["slides"])),
         "cpu_seconds": round(cpu_seconds() - began, 1),  # of this attempt, without interrupted ones
     }
-    shutil.rmtree(run / FEATURES, ignore_errors=True)  # large, and computed again if needed
-    return results
 
 
 def _patients(work: Work, rows: Rows) -> set[str]:
@@ -130,12 +135,23 @@ def write_table(slides: Path, path: Path, sides: Mapping[str, str]) -> Path:
 
 
 def train_student(work: Work, table: Path, run: Path) -> None:
-    """Train a student without a teacher, as ``napari-lrmil train --no-teacher`` does."""
+    """Train a student without a teacher, as ``napari-lrmil train --no-teacher`` does.
+
+    Features are lent from run to run; a run that was interrupted keeps them.
+    """
     torch.set_num_threads(1)
-    config = build_config({**work.recipe, "distil": False, "encoder": {"teacher": str(work.weights)}})
+    shared, own = work.runs / FEATURES, run / FEATURES
+    # Every run begins with the features of the same untrained encoder. Their names have a hash of the encoder.
+    if shared.exists() and not own.exists():
+        run.mkdir(parents=True, exist_ok=True)
+        shared.rename(own)
+    encoder = {**work.recipe.get("encoder", {}), "teacher": str(work.weights)}
+    config = build_config({**work.recipe, "distil": False, "encoder": encoder})
     for event in train(table, run, config, torch.device("cpu")):
         if type(event).__name__ in ("Failed", "Notice", "Metric"):
             print(event, flush=True)
+    shutil.rmtree(shared, ignore_errors=True)
+    own.rename(shared)
 
 
 def scored_slides(slides: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -171,24 +187,42 @@ def _resize(pixels: Uint8, side: int) -> Uint8:
     return np.stack([np.asarray(image) for image in resized])
 
 
-VIEWS: dict[str, Callable[[Uint8], Uint8]] = {"as trained": np.asarray, "enlarged": enlarge, "shrunk": shrink}
+VIEWS: dict[str, Callable[[Uint8], Uint8]] = {AS_TRAINED: np.asarray, "enlarged": enlarge, "shrunk": shrink}
 
 
-def score_patches(bundle: Bundle, work: Work, rows: Rows) -> dict[str, Float]:
+def score_patches(bundle: Bundle, work: Work, rows: Rows, is_viewed: Bools) -> dict[str, Float]:
     """Return the log odds of carcinoma of (N,) patches in each view; see `VIEWS`.
 
-    A patch is scored as a slide of this patch alone would be, with the colour normalisation of its slide.
+    A patch is scored as a slide of this patch alone would be, with the colour normalisation of its slide. Patches
+    without (N,) `is_viewed` have the log odds of the first view in all.
     """
     by_slide: dict[str, list[int]] = {}
     for position, row in enumerate(rows):
         by_slide.setdefault(work.patches[row].patient, []).append(position)
-    logits = {view: np.zeros(len(rows)) for view in VIEWS}
+    usual = np.zeros(len(rows))
+    logits = {view: usual if view == AS_TRAINED else np.zeros(len(rows)) for view in VIEWS}
     for patient, positions in by_slide.items():
         corners = np.array([(work.patches[rows[p]].x, work.patches[rows[p]].y) for p in positions], np.int64)
         pixels = read_pixels(bundle, work.slides / f"{patient}.tif", corners)
-        for view, change in VIEWS.items():
-            logits[view][positions] = patch_logits(bundle, change(pixels))
+        usual[positions] = mil_logits(bundle, embed(bundle, pixels, stored_rows(bundle, work, patient, corners)))
+        seen = is_viewed[positions]
+        for view in VIEWS.keys() - {AS_TRAINED}:
+            logits[view][positions] = usual[positions]
+            if seen.any():
+                change = VIEWS[view]
+                logits[view][np.array(positions)[seen]] = mil_logits(bundle, embed(bundle, change(pixels[seen])))
     return logits
+
+
+def stored_rows(bundle: Bundle, work: Work, slide: str, corners: Any) -> dict[int, Float]:
+    """Return number -> embedding of those of (N, 2) places whose features the run has stored."""
+    name = f"features_student-{module_sha256(bundle.student.encoder)[:8]}"
+    files = list((work.runs / FEATURES).glob(f"*/{name}/{slide}.h5"))  # with colour normalisation the name is longer
+    if not files:
+        return {}
+    with h5py.File(files[0]) as file:
+        rows = dict(zip(map(tuple, file["coords"][:].tolist()), file["features"][:], strict=True))
+    return {number: rows[place] for number, place in enumerate(map(tuple, corners.tolist())) if place in rows}
 
 
 def read_pixels(bundle: Bundle, path: Path, corners: Any) -> Uint8:
@@ -200,14 +234,23 @@ def read_pixels(bundle: Bundle, path: Path, corners: Any) -> Uint8:
 
 
 @torch.inference_mode()
-def patch_logits(bundle: Bundle, pixels: Uint8) -> Float:
-    """Return the (N,) log odds of the second class of (N, p, p, 3) patches, each as a slide of one patch."""
-    student, logits = bundle.student, []
-    for part in torch.from_numpy(np.ascontiguousarray(pixels)).movedim(-1, -3).split(BATCH):
-        embeddings = student.encoder(resize_patches(part, bundle.card.student_input_px)).embedding
-        logits += [student.mil(instance).logits for instance in embeddings.split(1)]
-    both = torch.stack(logits).double().numpy()
-    log_odds: Float = both[:, 1] - both[:, 0]
+def embed(bundle: Bundle, pixels: Uint8, stored: Mapping[int, Float] = MappingProxyType({})) -> torch.Tensor:
+    """Return (N, D) embeddings of (N, p, p, 3) patches; those that are stored are not computed."""
+    embeddings = torch.zeros(len(pixels), bundle.student.mil.dim)
+    missing = [number for number in range(len(pixels)) if number not in stored]
+    for number, row in stored.items():
+        embeddings[number] = torch.as_tensor(row)
+    for some in torch.tensor(missing, dtype=torch.long).split(BATCH) if missing else ():
+        part = torch.from_numpy(np.ascontiguousarray(pixels[some.numpy()])).movedim(-1, -3)
+        embeddings[some] = bundle.student.encoder(resize_patches(part, bundle.card.student_input_px)).embedding
+    return embeddings
+
+
+@torch.inference_mode()
+def mil_logits(bundle: Bundle, embeddings: torch.Tensor) -> Float:
+    """Return the (N,) log odds of the second class of (N, D) embeddings, each as a slide of one patch."""
+    logits = [bundle.student.mil(row[None]).logits.double().numpy() for row in embeddings]
+    log_odds: Float = np.array([both[1] - both[0] for both in logits])
     return log_odds
 
 
@@ -223,7 +266,7 @@ def read_results(patches: Sequence[Patch], results: Path, recipe: str) -> list[d
     return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
-def fold_scores(result: Mapping[str, Any], view: str = "as trained", chosen_by: str = "as trained") -> FoldScores:
+def fold_scores(result: Mapping[str, Any], view: str = AS_TRAINED, chosen_by: str = AS_TRAINED) -> FoldScores:
     """Return the scores of a fold in one view; the operating point is chosen in another or the same."""
     rows, is_test = np.array(result["rows"]), np.array(result["is_test"], bool)
     logits, chosen = np.array(result["logits"][view]), np.array(result["logits"][chosen_by])
@@ -278,11 +321,13 @@ def _aurocs(answers: Judgement, folds: Sequence[Fold]) -> list[float]:
 
 def _change(patches: Sequence[Patch], results: Sequence[Mapping[str, Any]], view: str) -> dict[str, float]:
     """Return figures of another view and how far answers differ; the operating point stays that of training."""
-    usual = judge(patches, [fold_scores(r) for r in results])
-    other = judge(patches, [fold_scores(r, view) for r in results])
-    figures = measure(other, np.arange(len(patches)))
+    rows = np.concatenate([np.array(r["rows"])[np.array(r["is_viewed"], bool)] for r in results])
+    usual = judge(patches, [fold_scores(r) for r in results]).of(rows)
+    other = judge(patches, [fold_scores(r, view) for r in results]).of(rows)
+    figures = measure(other, np.arange(len(rows)))
     ranks = [np.argsort(np.argsort(own.logits)) for own in (usual, other)]
     return {
+        "patches": len(rows),
         "auroc": figures["auroc"],
         "sensitivity": figures["sensitivity"],
         "specificity": figures["specificity"],

@@ -169,7 +169,10 @@ def test_a_fold_is_trained_scored_and_compared(
     scores = modules["folds"].fold_scores(result)
     assert np.array_equal(scores.rows, fold.test) and np.array_equal(scores.chosen_rows, fold.val)
     assert set(result["logits"]) == {"as trained", "enlarged", "shrunk"}
-    assert result["logits"]["as trained"] != result["logits"]["enlarged"]
+    usual, enlarged = (np.array(result["logits"][view]) for view in ("as trained", "enlarged"))
+    is_viewed = np.array(result["is_viewed"], bool)
+    assert 0 < is_viewed.sum() < len(scores.rows) and not is_viewed[~np.array(result["is_test"], bool)].any()
+    assert (usual != enlarged)[is_viewed].any() and (usual == enlarged)[~is_viewed].all()
     tested = {patches[row].patient for row in fold.test}
     assert {slide["patient"] for slide in result["slides"]} == tested
     capsys.readouterr()
@@ -196,6 +199,7 @@ def test_figures_of_patches_slides_and_resolutions(
         result = {
             "rows": rows.tolist(),
             "is_test": np.isin(rows, fold.test).astype(int).tolist(),
+            "is_viewed": np.isin(rows, fold.test).astype(int).tolist(),
             "logits": {"as trained": right, "enlarged": [-v for v in right], "shrunk": right},
             "slides": slides,
             "cpu_seconds": 2.0,
@@ -211,6 +215,7 @@ def test_figures_of_patches_slides_and_resolutions(
     assert figures["patches_in_tissue"]["student"] == student
     assert figures["auroc_of_fold"]["student"] == [1] * 5 and figures["cpu_seconds"] == 10
     assert figures["resolution"]["enlarged"]["auroc"] == 0
+    assert figures["resolution"]["enlarged"]["patches"] == len(patches)
     assert figures["resolution"]["enlarged"]["share_of_changed_calls"] == 1
     assert figures["resolution"]["shrunk"]["mean_change"] == 0
     assert figures["slides"]["methods"]["student"]["figures"]["auroc"][0] == 1
