@@ -17,6 +17,7 @@ from PIL import Image
 from support.networks import untrained_bundle
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+ANSWERS = Path(__file__).parent / "formats" / "breast_idc"  # of the shipped model to a synthetic slide
 PATIENTS, OF_EACH = 15, 4  # OF_EACH patches of each label, but the first patient has no carcinoma
 TINY = """\
 name: tiny
@@ -280,3 +281,32 @@ def test_the_card_of_the_shipped_model_has_the_figures_of_the_folds(
     assert card.cohort["patches"] == f"{len(patches)} of {PATIENTS} patients, {OF_EACH * (PATIENTS - 1)} carcinoma"
     weights = [bundle.student.state_dict() for bundle in (trained, first)]
     assert all((weights[0][name].half() == tensor.half()).all() for name, tensor in weights[1].items())
+
+
+def test_the_shipped_model_answers_as_it_did_when_it_was_written(tmp_path: Path) -> None:
+    """Probabilities and attention of a synthetic slide, in float32 on the CPU."""
+    from napari_lrmil.core.inference.predict import predict
+    from napari_lrmil.core.models.bundle import Bundle
+    from napari_lrmil.core.slides.slide import Slide
+
+    stored, bundle = json.loads((ANSWERS / "answers.json").read_text(encoding="utf-8")), Bundle("breast-idc")
+    with Slide(ANSWERS / "probe.tif") as slide:
+        *_, finished = predict(slide, bundle, device="cpu")
+    student = finished.result.student  # type: ignore[attr-defined]  # the last event is `Finished`
+    assert student.probabilities == pytest.approx(stored["probabilities"], abs=1e-4)
+    assert student.attention.tolist() == pytest.approx(stored["attention"], abs=1e-4)
+    assert len(stored["attention"]) == 12  # all patches of the synthetic slide
+
+
+def test_the_shipped_model_is_small_and_says_what_it_is_for() -> None:
+    from napari_lrmil.core.models.bundle import SHIPPED, Bundle
+
+    bundle = Bundle("breast-idc")
+    assert sum(file.stat().st_size for file in (SHIPPED / "breast-idc").iterdir()) < 6_000_000
+    assert bundle.card.classes == ("benign", "carcinoma") and not bundle.card.distilled and not bundle.has_teacher
+    text = (SHIPPED / "breast-idc" / "README.md").read_text(encoding="utf-8")
+    for words in ("Breast H&E and invasive ductal carcinoma only", "not for DCIS, lymph nodes or other organs"):
+        assert words in text
+    for words in ("not distilled", "Research use only", "CC0-1.0", "Apache-2.0", "patches: less colour alone: +0."):
+        assert words in text
+    assert bundle.limits is not None and bundle.embedding_statistics is not None
