@@ -39,12 +39,14 @@ MppOption = Annotated[
         "--mpp", min=0.02, max=100.0, help="µm per level-0 pixel; overrides the resolution that the slide states"
     ),
 ]
-BundleOption = Annotated[str, typer.Option("--bundle", help="folder of a bundle, or name of a shipped one (demo)")]
+BundleOption = Annotated[
+    str, typer.Option("--bundle", help="folder of a bundle, or name of a shipped one (breast-idc, demo)")
+]
 SlideBundleOption = Annotated[
     str | None,
     typer.Option(
         "--bundle",
-        help="folder of a bundle, or name of a shipped one; if not given: demo, which knows phantoms only",
+        help="folder of a bundle, or name of a shipped one (breast-idc, demo); if not given: demo, for phantoms only",
     ),
 ]
 FullPathsOption = Annotated[

@@ -19,6 +19,7 @@ from lrmil_training.data.splits import make_folds, require_inner_folds
 from lrmil_training.data.validation_patients import validation_notice
 from lrmil_training.estimate import WorkloadEstimate, estimate_run
 from lrmil_training.recipes import list_recipes
+from lrmil_training.stages.undistilled import frozen_encoder_notice
 from lrmil_training.train import check_cohort, check_encoders, encoder_names, require_gpus
 from napari_lrmil.core.encoders import encoder_notice
 from napari_lrmil.core.errors import LrmilError
@@ -84,7 +85,8 @@ def dry_run(cohort_csv: Path, out: Path, config: TrainConfig, device: str) -> It
             require_inner_folds(part, config.selection.inner_folds, seed, by_site=config.by_site)
     if not config.folds:
         (cohort,) = parts
-    notices = filter(None, (*cohort.notices, validation_notice(parts)))
+    of_folds = [text for part in parts[:1] for text in part.notices if text not in cohort.notices]
+    notices = filter(None, (*cohort.notices, *of_folds, frozen_encoder_notice(config), validation_notice(parts)))
     yield from (Notice(text, cohort_csv.name) for text in notices)
     names = encoder_names(config)
     yield from (Notice(text) for text in map(encoder_notice, names) if text)
@@ -192,7 +194,8 @@ def _plan_lines(cohort: Cohort, config: TrainConfig) -> Iterator[str]:
         yield f"runs       {runs}: {folds}, {config.seeds} seeds"
     if config.selection.inner_folds:
         inner, candidates = config.selection.inner_folds, len(list_recipes(config))
-        yield f"selection  {candidates} recipes of the teacher x {inner} inner folds = {candidates * inner} fits"
+        recipes = "recipe" if candidates == 1 else "recipes"
+        yield f"selection  {candidates} {recipes} of the teacher x {inner} inner folds = {candidates * inner} fits"
     yield from _network_lines(config)
     yield f"baselines  {', '.join(config.baselines) or 'none'}"
 

@@ -34,6 +34,7 @@ from lrmil_training.evaluation.groups import (
 )
 from lrmil_training.evaluation.patients import describe_mixed, group_slides
 from lrmil_training.evaluation.patients_table import write_patients_table
+from lrmil_training.evaluation.training_overlap import warn_of_training_slides
 from lrmil_training.report.report import write_report
 from lrmil_training.runs.event_log import METRICS, SLIDES, WARNINGS
 from napari_lrmil.core.atomic_files import write_json
@@ -117,6 +118,7 @@ def evaluate_bundle(
     cohort = note_lesion_files(select_cohort(table, evaluation.bundle, evaluation.split))
     groupings = [grouping.restrict({s.name for s in cohort.slides}) for grouping in groupings]
     warnings = warn_of_unnamed_model(cohort) if evaluation.is_unnamed else []  # first: hours would be spent in vain
+    warnings += warn_of_training_slides(cohort, evaluation.bundle.path)
     notices = (*warnings, *cohort.notices, *_mixed_patients(cohort))
     yield from (Notice(text, cohort_csv.name) for text in notices)
     _ = evaluation.bundle.limits  # damaged ones would fail every slide

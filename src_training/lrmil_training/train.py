@@ -34,6 +34,7 @@ from lrmil_training.stages.patch_distillation import require_matching_encoders
 from lrmil_training.stages.pca import require_reducible
 from lrmil_training.stages.pipeline import run_stages
 from lrmil_training.stages.run_context import RunContext
+from lrmil_training.stages.undistilled import frozen_encoder_notice
 from napari_lrmil.core.atomic_files import remove_stale_partials, write_json, write_text
 from napari_lrmil.core.encoders import FROZEN, TRAINABLE, LoadedEncoder, encoder_notice, pool_layers
 from napari_lrmil.core.errors import ConfigError, LrmilError
@@ -85,6 +86,8 @@ def train(
         licence_notice = encoder_notice(name)
         if licence_notice:
             yield Notice(licence_notice)
+    if notice := frozen_encoder_notice(config):
+        yield Notice(notice)
     context = _prepare(cohort_csv, out, config, torch.device(device), allow_missing=allow_missing)
     context = replace(context, full_paths=full_paths)
     stages = run_series(context) if is_series(config) else run_stages(context)

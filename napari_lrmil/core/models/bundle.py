@@ -29,7 +29,7 @@ class Bundle:
     Parameters
     ----------
     where
-        A folder, or the name of a shipped bundle (``demo``).
+        A folder, or the name of a shipped bundle (``demo``, ``breast-idc``).
 
     Raises
     ------

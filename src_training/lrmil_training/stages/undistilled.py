@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import replace
 
+from lrmil_training.config import TrainConfig
 from lrmil_training.data.cohort import Cohort, require_classes
 from lrmil_training.data.features import make_features
 from lrmil_training.data.teacher_targets import TeacherTargets, grid_from_coords
@@ -16,6 +17,16 @@ from napari_lrmil.core.encoders import round_to_half
 from napari_lrmil.core.events import Event
 from napari_lrmil.core.features.bag import read_origin
 from napari_lrmil.core.results.cohort_tables import write_failures
+
+
+def frozen_encoder_notice(config: TrainConfig) -> str:
+    """Return what a run without a teacher trains if it has no epochs of stage 3; empty if the encoder is fine-tuned."""
+    if config.distil or config.stage3.epochs:
+        return ""
+    return (
+        "stage3.epochs is 0, so the encoder stays frozen: the student is a MIL on its embeddings with the settings of "
+        "`teacher`, and equals the baseline labels_only; set stage3.epochs to fine-tune the encoder"
+    )
 
 
 def find_lr_grids(context: RunContext) -> Generator[Event, None, tuple[Cohort, TeacherOutputs]]:
