@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from napari_lrmil.cli.console import BundleOption, MppOption, SlideBundleOption, print_result
+from napari_lrmil.cli.console import BundleOption, MppOption, print_result
 from napari_lrmil.core.atomic_files import require_writable
 from napari_lrmil.core.user_folders import keep_settings_in_cache
 
@@ -19,7 +19,14 @@ def view(
             help="slides, or links to places on slides; a folder of slides or a cohort table opens as a worklist"
         ),
     ] = None,
-    bundle: SlideBundleOption = None,
+    bundle: Annotated[
+        str | None,
+        typer.Option(
+            "--bundle",
+            help="folder of a bundle, or name of a shipped one (breast-idc, demo); if not given: the model last chosen "
+            "for the folder of the slide, or none for tissue",
+        ),
+    ] = None,
     mpp: MppOption = None,
 ) -> None:
     """Open slides in napari with the Analyse dock, or a folder of slides with the Worklist dock."""
