@@ -25,6 +25,11 @@ def shipped_model_labels() -> dict[str, str]:
     return {name: model_label(name, read_card(SHIPPED / name).intended_use) for name in shipped_bundles()}
 
 
+def shipped_model_uses() -> dict[str, str]:
+    """Return the names of the shipped models, and for each what it is for; its name if the card does not say."""
+    return {name: read_card(SHIPPED / name).intended_use or name for name in shipped_bundles()}
+
+
 def unnamed_model_warning(slide: Slide) -> str:
     """Return what to say of a slide that the model of phantoms reads because none was named; empty for a phantom."""
     if has_phantom_mark(slide.properties):

@@ -28,7 +28,7 @@ def test_every_option_arrives_with_its_value() -> None:
         mpp=0.2649123456789, teacher=TeacherPatches.ALL, report=True, reader="openslide",
     )  # fmt: skip
     expected = {
-        "slides": [Path("/scans/it's a slide; rm.svs")], "bundle": "/models/my bundle", "folder": Path("out dir"),
+        "slides": [Path("/scans/it's a slide; rm.svs")], "bundles": ["/models/my bundle"], "folder": Path("out dir"),
         "device": "cuda", "runtime": "torch", "mpp": 0.2649123456789, "teacher": "all", "report": True,
         "reader": "openslide",
     }  # fmt: skip

@@ -33,7 +33,7 @@ def test_tissue_gets_no_model_and_a_phantom_the_one_of_phantoms(
     dock = AnalyseWidget(viewer)
     viewer.window.add_dock_widget(dock, name="napari-lrmil", area="right")
     texts = [dock.model.native.itemText(row) for row in range(dock.model.native.count())]
-    assert "demo: phantoms only" in texts and dock.model.value is None
+    assert "phantoms only" in texts and dock.model.value is None
     (tmp_path / "tissue").mkdir()
     tissue = write_jpeg_slide(tmp_path / "tissue" / "a.tif", rectangle())
     _open(viewer, dock, tissue, qtbot)
