@@ -89,8 +89,9 @@ def shares(tissue: Tissue, artefacts: Artefacts, truth: NDArray[np.bool_]) -> tu
     mask = artefacts.any_kind
     marked = np.zeros_like(is_tissue) if mask is None else mask
     near = covered if not covered.any() else np.asarray(_grown(covered))
-    found = marked[is_tissue & covered]
-    return float(found.mean()) if found.size else float("nan"), float(marked[is_tissue & ~near].mean())
+    marked_artefact = marked[is_tissue & covered]
+    share = float(marked_artefact.mean()) if marked_artefact.size else float("nan")
+    return share, float(marked[is_tissue & ~near].mean())
 
 
 def _grown(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -155,10 +156,12 @@ def print_table(rows: Sequence[tuple[str, float, float, str]]) -> str:
     lines = ["| artefact | told | found | other tissue lost |", "|---|---|---|---|"]
     for name in dict.fromkeys(row[0] for row in rows):
         of_kind = [row for row in rows if row[0] == name]
-        told = sum(bool(row[3]) for row in of_kind)
-        found = [row[1] for row in of_kind if not np.isnan(row[1])]
-        text = f"{100 * np.mean(found):.0f} %" if found else "–"
-        lines.append(f"| {name} | {told} of {len(of_kind)} | {text} | {100 * np.mean([r[2] for r in of_kind]):.2f} % |")
+        count = sum(bool(row[3]) for row in of_kind)
+        marked = [row[1] for row in of_kind if not np.isnan(row[1])]
+        text = f"{100 * np.mean(marked):.0f} %" if marked else "–"
+        lines.append(
+            f"| {name} | {count} of {len(of_kind)} | {text} | {100 * np.mean([r[2] for r in of_kind]):.2f} % |"
+        )
     return "\n".join(lines)
 
 
@@ -174,8 +177,10 @@ def main() -> None:
     lines = [table, ""]
     for path in [args.work / "phantom-0.tif", args.work / "fold-0.tif", *args.crops]:
         tissue, search_ms = costs(path)
-        told = ", ".join(f"{kind} {100 * share:.1f} %" for kind, share in search(path)[1].shares.items()) or "none"
-        lines.append(f"- {path.name}: mask {tissue:.1f} CPU-ms, artefacts {search_ms:.1f} CPU-ms; told: {told}")
+        kinds_text = (
+            ", ".join(f"{kind} {100 * share:.1f} %" for kind, share in search(path)[1].shares.items()) or "none"
+        )
+        lines.append(f"- {path.name}: mask {tissue:.1f} CPU-ms, artefacts {search_ms:.1f} CPU-ms; told: {kinds_text}")
     text = "\n".join(lines)
     if args.write is None:
         print(text)

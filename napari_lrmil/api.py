@@ -152,14 +152,11 @@ def predict(
     >>> from napari_lrmil import open_slide, predict
     >>> with open_slide("slide.svs") as slide:  # doctest: +SKIP
     ...     prediction = predict(slide, "demo", teacher="top-20")
-    >>> prediction.student.probabilities  # doctest: +SKIP
-    {'normal': 0.02, 'lesion': 0.98}
     """
     with _opened(slide) as (opened, seconds_open):
         model = _loaded(PHANTOM_MODEL if bundle is None else bundle)
-        options = {"runtime": runtime, "allow_missing": allow_missing, "seconds_open": seconds_open}
-        options |= {"exclude_artefacts": exclude_artefacts}
-        events = _predict_events(opened, model, teacher, regions, device, options)
+        options = {"runtime": runtime, "allow_missing": allow_missing, "exclude_artefacts": exclude_artefacts}
+        events = _predict_events(opened, model, teacher, regions, device, options | {"seconds_open": seconds_open})
         prediction: Prediction = run_to_end(events, on_event)
         return prediction if bundle is not None else _with_unnamed_model(prediction, opened)
 

@@ -162,12 +162,12 @@ def predict(
     """Run the LR student on slides: probabilities, attention, overlay. A failed slide does not stop the others."""
     execution = ExecutionOptions(workers, scheduler, memory, device)
     files = {"roi": roi, "keep": keep, "exclude": exclude, "tissue": tissue}
+    options = {"device": device, "runtime": runtime, "reader": reader, "overlay": overlay}
+    options |= {"full_paths": full_paths, "allow_missing": allow_missing, "resume": resume}
     if ladder or cascade or budget is not None:
         others = files | {"by": by, "report": report, "exclude-artefacts": exclude_artefacts}
         require_climb_options(ladder=ladder, cascade=cascade, budget=budget, others=others)
-        options = {"device": device, "runtime": runtime, "reader": reader, "overlay": overlay, "budget": budget}
-        options |= {"full_paths": full_paths, "allow_missing": allow_missing, "resume": resume}
-        _climb(slides, mpp, ClimbCall(bundles, teacher, cascade, folder, execution, options))
+        _climb(slides, mpp, ClimbCall(bundles, teacher, cascade, folder, execution, options | {"budget": budget}))
         return
     bundle = single_bundle(bundles)
     _require_found_mask(tissue, exclude_artefacts)
@@ -178,21 +178,18 @@ def predict(
     # Wrong options fail first, before the model is loaded.
     patches = TeacherPatches.parse(teacher)
     by_table = require_patient_table(by, slides, files)
+    name = bundle or PHANTOM_MODEL
     # The terms of a teacher are printed before it is loaded, by this process.
     is_apart = has_server and patches == TeacherPatches.NONE
-    name = bundle or PHANTOM_MODEL
-    model = _check_model_apart(name, execution, reader, runtime) if is_apart else None
-    if model is None:
-        model = _check_model(name, execution, reader, runtime, patches, folder)
-    else:
+    apart = _check_model_apart(name, execution, reader, runtime) if is_apart else None
+    if apart is not None:
         require_writable(folder)
+    model = apart or _check_model(name, execution, reader, runtime, patches, folder)
     given, left_out = expand_slides(slides)
     _require_one_slide(len(given), files)
-    options = {"device": device, "report": report, "files": files, "resume": resume, "runtime": runtime}
-    options |= {"reader": reader, "overlay": overlay, "full_paths": full_paths, "teacher": patches}
-    options |= {"allow_missing": allow_missing, "is_unnamed": bundle is None, "exclude_artefacts": exclude_artefacts}
-    task = model.task(name, execution.resolve_path(folder), options)
-    jobs = _slide_jobs(given, mpp, execution)
+    options |= {"report": report, "files": files, "teacher": patches}
+    options |= {"is_unnamed": bundle is None, "exclude_artefacts": exclude_artefacts}
+    task, jobs = model.task(name, execution.resolve_path(folder), options), _slide_jobs(given, mpp, execution)
     table = partial(_write_tables, folder, _patient_request(by_table, given, model.path))
     progress = run_with_progress(
         "predict", jobs, task, execution, folder, shown_notices=model.notices, write_tables=table, notices=left_out

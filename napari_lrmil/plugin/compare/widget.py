@@ -11,7 +11,7 @@ from napari.utils.notifications import show_error
 from numpy.typing import NDArray
 from qtpy.QtCore import QTimer
 from qtpy.QtGui import QShowEvent
-from qtpy.QtWidgets import QDockWidget, QFileDialog, QWidget
+from qtpy.QtWidgets import QFileDialog, QWidget
 
 from napari_lrmil.core.events import Event, Failed, Finished, Partial, Progress
 from napari_lrmil.core.results.moved_slides import find_moved_slides
@@ -35,7 +35,7 @@ from napari_lrmil.plugin.compare.sections import (
     TeacherRunForm,
     why_no_teacher,
 )
-from napari_lrmil.plugin.qt.docks import DockWidget, find_dock, open_dock
+from napari_lrmil.plugin.qt.docks import DockWidget, find_dock, open_dock, tabify_beside
 from napari_lrmil.plugin.qt.errors import show_errors
 from napari_lrmil.plugin.qt.section import Section, fill_dock, make_button, make_label
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
@@ -170,13 +170,7 @@ class CompareWidget(DockWidget):
         QTimer.singleShot(0, self, self._tabify)
 
     def _tabify(self) -> None:
-        own_dock, analyse_dock = self.parentWidget(), self.analyse.parentWidget()
-        if not (isinstance(own_dock, QDockWidget) and isinstance(analyse_dock, QDockWidget)) or own_dock.isFloating():
-            return
-        window = own_dock.parentWidget()
-        if window is analyse_dock.parentWidget() and analyse_dock not in window.tabifiedDockWidgets(own_dock):
-            window.tabifyDockWidget(analyse_dock, own_dock)
-            own_dock.raise_()
+        tabify_beside(self, self.analyse)
 
     def _on_removed(self) -> None:
         self._lesion_scorer.stop()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from qtpy.QtCore import QEvent
 from qtpy.QtGui import QCloseEvent, QShowEvent
-from qtpy.QtWidgets import QWidget
+from qtpy.QtWidgets import QDockWidget, QWidget
 
 from napari_lrmil.plugin.qt.wheel import WheelGuard
 
@@ -84,3 +84,14 @@ def tabify_with(viewer: Viewer, dock: QWidget, kind: type[Dock]) -> None:
         return
     dock.window().tabifyDockWidget(other.parentWidget(), dock.parentWidget())
     dock.parentWidget().raise_()
+
+
+def tabify_beside(widget: QWidget, other: QWidget) -> None:
+    """Make `widget` a tab beside `other`, unless one of them is no dock, floats, or is in another window."""
+    own_dock, other_dock = widget.parentWidget(), other.parentWidget()
+    if not (isinstance(own_dock, QDockWidget) and isinstance(other_dock, QDockWidget)) or own_dock.isFloating():
+        return
+    window = own_dock.parentWidget()
+    if window is other_dock.parentWidget() and other_dock not in window.tabifiedDockWidgets(own_dock):
+        window.tabifyDockWidget(other_dock, own_dock)
+        own_dock.raise_()

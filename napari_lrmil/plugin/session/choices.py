@@ -1,4 +1,4 @@
-"""What the user has chosen in the Analyse dock, as frozen values. No Qt, no napari."""
+"""Choices of the user in the Analyse dock, as frozen values. No Qt, no napari."""
 
 from __future__ import annotations
 

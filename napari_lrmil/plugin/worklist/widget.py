@@ -12,7 +12,7 @@ import napari.viewer
 from napari.utils.notifications import show_error, show_info
 from qtpy.QtCore import QFileSystemWatcher, Qt, QTimer
 from qtpy.QtGui import QDragEnterEvent, QDropEvent, QKeySequence, QShowEvent
-from qtpy.QtWidgets import QDockWidget, QFileDialog, QProgressBar, QScrollArea, QShortcut, QVBoxLayout
+from qtpy.QtWidgets import QFileDialog, QProgressBar, QScrollArea, QShortcut, QVBoxLayout
 
 from napari_lrmil.core.cohort.task import Outcome
 from napari_lrmil.core.events import Event, Failed, Finished, Partial, Progress
@@ -22,7 +22,7 @@ from napari_lrmil.core.visualize.overlay import RESEARCH_USE
 from napari_lrmil.core.worklist.build import read_entry
 from napari_lrmil.core.worklist.entry import Status, WorklistEntry
 from napari_lrmil.plugin.analyse.widget import DOCK_MIN_WIDTH_PX, AnalyseWidget
-from napari_lrmil.plugin.qt.docks import DockWidget, find_dock, open_dock
+from napari_lrmil.plugin.qt.docks import DockWidget, find_dock, open_dock, tabify_beside
 from napari_lrmil.plugin.qt.section import HeightForWidthColumn, enable_unless, make_button, make_label, make_row
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.qt.worker import BackgroundWorker, LatestOnly
@@ -151,13 +151,7 @@ class WorklistWidget(DockWidget):
         QTimer.singleShot(0, self, self._tabify)
 
     def _tabify(self) -> None:
-        own_dock, analyse_dock = self.parentWidget(), self.analyse.parentWidget()
-        if not (isinstance(own_dock, QDockWidget) and isinstance(analyse_dock, QDockWidget)) or own_dock.isFloating():
-            return
-        window = own_dock.parentWidget()
-        if window is analyse_dock.parentWidget() and analyse_dock not in window.tabifiedDockWidgets(own_dock):
-            window.tabifyDockWidget(analyse_dock, own_dock)
-            own_dock.raise_()
+        tabify_beside(self, self.analyse)
 
     # ------------------------------------------------------------ the Analyse dock
 
