@@ -26,9 +26,9 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.glob("first.tif*"))
 
 
-def write_limits(bundle: Bundle, threshold: float, score: float) -> None:
+def write_limits(bundle: Bundle, threshold: float, score: float, **changed: float) -> None:
     """Give a bundle an operating point, and the scores of 20 patients."""
-    counts = {"sensitivity": 1.0, "specificity": 1.0, "positives": 5, "negatives": 5}
+    counts = {"sensitivity": 1.0, "specificity": 1.0, "positives": 5, "negatives": 5} | changed
     point = OperatingPoint(positive="lesion", threshold=threshold, rule="Youden's index", **counts)
     conformal = ConformalScores(scores=(score,) * 20, patients=tuple(range(20)))
     limits = ModelLimits(bundle_sha256=bundle.sha256, student=NetworkLimits(operating_point=point, conformal=conformal))
@@ -74,6 +74,29 @@ def test_side_and_set_are_printed_written_and_kept(call: Call, slide: Path, tmp_
     changed = call(*words)[1]
     assert "already there" not in changed and f"set at 90 %: {result['predicted']} (" in changed
     assert read(out)["operating_point"]["reached"] is False and read(out)["probabilities"] == result["probabilities"]
+
+
+def test_weak_and_absent_limits_say_so(call: Call, slide: Path, tmp_path: Path) -> None:
+    """Two validation slides chose the threshold, or one that calls everything positive; no slides gave a set."""
+    bundle, words = untrained_bundle(tmp_path / "bundle"), ("predict", slide, "--device", "cpu", "--runtime", "torch")
+    write_limits(bundle, 0.0, 1.0, positives=1, negatives=2)
+    assert "uncertain" in call(*words, "--bundle", bundle.path, "--out", tmp_path / "few")[1]
+    (caution,) = read(tmp_path / "few")["limits_cautions"]
+    assert caution == "the operating point is uncertain: only 1 lesion and 2 other in validation chose it"
+
+    write_limits(bundle, 0.0, 1.0, specificity=0.0)
+    open_bundle_once.cache_clear()  # as in a new process
+    call(*words, "--bundle", bundle.path, "--out", tmp_path / "all")
+    assert read(tmp_path / "all")["limits_cautions"] == [
+        "the operating point is uncertain: its specificity was 0 in validation"
+    ]
+
+    none = NetworkLimits(no_operating_point="the validation slides are of one class", no_conformal="no slides")
+    (bundle.path / LIMITS).write_text(ModelLimits(bundle_sha256=bundle.sha256, student=none).model_dump_json())
+    open_bundle_once.cache_clear()
+    printed = call(*words, "--bundle", bundle.path, "--out", tmp_path / "none")[1]
+    expected = ["no operating point: the validation slides are of one class", "no set at 90 %: no slides"]
+    assert read(tmp_path / "none")["limits_cautions"] == expected and "; ".join(expected) in " ".join(printed.split())
 
 
 def test_a_part_of_a_slide_has_neither(call: Call, slide: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,16 +68,19 @@ class SlideLimits:
         The limits.
     by_patient
         Whether the model states them of all slides of a patient together, and of one slide neither.
+    cautions
+        Why a limit is absent or uncertain, in words.
     """
 
     side: OperatingSide | None = None
     classes: PredictionSet | None = None
     by_patient: bool = False
+    cautions: tuple[str, ...] = ()
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """Those that exist, in words."""
-        return tuple(limit.text for limit in (self.side, self.classes) if limit is not None)
+        """The limits that exist and the cautions, in words."""
+        return (*(limit.text for limit in (self.side, self.classes) if limit is not None), *self.cautions)
 
 
 NO_LIMITS = SlideLimits()
@@ -104,7 +107,19 @@ def slide_limits(bundle: Bundle, probabilities: Mapping[str, float], *, is_whole
 
 def network_limits(limits: NetworkLimits, classes: Sequence[str], probabilities: Mapping[str, float]) -> SlideLimits:
     """Return the side and the set of calibrated probabilities of a slide, or of a patient if they are of those."""
-    return SlideLimits(_side(limits, probabilities), prediction_set(limits, classes, probabilities))
+    sets = prediction_set(limits, classes, probabilities)
+    return SlideLimits(_side(limits, probabilities), sets, cautions=tuple(_cautions(limits, classes, sets)))
+
+
+def _cautions(limits: NetworkLimits, classes: Sequence[str], sets: PredictionSet | None) -> Iterator[str]:
+    """Yield why a limit is absent or uncertain; of more than two classes no operating point is expected."""
+    point = limits.operating_point
+    if point is not None and point.why_uncertain:
+        yield f"the operating point is uncertain: {point.why_uncertain}"
+    elif point is None and len(classes) == 2 and limits.no_operating_point:
+        yield f"no operating point: {limits.no_operating_point}"
+    if sets is None and limits.no_conformal:
+        yield f"no set at {100 * SET_COVERAGE:g} %: {limits.no_conformal}"
 
 
 def _side(limits: NetworkLimits, probabilities: Mapping[str, float]) -> OperatingSide | None:

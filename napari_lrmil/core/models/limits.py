@@ -16,6 +16,7 @@ from napari_lrmil.core.models.bundle_part import read_part
 
 LIMITS = "limits.json"
 SET_COVERAGE = 0.9  # of the sets that a prediction states
+FEWEST_OF_A_CLASS = 5  # validation slides (or patients) below which an operating point is called uncertain
 NO_CALIBRATION_SPLIT = "the run set no calibration slides aside (split.calibration)"
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -48,6 +49,14 @@ class OperatingPoint(_Frozen):
     specificity: Share
     positives: int = Field(ge=1)
     negatives: int = Field(ge=1)
+
+    @property
+    def why_uncertain(self) -> str:
+        """Reason to distrust the threshold, empty if there is none: few choosers, or a class that it always misses."""
+        if min(self.positives, self.negatives) < FEWEST_OF_A_CLASS:
+            return f"only {self.positives} {self.positive} and {self.negatives} other in validation chose it"
+        missed = "sensitivity" if not self.sensitivity else "specificity" if not self.specificity else ""
+        return f"its {missed} was 0 in validation" if missed else ""
 
 
 class ConformalScores(_Frozen):

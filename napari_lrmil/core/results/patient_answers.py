@@ -286,8 +286,13 @@ def _table_row(answer: PatientAnswer, model: PatientModel) -> list[Any]:
 def _as_json(answer: PatientAnswer) -> dict[str, Any]:
     counts = {"n_slides": len(answer.slides), "n_left_out": len(answer.left_out)}
     content: dict[str, Any] = json.loads(json.dumps(asdict(answer)))
-    side, classes, _ = content.pop("limits").values()
+    limits = content.pop("limits")
     # As in prediction.json: what a model does not state has no key.
-    stated = {"operating_point": side, "prediction_set": classes, "cohort_distance": content.pop("cohort_distance")}
+    stated = {
+        "operating_point": limits["side"],
+        "prediction_set": limits["classes"],
+        "limits_cautions": limits["cautions"] or None,
+        "cohort_distance": content.pop("cohort_distance"),
+    }
     content |= {key: value for key, value in stated.items() if value is not None}
     return content | counts | {"reason": answer.reason, "predicted": answer.predicted or None}

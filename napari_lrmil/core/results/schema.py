@@ -206,6 +206,8 @@ class PredictionFile(ResultFile):
         Tiles that the file does not store or that do not decode; None if there are none on tissue and none damaged.
     operating_point, prediction_set
         Side of the operating point and set of classes; None if the model has none, or for a part of a slide.
+    limits_cautions
+        Why one of them is absent or uncertain, in words.
     cohort_distance
         Distance from the training slides; None if the model does not state how they lie, or for a region.
     artefacts
@@ -250,6 +252,7 @@ class PredictionFile(ResultFile):
     missing_tiles: MissingTilesResult | None = None
     operating_point: OperatingPointResult | None = None
     prediction_set: PredictionSetResult | None = None
+    limits_cautions: tuple[str, ...] | None = None
     cohort_distance: CohortDistanceResult | None = None
     artefacts: ArtefactsResult | None = None
     attention_mass: float | None = None
@@ -259,7 +262,7 @@ class PredictionFile(ResultFile):
     def _absent_keys(self) -> set[str]:
         # Absent in files of 0.1.0.
         names = ("teacher", "finest_mpp_read", "finest_mpp_reason", "missing_tiles", "cohort_distance")
-        names_of_limits = ("operating_point", "prediction_set", "attention_mass", "artefacts")
+        names_of_limits = ("operating_point", "prediction_set", "limits_cautions", "attention_mass", "artefacts")
         return {name for name in (*names, *names_of_limits) if getattr(self, name) is None}
 
     @model_validator(mode="after")

@@ -172,6 +172,7 @@ def build_prediction_file(prediction: Prediction, path: str = "") -> PredictionF
         missing_tiles=MissingTilesResult(**asdict(missing)) if missing.sentences else None,
         operating_point=OperatingPointResult(**asdict(limits.side)) if limits.side else None,
         prediction_set=PredictionSetResult(**asdict(limits.classes)) if limits.classes else None,
+        limits_cautions=limits.cautions or None,
         cohort_distance=CohortDistanceResult(**asdict(distance)) if distance else None,
         artefacts=ArtefactsResult(**asdict(prediction.artefacts)) if prediction.artefacts else None,
         attention_mass=student.attention_mass,

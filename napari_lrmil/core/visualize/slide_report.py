@@ -141,6 +141,7 @@ def _context(slide: Slide, prediction: Prediction, gallery: Sequence[GalleryPatc
         "calibration": calibration_text(prediction),
         "margin": probability_margin(student.probabilities),
         "limits": [row for row in _limit_rows(prediction) if row["value"] or not region],
+        "cautions": prediction.limits.cautions,
         "has_limits": bool(prediction.limits.texts or prediction.limits.by_patient or prediction.cohort_distance),
         "lr_um": grid.lattice.lr_um,
         "n_lr": len(grid.lr_index),

@@ -28,7 +28,7 @@ from lrmil_training.evaluation.patients import (
     measure_patients,
     scale_logits,
 )
-from lrmil_training.evaluation.significance import assess_non_inferiority, delong_test
+from lrmil_training.evaluation.significance import assess_non_inferiority, delong_test, smallest_class
 from lrmil_training.evaluation.summary import AGREEMENT_METRICS
 from napari_lrmil.core.geometry import Bounds
 from napari_lrmil.core.inference.teacher_comparison import read_lesions
@@ -239,9 +239,10 @@ def _has_reference(method: str, results: Mapping[str, Any]) -> bool:
 def _compare_with_others(method: str, scored: Mapping[str, ScoredSlides], resampler: Resampler) -> dict[str, Any]:
     others = [other for other in scored if other != method]
     paired = {other: paired_difference(scored[method], scored[other], resampler) for other in others}
-    verdict = (
-        assess_non_inferiority(paired[REFERENCE_METHOD], resampler.interval) if _has_reference(method, scored) else None
-    )
+    verdict = None
+    if _has_reference(method, scored):
+        fewest = smallest_class(scored[method])
+        verdict = assess_non_inferiority(paired[REFERENCE_METHOD], resampler.interval, fewest)
     tests = {other: delong_test(scored[method], scored[other]) for other in others}
     return {"paired": paired, "delong": tests, "non_inferiority": verdict}
 

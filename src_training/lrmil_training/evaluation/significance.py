@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrmil_training.data.patient_groups import patient_clusters
+from lrmil_training.data.patient_groups import count_units, patient_clusters
 from lrmil_training.evaluation.metrics import CONFIDENCE_LEVEL, OVER_SLIDES, ScoredSlides
 
 Float = NDArray[np.float64]
+FEWEST_OF_A_CLASS = 5  # patients of each class below which resamples repeat the same few, and no bound is believed
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,13 @@ def _why_undefined(scored: ScoredSlides) -> str | None:
     return None
 
 
-def assess_non_inferiority(paired: Mapping[str, float | None], interval: str) -> dict[str, Any]:
+def smallest_class(scored: ScoredSlides) -> int:
+    """Return the number of patients of the class that has the fewest; a class that is absent has none."""
+    groups = [scored.targets == c for c in range(scored.probabilities.shape[1])]
+    return min(count_units([scored.patients[i] for i in np.flatnonzero(rows).tolist()]) for rows in groups)
+
+
+def assess_non_inferiority(paired: Mapping[str, float | None], interval: str, fewest: int) -> dict[str, Any]:
     """Return whether a method is non-inferior to the teacher: the lower bound of the difference is above −margin.
 
     Parameters
@@ -124,6 +131,8 @@ def assess_non_inferiority(paired: Mapping[str, float | None], interval: str) ->
         AUROC of the method minus that of the teacher, from `metrics.paired_difference`.
     interval
         `Resampler.interval`: the units that the bootstrap drew.
+    fewest
+        Patients of the smallest class, see `smallest_class`; below `FEWEST_OF_A_CLASS` there is no verdict.
 
     Returns
     -------
@@ -134,6 +143,9 @@ def assess_non_inferiority(paired: Mapping[str, float | None], interval: str) ->
     result: dict[str, Any] = {"margin": NON_INFERIORITY_MARGIN, "low": low, "holds": None, "interval": interval}
     if low is None:
         return result | {"reason": "the paired difference has no interval"}
+    if fewest < FEWEST_OF_A_CLASS:
+        count = f"{fewest} test {'patient' if fewest == 1 else 'patients'}"
+        return result | {"reason": f"a class has {count}; a verdict needs {FEWEST_OF_A_CLASS}"}
     if low == paired["high"]:
         return result | {"reason": "every resample has the same difference, so the interval has no width"}
     reason = "the interval is over slides: patient uncertainty not covered" if interval == OVER_SLIDES else None

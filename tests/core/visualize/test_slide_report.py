@@ -171,6 +171,9 @@ def test_the_report_has_the_limits_that_the_model_states(tmp_path: Path) -> None
         page = page_of(tmp_path, slide, below).text
         assert "counts as not lesion" in page and page.count("not stated by this model") == 2
         assert "states no operating point, no set" in page_of(tmp_path, slide, plain).text
+        caution = "the operating point is uncertain: only 1 lesion and 2 other in validation chose it"
+        page = page_of(tmp_path, slide, replace(plain, limits=SlideLimits(side, cautions=(caution,)))).text
+        assert f"Caution: {caution}." in page
         region = RegionOfInterest("region", (REGION,))
         assert "trusted" not in page_of(tmp_path, slide, replace(plain, scope=region)).text
 

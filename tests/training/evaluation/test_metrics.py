@@ -31,6 +31,7 @@ from lrmil_training.evaluation.significance import (
     assess_non_inferiority,
     delong_covariance,
     delong_test,
+    smallest_class,
 )
 
 
@@ -395,7 +396,7 @@ def test_delong_is_undefined_where_its_formula_says_nothing() -> None:
 @pytest.mark.parametrize(("low", "holds"), [(-0.02, True), (-0.03, False), (-0.2, False), (None, None)])
 def test_not_worse_hangs_on_the_lower_bound(low: float | None, holds: bool | None) -> None:
     """Above -0.03, not at it; without a bound there is no verdict."""
-    result = assess_non_inferiority({"value": 0.0, "low": low, "high": 0.1}, OVER_PATIENTS)
+    result = assess_non_inferiority({"value": 0.0, "low": low, "high": 0.1}, OVER_PATIENTS, 5)
     assert result["holds"] is holds
     assert result["margin"] == NON_INFERIORITY_MARGIN == 0.03
     assert (result["reason"] is None) == (low is not None)
@@ -403,7 +404,17 @@ def test_not_worse_hangs_on_the_lower_bound(low: float | None, holds: bool | Non
 
 def test_a_verdict_says_what_it_leaves_out() -> None:
     """Over slides patients are not covered; at the ceiling the interval has no width."""
-    assert "patient" in assess_non_inferiority({"value": 0.0, "low": -0.01, "high": 0.1}, OVER_SLIDES)["reason"]
-    ceiling = assess_non_inferiority({"value": 0.0, "low": 0.0, "high": 0.0}, OVER_PATIENTS)
+    assert "patient" in assess_non_inferiority({"value": 0.0, "low": -0.01, "high": 0.1}, OVER_SLIDES, 5)["reason"]
+    ceiling = assess_non_inferiority({"value": 0.0, "low": 0.0, "high": 0.0}, OVER_PATIENTS, 5)
     assert ceiling["holds"] is None
     assert "no width" in ceiling["reason"]
+
+
+def test_few_patients_of_a_class_give_no_verdict() -> None:
+    """Four slides of one patient are one observation; a class without slides has none."""
+    probabilities = np.array([[0.9, 0.1]] * 4 + [[0.2, 0.8]] * 3)
+    scored = ScoredSlides(probabilities, np.array([0] * 4 + [1] * 3), ("a", "a", "a", "a", "b", "c", "d"))
+    assert smallest_class(scored) == 1
+    assert smallest_class(ScoredSlides(probabilities, np.zeros(7, int), tuple("abcdefg"))) == 0
+    result = assess_non_inferiority({"value": 0.0, "low": -0.01, "high": 0.1}, OVER_PATIENTS, 4)
+    assert result["holds"] is None and result["reason"] == "a class has 4 test patients; a verdict needs 5"
