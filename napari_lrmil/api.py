@@ -236,7 +236,7 @@ def read_prediction(folder: str | Path) -> StoredPrediction:
 def predict_patients(
     table: str | Path,
     out: str | Path,
-    bundle: Bundle | str | Path = "demo",
+    bundle: Bundle | str | Path | None = None,
     *,
     device: str = "auto",
     runtime: str = "auto",
@@ -254,7 +254,7 @@ def predict_patients(
     out
         Folder of the results, with ``patients.csv``, ``patients.json`` and a folder for each slide.
     bundle
-        A model from `load_bundle`, its folder, or the name of a shipped one.
+        A model from `load_bundle`, its folder, or the name of a shipped one. None takes the demo, as in `predict`.
     device, runtime, allow_missing, on_event
         As in `predict`.
 
@@ -277,7 +277,8 @@ def predict_patients(
     require_writable(folder)
     require_runtime(runtime, resolve_device(device))  # a wrong option is one error, not one for each slide
     jobs, patients = _read_patients(Path(table))
-    task = PatientTask(_loaded(bundle), folder, device, runtime, allow_missing)
+    model = _loaded(PHANTOM_MODEL if bundle is None else bundle)
+    task = PatientTask(model, folder, device, runtime, allow_missing, is_unnamed=bundle is None)
     answers: list[PatientAnswer] = run_to_end(run_patients(jobs, patients, task), on_event)
     return answers
 

@@ -29,6 +29,7 @@ class PatientTask:
     device: str = "auto"
     runtime: str = "auto"
     allow_missing: bool = False
+    is_unnamed: bool = False
 
     def slide_task(self) -> PredictTask:
         """Return the task for one slide."""
@@ -40,6 +41,7 @@ class PatientTask:
             device=self.device,
             runtime=self.runtime,
             allow_missing=self.allow_missing,
+            is_unnamed=self.is_unnamed,
         )
 
 

@@ -198,7 +198,7 @@ def require_poolable(encoder: NetworkEncoder, layers: Sequence[str]) -> None:
     if unknown:
         available = ", ".join(encoder.poolable) or "none, because its architecture keeps no maps"
         raise EncoderError(
-            f"no layer {', '.join(unknown)} to pool in {encoder.spec.name} (encoder.teacher_layers); "
+            f"no layer {', '.join(unknown)} to pool in {encoder.spec.name} (encoder.teacher_layers, selection.layers); "
             f"available: {available}"
         )
 

@@ -22,6 +22,7 @@ from napari_lrmil.core.models.bundle_part import damaged_part, read_part
 
 EMBEDDINGS = "embeddings.safetensors"
 PATIENT_EMBEDDINGS = "patient_embeddings.safetensors"  # of training patients, if each was one bag
+FEW_SLIDES = 100  # below these a share has steps of more than a per cent, and its text says how many slides it is of
 OUTSIDE = 0.99  # share of held-out slides of the training kind; a slide farther away than these gets a warning
 
 Vector = NDArray[np.float64]
@@ -53,7 +54,7 @@ class CohortDistance:
     @property
     def text(self) -> str:
         """The distance in words."""
-        return f"farther from the training slides than {self.share} of slides of their kind"
+        return f"farther from the training slides than {self.share} of {self._kind}"
 
     @property
     def share(self) -> str:
@@ -61,13 +62,17 @@ class CohortDistance:
         return "99.9 %" if self.quantile >= 1 else f"{100 * self.quantile:.{1 if self.is_outside else 0}f} %"
 
     @property
+    def _kind(self) -> str:
+        return f"{self.slides} slides of their kind" if self.slides < FEW_SLIDES else "slides of their kind"
+
+    @property
     def warning(self) -> str | None:
         """Sentence on a slide outside the training slides; None for others."""
         if not self.is_outside:
             return None
         return (
-            f"This slide lies outside the training slides: it is farther from them than {self.share} of slides of "
-            f"their kind ({self.distance:.1f} times the usual distance); check stain, scanner and tissue before you "
+            f"This slide lies outside the training slides: it is farther from them than {self.share} of {self._kind} "
+            f"({self.distance:.1f} times the usual distance); check stain, scanner and tissue before you "
             "rely on the probabilities"
         )
 

@@ -261,11 +261,12 @@ def _diverged_notice(result: RecipeResult) -> Notice:
 
 def describe_choice(chosen: RecipeResult, cohort: Cohort, count: int) -> str:
     """Return a clause on the chosen recipe and its figures."""
+    at_chance = "" if chosen.mean_auroc > 0.5 else "; no better than chance, so the choice has no meaning"
     used = [s.patient for s in cohort.slides if s.split in ("train", "val")]
     return (
         f"{chosen.recipe.text}, {chosen.epochs} epochs, of {count} candidates: held-out AUROC "
         f"{chosen.mean_auroc:.3f} ± {chosen.sd_auroc:.3f} over {len(chosen.auroc)} inner folds of "
-        f"{count_patients(used)} patients (effective number {effective_patients(used):.1f})"
+        f"{count_patients(used)} patients (effective number {effective_patients(used):.1f}){at_chance}"
     )
 
 

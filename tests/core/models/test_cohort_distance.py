@@ -40,14 +40,15 @@ def test_an_example_by_hand() -> None:
     assert result.distance == pytest.approx(np.sqrt(2.5))
     assert result.quantile == pytest.approx(0.5 + 0.49 * (np.sqrt(2.5) - 1) / 2)
     assert (result.slides, result.is_outside, result.warning) == (40, False, None)
-    assert result.text == "farther from the training slides than 64 % of slides of their kind"
+    assert result.text == "farther from the training slides than 64 % of 40 slides of their kind"
 
 
 def test_a_slide_beyond_the_table_is_outside() -> None:
     result = statistics(4).measure(np.full(4, 100.0))
     assert result.quantile == 1 and result.is_outside
-    assert result.warning is not None and "than 99.9 % of slides of their kind" in result.warning
+    assert result.warning is not None and "than 99.9 % of 40 slides of their kind" in result.warning
     assert CohortDistance(2.0, 0.99, 9).warning is None
+    assert "than 64 % of slides of their kind" in CohortDistance(1.0, 0.64, 100).text, "many slides: the share is exact"
     assert "than 99.4 % of" in str(CohortDistance(2.0, 0.994, 9).warning)
 
 

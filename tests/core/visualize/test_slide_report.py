@@ -165,7 +165,7 @@ def test_the_report_has_the_limits_that_the_model_states(tmp_path: Path) -> None
         page = page_of(tmp_path, slide, full).text
         assert "operating point of lesion, 0.250: counts as lesion" in page
         assert "Set of classes at 90 % normal or lesion" in page
-        assert "farther from the training slides than 75 % of slides of their kind (1.2 times" in page
+        assert "farther from the training slides than 75 % of 30 slides of their kind (1.2 times" in page
         assert "not stated" not in page
         below = replace(full, limits=SlideLimits(replace(side, reached=False)), cohort_distance=None)
         page = page_of(tmp_path, slide, below).text
