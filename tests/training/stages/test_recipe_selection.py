@@ -29,6 +29,7 @@ from lrmil_training.stages.recipe_selection import (
     RecipeResult,
     choose_candidate,
     choose_recipe,
+    describe_choice,
     summarise_candidate,
 )
 from lrmil_training.stages.run_context import RunContext
@@ -183,6 +184,13 @@ def test_a_candidate_that_diverges_is_left_out_and_told(tmp_path: Path, hr: HrFe
 
 
 # ---------------------------------------------------------------- resume
+
+
+@pytest.mark.parametrize(("auroc", "is_told"), [(0.5, True), (0.3, True), (0.6, False)])
+def test_a_choice_at_chance_says_that_it_means_nothing(tmp_path: Path, auroc: float, is_told: bool) -> None:
+    recipe = list_recipes(build_config(selection_values()))[0]
+    text = describe_choice(RecipeResult(recipe, 1, (auroc, auroc), (auroc, auroc)), make_cohort(tmp_path), 3)
+    assert ("no meaning" in text) == is_told
 
 
 def test_a_stopped_selection_goes_on_with_the_same_result(tmp_path: Path, hr: HrFeatures) -> None:
