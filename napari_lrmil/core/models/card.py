@@ -53,6 +53,14 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class HeadOrigin(_Frozen):
+    """File of a MIL that another program trained."""
+
+    layout: str = Field(min_length=1, max_length=MAX_NAME)  # such as CLAM_SB
+    file: str = Field(min_length=1, max_length=MAX_NAME)  # its name, without folders
+    sha256: str = Field(min_length=1, max_length=MAX_NAME)
+
+
 class NetworkCard(_Frozen):
     """Architecture of one of the two networks."""
 
@@ -62,6 +70,8 @@ class NetworkCard(_Frozen):
     encoder_sha256: str = ""  # hash of an encoder that the bundle only names
     aggregator: Aggregator = GATED  # left out of the file if it is gated attention, the only one of earlier versions
     top_share: float | None = Field(None, gt=0, le=1)  # of linear_topk: share of the patches that make a logit
+    projection: Width | None = None  # width to which instances are projected; left out of the file if they are not
+    origin: HeadOrigin | None = None  # of a MIL that was not trained here; left out of the file if it was
 
     @model_validator(mode="after")
     def _require_share_of_its_aggregator(self) -> NetworkCard:
@@ -77,6 +87,9 @@ class NetworkCard(_Frozen):
         values["encoder"] = without_defaults(values["encoder"])
         if self.aggregator == GATED:
             del values["aggregator"], values["top_share"]
+        for name in ("projection", "origin"):
+            if getattr(self, name) is None:
+                values.pop(name, None)  # a caller may have excluded it
         return values
 
     @field_validator("encoder")
@@ -287,10 +300,22 @@ def _distilled_lines(card: Card) -> list[str]:
     teacher = card.teacher.encoder.name if card.teacher else "left out"
     return [
         f"- Teacher: {card.hr_mpp:g} µm per pixel, patches of {card.hr_patch_px} px ({card.plan.hr_um:g} µm)",
+        *_origin_lines(card.teacher),
         f"- Encoders: student {card.student.encoder.name}; teacher {teacher}",
         *_embedding_lines(card.teacher or card.student),
         f"- Licence: {card.licence}. The student was distilled from its teacher's encoder, whose terms also apply to "
         "the student, even if the teacher is left out.",
+    ]
+
+
+def _origin_lines(teacher: NetworkCard | None) -> list[str]:
+    """Return a line on a teacher whose MIL another program trained."""
+    origin = teacher.origin if teacher else None
+    if origin is None:
+        return []
+    return [
+        f"- Teacher's MIL: {origin.layout}, read from {origin.file} (SHA-256 {origin.sha256}), not trained by this "
+        "program; its own terms also apply"
     ]
 
 

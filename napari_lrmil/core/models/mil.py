@@ -112,6 +112,7 @@ class GatedAttentionMIL(MIL):
     """Gated attention MIL (Ilse et al. 2018; docs/explanation/method.md 2.2).
 
     ``s_k = w·(tanh(V t_k) ⊙ σ(U t_k))``, ``a = softmax(s)``, ``Z = Σ a_k t_k``, logits ``WZ + b``.
+    With a projection, ``relu(P t_k + p)`` takes the place of ``t_k`` in all of them, as in CLAM (Lu et al. 2021).
 
     Parameters
     ----------
@@ -121,14 +122,23 @@ class GatedAttentionMIL(MIL):
         Number of classes C.
     hidden
         Width of the gate.
+    projection
+        Width of the projection; None: instances are not projected.
     """
 
-    def __init__(self, dim: int, classes: int, hidden: int = 64) -> None:
+    def __init__(self, dim: int, classes: int, hidden: int = 64, projection: int | None = None) -> None:
         super().__init__(dim, classes, hidden)
-        self.V = nn.Linear(dim, hidden)
-        self.U = nn.Linear(dim, hidden)
+        width = dim if projection is None else projection
+        self.projection = None if projection is None else nn.Linear(dim, projection)
+        self.V = nn.Linear(width, hidden)
+        self.U = nn.Linear(width, hidden)
         self.w = nn.Linear(hidden, 1, bias=False)  # the softmax over instances cancels a constant, so no bias
-        self.classifier = nn.Linear(dim, classes)
+        self.classifier = nn.Linear(width, classes)
+
+    def standardise(self, instances: Tensor) -> Tensor:
+        """Return (N, W) standardised instances, projected if the network has a projection."""
+        t = super().standardise(instances)
+        return t if self.projection is None else torch.relu(self.projection(t))
 
     def forward(self, instances: Tensor) -> MilOutput:
         """Classify one bag of (N, D) instances."""
@@ -167,7 +177,13 @@ class GatedAttentionMIL(MIL):
             w=_array(self.w.weight[0]),
             classifier=_array(self.classifier.weight),
             bias=_array(self.classifier.bias),
+            **self._projection_weights(),
         )
+
+    def _projection_weights(self) -> dict[str, Features]:
+        if self.projection is None:
+            return {}
+        return {"projection": _array(self.projection.weight), "projection_bias": _array(self.projection.bias)}
 
 
 class LinearTopkMIL(MIL):
@@ -229,9 +245,11 @@ class LinearTopkMIL(MIL):
         return top_count(self.top_share, len(instances))
 
 
-def build_mil(dim: int, classes: int, hidden: int, top_share: float | None) -> MIL:
+def build_mil(dim: int, classes: int, hidden: int, top_share: float | None, projection: int | None = None) -> MIL:
     """Return an untrained MIL: `LinearTopkMIL` if a top share is given, otherwise `GatedAttentionMIL`."""
-    return GatedAttentionMIL(dim, classes, hidden) if top_share is None else LinearTopkMIL(dim, classes, top_share)
+    if top_share is not None:
+        return LinearTopkMIL(dim, classes, top_share)
+    return GatedAttentionMIL(dim, classes, hidden, projection)
 
 
 def pool_bag(mil: MIL, features: Rows, device: torch.device, chunk_rows: int = CHUNK_ROWS) -> BagOutput:
@@ -258,7 +276,9 @@ def pool_bag(mil: MIL, features: Rows, device: torch.device, chunk_rows: int = C
     scores = np.empty(count, np.float32)
     evidence = np.empty((count, mil.classes), np.float32)  # weighted by attention at the end
     greatest, total = -math.inf, 0.0
-    bag = torch.zeros(mil.dim, dtype=torch.float64)  # on the CPU, as not every device supports doubles
+    bag = torch.zeros(
+        mil.classifier.in_features, dtype=torch.float64
+    )  # on the CPU, as not every device supports doubles
     with torch.inference_mode():
         for start in range(0, count, chunk_rows):
             rows = slice(start, start + chunk_rows)

@@ -37,6 +37,7 @@ from napari_lrmil.core.models.card import (
     STUDENT,
     TEACHER,
     Card,
+    HeadOrigin,
     NetworkCard,
     card_sha256,
     card_text,
@@ -44,7 +45,7 @@ from napari_lrmil.core.models.card import (
 )
 from napari_lrmil.core.models.cohort_distance import EMBEDDINGS, PATIENT_EMBEDDINGS
 from napari_lrmil.core.models.limits import LIMITS, ModelLimits, limits_lines, limits_values
-from napari_lrmil.core.models.mil import MIL, LinearTopkMIL, build_mil
+from napari_lrmil.core.models.mil import MIL, GatedAttentionMIL, LinearTopkMIL, build_mil
 from napari_lrmil.version import __version__
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -101,7 +102,7 @@ def load_teacher(bundle: Bundle) -> TeacherNetwork:
 
 
 def _mil_of_card(card: NetworkCard, bundle: Bundle) -> MIL:
-    return build_mil(card.dim, len(bundle.card.classes), card.hidden, card.top_share)
+    return build_mil(card.dim, len(bundle.card.classes), card.hidden, card.top_share, card.projection)
 
 
 def _load_named_teacher(bundle: Bundle, card: NetworkCard) -> TeacherNetwork:
@@ -166,6 +167,7 @@ def write_bundle(
     student: StudentNetwork,
     teacher: TeacherNetwork | None,
     limits: ModelLimits | None = None,
+    origin: HeadOrigin | None = None,
 ) -> Bundle:
     """Write a bundle and open it. `lrmil.json` is written last, so a folder with it is complete.
 
@@ -179,6 +181,8 @@ def write_bundle(
         The networks. Their weights are stored as float16 (see `round_to_half`).
     limits
         Operating point and conformal scores; None writes none.
+    origin
+        File of the teacher's MIL if another program trained it. Its weights are stored as float32, as they were given.
     """
     from safetensors.torch import save_file
 
@@ -190,13 +194,13 @@ def write_bundle(
         (folder / old).unlink(missing_ok=True)
     for file, network in networks.items():
         with atomic_write(folder / file) as partial:
-            save_file(half_tensors(_shared_part(network)), partial)
+            save_file(_stored_tensors(network, is_exact=network is teacher and origin is not None), partial)
     full = Card(
         schema_version=SCHEMA_VERSION,
         version=__version__,
         hashes={file: file_sha256(folder / file) for file in networks},
         student=_network_card(student),
-        teacher=_network_card(teacher) if teacher is not None else None,
+        teacher=_network_card(teacher, origin) if teacher is not None else None,
         **({"licence": _licences(student, teacher)} | dict(card)),
     )
     if limits is not None:
@@ -215,15 +219,25 @@ def _shared_part(network: StudentNetwork | TeacherNetwork) -> nn.Module:
     return nn.ModuleDict({"mil": network.mil} | ({} if reduction is None else {"reduction": reduction}))
 
 
+def _stored_tensors(network: StudentNetwork | TeacherNetwork, *, is_exact: bool) -> dict[str, Tensor]:
+    """Return the tensors of a network's file: float16, or float32 of the MIL if it is stored exactly."""
+    tensors = half_tensors(_shared_part(network))
+    if is_exact:
+        state = network.mil.state_dict()
+        tensors |= {f"mil.{name}": values.float().cpu().clone().contiguous() for name, values in state.items()}
+    return tensors
+
+
 def _licences(*networks: StudentNetwork | TeacherNetwork | None) -> str:
     return ", ".join(sorted({network.encoder.spec.licence for network in networks if network is not None}))
 
 
-def _network_card(network: StudentNetwork | TeacherNetwork) -> NetworkCard:
+def _network_card(network: StudentNetwork | TeacherNetwork, origin: HeadOrigin | None = None) -> NetworkCard:
     spec = network.encoder.spec
     sha256 = module_sha256(network.encoder.get_submodule("net")) if spec.family == FROZEN else ""
     mil = network.mil
     top_share = mil.top_share if isinstance(mil, LinearTopkMIL) else None
+    projection = mil.projection if isinstance(mil, GatedAttentionMIL) else None
     return NetworkCard(
         encoder=spec,
         dim=mil.dim,
@@ -231,4 +245,6 @@ def _network_card(network: StudentNetwork | TeacherNetwork) -> NetworkCard:
         encoder_sha256=sha256,
         aggregator=GATED if top_share is None else LINEAR,
         top_share=top_share,
+        projection=None if projection is None else projection.out_features,
+        origin=origin,
     )

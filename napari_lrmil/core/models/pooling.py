@@ -51,6 +51,9 @@ class MilWeights:
         (H,) weights of the attention score.
     classifier, bias
         (C, D) weights and (C,) bias of the classes.
+    projection, projection_bias
+        (W, D) weights and (W,) bias of a projection with ReLU; W then takes the place of D in gate and classifier.
+        None: instances are not projected.
     """
 
     mean: Features
@@ -62,6 +65,15 @@ class MilWeights:
     w: Features
     classifier: Features
     bias: Features
+    projection: Features | None = None
+    projection_bias: Features | None = None
+
+    def standardise(self, rows: Features) -> Features:
+        """Return (N, W) standardised instances of (N, D) embeddings, projected if there is a projection."""
+        t: Features = (rows - self.mean) / self.deviation
+        if self.projection is None or self.projection_bias is None:
+            return t
+        return np.maximum(t @ self.projection.T + self.projection_bias, np.float32(0))
 
     def score(self, t: Features) -> Features:
         """Return (N,) attention scores of (N, D) standardised instances."""
@@ -118,6 +130,7 @@ _TENSORS = {  # field -> tensor of a bundle's file
 }
 
 
+_PROJECTION = {"projection": "projection.weight", "projection_bias": "projection.bias"}  # of a gated MIL that has one
 _LINEAR_FIELDS = ("mean", "deviation", "classifier", "bias")
 
 
@@ -133,9 +146,11 @@ def read_mil_weights(path: Path, top_share: float | None = None) -> AggregatorWe
     """
     from safetensors import safe_open
 
-    fields = tuple(_TENSORS) if top_share is None else _LINEAR_FIELDS
+    fields = _TENSORS if top_share is None else {name: _TENSORS[name] for name in _LINEAR_FIELDS}
     with safe_open(path, framework="numpy") as file:
-        arrays = {field: file.get_tensor(f"mil.{_TENSORS[field]}").astype(np.float32) for field in fields}
+        if top_share is None and f"mil.{_PROJECTION['projection']}" in file.keys():  # noqa: SIM118 (not a dict)
+            fields = fields | _PROJECTION
+        arrays = {field: file.get_tensor(f"mil.{tensor}").astype(np.float32) for field, tensor in fields.items()}
     if top_share is not None:
         return LinearTopkWeights(**arrays, top_share=top_share)
     return MilWeights(**(arrays | {"w": arrays["w"].ravel()}))
@@ -214,10 +229,10 @@ def _pool_gated(mil: MilWeights, features: Rows, chunk_rows: int) -> BagOutput:
     scores = np.empty(count, np.float32)
     evidence = np.empty((count, len(mil.bias)), np.float32)  # weighted by attention at the end
     greatest, total = -math.inf, 0.0
-    bag = np.zeros(len(mil.mean), np.float64)
+    bag = np.zeros(mil.classifier.shape[1], np.float64)
     for start in range(0, count, chunk_rows):
         rows = slice(start, start + chunk_rows)
-        t = (np.asarray(features[rows], np.float32) - mil.mean) / mil.deviation
+        t = mil.standardise(np.asarray(features[rows], np.float32))
         scores[rows] = chunk_scores = mil.score(t)
         evidence[rows] = mil.class_shares(t)
         before, greatest = greatest, max(greatest, float(chunk_scores.max()))

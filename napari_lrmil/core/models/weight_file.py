@@ -78,19 +78,22 @@ def _check_types(path: Path, types: dict[str, str]) -> None:
 def _check_mil_shapes(path: Path, shapes: dict[str, tuple[int, ...]], card: Card, network: NetworkCard) -> None:
     """Check the tensors of the MIL; those of the encoder are checked when it is built."""
     dim, hidden, classes = network.dim, network.hidden, len(card.classes)
+    width = network.projection or dim
     expected: dict[str, tuple[int, ...]] = {
         "mean": (dim,),
         "deviation": (dim,),
-        "classifier.weight": (classes, dim),
+        "classifier.weight": (classes, width),
         "classifier.bias": (classes,),
     }
     gate: dict[str, tuple[int, ...]] = {
-        "V.weight": (hidden, dim),
+        "V.weight": (hidden, width),
         "V.bias": (hidden,),
-        "U.weight": (hidden, dim),
+        "U.weight": (hidden, width),
         "U.bias": (hidden,),
         "w.weight": (1, hidden),
     }
+    if network.projection is not None:
+        gate |= {"projection.weight": (width, dim), "projection.bias": (width,)}
     for tensor, shape in (expected | (gate if network.aggregator == GATED else {})).items():
         name = f"mil.{tensor}"
         if shapes.get(name) != shape:
