@@ -73,7 +73,8 @@ class MilWeights:
         t: Features = (rows - self.mean) / self.deviation
         if self.projection is None or self.projection_bias is None:
             return t
-        return np.maximum(t @ self.projection.T + self.projection_bias, np.float32(0))
+        projected: Features = np.maximum(t @ self.projection.T + self.projection_bias, np.float32(0))
+        return projected
 
     def score(self, t: Features) -> Features:
         """Return (N,) attention scores of (N, D) standardised instances."""

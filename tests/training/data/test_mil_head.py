@@ -79,7 +79,7 @@ def published_clam(w: dict[str, Tensor], x: Tensor, place: int = 3, *, gated: bo
 
 
 def assert_same(path: Path, attention: Tensor, logits: Tensor) -> None:
-    """The head in torch, and its arrays without torch, give this attention and these logits on the bag."""
+    """Check that the head, in torch and as arrays, gives this attention and these logits on the bag."""
     x, statistics = bag()
     mil = read_mil_head(path).build(statistics)
     output = mil(x)
@@ -114,7 +114,7 @@ def test_prefixes_and_lightning_checkpoints_are_read(tmp_path: Path, wrap: str) 
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("model", [ABMIL, TORCHMIL_CLAM])
 def test_torchmil_gives_the_same_as_torchmil(tmp_path: Path, model: Any, gated: bool) -> None:
-    """torchmil's own network is the witness; its one logit is that of the second of two classes."""
+    """Torchmil's own network is the witness; its one logit is that of the second of two classes."""
     torch.manual_seed(0)
     theirs = model(in_shape=(DIM,), att_dim=128, gated=gated).eval()
     with torch.no_grad():
