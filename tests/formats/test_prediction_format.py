@@ -238,6 +238,9 @@ def test_attention_for_other_programs(written: Path) -> None:
         "rank",
         "evidence normal",
         "evidence lesion",
+        "teacher attention",
+        "teacher attention relative",
+        "attention difference",
     ]
     stored = read_json(COMPARED / "attention.geojson")["features"]
     assert [one["id"] for one in features] == [one["id"] for one in stored]

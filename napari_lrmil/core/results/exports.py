@@ -1,8 +1,7 @@
-"""Exports of a prediction for other programs: OME-TIFF, and GeoJSON tiles with measurements for QuPath."""
+"""Export of a prediction as OME-TIFF, for image viewers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid5
@@ -11,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_lrmil.core.atomic_files import atomic_write
-from napari_lrmil.core.geometry import Bounds
 from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
-from napari_lrmil.core.patching.regions import NAMESPACE, write_features
+from napari_lrmil.core.patching.regions import NAMESPACE
 from napari_lrmil.core.visualize.overlay import Heatmap, make_heatmap
 
 OME_DESCRIPTION = (
@@ -66,48 +64,3 @@ def _ome_metadata(prediction: Prediction, heat: Heatmap) -> dict[str, Any]:
             "PositionYUnit": ["µm"] * planes,
         },
     }
-
-
-def write_attention_geojson(path: Path, prediction: Prediction, bounds: Bounds) -> None:
-    """Write ``attention.geojson``: one QuPath tile with measurements per LR patch; equal results give equal bytes.
-
-    Parameters
-    ----------
-    path
-        The file.
-    prediction
-        Result of a slide; the student's part is written.
-    bounds
-        Scanned part of the slide. Its corner is QuPath's origin.
-    """
-    write_features(path, _tiles(prediction, bounds))
-
-
-def _tiles(prediction: Prediction, bounds: Bounds) -> Iterator[dict[str, Any]]:
-    student = prediction.student
-    measurements = _measurements(student, prediction.classes)
-    (width, height), corners = student.patch_level0, student.coords - np.array([bounds.x, bounds.y])
-    for index, (x, y), values in zip(prediction.grid.lr_index.tolist(), corners.tolist(), measurements, strict=True):
-        # GeoJSON polygons repeat their first corner at the end.
-        ring = [[x, y], [x + width, y], [x + width, y + height], [x, y + height], [x, y]]
-        yield {
-            "type": "Feature",
-            "id": str(uuid5(NAMESPACE, f"{prediction.slide_fingerprint} {index[0]} {index[1]}")),
-            "geometry": {"type": "Polygon", "coordinates": [ring]},
-            "properties": {"objectType": "tile", "measurements": values},
-        }
-
-
-def _measurements(network: NetworkPrediction, classes: tuple[str, ...]) -> Iterator[dict[str, float]]:
-    """Yield name -> value for each patch, as QuPath lists them."""
-    n = len(network.attention)
-    ranks = np.empty(n, dtype=np.int64)
-    ranks[np.argsort(-network.attention, kind="stable")] = np.arange(1, n + 1)  # ties in grid order
-    for attention, rank, evidence in zip(network.attention, ranks.tolist(), network.evidence, strict=True):
-        values = {"attention": _shorten(attention), "attention relative": _shorten(attention * n), "rank": rank}
-        yield values | {f"evidence {name}": _shorten(value) for name, value in zip(classes, evidence, strict=True)}
-
-
-def _shorten(value: np.float32) -> float:
-    """Return the shortest decimal that rounds to this float32; 17 digits of a double would double the file's size."""
-    return float(str(value))

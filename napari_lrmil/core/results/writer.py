@@ -15,7 +15,8 @@ from napari_lrmil.core.geometry import footprint_um, nominal_magnification
 from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
 from napari_lrmil.core.inference.teacher_comparison import score_lesion_localisation
 from napari_lrmil.core.patching.regions import Region
-from napari_lrmil.core.results.exports import write_attention_geojson, write_attention_ome
+from napari_lrmil.core.results.exports import write_attention_ome
+from napari_lrmil.core.results.qupath import GEOJSON, write_attention_geojson
 from napari_lrmil.core.results.schema import (
     AGREEMENT,
     PREDICTION,
@@ -42,7 +43,7 @@ RESULT_FILES = (  # files that the new run does not write are deleted, because t
     "teacher_attention.h5",
     AGREEMENT,
     "attention.ome.tif",
-    "attention.geojson",
+    GEOJSON,
     OVERLAY,
     "compare.png",
     REPORT,
@@ -130,7 +131,7 @@ def _steps(
         yield lambda folder: write_attention(folder / "teacher_attention.h5", prediction, teacher)
         yield lambda folder: build_agreement_file(prediction).write(folder)
     yield lambda folder: write_attention_ome(folder / "attention.ome.tif", prediction)
-    yield lambda folder: write_attention_geojson(folder / "attention.geojson", prediction, slide.bounds)
+    yield lambda folder: write_attention_geojson(folder / GEOJSON, prediction, slide.bounds)
     if overlay:
         yield lambda folder: draw_overlay(folder / OVERLAY, slide, prediction)
     if report is not None:

@@ -18,9 +18,13 @@ from napari_lrmil.core.events import Finished
 from napari_lrmil.core.geometry import Bounds
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
+from napari_lrmil.core.inference.teacher_comparison import shared_patches
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.patching.regions import read_regions
-from napari_lrmil.core.results.exports import write_attention_geojson, write_attention_ome
-from napari_lrmil.core.visualize.overlay import make_heatmap
+from napari_lrmil.core.results.exports import write_attention_ome
+from napari_lrmil.core.results.qupath import BANDS, HEATMAP_SCRIPT, write_attention_geojson, write_heatmap_script
+from napari_lrmil.core.visualize.colormaps import viridis, viridis_colors
+from napari_lrmil.core.visualize.overlay import color_limits, make_heatmap
 from support.fake_slides import TISSUE, DarknessBundle, FakeSlide, fake_slide, glass, resolution
 
 BOUNDS = Bounds(120, 340, 1500, 1300)
@@ -28,7 +32,7 @@ MPP = (0.5, 0.4)  # a patch of 128 µm is 256 x 320 pixels
 OME = "{http://www.openmicroscopy.org/Schemas/OME/2016-06}"
 
 
-def predicted(folder: Path, name: str = "s 1.svs") -> Prediction:
+def predicted(folder: Path, name: str = "s 1.svs", teacher: str = "none") -> Prediction:
     """Return a prediction on uneven tissue with a gap, away from the corner, on a slide that has bounds."""
     base = glass(1999, 1711)
     noise = np.random.default_rng(3).integers(-30, 30, (1300, 900, 1))
@@ -37,7 +41,12 @@ def predicted(folder: Path, name: str = "s 1.svs") -> Prediction:
     scanned = {"x": BOUNDS.x, "y": BOUNDS.y, "width": BOUNDS.width, "height": BOUNDS.height}
     properties = resolution(*MPP) | {f"openslide.bounds-{k}": str(v) for k, v in scanned.items()}
     with fake_slide(folder, FakeSlide(base, (1.0, 4.0), properties), name=name) as slide:
-        *_, last = predict(slide, DarknessBundle(), device=torch.device("cpu"))  # type: ignore[arg-type]
+        *_, last = predict(
+            slide,
+            DarknessBundle(),  # type: ignore[arg-type]
+            device=torch.device("cpu"),
+            teacher=TeacherPatches.parse(teacher),
+        )
     assert isinstance(last, Finished)
     return last.result  # type: ignore[no-any-return]  # Finished carries anything
 
@@ -126,7 +135,7 @@ def test_a_tile_for_each_patch_in_qupaths_frame(tmp_path: Path, prediction: Pred
         (ring,) = feature["geometry"]["coordinates"]
         left, top = x - 120, y - 340
         assert ring == [[left, top], [left + 256, top], [left + 256, top + 320], [left, top + 320], [left, top]]
-        assert set(feature["properties"]) == {"objectType", "measurements"}, "no class is claimed for a patch"
+        assert list(feature["properties"]) == ["objectType", "name", "color", "classification", "measurements"]
         assert feature["properties"]["objectType"] == "tile"
     back = read_regions(path, BOUNDS).regions
     corners = [region.geometry.bounds[:2] for region in back]
@@ -149,6 +158,51 @@ def test_measurements_are_attention_rank_and_evidence(tmp_path: Path, prediction
     for i, name in enumerate(prediction.classes):
         column = np.array([row[f"evidence {name}"] for row in rows], dtype=np.float32)
         np.testing.assert_array_equal(column, prediction.student.evidence[:, i])
+
+
+def test_tiles_have_a_name_a_band_of_attention_and_the_colour_of_the_overlay(
+    tmp_path: Path, prediction: Prediction
+) -> None:
+    """The class is a band of attention, never a diagnosis, and has the same colour on every slide."""
+    write_attention_geojson(tmp_path / "a.geojson", prediction, BOUNDS)
+    features = [feature["properties"] for feature in tiles(tmp_path / "a.geojson")]
+    relative = prediction.student.attention * len(features)
+    low, high = color_limits([prediction.student])
+    np.testing.assert_array_equal([f["color"] for f in features], viridis_colors((relative - low) / (high - low)))
+    ranks = [feature["measurements"]["rank"] for feature in features]
+    assert [f["name"] for f in features] == [f"patch {rank} of {len(features)} by attention" for rank in ranks]
+    bands = [BANDS.index(feature["classification"]["name"]) for feature in features]
+    assert bands == [sum(value >= edge for edge in (1, 2, 4)) for value in relative.tolist()] and len(set(bands)) > 1
+    colors = {f["classification"]["name"]: tuple(f["classification"]["color"]) for f in features}
+    steps = [tuple(color) for color in viridis()[[0, 85, 170, 255]].tolist()]
+    assert all(color == steps[BANDS.index(name)] for name, color in colors.items())
+    assert not set(prediction.classes) & set(BANDS)
+
+
+@pytest.mark.parametrize("read", ["all", "top-3"])
+def test_the_teacher_stands_where_it_read(tmp_path: Path, read: str) -> None:
+    """The difference is that of compare.png. Patches that the teacher did not read have no value, which is not 0."""
+    compared = predicted(tmp_path, teacher=read)
+    write_attention_geojson(tmp_path / "a.geojson", compared, BOUNDS)
+    rows = [feature["properties"]["measurements"] for feature in tiles(tmp_path / "a.geojson")]
+    shared = shared_patches(compared)
+    has_teacher = [row for row, values in enumerate(rows) if "teacher attention" in values]
+    assert has_teacher == shared.rows.tolist() and len(has_teacher) == (len(rows) if read == "all" else 3)
+    names = ("teacher attention", "teacher attention relative", "attention difference")
+    columns = (compared.teacher_on_lr[shared.rows], shared.teacher, shared.difference)
+    for name, expected in zip(names, columns, strict=True):
+        np.testing.assert_allclose([rows[row][name] for row in has_teacher], expected, rtol=1e-6)
+    assert sum(rows[row]["teacher attention"] for row in has_teacher) == pytest.approx(1, abs=1e-4)
+
+
+def test_the_script_names_measurements_that_exist(tmp_path: Path, prediction: Prediction) -> None:
+    script = write_heatmap_script(tmp_path).read_text(encoding="utf-8")
+    assert (tmp_path / HEATMAP_SCRIPT).is_file() and "Research use only" in script
+    write_attention_geojson(tmp_path / "a.geojson", predicted(tmp_path, teacher="all"), BOUNDS)
+    measurements = set(tiles(tmp_path / "a.geojson")[0]["properties"]["measurements"])
+    named = {"attention relative", "teacher attention relative", "attention difference", "rank"}
+    assert named <= measurements and all(f'"{name}"' in script for name in named)
+    assert script.count("{") == script.count("}") and script.count("(") == script.count(")")
 
 
 def test_ids_come_of_slide_and_place_and_a_second_export_is_the_same(tmp_path: Path, prediction: Prediction) -> None:
