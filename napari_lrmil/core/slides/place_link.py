@@ -1,4 +1,4 @@
-"""Links to a place on a slide: file, position and magnification, as text that one user sends to another.
+"""Links to a place on a slide: file, position, magnification and rotation, as text that one user sends to another.
 
 A link has no character that a shell would interpret, so that it can be pasted behind ``napari-lrmil view`` as it is.
 """
@@ -15,7 +15,7 @@ from napari_lrmil.core.errors import LrmilError
 
 SCHEME = "napari-lrmil:"
 DRIVE = re.compile(r"^/+(?=[A-Za-z]:/)")  # slashes before the letter of a drive
-FIELDS = ("x_um", "y_um", "magnification")
+FIELDS, ROTATION = ("x_um", "y_um", "magnification"), "rotation"
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,21 @@ class PlaceLink:
         Centre of the view, in µm from the corner of level 0.
     magnification
         Nominal, such as 20 for 0.5 µm per screen pixel.
+    rotation
+        Rotation of the view in degrees, clockwise; 0 is left out of the text.
     """
 
     slide: Path
     x_um: float
     y_um: float
     magnification: float
+    rotation: float = 0.0
 
     def as_text(self) -> str:
         """Return the link; `parse_link` reads it."""
         path = "/" + self.slide.absolute().as_posix().lstrip("/")  # on Windows it begins with the letter of a drive
         place = f"x_um={self.x_um:.1f},y_um={self.y_um:.1f},magnification={self.magnification:.4g}"
+        place += f",{ROTATION}={self.rotation:g}" if self.rotation else ""
         return f"{SCHEME}{quote(path, safe='/:')}@{place}"
 
 
@@ -67,7 +71,8 @@ def parse_link(text: str) -> PlaceLink:
     x, y, magnification = (_number(text, name, values[name]) for name in FIELDS)
     if magnification <= 0:
         raise LrmilError(f"the link has the magnification {magnification:g}; expected a number above 0")
-    return PlaceLink(Path(DRIVE.sub("", unquote(path))), x, y, magnification)
+    rotation = _number(text, ROTATION, values.get(ROTATION, "0"))
+    return PlaceLink(Path(DRIVE.sub("", unquote(path))), x, y, magnification, rotation)
 
 
 def _number(link: str, name: str, text: str) -> float:

@@ -97,13 +97,15 @@ class ViewerActions:
     def sync_drawn_regions(self) -> None:
         """Copy the shapes of the region layer into the session."""
         layer = self.region_layer()
-        self._session.set_regions(regions_from_shapes(layer, self.mpp) if layer is not None else ())
+        regions = regions_from_shapes(layer, self.mpp, slide=self._find_layer("slide")) if layer is not None else ()
+        self._session.set_regions(regions)
 
     def mark_excluded_regions(self) -> None:
         """Give excluded regions an edge colour of their own."""
         layer, excluded = self.region_layer(), self._session.what_if.excluded
         if layer is not None and layer.nshapes:
-            drawn = [regions_from_shapes(layer, self.mpp, [row]) for row in range(layer.nshapes)]
+            slide = self._find_layer("slide")
+            drawn = [regions_from_shapes(layer, self.mpp, [row], slide) for row in range(layer.nshapes)]
             layer.edge_color = [
                 EXCLUDED_EDGE if regions and regions[0] in excluded else REGION_EDGE for regions in drawn
             ]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import shapely
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QWidget
 
+from napari_lrmil.core.patching.regions import Region
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.qt.worker import LatestOnly
-from napari_lrmil.plugin.viewer.navigation import visible_um
+from napari_lrmil.plugin.viewer.navigation import visible_outline_um
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -63,7 +65,9 @@ class LiveView(QWidget):  # type: ignore[misc]  # qtpy has no types
         """Report the visible area; start a live prediction if the session wants one."""
         session = self._session
         if session.slide is not None and session.tissue_grid is not None:
-            session.set_view(visible_um(self._viewer).to_level0(session.tissue_grid.grid.lattice.mpp))
+            mpp = session.tissue_grid.grid.lattice.mpp
+            outline = shapely.Polygon(visible_outline_um(self._viewer) / (mpp.x, mpp.y))
+            session.set_view(Region("view", outline))
             self.predictions.submit(session.prepare_live_view())
 
     def find_tissue(self) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
-from napari_lrmil.core.patching.regions import Region, box_region
+from napari_lrmil.core.patching.regions import Region
 from napari_lrmil.core.patching.roi import Kind, RegionOfInterest
 from napari_lrmil.plugin.session.open_slides import SlideChoice
 from napari_lrmil.plugin.session.what_if import WhatIf
@@ -28,7 +27,7 @@ class SlideChoices:
     kind_before_drawing
         That part before the user began to draw. A what-if step uses up the drawn regions and returns to it.
     view
-        Visible part in level-0 pixels; None while it is unknown.
+        Visible part in level-0 pixels, a rectangle that may be rotated; None while it is unknown.
     regions
         Drawn regions in level-0 pixels.
     region_warnings
@@ -41,7 +40,7 @@ class SlideChoices:
 
     roi_kind: Kind = "slide"
     kind_before_drawing: Kind = "slide"
-    view: BoxLevel0 | None = None
+    view: Region | None = None
     regions: tuple[Region, ...] = ()
     region_warnings: tuple[str, ...] = ()
     what_if_steps: tuple[WhatIf, ...] = (WhatIf(),)
@@ -67,7 +66,7 @@ class SlideChoices:
     def scope(self) -> RegionOfInterest:
         """Part of the slide that a run or a what-if step answers about."""
         if self.roi_kind == "view" and self.view is not None:
-            return self.make_scope("view", (box_region(self.view, "view"),))
+            return self.make_scope("view", (self.view,))
         if self.roi_kind == "region" and self.regions:
             return self.make_scope("region", self.analysed_regions)
         return self.make_scope("slide", ())

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from psygnal import Signal
 
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.patching.regions import Region
 from napari_lrmil.core.patching.roi import Kind, RegionOfInterest
@@ -239,9 +238,9 @@ class ChosenAnalysis:
         """
         self._choose(of_slide=self.choices.of_slide.use_drawn_regions(self.prediction))
 
-    def set_view(self, box: BoxLevel0) -> None:
+    def set_view(self, view: Region) -> None:
         """Set the visible part of the chosen slide, in level-0 pixels."""
-        self.choices = replace(self.choices, of_slide=replace(self.choices.of_slide, view=box))
+        self.choices = replace(self.choices, of_slide=replace(self.choices.of_slide, view=view))
         if self.roi_kind == "view":
             self.changed.emit()
 
@@ -288,7 +287,7 @@ class ChosenAnalysis:
         return self.choices.of_slide.roi_kind
 
     @property
-    def view(self) -> BoxLevel0 | None:
+    def view(self) -> Region | None:
         """Visible part of the chosen slide in level-0 pixels; None while it is unknown."""
         return self.choices.of_slide.view
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from numpy.typing import NDArray
 
-from napari_lrmil.core.geometry import MPP_TOLERANCE, BoxLevel0
+from napari_lrmil.core.geometry import MPP_TOLERANCE
 from napari_lrmil.core.patching.regions import Region
 from napari_lrmil.core.patching.roi import Kind, RegionOfInterest
 from napari_lrmil.plugin.session.open_slides import SlideChoice
@@ -57,7 +57,7 @@ def why_teacher_unavailable(slide: SlideChoice | None, bundle: Bundle | None) ->
     return why_too_coarse(slide, bundle.card.hr_mpp, "teacher (HR)")
 
 
-def why_roi_missing(kind: Kind, regions: Sequence[Region], view: BoxLevel0 | None) -> str:
+def why_roi_missing(kind: Kind, regions: Sequence[Region], view: Region | None) -> str:
     """Return why the part of the slide is undefined: no region is drawn, or the view is unknown."""
     if kind == "region" and not regions:
         return "No region is drawn: draw one with the button below, or import regions."

@@ -17,7 +17,7 @@ from psygnal import Signal
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, EventSource, Failed, Finished, Notice, Partial, Progress
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
-from napari_lrmil.core.patching.regions import Region, box_region
+from napari_lrmil.core.patching.regions import Region
 from napari_lrmil.core.patching.roi import RegionOfInterest
 from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.plugin.session.analyse_state import resolve
@@ -247,7 +247,7 @@ class Session(ChosenAnalysis):
         tissue_grid = self.tissue_grid
         if not self.follows_view or self.is_busy or tissue_grid is None or self.view is None:
             return None
-        scope = self.choices.of_slide.make_scope("view", (box_region(self.view, "view"),))
+        scope = self.choices.of_slide.make_scope("view", (self.view,))
         is_visible = scope.select(tissue_grid).is_selected
         key = (self.slide, self.bundle, self.device, tissue_grid, self.what_if, is_visible.tobytes())
         if key == self._live_key or not is_visible.any():

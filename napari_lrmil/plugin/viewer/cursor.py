@@ -9,7 +9,7 @@ from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QWidget
 
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
-from napari_lrmil.plugin.viewer.navigation import um_per_unit
+from napari_lrmil.plugin.viewer.navigation import world_to_slide
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -47,5 +47,4 @@ class CursorTracker(QWidget):  # type: ignore[misc]  # qtpy has no types
             self._timer.start()
 
     def _report(self) -> None:
-        y, x = (v * um_per_unit(self._viewer) for v in self._viewer.cursor.position[-2:])
-        self._on_move(x, y)
+        self._on_move(*world_to_slide(self._viewer, self._viewer.cursor.position))

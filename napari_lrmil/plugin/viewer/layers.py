@@ -1,6 +1,7 @@
 """napari layers of slides, tissue and regions: their data, position and tag. All layers are added through this module.
 
-The world is in micrometres from the corner of the slide's level-0 pixel (0, 0). napari puts the *centre* of a layer's
+A slide is in micrometres from the corner of its level-0 pixel (0, 0). So is the viewer's world, unless the view is
+rotated: the affine of the slide's layer then leads from the slide to the world. napari puts the *centre* of a layer's
 first pixel at `translate`. A layer with large pixels therefore needs a larger shift than one with small pixels.
 """
 
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from napari_lrmil.core.geometry import Mpp
+from napari_lrmil.core.geometry import Float, Mpp
 from napari_lrmil.core.slides.phantom_mark import has_phantom_mark
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.plugin.viewer.screen_pyramid import DEFAULT_CACHE_BYTES, ColourTransform, ScreenSlide, TileCache
@@ -251,8 +252,30 @@ def build_tissue_layer(tissue_grid: TissueGrid, slide: LayerTag) -> LayerData:
 
 
 def add_layers(viewer: ViewerModel, layers: Iterable[LayerData]) -> list[Image]:
-    """Add layers to the viewer, the lowest first, and return them."""
-    return [getattr(viewer, f"add_{kind}")(data, **options) for data, options, kind in layers]
+    """Add layers to the viewer, the lowest first, and return them. They are rotated like the slide that they show."""
+    return [
+        getattr(viewer, f"add_{kind}")(data, **options, **_rotation_options(viewer, options))
+        for data, options, kind in layers
+    ]
+
+
+def _rotation_options(viewer: ViewerModel, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the affine of the slide that a layer shows as a keyword argument; none without a slide or a rotation."""
+    tag = read_tag(options["metadata"])
+    slides = lrmil_layers(viewer, tag.path, role="slide") if tag is not None else []
+    affine = slide_affine(slides[0] if slides else None)
+    return {} if np.array_equal(affine, np.eye(3)) else {"affine": affine}
+
+
+def slide_affine(layer: Layer | None) -> Float:
+    """Return (3, 3) the affine that leads from µm of a slide to µm of the viewer's world, row then column.
+
+    Parameters
+    ----------
+    layer
+        Layer of the slide; None gives the identity.
+    """
+    return np.eye(3) if layer is None else np.asarray(layer.affine.affine_matrix, dtype=np.float64)[-3:, -3:]
 
 
 def update_layer(layer: Image, new: LayerData) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from qtpy.QtCore import QPointF, QRectF, QSize, Qt, QTimer
-from qtpy.QtGui import QColor, QImage, QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QPen
+from qtpy.QtGui import QColor, QImage, QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QPen, QPolygonF
 from qtpy.QtWidgets import QSizePolicy, QWidget
 
 from napari_lrmil.core.events import Event, Failed, Finished
@@ -20,7 +20,7 @@ from napari_lrmil.core.geometry import BoxUm
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.qt.worker import BackgroundWorker
 from napari_lrmil.plugin.viewer.layers import get_screen_slide
-from napari_lrmil.plugin.viewer.navigation import current_slide, fly_to, visible_um
+from napari_lrmil.plugin.viewer.navigation import current_slide, fly_to, visible_outline_um, visible_um
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -226,12 +226,24 @@ class Minimap(QWidget):  # type: ignore[misc]  # qtpy has no types
             self._write(painter, self._note)
 
     def _draw_frame(self, painter: QPainter, transform: MapTransform) -> None:
-        frame = QRectF(*transform.frame(visible_um(self._viewer)))
+        frame = self._frame(transform)
         for colour, width in ((HALO, 4.0), (FRAME, 2.0)):  # visible on dark and on light tissue
             pen = QPen(QColor(colour), width)
             pen.setJoinStyle(Qt.PenJoinStyle.MiterJoin)
             painter.setPen(pen)
-            painter.drawRect(frame)
+            painter.drawPolygon(frame)
+
+    def _frame(self, transform: MapTransform) -> QPolygonF:
+        """Return the outline of the visible part in pixels, cut off at the slide; of a tiny part the box around it."""
+        box = QPolygonF(QRectF(*transform.frame(visible_um(self._viewer))))
+        outline = visible_outline_um(self._viewer)
+        is_upright = abs(outline[0, 1] - outline[1, 1]) < 1e-9 * abs(outline[0, 0] - outline[1, 0])
+        shown = box.boundingRect()
+        if is_upright or min(shown.width(), shown.height()) <= MIN_FRAME_PX:
+            return box
+        corners = [transform.to_px(BoxUm(x, y, 1, 1))[:2] for x, y in outline.tolist()]
+        area = QPolygonF(QRectF(*transform.to_px(transform.extent)))
+        return QPolygonF([QPointF(*corner) for corner in corners]).intersected(area)
 
     def _write(self, painter: QPainter, text: str) -> None:
         flags = Qt.AlignmentFlag.AlignCenter | Qt.TextFlag.TextWordWrap

@@ -6,12 +6,15 @@ pixels, and one of them has several device pixels on a high-resolution screen. `
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_lrmil.core.geometry import MPP_TOLERANCE, BoxUm
+import numpy as np
+
+from napari_lrmil.core.geometry import MPP_TOLERANCE, BoxUm, Float
 from napari_lrmil.core.slides.resolution import POWER_TIMES_MPP
-from napari_lrmil.plugin.viewer.layers import get_screen_slide, get_tag, lrmil_layers
+from napari_lrmil.plugin.viewer.layers import get_screen_slide, get_tag, lrmil_layers, slide_affine
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -115,11 +118,10 @@ def fly_to(
     pixel_ratio
         Device pixels per logical pixel along one side.
     """
-    unit = um_per_unit(viewer)
-    x, y = (v / unit for v in centre_um)
     if magnification is not None:
         set_magnification(viewer, magnification, pixel_ratio)
-    viewer.scene.camera.center = (viewer.scene.camera.center[0], y, x)
+    y, x = _slide_to_world(viewer, centre_um) / um_per_unit(viewer)
+    viewer.scene.camera.center = (viewer.scene.camera.center[0], float(y), float(x))
 
 
 def fit_slide(viewer: ViewerModel, path: Path) -> None:
@@ -129,16 +131,53 @@ def fit_slide(viewer: ViewerModel, path: Path) -> None:
         viewer.reset_view(layers=layers)
 
 
-def visible_um(viewer: ViewerModel) -> BoxUm:
-    """Return the part of the world that the canvas shows; in grid mode, the part that each of the linked views shows.
+def view_centre_um(viewer: ViewerModel) -> tuple[float, float]:
+    """Return x and y in µm of the point of the current slide that is in the middle of the view."""
+    return world_to_slide(viewer, viewer.scene.camera.center)
 
-    It may extend beyond the slide. It holds for a two-dimensional view only.
+
+def world_to_slide(viewer: ViewerModel, position: Sequence[float]) -> tuple[float, float]:
+    """Return x and y in µm on the current slide of a position in the viewer's world.
+
+    Parameters
+    ----------
+    viewer
+        The viewer.
+    position
+        Row and column in units of the world, after other axes, as napari's events state it.
     """
-    unit = um_per_unit(viewer)
+    matrix = np.linalg.inv(slide_affine(current_slide(viewer)))
+    y, x = matrix[:2, :2] @ (np.asarray(position[-2:]) * um_per_unit(viewer)) + matrix[:2, 2]
+    return float(x), float(y)
+
+
+def _slide_to_world(viewer: ViewerModel, point_um: tuple[float, float]) -> Float:
+    """Return row and column in µm of the world of a point of the current slide, x and y."""
+    matrix = slide_affine(current_slide(viewer))
+    world: Float = matrix[:2, :2] @ np.asarray(point_um[::-1], dtype=np.float64) + matrix[:2, 2]
+    return world
+
+
+def visible_outline_um(viewer: ViewerModel) -> Float:
+    """Return (4, 2) x and y in µm of the corners of the visible part, around it from the top left of the screen.
+
+    In grid mode it is the part that each of the linked views shows. It may extend beyond the slide. It holds for a
+    two-dimensional view only.
+    """
     height, width = viewer.canvas.viewbox_size(viewer.layers)  # of one cell in grid mode
-    y, x = viewer.scene.camera.center[-2:]
-    across, down = (float(v) / viewer.scene.camera.zoom * unit for v in (width, height))
-    return BoxUm(x * unit - across / 2, y * unit - down / 2, across, down)
+    down, across = (float(side) / viewer.scene.camera.zoom * um_per_unit(viewer) / 2 for side in (height, width))
+    x, y = view_centre_um(viewer)
+    corners = np.array([(-down, -across), (-down, across), (down, across), (down, -across)])
+    turned = corners @ np.linalg.inv(slide_affine(current_slide(viewer))[:2, :2]).T
+    outline: Float = turned[:, ::-1] + (x, y)
+    return outline
+
+
+def visible_um(viewer: ViewerModel) -> BoxUm:
+    """Return the part of the slide that is visible; in a rotated view, the smallest box around it."""
+    outline = visible_outline_um(viewer)
+    (x, y), (width, height) = outline.min(axis=0), np.ptp(outline, axis=0)
+    return BoxUm(float(x), float(y), float(width), float(height))
 
 
 # ---------------------------------------------------------------- current slide

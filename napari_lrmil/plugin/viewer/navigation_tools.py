@@ -1,4 +1,4 @@
-"""Tools of the Overview section: measure a distance, go to a position, copy a link to a place, full screen."""
+"""Tools of the Overview section: distance, rotation, positions, links to places, full screen."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from weakref import ref
 
 import numpy as np
 from qtpy.compat import isalive
-from qtpy.QtGui import QGuiApplication
-from qtpy.QtWidgets import QComboBox, QLineEdit, QVBoxLayout, QWidget
+from qtpy.QtCore import Qt
+from qtpy.QtGui import QGuiApplication, QKeySequence
+from qtpy.QtWidgets import QComboBox, QDoubleSpinBox, QLabel, QLineEdit, QShortcut, QVBoxLayout, QWidget
 
 from napari_lrmil.core.slides.place_link import PlaceLink
 from napari_lrmil.plugin.qt.errors import show_errors
 from napari_lrmil.plugin.qt.section import enable_unless, make_button, make_label, make_row
-from napari_lrmil.plugin.viewer.layers import UNITS, LayerTag, lrmil_layers, remove_layers
-from napari_lrmil.plugin.viewer.navigation import current_slide, um_per_unit
+from napari_lrmil.plugin.qt.signals import connect_until_destroyed
+from napari_lrmil.plugin.viewer.layers import UNITS, LayerTag, add_layers, lrmil_layers, remove_layers
+from napari_lrmil.plugin.viewer.navigation import current_slide, um_per_unit, world_to_slide
 from napari_lrmil.plugin.viewer.places import current_link, current_slide_tag, format_distance, go_to_text
+from napari_lrmil.plugin.viewer.rotation import current_rotation, follow_slide, rotate_view
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -26,8 +29,10 @@ CLICK_PX = 4  # a press that moves further is a drag of the slide
 LINE_COLOUR, LINE_PX = "#0072b2", 3
 MEASURE_HINT, SECOND_HINT = "Click on two points of the slide.", "Click on the second point."
 MEASURE_TIP = "Measure the distance between two points of the slide in µm"
-LINK_TIP = "Copy slide, position and magnification; `napari-lrmil view LINK` opens the place"
+LINK_TIP = "Copy slide, position, magnification and rotation; `napari-lrmil view LINK` opens the place"
 GO_TIP = "Position x, y from the corner of the slide, or a link"
+TURN_TIP = "Rotation of the view, clockwise"
+LEFT_TIP, RIGHT_TIP = "Rotate by 90° to the left (Alt+Shift+R)", "Rotate by 90° to the right (Alt+R)"
 NO_SLIDE = "Open a slide first."
 
 
@@ -55,12 +60,20 @@ class NavigationTools(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.unit.addItems(["µm", "px"])
         self.unit.setToolTip("Unit of the position; px: pixels of the finest level")
         self.go = make_button("Go to", GO_TIP)
+        self.left, self.right, self.rotation = make_button("−90°", ""), make_button("+90°", ""), QDoubleSpinBox()
+        self.rotation.setRange(-180, 180)
+        self.rotation.setDecimals(1)
+        self.rotation.setWrapping(True)
+        self.rotation.setSuffix("°")
+        self.rotation.setKeyboardTracking(False)  # 45 is not to pass by 4
+        self.rotation.setAccessibleName("Rotation of the view")
         self.distance = make_label("distance", small=True)
         self._connect()
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(4)
         column.addWidget(make_row(self.measure, self.link, self.full_screen))
+        column.addWidget(make_row(QLabel("Rotation"), self.rotation, self.left, self.right))
         column.addWidget(make_row(self.position, self.unit, self.go))
         column.addWidget(self.distance)
         self.show_slide()
@@ -71,12 +84,23 @@ class NavigationTools(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.full_screen.clicked.connect(self._toggle_full_screen)
         self.go.clicked.connect(self._go)
         self.position.returnPressed.connect(self._go)
+        self.rotation.valueChanged.connect(partial(rotate_view, self._viewer))
+        for button, key, degrees in ((self.left, "Alt+Shift+R", -90), (self.right, "Alt+R", 90)):
+            button.clicked.connect(partial(self._turn, degrees))
+            shortcut = QShortcut(QKeySequence(key), self, activated=button.click)
+            shortcut.setContext(Qt.ShortcutContext.WindowShortcut)  # the canvas has the focus, not this section
+        layers, camera = self._viewer.layers.events, self._viewer.scene.camera.events
+        connect_until_destroyed(self, [(layers.inserted, self._on_inserted)])
+        connect_until_destroyed(self, [(camera.center, self._show_rotation)])
 
     def show_slide(self) -> None:
         """Enable the tools if there is a slide; end a measurement on a slide that is not shown any more."""
         blocked = "" if current_slide(self._viewer) is not None else NO_SLIDE
-        for widget, tip in ((self.measure, MEASURE_TIP), (self.link, LINK_TIP), (self.go, GO_TIP)):
+        tips = {self.measure: MEASURE_TIP, self.link: LINK_TIP, self.go: GO_TIP, self.rotation: TURN_TIP}
+        tips |= {self.left: LEFT_TIP, self.right: RIGHT_TIP}
+        for widget, tip in tips.items():
             enable_unless(widget, blocked, tip)
+        self._show_rotation()
         if blocked:
             self.measure.setChecked(False)
 
@@ -106,9 +130,7 @@ class NavigationTools(QWidget):  # type: ignore[misc]  # qtpy has no types
         while event.type == "mouse_move":
             yield
         if np.abs(np.asarray(event.pos) - pressed_at).max() <= CLICK_PX:
-            unit = um_per_unit(self._viewer)
-            y, x = (float(value) * unit for value in event.position[-2:])
-            self.add_point((x, y))
+            self.add_point(world_to_slide(self._viewer, event.position))
 
     def add_point(self, point_um: tuple[float, float]) -> None:
         """Take the first or the second point of a measurement.
@@ -132,24 +154,35 @@ class NavigationTools(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     def _draw_line(self, slide: LayerTag, start: tuple[float, float], end: tuple[float, float], text: str) -> None:
         """Draw a line over the slide in place of the last one."""
-        from napari.layers import Shapes
-
         remove_layers(self._viewer, lrmil_layers(self._viewer, role="distance"))
         active = self._viewer.layers.selection.active
         unit = um_per_unit(self._viewer)
         corners = np.array([start[::-1], end[::-1]])
         tag = LayerTag("distance", slide.path, slide.mpp, slide.given_mpp)
-        line = Shapes(
-            [corners],
-            shape_type="line",
-            edge_color=LINE_COLOUR,
-            edge_width=LINE_PX * unit / float(self._viewer.scene.camera.zoom),
-            name=f"Distance {text}",
-            units=UNITS,
-            metadata=tag.as_metadata(),
-        )
-        self._viewer.add_layer(line)
+        options = {
+            "shape_type": "line",
+            "edge_color": LINE_COLOUR,
+            "edge_width": LINE_PX * unit / float(self._viewer.scene.camera.zoom),
+            "name": f"Distance {text}",
+            "units": UNITS,
+            "metadata": tag.as_metadata(),
+        }
+        add_layers(self._viewer, [([corners], options, "shapes")])
         self._viewer.layers.selection.active = active
+
+    # ------------------------------------------------------------ rotation
+
+    def _turn(self, degrees: float, _: bool = False) -> None:
+        value = self.rotation.value() + degrees
+        self.rotation.setValue(value - 360 if value > 180 else value + 360 if value <= -180 else value)
+
+    def _show_rotation(self, _: Any = None) -> None:
+        self.rotation.blockSignals(True)
+        self.rotation.setValue(current_rotation(self._viewer))
+        self.rotation.blockSignals(False)
+
+    def _on_inserted(self, event: Any) -> None:
+        follow_slide(self._viewer, event.value)
 
     # ------------------------------------------------------------ positions
 

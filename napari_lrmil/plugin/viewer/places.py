@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.slides.place_link import PlaceLink, is_link, parse_link
 from napari_lrmil.plugin.viewer.layers import LayerTag, get_screen_slide, get_tag
-from napari_lrmil.plugin.viewer.navigation import current_magnification, current_slide, fly_to, um_per_unit
+from napari_lrmil.plugin.viewer.navigation import current_magnification, current_slide, fly_to, view_centre_um
+from napari_lrmil.plugin.viewer.rotation import current_rotation, rotate_view
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -52,7 +53,7 @@ def go_to_text(viewer: ViewerModel, text: str, unit: str, pixel_ratio: float = 1
 
 
 def go_to_link(viewer: ViewerModel, link: PlaceLink, pixel_ratio: float = 1.0) -> None:
-    """Move the view to the place of a link.
+    """Move the view to the place of a link, and rotate it as the link says; a link without rotation keeps it.
 
     Raises
     ------
@@ -63,20 +64,21 @@ def go_to_link(viewer: ViewerModel, link: PlaceLink, pixel_ratio: float = 1.0) -
     if link.slide.resolve() != slide.path.resolve():
         raise LrmilError(f"the link leads to {link.slide.name}, and {slide.path.name} is shown; open that slide first")
     _require_inside(slide, link.x_um, link.y_um)
+    if link.rotation:
+        rotate_view(viewer, link.rotation)
     fly_to(viewer, (link.x_um, link.y_um), link.magnification, pixel_ratio)
 
 
 def current_link(viewer: ViewerModel, pixel_ratio: float = 1.0) -> PlaceLink:
-    """Return a link to the centre of the view at its magnification.
+    """Return a link to the centre of the view at its magnification and rotation.
 
     Raises
     ------
     LrmilError
         If no slide is open.
     """
-    slide, unit = _shown_slide(viewer), um_per_unit(viewer)
-    y, x = (value * unit for value in viewer.scene.camera.center[-2:])
-    return PlaceLink(slide.path, x, y, current_magnification(viewer, pixel_ratio))
+    slide, (x, y) = _shown_slide(viewer), view_centre_um(viewer)
+    return PlaceLink(slide.path, x, y, current_magnification(viewer, pixel_ratio), current_rotation(viewer))
 
 
 def current_slide_tag(viewer: ViewerModel) -> LayerTag | None:

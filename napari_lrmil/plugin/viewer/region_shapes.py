@@ -1,4 +1,4 @@
-"""Conversion between napari shapes and regions of a slide. The viewer's world is in µm from the slide's corner."""
+"""Conversion between napari shapes and regions of a slide."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import shapely
 from napari_lrmil.core.errors import RegionError
 from napari_lrmil.core.geometry import Float, Mpp
 from napari_lrmil.core.patching.regions import Region
+from napari_lrmil.plugin.viewer.layers import slide_affine
 
 if TYPE_CHECKING:
-    from napari.layers import Shapes
+    from napari.layers import Layer, Shapes
 
 ELLIPSE_CORNERS = 64  # of the polygon that stands for an ellipse; its area is 0.16 % too small
 
 
-def regions_from_shapes(layer: Shapes, mpp: Mpp, rows: Iterable[int] | None = None) -> tuple[Region, ...]:
+def regions_from_shapes(
+    layer: Shapes, mpp: Mpp, rows: Iterable[int] | None = None, slide: Layer | None = None
+) -> tuple[Region, ...]:
     """Return the shapes of a layer as regions in level-0 pixels; lines and paths have no area and are left out.
 
     Parameters
@@ -29,29 +32,32 @@ def regions_from_shapes(layer: Shapes, mpp: Mpp, rows: Iterable[int] | None = No
         µm per level-0 pixel of the slide.
     rows
         Indices of the shapes; None takes all.
+    slide
+        Layer of the slide, which may be rotated; None if the viewer's world is that of the slide.
     """
-    regions = []
+    regions, from_world = [], np.asarray(np.linalg.inv(slide_affine(slide)), dtype=np.float64)
     for row in range(layer.nshapes) if rows is None else rows:
         kind = str(layer.shape_type[row])
         if kind in ("line", "path"):
             continue
         try:
-            polygon = shapely.Polygon(_outline_um(layer, row, kind) / (mpp.x, mpp.y))
+            polygon = shapely.Polygon(_outline_um(layer, row, kind, from_world) / (mpp.x, mpp.y))
             regions.append(Region(f"region {row + 1}", polygon))
         except (RegionError, ValueError):  # a click without area; the user sees on the screen that it is none
             continue
     return tuple(regions)
 
 
-def _outline_um(layer: Shapes, row: int, kind: str) -> Float:
-    """Return the outline of a shape in the world, (points, 2) x then y."""
+def _outline_um(layer: Shapes, row: int, kind: str, from_world: Float) -> Float:
+    """Return the outline of a shape in µm of the slide, (points, 2) x then y; (3, 3) `from_world` leads there."""
     corners = np.asarray(layer.data[row], dtype=np.float64)[:, -2:]
     # Through data_to_world: the user may have moved, scaled or rotated the layer.
-    world = np.array([layer.data_to_world(corner)[-2:] for corner in corners])[:, ::-1]
+    world = np.array([layer.data_to_world(corner)[-2:] for corner in corners])
+    outline = (world @ from_world[:2, :2].T + from_world[:2, 2])[:, ::-1]
     if kind != "ellipse":
-        return np.asarray(world)
+        return np.asarray(outline)
     # napari stores the four corners of the ellipse's bounding box.
-    centre, across, down = world.mean(axis=0), (world[1] - world[0]) / 2, (world[3] - world[0]) / 2
+    centre, across, down = outline.mean(axis=0), (outline[1] - outline[0]) / 2, (outline[3] - outline[0]) / 2
     angle = np.linspace(0, 2 * np.pi, ELLIPSE_CORNERS, endpoint=False)[:, None]
     return np.asarray(centre + np.cos(angle) * across + np.sin(angle) * down)
 

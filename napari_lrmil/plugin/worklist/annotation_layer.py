@@ -124,10 +124,10 @@ class AnnotationLayer:
         layer, slide, file = self._layer, self._slide, self._file
         if layer is None or slide is None or file is None:
             return
-        regions = []
+        regions, shown = [], next(iter(lrmil_layers(self._viewer, slide.path, role="slide")), None)
         for row in range(layer.nshapes):
             name = str(layer.features[CLASS].iloc[row])
-            regions += [with_class(region, name) for region in regions_from_shapes(layer, slide.mpp, [row])]
+            regions += [with_class(region, name) for region in regions_from_shapes(layer, slide.mpp, [row], shown)]
         try:
             file.write(regions, slide.bounds)
         except LrmilError as error:

@@ -6,14 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.slides.place_link import parse_link
 from napari_lrmil.plugin.viewer.layers import add_layers, lrmil_layers
-from napari_lrmil.plugin.viewer.navigation import current_magnification
+from napari_lrmil.plugin.viewer.navigation import current_magnification, view_centre_um, world_to_slide
 from napari_lrmil.plugin.viewer.places import format_distance, go_to_link, go_to_text
 from napari_lrmil.plugin.viewer.reader import read_slide_layers
+from napari_lrmil.plugin.viewer.rotation import current_rotation, rotate_view
 from support.window import WAIT_MS, require_screen
 
 require_screen()
@@ -134,3 +136,37 @@ def test_the_window_fills_the_screen_and_comes_back(tools: Any, qtbot: Any) -> N
     assert tools.isFullScreen()
     tools.full_screen.click()
     assert not tools.isFullScreen()
+
+
+def test_the_view_is_rotated_by_buttons_keys_and_a_field(tools: Any, viewer: Any) -> None:
+    from qtpy.QtGui import QKeySequence
+    from qtpy.QtWidgets import QShortcut
+
+    go_to_text(viewer, "300, 150", "µm")
+    tools.right.click()
+    assert current_rotation(viewer) == 90 and view_centre_um(viewer) == pytest.approx((300, 150))
+    tools.left.click()
+    tools.left.click()
+    assert current_rotation(viewer) == tools.rotation.value() == -90
+    for expected in (180, 90):
+        tools.left.click()
+        assert current_rotation(viewer) == expected
+    tools.rotation.setValue(37.5)
+    assert current_rotation(viewer) == pytest.approx(37.5)
+    # Without a window manager no window is active, so Qt delivers no shortcut.
+    [key] = [key for key in tools.findChildren(QShortcut) if key.key() == QKeySequence("Alt+R")]
+    key.activated.emit()
+    assert current_rotation(viewer) == pytest.approx(127.5)
+    rotate_view(viewer, 10)
+    assert tools.rotation.value() == 10
+
+
+def test_a_distance_is_measured_on_the_slide_in_a_rotated_view(tools: Any, viewer: Any) -> None:
+    tools.measure.click()
+    rotate_view(viewer, 90)
+    for position in ((200.0, -100.0), (250.0, -100.0)):  # 50 µm down on the screen, to the right on the slide
+        tools.add_point(world_to_slide(viewer, position))
+    [line] = lrmil_layers(viewer, role="distance")
+    assert line.data[0] == pytest.approx(np.array([(100, 200), (100, 250)]))
+    assert line.data_to_world(line.data[0][1]) == pytest.approx((250, -100))
+    tools.measure.click()
