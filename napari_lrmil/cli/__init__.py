@@ -19,6 +19,7 @@ from napari_lrmil.cli.cohort import cohort
 from napari_lrmil.cli.console import CANCELLED, FAILED, err, out, print_notice
 from napari_lrmil.cli.doctor import doctor
 from napari_lrmil.cli.encoders import encoders
+from napari_lrmil.cli.hub import models, push
 from napari_lrmil.cli.predict import compare, info, predict
 from napari_lrmil.cli.review import review
 from napari_lrmil.cli.train import evaluate, features, phantom, train
@@ -67,6 +68,8 @@ for _command in (
     review,
     bench,
     encoders,
+    models,
+    push,
     doctor,
 ):
     app.command()(_command)

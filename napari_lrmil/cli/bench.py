@@ -11,6 +11,7 @@ from napari_lrmil.cli.console import (
     AllowMissingOption,
     DeviceOption,
     MppOption,
+    download_hub_bundles,
     load_networks,
     out,
     print_notice,
@@ -65,6 +66,7 @@ def bench(
 
     resolve_device(device)
     require_writable(folder)
+    download_hub_bundles(*(bundles or ()))
     models = [Bundle(name) for name in bundles or ["demo"]]
     _require_readable(slide, mpp, cohort)
     notices: set[str] = set()

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from napari_lrmil.core.encoders.hub_name import HUB_PREFIX
 from napari_lrmil.core.events import Event, Failed, Finished, Metric, Notice, Partial, Progress, StageDone
 from napari_lrmil.core.formatting import format_duration
 from napari_lrmil.core.text_escapes import printable
@@ -40,13 +42,14 @@ MppOption = Annotated[
     ),
 ]
 BundleOption = Annotated[
-    str, typer.Option("--bundle", help="folder of a bundle, or name of a shipped one (breast-idc, demo)")
+    str, typer.Option("--bundle", help="folder of a bundle, name of a shipped one (breast-idc, demo), or hf:owner/name")
 ]
 SlideBundleOption = Annotated[
     str | None,
     typer.Option(
         "--bundle",
-        help="folder of a bundle, or name of a shipped one (breast-idc, demo); if not given: demo, for phantoms only",
+        help="folder of a bundle, name of a shipped one (breast-idc, demo), or hf:owner/name; if not given: demo, for "
+        "phantoms only",
     ),
 ]
 FullPathsOption = Annotated[
@@ -178,6 +181,21 @@ def load_networks(model: Bundle, *, teacher: bool, device: str = "cpu", runtime:
         if not is_network_converted(model, network, device, runtime):
             _ = model.teacher if network == "teacher" else model.student  # cached properties: this loads the weights
     return notices
+
+
+def download_hub_bundles(*names: str | None) -> None:
+    """Download the bundles that are given by a hub name and are not cached, after a notice of host, size and licence.
+
+    Raises
+    ------
+    BundleError
+        As `napari_lrmil.core.models.hub_bundle.fetch_hub_bundle` raises it.
+    """
+    for name in names:
+        if name is not None and name.startswith(HUB_PREFIX):
+            from napari_lrmil.core.models.hub_bundle import fetch_hub_bundle
+
+            fetch_hub_bundle(name, partial(print_notice, ""))
 
 
 def with_finished_event(generator: Any) -> Iterator[Event]:

@@ -34,8 +34,8 @@ BundlesOption = Annotated[
     list[str] | None,
     typer.Option(
         "--bundle",
-        help="folder of a bundle, or name of a shipped one (breast-idc, demo); if not given: demo, for phantoms only; "
-        "with --ladder and --cascade several, or a folder of bundles or of training runs",
+        help="folder of a bundle, name of a shipped one (breast-idc, demo), or hf:owner/name; if not given: demo, for "
+        "phantoms only; with --ladder and --cascade several, or a folder of bundles or of training runs",
     ),
 ]
 LadderOption = Annotated[

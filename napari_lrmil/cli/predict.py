@@ -28,6 +28,7 @@ from napari_lrmil.cli.console import (
     OutOption,
     RuntimeOption,
     SlideBundleOption,
+    download_hub_bundles,
     load_networks,
     out,
     print_notice,
@@ -178,6 +179,7 @@ def predict(
     # Wrong options fail first, before the model is loaded.
     patches = TeacherPatches.parse(teacher)
     by_table = require_patient_table(by, slides, files)
+    download_hub_bundles(bundle)
     name = bundle or PHANTOM_MODEL
     # The terms of a teacher are printed before it is loaded, by this process.
     is_apart = has_server and patches == TeacherPatches.NONE
@@ -211,6 +213,7 @@ def _climb(slides: Sequence[Path], mpp: float | None, call: ClimbCall) -> None:
 
     require_reader(call.options["reader"])
     _require_available(call.execution, call.options["runtime"])
+    download_hub_bundles(*(call.bundles or ()))
     given, left_out = expand_slides(slides)
     call.run(_slide_jobs(given, mpp, call.execution), left_out)
 
@@ -351,6 +354,7 @@ def compare(
     execution = ExecutionOptions(None, None, None, device)
     _require_available(execution, runtime)
     require_writable(folder)
+    download_hub_bundles(bundle)
     name = bundle or PHANTOM_MODEL
     model = _load_model(name, patches, execution.load_device, runtime)
     files = {"roi": roi, "lesions": lesions}

@@ -24,6 +24,7 @@ from napari_lrmil.cli.console import (
     DeviceOption,
     FullPathsOption,
     OutOption,
+    download_hub_bundles,
     load_networks,
     print_notice,
     print_result,
@@ -250,6 +251,7 @@ def evaluate(
     from napari_lrmil.core.models.bundle import Bundle
 
     require_writable(folder)
+    download_hub_bundles(*(bundles or ()))
     if cascade or budget is not None:
         require_climb_options(cascade=cascade, budget=budget, others={"by": by})
         options = {"split": split, "device": select_device(device), "budget": budget, "allow_missing": allow_missing}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from napari_lrmil.cli.console import BundleOption, MppOption, print_result
+from napari_lrmil.cli.console import BundleOption, MppOption, download_hub_bundles, print_result
 from napari_lrmil.core.atomic_files import require_writable
 from napari_lrmil.core.user_folders import keep_settings_in_cache
 
@@ -23,13 +23,14 @@ def view(
         str | None,
         typer.Option(
             "--bundle",
-            help="folder of a bundle, or name of a shipped one (breast-idc, demo); if not given: the model last chosen "
-            "for the folder of the slide, or none for tissue",
+            help="folder of a bundle, name of a shipped one (breast-idc, demo), or hf:owner/name; if not given: the "
+            "model last chosen for the folder of the slide, or none for tissue",
         ),
     ] = None,
     mpp: MppOption = None,
 ) -> None:
     """Open slides in napari with the Analyse dock, or a folder of slides with the Worklist dock."""
+    download_hub_bundles(bundle)
     from napari_lrmil.plugin.launch import open_viewer
 
     open_viewer(slides or [], bundle, mpp)
@@ -45,6 +46,7 @@ def demo(
 ) -> None:
     """Show the attention of the LR student and its HR teacher, on a phantom slide or on yours."""
     require_writable(folder)
+    download_hub_bundles(bundle)
     if headless:
         keep_settings_in_cache()
     from napari_lrmil.plugin.launch import run_demo

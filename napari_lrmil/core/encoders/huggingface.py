@@ -8,7 +8,6 @@ import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from napari_lrmil.core.encoders.architectures import build_encoder
 from napari_lrmil.core.encoders.base import NetworkEncoder
+from napari_lrmil.core.encoders.hub_name import HUB_PREFIX, HubName
 from napari_lrmil.core.encoders.library import library_config
 from napari_lrmil.core.encoders.spec import HALF, IMAGENET, TRAINABLE, EncoderSpec, Rgb
 from napari_lrmil.core.encoders.weights import LoadedEncoder, read_tensors
@@ -46,7 +46,6 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-HUB_PREFIX = "hf:"
 CONFIG, PREPROCESSOR, README = "config.json", "preprocessor_config.json", "README.md"
 OUTPUTS = ("out_features", "out_indices", "stage_names", "apply_layernorm", "reshape_hidden_states")  # backbone entries
 HUB_FILES = (CONFIG, PREPROCESSOR, README, "*.safetensors", "*.safetensors.index.json")
@@ -202,24 +201,6 @@ def _library_network(encoder: NetworkEncoder, folder: Path) -> tuple[Any, Any]:
 
 
 # ---------------------------------------------------------------- hub
-
-
-@dataclass(frozen=True)
-class HubName:
-    """Hub id and revision of ``hf:owner/name`` or ``hf:owner/name@revision``."""
-
-    repository: str
-    revision: str | None
-
-    @classmethod
-    def parse(cls, name: str) -> HubName:
-        """Return the parts of a name; raise `EncoderError` if it does not have this form."""
-        repository, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
-        if len(parts := repository.split("/")) != 2 or not all(parts):
-            raise EncoderError(
-                f"{name}: no hub id; expected {HUB_PREFIX}owner/name, or {HUB_PREFIX}owner/name@revision"
-            )
-        return cls(repository, revision or None)
 
 
 def load_from_hub(name: str) -> LoadedEncoder:

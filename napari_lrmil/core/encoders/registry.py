@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from napari_lrmil.core.encoders.architectures import build_encoder
 from napari_lrmil.core.encoders.base import NetworkEncoder
 from napari_lrmil.core.encoders.foundation import FOUNDATION_PREFIX, foundation_card, load_foundation
+from napari_lrmil.core.encoders.hub_name import HUB_PREFIX
 from napari_lrmil.core.encoders.huggingface import (
     CONFIG,
-    HUB_PREFIX,
     build_untrained,
     hub_notice,
     load_from_hub,

@@ -14,8 +14,9 @@ from typing import Literal
 
 from napari_lrmil.core.errors import BundleError, ConfigError
 from napari_lrmil.core.models.bundle import Bundle
-from napari_lrmil.core.models.card import CARD, TEACHER
+from napari_lrmil.core.models.card import TEACHER
 from napari_lrmil.core.models.limits import SET_COVERAGE, NetworkLimits
+from napari_lrmil.core.models.model_list import bundle_folders
 
 Network = Literal["student", "teacher"]
 STANDARD_MPP = (4.0, 2.0, 1.0, 0.5)  # 2.5x, 5x, 10x, 20x: the usual rungs, cheapest first
@@ -186,10 +187,7 @@ def open_ladder(names: Sequence[str | Path], *, teacher: bool | None) -> Ladder:
 def _bundle_folders(name: str | Path) -> list[str | Path]:
     """Return the bundle of a name, or the bundles in a folder of bundles or of training runs."""
     folder = Path(name)
-    if not folder.is_dir() or (folder / CARD).is_file():
-        return [name]
-    folders = sorted(card.parent for pattern in (f"*/{CARD}", f"*/bundle/{CARD}") for card in folder.glob(pattern))
-    return [*folders] or [name]
+    return [*bundle_folders(folder)] or [name] if folder.is_dir() else [name]
 
 
 def _require_equal_classes(bundles: Sequence[Bundle]) -> None:

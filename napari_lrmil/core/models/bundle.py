@@ -12,6 +12,7 @@ from napari_lrmil.core.hashing import file_sha256
 from napari_lrmil.core.heavy_imports import import_lock
 from napari_lrmil.core.models.card import CARD, STUDENT, TEACHER, NetworkCard, card_sha256, read_card
 from napari_lrmil.core.models.cohort_distance import PATIENT_EMBEDDINGS, EmbeddingStatistics, read_embedding_statistics
+from napari_lrmil.core.models.hub_bundle import fetch_hub_bundle, is_hub_bundle
 from napari_lrmil.core.models.limits import ModelLimits, read_limits
 from napari_lrmil.core.models.pooling import AggregatorWeights, read_mil_weights
 from napari_lrmil.core.models.weight_file import check_weights
@@ -29,12 +30,13 @@ class Bundle:
     Parameters
     ----------
     where
-        A folder, or the name of a shipped bundle (``demo``, ``breast-idc``).
+        A folder, the name of a shipped bundle (``demo``, ``breast-idc``), or a bundle on the Hugging Face hub
+        (``hf:owner/name``), which is downloaded if it is not cached.
 
     Raises
     ------
     BundleError
-        If the folder is not a bundle, or has another schema version.
+        If the folder is not a bundle, has another schema version, or cannot be downloaded.
     """
 
     def __init__(self, where: str | Path) -> None:
@@ -163,13 +165,15 @@ class Bundle:
 
 
 def find_bundle(where: str | Path) -> Path:
-    """Return the folder of a bundle, given as a folder or as the name of a shipped one.
+    """Return the folder of a bundle, given as a folder, as the name of a shipped one, or by its hub name.
 
     Raises
     ------
     BundleError
         If there is none.
     """
+    if is_hub_bundle(where):
+        return fetch_hub_bundle(str(where))
     path = Path(where)
     for folder in (path, SHIPPED / path):  # a folder with the name of a shipped bundle counts only if it has a card
         if (folder / CARD).is_file():
@@ -180,7 +184,8 @@ def find_bundle(where: str | Path) -> Path:
     raise BundleError(
         path,
         CARD,
-        f"no bundle with this path or name; expected a folder with {CARD}, or a shipped bundle ({shipped or 'none'})",
+        f"no bundle with this path or name; expected a folder with {CARD}, a shipped bundle ({shipped or 'none'}), "
+        "or hf:owner/name",
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
+from napari_lrmil.core.models.hub_bundle import is_hub_bundle
 
 PROGRAM = "napari-lrmil"
 FILE_OPTIONS = ("roi", "keep", "exclude", "tissue")  # GeoJSON regions, and the PNG of an edited tissue mask
@@ -48,7 +49,8 @@ def predict_command(
     shown = str if full_paths else _without_folders
     path = shown(slide)
     arguments = [PROGRAM, "predict", f"./{path}" if path.startswith("-") else path]  # -x.svs would read as an option
-    arguments += ["--bundle", shown(Path(bundle)), "--device", device.partition(":")[0], "--runtime", runtime]
+    model = str(bundle) if is_hub_bundle(bundle) else shown(Path(bundle))
+    arguments += ["--bundle", model, "--device", device.partition(":")[0], "--runtime", runtime]
     arguments += ["--mpp", repr(float(mpp))] if mpp is not None else []  # all digits: rounding could move the grid
     for option in FILE_OPTIONS:
         file = (files or {}).get(option)

@@ -202,9 +202,12 @@ class ChosenAnalysis:
 
     def _open_bundle(self, location: str | Path | None) -> None:
         from napari_lrmil.core.models.bundle import Bundle
+        from napari_lrmil.core.models.hub_bundle import is_hub_bundle, require_cached_bundle
 
         self._model_problem = ""
         try:
+            if location is not None and is_hub_bundle(location):
+                require_cached_bundle(str(location))
             self.bundle = Bundle(location) if location is not None else None
             self.choices = replace(self.choices, model=str(location or ""))
         except LrmilError as error:

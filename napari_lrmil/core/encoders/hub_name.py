@@ -1,0 +1,32 @@
+"""Names of repositories on the Hugging Face hub: ``hf:owner/name`` and ``hf:owner/name@revision``. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from napari_lrmil.core.errors import EncoderError
+
+HUB_PREFIX = "hf:"
+
+
+@dataclass(frozen=True)
+class HubName:
+    """Hub id and revision of ``hf:owner/name`` or ``hf:owner/name@revision``."""
+
+    repository: str
+    revision: str | None
+
+    @classmethod
+    def parse(cls, name: str) -> HubName:
+        """Return the parts of a name; raise `EncoderError` if it does not have this form."""
+        repository, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
+        if len(parts := repository.split("/")) != 2 or not all(parts):
+            raise EncoderError(
+                f"{name}: no hub id; expected {HUB_PREFIX}owner/name, or {HUB_PREFIX}owner/name@revision"
+            )
+        return cls(repository, revision or None)
+
+    @property
+    def text(self) -> str:
+        """The name as the user writes it."""
+        return f"{HUB_PREFIX}{self.repository}{f'@{self.revision}' if self.revision else ''}"
