@@ -57,7 +57,7 @@ def main() -> None:
     if not encoder.exists():
         show_progress(_returned(pretrain(args.out, SPEC, PretrainConfig(), device)), "encoder", quiet=False)
     cohort = _cohort(args)
-    values = load_config(Path(__file__).with_name("demo.yaml")).model_dump()
+    values = load_config("demo").model_dump()
     values |= {"name": NAME, "about": ABOUT, "intended_use": "phantoms only"}
     values["encoder"]["teacher"] = str(encoder)
     show_progress(train(cohort, args.out / "run", build_config(values), device), "demo", quiet=False)

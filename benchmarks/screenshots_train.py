@@ -18,7 +18,6 @@ from screenshots import fold, picture
 from window import until, wait
 
 LONG_S = 3600.0
-SETTINGS = Path(__file__).with_name("demo.yaml")
 SEEN_EPOCHS = 8  # epochs of the second distillation before the picture of the run
 
 
@@ -56,7 +55,7 @@ def tour(viewer: Any, dock: Any, args: argparse.Namespace) -> None:
     dock.cohort.propose.click()
     fold(dock, dock.cohort.name)
     picture(viewer, args.out / "train-slides.jpg")
-    choose("getOpenFileName", (str(SETTINGS), ""), dock.form.file)
+    dock.form.preset.value = "demo"
     fold(dock, dock.form.name)
     until(lambda: "licence" in dock.form.encoder_info.text(), LONG_S)
     picture(viewer, args.out / "train-settings.jpg")

@@ -321,7 +321,7 @@ def train(
     out
         Run folder.
     config
-        A configuration, a YAML file, or a preset: ``default`` or ``paper``.
+        A configuration, a YAML file, or a preset: ``default``, ``paper`` or ``demo``.
     settings
         Single settings laid over it, such as ``"stage1.epochs=6"``. Not with a `TrainConfig`.
     device

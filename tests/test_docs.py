@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,14 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+TOP_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CODE_OF_CONDUCT.md", "SECURITY.md")
+PAGES = [*(ROOT / name for name in TOP_PAGES), *sorted(DOCS.rglob("*.md"))]
+PROJECT = "https://github.com/napari-lrmil/napari-lrmil"
+# Addresses of files of the repository; a package page has no other files.
+ADDRESS = re.compile(
+    r"https://(?:github\.com/napari-lrmil/napari-lrmil/blob|raw\.githubusercontent\.com/napari-lrmil/napari-lrmil)"
+    r"/main/(?P<target>[^)\s#]+)"
+)
 CALL = re.compile(r"napari-lrmil (?P<command>[a-z]+)(?P<words>[^`#|\n]*)")
 LABEL = re.compile(r"(?<!\*)\*(?P<label>[^*\n]+(?:\n[^*\n]+)?)\*(?!\*)")  # in italics
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -50,6 +59,38 @@ def test_links_and_pictures_resolve(page: Path) -> None:
     """The site's builder checks links between pages; pictures and links from outside `docs/` it does not see."""
     targets = [match["target"] for match in LINK.finditer(page.read_text(encoding="utf-8"))]
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_readme_stands_on_a_package_page() -> None:
+    """Links and pictures of the README have an address, because a package page has no other files."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert LINK.findall(text) == []
+    used = set(re.findall(r"\]\[([^]\n]+)\]", " ".join(text.split("\n"))))
+    assert used == set(re.findall(r"^\[([^]]+)\]: https://", text, flags=re.MULTILINE))
+    targets = ADDRESS.findall(text)
+    assert len(targets) > 15 and [target for target in targets if not (ROOT / target).is_file()] == []
+
+
+def test_the_project_has_one_address() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert project["urls"]["Homepage"] == citation["repository-code"] == PROJECT
+    assert citation["version"] == version("napari-lrmil") and citation["license"] == project["license"]
+    for target in ADDRESS.findall(" ".join(project["urls"].values())):
+        assert (ROOT / target).is_file()
+
+
+def test_the_commands_for_users_of_a_wheel_need_no_make_and_no_repository() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.split("## Install with pip")[1].split("\n## ")[0]
+    lines = [
+        line.split("#")[0].split()
+        for block in re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+        for line in block.splitlines()
+    ]
+    assert [line[0] for line in lines] == ["pip", *["napari-lrmil"] * 6]
+    assert {line[1] for line in lines[1:]} == {"demo", "phantom", "predict", "train", "view", "doctor"}
+    assert "benchmarks/" not in section and "make " not in section
 
 
 def test_every_page_is_in_the_navigation_once() -> None:

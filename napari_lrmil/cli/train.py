@@ -170,7 +170,7 @@ def train(
     cohort: CohortArgument,
     folder: Annotated[Path, typer.Option("--out", help="run folder; the same call continues a run that was stopped")],
     config: Annotated[
-        Path | None, typer.Option(help="YAML with configuration keys, or a preset: default, paper")
+        Path | None, typer.Option(help="YAML with configuration keys, or a preset: default, paper, demo")
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, such as stage1.epochs=6")] = None,
     no_teacher: Annotated[

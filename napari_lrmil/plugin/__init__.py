@@ -1,1 +1,8 @@
-"""The napari plugin: the only folder that imports napari, qtpy and magicgui."""
+"""The napari plugin: the only folder that imports napari, qtpy and magicgui.
+
+These come with the extra ``gui``. napari shows what is raised here when a user opens a dock.
+"""
+
+from napari_lrmil.core.extras import require_known_napari
+
+require_known_napari()

@@ -54,11 +54,11 @@ def open_viewer(paths: Sequence[Path], bundle: str | Path | None, mpp: float | N
     LrmilError
         If there is no screen, or a slide or the bundle cannot be opened.
     """
+    require_extra("gui", "the window")
     if not has_display():
         raise LrmilError(
             "there is no screen to open a window on; use a machine with a screen, or the commands predict and demo"
         )
-    require_extra("gui", "the window")
     links = [parse_link(str(path)) for path in paths if is_link(str(path))]
     paths = [parse_link(str(path)).slide if is_link(str(path)) else path for path in paths]
     for path in paths:
@@ -128,10 +128,10 @@ def run_demo(out: Path, slide: Path | None, bundle: str | Path, headless: bool) 
     LrmilError
         If the slide or the bundle cannot be used, or no window can be drawn.
     """
+    require_extra("gui", "the window")
     if slide is not None and not slide.exists():  # checked before the earlier picture is deleted
         raise SlideError(slide, "no such file; check the path")
     (out / "demo.png").unlink(missing_ok=True)  # else the picture of an earlier demo could pass for this one's
-    require_extra("gui", "the window")
     if not has_display():
         _run_under_xvfb(out, slide, bundle)
         return None

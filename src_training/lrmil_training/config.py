@@ -521,6 +521,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "stage2": {"lambda_hard": 1.0, "init": "teacher"},
         "stage3": {"epochs": 0},
     },
+    # The shipped model `demo`, for phantoms: patches of 128 px, so that a small slide still has a map to look at.
+    "demo": {
+        "hr_mpp": 0.5,
+        "lr_mpp": 2.0,
+        "hr_patch_px": 128,
+        "lr_patch_px": 128,
+        "teacher": {"epochs": 60},
+        "stage1": {"epochs": 12, "lr": 1e-3},  # chosen on validation slides
+        "stage2": {"epochs": 60},
+        "stage3": {"epochs": 0},  # phantoms need no third stage, and it takes longest
+    },
 }
 
 

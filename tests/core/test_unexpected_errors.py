@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,8 +35,8 @@ def _raised(message: str = "a\nb") -> Exception:
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (ModuleNotFoundError("", name="sklearn.metrics"), "pip install 'napari-lrmil[train]'"),
-        (ModuleNotFoundError("", name="dask_jobqueue"), "pip install 'napari-lrmil[distributed]'"),
+        (ModuleNotFoundError("", name="sklearn.metrics"), 'pip install "napari-lrmil[train]"'),
+        (ModuleNotFoundError("", name="dask_jobqueue"), 'pip install "napari-lrmil[distributed]"'),
         (ModuleNotFoundError("", name="h5py"), "the library h5py is missing"),
         (MemoryError(), "the memory is full"),
         (PermissionError(errno.EACCES, "Permission denied", "/x/y"), "/x/y: Permission denied; check the rights"),
@@ -86,21 +88,50 @@ def test_a_missing_extra_is_named_before_any_work(call: Call, monkeypatch: pytes
     monkeypatch.setitem(EXTRAS, "train", ("no_such_module",))
     for command in ("train", "evaluate"):
         code, _, err = call(command, tmp_path / "cohort.csv", "--out", tmp_path / "out")
-        assert code == 2 and "pip install 'napari-lrmil[train]'" in err
+        assert code == 2 and 'pip install "napari-lrmil[train]"' in err
     assert not (tmp_path / "out").exists()
 
 
 def test_any_qt_binding_serves_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extras, "find_spec", lambda name: object() if name == "PyQt6" else None)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "PySide6" else object())
     require_extra("gui", "the window")
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"the window needs PySide6.*pip install 'napari-lrmil\[gui\]'"):
+    with pytest.raises(ConfigError) as refused:
         require_extra("gui", "the window")
+    assert str(refused.value) == (
+        "the window needs napari, magicgui, superqt, qtpy, psygnal and PySide6: not installed; "
+        'pip install "napari-lrmil[gui]"'
+    )
+
+
+@pytest.mark.parametrize(
+    ("installed", "is_known"), [("0.9.2", True), ("0.10.3", True), ("0.9.1", False), ("1.0", False)]
+)
+def test_a_napari_that_the_docks_do_not_know_is_named(
+    installed: str, is_known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plugin that napari itself installs does not bring napari, so pip compares nothing."""
+    monkeypatch.setattr(extras, "version", lambda name: installed)
+    if is_known:
+        extras.require_known_napari()
+        return
+    with pytest.raises(
+        ConfigError, match=rf"napari {installed} is installed; the docks need 0.9.2 or newer, below 0.11"
+    ):
+        extras.require_known_napari()
+
+
+def test_the_napari_that_the_docks_know_is_the_one_of_the_extra() -> None:
+    lower, upper = (".".join(map(str, numbers)) for numbers in extras.NAPARI_VERSIONS)
+    assert f"napari>={lower},<{upper}" in _project()["optional-dependencies"]["gui"]
 
 
 def test_every_extra_of_the_project_is_known() -> None:
-    import tomllib
-
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert set(EXTRAS) == set(project["optional-dependencies"]) - {"dev", "docs", "all"}
+    assert set(EXTRAS) == set(_project()["optional-dependencies"]) - {"dev", "docs", "all"}
     assert extra_of("sklearn.metrics") == "train" and extra_of(sys.__name__) is None
+
+
+def _project() -> dict[str, Any]:
+    content = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    project: dict[str, Any] = tomllib.loads(content)["project"]
+    return project

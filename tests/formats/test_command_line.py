@@ -15,7 +15,7 @@ PINNED = Path(__file__).with_name("command_line.json")
 
 def parameter(kinds: dict[str, Any], found: Any) -> tuple[str, str]:
     """Return how a parameter is written, and its type with its default."""
-    kind = kinds[found.name]
+    kind = kinds.get(found.name, bool)  # typer's own flags for shells have no hint
     text = kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind)
     text = text.replace("pathlib.Path", "Path").removesuffix(" | None")
     many = " (several)" if getattr(found, "multiple", False) or found.nargs == -1 else ""

@@ -81,10 +81,20 @@ def test_presets() -> None:
             "stage2": {"lambda_hard": 1.0, "init": "teacher"},
             "stage3": {"epochs": 0},
         },
+        "demo": {
+            "hr_mpp": 0.5,
+            "lr_mpp": 2.0,
+            "hr_patch_px": 128,
+            "lr_patch_px": 128,
+            "teacher": {"epochs": 60},
+            "stage1": {"epochs": 12, "lr": 1e-3},
+            "stage2": {"epochs": 60},
+            "stage3": {"epochs": 0},
+        },
     }
 
 
-@pytest.mark.parametrize("name", ["default", "paper"])
+@pytest.mark.parametrize("name", ["default", "paper", "demo"])
 def test_presets_are_called_by_name(name: str) -> None:
     assert load_config(name) == load_config(None, _settings(PRESETS[name]))
 

@@ -154,9 +154,9 @@ def test_ratios_of_the_method(n: int) -> None:
 
 
 def test_demo_configuration_is_valid() -> None:
-    """The file that the shipped bundle was trained with builds."""
-    demo = load_config(Path(__file__).parents[2] / "benchmarks" / "demo.yaml")
-    assert demo.plan.n == 4
+    """The preset that the shipped model was trained with builds."""
+    demo = load_config("demo")
+    assert demo.plan.n == 4 and demo.seed == 0
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from napari_lrmil.core.doctor.check import FAILED, NOTE, OK, Check
 from napari_lrmil.core.extras import EXTRAS, missing_modules, pip_line
 from napari_lrmil.version import __version__
 
-REQUIRED = ("numpy", "torch", "openslide-python", "tifffile", "imagecodecs", "h5py", "safetensors", "napari")
+REQUIRED = ("numpy", "torch", "openslide-python", "tifffile", "imagecodecs", "h5py", "safetensors")
+OPTIONAL = ("napari",)  # `check_extras` says how to install it
 TESTED_PYTHON = (3, 11)
 LEAST_MEMORY_MB, LEAST_DISK_MB = 4_000, 2_000
 HUB_TIMEOUT_S = 5.0
@@ -25,11 +26,11 @@ def check_versions() -> Check:
     """Return the versions of the program, of Python and of the libraries that it cannot do without."""
     versions: dict[str, str] = {}
     missing = []
-    for name in REQUIRED:
+    for name in (*REQUIRED, *OPTIONAL):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
-            missing.append(name)
+            missing += [name] if name in REQUIRED else []
     listed = ", ".join(f"{name} {number}" for name, number in versions.items())
     text = f"napari-lrmil {__version__}, Python {platform.python_version()}, {platform.platform()}; {listed}"
     if missing:

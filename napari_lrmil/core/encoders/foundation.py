@@ -258,7 +258,7 @@ def _registry() -> Any:
         from lazyslide_models import MODEL_REGISTRY
     except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision was built for another torch
         raise EncoderError(
-            f"foundation encoders need lazyslide-models and timm ({error}); pip install 'napari-lrmil[encoders]'"
+            f'foundation encoders need lazyslide-models and timm ({error}); pip install "napari-lrmil[encoders]"'
         ) from error
     return MODEL_REGISTRY
 

@@ -184,7 +184,7 @@ def require_runtime(name: str, device: str | torch.device | None) -> None:
         return
     if not openvino.is_installed():
         raise ConfigError(
-            "--runtime openvino: OpenVINO is not installed; pip install 'napari-lrmil[openvino]', or take torch or auto"
+            '--runtime openvino: OpenVINO is not installed; pip install "napari-lrmil[openvino]", or take torch or auto'
         )
     if device_type(device) != "cpu":
         raise ConfigError(f"--runtime openvino runs on the CPU, not on {device}; add --device cpu, or take auto")

@@ -107,7 +107,7 @@ def test_a_missing_library_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -
 def test_a_missing_extra_is_a_note_with_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(extras.EXTRAS, "train", ("no_such_module",))
     check = environment.check_extras()[list(extras.EXTRAS).index("train")]
-    assert check.status == NOTE and "pip install 'napari-lrmil[train]'" in check.remedy
+    assert check.status == NOTE and 'pip install "napari-lrmil[train]"' in check.remedy
 
 
 def test_a_check_that_raises_has_failed_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lrmil_training.config import dump_config
+from lrmil_training.config import PRESETS, dump_config
 from lrmil_training.estimate import throughput_keys
 from lrmil_training.runs.event_log import EVENTS
 from lrmil_training.runs.lock import LOCK_FILE, STOP_FILE, LockOwner, owner_to_json
@@ -312,7 +312,7 @@ def test_the_call_is_the_command_line(tmp_path: Path) -> None:
 
 
 def test_the_form_has_every_setting_and_gives_it_back() -> None:
-    for name in ("default", "paper"):
+    for name in PRESETS:
         config = preset_config(name)
         values = flatten_config(config)
         by_key = {field.key: field for field in list_config_fields()}
