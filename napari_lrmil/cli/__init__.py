@@ -24,7 +24,8 @@ from napari_lrmil.cli.predict import compare, info, predict
 from napari_lrmil.cli.review import review
 from napari_lrmil.cli.train import evaluate, features, phantom, train
 from napari_lrmil.cli.view import demo, view
-from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.errors import ConfigError, LrmilError
+from napari_lrmil.core.site_settings import apply_site_settings
 from napari_lrmil.core.telemetry import block_telemetry
 from napari_lrmil.core.user_folders import keep_matplotlib_in_cache
 from napari_lrmil.version import __version__
@@ -77,13 +78,14 @@ for _command in (
 def main() -> None:
     """Run the command line. An error is printed as one sentence and sets the exit code."""
     block_telemetry()  # before any library reads its switch
-    keep_matplotlib_in_cache()
     # NumPy's products are small here. OpenBLAS threads that wait for the next one take a fifth of a cohort's CPU time.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Typer accepts global options only before the command, but people add them at the end of a failed call.
     arguments = [argument for argument in sys.argv[1:] if argument not in GLOBAL_FLAGS]
     debug = "--debug" in sys.argv[1:]
     try:
+        _apply_site_settings(arguments)
+        keep_matplotlib_in_cache()
         with _terminal_log("--verbose" in sys.argv[1:]):
             app(arguments)
     except LrmilError as error:
@@ -94,6 +96,15 @@ def main() -> None:
 
         _report(error, "" if debug else describe_error(error), debug)
         sys.exit(FAILED)
+
+
+def _apply_site_settings(arguments: list[str]) -> None:
+    """Apply the site's settings. If they are broken, only ``doctor`` goes on, which reports it."""
+    try:
+        apply_site_settings()
+    except ConfigError:
+        if arguments[:1] != ["doctor"]:
+            raise
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def models(
 
     if update is not None:
         update_hub_bundle(update, partial(print_notice, ""))
-    listed = list(list_models(folders or ()))
+    listed = list(list_models([*(folders or ()), *_site_folders()]))
     if json:
         out.print_json(data=[_facts(model) for model in listed])
         return
@@ -43,6 +43,17 @@ def models(
     for model in listed:
         if model.problem:
             print_notice(printable(model.name), f"not listed: {model.problem}")
+
+
+def _site_folders() -> list[Path]:
+    """Return the folders of models of the site's settings that exist, and print which do not: a share may be away."""
+    from napari_lrmil.core.site_settings import MODELS_VARIABLE, model_folders
+
+    folders = model_folders()
+    for folder in folders:
+        if not folder.is_dir():
+            print_notice(printable(folder), f"not there now; it is one of `model_folders` or {MODELS_VARIABLE}")
+    return [folder for folder in folders if folder.is_dir()]
 
 
 def _facts(model: ListedModel) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import sys
 
+from napari_lrmil.core.site_settings import most_threads
+
 _VARIABLE = "OMP_NUM_THREADS"  # torch reads it when it is imported, and so do other libraries that use OpenMP
 
 
@@ -28,9 +30,9 @@ def set_compute_threads(threads: int) -> None:
 
 
 def leave_core_free() -> None:
-    """Compute with all cores but one, for the whole process.
+    """Compute with all cores but one, or with as many threads as the site allows, for the whole process.
 
     Programs call it at their start. With one thread per core on a busy machine, threads mostly wait for the slowest,
     and the window needs a core too.
     """
-    set_compute_threads(max(1, (os.cpu_count() or 2) - 1))
+    set_compute_threads(most_threads() or max(1, (os.cpu_count() or 2) - 1))

@@ -4,5 +4,7 @@ These come with the extra ``gui``. napari shows what is raised here when a user 
 """
 
 from napari_lrmil.core.extras import require_known_napari
+from napari_lrmil.core.site_settings import apply_site_settings
 
 require_known_napari()
+apply_site_settings()  # before other modules import libraries that read the variables

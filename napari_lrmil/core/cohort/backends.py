@@ -11,6 +11,7 @@ from napari_lrmil.core.cohort.local_pool import LocalProcesses
 from napari_lrmil.core.cohort.memory import MB, total_memory_mb
 from napari_lrmil.core.cohort.task import Backend, SerialBackend
 from napari_lrmil.core.errors import ConfigError
+from napari_lrmil.core.site_settings import most_threads
 
 VISIBLE_DEVICES_VARIABLE = "CUDA_VISIBLE_DEVICES"
 SLURM = "slurm"
@@ -59,7 +60,7 @@ def choose_backend(choice: BackendChoice, *, slides: int, gpus: int = 0) -> Back
     workers = min(workers, max(1, slides), gpus or workers)  # at most one per slide and per GPU
     if workers == 1 and choice.memory_mb is None:
         return SerialBackend()  # a memory limit needs a process that can be ended
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, (most_threads() or os.cpu_count() or 1) // workers)
     memory = choice.memory_mb or total_memory_mb() * MEMORY_SHARE / workers
     return LocalProcesses(worker_environments(workers, gpus, os.environ), threads, memory)
 

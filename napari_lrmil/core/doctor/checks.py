@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from napari_lrmil.core.doctor import environment, self_test
+from napari_lrmil.core.doctor import environment, self_test, site
 from napari_lrmil.core.doctor.check import FAILED, NOTE, OK, Check
 
 __all__ = ["FAILED", "NOTE", "OK", "Check", "run_checks"]
@@ -19,6 +19,7 @@ ENVIRONMENT: tuple[tuple[str, Callable[[], Result]], ...] = (
     ("device", environment.check_device),
     ("memory", environment.check_memory),
     ("extras", environment.check_extras),
+    ("site settings", site.check_site),
     ("folders", environment.check_folders),
     ("model hub", environment.check_hub),
 )

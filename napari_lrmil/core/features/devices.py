@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from napari_lrmil.core.errors import ConfigError
+from napari_lrmil.core.site_settings import DEVICE_VARIABLE, default_device
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,7 @@ def available_devices() -> dict[str, str]:
         labels["cuda"] = f"GPU 0 · {torch.cuda.get_device_name(0)}"
     if "mps" in names:
         labels["mps"] = "GPU · Apple"
-    best = next(name for name in ("cuda", "mps", "cpu") if name in labels)
+    best = next(name for name in (default_device(), "cuda", "mps", "cpu") if name in labels)
     return {"auto": labels[best], **labels}
 
 
@@ -72,7 +73,7 @@ def _is_loadable(library: str) -> bool:
 
 
 def resolve_device(name: str) -> str:
-    """Return the device of a name. ``auto`` takes CUDA, then Apple's MPS, then the CPU.
+    """Return the device of a name. ``auto`` takes that of the site's settings, or CUDA, then Apple's MPS, then the CPU.
 
     Raises
     ------
@@ -81,9 +82,21 @@ def resolve_device(name: str) -> str:
     """
     if name == "cpu":
         return name
-    names = device_names()
     if name == "auto":
-        return names[0]
+        if (default := default_device()) is None:
+            return device_names()[0]
+        return _require_site_device(default)
+    names = device_names()
     if name not in names:
         raise ConfigError(f"no device '{name}' on this machine; available: auto, {', '.join(reversed(names))}")
+    return name
+
+
+def _require_site_device(name: str) -> str:
+    names = device_names() if name != "cpu" else ("cpu",)
+    if name not in names:
+        raise ConfigError(
+            f"the site's settings (`device`, or {DEVICE_VARIABLE}) name the device '{name}', which this machine lacks; "
+            f"give --device, available: {', '.join(reversed(names))}"
+        )
     return name

@@ -16,6 +16,7 @@ from napari_lrmil.core.models.hub_bundle import fetch_hub_bundle, is_hub_bundle
 from napari_lrmil.core.models.limits import ModelLimits, read_limits
 from napari_lrmil.core.models.pooling import AggregatorWeights, read_mil_weights
 from napari_lrmil.core.models.weight_file import check_weights
+from napari_lrmil.core.site_settings import model_folders
 
 if TYPE_CHECKING:
     from napari_lrmil.core.models.networks import StudentNetwork, TeacherNetwork
@@ -165,7 +166,9 @@ class Bundle:
 
 
 def find_bundle(where: str | Path) -> Path:
-    """Return the folder of a bundle, given as a folder, as the name of a shipped one, or by its hub name.
+    """Return the folder of a bundle, given as a folder or by name.
+
+    A name is that of a shipped bundle, of one in the site's folders of models, or of one on the hub.
 
     Raises
     ------
@@ -180,6 +183,9 @@ def find_bundle(where: str | Path) -> Path:
             return folder
     if path.is_dir():
         return path
+    for zoo in model_folders() if path.name == str(where) else ():
+        if (zoo / path / CARD).is_file():
+            return zoo / path
     shipped = ", ".join(sorted(p.parent.name for p in SHIPPED.glob(f"*/{CARD}")))
     raise BundleError(
         path,

@@ -23,6 +23,7 @@ from napari_lrmil.core.models.limits import LIMITS
 
 BUNDLE_FILES = (CARD, README, STUDENT, TEACHER, LIMITS, EMBEDDINGS, PATIENT_EMBEDDINGS)
 NO_WRITING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+TIMEOUT_S = 30.0  # of one answer of the hub; its client would wait for ever
 DISK_FACTOR = 1.1  # of the size of a download: names and file system blocks need a little more
 
 Announce = Callable[[str], None]
@@ -125,7 +126,7 @@ def _download(hub_name: HubName, announce: Announce) -> Path:
 def _repository_info(hub_name: HubName, revision: str | None) -> Any:
     from huggingface_hub import HfApi
 
-    return HfApi().model_info(hub_name.repository, revision=revision, files_metadata=True)
+    return HfApi().model_info(hub_name.repository, revision=revision, files_metadata=True, timeout=TIMEOUT_S)
 
 
 def _bundle_files(hub_name: HubName, info: Any) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from napari_lrmil.core.encoders.hub_name import HUB_PREFIX, HubName
 from napari_lrmil.core.models.bundle import Bundle
-from napari_lrmil.core.models.hub_bundle import hub_error, hub_sentences, parse_hub_name
+from napari_lrmil.core.models.hub_bundle import TIMEOUT_S, hub_error, hub_sentences, parse_hub_name
 from napari_lrmil.core.models.hub_card import REPOSITORY_FILES, write_repository
 from napari_lrmil.core.models.sharing_terms import SharingTerms
 
@@ -85,7 +85,7 @@ def _existing_files(hub_name: HubName, public: bool) -> list[str] | None:
     from huggingface_hub import HfApi, errors
 
     try:
-        info = HfApi().model_info(hub_name.repository)
+        info = HfApi().model_info(hub_name.repository, timeout=TIMEOUT_S)
     except errors.GatedRepoError:
         raise
     except errors.RepositoryNotFoundError:
@@ -102,7 +102,7 @@ def _require_private(hub_name: HubName, public: bool) -> None:
     """Raise `BundleError` if a new repository is public although it must be private, before a file is in it."""
     from huggingface_hub import HfApi
 
-    if not public and not HfApi().model_info(hub_name.repository).private:
+    if not public and not HfApi().model_info(hub_name.repository, timeout=TIMEOUT_S).private:
         raise hub_error(
             hub_name,
             "the hub made the new repository public although it was to be private: delete it; nothing was sent",
