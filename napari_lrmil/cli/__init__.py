@@ -19,6 +19,7 @@ from napari_lrmil.cli.cohort import cohort
 from napari_lrmil.cli.console import CANCELLED, FAILED, err, out, print_notice
 from napari_lrmil.cli.doctor import doctor
 from napari_lrmil.cli.encoders import encoders
+from napari_lrmil.cli.export import export, export_model
 from napari_lrmil.cli.hub import models, push
 from napari_lrmil.cli.predict import compare, info, predict
 from napari_lrmil.cli.review import review
@@ -67,6 +68,8 @@ for _command in (
     evaluate,
     review,
     bench,
+    export,
+    export_model,
     encoders,
     models,
     push,

@@ -27,6 +27,7 @@ from napari_lrmil.core.inference.teacher_patches import TeacherPatches, select_t
 from napari_lrmil.core.metrics.agreement import measure_agreement
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.card import Card
+from napari_lrmil.core.models.patch_scores import patch_class_logits
 from napari_lrmil.core.models.patient_bag import attention_mass
 from napari_lrmil.core.models.pooling import AggregatorWeights, pool_instances
 from napari_lrmil.core.patching.artefacts import ArtefactShares
@@ -331,7 +332,9 @@ def _run_network(request: _Request, read: NetworkInput) -> Generator[Event, None
     decoded = request.slide.pixels_decoded  # from here: comparing runtimes reads patches that are read again
     embeddings = yield from _encode(request, runtime, read)
     mil_began = time.perf_counter()
-    pooled = pool_instances(mil_weights(request.bundle, read.network), embeddings.features)
+    mil = mil_weights(request.bundle, read.network)
+    pooled = pool_instances(mil, embeddings.features)
+    patch_logits = patch_class_logits(mil, embeddings.features)
     logits = dict(zip(request.bundle.card.classes, pooled.logits.tolist(), strict=True))
     end = time.perf_counter()
     yield StageDone(read.stage, end - began)
@@ -350,6 +353,7 @@ def _run_network(request: _Request, read: NetworkInput) -> Generator[Event, None
         runtime=choice,
         embedding=embeddings.features.mean(axis=0, dtype=np.float64) if read.network == "student" else None,
         attention_mass=attention_mass(pooled.scores) if request.bundle.card.bag == "patient" else None,
+        patch_logits=patch_logits,
     )
 
 

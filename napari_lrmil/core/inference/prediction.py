@@ -58,6 +58,8 @@ class NetworkPrediction:
     attention_mass
         The slide's weight in a bag of all slides of its patient, see `napari_lrmil.core.models.patient_bag`; None if
         the model answers by slide.
+    patch_logits
+        (N, C) raw class scores of each patch alone; None in results that do not state them.
     """
 
     coords: Int64
@@ -74,6 +76,7 @@ class NetworkPrediction:
     runtime: RuntimeChoice = REFERENCE
     embedding: NDArray[np.float64] | None = None
     attention_mass: float | None = None
+    patch_logits: Features | None = None
 
     @property
     def predicted(self) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_lrmil.core.atomic_files import atomic_write
+from napari_lrmil.core.errors import StoredError
 from napari_lrmil.core.geometry import Bounds, Int64
 from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
 from napari_lrmil.core.inference.teacher_comparison import shared_patches
@@ -46,6 +47,23 @@ def write_attention_geojson(path: Path, prediction: Prediction, bounds: Bounds) 
         Scanned part of the slide. Its corner is QuPath's origin.
     """
     write_features(path, _tiles(prediction, bounds))
+
+
+def copy_attention_geojson(result: Path, out: Path) -> Path:
+    """Copy the tiles of one slide's results to ``out/<slide>.geojson``, and return that path.
+
+    Raises
+    ------
+    StoredError
+        If the results have no tiles.
+    """
+    source = result / GEOJSON
+    if not source.is_file():
+        raise StoredError(result, f"{GEOJSON} is missing; run predict or compare again, with --no-resume")
+    path = out / f"{result.resolve().name}.geojson"
+    with atomic_write(path, source.stat().st_size) as partial:
+        shutil.copyfile(source, partial)
+    return path
 
 
 def write_heatmap_script(folder: Path) -> Path:

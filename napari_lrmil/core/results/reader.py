@@ -50,12 +50,15 @@ class StoredPatches:
         (N, C) contribution of each patch to the centred logit of each class, classes as in ``prediction.json``.
     attributes
         Attributes of the coordinates, such as ``mpp0`` (µm per level-0 pixel) and the size of a patch.
+    patch_logits
+        (N, C) raw class scores of each patch alone; None in files of versions that did not store them.
     """
 
     coords: Int64
     attention: Features
     evidence: Features
     attributes: Mapping[str, Any]
+    patch_logits: Features | None = None
 
 
 @dataclass(frozen=True)
@@ -234,6 +237,7 @@ def _read_patches(path: Path, n_classes: int) -> StoredPatches:
                 np.asarray(file["attention"][:], np.float32),
                 np.asarray(file["evidence"][:], np.float32),
                 dict(file["coords"].attrs),
+                np.asarray(file["patch_logits"][:], np.float32) if "patch_logits" in file else None,
             )
         _require_valid(patches, n_classes)
     except (OSError, KeyError, ValueError, TypeError) as error:
@@ -245,6 +249,8 @@ def _require_valid(patches: StoredPatches, n_classes: int) -> None:
     """Raise `ValueError` if arrays do not fit together or attention is not a distribution."""
     n = len(patches.coords)
     shapes = {"coords": (n, 2), "attention": (n,), "evidence": (n, n_classes)}
+    if patches.patch_logits is not None:
+        shapes["patch_logits"] = (n, n_classes)
     for name, expected in shapes.items():
         if (shape := getattr(patches, name).shape) != expected:
             raise ValueError(f"{name} has the shape {shape}, expected {expected}")
@@ -339,6 +345,7 @@ def _restore_network(
         cpu_seconds=0.0,  # not stored
         runtime=_runtime(result),
         attention_mass=result.attention_mass if isinstance(result, PredictionFile) else None,
+        patch_logits=patches.patch_logits,
     )
 
 

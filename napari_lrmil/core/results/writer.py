@@ -266,5 +266,7 @@ def write_attention(path: Path, prediction: Prediction, network: NetworkPredicti
         evidence.attrs["classes"] = list(prediction.classes)
         if network.embedding is not None and network.attention_mass is not None:  # for the answer by patient
             file.create_dataset("embedding", data=network.embedding)
+        if network.patch_logits is not None:
+            file.create_dataset("patch_logits", data=network.patch_logits).attrs["classes"] = list(prediction.classes)
     with atomic_write(path) as partial:
         partial.write_bytes(content.getbuffer())
