@@ -24,7 +24,7 @@ ADDRESS = re.compile(
     r"https://(?:github\.com/napari-lrmil/napari-lrmil/blob|raw\.githubusercontent\.com/napari-lrmil/napari-lrmil)"
     r"/main/(?P<target>[^)\s#]+)"
 )
-CALL = re.compile(r"napari-lrmil (?P<command>[a-z]+)(?P<words>[^`#|\n]*)")
+CALL = re.compile(r"napari-lrmil (?P<command>[a-z-]+)(?P<words>[^`#|\n]*)")
 LABEL = re.compile(r"(?<!\*)\*(?P<label>[^*\n]+(?:\n[^*\n]+)?)\*(?!\*)")  # in italics
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)(?P<target>[^)#\s]+)(?:#[^)\s]*)?\)")
