@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import napari.viewer
 from magicgui import widgets
@@ -48,6 +49,8 @@ from napari_lrmil.plugin.viewer.slide_drops import open_dropped_slides
 from napari_lrmil.plugin.viewer.split_view import arrange_views
 
 if TYPE_CHECKING:
+    from napari.layers import Layer
+
     from napari_lrmil.core.inference.prediction import Prediction
     from napari_lrmil.core.patching.roi import Kind
 
@@ -94,6 +97,7 @@ class AnalyseWidget(DockWidget):
         self._settings = loaded.settings
         if loaded.notice is not None:
             show_warning(loaded.notice.message)
+        self._watched: WeakSet[Layer] = WeakSet()  # slide layers whose tag is watched
         self._connected_drawing: Any = None  # the region layer whose events arrive already
         self._build()
         self.canvas = Canvas(self._viewer, self.session, self)
@@ -303,7 +307,9 @@ class AnalyseWidget(DockWidget):
     def _sync_slides(self) -> None:
         """Pass the slides in the layer list to the session, and show a slide that was just opened."""
         session, before = self.session, {slide.path for slide in self.session.slides}
-        tags = [(layer.name, get_tag(layer)) for layer in lrmil_layers(self._viewer, role="slide", side="student")]
+        layers = lrmil_layers(self._viewer, role="slide", side="student")
+        self._watch_tags(layers)
+        tags = [(layer.name, get_tag(layer)) for layer in layers]
         slides = [
             SlideChoice(name, tag.path, tag.mpp, tag.given_mpp, tag.is_phantom) for name, tag in tags if tag is not None
         ]
@@ -312,6 +318,12 @@ class AnalyseWidget(DockWidget):
             session.show_slide(opened[0].path)  # awaited: it is among the slides that follow
         session.set_slides(slides)
         self.slide_display.refresh()
+
+    def _watch_tags(self, layers: Sequence[Layer]) -> None:
+        """Notice when a layer shows another slide than before, as in a worklist."""
+        new = [layer for layer in layers if layer not in self._watched]
+        self._watched.update(new)
+        connect_until_destroyed(self, [(layer.events.metadata, self._on_layers_changed) for layer in new])
 
     def _ask_model_folder(self) -> None:
         folder = QFileDialog.getExistingDirectory(self, "Folder of a trained model")

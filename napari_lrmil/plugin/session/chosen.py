@@ -249,7 +249,8 @@ class ChosenAnalysis:
 
     def set_regions(self, regions: Sequence[Region]) -> None:
         """Set the drawn regions of the chosen slide, in level-0 pixels."""
-        self._choose(of_slide=self.choices.of_slide.set_regions(regions))
+        if regions or self.regions or self.choices.of_slide.region_warnings:  # else nothing changes
+            self._choose(of_slide=self.choices.of_slide.set_regions(regions))
 
     def add_region_warnings(self, warnings: Sequence[str]) -> None:
         """Add sentences about an imported file; results of drawn regions carry them."""

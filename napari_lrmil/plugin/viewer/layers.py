@@ -285,7 +285,8 @@ def update_layer(layer: Image, new: LayerData) -> None:
     if data.shape != layer.data.shape or not np.array_equal(data, layer.data, equal_nan=True):
         layer.data = data
     for name in ("scale", "translate", "contrast_limits", "opacity", "interpolation2d", "metadata"):
-        setattr(layer, name, options[name])
+        if not np.array_equal(getattr(layer, name), options[name]):  # so would that of an equal scale
+            setattr(layer, name, options[name])
 
 
 def lrmil_layers(viewer: ViewerModel, path: Path | None = None, **fields: str) -> list[Image]:

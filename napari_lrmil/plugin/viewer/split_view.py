@@ -171,8 +171,8 @@ def refresh_attention(
 ) -> None:
     """Show the attention of a prediction over its slide; the camera does not move.
 
-    Layers of the last prediction are reused if they have the same roles. A new layer takes the window 0.1 s, and would
-    lose the changes that the user made to the old one.
+    Layers of the last prediction are reused if they have the same roles, also those of a slide that is not open any
+    more. A new layer takes the window 0.1 s, and would lose the changes that the user made to the old one.
 
     Parameters
     ----------
@@ -183,14 +183,28 @@ def refresh_attention(
     style, compare
         Display style, and arrangement of student and teacher.
     """
-    tags = {layer: get_tag(layer) for layer in _map_layers(viewer, slide.path)}
-    present = {(tag.role, tag.side): layer for layer, tag in tags.items() if tag is not None}
     new = build_map_layers(prediction, slide.mpp, slide.given_mpp, style, compare)
-    if set(present) != set(new):
+    own = _by_role(_map_layers(viewer, slide.path))
+    present = own or _by_role(_maps_without_slide(viewer))
+    is_split = any(side == "teacher" for _, side in new)  # it also needs copies of its slide's layers
+    if set(present) != set(new) or (is_split and not own):
         _replace_maps(viewer, slide, new)
         return
     for role_and_side, layer in present.items():
         update_layer(layer, new[role_and_side])
+    if not own:
+        viewer.layers.selection.active = next(iter(present.values()))
+
+
+def _by_role(maps: list[Image]) -> dict[RoleAndSide, Image]:
+    tags = [(get_tag(layer), layer) for layer in maps]
+    return {(tag.role, tag.side): layer for tag, layer in tags if tag is not None}
+
+
+def _maps_without_slide(viewer: ViewerModel) -> list[Image]:
+    """Return the maps of slides that are not open any more."""
+    open_paths = {_slide_path(layer) for layer in lrmil_layers(viewer, role="slide")}
+    return [layer for layer in _map_layers(viewer) if _slide_path(layer) not in open_paths]
 
 
 def _replace_maps(viewer: ViewerModel, slide: SlideChoice, maps: Mapping[RoleAndSide, LayerData]) -> None:

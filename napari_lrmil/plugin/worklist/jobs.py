@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from napari_lrmil.plugin.viewer.layers import LayerData
 
 THUMBNAIL_PX = 48
+OVERVIEW_PX = 1024, 4096  # longer side of the level that napari shows if the whole slide is in view
 EXPECTED_ERRORS = (LrmilError, OSError, MemoryError)  # of a single slide: the row says so, the others go on
 
 
@@ -201,7 +202,7 @@ class SlideProblem:
 
 @dataclass(frozen=True)
 class OpenSlideJob:
-    """Opens a slide for the canvas and reads its coarsest level, so that showing it takes one turn of the event loop.
+    """Opens a slide for the canvas and reads what a view of all of it shows, so that showing it takes no time.
 
     Attributes
     ----------
@@ -223,13 +224,20 @@ class OpenSlideJob:
         path = self.slide.path
         try:
             layers = read_slide_layers(path, self.slide.mpp, cache_bytes=self.cache_bytes)
-            coarsest = layers[0][0]
-            np.asarray(coarsest[-1] if isinstance(coarsest, list) else coarsest)  # into the cache of tiles
+            _read_overview(layers[-1][0])
         except ResolutionError:
             return OpenedSlide(path, asks_mpp=True)
         except EXPECTED_ERRORS as error:
             return OpenedSlide(path, problem=one_line(error, prefix=f"{path}: "))
         return OpenedSlide(path, tuple(layers))
+
+
+def _read_overview(levels: Any) -> None:
+    """Read the coarsest level, and the one that fills a window, into the cache of tiles."""
+    levels = levels if isinstance(levels, list) else [levels]  # finest first
+    filling = [level for level in levels if OVERVIEW_PX[0] < max(level.shape[:2]) <= OVERVIEW_PX[1]]
+    for level in (levels[-1], *filling[-1:]):
+        np.asarray(level)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from napari_lrmil.plugin.qt.worker import LatestOnly
 from napari_lrmil.plugin.session.open_slides import SlideChoice
 from napari_lrmil.plugin.viewer.layers import add_layers, lrmil_layers, remove_layers
 from napari_lrmil.plugin.viewer.reader import ask_mpp_with_estimate, read_slide_layers
+from napari_lrmil.plugin.viewer.slide_swap import swap_slide
 from napari_lrmil.plugin.worklist.jobs import AheadJob, AnswerJob, OpenedSlide, OpenSlideJob, SlideAnswer, SlideProblem
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 MAX_ANSWERS = 4
 TURN_MS = 25  # between two changes of layers, in which the window draws and takes keys
+TIDY_MS = 100  # between two looks whether the answer is there
 CANCELLED = "The slide was not opened: its resolution is not known."
 
 
@@ -163,27 +165,40 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
             self.progress.emit("")
             self.failed.emit(opened.path, opened.problem or CANCELLED)
             return
+        is_swapped = self._swap(opened.path, layers)
         if self._placed == 1:  # the first answer has loaded the model: its objects are exempted too
-            self._remove_others(opened.path)
-            gc.freeze()  # now, while no slide of the list is on the canvas: its layers stay collectable
+            if not is_swapped:
+                self._remove_others(opened.path)  # so that its layers stay collectable
+            gc.freeze()
         self._placed += 1
+        if not is_swapped:
+            *self._underlays, pyramid = layers
+            add_layers(self._viewer, [pyramid])
         self._listed.add(opened.path)
-        *self._underlays, pyramid = layers
-        add_layers(self._viewer, [pyramid])
         self._choose()
+
+    def _swap(self, path: Path, layers: Sequence[LayerData]) -> bool:
+        """Show a slide in the layers of the last one of the list, and return whether that was possible."""
+        shown = [other for other in self._listed if self._is_on_canvas(other)]
+        is_busy = self._session is not None and self._session.is_busy  # a slide with an active run stays
+        return len(shown) == 1 and not is_busy and swap_slide(self._viewer, shown[0], layers)
 
     def _place_underlays(self, path: Path) -> None:
         """Add the overview below a slide that is still shown."""
         underlays, self._underlays = self._underlays, []
-        if path == self.wanted and lrmil_layers(self._viewer, path):
+        if underlays and path == self.wanted and lrmil_layers(self._viewer, path):
             layers, active = self._viewer.layers, self._viewer.layers.selection.active
             for layer in add_layers(self._viewer, underlays):
                 layers.move(layers.index(layer), 0)
             layers.selection.active = active  # napari chooses the layer that was added last
-            self._later(2 * TURN_MS, self._tidy)
+        self._later(2 * TURN_MS, self._tidy)
 
     def _tidy(self) -> None:
-        self._remove_others(self.wanted)
+        """Remove what is left of other slides; their maps stay until the answer that may use them is there."""
+        if self._answerer.is_busy or (self._ahead.is_busy and self._prepared == self.wanted):
+            self._later(TIDY_MS, self._tidy)
+        else:
+            self._remove_others(self.wanted)
 
     def _ask_mpp(self) -> tuple[LayerData, ...] | None:
         if self._wanted is None or self._session is None:
