@@ -10,11 +10,11 @@ from napari_lrmil.core.encoders.spec import FROZEN
 from napari_lrmil.core.errors import BundleError
 from napari_lrmil.core.hashing import file_sha256
 from napari_lrmil.core.heavy_imports import import_lock
-from napari_lrmil.core.models.card import CARD, STUDENT, TEACHER, NetworkCard, card_sha256, read_card
+from napari_lrmil.core.models.card import CARD, IN_TORCH, STUDENT, TEACHER, NetworkCard, card_sha256, read_card
 from napari_lrmil.core.models.cohort_distance import PATIENT_EMBEDDINGS, EmbeddingStatistics, read_embedding_statistics
 from napari_lrmil.core.models.hub_bundle import fetch_hub_bundle, is_hub_bundle
 from napari_lrmil.core.models.limits import ModelLimits, read_limits
-from napari_lrmil.core.models.pooling import AggregatorWeights, read_mil_weights
+from napari_lrmil.core.models.pooling import AggregatorWeights, ArrayWeights, read_mil_weights
 from napari_lrmil.core.models.weight_file import check_weights
 from napari_lrmil.core.site_settings import model_folders
 
@@ -124,15 +124,23 @@ class Bundle:
         return load_teacher(self)
 
     @cached_property
-    def student_mil(self) -> AggregatorWeights:
+    def student_mil(self) -> ArrayWeights:
         """Weights of the student's MIL, read without torch; raises as `verified_file` does."""
-        return read_mil_weights(self.verified_file(STUDENT), self.card.student.top_share)
+        return read_mil_weights(self.verified_file(STUDENT), self.card.student.pooled_share)
 
     @cached_property
     def teacher_mil(self) -> AggregatorWeights:
-        """Weights of the teacher's MIL, read without torch; raises as `require_teacher` and `verified_file` do."""
+        """Weights of the teacher's MIL, read without torch if its aggregator has a form in NumPy.
+
+        Raises as `require_teacher` and `verified_file` do.
+        """
         card = self.require_teacher()
-        return read_mil_weights(self.verified_file(TEACHER), card.top_share)
+        if card.aggregator in IN_TORCH:
+            with import_lock:
+                from napari_lrmil.core.models.networks import load_teacher_mil
+
+            return load_teacher_mil(self).weights()
+        return read_mil_weights(self.verified_file(TEACHER), card.pooled_share)
 
     @cached_property
     def embedding_statistics(self) -> EmbeddingStatistics | None:

@@ -44,9 +44,41 @@ PatchMpp = Annotated[float, Field(ge=0.01, le=1_000)]  # µm per pixel
 Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]  # training searches 0.25 to 10
 
 
-Aggregator = Literal["gated_attention", "linear_topk"]
+Aggregator = Literal["gated_attention", "linear_topk", "mean", "max", "abmil", "clam_sb", "dsmil", "transmil"]
 GATED: Aggregator = "gated_attention"
 LINEAR: Aggregator = "linear_topk"
+MEAN: Aggregator = "mean"
+MAX: Aggregator = "max"
+ABMIL: Aggregator = "abmil"
+CLAM_SB: Aggregator = "clam_sb"
+DSMIL: Aggregator = "dsmil"
+TRANSMIL: Aggregator = "transmil"
+IN_TORCH = (ABMIL, CLAM_SB, DSMIL, TRANSMIL)  # those without a form in NumPy
+OF_STUDENTS = (GATED, LINEAR)  # the others pool HR patches only
+ONE_PATCH = 1e-9  # a top share that is one patch of any slide, see `pooling.top_count`
+POOLED_SHARES = {MEAN: 1.0, MAX: ONE_PATCH}  # mean and max pooling are linear_topk with these shares
+AGGREGATOR_NAMES: dict[Aggregator, str] = {
+    GATED: "gated attention",
+    LINEAR: "linear top-k",
+    MEAN: "mean pooling",
+    MAX: "max pooling",
+    ABMIL: "ABMIL",
+    CLAM_SB: "CLAM-SB",
+    DSMIL: "DSMIL",
+    TRANSMIL: "TransMIL",
+}
+_NO_ATTENTION = "it has no attention, so the score of a patch is its class score, weighted by the slide's probabilities"
+ATTENTION_NOTES: dict[Aggregator, str] = {  # what stands for the attention of a patch
+    GATED: "the score of a patch is its attention before the softmax",
+    LINEAR: _NO_ATTENTION,
+    MEAN: _NO_ATTENTION,
+    MAX: _NO_ATTENTION,
+    ABMIL: "the score of a patch is its attention before the softmax",
+    CLAM_SB: "the score of a patch is its attention before the softmax",
+    DSMIL: "it has an attention for each class; that of a patch is their mean, weighted by the slide's probabilities",
+    TRANSMIL: "the attention of a patch is that of the class token in the last layer, the mean over heads, where it is "
+    "above 0; it is not what the logits were made of, and there is no evidence by class",
+}
 
 
 class _Frozen(BaseModel):
@@ -75,7 +107,7 @@ class NetworkCard(_Frozen):
 
     @model_validator(mode="after")
     def _require_share_of_its_aggregator(self) -> NetworkCard:
-        if (self.aggregator == GATED) != (self.top_share is None):
+        if (self.aggregator == LINEAR) != (self.top_share is not None):
             raise ValueError(
                 f"aggregator {self.aggregator} with top_share {self.top_share}; expected one of linear_topk"
             )
@@ -86,11 +118,18 @@ class NetworkCard(_Frozen):
         values: dict[str, Any] = dump(self)
         values["encoder"] = without_defaults(values["encoder"])
         if self.aggregator == GATED:
-            del values["aggregator"], values["top_share"]
+            del values["aggregator"]
+        if self.aggregator != LINEAR:
+            del values["top_share"]
         for name in ("projection", "origin"):
             if getattr(self, name) is None:
                 values.pop(name, None)  # a caller may have excluded it
         return values
+
+    @property
+    def pooled_share(self) -> float | None:
+        """Share of the patches whose mean score is a logit; None if the aggregator pools otherwise."""
+        return POOLED_SHARES.get(self.aggregator, self.top_share)
 
     @field_validator("encoder")
     @classmethod
@@ -192,6 +231,15 @@ class Card(_Frozen):
     def _require_trainable_student(self) -> Card:
         if self.student.encoder.family == FROZEN:
             raise ValueError(f"the student's encoder is of family {FROZEN}, which only a teacher can have")
+        return self
+
+    @model_validator(mode="after")
+    def _require_aggregator_of_students(self) -> Card:
+        if self.student.aggregator not in OF_STUDENTS:
+            raise ValueError(
+                f"the student's aggregator is {self.student.aggregator}, which only a teacher can have; "
+                f"expected {' or '.join(OF_STUDENTS)}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -301,6 +349,7 @@ def _distilled_lines(card: Card) -> list[str]:
     return [
         f"- Teacher: {card.hr_mpp:g} µm per pixel, patches of {card.hr_patch_px} px ({card.plan.hr_um:g} µm)",
         *_origin_lines(card.teacher),
+        *_aggregator_lines(card.teacher),
         f"- Encoders: student {card.student.encoder.name}; teacher {teacher}",
         *_embedding_lines(card.teacher or card.student),
         f"- Licence: {card.licence}. The student was distilled from its teacher's encoder, whose terms also apply to "
@@ -317,6 +366,13 @@ def _origin_lines(teacher: NetworkCard | None) -> list[str]:
         f"- Teacher's MIL: {origin.layout}, read from {origin.file} (SHA-256 {origin.sha256}), not trained by this "
         "program; its own terms also apply"
     ]
+
+
+def _aggregator_lines(teacher: NetworkCard | None) -> list[str]:
+    """Return a line on a teacher that pools otherwise than its student."""
+    if teacher is None or teacher.aggregator in OF_STUDENTS:
+        return []
+    return [f"- Teacher's aggregator: {AGGREGATOR_NAMES[teacher.aggregator]}; {ATTENTION_NOTES[teacher.aggregator]}"]
 
 
 def _embedding_lines(network: NetworkCard) -> list[str]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from napari_lrmil.core.features.bag import Features
+from napari_lrmil.core.models.card import GATED, LINEAR, Aggregator
 from napari_lrmil.core.models.pooling import (
     CHUNK_ROWS,
     AggregatorWeights,
@@ -37,12 +40,18 @@ class MilOutput:
         (N,) softmax of the scores; sums to 1.
     scores
         (N,) attention scores ``s`` before the softmax.
+    label_logits
+        (S, C) raw class scores of each of S streams, if the label term is the mean over them; otherwise None.
+    embedded
+        (N, E) instances as the network embeds them, if a term of its own needs them; otherwise None.
     """
 
     logits: Tensor
     bag: Tensor
     attention: Tensor
     scores: Tensor
+    label_logits: Tensor | None = None
+    embedded: Tensor | None = None
 
 
 class MIL(nn.Module, ABC):
@@ -58,6 +67,7 @@ class MIL(nn.Module, ABC):
         Width of the gate.
     """
 
+    aggregator: ClassVar[Aggregator]  # its name in configurations and cards
     mean: Tensor
     deviation: Tensor
     classifier: nn.Linear
@@ -93,6 +103,18 @@ class MIL(nn.Module, ABC):
         logits: Tensor = self.classifier(self.standardise(instances))
         return logits
 
+    def own_terms(self, output: MilOutput, target: int) -> Mapping[str, Tensor]:
+        """Return the loss terms that belong to the aggregator, beyond the label term; none for most.
+
+        Parameters
+        ----------
+        output
+            Output for a bag.
+        target
+            Class of the bag.
+        """
+        return {}
+
     @abstractmethod
     def weights(self) -> AggregatorWeights:
         """Return the weights as arrays, for `pool_instances`."""
@@ -125,6 +147,8 @@ class GatedAttentionMIL(MIL):
     projection
         Width of the projection; None: instances are not projected.
     """
+
+    aggregator = GATED
 
     def __init__(self, dim: int, classes: int, hidden: int = 64, projection: int | None = None) -> None:
         super().__init__(dim, classes, hidden)
@@ -205,6 +229,8 @@ class LinearTopkMIL(MIL):
         Share of the instances whose mean score is the logit, above 0 and up to 1.
     """
 
+    aggregator = LINEAR
+
     def __init__(self, dim: int, classes: int, top_share: float) -> None:
         super().__init__(dim, classes, 1)  # there is no gate; a card needs a width
         self.top_share = top_share
@@ -270,7 +296,7 @@ def pool_bag(mil: MIL, features: Rows, device: torch.device, chunk_rows: int = C
     chunk_rows
         Instances per chunk.
     """
-    if not isinstance(mil, GatedAttentionMIL):  # one matrix product: nothing for a device to gain
+    if not isinstance(mil, GatedAttentionMIL):  # small beside the encoder: little for a device to gain
         return pool_instances(mil.weights(), features, chunk_rows)
     count = features.shape[0]
     scores = np.empty(count, np.float32)

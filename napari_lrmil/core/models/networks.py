@@ -27,11 +27,12 @@ from napari_lrmil.core.encoders.base import Reduction
 from napari_lrmil.core.encoders.weights import require_matching
 from napari_lrmil.core.errors import BundleError, EncoderError
 from napari_lrmil.core.hashing import file_sha256
+from napari_lrmil.core.models.aggregators import build_aggregator
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.card import (
     CARD,
-    GATED,
     LINEAR,
+    OF_STUDENTS,
     README,
     SCHEMA_VERSION,
     STUDENT,
@@ -102,7 +103,18 @@ def load_teacher(bundle: Bundle) -> TeacherNetwork:
 
 
 def _mil_of_card(card: NetworkCard, bundle: Bundle) -> MIL:
-    return build_mil(card.dim, len(bundle.card.classes), card.hidden, card.top_share, card.projection)
+    if card.aggregator in OF_STUDENTS:
+        return build_mil(card.dim, len(bundle.card.classes), card.hidden, card.top_share, card.projection)
+    return build_aggregator(card.aggregator, card.dim, len(bundle.card.classes), card.hidden, card.top_share)
+
+
+def load_teacher_mil(bundle: Bundle) -> MIL:
+    """Return the MIL of a bundle's teacher without the encoder, in evaluation mode on the CPU.
+
+    Raises as `load_teacher` does.
+    """
+    card = bundle.require_teacher()
+    return _build_filled(lambda: _mil_of_card(card, bundle), bundle, TEACHER, "mil.")
 
 
 def _load_named_teacher(bundle: Bundle, card: NetworkCard) -> TeacherNetwork:
@@ -132,8 +144,8 @@ def _named_encoder(bundle: Bundle, card: NetworkCard) -> LoadedEncoder:
     return pool_layers(loaded, card.encoder.pooled)
 
 
-def _build_filled(build: Callable[[], Network], bundle: Bundle, file: str) -> Network:
-    """Return the network of the card with the weights of a file.
+def _build_filled(build: Callable[[], Network], bundle: Bundle, file: str, prefix: str = "") -> Network:
+    """Return the network of the card with the weights of a file, or with those whose names begin with `prefix`.
 
     It is first built without memory: settings that ask for more than the file holds are refused before they fill it.
 
@@ -142,7 +154,8 @@ def _build_filled(build: Callable[[], Network], bundle: Bundle, file: str) -> Ne
     BundleError
         If the settings are impossible, or the weights do not fit.
     """
-    tensors = load_tensors(bundle, file)
+    stored = load_tensors(bundle, file)
+    tensors = {name.removeprefix(prefix): values for name, values in stored.items() if name.startswith(prefix)}
     try:
         with torch.device("meta"):
             require_matching(build(), tensors)
@@ -236,15 +249,15 @@ def _network_card(network: StudentNetwork | TeacherNetwork, origin: HeadOrigin |
     spec = network.encoder.spec
     sha256 = module_sha256(network.encoder.get_submodule("net")) if spec.family == FROZEN else ""
     mil = network.mil
-    top_share = mil.top_share if isinstance(mil, LinearTopkMIL) else None
     projection = mil.projection if isinstance(mil, GatedAttentionMIL) else None
+    share = mil.top_share if isinstance(mil, LinearTopkMIL) else None
     return NetworkCard(
         encoder=spec,
         dim=mil.dim,
         hidden=mil.hidden,
         encoder_sha256=sha256,
-        aggregator=GATED if top_share is None else LINEAR,
-        top_share=top_share,
+        aggregator=mil.aggregator,
+        top_share=share if mil.aggregator == LINEAR else None,  # of mean and max pooling the name says it
         projection=None if projection is None else projection.out_features,
         origin=origin,
     )

@@ -29,7 +29,10 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class BagOutput:
-    """Output for one bag: (C,) logits, (N,) attention and scores, (N, C) evidence."""
+    """Output for one bag: (C,) logits, (N,) attention and scores, (N, C) evidence.
+
+    The evidence is NaN if the network has none that adds up to its logits.
+    """
 
     logits: NDArray[np.float32]
     attention: Features
@@ -110,7 +113,21 @@ class LinearTopkWeights:
     top_share: float
 
 
-AggregatorWeights = MilWeights | LinearTopkWeights
+class WholeBagNetwork(Protocol):
+    """A MIL in torch that pools a bag as a whole."""
+
+    def pool_whole(self, features: Rows) -> BagOutput: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class NetworkWeights:
+    """An aggregator without a NumPy form: its network, which runs in torch on the CPU."""
+
+    network: WholeBagNetwork
+
+
+ArrayWeights = MilWeights | LinearTopkWeights
+AggregatorWeights = ArrayWeights | NetworkWeights
 
 
 def top_count(share: float, count: int) -> int:
@@ -135,7 +152,7 @@ _PROJECTION = {"projection": "projection.weight", "projection_bias": "projection
 _LINEAR_FIELDS = ("mean", "deviation", "classifier", "bias")
 
 
-def read_mil_weights(path: Path, top_share: float | None = None) -> AggregatorWeights:
+def read_mil_weights(path: Path, top_share: float | None = None) -> ArrayWeights:
     """Read the weights of the MIL from a bundle's file. The encoder's weights in the same file are not read.
 
     Parameters
@@ -143,7 +160,7 @@ def read_mil_weights(path: Path, top_share: float | None = None) -> AggregatorWe
     path
         The file.
     top_share
-        The card's top share if its aggregator is ``linear_topk``; None for gated attention.
+        The card's pooled share if its aggregator is ``linear_topk``, ``mean`` or ``max``; None for gated attention.
     """
     from safetensors import safe_open
 
@@ -165,7 +182,8 @@ def _sigmoid(x: Features) -> Features:
 def pool_instances(mil: AggregatorWeights, features: Rows, chunk_rows: int = CHUNK_ROWS) -> BagOutput:
     """Run a MIL over (N, D) features, in chunks of rows, reading each row once.
 
-    Memory grows with the bag only by what is returned.
+    Memory grows with the bag only by what is returned. Aggregators that need torch (`NetworkWeights`) read all rows at
+    once.
 
     Parameters
     ----------
@@ -182,6 +200,11 @@ def pool_instances(mil: AggregatorWeights, features: Rows, chunk_rows: int = CHU
         If the output is not finite: the features are not, or the network multiplies them beyond all numbers.
     """
     with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is an error
+        if isinstance(mil, NetworkWeights):
+            pooled = mil.network.pool_whole(features)
+            _require_finite(pooled.logits)
+            _require_finite(pooled.scores)
+            return pooled
         if isinstance(mil, LinearTopkWeights):
             return _pool_linear(mil, features, chunk_rows)
         return _pool_gated(mil, features, chunk_rows)

@@ -9,7 +9,7 @@ import numpy as np
 
 from napari_lrmil.core.errors import BundleError
 from napari_lrmil.core.formatting import shorten
-from napari_lrmil.core.models.card import GATED, Card, NetworkCard
+from napari_lrmil.core.models.card import GATED, IN_TORCH, Card, NetworkCard
 
 FLOATS, COUNTERS = ("F16", "F32"), ("I64",)  # safetensors names; batch norm has a counter of batches
 POSITIVE, NOT_NEGATIVE = "deviation", "running_var"  # ends of names: an instance is divided by one, by the other's root
@@ -94,7 +94,11 @@ def _check_mil_shapes(path: Path, shapes: dict[str, tuple[int, ...]], card: Card
     }
     if network.projection is not None:
         gate |= {"projection.weight": (width, dim), "projection.bias": (width,)}
-    for tensor, shape in (expected | (gate if network.aggregator == GATED else {})).items():
+    if network.aggregator == GATED:
+        expected |= gate
+    elif network.aggregator in IN_TORCH:  # the rest of their shapes is checked when the network is built
+        expected = {name: expected[name] for name in ("mean", "deviation")}
+    for tensor, shape in expected.items():
         name = f"mil.{tensor}"
         if shapes.get(name) != shape:
             seen = "is missing" if name not in shapes else f"has shape {shapes[name]}"
