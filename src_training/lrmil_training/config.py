@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.geometry import PatchPlan
-from napari_lrmil.core.models.card import MAX_NAME, MAX_SIDE_PX
+from napari_lrmil.core.models.card import CLAM_SB, GATED, MAX_NAME, MAX_SIDE_PX, OF_STUDENTS, TRANSMIL, Aggregator
 from napari_lrmil.core.yaml_text import parse_yaml
 
 # Upper bounds beyond any use: a slip of the keyboard must not fill memory or run for ever.
@@ -131,9 +131,6 @@ class OperatingPointConfig(_Frozen):
     sensitivity and specificity there (Youden's index)."""
 
 
-Aggregator = Literal["gated_attention", "linear_topk"]
-
-
 class TeacherConfig(_Frozen):
     """The HR teacher's MIL."""
 
@@ -143,11 +140,12 @@ class TeacherConfig(_Frozen):
     """Learning rate of Adam; the best of four on validation (Real tissue)."""
     aggregator: Aggregator = "gated_attention"
     """Pooling of teacher and students. Gated_attention: the paper's. Linear_topk: linear scores of each class, mean of
-    the top share; it has fewer weights, for few slides."""
+    the top share; it has fewer weights, for few slides. The others pool the teacher alone; students have gated
+    attention."""
     top_share: float = Field(0.15, gt=0, le=1)
     """Share of the patches of a slide whose mean score counts; for linear_topk."""
     hidden: int = Field(64, ge=1, le=MAX_WIDTH)
-    """Width of the attention's gate."""
+    """Width of the attention's gate. The published sizes of abmil, clam_sb, dsmil and transmil belong to 64."""
     weight_decay: float = Field(1e-4, ge=0, le=MAX_RATE)
     """L2 penalty of Adam: bags are few and wide."""
     min_epochs: int = Field(15, ge=0, le=MAX_EPOCHS)
@@ -459,11 +457,36 @@ class TrainConfig(_Frozen):
             "teacher.aggregator": (self.teacher.aggregator,),
             "selection.aggregators": self.selection.aggregators,
         }
-        refused = [key for key, names in aggregators.items() if set(names) - {"gated_attention"}]
+        refused = [(key, name) for key, names in aggregators.items() for name in names if name != GATED]
         if self.bag == "patient" and refused:
+            key, name = refused[0]
             raise ValueError(
-                f"bag: patient joins slides by their attention, by which linear_topk in {refused[0]} does not pool; "
+                f"bag: patient joins slides by their attention, by which {name} in {key} does not pool; "
                 "use gated_attention there, or set bag=slide"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _require_aggregators_that_fit(self) -> TrainConfig:
+        names = (*self.selection.aggregators, self.teacher.aggregator)
+        refused = next((name for name in names if name not in OF_STUDENTS), None)
+        if refused is None:
+            return self
+        if not self.distil:
+            raise ValueError(
+                f"teacher.aggregator={refused} pools the patches of a teacher, and the run has none; set it to "
+                f"{' or '.join(OF_STUDENTS)}, by which students pool"
+            )
+        frozen = "stage2.init=frozen_head" if self.stage2.init == "frozen_head" else "baseline stage1_only"
+        if self.stage2.init == "frozen_head" or "stage1_only" in self.baselines:
+            raise ValueError(
+                f"{frozen} gives the student its teacher's head, and the student cannot pool as {refused} does; "
+                "leave it out, or train a teacher of gated_attention"
+            )
+        nonlinear = next((name for name in names if name in (CLAM_SB, TRANSMIL)), None)
+        if self.lambda_patch and nonlinear:
+            raise ValueError(
+                f"{nonlinear} has no linear class scores of a patch's embedding, which lambda_patch fits; set it to 0"
             )
         return self
 

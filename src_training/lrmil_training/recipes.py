@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
-from lrmil_training.config import Aggregator, TeacherConfig, TrainConfig, split_layers
+from lrmil_training.config import TeacherConfig, TrainConfig, split_layers
+from napari_lrmil.core.models.card import Aggregator
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,10 @@ KEYS = {
     "stage3": "epochs lr patches_per_slide slides_per_step keep_stage2_terms weight_decay augment min_epochs "
     "patience ema feature_dropout",
 }
+AGGREGATORS = "gated_attention linear_topk mean max abmil clam_sb dsmil transmil"
 WORDS = {
-    "teacher.aggregator": "gated_attention linear_topk",
-    "selection.aggregators": "gated_attention linear_topk",
+    "teacher.aggregator": AGGREGATORS,
+    "selection.aggregators": AGGREGATORS,
     "stain.normalise": "none reinhard density_gain",
     "stage1.projection": "learned identity",
     "stage1.attention": "teacher uniform",

@@ -168,7 +168,7 @@ class ClamSbMIL(_AttentionMIL):
         self.embedding = nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Dropout(CLAM_DROPOUT))
         self.V = nn.Sequential(nn.Linear(width, gate), nn.Tanh(), nn.Dropout(CLAM_DROPOUT))
         self.U = nn.Sequential(nn.Linear(width, gate), nn.Sigmoid(), nn.Dropout(CLAM_DROPOUT))
-        self.w = nn.Linear(gate, 1)
+        self.w = nn.Linear(gate, 1, bias=False)  # the softmax over instances cancels a constant
         self.classifier = nn.Linear(width, classes)
         self.instance_classifiers = nn.ModuleList(nn.Linear(width, 2) for _ in range(classes))
 
@@ -248,7 +248,7 @@ class DualStreamMIL(WholeBagMIL):
         is_critical = torch.zeros_like(of_instances).scatter(0, of_instances.argmax(dim=0, keepdim=True), 1.0)
         weight = self.bag_classifier.weight  # (C, C, D), the logit first
         of_bags = torch.stack([((t @ w.T) * log_attention.exp()).sum(dim=1) for w in weight], dim=1)
-        contributions = (of_bags + of_instances * is_critical) / 2
+        contributions: Tensor = (of_bags + of_instances * is_critical) / 2
         return contributions - contributions.mean(dim=1, keepdim=True)
 
     def patch_logits(self, instances: Tensor) -> Tensor:

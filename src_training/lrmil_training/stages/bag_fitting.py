@@ -34,7 +34,9 @@ from lrmil_training.losses import (
 from lrmil_training.stages.outputs import Student, TeacherOutputs
 from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.events import Event
-from napari_lrmil.core.models.mil import MIL, MilOutput, build_mil
+from napari_lrmil.core.models.aggregators import build_aggregator
+from napari_lrmil.core.models.card import GATED, OF_STUDENTS
+from napari_lrmil.core.models.mil import MIL, MilOutput
 from napari_lrmil.core.patching.grid import NestedGrid
 
 BELOW_MIN_EPOCHS = -1.0  # selection figure before `min_epochs`; below that of any later epoch, where AUROC counts
@@ -52,6 +54,10 @@ def label_loss(output: MilOutput, item: BagItem) -> Mapping[str, Tensor]:
     It is weighted by the slide's class, so that a rare class counts as much as a common one.
     """
     target = torch.tensor(item.target, device=output.logits.device)
+    if output.label_logits is not None:
+        return {
+            "ce": item.weight * functional.cross_entropy(output.label_logits, target.expand(len(output.label_logits)))
+        }
     return {"ce": item.weight * functional.cross_entropy(output.logits, target)}
 
 
@@ -241,7 +247,9 @@ class BagModule(SelectingModule):
     def training_step(self, item: BagItem, index: int) -> Tensor:
         """Return the weighted sum of the loss terms of one bag."""
         instances = drop_features(self.mil, item.instances, self.settings.feature_dropout)
-        terms = {**self.loss(self.mil(instances), item), **patch_terms(self.mil, instances, item)}
+        output = self.mil(instances)
+        own = {name: item.weight * term for name, term in self.mil.own_terms(output, item.target).items()}
+        terms = {**self.loss(output, item), **own, **patch_terms(self.mil, instances, item)}
         return self.total(terms, index)
 
     def validation_step(self, item: BagItem, index: int) -> None:
@@ -299,9 +307,12 @@ def drop_features(mil: MIL, instances: Tensor, share: float) -> Tensor:
     return mil.mean + (instances - mil.mean) * factors
 
 
-def seeded_mil(dim: int, classes: int, settings: TeacherConfig, seed: int) -> MIL:
-    """Return a MIL with the teacher's aggregator. Its weights depend on `seed` alone, whatever was drawn before."""
+def seeded_mil(dim: int, classes: int, settings: TeacherConfig, seed: int, *, of_student: bool = False) -> MIL:
+    """Return a MIL with the teacher's aggregator, or that of its student, which has gated attention for most of them.
+
+    Its weights depend on `seed` alone, whatever was drawn before.
+    """
+    aggregator = GATED if of_student and settings.aggregator not in OF_STUDENTS else settings.aggregator
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        top_share = settings.top_share if settings.aggregator == "linear_topk" else None
-        return build_mil(dim, classes, settings.hidden, top_share)
+        return build_aggregator(aggregator, dim, classes, settings.hidden, settings.top_share)

@@ -17,6 +17,7 @@ from lrmil_training.stages.outputs import Stage
 from lrmil_training.stages.patch_distillation import PatchDistillation
 from lrmil_training.stages.slide_distillation import LabelTraining, SlideDistillation
 from lrmil_training.stages.student import InitialMil, LrFeatures, UntrainedEncoder
+from napari_lrmil.core.models.card import AGGREGATOR_NAMES, OF_STUDENTS
 
 STUDENT = "student"
 # Epochs of the fine-tuned baseline if stage 3 is off: 450 updates on 60 slides (Method 5).
@@ -89,6 +90,10 @@ def _encoder_stage(config: TrainConfig) -> Stage:
 def _initial_distilled_mil(config: TrainConfig, *, aligned: bool) -> InitialMil:
     init = config.stage2.init
     is_frozen = init == "frozen_head"
+    if init == "teacher" and config.teacher.aggregator not in OF_STUDENTS:
+        name = AGGREGATOR_NAMES[config.teacher.aggregator]
+        notice = f"the student has gated attention and its teacher {name}, so stage 2 starts from a fresh MIL"
+        return InitialMil("stage2", standardises=not aligned, notice=notice)
     if not aligned and init == "teacher":  # the teacher's weights mean nothing for another network's embeddings
         return InitialMil("stage2", standardises=True, notice=FRESH_MIL_NOTICE)
     return InitialMil("stage2", copies_teacher=init != "fresh", standardises=not aligned, is_frozen=is_frozen)

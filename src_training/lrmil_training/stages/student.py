@@ -93,7 +93,8 @@ class InitialMil:
     def run(self, context: RunContext, teacher: TeacherOutputs, student: Student) -> Generator[Event, None, Student]:
         """Make the MIL."""
         seed = stage_seed(context.config.seed, self.seed_name)
-        mil = seeded_mil(student.encoder.dim, len(context.cohort.classes), context.config.teacher, seed)
+        settings, classes = context.config.teacher, len(context.cohort.classes)
+        mil = seeded_mil(student.encoder.dim, classes, settings, seed, of_student=True)
         if self.standardises:
             features = student.require_features()
             statistics = feature_statistics([features[s.name] for s in context.cohort.of("train")])

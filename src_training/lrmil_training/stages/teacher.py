@@ -20,14 +20,16 @@ from lrmil_training.stages.outputs import HrFeatures, TeacherOutputs
 from lrmil_training.stages.pca import find_reduction
 from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.encoders import reduce_embedding, round_to_half
-from napari_lrmil.core.events import Event
+from napari_lrmil.core.events import Event, Notice
 from napari_lrmil.core.features.bag import read_origin
+from napari_lrmil.core.models.card import AGGREGATOR_NAMES, ATTENTION_NOTES, OF_STUDENTS
 from napari_lrmil.core.models.mil import MIL, pool_bag
 from napari_lrmil.core.models.patient_bag import attention_mass, bag_logits
 from napari_lrmil.core.patching.grid import NestedGrid
 from napari_lrmil.core.results.cohort_tables import write_failures
 
 CPU = torch.device("cpu")
+TEACHER_STAGE = "teacher"  # the fit of the run's own teacher
 
 
 def extract_hr_features(context: RunContext) -> Generator[Event, None, HrFeatures]:
@@ -87,12 +89,16 @@ def teacher_bag(context: RunContext, hr: HrFeatures, slide: CohortSlide, grid: N
     return StoredBag(hr.arrays[slide.name][EMBEDDING], item)
 
 
-def fit_teacher(context: RunContext, hr: HrFeatures) -> Generator[Event, None, TeacherOutputs]:
-    """Fit the teacher's MIL to the labels and return its targets for every slide."""
+def fit_teacher(
+    context: RunContext, hr: HrFeatures, stage: str = TEACHER_STAGE
+) -> Generator[Event, None, TeacherOutputs]:
+    """Fit the teacher's MIL to the labels and return its targets for every slide; `stage` names it in events."""
     settings = context.config.teacher
     if context.teacher_epochs is not None:  # the last of them is taken: validation chooses nothing
         settings = settings.model_copy(update={"epochs": context.teacher_epochs, "min_epochs": context.teacher_epochs})
-    plan = context.fit_plan("teacher", settings)
+    plan = context.fit_plan(stage, settings)
+    if stage == TEACHER_STAGE and settings.aggregator not in OF_STUDENTS:
+        yield Notice(f"{AGGREGATOR_NAMES[settings.aggregator]}: {ATTENTION_NOTES[settings.aggregator]}")
     mil = seeded_mil(context.encoder.encoder.dim, len(context.cohort.classes), settings, plan.seed)
     mil.set_standard(hr.statistics[EMBEDDING].mean, hr.statistics[EMBEDDING].deviation)
     grids = {s.name: slide_grid(context, hr, s) for s in context.cohort.slides}
