@@ -384,10 +384,10 @@ class NystromAttention(nn.Module):
 def _pseudo_inverse(x: Tensor) -> Tensor:
     """Return the iterated Moore-Penrose inverse of (H, M, M) matrices."""
     z = x.mT / (x.abs().sum(dim=-1).max() * x.abs().sum(dim=-2).max())
-    one = torch.eye(x.shape[-1], device=x.device)
+    identity = torch.eye(x.shape[-1], device=x.device)
     for _ in range(PINV_STEPS):
         xz = x @ z
-        z = 0.25 * z @ (13 * one - xz @ (15 * one - xz @ (7 * one - xz)))
+        z = 0.25 * z @ (13 * identity - xz @ (15 * identity - xz @ (7 * identity - xz)))
     return z
 
 
