@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from napari_lrmil.core.features.bag import Features
 from napari_lrmil.core.models.card import (
     ABMIL,
     CLAM_SB,
@@ -72,15 +73,24 @@ class WholeBagMIL(MIL):
         RuntimeError
             If the network is in training mode, in which dropout makes outputs random.
         """
-        if self.training:
-            raise RuntimeError("the aggregator is in training mode; call eval() before it pools a bag")
-        rows = np.array(features[0 : features.shape[0]], np.float32)
+        instances = self._read_rows(features)
         with torch.inference_mode():
-            instances = torch.from_numpy(rows).to(self.mean.device)
             output = self(instances)
             evidence = self.evidence(instances, output.attention)
         arrays = (x.float().cpu().numpy() for x in (output.logits, output.attention, output.scores, evidence))
         return BagOutput(*arrays)
+
+    def score_patches(self, features: Rows) -> Features | None:
+        """Return (N, C) raw class scores of each of (N, D) patches; None if the aggregator has none."""
+        with torch.inference_mode():
+            scores: Features = self.patch_logits(self._read_rows(features)).float().cpu().numpy()
+        return scores
+
+    def _read_rows(self, features: Rows) -> Tensor:
+        if self.training:
+            raise RuntimeError("the aggregator is in training mode; call eval() before it pools a bag")
+        rows = np.array(features[0 : features.shape[0]], np.float32)
+        return torch.from_numpy(rows).to(self.mean.device)
 
 
 class _AttentionMIL(WholeBagMIL):
@@ -323,6 +333,10 @@ class TransMIL(WholeBagMIL):
     def patch_logits(self, instances: Tensor) -> Tensor:
         """Raise `NotImplementedError`: each instance would be a bag for the whole transformer."""
         raise NotImplementedError("TransMIL has no class scores of single patches; set lambda_patch=0")
+
+    def score_patches(self, features: Rows) -> None:
+        """Return None: there are no class scores of single patches."""
+        return
 
 
 def _scores_of_attention(row: Tensor, count: int) -> Tensor:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from napari_lrmil.core.features.bag import Features
-from napari_lrmil.core.models.pooling import CHUNK_ROWS, AggregatorWeights, MilWeights, Rows
+from napari_lrmil.core.models.pooling import CHUNK_ROWS, AggregatorWeights, MilWeights, NetworkWeights, Rows
 
 
-def patch_class_logits(mil: AggregatorWeights, features: Rows, chunk_rows: int = CHUNK_ROWS) -> Features:
-    """Return (N, C) raw class scores of each of (N, D) patches; see `MIL.patch_logits`.
+def patch_class_logits(mil: AggregatorWeights, features: Rows, chunk_rows: int = CHUNK_ROWS) -> Features | None:
+    """Return (N, C) raw class scores of each of (N, D) patches, see `MIL.patch_logits`; None if there are none.
 
     They do not depend on the other patches, on attention or on the calibration, which holds for whole slides.
     """
+    if isinstance(mil, NetworkWeights):
+        return mil.network.score_patches(features)
     logits = np.empty((features.shape[0], len(mil.bias)), np.float32)
     is_projected = isinstance(mil, MilWeights) and mil.projection is not None
     # Without a projection, standardisation becomes part of the weights: no standardised copy of the features is made.

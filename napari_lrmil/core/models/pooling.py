@@ -117,6 +117,7 @@ class WholeBagNetwork(Protocol):
     """A MIL in torch that pools a bag as a whole."""
 
     def pool_whole(self, features: Rows) -> BagOutput: ...  # noqa: D102
+    def score_patches(self, features: Rows) -> Features | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)

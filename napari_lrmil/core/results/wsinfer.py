@@ -46,8 +46,8 @@ def _rows(stored: StoredPrediction, network: str, patches: StoredPatches) -> Ite
     if patches.patch_logits is None:
         raise StoredError(
             stored.folder,
-            f"these results hold no class scores of the {network}'s patches, because an earlier version wrote them; "
-            "run predict or compare again, with --no-resume",
+            f"these results hold no class scores of the {network}'s patches: an earlier version wrote them, or its "
+            "aggregator is TransMIL, which has none; run predict or compare again, with --no-resume",
         )
     width, height = (int(side) for side in patches.attributes["patch_level0_xy"])
     yield ("minx", "miny", "width", "height", *(f"prob_{name}" for name in stored.summary.classes))

@@ -28,6 +28,7 @@ from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.card import CARD, IN_TORCH, README, Aggregator
 from napari_lrmil.core.models.mil import MIL, GatedAttentionMIL, pool_bag
 from napari_lrmil.core.models.networks import StudentNetwork, TeacherNetwork, write_bundle
+from napari_lrmil.core.models.patch_scores import patch_class_logits
 from napari_lrmil.core.models.pooling import NetworkWeights, pool_instances
 from support.fake_slides import lively
 from support.networks import untrained_encoder
@@ -156,7 +157,9 @@ def test_evidence_adds_up_and_pooling_is_the_forward_pass(name: Aggregator, seed
 @torch.no_grad()
 def test_logits_of_a_patch_are_those_of_a_bag_of_it_alone(name: Aggregator) -> None:
     mil, x = seeded(name), bag(3, 5)
-    torch.testing.assert_close(mil.patch_logits(x), torch.stack([mil(row[None]).logits for row in x]), **CLOSE)
+    expected = torch.stack([mil(row[None]).logits for row in x])
+    torch.testing.assert_close(mil.patch_logits(x), expected, **CLOSE)
+    np.testing.assert_allclose(patch_class_logits(mil.weights(), x.numpy()), expected, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -167,6 +170,7 @@ def test_transmil_says_that_it_has_no_evidence() -> None:
     assert pooled.attention.sum() == pytest.approx(1, abs=1e-5) and np.isfinite(pooled.scores).all()
     with pytest.raises(NotImplementedError, match="lambda_patch=0"):
         mil.patch_logits(x)
+    assert patch_class_logits(mil.weights(), x.numpy()) is None
 
 
 @pytest.mark.parametrize("name", NAMES)
