@@ -57,6 +57,16 @@ class NestedGrid:
         return inside[:, 1] * self.lattice.n + inside[:, 0]
 
     @property
+    def hr_size(self) -> tuple[int, int]:
+        """Width and height of an HR patch in level-0 pixels."""
+        return self.lattice.cell
+
+    @property
+    def slots(self) -> int:
+        """HR patches that an LR patch can hold."""
+        return self.lattice.n**2
+
+    @property
     def patch_ratio(self) -> float:
         """HR patches per LR patch: the upper bound on what low resolution can save."""
         return len(self.hr_index) / len(self.lr_index)
@@ -66,6 +76,73 @@ class NestedGrid:
         children = is_selected[self.parent]
         row = np.cumsum(is_selected) - 1  # new row of each selected LR patch
         return NestedGrid(self.lattice, self.hr_index[children], self.lr_index[is_selected], row[self.parent[children]])
+
+
+@dataclass(frozen=True)
+class PlacedGrid(NestedGrid):
+    """LR patches with HR patches at any place: those of another program, whose grid does not nest into LR patches.
+
+    Each HR patch belongs to the LR patch that holds most of it. `hr_index` is the cell of its centre.
+
+    Attributes
+    ----------
+    corners
+        (K, 2) level-0 corners (x, y) of the HR patches.
+    side
+        Side of an HR patch in level-0 pixels.
+    """
+
+    corners: Int64
+    side: int
+
+    @property
+    def hr_corners(self) -> Int64:
+        """(K, 2) level-0 corners (x, y) of the HR patches."""
+        return self.corners
+
+    @property
+    def hr_size(self) -> tuple[int, int]:
+        """Width and height of an HR patch in level-0 pixels."""
+        return self.side, self.side
+
+    @property
+    def slots(self) -> int:
+        """HR patches of the LR patch that has most of them."""
+        return int(np.bincount(self.parent).max())
+
+    @property
+    def child(self) -> Int64:
+        """(K,) number of each HR patch among those of its parent, in their order."""
+        order = np.argsort(self.parent, kind="stable")
+        starts = np.searchsorted(self.parent[order], self.parent[order])
+        number = np.empty(len(order), dtype=np.int64)
+        number[order] = np.arange(len(order)) - starts
+        return number
+
+    @property
+    def divided_share(self) -> float:
+        """Share of the area of HR patches that lies outside of their LR patches, 0 to 1."""
+        start, size = self.lr_corners[self.parent], np.asarray(self.lattice.lr_cell)
+        inside = np.minimum(self.corners + self.side, start + size) - np.maximum(self.corners, start)
+        return float(1 - np.prod(np.clip(inside, 0, None), axis=1).mean() / self.side**2)
+
+    def select(self, is_selected: NDArray[np.bool_]) -> PlacedGrid:
+        """Return the grid of the LR patches that (N,) `is_selected` marks, with their HR patches."""
+        nested, children = super().select(is_selected), is_selected[self.parent]
+        return PlacedGrid(
+            self.lattice, nested.hr_index, nested.lr_index, nested.parent, self.corners[children], self.side
+        )
+
+
+def place_patches(lattice: Lattice, corners: Int64, side: int) -> PlacedGrid:
+    """Return the grid of (K, 2) HR patches of `side` level-0 pixels, each in the LR cell that holds most of it.
+
+    The patches are no larger than an LR cell, so that this is the cell of the patch's centre.
+    """
+    last = (lattice.columns - 1, lattice.rows - 1)
+    center = (2 * corners + side - 2 * np.asarray(lattice.origin)) // (2 * np.asarray(lattice.cell))
+    grid = nested_grid_from_cells(lattice, np.clip(center, 0, last))
+    return PlacedGrid(lattice, grid.hr_index, grid.lr_index, grid.parent, corners, side)
 
 
 def build_nested_grid(lattice: Lattice, shares: NDArray[np.float32], min_share: float) -> NestedGrid:

@@ -93,7 +93,7 @@ class LesionTargets:
 
     def _compute(self, row: CohortSlide, grid: NestedGrid, *, high: bool) -> Tensor:
         classes, areas = len(self.cohort.classes), self._areas.get(row.name)
-        corners, size = (grid.hr_corners, grid.lattice.cell) if high else (grid.lr_corners, grid.lattice.lr_cell)
+        corners, size = (grid.hr_corners, grid.hr_size) if high else (grid.lr_corners, grid.lattice.lr_cell)
         if areas is None and self.cohort.target(row) != OUTSIDE:
             return torch.empty(0, classes)
         shares = np.zeros((len(corners), classes))

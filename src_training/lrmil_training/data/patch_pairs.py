@@ -19,7 +19,8 @@ from torch.utils.data import Dataset
 from lrmil_training.data.cohort import CohortSlide
 from lrmil_training.data.teacher_targets import EMBEDDING, TeacherTargets
 from napari_lrmil.core.features.extraction import PatchSet
-from napari_lrmil.core.geometry import PatchPlan
+from napari_lrmil.core.geometry import Int64, PatchPlan
+from napari_lrmil.core.patching.grid import PlacedGrid
 from napari_lrmil.core.slides.slide import Slide
 
 MAX_OPEN_SLIDES = 64  # each holds an open file and its tile tables in memory
@@ -174,6 +175,7 @@ class PatchPairDataset(Dataset[PatchPair]):
         counts = [len(s.grid.lr_index) for s in slides]
         sizes = [count if per_slide is None else min(per_slide, count) for count in counts]
         self._ends = np.cumsum(sizes)  # index of the first pair after each slide
+        self._slots = max((s.grid.slots for s in slides), default=0)  # the same in all pairs, which make a batch
         self._handles = SlideHandles()
 
     def __len__(self) -> int:
@@ -185,7 +187,7 @@ class PatchPairDataset(Dataset[PatchPair]):
         rank = index - (int(self._ends[i - 1]) if i else 0)
         r = self._drawn_patch(i, rank)
         targets, n = self.slides[i], self.plan.n
-        pixels, rows = self._lr_pixels(targets, r), targets.children_of(r).reshape(n, n)
+        pixels, rows = self._lr_pixels(targets, r), _arranged(targets, r)
         hr = self._hr_pixels(targets, r) if self.with_hr_pixels else np.zeros((n, n, 0, 0, 3), np.uint8)
         if self.augmentation is not None:
             rng = np.random.default_rng([self.seed, self.epoch, i, r])
@@ -196,7 +198,8 @@ class PatchPairDataset(Dataset[PatchPair]):
             if self.augmentation.stain_sd:
                 factors = 1 + self.augmentation.stain_sd * rng.standard_normal(3)
                 pixels, hr = jitter_stain(pixels, factors), jitter_stain(hr, factors)
-        flat = torch.from_numpy(np.ascontiguousarray(rows).reshape(-1))
+        free = self._slots - rows.size
+        flat = torch.from_numpy(np.pad(np.ascontiguousarray(rows).reshape(-1), (0, free), constant_values=-1))
         return PatchPair(
             pixels=_channels_first(pixels),
             targets=targets.standardised(EMBEDDING, flat),
@@ -245,6 +248,12 @@ class PatchPairDataset(Dataset[PatchPair]):
     def close(self) -> None:
         """Close all slides."""
         self._handles.close()
+
+
+def _arranged(targets: TeacherTargets, r: int) -> Int64:
+    """Return the HR rows of an LR patch's children as they lie, (n, n); in one line if they lie on no lattice."""
+    rows, n = targets.children_of(r), targets.grid.lattice.n
+    return rows.reshape(1, -1) if isinstance(targets.grid, PlacedGrid) else rows.reshape(n, n)
 
 
 def apply_dihedral(array: NDArray[_Scalar], turn: int) -> NDArray[_Scalar]:

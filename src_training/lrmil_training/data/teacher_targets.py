@@ -119,8 +119,8 @@ class TeacherTargets:
 
     @cached_property
     def _children(self) -> Int64:
-        """(N, n²) HR row of every child of each LR patch, -1 for a child without tissue."""
-        table = np.full((len(self.grid.lr_index), self.grid.lattice.n**2), -1, dtype=np.int64)
+        """(N, n²) HR row of every child of each LR patch, -1 for a child without tissue; n² are `NestedGrid.slots`."""
+        table = np.full((len(self.grid.lr_index), self.grid.slots), -1, dtype=np.int64)
         table[self.grid.parent, self.grid.child] = np.arange(len(self.grid.parent))
         return table
 

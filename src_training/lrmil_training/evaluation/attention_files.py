@@ -39,7 +39,7 @@ def write_attention_maps(folder: Path, results: Results) -> None:
     for method, slide_results in results.items():
         for result in slide_results:
             grid, lattice = result.grid, result.grid.lattice
-            corners, size = (grid.hr_corners, lattice.cell) if result.high else (grid.lr_corners, lattice.lr_cell)
+            corners, size = (grid.hr_corners, grid.hr_size) if result.high else (grid.lr_corners, lattice.lr_cell)
             path = folder / ATTENTION_FOLDER / method / f"{result.row.name}.h5"
             write_attention_map(path, AttentionMap(corners, size, result.attention))
 
