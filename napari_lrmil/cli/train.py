@@ -49,6 +49,19 @@ if TYPE_CHECKING:
     from napari_lrmil.core.models.bundle import Bundle
 
 DEFAULT_PHANTOMS = 20  # slides
+HrFeaturesOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="HR features of TRIDENT, CLAM, STAMP, Slideflow, LazySlide or this program, in place of HR patches",
+    ),
+]
+HrMappingOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE", help="what those files do not say, such as features=feats or patch_level0=512; repeat"
+    ),
+]
 
 CohortArgument = Annotated[Path, typer.Argument(metavar="COHORT.csv")]
 
@@ -173,6 +186,8 @@ def train(
         Path | None, typer.Option(help="YAML with configuration keys, or a preset: default, paper, demo")
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, such as stage1.epochs=6")] = None,
+    hr_features: HrFeaturesOption = None,
+    hr_mapping: HrMappingOption = None,
     no_teacher: Annotated[
         bool, typer.Option("--no-teacher", help="train the student from labels alone, without a teacher: distil=false")
     ] = False,
@@ -191,7 +206,8 @@ def train(
     from napari_lrmil.core.results.cohort_tables import FAILURES, read_failures
 
     require_writable(folder)
-    resolved = load_config(config, [*(settings or ()), *(["distil=false"] if no_teacher else [])])
+    given = [*(settings or ()), *(["distil=false"] if no_teacher else []), *_hr_settings(hr_features, hr_mapping)]
+    resolved = load_config(config, given)
     if dry_run:
         _print_dry_run(cohort, folder, resolved, select_device(device))
         return
@@ -206,6 +222,14 @@ def train(
         text = f"{n_failed} slide{'s' if n_failed > 1 else ''} could not be used; see {run_folder / FAILURES}"
         print_notice("", text)
         raise typer.Exit(SOME_FAILED)
+
+
+def _hr_settings(folder: Path | None, mapping: Sequence[str] | None) -> list[str]:
+    """Return the settings of HR features from elsewhere as ``--set`` takes them."""
+    import json
+
+    settings = [] if folder is None else [f"hr_features={json.dumps(str(folder))}"]  # JSON: a path may hold a colon
+    return settings + ([f"hr_mapping={json.dumps(list(mapping))}"] if mapping else [])
 
 
 def _print_dry_run(cohort: Path, folder: Path, config: TrainConfig, device: str) -> None:

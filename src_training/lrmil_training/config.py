@@ -402,6 +402,13 @@ class TrainConfig(_Frozen):
     """Bootstrap resamples of every interval."""
     features: Path | None = None
     """Folder of HR features that several runs can share; None: in the run folder."""
+    hr_features: Path | None = None
+    """Folder of HR features that TRIDENT, CLAM, STAMP, Slideflow, LazySlide or this program made: they are read in
+    place of HR patches, and never written to. None: HR patches are encoded."""
+    hr_mapping: tuple[str, ...] = ()
+    """What files of hr_features do not say of themselves, such as features=feats, coords=xy, patch_level0=512."""
+    hr_check: int = Field(4, ge=0, le=MAX_COUNT)
+    """Patches of each slide of hr_features that are encoded again; a cosine below 0.99 refuses the slide. 0: none."""
     devices: int = Field(1, ge=1, le=MAX_RUNS)
     """Number of processes that train together; gradients are averaged over them."""
     precision: Literal["auto", "32", "bf16"] = "auto"
@@ -409,14 +416,14 @@ class TrainConfig(_Frozen):
     loggers: tuple[Literal["csv", "tensorboard", "wandb", "mlflow"], ...] = ()
     """Loggers of metrics in addition to events.jsonl, which is always written."""
 
-    @field_validator("name", "features")
+    @field_validator("name", "features", "hr_features")
     @classmethod
     def _require_printable(cls, value: str | Path | None) -> str | Path | None:
         if value is not None and not str(value).isprintable():
             raise ValueError("expected printable characters, on one line")
         return value
 
-    @field_validator("features")
+    @field_validator("features", "hr_features")
     @classmethod
     def _refuse_truth_values(cls, folder: Path | None) -> Path | None:
         if str(folder).lower() in ("yes", "no", "on", "off"):
@@ -491,6 +498,20 @@ class TrainConfig(_Frozen):
         return self
 
     @model_validator(mode="after")
+    def _refuse_what_needs_hr_pixels(self) -> TrainConfig:
+        if self.hr_features is None:
+            return self
+        if not self.distil:
+            raise ValueError("hr_features are of the teacher, and the run has none; leave them out")
+        if self.selection.layers:
+            raise ValueError("selection.layers needs the layers of HR patches, which hr_features lack; leave them out")
+        if self.stain.normalise != "none":
+            raise ValueError("stain.normalise changes HR patches, which hr_features were made without; set it to none")
+        if self.stage1.epochs and not self.stage1.lambda_attn:
+            raise ValueError("hr_features have no layers for stage 1; raise stage1.lambda_attn, or set stage1.epochs=0")
+        return self
+
+    @model_validator(mode="after")
     def _refuse_what_needs_a_teacher(self) -> TrainConfig:
         if self.distil:
             return self
@@ -525,7 +546,7 @@ class TrainConfig(_Frozen):
     def compared_layers(self) -> tuple[str, ...]:
         """The teacher's layers that the layer term of stage 1 compares; empty if the term or the stage is off."""
         stage = self.stage1
-        is_used = self.distil and stage.lambda_layer > 0 and stage.epochs > 0
+        is_used = self.distil and self.hr_features is None and stage.lambda_layer > 0 and stage.epochs > 0
         return tuple(name.partition(":")[0] for name in stage.layers) if is_used else ()
 
 

@@ -19,6 +19,7 @@ from lrmil_training.cross_validation import is_series, list_parts, run_series
 from lrmil_training.data.calibration_split import set_calibration_aside
 from lrmil_training.data.cohort import Cohort, read_cohort, require_classes
 from lrmil_training.data.features import find_encoder
+from lrmil_training.data.hr_features import check_hr_features
 from lrmil_training.data.lesion_targets import LesionTargets, require_outlines_on_slides
 from lrmil_training.data.patient_bags import require_one_label
 from lrmil_training.data.splits import require_inner_folds
@@ -178,6 +179,7 @@ def _prepare(
     if config.lambda_patch:
         require_outlines_on_slides(cohort)
     encoder = check_encoders(config)
+    check_hr_features(config, cohort, encoder)
     context = RunContext(config, cohort, out, device, encoder, allow_missing=allow_missing)
     context = _check_splits(context)
     out.mkdir(parents=True, exist_ok=True)

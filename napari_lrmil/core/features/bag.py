@@ -43,6 +43,8 @@ class BagOrigin:
         Cost from opening the slide to the last embedding, over all threads; None if it was not measured.
     missing_tissue_share
         Share of the tissue that missing tiles hide, 0 to 1.
+    source
+        JSON on the file of another program that the features were taken from; empty if this program computed them.
     """
 
     slide: str
@@ -58,6 +60,7 @@ class BagOrigin:
     pixels_decoded: int | None = None
     cpu_seconds: float | None = None
     missing_tissue_share: float = 0.0
+    source: str = ""
 
     def lattice(self, n: int) -> Lattice:
         """Return the lattice of these patches, with `n` x `n` of them per parent."""
@@ -146,8 +149,8 @@ def coords_attributes(origin: BagOrigin) -> dict[str, Any]:
         "encoder_sha256": origin.encoder_sha256,
         "slide_fingerprint": origin.slide_fingerprint,
     }
-    optional = {"pixels_decoded": origin.pixels_decoded, "cpu_seconds": origin.cpu_seconds}
-    optional["missing_tissue_share"] = origin.missing_tissue_share or None
+    optional: dict[str, Any] = {"pixels_decoded": origin.pixels_decoded, "cpu_seconds": origin.cpu_seconds}
+    optional |= {"missing_tissue_share": origin.missing_tissue_share or None, "source": origin.source or None}
     return trident | additional | {name: value for name, value in optional.items() if value is not None}
 
 
@@ -236,6 +239,7 @@ def _origin(a: Mapping[str, Any]) -> BagOrigin:
         pixels_decoded=int(a["pixels_decoded"]) if "pixels_decoded" in a else None,
         cpu_seconds=float(a["cpu_seconds"]) if "cpu_seconds" in a else None,
         missing_tissue_share=float(a.get("missing_tissue_share", 0.0)),
+        source=str(a.get("source", "")),
     )
 
 

@@ -95,7 +95,8 @@ def color_stats(slide: Slide, grid: NestedGrid) -> ColourStats:
     """Return the colour of the tissue of `slide`, measured in up to `CELLS` evenly chosen HR patches."""
     chosen = np.unique(np.linspace(0, len(grid.hr_index) - 1, min(CELLS, len(grid.hr_index))).round().astype(int))
     side = max(1, round(grid.lattice.hr_um / OVERVIEW_MPP))
-    patches = [slide.read(BoxLevel0(float(x), float(y), *grid.hr_size), (side, side)) for x, y in grid.hr_corners[chosen]]
+    boxes = [BoxLevel0(float(x), float(y), *grid.hr_size) for x, y in grid.hr_corners[chosen]]
+    patches = [slide.read(box, (side, side)) for box in boxes]
     density = optical_density(_stained(np.concatenate([pixels.reshape(-1, 3) for pixels in patches])))
     return ColourStats(_triple(density.mean(axis=0)), _triple(density.std(axis=0)))
 

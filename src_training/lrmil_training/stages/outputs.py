@@ -34,12 +34,15 @@ class HrFeatures:
         ``features`` or layer name -> mean and deviation over the training slides.
     encoder
         The encoder that gives ``features``: the run's, with the reduction that was fitted to them, if there is one.
+    source
+        Hash of the content, if another program made the features; otherwise empty.
     """
 
     cohort: Cohort
     arrays: Mapping[str, Mapping[str, StoredRows]]
     statistics: Mapping[str, FeatureStatistics]
     encoder: LoadedEncoder
+    source: str = ""
 
 
 @dataclass(frozen=True)

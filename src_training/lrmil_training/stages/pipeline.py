@@ -29,7 +29,7 @@ def run_stages(context: RunContext) -> Generator[Event, None, None]:
     if context.config.distil:
         hr = yield from extract_hr_features(context)
         # Without the slides that gave no features; the encoder gives what the MIL is fitted to.
-        context = replace(context, cohort=hr.cohort, encoder=hr.encoder)
+        context = replace(context, cohort=hr.cohort, encoder=hr.encoder, hr_source=hr.source)
         chosen = yield from choose_recipe(context, hr)
         hr = yield from candidate_features(context, hr, chosen.config.encoder.teacher_layers)
         context = chosen

@@ -58,6 +58,8 @@ class RunContext:
         Colour to which slides are brought; None leaves them as they are.
     teacher_epochs
         Epochs of the teacher, chosen by the inner cross-validation; None: validation chooses.
+    hr_source
+        Hash of the content of HR features of another program; empty if HR patches are encoded.
     """
 
     config: TrainConfig
@@ -70,6 +72,7 @@ class RunContext:
     allow_missing: bool = False
     stain: StainTarget | None = None
     teacher_epochs: int | None = None
+    hr_source: str = ""
 
     @property
     def hidden_folders(self) -> set[Path] | None:
@@ -152,7 +155,8 @@ class RunContext:
         outlines = [self.lesions.fingerprint] if c.lambda_patch else []
         # Students depend on the teacher's chosen epochs too.
         epochs = [] if self.teacher_epochs is None else [{"teacher_epochs": self.teacher_epochs}]
-        parts = [stage, shared, self.encoder.sha256, slides, *later_run_values(c), *outlines, *epochs]
+        source = [{"hr_source": self.hr_source}] if self.hr_source else []
+        parts = [stage, shared, self.encoder.sha256, slides, *later_run_values(c), *outlines, *epochs, *source]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @property

@@ -12,8 +12,10 @@ from lrmil_training.data.bags import StoredBag
 from lrmil_training.data.cohort import CohortSlide, require_classes
 from lrmil_training.data.feature_store import ReducedRows, StoredRows
 from lrmil_training.data.features import make_features
+from lrmil_training.data.hr_features import HrIntake, find_hr_folder, source_fingerprint, take_features, take_request
+from lrmil_training.data.hr_placement import grid_of_features
 from lrmil_training.data.patient_bags import group_by_bag, join_stored
-from lrmil_training.data.teacher_targets import EMBEDDING, TeacherTargets, feature_statistics, grid_from_coords
+from lrmil_training.data.teacher_targets import EMBEDDING, TeacherTargets, feature_statistics
 from lrmil_training.stages.bag_fitting import by_side, fit_mil, label_loss, labelled_item, seeded_mil, with_outlines
 from lrmil_training.stages.outline_use import note_outlines
 from lrmil_training.stages.outputs import HrFeatures, TeacherOutputs
@@ -40,9 +42,15 @@ def extract_hr_features(context: RunContext) -> Generator[Event, None, HrFeature
     CohortError
         If training or validation lacks a class without the slides that failed.
     """
-    request = context.hr_request()
+    request, is_foreign = context.hr_request(), context.config.hr_features is not None
     context.encoder.encoder.to(context.device)
-    failures = yield from make_features(context.cohort.slides, request, context.device)
+    if is_foreign:
+        request = take_request(context.config, request)
+        folder, dim = find_hr_folder(context.config), context.encoder.encoder.dim
+        intake = HrIntake(folder, context.config, request, dim, context.device)
+        failures = yield from take_features(context.cohort.slides, intake)
+    else:
+        failures = yield from make_features(context.cohort.slides, request, context.device)
     # The list is written before the check below, so that it explains a class that is missing afterwards.
     write_failures(context.folder, "features", failures, {s.name for s in context.cohort.slides})
     cohort = context.cohort.without(set(failures))
@@ -52,6 +60,8 @@ def extract_hr_features(context: RunContext) -> Generator[Event, None, HrFeature
         path = request.path(slide)
         layers = {name: StoredRows.of(path, f"layers/{name}") for name in request.layers}
         arrays[slide.name] = {EMBEDDING: StoredRows.of(path)} | layers
+    if is_foreign:
+        context = replace(context, hr_source=source_fingerprint([request.path(s) for s in cohort.slides]))
     if context.config.selection.layers:  # `candidate_features` completes those of each candidate
         return HrFeatures(cohort, arrays, {}, context.encoder)
     return (yield from complete_features(replace(context, cohort=cohort), arrays))
@@ -79,7 +89,7 @@ def complete_features(
     # Statistics of training slides alone: validation and test slides must not influence the fit.
     train = [arrays[s.name] for s in cohort.of("train")]
     statistics = {name: feature_statistics([by_name[name] for by_name in train]) for name in train[0]}
-    return HrFeatures(cohort, arrays, statistics, encoder)
+    return HrFeatures(cohort, arrays, statistics, encoder, context.hr_source)
 
 
 def teacher_bag(context: RunContext, hr: HrFeatures, slide: CohortSlide, grid: NestedGrid) -> StoredBag:
@@ -126,7 +136,7 @@ def _join_patients(context: RunContext, targets: Mapping[str, TeacherTargets]) -
 def slide_grid(context: RunContext, hr: HrFeatures, slide: CohortSlide) -> NestedGrid:
     """Return the nested grids of a slide, rebuilt from its stored HR coordinates."""
     origin, coords = read_origin(hr.arrays[slide.name][EMBEDDING].path)
-    return grid_from_coords(origin, coords, context.config.plan.n)
+    return grid_of_features(origin, coords, context.config.plan)
 
 
 def _teacher_targets(slide: CohortSlide, grid: NestedGrid, mil: MIL, hr: HrFeatures) -> TeacherTargets:
