@@ -119,7 +119,8 @@ def write_lazyslide(folder: Path, bag: Bag) -> Path:
     store = folder / f"{o.slide}.zarr"
     group = zarr.open_group(store, mode="w")
     spec = {"width": o.patch_px, "height": o.patch_px, "stride_width": o.patch_px, "stride_height": o.patch_px}
-    group.attrs["attrs"] = {"tile_spec": {"tiles": {**spec, "mpp": o.target_mpp, "base_downsample": 1.0}}}
+    group.attrs["tile_spec"] = {"tiles": {**spec, "mpp": o.target_mpp, "base_downsample": 1.0}}
+    group.attrs["slide_properties"] = {"shape": [o.level0_size[1], o.level0_size[0]], "mpp": o.mpp0}
     table = group.create_group("tables/resnet_tiles")
     table.attrs.update({"region": "tiles", "region_key": "library_id", "instance_key": "tile_id"})
     table.create_array("X", data=bag.features)

@@ -72,6 +72,7 @@ def read_lazyslide(path: Path, table: str | None = None) -> ForeignFeatures:
         stated_mpp=float(spec["mpp"]) if spec.get("mpp") else None,
         overlap=1 - float(stride) / float(width) if stride and width else None,
         encoder=key.removesuffix(f"_{tiles}"),
+        level0_size=_slide_size(store),
         parts=tuple(sorted(file for file in (path / "tables" / key).rglob("*") if file.is_file())),
     )
 
@@ -110,6 +111,12 @@ def _tile_boxes(path: Path, tiles: str, tile_ids: Any) -> Float:
     if missing:
         raise BagError(path, f"{len(missing)} features of tiles that {tiles} does not have; save the store again")
     return np.asarray(boxes[[rows[int(number)] for number in tile_ids]])
+
+
+def _slide_size(store: Any) -> tuple[int, int] | None:
+    """Return width and height of the slide; None if the store does not state them."""
+    shape = dict(store.attrs.get("slide_properties") or {}).get("shape")
+    return (int(shape[1]), int(shape[0])) if isinstance(shape, list) and len(shape) == 2 else None
 
 
 def _tile_spec(store: Any, tiles: str) -> Mapping[str, Any]:
