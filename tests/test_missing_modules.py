@@ -33,6 +33,13 @@ BLOCK = """
         return real_import(name, globals, *rest, **named)
     builtins.__import__ = guarded_import
 """
+# Elsewhere than on Linux every worker is spawned and imports everything itself.
+SPAWNED = """
+from napari_lrmil.core import processes
+processes._can_fork_from_server = lambda: False
+from napari_lrmil.cli import main
+main()
+"""
 SHORT = (
     *("hr_patch_px=64", "lr_patch_px=64", "bootstrap=100", "baselines=labels_only"),
     *("teacher.epochs=2", "teacher.min_epochs=1", "stage1.epochs=1"),
@@ -88,7 +95,7 @@ def test_a_model_is_trained_and_predicts_in_worker_processes(
     slides = sorted(table.parent.glob("*.tif"))[:2]
     out = tmp_path / "results"
     words = ["--bundle", model / "bundle", "--out", out, "--workers", "2", "--device", "cpu"]
-    done = run(environment, "-m", "napari_lrmil", "predict", *slides, *words)
+    done = run(environment, "-c", SPAWNED, "predict", *slides, *words)
     assert done.returncode == 0, done.stderr
     assert sorted(path.parent.name for path in out.glob("*/prediction.json")) == [slide.stem for slide in slides]
 

@@ -5,6 +5,7 @@ Heavy libraries are imported inside the commands, so that ``--help`` answers at 
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -80,6 +81,7 @@ for _command in (
 
 def main() -> None:
     """Run the command line. An error is printed as one sentence and sets the exit code."""
+    _escape_missing_characters()
     block_telemetry()  # before any library reads its switch
     # NumPy's products are small here. OpenBLAS threads that wait for the next one take a fifth of a cohort's CPU time.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -108,6 +110,12 @@ def _apply_site_settings(arguments: list[str]) -> None:
     except ConfigError:
         if arguments[:1] != ["doctor"]:
             raise
+
+
+def _escape_missing_characters() -> None:
+    """Print an escape for a character that the encoding of the output lacks, as code pages of Windows lack ρ."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not where another program has replaced it
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

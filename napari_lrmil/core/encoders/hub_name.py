@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from napari_lrmil.core.errors import EncoderError
 
 HUB_PREFIX = "hf:"
+_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)  # no path, such as hf:C:\\models/x or hf:./x
 
 
 @dataclass(frozen=True)
@@ -20,9 +22,10 @@ class HubName:
     def parse(cls, name: str) -> HubName:
         """Return the parts of a name; raise `EncoderError` if it does not have this form."""
         repository, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
-        if len(parts := repository.split("/")) != 2 or not all(parts):
+        if not _REPOSITORY.fullmatch(repository):
             raise EncoderError(
-                f"{name}: no hub id; expected {HUB_PREFIX}owner/name, or {HUB_PREFIX}owner/name@revision"
+                f"{name}: no hub id; expected {HUB_PREFIX}owner/name, or {HUB_PREFIX}owner/name@revision; a file or "
+                f"folder is given without {HUB_PREFIX}"
             )
         return cls(repository, revision or None)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models.hub_bundle import is_hub_bundle
 
+IS_WINDOWS = os.name == "nt"
 PROGRAM = "napari-lrmil"
 FILE_OPTIONS = ("roi", "keep", "exclude", "tissue")  # GeoJSON regions, and the PNG of an edited tissue mask
 
@@ -29,7 +32,7 @@ def predict_command(
     allow_missing: bool = False,
     exclude_artefacts: bool = False,
 ) -> str:
-    """Return the ``predict`` command line that gives the same numbers, quoted for a POSIX shell.
+    """Return the ``predict`` command line that gives the same numbers, quoted for the shell of this system.
 
     Parameters
     ----------
@@ -60,7 +63,7 @@ def predict_command(
     arguments += ["--reader", reader] if reader != "auto" else []
     arguments += ["--allow-missing"] if allow_missing else []
     arguments += ["--exclude-artefacts"] if exclude_artefacts else []
-    return shlex.join(arguments)
+    return subprocess.list2cmdline(arguments) if IS_WINDOWS else shlex.join(arguments)
 
 
 def _without_folders(path: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath, PureWindowsPath
 from urllib.parse import quote, unquote
 
 from napari_lrmil.core.errors import LrmilError
@@ -42,10 +42,18 @@ class PlaceLink:
 
     def as_text(self) -> str:
         """Return the link; `parse_link` reads it."""
-        path = "/" + self.slide.absolute().as_posix().lstrip("/")  # on Windows it begins with the letter of a drive
         place = f"x_um={self.x_um:.1f},y_um={self.y_um:.1f},magnification={self.magnification:.4g}"
         place += f",{ROTATION}={self.rotation:g}" if self.rotation else ""
-        return f"{SCHEME}{quote(path, safe='/:')}@{place}"
+        return f"{SCHEME}{_quote_path(self.slide.absolute())}@{place}"
+
+
+def _quote_path(path: PurePath) -> str:
+    """Return an absolute path as a link holds it: after one slash, also before the letter of a drive."""
+    text = path.as_posix()
+    if isinstance(path, PureWindowsPath) and text.startswith("//"):  # a share of the network
+        # A command line passes the link as a path, which would make one slash of two.
+        return "/%2F" + quote(text.lstrip("/"), safe="/:")
+    return quote("/" + text.lstrip("/"), safe="/:")
 
 
 def is_link(text: str) -> bool:

@@ -16,6 +16,8 @@ RESERVED_NAMES = (  # files and folders that commands write beside the folders o
     *("review.csv", "review_slides.csv", "review_agreement.csv"),
     *("attention", "thumbnails"),
 )
+IS_WINDOWS = os.name == "nt"
+_FORBIDDEN_ON_WINDOWS = re.compile(r'[<>:"|?*]')  # a colon would write into a hidden stream of another file
 _WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
@@ -35,6 +37,8 @@ def safe_name(name: str) -> str:
     """Return a name that can be the name of a file or folder of results; see `slide_name`."""
     # Percent codes: "/" cannot be in a name, and a backslash would be a separator on Windows.
     name = UNPRINTABLE.sub(_percent_code, name)
+    if IS_WINDOWS:
+        name = _FORBIDDEN_ON_WINDOWS.sub(_percent_code, name)
     stripped = name.rstrip(". ")  # Windows drops them at the end
     if stripped != name or not stripped:
         name = stripped + "".join(f"%{ord(c):02X}" for c in name[len(stripped) :]) or "slide"

@@ -246,7 +246,7 @@ class ViewerActions:
         Returns
         -------
         str
-            The call for a POSIX shell; empty if no slide or model is chosen.
+            The call for the shell of this system; empty if no slide or model is chosen.
 
         Raises
         ------

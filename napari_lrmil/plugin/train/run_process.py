@@ -96,6 +96,7 @@ def start_process(command: TrainCommand) -> subprocess.Popen[bytes]:
         flags = "DETACHED_PROCESS", "CREATE_NEW_PROCESS_GROUP"
         popen_options = {"creationflags": sum(getattr(subprocess, flag) for flag in flags)}
     environment = os.environ | {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "2000", "PYTHONUNBUFFERED": "1"}
+    environment["PYTHONIOENCODING"] = "utf-8"  # Windows would write the output in its code page
     try:
         with (command.folder / OUTPUT_FILE).open("wb") as output:
             return subprocess.Popen(

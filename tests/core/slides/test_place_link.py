@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 
 from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.slides import place_link
 from napari_lrmil.core.slides.place_link import PlaceLink, is_link, parse_link
 
 
@@ -24,6 +25,21 @@ def test_a_drive_of_windows_is_kept() -> None:
     text = "napari-lrmil:/C:/slides/a.svs@x_um=1,y_um=2,magnification=5"
     assert parse_link(text).slide == Path("C:/slides/a.svs")
     assert parse_link(text.replace("/", "\\")) == parse_link(text)
+
+
+@pytest.mark.parametrize(
+    ("path", "quoted"),
+    [
+        ("C:\\slides\\a b.svs", "/C:/slides/a%20b.svs"),
+        ("\\\\server\\share\\a.svs", "/%2Fserver/share/a.svs"),
+    ],
+)
+def test_paths_of_windows_survive_a_command_line(path: str, quoted: str) -> None:
+    """A shell passes the link as a path, in which Windows makes one backslash of two slashes."""
+    place = "x_um=1,y_um=2,magnification=5"
+    assert place_link._quote_path(PureWindowsPath(path)) == quoted
+    passed = str(PureWindowsPath(f"napari-lrmil:{quoted}@{place}"))
+    assert parse_link(passed).slide == Path(PureWindowsPath(path).as_posix())
 
 
 @pytest.mark.parametrize(
