@@ -80,6 +80,20 @@ def test_the_project_has_one_address() -> None:
         assert (ROOT / target).is_file()
 
 
+def test_workflows_name_commands_and_files_that_exist() -> None:
+    """What a workflow runs is looked at by nobody before it fails on another machine."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    for path in sorted((ROOT / ".github" / "workflows").glob("*.yml")):
+        jobs = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"]
+        text = "\n".join(step.get("run", "") for job in jobs.values() for step in job.get("steps", ()))
+        called = {word for line in re.findall(r"^make (.*)$", text, flags=re.MULTILINE) for word in line.split()}
+        assert called <= targets
+        assert all((ROOT / name).is_file() for name in re.findall(r"scripts/\w+\.sh", text))
+        for call in CALL.finditer(text):
+            named = {word for word in call["words"].split() if word.startswith("--")}
+            assert named <= options_of(cli_commands()[call["command"]]), call[0]
+
+
 def test_the_commands_for_users_of_a_wheel_need_no_make_and_no_repository() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     section = text.split("## Install with pip")[1].split("\n## ")[0]
