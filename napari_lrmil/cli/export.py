@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,8 +14,8 @@ from napari_lrmil.cli.console import SOME_FAILED, BundleOption, print_notice, pr
 from napari_lrmil.core.atomic_files import require_writable
 from napari_lrmil.core.text_escapes import printable
 
-ExportFormat = Literal["qupath", "wsinfer"]
-SlideWriter = Callable[[Path, Path], Path]  # (folder of one slide's results, --out) -> what was written
+ExportFormat = Literal["qupath", "wsinfer", "dicom"]
+SlideWriter = Callable[[Path, Path], str]  # (folder of one slide's results, --out) -> what was written, as text
 STEP = "export"  # in failures.csv
 
 
@@ -22,15 +23,25 @@ def export(
     results: Annotated[list[Path], typer.Argument(help="folders that predict or compare wrote, or of single slides")],
     export_format: Annotated[
         ExportFormat,
-        typer.Option("--format", help="qupath: tiles and a script; wsinfer: class probabilities of patches as CSV"),
+        typer.Option(
+            "--format",
+            help="qupath: tiles and a script; wsinfer: class probabilities of patches as CSV; dicom: parametric maps",
+        ),
     ],
     folder: Annotated[Path, typer.Option("--out", help="folder for the files")] = Path("export"),
+    slides: Annotated[
+        Path | None, typer.Option(help="dicom: folder of the slides, if they are not where the results say")
+    ] = None,
+    keep_patient: Annotated[
+        bool, typer.Option("--keep-patient", help="dicom: copy the tags of patient, study and specimen from the slide")
+    ] = False,
 ) -> None:
-    """Write results for other programs. Neither slides nor models are opened, and the results are not changed."""
+    """Write results for other programs. No model is opened, and the results are not changed."""
     folders = find_result_folders(results)
+    _require_options(export_format, slides, keep_patient)
     _require_other_folder(folder, folders)
     require_writable(folder)
-    failures = _write_slides(folders, folder, _slide_writer(export_format))
+    failures = _write_slides(folders, folder, _slide_writer(export_format, slides, keep_patient))
     if export_format == "qupath":
         from napari_lrmil.core.results.qupath import write_heatmap_script
 
@@ -86,22 +97,52 @@ def _require_other_folder(out: Path, results: Sequence[Path]) -> None:
         raise ConfigError(f"--out {out}: this is a folder of results; choose another one for the export")
 
 
-def _slide_writer(export_format: ExportFormat) -> SlideWriter:
+def _require_options(export_format: ExportFormat, slides: Path | None, keep_patient: bool) -> None:
+    """Raise `ConfigError` for options of another format, a folder that does not exist, and a missing library."""
+    from napari_lrmil.core.errors import ConfigError
+    from napari_lrmil.core.extras import require_extra
+
+    if export_format == "dicom":
+        require_extra("dicom", "the export to DICOM")
+    elif slides is not None or keep_patient:
+        raise ConfigError(f"--slides and --keep-patient belong to --format dicom, and the format is {export_format}")
+    if slides is not None and not slides.is_dir():
+        raise ConfigError(f"--slides {slides}: no such folder; expected the folder of the slides")
+
+
+def _slide_writer(export_format: ExportFormat, slides: Path | None, keep_patient: bool) -> SlideWriter:
     """Return what writes one slide."""
-    return {"qupath": _write_qupath, "wsinfer": _write_wsinfer}[export_format]
+    writers: dict[ExportFormat, SlideWriter] = {
+        "qupath": _write_qupath,
+        "wsinfer": _write_wsinfer,
+        "dicom": partial(_write_dicom, slides, keep_patient),
+    }
+    return writers[export_format]
 
 
-def _write_qupath(result: Path, out: Path) -> Path:
+def _write_qupath(result: Path, out: Path) -> str:
     from napari_lrmil.core.results.qupath import copy_attention_geojson
 
-    return copy_attention_geojson(result, out)
+    return str(copy_attention_geojson(result, out))
 
 
-def _write_wsinfer(result: Path, out: Path) -> Path:
+def _write_wsinfer(result: Path, out: Path) -> str:
     from napari_lrmil.core.results.reader import read_prediction_folder
     from napari_lrmil.core.results.wsinfer import write_patch_probabilities
 
-    return write_patch_probabilities(out, read_prediction_folder(result))[0]
+    return ", ".join(map(str, write_patch_probabilities(out, read_prediction_folder(result))))
+
+
+def _write_dicom(slides: Path | None, keep_patient: bool, result: Path, out: Path) -> str:
+    from napari_lrmil.core.results.dicom import write_dicom_maps
+    from napari_lrmil.core.results.dicom_frame import find_slide_frame
+    from napari_lrmil.core.results.reader import read_prediction_folder
+
+    stored = read_prediction_folder(result)
+    frame = find_slide_frame(stored, [slides] if slides is not None else [], keep_patient=keep_patient)
+    path, _ = write_dicom_maps(out / result.resolve().name, stored, frame)
+    where = f"own frame of reference: {frame.own_reason}" if frame.own_reason else "the slide's frame of reference"
+    return f"{path.parent} ({where})"
 
 
 def _write_slides(results: Sequence[Path], out: Path, write: SlideWriter) -> dict[str, str]:

@@ -16,6 +16,7 @@ EXTRAS = {  # extra -> modules that it brings
     "encoders": ("lazyslide_models", "timm"),
     "ome": ("zarr",),
     "lazyslide": ("zarr", "pyarrow"),
+    "dicom": ("highdicom",),
 }
 QT_BINDINGS = ("PySide6", "PyQt6")  # one of them is enough
 NAPARI_VERSIONS = ((0, 9, 2), (0, 11))  # from, and below; as the extra `gui` in pyproject.toml
