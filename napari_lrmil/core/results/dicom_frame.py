@@ -119,17 +119,17 @@ def find_slide_frame(stored: StoredPrediction, folders: Sequence[Path], *, keep_
     start = headers[0].TotalPixelMatrixOriginSequence[0]
     offsets = (f"{axis}OffsetInSlideCoordinateSystem" for axis in "XYZ")
     x, y, z = (float(start.get(name) or 0) for name in offsets)
-    kept = tuple(header if keep_patient else _technical(header) for header in headers)
-    return SlideFrame(kept, (float(spacing[0]), float(spacing[1])), (x, y, z))
+    shown = tuple(header if keep_patient else _technical(header) for header in headers)
+    return SlideFrame(shown, (float(spacing[0]), float(spacing[1])), (x, y, z))
 
 
 def _series_files(path: Path) -> list[tuple[Path, DicomHeader]]:
     """Return the levels of the DICOM slide at `path`, a file or a folder; none for other slides."""
-    beside = sorted(path.iterdir()) if path.is_dir() else sorted(path.parent.iterdir())
+    candidates = sorted(path.iterdir()) if path.is_dir() else sorted(path.parent.iterdir())
     own = None if path.is_dir() else read_dicom_header(path)
     if not path.is_dir() and (own is None or not own.is_slide):
         return []
-    headers = ((file, read_dicom_header(file)) for file in beside)
+    headers = ((file, read_dicom_header(file)) for file in candidates)
     return [
         (file, header)
         for file, header in headers
@@ -168,11 +168,11 @@ def _technical(header: Dataset) -> Dataset:
     """Return a header without anything that identifies patient, study or specimen, but for the UIDs of the images."""
     from pydicom import Dataset
 
-    kept = Dataset()
+    technical = Dataset()
     for name in TECHNICAL:
         if name in header:
-            setattr(kept, name, header[name].value)
-    return _with_empty_patient(kept)
+            setattr(technical, name, header[name].value)
+    return _with_empty_patient(technical)
 
 
 def _with_empty_patient(header: Dataset) -> Dataset:
