@@ -191,6 +191,13 @@ def train(
     no_teacher: Annotated[
         bool, typer.Option("--no-teacher", help="train the student from labels alone, without a teacher: distil=false")
     ] = False,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="HR teachers of other aggregators to compare, such as abmil,transmil; all: six published ones",
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     full_paths: FullPathsOption = False,
     allow_missing: AllowMissingOption = False,
@@ -206,7 +213,8 @@ def train(
     from napari_lrmil.core.results.cohort_tables import FAILURES, read_failures
 
     require_writable(folder)
-    given = [*(settings or ()), *(["distil=false"] if no_teacher else []), *_hr_settings(hr_features, hr_mapping)]
+    short = [*(["distil=false"] if no_teacher else []), *([] if compare is None else [f"compare={compare}"])]
+    given = [*(settings or ()), *short, *_hr_settings(hr_features, hr_mapping)]
     resolved = load_config(config, given)
     if dry_run:
         _print_dry_run(cohort, folder, resolved, select_device(device))
@@ -215,7 +223,8 @@ def train(
     events = train_events(cohort, folder, resolved, select_device(device), **options)
     run_folder = show_progress(events, "train", quiet=False, cancel_text=f"training was cancelled; {RESUME_ADVICE}")
     _print_metrics(run_folder)
-    print_result(f"metrics, checkpoints, bundle and report.html -> {run_folder}")
+    kept = "metrics, comparison.csv, checkpoints" if resolved.compare else "metrics, checkpoints"
+    print_result(f"{kept}, bundle and report.html -> {run_folder}")
     n_failed = len({slide for slide, *_ in read_failures(run_folder)})
     # The run is complete, but without these slides: the same exit code as of predict.
     if n_failed:

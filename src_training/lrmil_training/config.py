@@ -17,7 +17,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.geometry import PatchPlan
-from napari_lrmil.core.models.card import CLAM_SB, GATED, MAX_NAME, MAX_SIDE_PX, OF_STUDENTS, TRANSMIL, Aggregator
+from napari_lrmil.core.models.card import (
+    CLAM_SB,
+    GATED,
+    MAX_NAME,
+    MAX_SIDE_PX,
+    OF_STUDENTS,
+    PUBLISHED,
+    TRANSMIL,
+    Aggregator,
+)
 from napari_lrmil.core.yaml_text import parse_yaml
 
 # Upper bounds beyond any use: a slip of the keyboard must not fill memory or run for ever.
@@ -396,6 +405,9 @@ class TrainConfig(_Frozen):
     lesion, in the teacher, stages 1 to 3 and the labels-only baselines alike. 0: outlines do not teach."""
     baselines: tuple[Baseline, ...] = ("labels_only",)
     """Other LR methods to train. Labels_only is what distillation must beat: a frozen encoder and labels alone."""
+    compare: tuple[Aggregator, ...] = ()
+    """Further HR teachers to train on the same features and to compare with teacher and students, by aggregator; all
+    stands for the six published ones. They are not distilled."""
     ablation: bool = False
     """Also train the student without each loss term in turn."""
     bootstrap: int = Field(2000, ge=100, le=MAX_COUNT)
@@ -415,6 +427,17 @@ class TrainConfig(_Frozen):
     """Auto: bf16 on GPUs that support it, where it is twice as fast, otherwise fp32."""
     loggers: tuple[Literal["csv", "tensorboard", "wandb", "mlflow"], ...] = ()
     """Loggers of metrics in addition to events.jsonl, which is always written."""
+
+    @field_validator("compare", mode="before")
+    @classmethod
+    def _expand_all(cls, value: Any) -> Any:
+        names = [value] if isinstance(value, str) else value
+        return PUBLISHED if isinstance(names, list | tuple) and list(names) == ["all"] else value
+
+    @field_validator("compare")
+    @classmethod
+    def _drop_repeated(cls, names: tuple[Aggregator, ...]) -> tuple[Aggregator, ...]:
+        return tuple(dict.fromkeys(names))
 
     @field_validator("name", "features", "hr_features")
     @classmethod
@@ -463,6 +486,7 @@ class TrainConfig(_Frozen):
         aggregators = {
             "teacher.aggregator": (self.teacher.aggregator,),
             "selection.aggregators": self.selection.aggregators,
+            "compare": self.compare,
         }
         refused = [(key, name) for key, names in aggregators.items() for name in names if name != GATED]
         if self.bag == "patient" and refused:
@@ -476,6 +500,11 @@ class TrainConfig(_Frozen):
     @model_validator(mode="after")
     def _require_aggregators_that_fit(self) -> TrainConfig:
         names = (*self.selection.aggregators, self.teacher.aggregator)
+        nonlinear = next((name for name in (*names, *self.compare) if name in (CLAM_SB, TRANSMIL)), None)
+        if self.lambda_patch and nonlinear:
+            raise ValueError(
+                f"{nonlinear} has no linear class scores of a patch's embedding, which lambda_patch fits; set it to 0"
+            )
         refused = next((name for name in names if name not in OF_STUDENTS), None)
         if refused is None:
             return self
@@ -489,11 +518,6 @@ class TrainConfig(_Frozen):
             raise ValueError(
                 f"{frozen} gives the student its teacher's head, and the student cannot pool as {refused} does; "
                 "leave it out, or train a teacher of gated_attention"
-            )
-        nonlinear = next((name for name in names if name in (CLAM_SB, TRANSMIL)), None)
-        if self.lambda_patch and nonlinear:
-            raise ValueError(
-                f"{nonlinear} has no linear class scores of a patch's embedding, which lambda_patch fits; set it to 0"
             )
         return self
 
@@ -520,6 +544,8 @@ class TrainConfig(_Frozen):
             allowed = ", ".join(UNDISTILLED_BASELINES)
             why = "is the student itself" if refused[0] == "labels_only_finetuned" else "needs a teacher"
             raise ValueError(f"baseline {refused[0]} {why} in a run without a teacher; keep {allowed} alone, or none")
+        if self.compare:
+            raise ValueError("compare trains further HR teachers, and the run reads no HR patches; leave it out")
         if self.selection.inner_folds:
             raise ValueError("selection.inner_folds chooses the teacher's recipe, and the run has none; set it to 0")
         if self.ablation and self.lambda_patch == 0:

@@ -61,7 +61,7 @@ FIRST_FIELDS: dict[type[BaseModel], tuple[str, ...]] = {
     ),
 }
 
-NOT_FITTED = {"intended_use", "hr_check"}  # later fields that no weight depends on
+NOT_FITTED = {"intended_use", "hr_check", "compare"}  # later fields that no weight depends on
 
 
 def hashed_values(config: BaseModel) -> dict[str, Any]:

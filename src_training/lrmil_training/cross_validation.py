@@ -16,6 +16,7 @@ from lrmil_training.config import TrainConfig, dump_config, load_config
 from lrmil_training.data.calibration_split import set_calibration_aside
 from lrmil_training.data.cohort import Cohort, require_classes
 from lrmil_training.data.splits import hold_out_test, make_folds, require_inner_folds
+from lrmil_training.evaluation.comparison_table import CHOSEN, SERIES_HEADER, series_rows, write_comparison
 from lrmil_training.evaluation.evaluate import describe_protocol
 from lrmil_training.evaluation.summary import summarise_runs
 from lrmil_training.report.report import write_report
@@ -105,11 +106,11 @@ def run_series(context: RunContext) -> Generator[Event, None, None]:
         results.append({"fold": part.fold, "seed": part.seed, "metrics": metrics})
     yield Progress("runs", len(parts), len(parts), "runs")
     runs = [{"fold": result["fold"], "seed": result["seed"], **result["metrics"]} for result in results]
-    series = {
-        "protocol": describe_protocol(config.folds, config.seeds),
-        "runs": runs,
-        "summary": summarise_runs(results),
-    }
+    summary = summarise_runs(results)
+    series = {"protocol": describe_protocol(config.folds, config.seeds), "runs": runs, "summary": summary}
+    if config.compare:
+        aggregator = CHOSEN if config.selection.aggregators else config.teacher.aggregator
+        write_comparison(context.folder, series_rows(summary, aggregator), SERIES_HEADER)
     write_json(context.folder / METRICS, series)
     best = max(zip(parts, results, strict=True), key=lambda pair: _validation_auroc(pair[1]["metrics"]))[0]
     best_bundle = context.folder / RUNS_FOLDER / best.name / BUNDLE

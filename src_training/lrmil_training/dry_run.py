@@ -198,6 +198,8 @@ def _plan_lines(cohort: Cohort, config: TrainConfig) -> Iterator[str]:
         yield f"selection  {candidates} {recipes} of the teacher x {inner} inner folds = {candidates * inner} fits"
     yield from _network_lines(config)
     yield f"baselines  {', '.join(config.baselines) or 'none'}"
+    if config.compare:
+        yield f"compare    HR teachers with {', '.join(config.compare)}"
 
 
 def _network_lines(config: TrainConfig) -> Iterator[str]:

@@ -11,7 +11,7 @@ from lrmil_training.config import PRESETS, TrainConfig, known_keys, load_config
 
 KEYS = {
     "": "name about intended_use seed seeds folds distil by_site hr_mpp lr_mpp hr_patch_px lr_patch_px "
-    "student_input_px class_weights sampling bag lambda_patch baselines ablation bootstrap features hr_features "
+    "student_input_px class_weights sampling bag lambda_patch baselines compare ablation bootstrap features hr_features "
     "hr_mapping hr_check devices precision loggers",
     "encoder": "teacher student teacher_layers pca",
     "stain": "normalise",
@@ -32,6 +32,7 @@ AGGREGATORS = "gated_attention linear_topk mean max abmil clam_sb dsmil transmil
 WORDS = {
     "teacher.aggregator": AGGREGATORS,
     "selection.aggregators": AGGREGATORS,
+    "compare": AGGREGATORS,
     "stain.normalise": "none reinhard density_gain",
     "stage1.projection": "learned identity",
     "stage1.attention": "teacher uniform",

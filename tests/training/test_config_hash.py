@@ -83,6 +83,7 @@ def test_the_fields_of_the_first_version_are_frozen() -> None:
 
 
 LATER_DEFAULTS: dict[str, Any] = {  # of fields added after 0.1.0
+    "compare": [],
     "distil": True,
     "encoder.pca": None,
     "encoder.teacher_layers": [],
@@ -137,6 +138,11 @@ def test_another_value_of_the_run_changes_the_keys(name: str) -> None:
 def test_words_about_the_model_change_no_key() -> None:
     """A corrected sentence on the card must not fit a run again."""
     assert _differing(TrainConfig(), build_config({"intended_use": "breast H&E"})) == []
+
+
+def test_further_teachers_change_no_key() -> None:
+    """Students do not learn from the teachers that are only compared."""
+    assert _differing(TrainConfig(), build_config({"compare": ["abmil"]})) == []
 
 
 def _other_values(kind: Any, value: Any) -> st.SearchStrategy[Any]:

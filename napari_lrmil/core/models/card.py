@@ -54,6 +54,7 @@ CLAM_SB: Aggregator = "clam_sb"
 DSMIL: Aggregator = "dsmil"
 TRANSMIL: Aggregator = "transmil"
 IN_TORCH = (ABMIL, CLAM_SB, DSMIL, TRANSMIL)  # those without a form in NumPy
+PUBLISHED = (MEAN, MAX, *IN_TORCH)  # what HR teachers are compared with
 OF_STUDENTS = (GATED, LINEAR)  # the others pool HR patches only
 ONE_PATCH = 1e-9  # a top share that is one patch of any slide, see `pooling.top_count`
 POOLED_SHARES = {MEAN: 1.0, MAX: ONE_PATCH}  # mean and max pooling are linear_topk with these shares

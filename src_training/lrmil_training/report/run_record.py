@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from lrmil_training.data.patient_groups import count_patients
+from lrmil_training.evaluation.comparison_table import compared_method
 from lrmil_training.evaluation.groups import BY
 from lrmil_training.evaluation.summary import is_method_entry
 from lrmil_training.runs.event_log import CONFIG, EVENTS, METRICS, SELECTION, SLIDES, WARNINGS, read_events
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Finished, Metric, Progress, StageDone
+from napari_lrmil.core.models.card import AGGREGATOR_NAMES
 
 SPLIT_ORDER = ("test", "all", "val", "train")  # held-out slides first: readers look for them
 METHOD_LABELS = {
     "teacher": "HR teacher",
+    **{compared_method(name): f"HR teacher, {text}" for name, text in AGGREGATOR_NAMES.items()},
     "student": "LR student",
     "labels_only": "LR, labels only",
     "labels_only_finetuned": "LR, labels only, fine-tuned",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from lrmil_training.data.validation_patients import few_validation_patients
+from lrmil_training.evaluation.comparison_table import CHOSEN, Row, comparison_rows, series_rows
 from lrmil_training.evaluation.patients import PATIENTS
 from lrmil_training.evaluation.significance import NON_INFERIORITY_MARGIN
 from lrmil_training.report.plots import (
@@ -202,6 +203,7 @@ def _split_section(record: RunRecord, split: str) -> Section:
     return {
         "split": split,
         "metrics": metrics,
+        "comparison": _comparison_rows(record, comparison_rows, {m: {split: values} for m, values in metrics.items()}),
         "patients": {m: values[PATIENTS] for m, values in metrics.items() if PATIENTS in values},
         "n_slides": auroc["n_slides"],
         "n_patients": auroc["n_patients"],
@@ -214,6 +216,16 @@ def _split_section(record: RunRecord, split: str) -> Section:
         "verdicts": {m: describe_non_inferiority(result) for m, result in verdicts.items()},
         "agreement": _render_optional(plot_agreement(record, split), 8.4, 1.0 + 0.36 * len(metrics)),
     }
+
+
+def _comparison_rows(
+    record: RunRecord, make_rows: Callable[[Mapping[str, Any], str], list[Row]], metrics: Mapping[str, Any]
+) -> list[Row]:
+    """Return the rows of ``comparison.csv`` on one split; none if the run compares no aggregators."""
+    if not record.config.get("compare"):
+        return []
+    is_chosen = record.config.get("selection", {}).get("aggregators")
+    return make_rows(metrics, CHOSEN if is_chosen else record.config["teacher"]["aggregator"])
 
 
 def _render_optional(plot: Plot | None, width: float, height: float) -> str | None:
@@ -262,6 +274,7 @@ def _series_section(record: RunRecord, split: str) -> Section:
     name = f"Cross-validated {split} metrics" if folds else f"{split.capitalize()} metrics on the fixed split"
     return {
         "split": split,
+        "comparison": _comparison_rows(record, series_rows, {m: {split: values} for m, values in metrics.items()}),
         "title": f"{name}, over {len(record.runs)} runs",
         "metrics": metrics,
         "differences": differences,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lrmil_training.data.feature_store import StoredRows
 from lrmil_training.data.teacher_targets import EMBEDDING, TeacherTargets
 from lrmil_training.evaluation.attention_files import write_attention_maps
+from lrmil_training.evaluation.comparison_table import comparison_rows, write_comparison
 from lrmil_training.evaluation.evaluate import (
     MEASURED_SPLITS,
     SlideResult,
@@ -37,7 +38,10 @@ CPU = torch.device("cpu")
 
 
 def evaluate_run(
-    context: RunContext, teacher: TeacherOutputs, students: Mapping[str, Student]
+    context: RunContext,
+    teacher: TeacherOutputs,
+    students: Mapping[str, Student],
+    compared: Mapping[str, TeacherOutputs] | None = None,
 ) -> Generator[Event, None, Evaluation]:
     """Evaluate all methods, write ``slides.json`` and the attention maps, and return results and metrics.
 
@@ -49,10 +53,13 @@ def evaluate_run(
         Outputs of the teacher, which is the reference; without one no method has a reference.
     students
         Method -> trained student.
+    compared
+        Method -> further teachers, see `fit_compared_teachers`.
     """
     # All methods have the slides of the teacher's outputs in the same order, which paired tests rely on.
     by_patient = context.config.bag == "patient"
     results = {} if teacher.mil is None else {"teacher": _teacher_results(teacher, by_patient)}
+    results |= {name: _teacher_results(other, by_patient) for name, other in (compared or {}).items()}
     results |= {name: _student_results(teacher, student, by_patient) for name, student in students.items()}
     began = time.perf_counter()
     yield Progress("evaluation", 0, 1, "report")
@@ -62,6 +69,8 @@ def evaluate_run(
     limits = fit_method_limits(cohort, results, temperatures, sensitivity, level)
     metrics = evaluate_methods(cohort, results, context.config.bootstrap, temperatures=temperatures)
     add_limits(metrics, cohort, results, temperatures, limits, chosen_on="val", level=level)
+    if context.config.compare:
+        write_comparison(context.folder, comparison_rows(metrics, context.config.teacher.aggregator))
     write_json(context.folder / SLIDES, {"slides": build_slide_table(cohort, results, temperatures)})
     write_patients_table(context.folder, cohort, results, temperatures)
     drawn = [name for name in ("teacher", STUDENT) if name in results]

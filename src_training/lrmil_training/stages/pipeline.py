@@ -6,6 +6,7 @@ from collections.abc import Generator
 from dataclasses import replace
 
 from lrmil_training.runs.event_log import BUNDLE, METRICS
+from lrmil_training.stages.comparison import fit_compared_teachers
 from lrmil_training.stages.evaluate_run import evaluate_run
 from lrmil_training.stages.export import export_bundle
 from lrmil_training.stages.layer_candidates import candidate_features
@@ -26,6 +27,7 @@ def run_stages(context: RunContext) -> Generator[Event, None, None]:
     """Run all stages and write the run folder. Stages that have ended before are not run again."""
     context = yield from switch_off_without_outlines(context)
     context = yield from normalise_stain(context)
+    compared: dict[str, TeacherOutputs] = {}
     if context.config.distil:
         hr = yield from extract_hr_features(context)
         # Without the slides that gave no features; the encoder gives what the MIL is fitted to.
@@ -34,13 +36,14 @@ def run_stages(context: RunContext) -> Generator[Event, None, None]:
         hr = yield from candidate_features(context, hr, chosen.config.encoder.teacher_layers)
         context = chosen
         teacher = yield from fit_teacher(context, hr)
+        compared = yield from fit_compared_teachers(context, hr)
     else:
         cohort, teacher = yield from find_lr_grids(context)
         context = replace(context, cohort=cohort)
     students = {}
     for method in list_methods(context.config):
         students[method.name] = yield from train_method(context, method, teacher)
-    evaluation = yield from evaluate_run(context, teacher, students)
+    evaluation = yield from evaluate_run(context, teacher, students, compared)
     export_bundle(context.folder / BUNDLE, context, teacher, students[STUDENT], evaluation)
     write_json(context.folder / METRICS, evaluation.metrics)  # last: its presence marks a complete folder
     yield Finished(context.folder)
