@@ -223,8 +223,8 @@ def train(
     events = train_events(cohort, folder, resolved, select_device(device), **options)
     run_folder = show_progress(events, "train", quiet=False, cancel_text=f"training was cancelled; {RESUME_ADVICE}")
     _print_metrics(run_folder)
-    kept = "metrics, comparison.csv, checkpoints" if resolved.compare else "metrics, checkpoints"
-    print_result(f"{kept}, bundle and report.html -> {run_folder}")
+    products = "metrics, comparison.csv, checkpoints" if resolved.compare else "metrics, checkpoints"
+    print_result(f"{products}, bundle and report.html -> {run_folder}")
     n_failed = len({slide for slide, *_ in read_failures(run_folder)})
     # The run is complete, but without these slides: the same exit code as of predict.
     if n_failed:
