@@ -61,7 +61,7 @@ def run(environment: dict[str, str], *words: object) -> subprocess.CompletedProc
     """Run Python with these words, away from the checkout."""
     call = [sys.executable, *map(str, words)]
     folder = environment["PYTHONPATH"].split(os.pathsep)[0]
-    return subprocess.run(call, env=environment, cwd=folder, capture_output=True, text=True, timeout=240)
+    return subprocess.run(call, env=environment, cwd=folder, capture_output=True, text=True, timeout=400)
 
 
 @pytest.mark.slow
@@ -84,6 +84,7 @@ def test_every_module_but_those_of_the_window_imports(environment: dict[str, str
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(800)  # two commands that load torch anew, each in processes of its own
 def test_a_model_is_trained_and_predicts_in_worker_processes(
     phantoms: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
