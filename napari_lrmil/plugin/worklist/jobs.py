@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,29 +11,30 @@ import numpy as np
 
 from napari_lrmil.core.cohort.run import CohortProgress, run_cohort
 from napari_lrmil.core.cohort.task import SerialBackend, SlideJob, one_line
-from napari_lrmil.core.errors import LrmilError, ResolutionError, SlideError, StoredError
+from napari_lrmil.core.errors import ResolutionError, SlideError
 from napari_lrmil.core.events import Event, Finished, Partial, Progress
 from napari_lrmil.core.results.cohort_tables import write_failure_rows, write_predictions_table
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.slides.slide_files import is_table
 from napari_lrmil.core.visualize.overlay import slide_thumbnail
 from napari_lrmil.core.worklist.build import find_results_folder, list_folder, read_entries
-from napari_lrmil.plugin.session.jobs import PredictJob, reserve_core_for_window
-from napari_lrmil.plugin.session.open_slides import OpenSlides, SlideChoice
+from napari_lrmil.plugin.session.jobs import reserve_core_for_window
+from napari_lrmil.plugin.session.open_slides import SlideChoice
 from napari_lrmil.plugin.viewer.layers import read_tag
 from napari_lrmil.plugin.viewer.reader import read_slide_layers
+from napari_lrmil.plugin.worklist.answer_jobs import EXPECTED_ERRORS, AnswerJob
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.features.embedding_cache import EmbeddingCache
-    from napari_lrmil.core.inference.prediction import Prediction
     from napari_lrmil.core.models.bundle import Bundle
     from napari_lrmil.core.slides.slide import Pixels
     from napari_lrmil.core.worklist.entry import ListedSlide, WorklistEntry
     from napari_lrmil.plugin.viewer.layers import LayerData
 
 THUMBNAIL_PX = 48
+NO_LIST, NO_MODEL = "Open a folder or a table first.", "Choose a model in the Analyse dock first."
+ALL_DONE = "Every slide has an answer, or a problem in the list."
+KEPT_ANSWERS = "{slides} an answer of another model, which is kept. Results… chooses another folder for this model."
 OVERVIEW_PX = 1024, 4096  # longer side of the level that napari shows if the whole slide is in view
-EXPECTED_ERRORS = (LrmilError, OSError, MemoryError)  # of a single slide: the row says so, the others go on
 
 
 # ---------------------------------------------------------------- list
@@ -184,22 +184,6 @@ class OpenedSlide:
         return SlideChoice(options["name"], tag.path, tag.mpp, tag.given_mpp, tag.is_phantom)
 
 
-@dataclass(frozen=True, eq=False)  # it holds arrays
-class SlideAnswer:
-    """Answer for a slide of the list: restored, or computed and stored now."""
-
-    path: Path
-    prediction: Prediction
-
-
-@dataclass(frozen=True)
-class SlideProblem:
-    """Reason why a slide has no answer."""
-
-    path: Path
-    problem: str
-
-
 @dataclass(frozen=True)
 class OpenSlideJob:
     """Opens a slide for the canvas and reads what a view of all of it shows, so that showing it takes no time.
@@ -241,67 +225,6 @@ def _read_overview(levels: Any) -> None:
 
 
 @dataclass(frozen=True)
-class AnswerJob:
-    """Restores the stored answer of a slide, or computes and stores one; then finds its tissue for the session.
-
-    Attributes
-    ----------
-    entry, choice
-        The slide in the list and in the session.
-    results
-        Folder of all results.
-    bundle, device
-        Model and device.
-    open_slides, cache
-        Slides that are open for analysis, and embeddings.
-    computes
-        Whether an answer is computed if none is stored.
-    """
-
-    entry: WorklistEntry
-    choice: SlideChoice
-    results: Path
-    bundle: Bundle
-    device: str
-    open_slides: OpenSlides
-    cache: EmbeddingCache
-    computes: bool
-
-    def events(self) -> Iterator[Event]:
-        """Yield progress and `Partial` with a `SlideAnswer` or a `SlideProblem`."""
-        path = self.entry.path
-        reserve_core_for_window()
-        try:
-            if self._is_stored:
-                yield Partial(SlideAnswer(path, self._restore()))
-            elif self.computes and self.entry.answer is None:  # that of another model is replaced by Run all only
-                yield from self._compute()
-            self.open_slides.get_tissue_grid(self.choice, self.bundle)
-        except EXPECTED_ERRORS as error:
-            yield Partial(SlideProblem(path, one_line(error, prefix=f"{path}: ")))
-
-    @property
-    def _is_stored(self) -> bool:
-        answer = self.entry.answer
-        return answer is not None and answer.bundle_sha256 == self.bundle.sha256
-
-    def _restore(self) -> Prediction:
-        from napari_lrmil.core.results.reader import restore_answer
-
-        return restore_answer(self.results / self.entry.name, self.open_slides.get_slide(self.choice), self.bundle)
-
-    def _compute(self) -> Iterator[Event]:
-        job = PredictJob(self.choice, self.bundle, self.device, self.open_slides, self.cache)
-        with closing(job.events()) as events:  # type: ignore[type-var]  # generators close
-            for event in events:
-                if isinstance(event, Finished):
-                    store_answer(self.results, self.open_slides.get_slide(self.choice), event.result, self.entry.slide)
-                    yield Partial(SlideAnswer(self.entry.path, event.result))
-                elif isinstance(event, Progress):
-                    yield event
-
-
-@dataclass(frozen=True)
 class AheadJob:
     """Opens the next slide for canvas and analysis, and gets its answer, while the user reads another one.
 
@@ -325,27 +248,6 @@ class AheadJob:
         del opened  # this thread must not keep the layers of a slide that the user has left
         if answering is not None:
             yield from answering.events()
-
-
-def store_answer(results: Path, slide: Slide, prediction: Prediction, listed: ListedSlide) -> None:
-    """Write the result files of a slide as ``predict`` does, and list it in ``predictions.csv``.
-
-    Raises
-    ------
-    LrmilError
-        If the folder cannot be written, or holds results of a newer version.
-    """
-    from napari_lrmil.core.results.writer import require_result_folder, write_steps
-
-    require_result_folder(results / slide.name, listed.path)
-    try:
-        for _ in write_steps(results, slide, prediction, path=listed.path_in_cohort):
-            pass
-        write_failure_rows(results, [], {SlideJob(listed.path).file_name})
-        write_predictions_table(results)
-    except OSError as error:
-        reason = f"the result was not stored ({error.strerror}); choose another folder of results"
-        raise StoredError(results, reason) from error
 
 
 # ---------------------------------------------------------------- all slides
@@ -400,13 +302,22 @@ class RunAllJob:
         write_failure_rows(self.results, progress.rows, progress.settled_slides)
 
 
-def needs_answer(entry: WorklistEntry, bundle: Bundle) -> bool:
-    """Return whether *Run all* predicts a slide: it has no answer of this model, and nothing in the list forbids it."""
-    if entry.slide.problem:
-        return False
-    return entry.answer is None or entry.answer.bundle_sha256 != bundle.sha256
-
-
 def slides_without_answer(entries: Sequence[WorklistEntry], bundle: Bundle | None) -> tuple[ListedSlide, ...]:
-    """Return the slides that *Run all* predicts; none without a model."""
-    return tuple(entry.slide for entry in entries if bundle is not None and needs_answer(entry, bundle))
+    """Return the slides that *Run all* predicts; none without a model. Answers of other models are kept."""
+    return tuple(entry.slide for entry in entries if bundle and entry.answer is None and not entry.slide.problem)
+
+
+def why_run_all_blocked(entries: Sequence[WorklistEntry], bundle: Bundle | None) -> str:
+    """Return why *Run all* cannot start; empty if it can."""
+    if not entries:
+        return NO_LIST
+    if bundle is None:
+        return NO_MODEL
+    return "" if slides_without_answer(entries, bundle) else f"{ALL_DONE} {kept_answers_text(entries, bundle)}".strip()
+
+
+def kept_answers_text(entries: Sequence[WorklistEntry], bundle: Bundle | None) -> str:
+    """Return a sentence on the answers of other models; empty if there are none."""
+    answers = [entry.answer for entry in entries if entry.answer is not None]
+    count = sum(bundle is not None and answer.bundle_sha256 != bundle.sha256 for answer in answers)
+    return KEPT_ANSWERS.format(slides="1 slide has" if count == 1 else f"{count} slides have") if count else ""

@@ -16,7 +16,8 @@ from napari_lrmil.plugin.session.open_slides import SlideChoice
 from napari_lrmil.plugin.viewer.layers import add_layers, lrmil_layers, remove_layers
 from napari_lrmil.plugin.viewer.reader import ask_mpp_with_estimate, read_slide_layers
 from napari_lrmil.plugin.viewer.slide_swap import swap_slide
-from napari_lrmil.plugin.worklist.jobs import AheadJob, AnswerJob, OpenedSlide, OpenSlideJob, SlideAnswer, SlideProblem
+from napari_lrmil.plugin.worklist.answer_jobs import AnswerJob, SlideAnswer, SlideProblem
+from napari_lrmil.plugin.worklist.jobs import AheadJob, OpenedSlide, OpenSlideJob
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -307,8 +308,7 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
                 if opened.path == self.wanted and not self._has_arrived:
                     self._place(opened)
             case Partial(SlideAnswer(path, prediction)):
-                self._answers[path] = prediction
-                self._forget_answers()
+                self.keep_answer(path, prediction)
                 self.progress.emit("")
                 self.answered.emit(path)
             case Partial(SlideProblem(path, problem)):
@@ -319,6 +319,11 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
             case Failed(message):
                 self.progress.emit("")
                 self.failed.emit(self.wanted, message)
+
+    def keep_answer(self, path: Path, prediction: Prediction) -> None:
+        """Keep an answer that was computed elsewhere and is stored now."""
+        self._answers[path] = prediction
+        self._forget_answers()
 
     def _forget_answers(self) -> None:
         """Keep the answers of few slides: they hold arrays, and are restored in no time."""

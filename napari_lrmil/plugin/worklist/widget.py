@@ -6,56 +6,57 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import napari.viewer
 from napari.utils.notifications import show_error, show_info
 from qtpy.QtCore import QFileSystemWatcher, Qt, QTimer
-from qtpy.QtGui import QDragEnterEvent, QDropEvent, QKeySequence, QShowEvent
-from qtpy.QtWidgets import QFileDialog, QProgressBar, QScrollArea, QShortcut, QVBoxLayout
+from qtpy.QtGui import QDropEvent, QKeySequence, QShowEvent
+from qtpy.QtWidgets import QFileDialog, QShortcut
 
-from napari_lrmil.core.cohort.task import Outcome
-from napari_lrmil.core.events import Event, Failed, Finished, Partial, Progress
-from napari_lrmil.core.formatting import format_duration
+from napari_lrmil.core.events import Event, Failed, Finished, Partial
 from napari_lrmil.core.text_escapes import printable
-from napari_lrmil.core.visualize.overlay import RESEARCH_USE
 from napari_lrmil.core.worklist.build import read_entry
 from napari_lrmil.core.worklist.entry import Status, WorklistEntry
-from napari_lrmil.plugin.analyse.widget import DOCK_MIN_WIDTH_PX, AnalyseWidget
-from napari_lrmil.plugin.qt.docks import DockWidget, find_dock, open_dock, tabify_beside
-from napari_lrmil.plugin.qt.section import HeightForWidthColumn, enable_unless, make_button, make_label, make_row
+from napari_lrmil.plugin.analyse.widget import AnalyseWidget
+from napari_lrmil.plugin.qt.docks import find_dock, open_dock, tabify_beside
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.qt.worker import BackgroundWorker, LatestOnly
 from napari_lrmil.plugin.viewer.gl_context import guard_layer_removal
 from napari_lrmil.plugin.viewer.slide_drops import open_dropped_slides
-from napari_lrmil.plugin.worklist.jobs import (
+from napari_lrmil.plugin.worklist.answer_jobs import (
     AnswerJob,
+    SlideAnswer,
+    StoreAnswerJob,
+    shipped_model_of,
+    why_not_stored,
+)
+from napari_lrmil.plugin.worklist.dock_layout import WorklistLayout
+from napari_lrmil.plugin.worklist.jobs import (
     ReadList,
     ReadListJob,
     RunAllJob,
     Thumbnail,
     ThumbnailsJob,
+    kept_answers_text,
     slides_without_answer,
+    why_run_all_blocked,
 )
-from napari_lrmil.plugin.worklist.list_panel import SlideList
 from napari_lrmil.plugin.worklist.pager import SlidePager
-from napari_lrmil.plugin.worklist.review_panel import ReviewPanel
 from napari_lrmil.plugin.worklist.reviewing import Reviewing
+from napari_lrmil.plugin.worklist.run_store import RunStore
 from napari_lrmil.plugin.worklist.slide_order import Arrangement, SlideOrder
 
 if TYPE_CHECKING:
+    from napari_lrmil.core.inference.prediction import Prediction
     from napari_lrmil.plugin.session.open_slides import SlideChoice
     from napari_lrmil.plugin.session.session import Session
 
 TITLE, ANALYSE_TITLE = "Worklist (LRMIL)", "Analyse (LRMIL)"
-OPEN_HINT = "Open a folder of slides or a cohort table, or drop it here."
-NO_LIST, NO_MODEL = "Open a folder or a table first.", "Choose a model in the Analyse dock first."
-ALL_DONE = "Every slide has an answer of this model, or a problem in the list."
-END_OF_LIST = "This is the end of the list."
-RUN_ALL, RUN_ALL_TIP = "Run all", "Predict every slide that has no answer of this model"
+RUN_ALL_TIP = "Predict every slide that has no answer"
 
 
-class WorklistWidget(DockWidget):
+class WorklistWidget(WorklistLayout):
     """The Worklist dock. Slides are shown with the session of the Analyse dock of its window.
 
     Parameters
@@ -77,9 +78,8 @@ class WorklistWidget(DockWidget):
         self._problems: dict[Path, str] = {}  # of slides that could not be opened; no file states them
         self._model, self._sha256 = "", ""
         self._thumbnails: BackgroundWorker | None = None
-        self._run_all: BackgroundWorker | None = None
+        self.run_store = RunStore(self)
         self._has_analyse = False
-        self._build()
         self.pager = SlidePager(viewer, self)
         self._lister = LatestOnly(self._on_list_event, self)
         self._watcher = QFileSystemWatcher(self)
@@ -92,54 +92,23 @@ class WorklistWidget(DockWidget):
         """The viewer with the slides."""
         return self._viewer
 
-    # ------------------------------------------------------------ layout
-
-    def _build(self) -> None:
-        self.setMinimumWidth(DOCK_MIN_WIDTH_PX)
-        self.setAcceptDrops(True)
-        self.folder_button = make_button("Open folder…", "Slides of a folder and its subfolders")
-        self.table_button = make_button("Open table…", "Cohort table (CSV) with the column slide")
-        self.results_button = make_button("Results…", "Folder in which answers and verdicts are stored")
-        self.summary, self.status = make_label("worklist-summary", OPEN_HINT), make_label("worklist-status", small=True)
-        self.list, self.review = SlideList(), ReviewPanel()
-        self.previous = make_button("Previous", "Previous slide (Page Up)")
-        self.next = make_button("Next", "Next slide (Page Down)")
-        self.run_all = make_button(RUN_ALL, "")
-        self.progress = QProgressBar()
-        self.progress.setVisible(False)
-        footer = make_label("footer", RESEARCH_USE, small=True)
-        parts = (
-            make_row(self.folder_button, self.table_button, self.results_button),
-            self.summary,
-            self.list,
-            make_row(self.previous, self.next, self.run_all),
-            self.progress,
-            self.status,
-            self.review,
-        )
-        inner = HeightForWidthColumn()
-        column = QVBoxLayout(inner)
-        column.setSpacing(5)
-        for part in parts:
-            column.addWidget(part, 1 if part is self.list else 0)
-        outer = QVBoxLayout(self)
-        outer.setContentsMargins(0, 0, 0, 0)
-        outer.addWidget(_scrolling(inner), 1)
-        outer.addWidget(footer)
-
     def _connect(self) -> None:
         self.folder_button.clicked.connect(self._ask_folder)
         self.table_button.clicked.connect(self._ask_table)
         self.results_button.clicked.connect(self._ask_results)
         self.previous.clicked.connect(lambda _: self.step(-1))
         self.next.clicked.connect(lambda _: self.step(1))
-        self.run_all.clicked.connect(self._toggle_run_all)
+        self.run_store.stored.connect(self._on_stored)
+        self.filling.requested.connect(self._start_run_all)
+        self.filling.predicted.connect(self._on_predicted)
+        self.filling.failed.connect(self._refresh_named)
+        self.filling.ended.connect(self._on_run_all_end)
         self.list.slide_chosen.connect(self.show_slide)
         self.list.arranged.connect(self._arrange)
         self.pager.arrived.connect(self._on_arrived)
         self.pager.answered.connect(self._on_answered)
         self.pager.failed.connect(self._on_slide_failed)
-        self.pager.progress.connect(self._show_status)
+        self.pager.progress.connect(self.show_status)
         self._watcher.fileChanged.connect(self._on_file_changed)
         for key, by in (("PgDown", 1), ("PgUp", -1)):
             shortcut = QShortcut(QKeySequence(key), self, activated=partial(self.step, by))
@@ -179,13 +148,13 @@ class WorklistWidget(DockWidget):
         self.session.finished.disconnect(self._on_run_finished)
         self._has_analyse = False
         self.pager.stop()
-        self._stop_run_all()
+        self.filling.stop()
 
     def _on_removed(self) -> None:
         self.reviewing.leave()
         self.pager.stop()
         self._lister.stop()
-        self._stop_run_all()
+        self.filling.stop()
         if self._thumbnails is not None:
             self._thumbnails.cancel()
 
@@ -206,9 +175,23 @@ class WorklistWidget(DockWidget):
             self.pager.forget(self.current)
             self._fetch_answer()
 
-    def _on_run_finished(self, prediction: Any) -> None:
-        """Store the answer that the user has computed in the Analyse dock for the slide that is shown."""
-        self.reviewing.see(prediction.path)
+    def _on_run_finished(self, prediction: Prediction) -> None:
+        """Store an answer that the user has computed in the Analyse dock. One that the list has shown is stored."""
+        path = prediction.path
+        self.reviewing.see(path)
+        index = self.order.index_of_path(path)
+        if index is None or self.results is None or prediction is self.pager.answer(path):
+            return
+        self.show_status(why_not_stored(self.order.entries[index], prediction))
+        if self.status.text():
+            return
+        slide = next((slide for slide in self.session.slides if slide.path == path), None)
+        listed = self.order.entries[index].slide
+        self.run_store.store(StoreAnswerJob(listed, slide.given_mpp if slide else listed.mpp, self.results, prediction))
+
+    def _on_stored(self, answer: SlideAnswer) -> None:
+        self.pager.keep_answer(answer.path, answer.prediction)
+        self._set_problem(answer.path, "")
 
     # ------------------------------------------------------------ list
 
@@ -228,9 +211,9 @@ class WorklistWidget(DockWidget):
             self.join_analyse()
         self.reviewing.leave()
         self.pager.stop()
-        self._stop_run_all()
+        self.filling.stop()
         self._paths = tuple(paths)
-        self._show_status("reading the list")
+        self.show_status("reading the list")
         self._lister.submit(ReadListJob(self._paths, results, self._sha256 or None).events)
 
     def _ask_folder(self) -> None:
@@ -248,11 +231,6 @@ class WorklistWidget(DockWidget):
         if folder and self.order.entries:
             self.open_paths(self._paths, Path(folder))
 
-    def dragEnterEvent(self, event: QDragEnterEvent) -> None:  # noqa: N802  # Qt's name
-        """Accept files and folders."""
-        if event.mimeData().hasUrls():
-            event.acceptProposedAction()
-
     def dropEvent(self, event: QDropEvent) -> None:  # noqa: N802  # Qt's name
         """Open what was dropped as a list."""
         paths = [Path(url.toLocalFile()) for url in event.mimeData().urls() if url.isLocalFile()]
@@ -264,7 +242,7 @@ class WorklistWidget(DockWidget):
             case Finished(ReadList() as read):
                 self._show_list(read)
             case Failed(message):
-                self._show_status("")
+                self.show_status("")
                 show_error(message)
 
     def _show_list(self, read: ReadList) -> None:
@@ -273,7 +251,7 @@ class WorklistWidget(DockWidget):
         self.order.set_entries(read.entries)
         self.reviewing.open(read.results)
         self.pager.start()
-        self._show_status("")
+        self.show_status("")
         self._fill_list()
         self._read_thumbnails()
         first = self.order.step(1)
@@ -377,8 +355,10 @@ class WorklistWidget(DockWidget):
         index = self.order.current
         if index is None or self.order.entries[index].path != path:
             return
-        if not self.session.bundle_name and self._model:  # each subfolder has a model of its own, a list has one
-            self.analyse.open_model(self._model)
+        if not self.session.bundle_name:  # each subfolder has a model of its own, a list has one
+            model = self._model or shipped_model_of(self.order.entries[index].answer)
+            if model:
+                self.analyse.open_model(model)
         self.reviewing.open_annotations()
         self._set_problem(path, "")
         if self.pager.answer(path) is None:
@@ -404,7 +384,7 @@ class WorklistWidget(DockWidget):
             session.choices.device,
             session.open_slides,
             session.cache,
-            computes=self._run_all is None and not session.is_busy,
+            computes=not self.filling.is_running and not session.is_busy,
         )
 
     def _on_answered(self, path: Path) -> None:
@@ -442,41 +422,17 @@ class WorklistWidget(DockWidget):
 
     # ------------------------------------------------------------ run all
 
-    def _toggle_run_all(self, *_: Any) -> None:
-        if self._run_all is not None:
-            self._stop_run_all()
-            return
+    def _start_run_all(self) -> None:
         bundle, slides = self.session.bundle, slides_without_answer(self.order.entries, self.session.bundle)
-        if bundle is None or self.results is None or not slides:
-            return
-        job = RunAllJob(slides, self.results, bundle, self.session.bundle_name, self.session.choices.device)
-        self._run_all = BackgroundWorker(job.events, self._on_run_all_event, self._on_run_all_end, self)
-        self._run_all.start()
-        self.progress.setRange(0, len(slides))
-        self.progress.setValue(0)
-        self.progress.setFormat("starting")
-        self.progress.setVisible(True)
-        self._refresh_run_all()
+        if bundle is not None and self.results is not None and slides:
+            name, device = self.session.bundle_name, self.session.choices.device
+            self.filling.start(RunAllJob(slides, self.results, bundle, name, device))
+            self._refresh_run_all()
 
-    def _stop_run_all(self) -> None:
-        if self._run_all is not None:
-            self._run_all.cancel()
-            self.progress.setFormat("cancelling")
-
-    def _on_run_all_event(self, event: Event) -> None:
-        match event:
-            case Progress("cohort", done, total, _, left):
-                remaining = f", {format_duration(left)} left" if left else ""
-                self.progress.setValue(done)
-                self.progress.setFormat(f"{done} of {total} slides{remaining}")
-            case Partial(Outcome() as outcome):
-                self._set_problem(outcome.job.path, "")
-                if self.current is not None and self.current.path == outcome.job.path:
-                    self._fetch_answer()
-            case Failed(message, subject):
-                self._refresh_named(subject)
-                if not subject:
-                    show_error(message)
+    def _on_predicted(self, path: Path) -> None:
+        self._set_problem(path, "")
+        if self.current is not None and self.current.path == path:
+            self._fetch_answer()
 
     def _refresh_named(self, file_name: str) -> None:
         """Show the failures of slides by the names of their files, which the table of failures states."""
@@ -485,8 +441,6 @@ class WorklistWidget(DockWidget):
                 self.refresh_entry(index)
 
     def _on_run_all_end(self) -> None:
-        self._run_all = None
-        self.progress.setVisible(False)
         failed = self.order.count([Status.FAILED])
         if failed:
             show_info(f"{failed} slides of the list have failed; their rows say why.")
@@ -494,48 +448,14 @@ class WorklistWidget(DockWidget):
 
     # ------------------------------------------------------------ refresh
 
-    def _show_status(self, text: str) -> None:
-        self.status.setText(text)
-        self.status.setVisible(bool(text))
-
     def _refresh(self) -> None:
-        entries = self.order.entries
-        has_list = bool(entries)
-        self.summary.setText(self._summary_text() if has_list else OPEN_HINT)
-        self.summary.setToolTip(
-            "\n".join(map(printable, (str(self.results or ""), *self._notices))) if has_list else ""
-        )
-        enable_unless(self.results_button, "" if has_list else NO_LIST, f"Results are in {self.results}")
-        current = self.order.current in self.order.rows
-        for button, by, tip in ((self.previous, -1, "Page Up"), (self.next, 1, "Page Down")):
-            missing = (
-                "" if self.order.step(by) is not None else ("This is the end of the list." if current else NO_LIST)
-            )
-            enable_unless(button, missing, f"{button.text()} slide ({tip})")
+        self.show_summary(self.order, self._title, self.results, self._notices)
         self._refresh_run_all()
 
-    def _summary_text(self) -> str:
-        counts = [
-            f"{count} {status.value}"
-            for status in (Status.NEW, Status.DONE, Status.FAILED, Status.REVIEWED)
-            if (count := self.order.count([status]))
-        ]
-        position = ""
-        if self.order.current in self.order.rows:
-            position = f"Slide {self.order.rows.index(self.order.current) + 1} of {len(self.order.rows)} · "
-        return f"{position}{printable(self._title)}: {', '.join(counts)}"
-
     def _refresh_run_all(self) -> None:
-        is_running = self._run_all is not None
-        self.run_all.setText("Cancel" if is_running else RUN_ALL)
-        missing = "" if self.order.entries else NO_LIST
-        if not missing and self.session.bundle is None:
-            missing = NO_MODEL
-        if not missing and not slides_without_answer(self.order.entries, self.session.bundle):
-            missing = ALL_DONE
-        enable_unless(
-            self.run_all, "" if is_running else missing, "Predict every slide that has no answer of this model"
-        )
+        entries, bundle = self.order.entries, self.session.bundle
+        tip = f"{RUN_ALL_TIP}. {kept_answers_text(entries, bundle)}".strip()
+        self.filling.refresh(why_run_all_blocked(entries, bundle), tip)
 
 
 def open_worklist(viewer: napari.viewer.Viewer, paths: Sequence[Path]) -> WorklistWidget:
@@ -543,12 +463,3 @@ def open_worklist(viewer: napari.viewer.Viewer, paths: Sequence[Path]) -> Workli
     dock = open_dock(viewer, WorklistWidget, TITLE)
     dock.open_paths(paths)
     return dock
-
-
-def _scrolling(inner: HeightForWidthColumn) -> QScrollArea:
-    scroll = QScrollArea()
-    scroll.setWidgetResizable(True)
-    scroll.setFrameShape(QScrollArea.Shape.NoFrame)
-    scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-    scroll.setWidget(inner)
-    return scroll

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,22 +15,29 @@ import pytest
 from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.events import Event, Failed, Finished, Partial
 from napari_lrmil.core.features.embedding_cache import EmbeddingCache
+from napari_lrmil.core.geometry import BoxLevel0
 from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.patching.regions import box_region
+from napari_lrmil.core.patching.roi import WHOLE_SLIDE, RegionOfInterest
 from napari_lrmil.core.results.cohort_tables import read_failures
 from napari_lrmil.core.results.schema import PredictionFile
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.worklist.build import read_entry
-from napari_lrmil.core.worklist.entry import ListedSlide
+from napari_lrmil.core.worklist.entry import ListedSlide, StoredAnswer, WorklistEntry
 from napari_lrmil.plugin.session.open_slides import OpenSlides
+from napari_lrmil.plugin.worklist.answer_jobs import (
+    AnswerJob,
+    SlideAnswer,
+    SlideProblem,
+    shipped_model_of,
+    why_not_stored,
+)
 from napari_lrmil.plugin.worklist.jobs import (
     AheadJob,
-    AnswerJob,
     OpenedSlide,
     OpenSlideJob,
     ReadListJob,
     RunAllJob,
-    SlideAnswer,
-    SlideProblem,
     ThumbnailsJob,
     slides_without_answer,
 )
@@ -161,3 +170,23 @@ def test_a_cancelled_run_leaves_the_finished_slides_in_the_tables(folder: Path, 
         next(event for event in events if isinstance(event, Partial))
     assert (read.results / "predictions.csv").read_text().count("\n") == 2
     assert [entry.status.value for entry in read_list(folder).entries] == ["done", "new", "new"]
+
+
+def test_answers_of_parts_and_beside_those_of_another_model_are_not_stored(folder: Path) -> None:
+    answer = StoredAnswer("lesion", 0.9, ("normal", "lesion"), bundle="old", bundle_sha256="9" * 64)
+    entry = WorklistEntry(ListedSlide(folder / "a.tif"), answer)
+    scopes = {True: WHOLE_SLIDE, False: RegionOfInterest("view", (box_region(BoxLevel0(0, 0, 9, 9), "view"),))}
+    texts = {
+        (is_whole, sha): why_not_stored(entry, SimpleNamespace(scope=scope, bundle_sha256=sha * 64))  # type: ignore[arg-type]  # a stand-in
+        for is_whole, scope in scopes.items()
+        for sha in ("1", "9")
+    }
+    assert texts[True, "9"] == "" and "old (99999999) is kept" in texts[True, "1"]
+    assert "part of the slide" in texts[False, "9"] and "part of the slide" in texts[False, "1"]
+
+
+def test_the_shipped_model_of_a_stored_answer_is_known_by_name_and_hash() -> None:
+    answer = StoredAnswer("lesion", 0.9, ("normal", "lesion"), bundle="demo", bundle_sha256=Bundle("demo").sha256)
+    assert shipped_model_of(answer) == "demo"
+    assert shipped_model_of(replace(answer, bundle_sha256="9" * 64)) == ""
+    assert shipped_model_of(replace(answer, bundle="mine")) == "" and shipped_model_of(None) == ""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.worklist.entry import Status
 from napari_lrmil.core.worklist.order import SortKey
@@ -73,7 +74,7 @@ def make_worklist(make_dock: MakeDock, viewer: Any, qtbot: Any) -> Iterator[Make
     yield make
     for dock in docks:
         dock.pager.stop()
-        qtbot.waitUntil(lambda dock=dock: not dock.pager.is_busy and dock._run_all is None, timeout=WAIT_MS)
+        qtbot.waitUntil(lambda dock=dock: not dock.pager.is_busy and not dock.filling.is_running, timeout=WAIT_MS)
 
 
 def settled(dock: Any) -> bool:
@@ -207,17 +208,44 @@ def test_run_all_fills_the_list_in_the_background(make_worklist: MakeWorklist, f
     assert dock.run_all.isEnabled() and dock.run_all.text() == "Run all"
     dock.run_all.click()
     assert dock.run_all.text() == "Cancel" and not dock.progress.isHidden()
-    qtbot.waitUntil(lambda: dock._run_all is None, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: not dock.filling.is_running, timeout=WAIT_MS)
     assert [state_of(dock, name) for name in (*NAMES, "d broken")] == ["done", "done", "done", "failed"]
     assert dock.progress.isHidden() and (folder / "predictions" / "failures.csv").exists()
     assert "3 done, 1 failed" in dock.summary.text()
+
+
+def test_run_all_keeps_answers_of_another_model(make_worklist: MakeWorklist, folder: Path, qtbot: Any) -> None:
+    write_result(folder / "predictions", "a", {"normal": 0.4, "lesion": 0.6}, sha256="9" * 64)
+    stored = (folder / "predictions" / "a" / "prediction.json").read_bytes()
+    dock = make_worklist(folder)
+    page(dock, qtbot)
+    assert "1 slide has an answer of another model, which is kept" in dock.run_all.toolTip()
+    dock.run_all.click()
+    qtbot.waitUntil(lambda: not dock.filling.is_running, timeout=WAIT_MS)
+    assert [state_of(dock, name) for name in NAMES] == ["done ⚠", "done", "done"]
+    assert (folder / "predictions" / "a" / "prediction.json").read_bytes() == stored
+
+
+def test_an_answer_of_the_analyse_dock_is_stored_with_the_list(
+    make_worklist: MakeWorklist, folder: Path, qtbot: Any
+) -> None:
+    dock = make_worklist(folder)
+    teacher = folder / "predictions" / "a" / "teacher_attention.h5"
+    assert not teacher.exists() and not dock.run_store.is_busy, "a restored answer is not stored again"
+    dock.analyse.run(TeacherPatches.ALL)
+    qtbot.waitUntil(lambda: teacher.exists() and not dock.run_store.is_busy, timeout=WAIT_MS)
+    prediction = dock.session.prediction
+    assert prediction.teacher is not None and dock.pager.answer(folder / "a.tif") is prediction
+    page(dock, qtbot)
+    page(dock, qtbot, -1)
+    assert dock.session.prediction is prediction
 
 
 def test_a_cancelled_run_keeps_what_is_done(make_worklist: MakeWorklist, folder: Path, qtbot: Any) -> None:
     dock = make_worklist(folder)
     dock.run_all.click()
     dock.run_all.click()
-    qtbot.waitUntil(lambda: dock._run_all is None, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: not dock.filling.is_running, timeout=WAIT_MS)
     assert dock.run_all.text() == "Run all" and state_of(dock, "a") == "done"
 
 
