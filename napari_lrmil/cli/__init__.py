@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from napari_lrmil.cli.bench import bench
+from napari_lrmil.cli.cache import cache
 from napari_lrmil.cli.cohort import cohort
 from napari_lrmil.cli.console import CANCELLED, FAILED, err, out, print_notice
 from napari_lrmil.cli.doctor import doctor
@@ -24,6 +25,7 @@ from napari_lrmil.cli.export import export, export_model
 from napari_lrmil.cli.hub import models, push
 from napari_lrmil.cli.predict import compare, info, predict
 from napari_lrmil.cli.review import review
+from napari_lrmil.cli.slurm import slurm
 from napari_lrmil.cli.train import evaluate, features, phantom, train
 from napari_lrmil.cli.view import demo, view
 from napari_lrmil.core.errors import ConfigError, LrmilError
@@ -74,6 +76,8 @@ for _command in (
     encoders,
     models,
     push,
+    cache,
+    slurm,
     doctor,
 ):
     app.command()(_command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,9 @@ from napari_lrmil.cli.console import SOME_FAILED, print_notice, print_result, se
 
 if TYPE_CHECKING:
     from napari_lrmil.core.cohort import Backend, CohortProgress, Outcome, SlideJob, SlideTask
+
+TABLES_LOCK = ".tables.lock"
+LOCK_TIMEOUT_S = 600  # writing the tables of a large cohort takes seconds; a task that died releases the lock
 
 WorkersOption = Annotated[
     int | None,
@@ -116,6 +120,7 @@ def run_with_progress(
     write_tables: Callable[[], None] = lambda: None,
     results: Sequence[Path] = (),
     notices: Sequence[str] = (),
+    is_part: bool = False,
 ) -> CohortProgress:
     """Run a task on every slide, show progress, and write ``failures.csv`` and ``cohort.json`` to `folder`.
 
@@ -128,25 +133,27 @@ def run_with_progress(
         removed.
     notices
         Sentences for ``cohort.json`` on what was left out of the given folders and tables.
+    is_part
+        Whether other calls write into the same folder now. Tables are then written under a lock, and ``cohort.json``,
+        which is about one call, is not written.
     """
     from napari_lrmil.core.cohort import CohortProgress, run_cohort
 
-    progress, backend, list_failures = (
-        CohortProgress(notices=tuple(notices)),
-        execution.backend(len(jobs)),
-        partial(_list_failures, folder),
-    )
+    progress, backend = CohortProgress(notices=tuple(notices)), execution.backend(len(jobs))
+    lock = partial(_lock_tables, folder, is_part)
+    list_failures = partial(_list_failures, folder, lock)
     events = run_cohort(jobs, task, backend, progress, on_failure=list_failures)
     try:
         show_progress(events, command, quiet=len(jobs) == 1, shown_notices=shown_notices, on_partial=_print_result)
     finally:
         # Also after Ctrl-C or a full disk: finished and failed slides must be in the tables.
         list_failures(progress)
-        write_tables()
+        with lock():
+            write_tables()
         _remove_leftovers(results or [folder / job.name for job in jobs])
         # A call on a single slide must not replace the summary of the cohort in this folder.
         if len(jobs) > 1 and progress.settled:
-            _write_summary(folder, progress, backend)
+            _write_summary(folder, progress, backend, is_part)
     return progress
 
 
@@ -165,11 +172,22 @@ def exit_if_failed(progress: CohortProgress) -> None:
         raise typer.Exit(SOME_FAILED)
 
 
-def _list_failures(folder: Path, progress: CohortProgress) -> None:
+def _lock_tables(folder: Path, is_part: bool) -> AbstractContextManager[object]:
+    """Return a lock on the tables of a folder that several calls share; nothing for a call alone."""
+    if not is_part:
+        return nullcontext()
+    from filelock import FileLock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / TABLES_LOCK, timeout=LOCK_TIMEOUT_S)
+
+
+def _list_failures(folder: Path, lock: Callable[[], AbstractContextManager[object]], progress: CohortProgress) -> None:
     """Write the failures so far. Rows of earlier calls about slides that this call settled are dropped."""
     from napari_lrmil.core.results.cohort_tables import write_failure_rows
 
-    write_failure_rows(folder, progress.rows, progress.settled_slides)
+    with lock():
+        write_failure_rows(folder, progress.rows, progress.settled_slides)
 
 
 def _remove_leftovers(results: Sequence[Path]) -> None:
@@ -190,10 +208,11 @@ def _print_result(outcome: Outcome) -> None:
         print_result(f"{outcome.job.file_name}: {result.text} -> {result.path}")
 
 
-def _write_summary(folder: Path, progress: CohortProgress, backend: Backend) -> None:
-    """Write ``cohort.json`` and print its figures."""
+def _write_summary(folder: Path, progress: CohortProgress, backend: Backend, is_part: bool) -> None:
+    """Write ``cohort.json``, unless the call is a part of several, and print its figures."""
     summary = progress.summary(backend)
-    summary.write(folder)
+    if not is_part:
+        summary.write(folder)
     peak = max(progress.worker_peak_mb.values(), default=0.0)
     pace = f"{summary.slides_per_hour} slides an hour; " if summary.slides_per_hour else ""
     text = (

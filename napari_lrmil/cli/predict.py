@@ -20,6 +20,7 @@ from napari_lrmil.cli.cohort_options import (
     run_with_progress,
     start_imports_of_workers,
 )
+from napari_lrmil.cli.cohort_part import PartOption, take_part
 from napari_lrmil.cli.console import (
     AllowMissingOption,
     DeviceOption,
@@ -159,6 +160,7 @@ def predict(
     ladder: LadderOption = False,
     cascade: CascadeOption = False,
     budget: BudgetOption = None,
+    part: PartOption = None,
 ) -> None:
     """Run the LR student on slides: probabilities, attention, overlay. A failed slide does not stop the others."""
     execution = ExecutionOptions(workers, scheduler, memory, device)
@@ -166,7 +168,7 @@ def predict(
     options = {"device": device, "runtime": runtime, "reader": reader, "overlay": overlay}
     options |= {"full_paths": full_paths, "allow_missing": allow_missing, "resume": resume}
     if ladder or cascade or budget is not None:
-        others = files | {"by": by, "report": report, "exclude-artefacts": exclude_artefacts}
+        others = files | {"part": part, "by": by, "report": report, "exclude-artefacts": exclude_artefacts}
         require_climb_options(ladder=ladder, cascade=cascade, budget=budget, others=others)
         _climb(slides, mpp, ClimbCall(bundles, teacher, cascade, folder, execution, options | {"budget": budget}))
         return
@@ -178,6 +180,7 @@ def predict(
 
     # Wrong options fail first, before the model is loaded.
     patches = TeacherPatches.parse(teacher)
+    _require_whole_patients(by, part)
     by_table = require_patient_table(by, slides, files)
     download_hub_bundles(bundle)
     name = bundle or PHANTOM_MODEL
@@ -188,15 +191,35 @@ def predict(
         require_writable(folder)
     model = apart or _check_model(name, execution, reader, runtime, patches, folder)
     given, left_out = expand_slides(slides)
+    given = take_part(given, part)
     _require_one_slide(len(given), files)
     options |= {"report": report, "files": files, "teacher": patches}
     options |= {"is_unnamed": bundle is None, "exclude_artefacts": exclude_artefacts}
     task, jobs = model.task(name, execution.resolve_path(folder), options), _slide_jobs(given, mpp, execution)
     table = partial(_write_tables, folder, _patient_request(by_table, given, model.path))
     progress = run_with_progress(
-        "predict", jobs, task, execution, folder, shown_notices=model.notices, write_tables=table, notices=left_out
+        "predict",
+        jobs,
+        task,
+        execution,
+        folder,
+        shown_notices=model.notices,
+        write_tables=table,
+        notices=left_out,
+        is_part=part is not None,
     )
     exit_if_failed(progress)
+
+
+def _require_whole_patients(by: str | None, part: str | None) -> None:
+    """Raise `ConfigError` if answers of patients would lack the slides that other parts have."""
+    from napari_lrmil.core.errors import ConfigError
+
+    if by is not None and part is not None:
+        raise ConfigError(
+            "--by patient needs all slides of a patient, and --part takes some; predict the parts first, then call "
+            "predict --by patient on the whole table, which reuses their results"
+        )
 
 
 def _require_found_mask(tissue: Path | None, exclude_artefacts: bool) -> None:

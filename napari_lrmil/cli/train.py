@@ -16,6 +16,7 @@ from napari_lrmil.cli.cohort_options import (
     exit_if_failed,
     run_with_progress,
 )
+from napari_lrmil.cli.cohort_part import PartOption, take_part
 from napari_lrmil.cli.console import (
     FEW_SLIDES,
     SOME_FAILED,
@@ -32,6 +33,7 @@ from napari_lrmil.cli.console import (
     show_progress,
     with_finished_event,
 )
+from napari_lrmil.cli.disk_check import IgnoreDiskOption, require_feature_disk, require_training_disk
 from napari_lrmil.cli.ladder import (
     BudgetOption,
     BundlesOption,
@@ -149,6 +151,8 @@ def features(
     scheduler: SchedulerOption = None,
     memory: MemoryOption = None,
     allow_missing: AllowMissingOption = False,
+    part: PartOption = None,
+    ignore_disk: IgnoreDiskOption = False,
 ) -> None:
     """Extract the features of a cohort, one HDF5 file per slide in TRIDENT's layout. Existing files are kept."""
     from lrmil_training.data.features import FeatureTask, cached_encoder, refuse_foreign_features, unlabelled_slide
@@ -162,6 +166,7 @@ def features(
     execution = ExecutionOptions(workers, scheduler, memory, device)
     require_writable(folder)
     slides, left_out = expand_slides([cohort])
+    slides = take_part(slides, part)
     jobs = [SlideJob(execution.resolve_path(slide.path), slide.mpp, slide.path_in_cohort) for slide in slides]
     # Only a file has a path to resolve; other encoders are names that every worker can look up.
     name = str(execution.resolve_path(Path(encoder))) if Path(encoder).is_file() else encoder
@@ -173,7 +178,11 @@ def features(
     files = [request.path(unlabelled_slide(job)) for job in jobs]
     for file in files:
         refuse_foreign_features(file, request)  # before any work: they would be overwritten
-    progress = run_with_progress("features", jobs, task, execution, folder, results=files, notices=left_out)
+    if not ignore_disk:
+        require_feature_disk(folder, jobs, files, request)
+    progress = run_with_progress(
+        "features", jobs, task, execution, folder, results=files, notices=left_out, is_part=part is not None
+    )
     count = progress.done + progress.reused
     print_result(f"{count} of {progress.total} slides -> {folder}")
     exit_if_failed(progress)
@@ -204,6 +213,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print plan, cost and checks, and end before anything is computed")
     ] = False,
+    ignore_disk: IgnoreDiskOption = False,
 ) -> None:
     """Train teacher and student through both distillation stages, evaluate, and write a bundle."""
     require_extra("train", "training")
@@ -219,6 +229,8 @@ def train(
     if dry_run:
         _print_dry_run(cohort, folder, resolved, select_device(device))
         return
+    if not ignore_disk:
+        require_training_disk(cohort, folder, resolved, device)
     options = {"full_paths": full_paths, "allow_missing": allow_missing}
     events = train_events(cohort, folder, resolved, select_device(device), **options)
     run_folder = show_progress(events, "train", quiet=False, cancel_text=f"training was cancelled; {RESUME_ADVICE}")

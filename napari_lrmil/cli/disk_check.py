@@ -1,0 +1,73 @@
+"""Option ``--ignore-disk`` of ``features`` and ``train``, and the check that it leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from lrmil_training.config import TrainConfig
+    from lrmil_training.data.features import FeatureRequest
+    from napari_lrmil.core.cohort import SlideJob
+
+IgnoreDiskOption = Annotated[
+    bool, typer.Option("--ignore-disk", help="go on although the disk may not hold the features")
+]
+
+
+def require_feature_disk(
+    folder: Path, jobs: Sequence[SlideJob], files: Sequence[Path], request: FeatureRequest
+) -> None:
+    """Check that a disk holds the features of the slides that have none yet.
+
+    Raises
+    ------
+    ConfigError
+        If it does not.
+    """
+    from napari_lrmil.core.features.disk_space import count_sample_patches, feature_bytes, require_disk_space
+    from napari_lrmil.core.slides.slide import Slide
+
+    missing = [job for job, file in zip(jobs, files, strict=True) if not file.exists()]
+    counts = count_sample_patches([partial(Slide, job.path, mpp=job.mpp) for job in missing], request.plan)
+    if counts is None:
+        return
+    width: int = request.encoder.dim  # type: ignore[attr-defined]  # every encoder of a request has it
+    basis = f"{len(missing)} slides of {counts.lr:,.0f} patches, {width} numbers each; {_counted(counts.slides)}"
+    require_disk_space(folder, feature_bytes(counts.lr, width, len(missing)), basis)
+
+
+def require_training_disk(table: Path, folder: Path, config: TrainConfig, device: str) -> None:
+    """Check that a disk holds the features, checkpoints and bundles of a training, less those that are there already.
+
+    Raises
+    ------
+    ConfigError
+        If it does not.
+    LrmilError
+        If the table cannot be used.
+    """
+    from lrmil_training.data.cohort import read_cohort
+    from lrmil_training.estimate import WorkloadEstimate, estimate_run
+    from napari_lrmil.core.features.disk_space import count_sample_patches, require_disk_space
+    from napari_lrmil.core.user_settings import SettingsStore
+
+    cohort = read_cohort(table)
+    slides = len(cohort.slides)
+    counts = count_sample_patches([row.open for row in cohort.slides], config.plan)
+    if counts is None:
+        return
+    train_patches = counts.lr * len(cohort.of("train"))
+    workload = WorkloadEstimate(counts.hr * slides, counts.lr * slides, train_patches, slides, counts.slides)
+    present = sum(file.stat().st_size for file in folder.rglob("*.h5"))
+    needed = estimate_run(workload, config, device, SettingsStore()).size - present
+    basis = f"{slides} slides of {counts.hr:,.0f} HR and {counts.lr:,.0f} LR patches; {_counted(counts.slides)}"
+    require_disk_space(folder, needed, basis)
+
+
+def _counted(slides: int) -> str:
+    return f"counted on {slides} slide{'s' if slides > 1 else ''}"

@@ -1,0 +1,49 @@
+"""Free disk space is checked before features are computed; a user may go on all the same."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def slides(tmp_path: Path) -> Path:
+    for number in range(6):
+        write_slide(tmp_path / "slides", PhantomSlide(f"s{number}", LESION, number, (1024, 768)))
+    return tmp_path / "slides"
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(Path.cwd())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=140_000))
+
+
+@pytest.mark.usefixtures("full")
+def test_features_that_would_not_fit_are_refused_before_any_work(call: Call, slides: Path, tmp_path: Path) -> None:
+    arguments = ("features", slides, "--encoder", "demo", "--out", tmp_path / "out", "--device", "cpu")
+    arguments = (*arguments, "--mpp", "2", "--patch-px", "64")
+    code, _, err = call(*arguments)
+    assert code == 2
+    assert "the features need about 0." in err and "6 slides of " in err and "counted on 4 slides" in err
+    assert "0.1 MB are free" in err and "--ignore-disk" in err
+    assert not list((tmp_path / "out").rglob("*.h5"))
+    assert call(*arguments, "--ignore-disk")[0] == 0
+    assert len(list((tmp_path / "out").rglob("*.h5"))) == 6
+    assert call(*arguments)[0] == 0  # nothing is left to be computed
+
+
+@pytest.mark.usefixtures("full")
+def test_a_training_that_would_not_fit_is_refused(call: Call, tmp_path: Path) -> None:
+    assert call("phantom", tmp_path / "cohort", "--slides", 6, "--size", "1024x1024")[0] == 0
+    small = ("--set", "hr_patch_px=64", "--set", "lr_patch_px=64", "--device", "cpu")
+    code, _, err = call("train", tmp_path / "cohort" / "cohort.csv", "--out", tmp_path / "run", *small)
+    assert code == 2
+    assert "HR and " in err and "LR patches; counted on 4 slides), but 0.1 MB are free" in err
