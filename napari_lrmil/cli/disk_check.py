@@ -52,7 +52,7 @@ def require_training_disk(table: Path, folder: Path, config: TrainConfig, device
         If the table cannot be used.
     """
     from lrmil_training.data.cohort import read_cohort
-    from lrmil_training.estimate import WorkloadEstimate, estimate_run
+    from lrmil_training.estimate import EMBEDDING_WIDTH, WorkloadEstimate, estimate_run
     from napari_lrmil.core.features.disk_space import count_sample_patches, require_disk_space
     from napari_lrmil.core.user_settings import SettingsStore
 
@@ -63,10 +63,12 @@ def require_training_disk(table: Path, folder: Path, config: TrainConfig, device
         return
     train_patches = counts.lr * len(cohort.of("train"))
     workload = WorkloadEstimate(counts.hr * slides, counts.lr * slides, train_patches, slides, counts.slides)
-    present = sum(file.stat().st_size for file in folder.rglob("*.h5"))
+    target = config.features or folder
+    present = sum(file.stat().st_size for file in target.rglob("*.h5"))
     needed = estimate_run(workload, config, device, SettingsStore()).size - present
-    basis = f"{slides} slides of {counts.hr:,.0f} HR and {counts.lr:,.0f} LR patches; {_counted(counts.slides)}"
-    require_disk_space(folder, needed, basis)
+    patches = f"{counts.hr:,.0f} HR and {counts.lr:,.0f} LR patches, {EMBEDDING_WIDTH:,} numbers each"
+    basis = f"{slides} slides of {patches}; {_counted(counts.slides)}"
+    require_disk_space(target, needed, basis)
 
 
 def _counted(slides: int) -> str:

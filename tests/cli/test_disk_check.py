@@ -46,4 +46,4 @@ def test_a_training_that_would_not_fit_is_refused(call: Call, tmp_path: Path) ->
     small = ("--set", "hr_patch_px=64", "--set", "lr_patch_px=64", "--device", "cpu")
     code, _, err = call("train", tmp_path / "cohort" / "cohort.csv", "--out", tmp_path / "run", *small)
     assert code == 2
-    assert "HR and " in err and "LR patches; counted on 4 slides), but 0.1 MB are free" in err
+    assert "HR and " in err and "LR patches, 1,280 numbers each; counted on 4 slides), but 0.1 MB are free" in err
