@@ -146,8 +146,11 @@ def test_options_in_the_pages_exist() -> None:
     for page in PAGES:
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
         for call in CALL.finditer(text):
-            named = {word for word in call["words"].split() if word.startswith("--")}
-            assert named <= commands.get(call["command"], set()), f"{page.name}: {call[0]}"
+            command = call["command"]
+            for words in call["words"].split(" -- "):  # what follows is a command with options of its own
+                named = {word for word in words.split() if word.startswith("--")}
+                assert named <= commands.get(command, set()), f"{page.name}: {call[0]}"
+                command = call["words"].partition(" -- ")[2].split(" ")[0]
 
 
 @pytest.fixture(scope="module")
