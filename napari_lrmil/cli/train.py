@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -197,6 +198,15 @@ def train(
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, such as stage1.epochs=6")] = None,
     hr_features: HrFeaturesOption = None,
     hr_mapping: HrMappingOption = None,
+    teacher_mil: Annotated[
+        Path | None,
+        typer.Option(
+            "--teacher-mil",
+            metavar="FILE",
+            help="attention MIL of another program as the teacher, frozen: CLAM_SB, torchmil, STAMP; the same as "
+            "--set teacher.mil=FILE; slides need no labels then",
+        ),
+    ] = None,
     no_teacher: Annotated[
         bool, typer.Option("--no-teacher", help="train the student from labels alone, without a teacher: distil=false")
     ] = False,
@@ -224,6 +234,7 @@ def train(
 
     require_writable(folder)
     short = [*(["distil=false"] if no_teacher else []), *([] if compare is None else [f"compare={compare}"])]
+    short += [f"teacher.mil={json.dumps(str(teacher_mil))}"] if teacher_mil is not None else []
     given = [*(settings or ()), *short, *_hr_settings(hr_features, hr_mapping)]
     resolved = load_config(config, given)
     if dry_run:
@@ -362,7 +373,7 @@ def _print_metrics(run_folder: Path) -> None:
             if split not in splits:
                 continue
             a = splits[split]["auroc"]
-            print_result(f"{split:5} {method:21} AUROC {describe_auroc(a)}, {a['n_slides']} slides")
+            print_result(f"{split:5} {method:21} {_describe_result(splits[split])}, {a['n_slides']} slides")
             if PATIENTS in splits[split]:
                 by_patient = splits[split][PATIENTS]["auroc"]
                 counts = f"{by_patient['n_patients']} patients of {by_patient['n_slides']} slides"
@@ -374,6 +385,17 @@ def _print_metrics(run_folder: Path) -> None:
                 _print_limits(splits[split])
     for column, entries in groups.items():
         _print_groups(column, entries)
+
+
+def _describe_result(figures: Mapping[str, Any]) -> str:
+    """Return the AUROC of a method; on slides without labels its agreement with the teacher."""
+    from lrmil_training.evaluation.groups import describe_auroc
+    from lrmil_training.evaluation.metrics import NO_LABELS
+
+    auroc, agreement = figures["auroc"], figures.get("agreement")
+    if auroc.get("reason") != NO_LABELS or not agreement or agreement["spearman"] is None:
+        return f"AUROC {describe_auroc(auroc)}"
+    return f"agreement with the teacher ρ {agreement['spearman']:.3f}, its class in {figures['same_class']:.0%}"
 
 
 def _print_limits(figures: Mapping[str, Any]) -> None:

@@ -26,6 +26,7 @@ from napari_lrmil.core.models.card import (
     PUBLISHED,
     TRANSMIL,
     Aggregator,
+    class_name_problem,
 )
 from napari_lrmil.core.yaml_text import parse_yaml
 
@@ -170,6 +171,32 @@ class TeacherConfig(_Frozen):
     slides a MIL of many dimensions learns chance. 0: none."""
     patches_per_slide: int | None = Field(None, ge=1, le=MAX_COUNT)
     """Patches drawn of a slide in each step, so that a slide differs from step to step. None takes all."""
+    mil: Path | None = None
+    """Attention MIL that another program trained on this encoder's features: a checkpoint of CLAM_SB, torchmil's ABMIL
+    or STAMP's attention MIL. It is the teacher, frozen, and slides need no labels. None: the teacher is trained."""
+    mil_classes: tuple[str, ...] = ()
+    """Classes of teacher.mil, in the order of its outputs. Empty: the order of the cohort's classes, and without labels
+    class 0, class 1, …"""
+
+    @field_validator("mil")
+    @classmethod
+    def _require_file_name(cls, file: Path | None) -> Path | None:
+        if file is not None and (not str(file).isprintable() or str(file).lower() in ("yes", "no", "on", "off", ".")):
+            raise ValueError("expected a file with the weights of an attention MIL; leave the key out for none")
+        return file
+
+    @model_validator(mode="after")
+    def _require_use_of_mil(self) -> TeacherConfig:
+        if self.mil is None and self.mil_classes:
+            raise ValueError("mil_classes are the classes of mil, which is not set; set it, or leave mil_classes out")
+        if self.mil is not None and self.aggregator != "gated_attention":
+            raise ValueError(
+                f"aggregator {self.aggregator} is of a teacher that is trained, and mil is one of attention; leave one "
+                "of both out"
+            )
+        if problem := class_name_problem(self.mil_classes):
+            raise ValueError(f"mil_classes: {problem}")
+        return self
 
 
 class SelectionConfig(_Frozen):
@@ -533,6 +560,20 @@ class TrainConfig(_Frozen):
             raise ValueError("stain.normalise changes HR patches, which hr_features were made without; set it to none")
         if self.stage1.epochs and not self.stage1.lambda_attn:
             raise ValueError("hr_features have no layers for stage 1; raise stage1.lambda_attn, or set stage1.epochs=0")
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_what_needs_a_fitted_teacher(self) -> TrainConfig:
+        if self.teacher.mil is None:
+            return self
+        if not self.distil:
+            raise ValueError("teacher.mil is a teacher, and distil=false asks for none; leave one of both out")
+        if self.selection.inner_folds:
+            raise ValueError(
+                "selection.inner_folds chooses the recipe of a teacher, and teacher.mil is trained already; set it to 0"
+            )
+        if self.encoder.pca is not None:
+            raise ValueError("teacher.mil takes the encoder's own features, which encoder.pca reduces; leave it out")
         return self
 
     @model_validator(mode="after")

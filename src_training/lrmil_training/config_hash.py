@@ -61,7 +61,8 @@ FIRST_FIELDS: dict[type[BaseModel], tuple[str, ...]] = {
     ),
 }
 
-NOT_FITTED = {"intended_use", "hr_check", "compare"}  # later fields that no weight depends on
+# Later fields that no weight depends on, and the file of a given head, whose content is part of the keys of its run.
+NOT_FITTED = {"intended_use", "hr_check", "compare", "mil", "mil_classes"}
 
 
 def hashed_values(config: BaseModel) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from lrmil_training.data.cohort import Cohort, require_classes
 from lrmil_training.data.splits import hold_out_test, make_folds, require_inner_folds
 from lrmil_training.evaluation.comparison_table import CHOSEN, SERIES_HEADER, series_rows, write_comparison
 from lrmil_training.evaluation.evaluate import describe_protocol
+from lrmil_training.evaluation.metrics import NO_LABELS
 from lrmil_training.evaluation.summary import summarise_runs
 from lrmil_training.report.report import write_report
 from lrmil_training.runs.event_log import BUNDLE, CONFIG, METRICS, REPORT_FILE, RUNS_FOLDER, EventLog
@@ -129,8 +130,11 @@ def _notice_of_held_out_slides(context: RunContext) -> Iterator[Notice]:
 
 
 def _validation_auroc(metrics: dict[str, Any]) -> float:
-    """Return the student's AUROC on validation slides, or -1 if it is undefined."""
-    value = metrics[STUDENT]["val"]["auroc"]["value"]
+    """Return the student's AUROC on validation slides, without labels its agreement; -1 if it is undefined."""
+    figures = metrics[STUDENT]["val"]
+    value = figures["auroc"]["value"]
+    if value is None and figures["auroc"].get("reason") == NO_LABELS:
+        value = figures["agreement"]["spearman"]
     return -1.0 if value is None else float(value)
 
 

@@ -20,7 +20,7 @@ from lrmil_training.data.validation_patients import validation_notice
 from lrmil_training.estimate import WorkloadEstimate, estimate_run
 from lrmil_training.recipes import list_recipes
 from lrmil_training.stages.undistilled import frozen_encoder_notice
-from lrmil_training.train import check_cohort, check_encoders, encoder_names, require_gpus
+from lrmil_training.train import check_encoders, check_inputs, encoder_names, require_gpus
 from napari_lrmil.core.encoders import encoder_notice
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Finished, Notice, Progress
@@ -76,7 +76,8 @@ def dry_run(cohort_csv: Path, out: Path, config: TrainConfig, device: str) -> It
         If table, configuration, encoder or folder cannot be used, as `train` raises it.
     """
     require_gpus(config.devices, torch.device(device))
-    cohort = check_cohort(cohort_csv, out, config)
+    inputs = check_inputs(cohort_csv, out, config)
+    cohort, config = inputs.cohort, inputs.config
     parts = make_folds(cohort, config.folds, config.seed, by_site=config.by_site) if config.folds else [cohort]
     parts = [set_calibration_aside(part, config.split.calibration, config.seed) for part in parts]
     for part in parts:
@@ -90,12 +91,16 @@ def dry_run(cohort_csv: Path, out: Path, config: TrainConfig, device: str) -> It
     yield from (Notice(text, cohort_csv.name) for text in notices)
     names = encoder_names(config)
     yield from (Notice(text) for text in map(encoder_notice, names) if text)
-    passed = ["the table has labels, patients and both classes in train and val of every run"]
+    passed = [
+        "the table has labels, patients and both classes in train and val of every run"
+        if cohort.is_labelled
+        else "the table has patients, and slides in train and val of every run; no labels, which the teacher replaces"
+    ]
     remote = [name for name in names if name.startswith(REMOTE)]
     if remote:
         passed.append(f"not checked: the encoder {', '.join(remote)}, whose weights may have to be downloaded")
     else:
-        check_encoders(config)
+        check_encoders(config, inputs.head)
         passed.append("the encoders load and fit each other")
     facts = yield from _look_at_slides(cohort, config)
     yield Finished(_report(cohort, out, config, device, facts, passed))
@@ -182,8 +187,8 @@ def _plan_lines(cohort: Cohort, config: TrainConfig) -> Iterator[str]:
         slides = cohort.of(split)
         labels = Counter(slide.label for slide in slides)
         members = count_patients(slide.patient for slide in slides)
-        counts = ", ".join(f"{label} {labels[label]}" for label in cohort.classes)
-        yield f"{split:10} {len(slides)} slides of {members} patients ({counts})"
+        counts = ", ".join(f"{label} {labels[label]}" for label in cohort.classes if cohort.is_labelled)
+        yield f"{split:10} {len(slides)} slides of {members} patients ({counts or 'no labels'})"
     runs = config.seeds * max(1, config.folds)
     if runs > 1:
         folds = (
@@ -221,7 +226,8 @@ def _network_lines(config: TrainConfig) -> Iterator[str]:
         f"patches    HR {config.hr_patch_px} px at {config.hr_mpp:g} µm per pixel, LR {config.lr_patch_px} px at "
         f"{config.lr_mpp:g}"
     )
+    epochs = config.teacher.epochs if config.teacher.mil is None else "given"
     yield (
-        f"epochs     teacher {config.teacher.epochs}, stage 1 {config.stage1.epochs}, stage 2 {config.stage2.epochs}, "
+        f"epochs     teacher {epochs}, stage 1 {config.stage1.epochs}, stage 2 {config.stage2.epochs}, "
         f"stage 3 {config.stage3.epochs}"
     )

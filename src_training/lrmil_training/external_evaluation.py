@@ -50,6 +50,7 @@ from napari_lrmil.core.results.cohort_tables import write_failures
 
 ALL_SPLITS = "all"  # every slide of the table, whatever its split
 BOOTSTRAP_RESAMPLES = 2000
+AGREEMENT_ALONE = "the slides have no labels: agreement with the teacher is measured, and no AUROC"
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,11 @@ def evaluate_bundle(
     LrmilError
         If the bundle is broken, or every slide failed.
     """
-    table = read_cohort(cohort_csv)
+    table = read_cohort(cohort_csv, unlabelled=_unlabelled_classes(evaluation))
     groupings = read_groupings(table, evaluation.by)
     cohort = note_lesion_files(select_cohort(table, evaluation.bundle, evaluation.split))
+    if not cohort.is_labelled:
+        cohort = replace(cohort, notices=(*cohort.notices, AGREEMENT_ALONE))
     groupings = [grouping.restrict({s.name for s in cohort.slides}) for grouping in groupings]
     warnings = warn_of_unnamed_model(cohort) if evaluation.is_unnamed else []  # first: hours would be spent in vain
     warnings += warn_of_training_slides(cohort, evaluation.bundle.path)
@@ -135,6 +138,13 @@ def evaluate_bundle(
     title, distilled = f"{evaluation.bundle.name} on {name}", evaluation.bundle.card.distilled
     write_report(folder, cohort_csv, title=title, full_paths=evaluation.full_paths, distilled=distilled)
     return failures
+
+
+def _unlabelled_classes(evaluation: ExternalEvaluation) -> tuple[str, ...]:
+    """Return the classes of a cohort without labels, which a given teacher that runs too allows; empty otherwise."""
+    card = evaluation.bundle.card
+    is_given = card.teacher is not None and card.teacher.origin is not None
+    return card.classes if is_given and evaluation.teacher else ()
 
 
 def _write_measurements(
@@ -218,7 +228,7 @@ def select_cohort(cohort: Cohort, bundle: Bundle, split: str) -> Cohort:
     if not slides:
         splits = ", ".join(name for name in SPLITS if cohort.of(name))
         raise CohortError(cohort.path, f"no slide of split {split}; there are {splits}; or use --split all")
-    unknown = sorted({s.label for s in slides} - set(classes))
+    unknown = sorted({s.label for s in slides} - set(classes)) if cohort.is_labelled else []
     if unknown:
         raise CohortError(
             cohort.path,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from lrmil_training.data.cohort import Cohort, read_cohort, require_classes
 from lrmil_training.data.features import find_encoder
 from lrmil_training.data.hr_features import check_hr_features
 from lrmil_training.data.lesion_targets import LesionTargets, require_outlines_on_slides
+from lrmil_training.data.mil_head import MilHead
 from lrmil_training.data.patient_bags import require_one_label
 from lrmil_training.data.splits import require_inner_folds
 from lrmil_training.data.validation_patients import validation_notice
@@ -31,6 +32,14 @@ from lrmil_training.recipes import all_layers, list_layers
 from lrmil_training.report.report import write_report
 from lrmil_training.runs.event_log import ALLOW_MISSING, CALL, COHORT, CONFIG, EventLog
 from lrmil_training.runs.lock import STOP_FILE, acquire_run_lock, clear_stop_request, is_stop_requested
+from lrmil_training.stages.given_teacher import (
+    fit_head_to_cohort,
+    label_notices,
+    read_given_head,
+    require_encoder_of_head,
+    settings_without_labels,
+    unlabelled_classes,
+)
 from lrmil_training.stages.patch_distillation import require_matching_encoders
 from lrmil_training.stages.pca import require_reducible
 from lrmil_training.stages.pipeline import run_stages
@@ -118,26 +127,50 @@ def _raise_if_stopped(out: Path, event: Event) -> None:
         raise StoppedError(f"reading slides was stopped because the file {out / STOP_FILE} is there; {RESUME_ADVICE}")
 
 
-def check_cohort(cohort_csv: Path, out: Path, config: TrainConfig) -> Cohort:
-    """Return the cohort of a run with notices on its lesion files. Nothing is written.
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run starts from.
+
+    Attributes
+    ----------
+    cohort
+        The slides, with notices on lesion files and on a given teacher.
+    config
+        The configuration; of a cohort without labels without what needs them.
+    head
+        The MIL of a given teacher, see `RunContext`.
+    """
+
+    cohort: Cohort
+    config: TrainConfig
+    head: MilHead | None
+
+
+def check_inputs(cohort_csv: Path, out: Path, config: TrainConfig) -> RunInputs:
+    """Return cohort, configuration and given teacher of a run. Nothing is written.
 
     Raises
     ------
     LrmilError
-        If the table, a lesion file or a logger cannot be used, or the folder `out` holds another run.
+        If the table, a lesion file, a given teacher or a logger cannot be used, or the folder `out` holds another run.
     """
-    cohort = note_lesion_files(read_cohort(cohort_csv, seed=config.seed))
+    head = read_given_head(config)
+    cohort = read_cohort(cohort_csv, seed=config.seed, unlabelled=unlabelled_classes(config, head))
+    cohort, config = note_lesion_files(cohort), settings_without_labels(config, cohort)
+    if head is not None:
+        head = fit_head_to_cohort(head, config, cohort)
+        cohort = replace(cohort, notices=(*cohort.notices, *label_notices(config, cohort, head)))
     if config.lambda_patch:
         LesionTargets(cohort)  # raises if an outline contradicts the label of its slide
     if config.bag == "patient":
         require_one_label(cohort)
     require_loggers(config.loggers)
     _refuse_another_run(out, config, cohort)
-    return cohort
+    return RunInputs(cohort, config, head)
 
 
-def check_encoders(config: TrainConfig) -> LoadedEncoder:
-    """Return the encoder of a run after a check that the student's fits it. Weights of the hub may be downloaded.
+def check_encoders(config: TrainConfig, head: MilHead | None = None) -> LoadedEncoder:
+    """Return the encoder of a run after a check that student and `head` fit it. Weights of the hub may be downloaded.
 
     Its embedding joins the layers of all candidates for the teacher's, if there are several.
 
@@ -152,6 +185,8 @@ def check_encoders(config: TrainConfig) -> LoadedEncoder:
     for layers in list_layers(config) or [()]:  # without candidates the encoder stays as it is
         candidate = pool_layers(encoder, layers)
         _require_usable(candidate, student or candidate, config)
+    if head is not None:
+        require_encoder_of_head(head, encoder)
     return encoder
 
 
@@ -175,12 +210,13 @@ def _prepare(
     A wrong call thus leaves no half-written folder, and a missing package is reported now, not after an hour.
     """
     require_gpus(config.devices, device)
-    cohort = check_cohort(cohort_csv, out, config)
+    inputs = check_inputs(cohort_csv, out, config)
+    cohort, config = inputs.cohort, inputs.config
     if config.lambda_patch:
         require_outlines_on_slides(cohort)
-    encoder = check_encoders(config)
+    encoder = check_encoders(config, inputs.head)
     check_hr_features(config, cohort, encoder)
-    context = RunContext(config, cohort, out, device, encoder, allow_missing=allow_missing)
+    context = RunContext(config, cohort, out, device, encoder, allow_missing=allow_missing, head=inputs.head)
     context = _check_splits(context)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / CONFIG, dump_config(config))

@@ -18,7 +18,7 @@ KEYS = {
     "split": "calibration",
     "operating_point": "sensitivity",
     "teacher": "epochs lr aggregator hidden weight_decay min_epochs patience ema patch_dropout "
-    "feature_dropout patches_per_slide top_share",
+    "feature_dropout patches_per_slide top_share mil mil_classes",
     "selection": "inner_folds aggregators lr layers",
     "stage1": "epochs lr batch_size patches_per_slide layers projection lambda_layer lambda_attn attention targets "
     "weight_decay augment stain_sd",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, cast, get_args, get_origin
@@ -15,6 +16,7 @@ from pydantic import BaseModel
 
 from lrmil_training.config import Stage1Config, TrainConfig, build_config
 from lrmil_training.config_hash import FIRST_FIELDS, later_values
+from lrmil_training.data.mil_head import Layer, MilHead
 from lrmil_training.stages.end_to_end import EndToEnd
 from lrmil_training.stages.methods import STUDENT, distilled_method
 from lrmil_training.stages.patch_distillation import PatchDistillation
@@ -44,11 +46,11 @@ RUN_CHANGES: dict[str, tuple[dict[str, Any], int]] = {  # changed values, and ho
 }
 
 
-def _keys(config: TrainConfig) -> dict[str, str]:
+def _keys(config: TrainConfig, head: MilHead | None = None) -> dict[str, str]:
     """Return the key of every stage of the student; empty for a stage that is not fitted."""
     encoder = cast(LoadedEncoder, SimpleNamespace(sha256="0" * 64))
     cohort = synthetic_cohort(Path("cohort"), {"train": 4, "val": 2})
-    context = RunContext(config, cohort, Path("run"), torch.device("cpu"), encoder)
+    context = RunContext(config, cohort, Path("run"), torch.device("cpu"), encoder, head=head)
     keys = {"teacher": context.fit_plan("teacher", config.teacher).key} | dict.fromkeys(GROUPS[1:], "")
     for stage in distilled_method(STUDENT, config).stages:
         match stage:
@@ -102,6 +104,8 @@ LATER_DEFAULTS: dict[str, Any] = {  # of fields added after 0.1.0
     "split.calibration": 0.0,
     "operating_point.sensitivity": None,
     "teacher.feature_dropout": 0.0,
+    "teacher.mil": None,
+    "teacher.mil_classes": [],
     "teacher.patches_per_slide": None,
     "teacher.top_share": 0.15,
     "stage2.feature_dropout": 0.0,
@@ -164,7 +168,8 @@ def _other_values(kind: Any, value: Any) -> st.SearchStrategy[Any]:
 
 
 BASE = build_config({"stage1": {"targets": "on_the_fly"}})  # with which every value of every field is possible
-FIELDS = [(group, name) for group in GROUPS for name in type(getattr(BASE, group)).model_fields]
+GIVEN_HEAD = ("mil", "mil_classes")  # the content of the file is part of the keys, see below
+FIELDS = [(g, name) for g in GROUPS for name in type(getattr(BASE, g)).model_fields if name not in GIVEN_HEAD]
 
 
 @pytest.mark.parametrize(("group", "name"), FIELDS)
@@ -176,6 +181,18 @@ def test_any_other_value_of_a_stage_changes_the_keys(group: str, name: str, data
     value = data.draw(_other_values(type(part).model_fields[name].annotation, getattr(part, name)))
     other = build_config(BASE.model_dump() | {group: part.model_dump() | {name: value}})
     assert _differing(BASE, other) == list(_keys(BASE))[-AFFECTED[group] :]
+
+
+def test_the_content_of_a_given_head_and_its_order_change_the_keys() -> None:
+    """The name of its file does not: it may be moved. Without a head the keys are those of before."""
+    layer = Layer(torch.ones(2, 3), torch.zeros(2))
+    head = MilHead("CLAM_SB", layer, torch.ones(1, 2), layer, file="a.pt", sha256="0" * 64)
+    heads = [None, head, replace(head, sha256="1" * 64), head.with_order([1, 0])]
+    keys = [_keys(BASE, each) for each in heads]
+    assert all(len({key[stage] for key in keys}) == 4 for stage in GROUPS)
+    assert _keys(BASE, head.with_order([0, 1])) == _keys(BASE, replace(head, file="b.pt")) == keys[1]
+    given = build_config(BASE.model_dump() | {"teacher": {"mil": "a.pt", "mil_classes": ["x", "y"]}})
+    assert _keys(given) == keys[0]
 
 
 class Blur(BaseModel):

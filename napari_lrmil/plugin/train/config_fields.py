@@ -26,6 +26,8 @@ FIELD_LABELS = {
     "init": "Start from",
     "about": "About the model",
     "calibration": "Share of training patients",
+    "mil": "MIL of another program",
+    "mil_classes": "Classes of that MIL",
 }
 GROUP_TITLES = {
     "": "General",

@@ -42,6 +42,7 @@ from napari_lrmil.core.text_escapes import printable
 
 SPLITS = ("train", "val", "test")
 CALIBRATION = "calibration"  # split of `set_calibration_aside`; a table cannot state it
+UNLABELLED = -1  # target of a slide without a label
 SPLIT_SHARES = (0.6, 0.2, 0.2)  # of patients, if the table has no column split
 
 
@@ -117,9 +118,14 @@ class Cohort:
         """Return the slides of one split."""
         return tuple(s for s in self.slides if s.split == split)
 
+    @property
+    def is_labelled(self) -> bool:
+        """False if no slide has a label, which only a teacher that is given allows."""
+        return not self.slides or any(s.label for s in self.slides)
+
     def target(self, slide: CohortSlide) -> int:
-        """Return the index of the slide's class."""
-        return self.classes.index(slide.label)
+        """Return the index of the slide's class; `UNLABELLED` without a label."""
+        return self.classes.index(slide.label) if slide.label else UNLABELLED
 
     def without(self, names: set[str]) -> Cohort:
         """Return the cohort without the slides of these names."""
@@ -147,7 +153,7 @@ class SlideTable:
     notices: tuple[str, ...] = ()
 
 
-def read_cohort(path: Path, *, seed: int = 0) -> Cohort:
+def read_cohort(path: Path, *, seed: int = 0, unlabelled: Sequence[str] = ()) -> Cohort:
     """Return a checked cohort. Without a ``split`` column, patients are split 60/20/20, stratified by label.
 
     Parameters
@@ -156,25 +162,43 @@ def read_cohort(path: Path, *, seed: int = 0) -> Cohort:
         CSV table with the columns `REQUIRED_COLUMNS` and, optionally, `OPTIONAL_COLUMNS`; see `read_table`.
     seed
         Seed of the assigned splits.
+    unlabelled
+        Classes of a cohort that has no labels at all, which is then allowed. Empty: every slide needs a label.
 
     Raises
     ------
     CohortError
         If the table or a slide is missing, a cell is not what its column expects, or two slides share a name.
     """
-    table = read_table(path)
+    needed = tuple(name for name in REQUIRED_COLUMNS if name != "label" or not unlabelled)
+    table = read_table(path, needed)
     notices = list(table.notices)
-    rows = list(zip(table.rows, _read_slides(table, REQUIRED_COLUMNS, notices), strict=True))
+    rows = list(zip(table.rows, _read_slides(table, needed, notices), strict=True))
     _require_existing(path, rows)
+    is_labelled = _require_all_or_no_labels(path, rows)
     require_unmangled(path, table.rows)
-    require_clear_labels(path, table.rows)
+    if is_labelled:
+        require_clear_labels(path, table.rows)
     slides = _one_row_per_slide(path, rows, notices)
     # A partly filled column counts as fixed and is refused below: a guess could put a patient in two splits.
     fixed = any(s.split for s in slides)
     if not fixed:
         slides = assign_splits(slides, seed)
     require_disjoint_patients(path, slides)
-    return Cohort(path, tuple(slides), tuple(dict.fromkeys(_class_order(slides))), fixed, tuple(dict.fromkeys(notices)))
+    classes = tuple(dict.fromkeys(_class_order(slides))) if is_labelled else tuple(unlabelled)
+    return Cohort(path, tuple(slides), classes, fixed, tuple(dict.fromkeys(notices)))
+
+
+def _require_all_or_no_labels(path: Path, rows: Sequence[tuple[CohortTableRow, CohortSlide]]) -> bool:
+    """Return whether the slides have labels; raise `CohortError` if some have and others have not."""
+    lacking = [row.line for row, slide in rows if not slide.label]
+    if lacking and len(lacking) < len(rows):
+        raise CohortError(
+            path,
+            f"{len(lacking)} of {len(rows)} slides have no label, first line {lacking[0]}; fill in all, or none for a "
+            "teacher that is given",
+        )
+    return not lacking
 
 
 def _require_existing(path: Path, rows: Sequence[tuple[CohortTableRow, CohortSlide]]) -> None:
@@ -318,6 +342,9 @@ def require_classes(cohort: Cohort, splits: Sequence[str]) -> None:
             f"all {len(cohort.slides)} slides are of one patient, {cohort.slides[0].patient}; learning and validation "
             "need different patients: correct the column patient, or add patients",
         )
+    if not cohort.is_labelled:
+        _require_slides(cohort, splits)
+        return
     for split in splits:
         missing = set(cohort.classes) - {s.label for s in cohort.of(split)}
         if missing or len(cohort.classes) < 2:
@@ -327,6 +354,12 @@ def require_classes(cohort: Cohort, splits: Sequence[str]) -> None:
             raise CohortError(
                 cohort.path, f"split {split} has {has}; expected slides of {needs}; add slides or move patients"
             )
+
+
+def _require_slides(cohort: Cohort, splits: Sequence[str]) -> None:
+    for split in splits:
+        if not cohort.of(split):
+            raise CohortError(cohort.path, f"split {split} has no slide at all; add slides or move patients")
 
 
 def assign_splits(slides: Sequence[CohortSlide], seed: int) -> list[CohortSlide]:

@@ -66,7 +66,7 @@ def require_unmangled(path: Path, rows: Sequence[CohortTableRow]) -> None:
     """Raise `CohortError` for a patient or label that a program wrote in place of a missing or a long value."""
     for row in rows:
         for column in ("patient", "label"):
-            cell = row.cells[column]
+            cell = row.cells.get(column, "")  # a cohort for a given teacher may have no labels
             if cell.casefold() in MISSING_VALUES:
                 raise CohortError(
                     path,

@@ -75,6 +75,8 @@ class MilHead:
         What the file does not say and is assumed; empty if nothing is.
     file, sha256
         Name of the file without folders, and the hash of its content.
+    order
+        Output of the file that each class is, if they were reordered; empty: as in the file.
     """
 
     layout: str
@@ -86,6 +88,7 @@ class MilHead:
     note: str = ""
     file: str = field(default="", kw_only=True)
     sha256: str = field(default="", kw_only=True)
+    order: tuple[int, ...] = field(default=(), kw_only=True)
 
     @property
     def dim(self) -> int:
@@ -99,8 +102,15 @@ class MilHead:
 
     def with_order(self, order: Sequence[int]) -> MilHead:
         """Return the head with its classes in another order: output i is that of class ``order[i]``."""
-        rows = list(order)
-        return replace(self, classifier=Layer(self.classifier.weight[rows], self.classifier.bias[rows]))
+        rows, before = list(order), self.order or tuple(range(self.classes))
+        classifier = Layer(self.classifier.weight[rows], self.classifier.bias[rows])
+        return replace(self, classifier=classifier, order=tuple(before[i] for i in rows))
+
+    @property
+    def fingerprint(self) -> str:
+        """Text that identifies the weights and the order of the classes."""
+        is_moved = self.order != tuple(sorted(self.order))
+        return f"{self.sha256} {','.join(map(str, self.order))}" if is_moved else self.sha256
 
     def build(self, statistics: FeatureStatistics) -> GatedAttentionMIL:
         """Return the head as a frozen MIL that standardises embeddings first, with the same output.

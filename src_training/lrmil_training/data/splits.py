@@ -104,7 +104,7 @@ def _groups(cohort: Cohort, by_site: bool) -> list[str]:
 
 def _require_groups(cohort: Cohort, groups: Sequence[str], k: int, by_site: bool, *, inner: bool = False) -> None:
     unit = "groups of patients and sites" if by_site else "patients"
-    for label in cohort.classes:
+    for label in cohort.classes if cohort.is_labelled else ("",):
         of_class = {group for group, s in zip(groups, cohort.slides, strict=True) if s.label == label}
         if len(of_class) < k and inner:
             fewer = f"set selection.inner_folds={len(of_class)} or less" if len(of_class) > 1 else "set inner_folds=0"
@@ -114,9 +114,10 @@ def _require_groups(cohort: Cohort, groups: Sequence[str], k: int, by_site: bool
                 f"each other, too few for {k} inner folds; {fewer}, or add patients",
             )
         if len(of_class) < k:
+            what = f"class {label}" if label else "the cohort"
             raise CohortError(
                 cohort.path,
-                f"class {label} has slides of {len(of_class)} {unit} that share nothing with each other, "
+                f"{what} has slides of {len(of_class)} {unit} that share nothing with each other, "
                 f"too few for {k} folds; take {len(of_class)} folds or fewer, or add patients",
             )
 

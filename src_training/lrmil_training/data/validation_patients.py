@@ -44,7 +44,7 @@ def validation_notice(cohorts: Sequence[Cohort]) -> str:
 def _describe_few(counts: Mapping[str, int]) -> str:
     if all(count >= MIN_PATIENTS for count in counts.values()):
         return ""
-    listed = ", ".join(f"{count} of {label}" for label, count in counts.items())
+    listed = ", ".join(f"{count} of {label}" if label else str(count) for label, count in counts.items())
     return (
         f"validation has few patients ({listed}): with fewer than {MIN_PATIENTS} of a class it cannot rank methods; "
         "trust no difference between validation figures"

@@ -19,6 +19,7 @@ from lrmil_training.evaluation.metrics import (
     classification_metrics,
     fit_temperature,
     paired_difference,
+    unlabelled_auroc,
 )
 from lrmil_training.evaluation.patients import (
     PATIENTS,
@@ -98,6 +99,8 @@ Temperatures = Mapping[str, float | None]
 
 def fit_method_temperature(cohort: Cohort, results: Sequence[SlideResult]) -> float | None:
     """Return the calibration temperature of a method; None if validation slides do not determine it."""
+    if not cohort.is_labelled:
+        return None
     val = [r for r in results if r.row.split == "val"]
     if val and val[0].mass is not None:  # what was trained is the answer by patient
         bags = group_slides([r.row.patient for r in val], [cohort.target(r.row) for r in val]).labelled
@@ -188,7 +191,7 @@ def add_limits(
     level
         What the limits are about, ``slide`` or ``patient``; see `ModelLimits`.
     """
-    for method, network in limits.items():
+    for method, network in limits.items() if cohort.is_labelled else ():
         for split, values in metrics[method].items():
             on_split = [r for r in results[method] if r.row.split == split]
             scored = SCORERS[level](cohort, on_split, temperatures[method])
@@ -199,6 +202,8 @@ def _evaluate_split(
     cohort: Cohort, results: Results, split: str, bootstrap: int, temperatures: Temperatures
 ) -> dict[str, dict[str, Any]]:
     on_split = {method: [r for r in all_slides if r.row.split == split] for method, all_slides in results.items()}
+    if not cohort.is_labelled:
+        return {method: _evaluate_unlabelled(cohort, method, on_split) for method in on_split}
     scored = {method: score_slides(cohort, slides, temperatures[method]) for method, slides in on_split.items()}
     first = next(iter(scored.values()))
     resampler = Resampler(first.targets, first.patients, bootstrap)
@@ -217,6 +222,32 @@ def _evaluate_split(
     for method, figures in _evaluate_patients(cohort, on_split, bootstrap, temperatures).items():
         metrics[method][PATIENTS] = figures
     return metrics
+
+
+def _evaluate_unlabelled(cohort: Cohort, method: str, on_split: Results) -> dict[str, Any]:
+    """Return the metrics of a method on slides without labels: those of `_evaluate_split`, undefined but for a few."""
+    slides = on_split[method]
+    has_reference = _has_reference(method, on_split)
+    undefined = dict.fromkeys(("balanced_accuracy", "f1", "ece", "brier"))
+    return {
+        "auroc": unlabelled_auroc([r.row.patient for r in slides]),
+        **undefined,
+        "per_class": {c: {"precision": None, "recall": None, "f1": None, "n": 0} for c in cohort.classes},
+        "class_counts": dict.fromkeys(cohort.classes, 0),
+        "calibrated": False,
+        "paired": {},
+        "delong": {},
+        "non_inferiority": None,
+        "agreement": _mean_agreement(slides, on_split[REFERENCE_METHOD]) if has_reference else None,
+        "same_class": _share_of_same_class(slides, on_split[REFERENCE_METHOD]) if has_reference else None,
+        "lesion_auroc": _mean_of_defined([_slide_lesion_auroc(r) for r in slides]),
+        "cost": _mean_cost(slides),
+    }
+
+
+def _share_of_same_class(results: Sequence[SlideResult], teacher: Sequence[SlideResult]) -> float:
+    """Return the share of the slides to which a method gives the class that the teacher gives."""
+    return float(np.mean([r.logits.argmax() == t.logits.argmax() for r, t in zip(results, teacher, strict=True)]))
 
 
 def _evaluate_patients(
@@ -285,8 +316,8 @@ def fit_method_limits(
     level
         What had a label in training, ``slide`` or ``patient``.
     """
-    limits = {}
-    for method, slides in results.items():
+    limits: dict[str, NetworkLimits] = {}
+    for method, slides in results.items() if cohort.is_labelled else ():
         val, calibration = (
             SCORERS[level](cohort, [r for r in slides if r.row.split == split], temperatures[method])
             for split in ("val", CALIBRATION)

@@ -14,6 +14,7 @@ from lrmil_training.data.cohort import Cohort, CohortSlide
 from lrmil_training.data.cohort_file import read_table
 from lrmil_training.data.patient_groups import count_patients
 from lrmil_training.evaluation.evaluate import Results
+from lrmil_training.evaluation.metrics import NO_LABELS
 from lrmil_training.evaluation.patients import PATIENTS
 from napari_lrmil.core.csv_files import write_csv
 from napari_lrmil.core.errors import CohortError
@@ -170,7 +171,7 @@ def _measure_group(value: str, names: set[str], cohort: Cohort, results: Results
 def _explain(figures: dict[str, Any]) -> dict[str, Any]:
     """Return the figures of a group; an undefined AUROC says which classes the group has."""
     auroc = figures["auroc"]
-    if auroc["value"] is not None:
+    if auroc["value"] is not None or auroc.get("reason") == NO_LABELS:
         return figures
     present = [name for name, count in figures["class_counts"].items() if count]
     absent = [name for name, count in figures["class_counts"].items() if not count]

@@ -23,6 +23,7 @@ Int = NDArray[np.int64]
 
 MIN_PATIENTS_PER_CLASS = 5  # with fewer patients in a class, a bootstrap over patients is meaningless
 OVER_PATIENTS, OVER_SLIDES = "patients", "slides (patient uncertainty not covered)"
+NO_LABELS = "the slides have no labels"  # reason of an undefined AUROC
 N_RELIABILITY_BINS = 10  # of nearly equal mass, for the calibration error
 CONFIDENCE_LEVEL = 0.95
 MIN_CALIBRATION_SLIDES = 10  # validation slides that a temperature needs
@@ -175,6 +176,20 @@ def auroc_with_interval(scored: ScoredSlides, resampler: Resampler) -> dict[str,
         return result | {"reason": "a class is missing in this split"}
     bounds = percentile_interval(resampler.aurocs(scored))
     return result | ({"low": bounds[0], "high": bounds[1]} if bounds else {"reason": "a resample lacked a class"})
+
+
+def unlabelled_auroc(patients: Sequence[str]) -> dict[str, Any]:
+    """Return what `auroc_with_interval` returns, undefined, for slides without labels; `patients` is that of each."""
+    return {
+        "value": None,
+        "low": None,
+        "high": None,
+        "n_slides": len(patients),
+        "n_patients": count_patients(patients),
+        "n_clusters": count_units(patients),
+        "interval": OVER_SLIDES,
+        "reason": NO_LABELS,
+    }
 
 
 def paired_difference(a: ScoredSlides, b: ScoredSlides, resampler: Resampler) -> dict[str, float | None]:

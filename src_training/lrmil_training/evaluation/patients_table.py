@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrmil_training.data.cohort import Cohort, CohortSlide
+from lrmil_training.data.cohort import UNLABELLED, Cohort, CohortSlide
 from lrmil_training.data.patient_groups import bags_by_patient
 from lrmil_training.evaluation.evaluate import Results, SlideResult, Temperatures, patient_logits, pooling_of
 from lrmil_training.evaluation.patients import group_slides, scale_logits
@@ -97,7 +97,7 @@ def _method_lines(
     probabilities = scale_logits(patient_logits(results, bags.all), temperature)
     for bag, values in zip(bags.all, probabilities, strict=True):
         slides = tuple(rows[i].name for i in bag.rows)
-        label = "" if bag.target is None else cohort.classes[bag.target]
+        label = "" if bag.target in (None, UNLABELLED) else cohort.classes[bag.target]
         reason = "slides of several labels: not in the figures" if bag.target is None else ""
         predicted, split = cohort.classes[int(values.argmax())], rows[bag.rows[0]].split
         lines.append(

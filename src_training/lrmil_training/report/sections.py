@@ -11,6 +11,7 @@ from typing import Any
 
 from lrmil_training.data.validation_patients import few_validation_patients
 from lrmil_training.evaluation.comparison_table import CHOSEN, Row, comparison_rows, series_rows
+from lrmil_training.evaluation.metrics import NO_LABELS
 from lrmil_training.evaluation.patients import PATIENTS
 from lrmil_training.evaluation.significance import NON_INFERIORITY_MARGIN
 from lrmil_training.report.plots import (
@@ -122,7 +123,7 @@ def _describe_imbalance(rows: Sequence[Section]) -> str | None:
     for row in rows:
         for label, count in row["classes"].items():
             totals[label] = totals.get(label, 0) + count
-    if not totals:
+    if not any(totals.values()):  # no slides, or none with a label
         return None
     ranked = sorted(totals.items(), key=lambda item: -item[1])
     (largest, most_slides), (smallest, least_slides) = ranked[0], ranked[-1]
@@ -147,6 +148,8 @@ def describe_class_weights(record: RunRecord) -> str | None:
     if not train:
         return f"{sentence}."
     slides = [s for s in record.slides if s["split"] == "train"]
+    if not any(s["label"] for s in slides):
+        return None
     if record.config.get("bag") == "patient":  # a patient's slides are one bag
         slides = [slides[rows[0]] for rows in bags_by_patient([s["patient"] for s in slides]).values()]
         sentence = f"{sentence}, of patients (bag: patient)"
@@ -212,6 +215,7 @@ def _split_section(record: RunRecord, split: str) -> Section:
         "differences": differences,
         "forest": _render_optional(forest, 6.6, 0.75 + 0.27 * len(measured)),
         "roc": _render_optional(plot_roc(record, split), 4.1, 3.9),
+        "has_labels": auroc.get("reason") != NO_LABELS,
         "reliability": _render_optional(plot_reliability(record, split), 4.1, 3.9),
         "verdicts": {m: describe_non_inferiority(result) for m, result in verdicts.items()},
         "agreement": _render_optional(plot_agreement(record, split), 8.4, 1.0 + 0.36 * len(metrics)),

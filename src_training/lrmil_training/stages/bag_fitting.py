@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from lrmil_training.config import Stage2Config, Stage3Config, TeacherConfig
 from lrmil_training.data.bags import BagDataset, BagItem, Loadable, StoredBag
-from lrmil_training.data.cohort import CohortSlide
+from lrmil_training.data.cohort import UNLABELLED, CohortSlide
 from lrmil_training.data.patient_bags import join_stored
 from lrmil_training.data.teacher_targets import TeacherTargets
 from lrmil_training.evaluation.metrics import multiclass_auroc
@@ -172,7 +172,8 @@ def rank_agreement(scores: Tensor, teacher_scores: Tensor) -> float:
 def selection_figure(auroc: float, ce: float) -> float:
     """Return the figure that chooses an epoch: AUROC, with ties broken by cross-entropy.
 
-    On few slides AUROC has few values. Capped, the cross-entropy changes the figure by 0.01 at most.
+    On few slides AUROC has few values. Capped, the cross-entropy changes the figure by 0.01 at most. Without labels the
+    agreement with the teacher takes the place of AUROC, and the divergence from its classes that of cross-entropy.
     """
     return auroc - 1e-3 * min(ce, 10.0)
 
@@ -191,6 +192,7 @@ class SelectingModule(L.LightningModule):
         self.config = config
         self._logits: list[tuple[Tensor, int]] = []  # of validation slides, each with its target
         self._agreements: list[float] = []
+        self._divergences: list[float] = []  # of class probabilities from the teacher's, of slides without labels
         self._means = EpochMeans("train")
 
     def record_logits(self, logits: Tensor, target: int) -> None:
@@ -202,6 +204,11 @@ class SelectingModule(L.LightningModule):
         if len(item.teacher_scores) == len(scores) > 1:
             self._agreements.append(rank_agreement(scores.detach(), item.teacher_scores))
 
+    def record_unlabelled(self, output: MilOutput, item: BagItem) -> None:
+        """Record how far one validation slide without a label is from the teacher, in attention and classes."""
+        self._divergences.append(float(bag_kl(output.logits.detach().float(), item.teacher_logits.float(), 1.0)))
+        self.record_agreement(output.scores, item)
+
     def total(self, terms: Mapping[str, Tensor], index: int) -> Tensor:
         """Record the loss terms of one step and return their sum."""
         self._means.add(terms, 1, index)
@@ -212,21 +219,32 @@ class SelectingModule(L.LightningModule):
         self.log_dict(self._means.take(), batch_size=1)
 
     def on_validation_epoch_end(self) -> None:
-        """Log AUROC, cross-entropy and the selection figure."""
+        """Log AUROC, cross-entropy and the selection figure; without labels the agreement with the teacher selects."""
+        agreements, divergences = all_gather_rows(self._agreements), all_gather_rows(self._divergences)
+        self._agreements.clear()
+        self._divergences.clear()
+        agreement = float(np.mean(agreements)) if agreements else 0.0
+        if divergences:
+            kl = float(np.mean(divergences))
+            figures, select = {"val/kl": kl}, selection_figure(agreement, kl)
+        else:
+            auroc, ce = self._label_figures()
+            figures, select = {"val/auroc": auroc, "val/ce": ce}, selection_figure(auroc, ce)
+        is_ready = self.current_epoch + 1 >= min(self.config.min_epochs, self.config.epochs)
+        lowest = BELOW_MIN_EPOCHS - 2 * bool(divergences)  # agreement ends at -1, not at 0
+        waiting = lowest + 1e-4 * self.current_epoch  # rises, so that patience starts with selection
+        self.log_dict({**figures, SELECT: select if is_ready else waiting}, batch_size=1)
+        if agreements:  # the teacher itself and labels-only fits have none
+            self.log("val/agreement", agreement, batch_size=1)
+
+    def _label_figures(self) -> tuple[float, float]:
+        """Return AUROC and cross-entropy of the recorded logits, which are then forgotten."""
         rows = all_gather_rows(self._logits)
         self._logits.clear()
         logits, targets = torch.stack([row for row, _ in rows]), torch.tensor([target for _, target in rows])
         ce = float(functional.cross_entropy(logits, targets))
         value = multiclass_auroc(torch.softmax(logits, dim=1).numpy(), targets.numpy())
-        auroc = float("nan") if value is None else value  # cohorts with a class missing were refused before
-        is_ready = self.current_epoch + 1 >= min(self.config.min_epochs, self.config.epochs)
-        waiting = BELOW_MIN_EPOCHS + 1e-4 * self.current_epoch  # rises, so that patience starts when selection does
-        select = selection_figure(auroc, ce) if is_ready else waiting
-        self.log_dict({"val/auroc": auroc, "val/ce": ce, SELECT: select}, batch_size=1)
-        agreements = all_gather_rows(self._agreements)
-        self._agreements.clear()
-        if agreements:  # the teacher itself and labels-only fits have none
-            self.log("val/agreement", float(np.mean(agreements)), batch_size=1)
+        return float("nan") if value is None else value, ce  # cohorts with a class missing were refused before
 
     def on_train_epoch_start(self) -> None:
         """Pass the epoch to the data set: every draw is a function of seed, epoch and slide."""
@@ -255,6 +273,9 @@ class BagModule(SelectingModule):
     def validation_step(self, item: BagItem, index: int) -> None:
         """Record the MIL's outputs for one bag."""
         output = self.mil(item.instances)
+        if item.target == UNLABELLED:
+            self.record_unlabelled(output, item)
+            return
         self.record_logits(output.logits, item.target)
         self.record_agreement(output.scores, item)
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lrmil_training.config import Stage2Config, Stage3Config
 from lrmil_training.data.bags import BagItem, draw_rows
-from lrmil_training.data.cohort import CohortSlide
+from lrmil_training.data.cohort import UNLABELLED, CohortSlide
 from lrmil_training.data.features import lr_patches
 from lrmil_training.data.patch_pairs import SlideHandles, apply_dihedral
 from lrmil_training.data.patient_bags import join_items
@@ -321,9 +321,13 @@ class EndToEndModule(SelectingModule):
         return self.total(terms, index)
 
     def validation_step(self, batch: Sequence[DrawnBag], index: int) -> None:
-        """Record the logits of whole slides."""
+        """Record the logits of whole slides; without labels how they agree with the teacher."""
         for bag in batch:
-            self.record_logits(self.mil(self.encode(bag.pixels)).logits, bag.item.target)
+            output = self.mil(self.encode(bag.pixels))
+            if bag.item.target == UNLABELLED:
+                self.record_unlabelled(output, bag.item)
+            else:
+                self.record_logits(output.logits, bag.item.target)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Return (N, D) embeddings of (N, 3, p, p) uint8 pixels, in chunks unless gradients need all at once."""

@@ -12,6 +12,7 @@ from typing import Any
 from lrmil_training.data.cohort import Cohort
 from lrmil_training.data.validation_patients import validation_notice
 from lrmil_training.evaluation.evaluate import SlideResult, fit_method_temperature
+from lrmil_training.evaluation.metrics import NO_LABELS
 from lrmil_training.evaluation.patients import PATIENTS
 from lrmil_training.runs.event_log import SELECTION
 from lrmil_training.stages.embedding_statistics import measure_embeddings, measure_patient_embeddings
@@ -20,6 +21,7 @@ from lrmil_training.stages.outputs import Evaluation, Student, TeacherOutputs
 from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.models.card import HeadOrigin
 from napari_lrmil.core.models.cohort_distance import PATIENT_EMBEDDINGS, write_embedding_statistics
 from napari_lrmil.core.models.limits import ModelLimits
 from napari_lrmil.core.models.networks import StudentNetwork, TeacherNetwork, write_bundle
@@ -49,10 +51,14 @@ def export_bundle(
     }
     networks = StudentNetwork(student.encoder, student.require_mil())
     of_methods = evaluation.limits
-    limits = ModelLimits(student=of_methods["student"], teacher=of_methods.get("teacher"), level=config.bag)
+    limits = None  # without labels
+    if of_methods:
+        limits = ModelLimits(student=of_methods["student"], teacher=of_methods.get("teacher"), level=config.bag)
+    head = context.head
+    origin = None if head is None else HeadOrigin(layout=head.layout, file=head.file, sha256=head.sha256)
     # The teacher's encoder may still be on the GPU; bundles are written from the CPU.
     hr = None if teacher.mil is None else TeacherNetwork(context.encoder.encoder.cpu(), teacher.mil)
-    bundle = write_bundle(folder, card, networks, hr, limits)
+    bundle = write_bundle(folder, card, networks, hr, limits, origin)
     statistics = measure_embeddings(cohort, student.require_features())
     write_embedding_statistics(folder, statistics, bundle.sha256)
     by_patient = measure_patient_embeddings(cohort, student.require_features()) if config.bag == "patient" else None
@@ -64,6 +70,7 @@ def _describe_cohort(cohort: Cohort) -> dict[str, str]:
     """Return the classes of each split, and a sentence if validation has too few patients."""
     lines = {f"{split} slides": _class_counts(counts) for split, counts in cohort.summary().items()}
     notice = validation_notice([cohort])
+    lines |= {} if cohort.is_labelled else {"labels": "none; the student learned from the teacher alone"}
     return lines | ({"note": notice} if notice else {})
 
 
@@ -96,19 +103,29 @@ def _outline_counts(context: RunContext, teacher: TeacherOutputs) -> dict[str, s
 
 
 def _class_counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
+    return ", ".join(f"{count} {label}".strip() for label, count in sorted(counts.items()))
 
 
 def summary(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Return one line per method and split: AUROC with interval and what the interval is over."""
+    """Return one line per method and split: AUROC with interval and what the interval is over, or the agreement."""
     lines: dict[str, str] = {}
     for method, splits in metrics.items():
         for split, figures in splits.items():
             lines |= _auroc_line(f"{method}, {split}: AUROC", figures["auroc"], "n_slides", _slides(figures))
+            if figures["auroc"].get("reason") == NO_LABELS and figures["agreement"]:
+                lines |= _agreement_line(f"{method}, {split}", figures)
             if PATIENTS in figures:
                 auroc = figures[PATIENTS]["auroc"]
                 lines |= _auroc_line(f"{method}, {split}: AUROC by patient", auroc, "n_patients", "patients")
     return lines
+
+
+def _agreement_line(name: str, figures: Mapping[str, Any]) -> dict[str, str]:
+    rho, count = figures["agreement"]["spearman"], figures["auroc"]["n_slides"]
+    if rho is None:
+        return {}
+    same = f"the teacher's class in {figures['same_class']:.0%}"
+    return {f"{name}: agreement with the teacher": f"rank correlation of attention {rho:.3f}, {same} of {count} slides"}
 
 
 def _slides(figures: Mapping[str, Any]) -> str:

@@ -27,6 +27,7 @@ from napari_lrmil.core.encoders import AlignedEncoder, Encoder, NetworkEncoder, 
 from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.events import Event
 from napari_lrmil.core.features.torch_encoding import resize_patches
+from napari_lrmil.core.models.mil import MIL, GatedAttentionMIL
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,19 @@ class PatchDistillation:
         evidence = None
         if self.config.lambda_patch:
             shares = {side: [context.lesions.of(t.row, t.grid, high=False) for t in targets[side]] for side in targets}
-            head = copy.deepcopy(teacher.require_mil().classifier)  # a copy, because it moves to the device of the fit
-            evidence = PatchEvidence(head, shares)
+            evidence = PatchEvidence(_patch_head(teacher.require_mil()), shares)
         network = context.encoder.encoder
         fitting = fit_patch_distillation(student.encoder, targets, self.config, plan, network, evidence)
         encoder = yield from fitting
         round_to_half(encoder)
         return replace(student, encoder=encoder)
+
+
+def _patch_head(mil: MIL) -> nn.Module:
+    """Return what gives standardised embeddings their class scores: a copy, as it moves to the device of the fit."""
+    projection = mil.projection if isinstance(mil, GatedAttentionMIL) else None
+    layers = [] if projection is None else [projection, nn.ReLU()]
+    return copy.deepcopy(nn.Sequential(*layers, mil.classifier))
 
 
 # ---------------------------------------------------------------- targets
@@ -111,7 +118,7 @@ class PatchEvidence:
         ``train`` and ``val`` -> class shares of the LR patches of each slide; see `PatchPairDataset`.
     """
 
-    head: nn.Linear
+    head: nn.Module
     shares: Mapping[str, Sequence[Tensor]]
 
     def loss(self, embedding: Tensor, classes: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from lrmil_training.runs.event_log import BUNDLE, METRICS
 from lrmil_training.stages.comparison import fit_compared_teachers
 from lrmil_training.stages.evaluate_run import evaluate_run
 from lrmil_training.stages.export import export_bundle
+from lrmil_training.stages.given_teacher import take_teacher
 from lrmil_training.stages.layer_candidates import candidate_features
 from lrmil_training.stages.methods import STUDENT, Method, list_methods
 from lrmil_training.stages.outline_use import switch_off_without_outlines
@@ -35,7 +36,7 @@ def run_stages(context: RunContext) -> Generator[Event, None, None]:
         chosen = yield from choose_recipe(context, hr)
         hr = yield from candidate_features(context, hr, chosen.config.encoder.teacher_layers)
         context = chosen
-        teacher = yield from fit_teacher(context, hr)
+        teacher = yield from (fit_teacher if context.head is None else take_teacher)(context, hr)
         compared = yield from fit_compared_teachers(context, hr)
     else:
         cohort, teacher = yield from find_lr_grids(context)

@@ -19,6 +19,7 @@ from lrmil_training.data.bags import class_weights
 from lrmil_training.data.cohort import Cohort, CohortSlide
 from lrmil_training.data.features import FeatureRequest
 from lrmil_training.data.lesion_targets import LesionTargets
+from lrmil_training.data.mil_head import MilHead
 from lrmil_training.data.patient_bags import group_by_bag
 from lrmil_training.data.patient_groups import expected_draws, samples_by_patient
 from lrmil_training.fitting.fit import FitPlan
@@ -60,6 +61,8 @@ class RunContext:
         Epochs of the teacher, chosen by the inner cross-validation; None: validation chooses.
     hr_source
         Hash of the content of HR features of another program; empty if HR patches are encoded.
+    head
+        The teacher's MIL of another program, its classes in the order of the cohort's; None: the teacher is fitted.
     """
 
     config: TrainConfig
@@ -73,6 +76,7 @@ class RunContext:
     stain: StainTarget | None = None
     teacher_epochs: int | None = None
     hr_source: str = ""
+    head: MilHead | None = None
 
     @property
     def hidden_folders(self) -> set[Path] | None:
@@ -90,7 +94,9 @@ class RunContext:
 
     @cached_property
     def class_weights(self) -> list[float]:
-        """Weight of each class in the label terms, from the training slides."""
+        """Weight of each class in the label terms, from the training slides; 1 without labels."""
+        if not self.cohort.is_labelled:
+            return [1.0] * len(self.cohort.classes)
         # Training slides alone: validation slides must not influence the fit.
         targets = [self.cohort.target(slides[0]) for slides in self.bags("train")]
         draws = expected_draws(self.patient_samples, len(targets)) if self.patient_samples else None
@@ -156,7 +162,10 @@ class RunContext:
         # Students depend on the teacher's chosen epochs too.
         epochs = [] if self.teacher_epochs is None else [{"teacher_epochs": self.teacher_epochs}]
         source = [{"hr_source": self.hr_source}] if self.hr_source else []
-        parts = [stage, shared, self.encoder.sha256, slides, *later_run_values(c), *outlines, *epochs, *source]
+        # The content of a given head, because the file may be changed or moved.
+        head = [] if self.head is None else [{"teacher_mil": self.head.fingerprint}]
+        given = [*outlines, *epochs, *source, *head]
+        parts: list[Any] = [stage, shared, self.encoder.sha256, slides, *later_run_values(c), *given]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from lrmil_training.stages.outputs import Student, TeacherOutputs
 from lrmil_training.stages.run_context import RunContext, stage_seed
 from napari_lrmil.core.encoders import AlignedEncoder, build_encoder, round_to_half
 from napari_lrmil.core.events import Event, Notice
+from napari_lrmil.core.models.mil import MIL
 
 
 def initial_encoder(context: RunContext, teacher: TeacherOutputs, *, aligned: bool) -> AlignedEncoder:
@@ -92,17 +94,27 @@ class InitialMil:
 
     def run(self, context: RunContext, teacher: TeacherOutputs, student: Student) -> Generator[Event, None, Student]:
         """Make the MIL."""
-        seed = stage_seed(context.config.seed, self.seed_name)
-        settings, classes = context.config.teacher, len(context.cohort.classes)
-        mil = seeded_mil(student.encoder.dim, classes, settings, seed, of_student=True)
+        mil = self._start(context, teacher, student)
         if self.standardises:
             features = student.require_features()
             statistics = feature_statistics([features[s.name] for s in context.cohort.of("train")])
             mil.set_standard(statistics.mean, statistics.deviation)
         if self.notice:
             yield Notice(self.notice)
-        if self.copies_teacher:  # but not its statistics: they are those of HR features that are not standardised
+        # But not the teacher's statistics: they are those of HR features that are not standardised.
+        if self.copies_teacher and context.head is None:
             mil.load_state_dict(teacher.require_mil().state_dict() | {"mean": mil.mean, "deviation": mil.deviation})
         if self.is_frozen:
             mil.eval().requires_grad_(False)
+            round_to_half(mil)  # a given teacher is not; what is measured is what the bundle holds
         return replace(student, mil=mil)
+
+    def _start(self, context: RunContext, teacher: TeacherOutputs, student: Student) -> MIL:
+        """Return a MIL of random weights, or a copy of a given teacher, which can have another architecture."""
+        if self.copies_teacher and context.head is not None:
+            mil = copy.deepcopy(teacher.require_mil()).requires_grad_(True)
+            mil.set_standard(torch.zeros(mil.dim), torch.ones(mil.dim))  # the student's embeddings are standardised
+            return mil
+        seed = stage_seed(context.config.seed, self.seed_name)
+        settings, classes = context.config.teacher, len(context.cohort.classes)
+        return seeded_mil(student.encoder.dim, classes, settings, seed, of_student=True)

@@ -116,6 +116,11 @@ def fit_teacher(
     bags = by_side(context, lambda s: teacher_bag(context, hr, s, grids[s.name]), join_stored)
     mil = yield from fit_mil(mil, label_loss, bags, settings, plan)
     round_to_half(mil)  # the student learns from the weights that the bundle will hold
+    return teacher_outputs(context, hr, mil, grids)
+
+
+def teacher_outputs(context: RunContext, hr: HrFeatures, mil: MIL, grids: Mapping[str, NestedGrid]) -> TeacherOutputs:
+    """Return the targets of a frozen MIL for every slide."""
     slides = {s.name: _teacher_targets(s, grids[s.name], mil, hr) for s in context.cohort.slides}
     if context.config.bag == "patient":
         slides = _join_patients(context, slides)
