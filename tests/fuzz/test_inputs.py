@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from random import Random
 
@@ -19,6 +20,7 @@ DECODED_GOAL = 0.3
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is limited and read as Linux does it")
 @pytest.mark.parametrize("name", INPUTS)
 def test_mutated_files_are_right_or_said(name: str, tmp_path: Path) -> None:
     if not is_available(name):

@@ -23,6 +23,7 @@ from support.networks import untrained_bundle, untrained_encoder
 from support.phantoms import copy_cohort
 from support.processes import ended, start_command
 
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 KILLS = 20 if os.environ.get("LRMIL_FUZZ") else 2
 FITS = ("teacher", "stage1", "stage2", "stage3")
 RATES = (1e-4, 1e-3)  # of stage 3; it fits once for each

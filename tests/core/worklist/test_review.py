@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -148,7 +147,7 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_process_loses_no_verdict(tmp_path: Path) -> None:
-    """SIGKILL at any moment: all verdicts that were confirmed are in the file, and it is whole."""
+    """Killed at any moment: all verdicts that were confirmed are in the file, and it is whole."""
     path = tmp_path / "review.csv"
     for verdicts in (1, 2, 7, 60):
         path.unlink(missing_ok=True)
@@ -156,7 +155,7 @@ def test_a_killed_process_loses_no_verdict(tmp_path: Path) -> None:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             last = next(int(line) for line in process.stdout if int(line) + 1 >= verdicts)
-            process.send_signal(signal.SIGKILL)
+            process.kill()
             last = max([last, *map(int, process.stdout.read().split())])
         comments = {r.slide: int(r.comment.removeprefix("number ")) for r in read_review(path).rows}
         for number in range(max(0, last - 49), last + 1):

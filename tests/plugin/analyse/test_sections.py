@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -478,6 +479,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(
     assert run(dock, qtbot) is not None
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no file sizes")
 def test_a_full_disk_is_said_and_nothing_half_written_is_left(
     dock: Any, qtbot: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -207,14 +207,14 @@ def test_a_time_in_the_future_is_no_sign_of_life(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [LOCK_FILE, f".{LOCK_FILE}.takeover"])
-@pytest.mark.parametrize("kind", ["folder", "link", "pipe"])
+@pytest.mark.parametrize("kind", ["folder", "link", "pipe"] if os.name == "posix" else ["folder"])
 def test_a_name_that_is_taken_by_no_file_is_one_sentence_at_once(tmp_path: Path, name: str, kind: str) -> None:
     (tmp_path / LOCK_FILE).write_text(_stale(host=socket.gethostname(), space=_pid_namespace(), pid=2**31 - 2))
     (tmp_path / name).unlink(missing_ok=True)
     make: dict[str, Callable[[Path], object]] = {
         "folder": Path.mkdir,
         "link": lambda path: path.symlink_to("nowhere"),
-        "pipe": os.mkfifo,
+        "pipe": lambda path: os.mkfifo(path),
     }
     make[kind](tmp_path / name)
     start = time.monotonic()
