@@ -17,6 +17,7 @@ from napari_lrmil.core.doctor.site import check_site
 from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.features.devices import resolve_device
 from napari_lrmil.core.models.bundle import SHIPPED, Bundle
+from napari_lrmil.core.models.model_choice import listed_model_uses, shipped_model_uses
 from napari_lrmil.core.site_settings import ENTRIES, FILE_VARIABLE, apply_site_settings, site_values
 from napari_lrmil.core.threads import leave_core_free
 from napari_lrmil.core.user_folders import cache_folder
@@ -162,6 +163,10 @@ def test_a_folder_of_models_on_a_share(call: Call, write: Write, tmp_path: Path)
     assert str(tmp_path / "zoo" / "liver") in out
     assert f"{tmp_path}/away: not there now" in err
     assert Bundle("liver").path == tmp_path / "zoo" / "liver"
+    (tmp_path / "zoo" / "broken").mkdir()
+    (tmp_path / "zoo" / "broken" / "lrmil.json").write_text("{}")
+    listed = listed_model_uses()  # as the window lists them
+    assert listed == shipped_model_uses() | {str(tmp_path / "zoo" / "liver"): "demo: phantoms only"}
 
 
 def test_doctor_shows_each_value_with_its_source(write: Write) -> None:

@@ -18,7 +18,7 @@ from qtpy.QtWidgets import QComboBox, QFileDialog, QShortcut
 
 from napari_lrmil.core.features.devices import DEVICES, available_devices
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
-from napari_lrmil.core.models.model_choice import shipped_model_labels, shipped_model_uses
+from napari_lrmil.core.models.model_choice import listed_model_uses, shipped_model_labels
 from napari_lrmil.core.visualize.overlay import RESEARCH_USE
 from napari_lrmil.plugin.analyse.actions import ViewerActions
 from napari_lrmil.plugin.analyse.canvas import Canvas
@@ -136,7 +136,7 @@ class AnalyseWidget(DockWidget):
 
     def _build_form(self) -> widgets.Container[Any]:
         self.slide = widgets.ComboBox(label="Slide", choices=[], nullable=True)
-        self._model_labels = shipped_model_uses()  # a name beside it would be cut off at 12 pt
+        self._model_labels = listed_model_uses()  # a name beside it would be cut off at 12 pt
         names = "\n".join(shipped_model_labels().values())
         self.model = widgets.ComboBox(label="Model", choices=self._model_choices(), nullable=True, tooltip=names)
         self.model_folder = widgets.PushButton(
