@@ -49,6 +49,8 @@ from napari_lrmil.core.slides.phantom_mark import PHANTOM_MODEL
 
 if TYPE_CHECKING:
     from lrmil_training.config import TrainConfig
+    from lrmil_training.data.conversion import ConvertTask
+    from napari_lrmil.core.cohort import SlideJob
     from napari_lrmil.core.models.bundle import Bundle
 
 DEFAULT_PHANTOMS = 20  # slides
@@ -141,10 +143,18 @@ def _parse_size(text: str) -> tuple[int, int]:
 
 def features(
     cohort: Annotated[Path, typer.Argument(metavar="COHORT.csv", help="a table of slides, or a folder of them")],
-    encoder: Annotated[
-        str, typer.Option(help="file, folder, hf:owner/name, lazyslide:NAME, or a bundle whose teacher is used")
-    ],
     folder: OutOption,
+    encoder: Annotated[
+        str | None, typer.Option(help="file, folder, hf:owner/name, lazyslide:NAME, or a bundle whose teacher is used")
+    ] = None,
+    convert: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="in place of --encoder: features of another program, written anew"),
+    ] = None,
+    hr_mapping: HrMappingOption = None,
+    layout: Annotated[
+        str, typer.Option("--format", help="trident, clam or stamp; from an encoder in addition to trident")
+    ] = "trident",
     mpp: Annotated[float, typer.Option(help="µm per pixel of the patches")] = 0.5,
     patch_px: Annotated[int, typer.Option("--patch-px", min=32, help="side of a patch in pixels of that size")] = 256,
     device: DeviceOption = "auto",
@@ -156,25 +166,34 @@ def features(
     ignore_disk: IgnoreDiskOption = False,
 ) -> None:
     """Extract the features of a cohort, one HDF5 file per slide in TRIDENT's layout. Existing files are kept."""
+    from lrmil_training.data.conversion import ConvertTask
     from lrmil_training.data.features import FeatureTask, cached_encoder, refuse_foreign_features, unlabelled_slide
-    from napari_lrmil.cli.predict import expand_slides
-    from napari_lrmil.core.cohort import SlideJob
     from napari_lrmil.core.encoders import encoder_notice
+    from napari_lrmil.core.features.layouts.writers import require_format
 
+    require_format(layout)
+    if (encoder is None) == (convert is None):
+        raise typer.BadParameter("expected either --encoder or --convert")
+    if convert is not None:
+        execution = ExecutionOptions(workers, scheduler, memory, "cpu")
+        source, target = execution.resolve_path(convert), execution.resolve_path(folder)
+        _convert(cohort, ConvertTask(source, tuple(hr_mapping or ()), target, layout), folder, execution, part)
+        return
+    assert encoder is not None
     # The terms of use are printed before weights are downloaded.
     if notice := encoder_notice(encoder):
         print_notice("", notice)
     execution = ExecutionOptions(workers, scheduler, memory, device)
     require_writable(folder)
-    slides, left_out = expand_slides([cohort])
-    slides = take_part(slides, part)
-    jobs = [SlideJob(execution.resolve_path(slide.path), slide.mpp, slide.path_in_cohort) for slide in slides]
+    jobs, left_out = _slide_jobs(cohort, execution, part)
     # Only a file has a path to resolve; other encoders are names that every worker can look up.
     name = str(execution.resolve_path(Path(encoder))) if Path(encoder).is_file() else encoder
     # Loaded here first, so that a broken encoder fails once and not once per slide.
     loaded = cached_encoder(name)
     execution.require_device()
-    task = FeatureTask(name, loaded.sha256, mpp, patch_px, execution.resolve_path(folder), device, allow_missing)
+    task = FeatureTask(
+        name, loaded.sha256, mpp, patch_px, execution.resolve_path(folder), device, allow_missing, layout
+    )
     request = task.request(loaded)
     files = [request.path(unlabelled_slide(job)) for job in jobs]
     for file in files:
@@ -186,6 +205,31 @@ def features(
     )
     count = progress.done + progress.reused
     print_result(f"{count} of {progress.total} slides -> {folder}")
+    exit_if_failed(progress)
+
+
+def _slide_jobs(cohort: Path, execution: ExecutionOptions, part: str | None) -> tuple[list[SlideJob], Sequence[str]]:
+    """Return the slides of a table or folder, or a part of them, as jobs, and what was left out of it."""
+    from napari_lrmil.cli.predict import expand_slides
+    from napari_lrmil.core.cohort import SlideJob
+
+    slides, left_out = expand_slides([cohort])
+    slides = take_part(slides, part)
+    jobs = [SlideJob(execution.resolve_path(slide.path), slide.mpp, slide.path_in_cohort) for slide in slides]
+    return jobs, left_out
+
+
+def _convert(cohort: Path, task: ConvertTask, folder: Path, execution: ExecutionOptions, part: str | None) -> None:
+    """Write the features of another program anew, for every slide of a table or folder, or a part of them."""
+    from napari_lrmil.core.features.layouts.find import find_feature_folder
+    from napari_lrmil.core.features.layouts.plain import parse_mapping
+
+    require_writable(folder)
+    source = find_feature_folder(task.source, parse_mapping(task.mapping))  # a wrong folder fails once
+    jobs, left_out = _slide_jobs(cohort, execution, part)
+    progress = run_with_progress("features", jobs, task, execution, folder, notices=left_out, is_part=part is not None)
+    count = progress.done + progress.reused
+    print_result(f"{count} of {progress.total} slides, from {source.layout} to {task.layout} -> {folder}")
     exit_if_failed(progress)
 
 

@@ -25,6 +25,8 @@ FIELD_LABELS = {
     "topk": "Top patches",
     "init": "Start from",
     "about": "About the model",
+    "hr_mapping": "HR features: mapping",
+    "hr_check": "HR features: encoded again",
     "calibration": "Share of training patients",
     "mil": "MIL of another program",
     "mil_classes": "Classes of that MIL",

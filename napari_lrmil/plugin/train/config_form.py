@@ -30,13 +30,21 @@ from napari_lrmil.plugin.train.pair_preview import PatchPairPicture
 MAIN_FIELDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("HR teacher", ("distil",)),
     ("HR encoder", ("encoder.teacher",)),
+    ("HR features", ("hr_features",)),
     ("µm/px: HR, LR", ("hr_mpp", "lr_mpp")),
     ("Patch px: HR, LR", ("hr_patch_px", "lr_patch_px")),
     ("Epochs: HR, 1, 2", ("teacher.epochs", "stage1.epochs", "stage2.epochs")),
     ("Seeds, folds", ("seeds", "folds")),
 )
 ENCODER_LABEL, ENCODER_LABEL_ALONE = "HR encoder", "Encoder"  # without a teacher the student starts from it
-HR_FIELDS = ("hr_mpp", "hr_patch_px", "teacher.epochs", "stage1.epochs", "stage2.epochs")  # of no use without a teacher
+HR_FIELDS = (
+    "hr_features",
+    "hr_mpp",
+    "hr_patch_px",
+    "teacher.epochs",
+    "stage1.epochs",
+    "stage2.epochs",
+)  # of no use without a teacher
 HR_GROUPS = ("selection", "stage1", "stage2")
 OTHER_ENCODER, CUSTOM_PRESET = "other…", "own settings"
 PREVIEW_PX = 148

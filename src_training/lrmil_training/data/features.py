@@ -18,9 +18,18 @@ from napari_lrmil.core.cohort import SlideJob, TaskResult
 from napari_lrmil.core.encoders import ACCEPTED_ENCODERS, AlignedEncoder, LoadedEncoder, resolve_encoder
 from napari_lrmil.core.errors import BagError, BundleError, CohortError, DiskFullError, EncoderError, LrmilError
 from napari_lrmil.core.events import Event, Failed, Notice, Progress, StageDone
-from napari_lrmil.core.features.bag import Bag, BagOrigin, array_location, is_readable_bag, read_origin, write_bag
+from napari_lrmil.core.features.bag import (
+    Bag,
+    BagOrigin,
+    array_location,
+    is_readable_bag,
+    read_bag,
+    read_origin,
+    write_bag,
+)
 from napari_lrmil.core.features.devices import resolve_device
 from napari_lrmil.core.features.extraction import PatchSet, extract_features
+from napari_lrmil.core.features.layouts.writers import FeatureRows, feature_file, write_features, write_patch_file
 from napari_lrmil.core.features.torch_encoding import Embedder
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.models.bundle import Bundle
@@ -331,6 +340,8 @@ class FeatureTask:
         ``auto``, ``cpu``, ``cuda`` or ``mps``, resolved on the machine of the worker.
     allow_missing
         Whether slides are used of which more than a third of the tissue is missing.
+    layout
+        ``trident``, or a further layout in which the features are written too, ``clam`` or ``stamp``.
     """
 
     shared_imports: ClassVar = (__name__,)
@@ -341,6 +352,7 @@ class FeatureTask:
     folder: Path
     device: str = "auto"
     allow_missing: bool = False
+    layout: str = "trident"
 
     def prepare(self, threads: int) -> None:
         """Set the number of threads that torch uses in this process."""
@@ -371,7 +383,7 @@ class FeatureTask:
         path = request.path(row)
         with row.open() as slide:
             if is_up_to_date(path, slide, request):
-                return TaskResult("features (already there)", path, is_reused=True)
+                return TaskResult("features (already there)", self._write_others(path), is_reused=True)
             yield from (Notice(text, row.name) for text in slide.warnings)
             yield Progress("tissue", 0, 1, "slide")
             tissue_began = time.perf_counter()
@@ -381,7 +393,16 @@ class FeatureTask:
             bag = yield from _with_missing_tissue(bag, missing)
             yield Progress("writing", 0, 1, "files")
             write_bag(path, bag)
-        return TaskResult(f"features of {len(bag.coords)} patches", path)
+            return TaskResult(f"features of {len(bag.coords)} patches", self._write_others(path))
+
+    def _write_others(self, path: Path) -> Path:
+        """Write what other programs read: the file of coordinates, and another layout; return the features' file."""
+        bag = read_bag(path)
+        write_patch_file(path, bag.origin, bag.coords)
+        if self.layout == "trident":
+            return path
+        other = feature_file(self.folder / self.layout, self.layout, bag.origin)
+        return write_features(other, self.layout, FeatureRows.of_bag(bag))[0]
 
 
 def unlabelled_slide(work: SlideJob) -> CohortSlide:

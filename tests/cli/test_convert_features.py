@@ -1,0 +1,136 @@
+"""Features for other programs: ``features --convert``, ``--format``, and files of coordinates that torchmil reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from napari_lrmil.core.features.bag import Bag, read_bag
+from napari_lrmil.core.features.layouts.find import find_feature_folder
+from napari_lrmil.core.features.layouts.proof import prove_patches
+from napari_lrmil.core.geometry import PatchPlan
+from napari_lrmil.core.patching.grid import find_nested_grid
+from napari_lrmil.core.slides.slide import Slide
+from support import foreign_features as ff
+from support.phantoms import copy_cohort
+from support.trained import Trained
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def cohort(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_cohort(phantoms, tmp_path_factory.mktemp("cohort"), train=2)
+
+
+@pytest.fixture(scope="module")
+def bags(cohort: Path) -> list[Bag]:
+    """Return features of every slide that no encoder made; float16 holds them exactly."""
+    made_up = []
+    for path in sorted(cohort.parent.glob("*.tif")):
+        with Slide(path) as slide:
+            grid = find_nested_grid(slide, PatchPlan(0.5, 2.0, 64, 64))
+            features = np.random.default_rng(len(made_up)).normal(size=(len(grid.hr_index), 8)).astype(np.float16)
+            made_up.append(Bag(features.astype(np.float32), grid.hr_corners, ff.bag_origin(slide, grid)))
+    return made_up
+
+
+@pytest.mark.parametrize("layout", ["trident", "clam", "stamp"])
+@pytest.mark.parametrize("name", ["trident", "clam", "stamp", "slideflow"])
+def test_features_of_one_program_become_those_of_another(
+    name: str, layout: str, cohort: Path, bags: list[Bag], tmp_path: Path, call: Call
+) -> None:
+    for bag in bags:
+        folder = ff.LAYOUTS[name][0](tmp_path / "in", bag)
+    code, out, err = call("features", cohort, "--convert", folder, "--out", tmp_path / "out", "--format", layout)
+    assert code == 0 and f"2 of 2 slides, from {find_feature_folder(folder).layout} to {layout}" in out, err
+    written = find_feature_folder(tmp_path / "out")
+    assert written.layout.lower() == layout
+    for bag in bags:
+        foreign = written.open(bag.origin.slide)
+        with Slide(cohort.parent / f"{bag.origin.slide}.tif") as slide:
+            patches = prove_patches(foreign, slide)
+        np.testing.assert_array_equal(patches.corners, bag.coords)
+        assert patches.side == 64
+        np.testing.assert_array_equal(np.concatenate([values for _, values in foreign.chunks()]), bag.features)
+
+
+def test_files_of_another_program_are_never_written_over(
+    cohort: Path, bags: list[Bag], tmp_path: Path, call: Call
+) -> None:
+    """Our own may be written again. The slide whose file is in the way is listed, the other is converted."""
+    for bag in bags:
+        ff.write_stamp(tmp_path / "in", bag)
+    target = tmp_path / "out" / "h5_files"
+    for _ in range(2):
+        arguments = ("features", cohort, "--convert", tmp_path / "in", "--out", tmp_path / "out", "--format", "clam")
+        assert call(*arguments)[0] == 0
+    first, second = sorted(target.glob("*.h5"))
+    first.unlink()
+    ff.write_clam(tmp_path / "other", bags[0])
+    first.write_bytes((tmp_path / "other" / "h5_files" / first.name).read_bytes())
+    before = first.read_bytes()
+    code, _, err = call(*arguments)
+    assert code == 3 and "another program wrote this file" in err and first.read_bytes() == before
+    assert first.stem in (tmp_path / "out" / "failures.csv").read_text() and second.exists()
+
+
+def test_a_wrong_call_is_refused(cohort: Path, bags: list[Bag], tmp_path: Path, call: Call) -> None:
+    out = ("--out", tmp_path / "out")
+    code, _, err = call("features", cohort, *out)
+    assert code == 2 and "either --encoder or --convert" in err
+    code, _, err = call("features", cohort, *out, "--convert", tmp_path, "--format", "csv")
+    assert code == 2 and "expected trident, clam, stamp" in err
+    code, _, err = call("features", cohort, *out, "--convert", tmp_path)
+    assert code == 2 and "no features of a known layout" in err
+    for bag in bags:
+        ff.write_plain_h5(tmp_path / "plain", bag)
+    mapping = [word for text in ff.PLAIN_H5[:4] for word in ("--hr-mapping", text)]
+    code, _, err = call("features", cohort, *out, "--convert", tmp_path / "plain", *mapping)
+    assert code == 3 and "--hr-mapping patch_px=256" in err.replace("\n", " ")
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+def test_torchmil_builds_its_adjacency_from_our_features(
+    cohort: Path, trained: Trained, tmp_path: Path, call: Call
+) -> None:
+    """And CLAM's and STAMP's files of the same features lie beside them."""
+    pytest.importorskip("torchmil")
+    from torchmil.datasets import TridentWSIDataset
+
+    options = ("--encoder", trained.encoder, "--patch-px", "64", "--out", tmp_path)
+    code, _, err = call("features", cohort, *options, "--format", "clam")
+    assert code == 0, err
+    (base,) = tmp_path.glob("20x_*")
+    (tmp_path / "labels").mkdir()
+    names = [path.stem for path in sorted(cohort.parent.glob("*.tif"))]
+    for name in names:
+        with h5py.File(tmp_path / "labels" / f"{name}.h5", "w") as file:
+            file["label"] = np.array([1])
+    (features,) = base.glob("features_*")
+    dataset = TridentWSIDataset(
+        f"{base}/",
+        str(tmp_path / "labels" / ""),
+        features.name.removeprefix("features_"),
+        wsi_names=names,
+        bag_keys=["X", "adj", "coords"],
+        patch_size=64,
+        load_at_init=False,
+    )
+    bag = read_bag(features / f"{names[0]}.h5")
+    loaded = dataset[0]
+    np.testing.assert_allclose(loaded["X"].numpy(), bag.features)
+    index = (bag.coords - bag.origin.origin_level0) // 64
+    neighbours = (np.abs(index[:, None] - index[None]).max(axis=2) <= 1) & ~np.eye(len(index), dtype=bool)
+    adjacency = loaded["adj"].to_dense().numpy() > 0
+    np.testing.assert_array_equal(adjacency & ~np.eye(len(index), dtype=bool), neighbours)
+    clam = find_feature_folder(tmp_path / "clam").open(names[0])
+    np.testing.assert_array_equal(clam.coords, bag.coords)
+    # Another call keeps the files, and makes those of coordinates that are missing.
+    patches = base / "patches" / f"{names[0]}_patches.h5"
+    patches.unlink()
+    assert call("features", cohort, *options)[0] == 0 and patches.exists()
