@@ -20,7 +20,7 @@ from napari_lrmil.core.features.layouts.foreign import ForeignFeatures
 from napari_lrmil.core.features.layouts.plain import parse_mapping
 from napari_lrmil.core.features.layouts.proof import ProvenPatches, prove_patches
 from napari_lrmil.core.features.layouts.steps import typical_step
-from napari_lrmil.core.features.layouts.writers import FeatureRows, feature_file, write_features
+from napari_lrmil.core.features.layouts.writers import FeatureRows, feature_file, write_in_layout
 from napari_lrmil.core.slides.slide import Slide
 
 
@@ -67,7 +67,7 @@ class ConvertTask:
         path = feature_file(self.folder, self.layout, origin, rows.overlap)
         if any(path.resolve() == part.resolve() for part in foreign.parts):
             raise BagError(path, "the file would be written over itself; choose another --out")
-        write_features(path, self.layout, rows)
+        write_in_layout(path, self.layout, rows)
         return TaskResult(f"features of {foreign.shape[0]} patches from {foreign.layout}", path)
 
 

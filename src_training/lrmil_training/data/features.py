@@ -29,7 +29,7 @@ from napari_lrmil.core.features.bag import (
 )
 from napari_lrmil.core.features.devices import resolve_device
 from napari_lrmil.core.features.extraction import PatchSet, extract_features
-from napari_lrmil.core.features.layouts.writers import FeatureRows, feature_file, write_features, write_patch_file
+from napari_lrmil.core.features.layouts.writers import FeatureRows, feature_file, write_in_layout, write_patch_file
 from napari_lrmil.core.features.torch_encoding import Embedder
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.models.bundle import Bundle
@@ -402,7 +402,7 @@ class FeatureTask:
         if self.layout == "trident":
             return path
         other = feature_file(self.folder / self.layout, self.layout, bag.origin)
-        return write_features(other, self.layout, FeatureRows.of_bag(bag))[0]
+        return write_in_layout(other, self.layout, FeatureRows.of_bag(bag))[0]
 
 
 def unlabelled_slide(work: SlideJob) -> CohortSlide:

@@ -90,7 +90,7 @@ def feature_file(folder: Path, layout: str, origin: BagOrigin, overlap: float = 
     return folder / grid / f"features_{origin.encoder}" / f"{origin.slide}.h5"
 
 
-def write_features(path: Path, layout: str, stored: FeatureRows) -> list[Path]:
+def write_in_layout(path: Path, layout: str, stored: FeatureRows) -> list[Path]:
     """Write features in a layout, with TRIDENT's or CLAM's file of coordinates, and return the files.
 
     Parameters
