@@ -13,6 +13,7 @@ import torch
 from lrmil_training.config import TrainConfig
 from lrmil_training.data.calibration_split import set_calibration_aside
 from lrmil_training.data.cohort import CALIBRATION, SPLITS, Cohort, CohortSlide, require_classes
+from lrmil_training.data.hr_features import check_hr_features
 from lrmil_training.data.lesion_targets import outline_problem
 from lrmil_training.data.patient_groups import count_patients
 from lrmil_training.data.splits import make_folds, require_inner_folds
@@ -100,8 +101,12 @@ def dry_run(cohort_csv: Path, out: Path, config: TrainConfig, device: str) -> It
     if remote:
         passed.append(f"not checked: the encoder {', '.join(remote)}, whose weights may have to be downloaded")
     else:
-        check_encoders(config, inputs.head)
+        check_hr_features(config, cohort, check_encoders(config, inputs.head))
         passed.append("the encoders load and fit each other")
+        if config.hr_features is not None:
+            passed.append(
+                "HR features are there, with the dimensions of the encoder; each slide is checked in training"
+            )
     facts = yield from _look_at_slides(cohort, config)
     yield Finished(_report(cohort, out, config, device, facts, passed))
 
@@ -226,6 +231,8 @@ def _network_lines(config: TrainConfig) -> Iterator[str]:
         f"patches    HR {config.hr_patch_px} px at {config.hr_mpp:g} µm per pixel, LR {config.lr_patch_px} px at "
         f"{config.lr_mpp:g}"
     )
+    if config.hr_features is not None:
+        yield f"HR         features of {config.hr_features}; {config.hr_check} patches of each slide are encoded again"
     epochs = config.teacher.epochs if config.teacher.mil is None else "given"
     yield (
         f"epochs     teacher {epochs}, stage 1 {config.stage1.epochs}, stage 2 {config.stage2.epochs}, "

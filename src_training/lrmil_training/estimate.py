@@ -96,7 +96,8 @@ def estimate_run(
         )
     seconds = None
     if hr is not None and lr is not None:
-        seconds = STARTUP_S + workload.hr * hr / 1000 + _fit_seconds(workload, config, lr / 1000)
+        encoded = workload.hr if config.hr_features is None else config.hr_check * workload.slides
+        seconds = STARTUP_S + encoded * hr / 1000 + _fit_seconds(workload, config, lr / 1000)
     high = f"{workload.hr:,.0f} HR and " if config.distil else ""
     patches = f"{high}{workload.lr:,.0f} LR patches"
     counted = f"{patches}, counted on {workload.checked} of {workload.slides} slides"

@@ -25,11 +25,12 @@ from lrmil_training.data.hr_features import (
     take_request,
 )
 from lrmil_training.data.hr_placement import grid_of_features, require_plan
+from lrmil_training.dry_run import dry_run
 from lrmil_training.stages.run_context import RunContext
 from lrmil_training.train import train
 from napari_lrmil.core.encoders import save_encoder
 from napari_lrmil.core.errors import CohortError, ConfigError, LrmilError
-from napari_lrmil.core.events import Event, Failed, Notice
+from napari_lrmil.core.events import Event, Failed, Finished, Notice
 from napari_lrmil.core.features.bag import Bag, read_bag, read_origin
 from napari_lrmil.core.features.layouts.proof import ProvenPatches
 from napari_lrmil.core.geometry import PatchPlan
@@ -207,6 +208,16 @@ def test_what_cannot_be_the_teachers_features_is_refused_before_any_work(lab: La
     ff.write_stamp(tmp_path / "others", replace(lab.bags[0], origin=replace(lab.bags[0].origin, slide="other")))
     with pytest.raises(ConfigError, match=r"no features of the cohort.s slides.*files other"):
         lab.train(tmp_path / "run", hr_features=tmp_path / "others")
+
+
+def test_a_dry_run_counts_no_encoding_and_checks_the_folder(lab: Lab, tmp_path: Path) -> None:
+    values = TINY | {"encoder": {"teacher": lab.encoder}, "stage1": {"epochs": 0}}
+    folder = lab.write(tmp_path / "features", ff.write_trident)
+    (*_, end) = dry_run(lab.cohort, tmp_path / "run", build_config(values | {"hr_features": folder}), "cpu")
+    assert isinstance(end, Finished) and any("HR         features of" in line for line in end.result.plan)
+    assert any("HR features are there" in line for line in end.result.passed)
+    with pytest.raises(ConfigError, match="no such folder"):
+        list(dry_run(lab.cohort, tmp_path / "run", build_config(values | {"hr_features": tmp_path / "no"}), "cpu"))
 
 
 def test_a_slide_without_features_is_listed(lab: Lab, tmp_path: Path) -> None:
