@@ -55,7 +55,8 @@ class TokenEncoder(NetworkEncoder):
 
     def _encode(self, pixels: Tensor, layers: Sequence[str]) -> EncoderOutput:
         x = self.normalised(pixels)
-        rows, columns = (max(1, round(side / self._token_px)) for side in x.shape[-2:])
+        # int, because sides are tensors while the network is traced.
+        rows, columns = (max(1, round(int(side) / self._token_px)) for side in x.shape[-2:])
         size = (rows * self._token_px, columns * self._token_px)
         if x.shape[-2:] != size:
             x = functional.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
@@ -69,7 +70,7 @@ class TokenEncoder(NetworkEncoder):
         """Return the (B, D, rows, columns) map of (B, T, D) tokens without prefix, or the class token, (B, D, 1, 1)."""
         if name.endswith(CLASS_TOKEN):
             return tokens[:, 0, :, None, None]
-        return tokens[:, self._prefix_tokens :].transpose(1, 2).reshape(len(tokens), self._width, rows, columns)
+        return tokens[:, self._prefix_tokens :].transpose(1, 2).reshape(tokens.shape[0], self._width, rows, columns)
 
     def _end_with(self, layer: str) -> None:
         self._count = int(layer[6:])

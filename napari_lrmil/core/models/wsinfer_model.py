@@ -139,8 +139,8 @@ def _trace(bundle: Bundle, module: PatchClassifier, side: int) -> Any:
             script: Any = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
             noise = torch.rand(CHECK_PATCHES, 3, side, side, generator=torch.Generator().manual_seed(0))
             difference = float((script(noise) - module(noise)).abs().max())
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
+    except Exception as error:  # networks of transformers raise errors of any kind while they are traced
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise BundleError(
             bundle.path, STUDENT, f"the student cannot be written as TorchScript ({reason}); it stays in this program"
         ) from error

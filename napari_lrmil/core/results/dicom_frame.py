@@ -115,11 +115,14 @@ def find_slide_frame(stored: StoredPrediction, folders: Sequence[Path], *, keep_
     lacking = [name for name in POSITION if name not in headers[0]]
     if lacking:
         return own_frame(stored, f"the slide's DICOM file has no {lacking[0]}")
-    spacing = headers[0].SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing
+    try:
+        spacing = headers[0].SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing
+    except (AttributeError, IndexError):
+        return own_frame(stored, "the slide's DICOM file has no PixelSpacing for all of its frames")
     start = headers[0].TotalPixelMatrixOriginSequence[0]
     offsets = (f"{axis}OffsetInSlideCoordinateSystem" for axis in "XYZ")
     x, y, z = (float(start.get(name) or 0) for name in offsets)
-    shown = tuple(header if keep_patient else _technical(header) for header in headers)
+    shown = tuple(_with_empty_patient(header if keep_patient else _technical(header)) for header in headers)
     return SlideFrame(shown, (float(spacing[0]), float(spacing[1])), (x, y, z))
 
 
@@ -172,12 +175,14 @@ def _technical(header: Dataset) -> Dataset:
     for name in TECHNICAL:
         if name in header:
             setattr(technical, name, header[name].value)
-    return _with_empty_patient(technical)
+    return technical
 
 
 def _with_empty_patient(header: Dataset) -> Dataset:
+    """Return a header in which the tags of patient and study that it lacks are empty."""
     for name in PATIENT_AND_STUDY:
-        setattr(header, name, "")
+        if name not in header:
+            setattr(header, name, "")
     return header
 
 

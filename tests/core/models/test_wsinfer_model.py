@@ -12,10 +12,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from napari_lrmil.core.encoders import AlignedEncoder, EncoderSpec, build_encoder
 from napari_lrmil.core.errors import BundleError
 from napari_lrmil.core.features.torch_encoding import encode
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.mil import GatedAttentionMIL, LinearTopkMIL
+from napari_lrmil.core.models.networks import StudentNetwork, write_bundle
 from napari_lrmil.core.models.patch_scores import patch_class_logits
 from napari_lrmil.core.models.wsinfer_model import CONFIG, SCRIPT, write_wsinfer_model, wsinfer_limits
 from napari_lrmil.core.patching.stain import StainStatistics, StainTarget
@@ -104,6 +106,29 @@ def test_what_wsinfer_cannot_do_is_said(exported: tuple[Bundle, Path]) -> None:
     assert "Attention" in texts and "not calibrated" in texts and "normalises colour" not in texts
     stain = StainTarget("reinhard", StainStatistics((0.4, 0.5, 0.3), (60.0, 20.0, 0.0), (9.0, 9.0, 9.0), 9000))
     assert "normalises colour (reinhard)" in " ".join(wsinfer_limits(card.model_copy(update={"stain": stain})))
+
+
+TOKENS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56}
+FAMILIES = {  # encoder, and the side to which patches of 64 px are resized
+    "mobilenet_v3_large": ({"width": 0.25}, None, ()),
+    "convnext": ({"hidden_sizes": [8, 16, 32, 64], "depths": [1, 1, 1, 1]}, None, ("stage_2",)),
+    "vit": (TOKENS | {"intermediate_size": 64, "patch_size": 16}, 48, ("block_1", "block_2.cls")),
+    "dinov2": (TOKENS | {"mlp_ratio": 2, "patch_size": 14}, None, ()),
+    "dinov2_with_registers": (TOKENS | {"mlp_ratio": 2, "patch_size": 14}, 56, ("block_2",)),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_can_be_exported(tmp_path: Path, family: str) -> None:
+    """The check of the writer, on another number of patches than the traced one, passes for each architecture."""
+    settings, input_px, pooled = FAMILIES[family]
+    torch.manual_seed(5)
+    encoder = build_encoder(EncoderSpec(family, settings, "BSD-3-Clause", family, pooled=pooled))
+    student = StudentNetwork(AlignedEncoder(encoder, encoder.dim), GatedAttentionMIL(encoder.dim, 2, 4)).eval()
+    card = {"name": family, "classes": ("a", "b"), "hr_mpp": 0.5, "lr_mpp": 2.0, "hr_patch_px": 64, "lr_patch_px": 64}
+    bundle = write_bundle(tmp_path / "bundle", card | {"student_input_px": input_px}, student, None)
+    write_wsinfer_model(tmp_path / "model", bundle)
+    assert (tmp_path / "model" / SCRIPT).stat().st_size > 10_000
 
 
 def test_a_file_that_would_differ_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -247,6 +247,36 @@ def test_a_patient_is_named_only_on_request(tmp_path: Path, dicom_slide: Path, o
                 assert {"Doe^Jane", "MRN-4711", "19500102", "ACC-99", "20240304", "S24-0815"} <= texts
 
 
+def test_a_header_without_tags_that_it_should_have(
+    tmp_path: Path, dicom_slide: Path, of_dicom: StoredPrediction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lacking tags of the patient are empty; a slide without a position or a pixel size gets a frame of its own."""
+    read = pydicom.dcmread
+
+    def reader_without(*names: str) -> Callable[..., Any]:
+        def read_part(path: Path, **options: Any) -> Any:
+            dataset = read(path, **options)
+            for name in names:
+                if name in dataset:
+                    delattr(dataset, name)
+            return dataset
+
+        return read_part
+
+    monkeypatch.setattr(pydicom, "dcmread", reader_without("StudyID", "PatientSex", "StudyTime"))
+    frame = find_slide_frame(of_dicom, [dicom_slide.parent], keep_patient=True)
+    monkeypatch.setattr(pydicom, "dcmread", read)
+    dataset, _ = written(tmp_path, of_dicom, frame)
+    assert frame.own_reason == "" and dataset.PatientSex == "" and dataset.PatientID == "MRN-4711"
+    for name, reason in (
+        ("FrameOfReferenceUID", "has no FrameOfReferenceUID"),
+        ("SharedFunctionalGroupsSequence", "has no PixelSpacing"),
+    ):
+        monkeypatch.setattr(pydicom, "dcmread", reader_without(name))
+        frame = find_slide_frame(of_dicom, [dicom_slide.parent], keep_patient=True)
+        assert reason in frame.own_reason and frame.headers[0].PatientID == ""
+
+
 def test_a_header_that_cannot_be_kept_is_refused(tmp_path: Path, dicom_slide: Path, of_dicom: StoredPrediction) -> None:
     frame = find_slide_frame(of_dicom, [dicom_slide.parent], keep_patient=True)
     frame.headers[0].PatientSex = "X"
