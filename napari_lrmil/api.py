@@ -344,7 +344,7 @@ def train(
     import json
 
     from lrmil_training.config import TrainConfig, load_config
-    from lrmil_training.runs.event_log import BUNDLE, METRICS
+    from lrmil_training.runs.event_log import BUNDLE, CONFIG, METRICS
     from lrmil_training.train import train as train_events
     from napari_lrmil.core.atomic_files import require_writable
     from napari_lrmil.core.errors import ConfigError
@@ -352,8 +352,8 @@ def train(
 
     if isinstance(config, TrainConfig) and settings:
         raise ConfigError("settings go with a file or a preset; change the TrainConfig itself, or pass its file")
-    resolved = config if isinstance(config, TrainConfig) else load_config(config, settings)
     folder = Path(out)
+    resolved = config if isinstance(config, TrainConfig) else load_config(config, settings, folder / CONFIG)
     require_writable(folder)
     events = train_events(Path(cohort), folder, resolved, resolve_device(device), full_paths=full_paths)
     run_to_end(events, on_event)

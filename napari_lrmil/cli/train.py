@@ -273,6 +273,7 @@ def train(
     require_extra("train", "training")
     from lrmil_training.config import load_config
     from lrmil_training.fitting.plan import RESUME_ADVICE
+    from lrmil_training.runs.event_log import CONFIG
     from lrmil_training.train import train as train_events
     from napari_lrmil.core.results.cohort_tables import FAILURES, read_failures
 
@@ -280,7 +281,7 @@ def train(
     short = [*(["distil=false"] if no_teacher else []), *([] if compare is None else [f"compare={compare}"])]
     short += [f"teacher.mil={json.dumps(str(teacher_mil))}"] if teacher_mil is not None else []
     given = [*(settings or ()), *short, *_hr_settings(hr_features, hr_mapping)]
-    resolved = load_config(config, given)
+    resolved = load_config(config, given, folder / CONFIG)
     if dry_run:
         _print_dry_run(cohort, folder, resolved, select_device(device))
         return

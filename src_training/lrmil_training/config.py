@@ -28,6 +28,7 @@ from napari_lrmil.core.models.card import (
     Aggregator,
     class_name_problem,
 )
+from napari_lrmil.core.patching.tissue import TissueConfig
 from napari_lrmil.core.yaml_text import parse_yaml
 
 # Upper bounds beyond any use: a slip of the keyboard must not fill memory or run for ever.
@@ -403,6 +404,9 @@ class TrainConfig(_Frozen):
     """Side in pixels to which LR patches are enlarged; None leaves them as read."""
     encoder: EncoderConfig = EncoderConfig()
     """Networks that encode patches."""
+    exclude_artefacts: bool = False
+    """Leave pen, folds, air bubbles and blur out of the tissue, in training and then in every prediction of the model.
+    The presets do; runs and files without the key do not."""
     stain: StainConfig = StainConfig()
     """Colour of the patches."""
     split: SplitConfig = SplitConfig()
@@ -610,6 +614,11 @@ class TrainConfig(_Frozen):
         return PatchPlan(self.hr_mpp, self.lr_mpp, self.hr_patch_px, self.lr_patch_px)
 
     @property
+    def tissue(self) -> TissueConfig:
+        """Parameters of the tissue mask."""
+        return TissueConfig(exclude_artefacts=self.exclude_artefacts)
+
+    @property
     def compared_layers(self) -> tuple[str, ...]:
         """The teacher's layers that the layer term of stage 1 compares; empty if the term or the stage is off."""
         stage = self.stage1
@@ -619,10 +628,13 @@ class TrainConfig(_Frozen):
 
 # Preset `paper`: the paper's choices as recorded in docs/explanation/method.md. They are 256 px patches at 20x and 5x,
 # stages 1 and 2 with every term, no stage 3, and a student that is a copy of the teacher, so that maps need no
-# projection. Everything that the paper leaves open has our defaults.
+# projection. Everything that the paper leaves open has our defaults. What a preset has beyond the defaults of the
+# fields is for new runs: a default that changed would change the runs of earlier versions.
+NEW_RUNS: dict[str, Any] = {"exclude_artefacts": True}
 PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
+    "default": {**NEW_RUNS},
     "paper": {
+        **NEW_RUNS,
         "hr_mpp": 0.5,
         "lr_mpp": 2.0,
         "hr_patch_px": 256,
@@ -646,15 +658,20 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def load_config(path: Path | str | None = None, settings: Sequence[str] = ()) -> TrainConfig:
+def load_config(
+    path: Path | str | None = None, settings: Sequence[str] = (), run_file: Path | None = None
+) -> TrainConfig:
     """Return the configuration of a YAML file or a preset's name, changed by ``key=value`` settings.
 
     Parameters
     ----------
     path
-        YAML file or name of a preset; None for the defaults.
+        YAML file or name of a preset; None for the preset ``default``.
     settings
         Texts such as ``stage1.lambda_attn=0.5``, applied in order.
+    run_file
+        Configuration file of the run, if it was begun before: what presets have for new runs is not applied to a run of
+        a version that did not know it, so that the same call continues it.
 
     Raises
     ------
@@ -664,17 +681,19 @@ def load_config(path: Path | str | None = None, settings: Sequence[str] = ()) ->
         If the two resolutions do not nest.
     """
     # A deep copy, because settings are written into nested groups below.
-    values = copy.deepcopy(PRESETS[str(path)]) if str(path) in PRESETS else _read(path)
+    name = "default" if path is None else str(path)
+    values = copy.deepcopy(PRESETS[name]) if name in PRESETS else _read(Path(name))
+    if name in PRESETS and run_file is not None and run_file.exists():
+        stored = _read(run_file)
+        values = {key: value for key, value in values.items() if key in stored or key not in NEW_RUNS}
     for setting in settings:
         _apply_setting(values, setting)
     return build_config(values)
 
 
-def _read(path: Path | str | None) -> dict[str, Any]:
-    if path is None:
-        return {}
+def _read(path: Path) -> dict[str, Any]:
     try:
-        with Path(path).open("rb") as file:
+        with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: no path can have a null character
         raise ConfigError(

@@ -127,7 +127,7 @@ def _look_at(row: CohortSlide, config: TrainConfig, *, count: bool) -> _SlideFac
             reader = "teacher (HR)" if config.distil else "student (LR)"
             require_resolution(slide, config.plan.hr_mpp, reader)
             problem = outline_problem(row, slide)
-            grid = find_tissue_grid(slide, config.plan).grid if count else None
+            grid = find_tissue_grid(slide, config.plan, config.tissue).grid if count else None
     except LrmilError as error:
         return _SlideFacts(str(error).replace(str(row.path), row.path.name))
     has_outlines = row.lesions.exists()

@@ -89,6 +89,7 @@ LATER_DEFAULTS: dict[str, Any] = {  # of fields added after 0.1.0
     "distil": True,
     "encoder.pca": None,
     "encoder.teacher_layers": [],
+    "exclude_artefacts": False,
     "hr_check": 4,
     "hr_features": None,
     "hr_mapping": [],

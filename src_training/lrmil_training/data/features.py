@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
@@ -36,6 +36,7 @@ from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.patching.grid import NestedGrid, find_tissue_grid, require_resolution
 from napari_lrmil.core.patching.missing_tissue import MOST_SHARE, MissingTilesCheck
 from napari_lrmil.core.patching.stain import StainTransform
+from napari_lrmil.core.patching.tissue import TissueConfig
 from napari_lrmil.core.slides.slide import Slide
 
 
@@ -61,6 +62,8 @@ class FeatureRequest:
         Side in pixels to which LR patches are enlarged; None leaves them as read.
     allow_missing
         Whether slides are used of which more than a third of the tissue is missing.
+    tissue
+        Parameters of the tissue mask. They are not part of the files: features of other parameters need another folder.
     """
 
     encoder: Embedder
@@ -72,6 +75,7 @@ class FeatureRequest:
     layers: tuple[str, ...] = ()
     input_px: int | None = None
     allow_missing: bool = False
+    tissue: TissueConfig = field(default_factory=TissueConfig)
 
     @property
     def mpp(self) -> float:
@@ -203,7 +207,7 @@ def _find_checked_grid(
     """
     plan = request.plan
     slide.count_damaged_tiles()
-    tissue_grid = find_tissue_grid(slide, plan)
+    tissue_grid = find_tissue_grid(slide, plan, request.tissue)
     lattice = tissue_grid.grid.lattice
     sizes = [(lattice.lr_cell, plan.lr_patch_px), *([(lattice.cell, plan.hr_patch_px)] if request.high else [])]
     missing = MissingTilesCheck(slide, tissue_grid.tissue, sizes, allow=request.allow_missing)

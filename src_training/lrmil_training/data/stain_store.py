@@ -22,7 +22,9 @@ STAIN_FOLDER = "stain"  # beside the features, one JSON file for each slide
 _STATISTICS = TypeAdapter(StainStatistics)
 
 
-def stored_stain(folder: Path, row: CohortSlide, plan: PatchPlan) -> StainStatistics:
+def stored_stain(
+    folder: Path, row: CohortSlide, plan: PatchPlan, tissue: TissueConfig | None = None
+) -> StainStatistics:
     """Return the colour statistics of a slide: those in its file, or measured and stored.
 
     A file of another slide, resolution, tissue mask or way of measuring is measured again, and so is a damaged one.
@@ -35,6 +37,8 @@ def stored_stain(folder: Path, row: CohortSlide, plan: PatchPlan) -> StainStatis
         The slide.
     plan
         The two resolutions.
+    tissue
+        Parameters of the tissue mask; None for the usual ones.
 
     Raises
     ------
@@ -43,22 +47,22 @@ def stored_stain(folder: Path, row: CohortSlide, plan: PatchPlan) -> StainStatis
     """
     file = folder / STAIN_FOLDER / f"{row.name}.json"
     with row.open() as slide:
-        source = _source(slide, plan)
+        source = _source(slide, plan, tissue or TissueConfig())
         statistics = _read_statistics(file, source)
         if statistics is None:
-            statistics = measure_stain(slide, find_tissue_grid(slide, plan).grid)
+            statistics = measure_stain(slide, find_tissue_grid(slide, plan, tissue).grid)
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, {"source": source, "statistics": asdict(statistics)})
     return statistics
 
 
-def _source(slide: Slide, plan: PatchPlan) -> dict[str, Any]:
+def _source(slide: Slide, plan: PatchPlan, tissue: TissueConfig) -> dict[str, Any]:
     """Return what the statistics depend on."""
     source = {
         "slide_fingerprint": slide.fingerprint,
         "mpp": [slide.mpp.x, slide.mpp.y],
         "plan": asdict(plan),
-        "tissue": without_unset(asdict(TissueConfig())),
+        "tissue": without_unset(asdict(tissue)),
         "measure": [CELLS, OVERVIEW_MPP, ENOUGH_PIXELS],
     }
     stored: dict[str, Any] = json.loads(json.dumps(source))  # as it is read back

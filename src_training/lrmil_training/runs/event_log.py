@@ -15,6 +15,7 @@ from napari_lrmil.core.events import Event, Finished
 
 # Names in a run folder.
 FEATURES, CHECKPOINTS, LOGS, BUNDLE = "features", "checkpoints", "logs", "bundle"
+WITHOUT_ARTEFACTS = "without_artefacts"  # in the folder of features, those of runs with `exclude_artefacts`
 EVENTS, METRICS, SLIDES, CONFIG, COHORT = (
     "events.jsonl",
     "metrics.json",

@@ -46,6 +46,7 @@ def export_bundle(
         "cohort": _describe_cohort(cohort) | _outline_counts(context, teacher),
         "metrics": _describe_recipe(context.folder) | summary(evaluation.metrics),
         "colour": training_colour(results["student"]),
+        "tissue": config.tissue,
         "stain": context.stain,
         "bag": config.bag,
     }

@@ -24,7 +24,7 @@ from lrmil_training.data.patient_bags import group_by_bag
 from lrmil_training.data.patient_groups import expected_draws, samples_by_patient
 from lrmil_training.fitting.fit import FitPlan
 from lrmil_training.fitting.loggers import FitName, make_loggers
-from lrmil_training.runs.event_log import CHECKPOINTS, FEATURES, LOGS
+from lrmil_training.runs.event_log import CHECKPOINTS, FEATURES, LOGS, WITHOUT_ARTEFACTS
 from lrmil_training.runs.lock import STOP_FILE
 from napari_lrmil.core.encoders import AlignedEncoder, LoadedEncoder, module_sha256
 from napari_lrmil.core.patching.stain import StainTarget
@@ -89,8 +89,12 @@ class RunContext:
 
     @property
     def features_folder(self) -> Path:
-        """Folder of HR features. Several runs can share it, because file paths name encoder and resolution."""
-        return self.config.features or self.folder / FEATURES
+        """Folder of HR features. Several runs can share it, because file paths name encoder and resolution.
+
+        Features of a mask without artefacts are of other patches, and have a folder of their own in it.
+        """
+        folder = self.config.features or self.folder / FEATURES
+        return folder / WITHOUT_ARTEFACTS if self.config.exclude_artefacts else folder
 
     @cached_property
     def class_weights(self) -> list[float]:
@@ -189,6 +193,7 @@ class RunContext:
             folder=self.features_folder,
             layers=self.config.compared_layers,
             allow_missing=self.allow_missing,
+            tissue=self.config.tissue,
         )
 
     def lr_request(self, encoder: AlignedEncoder) -> FeatureRequest:
@@ -203,6 +208,7 @@ class RunContext:
             folder=self.folder / FEATURES,  # never shared: the encoder is of this run alone
             input_px=self.config.student_input_px,
             allow_missing=self.allow_missing,
+            tissue=self.config.tissue,
         )
 
 

@@ -34,7 +34,8 @@ def normalise_stain(context: RunContext) -> Generator[Event, None, RunContext]:
     for count, row in enumerate(cohort.slides):
         yield Progress(STAGE, count, len(cohort.slides), "slides")
         try:
-            measured[row.name] = stored_stain(context.features_folder, row, context.config.plan)
+            config = context.config
+            measured[row.name] = stored_stain(context.features_folder, row, config.plan, config.tissue)
         except LrmilError as error:
             reason = str(error).removeprefix(f"{row.path}: ")
             raise CohortError(

@@ -227,10 +227,10 @@ def test_stain_augmentation_needs_targets_that_follow() -> None:
 
 
 def test_default_is_the_preset() -> None:
-    """The preset `default` is what a run without a file does."""
-    from lrmil_training.config import load_config
+    """The preset `default` is what a run without a file does: the defaults of the fields, and what is for new runs."""
+    from lrmil_training.config import NEW_RUNS, load_config
 
-    assert load_config("default") == TrainConfig()
+    assert load_config("default") == load_config() == TrainConfig(**NEW_RUNS)
     assert load_config("paper").stage1.lambda_layer == 1.0
 
 
