@@ -1,17 +1,20 @@
 """Artefacts on phantoms: how much of each kind is found, how much tissue is lost, and what the search costs.
 
-    python benchmarks/artefacts.py --work WORK [--slides N] [--crops SLIDE…] [--write docs/how-to/artefacts.md]
+    python benchmarks/artefacts.py --work WORK [--slides N] [--crops SLIDE…] [--data FOLDER] [--cohort FOLDER]
+        [--write docs/how-to/artefacts.md]
 
 Each phantom is painted once and then gets one artefact of each kind. "Found" is the share of the artefact's tissue that
 is marked as an artefact of any kind, "lost" the share of the other tissue. CPU times are medians after a first pass,
-relative to the tissue mask. Slides go to `WORK` and may be deleted.
+relative to the tissue mask. Slides go to `WORK` and may be deleted. Real tissue has no outlines of artefacts: what is
+found on crops that were chosen for their tissue counts as lost.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ from napari_lrmil.core.phantom.artefact_paint import paint_blur, paint_bubble, p
 from napari_lrmil.core.slides.slide import Slide
 
 BEGIN, END = "<!-- written by benchmarks/artefacts.py --write -->", "<!-- end of what it writes -->"
-SIZE, MPP, SEED = (4096, 3072), 0.5, 300
+SIZE, MPP, SEED, GLAS_MPP = (4096, 3072), 0.5, 300, 0.62
 INKS = {
     "green": (0.25, 0.66, 0.40),
     "blue": (0.20, 0.36, 0.75),
@@ -39,6 +42,7 @@ INKS = {
 }
 BLURS = (4.0, 8.0, 12.0)  # µm
 RUNS = 5
+PLAN = PatchPlan(MPP, 2.0, 128, 128)
 Painted = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 
 
@@ -71,7 +75,7 @@ def pyramid(path: Path, pixels: NDArray[np.uint8]) -> Path:
 def search(path: Path) -> tuple[Tissue, Artefacts]:
     """Return tissue and artefacts of a slide."""
     with Slide(path) as slide:
-        tissue = find_tissue(slide, PatchPlan(MPP, 2.0, 128, 128).lattice(slide.bounds, slide.mpp))
+        tissue = find_tissue(slide, PLAN.lattice(slide.bounds, slide.mpp))
     artefacts = tissue.artefacts
     assert artefacts is not None
     return tissue, artefacts
@@ -141,7 +145,7 @@ def costs(path: Path) -> tuple[float, float]:
     times = []
     for _ in range(RUNS + 1):
         with Slide(path) as slide:
-            lattice = PatchPlan(MPP, 2.0, 128, 128).lattice(slide.bounds, slide.mpp)
+            lattice = PLAN.lattice(slide.bounds, slide.mpp)
             began = time.process_time()
             tissue = find_tissue(slide, lattice)
             middle = time.process_time()
@@ -149,6 +153,45 @@ def costs(path: Path) -> tuple[float, float]:
             times.append((middle - began, time.process_time() - middle))
     first, second = 1e3 * np.median(times[1:], axis=0)
     return float(first), float(second)
+
+
+def real_tissue(work: Path, data: Path, cohort: Path | None) -> Iterator[tuple[str, Sequence[Path]]]:
+    """Yield name and slides of each set of real crops: regions of slides, fields, and slides painted from patches."""
+    slides = data / "slides"
+    yield "CMU-1, skin: SVS, pyramid, DICOM", [*slides.glob("CMU-1*"), *(slides / "derived").glob("CMU-1*")]
+    yield "MoNuSeg, breast: one field, two files", sorted((slides / "derived").glob("monuseg*"))
+    yield (
+        "GlaS, colon: fields of 480 x 320 µm",
+        [_as_slide(work, path) for path in sorted((data / "patches/glas").rglob("*.png"))],
+    )
+    if cohort is not None:
+        yield "IDC, breast: slides painted from patches", sorted(cohort.glob("*.tif"))
+
+
+def _as_slide(work: Path, image: Path) -> Path:
+    """Write a field of GlaS as a slide."""
+    from PIL import Image
+
+    path = work / f"{image.stem}.tif"
+    options: dict[str, Any] = {"tile": (256, 256), "photometric": "rgb", "metadata": None}
+    with Image.open(image) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    tifffile.imwrite(path, pixels, resolution=(1e4 / GLAS_MPP,) * 2, resolutionunit="CENTIMETER", **options)
+    return path
+
+
+def print_real_table(sets: Iterable[tuple[str, Sequence[Path]]]) -> str:
+    """Return a row for each set: slides with any artefact, mean and largest share of the tissue, and the kinds."""
+    lines = ["| real tissue | told | tissue lost, mean | most on one | kinds |", "|---|---|---|---|---|"]
+    for name, paths in sets:
+        found = [search(path)[1].shares for path in paths]
+        lost = [100 * sum(kinds.values()) for kinds in found]
+        kinds_told = Counter(kind for kinds in found for kind in kinds)
+        text = ", ".join(f"{kind} {count}" for kind, count in kinds_told.items()) or "–"
+        lines.append(
+            f"| {name} | {sum(map(bool, found))} of {len(found)} | {np.mean(lost):.2f} % | {max(lost):.1f} % | {text} |"
+        )
+    return "\n".join(lines)
 
 
 def print_table(rows: Sequence[tuple[str, float, float, str]]) -> str:
@@ -171,6 +214,8 @@ def main() -> None:
     p.add_argument("--work", type=Path, required=True, help="folder for slides")
     p.add_argument("--slides", type=int, default=6)
     p.add_argument("--crops", type=Path, nargs="*", default=[], help="slides of real tissue, which are only searched")
+    p.add_argument("--data", type=Path, help="folder with slides and patches of real tissue")
+    p.add_argument("--cohort", type=Path, help="folder of slides that benchmarks/real_tissue_cohorts.py painted")
     p.add_argument("--write", type=Path, help="put the table into this page")
     args = p.parse_args()
     table = print_table(list(measure(args.work, args.slides)))
@@ -181,6 +226,8 @@ def main() -> None:
             ", ".join(f"{kind} {100 * share:.1f} %" for kind, share in search(path)[1].shares.items()) or "none"
         )
         lines.append(f"- {path.name}: mask {tissue:.1f} CPU-ms, artefacts {search_ms:.1f} CPU-ms; told: {kinds_text}")
+    if args.data is not None:
+        lines += ["", print_real_table(real_tissue(args.work, args.data, args.cohort))]
     text = "\n".join(lines)
     if args.write is None:
         print(text)

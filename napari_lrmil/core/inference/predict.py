@@ -252,7 +252,7 @@ def _prepare(
     about_regions = (*scope.warnings, *about_regions)
     # The thresholds were measured on whole slides: a small region has little tissue by intent.
     quality = quality_warnings(slide, grid, bundle.card) if scope.kind == "slide" else ()
-    artefacts = artefact_shares(tissue_grid, options.tissue(bundle.card)) if scope.kind == "slide" else None
+    artefacts = artefact_shares(tissue_grid, options.tissue(bundle.card), is_slide=scope.kind == "slide")
     quality = (*quality, *filter(None, [artefacts.warning if artefacts is not None else ""]))
     yield from (Notice(text, slide.name) for text in (*about_regions, *quality))
     sizes = options.patch_sizes(bundle.card, grid.lattice)

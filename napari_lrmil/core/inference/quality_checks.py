@@ -38,11 +38,14 @@ def quality_warnings(slide: Slide, grid: NestedGrid, card: Card) -> tuple[str, .
     return tuple(warnings)
 
 
-def artefact_shares(tissue_grid: TissueGrid, config: TissueConfig) -> ArtefactShares | None:
+def artefact_shares(tissue_grid: TissueGrid, config: TissueConfig, *, is_slide: bool) -> ArtefactShares | None:
     """Return the artefacts on the tissue of a slide; None if there is nothing to say.
 
     A mask that was edited by hand is taken as it is. Without artefacts the result says so if they were to be left out.
+    Of a region, as opposed to a slide, it says whether they were left out, and no shares.
     """
+    if not is_slide:
+        return ArtefactShares({}, True) if config.exclude_artefacts and not tissue_grid.edited else None
     artefacts = None if tissue_grid.edited else tissue_grid.tissue.artefacts
     if artefacts is None or not (artefacts.shares or config.exclude_artefacts):
         return None

@@ -32,6 +32,7 @@ _SMALLEST_PEN_UM2 = 25_000.0
 _FOLD_DENSITY = 1.5  # relative to the median of the tissue; a fold has about twice its density
 _FOLD_HUE = 0.15  # most difference of red to green from the tissue's median, relative to it: epithelium is bluer
 _FOLD_LENGTH, _WIDEST_FOLD_UM, _SMALLEST_FOLD_UM2 = 3.0, 250.0, 12_000.0  # length relative to width
+_MOST_FOLD = 0.2  # of the tissue; what is denser than usual on more of it are glands and nuclei in a small crop
 _RIM_DENSITY, _RIM_SPREAD = 0.22, 0.3
 _WIDEST_RIM_UM = 100.0  # wider ones are strokes of a pen, and what a pen encircles is no bubble
 _SMALLEST_BUBBLE_UM2, _ROUND = 60_000.0, 0.6  # share of its bounding box; a circle has 0.79
@@ -85,7 +86,8 @@ class ArtefactShares:
         parts = ", ".join(f"{WORDS[kind]} on {format_share(share)}" for kind, share in self.shares.items())
         if self.excluded:
             return f"artefacts on the tissue, which were left out: {parts}"
-        return f"artefacts on the tissue, which were read as tissue: {parts}; --exclude-artefacts leaves them out"
+        advice = "leave them out (--exclude-artefacts, in the window: Artefacts, Leave out)"
+        return f"artefacts on the tissue, which were read as tissue: {parts}; {advice}"
 
 
 def format_share(share: float) -> str:
@@ -231,11 +233,11 @@ def _find_folds(density: Float, is_tissue: Mask, side: float) -> Mask:
 
     is_dense = ndimage.binary_opening(ndimage.binary_closing(is_dense, iterations=2), iterations=1)
     labels, _ = ndimage.label(is_dense, np.ones((3, 3), np.bool_))
-    folds = np.zeros_like(is_dense)
+    folds, largest = np.zeros_like(is_dense), _MOST_FOLD * is_tissue.sum()
     for number, box in enumerate(ndimage.find_objects(labels), start=1):
         part = np.pad(labels[box] == number, 1)
         area = int(part.sum())
-        if area < smallest:
+        if not smallest <= area <= largest:
             continue
         width = 2 * float(ndimage.distance_transform_edt(part).max())
         if width * side <= _WIDEST_FOLD_UM and area / width >= _FOLD_LENGTH * width:

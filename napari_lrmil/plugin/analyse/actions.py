@@ -17,9 +17,11 @@ from napari_lrmil.plugin.session.scope_text import scope_words
 from napari_lrmil.plugin.viewer.layers import (
     EXCLUDED_EDGE,
     MAP_ROLES,
+    OUTLINE_PX,
     REGION_EDGE,
     LayerTag,
     add_layers,
+    build_artefact_layer,
     build_region_layer,
     build_tissue_layer,
     get_tag,
@@ -197,6 +199,24 @@ class ViewerActions:
             remove_layers(self._viewer, [layer])
         self._session.edit_tissue(None)
 
+    # ------------------------------------------------------------ artefacts
+
+    @property
+    def has_artefact_outlines(self) -> bool:
+        """Whether the artefacts of the chosen slide are outlined on it."""
+        return self._find_layer("artefacts") is not None
+
+    def show_artefacts(self, is_shown: bool) -> None:
+        """Outline the artefacts of the chosen slide on it, or remove the outlines."""
+        tissue_grid, layer, viewer = self._session.tissue_grid, self._find_layer("artefacts"), self._viewer
+        if not is_shown and layer is not None:
+            remove_layers(viewer, [layer])
+        elif is_shown and layer is None and tissue_grid is not None:
+            active = viewer.layers.selection.active
+            [layer] = add_layers(viewer, [build_artefact_layer(tissue_grid, self._slide_tag())])
+            layer.contour = OUTLINE_PX
+            viewer.layers.selection.active = active
+
     # ------------------------------------------------------------ exports
 
     def export_job(self, out: Path) -> ResultExportJob:
@@ -275,6 +295,9 @@ class ViewerActions:
             reader=prediction.reader_option,
             full_paths=full_paths,
             allow_missing=prediction.missing_tiles.tissue_share > MOST_SHARE,
+            exclude_artefacts=prediction.artefacts is not None
+            and prediction.artefacts.excluded
+            and not session.bundle.card.tissue.exclude_artefacts,
         )
 
     # ------------------------------------------------------------ the chosen slide

@@ -21,6 +21,7 @@ from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models.model_choice import listed_model_uses, shipped_model_labels
 from napari_lrmil.core.visualize.overlay import RESEARCH_USE
 from napari_lrmil.plugin.analyse.actions import ViewerActions
+from napari_lrmil.plugin.analyse.artefacts_section import ArtefactsSection
 from napari_lrmil.plugin.analyse.canvas import Canvas
 from napari_lrmil.plugin.analyse.file_dialogs import FileDialogs
 from napari_lrmil.plugin.analyse.live_view import LiveView
@@ -122,6 +123,7 @@ class AnalyseWidget(DockWidget):
         self.navigation = NavigationSection(self._viewer)
         self.result_view = ResultView(self._viewer, self.session, self)
         self.what_if, self.tissue, self.save_section = WhatIfSection(), TissueSection(), SaveSection()
+        self.artefacts = ArtefactsSection()
         self.file_dialogs = FileDialogs(self.viewer_actions, self.session, self.save_section, self)
         column = (self.summary, self.results, self.form.native, self.roi_form, *self.sections)
         keys = make_label("keys", KEYS_TEXT, small=True)
@@ -132,7 +134,8 @@ class AnalyseWidget(DockWidget):
     @property
     def sections(self) -> tuple[Section, ...]:
         """The foldable sections, from top to bottom."""
-        return (self.navigation, *self.result_view.sections, self.what_if, self.tissue, self.save_section)
+        of_slide = (self.what_if, self.tissue, self.artefacts)
+        return (self.navigation, *self.result_view.sections, *of_slide, self.save_section)
 
     def _build_form(self) -> widgets.Container[Any]:
         self.slide = widgets.ComboBox(label="Slide", choices=[], nullable=True)
@@ -249,6 +252,8 @@ class AnalyseWidget(DockWidget):
             (self.tissue.size_chosen, actions.set_tissue_brush),
             (self.tissue.apply_requested, lambda: self._change_tissue(actions.apply_tissue_edit)),
             (self.tissue.reset_requested, lambda: self._change_tissue(actions.reset_tissue)),
+            (self.artefacts.outlines_toggled, self._show_artefacts),
+            (self.artefacts.exclusion_toggled, self._exclude_artefacts),
             (self.navigation.icc_toggled, self.slide_display.set_true_colours),
             (self.navigation.label_requested, self.slide_display.show_labels),
         )
@@ -436,6 +441,13 @@ class AnalyseWidget(DockWidget):
         self.live_view.find_tissue()
         self.live_view.predictions.submit(self.session.prepare_what_if())
 
+    def _show_artefacts(self, is_shown: bool) -> None:
+        show_errors(partial(self.viewer_actions.show_artefacts, is_shown))
+        self._refresh()
+
+    def _exclude_artefacts(self, exclude: bool) -> None:
+        self._change_tissue(partial(self.session.choose_exclude_artefacts, exclude))
+
     # ------------------------------------------------------------ refresh
 
     def _refresh(self) -> None:
@@ -456,6 +468,7 @@ class AnalyseWidget(DockWidget):
         self.roi_form.show_state(state)
         self.what_if.show_state(state)
         self.tissue.show_session(session, self.viewer_actions.tissue_layer())
+        self.artefacts.show_session(session, has_outlines=self.viewer_actions.has_artefact_outlines)
         has_result = state.prediction is not None
         command = show_errors(self.viewer_actions.equivalent_command) if has_result else None
         self.save_section.show_state(state.slide is not None, has_result, command or "")

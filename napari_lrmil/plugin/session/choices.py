@@ -36,6 +36,8 @@ class SlideChoices:
         What-if steps, of which the last is in effect; the others are for undo.
     allow_missing
         Whether the slide is analysed even if more than a third of its tissue is missing.
+    exclude_artefacts
+        Whether pen, folds, air bubbles and blur are left out of the tissue although the model was trained with them.
     """
 
     roi_kind: Kind = "slide"
@@ -45,6 +47,7 @@ class SlideChoices:
     region_warnings: tuple[str, ...] = ()
     what_if_steps: tuple[WhatIf, ...] = (WhatIf(),)
     allow_missing: bool = False
+    exclude_artefacts: bool = False
 
     @property
     def what_if(self) -> WhatIf:

@@ -306,6 +306,12 @@ class ChosenAnalysis:
         return self.choices.of_slide.allow_missing
 
     @property
+    def excludes_artefacts(self) -> bool:
+        """Whether artefacts are left out of the tissue of the chosen slide, by choice or by the model."""
+        by_model = self.bundle is not None and self.bundle.card.tissue.exclude_artefacts
+        return by_model or self.choices.of_slide.exclude_artefacts
+
+    @property
     def what_if(self) -> WhatIf:
         """Regions that are excluded or kept at present."""
         return self.choices.of_slide.what_if

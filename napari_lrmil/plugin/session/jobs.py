@@ -59,6 +59,8 @@ class PredictJob:
         Folder of the result files; None writes none.
     allow_missing
         Whether the slide is analysed even if more than a third of its tissue is missing.
+    exclude_artefacts
+        Whether artefacts are left out although the model was trained with them, see `OpenSlides.exclude_artefacts`.
     """
 
     slide: SlideChoice
@@ -70,6 +72,7 @@ class PredictJob:
     teacher: TeacherPatches = TeacherPatches.NONE
     out: Path | None = None
     allow_missing: bool = False
+    exclude_artefacts: bool = False
 
     def events(self) -> Iterator[Event]:
         """Analyse the slide, write the result files if there is a folder, and yield the events of `predict`."""
@@ -94,6 +97,7 @@ class PredictJob:
             cache=self.cache,
             allow_missing=self.allow_missing,
             stain=self.open_slides.get_stain(self.slide, self.bundle, tissue_grid),
+            exclude_artefacts=self.exclude_artefacts,
         )
         with closing(stream) as events:  # type: ignore[type-var]  # generators close
             for event in events:
@@ -145,6 +149,7 @@ class PredictJob:
                 cache=self.cache,
                 allow_missing=self.allow_missing,
                 stain=stain,
+                exclude_artefacts=self.exclude_artefacts,
             )
             if isinstance(last, Finished):
                 yield Partial(last.result)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from napari_lrmil.core.models.bundle import Bundle
     from napari_lrmil.core.patching.grid import TissueGrid
     from napari_lrmil.core.patching.stain import StainTransform
-    from napari_lrmil.core.patching.tissue import Mask
+    from napari_lrmil.core.patching.tissue import Mask, TissueConfig
 
 SlideOpener = Callable[[Path, float | None], Slide]  # from a file and the µm per pixel that the user gave, if any
 
@@ -62,6 +62,7 @@ class OpenSlides:
         self._tissue_grids: dict[tuple[SlideChoice, str], TissueGrid] = {}
         self._stains: dict[tuple[SlideChoice, str], tuple[TissueGrid, StainTransform]] = {}
         self._ahead: frozenset[SlideChoice] = frozenset()  # stay open though the viewer does not show them yet
+        self._without_artefacts: set[Path] = set()
         self._lock = threading.RLock()  # the live view and a tissue search may run at the same time
 
     def get_slide(self, choice: SlideChoice) -> Slide:
@@ -74,7 +75,7 @@ class OpenSlides:
     def get_cached_tissue_grid(self, choice: SlideChoice, bundle: Bundle) -> TissueGrid | None:
         """Return the tissue grid if it has been computed, else None."""
         with self._lock:
-            return self._tissue_grids.get((choice, _grid_key(bundle)))
+            return self._tissue_grids.get((choice, self._grid_key(choice, bundle)))
 
     def get_tissue_grid(self, choice: SlideChoice, bundle: Bundle) -> TissueGrid:
         """Return the tissue grid, and compute it if necessary; raises what `find_tissue_grid` raises."""
@@ -85,9 +86,11 @@ class OpenSlides:
             # Outside the lock, because it takes seconds. If two threads compute it, the first result stays.
             slide = self.get_slide(choice)
             slide.count_damaged_tiles()  # `predict` checks their number
-            tissue_grid = find_tissue_grid(slide, bundle.card.plan, bundle.card.tissue)
+            config = self._tissue_config(choice, bundle)
+            tissue_grid = find_tissue_grid(slide, bundle.card.plan, config)
+            _ = tissue_grid.tissue.artefacts  # searched here and not in the window, which shows them
             with self._lock:
-                tissue_grid = self._tissue_grids.setdefault((choice, _grid_key(bundle)), tissue_grid)
+                tissue_grid = self._tissue_grids.setdefault((choice, f"{bundle.card.plan} {config}"), tissue_grid)
         return tissue_grid
 
     def get_cached_stain(self, choice: SlideChoice, bundle: Bundle, tissue_grid: TissueGrid) -> StainTransform | None:
@@ -123,13 +126,13 @@ class OpenSlides:
 
         edited = tissue_grid_from_mask(choice.path, self.get_tissue_grid(choice, bundle), mask, bundle.card.tissue)
         with self._lock:
-            self._tissue_grids[choice, _grid_key(bundle)] = edited
+            self._tissue_grids[choice, self._grid_key(choice, bundle)] = edited
         return edited
 
     def discard_edit(self, choice: SlideChoice, bundle: Bundle) -> None:
         """Forget the tissue grid; the next request computes it from the slide."""
         with self._lock:
-            self._tissue_grids.pop((choice, _grid_key(bundle)), None)
+            self._tissue_grids.pop((choice, self._grid_key(choice, bundle)), None)
 
     def keep_ahead(self, choices: Collection[SlideChoice]) -> None:
         """Keep slides open that the viewer will show next, in place of those that were named before."""
@@ -143,6 +146,7 @@ class OpenSlides:
             removed = [self._slides.pop(choice) for choice in [*self._slides] if choice not in choices]
             self._tissue_grids = {key: grid for key, grid in self._tissue_grids.items() if key[0] in choices}
             self._stains = {key: entry for key, entry in self._stains.items() if key[0] in choices}
+            self._without_artefacts &= {choice.path for choice in choices}
         for slide in removed:  # outside the lock, because `close` waits for running reads
             slide.close()
 
@@ -151,7 +155,15 @@ class OpenSlides:
         self.keep_ahead(())
         self.close_others(())
 
+    def exclude_artefacts(self, choice: SlideChoice, exclude: bool) -> None:
+        """Leave artefacts out of the tissue of a slide, or not; a model trained without them always does."""
+        with self._lock:
+            (self._without_artefacts.add if exclude else self._without_artefacts.discard)(choice.path)
 
-def _grid_key(bundle: Bundle) -> str:
-    """Return the part of a bundle on which the positions of patches depend: models that share it share the grid."""
-    return f"{bundle.card.plan} {bundle.card.tissue}"
+    def _tissue_config(self, choice: SlideChoice, bundle: Bundle) -> TissueConfig:
+        config = bundle.card.tissue
+        return replace(config, exclude_artefacts=True) if choice.path in self._without_artefacts else config
+
+    def _grid_key(self, choice: SlideChoice, bundle: Bundle) -> str:
+        """Return what the positions of a slide's patches depend on: models that share it share the grid."""
+        return f"{bundle.card.plan} {self._tissue_config(choice, bundle)}"

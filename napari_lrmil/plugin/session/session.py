@@ -88,6 +88,13 @@ class Session(ChosenAnalysis):
         self._live_key = ()
         self._choose(of_slide=replace(self.choices.of_slide, allow_missing=allow))
 
+    def choose_exclude_artefacts(self, exclude: bool) -> None:
+        """Choose whether artefacts are left out of the tissue of the chosen slide; its tissue is then found again."""
+        if self.slide is None:
+            return
+        self.open_slides.exclude_artefacts(self.slide, exclude)
+        self._choose(of_slide=replace(self.choices.of_slide, exclude_artefacts=exclude))
+
     def set_follows_view(self, follow: bool) -> None:
         """Switch the live view on or off: whether the student analyses what is visible while the user moves."""
         self._live_key = ()
@@ -126,7 +133,7 @@ class Session(ChosenAnalysis):
         """Return the job that computes the tissue grid of the chosen slide; None if it is known or cannot be."""
         if self.slide is None or self.bundle is None or self.tissue_grid is not None:
             return None
-        key = (self.slide, self.bundle.sha256)
+        key = (self.slide, self.bundle.sha256, self.excludes_artefacts)
         if key == self._tissue_key or why_too_coarse(self.slide, self.bundle.card.lr_mpp, STUDENT):
             return None  # once per choice: a slide without tissue would be searched again and again
         self._tissue_key = key
@@ -177,6 +184,7 @@ class Session(ChosenAnalysis):
             teacher,
             out,
             allow_missing=self.allow_missing,
+            exclude_artefacts=self.choices.of_slide.exclude_artefacts,
         )
 
     def show_stored(self, prediction: Prediction) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from napari_lrmil.core.geometry import Float, Mpp
+from napari_lrmil.core.patching.artefacts import BLUR, BUBBLE, FOLD, KINDS, PEN, STEP
 from napari_lrmil.core.slides.phantom_mark import has_phantom_mark
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.plugin.viewer.screen_pyramid import DEFAULT_CACHE_BYTES, ColourTransform, ScreenSlide, TileCache
@@ -41,6 +42,7 @@ Role = Literal[
     "drawn",
     "annotation",
     "tissue",
+    "artefacts",
     "distance",
 ]
 MAP_ROLES: tuple[Role, ...] = ("attention", "wipe", "difference")  # maps of the attention of student and teacher
@@ -246,6 +248,36 @@ def build_tissue_layer(tissue_grid: TissueGrid, slide: LayerTag) -> LayerData:
         **placement((float(lattice.origin[0]), float(lattice.origin[1])), pixel, lattice.mpp),
     }
     return mask.astype(np.uint8), options, "labels"
+
+
+ARTEFACT_COLOURS = {PEN: "#0072b2", FOLD: "#d55e00", BUBBLE: "#009e73", BLUR: "#cc79a7"}
+OUTLINE_PX = 2  # pixels of the artefact masks, which are 16 µm wide
+
+
+def build_artefact_layer(tissue_grid: TissueGrid, slide: LayerTag) -> LayerData:
+    """Return the artefacts of a slide as outlined labels, one for each kind in the order of `KINDS`."""
+    from napari.utils import DirectLabelColormap
+
+    tissue, artefacts = tissue_grid.tissue, tissue_grid.tissue.artefacts
+    masks = artefacts.masks if artefacts is not None else {}
+    labels = np.zeros(tissue.mask[::STEP, ::STEP].shape, np.uint8)
+    for number, kind in enumerate(KINDS, start=1):
+        if kind in masks:
+            rows, columns = masks[kind].shape  # the mask of the slide, of which the lattice may reach beyond it
+            labels[:rows, :columns][masks[kind]] = number
+    lattice = tissue.lattice
+    pixel = STEP * lattice.box.width / tissue.mask.shape[1], STEP * lattice.box.height / tissue.mask.shape[0]
+    tag = LayerTag("artefacts", slide.path, slide.mpp, slide.given_mpp)
+    colours: dict[int | None, str] = {None: "transparent"}
+    colours |= {number: ARTEFACT_COLOURS[kind] for number, kind in enumerate(KINDS, start=1)}
+    options = {
+        "name": "Artefacts",
+        "opacity": 0.9,
+        "colormap": DirectLabelColormap(color_dict=colours),
+        "metadata": tag.as_metadata(),
+        **placement((float(lattice.origin[0]), float(lattice.origin[1])), pixel, lattice.mpp),
+    }
+    return labels, options, "labels"
 
 
 # ---------------------------------------------------------------- changes in the viewer

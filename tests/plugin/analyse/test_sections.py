@@ -510,7 +510,16 @@ def test_a_full_disk_is_said_and_nothing_half_written_is_left(
 
 
 def test_the_dock_is_as_it_was_left(dock: Any, make_dock: MakeDock, viewer: Any, qtbot: Any) -> None:
-    names = ["navigation", "attention", "evidence", "gallery", "what-if", "tissue", "keep"]  # settings files have them
+    names = [
+        "navigation",
+        "attention",
+        "evidence",
+        "gallery",
+        "what-if",
+        "tissue",
+        "artefacts",
+        "keep",
+    ]  # settings files have them
     assert [section.name for section in dock.sections] == names
     dock.result_view.attention.opacity.setValue(33)
     dock.what_if.expand(animate=False)
