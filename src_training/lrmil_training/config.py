@@ -406,7 +406,7 @@ class TrainConfig(_Frozen):
     """Networks that encode patches."""
     exclude_artefacts: bool = False
     """Leave pen, folds, air bubbles and blur out of the tissue, in training and then in every prediction of the model.
-    The presets do; runs and files without the key do not."""
+    Presets default and paper do; runs and files without the key do not, nor does demo, of phantoms."""
     stain: StainConfig = StainConfig()
     """Colour of the patches."""
     split: SplitConfig = SplitConfig()
