@@ -564,6 +564,8 @@ class TrainConfig(_Frozen):
             raise ValueError("stain.normalise changes HR patches, which hr_features were made without; set it to none")
         if self.stage1.epochs and not self.stage1.lambda_attn:
             raise ValueError("hr_features have no layers for stage 1; raise stage1.lambda_attn, or set stage1.epochs=0")
+        if self.exclude_artefacts:
+            raise ValueError("exclude_artefacts chooses HR patches, which hr_features bring with them; set it to false")
         return self
 
     @model_validator(mode="after")
@@ -688,6 +690,9 @@ def load_config(
         values = {key: value for key, value in values.items() if key in stored or key not in NEW_RUNS}
     for setting in settings:
         _apply_setting(values, setting)
+    keys = {setting.partition("=")[0].strip() for setting in settings}
+    if name in PRESETS and values.get("hr_features") and "exclude_artefacts" not in keys:
+        values.pop("exclude_artefacts", None)  # the patches are those of the features
     return build_config(values)
 
 

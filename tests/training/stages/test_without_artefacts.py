@@ -14,6 +14,7 @@ from lrmil_training.data.cohort import read_cohort
 from lrmil_training.data.features import make_features
 from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.encoders import LoadedEncoder
+from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.events import Finished
 from napari_lrmil.core.features.bag import read_bag
 from napari_lrmil.core.inference.predict import predict
@@ -97,6 +98,12 @@ def test_presets_leave_artefacts_out_and_files_without_the_key_do_not(tmp_path: 
     assert not TrainConfig().exclude_artefacts
     (tmp_path / "mine.yaml").write_text("seed: 3\n")
     assert not load_config(tmp_path / "mine.yaml").exclude_artefacts
+
+
+def test_features_of_another_program_bring_their_patches() -> None:
+    assert not load_config(None, ["hr_features=feats", "stage1.epochs=0"]).exclude_artefacts
+    with pytest.raises(ConfigError, match="hr_features bring with them"):
+        load_config(None, ["hr_features=feats", "stage1.epochs=0", "exclude_artefacts=true"])
 
 
 def test_a_run_of_an_earlier_version_goes_on_as_it_began(tmp_path: Path) -> None:
