@@ -193,6 +193,7 @@ def annotate(viewer: Any, dock: Any) -> int:
     from napari_lrmil.core.worklist.annotation_file import annotation_path
     from napari_lrmil.plugin.viewer.layers import lrmil_layers
 
+    until(lambda: not dock.pager.is_completing, 30)
     dock.review.draw.click()
     (layer,) = lrmil_layers(viewer, role="annotation")
     layer.add(np.array([[50.0, 50.0], [50.0, 150.0], [150.0, 150.0]]), shape_type="polygon")

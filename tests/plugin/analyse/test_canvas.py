@@ -16,7 +16,7 @@ from napari_lrmil.plugin.viewer.reader import read_slide_layers
 from support.fake_slides import glass, speckled, write_tiff
 from support.window import WAIT_MS, MakeDock, timers_rest
 
-WALKS, STEPS = 10, 6
+WALKS, STEPS, LONG_STEPS = 10, 6, 50
 
 
 @pytest.fixture(scope="session")
@@ -84,13 +84,15 @@ def check(dock: Any, viewer: Any) -> None:
 class WindowWalk:
     """A user who does anything, in random order."""
 
-    def __init__(self, seed: int, dock: Any, viewer: Any, qtbot: Any, paths: list[Path]) -> None:
+    def __init__(self, seed: int, steps: int, dock: Any, viewer: Any, qtbot: Any, paths: list[Path]) -> None:
+        self.steps = steps
         self.random, self.dock, self.viewer, self.qtbot, self.paths = random.Random(seed), dock, viewer, qtbot, paths
 
     def step(self) -> str:
         actions: list[Callable[[], None]] = [self.open, self.choose, self.run, self.run, self.cancel, self.delete]
         actions += [self.close, self.show_by_hand, self.hide_by_hand, self.show_again]
-        action = self.random.choice(actions)
+        is_long = self.steps > STEPS  # which would mostly walk through an empty window
+        action = self.open if is_long and not self.dock.session.slides else self.random.choice(actions)
         action()
         settle(self.dock, self.qtbot)
         return action.__name__
@@ -140,25 +142,38 @@ class WindowWalk:
             assert self.dock.session.show_slide(slide.path, prediction)
 
 
+def walk_through(seed: int, steps: int, dock: Any, viewer: Any, qtbot: Any, paths: list[Path]) -> int:
+    """Walk and check after every step; return after how many of them an answer was shown."""
+    viewer.layers.clear()
+    qtbot.waitUntil(lambda: not dock.session.slides, timeout=WAIT_MS)
+    for path in paths[:2]:
+        open_slide(dock, viewer, path, qtbot)
+    walk, done, answers = WindowWalk(seed, steps, dock, viewer, qtbot, paths), list[str](), 0
+    for _ in range(steps):
+        done.append(walk.step())
+        try:
+            check(dock, viewer)
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}, after {', '.join(done)}: {error}") from error
+        answers += dock.session.prediction is not None
+    return answers
+
+
 def test_in_walks_through_the_window_the_canvas_shows_what_the_dock_names(
     make_dock: MakeDock, viewer: Any, paths: list[Path], qtbot: Any
 ) -> None:
     dock = make_dock(None)
-    answers = 0
-    for seed in range(WALKS):
-        viewer.layers.clear()
-        qtbot.waitUntil(lambda: not dock.session.slides, timeout=WAIT_MS)
-        for path in paths[:2]:
-            open_slide(dock, viewer, path, qtbot)
-        walk, done = WindowWalk(seed, dock, viewer, qtbot, paths), list[str]()
-        for _ in range(STEPS):
-            done.append(walk.step())
-            try:
-                check(dock, viewer)
-            except AssertionError as error:
-                raise AssertionError(f"seed {seed}, after {', '.join(done)}: {error}") from error
-            answers += dock.session.prediction is not None
+    answers = sum(walk_through(seed, STEPS, dock, viewer, qtbot, paths) for seed in range(WALKS))
     assert answers > WALKS, "the walks reach answers"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(WALKS))
+def test_in_long_walks_the_canvas_shows_what_the_dock_names(
+    make_dock: MakeDock, viewer: Any, paths: list[Path], qtbot: Any, seed: int
+) -> None:
+    answers = walk_through(seed, LONG_STEPS, make_dock(None), viewer, qtbot, paths)
+    assert answers, "the walk reaches answers"
 
 
 def test_another_slide_in_the_dock_switches_canvas_minimap_map_answer_and_camera(
