@@ -137,7 +137,8 @@ def test_other_layers_are_other_encoders() -> None:
     ],
 )
 def test_a_layer_that_does_not_exist_is_refused(family: str, layer: str, available: str) -> None:
-    with pytest.raises(EncoderError, match=rf"no layer {layer} to pool in .*\(encoder.teacher_layers, selection.layers\).*{available}$"):
+    keys = r"\(encoder.teacher_layers, selection.layers\)"
+    with pytest.raises(EncoderError, match=rf"no layer {layer} to pool in .*{keys}.*{available}$"):
         pool_layers(loaded(family), ("block_1" if family != "convnext" else "stage_1", layer))
     with pytest.raises(EncoderError, match="block_2 is joined with itself"):
         pool_layers(loaded("vit"), ("block_2", "block_2"))
