@@ -103,7 +103,7 @@ def test_deviations_say_over_what(musk1: ModuleType) -> None:
 def test_one_run_has_no_deviation_over_runs(musk1: ModuleType) -> None:
     found = musk1.summary(np.array([[0.5, 1.0]]))
     assert set(found) == {"mean", "sd_folds", "se_folds"}
-    assert "over means of runs" not in musk1.report("plain", found, (1, 2), 3.0)
+    assert "over means of runs" not in musk1.report("plain", "gated_attention", found, (1, 2), 3.0)
 
 
 @pytest.mark.parametrize("body", ["plain", "mlp"])
