@@ -110,7 +110,9 @@ def _good_slides(folder: Path, count: int, size: tuple[int, ...], share: float) 
 
 def _task(bundle: str, out: Path) -> PredictTask:
     model = Bundle(bundle)
-    return PredictTask(model.path.absolute(), model.sha256, bundle, out, "cpu")
+    return PredictTask(
+        bundle=model.path.absolute(), bundle_sha256=model.sha256, bundle_name=bundle, folder=out, device="cpu"
+    )
 
 
 # ---------------------------------------------------------------- the cluster

@@ -66,10 +66,19 @@ def single_bundle(names: Sequence[str] | None) -> str | None:
     return names[0] if names else None
 
 
+REFUSED = {  # options of `predict` that go with neither
+    "tissue": "it is a mask on the raster of one model's patches",
+    "report": "it is about one model",
+    "by": "it joins slides of one model",
+    "part": "job arrays share the slides of one model",
+}
+REGIONS_IN_CASCADE = "a cascade decides by sets of classes, which hold for whole slides alone; use --ladder"
+
+
 def require_climb_options(
     *, ladder: bool = False, cascade: bool, budget: float | None, others: Mapping[str, object]
 ) -> None:
-    """Raise `ConfigError` if options exclude one another; `others` are options that go with neither."""
+    """Raise `ConfigError` if options exclude one another; `others` are further options of the call."""
     from napari_lrmil.core.errors import ConfigError
 
     if ladder and cascade:
@@ -77,8 +86,11 @@ def require_climb_options(
     if budget is not None and not cascade:
         raise ConfigError("--budget limits a cascade; add --cascade, or leave it out")
     option = "--cascade" if cascade else "--ladder"
-    if given := [f"--{name}" for name, value in others.items() if value]:
-        raise ConfigError(f"{option} reads whole slides, one by one; leave {', '.join(given)} out")
+    for name in (name for name, value in others.items() if value):
+        if name in REFUSED:
+            raise ConfigError(f"{option} reads a slide with several models; leave --{name} out: {REFUSED[name]}")
+        if cascade:
+            raise ConfigError(f"leave --{name} out: {REGIONS_IN_CASCADE}")
 
 
 @dataclass(frozen=True)

@@ -168,9 +168,10 @@ def predict(
     options = {"device": device, "runtime": runtime, "reader": reader, "overlay": overlay}
     options |= {"full_paths": full_paths, "allow_missing": allow_missing, "resume": resume}
     if ladder or cascade or budget is not None:
-        others = files | {"part": part, "by": by, "report": report, "exclude-artefacts": exclude_artefacts}
+        others = files | {"part": part, "by": by, "report": report}
         require_climb_options(ladder=ladder, cascade=cascade, budget=budget, others=others)
-        _climb(slides, mpp, ClimbCall(bundles, teacher, cascade, folder, execution, options | {"budget": budget}))
+        options |= {"budget": budget, "files": files, "exclude_artefacts": exclude_artefacts}
+        _climb(slides, mpp, ClimbCall(bundles, teacher, cascade, folder, execution, options))
         return
     bundle = single_bundle(bundles)
     _require_found_mask(tissue, exclude_artefacts)
@@ -238,6 +239,7 @@ def _climb(slides: Sequence[Path], mpp: float | None, call: ClimbCall) -> None:
     _require_available(call.execution, call.options["runtime"])
     download_hub_bundles(*(call.bundles or ()))
     given, left_out = expand_slides(slides)
+    _require_one_slide(len(given), call.options["files"])
     call.run(_slide_jobs(given, mpp, call.execution), left_out)
 
 

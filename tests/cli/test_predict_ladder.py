@@ -12,7 +12,10 @@ import pytest
 
 from napari_lrmil.core.ladder.schema import CascadeFile, LadderFile
 from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
+from napari_lrmil.core.phantom.artefact_paint import paint_pen
 from napari_lrmil.core.results.schema import PredictionFile
+from napari_lrmil.core.slides.slide import Slide
+from support.fake_slides import write_tiff
 from support.ladders import CLOSED, ladder_bundles, write_sets
 
 Call = Callable[..., tuple[int, str, str]]
@@ -126,6 +129,8 @@ def test_a_spent_budget_is_told(call: Call, slides: Path, bundles: Path, tmp_pat
         (["--budget", 3], "--budget limits a cascade"),
         (["--ladder", "--report"], "leave --report out"),
         (["--cascade", "--by", "patient"], "leave --by out"),
+        (["--ladder", "--tissue", "mask.png"], "leave --tissue out: it is a mask on the raster of one model's"),
+        (["--cascade", "--roi", "part.geojson"], "leave --roi out: a cascade decides by sets of classes"),
         (["--ladder", "--teacher", "top-3"], "use --teacher all"),
         (["--bundle", "demo"], "2 bundles were given"),
         (["--ladder", "--bundle", "nowhere"], "no bundle with this path or name"),
@@ -143,3 +148,47 @@ def test_a_cascade_of_a_model_without_sets_is_refused(call: Call, slides: Path, 
     words = ("predict", slides / "s0.tif", *options(tmp_path / "bundles", tmp_path / "out", "--cascade"))
     code, _, error = call(*words)
     assert code == 2 and "this model has no sets" in error
+
+
+def test_a_ladder_reads_a_region_at_every_resolution(call: Call, slides: Path, bundles: Path, tmp_path: Path) -> None:
+    """Its probabilities are region scores: not calibrated, without sets, and never reused."""
+    corners = [[100, 100], [800, 100], [800, 600], [100, 600], [100, 100]]
+    geometry = {"type": "Polygon", "coordinates": [corners]}
+    roi = tmp_path / "part.geojson"
+    roi.write_text(json.dumps({"type": "Feature", "properties": {}, "geometry": geometry}))
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    assert call("predict", slides / "s0.tif", *options(bundles, whole, "--ladder", "--teacher", "all"))[0] == 0
+    words = ("predict", slides / "s0.tif", *options(bundles, part, "--ladder", "--teacher", "all", "--roi", roi))
+    code, printed, error = call(*words)
+    assert code == 0 and "drawn region: " in printed, error
+    for of_part, of_whole in zip(LadderFile.read(part / "s0").rungs, LadderFile.read(whole / "s0").rungs, strict=True):
+        if of_whole.was_read:
+            assert of_part.n_patches is not None and of_whole.n_patches is not None
+            assert 0 < of_part.n_patches < of_whole.n_patches
+            assert of_part.prediction_set is None and of_whole.prediction_set is not None
+            assert not of_part.calibrated
+    assert PredictionFile.read(part / "s0").scope == "drawn region"
+    assert "(already there)" not in call(*words)[1]
+    code, _, error = call("predict", slides, *options(bundles, part, "--ladder", "--roi", roi))
+    assert code == 2 and "--roi is about one slide" in error
+
+
+def test_artefacts_are_left_out_at_every_resolution(call: Call, bundles: Path, tmp_path: Path) -> None:
+    with Slide(write_slide(tmp_path, PhantomSlide("plain", LESION, 300, (2048, 1536)))) as slide:
+        pixels, _ = paint_pen(slide.read_level(0, 0, 0, 2048, 1536), 0.5, (0.25, 0.66, 0.40))
+    inked = write_tiff(tmp_path / "inked.tif", pixels, (1.0, 4.0), mpp=(0.5, 0.5))
+    read = {}
+    for name, more in (("with", ()), ("without", ("--exclude-artefacts",))):
+        for kind in ("--ladder", "--cascade"):
+            out = tmp_path / f"{name}{kind}"
+            code, _, error = call("predict", inked, *options(bundles, out, kind, "--teacher", "all", *more))
+            assert code == 0, error
+            stored = PredictionFile.read(out / "inked").artefacts
+            assert stored is not None and stored.excluded == bool(more)
+        read[name] = [rung.n_patches for rung in LadderFile.read(tmp_path / f"{name}--ladder" / "inked").rungs]
+    pairs = [(w, wo) for w, wo in zip(read["with"], read["without"], strict=True) if w is not None and wo is not None]
+    assert len(pairs) == 3 and all(wo < w for w, wo in pairs)
+    out = tmp_path / "with--ladder"
+    words = ("predict", inked, *options(bundles, out, "--ladder", "--teacher", "all"))
+    assert "(already there)" in call(*words)[1]
+    assert "(already there)" not in call(*words, "--exclude-artefacts")[1]

@@ -34,10 +34,10 @@ class PatientTask:
     def slide_task(self) -> PredictTask:
         """Return the task for one slide."""
         return PredictTask(
-            self.bundle.path.absolute(),
-            self.bundle.sha256,
-            self.bundle.name,
-            self.folder,
+            bundle=self.bundle.path.absolute(),
+            bundle_sha256=self.bundle.sha256,
+            bundle_name=self.bundle.name,
+            folder=self.folder,
             device=self.device,
             runtime=self.runtime,
             allow_missing=self.allow_missing,

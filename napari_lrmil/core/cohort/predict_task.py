@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import ClassVar
 
-from napari_lrmil.core.cohort.task import SlideJob, TaskResult
+from napari_lrmil.core.cohort.slide_task import SlideAnswer, SlideTask
+from napari_lrmil.core.cohort.task import SlideJob
 from napari_lrmil.core.errors import BundleError
 from napari_lrmil.core.events import Event, Finished, Notice
 from napari_lrmil.core.features.devices import resolve_device
@@ -21,29 +20,21 @@ from napari_lrmil.core.inference.teacher_comparison import read_lesions
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.cohort_distance import CohortDistance
-from napari_lrmil.core.models.model_choice import unnamed_model_warning
 from napari_lrmil.core.patching.grid import TissueGrid, find_tissue_grid, tissue_grid_from_mask
 from napari_lrmil.core.patching.regions import RegionFile
-from napari_lrmil.core.patching.roi import read_scope
 from napari_lrmil.core.patching.tissue import read_mask
 from napari_lrmil.core.results.equivalent_command import predict_command
 from napari_lrmil.core.results.resume import ResultRequirements, find_reusable_result, has_limits_of
-from napari_lrmil.core.results.schema import require_replaceable
-from napari_lrmil.core.results.writer import build_agreement_file, require_result_folder, write_steps
+from napari_lrmil.core.results.writer import build_agreement_file
 from napari_lrmil.core.runtimes.select import REFERENCE
 from napari_lrmil.core.slides.slide import Slide
-from napari_lrmil.core.slides.slide_files import path_in_cohort
 from napari_lrmil.core.slides.tile_reader import AUTO
-from napari_lrmil.core.threads import set_compute_threads
-from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.core.visualize.comparison_figure import draw_comparison
 from napari_lrmil.core.visualize.slide_report import ReportRequest
 
-REGION_OPTIONS = ("roi", "keep", "exclude")
 
-
-@dataclass(frozen=True)
-class PredictTask:
+@dataclass(frozen=True, kw_only=True)
+class PredictTask(SlideTask[Bundle]):
     """Cohort task of the commands ``predict`` and ``compare``.
 
     Attributes
@@ -52,97 +43,41 @@ class PredictTask:
         Folder of the model, and the hash that it must have.
     bundle_name
         Name or path that the caller gave, for the command line in the report.
-    folder
-        Folder of the results.
-    device
-        ``auto``, ``cpu``, ``cuda`` or ``mps``, resolved on the machine of the worker.
     teacher
         LR patches that the teacher reads.
     report
         Whether ``report.html`` is written.
-    files
-        Option (`REGION_OPTIONS`, ``tissue``, ``lesions``) -> file. They belong to one slide.
     compare
         Whether the comparison of student and teacher is drawn.
-    resume
-        Whether matching results of earlier calls are kept. If not, those of a newer schema version are replaced too.
-    runtime
-        ``auto``, ``torch`` or ``openvino``. Results of any runtime are reused for ``auto`` and ``openvino``, because
-        these agree with torch. For ``torch``, the reference, only results of torch are reused.
-    reader
-        ``auto``, ``openslide`` or ``tiles``, see `Slide`.
-    overlay
-        Whether ``overlay.png`` is drawn.
-    full_paths
-        Whether absolute paths are written into the results. If not, the path of a slide begins with its cohort.
-    allow_missing
-        Whether slides are predicted of which more than a third of the tissue is missing.
-    is_unnamed
-        Whether nobody named the model, so that a slide of real tissue gets a warning.
-    exclude_artefacts
-        Whether artefacts are left out of the tissue although the model was trained with them.
+
+    Notes
+    -----
+    `files` may also have ``tissue`` and ``lesions``. Results of any `runtime` are reused for ``auto`` and ``openvino``,
+    because these agree with torch. For ``torch``, the reference, only results of torch are reused.
     """
 
-    shared_imports: ClassVar = ("napari_lrmil.core.cohort.predict_imports",)
     bundle: Path
     bundle_sha256: str
     bundle_name: str
-    folder: Path
-    device: str = "auto"
     teacher: TeacherPatches = TeacherPatches.NONE
     report: bool = False
-    files: Mapping[str, Path | None] = field(default_factory=dict)
     compare: bool = False
-    resume: bool = True
-    runtime: str = "auto"
-    reader: str = AUTO
-    overlay: bool = True
-    full_paths: bool = False
-    allow_missing: bool = False
-    is_unnamed: bool = False
-    exclude_artefacts: bool = False
 
-    def prepare(self, threads: int) -> None:
-        """Set the number of threads that computations use in this process."""
-        set_compute_threads(threads)
+    def open_model(self) -> Bundle:
+        """Return the bundle, opened once per process."""
+        return open_bundle_once(self.bundle, self.bundle_sha256)
 
-    def __call__(self, job: SlideJob) -> Generator[Event, None, TaskResult]:
-        """Predict a slide and write its results to its folder."""
-        model = open_bundle_once(self.bundle, self.bundle_sha256)
-        began = time.perf_counter()
-        with Slide(job.path, mpp=job.mpp, remembered=SettingsStore().remembered_mpp, reader=self.reader) as slide:
-            seconds_open = time.perf_counter() - began
-            require_result_folder(self.folder / slide.name, job.path)  # before hours of work, not after them
-            if self.resume:
-                require_replaceable(self.folder / slide.name)
-            unnamed = unnamed_model_warning(slide) if self.is_unnamed else ""
-            if unnamed:  # of a reused result too, which may be from a call that named its model
-                yield Notice(unnamed, slide.name)
-            reused = self._reusable_result(slide, model)
-            if reused is not None:
-                return reused
-            # Before the networks run: a broken file must not cost their time.
-            lesions = read_lesions(slide.path, slide.bounds, self.files.get("lesions")) if self.compare else None
-            prediction = yield from _pass_on(self._predict(slide, model, seconds_open))
-            if unnamed:
-                prediction = replace(prediction, warnings=(unnamed, *prediction.warnings))
-            also = []
-            if lesions is not None:
-                yield from (Notice(text, slide.name) for text in lesions.warnings)
-                prediction = replace(prediction, warnings=(*prediction.warnings, *lesions.warnings))
-                also = [partial(_write_comparison, slide, prediction, lesions)]
-            report, replace_newer = self._report_request(job, model), not self.resume
-            yield from write_steps(
-                self.folder,
-                slide,
-                prediction,
-                report=report,
-                also=also,
-                replace_newer=replace_newer,
-                overlay=self.overlay,
-                path=self._slide_path(job),
-            )
-        return TaskResult(summarize_prediction(prediction), self.folder / prediction.slide)
+    def compute(self, slide: Slide, model: Bundle, open_seconds: float) -> Generator[Event, None, SlideAnswer]:
+        """Predict the slide, and compare student and teacher if that was requested."""
+        # Before the networks run: a broken file must not cost their time.
+        lesions = read_lesions(slide.path, slide.bounds, self.files.get("lesions")) if self.compare else None
+        prediction = yield from _pass_on(self._predict(slide, model, open_seconds))
+        text = summarize_prediction(prediction)
+        if lesions is None:
+            return SlideAnswer(prediction, text)
+        yield from (Notice(text, slide.name) for text in lesions.warnings)
+        prediction = replace(prediction, warnings=(*prediction.warnings, *lesions.warnings))
+        return SlideAnswer(prediction, text, lambda written: [partial(_write_comparison, slide, written, lesions)])
 
     def _predict(self, slide: Slide, model: Bundle, seconds_open: float) -> Iterator[Event]:
         """Return the events of the prediction, on the requested regions and with an edited tissue mask if given."""
@@ -152,18 +87,17 @@ class PredictTask:
             device=resolve_device(self.device),
             teacher=self.teacher,
             seconds_open=seconds_open,
-            scope=read_scope({k: v for k, v in self.files.items() if k in REGION_OPTIONS}, slide.bounds),
+            scope=self.read_regions(slide),
             tissue_grid=self._edited_tissue(slide, model),
             runtime=self.runtime,
             allow_missing=self.allow_missing,
             exclude_artefacts=self.exclude_artefacts,
         )
 
-    def _reusable_result(self, slide: Slide, model: Bundle) -> TaskResult | None:
-        """Return the result of an earlier call, if it can be reused. A region is always predicted again."""
-        # prediction.json does not hold the regions, so a stored result cannot be matched to them.
-        if not self.resume or self.compare or any(file is not None for file in self.files.values()):
-            return None
+    def find_earlier(self, slide: Slide, model: Bundle) -> str:
+        """Return the line of an equal result of an earlier call; empty if there is none, and for a comparison."""
+        if self.compare:
+            return ""
         folder = self.folder / slide.name
         reader = None if self.reader == AUTO else self.reader
         runtime = REFERENCE if self.runtime == REFERENCE.name else None
@@ -180,10 +114,10 @@ class PredictTask:
         file = find_reusable_result(folder, slide, requirements)
         # Another calibration of the same weights has other limits under the same hash.
         if file is None or not has_limits_of(file, model):
-            return None
+            return ""
         text = join_texts(format_probabilities(file.probabilities), slide_limits(model, file.probabilities))
         distance = f"; {CohortDistance(**dict(file.cohort_distance)).text}" if file.cohort_distance else ""
-        return TaskResult(f"{text} (already there){distance}", folder, is_reused=True)
+        return f"{text} (already there){distance}"
 
     def _edited_tissue(self, slide: Slide, model: Bundle) -> TissueGrid | None:
         """Return the tissue grid of a mask that was edited by hand; None without one."""
@@ -195,12 +129,12 @@ class PredictTask:
         detected = find_tissue_grid(slide, card.plan, card.tissue)
         return tissue_grid_from_mask(slide.path, detected, read_mask(file, detected.tissue), card.tissue)
 
-    def _report_request(self, job: SlideJob, model: Bundle) -> ReportRequest | None:
+    def report_request(self, job: SlideJob, model: Bundle) -> ReportRequest | None:
         """Return the contents of the report. Its command names the actual device, so that it gives the same numbers."""
         if not self.report:
             return None
         command = predict_command(
-            Path(self._slide_path(job)),
+            Path(self.slide_path(job)),
             bundle=self.bundle_name,
             out=self.folder.absolute() if self.full_paths else self.folder,
             # Not "auto", which could be another device on another machine.
@@ -216,12 +150,6 @@ class PredictTask:
             exclude_artefacts=self.exclude_artefacts,
         )
         return ReportRequest(command, model.card.hr_mpp)
-
-    def _slide_path(self, job: SlideJob) -> str:
-        """Return the path of a slide as the results state it."""
-        if self.full_paths:
-            return str(job.path.absolute())
-        return job.path_in_cohort or path_in_cohort(job.path, job.path)
 
 
 # One model at a time: an older one would keep its weights in memory.

@@ -23,6 +23,7 @@ from napari_lrmil.core.patching.grid import (
     place_tissue,
     require_resolution,
 )
+from napari_lrmil.core.patching.roi import WHOLE_SLIDE, RegionOfInterest
 from napari_lrmil.core.patching.tissue import Tissue
 from napari_lrmil.core.slides.slide import Slide
 
@@ -67,6 +68,8 @@ class RungFigures:
         Seconds that opening the slide took.
     pace_seconds
         Part of `own` that grows with the number of patches: reading, encoding and pooling.
+    is_whole_slide
+        Whether it answers for the whole slide, of which alone probabilities are calibrated and sets hold.
     """
 
     rung: Rung
@@ -77,6 +80,7 @@ class RungFigures:
     has_new_mask: bool
     open_seconds: float
     pace_seconds: float
+    is_whole_slide: bool = True
 
     @property
     def predicted(self) -> str:
@@ -94,9 +98,9 @@ class RungFigures:
         return self.own + self.mask if self.has_new_mask else self.own
 
     def set_at(self, coverage: float = SET_COVERAGE) -> PredictionSet | None:
-        """Return the set of classes at a coverage; None if the network has no sets."""
+        """Return the set of classes at a coverage; None if the network has no sets, and for a region."""
         limits = self.rung.limits
-        if limits is None:
+        if limits is None or not self.is_whole_slide:
             return None
         return prediction_set(limits, self.rung.bundle.card.classes, self.probabilities, coverage)
 
@@ -153,6 +157,8 @@ class ClimbOptions:
     device: str | torch.device
     runtime: str = "torch"
     allow_missing: bool = False
+    exclude_artefacts: bool = False
+    scope: RegionOfInterest = WHOLE_SLIDE
 
 
 @dataclass
@@ -187,7 +193,8 @@ class Climber:
     def count_patches(self, rung: Rung) -> int | MissingRung:
         """Return the number of patches that a rung reads, or the reason why the slide cannot be read there."""
         try:
-            grid = self._find_mask(rung)[0].grid
+            tissue_grid = self._find_mask(rung)[0]
+            grid, _ = self.options.scope.of(tissue_grid, self.slide.path)
         except RUNG_ERRORS as error:
             return self._missing(rung, error)
         return len(grid.hr_index if rung.is_teacher else grid.lr_index)
@@ -213,6 +220,7 @@ class Climber:
             has_new_mask=mask.owner is rung,
             open_seconds=self.open_seconds,
             pace_seconds=max(0.0, own.seconds - network.seconds["tissue"] - network.seconds["prepare"]),
+            is_whole_slide=prediction.scope.is_whole_slide,
         )
         result = RungResult(figures, self._as_if_alone(figures, prediction))
         self._results[rung] = result
@@ -239,6 +247,8 @@ class Climber:
             student=self._student_of(rung.bundle) if rung.is_teacher else None,
             runtime=self.options.runtime,
             allow_missing=self.options.allow_missing,
+            exclude_artefacts=self.options.exclude_artefacts,
+            scope=self.options.scope,
         )
         for event in events:
             match event:
@@ -269,15 +279,16 @@ class Climber:
         card = rung.bundle.card
         require_resolution(self.slide, rung.mpp, "teacher (HR)" if rung.is_teacher else "student (LR)")
         lattice = card.plan.lattice(self.slide.bounds, self.slide.mpp)
+        config = replace(card.tissue, exclude_artefacts=True) if self.options.exclude_artefacts else card.tissue
         for mask in self._masks:
-            if mask.config == card.tissue and mask.tissue.lattice.cell == lattice.cell:
+            if mask.config == config and mask.tissue.lattice.cell == lattice.cell:
                 tissue = place_tissue(mask.tissue, lattice)
-                return TissueGrid(tissue, nested_grid_from_tissue(self.slide.path, tissue, card.tissue)), mask
+                return TissueGrid(tissue, nested_grid_from_tissue(self.slide.path, tissue, config)), mask
         self.slide.count_damaged_tiles()  # `predict` checks their number
         began, cpu, decoded = time.perf_counter(), time.process_time(), self.slide.pixels_decoded
-        grid = find_tissue_grid(self.slide, card.plan, card.tissue)
+        grid = find_tissue_grid(self.slide, card.plan, config)
         cost = Cost(time.perf_counter() - began, time.process_time() - cpu, self.slide.pixels_decoded - decoded)
-        self._masks.append(_Mask(grid.tissue, card.tissue, cost, rung))
+        self._masks.append(_Mask(grid.tissue, config, cost, rung))
         return grid, self._masks[-1]
 
 

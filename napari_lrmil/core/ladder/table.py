@@ -286,7 +286,7 @@ def _entry(rung: Rung, state: str, reason: str, figures: RungFigures | None) -> 
         update={
             "predicted": figures.predicted,
             "probabilities": dict(figures.probabilities),
-            "calibrated": rung.temperature is not None,
+            "calibrated": rung.temperature is not None and figures.is_whole_slide,
             "prediction_set": None if classes is None else classes.classes,
             "n_patches": figures.n_patches,
             "pixels_decoded": alone.pixels,

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
 
-from napari_lrmil.core.cohort.task import SlideJob, TaskResult
+from napari_lrmil.core.cohort.slide_task import SlideAnswer, SlideTask, WriteFile
 from napari_lrmil.core.errors import BundleError, NewerSchemaError, StoredError
 from napari_lrmil.core.events import Event, Notice
 from napari_lrmil.core.features.devices import resolve_device
-from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.ladder.cascade import run_cascade
 from napari_lrmil.core.ladder.climb import Climber, ClimbOptions, MissingRung, RungResult
 from napari_lrmil.core.ladder.rungs import Ladder, open_ladder
@@ -26,20 +23,12 @@ from napari_lrmil.core.ladder.table import (
     write_cascade_table,
     write_ladder_table,
 )
-from napari_lrmil.core.models.model_choice import unnamed_model_warning
-from napari_lrmil.core.results.schema import PREDICTION, require_replaceable
-from napari_lrmil.core.results.writer import require_result_folder, write_steps
+from napari_lrmil.core.results.schema import PREDICTION
 from napari_lrmil.core.slides.slide import Slide
-from napari_lrmil.core.slides.slide_files import path_in_cohort
-from napari_lrmil.core.slides.tile_reader import AUTO
-from napari_lrmil.core.threads import set_compute_threads
-from napari_lrmil.core.user_settings import SettingsStore
-
-WriteFile = Callable[[Path], None]
 
 
-@dataclass(frozen=True)
-class ClimbTask:
+@dataclass(frozen=True, kw_only=True)
+class ClimbTask(SlideTask[Ladder]):
     """Cohort task of a ladder or a cascade.
 
     Attributes
@@ -50,79 +39,42 @@ class ClimbTask:
         Hash that the ladder must have.
     teacher
         Whether the teacher is the finest rung.
-    folder
-        Folder of the results.
     is_cascade
         Whether a finer rung is read only if the set of the coarser one leaves the answer open.
     budget
         Wall seconds of a cascade for each slide; None for no limit.
-    device, runtime, reader, overlay, full_paths, allow_missing, is_unnamed, resume
-        As in `napari_lrmil.core.cohort.predict_task.PredictTask`.
     """
 
-    shared_imports: ClassVar = ("napari_lrmil.core.cohort.predict_imports",)
     bundles: tuple[Path, ...]
     ladder_sha256: str
     teacher: bool
-    folder: Path
     is_cascade: bool = False
     budget: float | None = None
-    device: str = "auto"
-    runtime: str = "auto"
-    reader: str = AUTO
-    overlay: bool = True
-    full_paths: bool = False
-    allow_missing: bool = False
-    is_unnamed: bool = False
-    resume: bool = True
 
-    def prepare(self, threads: int) -> None:
-        """Set the number of threads that computations use in this process."""
-        set_compute_threads(threads)
+    def open_model(self) -> Ladder:
+        """Return the ladder, opened once per process."""
+        return open_ladder_once(self.bundles, self.teacher, self.ladder_sha256)
 
-    def __call__(self, job: SlideJob) -> Generator[Event, None, TaskResult]:
-        """Read a slide on the rungs, and write the results to its folder."""
-        ladder = open_ladder_once(self.bundles, self.teacher, self.ladder_sha256)
-        began = time.perf_counter()
-        with Slide(job.path, mpp=job.mpp, remembered=SettingsStore().remembered_mpp, reader=self.reader) as slide:
-            open_seconds = time.perf_counter() - began
-            require_result_folder(self.folder / slide.name, job.path)
-            if self.resume:
-                require_replaceable(self.folder / slide.name)
-            unnamed = unnamed_model_warning(slide) if self.is_unnamed else ""
-            if unnamed:
-                yield Notice(unnamed, slide.name)
-            if self.resume and (text := self._earlier_text(slide)):
-                return TaskResult(f"{text} (already there)", self.folder / slide.name, is_reused=True)
-            options = ClimbOptions(resolve_device(self.device), self.runtime, self.allow_missing)
-            climber = Climber(slide, ladder, options, open_seconds)
-            prediction, text, also = yield from self._cascade(climber) if self.is_cascade else self._ladder(climber)
-            if unnamed:
-                prediction = replace(prediction, warnings=(unnamed, *prediction.warnings))
-            yield from write_steps(
-                self.folder,
-                slide,
-                prediction,
-                also=also,
-                replace_newer=not self.resume,
-                overlay=self.overlay,
-                path=self._slide_path(job),
-            )
-        return TaskResult(text, self.folder / slide.name)
-
-    def _slide_path(self, job: SlideJob) -> str:
-        """Return the path of a slide as the results state it."""
-        if self.full_paths:
-            return str(job.path.absolute())
-        return job.path_in_cohort or path_in_cohort(job.path, job.path)
+    def compute(self, slide: Slide, model: Ladder, open_seconds: float) -> Generator[Event, None, SlideAnswer]:
+        """Read the slide on all rungs, or on those that it needs."""
+        options = ClimbOptions(
+            resolve_device(self.device),
+            self.runtime,
+            self.allow_missing,
+            self.exclude_artefacts,
+            self.read_regions(slide),
+        )
+        climber = Climber(slide, model, options, open_seconds)
+        return (yield from self._cascade(climber) if self.is_cascade else self._ladder(climber))
 
     @property
     def request_sha256(self) -> str:
         """Hash of everything that the results depend on besides the slide."""
         options = [self.ladder_sha256, self.is_cascade, self.budget, self.runtime, self.reader, self.allow_missing]
+        options += ["without artefacts"] if self.exclude_artefacts else []  # without it as in earlier versions
         return hashlib.sha256(json.dumps(options).encode()).hexdigest()
 
-    def _ladder(self, climber: Climber) -> Generator[Event, None, tuple[Prediction, str, list[WriteFile]]]:
+    def _ladder(self, climber: Climber) -> Generator[Event, None, SlideAnswer]:
         """Read all rungs. The prediction is that of the finest one that was read."""
         outcomes = list[RungResult | MissingRung]()
         for rung in climber.ladder.rungs:
@@ -134,9 +86,12 @@ class ClimbTask:
         if not read:
             raise next(outcome.error for outcome in outcomes if isinstance(outcome, MissingRung))
         file = build_ladder_file(climber.slide, climber.ladder, outcomes, self.request_sha256)
-        return read[-1].prediction, file.text, [file.write, lambda folder: write_ladder_table(folder, [file])]
+        if not climber.options.scope.is_whole_slide:
+            file = file.model_copy(update={"text": f"{climber.options.scope.text}: {file.text}"})
+        files: list[WriteFile] = [file.write, lambda folder: write_ladder_table(folder, [file])]
+        return SlideAnswer(read[-1].prediction, file.text, lambda _: files)
 
-    def _cascade(self, climber: Climber) -> Generator[Event, None, tuple[Prediction, str, list[WriteFile]]]:
+    def _cascade(self, climber: Climber) -> Generator[Event, None, SlideAnswer]:
         """Read the rungs that the slide needs. The prediction is that of the rung whose answer holds."""
         result, answer = yield from run_cascade(climber, self.budget)
         request = self.request_sha256, self.budget
@@ -146,9 +101,10 @@ class ClimbTask:
             text = f"the cascade was answered by the teacher: {file.text}; the student here had left it open"
             yield Notice(text, climber.slide.name)
             prediction = replace(prediction, warnings=(*prediction.warnings, text))
-        return prediction, file.text, [file.write, lambda folder: write_cascade_table(folder, [file])]
+        files: list[WriteFile] = [file.write, lambda folder: write_cascade_table(folder, [file])]
+        return SlideAnswer(prediction, file.text, lambda _: files)
 
-    def _earlier_text(self, slide: Slide) -> str:
+    def find_earlier(self, slide: Slide, model: Ladder) -> str:  # its hash is part of the request
         """Return the sentence of an equal earlier result; empty if there is none."""
         folder = self.folder / slide.name
         kind = CascadeFile if self.is_cascade else LadderFile
@@ -161,7 +117,7 @@ class ClimbTask:
         except StoredError:  # broken: the slide is read again
             return ""
         is_equal = (file.slide_fingerprint, file.request_sha256) == (slide.fingerprint, self.request_sha256)
-        return file.text if is_equal else ""
+        return f"{file.text} (already there)" if is_equal else ""
 
 
 @lru_cache(maxsize=1)

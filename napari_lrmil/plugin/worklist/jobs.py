@@ -282,10 +282,10 @@ class RunAllJob:
 
         reserve_core_for_window()
         task = PredictTask(
-            self.bundle.path.absolute(),
-            self.bundle.sha256,
-            self.bundle_name,
-            self.results,
+            bundle=self.bundle.path.absolute(),
+            bundle_sha256=self.bundle.sha256,
+            bundle_name=self.bundle_name,
+            folder=self.results,
             device=self.device,
             allow_missing=self.allow_missing,
         )

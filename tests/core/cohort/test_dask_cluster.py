@@ -77,7 +77,9 @@ def test_predictions_of_a_cluster_whose_worker_was_killed_are_those_of_single_ru
     bundle = untrained_bundle(tmp_path / "bundle")
 
     def task(out: str, sha256: str) -> PredictTask:
-        return PredictTask(bundle.path, sha256, "b", tmp_path / out, "cpu")
+        return PredictTask(
+            bundle=bundle.path, bundle_sha256=sha256, bundle_name="b", folder=tmp_path / out, device="cpu"
+        )
 
     run_to_end(slides, task("single", bundle.sha256), SerialBackend())
     (tmp_path / "log").touch()
