@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
-from napari_lrmil.core.cohort.slide_task import SlideAnswer, SlideTask
+from napari_lrmil.core.cohort.slide_task import SlideOutput, SlidePredictionTask
 from napari_lrmil.core.cohort.task import SlideJob
 from napari_lrmil.core.errors import BundleError
 from napari_lrmil.core.events import Event, Finished, Notice
@@ -34,7 +34,7 @@ from napari_lrmil.core.visualize.slide_report import ReportRequest
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictTask(SlideTask[Bundle]):
+class PredictTask(SlidePredictionTask[Bundle]):
     """Cohort task of the commands ``predict`` and ``compare``.
 
     Attributes
@@ -67,17 +67,17 @@ class PredictTask(SlideTask[Bundle]):
         """Return the bundle, opened once per process."""
         return open_bundle_once(self.bundle, self.bundle_sha256)
 
-    def compute(self, slide: Slide, model: Bundle, open_seconds: float) -> Generator[Event, None, SlideAnswer]:
+    def compute(self, slide: Slide, model: Bundle, open_seconds: float) -> Generator[Event, None, SlideOutput]:
         """Predict the slide, and compare student and teacher if that was requested."""
         # Before the networks run: a broken file must not cost their time.
         lesions = read_lesions(slide.path, slide.bounds, self.files.get("lesions")) if self.compare else None
         prediction = yield from _pass_on(self._predict(slide, model, open_seconds))
         text = summarize_prediction(prediction)
         if lesions is None:
-            return SlideAnswer(prediction, text)
+            return SlideOutput(prediction, text)
         yield from (Notice(text, slide.name) for text in lesions.warnings)
         prediction = replace(prediction, warnings=(*prediction.warnings, *lesions.warnings))
-        return SlideAnswer(prediction, text, lambda written: [partial(_write_comparison, slide, written, lesions)])
+        return SlideOutput(prediction, text, lambda written: [partial(_write_comparison, slide, written, lesions)])
 
     def _predict(self, slide: Slide, model: Bundle, seconds_open: float) -> Iterator[Event]:
         """Return the events of the prediction, on the requested regions and with an edited tissue mask if given."""

@@ -29,7 +29,7 @@ WriteFile = Callable[[Path], None]
 
 
 @dataclass(frozen=True)
-class SlideAnswer:
+class SlideOutput:
     """Result of a slide before it is written.
 
     Attributes
@@ -48,7 +48,7 @@ class SlideAnswer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlideTask(ABC, Generic[Model]):
+class SlidePredictionTask(ABC, Generic[Model]):
     """Cohort task that predicts one slide at a time.
 
     Attributes
@@ -135,7 +135,7 @@ class SlideTask(ABC, Generic[Model]):
         """Return the line of an equal result of an earlier call; empty if there is none."""
 
     @abstractmethod
-    def compute(self, slide: Slide, model: Model, open_seconds: float) -> Generator[Event, None, SlideAnswer]:
+    def compute(self, slide: Slide, model: Model, open_seconds: float) -> Generator[Event, None, SlideOutput]:
         """Predict an open slide, and return what is to be written."""
 
     def report_request(self, job: SlideJob, model: Model) -> ReportRequest | None:  # for subclasses

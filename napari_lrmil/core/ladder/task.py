@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from napari_lrmil.core.cohort.slide_task import SlideAnswer, SlideTask, WriteFile
+from napari_lrmil.core.cohort.slide_task import SlideOutput, SlidePredictionTask, WriteFile
 from napari_lrmil.core.errors import BundleError, NewerSchemaError, StoredError
 from napari_lrmil.core.events import Event, Notice
 from napari_lrmil.core.features.devices import resolve_device
@@ -28,7 +28,7 @@ from napari_lrmil.core.slides.slide import Slide
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClimbTask(SlideTask[Ladder]):
+class ClimbTask(SlidePredictionTask[Ladder]):
     """Cohort task of a ladder or a cascade.
 
     Attributes
@@ -55,7 +55,7 @@ class ClimbTask(SlideTask[Ladder]):
         """Return the ladder, opened once per process."""
         return open_ladder_once(self.bundles, self.teacher, self.ladder_sha256)
 
-    def compute(self, slide: Slide, model: Ladder, open_seconds: float) -> Generator[Event, None, SlideAnswer]:
+    def compute(self, slide: Slide, model: Ladder, open_seconds: float) -> Generator[Event, None, SlideOutput]:
         """Read the slide on all rungs, or on those that it needs."""
         options = ClimbOptions(
             resolve_device(self.device),
@@ -74,7 +74,7 @@ class ClimbTask(SlideTask[Ladder]):
         options += ["without artefacts"] if self.exclude_artefacts else []  # without it as in earlier versions
         return hashlib.sha256(json.dumps(options).encode()).hexdigest()
 
-    def _ladder(self, climber: Climber) -> Generator[Event, None, SlideAnswer]:
+    def _ladder(self, climber: Climber) -> Generator[Event, None, SlideOutput]:
         """Read all rungs. The prediction is that of the finest one that was read."""
         outcomes = list[RungResult | MissingRung]()
         for rung in climber.ladder.rungs:
@@ -89,9 +89,9 @@ class ClimbTask(SlideTask[Ladder]):
         if not climber.options.scope.is_whole_slide:
             file = file.model_copy(update={"text": f"{climber.options.scope.text}: {file.text}"})
         files: list[WriteFile] = [file.write, lambda folder: write_ladder_table(folder, [file])]
-        return SlideAnswer(read[-1].prediction, file.text, lambda _: files)
+        return SlideOutput(read[-1].prediction, file.text, lambda _: files)
 
-    def _cascade(self, climber: Climber) -> Generator[Event, None, SlideAnswer]:
+    def _cascade(self, climber: Climber) -> Generator[Event, None, SlideOutput]:
         """Read the rungs that the slide needs. The prediction is that of the rung whose answer holds."""
         result, answer = yield from run_cascade(climber, self.budget)
         request = self.request_sha256, self.budget
@@ -102,7 +102,7 @@ class ClimbTask(SlideTask[Ladder]):
             yield Notice(text, climber.slide.name)
             prediction = replace(prediction, warnings=(*prediction.warnings, text))
         files: list[WriteFile] = [file.write, lambda folder: write_cascade_table(folder, [file])]
-        return SlideAnswer(prediction, file.text, lambda _: files)
+        return SlideOutput(prediction, file.text, lambda _: files)
 
     def find_earlier(self, slide: Slide, model: Ladder) -> str:  # its hash is part of the request
         """Return the sentence of an equal earlier result; empty if there is none."""
