@@ -43,7 +43,7 @@ def main() -> None:
     head = save_as_torchmil(Bundle("demo").teacher.mil, args.out)
     table = unlabelled_cohort(args.out / "cohort", args.slides)
     settings = [f"teacher.mil={head}", "baselines=stage1_only", *args.set]
-    config = load_config(Path(__file__).with_name("demo.yaml"), settings)
+    config = load_config("demo", settings)
     show_progress(train(table, args.out / "run", config, "cpu"), "train", quiet=False)
     print(result_table(json.loads((args.out / "run" / METRICS).read_text())))
     print(f"CPU-seconds of this process: {time.process_time() - began:.0f}")

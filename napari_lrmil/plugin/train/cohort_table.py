@@ -183,6 +183,7 @@ class CohortTable:
         self.saved = self.edited = False
         self.notices: tuple[str, ...] = ()
         self.plan = PatchPlan()
+        self.allows_unlabelled = False  # the settings have a teacher of another program, which replaces labels
         self._checks: dict[tuple[Path, str], SlideCheck] = {}
         self._columns: list[str] = []  # of the opened file, in its order
 
@@ -317,8 +318,13 @@ class CohortTable:
             return f"There is no file {missing[0]}; put it there, or remove the slide."
         return f"{len(missing)} files are missing, first {missing[0]}; put them there, or remove the slides."
 
+    @property
+    def is_unlabelled(self) -> bool:
+        """Whether no slide has a label, and none needs one."""
+        return self.allows_unlabelled and not any(row.label for row in self.rows)
+
     def _lacking_cell(self) -> str:
-        for column in ("label", "patient"):
+        for column in ("patient",) if self.is_unlabelled else ("label", "patient"):
             lacking = [row for row in self.rows if not getattr(row, column)]
             if lacking:
                 name = lacking[0].path.name
@@ -342,12 +348,13 @@ class CohortTable:
     def _lacking_class(self) -> str:
         slides = [row.as_slide() for row in self.rows]
         classes = tuple(dict.fromkeys(s.label for s in slides))
-        if len(classes) < 2:
+        if len(classes) < 2 and not self.is_unlabelled:
             return f"All slides are '{classes[0]}'; training needs two classes."
         if not any(s.split for s in slides):
             slides = assign_splits(slides, 0)
         try:
-            require_classes(Cohort(UNSAVED_TABLE, tuple(slides), classes), ("train", "val"))
+            names = () if self.is_unlabelled else classes
+            require_classes(Cohort(UNSAVED_TABLE, tuple(slides), names), ("train", "val"))
         except CohortError as error:
             return _error_sentence(error)
         return ""
@@ -398,6 +405,12 @@ class CohortTable:
     def broken(self) -> int:
         """Number of slides that cannot be used."""
         return sum(bool(check and check.fault) for check in map(self.check_of, self.rows))
+
+    def allow_unlabelled(self, allowed: bool) -> None:
+        """Say whether slides may be without labels, because a teacher of another program is given."""
+        if allowed != self.allows_unlabelled:
+            self.allows_unlabelled = allowed
+            self.changed.emit()
 
     def choose_plan(self, plan: PatchPlan) -> None:
         """Change resolutions and patch sizes; all slides become unchecked."""

@@ -234,6 +234,7 @@ class TrainWidget(DockWidget):
     def _settings_settled(self) -> None:
         config = self.form.check()
         if config is not None:
+            self.table.allow_unlabelled(config.teacher.mil is not None)
             if config.plan != self.table.plan:
                 self.table.choose_plan(config.plan)
                 self._checks.submit(self.table.checking)  # ends the checks for the old patch sizes

@@ -195,3 +195,20 @@ def test_checks_come_one_by_one_and_those_of_other_patch_sizes_are_dropped(tmp_p
     for event in events:
         table.handle(event)
     assert len(table.unchecked) == 4
+
+
+def test_labels_may_be_empty_if_a_teacher_is_given(tmp_path: Path) -> None:
+    """All of them: then splits need slides alone. One label makes the others missing."""
+    rows = [f"s{i}.tif,,p{i},{'val' if i == 0 else 'train'}" for i in range(4)]
+    for i in range(4):
+        (tmp_path / f"s{i}.tif").touch()
+    (tmp_path / "cohort.csv").write_text("\n".join(["slide,label,patient,split", *rows]))
+    table = opened(tmp_path / "cohort.csv")
+    assert "4 slides have no label" in table.blocked_by
+    table.allow_unlabelled(True)
+    assert table.is_unlabelled and not table.blocked_by
+    table.edit(0, "label", "normal")
+    assert "3 slides have no label" in table.blocked_by
+    table.edit(0, "label", "")
+    table.edit(0, "split", "train")
+    assert "Split val has no slide at all" in table.blocked_by
