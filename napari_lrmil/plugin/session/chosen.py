@@ -84,6 +84,7 @@ class ChosenAnalysis:
         self.slides: tuple[SlideChoice, ...] = ()
         self.bundle: Bundle | None = None
         self._model_problem = ""
+        self._is_model_automatic = False
         self._usual_models = UsualModels(self.settings_store)
         self._throughput = ThroughputHistory(self.settings_store)
         self._run: ActiveRun | None = None
@@ -176,6 +177,8 @@ class ChosenAnalysis:
             self.choices = replace(self.choices, slide=slide, of_slide=self._memory.take_choices(slide))
             self._on_slide_changed()
             usual = self.bundle_name if slide is None else self._usual_models.model_of(slide)
+            if slide is not None:
+                self._is_model_automatic = self._usual_models.chosen_for(slide.path.parent) is None
             if usual != self.bundle_name:
                 self._open_bundle(usual or None)
         self.choices = replace(self.choices, reason=reason)
@@ -196,6 +199,7 @@ class ChosenAnalysis:
         location
             A bundle folder, or the name of a shipped model; None chooses no model.
         """
+        self._is_model_automatic = False
         if problem := self._usual_models.remember(self.slide, str(location or "")):
             self.failed.emit(problem)
         self._open_bundle(location)
@@ -269,6 +273,15 @@ class ChosenAnalysis:
     def bundle_name(self) -> str:
         """The model as the user named it: a folder, or the name of a shipped model; empty for none."""
         return self.choices.model
+
+    @property
+    def is_model_automatic(self) -> bool:
+        """Whether the user did not choose the model: a phantom was shown, which has a model of its own."""
+        return self._is_model_automatic
+
+    def is_model_for(self, folder: Path) -> bool:
+        """Return whether the present model may run unasked on tissue in a folder: not if a phantom brought it along."""
+        return not self._is_model_automatic or self._usual_models.chosen_for(folder) == self.bundle_name
 
     @property
     def device(self) -> str:

@@ -42,11 +42,14 @@ class UsualModels:
             return str(error)
         return ""
 
+    def chosen_for(self, folder: Path) -> str | None:
+        """Return the model that the user chose for the slides of a folder; None if he chose none for it."""
+        chosen = self._of_folder.get(folder, self._of_session)
+        return self._settings_store.remembered_model(folder) if chosen is None else chosen
+
     def model_of(self, slide: SlideChoice) -> str:
         """Return the model of a slide; empty for tissue whose folder has none, because no model knows all tissue."""
-        usual = self._of_folder.get(slide.path.parent, self._of_session)
-        if usual is None:
-            usual = self._settings_store.remembered_model(slide.path.parent)
+        usual = self.chosen_for(slide.path.parent)
         if usual is None:
             usual = PHANTOM_MODEL if slide.is_phantom else ""
         return usual

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -150,9 +151,12 @@ def why_not_stored(entry: WorklistEntry, prediction: Prediction) -> str:
 
 def shipped_model_of(answer: StoredAnswer | None) -> str:
     """Return the name of the shipped model that gave a stored answer; empty if it was another model or version."""
-    if answer is None or answer.bundle not in shipped_bundles():
-        return ""
-    return answer.bundle if Bundle(answer.bundle).sha256 == answer.bundle_sha256 else ""
+    return _shipped_name(answer.bundle, answer.bundle_sha256) if answer is not None else ""
+
+
+@lru_cache  # the hash of a model reads its files, which takes too long for each row
+def _shipped_name(name: str, sha256: str) -> str:
+    return name if name in shipped_bundles() and Bundle(name).sha256 == sha256 else ""
 
 
 def store_answer(results: Path, slide: Slide, prediction: Prediction, listed: ListedSlide) -> None:

@@ -14,8 +14,10 @@ from napari_lrmil.core.cohort.task import SerialBackend, SlideJob, one_line
 from napari_lrmil.core.errors import ResolutionError, SlideError
 from napari_lrmil.core.events import Event, Finished, Partial, Progress
 from napari_lrmil.core.results.cohort_tables import write_failure_rows, write_predictions_table
+from napari_lrmil.core.slides.phantom_mark import has_phantom_mark
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.slides.slide_files import is_table
+from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.core.visualize.overlay import slide_thumbnail
 from napari_lrmil.core.worklist.build import find_results_folder, list_folder, read_entries
 from napari_lrmil.plugin.session.jobs import reserve_core_for_window
@@ -118,11 +120,14 @@ class Thumbnail:
         (height, width, 3) uint8, at most `THUMBNAIL_PX` squared; None if the slide cannot be read.
     problem
         Why it cannot be read; empty if it can.
+    is_phantom
+        Whether the slide has the mark of a phantom.
     """
 
     path: Path
     pixels: Pixels | None
     problem: str = ""
+    is_phantom: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,8 @@ def read_thumbnail(slide: ListedSlide) -> Thumbnail:
     """Return the thumbnail of a slide; a slide that cannot be read has a problem instead."""
     try:
         with Slide(slide.path, mpp=slide.mpp) as opened:
-            return Thumbnail(slide.path, slide_thumbnail(opened, THUMBNAIL_PX)[0])
+            pixels = slide_thumbnail(opened, THUMBNAIL_PX)[0]
+            return Thumbnail(slide.path, pixels, is_phantom=has_phantom_mark(opened.properties))
     except EXPECTED_ERRORS as error:
         return Thumbnail(slide.path, None, one_line(error, prefix=f"{slide.path}: "))
 
@@ -254,6 +260,13 @@ class AheadJob:
 
 
 @dataclass(frozen=True)
+class SkippedSlide:
+    """A slide that was not predicted, because no model is chosen for it."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
 class RunAllJob:
     """Predicts slides one after the other, with the task of ``predict``.
 
@@ -267,6 +280,8 @@ class RunAllJob:
         The model, its name as the user gave it, and the device.
     allow_missing
         Whether slides are analysed of which more than a third of the tissue is missing.
+    phantoms_only_in
+        Folders for whose slides the user did not choose this model. Of these slides phantoms alone are predicted.
     """
 
     slides: tuple[ListedSlide, ...]
@@ -275,12 +290,26 @@ class RunAllJob:
     bundle_name: str
     device: str
     allow_missing: bool = False
+    phantoms_only_in: frozenset[Path] = frozenset()
 
     def events(self) -> Iterator[Event]:
-        """Yield the events of `run_cohort`: `Partial` with an `Outcome`, or `Failed`, for each slide."""
+        """Yield `Partial` with a `SkippedSlide` for each slide without a model, then the events of `run_cohort`.
+
+        These are `Partial` with an `Outcome`, or `Failed`, for each other slide.
+        """
+        reserve_core_for_window()
+        todo = []
+        for slide in self.slides:
+            if slide.path.parent in self.phantoms_only_in and _is_tissue(slide):
+                yield Partial(SkippedSlide(slide.path))
+            else:
+                todo.append(slide)
+        if todo:
+            yield from self._predict(todo)
+
+    def _predict(self, slides: Sequence[ListedSlide]) -> Iterator[Event]:
         from napari_lrmil.core.cohort.predict_task import PredictTask
 
-        reserve_core_for_window()
         task = PredictTask(
             bundle=self.bundle.path.absolute(),
             bundle_sha256=self.bundle.sha256,
@@ -289,7 +318,7 @@ class RunAllJob:
             device=self.device,
             allow_missing=self.allow_missing,
         )
-        jobs = [SlideJob(slide.path, slide.mpp, slide.path_in_cohort) for slide in self.slides]
+        jobs = [SlideJob(slide.path, slide.mpp, slide.path_in_cohort) for slide in slides]
         progress = CohortProgress()
         try:
             yield from run_cohort(jobs, task, SerialBackend(), progress, on_failure=self._list_failures)
@@ -300,6 +329,15 @@ class RunAllJob:
 
     def _list_failures(self, progress: CohortProgress) -> None:
         write_failure_rows(self.results, progress.rows, progress.settled_slides)
+
+
+def _is_tissue(slide: ListedSlide) -> bool:
+    """Return whether a slide can be opened and has no mark of a phantom; the run says why one cannot be opened."""
+    try:
+        with Slide(slide.path, mpp=slide.mpp, remembered=SettingsStore().remembered_mpp) as opened:
+            return not has_phantom_mark(opened.properties)
+    except EXPECTED_ERRORS:
+        return False
 
 
 def slides_without_answer(entries: Sequence[WorklistEntry], bundle: Bundle | None) -> tuple[ListedSlide, ...]:

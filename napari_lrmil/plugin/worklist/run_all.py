@@ -13,6 +13,7 @@ from napari_lrmil.core.events import Event, Failed, Partial, Progress
 from napari_lrmil.core.formatting import format_duration
 from napari_lrmil.plugin.qt.section import enable_unless, make_button
 from napari_lrmil.plugin.qt.worker import BackgroundWorker
+from napari_lrmil.plugin.worklist.jobs import SkippedSlide
 
 if TYPE_CHECKING:
     from napari_lrmil.plugin.worklist.jobs import RunAllJob
@@ -36,6 +37,8 @@ class RunAll(QObject):  # type: ignore[misc]  # qtpy has no types
         Emitted when the user presses *Run all*; the dock answers with `start`.
     predicted
         Emitted with the file of each slide that has an answer now.
+    skipped
+        Emitted with the file of each slide for which no model is chosen.
     failed
         Emitted with the file name of each slide that has failed.
     ended
@@ -44,6 +47,7 @@ class RunAll(QObject):  # type: ignore[misc]  # qtpy has no types
 
     requested = Signal()
     predicted = Signal(object)
+    skipped = Signal(object)
     failed = Signal(str)
     ended = Signal()
 
@@ -97,10 +101,13 @@ class RunAll(QObject):  # type: ignore[misc]  # qtpy has no types
         match event:
             case Progress("cohort", done, total, _, left):
                 remaining = f", {format_duration(left)} left" if left else ""
+                self.progress.setRange(0, total)  # without those that were skipped
                 self.progress.setValue(done)
                 self.progress.setFormat(f"{done} of {total} slides{remaining}")
             case Partial(Outcome() as outcome):
                 self.predicted.emit(outcome.job.path)
+            case Partial(SkippedSlide(path)):
+                self.skipped.emit(path)
             case Failed(message, subject):
                 self.failed.emit(subject)
                 if not subject:

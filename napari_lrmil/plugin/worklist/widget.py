@@ -31,6 +31,7 @@ from napari_lrmil.plugin.worklist.answer_jobs import (
     shipped_model_of,
     why_not_stored,
 )
+from napari_lrmil.plugin.worklist.cautions import RowCautions, model_caution
 from napari_lrmil.plugin.worklist.dock_layout import WorklistLayout
 from napari_lrmil.plugin.worklist.jobs import (
     ReadList,
@@ -76,6 +77,7 @@ class WorklistWidget(WorklistLayout):
         self._title = ""
         self._notices: tuple[str, ...] = ()
         self._problems: dict[Path, str] = {}  # of slides that could not be opened; no file states them
+        self.cautions = RowCautions()
         self._model, self._sha256 = "", ""
         self._thumbnails: BackgroundWorker | None = None
         self.run_store = RunStore(self)
@@ -101,6 +103,7 @@ class WorklistWidget(WorklistLayout):
         self.run_store.stored.connect(self._on_stored)
         self.filling.requested.connect(self._start_run_all)
         self.filling.predicted.connect(self._on_predicted)
+        self.filling.skipped.connect(self._on_skipped)
         self.filling.failed.connect(self._refresh_named)
         self.filling.ended.connect(self._on_run_all_end)
         self.list.slide_chosen.connect(self.show_slide)
@@ -160,7 +163,7 @@ class WorklistWidget(WorklistLayout):
 
     def _on_session_changed(self) -> None:
         bundle = self.session.bundle
-        if self.pager.has_arrived:
+        if self.pager.has_arrived and not self.session.is_model_automatic:
             self._model = self.session.bundle_name
         sha256 = bundle.sha256 if bundle is not None else ""
         if sha256 != self._sha256:
@@ -247,7 +250,7 @@ class WorklistWidget(WorklistLayout):
 
     def _show_list(self, read: ReadList) -> None:
         self._title, self.results, self._notices = read.title, read.results, read.notices
-        self._problems = {}
+        self._problems, self.cautions = {}, RowCautions()
         self.order.set_entries(read.entries)
         self.reviewing.open(read.results)
         self.pager.start()
@@ -275,9 +278,10 @@ class WorklistWidget(WorklistLayout):
 
     def _on_thumbnail_event(self, event: Event) -> None:
         match event:
-            case Partial(Thumbnail(path, pixels, problem)):
+            case Partial(Thumbnail(path, pixels, problem, is_phantom)):
                 if pixels is not None:
                     self.list.show_thumbnail(path, pixels)
+                    self._note_kind(path, is_phantom=is_phantom)
                 else:
                     self._set_problem(path, problem)
 
@@ -294,9 +298,23 @@ class WorklistWidget(WorklistLayout):
             self._problems[path] = problem
         else:
             self._problems.pop(path, None)
+        self._refresh_path(path)
+
+    def _refresh_path(self, path: Path) -> None:
         index = self.order.index_of_path(path)
         if index is not None:
             self.refresh_entry(index)
+
+    def _note_kind(self, path: Path, *, is_phantom: bool) -> None:
+        """Note whether a slide is a phantom; the row of tissue says so if its answer is of a model of phantoms."""
+        index = self.order.index_of_path(path)
+        if is_phantom or index is None:
+            return
+        self.cautions.note_tissue(path)
+        entry = self.order.entries[index]
+        noted = self.cautions.add_to(entry, self.session.bundle)
+        if noted is not entry:
+            self.replace_entry(index, noted)
 
     def refresh_entry(self, index: int) -> None:
         """Read the files of an entry again, and show it."""
@@ -307,7 +325,7 @@ class WorklistWidget(WorklistLayout):
         problem = self._problems.get(entry.path, "")
         if problem and not fresh.problem:
             fresh = replace(fresh, problem=problem)
-        self.replace_entry(index, fresh)
+        self.replace_entry(index, self.cautions.add_to(fresh, self.session.bundle))
         self.reviewing.note_models(self._sha256)
 
     def replace_entry(self, index: int, entry: WorklistEntry) -> None:
@@ -356,7 +374,7 @@ class WorklistWidget(WorklistLayout):
         if index is None or self.order.entries[index].path != path:
             return
         if not self.session.bundle_name:  # each subfolder has a model of its own, a list has one
-            model = self._model or shipped_model_of(self.order.entries[index].answer)
+            model = self._model or self._model_of_answer(self.order.entries[index])
             if model:
                 self.analyse.open_model(model)
         self.reviewing.open_annotations()
@@ -365,6 +383,14 @@ class WorklistWidget(WorklistLayout):
             self._fetch_answer()
         else:
             self._on_answered(path)
+
+    def _model_of_answer(self, entry: WorklistEntry) -> str:
+        """Return the shipped model of a stored answer; empty if it knows phantoms only and the slide is tissue."""
+        slide, answer = self.session.slide, entry.answer
+        is_tissue = slide is not None and not slide.is_phantom
+        if answer is None or (is_tissue and model_caution(answer, None)):
+            return ""
+        return shipped_model_of(answer)
 
     def _fetch_answer(self) -> None:
         slide, entry = self.session.slide, self.current
@@ -376,6 +402,7 @@ class WorklistWidget(WorklistLayout):
         session = self.session
         if session.bundle is None or self.results is None:
             return None
+        may_compute = choice.is_phantom or session.is_model_for(choice.path.parent)
         return AnswerJob(
             entry,
             choice,
@@ -384,7 +411,7 @@ class WorklistWidget(WorklistLayout):
             session.choices.device,
             session.open_slides,
             session.cache,
-            computes=not self.filling.is_running and not session.is_busy,
+            computes=may_compute and not self.filling.is_running and not session.is_busy,
         )
 
     def _on_answered(self, path: Path) -> None:
@@ -425,9 +452,21 @@ class WorklistWidget(WorklistLayout):
     def _start_run_all(self) -> None:
         bundle, slides = self.session.bundle, slides_without_answer(self.order.entries, self.session.bundle)
         if bundle is not None and self.results is not None and slides:
+            self._end_skipped()
             name, device = self.session.bundle_name, self.session.choices.device
-            self.filling.start(RunAllJob(slides, self.results, bundle, name, device))
+            folders = {slide.path.parent for slide in slides}
+            unchosen = frozenset(folder for folder in folders if not self.session.is_model_for(folder))
+            job = RunAllJob(slides, self.results, bundle, name, device, phantoms_only_in=unchosen)
+            self.filling.start(job)
             self._refresh_run_all()
+
+    def _end_skipped(self) -> None:
+        for path in self.cautions.forget_skipped():
+            self._refresh_path(path)
+
+    def _on_skipped(self, path: Path) -> None:
+        self.cautions.note_skipped(path)
+        self._refresh_path(path)
 
     def _on_predicted(self, path: Path) -> None:
         self._set_problem(path, "")
@@ -444,6 +483,8 @@ class WorklistWidget(WorklistLayout):
         failed = self.order.count([Status.FAILED])
         if failed:
             show_info(f"{failed} slides of the list have failed; their rows say why.")
+        if self.cautions.skipped_text:
+            show_info(self.cautions.skipped_text)
         self._refresh()
 
     # ------------------------------------------------------------ refresh

@@ -20,6 +20,7 @@ from napari_lrmil.core.worklist.review import REVIEW_FILE, ReviewFile, ReviewRow
 from napari_lrmil.plugin.viewer.layers import get_screen_slide, lrmil_layers
 from napari_lrmil.plugin.worklist.jobs import ReadListJob, RunAllJob, slides_without_answer
 from support.fake_slides import speckled, write_tiff
+from support.phantoms import copy_cohort
 from support.stored_results import write_result
 from support.window import WAIT_MS, MakeDock
 
@@ -247,6 +248,68 @@ def test_a_cancelled_run_keeps_what_is_done(make_worklist: MakeWorklist, folder:
     dock.run_all.click()
     qtbot.waitUntil(lambda: not dock.filling.is_running, timeout=WAIT_MS)
     assert dock.run_all.text() == "Run all" and state_of(dock, "a") == "done"
+
+
+# ---------------------------------------------------------------- the model of phantoms beside tissue
+
+
+@pytest.fixture
+def mixed(phantoms: Path, stored: Path, tmp_path: Path) -> Path:
+    """Return a folder with a phantom, and tissue after it."""
+    import shutil
+
+    folder = copy_cohort(phantoms, tmp_path / "mixed", test=1).parent
+    shutil.copy(stored / "a.tif", folder / "tissue.tif")
+    shutil.copy(next(folder.glob("test*.tif*")), folder / "phantom.tif")
+    for file in folder.glob("test*"):
+        file.unlink()
+    return folder
+
+
+def open_without_model(viewer: Any, folder: Path, qtbot: Any) -> Any:
+    """Open the Worklist dock as a new user does, without a model, and wait for the phantom's answer."""
+    from napari_lrmil.plugin.qt.docks import open_dock
+    from napari_lrmil.plugin.worklist.widget import TITLE, WorklistWidget
+
+    dock = open_dock(viewer, WorklistWidget, TITLE)
+    dock.open_paths([folder])
+    qtbot.waitUntil(lambda: dock.current is not None and settled(dock), timeout=WAIT_MS)
+    assert dock.current.name == "phantom" and dock.session.bundle_name == "demo"
+    return dock
+
+
+def show_tissue(dock: Any, qtbot: Any) -> None:
+    dock.next.click()
+    qtbot.waitUntil(lambda: dock.current.name == "tissue" and dock.pager.has_arrived, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: not dock.pager.is_busy and not dock.pager.is_completing, timeout=WAIT_MS)
+
+
+def test_a_model_that_a_phantom_brought_along_runs_on_no_tissue(viewer: Any, mixed: Path, qtbot: Any) -> None:
+    dock = open_without_model(viewer, mixed, qtbot)
+    assert not (mixed / "predictions" / "tissue").exists(), "nothing is computed ahead"
+    show_tissue(dock, qtbot)
+    assert dock.session.bundle is None and state_of(dock, "tissue") == "new"
+    page(dock, qtbot, -1)
+    dock.run_all.click()
+    qtbot.waitUntil(lambda: not dock.filling.is_running, timeout=WAIT_MS)
+    assert state_of(dock, "tissue") == "new ⚠" and state_of(dock, "phantom") == "done"
+    assert not (mixed / "predictions" / "tissue").exists()
+    assert "no model is chosen for this slide; choose one and run again" in dock.list._items[1].toolTip(2)
+    assert last_message().startswith("1 slide was not run")
+    dock.pager.stop()
+    qtbot.waitUntil(lambda: not dock.pager.is_busy, timeout=WAIT_MS)
+
+
+def test_tissue_that_the_user_lets_a_model_of_phantoms_answer_is_marked(viewer: Any, mixed: Path, qtbot: Any) -> None:
+    dock = open_without_model(viewer, mixed, qtbot)
+    show_tissue(dock, qtbot)
+    dock.analyse.open_model("demo")
+    qtbot.waitUntil(lambda: settled(dock), timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: state_of(dock, "tissue") == "done ⚠", timeout=WAIT_MS)
+    assert "demo: phantoms only" in dock.list._items[1].toolTip(2)
+    assert state_of(dock, "phantom") == "done" and "phantoms only" not in dock.list._items[0].toolTip(2)
+    dock.pager.stop()
+    qtbot.waitUntil(lambda: not dock.pager.is_busy, timeout=WAIT_MS)
 
 
 # ---------------------------------------------------------------- list
