@@ -16,6 +16,7 @@ from napari_lrmil.core.worklist.review import ReviewRow, Verdict
 
 MODEL = "model"  # rater in tables
 N_RESAMPLES = 2000  # as in evaluations
+NO_WIDTH = "every resample has the same kappa, so there is no interval: too few slides, or too much alike"
 MAX_UNDEFINED = 0.05  # share of resamples without a kappa; leaving out more would bias the interval
 
 
@@ -188,6 +189,8 @@ def _agreement(first: str, second: str, ratings: _Ratings, resamples: int) -> Pa
         resampler = Resampler(np.zeros(n, dtype=np.int64), ratings.patients, resamples)
         low, high = _interval([cohen_kappa(a[rows], b[rows]) for rows in resampler.draws])
         interval = resampler.interval
+    has_width = low is None or low != high
+    low, high = (low, high) if has_width else (None, None)
     return PairAgreement(
         first,
         second,
@@ -197,7 +200,7 @@ def _agreement(first: str, second: str, ratings: _Ratings, resamples: int) -> Pa
         kappa=kappa,
         low=low,
         high=high,
-        reason=_why_undefined(n, len(classes), low),
+        reason=_why_undefined(n, len(classes), low) if has_width else NO_WIDTH,
         interval=interval,
         confusion=Counter(zip(ratings.first, ratings.second, strict=True)),
     )

@@ -72,6 +72,13 @@ def test_what_cannot_be_said_has_a_reason() -> None:
     assert model.kappa == pytest.approx(0.0) and model.low is None and "so rare" in model.reason
 
 
+def test_an_interval_without_width_is_none() -> None:
+    """A reviewer who gives one class has kappa 0 in every resample, which says nothing of certainty."""
+    (pair,) = compare_reviewers(reviews("Anna", "a" * 12, "ab" * 6), resamples=100).pairs
+    assert pair.kappa == pytest.approx(0.0) and (pair.low, pair.high) == (None, None)
+    assert "every resample has the same kappa" in pair.reason
+
+
 def test_only_named_reviewers_are_compared_and_an_unknown_one_is_refused() -> None:
     rows = reviews("Anna", "ab", "ab") + reviews("Ben", "ab", "ab")
     assert [counts.reviewer for counts in compare_reviewers(rows, ["Ben"], 100).counts] == ["Ben"]
