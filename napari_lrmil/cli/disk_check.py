@@ -56,7 +56,8 @@ def require_training_disk(table: Path, folder: Path, config: TrainConfig, device
     from napari_lrmil.core.features.disk_space import count_sample_patches, require_disk_space
     from napari_lrmil.core.user_settings import SettingsStore
 
-    cohort = read_cohort(table)
+    # Labels do not change sizes; whether they may be absent is the training's question.
+    cohort = read_cohort(table, seed=config.seed, unlabelled=("any",))
     slides = len(cohort.slides)
     counts = count_sample_patches([row.open for row in cohort.slides], config.plan)
     if counts is None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from lrmil_training.config import build_config
+from napari_lrmil.cli.disk_check import require_training_disk
 from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
 
 Call = Callable[..., tuple[int, str, str]]
@@ -36,7 +39,7 @@ def test_features_that_would_not_fit_are_refused_before_any_work(call: Call, sli
     assert "0.1 MB are free" in err and "--ignore-disk" in err
     assert not list((tmp_path / "out").rglob("*.h5"))
     assert call(*arguments, "--ignore-disk")[0] == 0
-    assert len(list((tmp_path / "out").rglob("*.h5"))) == 6
+    assert len(list((tmp_path / "out").rglob("features_*/*.h5"))) == 6
     assert call(*arguments)[0] == 0  # nothing is left to be computed
 
 
@@ -47,3 +50,18 @@ def test_a_training_that_would_not_fit_is_refused(call: Call, tmp_path: Path) ->
     code, _, err = call("train", tmp_path / "cohort" / "cohort.csv", "--out", tmp_path / "run", *small)
     assert code == 2
     assert "HR and " in err and "LR patches, 1,280 numbers each; counted on 4 slides), but 0.1 MB are free" in err
+
+
+@pytest.mark.parametrize("has_column", [True, False])
+def test_a_cohort_without_labels_is_counted(call: Call, tmp_path: Path, has_column: bool) -> None:
+    """A given teacher needs none; whether they are needed is decided by the training, not by the disk's check."""
+    assert call("phantom", tmp_path / "cohort", "--slides", 6, "--size", "1024x1024")[0] == 0
+    table = tmp_path / "cohort" / "unlabelled.csv"
+    with (tmp_path / "cohort" / "cohort.csv").open(newline="") as file:
+        rows = [{"slide": row["slide"], "patient": row["patient"], "label": ""} for row in csv.DictReader(file)]
+    names = ["slide", "patient", *(["label"] if has_column else [])]
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    require_training_disk(table, tmp_path, build_config({"hr_patch_px": 64, "lr_patch_px": 64}), "cpu")

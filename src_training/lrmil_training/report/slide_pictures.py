@@ -70,7 +70,7 @@ def _read_cohort_slides(cohort_csv: Path | None) -> dict[str, CohortSlide]:
     if cohort_csv is None or not cohort_csv.exists():
         return {}
     try:
-        return {s.name: s for s in read_cohort(cohort_csv).slides}
+        return {s.name: s for s in read_cohort(cohort_csv, unlabelled=("any",)).slides}
     except LrmilError:  # the table or its slides were moved; the report is still useful without pictures
         return {}
 
